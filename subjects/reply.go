@@ -1,0 +1,120 @@
+package subjects
+
+import "time"
+
+// Reply is the answer to an append. Exactly one of Txid and Error is set.
+type Reply struct {
+	Partition int       `json:"partition"`
+	Txid      uint64    `json:"txid,omitempty"`
+	Time      time.Time `json:"time,omitzero"`
+	// Duplicate says that the message id was seen before: Txid and Time are
+	// those of the first.
+	Duplicate bool   `json:"duplicate,omitempty"`
+	Error     *Error `json:"error,omitempty"`
+	// HighWaterMark goes with a refusal: the partition's at that moment.
+	HighWaterMark *uint64 `json:"high_water_mark,omitempty"`
+}
+
+// BatchReply is the answer to a batch message. Results hold one outcome for
+// each transaction sent, consecutive successes drawn together into runs.
+// Error is set, and Results empty, when the message as a whole was refused.
+type BatchReply struct {
+	Partition     int        `json:"partition"`
+	Results       []BatchRun `json:"results,omitempty"`
+	Error         *Error     `json:"error,omitempty"`
+	HighWaterMark *uint64    `json:"high_water_mark,omitempty"`
+}
+
+// BatchRun is the outcome of Count transactions of a batch message, from
+// position Index on (0 is the first). The i-th of a successful run has the
+// id Txid+i and the time Time + i nanoseconds. Duplicates and refusals stand
+// alone: their Count is 1.
+type BatchRun struct {
+	Index     int       `json:"index"`
+	Count     int       `json:"count"`
+	Txid      uint64    `json:"txid,omitempty"`
+	Time      time.Time `json:"time,omitzero"`
+	Duplicate bool      `json:"duplicate,omitempty"`
+	Error     *Error    `json:"error,omitempty"`
+}
+
+// ReadRequest is the body of a read. Zero fields take their defaults.
+type ReadRequest struct {
+	From        uint64   `json:"from,omitempty"`
+	Max         int      `json:"max,omitempty"`
+	MaxBytes    int      `json:"max_bytes,omitempty"`
+	Wait        string   `json:"wait,omitempty"`
+	Kinds       []string `json:"kinds,omitempty"`
+	Lock        string   `json:"lock,omitempty"`
+	HeadersOnly bool     `json:"headers_only,omitempty"`
+}
+
+// GetRequest is the body of a get: exactly one of its fields is set.
+type GetRequest struct {
+	Txid uint64 `json:"txid,omitempty"`
+	Lock string `json:"lock,omitempty"`
+}
+
+// CursorRequest is the body of a cursor write; an empty body reads.
+type CursorRequest struct {
+	// Txid is the position to set: the last transaction that was applied.
+	Txid *uint64 `json:"txid"`
+	// Expected is the position that the cursor must have now, 0 for one
+	// that was never set. Without it the cursor is set whatever it holds.
+	Expected *uint64 `json:"expected,omitempty"`
+}
+
+// CursorReply is the answer of a cursor.
+type CursorReply struct {
+	Partition int    `json:"partition"`
+	Name      string `json:"name"`
+	Txid      uint64 `json:"txid"`
+	// Time is when the position was set, zero if it never was.
+	Time          time.Time `json:"time,omitzero"`
+	HighWaterMark uint64    `json:"high_water_mark"`
+	Error         *Error    `json:"error,omitempty"`
+}
+
+// ClusterInfo describes the cluster.
+type ClusterInfo struct {
+	Cluster    string     `json:"cluster"`
+	Version    string     `json:"version"`
+	Partitions int        `json:"partitions"`
+	Nodes      []NodeInfo `json:"nodes"`
+}
+
+// NodeInfo describes a node.
+type NodeInfo struct {
+	Name  string `json:"name"`
+	Ready bool   `json:"ready"`
+}
+
+// PartitionInfo describes a partition, as its leader sees it.
+type PartitionInfo struct {
+	Partition int `json:"partition"`
+	// FirstTxid is the oldest transaction kept; 1 if none was trimmed.
+	FirstTxid     uint64 `json:"first_txid"`
+	HighWaterMark uint64 `json:"high_water_mark"`
+	// Digest is the digest chain at HighWaterMark, in hexadecimal.
+	Digest   string        `json:"digest"`
+	Leader   string        `json:"leader"`
+	Term     uint64        `json:"term"`
+	Replicas []ReplicaInfo `json:"replicas"`
+	Locks    LockInfo      `json:"locks"`
+	Error    *Error        `json:"error,omitempty"`
+}
+
+// ReplicaInfo describes one replica of a partition.
+type ReplicaInfo struct {
+	Name          string `json:"name"`
+	State         string `json:"state"`
+	Voter         bool   `json:"voter"`
+	HighWaterMark uint64 `json:"high_water_mark"`
+}
+
+// LockInfo describes a partition's lock table.
+type LockInfo struct {
+	Tracked  int    `json:"tracked"`
+	Capacity int    `json:"capacity"`
+	Floor    uint64 `json:"floor"`
+}
