@@ -1,0 +1,172 @@
+package wal
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"runtime/debug"
+	"strings"
+
+	"github.com/dgraph-io/badger/v4"
+	"github.com/dgraph-io/badger/v4/options"
+
+	"github.com/cantuslog/cantus/wal/journal"
+)
+
+func (o Options) badgerOptions(dir string) badger.Options {
+	b := badger.DefaultOptions(dir).
+		WithSyncWrites(false).
+		WithDetectConflicts(false). // one writer
+		WithBypassLockGuard(true).  // the data directory has a lock
+		WithNumVersionsToKeep(1).
+		WithValueThreshold(1 << 10).     // batches go to the value log, once
+		WithValueLogFileSize(128 << 20). // mapped as a whole; small so that trims free space
+		WithVerifyValueChecksum(true).   // Badger believes a value's header otherwise, and panics
+		WithMemTableSize(16 << 20).      // keys and small values only
+		WithNumMemtables(3).
+		WithNumCompactors(2).
+		WithCompression(options.None).
+		WithBlockCacheSize(0). // nothing is compressed or encrypted: the page cache does
+		WithMetricsEnabled(false).
+		WithChecksumVerificationMode(options.OnBlockRead)
+	if o.badger != nil {
+		b = o.badger(b)
+	}
+	return b
+}
+
+// openBadger opens the store behind the journal. fail is told every error
+// that Badger only logs.
+func openBadger(o badger.Options, logger *slog.Logger, fail func(error)) (db *badger.DB, err error) {
+	defer recoverDamage(&err)
+	o = o.WithLogger(badgerLogger{logger, fail})
+	if err := checkTables(o); err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrDamaged, err)
+	}
+	db, err = badger.Open(o)
+	if err != nil {
+		if !isReadOnly(err) {
+			err = fmt.Errorf("%w: %w", ErrDamaged, err)
+		}
+		return nil, fmt.Errorf("open %s: %w", o.Dir, err)
+	}
+	return db, nil
+}
+
+// recoverDamage makes an error out of a panic: Badger panics on some damage to
+// its files, and the system signals a mapped page that can't be read.
+func recoverDamage(err *error) {
+	if p := recover(); p != nil {
+		*err = fmt.Errorf("%w: badger: %v", ErrDamaged, p)
+	}
+}
+
+// view runs fn in a read transaction. fn must not call back into the store.
+// The error is what fn returns, ErrClosed, or wraps ErrDamaged.
+func (s *Store) view(fn func(*badger.Txn) error) (err error) {
+	s.reading.RLock()
+	defer s.reading.RUnlock()
+	if s.unmapped {
+		return ErrClosed
+	}
+	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
+	defer recoverDamage(&err)
+	return s.db.View(fn)
+}
+
+// badgerApplied gives the last frame that was applied to Badger, 0 if none.
+func (s *Store) badgerApplied() (seq uint64, err error) {
+	err = s.view(func(txn *badger.Txn) error {
+		item, err := txn.Get([]byte{opApplied})
+		if errors.Is(err, badger.ErrKeyNotFound) {
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("%w: %w", ErrDamaged, err)
+		}
+		seq, err = valueIndex(item)
+		return err
+	})
+	return seq, err
+}
+
+// syncBadger syncs every file under dir that Badger writes to without syncing
+// it: value logs and memtable logs, also those of memtables that are rotated
+// and not yet flushed, which Badger's own Sync leaves out. A file that goes
+// away meanwhile was a memtable whose table Badger has synced.
+func syncBadger(dir string) error {
+	return syncDir(dir, isBadgerLog)
+}
+
+// syncDir syncs the files in dir that which chooses, and dir.
+func syncDir(dir string, which func(name string) bool) error {
+	names, err := os.ReadDir(dir)
+	if err != nil {
+		return err
+	}
+	for _, n := range names {
+		if !n.Type().IsRegular() || !which(n.Name()) {
+			continue
+		}
+		if err := syncFile(filepath.Join(dir, n.Name())); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return err
+		}
+	}
+	return journal.OSFS.SyncDir(dir)
+}
+
+// reclaim has Badger rewrite value logs of which more than half was deleted.
+// Badger would remove the old file while what it moved is not synced yet; it
+// keeps it for as long as there is an iterator. Frames wait meanwhile, bounded
+// as ever, and commits go on.
+func (s *Store) reclaim() error {
+	s.checking.Lock()
+	defer s.checking.Unlock()
+	for more := true; more; {
+		txn := s.db.NewTransaction(false)
+		guard := txn.NewIterator(badger.IteratorOptions{Prefix: []byte{opApplied}})
+		s.changing.Lock()
+		err := s.db.RunValueLogGC(0.5)
+		s.changing.Unlock()
+		if more = err == nil; more {
+			err = syncBadger(filepath.Join(s.dir, badgerDir))
+		}
+		if err != nil && !errors.Is(err, badger.ErrNoRewrite) && !errors.Is(err, badger.ErrRejected) {
+			return err // and the guard stays: the old file is needed
+		}
+		// A reader may have taken a pointer into the old file.
+		s.reading.Lock()
+		guard.Close()
+		s.reading.Unlock()
+		txn.Discard()
+		select {
+		case <-s.done:
+			return nil
+		default:
+		}
+	}
+	return nil
+}
+
+// badgerLogger passes Badger's log on. What Badger calls an error counts as a
+// failed write: some of its failures it only logs.
+type badgerLogger struct {
+	log  *slog.Logger
+	fail func(error)
+}
+
+func (b badgerLogger) Errorf(format string, args ...any) {
+	b.fail(fmt.Errorf("badger: %s", strings.TrimSpace(fmt.Sprintf(format, args...))))
+}
+
+func (b badgerLogger) Warningf(format string, args ...any) {
+	b.log.Warn("badger", "message", strings.TrimSpace(fmt.Sprintf(format, args...)))
+}
+
+func (b badgerLogger) Infof(format string, args ...any) {
+	b.log.Debug("badger", "message", strings.TrimSpace(fmt.Sprintf(format, args...)))
+}
+
+func (b badgerLogger) Debugf(string, ...any) {}

@@ -1,0 +1,229 @@
+package wal
+
+import (
+	"encoding/binary"
+	"fmt"
+	"hash/crc32"
+	"math"
+)
+
+// BatchKind says what a batch's records are.
+type BatchKind uint8
+
+// The kinds; their numbers are part of the format.
+const (
+	Transactions BatchKind = 1
+	CursorWrites BatchKind = 2
+	Trims        BatchKind = 3
+)
+
+const (
+	batchVersion = 1
+	batchHeader  = 24
+	crcSize      = 4
+)
+
+var castagnoli = crc32.MakeTable(crc32.Castagnoli)
+
+// BatchWriter puts records together into a batch. The zero value is ready
+// for Begin; it may be used again after Finish.
+type BatchWriter struct {
+	buf   []byte
+	count uint32
+	first uint64
+}
+
+// Begin starts a batch of a kind with room for size bytes. first is the txid
+// of its first transaction, at the time its first record has.
+func (w *BatchWriter) Begin(kind BatchKind, first uint64, at int64, size int) {
+	w.buf = make([]byte, batchHeader, max(size, 512))
+	w.count, w.first = 0, first
+	w.buf[0], w.buf[1] = batchVersion, byte(kind)
+	binary.LittleEndian.PutUint64(w.buf[8:], first)
+	binary.LittleEndian.PutUint64(w.buf[16:], uint64(at))
+}
+
+// Add appends a transaction. Its Txid and Time are not looked at: it takes
+// the next of the batch.
+func (w *BatchWriter) Add(t *Transaction) {
+	w.buf = t.appendRecord(w.buf)
+	w.count++
+}
+
+// AddCursor appends a cursor write.
+func (w *BatchWriter) AddCursor(c Cursor) {
+	n := 1 + uvLen(uint64(len(c.Name))) + len(c.Name) + 8 + 8
+	w.buf = binary.AppendUvarint(w.buf, uint64(n))
+	var flags byte
+	if c.HasExpected {
+		flags = flagExpected
+	}
+	w.buf = append(w.buf, flags)
+	w.buf = appendBytes(w.buf, c.Name)
+	w.buf = binary.LittleEndian.AppendUint64(w.buf, c.Txid)
+	w.buf = binary.LittleEndian.AppendUint64(w.buf, c.Expected)
+	w.count++
+}
+
+// Count is the number of records so far.
+func (w *BatchWriter) Count() int { return int(w.count) }
+
+// Size is the number of bytes so far.
+func (w *BatchWriter) Size() int { return len(w.buf) }
+
+// Finish gives the batch's bytes, which are the caller's from then on.
+func (w *BatchWriter) Finish() []byte {
+	binary.LittleEndian.PutUint32(w.buf[4:], w.count)
+	b := binary.LittleEndian.AppendUint32(w.buf, crc32.Checksum(w.buf, castagnoli))
+	w.buf = nil
+	return b
+}
+
+// Cursor is one write of a consumer's position. It takes effect, when it is
+// applied, if the cursor then stands at Expected or nothing is expected.
+type Cursor struct {
+	Name        []byte
+	Txid        uint64
+	Expected    uint64
+	HasExpected bool
+}
+
+const flagExpected = 1
+
+// Batch is a batch whose checksum was right. It aliases the bytes that it was
+// parsed from.
+type Batch struct {
+	Kind  BatchKind
+	Count int
+	// First is the txid of the first transaction, or for other kinds the
+	// last one before the batch.
+	First uint64
+	// Time is that of the first record, Unix nanoseconds.
+	Time    int64
+	records []byte
+}
+
+// ParseBatch checks b and gives the batch in it. The error wraps [ErrBatch].
+func ParseBatch(b []byte) (Batch, error) {
+	batch, err := peekBatch(b)
+	if err != nil {
+		return Batch{}, err
+	}
+	body := b[:len(b)-crcSize]
+	if crc32.Checksum(body, castagnoli) != binary.LittleEndian.Uint32(b[len(body):]) {
+		return Batch{}, fmt.Errorf("%w: checksum is wrong", ErrBatch)
+	}
+	return batch, nil
+}
+
+// peekBatch reads b's header and leaves its checksum alone.
+func peekBatch(b []byte) (Batch, error) {
+	switch {
+	case len(b) < batchHeader+crcSize:
+		return Batch{}, fmt.Errorf("%w: %d bytes are too few", ErrBatch, len(b))
+	case b[0] != batchVersion:
+		return Batch{}, fmt.Errorf("%w: version %d is not known, %d is", ErrBatch, b[0], batchVersion)
+	case BatchKind(b[1]) < Transactions || BatchKind(b[1]) > Trims:
+		return Batch{}, fmt.Errorf("%w: kind %d is not known", ErrBatch, b[1])
+	case b[2] != 0 || b[3] != 0:
+		return Batch{}, fmt.Errorf("%w: reserved bytes are set", ErrBatch)
+	}
+	batch := Batch{
+		Kind:    BatchKind(b[1]),
+		Count:   int(binary.LittleEndian.Uint32(b[4:])),
+		First:   binary.LittleEndian.Uint64(b[8:]),
+		Time:    int64(binary.LittleEndian.Uint64(b[16:])),
+		records: b[batchHeader : len(b)-crcSize],
+	}
+	if batch.Count > len(batch.records) {
+		return Batch{}, fmt.Errorf("%w: counts %d records in %d bytes", ErrBatch, batch.Count, len(batch.records))
+	}
+	if batch.Kind == Transactions && (batch.First == 0 || batch.First > math.MaxUint64-uint64(batch.Count)) {
+		return Batch{}, fmt.Errorf("%w: %d transactions cannot begin at txid %d", ErrBatch, batch.Count, batch.First)
+	}
+	return batch, nil
+}
+
+// Last is the txid of the batch's last transaction; for an empty batch or
+// another kind it is the one before First or First itself.
+func (b *Batch) Last() uint64 {
+	if b.Kind != Transactions {
+		return b.First
+	}
+	return b.First + uint64(b.Count) - 1
+}
+
+// BatchReader goes through a batch's records in order.
+type BatchReader struct {
+	batch Batch
+	rest  []byte
+	n     int
+	err   error
+}
+
+// Read gives a reader that stands before the batch's first record.
+func (b Batch) Read() BatchReader { return BatchReader{batch: b, rest: b.records} }
+
+// Next reads the next transaction into t, whose Locks are used again, and
+// tells whether there was one; Err tells why not.
+func (r *BatchReader) Next(t *Transaction) bool {
+	record, ok := r.next()
+	if !ok {
+		return false
+	}
+	if r.err = t.decode(record); r.err != nil {
+		return false
+	}
+	t.Txid = r.batch.First + uint64(r.n-1)
+	t.Time = r.batch.Time + int64(r.n-1)
+	return true
+}
+
+// Skip passes over n transactions without decoding them.
+func (r *BatchReader) Skip(n int) {
+	for range n {
+		if _, ok := r.next(); !ok {
+			return
+		}
+	}
+}
+
+// NextCursor reads the next cursor write.
+func (r *BatchReader) NextCursor(c *Cursor) bool {
+	record, ok := r.next()
+	if !ok {
+		return false
+	}
+	f := reader{b: record}
+	flags := f.byte()
+	*c = Cursor{Name: f.bytes(), Txid: f.uint64(), Expected: f.uint64(), HasExpected: flags&flagExpected != 0}
+	if f.short || len(f.b) > 0 || flags&^flagExpected != 0 {
+		r.err = fmt.Errorf("%w: malformed cursor record", ErrBatch)
+		return false
+	}
+	return true
+}
+
+// Err is nil if the records ended where the batch says.
+func (r *BatchReader) Err() error { return r.err }
+
+func (r *BatchReader) next() ([]byte, bool) {
+	if r.err != nil {
+		return nil, false
+	}
+	if r.n == r.batch.Count {
+		if len(r.rest) > 0 {
+			r.err = fmt.Errorf("%w: %d bytes behind the last record", ErrBatch, len(r.rest))
+		}
+		return nil, false
+	}
+	f := reader{b: r.rest}
+	record := f.bytes()
+	if f.short {
+		r.err = fmt.Errorf("%w: record %d of %d ends early", ErrBatch, r.n+1, r.batch.Count)
+		return nil, false
+	}
+	r.rest = f.b
+	r.n++
+	return record, true
+}

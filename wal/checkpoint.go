@@ -1,0 +1,146 @@
+package wal
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"maps"
+	"path/filepath"
+	"slices"
+	"syscall"
+
+	"github.com/cantuslog/cantus/wal/journal"
+)
+
+const checkpointName = "checkpoint.json"
+
+// checkpointFile is the state of all logs after journal frame Seq. What it
+// says of entries is in Badger, synced, when the file is written.
+type checkpointFile struct {
+	Seq  uint64     `json:"seq"`
+	Logs []logState `json:"logs"`
+	// BadgerLogs is how many bytes of Badger's log files were whole.
+	BadgerLogs map[string]badgerLogEnd `json:"badger_logs,omitempty"`
+}
+
+// logState is the small state of a log: what fold keeps.
+type logState struct {
+	Group uint32            `json:"group"`
+	First uint64            `json:"first"`
+	Last  uint64            `json:"last"`
+	Meta  map[string][]byte `json:"meta,omitempty"`
+	Voids []uint64          `json:"voids,omitempty"`
+	Cuts  uint64            `json:"cuts,omitempty"`
+	// History is empty for a log that was never truncated.
+	History history `json:"history,omitempty"`
+}
+
+// readCheckpoint sets the logs to the last checkpoint.
+func (s *Store) readCheckpoint() (saved checkpointFile, err error) {
+	path := filepath.Join(s.dir, checkpointName)
+	err = readSealed(path, &saved)
+	if errors.Is(err, fs.ErrNotExist) {
+		return saved, fmt.Errorf("%w: %s is missing", ErrDamaged, path)
+	}
+	if err != nil {
+		return saved, err
+	}
+	for _, st := range saved.Logs {
+		l := s.log(st.Group)
+		l.first, l.last, l.voids, l.cuts, l.history = st.First, st.Last, st.Voids, st.Cuts, st.History
+		if st.Meta != nil {
+			l.meta = st.Meta
+		}
+	}
+	s.folded, s.checked = saved.Seq, saved.Seq
+	return saved, nil
+}
+
+// runCheckpoints takes checkpoints as they are asked for, and watches over the
+// journal, which may fail while nobody writes.
+func (s *Store) runCheckpoints() {
+	failed := s.journal.Failed()
+	for {
+		select {
+		case <-s.done:
+			return
+		case <-failed:
+			s.fail(s.journal.Err())
+			failed = nil
+		case <-s.checkpoint:
+			s.stepCheckpoint()
+		}
+	}
+}
+
+func (s *Store) stepCheckpoint() {
+	err := s.takeCheckpoint()
+	if err == nil && s.Failed() == nil {
+		if err = s.reclaim(); err != nil {
+			err = fmt.Errorf("reclaim space: %w", err)
+		}
+	}
+	switch {
+	case err == nil || s.Failed() != nil:
+	case errors.Is(err, ErrNoSpace):
+		s.opts.Logger.Warn("no room for a checkpoint: the next one will try again", "err", err)
+	default:
+		s.fail(fmt.Errorf("checkpoint: %w", err))
+	}
+}
+
+// takeCheckpoint makes everything up to the last folded frame durable outside
+// the journal, and lets go of the journal up to there. The order is what
+// makes it safe: Badger has the frames, Badger's files are synced, the logs'
+// state is written down, and only then do frames go. After [ErrNoSpace] it may
+// be tried again.
+func (s *Store) takeCheckpoint() error {
+	s.checking.Lock()
+	defer s.checking.Unlock()
+	at := s.state()
+	if at.Seq == s.checked {
+		return nil
+	}
+	if !s.applier.wait(at.Seq) {
+		return s.Failed() // closed, or failed: the frames stay in the journal
+	}
+	dir := filepath.Join(s.dir, badgerDir)
+	var err error
+	// In this order: what comes meanwhile is not covered by the sync.
+	if at.BadgerLogs, err = badgerLogEnds(dir, s.badgerLogs); err != nil {
+		return err
+	}
+	if err = syncBadger(dir); err != nil {
+		return err
+	}
+	err = writeSealed(filepath.Join(s.dir, checkpointName), at)
+	if err == nil {
+		err = s.journal.Release(at.Seq)
+	}
+	if errors.Is(err, syscall.ENOSPC) || errors.Is(err, journal.ErrNoSpace) && !errors.Is(err, journal.ErrFailed) {
+		return fmt.Errorf("%w: %w", ErrNoSpace, err)
+	}
+	if err != nil {
+		return err
+	}
+	s.checked, s.badgerLogs = at.Seq, at.BadgerLogs
+	s.opts.Logger.Debug("checkpoint taken", "seq", at.Seq)
+	return nil
+}
+
+// state copies the logs' small state.
+func (s *Store) state() checkpointFile {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	at := checkpointFile{Seq: s.folded}
+	for _, group := range slices.Sorted(maps.Keys(s.logs)) {
+		l := s.logs[group]
+		l.mu.RLock()
+		at.Logs = append(at.Logs, logState{
+			Group: group, First: l.first, Last: l.last, Meta: maps.Clone(l.meta), Voids: slices.Clone(l.voids),
+			Cuts: l.cuts, History: l.history,
+		})
+		l.mu.RUnlock()
+	}
+	return at
+}

@@ -1,0 +1,252 @@
+package wal_test
+
+import (
+	"errors"
+	"flag"
+	"fmt"
+	"io/fs"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/cantuslog/cantus/wal"
+)
+
+var long = flag.Bool("long", false, "try everything, not a sample")
+
+// damage is something done to a file.
+type damage struct {
+	file string // below the data directory
+	what string
+	do   func(path string) error
+}
+
+func flip(file string, off int64, bit int) damage {
+	return damage{file, fmt.Sprintf("bit %d of byte %d flipped", bit, off), func(path string) error {
+		f, err := os.OpenFile(path, os.O_RDWR, 0)
+		if err != nil {
+			return err
+		}
+		var b [1]byte
+		_, err = f.ReadAt(b[:], off)
+		b[0] ^= 1 << bit
+		_, werr := f.WriteAt(b[:], off)
+		return errors.Join(err, werr, f.Close())
+	}}
+}
+
+func cut(file string, size int64) damage {
+	return damage{file, fmt.Sprintf("cut to %d bytes", size), func(path string) error {
+		return os.Truncate(path, size)
+	}}
+}
+
+func remove(file string) damage {
+	return damage{file, "removed", os.Remove}
+}
+
+// damages are what is to be tried on the files below dir. With -long that is
+// every byte of small files and many of large ones, else what chance picks.
+func damages(t *testing.T, r *rand.Rand, dir string) (all []damage) {
+	t.Helper()
+	err := filepath.WalkDir(dir, func(path string, e fs.DirEntry, err error) error {
+		if err != nil || e.IsDir() || e.Name() == "lock" || e.Name() == "LOCK" {
+			return err
+		}
+		info, err := e.Info()
+		if err != nil {
+			return err
+		}
+		file, err := filepath.Rel(dir, path)
+		if err != nil {
+			return err
+		}
+		all = append(all, remove(file))
+		size := info.Size()
+		if size == 0 {
+			return nil
+		}
+		all = append(all, cut(file, 0), cut(file, size-1), cut(file, r.Int64N(size)))
+		if size <= 4096 && *long {
+			for off := range size {
+				all = append(all, flip(file, off, r.IntN(8)))
+			}
+			return nil
+		}
+		offsets, err := written(path)
+		if err != nil || len(offsets) == 0 {
+			return err
+		}
+		n := 6
+		if *long {
+			n = 200
+		}
+		for range n {
+			all = append(all, flip(file, offsets[r.IntN(len(offsets))], r.IntN(8)))
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	const sample = 40
+	if !*long && len(all) > sample {
+		r.Shuffle(len(all), func(i, j int) { all[i], all[j] = all[j], all[i] })
+		all = all[:sample]
+	}
+	return all
+}
+
+// written gives the offsets of bytes that are not zero, and of some that are.
+func written(path string) (offsets []int64, err error) {
+	b, err := os.ReadFile(path)
+	for i, c := range b {
+		if c != 0 || i < 64 {
+			offsets = append(offsets, int64(i))
+		}
+	}
+	return offsets, err
+}
+
+// mustNotLie opens a damaged directory: it says so when opened or when read, or
+// everything in it is right. It tells which of them.
+func mustNotLie(t *testing.T, dir string, logs []*model) (verdict string) {
+	t.Helper()
+	s, err := wal.Open(dir, small())
+	if err != nil {
+		for _, known := range []error{wal.ErrDamaged, wal.ErrFormat, wal.ErrIdentity} {
+			if errors.Is(err, known) {
+				return "open says so"
+			}
+		}
+		t.Errorf("open: %v", err)
+		return
+	}
+	verdict = "nothing is wrong"
+	for group, m := range logs {
+		l := s.Log(uint32(group))
+		if l.FirstIndex() != m.first || l.LastIndex() != m.last() || len(l.Metas("")) != len(m.metas) {
+			t.Errorf("log %d holds %d to %d, want %d to %d, and %q, want %q",
+				group, l.FirstIndex(), l.LastIndex(), m.first, m.last(), l.Metas(""), m.metas)
+			continue
+		}
+		for name, v := range m.metas {
+			if string(l.Meta(name)) != v {
+				t.Errorf("log %d: meta %s is %q, want %q", group, name, l.Meta(name), v)
+			}
+		}
+		if damagedReads(t, l, m) {
+			verdict = "a read says so"
+		}
+	}
+	_ = s.Close() // may find more damage
+	return verdict
+}
+
+func damagedReads(t *testing.T, l *wal.Log, m *model) (damaged bool) {
+	t.Helper()
+	right := func(e, want wal.Entry, err error) {
+		t.Helper()
+		if errors.Is(err, wal.ErrDamaged) {
+			damaged = true
+		} else if err != nil || !sameEntry(e, want) {
+			t.Errorf("entry %d is of index %d, term %d and %d bytes: %v", want.Index, e.Index, e.Term, len(e.Data), err)
+		}
+	}
+	for _, want := range m.entries {
+		e, err := l.Entry(want.entry.Index)
+		right(e, want.entry, err)
+	}
+	next := m.first
+	for e, err := range l.Entries(m.first, m.last()) {
+		right(e, m.entries[next-m.first].entry, err)
+		next++
+	}
+	for txid := range m.lastTx() + 2 {
+		want, wantErr := m.find(txid, m.last())
+		at, err := l.FindTx(txid, m.last())
+		if errors.Is(err, wal.ErrDamaged) {
+			damaged = true
+		} else if at != want || !errors.Is(err, wantErr) {
+			t.Errorf("txid %d is at %d: %v; want %d, %v", txid, at, err, want, wantErr)
+		}
+	}
+	return damaged
+}
+
+func TestDamageIsSaidAndNothingWrongIsServed(t *testing.T) {
+	t.Parallel()
+	for _, crashed := range []bool{false, true} {
+		t.Run(map[bool]string{false: "after a clean close", true: "after a crash"}[crashed], func(t *testing.T) {
+			r := chance(t)
+			w := newWorld(t, r, 2)
+			for range 200 {
+				w.step()
+			}
+			dir := w.dir
+			if crashed {
+				dir = t.TempDir()
+				w.store.WaitApplied()
+				copyOpen(t, w.store, dir)
+			} else {
+				w.must("close", w.store.Close())
+			}
+			verdicts := map[string]int{}
+			for _, d := range damages(t, r, dir) {
+				t.Run(d.file+" "+d.what, func(t *testing.T) {
+					victim := t.TempDir()
+					for _, part := range []string{".", "store", "journal"} {
+						copyFiles(t, filepath.Join(dir, part), filepath.Join(victim, part))
+					}
+					if err := d.do(filepath.Join(victim, d.file)); err != nil {
+						t.Fatal(err)
+					}
+					verdicts[filepath.Ext(d.file)+": "+mustNotLie(t, victim, w.logs)]++
+				})
+			}
+			tried := 0
+			for _, n := range verdicts {
+				tried += n
+			}
+			t.Log(tried, "tried", verdicts)
+		})
+	}
+}
+
+// A journal that lost its end shows in what Badger has already.
+func TestJournalThatEndsBeforeBadgerIsDamage(t *testing.T) {
+	t.Parallel()
+	opts := small()
+	opts.CheckpointBytes = 1 << 30
+	s := openStore(t, t.TempDir(), opts)
+	left := t.TempDir()
+	var told tally
+	for _, part := range []string{"journal", "store"} {
+		if err := told.run(s.Log(0), 10); err != nil {
+			t.Fatal(err)
+		}
+		s.WaitApplied()
+		copyFiles(t, filepath.Join(s.Dir(), part), filepath.Join(left, part))
+	}
+	copyFiles(t, s.Dir(), left)
+	if _, err := wal.Open(left, opts); !errors.Is(err, wal.ErrDamaged) {
+		t.Fatalf("open: %v", err)
+	}
+}
+
+// An old checkpoint does not make the log short.
+func TestOldCheckpointIsDamage(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	s := openStore(t, dir, small())
+	path := filepath.Join(dir, "checkpoint.json")
+	old, err := os.ReadFile(path)
+	var told tally
+	if err := errors.Join(err, told.run(s.Log(0), 10), s.Close(), os.WriteFile(path, old, 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := wal.Open(dir, small()); !errors.Is(err, wal.ErrDamaged) {
+		t.Fatalf("open: %v", err)
+	}
+}

@@ -1,0 +1,123 @@
+package wal
+
+import (
+	"encoding/binary"
+	"fmt"
+
+	"github.com/dgraph-io/badger/v4"
+)
+
+// removeTrimmed deletes what Badger holds of the log below its first index, in
+// the background; the space comes back when Badger has compacted its tables and
+// a checkpoint then reclaims it. What is not got to is deleted when the store is next opened: it is never read again in
+// any case.
+func (l *Log) removeTrimmed() {
+	l.store.inBackground(func() {
+		if err := l.deleteBelow(); err != nil && l.store.Failed() == nil {
+			l.store.opts.Logger.Warn("trimmed entries are not deleted yet", "group", l.group, "err", err)
+		}
+	})
+}
+
+// deleteBelow deletes in pieces, so that neither its memory nor the time for
+// which it holds others up depends on how much there is.
+func (l *Log) deleteBelow() error {
+	l.mu.RLock()
+	first, emptied := l.first, l.emptied
+	l.mu.RUnlock()
+	// Entries that wait for Badger would come back after they were deleted.
+	if !l.store.applier.wait(l.store.lastFolded()) {
+		return l.store.Failed()
+	}
+	for more := true; more; {
+		select {
+		case <-l.store.done:
+			return nil
+		default:
+		}
+		var err error
+		l.store.changing.Lock()
+		more, err = l.deletePiece(first, emptied)
+		l.store.changing.Unlock()
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// deletePiece deletes some of what lies below index first, unless the log was
+// emptied meanwhile: it may then begin anew anywhere.
+func (l *Log) deletePiece(first, emptied uint64) (more bool, err error) {
+	l.removing.Lock()
+	defer l.removing.Unlock()
+	l.mu.RLock()
+	same := l.emptied == emptied
+	l.mu.RUnlock()
+	if !same || l.removed >= first {
+		return false, nil
+	}
+	entries, txs := groupKey(opEntry, l.group), groupKey(opTx, l.group)
+	below := func(item *badger.Item) bool { return keyIndex(item.Key()) < first }
+	keys, err := l.store.deleteSome(indexKey(opEntry, l.group, l.removed), entries, below)
+	if err != nil || len(keys) > 0 {
+		return true, err
+	}
+	pointsBelow := func(item *badger.Item) bool {
+		index, err := valueIndex(item)
+		return err == nil && index < first
+	}
+	if keys, err = l.store.deleteSome(txs, txs, pointsBelow); err != nil || len(keys) > 0 {
+		return true, err
+	}
+	l.removed = first
+	return false, nil
+}
+
+// valueIndex is the index that a txid's key points to.
+func valueIndex(item *badger.Item) (index uint64, err error) {
+	err = item.Value(func(v []byte) error {
+		if len(v) != 8 {
+			return fmt.Errorf("%w: key %x holds %d bytes", ErrDamaged, item.Key(), len(v))
+		}
+		index = binary.BigEndian.Uint64(v)
+		return nil
+	})
+	return index, err
+}
+
+// deleteKeys deletes keys with a prefix, from start on, as long as goes says
+// so.
+func (s *Store) deleteKeys(start, prefix []byte, goes func(*badger.Item) bool) error {
+	for {
+		keys, err := s.deleteSome(start, prefix, goes)
+		if err != nil || len(keys) == 0 {
+			return err
+		}
+		start = keys[len(keys)-1]
+	}
+}
+
+// deleteSome is one piece of deleteKeys; it gives the keys that went.
+func (s *Store) deleteSome(start, prefix []byte, goes func(*badger.Item) bool) (keys [][]byte, err error) {
+	const piece = 10_000
+	err = s.view(func(txn *badger.Txn) error {
+		it := txn.NewIterator(badger.IteratorOptions{Prefix: prefix})
+		defer it.Close()
+		for it.Seek(start); it.Valid() && len(keys) < piece && goes(it.Item()); it.Next() {
+			keys = append(keys, it.Item().KeyCopy(nil))
+		}
+		return nil
+	})
+	if err != nil || len(keys) == 0 {
+		return nil, err
+	}
+	wb := s.db.NewWriteBatch()
+	defer wb.Cancel()
+	for _, k := range keys {
+		if err := wb.Delete(k); err != nil {
+			return nil, err
+		}
+	}
+	return keys, wb.Flush()
+}

@@ -1,0 +1,86 @@
+package wal
+
+import (
+	"encoding/binary"
+	"fmt"
+	"hash/crc32"
+)
+
+// Entry is one entry of a log. Read back, its slices alias bytes that are
+// shared and must not be changed.
+type Entry struct {
+	Index uint64
+	Term  uint64
+	// Type is the caller's; 0 says that Data is a batch.
+	Type uint8
+	// AppendedAt is Unix nanoseconds, 0 for none.
+	AppendedAt int64
+	Extensions []byte
+	Data       []byte
+}
+
+const (
+	entryVersion = 1
+	entryHeader  = 18
+)
+
+// encode gives e as it is stored in the log of group, after so many
+// truncations of it.
+func (e *Entry) encode(group uint32, cuts uint64) []byte {
+	n := entryHeader + uvLen(uint64(len(e.Extensions))) + len(e.Extensions) + len(e.Data) + crcSize
+	b := make([]byte, 2, n)
+	b[0], b[1] = entryVersion, e.Type
+	b = binary.LittleEndian.AppendUint64(b, e.Term)
+	b = binary.LittleEndian.AppendUint64(b, uint64(e.AppendedAt))
+	b = appendBytes(b, e.Extensions)
+	b = append(b, e.Data...)
+	return binary.LittleEndian.AppendUint32(b, entrySum(group, e.Index, cuts, b))
+}
+
+// decodeEntry reads what is stored for (group, index, cuts). The error wraps
+// [ErrDamaged].
+func decodeEntry(group uint32, index, cuts uint64, b []byte) (Entry, error) {
+	if len(b) < entryHeader+1+crcSize {
+		return Entry{}, fmt.Errorf("%w: entry %d of group %d: %d bytes are too few", ErrDamaged, index, group, len(b))
+	}
+	body := b[:len(b)-crcSize]
+	if entrySum(group, index, cuts, body) != binary.LittleEndian.Uint32(b[len(body):]) {
+		return Entry{}, fmt.Errorf("%w: entry %d of group %d: checksum is wrong", ErrDamaged, index, group)
+	}
+	if body[0] != entryVersion {
+		return Entry{}, fmt.Errorf("%w: entry %d of group %d: version %d is not known, %d is",
+			ErrDamaged, index, group, body[0], entryVersion)
+	}
+	r := reader{b: body[entryHeader:]}
+	e := Entry{
+		Index:      index,
+		Type:       body[1],
+		Term:       binary.LittleEndian.Uint64(body[2:]),
+		AppendedAt: int64(binary.LittleEndian.Uint64(body[10:])),
+		Extensions: r.bytes(),
+	}
+	if r.short {
+		return Entry{}, fmt.Errorf("%w: entry %d of group %d ends early", ErrDamaged, index, group)
+	}
+	e.Data = r.b
+	return e, nil
+}
+
+func entrySum(group uint32, index, cuts uint64, body []byte) uint32 {
+	var where [24]byte
+	binary.LittleEndian.PutUint64(where[:], uint64(group))
+	binary.LittleEndian.PutUint64(where[8:], index)
+	binary.LittleEndian.PutUint64(where[16:], cuts)
+	return crc32.Update(crc32.Checksum(where[:], castagnoli), castagnoli, body)
+}
+
+// entryData gives the data of an encoded entry of type 0 without checking it,
+// nil for another type: for bytes that were encoded a moment ago.
+func entryData(b []byte) []byte {
+	if len(b) < entryHeader+1+crcSize || b[1] != 0 {
+		return nil
+	}
+	r := reader{b: b[entryHeader : len(b)-crcSize]}
+	r.bytes()
+	return r.b
+}

@@ -1,0 +1,38 @@
+package wal
+
+import "errors"
+
+// Met when opening a data directory.
+var (
+	// ErrInUse is returned when another process has the directory open.
+	ErrInUse = errors.New("wal: data directory is in use by another process")
+	// ErrIdentity is returned when the directory was founded for another
+	// cluster, node or number of partitions.
+	ErrIdentity = errors.New("wal: data directory belongs to another node or cluster")
+	// ErrFormat is returned when the directory was written by a newer version.
+	ErrFormat = errors.New("wal: data directory has a newer format")
+	// ErrReadOnly is returned when the directory cannot be written to.
+	ErrReadOnly = errors.New("wal: data directory is not writable")
+)
+
+// Met at any time.
+var (
+	// ErrDamaged is returned when stored bytes are not what was written. What
+	// is wrong and where goes with it.
+	ErrDamaged = errors.New("wal: damaged")
+	// ErrFailed is returned by every write after one has failed, until the
+	// store is opened again.
+	ErrFailed = errors.New("wal: store has failed and takes no more writes")
+	// ErrNoSpace is returned when the disk has no room. Nothing was written.
+	ErrNoSpace = errors.New("wal: no space left")
+	// ErrNotFound is returned for an index or txid that the log does not hold.
+	ErrNotFound = errors.New("wal: not found")
+	// ErrTrimmed is returned for a txid that is older than what is kept.
+	ErrTrimmed = errors.New("wal: trimmed")
+	// ErrClosed is returned after Close.
+	ErrClosed = errors.New("wal: closed")
+)
+
+// ErrBatch is returned when bytes are not a batch, or one of its records is
+// malformed.
+var ErrBatch = errors.New("wal: malformed batch")

@@ -1,0 +1,57 @@
+package wal
+
+import (
+	"encoding/binary"
+	"fmt"
+	"hash/crc32"
+
+	"github.com/dgraph-io/badger/v4"
+)
+
+// For tests of what other packages do not see.
+var (
+	DecodeEntry = decodeEntry
+	Seal        = seal
+	Unseal      = unseal
+)
+
+// Encode is how e is stored in the log of group.
+func (e *Entry) Encode(group uint32, cuts uint64) []byte { return e.encode(group, cuts) }
+
+// SmallBadger makes Badger's files small, so that they rotate and are compacted.
+func (o Options) SmallBadger() Options {
+	o.badger = func(b badger.Options) badger.Options {
+		return b.WithMemTableSize(64 << 10).WithValueLogFileSize(1 << 20).WithBaseTableSize(64 << 10).
+			WithBaseLevelSize(256 << 10).WithValueThreshold(512)
+	}
+	return o
+}
+
+// CheckpointFile is what a checkpoint file holds.
+type CheckpointFile = checkpointFile
+
+// WaitApplied blocks until Badger has all that was acknowledged.
+func (s *Store) WaitApplied() bool { return s.applier.wait(s.lastFolded()) }
+
+// Checkpoint takes one now.
+func (s *Store) Checkpoint() error { return s.takeCheckpoint() }
+
+// WithoutCheckpoint runs fn while none is taken.
+func (s *Store) WithoutCheckpoint(fn func()) {
+	s.checking.Lock()
+	defer s.checking.Unlock()
+	fn()
+}
+
+// Checksum is the end of a batch whose other bytes are b.
+func Checksum(b []byte) []byte {
+	return binary.LittleEndian.AppendUint32(nil, crc32.Checksum(b, castagnoli))
+}
+
+// EntryChecksum is the end of an encoded entry.
+func EntryChecksum(group uint32, index, cuts uint64, b []byte) []byte {
+	return binary.LittleEndian.AppendUint32(nil, entrySum(group, index, cuts, b))
+}
+
+// SealOf is the end of a sealed file.
+func SealOf(b []byte) []byte { return fmt.Appendf(nil, "%08x\n", crc32.Checksum(b, castagnoli)) }

@@ -1,0 +1,178 @@
+package wal
+
+import (
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/cantuslog/cantus/wal/journal"
+)
+
+// Format is the version of the data directory's layout.
+const Format = 1
+
+// Identity says whom a data directory belongs to. It is written when the
+// directory is founded and does not change.
+type Identity struct {
+	Format int `json:"format"`
+	// Cluster is the cluster's name, ID its unique id.
+	Cluster    string    `json:"cluster"`
+	ID         string    `json:"id"`
+	Node       string    `json:"node"`
+	Partitions int       `json:"partitions"`
+	Founded    time.Time `json:"founded"`
+}
+
+const (
+	identityFile = "cantus.json"
+	// foundingFile is there while a directory is being founded. What else is
+	// in it then holds nothing yet.
+	foundingFile = "founding"
+)
+
+// ReadIdentity tells whom dir belongs to. The error is fs.ErrNotExist for a
+// directory that was not founded, and wraps [ErrFormat] or [ErrDamaged].
+func ReadIdentity(dir string) (Identity, error) {
+	var id Identity
+	path := filepath.Join(dir, identityFile)
+	if err := readSealed(path, &id); err != nil {
+		return id, err
+	}
+	if id.Format > Format {
+		return id, fmt.Errorf("%w: %s says format %d, this version knows %d: use a newer cantus",
+			ErrFormat, path, id.Format, Format)
+	}
+	return id, nil
+}
+
+// identify reads dir's identity and compares it with want, of which zero
+// fields are taken as they are found. If dir is to be founded, fresh is true
+// and the identity is the one that it will have.
+func identify(dir string, want Identity) (id Identity, fresh bool, err error) {
+	have, err := ReadIdentity(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		if err := beginFounding(dir); err != nil {
+			return have, false, err
+		}
+		return newIdentity(want), true, nil
+	}
+	if err != nil {
+		return have, false, err
+	}
+	differ := func(what string, has, wants any) error {
+		return fmt.Errorf("%w: %s holds %s %v, not %v", ErrIdentity, dir, what, has, wants)
+	}
+	switch {
+	case want.Cluster != "" && want.Cluster != have.Cluster:
+		err = differ("cluster", have.Cluster, want.Cluster)
+	case want.ID != "" && want.ID != have.ID:
+		err = differ("cluster id", have.ID, want.ID)
+	case want.Node != "" && want.Node != have.Node:
+		err = differ("node", have.Node, want.Node)
+	case want.Partitions != 0 && want.Partitions != have.Partitions:
+		err = fmt.Errorf("%w: %s was founded with %d partitions, not %d: their number can't change",
+			ErrIdentity, dir, have.Partitions, want.Partitions)
+	}
+	return have, false, err
+}
+
+func newIdentity(want Identity) Identity {
+	if want.ID == "" {
+		var r [16]byte
+		_, _ = rand.Read(r[:]) // never fails, says crypto/rand
+		want.ID = hex.EncodeToString(r[:])
+	}
+	want.Format, want.Founded = Format, time.Now().UTC()
+	return want
+}
+
+// journalID ties the journal's files to the directory's identity.
+func (id Identity) journalID() [16]byte {
+	sum := sha256.Sum256([]byte(id.ID))
+	return [16]byte(sum[:16])
+}
+
+// beginFounding makes sure that dir may be founded: that it is empty, or was
+// left by a founding that did not get to its end and is then emptied.
+func beginFounding(dir string) error {
+	founding := filepath.Join(dir, foundingFile)
+	if _, err := os.Stat(founding); errors.Is(err, fs.ErrNotExist) {
+		if err := mustBeEmpty(dir); err != nil {
+			return err
+		}
+		if err := writeSynced(founding, nil); err != nil {
+			return err
+		}
+	} else if err != nil {
+		return err
+	}
+	for _, name := range []string{journalDir, badgerDir, checkpointName, identityFile + ".tmp"} {
+		if err := os.RemoveAll(filepath.Join(dir, name)); err != nil {
+			return err
+		}
+	}
+	return journal.OSFS.SyncDir(dir)
+}
+
+func mustBeEmpty(dir string) error {
+	names, err := os.ReadDir(dir)
+	if err != nil {
+		return err
+	}
+	for _, n := range names {
+		switch n.Name() {
+		case lockFile, "lost+found": // the latter makes a file system's root
+		default:
+			return fmt.Errorf("%w: %s holds %s but no %s: not a data directory, or one whose identity was lost",
+				ErrDamaged, dir, n.Name(), identityFile)
+		}
+	}
+	return nil
+}
+
+// finishFounding writes what makes dir a data directory, once its parts are
+// there: they are durable before the identity is.
+func (s *Store) finishFounding() error {
+	all := func(string) bool { return true }
+	if err := syncDir(filepath.Join(s.dir, badgerDir), all); err != nil {
+		return err
+	}
+	if err := writeSealed(filepath.Join(s.dir, checkpointName), s.state()); err != nil {
+		return err
+	}
+	return writeSealed(filepath.Join(s.dir, identityFile), s.identity)
+}
+
+// endFounding removes the founding mark, also one that a crash has left.
+func (s *Store) endFounding() error {
+	err := os.Remove(filepath.Join(s.dir, foundingFile))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return errors.Join(err, journal.OSFS.SyncDir(s.dir))
+}
+
+// makeDir makes dir and those above it, durably.
+func makeDir(dir string) error {
+	if st, err := os.Stat(dir); err == nil && !st.IsDir() {
+		return fmt.Errorf("%s is a file: a data directory is needed", dir)
+	} else if err == nil {
+		return nil
+	}
+	parent := filepath.Dir(dir)
+	if parent != dir {
+		if err := makeDir(parent); err != nil {
+			return err
+		}
+	}
+	if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+		return err
+	}
+	return journal.OSFS.SyncDir(parent)
+}

@@ -1,0 +1,98 @@
+package journal
+
+import (
+	"io"
+	"os"
+)
+
+// FS is the seam between the journal and the disk: all that a journal reads
+// and writes passes through it. Package journaltest has one that crashes.
+// An FS must be safe for concurrent use.
+type FS interface {
+	// OpenFile opens a file as os.OpenFile does. A created file is durable
+	// under its name only after SyncDir.
+	OpenFile(name string, flag int, perm os.FileMode) (File, error)
+	// Remove removes a file; durable after SyncDir.
+	Remove(name string) error
+	// Rename puts a file under another name, in place of what is there, and in
+	// one step also for who looks after a crash; durable after SyncDir.
+	Rename(oldName, newName string) error
+	// ReadDir gives the names in a directory, in any order.
+	ReadDir(dir string) ([]string, error)
+	// MkdirAll makes a directory and those above it, if they are not there.
+	MkdirAll(dir string, perm os.FileMode) error
+	// SyncDir makes the names in a directory durable.
+	SyncDir(dir string) error
+}
+
+// File is an open file. WriteAt never writes past what Allocate or Truncate
+// have made the file's size, but for files that are written whole.
+type File interface {
+	io.ReaderAt
+	io.WriterAt
+	io.Closer
+	// Sync makes durable what was written, and the size.
+	Sync() error
+	// Allocate makes the file at least size bytes long and takes the room for
+	// them from the disk, without writing them: they read as zeros.
+	Allocate(size int64) error
+	// Truncate sets the size.
+	Truncate(size int64) error
+	// Size gives the size.
+	Size() (int64, error)
+}
+
+// OSFS is the operating system's file system. On Linux its files sync with
+// fdatasync and allocate with fallocate; where a file system has no fallocate,
+// and on other systems, Allocate only sets the size, so that a full disk is met
+// when writing and fails the journal.
+var OSFS FS = osFS{}
+
+type osFS struct{}
+
+func (osFS) OpenFile(name string, flag int, perm os.FileMode) (File, error) {
+	f, err := os.OpenFile(name, flag, perm)
+	if err != nil {
+		return nil, err
+	}
+	return osFile{f}, nil
+}
+
+func (osFS) Remove(name string) error                    { return os.Remove(name) }
+func (osFS) Rename(oldName, newName string) error        { return os.Rename(oldName, newName) }
+func (osFS) MkdirAll(dir string, perm os.FileMode) error { return os.MkdirAll(dir, perm) }
+func (osFS) SyncDir(dir string) error                    { return syncDir(dir) }
+
+func (osFS) ReadDir(dir string) ([]string, error) {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return nil, err
+	}
+	names := make([]string, len(entries))
+	for i, e := range entries {
+		names[i] = e.Name()
+	}
+	return names, nil
+}
+
+type osFile struct{ *os.File }
+
+func (f osFile) Sync() error               { return dataSync(f.File) }
+func (f osFile) Allocate(size int64) error { return allocate(f.File, size) }
+
+func (f osFile) Size() (int64, error) {
+	info, err := f.Stat()
+	if err != nil {
+		return 0, err
+	}
+	return info.Size(), nil
+}
+
+// extend sets the size where room cannot be taken ahead.
+func extend(f *os.File, size int64) error {
+	info, err := f.Stat()
+	if err != nil || info.Size() >= size {
+		return err
+	}
+	return f.Truncate(size)
+}

@@ -1,0 +1,343 @@
+package journal
+
+import (
+	"crypto/rand"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"sync"
+)
+
+// Journal is an open journal. Its methods are safe for concurrent use.
+type Journal struct {
+	dir   string
+	opts  Options
+	fs    FS
+	codec codec
+	id    identity
+
+	// Owned by the writer's goroutine, and by Open and Close before and after it.
+	active *segment
+	off    int64  // where in active the next frame goes
+	sealed bool   // a seal stands there
+	frame  []byte // encoding buffer
+	roomy  int    // frames in a row that were far smaller than it
+
+	// releasing guards the checkpoint file, and ck for writing.
+	releasing sync.Mutex
+
+	mu      sync.Mutex // guards what follows
+	work    sync.Cond  // the writer waits: for commits, or closing
+	room    sync.Cond  // committers wait: for room in the queue
+	prepare sync.Cond  // the preparer waits: to be wanted, or stopped
+	ahead   sync.Cond  // the writer waits: for the preparer
+	queue   []*commit
+	queued  int64 // bytes of operations in queue
+	closing bool
+	err     error // the failure, once there is one
+	failed  chan struct{}
+	seq     uint64 // last synced frame
+	ck      checkpoint
+	live    []extent // segments with frames that count, the active one last
+	spares  []string // paths of segments to be used again
+	ready   []*segment
+	number  uint64 // of the next segment to be made
+	wanted  bool   // the preparer has a segment to make
+	prepErr error  // how its last attempt ended
+	stopped bool   // the preparer is to end
+	stats   Stats
+
+	writer, preparer sync.WaitGroup
+	closed           chan struct{} // closed when Close has done its work
+	closeErr         error
+}
+
+// extent is a segment with frames, by its number and its first frame's.
+type extent struct{ number, first uint64 }
+
+// Open opens the journal in dir, or creates one if the directory is empty or
+// not there. It calls replay for every frame after the last Release, in order,
+// before it returns; the slices are the callee's. What it has replayed is
+// durable when it returns nil.
+//
+// It returns ErrDamaged, ErrVersion or ErrOtherStore for a journal that it must
+// not touch; replay may by then have been called for the frames before the
+// damage. An error of replay ends Open and is wrapped. One process may
+// have the journal open; the caller sees to that.
+func Open(dir string, opts Options, replay func(seq uint64, ops []Op) error) (*Journal, error) {
+	opts, err := opts.withDefaults()
+	if err != nil {
+		return nil, err
+	}
+	l, err := prepareDir(opts, dir)
+	if err != nil {
+		return nil, err
+	}
+	r := &recovery{fs: opts.FS, dir: dir, flag: os.O_RDWR}
+	if err := r.load(l, opts.StoreID); err != nil {
+		return nil, errors.Join(err, r.close())
+	}
+	if err := r.walk(r.replayer(replay)); err != nil {
+		return nil, errors.Join(err, r.close())
+	}
+	j := newJournal(dir, opts, r)
+	if err := j.takeOver(r, l); err != nil {
+		return nil, errors.Join(fmt.Errorf("open journal %s: %w", dir, noSpace(err)), r.close())
+	}
+	j.wanted = len(j.ready) == 0
+	j.writer.Go(j.write)
+	j.preparer.Go(j.prepareSegments)
+	return j, nil
+}
+
+// prepareDir sees to it that there is a journal in dir.
+func prepareDir(opts Options, dir string) (listing, error) {
+	if err := opts.FS.MkdirAll(dir, 0o700); err != nil {
+		return listing{}, fmt.Errorf("open journal: %w", err)
+	}
+	l, err := list(opts.FS, dir)
+	if err != nil || l.checkpoint {
+		return l, err
+	}
+	if err := create(opts, dir, l); err != nil {
+		return l, fmt.Errorf("create journal in %s: %w", dir, noSpace(err))
+	}
+	return list(opts.FS, dir)
+}
+
+// create makes an empty journal: its first segment, then the checkpoint, which
+// makes it one. A crash in between leaves the segment without a frame in it,
+// and it is made anew; anything else without a checkpoint has lost it.
+func create(opts Options, dir string, l listing) error {
+	for _, number := range l.segments {
+		path := filepath.Join(dir, segmentName(number))
+		if empty, err := unused(opts.FS, path); err != nil {
+			return err
+		} else if number != 1 || !empty {
+			return damaged(filepath.Join(dir, checkpointName), 0, "checkpoint is missing")
+		}
+		if err := opts.FS.Remove(path); err != nil {
+			return err
+		}
+	}
+	if err := opts.FS.SyncDir(filepath.Dir(filepath.Clean(dir))); err != nil {
+		return err
+	}
+	var salt [8]byte
+	_, _ = rand.Read(salt[:]) // never fails
+	id := identity{salt: binary.LittleEndian.Uint64(salt[:]), store: opts.StoreID}
+	s, err := makeSegment(opts.FS, dir, "", 1, opts.SegmentSize, id)
+	if err != nil {
+		return err
+	}
+	if err := s.file.Close(); err != nil {
+		return err
+	}
+	_, err = checkpoint{identity: id, first: 1, base: 1, last: stillOpen}.install(opts.FS, dir)
+	return err
+}
+
+// unused says whether no frame was ever written to a segment.
+func unused(fsys FS, path string) (bool, error) {
+	f, err := fsys.OpenFile(path, os.O_RDONLY, 0)
+	if err != nil {
+		return false, err
+	}
+	defer f.Close()
+	size, err := f.Size()
+	if err != nil {
+		return false, err
+	}
+	l, err := readSegmentLabel(f, path, size)
+	if err != nil {
+		return false, err
+	}
+	w := &window{segment: &segment{path: path, file: f, size: size}, start: -1}
+	at, err := w.find(newCodec(l.salt), labelBlock, 1)
+	return at < 0, err
+}
+
+func newJournal(dir string, opts Options, r *recovery) *Journal {
+	j := &Journal{
+		dir: dir, opts: opts, fs: opts.FS, codec: r.codec, id: r.ck.identity,
+		active: r.segments[r.tail], off: r.off, sealed: r.sealed,
+		ck: r.ck, seq: r.next - 1, number: r.segments[len(r.segments)-1].number + 1,
+		failed: make(chan struct{}), closed: make(chan struct{}),
+	}
+	for _, c := range []*sync.Cond{&j.work, &j.room, &j.prepare, &j.ahead} {
+		c.L = &j.mu
+	}
+	for i, first := range r.firsts {
+		j.live = append(j.live, extent{r.segments[i].number, first})
+	}
+	return j
+}
+
+// takeOver makes what was recovered durable, marks the journal as open, and
+// puts the directory in order.
+func (j *Journal) takeOver(r *recovery, l listing) error {
+	if err := r.settle(); err != nil {
+		return err
+	}
+	// The checkpoint that was read may be one that a process put there which
+	// died before it was durable: no segment may be used again on its word.
+	if err := j.fs.SyncDir(j.dir); err != nil {
+		return err
+	}
+	if j.ck.last != stillOpen {
+		j.ck.last = stillOpen
+		if _, err := j.ck.install(j.fs, j.dir); err != nil {
+			return err
+		}
+	}
+	for _, path := range l.temps {
+		if err := j.fs.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return err
+		}
+	}
+	for _, path := range l.spares {
+		if len(j.spares) >= j.opts.Spares {
+			if err := j.fs.Remove(path); err != nil {
+				return err
+			}
+			continue
+		}
+		j.spares = append(j.spares, path)
+	}
+	if err := j.recycle(r.old); err != nil {
+		return err
+	}
+	for _, s := range r.segments[:r.tail] {
+		if err := s.file.Close(); err != nil {
+			return err
+		}
+	}
+	return j.adopt(r.segments[r.tail+1:])
+}
+
+// adopt takes over the segments that were made ready and not used. Should one
+// have another size than is wanted now, it and those after it are removed,
+// from the end, so that no gap shows at any moment.
+func (j *Journal) adopt(ready []*segment) error {
+	for len(ready) > 0 && ready[0].size == j.opts.SegmentSize {
+		j.ready, ready = append(j.ready, ready[0]), ready[1:]
+	}
+	for i := len(ready) - 1; i >= 0; i-- {
+		s := ready[i]
+		if err := errors.Join(s.file.Close(), j.fs.Remove(s.path)); err != nil {
+			return err
+		}
+		if err := j.fs.SyncDir(j.dir); err != nil {
+			return err
+		}
+		j.number = s.number
+	}
+	return nil
+}
+
+// Seq gives the sequence number of the last frame that was synced; 0 if there
+// never was one.
+func (j *Journal) Seq() uint64 {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.seq
+}
+
+// Err gives nil while the journal works, and after a failure the error that
+// every Commit returns; it matches ErrFailed.
+func (j *Journal) Err() error {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.err
+}
+
+// Failed gives a channel that is closed when the journal fails.
+func (j *Journal) Failed() <-chan struct{} { return j.failed }
+
+// fail latches the first failure and gives the error to be returned.
+func (j *Journal) fail(err error) error {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.failLocked(err)
+}
+
+func (j *Journal) failLocked(err error) error {
+	if j.err == nil {
+		j.err = fmt.Errorf("%w: %w", ErrFailed, noSpace(err))
+		close(j.failed)
+	}
+	return j.err
+}
+
+// Stats is what a journal has done since it was opened, and what it holds.
+type Stats struct {
+	Frames  uint64 // frames written
+	Commits uint64 // commits in them; Commits - Frames is what merging has saved
+	Ops     uint64 // operations in them
+	Bytes   uint64 // bytes of frames written, headers and padding included
+	Syncs   uint64 // syncs of frames
+
+	Segments int   // segments that hold frames which count
+	Ready    int   // segments made ready for the next roll
+	Spares   int   // released segments kept for use again
+	Queued   int64 // bytes of operations that wait for the writer
+}
+
+// Stats gives the journal's figures.
+func (j *Journal) Stats() Stats {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	s := j.stats
+	s.Segments, s.Ready, s.Spares, s.Queued = len(j.live), len(j.ready), len(j.spares), j.queued
+	return s
+}
+
+// Close writes what is queued, notes in the checkpoint where the log ends, and
+// waits for the journal's goroutines. Commits that come later, or wait for room
+// in the queue, return ErrClosed. If the journal has failed, Close says so.
+// Further calls wait for the first and return what it returned.
+func (j *Journal) Close() error {
+	j.mu.Lock()
+	if j.closing {
+		j.mu.Unlock()
+		<-j.closed
+		return j.closeErr
+	}
+	j.closing = true
+	j.work.Broadcast()
+	j.room.Broadcast()
+	j.mu.Unlock()
+
+	j.writer.Wait()
+	j.mu.Lock()
+	j.stopped = true
+	j.prepare.Broadcast()
+	j.mu.Unlock()
+	j.preparer.Wait()
+
+	j.closeErr = errors.Join(j.markClosed(), j.closeFiles())
+	close(j.closed)
+	return j.closeErr
+}
+
+// markClosed notes the last frame, so that losing it later is noticed.
+func (j *Journal) markClosed() error {
+	j.releasing.Lock()
+	defer j.releasing.Unlock()
+	if err := j.Err(); err != nil {
+		return err
+	}
+	j.ck.last = j.Seq()
+	_, err := j.ck.install(j.fs, j.dir)
+	return noSpace(err)
+}
+
+func (j *Journal) closeFiles() error {
+	errs := []error{j.active.file.Close()}
+	for _, s := range j.ready {
+		errs = append(errs, s.file.Close())
+	}
+	return errors.Join(errs...)
+}

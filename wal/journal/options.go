@@ -1,0 +1,78 @@
+package journal
+
+import "fmt"
+
+// Defaults and bounds of Options.
+const (
+	defaultSegmentSize = 64 << 20
+	defaultMaxFrame    = 8 << 20
+	defaultMaxQueue    = 64 << 20
+	defaultSpares      = 2
+
+	minSegmentSize = 2 * labelBlock
+	maxSegmentSize = 1 << 30 // a frame's length is 32 bits, with room to spare
+)
+
+// Options says how a journal works. The zero value is the default.
+type Options struct {
+	// FS is what the journal reads and writes through. Default OSFS.
+	FS FS
+
+	// SegmentSize is the size of a segment in bytes, from 8 KiB to 1 GiB and a
+	// multiple of 4 KiB. It bounds the operations of one Commit. A journal may
+	// be opened with another size than before: segments that hold frames keep
+	// theirs. Default 64 MiB.
+	SegmentSize int64
+
+	// MaxFrame is the size in bytes at which merging stops. A single Commit
+	// that is larger gets a frame of its own. Larger means fewer syncs under
+	// load and a longer wait for the first of those merged. Default 8 MiB.
+	MaxFrame int
+
+	// MaxQueue is how many bytes of operations may wait for the writer before
+	// Commit and Enqueue block. One Commit is always let in. Default 64 MiB.
+	MaxQueue int64
+
+	// Spares is how many released segments are kept for use again, beside the
+	// one that is made ready for the next roll. Negative means none. Default 2.
+	Spares int
+
+	// StoreID names the store that the journal belongs to. It is written into
+	// every file when the journal is created; Open refuses a journal with
+	// another one. The zero value takes any.
+	StoreID [16]byte
+
+	// Synced is called for every frame, in order, after it was synced and
+	// before any Commit in it returns. It runs on the writer's goroutine: while
+	// it blocks nothing is written, and who commits waits. It must not call
+	// the journal's Commit, Enqueue or Close. The slices are the callee's.
+	Synced func(seq uint64, ops []Op)
+}
+
+// withDefaults fills in what is zero and checks what is not.
+func (o Options) withDefaults() (Options, error) {
+	if o.FS == nil {
+		o.FS = OSFS
+	}
+	if o.SegmentSize == 0 {
+		o.SegmentSize = defaultSegmentSize
+	}
+	if o.SegmentSize < minSegmentSize || o.SegmentSize > maxSegmentSize || o.SegmentSize%labelBlock != 0 {
+		return o, fmt.Errorf("segment size %d is not a multiple of %d from %d to %d: %w",
+			o.SegmentSize, labelBlock, minSegmentSize, maxSegmentSize, ErrOptions)
+	}
+	if o.MaxFrame == 0 {
+		o.MaxFrame = defaultMaxFrame
+	}
+	if o.MaxQueue == 0 {
+		o.MaxQueue = defaultMaxQueue
+	}
+	if o.MaxFrame < 0 || o.MaxQueue < 0 {
+		return o, fmt.Errorf("negative MaxFrame or MaxQueue: %w", ErrOptions)
+	}
+	if o.Spares == 0 {
+		o.Spares = defaultSpares
+	}
+	o.Spares = max(o.Spares, 0)
+	return o, nil
+}

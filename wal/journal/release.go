@@ -1,0 +1,196 @@
+package journal
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+)
+
+// Release says that the frames up to and including seq are held elsewhere and
+// need not be replayed any more. On nil that is durable, and the segments that
+// hold nothing else are free for use again. It blocks for two syncs. Releasing
+// what has been released before does nothing.
+//
+// It returns ErrNotSynced if seq is past the last synced frame, ErrNoSpace if
+// there is no room for the new checkpoint (the old one then stands, and it may
+// be tried again), ErrClosed, or ErrFailed.
+func (j *Journal) Release(seq uint64) error {
+	j.releasing.Lock()
+	defer j.releasing.Unlock()
+	ck, err := j.advance(seq)
+	if err != nil || ck == j.ck {
+		return err
+	}
+	if renamed, err := ck.install(j.fs, j.dir); err != nil {
+		if !renamed && isNoSpace(err) {
+			return noSpace(err)
+		}
+		return j.fail(err)
+	}
+	if err := j.recycle(j.forget(ck)); err != nil {
+		return j.fail(err)
+	}
+	return nil
+}
+
+// advance gives the checkpoint as it will be once seq is released.
+func (j *Journal) advance(seq uint64) (checkpoint, error) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	ck := j.ck
+	switch {
+	case j.closing:
+		return ck, ErrClosed
+	case j.err != nil:
+		return ck, j.err
+	case seq > j.seq:
+		return ck, fmt.Errorf("release frame %d, the last is %d: %w", seq, j.seq, ErrNotSynced)
+	case seq <= ck.released:
+		return ck, nil
+	}
+	i := 0
+	for i+1 < len(j.live) && j.live[i+1].first <= seq+1 {
+		i++
+	}
+	ck.first, ck.base, ck.released = j.live[i].number, j.live[i].first, seq
+	return ck, nil
+}
+
+// forget makes ck the checkpoint and gives the segments that lie before it.
+func (j *Journal) forget(ck checkpoint) (old []uint64) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.ck = ck
+	for len(j.live) > 0 && j.live[0].number < ck.first {
+		old = append(old, j.live[0].number)
+		j.live = j.live[1:]
+	}
+	return old
+}
+
+// recycle puts segments before the checkpoint aside, or removes them if there
+// are spares enough. None of it needs to be durable: what comes back after a
+// crash is before the checkpoint still.
+func (j *Journal) recycle(old []uint64) error {
+	for _, number := range old {
+		path := filepath.Join(j.dir, segmentName(number))
+		spare := filepath.Join(j.dir, fmt.Sprintf("%s%016x", sparePrefix, number))
+		j.mu.Lock()
+		keep := len(j.spares) < j.opts.Spares
+		j.mu.Unlock()
+		if !keep {
+			if err := j.fs.Remove(path); err != nil {
+				return err
+			}
+			continue
+		}
+		if err := j.fs.Rename(path, spare); err != nil {
+			return err
+		}
+		j.mu.Lock()
+		j.spares = append(j.spares, spare)
+		j.mu.Unlock()
+	}
+	return nil
+}
+
+// prepareSegments is the preparer's goroutine: it makes the next segment ready
+// before the writer needs it.
+func (j *Journal) prepareSegments() {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	for {
+		for !j.wanted && !j.stopped {
+			j.prepare.Wait()
+		}
+		if j.stopped {
+			return
+		}
+		j.prepareStep()
+	}
+}
+
+// prepareStep makes one segment. The caller holds mu, which is let go meanwhile.
+func (j *Journal) prepareStep() {
+	number, spare := j.number, ""
+	if n := len(j.spares); n > 0 {
+		spare, j.spares = j.spares[n-1], j.spares[:n-1]
+	}
+	j.mu.Unlock()
+	s, err := j.makeSegment(spare, number)
+	j.mu.Lock()
+	j.wanted, j.prepErr = false, nil
+	switch {
+	case err == nil:
+		j.ready = append(j.ready, s)
+		j.number++
+	case isNoSpace(err):
+		j.prepErr = noSpace(err)
+	default:
+		j.prepErr = j.failLocked(err)
+	}
+	j.ahead.Broadcast()
+}
+
+// makeSegment makes a segment, of the spare one if that has the right size.
+func (j *Journal) makeSegment(spare string, number uint64) (*segment, error) {
+	if spare != "" {
+		if ok, err := j.fits(spare); err != nil {
+			return nil, err
+		} else if !ok {
+			if err := j.fs.Remove(spare); err != nil {
+				return nil, err
+			}
+			spare = ""
+		}
+	}
+	s, err := makeSegment(j.fs, j.dir, spare, number, j.opts.SegmentSize, j.id)
+	if isNoSpace(err) {
+		// What was begun takes room that somebody else may need. If it cannot
+		// be removed it will be written over, or removed by the next Open.
+		temp := spare
+		if temp == "" {
+			temp = filepath.Join(j.dir, segmentTemp)
+		}
+		_ = j.fs.Remove(temp)
+	}
+	return s, err
+}
+
+func (j *Journal) fits(spare string) (bool, error) {
+	f, err := j.fs.OpenFile(spare, os.O_RDONLY, 0)
+	if err != nil {
+		return false, err
+	}
+	defer f.Close()
+	size, err := f.Size()
+	return size == j.opts.SegmentSize, err
+}
+
+// nextSegment gives the writer the segment after the active one, and has the
+// one after that made. An attempt that failed while nobody needed its outcome
+// is made again.
+func (j *Journal) nextSegment() (*segment, error) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	for asked := false; len(j.ready) == 0; {
+		switch {
+		case j.err != nil:
+			return nil, j.err
+		case j.wanted:
+			j.ahead.Wait()
+		case asked:
+			return nil, j.prepErr
+		default:
+			j.wanted, asked = true, true
+			j.prepare.Signal()
+		}
+	}
+	s := j.ready[0]
+	j.ready = j.ready[1:]
+	if len(j.ready) == 0 {
+		j.wanted = true
+		j.prepare.Signal()
+	}
+	return s, nil
+}

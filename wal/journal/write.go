@@ -1,0 +1,219 @@
+package journal
+
+import (
+	"fmt"
+	"slices"
+)
+
+// commit is one caller's operations on their way through the queue.
+type commit struct {
+	ops  []Op
+	size int64 // encoded
+	done chan struct{}
+	err  error // set before done is closed
+}
+
+func (c *commit) wait() error {
+	<-c.done
+	return c.err
+}
+
+// finish tells the callers how it ended.
+func finish(batch []*commit, err error) {
+	for _, c := range batch {
+		c.err = err
+		close(c.done)
+	}
+}
+
+// Commit writes ops, in their order, into one frame, possibly with those of
+// other callers around them, and returns nil when that frame has been synced.
+// It blocks until then. The slices, and the keys and values in them, are handed
+// over and must not be changed afterwards. No ops wait for what is queued
+// before them and write nothing.
+//
+// It returns ErrTooLarge or ErrNoSpace when nothing was written, ErrClosed, or
+// ErrFailed when it is not known whether the operations will be there after the
+// next Open.
+func (j *Journal) Commit(ops []Op) error { return j.Enqueue(ops)() }
+
+// Enqueue is Commit in two steps: it returns as soon as ops have their place in
+// the order, and wait then returns what Commit would. Enqueue blocks only while
+// the queue is full. One goroutine's operations are logged in the order in
+// which it enqueues them. wait may be called any number of times, or never.
+func (j *Journal) Enqueue(ops []Op) (wait func() error) {
+	c := &commit{ops: ops, size: opsSize(ops), done: make(chan struct{})}
+	if err := j.enqueue(c); err != nil {
+		return func() error { return err }
+	}
+	return c.wait
+}
+
+func (j *Journal) enqueue(c *commit) error {
+	if limit := j.opts.SegmentSize - labelBlock; frameSize(len(c.ops), c.size) > limit {
+		return fmt.Errorf("%d operations of %d bytes, segments hold %d: %w", len(c.ops), c.size, limit, ErrTooLarge)
+	}
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	for !j.closing && j.err == nil && len(j.queue) > 0 && j.queued+c.size > j.opts.MaxQueue {
+		j.room.Wait()
+	}
+	if j.closing {
+		return ErrClosed
+	}
+	if j.err != nil {
+		return j.err
+	}
+	j.queue = append(j.queue, c)
+	j.queued += c.size
+	j.work.Signal()
+	return nil
+}
+
+// write is the writer's goroutine: all frames are written here, and one is
+// synced before the next is begun.
+func (j *Journal) write() {
+	for {
+		batch := j.take()
+		if batch == nil {
+			return
+		}
+		finish(batch, j.step(batch))
+	}
+}
+
+// take waits for commits and takes from the queue what makes one frame. When
+// the journal is closing and nothing is queued it returns nil.
+func (j *Journal) take() []*commit {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	for len(j.queue) == 0 {
+		if j.closing {
+			return nil
+		}
+		if !j.sealed && j.err == nil {
+			j.mu.Unlock()
+			j.seal()
+			j.mu.Lock()
+			continue
+		}
+		j.work.Wait()
+	}
+	limit := min(int64(j.opts.MaxFrame), j.opts.SegmentSize-labelBlock)
+	n, ops, size := 0, 0, int64(0)
+	for _, c := range j.queue {
+		ops += len(c.ops)
+		if n > 0 && frameSize(ops, size+c.size) > limit {
+			break
+		}
+		n++
+		size += c.size
+	}
+	batch := slices.Clone(j.queue[:n])
+	j.queue = slices.Delete(j.queue, 0, n)
+	j.queued -= size
+	j.room.Broadcast()
+	return batch
+}
+
+// step makes one frame of batch: written, synced and told to Synced on nil.
+func (j *Journal) step(batch []*commit) error {
+	if err := j.Err(); err != nil {
+		return err
+	}
+	groups := make([][]Op, len(batch))
+	count := 0
+	for i, c := range batch {
+		groups[i] = c.ops
+		count += len(c.ops)
+	}
+	if count == 0 {
+		return nil
+	}
+	seq := j.Seq() + 1
+	j.frame = j.codec.frame(j.frame[:0], seq, groups...)
+	if err := j.append(j.frame, seq); err != nil {
+		return err
+	}
+	j.count(len(batch), count, len(j.frame))
+	j.trimBuffer()
+	if j.opts.Synced != nil {
+		ops := groups[0]
+		if len(groups) > 1 {
+			ops = slices.Concat(groups...)
+		}
+		j.opts.Synced(seq, ops)
+	}
+	return nil
+}
+
+// append writes a frame where it belongs and syncs it. ErrNoSpace without
+// ErrFailed means that nothing was written.
+func (j *Journal) append(frame []byte, seq uint64) error {
+	if j.active.size-j.off < int64(len(frame)) {
+		if err := j.roll(seq); err != nil {
+			return err
+		}
+	}
+	if _, err := j.active.file.WriteAt(frame, j.off); err != nil {
+		return j.fail(fmt.Errorf("write frame %d: %w", seq, err))
+	}
+	if err := j.active.file.Sync(); err != nil {
+		return j.fail(fmt.Errorf("sync frame %d: %w", seq, err))
+	}
+	j.off += int64(len(frame))
+	j.sealed = false
+	return nil
+}
+
+func (j *Journal) count(commits, ops, bytes int) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.seq++
+	j.stats.Frames++
+	j.stats.Syncs++
+	j.stats.Commits += uint64(commits)
+	j.stats.Ops += uint64(ops)
+	j.stats.Bytes += uint64(bytes)
+}
+
+// trimBuffer lets a large encoding buffer go when frames have been small for a
+// while.
+func (j *Journal) trimBuffer() {
+	const small, patience = 64 << 10, 64
+	if cap(j.frame) <= small || len(j.frame) > cap(j.frame)/4 {
+		j.roomy = 0
+		return
+	}
+	if j.roomy++; j.roomy >= patience {
+		j.frame, j.roomy = nil, 0
+	}
+}
+
+// seal notes, while there is nothing else to write, that the last frame was
+// synced. The note itself is not: the next frame takes its place.
+func (j *Journal) seal() {
+	j.sealed = true
+	if j.active.size-j.off < frameHeader {
+		return
+	}
+	if _, err := j.active.file.WriteAt(j.codec.seal(j.Seq()+1), j.off); err != nil {
+		_ = j.fail(fmt.Errorf("write seal: %w", err))
+	}
+}
+
+// roll makes the next segment the active one, for a frame seq.
+func (j *Journal) roll(seq uint64) error {
+	s, err := j.nextSegment()
+	if err != nil {
+		return err
+	}
+	// Everything in the old segment is synced, so that closing it cannot lose
+	// anything.
+	_ = j.active.file.Close()
+	j.active, j.off = s, labelBlock
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.live = append(j.live, extent{s.number, seq})
+	return nil
+}

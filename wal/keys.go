@@ -1,0 +1,31 @@
+package wal
+
+import "encoding/binary"
+
+// Keys, of journal operations and of Badger. The first byte tells what it is;
+// the rest is big-endian, so that Badger sorts a log by index.
+const (
+	opEntry    = 'e' // + group + index: an entry. In Badger too.
+	opTx       = 't' // + group + txid: the index of the batch that begins there. In Badger only.
+	opMeta     = 'm' // + group + name: a log's small state
+	opVoid     = 'v' // + group: value is the index of a batch that did not count
+	opTruncate = 'x' // + group: value is the first index that goes; 1 if none stays
+	opTrim     = 'h' // + group: value is the first index that stays
+	opApplied  = 's' // the last journal frame that Badger has. In Badger only.
+)
+
+func groupKey(op byte, group uint32) []byte {
+	return binary.BigEndian.AppendUint32([]byte{op}, group)
+}
+
+func indexKey(op byte, group uint32, index uint64) []byte {
+	k := make([]byte, 0, 13)
+	k = append(k, op)
+	k = binary.BigEndian.AppendUint32(k, group)
+	return binary.BigEndian.AppendUint64(k, index)
+}
+
+func keyGroup(key []byte) uint32 { return binary.BigEndian.Uint32(key[1:]) }
+func keyIndex(key []byte) uint64 { return binary.BigEndian.Uint64(key[5:]) }
+
+func indexValue(index uint64) []byte { return binary.BigEndian.AppendUint64(nil, index) }

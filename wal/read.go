@@ -1,0 +1,165 @@
+package wal
+
+import (
+	"errors"
+	"fmt"
+	"iter"
+
+	"github.com/dgraph-io/badger/v4"
+)
+
+// A scan reads from Badger in pieces, the first one small: many a reader wants
+// only a few entries.
+const (
+	firstPiece   = 8 << 10
+	largestPiece = 1 << 20
+	pieceEntries = 1024
+)
+
+// Entry reads the entry at index. The error is [ErrNotFound] outside of the
+// log's ends, and wraps [ErrDamaged] if the log must hold it and does not.
+func (l *Log) Entry(index uint64) (Entry, error) {
+	for {
+		at, err := l.look(index)
+		if err != nil {
+			return Entry{}, err
+		}
+		value := at.value
+		if value == nil {
+			value, err = l.load(index)
+		}
+		if err == nil {
+			var e Entry
+			if e, err = decodeEntry(l.group, index, at.history.cuts(index), value); err == nil {
+				return e, nil
+			}
+		}
+		if !l.cutSince(at) {
+			return Entry{}, l.unreadable(index, err)
+		}
+	}
+}
+
+// Entries reads the entries from one index to another, both included. It
+// stops after the first error, which is as [Log.Entry] gives it. No lock is
+// held while the loop's body runs.
+func (l *Log) Entries(from, to uint64) iter.Seq2[Entry, error] {
+	return func(yield func(Entry, error) bool) {
+		room := firstPiece
+		for index := from; index <= to; {
+			at, err := l.look(index)
+			if err != nil {
+				yield(Entry{}, err)
+				return
+			}
+			var piece []Entry
+			if at.value != nil {
+				piece, err = l.appendEntry(nil, index, at)
+			} else {
+				piece, err = l.loadPiece(index, to, at, room)
+				room = min(2*room, largestPiece)
+			}
+			if err != nil && l.cutSince(at) {
+				continue
+			}
+			for _, e := range piece {
+				if !yield(e, nil) {
+					return
+				}
+				index++
+			}
+			if err != nil {
+				yield(Entry{}, l.unreadable(index, err))
+				return
+			}
+		}
+	}
+}
+
+// moment is what a log says of an index at some moment.
+type moment struct {
+	value   []byte // the encoded entry, if memory has it
+	stop    uint64 // else Badger has the entries up to here
+	cuts    uint64
+	history history
+}
+
+func (l *Log) look(index uint64) (moment, error) {
+	l.mu.RLock()
+	defer l.mu.RUnlock()
+	if index == 0 || index < l.first || index > l.last {
+		return moment{}, ErrNotFound
+	}
+	at := moment{value: l.tail.get(index), stop: l.last, cuts: l.cuts, history: l.history}
+	if l.tail.base > index {
+		at.stop = min(at.stop, l.tail.base-1)
+	}
+	return at, nil
+}
+
+// cutSince tells whether a suffix was truncated since: what Badger has may be
+// another entry by now, or none, with the new one in memory.
+func (l *Log) cutSince(at moment) bool {
+	l.mu.RLock()
+	defer l.mu.RUnlock()
+	return l.cuts != at.cuts
+}
+
+// load reads one encoded entry from Badger.
+func (l *Log) load(index uint64) (value []byte, err error) {
+	err = l.store.view(func(txn *badger.Txn) error {
+		item, err := txn.Get(indexKey(opEntry, l.group, index))
+		if err == nil {
+			value, err = item.ValueCopy(nil)
+		}
+		return err
+	})
+	return value, err
+}
+
+// loadPiece reads entries from Badger, index first and none after to, until
+// there are about room bytes. With an error it gives those before it.
+func (l *Log) loadPiece(index, to uint64, at moment, room int) (piece []Entry, err error) {
+	to = min(to, at.stop)
+	err = l.store.view(func(txn *badger.Txn) error {
+		it := txn.NewIterator(badger.IteratorOptions{Prefix: groupKey(opEntry, l.group)})
+		defer it.Close()
+		it.Seek(indexKey(opEntry, l.group, index))
+		for n := 0; index <= to && n < room && len(piece) < pieceEntries; it.Next() {
+			if !it.Valid() || keyIndex(it.Item().Key()) != index {
+				return badger.ErrKeyNotFound
+			}
+			if at.value, err = it.Item().ValueCopy(nil); err != nil {
+				return err
+			}
+			if piece, err = l.appendEntry(piece, index, at); err != nil {
+				return err
+			}
+			n += len(at.value)
+			index++
+		}
+		return nil
+	})
+	return piece, err
+}
+
+func (l *Log) appendEntry(to []Entry, index uint64, at moment) ([]Entry, error) {
+	e, err := decodeEntry(l.group, index, at.history.cuts(index), at.value)
+	if err != nil {
+		return to, err
+	}
+	return append(to, e), nil
+}
+
+// unreadable explains an entry that should be there. The log may have been
+// cut meanwhile: then it is only not found.
+func (l *Log) unreadable(index uint64, cause error) error {
+	first, last := l.ends()
+	switch {
+	case index < first || index > last:
+		return ErrNotFound
+	case errors.Is(cause, ErrClosed), errors.Is(cause, ErrDamaged):
+		return cause
+	}
+	return fmt.Errorf("%w: entry %d of group %d can't be read: %v", ErrDamaged, index, l.group, cause)
+}

@@ -1,0 +1,85 @@
+package wal
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"hash/crc32"
+	"os"
+	"path/filepath"
+
+	"github.com/cantuslog/cantus/wal/journal"
+)
+
+// A sealed file is JSON, a line end, and the CRC-32C of that in hexadecimal
+// with a line end: readable, and a flipped byte shows.
+
+func seal(v any) ([]byte, error) {
+	b, err := json.MarshalIndent(v, "", "  ")
+	if err != nil {
+		return nil, err
+	}
+	b = append(b, '\n')
+	return fmt.Appendf(b, "%08x\n", crc32.Checksum(b, castagnoli)), nil
+}
+
+// unseal reads what seal made; the error wraps ErrDamaged.
+func unseal(b []byte, v any) error {
+	cut := len(b) - 9
+	if cut < 1 || !bytes.Equal(b[cut:], fmt.Appendf(nil, "%08x\n", crc32.Checksum(b[:cut], castagnoli))) {
+		return fmt.Errorf("%w: checksum is wrong", ErrDamaged)
+	}
+	if err := json.Unmarshal(b[:cut], v); err != nil {
+		return fmt.Errorf("%w: %w", ErrDamaged, err)
+	}
+	return nil
+}
+
+// writeSealed puts a sealed file in place of an old one, durably, or leaves
+// the old one.
+func writeSealed(path string, v any) error {
+	b, err := seal(v)
+	if err != nil {
+		return fmt.Errorf("encode %s: %w", path, err)
+	}
+	tmp := path + ".tmp"
+	if err := writeSynced(tmp, b); err != nil {
+		return err
+	}
+	if err := os.Rename(tmp, path); err != nil {
+		return err
+	}
+	return journal.OSFS.SyncDir(filepath.Dir(path))
+}
+
+// readSealed gives fs.ErrNotExist if there is no file.
+func readSealed(path string, v any) error {
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return err
+	}
+	if err := unseal(b, v); err != nil {
+		return fmt.Errorf("%s: %w", path, err)
+	}
+	return nil
+}
+
+func writeSynced(path string, b []byte) error {
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(b)
+	return errors.Join(err, f.Sync(), f.Close())
+}
+
+// syncFile fsyncs a file of which somebody else holds another descriptor:
+// fsync is about the file, not the descriptor.
+func syncFile(path string) error {
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	return errors.Join(f.Sync(), f.Close())
+}

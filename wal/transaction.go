@@ -1,0 +1,191 @@
+package wal
+
+import (
+	"encoding/binary"
+	"fmt"
+)
+
+// LockMode says what a lock is for.
+type LockMode uint8
+
+// The modes; their numbers are part of the format.
+const (
+	ReadLock   LockMode = 0 // checked, not recorded
+	WriteLock  LockMode = 1 // checked and recorded
+	AppendLock LockMode = 2 // recorded, not checked
+)
+
+// Lock is a lock that a transaction named.
+type Lock struct {
+	Mode LockMode
+	Name []byte
+}
+
+// Transaction is one transaction as it is stored. Decoded, its slices alias
+// the batch they come from and must not be changed.
+type Transaction struct {
+	// Txid and Time come from the batch: they are not part of the record.
+	Txid uint64
+	// Time is when the leader certified it, Unix nanoseconds.
+	Time int64
+
+	Kind             []byte
+	HighWaterMark    uint64
+	HasHighWaterMark bool
+	// MsgID is the writer's idempotency key; nil for none.
+	MsgID []byte
+	Locks []Lock
+	// Header is the application's own header lines, each with its CR LF.
+	Header  []byte
+	Payload []byte
+}
+
+const (
+	flagMark  = 1
+	flagMsgID = 2
+)
+
+// recordSize is the length of t's record without the length in front of it.
+func (t *Transaction) recordSize() int {
+	n := 1 + uvLen(uint64(len(t.Kind))) + len(t.Kind) + uvLen(uint64(len(t.Locks))) +
+		uvLen(uint64(len(t.Header))) + len(t.Header) + len(t.Payload)
+	if t.HasHighWaterMark {
+		n += uvLen(t.HighWaterMark)
+	}
+	if len(t.MsgID) > 0 {
+		n += uvLen(uint64(len(t.MsgID))) + len(t.MsgID)
+	}
+	for _, l := range t.Locks {
+		n += 1 + uvLen(uint64(len(l.Name))) + len(l.Name)
+	}
+	return n
+}
+
+// appendRecord appends t's record to dst.
+func (t *Transaction) appendRecord(dst []byte) []byte {
+	dst = binary.AppendUvarint(dst, uint64(t.recordSize()))
+	var flags byte
+	if t.HasHighWaterMark {
+		flags |= flagMark
+	}
+	if len(t.MsgID) > 0 {
+		flags |= flagMsgID
+	}
+	dst = append(dst, flags)
+	if t.HasHighWaterMark {
+		dst = binary.AppendUvarint(dst, t.HighWaterMark)
+	}
+	dst = appendBytes(dst, t.Kind)
+	if len(t.MsgID) > 0 {
+		dst = appendBytes(dst, t.MsgID)
+	}
+	dst = binary.AppendUvarint(dst, uint64(len(t.Locks)))
+	for _, l := range t.Locks {
+		dst = append(dst, byte(l.Mode))
+		dst = appendBytes(dst, l.Name)
+	}
+	dst = appendBytes(dst, t.Header)
+	return append(dst, t.Payload...)
+}
+
+// decode reads a record (without its length) into t, reusing t.Locks.
+func (t *Transaction) decode(record []byte) error {
+	r := reader{b: record}
+	flags := r.byte()
+	if flags&^(flagMark|flagMsgID) != 0 {
+		return fmt.Errorf("%w: record has unknown flags %#x", ErrBatch, flags)
+	}
+	t.HasHighWaterMark, t.HighWaterMark, t.MsgID = flags&flagMark != 0, 0, nil
+	if t.HasHighWaterMark {
+		t.HighWaterMark = r.uvarint()
+	}
+	t.Kind = r.bytes()
+	if flags&flagMsgID != 0 {
+		t.MsgID = r.bytes()
+	}
+	n := r.uvarint()
+	if n > uint64(len(r.b)/2) { // a lock has two bytes at least
+		return fmt.Errorf("%w: record counts %d locks in %d bytes", ErrBatch, n, len(r.b))
+	}
+	t.Locks = t.Locks[:0]
+	for range n {
+		if r.short {
+			break
+		}
+		mode := LockMode(r.byte())
+		if mode > AppendLock {
+			return fmt.Errorf("%w: record has a lock of mode %d", ErrBatch, mode)
+		}
+		t.Locks = append(t.Locks, Lock{Mode: mode, Name: r.bytes()})
+	}
+	t.Header = r.bytes()
+	t.Payload = r.b
+	if r.short {
+		return fmt.Errorf("%w: record ends early", ErrBatch)
+	}
+	return nil
+}
+
+// reader takes fields off the front of b; short tells that b ended early.
+type reader struct {
+	b     []byte
+	short bool
+}
+
+func (r *reader) byte() byte {
+	if len(r.b) == 0 {
+		r.short = true
+		return 0
+	}
+	c := r.b[0]
+	r.b = r.b[1:]
+	return c
+}
+
+func (r *reader) uvarint() uint64 {
+	v, n := binary.Uvarint(r.b)
+	if n <= 0 {
+		r.short = true
+		r.b = nil
+		return 0
+	}
+	r.b = r.b[n:]
+	return v
+}
+
+func (r *reader) uint64() uint64 {
+	if len(r.b) < 8 {
+		r.short = true
+		r.b = nil
+		return 0
+	}
+	v := binary.LittleEndian.Uint64(r.b)
+	r.b = r.b[8:]
+	return v
+}
+
+func (r *reader) bytes() []byte {
+	n := r.uvarint()
+	if n > uint64(len(r.b)) {
+		r.short = true
+		r.b = nil
+		return nil
+	}
+	field := r.b[:n:n]
+	r.b = r.b[n:]
+	return field
+}
+
+func appendBytes(dst, field []byte) []byte {
+	dst = binary.AppendUvarint(dst, uint64(len(field)))
+	return append(dst, field...)
+}
+
+// uvLen is the length of v as an unsigned varint.
+func uvLen(v uint64) int {
+	n := 1
+	for ; v >= 0x80; v >>= 7 {
+		n++
+	}
+	return n
+}

@@ -1,0 +1,124 @@
+package wal_test
+
+import (
+	"bytes"
+	"errors"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/cantuslog/cantus/wal"
+)
+
+// Badger, killed between creating a file and giving it its size, leaves it
+// empty.
+func TestEmptyBadgerFilesAreNoDamage(t *testing.T) {
+	dir := t.TempDir()
+	s := openStore(t, dir, small())
+	if err := s.Log(0).Append(wal.Entry{Index: 1, Term: 1, Data: batch(1, 3, "p")}); err != nil {
+		t.Fatal(err)
+	}
+	crashed := t.TempDir()
+	copyOpen(t, s, crashed)
+	for _, name := range []string{"000099.vlog", "00099.mem"} {
+		if err := os.WriteFile(filepath.Join(crashed, "store", name), nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	again := openStore(t, crashed, small())
+	checkWhole(t, again, 3)
+}
+
+// The same, where the last checkpoint told of an earlier file of that name, and
+// where it was an old value log that Badger was about to remove.
+func TestEmptyBadgerFilesOfOldNamesAreNoDamage(t *testing.T) {
+	dir := t.TempDir()
+	s := openStore(t, dir, small())
+	for i := uint64(1); i <= 3; i++ { // each time a value log of a higher number
+		err := s.Log(0).Append(wal.Entry{Index: i, Term: 1, Data: batch(i, 1, "p")})
+		if err := errors.Join(err, s.Close()); err != nil {
+			t.Fatal(err)
+		}
+		s = openStore(t, dir, small())
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"000001.vlog", "00001.mem"} {
+		if err := os.WriteFile(filepath.Join(dir, "store", name), nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	checkWhole(t, openStore(t, dir, small()), 3)
+}
+
+// Badger would cut the file at the flipped byte, and take with it the intact
+// entries behind.
+func TestFlippedByteInValueLogIsNotCutAway(t *testing.T) {
+	dir := t.TempDir()
+	s := openStore(t, dir, small())
+	for i := uint64(1); i <= 50; i++ {
+		if err := s.Log(0).Append(wal.Entry{Index: i, Term: 1, Data: batch(i, 1, string(bytes.Repeat([]byte("x"), 2000)))}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	logs, err := filepath.Glob(filepath.Join(dir, "store", "*.vlog"))
+	if err != nil || len(logs) == 0 {
+		t.Fatal(logs, err)
+	}
+	path := logs[len(logs)-1]
+	content, err := os.ReadFile(path)
+	if err != nil || len(content) < 100_000 {
+		t.Fatalf("%s has %d bytes: %v", path, len(content), err)
+	}
+	content[1000] ^= 1
+	if err := os.WriteFile(path, content, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if s, err := wal.Open(dir, small()); !errors.Is(err, wal.ErrDamaged) {
+		if err == nil {
+			_ = s.Close()
+		}
+		t.Errorf("open: %v", err)
+	}
+	if after, err := os.ReadFile(path); err != nil || !bytes.Equal(after, content) {
+		t.Errorf("the file has %d bytes and had %d: %v", len(after), len(content), err)
+	}
+}
+
+// Badger does not look at its older value logs when it opens, and believes the
+// lengths that it reads there.
+func TestFlippedHeaderInOldValueLogIsSaid(t *testing.T) {
+	t.Parallel()
+	whole := t.TempDir()
+	for range 2 { // the second begins another value log
+		s := openStore(t, whole, small())
+		l := s.Log(0)
+		index := l.LastIndex() + 1
+		err := l.Append(wal.Entry{Index: index, Data: batch(index, 1, string(bytes.Repeat([]byte("x"), 2000)))})
+		if err := errors.Join(err, s.Close()); err != nil {
+			t.Fatal(err)
+		}
+
+	}
+	for bit := range 6 * 8 {
+		dir := t.TempDir()
+		for _, part := range []string{".", "store", "journal"} {
+			copyFiles(t, filepath.Join(whole, part), filepath.Join(dir, part))
+		}
+		if err := flip("", 20+int64(bit/8), bit%8).do(filepath.Join(dir, "store", "000001.vlog")); err != nil {
+			t.Fatal(err)
+		}
+		s, err := wal.Open(dir, small())
+		if err == nil {
+			_, err = s.Log(0).Entry(1)
+			_ = s.Close() // and it comes back
+		}
+		if !errors.Is(err, wal.ErrDamaged) {
+			t.Fatalf("bit %d flipped: %v", bit, err)
+		}
+	}
+}
