@@ -1,0 +1,48 @@
+// Package lockmgr decides whether a transaction may commit. It is the
+// certification machine of one partition: optimistic concurrency control over
+// lock names, with nothing ever held.
+//
+// A [Transaction] names the locks it depends on and the high-water mark up to
+// which its writer had applied the partition. A [Manager] gives a [Verdict]: it
+// passes if and only if, for each of its write and read locks, the newest
+// transaction that recorded an overlapping [Lock] (as a write or append lock)
+// has a txid at or below that mark. Message ids and an expected last txid are
+// checked by the same call.
+//
+// # Two halves
+//
+// The committed half is a function of the log: Record is called for every
+// committed transaction, in log order, on leaders and followers alike and while
+// recovering. Reset, RecordOlder and Rebuilt make the same state from the log's
+// tail, read backwards.
+//
+// The half in flight exists on a leader only. A transaction that passes Certify
+// counts as committed for those after it, until Record makes that true or
+// Rollback takes it back. A refusal says in its Ground which transaction in
+// flight it rests on, so that it need not be answered before that one is firm.
+//
+// # Guarantee
+//
+// The table knows exactly the C most recently recorded distinct names, and keeps
+// a floor, the highest txid it has forgotten. A lock that it does not know
+// counts as recorded at the floor. Hence no conflict is ever missed, and a
+// transaction whose mark is at or past the floor never meets a false one.
+//
+// # Layout
+//
+// Names are kept as a trie of tokens, found through hash tables that compare the
+// tokens themselves; an intrusive list orders the locks by their last recorder.
+// Each prefix carries the newest recorder below it, which is what a subtree
+// lock asks for. It never has to be lowered: locks leave oldest first, so while
+// anything is left below a prefix, its newest recorder is. What is in flight is
+// a second table of the same make. Nothing in the tables is a Go pointer, so the
+// garbage collector does not walk them. Hash seeds are random, as those of
+// Go's maps are, and no result depends on them.
+//
+// # Limits
+//
+// Names are taken to be grammatical; whoever reads them off the wire checks that.
+// The package does no I/O, starts no goroutine and reads no clock: every time
+// is an argument. A Manager is not safe for concurrent use, not even its
+// methods that only read.
+package lockmgr

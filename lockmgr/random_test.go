@@ -1,0 +1,285 @@
+package lockmgr_test
+
+import (
+	"flag"
+	"math/rand/v2"
+	"reflect"
+	"runtime/debug"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/cantuslog/cantus/lockmgr"
+)
+
+var (
+	histories = flag.Int("histories", 100_000, "random histories to run")
+	seed      = flag.Uint64("seed", 0, "run the random history of this seed only")
+)
+
+// names overlap often, share prefixes often, and have every relation that two names
+// can have.
+var names = []string{
+	"a", "b", "ab", "a.a", "a.b", "a.c", "b.a", "ab.a", "a.b.a", "a.b.b", "a.ba.a", "b.a.a.a",
+	">", "a.>", "b.>", "a.b.>", "a.b.b.>", "b.a.>",
+}
+
+// TestRandomHistories runs a Manager beside a twin through random histories and
+// compares every verdict, and the whole state again and again.
+func TestRandomHistories(t *testing.T) {
+	if *seed != 0 {
+		newHistory(t, *seed).run()
+		return
+	}
+	// Each history leaves garbage and keeps nothing: collect seldom.
+	defer debug.SetGCPercent(debug.SetGCPercent(2000))
+	tally := map[string]int{}
+	for i := range *histories {
+		h := newHistory(t, uint64(i)+1)
+		h.tally = tally
+		h.run()
+	}
+	t.Logf("%v", tally)
+	for _, what := range []string{
+		"pass", "duplicate", "id_reused", "ahead", "wrong_last", "conflict",
+		"floor", "ground", "rollback", "rollback of some", "rebuild", "rebuild cut short", "forget", "foreign",
+	} {
+		if *histories >= 1000 && tally[what] < *histories/100 {
+			t.Errorf("%q came up %d times only in %d histories", what, tally[what], *histories)
+		}
+	}
+}
+
+type history struct {
+	t     *testing.T
+	seed  uint64
+	rand  *rand.Rand
+	m     *lockmgr.Manager
+	w     *twin
+	names []string
+	now   int64
+	tally map[string]int
+}
+
+func newHistory(t *testing.T, seed uint64) *history {
+	r := rand.New(rand.NewPCG(seed, 0))
+	opts := lockmgr.Options{Locks: 1 + r.IntN(6), IDs: 1 + r.IntN(4), IDWindow: time.Duration(1 + r.IntN(30))}
+	h := &history{t: t, seed: seed, rand: r, tally: map[string]int{}}
+	h.m, h.w = lockmgr.New(opts), &twin{opts: opts, first: 1}
+	// Half of the histories keep to a few names, so that locks meet more often.
+	h.names = names
+	if r.IntN(2) == 0 {
+		h.names = make([]string, 5)
+		for i := range h.names {
+			h.names[i] = names[r.IntN(len(names))]
+		}
+	}
+	return h
+}
+
+func (h *history) run() {
+	for range 10 + h.rand.IntN(25) {
+		switch n := h.rand.IntN(100); {
+		case n < 55:
+			h.certify()
+		case n < 80:
+			h.record()
+		case n < 86:
+			h.foreign()
+		case n < 91:
+			h.rollback()
+		case n < 94:
+			h.forget()
+		case n < 98:
+			h.rebuild()
+		default:
+			h.compare()
+		}
+		if h.m.Committed() != h.w.committed() || h.m.Last() != h.w.last() {
+			h.fail("committed %d, last %d; want %d, %d", h.m.Committed(), h.m.Last(), h.w.committed(), h.w.last())
+		}
+	}
+	h.compare()
+	h.rebuild()
+	for range 3 { // what the rebuilt one forgets next
+		h.foreign()
+	}
+	h.compare()
+}
+
+func (h *history) fail(format string, args ...any) {
+	h.t.Helper()
+	h.t.Fatalf("seed %d: "+format, append([]any{h.seed}, args...)...)
+}
+
+func (h *history) transaction() *lockmgr.Transaction {
+	r := h.rand
+	tx := &lockmgr.Transaction{Fingerprint: uint64(r.IntN(2))}
+	for range r.IntN(4) {
+		tx.Locks = append(tx.Locks, lockmgr.Lock{Mode: lockmgr.Mode(r.IntN(3)), Name: h.names[r.IntN(len(h.names))]})
+	}
+	if r.IntN(10) > 0 {
+		back := min(uint64(r.IntN(4)), h.w.last())
+		tx.HighWaterMark, tx.HasHighWaterMark = h.w.last()-back, true
+		if r.IntN(30) == 0 {
+			tx.HighWaterMark = h.w.last() + 1
+		}
+	}
+	if r.IntN(8) == 0 {
+		tx.ExpectedLast, tx.HasExpectedLast = h.w.last()+1-min(uint64(r.IntN(5)), h.w.last()), true
+	}
+	if r.IntN(3) == 0 {
+		tx.ID = lockmgr.ID{1 + byte(r.IntN(6))}
+	}
+	return tx
+}
+
+func (h *history) certify() {
+	tx := h.transaction()
+	h.now += 1 + h.rand.Int64N(5)
+	want := h.w.certify(tx, h.now)
+	got := h.m.Certify(tx, h.now)
+	if !reflect.DeepEqual(got, want) {
+		h.fail("%+v at %d:\n got %+v\nwant %+v", *tx, h.now, got, want)
+	}
+	h.checkTruth(tx, got)
+	h.tally[got.Outcome.String()]++
+	if got.Ground > 0 {
+		h.tally["ground"]++
+	}
+	if got.Outcome == lockmgr.Pass {
+		h.w.flight = append(h.w.flight, logged{h.now, tx})
+	}
+}
+
+// checkTruth holds a verdict against all that was ever recorded: no conflict is
+// missed, and none is false for a writer at or past the floor.
+func (h *history) checkTruth(tx *lockmgr.Transaction, v lockmgr.Verdict) {
+	if v.Outcome == lockmgr.Pass {
+		for _, l := range tx.Locks {
+			if txid := h.w.ever(l.Name, 0); l.Mode != lockmgr.Append && txid > tx.HighWaterMark {
+				h.fail("%+v passed, %s was recorded by %d", *tx, l.Name, txid)
+			}
+		}
+	}
+	floor := h.m.Stats().Floor
+	for _, c := range v.Conflicts {
+		switch txid := h.w.ever(c.Name, 0); {
+		case tx.HighWaterMark >= floor && txid != c.Txid:
+			h.fail("%+v met %+v, %s was recorded by %d", *tx, c, c.Name, txid)
+		case txid > c.Txid:
+			h.fail("%+v met %+v, too old: %s was recorded by %d", *tx, c, c.Name, txid)
+		case txid < c.Txid:
+			h.tally["floor"]++
+		}
+	}
+}
+
+func (h *history) record() {
+	for range h.rand.IntN(3) {
+		if len(h.w.flight) == 0 {
+			return
+		}
+		l := h.w.flight[0]
+		h.m.Record(h.w.committed()+1, l.time, l.tx)
+		h.w.log, h.w.flight = append(h.w.log, l), h.w.flight[1:]
+	}
+}
+
+// foreign records what this Manager never certified, as a follower does. Ids come
+// again sooner than the window allows there, which must not matter.
+func (h *history) foreign() {
+	h.m.Rollback(h.m.Committed() + 1)
+	h.w.flight = nil
+	h.now += 1 + h.rand.Int64N(5)
+	l := logged{h.now, h.transaction()}
+	h.m.Record(h.w.committed()+1, l.time, l.tx)
+	h.w.log = append(h.w.log, l)
+	h.tally["foreign"]++
+}
+
+func (h *history) rollback() {
+	from := h.w.last() + 1 - min(h.w.last(), uint64(h.rand.IntN(5)))
+	h.m.Rollback(from)
+	if keep := max(from, h.w.committed()+1) - h.w.committed() - 1; keep < uint64(len(h.w.flight)) {
+		h.w.flight = h.w.flight[:keep]
+		h.tally["rollback"]++
+		if keep > 0 {
+			h.tally["rollback of some"]++
+		}
+	}
+	h.compare()
+}
+
+func (h *history) forget() {
+	if h.w.committed() == 0 {
+		return
+	}
+	first := h.w.committed() + 2 - min(h.w.committed(), uint64(h.rand.IntN(6)))
+	h.m.Forget(first)
+	h.w.first = max(h.w.first, min(first, h.w.committed()+1))
+	h.tally["forget"]++
+	h.compare()
+}
+
+// rebuild makes the state anew, and goes on with it.
+func (h *history) rebuild() {
+	h.w.flight = nil
+	stop := h.w.first
+	if h.rand.IntN(4) == 0 && h.w.committed() > 0 {
+		// A walk that stops early is a trim there, which the twin can do too.
+		stop = max(stop, h.w.committed()-min(h.w.committed()-1, uint64(h.rand.IntN(5))))
+	}
+	more := stop > h.w.first && rebuild(h.m, h.w.log, h.w.first, stop) == int(h.w.committed()-stop+1)
+	if more {
+		h.w.first = stop
+		h.tally["rebuild cut short"]++
+	} else {
+		rebuild(h.m, h.w.log, h.w.first, h.w.first)
+		h.tally["rebuild"]++
+	}
+	h.compare()
+}
+
+// compare holds the whole state against the twin's.
+func (h *history) compare() {
+	h.t.Helper()
+	got := lockmgr.StateOf(h.m)
+	want := lockmgr.State{Committed: h.w.committed(), Last: h.w.last(), IDs: h.w.ids()}
+	want.Locks, want.Floor = h.w.locks()
+	if n := len(h.w.log); n > 0 {
+		want.Time = h.w.log[n-1].time
+	}
+	for txid := h.w.last(); txid > h.w.committed(); txid-- {
+		want.FlightIDs = addID(want.FlightIDs, txid, h.w.at(txid))
+		locks := h.w.at(txid).tx.Locks
+		for i := len(locks) - 1; i >= 0; i-- {
+			if locks[i].Mode != lockmgr.Read && !tracked(want.FlightLocks, locks[i].Name) {
+				want.FlightLocks = append(want.FlightLocks, lockmgr.TrackedLock{Name: locks[i].Name, Txid: txid})
+			}
+		}
+	}
+	if !got.Equal(want, false) {
+		h.fail("state:\n got %+v\nwant %+v", got, want)
+	}
+	stats := lockmgr.Stats{
+		Locks: len(want.Locks), Capacity: h.w.opts.Locks, Floor: want.Floor,
+		IDs: len(want.IDs), InFlight: len(h.w.flight),
+	}
+	if got := h.m.Stats(); got != stats {
+		h.fail("stats %+v, want %+v", got, stats)
+	}
+	name := h.names[h.rand.IntN(len(h.names))]
+	txid, exact := h.m.Newest(name)
+	i := slices.IndexFunc(want.Locks, func(l lockmgr.TrackedLock) bool { return overlap(l.Name, name) })
+	if i < 0 && (exact || txid != want.Floor) || i >= 0 && (!exact || txid != want.Locks[i].Txid) {
+		h.fail("newest of %s: %d, %v", name, txid, exact)
+	}
+	if err := lockmgr.Check(h.m); err != nil {
+		h.fail("%v", err)
+	}
+}
+
+func tracked(locks []lockmgr.TrackedLock, name string) bool {
+	return slices.ContainsFunc(locks, func(l lockmgr.TrackedLock) bool { return l.Name == name })
+}

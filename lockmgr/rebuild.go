@@ -1,0 +1,92 @@
+package lockmgr
+
+import "fmt"
+
+// rebuild is the state of a walk through the log from its end towards its
+// beginning.
+type rebuild struct {
+	next      uint64 // the txid that the walk comes to next
+	time      int64  // of the one before
+	locksDone bool   // the table is full, and the floor known
+	idsDone   bool
+}
+
+// Reset empties the Manager, in-flight transactions included, and begins a rebuild
+// of its state as of the committed transaction: that txid, and the time that it
+// was recorded with (0 and 0 for an empty log). Until Rebuilt, only
+// RecordOlder and the methods that read may be called; others panic.
+func (m *Manager) Reset(committed uint64, time int64) {
+	*m = *New(m.opts)
+	m.committed, m.time = committed, time
+	m.rebuild = &rebuild{next: committed, time: time}
+}
+
+// RecordOlder takes a transaction into tables that are being rebuilt. It is
+// called from the committed transaction given to Reset downwards, leaving none
+// out, until it returns false, which means that no older one can matter, or the
+// log begins. It panics if a txid is out of turn or the time rises.
+func (m *Manager) RecordOlder(txid uint64, time int64, tx *Transaction) (more bool) {
+	r := m.rebuild
+	if r == nil {
+		panic("lockmgr: RecordOlder outside a rebuild")
+	}
+	if txid != r.next || txid == 0 {
+		panic(fmt.Sprintf("lockmgr: rebuild: txid %d where %d is next", txid, r.next))
+	}
+	if time > r.time {
+		panic(fmt.Sprintf("lockmgr: rebuild: time of txid %d rises from %d to %d", txid, r.time, time))
+	}
+	r.next, r.time = txid-1, time
+	m.olderLocks(txid, tx)
+	m.olderID(txid, time, tx)
+	return !r.locksDone || !r.idsDone
+}
+
+// olderLocks takes the locks of a transaction from the last to the first, as they
+// lie in time. The first that finds no room is the one that, going forward, was
+// forgotten last.
+func (m *Manager) olderLocks(txid uint64, tx *Transaction) {
+	for i := len(tx.Locks) - 1; i >= 0 && !m.rebuild.locksDone; i-- {
+		l := &tx.Locks[i]
+		if l.Mode.recorded() && !m.locks.recordOlder(l.Name, txid, m.opts.Locks) {
+			m.floor = txid
+			m.rebuild.locksDone = true
+		}
+	}
+}
+
+func (m *Manager) olderID(txid uint64, time int64, tx *Transaction) {
+	r := m.rebuild
+	if time < m.time-m.window {
+		r.idsDone = true
+	}
+	if !r.idsDone && tx.ID != (ID{}) {
+		m.ids.recordOlder(idRecord{id: tx.ID, txid: txid, time: time, fingerprint: tx.Fingerprint})
+		r.idsDone = m.ids.len() == m.opts.IDs
+	}
+}
+
+// Rebuilt ends a rebuild. first is the first txid that the log keeps, Committed
+// plus one if it keeps none. The Manager then is as it would be had every
+// transaction been recorded, and the log trimmed at first.
+//
+// A caller that stops the walk before RecordOlder returns false, though the log
+// goes on, gets a floor just below the last transaction walked: no conflict
+// is missed, but the message ids of what was not walked are.
+func (m *Manager) Rebuilt(first uint64) {
+	r := m.rebuild
+	if r == nil {
+		panic("lockmgr: Rebuilt outside a rebuild")
+	}
+	if !r.locksDone {
+		m.floor = r.next
+	}
+	m.rebuild = nil
+	m.forget(first)
+}
+
+func (m *Manager) mustNotRebuild() {
+	if m.rebuild != nil {
+		panic("lockmgr: used during a rebuild")
+	}
+}

@@ -1,0 +1,47 @@
+package lockmgr
+
+import (
+	"crypto/sha256"
+	"encoding/binary"
+)
+
+// ID stands for a message id: the first 16 bytes of its SHA-256. The zero ID is
+// no id.
+type ID [16]byte
+
+// HashID returns the ID of a message id, the zero ID if it is empty.
+func HashID(id string) ID {
+	if id == "" {
+		return ID{}
+	}
+	sum := sha256.Sum256([]byte(id))
+	return ID(sum[:16])
+}
+
+// Fingerprint returns the first 8 bytes of the payload's SHA-256, big-endian.
+func Fingerprint(payload []byte) uint64 {
+	sum := sha256.Sum256(payload)
+	return binary.BigEndian.Uint64(sum[:8])
+}
+
+// Transaction is what certification needs to know of a transaction. The Manager
+// borrows it for the call and copies the names that it keeps.
+type Transaction struct {
+	// Locks in the order of the request. A name may stand more than once.
+	Locks []Lock
+
+	// HighWaterMark is the txid up to which the writer had applied the partition.
+	// Without one, checked locks are certified as at mark 0: they pass only if
+	// nothing that overlaps was ever recorded.
+	HighWaterMark    uint64
+	HasHighWaterMark bool
+
+	// ExpectedLast, if given, must be the partition's last txid.
+	ExpectedLast    uint64
+	HasExpectedLast bool
+
+	// ID and Fingerprint recognise a repeat: the same ID with the same
+	// Fingerprint is the same request.
+	ID          ID
+	Fingerprint uint64
+}

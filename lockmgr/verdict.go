@@ -1,0 +1,60 @@
+package lockmgr
+
+// Outcome is what became of a transaction that was certified. Its String is
+// the reason that clients see.
+type Outcome uint8
+
+const (
+	Pass       Outcome = iota // in flight from now on
+	Duplicate                 // a repeat of a transaction that passed before
+	IDReused                  // its message id stands for another payload
+	Ahead                     // its high-water mark is past the last txid
+	WrongLast                 // its expected last txid is not the last
+	Conflicted                // at least one of its locks is violated
+)
+
+var outcomes = [...]string{"pass", "duplicate", "id_reused", "ahead", "wrong_last", "conflict"}
+
+// String returns "pass", "duplicate", "id_reused", "ahead", "wrong_last" or
+// "conflict".
+func (o Outcome) String() string {
+	if int(o) < len(outcomes) {
+		return outcomes[o]
+	}
+	return "unknown"
+}
+
+// Conflict is one violated lock of a transaction.
+type Conflict struct {
+	Name string // a copy
+	Mode Mode   // Read or Write
+
+	// Txid is the newest transaction that recorded an overlapping lock, or the
+	// floor if the table does not know one.
+	Txid uint64
+}
+
+// Verdict is the answer to Certify.
+type Verdict struct {
+	Outcome Outcome
+
+	// Txid is, for Pass, the txid given; for Duplicate and IDReused that of the
+	// transaction that holds the id; otherwise 0.
+	Txid uint64
+
+	// Time is, for Duplicate and IDReused, that transaction's, in Unix
+	// nanoseconds; otherwise 0.
+	Time int64
+
+	// Conflicts lists every violated lock, newest txid first and those of one
+	// txid in the order of the request; one entry for each time that a lock was
+	// given. A writer that has applied up to the first one's Txid meets none of
+	// them again. The caller owns the slice.
+	Conflicts []Conflict
+
+	// Ground is the highest txid in flight that a refusal or Duplicate rests
+	// on: it holds once that transaction is recorded, and must be certified
+	// again if that is rolled back. 0 means that it rests on committed state
+	// alone.
+	Ground uint64
+}
