@@ -1,0 +1,38 @@
+package raftstore
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/hashicorp/raft"
+
+	"github.com/cantuslog/cantus/wal"
+)
+
+var (
+	// ErrNotLeader is returned when this replica does not lead, and what was
+	// asked was not done.
+	ErrNotLeader = errors.New("raftstore: not the leader")
+	// ErrUnknown is returned when leadership or the storage was lost after
+	// the proposal: it may or may not become committed.
+	ErrUnknown = errors.New("raftstore: outcome unknown")
+	// ErrClosed is returned after Close. Nothing was done.
+	ErrClosed = errors.New("raftstore: closed")
+)
+
+// outcome maps an error of raft's on a proposal to one of ours. What is not
+// known for sure to have been turned away counts as unknown. A leader stores
+// an entry before it sends it to anybody: one that found no room is nowhere.
+func outcome(err error) error {
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, raft.ErrNotLeader), errors.Is(err, raft.ErrEnqueueTimeout),
+		errors.Is(err, raft.ErrLeadershipTransferInProgress):
+		return fmt.Errorf("%w: %w", ErrNotLeader, err)
+	case errors.Is(err, wal.ErrNoSpace):
+		return err
+	default:
+		return fmt.Errorf("%w: %w", ErrUnknown, err)
+	}
+}

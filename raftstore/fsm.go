@@ -1,0 +1,90 @@
+package raftstore
+
+import (
+	"io"
+
+	"github.com/hashicorp/raft"
+
+	"github.com/cantuslog/cantus/wal"
+)
+
+// FSM is what committed entries are applied to. Its methods are called from
+// one goroutine at a time.
+type FSM interface {
+	// Apply applies committed entries, in order, and gives a result for each,
+	// which its proposer gets.
+	Apply(entries []Committed) []any
+	// Mark describes the state after the last Apply.
+	Mark() Mark
+	// Restore sets the state to what Mark once described. It is called at
+	// most once, before any Apply; without it the FSM begins empty.
+	Restore(state []byte) error
+}
+
+// Committed is a committed entry. Data is shared and not to be changed.
+type Committed struct {
+	Index uint64
+	Term  uint64
+	Data  []byte
+}
+
+// Mark is a state in brief.
+type Mark struct {
+	// State is what Restore is given: some bytes.
+	State []byte
+	// Metas go into the log's small state together with it, all or none.
+	Metas []wal.Meta
+}
+
+// fsmAdapter is raft's view of an FSM.
+type fsmAdapter struct{ fsm FSM }
+
+func (a fsmAdapter) Apply(l *raft.Log) any { return a.ApplyBatch([]*raft.Log{l})[0] }
+
+func (a fsmAdapter) ApplyBatch(logs []*raft.Log) []any {
+	entries := make([]Committed, 0, len(logs))
+	for _, l := range logs {
+		if l.Type == raft.LogCommand {
+			entries = append(entries, Committed{Index: l.Index, Term: l.Term, Data: l.Data})
+		}
+	}
+	results := a.fsm.Apply(entries)
+	if len(results) == len(logs) {
+		return results
+	}
+	all := make([]any, len(logs)) // configurations have no result
+	for i, l := range logs {
+		if l.Type == raft.LogCommand {
+			all[i], results = results[0], results[1:]
+		}
+	}
+	return all
+}
+
+func (a fsmAdapter) Snapshot() (raft.FSMSnapshot, error) { return marking{a.fsm.Mark()}, nil }
+
+func (a fsmAdapter) Restore(r io.ReadCloser) error {
+	defer r.Close()
+	state, err := io.ReadAll(r)
+	if err != nil {
+		return err
+	}
+	return a.fsm.Restore(state)
+}
+
+// marking is a Mark on its way into the marker store.
+type marking struct{ mark Mark }
+
+func (m marking) Persist(sink raft.SnapshotSink) error {
+	s, ok := sink.(*markerSink)
+	if !ok {
+		return errForeignSink
+	}
+	s.metas = m.mark.Metas
+	if _, err := s.Write(m.mark.State); err != nil {
+		return err
+	}
+	return s.Close()
+}
+
+func (m marking) Release() {}

@@ -1,0 +1,362 @@
+package raftstore_test
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"testing"
+
+	"go.uber.org/goleak"
+
+	"github.com/cantuslog/cantus/raftstore"
+	"github.com/cantuslog/cantus/wal"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// machine is an FSM that keeps all that was applied.
+type machine struct {
+	mu       sync.Mutex
+	applied  []string
+	marked   int           // how many of them the last mark covers
+	restored int           // how many Restore brought
+	hold     chan struct{} // if not nil, Apply waits for it to be closed
+	held     chan struct{} // told when Apply waits
+}
+
+func (m *machine) Apply(entries []raftstore.Committed) []any {
+	if m.hold != nil {
+		select {
+		case m.held <- struct{}{}:
+		default:
+		}
+		<-m.hold
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	results := make([]any, len(entries))
+	for i, e := range entries {
+		m.applied = append(m.applied, string(e.Data))
+		results[i] = len(m.applied)
+	}
+	return results
+}
+
+func (m *machine) Mark() raftstore.Mark {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.marked = len(m.applied)
+	state := binary.BigEndian.AppendUint64(nil, uint64(len(m.applied)))
+	return raftstore.Mark{State: state, Metas: []wal.Meta{{Name: "count", Value: state}}}
+}
+
+func (m *machine) Restore(state []byte) error {
+	if len(state) != 8 {
+		return fmt.Errorf("state has %d bytes", len(state))
+	}
+	m.restored = int(binary.BigEndian.Uint64(state))
+	m.applied = make([]string, m.restored)
+	return nil
+}
+
+func (m *machine) all() []string {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return slices.Clone(m.applied)
+}
+
+func openStore(t *testing.T, dir string, opts wal.Options) *wal.Store {
+	t.Helper()
+	opts.Identity = wal.Identity{Cluster: "c", Node: "n1", Partitions: 1}
+	s, err := wal.Open(dir, opts)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = s.Close() })
+	return s
+}
+
+// openGroup starts a group and waits until it leads.
+func openGroup(t *testing.T, s *wal.Store, fsm raftstore.FSM) *raftstore.Group {
+	t.Helper()
+	g, err := raftstore.Open(raftstore.Options{Node: "n1", Voters: []string{"n1"}, Log: s.Log(0), FSM: fsm})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = g.Close() })
+	lead(t, g)
+	return g
+}
+
+func lead(t *testing.T, g *raftstore.Group) {
+	t.Helper()
+	for led := g.Leading(); !led; {
+		select {
+		case led = <-g.Leadership():
+		case <-t.Context().Done():
+			t.Fatal("no leader")
+		}
+	}
+	if err := g.Barrier(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func propose(t *testing.T, g *raftstore.Group, data string) int {
+	t.Helper()
+	result, err := g.Propose([]byte(data)).Wait()
+	if err != nil {
+		t.Fatalf("propose %q: %v", data, err)
+	}
+	return result.(int)
+}
+
+func TestProposalsAreAppliedInOrderWithTheirResults(t *testing.T) {
+	s := openStore(t, t.TempDir(), wal.Options{})
+	fsm := &machine{}
+	g := openGroup(t, s, fsm)
+	var ps []raftstore.Proposal
+	var want []string
+	for i := range 100 {
+		ps = append(ps, g.Propose(fmt.Append(nil, i)))
+		want = append(want, fmt.Sprint(i))
+	}
+	for i, p := range ps {
+		if n, err := p.Wait(); err != nil || n != i+1 {
+			t.Fatalf("proposal %d: %v, %v", i, n, err)
+		}
+	}
+	if got := fsm.all(); !slices.Equal(got, want) {
+		t.Fatalf("applied %v", got)
+	}
+	if err := g.VerifyLeader(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	st := g.Status()
+	if st.Leader != "n1" || st.State != "leader" || st.Term == 0 || len(st.Replicas) != 1 || !st.Replicas[0].Voter || st.Replicas[0].Name != "n1" {
+		t.Fatalf("status %+v", st)
+	}
+}
+
+func TestRestartWithoutMarkerReplaysAll(t *testing.T) {
+	dir := t.TempDir()
+	s := openStore(t, dir, wal.Options{})
+	g := openGroup(t, s, &machine{})
+	for i := range 10 {
+		propose(t, g, fmt.Sprint(i))
+	}
+	term := g.Status().Term
+	closeAll(t, g, s)
+
+	s = openStore(t, dir, wal.Options{})
+	fsm := &machine{}
+	g = openGroup(t, s, fsm)
+	if fsm.restored != 0 || len(fsm.all()) != 10 || fsm.all()[9] != "9" {
+		t.Fatalf("restored %d, applied %v", fsm.restored, fsm.all())
+	}
+	if now := g.Status().Term; now <= term {
+		t.Fatalf("term %d after %d: a term must not be used twice", now, term)
+	}
+}
+
+func TestRestartWithMarkerReplaysTheRest(t *testing.T) {
+	dir := t.TempDir()
+	s := openStore(t, dir, wal.Options{})
+	g := openGroup(t, s, &machine{})
+	for i := range 10 {
+		propose(t, g, fmt.Sprint(i))
+	}
+	for range 2 { // the second has nothing new
+		if err := g.Mark(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got := s.Log(0).Meta("count"); len(got) != 8 || got[7] != 10 {
+		t.Fatalf("the marker's metas: count is %v", got)
+	}
+	propose(t, g, "after")
+	closeAll(t, g, s)
+
+	s = openStore(t, dir, wal.Options{})
+	if first := s.Log(0).FirstIndex(); first != 1 {
+		t.Fatalf("the log begins at %d: raft must not cut its head", first)
+	}
+	fsm := &machine{}
+	g = openGroup(t, s, fsm)
+	if fsm.restored != 10 || len(fsm.all()) != 11 || fsm.all()[10] != "after" {
+		t.Fatalf("restored %d, applied %v", fsm.restored, fsm.all())
+	}
+	if n := propose(t, g, "more"); n != 12 {
+		t.Fatalf("result %d", n)
+	}
+}
+
+func TestMarkersBesideProposalsLoseNothing(t *testing.T) {
+	dir := t.TempDir()
+	s := openStore(t, dir, wal.Options{})
+	fsm := &machine{}
+	g := openGroup(t, s, fsm)
+	var markers sync.WaitGroup
+	stop := make(chan struct{})
+	markers.Go(func() {
+		for {
+			select {
+			case <-stop:
+				return
+			default:
+			}
+			if err := g.Mark(); err != nil {
+				t.Error(err)
+			}
+		}
+	})
+	for i := range 200 {
+		propose(t, g, fmt.Sprint(i))
+	}
+	close(stop)
+	markers.Wait()
+	marked := fsm.marked
+	closeAll(t, g, s)
+
+	s = openStore(t, dir, wal.Options{})
+	again := &machine{}
+	openGroup(t, s, again)
+	if again.restored != marked || len(again.all()) != 200 {
+		t.Fatalf("restored %d of %d marked, then %d", again.restored, marked, len(again.all()))
+	}
+	for i, data := range again.all()[marked:] {
+		if data != fmt.Sprint(marked+i) {
+			t.Fatalf("entry %d after the marker is %q", i, data)
+		}
+	}
+}
+
+func TestOpenWithADamagedMarker(t *testing.T) {
+	s := openStore(t, t.TempDir(), wal.Options{})
+	g := openGroup(t, s, &machine{})
+	propose(t, g, "x")
+	if err := g.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Log(0).SetMeta(wal.Meta{Name: "marker", Value: []byte("{")}); err != nil {
+		t.Fatal(err)
+	}
+	g, err := raftstore.Open(raftstore.Options{Node: "n1", Voters: []string{"n1"}, Log: s.Log(0), FSM: &machine{}})
+	if err == nil {
+		_ = g.Close()
+	}
+	if !errors.Is(err, wal.ErrDamaged) {
+		t.Fatalf("got %v, want ErrDamaged", err)
+	}
+}
+
+func TestBadOptions(t *testing.T) {
+	s := openStore(t, t.TempDir(), wal.Options{})
+	if g, err := raftstore.Open(raftstore.Options{Log: s.Log(0), FSM: &machine{}}); err == nil {
+		_ = g.Close()
+		t.Fatal("a replica without a name was opened")
+	}
+}
+
+func TestAfterClose(t *testing.T) {
+	s := openStore(t, t.TempDir(), wal.Options{})
+	g := openGroup(t, s, &machine{})
+	for range 2 {
+		if err := g.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	_, err := g.Propose([]byte("x")).Wait()
+	for what, err := range map[string]error{
+		"propose": err, "barrier": g.Barrier(t.Context()), "verify": g.VerifyLeader(t.Context()), "mark": g.Mark(),
+	} {
+		if !errors.Is(err, raftstore.ErrClosed) {
+			t.Errorf("%s: got %v, want ErrClosed", what, err)
+		}
+	}
+	if st := g.Status(); st.State != "shutdown" || g.Leading() {
+		t.Errorf("status %+v", st)
+	}
+}
+
+// A proposal that raft has not taken up when the group is closed must not be
+// waited for in vain.
+func TestCloseBesideProposalsLeavesNobodyWaiting(t *testing.T) {
+	for range 5 {
+		s := openStore(t, t.TempDir(), wal.Options{})
+		fsm := &machine{}
+		g := openGroup(t, s, fsm)
+		ps := make(chan raftstore.Proposal, 1000)
+		var done sync.WaitGroup
+		done.Go(func() {
+			defer close(ps)
+			for range cap(ps) {
+				ps <- g.Propose([]byte("x"))
+			}
+		})
+		first := <-ps
+		closed := make(chan error, 1)
+		go func() { closed <- g.Close() }()
+		acked, refused := 0, 0
+		for p := first; ; {
+			switch _, err := p.Wait(); {
+			case err == nil:
+				acked++
+			case errors.Is(err, raftstore.ErrClosed):
+				refused++
+			default:
+				t.Fatalf("%v", err)
+			}
+			var more bool
+			if p, more = <-ps; !more {
+				break
+			}
+		}
+		done.Wait()
+		if err := <-closed; err != nil {
+			t.Fatal(err)
+		}
+		if n := len(fsm.all()); n != acked || acked+refused != 1000 {
+			t.Fatalf("%d acknowledged, %d refused, %d applied", acked, refused, n)
+		}
+		if err := s.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func TestBarrierWithACancelledContext(t *testing.T) {
+	s := openStore(t, t.TempDir(), wal.Options{})
+	fsm := &machine{}
+	g := openGroup(t, s, fsm)
+	fsm.held, fsm.hold = make(chan struct{}, 1), make(chan struct{})
+	p := g.Propose([]byte("x"))
+	<-fsm.held // the FSM stands, and with it what is behind
+	ctx, cancel := context.WithCancel(t.Context())
+	result := make(chan error, 1)
+	go func() { result <- g.Barrier(ctx) }()
+	cancel()
+	if err := <-result; !errors.Is(err, context.Canceled) {
+		t.Fatalf("got %v", err)
+	}
+	close(fsm.hold)
+	if _, err := p.Wait(); err != nil {
+		t.Fatal(err)
+	}
+	if err := g.Barrier(t.Context()); err != nil { // the group is none the worse
+		t.Fatal(err)
+	}
+}
+
+func closeAll(t *testing.T, g *raftstore.Group, s *wal.Store) {
+	t.Helper()
+	if err := g.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+}

@@ -1,0 +1,296 @@
+package raftstore
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/hashicorp/raft"
+
+	"github.com/cantuslog/cantus/wal"
+	"github.com/cantuslog/cantus/wal/journal"
+)
+
+// brokenFS is the operating system's file system until fail is set: then
+// nothing is written or synced any more, or, if full is, no room is given.
+type brokenFS struct {
+	journal.FS
+	fail, full atomic.Bool
+}
+
+type brokenFile struct {
+	journal.File
+	fs *brokenFS
+}
+
+var errBroken = errors.New("the disk is broken")
+
+func (f *brokenFS) OpenFile(name string, flag int, perm os.FileMode) (journal.File, error) {
+	file, err := f.FS.OpenFile(name, flag, perm)
+	return brokenFile{file, f}, err
+}
+
+func (f brokenFile) WriteAt(b []byte, off int64) (int, error) {
+	if f.fs.fail.Load() {
+		return 0, errBroken
+	}
+	return f.File.WriteAt(b, off)
+}
+
+func (f brokenFile) Sync() error {
+	if f.fs.fail.Load() {
+		return errBroken
+	}
+	return f.File.Sync()
+}
+
+func (f brokenFile) Allocate(size int64) error {
+	if f.fs.full.Load() {
+		return syscall.ENOSPC
+	}
+	return f.File.Allocate(size)
+}
+
+func openLog(t *testing.T, dir string, opts wal.Options) *wal.Log {
+	t.Helper()
+	opts.Identity = wal.Identity{Cluster: "c", Node: "n1", Partitions: 1}
+	s, err := wal.Open(dir, opts)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = s.Close() })
+	return s.Log(0)
+}
+
+func TestLogStoreGivesBackWhatItWasGiven(t *testing.T) {
+	s := &logStore{log: openLog(t, t.TempDir(), wal.Options{})}
+	want := []*raft.Log{
+		{Index: 1, Term: 1, Type: raft.LogConfiguration, Data: []byte("c"), AppendedAt: time.Unix(5, 6)},
+		{Index: 2, Term: 1, Type: raft.LogNoop},
+		{Index: 3, Term: 2, Type: raft.LogCommand, Data: []byte("d"), Extensions: []byte("e")},
+	}
+	if err := s.StoreLogs(want[:2]); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.StoreLog(want[2]); err != nil {
+		t.Fatal(err)
+	}
+	for _, w := range want {
+		var got raft.Log
+		if err := s.GetLog(w.Index, &got); err != nil {
+			t.Fatal(err)
+		}
+		if got.Index != w.Index || got.Term != w.Term || got.Type != w.Type || !bytes.Equal(got.Data, w.Data) ||
+			!bytes.Equal(got.Extensions, w.Extensions) || !got.AppendedAt.Equal(w.AppendedAt) {
+			t.Errorf("got %+v, want %+v", got, *w)
+		}
+	}
+	var l raft.Log
+	for _, index := range []uint64{0, 4, 1 << 60} {
+		if err := s.GetLog(index, &l); err != raft.ErrLogNotFound { //nolint:errorlint // raft compares
+			t.Errorf("entry %d: got %v, want exactly raft.ErrLogNotFound", index, err)
+		}
+	}
+	if err := s.DeleteRange(1, 2); err == nil {
+		t.Error("the head was deleted")
+	}
+	if err := s.DeleteRange(2, 3); err != nil {
+		t.Error(err)
+	}
+	if last, _ := s.LastIndex(); last != 1 {
+		t.Errorf("the last index is %d", last)
+	}
+}
+
+func TestStableStore(t *testing.T) {
+	s := &logStore{log: openLog(t, t.TempDir(), wal.Options{})}
+	if v, err := s.Get([]byte("k")); err != nil || len(v) != 0 {
+		t.Fatalf("a key that was never set: %q, %v", v, err)
+	}
+	if n, err := s.GetUint64([]byte("k")); err != nil || n != 0 {
+		t.Fatalf("a number that was never set: %d, %v", n, err)
+	}
+	value := []byte("v")
+	if err := s.Set([]byte("k"), value); err != nil {
+		t.Fatal(err)
+	}
+	value[0] = 'x' // it stays the caller's
+	if v, _ := s.Get([]byte("k")); string(v) != "v" {
+		t.Fatalf("got %q", v)
+	}
+	if err := s.SetUint64([]byte("n"), 7); err != nil {
+		t.Fatal(err)
+	}
+	if n, _ := s.GetUint64([]byte("n")); n != 7 {
+		t.Fatalf("got %d", n)
+	}
+}
+
+func TestOutcomes(t *testing.T) {
+	for _, c := range []struct{ raft, want error }{
+		{nil, nil},
+		{raft.ErrNotLeader, ErrNotLeader},
+		{raft.ErrEnqueueTimeout, ErrNotLeader},
+		{raft.ErrLeadershipTransferInProgress, ErrNotLeader},
+		{fmt.Errorf("wrapped: %w", raft.ErrNotLeader), ErrNotLeader},
+		{raft.ErrLeadershipLost, ErrUnknown},
+		{raft.ErrRaftShutdown, ErrUnknown},
+		{raft.ErrAbortedByRestore, ErrUnknown},
+		{wal.ErrFailed, ErrUnknown},
+		{wal.ErrNoSpace, wal.ErrNoSpace},
+		{io.ErrUnexpectedEOF, ErrUnknown},
+	} {
+		got := outcome(c.raft)
+		if !errors.Is(got, c.want) || (got == nil) != (c.want == nil) {
+			t.Errorf("%v: got %v, want %v", c.raft, got, c.want)
+		}
+		if c.raft != nil && !errors.Is(got, c.raft) {
+			t.Errorf("%v: the cause is lost in %v", c.raft, got)
+		}
+		if errors.Is(got, ErrNotLeader) && errors.Is(got, ErrUnknown) {
+			t.Errorf("%v: both not done and unknown", c.raft)
+		}
+	}
+}
+
+// echo is an FSM that gives the data back.
+type echo struct{}
+
+func (echo) Apply(entries []Committed) []any {
+	results := make([]any, len(entries))
+	for i, e := range entries {
+		results[i] = string(e.Data)
+	}
+	return results
+}
+func (echo) Mark() Mark           { return Mark{State: []byte{}} }
+func (echo) Restore([]byte) error { return nil }
+
+func leading(t *testing.T, log *wal.Log) *Group {
+	t.Helper()
+	g, err := Open(Options{Node: "n1", Voters: []string{"n1"}, Log: log, FSM: echo{}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = g.Close() })
+	for led := g.Leading(); !led; {
+		led = <-g.Leadership()
+	}
+	if err := g.Barrier(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	return g
+}
+
+// A failed store makes the group useless, and must not take the process with
+// it: raft panics if it can't persist its term.
+func TestALatchedStoreDoesNotPanic(t *testing.T) {
+	dir := t.TempDir()
+	fs := &brokenFS{FS: journal.OSFS}
+	log := openLog(t, dir, wal.Options{FS: fs})
+	g := leading(t, log)
+	if _, err := g.Propose([]byte("kept")).Wait(); err != nil {
+		t.Fatal(err)
+	}
+	term := g.Status().Term
+	fs.fail.Store(true)
+	var ps []Proposal
+	for range 100 {
+		ps = append(ps, g.Propose([]byte("lost")))
+	}
+	for _, p := range ps {
+		if _, err := p.Wait(); !errors.Is(err, ErrUnknown) && !errors.Is(err, ErrNotLeader) {
+			t.Fatalf("got %v", err)
+		}
+	}
+	// It stands for election: the term rises in memory alone, and no vote of
+	// its own makes it the leader again.
+	for g.Status().Term == term {
+		select {
+		case led := <-g.Leadership():
+			if led {
+				t.Fatal("it leads again without a store")
+			}
+		default:
+		}
+	}
+	if err := g.Barrier(t.Context()); !errors.Is(err, ErrNotLeader) {
+		t.Fatalf("barrier: %v", err)
+	}
+	if err := g.Close(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// What could not be stored for want of room may be stored later, and then the
+// term goes first.
+func TestATermThatFoundNoRoomGoesFirst(t *testing.T) {
+	fs := &brokenFS{FS: journal.OSFS}
+	s := &logStore{log: openLog(t, t.TempDir(), wal.Options{FS: fs, SegmentSize: 1 << 16})}
+	if err := s.SetUint64([]byte(keyTerm), 1); err != nil {
+		t.Fatal(err)
+	}
+	fs.full.Store(true)
+	large := make([]byte, 4<<10)
+	index := uint64(0)
+	for {
+		err := s.StoreLog(&raft.Log{Index: index + 1, Term: 1, Data: large})
+		if errors.Is(err, wal.ErrNoSpace) {
+			break
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		index++
+	}
+	for err := error(nil); err == nil; { // until not even a term finds room
+		err = s.SetUint64([]byte("CurrentTime"), 1)
+	}
+	if err := s.SetUint64([]byte(keyTerm), 2); err != nil {
+		t.Fatalf("raft would panic: %v", err)
+	}
+	if n, _ := s.GetUint64([]byte(keyTerm)); n != 1 {
+		t.Fatalf("the term is %d: the disk is not full enough for this test", n)
+	}
+	if err := s.SetUint64([]byte("LastVoteTerm"), 2); !errors.Is(err, wal.ErrNoSpace) {
+		t.Fatalf("a vote in a term that is not stored: %v", err)
+	}
+	if err := s.StoreLog(&raft.Log{Index: index + 1, Term: 2}); !errors.Is(err, wal.ErrNoSpace) {
+		t.Fatalf("an entry of a term that is not stored: %v", err)
+	}
+	fs.full.Store(false)
+	if err := s.StoreLog(&raft.Log{Index: index + 1, Term: 2}); err != nil {
+		t.Fatal(err)
+	}
+	if n, _ := s.GetUint64([]byte(keyTerm)); n != 2 {
+		t.Fatalf("the term is %d, and an entry of term 2 is stored", n)
+	}
+}
+
+func TestAForeignSinkIsRefused(t *testing.T) {
+	err := marking{}.Persist(&raft.InmemSnapshotSink{})
+	if !errors.Is(err, errForeignSink) {
+		t.Fatalf("got %v", err)
+	}
+}
+
+func TestACancelledMarkerIsNotStored(t *testing.T) {
+	log := openLog(t, t.TempDir(), wal.Options{})
+	m := markers{log}
+	sink, err := m.Create(raft.SnapshotVersionMax, 5, 2, raft.Configuration{}, 1, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(sink.Cancel(), sink.Close()); err != nil {
+		t.Fatal(err)
+	}
+	if list, err := m.List(); err != nil || len(list) != 0 {
+		t.Fatalf("%v, %v", list, err)
+	}
+}
