@@ -1,0 +1,166 @@
+package broker
+
+import (
+	"context"
+	"time"
+
+	"github.com/cantuslog/cantus/raftstore"
+	"github.com/cantuslog/cantus/subjects"
+	"github.com/cantuslog/cantus/wal"
+)
+
+// cursorBatch bounds the writes that go into one entry.
+const cursorBatch = 1000
+
+// onCursor takes cursor requests in; like onAppend it must not block.
+func (p *partition) onCursor(m *message) {
+	if m.reply == "" && len(m.payload) == 0 {
+		return // a read that nobody would see
+	}
+	p.enqueue(p.cursors, m)
+}
+
+// cursorCall is a cursor request, checked.
+type cursorCall struct {
+	reply string
+	name  string
+	write bool
+	wal.Cursor
+}
+
+func (p *partition) parseCursor(m *message) (cursorCall, error) {
+	c := cursorCall{reply: m.reply, name: trailing(m.subject), write: len(m.payload) > 0}
+	if err := subjects.CheckCursor(c.name); err != nil || !c.write {
+		return c, err
+	}
+	var body subjects.CursorRequest
+	if err := strictJSON(m.payload, &body); err != nil {
+		return c, err
+	}
+	if body.Txid == nil {
+		return c, subjects.Errorf(subjects.BadRequest, `body: txid is missing: give the position to set, such as {"txid":812,"expected":800}`)
+	}
+	c.Cursor = wal.Cursor{Name: []byte(c.name), Txid: *body.Txid}
+	if body.Expected != nil {
+		c.Expected, c.HasExpected = *body.Expected, true
+	}
+	return c, p.replica.checkCursor(c)
+}
+
+// checkCursor refuses positions and names that the partition has no place for.
+func (r *replica) checkCursor(c cursorCall) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if mark := r.table.Committed(); c.Txid > mark {
+		return subjects.Errorf(subjects.Ahead, "position %d is past the end of the partition, whose high-water mark is %d", c.Txid, mark)
+	}
+	if _, known := r.cursors[c.name]; !known && c.Txid > 0 && len(r.cursors) >= subjects.MaxCursors {
+		return subjects.Errorf(subjects.TooLarge, "the partition has %d cursors already: set unused ones to 0, which removes them", subjects.MaxCursors)
+	}
+	return nil
+}
+
+// writeCursors answers cursor requests until ctx ends: those that wait go
+// into one entry together.
+func (p *partition) writeCursors(ctx context.Context) {
+	for p.cursors.wait(ctx) {
+		calls := make([]cursorCall, 0, cursorBatch)
+		for _, m := range p.cursors.take(cursorBatch, batchBytes) {
+			c, err := p.parseCursor(m)
+			if err != nil {
+				p.node.answerRead(p.refuseCursor(c, p.readError(err)))
+				continue
+			}
+			calls = append(calls, c)
+		}
+		p.serveCursors(ctx, calls)
+	}
+}
+
+func (p *partition) serveCursors(ctx context.Context, calls []cursorCall) {
+	began := time.Now()
+	results, err := p.commitCursors(calls)
+	readErr := err
+	if results == nil {
+		readErr = p.group.VerifyLeader(ctx) // reads must be the latest; a commit proves it too
+	}
+	var out []byte
+	for _, c := range calls {
+		switch {
+		case c.write && err != nil:
+			out = append(out, p.refuseCursor(c, p.readError(err))...)
+		case !c.write && readErr != nil:
+			out = append(out, p.refuseCursor(c, p.readError(readErr))...)
+		case !c.write:
+			out = p.appendCursor(out, c, p.replica.cursor(c.name), nil)
+		default:
+			r := results[0]
+			results = results[1:]
+			var refused *subjects.Error
+			if !r.done {
+				refused = subjects.Errorf(subjects.WrongLast, "cursor %q stands at %d, not at %d", c.name, r.Txid, c.Expected)
+			}
+			out = p.appendCursor(out, c, r.cursor, refused)
+		}
+	}
+	p.metrics.answered("cursor", len(calls), time.Since(began))
+	p.node.answerRead(out)
+}
+
+// commitCursors commits the writes among calls and gives their results.
+func (p *partition) commitCursors(calls []cursorCall) ([]cursorResult, error) {
+	var w wal.BatchWriter
+	w.Begin(wal.CursorWrites, p.replica.position().mark, time.Now().UnixNano(), 0)
+	for _, c := range calls {
+		if c.write {
+			w.AddCursor(c.Cursor)
+		}
+	}
+	if w.Count() == 0 {
+		return nil, nil
+	}
+	if p.node.full.Load() {
+		return nil, wal.ErrNoSpace
+	}
+	result, err := p.group.Propose(w.Finish()).Wait()
+	if err != nil {
+		return nil, err
+	}
+	a := result.(applied)
+	if a.failed {
+		return nil, raftstore.ErrUnknown // it is in the log
+	}
+	return a.cursors, nil
+}
+
+func (r *replica) cursor(name string) cursor {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.cursors[name]
+}
+
+func (p *partition) refuseCursor(c cursorCall, e *subjects.Error) []byte {
+	return p.appendCursor(nil, c, p.replica.cursor(c.name), e)
+}
+
+func (p *partition) appendCursor(out []byte, c cursorCall, at cursor, refused *subjects.Error) []byte {
+	if refused != nil {
+		p.metrics.refused("cursor", refused.Reason)
+	}
+	if c.reply == "" {
+		if refused == nil {
+			return out
+		}
+		return append(out, p.adviseRefused("cursor", nil, refused)...)
+	}
+	body := subjects.CursorReply{
+		Partition: p.id, Name: c.name, Txid: at.Txid, HighWaterMark: p.replica.position().mark, Error: refused,
+	}
+	if at.Time != 0 {
+		body.Time = time.Unix(0, at.Time).UTC()
+	}
+	if refused != nil {
+		return appendRefusal(out, c.reply, refused, body)
+	}
+	return appendPub(out, c.reply, mustJSON(body))
+}

@@ -1,0 +1,191 @@
+package broker_test
+
+import (
+	"encoding/json"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/nats-io/nats.go"
+
+	"github.com/cantuslog/cantus/broker"
+	"github.com/cantuslog/cantus/subjects"
+)
+
+func TestCursors(t *testing.T) {
+	_, nc := one(t, broker.Options{})
+	fill(t, nc)
+	for i, step := range []struct{ name, body, want string }{
+		{"c", ``, `{"partition":0,"name":"c","txid":0,"high_water_mark":10}`},
+		{"c", `{"txid":5,"expected":3}`, `{"partition":0,"name":"c","txid":0,"high_water_mark":10,"error":{"code":409,"reason":"wrong_last","message":"cursor \"c\" stands at 0, not at 3"}}`},
+		{"c", `{"txid":5,"expected":0}`, `{"partition":0,"name":"c","txid":5,"time":"T","high_water_mark":10}`},
+		{"c", ``, `{"partition":0,"name":"c","txid":5,"time":"T","high_water_mark":10}`},
+		{"c", `{"txid":6,"expected":0}`, `{"partition":0,"name":"c","txid":5,"time":"T","high_water_mark":10,"error":{"code":409,"reason":"wrong_last","message":"cursor \"c\" stands at 5, not at 0"}}`},
+		{"c", `{"txid":10}`, `{"partition":0,"name":"c","txid":10,"time":"T","high_water_mark":10}`},
+		{"c", `{"txid":2,"expected":10}`, `{"partition":0,"name":"c","txid":2,"time":"T","high_water_mark":10}`}, // it may go back
+		{"c", `{"txid":11}`, `{"partition":0,"name":"c","txid":2,"time":"T","high_water_mark":10,"error":{"code":412,"reason":"ahead","message":"position 11 is past the end of the partition, whose high-water mark is 10"}}`},
+		{"other", ``, `{"partition":0,"name":"other","txid":0,"high_water_mark":10}`},
+		{"c", `{"txid":0,"expected":3}`, `{"partition":0,"name":"c","txid":2,"time":"T","high_water_mark":10,"error":{"code":409,"reason":"wrong_last","message":"cursor \"c\" stands at 2, not at 3"}}`},
+		{"c", `{"txid":0,"expected":2}`, `{"partition":0,"name":"c","txid":0,"high_water_mark":10}`},
+		{"c", ``, `{"partition":0,"name":"c","txid":0,"high_water_mark":10}`},
+		{"c", `{"txid":1,"expected":0}`, `{"partition":0,"name":"c","txid":1,"time":"T","high_water_mark":10}`},
+	} {
+		m := ask(t, nc, "cantus.cursor.0."+step.name, step.body)
+		if got := timeless(m.Data); got != step.want {
+			t.Fatalf("step %d: %s\n got %s\nwant %s", i, step.body, got, step.want)
+		}
+		if strings.Contains(step.want, `"error"`) != (m.Header.Get(subjects.HeaderErrorCode) != "") {
+			t.Errorf("step %d: headers %v", i, m.Header)
+		}
+	}
+	for _, body := range []string{`{}`, `{"txid":-1}`, `{"txid":"1"}`, `{"txid":1,"expect":1}`, `{`, `null`, `{"txid":1} x`} {
+		wantRefusal(t, ask(t, nc, "cantus.cursor.0.c", body), subjects.BadRequest)
+	}
+	wantRefusal(t, ask(t, nc, "cantus.cursor.0."+strings.Repeat("x", 65), ``), subjects.BadRequest)
+	if ms := checkLog(t, nc, 0); len(ms) != 10 {
+		t.Errorf("cursors have taken txids: %d", len(ms))
+	}
+}
+
+// Of many that move a cursor from the same position at the same moment, one
+// does.
+func TestOneCursorWriteWins(t *testing.T) {
+	_, nc := one(t, broker.Options{})
+	fill(t, nc)
+	for from := range 5 {
+		replies := make(chan subjects.CursorReply, 20)
+		var all sync.WaitGroup
+		for range cap(replies) {
+			all.Go(func() {
+				var r subjects.CursorReply
+				m, err := nc.Request("cantus.cursor.0.c", fmt.Appendf(nil, `{"txid":%d,"expected":%d}`, from+1, from), patience)
+				if err == nil {
+					err = json.Unmarshal(m.Data, &r)
+				}
+				if err != nil {
+					t.Error(err)
+				}
+				replies <- r
+			})
+		}
+		all.Wait()
+		close(replies)
+		won := 0
+		for r := range replies {
+			if r.Error == nil {
+				won++
+			}
+			if r.Txid != uint64(from+1) {
+				t.Errorf("reply %+v", r)
+			}
+		}
+		if won != 1 {
+			t.Fatalf("%d have won", won)
+		}
+	}
+}
+
+func TestCursorLimit(t *testing.T) {
+	_, nc := one(t, broker.Options{})
+	appendTx(t, nc, "cantus.append.0", "x")
+	sub, err := nc.SubscribeSync(nc.NewRespInbox())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := sub.SetPendingLimits(-1, -1); err != nil {
+		t.Fatal(err)
+	}
+	for i := range subjects.MaxCursors {
+		if err := nc.PublishRequest(fmt.Sprint("cantus.cursor.0.c", i), sub.Subject, []byte(`{"txid":1}`)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for range subjects.MaxCursors {
+		m, err := sub.NextMsg(patience)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if strings.Contains(string(m.Data), "error") {
+			t.Fatalf("refused: %s", m.Data)
+		}
+	}
+	wantRefusal(t, ask(t, nc, "cantus.cursor.0.one-more", `{"txid":1}`), subjects.TooLarge)
+	for _, c := range [][2]string{{"one-more", `{"txid":0}`}, {"one-more", ``}, {"c7", `{"txid":1}`}, {"c7", `{"txid":0}`}, {"one-more", `{"txid":1}`}} {
+		if m := ask(t, nc, "cantus.cursor.0."+c[0], c[1]); m.Header.Get(subjects.HeaderErrorCode) != "" {
+			t.Errorf("%s %s: %s", c[0], c[1], m.Data)
+		}
+	}
+}
+
+func TestCursorsAfterRestart(t *testing.T) {
+	opts := broker.Options{Partitions: 1}
+	dir := t.TempDir()
+	n, nc := openNode(t, dir, opts)
+	fill(t, nc)
+	set := func(nc *nats.Conn, name string, txid int) {
+		t.Helper()
+		if m := ask(t, nc, "cantus.cursor.0."+name, fmt.Sprintf(`{"txid":%d}`, txid)); m.Header.Get(subjects.HeaderErrorCode) != "" {
+			t.Fatalf("%s", m.Data)
+		}
+	}
+	check := func(nc *nats.Conn, want map[string]string) {
+		t.Helper()
+		for name, body := range want {
+			if m := ask(t, nc, "cantus.cursor.0."+name, ``); string(m.Data) != body {
+				t.Errorf("%s: got %s, want %s", name, m.Data, body)
+			}
+		}
+	}
+	all := func(nc *nats.Conn) map[string]string {
+		got := map[string]string{}
+		for _, name := range []string{"stays", "moves", "goes", "comes-back", "never"} {
+			got[name] = string(ask(t, nc, "cantus.cursor.0."+name, ``).Data)
+		}
+		return got
+	}
+	set(nc, "stays", 1)
+	set(nc, "moves", 1)
+	set(nc, "goes", 3)
+	set(nc, "comes-back", 4)
+	n, nc = reopen(t, n, dir, opts) // with a marker
+	set(nc, "moves", 7)
+	set(nc, "goes", 0)
+	set(nc, "comes-back", 0)
+	set(nc, "comes-back", 5)
+	want := all(nc)
+	if !strings.Contains(want["moves"], `"txid":7`) || !strings.Contains(want["goes"], `"txid":0`) {
+		t.Fatalf("before: %v", want)
+	}
+	crashed := t.TempDir()
+	copyDir(t, dir, crashed)
+	_, after := openNode(t, crashed, opts)
+	check(after, want)
+	checkLog(t, after, 0)
+	_, nc = reopen(t, n, dir, opts)
+	check(nc, want)
+}
+
+// copyDir copies a data directory that is in use: what a crash leaves.
+func copyDir(t *testing.T, from, to string) {
+	t.Helper()
+	// Copying a file that is written to is no snapshot of it. Nothing is
+	// written here: the node is idle.
+	if err := os.CopyFS(filepath.Join(to, "copy"), os.DirFS(from)); err != nil {
+		t.Fatal(err)
+	}
+	entries, err := os.ReadDir(filepath.Join(to, "copy"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range entries {
+		if err := os.Rename(filepath.Join(to, "copy", e.Name()), filepath.Join(to, e.Name())); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.Remove(filepath.Join(to, "copy")); err != nil {
+		t.Fatal(err)
+	}
+}

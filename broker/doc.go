@@ -1,0 +1,27 @@
+// Package broker is a node: an embedded NATS server, the replicas of
+// partitions, and what turns requests on subjects into committed transactions.
+//
+// Its noun is [Node]. [Open] runs one on a directory, alone and without any
+// port unless [Options] names one: a log inside a Go service, reached through
+// [Node.Conn]. `cantus serve` is the same with ports.
+//
+// When an append is answered with a txid, the transaction is synced on a
+// majority of the partition's replicas and applied by the leader.
+//
+// # The way of an append
+//
+//	link        the node's own connection to its NATS server: receives
+//	  queue     bounded, per partition; full means `busy`
+//	  session   sequencer: decodes, certifies, batches, proposes (session.go)
+//	  raftstore one entry a batch: journal, fsync, followers
+//	  replica   applies the entry: lock table, digest (replica.go)
+//	  session   settler: answers in order, publishes the feed
+//
+// A session is one unbroken time of leading a partition. Several batches may
+// be in flight; a refusal that rests on one of them is answered after it. If a
+// proposal fails, the session ends, everything in flight is answered by its
+// own outcome, and the next session begins behind a barrier.
+//
+// Reads (read.go) go past all that, to the replica's log. All methods of Node
+// are safe for concurrent use.
+package broker

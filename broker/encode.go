@@ -1,0 +1,208 @@
+package broker
+
+import (
+	"bytes"
+	"encoding/json"
+	"strconv"
+	"time"
+
+	"github.com/cantuslog/cantus/subjects"
+	"github.com/cantuslog/cantus/wal"
+)
+
+// What the node sends is put together here, appended to buffers by hand where
+// there is one for each transaction.
+
+func appendTime(dst []byte, ns int64) []byte {
+	return time.Unix(0, ns).UTC().AppendFormat(dst, time.RFC3339Nano)
+}
+
+// appendSuccess appends the reply to an append that committed.
+func appendSuccess(dst []byte, partition int, o outcome) []byte {
+	dst = append(dst, `{"partition":`...)
+	dst = strconv.AppendInt(dst, int64(partition), 10)
+	dst = appendTxid(append(dst, ','), o)
+	return append(dst, '}')
+}
+
+// appendTxid appends what a reply and a batch's run have in common.
+func appendTxid(dst []byte, o outcome) []byte {
+	dst = append(dst, `"txid":`...)
+	dst = strconv.AppendUint(dst, o.txid, 10)
+	if o.time != 0 {
+		dst = append(dst, `,"time":"`...)
+		dst = append(appendTime(dst, o.time), '"')
+	}
+	if o.duplicate {
+		dst = append(dst, `,"duplicate":true`...)
+	}
+	return dst
+}
+
+// appendReply appends the message that tells subject how an append ended.
+// A refusal that is larger than room goes without its details.
+func appendReply(dst []byte, subject string, partition int, o outcome, mark uint64, room int) []byte {
+	if o.err == nil {
+		var body [160]byte
+		return appendPub(dst, subject, appendSuccess(body[:0], partition, o))
+	}
+	reply := subjects.Reply{Partition: partition, Error: o.err, HighWaterMark: &mark}
+	n := len(dst)
+	dst = appendRefusal(dst, subject, o.err, reply)
+	if len(dst)-n > room {
+		reply.Error = brief(o.err)
+		dst = appendRefusal(dst[:n], subject, reply.Error, reply)
+	}
+	return dst
+}
+
+// brief gives what a client decides by, for where there is no room for more.
+func brief(e *subjects.Error) *subjects.Error {
+	return &subjects.Error{Code: e.Code, Reason: e.Reason, Txid: e.Txid}
+}
+
+// outcomeBytes is more than one outcome in a batch's answer takes, be it a
+// success or a brief refusal.
+const outcomeBytes = 160
+
+// appendRefusal appends a message that refuses, as NATS services do: with the
+// code and the reason in headers, and the body that the subject has.
+func appendRefusal(dst []byte, subject string, e *subjects.Error, body any) []byte {
+	return appendHPub(dst, subject, refusalHeader(e), mustJSON(body))
+}
+
+func refusalHeader(e *subjects.Error) []byte {
+	h := subjects.AppendBlockStart(nil)
+	h = subjects.AppendField(h, subjects.HeaderErrorCode, strconv.Itoa(e.Code))
+	h = subjects.AppendField(h, subjects.HeaderError, oneLine(string(e.Reason)+": "+e.Message))
+	return subjects.AppendBlockEnd(h)
+}
+
+// oneLine makes s fit for a header: what it quotes from a client may hold
+// anything.
+func oneLine(s string) string {
+	b := []byte(s)
+	for i, c := range b {
+		if c < ' ' || c == 0x7f {
+			b[i] = ' '
+		}
+	}
+	return string(b)
+}
+
+// mustJSON encodes our own reply types, which can always be encoded.
+func mustJSON(v any) []byte {
+	var b bytes.Buffer
+	e := json.NewEncoder(&b)
+	e.SetEscapeHTML(false) // lock names end in ">"
+	if err := e.Encode(v); err != nil {
+		panic("broker: encode reply: " + err.Error())
+	}
+	return bytes.TrimSuffix(b.Bytes(), []byte("\n"))
+}
+
+// appendBatchReply appends the message with all outcomes of a batch message.
+// Refusals are given with their details as far as there is room.
+func appendBatchReply(dst []byte, c *batchCall, partition int, mark uint64, room int) []byte {
+	details := room - outcomeBytes*(len(c.outcomes)+1)
+	body := make([]byte, 0, 256)
+	body = append(body, `{"partition":`...)
+	body = strconv.AppendInt(body, int64(partition), 10)
+	body = append(body, `,"results":[`...)
+	for i := 0; i < len(c.outcomes); {
+		o, n := c.outcomes[i], 1
+		if o.err == nil && !o.duplicate {
+			for i+n < len(c.outcomes) && continues(o, c.outcomes[i+n], n) {
+				n++
+			}
+		}
+		if i > 0 {
+			body = append(body, ',')
+		}
+		body = append(body, `{"index":`...)
+		body = strconv.AppendInt(body, int64(i), 10)
+		body = append(body, `,"count":`...)
+		body = strconv.AppendInt(body, int64(n), 10)
+		body = append(body, ',')
+		if o.err != nil {
+			e := mustJSON(o.err)
+			if details -= len(e); details < 0 {
+				e = mustJSON(brief(o.err))
+			}
+			body = append(append(body, `"error":`...), e...)
+		} else {
+			body = appendTxid(body, o)
+		}
+		body = append(body, '}')
+		i += n
+	}
+	body = append(body, `],"high_water_mark":`...)
+	body = strconv.AppendUint(body, mark, 10)
+	body = append(body, '}')
+	return appendPub(dst, c.reply, body)
+}
+
+// continues tells whether o is the n-th of the run that first begins.
+func continues(first, o outcome, n int) bool {
+	return o.err == nil && !o.duplicate && o.txid == first.txid+uint64(n) && o.time == first.time+int64(n)
+}
+
+var lockHeaders = [...]string{
+	wal.ReadLock:   subjects.HeaderReadLock,
+	wal.WriteLock:  subjects.HeaderWriteLock,
+	wal.AppendLock: subjects.HeaderAppendLock,
+}
+
+// encoder puts transactions into the form that feeds and reads have. It is
+// used by one goroutine at a time.
+type encoder struct {
+	partition int
+	names     subjects.Names
+	header    []byte // used again
+}
+
+// append appends t as a message to subject.
+func (e *encoder) append(dst []byte, subject string, t *wal.Transaction, payload bool) []byte {
+	h := subjects.AppendBlockStart(e.header[:0])
+	h = append(h, subjects.HeaderTxid+": "...)
+	h = strconv.AppendUint(h, t.Txid, 10)
+	h = append(h, "\r\n"+subjects.HeaderPartition+": "...)
+	h = strconv.AppendInt(h, int64(e.partition), 10)
+	h = append(h, "\r\n"+subjects.HeaderTime+": "...)
+	h = appendTime(h, t.Time)
+	h = append(h, "\r\n"...)
+	h = subjects.AppendField(h, subjects.HeaderKind, t.Kind)
+	h = append(h, subjects.HeaderMsgID+": "...)
+	h = append(h, e.names.Prefix...)
+	h = append(h, '.')
+	h = strconv.AppendInt(h, int64(e.partition), 10)
+	h = append(h, '.')
+	h = strconv.AppendUint(h, t.Txid, 10)
+	h = append(h, "\r\n"...)
+	if t.HasHighWaterMark {
+		h = append(h, subjects.HeaderHighWaterMark+": "...)
+		h = strconv.AppendUint(h, t.HighWaterMark, 10)
+		h = append(h, "\r\n"...)
+	}
+	for _, l := range t.Locks {
+		h = subjects.AppendField(h, lockHeaders[l.Mode], l.Name)
+	}
+	if len(t.MsgID) > 0 {
+		h = subjects.AppendField(h, subjects.HeaderStoredMsgID, t.MsgID)
+	}
+	h = append(h, t.Header...)
+	h = subjects.AppendBlockEnd(h)
+	e.header = h
+	if !payload {
+		return appendHPub(dst, subject, h, nil)
+	}
+	return appendHPub(dst, subject, h, t.Payload)
+}
+
+// appendEnd appends the message that ends a read.
+func appendEnd(dst []byte, subject string, next, mark uint64) []byte {
+	h := append([]byte(nil), "NATS/1.0 "+subjects.StatusEnd+" End of read\r\n"...)
+	h = subjects.AppendField(h, subjects.HeaderNext, strconv.FormatUint(next, 10))
+	h = subjects.AppendField(h, subjects.HeaderHighWaterMark, strconv.FormatUint(mark, 10))
+	return appendHPub(dst, subject, subjects.AppendBlockEnd(h), nil)
+}

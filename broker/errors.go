@@ -1,0 +1,62 @@
+package broker
+
+import (
+	"errors"
+
+	"github.com/cantuslog/cantus/raftstore"
+	"github.com/cantuslog/cantus/subjects"
+	"github.com/cantuslog/cantus/wal"
+)
+
+// Met when opening a node.
+var (
+	// ErrInUse is returned when another process has the data directory open.
+	ErrInUse = wal.ErrInUse
+	// ErrIdentity is returned when the data directory belongs to another
+	// cluster or node, or has another number of partitions.
+	ErrIdentity = wal.ErrIdentity
+	// ErrFormat is returned when a newer version wrote the data directory.
+	ErrFormat = wal.ErrFormat
+	// ErrReadOnly is returned when the data directory can't be written to.
+	ErrReadOnly = wal.ErrReadOnly
+	// ErrDamaged is returned when stored bytes are not what was written.
+	ErrDamaged = wal.ErrDamaged
+	// ErrNATSNotReady is returned when the NATS server does not accept clients:
+	// its port is taken, or the context ended first.
+	ErrNATSNotReady = errors.New("broker: NATS server not ready")
+	// ErrOptions is returned for an option that is out of its range.
+	ErrOptions = errors.New("broker: option out of range")
+)
+
+// ErrClosed is returned by what is called on a node that was closed.
+var ErrClosed = errors.New("broker: node is closed")
+
+// wireErrors is the one table from errors to reasons. The text of those that
+// it does not know is logged and not told.
+var wireErrors = []struct {
+	err    error
+	reason subjects.Reason
+	text   string
+}{
+	{raftstore.ErrNotLeader, subjects.Unavailable, "this node does not lead the partition any more: try again"},
+	{raftstore.ErrUnknown, subjects.Unknown, "leadership or storage was lost on the way: it may or may not have committed; send it again with the same message id"},
+	{raftstore.ErrClosed, subjects.Unavailable, "the node is stopping: try again"},
+	{wal.ErrClosed, subjects.Unavailable, "the node is stopping: try again"},
+	{wal.ErrNoSpace, subjects.StorageFull, "no room on the node's disk"},
+	{wal.ErrFailed, subjects.Unavailable, "the node's storage has failed"},
+	{wal.ErrDamaged, subjects.Internal, "stored data is damaged: the node's log says where"},
+}
+
+// wireError gives err as clients see it.
+func wireError(err error) *subjects.Error {
+	var e *subjects.Error
+	if errors.As(err, &e) {
+		return e
+	}
+	for _, w := range wireErrors {
+		if errors.Is(err, w.err) {
+			return subjects.Errorf(w.reason, "%s", w.text)
+		}
+	}
+	return subjects.Errorf(subjects.Internal, "internal error: the node's log says more")
+}

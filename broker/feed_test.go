@@ -1,0 +1,221 @@
+package broker_test
+
+import (
+	"encoding/json"
+	"fmt"
+	"maps"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/micro"
+
+	"github.com/cantuslog/cantus/broker"
+	"github.com/cantuslog/cantus/subjects"
+)
+
+func TestFeed(t *testing.T) {
+	_, nc := openNode(t, t.TempDir(), broker.Options{})
+	subscribe := func(subject string) *nats.Subscription {
+		t.Helper()
+		sub, err := nc.SubscribeSync(subject)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return sub
+	}
+	whole, kindB, other := subscribe("cantus.feed.0.>"), subscribe("cantus.feed.*.b"), subscribe("cantus.feed.1.>")
+	fill(t, nc)
+	const more = 500
+	var appending sync.WaitGroup
+	for i := range 5 {
+		appending.Go(func() {
+			for j := range more / 5 {
+				var batch []byte
+				if j%2 == 0 {
+					batch = item("even")
+				}
+				batch = append(batch, item("x", "Cantus-Kind", fmt.Sprint("k", i))...)
+				if m, err := nc.Request("cantus.batch.0", batch, patience); err != nil || m.Header.Get(subjects.HeaderErrorCode) != "" {
+					t.Error(err, m)
+				}
+			}
+		})
+	}
+	appending.Wait()
+	all := checkLog(t, nc, 0)
+	var fed []*nats.Msg
+	for range all {
+		m, err := whole.NextMsg(patience)
+		if err != nil {
+			t.Fatalf("after %d of %d: %v", len(fed), len(all), err)
+		}
+		fed = append(fed, m)
+	}
+	for i, m := range all {
+		f := fed[i]
+		if !maps.EqualFunc(m.Header, f.Header, slices.Equal) || string(m.Data) != string(f.Data) {
+			t.Fatalf("transaction %d\nread %v %q\nfed  %v %q", i+1, m.Header, m.Data, f.Header, f.Data)
+		}
+		if want := "cantus.feed.0." + m.Header.Get("Cantus-Kind"); f.Subject != want || f.Header.Get(msgID) != fmt.Sprint("cantus.0.", i+1) {
+			t.Fatalf("subject %s, %s %s", f.Subject, msgID, f.Header.Get(msgID))
+		}
+	}
+	for i := range 5 {
+		if m, err := kindB.NextMsg(patience); err != nil || number(t, m, subjects.HeaderTxid) != uint64(2*i+2) {
+			t.Fatalf("%v, %v", m, err)
+		}
+	}
+	if n, _, _ := other.Pending(); n != 0 {
+		t.Errorf("partition 1 has fed %d", n)
+	}
+}
+
+// Nothing is put on the wire for kinds that nobody listens to.
+func TestTheFeedIsPublishedForListenersOnly(t *testing.T) {
+	n, nc := one(t, broker.Options{})
+	sub, err := nc.SubscribeSync("cantus.feed.0.wanted")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range 20 {
+		kind := "unwanted"
+		if i%4 == 3 {
+			kind = "wanted"
+		}
+		appendTx(t, nc, "cantus.append.0", "x", "Cantus-Kind", kind)
+	}
+	for i := range 5 {
+		if m, err := sub.NextMsg(patience); err != nil || number(t, m, subjects.HeaderTxid) != uint64(4*i+4) {
+			t.Fatalf("%v, %v", m, err)
+		}
+	}
+	if got := broker.Fed(n); got != 5 {
+		t.Errorf("%d messages were published for the feed", got)
+	}
+}
+
+func TestAdvisories(t *testing.T) {
+	dir := t.TempDir()
+	n, nc := openNode(t, dir, broker.Options{Partitions: 1, Name: "alpha"})
+	sub, err := nc.SubscribeSync("cantus.advisory.>")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := nc.PublishMsg(message("cantus.append.0", "x", write, "a", msgID, "m1")); err != nil {
+		t.Fatal(err)
+	}
+	if err := nc.Publish("cantus.cursor.0.c", []byte(`{"txid":9}`)); err != nil {
+		t.Fatal(err)
+	}
+	seen := map[string]string{}
+	for range 2 {
+		m, err := sub.NextMsg(patience)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var a struct {
+			Type, Node, Endpoint string
+			Time                 time.Time
+			Partition            *int
+			MsgID                string `json:"msg_id"`
+			Error                *subjects.Error
+		}
+		if err := json.Unmarshal(m.Data, &a); err != nil {
+			t.Fatalf("%s: %v", m.Data, err)
+		}
+		if m.Subject != "cantus.advisory."+a.Type || a.Node != "alpha" || a.Time.IsZero() || a.Partition == nil || *a.Partition != 0 {
+			t.Errorf("%s: %s", m.Subject, m.Data)
+		}
+		seen[a.Endpoint] = fmt.Sprint(a.Type, " ", a.MsgID, " ", a.Error.Reason)
+	}
+	if want := map[string]string{"append": "refused m1 bad_request", "cursor": "refused  ahead"}; !maps.Equal(seen, want) {
+		t.Errorf("got %v", seen)
+	}
+	_ = n
+}
+
+func TestInfo(t *testing.T) {
+	dir := t.TempDir()
+	opts := broker.Options{Partitions: 2, Name: "alpha", Cluster: "prod", Version: "1.2.3"}
+	n, nc := openNode(t, dir, opts)
+	for _, body := range []string{"", "{}"} {
+		wantBody(t, ask(t, nc, "cantus.info", body), `{"cluster":"prod","version":"1.2.3","partitions":2,"nodes":[{"name":"alpha","ready":true}]}`)
+	}
+	wantRefusal(t, ask(t, nc, "cantus.info", `{"x":1}`), subjects.BadRequest)
+	wantRefusal(t, ask(t, nc, "cantus.info.0", `{"x":1}`), subjects.BadRequest)
+	empty := info(t, nc, 1)
+	wantBody(t, ask(t, nc, "cantus.info.1", ""), `{"partition":1,"first_txid":1,"high_water_mark":0,"digest":"`+empty.Digest+`","leader":"alpha","term":`+fmt.Sprint(empty.Term)+
+		`,"replicas":[{"name":"alpha","state":"leader","voter":true,"high_water_mark":0}],"locks":{"tracked":0,"capacity":1000000,"floor":0}}`)
+	fill(t, nc)
+	filled := info(t, nc, 0)
+	if filled.HighWaterMark != 10 || filled.Locks.Tracked != 5 || len(filled.Digest) != 64 || filled.Digest == empty.Digest {
+		t.Errorf("info %+v", filled)
+	}
+	if again := info(t, nc, 0); again.Digest != filled.Digest {
+		t.Errorf("the digest changes by itself")
+	}
+	appendTx(t, nc, "cantus.append.0", "x")
+	last := info(t, nc, 0)
+	if last.Digest == filled.Digest {
+		t.Errorf("the digest is the same after another transaction")
+	}
+	_, nc = reopen(t, n, dir, opts)
+	if after := info(t, nc, 0); after.Digest != last.Digest || after.HighWaterMark != 11 || after.Term <= last.Term || after.Locks != last.Locks {
+		t.Errorf("before the restart %+v, after it %+v", last, after)
+	}
+}
+
+func TestDiscovery(t *testing.T) {
+	_, nc := one(t, broker.Options{Version: "1.2.3", Name: "alpha", Cluster: "prod"})
+	appendTx(t, nc, "cantus.append.0", "x")
+	appendTx(t, nc, "cantus.append.0", "x", write, "a") // refused
+	collect(t, nc, "cantus.read.0", "")
+	var ping micro.Ping
+	request(t, nc, message("$SRV.PING", ""), &ping)
+	if ping.Type != micro.PingResponseType || ping.Name != "cantus" || ping.Version != "1.2.3" || ping.ID == "" ||
+		ping.Metadata["node"] != "alpha" || ping.Metadata["cluster"] != "prod" {
+		t.Fatalf("ping %+v", ping)
+	}
+	for _, suffix := range []string{"", ".cantus", ".cantus." + ping.ID} {
+		var p micro.Ping
+		var i micro.Info
+		var s micro.Stats
+		request(t, nc, message("$SRV.PING"+suffix, ""), &p)
+		request(t, nc, message("$SRV.INFO"+suffix, ""), &i)
+		for appends := 0; appends < 2; { // they are counted when they have been answered
+			s = micro.Stats{}
+			request(t, nc, message("$SRV.STATS"+suffix, ""), &s)
+			for _, e := range s.Endpoints {
+				if e.Name == "append" {
+					appends = e.NumRequests
+				}
+			}
+		}
+		if p.ID != ping.ID || i.ID != ping.ID || s.ID != ping.ID || i.Type != micro.InfoResponseType || s.Type != micro.StatsResponseType {
+			t.Fatalf("%+v %+v %+v", p, i, s)
+		}
+		var names []string
+		for _, e := range i.Endpoints {
+			names = append(names, e.Name+" "+e.Subject)
+		}
+		want := []string{"append cantus.append.*", "batch cantus.batch.*", "read cantus.read.*", "replica_read cantus.replica.read.*",
+			"get cantus.get.*", "info cantus.info", "partition_info cantus.info.*", "cursor cantus.cursor.*.*"}
+		if !slices.Equal(names, want) {
+			t.Errorf("endpoints %q", names)
+		}
+		for _, e := range s.Endpoints {
+			if e.Name == "append" && (e.NumRequests != 2 || e.NumErrors != 1 || e.LastError == "" || e.ProcessingTime <= 0 || e.AverageProcessingTime <= 0) {
+				t.Errorf("%+v", e)
+			}
+			if e.Name == "get" && e.NumRequests != 0 {
+				t.Errorf("%+v", e)
+			}
+		}
+		if s.Started.IsZero() || len(s.Endpoints) != len(want) {
+			t.Errorf("stats %+v", s)
+		}
+	}
+}

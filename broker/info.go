@@ -1,0 +1,60 @@
+package broker
+
+import (
+	"context"
+	"encoding/hex"
+
+	"github.com/cantuslog/cantus/subjects"
+)
+
+// serveInfo describes the partition. The answer is linearizable: a majority
+// has confirmed the leader since the question.
+func (p *partition) serveInfo(ctx context.Context, m *message) error {
+	var none struct{}
+	if err := strictJSON(m.payload, &none); err != nil {
+		return err
+	}
+	if err := p.group.VerifyLeader(ctx); err != nil {
+		return err
+	}
+	p.node.answerRead(appendPub(nil, m.reply, mustJSON(p.info())))
+	return nil
+}
+
+func (p *partition) info() subjects.PartitionInfo {
+	status := p.group.Status()
+	r := p.replica
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	stats := r.table.Stats()
+	info := subjects.PartitionInfo{
+		Partition: p.id, FirstTxid: r.first, HighWaterMark: r.table.Committed(), Digest: hex.EncodeToString(r.digest[:]),
+		Leader: status.Leader, Term: status.Term,
+		Locks: subjects.LockInfo{Tracked: stats.Locks, Capacity: stats.Capacity, Floor: stats.Floor},
+	}
+	for _, rep := range status.Replicas {
+		i := subjects.ReplicaInfo{Name: rep.Name, Voter: rep.Voter, State: "follower"}
+		if rep.Name == p.node.opts.Name {
+			i.State, i.HighWaterMark = status.State, info.HighWaterMark
+		}
+		info.Replicas = append(info.Replicas, i)
+	}
+	return info
+}
+
+// serveCluster describes the cluster, as any node sees it.
+func (n *Node) serveCluster(m *message) {
+	if m.reply == "" {
+		return
+	}
+	var none struct{}
+	if err := strictJSON(m.payload, &none); err != nil {
+		e := wireError(err)
+		n.readSender.send(appendRefusal(nil, m.reply, e, map[string]any{"error": e}))
+		return
+	}
+	n.readSender.send(appendPub(nil, m.reply, mustJSON(subjects.ClusterInfo{
+		Cluster: n.store.Identity().Cluster, Version: n.opts.Version, Partitions: len(n.partitions),
+		Nodes: []subjects.NodeInfo{{Name: n.opts.Name, Ready: n.Ready()}},
+	})))
+}

@@ -1,0 +1,405 @@
+package broker
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+
+	"go.uber.org/goleak"
+)
+
+// scripted is a NATS server of which a test plays the part.
+type scripted struct{ conns chan net.Conn }
+
+func newScripted() *scripted { return &scripted{make(chan net.Conn, 8)} }
+
+func (s *scripted) dial() (net.Conn, error) {
+	client, server := net.Pipe()
+	s.conns <- server
+	return client, nil
+}
+
+// peer is the server's end of one connection.
+type peer struct {
+	t    *testing.T
+	conn net.Conn
+	r    *bufio.Reader
+}
+
+// next takes the next connection, before any handshake.
+func (s *scripted) next(t *testing.T) *peer {
+	t.Helper()
+	conn := <-s.conns
+	t.Cleanup(func() { _ = conn.Close() })
+	return &peer{t, conn, bufio.NewReader(conn)}
+}
+
+// accept takes the next connection and shakes hands.
+func (s *scripted) accept(t *testing.T) *peer {
+	t.Helper()
+	p := s.next(t)
+	p.say("INFO {\"nonce\":\"n\"}\r\n")
+	if hello := p.line(); !strings.HasPrefix(hello, "CONNECT {") {
+		t.Fatalf("the link began with %q", hello)
+	}
+	p.expect("PING")
+	p.say("PONG\r\n")
+	return p
+}
+
+func (p *peer) say(text string) {
+	p.t.Helper()
+	if _, err := p.conn.Write([]byte(text)); err != nil {
+		p.t.Fatalf("say %q: %v", text, err)
+	}
+}
+
+func (p *peer) line() string {
+	p.t.Helper()
+	line, err := p.r.ReadString('\n')
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	return strings.TrimRight(line, "\r\n")
+}
+
+func (p *peer) expect(want string) {
+	p.t.Helper()
+	if got := p.line(); got != want {
+		p.t.Fatalf("the link said %q, not %q", got, want)
+	}
+}
+
+// openLink connects a link to a scripted server.
+func openLink(t *testing.T, auth credentials) (*link, *scripted, *peer) {
+	t.Helper()
+	s := newScripted()
+	var l *link
+	var err error
+	var opening sync.WaitGroup
+	opening.Go(func() { l, err = newLink("test", s.dial, auth, slog.New(slog.DiscardHandler)) })
+	p := s.accept(t)
+	opening.Wait()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(l.close)
+	return l, s, p
+}
+
+// received collects what a link hands over.
+type received chan message
+
+func (r received) handle(m *message) { r <- *m }
+
+func subscribe(t *testing.T, l *link, p *peer, subject, queue, want string) received {
+	t.Helper()
+	r := make(received, 16)
+	var err error
+	var subscribing sync.WaitGroup
+	subscribing.Go(func() { _, err = l.subscribe(subject, queue, r.handle) })
+	p.expect(want)
+	subscribing.Wait()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return r
+}
+
+func TestLinkReceives(t *testing.T) {
+	l, _, p := openLink(t, credentials{})
+	r := subscribe(t, l, p, "a.*", "q", "SUB a.* q 1")
+	p.say("MSG a.b 1 5\r\nhello\r\n" +
+		"MSG a.c 1 reply.to 0\r\n\r\n" +
+		"HMSG a.* 1 12 15\r\nNATS/1.0\r\n\r\nxyz\r\n" +
+		"HMSG a.d 1 back 12 12\r\nNATS/1.0\r\n\r\n\r\n" +
+		"MSG a.b 99 2\r\nno\r\n" + // of a subscription that is not known
+		"MSG a.e 1 3\r\nend\r\n")
+	for _, want := range []message{
+		{subject: "a.b", payload: []byte("hello")},
+		{subject: "a.c", reply: "reply.to"},
+		{subject: "a.*", header: []byte("NATS/1.0\r\n\r\n"), payload: []byte("xyz")},
+		{subject: "a.d", reply: "back", header: []byte("NATS/1.0\r\n\r\n")},
+		{subject: "a.e", payload: []byte("end")},
+	} {
+		got := <-r
+		if got.subject != want.subject || got.reply != want.reply || !bytes.Equal(got.header, want.header) ||
+			!bytes.Equal(got.payload, want.payload) || (got.header == nil) != (want.header == nil) {
+			t.Fatalf("got %+v, want %+v", got, want)
+		}
+	}
+}
+
+func TestLinkDialsAgain(t *testing.T) {
+	for name, end := range map[string]func(*peer){
+		"cut":                       func(p *peer) { _ = p.conn.Close() },
+		"malformed control line":    func(p *peer) { p.say("MSG a.b\r\n") },
+		"not a number":              func(p *peer) { p.say("MSG a.b 1 x\r\n") },
+		"negative":                  func(p *peer) { p.say("MSG a.b 1 -1\r\n") },
+		"headers longer than total": func(p *peer) { p.say("HMSG a.b 1 13 12\r\n") },
+		"too many fields":           func(p *peer) { p.say("MSG a.b 1 r r 1\r\n") },
+		"an absurd size":            func(p *peer) { p.say("MSG a.b 1 99999999999999999999\r\n") },
+	} {
+		t.Run(name, func(t *testing.T) {
+			l, s, p := openLink(t, credentials{})
+			r := subscribe(t, l, p, "a.b", "", "SUB a.b 1")
+			end(p)
+			// The old connection must end, or the server would go on sending to it.
+			if _, err := p.r.ReadByte(); err == nil {
+				t.Fatal("the link says more on a connection that it gave up")
+			}
+			p = s.accept(t)
+			p.expect("SUB a.b 1")
+			p.say("MSG a.b 1 2\r\nok\r\n")
+			if m := <-r; string(m.payload) != "ok" {
+				t.Fatalf("got %q", m.payload)
+			}
+		})
+	}
+}
+
+func TestLinkDialsUntilTheServerAnswers(t *testing.T) {
+	_, s, p := openLink(t, credentials{})
+	_ = p.conn.Close()
+	p = s.next(t)
+	p.say("-ERR 'too many connections'\r\n") // not an INFO
+	p = s.next(t)
+	p.say("INFO {}\r\n")
+	p.line()
+	p.expect("PING")
+	p.say("-ERR 'Authorization Violation'\r\n")
+	s.accept(t)
+}
+
+func TestLinkFlush(t *testing.T) {
+	l, s, p := openLink(t, credentials{})
+	type flush struct {
+		cancel context.CancelFunc
+		result chan error
+	}
+	begin := func() flush {
+		ctx, cancel := context.WithCancel(t.Context())
+		f := flush{cancel, make(chan error, 1)}
+		go func() { f.result <- l.flush(ctx) }()
+		p.expect("PING")
+		return f
+	}
+	first, second, third := begin(), begin(), begin()
+	first.cancel()
+	if err := <-first.result; !errors.Is(err, context.Canceled) {
+		t.Fatalf("a flush that was given up: %v", err)
+	}
+	p.say("PONG\r\n") // the first one's, whom nobody waits for
+	p.say("PONG\r\n")
+	if err := <-second.result; err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case err := <-third.result:
+		t.Fatalf("a flush ended before its own PONG: %v", err)
+	default:
+	}
+	_ = p.conn.Close()
+	if err := <-third.result; !errors.Is(err, errLinkLost) {
+		t.Fatalf("a flush whose connection was cut: %v", err)
+	}
+	p = s.accept(t)
+	p.say("PONG\r\n") // unasked for
+	fourth := begin()
+	p.say("PONG\r\n")
+	if err := <-fourth.result; err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestLinkAnswersPingsAndPassesErrorsOver(t *testing.T) {
+	l, _, p := openLink(t, credentials{})
+	r := subscribe(t, l, p, "a", "", "SUB a 1")
+	p.say("PING\r\n")
+	p.expect("PONG")
+	p.say("-ERR 'Slow Consumer'\r\n+OK\r\nINFO {}\r\nMSG a 1 1\r\nx\r\n")
+	if m := <-r; string(m.payload) != "x" {
+		t.Fatalf("got %q", m.payload)
+	}
+}
+
+// What was sent to a subscription before it ended is still handled; nothing
+// of it is subscribed to again.
+func TestLinkUnsubscribes(t *testing.T) {
+	l, s, p := openLink(t, credentials{})
+	a := subscribe(t, l, p, "a", "", "SUB a 1")
+	subscribe(t, l, p, "b", "", "SUB b 2")
+	result := make(chan error, 1)
+	go func() { result <- l.unsubscribe(t.Context(), 1) }()
+	p.expect("UNSUB 1")
+	p.say("MSG a 1 4\r\nlate\r\n")
+	p.expect("PING")
+	p.say("PONG\r\n")
+	if err := <-result; err != nil {
+		t.Fatal(err)
+	}
+	if m := <-a; string(m.payload) != "late" {
+		t.Fatalf("got %q", m.payload)
+	}
+	p.say("MSG a 1 5\r\nnever\r\nPING\r\n")
+	p.expect("PONG")
+	_ = p.conn.Close()
+	p = s.accept(t)
+	p.expect("SUB b 2")
+	p.say("PING\r\n")
+	p.expect("PONG")
+	if len(a) != 0 {
+		t.Fatal("a message came in after unsubscribe had returned")
+	}
+}
+
+func TestLinkCloses(t *testing.T) {
+	t.Run("while the server reads nothing", func(t *testing.T) {
+		l, _, p := openLink(t, credentials{})
+		result := make(chan error, 1)
+		go func() { result <- l.send([]byte("PUB a 1\r\nx\r\n")) }()
+		if c, err := p.r.ReadByte(); c != 'P' || err != nil { // it is in the middle of it
+			t.Fatal(c, err)
+		}
+		p.r = nil
+		l.close()
+		l.close()
+		<-result
+		if err := l.send([]byte("x")); !errors.Is(err, errLinkClosed) {
+			t.Fatalf("send: %v", err)
+		}
+		if err := l.flush(t.Context()); !errors.Is(err, errLinkClosed) {
+			t.Fatalf("flush: %v", err)
+		}
+	})
+	t.Run("while it shakes hands again", func(t *testing.T) {
+		l, s, p := openLink(t, credentials{})
+		_ = p.conn.Close()
+		s.next(t) // says nothing
+		l.close()
+	})
+	t.Run("while it can't dial", func(t *testing.T) {
+		l, s, p := openLink(t, credentials{})
+		_ = p.conn.Close()
+		_ = s.next(t).conn.Close()
+		l.close()
+	})
+}
+
+func TestLinkDoesNotOpen(t *testing.T) {
+	defer goleak.VerifyNone(t, goleak.IgnoreCurrent())
+	none := errors.New("nobody there")
+	if _, err := newLink("test", func() (net.Conn, error) { return nil, none }, credentials{}, slog.New(slog.DiscardHandler)); !errors.Is(err, none) {
+		t.Fatalf("got %v", err)
+	}
+	for name, greeting := range map[string]string{
+		"not NATS":       "HTTP/1.1 400 Bad Request\r\n",
+		"not JSON":       "INFO {\r\n",
+		"cut":            "INFO ",
+		"a long nothing": strings.Repeat("x", 200<<10),
+	} {
+		s := newScripted()
+		var talking sync.WaitGroup
+		talking.Go(func() {
+			conn := <-s.conns
+			_, _ = conn.Write([]byte(greeting))
+			_ = conn.Close()
+		})
+		l, err := newLink("test", s.dial, credentials{}, slog.New(slog.DiscardHandler))
+		if err == nil {
+			l.close()
+			t.Errorf("%s: no error", name)
+		}
+		talking.Wait()
+	}
+	s := newScripted()
+	missing := credentials{file: filepath.Join(t.TempDir(), "none.creds")}
+	var talking sync.WaitGroup
+	talking.Go(func() { s.next(t).say("INFO {\"nonce\":\"x\"}\r\n") })
+	if _, err := newLink("test", s.dial, missing, slog.New(slog.DiscardHandler)); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("missing credentials: %v", err)
+	}
+	talking.Wait()
+}
+
+// Whoever writes while the server writes must get through: the server reads
+// from a link only as long as the link reads from it.
+func TestLinkReadsWhileItWrites(t *testing.T) {
+	l, _, p := openLink(t, credentials{})
+	const messages, size = 200, 100_000
+	got := make(chan struct{}, messages)
+	var err error
+	var subscribing sync.WaitGroup
+	subscribing.Go(func() { _, err = l.subscribe("a", "", func(*message) { got <- struct{}{} }) })
+	p.expect("SUB a 1")
+	subscribing.Wait()
+	if err != nil {
+		t.Fatal(err)
+	}
+	payload := bytes.Repeat([]byte("x"), size)
+	var writing sync.WaitGroup
+	writing.Go(func() {
+		for range messages {
+			if err := l.send(appendPub(nil, "b", payload)); err != nil {
+				t.Error(err)
+			}
+		}
+	})
+	writing.Go(func() { // a server that writes before it reads
+		for range messages {
+			p.say(fmt.Sprintf("MSG a 1 %d\r\n%s\r\n", size, payload))
+			p.expect(fmt.Sprintf("PUB b %d", size))
+			if _, err := p.r.Discard(size + 2); err != nil {
+				t.Error(err)
+			}
+		}
+	})
+	writing.Wait()
+	for range messages {
+		<-got
+	}
+}
+
+func FuzzReceive(f *testing.F) {
+	f.Add("MSG a 1 5\r\nhello\r\n")
+	f.Add("HMSG a 1 r 12 15\r\nNATS/1.0\r\n\r\nxyz\r\n")
+	f.Add("HMSG a 1 12 11\r\n")
+	f.Add("MSG a 1 999999999999\r\n")
+	f.Add("PING\r\nPONG\r\n-ERR 'x'\r\nINFO {}\r\n")
+	f.Fuzz(func(t *testing.T, input string) {
+		if len(input) > 1<<12 || strings.Contains(input, "PING") {
+			return // a PING is answered on a goroutine, which needs a connection
+		}
+		for _, line := range strings.SplitAfter(input, "\n") {
+			if c, ok := parseControl([]byte(line), true); ok && c.total > 1<<20 {
+				return // room is made for what the server announces
+			}
+			if c, ok := parseControl([]byte(line), false); ok && c.total > 1<<20 {
+				return
+			}
+		}
+		total := 0
+		l := &link{log: slog.New(slog.DiscardHandler), handlers: map[int]subscription{}}
+		l.handlers[1] = subscription{subject: "a", handle: func(m *message) {
+			total += len(m.header) + len(m.payload)
+			if len(m.header)+len(m.payload) > len(input) {
+				t.Fatalf("a message of %d bytes out of %d", len(m.header)+len(m.payload), len(input))
+			}
+		}}
+		if err := l.read(bufio.NewReaderSize(strings.NewReader(input), 128<<10)); err == nil {
+			t.Fatal("read ended without an error")
+		}
+		if total > len(input) {
+			t.Fatalf("%d bytes of messages out of %d", total, len(input))
+		}
+	})
+}

@@ -1,0 +1,117 @@
+package broker
+
+import (
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+
+	"github.com/cantuslog/cantus/subjects"
+)
+
+// metrics are the node's, in a registry of its own: several nodes may live in
+// one process.
+type metrics struct {
+	registry *prometheus.Registry
+	appended *prometheus.CounterVec
+	refusals *prometheus.CounterVec
+	batches  *prometheus.CounterVec
+	bytes    *prometheus.CounterVec
+	reads    *prometheus.CounterVec
+	sent     *prometheus.CounterVec
+	commit   *prometheus.HistogramVec
+}
+
+func newMetrics() *metrics {
+	byPartition := []string{"partition"}
+	counter := func(name, help string, labels ...string) *prometheus.CounterVec {
+		return prometheus.NewCounterVec(prometheus.CounterOpts{Namespace: "cantus", Name: name, Help: help}, labels)
+	}
+	m := &metrics{
+		registry: prometheus.NewRegistry(),
+		appended: counter("transactions_committed_total", "Transactions that this node has committed as a leader.", byPartition...),
+		refusals: counter("requests_refused_total", "Requests that were refused, by the reason that the client was given.", "partition", "reason"),
+		batches:  counter("batches_committed_total", "Batches (Raft entries) that this node has committed as a leader.", byPartition...),
+		bytes:    counter("batch_bytes_total", "Bytes of the batches committed.", byPartition...),
+		reads:    counter("reads_total", "Reads that were answered.", byPartition...),
+		sent:     counter("transactions_read_total", "Transactions that reads were answered with.", byPartition...),
+		commit: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Namespace: "cantus", Name: "batch_commit_seconds",
+			Help:    "From the certification of a batch until it is synced, committed and applied.",
+			Buckets: prometheus.ExponentialBuckets(0.0001, 2, 16),
+		}, byPartition),
+	}
+	m.registry.MustRegister(m.appended, m.refusals, m.batches, m.bytes, m.reads, m.sent, m.commit,
+		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	return m
+}
+
+// watch adds the gauges that are read off the node when it is scraped.
+func (m *metrics) watch(n *Node) {
+	gauge := func(name, help string, value func() float64) {
+		m.registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Namespace: "cantus", Name: name, Help: help}, value))
+	}
+	gauge("ready", "1 if every partition of this node is served.", func() float64 {
+		if n.Ready() {
+			return 1
+		}
+		return 0
+	})
+	gauge("journal_frames", "Frames that the write-ahead log has synced since it was opened.", func() float64 {
+		return float64(n.store.Stats().Journal.Frames)
+	})
+	gauge("journal_bytes", "Bytes that the write-ahead log has written since it was opened.", func() float64 {
+		return float64(n.store.Stats().Journal.Bytes)
+	})
+	for _, p := range n.partitions {
+		m.registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Namespace: "cantus", Name: "high_water_mark", Help: "The txid of the partition's last committed transaction.",
+			ConstLabels: prometheus.Labels{"partition": label(p.id)},
+		}, func() float64 { return float64(p.replica.position().mark) }))
+		m.registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Namespace: "cantus", Name: "requests_queued", Help: "Messages that wait to be certified.",
+			ConstLabels: prometheus.Labels{"partition": label(p.id)},
+		}, func() float64 { return float64(p.queue.length()) }))
+	}
+}
+
+// partitionMetrics are one partition's, looked up once.
+type partitionMetrics struct {
+	appended, batches, bytes, reads, sent prometheus.Counter
+	commit                                prometheus.Observer
+	refusals                              *prometheus.CounterVec
+	stats                                 *serviceStats
+}
+
+func (m *metrics) partition(id int, stats *serviceStats) partitionMetrics {
+	l := label(id)
+	return partitionMetrics{
+		appended: m.appended.WithLabelValues(l), batches: m.batches.WithLabelValues(l), bytes: m.bytes.WithLabelValues(l),
+		reads: m.reads.WithLabelValues(l), sent: m.sent.WithLabelValues(l), commit: m.commit.WithLabelValues(l),
+		refusals: m.refusals.MustCurryWith(prometheus.Labels{"partition": l}), stats: stats,
+	}
+}
+
+func (m *partitionMetrics) committed(transactions, bytes int, took time.Duration) {
+	m.appended.Add(float64(transactions))
+	m.batches.Inc()
+	m.bytes.Add(float64(bytes))
+	m.commit.Observe(took.Seconds())
+}
+
+// answered counts n messages to an endpoint that took a time each.
+func (m *partitionMetrics) answered(endpoint string, n int, took time.Duration) {
+	if n > 0 {
+		m.stats.add(endpoint, n, time.Duration(n)*took)
+	}
+}
+
+func (m *partitionMetrics) refused(endpoint string, reason subjects.Reason) {
+	m.refusals.WithLabelValues(string(reason)).Inc()
+	m.stats.fail(endpoint, string(reason))
+}
+
+func (m *partitionMetrics) read(transactions int) {
+	m.reads.Inc()
+	m.sent.Add(float64(transactions))
+}

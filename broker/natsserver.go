@@ -1,0 +1,239 @@
+package broker
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/nats-io/nats-server/v2/server"
+
+	"github.com/cantuslog/cantus/subjects"
+)
+
+// natsServer is the embedded NATS server and what the node needs to know of
+// it.
+type natsServer struct {
+	*server.Server
+	account *server.Account // that the node's subjects live in
+	auth    credentials     // the node's own
+	// maxTransaction is the most bytes a transaction may have: the protocol's
+	// limit, or less if the server's max_payload is smaller.
+	maxTransaction int
+	// maxPayload is the server's: no answer may be larger. maxBatch is how
+	// many transactions a batch message may carry so that its answer is not.
+	maxPayload, maxBatch int
+	// watchInterest says that the account's subscriptions tell whether
+	// anybody wants a feed message. Gateways hide theirs.
+	watchInterest bool
+}
+
+// feedRoom is what a feed message may have beside a transaction's own bytes.
+const feedRoom = 1024
+
+// startNATS starts the embedded server and makes the account ready: append
+// by key is mapped to partitions by the server itself.
+func startNATS(ctx context.Context, o Options, partitions int, log *slog.Logger) (*natsServer, error) {
+	opts, err := natsOptions(o)
+	if err != nil {
+		return nil, err
+	}
+	auth, err := ownCredentials(opts, o)
+	if err != nil {
+		return nil, err
+	}
+	s := &natsServer{auth: auth, watchInterest: opts.Gateway.Name == ""}
+	s.maxTransaction = min(subjects.MaxTransaction, int(opts.MaxPayload)-feedRoom)
+	s.maxPayload = int(opts.MaxPayload)
+	s.maxBatch = min(subjects.MaxBatch, s.maxPayload/outcomeBytes-1)
+	if least := 8 << 10; s.maxPayload < least {
+		return nil, fmt.Errorf("NATS server: max_payload %d is too small: at least %d is needed", opts.MaxPayload, least)
+	}
+	s.Server, err = startServer(ctx, opts, log, func(ns *server.Server) (err error) {
+		if s.account, err = findAccount(ns, o.Account); err != nil {
+			return err
+		}
+		names := subjects.Names{Prefix: o.Prefix}
+		to := fmt.Sprintf("%s.append.{{partition(%d,1)}}", o.Prefix, partitions)
+		if err := s.account.AddMapping(names.AppendKey("*"), to); err != nil {
+			return fmt.Errorf("map %s: %w", names.AppendKey("*"), err)
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	return s, nil
+}
+
+// serverStart is how long a server may take until it accepts clients. It is
+// generous because JetStream, where it is on, recovers its streams first.
+const serverStart = 30 * time.Second
+
+// startServer starts a NATS server, after prepare has done what must come
+// before, and returns once it accepts clients.
+func startServer(ctx context.Context, opts *server.Options, log *slog.Logger, prepare func(*server.Server) error) (*server.Server, error) {
+	ns, err := server.NewServer(opts)
+	if err != nil {
+		return nil, fmt.Errorf("NATS server: %w", err)
+	}
+	logger := natsLogger{log, make(chan string, 1)}
+	ns.SetLoggerV2(logger, false, false, false)
+	if err := prepare(ns); err != nil {
+		ns.Shutdown()
+		return nil, err
+	}
+	ns.Start()
+	for deadline := time.Now().Add(serverStart); !ns.ReadyForConnections(50 * time.Millisecond); {
+		select {
+		case text := <-logger.fatal:
+			err = fmt.Errorf("%w: %s", ErrNATSNotReady, text)
+		case <-ctx.Done():
+			err = fmt.Errorf("%w: %w", ErrNATSNotReady, ctx.Err())
+		default:
+			if time.Now().After(deadline) {
+				err = fmt.Errorf("%w after %v", ErrNATSNotReady, serverStart)
+			}
+		}
+		if err != nil {
+			ns.Shutdown()
+			ns.WaitForShutdown()
+			return nil, err
+		}
+	}
+	return ns, nil
+}
+
+// natsOptions are the operator's configuration file, or our defaults.
+func natsOptions(o Options) (*server.Options, error) {
+	opts := &server.Options{}
+	if o.NATSConfig != "" {
+		if err := opts.ProcessConfigFile(o.NATSConfig); err != nil {
+			return nil, fmt.Errorf("NATS configuration %s: %w", o.NATSConfig, err)
+		}
+	}
+	switch {
+	case o.Listen != "":
+		host, port, err := splitAddress(o.Listen)
+		if err != nil {
+			return nil, fmt.Errorf("listen address: %w", err)
+		}
+		if opts.Host == "" && opts.Port == 0 { // the file goes first
+			opts.Host, opts.Port = host, port
+		}
+	case o.NATSConfig == "":
+		opts.DontListen = true
+	}
+	if opts.Port == 0 && !opts.DontListen {
+		opts.Port = server.DEFAULT_PORT
+	}
+	if opts.ServerName == "" {
+		opts.ServerName = o.Name
+	}
+	if opts.MaxPayload == 0 {
+		opts.MaxPayload = server.MAX_PAYLOAD_SIZE
+	}
+	opts.NoSigs = true // the program's, not the server's
+	// A slow subscriber of the feed loses messages and reads them again; with
+	// the stall it would hold up everybody's answers.
+	opts.NoFastProducerStall = true
+	return opts, nil
+}
+
+func splitAddress(address string) (host string, port int, err error) {
+	host, p, err := net.SplitHostPort(address)
+	if err != nil {
+		return "", 0, fmt.Errorf("%q is not host:port, such as 127.0.0.1:4222", address)
+	}
+	port, err = strconv.Atoi(p)
+	if err != nil || port < 0 || port > 65535 {
+		return "", 0, fmt.Errorf("%q: the port is a number from 0 (any free one) to 65535", address)
+	}
+	if port == 0 {
+		port = server.RANDOM_PORT
+	}
+	return host, port, nil
+}
+
+// ownCredentials sees to it that the node itself can connect, whatever the
+// configuration asks of clients.
+func ownCredentials(opts *server.Options, o Options) (credentials, error) {
+	switch {
+	case o.Credentials != "":
+		return credentials{file: o.Credentials}, nil
+	case len(opts.TrustedOperators) > 0 || len(opts.TrustedKeys) > 0:
+		return credentials{}, errors.New("the NATS configuration uses operators and JWTs: " +
+			"give the node a user of its own with a credentials file")
+	case hashed(opts.Authorization):
+		return credentials{}, errors.New("the NATS configuration gives its token as a hash, which the node itself " +
+			"can't connect with: give the token, or users")
+	}
+	if hashed(opts.Password) { // we can't use it; the server can, as one of several users
+		opts.Users = append(opts.Users, &server.User{Username: opts.Username, Password: opts.Password})
+		opts.Username, opts.Password = "", ""
+	}
+	switch {
+	case len(opts.Users) > 0 || len(opts.Nkeys) > 0:
+		user := &server.User{Username: "cantus-" + rand.Text(), Password: rand.Text()}
+		for _, a := range opts.Accounts {
+			if a.GetName() == o.Account {
+				user.Account = a
+			}
+		}
+		opts.Users = append(opts.Users, user)
+		if opts.AuthCallout != nil {
+			opts.AuthCallout.AuthUsers = append(opts.AuthCallout.AuthUsers, user.Username)
+		}
+		return credentials{user: user.Username, password: user.Password}, nil
+	case o.Account != "":
+		return credentials{}, fmt.Errorf("the NATS configuration has no users, so that nobody could come to account %q", o.Account)
+	case opts.Authorization != "":
+		return credentials{token: opts.Authorization}, nil
+	default:
+		return credentials{user: opts.Username, password: opts.Password}, nil
+	}
+}
+
+// hashed tells whether the configuration gives a bcrypt hash of a secret.
+func hashed(secret string) bool { return strings.HasPrefix(secret, "$2") && len(secret) == 60 }
+
+func findAccount(ns *server.Server, name string) (*server.Account, error) {
+	if name == "" {
+		return ns.GlobalAccount(), nil
+	}
+	a, err := ns.LookupAccount(name)
+	if err != nil {
+		return nil, fmt.Errorf("NATS account %q: %w", name, err)
+	}
+	return a, nil
+}
+
+// wanted tells whether anybody subscribes to subject.
+func (s *natsServer) wanted(subject string) bool {
+	return !s.watchInterest || s.account.SubscriptionInterest(subject)
+}
+
+// natsLogger passes the server's log on, and what it could not start for.
+type natsLogger struct {
+	log   *slog.Logger
+	fatal chan string // the first only
+}
+
+func (l natsLogger) Noticef(format string, v ...any) {
+	l.log.Debug("nats: " + fmt.Sprintf(format, v...))
+}
+func (l natsLogger) Warnf(format string, v ...any)  { l.log.Warn("nats: " + fmt.Sprintf(format, v...)) }
+func (l natsLogger) Errorf(format string, v ...any) { l.log.Warn("nats: " + fmt.Sprintf(format, v...)) }
+func (l natsLogger) Fatalf(format string, v ...any) {
+	select {
+	case l.fatal <- fmt.Sprintf(format, v...):
+	default:
+	}
+}
+func (l natsLogger) Debugf(string, ...any) {}
+func (l natsLogger) Tracef(string, ...any) {}

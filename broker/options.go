@@ -1,0 +1,125 @@
+package broker
+
+import (
+	"fmt"
+	"log/slog"
+	"time"
+
+	"github.com/cantuslog/cantus/subjects"
+	"github.com/cantuslog/cantus/wal"
+)
+
+// Options configures a node. The zero value is a node for embedding: no
+// port is opened, and everything has its default.
+type Options struct {
+	// Name is the node's name in its cluster, one NATS token. Default "n1".
+	Name string
+	// Cluster is the cluster's name, one NATS token; it is written down when
+	// the data directory is founded and must not change. Default "cantus".
+	Cluster string
+	// Partitions is fixed when the data directory is founded, 1 to 1,024.
+	// Default (0) is 4 for a new directory, and what it holds for an old one.
+	Partitions int
+	// Prefix begins every subject. Default "cantus".
+	Prefix string
+
+	// Listen is the host:port for NATS clients; port 0 takes a free one.
+	// Empty opens no port: clients then come through [Node.Conn] only.
+	Listen string
+	// HTTP is the host:port for health and metrics; port 0 takes a free one.
+	// Empty opens none.
+	HTTP string
+	// NATSConfig is a nats-server configuration file. What it says goes
+	// before Listen.
+	NATSConfig string
+	// Account is the NATS account that the node's subjects live in, where
+	// NATSConfig defines accounts. Default: the server's global account.
+	Account string
+	// Credentials is a NATS credentials file for the node's own connections,
+	// needed where NATSConfig has operators and accounts as JWTs.
+	Credentials string
+
+	// Locks is how many recorded locks a partition's table knows exactly.
+	// About 100 bytes of memory each. Default 1,000,000.
+	Locks int
+	// MsgIDs is how many message ids a partition remembers at most. About
+	// 100 bytes of memory each. Default 1,000,000.
+	MsgIDs int
+	// MsgIDWindow is how long a message id is remembered. Default 2 minutes.
+	MsgIDWindow time.Duration
+	// QueueBytes bounds the requests that wait in front of a partition;
+	// beyond it they are refused as busy. Default 32 MiB.
+	QueueBytes int
+	// TailBytes bounds the newest entries that are kept in memory for reads,
+	// for the whole node. Default 64 MiB.
+	TailBytes int
+	// Reserve is the free disk space, in bytes, under which appends are
+	// refused as storage_full. Default 256 MiB.
+	Reserve int64
+
+	// Logger takes the node's log. Default: discarded.
+	Logger *slog.Logger
+	// Version is what the node calls itself in info and discovery.
+	Version string
+
+	// Tests put something else in here. Of store, identity, tail and logger
+	// are not looked at.
+	store     wal.Options
+	freeSpace func(dir string) (int64, error)
+}
+
+const defaultPartitions = 4
+
+// withDefaults fills in what is zero and checks what is not.
+func (o Options) withDefaults() (Options, error) {
+	set(&o.Name, "n1")
+	set(&o.Cluster, "cantus")
+	set(&o.Prefix, subjects.DefaultPrefix)
+	set(&o.Locks, 1_000_000)
+	set(&o.MsgIDs, 1_000_000)
+	set(&o.MsgIDWindow, 2*time.Minute)
+	set(&o.QueueBytes, 32<<20)
+	set(&o.TailBytes, 64<<20)
+	set(&o.Reserve, 256<<20)
+	set(&o.Version, "0.0.0-devel")
+	if o.freeSpace == nil {
+		o.freeSpace = wal.FreeSpace
+	}
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	for what, name := range map[string]string{"node name": o.Name, "cluster name": o.Cluster} {
+		if err := subjects.CheckKind(name); err != nil {
+			return o, fmt.Errorf("%w: %s: %w", ErrOptions, what, err)
+		}
+	}
+	if err := subjects.CheckPrefix(o.Prefix); err != nil {
+		return o, fmt.Errorf("%w: %w", ErrOptions, err)
+	}
+	for _, r := range []struct {
+		what        string
+		value       int64
+		least, most int64
+	}{
+		{"partitions", int64(o.Partitions), 0, 1024},
+		{"locks", int64(o.Locks), 1, 1 << 30},
+		{"message ids", int64(o.MsgIDs), 1, 1 << 30},
+		{"message id window in seconds", int64(o.MsgIDWindow / time.Second), 1, 86_400},
+		{"queue bytes", int64(o.QueueBytes), 1 << 16, 1 << 34},
+		{"tail bytes", int64(o.TailBytes), 1 << 16, 1 << 36},
+		{"reserve bytes", o.Reserve, 0, 1 << 50},
+	} {
+		if r.value < r.least || r.value > r.most {
+			return o, fmt.Errorf("%w: %s is %d: %d to %d is allowed", ErrOptions, r.what, r.value, r.least, r.most)
+		}
+	}
+	return o, nil
+}
+
+// set gives a zero option its default.
+func set[T comparable](field *T, value T) {
+	var zero T
+	if *field == zero {
+		*field = value
+	}
+}

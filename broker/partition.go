@@ -1,0 +1,261 @@
+package broker
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/cantuslog/cantus/raftstore"
+	"github.com/cantuslog/cantus/subjects"
+	"github.com/cantuslog/cantus/wal"
+)
+
+// partition is this node's part in one partition: a replica of its state,
+// and, while it leads, the session that serves it.
+type partition struct {
+	id      int
+	node    *Node
+	log     *slog.Logger
+	store   *wal.Log
+	replica *replica
+	group   *raftstore.Group
+	queue   *queue
+	cursors *queue
+	metrics partitionMetrics
+
+	serving chan struct{} // closed when the first session has begun
+	once    sync.Once
+
+	// stamped is the newest time given to a transaction; replica.mu guards it.
+	stamped int64
+}
+
+// openPartition brings the partition's state back and starts its replica.
+func openPartition(n *Node, id int) (*partition, error) {
+	p := &partition{
+		id: id, node: n, log: n.log.With("partition", id),
+		store: n.store.Log(uint32(id)), queue: newQueue(n.opts.QueueBytes), cursors: newQueue(n.opts.QueueBytes),
+		metrics: n.metrics.partition(id, n.stats), serving: make(chan struct{}),
+	}
+	p.replica = newReplica(p.store, n.opts, n.fail)
+	group, err := raftstore.Open(raftstore.Options{
+		Node: n.opts.Name, Voters: []string{n.opts.Name}, Log: p.store, FSM: p.replica, Logger: p.log,
+	})
+	if err != nil {
+		return nil, fmt.Errorf("partition %d: %w", id, err)
+	}
+	p.group = group
+	return p, nil
+}
+
+// leadPause keeps a partition whose sessions can't begin from trying it as
+// fast as it can.
+const leadPause = 20 * time.Millisecond
+
+// run serves the partition whenever this node leads it, until ctx ends.
+func (p *partition) run(ctx context.Context) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-p.group.Leadership():
+		}
+		for p.group.Leading() && ctx.Err() == nil {
+			if err := p.lead(ctx); err != nil && ctx.Err() == nil {
+				p.log.Warn("leading ended", "err", err)
+				select { // each beginning costs an entry of the log
+				case <-ctx.Done():
+				case <-time.After(leadPause):
+				}
+			}
+		}
+	}
+}
+
+// lead serves as the partition's leader, from the barrier that makes its
+// state the newest until leadership is lost, a proposal fails, or ctx ends.
+func (p *partition) lead(ctx context.Context) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	if err := p.group.Barrier(ctx); err != nil {
+		return fmt.Errorf("barrier: %w", err)
+	}
+	p.replica.mu.Lock()
+	p.replica.table.Rollback(p.replica.table.Committed() + 1)
+	p.replica.mu.Unlock()
+
+	var background sync.WaitGroup
+	background.Go(func() {
+		select {
+		case <-ctx.Done():
+		case <-p.group.Leadership():
+			cancel(raftstore.ErrNotLeader)
+		}
+	})
+	p.queue.accepting(true)
+	p.cursors.accepting(true)
+	s := newSession(p, cancel)
+	background.Go(func() { s.settle() })
+	background.Go(func() { s.sequence(ctx) })
+	background.Go(func() { p.writeCursors(ctx) })
+	subscribed, err := p.subscribe(ctx)
+	if err == nil {
+		status := p.group.Status()
+		p.log.Info("leading", "term", status.Term, "high_water_mark", p.replica.position().mark)
+		p.node.advise("leader", map[string]any{"partition": p.id, "leader": p.node.opts.Name, "term": status.Term})
+		p.once.Do(func() { close(p.serving) })
+		<-ctx.Done()
+	}
+	cancel(err)
+	p.unsubscribe(subscribed)
+	p.turnAway(p.queue.accepting(false))
+	p.turnAway(p.cursors.accepting(false))
+	background.Wait()
+	return context.Cause(ctx)
+}
+
+// subscription ids, by the link that they are on.
+type subscribed struct {
+	link *link
+	id   int
+}
+
+func (p *partition) subscribe(ctx context.Context) ([]subscribed, error) {
+	names := p.node.names
+	var all []subscribed
+	for _, s := range []struct {
+		link    *link
+		subject string
+		handle  func(*message)
+	}{
+		{p.node.appends, names.Append(p.id), p.onAppend},
+		{p.node.appends, names.Batch(p.id), p.onAppend},
+		{p.node.reads, names.Read(p.id), p.onRead(ctx, p.serveRead)},
+		{p.node.reads, names.Get(p.id), p.onRead(ctx, p.serveGet)},
+		{p.node.reads, names.PartitionInfo(p.id), p.onRead(ctx, p.serveInfo)},
+		{p.node.reads, names.Cursor(p.id, "*"), p.onCursor},
+	} {
+		id, err := s.link.subscribe(s.subject, "", s.handle)
+		if err != nil {
+			return all, err
+		}
+		all = append(all, subscribed{s.link, id})
+	}
+	for _, l := range []*link{p.node.appends, p.node.reads} {
+		if err := l.flush(ctx); err != nil {
+			return all, err
+		}
+	}
+	return all, nil
+}
+
+// unsubscribe ends subscriptions. What was sent to them by then still comes
+// into the queues, so that it is turned away and not lost.
+func (p *partition) unsubscribe(all []subscribed) {
+	ctx, cancel := context.WithTimeout(context.Background(), unsubscribeTime)
+	defer cancel()
+	ids := map[*link][]int{}
+	for _, s := range all {
+		ids[s.link] = append(ids[s.link], s.id)
+	}
+	for l, ids := range ids {
+		if err := l.unsubscribe(ctx, ids...); err != nil {
+			p.log.Debug("unsubscribe", "err", err)
+		}
+	}
+}
+
+// unsubscribeTime bounds the wait for the NATS server to let go of
+// subscriptions.
+const unsubscribeTime = 5 * time.Second
+
+// onAppend takes appends and batches in. It runs on the link's reading
+// goroutine and must neither block nor send.
+func (p *partition) onAppend(m *message) { p.enqueue(p.queue, m) }
+
+func (p *partition) enqueue(q *queue, m *message) {
+	switch q.put(m) {
+	case full:
+		p.node.sender.send(p.refuse(m, subjects.Errorf(subjects.Busy,
+			"partition %d has too many requests waiting: back off and try again", p.id)))
+	case closed:
+		p.turnAway([]*message{m})
+	}
+}
+
+// turnAway answers messages that nothing was done for.
+func (p *partition) turnAway(ms []*message) {
+	for _, m := range ms {
+		p.node.sender.send(p.refuse(m, subjects.Errorf(subjects.Unavailable,
+			"this node does not serve partition %d any more: try again", p.id)))
+	}
+}
+
+// refuse gives the message that refuses m as a whole.
+func (p *partition) refuse(m *message, e *subjects.Error) []byte {
+	endpoint := p.endpoint(m)
+	p.metrics.refused(endpoint, e.Reason)
+	if m.reply == "" {
+		return p.adviseRefused(endpoint, msgID(m.header), e)
+	}
+	mark := p.replica.position().mark
+	return appendRefusal(nil, m.reply, e, subjects.Reply{Partition: p.id, Error: e, HighWaterMark: &mark})
+}
+
+// endpoint names the endpoint that a message came in at, as discovery does.
+func (p *partition) endpoint(m *message) string {
+	rest := m.subject[len(p.node.names.Prefix)+1:]
+	verb, _, _ := strings.Cut(rest, ".")
+	switch verb {
+	case "info":
+		return "partition_info"
+	case "replica":
+		return "replica_read"
+	}
+	return verb
+}
+
+// msgID finds the message id of a message that was not decoded.
+func msgID(header []byte) (id []byte) {
+	_ = subjects.ScanBlock(header, func(key, value []byte) error {
+		if string(key) == subjects.HeaderMsgID {
+			id = value
+		}
+		return nil
+	})
+	return id
+}
+
+// adviseRefused tells by an advisory what could not be answered.
+func (p *partition) adviseRefused(endpoint string, msgID []byte, e *subjects.Error) []byte {
+	fields := map[string]any{"partition": p.id, "endpoint": endpoint, "error": e}
+	if len(msgID) > 0 {
+		fields["msg_id"] = string(msgID)
+	}
+	return p.node.advisory("refused", fields)
+}
+
+// trailing gives the last token of a subject.
+func trailing(subject string) string {
+	for i := len(subject) - 1; i >= 0; i-- {
+		if subject[i] == '.' {
+			return subject[i+1:]
+		}
+	}
+	return subject
+}
+
+// advisory gives an event as a message.
+func (n *Node) advisory(kind string, fields map[string]any) []byte {
+	fields["type"], fields["node"], fields["time"] = kind, n.opts.Name, time.Now().UTC()
+	return appendPub(nil, n.names.Advisory(kind), mustJSON(fields))
+}
+
+// advise publishes an event.
+func (n *Node) advise(kind string, fields map[string]any) { n.sender.send(n.advisory(kind, fields)) }
+
+func label(partition int) string { return strconv.Itoa(partition) }

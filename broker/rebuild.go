@@ -1,0 +1,124 @@
+package broker
+
+import (
+	"fmt"
+	"slices"
+
+	"github.com/cantuslog/cantus/lockmgr"
+	"github.com/cantuslog/cantus/wal"
+)
+
+const (
+	// chunkBytes is about how much of the log the walk holds at a time. It
+	// goes backwards, and the log is read forwards.
+	chunkBytes = 4 << 20
+	// walkTransactions bounds the walk where few transactions record locks.
+	walkTransactions = 8_000_000
+)
+
+// rebuild fills the lock table and the message ids from the log's tail, newest
+// first. It ends when they are full or the log begins; or when as many locks
+// were recorded as the table has room for, though under fewer names, and no
+// older message id counts: what is older is then behind the floor. r.mu is
+// held.
+func (r *replica) rebuild(s markState) error {
+	r.table.Reset(s.Txid, s.Time)
+	w := walk{r: r, next: s.Txid, oldestID: s.Time - int64(r.window), voids: r.log.Voids()}
+	entries := uint64(16)
+	for to, first := s.Index, r.log.FirstIndex(); to >= first && to > 0 && w.next >= s.First; {
+		from := max(first, to-min(to, entries-1))
+		size, more, err := w.entries(from, to)
+		if err != nil {
+			return fmt.Errorf("rebuild: %w", err)
+		}
+		if !more {
+			break
+		}
+		to = from - 1
+		if size < chunkBytes/2 && entries < 1<<14 {
+			entries *= 2
+		} else if size > chunkBytes && entries > 1 {
+			entries /= 2
+		}
+	}
+	r.table.Rebuilt(s.First)
+	return nil
+}
+
+// walk goes through the log backwards.
+type walk struct {
+	r        *replica
+	next     uint64 // the txid that it comes to next
+	oldestID int64  // time before which message ids don't count
+	voids    []uint64
+	locks    int // recorded so far
+	count    int // transactions so far
+	tx       []wal.Transaction
+	cert     lockmgr.Transaction
+}
+
+// entries walks the entries from..to, the last first. size is about the bytes
+// that they have; more is false when the walk may end.
+func (w *walk) entries(from, to uint64) (size int, more bool, err error) {
+	var batches []wal.Batch
+	for e, err := range w.r.log.Entries(from, to) {
+		if err != nil {
+			return 0, false, err
+		}
+		size += len(e.Data)
+		if e.Type != 0 || slices.Contains(w.voids, e.Index) {
+			continue
+		}
+		b, err := wal.ParseBatch(e.Data)
+		if err != nil {
+			return 0, false, fmt.Errorf("%w: entry %d: %w", wal.ErrDamaged, e.Index, err)
+		}
+		if b.Kind == wal.Transactions {
+			batches = append(batches, b)
+		}
+	}
+	for _, b := range slices.Backward(batches) {
+		if b.Last() != w.next {
+			return 0, false, fmt.Errorf("%w: txid %d is missing below entry %d", wal.ErrDamaged, w.next, to)
+		}
+		if more, err := w.batch(b); err != nil || !more {
+			return 0, false, err
+		}
+		w.next = b.First - 1
+	}
+	return size, true, nil
+}
+
+// batch records a batch's transactions, the last first.
+func (w *walk) batch(b wal.Batch) (more bool, err error) {
+	for len(w.tx) < b.Count {
+		w.tx = append(w.tx, wal.Transaction{})
+	}
+	n, records := 0, b.Read()
+	for n < b.Count && records.Next(&w.tx[n]) {
+		n++
+	}
+	if err := records.Err(); err != nil {
+		return false, fmt.Errorf("%w: batch of txid %d: %w", wal.ErrDamaged, b.First, err)
+	}
+	for i := b.Count - 1; i >= 0; i-- {
+		t := &w.tx[i]
+		if t.Time < w.oldestID {
+			if w.locks >= w.r.capacity || w.count >= walkTransactions {
+				return false, nil
+			}
+			t.MsgID = nil // spare the hashing
+		}
+		certified(t, &w.cert)
+		if !w.r.table.RecordOlder(t.Txid, t.Time, &w.cert) {
+			return false, nil
+		}
+		w.count++
+		for _, l := range t.Locks {
+			if l.Mode != wal.ReadLock {
+				w.locks++
+			}
+		}
+	}
+	return true, nil
+}

@@ -1,0 +1,234 @@
+package broker
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"encoding/binary"
+	"encoding/json"
+	"fmt"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/cantuslog/cantus/lockmgr"
+	"github.com/cantuslog/cantus/raftstore"
+	"github.com/cantuslog/cantus/wal"
+)
+
+// replica is the state of one partition on this node: a function of the
+// partition's log. It is a raftstore.FSM.
+type replica struct {
+	log      *wal.Log
+	damage   func(error)   // told what makes the state untrustworthy
+	capacity int           // of the lock table
+	window   time.Duration // message ids are remembered for
+
+	// mu guards what follows. Only Apply and Restore, and the sequencer by
+	// certifying, change it.
+	mu      sync.Mutex
+	table   *lockmgr.Manager
+	digest  wal.Digest
+	index   uint64 // of the last entry applied
+	time    int64  // of the last transaction
+	first   uint64 // txid of the oldest transaction kept
+	cursors map[string]cursor
+	dirty   map[string]bool // cursors that no stored mark may hold yet
+	changed chan struct{}   // closed when the high-water mark rises, then replaced
+
+	tx   wal.Transaction     // scratch of Apply
+	cert lockmgr.Transaction // scratch of Apply
+}
+
+// cursor is a consumer's durable position.
+type cursor struct {
+	Txid uint64
+	Time int64 // Unix nanoseconds
+}
+
+// applied is what became of an entry when it was applied.
+type applied struct {
+	void    bool
+	failed  bool           // the replica could not apply it, and its node stops
+	cursors []cursorResult // of a batch of cursor writes, one for each
+}
+
+type cursorResult struct {
+	cursor
+	done bool // false: it stood elsewhere than expected
+}
+
+func newReplica(log *wal.Log, o Options, damage func(error)) *replica {
+	return &replica{
+		log: log, damage: damage, window: o.MsgIDWindow, capacity: o.Locks, first: 1,
+		table:   lockmgr.New(lockmgr.Options{Locks: o.Locks, IDs: o.MsgIDs, IDWindow: o.MsgIDWindow}),
+		cursors: map[string]cursor{}, dirty: map[string]bool{}, changed: make(chan struct{}),
+	}
+}
+
+// Apply applies committed entries.
+func (r *replica) Apply(entries []raftstore.Committed) []any {
+	results := make([]any, len(entries))
+	for i, e := range entries {
+		a, err := r.apply(e)
+		if err != nil {
+			r.damage(fmt.Errorf("apply entry %d: %w", e.Index, err))
+			a = applied{failed: true}
+		}
+		results[i] = a
+	}
+	r.mu.Lock()
+	close(r.changed)
+	r.changed = make(chan struct{})
+	r.mu.Unlock()
+	return results
+}
+
+func (r *replica) apply(e raftstore.Committed) (applied, error) {
+	b, err := wal.ParseBatch(e.Data)
+	if err != nil {
+		return applied{}, fmt.Errorf("%w: %w", wal.ErrDamaged, err)
+	}
+	switch b.Kind {
+	case wal.Transactions:
+		return r.applyTransactions(e, b)
+	case wal.CursorWrites:
+		return r.applyCursors(e, b)
+	}
+	return applied{}, fmt.Errorf("%w: batches of kind %d are not known to this version", wal.ErrFormat, b.Kind)
+}
+
+// applyTransactions records a batch's transactions. A batch that does not
+// begin where the last one ended is void, on every replica alike.
+func (r *replica) applyTransactions(e raftstore.Committed, b wal.Batch) (applied, error) {
+	r.mu.Lock()
+	due := r.table.Committed() + 1
+	r.mu.Unlock()
+	if b.First != due {
+		return applied{void: true}, r.log.Void(e.Index)
+	}
+	digest := r.digest.Next(e.Data) // only Apply changes it
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	records := b.Read()
+	for records.Next(&r.tx) {
+		certified(&r.tx, &r.cert)
+		r.table.Record(r.tx.Txid, r.tx.Time, &r.cert)
+		r.time = r.tx.Time
+	}
+	r.digest, r.index = digest, e.Index
+	return applied{}, records.Err()
+}
+
+func (r *replica) applyCursors(e raftstore.Committed, b wal.Batch) (applied, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	var a applied
+	records := b.Read()
+	for c := (wal.Cursor{}); records.NextCursor(&c); {
+		name := string(c.Name)
+		now := r.cursors[name]
+		done := !c.HasExpected || c.Expected == now.Txid
+		if done {
+			if now = (cursor{Txid: c.Txid, Time: b.Time}); c.Txid > 0 {
+				r.cursors[name] = now
+			} else { // it is as if it never was
+				now = cursor{}
+				delete(r.cursors, name)
+			}
+			r.dirty[name] = true
+		}
+		a.cursors = append(a.cursors, cursorResult{now, done})
+	}
+	r.index = e.Index
+	return a, records.Err()
+}
+
+// certified gives the part of a stored transaction that the table records.
+// Names alias t.
+func certified(t *wal.Transaction, c *lockmgr.Transaction) {
+	c.Locks = c.Locks[:0]
+	for _, l := range t.Locks {
+		c.Locks = append(c.Locks, lockmgr.Lock{Mode: lockModes[l.Mode], Name: text(l.Name)})
+	}
+	c.ID, c.Fingerprint = lockmgr.ID{}, 0
+	if len(t.MsgID) > 0 {
+		c.ID, c.Fingerprint = lockmgr.HashID(text(t.MsgID)), lockmgr.Fingerprint(t.Payload)
+	}
+}
+
+var lockModes = [...]lockmgr.Mode{wal.ReadLock: lockmgr.Read, wal.WriteLock: lockmgr.Write, wal.AppendLock: lockmgr.Append}
+
+// markState is what a marker holds of a replica.
+type markState struct {
+	Index  uint64 `json:"index"`
+	Txid   uint64 `json:"txid"`
+	Time   int64  `json:"time"`
+	First  uint64 `json:"first"`
+	Digest []byte `json:"digest"`
+}
+
+const (
+	metaCursor = "cursor/"
+	// metaMark and metaBase are known to `verify`.
+	metaMark = "digest.mark"
+	metaBase = "digest.base"
+)
+
+// Mark describes the state for a marker.
+func (r *replica) Mark() raftstore.Mark {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	s := markState{Index: r.index, Txid: r.table.Committed(), Time: r.time, First: r.first, Digest: r.digest[:]}
+	state, err := json.Marshal(s)
+	if err != nil {
+		panic("broker: encode mark: " + err.Error())
+	}
+	metas := []wal.Meta{{Name: metaMark, Value: append(binary.BigEndian.AppendUint64(nil, s.Txid), r.digest[:]...)}}
+	for name := range r.dirty {
+		m := wal.Meta{Name: metaCursor + name}
+		if c, ok := r.cursors[name]; ok {
+			m.Value = binary.BigEndian.AppendUint64(binary.BigEndian.AppendUint64(nil, c.Txid), uint64(c.Time))
+		}
+		if bytes.Equal(m.Value, r.log.Meta(m.Name)) {
+			delete(r.dirty, name) // an earlier mark was stored with it
+			continue
+		}
+		metas = append(metas, m)
+	}
+	return raftstore.Mark{State: state, Metas: metas}
+}
+
+// Restore sets the state to a marker's and rebuilds the tables from the log's
+// tail.
+func (r *replica) Restore(state []byte) error {
+	var s markState
+	if err := json.Unmarshal(state, &s); err != nil || len(s.Digest) != sha256.Size {
+		return fmt.Errorf("%w: marker state: %v", wal.ErrDamaged, err)
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.index, r.time, r.first, r.digest = s.Index, s.Time, s.First, wal.Digest(s.Digest)
+	for name, v := range r.log.Metas(metaCursor) {
+		if len(v) != 16 {
+			return fmt.Errorf("%w: cursor %s holds %d bytes", wal.ErrDamaged, name, len(v))
+		}
+		r.cursors[strings.TrimPrefix(name, metaCursor)] = cursor{
+			Txid: binary.BigEndian.Uint64(v), Time: int64(binary.BigEndian.Uint64(v[8:])),
+		}
+	}
+	return r.rebuild(s)
+}
+
+// position is the state that readers look at.
+type position struct {
+	mark    uint64 // high-water mark
+	index   uint64 // no entry behind it may be shown
+	first   uint64
+	changed <-chan struct{}
+}
+
+func (r *replica) position() position {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return position{mark: r.table.Committed(), index: r.index, first: r.first, changed: r.changed}
+}

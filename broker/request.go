@@ -1,0 +1,272 @@
+package broker
+
+import (
+	"encoding/binary"
+	"strconv"
+	"sync"
+	"unsafe"
+
+	"github.com/cantuslog/cantus/lockmgr"
+	"github.com/cantuslog/cantus/subjects"
+	"github.com/cantuslog/cantus/wal"
+)
+
+// request is one transaction that somebody wants appended. What it holds
+// aliases the message that it came in.
+type request struct {
+	reply string // where the answer goes, "" for nowhere
+	batch *batchCall
+	index int // in batch
+
+	tx   wal.Transaction     // what is stored
+	cert lockmgr.Transaction // what is certified
+	seen seenHeaders
+	size int // payload and headers, as they are given back
+}
+
+var requests = sync.Pool{New: func() any { return new(request) }}
+
+// newRequest gives an empty request; free takes it back.
+func newRequest(reply string) *request {
+	r := requests.Get().(*request)
+	locks, stored := r.cert.Locks[:0], r.tx.Locks[:0]
+	*r = request{reply: reply}
+	r.cert.Locks, r.tx.Locks = locks, stored
+	return r
+}
+
+func (r *request) free() {
+	clear(r.cert.Locks)
+	clear(r.tx.Locks)
+	requests.Put(r)
+}
+
+// seenHeaders are the headers that may stand once.
+type seenHeaders uint8
+
+const (
+	seenMark seenHeaders = 1 << iota
+	seenKind
+	seenMsgID
+	seenExpected
+)
+
+// decode reads the header block and the payload of an append into r. The
+// error is for the client: what is wrong and what would be right.
+func (r *request) decode(header, payload []byte, limit int) *subjects.Error {
+	r.tx.Payload = payload
+	r.size = len(payload)
+	if len(header)+len(payload) <= limit {
+		if err := subjects.ScanBlock(header, r.field); err != nil {
+			return wireError(err)
+		}
+	}
+	// What counts is the size in which it is given back, which may be more
+	// than that in which it was sent: "Key:value" comes back as "Key: value".
+	if n := max(r.size, len(header)+len(payload)); n > limit {
+		return subjects.Errorf(subjects.TooLarge,
+			"the transaction has %d bytes with its headers: at most %d are allowed", n, limit)
+	}
+	if r.tx.Kind == nil {
+		r.tx.Kind = defaultKind
+	}
+	if err := r.checkMark(); err != nil {
+		return err
+	}
+	if len(r.tx.MsgID) > 0 {
+		r.cert.ID = lockmgr.HashID(text(r.tx.MsgID))
+		r.cert.Fingerprint = lockmgr.Fingerprint(payload)
+	}
+	return nil
+}
+
+var defaultKind = []byte(subjects.DefaultKind)
+
+// checkMark sees to it that a checked lock has a high-water mark to be
+// checked against.
+func (r *request) checkMark() *subjects.Error {
+	if r.cert.HasHighWaterMark {
+		return nil
+	}
+	for _, l := range r.cert.Locks {
+		if l.Mode != lockmgr.Append {
+			return subjects.Errorf(subjects.BadRequest,
+				"%s is missing: lock %q is checked against it, so give the txid up to which you had applied the partition (0 for nothing yet)",
+				subjects.HeaderHighWaterMark, l.Name)
+		}
+	}
+	return nil
+}
+
+// field takes one header.
+func (r *request) field(key, value []byte) error {
+	r.size += len(key) + len(value) + len(": \r\n")
+	switch string(key) {
+	case subjects.HeaderWriteLock:
+		return r.lock(lockmgr.Write, wal.WriteLock, value)
+	case subjects.HeaderReadLock:
+		return r.lock(lockmgr.Read, wal.ReadLock, value)
+	case subjects.HeaderAppendLock:
+		return r.lock(lockmgr.Append, wal.AppendLock, value)
+	case subjects.HeaderHighWaterMark:
+		n, err := r.number(seenMark, subjects.HeaderHighWaterMark, value)
+		r.tx.HighWaterMark, r.tx.HasHighWaterMark = n, true
+		r.cert.HighWaterMark, r.cert.HasHighWaterMark = n, true
+		return err
+	case subjects.HeaderExpectedLast:
+		n, err := r.number(seenExpected, subjects.HeaderExpectedLast, value)
+		r.cert.ExpectedLast, r.cert.HasExpectedLast = n, true
+		return err
+	case subjects.HeaderKind:
+		r.tx.Kind = value
+		if err := r.once(seenKind, subjects.HeaderKind); err != nil {
+			return err
+		}
+		return subjects.CheckKind(text(value))
+	case subjects.HeaderMsgID:
+		r.tx.MsgID = value
+		if err := r.once(seenMsgID, subjects.HeaderMsgID); err != nil {
+			return err
+		}
+		return subjects.CheckMsgID(text(value))
+	}
+	return r.other(key, value)
+}
+
+// other takes a header that has no meaning here: the application's own is
+// kept, NATS's own is passed over, one that looks like a slip is refused.
+func (r *request) other(key, value []byte) error {
+	verdict, err := subjects.CheckOtherHeader(text(key))
+	if err != nil || verdict == subjects.Ignored {
+		return err
+	}
+	r.tx.Header = subjects.AppendField(r.tx.Header, text(key), value)
+	return nil
+}
+
+func (r *request) lock(mode lockmgr.Mode, stored wal.LockMode, name []byte) error {
+	if len(r.cert.Locks) == subjects.MaxLocks {
+		return subjects.Errorf(subjects.BadRequest, "the transaction names more than %d locks", subjects.MaxLocks)
+	}
+	if err := subjects.CheckLock(text(name)); err != nil {
+		return err
+	}
+	r.cert.Locks = append(r.cert.Locks, lockmgr.Lock{Mode: mode, Name: text(name)})
+	r.tx.Locks = append(r.tx.Locks, wal.Lock{Mode: stored, Name: name})
+	return nil
+}
+
+func (r *request) once(which seenHeaders, name string) error {
+	if r.seen&which != 0 {
+		return subjects.Errorf(subjects.BadRequest, "%s is given twice: it may stand once", name)
+	}
+	r.seen |= which
+	return nil
+}
+
+func (r *request) number(which seenHeaders, name string, value []byte) (uint64, error) {
+	if err := r.once(which, name); err != nil {
+		return 0, err
+	}
+	for _, c := range value {
+		if c < '0' || c > '9' {
+			return 0, subjects.Errorf(subjects.BadRequest,
+				"%s %q is not a txid: a whole number of 0 or more, in decimal digits, is needed", name, clip(value))
+		}
+	}
+	n, err := strconv.ParseUint(text(value), 10, 64)
+	if err != nil {
+		return 0, subjects.Errorf(subjects.BadRequest,
+			"%s %q is not a txid: a whole number from 0 to 18446744073709551615 is needed", name, clip(value))
+	}
+	return n, nil
+}
+
+// text views b as a string, without a copy: b must not change while it is
+// used, and messages' buffers never do.
+func text(b []byte) string { return unsafe.String(unsafe.SliceData(b), len(b)) }
+
+func clip(b []byte) string {
+	if len(b) > 64 {
+		return string(b[:64]) + "…"
+	}
+	return string(b)
+}
+
+// batchCall is a batch message on its way: its transactions' outcomes are
+// gathered and answered together.
+type batchCall struct {
+	reply    string
+	left     int // outcomes still missing; owned by the settler
+	outcomes []outcome
+}
+
+// outcome is how one transaction of a batch message ended.
+type outcome struct {
+	txid      uint64
+	time      int64
+	duplicate bool
+	err       *subjects.Error
+}
+
+// splitBatch cuts a batch message into requests. The error is for the
+// message as a whole: nothing of it is appended.
+func splitBatch(m *message, limit, most int) ([]*request, []*subjects.Error, *subjects.Error) {
+	if err := subjects.ScanBlock(m.header, onlyOwnHeaders); err != nil {
+		return nil, nil, wireError(err)
+	}
+	items, err := cutBatch(m.payload, most)
+	if err != nil {
+		return nil, nil, err
+	}
+	call := &batchCall{reply: m.reply, left: len(items), outcomes: make([]outcome, len(items))}
+	rs := make([]*request, len(items))
+	errs := make([]*subjects.Error, len(items))
+	for i, item := range items {
+		rs[i] = newRequest(m.reply)
+		rs[i].batch, rs[i].index = call, i
+		errs[i] = rs[i].decode(item.header, item.payload, limit)
+	}
+	return rs, errs, nil
+}
+
+// onlyOwnHeaders refuses headers on a batch message that mean something for
+// a transaction: they belong into its items.
+func onlyOwnHeaders(key, _ []byte) error {
+	if subjects.IsRequestHeader(text(key)) {
+		return subjects.Errorf(subjects.BadRequest, "header %q stands on the batch message: put it into each transaction's header block", key)
+	}
+	_, err := subjects.CheckOtherHeader(text(key))
+	return err
+}
+
+type batchItem struct{ header, payload []byte }
+
+// cutBatch cuts a batch message's payload: for each transaction the lengths
+// of its header block and its payload (4 bytes each, big-endian), then both.
+// It holds at most most transactions.
+func cutBatch(b []byte, most int) ([]batchItem, *subjects.Error) {
+	bad := func(n int, what string) *subjects.Error {
+		return subjects.Errorf(subjects.BadRequest, "batch frame, transaction %d: %s", n+1, what)
+	}
+	if len(b) == 0 {
+		return nil, subjects.Errorf(subjects.BadRequest, "batch frame is empty: it needs at least one transaction")
+	}
+	var items []batchItem
+	for n := 0; len(b) > 0; n++ {
+		if n == most {
+			return nil, subjects.Errorf(subjects.TooLarge, "batch frame holds more than %d transactions", most)
+		}
+		if len(b) < 8 {
+			return nil, bad(n, "its two lengths are cut short")
+		}
+		header, payload := uint64(binary.BigEndian.Uint32(b)), uint64(binary.BigEndian.Uint32(b[4:]))
+		b = b[8:]
+		if header+payload > uint64(len(b)) {
+			return nil, bad(n, "it says "+strconv.FormatUint(header+payload, 10)+" bytes follow, and there are "+strconv.Itoa(len(b)))
+		}
+		items = append(items, batchItem{header: b[:header:header], payload: b[header : header+payload : header+payload]})
+		b = b[header+payload:]
+	}
+	return items, nil
+}

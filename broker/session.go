@@ -1,0 +1,328 @@
+package broker
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/cantuslog/cantus/lockmgr"
+	"github.com/cantuslog/cantus/raftstore"
+	"github.com/cantuslog/cantus/subjects"
+	"github.com/cantuslog/cantus/wal"
+)
+
+const (
+	// batchCount and batchBytes bound a batch. A lone transaction may be
+	// larger.
+	batchCount = 4096
+	batchBytes = 1 << 20
+	// flightDepth is how many batches of a partition may be in flight: one
+	// being synced, one waiting behind it, one being answered.
+	flightDepth = 3
+)
+
+// session is one unbroken time of leading a partition. Its sequencer
+// certifies and proposes; its settler answers, in the same order.
+type session struct {
+	p       *partition
+	end     func(error)
+	flights chan *flight
+	enc     encoder
+	writer  wal.BatchWriter
+
+	// owned by the settler
+	broken error // the failure that ended the session
+}
+
+// flight is a batch from certification to its answers, and the refusals that
+// rest on it or on batches ahead of it.
+type flight struct {
+	proposal raftstore.Proposal
+	proposed bool
+	data     []byte
+	first    uint64 // txid
+	time     int64  // of the first
+	passed   []*request
+	rest     []grounded
+	began    time.Time
+	singles  int // messages that carried one transaction
+	batches  int // and many
+}
+
+// grounded is an outcome that is not the request's own commit. Unless firm, it
+// rests on transactions in flight, and holds only if those commit.
+type grounded struct {
+	r       *request
+	outcome outcome
+	firm    bool
+}
+
+func newSession(p *partition, end func(error)) *session {
+	return &session{
+		p: p, end: end, flights: make(chan *flight, flightDepth),
+		enc: encoder{partition: p.id, names: p.node.names},
+	}
+}
+
+// sequence certifies and proposes what is queued, batch by batch, until ctx
+// ends. While batches are in flight requests gather, and the next batch takes
+// them all; alone, a request leaves at once.
+func (s *session) sequence(ctx context.Context) {
+	defer close(s.flights)
+	for s.p.queue.wait(ctx) {
+		if s.p.node.flying.Acquire(ctx, 1) != nil {
+			return
+		}
+		f := s.fly(s.p.queue.take(batchCount, batchBytes))
+		select {
+		case s.flights <- f: // also the bound on the partition's own flights
+		case <-ctx.Done():
+			s.flights <- f // the settler goes on until all are settled
+		}
+	}
+}
+
+// fly certifies messages and proposes those that pass as one batch.
+func (s *session) fly(ms []*message) *flight {
+	f := &flight{began: time.Now()}
+	rs := make([]*request, 0, len(ms))
+	for _, m := range ms {
+		rs = s.decode(f, rs, m)
+	}
+	if s.p.node.full.Load() {
+		s.refuseFull(f, rs)
+		return f
+	}
+	s.certify(f, rs)
+	if s.writer.Count() > 0 {
+		f.data = s.writer.Finish()
+		f.proposal, f.proposed = s.p.group.Propose(f.data), true
+	}
+	return f
+}
+
+// refuseFull refuses what can't be stored for want of room. What was stored
+// before is answered as ever.
+func (s *session) refuseFull(f *flight, rs []*request) {
+	e := subjects.Errorf(subjects.StorageFull, "less than %d bytes are free on the node's disk: nothing is appended until there is room", s.p.node.opts.Reserve)
+	rep := s.p.replica
+	rep.mu.Lock()
+	defer rep.mu.Unlock()
+	for _, r := range rs {
+		g := grounded{r, outcome{err: e}, true}
+		if v := rep.table.Repeat(&r.cert, time.Now().UnixNano()); v.Outcome != lockmgr.Pass {
+			g = grounded{r, s.refusal(r, v), v.Ground == 0}
+		}
+		f.rest = append(f.rest, g)
+	}
+}
+
+// decode adds a message's transactions to rs; those that are malformed go to
+// the flight's refusals.
+func (s *session) decode(f *flight, rs []*request, m *message) []*request {
+	limit := s.p.node.nats.maxTransaction
+	if !s.p.isBatch(m) {
+		f.singles++
+		r := newRequest(m.reply)
+		if err := r.decode(m.header, m.payload, limit); err != nil {
+			f.rest = append(f.rest, grounded{r, outcome{err: err}, true})
+			return rs
+		}
+		return append(rs, r)
+	}
+	f.batches++
+	items, errs, err := splitBatch(m, limit, s.p.node.nats.maxBatch)
+	if err != nil {
+		f.rest = append(f.rest, grounded{newRequest(m.reply), outcome{err: err}, true})
+	}
+	for i, r := range items {
+		if errs[i] != nil {
+			f.rest = append(f.rest, grounded{r, outcome{err: errs[i]}, true})
+			continue
+		}
+		rs = append(rs, r)
+	}
+	return rs
+}
+
+func (p *partition) isBatch(m *message) bool {
+	verb := len(p.node.names.Prefix) + 1
+	return len(m.subject) > verb && m.subject[verb] == 'b'
+}
+
+// certify decides on each request in turn and puts those that pass into the
+// batch.
+func (s *session) certify(f *flight, rs []*request) {
+	rep := s.p.replica
+	rep.mu.Lock()
+	defer rep.mu.Unlock()
+	// Time never goes back: not behind what is applied, nor behind what is in
+	// flight.
+	f.time = max(time.Now().UnixNano(), rep.time+1, s.p.stamped+1)
+	f.first = rep.table.Last() + 1
+	s.writer.Begin(wal.Transactions, f.first, f.time, batchSize(rs))
+	for _, r := range rs {
+		v := rep.table.Certify(&r.cert, f.time+int64(s.writer.Count()))
+		if v.Outcome == lockmgr.Pass {
+			s.writer.Add(&r.tx)
+			f.passed = append(f.passed, r)
+			continue
+		}
+		f.rest = append(f.rest, grounded{r, s.refusal(r, v), v.Ground == 0})
+	}
+	s.p.stamped = f.time + int64(s.writer.Count())
+}
+
+func batchSize(rs []*request) int {
+	n := 64
+	for _, r := range rs {
+		n += len(r.tx.Payload) + len(r.tx.Header) + len(r.tx.MsgID) + 64
+		for _, l := range r.tx.Locks {
+			n += len(l.Name) + 3
+		}
+	}
+	return n
+}
+
+// refusal puts a verdict into a client's words.
+func (s *session) refusal(r *request, v lockmgr.Verdict) outcome {
+	switch v.Outcome {
+	case lockmgr.Duplicate:
+		return outcome{txid: v.Txid, time: v.Time, duplicate: true}
+	case lockmgr.IDReused:
+		e := subjects.Errorf(subjects.IDReused, "message id %q stands for another payload, of txid %d: use a new id", clip(r.tx.MsgID), v.Txid)
+		e.Txid = v.Txid
+		return outcome{err: e}
+	case lockmgr.Ahead:
+		return outcome{err: subjects.Errorf(subjects.Ahead,
+			"high-water mark %d is past the end of partition %d: it is of another log, or data was lost", r.cert.HighWaterMark, s.p.id)}
+	case lockmgr.WrongLast:
+		return outcome{err: subjects.Errorf(subjects.WrongLast,
+			"expected last sequence %d is not the high-water mark", r.cert.ExpectedLast)}
+	}
+	newest := v.Conflicts[0]
+	e := subjects.Errorf(subjects.ConflictReason, "%s lock %q was recorded by txid %d, after high-water mark %d: apply up to %d, recompute and send again",
+		newest.Mode, newest.Name, newest.Txid, r.cert.HighWaterMark, newest.Txid)
+	e.Lock, e.Txid = newest.Name, newest.Txid
+	e.Conflicts = make([]subjects.Conflict, len(v.Conflicts))
+	for i, c := range v.Conflicts {
+		e.Conflicts[i] = subjects.Conflict{Lock: c.Name, Mode: c.Mode.String(), Txid: c.Txid}
+	}
+	return outcome{err: e}
+}
+
+// settle answers flights in order, each when its outcome is known.
+func (s *session) settle() {
+	for f := range s.flights {
+		err := s.await(f)
+		s.p.node.flying.Release(1)
+		if err != nil && s.broken == nil {
+			s.broken = err
+			s.end(err)
+		}
+		s.answer(f, err)
+		s.p.metrics.answered("append", f.singles, time.Since(f.began))
+		s.p.metrics.answered("batch", f.batches, time.Since(f.began))
+		if err == nil && f.proposed {
+			s.feed(f)
+		}
+		for _, r := range f.passed {
+			r.free()
+		}
+		for _, g := range f.rest {
+			g.r.free()
+		}
+	}
+}
+
+// errVoid is how a batch fails that came out of turn.
+var errVoid = errors.New("broker: batch is void")
+
+func (s *session) await(f *flight) error {
+	if !f.proposed {
+		return nil
+	}
+	result, err := f.proposal.Wait()
+	if err != nil {
+		return err
+	}
+	switch a := result.(applied); {
+	case a.failed:
+		return raftstore.ErrUnknown // it is in the log
+	case a.void:
+		return errVoid
+	}
+	s.p.metrics.committed(len(f.passed), len(f.data), time.Since(f.began))
+	return nil
+}
+
+// answer sends the flight's answers.
+func (s *session) answer(f *flight, err error) {
+	mark := s.p.replica.position().mark
+	out := make([]byte, 0, 160*(len(f.passed)+len(f.rest)))
+	failed := outcome{err: wireError(err)}
+	if errors.Is(err, errVoid) {
+		failed.err = subjects.Errorf(subjects.Unavailable, "the leader changed: nothing was done, try again")
+	}
+	for i, r := range f.passed {
+		o := outcome{txid: f.first + uint64(i), time: f.time + int64(i)}
+		if err != nil {
+			o = failed
+		}
+		out = s.tell(out, r, o, mark)
+	}
+	for _, g := range f.rest {
+		o := g.outcome
+		if !g.firm && s.broken != nil {
+			o = outcome{err: subjects.Errorf(subjects.Unavailable, "it was refused because of a transaction that did not commit: nothing was done, try again")}
+		}
+		out = s.tell(out, g.r, o, mark)
+	}
+	if err := s.p.node.appends.send(out); err != nil {
+		s.p.log.Debug("answers not sent", "err", err)
+	}
+}
+
+// tell appends the answer to one request, or keeps it until its batch
+// message's other transactions have theirs.
+func (s *session) tell(out []byte, r *request, o outcome, mark uint64) []byte {
+	endpoint, room := "append", s.p.node.nats.maxPayload
+	if c := r.batch; c != nil {
+		endpoint = "batch"
+		c.outcomes[r.index] = o
+		if c.left--; c.left == 0 && c.reply != "" {
+			out = appendBatchReply(out, c, s.p.id, mark, room)
+		}
+	}
+	if o.err != nil {
+		s.p.metrics.refused(endpoint, o.err.Reason)
+	}
+	switch {
+	case r.reply == "" && o.err != nil:
+		return append(out, s.p.adviseRefused(endpoint, r.tx.MsgID, o.err)...)
+	case r.reply == "" || r.batch != nil:
+		return out
+	}
+	return appendReply(out, r.reply, s.p.id, o, mark, room)
+}
+
+// feed publishes the flight's transactions, if anybody listens.
+func (s *session) feed(f *flight) {
+	var out []byte
+	var kind []byte
+	wanted := false
+	for i, r := range f.passed {
+		if i == 0 || string(r.tx.Kind) != string(kind) {
+			kind = r.tx.Kind
+			wanted = s.p.node.nats.wanted(s.p.node.names.Feed(s.p.id, string(kind)))
+		}
+		if !wanted {
+			continue
+		}
+		r.tx.Txid, r.tx.Time = f.first+uint64(i), f.time+int64(i)
+		out = s.enc.append(out, s.p.node.names.Feed(s.p.id, string(kind)), &r.tx, true)
+	}
+	if err := s.p.node.feeds.send(out); err != nil {
+		s.p.log.Debug("feed not sent", "err", err)
+	}
+}
