@@ -1,0 +1,314 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nuid"
+
+	"github.com/cantuslog/cantus/subjects"
+)
+
+type appendCmd struct {
+	Partition string `arg:"" optional:"" name:"P" help:"Partition to append to, from 0; left out with --key."`
+	File      string `arg:"" optional:"" name:"FILE" help:"Payload, at most 1,000,000 bytes with the headers; - or nothing reads standard input."`
+
+	Key     string     `placeholder:"KEY" help:"Append to the partition that KEY, one NATS token, hashes to, instead of P."`
+	Write   []lockName `sep:"none" placeholder:"LOCK" help:"Lock to check and to record; repeatable. A name such as account.42, or a subtree such as account.>."`
+	Read    []lockName `sep:"none" placeholder:"LOCK" help:"Lock to check only; repeatable."`
+	Append  []lockName `sep:"none" placeholder:"LOCK" help:"Lock to record only; repeatable."`
+	HWM     *txid      `name:"hwm" placeholder:"TXID" help:"High-water mark: the txid up to which you had applied the partition when you computed this transaction. Needed with --write and --read."`
+	Last    *txid      `name:"expected-last" placeholder:"TXID" help:"Commit only if this is exactly the partition's last txid; 0 if it is empty."`
+	Kind    token      `placeholder:"KIND" default:"tx" help:"Sort of transaction, one NATS token: the end of its feed subject, and a filter for reads."`
+	ID      string     `name:"id" placeholder:"ID" help:"Message id, at most 128 bytes: a repeat within two minutes gives the first one's txid and appends nothing. One is made up if you give none."`
+	Headers []string   `name:"header" sep:"none" placeholder:"'K: V'" help:"Header of your own to store with it; repeatable."`
+	JSON    bool       `name:"json" help:"Print the node's reply as JSON, also when it refuses."`
+
+	connection
+}
+
+func (*appendCmd) Help() string {
+	return `The transaction commits if no other committed one with a higher txid than --hwm recorded a lock that overlaps
+one of its --write or --read locks. Prints the txid, the time and the partition once the transaction is durable.
+
+Examples:
+
+  echo hello | cantus append 0
+  cantus append 0 --write account.42 --read 'limits.>' --hwm 812 transfer.json
+  cantus append --key alice --kind order --header 'Trace: 7f3a' order.json
+
+Exit status: 3 after a conflict: read up to the txid it names, compute again, append with a new --hwm;
+4 if nothing was done; 5 if it may or may not have committed: repeat it with the same --id.`
+}
+
+// Run appends one transaction.
+func (c *appendCmd) Run(ctx context.Context, p *program) error {
+	if err := c.settle(); err != nil {
+		return err
+	}
+	msg, err := c.message()
+	if err != nil {
+		return err
+	}
+	if msg.Data, err = c.payload(p); err != nil {
+		return err
+	}
+	l, err := c.open("append")
+	if err != nil {
+		return err
+	}
+	defer l.close()
+	reply, err := c.send(ctx, l, msg)
+	if err != nil {
+		return err
+	}
+	return c.print(p, reply)
+}
+
+// settle sorts the arguments and refuses what cannot be right, before
+// anything is read or sent.
+func (c *appendCmd) settle() error {
+	switch {
+	case c.Key != "" && c.File != "":
+		return usagef("give either the partition P or --key, not both")
+	case c.Key != "":
+		if strings.Contains(c.Key, ".") || subjects.CheckLock(c.Key) != nil || c.Key == ">" {
+			return usagef("--key %q is not one NATS token: 1 to %d bytes without white space, control characters, '.', '*' or '>'",
+				c.Key, subjects.MaxToken)
+		}
+		c.Partition, c.File = "", c.Partition
+	case c.Partition == "":
+		return usagef("name the partition to append to, such as \"cantus append 0\", or --key")
+	default:
+		var p partition
+		if err := p.UnmarshalText([]byte(c.Partition)); err != nil {
+			return usagef("%w", err)
+		}
+	}
+	if n := len(c.Write) + len(c.Read) + len(c.Append); n > subjects.MaxLocks {
+		return usagef("%d locks: a transaction has at most %d", n, subjects.MaxLocks)
+	}
+	if c.HWM == nil && len(c.Write)+len(c.Read) > 0 {
+		return usagef("--write and --read need --hwm TXID, the txid up to which you had applied the partition when you " +
+			"computed this transaction: 0 if it was empty, else the last txid that you read (\"cantus status\" shows the newest)")
+	}
+	if c.ID == "" {
+		c.ID = nuid.Next()
+	} else if err := subjects.CheckMsgID(c.ID); err != nil {
+		return usagef("--id: %w", plain(err))
+	}
+	return nil
+}
+
+// payload reads what is to be appended, and no more than can be.
+func (c *appendCmd) payload(p *program) ([]byte, error) {
+	in := p.in
+	switch c.File {
+	case "", "-":
+		if c.File == "" && isTerminal(in) {
+			p.note("reading the payload from the terminal: end it with Ctrl-D")
+		}
+	default:
+		f, err := os.Open(c.File)
+		if err != nil {
+			return nil, usagef("payload: %w", err)
+		}
+		defer f.Close()
+		in = f
+	}
+	data, err := io.ReadAll(io.LimitReader(in, subjects.MaxTransaction+1))
+	if err != nil {
+		return nil, fmt.Errorf("read the payload: %w", err)
+	}
+	if len(data) > subjects.MaxTransaction {
+		return nil, usagef("the payload has more than %d bytes, the most a transaction may have with its headers: split it",
+			subjects.MaxTransaction)
+	}
+	return data, nil
+}
+
+func isTerminal(in io.Reader) bool {
+	f, ok := in.(*os.File)
+	if !ok {
+		return false
+	}
+	info, err := f.Stat()
+	return err == nil && info.Mode()&os.ModeCharDevice != 0 && f.Name() != os.DevNull
+}
+
+// message makes the request, but for its payload.
+func (c *appendCmd) message() (*nats.Msg, error) {
+	names := subjects.Names{Prefix: string(c.Prefix)}
+	msg := nats.NewMsg(names.AppendKey(c.Key))
+	if c.Key == "" {
+		n, _ := strconv.Atoi(c.Partition) // settle has checked it
+		msg.Subject = names.Append(n)
+	}
+	for _, line := range c.Headers {
+		key, value, err := splitHeader(line)
+		if err != nil {
+			return nil, err
+		}
+		msg.Header.Add(key, value)
+	}
+	msg.Header.Set(subjects.HeaderMsgID, c.ID)
+	msg.Header.Set(subjects.HeaderKind, string(c.Kind))
+	addLocks(msg.Header, subjects.HeaderWriteLock, c.Write)
+	addLocks(msg.Header, subjects.HeaderReadLock, c.Read)
+	addLocks(msg.Header, subjects.HeaderAppendLock, c.Append)
+	if c.HWM != nil {
+		msg.Header.Set(subjects.HeaderHighWaterMark, strconv.FormatUint(uint64(*c.HWM), 10))
+	}
+	if c.Last != nil {
+		msg.Header.Set(subjects.HeaderExpectedLast, strconv.FormatUint(uint64(*c.Last), 10))
+	}
+	return msg, nil
+}
+
+func addLocks(h nats.Header, key string, locks []lockName) {
+	for _, l := range locks {
+		h.Add(key, string(l))
+	}
+}
+
+// splitHeader takes "Key: value" apart. NATS would carry some malformed
+// headers as something else, so they are refused here.
+func splitHeader(line string) (key, value string, err error) {
+	key, value, ok := strings.Cut(line, ":")
+	value = strings.Trim(value, " \t")
+	block := subjects.AppendBlockEnd(subjects.AppendField(subjects.AppendBlockStart(nil), key, value))
+	if ok && strings.ContainsAny(line, "\r\n") {
+		ok = false
+	}
+	if !ok || subjects.ScanBlock(block, func(_, _ []byte) error { return nil }) != nil {
+		return "", "", usagef("--header %q is not 'Key: value', one line with a key of visible ASCII", line)
+	}
+	for _, reserved := range []string{"cantus-", "nats-"} {
+		if strings.HasPrefix(strings.ToLower(key), reserved) {
+			return "", "", usagef("--header %q: %s… headers are Cantus's and NATS's own; "+
+				"--write, --read, --append, --hwm, --expected-last, --kind and --id set them", line, key[:len(reserved)])
+		}
+	}
+	return key, value, nil
+}
+
+// send asks until there is a firm outcome, and begins no new try when the
+// timeout is over. Repeats are safe because they carry the same message id.
+func (c *appendCmd) send(ctx context.Context, l *link, msg *nats.Msg) (*subjects.Reply, error) {
+	enough := time.After(l.timeout)
+	inDoubt := false // an earlier try may have committed
+	for {
+		reply, err := c.try(ctx, l, msg)
+		if err == nil && !passing(reply.Error) {
+			return reply, nil
+		}
+		if err == nil {
+			err = refusal(reply.Error)
+		}
+		status := exitStatus(err)
+		inDoubt = inDoubt || status == exitUnknown
+		if status == exitUnavailable || status == exitUnknown {
+			select {
+			case <-time.After(100 * time.Millisecond):
+				continue
+			case <-enough:
+			case <-ctx.Done():
+			}
+		}
+		if inDoubt {
+			return nil, failf(exitUnknown, "no firm answer: the transaction may or may not have committed; "+
+				"append it again with --id %s, which never appends it twice", c.ID)
+		}
+		return nil, err
+	}
+}
+
+// try asks once. Its error is exitUnknown's if the request may have reached
+// the node all the same.
+func (c *appendCmd) try(ctx context.Context, l *link, msg *nats.Msg) (*subjects.Reply, error) {
+	answer, err := l.request(ctx, msg)
+	switch {
+	case errors.Is(err, nats.ErrNoResponders):
+		return nil, c.nobody(ctx, l)
+	case errors.Is(err, errLinkLost), errors.Is(err, context.DeadlineExceeded), errors.Is(err, context.Canceled):
+		return nil, failf(exitUnknown, "%w", err)
+	case err != nil:
+		return nil, l.explain(err)
+	}
+	reply := new(subjects.Reply)
+	if err := json.Unmarshal(answer.Data, reply); err != nil {
+		return nil, fmt.Errorf("the reply is no JSON that this version knows: %w", err)
+	}
+	return reply, nil
+}
+
+// nobody says why an append had no responder.
+func (c *appendCmd) nobody(ctx context.Context, l *link) error {
+	if c.Key != "" {
+		if _, err := l.cluster(ctx); err != nil {
+			return err
+		}
+		return failf(exitUnavailable, "the partition of key %q has no leader at the moment: try again", c.Key)
+	}
+	n, _ := strconv.Atoi(c.Partition)
+	return l.noLeader(ctx, n)
+}
+
+// passing tells whether a refusal is worth another try within seconds.
+func passing(e *subjects.Error) bool {
+	return e != nil && (e.Reason == subjects.Unknown || e.Reason == subjects.Unavailable || e.Reason == subjects.Busy)
+}
+
+func (c *appendCmd) print(p *program, r *subjects.Reply) error {
+	if c.JSON {
+		if err := printJSON(p.out, r); err != nil {
+			return err
+		}
+	} else if r.Error == nil {
+		duplicate := ""
+		if r.Duplicate {
+			duplicate = " duplicate"
+		}
+		fmt.Fprintf(p.out, "%d %s partition=%d%s\n", r.Txid, stamp(r.Time), r.Partition, duplicate)
+	}
+	if r.Error == nil {
+		return nil
+	}
+	return advise(r)
+}
+
+// advise words a refusal for a person. Most of the node's messages say what
+// to do; those about the log's state can say it in this command's flags.
+func advise(r *subjects.Reply) error {
+	switch {
+	case r.Error.Reason == subjects.ConflictReason:
+		return conflict(r)
+	case r.Error.Reason == subjects.WrongLast && r.HighWaterMark != nil:
+		return failf(exitConflict, "%w; read what is new, compute again, append with --expected-last %d",
+			r.Error, *r.HighWaterMark)
+	}
+	return refusal(r.Error)
+}
+
+func conflict(r *subjects.Reply) error {
+	e := r.Error
+	var b strings.Builder
+	fmt.Fprintf(&b, "conflict: lock %s was recorded by transaction %d of partition %d, after your high-water mark.\n",
+		e.Lock, e.Txid, r.Partition)
+	for _, c := range e.Conflicts {
+		if c.Lock != e.Lock || c.Txid != e.Txid {
+			fmt.Fprintf(&b, "        also: lock %s (%s), by transaction %d.\n", c.Lock, c.Mode, c.Txid)
+		}
+	}
+	fmt.Fprintf(&b, "        Apply the partition up to %d (\"cantus read %d --from …\"), compute again, append with --hwm %d.",
+		e.Txid, r.Partition, e.Txid)
+	return failf(exitConflict, "%s", b.String())
+}

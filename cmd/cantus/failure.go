@@ -1,0 +1,70 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/cantuslog/cantus/subjects"
+)
+
+// The exit statuses. They are documented in doc.go and in the help, and
+// scripts rely on them.
+const (
+	exitDone        = 0
+	exitFailed      = 1
+	exitUsage       = 2
+	exitConflict    = 3
+	exitUnavailable = 4
+	exitUnknown     = 5
+)
+
+// failure is an error with the exit status that it ends the program with.
+// An error that is no failure means exitFailed.
+type failure struct {
+	status int
+	err    error
+}
+
+func (f *failure) Error() string { return f.err.Error() }
+func (f *failure) Unwrap() error { return f.err }
+
+func failf(status int, format string, args ...any) error {
+	return &failure{status: status, err: fmt.Errorf(format, args...)}
+}
+
+func usagef(format string, args ...any) error { return failf(exitUsage, format, args...) }
+
+// exitStatus gives the status that err ends the program with.
+func exitStatus(err error) int {
+	var f *failure
+	switch {
+	case err == nil:
+		return exitDone
+	case errors.As(err, &f):
+		return f.status
+	}
+	return exitFailed
+}
+
+// statuses maps the reasons of refusals to exit statuses; a reason that is
+// not in it means exitFailed.
+var statuses = map[subjects.Reason]int{
+	subjects.BadRequest:     exitUsage,
+	subjects.TooLarge:       exitUsage,
+	subjects.IDReused:       exitUsage,
+	subjects.ConflictReason: exitConflict,
+	subjects.WrongLast:      exitConflict,
+	subjects.Busy:           exitUnavailable,
+	subjects.Unavailable:    exitUnavailable,
+	subjects.StorageFull:    exitUnavailable,
+	subjects.Unknown:        exitUnknown,
+}
+
+// refusal makes the failure for what a node refused.
+func refusal(e *subjects.Error) error {
+	status, ok := statuses[e.Reason]
+	if !ok {
+		status = exitFailed
+	}
+	return &failure{status: status, err: e}
+}

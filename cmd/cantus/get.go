@@ -1,0 +1,117 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+
+	"github.com/nats-io/nats.go"
+
+	"github.com/cantuslog/cantus/subjects"
+)
+
+type getCmd struct {
+	Partition partition `arg:"" name:"P" help:"Partition to look in, from 0."`
+	Txid      *txid     `arg:"" optional:"" name:"TXID" help:"Id of the transaction, from 1."`
+
+	Lock    lockName `placeholder:"LOCK" help:"Instead of TXID: the last transaction that recorded a lock overlapping this one."`
+	JSON    bool     `name:"json" xor:"form" help:"Print one JSON object, as read --json does."`
+	Payload bool     `xor:"form" help:"Write the payload alone, byte for byte."`
+
+	connection
+}
+
+func (*getCmd) Help() string {
+	return `Examples:
+
+  cantus get 0 812
+  cantus get 0 --lock account.42 --json
+  cantus get 0 812 --payload >transfer.json`
+}
+
+// Run shows one transaction.
+func (c *getCmd) Run(ctx context.Context, p *program) error {
+	request := subjects.GetRequest{Lock: string(c.Lock)}
+	switch {
+	case (c.Txid == nil) == (c.Lock == ""):
+		return usagef("name the transaction by either its TXID or --lock, such as \"cantus get 0 812\"")
+	case c.Txid != nil && *c.Txid == 0:
+		return usagef("there is no transaction 0: ids begin with 1")
+	case c.Txid != nil:
+		request.Txid = uint64(*c.Txid)
+	}
+	body, err := json.Marshal(request)
+	if err != nil {
+		return err
+	}
+	l, err := c.open("get")
+	if err != nil {
+		return err
+	}
+	defer l.close()
+	msg, err := l.request(ctx, &nats.Msg{Subject: l.names.Get(int(c.Partition)), Data: body})
+	switch {
+	case errors.Is(err, nats.ErrNoResponders):
+		return l.noLeader(ctx, int(c.Partition))
+	case err != nil:
+		return l.explain(err)
+	}
+	if e := refused(msg); e != nil {
+		return readRefusal(e)
+	}
+	t, err := parseTransaction(msg, false)
+	if err != nil {
+		return err
+	}
+	return c.print(p.out, t)
+}
+
+func (c *getCmd) print(w io.Writer, t *transaction) error {
+	switch {
+	case c.JSON:
+		return printJSON(w, t)
+	case c.Payload:
+		_, err := w.Write(t.data)
+		return err
+	}
+	t.describe(w)
+	return nil
+}
+
+// describe prints a transaction over several lines, the payload last and
+// with control characters escaped.
+func (t *transaction) describe(w io.Writer) {
+	field := func(name, format string, args ...any) {
+		fmt.Fprintf(w, "%-17s%s\n", name+":", fmt.Sprintf(format, args...))
+	}
+	field("txid", "%d", t.Txid)
+	field("partition", "%d", t.Partition)
+	field("time", "%s", stamp(t.Time))
+	field("kind", "%s", printable(t.Kind, len(t.Kind)))
+	field("locks", "%s", t.locks())
+	if t.HighWaterMark != nil {
+		field("high-water mark", "%d", *t.HighWaterMark)
+	}
+	if t.MsgID != "" {
+		field("message id", "%s", printable(t.MsgID, len(t.MsgID)))
+	}
+	var keys []string
+	for k := range t.Headers {
+		keys = append(keys, k)
+	}
+	slices.Sort(keys)
+	for _, k := range keys {
+		for _, v := range t.Headers[k] {
+			field("header", "%s: %s", printable(k, len(k)), printable(v, len(v)))
+		}
+	}
+	field("payload", "%d bytes", len(t.data))
+	if t.Payload != nil && len(t.data) > 0 {
+		fmt.Fprintln(w, printable(*t.Payload, len(t.data)))
+	} else if len(t.data) > 0 {
+		fmt.Fprintf(w, "%x\n", t.data)
+	}
+}

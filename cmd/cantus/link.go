@@ -1,0 +1,280 @@
+package main
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"net/url"
+	"os"
+	"sync"
+	"time"
+
+	"github.com/nats-io/nats.go"
+
+	"github.com/cantuslog/cantus/subjects"
+)
+
+// connection holds the flags by which a client command finds the cluster.
+type connection struct {
+	Server   string   `group:"connection" placeholder:"URL,…" default:"nats://127.0.0.1:4222" env:"CANTUS_SERVER" help:"NATS servers to try, separated by commas."`
+	Prefix   prefix   `group:"connection" placeholder:"PREFIX" default:"cantus" env:"CANTUS_PREFIX" help:"What the cluster's subjects begin with."`
+	Timeout  duration `group:"connection" placeholder:"TIME" default:"5s" env:"CANTUS_TIMEOUT" help:"How long to wait for a connection, and for an answer."`
+	Creds    string   `group:"connection" placeholder:"FILE" env:"CANTUS_CREDS" type:"existingfile" help:"NATS credentials file."`
+	NKey     string   `group:"connection" name:"nkey" placeholder:"FILE" env:"CANTUS_NKEY" type:"existingfile" help:"File with an NKey seed."`
+	User     string   `group:"connection" placeholder:"NAME" env:"CANTUS_USER" help:"NATS user name."`
+	Password string   `group:"connection" placeholder:"TEXT" env:"CANTUS_PASSWORD" help:"NATS password; the variable keeps it out of the process list."`
+	Token    string   `group:"connection" placeholder:"TEXT" env:"CANTUS_TOKEN" help:"NATS token, likewise."`
+	TLSCA    string   `group:"connection" name:"tls-ca" placeholder:"FILE" env:"CANTUS_TLS_CA" type:"existingfile" help:"PEM file of the authorities that the server's certificate is checked against, instead of the system's."`
+	TLSCert  string   `group:"connection" name:"tls-cert" placeholder:"FILE" env:"CANTUS_TLS_CERT" type:"existingfile" help:"PEM file of the client's own certificate."`
+	TLSKey   string   `group:"connection" name:"tls-key" placeholder:"FILE" env:"CANTUS_TLS_KEY" type:"existingfile" help:"PEM file of its key."`
+}
+
+// link is a client command's connection. One goroutine uses it.
+type link struct {
+	nc      *nats.Conn
+	names   subjects.Names
+	server  string
+	timeout time.Duration
+
+	mu        sync.Mutex  // guards onTrouble
+	onTrouble func(error) // told why no answer will come, nil for nobody
+}
+
+// errLinkLost is the trouble that what was asked, or its answer, may have
+// been lost with the connection. It comes back by itself.
+var errLinkLost = errors.New("connection lost")
+
+// open connects, and fails at once if no server is there. The caller closes
+// the link.
+func (c *connection) open(command string) (*link, error) {
+	l := &link{
+		names:   subjects.Names{Prefix: string(c.Prefix)},
+		server:  c.Server,
+		timeout: time.Duration(c.Timeout),
+	}
+	opts, err := c.options()
+	if err != nil {
+		return nil, err
+	}
+	opts = append(opts,
+		nats.Name("cantus "+command),
+		nats.Timeout(l.timeout),
+		nats.MaxReconnects(-1),
+		nats.ReconnectWait(250*time.Millisecond),
+		nats.DisconnectErrHandler(func(*nats.Conn, error) { l.trouble(errLinkLost) }),
+		nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) {
+			if errors.Is(err, nats.ErrPermissionViolation) {
+				l.trouble(usagef("the NATS server forbids it to this user: %w", err))
+			}
+		}),
+	)
+	if l.nc, err = nats.Connect(c.Server, opts...); err != nil {
+		return nil, connectFailure(c.Server, err)
+	}
+	return l, nil
+}
+
+func (c *connection) options() ([]nats.Option, error) {
+	var opts []nats.Option
+	if c.Creds != "" {
+		opts = append(opts, nats.UserCredentials(c.Creds))
+	}
+	if c.NKey != "" {
+		opt, err := nats.NkeyOptionFromSeed(c.NKey)
+		if err != nil {
+			return nil, usagef("--nkey %s: %w", c.NKey, err)
+		}
+		opts = append(opts, opt)
+	}
+	if c.Password != "" && c.User == "" {
+		return nil, usagef("--password needs --user")
+	}
+	if c.User != "" {
+		opts = append(opts, nats.UserInfo(c.User, c.Password))
+	}
+	if c.Token != "" {
+		opts = append(opts, nats.Token(c.Token))
+	}
+	config, err := c.tlsConfig()
+	if config != nil {
+		opts = append(opts, nats.Secure(config))
+	}
+	return opts, err
+}
+
+// tlsConfig gives what the TLS flags say, nil if there are none.
+func (c *connection) tlsConfig() (*tls.Config, error) {
+	if (c.TLSCert == "") != (c.TLSKey == "") {
+		return nil, usagef("--tls-cert and --tls-key go together")
+	}
+	if c.TLSCA == "" && c.TLSCert == "" {
+		return nil, nil
+	}
+	config := &tls.Config{MinVersion: tls.VersionTLS12}
+	if c.TLSCA != "" {
+		text, err := os.ReadFile(c.TLSCA)
+		if err != nil {
+			return nil, usagef("--tls-ca: %w", err)
+		}
+		config.RootCAs = x509.NewCertPool()
+		if !config.RootCAs.AppendCertsFromPEM(text) {
+			return nil, usagef("--tls-ca %s holds no certificate in PEM form", c.TLSCA)
+		}
+	}
+	if c.TLSCert != "" {
+		pair, err := tls.LoadX509KeyPair(c.TLSCert, c.TLSKey)
+		if err != nil {
+			return nil, usagef("--tls-cert %s, --tls-key %s: %w", c.TLSCert, c.TLSKey, err)
+		}
+		config.Certificates = []tls.Certificate{pair}
+	}
+	return config, nil
+}
+
+func connectFailure(server string, err error) error {
+	switch {
+	case errors.Is(err, nats.ErrNoServers):
+		return failf(exitUnavailable, "no NATS server answers at %s: start a node with \"cantus serve\", "+
+			"or name another server with --server or CANTUS_SERVER", server)
+	case errors.Is(err, nats.ErrAuthorization):
+		return usagef("the NATS server at %s refuses these credentials: see --creds, --nkey, --user and --token", server)
+	case errors.Is(err, nats.ErrTimeout):
+		return failf(exitUnavailable, "no answer from %s in time: is it a NATS server? --timeout waits longer", server)
+	case errors.Is(err, nats.ErrTLS), isTLSAlert(err):
+		return usagef("connect to %s: %w; see --tls-ca, --tls-cert and --tls-key", server, err)
+	case isURLError(err):
+		return usagef("--server %s: %w; write nats://HOST:PORT", server, err)
+	}
+	return failf(exitUnavailable, "connect to %s: %w", server, err)
+}
+
+// isTLSAlert tells whether the other side ended TLS, as a server does, some
+// time after the handshake, that wants a client certificate.
+func isTLSAlert(err error) bool {
+	var e *net.OpError
+	return errors.As(err, &e) && e.Op == "remote error"
+}
+
+func isURLError(err error) bool {
+	var e *url.Error
+	return errors.As(err, &e)
+}
+
+func (l *link) close() { l.nc.Close() }
+
+// trouble runs in the connection's goroutines when what was asked will not be
+// answered.
+func (l *link) trouble(why error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.onTrouble != nil {
+		l.onTrouble(why)
+	}
+}
+
+// untilTrouble gives a context that ends, with the trouble as its cause, when
+// no answer will come. The caller calls stop.
+func (l *link) untilTrouble(ctx context.Context) (_ context.Context, stop func()) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.onTrouble = cancel
+	return ctx, func() {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		l.onTrouble = nil
+		cancel(nil)
+	}
+}
+
+// request sends msg and waits for the one answer, for the link's timeout at
+// most. Nobody there is nats.ErrNoResponders.
+func (l *link) request(ctx context.Context, msg *nats.Msg) (*nats.Msg, error) {
+	ctx, stop := l.untilTrouble(ctx)
+	defer stop()
+	ctx, cancel := context.WithTimeout(ctx, l.timeout)
+	defer cancel()
+	reply, err := l.nc.RequestMsgWithContext(ctx, msg)
+	if err != nil && ctx.Err() != nil {
+		err = context.Cause(ctx)
+	}
+	return reply, err
+}
+
+// ask sends a JSON request, nil for an empty one, and decodes the answer.
+func (l *link) ask(ctx context.Context, subject string, request, answer any) error {
+	msg := nats.NewMsg(subject)
+	if request != nil {
+		var err error
+		if msg.Data, err = json.Marshal(request); err != nil {
+			return err
+		}
+	}
+	reply, err := l.request(ctx, msg)
+	if err != nil {
+		return err
+	}
+	if e := refused(reply); e != nil {
+		return refusal(e)
+	}
+	if err := json.Unmarshal(reply.Data, answer); err != nil {
+		return fmt.Errorf("%s answered no JSON that this version knows: %w", subject, err)
+	}
+	return nil
+}
+
+// cluster asks any node what cluster this is.
+func (l *link) cluster(ctx context.Context) (subjects.ClusterInfo, error) {
+	var info subjects.ClusterInfo
+	err := l.ask(ctx, l.names.Info(), nil, &info)
+	if errors.Is(err, nats.ErrNoResponders) {
+		err = failf(exitUnavailable, "the NATS server at %s answers, but no Cantus node does under the prefix %q: "+
+			"is --prefix right, and does this user see the node's account?", l.server, l.names.Prefix)
+	}
+	return info, l.explain(err)
+}
+
+// noLeader finds out why nobody answers for a partition.
+func (l *link) noLeader(ctx context.Context, p int) error {
+	info, err := l.cluster(ctx)
+	switch {
+	case err != nil:
+		return err
+	case p >= info.Partitions:
+		return usagef("partition %d does not exist: this cluster has %d (0 to %d)", p, info.Partitions, info.Partitions-1)
+	}
+	return failf(exitUnavailable, "partition %d has no leader at the moment: try again", p)
+}
+
+// explain words an error of the connection for a person; others pass.
+func (l *link) explain(err error) error {
+	switch {
+	case errors.Is(err, context.Canceled):
+		return errors.New("interrupted")
+	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, nats.ErrTimeout):
+		return failf(exitUnavailable, "no answer from %s within %v: --timeout waits longer", l.server, l.timeout)
+	case errors.Is(err, errLinkLost):
+		return failf(exitUnavailable, "lost the connection to %s", l.server)
+	case errors.Is(err, nats.ErrMaxPayload):
+		return usagef("too large for the NATS server: its max_payload is %d bytes", l.nc.MaxPayload())
+	}
+	return err
+}
+
+// refused gives the refusal that a message carries, nil if it carries none.
+func refused(msg *nats.Msg) *subjects.Error {
+	if msg.Header.Get(subjects.HeaderErrorCode) == "" {
+		return nil
+	}
+	var body struct {
+		Error *subjects.Error `json:"error"`
+	}
+	if json.Unmarshal(msg.Data, &body) == nil && body.Error != nil {
+		return body.Error
+	}
+	return subjects.Errorf(subjects.Internal, "%s", msg.Header.Get(subjects.HeaderError))
+}

@@ -1,0 +1,21 @@
+package main
+
+import (
+	"context"
+	"os"
+	"os/signal"
+	"syscall"
+)
+
+// version is set by the linker in a release; see buildVersion for the rest.
+var version string
+
+func main() {
+	// The first signal asks for a clean stop. After it the signals have
+	// their usual effect again, so that a second one ends the program at once.
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	context.AfterFunc(ctx, stop)
+
+	p := &program{in: os.Stdin, out: os.Stdout, errOut: os.Stderr}
+	os.Exit(p.run(ctx, os.Args[1:]))
+}

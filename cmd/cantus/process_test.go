@@ -1,0 +1,249 @@
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"errors"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/rogpeppe/go-internal/testscript"
+)
+
+type (
+	processesKey struct{}
+	deadlineKey  struct{}
+)
+
+// processes are a script's background commands by name.
+type processes map[string]*process
+
+// process is a background command whose output can be awaited.
+type process struct {
+	cmd    *exec.Cmd
+	stdout output
+	stderr output
+	ended  chan struct{}
+	err    error // of Wait, once ended is closed
+}
+
+// output collects what a process prints and wakes those who wait for it.
+type output struct {
+	mu    sync.Mutex
+	text  bytes.Buffer
+	grown chan struct{} // closed and replaced as text grows
+}
+
+func (o *output) Write(b []byte) (int, error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.grown != nil {
+		close(o.grown)
+		o.grown = nil
+	}
+	return o.text.Write(b)
+}
+
+func (o *output) String() string {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.text.String()
+}
+
+// look gives the text so far, and a channel that is closed as it grows.
+func (o *output) look() (string, <-chan struct{}) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.grown == nil {
+		o.grown = make(chan struct{})
+	}
+	return o.text.String(), o.grown
+}
+
+// await waits until the output has text, and gives the line that it is in;
+// false if the process ends without it.
+func (p *process) await(o *output, text string) (string, bool) {
+	for ended := false; ; {
+		all, grown := o.look()
+		scanner := bufio.NewScanner(strings.NewReader(all[:strings.LastIndexByte(all, '\n')+1]))
+		for scanner.Scan() {
+			if strings.Contains(scanner.Text(), text) {
+				return scanner.Text(), true
+			}
+		}
+		if ended {
+			return "", false
+		}
+		select {
+		case <-grown:
+		case <-p.ended:
+			ended = true // and look once more
+		}
+	}
+}
+
+// passedOn names the script's variables that a background command gets.
+var passedOn = []string{
+	"PATH", "HOME", "TMPDIR", "WORK", "GOCOVERDIR",
+	"CANTUS_SERVER", "CANTUS_NAME", "CANTUS_CONFIG",
+}
+
+func start(ts *testscript.TestScript, name string, args ...string) *process {
+	all := ts.Value(processesKey{}).(processes)
+	if old := all[name]; old != nil {
+		select {
+		case <-old.ended:
+		default:
+			ts.Fatalf("%s is running", name)
+		}
+	}
+	// testscript puts its commands on the script's PATH.
+	var program string
+	for _, dir := range filepath.SplitList(ts.Getenv("PATH")) {
+		file := filepath.Join(dir, args[0])
+		if info, err := os.Stat(file); err == nil && !info.IsDir() {
+			program = file
+			break
+		}
+	}
+	if program == "" {
+		ts.Fatalf("no program %s", args[0])
+	}
+	p := &process{cmd: exec.Command(program, args[1:]...), ended: make(chan struct{})}
+	p.cmd.Dir = ts.MkAbs(".")
+	for _, key := range passedOn {
+		if value := ts.Getenv(key); value != "" {
+			p.cmd.Env = append(p.cmd.Env, key+"="+value)
+		}
+	}
+	p.cmd.Stdout, p.cmd.Stderr = &p.stdout, &p.stderr
+	ts.Check(p.cmd.Start())
+	go func() {
+		p.err = p.cmd.Wait()
+		close(p.ended)
+	}()
+	// One that hangs ends, and shows its goroutines, before the test's time
+	// is over: after that nobody could see them.
+	dump := time.AfterFunc(patience(ts), func() { p.cmd.Process.Signal(syscall.SIGQUIT) }) //nolint:errcheck // it may have ended
+	ts.Defer(func() {
+		dump.Stop()
+		p.cmd.Process.Kill() //nolint:errcheck // it may have ended
+		<-p.ended
+	})
+	all[name] = p
+	return p
+}
+
+func patience(ts *testscript.TestScript) time.Duration {
+	deadline, ok := ts.Value(deadlineKey{}).(time.Time)
+	if !ok {
+		return time.Hour
+	}
+	return time.Until(deadline) * 9 / 10
+}
+
+func cmdServe(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) < 1 {
+		ts.Fatalf("usage: serve NAME [flags]")
+	}
+	serve := []string{"cantus", "serve", "--listen=127.0.0.1:0", "--http=127.0.0.1:0"}
+	p := start(ts, args[0], append(serve, args[1:]...)...)
+	line, ok := p.await(&p.stdout, "cantus: ready")
+	if !ok {
+		ts.Fatalf("%s ended before it was ready: %v\n%s%s", args[0], p.err, &p.stdout, &p.stderr)
+	}
+	ts.Setenv("READY", line)
+	for _, field := range strings.Fields(line) {
+		if url, ok := strings.CutPrefix(field, "nats="); ok {
+			ts.Setenv("CANTUS_SERVER", url)
+			ts.Setenv("LISTEN", strings.TrimPrefix(url, "nats://"))
+		}
+		if url, ok := strings.CutPrefix(field, "http="); ok {
+			ts.Setenv("HTTP", url)
+		}
+	}
+}
+
+func cmdFollow(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) < 2 {
+		ts.Fatalf("usage: follow NAME command args...")
+	}
+	start(ts, args[0], args[1:]...)
+}
+
+func named(ts *testscript.TestScript, name string) *process {
+	p := ts.Value(processesKey{}).(processes)[name]
+	if p == nil {
+		ts.Fatalf("no command %s was started", name)
+	}
+	return p
+}
+
+func cmdAwait(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) < 2 || len(args) > 3 {
+		ts.Fatalf("usage: await NAME text [stderr]")
+	}
+	p := named(ts, args[0])
+	o := &p.stdout
+	if len(args) == 3 {
+		o = &p.stderr
+	}
+	if _, ok := p.await(o, args[1]); !ok {
+		ts.Fatalf("%s ended without printing %q:\n%s%s", args[0], args[1], &p.stdout, &p.stderr)
+	}
+}
+
+func cmdStopped(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) < 2 || len(args) > 3 {
+		ts.Fatalf("usage: stopped NAME status [signal]")
+	}
+	p := named(ts, args[0])
+	if len(args) == 3 {
+		signals := map[string]syscall.Signal{"TERM": syscall.SIGTERM, "INT": syscall.SIGINT, "KILL": syscall.SIGKILL}
+		ts.Check(p.cmd.Process.Signal(signals[args[2]]))
+	}
+	<-p.ended
+	io.WriteString(ts.Stdout(), p.stdout.String()) //nolint:errcheck // a buffer
+	io.WriteString(ts.Stderr(), p.stderr.String()) //nolint:errcheck // a buffer
+	if got := strconv.Itoa(p.cmd.ProcessState.ExitCode()); got != args[1] {
+		ts.Fatalf("%s exited with %s, want %s\n%s%s", args[0], got, args[1], &p.stdout, &p.stderr)
+	}
+}
+
+func cmdStatus(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) < 2 {
+		ts.Fatalf("usage: status N command args...")
+	}
+	err := ts.Exec(args[1], args[2:]...)
+	code := 0
+	var exit *exec.ExitError
+	switch {
+	case errors.As(err, &exit):
+		code = exit.ExitCode()
+	case err != nil:
+		ts.Fatalf("%v", err)
+	}
+	if strconv.Itoa(code) != args[0] {
+		ts.Fatalf("exit status %d, want %s", code, args[0])
+	}
+}
+
+func cmdFlip(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 2 {
+		ts.Fatalf("usage: flip FILE OFFSET")
+	}
+	data := []byte(ts.ReadFile(args[0]))
+	offset, err := strconv.Atoi(args[1])
+	if err != nil || offset >= len(data) {
+		ts.Fatalf("%s has %d bytes, none at %s", args[0], len(data), args[1])
+	}
+	data[offset] ^= 0x10
+	ts.Check(os.WriteFile(ts.MkAbs(args[0]), data, 0o600))
+}

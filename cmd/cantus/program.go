@@ -1,0 +1,145 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+
+	"github.com/alecthomas/kong"
+)
+
+// program is one run of cantus: where it reads and writes.
+type program struct {
+	in          io.Reader
+	out, errOut io.Writer
+}
+
+// grammar is the command line. Each command is a struct of flags with a
+// method Run(ctx, p) that does it.
+type grammar struct {
+	Serve      serveCmd      `cmd:"" help:"Run a node."`
+	Append     appendCmd     `cmd:"" help:"Append one transaction."`
+	Read       readCmd       `cmd:"" help:"Read transactions in order, and follow new ones."`
+	Get        getCmd        `cmd:"" help:"Show one transaction, by its id or a lock."`
+	Status     statusCmd     `cmd:"" help:"Show the cluster and its partitions."`
+	Verify     verifyCmd     `cmd:"" help:"Check a data directory that no node has open."`
+	Bench      benchCmd      `cmd:"" help:"Measure a node, and JetStream beside it."`
+	Completion completionCmd `cmd:"" help:"Print a shell completion script."`
+	Version    versionCmd    `cmd:"" help:"Print the version."`
+}
+
+const description = `A replicated transaction log behind NATS: transactions are appended to partitions,
+checked against the locks they name, and read back in order.`
+
+const examples = `Exit status: 0 done, 1 failed, 2 wrong usage or request, 3 conflict,
+4 nothing was done (try again later), 5 unknown whether it committed.
+
+Examples:
+
+  cantus serve                               a node on 127.0.0.1:4222, data in ./cantus-data
+  echo hello | cantus append 0               append to partition 0; prints the txid
+  cantus append 0 --write account.42 --hwm 812 transfer.json
+  cantus read 0 --follow                     all of partition 0, then what comes
+  cantus status                              partitions, leaders, high-water marks`
+
+// run does what the arguments say and gives the exit status. Cancelling ctx
+// stops it cleanly.
+func (p *program) run(ctx context.Context, args []string) int {
+	exited := false
+	parser, err := newParser(p, func(int) { exited = true })
+	if err != nil {
+		fmt.Fprintf(p.errOut, "cantus: %v\n", err)
+		return exitFailed
+	}
+	args = spellHelp(args)
+	kctx, err := parser.Parse(args)
+	switch {
+	case exited: // --help was answered while parsing
+		return exitDone
+	case err != nil:
+		p.complain(parseFailure(parser, args, err))
+		return exitUsage
+	}
+	kctx.BindTo(ctx, (*context.Context)(nil))
+	kctx.Bind(p)
+	err = kctx.Run()
+	p.complain(err)
+	return exitStatus(err)
+}
+
+// complain prints an error for a person.
+func (p *program) complain(err error) {
+	if err != nil {
+		fmt.Fprintf(p.errOut, "cantus: %v\n", err)
+	}
+}
+
+// note tells a person something that is no error.
+func (p *program) note(format string, args ...any) {
+	fmt.Fprintf(p.errOut, "cantus: "+format+"\n", args...)
+}
+
+func newParser(p *program, exit func(int)) (*kong.Kong, error) {
+	parser, err := kong.New(&grammar{},
+		kong.Name("cantus"),
+		kong.Description(description),
+		kong.Writers(p.out, p.errOut),
+		kong.Exit(exit),
+		kong.Help(printHelp),
+		kong.ValueFormatter(describeValue),
+		kong.ConfigureHelp(kong.HelpOptions{Compact: true, NoExpandSubcommands: true, WrapUpperBound: 100}),
+		kong.ExplicitGroups([]kong.Group{
+			{Key: "connection", Title: "Connection:"},
+			{Key: "limits", Title: "Limits:"},
+			{Key: "log", Title: "Log:"},
+		}),
+	)
+	if err != nil {
+		return nil, err
+	}
+	parser.Model.HelpFlag.Help = "Show this help."
+	return parser, nil
+}
+
+// spellHelp lets "cantus help append" and a bare "cantus help" stand for the
+// --help flag.
+func spellHelp(args []string) []string {
+	if len(args) > 0 && args[0] == "help" {
+		return append(args[1:len(args):len(args)], "--help")
+	}
+	return args
+}
+
+// parseFailure words what kong found wrong with the command line.
+func parseFailure(parser *kong.Kong, args []string, err error) error {
+	var commands []string
+	for _, c := range parser.Model.Children {
+		commands = append(commands, c.Name)
+	}
+	if len(args) == 0 {
+		return errors.New("name a command: " + strings.Join(commands, ", ") + "; \"cantus --help\" explains them")
+	}
+	word := args[0]
+	if !strings.HasPrefix(word, "-") && parserCommand(parser, word) == nil {
+		if near := nearest(word, commands); near != "" {
+			return fmt.Errorf("there is no command %q: did you mean %q?", word, near)
+		}
+		return fmt.Errorf("there is no command %q: the commands are %s", word, strings.Join(commands, ", "))
+	}
+	text := strings.Replace(err.Error(), "(from envar ", "(from ", 1)
+	if cmd := parserCommand(parser, word); cmd != nil && strings.Contains(text, "unknown flag") {
+		text += fmt.Sprintf("; \"cantus %s --help\" lists the flags", word)
+	}
+	return errors.New(text)
+}
+
+func parserCommand(parser *kong.Kong, name string) *kong.Node {
+	for _, c := range parser.Model.Children {
+		if c.Name == name {
+			return c
+		}
+	}
+	return nil
+}

@@ -1,0 +1,227 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"strconv"
+	"time"
+
+	"github.com/nats-io/nats.go"
+
+	"github.com/cantuslog/cantus/subjects"
+)
+
+type readCmd struct {
+	Partition partition `arg:"" name:"P" help:"Partition to read, from 0."`
+
+	From        txid     `placeholder:"TXID" default:"1" help:"First transaction to read."`
+	Max         count    `placeholder:"N" help:"Stop after N transactions."`
+	Follow      bool     `short:"f" help:"At the end of the log wait for more, until interrupted. Goes on after a lost connection, without gap or repeat."`
+	Kinds       []token  `name:"kind" sep:"none" placeholder:"KIND" help:"Only transactions of this kind; repeatable."`
+	Lock        lockName `placeholder:"LOCK" help:"Only transactions that recorded a lock overlapping this one, such as account.42 or 'account.>'."`
+	HeadersOnly bool     `help:"Leave the payloads out."`
+	JSON        bool     `name:"json" help:"Print a JSON object a line, complete; the payload as text, or in payload_base64 if it is not UTF-8."`
+
+	connection
+}
+
+func (*readCmd) Help() string {
+	return `Prints a line for each transaction: txid, time, kind, locks (w: write, r: read, a: append) and the payload,
+shortened and with control characters escaped. Without --follow it ends at the high-water mark found at the start.
+
+Examples:
+
+  cantus read 0
+  cantus read 0 --from 813 --follow --json | jq .payload
+  cantus read 0 --lock account.42 --max 10`
+}
+
+// followWait is how long a read waits at the end of the log. It bounds
+// nothing: the next read follows at once.
+const followWait = 30 * time.Second
+
+// reader is a read in progress, over as many requests as it takes.
+type reader struct {
+	cmd  *readCmd
+	p    *program
+	link *link
+	out  *bufio.Writer
+
+	next     uint64 // the first transaction not yet printed or filtered out
+	last     uint64 // where to stop, 0 for not known or never
+	printed  int
+	troubled bool // the last request failed, and it was said
+}
+
+// Run reads until the end, or until ctx is cancelled.
+func (c *readCmd) Run(ctx context.Context, p *program) error {
+	l, err := c.open("read")
+	if err != nil {
+		return err
+	}
+	defer l.close()
+	r := &reader{cmd: c, p: p, link: l, out: bufio.NewWriter(p.out), next: max(uint64(c.From), 1)}
+	for {
+		done, err := r.step(ctx)
+		if ferr := r.out.Flush(); ferr != nil {
+			return ferr
+		}
+		switch {
+		case c.Follow && ctx.Err() != nil:
+			return nil // being interrupted is how following ends
+		case err != nil:
+			return l.explain(err)
+		case done:
+			return nil
+		}
+	}
+}
+
+// step makes one request and prints what it brings; done says that there is
+// nothing more to ask for.
+func (r *reader) step(ctx context.Context) (done bool, err error) {
+	from, mark, err := r.page(ctx)
+	if errors.Is(err, nats.ErrNoResponders) {
+		err = r.link.noLeader(ctx, int(r.cmd.Partition))
+	}
+	switch {
+	case err != nil && r.cmd.Follow && mends(err):
+		return false, r.await(ctx, err)
+	case err != nil:
+		return false, err
+	}
+	r.troubled = false
+	r.next = max(r.next, from)
+	if r.last == 0 && !r.cmd.Follow {
+		if r.last = mark; mark == 0 {
+			return true, nil
+		}
+	}
+	return r.full() || (!r.cmd.Follow && r.next > r.last), nil
+}
+
+// full tells whether --max is reached.
+func (r *reader) full() bool { return r.cmd.Max > 0 && r.printed >= int(r.cmd.Max) }
+
+// mends tells whether an error may go away while a follower waits.
+func mends(err error) bool {
+	return errors.Is(err, errLinkLost) || errors.Is(err, nats.ErrTimeout) ||
+		errors.Is(err, context.DeadlineExceeded) || exitStatus(err) == exitUnavailable
+}
+
+// await says once what is wrong, and pauses before the next try.
+func (r *reader) await(ctx context.Context, why error) error {
+	if !r.troubled {
+		r.troubled = true
+		r.p.note("%v; waiting", r.link.explain(why))
+	}
+	select {
+	case <-ctx.Done():
+	case <-time.After(250 * time.Millisecond):
+	}
+	return nil
+}
+
+// page makes one read request and prints its transactions. It gives where the
+// next read starts and the high-water mark.
+func (r *reader) page(ctx context.Context) (from, mark uint64, err error) {
+	ctx, stop := r.link.untilTrouble(ctx)
+	defer stop()
+	inbox := nats.NewInbox()
+	sub, err := r.link.nc.SubscribeSync(inbox)
+	if err != nil {
+		return 0, 0, err
+	}
+	defer sub.Unsubscribe() //nolint:errcheck // the connection may be gone
+	// A page is bounded by the request, so nothing in it may be dropped.
+	if err := sub.SetPendingLimits(-1, -1); err != nil {
+		return 0, 0, err
+	}
+	body, err := json.Marshal(r.request())
+	if err != nil {
+		return 0, 0, err
+	}
+	if err := r.link.nc.PublishRequest(r.link.names.Read(int(r.cmd.Partition)), inbox, body); err != nil {
+		return 0, 0, err
+	}
+	wait := r.link.timeout
+	if r.cmd.Follow {
+		wait += followWait
+	}
+	for {
+		msg, err := nextMessage(ctx, sub, wait)
+		if err != nil {
+			return 0, 0, err
+		}
+		wait = r.link.timeout
+		if msg.Header.Get("Status") == subjects.StatusEnd {
+			return endOfPage(msg)
+		}
+		if e := refused(msg); e != nil {
+			return 0, 0, readRefusal(e)
+		}
+		if err := r.take(msg); err != nil {
+			return 0, 0, err
+		}
+	}
+}
+
+func (r *reader) request() subjects.ReadRequest {
+	req := subjects.ReadRequest{From: r.next, Max: 4096, Lock: string(r.cmd.Lock), HeadersOnly: r.cmd.HeadersOnly}
+	if r.cmd.Max > 0 {
+		req.Max = min(req.Max, int(r.cmd.Max)-r.printed)
+	}
+	if r.cmd.Follow {
+		req.Wait = followWait.String()
+	}
+	for _, k := range r.cmd.Kinds {
+		req.Kinds = append(req.Kinds, string(k))
+	}
+	return req
+}
+
+func nextMessage(ctx context.Context, sub *nats.Subscription, wait time.Duration) (*nats.Msg, error) {
+	ctx, cancel := context.WithTimeout(ctx, wait)
+	defer cancel()
+	msg, err := sub.NextMsgWithContext(ctx)
+	if err != nil && ctx.Err() != nil {
+		err = context.Cause(ctx)
+	}
+	return msg, err
+}
+
+func endOfPage(msg *nats.Msg) (from, mark uint64, err error) {
+	if from, err = strconv.ParseUint(msg.Header.Get(subjects.HeaderNext), 10, 64); err == nil {
+		mark, err = strconv.ParseUint(msg.Header.Get(subjects.HeaderHighWaterMark), 10, 64)
+	}
+	return from, mark, err
+}
+
+// take prints one transaction, unless it was printed before or lies past the
+// end.
+func (r *reader) take(msg *nats.Msg) error {
+	t, err := parseTransaction(msg, r.cmd.HeadersOnly)
+	if err != nil {
+		return err
+	}
+	if t.Txid < r.next || r.full() || (r.last > 0 && t.Txid > r.last) {
+		return nil
+	}
+	r.next = t.Txid + 1
+	r.printed++
+	if r.cmd.JSON {
+		return printJSON(r.out, t)
+	}
+	_, err = r.out.WriteString(t.line() + "\n")
+	return err
+}
+
+func readRefusal(e *subjects.Error) error {
+	err := refusal(e)
+	if e.Reason == subjects.Trimmed && e.FirstTxid > 0 {
+		return failf(exitStatus(err), "%w; the oldest transaction kept is %d: --from %d", err, e.FirstTxid, e.FirstTxid)
+	}
+	return err
+}

@@ -1,0 +1,149 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"log/slog"
+	"strings"
+	"time"
+
+	"github.com/alecthomas/kong"
+
+	"github.com/cantuslog/cantus/broker"
+)
+
+type serveCmd struct {
+	Config string `placeholder:"FILE" env:"CANTUS_CONFIG" help:"YAML file of these flags, such as \"partitions: 8\". The command line and the environment go before it."`
+
+	Name        token          `placeholder:"NAME" default:"n1" env:"CANTUS_NAME" help:"The node's name in its cluster."`
+	ClusterName token          `placeholder:"NAME" default:"cantus" env:"CANTUS_CLUSTER_NAME" help:"The cluster's name; fixed when the data directory is founded."`
+	Data        string         `placeholder:"DIR" default:"./cantus-data" env:"CANTUS_DATA" type:"path" help:"Data directory; made if it is not there."`
+	Partitions  partitionCount `placeholder:"N" env:"CANTUS_PARTITIONS" help:"Number of partitions, 1 to 1024; fixed when the data directory is founded. [default 4 in a new directory, what it has in an old one]"`
+	Prefix      prefix         `placeholder:"PREFIX" default:"cantus" env:"CANTUS_PREFIX" help:"What every subject begins with."`
+
+	Listen      listenAddr   `placeholder:"HOST:PORT" default:"127.0.0.1:4222" env:"CANTUS_LISTEN" help:"Where NATS clients connect; port 0 takes a free one."`
+	HTTP        optionalAddr `name:"http" placeholder:"HOST:PORT" default:"127.0.0.1:8222" env:"CANTUS_HTTP" help:"Where /healthz, /readyz and /metrics are; port 0 takes a free one; off for none."`
+	NATSConfig  string       `name:"nats-config" placeholder:"FILE" env:"CANTUS_NATS_CONFIG" type:"existingfile" help:"nats-server configuration for TLS, accounts, websocket, leaf nodes and the rest; what it says goes before --listen."`
+	Account     string       `placeholder:"NAME" env:"CANTUS_ACCOUNT" help:"NATS account that the subjects live in, where --nats-config has accounts. [default the global account]"`
+	Credentials string       `placeholder:"FILE" env:"CANTUS_CREDENTIALS" type:"existingfile" help:"NATS credentials for the node's own connections, where --nats-config has operators."`
+
+	Locks       count    `group:"limits" placeholder:"N" default:"1000000" env:"CANTUS_LOCKS" help:"Recorded locks that a partition knows exactly; about 100 bytes of memory each."`
+	MsgIDs      count    `group:"limits" name:"msg-ids" placeholder:"N" default:"1000000" env:"CANTUS_MSG_IDS" help:"Message ids that a partition remembers at most; about 100 bytes of memory each."`
+	MsgIDWindow duration `group:"limits" name:"msg-id-window" placeholder:"TIME" default:"2m" env:"CANTUS_MSG_ID_WINDOW" help:"How long a message id is remembered."`
+	QueueSize   byteSize `group:"limits" placeholder:"SIZE" default:"32MiB" env:"CANTUS_QUEUE_SIZE" help:"Requests that wait in front of a partition; beyond it they are refused as busy."`
+	TailSize    byteSize `group:"limits" placeholder:"SIZE" default:"64MiB" env:"CANTUS_TAIL_SIZE" help:"Newest entries kept in memory for reads, for the whole node."`
+	Reserve     byteSize `group:"limits" placeholder:"SIZE" default:"256MiB" env:"CANTUS_RESERVE" help:"Free disk space under which appends are refused as storage_full."`
+
+	LogLevel  string `group:"log" enum:"debug,info,warn,error" placeholder:"LEVEL" default:"info" env:"CANTUS_LOG_LEVEL" help:"Least level to log, on standard error."`
+	LogFormat string `group:"log" enum:"text,json" placeholder:"FORMAT" default:"text" env:"CANTUS_LOG_FORMAT" help:"Form of the log."`
+}
+
+func (*serveCmd) Help() string {
+	return `Prints one line on standard output once it serves, "cantus: ready" and its addresses; logs on standard error.
+SIGINT and SIGTERM stop it cleanly, a second one at once.
+
+A flag may also be an environment variable, named in brackets, or a key of the --config file; the command line goes first,
+then the environment, then the file. Sizes take units: 64MiB, 1GiB, 500MB.
+
+Examples:
+
+  cantus serve
+  cantus serve --data /var/lib/cantus --listen :4222 --partitions 16
+  CANTUS_LOG_FORMAT=json cantus serve --config cantus.yaml`
+}
+
+// BeforeResolve lets the configuration file have its say; kong calls it
+// between reading the command line and filling in the rest.
+func (c *serveCmd) BeforeResolve(ctx *kong.Context) error {
+	node := ctx.Selected()
+	for _, flag := range node.Flags {
+		if flag.Name != "config" {
+			continue
+		}
+		file, _ := ctx.FlagValue(flag).(string)
+		if file == "" {
+			return nil
+		}
+		config, err := loadConfig(kong.ExpandPath(file), node)
+		if err != nil {
+			return err
+		}
+		ctx.AddResolver(config)
+	}
+	return nil
+}
+
+// Run runs a node until ctx is cancelled, which is a clean stop, or until the
+// node stops by itself, which is a failure.
+func (c *serveCmd) Run(ctx context.Context, p *program) error {
+	opts := c.options()
+	opts.Logger = newLogger(p.errOut, c.LogLevel, c.LogFormat)
+	node, err := broker.Open(ctx, c.Data, opts)
+	if err != nil {
+		if ctx.Err() != nil {
+			return nil // told to stop before it served
+		}
+		return err
+	}
+	if _, err := fmt.Fprintln(p.out, readyLine(node.ClientURL(), node.HTTPAddr())); err != nil {
+		opts.Logger.Warn("ready line not written", "error", err)
+	}
+	select {
+	case <-ctx.Done():
+		return node.Close()
+	case <-node.Done():
+	}
+	if err := node.Err(); err != nil {
+		node.Close() //nolint:errcheck // why it stopped is what matters
+		return fmt.Errorf("the node stopped: %w", err)
+	}
+	return node.Close()
+}
+
+// options gives the node's options without its logger.
+func (c *serveCmd) options() broker.Options {
+	return broker.Options{
+		Name:        string(c.Name),
+		Cluster:     string(c.ClusterName),
+		Partitions:  int(c.Partitions),
+		Prefix:      string(c.Prefix),
+		Listen:      string(c.Listen),
+		HTTP:        string(c.HTTP),
+		NATSConfig:  c.NATSConfig,
+		Account:     c.Account,
+		Credentials: c.Credentials,
+		Locks:       int(c.Locks),
+		MsgIDs:      int(c.MsgIDs),
+		MsgIDWindow: time.Duration(c.MsgIDWindow),
+		QueueBytes:  int(c.QueueSize),
+		TailBytes:   int(c.TailSize),
+		Reserve:     int64(c.Reserve),
+		Version:     buildVersion(),
+	}
+}
+
+// readyLine is what serve prints once it serves; programs wait for it.
+func readyLine(nats, http string) string {
+	var b strings.Builder
+	b.WriteString("cantus: ready")
+	if nats != "" {
+		b.WriteString(" nats=" + nats)
+	}
+	if http != "" {
+		b.WriteString(" http=http://" + http)
+	}
+	return b.String()
+}
+
+func newLogger(w io.Writer, level, format string) *slog.Logger {
+	var opts slog.HandlerOptions
+	var least slog.Level
+	if least.UnmarshalText([]byte(level)) == nil {
+		opts.Level = least
+	}
+	if format == "json" {
+		return slog.New(slog.NewJSONHandler(w, &opts))
+	}
+	return slog.New(slog.NewTextHandler(w, &opts))
+}

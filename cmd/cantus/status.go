@@ -1,0 +1,99 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+	"text/tabwriter"
+
+	"github.com/nats-io/nats.go"
+
+	"github.com/cantuslog/cantus/subjects"
+)
+
+type statusCmd struct {
+	JSON bool `name:"json" help:"Print one JSON object: cluster, as the node's info, and partitions, a list of theirs."`
+
+	connection
+}
+
+func (*statusCmd) Help() string {
+	return `Of each partition: its leader and term, the high-water mark (its last txid), the first txid that is kept, how many
+locks its table tracks and the txid up to which it has forgotten some (floor), and the first digits of the digest, which
+replicas at the same txid have in common.
+
+Exit status: 4 if a partition has no leader.`
+}
+
+// status is what --json prints.
+type status struct {
+	Cluster    subjects.ClusterInfo     `json:"cluster"`
+	Partitions []subjects.PartitionInfo `json:"partitions"`
+}
+
+// Run shows the cluster.
+func (c *statusCmd) Run(ctx context.Context, p *program) error {
+	l, err := c.open("status")
+	if err != nil {
+		return err
+	}
+	defer l.close()
+	var s status
+	if s.Cluster, err = l.cluster(ctx); err != nil {
+		return err
+	}
+	var leaderless []string
+	for i := range s.Cluster.Partitions {
+		info := subjects.PartitionInfo{Partition: i}
+		err := l.ask(ctx, l.names.PartitionInfo(i), nil, &info)
+		switch {
+		case errors.Is(err, nats.ErrNoResponders):
+			leaderless = append(leaderless, fmt.Sprint(i))
+		case err != nil:
+			return l.explain(err)
+		}
+		s.Partitions = append(s.Partitions, info)
+	}
+	if c.JSON {
+		err = printJSON(p.out, s)
+	} else {
+		err = s.print(p.out)
+	}
+	if err == nil && len(leaderless) > 0 {
+		err = failf(exitUnavailable, "without a leader: partition %s", strings.Join(leaderless, ", "))
+	}
+	return err
+}
+
+func (s *status) print(w io.Writer) error {
+	fmt.Fprintf(w, "cluster %s, version %s, %s, %s\n", s.Cluster.Cluster, s.Cluster.Version,
+		plural(s.Cluster.Partitions, "partition"), plural(len(s.Cluster.Nodes), "node"))
+	for _, n := range s.Cluster.Nodes {
+		state := "ready"
+		if !n.Ready {
+			state = "not ready"
+		}
+		fmt.Fprintf(w, "node %s, %s\n", n.Name, state)
+	}
+	fmt.Fprintln(w)
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(t, "PARTITION\tLEADER\tTERM\tHIGH-WATER MARK\tFIRST TXID\tLOCKS\tFLOOR\tDIGEST")
+	for _, p := range s.Partitions {
+		if p.Leader == "" {
+			fmt.Fprintf(t, "%d\tnone\t-\t-\t-\t-\t-\t-\n", p.Partition)
+			continue
+		}
+		fmt.Fprintf(t, "%d\t%s\t%d\t%d\t%d\t%d of %d\t%d\t%.12s\n", p.Partition, p.Leader, p.Term, p.HighWaterMark,
+			p.FirstTxid, p.Locks.Tracked, p.Locks.Capacity, p.Locks.Floor, p.Digest)
+	}
+	return t.Flush()
+}
+
+func plural(n int, noun string) string {
+	if n == 1 {
+		return "1 " + noun
+	}
+	return fmt.Sprintf("%d %ss", n, noun)
+}

@@ -1,0 +1,158 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"strconv"
+	"strings"
+	"time"
+	"unicode/utf8"
+
+	"github.com/nats-io/nats.go"
+
+	"github.com/cantuslog/cantus/subjects"
+)
+
+// transaction is a committed transaction, in the form that --json prints.
+// A payload that is UTF-8 stands in Payload, any other in PayloadBase64; a
+// read of headers alone has neither.
+type transaction struct {
+	Partition     int                 `json:"partition"`
+	Txid          uint64              `json:"txid"`
+	Time          time.Time           `json:"time"`
+	Kind          string              `json:"kind"`
+	WriteLocks    []string            `json:"write_locks,omitempty"`
+	ReadLocks     []string            `json:"read_locks,omitempty"`
+	AppendLocks   []string            `json:"append_locks,omitempty"`
+	HighWaterMark *uint64             `json:"high_water_mark,omitempty"`
+	MsgID         string              `json:"msg_id,omitempty"`
+	Headers       map[string][]string `json:"headers,omitempty"`
+	Payload       *string             `json:"payload,omitempty"`
+	PayloadBase64 []byte              `json:"payload_base64,omitempty"`
+
+	data []byte
+}
+
+// parseTransaction makes a transaction of a message of a read or a get.
+func parseTransaction(msg *nats.Msg, headersOnly bool) (*transaction, error) {
+	h := msg.Header
+	t := &transaction{
+		Kind:        h.Get(subjects.HeaderKind),
+		WriteLocks:  h[subjects.HeaderWriteLock],
+		ReadLocks:   h[subjects.HeaderReadLock],
+		AppendLocks: h[subjects.HeaderAppendLock],
+		MsgID:       h.Get(subjects.HeaderStoredMsgID),
+		data:        msg.Data,
+	}
+	var err error
+	if t.Txid, err = strconv.ParseUint(h.Get(subjects.HeaderTxid), 10, 64); err != nil {
+		return nil, fmt.Errorf("the node sent a message that is no transaction: header %s is %q", subjects.HeaderTxid, h.Get(subjects.HeaderTxid))
+	}
+	if t.Partition, err = strconv.Atoi(h.Get(subjects.HeaderPartition)); err != nil {
+		return nil, fmt.Errorf("transaction %d: header %s is %q", t.Txid, subjects.HeaderPartition, h.Get(subjects.HeaderPartition))
+	}
+	if t.Time, err = time.Parse(time.RFC3339Nano, h.Get(subjects.HeaderTime)); err != nil {
+		return nil, fmt.Errorf("transaction %d: header %s: %w", t.Txid, subjects.HeaderTime, err)
+	}
+	if s := h.Get(subjects.HeaderHighWaterMark); s != "" {
+		mark, err := strconv.ParseUint(s, 10, 64)
+		if err != nil {
+			return nil, fmt.Errorf("transaction %d: header %s is %q", t.Txid, subjects.HeaderHighWaterMark, s)
+		}
+		t.HighWaterMark = &mark
+	}
+	for key, values := range h {
+		if !strings.HasPrefix(key, "Cantus-") && !strings.HasPrefix(key, "Nats-") {
+			if t.Headers == nil {
+				t.Headers = map[string][]string{}
+			}
+			t.Headers[key] = values
+		}
+	}
+	if !headersOnly {
+		t.setPayload(msg.Data)
+	}
+	return t, nil
+}
+
+func (t *transaction) setPayload(data []byte) {
+	if !utf8.Valid(data) {
+		t.PayloadBase64 = data
+		return
+	}
+	text := string(data)
+	t.Payload = &text
+}
+
+// line is the transaction on one line: txid, time, kind, locks, payload.
+func (t *transaction) line() string {
+	return fmt.Sprintf("%d  %s  %s  %s  %s", t.Txid, stamp(t.Time), printable(t.Kind, 64), t.locks(), t.excerpt())
+}
+
+// locks lists the locks with the first letters of their modes, "-" for none.
+func (t *transaction) locks() string {
+	var all []string
+	for _, mode := range []struct {
+		letter string
+		locks  []string
+	}{{"w:", t.WriteLocks}, {"r:", t.ReadLocks}, {"a:", t.AppendLocks}} {
+		for _, l := range mode.locks {
+			all = append(all, mode.letter+printable(l, len(l)))
+		}
+	}
+	if len(all) == 0 {
+		return "-"
+	}
+	return strings.Join(all, " ")
+}
+
+// excerptLength is how much of a payload a line shows, in characters.
+const excerptLength = 80
+
+func (t *transaction) excerpt() string {
+	if !utf8.Valid(t.data) {
+		head := t.data[:min(len(t.data), excerptLength/4)]
+		return fmt.Sprintf("%x%s (%d bytes, binary)", head, ellipsis(len(head) < len(t.data)), len(t.data))
+	}
+	if utf8.RuneCount(t.data) > excerptLength {
+		return fmt.Sprintf("%s (%d bytes)", printable(string(t.data), excerptLength), len(t.data))
+	}
+	return printable(string(t.data), excerptLength)
+}
+
+func ellipsis(cut bool) string {
+	if cut {
+		return "…"
+	}
+	return ""
+}
+
+// printable gives the first n characters of s with everything escaped that
+// would move a terminal's cursor or hide.
+func printable(s string, n int) string {
+	var b strings.Builder
+	for _, r := range s {
+		if n--; n < 0 {
+			b.WriteString("…")
+			break
+		}
+		if strconv.IsPrint(r) {
+			b.WriteRune(r)
+			continue
+		}
+		quoted := strconv.QuoteRune(r)
+		b.WriteString(quoted[1 : len(quoted)-1])
+	}
+	return b.String()
+}
+
+// stamp gives a time in RFC 3339 with all nine digits, so that columns line up.
+func stamp(t time.Time) string { return t.UTC().Format("2006-01-02T15:04:05.000000000Z07:00") }
+
+// printJSON writes v as one line.
+func printJSON(w io.Writer, v any) error {
+	e := json.NewEncoder(w)
+	e.SetEscapeHTML(false)
+	return e.Encode(v)
+}

@@ -1,0 +1,163 @@
+package main
+
+import (
+	"fmt"
+	"net"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/dustin/go-humanize"
+
+	"github.com/cantuslog/cantus/subjects"
+)
+
+// The types of flag values. Each is checked as it is read, from wherever it
+// comes, so that the error can name the flag, the variable or the line; and
+// each error says what would be right.
+
+// maxPartitions is the most partitions that a cluster can be founded with.
+const maxPartitions = 1024
+
+// byteSize is a number of bytes, at least 1.
+type byteSize int64
+
+func (s *byteSize) UnmarshalText(text []byte) error {
+	n, err := humanize.ParseBytes(string(text))
+	if err != nil || n < 1 || n > 1<<62 {
+		return fmt.Errorf("%q is not a size: write bytes with a unit, such as 256MiB, 1GiB or 500MB", text)
+	}
+	*s = byteSize(n)
+	return nil
+}
+
+// count is a number of things, at least 1.
+type count int
+
+func (c *count) UnmarshalText(text []byte) error {
+	n, err := strconv.Atoi(strings.ReplaceAll(string(text), "_", ""))
+	if err != nil || n < 1 {
+		return fmt.Errorf("%q is not a number from 1 on, such as 1000000", text)
+	}
+	*c = count(n)
+	return nil
+}
+
+// partitionCount is how many partitions a cluster has, 0 if that is left open.
+type partitionCount int
+
+func (c *partitionCount) UnmarshalText(text []byte) error {
+	n, err := strconv.Atoi(string(text))
+	if err != nil || n < 1 || n > maxPartitions {
+		return fmt.Errorf("%q is not a number of partitions: 1 to %d", text, maxPartitions)
+	}
+	*c = partitionCount(n)
+	return nil
+}
+
+// partition is the number of a partition.
+type partition int
+
+func (p *partition) UnmarshalText(text []byte) error {
+	n, err := strconv.Atoi(string(text))
+	if err != nil || n < 0 || n >= maxPartitions {
+		return fmt.Errorf("%q is not a partition: 0, 1, … up to one less than the cluster has", text)
+	}
+	*p = partition(n)
+	return nil
+}
+
+// txid is the id of a transaction, or 0.
+type txid uint64
+
+func (t *txid) UnmarshalText(text []byte) error {
+	n, err := strconv.ParseUint(string(text), 10, 64)
+	if err != nil {
+		return fmt.Errorf("%q is not a transaction id: a whole number from 0 on", text)
+	}
+	*t = txid(n)
+	return nil
+}
+
+// duration is a time of more than nothing.
+type duration time.Duration
+
+func (d *duration) UnmarshalText(text []byte) error {
+	v, err := time.ParseDuration(string(text))
+	if err != nil || v <= 0 {
+		return fmt.Errorf("%q is not a duration: a number and a unit, such as 500ms, 5s or 2m", text)
+	}
+	*d = duration(v)
+	return nil
+}
+
+// listenAddr is a host:port to listen on; port 0 takes a free one.
+type listenAddr string
+
+func (a *listenAddr) UnmarshalText(text []byte) error {
+	_, port, err := net.SplitHostPort(string(text))
+	if n, perr := strconv.Atoi(port); err != nil || perr != nil || n < 0 || n > 65535 {
+		return fmt.Errorf("%q is not HOST:PORT, such as 127.0.0.1:4222, [::1]:4222, or :4222 for every interface", text)
+	}
+	*a = listenAddr(text)
+	return nil
+}
+
+// optionalAddr is a listenAddr, or empty for "off".
+type optionalAddr string
+
+func (a *optionalAddr) UnmarshalText(text []byte) error {
+	if string(text) == "off" {
+		*a = ""
+		return nil
+	}
+	var addr listenAddr
+	if err := addr.UnmarshalText(text); err != nil {
+		return fmt.Errorf("%w; or off", err)
+	}
+	*a = optionalAddr(addr)
+	return nil
+}
+
+// token is a name that is one NATS token.
+type token string
+
+func (t *token) UnmarshalText(text []byte) error {
+	if err := subjects.CheckKind(string(text)); err != nil {
+		return fmt.Errorf("%q is not a name: 1 to %d bytes without white space, control characters, '.', '*' or '>'",
+			text, subjects.MaxToken)
+	}
+	*t = token(text)
+	return nil
+}
+
+// prefix begins every subject.
+type prefix string
+
+func (p *prefix) UnmarshalText(text []byte) error {
+	if err := subjects.CheckPrefix(string(text)); err != nil {
+		return plain(err)
+	}
+	*p = prefix(text)
+	return nil
+}
+
+// lockName is the name of a lock, a point or a subtree.
+type lockName string
+
+func (l *lockName) UnmarshalText(text []byte) error {
+	if err := subjects.CheckLock(string(text)); err != nil {
+		return plain(err)
+	}
+	*l = lockName(text)
+	return nil
+}
+
+// plain takes the wire's reason and code off an error about a name: on the
+// command line they say nothing.
+func plain(err error) error {
+	if e, ok := err.(*subjects.Error); ok {
+		return fmt.Errorf("%s", e.Message)
+	}
+	return err
+}

@@ -1,0 +1,349 @@
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/nats-io/nats.go"
+
+	"github.com/cantuslog/cantus/broker"
+	"github.com/cantuslog/cantus/subjects"
+)
+
+// wire plays a node's part by script, for answers that a real one gives only
+// in trouble: a NATS server, and responders that a test puts behind it.
+type wire struct {
+	t   *testing.T
+	nc  *nats.Conn
+	url string
+}
+
+// newWire starts one. The tests on it run beside each other: some wait for a
+// timeout.
+func newWire(t *testing.T) *wire {
+	t.Helper()
+	return configuredWire(t, "")
+}
+
+func configuredWire(t *testing.T, config string, options ...nats.Option) *wire {
+	t.Helper()
+	t.Parallel()
+	server, err := broker.RunNATS(t.Context(), broker.NATSOptions{Listen: "127.0.0.1:0", ConfigFile: config})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(server.Close)
+	nc, err := nats.Connect(server.ClientURL(), options...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(nc.Close)
+	return &wire{t: t, nc: nc, url: server.ClientURL()}
+}
+
+// answer puts a responder behind a subject; n counts its requests from 1.
+func (w *wire) answer(subject string, f func(n int, msg *nats.Msg)) {
+	w.t.Helper()
+	n := 0
+	if _, err := w.nc.Subscribe(subject, func(msg *nats.Msg) { n++; f(n, msg) }); err != nil {
+		w.t.Fatal(err)
+	}
+	if err := w.nc.Flush(); err != nil {
+		w.t.Fatal(err)
+	}
+}
+
+// founded answers for a cluster of n partitions.
+func (w *wire) founded(n int) {
+	w.answer("cantus.info", func(_ int, msg *nats.Msg) {
+		respond(msg, subjects.ClusterInfo{Cluster: "test", Version: "v0", Partitions: n, Nodes: []subjects.NodeInfo{{Name: "n1", Ready: true}}})
+	})
+}
+
+func respond(msg *nats.Msg, body any) {
+	reply := nats.NewMsg(msg.Reply)
+	reply.Data, _ = json.Marshal(body)
+	if r, ok := body.(subjects.Reply); ok && r.Error != nil {
+		reply.Header.Set(subjects.HeaderErrorCode, strconv.Itoa(r.Error.Code))
+		reply.Header.Set(subjects.HeaderError, r.Error.Error())
+	}
+	msg.RespondMsg(reply) //nolint:errcheck // the client's timeout tells
+}
+
+// respondTx answers a read with one transaction.
+func respondTx(msg *nats.Msg, txid uint64, payload string) {
+	reply := nats.NewMsg(msg.Reply)
+	reply.Header.Set(subjects.HeaderTxid, strconv.FormatUint(txid, 10))
+	reply.Header.Set(subjects.HeaderPartition, "0")
+	reply.Header.Set(subjects.HeaderTime, "2026-11-22T09:00:00.5Z")
+	reply.Header.Set(subjects.HeaderKind, "tx")
+	reply.Data = []byte(payload)
+	msg.RespondMsg(reply) //nolint:errcheck // the client's timeout tells
+}
+
+// respondEnd ends a read.
+func respondEnd(msg *nats.Msg, next, mark uint64) {
+	reply := nats.NewMsg(msg.Reply)
+	reply.Header.Set("Status", subjects.StatusEnd)
+	reply.Header.Set(subjects.HeaderNext, strconv.FormatUint(next, 10))
+	reply.Header.Set(subjects.HeaderHighWaterMark, strconv.FormatUint(mark, 10))
+	msg.RespondMsg(reply) //nolint:errcheck // the client's timeout tells
+}
+
+// cantus runs the program against the wire.
+func (w *wire) cantus(stdin string, args ...string) (status int, out, errOut string) {
+	w.t.Helper()
+	var o, e bytes.Buffer
+	p := &program{in: strings.NewReader(stdin), out: &o, errOut: &e}
+	status = p.run(w.t.Context(), append(args, "--server", w.url))
+	return status, o.String(), e.String()
+}
+
+func (w *wire) expect(status, wantStatus int, text, wantText string) {
+	w.t.Helper()
+	if status != wantStatus {
+		w.t.Errorf("exit status %d, want %d", status, wantStatus)
+	}
+	if !strings.Contains(text, wantText) {
+		w.t.Errorf("printed %q, want %q in it", text, wantText)
+	}
+}
+
+func refuse(e *subjects.Error) subjects.Reply {
+	mark := uint64(815)
+	return subjects.Reply{Error: e, HighWaterMark: &mark}
+}
+
+func TestRefusalsHaveTheirExitStatus(t *testing.T) {
+	want := map[subjects.Reason]int{
+		subjects.BadRequest: 2, subjects.TooLarge: 2, subjects.IDReused: 2,
+		subjects.ConflictReason: 3, subjects.WrongLast: 3,
+		subjects.Busy: 4, subjects.Unavailable: 4, subjects.StorageFull: 4,
+		subjects.Unknown: 5,
+		subjects.Trimmed: 1, subjects.NotFound: 1, subjects.Ahead: 1, subjects.Internal: 1,
+	}
+	for reason := range subjects.Reasons() {
+		t.Run(string(reason), func(t *testing.T) {
+			w := newWire(t)
+			w.answer("cantus.append.0", func(_ int, msg *nats.Msg) {
+				respond(msg, refuse(subjects.Errorf(reason, "because")))
+			})
+			status, _, errOut := w.cantus("x", "append", "0", "--timeout", "1s")
+			if status != want[reason] || errOut == "" {
+				t.Errorf("exit status %d, want %d; printed %q", status, want[reason], errOut)
+			}
+		})
+	}
+}
+
+func TestConflictSaysWhatToDo(t *testing.T) {
+	w := newWire(t)
+	e := subjects.Errorf(subjects.ConflictReason, "…")
+	e.Lock, e.Txid = "account.42", 812
+	e.Conflicts = []subjects.Conflict{{Lock: "account.42", Mode: "write", Txid: 812}, {Lock: "limits.>", Mode: "read", Txid: 809}}
+	w.answer("cantus.append.0", func(_ int, msg *nats.Msg) { respond(msg, refuse(e)) })
+
+	status, out, errOut := w.cantus("x", "append", "0", "--write", "account.42", "--read", "limits.>", "--hwm", "800")
+	w.expect(status, exitConflict, errOut, "lock account.42 was recorded by transaction 812 of partition 0")
+	w.expect(status, exitConflict, errOut, "also: lock limits.> (read), by transaction 809")
+	w.expect(status, exitConflict, errOut, "append with --hwm 812.")
+	if out != "" {
+		t.Errorf("printed %q on standard output", out)
+	}
+	status, out, _ = w.cantus("x", "append", "0", "--json")
+	w.expect(status, exitConflict, out, `"reason":"conflict"`)
+}
+
+func TestUnknownIsAskedAgainWithTheSameID(t *testing.T) {
+	w := newWire(t)
+	var mu sync.Mutex
+	var ids []string
+	w.answer("cantus.append.0", func(n int, msg *nats.Msg) {
+		mu.Lock()
+		ids = append(ids, msg.Header.Get(subjects.HeaderMsgID))
+		mu.Unlock()
+		if n == 1 {
+			respond(msg, refuse(subjects.Errorf(subjects.Unknown, "leadership was lost")))
+			return
+		}
+		respond(msg, subjects.Reply{Txid: 813, Duplicate: true})
+	})
+	status, out, errOut := w.cantus("x", "append", "0")
+	w.expect(status, exitDone, out, "813 ")
+	w.expect(status, exitDone, out, " duplicate")
+	if errOut != "" {
+		t.Errorf("printed %q", errOut)
+	}
+	mu.Lock()
+	defer mu.Unlock()
+	if len(ids) != 2 || ids[0] == "" || ids[0] != ids[1] {
+		t.Errorf("message ids %q, want the same twice", ids)
+	}
+}
+
+func TestUnansweredAppendIsUnknown(t *testing.T) {
+	w := newWire(t)
+	w.answer("cantus.append.0", func(int, *nats.Msg) {})
+	status, _, errOut := w.cantus("x", "append", "0", "--id", "mine", "--timeout", "1s")
+	w.expect(status, exitUnknown, errOut, "append it again with --id mine")
+}
+
+func TestDoubtOutlivesALaterRefusal(t *testing.T) {
+	// First unknown, then no leader: the first may still have committed.
+	w := newWire(t)
+	w.answer("cantus.append.0", func(n int, msg *nats.Msg) {
+		reason := subjects.Unavailable
+		if n == 1 {
+			reason = subjects.Unknown
+		}
+		respond(msg, refuse(subjects.Errorf(reason, "because")))
+	})
+	status, _, errOut := w.cantus("x", "append", "0", "--timeout", "1s")
+	w.expect(status, exitUnknown, errOut, "may or may not have committed")
+}
+
+func TestNobodyAnswers(t *testing.T) {
+	w := newWire(t)
+	status, _, errOut := w.cantus("x", "append", "0", "--timeout", "1s")
+	w.expect(status, exitUnavailable, errOut, `no Cantus node does under the prefix "cantus"`)
+	status, _, errOut = w.cantus("", "status")
+	w.expect(status, exitUnavailable, errOut, "no Cantus node")
+
+	w.founded(4)
+	for _, args := range [][]string{{"append", "7", "--timeout", "10m"}, {"read", "7"}, {"read", "7", "--follow"}, {"get", "7", "1"}} {
+		status, _, errOut = w.cantus("x", args...)
+		w.expect(status, exitUsage, errOut, "partition 7 does not exist: this cluster has 4 (0 to 3)")
+	}
+	for _, args := range [][]string{{"append", "1", "--timeout", "1s"}, {"read", "1"}, {"get", "1", "1"}} {
+		status, _, errOut = w.cantus("x", args...)
+		w.expect(status, exitUnavailable, errOut, "partition 1 has no leader at the moment")
+	}
+	status, _, errOut = w.cantus("x", "append", "--key", "k", "--timeout", "1s")
+	w.expect(status, exitUnavailable, errOut, `the partition of key "k" has no leader`)
+	status, out, errOut := w.cantus("", "status")
+	w.expect(status, exitUnavailable, errOut, "without a leader: partition 0, 1, 2, 3")
+	w.expect(status, exitUnavailable, out, "none")
+}
+
+func TestReadHasNoGapAndNoRepeat(t *testing.T) {
+	w := newWire(t)
+	w.answer("cantus.read.0", func(n int, msg *nats.Msg) {
+		var req subjects.ReadRequest
+		if err := json.Unmarshal(msg.Data, &req); err != nil {
+			t.Error(err)
+		}
+		switch n {
+		case 1: // breaks off after the second
+			respondTx(msg, 1, "one")
+			respondTx(msg, 2, "two")
+		case 2: // begins too early
+			if req.From != 3 {
+				t.Errorf("second read from %d, want 3", req.From)
+			}
+			respondTx(msg, 2, "two")
+			respondTx(msg, 3, "three")
+			respondEnd(msg, 4, 4)
+		case 3: // refuses for a moment
+			respond(msg, refuse(subjects.Errorf(subjects.Unavailable, "electing")))
+		default:
+			for id := req.From; id <= 4; id++ {
+				respondTx(msg, id, "four")
+			}
+			respondEnd(msg, 5, 4)
+		}
+	})
+	// Following waits 30 seconds longer than --timeout for what broke off, so
+	// the break is tested by two runs: one that fails, one that goes on.
+	status, out, errOut := w.cantus("", "read", "0", "--timeout", "1s")
+	w.expect(status, exitUnavailable, errOut, "no answer")
+	if got := txids(out); !slices.Equal(got, []string{"1", "2"}) {
+		t.Errorf("read %v, want what had come: 1 2", got)
+	}
+	status, out, errOut = w.cantus("", "read", "0", "--from", "3", "--follow", "--max", "2")
+	w.expect(status, exitDone, errOut, "electing; waiting")
+	if got := txids(out); !slices.Equal(got, []string{"3", "4"}) {
+		t.Errorf("read %v, want 3 4", got)
+	}
+}
+
+func txids(out string) []string {
+	var ids []string
+	for line := range strings.Lines(out) {
+		id, _, _ := strings.Cut(line, " ")
+		ids = append(ids, id)
+	}
+	return ids
+}
+
+func TestReadEndsAtTheMarkOfItsStart(t *testing.T) {
+	// The log grows as fast as it is read.
+	w := newWire(t)
+	w.answer("cantus.read.0", func(_ int, msg *nats.Msg) {
+		var req subjects.ReadRequest
+		json.Unmarshal(msg.Data, &req) //nolint:errcheck // zero fails the test
+		for id := req.From; id < req.From+2; id++ {
+			respondTx(msg, id, fmt.Sprint(id))
+		}
+		respondEnd(msg, req.From+2, req.From+4)
+	})
+	status, out, _ := w.cantus("", "read", "0")
+	w.expect(status, exitDone, out, "")
+	if got := txids(out); !slices.Equal(got, []string{"1", "2", "3", "4", "5"}) {
+		t.Errorf("read %v, want 1 to 5", got)
+	}
+}
+
+func TestTrimmedSaysWhereToStart(t *testing.T) {
+	w := newWire(t)
+	w.answer("cantus.read.0", func(_ int, msg *nats.Msg) {
+		e := subjects.Errorf(subjects.Trimmed, "transaction 1 is no longer kept")
+		e.FirstTxid = 700
+		respond(msg, refuse(e))
+	})
+	status, _, errOut := w.cantus("", "read", "0", "--follow")
+	w.expect(status, exitFailed, errOut, "--from 700")
+}
+
+func TestAnswersThatAreNone(t *testing.T) {
+	w := newWire(t)
+	garbage := func(_ int, msg *nats.Msg) { msg.Respond([]byte("garbage")) } //nolint:errcheck // the client's timeout tells
+	for _, s := range []string{"cantus.append.0", "cantus.read.0", "cantus.get.0", "cantus.info"} {
+		w.answer(s, garbage)
+	}
+	for _, args := range [][]string{{"append", "0"}, {"read", "0"}, {"get", "0", "1"}, {"status"}} {
+		status, out, errOut := w.cantus("x", args...)
+		if status != exitFailed || out != "" || errOut == "" {
+			t.Errorf("%v: exit status %d, printed %q and %q, want 1 and an error alone", args, status, out, errOut)
+		}
+	}
+}
+
+func TestUserMayNot(t *testing.T) {
+	config := filepath.Join(t.TempDir(), "nats.conf")
+	if err := os.WriteFile(config, []byte(`authorization { users = [
+		{ user: node, password: secret }
+		{ user: reader, password: secret, permissions: { publish: { deny: ["cantus.append.>"] } } }
+	] }`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	w := configuredWire(t, config, nats.UserInfo("node", "secret"))
+	w.founded(1)
+	w.answer("cantus.append.0", func(_ int, msg *nats.Msg) { respond(msg, subjects.Reply{Txid: 1}) })
+
+	for _, login := range [][]string{nil, {"--user", "node", "--password", "wrong"}} {
+		status, _, errOut := w.cantus("", append([]string{"status"}, login...)...)
+		w.expect(status, exitUsage, errOut, "refuses these credentials")
+	}
+	status, out, _ := w.cantus("x", "append", "0", "--user", "node", "--password", "secret")
+	w.expect(status, exitDone, out, "1 ")
+	status, _, errOut := w.cantus("x", "append", "0", "--user", "reader", "--password", "secret")
+	w.expect(status, exitUsage, errOut, "forbids it to this user")
+}

@@ -1,0 +1,113 @@
+package bench
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"math/rand/v2"
+	"strconv"
+
+	"github.com/nats-io/nats.go"
+
+	"github.com/cantuslog/cantus/subjects"
+)
+
+// cantusAppend appends transactions with write locks to Cantus. Its
+// high-water mark of a partition is the newest txid that it has read in an
+// answer on this connection, as with a writer that follows the feed: what
+// others have in flight on the same key is a conflict, which is rare where
+// the pool is large.
+type cantusAppend struct {
+	subjects []string // by partition
+	marks    []uint64 // by partition
+	pool     pool
+	locks    int
+	rng      *rand.Rand
+	payloads *payloads
+}
+
+func newCantusAppend(w *workload, names subjects.Names, keys pool, marks []uint64, conn int) *cantusAppend {
+	rng := newRand(conn)
+	a := &cantusAppend{
+		pool: keys, locks: w.Locks, rng: rng, payloads: newPayloads(rng, w.Size),
+		marks: append([]uint64(nil), marks...),
+	}
+	for p := range w.Partitions {
+		a.subjects = append(a.subjects, names.Append(p))
+	}
+	return a
+}
+
+func (a *cantusAppend) compose(s *slot) int {
+	p := s.index % len(a.subjects)
+	m := s.msg
+	m.Subject = a.subjects[p]
+	if !s.again {
+		m.Data = a.payloads.next()
+	}
+	if a.locks == 0 {
+		return 1
+	}
+	if m.Header == nil {
+		s.keys = make([]int, a.locks)
+		m.Header = nats.Header{
+			subjects.HeaderWriteLock: make([]string, a.locks), subjects.HeaderHighWaterMark: make([]string, 1),
+		}
+	}
+	if !s.again {
+		a.pool.pick(a.rng, s.keys)
+		locks := m.Header[subjects.HeaderWriteLock]
+		for i, k := range s.keys {
+			locks[i] = a.pool.name(k)
+		}
+	}
+	m.Header[subjects.HeaderHighWaterMark][0] = strconv.FormatUint(a.marks[p], 10)
+	return 1
+}
+
+func (a *cantusAppend) judge(s *slot, m *nats.Msg) outcome {
+	p := s.index % len(a.marks)
+	txid, ok := scanUint(m.Data, txidKey)
+	if len(m.Header) == 0 && ok {
+		a.marks[p] = max(a.marks[p], txid)
+		return outcome{done: 1}
+	}
+	switch code := first(m.Header, subjects.HeaderErrorCode); code {
+	case "409":
+		// The refusal names the newest transaction that stood in the way; a
+		// writer that has applied up to it is not held up by it again.
+		a.marks[p] = max(a.marks[p], txid)
+		return outcome{refused: true}
+	case "429", "503":
+		return outcome{busy: true}
+	}
+	return outcome{err: answerError(s.msg.Subject, m)}
+}
+
+func answerError(subject string, m *nats.Msg) error {
+	const most = 400
+	text := string(m.Data[:min(len(m.Data), most)])
+	return fmt.Errorf("%w to %s: %s %s", ErrAnswer, subject, first(m.Header, subjects.HeaderError), text)
+}
+
+// highWaterMarks asks a node for the present mark of each partition.
+func highWaterMarks(ctx context.Context, url string, names subjects.Names, partitions int) ([]uint64, error) {
+	nc, err := connect(url, func(error) {})
+	if err != nil {
+		return nil, err
+	}
+	defer nc.Close()
+	marks := make([]uint64, partitions)
+	for p := range marks {
+		m, err := request(ctx, nc, names.PartitionInfo(p), nil)
+		if err != nil {
+			return nil, err
+		}
+		var info subjects.PartitionInfo
+		if err := json.Unmarshal(m.Data, &info); err != nil || info.Error != nil {
+			return nil, answerError(names.PartitionInfo(p), m)
+		}
+		marks[p] = info.HighWaterMark
+	}
+	return marks, nil
+}

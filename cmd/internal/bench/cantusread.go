@@ -1,0 +1,64 @@
+package bench
+
+import (
+	"strconv"
+
+	"github.com/nats-io/nats.go"
+
+	"github.com/cantuslog/cantus/subjects"
+)
+
+// cantusRead reads a partition from its first transaction to its last with
+// several reads in flight, each of a run of its own, and begins again at the
+// end. A read that the byte limit cut short is continued from where it ended.
+type cantusRead struct {
+	subject  string
+	first    uint64 // the oldest transaction kept
+	last     uint64 // the newest when the round began
+	next     uint64 // the first that no read has asked for
+	max      int
+	maxBytes int
+}
+
+func newCantusRead(w *workload, names subjects.Names, partition int, first, last uint64) *cantusRead {
+	return &cantusRead{
+		subject: names.Read(partition), first: first, last: last, next: first, max: w.ReadMax, maxBytes: w.ReadBytes,
+	}
+}
+
+func (r *cantusRead) compose(s *slot) int {
+	if !s.again {
+		if r.next > r.last {
+			r.next = r.first
+		}
+		s.next, s.limit = r.next, min(r.next+uint64(r.max), r.last+1)
+		r.next = s.limit
+	}
+	b := append(s.msg.Data[:0], `{"from":`...)
+	b = strconv.AppendUint(b, s.next, 10)
+	b = append(b, `,"max":`...)
+	b = strconv.AppendUint(b, s.limit-s.next, 10)
+	b = append(b, `,"max_bytes":`...)
+	b = strconv.AppendInt(b, int64(r.maxBytes), 10)
+	s.msg.Subject, s.msg.Data = r.subject, append(b, '}')
+	return int(s.limit - s.next)
+}
+
+func (r *cantusRead) judge(s *slot, m *nats.Msg) outcome {
+	if first(m.Header, subjects.HeaderTxid) != "" {
+		return outcome{done: 1, more: true}
+	}
+	if first(m.Header, "Status") == subjects.StatusEnd {
+		next, err := strconv.ParseUint(first(m.Header, subjects.HeaderNext), 10, 64)
+		if err != nil || next <= s.next {
+			return outcome{err: answerError(s.msg.Subject, m)}
+		}
+		s.next = next
+		return outcome{again: next < s.limit}
+	}
+	switch first(m.Header, subjects.HeaderErrorCode) {
+	case "429", "503":
+		return outcome{busy: true}
+	}
+	return outcome{err: answerError(s.msg.Subject, m)}
+}

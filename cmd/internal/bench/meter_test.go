@@ -1,0 +1,74 @@
+package bench
+
+import (
+	"sync/atomic"
+	"testing"
+	"time"
+)
+
+func TestLatenciesGiveQuantilesWithinAThousandth(t *testing.T) {
+	a, b := newLatencies(), newLatencies()
+	for i := 1; i <= 500; i++ {
+		a.record(time.Duration(i) * time.Millisecond)
+		b.record(time.Duration(500+i) * time.Millisecond)
+	}
+	a.merge(b)
+	for q, want := range map[float64]time.Duration{50: 500 * time.Millisecond, 99: 990 * time.Millisecond, 100: time.Second} {
+		got := a.quantile(q)
+		if diff := (got - want).Abs(); diff > want/500 {
+			t.Errorf("quantile %v: %v, want about %v", q, got, want)
+		}
+	}
+	if got := a.max(); (got - time.Second).Abs() > 2*time.Millisecond {
+		t.Errorf("max %v, want about 1s", got)
+	}
+}
+
+func TestLatenciesOutOfRangeCountAsTheEnds(t *testing.T) {
+	l := newLatencies()
+	if l.quantile(50) != 0 || l.max() != 0 {
+		t.Errorf("empty: %v, %v, want 0", l.quantile(50), l.max())
+	}
+	l.record(-time.Second)
+	if got := l.max(); got < shortest || got > 2*shortest {
+		t.Errorf("too short: %v, want %v", got, shortest)
+	}
+	l.record(time.Hour)
+	if got := l.max(); got < longest || got > longest+longest/500 {
+		t.Errorf("too long: %v, want %v", got, longest)
+	}
+}
+
+func TestMeterCountsWithinTheWindowOnly(t *testing.T) {
+	m := newMeter(&clock{from: 100, until: 200})
+	for _, now := range []int64{99, 100, 199, 200} {
+		m.add(now, 2)
+		m.refuse(now)
+		m.hold(now)
+		m.took(now-50, now)
+	}
+	if m.counted != 4 || m.countedRefused != 2 || m.countedBusy != 2 || m.latency.h.TotalCount() != 2 {
+		t.Errorf("counted %d done, %d refused, %d busy, %d latencies; want 4, 2, 2, 2",
+			m.counted, m.countedRefused, m.countedBusy, m.latency.h.TotalCount())
+	}
+	if m.done.Load() != 8 || m.refused.Load() != 4 || m.busy.Load() != 4 || m.lastAt.Load() != 200 {
+		t.Errorf("in all %d done, %d refused, %d busy, last at %d; want 8, 4, 4, 200",
+			m.done.Load(), m.refused.Load(), m.busy.Load(), m.lastAt.Load())
+	}
+}
+
+func TestClockEndsByTimeOrBudget(t *testing.T) {
+	c := clock{until: 10}
+	if !c.take(9, 1000) || c.take(10, 0) {
+		t.Error("time alone: want leave before the end and none at it")
+	}
+	c.budget = &atomic.Int64{}
+	c.budget.Store(5)
+	if !c.take(0, 3) || c.take(0, 3) {
+		t.Error("budget of 5: want leave for 3, and none for 3 more")
+	}
+	c.giveBack(4)
+	if !c.take(0, 3) {
+		t.Error("want leave for what was given back")
+	}
+}

@@ -1,0 +1,141 @@
+package bench
+
+import (
+	"bufio"
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"regexp"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+)
+
+// How long a server may take. Starting includes recovery, which a startup
+// measurement exists to see the end of.
+const (
+	startTimeout = 10 * time.Minute
+	stopTimeout  = time.Minute
+)
+
+// server is a process of this program's own executable that serves NATS
+// clients on a loopback port, or somebody else's that is only an address.
+type server struct {
+	name  string
+	url   string
+	cmd   *exec.Cmd // nil if somebody else's
+	ready time.Duration
+	tail  *tail
+	ended chan struct{} // closed when the process has ended
+	err   error         // how, then
+}
+
+var natsURL = regexp.MustCompile(`nats://[^\s",]+`)
+
+// startServer runs this executable with args and returns once it has printed
+// a line with its NATS address on standard output.
+func startServer(ctx context.Context, name string, args ...string) (*server, error) {
+	self, err := os.Executable()
+	if err != nil {
+		return nil, fmt.Errorf("find own executable: %w", err)
+	}
+	s := &server{name: name, cmd: exec.Command(self, args...), tail: &tail{}, ended: make(chan struct{})}
+	s.cmd.Stderr = s.tail
+	endWithParent(s.cmd)
+	out, err := s.cmd.StdoutPipe()
+	if err != nil {
+		return nil, fmt.Errorf("start %s: %w", name, err)
+	}
+	began := time.Now()
+	if err := s.cmd.Start(); err != nil {
+		return nil, fmt.Errorf("start %s: %w", name, err)
+	}
+	address := make(chan string, 1)
+	go s.follow(out, address)
+	select {
+	case s.url = <-address:
+		s.ready = time.Since(began)
+		return s, nil
+	case <-s.ended:
+		return nil, fmt.Errorf("%w %s ended before it was ready (%v): %s", ErrServer, name, s.err, s.tail)
+	case <-time.After(startTimeout):
+		s.kill()
+		return nil, fmt.Errorf("%w %s was not ready after %v: %s", ErrServer, name, startTimeout, s.tail)
+	case <-ctx.Done():
+		s.kill()
+		return nil, ctx.Err()
+	}
+}
+
+// follow reads what the server prints until it ends.
+func (s *server) follow(out io.Reader, address chan<- string) {
+	lines := bufio.NewScanner(out)
+	for found := false; lines.Scan(); {
+		if url := natsURL.FindString(lines.Text()); url != "" && !found {
+			found = true
+			address <- url
+		}
+	}
+	s.err = s.cmd.Wait()
+	close(s.ended)
+}
+
+func (s *server) usage() usage {
+	if s.cmd == nil {
+		return usage{}
+	}
+	return processUsage(s.cmd.Process.Pid)
+}
+
+// stop ends the process cleanly and waits for it.
+func (s *server) stop() error {
+	if s.cmd == nil {
+		return nil
+	}
+	_ = s.cmd.Process.Signal(syscall.SIGTERM)
+	select {
+	case <-s.ended:
+	case <-time.After(stopTimeout):
+		s.kill()
+		return fmt.Errorf("%w %s did not stop within %v and was killed: %s", ErrServer, s.name, stopTimeout, s.tail)
+	}
+	if s.err != nil {
+		return fmt.Errorf("%w %s: %v: %s", ErrServer, s.name, s.err, s.tail)
+	}
+	return nil
+}
+
+// kill ends the process as a crash would, and waits for it.
+func (s *server) kill() {
+	if s.cmd == nil {
+		return
+	}
+	_ = s.cmd.Process.Kill()
+	<-s.ended
+}
+
+// tail keeps the end of what is written to it.
+type tail struct {
+	mu   sync.Mutex
+	text []byte
+}
+
+func (t *tail) Write(p []byte) (int, error) {
+	const most = 4 << 10
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.text = append(t.text, p...)
+	if extra := len(t.text) - most; extra > 0 {
+		t.text = append(t.text[:0], t.text[extra:]...)
+	}
+	return len(p), nil
+}
+
+func (t *tail) String() string {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return strings.TrimSpace(string(t.text))
+}
