@@ -1,0 +1,286 @@
+package client_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/cantuslog/cantus/broker"
+	"github.com/cantuslog/cantus/client"
+)
+
+// balances is a view: for each name the last amount written. Transactions are
+// "name=amount", separated by spaces.
+type balances struct {
+	mu  sync.Mutex
+	all map[string]int
+}
+
+func (b *balances) apply(_ context.Context, tx *client.Transaction) error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for _, f := range strings.Fields(string(tx.Payload)) {
+		name, amount, _ := strings.Cut(f, "=")
+		n, err := strconv.Atoi(amount)
+		if err != nil {
+			return err
+		}
+		b.all[name] = n
+	}
+	return nil
+}
+
+func (b *balances) get(name string) int {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.all[name]
+}
+
+// newApp gives an app over balances of its own, with a connection of its own.
+func newApp(t testing.TB, n *broker.Node, opts client.AppOptions) (*client.App, *balances, *client.Follower) {
+	t.Helper()
+	c := newClient(t, connect(t, n), client.Options{})
+	b := &balances{all: map[string]int{}}
+	f, err := c.NewFollower(map[int]uint64{0: 0}, b.apply, client.FollowOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	run(t, f)
+	app, err := client.NewApp(c, f, opts)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return app, b, f
+}
+
+// Each writer writes its high-water mark plus one, all under one write lock: a
+// payload differs from its txid if and only if something was computed on a
+// stale state.
+func TestNothingIsComputedOnAStaleState(t *testing.T) {
+	n := openNode(t, broker.Options{Partitions: 1})
+	const writers, each = 4, 40
+	ctx := soon(t)
+	var wg sync.WaitGroup
+	for range writers {
+		app, _, _ := newApp(t, n, client.AppOptions{Tries: 10_000})
+		wg.Go(func() {
+			for range each {
+				_, err := app.Transact(ctx, 0, func(tx *client.Tx) error {
+					tx.Write("probe")
+					tx.Data("", fmt.Appendf(nil, "probe=%d", tx.HighWaterMark+1))
+					return nil
+				})
+				if err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	wg.Wait()
+	txs := readAll(t, newClient(t, connect(t, n), client.Options{}), 0)
+	if len(txs) != writers*each {
+		t.Errorf("%d transactions, want %d", len(txs), writers*each)
+	}
+	for _, tx := range txs {
+		if want := fmt.Sprintf("probe=%d", tx.Txid); string(tx.Payload) != want {
+			t.Fatalf("txid %d was computed as %s", tx.Txid, tx.Payload)
+		}
+	}
+}
+
+// While the function runs, what it has read is overtaken, and the view follows.
+func TestMarkIsTakenBeforeTheFunctionRuns(t *testing.T) {
+	n := openNode(t, broker.Options{Partitions: 1})
+	app, view, f := newApp(t, n, client.AppOptions{})
+	other := newClient(t, connect(t, n), client.Options{})
+	runs := 0
+	_, err := app.Transact(soon(t), 0, func(tx *client.Tx) error {
+		tx.Write("a")
+		tx.Data("", fmt.Appendf(nil, "a=%d", view.get("a")+1))
+		if runs++; runs > 1 {
+			return nil
+		}
+		r := mustAppend(t, other, client.Tx{AppendLocks: []string{"a"}, Payload: []byte("a=10")})
+		return f.Wait(soon(t), 0, r.Txid)
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if txs := readAll(t, other, 0); len(txs) != 2 || string(txs[1].Payload) != "a=11" || runs != 2 {
+		t.Errorf("after %d runs the last of %d transactions is %q", runs, len(txs), txs[len(txs)-1].Payload)
+	}
+}
+
+// Two writers read both of two accounts, whose sum must not fall below zero,
+// and write one each. The round is arranged so that both compute before either
+// appends: with the read locks the second conflicts, without them the limit breaks.
+func TestReadLocksKeepWritersFromSkew(t *testing.T) {
+	for _, locked := range []bool{true, false} {
+		t.Run(fmt.Sprintf("read locks %v", locked), func(t *testing.T) {
+			n := openNode(t, broker.Options{Partitions: 1})
+			ctx := soon(t)
+			apps := make([]*client.App, 2)
+			views := make([]*balances, 2)
+			followers := make([]*client.Follower, 2)
+			for i := range apps {
+				apps[i], views[i], followers[i] = newApp(t, n, client.AppOptions{Applied: true})
+			}
+			const rounds = 20
+			broken := 0
+			for range rounds {
+				r, err := apps[0].Transact(ctx, 0, func(tx *client.Tx) error {
+					tx.Write("0", "1")
+					tx.Data("", []byte("0=100 1=0"))
+					return nil
+				})
+				if err != nil {
+					t.Fatal(err)
+				}
+				if err := followers[1].Wait(ctx, 0, r.Txid); err != nil {
+					t.Fatal(err)
+				}
+				var computed, wg sync.WaitGroup
+				computed.Add(2)
+				for i := range apps {
+					wg.Go(func() { withdraw(ctx, t, apps[i], views[i], i, locked, &computed) })
+				}
+				wg.Wait()
+				// With it the view holds all that was committed before.
+				if _, err := apps[0].Transact(ctx, 0, func(tx *client.Tx) error { tx.Data("", nil); return nil }); err != nil {
+					t.Fatal(err)
+				}
+				if views[0].get("0")+views[0].get("1") < 0 {
+					broken++
+				}
+			}
+			if locked && broken > 0 {
+				t.Errorf("the limit was broken %d times", broken)
+			}
+			if !locked && broken < rounds {
+				t.Errorf("without read locks the limit held %d times of %d: the test does not see", rounds-broken, rounds)
+			}
+		})
+	}
+}
+
+// withdraw takes 100 from account i if the sum allows it. When it computes for
+// the first time it waits until the other has, too.
+func withdraw(ctx context.Context, t *testing.T, app *client.App, view *balances, i int, locked bool, computed *sync.WaitGroup) {
+	var once sync.Once
+	_, err := app.Transact(ctx, 0, func(tx *client.Tx) error {
+		mine, other := fmt.Sprint(i), fmt.Sprint(1-i)
+		allowed := view.get(mine)+view.get(other) >= 100
+		once.Do(func() { computed.Done(); computed.Wait() })
+		if !allowed {
+			return nil
+		}
+		if locked {
+			tx.Read(other)
+		}
+		tx.Write(mine)
+		tx.Data("", fmt.Appendf(nil, "%s=%d", mine, view.get(mine)-100))
+		return nil
+	})
+	if err != nil {
+		t.Error(err)
+	}
+}
+
+func TestTransactAppendsNothingWithoutData(t *testing.T) {
+	n := openNode(t, broker.Options{Partitions: 1})
+	app, _, _ := newApp(t, n, client.AppOptions{})
+	mine := errors.New("mine")
+	_, err := app.Transact(soon(t), 0, func(tx *client.Tx) error {
+		tx.Data("", []byte("a=1"))
+		return mine
+	})
+	wantErr(t, err, mine)
+	r, err := app.Transact(soon(t), 0, func(tx *client.Tx) error {
+		tx.Write("a")
+		return nil
+	})
+	if err != nil || r != (client.Receipt{}) {
+		t.Errorf("%+v, %v", r, err)
+	}
+	if txs := readAll(t, newClient(t, connect(t, n), client.Options{}), 0); len(txs) > 0 {
+		t.Errorf("%d transactions in the log", len(txs))
+	}
+}
+
+func TestTransactReturnsWhenTheViewHoldsIt(t *testing.T) {
+	n := openNode(t, broker.Options{Partitions: 1})
+	app, view, f := newApp(t, n, client.AppOptions{Applied: true})
+	for i := range 50 {
+		r, err := app.Transact(soon(t), 0, func(tx *client.Tx) error {
+			tx.Write("a")
+			tx.Data("set", fmt.Appendf(nil, "a=%d", i))
+			return nil
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if view.get("a") != i || f.HighWaterMark(0) < r.Txid {
+			t.Fatalf("committed as %+v, and the view is at %d with %d", r, f.HighWaterMark(0), view.get("a"))
+		}
+	}
+}
+
+// stale is a view that says it holds nothing, whatever it waited for.
+type stale struct{ waited atomic.Int64 }
+
+func (s *stale) HighWaterMark(int) uint64                      { return 0 }
+func (s *stale) Wait(_ context.Context, _ int, _ uint64) error { s.waited.Add(1); return nil }
+
+// stuck is a view that nothing comes to.
+type stuck struct{ stale }
+
+func (s *stuck) Wait(ctx context.Context, _ int, _ uint64) error { <-ctx.Done(); return ctx.Err() }
+
+func TestTransactGivesUp(t *testing.T) {
+	_, c := newLog(t)
+	mustAppend(t, c, client.Tx{WriteLocks: []string{"a"}})
+	compute := func(tx *client.Tx) error {
+		tx.Write("a")
+		tx.Data("", nil)
+		return nil
+	}
+	view := &stale{}
+	app, err := client.NewApp(c, view, client.AppOptions{Tries: 5})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var conflict *client.Conflict
+	_, err = app.Transact(soon(t), 0, compute)
+	wantErr(t, err, client.ErrTries)
+	if !errors.As(err, &conflict) || conflict.Txid != 1 || view.waited.Load() != 5 {
+		t.Errorf("%v after %d waits", err, view.waited.Load())
+	}
+
+	app, err = client.NewApp(c, &stuck{}, client.AppOptions{Timeout: 50 * time.Millisecond})
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = app.Transact(soon(t), 0, compute)
+	wantErr(t, err, context.DeadlineExceeded)
+	wantErr(t, err, client.ErrConflict)
+
+	app, err = client.NewApp(c, &stuck{}, client.AppOptions{Timeout: 50 * time.Millisecond, Applied: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	r, err := app.Transact(soon(t), 0, func(tx *client.Tx) error { tx.Data("", nil); return nil })
+	wantErr(t, err, context.DeadlineExceeded)
+	if r.Txid != 2 {
+		t.Errorf("committed, and the receipt is %+v", r)
+	}
+	for _, o := range []client.AppOptions{{Tries: -1}, {Timeout: -1}} {
+		_, err = client.NewApp(c, view, o)
+		wantErr(t, err, client.ErrOptions)
+	}
+}

@@ -1,0 +1,258 @@
+package client
+
+import (
+	"context"
+	"crypto/rand"
+	"fmt"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/nats-io/nats.go"
+
+	"github.com/cantuslog/cantus/subjects"
+)
+
+// Client appends to a cluster and follows it.
+type Client struct {
+	nc       *nats.Conn
+	opts     Options
+	names    subjects.Names
+	inbox    string // answers to appends come to inbox + token
+	sub      *nats.Subscription
+	room     *room
+	idPrefix string // of message ids that are made up
+	ids      atomic.Uint64
+	epoch    atomic.Uint64 // rises when the connection is lost
+	size     atomic.Int64  // the cluster's number of partitions, 0 if not asked yet
+
+	closing   chan struct{}
+	closeOnce sync.Once
+	running   sync.WaitGroup // lanes, streams, watch
+	status    chan nats.Status
+
+	mu      sync.Mutex
+	closed  error
+	lanes   map[int]*lane
+	streams map[*stream]struct{}
+
+	// tokens guards flights
+	tokens  sync.Mutex
+	token   uint64
+	flights map[uint64]*flight
+
+	runs []subjects.BatchRun // owned by the inbox goroutine
+}
+
+// New gives a client over nc, which stays the caller's: Close does not close
+// it. Give nc unlimited reconnects; while it has no connection, what is
+// appended waits.
+func New(nc *nats.Conn, opts Options) (*Client, error) {
+	opts, err := opts.withDefaults()
+	if err != nil {
+		return nil, err
+	}
+	c := &Client{
+		nc: nc, opts: opts, names: subjects.Names{Prefix: opts.Prefix},
+		inbox:    nc.NewInbox() + ".",
+		room:     newRoom(opts.MaxInFlight, opts.MaxInFlightBytes),
+		idPrefix: rand.Text()[:16] + ".",
+		closing:  make(chan struct{}),
+		lanes:    map[int]*lane{}, streams: map[*stream]struct{}{}, flights: map[uint64]*flight{},
+	}
+	// One callback at a time: nats.go runs a subscription's on one goroutine.
+	if c.sub, err = c.subscribe(c.inbox+"*", c.onAnswer); err != nil {
+		return nil, fmt.Errorf("subscribe to the inbox: %w", err)
+	}
+	c.status = nc.StatusChanged(nats.CONNECTED, nats.RECONNECTING, nats.DISCONNECTED, nats.CLOSED)
+	c.running.Go(c.watch)
+	return c, nil
+}
+
+// subscribe calls handle for each message, without nats.go's own limits: what
+// comes in is bounded by what was asked for, or by handle.
+func (c *Client) subscribe(subject string, handle nats.MsgHandler) (*nats.Subscription, error) {
+	sub, err := c.nc.Subscribe(subject, handle)
+	if err != nil {
+		return nil, err
+	}
+	return sub, sub.SetPendingLimits(-1, -1)
+}
+
+// Close ends all appends, followers and goroutines of the client. What waits
+// for its outcome ends with ErrClosed, or an *Unknown if it was sent: wait for
+// the receipts first. It is idempotent and must not be called by a handler.
+func (c *Client) Close() error {
+	c.closeOnce.Do(func() {
+		c.mu.Lock()
+		c.closed = ErrClosed
+		close(c.closing)
+		c.mu.Unlock()
+		c.nc.RemoveStatusListener(c.status)
+	})
+	c.running.Wait()
+	if err := c.sub.Unsubscribe(); err != nil && !isClosed(err) && c.sub.IsValid() {
+		return err
+	}
+	return nil
+}
+
+// Append appends tx and waits until it is settled. When ctx ends first, the
+// error is ctx's if nothing was sent, or was done, and an *Unknown otherwise. The other
+// errors: *Conflict and *Refused, ErrDeadline, ErrFull, ErrClosed.
+func (c *Client) Append(ctx context.Context, tx *Tx) (Receipt, error) {
+	f, err := c.AppendAsync(ctx, tx)
+	if err != nil {
+		return Receipt{}, err
+	}
+	return f.lane.wait(ctx, f)
+}
+
+// AppendAsync puts tx on its way. ctx bounds the wait for room only. An error
+// says that nothing will be appended: *Refused for what is malformed, ErrFull, ErrClosed, or
+// ctx's. Nothing of tx is kept when it returns.
+func (c *Client) AppendAsync(ctx context.Context, tx *Tx) (*Future, error) {
+	if err := tx.check(); err != nil {
+		return nil, err
+	}
+	if err := ctx.Err(); err != nil {
+		return nil, context.Cause(ctx)
+	}
+	l, err := c.lane(tx.Partition)
+	if err != nil {
+		return nil, err
+	}
+	f := &Future{lane: l, id: tx.ID, size: tx.size(), done: make(chan struct{})}
+	if f.id == "" {
+		f.number = c.ids.Add(1)
+	}
+	if err := c.room.enter(ctx, f.size, c.opts.FailWhenFull, c.closing); err != nil {
+		return nil, err
+	}
+	if err := l.add(tx, f); err != nil {
+		c.room.leave(1, f.size)
+		return nil, err
+	}
+	return f, nil
+}
+
+// lane gives the sender of a partition, and starts it with the first
+// transaction.
+func (c *Client) lane(partition int) (*lane, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.closed != nil {
+		return nil, c.closed
+	}
+	l, ok := c.lanes[partition]
+	if !ok {
+		l = newLane(c, partition)
+		c.lanes[partition] = l
+		c.running.Go(l.run)
+	}
+	return l, nil
+}
+
+// maxBatchBytes is how large a batch message may be now.
+func (c *Client) maxBatchBytes() int {
+	if most := int(c.nc.MaxPayload()); most > 0 {
+		return min(c.opts.MaxBatchBytes, most)
+	}
+	return c.opts.MaxBatchBytes
+}
+
+func (c *Client) backoff(failures int) time.Duration {
+	return backoff(failures, c.opts.MinBackoff, c.opts.MaxBackoff)
+}
+
+func (c *Client) register(fl *flight) {
+	c.tokens.Lock()
+	c.token++
+	fl.token = c.token
+	c.flights[fl.token] = fl
+	c.tokens.Unlock()
+}
+
+func (c *Client) unregister(fl *flight) {
+	c.tokens.Lock()
+	delete(c.flights, fl.token)
+	c.tokens.Unlock()
+}
+
+func (c *Client) replyTo(token uint64) string { return c.inbox + strconv.FormatUint(token, 36) }
+
+func (c *Client) onAnswer(m *nats.Msg) {
+	token, err := strconv.ParseUint(strings.TrimPrefix(m.Subject, c.inbox), 36, 64)
+	if err != nil {
+		return
+	}
+	c.tokens.Lock()
+	fl := c.flights[token]
+	delete(c.flights, token)
+	c.tokens.Unlock()
+	if fl != nil {
+		clear(c.runs[:cap(c.runs)])
+		c.runs = fl.lane.answered(fl, m, c.runs)[:0]
+	}
+}
+
+// watch tells lanes and streams of the connection's fate.
+func (c *Client) watch() {
+	for {
+		select {
+		case s, ok := <-c.status:
+			switch {
+			case !ok:
+				return
+			case s == nats.CONNECTED:
+				c.reconnected()
+			case s == nats.CLOSED:
+				c.lost(fmt.Errorf("%w: %w", ErrClosed, nats.ErrConnectionClosed))
+			default:
+				c.epoch.Add(1)
+			}
+		case <-c.closing:
+			return
+		}
+	}
+}
+
+func (c *Client) reconnected() {
+	lanes, streams := c.all()
+	for _, l := range lanes {
+		l.reconnected(c.epoch.Load())
+	}
+	for _, s := range streams {
+		s.reconnected()
+	}
+}
+
+// lost ends everything: the connection is closed for good.
+func (c *Client) lost(err error) {
+	c.mu.Lock()
+	if c.closed == nil {
+		c.closed = err
+	}
+	c.mu.Unlock()
+	lanes, streams := c.all()
+	for _, l := range lanes {
+		l.close(err)
+	}
+	for _, s := range streams {
+		s.end(err)
+	}
+}
+
+func (c *Client) all() (lanes []*lane, streams []*stream) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, l := range c.lanes {
+		lanes = append(lanes, l)
+	}
+	for s := range c.streams {
+		streams = append(streams, s)
+	}
+	return lanes, streams
+}

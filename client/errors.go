@@ -1,0 +1,147 @@
+package client
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/cantuslog/cantus/subjects"
+)
+
+// Met when calling.
+var (
+	// ErrClosed is returned when the client, or the NATS connection that it
+	// was given, is closed.
+	ErrClosed = errors.New("client: closed")
+	// ErrFull is returned when as much is in flight as Options allow, and
+	// Options.FailWhenFull is set.
+	ErrFull = errors.New("client: too much in flight")
+	// ErrOptions is returned for an option that is out of its range.
+	ErrOptions = errors.New("client: option out of range")
+	// ErrNotFollowed is returned for a partition that a Follower was not given.
+	ErrNotFollowed = errors.New("client: partition is not followed")
+)
+
+// Met when a transaction ends without a receipt.
+var (
+	// ErrUnknown is in the chain of every [*Unknown].
+	ErrUnknown = errors.New("client: outcome unknown")
+	// ErrDeadline is returned when Options.Deadline passed. Nothing was
+	// appended, unless [ErrUnknown] is in the chain too.
+	ErrDeadline = errors.New("client: deadline passed")
+	// ErrNoAnswer is in the chain when the last try had no answer in time.
+	ErrNoAnswer = errors.New("client: no answer")
+	// ErrNoLeader is in the chain when nobody answers for the partition: it has
+	// no leader at the moment, or does not exist.
+	ErrNoLeader = errors.New("client: nobody answers for the partition")
+	// ErrTries is returned by Transact when each try met a conflict. The
+	// chain holds the last one.
+	ErrTries = errors.New("client: conflicts on every try")
+)
+
+// The reasons of refusals: errors.Is finds them in a [*Refused].
+var (
+	ErrBadRequest = errors.New("client: bad request")
+	ErrConflict   = errors.New("client: conflict")
+	ErrWrongLast  = errors.New("client: wrong last txid")
+	ErrTrimmed    = errors.New("client: trimmed")
+	ErrAhead      = errors.New("client: ahead of the log")
+	ErrTooLarge   = errors.New("client: too large")
+	ErrIDReused   = errors.New("client: message id reused")
+)
+
+var byReason = map[subjects.Reason]error{
+	subjects.BadRequest: ErrBadRequest, subjects.ConflictReason: ErrConflict, subjects.WrongLast: ErrWrongLast,
+	subjects.Trimmed: ErrTrimmed, subjects.Ahead: ErrAhead, subjects.TooLarge: ErrTooLarge, subjects.IDReused: ErrIDReused,
+}
+
+// Refused is the error of a refusal, with all that the reply said. Nothing was
+// appended.
+type Refused struct {
+	Partition int
+	// ID is the transaction's message id, "" for a read.
+	ID string
+	// Reason is the one word to decide by, Code its number, Message text for
+	// people.
+	Reason  subjects.Reason
+	Code    int
+	Message string
+	// HighWaterMark is the partition's when the answer was made; 0 if the
+	// client refused by itself.
+	HighWaterMark uint64
+	// Lock goes with ErrConflict: the violated lock that was recorded last.
+	Lock string
+	// Txid is the transaction that recorded it; with ErrIDReused, the one that
+	// has the message id.
+	Txid uint64
+	// Conflicts goes with ErrConflict: every violated lock, the newest first.
+	Conflicts []subjects.Conflict
+	// FirstTxid goes with ErrTrimmed: the oldest transaction kept.
+	FirstTxid uint64
+}
+
+func (e *Refused) Error() string {
+	return fmt.Sprintf("partition %d: %s (%d): %s", e.Partition, e.Reason, e.Code, e.Message)
+}
+
+// Is matches the sentinel of the reason.
+func (e *Refused) Is(target error) bool { s, ok := byReason[e.Reason]; return ok && s == target }
+
+// Conflict is the refusal of a transaction whose locks were recorded after its
+// high-water mark. Txid is the newest of the conflicts: a writer that has
+// applied up to it meets none of them again. Conflicts lists all, the newest first.
+type Conflict struct{ Refused }
+
+// Unwrap gives the refusal.
+func (e *Conflict) Unwrap() error { return &e.Refused }
+
+// Unknown is the error of a transaction that was sent and may or may not have
+// committed. Who has to know reads the log: Transaction.ID is there.
+// Appending it again with the same ID is safe while the partition remembers
+// the id.
+type Unknown struct {
+	Partition int
+	ID        string
+	// Err says what ended the wait, and how the last try ended.
+	Err error
+}
+
+func (e *Unknown) Error() string {
+	return fmt.Sprintf("partition %d: outcome of message id %q unknown: %v", e.Partition, e.ID, e.Err)
+}
+
+// Unwrap gives ErrUnknown and the cause.
+func (e *Unknown) Unwrap() []error { return []error{ErrUnknown, e.Err} }
+
+// refusal makes the error of what a reply said.
+func refusal(e subjects.Error, partition int, id string, mark uint64) error {
+	r := Refused{
+		Partition: partition, ID: id, Reason: e.Reason, Code: e.Code, Message: e.Message, HighWaterMark: mark,
+		Lock: e.Lock, Txid: e.Txid, Conflicts: e.Conflicts, FirstTxid: e.FirstTxid,
+	}
+	if e.Reason == subjects.ConflictReason {
+		return &Conflict{r}
+	}
+	return &r
+}
+
+// course says what to do about a refusal.
+type course uint8
+
+const (
+	final     course = iota // sending again is pointless
+	again                   // nothing was done: send again
+	uncertain               // it may have been done: send again
+)
+
+func courseOf(e *subjects.Error) course {
+	switch e.Reason {
+	case subjects.Busy, subjects.Unavailable, subjects.StorageFull:
+		return again
+	case subjects.Unknown, subjects.Internal:
+		return uncertain
+	}
+	if e.Code >= 500 { // a reason of a later version
+		return uncertain
+	}
+	return final
+}

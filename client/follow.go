@@ -1,0 +1,352 @@
+package client
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"iter"
+	"sync"
+	"time"
+
+	"github.com/cantuslog/cantus/subjects"
+)
+
+// Handler takes a committed transaction. ctx is that of Run.
+type Handler func(ctx context.Context, tx *Transaction) error
+
+// Decision says what becomes of a transaction that a handler returned an
+// error for.
+type Decision uint8
+
+// The decisions.
+const (
+	// Stop ends the following of the partition. Others go on.
+	Stop Decision = iota
+	// Retry gives it to the handler again after a back-off.
+	Retry
+	// Skip goes on behind it. Who has to keep it does so before deciding this.
+	Skip
+)
+
+// FollowOptions configures following. The zero value gives all transactions
+// and stops a partition at the first error.
+type FollowOptions struct {
+	// Kinds lets only transactions of these kinds through.
+	Kinds []string
+	// Lock lets only those through that recorded an overlapping lock, as write
+	// or append lock.
+	Lock string
+	// HeadersOnly leaves the payloads out.
+	HeadersOnly bool
+
+	// OnError decides about a transaction whose handler returned err, for the
+	// tries-th time in a row. It runs where the handler does. nil stops.
+	OnError func(tx *Transaction, err error, tries int) Decision
+	// MinBackoff and MaxBackoff bound the wait before a Retry. Default 50 ms
+	// and 5 s.
+	MinBackoff, MaxBackoff time.Duration
+	// OnStop is told when a partition stops with an error while others go on.
+	OnStop func(partition int, err error)
+
+	// Buffer bounds, in bytes, what is read ahead of a partition's handler.
+	// Default 4 MiB; at least 64 KiB. One larger transaction goes alone.
+	Buffer int
+	// Silence is how long the feed may say nothing before a read makes sure
+	// that nothing was missed. Default 5 s.
+	Silence time.Duration
+}
+
+func (o FollowOptions) withDefaults() (FollowOptions, error) {
+	if o.Buffer == 0 {
+		o.Buffer = 4 << 20
+	}
+	if o.Buffer < 64<<10 {
+		return o, fmt.Errorf("%w: Buffer is %d: at least %d", ErrOptions, o.Buffer, 64<<10)
+	}
+	for _, k := range o.Kinds {
+		if err := subjects.CheckKind(k); err != nil {
+			return o, fmt.Errorf("%w: Kinds: %w", ErrOptions, err)
+		}
+	}
+	if o.Lock != "" {
+		if err := subjects.CheckLock(o.Lock); err != nil {
+			return o, fmt.Errorf("%w: Lock: %w", ErrOptions, err)
+		}
+	}
+	return o, fillDurations(map[string]duration{
+		"MinBackoff": {&o.MinBackoff, 50 * time.Millisecond}, "MaxBackoff": {&o.MaxBackoff, 5 * time.Second},
+		"Silence": {&o.Silence, 5 * time.Second},
+	})
+}
+
+// readBytes is how much one read asks for: a quarter of the buffer, so that
+// reading goes on while the handler works.
+func (o *FollowOptions) readBytes() int { return min(o.Buffer/4, 1<<20) }
+
+func (o *FollowOptions) filtered() bool { return len(o.Kinds) > 0 || o.Lock != "" }
+
+// Follower gives the transactions of partitions to a handler. It is a View of
+// what the handler has applied.
+type Follower struct {
+	c      *Client
+	handle Handler
+	opts   FollowOptions
+	parts  map[int]*followed // not changed after NewFollower
+}
+
+// followed is one partition's part of a Follower.
+type followed struct {
+	partition int
+	pos       position
+	mu        sync.Mutex
+	stream    *stream // nil before Run
+}
+
+// NewFollower prepares to follow the partitions that are keys of after, each
+// from behind the txid that is its value: 0 gives all from the beginning.
+func (c *Client) NewFollower(after map[int]uint64, handle Handler, opts FollowOptions) (*Follower, error) {
+	opts, err := opts.withDefaults()
+	if err != nil {
+		return nil, err
+	}
+	f := &Follower{c: c, handle: handle, opts: opts, parts: map[int]*followed{}}
+	for p, txid := range after {
+		if p < 0 {
+			return nil, fmt.Errorf("%w: partition %d", ErrOptions, p)
+		}
+		f.parts[p] = &followed{partition: p, pos: position{applied: txid}}
+	}
+	return f, nil
+}
+
+// Follow is NewFollower and Run.
+func (c *Client) Follow(ctx context.Context, after map[int]uint64, handle Handler, opts FollowOptions) error {
+	f, err := c.NewFollower(after, handle, opts)
+	if err != nil {
+		return err
+	}
+	return f.Run(ctx)
+}
+
+// Run calls the handler for every transaction of each partition, once, in txid
+// order, on a goroutine a partition, until ctx ends or all partitions have
+// stopped. It returns when no handler runs any more, with ctx's error or those of the partitions: the
+// handler's, ErrTrimmed or ErrAhead as *Refused, ErrClosed. After it
+// returned, Run goes on where it was. It must not run twice at a time.
+func (f *Follower) Run(ctx context.Context) error {
+	var wg sync.WaitGroup
+	errs := make(chan error, len(f.parts))
+	for _, p := range f.parts {
+		wg.Go(func() {
+			err := f.run(ctx, p)
+			if ctx.Err() == nil && f.opts.OnStop != nil && err != nil {
+				f.opts.OnStop(p.partition, err)
+			}
+			errs <- err
+		})
+	}
+	wg.Wait()
+	close(errs)
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	var all []error
+	for err := range errs {
+		all = append(all, err)
+	}
+	return errors.Join(all...)
+}
+
+// run follows one partition.
+func (f *Follower) run(ctx context.Context, p *followed) error {
+	err := f.c.stream(ctx, p.partition, p.pos.get(), f.opts, func(ctx context.Context, s *stream) error {
+		p.mu.Lock()
+		p.stream = s
+		p.mu.Unlock()
+		p.pos.resume()
+		return drain(ctx, s, func(e entry) error {
+			if e.tx != nil {
+				if err := f.apply(ctx, e.tx); err != nil {
+					return err
+				}
+			}
+			p.pos.advance(e.upto)
+			return nil
+		})
+	})
+	p.pos.stop(err)
+	return err
+}
+
+// stream runs use with a stream, and its clock beside it.
+func (c *Client) stream(ctx context.Context, partition int, after uint64, opts FollowOptions, use func(context.Context, *stream) error) error {
+	s, err := newStream(c, partition, after, opts)
+	if err != nil {
+		return err
+	}
+	c.mu.Lock()
+	if c.closed != nil {
+		c.mu.Unlock()
+		return c.closed
+	}
+	c.running.Add(1)
+	c.mu.Unlock()
+	defer c.running.Done()
+	ctx, cancel := context.WithCancel(ctx)
+	var clock sync.WaitGroup
+	defer clock.Wait()
+	defer cancel()
+	defer s.close()
+	if err := s.open(); err != nil {
+		return err
+	}
+	clock.Go(func() { s.keep(ctx) })
+	return use(ctx, s)
+}
+
+// drain gives each entry to do, until it returns an error or the stream ends.
+func drain(ctx context.Context, s *stream, do func(entry) error) error {
+	for {
+		batch, err := s.take(ctx)
+		if err != nil {
+			return err
+		}
+		held := 0
+		for i, e := range batch {
+			batch[i] = entry{} // not kept longer than the handler does
+			select {
+			case <-ctx.Done():
+				return context.Cause(ctx)
+			case <-s.c.closing:
+				return ErrClosed
+			default:
+			}
+			if err := do(e); err != nil {
+				return err
+			}
+			if held += e.size; held >= s.opts.readBytes() {
+				s.handled(held)
+				held = 0
+			}
+		}
+		s.handled(held)
+	}
+}
+
+// apply calls the handler until it is content, or OnError decides otherwise.
+func (f *Follower) apply(ctx context.Context, tx *Transaction) error {
+	for tries := 1; ; tries++ {
+		err := f.handle(ctx, tx)
+		if err == nil {
+			return nil
+		}
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		decision := Stop
+		if f.opts.OnError != nil {
+			decision = f.opts.OnError(tx, err, tries)
+		}
+		switch decision {
+		case Skip:
+			return nil
+		case Retry:
+		default:
+			return fmt.Errorf("partition %d: txid %d: %w", tx.Partition, tx.Txid, err)
+		}
+		select {
+		case <-time.After(backoff(tries, f.opts.MinBackoff, f.opts.MaxBackoff)):
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-f.c.closing:
+			return ErrClosed
+		}
+	}
+}
+
+// Progress is how far a Follower is with a partition.
+type Progress struct {
+	// Applied is the last txid that was handled or had not to be.
+	Applied uint64
+	// HighWaterMark is the highest txid heard of: the lag is what it is above
+	// Applied.
+	HighWaterMark uint64
+	// Buffered is how many bytes wait for the handler.
+	Buffered int
+	// Err says why reading fails at the moment, or why the partition stopped.
+	Err error
+}
+
+// Progress tells how far a partition is.
+func (f *Follower) Progress(partition int) Progress {
+	p, ok := f.parts[partition]
+	if !ok {
+		return Progress{Err: ErrNotFollowed}
+	}
+	g := Progress{Applied: p.pos.get()}
+	p.mu.Lock()
+	s := p.stream
+	p.mu.Unlock()
+	g.HighWaterMark = g.Applied
+	if s != nil {
+		var mark uint64
+		mark, g.Buffered, g.Err = s.state()
+		g.HighWaterMark = max(mark, g.Applied)
+	}
+	if err := p.pos.stopped(); err != nil {
+		g.Err = err
+	}
+	return g
+}
+
+// Positions gives the last txid applied of each partition: what a next
+// Follower goes on from.
+func (f *Follower) Positions() map[int]uint64 {
+	all := make(map[int]uint64, len(f.parts))
+	for p, part := range f.parts {
+		all[p] = part.pos.get()
+	}
+	return all
+}
+
+// HighWaterMark is the last txid that the handler has applied, 0 for a
+// partition that is not followed.
+func (f *Follower) HighWaterMark(partition int) uint64 {
+	if p, ok := f.parts[partition]; ok {
+		return p.pos.get()
+	}
+	return 0
+}
+
+// Wait returns nil once the handler has applied the partition up to txid. It
+// returns an error when ctx ends, and when the partition has stopped before.
+func (f *Follower) Wait(ctx context.Context, partition int, txid uint64) error {
+	p, ok := f.parts[partition]
+	if !ok {
+		return fmt.Errorf("partition %d: %w", partition, ErrNotFollowed)
+	}
+	return p.pos.wait(ctx, txid)
+}
+
+// All gives the transactions of a partition after a txid, once, in order, for
+// ever: until the loop is left, or with the error that ends it. OnError and
+// OnStop of opts mean nothing here.
+func (c *Client) All(ctx context.Context, partition int, after uint64, opts FollowOptions) iter.Seq2[*Transaction, error] {
+	return func(yield func(*Transaction, error) bool) {
+		opts, err := opts.withDefaults()
+		left := errors.New("left")
+		if err == nil {
+			err = c.stream(ctx, partition, after, opts, func(ctx context.Context, s *stream) error {
+				return drain(ctx, s, func(e entry) error {
+					if e.tx != nil && !yield(e.tx, nil) {
+						return left
+					}
+					return nil
+				})
+			})
+		}
+		if err != left { //nolint:errorlint // this very one
+			yield(nil, err)
+		}
+	}
+}

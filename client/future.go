@@ -1,0 +1,99 @@
+package client
+
+import (
+	"context"
+	"fmt"
+	"strconv"
+	"sync/atomic"
+	"time"
+)
+
+// Receipt is the proof that a transaction is committed.
+type Receipt struct {
+	Partition int
+	Txid      uint64
+	// Time is when the leader certified it.
+	Time time.Time
+	// Duplicate says that its message id was known already: of an earlier try
+	// whose answer was lost, or of an earlier transaction.
+	Duplicate bool
+}
+
+// Future is a transaction on its way.
+type Future struct {
+	lane   *lane
+	id     string // as given
+	number uint64 // of the id that was made up
+	size   int    // of the room that it takes
+
+	done    chan struct{}
+	settled atomic.Bool
+	receipt Receipt // set before done is closed
+	err     error
+
+	// lane.mu guards
+	deadline time.Time
+	sent     bool
+	open     int // tries that may have been carried out, for all that is known
+	last     error
+}
+
+// Done is closed when the outcome is known, or given up.
+func (f *Future) Done() <-chan struct{} { return f.done }
+
+// ID is the transaction's message id.
+func (f *Future) ID() string {
+	if f.id != "" {
+		return f.id
+	}
+	return string(f.appendID(nil))
+}
+
+func (f *Future) appendID(dst []byte) []byte {
+	if f.id != "" {
+		return append(dst, f.id...)
+	}
+	return strconv.AppendUint(append(dst, f.lane.c.idPrefix...), f.number, 36)
+}
+
+// Wait gives the outcome. When ctx ends first it returns ctx's error, and the
+// transaction stays on its way.
+func (f *Future) Wait(ctx context.Context) (Receipt, error) {
+	select {
+	case <-f.done:
+		return f.receipt, f.err
+	default:
+	}
+	select {
+	case <-f.done:
+		return f.receipt, f.err
+	case <-ctx.Done():
+		return Receipt{}, context.Cause(ctx)
+	}
+}
+
+// settle sets the outcome and tells whether it was the first to do so, in
+// which case the caller gives the room back.
+func (f *Future) settle(r Receipt, err error) bool {
+	if !f.settled.CompareAndSwap(false, true) {
+		return false
+	}
+	f.receipt, f.err = r, err
+	close(f.done)
+	return true
+}
+
+// giveUp is the error of a transaction that is not tried any more because of
+// cause; lane.mu is held.
+func (f *Future) giveUp(cause error) error {
+	switch {
+	case f.last != nil:
+		cause = fmt.Errorf("%w; last try: %w", cause, f.last)
+	case f.sent:
+		cause = fmt.Errorf("%w; %w", cause, ErrNoAnswer)
+	}
+	if f.open > 0 {
+		return &Unknown{Partition: f.lane.partition, ID: f.ID(), Err: cause}
+	}
+	return fmt.Errorf("partition %d: not appended: %w", f.lane.partition, cause)
+}

@@ -1,0 +1,89 @@
+package client
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"hash/fnv"
+	"time"
+
+	"github.com/nats-io/nats.go"
+
+	"github.com/cantuslog/cantus/subjects"
+)
+
+// Partitions tells how many partitions the cluster has. It asks once, and
+// again and again until ctx ends if nobody answers.
+func (c *Client) Partitions(ctx context.Context) (int, error) {
+	if n := c.size.Load(); n > 0 {
+		return int(n), nil
+	}
+	var info struct {
+		subjects.ClusterInfo
+		Error *subjects.Error `json:"error"`
+	}
+	if err := c.ask(ctx, c.names.Info(), &info, &info.Error); err != nil {
+		return 0, fmt.Errorf("cluster info: %w", err)
+	}
+	if info.Partitions < 1 {
+		return 0, fmt.Errorf("cluster info: %d partitions", info.Partitions)
+	}
+	c.size.Store(int64(info.Partitions)) // fixed when the cluster was founded
+	return info.Partitions, nil
+}
+
+// Partition tells where a key's transactions go, as append by key does: by
+// FNV-1a of the key, modulo the number of partitions.
+func (c *Client) Partition(ctx context.Context, key string) (int, error) {
+	n, err := c.Partitions(ctx)
+	if err != nil {
+		return 0, err
+	}
+	h := fnv.New32a()
+	_, _ = h.Write([]byte(key)) // never fails
+	return int(h.Sum32() % uint32(n)), nil
+}
+
+// HighWaterMark asks the leader for the partition's high-water mark. It holds
+// all that was acknowledged before.
+func (c *Client) HighWaterMark(ctx context.Context, partition int) (uint64, error) {
+	var info subjects.PartitionInfo
+	if err := c.ask(ctx, c.names.PartitionInfo(partition), &info, &info.Error); err != nil {
+		return 0, fmt.Errorf("info of partition %d: %w", partition, err)
+	}
+	return info.HighWaterMark, nil
+}
+
+// ask requests JSON until it gets some, or a refusal that is final.
+func (c *Client) ask(ctx context.Context, subject string, reply any, refused **subjects.Error) error {
+	for tries := 1; ; tries++ {
+		try, cancel := context.WithTimeout(ctx, c.opts.Timeout)
+		m, err := c.nc.RequestWithContext(try, subject, nil)
+		cancel()
+		switch {
+		case err == nil:
+			*refused = nil
+			if err = json.Unmarshal(m.Data, reply); err == nil {
+				if *refused == nil {
+					return nil
+				}
+				err = *refused
+				if courseOf(*refused) == final {
+					return err
+				}
+			}
+		case isClosed(err):
+			return fmt.Errorf("%w: %w", ErrClosed, err)
+		case errors.Is(err, nats.ErrNoResponders):
+			err = ErrNoLeader
+		}
+		select {
+		case <-time.After(c.backoff(tries)):
+		case <-ctx.Done():
+			return fmt.Errorf("%w; last try: %w", context.Cause(ctx), err)
+		case <-c.closing:
+			return ErrClosed
+		}
+	}
+}

@@ -1,0 +1,404 @@
+package client_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"runtime"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats.go"
+
+	"github.com/cantuslog/cantus/broker"
+	"github.com/cantuslog/cantus/client"
+	"github.com/cantuslog/cantus/subjects"
+)
+
+func TestExactlyOnceUnderEachFault(t *testing.T) {
+	for f := pass; f < faults; f++ {
+		t.Run(faultNames[f], func(t *testing.T) {
+			_, faulty, direct := newProxy(t, quick, first(3, f))
+			const count = 100
+			appendMany(t, faulty, 0, count)
+			checkOnce(t, direct, 0, count)
+		})
+	}
+}
+
+func TestExactlyOnceUnderRandomFaultsAndReconnects(t *testing.T) {
+	seed := rand.Uint64()
+	t.Logf("seed %d", seed)
+	random := rand.New(rand.NewPCG(seed, 0))
+	n := openNode(t, broker.Options{})
+	nc := connect(t, n)
+	p := &proxy{t: t, nc: connect(t, n)}
+	p.next = func(*nats.Msg) fault {
+		if random.IntN(20) == 0 {
+			if err := nc.ForceReconnect(); err != nil {
+				t.Error(err)
+			}
+		}
+		if random.IntN(2) == 0 {
+			return pass
+		}
+		return fault(random.IntN(int(faults)))
+	}
+	if _, err := p.nc.Subscribe(proxied+".batch.*", p.onBatch); err != nil {
+		t.Fatal(err)
+	}
+	opts := quick
+	opts.Prefix, opts.MaxInFlight = proxied, 50
+	faulty, direct := newClient(t, nc, opts), newClient(t, connect(t, n), client.Options{})
+	const count = 1500
+	receipts := appendMany(t, faulty, 1, count)
+	txs := readAll(t, direct, 1)
+	for i, r := range receipts {
+		if tx := txs[r.Txid-1]; string(tx.Payload) != fmt.Sprint(i) {
+			t.Fatalf("the receipt of %d says txid %d, which is %s", i, r.Txid, tx.Payload)
+		}
+	}
+	checkOnce(t, direct, 1, count)
+}
+
+// Without a timeout, only the reconnect has what was in flight sent again.
+func TestReconnectSendsAgain(t *testing.T) {
+	n := openNode(t, broker.Options{})
+	nc := connect(t, n)
+	p := &proxy{t: t, nc: connect(t, n)}
+	lost := 3
+	p.next = func(*nats.Msg) fault {
+		if lost--; lost < 0 {
+			return pass
+		}
+		if lost == 0 {
+			if err := nc.ForceReconnect(); err != nil {
+				t.Error(err)
+			}
+		}
+		return swallow
+	}
+	if _, err := p.nc.Subscribe(proxied+".batch.*", p.onBatch); err != nil {
+		t.Fatal(err)
+	}
+	c := newClient(t, nc, client.Options{Prefix: proxied, Timeout: time.Hour, Deadline: time.Hour, MaxBatch: 1})
+	appendMany(t, c, 0, 10)
+	checkOnce(t, newClient(t, connect(t, n), client.Options{}), 0, 10)
+}
+
+// A message is refused as a whole for one transaction: the others commit.
+func TestOnesFaultIsNotEverybodys(t *testing.T) {
+	for _, reason := range []subjects.Reason{subjects.TooLarge, subjects.BadRequest} {
+		t.Run(string(reason), func(t *testing.T) {
+			p, faulty, direct := newProxy(t, quick, first(1, swallow))
+			p.next = func(m *nats.Msg) fault {
+				if strings.Contains(string(m.Data), "\r\n\r\n7\x00") || strings.HasSuffix(string(m.Data), "\r\n\r\n7") {
+					p.refuse(m, reason)
+					return swallow
+				}
+				return pass
+			}
+			ctx := soon(t)
+			var futures []*client.Future
+			const count = 40
+			for i := range count {
+				f, err := faulty.AppendAsync(ctx, &client.Tx{Payload: []byte(fmt.Sprint(i))})
+				if err != nil {
+					t.Fatal(err)
+				}
+				futures = append(futures, f)
+			}
+			for i, f := range futures {
+				_, err := f.Wait(ctx)
+				if i == 7 {
+					var r *client.Refused
+					if !errors.As(err, &r) || r.Reason != reason {
+						t.Errorf("append 7: %v", err)
+					}
+				} else if err != nil {
+					t.Errorf("append %d: %v", i, err)
+				}
+			}
+			if got := len(readAll(t, direct, 0)); got != count-1 {
+				t.Errorf("%d transactions in the log, want %d", got, count-1)
+			}
+		})
+	}
+}
+
+func TestFinalRefusalsAreNotSentAgain(t *testing.T) {
+	for _, reason := range []subjects.Reason{
+		subjects.BadRequest, subjects.ConflictReason, subjects.WrongLast, subjects.Ahead, subjects.TooLarge, subjects.IDReused, "later_4xx",
+	} {
+		t.Run(string(reason), func(t *testing.T) {
+			p, faulty, _ := newProxy(t, quick, always(swallow))
+			p.next = func(m *nats.Msg) fault {
+				e := subjects.Errorf(reason, "no")
+				if reason == "later_4xx" {
+					e.Code = 418
+				}
+				p.answerJSON(m, subjects.BatchReply{Results: []subjects.BatchRun{{Index: 0, Count: 1, Error: e}}})
+				return swallow
+			}
+			_, err := faulty.Append(soon(t), &client.Tx{Payload: []byte("x")})
+			var r *client.Refused
+			if !errors.As(err, &r) || r.Reason != reason {
+				t.Fatalf("error %v", err)
+			}
+			if errors.Is(err, client.ErrUnknown) || p.messages() != 1 {
+				t.Errorf("%v after %d messages", err, p.messages())
+			}
+		})
+	}
+}
+
+func TestDeadlineSaysWhetherTheOutcomeIsKnown(t *testing.T) {
+	opts := quick
+	opts.Deadline, opts.Timeout = 150*time.Millisecond, 40*time.Millisecond
+	for f, known := range map[fault]bool{
+		swallow: false, lose: false, unknown: false, internal: false, garble: false, strange: false,
+		busy: true, unavail: true, full: true, nobody: true,
+	} {
+		t.Run(faultNames[f], func(t *testing.T) {
+			_, faulty, _ := newProxy(t, opts, always(f))
+			_, err := faulty.Append(soon(t), &client.Tx{Payload: []byte("x"), ID: "mine"})
+			wantErr(t, err, client.ErrDeadline)
+			var u *client.Unknown
+			if known == errors.As(err, &u) {
+				t.Fatalf("known is %v, and the error %v", known, err)
+			}
+			if !known && u.ID != "mine" {
+				t.Errorf("the error's id is %q", u.ID)
+			}
+			if reason, ok := refusals[f]; ok {
+				var r *client.Refused
+				if !errors.As(err, &r) || r.Reason != reason {
+					t.Errorf("%v does not say %s", err, reason)
+				}
+			}
+			if f == nobody {
+				wantErr(t, err, client.ErrNoLeader)
+			}
+		})
+	}
+}
+
+func TestCancelOfWhatWasSentIsUnknown(t *testing.T) {
+	came := make(chan struct{}, 1)
+	_, faulty, _ := newProxy(t, client.Options{}, func(*nats.Msg) fault { came <- struct{}{}; return swallow })
+	ctx, cancel := context.WithCancel(soon(t))
+	go func() { <-came; cancel() }()
+	_, err := faulty.Append(ctx, &client.Tx{Payload: []byte("x")})
+	wantErr(t, err, client.ErrUnknown)
+	wantErr(t, err, context.Canceled)
+}
+
+func TestCancelOfWhatWasNotSentKeepsItFromBeingSent(t *testing.T) {
+	n := openNode(t, broker.Options{})
+	opts := quick
+	opts.Prefix, opts.MinBackoff = proxied, 20*time.Millisecond
+	nc := connect(t, n)
+	faulty, direct := newClient(t, nc, opts), newClient(t, connect(t, n), client.Options{})
+	ctx, cancel := context.WithCancel(soon(t))
+	f, err := faulty.AppendAsync(ctx, &client.Tx{Payload: []byte("0")}) // meets nobody, and holds up the next
+	if err != nil {
+		t.Fatal(err)
+	}
+	failed := make(chan error)
+	go func() {
+		_, err := faulty.Append(ctx, &client.Tx{Payload: []byte("cancelled")})
+		failed <- err
+	}()
+	for nc.Stats().InMsgs == 0 { // until nobody answered
+		runtime.Gosched()
+	}
+	cancel()
+	err = <-failed
+	wantErr(t, err, context.Canceled)
+	if errors.Is(err, client.ErrUnknown) {
+		t.Fatalf("nobody was there, and the outcome is said to be unknown: %v", err)
+	}
+	p := &proxy{t: t, nc: connect(t, n), next: always(pass)}
+	if _, err := p.nc.Subscribe(proxied+".batch.*", p.onBatch); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := f.Wait(soon(t)); err != nil {
+		t.Fatal(err)
+	}
+	checkOnce(t, direct, 0, 1)
+}
+
+func TestWaitThatEndsLeavesTheTransactionOnItsWay(t *testing.T) {
+	release := make(chan struct{})
+	_, faulty, direct := newProxy(t, client.Options{}, func(*nats.Msg) fault { <-release; return pass })
+	f, err := faulty.AppendAsync(soon(t), &client.Tx{Payload: []byte("0")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	_, err = f.Wait(ctx)
+	wantErr(t, err, context.Canceled)
+	close(release)
+	if r, err := f.Wait(soon(t)); err != nil || r.Txid != 1 {
+		t.Fatalf("%+v, %v", r, err)
+	}
+	checkOnce(t, direct, 0, 1)
+}
+
+func TestCloseSettlesWhatWaits(t *testing.T) {
+	came := make(chan struct{}, 10)
+	p, _, _ := newProxy(t, client.Options{}, func(*nats.Msg) fault { came <- struct{}{}; return swallow })
+	c, err := client.New(p.nc, client.Options{Prefix: proxied, MaxBatch: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var futures []*client.Future
+	for range 5 { // three are in flight, two wait
+		f, err := c.AppendAsync(soon(t), &client.Tx{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		futures = append(futures, f)
+	}
+	<-came
+	if err := c.Close(); err != nil {
+		t.Fatal(err)
+	}
+	unknown := 0
+	for _, f := range futures {
+		_, err := f.Wait(soon(t))
+		wantErr(t, err, client.ErrClosed)
+		if errors.Is(err, client.ErrUnknown) {
+			unknown++
+		}
+	}
+	if unknown < 1 || unknown > 3 {
+		t.Errorf("%d outcomes are said to be unknown", unknown)
+	}
+}
+
+func TestClosedConnectionEndsEverything(t *testing.T) {
+	n := openNode(t, broker.Options{})
+	nc := connect(t, n)
+	c := newClient(t, nc, client.Options{})
+	mustAppend(t, c, client.Tx{Payload: []byte("0")})
+	handled := make(chan struct{})
+	followed := make(chan error)
+	go func() {
+		followed <- c.Follow(soon(t), map[int]uint64{0: 0}, func(context.Context, *client.Transaction) error {
+			close(handled)
+			return nil
+		}, client.FollowOptions{})
+	}()
+	<-handled
+	nc.Close()
+	wantErr(t, <-followed, client.ErrClosed)
+	_, err := c.Append(soon(t), &client.Tx{})
+	wantErr(t, err, client.ErrClosed)
+}
+
+func TestFullFailsOrWaits(t *testing.T) {
+	release := make(chan struct{})
+	hold := func(*nats.Msg) fault { <-release; return pass }
+	p, waits, direct := newProxy(t, client.Options{MaxInFlight: 2}, hold)
+	fails := newClient(t, p.nc, client.Options{Prefix: proxied, MaxInFlight: 2, FailWhenFull: true})
+	narrow := newClient(t, p.nc, client.Options{Prefix: proxied, MaxInFlightBytes: 1, FailWhenFull: true})
+	ctx := soon(t)
+	var futures []*client.Future
+	for i, c := range []*client.Client{waits, waits, fails, fails, narrow} {
+		f, err := c.AppendAsync(ctx, &client.Tx{Payload: []byte(fmt.Sprint(i))})
+		if err != nil {
+			t.Fatal(err)
+		}
+		futures = append(futures, f)
+	}
+	for _, c := range []*client.Client{fails, narrow} {
+		_, err := c.AppendAsync(ctx, &client.Tx{})
+		wantErr(t, err, client.ErrFull)
+	}
+	ended, cancel := context.WithCancel(ctx)
+	failed := make(chan error)
+	go func() { _, err := waits.AppendAsync(ended, &client.Tx{}); failed <- err }()
+	cancel()
+	wantErr(t, <-failed, context.Canceled)
+	var wg sync.WaitGroup
+	for i := 5; i < 10; i++ {
+		wg.Go(func() {
+			if _, err := waits.Append(ctx, &client.Tx{Payload: []byte(fmt.Sprint(i))}); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	close(release)
+	wg.Wait()
+	waitAll(t, futures)
+	checkOnce(t, direct, 0, 10)
+}
+
+// A node is stopped and started again while appenders and a follower are at
+// work.
+func TestExactlyOnceThroughRestarts(t *testing.T) {
+	dir := t.TempDir()
+	listen := "127.0.0.1:0"
+	open := func() *broker.Node {
+		n, err := broker.Open(soon(t), dir, broker.Options{Partitions: 1, Listen: listen})
+		if err != nil {
+			t.Fatal(err)
+		}
+		listen = strings.TrimPrefix(n.ClientURL(), "nats://")
+		return n
+	}
+	n := open()
+	nc, err := nats.Connect(n.ClientURL(), nats.MaxReconnects(-1), nats.ReconnectWait(10*time.Millisecond))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer nc.Close()
+	c := newClient(t, nc, client.Options{MinBackoff: 5 * time.Millisecond, MaxBackoff: 50 * time.Millisecond, MaxInFlight: 64})
+	ctx := soon(t)
+	follower, seen := follow(t, c, map[int]uint64{0: 0}, client.FollowOptions{})
+	const rounds, each = 3, 300
+	var wg sync.WaitGroup
+	halfway := make(chan struct{}, rounds)
+	wg.Go(func() {
+		var futures []*client.Future
+		for i := range rounds * each {
+			f, err := c.AppendAsync(ctx, &client.Tx{Payload: []byte(fmt.Sprint(i))})
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			futures = append(futures, f)
+			if i%each == each/2 {
+				halfway <- struct{}{}
+			}
+		}
+		for i, f := range futures {
+			if _, err := f.Wait(ctx); err != nil {
+				t.Errorf("append %d: %v", i, err)
+			}
+		}
+	})
+	for range rounds {
+		<-halfway
+		if err := n.Close(); err != nil {
+			t.Error(err)
+		}
+		n = open()
+	}
+	wg.Wait()
+	defer func() {
+		if err := n.Close(); err != nil {
+			t.Error(err)
+		}
+	}()
+	checkOnce(t, c, 0, rounds*each)
+	if err := follower.Wait(ctx, 0, rounds*each); err != nil {
+		t.Fatal(err)
+	}
+	checkSeen(t, seen(0), rounds*each)
+}

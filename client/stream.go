@@ -1,0 +1,440 @@
+package client
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/nats-io/nats.go"
+
+	"github.com/cantuslog/cantus/subjects"
+)
+
+const (
+	// readCount bounds one read. With it a read of small transactions stays
+	// near readBytes in memory.
+	readCount = 4096
+	// aheadBytes bounds what is kept of the feed while a read goes on.
+	aheadBytes = 1 << 20
+)
+
+// stream puts reads and the feed of a partition together to one queue, in txid
+// order and without a gap. Messages come in on goroutines of nats.go, which it
+// never holds up; keep is its clock.
+type stream struct {
+	c         *Client
+	partition int
+	opts      FollowOptions
+	inbox     string // answers to reads come to inbox + number of the read
+	query     string // what all reads have in common
+	ready     chan struct{}
+	kick      chan struct{} // keep looks at its clock anew
+
+	mu       sync.Mutex
+	next     uint64 // what comes next into the queue
+	mark     uint64 // the highest txid heard of
+	queue    []entry
+	held     int      // bytes in the queue, and taken but not handled yet
+	read     *reading // that is waited for
+	reads    uint64
+	ahead    []*Transaction // of the feed, a run without gaps, behind a read
+	aheadMem int
+	heard    time.Time // of the feed, or that it has nothing
+	failures int       // reads in a row
+	due      time.Time // when to read after a failure; zero after none
+	why      error     // of the last failure
+	err      error     // the end
+	sub      *nats.Subscription
+	feed     *nats.Subscription // nil until the stream was level once
+}
+
+// entry is a transaction, or the news that there is none for the handler up
+// to upto.
+type entry struct {
+	tx   *Transaction
+	upto uint64
+	size int
+}
+
+// reading is a read on its way.
+type reading struct {
+	subject string
+	heard   time.Time // when its last message came
+}
+
+func newStream(c *Client, partition int, after uint64, opts FollowOptions) (*stream, error) {
+	s := &stream{
+		c: c, partition: partition, opts: opts, next: after + 1, mark: after,
+		inbox: c.nc.NewInbox() + ".",
+		ready: make(chan struct{}, 1), kick: make(chan struct{}, 1),
+	}
+	q, err := json.Marshal(subjects.ReadRequest{
+		Max: readCount, MaxBytes: opts.readBytes(), Kinds: opts.Kinds, Lock: opts.Lock, HeadersOnly: opts.HeadersOnly,
+	})
+	if err != nil {
+		return nil, err
+	}
+	s.query = "," + strings.TrimPrefix(string(q), "{")
+	return s, nil
+}
+
+// open subscribes and begins to read.
+func (s *stream) open() error {
+	s.c.mu.Lock()
+	err := s.c.closed
+	if err == nil {
+		s.c.streams[s] = struct{}{}
+	}
+	s.c.mu.Unlock()
+	if err != nil {
+		return err
+	}
+	sub, err := s.c.subscribe(s.inbox+"*", s.onRead)
+	if err != nil {
+		return fmt.Errorf("subscribe to the inbox: %w", err)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.sub = sub
+	s.startRead()
+	return nil
+}
+
+// close takes the stream off the wire.
+func (s *stream) close() {
+	s.c.mu.Lock()
+	delete(s.c.streams, s)
+	s.c.mu.Unlock()
+	s.end(ErrClosed)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, sub := range []*nats.Subscription{s.sub, s.feed} {
+		if sub != nil {
+			_ = sub.Unsubscribe() // fails only where the connection is closed
+		}
+	}
+}
+
+// end ends the stream; what is queued can still be taken.
+func (s *stream) end(err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.endLocked(err)
+}
+
+func (s *stream) endLocked(err error) {
+	if s.err == nil {
+		s.err = err
+	}
+	s.read = nil
+	signal(s.ready)
+}
+
+func signal(ch chan struct{}) {
+	select {
+	case ch <- struct{}{}:
+	default:
+	}
+}
+
+// startRead asks for what comes next, unless that is under way, or too much
+// waits for the handler: then handled will.
+func (s *stream) startRead() {
+	if s.read != nil || s.err != nil || s.held > 0 && s.held+s.opts.readBytes() > s.opts.Buffer {
+		return
+	}
+	s.reads++
+	s.due = time.Time{}
+	s.read = &reading{subject: s.inbox + strconv.FormatUint(s.reads, 36), heard: time.Now()}
+	body := strconv.AppendUint([]byte(`{"from":`), s.next, 10)
+	err := s.c.nc.PublishRequest(s.c.names.Read(s.partition), s.read.subject, append(body, s.query...))
+	switch {
+	case err == nil:
+		signal(s.kick)
+	case isClosed(err):
+		s.endLocked(fmt.Errorf("%w: %w", ErrClosed, err))
+	default:
+		s.failed(err)
+	}
+}
+
+// failed gives the read up, and has another begin after a back-off.
+func (s *stream) failed(why error) {
+	s.read = nil
+	s.why = why
+	s.failures++
+	s.due = time.Now().Add(s.c.backoff(s.failures))
+	signal(s.kick)
+}
+
+// onRead takes a message of a read.
+func (s *stream) onRead(m *nats.Msg) {
+	var t *Transaction
+	var parse error
+	status := m.Header.Get("Status")
+	refused := m.Header.Get(subjects.HeaderErrorCode) != ""
+	if status == "" && !refused {
+		t, parse = parseTransaction(m)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.read == nil || s.read.subject != m.Subject {
+		return // of a read that was given up
+	}
+	s.read.heard = time.Now()
+	switch {
+	case refused:
+		s.refused(m)
+	case status == subjects.StatusEnd:
+		s.ended(m)
+	case status == "503":
+		s.failed(ErrNoLeader)
+	case parse != nil || status != "":
+		s.failed(fmt.Errorf("read: %w", errNotTransaction))
+	case t.Txid < s.next:
+	case t.Txid == s.next || s.opts.filtered():
+		s.push(t, m.Size())
+	default:
+		s.failed(fmt.Errorf("read: txid %d came where %d was next", t.Txid, s.next))
+	}
+}
+
+// push queues a transaction.
+func (s *stream) push(t *Transaction, size int) {
+	if s.opts.HeadersOnly {
+		t.Payload = nil
+	}
+	s.queue = append(s.queue, entry{t, t.Txid, size})
+	s.held += size
+	s.next = t.Txid + 1
+	s.mark = max(s.mark, t.Txid)
+	if len(s.queue) == 1 {
+		signal(s.ready)
+	}
+}
+
+// skip notes that the handler gets nothing up to upto.
+func (s *stream) skip(upto uint64) {
+	s.next = upto + 1
+	if n := len(s.queue); n > 0 && s.queue[n-1].tx == nil {
+		s.queue[n-1].upto = upto
+		return
+	}
+	s.queue = append(s.queue, entry{upto: upto})
+	if len(s.queue) == 1 {
+		signal(s.ready)
+	}
+}
+
+// ended takes the end of a read.
+func (s *stream) ended(m *nats.Msg) {
+	next, err := strconv.ParseUint(m.Header.Get(subjects.HeaderNext), 10, 64)
+	mark, err2 := strconv.ParseUint(m.Header.Get(subjects.HeaderHighWaterMark), 10, 64)
+	if err != nil || err2 != nil {
+		s.failed(fmt.Errorf("read: the end says next %q and mark %q",
+			m.Header.Get(subjects.HeaderNext), m.Header.Get(subjects.HeaderHighWaterMark)))
+		return
+	}
+	if next > s.next && s.opts.filtered() {
+		s.skip(next - 1)
+	}
+	s.read, s.failures, s.why = nil, 0, nil
+	s.mark = max(s.mark, mark)
+	s.takeAhead()
+	switch {
+	case s.next <= s.mark:
+		s.startRead()
+	case s.feed == nil:
+		s.subscribe()
+	default:
+		s.heard = time.Now()
+		signal(s.kick)
+	}
+}
+
+// subscribe begins to listen to the feed, and reads once more: what committed
+// meanwhile is on neither.
+func (s *stream) subscribe() {
+	feed, err := s.c.subscribe(s.c.names.Feed(s.partition, "*"), s.onFeed)
+	if err != nil {
+		s.failed(err)
+		return
+	}
+	s.feed = feed
+	s.startRead()
+}
+
+// refused takes the refusal of a read.
+func (s *stream) refused(m *nats.Msg) {
+	var r subjects.Reply
+	if err := json.Unmarshal(m.Data, &r); err != nil || r.Error == nil {
+		s.failed(fmt.Errorf("read: a refusal that can't be read: %q", m.Data))
+		return
+	}
+	mark := uint64(0)
+	if r.HighWaterMark != nil {
+		mark = *r.HighWaterMark
+	}
+	err := refusal(*r.Error, s.partition, "", mark)
+	if courseOf(r.Error) == final {
+		s.endLocked(err)
+		return
+	}
+	s.failed(err)
+}
+
+// onFeed takes a message of the feed.
+func (s *stream) onFeed(m *nats.Msg) {
+	t, err := parseTransaction(m)
+	if err != nil {
+		return // a gap that the next one shows
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.heard = time.Now()
+	s.mark = max(s.mark, t.Txid)
+	switch {
+	case t.Txid < s.next || s.err != nil:
+	case s.read != nil:
+		s.keepAhead(t, m.Size())
+	case t.Txid > s.next:
+		s.keepAhead(t, m.Size())
+		if s.due.IsZero() {
+			s.startRead()
+		}
+	case s.held > 0 && s.held+m.Size() > s.opts.Buffer:
+		// The handler is slow: what is dropped here is read later.
+	default:
+		s.accept(t, m.Size())
+	}
+}
+
+// accept takes the next transaction from the feed.
+func (s *stream) accept(t *Transaction, size int) {
+	if t.passes(s.opts.Kinds, s.opts.Lock) {
+		s.push(t, size)
+		return
+	}
+	s.skip(t.Txid)
+}
+
+// keepAhead keeps what the feed says during a read: the newest run without a
+// gap.
+func (s *stream) keepAhead(t *Transaction, size int) {
+	if n := len(s.ahead); n > 0 && s.ahead[n-1].Txid+1 != t.Txid || s.aheadMem+size > aheadBytes {
+		s.ahead, s.aheadMem = nil, 0
+	}
+	s.ahead = append(s.ahead, t)
+	s.aheadMem += size
+}
+
+// takeAhead goes on with what was kept, if it reaches back far enough.
+func (s *stream) takeAhead() {
+	if len(s.ahead) > 0 && s.ahead[0].Txid <= s.next && s.held+s.aheadMem <= s.opts.Buffer {
+		size := s.aheadMem / len(s.ahead)
+		for _, t := range s.ahead {
+			if t.Txid == s.next {
+				s.accept(t, size)
+			}
+		}
+	}
+	s.ahead, s.aheadMem = nil, 0
+}
+
+// reconnected reads: the feed, and answers to reads, may have been lost.
+func (s *stream) reconnected() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.read = nil
+	s.ahead, s.aheadMem = nil, 0
+	s.startRead()
+}
+
+// take gives what is queued, and waits for something if nothing is. With the
+// stream's end it gives why.
+func (s *stream) take(ctx context.Context) ([]entry, error) {
+	for {
+		if err := ctx.Err(); err != nil {
+			return nil, context.Cause(ctx)
+		}
+		s.mu.Lock()
+		queue, err := s.queue, s.err
+		s.queue = nil
+		s.mu.Unlock()
+		if len(queue) > 0 {
+			return queue, nil
+		}
+		if err != nil {
+			return nil, err
+		}
+		select {
+		case <-s.ready:
+		case <-ctx.Done():
+		case <-s.c.closing:
+			return nil, ErrClosed
+		}
+	}
+}
+
+// handled gives the memory of what was taken back.
+func (s *stream) handled(bytes int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.held -= bytes
+	if s.next <= s.mark && s.due.IsZero() {
+		s.startRead()
+	}
+}
+
+// keep is the stream's clock until ctx ends: reads that went silent, reads
+// after a failure, and a feed that went silent.
+func (s *stream) keep(ctx context.Context) {
+	timer := time.NewTimer(time.Hour)
+	defer timer.Stop()
+	for {
+		timer.Reset(time.Until(s.tick(time.Now())))
+		select {
+		case <-timer.C:
+		case <-s.kick:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// tick does what is due at now, and gives the time of the next.
+func (s *stream) tick(now time.Time) time.Time {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch {
+	case s.err != nil:
+	case s.read != nil:
+		if now.Sub(s.read.heard) >= s.c.opts.Timeout {
+			s.failed(ErrNoAnswer)
+			return s.due
+		}
+		return s.read.heard.Add(s.c.opts.Timeout)
+	case !s.due.IsZero():
+		if now.Before(s.due) {
+			return s.due
+		}
+		s.startRead()
+	case s.feed != nil && s.next > s.mark:
+		if now.Sub(s.heard) < s.opts.Silence {
+			return s.heard.Add(s.opts.Silence)
+		}
+		s.startRead()
+	}
+	return now.Add(s.c.opts.Timeout)
+}
+
+// state gives what Progress shows.
+func (s *stream) state() (mark uint64, held int, why error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.mark, s.held, s.why
+}

@@ -1,0 +1,202 @@
+package client
+
+import (
+	"encoding/binary"
+	"errors"
+	"strconv"
+	"strings"
+
+	"github.com/nats-io/nats.go"
+
+	"github.com/cantuslog/cantus/subjects"
+)
+
+// Tx is a transaction to append. It may be used again after the append
+// function returned: nothing of it is kept.
+type Tx struct {
+	// Partition is where it goes. Client.Partition tells it for a key.
+	Partition int
+	// Payload is opaque, and may be empty.
+	Payload []byte
+	// Kind is one token that names the sort of transaction, "tx" if empty.
+	Kind string
+	// Header is the application's own: stored, and given back to followers.
+	Header nats.Header
+
+	// HighWaterMark is the txid up to which the writer had applied the
+	// partition when it computed this transaction, 0 for nothing yet.
+	HighWaterMark uint64
+	// WriteLocks are checked against HighWaterMark, and recorded on commit.
+	WriteLocks []string
+	// ReadLocks are checked, not recorded.
+	ReadLocks []string
+	// AppendLocks are recorded on commit, not checked.
+	AppendLocks []string
+
+	// ID is the message id, at most 128 bytes. A transaction whose id the
+	// partition remembers is not appended again; its receipt is the first
+	// one's. Empty: one is made up.
+	ID string
+	// ExpectedLast lets it commit only if the partition's high-water mark is
+	// exactly this.
+	ExpectedLast *uint64
+
+	hasData bool
+}
+
+// Write adds locks that are checked, and recorded on commit.
+func (tx *Tx) Write(locks ...string) { tx.WriteLocks = append(tx.WriteLocks, locks...) }
+
+// Read adds locks that are checked: of what was looked at and not changed.
+func (tx *Tx) Read(locks ...string) { tx.ReadLocks = append(tx.ReadLocks, locks...) }
+
+// Append adds locks that are recorded on commit and not checked.
+func (tx *Tx) Append(locks ...string) { tx.AppendLocks = append(tx.AppendLocks, locks...) }
+
+// Data sets the kind ("" is "tx") and the payload, which may be empty.
+func (tx *Tx) Data(kind string, payload []byte) {
+	tx.Kind, tx.Payload, tx.hasData = kind, payload, true
+}
+
+var lockHeaders = [...]string{subjects.HeaderWriteLock, subjects.HeaderReadLock, subjects.HeaderAppendLock}
+
+func (tx *Tx) locks() [3][]string { return [3][]string{tx.WriteLocks, tx.ReadLocks, tx.AppendLocks} }
+
+// check refuses what a node would refuse. It has to come before encoding: a
+// line end in a value would be a header of its own.
+func (tx *Tx) check() error {
+	if err := tx.checkForm(); err != nil {
+		var e *subjects.Error
+		if !errors.As(err, &e) {
+			e = subjects.Errorf(subjects.BadRequest, "%v", err)
+		}
+		return refusal(*e, tx.Partition, tx.ID, 0)
+	}
+	return nil
+}
+
+func (tx *Tx) checkForm() error {
+	if tx.Partition < 0 {
+		return subjects.Errorf(subjects.BadRequest, "partition %d: they begin at 0", tx.Partition)
+	}
+	n := 0
+	for _, names := range tx.locks() {
+		n += len(names)
+		for _, name := range names {
+			if err := subjects.CheckLock(name); err != nil {
+				return err
+			}
+		}
+	}
+	if n > subjects.MaxLocks {
+		return subjects.Errorf(subjects.BadRequest, "%d locks: at most %d", n, subjects.MaxLocks)
+	}
+	if tx.Kind != "" {
+		if err := subjects.CheckKind(tx.Kind); err != nil {
+			return err
+		}
+	}
+	if tx.ID != "" {
+		if err := subjects.CheckMsgID(tx.ID); err != nil {
+			return err
+		}
+		if err := checkValue(subjects.HeaderMsgID, tx.ID); err != nil {
+			return err
+		}
+	}
+	for key, values := range tx.Header {
+		if err := checkHeader(key, values); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func checkHeader(key string, values []string) error {
+	if subjects.IsRequestHeader(key) {
+		return subjects.Errorf(subjects.BadRequest, "header %q: a field of Tx stands for it", key)
+	}
+	if _, err := subjects.CheckOtherHeader(key); err != nil {
+		return err
+	}
+	for i := range len(key) {
+		if c := key[i]; c <= ' ' || c >= 0x7f || c == ':' {
+			return subjects.Errorf(subjects.BadRequest, "header %q: a name is visible ASCII without a colon", key)
+		}
+	}
+	if key == "" {
+		return subjects.Errorf(subjects.BadRequest, "a header without a name")
+	}
+	for _, v := range values {
+		if err := checkValue(key, v); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func checkValue(key, value string) error {
+	if strings.ContainsAny(value, "\r\n\x00") {
+		return subjects.Errorf(subjects.BadRequest, "header %q: a value holds no CR, LF or NUL", key)
+	}
+	return nil
+}
+
+// fieldBytes is what a header line has beside its key and value: ": " and
+// CR LF.
+const fieldBytes = 4
+
+// size is at least how many bytes appendFrame appends.
+func (tx *Tx) size() int {
+	n := 8 + 160 + len(tx.Payload) + len(tx.Kind) + len(tx.ID)
+	for _, names := range tx.locks() {
+		for _, name := range names {
+			n += len(subjects.HeaderAppendLock) + len(name) + fieldBytes
+		}
+	}
+	for key, values := range tx.Header {
+		for _, v := range values {
+			n += len(key) + len(v) + fieldBytes
+		}
+	}
+	return n
+}
+
+// appendFrame appends the transaction in the form that batches have: two
+// lengths, header block, payload.
+func (tx *Tx) appendFrame(dst []byte, id []byte) []byte {
+	start := len(dst)
+	dst = append(dst, 0, 0, 0, 0, 0, 0, 0, 0)
+	dst = subjects.AppendBlockStart(dst)
+	dst = subjects.AppendField(dst, subjects.HeaderMsgID, id)
+	if tx.HighWaterMark != 0 || len(tx.WriteLocks)+len(tx.ReadLocks) > 0 {
+		dst = appendNumber(dst, subjects.HeaderHighWaterMark, tx.HighWaterMark)
+	}
+	if tx.ExpectedLast != nil {
+		dst = appendNumber(dst, subjects.HeaderExpectedLast, *tx.ExpectedLast)
+	}
+	if tx.Kind != "" {
+		dst = subjects.AppendField(dst, subjects.HeaderKind, tx.Kind)
+	}
+	for i, names := range tx.locks() {
+		for _, name := range names {
+			dst = subjects.AppendField(dst, lockHeaders[i], name)
+		}
+	}
+	for key, values := range tx.Header {
+		for _, v := range values {
+			dst = subjects.AppendField(dst, key, v)
+		}
+	}
+	dst = subjects.AppendBlockEnd(dst)
+	binary.BigEndian.PutUint32(dst[start:], uint32(len(dst)-start-8))
+	binary.BigEndian.PutUint32(dst[start+4:], uint32(len(tx.Payload)))
+	return append(dst, tx.Payload...)
+}
+
+func appendNumber(dst []byte, key string, n uint64) []byte {
+	dst = append(dst, key...)
+	dst = append(dst, ": "...)
+	dst = strconv.AppendUint(dst, n, 10)
+	return append(dst, "\r\n"...)
+}
