@@ -1,0 +1,325 @@
+package e2e_test
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strconv"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats.go"
+)
+
+// reply is what an append is answered with.
+type reply struct {
+	Partition     int      `json:"partition"`
+	Txid          uint64   `json:"txid"`
+	Time          string   `json:"time"`
+	Duplicate     bool     `json:"duplicate"`
+	Error         *refusal `json:"error"`
+	HighWaterMark uint64   `json:"high_water_mark"`
+}
+
+type refusal struct {
+	Code      int        `json:"code"`
+	Reason    string     `json:"reason"`
+	Message   string     `json:"message"`
+	Lock      string     `json:"lock"`
+	Txid      uint64     `json:"txid"`
+	Conflicts []conflict `json:"conflicts"`
+	FirstTxid uint64     `json:"first_txid"`
+}
+
+type conflict struct {
+	Lock string `json:"lock"`
+	Mode string `json:"mode"`
+	Txid uint64 `json:"txid"`
+}
+
+func (r reply) String() string {
+	if r.Error == nil {
+		return fmt.Sprintf("txid %d (duplicate %t)", r.Txid, r.Duplicate)
+	}
+	return fmt.Sprintf("%d %s: %s", r.Error.Code, r.Error.Reason, r.Error.Message)
+}
+
+// partitionInfo is what cantus.info.<p> answers, as far as it is needed.
+type partitionInfo struct {
+	Partition     int      `json:"partition"`
+	FirstTxid     uint64   `json:"first_txid"`
+	HighWaterMark uint64   `json:"high_water_mark"`
+	Digest        string   `json:"digest"`
+	Leader        string   `json:"leader"`
+	Term          uint64   `json:"term"`
+	Error         *refusal `json:"error"`
+	Replicas      []struct {
+		Name          string `json:"name"`
+		State         string `json:"state"`
+		Voter         bool   `json:"voter"`
+		HighWaterMark uint64 `json:"high_water_mark"`
+	} `json:"replicas"`
+	Locks struct {
+		Tracked  int    `json:"tracked"`
+		Capacity int    `json:"capacity"`
+		Floor    uint64 `json:"floor"`
+	} `json:"locks"`
+}
+
+// readEnd is what the last message of a read says.
+type readEnd struct {
+	next, highWaterMark uint64
+}
+
+// errDropped ends a request whose connection broke: nobody knows whether it
+// was carried out.
+var errDropped = errors.New("the connection broke")
+
+// client is a NATS connection that reconnects for ever and whose requests end
+// with errDropped when the connection breaks under them.
+type client struct {
+	nc *nats.Conn
+
+	mu sync.Mutex
+	// session ends when the connection breaks; up is closed while it stands.
+	session    context.Context
+	endSession context.CancelFunc
+	up         chan struct{}
+}
+
+func dial(tb testing.TB, url string) *client {
+	tb.Helper()
+	c := &client{up: make(chan struct{})}
+	c.connected(nil)
+	nc, err := nats.Connect(url, nats.MaxReconnects(-1), nats.ReconnectWait(5*time.Millisecond),
+		nats.ReconnectJitter(0, 0), nats.DisconnectErrHandler(c.disconnected), nats.ReconnectHandler(c.connected),
+		// A subscription that overflows is part of the tests, not worth a line each.
+		nats.ErrorHandler(func(*nats.Conn, *nats.Subscription, error) {}))
+	if err != nil {
+		tb.Fatal(err)
+	}
+	tb.Cleanup(nc.Close)
+	c.nc = nc
+	return c
+}
+
+func (c *client) connected(*nats.Conn) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.session, c.endSession = context.WithCancel(context.Background())
+	close(c.up)
+}
+
+func (c *client) disconnected(*nats.Conn, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	select {
+	case <-c.up:
+		c.endSession()
+		c.up = make(chan struct{})
+	default: // an attempt to reconnect that failed
+	}
+}
+
+// standing is closed while the connection stands.
+func (c *client) standing() <-chan struct{} {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.up
+}
+
+// within derives a context that ends with the connection or with patience.
+func (c *client) within(ctx context.Context) (context.Context, func()) {
+	c.mu.Lock()
+	session := c.session
+	c.mu.Unlock()
+	ctx, cancel := context.WithCancelCause(ctx)
+	ctx, release := context.WithTimeout(ctx, patience)
+	stop := context.AfterFunc(session, func() { cancel(errDropped) })
+	return ctx, func() {
+		stop()
+		release()
+		cancel(nil)
+	}
+}
+
+// request sends one message and returns its one answer.
+func (c *client) request(ctx context.Context, m *nats.Msg) (*nats.Msg, error) {
+	ctx, done := c.within(ctx)
+	defer done()
+	answer, err := c.nc.RequestMsgWithContext(ctx, m)
+	if cause := context.Cause(ctx); err != nil && cause != nil {
+		return nil, cause
+	}
+	return answer, err
+}
+
+// append sends one transaction. Headers come as key, value, key, value.
+func (c *client) append(ctx context.Context, subject string, payload []byte, headers ...string) (reply, error) {
+	m := nats.NewMsg(subject)
+	m.Data = payload
+	for i := 0; i < len(headers); i += 2 {
+		m.Header[headers[i]] = append(m.Header[headers[i]], headers[i+1])
+	}
+	return c.appendMsg(ctx, m)
+}
+
+func (c *client) appendMsg(ctx context.Context, m *nats.Msg) (reply, error) {
+	answer, err := c.request(ctx, m)
+	if err != nil {
+		return reply{}, err
+	}
+	return decodeReply(answer)
+}
+
+// decodeReply checks what holds of every answer to an append.
+func decodeReply(answer *nats.Msg) (reply, error) {
+	var r reply
+	if err := json.Unmarshal(answer.Data, &r); err != nil {
+		return r, fmt.Errorf("answer %q: %w", answer.Data, err)
+	}
+	code := answer.Header.Get("Nats-Service-Error-Code")
+	switch {
+	case r.Error == nil && (r.Txid == 0 || code != ""):
+		return r, fmt.Errorf("answer with neither txid nor error: %q, header code %q", answer.Data, code)
+	case r.Error == nil:
+		if _, err := time.Parse(time.RFC3339Nano, r.Time); err != nil {
+			return r, fmt.Errorf("answer %q: %w", answer.Data, err)
+		}
+	case r.Txid != 0 || code != strconv.Itoa(r.Error.Code) || answer.Header.Get("Nats-Service-Error") == "":
+		return r, fmt.Errorf("refusal and headers differ: %q, headers %v", answer.Data, answer.Header)
+	}
+	return r, nil
+}
+
+// read asks once and returns the transactions and the end, or the refusal.
+func (c *client) read(ctx context.Context, partition int, request map[string]any) ([]*nats.Msg, readEnd, *refusal, error) {
+	body, err := json.Marshal(request)
+	if err != nil {
+		return nil, readEnd{}, nil, err
+	}
+	return c.readRaw(ctx, fmt.Sprintf("cantus.read.%d", partition), body)
+}
+
+func (c *client) readRaw(ctx context.Context, subject string, body []byte) (got []*nats.Msg, end readEnd, refused *refusal, err error) {
+	ctx, done := c.within(ctx)
+	defer done()
+	inbox := nats.NewInbox()
+	sub, err := c.nc.SubscribeSync(inbox)
+	if err != nil {
+		return nil, end, nil, err
+	}
+	defer sub.Unsubscribe() //nolint:errcheck // it fails only on a closed connection
+	if err := sub.SetPendingLimits(-1, -1); err != nil {
+		return nil, end, nil, err
+	}
+	if err := c.nc.PublishRequest(subject, inbox, body); err != nil {
+		return nil, end, nil, err
+	}
+	for {
+		m, err := sub.NextMsgWithContext(ctx)
+		if err != nil {
+			if cause := context.Cause(ctx); cause != nil {
+				err = cause
+			}
+			return nil, end, nil, err
+		}
+		if m.Header.Get("Nats-Service-Error-Code") != "" {
+			r, err := decodeReply(m)
+			return nil, end, r.Error, err
+		}
+		if m.Header.Get("Status") == "" {
+			got = append(got, m)
+			continue
+		}
+		end, err = decodeEnd(m)
+		return got, end, nil, err
+	}
+}
+
+func decodeEnd(m *nats.Msg) (readEnd, error) {
+	next, err1 := strconv.ParseUint(m.Header.Get("Cantus-Next"), 10, 64)
+	mark, err2 := strconv.ParseUint(m.Header.Get("Cantus-High-Water-Mark"), 10, 64)
+	if m.Header.Get("Status") != "204" || len(m.Data) > 0 || err1 != nil || err2 != nil {
+		return readEnd{}, fmt.Errorf("the read ends with %v %q", m.Header, m.Data)
+	}
+	return readEnd{next: next, highWaterMark: mark}, nil
+}
+
+// drain reads a partition from its first transaction to its end.
+func drain(tb testing.TB, c *client, partition int) []*nats.Msg {
+	tb.Helper()
+	var all []*nats.Msg
+	for from := uint64(1); ; {
+		got, end, refused, err := c.read(tb.Context(), partition, map[string]any{"from": from})
+		if err != nil || refused != nil {
+			tb.Fatalf("read from %d: %v %v", from, refused, err)
+		}
+		all = append(all, got...)
+		if end.next > end.highWaterMark {
+			return all
+		}
+		if end.next <= from {
+			tb.Fatalf("a read from %d says to read on from %d, high-water mark %d", from, end.next, end.highWaterMark)
+		}
+		from = end.next
+	}
+}
+
+func (c *client) info(ctx context.Context, partition int) (partitionInfo, error) {
+	var info partitionInfo
+	answer, err := c.request(ctx, nats.NewMsg(fmt.Sprintf("cantus.info.%d", partition)))
+	if err != nil {
+		return info, err
+	}
+	if err := json.Unmarshal(answer.Data, &info); err != nil {
+		return info, fmt.Errorf("info %q: %w", answer.Data, err)
+	}
+	if info.Error != nil {
+		return info, fmt.Errorf("info: %s", answer.Data)
+	}
+	return info, nil
+}
+
+func mustInfo(tb testing.TB, c *client, partition int) partitionInfo {
+	tb.Helper()
+	info, err := c.info(tb.Context(), partition)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return info
+}
+
+// txid reads the id off a transaction on the feed or in a read; 0 is none.
+func txid(m *nats.Msg) uint64 {
+	id, err := strconv.ParseUint(m.Header.Get("Cantus-Txid"), 10, 64)
+	if err != nil {
+		return 0
+	}
+	return id
+}
+
+// retry calls do until it is answered, each time when the node serves and the
+// connection stands. What do returns besides errDropped, no responders and a
+// refusal to try again is the result.
+func retry(ctx context.Context, n *node, c *client, do func() (reply, error)) (r reply, tries int, err error) {
+	for tries = 1; ; tries++ {
+		for _, wait := range []<-chan struct{}{n.serving(), c.standing()} {
+			select {
+			case <-wait:
+			case <-ctx.Done():
+				return reply{}, tries, context.Cause(ctx)
+			}
+		}
+		r, err = do()
+		again := errors.Is(err, errDropped) || errors.Is(err, nats.ErrNoResponders) || errors.Is(err, nats.ErrConnectionClosed)
+		if err == nil && r.Error != nil {
+			again = r.Error.Reason == "busy" || r.Error.Reason == "unavailable" || r.Error.Reason == "unknown"
+		}
+		if !again {
+			return r, tries, err
+		}
+	}
+}

@@ -1,0 +1,255 @@
+package e2e_test
+
+import (
+	"bufio"
+	"bytes"
+	"errors"
+	"flag"
+	"fmt"
+	"math/rand/v2"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+)
+
+var long = flag.Bool("long", false, "run the tests at full length")
+
+// patience bounds waiting for what must come. It is no measure of speed: a
+// test that runs into it has found something stuck.
+const patience = time.Minute
+
+// program is the path of the binary under test, built once.
+var program string
+
+func TestMain(m *testing.M) {
+	flag.Parse()
+	os.Exit(buildAndRun(m))
+}
+
+func buildAndRun(m *testing.M) int {
+	dir, err := os.MkdirTemp("", "cantus-e2e-")
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	defer os.RemoveAll(dir)
+	program = filepath.Join(dir, "cantus")
+	if out, err := exec.Command("go", "build", "-o", program, "../cmd/cantus").CombinedOutput(); err != nil {
+		fmt.Fprintf(os.Stderr, "build: %v\n%s", err, out)
+		return 1
+	}
+	return m.Run()
+}
+
+// node is a `cantus serve` process, which may be killed and started again.
+type node struct {
+	dir  string
+	args []string
+
+	mu sync.Mutex
+	// ready is closed while the process serves; kill and stop replace it.
+	ready   chan struct{}
+	process *process
+	// url is where the last start served.
+	url string
+}
+
+// process is one run of the program.
+type process struct {
+	cmd    *exec.Cmd
+	stderr *tail
+	lines  chan string   // the lines of its standard output
+	done   chan struct{} // closed when it has ended
+	err    error         // what Wait said, once done is closed
+}
+
+// startNode serves on dir until the test ends. Without a --listen among the
+// args it takes a free port.
+func startNode(tb testing.TB, dir string, args ...string) *node {
+	tb.Helper()
+	n := &node{dir: dir, args: args, ready: make(chan struct{})}
+	tb.Cleanup(func() {
+		n.kill()
+		if tb.Failed() {
+			tb.Logf("the node's last log lines:\n%s", n.process.stderr)
+		}
+	})
+	if err := n.start(); err != nil {
+		tb.Fatal(err)
+	}
+	return n
+}
+
+var readyURL = regexp.MustCompile(`^cantus: ready.*?(nats://[^\s,;]+)`)
+
+// start runs the program and returns when it says that it serves.
+func (n *node) start() error {
+	p, err := run(n.serveArgs()...)
+	if err != nil {
+		return err
+	}
+	n.mu.Lock()
+	n.process = p
+	n.mu.Unlock()
+	select {
+	case line := <-p.lines:
+		found := readyURL.FindStringSubmatch(line)
+		if found == nil {
+			return fmt.Errorf("serve %s: not the ready line: %q\n%s", n.dir, line, p.stderr)
+		}
+		n.mu.Lock()
+		n.url = found[1]
+		close(n.ready)
+		n.mu.Unlock()
+		return nil
+	case <-p.done:
+		return fmt.Errorf("serve %s: %w\n%s", n.dir, p.err, p.stderr)
+	case <-time.After(patience):
+		return fmt.Errorf("serve %s: not ready after %v\n%s", n.dir, patience, p.stderr)
+	}
+}
+
+func (n *node) serveArgs() []string {
+	args := []string{"serve", "--data", n.dir, "--listen", "127.0.0.1:0", "--http", "127.0.0.1:0"}
+	return append(args, n.args...)
+}
+
+// serving is closed while the node serves.
+func (n *node) serving() <-chan struct{} {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.ready
+}
+
+// unready must come before the process is ended: who waits for serving then
+// waits for the next start.
+func (n *node) unready() *process {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	select {
+	case <-n.ready:
+		n.ready = make(chan struct{})
+	default:
+	}
+	return n.process
+}
+
+// kill ends the process as kill -9 does and returns when it is gone.
+func (n *node) kill() {
+	if p := n.unready(); p != nil {
+		p.kill()
+	}
+}
+
+// stop ends the process as a supervisor does and returns how that went.
+func (n *node) stop() error {
+	p := n.unready()
+	if err := p.cmd.Process.Signal(syscall.SIGTERM); err != nil {
+		return err
+	}
+	select {
+	case <-p.done:
+		if p.err != nil {
+			return fmt.Errorf("SIGTERM: %w\n%s", p.err, p.stderr)
+		}
+		return nil
+	case <-time.After(patience):
+		return fmt.Errorf("not stopped %v after SIGTERM\n%s", patience, p.stderr)
+	}
+}
+
+func run(args ...string) (*process, error) { return runWith(nil, args...) }
+
+// runWith starts the program with attributes of its own.
+func runWith(attributes *syscall.SysProcAttr, args ...string) (*process, error) {
+	p := &process{cmd: exec.Command(program, args...), stderr: &tail{}, lines: make(chan string, 16), done: make(chan struct{})}
+	p.cmd.SysProcAttr = attributes
+	p.cmd.Stderr = p.stderr
+	stdout, err := p.cmd.StdoutPipe()
+	if err != nil {
+		return nil, err
+	}
+	if err := p.cmd.Start(); err != nil {
+		return nil, err
+	}
+	go func() {
+		for in := bufio.NewScanner(stdout); in.Scan(); {
+			select {
+			case p.lines <- in.Text():
+			default: // nobody reads them any more
+			}
+		}
+		p.err = p.cmd.Wait()
+		close(p.done)
+	}()
+	return p, nil
+}
+
+func (p *process) kill() {
+	_ = p.cmd.Process.Kill() // it may have ended already
+	<-p.done
+}
+
+// cantus runs the program to its end and returns its exit code and what it
+// wrote to standard output and standard error.
+func cantus(tb testing.TB, args ...string) (code int, stdout, stderr string) {
+	tb.Helper()
+	var out, errs bytes.Buffer
+	cmd := exec.CommandContext(tb.Context(), program, args...)
+	cmd.Stdout, cmd.Stderr = &out, &errs
+	var exit *exec.ExitError
+	if err := cmd.Run(); err != nil && !errors.As(err, &exit) {
+		tb.Fatalf("cantus %v: %v", args, err)
+	}
+	return cmd.ProcessState.ExitCode(), out.String(), errs.String()
+}
+
+// fixedPort finds a port that is free now and that the kernel gives to no
+// outgoing connection: clients that redial a dead node from the range of
+// ephemeral ports would some day get that very port and sit on it.
+func fixedPort(tb testing.TB) string {
+	tb.Helper()
+	for range 100 {
+		address := "127.0.0.1:" + strconv.Itoa(10_000+rand.IntN(20_000))
+		listener, err := net.Listen("tcp", address)
+		if err != nil {
+			continue
+		}
+		if err := listener.Close(); err != nil {
+			tb.Fatal(err)
+		}
+		return address
+	}
+	tb.Fatal("no free port between 10,000 and 30,000")
+	return ""
+}
+
+// tail keeps the end of what is written to it.
+type tail struct {
+	mu   sync.Mutex
+	kept []byte
+}
+
+func (t *tail) Write(b []byte) (int, error) {
+	const most = 8 << 10
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.kept = append(t.kept, b...)
+	if over := len(t.kept) - most; over > 0 {
+		t.kept = append(t.kept[:0], t.kept[over:]...)
+	}
+	return len(b), nil
+}
+
+func (t *tail) String() string {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return string(t.kept)
+}

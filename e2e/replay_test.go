@@ -1,0 +1,396 @@
+package e2e_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"golang.org/x/sync/errgroup"
+)
+
+const writers = 8
+
+// replay is the history on its way through a node.
+//
+// Eight writers take the commits from one queue, each taking the next when it
+// is done with its last. What brings the file's order about for each path is
+// this: a writer that has taken a commit waits until every commit that this
+// one builds on is acknowledged, to whichever writer. That is hearsay, as
+// when a colleague says "I have pushed"; whether the writer's own view has it
+// is another matter. It writes down what its view shows as the last commit of
+// each path and sends that along with its mark. A view that is behind must be
+// refused; the writer then applies up to the transaction that was named and
+// sends again. So the locks alone see to it that what is written down is true.
+//
+// Every other writer looks at the feed only when it was refused, so that
+// there is much to refuse.
+type replay struct {
+	*history
+	node      *node
+	partition int
+	clients   []*client
+	views     []*view
+
+	mu    sync.Mutex
+	next  int             // the next commit to take
+	done  []chan struct{} // for each step, closed when it is acknowledged
+	acked []reply         // for each step
+	// reached hears of each acknowledgement; it is for whoever kills the node.
+	reached    *counter
+	refusals   []refused
+	resent     int // requests that were sent again because no answer came
+	duplicates int // of those, how many the first one's answer came back for
+}
+
+// refused is a conflict as a writer met it.
+type refused struct {
+	step int
+	mark uint64
+	refusal
+}
+
+func newReplay(t *testing.T, h *history, n *node, partition int) *replay {
+	r := &replay{history: h, node: n, partition: partition, acked: make([]reply, len(h.steps)), reached: newCounter()}
+	for range h.steps {
+		r.done = append(r.done, make(chan struct{}))
+	}
+	for range writers {
+		c := dial(t, n.url)
+		v, err := newView(n, c, r.partition)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.clients, r.views = append(r.clients, c), append(r.views, v)
+	}
+	return r
+}
+
+// run returns when every step is acknowledged and every view is complete.
+func (r *replay) run(ctx context.Context) error {
+	group, ctx := errgroup.WithContext(ctx)
+	for i := range r.views {
+		group.Go(func() error {
+			if err := r.write(ctx, i); err != nil {
+				return fmt.Errorf("writer %d: %w", i, err)
+			}
+			return r.views[i].catchUp(ctx, uint64(len(r.steps)))
+		})
+	}
+	return group.Wait()
+}
+
+// take gives a writer its next commit.
+func (r *replay) take() (steps []int, ok bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.next == len(r.commits) {
+		return nil, false
+	}
+	r.next++
+	return r.commits[r.next-1], true
+}
+
+func (r *replay) write(ctx context.Context, writer int) error {
+	for {
+		steps, ok := r.take()
+		if !ok {
+			return nil
+		}
+		for _, i := range steps {
+			for _, before := range r.steps[i].after {
+				select {
+				case <-r.done[before]:
+				case <-ctx.Done():
+					return context.Cause(ctx)
+				}
+			}
+			if err := r.append(ctx, writer, i); err != nil {
+				return fmt.Errorf("step %d, commit %s: %w", i, r.steps[i].id(), err)
+			}
+		}
+	}
+}
+
+// append sends a step until it is committed.
+func (r *replay) append(ctx context.Context, writer, i int) error {
+	v := r.views[writer]
+	if eager := writer%2 == 0; eager {
+		if err := v.takeFed(ctx); err != nil {
+			return err
+		}
+	}
+	for {
+		m := r.message(i, v)
+		answer, tries, err := retry(ctx, r.node, r.clients[writer], func() (reply, error) {
+			return r.clients[writer].appendMsg(ctx, m)
+		})
+		if err != nil {
+			return err
+		}
+		if answer.Error == nil {
+			return r.acknowledged(i, answer, tries)
+		}
+		if answer.Error.Reason != "conflict" {
+			return fmt.Errorf("answered %v", answer)
+		}
+		r.mu.Lock()
+		r.refusals = append(r.refusals, refused{step: i, mark: v.mark, refusal: *answer.Error})
+		r.resent += tries - 1
+		r.mu.Unlock()
+		if err := v.catchUp(ctx, answer.Error.Txid); err != nil {
+			return err
+		}
+	}
+}
+
+// message makes a step's request as the view stands.
+func (r *replay) message(i int, v *view) *nats.Msg {
+	s := r.steps[i]
+	m := nats.NewMsg("cantus.append." + strconv.Itoa(r.partition))
+	m.Data = s.payload
+	m.Header["Cantus-Write-Lock"] = s.locks()
+	m.Header["Cantus-High-Water-Mark"] = []string{strconv.FormatUint(v.mark, 10)}
+	m.Header["Cantus-Kind"] = []string{"commit"}
+	m.Header["Nats-Msg-Id"] = []string{s.id()}
+	var builds []string
+	for _, f := range s.Files {
+		builds = append(builds, v.last[f[1]])
+	}
+	m.Header["Builds-On"] = []string{strings.Join(builds, ",")}
+	return m
+}
+
+func (r *replay) acknowledged(i int, answer reply, tries int) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if answer.Duplicate && tries == 1 {
+		return errors.New("sent once, answered as a duplicate")
+	}
+	if answer.Duplicate {
+		r.duplicates++
+	}
+	r.resent += tries - 1
+	r.acked[i] = answer
+	close(r.done[i])
+	r.reached.add()
+	return nil
+}
+
+// entry is a committed transaction as it was read back.
+type entry struct {
+	commit
+	*nats.Msg
+	locks []string
+}
+
+// check drains the partition and compares it with the file, with what was
+// acknowledged and with what was refused.
+func (r *replay) check(t *testing.T) {
+	t.Helper()
+	checkLog(t, r.history, r.partition, r.drained(t))
+	r.checkAnswers(t)
+	last := map[string]string{}
+	for path, order := range r.order {
+		last[path] = order[len(order)-1]
+	}
+	for i, v := range r.views {
+		if !maps.Equal(v.last, last) {
+			t.Errorf("writer %d's view differs from the file", i)
+		}
+	}
+}
+
+func (r *replay) drained(t *testing.T) []*nats.Msg {
+	t.Helper()
+	return drain(t, r.clients[0], r.partition)
+}
+
+// checkAnswers holds the writers' answers against the log.
+func (r *replay) checkAnswers(t *testing.T) {
+	t.Helper()
+	log := r.drained(t)
+	newest := newLockHistory(log)
+	for i, answer := range r.acked {
+		if answer.Txid == 0 || answer.Txid > uint64(len(log)) {
+			t.Fatalf("step %d was acknowledged as %d of %d", i, answer.Txid, len(log))
+		}
+		m := log[answer.Txid-1]
+		if string(m.Data) != string(r.steps[i].payload) || m.Header.Get("Cantus-Time") != answer.Time {
+			t.Fatalf("acknowledged as txid %d at %s:\n%s\nthere is, of %s:\n%s",
+				answer.Txid, answer.Time, r.steps[i].payload, m.Header.Get("Cantus-Time"), m.Data)
+		}
+	}
+	for _, refusal := range r.refusals {
+		newest.checkRefusal(t, refusal.refusal, refusal.mark, "write", r.steps[refusal.step].locks())
+	}
+	if len(r.refusals) == 0 {
+		t.Error("not one conflict: half of the writers should have been behind")
+	}
+}
+
+// checkLog compares a drained partition with the file: each step there once,
+// each path's order the file's, each transaction computed on the state just
+// before it, the final state right, and every header as it was sent.
+func checkLog(t *testing.T, h *history, partition int, log []*nats.Msg) {
+	t.Helper()
+	order, exists := map[string][]string{}, map[string]bool{}
+	seen := map[string]bool{}
+	before := ""
+	for i, m := range log {
+		e := checkEntry(t, h, partition, uint64(i+1), m)
+		if seen[e.id()] {
+			t.Fatalf("txid %d: commit %s is there twice", i+1, e.id())
+		}
+		seen[e.id()] = true
+		if at := stamp(t, m); at <= before {
+			t.Fatalf("txid %d: the time %s does not rise", i+1, m.Header.Get("Cantus-Time"))
+		} else {
+			before = at
+		}
+		var builds []string
+		for _, f := range e.Files {
+			last := ""
+			if o := order[f[1]]; len(o) > 0 {
+				last = o[len(o)-1]
+			}
+			builds = append(builds, last)
+			order[f[1]] = append(order[f[1]], e.id())
+			exists[f[1]] = f[0] != "D"
+		}
+		if got := m.Header.Get("Builds-On"); got != strings.Join(builds, ",") {
+			t.Fatalf("txid %d: commit %s was computed on a stale state:\n%s, but it was\n%v", i+1, e.id(), got, builds)
+		}
+	}
+	if len(log) != len(h.steps) {
+		t.Fatalf("%d transactions, want %d", len(log), len(h.steps))
+	}
+	if !maps.Equal(exists, h.exists) {
+		t.Error("which paths exist differs from the file")
+	}
+	if !maps.EqualFunc(order, h.order, slices.Equal) {
+		t.Error("the per-path orders differ from the file's")
+	}
+}
+
+// stamp gives a transaction's time in a form that sorts.
+func stamp(t *testing.T, m *nats.Msg) string {
+	t.Helper()
+	at, err := time.Parse(time.RFC3339Nano, m.Header.Get("Cantus-Time"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return at.UTC().Format("2006-01-02T15:04:05.000000000")
+}
+
+// checkEntry compares one transaction with the step that it holds.
+func checkEntry(t *testing.T, h *history, partition int, id uint64, m *nats.Msg) entry {
+	t.Helper()
+	stepID := m.Header.Get("Cantus-Msg-Id")
+	i, ok := h.byID[stepID]
+	if !ok {
+		t.Fatalf("txid %d has the message id %q", id, stepID)
+	}
+	s := h.steps[i]
+	e := entry{commit: s.commit, Msg: m, locks: m.Header["Cantus-Write-Lock"]}
+	want := map[string]string{
+		"Cantus-Txid":      strconv.FormatUint(id, 10),
+		"Cantus-Partition": strconv.Itoa(partition),
+		"Cantus-Kind":      "commit",
+		"Nats-Msg-Id":      fmt.Sprintf("cantus.%d.%d", partition, id),
+	}
+	for key, value := range want {
+		if got := m.Header.Get(key); got != value {
+			t.Fatalf("txid %d: %s is %q, want %q", id, key, got, value)
+		}
+	}
+	mark, err := strconv.ParseUint(m.Header.Get("Cantus-High-Water-Mark"), 10, 64)
+	if err != nil || mark >= id {
+		t.Fatalf("txid %d has the high-water mark %q", id, m.Header.Get("Cantus-High-Water-Mark"))
+	}
+	if string(m.Data) != string(s.payload) || !slices.Equal(e.locks, s.commit.locks()) {
+		t.Fatalf("txid %d, commit %s: payload or locks differ from what was sent", id, stepID)
+	}
+	return e
+}
+
+func TestHistoryReplay(t *testing.T) {
+	t.Parallel()
+	n := startNode(t, t.TempDir())
+	r := newReplay(t, loadHistory(t), n, 0)
+	fedTo := dial(t, n.url)
+	feed, err := fedTo.nc.SubscribeSync("cantus.feed.0.commit")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(feed.SetPendingLimits(-1, -1), fedTo.nc.Flush()); err != nil {
+		t.Fatal(err)
+	}
+	begin := time.Now()
+	if err := r.run(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	fed, healed := 0, 0
+	for _, v := range r.views {
+		fed, healed = fed+v.fed, healed+v.healed
+	}
+	t.Logf("%d transactions in %v, %d conflicts, %d applied from the feed and %d from reads",
+		len(r.steps), time.Since(begin).Round(time.Millisecond), len(r.refusals), fed, healed)
+	if r.resent > 0 {
+		t.Errorf("%d requests went unanswered by a node that nobody touched", r.resent)
+	}
+	r.check(t)
+	checkFeed(t, feed, r.drained(t))
+	checkDigest(t, n, r.clients[0])
+}
+
+// checkFeed wants a subscriber that was there from the beginning and kept up
+// to have been sent what a read gives, all of it and in order.
+func checkFeed(t *testing.T, feed *nats.Subscription, log []*nats.Msg) {
+	t.Helper()
+	for i, want := range log {
+		got, err := feed.NextMsg(patience)
+		if err != nil {
+			t.Fatalf("feed, txid %d: %v", i+1, err)
+		}
+		if !maps.EqualFunc(got.Header, want.Header, slices.Equal) || !bytes.Equal(got.Data, want.Data) {
+			t.Fatalf("fed\n%v %s\nbut txid %d reads\n%v %s", got.Header, got.Data, i+1, want.Header, want.Data)
+		}
+	}
+}
+
+// checkDigest stops the node and has its files verified: every partition's
+// digest must come out as the node last gave it.
+func checkDigest(t *testing.T, n *node, c *client) {
+	t.Helper()
+	var digests []string
+	for p := range 4 {
+		digests = append(digests, mustInfo(t, c, p).Digest)
+	}
+	if err := n.stop(); err != nil {
+		t.Fatal(err)
+	}
+	code, stdout, stderr := cantus(t, "verify", n.dir)
+	if code != 0 {
+		t.Fatalf("cantus verify: exit %d\n%s%s", code, stdout, stderr)
+	}
+	rows := strings.Split(strings.TrimSpace(stdout), "\n")[1:]
+	if len(rows) != len(digests) {
+		t.Fatalf("cantus verify tells of %d partitions, want %d:\n%s", len(rows), len(digests), stdout)
+	}
+	for p, digest := range digests {
+		// What it shows is the digest or its beginning.
+		shows := func(field string) bool { return len(field) >= 12 && strings.HasPrefix(digest, field) }
+		if len(digest) != 64 || !slices.ContainsFunc(strings.Fields(rows[p]), shows) {
+			t.Errorf("partition %d had the digest %q; cantus verify says\n%s", p, digest, stdout)
+		}
+	}
+}

@@ -1,0 +1,102 @@
+package cantus_test
+
+import (
+	"encoding/json"
+	"errors"
+	"io"
+	"os/exec"
+	"slices"
+	"strings"
+	"testing"
+)
+
+const module = "github.com/cantuslog/cantus"
+
+// layers says which of the module's packages each folder may import, itself
+// aside. It is the house of docs/architecture.md.
+var layers = map[string][]string{
+	"subjects":  {},
+	"lockmgr":   {},
+	"wal":       {},
+	"raftstore": {"wal"},
+	"broker":    {"raftstore", "lockmgr", "wal", "subjects"},
+	"client":    {"subjects"},
+	"cmd":       {"broker", "client", "wal", "subjects"},
+	"e2e":       {},
+	"examples":  {"client", "broker", "subjects"},
+}
+
+// owners says which folders alone may import a module of others.
+var owners = map[string][]string{
+	"github.com/dgraph-io/badger":    {"wal"},
+	"github.com/hashicorp/raft":      {"raftstore"},
+	"github.com/nats-io/nats-server": {"broker"},
+	"github.com/nats-io/nats.go":     {"broker", "client", "cmd", "e2e", "examples", "subjects"},
+	"github.com/prometheus":          {"broker", "client"},
+	"github.com/alecthomas/kong":     {"cmd"},
+}
+
+// TestImportsRunDownwards checks the imports of every package and of its
+// tests against layers and owners. lockmgr is also held to the standard
+// library.
+func TestImportsRunDownwards(t *testing.T) {
+	for _, p := range packages(t) {
+		folder := folderOf(p.ImportPath)
+		if folder == "" {
+			continue // this test
+		}
+		allowed, known := layers[folder]
+		if !known {
+			t.Errorf("folder %s is not in the house: add it to layers and to docs/architecture.md", folder)
+		}
+		for _, to := range p.Imports {
+			if to == module || strings.HasPrefix(to, module+"/") {
+				if f := folderOf(to); f != folder && !slices.Contains(allowed, f) {
+					t.Errorf("%s imports %s: %s may import %v of ours", p.ImportPath, to, folder, allowed)
+				}
+				continue
+			}
+			for owned, by := range owners {
+				if (to == owned || strings.HasPrefix(to, owned+"/")) && !slices.Contains(by, folder) {
+					t.Errorf("%s imports %s: only %v may", p.ImportPath, to, by)
+				}
+			}
+			if folder == "lockmgr" && strings.Contains(strings.Split(to, "/")[0], ".") {
+				t.Errorf("%s imports %s: lockmgr knows the standard library only", p.ImportPath, to)
+			}
+		}
+	}
+}
+
+type listed struct {
+	ImportPath string
+	Imports    []string
+}
+
+func packages(t *testing.T) []listed {
+	t.Helper()
+	out, err := exec.CommandContext(t.Context(), "go", "list", "-json=ImportPath,Imports", "./...").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var all []listed
+	for d := json.NewDecoder(strings.NewReader(string(out))); ; {
+		var p listed
+		if err := d.Decode(&p); errors.Is(err, io.EOF) {
+			break
+		} else if err != nil {
+			t.Fatal(err)
+		}
+		all = append(all, p)
+	}
+	if len(all) < 6 {
+		t.Fatalf("go list found %d packages: the test would see nothing", len(all))
+	}
+	return all
+}
+
+// folderOf gives the top-level folder of one of our packages.
+func folderOf(path string) string {
+	folder, _, _ := strings.Cut(strings.TrimPrefix(strings.TrimPrefix(path, module), "/"), "/")
+	return folder
+}
