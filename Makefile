@@ -1,0 +1,43 @@
+# Verbs; `make help` lists them.
+GO ?= go
+
+.PHONY: help build test race lint fuzz bench e2e interop powercut clean
+
+help: ## this list
+	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+build: ## bin/cantus, a static binary
+	CGO_ENABLED=0 $(GO) build -trimpath -o bin/cantus ./cmd/cantus
+
+test: ## all tests that need nothing but Go
+	$(GO) test ./...
+
+race: ## the packages with goroutines of their own, under the race detector
+	$(GO) test -race ./wal/... ./raftstore ./broker ./subjects
+
+lint: ## gofmt, vet, staticcheck
+	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { gofmt -l $$(git ls-files '*.go'); exit 1; }
+	$(GO) vet ./...
+	$(GO) tool staticcheck ./...
+
+vuln: ## known vulnerabilities of what is linked in (needs the Internet)
+	$(GO) tool govulncheck ./...
+
+fuzz: ## each fuzz target for FUZZTIME (default 30s)
+	./.ci/fuzz $(FUZZTIME)
+
+bench: build ## Cantus beside JetStream, on this machine
+	bin/cantus bench --vs jetstream
+
+e2e: ## the built binary from outside: replays, kills, bad input
+	$(GO) test -count=1 ./e2e/...
+
+interop: ## the same from Node.js and C (needs npm, cc and libnats-dev)
+	cd e2e/node && npm ci --no-audit --no-fund
+	$(GO) test -count=1 -tags interop -run '^TestC$$|^TestNodeJS' ./e2e
+
+powercut: ## the store through power cuts on a loop-mounted file system (root)
+	$(GO) test -count=1 -tags powercut -run PowerFails -v ./wal
+
+clean: ## remove what the verbs made
+	rm -rf bin e2e/node/node_modules
