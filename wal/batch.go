@@ -15,6 +15,7 @@ const (
 	Transactions BatchKind = 1
 	CursorWrites BatchKind = 2
 	Trims        BatchKind = 3
+	Commands     BatchKind = 4
 )
 
 const (
@@ -62,6 +63,13 @@ func (w *BatchWriter) AddCursor(c Cursor) {
 	w.buf = appendBytes(w.buf, c.Name)
 	w.buf = binary.LittleEndian.AppendUint64(w.buf, c.Txid)
 	w.buf = binary.LittleEndian.AppendUint64(w.buf, c.Expected)
+	w.count++
+}
+
+// AddRaw appends a record that is the caller's own: of a batch of commands, or
+// of trims.
+func (w *BatchWriter) AddRaw(record []byte) {
+	w.buf = appendBytes(w.buf, record)
 	w.count++
 }
 
@@ -123,7 +131,7 @@ func peekBatch(b []byte) (Batch, error) {
 		return Batch{}, fmt.Errorf("%w: %d bytes are too few", ErrBatch, len(b))
 	case b[0] != batchVersion:
 		return Batch{}, fmt.Errorf("%w: version %d is not known, %d is", ErrBatch, b[0], batchVersion)
-	case BatchKind(b[1]) < Transactions || BatchKind(b[1]) > Trims:
+	case BatchKind(b[1]) < Transactions || BatchKind(b[1]) > Commands:
 		return Batch{}, fmt.Errorf("%w: kind %d is not known", ErrBatch, b[1])
 	case b[2] != 0 || b[3] != 0:
 		return Batch{}, fmt.Errorf("%w: reserved bytes are set", ErrBatch)
@@ -203,6 +211,9 @@ func (r *BatchReader) NextCursor(c *Cursor) bool {
 	}
 	return true
 }
+
+// NextRaw gives the next record as it was added.
+func (r *BatchReader) NextRaw() (record []byte, ok bool) { return r.next() }
 
 // Err is nil if the records ended where the batch says.
 func (r *BatchReader) Err() error { return r.err }

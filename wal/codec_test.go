@@ -189,7 +189,7 @@ func TestEveryFlippedBitOfASealedFileIsRefused(t *testing.T) {
 		t.Fatal(err)
 	}
 	var got wal.Identity
-	if err := wal.Unseal(b, &got); err != nil || got != want {
+	if err := wal.Unseal(b, &got); err != nil || !reflect.DeepEqual(got, want) {
 		t.Fatalf("got %+v, %v", got, err)
 	}
 	forEachFlip(b, func(bit int) {

@@ -43,7 +43,7 @@
 //
 //	offset  size
 //	     0     1  version, 1
-//	     1     1  kind: 1 transactions, 2 cursor writes, 3 trim
+//	     1     1  kind: 1 transactions, 2 cursor writes, 3 trims, 4 commands
 //	     2     2  zero
 //	     4     4  count of records
 //	     8     8  txid of the first record (kind 1; else the last txid before it)
@@ -71,6 +71,14 @@
 //	    uv  length, name
 //	     8  position (txid)
 //	     8  expected position, 0 unless flagged
+//
+//	trim record
+//	    uv  8, the length of what follows
+//	     8  the oldest txid that is still asked for (big-endian)
+//
+//	command record
+//	    uv  length of what follows
+//	        opaque to this package
 //
 // # Entry, version 1, as the value in Badger and in journal frames
 //

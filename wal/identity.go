@@ -27,6 +27,13 @@ type Identity struct {
 	Node       string    `json:"node"`
 	Partitions int       `json:"partitions"`
 	Founded    time.Time `json:"founded"`
+	// NodeID is the directory's own: a node that begins anew with an empty
+	// one is another node.
+	NodeID string `json:"node_id"`
+	// Founders are the nodes that founded the cluster, and their NodeIDs;
+	// Replicas is how many of each partition there were to be.
+	Founders map[string]string `json:"founders,omitempty"`
+	Replicas int               `json:"replicas,omitempty"`
 }
 
 const (
@@ -57,9 +64,14 @@ func ReadIdentity(dir string) (Identity, error) {
 func identify(dir string, want Identity) (id Identity, fresh bool, err error) {
 	have, err := ReadIdentity(dir)
 	if errors.Is(err, fs.ErrNotExist) {
-		if err := beginFounding(dir); err != nil {
+		nodeID, err := beginFounding(dir)
+		if err == nil && want.NodeID != "" && want.NodeID != nodeID {
+			err = fmt.Errorf("%w: %s was begun as node id %s, not %s", ErrIdentity, dir, nodeID, want.NodeID)
+		}
+		if err != nil {
 			return have, false, err
 		}
+		want.NodeID = nodeID
 		return newIdentity(want), true, nil
 	}
 	if err != nil {
@@ -84,12 +96,42 @@ func identify(dir string, want Identity) (id Identity, fresh bool, err error) {
 
 func newIdentity(want Identity) Identity {
 	if want.ID == "" {
-		var r [16]byte
-		_, _ = rand.Read(r[:]) // never fails, says crypto/rand
-		want.ID = hex.EncodeToString(r[:])
+		want.ID = randomID()
+	}
+	if want.Founders == nil {
+		want.Founders = map[string]string{want.Node: want.NodeID}
 	}
 	want.Format, want.Founded = Format, time.Now().UTC()
 	return want
+}
+
+func randomID() string {
+	var r [16]byte
+	_, _ = rand.Read(r[:]) // never fails, says crypto/rand
+	return hex.EncodeToString(r[:])
+}
+
+// Nominate gives the id that an empty or missing directory will have as a
+// node's once it is founded by [Open]. It is the same each time, also after a
+// crash. The errors to test for are [ErrInUse], [ErrReadOnly] and [ErrDamaged].
+func Nominate(dir string) (nodeID string, err error) {
+	defer func() {
+		if err != nil && isReadOnly(err) && !errors.Is(err, ErrReadOnly) {
+			err = fmt.Errorf("%w: %w", ErrReadOnly, err)
+		}
+		if err != nil {
+			err = fmt.Errorf("open %s: %w", dir, err)
+		}
+	}()
+	if err := makeDir(dir); err != nil {
+		return "", err
+	}
+	lock, err := lockDir(dir)
+	if err != nil {
+		return "", err
+	}
+	nodeID, err = beginFounding(dir)
+	return nodeID, errors.Join(err, unlockDir(lock))
 }
 
 // journalID ties the journal's files to the directory's identity.
@@ -99,25 +141,29 @@ func (id Identity) journalID() [16]byte {
 }
 
 // beginFounding makes sure that dir may be founded: that it is empty, or was
-// left by a founding that did not get to its end and is then emptied.
-func beginFounding(dir string) error {
+// left by a founding that did not get to its end and is then emptied. It gives
+// the directory's id as a node's, which the founding mark holds.
+func beginFounding(dir string) (nodeID string, err error) {
 	founding := filepath.Join(dir, foundingFile)
-	if _, err := os.Stat(founding); errors.Is(err, fs.ErrNotExist) {
-		if err := mustBeEmpty(dir); err != nil {
-			return err
+	id, err := os.ReadFile(founding)
+	if errors.Is(err, fs.ErrNotExist) {
+		err = mustBeEmpty(dir)
+	}
+	if err != nil {
+		return "", err
+	}
+	if len(id) != len(randomID()) { // none yet, or a crash cut it short: nobody has heard of it
+		id = []byte(randomID())
+		if err := writeSynced(founding, id); err != nil {
+			return "", err
 		}
-		if err := writeSynced(founding, nil); err != nil {
-			return err
-		}
-	} else if err != nil {
-		return err
 	}
 	for _, name := range []string{journalDir, badgerDir, checkpointName, identityFile + ".tmp"} {
 		if err := os.RemoveAll(filepath.Join(dir, name)); err != nil {
-			return err
+			return "", err
 		}
 	}
-	return journal.OSFS.SyncDir(dir)
+	return string(id), journal.OSFS.SyncDir(dir)
 }
 
 func mustBeEmpty(dir string) error {

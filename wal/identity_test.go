@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"reflect"
 	"testing"
 
 	"github.com/cantuslog/cantus/wal"
@@ -84,7 +85,7 @@ func TestOpenKeepsToTheIdentity(t *testing.T) {
 	}
 	for _, same := range []wal.Identity{{}, id} {
 		s := openStore(t, dir, wal.Options{Identity: same})
-		if s.Identity() != id {
+		if !reflect.DeepEqual(s.Identity(), id) {
 			t.Fatalf("opened with %+v: %+v, want %+v", same, s.Identity(), id)
 		}
 		if err := s.Close(); err != nil {

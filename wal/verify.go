@@ -224,6 +224,9 @@ func checkRecords(b Batch, t *Transaction) error {
 	case CursorWrites:
 		for c := (Cursor{}); r.NextCursor(&c); {
 		}
+	default:
+		for _, ok := r.NextRaw(); ok; _, ok = r.NextRaw() {
+		}
 	}
 	return r.Err()
 }
