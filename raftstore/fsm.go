@@ -80,7 +80,7 @@ func (m marking) Persist(sink raft.SnapshotSink) error {
 	if !ok {
 		return errForeignSink
 	}
-	s.metas = m.mark.Metas
+	s.own, s.metas = true, m.mark.Metas
 	if _, err := s.Write(m.mark.State); err != nil {
 		return err
 	}

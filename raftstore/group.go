@@ -9,15 +9,22 @@ import (
 	"time"
 
 	"github.com/hashicorp/raft"
+
+	"github.com/cantuslog/cantus/wal"
 )
 
 // Group is one replica of a Raft group, running.
 type Group struct {
 	node      string
+	log       *wal.Log
 	raft      *raft.Raft
 	transport raft.Transport
 	closeOnce sync.Once
 	closeErr  error
+	behind    chan struct{}
+	isBehind  sync.Once
+	stopping  chan struct{} // closed when Close begins
+	started   atomic.Pointer[raft.Raft]
 
 	// entering is held by who puts something into raft's queue, and by Close
 	// to wait for them; it guards closed.
@@ -27,24 +34,66 @@ type Group struct {
 	unsettled atomic.Int64
 }
 
-// Open starts the replica. It founds the group if the log is empty, restores
-// the FSM from the last marker, and returns; entries after the marker are
-// applied once a leader is known.
+// Open starts the replica. It founds the group if the log is empty and voters
+// are given, restores the FSM from the last marker, and returns; entries after
+// the marker are applied once a leader is known. The error wraps [ErrFetching]
+// for a log that was not fetched to its end.
 func Open(opts Options) (*Group, error) {
 	config, err := opts.config()
 	if err != nil {
 		return nil, err
 	}
-	store, marks := &logStore{log: opts.Log}, markers{opts.Log}
-	_, transport := raft.NewInmemTransport(raft.ServerAddress(opts.Node))
-	if err := foundGroup(config, store, marks, transport, opts.Voters); err != nil {
+	if Fetching(opts.Log) {
+		return nil, ErrFetching
+	}
+	g := &Group{node: opts.Node, log: opts.Log, behind: make(chan struct{}), stopping: make(chan struct{})}
+	store := &logStore{log: opts.Log}
+	marks := markers{log: opts.Log, behind: func() { g.isBehind.Do(func() { close(g.behind) }) }}
+	if err := g.connect(opts, config); err != nil {
 		return nil, err
 	}
-	r, err := raft.NewRaft(config, fsmAdapter{opts.FSM}, store, store, marks, transport)
-	if err != nil {
-		return nil, fmt.Errorf("start raft: %w", err)
+	if opts.Network != nil {
+		store.catchUp = g.catchUp(opts.Network)
 	}
-	return &Group{node: opts.Node, raft: r, transport: transport}, nil
+	if err := foundGroup(config, store, marks, g.transport, opts.Voters); err != nil {
+		return nil, errors.Join(err, g.disconnect())
+	}
+	if g.raft, err = raft.NewRaft(config, fsmAdapter{opts.FSM}, store, store, marks, g.transport); err != nil {
+		return nil, errors.Join(fmt.Errorf("start raft: %w", err), g.disconnect())
+	}
+	g.started.Store(g.raft)
+	return g, nil
+}
+
+// connect gives the group its way to the other replicas.
+func (g *Group) connect(opts Options, config *raft.Config) error {
+	if opts.Network == nil {
+		_, g.transport = raft.NewInmemTransport(raft.ServerAddress(opts.Node))
+		return nil
+	}
+	e, err := opts.Network.join(opts.ID, opts.Log)
+	if err != nil {
+		return err
+	}
+	g.transport = newTransport(e, config.Logger)
+	return nil
+}
+
+func (g *Group) disconnect() error {
+	if c, ok := g.transport.(raft.WithClose); ok {
+		return c.Close()
+	}
+	return nil
+}
+
+// catchUp holds reads back that are made for followers which are behind, and
+// no others: those when raft starts, and those of a follower.
+func (g *Group) catchUp(n *Network) func(int) {
+	return func(bytes int) {
+		if r := g.started.Load(); r != nil && r.State() == raft.Leader {
+			_ = n.waitCatchUp(bytes, g.stopping)
+		}
+	}
 }
 
 func foundGroup(c *raft.Config, store *logStore, marks markers, t raft.Transport, voters []string) error {
@@ -121,6 +170,15 @@ func (g *Group) Barrier(ctx context.Context) error {
 func (g *Group) VerifyLeader(ctx context.Context) error { return g.await(ctx, g.raft.VerifyLeader) }
 
 func (g *Group) await(ctx context.Context, ask func() raft.Future) error {
+	err := g.settle(ctx, ask)
+	if err == nil || errors.Is(err, ErrClosed) || ctx.Err() != nil {
+		return err
+	}
+	return fmt.Errorf("%w: %w", ErrNotLeader, err)
+}
+
+// settle puts a question to raft and waits for the answer, or for ctx's end.
+func (g *Group) settle(ctx context.Context, ask func() raft.Future) error {
 	f := g.ask(ask)
 	if f == nil {
 		return ErrClosed
@@ -135,10 +193,7 @@ func (g *Group) await(ctx context.Context, ask func() raft.Future) error {
 	case <-ctx.Done():
 		return ctx.Err()
 	case err := <-done:
-		if err != nil {
-			return fmt.Errorf("%w: %w", ErrNotLeader, err)
-		}
-		return nil
+		return err
 	}
 }
 
@@ -174,6 +229,9 @@ type Status struct {
 	Replicas []Replica
 	// LastContact is when a leader was last heard of.
 	LastContact time.Time
+	// CommitIndex is the last entry known to be committed, AppliedIndex the
+	// last that the FSM has, LastIndex the last of the log.
+	CommitIndex, AppliedIndex, LastIndex uint64
 }
 
 // Replica is a member of the group.
@@ -185,7 +243,10 @@ type Replica struct {
 // Status gives how this replica sees the group now.
 func (g *Group) Status() Status {
 	_, leader := g.raft.LeaderWithID()
-	s := Status{Leader: string(leader), Term: g.raft.CurrentTerm(), State: stateName(g.raft.State()), LastContact: g.raft.LastContact()}
+	s := Status{
+		Leader: string(leader), Term: g.raft.CurrentTerm(), State: stateName(g.raft.State()), LastContact: g.raft.LastContact(),
+		CommitIndex: g.raft.CommitIndex(), AppliedIndex: g.raft.AppliedIndex(), LastIndex: g.raft.LastIndex(),
+	}
 	if f := g.raft.GetConfiguration(); f.Error() == nil {
 		for _, server := range f.Configuration().Servers {
 			s.Replicas = append(s.Replicas, Replica{Name: string(server.ID), Voter: server.Suffrage == raft.Voter})
@@ -215,11 +276,14 @@ func (g *Group) Close() error {
 		g.entering.Lock()
 		g.closed = true
 		g.entering.Unlock()
+		close(g.stopping)
 		g.drain()
-		g.closeErr = g.raft.Shutdown().Error()
-		if c, ok := g.transport.(raft.WithClose); ok {
-			g.closeErr = errors.Join(g.closeErr, c.Close())
+		if t, ok := g.transport.(*transport); ok {
+			t.impatient()
 		}
+		stopped := g.raft.Shutdown()
+		err := g.disconnect() // what waits for others must not hold it up
+		g.closeErr = errors.Join(stopped.Error(), err)
 	})
 	return g.closeErr
 }

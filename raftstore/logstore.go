@@ -15,6 +15,9 @@ import (
 // logStore is raft's LogStore and StableStore over a log of package wal.
 type logStore struct {
 	log *wal.Log
+	// catchUp holds reads of old entries back while this replica leads: they
+	// are for followers that are far behind. Nil for none.
+	catchUp func(bytes int)
 
 	// mu guards term, the value of a term that could not be stored, nil if it
 	// was. Nothing else is stored before it is.
@@ -33,6 +36,9 @@ func (s *logStore) GetLog(index uint64, l *raft.Log) error {
 	}
 	if err != nil {
 		return err
+	}
+	if s.catchUp != nil && !s.log.Recent(index) {
+		s.catchUp(len(e.Data))
 	}
 	*l = raft.Log{Index: e.Index, Term: e.Term, Type: raft.LogType(e.Type), Data: e.Data, Extensions: e.Extensions}
 	if e.AppendedAt != 0 {

@@ -25,7 +25,12 @@ type marker struct {
 
 // markers is raft's SnapshotStore: it holds one marker, in the log's small
 // state.
-type markers struct{ log *wal.Log }
+type markers struct {
+	log *wal.Log
+	// behind is called when a leader sends its marker, since its log does not
+	// reach back to the end of this one.
+	behind func()
+}
 
 func (m markers) load() (marker, error) {
 	var k marker
@@ -64,7 +69,7 @@ func (m markers) Open(string) (*raft.SnapshotMeta, io.ReadCloser, error) {
 
 func (m markers) Create(_ raft.SnapshotVersion, index, term uint64, config raft.Configuration,
 	configIndex uint64, _ raft.Transport) (raft.SnapshotSink, error) {
-	return &markerSink{log: m.log, marker: marker{Index: index, Term: term, Config: config, ConfigIndex: configIndex}}, nil
+	return &markerSink{log: m.log, behind: m.behind, marker: marker{Index: index, Term: term, Config: config, ConfigIndex: configIndex}}, nil
 }
 
 // markerSink takes the FSM's bytes and stores the marker when it is closed.
@@ -74,11 +79,23 @@ type markerSink struct {
 	state  bytes.Buffer
 	// metas are stored with the marker, all or none.
 	metas  []wal.Meta
+	own    bool // it comes from this replica's FSM
+	behind func()
 	closed bool
 }
 
-func (s *markerSink) Write(p []byte) (int, error) { return s.state.Write(p) }
-func (s *markerSink) ID() string                  { return metaMarker }
+// errBehind is returned when a leader sends its marker: the entries that it
+// stands for have to be fetched first.
+var errBehind = errors.New("raftstore: replica is behind the head of the leader's log")
+
+func (s *markerSink) Write(p []byte) (int, error) {
+	if !s.own {
+		s.behind()
+		return 0, errBehind
+	}
+	return s.state.Write(p)
+}
+func (s *markerSink) ID() string { return metaMarker }
 
 func (s *markerSink) Cancel() error {
 	s.closed = true
@@ -90,6 +107,10 @@ func (s *markerSink) Close() error {
 		return nil
 	}
 	s.closed = true
+	if !s.own {
+		s.behind()
+		return errBehind
+	}
 	s.marker.State = s.state.Bytes()
 	v, err := json.Marshal(s.marker)
 	if err != nil {

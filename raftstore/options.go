@@ -1,6 +1,7 @@
 package raftstore
 
 import (
+	"cmp"
 	"fmt"
 	"io"
 	"log/slog"
@@ -18,15 +19,20 @@ type Options struct {
 	// Node is this replica's name among the group's.
 	Node string
 	// Voters found the group if its log is empty. Every founding replica is
-	// given the same.
+	// given the same. A replica that joins is given none, and waits to be
+	// added.
 	Voters []string
 	Log    *wal.Log
 	FSM    FSM
+	// Network connects the group's replicas. Default: there is this one only.
+	Network *Network
+	// ID is the group's number, the same on all nodes.
+	ID uint32
 
 	// HeartbeatTimeout is how long a follower hears nothing before it stands
-	// for election. Default 1 s; 50 ms where Node is the only voter, since
-	// nobody can disagree.
-	HeartbeatTimeout time.Duration
+	// for election, and ElectionTimeout how long a candidate waits for votes.
+	// Default 500 ms; 50 ms without a network, since nobody can disagree.
+	HeartbeatTimeout, ElectionTimeout time.Duration
 	// MarkInterval is about how often the state is marked while there is
 	// something new. Shorter means less to replay after a crash. Default 5 s.
 	MarkInterval time.Duration
@@ -37,18 +43,30 @@ type Options struct {
 	Logger *slog.Logger
 }
 
+const (
+	// commitTime is how long followers may not know of the last commit while
+	// nothing new comes.
+	commitTime = 25 * time.Millisecond
+	// appendEntries bounds the entries of one request to a follower, each of
+	// which may have about a MiB.
+	appendEntries = 16
+	// rpcsInFlight is how many such requests may be on their way to one
+	// follower.
+	rpcsInFlight = 4
+)
+
 func (o Options) config() (*raft.Config, error) {
 	c := raft.DefaultConfig()
 	c.LocalID = raft.ServerID(o.Node)
-	c.HeartbeatTimeout = o.HeartbeatTimeout
-	if c.HeartbeatTimeout == 0 {
-		c.HeartbeatTimeout = time.Second
-		if len(o.Voters) == 1 {
-			c.HeartbeatTimeout = 50 * time.Millisecond
-		}
+	timeout := 500 * time.Millisecond
+	if o.Network == nil {
+		timeout = 50 * time.Millisecond
 	}
-	c.ElectionTimeout = c.HeartbeatTimeout
+	c.HeartbeatTimeout = cmp.Or(o.HeartbeatTimeout, timeout)
+	c.ElectionTimeout = cmp.Or(o.ElectionTimeout, c.HeartbeatTimeout)
 	c.LeaderLeaseTimeout = c.HeartbeatTimeout / 2
+	c.CommitTimeout = min(commitTime, c.HeartbeatTimeout/4)
+	c.MaxAppendEntries = appendEntries
 	c.SnapshotInterval = o.MarkInterval
 	if c.SnapshotInterval == 0 {
 		c.SnapshotInterval = 5 * time.Second
