@@ -24,6 +24,14 @@ var (
 	// ErrNATSNotReady is returned when the NATS server does not accept clients:
 	// its port is taken, or the context ended first.
 	ErrNATSNotReady = errors.New("broker: NATS server not ready")
+	// ErrNameTaken is returned when another node of that name is running.
+	ErrNameTaken = errors.New("broker: node name is taken")
+	// ErrProtocol is returned when the other nodes are of a version that this
+	// one can't work with.
+	ErrProtocol = errors.New("broker: other nodes speak another protocol")
+	// ErrRemoved is what [Node.Err] gives after the node was removed from its
+	// cluster.
+	ErrRemoved = errors.New("broker: node was removed from its cluster")
 	// ErrOptions is returned for an option that is out of its range.
 	ErrOptions = errors.New("broker: option out of range")
 )

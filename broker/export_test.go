@@ -2,9 +2,47 @@ package broker
 
 import (
 	"context"
+	"encoding/hex"
 
 	"github.com/nats-io/nats-server/v2/server"
+
+	"github.com/cantuslog/cantus/wal"
 )
+
+// Mark is the high-water mark of a node's replica, 0 if it has none.
+func Mark(n *Node, partition int) uint64 {
+	if p := n.slot(partition).current(); p != nil {
+		return p.replica.position().mark
+	}
+	return 0
+}
+
+// Contents reads a node's replica whole: the payloads, and the digest.
+func Contents(n *Node, partition int) (payloads []string, digest string, err error) {
+	p := n.slot(partition).current()
+	at := p.replica.position()
+	var t wal.Transaction
+	for _, b := range p.store.Batches(at.first, at.index) {
+		if b.Err != nil {
+			return nil, "", b.Err
+		}
+		records := b.Batch.Read()
+		for records.Next(&t) {
+			payloads = append(payloads, string(t.Payload))
+		}
+	}
+	p.replica.mu.Lock()
+	defer p.replica.mu.Unlock()
+	return payloads, hex.EncodeToString(p.replica.digest[:]), nil
+}
+
+// Diverge makes a node's replica believe in another log.
+func Diverge(n *Node, partition int) {
+	p := n.slot(partition).current()
+	p.replica.mu.Lock()
+	defer p.replica.mu.Unlock()
+	p.replica.digest[0] ^= 1
+}
 
 // Fed is how many messages the node has published for the feed, -1 if it
 // can't be told.

@@ -19,8 +19,8 @@ func startHTTP(n *Node, address string) error {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { _, _ = fmt.Fprintln(w, "alive") })
 	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
-		if !n.Ready() {
-			http.Error(w, n.unready(), http.StatusServiceUnavailable)
+		if why := n.unready(); why != "" {
+			http.Error(w, why, http.StatusServiceUnavailable)
 			return
 		}
 		_, _ = fmt.Fprintln(w, "ready")
@@ -34,17 +34,4 @@ func startHTTP(n *Node, address string) error {
 		}
 	})
 	return nil
-}
-
-// unready says what keeps the node from being ready.
-func (n *Node) unready() string {
-	if err := n.Err(); err != nil {
-		return err.Error()
-	}
-	for _, p := range n.partitions {
-		if p.group.Status().Leader == "" {
-			return fmt.Sprintf("partition %d follows no leader", p.id)
-		}
-	}
-	return "stopping"
 }

@@ -3,6 +3,7 @@ package broker
 import (
 	"context"
 	"encoding/hex"
+	"time"
 
 	"github.com/cantuslog/cantus/subjects"
 )
@@ -22,7 +23,7 @@ func (p *partition) serveInfo(ctx context.Context, m *message) error {
 }
 
 func (p *partition) info() subjects.PartitionInfo {
-	status := p.group.Status()
+	status, now := p.group.Status(), time.Now()
 	r := p.replica
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -36,6 +37,10 @@ func (p *partition) info() subjects.PartitionInfo {
 		i := subjects.ReplicaInfo{Name: rep.Name, Voter: rep.Voter, State: "follower"}
 		if rep.Name == p.node.opts.Name {
 			i.State, i.HighWaterMark = status.State, info.HighWaterMark
+		} else if said, ok := p.node.peers.report(rep.Name, p.id, now); ok {
+			i.State, i.HighWaterMark = said.State, said.Txid
+		} else {
+			i.State = "away"
 		}
 		info.Replicas = append(info.Replicas, i)
 	}
@@ -53,8 +58,20 @@ func (n *Node) serveCluster(m *message) {
 		n.readSender.send(appendRefusal(nil, m.reply, e, map[string]any{"error": e}))
 		return
 	}
-	n.readSender.send(appendPub(nil, m.reply, mustJSON(subjects.ClusterInfo{
-		Cluster: n.store.Identity().Cluster, Version: n.opts.Version, Partitions: len(n.partitions),
-		Nodes: []subjects.NodeInfo{{Name: n.opts.Name, Ready: n.Ready()}},
-	})))
+	n.readSender.send(appendPub(nil, m.reply, mustJSON(n.clusterInfo())))
+}
+
+func (n *Node) clusterInfo() subjects.ClusterInfo {
+	facts, _ := n.meta.current()
+	info := subjects.ClusterInfo{Cluster: n.store.Identity().Cluster, Version: n.opts.Version, Partitions: len(n.slots)}
+	for _, name := range facts.Names() {
+		ready := false
+		if name == n.opts.Name {
+			ready = n.Ready()
+		} else if q, ok := n.peers.get(name); ok {
+			ready = q.Ready && n.peers.alive(name, time.Now())
+		}
+		info.Nodes = append(info.Nodes, subjects.NodeInfo{Name: name, Ready: ready})
+	}
+	return info
 }

@@ -28,23 +28,23 @@ func (s *scripted) dial() (net.Conn, error) {
 	return client, nil
 }
 
-// peer is the server's end of one connection.
-type peer struct {
+// serverEnd is the server's end of one connection.
+type serverEnd struct {
 	t    *testing.T
 	conn net.Conn
 	r    *bufio.Reader
 }
 
 // next takes the next connection, before any handshake.
-func (s *scripted) next(t *testing.T) *peer {
+func (s *scripted) next(t *testing.T) *serverEnd {
 	t.Helper()
 	conn := <-s.conns
 	t.Cleanup(func() { _ = conn.Close() })
-	return &peer{t, conn, bufio.NewReader(conn)}
+	return &serverEnd{t, conn, bufio.NewReader(conn)}
 }
 
 // accept takes the next connection and shakes hands.
-func (s *scripted) accept(t *testing.T) *peer {
+func (s *scripted) accept(t *testing.T) *serverEnd {
 	t.Helper()
 	p := s.next(t)
 	p.say("INFO {\"nonce\":\"n\"}\r\n")
@@ -56,14 +56,14 @@ func (s *scripted) accept(t *testing.T) *peer {
 	return p
 }
 
-func (p *peer) say(text string) {
+func (p *serverEnd) say(text string) {
 	p.t.Helper()
 	if _, err := p.conn.Write([]byte(text)); err != nil {
 		p.t.Fatalf("say %q: %v", text, err)
 	}
 }
 
-func (p *peer) line() string {
+func (p *serverEnd) line() string {
 	p.t.Helper()
 	line, err := p.r.ReadString('\n')
 	if err != nil {
@@ -72,7 +72,7 @@ func (p *peer) line() string {
 	return strings.TrimRight(line, "\r\n")
 }
 
-func (p *peer) expect(want string) {
+func (p *serverEnd) expect(want string) {
 	p.t.Helper()
 	if got := p.line(); got != want {
 		p.t.Fatalf("the link said %q, not %q", got, want)
@@ -80,7 +80,7 @@ func (p *peer) expect(want string) {
 }
 
 // openLink connects a link to a scripted server.
-func openLink(t *testing.T, auth credentials) (*link, *scripted, *peer) {
+func openLink(t *testing.T, auth credentials) (*link, *scripted, *serverEnd) {
 	t.Helper()
 	s := newScripted()
 	var l *link
@@ -101,7 +101,7 @@ type received chan message
 
 func (r received) handle(m *message) { r <- *m }
 
-func subscribe(t *testing.T, l *link, p *peer, subject, queue, want string) received {
+func subscribe(t *testing.T, l *link, p *serverEnd, subject, queue, want string) received {
 	t.Helper()
 	r := make(received, 16)
 	var err error
@@ -140,14 +140,14 @@ func TestLinkReceives(t *testing.T) {
 }
 
 func TestLinkDialsAgain(t *testing.T) {
-	for name, end := range map[string]func(*peer){
-		"cut":                       func(p *peer) { _ = p.conn.Close() },
-		"malformed control line":    func(p *peer) { p.say("MSG a.b\r\n") },
-		"not a number":              func(p *peer) { p.say("MSG a.b 1 x\r\n") },
-		"negative":                  func(p *peer) { p.say("MSG a.b 1 -1\r\n") },
-		"headers longer than total": func(p *peer) { p.say("HMSG a.b 1 13 12\r\n") },
-		"too many fields":           func(p *peer) { p.say("MSG a.b 1 r r 1\r\n") },
-		"an absurd size":            func(p *peer) { p.say("MSG a.b 1 99999999999999999999\r\n") },
+	for name, end := range map[string]func(*serverEnd){
+		"cut":                       func(p *serverEnd) { _ = p.conn.Close() },
+		"malformed control line":    func(p *serverEnd) { p.say("MSG a.b\r\n") },
+		"not a number":              func(p *serverEnd) { p.say("MSG a.b 1 x\r\n") },
+		"negative":                  func(p *serverEnd) { p.say("MSG a.b 1 -1\r\n") },
+		"headers longer than total": func(p *serverEnd) { p.say("HMSG a.b 1 13 12\r\n") },
+		"too many fields":           func(p *serverEnd) { p.say("MSG a.b 1 r r 1\r\n") },
+		"an absurd size":            func(p *serverEnd) { p.say("MSG a.b 1 99999999999999999999\r\n") },
 	} {
 		t.Run(name, func(t *testing.T) {
 			l, s, p := openLink(t, credentials{})

@@ -20,6 +20,7 @@ type metrics struct {
 	reads    *prometheus.CounterVec
 	sent     *prometheus.CounterVec
 	commit   *prometheus.HistogramVec
+	diverged *prometheus.GaugeVec
 }
 
 func newMetrics() *metrics {
@@ -41,7 +42,10 @@ func newMetrics() *metrics {
 			Buckets: prometheus.ExponentialBuckets(0.0001, 2, 16),
 		}, byPartition),
 	}
-	m.registry.MustRegister(m.appended, m.refusals, m.batches, m.bytes, m.reads, m.sent, m.commit,
+	m.diverged = prometheus.NewGaugeVec(prometheus.GaugeOpts{
+		Namespace: "cantus", Name: "replica_diverged", Help: "1 if this node's replica has another log than the others and is fenced.",
+	}, byPartition)
+	m.registry.MustRegister(m.diverged, m.appended, m.refusals, m.batches, m.bytes, m.reads, m.sent, m.commit,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
 }
@@ -63,15 +67,26 @@ func (m *metrics) watch(n *Node) {
 	gauge("journal_bytes", "Bytes that the write-ahead log has written since it was opened.", func() float64 {
 		return float64(n.store.Stats().Journal.Bytes)
 	})
-	for _, p := range n.partitions {
-		m.registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
-			Namespace: "cantus", Name: "high_water_mark", Help: "The txid of the partition's last committed transaction.",
-			ConstLabels: prometheus.Labels{"partition": label(p.id)},
-		}, func() float64 { return float64(p.replica.position().mark) }))
-		m.registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
-			Namespace: "cantus", Name: "requests_queued", Help: "Messages that wait to be certified.",
-			ConstLabels: prometheus.Labels{"partition": label(p.id)},
-		}, func() float64 { return float64(p.queue.length()) }))
+	for _, s := range n.slots {
+		of := func(name, help string, value func(*partition) float64) {
+			m.registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+				Namespace: "cantus", Name: name, Help: help, ConstLabels: prometheus.Labels{"partition": label(s.id)},
+			}, func() float64 {
+				if p := s.current(); p != nil {
+					return value(p)
+				}
+				return 0
+			}))
+		}
+		of("high_water_mark", "The txid of the last committed transaction that this node's replica has applied.",
+			func(p *partition) float64 { return float64(p.replica.position().mark) })
+		of("requests_queued", "Messages that wait to be certified.", func(p *partition) float64 { return float64(p.queue.length()) })
+		of("leading", "1 if this node leads the partition.", func(p *partition) float64 {
+			if p.serving.Load() {
+				return 1
+			}
+			return 0
+		})
 	}
 }
 

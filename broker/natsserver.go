@@ -3,10 +3,12 @@ package broker
 import (
 	"context"
 	"crypto/rand"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
 	"net"
+	"net/url"
 	"strconv"
 	"strings"
 	"time"
@@ -31,13 +33,16 @@ type natsServer struct {
 	// watchInterest says that the account's subscriptions tell whether
 	// anybody wants a feed message. Gateways hide theirs.
 	watchInterest bool
+	// clusterTLS is what routes are secured with, nil if they are not.
+	clusterTLS *tls.Config
 }
 
 // feedRoom is what a feed message may have beside a transaction's own bytes.
 const feedRoom = 1024
 
 // startNATS starts the embedded server and makes the account ready: append
-// by key is mapped to partitions by the server itself.
+// by key is mapped to partitions by the server itself, unless their number is
+// not known yet (0).
 func startNATS(ctx context.Context, o Options, partitions int, log *slog.Logger) (*natsServer, error) {
 	opts, err := natsOptions(o)
 	if err != nil {
@@ -55,20 +60,25 @@ func startNATS(ctx context.Context, o Options, partitions int, log *slog.Logger)
 		return nil, fmt.Errorf("NATS server: max_payload %d is too small: at least %d is needed", opts.MaxPayload, least)
 	}
 	s.Server, err = startServer(ctx, opts, log, func(ns *server.Server) (err error) {
-		if s.account, err = findAccount(ns, o.Account); err != nil {
+		if s.account, err = findAccount(ns, o.Account); err != nil || partitions == 0 {
 			return err
 		}
-		names := subjects.Names{Prefix: o.Prefix}
-		to := fmt.Sprintf("%s.append.{{partition(%d,1)}}", o.Prefix, partitions)
-		if err := s.account.AddMapping(names.AppendKey("*"), to); err != nil {
-			return fmt.Errorf("map %s: %w", names.AppendKey("*"), err)
-		}
-		return nil
+		return s.mapKeys(subjects.Names{Prefix: o.Prefix}, partitions)
 	})
 	if err != nil {
 		return nil, err
 	}
+	s.clusterTLS = opts.Cluster.TLSConfig
 	return s, nil
+}
+
+// mapKeys has the server map appends by key to partitions.
+func (s *natsServer) mapKeys(names subjects.Names, partitions int) error {
+	to := fmt.Sprintf("%s.append.{{partition(%d,1)}}", names.Prefix, partitions)
+	if err := s.account.AddMapping(names.AppendKey("*"), to); err != nil {
+		return fmt.Errorf("map %s: %w", names.AppendKey("*"), err)
+	}
+	return nil
 }
 
 // serverStart is how long a server may take until it accepts clients. It is
@@ -126,6 +136,8 @@ func natsOptions(o Options) (*server.Options, error) {
 		if opts.Host == "" && opts.Port == 0 { // the file goes first
 			opts.Host, opts.Port = host, port
 		}
+	case o.NATSConfig == "" && o.clustered(): // the server routes only if it listens
+		opts.Host, opts.Port = "127.0.0.1", server.RANDOM_PORT
 	case o.NATSConfig == "":
 		opts.DontListen = true
 	}
@@ -138,11 +150,54 @@ func natsOptions(o Options) (*server.Options, error) {
 	if opts.MaxPayload == 0 {
 		opts.MaxPayload = server.MAX_PAYLOAD_SIZE
 	}
+	if err := routeOptions(opts, o); err != nil {
+		return nil, err
+	}
 	opts.NoSigs = true // the program's, not the server's
 	// A slow subscriber of the feed loses messages and reads them again; with
 	// the stall it would hold up everybody's answers.
 	opts.NoFastProducerStall = true
 	return opts, nil
+}
+
+// A node that hangs must not swallow requests for long: its routes are given
+// up after about four seconds. Those of a dead one end at once.
+const (
+	routePing    = time.Second
+	routePingMax = 3
+)
+
+// routeOptions adds what makes the server one of several.
+func routeOptions(opts *server.Options, o Options) error {
+	if !o.clustered() {
+		return nil
+	}
+	host, port, err := splitAddress(o.ClusterListen)
+	if err != nil {
+		return fmt.Errorf("cluster address: %w", err)
+	}
+	c := &opts.Cluster
+	if c.Host == "" && c.Port == 0 { // the file goes first
+		c.Host, c.Port = host, port
+	}
+	set(&c.Name, o.Cluster)
+	set(&c.PingInterval, routePing)
+	set(&c.MaxPingsOut, routePingMax)
+	for _, r := range o.Routes {
+		if _, _, err := net.SplitHostPort(r); err != nil {
+			return fmt.Errorf("route: %q is not host:port, such as 127.0.0.1:6222", r)
+		}
+		opts.Routes = append(opts.Routes, &url.URL{Scheme: "nats-route", Host: r, User: routeUser(c)})
+	}
+	return nil
+}
+
+// routeUser is whom the server is to its peers, where routes need a user.
+func routeUser(c *server.ClusterOpts) *url.Userinfo {
+	if c.Username == "" {
+		return nil
+	}
+	return url.UserPassword(c.Username, c.Password)
 }
 
 func splitAddress(address string) (host string, port int, err error) {

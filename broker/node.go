@@ -2,10 +2,13 @@ package broker
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"net/http"
+	"os"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -14,35 +17,58 @@ import (
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sync/semaphore"
 
+	"github.com/cantuslog/cantus/raftstore"
 	"github.com/cantuslog/cantus/subjects"
 	"github.com/cantuslog/cantus/wal"
 )
 
 // Node is a running node.
 type Node struct {
-	opts  Options
-	names subjects.Names
-	log   *slog.Logger
-	store *wal.Store
-	nats  *natsServer
+	opts     Options
+	names    subjects.Names
+	log      *slog.Logger
+	instance string // new at each start
+	started  time.Time
+	nodeID   string // of the data directory, while that is being founded
+	raftAddr string // what the other nodes dial, "" for a node alone
+	founding wal.Identity
+	joinedAt uint64 // version of the facts that has this node, if it has just joined
 
+	nats *natsServer
 	// The node's connections to its own server: a slow reader of one kind of
 	// message does not hold up the others.
 	appends, reads, feeds *link
 	sender, readSender    *sender
 
-	partitions []*partition
-	metrics    *metrics
-	stats      *serviceStats
-	http       *http.Server
-	httpAddr   string
+	peers     *peers
+	helloNow  chan struct{} // capacity 1: say hello at once
+	helloStop chan struct{} // closed when it is said no more
+	strangers sync.Map      // instances of nodes that were complained about
+	leaving   atomic.Bool   // the node is being stopped
+	listener  net.Listener  // for replication, until network has it
+	network   *raftstore.Network
+
+	// mu guards what a node that is starting does not have yet.
+	mu      sync.Mutex
+	store   *wal.Store
+	meta    *meta
+	slots   []*slot    // by partition
+	control *nats.Conn // for what the node asks of others
+	served  bool       // it was ready once
+
+	metrics  *metrics
+	stats    *serviceStats
+	http     *http.Server
+	httpAddr string
 
 	flying  *semaphore.Weighted // batches in flight, of all partitions
 	reading *semaphore.Weighted // reads being served
 	full    atomic.Bool         // the disk has no room
 
 	cancel     context.CancelFunc // stops the partitions
+	quit       chan struct{}      // closed when the node begins to stop
 	background sync.WaitGroup
+	hellos     sync.WaitGroup
 	readers    sync.WaitGroup
 
 	// intake is held by who begins a reader, and by close to end that; it
@@ -50,12 +76,11 @@ type Node struct {
 	intake sync.RWMutex
 	deaf   bool // no more readers are begun
 
-	closing   sync.Once
-	closeErr  error
-	stopped   chan struct{} // closed when the node is closed or has failed
-	stopOnce  sync.Once
-	failure   atomic.Pointer[error]
-	readyOnce atomic.Bool
+	closing  sync.Once
+	closeErr error
+	stopped  chan struct{} // closed when the node is closed or has failed
+	stopOnce sync.Once
+	failure  atomic.Pointer[error]
 }
 
 // batchesInFlight bounds the batches in flight of all partitions together.
@@ -63,8 +88,11 @@ type Node struct {
 const batchesInFlight = 4
 
 // Open runs a node on the data directory dir and returns once every partition
-// serves. ctx bounds the start only. The errors to test for are [ErrInUse],
-// [ErrIdentity], [ErrFormat], [ErrReadOnly], [ErrDamaged] and [ErrOptions].
+// that it holds is served, by it or by another node of its cluster. A new node
+// of a cluster waits for the other founders, or to be added by an operator.
+// ctx bounds the start only. The errors to test for are [ErrInUse],
+// [ErrIdentity], [ErrFormat], [ErrReadOnly], [ErrDamaged], [ErrNameTaken],
+// [ErrProtocol], [ErrNATSNotReady] and [ErrOptions].
 func Open(ctx context.Context, dir string, opts Options) (*Node, error) {
 	opts, err := opts.withDefaults()
 	if err != nil {
@@ -72,6 +100,8 @@ func Open(ctx context.Context, dir string, opts Options) (*Node, error) {
 	}
 	n := &Node{
 		opts: opts, names: subjects.Names{Prefix: opts.Prefix}, log: opts.Logger, metrics: newMetrics(), stats: newServiceStats(),
+		instance: rand.Text(), started: time.Now().UTC(), peers: newPeers(opts.Name),
+		helloNow: make(chan struct{}, 1), helloStop: make(chan struct{}), quit: make(chan struct{}),
 		flying: semaphore.NewWeighted(batchesInFlight), reading: semaphore.NewWeighted(readsAtOnce), stopped: make(chan struct{}),
 	}
 	if err := n.open(ctx, dir); err != nil {
@@ -80,38 +110,134 @@ func Open(ctx context.Context, dir string, opts Options) (*Node, error) {
 	return n, nil
 }
 
-func (n *Node) open(ctx context.Context, dir string) (err error) {
+func (n *Node) open(ctx context.Context, dir string) error {
 	running, cancel := context.WithCancel(context.Background())
 	n.cancel = cancel
 	if err := ctx.Err(); err != nil {
 		return fmt.Errorf("open %s: %w", dir, err)
 	}
-	id := wal.Identity{Cluster: n.opts.Cluster, Node: n.opts.Name, Partitions: n.opts.Partitions}
-	if have, err := wal.ReadIdentity(dir); err == nil && id.Partitions == 0 {
-		id.Partitions = have.Partitions
-	} else if id.Partitions == 0 {
-		id.Partitions = defaultPartitions
-	}
-	store := n.opts.store
-	store.Identity, store.TailBytes, store.Logger = id, n.opts.TailBytes/id.Partitions, n.log
-	if n.store, err = wal.Open(dir, store); err != nil {
+	id, known, err := n.identify(dir)
+	if err != nil {
 		return err
 	}
-	if n.nats, err = startNATS(ctx, n.opts, id.Partitions, n.log); err != nil {
+	n.founding = id
+	if known {
+		if err := n.openStore(dir, id); err != nil {
+			return err
+		}
+		id = n.store.Identity()
+	}
+	if err := n.openNATS(ctx, known); err != nil {
+		return err
+	}
+	if n.opts.HTTP != "" {
+		if err := startHTTP(n, n.opts.HTTP); err != nil {
+			return err
+		}
+	}
+	if !known {
+		if id, err = n.agree(ctx); err != nil {
+			return err
+		}
+		if err := n.openStore(dir, id); err != nil {
+			return err
+		}
+		if err := n.nats.mapKeys(n.names, id.Partitions); err != nil {
+			return err
+		}
+	}
+	if err := n.openReplicas(); err != nil {
+		return err
+	}
+	n.background.Go(func() { n.watchStore(running) })
+	n.checkSpace()
+	n.background.Go(func() { n.meta.run(running) })
+	for _, s := range n.slots {
+		n.background.Go(func() { s.run(running) })
+	}
+	return n.serve(ctx, running)
+}
+
+func (n *Node) openStore(dir string, id wal.Identity) error {
+	opts := n.opts.store
+	opts.Identity, opts.TailBytes, opts.Logger = id, n.opts.TailBytes/id.Partitions, n.log
+	store, err := wal.Open(dir, opts)
+	if err != nil {
+		return err
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.store = store
+	return nil
+}
+
+// openNATS starts the NATS server and, in a cluster, has the node heard and
+// hear the others.
+func (n *Node) openNATS(ctx context.Context, known bool) (err error) {
+	partitions := 0
+	if known {
+		partitions = n.store.Identity().Partitions
+	}
+	if err := n.listenRaft(); err != nil {
+		return err
+	}
+	if n.nats, err = startNATS(ctx, n.opts, partitions, n.log); err != nil {
 		return err
 	}
 	if err := n.openLinks(); err != nil {
 		return err
 	}
-	if err := n.openPartitions(id.Partitions); err != nil {
+	if !n.opts.clustered() {
+		return nil
+	}
+	nc, err := n.Conn()
+	if err != nil {
+		return fmt.Errorf("connect to the node's own NATS server: %w", err)
+	}
+	n.mu.Lock()
+	n.control = nc
+	n.mu.Unlock()
+	if _, err := n.reads.subscribe(n.names.Admin("hello"), "", n.onHello); err != nil {
 		return err
 	}
-	n.background.Go(func() { n.watchStore(running) })
-	n.checkSpace()
-	for _, p := range n.partitions {
-		n.background.Go(func() { p.run(running) })
+	n.hellos.Go(n.sayHello)
+	return nil
+}
+
+// listenRaft takes the replication port, whose address the hellos tell.
+func (n *Node) listenRaft() (err error) {
+	if !n.opts.clustered() {
+		return nil
 	}
-	return n.serve(ctx, running)
+	address := n.opts.Raft
+	if address == "" {
+		host, _, err := net.SplitHostPort(n.opts.ClusterListen)
+		if err != nil {
+			return fmt.Errorf("cluster address: %q is not host:port, such as 127.0.0.1:6222", n.opts.ClusterListen)
+		}
+		address = net.JoinHostPort(host, "0")
+	}
+	if n.listener, err = net.Listen("tcp", address); err != nil {
+		return fmt.Errorf("listen for replication: %w", err)
+	}
+	n.raftAddr, err = advertised(n.opts.RaftAdvertise, n.listener.Addr())
+	return err
+}
+
+// advertised gives the address at which other nodes reach a listener: what
+// the operator says, or the address itself; for a listener on all interfaces,
+// the machine's name.
+func advertised(said string, addr net.Addr) (string, error) {
+	host, port, err := net.SplitHostPort(addr.String())
+	if said != "" || err != nil {
+		return said, err
+	}
+	if ip := net.ParseIP(host); ip != nil && ip.IsUnspecified() {
+		if host, err = os.Hostname(); err != nil {
+			return "", fmt.Errorf("replication listens on all interfaces: say how others reach it: %w", err)
+		}
+	}
+	return net.JoinHostPort(host, port), nil
 }
 
 func (n *Node) openLinks() (err error) {
@@ -127,59 +253,92 @@ func (n *Node) openLinks() (err error) {
 	return nil
 }
 
-// openPartitions opens all replicas, side by side: each rebuilds its tables.
-func (n *Node) openPartitions(count int) error {
-	n.partitions = make([]*partition, count)
-	var g errgroup.Group
-	for i := range n.partitions {
-		g.Go(func() (err error) {
-			n.partitions[i], err = openPartition(n, i)
-			return err
+// openReplicas opens the facts, and side by side all replicas that can be
+// opened from what the node has: each rebuilds its tables.
+func (n *Node) openReplicas() (err error) {
+	if n.listener != nil {
+		n.network, err = raftstore.NewNetwork(raftstore.NetworkOptions{
+			Node: n.opts.Name, Cluster: n.store.Identity().ID, Listener: n.listener, Resolve: n.resolve,
+			TLS: n.nats.clusterTLS, CatchUpRate: n.opts.CatchUpRate, Logger: n.log,
 		})
-	}
-	err := g.Wait()
-	if err != nil { // close those that did open
-		opened := n.partitions[:0]
-		for _, p := range n.partitions {
-			if p != nil {
-				opened = append(opened, p)
-			}
+		if err != nil {
+			return err
 		}
-		n.partitions = opened
+		n.listener = nil
 	}
-	return err
+	meta, err := openMeta(n)
+	if err != nil {
+		return err
+	}
+	slots := make([]*slot, n.store.Identity().Partitions)
+	for i := range slots {
+		slots[i] = newSlot(n, i)
+	}
+	n.mu.Lock()
+	n.meta, n.slots = meta, slots
+	n.mu.Unlock()
+	var g errgroup.Group
+	for _, s := range slots {
+		g.Go(s.openLocal)
+	}
+	return g.Wait()
 }
 
-// serve waits until every partition has a leader's session and subscribes to
-// what is the node's and not a partition's.
+// resolve gives the address at which a node said it is.
+func (n *Node) resolve(node string) (string, error) {
+	q, ok := n.peers.get(node)
+	if !ok || q.Raft == "" {
+		return "", fmt.Errorf("node %s was not heard of yet", node)
+	}
+	return q.Raft, nil
+}
+
+// groupOptions are those that all groups of the node have in common.
+func (n *Node) groupOptions(id uint32, log *wal.Log, fsm raftstore.FSM, logger *slog.Logger) raftstore.Options {
+	o := raftstore.Options{Node: n.opts.Name, Network: n.network, ID: id, Log: log, FSM: fsm, Logger: logger}
+	if n.network != nil {
+		o.HeartbeatTimeout, o.ElectionTimeout = n.opts.Heartbeat, n.opts.Heartbeat
+	}
+	return o
+}
+
+// slot gives the slot of a partition, nil if there is no such partition.
+func (n *Node) slot(partition int) *slot {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if partition < 0 || partition >= len(n.slots) {
+		return nil
+	}
+	return n.slots[partition]
+}
+
+// serve subscribes to what is the node's and not a partition's, and waits
+// until every partition is served.
 func (n *Node) serve(ctx, running context.Context) error {
-	for _, p := range n.partitions {
-		select {
-		case <-p.serving:
-		case <-n.stopped:
-			return n.Err()
-		case <-ctx.Done():
-			return fmt.Errorf("partition %d has no leader yet: %w", p.id, ctx.Err())
-		}
+	if _, err := n.reads.subscribe(n.names.Info(), leaderQueue, n.serveCluster); err != nil {
+		return err
 	}
-	for _, p := range n.partitions {
-		if _, err := n.reads.subscribe(n.names.ReplicaRead(p.id), "cantus", p.onRead(running, p.serveReplicaRead)); err != nil {
-			return err
-		}
-	}
-	if _, err := n.reads.subscribe(n.names.Info(), "cantus", n.serveCluster); err != nil {
+	if err := n.subscribeNode(running); err != nil {
 		return err
 	}
 	if err := startDiscovery(n); err != nil {
 		return err
 	}
 	n.metrics.watch(n)
-	if n.opts.HTTP != "" {
-		if err := startHTTP(n, n.opts.HTTP); err != nil {
-			return err
+	tick := time.NewTicker(2 * time.Millisecond)
+	defer tick.Stop()
+	for why := n.unready(); why != ""; why = n.unready() {
+		select {
+		case <-tick.C:
+		case <-n.stopped:
+			return n.Err()
+		case <-ctx.Done():
+			return fmt.Errorf("%s: %w", why, ctx.Err())
 		}
 	}
-	n.readyOnce.Store(true)
+	n.mu.Lock()
+	n.served = true
+	n.mu.Unlock()
 	return n.reads.flush(ctx)
 }
 
@@ -226,17 +385,32 @@ func (n *Node) fail(err error) {
 	}
 }
 
-// Ready tells whether every replica of this node follows a leader, or leads.
-func (n *Node) Ready() bool {
-	if !n.readyOnce.Load() || n.Err() != nil {
-		return false
+// Ready tells whether every replica of this node serves, or follows one that
+// does.
+func (n *Node) Ready() bool { return n.unready() == "" }
+
+// unready says what keeps the node from being ready, "" if nothing does.
+func (n *Node) unready() string {
+	if err := n.Err(); err != nil {
+		return err.Error()
 	}
-	for _, p := range n.partitions {
-		if p.group.Status().Leader == "" {
-			return false
+	n.mu.Lock()
+	meta, slots := n.meta, n.slots
+	n.mu.Unlock()
+	switch {
+	case n.leaving.Load():
+		return "stopping"
+	case meta == nil:
+		return "waiting for the other nodes"
+	case meta.group.Status().Leader == "":
+		return "the cluster's facts have no leader"
+	}
+	for _, s := range slots {
+		if why := s.unready(); why != "" {
+			return why
 		}
 	}
-	return true
+	return ""
 }
 
 // Done is closed when the node has stopped serving: by Close, or by itself
@@ -270,11 +444,19 @@ func (n *Node) ClientURL() string {
 func (n *Node) HTTPAddr() string { return n.httpAddr }
 
 // Partitions is the number of partitions.
-func (n *Node) Partitions() int { return len(n.partitions) }
+func (n *Node) Partitions() int { return len(n.slots) }
+
+// Name is the node's name in its cluster.
+func (n *Node) Name() string { return n.opts.Name }
+
+// RaftAddr is the host:port at which other nodes reach this one for
+// replication, "" if it is alone.
+func (n *Node) RaftAddr() string { return n.raftAddr }
 
 // Close stops the node: no more requests are taken in, those that were are
-// answered, the state is marked so that the next start replays little, and the
-// stores are closed. It is idempotent and returns when all is done.
+// answered, what it leads is handed over to other nodes, the state is marked
+// so that the next start replays little, and the stores are closed. It is
+// idempotent and returns when all is done.
 func (n *Node) Close() error {
 	n.closing.Do(func() { n.closeErr = n.close() })
 	return n.closeErr
@@ -282,8 +464,9 @@ func (n *Node) Close() error {
 
 // close is the one place that says in which order things stop.
 func (n *Node) close() (err error) {
-	n.readyOnce.Store(false)
-	n.cancel() // sessions: unsubscribe, settle, answer
+	n.leaving.Store(true)
+	close(n.quit)
+	n.cancel() // sessions: unsubscribe, settle, answer, hand over
 	if n.http != nil {
 		err = errors.Join(err, n.http.Close())
 	}
@@ -292,16 +475,19 @@ func (n *Node) close() (err error) {
 	n.deaf = true
 	n.intake.Unlock()
 	n.readers.Wait()
+	if n.meta != nil {
+		n.meta.handOver()
+	}
+	err = errors.Join(err, n.closeGroups())
+	close(n.helloStop)
+	n.hellos.Wait()
 	for _, s := range []*sender{n.sender, n.readSender} {
 		if s != nil {
 			s.close()
 		}
 	}
-	for _, p := range n.partitions {
-		if n.Err() == nil {
-			err = errors.Join(err, p.group.Mark())
-		}
-		err = errors.Join(err, p.group.Close())
+	if n.control != nil {
+		n.control.Close()
 	}
 	for _, l := range []*link{n.appends, n.reads, n.feeds} {
 		if l != nil {
@@ -313,11 +499,52 @@ func (n *Node) close() (err error) {
 		n.nats.Shutdown()
 		n.nats.WaitForShutdown()
 	}
+	if n.listener != nil {
+		err = errors.Join(err, n.listener.Close())
+	}
+	if n.network != nil {
+		err = errors.Join(err, n.network.Close())
+	}
 	if n.store != nil {
 		err = errors.Join(err, n.store.Close())
 	}
 	n.stopOnce.Do(func() { close(n.stopped) })
 	return err
+}
+
+// closeGroups marks and closes the replicas.
+func (n *Node) closeGroups() error {
+	var groups []*raftstore.Group
+	for _, s := range n.slots {
+		if p := s.current(); p != nil {
+			groups = append(groups, p.group)
+		}
+	}
+	if n.meta != nil {
+		groups = append(groups, n.meta.group)
+	}
+	errs := make([]error, len(groups))
+	var closing sync.WaitGroup
+	for i, g := range groups {
+		closing.Go(func() {
+			if n.Err() == nil {
+				errs[i] = g.Mark()
+			}
+			errs[i] = errors.Join(errs[i], g.Close())
+		})
+	}
+	closing.Wait()
+	return errors.Join(errs...)
+}
+
+// begin runs fn on a goroutine that Close waits for, unless the node is
+// closing.
+func (n *Node) begin(fn func()) {
+	n.intake.RLock()
+	defer n.intake.RUnlock()
+	if !n.deaf {
+		n.readers.Go(fn)
+	}
 }
 
 // lastWords waits until the NATS server has passed on what was sent.

@@ -1,8 +1,11 @@
 package broker
 
 import (
+	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/cantuslog/cantus/subjects"
@@ -24,7 +27,8 @@ type Options struct {
 	Prefix string
 
 	// Listen is the host:port for NATS clients; port 0 takes a free one.
-	// Empty opens no port: clients then come through [Node.Conn] only.
+	// Empty opens no port, but for one on loopback in a cluster: clients then
+	// come through [Node.Conn].
 	Listen string
 	// HTTP is the host:port for health and metrics; port 0 takes a free one.
 	// Empty opens none.
@@ -38,6 +42,33 @@ type Options struct {
 	// Credentials is a NATS credentials file for the node's own connections,
 	// needed where NATSConfig has operators and accounts as JWTs.
 	Credentials string
+
+	// ClusterListen is the host:port of the NATS route port, through which the
+	// nodes of a cluster find each other, and Routes are those of other nodes:
+	// one is enough, NATS gossips the rest. Both empty: a node alone.
+	ClusterListen string
+	Routes        []string
+	// Raft is the host:port for replication; port 0 takes a free one.
+	// Default: the host of ClusterListen and a free port. RaftAdvertise is
+	// what the other nodes dial, where it differs from Raft.
+	Raft, RaftAdvertise string
+	// Bootstrap names the founding nodes, this one among them; the same is
+	// given to each. It is looked at only while the data directory is new.
+	// Empty, in a cluster: the node waits to be added by an operator.
+	Bootstrap []string
+	// Replicas is how many voters a partition has, 1, 3 or 5; fixed when the
+	// cluster is founded, and fewer while there are fewer nodes. Default 3.
+	Replicas int
+	// Standby has a node that is added follow every partition without a vote.
+	Standby bool
+	// Heartbeat is how long a follower hears nothing of its leader before it
+	// stands for election; the time after which an election is held again is
+	// the same. Less means shorter pauses when a leader dies, and more needless
+	// changes on slow networks. Default 500 ms.
+	Heartbeat time.Duration
+	// CatchUpRate bounds, in bytes a second, what the node sends to replicas
+	// that are far behind. Default 64 MiB.
+	CatchUpRate int64
 
 	// Locks is how many recorded locks a partition's table knows exactly.
 	// About 100 bytes of memory each. Default 1,000,000.
@@ -66,7 +97,11 @@ type Options struct {
 	// are not looked at.
 	store     wal.Options
 	freeSpace func(dir string) (int64, error)
+	protocol  int
 }
+
+// clustered tells whether the node is one of several, or may come to be.
+func (o Options) clustered() bool { return o.ClusterListen != "" || len(o.Routes) > 0 }
 
 const defaultPartitions = 4
 
@@ -82,6 +117,10 @@ func (o Options) withDefaults() (Options, error) {
 	set(&o.TailBytes, 64<<20)
 	set(&o.Reserve, 256<<20)
 	set(&o.Version, "0.0.0-devel")
+	set(&o.Replicas, 3)
+	set(&o.Heartbeat, 500*time.Millisecond)
+	set(&o.CatchUpRate, 64<<20)
+	set(&o.protocol, protocolVersion)
 	if o.freeSpace == nil {
 		o.freeSpace = wal.FreeSpace
 	}
@@ -96,6 +135,9 @@ func (o Options) withDefaults() (Options, error) {
 	if err := subjects.CheckPrefix(o.Prefix); err != nil {
 		return o, fmt.Errorf("%w: %w", ErrOptions, err)
 	}
+	if err := o.checkCluster(); err != nil {
+		return o, fmt.Errorf("%w: %w", ErrOptions, err)
+	}
 	for _, r := range []struct {
 		what        string
 		value       int64
@@ -108,12 +150,51 @@ func (o Options) withDefaults() (Options, error) {
 		{"queue bytes", int64(o.QueueBytes), 1 << 16, 1 << 34},
 		{"tail bytes", int64(o.TailBytes), 1 << 16, 1 << 36},
 		{"reserve bytes", o.Reserve, 0, 1 << 50},
+		{"heartbeat in milliseconds", int64(o.Heartbeat / time.Millisecond), 20, 60_000},
+		{"catch-up rate in bytes a second", o.CatchUpRate, 1 << 10, 1 << 40},
 	} {
 		if r.value < r.least || r.value > r.most {
 			return o, fmt.Errorf("%w: %s is %d: %d to %d is allowed", ErrOptions, r.what, r.value, r.least, r.most)
 		}
 	}
 	return o, nil
+}
+
+// checkCluster checks what makes the node one of several.
+func (o Options) checkCluster() error {
+	if o.Replicas != 1 && o.Replicas != 3 && o.Replicas != 5 {
+		return fmt.Errorf("replicas is %d: 1, 3 or 5 are allowed", o.Replicas)
+	}
+	if !o.clustered() {
+		if len(o.Bootstrap) > 1 || len(o.Bootstrap) == 1 && o.Bootstrap[0] != o.Name {
+			return fmt.Errorf("bootstrap names %s, and there is no address to find the others at: give a cluster address and routes", strings.Join(o.Bootstrap, ","))
+		}
+		if o.Standby {
+			return errors.New("a standby follows other nodes: give a cluster address and routes")
+		}
+		return nil
+	}
+	if o.ClusterListen == "" {
+		return errors.New("routes need a cluster address of the node's own, such as 127.0.0.1:6222")
+	}
+	if len(o.Bootstrap) == 0 {
+		return nil
+	}
+	if o.Standby {
+		return errors.New("a standby does not found a cluster: start it without bootstrap")
+	}
+	for i, name := range o.Bootstrap {
+		if err := subjects.CheckKind(name); err != nil {
+			return fmt.Errorf("bootstrap: %w", err)
+		}
+		if slices.Contains(o.Bootstrap[:i], name) {
+			return fmt.Errorf("bootstrap names %q twice", name)
+		}
+	}
+	if !slices.Contains(o.Bootstrap, o.Name) {
+		return fmt.Errorf("bootstrap names %s, and not this node, %q", strings.Join(o.Bootstrap, ","), o.Name)
+	}
+	return nil
 }
 
 // set gives a zero option its default.

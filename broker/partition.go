@@ -7,6 +7,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/cantuslog/cantus/raftstore"
@@ -27,29 +28,75 @@ type partition struct {
 	cursors *queue
 	metrics partitionMetrics
 
-	serving chan struct{} // closed when the first session has begun
-	once    sync.Once
+	serving atomic.Bool // a session of this node's is under way
+	level   atomic.Bool // it has had all that its leader had, once
+
+	digests digests
+	end     atomic.Pointer[context.CancelCauseFunc] // of the present session
+	fenced  atomic.Pointer[string]                  // why it must not serve: its log differs from the others'
 
 	// stamped is the newest time given to a transaction; replica.mu guards it.
 	stamped int64
 }
 
 // openPartition brings the partition's state back and starts its replica.
-func openPartition(n *Node, id int) (*partition, error) {
+// Voters found its group, if this node does.
+func openPartition(n *Node, id int, voters []string) (*partition, error) {
 	p := &partition{
 		id: id, node: n, log: n.log.With("partition", id),
 		store: n.store.Log(uint32(id)), queue: newQueue(n.opts.QueueBytes), cursors: newQueue(n.opts.QueueBytes),
-		metrics: n.metrics.partition(id, n.stats), serving: make(chan struct{}),
+		metrics: n.metrics.partition(id, n.stats),
 	}
-	p.replica = newReplica(p.store, n.opts, n.fail)
-	group, err := raftstore.Open(raftstore.Options{
-		Node: n.opts.Name, Voters: []string{n.opts.Name}, Log: p.store, FSM: p.replica, Logger: p.log,
-	})
+	p.replica = newReplica(p.store, n.opts, n.fail, p.digests.add)
+	if why := p.store.Meta(metaFenced); why != nil {
+		text := string(why)
+		p.fenced.Store(&text)
+	}
+	opts := n.groupOptions(uint32(id), p.store, p.replica, p.log)
+	opts.Voters = voters
+	group, err := raftstore.Open(opts)
 	if err != nil {
 		return nil, fmt.Errorf("partition %d: %w", id, err)
 	}
 	p.group = group
 	return p, nil
+}
+
+// report is what the node says of its replica.
+func (p *partition) report() groupReport {
+	r := statusReport(p.group.Status())
+	at := p.replica.position()
+	r.Partition, r.Txid, r.First, r.Digests = p.id, at.mark, at.first, p.digests.newest()
+	if why := p.fenced.Load(); why != nil {
+		r.Fenced = *why
+	}
+	if r.leads() || r.Applied >= r.Commit && r.Commit > 0 && p.followsLevel(r) {
+		p.level.Store(true)
+	}
+	return r
+}
+
+// followsLevel tells whether the replica has what its leader last said that it
+// had committed.
+func (p *partition) followsLevel(r groupReport) bool {
+	_, leader, ok := p.node.peers.leader(p.id, time.Now())
+	return ok && r.Applied+promoteLag >= leader.Commit
+}
+
+// unready says what keeps the replica from being ready, "" if nothing does.
+func (p *partition) unready() string {
+	status := p.group.Status()
+	switch {
+	case p.fenced.Load() != nil:
+		return fmt.Sprintf("partition %d is fenced: %s", p.id, *p.fenced.Load())
+	case status.Leader == "":
+		return fmt.Sprintf("partition %d follows no leader", p.id)
+	case status.State == "leader" && !p.serving.Load():
+		return fmt.Sprintf("partition %d is not served yet", p.id)
+	case status.State != "leader" && !p.level.Load():
+		return fmt.Sprintf("partition %d is catching up", p.id)
+	}
+	return ""
 }
 
 // leadPause keeps a partition whose sessions can't begin from trying it as
@@ -58,6 +105,9 @@ const leadPause = 20 * time.Millisecond
 
 // run serves the partition whenever this node leads it, until ctx ends.
 func (p *partition) run(ctx context.Context) {
+	var background sync.WaitGroup
+	background.Go(func() { p.retain(ctx.Done()) })
+	defer background.Wait()
 	for {
 		select {
 		case <-ctx.Done():
@@ -81,6 +131,10 @@ func (p *partition) run(ctx context.Context) {
 func (p *partition) lead(ctx context.Context) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
+	if why := p.fenced.Load(); why != nil {
+		p.handOver()
+		return fmt.Errorf("%w: %s", errFenced, *why)
+	}
 	if err := p.group.Barrier(ctx); err != nil {
 		return fmt.Errorf("barrier: %w", err)
 	}
@@ -102,26 +156,23 @@ func (p *partition) lead(ctx context.Context) error {
 	background.Go(func() { s.settle() })
 	background.Go(func() { s.sequence(ctx) })
 	background.Go(func() { p.writeCursors(ctx) })
+	background.Go(func() { p.reconcile(ctx) })
+	p.end.Store(&cancel)
 	subscribed, err := p.subscribe(ctx)
 	if err == nil {
 		status := p.group.Status()
 		p.log.Info("leading", "term", status.Term, "high_water_mark", p.replica.position().mark)
 		p.node.advise("leader", map[string]any{"partition": p.id, "leader": p.node.opts.Name, "term": status.Term})
-		p.once.Do(func() { close(p.serving) })
+		p.serving.Store(true)
 		<-ctx.Done()
 	}
 	cancel(err)
-	p.unsubscribe(subscribed)
+	p.serving.Store(false)
+	p.node.unsubscribeAll(subscribed)
 	p.turnAway(p.queue.accepting(false))
 	p.turnAway(p.cursors.accepting(false))
 	background.Wait()
 	return context.Cause(ctx)
-}
-
-// subscription ids, by the link that they are on.
-type subscribed struct {
-	link *link
-	id   int
 }
 
 func (p *partition) subscribe(ctx context.Context) ([]subscribed, error) {
@@ -138,8 +189,12 @@ func (p *partition) subscribe(ctx context.Context) ([]subscribed, error) {
 		{p.node.reads, names.Get(p.id), p.onRead(ctx, p.serveGet)},
 		{p.node.reads, names.PartitionInfo(p.id), p.onRead(ctx, p.serveInfo)},
 		{p.node.reads, names.Cursor(p.id, "*"), p.onCursor},
+		{p.node.reads, names.Admin("trim", label(p.id)), p.onRead(ctx, p.serveTrim)},
 	} {
-		id, err := s.link.subscribe(s.subject, "", s.handle)
+		// A queue group: while an old leader does not know of the new one, a
+		// request must reach one of the two, or "nothing was done" could be
+		// said of what the other one did.
+		id, err := s.link.subscribe(s.subject, leaderQueue, s.handle)
 		if err != nil {
 			return all, err
 		}
@@ -153,21 +208,8 @@ func (p *partition) subscribe(ctx context.Context) ([]subscribed, error) {
 	return all, nil
 }
 
-// unsubscribe ends subscriptions. What was sent to them by then still comes
-// into the queues, so that it is turned away and not lost.
-func (p *partition) unsubscribe(all []subscribed) {
-	ctx, cancel := context.WithTimeout(context.Background(), unsubscribeTime)
-	defer cancel()
-	ids := map[*link][]int{}
-	for _, s := range all {
-		ids[s.link] = append(ids[s.link], s.id)
-	}
-	for l, ids := range ids {
-		if err := l.unsubscribe(ctx, ids...); err != nil {
-			p.log.Debug("unsubscribe", "err", err)
-		}
-	}
-}
+// leaderQueue is the queue group of those who answer as leaders.
+const leaderQueue = "cantus"
 
 // unsubscribeTime bounds the wait for the NATS server to let go of
 // subscriptions.

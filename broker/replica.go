@@ -34,6 +34,13 @@ type replica struct {
 	cursors map[string]cursor
 	dirty   map[string]bool // cursors that no stored mark may hold yet
 	changed chan struct{}   // closed when the high-water mark rises, then replaced
+	points  []point         // where the log can be cut, rising
+	bytes   uint64          // of all batches of transactions, the trimmed ones too
+	base    wal.Base        // the chain before the oldest transaction kept
+	cut     uint64          // index through which the log is to be trimmed
+
+	trimmed chan struct{}  // capacity 1: cut has moved
+	proved  func(wal.Base) // told the digest after each batch
 
 	tx   wal.Transaction     // scratch of Apply
 	cert lockmgr.Transaction // scratch of Apply
@@ -57,9 +64,9 @@ type cursorResult struct {
 	done bool // false: it stood elsewhere than expected
 }
 
-func newReplica(log *wal.Log, o Options, damage func(error)) *replica {
+func newReplica(log *wal.Log, o Options, damage func(error), proved func(wal.Base)) *replica {
 	return &replica{
-		log: log, damage: damage, window: o.MsgIDWindow, capacity: o.Locks, first: 1,
+		log: log, damage: damage, proved: proved, trimmed: make(chan struct{}, 1), window: o.MsgIDWindow, capacity: o.Locks, first: 1,
 		table:   lockmgr.New(lockmgr.Options{Locks: o.Locks, IDs: o.MsgIDs, IDWindow: o.MsgIDWindow}),
 		cursors: map[string]cursor{}, dirty: map[string]bool{}, changed: make(chan struct{}),
 	}
@@ -93,6 +100,8 @@ func (r *replica) apply(e raftstore.Committed) (applied, error) {
 		return r.applyTransactions(e, b)
 	case wal.CursorWrites:
 		return r.applyCursors(e, b)
+	case wal.Trims:
+		return r.applyTrims(e, b)
 	}
 	return applied{}, fmt.Errorf("%w: batches of kind %d are not known to this version", wal.ErrFormat, b.Kind)
 }
@@ -116,6 +125,8 @@ func (r *replica) applyTransactions(e raftstore.Committed, b wal.Batch) (applied
 		r.time = r.tx.Time
 	}
 	r.digest, r.index = digest, e.Index
+	r.addPoint(e, b)
+	r.proved(wal.Base{Txid: b.Last(), Digest: digest})
 	return applied{}, records.Err()
 }
 
@@ -165,20 +176,21 @@ type markState struct {
 	Time   int64  `json:"time"`
 	First  uint64 `json:"first"`
 	Digest []byte `json:"digest"`
+	Bytes  uint64 `json:"bytes"`
+	Cut    uint64 `json:"cut,omitempty"`
 }
 
 const (
 	metaCursor = "cursor/"
-	// metaMark and metaBase are known to `verify`.
-	metaMark = "digest.mark"
-	metaBase = "digest.base"
+	metaMark   = wal.MetaDigestMark
+	metaBase   = wal.MetaDigestBase
 )
 
 // Mark describes the state for a marker.
 func (r *replica) Mark() raftstore.Mark {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	s := markState{Index: r.index, Txid: r.table.Committed(), Time: r.time, First: r.first, Digest: r.digest[:]}
+	s := markState{Index: r.index, Txid: r.table.Committed(), Time: r.time, First: r.first, Digest: r.digest[:], Bytes: r.bytes, Cut: r.cut}
 	state, err := json.Marshal(s)
 	if err != nil {
 		panic("broker: encode mark: " + err.Error())
@@ -195,7 +207,7 @@ func (r *replica) Mark() raftstore.Mark {
 		}
 		metas = append(metas, m)
 	}
-	return raftstore.Mark{State: state, Metas: metas}
+	return raftstore.Mark{State: state, Metas: append(metas, r.markPoints()...)}
 }
 
 // Restore sets the state to a marker's and rebuilds the tables from the log's
@@ -208,6 +220,15 @@ func (r *replica) Restore(state []byte) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.index, r.time, r.first, r.digest = s.Index, s.Time, s.First, wal.Digest(s.Digest)
+	r.bytes, r.cut = s.Bytes, s.Cut
+	var err error
+	if r.base, err = wal.DecodeBase(r.log.Meta(metaBase)); err != nil {
+		return err
+	}
+	if err := r.restorePoints(); err != nil {
+		return err
+	}
+	r.proved(wal.Base{Txid: s.Txid, Digest: r.digest})
 	for name, v := range r.log.Metas(metaCursor) {
 		if len(v) != 16 {
 			return fmt.Errorf("%w: cursor %s holds %d bytes", wal.ErrDamaged, name, len(v))

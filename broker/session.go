@@ -3,6 +3,7 @@ package broker
 import (
 	"context"
 	"errors"
+	"sync"
 	"time"
 
 	"github.com/cantuslog/cantus/lockmgr"
@@ -45,6 +46,7 @@ type flight struct {
 	passed   []*request
 	rest     []grounded
 	began    time.Time
+	land     func() // gives the node's place for a flight back
 	singles  int // messages that carried one transaction
 	batches  int // and many
 }
@@ -74,11 +76,28 @@ func (s *session) sequence(ctx context.Context) {
 			return
 		}
 		f := s.fly(s.p.queue.take(batchCount, batchBytes))
+		f.land = s.p.node.place()
 		select {
 		case s.flights <- f: // also the bound on the partition's own flights
 		case <-ctx.Done():
 			s.flights <- f // the settler goes on until all are settled
 		}
+	}
+}
+
+// slowFlight is how long a batch counts as one of the node's in flight. One
+// that takes longer waits for the partition's followers, and must not hold up
+// other partitions.
+const slowFlight = 50 * time.Millisecond
+
+// place gives what returns the place in flight that was acquired; after a time
+// it returns by itself.
+func (n *Node) place() (land func()) {
+	release := sync.OnceFunc(func() { n.flying.Release(1) })
+	timer := time.AfterFunc(slowFlight, release)
+	return func() {
+		timer.Stop()
+		release()
 	}
 }
 
@@ -215,7 +234,7 @@ func (s *session) refusal(r *request, v lockmgr.Verdict) outcome {
 func (s *session) settle() {
 	for f := range s.flights {
 		err := s.await(f)
-		s.p.node.flying.Release(1)
+		f.land()
 		if err != nil && s.broken == nil {
 			s.broken = err
 			s.end(err)

@@ -69,6 +69,12 @@ func (n Names) Feed(partition int, kind string) string {
 // wildcard, for subscribing.
 func (n Names) Advisory(kind string) string { return n.prefix() + ".advisory." + kind }
 
+// Admin is where operations are asked for, and where nodes talk among
+// themselves: the parts are joined by dots behind "admin".
+func (n Names) Admin(parts ...string) string {
+	return n.prefix() + ".admin." + strings.Join(parts, ".")
+}
+
 // CheckPrefix tells whether a prefix can begin every subject: one to four
 // plain NATS tokens, none of them starting with "$" (those are the server's).
 // The error is a plain one: prefixes come from operators, not over the wire.

@@ -156,10 +156,23 @@ func commandNames(app *kong.Node) []string {
 }
 
 // commandFlags lists a command's flags, --help among them.
+// Those of a command with commands of its own are theirs, each once.
 func commandFlags(cmd *kong.Node) []*kong.Flag {
 	var flags []*kong.Flag
 	for _, group := range cmd.AllFlags(true) {
 		flags = append(flags, group...)
+	}
+	seen := map[string]bool{}
+	for _, f := range flags {
+		seen[f.Name] = true
+	}
+	for _, child := range cmd.Children {
+		for _, f := range commandFlags(child) {
+			if !seen[f.Name] {
+				seen[f.Name] = true
+				flags = append(flags, f)
+			}
+		}
 	}
 	return flags
 }
@@ -182,6 +195,9 @@ func takesPath(v *kong.Value) bool {
 
 // argumentWords gives what a command's first argument may be, "" for anything.
 func argumentWords(cmd *kong.Node) string {
+	if len(cmd.Children) > 0 {
+		return strings.Join(commandNames(cmd), " ")
+	}
 	if len(cmd.Positional) == 0 || cmd.Positional[0].Enum == "" {
 		return ""
 	}

@@ -24,6 +24,8 @@ type grammar struct {
 	Read       readCmd       `cmd:"" help:"Read transactions in order, and follow new ones."`
 	Get        getCmd        `cmd:"" help:"Show one transaction, by its id or a lock."`
 	Status     statusCmd     `cmd:"" help:"Show the cluster and its partitions."`
+	Cluster    clusterCmd    `cmd:"" help:"Operate a cluster: nodes, replicas, leaders."`
+	Trim       trimCmd       `cmd:"" help:"Give up a partition's oldest transactions."`
 	Verify     verifyCmd     `cmd:"" help:"Check a data directory that no node has open."`
 	Bench      benchCmd      `cmd:"" help:"Measure a node, and JetStream beside it."`
 	Completion completionCmd `cmd:"" help:"Print a shell completion script."`
@@ -92,6 +94,7 @@ func newParser(p *program, exit func(int)) (*kong.Kong, error) {
 		kong.ConfigureHelp(kong.HelpOptions{Compact: true, NoExpandSubcommands: true, WrapUpperBound: 100}),
 		kong.ExplicitGroups([]kong.Group{
 			{Key: "connection", Title: "Connection:"},
+			{Key: "cluster", Title: "Cluster:"},
 			{Key: "limits", Title: "Limits:"},
 			{Key: "log", Title: "Log:"},
 		}),

@@ -28,6 +28,16 @@ type serveCmd struct {
 	Account     string       `placeholder:"NAME" env:"CANTUS_ACCOUNT" help:"NATS account that the subjects live in, where --nats-config has accounts. [default the global account]"`
 	Credentials string       `placeholder:"FILE" env:"CANTUS_CREDENTIALS" type:"existingfile" help:"NATS credentials for the node's own connections, where --nats-config has operators."`
 
+	ClusterListen listenAddr   `group:"cluster" name:"cluster" placeholder:"HOST:PORT" env:"CANTUS_CLUSTER" help:"NATS route port, where the other nodes of a cluster come to."`
+	Routes        addresses    `group:"cluster" placeholder:"HOST:PORT,…" env:"CANTUS_ROUTES" help:"Route ports of other nodes, separated by commas; one is enough, NATS gossips the rest."`
+	Raft          listenAddr   `group:"cluster" placeholder:"HOST:PORT" env:"CANTUS_RAFT" help:"Replication port; the other nodes learn it over NATS. [default the host of --cluster and a free port]"`
+	RaftAdvertise addresses    `group:"cluster" placeholder:"HOST:PORT" env:"CANTUS_RAFT_ADVERTISE" help:"What the other nodes dial, where it differs from --raft."`
+	Bootstrap     nodeNames    `group:"cluster" placeholder:"NAME,…" env:"CANTUS_BOOTSTRAP" help:"The founding nodes, given alike to each of them; looked at only while the data directory is new. Without it a new node waits to be added."`
+	Replicas      replicaCount `group:"cluster" placeholder:"N" default:"3" env:"CANTUS_REPLICAS" help:"Replicas of a partition, 1, 3 or 5, or as many as there are nodes; fixed when the cluster is founded."`
+	Standby       bool         `group:"cluster" env:"CANTUS_STANDBY" help:"Once added, follow every partition without a vote."`
+	Heartbeat     duration     `group:"cluster" placeholder:"TIME" default:"500ms" env:"CANTUS_HEARTBEAT" help:"How long a follower hears nothing of its leader before it stands for election."`
+	CatchUpRate   byteSize     `group:"cluster" placeholder:"SIZE" default:"64MiB" env:"CANTUS_CATCH_UP_RATE" help:"Bytes a second that are sent, at most, to replicas that are far behind."`
+
 	Locks       count    `group:"limits" placeholder:"N" default:"1000000" env:"CANTUS_LOCKS" help:"Recorded locks that a partition knows exactly; about 100 bytes of memory each."`
 	MsgIDs      count    `group:"limits" name:"msg-ids" placeholder:"N" default:"1000000" env:"CANTUS_MSG_IDS" help:"Message ids that a partition remembers at most; about 100 bytes of memory each."`
 	MsgIDWindow duration `group:"limits" name:"msg-id-window" placeholder:"TIME" default:"2m" env:"CANTUS_MSG_ID_WINDOW" help:"How long a message id is remembered."`
@@ -50,6 +60,8 @@ Examples:
 
   cantus serve
   cantus serve --data /var/lib/cantus --listen :4222 --partitions 16
+  cantus serve --name n1 --cluster 10.0.0.1:6222 --raft 10.0.0.1:7222 --routes 10.0.0.2:6222,10.0.0.3:6222 \
+    --listen 10.0.0.1:4222 --bootstrap n1,n2,n3
   CANTUS_LOG_FORMAT=json cantus serve --config cantus.yaml`
 }
 
@@ -104,22 +116,31 @@ func (c *serveCmd) Run(ctx context.Context, p *program) error {
 // options gives the node's options without its logger.
 func (c *serveCmd) options() broker.Options {
 	return broker.Options{
-		Name:        string(c.Name),
-		Cluster:     string(c.ClusterName),
-		Partitions:  int(c.Partitions),
-		Prefix:      string(c.Prefix),
-		Listen:      string(c.Listen),
-		HTTP:        string(c.HTTP),
-		NATSConfig:  c.NATSConfig,
-		Account:     c.Account,
-		Credentials: c.Credentials,
-		Locks:       int(c.Locks),
-		MsgIDs:      int(c.MsgIDs),
-		MsgIDWindow: time.Duration(c.MsgIDWindow),
-		QueueBytes:  int(c.QueueSize),
-		TailBytes:   int(c.TailSize),
-		Reserve:     int64(c.Reserve),
-		Version:     buildVersion(),
+		Name:          string(c.Name),
+		Cluster:       string(c.ClusterName),
+		Partitions:    int(c.Partitions),
+		Prefix:        string(c.Prefix),
+		Listen:        string(c.Listen),
+		HTTP:          string(c.HTTP),
+		NATSConfig:    c.NATSConfig,
+		Account:       c.Account,
+		Credentials:   c.Credentials,
+		ClusterListen: string(c.ClusterListen),
+		Routes:        c.Routes,
+		Raft:          string(c.Raft),
+		RaftAdvertise: strings.Join(c.RaftAdvertise, ""),
+		Bootstrap:     c.Bootstrap,
+		Replicas:      int(c.Replicas),
+		Standby:       c.Standby,
+		Heartbeat:     time.Duration(c.Heartbeat),
+		CatchUpRate:   int64(c.CatchUpRate),
+		Locks:         int(c.Locks),
+		MsgIDs:        int(c.MsgIDs),
+		MsgIDWindow:   time.Duration(c.MsgIDWindow),
+		QueueBytes:    int(c.QueueSize),
+		TailBytes:     int(c.TailSize),
+		Reserve:       int64(c.Reserve),
+		Version:       buildVersion(),
 	}
 }
 

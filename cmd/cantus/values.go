@@ -131,6 +131,51 @@ func (t *token) UnmarshalText(text []byte) error {
 	return nil
 }
 
+// nodeNames is a list of names, separated by commas.
+type nodeNames []string
+
+func (l *nodeNames) UnmarshalText(text []byte) error {
+	var all nodeNames
+	for word := range strings.SplitSeq(string(text), ",") {
+		var t token
+		if err := t.UnmarshalText([]byte(strings.TrimSpace(word))); err != nil {
+			return err
+		}
+		all = append(all, string(t))
+	}
+	*l = all
+	return nil
+}
+
+// addresses is a list of host:port, separated by commas.
+type addresses []string
+
+func (l *addresses) UnmarshalText(text []byte) error {
+	var all addresses
+	for word := range strings.SplitSeq(string(text), ",") {
+		word = strings.TrimSpace(word)
+		host, port, err := net.SplitHostPort(word)
+		if n, perr := strconv.Atoi(port); err != nil || host == "" || perr != nil || n < 1 || n > 65535 {
+			return fmt.Errorf("%q is not HOST:PORT, such as 10.0.0.2:6222", word)
+		}
+		all = append(all, word)
+	}
+	*l = all
+	return nil
+}
+
+// replicaCount is how many replicas a partition has.
+type replicaCount int
+
+func (c *replicaCount) UnmarshalText(text []byte) error {
+	switch string(text) {
+	case "1", "3", "5":
+		*c = replicaCount(text[0] - '0')
+		return nil
+	}
+	return fmt.Errorf("%q is not a number of replicas: 1, 3 or 5", text)
+}
+
 // prefix begins every subject.
 type prefix string
 

@@ -1,0 +1,455 @@
+package broker
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/nats-io/nats.go"
+
+	"github.com/cantuslog/cantus/broker/cluster"
+	"github.com/cantuslog/cantus/raftstore"
+	"github.com/cantuslog/cantus/subjects"
+	"github.com/cantuslog/cantus/wal"
+)
+
+// ask asks another node, or the leader of the facts, and takes its answer.
+func (n *Node) ask(ctx context.Context, subject string, body, answer any) error {
+	n.mu.Lock()
+	nc := n.control
+	n.mu.Unlock()
+	m, err := nc.RequestMsgWithContext(ctx, &nats.Msg{Subject: subject, Data: mustJSON(body)})
+	if err != nil {
+		return err
+	}
+	return json.Unmarshal(m.Data, answer)
+}
+
+// operation serves one request of an operator, or of a node.
+type operation func(context.Context, *message) (any, error)
+
+// onOperation makes a handler that serves each message on a goroutine of its
+// own.
+func (n *Node) onOperation(ctx context.Context, serve operation) func(*message) {
+	return func(m *message) {
+		n.intake.RLock()
+		defer n.intake.RUnlock()
+		if m.reply == "" || n.deaf {
+			return
+		}
+		n.readers.Go(func() {
+			body, err := serve(ctx, m)
+			if err == nil {
+				n.answerRead(appendPub(nil, m.reply, mustJSON(body)))
+				return
+			}
+			e := operationError(err)
+			if e.Reason == subjects.Internal {
+				n.log.Error("operation failed", "subject", m.subject, "err", err)
+			}
+			n.answerRead(appendRefusal(nil, m.reply, e, subjects.AdminReply{Error: e}))
+		})
+	}
+}
+
+func operationError(err error) *subjects.Error {
+	switch {
+	case errors.Is(err, cluster.ErrCommand):
+		return subjects.Errorf(subjects.BadRequest, "%s", err)
+	case errors.Is(err, cluster.ErrStale):
+		return subjects.Errorf(subjects.Unavailable, "others change the cluster at the same time: try again")
+	}
+	return wireError(err)
+}
+
+// subscribeOperations subscribes to what the leader of the facts answers.
+func (n *Node) subscribeOperations(ctx context.Context) ([]subscribed, error) {
+	return n.subscribeAll(ctx, map[string]operation{
+		n.names.Admin("join"):                n.onJoin,
+		n.names.Admin("cluster", "add"):      n.onAdd,
+		n.names.Admin("cluster", "remove"):   n.onRemove,
+		n.names.Admin("cluster", "drain"):    n.nodeOperation("drained", cluster.Facts.Drain),
+		n.names.Admin("cluster", "undrain"):  n.nodeOperation("open to replicas again", cluster.Facts.Undrain),
+		n.names.Admin("cluster", "promote"):  n.nodeOperation("no standby any more", cluster.Facts.Promote),
+		n.names.Admin("cluster", "transfer"): n.onTransfer,
+		n.names.Admin("cluster", "move"):     n.onMove,
+		n.names.Admin("cluster", "balance"):  n.onBalance,
+	})
+}
+
+// subscribeNode subscribes to what any node, or this very one, answers.
+func (n *Node) subscribeNode(ctx context.Context) error {
+	_, err := n.subscribeAll(ctx, map[string]operation{
+		n.names.Admin("status"):                       n.onStatus,
+		n.names.Admin("node", n.opts.Name, "rebuild"): n.onRebuild,
+	})
+	return err
+}
+
+func (n *Node) subscribeAll(ctx context.Context, operations map[string]operation) (all []subscribed, err error) {
+	for subject, serve := range operations {
+		id, err := n.reads.subscribe(subject, leaderQueue, n.onOperation(ctx, serve))
+		if err != nil {
+			return all, err
+		}
+		all = append(all, subscribed{n.reads, id})
+	}
+	return all, nil
+}
+
+// operationBody reads an operation's body.
+func operationBody(m *message) (r subjects.AdminRequest, err error) { return r, strictJSON(m.payload, &r) }
+
+func needNode(r subjects.AdminRequest) error {
+	if r.Node == "" {
+		return subjects.Errorf(subjects.BadRequest, `body: node is missing: name the node, such as {"node":"n4"}`)
+	}
+	return nil
+}
+
+func needPartition(r subjects.AdminRequest) (int, error) {
+	if r.Partition == nil {
+		return 0, subjects.Errorf(subjects.BadRequest, `body: partition is missing, such as {"partition":0}`)
+	}
+	return *r.Partition, nil
+}
+
+// decide makes a change to the facts and says what was decided.
+func (n *Node) decide(ctx context.Context, compute func(cluster.Facts) (cluster.Command, error), done string, args ...any) (any, error) {
+	if err := n.meta.change(ctx, compute); err != nil {
+		return nil, err
+	}
+	return subjects.AdminReply{Done: fmt.Sprintf(done, args...)}, nil
+}
+
+func (n *Node) nodeOperation(became string, compute func(cluster.Facts, string) (cluster.Command, error)) operation {
+	return func(ctx context.Context, m *message) (any, error) {
+		r, err := operationBody(m)
+		if err = errors.Join(err, needNode(r)); err != nil {
+			return nil, err
+		}
+		return n.decide(ctx, func(f cluster.Facts) (cluster.Command, error) { return compute(f, r.Node) }, "node %s is %s", r.Node, became)
+	}
+}
+
+// onAdd makes a node that waits a member.
+func (n *Node) onAdd(ctx context.Context, m *message) (any, error) {
+	r, err := operationBody(m)
+	if err = errors.Join(err, needNode(r)); err != nil {
+		return nil, err
+	}
+	q, heard := n.peers.get(r.Node)
+	if !heard || !n.peers.alive(r.Node, time.Now()) {
+		return nil, subjects.Errorf(subjects.BadRequest,
+			"node %q is not there to be added: start it with --name %s and the --routes of this cluster first", r.Node, r.Node)
+	}
+	member := cluster.Member{ID: q.NodeID, Standby: r.Standby || q.Standby}
+	reply, err := n.decide(ctx, func(f cluster.Facts) (cluster.Command, error) { return f.Add(r.Node, member) }, "node %s is a member", r.Node)
+	if err == nil {
+		n.advise("member", map[string]any{"name": r.Node, "change": "added", "standby": member.Standby})
+	}
+	return reply, err
+}
+
+// onRemove takes everything off a node and then the node out of the cluster,
+// unless a partition would be left without a majority.
+func (n *Node) onRemove(ctx context.Context, m *message) (any, error) {
+	r, err := operationBody(m)
+	if err = errors.Join(err, needNode(r)); err != nil {
+		return nil, err
+	}
+	compute := func(f cluster.Facts) (cluster.Command, error) {
+		if err := n.mayLeave(f, r.Node); err != nil {
+			return cluster.Command{}, err
+		}
+		return f.Leave(r.Node)
+	}
+	return n.decide(ctx, compute, "node %s is leaving: it is removed when its replicas are elsewhere", r.Node)
+}
+
+// mayLeave refuses what would cost a partition, or the facts, their majority.
+func (n *Node) mayLeave(f cluster.Facts, node string) error {
+	now := time.Now()
+	there := func(name string) bool { return name == n.opts.Name || n.peers.alive(name, now) }
+	enough := func(what string, voters map[string]bool) error {
+		if !voters[node] {
+			return nil
+		}
+		rest, alive := 0, 0
+		for name, vote := range voters {
+			if vote && name != node {
+				rest++
+				if there(name) {
+					alive++
+				}
+			}
+		}
+		if rest > 0 && alive <= rest/2 {
+			return subjects.Errorf(subjects.Unavailable,
+				"without %s, %s would have %d of %d voters and no majority: bring others back first", node, what, alive, rest)
+		}
+		return nil
+	}
+	for p := range f.Placement {
+		r, ok := n.leaderReport(p, now)
+		if !ok {
+			return subjects.Errorf(subjects.Unavailable, "partition %d has no leader now: nothing can be taken off %s", p, node)
+		}
+		if err := enough(fmt.Sprintf("partition %d", p), r.Voters); err != nil {
+			return err
+		}
+	}
+	return enough("the cluster's facts", n.meta.report().Voters)
+}
+
+// onTransfer has a partition led by another of its replicas, now and later.
+func (n *Node) onTransfer(ctx context.Context, m *message) (any, error) {
+	r, err := operationBody(m)
+	p, pErr := needPartition(r)
+	if err = errors.Join(err, pErr); err != nil {
+		return nil, err
+	}
+	if r.To == "" {
+		return nil, subjects.Errorf(subjects.BadRequest, `body: to is missing: name the node that is to lead, such as {"partition":0,"to":"n2"}`)
+	}
+	return n.decide(ctx, func(f cluster.Facts) (cluster.Command, error) { return f.Lead(p, r.To) }, "partition %d is to be led by %s", p, r.To)
+}
+
+// onMove moves a replica.
+func (n *Node) onMove(ctx context.Context, m *message) (any, error) {
+	r, err := operationBody(m)
+	p, pErr := needPartition(r)
+	if err = errors.Join(err, pErr, needNode(r)); err != nil {
+		return nil, err
+	}
+	if r.To == "" {
+		return nil, subjects.Errorf(subjects.BadRequest, `body: to is missing: name the node to move to, such as {"partition":0,"node":"n1","to":"n4"}`)
+	}
+	return n.decide(ctx, func(f cluster.Facts) (cluster.Command, error) { return f.Move(p, r.Node, r.To) },
+		"partition %d is moved from %s to %s", p, r.Node, r.To)
+}
+
+// onBalance spreads replicas and leaders evenly.
+func (n *Node) onBalance(ctx context.Context, m *message) (any, error) {
+	if _, err := operationBody(m); err != nil {
+		return nil, err
+	}
+	facts, _ := n.meta.current()
+	c, uneven := facts.Balance()
+	if !uneven {
+		return subjects.AdminReply{Done: "replicas and leaders are even already"}, nil
+	}
+	return n.decide(ctx, func(f cluster.Facts) (cluster.Command, error) {
+		c, uneven := f.Balance()
+		if !uneven {
+			return c, cluster.ErrStale
+		}
+		return c, nil
+	}, "%d partitions change their replicas or leader", len(c.Placement))
+}
+
+// onRebuild throws this node's replica of a partition away and has it fetched
+// from the others. It must not vote meanwhile: a fenced one has lost its vote.
+func (n *Node) onRebuild(_ context.Context, m *message) (any, error) {
+	r, err := operationBody(m)
+	p, pErr := needPartition(r)
+	if err = errors.Join(err, pErr); err != nil {
+		return nil, err
+	}
+	s := n.slot(p)
+	if s == nil || s.current() == nil {
+		return nil, subjects.Errorf(subjects.BadRequest, "node %s has no replica of partition %d", n.opts.Name, p)
+	}
+	leader, report, ok := n.peers.leader(p, time.Now())
+	switch {
+	case !ok || leader == n.opts.Name:
+		return nil, subjects.Errorf(subjects.Unavailable, "no other node leads partition %d: there is nothing to rebuild it from", p)
+	case s.current().fenced.Load() == nil:
+		s.current().fence("an operator has it rebuilt")
+		fallthrough
+	case report.Voters[n.opts.Name]:
+		n.begin(func() { n.rebuildUnvoted(s, p) })
+	default:
+		s.askRebuild()
+	}
+	return subjects.AdminReply{Done: fmt.Sprintf("the replica of partition %d on %s is rebuilt from %s", p, n.opts.Name, leader)}, nil
+}
+
+// rebuildUnvoted waits until the leader has taken the fenced replica's vote,
+// and has it rebuilt.
+func (n *Node) rebuildUnvoted(s *slot, partition int) {
+	for {
+		heard := n.peers.next()
+		if _, r, ok := n.peers.leader(partition, time.Now()); ok && !r.Voters[n.opts.Name] {
+			s.askRebuild()
+			return
+		}
+		select {
+		case <-n.quit:
+			return
+		case <-heard:
+		}
+	}
+}
+
+func (s *slot) askRebuild() {
+	select {
+	case s.rebuilds <- struct{}{}:
+	default:
+	}
+}
+
+// serveTrim trims the partition, by txid, age or size.
+func (p *partition) serveTrim(_ context.Context, m *message) error {
+	keep, err := p.keepFrom(m.payload)
+	if err != nil {
+		return err
+	}
+	if keep > 0 {
+		var w wal.BatchWriter
+		w.Begin(wal.Trims, p.replica.position().mark, time.Now().UnixNano(), 0)
+		w.AddRaw(trimRecord(keep))
+		result, err := p.group.Propose(w.Finish()).Wait()
+		if err != nil {
+			return err
+		}
+		if result.(applied).failed {
+			return raftstore.ErrUnknown
+		}
+	}
+	p.node.answerRead(appendPub(nil, m.reply, mustJSON(subjects.TrimReply{Partition: p.id, FirstTxid: p.replica.position().first})))
+	return nil
+}
+
+// keepFrom gives the oldest txid that a trim leaves wanted.
+func (p *partition) keepFrom(body []byte) (uint64, error) {
+	var r subjects.TrimRequest
+	if err := strictJSON(body, &r); err != nil {
+		return 0, err
+	}
+	given := 0
+	for _, is := range []bool{r.Before > 0, r.Age != "", r.Bytes > 0} {
+		if is {
+			given++
+		}
+	}
+	if given != 1 {
+		return 0, subjects.Errorf(subjects.BadRequest, `body: give exactly one of {"before":100000}, {"age":"720h"} and {"bytes":1000000000}`)
+	}
+	switch {
+	case r.Before > p.replica.position().mark+1:
+		return 0, subjects.Errorf(subjects.Ahead, "before is %d, the high-water mark %d", r.Before, p.replica.position().mark)
+	case r.Before > 0:
+		return r.Before, nil
+	case r.Bytes > 0:
+		return p.replica.cuttable(0, r.Bytes), nil
+	}
+	age, err := time.ParseDuration(r.Age)
+	if err != nil || age <= 0 {
+		return 0, subjects.Errorf(subjects.BadRequest, `body: age %q is not a time, such as "720h"`, r.Age)
+	}
+	return p.replica.cuttable(time.Now().Add(-age).UnixNano(), 0), nil
+}
+
+// onStatus describes the cluster as this node sees it.
+func (n *Node) onStatus(context.Context, *message) (any, error) {
+	facts, _ := n.meta.current()
+	now := time.Now()
+	id := n.store.Identity()
+	s := subjects.ClusterStatus{
+		Cluster: id.Cluster, ID: id.ID, AnsweredBy: n.opts.Name, Facts: facts.Version,
+		MetaLeader: n.meta.group.Status().Leader, Replicas: facts.Replicas,
+	}
+	said := map[string]hello{n.opts.Name: n.hello()}
+	for _, q := range n.peers.all(now) {
+		said[q.Name] = q.hello
+	}
+	for p := range facts.Placement {
+		s.Partitions = append(s.Partitions, partitionStatus(p, facts, said))
+	}
+	for _, name := range facts.Names() {
+		s.Nodes = append(s.Nodes, nodeStatus(name, facts, said))
+	}
+	for _, name := range namesOf(said) {
+		if _, member := facts.Nodes[name]; !member {
+			s.Nodes = append(s.Nodes, nodeStatus(name, facts, said))
+		}
+	}
+	return s, nil
+}
+
+func namesOf(said map[string]hello) []string {
+	var names []string
+	for name := range said {
+		names = append(names, name)
+	}
+	slices.Sort(names)
+	return names
+}
+
+func nodeStatus(name string, facts cluster.Facts, said map[string]hello) subjects.NodeStatus {
+	m, member := facts.Nodes[name]
+	h, alive := said[name]
+	s := subjects.NodeStatus{Name: name, State: "member", Alive: alive, Ready: h.Ready, Unready: h.Unready, Version: h.Version, Raft: h.Raft, Since: h.Started}
+	switch {
+	case !member:
+		s.State = "waiting"
+	case m.Leaving:
+		s.State = "leaving"
+	case m.Draining:
+		s.State = "draining"
+	case m.Standby:
+		s.State = "standby"
+	}
+	for _, names := range facts.Placement {
+		if slices.Contains(names, name) {
+			s.Replicas++
+		}
+		if names[0] == name {
+			s.Leads++
+		}
+	}
+	for _, r := range h.Groups {
+		if r.leads() {
+			s.Leading++
+		}
+	}
+	return s
+}
+
+func partitionStatus(partition int, facts cluster.Facts, said map[string]hello) subjects.PartitionStatus {
+	s := subjects.PartitionStatus{Partition: partition, Placement: facts.Placement[partition]}
+	var leader groupReport
+	reports := map[string]groupReport{}
+	for _, name := range namesOf(said) {
+		for _, r := range said[name].Groups {
+			if r.Partition != partition {
+				continue
+			}
+			reports[name] = r
+			if r.leads() && r.Term >= s.Term {
+				s.Leader, s.Term, leader = name, r.Term, r
+			}
+		}
+	}
+	members := map[string]bool{}
+	for name := range reports {
+		members[name] = leader.Voters[name]
+	}
+	for name, voter := range leader.Voters {
+		members[name] = voter
+	}
+	for _, name := range names(members) {
+		r, has := reports[name]
+		if !has {
+			r.State = "away"
+		}
+		s.Replicas = append(s.Replicas, subjects.ReplicaStatus{
+			Name: name, State: r.State, Voter: members[name], HighWaterMark: r.Txid, FirstTxid: r.First, Fenced: r.Fenced,
+		})
+	}
+	return s
+}

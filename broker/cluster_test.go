@@ -1,0 +1,277 @@
+package broker_test
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"net"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats.go"
+
+	"github.com/cantuslog/cantus/broker"
+	"github.com/cantuslog/cantus/subjects"
+)
+
+// nodes is a cluster in one process, over loopback.
+type nodes struct {
+	t     *testing.T
+	opts  broker.Options // that all have in common
+	names []string       // the founders
+	dirs  map[string]string
+	ports map[string]string // route addresses
+
+	mu   sync.Mutex
+	open map[string]*broker.Node
+}
+
+// freePort gives an address that nobody listens on at the moment.
+func freePort(t testing.TB) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = l.Close() }()
+	return l.Addr().String()
+}
+
+// newNodes prepares a cluster of so many founders and starts none.
+func newNodes(t *testing.T, count int, opts broker.Options) *nodes {
+	t.Helper()
+	c := &nodes{t: t, opts: opts, dirs: map[string]string{}, ports: map[string]string{}, open: map[string]*broker.Node{}}
+	if c.opts.Partitions == 0 {
+		c.opts.Partitions = 2
+	}
+	if c.opts.Heartbeat == 0 {
+		c.opts.Heartbeat = 200 * time.Millisecond
+	}
+	for i := range count {
+		c.names = append(c.names, fmt.Sprintf("n%d", i+1))
+		c.prepare(c.names[i])
+	}
+	t.Cleanup(c.closeAll)
+	return c
+}
+
+// openNodes starts a cluster and returns when it serves.
+func openNodes(t *testing.T, count int, opts broker.Options) *nodes {
+	t.Helper()
+	c := newNodes(t, count, opts)
+	c.start(c.names...)
+	return c
+}
+
+func (c *nodes) prepare(name string) {
+	c.dirs[name], c.ports[name] = c.t.TempDir(), freePort(c.t)
+}
+
+// options are those of one node: a founder's, or of one that is added later.
+func (c *nodes) options(name string) broker.Options {
+	o := c.opts
+	o.Name, o.ClusterListen, o.Routes = name, c.ports[name], nil
+	for _, other := range c.names {
+		if other != name {
+			o.Routes = append(o.Routes, c.ports[other])
+		}
+	}
+	if slices.Contains(c.names, name) {
+		o.Bootstrap = c.names
+	}
+	return o
+}
+
+// start opens nodes side by side.
+func (c *nodes) start(names ...string) {
+	c.t.Helper()
+	errs := make([]error, len(names))
+	var opening sync.WaitGroup
+	for i, name := range names {
+		opening.Go(func() { errs[i] = c.tryStart(name) })
+	}
+	opening.Wait()
+	for i, err := range errs {
+		if err != nil {
+			c.t.Fatalf("open %s: %v", names[i], err)
+		}
+	}
+}
+
+func (c *nodes) tryStart(name string) error {
+	ctx, cancel := context.WithTimeout(c.t.Context(), patience)
+	defer cancel()
+	n, err := broker.Open(ctx, c.dirs[name], c.options(name))
+	if err == nil {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		c.open[name] = n
+	}
+	return err
+}
+
+func (c *nodes) node(name string) *broker.Node {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.open[name]
+}
+
+// stop closes a node cleanly.
+func (c *nodes) stop(name string) {
+	c.t.Helper()
+	n := c.node(name)
+	if err := n.Close(); err != nil {
+		c.t.Fatalf("close %s: %v", name, err)
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	delete(c.open, name)
+}
+
+func (c *nodes) closeAll() {
+	var closing sync.WaitGroup
+	for _, n := range c.open {
+		closing.Go(func() { _ = n.Close() })
+	}
+	closing.Wait()
+}
+
+func (c *nodes) conn(name string) *nats.Conn {
+	c.t.Helper()
+	nc, err := c.node(name).Conn()
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	c.t.Cleanup(nc.Close)
+	return nc
+}
+
+// eventually asks until what is true, which it is within our patience.
+func eventually(t *testing.T, what string, is func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(patience); !is(); {
+		if time.Now().After(deadline) {
+			t.Fatalf("still not: %s", what)
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+}
+
+// keep appends until it is done, as any client does that is told to try
+// again, and gives the txid.
+func keep(t *testing.T, nc *nats.Conn, partition int, payload, id string) uint64 {
+	t.Helper()
+	for deadline := time.Now().Add(patience); ; {
+		m, err := nc.RequestMsg(message(subjects.Names{}.Append(partition), payload, subjects.HeaderMsgID, id), time.Second)
+		var r subjects.Reply
+		if err == nil && len(m.Data) > 0 && json.Unmarshal(m.Data, &r) == nil && r.Error == nil {
+			return r.Txid
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("append %s to %d: %v, %v", id, partition, err, r.Error)
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+}
+
+// leader gives the node that leads a partition, when one does.
+func (c *nodes) leader(partition int, by string) string {
+	c.t.Helper()
+	nc := c.conn(by)
+	var i subjects.PartitionInfo
+	eventually(c.t, "a leader", func() bool {
+		m, err := nc.Request(subjects.Names{}.PartitionInfo(partition), nil, time.Second)
+		return err == nil && json.Unmarshal(m.Data, &i) == nil && i.Error == nil && i.Leader != ""
+	})
+	return i.Leader
+}
+
+// status asks a node about the cluster.
+func (c *nodes) status(by string) subjects.ClusterStatus {
+	c.t.Helper()
+	var s subjects.ClusterStatus
+	nc := c.conn(by)
+	defer nc.Close()
+	eventually(c.t, "a status", func() bool {
+		m, err := nc.Request(subjects.Names{}.Admin("status"), nil, time.Second)
+		return err == nil && json.Unmarshal(m.Data, &s) == nil && s.Error == nil
+	})
+	return s
+}
+
+// operate asks for an operation until it is accepted.
+func (c *nodes) operate(by string, r subjects.AdminRequest, subject ...string) {
+	c.t.Helper()
+	body, err := json.Marshal(r)
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	nc := c.conn(by)
+	defer nc.Close()
+	var last string
+	eventually(c.t, strings.Join(subject, " ")+" "+string(body), func() bool {
+		m, err := nc.Request(subjects.Names{}.Admin(subject...), body, time.Second)
+		if err != nil {
+			return false
+		}
+		var reply subjects.AdminReply
+		last = string(m.Data)
+		if json.Unmarshal(m.Data, &reply) == nil && reply.Error != nil && reply.Error.Code < 500 {
+			c.t.Fatalf("%v %s: %s", subject, body, last)
+		}
+		return reply.Done != ""
+	})
+}
+
+// settled tells whether everything is where it is to be, as a node sees it.
+func settled(s subjects.ClusterStatus) bool {
+	for _, p := range s.Partitions {
+		voters := 0
+		for _, r := range p.Replicas {
+			if r.Voter {
+				voters++
+			}
+			if r.Voter && !slices.Contains(p.Placement, r.Name) {
+				return false
+			}
+		}
+		if voters != len(p.Placement) || p.Leader != p.Placement[0] {
+			return false
+		}
+	}
+	return true
+}
+
+func (c *nodes) settle(by string) {
+	c.t.Helper()
+	eventually(c.t, "everything is in its place", func() bool { return settled(c.status(by)) })
+}
+
+// checkSame is the oracle of a cluster: every node that holds a partition has
+// the same log of it, whole up to the leader's high-water mark, and the same
+// digest. It gives the payloads.
+func (c *nodes) checkSame(partition int, by ...string) []string {
+	c.t.Helper()
+	nc := c.conn(by[0])
+	defer nc.Close()
+	i := info(c.t, nc, partition)
+	var first []string
+	for n, name := range by {
+		eventually(c.t, name+" has it all", func() bool { return broker.Mark(c.node(name), partition) >= i.HighWaterMark })
+		payloads, digest, err := broker.Contents(c.node(name), partition)
+		switch {
+		case err != nil:
+			c.t.Fatalf("partition %d on %s: %v", partition, name, err)
+		case digest != i.Digest:
+			c.t.Fatalf("partition %d on %s: digest %s, info says %s", partition, name, digest, i.Digest)
+		case n == 0:
+			first = payloads
+		case !slices.Equal(payloads, first):
+			c.t.Fatalf("partition %d: %d transactions on %s, %d others on %s", partition, len(first), by[0], len(payloads), name)
+		}
+	}
+	return first
+}

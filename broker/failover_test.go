@@ -1,0 +1,126 @@
+package broker_test
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"testing"
+
+	"github.com/cantuslog/cantus/broker"
+	"github.com/cantuslog/cantus/subjects"
+)
+
+func TestThreeNodesFoundAClusterInAnyOrder(t *testing.T) {
+	c := newNodes(t, 3, broker.Options{})
+	started := make(chan error)
+	go func() { started <- c.tryStart("n3") }()
+	go func() { started <- c.tryStart("n1") }()
+	select {
+	case err := <-started:
+		t.Fatalf("two of three founders did not wait for the third: %v", err)
+	default:
+	}
+	go func() { started <- c.tryStart("n2") }()
+	for range 3 {
+		if err := <-started; err != nil {
+			t.Fatal(err)
+		}
+	}
+	s := c.status("n2")
+	for _, p := range s.Partitions {
+		if len(p.Placement) != 3 {
+			t.Errorf("partition %d is placed on %v", p.Partition, p.Placement)
+		}
+	}
+	c.settle("n1")
+	for i, p := range []int{0, 1} {
+		if id := keep(t, c.conn(c.names[i]), p, "hello", "first"); id != 1 {
+			t.Errorf("partition %d: the first txid is %d", p, id)
+		}
+		if got := c.checkSame(p, c.names...); !slices.Equal(got, []string{"hello"}) {
+			t.Errorf("partition %d holds %v", p, got)
+		}
+	}
+}
+
+func TestALeaderThatStopsHandsOver(t *testing.T) {
+	c := openNodes(t, 3, broker.Options{Partitions: 1})
+	c.settle("n1")
+	nc := c.conn("n3")
+	for i := range 50 {
+		keep(t, nc, 0, fmt.Sprint(i), fmt.Sprint(i))
+	}
+	c.stop(c.leader(0, "n3"))
+	rest := []string{"n2", "n3"}
+	keep(t, nc, 0, "after", "after")
+	if got := c.checkSame(0, rest...); len(got) != 51 {
+		t.Fatalf("%d transactions", len(got))
+	}
+	if id := keep(t, nc, 0, "7", "7"); id != 8 {
+		t.Errorf("a repeat got txid %d from the new leader", id)
+	}
+	c.start("n1")
+	c.settle("n2")
+	c.checkSame(0, c.names...)
+}
+
+func TestAllNodesRestart(t *testing.T) {
+	c := openNodes(t, 3, broker.Options{Partitions: 2})
+	for i := range 20 {
+		keep(t, c.conn("n1"), i%2, fmt.Sprint(i), fmt.Sprint(i))
+	}
+	for _, name := range c.names {
+		c.stop(name)
+	}
+	c.start(c.names...)
+	for p := range 2 {
+		if got := c.checkSame(p, c.names...); len(got) != 10 {
+			t.Errorf("partition %d holds %d", p, len(got))
+		}
+	}
+}
+
+func TestANodeIsReplacedByAnother(t *testing.T) {
+	c := openNodes(t, 3, broker.Options{Partitions: 2})
+	for i := range 40 {
+		keep(t, c.conn("n1"), i%2, fmt.Sprint(i), fmt.Sprint(i))
+	}
+	c.prepare("n4")
+	joined := make(chan error)
+	go func() { joined <- c.tryStart("n4") }()
+	c.operate("n1", subjects.AdminRequest{Node: "n4"}, "cluster", "add")
+	if err := <-joined; err != nil {
+		t.Fatal(err)
+	}
+	c.operate("n2", subjects.AdminRequest{Node: "n1"}, "cluster", "remove")
+	<-c.node("n1").Done()
+	if err := c.node("n1").Err(); !errors.Is(err, broker.ErrRemoved) {
+		t.Errorf("the removed node says %v", err)
+	}
+	c.settle("n4")
+	for p := range 2 {
+		if got := c.checkSame(p, "n2", "n3", "n4"); len(got) != 20 {
+			t.Errorf("partition %d holds %d", p, len(got))
+		}
+	}
+	if n := len(c.status("n3").Nodes); n != 3 {
+		t.Errorf("%d nodes are known", n)
+	}
+}
+
+func TestAReplicaWithAnotherLogIsFencedAndRebuilt(t *testing.T) {
+	c := openNodes(t, 3, broker.Options{Partitions: 1})
+	c.settle("n1")
+	nc := c.conn("n1")
+	keep(t, nc, 0, "a", "a")
+	broker.Diverge(c.node("n2"), 0)
+	keep(t, nc, 0, "b", "b")
+	eventually(t, "n2 is fenced", func() bool { return !c.node("n2").Ready() })
+	keep(t, nc, 0, "c", "c")
+	c.operate("n3", subjects.AdminRequest{Partition: new(int)}, "node", "n2", "rebuild")
+	eventually(t, "n2 serves again", func() bool { return c.node("n2").Ready() })
+	c.settle("n1")
+	if got := c.checkSame(0, c.names...); !slices.Equal(got, []string{"a", "b", "c"}) {
+		t.Errorf("got %v", got)
+	}
+}

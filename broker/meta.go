@@ -1,0 +1,325 @@
+package broker
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"math"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/cantuslog/cantus/broker/cluster"
+	"github.com/cantuslog/cantus/raftstore"
+	"github.com/cantuslog/cantus/wal"
+)
+
+// metaGroup is the Raft group of the cluster's facts.
+const metaGroup = math.MaxUint32
+
+// meta is this node's replica of the cluster's facts. It is a raftstore.FSM.
+type meta struct {
+	node  *Node
+	log   *wal.Log
+	group *raftstore.Group
+
+	mu      sync.Mutex
+	facts   cluster.Facts
+	index   uint64
+	changed chan struct{} // closed at the next change, then replaced
+	// leads is done when this node no longer leads the facts; nil while it
+	// does not.
+	leads context.Context
+}
+
+func openMeta(n *Node) (*meta, error) {
+	m := &meta{node: n, log: n.store.Log(metaGroup), facts: foundingFacts(n.store.Identity()), changed: make(chan struct{})}
+	opts := n.groupOptions(metaGroup, m.log, m, n.log.With("group", "meta"))
+	opts.Voters = foundingVoters(n.opts.Name, m.facts.MetaVoters())
+	var err error
+	if m.group, err = raftstore.Open(opts); err != nil {
+		return nil, fmt.Errorf("facts of the cluster: %w", err)
+	}
+	return m, nil
+}
+
+// foundingFacts are the same on every node of a cluster.
+func foundingFacts(id wal.Identity) cluster.Facts {
+	founders, replicas := id.Founders, id.Replicas
+	if len(founders) == 0 { // founded by a version that did not say
+		founders = map[string]string{id.Node: id.NodeID}
+	}
+	return cluster.Found(founders, id.Partitions, max(replicas, 1))
+}
+
+// foundingVoters gives who founds a group, to those who do.
+func foundingVoters(self string, voters []string) []string {
+	if slices.Contains(voters, self) {
+		return voters
+	}
+	return nil
+}
+
+// current gives the facts, and what is closed when they change.
+func (m *meta) current() (cluster.Facts, <-chan struct{}) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.facts, m.changed // a change replaces the facts, it does not touch them
+}
+
+// Apply applies committed commands. The result is nil or the error of each.
+func (m *meta) Apply(entries []raftstore.Committed) []any {
+	results := make([]any, len(entries))
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for i, e := range entries {
+		m.index = e.Index
+		results[i] = m.apply(e)
+	}
+	close(m.changed)
+	m.changed = make(chan struct{})
+	return results
+}
+
+func (m *meta) apply(e raftstore.Committed) error {
+	c, err := decodeCommand(e.Data)
+	if err == nil {
+		err = m.facts.Apply(c)
+	}
+	if err != nil && !errors.Is(err, cluster.ErrStale) && !errors.Is(err, cluster.ErrCommand) {
+		m.node.fail(fmt.Errorf("apply entry %d of the facts: %w", e.Index, err))
+	}
+	return err
+}
+
+func encodeCommand(c cluster.Command) []byte {
+	var w wal.BatchWriter
+	w.Begin(wal.Commands, 0, time.Now().UnixNano(), 0)
+	w.AddRaw(mustJSON(c))
+	return w.Finish()
+}
+
+func decodeCommand(data []byte) (c cluster.Command, err error) {
+	b, err := wal.ParseBatch(data)
+	if err != nil {
+		return c, fmt.Errorf("%w: %w", wal.ErrDamaged, err)
+	}
+	r := b.Read()
+	record, ok := r.NextRaw()
+	if !ok || b.Kind != wal.Commands || b.Count != 1 {
+		return c, fmt.Errorf("%w: batch of kind %d is no command", wal.ErrFormat, b.Kind)
+	}
+	if err := json.Unmarshal(record, &c); err != nil {
+		return c, fmt.Errorf("%w: command: %w", wal.ErrFormat, err)
+	}
+	return c, nil
+}
+
+// factsMark is what a marker holds of the facts: all.
+type factsMark struct {
+	Index uint64        `json:"index"`
+	Facts cluster.Facts `json:"facts"`
+}
+
+// Mark gives the facts.
+func (m *meta) Mark() raftstore.Mark {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return raftstore.Mark{State: mustJSON(factsMark{m.index, m.facts})}
+}
+
+// Restore takes the facts from a marker.
+func (m *meta) Restore(state []byte) error {
+	var s factsMark
+	if err := json.Unmarshal(state, &s); err != nil {
+		return fmt.Errorf("%w: marker of the facts: %w", wal.ErrDamaged, err)
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.index, m.facts = s.Index, s.Facts
+	return nil
+}
+
+// change makes a change to the facts: it computes a command from the present
+// ones until one takes effect. Only the leader can.
+func (m *meta) change(ctx context.Context, compute func(cluster.Facts) (cluster.Command, error)) error {
+	for {
+		facts, _ := m.current()
+		c, err := compute(facts)
+		if err != nil {
+			return err
+		}
+		result, err := m.group.Propose(encodeCommand(c)).Wait()
+		if err != nil {
+			return err
+		}
+		refused, _ := result.(error)
+		if !errors.Is(refused, cluster.ErrStale) || ctx.Err() != nil {
+			return refused
+		}
+	}
+}
+
+// report is what the node says of its replica of the facts.
+func (m *meta) report() groupReport {
+	r := statusReport(m.group.Status())
+	facts, _ := m.current()
+	r.Txid = facts.Version
+	return r
+}
+
+// statusReport is the part of a report that Raft knows.
+func statusReport(s raftstore.Status) groupReport {
+	r := groupReport{State: s.State, Term: s.Term, Applied: s.AppliedIndex, Commit: s.CommitIndex}
+	if s.State == "leader" {
+		r.Voters = map[string]bool{}
+		for _, m := range s.Replicas {
+			r.Voters[m.Name] = m.Voter
+		}
+	}
+	return r
+}
+
+// run leads the facts whenever this node does, until ctx ends.
+func (m *meta) run(ctx context.Context) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-m.group.Leadership():
+		}
+		for m.group.Leading() && ctx.Err() == nil {
+			if err := m.lead(ctx); err != nil && ctx.Err() == nil {
+				m.node.log.Warn("leading the facts ended", "err", err)
+				select {
+				case <-ctx.Done():
+				case <-time.After(leadPause):
+				}
+			}
+		}
+	}
+}
+
+// lead answers operations and sees to it that the facts are replicated on
+// those that they name, until leadership is lost or ctx ends.
+func (m *meta) lead(ctx context.Context) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	if err := m.group.Barrier(ctx); err != nil {
+		return fmt.Errorf("barrier: %w", err)
+	}
+	m.setLeads(ctx)
+	defer m.setLeads(nil)
+	ids, err := m.node.subscribeOperations(ctx)
+	defer m.node.unsubscribeAll(ids)
+	if err != nil {
+		return err
+	}
+	tick := time.NewTicker(helloInterval)
+	defer tick.Stop()
+	for {
+		if err := m.step(ctx); err != nil && ctx.Err() == nil {
+			m.node.log.Debug("the facts' replicas are not as they should be yet", "err", err)
+		}
+		_, changed := m.current()
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-m.group.Leadership():
+			return raftstore.ErrNotLeader
+		case <-changed:
+		case <-tick.C:
+		}
+	}
+}
+
+func (m *meta) setLeads(ctx context.Context) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.leads = ctx
+}
+
+// step brings the group of the facts one step nearer to what they say, and
+// removes members that have left.
+func (m *meta) step(ctx context.Context) error {
+	facts, _ := m.current()
+	voters := facts.MetaVoters()
+	want := map[string]bool{}
+	for name, member := range facts.Nodes {
+		if !member.Leaving {
+			want[name] = slices.Contains(voters, name)
+		}
+	}
+	now := time.Now()
+	w := wantedGroup{
+		group: m.group, self: m.node.opts.Name, voters: want, preferred: m.node.opts.Name,
+		report: func(name string) (groupReport, bool) {
+			q, ok := m.node.peers.get(name)
+			if !ok || q.Meta == nil || !m.node.peers.alive(name, now) {
+				return groupReport{}, false
+			}
+			return *q.Meta, true
+		},
+		steady: func(name string) bool { return m.node.peers.steady(name, steadyTime, now) },
+	}
+	if done, err := w.step(ctx); err != nil || !done {
+		return err
+	}
+	for name, member := range facts.Nodes {
+		if member.Leaving && !m.node.holdsAnything(facts, name, now) {
+			if err := m.change(ctx, func(f cluster.Facts) (cluster.Command, error) { return f.Gone(name), nil }); err != nil {
+				return err
+			}
+			m.node.advise("member", map[string]any{"name": name, "change": "removed"})
+			return nil
+		}
+	}
+	return nil
+}
+
+// holdsAnything tells whether any group has a node among its members still,
+// or might.
+func (n *Node) holdsAnything(facts cluster.Facts, name string, now time.Time) bool {
+	for p := range facts.Placement {
+		if slices.Contains(facts.Placement[p], name) {
+			return true
+		}
+		r, ok := n.leaderReport(p, now)
+		if !ok {
+			return true // nobody can tell
+		}
+		if _, member := r.Voters[name]; member {
+			return true
+		}
+	}
+	return false
+}
+
+// leaderReport gives the report of a partition's leader, which may be this
+// node.
+func (n *Node) leaderReport(partition int, now time.Time) (groupReport, bool) {
+	_, r, ok := n.peers.leader(partition, now)
+	if p := n.slot(partition).current(); p != nil {
+		if own := p.report(); own.leads() && (!ok || own.Term > r.Term) {
+			return own, true
+		}
+	}
+	return r, ok
+}
+
+// names gives the members of a group, in order.
+func names(members map[string]bool) []string { return slices.Sorted(maps.Keys(members)) }
+
+// handOver passes the leadership of the facts on before the node stops.
+func (m *meta) handOver() {
+	if !m.group.Leading() || len(m.group.Status().Replicas) < 2 {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), handOverTime)
+	defer cancel()
+	if err := m.group.Transfer(ctx, ""); err != nil {
+		m.node.log.Debug("leadership of the facts was not handed over", "err", err)
+	}
+}

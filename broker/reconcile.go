@@ -1,0 +1,229 @@
+package broker
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/cantuslog/cantus/raftstore"
+)
+
+const (
+	// steadyTime is how long a node has to be there before it is given
+	// something that would be missed if it went again.
+	steadyTime = 2 * time.Second
+	// stepTime bounds one change of a group's members.
+	stepTime = 5 * time.Second
+)
+
+// wantedGroup is what the members of a Raft group are to be, and what brings
+// it about: its leader compares, again and again, and takes one step at a time.
+type wantedGroup struct {
+	group  *raftstore.Group
+	self   string
+	voters map[string]bool // who is to be a member, and whether with a vote
+	// preferred is who is to lead.
+	preferred string
+	report    func(name string) (groupReport, bool) // of a living node's replica
+	steady    func(name string) bool
+}
+
+// step takes the next step, if there is one; done says that there is none to
+// take at present. The order is what keeps a group able to commit: a replica
+// is added without a vote, gets one when it has caught up, and nobody goes
+// before all who are to stay can vote.
+func (w wantedGroup) step(ctx context.Context) (done bool, err error) {
+	ctx, cancel := context.WithTimeout(ctx, stepTime)
+	defer cancel()
+	status := w.group.Status()
+	if status.State != "leader" {
+		return false, raftstore.ErrNotLeader
+	}
+	have := map[string]bool{}
+	for _, r := range status.Replicas {
+		have[r.Name] = r.Voter
+	}
+	for _, step := range []func(context.Context, map[string]bool, raftstore.Status) (bool, error){
+		w.demoteFenced, w.add, w.promote, w.demote, w.remove, w.handOver,
+	} {
+		if taken, err := step(ctx, have, status); taken || err != nil {
+			return false, err
+		}
+	}
+	return true, nil
+}
+
+// add takes in who is missing, once it has a replica to be one with.
+func (w wantedGroup) add(ctx context.Context, have map[string]bool, _ raftstore.Status) (bool, error) {
+	for _, name := range names(w.voters) {
+		if _, member := have[name]; member {
+			continue
+		}
+		if _, there := w.report(name); there {
+			return true, w.group.AddReplica(ctx, name)
+		}
+	}
+	return false, nil
+}
+
+// promote gives votes to who has caught up.
+func (w wantedGroup) promote(ctx context.Context, have map[string]bool, status raftstore.Status) (bool, error) {
+	for _, name := range names(w.voters) {
+		voter, member := have[name]
+		if !member || voter || !w.voters[name] {
+			continue
+		}
+		if r, there := w.report(name); there && r.Fenced == "" && caughtUp(r, status) {
+			return true, w.group.Promote(ctx, name)
+		}
+	}
+	return false, nil
+}
+
+// promoteLag is how many entries a replica may be behind for being given a
+// vote: about what comes in between two hellos.
+const promoteLag = 512
+
+func caughtUp(r groupReport, leader raftstore.Status) bool {
+	return r.Applied+promoteLag >= leader.AppliedIndex && r.Applied > 0
+}
+
+// demoteFenced takes the vote of a replica that does not have the same log,
+// so that it can be rebuilt.
+func (w wantedGroup) demoteFenced(ctx context.Context, have map[string]bool, _ raftstore.Status) (bool, error) {
+	for _, name := range names(have) {
+		if r, there := w.report(name); have[name] && there && r.Fenced != "" && name != w.self && w.canSpare(have, name) {
+			return true, w.group.Demote(ctx, name)
+		}
+	}
+	return false, nil
+}
+
+// demote takes the vote of who is to follow only.
+func (w wantedGroup) demote(ctx context.Context, have map[string]bool, _ raftstore.Status) (bool, error) {
+	for _, name := range names(have) {
+		if vote, wanted := w.voters[name]; have[name] && wanted && !vote && w.complete(have) && w.canSpare(have, name) {
+			if name == w.self {
+				return true, w.group.Transfer(ctx, w.successor(have))
+			}
+			return true, w.group.Demote(ctx, name)
+		}
+	}
+	return false, nil
+}
+
+// remove takes out who is not to be a member. Its leader hands over first.
+func (w wantedGroup) remove(ctx context.Context, have map[string]bool, _ raftstore.Status) (bool, error) {
+	for _, name := range names(have) {
+		if _, wanted := w.voters[name]; wanted {
+			continue
+		}
+		switch {
+		case have[name] && !(w.complete(have) && w.canSpare(have, name)):
+		case name != w.self:
+			return true, w.group.Remove(ctx, name)
+		default:
+			if to := w.successor(have); to != "" {
+				return true, w.group.Transfer(ctx, to)
+			}
+		}
+	}
+	return false, nil
+}
+
+// complete tells whether everybody who is to have a vote has one.
+func (w wantedGroup) complete(have map[string]bool) bool {
+	for name, vote := range w.voters {
+		if vote && !have[name] {
+			return false
+		}
+	}
+	return true
+}
+
+// canSpare tells whether the voters without one are able to commit: a
+// majority of them is there.
+func (w wantedGroup) canSpare(have map[string]bool, without string) bool {
+	voters, there := 0, 0
+	for name, vote := range have {
+		if !vote || name == without {
+			continue
+		}
+		voters++
+		if _, ok := w.report(name); ok || name == w.self {
+			there++
+		}
+	}
+	return voters > 0 && there > voters/2
+}
+
+// successor is who could lead: one that is to have a vote, has it and is
+// there; "" if nobody.
+func (w wantedGroup) successor(have map[string]bool) string {
+	candidates := names(have)
+	if have[w.preferred] {
+		candidates = slices.Insert(candidates, 0, w.preferred)
+	}
+	for _, name := range candidates {
+		if r, there := w.report(name); have[name] && w.voters[name] && name != w.self && there && r.Fenced == "" {
+			return name
+		}
+	}
+	return ""
+}
+
+// handOver lets the preferred replica lead when it has been there for a while.
+func (w wantedGroup) handOver(ctx context.Context, have map[string]bool, status raftstore.Status) (bool, error) {
+	if w.preferred == w.self || !have[w.preferred] || !w.steady(w.preferred) {
+		return false, nil
+	}
+	r, there := w.report(w.preferred)
+	if !there || r.Fenced != "" || !caughtUp(r, status) {
+		return false, nil
+	}
+	if err := w.group.Transfer(ctx, w.preferred); err != nil {
+		return true, fmt.Errorf("hand over to %s: %w", w.preferred, err)
+	}
+	return true, nil
+}
+
+// reconcile brings the partition's group to what the facts say, while this
+// node leads it.
+func (p *partition) reconcile(ctx context.Context) {
+	tick := time.NewTicker(helloInterval)
+	defer tick.Stop()
+	for {
+		facts, changed := p.node.meta.current()
+		want := map[string]bool{}
+		for _, name := range facts.Followers(p.id) {
+			want[name] = false
+		}
+		for _, name := range facts.Voters(p.id) {
+			want[name] = true
+		}
+		now := time.Now()
+		w := wantedGroup{
+			group: p.group, self: p.node.opts.Name, voters: want, preferred: facts.Voters(p.id)[0],
+			report: func(name string) (groupReport, bool) {
+				if !p.node.peers.alive(name, now) {
+					return groupReport{}, false
+				}
+				return p.node.peers.report(name, p.id, now)
+			},
+			steady: func(name string) bool {
+				q, _ := p.node.peers.get(name)
+				return q.Ready && p.node.peers.steady(name, steadyTime, now)
+			},
+		}
+		if _, err := w.step(ctx); err != nil && ctx.Err() == nil {
+			p.log.Debug("the group is not as it should be yet", "err", err)
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-changed:
+		case <-tick.C:
+		}
+	}
+}

@@ -1,0 +1,327 @@
+package broker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/cantuslog/cantus/broker/cluster"
+	"github.com/cantuslog/cantus/raftstore"
+	"github.com/cantuslog/cantus/wal"
+)
+
+// slot is a partition's place on this node. While the facts say that the node
+// has a replica of it, there is one in the slot.
+type slot struct {
+	node *Node
+	id   int
+	log  *slog.Logger
+	data *wal.Log
+
+	rebuilds chan struct{} // capacity 1: the replica is to be thrown away and fetched anew
+
+	mu        sync.Mutex
+	partition *partition // nil while there is no replica
+	doing     string     // what is done meanwhile
+	subscribe []subscribed
+}
+
+func newSlot(n *Node, id int) *slot {
+	return &slot{
+		node: n, id: id, log: n.log.With("partition", id), data: n.store.Log(uint32(id)),
+		rebuilds: make(chan struct{}, 1),
+	}
+}
+
+// current is the replica in the slot, nil if there is none.
+func (s *slot) current() *partition {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.partition
+}
+
+func (s *slot) set(p *partition, doing string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.partition, s.doing = p, doing
+}
+
+func (s *slot) wanted(f cluster.Facts) bool { return f.Hosts(s.node.opts.Name, s.id) }
+
+// founds tells whether this node founds the partition's group.
+func (s *slot) founds() []string {
+	return foundingVoters(s.node.opts.Name, foundingFacts(s.node.store.Identity()).Voters(s.id))
+}
+
+// openLocal opens the replica from what the node has, if it is to be there
+// and nothing has to be fetched first.
+func (s *slot) openLocal() error {
+	facts, _ := s.node.meta.current()
+	if !s.wanted(facts) || s.mustFetch() {
+		return nil
+	}
+	return s.open()
+}
+
+// mustFetch tells whether the log has to be fetched before the replica can
+// be one.
+func (s *slot) mustFetch() bool {
+	return raftstore.Fetching(s.data) || s.data.LastIndex() == 0 && s.founds() == nil
+}
+
+func (s *slot) open() error {
+	p, err := openPartition(s.node, s.id, s.founds())
+	if err != nil {
+		return err
+	}
+	s.set(p, "")
+	return nil
+}
+
+// run keeps the slot as the facts say, until ctx ends.
+func (s *slot) run(ctx context.Context) {
+	for ctx.Err() == nil {
+		facts, changed := s.node.meta.current()
+		p := s.current()
+		switch {
+		case p != nil:
+			s.live(ctx, p)
+		case s.wanted(facts):
+			if err := s.bring(ctx); err != nil && ctx.Err() == nil {
+				s.log.Info("the replica is not here yet", "err", err)
+				pause(ctx, helloInterval)
+			}
+		default:
+			s.clear()
+			select {
+			case <-ctx.Done():
+			case <-changed:
+			}
+		}
+	}
+}
+
+// pause waits for a time or the end of ctx.
+func pause(ctx context.Context, d time.Duration) {
+	select {
+	case <-ctx.Done():
+	case <-time.After(d):
+	}
+}
+
+// clear throws away what a replica that is not to be here has left.
+func (s *slot) clear() {
+	if s.data.LastIndex() == 0 {
+		return
+	}
+	if err := raftstore.Reset(s.data); err != nil {
+		s.log.Warn("the removed replica's log stays", "err", err)
+		return
+	}
+	s.log.Info("replica removed")
+}
+
+// bring fetches the log from another node if it must, and opens the replica.
+func (s *slot) bring(ctx context.Context) error {
+	if s.mustFetch() {
+		if err := s.fetch(ctx); err != nil {
+			return err
+		}
+	}
+	if err := s.open(); err != nil {
+		err = fmt.Errorf("partition %d: %w", s.id, err)
+		s.node.fail(err)
+		return err
+	}
+	return nil
+}
+
+var errNoSource = errors.New("no node is there that has a replica to fetch from")
+
+// fetch gets the log from the leader, or else from who has most of it.
+func (s *slot) fetch(ctx context.Context) error {
+	now := time.Now()
+	from, _, ok := s.node.peers.leader(s.id, now)
+	best := uint64(0)
+	for _, q := range s.node.peers.all(now) {
+		if r, has := s.node.peers.report(q.Name, s.id, now); !ok && has && r.Fenced == "" && r.Applied > best {
+			from, best = q.Name, r.Applied
+		}
+	}
+	if from == "" || s.node.network == nil {
+		return errNoSource
+	}
+	s.set(nil, "is fetched from "+from)
+	s.log.Info("fetching the log", "from", from)
+	began := time.Now()
+	if err := raftstore.Fetch(ctx, s.node.network, uint32(s.id), from, s.data); err != nil {
+		return fmt.Errorf("fetch from %s: %w", from, err)
+	}
+	s.log.Info("log fetched", "from", from, "entries", s.data.LastIndex(), "took", time.Since(began))
+	return nil
+}
+
+// The reasons why a replica ceases to be in its slot.
+type ending uint8
+
+const (
+	stopping   ending = iota // the node is
+	unwanted                 // the facts have it elsewhere, and its group knows
+	behind                   // its log ends before that of the others begins
+	rebuilding               // an operator asked for it
+)
+
+// live has the replica serve until it ceases to be here.
+func (s *slot) live(ctx context.Context, p *partition) {
+	running, cancel := context.WithCancel(ctx)
+	if err := s.listen(running, p); err != nil && ctx.Err() == nil {
+		s.log.Warn("replica reads are not served", "err", err)
+	}
+	var serving sync.WaitGroup
+	serving.Go(func() { p.run(running) })
+	why := s.watch(ctx, p)
+	cancel()
+	serving.Wait()
+	s.node.unsubscribeAll(s.subscribe)
+	p.handOver()
+	if why == stopping {
+		return // the node closes its replicas, each in its place
+	}
+	s.set(nil, "is to be fetched anew")
+	s.log.Info("replica ends", "because", [...]string{behind: "the others have trimmed what it misses", unwanted: "it was moved away", rebuilding: "it is rebuilt"}[why])
+	if err := p.group.Close(); err != nil {
+		s.log.Warn("close replica", "err", err)
+	}
+	if why == behind {
+		s.refetch(ctx)
+		return
+	}
+	if err := raftstore.Reset(s.data); err != nil {
+		s.node.fail(fmt.Errorf("partition %d: throw the replica away: %w", s.id, err))
+		return
+	}
+	s.node.mend(s.id)
+}
+
+// refetch fetches what a log lacks that others have trimmed; what it has
+// beyond stays.
+func (s *slot) refetch(ctx context.Context) {
+	for ctx.Err() == nil {
+		err := s.fetch(ctx)
+		if err == nil {
+			return
+		}
+		s.log.Info("the replica is not here yet", "err", err)
+		pause(ctx, helloInterval)
+	}
+}
+
+// listen subscribes to what any replica answers.
+func (s *slot) listen(ctx context.Context, p *partition) error {
+	n := s.node
+	id, err := n.reads.subscribe(n.names.ReplicaRead(s.id), "cantus", p.onRead(ctx, p.serveReplicaRead))
+	s.subscribe = []subscribed{{n.reads, id}}
+	return err
+}
+
+// watch blocks until the replica must go, and says why.
+func (s *slot) watch(ctx context.Context, p *partition) ending {
+	for {
+		facts, changed := s.node.meta.current()
+		heard := s.node.peers.next()
+		if !s.wanted(facts) && s.removed() {
+			return unwanted
+		}
+		if s.wanted(facts) {
+			heard = nil
+		}
+		select {
+		case <-ctx.Done():
+			return stopping
+		case <-p.group.Behind():
+			return behind
+		case <-s.rebuilds:
+			return rebuilding
+		case <-changed:
+		case <-heard:
+		}
+	}
+}
+
+// removed tells whether the group's leader, on another node, has taken this
+// replica out.
+func (s *slot) removed() bool {
+	name, r, ok := s.node.peers.leader(s.id, time.Now())
+	if !ok || name == s.node.opts.Name {
+		return false
+	}
+	_, member := r.Voters[s.node.opts.Name]
+	return !member
+}
+
+// unready says what keeps the slot from being served, "" if nothing does.
+func (s *slot) unready() string {
+	facts, _ := s.node.meta.current()
+	if !s.wanted(facts) {
+		return ""
+	}
+	s.mu.Lock()
+	p, doing := s.partition, s.doing
+	s.mu.Unlock()
+	if p == nil {
+		return fmt.Sprintf("partition %d %s", s.id, doing)
+	}
+	return p.unready()
+}
+
+// handOver passes leadership on before the replica goes, to whom has most.
+func (p *partition) handOver() {
+	if !p.group.Leading() {
+		return
+	}
+	status := p.group.Status()
+	now := time.Now()
+	to, best := "", uint64(0)
+	for _, r := range status.Replicas {
+		g, there := p.node.peers.report(r.Name, p.id, now)
+		if there && r.Voter && p.node.peers.alive(r.Name, now) && g.Fenced == "" && g.Applied >= best {
+			to, best = r.Name, g.Applied
+		}
+	}
+	if to == "" {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), handOverTime)
+	defer cancel()
+	if err := p.group.Transfer(ctx, to); err != nil {
+		p.log.Warn("leadership was not handed over", "to", to, "err", err)
+	}
+}
+
+// handOverTime bounds handing a partition over.
+const handOverTime = 2 * time.Second
+
+// subscribed is a subscription and the link that it is on.
+type subscribed struct {
+	link *link
+	id   int
+}
+
+// unsubscribeAll ends subscriptions. What was sent to them by then still
+// comes in, so that it is turned away and not lost.
+func (n *Node) unsubscribeAll(all []subscribed) {
+	ctx, cancel := context.WithTimeout(context.Background(), unsubscribeTime)
+	defer cancel()
+	ids := map[*link][]int{}
+	for _, s := range all {
+		ids[s.link] = append(ids[s.link], s.id)
+	}
+	for l, ids := range ids {
+		if err := l.unsubscribe(ctx, ids...); err != nil {
+			n.log.Debug("unsubscribe", "err", err)
+		}
+	}
+}

@@ -1,0 +1,393 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/nats-io/nats.go"
+
+	"github.com/cantuslog/cantus/subjects"
+)
+
+type clusterCmd struct {
+	Status   clusterStatusCmd   `cmd:"" help:"Show nodes, and where each partition is."`
+	Add      clusterAddCmd      `cmd:"" help:"Make a node that waits a member."`
+	Remove   clusterRemoveCmd   `cmd:"" help:"Take everything off a node, and then the node out of the cluster."`
+	Drain    clusterDrainCmd    `cmd:"" help:"Take replicas and leadership off a node, as far as others can take them."`
+	Undrain  clusterUndrainCmd  `cmd:"" help:"Let a drained node have replicas and leadership again."`
+	Promote  clusterPromoteCmd  `cmd:"" help:"Make a standby an ordinary node."`
+	Transfer clusterTransferCmd `cmd:"" help:"Have a partition led by another of its replicas, now and later."`
+	Move     clusterMoveCmd     `cmd:"" help:"Move a replica from one node to another."`
+	Balance  clusterBalanceCmd  `cmd:"" help:"Spread replicas and leaders evenly."`
+	Rebuild  clusterRebuildCmd  `cmd:"" help:"Throw a replica away and fetch it anew from the others."`
+}
+
+const clusterHelp = `Operations are decided by the cluster and come about by and by, while writes go on; "cantus cluster status" shows how
+far they are. --wait returns when they are done.`
+
+// waiting is the flag of operations that take their time.
+type waiting struct {
+	Wait duration `placeholder:"TIME" help:"Wait so long, at most, until it has come about."`
+}
+
+type clusterStatusCmd struct {
+	JSON bool `name:"json" help:"Print one JSON object."`
+	connection
+}
+
+func (*clusterStatusCmd) Help() string {
+	return `Of each node: its state (member, standby, draining, leaving, or waiting to be added), how many partitions it is to hold
+and to lead and how many it leads now. Of each partition: its leader, where it is to be (the first is to lead), and each
+replica's high-water mark, with a + if it votes.`
+}
+
+// Run shows the cluster.
+func (c *clusterStatusCmd) Run(ctx context.Context, p *program) error {
+	l, err := c.open("cluster status")
+	if err != nil {
+		return err
+	}
+	defer l.close()
+	s, err := l.clusterStatus(ctx)
+	switch {
+	case err != nil:
+		return err
+	case c.JSON:
+		return printJSON(p.out, s)
+	}
+	return printCluster(p.out, s)
+}
+
+func (l *link) clusterStatus(ctx context.Context) (s subjects.ClusterStatus, err error) {
+	err = l.ask(ctx, l.names.Admin("status"), nil, &s)
+	if errors.Is(err, nats.ErrNoResponders) {
+		_, err = l.cluster(ctx)
+		if err == nil {
+			err = failf(exitUnavailable, "no node answers for operations: does this user see %s?", l.names.Admin(">"))
+		}
+		return s, err
+	}
+	return s, l.explain(err)
+}
+
+func printCluster(w io.Writer, s subjects.ClusterStatus) error {
+	leader := s.MetaLeader
+	if leader == "" {
+		leader = "nobody"
+	}
+	fmt.Fprintf(w, "cluster %s, id %s, %s; operations are decided by %s\n\n", s.Cluster, s.ID, plural(s.Replicas, "replica"), leader)
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(t, "NODE\tSTATE\tREADY\tHOLDS\tLEADS\tLEADS NOW\tREPLICATION\tVERSION")
+	for _, n := range s.Nodes {
+		ready := "yes"
+		switch {
+		case !n.Alive:
+			ready = "away"
+		case !n.Ready:
+			ready = "no: " + n.Unready
+		}
+		fmt.Fprintf(t, "%s\t%s\t%s\t%d\t%d\t%d\t%s\t%s\n", n.Name, n.State, ready, n.Replicas, n.Leads, n.Leading, n.Raft, n.Version)
+	}
+	if err := t.Flush(); err != nil {
+		return err
+	}
+	fmt.Fprintln(w)
+	fmt.Fprintln(t, "PARTITION\tLEADER\tTERM\tPLACED ON\tREPLICAS")
+	for _, p := range s.Partitions {
+		leader := p.Leader
+		if leader == "" {
+			leader = "none"
+		}
+		fmt.Fprintf(t, "%d\t%s\t%d\t%s\t%s\n", p.Partition, leader, p.Term, strings.Join(p.Placement, ","), replicaList(p.Replicas))
+	}
+	return t.Flush()
+}
+
+func replicaList(replicas []subjects.ReplicaStatus) string {
+	var words []string
+	for _, r := range replicas {
+		word := fmt.Sprintf("%s:%d", r.Name, r.HighWaterMark)
+		if r.Voter {
+			word += "+"
+		}
+		switch {
+		case r.Fenced != "":
+			word += " (fenced)"
+		case r.State == "away":
+			word += " (away)"
+		}
+		words = append(words, word)
+	}
+	return strings.Join(words, " ")
+}
+
+// operate asks for an operation, says what was decided and, if asked, waits
+// until done finds it in the status.
+func (c *connection) operate(ctx context.Context, p *program, subject []string, body subjects.AdminRequest, wait duration, done func(subjects.ClusterStatus) bool) error {
+	l, err := c.open("cluster " + subject[len(subject)-1])
+	if err != nil {
+		return err
+	}
+	defer l.close()
+	var reply subjects.AdminReply
+	err = l.ask(ctx, l.names.Admin(subject...), body, &reply)
+	if errors.Is(err, nats.ErrNoResponders) {
+		if _, err := l.clusterStatus(ctx); err != nil {
+			return err
+		}
+		if subject[0] == "node" {
+			return failf(exitUnavailable, "node %s is not there", subject[1])
+		}
+		return failf(exitUnavailable, "the cluster's facts have no leader at the moment: try again")
+	}
+	if err != nil {
+		return l.explain(err)
+	}
+	if _, err := fmt.Fprintln(p.out, reply.Done); err != nil || wait == 0 {
+		return err
+	}
+	return l.await(ctx, time.Duration(wait), done)
+}
+
+// await asks for the status until done finds in it what it looks for.
+func (l *link) await(ctx context.Context, most time.Duration, done func(subjects.ClusterStatus) bool) error {
+	const again = 200 * time.Millisecond
+	deadline := time.NewTimer(most)
+	defer deadline.Stop()
+	for {
+		if s, err := l.clusterStatus(ctx); err == nil && done(s) {
+			return nil
+		}
+		select {
+		case <-time.After(again):
+		case <-ctx.Done():
+			return l.explain(ctx.Err())
+		case <-deadline.C:
+			return failf(exitUnavailable, "not done after %v; it goes on: see \"cantus cluster status\"", most)
+		}
+	}
+}
+
+// settled tells whether every partition is where it is to be, led by who is
+// to lead it.
+func settled(s subjects.ClusterStatus) bool {
+	for _, p := range s.Partitions {
+		voters := 0
+		for _, r := range p.Replicas {
+			if r.Voter {
+				voters++
+			}
+			if r.Voter && !slices.Contains(p.Placement, r.Name) {
+				return false
+			}
+		}
+		if voters != len(p.Placement) || p.Leader != p.Placement[0] {
+			return false
+		}
+	}
+	return true
+}
+
+func nodeOf(s subjects.ClusterStatus, name string) (subjects.NodeStatus, bool) {
+	for _, n := range s.Nodes {
+		if n.Name == name {
+			return n, true
+		}
+	}
+	return subjects.NodeStatus{}, false
+}
+
+type clusterAddCmd struct {
+	Node    token `arg:"" name:"NODE" help:"The node's name, as it was started with --name."`
+	Standby bool  `help:"It follows every partition and has no vote, until it is promoted."`
+	waiting
+	connection
+}
+
+func (*clusterAddCmd) Help() string {
+	return `Start the node first, on an empty data directory, with a name of its own, --cluster, --routes to one of the nodes, and
+without --bootstrap; it then waits. It takes replicas where partitions have too few; "cantus cluster balance" or "move"
+gives it more.
+
+` + clusterHelp
+}
+
+// Run adds a node.
+func (c *clusterAddCmd) Run(ctx context.Context, p *program) error {
+	return c.operate(ctx, p, []string{"cluster", "add"}, subjects.AdminRequest{Node: string(c.Node), Standby: c.Standby}, c.Wait,
+		func(s subjects.ClusterStatus) bool {
+			n, ok := nodeOf(s, string(c.Node))
+			return ok && n.Ready && settled(s)
+		})
+}
+
+type clusterRemoveCmd struct {
+	Node token `arg:"" name:"NODE" help:"The node."`
+	waiting
+	connection
+}
+
+func (*clusterRemoveCmd) Help() string {
+	return `Its replicas go to other nodes; where there are not enough of them partitions have fewer replicas from then on. It may be
+away already. What would leave a partition without a majority is refused. Once removed, the node stops, and can be
+thrown away.
+
+` + clusterHelp
+}
+
+// Run removes a node.
+func (c *clusterRemoveCmd) Run(ctx context.Context, p *program) error {
+	return c.operate(ctx, p, []string{"cluster", "remove"}, subjects.AdminRequest{Node: string(c.Node)}, c.Wait,
+		func(s subjects.ClusterStatus) bool {
+			n, ok := nodeOf(s, string(c.Node))
+			return (!ok || n.State == "waiting") && settled(s)
+		})
+}
+
+type clusterDrainCmd struct {
+	Node token `arg:"" name:"NODE" help:"The node."`
+	waiting
+	connection
+}
+
+// Run drains a node.
+func (c *clusterDrainCmd) Run(ctx context.Context, p *program) error {
+	return c.operate(ctx, p, []string{"cluster", "drain"}, subjects.AdminRequest{Node: string(c.Node)}, c.Wait, settled)
+}
+
+type clusterUndrainCmd struct {
+	Node token `arg:"" name:"NODE" help:"The node."`
+	waiting
+	connection
+}
+
+// Run ends a drain.
+func (c *clusterUndrainCmd) Run(ctx context.Context, p *program) error {
+	return c.operate(ctx, p, []string{"cluster", "undrain"}, subjects.AdminRequest{Node: string(c.Node)}, c.Wait, settled)
+}
+
+type clusterPromoteCmd struct {
+	Node token `arg:"" name:"NODE" help:"The standby."`
+	waiting
+	connection
+}
+
+// Run promotes a standby.
+func (c *clusterPromoteCmd) Run(ctx context.Context, p *program) error {
+	return c.operate(ctx, p, []string{"cluster", "promote"}, subjects.AdminRequest{Node: string(c.Node)}, c.Wait, settled)
+}
+
+type clusterTransferCmd struct {
+	Partition partition `arg:"" name:"P" help:"The partition."`
+	To        token     `required:"" placeholder:"NODE" help:"Who is to lead it."`
+	waiting
+	connection
+}
+
+// Run transfers leadership.
+func (c *clusterTransferCmd) Run(ctx context.Context, p *program) error {
+	id := int(c.Partition)
+	return c.operate(ctx, p, []string{"cluster", "transfer"}, subjects.AdminRequest{Partition: &id, To: string(c.To)}, c.Wait, settled)
+}
+
+type clusterMoveCmd struct {
+	Partition partition `arg:"" name:"P" help:"The partition."`
+	From      token     `required:"" placeholder:"NODE" help:"The node that its replica leaves."`
+	To        token     `required:"" placeholder:"NODE" help:"The node that it goes to."`
+	waiting
+	connection
+}
+
+// Run moves a replica.
+func (c *clusterMoveCmd) Run(ctx context.Context, p *program) error {
+	id := int(c.Partition)
+	return c.operate(ctx, p, []string{"cluster", "move"},
+		subjects.AdminRequest{Partition: &id, Node: string(c.From), To: string(c.To)}, c.Wait, settled)
+}
+
+type clusterBalanceCmd struct {
+	waiting
+	connection
+}
+
+// Run balances the cluster.
+func (c *clusterBalanceCmd) Run(ctx context.Context, p *program) error {
+	return c.operate(ctx, p, []string{"cluster", "balance"}, subjects.AdminRequest{}, c.Wait, settled)
+}
+
+type clusterRebuildCmd struct {
+	Partition partition `arg:"" name:"P" help:"The partition."`
+	Node      token     `required:"" placeholder:"NODE" help:"The node whose replica is rebuilt."`
+	waiting
+	connection
+}
+
+func (*clusterRebuildCmd) Help() string {
+	return `For a replica that was fenced because its log differs from the others'. It loses its vote, is thrown away and fetched from
+the leader, and votes again when it has everything.
+
+` + clusterHelp
+}
+
+// Run rebuilds a replica.
+func (c *clusterRebuildCmd) Run(ctx context.Context, p *program) error {
+	id := int(c.Partition)
+	return c.operate(ctx, p, []string{"node", string(c.Node), "rebuild"}, subjects.AdminRequest{Partition: &id}, c.Wait,
+		func(s subjects.ClusterStatus) bool {
+			for _, r := range s.Partitions[id].Replicas {
+				if r.Name == string(c.Node) && (r.Fenced != "" || !r.Voter) {
+					return false
+				}
+			}
+			return settled(s)
+		})
+}
+
+type trimCmd struct {
+	Partition partition `arg:"" name:"P" help:"The partition."`
+	Before    txid      `placeholder:"TXID" xor:"what" required:"" help:"Trim what is older than this transaction."`
+	Age       duration  `placeholder:"TIME" xor:"what" required:"" help:"Trim what is older than this, such as 720h."`
+	Size      byteSize  `placeholder:"SIZE" xor:"what" required:"" help:"Keep about so many bytes of the newest, such as 10GiB."`
+	connection
+}
+
+func (*trimCmd) Help() string {
+	return `The oldest transactions of the partition are given up, the same ones on every replica. The cut is made at the last of the
+places before what is to stay where the log can be cut; there is one about every 65,536 transactions. Prints the oldest
+transaction that is kept. Readers that ask for an older one are refused as "trimmed".
+
+Examples:
+
+  cantus trim 0 --age 720h
+  cantus trim 0 --size 50GiB
+  cantus trim 0 --before 1000000`
+}
+
+// Run trims a partition.
+func (c *trimCmd) Run(ctx context.Context, p *program) error {
+	l, err := c.open("trim")
+	if err != nil {
+		return err
+	}
+	defer l.close()
+	body := subjects.TrimRequest{Before: uint64(c.Before), Bytes: uint64(c.Size)}
+	if c.Age > 0 {
+		body.Age = time.Duration(c.Age).String()
+	}
+	var reply subjects.TrimReply
+	err = l.ask(ctx, l.names.Admin("trim", fmt.Sprint(int(c.Partition))), body, &reply)
+	if errors.Is(err, nats.ErrNoResponders) {
+		return l.noLeader(ctx, int(c.Partition))
+	}
+	if err != nil {
+		return l.explain(err)
+	}
+	_, err = fmt.Fprintln(p.out, reply.FirstTxid)
+	return err
+}
