@@ -101,7 +101,9 @@ func (n *Node) subscribeAll(ctx context.Context, operations map[string]operation
 }
 
 // operationBody reads an operation's body.
-func operationBody(m *message) (r subjects.AdminRequest, err error) { return r, strictJSON(m.payload, &r) }
+func operationBody(m *message) (r subjects.AdminRequest, err error) {
+	return r, strictJSON(m.payload, &r)
+}
 
 func needNode(r subjects.AdminRequest) error {
 	if r.Node == "" {
@@ -374,7 +376,7 @@ func (n *Node) onStatus(context.Context, *message) (any, error) {
 		s.Nodes = append(s.Nodes, nodeStatus(name, facts, said))
 	}
 	for _, name := range namesOf(said) {
-		if _, member := facts.Nodes[name]; !member {
+		if _, member := facts.Nodes[name]; !member && said[name].ClusterID == "" {
 			s.Nodes = append(s.Nodes, nodeStatus(name, facts, said))
 		}
 	}

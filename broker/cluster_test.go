@@ -4,7 +4,9 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"log/slog"
 	"net"
+	"os"
 	"slices"
 	"strings"
 	"sync"
@@ -74,6 +76,14 @@ func (c *nodes) prepare(name string) {
 func (c *nodes) options(name string) broker.Options {
 	o := c.opts
 	o.Name, o.ClusterListen, o.Routes = name, c.ports[name], nil
+	if file := os.Getenv("CANTUS_TEST_LOG"); file != "" { // for whoever looks into a failure
+		f, err := os.OpenFile(file, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+		if err != nil {
+			c.t.Fatal(err)
+		}
+		c.t.Cleanup(func() { _ = f.Close() })
+		o.Logger = slog.New(slog.NewTextHandler(f, &slog.HandlerOptions{Level: slog.LevelDebug})).With("node", name)
+	}
 	for _, other := range c.names {
 		if other != name {
 			o.Routes = append(o.Routes, c.ports[other])
@@ -96,8 +106,11 @@ func (c *nodes) start(names ...string) {
 	opening.Wait()
 	for i, err := range errs {
 		if err != nil {
-			c.t.Fatalf("open %s: %v", names[i], err)
+			c.t.Errorf("open %s: %v", names[i], err)
 		}
+	}
+	if c.t.Failed() {
+		c.t.FailNow()
 	}
 }
 
@@ -257,7 +270,11 @@ func (c *nodes) checkSame(partition int, by ...string) []string {
 	c.t.Helper()
 	nc := c.conn(by[0])
 	defer nc.Close()
-	i := info(c.t, nc, partition)
+	var i subjects.PartitionInfo
+	eventually(c.t, "a leader", func() bool { // it may be changing
+		m, err := nc.Request(subjects.Names{}.PartitionInfo(partition), nil, time.Second)
+		return err == nil && json.Unmarshal(m.Data, &i) == nil && i.Error == nil
+	})
 	var first []string
 	for n, name := range by {
 		eventually(c.t, name+" has it all", func() bool { return broker.Mark(c.node(name), partition) >= i.HighWaterMark })

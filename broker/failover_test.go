@@ -88,6 +88,9 @@ func TestANodeIsReplacedByAnother(t *testing.T) {
 	c.prepare("n4")
 	joined := make(chan error)
 	go func() { joined <- c.tryStart("n4") }()
+	eventually(t, "n4 waits to be added", func() bool {
+		return slices.ContainsFunc(c.status("n1").Nodes, func(n subjects.NodeStatus) bool { return n.Name == "n4" && n.State == "waiting" })
+	})
 	c.operate("n1", subjects.AdminRequest{Node: "n4"}, "cluster", "add")
 	if err := <-joined; err != nil {
 		t.Fatal(err)

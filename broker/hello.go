@@ -203,7 +203,7 @@ func (n *Node) checkMembership(h hello) {
 	n.mu.Lock()
 	meta := n.meta
 	n.mu.Unlock()
-	if meta == nil || h.ClusterID == "" {
+	if meta == nil || len(h.Members) == 0 { // a node that is starting knows of nobody yet
 		return
 	}
 	facts, _ := meta.current()
@@ -217,7 +217,9 @@ func (n *Node) sayHello() {
 	tick := time.NewTicker(helloInterval)
 	defer tick.Stop()
 	for {
-		n.sender.send(appendPub(nil, n.names.Admin("hello"), mustJSON(n.hello())))
+		if n.Err() == nil { // who has failed is away
+			n.sender.send(appendPub(nil, n.names.Admin("hello"), mustJSON(n.hello())))
+		}
 		select {
 		case <-n.helloStop:
 			return

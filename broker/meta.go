@@ -262,7 +262,8 @@ func (m *meta) step(ctx context.Context) error {
 			}
 			return *q.Meta, true
 		},
-		steady: func(name string) bool { return m.node.peers.steady(name, steadyTime, now) },
+		steady:  func(name string) bool { return m.node.peers.steady(name, steadyTime, now) },
+		handing: func() bool { return false },
 	}
 	if done, err := w.step(ctx); err != nil || !done {
 		return err

@@ -465,6 +465,10 @@ func (n *Node) Close() error {
 // close is the one place that says in which order things stop.
 func (n *Node) close() (err error) {
 	n.leaving.Store(true)
+	select { // nobody is to hand anything to this node now
+	case n.helloNow <- struct{}{}:
+	default:
+	}
 	close(n.quit)
 	n.cancel() // sessions: unsubscribe, settle, answer, hand over
 	if n.http != nil {

@@ -15,7 +15,22 @@ const (
 	steadyTime = 2 * time.Second
 	// stepTime bounds one change of a group's members.
 	stepTime = 5 * time.Second
+	// handOverPause keeps a leader from handing over right after it began, or
+	// after it failed to.
+	handOverPause = 3 * time.Second
 )
+
+// handOvers says when leadership may be handed over for balance.
+func handOvers() func() bool {
+	last := time.Now()
+	return func() bool {
+		if time.Since(last) < handOverPause {
+			return false
+		}
+		last = time.Now()
+		return true
+	}
+}
 
 // wantedGroup is what the members of a Raft group are to be, and what brings
 // it about: its leader compares, again and again, and takes one step at a time.
@@ -27,6 +42,9 @@ type wantedGroup struct {
 	preferred string
 	report    func(name string) (groupReport, bool) // of a living node's replica
 	steady    func(name string) bool
+	// handing is told when leadership is about to be handed over for no need
+	// but balance; false says that it is too early to.
+	handing func() bool
 }
 
 // step takes the next step, if there is one; done says that there is none to
@@ -179,7 +197,7 @@ func (w wantedGroup) handOver(ctx context.Context, have map[string]bool, status 
 		return false, nil
 	}
 	r, there := w.report(w.preferred)
-	if !there || r.Fenced != "" || !caughtUp(r, status) {
+	if !there || r.Fenced != "" || !caughtUp(r, status) || !w.handing() {
 		return false, nil
 	}
 	if err := w.group.Transfer(ctx, w.preferred); err != nil {
@@ -193,6 +211,7 @@ func (w wantedGroup) handOver(ctx context.Context, have map[string]bool, status 
 func (p *partition) reconcile(ctx context.Context) {
 	tick := time.NewTicker(helloInterval)
 	defer tick.Stop()
+	handing := handOvers()
 	for {
 		facts, changed := p.node.meta.current()
 		want := map[string]bool{}
@@ -215,6 +234,7 @@ func (p *partition) reconcile(ctx context.Context) {
 				q, _ := p.node.peers.get(name)
 				return q.Ready && p.node.peers.steady(name, steadyTime, now)
 			},
+			handing: handing,
 		}
 		if _, err := w.step(ctx); err != nil && ctx.Err() == nil {
 			p.log.Debug("the group is not as it should be yet", "err", err)

@@ -47,8 +47,8 @@ type flight struct {
 	rest     []grounded
 	began    time.Time
 	land     func() // gives the node's place for a flight back
-	singles  int // messages that carried one transaction
-	batches  int // and many
+	singles  int    // messages that carried one transaction
+	batches  int    // and many
 }
 
 // grounded is an outcome that is not the request's own commit. Unless firm, it

@@ -98,7 +98,7 @@ func (g *Group) catchUp(n *Network) func(int) {
 
 func foundGroup(c *raft.Config, store *logStore, marks markers, t raft.Transport, voters []string) error {
 	has, err := raft.HasExistingState(store, store, marks)
-	if err != nil || has {
+	if err != nil || has || len(voters) == 0 {
 		return err
 	}
 	var config raft.Configuration

@@ -44,6 +44,10 @@ func (g *Group) Remove(ctx context.Context, node string) error {
 // most. When it returns nil this one does not lead any more. The errors are as of
 // [Group.AddReplica].
 func (g *Group) Transfer(ctx context.Context, to string) error {
+	if t, ok := g.transport.(*transport); ok {
+		t.impatient()
+		defer t.patient()
+	}
 	return g.change(ctx, func() raft.Future {
 		if to == "" {
 			return g.raft.LeadershipTransfer()

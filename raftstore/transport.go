@@ -23,8 +23,11 @@ const (
 // transport is raft's way to the other replicas of a group.
 type transport struct {
 	*raft.NetworkTransport
-	stop chan struct{} // closed when nobody is to wait any more
-	once sync.Once
+
+	// mu guards what follows.
+	mu      sync.Mutex
+	hurried int           // how many want nobody to wait
+	hurry   chan struct{} // closed while there are any
 }
 
 func newTransport(e *endpoint, logger hclog.Logger) *transport {
@@ -32,7 +35,7 @@ func newTransport(e *endpoint, logger hclog.Logger) *transport {
 		NetworkTransport: raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{
 			Stream: e, MaxPool: 3, Timeout: rpcTime, Logger: logger, MaxRPCsInFlight: rpcsInFlight,
 		}),
-		stop: make(chan struct{}),
+		hurry: make(chan struct{}),
 	}
 }
 
@@ -47,7 +50,7 @@ func (t *transport) AppendEntries(id raft.ServerID, target raft.ServerAddress, a
 		}
 		*resp = raft.AppendEntriesResponse{}
 		select {
-		case <-t.stop:
+		case <-t.hurrying():
 			return err
 		case <-time.After(retryEvery):
 		}
@@ -59,5 +62,26 @@ func isHeartbeat(a *raft.AppendEntriesRequest) bool {
 	return len(a.Entries) == 0 && a.PrevLogEntry == 0 && a.PrevLogTerm == 0 && a.LeaderCommitIndex == 0
 }
 
-// impatient has requests fail from now on that would wait.
-func (t *transport) impatient() { t.once.Do(func() { close(t.stop) }) }
+// impatient has requests fail, until patient, that would wait: a transfer of
+// leadership would wait for them.
+func (t *transport) impatient() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.hurried++; t.hurried == 1 {
+		close(t.hurry)
+	}
+}
+
+func (t *transport) patient() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.hurried--; t.hurried == 0 {
+		t.hurry = make(chan struct{})
+	}
+}
+
+func (t *transport) hurrying() <-chan struct{} {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.hurry
+}
