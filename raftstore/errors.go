@@ -18,6 +18,12 @@ var (
 	ErrUnknown = errors.New("raftstore: outcome unknown")
 	// ErrClosed is returned after Close. Nothing was done.
 	ErrClosed = errors.New("raftstore: closed")
+	// ErrFetching is returned when a log is opened that a fetch has begun on
+	// and not ended, or that was reset: call Fetch.
+	ErrFetching = errors.New("raftstore: the log is being fetched")
+	// ErrStale is returned when the replica that a log is fetched from may lack
+	// what this one has acknowledged before: fetch from the leader, or later.
+	ErrStale = errors.New("raftstore: the other replica is not up to date")
 )
 
 // outcome maps an error of raft's on a proposal to one of ours. What is not

@@ -4,27 +4,24 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/raft"
-
-	"github.com/cantuslog/cantus/wal"
 )
 
 // Group is one replica of a Raft group, running.
 type Group struct {
 	node      string
-	log       *wal.Log
+	log       *logStore
+	heartbeat time.Duration
 	raft      *raft.Raft
 	transport raft.Transport
+	network   *transport // the transport, nil without a network
 	closeOnce sync.Once
 	closeErr  error
-	behind    chan struct{}
-	isBehind  sync.Once
-	stopping  chan struct{} // closed when Close begins
-	started   atomic.Pointer[raft.Raft]
 
 	// entering is held by who puts something into raft's queue, and by Close
 	// to wait for them; it guards closed.
@@ -34,75 +31,73 @@ type Group struct {
 	unsettled atomic.Int64
 }
 
-// Open starts the replica. It founds the group if the log is empty and voters
-// are given, restores the FSM from the last marker, and returns; entries after
-// the marker are applied once a leader is known. The error wraps [ErrFetching]
-// for a log that was not fetched to its end.
+// Open starts the replica. It founds the group if the log is empty and Voters
+// says who does, restores the FSM from the last marker, and returns; entries
+// after the marker are applied once a leader is known. It refuses a log that is
+// being fetched: see [Fetching]. An error that wraps [wal.ErrDamaged] says that
+// the log can't be read.
 func Open(opts Options) (*Group, error) {
-	config, err := opts.config()
+	opts, config, err := opts.filled()
 	if err != nil {
 		return nil, err
 	}
 	if Fetching(opts.Log) {
 		return nil, ErrFetching
 	}
-	g := &Group{node: opts.Node, log: opts.Log, behind: make(chan struct{}), stopping: make(chan struct{})}
-	store := &logStore{log: opts.Log}
-	marks := markers{log: opts.Log, behind: func() { g.isBehind.Do(func() { close(g.behind) }) }}
-	if err := g.connect(opts, config); err != nil {
+	g := &Group{node: opts.Node, heartbeat: opts.HeartbeatTimeout, log: &logStore{log: opts.Log}}
+	if err := g.connect(opts); err != nil {
 		return nil, err
 	}
-	if opts.Network != nil {
-		store.catchUp = g.catchUp(opts.Network)
+	if err = g.start(config, opts); err != nil {
+		return nil, errors.Join(err, g.closeTransport())
 	}
-	if err := foundGroup(config, store, marks, g.transport, opts.Voters); err != nil {
-		return nil, errors.Join(err, g.disconnect())
-	}
-	if g.raft, err = raft.NewRaft(config, fsmAdapter{opts.FSM}, store, store, marks, g.transport); err != nil {
-		return nil, errors.Join(fmt.Errorf("start raft: %w", err), g.disconnect())
-	}
-	g.started.Store(g.raft)
 	return g, nil
 }
 
-// connect gives the group its way to the other replicas.
-func (g *Group) connect(opts Options, config *raft.Config) error {
+func (g *Group) connect(opts Options) error {
 	if opts.Network == nil {
 		_, g.transport = raft.NewInmemTransport(raft.ServerAddress(opts.Node))
 		return nil
 	}
-	e, err := opts.Network.join(opts.ID, opts.Log)
+	if name := opts.Network.opts.Node; name != opts.Node {
+		return fmt.Errorf("a replica of %s can't be on the network of %s", opts.Node, name)
+	}
+	e, err := opts.Network.attach(opts.ID)
 	if err != nil {
 		return err
 	}
-	g.transport = newTransport(e, config.Logger)
+	g.network = newTransport(e, opts)
+	g.transport = g.network
 	return nil
 }
 
-func (g *Group) disconnect() error {
-	if c, ok := g.transport.(raft.WithClose); ok {
-		return c.Close()
+func (g *Group) start(config *raft.Config, opts Options) (err error) {
+	marks := markers{opts.Log}
+	if err := foundGroup(config, g.log, marks, g.transport, opts); err != nil {
+		return err
 	}
-	return nil
-}
-
-// catchUp holds reads back that are made for followers which are behind, and
-// no others: those when raft starts, and those of a follower.
-func (g *Group) catchUp(n *Network) func(int) {
-	return func(bytes int) {
-		if r := g.started.Load(); r != nil && r.State() == raft.Leader {
-			_ = n.waitCatchUp(bytes, g.stopping)
+	defer func() { // raft panics if it can't read an entry
+		if r, is := recover().(error); is {
+			err = fmt.Errorf("start raft: %w", r)
 		}
+	}()
+	g.raft, err = raft.NewRaft(config, fsmAdapter{opts.FSM}, g.log, g.log, marks, g.transport)
+	if err != nil {
+		return fmt.Errorf("start raft: %w", err)
 	}
+	if g.network != nil {
+		g.network.use(g)
+	}
+	return nil
 }
 
-func foundGroup(c *raft.Config, store *logStore, marks markers, t raft.Transport, voters []string) error {
+func foundGroup(c *raft.Config, store *logStore, marks markers, t raft.Transport, opts Options) error {
 	has, err := raft.HasExistingState(store, store, marks)
-	if err != nil || has || len(voters) == 0 {
+	if err != nil || has || opts.Network != nil && len(opts.Voters) == 0 {
 		return err
 	}
 	var config raft.Configuration
-	for _, v := range voters {
+	for _, v := range slices.Sorted(slices.Values(opts.Voters)) { // the same entry on each
 		config.Servers = append(config.Servers, raft.Server{
 			Suffrage: raft.Voter, ID: raft.ServerID(v), Address: raft.ServerAddress(v),
 		})
@@ -161,24 +156,20 @@ func (p Proposal) Wait() (result any, err error) {
 // ([ErrNotLeader]), or until ctx ends, when the barrier itself goes on. After
 // Close it gives [ErrClosed].
 func (g *Group) Barrier(ctx context.Context) error {
-	return g.await(ctx, func() raft.Future { return g.raft.Barrier(0) })
+	return g.await(ctx, func() raft.Future { return g.raft.Barrier(0) }, notLeading)
 }
 
 // VerifyLeader returns nil when a majority has confirmed, since the call,
 // that this replica leads: what it has applied is then the latest. The errors
 // are as of [Group.Barrier].
-func (g *Group) VerifyLeader(ctx context.Context) error { return g.await(ctx, g.raft.VerifyLeader) }
-
-func (g *Group) await(ctx context.Context, ask func() raft.Future) error {
-	err := g.settle(ctx, ask)
-	if err == nil || errors.Is(err, ErrClosed) || ctx.Err() != nil {
-		return err
-	}
-	return fmt.Errorf("%w: %w", ErrNotLeader, err)
+func (g *Group) VerifyLeader(ctx context.Context) error {
+	return g.await(ctx, g.raft.VerifyLeader, notLeading)
 }
 
-// settle puts a question to raft and waits for the answer, or for ctx's end.
-func (g *Group) settle(ctx context.Context, ask func() raft.Future) error {
+func notLeading(err error) error { return fmt.Errorf("%w: %w", ErrNotLeader, err) }
+
+// await asks raft something and waits for the answer, whose error it explains.
+func (g *Group) await(ctx context.Context, ask func() raft.Future, explain func(error) error) error {
 	f := g.ask(ask)
 	if f == nil {
 		return ErrClosed
@@ -193,7 +184,10 @@ func (g *Group) settle(ctx context.Context, ask func() raft.Future) error {
 	case <-ctx.Done():
 		return ctx.Err()
 	case err := <-done:
-		return err
+		if err != nil {
+			return explain(err)
+		}
+		return nil
 	}
 }
 
@@ -220,6 +214,27 @@ func (g *Group) Mark() error {
 	return err
 }
 
+// Trim removes the log's entries up to and including index through, as far as
+// Raft can do without them: the entry that the last marker is at stays, and
+// what comes behind it.
+func (g *Group) Trim(through uint64) error {
+	k, err := markers{g.log.log}.load()
+	if err != nil || k.Index == 0 {
+		return err
+	}
+	return g.log.trim(min(through, k.Index-1))
+}
+
+// Behind is closed when the leader has trimmed what this replica's log lacks.
+// The replica gets no more entries then: its owner closes it, calls [Fetch]
+// and opens it again. It is nil, and never ready, without a network.
+func (g *Group) Behind() <-chan struct{} {
+	if g.network == nil {
+		return nil
+	}
+	return g.network.incoming.behind
+}
+
 // Status is how a replica sees its group.
 type Status struct {
 	Leader string // "" if none is known
@@ -229,8 +244,9 @@ type Status struct {
 	Replicas []Replica
 	// LastContact is when a leader was last heard of.
 	LastContact time.Time
-	// CommitIndex is the last entry known to be committed, AppliedIndex the
-	// last that the FSM has, LastIndex the last of the log.
+	// CommitIndex is the newest entry known to be committed; up to AppliedIndex
+	// they were given to the FSM, which may not be through with the last of
+	// them. LastIndex is the newest entry in the log.
 	CommitIndex, AppliedIndex, LastIndex uint64
 }
 
@@ -240,19 +256,22 @@ type Replica struct {
 	Voter bool
 }
 
-// Status gives how this replica sees the group now.
+// Status gives how this replica sees the group now. It doesn't wait for
+// anything.
 func (g *Group) Status() Status {
 	_, leader := g.raft.LeaderWithID()
-	s := Status{
-		Leader: string(leader), Term: g.raft.CurrentTerm(), State: stateName(g.raft.State()), LastContact: g.raft.LastContact(),
+	return Status{
+		Leader: string(leader), Term: g.raft.CurrentTerm(), State: stateName(g.raft.State()),
+		Replicas: g.replicas(), LastContact: g.raft.LastContact(),
 		CommitIndex: g.raft.CommitIndex(), AppliedIndex: g.raft.AppliedIndex(), LastIndex: g.raft.LastIndex(),
 	}
-	if f := g.raft.GetConfiguration(); f.Error() == nil {
-		for _, server := range f.Configuration().Servers {
-			s.Replicas = append(s.Replicas, Replica{Name: string(server.ID), Voter: server.Suffrage == raft.Voter})
-		}
+}
+
+func (g *Group) replicas() (all []Replica) {
+	for _, s := range g.raft.GetConfiguration().Configuration().Servers {
+		all = append(all, Replica{Name: string(s.ID), Voter: s.Suffrage == raft.Voter})
 	}
-	return s
+	return all
 }
 
 func stateName(s raft.RaftState) string {
@@ -269,30 +288,42 @@ func stateName(s raft.RaftState) string {
 }
 
 // Close stops the replica and waits for it. What was proposed before has its
-// outcome first, which takes until a leader without a majority has noticed. It
-// is idempotent.
+// outcome first: a leader that can't commit it steps down, and then nobody
+// knows it. It is idempotent.
 func (g *Group) Close() error {
 	g.closeOnce.Do(func() {
 		g.entering.Lock()
 		g.closed = true
 		g.entering.Unlock()
-		close(g.stopping)
 		g.drain()
-		if t, ok := g.transport.(*transport); ok {
-			t.impatient()
+		if g.network != nil {
+			g.network.end.interrupt()
 		}
-		stopped := g.raft.Shutdown()
-		err := g.disconnect() // what waits for others must not hold it up
-		g.closeErr = errors.Join(stopped.Error(), err)
+		g.closeErr = errors.Join(g.raft.Shutdown().Error(), g.closeTransport())
 	})
 	return g.closeErr
 }
+
+func (g *Group) closeTransport() error {
+	if c, ok := g.transport.(raft.WithClose); ok {
+		return c.Close()
+	}
+	return nil
+}
+
+// drainPatience is how long what was proposed may take to commit once the
+// group is being closed.
+const drainPatience = 2 * time.Second
 
 // drain waits until raft has taken up what is in its queues: it never answers
 // what is still in there when it shuts down.
 func (g *Group) drain() {
 	if g.unsettled.Load() == 0 {
 		return
+	}
+	if g.network != nil {
+		// Cut off, a leader steps down, and all have their answer.
+		defer time.AfterFunc(drainPatience, g.network.end.interrupt).Stop()
 	}
 	_ = g.raft.Barrier(0).Error() // both queues are first in, first out
 	_ = g.raft.VerifyLeader().Error()

@@ -15,14 +15,14 @@ import (
 // logStore is raft's LogStore and StableStore over a log of package wal.
 type logStore struct {
 	log *wal.Log
-	// catchUp holds reads of old entries back while this replica leads: they
-	// are for followers that are far behind. Nil for none.
-	catchUp func(bytes int)
 
 	// mu guards term, the value of a term that could not be stored, nil if it
 	// was. Nothing else is stored before it is.
 	mu   sync.Mutex
 	term []byte
+
+	// cutting is held by who shortens the log.
+	cutting sync.Mutex
 }
 
 func (s *logStore) FirstIndex() (uint64, error) { return s.log.FirstIndex(), nil }
@@ -36,9 +36,6 @@ func (s *logStore) GetLog(index uint64, l *raft.Log) error {
 	}
 	if err != nil {
 		return err
-	}
-	if s.catchUp != nil && !s.log.Recent(index) {
-		s.catchUp(len(e.Data))
 	}
 	*l = raft.Log{Index: e.Index, Term: e.Term, Type: raft.LogType(e.Type), Data: e.Data, Extensions: e.Extensions}
 	if e.AppendedAt != 0 {
@@ -72,7 +69,16 @@ func (s *logStore) DeleteRange(from, to uint64) error {
 	if err := s.oweTerm(); err != nil {
 		return err
 	}
+	s.cutting.Lock()
+	defer s.cutting.Unlock()
 	return s.log.TruncateSuffix(from)
+}
+
+// trim removes the entries up to and including index through.
+func (s *logStore) trim(through uint64) error {
+	s.cutting.Lock()
+	defer s.cutting.Unlock()
+	return s.log.TrimHead(through)
 }
 
 const stablePrefix = "raft/"

@@ -282,7 +282,7 @@ func TestAForeignSinkIsRefused(t *testing.T) {
 
 func TestACancelledMarkerIsNotStored(t *testing.T) {
 	log := openLog(t, t.TempDir(), wal.Options{})
-	m := markers{log: log}
+	m := markers{log}
 	sink, err := m.Create(raft.SnapshotVersionMax, 5, 2, raft.Configuration{}, 1, nil)
 	if err != nil {
 		t.Fatal(err)

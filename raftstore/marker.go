@@ -25,12 +25,7 @@ type marker struct {
 
 // markers is raft's SnapshotStore: it holds one marker, in the log's small
 // state.
-type markers struct {
-	log *wal.Log
-	// behind is called when a leader sends its marker, since its log does not
-	// reach back to the end of this one.
-	behind func()
-}
+type markers struct{ log *wal.Log }
 
 func (m markers) load() (marker, error) {
 	var k marker
@@ -69,7 +64,7 @@ func (m markers) Open(string) (*raft.SnapshotMeta, io.ReadCloser, error) {
 
 func (m markers) Create(_ raft.SnapshotVersion, index, term uint64, config raft.Configuration,
 	configIndex uint64, _ raft.Transport) (raft.SnapshotSink, error) {
-	return &markerSink{log: m.log, behind: m.behind, marker: marker{Index: index, Term: term, Config: config, ConfigIndex: configIndex}}, nil
+	return &markerSink{log: m.log, marker: marker{Index: index, Term: term, Config: config, ConfigIndex: configIndex}}, nil
 }
 
 // markerSink takes the FSM's bytes and stores the marker when it is closed.
@@ -77,25 +72,22 @@ type markerSink struct {
 	log    *wal.Log
 	marker marker
 	state  bytes.Buffer
+	// own says that this replica's FSM made the marker: another one's would
+	// come without the entries before it.
+	own bool
 	// metas are stored with the marker, all or none.
 	metas  []wal.Meta
-	own    bool // it comes from this replica's FSM
-	behind func()
 	closed bool
 }
 
-// errBehind is returned when a leader sends its marker: the entries that it
-// stands for have to be fetched first.
-var errBehind = errors.New("raftstore: replica is behind the head of the leader's log")
+func (s *markerSink) ID() string { return metaMarker }
 
 func (s *markerSink) Write(p []byte) (int, error) {
 	if !s.own {
-		s.behind()
-		return 0, errBehind
+		return 0, errForeignMarker
 	}
 	return s.state.Write(p)
 }
-func (s *markerSink) ID() string { return metaMarker }
 
 func (s *markerSink) Cancel() error {
 	s.closed = true
@@ -108,8 +100,7 @@ func (s *markerSink) Close() error {
 	}
 	s.closed = true
 	if !s.own {
-		s.behind()
-		return errBehind
+		return errForeignMarker
 	}
 	s.marker.State = s.state.Bytes()
 	v, err := json.Marshal(s.marker)
@@ -119,4 +110,7 @@ func (s *markerSink) Close() error {
 	return s.log.SetMeta(append(s.metas, wal.Meta{Name: metaMarker, Value: v})...)
 }
 
-var errForeignSink = errors.New("raftstore: a marker goes into its own store only")
+var (
+	errForeignSink   = errors.New("raftstore: a marker goes into its own store only")
+	errForeignMarker = errors.New("raftstore: another replica's marker is no state without its log")
+)

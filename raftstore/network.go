@@ -1,382 +1,388 @@
 package raftstore
 
 import (
+	"bufio"
+	"context"
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"sync"
 	"time"
 
-	"github.com/hashicorp/raft"
 	"golang.org/x/time/rate"
+)
 
-	"github.com/cantuslog/cantus/wal"
+const (
+	// handshakeTimeout is how long a peer has for TLS and the preamble.
+	handshakeTimeout = 5 * time.Second
+	// maxHandshakes bounds the connections that are in their handshake.
+	maxHandshakes = 256
+	// complainEvery is how often a refused connection is logged at most.
+	complainEvery = 10 * time.Second
+
+	defaultCatchUpRate = 64 << 20
+	minCatchUpRate     = 1 << 20
 )
 
 // NetworkOptions configures a node's end of replication. Node, Cluster,
 // Listener and Resolve are needed.
 type NetworkOptions struct {
-	// Node is this node's name, which is also its address to Raft.
+	// Node is this node's name, which is its address to Raft.
 	Node string
-	// Cluster is the cluster's unique id: nodes of others are turned away.
+	// Cluster is the cluster's unique id: peers of another one are refused.
 	Cluster string
-	// Listener is where the other nodes come to. It is the network's from then
-	// on.
+	// Listener is accepted on; the Network owns it and closes it, also when
+	// NewNetwork fails.
 	Listener net.Listener
-	// Resolve gives the host:port of a node. It is asked at each dial, so that
-	// an address may change.
-	Resolve func(node string) (string, error)
-	// TLS secures replication, both ways: each side checks the other's
-	// certificate against RootCAs (or ClientCAs). Default: plain.
+	// Resolve gives the host and port of a node. It is asked for each
+	// connection, since an address may change, and may be called by many at
+	// once.
+	Resolve func(node string) (hostport string, err error)
+	// TLS makes connections mutually authenticated; nil leaves them plain. It
+	// is used as server and as client. A node's certificate must be for the
+	// node's name, or for ServerName where that is set, and good for both
+	// ends; ClientCAs and RootCAs, one of which may stand for both, say who
+	// signs them.
 	TLS *tls.Config
-	// CatchUpRate bounds the bytes a second that are sent, of all groups
-	// together, to replicas that are far behind. Default 64 MiB, negative for
-	// no bound.
+	// CatchUpRate bounds the bytes a second that the node sends of old
+	// entries, to replicas that are behind: more brings them up sooner, and
+	// leaves less of the disk and the network for new ones. At least 1 MiB;
+	// default 64 MiB; negative for no bound.
 	CatchUpRate int64
-	// Logger takes what is refused. Default: discarded.
+	// Logger takes what is to be said of connections. Default: discarded.
 	Logger *slog.Logger
 }
 
-// Network is a node's end of replication: one listener, and the connections
-// to the other nodes, which it knows by name. The groups of a node share it.
-// It is safe for concurrent use.
+// Network is a node's end of replication: one listener, and the dialing of
+// peers by name. All groups of a node share it. It is safe for concurrent use.
 type Network struct {
-	opts           NetworkOptions
-	server, client *tls.Config
-	catchUp        *rate.Limiter
-	log            *slog.Logger
+	opts     NetworkOptions
+	server   *tls.Config // nil without TLS
+	client   *tls.Config
+	limiter  *rate.Limiter // nil without a bound
+	log      *slog.Logger
+	handling chan struct{} // a token for each handshake
 
-	mu     sync.Mutex
-	groups map[uint32]*endpoint
-	conns  map[net.Conn]*endpoint // nil for one that has not said for whom it is
-	quiet  time.Time              // no complaint is logged before
-	closed bool
+	ctx     context.Context // ends when the network is closed
+	cancel  context.CancelFunc
+	running sync.WaitGroup
 
-	serving sync.WaitGroup
+	// mu guards what follows.
+	mu         sync.Mutex
+	groups     map[uint32]*endpoint
+	conns      map[net.Conn]struct{} // in their handshake, or serving a fetch
+	complained time.Time
+	withheld   int // complaints since
 }
 
-// endpoint is a group's place in the network: what raft's transport listens
-// and dials through.
-type endpoint struct {
-	network *Network
-	group   uint32
-	log     *wal.Log
-	conns   chan net.Conn
-	closed  chan struct{}
-	once    sync.Once
-}
-
-const (
-	// handshakeTime bounds a connection's preamble, TLS included.
-	handshakeTime = 5 * time.Second
-	// catchUpBurst is what may be sent at once.
-	catchUpBurst = 4 << 20
-)
-
-// NewNetwork begins to take connections. The caller closes it, after its
-// groups.
+// NewNetwork begins to accept connections. Those for a group are refused
+// until it is open.
 func NewNetwork(opts NetworkOptions) (*Network, error) {
-	for what, name := range map[string]string{"node": opts.Node, "cluster": opts.Cluster} {
-		if name == "" || len(name) > 255 {
-			return nil, fmt.Errorf("replication network: %s %q: 1 to 255 bytes are needed", what, name)
+	n, err := newNetwork(opts)
+	if err != nil {
+		if opts.Listener != nil {
+			_ = opts.Listener.Close()
 		}
+		return nil, fmt.Errorf("replication: %w", err)
 	}
-	n := &Network{opts: opts, log: opts.Logger, groups: map[uint32]*endpoint{}, conns: map[net.Conn]*endpoint{}}
-	if n.log == nil {
-		n.log = slog.New(slog.DiscardHandler)
-	}
-	limit := rate.Limit(opts.CatchUpRate)
-	switch {
-	case opts.CatchUpRate == 0:
-		limit = 64 << 20
-	case opts.CatchUpRate < 0:
-		limit = rate.Inf
-	}
-	n.catchUp = rate.NewLimiter(limit, catchUpBurst)
-	n.secure(opts.TLS)
-	n.serving.Go(n.accept)
+	n.running.Go(n.accept)
 	return n, nil
 }
 
-// secure makes both directions check certificates, whatever the options leave
-// open.
-func (n *Network) secure(c *tls.Config) {
-	if c == nil {
-		return
+func newNetwork(opts NetworkOptions) (*Network, error) {
+	switch {
+	case opts.Node == "" || len(opts.Node) > maxName:
+		return nil, fmt.Errorf("the node's name has %d bytes: it must have 1 to %d", len(opts.Node), maxName)
+	case opts.Cluster == "" || len(opts.Cluster) > maxName:
+		return nil, fmt.Errorf("the cluster's id has %d bytes: it must have 1 to %d", len(opts.Cluster), maxName)
+	case opts.Listener == nil || opts.Resolve == nil:
+		return nil, errors.New("a listener and a way to resolve nodes are needed")
+	case opts.CatchUpRate > 0 && opts.CatchUpRate < minCatchUpRate:
+		return nil, fmt.Errorf("the rate for catching up is %d bytes a second: the least is %d", opts.CatchUpRate, minCatchUpRate)
 	}
-	n.server, n.client = c.Clone(), c.Clone()
-	n.server.ClientAuth = tls.RequireAndVerifyClientCert
-	if n.server.ClientCAs == nil {
-		n.server.ClientCAs = c.RootCAs
+	n := &Network{
+		opts: opts, log: opts.Logger, handling: make(chan struct{}, maxHandshakes),
+		groups: map[uint32]*endpoint{}, conns: map[net.Conn]struct{}{},
 	}
-	if n.client.RootCAs == nil {
-		n.client.RootCAs = c.ClientCAs
+	if n.log == nil {
+		n.log = slog.New(slog.DiscardHandler)
 	}
-	n.client.InsecureSkipVerify = false
+	if opts.TLS != nil {
+		var err error
+		if n.server, n.client, err = mutualTLS(opts.TLS); err != nil {
+			return nil, err
+		}
+	}
+	if opts.CatchUpRate >= 0 {
+		bytes := opts.CatchUpRate
+		if bytes == 0 {
+			bytes = defaultCatchUpRate
+		}
+		n.limiter = rate.NewLimiter(rate.Limit(bytes), int(min(bytes/4, 4<<20)))
+	}
+	n.ctx, n.cancel = context.WithCancel(context.Background())
+	return n, nil
 }
 
-// Addr is where the network listens.
+// Addr is the address that is listened on.
 func (n *Network) Addr() net.Addr { return n.opts.Listener.Addr() }
 
-// Close ends all connections and returns when nothing of the network runs any
-// more. It is idempotent.
+// Close ends all connections and waits for what it runs. Groups that are open
+// on it go on without their peers; they are best closed before. It is
+// idempotent.
 func (n *Network) Close() error {
+	n.cancel()
+	err := n.opts.Listener.Close()
 	n.mu.Lock()
-	first := !n.closed
-	n.closed = true
 	for c := range n.conns {
 		_ = c.Close()
 	}
-	n.mu.Unlock()
-	var err error
-	if first {
-		err = n.opts.Listener.Close()
+	for _, e := range n.groups {
+		e.abort()
 	}
-	n.serving.Wait()
+	n.mu.Unlock()
+	n.running.Wait()
+	if errors.Is(err, net.ErrClosed) {
+		return nil
+	}
 	return err
 }
 
+// accept hands connections to goroutines of their own.
 func (n *Network) accept() {
-	for {
+	for pause := time.Duration(0); ; {
 		conn, err := n.opts.Listener.Accept()
-		if err != nil {
-			n.mu.Lock()
-			closed := n.closed
-			n.mu.Unlock()
-			if closed || errors.Is(err, net.ErrClosed) {
-				return
-			}
-			n.complain("replication port", err)
-			time.Sleep(10 * time.Millisecond) // out of file descriptors, say
-			continue
-		}
-		if !n.track(conn, nil) {
+		switch {
+		case err == nil:
+			pause = 0
+			n.admit(conn)
+		case n.ctx.Err() != nil || errors.Is(err, net.ErrClosed):
 			return
+		default: // out of file descriptors, perhaps
+			n.complain("connection could not be accepted", "err", err)
+			pause = min(max(2*pause, 5*time.Millisecond), time.Second)
+			select {
+			case <-n.ctx.Done():
+			case <-time.After(pause):
+			}
 		}
-		n.serving.Go(func() { n.receive(conn) })
 	}
 }
 
-// track has Close close a connection; false says that the network is closed,
-// and so is the connection then.
-func (n *Network) track(c net.Conn, e *endpoint) bool {
+func (n *Network) admit(conn net.Conn) {
+	select {
+	case n.handling <- struct{}{}:
+	default:
+		_ = conn.Close()
+		n.complain("too many connections are in their handshake", "most", maxHandshakes)
+		return
+	}
+	if !n.track(conn) {
+		<-n.handling
+		return
+	}
+	n.running.Go(func() {
+		defer n.untrack(conn)
+		l, p, err := n.receive(conn)
+		<-n.handling
+		if err != nil {
+			_ = conn.Close()
+			if n.ctx.Err() == nil {
+				n.complain("connection refused", "remote", conn.RemoteAddr().String(), "err", err)
+			}
+			return
+		}
+		n.serve(l, p)
+	})
+}
+
+// track keeps a connection so that Close closes it; false says that it was
+// closed already.
+func (n *Network) track(conn net.Conn) bool {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if n.closed {
-		_ = c.Close()
+	if n.ctx.Err() != nil {
+		_ = conn.Close()
 		return false
 	}
-	n.conns[c] = e
+	n.conns[conn] = struct{}{}
 	return true
 }
 
-func (n *Network) forget(c net.Conn) {
+func (n *Network) untrack(conn net.Conn) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	delete(n.conns, c)
+	delete(n.conns, conn)
 }
 
-// receive finds out for whom a connection is and hands it over.
-func (n *Network) receive(conn net.Conn) {
-	raw := conn
-	if err := raw.SetDeadline(time.Now().Add(handshakeTime)); err != nil {
-		n.drop(raw, "", err)
-		return
-	}
+// receive does the handshake of a connection that a peer has dialed.
+func (n *Network) receive(conn net.Conn) (*link, preamble, error) {
+	_ = conn.SetDeadline(time.Now().Add(handshakeTimeout))
+	var secure *tls.Conn
 	if n.server != nil {
-		conn = tls.Server(conn, n.server)
-	}
-	p, err := readPreamble(conn)
-	if err != nil {
-		if errors.Is(err, errPreamble) {
-			_ = writeAnswer(conn, err.Error())
+		secure = tls.Server(conn, n.server)
+		if err := secure.HandshakeContext(n.ctx); err != nil {
+			return nil, preamble{}, fmt.Errorf("TLS: %w", err)
 		}
-		n.drop(raw, "", err)
-		return
+		conn = secure
 	}
-	e, why := n.welcome(p)
-	if why != "" {
-		_ = writeAnswer(conn, why)
-		n.drop(raw, p.from, errors.New(why))
-		return
+	r := bufio.NewReaderSize(conn, readAhead)
+	p, err := readPreamble(r)
+	if err == nil {
+		err = n.examine(p, secure)
 	}
-	if err := errors.Join(writeAnswer(conn, ""), raw.SetDeadline(time.Time{})); err != nil {
-		n.drop(raw, p.from, err)
-		return
+	if err != nil {
+		if errors.As(err, new(versionError)) || errors.As(err, new(refusedError)) {
+			_, _ = conn.Write(answer(refusal(err)))
+			return nil, p, fmt.Errorf("told %q: %w", p.from, err)
+		}
+		return nil, p, err
 	}
-	n.track(raw, e)
-	c := &tracked{framed: framed{Conn: conn}, network: n, raw: raw}
-	if p.kind == kindFetch {
-		e.serveFetch(c)
-		return
+	if _, err := conn.Write(answer("")); err != nil {
+		return nil, p, err
 	}
-	select {
-	case e.conns <- c:
-	case <-e.closed:
-		_ = c.Close()
-	}
+	_ = conn.SetDeadline(time.Time{})
+	return newLink(conn, r, secure != nil, true), p, nil
 }
 
-// welcome tells for which group a connection is, or why it is not taken.
-func (n *Network) welcome(p preamble) (*endpoint, string) {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	e := n.groups[p.group]
+// refusal is what the peer is told.
+func refusal(err error) string {
+	var refused refusedError
+	if errors.As(err, &refused) {
+		return refused.text
+	}
+	return err.Error()
+}
+
+// examine gives a refusedError if the peer that sent p is in the wrong place.
+func (n *Network) examine(p preamble, secure *tls.Conn) error {
 	switch {
 	case p.cluster != n.opts.Cluster:
-		return nil, fmt.Sprintf("this is a node of cluster %s, not of %s", n.opts.Cluster, p.cluster)
+		return refusedError{fmt.Sprintf("this is cluster %s, not %s", n.opts.Cluster, p.cluster)}
 	case p.to != n.opts.Node:
-		return nil, fmt.Sprintf("this is node %s, not %s", n.opts.Node, p.to)
-	case p.kind != kindRaft && p.kind != kindFetch:
-		return nil, fmt.Sprintf("connections of kind %d are not known", p.kind)
-	case e == nil:
-		return nil, fmt.Sprintf("node %s has no replica of group %d", n.opts.Node, p.group)
+		return refusedError{fmt.Sprintf("I am %s, not %s", n.opts.Node, p.to)}
 	}
-	return e, ""
-}
-
-// drop ends a connection that was not taken.
-func (n *Network) drop(conn net.Conn, from string, why error) {
-	n.forget(conn)
-	if from == "" {
-		from = conn.RemoteAddr().String()
-	}
-	n.complain(from, why)
-	_ = conn.Close()
-}
-
-// complainEvery keeps a peer that goes on and on out of the log.
-const complainEvery = 10 * time.Second
-
-func (n *Network) complain(about string, why error) {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	if now := time.Now(); !n.closed && now.After(n.quiet) {
-		n.quiet = now.Add(complainEvery)
-		n.log.Warn("replication connection refused", "from", about, "err", why)
-	}
-}
-
-// dial opens a connection to a group's replica on a node.
-func (n *Network) dial(kind uint8, group uint32, to string, timeout time.Duration, e *endpoint) (net.Conn, error) {
-	deadline := time.Now().Add(timeout)
-	address, err := n.opts.Resolve(to)
-	if err != nil {
-		return nil, err
-	}
-	raw, err := net.DialTimeout("tcp", address, timeout)
-	if err != nil {
-		return nil, err
-	}
-	if !n.track(raw, e) {
-		return nil, ErrClosed
-	}
-	conn, err := n.introduce(raw, preamble{kind: kind, group: group, cluster: n.opts.Cluster, from: n.opts.Node, to: to}, address, deadline)
-	if err != nil {
-		n.forget(raw)
-		return nil, errors.Join(fmt.Errorf("replication to %s at %s: %w", to, address, err), raw.Close())
-	}
-	return &tracked{framed: framed{Conn: conn}, network: n, raw: raw}, nil
-}
-
-func (n *Network) introduce(raw net.Conn, p preamble, address string, deadline time.Time) (net.Conn, error) {
-	conn := raw
-	if err := raw.SetDeadline(deadline); err != nil {
-		return nil, err
-	}
-	if n.client != nil {
-		c := n.client.Clone()
-		if c.ServerName == "" {
-			c.ServerName, _, _ = net.SplitHostPort(address)
+	if secure != nil {
+		if err := checkPeer(secure.ConnectionState(), n.server.ServerName, p.from); err != nil {
+			return refusedError{err.Error()}
 		}
-		conn = tls.Client(raw, c)
+	}
+	if n.endpoint(p.group) == nil {
+		return refusedError{fmt.Sprintf("no replica of group %d here", p.group)}
+	}
+	return nil
+}
+
+// serve hands a connection to whom it is for.
+func (n *Network) serve(l *link, p preamble) {
+	e := n.endpoint(p.group)
+	switch {
+	case e == nil: // closed meanwhile
+		_ = l.Close()
+	case p.kind == kindFetch:
+		e.serveFetch(l, p.from)
+	default:
+		e.deliver(l)
+	}
+}
+
+// dial makes a connection to a group's replica on a node. It ends at the
+// latest when ctx or the network does.
+func (n *Network) dial(ctx context.Context, to string, group uint32, kind connKind) (*link, error) {
+	l, err := n.connect(ctx, preamble{kind: kind, group: group, cluster: n.opts.Cluster, from: n.opts.Node, to: to})
+	if err != nil {
+		return nil, fmt.Errorf("connect to %s, group %d: %w", to, group, err)
+	}
+	return l, nil
+}
+
+func (n *Network) connect(ctx context.Context, p preamble) (*link, error) {
+	if len(p.to) > maxName {
+		return nil, fmt.Errorf("its name has %d bytes: it can have %d", len(p.to), maxName)
+	}
+	ctx, cancel := context.WithTimeout(ctx, handshakeTimeout)
+	defer cancel()
+	defer context.AfterFunc(n.ctx, cancel)()
+	address, err := n.opts.Resolve(p.to)
+	if err != nil {
+		return nil, err
+	}
+	conn, err := (&net.Dialer{}).DialContext(ctx, "tcp", address)
+	if err != nil {
+		return nil, err
+	}
+	l, err := n.introduce(ctx, conn, p)
+	if err != nil {
+		_ = conn.Close()
+		if errors.Is(err, io.EOF) {
+			err = fmt.Errorf("%s has hung up: %w", address, io.ErrUnexpectedEOF)
+		}
+		if n.ctx.Err() != nil {
+			err = ErrClosed
+		}
+		return nil, err
+	}
+	return l, nil
+}
+
+// introduce does the handshake of a connection that was dialed.
+func (n *Network) introduce(ctx context.Context, conn net.Conn, p preamble) (*link, error) {
+	defer context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })()
+	if n.client != nil {
+		config := n.client
+		if config.ServerName == "" {
+			config = config.Clone()
+			config.ServerName = p.to
+		}
+		secure := tls.Client(conn, config)
+		if err := secure.HandshakeContext(ctx); err != nil {
+			return nil, fmt.Errorf("TLS: %w", err)
+		}
+		conn = secure
 	}
 	if _, err := conn.Write(p.encode()); err != nil {
 		return nil, err
 	}
-	if err := readAnswer(conn); err != nil {
+	r := bufio.NewReaderSize(conn, readAhead)
+	if err := readAnswer(r); err != nil {
 		return nil, err
 	}
-	return conn, raw.SetDeadline(time.Time{})
+	return newLink(conn, r, n.client != nil, false), nil
 }
 
-// tracked is a connection that the network closes if its owner does not.
-type tracked struct {
-	framed
-	network *Network
-	raw     net.Conn
+// complain logs what goes wrong with strangers, once in a while.
+func (n *Network) complain(msg string, args ...any) {
+	n.mu.Lock()
+	now := time.Now()
+	if now.Sub(n.complained) < complainEvery {
+		n.withheld++
+		n.mu.Unlock()
+		return
+	}
+	withheld := n.withheld
+	n.complained, n.withheld = now, 0
+	n.mu.Unlock()
+	n.log.Warn(msg, append(args, "not_logged_before", withheld)...)
 }
 
-func (t *tracked) Close() error {
-	t.network.forget(t.raw)
-	return t.framed.Close()
-}
-
-// join makes a group's replica reachable. Its endpoint is closed before
-// another of the same group is made.
-func (n *Network) join(group uint32, log *wal.Log) (*endpoint, error) {
+// endpoint gives the end of a group that is open, else nil.
+func (n *Network) endpoint(group uint32) *endpoint {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if n.closed {
-		return nil, ErrClosed
-	}
-	if n.groups[group] != nil {
-		return nil, fmt.Errorf("replication network: group %d is open already", group)
-	}
-	e := &endpoint{network: n, group: group, log: log, conns: make(chan net.Conn), closed: make(chan struct{})}
-	n.groups[group] = e
-	return e, nil
+	return n.groups[group]
 }
 
-// Accept gives the next connection of another replica of the group.
-func (e *endpoint) Accept() (net.Conn, error) {
-	select {
-	case c := <-e.conns:
-		return c, nil
-	case <-e.closed:
-		return nil, net.ErrClosed
-	}
-}
-
-// Close makes the replica unreachable and ends its connections.
-func (e *endpoint) Close() error {
-	e.once.Do(func() {
-		close(e.closed)
-		e.network.mu.Lock()
-		defer e.network.mu.Unlock()
-		delete(e.network.groups, e.group)
-		for c, owner := range e.network.conns {
-			if owner == e {
-				_ = c.Close()
-			}
+// throttle waits until so many bytes of old entries may be sent.
+func (n *Network) throttle(ctx context.Context, bytes int) error {
+	for n.limiter != nil && bytes > 0 {
+		some := min(bytes, n.limiter.Burst())
+		if err := n.limiter.WaitN(ctx, some); err != nil {
+			return err
 		}
-	})
+		bytes -= some
+	}
 	return nil
 }
-
-// Addr is the node's name, which is its address to Raft.
-func (e *endpoint) Addr() net.Addr { return nodeAddr(e.network.opts.Node) }
-
-// Dial opens a connection to the group's replica on a node.
-func (e *endpoint) Dial(to raft.ServerAddress, timeout time.Duration) (net.Conn, error) {
-	select {
-	case <-e.closed:
-		return nil, ErrClosed
-	default:
-	}
-	conn, err := e.network.dial(kindRaft, e.group, string(to), min(timeout, handshakeTime), e)
-	if err != nil {
-		return nil, fmt.Errorf("%w: %w", errAway, err)
-	}
-	return conn, nil
-}
-
-// errAway is returned when a replica was not reached.
-var errAway = errors.New("raftstore: replica is away")
-
-type nodeAddr string
-
-func (nodeAddr) Network() string  { return "node" }
-func (a nodeAddr) String() string { return string(a) }

@@ -1,13 +1,10 @@
 package raftstore
 
 import (
-	"cmp"
 	"fmt"
-	"io"
 	"log/slog"
 	"time"
 
-	"github.com/hashicorp/go-hclog"
 	"github.com/hashicorp/raft"
 
 	"github.com/cantuslog/cantus/wal"
@@ -19,19 +16,23 @@ type Options struct {
 	// Node is this replica's name among the group's.
 	Node string
 	// Voters found the group if its log is empty. Every founding replica is
-	// given the same. A replica that joins is given none, and waits to be
-	// added.
+	// given the same. Without them, on a network, a replica with an empty log
+	// waits for a leader that has added it. A replica that has lost its log
+	// must not found the group again: it has voted before.
 	Voters []string
 	Log    *wal.Log
 	FSM    FSM
-	// Network connects the group's replicas. Default: there is this one only.
+
+	// Network leads to the other replicas, nil if there are none. ID is the
+	// group's number on it.
 	Network *Network
-	// ID is the group's number, the same on all nodes.
-	ID uint32
+	ID      uint32
 
 	// HeartbeatTimeout is how long a follower hears nothing before it stands
-	// for election, and ElectionTimeout how long a candidate waits for votes.
-	// Default 500 ms; 50 ms without a network, since nobody can disagree.
+	// for election, and ElectionTimeout, which is not shorter, how long an
+	// election may take before there is another: less finds a new leader
+	// sooner, more is surer not to replace one that is only slow. Default
+	// 500 ms each; 50 ms without a network, since nobody can disagree.
 	HeartbeatTimeout, ElectionTimeout time.Duration
 	// MarkInterval is about how often the state is marked while there is
 	// something new. Shorter means less to replay after a crash. Default 5 s.
@@ -44,29 +45,33 @@ type Options struct {
 }
 
 const (
-	// commitTime is how long followers may not know of the last commit while
-	// nothing new comes.
-	commitTime = 25 * time.Millisecond
-	// appendEntries bounds the entries of one request to a follower, each of
-	// which may have about a MiB.
-	appendEntries = 16
-	// rpcsInFlight is how many such requests may be on their way to one
-	// follower.
-	rpcsInFlight = 4
+	// commitTimeout is about how long a follower waits to hear that the last
+	// entry is committed, if no other follows.
+	commitTimeout = 40 * time.Millisecond
+	// maxAppend is how many entries go into one request, and how many
+	// proposals are stored at once.
+	maxAppend = 16
 )
 
-func (o Options) config() (*raft.Config, error) {
+// filled gives the options with their defaults, and raft's configuration.
+func (o Options) filled() (Options, *raft.Config, error) {
+	if o.HeartbeatTimeout == 0 {
+		o.HeartbeatTimeout = 50 * time.Millisecond
+		if o.Network != nil {
+			o.HeartbeatTimeout = 500 * time.Millisecond
+		}
+	}
+	if o.ElectionTimeout == 0 {
+		o.ElectionTimeout = o.HeartbeatTimeout
+	}
 	c := raft.DefaultConfig()
 	c.LocalID = raft.ServerID(o.Node)
-	timeout := 500 * time.Millisecond
-	if o.Network == nil {
-		timeout = 50 * time.Millisecond
-	}
-	c.HeartbeatTimeout = cmp.Or(o.HeartbeatTimeout, timeout)
-	c.ElectionTimeout = cmp.Or(o.ElectionTimeout, c.HeartbeatTimeout)
-	c.LeaderLeaseTimeout = c.HeartbeatTimeout / 2
-	c.CommitTimeout = min(commitTime, c.HeartbeatTimeout/4)
-	c.MaxAppendEntries = appendEntries
+	c.HeartbeatTimeout, c.ElectionTimeout = o.HeartbeatTimeout, o.ElectionTimeout
+	c.LeaderLeaseTimeout = o.HeartbeatTimeout * 4 / 5
+	c.CommitTimeout = commitTimeout
+	c.MaxAppendEntries = maxAppend
+	// A replica that is removed stays, as a follower of nobody.
+	c.ShutdownOnRemove = false
 	c.SnapshotInterval = o.MarkInterval
 	if c.SnapshotInterval == 0 {
 		c.SnapshotInterval = 5 * time.Second
@@ -81,27 +86,7 @@ func (o Options) config() (*raft.Config, error) {
 	c.NoLegacyTelemetry = true
 	c.Logger = raftLogger(o.Logger)
 	if err := raft.ValidateConfig(c); err != nil {
-		return nil, fmt.Errorf("raft group of %s: %w", o.Node, err)
+		return o, nil, fmt.Errorf("raft group of %s: %w", o.Node, err)
 	}
-	return c, nil
-}
-
-// raftLogger passes raft's log on, lower: what it calls an error is most often
-// a peer that is away, and its warnings are its daily life.
-func raftLogger(l *slog.Logger) hclog.Logger {
-	h := hclog.NewInterceptLogger(&hclog.LoggerOptions{Level: hclog.Debug, Output: io.Discard})
-	if l != nil {
-		h.RegisterSink(logSink{l})
-	}
-	return h
-}
-
-type logSink struct{ log *slog.Logger }
-
-func (s logSink) Accept(_ string, level hclog.Level, msg string, args ...any) {
-	if level == hclog.Error {
-		s.log.Warn("raft: "+msg, args...)
-		return
-	}
-	s.log.Debug("raft: "+msg, args...)
+	return o, c, nil
 }

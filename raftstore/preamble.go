@@ -9,126 +9,164 @@ import (
 	"io"
 )
 
-// wireVersion is the version of the preamble and of what follows it.
-const wireVersion = 1
-
-// What a connection is for.
 const (
-	kindRaft  = 1
-	kindFetch = 2
+	preambleMagic   = "CANTUSRP"
+	preambleVersion = 1
+	// preambleHead is what every version has in common: magic, version, and
+	// the length of the rest.
+	preambleHead = len(preambleMagic) + 2 + 2
+	// preambleMost bounds that rest.
+	preambleMost = 1 + 4 + 3*(1+maxName) + crcSize
+	// maxName bounds the names of nodes and clusters, in bytes.
+	maxName = 255
+	// maxRefusal bounds the text of a refusal.
+	maxRefusal = 1024
+	crcSize    = 4
 )
 
-// maxPreamble bounds a preamble's body: three names and a few bytes.
-const maxPreamble = 1024
+var castagnoli = crc32.MakeTable(crc32.Castagnoli)
+
+// connKind is what a connection is for.
+type connKind uint8
+
+const (
+	kindRaft  connKind = 1
+	kindFetch connKind = 2
+)
+
+// preamble is what a connection begins with.
+type preamble struct {
+	kind    connKind
+	group   uint32
+	cluster string
+	from    string
+	to      string
+}
 
 var (
-	preambleMagic = [4]byte{'C', 'T', 'R', 'P'}
-	castagnoli    = crc32.MakeTable(crc32.Castagnoli)
+	errNoPreamble = errors.New("no preamble of a Cantus node")
+	errPreamble   = errors.New("malformed preamble")
 )
 
-// errPreamble is returned for what is no preamble of this version.
-var errPreamble = errors.New("raftstore: not a preamble")
+// versionError is met with a preamble of a version that is not known.
+type versionError uint16
 
-// preamble is what the dialing side of a connection says first.
-type preamble struct {
-	kind     uint8
-	group    uint32
-	cluster  string
-	from, to string
+func (v versionError) Error() string {
+	return fmt.Sprintf("protocol %d is not known, %d is", uint16(v), preambleVersion)
 }
 
 func (p preamble) encode() []byte {
-	body := []byte{p.kind}
-	body = binary.BigEndian.AppendUint32(body, p.group)
+	b := append(make([]byte, 0, 128), preambleMagic...)
+	b = binary.BigEndian.AppendUint16(b, preambleVersion)
+	b = append(b, 0, 0, byte(p.kind))
+	b = binary.BigEndian.AppendUint32(b, p.group)
 	for _, s := range []string{p.cluster, p.from, p.to} {
-		body = append(body, byte(len(s)))
-		body = append(body, s...)
+		b = append(b, byte(len(s)))
+		b = append(b, s...)
 	}
-	b := append(preambleMagic[:len(preambleMagic):len(preambleMagic)], wireVersion)
-	b = binary.BigEndian.AppendUint16(b, uint16(len(body)))
-	b = append(b, body...)
+	binary.BigEndian.PutUint16(b[preambleHead-2:], uint16(len(b)+crcSize-preambleHead))
 	return binary.BigEndian.AppendUint32(b, crc32.Checksum(b, castagnoli))
 }
 
-// readPreamble reads no more than the preamble has. The error wraps
-// errPreamble if that is not what came, and tells what did.
-func readPreamble(r io.Reader) (p preamble, err error) {
-	var head [7]byte
-	if _, err := io.ReadFull(r, head[:]); err != nil {
-		return p, err
+// readPreamble reads a preamble and no byte more. The error is errNoPreamble
+// if it is none, a versionError, errPreamble, or the reader's.
+func readPreamble(r io.Reader) (preamble, error) {
+	b := make([]byte, preambleHead, preambleHead+preambleMost)
+	if _, err := io.ReadFull(r, b[:len(preambleMagic)]); err != nil {
+		return preamble{}, err
 	}
-	if !bytes.Equal(head[:4], preambleMagic[:]) {
-		return p, fmt.Errorf("%w: it begins with %q", errPreamble, head[:4])
+	if string(b[:len(preambleMagic)]) != preambleMagic {
+		return preamble{}, errNoPreamble
 	}
-	if head[4] != wireVersion {
-		return p, fmt.Errorf("%w: replication protocol %d is not known, %d is", errPreamble, head[4], wireVersion)
+	if _, err := io.ReadFull(r, b[len(preambleMagic):]); err != nil {
+		return preamble{}, err
 	}
-	n := int(binary.BigEndian.Uint16(head[5:]))
-	if n > maxPreamble {
-		return p, fmt.Errorf("%w: %d bytes are too many", errPreamble, n)
+	if v := binary.BigEndian.Uint16(b[len(preambleMagic):]); v != preambleVersion {
+		return preamble{}, versionError(v)
 	}
-	b := make([]byte, n+4)
-	if _, err := io.ReadFull(r, b); err != nil {
-		return p, err
+	n := int(binary.BigEndian.Uint16(b[preambleHead-2:]))
+	if n > preambleMost || n < 1+4+3+crcSize {
+		return preamble{}, fmt.Errorf("%w: its length can't be %d", errPreamble, n)
 	}
-	sum := crc32.Update(crc32.Checksum(head[:], castagnoli), castagnoli, b[:n])
-	if binary.BigEndian.Uint32(b[n:]) != sum {
-		return p, fmt.Errorf("%w: its checksum is wrong", errPreamble)
+	b = b[:preambleHead+n]
+	if _, err := io.ReadFull(r, b[preambleHead:]); err != nil {
+		return preamble{}, err
 	}
-	return decodePreamble(b[:n])
+	return decodePreamble(b)
 }
 
-func decodePreamble(b []byte) (p preamble, err error) {
-	if len(b) < 5 {
-		return p, fmt.Errorf("%w: %d bytes are too few", errPreamble, len(b))
+// decodePreamble decodes a whole preamble of this version.
+func decodePreamble(b []byte) (preamble, error) {
+	body := b[:len(b)-crcSize]
+	if crc32.Checksum(body, castagnoli) != binary.BigEndian.Uint32(b[len(body):]) {
+		return preamble{}, fmt.Errorf("%w: checksum is wrong", errPreamble)
 	}
-	p.kind, p.group = b[0], binary.BigEndian.Uint32(b[1:])
-	b = b[5:]
+	p := preamble{kind: connKind(body[preambleHead]), group: binary.BigEndian.Uint32(body[preambleHead+1:])}
+	rest := body[preambleHead+5:]
 	for _, s := range []*string{&p.cluster, &p.from, &p.to} {
-		if len(b) == 0 || len(b) < 1+int(b[0]) {
-			return p, fmt.Errorf("%w: it ends early", errPreamble)
+		if len(rest) == 0 || len(rest) < 1+int(rest[0]) {
+			return preamble{}, fmt.Errorf("%w: a name ends early", errPreamble)
 		}
-		*s, b = string(b[1:1+int(b[0])]), b[1+int(b[0]):]
+		*s, rest = string(rest[1:1+rest[0]]), rest[1+rest[0]:]
 	}
-	if len(b) > 0 {
-		return p, fmt.Errorf("%w: %d bytes are left over", errPreamble, len(b))
+	if len(rest) > 0 {
+		return preamble{}, fmt.Errorf("%w: %d bytes behind the names", errPreamble, len(rest))
+	}
+	if p.kind != kindRaft && p.kind != kindFetch {
+		return preamble{}, fmt.Errorf("%w: kind %d is not known", errPreamble, p.kind)
 	}
 	return p, nil
 }
 
-// The answers to a preamble.
+// Answers to a preamble.
 const (
-	welcome = 0
-	refused = 1
+	statusWelcome byte = 0
+	statusRefused byte = 1
 )
 
-// ErrRefused is returned when a peer does not take a connection; its text
-// says why.
-var ErrRefused = errors.New("raftstore: refused by the peer")
-
-func writeAnswer(w io.Writer, why string) error {
-	if len(why) > 255 {
-		why = why[:255]
+// answer encodes the answer to a preamble: a refusal with a text, or a
+// welcome without one.
+func answer(refusal string) []byte {
+	status := statusWelcome
+	if refusal != "" {
+		status = statusRefused
 	}
-	status := byte(welcome)
-	if why != "" {
-		status = refused
+	if len(refusal) > maxRefusal {
+		refusal = refusal[:maxRefusal]
 	}
-	_, err := w.Write(append([]byte{status, byte(len(why))}, why...))
-	return err
+	b := []byte{status}
+	b = binary.BigEndian.AppendUint16(b, uint16(len(refusal)))
+	b = append(b, refusal...)
+	return binary.BigEndian.AppendUint32(b, crc32.Checksum(b, castagnoli))
 }
 
+// refusedError is a peer's refusal of a connection, in its words.
+type refusedError struct{ text string }
+
+func (e refusedError) Error() string { return "refused: " + e.text }
+
+var errNoAnswer = errors.New("what answers is no replication port of a Cantus node")
+
+// readAnswer reads the answer to a preamble and no byte more.
 func readAnswer(r io.Reader) error {
-	var head [2]byte
-	if _, err := io.ReadFull(r, head[:]); err != nil {
+	head := make([]byte, 3)
+	if _, err := io.ReadFull(r, head); err != nil {
 		return err
 	}
-	why := make([]byte, head[1])
-	if _, err := io.ReadFull(r, why); err != nil {
+	n := int(binary.BigEndian.Uint16(head[1:]))
+	if head[0] > statusRefused || n > maxRefusal {
+		return errNoAnswer
+	}
+	rest := make([]byte, n+crcSize)
+	if _, err := io.ReadFull(r, rest); err != nil {
 		return err
 	}
-	if head[0] != welcome {
-		return fmt.Errorf("%w: %q", ErrRefused, why)
+	sum := crc32.Update(crc32.Checksum(head, castagnoli), castagnoli, rest[:n])
+	switch {
+	case sum != binary.BigEndian.Uint32(rest[n:]):
+		return errNoAnswer
+	case head[0] == statusRefused:
+		return refusedError{string(bytes.ToValidUTF8(rest[:n], []byte("?")))}
 	}
 	return nil
 }

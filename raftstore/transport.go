@@ -1,87 +1,203 @@
 package raftstore
 
 import (
-	"errors"
 	"sync"
+	"sync/atomic"
 	"time"
 
-	"github.com/hashicorp/go-hclog"
 	"github.com/hashicorp/raft"
 )
 
 const (
-	// patience is how long entries for a replica that is away are held before
-	// raft hears of it. Raft answers each failure with a longer pause, up to
-	// ten seconds, and a node that comes back would wait as long.
-	patience = time.Minute
-	// retryEvery is how often a replica that is away is tried meanwhile.
-	retryEvery = 50 * time.Millisecond
-	// rpcTime bounds a request to another replica.
-	rpcTime = 10 * time.Second
+	// sendTimeout is how long raft waits for the answer to entries, which are
+	// synced before it is given.
+	sendTimeout = 10 * time.Second
+	// retryFirst and retryMost are between attempts to reach a peer.
+	retryFirst = 5 * time.Millisecond
+	retryMost  = 100 * time.Millisecond
+	// maxInFlight is how many requests with entries a peer is sent before it
+	// has answered the first.
+	maxInFlight = 4
+	// pooled is how many idle connections to a peer each transport keeps.
+	pooled = 2
 )
 
-// transport is raft's way to the other replicas of a group.
+// transport is a group's raft.Transport over its node's network. Entries go
+// through one of raft's own, and what must not wait behind them, or for long,
+// through another: votes and heartbeats.
+//
+// Raft itself backs off from a peer that is away, by up to ten seconds, and one
+// that has come back would wait as long. So this one tries, for raft, until the
+// peer is there, as long as it matters.
 type transport struct {
-	*raft.NetworkTransport
+	*raft.NetworkTransport // entries; and all that peers send
+	control                *raft.NetworkTransport
+	end                    *endpoint
+	incoming               *incoming
+	recent                 func(index uint64) bool // whether an entry is in memory
+	raft                   atomic.Pointer[raft.Raft]
 
-	// mu guards what follows.
-	mu      sync.Mutex
-	hurried int           // how many want nobody to wait
-	hurry   chan struct{} // closed while there are any
+	mu    sync.Mutex
+	peers map[raft.ServerID]*peer
 }
 
-func newTransport(e *endpoint, logger hclog.Logger) *transport {
-	return &transport{
-		NetworkTransport: raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{
-			Stream: e, MaxPool: 3, Timeout: rpcTime, Logger: logger, MaxRPCsInFlight: rpcsInFlight,
-		}),
-		hurry: make(chan struct{}),
+// peer is what the transport knows of a peer.
+type peer struct {
+	contact atomic.Int64 // when it last answered a heartbeat, Unix nanoseconds
+	missed  atomic.Int64 // heartbeats without an answer
+	waited  atomic.Int64 // requests that wait until it can be reached
+}
+
+var (
+	_ raft.WithPreVote = (*transport)(nil)
+	_ raft.WithClose   = (*transport)(nil)
+)
+
+func newTransport(e *endpoint, opts Options) *transport {
+	t := &transport{end: e, peers: map[raft.ServerID]*peer{}, recent: opts.Log.InMemory}
+	config := raft.NetworkTransportConfig{
+		Logger: raftLogger(opts.Logger), MaxPool: pooled, MaxRPCsInFlight: maxInFlight,
+		Stream: stream{e, true}, Timeout: sendTimeout, MsgpackUseNewTimeFormat: true,
 	}
+	t.NetworkTransport = raft.NewNetworkTransportWithConfig(&config)
+	config.Stream, config.Timeout = stream{e, false}, max(2*opts.HeartbeatTimeout, 500*time.Millisecond)
+	t.control = raft.NewNetworkTransportWithConfig(&config)
+	t.incoming = newIncoming(t.NetworkTransport.Consumer(), e.open, opts.Log)
+	return t
 }
 
-// AppendEntries sends entries, and waits for a replica that can't be reached to
-// come back. Heartbeats fail at once.
-func (t *transport) AppendEntries(id raft.ServerID, target raft.ServerAddress, args *raft.AppendEntriesRequest, resp *raft.AppendEntriesResponse) error {
-	deadline := time.Now().Add(patience)
-	for {
-		err := t.NetworkTransport.AppendEntries(id, target, args, resp)
-		if err == nil || isHeartbeat(args) || !errors.Is(err, errAway) || time.Now().After(deadline) {
-			return err
-		}
-		*resp = raft.AppendEntriesResponse{}
+// use tells the transport, and who it lets in, of the group that runs on it.
+func (t *transport) use(g *Group) {
+	t.raft.Store(g.raft)
+	t.incoming.raft.Store(g.raft)
+	t.end.group.Store(g)
+}
+
+// Consumer gives what peers ask.
+func (t *transport) Consumer() <-chan raft.RPC { return t.incoming.out }
+
+// Close ends the transport and waits for what uses its connections.
+func (t *transport) Close() error {
+	t.end.interrupt()
+	_ = t.control.Close()
+	_ = t.NetworkTransport.Close()
+	for _, pool := range []*raft.NetworkTransport{t.control, t.NetworkTransport} {
+		pool.CloseStreams()
+	}
+	t.end.close()
+	t.incoming.wait()
+	return nil
+}
+
+func (t *transport) peer(id raft.ServerID) *peer {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	p := t.peers[id]
+	if p == nil {
+		p = &peer{}
+		t.peers[id] = p
+	}
+	return p
+}
+
+// RequestVote implements raft.Transport.
+func (t *transport) RequestVote(id raft.ServerID, to raft.ServerAddress, q *raft.RequestVoteRequest, a *raft.RequestVoteResponse) error {
+	return t.control.RequestVote(id, to, q, a)
+}
+
+// RequestPreVote implements raft.WithPreVote.
+func (t *transport) RequestPreVote(id raft.ServerID, to raft.ServerAddress, q *raft.RequestPreVoteRequest, a *raft.RequestPreVoteResponse) error {
+	return t.control.RequestPreVote(id, to, q, a)
+}
+
+// TimeoutNow implements raft.Transport.
+func (t *transport) TimeoutNow(id raft.ServerID, to raft.ServerAddress, q *raft.TimeoutNowRequest, a *raft.TimeoutNowResponse) error {
+	return t.control.TimeoutNow(id, to, q, a)
+}
+
+// AppendEntries implements raft.Transport. Heartbeats fail fast.
+func (t *transport) AppendEntries(id raft.ServerID, to raft.ServerAddress, q *raft.AppendEntriesRequest, a *raft.AppendEntriesResponse) error {
+	if isHeartbeat(q) {
+		return t.heartbeat(id, to, q, a)
+	}
+	if err := t.paceOld(q); err != nil {
+		return err
+	}
+	return t.persist(id, q.Term, func() error {
+		*a = raft.AppendEntriesResponse{}
+		return t.NetworkTransport.AppendEntries(id, to, q, a)
+	})
+}
+
+// isHeartbeat tells heartbeats from other requests without entries, as the
+// receiver's transport does.
+func isHeartbeat(q *raft.AppendEntriesRequest) bool {
+	return len(q.Entries) == 0 && q.PrevLogEntry == 0 && q.PrevLogTerm == 0 && q.LeaderCommitIndex == 0
+}
+
+// heartbeat sends one. A peer that doesn't answer loses its other connections:
+// they are most likely as dead, and nothing else would tell for long.
+func (t *transport) heartbeat(id raft.ServerID, to raft.ServerAddress, q *raft.AppendEntriesRequest, a *raft.AppendEntriesResponse) error {
+	p := t.peer(id)
+	err := t.control.AppendEntries(id, to, q, a)
+	if err != nil {
+		p.missed.Add(1)
+		t.end.drop(string(to))
+		return err
+	}
+	p.contact.Store(time.Now().UnixNano())
+	return nil
+}
+
+// paceOld keeps old entries, which come from the disk, from crowding out what
+// is new on the whole node.
+func (t *transport) paceOld(q *raft.AppendEntriesRequest) error {
+	if len(q.Entries) == 0 || t.recent(q.Entries[0].Index) {
+		return nil
+	}
+	bytes := 0
+	for _, l := range q.Entries {
+		bytes += len(l.Data) + len(l.Extensions)
+	}
+	return t.end.network.throttle(t.end.dialing, bytes)
+}
+
+// persist tries a request of a term until it has an answer, or doesn't matter
+// any more.
+func (t *transport) persist(id raft.ServerID, term uint64, try func() error) error {
+	err := try()
+	if err == nil {
+		return nil
+	}
+	p := t.peer(id)
+	p.waited.Add(1)
+	defer p.waited.Add(-1)
+	for pause := retryFirst; err != nil && t.matters(id, term); pause = min(2*pause, retryMost) {
 		select {
-		case <-t.hurrying():
+		case <-t.end.dialing.Done():
 			return err
-		case <-time.After(retryEvery):
+		case <-time.After(pause):
+		}
+		err = try()
+	}
+	return err
+}
+
+// matters tells whether this replica still leads in a term, and the peer is
+// one of the group's.
+func (t *transport) matters(id raft.ServerID, term uint64) bool {
+	r := t.raft.Load()
+	if r == nil || r.State() != raft.Leader || r.CurrentTerm() != term {
+		return false
+	}
+	return isMember(r, id)
+}
+
+func isMember(r *raft.Raft, id raft.ServerID) bool {
+	for _, s := range r.GetConfiguration().Configuration().Servers {
+		if s.ID == id {
+			return true
 		}
 	}
-}
-
-// isHeartbeat is how raft tells, too.
-func isHeartbeat(a *raft.AppendEntriesRequest) bool {
-	return len(a.Entries) == 0 && a.PrevLogEntry == 0 && a.PrevLogTerm == 0 && a.LeaderCommitIndex == 0
-}
-
-// impatient has requests fail, until patient, that would wait: a transfer of
-// leadership would wait for them.
-func (t *transport) impatient() {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if t.hurried++; t.hurried == 1 {
-		close(t.hurry)
-	}
-}
-
-func (t *transport) patient() {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if t.hurried--; t.hurried == 0 {
-		t.hurry = make(chan struct{})
-	}
-}
-
-func (t *transport) hurrying() <-chan struct{} {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	return t.hurry
+	return false
 }

@@ -3,7 +3,6 @@ package wal
 import (
 	"encoding/binary"
 	"fmt"
-	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -175,30 +174,6 @@ func (l *Log) Metas(prefix string) map[string][]byte {
 		}
 	}
 	return found
-}
-
-// State is a log's small state at one moment.
-type State struct {
-	First, Last uint64 // indexes of the oldest and the newest entry, 0 for none
-	Metas       map[string][]byte
-	Voids       []uint64
-}
-
-// State gives the log's state at one moment: of what was written together,
-// all or nothing is in it. Its slices are not to be changed.
-func (l *Log) State() State {
-	l.store.mu.Lock() // no frame is half folded
-	defer l.store.mu.Unlock()
-	l.mu.RLock()
-	defer l.mu.RUnlock()
-	return State{First: l.first, Last: l.last, Metas: maps.Clone(l.meta), Voids: slices.Clone(l.voids)}
-}
-
-// Recent tells whether an entry is among the newest ones, which are in memory.
-func (l *Log) Recent(index uint64) bool {
-	l.mu.RLock()
-	defer l.mu.RUnlock()
-	return l.tail.get(index) != nil
 }
 
 // Meta is a name and a value; a nil value deletes.

@@ -163,3 +163,10 @@ func (l *Log) unreadable(index uint64, cause error) error {
 	}
 	return fmt.Errorf("%w: entry %d of group %d can't be read: %v", ErrDamaged, index, l.group, cause)
 }
+
+// InMemory tells whether the entry at index would be read from memory.
+func (l *Log) InMemory(index uint64) bool {
+	l.mu.RLock()
+	defer l.mu.RUnlock()
+	return l.tail.get(index) != nil
+}

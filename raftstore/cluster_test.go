@@ -1,0 +1,366 @@
+package raftstore_test
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/cantuslog/cantus/raftstore"
+	"github.com/cantuslog/cantus/wal"
+)
+
+// cluster is some nodes in this process, each with a store, a network and a
+// replica of each group, connected over the loopback.
+type cluster struct {
+	t         *testing.T
+	names     []string
+	nodes     map[string]*node
+	heartbeat time.Duration // the groups' timeout
+
+	mu        sync.Mutex
+	addresses map[string]string
+	away      map[string]bool // nodes that are cut off
+}
+
+// node is one node of a cluster. What is nil is not open.
+type node struct {
+	c       *cluster
+	name    string
+	dir     string
+	opts    raftstore.NetworkOptions
+	store   *wal.Store
+	network *raftstore.Network
+	proxy   *proxy
+	group   *raftstore.Group
+	fsm     *machine
+}
+
+const theGroup = 7
+
+// newCluster makes nodes, their stores and networks; no group is open.
+func newCluster(t *testing.T, names ...string) *cluster {
+	t.Helper()
+	c := &cluster{t: t, names: names, heartbeat: 300 * time.Millisecond, nodes: map[string]*node{}, addresses: map[string]string{}, away: map[string]bool{}}
+	for _, name := range names {
+		n := &node{c: c, name: name, dir: t.TempDir(), opts: raftstore.NetworkOptions{Cluster: "c"}}
+		c.nodes[name] = n
+		n.openStore()
+		n.openNetwork()
+	}
+	t.Cleanup(func() {
+		for _, n := range c.nodes {
+			n.close()
+		}
+	})
+	return c
+}
+
+// startCluster founds a group of all the nodes and gives its leader.
+func startCluster(t *testing.T, names ...string) (*cluster, *node) {
+	t.Helper()
+	c := newCluster(t, names...)
+	for _, n := range c.nodes {
+		n.open(names...)
+	}
+	return c, c.leader()
+}
+
+func (c *cluster) resolve(from, to string) (string, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.away[from] || c.away[to] {
+		return "", fmt.Errorf("%s is cut off from %s", to, from)
+	}
+	if a, known := c.addresses[to]; known {
+		return a, nil
+	}
+	return "", fmt.Errorf("node %s is not known", to)
+}
+
+// cut takes a node off the network; heal puts it back.
+func (c *cluster) cut(name string) {
+	c.mu.Lock()
+	c.away[name] = true
+	c.mu.Unlock()
+	for _, n := range c.nodes {
+		n.proxy.cutAll()
+	}
+}
+
+func (c *cluster) heal(name string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	delete(c.away, name)
+}
+
+func (n *node) openStore() {
+	n.c.t.Helper()
+	s, err := wal.Open(n.dir, wal.Options{Identity: wal.Identity{Cluster: "c", Node: n.name, Partitions: 8}, SegmentSize: 16 << 20})
+	if err != nil {
+		n.c.t.Fatal(err)
+	}
+	n.store = s
+}
+
+func (n *node) log() *wal.Log { return n.store.Log(theGroup) }
+
+func (n *node) openNetwork() {
+	n.c.t.Helper()
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		n.c.t.Fatal(err)
+	}
+	opts := n.opts
+	opts.Node, opts.Listener, opts.Logger = n.name, listener, logger(n.name)
+	opts.Resolve = func(to string) (string, error) { return n.c.resolve(n.name, to) }
+	if n.network, err = raftstore.NewNetwork(opts); err != nil {
+		n.c.t.Fatal(err)
+	}
+	n.proxy = newProxy(n.c.t, listener.Addr().String())
+	n.c.mu.Lock()
+	defer n.c.mu.Unlock()
+	n.c.addresses[n.name] = n.proxy.address()
+}
+
+// logger is for looking into a test: RAFTSTORE_LOG=1.
+func logger(name string) *slog.Logger {
+	if os.Getenv("RAFTSTORE_LOG") == "" {
+		return nil
+	}
+	return slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelDebug})).With("at", name)
+}
+
+func (n *node) options(voters ...string) raftstore.Options {
+	n.fsm = &machine{}
+	return raftstore.Options{
+		Node: n.name, Voters: voters, Log: n.log(), FSM: n.fsm, Network: n.network, ID: theGroup,
+		HeartbeatTimeout: n.c.heartbeat, Logger: logger(n.name),
+	}
+}
+
+func (n *node) open(voters ...string) {
+	n.c.t.Helper()
+	g, err := raftstore.Open(n.options(voters...))
+	if err != nil {
+		n.c.t.Fatalf("open %s: %v", n.name, err)
+	}
+	n.group = g
+}
+
+func (n *node) closeGroup() {
+	n.c.t.Helper()
+	if n.group != nil {
+		if err := n.group.Close(); err != nil {
+			n.c.t.Errorf("close group of %s: %v", n.name, err)
+		}
+		n.group = nil
+	}
+}
+
+func (n *node) closeNetwork() {
+	n.c.t.Helper()
+	n.proxy.close()
+	for range 2 {
+		if err := n.network.Close(); err != nil {
+			n.c.t.Errorf("close network of %s: %v", n.name, err)
+		}
+	}
+}
+
+func (n *node) closeStore() {
+	n.c.t.Helper()
+	if err := n.store.Close(); err != nil {
+		n.c.t.Errorf("close store of %s: %v", n.name, err)
+	}
+}
+
+func (n *node) close() {
+	n.closeGroup()
+	n.closeNetwork()
+	n.closeStore()
+}
+
+// until waits for a condition.
+func until(t *testing.T, what string, is func() bool) {
+	t.Helper()
+	deadline := time.Now().Add(time.Minute) // for a test that would hang
+	for tick := time.NewTicker(2 * time.Millisecond); ; {
+		if is() {
+			tick.Stop()
+			return
+		}
+		if <-tick.C; time.Now().After(deadline) {
+			t.Fatalf("waited in vain: %s", what)
+		}
+	}
+}
+
+// leader waits for one that leads by its own account and has a majority.
+func (c *cluster) leader() (found *node) {
+	c.t.Helper()
+	until(c.t, "a leader", func() bool {
+		for _, n := range c.nodes {
+			if n.group == nil || c.isAway(n.name) || !n.group.Leading() {
+				continue
+			}
+			if n.group.Barrier(c.t.Context()) == nil {
+				found = n
+				return true
+			}
+		}
+		return false
+	})
+	return found
+}
+
+func (c *cluster) isAway(name string) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.away[name]
+}
+
+func (c *cluster) others(n *node) (all []*node) {
+	for _, name := range c.names {
+		if name != n.name {
+			all = append(all, c.nodes[name])
+		}
+	}
+	return all
+}
+
+// put proposes until it has succeeded, at whoever leads, what may be there
+// twice then.
+func (c *cluster) put(data string) {
+	c.t.Helper()
+	until(c.t, "proposal "+data, func() bool {
+		_, err := c.leader().group.Propose([]byte(data)).Wait()
+		if err != nil && !errors.Is(err, raftstore.ErrNotLeader) && !errors.Is(err, raftstore.ErrUnknown) {
+			c.t.Fatalf("propose %q: %v", data, err)
+		}
+		return err == nil
+	})
+}
+
+func applied(t *testing.T, want []string, nodes ...*node) {
+	t.Helper()
+	for _, n := range nodes {
+		until(t, fmt.Sprintf("%s has %d entries applied", n.name, len(want)), func() bool { return len(n.fsm.all()) >= len(want) })
+		if got := n.fsm.all(); !slices.Equal(got, want) {
+			t.Fatalf("%s applied %q, want %q", n.name, got, want)
+		}
+	}
+}
+
+// proxy passes connections on, until they are cut.
+type proxy struct {
+	listener net.Listener
+	to       string
+	running  sync.WaitGroup
+
+	mu     sync.Mutex
+	conns  map[net.Conn]bool
+	passed int // bytes that went to who dialed
+	most   int // cut all once so many have passed, 0 for never
+}
+
+func newProxy(t *testing.T, to string) *proxy {
+	t.Helper()
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := &proxy{listener: listener, to: to, conns: map[net.Conn]bool{}}
+	p.running.Go(p.accept)
+	return p
+}
+
+func (p *proxy) address() string { return p.listener.Addr().String() }
+
+func (p *proxy) accept() {
+	for {
+		conn, err := p.listener.Accept()
+		if err != nil {
+			return
+		}
+		behind, err := net.Dial("tcp", p.to)
+		if err != nil {
+			_ = conn.Close()
+			continue
+		}
+		p.mu.Lock()
+		p.conns[conn], p.conns[behind] = true, true
+		p.mu.Unlock()
+		p.running.Go(func() { p.pass(behind, conn, false) })
+		p.running.Go(func() { p.pass(conn, behind, true) })
+	}
+}
+
+func (p *proxy) pass(to, from net.Conn, counted bool) {
+	var w io.Writer = to
+	if counted {
+		w = counter{p, to}
+	}
+	_, _ = io.Copy(w, from)
+	_, _ = to.Close(), from.Close()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	delete(p.conns, to)
+	delete(p.conns, from)
+}
+
+type counter struct {
+	p  *proxy
+	to net.Conn
+}
+
+func (c counter) Write(b []byte) (int, error) {
+	c.p.mu.Lock()
+	c.p.passed += len(b)
+	cut := c.p.most > 0 && c.p.passed > c.p.most
+	c.p.mu.Unlock()
+	if cut {
+		return 0, errors.New("cut")
+	}
+	return c.to.Write(b)
+}
+
+// limit cuts what passes once so many bytes more have; 0 ends that.
+func (p *proxy) limit(bytes int) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.most = 0
+	if bytes > 0 {
+		p.most = p.passed + bytes
+	}
+}
+
+func (p *proxy) cutAll() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for c := range p.conns {
+		_ = c.Close()
+	}
+}
+
+func (p *proxy) close() {
+	_ = p.listener.Close()
+	p.cutAll()
+	p.running.Wait()
+}
+
+func timeout(t *testing.T) context.Context {
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	t.Cleanup(cancel)
+	return ctx
+}
+
+var _ = tls.Config{}

@@ -1,0 +1,328 @@
+package raftstore_test
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/cantuslog/cantus/raftstore"
+	"github.com/cantuslog/cantus/wal"
+)
+
+// putMany puts so many entries of about so many bytes, numbered from one on,
+// and gives them.
+func (c *cluster) putMany(from, count, size int) (all []string) {
+	c.t.Helper()
+	for len(all) < count {
+		leader := c.leader().group
+		var ps []raftstore.Proposal
+		for i := range min(count-len(all), 16) {
+			data := fmt.Sprint(from+len(all)+i, " ", strings.Repeat("x", size))
+			ps = append(ps, leader.Propose([]byte(data)))
+			all = append(all, data)
+		}
+		for _, p := range ps {
+			if _, err := p.Wait(); err != nil {
+				c.t.Fatal(err)
+			}
+		}
+	}
+	return all
+}
+
+// trimAll marks and trims the log of each node as far as it can be.
+func trimAll(t *testing.T, nodes ...*node) {
+	t.Helper()
+	for _, n := range nodes {
+		trim(t, n, n.group.Status().LastIndex)
+	}
+}
+
+func trim(t *testing.T, n *node, through uint64) {
+	t.Helper()
+	until(t, n.name+" has a marker", func() bool { return n.group.Mark() == nil })
+	if err := n.group.Trim(through); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// sameLog checks that a log holds what another one does, from the same head
+// up to where the shorter one ends.
+func sameLog(t *testing.T, a, b *wal.Log) {
+	t.Helper()
+	if a.FirstIndex() != b.FirstIndex() {
+		t.Fatalf("one log begins at %d, the other at %d", a.FirstIndex(), b.FirstIndex())
+	}
+	for i := a.FirstIndex(); i <= min(a.LastIndex(), b.LastIndex()); i++ {
+		x, errX := a.Entry(i)
+		y, errY := b.Entry(i)
+		if err := errors.Join(errX, errY); err != nil {
+			t.Fatal(err)
+		}
+		if x.Term != y.Term || x.Type != y.Type || string(x.Data) != string(y.Data) ||
+			string(x.Extensions) != string(y.Extensions) || x.AppendedAt != y.AppendedAt {
+			t.Fatalf("entry %d differs", i)
+		}
+	}
+}
+
+// solo makes a cluster of n1 with a log that is trimmed, and n2 without one.
+func solo(t *testing.T, entries, size int) (c *cluster, want []string) {
+	c = newCluster(t, "n1", "n2")
+	c.nodes["n1"].open("n1")
+	want = c.putMany(0, entries, size)
+	trim(t, c.nodes["n1"], uint64(entries/2))
+	return c, want
+}
+
+func TestANewReplicaFetchesATrimmedLog(t *testing.T) {
+	c, want := solo(t, 100, 1000)
+	n1, n2 := c.nodes["n1"], c.nodes["n2"]
+	if err := n1.log().Void(60); err != nil {
+		t.Fatal(err)
+	}
+	if err := raftstore.Fetch(timeout(t), n2.network, theGroup, "n1", n2.log()); err != nil {
+		t.Fatal(err)
+	}
+	if n2.log().LastIndex() != n1.log().LastIndex() || n2.log().FirstIndex() != 51 {
+		t.Fatalf("fetched %d to %d, there is %d to %d", n2.log().FirstIndex(), n2.log().LastIndex(), n1.log().FirstIndex(), n1.log().LastIndex())
+	}
+	sameLog(t, n1.log(), n2.log())
+	if got := n2.log().Voids(); !slices.Equal(got, []uint64{60}) {
+		t.Fatalf("voids %v", got)
+	}
+	if string(n2.log().Meta("count")) != string(n1.log().Meta("count")) {
+		t.Fatal("the FSM's metas did not come")
+	}
+	n2.open()
+	for _, add := range []func() error{
+		func() error { return n1.group.AddReplica(timeout(t), "n2") },
+		func() error { return n1.group.Promote(timeout(t), "n2") },
+	} {
+		if err := add(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want = append(want, c.putMany(100, 10, 10)...)
+	until(t, "n2 has all", func() bool { return len(n2.fsm.all()) == len(want) })
+	if n2.fsm.restored != 100 || !slices.Equal(n2.fsm.all()[100:], want[100:]) {
+		t.Fatalf("restored %d, applied %q", n2.fsm.restored, n2.fsm.all()[100:])
+	}
+	select {
+	case <-n2.group.Behind():
+		t.Fatal("a replica that has fetched is behind")
+	default:
+	}
+}
+
+func TestAFetchGoesOnAfterCutsAndCrashes(t *testing.T) {
+	c, _ := solo(t, 200, 50_000)
+	n1, n2 := c.nodes["n1"], c.nodes["n2"]
+	fetched := uint64(0)
+	for cuts := 0; ; cuts++ {
+		n1.proxy.limit(2 << 20)
+		err := raftstore.Fetch(timeout(t), n2.network, theGroup, "n1", n2.log())
+		if err == nil {
+			if cuts < 2 {
+				t.Fatalf("it took %d cuts: nothing was resumed", cuts)
+			}
+			break
+		}
+		if !raftstore.Fetching(n2.log()) {
+			t.Fatalf("after %v: it is not being fetched", err)
+		}
+		if last := n2.log().LastIndex(); last <= fetched {
+			t.Fatalf("after %v: it ends at %d, it did at %d before", err, last, fetched)
+		} else {
+			fetched = last
+		}
+		if cuts%2 == 0 { // the node comes back
+			n2.closeNetwork()
+			n2.closeStore()
+			n2.openStore()
+			n2.openNetwork()
+		}
+		if !raftstore.Fetching(n2.log()) || n2.log().LastIndex() != fetched {
+			t.Fatalf("fetching %v, up to %d of %d", raftstore.Fetching(n2.log()), n2.log().LastIndex(), fetched)
+		}
+		if g, err := raftstore.Open(n2.options("n2")); !errors.Is(err, raftstore.ErrFetching) {
+			if err == nil {
+				_ = g.Close()
+			}
+			t.Fatalf("open: %v", err)
+		}
+	}
+	n1.proxy.limit(0)
+	if raftstore.Fetching(n2.log()) {
+		t.Fatal("it is fetched, and being fetched")
+	}
+	sameLog(t, n1.log(), n2.log())
+	n2.open()
+	if n2.fsm.restored != 200 {
+		t.Fatalf("restored %d", n2.fsm.restored)
+	}
+}
+
+func TestAReplicaThatIsBehindFetchesAndCatchesUp(t *testing.T) {
+	c, leader := startCluster(t, "n1", "n2", "n3")
+	want := c.putMany(0, 20, 100)
+	late := c.others(leader)[0]
+	applied(t, want, late)
+	late.closeGroup()
+	want = append(want, c.putMany(20, 200, 100)...)
+	other := c.others(leader)[1]
+	applied(t, want, other)
+	trimAll(t, leader, other)
+
+	late.open()
+	behind := late.group.Behind()
+	until(t, "the late replica is behind", func() bool {
+		select {
+		case <-behind:
+			return true
+		default:
+			return false
+		}
+	})
+	late.closeGroup()
+	if err := raftstore.Fetch(timeout(t), late.network, theGroup, other.name, late.log()); err != nil {
+		t.Fatal(err)
+	}
+	late.open()
+	want = append(want, c.putMany(220, 20, 100)...)
+	until(t, "it has all", func() bool { return len(late.fsm.all()) == len(want) })
+	if n := late.fsm.restored; !slices.Equal(late.fsm.all()[n:], want[n:]) {
+		t.Fatal("it applied something else")
+	}
+	sameLog(t, late.log(), other.log())
+	select {
+	case <-late.group.Behind():
+		t.Fatal("it is behind again")
+	default:
+	}
+}
+
+func TestResetKeepsTheTermAndFetchesAnew(t *testing.T) {
+	c, leader := startCluster(t, "n1", "n2", "n3")
+	want := c.putMany(0, 50, 100)
+	n := c.others(leader)[0]
+	applied(t, want, n)
+	n.closeGroup()
+	raftMetas := n.log().Metas("raft/")
+	if len(raftMetas) == 0 {
+		t.Fatal("raft keeps its term elsewhere: this test is blind")
+	}
+	for range 2 {
+		if err := raftstore.Reset(n.log()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for crash := range 2 {
+		if !raftstore.Fetching(n.log()) || n.log().LastIndex() != 0 || n.log().Meta("count") != nil || n.log().Meta("marker") != nil {
+			t.Fatal("it is not reset")
+		}
+		for name, v := range raftMetas {
+			if string(n.log().Meta(name)) != string(v) {
+				t.Fatalf("%s is %q, was %q", name, n.log().Meta(name), v)
+			}
+		}
+		if crash == 0 {
+			n.closeNetwork()
+			n.closeStore()
+			n.openStore()
+			n.openNetwork()
+		}
+	}
+	if _, err := raftstore.Open(n.options()); !errors.Is(err, raftstore.ErrFetching) {
+		t.Fatalf("open: %v", err)
+	}
+	if err := raftstore.Fetch(timeout(t), n.network, theGroup, leader.name, n.log()); err != nil {
+		t.Fatal(err)
+	}
+	n.open()
+	want = append(want, c.putMany(50, 10, 10)...)
+	until(t, "it has all", func() bool { return len(n.fsm.all()) == len(want) })
+}
+
+// What a replica has acknowledged may be committed. It must not be opened
+// without it, though another one that lags keeps less.
+func TestAFetchFromAReplicaThatLagsIsRefused(t *testing.T) {
+	c, leader := startCluster(t, "n1", "n2", "n3")
+	applied(t, c.putMany(0, 10, 10), c.nodes["n1"], c.nodes["n2"], c.nodes["n3"])
+	lags, n := c.others(leader)[0], c.others(leader)[1]
+	c.cut(lags.name)
+	c.putMany(10, 10, 10) // n has acknowledged these
+	n.closeGroup()
+	leader.closeGroup() // nobody can bring the other one up
+	c.heal(lags.name)
+	if err := raftstore.Reset(n.log()); err != nil {
+		t.Fatal(err)
+	}
+	err := raftstore.Fetch(timeout(t), n.network, theGroup, lags.name, n.log())
+	if !errors.Is(err, raftstore.ErrStale) {
+		t.Fatalf("fetch: %v", err)
+	}
+	leader.open()
+	c.putMany(20, 1, 10)
+	if err := raftstore.Fetch(timeout(t), n.network, theGroup, leader.name, n.log()); err != nil {
+		t.Fatal(err)
+	}
+	n.open()
+	until(t, "it has all", func() bool { return len(n.fsm.all()) == 21 })
+}
+
+func TestFetchErrors(t *testing.T) {
+	c := newCluster(t, "n1", "n2")
+	n1, n2 := c.nodes["n1"], c.nodes["n2"]
+	for _, step := range []struct {
+		from, want string
+		before     func()
+	}{
+		{"n3", "node n3 is not known", func() {}},
+		{"n1", "no replica of group 7 here", func() {}},
+		{"n1", "no marker yet", func() { n1.open() }},
+	} {
+		step.before()
+		err := raftstore.Fetch(timeout(t), n2.network, theGroup, step.from, n2.log())
+		if err == nil || !strings.Contains(err.Error(), step.want) || !strings.Contains(err.Error(), "fetch group 7 from "+step.from) {
+			t.Errorf("got %v, want %q", err, step.want)
+		}
+		if !raftstore.Fetching(n2.log()) {
+			t.Error("it is not being fetched")
+		}
+	}
+}
+
+func TestTrimKeepsWhatRaftNeeds(t *testing.T) {
+	c, leader := startCluster(t, "n1", "n2", "n3")
+	if err := leader.group.Trim(1); err != nil || leader.log().FirstIndex() != 1 {
+		t.Fatalf("without a marker: %v, the log begins at %d", err, leader.log().FirstIndex())
+	}
+	want := c.putMany(0, 50, 10)
+	applied(t, want, c.nodes["n1"], c.nodes["n2"], c.nodes["n3"])
+	trimAll(t, c.nodes["n1"], c.nodes["n2"], c.nodes["n3"])
+	for _, n := range c.nodes {
+		if first, last := n.log().FirstIndex(), n.log().LastIndex(); first < 50 || first > last {
+			t.Fatalf("%s keeps %d to %d", n.name, first, last)
+		}
+		if err := n.group.Trim(3); err != nil {
+			t.Fatal(err)
+		}
+	}
+	// Each is opened again, and another one leads.
+	for _, n := range append(c.others(leader), leader) {
+		n.closeGroup()
+		n.open()
+	}
+	c.putMany(50, 50, 10)
+	for _, n := range c.nodes {
+		until(t, n.name+" has all", func() bool { return len(n.fsm.all()) == 100 })
+		select {
+		case <-n.group.Behind():
+			t.Fatalf("%s is behind", n.name)
+		default:
+		}
+	}
+}

@@ -1,0 +1,147 @@
+package raftstore
+
+import (
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+
+	"github.com/cantuslog/cantus/wal"
+)
+
+// metaFetching is there from when a fetch begins, or a log is reset, until a
+// fetch has ended.
+const metaFetching = "fetching"
+
+// fetching says how far a fetch is.
+type fetching struct {
+	// OwedIndex and OwedTerm are of the newest entry that the replica may have
+	// acknowledged. It must not vote without what is committed up to there.
+	OwedIndex uint64 `json:"owed_index"`
+	OwedTerm  uint64 `json:"owed_term"`
+	// Keep is the newest entry that was known to be committed when it began,
+	// and Cut tells whether what came behind it is gone.
+	Keep uint64 `json:"keep"`
+	Cut  bool   `json:"cut"`
+}
+
+// Fetching tells whether a fetch has begun on the log and not ended, or the
+// log was reset. Such a log can't be opened: it may lack what the replica has
+// acknowledged, and would vote without it.
+func Fetching(log *wal.Log) bool { return log.Meta(metaFetching) != nil }
+
+// Reset throws the log's entries, its marker and the FSM's metas away. Raft's
+// term and vote stay. [Fetching] is true from then on. Nobody may have the log
+// open. When it returns nil this is durable; after an error or a crash, call
+// it again.
+func Reset(log *wal.Log) error {
+	if err := reset(log); err != nil {
+		return fmt.Errorf("reset log: %w", err)
+	}
+	return nil
+}
+
+func reset(log *wal.Log) error {
+	f, err := fetchState(log)
+	if err != nil {
+		return err
+	}
+	f.Keep, f.Cut = 0, false
+	metas := []wal.Meta{f.meta()}
+	for _, name := range stateMetas(log) {
+		metas = append(metas, wal.Meta{Name: name})
+	}
+	if err := log.SetMeta(metas...); err != nil {
+		return err
+	}
+	return cutForFetch(log, f)
+}
+
+// fetchState gives how far a fetch is, or how one would begin.
+func fetchState(log *wal.Log) (fetching, error) {
+	var f fetching
+	if v := log.Meta(metaFetching); v != nil {
+		if err := json.Unmarshal(v, &f); err != nil {
+			return f, fmt.Errorf("%w: state of the fetch: %w", wal.ErrDamaged, err)
+		}
+		return f, nil
+	}
+	f.OwedIndex = log.LastIndex()
+	if f.OwedIndex > 0 {
+		f.OwedTerm = lastTerm(log)
+	}
+	k, err := markers{log}.load()
+	if err == nil && k.Index >= log.FirstIndex() && k.Index <= f.OwedIndex {
+		f.Keep = k.Index
+	}
+	return f, nil // a marker that can't be read is as good as none
+}
+
+// lastTerm is the newest entry's term, or if it can't be read one that is not
+// older.
+func lastTerm(log *wal.Log) uint64 {
+	if e, err := log.Entry(log.LastIndex()); err == nil {
+		return e.Term
+	}
+	return storedTerm(log)
+}
+
+// storedTerm is Raft's current term.
+func storedTerm(log *wal.Log) uint64 {
+	if v := log.Meta(stablePrefix + keyTerm); len(v) == 8 {
+		return binary.BigEndian.Uint64(v)
+	}
+	return 0
+}
+
+func (f fetching) meta() wal.Meta {
+	v, err := json.Marshal(f)
+	if err != nil {
+		panic(err) // numbers
+	}
+	return wal.Meta{Name: metaFetching, Value: v}
+}
+
+// stateMetas gives the names of the marker and the FSM's metas.
+func stateMetas(log *wal.Log) []string {
+	names := slices.Collect(maps.Keys(log.Metas("")))
+	return slices.DeleteFunc(names, func(name string) bool { return !isState(name) })
+}
+
+// isState tells the marker and the FSM's metas from Raft's and a fetch's.
+func isState(name string) bool {
+	return name != metaFetching && !strings.HasPrefix(name, stablePrefix)
+}
+
+// beginFetch makes the log one that is being fetched, with nothing in it that
+// is not known to be committed, and gives how far it is.
+func beginFetch(log *wal.Log) (fetching, error) {
+	f, err := fetchState(log)
+	if err != nil {
+		return f, err
+	}
+	if !Fetching(log) {
+		if err := log.SetMeta(f.meta(), wal.Meta{Name: metaMarker}); err != nil {
+			return f, err
+		}
+	}
+	return f, cutForFetch(log, f)
+}
+
+// cutForFetch removes what lies behind the entry to keep.
+func cutForFetch(log *wal.Log, f fetching) error {
+	if f.Cut {
+		return nil
+	}
+	first, last := log.FirstIndex(), log.LastIndex()
+	if last > f.Keep {
+		if err := log.TruncateSuffix(max(f.Keep+1, first)); err != nil && !errors.Is(err, wal.ErrNotFound) {
+			return err
+		}
+	}
+	f.Cut = true
+	return log.SetMeta(f.meta())
+}

@@ -1,0 +1,139 @@
+package raftstore_test
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/cantuslog/cantus/raftstore"
+)
+
+// members gives the names of the replicas as a node sees them, voters with a
+// star.
+func members(n *node) (all []string) {
+	for _, r := range n.group.Status().Replicas {
+		if r.Voter {
+			r.Name += "*"
+		}
+		all = append(all, r.Name)
+	}
+	slices.Sort(all)
+	return all
+}
+
+func TestReplicasComeAndGo(t *testing.T) {
+	c := newCluster(t, "n1", "n2", "n3", "n4")
+	n1, n2, n3 := c.nodes["n1"], c.nodes["n2"], c.nodes["n3"]
+	n1.open("n1")
+	want := c.putMany(0, 20, 100)
+	n2.open()
+	n3.open()
+	ctx := timeout(t)
+	for _, step := range []struct {
+		do   func() error
+		want string
+	}{
+		{func() error { return n1.group.AddReplica(ctx, "n2") }, "n1* n2"},
+		{func() error { return n1.group.AddReplica(ctx, "n2") }, "n1* n2"},
+		{func() error { return n1.group.Promote(ctx, "n2") }, "n1* n2*"},
+		{func() error { return n1.group.Promote(ctx, "n2") }, "n1* n2*"},
+		{func() error { return n1.group.AddReplica(ctx, "n2") }, "n1* n2*"},
+		{func() error { return n1.group.AddReplica(ctx, "n3") }, "n1* n2* n3"},
+		{func() error { return n1.group.Promote(ctx, "n3") }, "n1* n2* n3*"},
+		{func() error { return n1.group.Demote(ctx, "n2") }, "n1* n2 n3*"},
+		{func() error { return n1.group.Demote(ctx, "n2") }, "n1* n2 n3*"},
+		{func() error { return n1.group.Remove(ctx, "n2") }, "n1* n3*"},
+		{func() error { return n1.group.Remove(ctx, "n2") }, "n1* n3*"},
+		{func() error { return n1.group.AddReplica(ctx, "n2") }, "n1* n2 n3*"},
+	} {
+		if err := step.do(); err != nil {
+			t.Fatalf("to %s: %v", step.want, err)
+		}
+		if got := strings.Join(members(n1), " "); got != step.want {
+			t.Fatalf("members %s, want %s", got, step.want)
+		}
+	}
+	applied(t, want, n2, n3)
+	if err := n1.group.Promote(ctx, "n4"); err == nil || !strings.Contains(err.Error(), "add it first") {
+		t.Errorf("promote a stranger: %v", err)
+	}
+	for what, err := range map[string]error{
+		"add": n3.group.AddReplica(ctx, "n4"), "promote": n3.group.Promote(ctx, "n2"),
+		"demote": n3.group.Demote(ctx, "n1"), "remove": n3.group.Remove(ctx, "n2"), "transfer": n3.group.Transfer(ctx, ""),
+	} {
+		if !errors.Is(err, raftstore.ErrNotLeader) {
+			t.Errorf("%s at a follower: %v", what, err)
+		}
+	}
+	// A leader that removes itself makes way, and stays open.
+	if err := n1.group.Remove(ctx, "n1"); err != nil {
+		t.Fatal(err)
+	}
+	until(t, "n3 leads", func() bool { return n3.group.Leading() && !n1.group.Leading() })
+	if got := strings.Join(members(n3), " "); got != "n2 n3*" {
+		t.Fatalf("members %s", got)
+	}
+	c.put("without n1")
+	applied(t, append(want, "without n1"), n2, n3)
+	if s := n1.group.Status().State; s != "follower" {
+		t.Errorf("n1 is a %s", s)
+	}
+}
+
+func TestTransfer(t *testing.T) {
+	c, leader := startCluster(t, "n1", "n2", "n3")
+	for range 3 {
+		to := c.others(leader)[0]
+		// Until heartbeats have been answered nobody is known to be there.
+		until(t, "the leader hands over", func() bool { return leader.group.Transfer(timeout(t), to.name) == nil })
+		if leader.group.Leading() {
+			t.Fatal("it leads still")
+		}
+		leader = c.leader()
+	}
+	until(t, "the leader hands over to any", func() bool { return leader.group.Transfer(timeout(t), "") == nil })
+	was := leader
+	if leader = c.leader(); leader == was {
+		t.Log("it was elected again at once")
+	}
+	for to, want := range map[string]string{leader.name: "it leads", "n9": "no vote"} {
+		if err := leader.group.Transfer(timeout(t), to); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("to %s: %v, want %q", to, err, want)
+		}
+	}
+	// To one that is away it fails, however often it is tried, and proposals
+	// go on.
+	gone := c.others(leader)[0]
+	gone.closeGroup()
+	c.put("it notices")
+	until(t, "the leader knows that the other is away", func() bool {
+		err := leader.group.Transfer(timeout(t), gone.name)
+		return err != nil && strings.Contains(err.Error(), "can't be reached")
+	})
+	c.put("it goes on")
+	if err := leader.group.Transfer(timeout(t), ""); err != nil && leader.group.Leading() {
+		t.Errorf("to the one that is left: %v", err)
+	}
+	if c.leader() == gone {
+		t.Error("who was away leads")
+	}
+}
+
+func TestAChangeOfMembersWithoutAMajority(t *testing.T) {
+	c, leader := startCluster(t, "n1", "n2", "n3")
+	for _, n := range c.others(leader) {
+		n.closeGroup()
+	}
+	err := leader.group.AddReplica(timeout(t), "n4")
+	if !errors.Is(err, raftstore.ErrUnknown) && !errors.Is(err, raftstore.ErrNotLeader) {
+		t.Fatalf("add: %v", err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := leader.group.AddReplica(ctx, "n4"); err == nil {
+		t.Fatal("it was added")
+	}
+	leader.closeGroup()
+}

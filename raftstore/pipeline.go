@@ -1,0 +1,92 @@
+package raftstore
+
+import (
+	"bytes"
+	"fmt"
+	"io"
+	"time"
+
+	"github.com/hashicorp/raft"
+)
+
+// idleSend is how long a pipeline leaves out what tells the peer nothing new.
+const idleSend = 500 * time.Millisecond
+
+// pipeline is raft's, with old entries paced, and quiet while nothing happens:
+// raft would repeat the commit index to every peer of every group many times a
+// second. Leases and elections don't depend on it, heartbeats go beside.
+type pipeline struct {
+	raft.AppendPipeline
+	transport *transport
+	peer      *peer
+
+	// Of the last request that was sent. The goroutine that sends owns them.
+	commit uint64
+	last   uint64 // the last entry sent, or the one before
+	missed int64
+	at     time.Time
+	asked  time.Time // when a request was last left out
+}
+
+// AppendEntriesPipeline implements raft.Transport.
+func (t *transport) AppendEntriesPipeline(id raft.ServerID, to raft.ServerAddress) (raft.AppendPipeline, error) {
+	p, err := t.NetworkTransport.AppendEntriesPipeline(id, to)
+	if err != nil {
+		return nil, err
+	}
+	return &pipeline{AppendPipeline: p, transport: t, peer: t.peer(id)}, nil
+}
+
+// AppendEntries sends a request. The future is nil for one that is left out;
+// raft doesn't use it.
+func (p *pipeline) AppendEntries(q *raft.AppendEntriesRequest, a *raft.AppendEntriesResponse) (raft.AppendFuture, error) {
+	if p.redundant(q) {
+		return nil, nil
+	}
+	if err := p.transport.paceOld(q); err != nil {
+		return nil, err
+	}
+	f, err := p.AppendPipeline.AppendEntries(q, a)
+	if err == nil {
+		p.commit, p.last, p.missed, p.at = q.LeaderCommitIndex, q.PrevLogEntry, p.peer.missed.Load(), time.Now()
+		if n := len(q.Entries); n > 0 {
+			p.last = q.Entries[n-1].Index
+		}
+	}
+	return f, err
+}
+
+// redundant tells whether the peer has been sent all that q says, and has
+// answered heartbeats since: it was not started anew. A leader that hands over
+// asks without a pause until the peer has caught up: it is slowed down.
+func (p *pipeline) redundant(q *raft.AppendEntriesRequest) bool {
+	now := time.Now()
+	if len(q.Entries) > 0 || q.LeaderCommitIndex != p.commit || q.PrevLogEntry != p.last ||
+		p.peer.missed.Load() != p.missed || now.Sub(p.at) > idleSend {
+		return false
+	}
+	if now.Sub(p.asked) < time.Millisecond {
+		time.Sleep(time.Millisecond)
+	}
+	p.asked = time.Now()
+	return true
+}
+
+// maxMarkerState bounds the FSM's part of a marker that is offered to a peer.
+const maxMarkerState = 64 << 20
+
+// InstallSnapshot implements raft.Transport. A peer that is behind fetches what
+// it lacks, which takes a while; it is asked again and again until it has.
+func (t *transport) InstallSnapshot(id raft.ServerID, to raft.ServerAddress, q *raft.InstallSnapshotRequest, a *raft.InstallSnapshotResponse, state io.Reader) error {
+	if q.Size > maxMarkerState {
+		return fmt.Errorf("a marker's state of %d bytes is too large", q.Size)
+	}
+	b, err := io.ReadAll(state)
+	if err != nil {
+		return err
+	}
+	return t.persist(id, q.Term, func() error {
+		*a = raft.InstallSnapshotResponse{}
+		return t.NetworkTransport.InstallSnapshot(id, to, q, a, bytes.NewReader(b))
+	})
+}

@@ -1,0 +1,136 @@
+package raftstore_test
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/cantuslog/cantus/raftstore"
+)
+
+func TestThreeReplicasApplyTheSame(t *testing.T) {
+	c := newCluster(t, "n1", "n2", "n3")
+	c.heartbeat = time.Second // a slow machine is not to disturb
+	for _, n := range c.nodes {
+		n.open(c.names...)
+	}
+	leader := c.leader()
+	var want []string
+	var ps []raftstore.Proposal
+	for i := range 50 {
+		data := fmt.Sprint(i, strings.Repeat("x", i*i*120)) // up to some frames
+		want = append(want, data)
+		ps = append(ps, leader.group.Propose([]byte(data)))
+	}
+	for _, p := range ps {
+		if _, err := p.Wait(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	applied(t, want, c.nodes["n1"], c.nodes["n2"], c.nodes["n3"])
+	if err := leader.group.VerifyLeader(timeout(t)); err != nil {
+		t.Fatal(err)
+	}
+	for _, n := range c.nodes {
+		until(t, n.name+" has all", func() bool {
+			s := n.group.Status()
+			return s.Leader == leader.name && len(s.Replicas) == 3 && s.CommitIndex == s.LastIndex && s.AppliedIndex == s.LastIndex
+		})
+	}
+	for _, n := range c.others(leader) {
+		if _, err := n.group.Propose([]byte("x")).Wait(); !errors.Is(err, raftstore.ErrNotLeader) {
+			t.Errorf("a follower's proposal: %v", err)
+		}
+	}
+}
+
+func TestAnotherLeadsWithAllThatWasAcknowledged(t *testing.T) {
+	c, leader := startCluster(t, "n1", "n2", "n3")
+	var want []string
+	for i := range 20 {
+		want = append(want, fmt.Sprint(i))
+		c.put(want[i])
+	}
+	leader.closeGroup()
+	for i := range 20 {
+		want = append(want, fmt.Sprint("then ", i))
+		c.put(want[20+i])
+	}
+	applied(t, want, c.others(leader)...)
+	leader.open()
+	applied(t, want, leader)
+}
+
+// A leader that is cut off must say so of what it was given: nobody waits for
+// ever, and what it did not get to the others goes when it is back.
+func TestALeaderThatIsCutOff(t *testing.T) {
+	c, leader := startCluster(t, "n1", "n2", "n3")
+	want := c.putMany(0, 10, 10)
+	applied(t, want, c.others(leader)...)
+	c.cut(leader.name)
+	failed := 0
+	for i := range 5 {
+		_, err := leader.group.Propose(fmt.Append(nil, "lost ", i)).Wait()
+		if !errors.Is(err, raftstore.ErrUnknown) && !errors.Is(err, raftstore.ErrNotLeader) {
+			t.Fatalf("a proposal to a leader that is cut off: %v", err)
+		}
+		failed++
+	}
+	if err := leader.group.Barrier(timeout(t)); !errors.Is(err, raftstore.ErrNotLeader) {
+		t.Fatalf("barrier: %v", err)
+	}
+	if err := leader.group.VerifyLeader(timeout(t)); !errors.Is(err, raftstore.ErrNotLeader) {
+		t.Fatalf("verify: %v", err)
+	}
+	stale := leader.log().LastIndex()
+	for i := range 10 {
+		want = append(want, fmt.Sprint("kept ", i))
+		c.put(want[len(want)-1])
+	}
+	c.heal(leader.name)
+	applied(t, want, c.nodes["n1"], c.nodes["n2"], c.nodes["n3"])
+	t.Logf("%d proposals failed; the log ended at %d", failed, stale)
+	sameLog(t, c.nodes["n1"].log(), c.nodes["n2"].log())
+	sameLog(t, c.nodes["n1"].log(), c.nodes["n3"].log())
+}
+
+// A leader that is closed while its followers store nothing must end, and
+// everybody who waits for it.
+func TestCloseWithoutAMajority(t *testing.T) {
+	c, leader := startCluster(t, "n1", "n2", "n3")
+	for _, n := range c.others(leader) {
+		n.closeGroup()
+	}
+	var ps []raftstore.Proposal
+	for range 100 {
+		ps = append(ps, leader.group.Propose([]byte("x")))
+	}
+	leader.closeGroup()
+	for _, p := range ps {
+		if _, err := p.Wait(); err == nil {
+			t.Fatal("it was committed without a majority")
+		}
+	}
+}
+
+// A follower that was away gets new entries soon after it is back, however
+// long it was away: the leader has not backed off.
+func TestAFollowerThatWasAwayIsBackSoon(t *testing.T) {
+	c, leader := startCluster(t, "n1", "n2", "n3")
+	c.put("before")
+	n := c.others(leader)[0]
+	n.closeGroup()
+	n.closeNetwork()
+	want := []string{"before"}
+	for began := time.Now(); time.Since(began) < 3*time.Second; {
+		want = append(want, fmt.Sprint(len(want)))
+		c.put(want[len(want)-1])
+	}
+	n.openNetwork()
+	n.open()
+	began := time.Now()
+	until(t, "it has all", func() bool { return len(n.fsm.all()) == len(want) })
+	t.Logf("it had %d entries after %v", len(want), time.Since(began))
+}
