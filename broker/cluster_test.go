@@ -26,6 +26,8 @@ type nodes struct {
 	names []string       // the founders
 	dirs  map[string]string
 	ports map[string]string // route addresses
+	// change may change a node's options.
+	change func(name string, o *broker.Options)
 
 	mu   sync.Mutex
 	open map[string]*broker.Node
@@ -50,7 +52,7 @@ func newNodes(t *testing.T, count int, opts broker.Options) *nodes {
 		c.opts.Partitions = 2
 	}
 	if c.opts.Heartbeat == 0 {
-		c.opts.Heartbeat = 200 * time.Millisecond
+		c.opts.Heartbeat = 400 * time.Millisecond
 	}
 	for i := range count {
 		c.names = append(c.names, fmt.Sprintf("n%d", i+1))
@@ -91,6 +93,9 @@ func (c *nodes) options(name string) broker.Options {
 	}
 	if slices.Contains(c.names, name) {
 		o.Bootstrap = c.names
+	}
+	if c.change != nil {
+		c.change(name, &o)
 	}
 	return o
 }
@@ -179,7 +184,7 @@ func keep(t *testing.T, nc *nats.Conn, partition int, payload, id string) uint64
 	t.Helper()
 	for deadline := time.Now().Add(patience); ; {
 		m, err := nc.RequestMsg(message(subjects.Names{}.Append(partition), payload, subjects.HeaderMsgID, id), time.Second)
-		var r subjects.Reply
+		r := subjects.Reply{}
 		if err == nil && len(m.Data) > 0 && json.Unmarshal(m.Data, &r) == nil && r.Error == nil {
 			return r.Txid
 		}
@@ -194,8 +199,10 @@ func keep(t *testing.T, nc *nats.Conn, partition int, payload, id string) uint64
 func (c *nodes) leader(partition int, by string) string {
 	c.t.Helper()
 	nc := c.conn(by)
+	defer nc.Close()
 	var i subjects.PartitionInfo
 	eventually(c.t, "a leader", func() bool {
+		i = subjects.PartitionInfo{}
 		m, err := nc.Request(subjects.Names{}.PartitionInfo(partition), nil, time.Second)
 		return err == nil && json.Unmarshal(m.Data, &i) == nil && i.Error == nil && i.Leader != ""
 	})
@@ -209,6 +216,7 @@ func (c *nodes) status(by string) subjects.ClusterStatus {
 	nc := c.conn(by)
 	defer nc.Close()
 	eventually(c.t, "a status", func() bool {
+		s = subjects.ClusterStatus{}
 		m, err := nc.Request(subjects.Names{}.Admin("status"), nil, time.Second)
 		return err == nil && json.Unmarshal(m.Data, &s) == nil && s.Error == nil
 	})
@@ -272,6 +280,7 @@ func (c *nodes) checkSame(partition int, by ...string) []string {
 	defer nc.Close()
 	var i subjects.PartitionInfo
 	eventually(c.t, "a leader", func() bool { // it may be changing
+		i = subjects.PartitionInfo{}
 		m, err := nc.Request(subjects.Names{}.PartitionInfo(partition), nil, time.Second)
 		return err == nil && json.Unmarshal(m.Data, &i) == nil && i.Error == nil
 	})

@@ -23,6 +23,9 @@ func Contents(n *Node, partition int) (payloads []string, digest string, err err
 	at := p.replica.position()
 	var t wal.Transaction
 	for _, b := range p.store.Batches(at.first, at.index) {
+		if at.mark == 0 {
+			break
+		}
 		if b.Err != nil {
 			return nil, "", b.Err
 		}
@@ -60,4 +63,29 @@ func Fed(n *Node) int64 {
 		}
 	}
 	return -1
+}
+
+// SpeakProtocol has a node speak another protocol of nodes.
+func SpeakProtocol(version int) func(*Options) {
+	return func(o *Options) { o.protocol = version }
+}
+
+// Reroute has a node dial others where the function says.
+func Reroute(o *Options, to func(node, address string) string) { o.reroute = to }
+
+// FirstEntryTxid is the first txid in a node's stored log.
+func FirstEntryTxid(n *Node, partition int) uint64 {
+	p := n.slot(partition).current()
+	if p == nil {
+		return 0
+	}
+	for e, err := range p.store.Entries(p.store.FirstIndex(), p.store.LastIndex()) {
+		if err != nil {
+			return 0
+		}
+		if b, err := wal.ParseBatch(e.Data); e.Type == 0 && err == nil && b.Kind == wal.Transactions {
+			return b.First
+		}
+	}
+	return 0
 }

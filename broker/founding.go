@@ -194,6 +194,9 @@ type joinReply struct {
 // askToJoin asks the cluster whether this node was added to it.
 func (n *Node) askToJoin(ctx context.Context) (id wal.Identity, waiting string, err error) {
 	id = n.founding
+	if len(n.peers.all(time.Now())) == 0 { // who does not belong here is found out first
+		return id, fmt.Sprintf("a node of cluster %q to be heard", n.opts.Cluster), nil
+	}
 	ctx, cancel := context.WithTimeout(ctx, helloInterval)
 	defer cancel()
 	var r joinReply

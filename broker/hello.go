@@ -187,6 +187,7 @@ func (n *Node) onHello(m *message) {
 	if h.Name == n.opts.Name {
 		return
 	}
+	n.clear()
 	if n.peers.hear(h, time.Now()) {
 		select { // it does not know of us yet
 		case n.helloNow <- struct{}{}:

@@ -146,6 +146,9 @@ func natsOptions(o Options) (*server.Options, error) {
 	}
 	if opts.ServerName == "" {
 		opts.ServerName = o.Name
+		if o.clustered() { // servers of one name don't connect: who takes a name that is taken is to be told so
+			opts.ServerName += "-" + rand.Text()[:8]
+		}
 	}
 	if opts.MaxPayload == 0 {
 		opts.MaxPayload = server.MAX_PAYLOAD_SIZE

@@ -67,6 +67,9 @@ type Node struct {
 
 	cancel     context.CancelFunc // stops the partitions
 	quit       chan struct{}      // closed when the node begins to stop
+	cleared    chan struct{}      // closed when the node may lead: see clear
+	clearOnce  sync.Once
+	clearTimer *time.Timer
 	background sync.WaitGroup
 	hellos     sync.WaitGroup
 	readers    sync.WaitGroup
@@ -101,7 +104,7 @@ func Open(ctx context.Context, dir string, opts Options) (*Node, error) {
 	n := &Node{
 		opts: opts, names: subjects.Names{Prefix: opts.Prefix}, log: opts.Logger, metrics: newMetrics(), stats: newServiceStats(),
 		instance: rand.Text(), started: time.Now().UTC(), peers: newPeers(opts.Name),
-		helloNow: make(chan struct{}, 1), helloStop: make(chan struct{}), quit: make(chan struct{}),
+		helloNow: make(chan struct{}, 1), helloStop: make(chan struct{}), quit: make(chan struct{}), cleared: make(chan struct{}),
 		flying: semaphore.NewWeighted(batchesInFlight), reading: semaphore.NewWeighted(readsAtOnce), stopped: make(chan struct{}),
 	}
 	if err := n.open(ctx, dir); err != nil {
@@ -188,6 +191,7 @@ func (n *Node) openNATS(ctx context.Context, known bool) (err error) {
 		return err
 	}
 	if !n.opts.clustered() {
+		n.clear()
 		return nil
 	}
 	nc, err := n.Conn()
@@ -201,8 +205,18 @@ func (n *Node) openNATS(ctx context.Context, known bool) (err error) {
 		return err
 	}
 	n.hellos.Go(n.sayHello)
+	n.clearTimer = time.AfterFunc(clearTime, n.clear)
 	return nil
 }
+
+// clearTime is how long a node waits to hear of others before it leads what it
+// can lead by itself.
+const clearTime = 3 * time.Second
+
+// clear lets the node lead. Before, it has heard another node of its cluster:
+// one that was started on another cluster's routes must find that out before
+// it answers for it.
+func (n *Node) clear() { n.clearOnce.Do(func() { close(n.cleared) }) }
 
 // listenRaft takes the replication port, whose address the hellos tell.
 func (n *Node) listenRaft() (err error) {
@@ -289,6 +303,9 @@ func (n *Node) resolve(node string) (string, error) {
 	q, ok := n.peers.get(node)
 	if !ok || q.Raft == "" {
 		return "", fmt.Errorf("node %s was not heard of yet", node)
+	}
+	if n.opts.reroute != nil {
+		return n.opts.reroute(node, q.Raft), nil
 	}
 	return q.Raft, nil
 }
@@ -470,6 +487,9 @@ func (n *Node) close() (err error) {
 	default:
 	}
 	close(n.quit)
+	if n.clearTimer != nil {
+		n.clearTimer.Stop()
+	}
 	n.cancel() // sessions: unsubscribe, settle, answer, hand over
 	if n.http != nil {
 		err = errors.Join(err, n.http.Close())

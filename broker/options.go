@@ -98,6 +98,9 @@ type Options struct {
 	store     wal.Options
 	freeSpace func(dir string) (int64, error)
 	protocol  int
+	// reroute says where a node is dialed for replication, in place of where it
+	// said that it is.
+	reroute func(node, address string) string
 }
 
 // clustered tells whether the node is one of several, or may come to be.

@@ -131,6 +131,11 @@ func (p *partition) run(ctx context.Context) {
 func (p *partition) lead(ctx context.Context) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
+	select {
+	case <-p.node.cleared:
+	case <-ctx.Done():
+		return ctx.Err()
+	}
 	if why := p.fenced.Load(); why != nil {
 		p.handOver()
 		return fmt.Errorf("%w: %s", errFenced, *why)
