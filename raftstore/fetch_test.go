@@ -78,6 +78,7 @@ func solo(t *testing.T, entries, size int) (c *cluster, want []string) {
 }
 
 func TestANewReplicaFetchesATrimmedLog(t *testing.T) {
+	t.Parallel()
 	c, want := solo(t, 100, 1000)
 	n1, n2 := c.nodes["n1"], c.nodes["n2"]
 	if err := n1.log().Void(60); err != nil {
@@ -118,6 +119,7 @@ func TestANewReplicaFetchesATrimmedLog(t *testing.T) {
 }
 
 func TestAFetchGoesOnAfterCutsAndCrashes(t *testing.T) {
+	t.Parallel()
 	c, _ := solo(t, 200, 50_000)
 	n1, n2 := c.nodes["n1"], c.nodes["n2"]
 	fetched := uint64(0)
@@ -166,6 +168,7 @@ func TestAFetchGoesOnAfterCutsAndCrashes(t *testing.T) {
 }
 
 func TestAReplicaThatIsBehindFetchesAndCatchesUp(t *testing.T) {
+	t.Parallel()
 	c, leader := startCluster(t, "n1", "n2", "n3")
 	want := c.putMany(0, 20, 100)
 	late := c.others(leader)[0]
@@ -205,6 +208,7 @@ func TestAReplicaThatIsBehindFetchesAndCatchesUp(t *testing.T) {
 }
 
 func TestResetKeepsTheTermAndFetchesAnew(t *testing.T) {
+	t.Parallel()
 	c, leader := startCluster(t, "n1", "n2", "n3")
 	want := c.putMany(0, 50, 100)
 	n := c.others(leader)[0]
@@ -249,6 +253,7 @@ func TestResetKeepsTheTermAndFetchesAnew(t *testing.T) {
 // What a replica has acknowledged may be committed. It must not be opened
 // without it, though another one that lags keeps less.
 func TestAFetchFromAReplicaThatLagsIsRefused(t *testing.T) {
+	t.Parallel()
 	c, leader := startCluster(t, "n1", "n2", "n3")
 	applied(t, c.putMany(0, 10, 10), c.nodes["n1"], c.nodes["n2"], c.nodes["n3"])
 	lags, n := c.others(leader)[0], c.others(leader)[1]
@@ -274,6 +279,7 @@ func TestAFetchFromAReplicaThatLagsIsRefused(t *testing.T) {
 }
 
 func TestFetchErrors(t *testing.T) {
+	t.Parallel()
 	c := newCluster(t, "n1", "n2")
 	n1, n2 := c.nodes["n1"], c.nodes["n2"]
 	for _, step := range []struct {
@@ -296,6 +302,7 @@ func TestFetchErrors(t *testing.T) {
 }
 
 func TestTrimKeepsWhatRaftNeeds(t *testing.T) {
+	t.Parallel()
 	c, leader := startCluster(t, "n1", "n2", "n3")
 	if err := leader.group.Trim(1); err != nil || leader.log().FirstIndex() != 1 {
 		t.Fatalf("without a marker: %v, the log begins at %d", err, leader.log().FirstIndex())

@@ -46,18 +46,44 @@ func (s *logStore) GetLog(index uint64, l *raft.Log) error {
 
 func (s *logStore) StoreLog(l *raft.Log) error { return s.StoreLogs([]*raft.Log{l}) }
 
+// storeAtOnce is about how many bytes are stored at once: they must fit into
+// a segment of the journal.
+const storeAtOnce = 24 << 20
+
+// StoreLogs stores entries, at once unless they are very large.
 func (s *logStore) StoreLogs(logs []*raft.Log) error {
-	entries := make([]wal.Entry, len(logs))
-	for i, l := range logs {
-		entries[i] = wal.Entry{Index: l.Index, Term: l.Term, Type: uint8(l.Type), Data: l.Data, Extensions: l.Extensions}
-		if !l.AppendedAt.IsZero() {
-			entries[i].AppendedAt = l.AppendedAt.UnixNano()
-		}
-	}
 	if err := s.oweTerm(); err != nil {
 		return err
 	}
-	return s.log.Append(entries...)
+	entries, bytes := make([]wal.Entry, 0, len(logs)), 0
+	for i, l := range logs {
+		e := wal.Entry{Index: l.Index, Term: l.Term, Type: uint8(l.Type), Data: l.Data, Extensions: l.Extensions}
+		if !l.AppendedAt.IsZero() {
+			e.AppendedAt = l.AppendedAt.UnixNano()
+		}
+		entries = append(entries, e)
+		bytes += len(l.Data) + len(l.Extensions)
+		if bytes < storeAtOnce && i < len(logs)-1 {
+			continue
+		}
+		if err := s.log.Append(entries...); err != nil {
+			return s.takeBack(err, logs[0].Index, entries[0].Index)
+		}
+		entries, bytes = entries[:0], 0
+	}
+	return nil
+}
+
+// takeBack removes the entries from index from on if some before index to were
+// stored, and gives why the rest was not: raft takes it that none was.
+func (s *logStore) takeBack(why error, from, to uint64) error {
+	if from == to {
+		return why
+	}
+	if err := s.log.TruncateSuffix(from); err != nil {
+		return fmt.Errorf("entries %d to %d were stored and can't be taken back: %v, after: %v", from, to-1, err, why)
+	}
+	return why
 }
 
 // DeleteRange removes a conflicting suffix. Raft is configured to never cut

@@ -24,6 +24,7 @@ func members(n *node) (all []string) {
 }
 
 func TestReplicasComeAndGo(t *testing.T) {
+	t.Parallel()
 	c := newCluster(t, "n1", "n2", "n3", "n4")
 	n1, n2, n3 := c.nodes["n1"], c.nodes["n2"], c.nodes["n3"]
 	n1.open("n1")
@@ -83,6 +84,7 @@ func TestReplicasComeAndGo(t *testing.T) {
 }
 
 func TestTransfer(t *testing.T) {
+	t.Parallel()
 	c, leader := startCluster(t, "n1", "n2", "n3")
 	for range 3 {
 		to := c.others(leader)[0]
@@ -122,6 +124,7 @@ func TestTransfer(t *testing.T) {
 }
 
 func TestAChangeOfMembersWithoutAMajority(t *testing.T) {
+	t.Parallel()
 	c, leader := startCluster(t, "n1", "n2", "n3")
 	for _, n := range c.others(leader) {
 		n.closeGroup()

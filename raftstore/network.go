@@ -310,6 +310,19 @@ func (n *Network) connect(ctx context.Context, p preamble) (*link, error) {
 	if err != nil {
 		return nil, err
 	}
+	l, err := n.connectTo(ctx, address, p)
+	switch {
+	case err == nil:
+		return l, nil
+	case n.ctx.Err() != nil:
+		return nil, ErrClosed
+	case errors.Is(err, io.EOF):
+		return nil, fmt.Errorf("%s has hung up: %w", address, io.ErrUnexpectedEOF)
+	}
+	return nil, err
+}
+
+func (n *Network) connectTo(ctx context.Context, address string, p preamble) (*link, error) {
 	conn, err := (&net.Dialer{}).DialContext(ctx, "tcp", address)
 	if err != nil {
 		return nil, err
@@ -317,15 +330,8 @@ func (n *Network) connect(ctx context.Context, p preamble) (*link, error) {
 	l, err := n.introduce(ctx, conn, p)
 	if err != nil {
 		_ = conn.Close()
-		if errors.Is(err, io.EOF) {
-			err = fmt.Errorf("%s has hung up: %w", address, io.ErrUnexpectedEOF)
-		}
-		if n.ctx.Err() != nil {
-			err = ErrClosed
-		}
-		return nil, err
 	}
-	return l, nil
+	return l, err
 }
 
 // introduce does the handshake of a connection that was dialed.

@@ -50,7 +50,7 @@ const (
 	commitTimeout = 40 * time.Millisecond
 	// maxAppend is how many entries go into one request, and how many
 	// proposals are stored at once.
-	maxAppend = 16
+	maxAppend = 32
 )
 
 // filled gives the options with their defaults, and raft's configuration.

@@ -2,6 +2,7 @@ package raftstore
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"io"
 	"time"
@@ -28,13 +29,28 @@ type pipeline struct {
 	asked  time.Time // when a request was last left out
 }
 
-// AppendEntriesPipeline implements raft.Transport.
+// AppendEntriesPipeline implements raft.Transport. There is none for a peer
+// that has yet to catch up: through a pipeline raft sends one request for each
+// new entry, or each commitTimeout, and without one as fast as they are
+// answered.
 func (t *transport) AppendEntriesPipeline(id raft.ServerID, to raft.ServerAddress) (raft.AppendPipeline, error) {
+	if t.lags(t.peer(id).stored.Load()) {
+		return nil, raft.ErrPipelineReplicationNotSupported
+	}
 	p, err := t.NetworkTransport.AppendEntriesPipeline(id, to)
 	if err != nil {
 		return nil, err
 	}
 	return &pipeline{AppendPipeline: p, transport: t, peer: t.peer(id)}, nil
+}
+
+// errLags ends a pipeline.
+var errLags = errors.New("the peer has to catch up")
+
+// lags tells whether a peer whose newest entry is at index has to catch up.
+func (t *transport) lags(index uint64) bool {
+	r := t.raft.Load()
+	return r != nil && index+2*maxAppend < r.LastIndex()
 }
 
 // AppendEntries sends a request. The future is nil for one that is left out;
@@ -43,15 +59,15 @@ func (p *pipeline) AppendEntries(q *raft.AppendEntriesRequest, a *raft.AppendEnt
 	if p.redundant(q) {
 		return nil, nil
 	}
+	if p.transport.lags(lastOf(q)) {
+		return nil, errLags
+	}
 	if err := p.transport.paceOld(q); err != nil {
 		return nil, err
 	}
 	f, err := p.AppendPipeline.AppendEntries(q, a)
 	if err == nil {
-		p.commit, p.last, p.missed, p.at = q.LeaderCommitIndex, q.PrevLogEntry, p.peer.missed.Load(), time.Now()
-		if n := len(q.Entries); n > 0 {
-			p.last = q.Entries[n-1].Index
-		}
+		p.commit, p.last, p.missed, p.at = q.LeaderCommitIndex, lastOf(q), p.peer.missed.Load(), time.Now()
 	}
 	return f, err
 }

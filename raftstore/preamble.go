@@ -107,7 +107,8 @@ func decodePreamble(b []byte) (preamble, error) {
 		if len(rest) == 0 || len(rest) < 1+int(rest[0]) {
 			return preamble{}, fmt.Errorf("%w: a name ends early", errPreamble)
 		}
-		*s, rest = string(rest[1:1+rest[0]]), rest[1+rest[0]:]
+		end := 1 + int(rest[0])
+		*s, rest = string(rest[1:end]), rest[end:]
 	}
 	if len(rest) > 0 {
 		return preamble{}, fmt.Errorf("%w: %d bytes behind the names", errPreamble, len(rest))

@@ -11,6 +11,7 @@ import (
 )
 
 func TestThreeReplicasApplyTheSame(t *testing.T) {
+	t.Parallel()
 	c := newCluster(t, "n1", "n2", "n3")
 	c.heartbeat = time.Second // a slow machine is not to disturb
 	for _, n := range c.nodes {
@@ -47,6 +48,7 @@ func TestThreeReplicasApplyTheSame(t *testing.T) {
 }
 
 func TestAnotherLeadsWithAllThatWasAcknowledged(t *testing.T) {
+	t.Parallel()
 	c, leader := startCluster(t, "n1", "n2", "n3")
 	var want []string
 	for i := range 20 {
@@ -66,6 +68,7 @@ func TestAnotherLeadsWithAllThatWasAcknowledged(t *testing.T) {
 // A leader that is cut off must say so of what it was given: nobody waits for
 // ever, and what it did not get to the others goes when it is back.
 func TestALeaderThatIsCutOff(t *testing.T) {
+	t.Parallel()
 	c, leader := startCluster(t, "n1", "n2", "n3")
 	want := c.putMany(0, 10, 10)
 	applied(t, want, c.others(leader)...)
@@ -99,6 +102,7 @@ func TestALeaderThatIsCutOff(t *testing.T) {
 // A leader that is closed while its followers store nothing must end, and
 // everybody who waits for it.
 func TestCloseWithoutAMajority(t *testing.T) {
+	t.Parallel()
 	c, leader := startCluster(t, "n1", "n2", "n3")
 	for _, n := range c.others(leader) {
 		n.closeGroup()
@@ -118,6 +122,7 @@ func TestCloseWithoutAMajority(t *testing.T) {
 // A follower that was away gets new entries soon after it is back, however
 // long it was away: the leader has not backed off.
 func TestAFollowerThatWasAwayIsBackSoon(t *testing.T) {
+	t.Parallel()
 	c, leader := startCluster(t, "n1", "n2", "n3")
 	c.put("before")
 	n := c.others(leader)[0]

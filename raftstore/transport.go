@@ -43,9 +43,10 @@ type transport struct {
 
 // peer is what the transport knows of a peer.
 type peer struct {
-	contact atomic.Int64 // when it last answered a heartbeat, Unix nanoseconds
-	missed  atomic.Int64 // heartbeats without an answer
-	waited  atomic.Int64 // requests that wait until it can be reached
+	contact atomic.Int64  // when it last answered a heartbeat, Unix nanoseconds
+	stored  atomic.Uint64 // what it last said, outside of a pipeline, that it has
+	missed  atomic.Int64  // heartbeats without an answer
+	waited  atomic.Int64  // requests that wait until it can be reached
 }
 
 var (
@@ -123,10 +124,22 @@ func (t *transport) AppendEntries(id raft.ServerID, to raft.ServerAddress, q *ra
 	if err := t.paceOld(q); err != nil {
 		return err
 	}
-	return t.persist(id, q.Term, func() error {
+	err := t.persist(id, q.Term, func() error {
 		*a = raft.AppendEntriesResponse{}
 		return t.NetworkTransport.AppendEntries(id, to, q, a)
 	})
+	if err == nil && a.Success {
+		t.peer(id).stored.Store(lastOf(q))
+	}
+	return err
+}
+
+// lastOf is the newest entry that the peer has if it has taken q.
+func lastOf(q *raft.AppendEntriesRequest) uint64 {
+	if n := len(q.Entries); n > 0 {
+		return q.Entries[n-1].Index
+	}
+	return q.PrevLogEntry
 }
 
 // isHeartbeat tells heartbeats from other requests without entries, as the
