@@ -371,6 +371,7 @@ func (l *lane) wait(ctx context.Context, f *Future) (Receipt, error) {
 	case <-f.done:
 	case <-ctx.Done():
 		l.cancel(f, context.Cause(ctx))
+		<-f.done // who settled it first may not have written the outcome yet
 	}
-	return f.receipt, f.err // settled in both cases
+	return f.receipt, f.err
 }

@@ -155,16 +155,31 @@ func TestFinalRefusalsAreNotSentAgain(t *testing.T) {
 	}
 }
 
+// Where the proxy answers, the only try is answered long before the deadline,
+// and the next one is due long after it: what is known then depends on the
+// answer alone.
 func TestDeadlineSaysWhetherTheOutcomeIsKnown(t *testing.T) {
-	opts := quick
-	opts.Deadline, opts.Timeout = 150*time.Millisecond, 40*time.Millisecond
-	for f, known := range map[fault]bool{
+	answered := client.Options{Deadline: time.Second, Timeout: patience, MinBackoff: time.Hour, MaxBackoff: time.Hour}
+	silent := client.Options{Deadline: time.Second, Timeout: 40 * time.Millisecond, MinBackoff: time.Millisecond}
+	outcomes := map[fault]bool{
 		swallow: false, lose: false, unknown: false, internal: false, garble: false, strange: false,
 		busy: true, unavail: true, full: true, nobody: true,
-	} {
+	}
+	futures := map[fault]*client.Future{}
+	for f := range outcomes { // all of them first: their deadlines pass together
+		opts := answered
+		if f == swallow || f == lose {
+			opts = silent
+		}
+		_, faulty, _ := newProxy(t, opts, always(f))
+		var err error
+		if futures[f], err = faulty.AppendAsync(soon(t), &client.Tx{Payload: []byte("x"), ID: "mine"}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for f, known := range outcomes {
 		t.Run(faultNames[f], func(t *testing.T) {
-			_, faulty, _ := newProxy(t, opts, always(f))
-			_, err := faulty.Append(soon(t), &client.Tx{Payload: []byte("x"), ID: "mine"})
+			_, err := futures[f].Wait(soon(t))
 			wantErr(t, err, client.ErrDeadline)
 			var u *client.Unknown
 			if known == errors.As(err, &u) {
@@ -197,29 +212,75 @@ func TestCancelOfWhatWasSentIsUnknown(t *testing.T) {
 }
 
 func TestCancelOfWhatWasNotSentKeepsItFromBeingSent(t *testing.T) {
+	release := make(chan struct{})
+	opts := client.Options{MaxBatch: 1, Timeout: patience, Deadline: patience}
+	p, held, direct := newProxy(t, opts, func(*nats.Msg) fault { <-release; return pass })
+	var futures []*client.Future
+	for i := range 3 { // as many as may be in flight: the next has to wait
+		f, err := held.AppendAsync(soon(t), &client.Tx{Payload: []byte(fmt.Sprint(i))})
+		if err != nil {
+			t.Fatal(err)
+		}
+		futures = append(futures, f)
+	}
+	ctx, cancel := context.WithCancel(soon(t))
+	_, err := held.Append(cancelledOnWait{ctx, cancel}, &client.Tx{Payload: []byte("cancelled")})
+	wantErr(t, err, context.Canceled)
+	if errors.Is(err, client.ErrUnknown) {
+		t.Errorf("it can't have been sent, and the outcome is said to be unknown: %v", err)
+	}
+	close(release)
+	waitAll(t, futures)
+	checkOnce(t, direct, 0, 3)
+	if n := p.messages(); n != 3 {
+		t.Errorf("%d messages were sent, of three transactions", n)
+	}
+}
+
+// cancelledOnWait is a context that is cancelled when it is first waited for.
+type cancelledOnWait struct {
+	context.Context
+	cancel func()
+}
+
+func (c cancelledOnWait) Done() <-chan struct{} {
+	c.cancel()
+	return c.Context.Done()
+}
+
+// The receipts of a batch come in while those who wait for them give up: each
+// has its receipt whole, or an error.
+func TestCancelBesideTheAnswer(t *testing.T) {
+	_, c := newLog(t)
+	for range 50 {
+		ctx, cancel := context.WithCancel(soon(t))
+		var wg sync.WaitGroup
+		for range 100 {
+			wg.Go(func() {
+				r, err := c.Append(ctx, &client.Tx{})
+				cancel()
+				if err == nil && (r.Txid == 0 || r.Time.IsZero()) {
+					t.Errorf("appended, and the receipt is %+v", r)
+				}
+			})
+		}
+		wg.Wait()
+		cancel()
+	}
+}
+
+func TestNobodyThereIsWaitedFor(t *testing.T) {
 	n := openNode(t, broker.Options{})
 	opts := quick
-	opts.Prefix, opts.MinBackoff = proxied, 20*time.Millisecond
+	opts.Prefix = proxied
 	nc := connect(t, n)
 	faulty, direct := newClient(t, nc, opts), newClient(t, connect(t, n), client.Options{})
-	ctx, cancel := context.WithCancel(soon(t))
-	f, err := faulty.AppendAsync(ctx, &client.Tx{Payload: []byte("0")}) // meets nobody, and holds up the next
+	f, err := faulty.AppendAsync(soon(t), &client.Tx{Payload: []byte("0")})
 	if err != nil {
 		t.Fatal(err)
 	}
-	failed := make(chan error)
-	go func() {
-		_, err := faulty.Append(ctx, &client.Tx{Payload: []byte("cancelled")})
-		failed <- err
-	}()
 	for nc.Stats().InMsgs == 0 { // until nobody answered
 		runtime.Gosched()
-	}
-	cancel()
-	err = <-failed
-	wantErr(t, err, context.Canceled)
-	if errors.Is(err, client.ErrUnknown) {
-		t.Fatalf("nobody was there, and the outcome is said to be unknown: %v", err)
 	}
 	p := &proxy{t: t, nc: connect(t, n), next: always(pass)}
 	if _, err := p.nc.Subscribe(proxied+".batch.*", p.onBatch); err != nil {
