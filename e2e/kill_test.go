@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
-	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -32,72 +31,118 @@ func (c *counter) add() {
 	}
 }
 
+func (c *counter) now() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.count
+}
+
 // reach returns nil when the count is at least want.
 func (c *counter) reach(ctx context.Context, want int) error {
-	for {
-		c.mu.Lock()
-		count := c.count
-		c.mu.Unlock()
-		if count >= want {
-			return nil
-		}
+	for c.now() < want {
 		select {
 		case <-c.added:
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		}
 	}
+	return nil
 }
 
-// replayKilled runs replays side by side and kills their node under them;
-// after every fifth kill it also stops the node cleanly, which leaves another
-// sort of directory to the kills that follow.
+// errOver ends the killing when the replays have come to their end.
+var errOver = errors.New("the replays are over")
+
+// killer kills the node under replays until so many kills have met the load:
+// until, that is, requests went unanswered and were sent again after each.
+type killer struct {
+	node    *node
+	random  *rand.Rand
+	want    int
+	between int // most requests from one kill to the next
+
+	sent  *counter // requests, repeats aside
+	again *counter // requests that were sent again for want of an answer
+
+	kills, met, stops int
+}
+
+// run kills until enough kills have met the load. After every fourth it also
+// stops the node cleanly, which leaves another sort of directory to the kills
+// that follow.
+//
+// A kill falls at any moment up to two milliseconds after a request was sent:
+// an answer alone would be a bad moment to wait for, because nothing may be on
+// its way just then.
+func (k *killer) run(ctx context.Context) error {
+	for {
+		again := k.again.now()
+		if err := k.sent.reach(ctx, k.sent.now()+1+k.random.IntN(k.between)); err != nil {
+			return err
+		}
+		if k.kills > 0 && k.kills%4 == 0 && k.stops < k.kills/4 {
+			k.stops++
+			if err := errors.Join(k.node.stop(), k.node.start()); err != nil {
+				return fmt.Errorf("stop %d: %w", k.stops, err)
+			}
+			continue
+		}
+		time.Sleep(time.Duration(k.random.Int64N(int64(2 * time.Millisecond)))) // where the kill falls
+		k.kills++
+		if err := killAndStart(k.node, k.random); err != nil {
+			return fmt.Errorf("kill %d: %w", k.kills, err)
+		}
+		if err := k.sent.reach(ctx, k.sent.now()+writers); err != nil {
+			return err
+		}
+		if k.again.now() > again {
+			k.met++
+		}
+		if k.met == k.want {
+			return nil
+		}
+	}
+}
+
+// replayKilled runs replays side by side and kills their node under them.
 func replayKilled(t *testing.T, n *node, kills int, replays ...*replay) {
 	t.Helper()
 	seed := rand.Uint64()
 	t.Logf("seed %d", seed)
 	random := rand.New(rand.NewPCG(seed, 0))
-	reached, steps := newCounter(), 0
+	k := &killer{node: n, random: random, want: kills, sent: newCounter(), again: newCounter()}
+	steps := 0
 	for _, r := range replays {
-		r.reached = reached
+		r.sent, r.again = k.sent, k.again
 		steps += len(r.steps)
 	}
-	at := make([]int, kills+kills/5)
-	for i := range at {
-		at[i] = 1 + random.IntN(steps-1)
-	}
-	slices.Sort(at)
+	k.between = 2 * steps / (3 * kills) // on average a third of a kill's share, so that one may miss
 
 	group, ctx := errgroup.WithContext(t.Context())
-	for _, r := range replays {
-		group.Go(func() error { return r.run(ctx) })
-	}
+	killing, over := context.WithCancelCause(ctx)
 	group.Go(func() error {
-		for i, count := range at {
-			if err := reached.reach(ctx, count); err != nil {
-				return err
-			}
-			end := killAndStart
-			if i%6 == 5 {
-				end = stopAndStart
-			}
-			if err := end(n, random); err != nil {
-				return fmt.Errorf("end %d: %w", i, err)
-			}
+		defer over(errOver)
+		running, ctx := errgroup.WithContext(ctx)
+		for _, r := range replays {
+			running.Go(func() error { return r.run(ctx) })
+		}
+		return running.Wait()
+	})
+	group.Go(func() error {
+		if err := k.run(killing); !errors.Is(err, errOver) {
+			return err
 		}
 		return nil
 	})
 	if err := group.Wait(); err != nil {
 		t.Fatal(err)
 	}
-	resent := 0
 	for _, r := range replays {
 		t.Logf("partition %d: %d transactions, %d conflicts, %d requests sent again, %d of them had been committed",
 			r.partition, len(r.steps), len(r.refusals), r.resent, r.duplicates)
-		resent += r.resent
 	}
-	if resent == 0 {
-		t.Errorf("nothing had to be sent again: %d kills did not meet the load", kills)
+	t.Logf("%d kills, %d of them with requests unanswered, and %d clean stops", k.kills, k.met, k.stops)
+	if k.met < kills {
+		t.Errorf("%d kills met requests without an answer, want %d", k.met, kills)
 	}
 	for _, r := range replays {
 		r.repeat(t, random)
@@ -141,8 +186,6 @@ func killAndStart(n *node, random *rand.Rand) error {
 	return n.start()
 }
 
-func stopAndStart(n *node, _ *rand.Rand) error { return errors.Join(n.stop(), n.start()) }
-
 // startKillable starts a node that keeps its port, and knows message ids for
 // longer than any machine needs for the test.
 func startKillable(t *testing.T) *node {
@@ -169,5 +212,9 @@ func TestHistoryReplayShared(t *testing.T) {
 	for p, share := range loadHistory(t).shares(t, 4) {
 		replays = append(replays, newReplay(t, share, n, p))
 	}
-	replayKilled(t, n, 5, replays...)
+	kills := 5
+	if *long {
+		kills = 20
+	}
+	replayKilled(t, n, kills, replays...)
 }

@@ -44,11 +44,12 @@ type replay struct {
 	next  int             // the next commit to take
 	done  []chan struct{} // for each step, closed when it is acknowledged
 	acked []reply         // for each step
-	// reached hears of each acknowledgement; it is for whoever kills the node.
-	reached    *counter
-	refusals   []refused
-	resent     int // requests that were sent again because no answer came
-	duplicates int // of those, how many the first one's answer came back for
+	// sent and again hear of each request and of each that is sent again; they
+	// are for whoever kills the node.
+	sent, again *counter
+	refusals    []refused
+	resent      int // requests that were sent again because no answer came
+	duplicates  int // of those, how many the first one's answer came back for
 }
 
 // refused is a conflict as a writer met it.
@@ -59,7 +60,7 @@ type refused struct {
 }
 
 func newReplay(t *testing.T, h *history, n *node, partition int) *replay {
-	r := &replay{history: h, node: n, partition: partition, acked: make([]reply, len(h.steps)), reached: newCounter()}
+	r := &replay{history: h, node: n, partition: partition, acked: make([]reply, len(h.steps)), sent: newCounter(), again: newCounter()}
 	for range h.steps {
 		r.done = append(r.done, make(chan struct{}))
 	}
@@ -130,7 +131,10 @@ func (r *replay) append(ctx context.Context, writer, i int) error {
 	}
 	for {
 		m := r.message(i, v)
+		hears := r.sent
 		answer, tries, err := retry(ctx, r.node, r.clients[writer], func() (reply, error) {
+			hears.add()
+			hears = r.again
 			return r.clients[writer].appendMsg(ctx, m)
 		})
 		if err != nil {
@@ -181,7 +185,6 @@ func (r *replay) acknowledged(i int, answer reply, tries int) error {
 	r.resent += tries - 1
 	r.acked[i] = answer
 	close(r.done[i])
-	r.reached.add()
 	return nil
 }
 
