@@ -1,7 +1,7 @@
 # Verbs; `make help` lists them.
 GO ?= go
 
-.PHONY: help build test race lint fuzz bench e2e interop powercut clean
+.PHONY: help build test race lint vuln fuzz bench e2e interop powercut clean
 
 help: ## this list
 	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -33,8 +33,7 @@ e2e: ## the built binary from outside: replays, kills, bad input
 	$(GO) test -count=1 ./e2e/...
 
 interop: ## the same from Node.js and C (needs npm, cc and libnats-dev)
-	cd e2e/node && npm ci --no-audit --no-fund
-	$(GO) test -count=1 -tags interop -run '^TestC$$|^TestNodeJS' ./e2e
+	./.ci/interop
 
 powercut: ## the store through power cuts on a loop-mounted file system (root)
 	$(GO) test -count=1 -tags powercut -run PowerFails -v ./wal
