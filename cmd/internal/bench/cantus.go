@@ -29,7 +29,7 @@ type cantusAppend struct {
 func newCantusAppend(w *workload, names subjects.Names, keys pool, marks []uint64, conn int) *cantusAppend {
 	rng := newRand(conn)
 	a := &cantusAppend{
-		pool: keys, locks: w.Locks, rng: rng, payloads: newPayloads(rng, w.Size),
+		pool: keys, locks: w.Locks, rng: rng, payloads: newPayloads(rng, w.Size, w.Kind == tailLoad),
 		marks: append([]uint64(nil), marks...),
 	}
 	for p := range w.Partitions {
@@ -43,16 +43,18 @@ func (a *cantusAppend) compose(s *slot) int {
 	m := s.msg
 	m.Subject = a.subjects[p]
 	if !s.again {
-		m.Data = a.payloads.next()
+		s.payload = a.payloads.next(s)
 	}
+	m.Data, m.Header = s.payload, s.header
 	if a.locks == 0 {
 		return 1
 	}
-	if m.Header == nil {
+	if s.header == nil {
 		s.keys = make([]int, a.locks)
-		m.Header = nats.Header{
+		s.header = nats.Header{
 			subjects.HeaderWriteLock: make([]string, a.locks), subjects.HeaderHighWaterMark: make([]string, 1),
 		}
+		m.Header = s.header
 	}
 	if !s.again {
 		a.pool.pick(a.rng, s.keys)
@@ -90,24 +92,45 @@ func answerError(subject string, m *nats.Msg) error {
 	return fmt.Errorf("%w to %s: %s %s", ErrAnswer, subject, first(m.Header, subjects.HeaderError), text)
 }
 
-// highWaterMarks asks a node for the present mark of each partition.
-func highWaterMarks(ctx context.Context, url string, names subjects.Names, partitions int) ([]uint64, error) {
+// partitionInfos asks a cluster about each partition. A partition that is
+// without a leader just now is asked again.
+func partitionInfos(ctx context.Context, url string, names subjects.Names, partitions int) ([]subjects.PartitionInfo, error) {
 	nc, err := connect(url, func(error) {})
 	if err != nil {
 		return nil, err
 	}
 	defer nc.Close()
-	marks := make([]uint64, partitions)
-	for p := range marks {
-		m, err := request(ctx, nc, names.PartitionInfo(p), nil)
+	infos := make([]subjects.PartitionInfo, partitions)
+	for p := range infos {
+		err := again(ctx, func() error {
+			m, err := request(ctx, nc, names.PartitionInfo(p), nil)
+			if err != nil {
+				return err
+			}
+			if noResponders(m) {
+				return fmt.Errorf("%w to %s: there is no leader", ErrAnswer, names.PartitionInfo(p))
+			}
+			if err := json.Unmarshal(m.Data, &infos[p]); err != nil || infos[p].Error != nil {
+				return answerError(names.PartitionInfo(p), m)
+			}
+			return nil
+		})
 		if err != nil {
 			return nil, err
 		}
-		var info subjects.PartitionInfo
-		if err := json.Unmarshal(m.Data, &info); err != nil || info.Error != nil {
-			return nil, answerError(names.PartitionInfo(p), m)
-		}
-		marks[p] = info.HighWaterMark
+	}
+	return infos, nil
+}
+
+// highWaterMarks asks for the present mark of each partition.
+func highWaterMarks(ctx context.Context, url string, names subjects.Names, partitions int) ([]uint64, error) {
+	infos, err := partitionInfos(ctx, url, names, partitions)
+	if err != nil {
+		return nil, err
+	}
+	marks := make([]uint64, partitions)
+	for p := range marks {
+		marks[p] = infos[p].HighWaterMark
 	}
 	return marks, nil
 }

@@ -1,6 +1,7 @@
 package bench
 
 import (
+	"math/rand/v2"
 	"strconv"
 
 	"github.com/nats-io/nats.go"
@@ -34,13 +35,14 @@ func (r *cantusRead) compose(s *slot) int {
 		s.next, s.limit = r.next, min(r.next+uint64(r.max), r.last+1)
 		r.next = s.limit
 	}
-	b := append(s.msg.Data[:0], `{"from":`...)
+	b := append(s.buf[:0], `{"from":`...)
 	b = strconv.AppendUint(b, s.next, 10)
 	b = append(b, `,"max":`...)
 	b = strconv.AppendUint(b, s.limit-s.next, 10)
 	b = append(b, `,"max_bytes":`...)
 	b = strconv.AppendInt(b, int64(r.maxBytes), 10)
-	s.msg.Subject, s.msg.Data = r.subject, append(b, '}')
+	s.buf = append(b, '}')
+	s.msg.Subject, s.msg.Data = r.subject, s.buf
 	return int(s.limit - s.next)
 }
 
@@ -61,4 +63,61 @@ func (r *cantusRead) judge(s *slot, m *nats.Msg) outcome {
 		return outcome{busy: true}
 	}
 	return outcome{err: answerError(s.msg.Subject, m)}
+}
+
+// cantusGet looks up transactions at random.
+type cantusGet struct {
+	subjects []string // by partition
+	last     []uint64 // by partition: lookups go from 1 to it
+	rng      *rand.Rand
+}
+
+func newCantusGet(w *workload, names subjects.Names, marks []uint64, conn int) *cantusGet {
+	g := &cantusGet{last: marks, rng: newRand(conn)}
+	for p := range w.Partitions {
+		g.subjects = append(g.subjects, names.Get(p))
+	}
+	return g
+}
+
+func (g *cantusGet) compose(s *slot) int {
+	p := s.index % len(g.subjects)
+	s.buf = append(s.buf[:0], `{"txid":`...)
+	s.buf = append(strconv.AppendUint(s.buf, 1+g.rng.Uint64N(g.last[p]), 10), '}')
+	s.msg.Subject, s.msg.Data, s.msg.Header = g.subjects[p], s.buf, nil
+	return 1
+}
+
+func (g *cantusGet) judge(s *slot, m *nats.Msg) outcome {
+	if first(m.Header, subjects.HeaderTxid) != "" {
+		return outcome{done: 1}
+	}
+	switch first(m.Header, subjects.HeaderErrorCode) {
+	case "429", "503":
+		return outcome{busy: true}
+	}
+	return outcome{err: answerError(s.msg.Subject, m)}
+}
+
+// mixed is appends with lookups between them.
+type mixed struct {
+	appends, lookups traffic
+	percent          int // of lookups
+	rng              *rand.Rand
+}
+
+func (x *mixed) compose(s *slot) int {
+	if !s.again && x.rng.IntN(100) < x.percent {
+		s.op = lookupOp
+	}
+	return x.of(s).compose(s)
+}
+
+func (x *mixed) judge(s *slot, m *nats.Msg) outcome { return x.of(s).judge(s, m) }
+
+func (x *mixed) of(s *slot) traffic {
+	if s.op == lookupOp {
+		return x.lookups
+	}
+	return x.appends
 }

@@ -4,44 +4,52 @@ import (
 	"context"
 	"fmt"
 	"io"
-	"os"
-	"os/signal"
-	"path/filepath"
 	"runtime/debug"
-	"runtime/pprof"
-	"syscall"
 	"time"
 
-	"github.com/cantuslog/cantus/broker"
 	"github.com/cantuslog/cantus/subjects"
 )
 
 // Command is the flags of `cantus bench`; kong fills it.
 type Command struct {
-	Workload string `arg:"" optional:"" default:"append" enum:"append,read,fill,startup" help:"append: single appends; read: catch-up reads; fill: batch messages; startup: time until a node is ready again."`
+	Workload string `arg:"" optional:"" default:"append" enum:"append,batch,read,tail,get,mixed,failover,fill,startup" help:"append: single appends; batch: batch messages; read: catch-up reads; tail: from an append to its readers; get: random lookups; mixed: appends and lookups; failover: the pause when a leader dies; fill: batch messages until so many are in; startup: time until a node is ready again."`
 
-	Server     string `placeholder:"URL" help:"A running node to measure. [default: bench starts one of its own]"`
-	Prefix     string `placeholder:"PREFIX" default:"cantus" help:"What the node's subjects begin with."`
-	Data       string `placeholder:"DIR" type:"path" help:"Data directory of the node that bench starts; it is kept. [default: a temporary one]"`
-	Dir        string `placeholder:"DIR" type:"path" help:"Where temporary data directories are made. [default: the system's]"`
-	Partitions int    `placeholder:"N" default:"1" help:"Partitions to use."`
+	Nodes      int      `placeholder:"N" default:"1" help:"Nodes that bench starts, 1, 3 or 5, each a process of its own on loopback; as many servers of a peer, with 3 replicas where there are 3 or 5."`
+	Server     []string `placeholder:"URL" help:"A running cluster to measure; several nodes separated by commas. [default: bench starts its own]"`
+	Prefix     string   `placeholder:"PREFIX" default:"cantus" help:"What the nodes' subjects begin with."`
+	Data       string   `placeholder:"DIR" type:"path" help:"Data directory of the node that bench starts; it is kept. Several nodes have n1, n2 … in it. [default: a temporary one]"`
+	Dir        string   `placeholder:"DIR" type:"path" help:"Where temporary data directories are made. [default: the system's]"`
+	Partitions int      `placeholder:"N" default:"1" help:"Partitions to use; a peer has as many streams."`
+	Client     string   `placeholder:"CLIENT" enum:"plain,go" default:"plain" help:"How Cantus is talked to: plain requests, or go, the Go client; for append, read and tail."`
 
-	Vs       []string `placeholder:"PEER" enum:"jetstream" help:"Measure this too, in turns with Cantus: jetstream, of the nats-server that is linked in, one replica, on file storage."`
+	Vs       []string `placeholder:"PEER" enum:"jetstream" help:"Measure this too, in turns with Cantus: jetstream, of the nats-server that is linked in, on file storage."`
 	VsSync   []string `placeholder:"SYNC" enum:"default,always" default:"default,always" help:"The peer's sync_interval: default, which syncs every two minutes, and always, which syncs before it answers. Reads are measured with default only."`
 	VsClient string   `placeholder:"CLIENT" enum:"auto,plain,go,pull,push" default:"auto" help:"How the peer is talked to: plain requests or go, its Go client; for reads its pull or push ordered consumer; auto tries what there is and takes the quicker."`
 
-	Conns    int `placeholder:"N" help:"Connections. [default 8 for append, 1 for read, 2 for fill]"`
-	InFlight int `placeholder:"N" help:"Requests in flight on each connection. [default 256 for append, 2 for read, 4 for fill]"`
-	Size     int `placeholder:"BYTES" default:"256" help:"Payload of a transaction."`
-	Locks    int `placeholder:"N" default:"1" help:"Write locks of a transaction; 0 appends without condition."`
-	Keys     int `placeholder:"N" default:"1000000" help:"Keys that locks are taken from, at random."`
+	Conns    int     `placeholder:"N" help:"Connections, spread over the nodes; the first goes to the leader's. [default 8; 1 for read and tail, 2 for batch and fill]"`
+	InFlight int     `placeholder:"N" help:"Requests in flight on each connection; with --rate no more than so many. [default 256; 2 for read, 4 for batch and fill, 1 for tail; 16384 with --rate]"`
+	Rate     float64 `placeholder:"N" help:"Requests a second over all connections, evenly spaced; latency counts from when a request was due. [default: as fast as answers come]"`
+	Size     int     `placeholder:"BYTES" default:"256" help:"Payload of a transaction."`
+	Locks    int     `placeholder:"N" default:"1" help:"Write locks of a transaction; 0 appends without condition."`
+	Keys     int     `placeholder:"N" default:"1000000" help:"Keys that locks are taken from."`
+	Skew     float64 `placeholder:"S" help:"How uneven keys are taken: key number i with a weight of 1/i^S; 0 takes all alike, 0.99 is the YCSB benchmark's."`
+	Gets     int     `placeholder:"PERCENT" default:"50" help:"Share of lookups in mixed."`
+	Readers  int     `placeholder:"N" default:"1" help:"Readers of each partition in tail."`
 
 	Duration time.Duration `placeholder:"TIME" default:"10s" help:"How long a round is measured."`
 	Count    int64         `placeholder:"N" help:"End a round after so many transactions instead, without warm-up."`
 	WarmUp   time.Duration `placeholder:"TIME" default:"2s" help:"How long a round runs before it is measured."`
 	Rounds   int           `placeholder:"N" default:"3" help:"Rounds; contestants take turns."`
 
-	Fill        int64 `placeholder:"N" default:"-1" help:"Transactions to append in batches before anything is measured. [default 0 for append, 1000000 for others]"`
+	SweepInFlight []int     `placeholder:"N,…" help:"Measure with each of these in flight on a connection."`
+	SweepRate     []float64 `placeholder:"N,…" help:"Measure at each of these rates."`
+	SVG           string    `name:"svg" placeholder:"FILE" type:"path" help:"Draw throughput against latency over a sweep. [sweep if none is given: 1,4,16,64,256 in flight]"`
+
+	Kills  int           `placeholder:"N" default:"5" help:"How often failover ends the leader."`
+	Signal string        `placeholder:"SIGNAL" enum:"KILL,TERM" default:"KILL" help:"How failover ends the leader: KILL as a crash would, TERM as an operator would."`
+	Settle time.Duration `placeholder:"TIME" default:"2s" help:"How long failover waits between a node's return and the next kill."`
+
+	Fill        int64 `placeholder:"N" default:"-1" help:"Transactions to append in batches before anything is measured. [default 1000000 for read, get, fill and startup, 100000 for mixed, 0 for others]"`
 	Batch       int   `placeholder:"N" default:"1000" help:"Transactions in a batch message."`
 	UniqueLocks bool  `help:"Give each filled transaction an append lock of its own."`
 	ReadMax     int   `placeholder:"N" default:"16000" help:"Transactions that a read asks for; the more, the quicker a catch-up."`
@@ -49,10 +57,12 @@ type Command struct {
 
 	JSON bool `name:"json" help:"Print the report as JSON."`
 
-	// What bench starts itself with, for a peer or a node with a profile.
-	Profile        string `hidden:"" placeholder:"FILE" type:"path" help:"Write a CPU profile of the node."`
+	Profile string `hidden:"" placeholder:"FILE" type:"path" help:"Write a CPU profile of the node."`
+	// What bench starts itself with: see children.go.
 	ServeJetstream string `hidden:"" placeholder:"DIR" type:"path"`
 	ServeNode      string `hidden:"" placeholder:"DIR" type:"path"`
+	ServeConfig    string `hidden:"" placeholder:"FILE" type:"path"`
+	ServeListen    string `hidden:"" placeholder:"HOST:PORT" default:"127.0.0.1:0"`
 	SyncAlways     bool   `hidden:""`
 }
 
@@ -80,97 +90,4 @@ func (c *Command) Run(ctx context.Context, out, errOut io.Writer) error {
 	s := &sitting{Command: c, workload: w, names: subjects.Names{Prefix: c.Prefix}, out: out, errOut: errOut}
 	defer s.close()
 	return s.run(ctx)
-}
-
-// serveJetstream is the peer's process.
-func (c *Command) serveJetstream(ctx context.Context, out io.Writer) error {
-	ctx, stop := signal.NotifyContext(ctx, os.Interrupt, syscall.SIGTERM)
-	defer stop()
-	peer, err := broker.RunNATS(ctx, broker.NATSOptions{
-		JetStream: true, StoreDir: c.ServeJetstream, SyncAlways: c.SyncAlways,
-	})
-	if err != nil {
-		return err
-	}
-	defer peer.Close()
-	fmt.Fprintln(out, "jetstream: ready", peer.ClientURL())
-	<-ctx.Done()
-	return nil
-}
-
-// serveNode is a node's process where a profile of it is wanted; otherwise
-// `cantus serve` is.
-func (c *Command) serveNode(ctx context.Context, out io.Writer) error {
-	ctx, stop := signal.NotifyContext(ctx, os.Interrupt, syscall.SIGTERM)
-	defer stop()
-	node, err := broker.Open(ctx, c.ServeNode, broker.Options{
-		Partitions: c.Partitions, Prefix: c.Prefix, Listen: "127.0.0.1:0",
-	})
-	if err != nil {
-		return err
-	}
-	file, err := os.Create(c.Profile)
-	if err == nil {
-		err = pprof.StartCPUProfile(file)
-	}
-	if err != nil {
-		return fmt.Errorf("profile: %w", err)
-	}
-	fmt.Fprintln(out, "cantus: ready", node.ClientURL())
-	select {
-	case <-ctx.Done():
-	case <-node.Done():
-	}
-	pprof.StopCPUProfile()
-	if err := file.Close(); err != nil {
-		return fmt.Errorf("profile: %w", err)
-	}
-	return node.Close()
-}
-
-// startNode starts a Cantus node of its own process on a data directory.
-func (s *sitting) startNode(ctx context.Context, dir string) (*server, error) {
-	args := []string{
-		"serve", "--data", dir, "--listen", "127.0.0.1:0", "--http", "off", "--prefix", s.Prefix,
-		"--partitions", fmt.Sprint(s.workload.Partitions), "--log-level", "warn",
-	}
-	if s.Profile != "" {
-		args = []string{
-			"bench", "--serve-node", dir, "--profile", s.Profile, "--prefix", s.Prefix,
-			"--partitions", fmt.Sprint(s.workload.Partitions),
-		}
-	}
-	srv, err := startServer(ctx, "cantus", args...)
-	if err == nil {
-		s.servers = append(s.servers, srv)
-	}
-	return srv, err
-}
-
-func (s *sitting) startJetstream(ctx context.Context, sync, dir string) (*server, error) {
-	args := []string{"bench", "--serve-jetstream", dir}
-	if sync == "always" {
-		args = append(args, "--sync-always")
-	}
-	srv, err := startServer(ctx, "jetstream "+sync, args...)
-	if err == nil {
-		s.servers = append(s.servers, srv)
-	}
-	return srv, err
-}
-
-// tempDir makes a directory that is removed at the end.
-func (s *sitting) tempDir(name string) (string, error) {
-	if s.temp == "" {
-		dir, err := os.MkdirTemp(s.Dir, "cantus-bench-")
-		if err != nil {
-			return "", fmt.Errorf("temporary directory: %w", err)
-		}
-		s.temp = dir
-	}
-	dir := filepath.Join(s.temp, name)
-	if err := os.Mkdir(dir, 0o700); err != nil {
-		return "", fmt.Errorf("temporary directory: %w", err)
-	}
-	return dir, nil
 }

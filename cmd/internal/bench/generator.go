@@ -15,13 +15,34 @@ const backoff = 2 * time.Millisecond
 
 // worker is one connection under load.
 type worker interface {
-	// start sends the first requests and returns.
+	// start sends the first requests and returns; at a fixed rate it only
+	// makes ready for them.
 	start() error
-	// done is closed when nothing is in flight any more.
+	// done is closed when nothing is in flight any more, and none will be.
 	done() <-chan struct{}
 	meter() *meter
 	// close ends the worker whatever it is doing.
 	close()
+}
+
+// pacedWorker is a worker that can be told when to send.
+type pacedWorker interface {
+	worker
+	// due says that a request falls due at a time that has just come. It does
+	// not block.
+	due(at int64)
+	// finish says that no more will.
+	finish()
+}
+
+// seat is a worker's place in a round.
+type seat struct {
+	conn     int
+	url      string
+	inFlight int
+	clock    *clock
+	tally    *tally
+	fail     func(error)
 }
 
 // traffic is what one connection says to one server. A connection calls it
@@ -40,17 +61,25 @@ type traffic interface {
 type slot struct {
 	index int
 	msg   *nats.Msg
-	sent  int64 // when it was first sent
+	ahead []*nats.Msg // sent before it: the rest of a batch whose answer is msg's
+	sent  int64       // when it was first sent, or due
+	op    op
 	again bool
-	keys  []int  // the keys that it locks
-	next  uint64 // where it reads on
-	limit uint64 // where it ends reading
 	units int
+
+	subject string
+	payload []byte
+	header  nats.Header // of an append
+	buf     []byte      // what it has made itself of a message
+	keys    []int       // the keys that it locks
+	next    uint64      // where it reads on
+	limit   uint64      // where it ends reading
 }
 
 // outcome is what an answer means.
 type outcome struct {
 	done    int   // units that were done
+	lost    int   // units that were refused and will not be sent again
 	refused bool  // a conflict
 	busy    bool  // to be sent again later
 	again   bool  // to be sent again, brought up to date
@@ -73,21 +102,24 @@ type link struct {
 	// interface is to be measured.
 	publishMsg func(*nats.Msg) error
 
-	mu       sync.Mutex // guards what follows, against retries and start
+	mu       sync.Mutex // guards what follows, against retries, start and the pacer
 	slots    []slot
+	free     []*slot // at a fixed rate: those that are not in flight
+	overdue  []int64 // and when requests fell due that found none free
+	finished bool    // no more will fall due
 	inFlight int
 	ended    chan struct{}
 	closed   bool
 }
 
-// newLink prepares inFlight slots on a connection of its own to url.
-func newLink(url string, inFlight int, t traffic, c *clock, fail func(error)) (*link, error) {
+// newLink prepares the slots on a connection of its own.
+func newLink(at seat, t traffic) (*link, error) {
 	l := &link{
-		traffic: t, clock: c, counts: newMeter(c), fail: fail, ended: make(chan struct{}),
-		inbox: nats.NewInbox() + ".", slots: make([]slot, inFlight),
+		traffic: t, clock: at.clock, counts: newMeter(at.clock, at.tally), fail: at.fail, ended: make(chan struct{}),
+		inbox: nats.NewInbox() + ".", slots: make([]slot, at.inFlight),
 	}
 	var err error
-	if l.nc, err = connect(url, l.failUnlessClosed); err != nil {
+	if l.nc, err = connect(at.url, l.failUnlessClosed); err != nil {
 		return nil, err
 	}
 	l.publishMsg = l.nc.PublishMsg
@@ -102,7 +134,7 @@ func newLink(url string, inFlight int, t traffic, c *clock, fail func(error)) (*
 	}
 	if err != nil {
 		l.nc.Close()
-		return nil, fmt.Errorf("subscribe to answers at %s: %w", url, err)
+		return nil, fmt.Errorf("subscribe to answers at %s: %w", at.url, err)
 	}
 	return l, nil
 }
@@ -136,10 +168,47 @@ func (l *link) start() error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for i := range l.slots {
-		l.send(&l.slots[i])
+		if l.clock.paced {
+			l.free = append(l.free, &l.slots[len(l.slots)-1-i])
+		} else {
+			l.send(&l.slots[i], l.clock.now())
+		}
 	}
 	l.endIfIdle()
 	return nil
+}
+
+// due implements pacedWorker.
+func (l *link) due(at int64) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.overdue = append(l.overdue, at)
+	l.catchUp()
+}
+
+// finish implements pacedWorker.
+func (l *link) finish() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.finished = true
+	now := l.clock.now()
+	for _, at := range l.overdue {
+		l.counts.miss(at, now)
+	}
+	l.overdue = nil
+	l.endIfIdle()
+}
+
+// catchUp sends what is due while there are slots for it. mu is held.
+func (l *link) catchUp() {
+	for len(l.overdue) > 0 && len(l.free) > 0 {
+		s, at := l.free[len(l.free)-1], l.overdue[0]
+		l.free = l.free[:len(l.free)-1]
+		if l.overdue = l.overdue[1:]; len(l.overdue) == 0 {
+			l.overdue = l.overdue[:0:0] // let go of what was sent
+		}
+		l.send(s, at)
+	}
 }
 
 func (l *link) done() <-chan struct{} { return l.ended }
@@ -153,19 +222,33 @@ func (l *link) close() {
 	l.nc.Close()
 }
 
-// send sends the slot's next request if the clock allows one. mu is held.
-func (l *link) send(s *slot) {
-	now := l.clock.now()
-	s.units = l.traffic.compose(s)
-	if !l.clock.take(now, s.units) {
+// send sends the slot's next request, which was due at at, if the clock allows
+// one. mu is held.
+func (l *link) send(s *slot, at int64) {
+	s.units = l.compose(s, at)
+	if !l.clock.take(l.clock.now(), s.units) {
+		if l.clock.paced {
+			l.counts.miss(at, l.clock.now())
+			l.free = append(l.free, s)
+		}
 		return
 	}
-	s.sent = now
 	l.publish(s)
+}
+
+func (l *link) compose(s *slot, at int64) int {
+	s.sent, s.op = at, mainOp
+	return l.traffic.compose(s)
 }
 
 func (l *link) publish(s *slot) {
 	l.inFlight++
+	for _, m := range s.ahead {
+		if err := l.publishMsg(m); err != nil {
+			go l.failUnlessClosed(err)
+			return
+		}
+	}
 	if err := l.publishMsg(s.msg); err != nil {
 		go l.failUnlessClosed(err)
 	}
@@ -175,6 +258,7 @@ func (l *link) publish(s *slot) {
 func (l *link) resend(s *slot) {
 	if l.clock.now() >= l.clock.until {
 		s.again = false
+		l.counts.miss(s.sent, l.clock.now())
 		return
 	}
 	s.again = true
@@ -198,7 +282,7 @@ func (l *link) later(s *slot) {
 }
 
 func (l *link) endIfIdle() {
-	if l.inFlight == 0 {
+	if l.inFlight == 0 && (l.finished || !l.clock.paced) {
 		select {
 		case <-l.ended:
 		default:
@@ -237,6 +321,9 @@ func (l *link) settle(s *slot, judge func(*slot) outcome) {
 	if o.done > 0 {
 		l.counts.add(now, o.done)
 	}
+	if o.lost > 0 {
+		l.counts.refuse(now, o.lost)
+	}
 	if o.more {
 		return
 	}
@@ -246,19 +333,31 @@ func (l *link) settle(s *slot, judge func(*slot) outcome) {
 		l.counts.hold(now)
 		l.later(s)
 	case o.refused:
-		l.counts.refuse(now)
+		l.counts.refuse(now, 1)
 		l.resend(s)
 	case o.again:
 		l.resend(s)
 	default:
-		if short := s.units - o.done; o.done > 0 && short > 0 {
+		if short := s.units - o.done; o.done+o.lost > 0 && short > 0 {
 			l.clock.giveBack(short)
 		}
-		l.counts.took(s.sent, now)
+		l.counts.took(s.op, s.sent, now)
 		s.again = false
-		l.send(s)
+		l.next(s, now)
 	}
 	l.endIfIdle()
+}
+
+// next puts a slot that is done to its next use. mu is held.
+func (l *link) next(s *slot, now int64) {
+	if !l.clock.paced {
+		l.send(s, now)
+		return
+	}
+	l.free = append(l.free, s)
+	if now < l.clock.until {
+		l.catchUp()
+	}
 }
 
 func noResponders(m *nats.Msg) bool {
@@ -282,4 +381,25 @@ func request(ctx context.Context, nc *nats.Conn, subject string, data []byte) (*
 		return nil, fmt.Errorf("request %s: %w", subject, err)
 	}
 	return m, nil
+}
+
+// again tries until it succeeds, or for settleTimeout: right after a start or
+// a change of leaders what is asked for may not be there yet.
+func again(ctx context.Context, try func() error) error {
+	const settleTimeout = time.Minute
+	ctx, cancel := context.WithTimeout(ctx, settleTimeout)
+	defer cancel()
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		err := try()
+		if err == nil {
+			return nil
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return err
+		}
+	}
 }

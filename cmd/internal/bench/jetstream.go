@@ -1,12 +1,11 @@
 package bench
 
 import (
+	"bytes"
 	"context"
-	"errors"
 	"fmt"
 	"math/rand/v2"
 	"strconv"
-	"strings"
 	"sync/atomic"
 
 	"github.com/nats-io/nats.go"
@@ -17,22 +16,39 @@ import (
 // the subject's last message must have.
 const expectedSubject = "Nats-Expected-Last-Subject-Sequence"
 
-// wrongLastSequence is JetStream's error code for a condition that failed.
-const wrongLastSequence = 10071
+// Error codes of JetStream.
+const (
+	wrongLastSequence         = 10071
+	wrongLastSequenceConstant = 10164 // the same, without the sequence
+	expectedNotReady          = 10163 // the condition cannot be looked up yet
+	tooManyRequests           = 10167
+	atomicIncomplete          = 10176 // what comes of a batch whose begin was refused
+	atomicTooMany             = 10210 // too many batches are open
+)
 
-// stream is a JetStream stream and what the load knows about it: the last
-// sequence of each key's subject, shared by all connections, so that no
-// connection is refused for what it could have known.
-type stream struct {
-	name     string
+// streams is one JetStream stream for each partition that Cantus has, and what
+// the load knows about them: the last sequence of each key's subject, shared
+// by all connections, so that no connection is refused for what it could have
+// known.
+type streams struct {
+	names    []string
 	expected bool // publishes carry a condition
-	subjects pool
-	last     []atomic.Uint64 // by key; empty for a plain stream
+	keys     pool
+	last     [][]atomic.Uint64 // by stream and key; empty for plain streams
 }
 
-// openStream creates a stream with one replica and file storage.
-func openStream(ctx context.Context, url, name string, expected bool, keys int) (*stream, error) {
-	nc, err := connect(url, func(error) {})
+// streamKind says what is done with a stream.
+type streamKind struct {
+	name     string
+	expected bool
+	atomic   bool
+	direct   bool // lookups go to any replica
+}
+
+// openStreams creates streams on file storage. A cluster that was just started
+// may need some time for it.
+func (s *sitting) openStreams(ctx context.Context, c *cluster, kind streamKind, keys pool) (*streams, error) {
+	nc, err := connect(c.url(0), func(error) {})
 	if err != nil {
 		return nil, err
 	}
@@ -41,65 +57,155 @@ func openStream(ctx context.Context, url, name string, expected bool, keys int) 
 	if err != nil {
 		return nil, fmt.Errorf("jetstream: %w", err)
 	}
-	_, err = js.CreateStream(ctx, jetstream.StreamConfig{
-		Name: name, Subjects: []string{name + ".>"}, Storage: jetstream.FileStorage, Replicas: 1,
-	})
+	w := s.workload
+	st := &streams{expected: kind.expected, keys: keys}
+	for p := range w.Partitions {
+		name := kind.name + strconv.Itoa(p)
+		err := again(ctx, func() error {
+			_, err := js.CreateOrUpdateStream(ctx, jetstream.StreamConfig{
+				Name: name, Subjects: []string{name + ".>"}, Storage: jetstream.FileStorage,
+				Replicas: peerReplicas(w.Nodes), AllowAtomicPublish: kind.atomic, AllowDirect: kind.direct,
+			})
+			return err
+		})
+		if err != nil {
+			return nil, fmt.Errorf("create stream %s: %w", name, err)
+		}
+		st.names = append(st.names, name)
+		if kind.expected {
+			st.last = append(st.last, make([]atomic.Uint64, w.Keys))
+		}
+	}
+	return st, nil
+}
+
+// streamLeader gives a function that names the leader of the first stream.
+func streamLeader(c *cluster, st *streams) func(context.Context) (string, error) {
+	return func(ctx context.Context) (name string, err error) {
+		nc, err := connect(c.url(0), func(error) {})
+		if err != nil {
+			return "", err
+		}
+		defer nc.Close()
+		js, err := jetstream.New(nc)
+		if err != nil {
+			return "", fmt.Errorf("jetstream: %w", err)
+		}
+		err = again(ctx, func() error {
+			stream, err := js.Stream(ctx, st.names[0])
+			if err != nil {
+				return fmt.Errorf("stream %s: %w", st.names[0], err)
+			}
+			group := stream.CachedInfo().Cluster
+			if group == nil || group.Leader == "" {
+				return fmt.Errorf("%w: stream %s has no leader", ErrAnswer, st.names[0])
+			}
+			name = group.Leader
+			return nil
+		})
+		return name, err
+	}
+}
+
+// lastSequences asks for the last sequence of each stream.
+func (s *sitting) lastSequences(ctx context.Context, c *cluster, st *streams) ([]uint64, error) {
+	var last []uint64
+	for _, name := range st.names {
+		n, err := s.messages(ctx, c, name)
+		if err != nil {
+			return nil, err
+		}
+		if n == 0 {
+			return nil, fmt.Errorf("%w: stream %s is empty: a larger --fill fills it", ErrFlags, name)
+		}
+		last = append(last, n)
+	}
+	return last, nil
+}
+
+// messages asks how many messages a stream holds, none of which was deleted.
+func (s *sitting) messages(ctx context.Context, c *cluster, name string) (uint64, error) {
+	nc, err := connect(c.url(0), func(error) {})
 	if err != nil {
-		return nil, fmt.Errorf("create stream %s: %w", name, err)
+		return 0, err
 	}
-	s := &stream{name: name, expected: expected}
-	if expected {
-		s.subjects, s.last = newPool(name+".k", keys), make([]atomic.Uint64, keys)
+	defer nc.Close()
+	js, err := jetstream.New(nc)
+	if err != nil {
+		return 0, fmt.Errorf("jetstream: %w", err)
 	}
-	return s, nil
+	stream, err := js.Stream(ctx, name)
+	if err != nil {
+		return 0, fmt.Errorf("stream %s: %w", name, err)
+	}
+	return stream.CachedInfo().State.LastSeq, nil
 }
 
 // streamAppend publishes to a stream, one message a transaction: without a
 // condition all on one subject, with one to a key's subject.
 type streamAppend struct {
-	stream   *stream
+	streams  *streams
 	rng      *rand.Rand
 	payloads *payloads
 }
 
-func newStreamAppend(s *stream, size, conn int) *streamAppend {
+func newStreamAppend(st *streams, w *workload, conn int) *streamAppend {
 	rng := newRand(conn)
-	return &streamAppend{stream: s, rng: rng, payloads: newPayloads(rng, size)}
+	return &streamAppend{streams: st, rng: rng, payloads: newPayloads(rng, w.Size, w.Kind == tailLoad)}
 }
 
 func (a *streamAppend) compose(s *slot) int {
 	m := s.msg
 	if !s.again {
-		m.Data = a.payloads.next()
+		s.payload = a.payloads.next(s)
 	}
-	if !a.stream.expected {
-		m.Subject = a.stream.name + ".plain"
+	m.Data = s.payload
+	st := a.streams.of(s)
+	if !a.streams.expected {
+		m.Subject, m.Header = a.streams.names[st]+".plain", nil
 		return 1
 	}
-	if m.Header == nil {
+	if s.header == nil {
 		s.keys = make([]int, 1)
-		m.Header = nats.Header{expectedSubject: make([]string, 1)}
+		s.header = nats.Header{expectedSubject: make([]string, 1)}
 	}
 	if !s.again {
-		a.stream.subjects.pick(a.rng, s.keys)
-		m.Subject = a.stream.subjects.name(s.keys[0])
+		a.streams.keys.pick(a.rng, s.keys)
+		s.subject = a.streams.subject(st, s.keys[0])
 	}
-	m.Header[expectedSubject][0] = strconv.FormatUint(a.stream.last[s.keys[0]].Load(), 10)
+	m.Subject, m.Header = s.subject, s.header
+	m.Header[expectedSubject][0] = a.streams.sequence(st, s.keys[0])
 	return 1
 }
 
+// of gives the stream that a slot publishes to.
+func (st *streams) of(s *slot) int { return s.index % len(st.names) }
+
+func (st *streams) subject(stream, key int) string { return st.names[stream] + "." + st.keys.name(key) }
+
+// sequence gives a key's last sequence as a header has it.
+func (st *streams) sequence(stream, key int) string {
+	return strconv.FormatUint(st.last[stream][key].Load(), 10)
+}
+
 func (a *streamAppend) judge(s *slot, m *nats.Msg) outcome {
-	if seq, ok := scanUint(m.Data, seqKey); ok && !strings.Contains(string(m.Data), string(errorKey)) {
+	if seq, ok := ackSequence(m.Data); ok {
 		return a.accepted(s, seq)
 	}
 	code, _ := scanUint(m.Data, []byte(`"err_code":`))
 	return a.rejected(s, jetstream.ErrorCode(code), string(m.Data))
 }
 
+// ackSequence gives the sequence of an answer that is not an error.
+func ackSequence(data []byte) (uint64, bool) {
+	seq, ok := scanUint(data, seqKey)
+	return seq, ok && !bytes.Contains(data, errorKey)
+}
+
 // accepted notes what the key's last sequence now is.
 func (a *streamAppend) accepted(s *slot, seq uint64) outcome {
-	if a.stream.expected {
-		a.stream.saw(s.keys[0], seq)
+	if a.streams.expected {
+		a.streams.saw(a.streams.of(s), s.keys[0], seq)
 	}
 	return outcome{done: 1}
 }
@@ -108,147 +214,37 @@ func (a *streamAppend) accepted(s *slot, seq uint64) outcome {
 // answer may leave it out: then the same is tried again, a little later, as
 // what stands in the way is still in flight.
 func (a *streamAppend) rejected(s *slot, code jetstream.ErrorCode, text string) outcome {
-	if code != wrongLastSequence || !a.stream.expected {
+	o, known := rejection(code)
+	switch {
+	case !known, o.refused && !a.streams.expected:
 		return outcome{err: fmt.Errorf("%w to %s: %s", ErrAnswer, s.msg.Subject, text)}
+	case o.busy:
+		return o
 	}
 	if seq, ok := scanUint([]byte(text), []byte("wrong last sequence: ")); ok {
-		a.stream.saw(s.keys[0], seq)
+		a.streams.saw(a.streams.of(s), s.keys[0], seq)
 	}
 	return outcome{refused: true}
 }
 
-func (s *stream) saw(key int, seq uint64) {
-	for last := s.last[key].Load(); last < seq; last = s.last[key].Load() {
-		if s.last[key].CompareAndSwap(last, seq) {
+// rejection tells what an error of a conditional publish means, if it is one
+// that the load expects.
+func rejection(code jetstream.ErrorCode) (o outcome, known bool) {
+	switch code {
+	case wrongLastSequence, wrongLastSequenceConstant:
+		return outcome{refused: true}, true
+	case expectedNotReady, tooManyRequests, atomicIncomplete, atomicTooMany:
+		return outcome{busy: true}, true
+	}
+	return outcome{}, false
+}
+
+func (st *streams) saw(stream, key int, seq uint64) {
+	at := &st.last[stream][key]
+	for last := at.Load(); last < seq; last = at.Load() {
+		if at.CompareAndSwap(last, seq) {
 			return
 		}
 	}
 }
 
-// asyncWorker publishes with the Go client's asynchronous interface, which
-// JetStream's documents recommend where throughput matters.
-type asyncWorker struct {
-	append *streamAppend
-	link   *link // its connection, clock, slots and end; not its inbox
-	js     jetstream.JetStream
-	bySent map[*nats.Msg]*slot
-}
-
-func newAsyncWorker(url string, inFlight int, a *streamAppend, c *clock, fail func(error)) (*asyncWorker, error) {
-	l, err := newLink(url, inFlight, a, c, fail)
-	if err != nil {
-		return nil, err
-	}
-	w := &asyncWorker{append: a, link: l, bySent: make(map[*nats.Msg]*slot, inFlight)}
-	for i := range l.slots {
-		l.slots[i].msg.Reply = ""
-		w.bySent[l.slots[i].msg] = &l.slots[i]
-	}
-	w.js, err = jetstream.New(l.nc, jetstream.WithPublishAsyncMaxPending(inFlight),
-		jetstream.WithPublishAsyncAckHandler(w.acked), jetstream.WithPublishAsyncErrHandler(w.failed))
-	if err != nil {
-		l.close()
-		return nil, fmt.Errorf("jetstream: %w", err)
-	}
-	l.publishMsg = func(m *nats.Msg) error {
-		_, err := w.js.PublishMsgAsync(m)
-		return err
-	}
-	return w, nil
-}
-
-func (w *asyncWorker) acked(_ jetstream.JetStream, m *nats.Msg, ack *jetstream.PubAck) {
-	w.link.settle(w.bySent[m], func(s *slot) outcome { return w.append.accepted(s, ack.Sequence) })
-}
-
-func (w *asyncWorker) failed(_ jetstream.JetStream, m *nats.Msg, err error) {
-	var api *jetstream.APIError
-	if !errors.As(err, &api) {
-		w.link.failUnlessClosed(err)
-		return
-	}
-	w.link.settle(w.bySent[m], func(s *slot) outcome { return w.append.rejected(s, api.ErrorCode, api.Description) })
-}
-
-func (w *asyncWorker) start() error          { return w.link.start() }
-func (w *asyncWorker) done() <-chan struct{} { return w.link.done() }
-func (w *asyncWorker) meter() *meter         { return w.link.meter() }
-func (w *asyncWorker) close()                { w.link.close() }
-
-// syncWorker publishes one message at a time and waits for its answer, with
-// the Go client's synchronous interface.
-type syncWorker struct {
-	append *streamAppend
-	nc     *nats.Conn
-	js     jetstream.JetStream
-	clock  *clock
-	counts *meter
-	fail   func(error)
-	ended  chan struct{}
-	cancel context.CancelFunc
-}
-
-func newSyncWorker(url string, a *streamAppend, c *clock, fail func(error)) (*syncWorker, error) {
-	nc, err := connect(url, func(error) {})
-	if err != nil {
-		return nil, err
-	}
-	js, err := jetstream.New(nc)
-	if err != nil {
-		nc.Close()
-		return nil, fmt.Errorf("jetstream: %w", err)
-	}
-	return &syncWorker{
-		append: a, nc: nc, js: js, clock: c, counts: newMeter(c), fail: fail,
-		ended: make(chan struct{}), cancel: func() {},
-	}, nil
-}
-
-func (w *syncWorker) start() error {
-	ctx, cancel := context.WithCancel(context.Background())
-	w.cancel = cancel
-	go w.run(ctx)
-	return nil
-}
-
-func (w *syncWorker) run(ctx context.Context) {
-	defer close(w.ended)
-	s := &slot{msg: &nats.Msg{}}
-	for {
-		now := w.clock.now()
-		if !s.again {
-			s.sent = now
-		}
-		if units := w.append.compose(s); !s.again && !w.clock.take(now, units) || now >= w.clock.until {
-			return
-		}
-		ack, err := w.js.PublishMsg(ctx, s.msg)
-		now = w.clock.now()
-		var api *jetstream.APIError
-		var o outcome
-		switch {
-		case err == nil:
-			o = w.append.accepted(s, ack.Sequence)
-		case errors.As(err, &api):
-			o = w.append.rejected(s, api.ErrorCode, api.Description)
-		default:
-			o = outcome{err: err}
-		}
-		switch s.again = o.refused; {
-		case o.err != nil:
-			if ctx.Err() == nil {
-				w.fail(o.err)
-			}
-			return
-		case o.refused:
-			w.counts.refuse(now)
-		default:
-			w.counts.add(now, o.done)
-			w.counts.took(s.sent, now)
-		}
-	}
-}
-
-func (w *syncWorker) done() <-chan struct{} { return w.ended }
-func (w *syncWorker) meter() *meter         { return w.counts }
-func (w *syncWorker) close()                { w.cancel(); w.nc.Close() }

@@ -1,6 +1,7 @@
 package bench
 
 import (
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -43,12 +44,44 @@ func (l *latencies) quantile(q float64) time.Duration {
 // max gives the longest latency; 0 if nothing was recorded.
 func (l *latencies) max() time.Duration { return l.quantile(100) }
 
+func (l *latencies) count() int64 { return l.h.TotalCount() }
+
+// op is a sort of request whose latencies are kept apart.
+type op uint8
+
+const (
+	mainOp     op = iota // what the workload is about
+	lookupOp             // a lookup between appends
+	deliveryOp           // from when an append was sent, or due, to when a reader had it
+	ops
+)
+
+// tally is the latencies of one or more workers: with thousands of
+// connections a set for each would be gigabytes.
+type tally struct {
+	mu      sync.Mutex
+	latency [ops]*latencies // nil where nothing was recorded
+}
+
+func (t *tally) record(o op, d time.Duration) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.latency[o] == nil {
+		t.latency[o] = newLatencies()
+	}
+	t.latency[o].record(d)
+}
+
 // clock is a round's time, in nanoseconds since it began. It does not change
 // while workers use it.
 type clock struct {
 	epoch time.Time
 	from  int64 // answers count from here on
 	until int64 // and up to here, when sending ends
+	// paced says that requests fall due at times of their own, and latencies
+	// count by when they were due, not by when they were answered: otherwise
+	// the answers that a pause held up beyond the end would be left out.
+	paced bool
 	// budget is how many units may still be sent; nil if only time limits.
 	budget *atomic.Int64
 }
@@ -60,8 +93,15 @@ func (c *clock) take(now int64, n int) bool {
 	if now >= c.until {
 		return false
 	}
-	return c.budget == nil || c.budget.Add(-int64(n)) >= 0
+	if c.budget == nil || c.budget.Add(-int64(n)) >= 0 {
+		return true
+	}
+	c.budget.Add(int64(n))
+	return false
 }
+
+// spent tells whether there is no leave left for anything.
+func (c *clock) spent() bool { return c.budget != nil && c.budget.Load() <= 0 }
 
 // giveBack takes back the leave to send n units.
 func (c *clock) giveBack(n int) {
@@ -74,6 +114,7 @@ func (c *clock) giveBack(n int) {
 // time; the others belong to the worker until it has ended.
 type meter struct {
 	clock *clock
+	tally *tally
 
 	// Over the whole round, warm-up included.
 	done, refused, busy atomic.Uint64
@@ -82,10 +123,11 @@ type meter struct {
 
 	// Within the round's window.
 	counted, countedRefused, countedBusy uint64
-	latency                              *latencies
+	// missed is how many requests fell due and were not done when all ended.
+	missed uint64
 }
 
-func newMeter(c *clock) *meter { return &meter{clock: c, latency: newLatencies()} }
+func newMeter(c *clock, t *tally) *meter { return &meter{clock: c, tally: t} }
 
 func (m *meter) counts(now int64) bool { return now >= m.clock.from && now < m.clock.until }
 
@@ -98,12 +140,12 @@ func (m *meter) add(now int64, n int) {
 	}
 }
 
-// refuse counts a refusal at now.
-func (m *meter) refuse(now int64) {
-	m.refused.Add(1)
+// refuse counts n refusals at now.
+func (m *meter) refuse(now int64, n int) {
+	m.refused.Add(uint64(n))
 	m.lastAt.Store(now)
 	if m.counts(now) {
-		m.countedRefused++
+		m.countedRefused += uint64(n)
 	}
 }
 
@@ -115,9 +157,22 @@ func (m *meter) hold(now int64) {
 	}
 }
 
-// took notes that a request sent at sent was done with at now.
-func (m *meter) took(sent, now int64) {
-	if m.counts(now) {
-		m.latency.record(time.Duration(now - sent))
+// took notes that a request sent, or due, at sent was done with at now.
+func (m *meter) took(o op, sent, now int64) {
+	at := now
+	if m.clock.paced {
+		at = sent
+	}
+	if m.counts(at) {
+		m.tally.record(o, time.Duration(now-sent))
+	}
+}
+
+// miss notes, at a fixed rate, that a request that was due at due had not been
+// done at now, when the round ended: its latency is at least what had passed.
+func (m *meter) miss(due, now int64) {
+	if m.clock.paced && m.counts(due) {
+		m.missed++
+		m.tally.record(mainOp, time.Duration(now-due))
 	}
 }

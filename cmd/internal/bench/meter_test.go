@@ -40,20 +40,42 @@ func TestLatenciesOutOfRangeCountAsTheEnds(t *testing.T) {
 }
 
 func TestMeterCountsWithinTheWindowOnly(t *testing.T) {
-	m := newMeter(&clock{from: 100, until: 200})
+	m := newMeter(&clock{from: 100, until: 200}, &tally{})
 	for _, now := range []int64{99, 100, 199, 200} {
 		m.add(now, 2)
-		m.refuse(now)
+		m.refuse(now, 3)
 		m.hold(now)
-		m.took(now-50, now)
+		m.took(mainOp, now-50, now)
+		m.miss(now, now+50)
 	}
-	if m.counted != 4 || m.countedRefused != 2 || m.countedBusy != 2 || m.latency.h.TotalCount() != 2 {
-		t.Errorf("counted %d done, %d refused, %d busy, %d latencies; want 4, 2, 2, 2",
-			m.counted, m.countedRefused, m.countedBusy, m.latency.h.TotalCount())
+	if n := m.tally.latency[mainOp].count(); m.counted != 4 || m.countedRefused != 6 || m.countedBusy != 2 || n != 2 {
+		t.Errorf("counted %d done, %d refused, %d busy, %d latencies; want 4, 6, 2, 2",
+			m.counted, m.countedRefused, m.countedBusy, n)
 	}
-	if m.done.Load() != 8 || m.refused.Load() != 4 || m.busy.Load() != 4 || m.lastAt.Load() != 200 {
-		t.Errorf("in all %d done, %d refused, %d busy, last at %d; want 8, 4, 4, 200",
+	if m.done.Load() != 8 || m.refused.Load() != 12 || m.busy.Load() != 4 || m.lastAt.Load() != 200 {
+		t.Errorf("in all %d done, %d refused, %d busy, last at %d; want 8, 12, 4, 200",
 			m.done.Load(), m.refused.Load(), m.busy.Load(), m.lastAt.Load())
+	}
+	if m.missed != 0 {
+		t.Errorf("%d missed: in a closed loop nothing falls due", m.missed)
+	}
+}
+
+// TestPacedLatencyCountsByWhenItWasDue is about what coordinated omission
+// would leave out: the answers that come after the window, and the requests
+// that were never sent.
+func TestPacedLatencyCountsByWhenItWasDue(t *testing.T) {
+	m := newMeter(&clock{from: 100_000, until: 200_000, paced: true}, &tally{})
+	m.took(mainOp, 99_999, 150_000)
+	m.took(mainOp, 150_000, 9_150_000)
+	m.miss(199_999, 5_199_999)
+	m.miss(200_000, 5_200_000)
+	l := m.tally.latency[mainOp]
+	if l.count() != 2 || m.missed != 1 {
+		t.Fatalf("%d latencies and %d missed, want 2 and 1", l.count(), m.missed)
+	}
+	if got := l.max(); (got - 9*time.Millisecond).Abs() > 10*time.Microsecond {
+		t.Errorf("longest %v, want the 9ms of the answer that came after the window", got)
 	}
 }
 

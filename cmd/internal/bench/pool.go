@@ -1,8 +1,10 @@
 package bench
 
 import (
+	"encoding/binary"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"strings"
 )
 
@@ -13,17 +15,22 @@ type pool struct {
 	names string
 	width int
 	size  int
+	zipf  *zipf // nil if all keys are taken alike
 }
 
-// newPool makes the names prefix0000000 to prefix<size-1>.
-func newPool(prefix string, size int) pool {
+// newPool makes the names prefix0000000 to prefix<size-1>, taken with a skew.
+func newPool(prefix string, size int, skew float64) pool {
 	digits := len(fmt.Sprint(size - 1))
 	var b strings.Builder
 	b.Grow(size * (len(prefix) + digits))
 	for i := range size {
 		fmt.Fprintf(&b, "%s%0*d", prefix, digits, i)
 	}
-	return pool{names: b.String(), width: len(prefix) + digits, size: size}
+	p := pool{names: b.String(), width: len(prefix) + digits, size: size}
+	if skew > 0 {
+		p.zipf = newZipf(skew, size)
+	}
+	return p
 }
 
 // name gives the name of key i.
@@ -33,35 +40,61 @@ func (p pool) name(i int) string { return p.names[i*p.width : (i+1)*p.width] }
 // them than the pool has.
 func (p pool) pick(rng *rand.Rand, keys []int) {
 	for i := range keys {
-	again:
-		keys[i] = rng.IntN(p.size)
-		for j := range i {
-			if keys[j] == keys[i] {
-				goto again
+		k := p.draw(rng)
+		for tries := 0; slices.Contains(keys[:i], k); tries++ {
+			if k = p.draw(rng); tries > 10 {
+				k = rng.IntN(p.size) // a few keys take nearly all draws
 			}
 		}
+		keys[i] = k
 	}
+}
+
+func (p pool) draw(rng *rand.Rand) int {
+	if p.zipf != nil {
+		return p.zipf.draw(rng)
+	}
+	return rng.IntN(p.size)
 }
 
 // payloads gives payloads of one size that differ and do not compress.
 type payloads struct {
-	noise []byte
-	size  int
-	at    int
+	noise   []byte
+	size    int
+	at      int
+	stamped bool // each begins with the time at which its slot's request was sent
 }
 
-func newPayloads(rng *rand.Rand, size int) *payloads {
+// stampSize is how many bytes of a payload the time takes.
+const stampSize = 8
+
+func newPayloads(rng *rand.Rand, size int, stamped bool) *payloads {
 	noise := make([]byte, size+64<<10)
 	for i := range noise {
 		noise[i] = byte(rng.Uint32())
 	}
-	return &payloads{noise: noise, size: size}
+	return &payloads{noise: noise, size: size, stamped: stamped}
 }
 
-// next gives a payload, which the caller must not write to. It stays as it is.
-func (p *payloads) next() []byte {
+// next gives a slot's payload, which the caller must not write to. It stays as
+// it is until the slot's next.
+func (p *payloads) next(s *slot) []byte {
 	p.at = (p.at + 61) & (64<<10 - 1)
-	return p.noise[p.at : p.at+p.size : p.at+p.size]
+	b := p.noise[p.at : p.at+p.size : p.at+p.size]
+	if p.stamped {
+		s.buf = append(s.buf[:0], b...)
+		binary.BigEndian.PutUint64(s.buf, uint64(s.sent))
+		b = s.buf
+	}
+	return b
+}
+
+// stamp gives the time in a stamped payload.
+func stamp(payload []byte) int64 {
+	if len(payload) < stampSize {
+		return 0
+	}
+	return int64(binary.BigEndian.Uint64(payload))
 }
 
 func newRand(conn int) *rand.Rand { return rand.New(rand.NewPCG(1, uint64(conn))) }

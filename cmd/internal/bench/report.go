@@ -2,11 +2,8 @@ package bench
 
 import (
 	"encoding/json"
-	"fmt"
-	"io"
 	"runtime"
 	"slices"
-	"text/tabwriter"
 	"time"
 )
 
@@ -15,32 +12,55 @@ type Report struct {
 	Workload   string    `json:"workload"`
 	Started    time.Time `json:"started"`
 	CPUs       int       `json:"cpus"`
+	Nodes      int       `json:"nodes"`
 	Conns      int       `json:"conns"`
-	InFlight   int       `json:"in_flight"`
 	Size       int       `json:"size"`
 	Locks      int       `json:"locks"`
 	Keys       int       `json:"keys"`
+	Skew       float64   `json:"skew"`
 	Partitions int       `json:"partitions"`
-	Results    []Result  `json:"results"`
-	Notes      []string  `json:"notes,omitempty"`
+	// Results are by contestant, and for each by point of the sweep.
+	Results []Result `json:"results"`
+	Notes   []string `json:"notes,omitempty"`
 }
 
-// Result is one contestant's rounds.
+// Result is one contestant's rounds at one load.
 type Result struct {
-	Name   string `json:"name"`
-	Client string `json:"client"`
+	Name     string `json:"name"`
+	Client   string `json:"client"`
+	Settings string `json:"settings"`
+	// InFlight is requests in flight on a connection, at most; Asked the
+	// requests a second that fell due, 0 in a closed loop.
+	InFlight int     `json:"in_flight"`
+	Asked    float64 `json:"asked_rate,omitempty"`
 	// Rate is in transactions a second.
 	Rate Spread `json:"rate"`
-	// Latencies in milliseconds, over all rounds.
-	P50 float64 `json:"p50_ms"`
-	P99 float64 `json:"p99_ms"`
-	Max float64 `json:"max_ms"`
+	Quantiles
+	// Others are the latencies of other requests: of lookups between appends,
+	// and from an append to its readers.
+	Others map[string]Quantiles `json:"other_latencies,omitempty"`
 	// Ratio is Cantus's rate divided by this one's, round by round; missing
 	// for Cantus.
 	Ratio *Spread `json:"ratio,omitempty"`
 	// Written is device bytes for each payload byte; missing where unknown.
 	Written *Spread  `json:"device_bytes_per_payload_byte,omitempty"`
 	Rounds  []Sample `json:"rounds"`
+}
+
+// Quantiles are latencies in milliseconds, over all rounds.
+type Quantiles struct {
+	P50  float64 `json:"p50_ms"`
+	P90  float64 `json:"p90_ms"`
+	P99  float64 `json:"p99_ms"`
+	P999 float64 `json:"p99_9_ms"`
+	Max  float64 `json:"max_ms"`
+}
+
+func quantiles(l *latencies) Quantiles {
+	return Quantiles{
+		P50: milliseconds(l.quantile(50)), P90: milliseconds(l.quantile(90)), P99: milliseconds(l.quantile(99)),
+		P999: milliseconds(l.quantile(99.9)), Max: milliseconds(l.max()),
+	}
 }
 
 // Spread is the middle and the ends of several rounds.
@@ -60,35 +80,49 @@ func spread(values []float64) Spread {
 	return Spread{Median: mid, Min: v[0], Max: v[len(v)-1]}
 }
 
-func (s *sitting) report(contestants []*contestant, samples [][]Sample) *Report {
+// report draws samples together, which are by contestant, point and round.
+func (s *sitting) report(contestants []*contestant, samples [][][]Sample) *Report {
 	w := s.workload
 	r := &Report{
-		Workload: w.Kind, Started: time.Now(), CPUs: runtime.NumCPU(), Conns: w.Conns, InFlight: w.InFlight,
-		Size: w.Size, Locks: w.Locks, Keys: w.Keys, Partitions: w.Partitions, Notes: s.notes,
+		Workload: w.Kind, Started: time.Now(), CPUs: runtime.NumCPU(), Nodes: w.Nodes, Conns: w.Conns,
+		Size: w.Size, Locks: w.Locks, Keys: w.Keys, Skew: w.Skew, Partitions: w.Partitions, Notes: s.notes,
 	}
 	for i, c := range contestants {
-		result := newResult(c.name, c.clients[0].name, samples[i])
-		if i > 0 {
-			result.Ratio = ratio(samples[0], samples[i])
+		for p, point := range w.Points {
+			result := newResult(c.name, c.clients[0].name, samples[i][p])
+			result.Settings, result.InFlight, result.Asked = c.settings, point.InFlight, point.Rate
+			if i > 0 {
+				result.Ratio = ratio(samples[0][p], samples[i][p])
+			}
+			r.Results = append(r.Results, result)
 		}
-		r.Results = append(r.Results, result)
 	}
 	return r
 }
 
 func newResult(name, client string, samples []Sample) Result {
-	all := newLatencies()
+	var all [ops]*latencies
+	for o := range all {
+		all[o] = newLatencies()
+	}
 	var rates, written []float64
 	for _, s := range samples {
-		all.merge(s.latency)
+		for o := range all {
+			all[o].merge(s.latency[o])
+		}
 		rates = append(rates, s.Rate)
 		if s.Written >= 0 {
 			written = append(written, s.Written)
 		}
 	}
-	r := Result{
-		Name: name, Client: client, Rate: spread(rates), Rounds: samples,
-		P50: milliseconds(all.quantile(50)), P99: milliseconds(all.quantile(99)), Max: milliseconds(all.max()),
+	r := Result{Name: name, Client: client, Rate: spread(rates), Rounds: samples, Quantiles: quantiles(all[mainOp])}
+	for o, name := range map[op]string{lookupOp: "lookup", deliveryOp: "delivery"} {
+		if all[o].count() > 0 {
+			if r.Others == nil {
+				r.Others = map[string]Quantiles{}
+			}
+			r.Others[name] = quantiles(all[o])
+		}
 	}
 	if len(written) > 0 {
 		w := spread(written)
@@ -121,71 +155,4 @@ func (s *sitting) print(r *Report) error {
 		return e.Encode(r)
 	}
 	return r.table(s.out)
-}
-
-// table prints the report for a person.
-func (r *Report) table(out io.Writer) error {
-	fmt.Fprintf(out, "%s: %d connections × %d in flight, %d-byte payloads", r.Workload, r.Conns, r.InFlight, r.Size)
-	if r.Workload == appendLoad {
-		fmt.Fprintf(out, ", %d write locks out of %d keys, %d partitions", r.Locks, r.Keys, r.Partitions)
-	}
-	fmt.Fprintf(out, "; %d processors\n\n", r.CPUs)
-	t := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(t, "SERVER\tPER SECOND\tMIN – MAX\tP50 MS\tP99 MS\tMAX MS\tREFUSED\tSERVER µs\tLOAD µs\tRSS MB\tANON MB\tDISK B/B\tCANTUS ×\tMIN – MAX")
-	for _, res := range r.Results {
-		res.row(t)
-	}
-	if err := t.Flush(); err != nil {
-		return err
-	}
-	fmt.Fprintln(out, "\nSERVER µs and LOAD µs: processor time for each transaction. DISK B/B: bytes that the device wrote per byte of")
-	fmt.Fprintln(out, "payload, over the whole round and a sync after it. CANTUS ×: Cantus's rate divided by this one's, round by round.")
-	for _, res := range r.Results {
-		fmt.Fprintf(out, "%s: %s\n", res.Name, res.Client)
-	}
-	for _, n := range r.Notes {
-		fmt.Fprintln(out, n)
-	}
-	return nil
-}
-
-func (r *Result) row(out io.Writer) {
-	var done, refused uint64
-	var server, load float64
-	var rss, anon int64
-	for _, s := range r.Rounds {
-		done, refused = done+s.Done, refused+s.Refused
-		server, load = server+s.ServerCPU, load+s.LoadCPU
-		rss, anon = max(rss, s.RSS), max(anon, s.Anon)
-	}
-	each := func(seconds float64) string {
-		if done == 0 || seconds == 0 {
-			return "-"
-		}
-		return fmt.Sprintf("%.2f", seconds*1e6/float64(done))
-	}
-	size := func(bytes int64) string {
-		if bytes == 0 {
-			return "-"
-		}
-		return fmt.Sprint(bytes >> 20)
-	}
-	written, times, ends := "-", "-", "-"
-	if r.Written != nil {
-		written = fmt.Sprintf("%.2f", r.Written.Median)
-	}
-	if r.Ratio != nil {
-		times, ends = fmt.Sprintf("%.2f", r.Ratio.Median), fmt.Sprintf("%.2f – %.2f", r.Ratio.Min, r.Ratio.Max)
-	}
-	fmt.Fprintf(out, "%s\t%.0f\t%.0f – %.0f\t%.3f\t%.3f\t%.1f\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n",
-		r.Name, r.Rate.Median, r.Rate.Min, r.Rate.Max, r.P50, r.P99, r.Max, share(refused, done),
-		each(server), each(load), size(rss), size(anon), written, times, ends)
-}
-
-// share gives refusals as a number and as a share of all answers.
-func share(refused, done uint64) string {
-	if refused == 0 {
-		return "0"
-	}
-	return fmt.Sprintf("%d (%.2f%%)", refused, 100*float64(refused)/float64(refused+done))
 }

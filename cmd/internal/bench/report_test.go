@@ -35,12 +35,17 @@ func TestRatioComparesRoundsOfOneTurn(t *testing.T) {
 func TestTableShowsEachServer(t *testing.T) {
 	l := newLatencies()
 	l.record(2 * time.Millisecond)
+	lookups := newLatencies()
+	lookups.record(3 * time.Millisecond)
+	none := [ops]*latencies{newLatencies(), newLatencies(), newLatencies()}
 	cantus := Sample{Rate: 1000, Done: 10_000, Seconds: 10, ServerCPU: 0.1, LoadCPU: 0.05, RSS: 64 << 20, Anon: 32 << 20,
-		Written: 1.5, Refused: 100, latency: l}
-	peer := Sample{Rate: 500, Done: 5000, Written: -1, latency: newLatencies()}
-	r := &Report{Workload: appendLoad, Conns: 8, InFlight: 256, Size: 256, Locks: 1, Keys: 10, Partitions: 1, CPUs: 2,
+		Written: 1.5, Refused: 100, Missed: 7,
+		latency: [ops]*latencies{l, lookups, newLatencies()}}
+	peer := Sample{Rate: 500, Done: 5000, Written: -1, latency: none}
+	r := &Report{Workload: appendLoad, Conns: 8, Nodes: 3, Size: 256, Locks: 1, Keys: 10, Partitions: 1, CPUs: 2,
 		Notes: []string{"a note"}}
 	r.Results = []Result{newResult("cantus", "plain", []Sample{cantus}), newResult("peer", "js", []Sample{peer})}
+	r.Results[0].InFlight, r.Results[1].InFlight = 256, 256
 	r.Results[1].Ratio = ratio([]Sample{cantus}, []Sample{peer})
 	var b strings.Builder
 	if err := r.table(&b); err != nil {
@@ -49,20 +54,25 @@ func TestTableShowsEachServer(t *testing.T) {
 	rows := map[string]string{}
 	for line := range strings.Lines(b.String()) {
 		fields := strings.Fields(line)
-		if len(fields) > 3 {
+		if len(fields) > 3 && rows[fields[0]] == "" {
 			rows[fields[0]] = strings.Join(fields, " ")
 		}
 	}
-	want := "cantus 1000 1000 – 1000 2.001 2.001 2.0 100 (0.99%) 10.00 5.00 64 32 1.50 - -"
+	want := "cantus 256 1000 1000 – 1000 2.001 2.001 2.001 2.0 100 (0.99%) 10.00 5.00 64 32 1.50 - -"
 	if rows["cantus"] != want {
 		t.Errorf("row %q,\nwant %q", rows["cantus"], want)
 	}
-	want = "peer 500 500 – 500 0.000 0.000 0.0 0 - - - - - 2.00 2.00 – 2.00"
+	want = "peer 256 500 500 – 500 0.000 0.000 0.000 0.0 0 - - - - - 2.00 2.00 – 2.00"
 	if rows["peer"] != want {
 		t.Errorf("row %q,\nwant %q", rows["peer"], want)
 	}
-	if !strings.Contains(b.String(), "a note") {
-		t.Error("the note is missing")
+	for _, want := range []string{
+		"a note", "3 nodes, 1 write lock out of 10 keys, 1 partition; 2 processors",
+		"cantus at 256, lookup: p50 3.0", "cantus at 256: 7 requests had fallen due",
+	} {
+		if !strings.Contains(b.String(), want) {
+			t.Errorf("%q is missing in\n%s", want, &b)
+		}
 	}
 }
 
@@ -89,7 +99,7 @@ func TestDeviceBytesAreReadFromDiskstats(t *testing.T) {
 }
 
 func TestPoolPicksDifferentKeys(t *testing.T) {
-	p := newPool("k", 12)
+	p := newPool("k", 12, 3)
 	if p.name(0) != "k00" || p.name(11) != "k11" {
 		t.Errorf("names %q and %q, want k00 and k11", p.name(0), p.name(11))
 	}

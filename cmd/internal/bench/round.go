@@ -15,21 +15,25 @@ import (
 // flight.
 const stallTimeout = 30 * time.Second
 
-// contestant is a server with a workload on it.
+// contestant is a cluster with a workload on it.
 type contestant struct {
-	name   string
-	server *server
-	dir    string // where the server's data is; "" if not known
+	*cluster
+	// settings says how it was run, in words.
+	settings string
 	// clients are the ways to put the load on it; the quickest is used.
-	clients []client
+	clients []driver
 	// prepare is called before each round, if set.
 	prepare func(ctx context.Context) error
 }
 
-// client makes the workers of a round.
-type client struct {
+// driver makes the workers of a round.
+type driver struct {
 	name   string
-	worker func(conn int, c *clock, fail func(error)) (worker, error)
+	worker func(at seat) (worker, error)
+	// reader makes a worker beside them that sees what they append; there
+	// are readers of them. nil if there is none.
+	reader  func(at seat) (reader, error)
+	readers int
 }
 
 // limits are what ends a round.
@@ -38,26 +42,162 @@ type limits struct {
 	count            int64 // 0 if only time ends it
 }
 
-// Sample is one round of one contestant.
-type Sample struct {
-	Seconds float64 `json:"seconds"`
-	Done    uint64  `json:"done"`
-	Refused uint64  `json:"refused"`
-	Busy    uint64  `json:"busy"`
-	// Rate is in transactions a second.
-	Rate float64 `json:"rate"`
-	// ServerCPU and LoadCPU are processor seconds within the window, or 0
-	// where they cannot be known.
-	ServerCPU float64 `json:"server_cpu_seconds"`
-	LoadCPU   float64 `json:"load_cpu_seconds"`
-	// RSS and Anon are the server's resident memory at the end, in bytes.
-	RSS  int64 `json:"rss_bytes"`
-	Anon int64 `json:"rss_anon_bytes"`
-	// Written is bytes that the device wrote, over the whole round and its
-	// sync, for each byte of payload; negative if it is not known.
-	Written float64 `json:"device_bytes_per_payload_byte"`
+// task is what a round is asked for.
+type task struct {
+	label string
+	conns int
+	point point
+	size  int // payload of a unit, which the device's bytes are set against; 0 if that is not wanted
+	limits
+}
 
-	latency *latencies
+// tallies is how many sets of latencies a round has at most.
+const tallies = 16
+
+// round is one contestant under load.
+type round struct {
+	task
+	errOut  io.Writer
+	clock   *clock
+	cluster *cluster
+	workers []worker
+	readers []reader
+	tallies []*tally
+	failure failure
+}
+
+// measure runs one round with a client.
+func measure(ctx context.Context, t task, c *contestant, cl driver, errOut io.Writer) (Sample, error) {
+	if err := c.lead(ctx); err != nil {
+		return Sample{}, err
+	}
+	if c.prepare != nil {
+		if err := c.prepare(ctx); err != nil {
+			return Sample{}, err
+		}
+	}
+	disk := deviceOf(c.dir)
+	wroteBefore, known := disk.written()
+	r := &round{task: t, errOut: errOut, cluster: c.cluster, clock: newClock(t), failure: failure{hit: make(chan struct{})}}
+	defer r.close()
+	if err := r.seat(cl); err != nil {
+		return Sample{}, err
+	}
+	s, err := r.run(ctx)
+	if err != nil {
+		return Sample{}, err
+	}
+	s.Written = -1
+	if wrote, ok := disk.written(); ok && known && r.done() > 0 && t.size > 0 {
+		s.Written = float64(wrote-wroteBefore) / float64(r.done()) / float64(t.size)
+	}
+	return s, nil
+}
+
+func newClock(t task) *clock {
+	c := &clock{epoch: time.Now(), from: int64(t.warmUp), until: int64(t.warmUp + t.duration), paced: t.point.Rate > 0}
+	if t.count > 0 {
+		c.from, c.until, c.budget = 0, math.MaxInt64, &atomic.Int64{}
+		c.budget.Store(t.count)
+	}
+	return c
+}
+
+// seat makes the round's workers and readers.
+func (r *round) seat(cl driver) error {
+	for range min(r.conns, tallies) {
+		r.tallies = append(r.tallies, &tally{})
+	}
+	at := func(i int) seat {
+		return seat{
+			conn: i, url: r.cluster.url(i), inFlight: r.point.InFlight, clock: r.clock,
+			tally: r.tallies[i%len(r.tallies)], fail: r.failure.set,
+		}
+	}
+	for i := range cl.readers {
+		rd, err := cl.reader(at(i))
+		if err != nil {
+			return err
+		}
+		r.readers = append(r.readers, rd)
+	}
+	for i := range r.conns {
+		w, err := cl.worker(at(i))
+		if err != nil {
+			return err
+		}
+		r.workers = append(r.workers, w)
+	}
+	return nil
+}
+
+func (r *round) close() {
+	for _, w := range r.workers {
+		w.close()
+	}
+	for _, rd := range r.readers {
+		rd.close()
+	}
+}
+
+// run lets the workers loose and waits until they have ended.
+func (r *round) run(ctx context.Context) (Sample, error) {
+	// Connections were opened since the clock was made; the round's time
+	// begins only now. No worker has looked at the clock yet.
+	r.clock.epoch = time.Now()
+	for _, w := range r.workers {
+		if err := w.start(); err != nil {
+			return Sample{}, err
+		}
+	}
+	stopPacer, err := r.pace()
+	if err != nil {
+		return Sample{}, err
+	}
+	defer stopPacer()
+	all := make(chan struct{})
+	go func() {
+		defer close(all)
+		for _, w := range r.workers {
+			select {
+			case <-w.done():
+			case <-r.failure.hit:
+				return
+			case <-ctx.Done():
+				return
+			}
+		}
+	}()
+	before, after, err := r.watch(ctx, all)
+	if err != nil {
+		return Sample{}, err
+	}
+	for _, rd := range r.readers {
+		rd.catchUp(r.done())
+	}
+	return r.sample(before, after), nil
+}
+
+// pace starts a pacer if the round has a fixed rate; what it returns waits
+// for its end.
+func (r *round) pace() (stop func(), err error) {
+	if !r.clock.paced {
+		return func() {}, nil
+	}
+	p := &pacer{clock: r.clock, rate: r.point.Rate}
+	for _, w := range r.workers {
+		pw, ok := w.(pacedWorker)
+		if !ok {
+			return nil, fmt.Errorf("%w: this client has no fixed rate: leave --rate and --sweep-rate out", ErrFlags)
+		}
+		p.workers = append(p.workers, pw)
+	}
+	end, ended := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(ended)
+		p.run(end)
+	}()
+	return func() { close(end); <-ended }, nil
 }
 
 // failure is a round's first error.
@@ -74,112 +214,34 @@ func (f *failure) set(err error) {
 	})
 }
 
-// round is one contestant under load.
-type round struct {
-	label   string
-	errOut  io.Writer
-	clock   *clock
-	workers []worker
-	failure failure
-}
-
-// measure runs one round of conns workers of a client.
-func measure(ctx context.Context, label string, c *contestant, cl client, conns, size int, lim limits, errOut io.Writer) (Sample, error) {
-	if c.prepare != nil {
-		if err := c.prepare(ctx); err != nil {
-			return Sample{}, err
-		}
-	}
-	disk := deviceOf(c.dir)
-	wroteBefore, known := disk.written()
-	r := &round{label: label, errOut: errOut, failure: failure{hit: make(chan struct{})}}
-	r.clock = &clock{epoch: time.Now(), from: int64(lim.warmUp), until: math.MaxInt64}
-	if lim.count > 0 {
-		r.clock.from, r.clock.budget = 0, &atomic.Int64{}
-		r.clock.budget.Store(lim.count)
-	} else {
-		r.clock.until = int64(lim.warmUp + lim.duration)
-	}
-	defer r.close()
-	for i := range conns {
-		w, err := cl.worker(i, r.clock, r.failure.set)
-		if err != nil {
-			return Sample{}, err
-		}
-		r.workers = append(r.workers, w)
-	}
-	s, err := r.run(ctx, c.server)
-	if err != nil {
-		return Sample{}, err
-	}
-	s.Written = -1
-	if wrote, ok := disk.written(); ok && known && r.done() > 0 && size > 0 {
-		s.Written = float64(wrote-wroteBefore) / float64(r.done()) / float64(size)
-	}
-	return s, nil
-}
-
-func (r *round) close() {
-	for _, w := range r.workers {
-		w.close()
-	}
-}
-
-// run lets the workers loose and waits until they have ended.
-func (r *round) run(ctx context.Context, srv *server) (Sample, error) {
-	// Connections were opened since the clock was made; the round's time
-	// begins only now. No worker has looked at the clock yet.
-	r.clock.epoch = time.Now()
-	for _, w := range r.workers {
-		if err := w.start(); err != nil {
-			return Sample{}, err
-		}
-	}
-	all := make(chan struct{})
-	go func() {
-		defer close(all)
-		for _, w := range r.workers {
-			select {
-			case <-w.done():
-			case <-r.failure.hit:
-				return
-			case <-ctx.Done():
-				return
-			}
-		}
-	}()
-	before, after, err := r.watch(ctx, srv, all)
-	if err != nil {
-		return Sample{}, err
-	}
-	return r.sample(before, after), nil
-}
-
 // standing is what had been used at a moment.
-type standing struct{ server, load usage }
+type standing struct {
+	servers []usage
+	load    usage
+}
 
-func stand(srv *server) standing {
-	return standing{server: srv.usage(), load: processUsage(os.Getpid())}
+func (r *round) stand() standing {
+	return standing{servers: r.cluster.usage(), load: processUsage(os.Getpid())}
 }
 
 // watch prints a line each second, takes what was used at both ends of the
 // window, and returns when the workers have ended.
-func (r *round) watch(ctx context.Context, srv *server, all <-chan struct{}) (before, after standing, err error) {
+func (r *round) watch(ctx context.Context, all <-chan struct{}) (before, after standing, err error) {
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
 	begin := time.NewTimer(time.Duration(r.clock.from - r.clock.now()))
 	end := time.NewTimer(time.Duration(r.clock.until - r.clock.now()))
 	defer begin.Stop()
 	defer end.Stop()
-	before = stand(srv)
+	before = r.stand()
 	var last uint64
 	var ended bool
 	for {
 		select {
 		case <-begin.C:
-			before = stand(srv)
+			before = r.stand()
 		case <-end.C:
-			after, ended = stand(srv), true
+			after, ended = r.stand(), true
 		case <-tick.C:
 			last = r.progress(last)
 			if idle := r.clock.now() - r.lastAt(); idle > int64(stallTimeout) {
@@ -196,7 +258,7 @@ func (r *round) watch(ctx context.Context, srv *server, all <-chan struct{}) (be
 			default:
 			}
 			if !ended {
-				after = stand(srv)
+				after = r.stand()
 			}
 			return before, after, ctx.Err()
 		}
@@ -240,13 +302,21 @@ func (r *round) lastAt() int64 {
 
 // sample draws the meters of ended workers together.
 func (r *round) sample(before, after standing) Sample {
-	s := Sample{latency: newLatencies()}
+	var s Sample
 	for _, w := range r.workers {
 		m := w.meter()
 		s.Done += m.counted
 		s.Refused += m.countedRefused
 		s.Busy += m.countedBusy
-		s.latency.merge(m.latency)
+		s.Missed += m.missed
+	}
+	for o := range ops {
+		s.latency[o] = newLatencies()
+		for _, t := range r.tallies {
+			if t.latency[o] != nil {
+				s.latency[o].merge(t.latency[o])
+			}
+		}
 	}
 	window := r.clock.until - r.clock.from
 	if r.clock.budget != nil {
@@ -255,12 +325,9 @@ func (r *round) sample(before, after standing) Sample {
 	if s.Seconds = time.Duration(window).Seconds(); s.Seconds > 0 {
 		s.Rate = float64(s.Done) / s.Seconds
 	}
-	if before.server.Known && after.server.Known {
-		s.ServerCPU = (after.server.CPU - before.server.CPU).Seconds()
-	}
 	if before.load.Known && after.load.Known {
 		s.LoadCPU = (after.load.CPU - before.load.CPU).Seconds()
 	}
-	s.RSS, s.Anon = after.server.RSS, after.server.Anon
+	s.useOf(before.servers, after.servers)
 	return s
 }

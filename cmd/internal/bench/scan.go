@@ -31,25 +31,36 @@ func scanUint(data, key []byte) (n uint64, ok bool) {
 	return n, ok
 }
 
-// scanRuns counts the transactions that a batch's answer says were committed,
-// and tells whether others found the queue full.
-func scanRuns(data []byte) (committed int, busy bool) {
+// runs is what a batch's answer says.
+type runs struct {
+	committed, refused int // transactions; refused by a conflict
+	busy               bool
+	mark               uint64 // the newest txid that is named
+}
+
+// scanRuns reads a batch's answer. One that cannot be read says nothing.
+func scanRuns(data []byte) (r runs) {
 	var reply subjects.BatchReply
 	if json.Unmarshal(data, &reply) != nil {
-		return 0, false
+		return r
 	}
 	if reply.Error != nil {
-		return 0, later(reply.Error)
+		r.busy = later(reply.Error)
+		return r
 	}
 	for _, run := range reply.Results {
 		switch {
 		case run.Error == nil && run.Txid > 0:
-			committed += run.Count
+			r.committed += run.Count
+			r.mark = max(r.mark, run.Txid+uint64(run.Count)-1)
+		case run.Error != nil && run.Error.Reason == subjects.ConflictReason:
+			r.refused += run.Count
+			r.mark = max(r.mark, run.Error.Txid)
 		case later(run.Error):
-			busy = true
+			r.busy = true
 		}
 	}
-	return committed, busy
+	return r
 }
 
 func later(e *subjects.Error) bool {

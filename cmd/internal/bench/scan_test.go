@@ -40,17 +40,20 @@ func TestScanUintReadsAnswers(t *testing.T) {
 
 func TestScanRunsCountsWhatWasCommitted(t *testing.T) {
 	busy := subjects.Errorf(subjects.Busy, "full")
+	conflict := subjects.Errorf(subjects.ConflictReason, "no")
+	conflict.Txid = 30
 	data := encode(t, subjects.BatchReply{Results: []subjects.BatchRun{
 		{Index: 0, Count: 5, Txid: 10}, {Index: 5, Count: 1, Error: busy}, {Index: 6, Count: 2, Txid: 15},
+		{Index: 8, Count: 1, Error: conflict},
 	}})
-	if n, later := scanRuns(data); n != 7 || !later {
-		t.Errorf("%d, %v; want 7, true", n, later)
+	if r := scanRuns(data); r != (runs{committed: 7, refused: 1, busy: true, mark: 30}) {
+		t.Errorf("%+v; want 7 committed, 1 refused, others busy, mark 30", r)
 	}
-	if n, later := scanRuns(encode(t, subjects.BatchReply{Error: busy})); n != 0 || !later {
-		t.Errorf("refused as a whole: %d, %v; want 0, true", n, later)
+	if r := scanRuns(encode(t, subjects.BatchReply{Error: busy})); r != (runs{busy: true}) {
+		t.Errorf("refused as a whole: %+v; want busy", r)
 	}
-	if n, later := scanRuns([]byte("{")); n != 0 || later {
-		t.Errorf("broken: %d, %v; want 0, false", n, later)
+	if r := scanRuns([]byte("{")); r != (runs{}) {
+		t.Errorf("broken: %+v; want nothing", r)
 	}
 }
 

@@ -24,59 +24,70 @@ const (
 // server is a process of this program's own executable that serves NATS
 // clients on a loopback port, or somebody else's that is only an address.
 type server struct {
-	name  string
-	url   string
-	cmd   *exec.Cmd // nil if somebody else's
-	ready time.Duration
-	tail  *tail
-	ended chan struct{} // closed when the process has ended
-	err   error         // how, then
+	name    string
+	url     string
+	args    []string
+	cmd     *exec.Cmd // nil if somebody else's
+	began   time.Time
+	ready   time.Duration
+	address chan string // gets the address once
+	tail    *tail
+	ended   chan struct{} // closed when the process has ended
+	err     error         // how, then
 }
 
 var natsURL = regexp.MustCompile(`nats://[^\s",]+`)
 
-// startServer runs this executable with args and returns once it has printed
-// a line with its NATS address on standard output.
-func startServer(ctx context.Context, name string, args ...string) (*server, error) {
+// launch starts this executable with args and does not wait for it.
+func launch(name string, args ...string) (*server, error) {
 	self, err := os.Executable()
 	if err != nil {
 		return nil, fmt.Errorf("find own executable: %w", err)
 	}
-	s := &server{name: name, cmd: exec.Command(self, args...), tail: &tail{}, ended: make(chan struct{})}
+	s := &server{
+		name: name, args: args, cmd: exec.Command(self, args...), tail: &tail{},
+		address: make(chan string, 1), ended: make(chan struct{}), began: time.Now(),
+	}
 	s.cmd.Stderr = s.tail
 	endWithParent(s.cmd)
 	out, err := s.cmd.StdoutPipe()
 	if err != nil {
 		return nil, fmt.Errorf("start %s: %w", name, err)
 	}
-	began := time.Now()
 	if err := s.cmd.Start(); err != nil {
 		return nil, fmt.Errorf("start %s: %w", name, err)
 	}
-	address := make(chan string, 1)
-	go s.follow(out, address)
+	go s.follow(out)
+	return s, nil
+}
+
+// await returns once the server has printed a line with its NATS address on
+// standard output. If it does not, it is killed.
+func (s *server) await(ctx context.Context) error {
+	timeout := time.NewTimer(startTimeout)
+	defer timeout.Stop()
 	select {
-	case s.url = <-address:
-		s.ready = time.Since(began)
-		return s, nil
+	case s.url = <-s.address:
+		s.ready = time.Since(s.began)
+		return nil
 	case <-s.ended:
-		return nil, fmt.Errorf("%w %s ended before it was ready (%v): %s", ErrServer, name, s.err, s.tail)
-	case <-time.After(startTimeout):
+		return fmt.Errorf("%w %s ended before it was ready (%v): %s", ErrServer, s.name, s.err, s.tail)
+	case <-timeout.C:
 		s.kill()
-		return nil, fmt.Errorf("%w %s was not ready after %v: %s", ErrServer, name, startTimeout, s.tail)
+		return fmt.Errorf("%w %s was not ready after %v: %s", ErrServer, s.name, startTimeout, s.tail)
 	case <-ctx.Done():
 		s.kill()
-		return nil, ctx.Err()
+		return ctx.Err()
 	}
 }
 
 // follow reads what the server prints until it ends.
-func (s *server) follow(out io.Reader, address chan<- string) {
+func (s *server) follow(out io.Reader) {
 	lines := bufio.NewScanner(out)
 	for found := false; lines.Scan(); {
 		if url := natsURL.FindString(lines.Text()); url != "" && !found {
 			found = true
-			address <- url
+			s.address <- url
 		}
 	}
 	s.err = s.cmd.Wait()
@@ -88,6 +99,19 @@ func (s *server) usage() usage {
 		return usage{}
 	}
 	return processUsage(s.cmd.Process.Pid)
+}
+
+// down tells whether the process has ended.
+func (s *server) down() bool {
+	if s.cmd == nil {
+		return false
+	}
+	select {
+	case <-s.ended:
+		return true
+	default:
+		return false
+	}
 }
 
 // stop ends the process cleanly and waits for it.

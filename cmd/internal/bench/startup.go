@@ -25,19 +25,12 @@ type StartupReport struct {
 // startup fills a node, then ends it in both ways in turns and measures how
 // long it takes until it is ready again.
 func (s *sitting) startup(ctx context.Context) error {
-	dir := s.Data
-	if dir == "" {
-		var err error
-		if dir, err = s.tempDir("cantus"); err != nil {
-			return err
-		}
-	}
-	srv, err := s.startNode(ctx, dir)
+	c, err := s.cantusCluster(ctx)
 	if err != nil {
 		return err
 	}
 	if s.workload.Fill > 0 {
-		if err := s.fill(ctx, srv); err != nil {
+		if err := s.fill(ctx, c); err != nil {
 			return err
 		}
 	}
@@ -46,18 +39,18 @@ func (s *sitting) startup(ctx context.Context) error {
 	}
 	var killed, stopped []float64
 	for range s.workload.Rounds {
-		srv.kill()
-		if srv, err = s.restart(ctx, dir, "killed", &killed, r); err != nil {
+		c.nodes[0].kill()
+		if err := s.comeBack(ctx, c, "killed", &killed, r); err != nil {
 			return err
 		}
-		if err := srv.stop(); err != nil {
+		if err := c.nodes[0].stop(); err != nil {
 			return err
 		}
-		if srv, err = s.restart(ctx, dir, "stopped", &stopped, r); err != nil {
+		if err := s.comeBack(ctx, c, "stopped", &stopped, r); err != nil {
 			return err
 		}
 	}
-	marks, err := highWaterMarks(ctx, srv.url, s.names, s.workload.Partitions)
+	marks, err := highWaterMarks(ctx, c.url(0), s.names, s.workload.Partitions)
 	if err != nil {
 		return err
 	}
@@ -68,17 +61,16 @@ func (s *sitting) startup(ctx context.Context) error {
 	return s.printStartup(r)
 }
 
-func (s *sitting) restart(ctx context.Context, dir, how string, times *[]float64, r *StartupReport) (*server, error) {
-	s.servers = nil // the one before has ended
-	srv, err := s.startNode(ctx, dir)
-	if err != nil {
-		return nil, fmt.Errorf("start of the node that was %s: %w", how, err)
+func (s *sitting) comeBack(ctx context.Context, c *cluster, how string, times *[]float64, r *StartupReport) error {
+	if err := s.restart(ctx, c, 0); err != nil {
+		return fmt.Errorf("start of the node that was %s: %w", how, err)
 	}
+	srv := c.nodes[0]
 	u := srv.usage()
 	r.RSS, r.Anon = max(r.RSS, u.RSS), max(r.Anon, u.Anon)
 	*times = append(*times, srv.ready.Seconds())
 	fmt.Fprintf(s.errOut, "%s: ready after %v\n", how, srv.ready.Round(time.Millisecond))
-	return srv, nil
+	return nil
 }
 
 func (s *sitting) printStartup(r *StartupReport) error {

@@ -3,6 +3,7 @@ package bench
 import (
 	"os/exec"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -21,4 +22,10 @@ func syncAll() { unix.Sync() }
 // leaves nothing behind that uses the machine.
 func endWithParent(cmd *exec.Cmd) {
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+}
+
+// nap blocks the thread for d, give or take 50 µs.
+func nap(d time.Duration) {
+	t := unix.NsecToTimespec(int64(d))
+	_ = unix.Nanosleep(&t, nil) // a signal ends it early; the caller looks again
 }

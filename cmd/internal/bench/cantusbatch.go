@@ -1,0 +1,113 @@
+package bench
+
+import (
+	"encoding/binary"
+	"math/rand/v2"
+	"strconv"
+
+	"github.com/nats-io/nats.go"
+
+	"github.com/cantuslog/cantus/subjects"
+)
+
+// cantusBatch appends transactions in batch messages, as fast as a node takes
+// them. To fill, they have no locks, or each an append lock of its own if
+// unique is set: recorded, so that it fills the table, and never in conflict.
+// As a load of its own they have write locks from a pool.
+type cantusBatch struct {
+	subjects []string
+	batch    int
+	payloads *payloads
+
+	unique   bool
+	next     uint64 // makes lock names unique, together with lockStem
+	lockStem string
+
+	locks int
+	pool  pool
+	keys  []int
+	rng   *rand.Rand
+	marks []uint64 // by partition
+}
+
+func newCantusFill(w *workload, names subjects.Names, conn int, run string) *cantusBatch {
+	f := &cantusBatch{
+		batch: w.Batch, unique: w.UniqueLocks, payloads: newPayloads(newRand(conn), w.Size, false),
+		lockStem: "fill." + run + "." + strconv.Itoa(conn) + ".", marks: make([]uint64, w.Partitions),
+	}
+	for p := range w.Partitions {
+		f.subjects = append(f.subjects, names.Batch(p))
+	}
+	return f
+}
+
+func newCantusBatch(w *workload, names subjects.Names, keys pool, marks []uint64, conn int) *cantusBatch {
+	f := newCantusFill(w, names, conn, "")
+	f.unique, f.locks, f.pool, f.rng = false, w.Locks, keys, newRand(conn)
+	f.keys, f.marks = make([]int, w.Locks), append([]uint64(nil), marks...)
+	return f
+}
+
+func (f *cantusBatch) compose(s *slot) int {
+	p := s.index % len(f.subjects)
+	s.msg.Subject = f.subjects[p]
+	if s.again {
+		return f.batch
+	}
+	// The buffer is the slot's: nats.go has copied it when Publish returns.
+	b := s.msg.Data[:0]
+	for range f.batch {
+		at := len(b)
+		b = append(b, 0, 0, 0, 0, 0, 0, 0, 0)
+		b = f.header(b, p)
+		payload := f.payloads.next(s)
+		binary.BigEndian.PutUint32(b[at:], uint32(len(b)-at-8))
+		binary.BigEndian.PutUint32(b[at+4:], uint32(len(payload)))
+		b = append(b, payload...)
+	}
+	s.msg.Data = b
+	return f.batch
+}
+
+// header appends a transaction's header block, if it has one.
+func (f *cantusBatch) header(b []byte, partition int) []byte {
+	switch {
+	case f.unique:
+		f.next++
+		b = subjects.AppendBlockStart(b)
+		b = append(b, subjects.HeaderAppendLock...)
+		b = append(b, ": "...)
+		b = append(b, f.lockStem...)
+		b = strconv.AppendUint(b, f.next, 10)
+		b = append(b, "\r\n"...)
+	case f.locks > 0:
+		b = subjects.AppendBlockStart(b)
+		f.pool.pick(f.rng, f.keys)
+		for _, k := range f.keys {
+			b = subjects.AppendField(b, subjects.HeaderWriteLock, f.pool.name(k))
+		}
+		b = append(b, subjects.HeaderHighWaterMark...)
+		b = append(b, ": "...)
+		b = strconv.AppendUint(b, f.marks[partition], 10)
+		b = append(b, "\r\n"...)
+	default:
+		return b
+	}
+	return subjects.AppendBlockEnd(b)
+}
+
+func (f *cantusBatch) judge(s *slot, m *nats.Msg) outcome {
+	if code := first(m.Header, subjects.HeaderErrorCode); code == "429" || code == "503" {
+		return outcome{busy: true}
+	}
+	r := scanRuns(m.Data)
+	p := s.index % len(f.marks)
+	f.marks[p] = max(f.marks[p], r.mark)
+	switch {
+	case r.committed+r.refused == 0 && r.busy:
+		return outcome{busy: true}
+	case r.committed+r.refused == f.batch, r.busy: // what was not done is sent again as something new
+		return outcome{done: r.committed, lost: r.refused}
+	}
+	return outcome{err: answerError(s.msg.Subject, m)}
+}

@@ -1,0 +1,95 @@
+package bench
+
+import (
+	"context"
+	"sync"
+	"sync/atomic"
+)
+
+// catchUp is a worker that reads a log from its first transaction to its last
+// as it was when the round began, and begins again at the end.
+type catchUp struct {
+	clock  *clock
+	counts *meter
+	fail   func(error)
+	last   uint64
+	// read reads once, giving each transaction to the pass, until the pass is
+	// over or ctx ends.
+	read func(ctx context.Context, p *pass) error
+	shut func() // ends the connection
+
+	cancel context.CancelFunc
+	ended  chan struct{}
+}
+
+func newCatchUp(at seat, last uint64, read func(context.Context, *pass) error, shut func()) *catchUp {
+	return &catchUp{
+		clock: at.clock, counts: newMeter(at.clock, at.tally), fail: at.fail, last: last, read: read, shut: shut,
+		cancel: func() {}, ended: make(chan struct{}),
+	}
+}
+
+func (r *catchUp) start() error {
+	ctx, cancel := context.WithCancel(context.Background())
+	r.cancel = cancel
+	go func() {
+		defer close(r.ended)
+		for r.clock.take(r.clock.now(), 0) {
+			p := &pass{reader: r, end: make(chan struct{}), began: r.clock.now()}
+			if err := r.read(ctx, p); err != nil {
+				if ctx.Err() == nil {
+					r.fail(err)
+				}
+				return
+			}
+		}
+	}()
+	return nil
+}
+
+func (r *catchUp) done() <-chan struct{} { return r.ended }
+func (r *catchUp) meter() *meter         { return r.counts }
+func (r *catchUp) close()                { r.cancel(); r.shut() }
+
+// pass is one reading of a log.
+type pass struct {
+	reader *catchUp
+	seen   uint64 // of the goroutine that messages come on
+	once   sync.Once
+	over   atomic.Bool
+	end    chan struct{} // closed when the last has come, or the round is over
+	began  int64
+}
+
+// message counts a transaction. Their order and number are the client's
+// promise: a sequence of its own would have to be taken from the message, at a
+// cost.
+func (p *pass) message() {
+	if p.over.Load() {
+		return
+	}
+	r := p.reader
+	now := r.clock.now()
+	p.seen++
+	last, more := p.seen == r.last, r.clock.take(now, 1)
+	if more {
+		r.counts.add(now, 1)
+	}
+	if last && more {
+		r.counts.took(mainOp, p.began, now)
+	}
+	if last || !more {
+		p.over.Store(true)
+		p.once.Do(func() { close(p.end) })
+	}
+}
+
+// wait returns when the pass is over, or with ctx's error.
+func (p *pass) wait(ctx context.Context) error {
+	select {
+	case <-p.end:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}

@@ -1,0 +1,365 @@
+package bench
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strconv"
+	"time"
+)
+
+func (s *sitting) contestants(ctx context.Context) ([]*contestant, error) {
+	keys := newPool("k", s.workload.Keys, s.workload.Skew)
+	own, err := s.cantus(ctx, keys)
+	if err != nil {
+		return nil, err
+	}
+	all := []*contestant{own}
+	if !slices.Contains(s.Vs, "jetstream") {
+		return all, nil
+	}
+	syncs := s.VsSync
+	if k := s.workload.Kind; k == readLoad || k == getLoad {
+		syncs = []string{"default"} // what was written how is all one to a read
+	}
+	for _, sync := range syncs {
+		c, err := s.startJetstream(ctx, sync)
+		if err != nil {
+			return nil, err
+		}
+		peers, err := s.jetstream(ctx, c, sync, keys)
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, peers...)
+	}
+	return all, nil
+}
+
+// cantusCluster gives the cluster to measure: somebody else's, or one that is
+// started for it.
+func (s *sitting) cantusCluster(ctx context.Context) (*cluster, error) {
+	if len(s.Server) > 0 {
+		c := &cluster{name: "cantus"}
+		for _, url := range s.Server {
+			c.nodes = append(c.nodes, &server{name: "cantus", url: url})
+		}
+		return c, nil
+	}
+	dir := s.Data
+	if dir == "" {
+		var err error
+		if dir, err = s.tempDir("cantus"); err != nil {
+			return nil, err
+		}
+	}
+	args, err := s.nodeArgs(dir)
+	if err != nil {
+		return nil, err
+	}
+	c, err := s.startCluster(ctx, "cantus", dir, args)
+	if err != nil {
+		return nil, err
+	}
+	c.leader = func(ctx context.Context) (string, error) {
+		infos, err := partitionInfos(ctx, c.url(0), s.names, 1)
+		if err != nil {
+			return "", err
+		}
+		return infos[0].Leader, nil
+	}
+	return c, nil
+}
+
+// cantus makes Cantus a contestant.
+func (s *sitting) cantus(ctx context.Context, keys pool) (*contestant, error) {
+	cl, err := s.cantusCluster(ctx)
+	if err != nil {
+		return nil, err
+	}
+	w := s.workload
+	c := &contestant{cluster: cl, settings: "synced on a majority of replicas before an answer; default settings"}
+	if w.Kind == fillLoad {
+		// The fill itself is what is measured.
+		w.limits = w.fillLimits()
+		c.clients = []driver{s.fillClient()}
+		return c, nil
+	}
+	if w.Fill > 0 {
+		if err := s.fill(ctx, cl); err != nil {
+			return nil, err
+		}
+	}
+	if w.Kind == readLoad {
+		return c, s.cantusReadClient(ctx, c)
+	}
+	var marks []uint64
+	c.prepare = func(ctx context.Context) (err error) {
+		marks, err = highWaterMarks(ctx, cl.url(0), s.names, w.Partitions)
+		if w.Kind != getLoad && w.Kind != mixedLoad {
+			return err
+		}
+		if p := slices.Index(marks, 0); err == nil && p >= 0 {
+			return nothingToRead(p)
+		}
+		return err
+	}
+	if s.Client == "go" {
+		c.clients = []driver{{name: "the Go client", worker: func(at seat) (worker, error) {
+			return newGoAppend(at, w, s.Prefix, keys, marks)
+		}}}
+	} else {
+		c.clients = []driver{{name: "plain requests", worker: func(at seat) (worker, error) {
+			return newLink(at, s.cantusTraffic(keys, marks, at.conn))
+		}}}
+	}
+	if w.Kind == tailLoad {
+		cl := &c.clients[0]
+		cl.readers = w.Readers
+		cl.reader = func(at seat) (reader, error) { return newFeedReader(at, s.names, w.Partitions) }
+		if cl.name += ", readers on the feed"; s.Client == "go" {
+			cl.name = "the Go client, readers with Follow"
+			cl.reader = func(at seat) (reader, error) { return newFollowReader(at, s.Prefix, marks) }
+		}
+	}
+	return c, nil
+}
+
+func nothingToRead(partition int) error {
+	return fmt.Errorf("%w: partition %d has nothing to read: --fill gives it something", ErrFlags, partition)
+}
+
+func (s *sitting) cantusTraffic(keys pool, marks []uint64, conn int) traffic {
+	w := s.workload
+	switch w.Kind {
+	case batchLoad:
+		return newCantusBatch(w, s.names, keys, marks, conn)
+	case getLoad:
+		return newCantusGet(w, s.names, marks, conn)
+	case mixedLoad:
+		return &mixed{
+			appends: newCantusAppend(w, s.names, keys, marks, conn), lookups: newCantusGet(w, s.names, marks, conn),
+			percent: w.Gets, rng: newRand(conn),
+		}
+	}
+	return newCantusAppend(w, s.names, keys, marks, conn)
+}
+
+func (s *sitting) cantusReadClient(ctx context.Context, c *contestant) error {
+	w := s.workload
+	infos, err := partitionInfos(ctx, c.url(0), s.names, w.Partitions)
+	if err != nil {
+		return err
+	}
+	for p := range infos {
+		if infos[p].HighWaterMark == 0 {
+			return nothingToRead(p)
+		}
+	}
+	if s.Client == "go" {
+		c.clients = []driver{{name: "the Go client's Follow", worker: func(at seat) (worker, error) {
+			return newFollowCatchUp(at, s.Prefix, infos[at.conn%w.Partitions])
+		}}}
+		return nil
+	}
+	c.clients = []driver{{name: "plain requests", worker: func(at seat) (worker, error) {
+		p := at.conn % w.Partitions
+		first := max(infos[p].FirstTxid, 1)
+		return newLink(at, newCantusRead(w, s.names, p, first, infos[p].HighWaterMark))
+	}}}
+	return nil
+}
+
+func (s *sitting) fillClient() driver {
+	s.filled++
+	run := strconv.FormatInt(time.Now().UnixNano(), 36) + strconv.Itoa(s.filled)
+	return driver{name: "batch messages", worker: func(at seat) (worker, error) {
+		return newLink(at, newCantusFill(s.workload, s.names, at.conn, run))
+	}}
+}
+
+// fill appends what is to be there before anything is measured.
+func (s *sitting) fill(ctx context.Context, cl *cluster) error {
+	// A partial last batch is not made: the number is rounded down.
+	t := task{"fill", 2, point{InFlight: max(4, s.workload.Partitions)}, 0, s.workload.fillLimits()}
+	sample, err := measure(ctx, t, &contestant{cluster: cl}, s.fillClient(), s.errOut)
+	if err != nil {
+		return fmt.Errorf("fill: %w", err)
+	}
+	s.note("filled with %d transactions at %.0f/s; a node at %d MB resident, %d MB of them anonymous",
+		sample.Done, sample.Rate, sample.RSS>>20, sample.Anon>>20)
+	return nil
+}
+
+// jetstream makes JetStream with a sync setting one contestant or more. For
+// appends they are plain publishes, publishes with a condition, which is the
+// nearest to a write lock, and with several locks atomic batches with a
+// condition for each.
+func (s *sitting) jetstream(ctx context.Context, c *cluster, sync string, keys pool) ([]*contestant, error) {
+	w := s.workload
+	plain, expected := streamKind{name: "plain"}, streamKind{name: "expected", expected: true}
+	atomic := streamKind{name: "atomic", expected: w.Locks > 0, atomic: true}
+	var kinds []streamKind
+	switch w.Kind {
+	case readLoad:
+		peer, err := s.streamRead(ctx, c, sync)
+		return []*contestant{peer}, err
+	case getLoad:
+		kinds = []streamKind{{name: "plain", direct: true}}
+	case mixedLoad:
+		plain.direct, expected.direct = true, true
+		fallthrough
+	case tailLoad:
+		kinds = []streamKind{plain}
+		if w.Locks > 0 {
+			kinds = []streamKind{expected}
+		}
+	case batchLoad:
+		atomic.expected = false
+		kinds = []streamKind{atomic}
+	default:
+		switch kinds = []streamKind{plain}; {
+		case w.Locks == 1:
+			kinds = append(kinds, expected)
+		case w.Locks > 1:
+			kinds = append(kinds, expected, atomic)
+		}
+	}
+	var all []*contestant
+	for _, kind := range kinds {
+		peer, err := s.streamContestant(ctx, c, kind, sync, keys)
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, peer)
+	}
+	return all, nil
+}
+
+// streamContestant makes streams of a kind a contestant.
+func (s *sitting) streamContestant(ctx context.Context, c *cluster, kind streamKind, sync string, keys pool) (*contestant, error) {
+	w := s.workload
+	st, err := s.openStreams(ctx, c, kind, keys)
+	if err != nil {
+		return nil, err
+	}
+	own := *c
+	own.name += " " + kind.name
+	own.leader = streamLeader(&own, st)
+	peer := &contestant{cluster: &own, settings: peerSettings(w.Nodes, sync)}
+	var last []uint64
+	if kind.direct {
+		if last, err = s.fillStreams(ctx, peer, st); err != nil {
+			return nil, err
+		}
+	}
+	peer.clients = s.streamClients(st, kind, last)
+	return peer, nil
+}
+
+func (s *sitting) streamTraffic(st *streams, kind streamKind, last []uint64, conn int) traffic {
+	w := s.workload
+	switch {
+	case kind.atomic:
+		return newStreamAtomic(st, w, conn)
+	case w.Kind == getLoad:
+		return newStreamGet(st, last, conn)
+	case w.Kind == mixedLoad:
+		return &mixed{
+			appends: newStreamAppend(st, w, conn), lookups: newStreamGet(st, last, conn),
+			percent: w.Gets, rng: newRand(conn),
+		}
+	}
+	return newStreamAppend(st, w, conn)
+}
+
+func (s *sitting) streamClients(st *streams, kind streamKind, last []uint64) []driver {
+	w := s.workload
+	plain := driver{name: "plain requests", worker: func(at seat) (worker, error) {
+		return newLink(at, s.streamTraffic(st, kind, last, at.conn))
+	}}
+	if kind.atomic || kind.direct {
+		// nats.go has nothing of its own for atomic batches, and for lookups
+		// only what waits for each answer.
+		return []driver{plain}
+	}
+	golang := driver{name: "js.PublishMsgAsync", worker: func(at seat) (worker, error) {
+		return newAsyncWorker(at, newStreamAppend(st, w, at.conn))
+	}}
+	if len(w.Points) == 1 && w.Points[0].InFlight == 1 {
+		golang = driver{name: "js.PublishMsg", worker: func(at seat) (worker, error) {
+			return newSyncWorker(at, newStreamAppend(st, w, at.conn))
+		}}
+	}
+	if w.Kind == tailLoad {
+		return s.streamTails(st, plain)
+	}
+	switch s.VsClient {
+	case "plain":
+		return []driver{plain}
+	case "go":
+		return []driver{golang}
+	}
+	return []driver{plain, golang}
+}
+
+// streamTails gives publishing clients with readers beside them. Which of the
+// consumers tells sooner cannot be told by the rate, so that without a choice
+// it is the pulling one, which JetStream's documents recommend.
+func (s *sitting) streamTails(st *streams, publish driver) []driver {
+	push := s.VsClient == "push"
+	if publish.name += ", readers with the pull ordered consumer"; push {
+		publish.name = "plain requests, readers with the push ordered consumer"
+	}
+	publish.readers = s.workload.Readers
+	publish.reader = func(at seat) (reader, error) { return newStreamTail(at, st, push) }
+	return []driver{publish}
+}
+
+// fillStreams publishes what is to be read, and gives the last sequence of
+// each stream.
+func (s *sitting) fillStreams(ctx context.Context, c *contestant, st *streams) ([]uint64, error) {
+	w := s.workload
+	plain := *st
+	plain.expected = false
+	filler := driver{name: "plain requests", worker: func(at seat) (worker, error) {
+		return newLink(at, newStreamAppend(&plain, w, at.conn))
+	}}
+	n := int64(len(st.names))
+	fill := max(w.Fill/n, 1)
+	t := task{"fill " + c.name, 8, point{InFlight: 256}, 0, limits{count: fill * n, duration: time.Hour}}
+	if _, err := measure(ctx, t, c, filler, s.errOut); err != nil {
+		return nil, fmt.Errorf("fill %s: %w", c.name, err)
+	}
+	return s.lastSequences(ctx, c.cluster, st)
+}
+
+// streamRead fills streams and makes reading them a contestant.
+func (s *sitting) streamRead(ctx context.Context, c *cluster, sync string) (*contestant, error) {
+	st, err := s.openStreams(ctx, c, streamKind{name: "read"}, pool{})
+	if err != nil {
+		return nil, err
+	}
+	c.leader = streamLeader(c, st)
+	peer := &contestant{cluster: c, settings: peerSettings(s.workload.Nodes, sync)}
+	last, err := s.fillStreams(ctx, peer, st)
+	if err != nil {
+		return nil, err
+	}
+	reader := func(name string, push bool) driver {
+		return driver{name: name, worker: func(at seat) (worker, error) {
+			i := at.conn % len(st.names)
+			return newStreamCatchUp(at, st.names[i], last[i], push)
+		}}
+	}
+	pull, push := reader("pull ordered consumer", false), reader("push ordered consumer", true)
+	switch s.VsClient {
+	case "pull":
+		peer.clients = []driver{pull}
+	case "push":
+		peer.clients = []driver{push}
+	default:
+		peer.clients = []driver{pull, push}
+	}
+	return peer, nil
+}

@@ -1,0 +1,294 @@
+package bench
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"sync"
+	"sync/atomic"
+
+	"github.com/nats-io/nats.go"
+
+	"github.com/cantuslog/cantus/client"
+	"github.com/cantuslog/cantus/subjects"
+)
+
+// goAppend appends through the Go client, which gathers what comes while
+// batches are in flight into the next one. One goroutine appends, another
+// waits for the outcomes in their order: one that comes before that of an
+// earlier transaction counts as late as that one.
+type goAppend struct {
+	nc     *nats.Conn
+	client *client.Client
+	clock  *clock
+	counts *meter
+	fail   func(error)
+	dues   *dues // nil in a closed loop
+
+	pool     pool
+	rng      *rand.Rand
+	payloads *payloads
+	marks    []atomic.Uint64 // by partition
+	locks    int
+
+	window  chan *flight // those that are not in flight
+	flights chan *flight
+	ended   chan struct{}
+	cancel  context.CancelFunc
+}
+
+// flight is a transaction on its way.
+type flight struct {
+	slot
+	tx     client.Tx
+	future *client.Future
+}
+
+func newGoAppend(at seat, w *workload, prefix string, keys pool, marks []uint64) (*goAppend, error) {
+	nc, err := connect(at.url, at.fail)
+	if err != nil {
+		return nil, err
+	}
+	cl, err := client.New(nc, client.Options{Prefix: prefix, MaxInFlight: max(at.inFlight, 8192)})
+	if err != nil {
+		nc.Close()
+		return nil, err
+	}
+	rng := newRand(at.conn)
+	a := &goAppend{
+		nc: nc, client: cl, clock: at.clock, counts: newMeter(at.clock, at.tally), fail: at.fail,
+		pool: keys, rng: rng, payloads: newPayloads(rng, w.Size, w.Kind == tailLoad),
+		marks: make([]atomic.Uint64, w.Partitions), locks: w.Locks,
+		window: make(chan *flight, at.inFlight), flights: make(chan *flight, at.inFlight),
+		ended: make(chan struct{}), cancel: func() {},
+	}
+	for p, mark := range marks {
+		a.marks[p].Store(mark)
+	}
+	for i := range at.inFlight {
+		f := &flight{tx: client.Tx{Partition: i % w.Partitions, WriteLocks: make([]string, w.Locks)}}
+		f.keys = make([]int, w.Locks)
+		a.window <- f
+	}
+	if at.clock.paced {
+		a.dues = newDues()
+	}
+	return a, nil
+}
+
+func (a *goAppend) start() error {
+	ctx, cancel := context.WithCancel(context.Background())
+	a.cancel = cancel
+	go func() {
+		defer close(a.flights)
+		if err := a.submit(ctx); err != nil && ctx.Err() == nil {
+			a.fail(err)
+		}
+	}()
+	go func() {
+		defer close(a.ended)
+		if err := a.collect(ctx); err != nil && ctx.Err() == nil {
+			a.fail(err)
+		}
+	}()
+	return nil
+}
+
+// submit appends until the clock gives no more leave, and then takes back all
+// flights, so that those that are tried again have come to their end.
+func (a *goAppend) submit(ctx context.Context) error {
+	for {
+		var f *flight
+		select {
+		case f = <-a.window:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+		at, ok := a.next()
+		if !ok {
+			a.window <- f
+			break
+		}
+		f.sent, f.again = at, false
+		if err := a.append(ctx, f); err != nil {
+			return err
+		}
+	}
+	for range cap(a.window) {
+		select {
+		case <-a.window:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	return nil
+}
+
+// next gives when the next transaction is, or was, due.
+func (a *goAppend) next() (at int64, ok bool) {
+	if a.dues == nil {
+		at = a.clock.now()
+		return at, a.clock.take(at, 1)
+	}
+	for {
+		at, ok = a.dues.pop()
+		if !ok || a.clock.take(a.clock.now(), 1) {
+			return at, ok
+		}
+		a.counts.miss(at, a.clock.now())
+	}
+}
+
+func (a *goAppend) append(ctx context.Context, f *flight) (err error) {
+	if !f.again {
+		f.tx.Payload = a.payloads.next(&f.slot)
+		a.pool.pick(a.rng, f.keys)
+		for i, k := range f.keys {
+			f.tx.WriteLocks[i] = a.pool.name(k)
+		}
+	}
+	if a.locks > 0 {
+		f.tx.HighWaterMark = a.marks[f.tx.Partition].Load()
+	}
+	if f.future, err = a.client.AppendAsync(ctx, &f.tx); err != nil {
+		return fmt.Errorf("append: %w", err)
+	}
+	a.flights <- f
+	return nil
+}
+
+// collect waits for outcomes until submit has ended.
+func (a *goAppend) collect(ctx context.Context) error {
+	for f := range a.flights {
+		receipt, err := f.future.Wait(ctx)
+		now := a.clock.now()
+		var conflict *client.Conflict
+		switch {
+		case err == nil:
+			a.saw(f.tx.Partition, receipt.Txid)
+			a.counts.add(now, 1)
+			a.counts.took(mainOp, f.sent, now)
+		case errors.As(err, &conflict):
+			a.saw(f.tx.Partition, conflict.Txid)
+			a.counts.refuse(now, 1)
+			if now < a.clock.until {
+				f.again = true
+				if err := a.append(ctx, f); err != nil {
+					return err
+				}
+				continue
+			}
+			a.counts.miss(f.sent, now)
+		default:
+			return err
+		}
+		a.window <- f
+	}
+	return nil
+}
+
+func (a *goAppend) saw(partition int, txid uint64) {
+	mark := &a.marks[partition]
+	for last := mark.Load(); last < txid; last = mark.Load() {
+		if mark.CompareAndSwap(last, txid) {
+			return
+		}
+	}
+}
+
+func (a *goAppend) due(at int64)          { a.dues.push(at) }
+func (a *goAppend) finish()               { a.dues.close() }
+func (a *goAppend) done() <-chan struct{} { return a.ended }
+func (a *goAppend) meter() *meter         { return a.counts }
+
+func (a *goAppend) close() {
+	a.cancel()
+	if a.dues != nil {
+		a.dues.close()
+	}
+	_ = a.client.Close()
+	a.nc.Close()
+}
+
+// dues is the times at which requests fell due that have not been sent.
+type dues struct {
+	mu     sync.Mutex
+	some   sync.Cond
+	at     []int64
+	closed bool
+}
+
+func newDues() *dues {
+	d := &dues{}
+	d.some.L = &d.mu
+	return d
+}
+
+func (d *dues) push(at int64) {
+	d.mu.Lock()
+	d.at = append(d.at, at)
+	d.mu.Unlock()
+	d.some.Signal()
+}
+
+// close says that no more come.
+func (d *dues) close() {
+	d.mu.Lock()
+	d.closed = true
+	d.mu.Unlock()
+	d.some.Broadcast()
+}
+
+// pop gives the oldest, and waits for one; ok is false when there are none and
+// no more come.
+func (d *dues) pop() (at int64, ok bool) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for len(d.at) == 0 && !d.closed {
+		d.some.Wait()
+	}
+	if len(d.at) == 0 {
+		return 0, false
+	}
+	at, d.at = d.at[0], d.at[1:]
+	return at, true
+}
+
+// newFollowCatchUp reads a partition through the Go client from its first kept
+// transaction to its last.
+func newFollowCatchUp(at seat, prefix string, info subjects.PartitionInfo) (*catchUp, error) {
+	nc, err := connect(at.url, at.fail)
+	if err != nil {
+		return nil, err
+	}
+	cl, err := client.New(nc, client.Options{Prefix: prefix})
+	if err != nil {
+		nc.Close()
+		return nil, err
+	}
+	start := max(info.FirstTxid, 1) - 1
+	read := func(ctx context.Context, p *pass) error {
+		ctx, cancel := context.WithCancel(ctx)
+		defer cancel()
+		ended := make(chan error, 1)
+		go func() {
+			ended <- cl.Follow(ctx, map[int]uint64{info.Partition: start}, func(context.Context, *client.Transaction) error {
+				p.message()
+				return nil
+			}, client.FollowOptions{})
+		}()
+		select {
+		case <-p.end:
+			cancel()
+			<-ended
+			return nil
+		case err := <-ended:
+			return fmt.Errorf("follow: %w", err)
+		}
+	}
+	return newCatchUp(at, info.HighWaterMark-start, read, func() {
+		_ = cl.Close()
+		nc.Close()
+	}), nil
+}

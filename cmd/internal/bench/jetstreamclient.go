@@ -1,0 +1,142 @@
+package bench
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+)
+
+// asyncWorker publishes with the Go client's asynchronous interface, which
+// JetStream's documents recommend where throughput matters.
+type asyncWorker struct {
+	append *streamAppend
+	link   *link // its connection, clock, slots and end; not its inbox
+	js     jetstream.JetStream
+	bySent map[*nats.Msg]*slot
+}
+
+func newAsyncWorker(at seat, a *streamAppend) (*asyncWorker, error) {
+	l, err := newLink(at, a)
+	if err != nil {
+		return nil, err
+	}
+	w := &asyncWorker{append: a, link: l, bySent: make(map[*nats.Msg]*slot, at.inFlight)}
+	for i := range l.slots {
+		l.slots[i].msg.Reply = ""
+		w.bySent[l.slots[i].msg] = &l.slots[i]
+	}
+	w.js, err = jetstream.New(l.nc, jetstream.WithPublishAsyncMaxPending(at.inFlight),
+		jetstream.WithPublishAsyncAckHandler(w.acked), jetstream.WithPublishAsyncErrHandler(w.failed))
+	if err != nil {
+		l.close()
+		return nil, fmt.Errorf("jetstream: %w", err)
+	}
+	l.publishMsg = func(m *nats.Msg) error {
+		_, err := w.js.PublishMsgAsync(m)
+		return err
+	}
+	return w, nil
+}
+
+func (w *asyncWorker) acked(_ jetstream.JetStream, m *nats.Msg, ack *jetstream.PubAck) {
+	w.link.settle(w.bySent[m], func(s *slot) outcome { return w.append.accepted(s, ack.Sequence) })
+}
+
+func (w *asyncWorker) failed(_ jetstream.JetStream, m *nats.Msg, err error) {
+	var api *jetstream.APIError
+	if !errors.As(err, &api) {
+		w.link.failUnlessClosed(err)
+		return
+	}
+	w.link.settle(w.bySent[m], func(s *slot) outcome { return w.append.rejected(s, api.ErrorCode, api.Description) })
+}
+
+func (w *asyncWorker) start() error          { return w.link.start() }
+func (w *asyncWorker) due(at int64)          { w.link.due(at) }
+func (w *asyncWorker) finish()               { w.link.finish() }
+func (w *asyncWorker) done() <-chan struct{} { return w.link.done() }
+func (w *asyncWorker) meter() *meter         { return w.link.meter() }
+func (w *asyncWorker) close()                { w.link.close() }
+
+// syncWorker publishes one message at a time and waits for its answer, with
+// the Go client's synchronous interface.
+type syncWorker struct {
+	append *streamAppend
+	nc     *nats.Conn
+	js     jetstream.JetStream
+	clock  *clock
+	counts *meter
+	fail   func(error)
+	ended  chan struct{}
+	cancel context.CancelFunc
+}
+
+func newSyncWorker(at seat, a *streamAppend) (*syncWorker, error) {
+	nc, err := connect(at.url, func(error) {})
+	if err != nil {
+		return nil, err
+	}
+	js, err := jetstream.New(nc)
+	if err != nil {
+		nc.Close()
+		return nil, fmt.Errorf("jetstream: %w", err)
+	}
+	return &syncWorker{
+		append: a, nc: nc, js: js, clock: at.clock, counts: newMeter(at.clock, at.tally), fail: at.fail,
+		ended: make(chan struct{}), cancel: func() {},
+	}, nil
+}
+
+func (w *syncWorker) start() error {
+	ctx, cancel := context.WithCancel(context.Background())
+	w.cancel = cancel
+	go w.run(ctx)
+	return nil
+}
+
+func (w *syncWorker) run(ctx context.Context) {
+	defer close(w.ended)
+	s := &slot{msg: &nats.Msg{}}
+	for {
+		now := w.clock.now()
+		if !s.again {
+			s.sent = now
+		}
+		if units := w.append.compose(s); !s.again && !w.clock.take(now, units) || now >= w.clock.until {
+			return
+		}
+		ack, err := w.js.PublishMsg(ctx, s.msg)
+		now = w.clock.now()
+		var api *jetstream.APIError
+		var o outcome
+		switch {
+		case err == nil:
+			o = w.append.accepted(s, ack.Sequence)
+		case errors.As(err, &api):
+			o = w.append.rejected(s, api.ErrorCode, api.Description)
+		default:
+			o = outcome{err: err}
+		}
+		switch s.again = o.refused || o.busy; {
+		case o.err != nil:
+			if ctx.Err() == nil {
+				w.fail(o.err)
+			}
+			return
+		case o.busy:
+			w.counts.hold(now)
+		case o.refused:
+			w.counts.refuse(now, 1)
+		default:
+			w.counts.add(now, o.done)
+			w.counts.took(mainOp, s.sent, now)
+		}
+	}
+}
+
+func (w *syncWorker) done() <-chan struct{} { return w.ended }
+func (w *syncWorker) meter() *meter         { return w.counts }
+func (w *syncWorker) close()                { w.cancel(); w.nc.Close() }

@@ -1,0 +1,71 @@
+package bench
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+)
+
+// maxAtomicBatch is how many messages an atomic batch of JetStream may have.
+const maxAtomicBatch = 1000
+
+// peerReplicas is how many replicas a peer's stream has: as Cantus by
+// default, 3 or as many as there are nodes.
+func peerReplicas(nodes int) int { return min(nodes, 3) }
+
+// startJetstream starts the peer's servers: as many as Cantus has.
+func (s *sitting) startJetstream(ctx context.Context, sync string) (*cluster, error) {
+	dir, err := s.tempDir("jetstream-" + sync)
+	if err != nil {
+		return nil, err
+	}
+	nodes := s.workload.Nodes
+	addrs, err := freeAddrs(2 * nodes)
+	if err != nil {
+		return nil, err
+	}
+	listen, routes := addrs[:nodes], addrs[nodes:]
+	var args [][]string
+	for i := range nodes {
+		name := nodeName(i)
+		file := filepath.Join(dir, name+".conf")
+		if err := os.WriteFile(file, []byte(peerConfig(name, routes, i)), 0o600); err != nil {
+			return nil, fmt.Errorf("configuration of %s: %w", name, err)
+		}
+		a := []string{"bench", "--serve-jetstream", filepath.Join(dir, name), "--serve-config", file, "--serve-listen", listen[i]}
+		if sync == "always" {
+			a = append(a, "--sync-always")
+		}
+		args = append(args, a)
+	}
+	name := fmt.Sprintf("jetstream R%d %s", peerReplicas(nodes), sync)
+	return s.startCluster(ctx, name, dir, args)
+}
+
+// peerConfig is a nats-server configuration: the defaults, but for room for as
+// many atomic batches at a time as the load wants to have open.
+func peerConfig(name string, routes []string, i int) string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "server_name: %s\n", name)
+	b.WriteString("jetstream { limits { batch { max_inflight_per_stream: 100000, max_inflight_total: 1000000 } } }\n")
+	if len(routes) > 1 {
+		fmt.Fprintf(&b, "cluster {\n  name: peer\n  listen: %q\n  routes: [\n", routes[i])
+		for _, r := range others(routes, i) {
+			fmt.Fprintf(&b, "    \"nats://%s\"\n", r)
+		}
+		b.WriteString("  ]\n}\n")
+	}
+	return b.String()
+}
+
+// peerSettings says how the peer was run, for the report.
+func peerSettings(nodes int, sync string) string {
+	every := "sync_interval default: files are synced every two minutes"
+	if sync == "always" {
+		every = "sync_interval always: files are synced before an answer"
+	}
+	return fmt.Sprintf("%d replicas, file storage, %s; other settings nats-server's own, no limit on open atomic batches",
+		peerReplicas(nodes), every)
+}

@@ -1,0 +1,215 @@
+package bench
+
+import (
+	"bytes"
+	"encoding/xml"
+	"fmt"
+	"math"
+	"strconv"
+)
+
+// The plot's measures, in pixels.
+const (
+	plotWidth, plotHeight = 960, 600
+	plotLeft, plotTop     = 80, 70
+	plotRight, plotBottom = 30, 64
+	legendLine            = 18
+)
+
+// palette tells series apart, also for those who do not see red and green
+// alike (M. Okabe, K. Ito).
+var palette = []string{"#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000"}
+
+// series is a contestant's way through a sweep.
+type series struct {
+	name   string
+	color  string
+	points []*Result
+}
+
+// plot draws throughput against latency as an SVG: a solid line through the
+// medians of a contestant's points, a dashed one through their 99th
+// percentiles, and at each point how hard it was pushed.
+func (r *Report) plot() []byte {
+	all := r.series()
+	x, y := r.axes()
+	var b bytes.Buffer
+	legend := len(all)*legendLine + 8
+	fmt.Fprintf(&b, `<svg xmlns="http://www.w3.org/2000/svg" width="%d" height="%d" viewBox="0 0 %d %d" font-family="sans-serif" font-size="12">`+"\n",
+		plotWidth, plotHeight+legend, plotWidth, plotHeight+legend)
+	fmt.Fprintf(&b, `<rect width="%d" height="%d" fill="#fff"/>`+"\n", plotWidth, plotHeight+legend)
+	text(&b, plotLeft, 24, "start", "#000", 15, "Latency by throughput")
+	text(&b, plotLeft, 44, "start", "#444", 12, r.headline())
+	text(&b, plotLeft, 60, "start", "#444", 12, "solid: median, dashed: 99th percentile; the number at a point is "+r.pushed())
+	y.grid(func(at float64) { horizontal(&b, at) }, func(at float64, label string) {
+		text(&b, plotLeft-8, at+4, "end", "#444", 12, label)
+	})
+	x.grid(func(at float64) { vertical(&b, at) }, func(at float64, label string) {
+		text(&b, at, plotHeight-plotBottom+18, "middle", "#444", 12, label)
+	})
+	text(&b, (plotLeft+plotWidth-plotRight)/2, plotHeight-plotBottom+40, "middle", "#000", 12, "transactions a second")
+	text(&b, plotLeft-8, plotTop-4, "end", "#000", 12, "ms")
+	for i, s := range all {
+		s.draw(&b, x, y)
+		at := float64(plotHeight + i*legendLine)
+		fmt.Fprintf(&b, `<line x1="%d" y1="%.1f" x2="%d" y2="%.1f" stroke="%s" stroke-width="3"/>`+"\n", plotLeft, at, plotLeft+24, at, s.color)
+		text(&b, plotLeft+32, at+4, "start", "#000", 12, s.name+": "+s.points[0].Client)
+	}
+	b.WriteString("</svg>\n")
+	return b.Bytes()
+}
+
+// pushed says what the numbers at the points are.
+func (r *Report) pushed() string {
+	if len(r.Results) > 0 && r.Results[0].Asked > 0 {
+		return "requests a second that fell due"
+	}
+	return "requests in flight on a connection"
+}
+
+func (r *Report) series() []*series {
+	var all []*series
+	for i := range r.Results {
+		res := &r.Results[i]
+		if len(all) == 0 || all[len(all)-1].name != res.Name {
+			all = append(all, &series{name: res.Name, color: palette[len(all)%len(palette)]})
+		}
+		s := all[len(all)-1]
+		s.points = append(s.points, res)
+	}
+	return all
+}
+
+// axis puts values on a line, by their logarithm.
+type axis struct {
+	low, high float64 // powers of ten
+	from, to  float64 // pixels
+}
+
+// axes gives a horizontal axis that holds every rate and a vertical one that
+// holds every latency.
+func (r *Report) axes() (x, y axis) {
+	x = axis{math.Inf(1), math.Inf(-1), plotLeft, plotWidth - plotRight}
+	y = axis{math.Inf(1), math.Inf(-1), plotHeight - plotBottom, plotTop}
+	for _, res := range r.Results {
+		x.hold(res.Rate.Median)
+		y.hold(res.P50)
+		y.hold(res.P99)
+	}
+	x.round()
+	y.round()
+	return x, y
+}
+
+// hold widens the axis to a value above 0.
+func (a *axis) hold(v float64) {
+	if v > 0 {
+		a.low, a.high = min(a.low, math.Log10(v)), max(a.high, math.Log10(v))
+	}
+}
+
+// round moves the ends outwards to 1, 2 or 5 times a power of ten.
+func (a *axis) round() {
+	if a.low > a.high { // nothing to show
+		a.low, a.high = 0, 1
+	}
+	marks := axisMarks(a.low, a.high)
+	a.low, a.high = math.Log10(marks[0]), math.Log10(marks[len(marks)-1])
+}
+
+// axisMarks gives the values 1, 2 and 5 times a power of ten, from one at or
+// below low to one above high, both given as logarithms.
+func axisMarks(low, high float64) []float64 {
+	var marks []float64
+	for e := math.Floor(low); ; e++ {
+		for _, m := range []float64{1, 2, 5} {
+			v := m * math.Pow(10, e)
+			if math.Log10(v) <= low {
+				marks = marks[:0]
+			}
+			if marks = append(marks, v); math.Log10(v) > high {
+				return marks
+			}
+		}
+	}
+}
+
+func (a axis) at(v float64) float64 {
+	share := (math.Log10(v) - a.low) / (a.high - a.low)
+	return a.from + min(max(share, 0), 1)*(a.to-a.from)
+}
+
+// grid draws a line and a label at each mark.
+func (a axis) grid(line func(at float64), label func(at float64, text string)) {
+	for _, v := range axisMarks(a.low+1e-9, a.high-1e-9) {
+		line(a.at(v))
+		label(a.at(v), short(v))
+	}
+}
+
+// short writes a number as 0.5, 20, 5k or 2M.
+func short(v float64) string {
+	switch {
+	case v >= 1e6:
+		return fmt.Sprintf("%gM", round3(v/1e6))
+	case v >= 1e3:
+		return fmt.Sprintf("%gk", round3(v/1e3))
+	}
+	return fmt.Sprintf("%g", round3(v))
+}
+
+// round3 rounds to three significant digits, which drops what the arithmetic
+// of floating point adds.
+func round3(v float64) float64 {
+	rounded, _ := strconv.ParseFloat(strconv.FormatFloat(v, 'g', 3, 64), 64)
+	return rounded
+}
+
+func horizontal(b *bytes.Buffer, at float64) {
+	fmt.Fprintf(b, `<line x1="%d" y1="%.1f" x2="%d" y2="%.1f" stroke="#ddd"/>`+"\n", plotLeft, at, plotWidth-plotRight, at)
+}
+
+func vertical(b *bytes.Buffer, at float64) {
+	fmt.Fprintf(b, `<line x1="%.1f" y1="%d" x2="%.1f" y2="%d" stroke="#ddd"/>`+"\n", at, plotTop, at, plotHeight-plotBottom)
+}
+
+func text(b *bytes.Buffer, x, y float64, anchor, color string, size int, s string) {
+	fmt.Fprintf(b, `<text x="%.1f" y="%.1f" text-anchor="%s" fill="%s" font-size="%d">`, x, y, anchor, color, size)
+	_ = xml.EscapeText(b, []byte(s)) // a buffer takes everything
+	b.WriteString("</text>\n")
+}
+
+// draw draws both lines, the points and their labels.
+func (s *series) draw(b *bytes.Buffer, x, y axis) {
+	for _, line := range []struct {
+		dash  string
+		value func(*Result) float64
+	}{
+		{"", func(r *Result) float64 { return r.P50 }},
+		{` stroke-dasharray="5 4"`, func(r *Result) float64 { return r.P99 }},
+	} {
+		fmt.Fprintf(b, `<polyline fill="none" stroke="%s" stroke-width="2"%s points="`, s.color, line.dash)
+		for _, r := range s.points {
+			if line.value(r) > 0 && r.Rate.Median > 0 {
+				fmt.Fprintf(b, "%.1f,%.1f ", x.at(r.Rate.Median), y.at(line.value(r)))
+			}
+		}
+		b.WriteString("\"/>\n")
+	}
+	for _, r := range s.points {
+		if r.P50 <= 0 || r.Rate.Median <= 0 {
+			continue
+		}
+		px, py := x.at(r.Rate.Median), y.at(r.P50)
+		fmt.Fprintf(b, `<circle cx="%.1f" cy="%.1f" r="3.5" fill="%s"/>`+"\n", px, py, s.color)
+		text(b, px, py+16, "middle", s.color, 11, s.push(r))
+	}
+}
+
+// push gives how hard a point was pushed.
+func (*series) push(r *Result) string {
+	if r.Asked > 0 {
+		return short(r.Asked)
+	}
+	return short(float64(r.InFlight))
+}

@@ -1,0 +1,332 @@
+package bench
+
+import (
+	"context"
+	"fmt"
+	"math"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nuid"
+
+	"github.com/cantuslog/cantus/subjects"
+)
+
+// target is what a steady load appends to.
+type target interface {
+	subject() string
+	// acknowledged tells whether an answer says that an append is committed,
+	// later that it is to be sent again.
+	acknowledged(m *nats.Msg) (ok, later bool)
+	// stored is how many appends the log has.
+	stored(ctx context.Context, c *cluster) (uint64, error)
+}
+
+// cantusTarget is partition 0.
+type cantusTarget struct{ names subjects.Names }
+
+func (t cantusTarget) subject() string { return t.names.Append(0) }
+
+func (cantusTarget) acknowledged(m *nats.Msg) (ok, later bool) {
+	if _, ok := scanUint(m.Data, txidKey); ok && len(m.Header) == 0 {
+		return true, false
+	}
+	switch first(m.Header, subjects.HeaderErrorCode) {
+	case "429", "503", "504":
+		return false, true
+	}
+	return false, false
+}
+
+func (t cantusTarget) stored(ctx context.Context, c *cluster) (uint64, error) {
+	marks, err := highWaterMarks(ctx, c.url(0), t.names, 1)
+	if err != nil {
+		return 0, err
+	}
+	return marks[0], nil
+}
+
+// streamTarget is the first of a peer's streams.
+type streamTarget struct {
+	sitting *sitting
+	cluster *cluster
+	streams *streams
+}
+
+func (t streamTarget) subject() string { return t.streams.names[0] + ".plain" }
+
+// acknowledged takes every error for one that passes: while a stream has no
+// leader there are several.
+func (streamTarget) acknowledged(m *nats.Msg) (ok, later bool) {
+	_, ok = ackSequence(m.Data)
+	return ok, !ok
+}
+
+func (t streamTarget) stored(ctx context.Context, c *cluster) (n uint64, err error) {
+	err = again(ctx, func() error {
+		n, err = t.sitting.messages(ctx, c, t.streams.names[0])
+		return err
+	})
+	return n, err
+}
+
+// resendAfter is how long an append may go without an answer before it is sent
+// again: the answer may have been lost with a node.
+const resendAfter = 250 * time.Millisecond
+
+// steadyLoad appends at a fixed rate whatever happens, each append with a
+// message id, and sends again what was not acknowledged.
+type steadyLoad struct {
+	clock  *clock
+	tally  *tally
+	gaps   *gaps
+	probes []*prober
+	pacer  *pacer
+	stop   chan struct{}
+	paced  sync.WaitGroup
+}
+
+func newSteadyLoad(c *cluster, t target, w *workload, fail func(error)) (*steadyLoad, error) {
+	l := &steadyLoad{
+		clock: &clock{epoch: time.Now(), until: math.MaxInt64, paced: true},
+		tally: &tally{}, gaps: &gaps{}, stop: make(chan struct{}),
+	}
+	l.pacer = &pacer{clock: l.clock, rate: w.Points[0].Rate}
+	for i := range w.Conns {
+		p, err := newProber(l, c, t, w, i, fail)
+		if err != nil {
+			l.close()
+			return nil, err
+		}
+		l.probes = append(l.probes, p)
+		l.pacer.workers = append(l.pacer.workers, p)
+	}
+	return l, nil
+}
+
+func (l *steadyLoad) start() {
+	l.clock.epoch = time.Now()
+	for _, p := range l.probes {
+		l.paced.Go(p.repeat)
+	}
+	l.paced.Go(func() { l.pacer.run(l.stop) })
+}
+
+// finish ends the load and waits until everything is acknowledged.
+func (l *steadyLoad) finish(ctx context.Context) error {
+	close(l.stop)
+	for _, p := range l.probes {
+		select {
+		case <-p.ended:
+		case <-time.After(resumeTimeout):
+			return fmt.Errorf("%w: appends are not acknowledged after %v", ErrStalled, resumeTimeout)
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+	return nil
+}
+
+// close ends the load whatever it is doing.
+func (l *steadyLoad) close() {
+	if !stopped(l.stop) {
+		close(l.stop)
+	}
+	for _, p := range l.probes {
+		p.close()
+	}
+	l.paced.Wait()
+}
+
+// awaitAnswer waits until an append that falls due from now on is
+// acknowledged.
+func (l *steadyLoad) awaitAnswer(ctx context.Context) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, resumeTimeout,
+		fmt.Errorf("%w: no append is acknowledged for %v", ErrStalled, resumeTimeout))
+	defer cancel()
+	tick := time.NewTicker(time.Millisecond)
+	defer tick.Stop()
+	for now := l.clock.now(); !l.gaps.answered(now); {
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+	return nil
+}
+
+func (l *steadyLoad) latency() *latencies {
+	if l.tally.latency[mainOp] == nil {
+		return newLatencies()
+	}
+	return l.tally.latency[mainOp]
+}
+
+func (l *steadyLoad) acknowledged() (n uint64) {
+	for _, p := range l.probes {
+		n += p.counts.done.Load()
+	}
+	return n
+}
+
+func (l *steadyLoad) resent() (n uint64) {
+	for _, p := range l.probes {
+		n += p.counts.busy.Load()
+	}
+	return n
+}
+
+// prober is one connection of a steady load, which goes from node to node.
+type prober struct {
+	nc       *nats.Conn
+	target   target
+	clock    *clock
+	counts   *meter
+	gaps     *gaps
+	payloads *payloads
+	inbox    string
+	idPrefix string
+	fail     func(error)
+
+	mu       sync.Mutex // guards what follows
+	next     uint64
+	waiting  map[uint64]*probe
+	finished bool
+	ended    chan struct{} // closed when all is acknowledged, or it was closed
+}
+
+// probe is an append that is not acknowledged yet.
+type probe struct {
+	msg   *nats.Msg
+	due   int64
+	again int64 // when to send it again
+}
+
+func newProber(l *steadyLoad, c *cluster, t target, w *workload, conn int, fail func(error)) (*prober, error) {
+	p := &prober{
+		target: t, clock: l.clock, counts: newMeter(l.clock, l.tally), gaps: l.gaps,
+		payloads: newPayloads(newRand(conn), w.Size, false), inbox: nats.NewInbox() + ".", idPrefix: nuid.Next() + ".",
+		fail: fail, waiting: map[uint64]*probe{}, ended: make(chan struct{}),
+	}
+	var err error
+	// What is published while there is no connection is not to be buffered: it
+	// is sent again anyhow.
+	p.nc, err = nats.Connect(c.url(conn)+","+c.urls(), nats.Name("cantus bench"), nats.DontRandomize(),
+		nats.MaxReconnects(-1), nats.ReconnectWait(10*time.Millisecond), nats.ReconnectJitter(0, 0), nats.ReconnectBufSize(-1))
+	if err != nil {
+		return nil, fmt.Errorf("connect to %s: %w", c.url(conn), err)
+	}
+	if _, err = p.nc.Subscribe(p.inbox+"*", p.receive); err == nil {
+		err = p.nc.Flush()
+	}
+	if err != nil {
+		p.nc.Close()
+		return nil, fmt.Errorf("subscribe to answers at %s: %w", c.url(conn), err)
+	}
+	return p, nil
+}
+
+func (p *prober) start() error          { return nil }
+func (p *prober) done() <-chan struct{} { return p.ended }
+func (p *prober) meter() *meter         { return p.counts }
+
+// due implements pacedWorker.
+func (p *prober) due(at int64) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.finished {
+		return
+	}
+	p.next++
+	token := strconv.FormatUint(p.next, 10)
+	m := &nats.Msg{
+		Subject: p.target.subject(), Reply: p.inbox + token, Data: p.payloads.next(&slot{}),
+		Header: nats.Header{subjects.HeaderMsgID: {p.idPrefix + token}},
+	}
+	w := &probe{msg: m, due: at}
+	p.waiting[p.next] = w
+	p.send(w)
+}
+
+// send sends a probe. mu is held.
+func (p *prober) send(w *probe) {
+	w.again = p.clock.now() + int64(resendAfter)
+	_ = p.nc.PublishMsg(w.msg) // what did not get out is sent again
+}
+
+// finish implements pacedWorker.
+func (p *prober) finish() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.finished = true
+	p.endIfIdle()
+}
+
+// endIfIdle closes ended once. mu is held.
+func (p *prober) endIfIdle() {
+	if p.finished && len(p.waiting) == 0 && !stopped(p.ended) {
+		close(p.ended)
+	}
+}
+
+func (p *prober) receive(m *nats.Msg) {
+	now := p.clock.now()
+	token, err := strconv.ParseUint(strings.TrimPrefix(m.Subject, p.inbox), 10, 64)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	w := p.waiting[token]
+	if err != nil || w == nil {
+		return // the second answer to an append that was sent twice
+	}
+	ok, later := p.target.acknowledged(m)
+	switch {
+	case ok:
+		delete(p.waiting, token)
+		p.counts.add(now, 1)
+		p.counts.took(mainOp, w.due, now)
+		p.gaps.ack(w.due, now)
+		p.endIfIdle()
+	case later, noResponders(m):
+		w.again = min(w.again, now+int64(backoff))
+	default:
+		p.fail(answerError(w.msg.Subject, m))
+	}
+}
+
+// repeat sends again what is due for it, until all is acknowledged.
+func (p *prober) repeat() {
+	tick := time.NewTicker(backoff)
+	defer tick.Stop()
+	for {
+		select {
+		case <-tick.C:
+			p.repeatDue(p.clock.now())
+		case <-p.ended:
+			return
+		}
+	}
+}
+
+func (p *prober) repeatDue(now int64) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, w := range p.waiting {
+		if now >= w.again {
+			p.counts.hold(now)
+			p.send(w)
+		}
+	}
+}
+
+func (p *prober) close() {
+	p.nc.Close()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.finished = true
+	clear(p.waiting)
+	p.endIfIdle()
+}
