@@ -106,6 +106,7 @@ func (a *streamAtomic) judge(s *slot, m *nats.Msg) outcome {
 	if !ok {
 		code, _ := scanUint(m.Data, []byte(`"err_code":`))
 		if o, known := rejection(jetstream.ErrorCode(code)); known {
+			o.wait = o.refused && !a.newer(s)
 			return o
 		}
 		return outcome{err: fmt.Errorf("%w to %s: %s", ErrAnswer, s.msg.Subject, m.Data)}
@@ -117,6 +118,17 @@ func (a *streamAtomic) judge(s *slot, m *nats.Msg) outcome {
 		a.streams.saw(a.streams.of(s), k, seq-uint64(len(s.keys)-1-i))
 	}
 	return outcome{done: 1}
+}
+
+// newer tells whether more is known of any of a slot's keys than when its batch
+// was made.
+func (a *streamAtomic) newer(s *slot) bool {
+	for i, k := range s.keys {
+		if a.streams.newer(a.streams.of(s), k, a.message(s, i)) {
+			return true
+		}
+	}
+	return false
 }
 
 // streamGet looks up messages at random with direct gets, which any replica

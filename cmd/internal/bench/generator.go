@@ -81,6 +81,7 @@ type outcome struct {
 	done    int   // units that were done
 	lost    int   // units that were refused and will not be sent again
 	refused bool  // a conflict
+	wait    bool  // a conflict with something that is still in flight, and not known
 	busy    bool  // to be sent again later
 	again   bool  // to be sent again, brought up to date
 	more    bool  // other messages of the same answer follow
@@ -333,8 +334,11 @@ func (l *link) settle(s *slot, judge func(*slot) outcome) {
 		l.counts.hold(now)
 		l.later(s)
 	case o.refused:
-		l.counts.refuse(now, 1)
-		l.resend(s)
+		if l.counts.refuse(now, 1); o.wait {
+			l.later(s)
+		} else {
+			l.resend(s)
+		}
 	case o.again:
 		l.resend(s)
 	default:

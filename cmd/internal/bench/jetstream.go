@@ -210,9 +210,7 @@ func (a *streamAppend) accepted(s *slot, seq uint64) outcome {
 	return outcome{done: 1}
 }
 
-// rejected notes what a failed condition says the key's last sequence is. An
-// answer may leave it out: then the same is tried again, a little later, as
-// what stands in the way is still in flight.
+// rejected notes what a failed condition says the key's last sequence is.
 func (a *streamAppend) rejected(s *slot, code jetstream.ErrorCode, text string) outcome {
 	o, known := rejection(code)
 	switch {
@@ -224,7 +222,15 @@ func (a *streamAppend) rejected(s *slot, code jetstream.ErrorCode, text string) 
 	if seq, ok := scanUint([]byte(text), []byte("wrong last sequence: ")); ok {
 		a.streams.saw(a.streams.of(s), s.keys[0], seq)
 	}
-	return outcome{refused: true}
+	o.wait = !a.streams.newer(a.streams.of(s), s.keys[0], s.msg)
+	return o
+}
+
+// newer tells whether more is known of a key than when a message was made. If
+// not, what stands in the way is still in flight, and to try again at once
+// would be in vain.
+func (st *streams) newer(stream, key int, m *nats.Msg) bool {
+	return st.sequence(stream, key) != m.Header[expectedSubject][0]
 }
 
 // rejection tells what an error of a conditional publish means, if it is one
@@ -247,4 +253,3 @@ func (st *streams) saw(stream, key int, seq uint64) {
 		}
 	}
 }
-

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
@@ -129,7 +130,9 @@ func (w *syncWorker) run(ctx context.Context) {
 		case o.busy:
 			w.counts.hold(now)
 		case o.refused:
-			w.counts.refuse(now, 1)
+			if w.counts.refuse(now, 1); o.wait {
+				time.Sleep(backoff)
+			}
 		default:
 			w.counts.add(now, o.done)
 			w.counts.took(mainOp, s.sent, now)

@@ -66,6 +66,6 @@ func peerSettings(nodes int, sync string) string {
 	if sync == "always" {
 		every = "sync_interval always: files are synced before an answer"
 	}
-	return fmt.Sprintf("%d replicas, file storage, %s; other settings nats-server's own, no limit on open atomic batches",
-		peerReplicas(nodes), every)
+	return fmt.Sprintf("%s, file storage, %s; other settings nats-server's own, no limit on open atomic batches",
+		count(peerReplicas(nodes), "replica"), every)
 }

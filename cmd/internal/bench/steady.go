@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"math"
+	"math/rand/v2"
 	"strconv"
 	"strings"
 	"sync"
@@ -73,9 +74,16 @@ func (t streamTarget) stored(ctx context.Context, c *cluster) (n uint64, err err
 	return n, err
 }
 
-// resendAfter is how long an append may go without an answer before it is sent
-// again: the answer may have been lost with a node.
-const resendAfter = 250 * time.Millisecond
+// When an append is sent again. A pause is seen by the appends that fall due
+// meanwhile; those before them back off, as the protocol asks of clients, or
+// they would be a load of their own on the election that they wait for.
+const (
+	// answerTimeout is how long an append may go without an answer: it may
+	// have been lost with a node.
+	answerTimeout = 250 * time.Millisecond
+	minRetry      = 50 * time.Millisecond
+	maxRetry      = 2 * time.Second
+)
 
 // steadyLoad appends at a fixed rate whatever happens, each append with a
 // message id, and sends again what was not acknowledged.
@@ -203,7 +211,8 @@ type prober struct {
 type probe struct {
 	msg   *nats.Msg
 	due   int64
-	again int64 // when to send it again
+	again int64         // when to send it again
+	wait  time.Duration // before the next try, doubled by each
 }
 
 func newProber(l *steadyLoad, c *cluster, t target, w *workload, conn int, fail func(error)) (*prober, error) {
@@ -216,7 +225,8 @@ func newProber(l *steadyLoad, c *cluster, t target, w *workload, conn int, fail 
 	// What is published while there is no connection is not to be buffered: it
 	// is sent again anyhow.
 	p.nc, err = nats.Connect(c.url(conn)+","+c.urls(), nats.Name("cantus bench"), nats.DontRandomize(),
-		nats.MaxReconnects(-1), nats.ReconnectWait(10*time.Millisecond), nats.ReconnectJitter(0, 0), nats.ReconnectBufSize(-1))
+		nats.MaxReconnects(-1), nats.ReconnectWait(10*time.Millisecond), nats.ReconnectJitter(0, 0), nats.ReconnectBufSize(-1),
+		nats.ErrorHandler(func(*nats.Conn, *nats.Subscription, error) {})) // connections are lost on purpose
 	if err != nil {
 		return nil, fmt.Errorf("connect to %s: %w", c.url(conn), err)
 	}
@@ -254,7 +264,8 @@ func (p *prober) due(at int64) {
 
 // send sends a probe. mu is held.
 func (p *prober) send(w *probe) {
-	w.again = p.clock.now() + int64(resendAfter)
+	w.wait = min(max(2*w.wait, minRetry), maxRetry)
+	w.again = p.clock.now() + int64(max(w.wait, answerTimeout))
 	_ = p.nc.PublishMsg(w.msg) // what did not get out is sent again
 }
 
@@ -291,7 +302,7 @@ func (p *prober) receive(m *nats.Msg) {
 		p.gaps.ack(w.due, now)
 		p.endIfIdle()
 	case later, noResponders(m):
-		w.again = min(w.again, now+int64(backoff))
+		w.again = now + int64(w.wait/2) + rand.Int64N(int64(w.wait/2))
 	default:
 		p.fail(answerError(w.msg.Subject, m))
 	}
@@ -299,7 +310,7 @@ func (p *prober) receive(m *nats.Msg) {
 
 // repeat sends again what is due for it, until all is acknowledged.
 func (p *prober) repeat() {
-	tick := time.NewTicker(backoff)
+	tick := time.NewTicker(minRetry / 10)
 	defer tick.Stop()
 	for {
 		select {

@@ -48,14 +48,13 @@ func (r *Report) headline() string {
 // and what the table has no room for.
 func (r *Report) details(out io.Writer) {
 	said := map[string]bool{}
-	for _, res := range r.Results {
+	for i, res := range r.Results {
 		if !said[res.Name] {
 			said[res.Name] = true
-			fmt.Fprintf(out, "%s: %s", res.Name, res.Client)
-			if res.Settings != "" {
-				fmt.Fprintf(out, "; %s", res.Settings)
-			}
-			fmt.Fprintln(out)
+			fmt.Fprintf(out, "%s: %s\n", res.Name, res.Client)
+		}
+		if last := i == len(r.Results)-1; res.Settings != "" && (last || r.Results[i+1].Settings != res.Settings) {
+			fmt.Fprintf(out, "  %s\n", res.Settings)
 		}
 		for _, name := range slices.Sorted(maps.Keys(res.Others)) {
 			q := res.Others[name]
