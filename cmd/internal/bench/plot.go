@@ -48,9 +48,14 @@ func (r *Report) plot() []byte {
 		text(&b, at, plotHeight-plotBottom+18, "middle", "#444", 12, label)
 	})
 	text(&b, (plotLeft+plotWidth-plotRight)/2, plotHeight-plotBottom+40, "middle", "#000", 12, "transactions a second")
-	text(&b, plotLeft-8, plotTop-4, "end", "#000", 12, "ms")
+	fmt.Fprintf(&b, `<g transform="translate(22 %d) rotate(-90)">`, (plotTop+plotHeight-plotBottom)/2)
+	text(&b, 0, 0, "middle", "#000", 12, "milliseconds")
+	b.WriteString("</g>\n")
+	for _, s := range all {
+		s.lines(&b, x, y)
+	}
 	for i, s := range all {
-		s.draw(&b, x, y)
+		s.marks(&b, x, y)
 		at := float64(plotHeight + i*legendLine)
 		fmt.Fprintf(&b, `<line x1="%d" y1="%.1f" x2="%d" y2="%.1f" stroke="%s" stroke-width="3"/>`+"\n", plotLeft, at, plotLeft+24, at, s.color)
 		text(&b, plotLeft+32, at+4, "start", "#000", 12, s.name+": "+s.points[0].Client)
@@ -174,13 +179,15 @@ func vertical(b *bytes.Buffer, at float64) {
 }
 
 func text(b *bytes.Buffer, x, y float64, anchor, color string, size int, s string) {
-	fmt.Fprintf(b, `<text x="%.1f" y="%.1f" text-anchor="%s" fill="%s" font-size="%d">`, x, y, anchor, color, size)
+	// The white rim keeps it readable where lines cross it.
+	fmt.Fprintf(b, `<text x="%.1f" y="%.1f" text-anchor="%s" fill="%s" font-size="%d" stroke="#fff" stroke-width="3" paint-order="stroke">`,
+		x, y, anchor, color, size)
 	_ = xml.EscapeText(b, []byte(s)) // a buffer takes everything
 	b.WriteString("</text>\n")
 }
 
-// draw draws both lines, the points and their labels.
-func (s *series) draw(b *bytes.Buffer, x, y axis) {
+// lines draws both lines.
+func (s *series) lines(b *bytes.Buffer, x, y axis) {
 	for _, line := range []struct {
 		dash  string
 		value func(*Result) float64
@@ -196,6 +203,10 @@ func (s *series) draw(b *bytes.Buffer, x, y axis) {
 		}
 		b.WriteString("\"/>\n")
 	}
+}
+
+// marks draws the points and their labels.
+func (s *series) marks(b *bytes.Buffer, x, y axis) {
 	for _, r := range s.points {
 		if r.P50 <= 0 || r.Rate.Median <= 0 {
 			continue
