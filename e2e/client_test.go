@@ -81,6 +81,10 @@ var errDropped = errors.New("the connection broke")
 // with errDropped when the connection breaks under them.
 type client struct {
 	nc *nats.Conn
+	// limit is how long an answer may take; overdue is what a request then
+	// ends with.
+	limit   time.Duration
+	overdue error
 
 	mu sync.Mutex
 	// session ends when the connection breaks; up is closed while it stands.
@@ -89,14 +93,19 @@ type client struct {
 	up         chan struct{}
 }
 
-func dial(tb testing.TB, url string) *client {
+// errNoAnswer ends a request that went unanswered for longer than a client of
+// a cluster waits: nobody knows whether it was carried out.
+var errNoAnswer = errors.New("no answer in time")
+
+func dial(tb testing.TB, url string, opts ...nats.Option) *client {
 	tb.Helper()
-	c := &client{up: make(chan struct{})}
+	c := &client{up: make(chan struct{}), limit: patience, overdue: fmt.Errorf("no answer within %v", patience)}
 	c.connected(nil)
-	nc, err := nats.Connect(url, nats.MaxReconnects(-1), nats.ReconnectWait(5*time.Millisecond),
+	opts = append(opts, nats.MaxReconnects(-1), nats.ReconnectWait(5*time.Millisecond),
 		nats.ReconnectJitter(0, 0), nats.DisconnectErrHandler(c.disconnected), nats.ReconnectHandler(c.connected),
 		// A subscription that overflows is part of the tests, not worth a line each.
 		nats.ErrorHandler(func(*nats.Conn, *nats.Subscription, error) {}))
+	nc, err := nats.Connect(url, opts...)
 	if err != nil {
 		tb.Fatal(err)
 	}
@@ -130,13 +139,14 @@ func (c *client) standing() <-chan struct{} {
 	return c.up
 }
 
-// within derives a context that ends with the connection or with patience.
+// within derives a context that ends with the connection or when the answer is
+// overdue.
 func (c *client) within(ctx context.Context) (context.Context, func()) {
 	c.mu.Lock()
 	session := c.session
 	c.mu.Unlock()
 	ctx, cancel := context.WithCancelCause(ctx)
-	ctx, release := context.WithTimeout(ctx, patience)
+	ctx, release := context.WithTimeoutCause(ctx, c.limit, c.overdue)
 	stop := context.AfterFunc(session, func() { cancel(errDropped) })
 	return ctx, func() {
 		stop()
@@ -196,11 +206,17 @@ func decodeReply(answer *nats.Msg) (reply, error) {
 
 // read asks once and returns the transactions and the end, or the refusal.
 func (c *client) read(ctx context.Context, partition int, request map[string]any) ([]*nats.Msg, readEnd, *refusal, error) {
+	return c.readFrom(ctx, "read", partition, request)
+}
+
+// readFrom asks what answers reads: the leader ("read") or any replica
+// ("replica.read").
+func (c *client) readFrom(ctx context.Context, verb string, partition int, request map[string]any) ([]*nats.Msg, readEnd, *refusal, error) {
 	body, err := json.Marshal(request)
 	if err != nil {
 		return nil, readEnd{}, nil, err
 	}
-	return c.readRaw(ctx, fmt.Sprintf("cantus.read.%d", partition), body)
+	return c.readRaw(ctx, fmt.Sprintf("cantus.%s.%d", verb, partition), body)
 }
 
 func (c *client) readRaw(ctx context.Context, subject string, body []byte) (got []*nats.Msg, end readEnd, refused *refusal, err error) {
@@ -301,20 +317,38 @@ func txid(m *nats.Msg) uint64 {
 	return id
 }
 
-// retry calls do until it is answered, each time when the node serves and the
-// connection stands. What do returns besides errDropped, no responders and a
-// refusal to try again is the result.
-func retry(ctx context.Context, n *node, c *client, do func() (reply, error)) (r reply, tries int, err error) {
+// service is a node or a cluster, as one who sends again waits for it.
+type service interface {
+	// await returns when it is time for one more try.
+	await(ctx context.Context, tries int) error
+}
+
+// await blocks until the node serves.
+func (n *node) await(ctx context.Context, _ int) error {
+	select {
+	case <-n.serving():
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+// retry calls do until it is answered, each time when the service is there and
+// the connection stands. What do returns besides what leaves the outcome open
+// and a refusal to try again is the result.
+func retry(ctx context.Context, s service, c *client, do func() (reply, error)) (r reply, tries int, err error) {
 	for tries = 1; ; tries++ {
-		for _, wait := range []<-chan struct{}{n.serving(), c.standing()} {
-			select {
-			case <-wait:
-			case <-ctx.Done():
-				return reply{}, tries, context.Cause(ctx)
-			}
+		if err := s.await(ctx, tries); err != nil {
+			return reply{}, tries, err
+		}
+		select {
+		case <-c.standing():
+		case <-ctx.Done():
+			return reply{}, tries, context.Cause(ctx)
 		}
 		r, err = do()
-		again := errors.Is(err, errDropped) || errors.Is(err, nats.ErrNoResponders) || errors.Is(err, nats.ErrConnectionClosed)
+		again := errors.Is(err, errDropped) || errors.Is(err, errNoAnswer) ||
+			errors.Is(err, nats.ErrNoResponders) || errors.Is(err, nats.ErrConnectionClosed)
 		if err == nil && r.Error != nil {
 			again = r.Error.Reason == "busy" || r.Error.Reason == "unavailable" || r.Error.Reason == "unknown"
 		}

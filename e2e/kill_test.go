@@ -157,7 +157,9 @@ func (r *replay) repeat(t *testing.T, random *rand.Rand) {
 	t.Helper()
 	for range 200 {
 		i := random.IntN(len(r.steps))
-		again, err := r.clients[0].appendMsg(t.Context(), r.message(i, r.views[0]))
+		again, _, err := retry(t.Context(), r.service, r.clients[0], func() (reply, error) {
+			return r.clients[0].appendMsg(t.Context(), r.message(i, r.views[0]))
+		})
 		if first := r.acked[i]; err != nil || again.Txid != first.Txid || again.Time != first.Time || !again.Duplicate {
 			t.Fatalf("commit %s was acknowledged as %v at %s, and once more as %v at %s, %v",
 				r.steps[i].id(), first, first.Time, again, again.Time, err)

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"io"
 	"math/rand/v2"
 	"net"
 	"os"
@@ -50,6 +51,7 @@ func buildAndRun(m *testing.M) int {
 
 // node is a `cantus serve` process, which may be killed and started again.
 type node struct {
+	name string // in its cluster, "" for a node alone
 	dir  string
 	args []string
 
@@ -74,16 +76,22 @@ type process struct {
 // args it takes a free port.
 func startNode(tb testing.TB, dir string, args ...string) *node {
 	tb.Helper()
-	n := &node{dir: dir, args: args, ready: make(chan struct{})}
-	tb.Cleanup(func() {
-		n.kill()
-		if tb.Failed() {
-			tb.Logf("the node's last log lines:\n%s", n.process.stderr)
-		}
-	})
+	n := newNode(tb, "", dir, args...)
 	if err := n.start(); err != nil {
 		tb.Fatal(err)
 	}
+	return n
+}
+
+// newNode prepares a node, which is killed when the test ends.
+func newNode(tb testing.TB, name, dir string, args ...string) *node {
+	n := &node{name: name, dir: dir, args: args, ready: make(chan struct{})}
+	tb.Cleanup(func() {
+		n.kill()
+		if tb.Failed() && n.process != nil {
+			tb.Logf("the last log lines of node %s:\n%s", n.name, n.process.stderr)
+		}
+	})
 	return n
 }
 
@@ -91,13 +99,34 @@ var readyURL = regexp.MustCompile(`^cantus: ready.*?(nats://[^\s,;]+)`)
 
 // start runs the program and returns when it says that it serves.
 func (n *node) start() error {
+	if err := n.launch(); err != nil {
+		return err
+	}
+	return n.awaitReady()
+}
+
+// launch runs the program; it may be waiting for others before it serves.
+func (n *node) launch() error {
 	p, err := run(n.serveArgs()...)
 	if err != nil {
 		return err
 	}
 	n.mu.Lock()
+	defer n.mu.Unlock()
 	n.process = p
-	n.mu.Unlock()
+	return nil
+}
+
+// running is the last run of the program.
+func (n *node) running() *process {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.process
+}
+
+// awaitReady returns when what was launched says that it serves.
+func (n *node) awaitReady() error {
+	p := n.running()
 	select {
 	case line := <-p.lines:
 		found := readyURL.FindStringSubmatch(line)
@@ -148,6 +177,12 @@ func (n *node) kill() {
 	}
 }
 
+// pause stops the process where it is; its connections stay open.
+func (n *node) pause() error { return n.running().cmd.Process.Signal(syscall.SIGSTOP) }
+
+// resume has a paused process go on.
+func (n *node) resume() error { return n.running().cmd.Process.Signal(syscall.SIGCONT) }
+
 // stop ends the process as a supervisor does and returns how that went.
 func (n *node) stop() error {
 	p := n.unready()
@@ -172,6 +207,14 @@ func runWith(attributes *syscall.SysProcAttr, args ...string) (*process, error) 
 	p := &process{cmd: exec.Command(program, args...), stderr: &tail{}, lines: make(chan string, 16), done: make(chan struct{})}
 	p.cmd.SysProcAttr = attributes
 	p.cmd.Stderr = p.stderr
+	if dir := os.Getenv("CANTUS_E2E_LOGS"); dir != "" { // for whoever looks into a failure
+		file, err := os.CreateTemp(dir, "*.log")
+		if err != nil {
+			return nil, err
+		}
+		fmt.Fprintln(file, args)
+		p.cmd.Stderr = io.MultiWriter(p.stderr, file) // open as long as the tests run
+	}
 	stdout, err := p.cmd.StdoutPipe()
 	if err != nil {
 		return nil, err
@@ -211,6 +254,9 @@ func cantus(tb testing.TB, args ...string) (code int, stdout, stderr string) {
 	return cmd.ProcessState.ExitCode(), out.String(), errs.String()
 }
 
+// reserved are the addresses that fixedPort has given away.
+var reserved sync.Map
+
 // fixedPort finds a port that is free now and that the kernel gives to no
 // outgoing connection: clients that redial a dead node from the range of
 // ephemeral ports would some day get that very port and sit on it.
@@ -218,6 +264,9 @@ func fixedPort(tb testing.TB) string {
 	tb.Helper()
 	for range 100 {
 		address := "127.0.0.1:" + strconv.Itoa(10_000+rand.IntN(20_000))
+		if _, taken := reserved.LoadOrStore(address, true); taken {
+			continue
+		}
 		listener, err := net.Listen("tcp", address)
 		if err != nil {
 			continue

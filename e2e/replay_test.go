@@ -35,10 +35,13 @@ const writers = 8
 // there is much to refuse.
 type replay struct {
 	*history
-	node      *node
+	service   service
 	partition int
 	clients   []*client
 	views     []*view
+
+	// gate holds back commits that are not to be written yet; nil is open.
+	gate *gate
 
 	mu    sync.Mutex
 	next  int             // the next commit to take
@@ -60,13 +63,21 @@ type refused struct {
 }
 
 func newReplay(t *testing.T, h *history, n *node, partition int) *replay {
-	r := &replay{history: h, node: n, partition: partition, acked: make([]reply, len(h.steps)), sent: newCounter(), again: newCounter()}
+	var clients []*client
+	for range writers {
+		clients = append(clients, dial(t, n.url))
+	}
+	return newReplayOf(t, h, n, clients, partition)
+}
+
+// newReplayOf has a writer for each of the clients.
+func newReplayOf(t *testing.T, h *history, s service, clients []*client, partition int) *replay {
+	r := &replay{history: h, service: s, partition: partition, acked: make([]reply, len(h.steps)), sent: newCounter(), again: newCounter()}
 	for range h.steps {
 		r.done = append(r.done, make(chan struct{}))
 	}
-	for range writers {
-		c := dial(t, n.url)
-		v, err := newView(n, c, r.partition)
+	for _, c := range clients {
+		v, err := newView(s, c, r.partition)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -90,22 +101,26 @@ func (r *replay) run(ctx context.Context) error {
 }
 
 // take gives a writer its next commit.
-func (r *replay) take() (steps []int, ok bool) {
+func (r *replay) take() (commit int, ok bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.next == len(r.commits) {
-		return nil, false
+		return 0, false
 	}
 	r.next++
-	return r.commits[r.next-1], true
+	return r.next - 1, true
 }
 
 func (r *replay) write(ctx context.Context, writer int) error {
 	for {
-		steps, ok := r.take()
+		commit, ok := r.take()
 		if !ok {
 			return nil
 		}
+		if err := r.gate.pass(ctx, commit); err != nil {
+			return err
+		}
+		steps := r.commits[commit]
 		for _, i := range steps {
 			for _, before := range r.steps[i].after {
 				select {
@@ -132,7 +147,7 @@ func (r *replay) append(ctx context.Context, writer, i int) error {
 	for {
 		m := r.message(i, v)
 		hears := r.sent
-		answer, tries, err := retry(ctx, r.node, r.clients[writer], func() (reply, error) {
+		answer, tries, err := retry(ctx, r.service, r.clients[writer], func() (reply, error) {
 			hears.add()
 			hears = r.again
 			return r.clients[writer].appendMsg(ctx, m)

@@ -12,7 +12,7 @@ import (
 // that last touched it. It is kept from the feed, whose channel is short on
 // purpose, and healed by reads wherever the feed has left something out.
 type view struct {
-	node      *node
+	service   service
 	client    *client
 	partition int
 	feed      chan *nats.Msg
@@ -25,8 +25,8 @@ type view struct {
 	fed, healed int
 }
 
-func newView(n *node, c *client, partition int) (*view, error) {
-	v := &view{node: n, client: c, partition: partition, feed: make(chan *nats.Msg, 64), last: map[string]string{}}
+func newView(s service, c *client, partition int) (*view, error) {
+	v := &view{service: s, client: c, partition: partition, feed: make(chan *nats.Msg, 64), last: map[string]string{}}
 	if _, err := c.nc.ChanSubscribe(fmt.Sprintf("cantus.feed.%d.>", partition), v.feed); err != nil {
 		return nil, err
 	}
@@ -93,7 +93,7 @@ func (v *view) catchUp(ctx context.Context, to uint64) error {
 func (v *view) heal(ctx context.Context, to uint64) error {
 	for v.mark < to {
 		var got []*nats.Msg
-		_, _, err := retry(ctx, v.node, v.client, func() (reply, error) {
+		_, _, err := retry(ctx, v.service, v.client, func() (reply, error) {
 			msgs, _, refused, err := v.client.read(ctx, v.partition, map[string]any{"from": v.mark + 1, "wait": "30s"})
 			got = msgs
 			return reply{Error: refused}, err

@@ -1,0 +1,329 @@
+package e2e_test
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"golang.org/x/sync/errgroup"
+)
+
+// cluster is several nodes that know each other. Their client and route ports
+// stay the same through restarts; the replication port is another each time.
+type cluster struct {
+	tb     testing.TB
+	common []string // arguments of every node
+	nodes  []*node
+	routes map[string]string // by node
+}
+
+// newCluster prepares so many founders and starts none.
+func newCluster(tb testing.TB, founders int, common ...string) *cluster {
+	c := &cluster{tb: tb, common: common, routes: map[string]string{}}
+	var names []string
+	for i := range founders {
+		names = append(names, fmt.Sprintf("n%d", i+1))
+		c.routes[names[i]] = fixedPort(tb)
+	}
+	for _, name := range names {
+		c.nodes = append(c.nodes, c.prepare(name, "--bootstrap", strings.Join(names, ",")))
+	}
+	return c
+}
+
+// prepare makes a node that is to reach those that there are.
+func (c *cluster) prepare(name string, args ...string) *node {
+	if c.routes[name] == "" {
+		c.routes[name] = fixedPort(c.tb)
+	}
+	var others []string
+	for other, route := range c.routes {
+		if other != name {
+			others = append(others, route)
+		}
+	}
+	args = append(args, "--name", name, "--listen", fixedPort(c.tb), "--cluster", c.routes[name], "--routes", strings.Join(others, ","))
+	return newNode(c.tb, name, c.tb.TempDir(), append(args, c.common...)...)
+}
+
+// startCluster returns when every node says that it serves and leads what it
+// is to lead.
+func startCluster(tb testing.TB, founders int, common ...string) *cluster {
+	tb.Helper()
+	c := newCluster(tb, founders, common...)
+	c.startAll()
+	c.settle()
+	return c
+}
+
+// startAll starts nodes side by side, as they wait for each other.
+func (c *cluster) startAll() {
+	c.tb.Helper()
+	var starting errgroup.Group
+	for _, n := range c.nodes {
+		starting.Go(n.start)
+	}
+	if err := starting.Wait(); err != nil {
+		c.tb.Fatal(err)
+	}
+}
+
+// stopAll stops nodes side by side.
+func (c *cluster) stopAll() {
+	c.tb.Helper()
+	var stopping errgroup.Group
+	for _, n := range c.nodes {
+		stopping.Go(n.stop)
+	}
+	if err := stopping.Wait(); err != nil {
+		c.tb.Fatal(err)
+	}
+}
+
+func (c *cluster) node(name string) *node {
+	i := slices.IndexFunc(c.nodes, func(n *node) bool { return n.name == name })
+	if i < 0 {
+		c.tb.Fatalf("no node is named %q", name)
+	}
+	return c.nodes[i]
+}
+
+// clientLimit is how long a client of a cluster waits for an answer: a leader
+// that hangs gives none.
+const clientLimit = 2 * time.Second
+
+// dial gives a client that knows all nodes and is connected to the one that is
+// named. It leaves a node that hangs.
+func (c *cluster) dial(name string) *client {
+	c.tb.Helper()
+	urls := []string{c.node(name).url}
+	for _, n := range c.nodes {
+		if n.name != name {
+			urls = append(urls, n.url)
+		}
+	}
+	client := dial(c.tb, strings.Join(urls, ","), nats.DontRandomize(), nats.PingInterval(time.Second), nats.MaxPingsOutstanding(2))
+	client.limit, client.overdue = clientLimit, errNoAnswer
+	return client
+}
+
+// await paces a client that sends again, as the protocol asks for.
+func (c *cluster) await(ctx context.Context, tries int) error {
+	if tries == 1 {
+		return nil
+	}
+	most := min(10*time.Millisecond<<min(tries, 6), 500*time.Millisecond)
+	select {
+	case <-time.After(most/2 + rand.N(most/2)):
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+// clusterStatus is what cantus.admin.status answers, as far as it is needed.
+type clusterStatus struct {
+	MetaLeader string   `json:"meta_leader"`
+	Error      *refusal `json:"error"`
+	Nodes      []struct {
+		Name    string `json:"name"`
+		State   string `json:"state"`
+		Alive   bool   `json:"alive"`
+		Ready   bool   `json:"ready"`
+		Unready string `json:"unready"`
+		Raft    string `json:"raft"`
+	} `json:"nodes"`
+	Partitions []struct {
+		Partition int      `json:"partition"`
+		Leader    string   `json:"leader"`
+		Placement []string `json:"placement"`
+		Replicas  []struct {
+			Name          string `json:"name"`
+			State         string `json:"state"`
+			Voter         bool   `json:"voter"`
+			HighWaterMark uint64 `json:"high_water_mark"`
+			Fenced        string `json:"fenced"`
+		} `json:"replicas"`
+	} `json:"partitions"`
+}
+
+func (c *client) status(ctx context.Context) (clusterStatus, error) {
+	var s clusterStatus
+	answer, err := c.request(ctx, nats.NewMsg("cantus.admin.status"))
+	if err != nil {
+		return s, err
+	}
+	if err := json.Unmarshal(answer.Data, &s); err != nil {
+		return s, fmt.Errorf("status %q: %w", answer.Data, err)
+	}
+	if s.Error != nil {
+		return s, fmt.Errorf("status: %s", answer.Data)
+	}
+	return s, nil
+}
+
+// unsettled says what is not in its place yet: every member serves, every
+// replica votes and has everything, and every partition is led by who is to
+// lead it.
+func (s clusterStatus) unsettled() string {
+	for _, n := range s.Nodes {
+		if n.State == "member" && !(n.Alive && n.Ready) {
+			return fmt.Sprintf("node %s is not ready: %s", n.Name, cmp.Or(n.Unready, "away"))
+		}
+	}
+	for _, p := range s.Partitions {
+		voters, marks := 0, map[uint64]bool{}
+		for _, r := range p.Replicas {
+			marks[r.HighWaterMark] = true
+			if r.Voter {
+				voters++
+			}
+			if r.Fenced != "" || r.State == "away" || !slices.Contains(p.Placement, r.Name) {
+				return fmt.Sprintf("partition %d: %+v", p.Partition, r)
+			}
+		}
+		if voters != len(p.Placement) || p.Leader != p.Placement[0] || len(marks) != 1 {
+			return fmt.Sprintf("partition %d: %+v", p.Partition, p)
+		}
+	}
+	return ""
+}
+
+// settle returns when everything is in its place.
+func (c *cluster) settle() {
+	c.tb.Helper()
+	client := c.dial(c.nodes[0].name)
+	defer client.nc.Close()
+	if err := c.until(c.tb.Context(), "settled", func(ctx context.Context) string {
+		s, err := client.status(ctx)
+		if err != nil {
+			return err.Error()
+		}
+		return s.unsettled()
+	}); err != nil {
+		c.tb.Fatal(err)
+	}
+}
+
+// until asks until nothing is missing.
+func (c *cluster) until(ctx context.Context, what string, missing func(context.Context) string) error {
+	for deadline := time.Now().Add(patience); ; {
+		why := missing(ctx)
+		switch {
+		case why == "":
+			return nil
+		case time.Now().After(deadline):
+			return fmt.Errorf("not %s after %v: %s", what, patience, why)
+		}
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
+}
+
+// leader gives the node that leads a partition, once one does and answers.
+func (c *cluster) leader(ctx context.Context, client *client, partition int) (*node, error) {
+	var info partitionInfo
+	err := c.until(ctx, fmt.Sprintf("partition %d led", partition), func(ctx context.Context) string {
+		var err error
+		if info, err = client.info(ctx, partition); err != nil {
+			return err.Error()
+		}
+		return ""
+	})
+	if err != nil {
+		return nil, err
+	}
+	return c.node(info.Leader), nil
+}
+
+// checkSame stops all nodes, verifies their directories and compares them:
+// the same last txids and digests everywhere, and those that info gave. Then
+// each node is started by itself, without a majority, and drained as it is;
+// what it holds of the partition is what want has.
+func (c *cluster) checkSame(t *testing.T, partition int, want []*nats.Msg) {
+	t.Helper()
+	c.settle()
+	client := c.dial(c.nodes[0].name)
+	info := mustInfo(t, client, partition)
+	if int(info.HighWaterMark) != len(want) {
+		t.Errorf("info has the high-water mark %d, there are %d transactions", info.HighWaterMark, len(want))
+	}
+	client.nc.Close()
+	c.stopAll()
+	first := ""
+	for _, n := range c.nodes {
+		code, stdout, stderr := cantus(t, "verify", n.dir)
+		if code != 0 {
+			t.Fatalf("verify node %s: exit %d\n%s%s", n.name, code, stdout, stderr)
+		}
+		report := verifiedOf(t, stdout)
+		if first == "" {
+			first = report
+		}
+		if report != first {
+			t.Errorf("node %s holds\n%snode %s holds\n%s", n.name, report, c.nodes[0].name, first)
+		}
+		if !strings.Contains(report, fmt.Sprintf("%d: %d %s", partition, info.HighWaterMark, info.Digest[:12])) {
+			t.Errorf("info said %d %s, node %s holds\n%s", info.HighWaterMark, info.Digest, n.name, report)
+		}
+	}
+	for _, n := range c.nodes {
+		c.checkAlone(t, n, partition, want)
+	}
+}
+
+// verifiedOf reduces what verify prints to what replicas have in common: the
+// last txid and the digest of each partition.
+func verifiedOf(t *testing.T, stdout string) string {
+	t.Helper()
+	var report strings.Builder
+	for _, row := range strings.Split(strings.TrimSpace(stdout), "\n")[1:] {
+		var partition, first, last, transactions, entries int
+		var size, unit, digest, state string
+		if _, err := fmt.Sscan(row, &partition, &first, &last, &transactions, &entries, &size, &unit, &digest, &state); err != nil {
+			t.Fatalf("verify says %q: %v", row, err)
+		}
+		fmt.Fprintf(&report, "%d: %d %.12s %s\n", partition, last, digest, state)
+	}
+	return report.String()
+}
+
+// checkAlone drains one node's replica with no other node there.
+func (c *cluster) checkAlone(t *testing.T, n *node, partition int, want []*nats.Msg) {
+	t.Helper()
+	if err := n.launch(); err != nil {
+		t.Fatal(err)
+	}
+	defer n.kill()
+	alone := dial(t, n.url, nats.RetryOnFailedConnect(true))
+	defer alone.nc.Close()
+	var got []*nats.Msg
+	if err := c.until(t.Context(), "drained", func(ctx context.Context) string {
+		msgs, end, refused, err := alone.readFrom(ctx, "replica.read", partition, map[string]any{"from": len(got) + 1, "max_bytes": 8 << 20, "max": 65536})
+		if err != nil || refused != nil {
+			return fmt.Sprintf("%v %v", refused, err)
+		}
+		got = append(got, msgs...)
+		if len(got) < len(want) {
+			return fmt.Sprintf("%d of %d there, high-water mark %d", len(got), len(want), end.highWaterMark)
+		}
+		return ""
+	}); err != nil {
+		t.Fatalf("node %s: %v", n.name, err)
+	}
+	for i, m := range got {
+		if i >= len(want) || string(m.Data) != string(want[i].Data) || fmt.Sprint(m.Header) != fmt.Sprint(want[i].Header) {
+			t.Fatalf("node %s, txid %d: %v %s differs from the leader's", n.name, i+1, m.Header, m.Data)
+		}
+	}
+}

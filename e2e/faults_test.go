@@ -1,0 +1,151 @@
+package e2e_test
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"sync"
+	"testing"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+)
+
+// gate holds back whoever has a number that is not released yet.
+type gate struct {
+	mu       sync.Mutex
+	released int
+	more     chan struct{} // closed at the next release, then replaced
+}
+
+func newGate() *gate { return &gate{more: make(chan struct{})} }
+
+// release lets pass all numbers below.
+func (g *gate) release(below int) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.released = max(g.released, below)
+	close(g.more)
+	g.more = make(chan struct{})
+}
+
+// pass returns when the number is released; a nil gate is open.
+func (g *gate) pass(ctx context.Context, number int) error {
+	for g != nil {
+		g.mu.Lock()
+		open, more := number < g.released, g.more
+		g.mu.Unlock()
+		if open {
+			break
+		}
+		select {
+		case <-more:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+	return nil
+}
+
+// fault is something that befalls a node: it begins, lasts for a while and is
+// healed.
+type fault struct {
+	name        string
+	begin, heal func(*node) error
+	lasts       time.Duration
+}
+
+// killed is a node that dies and is started again at once.
+var killed = fault{name: "killed", begin: func(n *node) error { n.kill(); return nil }, heal: (*node).start}
+
+// paused is a node that stops in its tracks and goes on later, unaware of it.
+var paused = fault{name: "paused", begin: (*node).pause, heal: (*node).resume}
+
+// lasting is the same fault for longer or shorter.
+func (f fault) lasting(d time.Duration) fault {
+	f.lasts = d
+	return f
+}
+
+// befall has the fault hit a node. halfway is called when it has begun, and
+// before when it is about to be healed.
+func (f fault) befall(ctx context.Context, n *node, halfway, before func()) error {
+	if err := f.begin(n); err != nil {
+		return fmt.Errorf("node %s is to be %s: %w", n.name, f.name, err)
+	}
+	halfway()
+	select {
+	case <-time.After(f.lasts):
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+	before()
+	if err := f.heal(n); err != nil {
+		return fmt.Errorf("node %s was %s: %w", n.name, f.name, err)
+	}
+	return nil
+}
+
+// replayFaults runs a replay while one leader after the other is hit. The
+// history is dealt out in as many parts as there are faults: each fault falls
+// into the first third of its part, the second is written meanwhile, and the
+// third when the node comes back.
+func replayFaults(t *testing.T, c *cluster, r *replay, count int, faults ...fault) {
+	t.Helper()
+	seed := rand.Uint64()
+	t.Logf("seed %d", seed)
+	random := rand.New(rand.NewPCG(seed, 0))
+	r.gate = newGate()
+	watcher := c.dial(c.nodes[0].name)
+	group, ctx := errgroup.WithContext(t.Context())
+	group.Go(func() error { return r.run(ctx) })
+	group.Go(func() error {
+		for i := range count {
+			from, to := i*len(r.commits)/count, (i+1)*len(r.commits)/count
+			part := (to - from) / 3
+			r.gate.release(from + part)
+			if err := r.sent.reach(ctx, from+random.IntN(part)); err != nil {
+				return err
+			}
+			n, err := c.leader(ctx, watcher, r.partition)
+			if err != nil {
+				return fmt.Errorf("fault %d: %w", i, err)
+			}
+			f, began := faults[i%len(faults)], time.Now()
+			if err := f.befall(ctx, n, func() { r.gate.release(to - part) }, func() { r.gate.release(to) }); err != nil {
+				return fmt.Errorf("fault %d: %w", i, err)
+			}
+			t.Logf("fault %d: leader %s %s for %v", i, n.name, f.name, time.Since(began).Round(time.Millisecond))
+		}
+		return nil
+	})
+	if err := group.Wait(); err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("%d transactions, %d conflicts, %d requests sent again, %d of them had been committed",
+		len(r.steps), len(r.refusals), r.resent, r.duplicates)
+	if r.resent == 0 {
+		t.Errorf("nothing had to be sent again: %d faults did not meet the load", count)
+	}
+	c.settle()
+	r.repeat(t, random)
+	r.check(t)
+	log := r.drained(t)
+	c.checkSame(t, r.partition, log)
+}
+
+// TestClusterHistoryReplay replays the history against three nodes while
+// their leaders are killed and paused in turn.
+func TestClusterHistoryReplay(t *testing.T) {
+	c := startCluster(t, 3, "--msg-id-window", "30m", "--partitions", "2")
+	var clients []*client
+	for i := range writers {
+		clients = append(clients, c.dial(c.nodes[i%len(c.nodes)].name))
+	}
+	r := newReplayOf(t, loadHistory(t), c, clients, 0)
+	count, pause := 3, 3*time.Second
+	if *long {
+		count, pause = 30, 10*time.Second
+	}
+	replayFaults(t, c, r, count, killed, paused.lasting(pause))
+}
