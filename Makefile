@@ -1,7 +1,7 @@
 # Verbs; `make help` lists them.
 GO ?= go
 
-.PHONY: help build test race lint vuln fuzz bench e2e interop powercut clean
+.PHONY: help build test race lint vuln fuzz bench e2e cluster interop powercut clean
 
 help: ## this list
 	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -31,6 +31,9 @@ bench: build ## Cantus beside JetStream, on this machine
 
 e2e: ## the built binary from outside: replays, kills, bad input
 	$(GO) test -count=1 ./e2e/...
+
+cluster: ## clusters of real processes at full length: failing leaders, restarts, replaced nodes
+	$(GO) test -count=1 -timeout 60m -v -run '^TestCluster' ./e2e -args -long
 
 interop: ## the same from Node.js and C (needs npm, cc and libnats-dev)
 	./.ci/interop

@@ -6,6 +6,8 @@ import (
 	"encoding/json"
 	"fmt"
 	"math/rand/v2"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -16,26 +18,45 @@ import (
 )
 
 // cluster is several nodes that know each other. Their client and route ports
-// stay the same through restarts; the replication port is another each time.
+// stay the same through restarts.
 type cluster struct {
 	tb     testing.TB
 	common []string // arguments of every node
 	nodes  []*node
 	routes map[string]string // by node
+	wires  *wires            // nil if nodes speak to each other directly
 }
 
 // newCluster prepares so many founders and starts none.
 func newCluster(tb testing.TB, founders int, common ...string) *cluster {
 	c := &cluster{tb: tb, common: common, routes: map[string]string{}}
+	c.found(founders)
+	return c
+}
+
+// newWiredCluster is one whose nodes can be cut off from each other.
+func newWiredCluster(tb testing.TB, founders int, common ...string) *cluster {
+	tb.Helper()
+	// What nodes hear of each other's route ports must not lead them around
+	// the wires.
+	config := filepath.Join(tb.TempDir(), "nats.conf")
+	if err := os.WriteFile(config, []byte("cluster { advertise: \"127.0.0.1:1\" }\n"), 0o600); err != nil {
+		tb.Fatal(err)
+	}
+	c := &cluster{tb: tb, common: append(common, "--nats-config", config), routes: map[string]string{}, wires: newWires(tb)}
+	c.found(founders)
+	return c
+}
+
+func (c *cluster) found(count int) {
 	var names []string
-	for i := range founders {
+	for i := range count {
 		names = append(names, fmt.Sprintf("n%d", i+1))
-		c.routes[names[i]] = fixedPort(tb)
+		c.routes[names[i]] = fixedPort(c.tb)
 	}
 	for _, name := range names {
 		c.nodes = append(c.nodes, c.prepare(name, "--bootstrap", strings.Join(names, ",")))
 	}
-	return c
 }
 
 // prepare makes a node that is to reach those that there are.
@@ -45,9 +66,17 @@ func (c *cluster) prepare(name string, args ...string) *node {
 	}
 	var others []string
 	for other, route := range c.routes {
-		if other != name {
+		switch {
+		case other == name:
+		case c.wires == nil:
 			others = append(others, route)
+		default:
+			others = append(others, c.wires.lay(other, route, from(name)))
 		}
+	}
+	if c.wires != nil {
+		raft := fixedPort(c.tb)
+		args = append(args, "--raft", raft, "--raft-advertise", c.wires.lay(name, raft, fromPreamble))
 	}
 	args = append(args, "--name", name, "--listen", fixedPort(c.tb), "--cluster", c.routes[name], "--routes", strings.Join(others, ","))
 	return newNode(c.tb, name, c.tb.TempDir(), append(args, c.common...)...)

@@ -135,17 +135,40 @@ func replayFaults(t *testing.T, c *cluster, r *replay, count int, faults ...faul
 }
 
 // TestClusterHistoryReplay replays the history against three nodes while
-// their leaders are killed and paused in turn.
+// their leaders are killed, paused and cut off in turn.
 func TestClusterHistoryReplay(t *testing.T) {
-	c := startCluster(t, 3, "--msg-id-window", "30m", "--partitions", "2")
-	var clients []*client
+	c := newWiredCluster(t, 3, "--msg-id-window", "30m", "--partitions", "2")
+	c.startAll()
+	c.settle()
+	cut := fault{
+		name:  "cut off",
+		begin: func(n *node) error { c.wires.set(n.name, true); return nil },
+		heal:  func(n *node) error { c.wires.set(n.name, false); return nil },
+	}
+	h, count, lasts := loadHistory(t), 30, 10*time.Second
+	if !*long {
+		h, count, lasts = h.head(t, 3000), 3, 3*time.Second
+	}
+	r := newReplayOf(t, h, c, c.writers(), 0)
+	replayFaults(t, c, r, count, killed, paused.lasting(lasts), cut.lasting(lasts))
+}
+
+// TestClusterHistoryReplayFive does so with five nodes, each of which holds
+// some of the partitions.
+func TestClusterHistoryReplayFive(t *testing.T) {
+	h, count, lasts := loadHistory(t), 10, 10*time.Second
+	if !*long {
+		h, count, lasts = h.head(t, 1500), 2, 3*time.Second
+	}
+	c := startCluster(t, 5, "--msg-id-window", "30m", "--partitions", "5", "--replicas", "5")
+	r := newReplayOf(t, h, c, c.writers(), 0)
+	replayFaults(t, c, r, count, killed, paused.lasting(lasts))
+}
+
+// writers gives a client for each writer, on different nodes.
+func (c *cluster) writers() (clients []*client) {
 	for i := range writers {
 		clients = append(clients, c.dial(c.nodes[i%len(c.nodes)].name))
 	}
-	r := newReplayOf(t, loadHistory(t), c, clients, 0)
-	count, pause := 3, 3*time.Second
-	if *long {
-		count, pause = 30, 10*time.Second
-	}
-	replayFaults(t, c, r, count, killed, paused.lasting(pause))
+	return clients
 }

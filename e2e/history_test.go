@@ -103,6 +103,20 @@ func (h *history) shares(tb testing.TB, partitions int) []*history {
 	return shares
 }
 
+// head is the history of the first commits.
+func (h *history) head(tb testing.TB, commits int) *history {
+	head := newHistory()
+	for _, steps := range h.commits[:commits] {
+		first := h.steps[steps[0]]
+		c, line := commit{Commit: first.Commit, Time: first.Time}, first.payload
+		for _, i := range steps {
+			c.Files = append(c.Files, h.steps[i].Files...)
+		}
+		head.add(tb, c, line)
+	}
+	return head
+}
+
 // loadHistory reads testdata. Its answers come from the file alone.
 func loadHistory(tb testing.TB) *history {
 	tb.Helper()

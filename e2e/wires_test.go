@@ -1,0 +1,180 @@
+package e2e_test
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"io"
+	"net"
+	"sync"
+	"testing"
+)
+
+// wires carries what nodes say to each other, so that a node can be cut off
+// from the others and its clients still reach it. What is sent over a cut
+// wire is neither lost nor refused: it waits, as TCP's does.
+type wires struct {
+	tb testing.TB
+
+	mu      sync.Mutex
+	cut     map[string]bool
+	changed chan struct{} // closed when something is cut or mended, then replaced
+	conns   map[net.Conn]bool
+	closed  chan struct{}
+	running sync.WaitGroup
+}
+
+func newWires(tb testing.TB) *wires {
+	w := &wires{tb: tb, cut: map[string]bool{}, changed: make(chan struct{}), conns: map[net.Conn]bool{}, closed: make(chan struct{})}
+	tb.Cleanup(w.close)
+	return w
+}
+
+func (w *wires) close() {
+	w.mu.Lock()
+	close(w.closed)
+	for c := range w.conns {
+		_ = c.Close()
+	}
+	w.mu.Unlock()
+	w.running.Wait()
+}
+
+// set cuts a node off, or mends that.
+func (w *wires) set(node string, cut bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.cut[node] = cut
+	close(w.changed)
+	w.changed = make(chan struct{})
+}
+
+// pass returns when nothing is cut between two nodes; false says that all is
+// over.
+func (w *wires) pass(from, to string) bool {
+	for {
+		w.mu.Lock()
+		cut, changed := w.cut[from] || w.cut[to], w.changed
+		w.mu.Unlock()
+		if !cut {
+			return true
+		}
+		select {
+		case <-changed:
+		case <-w.closed:
+			return false
+		}
+	}
+}
+
+// lay gives the address of a wire to what listens at target on the node to.
+// who tells from a connection's beginning which node it comes from, and gives
+// back what it has read of it.
+func (w *wires) lay(to, target string, who func(net.Conn) (from string, read []byte, err error)) string {
+	w.tb.Helper()
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		w.tb.Fatal(err)
+	}
+	w.tb.Cleanup(func() { _ = listener.Close() })
+	w.running.Go(func() {
+		for {
+			conn, err := listener.Accept()
+			if err != nil {
+				return // the test ends
+			}
+			if w.hold(conn) {
+				w.running.Go(func() { w.connect(conn, to, target, who) })
+			}
+		}
+	})
+	return listener.Addr().String()
+}
+
+// hold has close end a connection.
+func (w *wires) hold(c net.Conn) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	select {
+	case <-w.closed:
+		_ = c.Close()
+		return false
+	default:
+		w.conns[c] = true
+		return true
+	}
+}
+
+func (w *wires) drop(c net.Conn) {
+	_ = c.Close()
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	delete(w.conns, c)
+}
+
+func (w *wires) connect(near net.Conn, to, target string, who func(net.Conn) (string, []byte, error)) {
+	defer w.drop(near)
+	from, read, err := who(near)
+	if err != nil || !w.pass(from, to) {
+		return
+	}
+	far, err := net.Dial("tcp", target)
+	if err != nil || !w.hold(far) {
+		return // nobody is there: the other end hears it
+	}
+	defer w.drop(far)
+	var back sync.WaitGroup
+	back.Go(func() {
+		w.carry(near, far, from, to)
+		_ = near.Close()
+	})
+	w.carry(far, io.MultiReader(bytes.NewReader(read), near), from, to)
+	_ = far.Close()
+	back.Wait()
+}
+
+// carry copies one direction until either end is gone.
+func (w *wires) carry(into io.Writer, out io.Reader, from, to string) {
+	for buffer := make([]byte, 64<<10); ; {
+		n, err := out.Read(buffer)
+		if n > 0 {
+			if !w.pass(from, to) {
+				return
+			}
+			if _, err := into.Write(buffer[:n]); err != nil {
+				return
+			}
+		}
+		if err != nil {
+			w.pass(from, to) // the end is not heard of either
+			return
+		}
+	}
+}
+
+// from is for a wire that only one node knows of.
+func from(node string) func(net.Conn) (string, []byte, error) {
+	return func(net.Conn) (string, []byte, error) { return node, nil, nil }
+}
+
+// fromPreamble reads who dials the replication port: magic, version, length,
+// then kind, group, and the names of the cluster and of both nodes.
+func fromPreamble(c net.Conn) (string, []byte, error) {
+	read := make([]byte, 7)
+	if _, err := io.ReadFull(c, read); err != nil {
+		return "", nil, err
+	}
+	body := make([]byte, int(binary.BigEndian.Uint16(read[5:]))+4)
+	if _, err := io.ReadFull(c, body); err != nil {
+		return "", nil, err
+	}
+	names := body[5:]
+	if len(names) < 1 || len(names) < 2+int(names[0]) {
+		return "", nil, errors.New("a preamble without names")
+	}
+	names = names[1+names[0]:]
+	if len(names) < 1+int(names[0]) {
+		return "", nil, errors.New("a preamble without names")
+	}
+	return string(names[1 : 1+names[0]]), append(read, body...), nil
+}
