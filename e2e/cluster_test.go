@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"os"
@@ -141,6 +142,33 @@ func (c *cluster) dial(name string) *client {
 	client := dial(c.tb, strings.Join(urls, ","), nats.DontRandomize(), nats.PingInterval(time.Second), nats.MaxPingsOutstanding(2))
 	client.limit, client.overdue = clientLimit, errNoAnswer
 	return client
+}
+
+// dialOnly gives a client that stays with one node.
+func (c *cluster) dialOnly(n *node) *client {
+	c.tb.Helper()
+	client := dial(c.tb, n.url, nats.IgnoreDiscoveredServers())
+	client.limit, client.overdue = clientLimit, errNoAnswer
+	return client
+}
+
+// keep appends until it is done, as a client does that is told to try again.
+func (c *cluster) keep(ctx context.Context, client *client, m *nats.Msg) (reply, error) {
+	r, _, err := retry(ctx, c, client, func() (reply, error) { return client.appendMsg(ctx, m) })
+	if err == nil && r.Error != nil {
+		err = errors.New(r.String())
+	}
+	return r, err
+}
+
+// mustKeep is keep where nothing but a txid will do.
+func (c *cluster) mustKeep(client *client, partition int, payload string) reply {
+	c.tb.Helper()
+	r, err := c.keep(c.tb.Context(), client, appendMsg(partition, payload, "Nats-Msg-Id", payload))
+	if err != nil {
+		c.tb.Fatalf("append %s: %v", payload, err)
+	}
+	return r
 }
 
 // await paces a client that sends again, as the protocol asks for.

@@ -61,6 +61,15 @@ var killed = fault{name: "killed", begin: func(n *node) error { n.kill(); return
 // paused is a node that stops in its tracks and goes on later, unaware of it.
 var paused = fault{name: "paused", begin: (*node).pause, heal: (*node).resume}
 
+// cutOff is a node that hears nothing of the others, nor they of it.
+func (c *cluster) cutOff() fault {
+	return fault{
+		name:  "cut off",
+		begin: func(n *node) error { c.wires.set(n.name, true); return nil },
+		heal:  func(n *node) error { c.wires.set(n.name, false); return nil },
+	}
+}
+
 // lasting is the same fault for longer or shorter.
 func (f fault) lasting(d time.Duration) fault {
 	f.lasts = d
@@ -140,17 +149,12 @@ func TestClusterHistoryReplay(t *testing.T) {
 	c := newWiredCluster(t, 3, "--msg-id-window", "30m", "--partitions", "2")
 	c.startAll()
 	c.settle()
-	cut := fault{
-		name:  "cut off",
-		begin: func(n *node) error { c.wires.set(n.name, true); return nil },
-		heal:  func(n *node) error { c.wires.set(n.name, false); return nil },
-	}
 	h, count, lasts := loadHistory(t), 30, 10*time.Second
 	if !*long {
 		h, count, lasts = h.head(t, 3000), 3, 3*time.Second
 	}
 	r := newReplayOf(t, h, c, c.writers(), 0)
-	replayFaults(t, c, r, count, killed, paused.lasting(lasts), cut.lasting(lasts))
+	replayFaults(t, c, r, count, killed, paused.lasting(lasts), c.cutOff().lasting(lasts))
 }
 
 // TestClusterHistoryReplayFive does so with five nodes, each of which holds

@@ -8,13 +8,15 @@ import (
 	"net"
 	"sync"
 	"testing"
+	"time"
 )
 
 // wires carries what nodes say to each other, so that a node can be cut off
 // from the others and its clients still reach it. What is sent over a cut
 // wire is neither lost nor refused: it waits, as TCP's does.
 type wires struct {
-	tb testing.TB
+	tb    testing.TB
+	delay time.Duration // of each direction; set before the nodes start
 
 	mu      sync.Mutex
 	cut     map[string]bool
@@ -133,23 +135,45 @@ func (w *wires) connect(near net.Conn, to, target string, who func(net.Conn) (st
 	back.Wait()
 }
 
+// chunk is what was read at once, and when it is due at the other end.
+type chunk struct {
+	data []byte
+	due  time.Time
+}
+
 // carry copies one direction until either end is gone.
 func (w *wires) carry(into io.Writer, out io.Reader, from, to string) {
-	for buffer := make([]byte, 64<<10); ; {
-		n, err := out.Read(buffer)
-		if n > 0 {
-			if !w.pass(from, to) {
+	chunks, gone := make(chan chunk, 1024), make(chan struct{})
+	defer close(gone)
+	w.running.Go(func() {
+		defer close(chunks)
+		for {
+			buffer := make([]byte, 32<<10)
+			n, err := out.Read(buffer)
+			if err != nil {
 				return
 			}
-			if _, err := into.Write(buffer[:n]); err != nil {
+			select {
+			case chunks <- chunk{buffer[:n], time.Now().Add(w.delay)}:
+			case <-gone:
 				return
 			}
 		}
-		if err != nil {
-			w.pass(from, to) // the end is not heard of either
+	})
+	for c := range chunks {
+		select {
+		case <-time.After(time.Until(c.due)): // a delay is what is tested
+		case <-w.closed:
+			return
+		}
+		if !w.pass(from, to) {
+			return
+		}
+		if _, err := into.Write(c.data); err != nil {
 			return
 		}
 	}
+	w.pass(from, to) // the end is not heard of either while the wire is cut
 }
 
 // from is for a wire that only one node knows of.

@@ -1,0 +1,164 @@
+package e2e_test
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats.go"
+)
+
+// TestClusterCutOffLeader cuts a leader off from both others while clients
+// still reach it.
+func TestClusterCutOffLeader(t *testing.T) {
+	c := newWiredCluster(t, 3, "--partitions", "1")
+	c.startAll()
+	c.settle()
+	checkCutOff(t, c, c.cutOff())
+}
+
+// TestClusterFarApart runs the same, and a piece of the history with all its
+// faults, over wires that take 20 ms each way.
+func TestClusterFarApart(t *testing.T) {
+	c := newWiredCluster(t, 3, "--partitions", "2", "--msg-id-window", "30m")
+	c.wires.delay = 20 * time.Millisecond
+	c.startAll()
+	c.settle()
+	r := newReplayOf(t, loadHistory(t).head(t, 300), c, c.writers(), 1)
+	replayFaults(t, c, r, 3, killed, paused.lasting(time.Second), c.cutOff().lasting(3*time.Second))
+	c.startAll()
+	c.settle()
+	checkCutOff(t, c, c.cutOff())
+}
+
+// checkCutOff has the leader of partition 0 cut off under writers on both
+// sides. Whoever is with it is refused, or hears nothing, and never sees what
+// is not committed; the others go on. When it is healed it gives up what it
+// had alone, and has what the others have.
+func checkCutOff(t *testing.T, c *cluster, cut fault) {
+	t.Helper()
+	watcher := c.dial(c.nodes[0].name)
+	leader, err := c.leader(t.Context(), watcher, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	inside := c.dialOnly(leader)
+	outside := c.dialOnly(c.others(leader)[0])
+	feed, err := inside.nc.SubscribeSync("cantus.feed.0.>")
+	if err := errors.Join(err, feed.SetPendingLimits(-1, -1), inside.nc.Flush()); err != nil {
+		t.Fatal(err)
+	}
+	for i := range 20 {
+		c.mustKeep(watcher, 0, fmt.Sprintf("before-%d", i))
+	}
+	if err := cut.begin(leader); err != nil {
+		t.Fatal(err)
+	}
+	lost := c.appendInVain(t, inside)
+	for i := range 20 {
+		c.mustKeep(outside, 0, fmt.Sprintf("meanwhile-%d", i))
+	}
+	c.checkUnseen(t, inside, lost)
+	if err := cut.heal(leader); err != nil {
+		t.Fatal(err)
+	}
+	c.settle()
+	again := c.mustKeep(inside, 0, lost[0])
+	if again.Duplicate {
+		t.Errorf("%s, sent to a leader without a majority, is there as txid %d", lost[0], again.Txid)
+	}
+	log := drain(t, c.dial(leader.name), 0)
+	var payloads []string
+	for _, m := range log {
+		payloads = append(payloads, string(m.Data))
+	}
+	for _, payload := range lost[1:] {
+		if slices.Contains(payloads, payload) {
+			t.Errorf("%s is in the log", payload)
+		}
+	}
+	if len(log) != 41 {
+		t.Errorf("%d transactions, want 41: %v", len(log), payloads)
+	}
+	checkFed(t, feed, log)
+	c.checkSame(t, 0, log)
+}
+
+// appendInVain sends to a leader that was cut off until nobody takes it any
+// more, and gives what it sent.
+func (c *cluster) appendInVain(t *testing.T, client *client) (lost []string) {
+	t.Helper()
+	for deadline := time.Now().Add(patience); ; {
+		payload := fmt.Sprintf("lost-%d", len(lost))
+		lost = append(lost, payload)
+		r, err := client.appendMsg(t.Context(), appendMsg(0, payload, "Nats-Msg-Id", payload))
+		switch {
+		case errors.Is(err, nats.ErrNoResponders):
+			if len(lost) > 1 {
+				return lost
+			}
+		case errors.Is(err, errNoAnswer):
+		case err != nil:
+			t.Fatal(err)
+		case r.Error == nil:
+			t.Fatalf("a leader without a majority answered %s with %v", payload, r)
+		case r.Error.Reason != "unavailable" && r.Error.Reason != "unknown":
+			t.Fatalf("a leader without a majority refused %s with %v", payload, r)
+		}
+		if time.Now().After(deadline) {
+			t.Fatal("a leader without a majority still takes appends")
+		}
+	}
+}
+
+// checkUnseen reads from a node that was cut off, in every way.
+func (c *cluster) checkUnseen(t *testing.T, client *client, lost []string) {
+	t.Helper()
+	got, _, refused, err := client.readFrom(t.Context(), "replica.read", 0, map[string]any{})
+	if err != nil || refused != nil {
+		t.Errorf("the replica is not read any more: %v %v", err, refused)
+	}
+	if len(got) != 20 {
+		t.Errorf("the replica has %d transactions, of which 20 were committed", len(got))
+	}
+	for _, m := range got {
+		if slices.Contains(lost, string(m.Data)) {
+			t.Errorf("%s, which was not committed, is read", m.Data)
+		}
+	}
+	if got, end, refused, err := client.read(t.Context(), 0, map[string]any{}); err == nil && refused == nil {
+		t.Errorf("a leader without a majority gave %d transactions, high-water mark %d", len(got), end.highWaterMark)
+	}
+	if info, err := client.info(t.Context(), 0); err == nil {
+		t.Errorf("a leader without a majority says that it leads: %+v", info)
+	}
+}
+
+// checkFed wants everything on a feed to be in the log just so.
+func checkFed(t *testing.T, feed *nats.Subscription, log []*nats.Msg) {
+	t.Helper()
+	for {
+		m, err := feed.NextMsg(time.Millisecond) // it has come long ago
+		if errors.Is(err, nats.ErrTimeout) {
+			return
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		if id := txid(m); id == 0 || id > uint64(len(log)) || string(log[id-1].Data) != string(m.Data) {
+			t.Errorf("fed %s as txid %d, which is not in the log", m.Data, id)
+		}
+	}
+}
+
+// others gives the nodes beside one.
+func (c *cluster) others(one *node) (others []*node) {
+	for _, n := range c.nodes {
+		if n != one {
+			others = append(others, n)
+		}
+	}
+	return others
+}
