@@ -181,14 +181,14 @@ func from(node string) func(net.Conn) (string, []byte, error) {
 	return func(net.Conn) (string, []byte, error) { return node, nil, nil }
 }
 
-// fromPreamble reads who dials the replication port: magic, version, length,
-// then kind, group, and the names of the cluster and of both nodes.
+// fromPreamble reads who dials the replication port: magic (8 bytes), version,
+// length, then kind, group, and the names of the cluster and of both nodes.
 func fromPreamble(c net.Conn) (string, []byte, error) {
-	read := make([]byte, 7)
+	read := make([]byte, 12)
 	if _, err := io.ReadFull(c, read); err != nil {
 		return "", nil, err
 	}
-	body := make([]byte, int(binary.BigEndian.Uint16(read[5:]))+4)
+	body := make([]byte, int(binary.BigEndian.Uint16(read[10:])))
 	if _, err := io.ReadFull(c, body); err != nil {
 		return "", nil, err
 	}
