@@ -2,7 +2,6 @@ package raftstore_test
 
 import (
 	"context"
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -21,7 +20,7 @@ import (
 // cluster is some nodes in this process, each with a store, a network and a
 // replica of each group, connected over the loopback.
 type cluster struct {
-	t         *testing.T
+	t         testing.TB
 	names     []string
 	nodes     map[string]*node
 	heartbeat time.Duration // the groups' timeout
@@ -47,7 +46,7 @@ type node struct {
 const theGroup = 7
 
 // newCluster makes nodes, their stores and networks; no group is open.
-func newCluster(t *testing.T, names ...string) *cluster {
+func newCluster(t testing.TB, names ...string) *cluster {
 	t.Helper()
 	c := &cluster{t: t, names: names, heartbeat: 300 * time.Millisecond, nodes: map[string]*node{}, addresses: map[string]string{}, away: map[string]bool{}}
 	for _, name := range names {
@@ -65,7 +64,7 @@ func newCluster(t *testing.T, names ...string) *cluster {
 }
 
 // startCluster founds a group of all the nodes and gives its leader.
-func startCluster(t *testing.T, names ...string) (*cluster, *node) {
+func startCluster(t testing.TB, names ...string) (*cluster, *node) {
 	t.Helper()
 	c := newCluster(t, names...)
 	for _, n := range c.nodes {
@@ -190,7 +189,7 @@ func (n *node) close() {
 }
 
 // until waits for a condition.
-func until(t *testing.T, what string, is func() bool) {
+func until(t testing.TB, what string, is func() bool) {
 	t.Helper()
 	deadline := time.Now().Add(time.Minute) // for a test that would hang
 	for tick := time.NewTicker(2 * time.Millisecond); ; {
@@ -250,7 +249,7 @@ func (c *cluster) put(data string) {
 	})
 }
 
-func applied(t *testing.T, want []string, nodes ...*node) {
+func applied(t testing.TB, want []string, nodes ...*node) {
 	t.Helper()
 	for _, n := range nodes {
 		until(t, fmt.Sprintf("%s has %d entries applied", n.name, len(want)), func() bool { return len(n.fsm.all()) >= len(want) })
@@ -272,7 +271,7 @@ type proxy struct {
 	most   int // cut all once so many have passed, 0 for never
 }
 
-func newProxy(t *testing.T, to string) *proxy {
+func newProxy(t testing.TB, to string) *proxy {
 	t.Helper()
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -357,10 +356,8 @@ func (p *proxy) close() {
 	p.running.Wait()
 }
 
-func timeout(t *testing.T) context.Context {
+func timeout(t testing.TB) context.Context {
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	t.Cleanup(cancel)
 	return ctx
 }
-
-var _ = tls.Config{}

@@ -23,6 +23,7 @@ type machine struct {
 	applied  []string
 	marked   int           // how many of them the last mark covers
 	restored int           // how many Restore brought
+	forget   bool          // keep nothing
 	hold     chan struct{} // if not nil, Apply waits for it to be closed
 	held     chan struct{} // told when Apply waits
 }
@@ -39,6 +40,9 @@ func (m *machine) Apply(entries []raftstore.Committed) []any {
 	defer m.mu.Unlock()
 	results := make([]any, len(entries))
 	for i, e := range entries {
+		if m.forget {
+			continue
+		}
 		m.applied = append(m.applied, string(e.Data))
 		results[i] = len(m.applied)
 	}

@@ -90,7 +90,7 @@ func (g *Group) change(ctx context.Context, ask func(timeout time.Duration) raft
 
 // contactWithin is how many heartbeat timeouts ago a voter must have answered
 // to be handed the leadership.
-const contactWithin = 1
+const contactWithin = 2
 
 // Transfer hands the leadership to a voter, or for "" to any one that has
 // answered lately. It returns nil when this replica leads no more. Until it

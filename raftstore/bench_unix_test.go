@@ -1,0 +1,88 @@
+//go:build unix
+
+package raftstore_test
+
+import (
+	"fmt"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/cantuslog/cantus/raftstore"
+)
+
+// BenchmarkReplicate proposes entries of 64 KiB, three in flight, to a group
+// of three replicas in this process.
+func BenchmarkReplicate(b *testing.B) {
+	for _, size := range []int{256, 64 << 10} {
+		b.Run(fmt.Sprint(size), func(b *testing.B) {
+			leader := benchCluster(b)
+			data := make([]byte, size)
+			b.SetBytes(int64(size))
+			b.ResetTimer()
+			before := cpu(b)
+			var flights []raftstore.Proposal
+			for i := range b.N + min(b.N, 3) {
+				if len(flights) == 3 || i >= b.N {
+					if _, err := flights[0].Wait(); err != nil {
+						b.Fatal(err)
+					}
+					flights = flights[1:]
+				}
+				if i < b.N {
+					flights = append(flights, leader.group.Propose(data))
+				}
+			}
+			b.ReportMetric(float64((cpu(b)-before).Microseconds())/float64(b.N), "cpu-µs/op")
+		})
+	}
+}
+
+// cpu is what this process has taken so far.
+func cpu(b *testing.B) time.Duration {
+	var u syscall.Rusage
+	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &u); err != nil {
+		b.Fatal(err)
+	}
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
+}
+
+// benchCluster gives the leader of three replicas that are connected directly.
+func benchCluster(b *testing.B) *node {
+	c := newCluster(b, "n1", "n2", "n3")
+	c.heartbeat = 2 * time.Second // a busy machine is not to end it
+	for name, n := range c.nodes {
+		c.addresses[name] = n.network.Addr().String()
+	}
+	for _, n := range c.nodes {
+		n.open(c.names...)
+		n.fsm.mu.Lock()
+		n.fsm.forget = true
+		n.fsm.mu.Unlock()
+	}
+	return c.leader()
+}
+
+// BenchmarkIdle has 16 groups of three replicas in this process do nothing,
+// for a tenth of a second an iteration.
+func BenchmarkIdle(b *testing.B) {
+	c := newCluster(b, "n1", "n2", "n3")
+	for id := range uint32(16) {
+		for _, n := range c.nodes {
+			opts := n.options(c.names...)
+			opts.ID, opts.Log, opts.HeartbeatTimeout = id, n.store.Log(id), 0
+			g, err := raftstore.Open(opts)
+			if err != nil {
+				b.Fatal(err)
+			}
+			b.Cleanup(func() { _ = g.Close() })
+			until(b, "a leader", func() bool { return n != c.nodes["n3"] || g.Status().Leader != "" })
+		}
+	}
+	before := cpu(b)
+	began := time.Now()
+	for range b.N {
+		<-time.After(100 * time.Millisecond)
+	}
+	b.ReportMetric(100*float64(cpu(b)-before)/float64(time.Since(began)), "cpu-%")
+}
