@@ -47,13 +47,19 @@ func cpu(b *testing.B) time.Duration {
 	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }
 
-// benchCluster gives the leader of three replicas that are connected directly.
-func benchCluster(b *testing.B) *node {
+// direct gives three nodes without proxies between them.
+func direct(b *testing.B) *cluster {
 	c := newCluster(b, "n1", "n2", "n3")
-	c.heartbeat = 2 * time.Second // a busy machine is not to end it
 	for name, n := range c.nodes {
 		c.addresses[name] = n.network.Addr().String()
 	}
+	return c
+}
+
+// benchCluster gives the leader of three replicas.
+func benchCluster(b *testing.B) *node {
+	c := direct(b)
+	c.heartbeat = 2 * time.Second // a busy machine is not to end it
 	for _, n := range c.nodes {
 		n.open(c.names...)
 		n.fsm.mu.Lock()
@@ -66,9 +72,10 @@ func benchCluster(b *testing.B) *node {
 // BenchmarkIdle has 16 groups of three replicas in this process do nothing,
 // for a tenth of a second an iteration.
 func BenchmarkIdle(b *testing.B) {
-	c := newCluster(b, "n1", "n2", "n3")
+	c := direct(b)
 	for id := range uint32(16) {
-		for _, n := range c.nodes {
+		for _, name := range c.names {
+			n := c.nodes[name]
 			opts := n.options(c.names...)
 			opts.ID, opts.Log, opts.HeartbeatTimeout = id, n.store.Log(id), 0
 			g, err := raftstore.Open(opts)
@@ -76,7 +83,7 @@ func BenchmarkIdle(b *testing.B) {
 				b.Fatal(err)
 			}
 			b.Cleanup(func() { _ = g.Close() })
-			until(b, "a leader", func() bool { return n != c.nodes["n3"] || g.Status().Leader != "" })
+			until(b, "a leader", func() bool { return name != "n3" || g.Status().Leader != "" })
 		}
 	}
 	before := cpu(b)

@@ -1,17 +1,83 @@
-// Package raftstore runs hashicorp/raft over the logs of package wal: one
-// group for each partition.
+// Package raftstore runs hashicorp/raft over the logs of package wal, one
+// group for each partition, and carries it between nodes.
 //
-// Its nouns are [Group], one replica of one group, and [FSM], what the group's
-// committed entries are applied to. The log that Raft replicates is the
-// transaction log itself: there is no copy of the data in the state machine
-// and none in snapshots. A snapshot is a marker (index, term, configuration
-// and some bytes of the FSM's), taken often, so that a restart replays little;
-// Raft never cuts the log's head.
+// Its nouns are [Group], one replica of one group; [FSM], what the group's
+// committed entries are applied to; and [Network], a node's one listener and
+// its dialing of peers by name, which all groups of the node share. The log
+// that Raft replicates is the transaction log itself: there is no copy of the
+// data in the state machine and none in snapshots. A snapshot is a marker
+// (index, term, configuration and some bytes of the FSM's), taken often, so
+// that a restart replays little; Raft never cuts the log's head, [Group.Trim]
+// does.
 //
 // When a [Proposal] has succeeded, its entry is synced on a majority of the
 // group's voters and applied by this replica's FSM. When it fails with
 // [ErrNotLeader], nothing was done; with [ErrUnknown], nobody knows yet.
 //
 // Groups are safe for concurrent use. The package knows nothing of NATS or of
-// locks, and it alone imports hashicorp/raft.
+// locks, and it alone imports hashicorp/raft. It assumes that a peer with the
+// cluster's id, and with TLS a certificate, is honest: it may be broken, old,
+// or lost, but does not lie.
+//
+// # A replica that is behind
+//
+// A marker without the log before it is no state, so no marker is ever
+// installed from afar. A replica that lacks what the leader has trimmed hears
+// of it ([Group.Behind]), is closed, and gets the other replica's whole log
+// ([Fetch]) before it is opened again. Until then the log can't be opened: its
+// replica may have acknowledged entries, which count as committed, and must
+// not vote without them. What it had at the most is remembered in the log's
+// small state when the fetch begins, or the log is reset, and a fetch from a
+// replica whose marker is less up to date, by Raft's own comparison of term and
+// index, is [ErrStale]. An entry of an older term than the marker's and behind
+// it is no loss: it can't have been committed.
+//
+// A leader that offers a marker to a replica that has fetched meanwhile is told
+// that it is installed if the log holds what it covers.
+//
+// # On the wire
+//
+// Integers are big-endian, checksums CRC-32C. A connection is for one group
+// and one purpose, and begins with the dialer's preamble, behind the TLS
+// handshake where there is TLS:
+//
+//	offset  size
+//	     0     8  "CANTUSRP"
+//	     8     2  version, 1
+//	    10     2  length of what follows
+//	    12     1  what for: 1 Raft, 2 a fetch
+//	    13     4  group
+//	    17        three names, each one byte of length and so many bytes:
+//	              the cluster's id, the dialing node, the node that is meant
+//	   end     4  checksum of all before it
+//
+// The listener answers, before anything else is sent:
+//
+//	  0     1  status: 0 welcome, 1 refused
+//	  1     2  length of the text
+//	  3        text: what differs
+//	end     4  checksum of all before it
+//
+// It hangs up without an answer on what is no preamble, and on who takes longer
+// than five seconds. Magic, version and length stay as they are in later
+// versions.
+//
+// From then on, in both directions, there are frames, which together carry a
+// stream of bytes. A frame is checked before a byte of it is used:
+//
+//	0     4  length of the payload, 1 to 262,144
+//	4     4  checksum of the payload
+//	8        payload
+//
+// For Raft the stream is that of hashicorp/raft's network transport. For a
+// fetch it is messages: a byte that says what it is, four bytes of length, at
+// most 64 MiB, and so many bytes.
+//
+//	a  to the server: the first index that is wanted, 8 bytes
+//	b  from it: what is to come, in JSON: the first index kept, the marker and
+//	   the FSM's metas, voided entries
+//	e  from it: an entry: index, term, and time (8 bytes each), type (1),
+//	   length of the extensions (unsigned varint), extensions, data
+//	z  from it: that was all
+//	x  from it: what went wrong, in words
 package raftstore

@@ -57,7 +57,7 @@ func reset(log *wal.Log) error {
 	if err := log.SetMeta(metas...); err != nil {
 		return err
 	}
-	return cutForFetch(log, f)
+	return cutForFetch(log, &f)
 }
 
 // fetchState gives how far a fetch is, or how one would begin.
@@ -128,11 +128,12 @@ func beginFetch(log *wal.Log) (fetching, error) {
 			return f, err
 		}
 	}
-	return f, cutForFetch(log, f)
+	err = cutForFetch(log, &f)
+	return f, err
 }
 
 // cutForFetch removes what lies behind the entry to keep.
-func cutForFetch(log *wal.Log, f fetching) error {
+func cutForFetch(log *wal.Log, f *fetching) error {
 	if f.Cut {
 		return nil
 	}

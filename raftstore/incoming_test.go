@@ -1,0 +1,185 @@
+package raftstore
+
+import (
+	"errors"
+	"io"
+	"strings"
+	"testing"
+
+	"github.com/hashicorp/raft"
+
+	"github.com/cantuslog/cantus/wal"
+)
+
+// trimmed is a log of entries 1 to 20, of term 2 from entry 11 on, that begins
+// at entry 10.
+func trimmed(t *testing.T) *wal.Log {
+	t.Helper()
+	log := openLog(t, t.TempDir(), wal.Options{})
+	for i := uint64(1); i <= 20; i++ {
+		if err := log.Append(wal.Entry{Index: i, Term: 1 + i/11}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := log.TrimHead(9); err != nil {
+		t.Fatal(err)
+	}
+	return log
+}
+
+func entries(from, to uint64) (all []*raft.Log) {
+	for i := from; i <= to; i++ {
+		all = append(all, &raft.Log{Index: i, Term: 1 + i/11})
+	}
+	return all
+}
+
+func TestRequestsThatBeginBeforeTheHead(t *testing.T) {
+	i := &incoming{log: trimmed(t)}
+	for what, c := range map[string]struct {
+		prev, first, last           uint64 // of the request
+		wantPrev, wantTerm, wantOne uint64 // and then
+		left                        int
+	}{
+		"from the very beginning": {0, 1, 15, 10, 1, 11, 5},
+		"across the head":         {5, 6, 12, 10, 1, 11, 2},
+		"all before it":           {2, 3, 8, 10, 1, 0, 0},
+		"without entries":         {3, 1, 0, 10, 1, 0, 0},
+		"up to the oldest":        {8, 9, 10, 10, 1, 0, 0},
+		"behind it":               {12, 13, 15, 12, 2, 13, 3},
+		"right behind it":         {10, 11, 12, 10, 1, 11, 2},
+	} {
+		q := &raft.AppendEntriesRequest{PrevLogEntry: c.prev, PrevLogTerm: 1 + c.prev/11, Entries: entries(c.first, c.last)}
+		if !i.pass(&raft.RPC{Command: q}) {
+			t.Errorf("%s: raft is not to see it", what)
+		}
+		if q.PrevLogEntry != c.wantPrev || q.PrevLogTerm != c.wantTerm || len(q.Entries) != c.left ||
+			c.left > 0 && q.Entries[0].Index != c.wantOne {
+			t.Errorf("%s: became %d of term %d and %d entries", what, q.PrevLogEntry, q.PrevLogTerm, len(q.Entries))
+		}
+	}
+}
+
+func TestMarkersFromALeader(t *testing.T) {
+	for what, c := range map[string]struct {
+		index, term uint64
+		has         bool
+	}{
+		"it has the entry":       {15, 2, true},
+		"its last":               {20, 2, true},
+		"its oldest":             {10, 1, true},
+		"one that it trimmed":    {4, 1, true},
+		"one that it lacks":      {21, 2, false},
+		"another one there":      {15, 3, false},
+		"another one at its end": {20, 7, false},
+	} {
+		i := &incoming{log: trimmed(t), behind: make(chan struct{})}
+		answers := make(chan raft.RPCResponse, 1)
+		rest := strings.NewReader("state")
+		q := &raft.InstallSnapshotRequest{Term: 9, LastLogIndex: c.index, LastLogTerm: c.term, Size: 5}
+		if i.pass(&raft.RPC{Command: q, Reader: rest, RespChan: answers}) {
+			t.Errorf("%s: raft is to see it", what)
+		}
+		a := <-answers
+		if got := a.Response.(*raft.InstallSnapshotResponse).Success; got != c.has || (a.Error == nil) != c.has {
+			t.Errorf("%s: %v, %v", what, got, a.Error)
+		}
+		if rest.Len() != 0 {
+			t.Errorf("%s: the state is left in the stream", what)
+		}
+		select {
+		case <-i.behind:
+			if c.has {
+				t.Errorf("%s: it is behind", what)
+			}
+		default:
+			if !c.has {
+				t.Errorf("%s: it is not behind", what)
+			}
+		}
+	}
+}
+
+// Another replica's marker must not be stored, whatever way it comes.
+func TestAForeignMarkerIsNotStored(t *testing.T) {
+	m := markers{openLog(t, t.TempDir(), wal.Options{})}
+	for _, state := range []string{"", "state"} {
+		sink, err := m.Create(raft.SnapshotVersionMax, 5, 2, raft.Configuration{}, 1, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, err = io.Copy(sink, strings.NewReader(state))
+		if err = errors.Join(err, sink.Close()); !errors.Is(err, errForeignMarker) {
+			t.Errorf("%q: got %v", state, err)
+		}
+	}
+	if list, err := m.List(); err != nil || len(list) != 0 {
+		t.Errorf("%v, %v", list, err)
+	}
+}
+
+// A log is cut behind its marker when a fetch begins, also if the node crashes
+// right after it has said so, and what it had is remembered.
+func TestAFetchKeepsWhatIsCommitted(t *testing.T) {
+	log := trimmed(t)
+	if err := log.SetMeta(wal.Meta{Name: metaMarker, Value: []byte(`{"index":15,"term":2}`)}); err != nil {
+		t.Fatal(err)
+	}
+	f, err := fetchState(log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want := (fetching{OwedIndex: 20, OwedTerm: 2, Keep: 15}); f != want {
+		t.Fatalf("%+v, want %+v", f, want)
+	}
+	if err := log.SetMeta(f.meta(), wal.Meta{Name: metaMarker}); err != nil { // and here it crashes
+		t.Fatal(err)
+	}
+	for range 2 {
+		f, err = beginFetch(log)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if want := (fetching{OwedIndex: 20, OwedTerm: 2, Keep: 15, Cut: true}); f != want || log.FirstIndex() != 10 || log.LastIndex() != 15 {
+			t.Fatalf("%+v, and it holds %d to %d", f, log.FirstIndex(), log.LastIndex())
+		}
+	}
+	if err := log.Append(wal.Entry{Index: 16, Term: 2}); err != nil { // was fetched
+		t.Fatal(err)
+	}
+	if _, err = beginFetch(log); err != nil || log.LastIndex() != 16 {
+		t.Fatalf("%v: what was fetched is gone", err)
+	}
+	if err := Reset(log); err != nil {
+		t.Fatal(err)
+	}
+	if f, err = beginFetch(log); err != nil || f.OwedIndex != 20 || f.OwedTerm != 2 || log.LastIndex() != 0 {
+		t.Fatalf("%+v, %v", f, err)
+	}
+}
+
+func TestVeryLargeEntriesAreStoredInParts(t *testing.T) {
+	s := &logStore{log: openLog(t, t.TempDir(), wal.Options{SegmentSize: 64 << 20})}
+	var logs []*raft.Log
+	data := make([]byte, 9<<20)
+	for i := uint64(1); i <= 9; i++ {
+		logs = append(logs, &raft.Log{Index: i, Term: 1, Data: data})
+	}
+	if err := s.StoreLogs(logs); err != nil {
+		t.Fatal(err)
+	}
+	if last := s.log.LastIndex(); last != 9 {
+		t.Fatalf("it ends at %d", last)
+	}
+	// What can't be stored takes what was with it.
+	for i, l := range logs {
+		l.Index = uint64(10 + i)
+	}
+	logs[8].Index = 99
+	if err := s.StoreLogs(logs); err == nil {
+		t.Fatal("a gap was stored")
+	}
+	if last := s.log.LastIndex(); last != 9 {
+		t.Fatalf("it ends at %d: part of it is there", last)
+	}
+}
