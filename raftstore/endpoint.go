@@ -179,9 +179,11 @@ func (s stream) Dial(to raft.ServerAddress, timeout time.Duration) (net.Conn, er
 	return s.dial(string(to), timeout)
 }
 
-// Close stops Accept.
+// Close stops Accept, also of the streams that don't listen.
 func (s stream) Close() error {
-	s.stop()
+	if s.listens {
+		s.stop()
+	}
 	return nil
 }
 

@@ -20,6 +20,7 @@ type Group struct {
 	raft      *raft.Raft
 	transport raft.Transport
 	network   *transport // the transport, nil without a network
+	closing   atomic.Bool
 	closeOnce sync.Once
 	closeErr  error
 
@@ -37,6 +38,8 @@ type Group struct {
 // being fetched: see [Fetching]. An error that wraps [wal.ErrDamaged] says that
 // the log can't be read.
 func Open(opts Options) (*Group, error) {
+	g := &Group{node: opts.Node, log: &logStore{log: opts.Log}}
+	opts.logger = raftLogger(opts.Logger, &g.closing)
 	opts, config, err := opts.filled()
 	if err != nil {
 		return nil, err
@@ -44,7 +47,7 @@ func Open(opts Options) (*Group, error) {
 	if Fetching(opts.Log) {
 		return nil, ErrFetching
 	}
-	g := &Group{node: opts.Node, heartbeat: opts.HeartbeatTimeout, log: &logStore{log: opts.Log}}
+	g.heartbeat = opts.HeartbeatTimeout
 	if err := g.connect(opts); err != nil {
 		return nil, err
 	}
@@ -296,6 +299,7 @@ func (g *Group) Close() error {
 		g.closed = true
 		g.entering.Unlock()
 		g.drain()
+		g.closing.Store(true)
 		if g.network != nil {
 			g.network.end.interrupt()
 		}

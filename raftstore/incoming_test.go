@@ -1,12 +1,14 @@
 package raftstore
 
 import (
+	"context"
 	"errors"
 	"io"
 	"strings"
 	"testing"
 
 	"github.com/hashicorp/raft"
+	"golang.org/x/time/rate"
 
 	"github.com/cantuslog/cantus/wal"
 )
@@ -181,5 +183,39 @@ func TestVeryLargeEntriesAreStoredInParts(t *testing.T) {
 	}
 	if last := s.log.LastIndex(); last != 9 {
 		t.Fatalf("it ends at %d: part of it is there", last)
+	}
+}
+
+// Old entries take from the node's rate, and those in memory don't.
+func TestOnlyOldEntriesArePaced(t *testing.T) {
+	tr := &transport{recent: func(index uint64) bool { return index > 10 }}
+	tr.end = &endpoint{network: &Network{limiter: rate.NewLimiter(0.001, 1000)}, dialing: t.Context()}
+	left := func() int { return int(tr.end.network.limiter.Tokens()) }
+	request := func(index uint64, bytes int) *raft.AppendEntriesRequest {
+		return &raft.AppendEntriesRequest{Entries: []*raft.Log{{Index: index, Data: make([]byte, bytes)}}}
+	}
+	for _, c := range []struct {
+		q    *raft.AppendEntriesRequest
+		want int
+	}{
+		{request(11, 5000), 1000},
+		{&raft.AppendEntriesRequest{}, 1000},
+		{request(10, 400), 600},
+		{request(1, 600), 0},
+		{request(11, 5000), 0},
+	} {
+		if err := tr.paceOld(c.q); err != nil || left() != c.want {
+			t.Errorf("%v, %d are left, want %d", err, left(), c.want)
+		}
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	tr.end.dialing = ctx
+	if err := tr.paceOld(request(1, 1)); err == nil {
+		t.Error("it was sent beyond the rate")
+	}
+	tr.end.network.limiter = nil
+	if err := tr.paceOld(request(1, 1<<20)); err != nil {
+		t.Error(err)
 	}
 }

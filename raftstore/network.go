@@ -38,8 +38,8 @@ type NetworkOptions struct {
 	// NewNetwork fails.
 	Listener net.Listener
 	// Resolve gives the host and port of a node. It is asked for each
-	// connection, since an address may change, and may be called by many at
-	// once.
+	// connection, since an address may change, may be called by many at once,
+	// and is to answer from memory.
 	Resolve func(node string) (hostport string, err error)
 	// TLS makes connections mutually authenticated; nil leaves them plain. It
 	// is used as server and as client. A node's certificate must be for the
@@ -190,13 +190,24 @@ func (n *Network) admit(conn net.Conn) {
 		<-n.handling
 		if err != nil {
 			_ = conn.Close()
-			if n.ctx.Err() == nil {
-				n.complain("connection refused", "remote", conn.RemoteAddr().String(), "err", err)
-			}
+			n.refused(conn, err)
 			return
 		}
 		n.serve(l, p)
 	})
+}
+
+// refused logs a connection that was refused. A peer that is early, or late,
+// for a group is nothing special.
+func (n *Network) refused(conn net.Conn, err error) {
+	args := []any{"remote", conn.RemoteAddr().String(), "err", err}
+	switch {
+	case n.ctx.Err() != nil:
+	case errors.As(err, new(noGroupError)):
+		n.log.Debug("connection refused", args...)
+	default:
+		n.complain("connection refused", args...)
+	}
 }
 
 // track keeps a connection so that Close closes it; false says that it was
@@ -235,9 +246,8 @@ func (n *Network) receive(conn net.Conn) (*link, preamble, error) {
 		err = n.examine(p, secure)
 	}
 	if err != nil {
-		if errors.As(err, new(versionError)) || errors.As(err, new(refusedError)) {
-			_, _ = conn.Write(answer(refusal(err)))
-			return nil, p, fmt.Errorf("told %q: %w", p.from, err)
+		if text := refusal(err); text != "" {
+			_, _ = conn.Write(answer(text))
 		}
 		return nil, p, err
 	}
@@ -248,16 +258,25 @@ func (n *Network) receive(conn net.Conn) (*link, preamble, error) {
 	return newLink(conn, r, secure != nil, true), p, nil
 }
 
-// refusal is what the peer is told.
+// refusal is what the peer is told, "" for nothing.
 func refusal(err error) string {
 	var refused refusedError
-	if errors.As(err, &refused) {
+	switch {
+	case errors.As(err, &refused):
 		return refused.text
+	case errors.As(err, new(versionError)), errors.As(err, new(noGroupError)):
+		return err.Error()
 	}
-	return err.Error()
+	return ""
 }
 
-// examine gives a refusedError if the peer that sent p is in the wrong place.
+// noGroupError is met with a group that is not open here.
+type noGroupError uint32
+
+func (g noGroupError) Error() string { return fmt.Sprintf("no replica of group %d here", uint32(g)) }
+
+// examine gives an error that has a refusal if the peer that sent p is in the
+// wrong place.
 func (n *Network) examine(p preamble, secure *tls.Conn) error {
 	switch {
 	case p.cluster != n.opts.Cluster:
@@ -271,7 +290,7 @@ func (n *Network) examine(p preamble, secure *tls.Conn) error {
 		}
 	}
 	if n.endpoint(p.group) == nil {
-		return refusedError{fmt.Sprintf("no replica of group %d here", p.group)}
+		return noGroupError(p.group)
 	}
 	return nil
 }

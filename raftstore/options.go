@@ -5,6 +5,7 @@ import (
 	"log/slog"
 	"time"
 
+	"github.com/hashicorp/go-hclog"
 	"github.com/hashicorp/raft"
 
 	"github.com/cantuslog/cantus/wal"
@@ -42,6 +43,8 @@ type Options struct {
 	MarkEntries uint64
 	// Logger takes what raft has to say. Default: discarded.
 	Logger *slog.Logger
+
+	logger hclog.Logger // raft's way to Logger
 }
 
 const (
@@ -84,7 +87,7 @@ func (o Options) filled() (Options, *raft.Config, error) {
 	c.TrailingLogs = 1<<64 - 1
 	c.BatchApplyCh = true
 	c.NoLegacyTelemetry = true
-	c.Logger = raftLogger(o.Logger)
+	c.Logger = o.logger
 	if err := raft.ValidateConfig(c); err != nil {
 		return o, nil, fmt.Errorf("raft group of %s: %w", o.Node, err)
 	}

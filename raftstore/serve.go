@@ -2,6 +2,7 @@ package raftstore
 
 import (
 	"bufio"
+	"context"
 	"encoding/binary"
 	"encoding/json"
 	"errors"
@@ -196,10 +197,22 @@ func (e *endpoint) sendEntry(c *fetchConn, entry *wal.Entry) error {
 	return c.send(fetchEntry, head, entry.Data)
 }
 
+// markNow takes a marker; on a leader behind a barrier, since Raft's own entry
+// that begins a term leaves no trace in one, and a fetch may need one of this
+// term.
+func (g *Group) markNow() error {
+	if g.Leading() {
+		ctx, cancel := context.WithTimeout(g.network.end.open, handshakeTimeout)
+		defer cancel()
+		_ = g.Barrier(ctx) // without it, the marker may do too
+	}
+	return g.Mark()
+}
+
 // fetchHead marks the state, and gives what a fetch of this replica's log is
 // to begin with.
 func (g *Group) fetchHead() (fetchHead, marker, error) {
-	markErr := g.Mark() // the newer the better; an older one does too
+	markErr := g.markNow() // the newer the better; an older one does too
 	log := g.log.log
 	head := fetchHead{First: log.FirstIndex(), Metas: map[string][]byte{}}
 	for name, v := range log.Metas("") {

@@ -57,7 +57,7 @@ var (
 func newTransport(e *endpoint, opts Options) *transport {
 	t := &transport{end: e, peers: map[raft.ServerID]*peer{}, recent: opts.Log.InMemory}
 	config := raft.NetworkTransportConfig{
-		Logger: raftLogger(opts.Logger), MaxPool: pooled, MaxRPCsInFlight: maxInFlight,
+		Logger: opts.logger, MaxPool: pooled, MaxRPCsInFlight: maxInFlight,
 		Stream: stream{e, true}, Timeout: sendTimeout, MsgpackUseNewTimeFormat: true,
 	}
 	t.NetworkTransport = raft.NewNetworkTransportWithConfig(&config)

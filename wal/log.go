@@ -12,8 +12,8 @@ import (
 
 // Log is one group's log of entries, dense by index, and the small state
 // that goes with it. Reads are safe for concurrent use, also beside writes.
-// Append, TruncateSuffix and TrimHead are called by one goroutine at a time;
-// SetMeta and Void may be called beside them.
+// Append and TruncateSuffix are called by one goroutine at a time, and so are
+// TruncateSuffix and TrimHead; SetMeta and Void may be called beside them.
 type Log struct {
 	store *Store
 	group uint32
