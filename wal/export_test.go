@@ -53,5 +53,10 @@ func EntryChecksum(group uint32, index, cuts uint64, b []byte) []byte {
 	return binary.LittleEndian.AppendUint32(nil, entrySum(group, index, cuts, b))
 }
 
+// WalkBadgerLog gives where the whole entries of one of Badger's logs end.
+func WalkBadgerLog(path string) (end int64, err error) {
+	return walkBadgerLog(path, badgerLogHeader, -1)
+}
+
 // SealOf is the end of a sealed file.
 func SealOf(b []byte) []byte { return fmt.Appendf(nil, "%08x\n", crc32.Checksum(b, castagnoli)) }

@@ -2,9 +2,12 @@ package wal_test
 
 import (
 	"bytes"
+	"encoding/binary"
 	"errors"
+	"hash/crc32"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 
 	"github.com/cantuslog/cantus/wal"
@@ -121,4 +124,44 @@ func TestFlippedHeaderInOldValueLogIsSaid(t *testing.T) {
 			t.Fatalf("bit %d flipped: %v", bit, err)
 		}
 	}
+}
+
+// FuzzBadgerLog reads whatever bytes as one of Badger's logs: what counts as
+// whole entries ends within the file, is followed by none, and does not depend
+// on what comes behind it.
+func FuzzBadgerLog(f *testing.F) {
+	header := make([]byte, 20)
+	entry := []byte{0, 0, 1, 2, 0, 'k', 'v', 'w'} // meta, user meta, lengths, expiry, key, value
+	entry = binary.BigEndian.AppendUint32(entry, crc32.Checksum(entry, crc32.MakeTable(crc32.Castagnoli)))
+	f.Add(slices.Concat(header, entry, entry))
+	f.Add(slices.Concat(header, entry, entry[:9]))
+	f.Add(slices.Concat(header, entry, []byte{0, 0, 0xff, 0xff, 0xff, 0xff, 0x0f, 0xff, 0xff, 0xff, 0xff, 0x03, 0}))
+	f.Add(slices.Concat(header, make([]byte, 64)))
+	f.Add(header[:7])
+	f.Fuzz(func(t *testing.T, b []byte) {
+		path := filepath.Join(t.TempDir(), "000001.vlog")
+		end := func(b []byte) int64 {
+			if err := os.WriteFile(path, b, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			end, err := wal.WalkBadgerLog(path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return end
+		}
+		at := end(b)
+		if at < int64(len(header)) || at > int64(max(len(b), len(header))) {
+			t.Fatalf("entries end at %d of %d bytes", at, len(b))
+		}
+		if len(b) < len(header) {
+			return
+		}
+		if again := end(b[:at]); again != at {
+			t.Errorf("entries end at %d, and cut there at %d", at, again)
+		}
+		if more := end(slices.Concat(b[:at], entry)); more != at+int64(len(entry)) {
+			t.Errorf("with one entry more, entries that ended at %d end at %d", at, more)
+		}
+	})
 }
