@@ -1,0 +1,192 @@
+package e2e_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"strconv"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"golang.org/x/sync/errgroup"
+)
+
+// load is writers that append one transaction after the other, each until it
+// is acknowledged, while something is done to their cluster.
+type load struct {
+	cluster    *cluster
+	partitions int
+	group      errgroup.Group
+	stopping   chan struct{}
+
+	mu    sync.Mutex
+	acked []map[uint64]string // for each partition, payload by txid
+	last  []time.Time         // of each partition's last acknowledgement
+	gap   []time.Duration     // the longest between two of them
+}
+
+// startLoad has a few writers for each partition, on different nodes.
+func startLoad(c *cluster, partitions int) *load {
+	l := &load{
+		cluster: c, partitions: partitions, stopping: make(chan struct{}),
+		last: make([]time.Time, partitions), gap: make([]time.Duration, partitions),
+	}
+	for p := range partitions {
+		l.acked = append(l.acked, map[uint64]string{})
+		for i, client := range c.writers()[:4] {
+			l.group.Go(func() error { return l.write(c.tb.Context(), client, p, fmt.Sprintf("p%d-w%d", p, i)) })
+		}
+	}
+	return l
+}
+
+func (l *load) write(ctx context.Context, client *client, partition int, writer string) error {
+	for i := 0; ; i++ {
+		select {
+		case <-l.stopping:
+			return nil
+		default:
+		}
+		payload := writer + "-" + strconv.Itoa(i)
+		r, err := l.cluster.keep(ctx, client, appendMsg(partition, payload, "Nats-Msg-Id", payload, "Cantus-Append-Lock", writer))
+		if err != nil {
+			return fmt.Errorf("append %s: %w", payload, err)
+		}
+		if err := l.acknowledged(partition, payload, r); err != nil {
+			return err
+		}
+	}
+}
+
+func (l *load) acknowledged(partition int, payload string, r reply) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if other, taken := l.acked[partition][r.Txid]; taken {
+		return fmt.Errorf("partition %d: both %s and %s were acknowledged as txid %d", partition, other, payload, r.Txid)
+	}
+	l.acked[partition][r.Txid] = payload
+	now := time.Now()
+	if last := l.last[partition]; !last.IsZero() {
+		l.gap[partition] = max(l.gap[partition], now.Sub(last))
+	}
+	l.last[partition] = now
+	return nil
+}
+
+// stop ends the writers; what they have sent is settled.
+func (l *load) stop(t *testing.T) {
+	t.Helper()
+	close(l.stopping)
+	if err := l.group.Wait(); err != nil {
+		t.Fatal(err)
+	}
+	for p := range l.partitions {
+		t.Logf("partition %d: %d appends acknowledged, none failed; the longest gap between two is %v", p, len(l.acked[p]), l.gap[p].Round(time.Millisecond))
+	}
+}
+
+// check wants each partition's log to be what was acknowledged, nothing more
+// and nothing less, and the same on every node.
+func (l *load) check(t *testing.T) {
+	t.Helper()
+	l.cluster.settle()
+	client := l.cluster.dial(l.cluster.nodes[0].name)
+	var logs [][]*nats.Msg
+	for p := range l.partitions {
+		log := drain(t, client, p)
+		if len(log) != len(l.acked[p]) || len(log) == 0 {
+			t.Errorf("partition %d: %d transactions, %d acknowledged", p, len(log), len(l.acked[p]))
+		}
+		for i, m := range log {
+			if want := l.acked[p][uint64(i+1)]; string(m.Data) != want {
+				t.Fatalf("partition %d: txid %d is %s, acknowledged was %q", p, i+1, m.Data, want)
+			}
+		}
+		logs = append(logs, log)
+	}
+	l.cluster.checkSame(t, 0, logs[0])
+}
+
+// TestClusterRollingRestart restarts one node after the other under load, as
+// for an upgrade: each when the one before is ready.
+func TestClusterRollingRestart(t *testing.T) {
+	c := startCluster(t, 3, "--partitions", "3", "--msg-id-window", "30m")
+	l := startLoad(c, 3)
+	rounds := 1
+	if *long {
+		rounds = 10
+	}
+	for range rounds {
+		for _, n := range c.nodes {
+			if err := errors.Join(n.stop(), n.start()); err != nil {
+				t.Fatalf("node %s: %v", n.name, err)
+			}
+		}
+	}
+	l.stop(t)
+	l.check(t)
+}
+
+// TestClusterReplaceEveryNode adds new nodes and removes the founders, one at
+// a time and under load, and throws away what these had.
+func TestClusterReplaceEveryNode(t *testing.T) {
+	c := startCluster(t, 3, "--partitions", "2", "--msg-id-window", "30m")
+	l := startLoad(c, 2)
+	for i := range 3 {
+		c.replace(t, c.nodes[0], fmt.Sprintf("n%d", i+4))
+	}
+	l.stop(t)
+	l.check(t)
+}
+
+// replace puts a new node into another's place.
+func (c *cluster) replace(t *testing.T, old *node, name string) {
+	t.Helper()
+	fresh := c.prepare(name)
+	if err := fresh.launch(); err != nil {
+		t.Fatal(err)
+	}
+	client := c.dial(c.nodes[1].name)
+	defer client.nc.Close()
+	if err := c.until(t.Context(), name+" waiting", func(ctx context.Context) string {
+		s, err := client.status(ctx)
+		for _, n := range s.Nodes {
+			if n.Name == name && n.State == "waiting" {
+				return ""
+			}
+		}
+		return fmt.Sprintf("%v %v", s.Nodes, err)
+	}); err != nil {
+		t.Fatal(err)
+	}
+	c.operate(t, "add", name)
+	if err := fresh.awaitReady(); err != nil {
+		t.Fatal(err)
+	}
+	c.nodes = append(c.nodes, fresh)
+	c.operate(t, "remove", old.name)
+	select {
+	case <-old.running().done:
+	case <-time.After(patience):
+		t.Fatalf("node %s was removed and is still running", old.name)
+	}
+	c.nodes = c.others(old)
+	delete(c.routes, old.name)
+	if err := os.RemoveAll(old.dir); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// operate has the program carry out an operation and waits until it has come
+// about.
+func (c *cluster) operate(t *testing.T, args ...string) {
+	t.Helper()
+	args = append([]string{"cluster"}, args...)
+	args = append(args, "--server", c.nodes[1].url, "--wait", patience.String())
+	if code, stdout, stderr := cantus(t, args...); code != 0 {
+		t.Fatalf("cantus %v: exit %d\n%s%s", args, code, stdout, stderr)
+	}
+}
