@@ -26,13 +26,14 @@ type load struct {
 	acked []map[uint64]string // for each partition, payload by txid
 	last  []time.Time         // of each partition's last acknowledgement
 	gap   []time.Duration     // the longest between two of them
+	until []time.Time         // when that ended
 }
 
 // startLoad has a few writers for each partition, on different nodes.
 func startLoad(c *cluster, partitions int) *load {
 	l := &load{
 		cluster: c, partitions: partitions, stopping: make(chan struct{}),
-		last: make([]time.Time, partitions), gap: make([]time.Duration, partitions),
+		last: make([]time.Time, partitions), gap: make([]time.Duration, partitions), until: make([]time.Time, partitions),
 	}
 	for p := range partitions {
 		l.acked = append(l.acked, map[uint64]string{})
@@ -69,8 +70,8 @@ func (l *load) acknowledged(partition int, payload string, r reply) error {
 	}
 	l.acked[partition][r.Txid] = payload
 	now := time.Now()
-	if last := l.last[partition]; !last.IsZero() {
-		l.gap[partition] = max(l.gap[partition], now.Sub(last))
+	if last := l.last[partition]; !last.IsZero() && now.Sub(last) > l.gap[partition] {
+		l.gap[partition], l.until[partition] = now.Sub(last), now
 	}
 	l.last[partition] = now
 	return nil
@@ -84,7 +85,8 @@ func (l *load) stop(t *testing.T) {
 		t.Fatal(err)
 	}
 	for p := range l.partitions {
-		t.Logf("partition %d: %d appends acknowledged, none failed; the longest gap between two is %v", p, len(l.acked[p]), l.gap[p].Round(time.Millisecond))
+		t.Logf("partition %d: %d appends acknowledged, none failed; the longest gap between two is %v, until %s",
+			p, len(l.acked[p]), l.gap[p].Round(time.Millisecond), l.until[p].UTC().Format("15:04:05.000"))
 	}
 }
 
@@ -149,18 +151,8 @@ func (c *cluster) replace(t *testing.T, old *node, name string) {
 	if err := fresh.launch(); err != nil {
 		t.Fatal(err)
 	}
-	client := c.dial(c.nodes[1].name)
-	defer client.nc.Close()
-	if err := c.until(t.Context(), name+" waiting", func(ctx context.Context) string {
-		s, err := client.status(ctx)
-		for _, n := range s.Nodes {
-			if n.Name == name && n.State == "waiting" {
-				return ""
-			}
-		}
-		return fmt.Sprintf("%v %v", s.Nodes, err)
-	}); err != nil {
-		t.Fatal(err)
+	for _, n := range c.nodes { // it is added by any of them
+		c.awaitHeard(t, name, n)
 	}
 	c.operate(t, "add", name)
 	if err := fresh.awaitReady(); err != nil {
@@ -176,6 +168,24 @@ func (c *cluster) replace(t *testing.T, old *node, name string) {
 	c.nodes = c.others(old)
 	delete(c.routes, old.name)
 	if err := os.RemoveAll(old.dir); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// awaitHeard returns when a node says that another one waits to be added.
+func (c *cluster) awaitHeard(t *testing.T, name string, by *node) {
+	t.Helper()
+	client := c.dialOnly(by)
+	defer client.nc.Close()
+	if err := c.until(t.Context(), name+" heard by "+by.name, func(ctx context.Context) string {
+		s, err := client.status(ctx)
+		for _, n := range s.Nodes {
+			if n.Name == name && n.State == "waiting" {
+				return ""
+			}
+		}
+		return fmt.Sprintf("%+v %v", s.Nodes, err)
+	}); err != nil {
 		t.Fatal(err)
 	}
 }
