@@ -47,15 +47,27 @@ var (
 	ErrAhead      = errors.New("client: ahead of the log")
 	ErrTooLarge   = errors.New("client: too large")
 	ErrIDReused   = errors.New("client: message id reused")
+	ErrNotFound   = errors.New("client: not found")
+)
+
+// The reasons that are tried again: they show only in the chain of what ended
+// the trying.
+var (
+	ErrBusy        = errors.New("client: busy")
+	ErrUnavailable = errors.New("client: unavailable")
+	ErrStorageFull = errors.New("client: no room on the leader's disk")
+	ErrInternal    = errors.New("client: a defect or damage on the node")
 )
 
 var byReason = map[subjects.Reason]error{
 	subjects.BadRequest: ErrBadRequest, subjects.ConflictReason: ErrConflict, subjects.WrongLast: ErrWrongLast,
 	subjects.Trimmed: ErrTrimmed, subjects.Ahead: ErrAhead, subjects.TooLarge: ErrTooLarge, subjects.IDReused: ErrIDReused,
+	subjects.NotFound: ErrNotFound, subjects.Busy: ErrBusy, subjects.Unavailable: ErrUnavailable, subjects.Unknown: ErrUnknown,
+	subjects.StorageFull: ErrStorageFull, subjects.Internal: ErrInternal,
 }
 
-// Refused is the error of a refusal, with all that the reply said. Nothing was
-// appended.
+// Refused is the error of a refusal, with all that the reply said. Where it is
+// returned itself, and not as the last try of an [*Unknown], nothing was done.
 type Refused struct {
 	Partition int
 	// ID is the transaction's message id, "" for a read.

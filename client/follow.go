@@ -14,6 +14,18 @@ import (
 // Handler takes a committed transaction. ctx is that of Run.
 type Handler func(ctx context.Context, tx *Transaction) error
 
+// BatchHandler takes committed transactions of one partition, at least one, in
+// txid order: those that wait, so that its own costs are shared while it is
+// behind. It does all of them or none: after an error it gets them again, one by
+// one. The slice is its own until it returns.
+type BatchHandler func(ctx context.Context, txs []*Transaction) error
+
+// Moved is returned by a handler whose state has been set to another position,
+// and has not applied what it was given: the follower goes on behind After.
+type Moved struct{ After uint64 }
+
+func (m *Moved) Error() string { return fmt.Sprintf("client: moved to txid %d", m.After) }
+
 // Decision says what becomes of a transaction that a handler returned an
 // error for.
 type Decision uint8
@@ -48,6 +60,9 @@ type FollowOptions struct {
 	// OnStop is told when a partition stops with an error while others go on.
 	OnStop func(partition int, err error)
 
+	// Batch is how many transactions a BatchHandler gets at most. Default 256.
+	Batch int
+
 	// Buffer bounds, in bytes, what is read ahead of a partition's handler.
 	// Default 4 MiB; at least 64 KiB. One larger transaction goes alone.
 	Buffer int
@@ -57,6 +72,12 @@ type FollowOptions struct {
 }
 
 func (o FollowOptions) withDefaults() (FollowOptions, error) {
+	if o.Batch == 0 {
+		o.Batch = 256
+	}
+	if o.Batch < 0 {
+		return o, fmt.Errorf("%w: Batch is %d: at least 1", ErrOptions, o.Batch)
+	}
 	if o.Buffer == 0 {
 		o.Buffer = 4 << 20
 	}
@@ -89,7 +110,7 @@ func (o *FollowOptions) filtered() bool { return len(o.Kinds) > 0 || o.Lock != "
 // what the handler has applied.
 type Follower struct {
 	c      *Client
-	handle Handler
+	handle BatchHandler
 	opts   FollowOptions
 	parts  map[int]*followed // not changed after NewFollower
 }
@@ -100,11 +121,27 @@ type followed struct {
 	pos       position
 	mu        sync.Mutex
 	stream    *stream // nil before Run
+	trouble   error   // of the handler, while it is retried
+}
+
+func (p *followed) troubled(err error) {
+	p.mu.Lock()
+	p.trouble = err
+	p.mu.Unlock()
 }
 
 // NewFollower prepares to follow the partitions that are keys of after, each
 // from behind the txid that is its value: 0 gives all from the beginning.
 func (c *Client) NewFollower(after map[int]uint64, handle Handler, opts FollowOptions) (*Follower, error) {
+	opts.Batch = 1
+	return c.NewBatchFollower(after, func(ctx context.Context, txs []*Transaction) error {
+		return handle(ctx, txs[0])
+	}, opts)
+}
+
+// NewBatchFollower is NewFollower with a handler that takes several
+// transactions at once.
+func (c *Client) NewBatchFollower(after map[int]uint64, handle BatchHandler, opts FollowOptions) (*Follower, error) {
 	opts, err := opts.withDefaults()
 	if err != nil {
 		return nil, err
@@ -157,25 +194,34 @@ func (f *Follower) Run(ctx context.Context) error {
 	return errors.Join(all...)
 }
 
-// run follows one partition.
+// run follows one partition, wherever its handler moves to.
 func (f *Follower) run(ctx context.Context, p *followed) error {
-	err := f.c.stream(ctx, p.partition, p.pos.get(), f.opts, func(ctx context.Context, s *stream) error {
+	for {
+		err := f.runOn(ctx, p)
+		var moved *Moved
+		if !errors.As(err, &moved) {
+			p.pos.stop(err)
+			return err
+		}
+		p.pos.move(moved.After)
+	}
+}
+
+// runOn follows one partition from where it is.
+func (f *Follower) runOn(ctx context.Context, p *followed) error {
+	return f.c.stream(ctx, p.partition, p.pos.get(), f.opts, func(ctx context.Context, s *stream) error {
 		p.mu.Lock()
 		p.stream = s
 		p.mu.Unlock()
 		p.pos.resume()
-		return drain(ctx, s, func(e entry) error {
-			if e.tx != nil {
-				if err := f.apply(ctx, e.tx); err != nil {
-					return err
-				}
+		return drain(ctx, s, f.opts.Batch, func(txs []*Transaction, upto uint64) error {
+			if err := f.apply(ctx, p, txs); err != nil {
+				return err
 			}
-			p.pos.advance(e.upto)
+			p.pos.advance(upto)
 			return nil
 		})
 	})
-	p.pos.stop(err)
-	return err
 }
 
 // stream runs use with a stream, and its clock beside it.
@@ -204,16 +250,17 @@ func (c *Client) stream(ctx context.Context, partition int, after uint64, opts F
 	return use(ctx, s)
 }
 
-// drain gives each entry to do, until it returns an error or the stream ends.
-func drain(ctx context.Context, s *stream, do func(entry) error) error {
+// drain gives what comes to do, at most most transactions at once, and up to
+// where it was, until do returns an error or the stream ends.
+func drain(ctx context.Context, s *stream, most int, do func(txs []*Transaction, upto uint64) error) error {
+	var txs []*Transaction
 	for {
-		batch, err := s.take(ctx)
+		queue, err := s.take(ctx)
 		if err != nil {
 			return err
 		}
 		held := 0
-		for i, e := range batch {
-			batch[i] = entry{} // not kept longer than the handler does
+		for len(queue) > 0 {
 			select {
 			case <-ctx.Done():
 				return context.Cause(ctx)
@@ -221,24 +268,63 @@ func drain(ctx context.Context, s *stream, do func(entry) error) error {
 				return ErrClosed
 			default:
 			}
-			if err := do(e); err != nil {
+			txs = txs[:0]
+			var upto uint64
+			for len(queue) > 0 && len(txs) < most {
+				e := queue[0]
+				queue[0], queue = entry{}, queue[1:] // not kept longer than the handler does
+				upto = e.upto
+				held += e.size
+				if e.tx != nil {
+					txs = append(txs, e.tx)
+				}
+			}
+			if err := do(txs, upto); err != nil {
 				return err
 			}
-			if held += e.size; held >= s.opts.readBytes() {
+			if held >= s.opts.readBytes() {
 				s.handled(held)
 				held = 0
 			}
 		}
+		clear(txs)
 		s.handled(held)
 	}
 }
 
-// apply calls the handler until it is content, or OnError decides otherwise.
-func (f *Follower) apply(ctx context.Context, tx *Transaction) error {
+// apply gives transactions to the handler, which may be none, and if it fails
+// one by one.
+func (f *Follower) apply(ctx context.Context, p *followed, txs []*Transaction) error {
+	if len(txs) > 1 {
+		err := f.handle(ctx, txs)
+		var moved *Moved
+		if err == nil || errors.As(err, &moved) {
+			return err
+		}
+		p.troubled(err)
+	}
+	for i, tx := range txs {
+		if err := f.applyOne(ctx, p, txs[i:i+1]); err != nil {
+			return err
+		}
+		p.pos.advance(tx.Txid)
+	}
+	return nil
+}
+
+// applyOne calls the handler until it is content, or OnError decides
+// otherwise.
+func (f *Follower) applyOne(ctx context.Context, p *followed, one []*Transaction) error {
+	defer p.troubled(nil)
+	tx := one[0]
 	for tries := 1; ; tries++ {
-		err := f.handle(ctx, tx)
-		if err == nil {
-			return nil
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		err := f.handle(ctx, one)
+		var moved *Moved
+		if err == nil || errors.As(err, &moved) {
+			return err
 		}
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
@@ -254,6 +340,7 @@ func (f *Follower) apply(ctx context.Context, tx *Transaction) error {
 		default:
 			return fmt.Errorf("partition %d: txid %d: %w", tx.Partition, tx.Txid, err)
 		}
+		p.troubled(fmt.Errorf("txid %d, try %d: %w", tx.Txid, tries, err))
 		select {
 		case <-time.After(backoff(tries, f.opts.MinBackoff, f.opts.MaxBackoff)):
 		case <-ctx.Done():
@@ -273,9 +360,13 @@ type Progress struct {
 	HighWaterMark uint64
 	// Buffered is how many bytes wait for the handler.
 	Buffered int
-	// Err says why reading fails at the moment, or why the partition stopped.
+	// Err says why the handler or reading fails at the moment, or why the
+	// partition stopped.
 	Err error
 }
+
+// Lag is how many transactions are known and not applied.
+func (p Progress) Lag() uint64 { return p.HighWaterMark - p.Applied }
 
 // Progress tells how far a partition is.
 func (f *Follower) Progress(partition int) Progress {
@@ -285,13 +376,16 @@ func (f *Follower) Progress(partition int) Progress {
 	}
 	g := Progress{Applied: p.pos.get()}
 	p.mu.Lock()
-	s := p.stream
+	s, trouble := p.stream, p.trouble
 	p.mu.Unlock()
 	g.HighWaterMark = g.Applied
 	if s != nil {
 		var mark uint64
 		mark, g.Buffered, g.Err = s.state()
 		g.HighWaterMark = max(mark, g.Applied)
+	}
+	if trouble != nil {
+		g.Err = trouble
 	}
 	if err := p.pos.stopped(); err != nil {
 		g.Err = err
@@ -337,8 +431,8 @@ func (c *Client) All(ctx context.Context, partition int, after uint64, opts Foll
 		left := errors.New("left")
 		if err == nil {
 			err = c.stream(ctx, partition, after, opts, func(ctx context.Context, s *stream) error {
-				return drain(ctx, s, func(e entry) error {
-					if e.tx != nil && !yield(e.tx, nil) {
+				return drain(ctx, s, 1, func(txs []*Transaction, _ uint64) error {
+					if len(txs) > 0 && !yield(txs[0], nil) {
 						return left
 					}
 					return nil

@@ -26,6 +26,14 @@ func (p *position) advance(txid uint64) {
 	p.wake()
 }
 
+// move sets the position, also backwards.
+func (p *position) move(txid uint64) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.applied = txid
+	p.wake()
+}
+
 func (p *position) stop(err error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()

@@ -1,0 +1,50 @@
+package client
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+
+	"github.com/nats-io/nats.go"
+
+	"github.com/cantuslog/cantus/subjects"
+)
+
+// Get gives one committed transaction. Errors: ErrAhead past the log's end,
+// ErrTrimmed. It asks until ctx ends.
+func (c *Client) Get(ctx context.Context, partition int, txid uint64) (*Transaction, error) {
+	return c.get(ctx, partition, subjects.GetRequest{Txid: txid})
+}
+
+// LastWriter gives the newest transaction that recorded, as write or append
+// lock, a lock that overlaps this one. ErrNotFound says that none is known:
+// nobody recorded it, or so long ago that the partition has forgotten who.
+func (c *Client) LastWriter(ctx context.Context, partition int, lock string) (*Transaction, error) {
+	return c.get(ctx, partition, subjects.GetRequest{Lock: lock})
+}
+
+func (c *Client) get(ctx context.Context, partition int, what subjects.GetRequest) (tx *Transaction, err error) {
+	body, err := json.Marshal(what)
+	if err != nil {
+		return nil, err
+	}
+	err = c.request(ctx, c.names.Get(partition), body, func(m *nats.Msg, _ int) (error, bool) {
+		if m.Header.Get(subjects.HeaderErrorCode) == "" {
+			tx, err = parseTransaction(m)
+			return err, err == nil
+		}
+		var r subjects.Reply
+		if err := json.Unmarshal(m.Data, &r); err != nil || r.Error == nil {
+			return fmt.Errorf("a refusal that can't be read: %q", m.Data), false
+		}
+		mark := uint64(0)
+		if r.HighWaterMark != nil {
+			mark = *r.HighWaterMark
+		}
+		return refusal(*r.Error, partition, "", mark), courseOf(r.Error) == final
+	})
+	if err != nil {
+		return nil, fmt.Errorf("get from partition %d: %w", partition, err)
+	}
+	return tx, nil
+}
