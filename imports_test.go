@@ -24,6 +24,9 @@ var layers = map[string][]string{
 	"cmd":       {"broker", "client", "wal", "subjects"},
 	"e2e":       {},
 	"examples":  {"client", "broker", "subjects"},
+
+	"cantustest": {"broker", "client", "subjects"},
+	"internal":   {"client"},
 }
 
 // owners says which folders alone may import a module of others.
@@ -31,9 +34,11 @@ var owners = map[string][]string{
 	"github.com/dgraph-io/badger":    {"wal"},
 	"github.com/hashicorp/raft":      {"raftstore"},
 	"github.com/nats-io/nats-server": {"broker"},
-	"github.com/nats-io/nats.go":     {"broker", "client", "cmd", "e2e", "examples", "subjects"},
+	"github.com/nats-io/nats.go":     {"broker", "cantustest", "client", "cmd", "e2e", "examples", "internal", "subjects"},
 	"github.com/prometheus":          {"broker", "client"},
 	"github.com/alecthomas/kong":     {"cmd"},
+	"modernc.org/sqlite":             {"examples"},
+	"github.com/jackc/pgx":           {"examples"},
 }
 
 // TestImportsRunDownwards checks the imports of every package and of its

@@ -1,0 +1,18 @@
+// Package cantustest runs a log within a test's process, with faults on
+// demand: it is to Cantus what net/http/httptest is to net/http.
+//
+// Its nouns:
+//
+//   - Log, a real node on a directory of its own and a free loopback port, with a
+//     relay in front of it.
+//   - Fault, what the relay does to a request, its answer, or a message of the
+//     feed.
+//
+// What clients see is the protocol of subjects.md under the usual prefix,
+// answered by the same code as in production: conflicts, message ids, reads
+// and cursors need no imitation. A test asks for a fault with [Log.Next] or
+// [Log.Each], cuts connections with [Log.Disconnect] and [Log.Cut], and the node's own
+// life with [Log.Restart].
+//
+// All methods are safe for concurrent use, except Restart and Close.
+package cantustest

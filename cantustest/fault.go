@@ -1,0 +1,165 @@
+package cantustest
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/nats-io/nats.go"
+
+	"github.com/cantuslog/cantus/subjects"
+)
+
+// Verb is a sort of message.
+type Verb string
+
+// The verbs.
+const (
+	Append Verb = "append" // append, append by key and batch
+	Read   Verb = "read"
+	Get    Verb = "get"
+	Info   Verb = "info"
+	Cursor Verb = "cursor"
+	Feed   Verb = "feed" // a transaction published
+)
+
+// Fault is what becomes of a message. The zero value lets it pass.
+type Fault struct {
+	err     *subjects.Error
+	nobody  bool
+	ignore  bool // the request
+	lose    bool // the answer
+	twice   bool
+	repeat  bool // the answer
+	delay   time.Duration
+	answers time.Duration
+	hold    <-chan struct{}
+}
+
+// Refuse answers with a refusal, and the log hears nothing. Where several
+// transactions came in one message each of them is refused. A conflict should name
+// its lock and txid.
+func Refuse(err *subjects.Error) Fault { return Fault{err: err} }
+
+// RefuseAs is Refuse with a reason alone.
+func RefuseAs(reason subjects.Reason) Fault {
+	return Refuse(subjects.Errorf(reason, "the test asked for this"))
+}
+
+// Conflict is Refuse for a lock that txid recorded.
+func Conflict(lock string, txid uint64) Fault {
+	err := subjects.Errorf(subjects.ConflictReason, "the test asked for this")
+	err.Lock, err.Txid = lock, txid
+	err.Conflicts = []subjects.Conflict{{Lock: lock, Mode: "write", Txid: txid}}
+	return Refuse(err)
+}
+
+// NoResponders answers as NATS does where a partition has no leader.
+func NoResponders() Fault { return Fault{nobody: true} }
+
+// Drop loses the message: a request is neither carried out nor answered.
+func Drop() Fault { return Fault{ignore: true} }
+
+// LoseAnswer has the request carried out, and its answer lost.
+func LoseAnswer() Fault { return Fault{lose: true} }
+
+// Repeat passes the message on twice; both requests are answered.
+func Repeat() Fault { return Fault{twice: true} }
+
+// RepeatAnswer gives each message of the answer twice.
+func RepeatAnswer() Fault { return Fault{repeat: true} }
+
+// Delay passes the message on d later.
+func Delay(d time.Duration) Fault { return Fault{delay: d} }
+
+// DelayAnswer gives the answer d later.
+func DelayAnswer(d time.Duration) Fault { return Fault{answers: d} }
+
+// Hold passes the message on when release is closed.
+func Hold(release <-chan struct{}) Fault { return Fault{hold: release} }
+
+// rules says which message meets which fault.
+type rules struct {
+	mu   sync.Mutex
+	next map[Verb][]Fault
+	each map[Verb]func(*nats.Msg) Fault
+	seen map[Verb]int
+	came chan struct{} // closed at the next message; nil while nobody waits
+}
+
+// Next has the next n messages of a verb meet the fault, after those that
+// Next was told before.
+func (l *Log) Next(n int, verb Verb, fault Fault) {
+	l.rules.mu.Lock()
+	defer l.rules.mu.Unlock()
+	if l.rules.next == nil {
+		l.rules.next = map[Verb][]Fault{}
+	}
+	for range n {
+		l.rules.next[verb] = append(l.rules.next[verb], fault)
+	}
+}
+
+// Each has decide choose what each message of the verb meets that Next says
+// nothing about; nil lets them pass again. decide is called for one message at
+// a time; it must not keep or change it, nor call the log.
+func (l *Log) Each(verb Verb, decide func(m *nats.Msg) Fault) {
+	l.rules.mu.Lock()
+	defer l.rules.mu.Unlock()
+	if l.rules.each == nil {
+		l.rules.each = map[Verb]func(*nats.Msg) Fault{}
+	}
+	l.rules.each[verb] = decide
+}
+
+// Seen is how many messages of the verb have come.
+func (l *Log) Seen(verb Verb) int {
+	l.rules.mu.Lock()
+	defer l.rules.mu.Unlock()
+	return l.rules.seen[verb]
+}
+
+// Await returns nil once n messages of the verb have come.
+func (l *Log) Await(ctx context.Context, verb Verb, n int) error {
+	r := &l.rules
+	for {
+		r.mu.Lock()
+		seen := r.seen[verb]
+		if r.came == nil {
+			r.came = make(chan struct{})
+		}
+		came := r.came
+		r.mu.Unlock()
+		if seen >= n {
+			return nil
+		}
+		select {
+		case <-came:
+		case <-ctx.Done():
+			return fmt.Errorf("%d of %d messages of %s have come: %w", seen, n, verb, context.Cause(ctx))
+		}
+	}
+}
+
+// meet gives the fault for a message.
+func (r *rules) meet(verb Verb, m *nats.Msg) Fault {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.seen == nil {
+		r.seen = map[Verb]int{}
+	}
+	r.seen[verb]++
+	if r.came != nil {
+		close(r.came)
+		r.came = nil
+	}
+	if next := r.next[verb]; len(next) > 0 {
+		r.next[verb] = next[1:]
+		return next[0]
+	}
+	if decide := r.each[verb]; decide != nil {
+		return decide(m)
+	}
+	return Fault{}
+}

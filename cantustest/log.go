@@ -1,0 +1,227 @@
+package cantustest
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"sync"
+	"testing"
+
+	"github.com/nats-io/nats.go"
+
+	"github.com/cantuslog/cantus/broker"
+	"github.com/cantuslog/cantus/client"
+	"github.com/cantuslog/cantus/subjects"
+)
+
+// inner is the prefix of the node behind the relay.
+const inner = "cantustest"
+
+// Options sets a Log up. The zero value is one of one partition.
+type Options struct {
+	// Partitions is how many the log has. Default 1.
+	Partitions int
+	// Prefix begins the subjects that clients use. Default "cantus".
+	Prefix string
+	// Node has further options of the node. Its Partitions, Prefix and Listen are not
+	// looked at.
+	Node broker.Options
+}
+
+// Log is a running log.
+type Log struct {
+	opts  Options
+	dir   string
+	gate  gate
+	rules rules
+
+	node  *broker.Node
+	relay *relay
+	url   string
+
+	mu      sync.Mutex
+	closers []func() error // of what Conn and Client gave, the last first
+	closed  bool
+}
+
+// Open runs a log in a directory of its own, until Close.
+func Open(ctx context.Context, opts Options) (*Log, error) {
+	if opts.Partitions == 0 {
+		opts.Partitions = 1
+	}
+	if opts.Prefix == "" {
+		opts.Prefix = subjects.DefaultPrefix
+	}
+	if opts.Prefix == inner {
+		return nil, fmt.Errorf("cantustest: prefix %q is the node's own: use another", inner)
+	}
+	dir, err := os.MkdirTemp("", "cantustest-")
+	if err != nil {
+		return nil, err
+	}
+	l := &Log{opts: opts, dir: dir}
+	l.opts.Node.Partitions, l.opts.Node.Prefix, l.opts.Node.Listen = opts.Partitions, inner, "127.0.0.1:0"
+	if err := l.start(ctx); err != nil {
+		return nil, errors.Join(err, l.Close())
+	}
+	return l, nil
+}
+
+// New runs a log until the test and its cleanups are over.
+func New(tb testing.TB, opts Options) *Log {
+	tb.Helper()
+	l, err := Open(tb.Context(), opts)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	tb.Cleanup(func() {
+		if err := l.Close(); err != nil {
+			tb.Errorf("close the log: %v", err)
+		}
+	})
+	return l
+}
+
+func (l *Log) start(ctx context.Context) (err error) {
+	if l.node, err = broker.Open(ctx, l.dir, l.opts.Node); err != nil {
+		return err
+	}
+	l.url = l.node.ClientURL()
+	l.opts.Node.Listen = l.url[len("nats://"):] // the same after a restart
+	l.relay, err = newRelay(l.node, l.opts.Prefix, &l.rules)
+	return err
+}
+
+func (l *Log) stop() error {
+	if l.relay != nil {
+		l.relay.close()
+		l.relay = nil
+	}
+	if l.node == nil {
+		return nil
+	}
+	err := l.node.Close()
+	l.node = nil
+	return err
+}
+
+// Close ends clients and connections that the log gave, the node, and removes
+// its directory. It is idempotent.
+func (l *Log) Close() (err error) {
+	l.mu.Lock()
+	closers := l.closers
+	l.closers, l.closed = nil, true
+	l.mu.Unlock()
+	l.gate.set(true)
+	for i := len(closers) - 1; i >= 0; i-- {
+		err = errors.Join(err, closers[i]())
+	}
+	return errors.Join(err, l.stop(), os.RemoveAll(l.dir))
+}
+
+func (l *Log) onClose(f func() error) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.closed {
+		return errors.New("cantustest: the log is closed")
+	}
+	l.closers = append(l.closers, f)
+	return nil
+}
+
+// URL is where any NATS client connects.
+func (l *Log) URL() string { return l.url }
+
+// Connect gives a NATS connection that reconnects for ever, and at once. It is
+// closed with the log.
+func (l *Log) Connect(opts ...nats.Option) (*nats.Conn, error) {
+	nc, err := nats.Connect(l.url, append([]nats.Option{
+		nats.SetCustomDialer(&l.gate), nats.MaxReconnects(-1), nats.ReconnectWait(reconnectWait),
+		nats.ReconnectJitter(reconnectWait, reconnectWait),
+		nats.ErrorHandler(func(*nats.Conn, *nats.Subscription, error) {}), // cut connections are meant to be
+	}, opts...)...)
+	if err != nil {
+		return nil, err
+	}
+	if err := l.onClose(func() error { nc.Close(); return nil }); err != nil {
+		nc.Close()
+		return nil, err
+	}
+	return nc, nil
+}
+
+// Client gives a client with a connection of its own. It is closed with the
+// log. The log's prefix is put into opts.
+func (l *Log) Client(opts client.Options) (*client.Client, error) {
+	nc, err := l.Connect()
+	if err != nil {
+		return nil, err
+	}
+	opts.Prefix = l.opts.Prefix
+	c, err := client.New(nc, opts)
+	if err != nil {
+		return nil, err
+	}
+	return c, l.onClose(c.Close)
+}
+
+// NewClient is Client for tests.
+func (l *Log) NewClient(tb testing.TB, opts client.Options) *client.Client {
+	tb.Helper()
+	c, err := l.Client(opts)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return c
+}
+
+// Transactions gives all that a partition holds, read past the relay's faults.
+func (l *Log) Transactions(ctx context.Context, partition int) ([]*client.Transaction, error) {
+	nc, err := l.node.Conn()
+	if err != nil {
+		return nil, err
+	}
+	defer nc.Close()
+	c, err := client.New(nc, client.Options{Prefix: inner})
+	if err != nil {
+		return nil, err
+	}
+	defer c.Close()
+	mark, err := c.HighWaterMark(ctx, partition)
+	if err != nil || mark == 0 {
+		return nil, err
+	}
+	var all []*client.Transaction
+	for tx, err := range c.All(ctx, partition, 0, client.FollowOptions{}) {
+		if err != nil {
+			return nil, err
+		}
+		if all = append(all, tx); tx.Txid >= mark {
+			break
+		}
+	}
+	return all, nil
+}
+
+// Disconnect ends all connections that the log gave. They come back at once;
+// what was on the wire is lost.
+func (l *Log) Disconnect() { l.gate.drop() }
+
+// Cut ends all connections that the log gave and keeps them from coming back
+// until Mend.
+func (l *Log) Cut() { l.gate.set(true) }
+
+// Mend undoes Cut.
+func (l *Log) Mend() { l.gate.set(false) }
+
+// Restart stops the node cleanly and starts it on the same directory and
+// port. Clients find it again by themselves.
+func (l *Log) Restart(ctx context.Context) error {
+	l.gate.set(true)
+	defer l.gate.set(false)
+	if err := l.stop(); err != nil {
+		return err
+	}
+	return l.start(ctx)
+}

@@ -1,0 +1,264 @@
+package cantustest_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"go.uber.org/goleak"
+
+	"github.com/cantuslog/cantus/cantustest"
+	"github.com/cantuslog/cantus/client"
+	"github.com/cantuslog/cantus/subjects"
+)
+
+func TestMain(m *testing.M) {
+	goleak.VerifyTestMain(m, goleak.IgnoreTopFunction("github.com/golang/glog.(*fileSink).flushDaemon"))
+}
+
+func soon(t testing.TB) context.Context {
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	t.Cleanup(cancel)
+	return ctx
+}
+
+// quick are options for tests in which tries fail.
+var quick = client.Options{Timeout: 100 * time.Millisecond, MinBackoff: time.Millisecond, MaxBackoff: 10 * time.Millisecond}
+
+// holds checks that partition 0 holds just these payloads.
+func holds(t *testing.T, l *cantustest.Log, want ...string) {
+	t.Helper()
+	all, err := l.Transactions(soon(t), 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	for _, tx := range all {
+		got = append(got, string(tx.Payload))
+	}
+	if strings.Join(got, " ") != strings.Join(want, " ") {
+		t.Fatalf("the log holds %v, want %v", got, want)
+	}
+}
+
+func TestClientsSeeALogUnderTheUsualPrefix(t *testing.T) {
+	l := cantustest.New(t, cantustest.Options{Partitions: 3})
+	c := l.NewClient(t, client.Options{})
+	ctx := soon(t)
+	if n, err := c.Partitions(ctx); err != nil || n != 3 {
+		t.Fatalf("%d partitions, %v", n, err)
+	}
+	r, err := c.Append(ctx, &client.Tx{Payload: []byte("a"), WriteLocks: []string{"x"}, ID: "mine"})
+	if err != nil || r.Txid != 1 {
+		t.Fatalf("%+v, %v", r, err)
+	}
+	var conflict *client.Conflict
+	if _, err = c.Append(ctx, &client.Tx{WriteLocks: []string{"x"}}); !errors.As(err, &conflict) || conflict.Txid != 1 {
+		t.Fatalf("%v", err)
+	}
+	nc, err := l.Connect()
+	if err != nil {
+		t.Fatal(err)
+	}
+	feed, err := nc.SubscribeSync("cantus.feed.1.>")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := nc.Flush(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.Append(ctx, &client.Tx{Partition: 1, Payload: []byte("b"), Kind: "pay"}); err != nil {
+		t.Fatal(err)
+	}
+	m, err := feed.NextMsgWithContext(ctx)
+	if err != nil || m.Subject != "cantus.feed.1.pay" || m.Header.Get(subjects.HeaderMsgID) != "cantus.1.1" {
+		t.Fatalf("on the feed: %+v, %v", m, err)
+	}
+	if m, err = nc.RequestWithContext(ctx, "cantus.get.1", []byte(`{"txid":1}`)); err != nil || m.Header.Get(subjects.HeaderMsgID) != "cantus.1.1" {
+		t.Fatalf("got: %+v, %v", m, err)
+	}
+	if _, err = nc.RequestWithContext(ctx, "cantus.append.3", nil); !errors.Is(err, nats.ErrNoResponders) {
+		t.Fatalf("a partition that is not there: %v", err)
+	}
+	if m, err = nc.RequestWithContext(ctx, "cantus.append.key.alice", nil); err != nil || len(m.Data) == 0 {
+		t.Fatalf("by key: %v", err)
+	}
+	holds(t, l, "a")
+}
+
+func TestAppendsMeetFaults(t *testing.T) {
+	for name, tt := range map[string]struct {
+		fault cantustest.Fault
+		sends int // until the client has a receipt
+	}{
+		"none":          {cantustest.Fault{}, 1},
+		"busy":          {cantustest.RefuseAs(subjects.Busy), 2},
+		"unknown":       {cantustest.RefuseAs(subjects.Unknown), 2},
+		"nobody":        {cantustest.NoResponders(), 2},
+		"dropped":       {cantustest.Drop(), 2},
+		"answer lost":   {cantustest.LoseAnswer(), 2},
+		"twice":         {cantustest.Repeat(), 1},
+		"answer twice":  {cantustest.RepeatAnswer(), 1},
+		"delayed":       {cantustest.Delay(time.Millisecond), 1},
+		"answered late": {cantustest.DelayAnswer(time.Millisecond), 1},
+	} {
+		t.Run(name, func(t *testing.T) {
+			l := cantustest.New(t, cantustest.Options{})
+			opts := quick
+			if tt.sends == 1 {
+				opts.Timeout = time.Minute
+			}
+			c := l.NewClient(t, opts)
+			l.Next(1, cantustest.Append, tt.fault)
+			for i := range 2 {
+				if _, err := c.Append(soon(t), &client.Tx{Payload: fmt.Append(nil, i)}); err != nil {
+					t.Fatal(err)
+				}
+				if i == 0 && l.Seen(cantustest.Append) != tt.sends {
+					t.Errorf("sent %d times, want %d", l.Seen(cantustest.Append), tt.sends)
+				}
+			}
+			holds(t, l, "0", "1")
+		})
+	}
+}
+
+func TestRefusedSaysWhatTheTestSays(t *testing.T) {
+	l := cantustest.New(t, cantustest.Options{})
+	c := l.NewClient(t, client.Options{})
+	l.Next(1, cantustest.Append, cantustest.Conflict("account.42", 7))
+	_, err := c.Append(soon(t), &client.Tx{})
+	var conflict *client.Conflict
+	if !errors.As(err, &conflict) || conflict.Txid != 7 || conflict.Lock != "account.42" || len(conflict.Conflicts) != 1 {
+		t.Fatalf("%v", err)
+	}
+	l.Next(1, cantustest.Append, cantustest.RefuseAs(subjects.IDReused))
+	if _, err = c.Append(soon(t), &client.Tx{}); !errors.Is(err, client.ErrIDReused) {
+		t.Fatal(err)
+	}
+	k, err := c.Cursor(0, "a")
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.Next(1, cantustest.Cursor, cantustest.RefuseAs(subjects.Ahead))
+	if _, err = k.Set(soon(t), 0); !errors.Is(err, client.ErrAhead) {
+		t.Fatal(err)
+	}
+	l.Next(1, cantustest.Info, cantustest.RefuseAs(subjects.Unavailable))
+	if _, err = c.HighWaterMark(soon(t), 0); err != nil {
+		t.Fatal(err)
+	}
+	l.Next(1, cantustest.Get, cantustest.RefuseAs(subjects.Trimmed))
+	if _, err = c.Get(soon(t), 0, 1); !errors.Is(err, client.ErrTrimmed) {
+		t.Fatal(err)
+	}
+	l.Next(1, cantustest.Read, cantustest.RefuseAs(subjects.Trimmed))
+	if err = c.Follow(soon(t), map[int]uint64{0: 0}, nil, client.FollowOptions{}); !errors.Is(err, client.ErrTrimmed) {
+		t.Fatal(err)
+	}
+	if n := l.Seen(cantustest.Read); n != 1 {
+		t.Errorf("%d reads", n)
+	}
+}
+
+// What is done to the feed and to reads does not show to a follower.
+func TestFollowerGetsAllThroughFaults(t *testing.T) {
+	l := cantustest.New(t, cantustest.Options{})
+	c := l.NewClient(t, quick)
+	n := 0
+	l.Each(cantustest.Feed, func(*nats.Msg) cantustest.Fault {
+		n++
+		return []cantustest.Fault{{}, cantustest.Drop(), cantustest.Repeat(), cantustest.Delay(time.Millisecond)}[n%4]
+	})
+	l.Next(3, cantustest.Read, cantustest.LoseAnswer())
+	const count = 200
+	next, all := uint64(1), make(chan struct{})
+	ctx, stop := context.WithCancel(soon(t))
+	followed := make(chan error)
+	go func() {
+		followed <- c.Follow(ctx, map[int]uint64{0: 0}, func(_ context.Context, tx *client.Transaction) error {
+			if tx.Txid != next {
+				t.Errorf("txid %d came where %d was next", tx.Txid, next)
+			}
+			if next++; next > count {
+				close(all)
+			}
+			return nil
+		}, client.FollowOptions{Silence: 10 * time.Millisecond})
+	}()
+	for i := range count {
+		if _, err := c.Append(ctx, &client.Tx{}); err != nil {
+			t.Fatal(err)
+		}
+		switch i {
+		case 50:
+			l.Disconnect()
+		case 100:
+			if err := l.Restart(ctx); err != nil {
+				t.Fatal(err)
+			}
+		case 150:
+			l.Cut()
+			go l.Mend()
+		}
+	}
+	<-all
+	stop()
+	<-followed
+}
+
+func TestHeldIsReleased(t *testing.T) {
+	l := cantustest.New(t, cantustest.Options{})
+	c := l.NewClient(t, client.Options{})
+	release := make(chan struct{})
+	l.Next(1, cantustest.Append, cantustest.Hold(release))
+	f, err := c.AppendAsync(soon(t), &client.Tx{Payload: []byte("held")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := l.Await(soon(t), cantustest.Append, 1); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.Append(soon(t), &client.Tx{Payload: []byte("free")}); err != nil {
+		t.Fatal(err)
+	}
+	holds(t, l, "free")
+	close(release)
+	if r, err := f.Wait(soon(t)); err != nil || r.Txid != 2 {
+		t.Fatalf("%+v, %v", r, err)
+	}
+}
+
+func TestCutOffClientsAreNotAnswered(t *testing.T) {
+	l := cantustest.New(t, cantustest.Options{})
+	c := l.NewClient(t, client.Options{Deadline: 50 * time.Millisecond})
+	l.Cut()
+	if _, err := c.Append(soon(t), &client.Tx{Payload: []byte("lost")}); err == nil {
+		t.Fatal("appended while cut off")
+	}
+	l.Mend()
+	for { // what was in flight may come in or not; the next does
+		if _, err := c.Append(soon(t), &client.Tx{Payload: []byte("x")}); err == nil {
+			return
+		}
+	}
+}
+
+func TestClosedLogGivesNothing(t *testing.T) {
+	l, err := cantustest.Open(soon(t), cantustest.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if err := l.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := l.Client(client.Options{}); err == nil {
+		t.Error("a client of a closed log")
+	}
+}

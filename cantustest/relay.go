@@ -1,0 +1,252 @@
+package cantustest
+
+import (
+	"encoding/binary"
+	"encoding/json"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/nats-io/nats.go"
+
+	"github.com/cantuslog/cantus/broker"
+	"github.com/cantuslog/cantus/subjects"
+)
+
+// relay takes requests under the outer prefix, passes them on to the node
+// under its own, and brings the answers back. Messages that meet no fault keep their
+// order.
+type relay struct {
+	nc    *nats.Conn
+	outer string
+	rules *rules
+	inbox string
+
+	closing chan struct{}
+	late    sync.WaitGroup
+
+	mu    sync.Mutex
+	count uint64
+	asked map[string]*request // by the inbox of its answer
+}
+
+// request is one that was passed on.
+type request struct {
+	reply string
+	many  bool // answered by many messages
+	fault Fault
+}
+
+func newRelay(n *broker.Node, outer string, rules *rules) (*relay, error) {
+	nc, err := n.Conn()
+	if err != nil {
+		return nil, err
+	}
+	r := &relay{
+		nc: nc, outer: outer, rules: rules, inbox: nc.NewInbox() + ".",
+		closing: make(chan struct{}), asked: map[string]*request{},
+	}
+	if err := r.subscribe(n.Partitions()); err != nil {
+		r.close()
+		return nil, err
+	}
+	return r, nil
+}
+
+// subscribe listens for exactly the subjects that the node answers, so that
+// others have no responders here either.
+func (r *relay) subscribe(partitions int) error {
+	names := subjects.Names{Prefix: r.outer}
+	on := map[string]Verb{names.AppendKey("*"): Append, names.Info(): Info}
+	for p := range partitions {
+		on[names.Append(p)], on[names.Batch(p)] = Append, Append
+		on[names.Read(p)], on[names.ReplicaRead(p)] = Read, Read
+		on[names.Get(p)], on[names.PartitionInfo(p)] = Get, Info
+		on[names.Cursor(p, "*")] = Cursor
+	}
+	for subject, verb := range on {
+		if err := r.listen(subject, func(m *nats.Msg) { r.onRequest(verb, m) }); err != nil {
+			return err
+		}
+	}
+	for subject, handle := range map[string]nats.MsgHandler{
+		inner + ".feed.>": r.onFeed, inner + ".advisory.>": r.onAdvisory, r.inbox + "*": r.onAnswer,
+	} {
+		if err := r.listen(subject, handle); err != nil {
+			return err
+		}
+	}
+	return r.nc.Flush()
+}
+
+func (r *relay) listen(subject string, handle nats.MsgHandler) error {
+	sub, err := r.nc.Subscribe(subject, handle)
+	if err != nil {
+		return err
+	}
+	return sub.SetPendingLimits(-1, -1)
+}
+
+func (r *relay) close() {
+	close(r.closing)
+	r.late.Wait()
+	r.nc.Close()
+}
+
+// later does do when the fault's delay is over, and at once if it has none.
+func (r *relay) later(d time.Duration, hold <-chan struct{}, do func()) {
+	if d == 0 && hold == nil {
+		do()
+		return
+	}
+	r.late.Go(func() {
+		over := make(<-chan time.Time)
+		if hold == nil {
+			over = time.After(d)
+		}
+		select {
+		case <-over:
+		case <-hold:
+		case <-r.closing:
+			return
+		}
+		do()
+	})
+}
+
+// publish sends, unless the relay is closed: then nobody waits any more.
+func (r *relay) publish(subject, reply string, header nats.Header, data []byte) {
+	_ = r.nc.PublishMsg(&nats.Msg{Subject: subject, Reply: reply, Header: header, Data: data})
+}
+
+func (r *relay) onRequest(verb Verb, m *nats.Msg) {
+	f := r.rules.meet(verb, m)
+	switch {
+	case f.ignore:
+	case f.nobody:
+		r.publish(m.Reply, "", nats.Header{"Status": {"503"}}, nil)
+	case f.err != nil:
+		r.refuse(m, f.err)
+	default:
+		r.later(f.delay, f.hold, func() {
+			r.forward(verb, m, f)
+			if f.twice {
+				r.forward(verb, m, f)
+			}
+		})
+	}
+}
+
+// forward passes a request on.
+func (r *relay) forward(verb Verb, m *nats.Msg, f Fault) {
+	subject := inner + strings.TrimPrefix(m.Subject, r.outer)
+	reply := ""
+	if m.Reply != "" {
+		r.mu.Lock()
+		r.count++
+		reply = r.inbox + strconv.FormatUint(r.count, 36)
+		r.asked[reply] = &request{reply: m.Reply, many: verb == Read, fault: f}
+		r.mu.Unlock()
+	}
+	r.publish(subject, reply, m.Header, m.Data)
+}
+
+// onAnswer brings a message of an answer back.
+func (r *relay) onAnswer(m *nats.Msg) {
+	r.mu.Lock()
+	q := r.asked[m.Subject]
+	ended := q != nil && (!q.many || m.Header.Get("Status") != "" || m.Header.Get(subjects.HeaderErrorCode) != "")
+	if ended {
+		delete(r.asked, m.Subject)
+	}
+	r.mu.Unlock()
+	if q == nil || q.fault.lose {
+		return
+	}
+	header := r.outwards(m.Header)
+	r.later(q.fault.answers, nil, func() {
+		r.publish(q.reply, "", header, m.Data)
+		if q.fault.repeat {
+			r.publish(q.reply, "", header, m.Data)
+		}
+	})
+}
+
+// outwards has headers speak of the outer prefix.
+func (r *relay) outwards(h nats.Header) nats.Header {
+	id := h.Get(subjects.HeaderMsgID)
+	if rest, ok := strings.CutPrefix(id, inner+"."); ok {
+		h.Set(subjects.HeaderMsgID, r.outer+"."+rest)
+	}
+	return h
+}
+
+func (r *relay) onFeed(m *nats.Msg) {
+	f := r.rules.meet(Feed, m)
+	if f.ignore || f.lose || f.nobody || f.err != nil {
+		return
+	}
+	subject, header := r.outer+strings.TrimPrefix(m.Subject, inner), r.outwards(m.Header)
+	r.later(f.delay+f.answers, f.hold, func() {
+		r.publish(subject, "", header, m.Data)
+		if f.twice || f.repeat {
+			r.publish(subject, "", header, m.Data)
+		}
+	})
+}
+
+func (r *relay) onAdvisory(m *nats.Msg) {
+	r.publish(r.outer+strings.TrimPrefix(m.Subject, inner), "", m.Header, m.Data)
+}
+
+// refuse answers for the node: all at once, or each transaction of a batch
+// where the fault is with what it says.
+func (r *relay) refuse(m *nats.Msg, err *subjects.Error) {
+	mark := uint64(0)
+	partition := partitionOf(m.Subject)
+	if strings.HasPrefix(m.Subject, r.outer+".batch.") && err.Code < 500 && err.Reason != subjects.Busy {
+		reply := subjects.BatchReply{Partition: partition, HighWaterMark: &mark}
+		for i := range frames(m.Data) {
+			reply.Results = append(reply.Results, subjects.BatchRun{Index: i, Count: 1, Error: err})
+		}
+		r.publish(m.Reply, "", nil, mustJSON(reply))
+		return
+	}
+	r.publish(m.Reply, "", nats.Header{
+		subjects.HeaderErrorCode: {strconv.Itoa(err.Code)},
+		subjects.HeaderError:     {string(err.Reason) + ": " + err.Message},
+	}, mustJSON(subjects.Reply{Partition: partition, Error: err, HighWaterMark: &mark}))
+}
+
+// partitionOf finds the partition among a subject's tokens, 0 if there is
+// none.
+func partitionOf(subject string) int {
+	for token := range strings.SplitSeq(subject, ".") {
+		if n, err := strconv.Atoi(token); err == nil {
+			return n
+		}
+	}
+	return 0
+}
+
+// frames counts the transactions of a batch message.
+func frames(b []byte) (n int) {
+	for len(b) >= 8 {
+		size := 8 + int(binary.BigEndian.Uint32(b)) + int(binary.BigEndian.Uint32(b[4:]))
+		if size > len(b) {
+			break
+		}
+		b = b[size:]
+		n++
+	}
+	return n
+}
+
+func mustJSON(v any) []byte {
+	b, err := json.Marshal(v)
+	if err != nil {
+		panic(err) // structs of numbers and strings
+	}
+	return b
+}
