@@ -120,8 +120,10 @@ type followed struct {
 	partition int
 	pos       position
 	mu        sync.Mutex
-	stream    *stream // nil before Run
-	trouble   error   // of the handler, while it is retried
+	stream    *stream                 // nil before Run
+	trouble   error                   // of the handler, while it is retried
+	leave     context.CancelCauseFunc // ends the present stream; nil while there is none
+	moveTo    *uint64                 // where the next stream begins, if not behind pos
 }
 
 func (p *followed) troubled(err error) {
@@ -194,7 +196,7 @@ func (f *Follower) Run(ctx context.Context) error {
 	return errors.Join(all...)
 }
 
-// run follows one partition, wherever its handler moves to.
+// run follows one partition, wherever it is moved to.
 func (f *Follower) run(ctx context.Context, p *followed) error {
 	for {
 		err := f.runOn(ctx, p)
@@ -203,12 +205,37 @@ func (f *Follower) run(ctx context.Context, p *followed) error {
 			p.pos.stop(err)
 			return err
 		}
-		p.pos.move(moved.After)
+		p.mu.Lock()
+		if p.moveTo == nil { // else Move has said it, later
+			p.moveTo = &moved.After
+		}
+		p.mu.Unlock()
 	}
+}
+
+// begin notes how the stream that begins is left, and is told where it begins.
+func (p *followed) begin(leave context.CancelCauseFunc) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.leave = leave
+	if p.moveTo != nil {
+		p.pos.move(*p.moveTo)
+		p.moveTo = nil
+	}
+}
+
+func (p *followed) ended() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.leave = nil
 }
 
 // runOn follows one partition from where it is.
 func (f *Follower) runOn(ctx context.Context, p *followed) error {
+	ctx, leave := context.WithCancelCause(ctx)
+	defer leave(nil)
+	p.begin(leave)
+	defer p.ended()
 	return f.c.stream(ctx, p.partition, p.pos.get(), f.opts, func(ctx context.Context, s *stream) error {
 		p.mu.Lock()
 		p.stream = s
@@ -349,6 +376,26 @@ func (f *Follower) applyOne(ctx context.Context, p *followed, one []*Transaction
 			return ErrClosed
 		}
 	}
+}
+
+// Move has the handler of a partition go on behind the txid after, because its
+// state was set to that position meanwhile. A call that is under way has its
+// ctx ended, and later ones are of that position. A handler itself returns
+// *Moved instead.
+func (f *Follower) Move(partition int, after uint64) error {
+	p, ok := f.parts[partition]
+	if !ok {
+		return fmt.Errorf("partition %d: %w", partition, ErrNotFollowed)
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.moveTo = &after
+	if p.leave == nil {
+		p.pos.move(after)
+		return nil
+	}
+	p.leave(&Moved{after})
+	return nil
 }
 
 // Progress is how far a Follower is with a partition.

@@ -1,0 +1,217 @@
+package sqlview_test
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+	_ "modernc.org/sqlite"
+
+	"github.com/cantuslog/cantus/cantustest"
+	"github.com/cantuslog/cantus/client"
+	"github.com/cantuslog/cantus/client/sqlview"
+)
+
+const patience = 2 * time.Minute
+
+// atEnd is called when all tests are over.
+var atEnd = func() error { return nil }
+
+// tests runs all of them, and what comes after.
+type tests struct{ m *testing.M }
+
+func (t tests) Run() int {
+	code := t.m.Run()
+	if err := atEnd(); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	return code
+}
+
+func TestMain(m *testing.M) {
+	goleak.VerifyTestMain(tests{m}, goleak.IgnoreTopFunction("github.com/golang/glog.(*fileSink).flushDaemon"))
+}
+
+func soon(t testing.TB) context.Context {
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	t.Cleanup(cancel)
+	return ctx
+}
+
+// database is an empty database of some make.
+type database struct {
+	dialect sqlview.Dialect
+	driver  string
+	dsn     string
+	// copy gives the connection string of a copy of it.
+	copy func(t *testing.T) string
+}
+
+// databases makes one of each make that this build tests.
+var databases = map[string]func(t *testing.T) database{"sqlite": newSQLite}
+
+func newSQLite(t *testing.T) database {
+	dir := t.TempDir()
+	name := func(file string) string {
+		return "file:" + filepath.Join(dir, file) + "?_pragma=busy_timeout(10000)&_pragma=journal_mode(wal)&_pragma=synchronous(normal)"
+	}
+	d := database{dialect: sqlview.SQLite, driver: "sqlite", dsn: name("view.db")}
+	d.copy = func(t *testing.T) string {
+		db := d.open(t)
+		if _, err := db.ExecContext(soon(t), "VACUUM INTO ?", filepath.Join(dir, "copy.db")); err != nil {
+			t.Fatal(err)
+		}
+		return name("copy.db")
+	}
+	return d
+}
+
+// onEach runs a test on each make of database.
+func onEach(t *testing.T, test func(t *testing.T, d database)) {
+	for name, make := range databases {
+		t.Run(name, func(t *testing.T) { test(t, make(t)) })
+	}
+}
+
+// open gives connections of their own, as another process would have them.
+func (d database) open(t testing.TB) *sql.DB {
+	t.Helper()
+	db, err := sql.Open(d.driver, d.dsn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { db.Close() })
+	return db
+}
+
+// at is the database behind another connection string.
+func (d database) at(dsn string) database { d.dsn = dsn; return d }
+
+// The tests' view keeps the payloads in the order of being applied: applied
+// twice, left out or out of order shows. Its statement is the same in all dialects.
+const journal = `CREATE TABLE IF NOT EXISTS journal (partition BIGINT, txid BIGINT, payload TEXT)`
+
+func insert(ctx context.Context, db *sql.Tx, tx *client.Transaction) error {
+	payload := strings.ReplaceAll(string(tx.Payload), "'", "''")
+	_, err := db.ExecContext(ctx, fmt.Sprintf(`INSERT INTO journal VALUES (%d, %d, '%s')`, tx.Partition, tx.Txid, payload))
+	return err
+}
+
+var errPoison = errors.New("poison")
+
+// picky is insert, but for payloads that begin with "poison".
+func picky(ctx context.Context, db *sql.Tx, tx *client.Transaction) error {
+	if err := insert(ctx, db, tx); err != nil {
+		return err
+	}
+	if strings.HasPrefix(string(tx.Payload), "poison") {
+		return fmt.Errorf("%w: \x00\xff", errPoison)
+	}
+	return nil
+}
+
+func prepare(t testing.TB, db *sql.DB) {
+	t.Helper()
+	if _, err := db.ExecContext(soon(t), journal); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// openView opens a view with connections and a client of its own, and does not
+// run it.
+func openView(t testing.TB, l *cantustest.Log, d database, apply sqlview.Apply, opts sqlview.Options) (*sqlview.View, *sql.DB) {
+	t.Helper()
+	db := d.open(t)
+	prepare(t, db)
+	v, err := sqlview.Open(soon(t), l.NewClient(t, client.Options{}), db, d.dialect, apply, opts)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return v, db
+}
+
+// run runs a view until the test ends, or stop is called.
+func run(t testing.TB, v *sqlview.View) (stop func()) {
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		_ = v.Run(ctx) // tests that expect an error look at Progress
+	}()
+	stop = func() {
+		cancel()
+		<-done
+	}
+	t.Cleanup(stop)
+	for p := range 2 { // as long as it shows the end of an earlier run
+		for errors.Is(v.Progress(p).Err, context.Canceled) {
+			runtime.Gosched()
+		}
+	}
+	return stop
+}
+
+func wait(t testing.TB, v *sqlview.View, partition int, txid uint64) {
+	t.Helper()
+	if err := v.Wait(soon(t), partition, txid); err != nil {
+		t.Fatalf("wait for txid %d: %v; %+v", txid, err, v.Progress(partition))
+	}
+}
+
+// fill appends payloads "0" to "n-1".
+func fill(t testing.TB, l *cantustest.Log, partition, n int) {
+	t.Helper()
+	c := l.NewClient(t, client.Options{})
+	futures := make([]*client.Future, n)
+	for i := range futures {
+		var err error
+		if futures[i], err = c.AppendAsync(soon(t), &client.Tx{Partition: partition, Payload: fmt.Append(nil, i)}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, f := range futures {
+		if _, err := f.Wait(soon(t)); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// checkJournal checks that the database holds just what the log does, but for
+// the txids left out.
+func checkJournal(t testing.TB, l *cantustest.Log, db *sql.DB, partition int, without ...uint64) {
+	t.Helper()
+	want, err := l.Transactions(soon(t), partition)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want = slices.DeleteFunc(want, func(tx *client.Transaction) bool { return slices.Contains(without, tx.Txid) })
+	rows, err := db.QueryContext(soon(t), fmt.Sprintf(`SELECT txid, payload FROM journal WHERE partition = %d ORDER BY txid`, partition))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer rows.Close()
+	n := 0
+	for ; rows.Next(); n++ {
+		var txid uint64
+		var payload string
+		if err := rows.Scan(&txid, &payload); err != nil {
+			t.Fatal(err)
+		}
+		if n >= len(want) || want[n].Txid != txid || string(want[n].Payload) != payload {
+			t.Fatalf("row %d is txid %d, %q: applied twice, or what is not in the log", n, txid, payload)
+		}
+	}
+	if err := rows.Err(); err != nil || n != len(want) {
+		t.Fatalf("%d rows, want %d; %v", n, len(want), err)
+	}
+}

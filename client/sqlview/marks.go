@@ -1,0 +1,97 @@
+package sqlview
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"math"
+	"time"
+
+	"github.com/cantuslog/cantus/client"
+)
+
+// The tables. A row of cantus_marks says how far a partition is in the
+// database; stamp is the time of that transaction, by which another log is told.
+var tables = []string{
+	`CREATE TABLE IF NOT EXISTS cantus_marks (
+		view TEXT NOT NULL, partition BIGINT NOT NULL, txid BIGINT NOT NULL, stamp TEXT NOT NULL,
+		PRIMARY KEY (view, partition))`,
+	`CREATE TABLE IF NOT EXISTS cantus_parked (
+		view TEXT NOT NULL, partition BIGINT NOT NULL, txid BIGINT NOT NULL,
+		body TEXT NOT NULL, error TEXT NOT NULL, since TEXT NOT NULL,
+		PRIMARY KEY (view, partition, txid))`,
+}
+
+// marks is the view's part of the two tables.
+type marks struct {
+	db      *sql.DB
+	dialect Dialect
+	view    string
+}
+
+// create makes what is missing. Of several that do so at a time PostgreSQL may
+// refuse all but one, which then is to be tried again.
+func (m *marks) create(ctx context.Context, partitions []int) error {
+	for _, s := range tables {
+		if _, err := m.db.ExecContext(ctx, s); err != nil {
+			return fmt.Errorf("create the tables: %w", err)
+		}
+	}
+	insert := m.dialect.statement(`INSERT INTO cantus_marks (view, partition, txid, stamp) VALUES (?, ?, 0, '') ON CONFLICT DO NOTHING`)
+	for _, p := range partitions {
+		if _, err := m.db.ExecContext(ctx, insert, m.view, p); err != nil {
+			return fmt.Errorf("create the mark of partition %d: %w", p, err)
+		}
+	}
+	return nil
+}
+
+type rower interface {
+	QueryRowContext(ctx context.Context, query string, args ...any) *sql.Row
+}
+
+// get reads a partition's mark.
+func (m *marks) get(ctx context.Context, from rower, partition int) (txid uint64, stamp string, err error) {
+	var n int64
+	err = from.QueryRowContext(ctx, m.dialect.statement(`SELECT txid, stamp FROM cantus_marks WHERE view = ? AND partition = ?`),
+		m.view, partition).Scan(&n, &stamp)
+	switch {
+	case errors.Is(err, sql.ErrNoRows):
+		return 0, "", fmt.Errorf("partition %d: %w", partition, ErrNoMark)
+	case err != nil:
+		return 0, "", fmt.Errorf("read the mark of partition %d: %w", partition, err)
+	}
+	return uint64(n), stamp, nil
+}
+
+// move puts a partition's mark behind tx if it is at expected, and locks it
+// until the end of the database transaction.
+func (m *marks) move(ctx context.Context, in *sql.Tx, tx *client.Transaction, expected uint64) (moved bool, err error) {
+	if tx.Txid > math.MaxInt64 {
+		return false, fmt.Errorf("txid %d is more than the database can hold", tx.Txid)
+	}
+	r, err := in.ExecContext(ctx, m.dialect.statement(
+		`UPDATE cantus_marks SET txid = ?, stamp = ? WHERE view = ? AND partition = ? AND txid = ?`),
+		int64(tx.Txid), stamp(tx), m.view, tx.Partition, int64(expected))
+	if err != nil {
+		return false, err
+	}
+	n, err := r.RowsAffected()
+	return n == 1, err
+}
+
+// reset sets a partition's mark.
+func (m *marks) reset(ctx context.Context, in *sql.Tx, partition int, txid uint64) error {
+	r, err := in.ExecContext(ctx, m.dialect.statement(
+		`UPDATE cantus_marks SET txid = ?, stamp = '' WHERE view = ? AND partition = ?`), int64(txid), m.view, partition)
+	if err != nil {
+		return err
+	}
+	if n, err := r.RowsAffected(); err != nil || n != 1 {
+		return errors.Join(err, fmt.Errorf("partition %d: %w", partition, ErrNoMark))
+	}
+	return nil
+}
+
+func stamp(tx *client.Transaction) string { return tx.Time.UTC().Format(time.RFC3339Nano) }

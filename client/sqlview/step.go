@@ -1,0 +1,118 @@
+package sqlview
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+
+	"github.com/cantuslog/cantus/client"
+)
+
+// handle applies transactions of one partition, those that the database does
+// not hold yet.
+func (v *View) handle(ctx context.Context, txs []*client.Transaction) error {
+	p := v.parts[txs[0].Partition]
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if ctx.Err() != nil { // moved meanwhile: these do not follow the mark
+		return context.Cause(ctx)
+	}
+	for {
+		for len(txs) > 0 && txs[0].Txid <= p.mark {
+			txs = txs[1:]
+		}
+		if len(txs) == 0 {
+			return nil
+		}
+		mark, err := v.step(ctx, p, txs)
+		if err != nil {
+			return err
+		}
+		if mark < p.mark {
+			p.mark = mark
+			return &client.Moved{After: mark}
+		}
+		p.mark = mark
+	}
+}
+
+// step applies all of txs and moves the mark from where it is believed to be, in
+// one database transaction; or, where it is elsewhere, does nothing. It
+// gives the mark as it is then.
+func (v *View) step(ctx context.Context, p *part, txs []*client.Transaction) (mark uint64, err error) {
+	in, err := v.marks.db.BeginTx(ctx, nil)
+	if err != nil {
+		return 0, &away{err}
+	}
+	defer in.Rollback() // does nothing after a commit
+	last := txs[len(txs)-1]
+	moved, err := v.marks.move(ctx, in, last, p.mark)
+	if err != nil {
+		return 0, &away{err}
+	}
+	if !moved {
+		if mark, _, err = v.marks.get(ctx, in, last.Partition); err != nil {
+			return 0, &away{err}
+		}
+		return mark, nil
+	}
+	for _, tx := range txs {
+		if err := v.applyOne(ctx, p, in, tx); err != nil {
+			return 0, err
+		}
+	}
+	if err := in.Commit(); err != nil {
+		return 0, ofCommit(err)
+	}
+	p.park = nil
+	return last.Txid, nil
+}
+
+// applyOne applies a transaction, or parks it if that was decided.
+func (v *View) applyOne(ctx context.Context, p *part, in *sql.Tx, tx *client.Transaction) error {
+	if p.park != nil && p.failed == tx.Txid {
+		if err := v.marks.park(ctx, in, tx, p.park); err != nil {
+			return &away{fmt.Errorf("park: %w", err)}
+		}
+		return nil
+	}
+	err := v.apply(ctx, in, tx)
+	if err == nil {
+		return nil
+	}
+	if transient(err) {
+		return &away{err}
+	}
+	// A connection that broke may show as any error.
+	if rollback := in.Rollback(); rollback != nil && !errors.Is(rollback, sql.ErrTxDone) {
+		return &away{errors.Join(err, rollback)}
+	}
+	if ping := v.marks.db.PingContext(ctx); ping != nil {
+		return &away{errors.Join(err, ping)}
+	}
+	return err
+}
+
+// onError is the follower's question about one transaction.
+func (v *View) onError(tx *client.Transaction, err error, _ int) client.Decision {
+	var database *away
+	if errors.As(err, &database) {
+		return client.Retry
+	}
+	p := v.parts[tx.Partition]
+	if p.failed != tx.Txid {
+		p.failed, p.tries, p.park = tx.Txid, 0, nil
+	}
+	p.tries++
+	if v.opts.Follow.OnError == nil {
+		return client.Retry
+	}
+	switch decision := v.opts.Follow.OnError(tx, err, p.tries); decision {
+	case client.Skip:
+		p.park = err // and the next try does it
+		return client.Retry
+	default:
+		return decision
+	}
+}

@@ -1,0 +1,387 @@
+package sqlview_test
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/cantuslog/cantus/cantustest"
+	"github.com/cantuslog/cantus/client"
+	"github.com/cantuslog/cantus/client/sqlview"
+)
+
+func TestViewHoldsWhatTheLogHolds(t *testing.T) {
+	onEach(t, func(t *testing.T, d database) {
+		l := cantustest.New(t, cantustest.Options{Partitions: 2})
+		fill(t, l, 0, 700)
+		v, db := openView(t, l, d, insert, sqlview.Options{})
+		stop := run(t, v)
+		fill(t, l, 1, 50)
+		wait(t, v, 0, 700)
+		wait(t, v, 1, 50)
+		stop()
+		fill(t, l, 0, 10) // while nobody runs
+		stop = run(t, v)
+		wait(t, v, 0, 710)
+		stop()
+		fill(t, l, 0, 10)
+		v, db = openView(t, l, d, insert, sqlview.Options{}) // as after a restart
+		if v.HighWaterMark(0) != 710 {
+			t.Errorf("it goes on from %d", v.HighWaterMark(0))
+		}
+		run(t, v)
+		wait(t, v, 0, 720)
+		for p := range 2 {
+			checkJournal(t, l, db, p)
+		}
+		if g := v.Progress(0); g.Lag() != 0 || g.Err != nil {
+			t.Errorf("%+v", g)
+		}
+	})
+}
+
+// Instances with connections of their own come and go while the log grows.
+func TestInstancesShareADatabase(t *testing.T) {
+	onEach(t, func(t *testing.T, d database) {
+		l := cantustest.New(t, cantustest.Options{Partitions: 2})
+		const instances, rounds, count = 3, 4, 150
+		_, db := openView(t, l, d, insert, sqlview.Options{})
+		for round := range rounds {
+			var wg sync.WaitGroup
+			stops := make([]func(), instances)
+			views := make([]*sqlview.View, instances)
+			for i := range instances {
+				wg.Go(func() {
+					views[i], _ = openView(t, l, d, insert, sqlview.Options{Follow: client.FollowOptions{Batch: 1 + 7*i}})
+					stops[i] = run(t, views[i])
+				})
+			}
+			for p := range 2 {
+				fill(t, l, p, count)
+			}
+			wg.Wait()
+			for i := range instances - 1 { // one is stopped wherever it is
+				for p := range 2 {
+					wait(t, views[i], p, uint64((round+1)*count))
+				}
+			}
+			for _, stop := range stops {
+				stop()
+			}
+			for p := range 2 {
+				checkJournal(t, l, db, p)
+			}
+		}
+	})
+}
+
+// Commits fail at random: before anything is done, after it is done, and in
+// between, as when a connection breaks.
+func TestFailedTransactionsAreAppliedOnce(t *testing.T) {
+	onEach(t, func(t *testing.T, d database) {
+		l := cantustest.New(t, cantustest.Options{})
+		const count = 200
+		fill(t, l, 0, count)
+		calls := 0
+		v, db := openView(t, l, d, func(ctx context.Context, in *sql.Tx, tx *client.Transaction) error {
+			if err := insert(ctx, in, tx); err != nil {
+				return err
+			}
+			calls++
+			switch {
+			case calls%13 == 0:
+				return in.Commit() // applied in part, and the mark moved: Apply's fault
+			case calls%7 == 0:
+				return in.Rollback()
+			case calls%5 == 0:
+				return errors.New("not now")
+			}
+			return nil
+		}, sqlview.Options{Follow: client.FollowOptions{Batch: 1, MinBackoff: time.Millisecond, MaxBackoff: time.Millisecond}})
+		run(t, v)
+		wait(t, v, 0, count)
+		checkJournal(t, l, db, 0)
+	})
+}
+
+func TestPoisonStopsOnlyItsPartition(t *testing.T) {
+	onEach(t, func(t *testing.T, d database) {
+		l := cantustest.New(t, cantustest.Options{Partitions: 2})
+		c := l.NewClient(t, client.Options{})
+		for _, payload := range []string{"a", "poison", "b"} {
+			if _, err := c.Append(soon(t), &client.Tx{Payload: []byte(payload)}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		v, db := openView(t, l, d, picky, sqlview.Options{Follow: client.FollowOptions{
+			OnError: func(*client.Transaction, error, int) client.Decision { return client.Stop },
+		}})
+		run(t, v)
+		fill(t, l, 1, 100)
+		wait(t, v, 1, 100)
+		if err := v.Wait(soon(t), 0, 3); !errors.Is(err, errPoison) {
+			t.Fatalf("partition 0: %v", err)
+		}
+		if g := v.Progress(0); g.Applied != 1 || !errors.Is(g.Err, errPoison) {
+			t.Errorf("%+v", g)
+		}
+		checkJournal(t, l, db, 0, 2, 3)
+		checkJournal(t, l, db, 1)
+	})
+}
+
+// Retried first; then parked by decision, and settled by another.
+func TestPoisonIsParked(t *testing.T) {
+	onEach(t, func(t *testing.T, d database) {
+		l := cantustest.New(t, cantustest.Options{})
+		c := l.NewClient(t, client.Options{})
+		for i := range 30 {
+			payload := fmt.Sprint(i)
+			if i == 10 || i == 20 || i == 21 {
+				payload = fmt.Sprint("poison ", i)
+			}
+			if _, err := c.Append(soon(t), &client.Tx{Payload: []byte(payload), WriteLocks: []string{fmt.Sprint(i)}, ID: fmt.Sprint("id", i)}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		var asked []string
+		v, db := openView(t, l, d, picky, sqlview.Options{Follow: client.FollowOptions{
+			MinBackoff: time.Millisecond,
+			OnError: func(tx *client.Transaction, err error, tries int) client.Decision {
+				if !errors.Is(err, errPoison) {
+					t.Errorf("asked about %v", err)
+				}
+				asked = append(asked, fmt.Sprint(tx.Txid, ":", tries))
+				if tries < 3 {
+					return client.Retry
+				}
+				return client.Skip
+			},
+		}})
+		stop := run(t, v)
+		wait(t, v, 0, 30)
+		stop()
+		if got := fmt.Sprint(asked); got != "[11:1 11:2 11:3 21:1 21:2 21:3 22:1 22:2 22:3]" {
+			t.Errorf("asked %s", got)
+		}
+		checkJournal(t, l, db, 0, 11, 21, 22)
+		parked, err := v.Parked(soon(t))
+		if err != nil || len(parked) != 3 {
+			t.Fatalf("parked %v, %v", parked, err)
+		}
+		if p := parked[0]; p.Transaction.Txid != 11 || string(p.Transaction.Payload) != "poison 10" || p.Transaction.ID != "id10" ||
+			p.Transaction.WriteLocks[0] != "10" || p.Err != "poison: \x00\xff" || p.Since.IsZero() {
+			t.Errorf("parked %+v: %+v", p, p.Transaction)
+		}
+		if err := v.Settle(soon(t), 0, 11, picky); !errors.Is(err, errPoison) {
+			t.Fatalf("settled by what can't: %v", err)
+		}
+		if err := v.Settle(soon(t), 0, 11, insert); err != nil {
+			t.Fatal(err)
+		}
+		if err := v.Settle(soon(t), 0, 21, nil); err != nil {
+			t.Fatal(err)
+		}
+		if err := v.Settle(soon(t), 0, 11, insert); !errors.Is(err, sqlview.ErrNotParked) {
+			t.Fatalf("settled twice: %v", err)
+		}
+		if parked, err = v.Parked(soon(t)); err != nil || len(parked) != 1 || parked[0].Transaction.Txid != 22 {
+			t.Fatalf("parked %v, %v", parked, err)
+		}
+		checkJournal(t, l, db, 0, 21, 22)
+	})
+}
+
+func TestViewIsRebuilt(t *testing.T) {
+	onEach(t, func(t *testing.T, d database) {
+		l := cantustest.New(t, cantustest.Options{})
+		const half = 300
+		fill(t, l, 0, half)
+		v, db := openView(t, l, d, insert, sqlview.Options{Check: time.Millisecond})
+		stop := run(t, v)
+		wait(t, v, 0, half)
+		snapshot := d.at(d.copy(t)) // while it runs
+
+		// A copy of the database goes on by itself.
+		fill(t, l, 0, half)
+		wait(t, v, 0, 2*half)
+		restored, copied := openView(t, l, snapshot, insert, sqlview.Options{})
+		if restored.HighWaterMark(0) != half {
+			t.Fatalf("the copy is at %d", restored.HighWaterMark(0))
+		}
+		run(t, restored)
+		wait(t, restored, 0, 2*half)
+		checkJournal(t, l, copied, 0)
+
+		// From the log's start, while an instance runs, and by another that does not.
+		other, _ := openView(t, l, d, insert, sqlview.Options{})
+		empty := func(ctx context.Context, in *sql.Tx) error {
+			_, err := in.ExecContext(ctx, `DELETE FROM journal`)
+			return err
+		}
+		if err := other.Reset(soon(t), nil, empty); err != nil {
+			t.Fatal(err)
+		}
+		if other.HighWaterMark(0) != 0 {
+			t.Fatalf("reset, and at %d", other.HighWaterMark(0))
+		}
+		run(t, other)
+		wait(t, other, 0, 2*half)
+		checkJournal(t, l, db, 0)
+		stop()
+
+		// By the instance itself, to a state in the middle, without anything new in the log.
+		run(t, v)
+		err := v.Reset(soon(t), map[int]uint64{0: half}, func(ctx context.Context, in *sql.Tx) error {
+			_, err := in.ExecContext(ctx, fmt.Sprintf(`DELETE FROM journal WHERE txid > %d`, half))
+			return err
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		wait(t, v, 0, 2*half)
+		checkJournal(t, l, db, 0)
+
+		// What load refuses has not happened.
+		broken := errors.New("broken")
+		err = v.Reset(soon(t), nil, func(ctx context.Context, in *sql.Tx) error { return errors.Join(empty(ctx, in), broken) })
+		if !errors.Is(err, broken) {
+			t.Fatal(err)
+		}
+		checkJournal(t, l, db, 0)
+	})
+}
+
+// One instance alone runs, and the reset comes from another process: it
+// notices though the log does not grow.
+func TestResetByOthersIsNoticed(t *testing.T) {
+	onEach(t, func(t *testing.T, d database) {
+		l := cantustest.New(t, cantustest.Options{})
+		fill(t, l, 0, 100)
+		applied := make(chan uint64, 1000)
+		v, db := openView(t, l, d, func(ctx context.Context, in *sql.Tx, tx *client.Transaction) error {
+			applied <- tx.Txid
+			return insert(ctx, in, tx)
+		}, sqlview.Options{Check: 5 * time.Millisecond})
+		run(t, v)
+		wait(t, v, 0, 100)
+		for len(applied) > 0 {
+			<-applied
+		}
+		other, _ := openView(t, l, d, insert, sqlview.Options{})
+		if err := other.Reset(soon(t), nil, func(ctx context.Context, in *sql.Tx) error {
+			_, err := in.ExecContext(ctx, `DELETE FROM journal`)
+			return err
+		}); err != nil {
+			t.Fatal(err)
+		}
+		if first := <-applied; first != 1 {
+			t.Fatalf("it went on with %d", first)
+		}
+		wait(t, v, 0, 100)
+		checkJournal(t, l, db, 0)
+	})
+}
+
+func TestFilteredViewIsNotTakenForReset(t *testing.T) {
+	l := cantustest.New(t, cantustest.Options{})
+	c := l.NewClient(t, client.Options{})
+	applied := 0
+	v, _ := openView(t, l, newSQLite(t), func(context.Context, *sql.Tx, *client.Transaction) error {
+		applied++
+		return nil
+	}, sqlview.Options{Check: time.Millisecond, Follow: client.FollowOptions{Kinds: []string{"pay"}}})
+	stop := run(t, v)
+	for i := range 60 {
+		kind := "noise"
+		if i%20 == 0 {
+			kind = "pay"
+		}
+		if _, err := c.Append(soon(t), &client.Tx{Kind: kind}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	wait(t, v, 0, 60)
+	for range 5 { // times that the marks were looked at
+		before := l.Seen(cantustest.Read)
+		if _, err := c.Append(soon(t), &client.Tx{Kind: "noise"}); err != nil {
+			t.Fatal(err)
+		}
+		wait(t, v, 0, v.Progress(0).HighWaterMark)
+		if after := l.Seen(cantustest.Read); after > before+2 {
+			t.Errorf("%d reads for one transaction of the feed", after-before)
+		}
+	}
+	stop()
+	if applied != 3 {
+		t.Errorf("applied %d", applied)
+	}
+}
+
+func TestAnotherLogIsRefused(t *testing.T) {
+	onEach(t, func(t *testing.T, d database) {
+		l := cantustest.New(t, cantustest.Options{})
+		fill(t, l, 0, 10)
+		v, db := openView(t, l, d, insert, sqlview.Options{})
+		stop := run(t, v)
+		wait(t, v, 0, 10)
+		stop()
+		other := cantustest.New(t, cantustest.Options{})
+		open := func() error {
+			_, err := sqlview.Open(soon(t), other.NewClient(t, client.Options{}), db, d.dialect, insert, sqlview.Options{})
+			return err
+		}
+		fill(t, other, 0, 9)
+		if err := open(); !errors.Is(err, client.ErrAhead) {
+			t.Fatalf("a shorter log: %v", err)
+		}
+		fill(t, other, 0, 1)
+		if err := open(); !errors.Is(err, sqlview.ErrOtherLog) {
+			t.Fatalf("another log: %v", err)
+		}
+	})
+}
+
+func TestViewsOfOtherNamesAreApart(t *testing.T) {
+	l := cantustest.New(t, cantustest.Options{Partitions: 2})
+	fill(t, l, 0, 10)
+	d := newSQLite(t)
+	nothing := func(context.Context, *sql.Tx, *client.Transaction) error { return nil }
+	a, db := openView(t, l, d, insert, sqlview.Options{Name: "a", Partitions: []int{0}})
+	b, _ := openView(t, l, d, nothing, sqlview.Options{Name: "b"})
+	run(t, a)
+	wait(t, a, 0, 10)
+	if b.HighWaterMark(0) != 0 {
+		t.Errorf("b is at %d", b.HighWaterMark(0))
+	}
+	run(t, b)
+	wait(t, b, 0, 10)
+	checkJournal(t, l, db, 0)
+	if err := a.Wait(soon(t), 1, 1); !errors.Is(err, client.ErrNotFollowed) {
+		t.Error(err)
+	}
+}
+
+func TestOptionsAreChecked(t *testing.T) {
+	l := cantustest.New(t, cantustest.Options{})
+	c, db := l.NewClient(t, client.Options{}), newSQLite(t).open(t)
+	for name, open := range map[string]func() (*sqlview.View, error){
+		"dialect": func() (*sqlview.View, error) {
+			return sqlview.Open(soon(t), c, db, sqlview.Dialect{}, insert, sqlview.Options{})
+		},
+		"apply": func() (*sqlview.View, error) {
+			return sqlview.Open(soon(t), c, db, sqlview.SQLite, nil, sqlview.Options{})
+		},
+		"check": func() (*sqlview.View, error) {
+			return sqlview.Open(soon(t), c, db, sqlview.SQLite, insert, sqlview.Options{Check: -1})
+		},
+	} {
+		if _, err := open(); !errors.Is(err, sqlview.ErrOptions) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}

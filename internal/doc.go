@@ -1,0 +1,2 @@
+// Package internal holds what tests of several folders share.
+package internal
