@@ -224,6 +224,16 @@ func (p *followed) begin(leave context.CancelCauseFunc) {
 	}
 }
 
+// advance notes that the handler has applied up to txid, unless it was moved
+// meanwhile.
+func (p *followed) advance(txid uint64) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.moveTo == nil {
+		p.pos.advance(txid)
+	}
+}
+
 func (p *followed) ended() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -245,7 +255,7 @@ func (f *Follower) runOn(ctx context.Context, p *followed) error {
 			if err := f.apply(ctx, p, txs); err != nil {
 				return err
 			}
-			p.pos.advance(upto)
+			p.advance(upto)
 			return nil
 		})
 	})
@@ -334,7 +344,7 @@ func (f *Follower) apply(ctx context.Context, p *followed, txs []*Transaction) e
 		if err := f.applyOne(ctx, p, txs[i:i+1]); err != nil {
 			return err
 		}
-		p.pos.advance(tx.Txid)
+		p.advance(tx.Txid)
 	}
 	return nil
 }
@@ -390,11 +400,10 @@ func (f *Follower) Move(partition int, after uint64) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.moveTo = &after
-	if p.leave == nil {
-		p.pos.move(after)
-		return nil
+	p.pos.move(after)
+	if p.leave != nil {
+		p.leave(&Moved{after})
 	}
-	p.leave(&Moved{after})
 	return nil
 }
 
