@@ -1,0 +1,359 @@
+package group_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats.go"
+
+	"github.com/cantuslog/cantus/cantustest"
+	"github.com/cantuslog/cantus/client"
+	"github.com/cantuslog/cantus/client/group"
+)
+
+// quick is long enough for a loaded machine to renew in time.
+const quick = time.Second
+
+// crew is the group's members and what they have handled.
+type crew struct {
+	t    *testing.T
+	log  *cantustest.Log
+	opts group.Options
+
+	mu      sync.Mutex
+	inside  map[int]int // handlers that run, by partition
+	handled map[int][]uint64
+	held    map[string][]int
+	changed chan struct{} // closed at the next change
+}
+
+func newCrew(t *testing.T, partitions int, opts group.Options) *crew {
+	opts.Lease = quick
+	if opts.Commit == 0 {
+		opts.Commit = 5 * time.Millisecond
+	}
+	return &crew{
+		t: t, log: cantustest.New(t, cantustest.Options{Partitions: partitions}), opts: opts,
+		inside: map[int]int{}, handled: map[int][]uint64{}, held: map[string][]int{}, changed: make(chan struct{}),
+	}
+}
+
+func (c *crew) change(do func()) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	do()
+	close(c.changed)
+	c.changed = make(chan struct{})
+}
+
+// until waits for something to be so.
+func (c *crew) until(what string, so func() bool) {
+	c.t.Helper()
+	ctx := soon(c.t)
+	for {
+		c.mu.Lock()
+		ok, changed := so(), c.changed
+		c.mu.Unlock()
+		if ok {
+			return
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			c.mu.Lock()
+			defer c.mu.Unlock()
+			c.t.Fatalf("never: %s; held %v", what, c.held)
+		}
+	}
+}
+
+// handle notes each call, and that no other runs for the partition.
+func (c *crew) handle(_ context.Context, tx *client.Transaction) error {
+	c.change(func() {
+		if c.inside[tx.Partition]++; c.inside[tx.Partition] > 1 {
+			c.t.Errorf("two members handle partition %d", tx.Partition)
+		}
+	})
+	c.change(func() {
+		c.inside[tx.Partition]--
+		c.handled[tx.Partition] = append(c.handled[tx.Partition], tx.Txid)
+	})
+	return nil
+}
+
+// join adds a member, with a connection of its own. leave has it leave, crash
+// takes its connection away.
+func (c *crew) join(name string, handle client.Handler) (leave func() error, crash func()) {
+	c.t.Helper()
+	nc, err := c.log.Connect()
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	member, err := client.New(nc, client.Options{})
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	opts := c.opts
+	opts.OnChange = func(held []int) { c.change(func() { c.held[name] = held }) }
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- group.Join(ctx, member, "crew", handle, opts) }()
+	end := sync.OnceValue(func() error {
+		err := <-done
+		return errors.Join(err, member.Close())
+	})
+	c.t.Cleanup(func() {
+		cancel()
+		_ = end()
+	})
+	return func() error { cancel(); return end() }, func() { nc.Close(); _ = end() }
+}
+
+func (c *crew) fill(partition, n int) {
+	c.t.Helper()
+	cl := c.log.NewClient(c.t, client.Options{})
+	for range n {
+		if _, err := cl.Append(soon(c.t), &client.Tx{Partition: partition}); err != nil {
+			c.t.Fatal(err)
+		}
+	}
+}
+
+// shared waits until members hold the partitions between them, each so many.
+func (c *crew) shared(each map[string]int) {
+	c.t.Helper()
+	c.until(fmt.Sprint("shared as ", each), func() bool {
+		all := map[int]bool{}
+		for name, n := range each {
+			if len(c.held[name]) != n {
+				return false
+			}
+			for _, p := range c.held[name] {
+				if all[p] {
+					return false
+				}
+				all[p] = true
+			}
+		}
+		return true
+	})
+}
+
+// handledAll waits until all n of a partition were handled, and checks that
+// each run of them is in order and without a gap.
+func (c *crew) handledAll(partition, n int) {
+	c.t.Helper()
+	c.until(fmt.Sprint("all of partition ", partition), func() bool {
+		h := c.handled[partition]
+		return len(h) > 0 && h[len(h)-1] == uint64(n)
+	})
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	most := uint64(0)
+	for i, txid := range c.handled[partition] {
+		if txid > most+1 {
+			c.t.Fatalf("partition %d: %d came when %d had been handled", partition, txid, most)
+		}
+		if i > 0 && txid != c.handled[partition][i-1]+1 && txid > most {
+			c.t.Fatalf("partition %d: %d is out of order", partition, txid)
+		}
+		most = max(most, txid)
+	}
+}
+
+func (c *crew) position(partition int) uint64 {
+	c.t.Helper()
+	k, err := c.log.NewClient(c.t, client.Options{}).Cursor(partition, "crew")
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	pos, err := k.Get(soon(c.t))
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	return pos.Txid
+}
+
+func TestMembersShareAndTakeOver(t *testing.T) {
+	t.Parallel()
+	const partitions = 5
+	c := newCrew(t, partitions, group.Options{Members: 4})
+	for p := range partitions {
+		c.fill(p, 20)
+	}
+	leaveA, _ := c.join("a", c.handle)
+	c.shared(map[string]int{"a": 5})
+	_, crashB := c.join("b", c.handle)
+	c.until("two share", func() bool { return len(c.held["a"])+len(c.held["b"]) == 5 && len(c.held["b"]) >= 2 })
+	_, _ = c.join("c", c.handle)
+	c.until("three share", func() bool {
+		return len(c.held["a"])+len(c.held["b"])+len(c.held["c"]) == 5 && len(c.held["c"]) >= 1 && len(c.held["b"]) >= 1 && len(c.held["a"]) >= 1
+	})
+	for p := range partitions {
+		c.fill(p, 20)
+	}
+	crashB()
+	c.until("two are left", func() bool { return len(c.held["a"])+len(c.held["c"]) == 5 })
+	for p := range partitions {
+		c.fill(p, 20)
+	}
+	if err := leaveA(); !errors.Is(err, context.Canceled) {
+		t.Errorf("left with %v", err)
+	}
+	c.until("one is left", func() bool { return len(c.held["c"]) == 5 })
+	for p := range partitions {
+		c.fill(p, 20)
+		c.handledAll(p, 80)
+	}
+}
+
+// A clean leave sets the position to what was handled: nothing is handled
+// twice.
+func TestLeavingLosesNothing(t *testing.T) {
+	t.Parallel()
+	c := newCrew(t, 1, group.Options{Commit: time.Hour})
+	c.fill(0, 30)
+	leave, _ := c.join("a", c.handle)
+	c.handledAll(0, 30)
+	_ = leave()
+	if at := c.position(0); at != 30 {
+		t.Fatalf("left at %d", at)
+	}
+	c.fill(0, 30)
+	leave, _ = c.join("b", c.handle)
+	c.handledAll(0, 60)
+	_ = leave()
+	if c.handled[0][30] != 31 || len(c.handled[0]) != 60 {
+		t.Errorf("handled %v", c.handled[0])
+	}
+}
+
+// The position is moved by somebody else: the member does not move it back,
+// and goes on from there.
+func TestMovedPositionIsNotOverwritten(t *testing.T) {
+	t.Parallel()
+	c := newCrew(t, 1, group.Options{})
+	c.fill(0, 20)
+	release, held := make(chan struct{}), make(chan struct{})
+	var once sync.Once
+	_, _ = c.join("a", func(ctx context.Context, tx *client.Transaction) error {
+		if tx.Txid == 5 {
+			once.Do(func() { close(held); <-release })
+		}
+		return c.handle(ctx, tx)
+	})
+	<-held
+	k, err := c.log.NewClient(t, client.Options{}).Cursor(0, "crew")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := k.Set(soon(t), 15); err != nil {
+		t.Fatal(err)
+	}
+	close(release)
+	c.until("goes on behind 15", func() bool { return slices.Contains(c.handled[0], 16) })
+	if at := c.position(0); at < 15 {
+		t.Errorf("the position was moved back to %d", at)
+	}
+}
+
+// What stops one partition does not stop another, and shows when leaving.
+func TestPoisonStopsItsPartitionOnly(t *testing.T) {
+	t.Parallel()
+	c := newCrew(t, 2, group.Options{})
+	poison := errors.New("poison")
+	c.fill(0, 10)
+	c.fill(1, 10)
+	asked := 0
+	leave, _ := c.join("a", func(ctx context.Context, tx *client.Transaction) error {
+		if tx.Partition == 0 && tx.Txid == 4 {
+			asked++
+			return poison
+		}
+		return c.handle(ctx, tx)
+	})
+	c.handledAll(1, 10)
+	c.handledAll(0, 3)
+	c.fill(1, 10)
+	c.handledAll(1, 20)
+	if err := leave(); !errors.Is(err, poison) {
+		t.Errorf("left with %v", err)
+	}
+	if asked != 1 || c.position(0) != 3 {
+		t.Errorf("asked %d times; the position is %d", asked, c.position(0))
+	}
+}
+
+// A group begins on a log without any transaction.
+func TestEmptyPartitionsAreTakenUpWhenTheyGrow(t *testing.T) {
+	t.Parallel()
+	c := newCrew(t, 3, group.Options{})
+	_, _ = c.join("a", c.handle)
+	c.fill(2, 5)
+	c.handledAll(2, 5)
+	c.fill(0, 5)
+	c.handledAll(0, 5)
+	c.fill(1, 5)
+	c.handledAll(1, 5)
+}
+
+// Requests and answers about cursors are lost at random while members come
+// and go. What handle checks is that no two run at a time.
+func TestNoTwoHandleAPartitionAtATime(t *testing.T) {
+	t.Parallel()
+	c := newCrew(t, 2, group.Options{Members: 3})
+	n := 0
+	c.log.Each(cantustest.Cursor, func(*nats.Msg) cantustest.Fault {
+		n++
+		switch n % 11 {
+		case 3:
+			return cantustest.LoseAnswer()
+		case 5:
+			return cantustest.DelayAnswer(quick / 5)
+		case 7:
+			return cantustest.Delay(quick / 2)
+		}
+		return cantustest.Fault{}
+	})
+	rounds := 4
+	if testing.Short() {
+		rounds = 2
+	}
+	var leavers []func() error
+	for i := range rounds {
+		leave, crash := c.join(fmt.Sprint("m", 2*i), c.handle)
+		other, _ := c.join(fmt.Sprint("m", 2*i+1), c.handle)
+		leavers = append(leavers, other)
+		for p := range 2 {
+			c.fill(p, 10)
+			c.handledAll(p, 10*(i+1))
+		}
+		if i%2 == 0 {
+			crash()
+		} else {
+			_ = leave()
+		}
+		if i > 0 {
+			_ = leavers[i-1]()
+		}
+	}
+}
+
+func TestOptionsAreChecked(t *testing.T) {
+	t.Parallel()
+	l := cantustest.New(t, cantustest.Options{})
+	c := l.NewClient(t, client.Options{})
+	for name, opts := range map[string]group.Options{
+		"": {}, "a.b": {}, "members": {Members: 2000}, "lease": {Lease: time.Millisecond}, "commit": {Commit: -1},
+		"a-name-that-leaves-no-room-for-what-is-put-behind-it-by-the-group": {},
+	} {
+		if err := group.Join(soon(t), c, name, nil, opts); !errors.Is(err, group.ErrOptions) {
+			t.Errorf("%q: %v", name, err)
+		}
+	}
+}

@@ -1,0 +1,133 @@
+package group
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/cantuslog/cantus/client"
+)
+
+// worker handles one partition while its lease is held.
+type worker struct {
+	partition int
+	cancel    context.CancelCauseFunc
+	deadline  *time.Timer
+	done      chan struct{}
+	err       error // of the handling, once done is closed
+}
+
+// begin starts to handle a partition, until the lease's end, which extend
+// moves, or end.
+func (m *member) begin(partition int, until time.Time) *worker {
+	ctx, cancel := context.WithCancelCause(context.Background())
+	w := &worker{partition: partition, cancel: cancel, done: make(chan struct{})}
+	w.deadline = time.AfterFunc(time.Until(until), func() { cancel(ErrLost) })
+	go func() {
+		defer close(w.done)
+		w.err = m.work(ctx, w)
+	}()
+	return w
+}
+
+func (w *worker) extend(until time.Time) { w.deadline.Reset(time.Until(until)) }
+
+// end has the handling end; finished tells when it has.
+func (w *worker) end(cause error) {
+	w.deadline.Stop()
+	w.cancel(cause)
+}
+
+func (w *worker) finished() bool {
+	select {
+	case <-w.done:
+		return true
+	default:
+		return false
+	}
+}
+
+// stopped tells why a finished worker has stopped, if that was neither for its
+// lease nor because it was told to.
+func (w *worker) stopped() error {
+	if errors.Is(w.err, ErrLost) || errors.Is(w.err, context.Canceled) {
+		return nil
+	}
+	return w.err
+}
+
+// work follows the partition from the group's position, and moves that behind
+// what was handled.
+func (m *member) work(ctx context.Context, w *worker) error {
+	k, err := m.client.Cursor(w.partition, m.name)
+	if err != nil {
+		return err
+	}
+	at, err := k.Get(ctx)
+	if err != nil {
+		return err
+	}
+	f, err := m.client.NewFollower(map[int]uint64{w.partition: at.Txid}, m.handle, m.opts.Follow)
+	if err != nil {
+		return err
+	}
+	p := &progress{cursor: k, follower: f, partition: w.partition, committed: at.Txid}
+	following, end := context.WithCancelCause(ctx)
+	committing := make(chan struct{})
+	go func() {
+		defer close(committing)
+		if err := p.commit(following, m.opts.Commit); err != nil {
+			end(err)
+		}
+	}()
+	err = f.Run(following)
+	end(nil)
+	<-committing
+	last, cancel := context.WithTimeout(context.WithoutCancel(ctx), m.opts.Lease/3)
+	defer cancel()
+	return errors.Join(err, p.move(last))
+}
+
+// progress moves the group's position in a partition.
+type progress struct {
+	cursor    *client.Cursor
+	follower  *client.Follower
+	partition int
+	committed uint64
+}
+
+// commit moves the position now and then, until ctx ends. It returns an error
+// if the position is another's.
+func (p *progress) commit(ctx context.Context, every time.Duration) error {
+	tick := time.NewTicker(max(every, time.Millisecond))
+	defer tick.Stop()
+	for {
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return nil
+		}
+		if err := p.move(ctx); errors.Is(err, ErrLost) {
+			return err // others are tried again
+		}
+	}
+}
+
+// move moves the position to what was handled.
+func (p *progress) move(ctx context.Context) error {
+	applied := p.follower.HighWaterMark(p.partition)
+	if applied == p.committed {
+		return nil
+	}
+	_, err := p.cursor.Move(ctx, applied, p.committed)
+	var elsewhere *client.Elsewhere
+	switch {
+	case errors.As(err, &elsewhere):
+		return fmt.Errorf("%w: the position is at %d, and was left at %d", ErrLost, elsewhere.Position.Txid, p.committed)
+	case err != nil:
+		return err
+	}
+	p.committed = applied
+	return nil
+}
