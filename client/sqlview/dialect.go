@@ -19,8 +19,9 @@ var (
 
 func (d Dialect) String() string { return d.name }
 
-// statement rewrites the ? of a statement; none of ours has one in a string.
-func (d Dialect) statement(s string) string {
+// Statement has the dialect's placeholders where s has ?, which must not stand
+// within a string.
+func (d Dialect) Statement(s string) string {
 	if !d.numbered {
 		return s
 	}

@@ -38,7 +38,7 @@ func (m *marks) create(ctx context.Context, partitions []int) error {
 			return fmt.Errorf("create the tables: %w", err)
 		}
 	}
-	insert := m.dialect.statement(`INSERT INTO cantus_marks (view, partition, txid, stamp) VALUES (?, ?, 0, '') ON CONFLICT DO NOTHING`)
+	insert := m.dialect.Statement(`INSERT INTO cantus_marks (view, partition, txid, stamp) VALUES (?, ?, 0, '') ON CONFLICT DO NOTHING`)
 	for _, p := range partitions {
 		if _, err := m.db.ExecContext(ctx, insert, m.view, p); err != nil {
 			return fmt.Errorf("create the mark of partition %d: %w", p, err)
@@ -54,7 +54,7 @@ type rower interface {
 // get reads a partition's mark.
 func (m *marks) get(ctx context.Context, from rower, partition int) (txid uint64, stamp string, err error) {
 	var n int64
-	err = from.QueryRowContext(ctx, m.dialect.statement(`SELECT txid, stamp FROM cantus_marks WHERE view = ? AND partition = ?`),
+	err = from.QueryRowContext(ctx, m.dialect.Statement(`SELECT txid, stamp FROM cantus_marks WHERE view = ? AND partition = ?`),
 		m.view, partition).Scan(&n, &stamp)
 	switch {
 	case errors.Is(err, sql.ErrNoRows):
@@ -71,7 +71,7 @@ func (m *marks) move(ctx context.Context, in *sql.Tx, tx *client.Transaction, ex
 	if tx.Txid > math.MaxInt64 {
 		return false, fmt.Errorf("txid %d is more than the database can hold", tx.Txid)
 	}
-	r, err := in.ExecContext(ctx, m.dialect.statement(
+	r, err := in.ExecContext(ctx, m.dialect.Statement(
 		`UPDATE cantus_marks SET txid = ?, stamp = ? WHERE view = ? AND partition = ? AND txid = ?`),
 		int64(tx.Txid), stamp(tx), m.view, tx.Partition, int64(expected))
 	if err != nil {
@@ -83,7 +83,7 @@ func (m *marks) move(ctx context.Context, in *sql.Tx, tx *client.Transaction, ex
 
 // reset sets a partition's mark.
 func (m *marks) reset(ctx context.Context, in *sql.Tx, partition int, txid uint64) error {
-	r, err := in.ExecContext(ctx, m.dialect.statement(
+	r, err := in.ExecContext(ctx, m.dialect.Statement(
 		`UPDATE cantus_marks SET txid = ?, stamp = '' WHERE view = ? AND partition = ?`), int64(txid), m.view, partition)
 	if err != nil {
 		return err

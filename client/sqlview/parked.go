@@ -24,7 +24,7 @@ func (m *marks) park(ctx context.Context, in *sql.Tx, tx *client.Transaction, wh
 	if err != nil {
 		return err
 	}
-	_, err = in.ExecContext(ctx, m.dialect.statement(
+	_, err = in.ExecContext(ctx, m.dialect.Statement(
 		`INSERT INTO cantus_parked (view, partition, txid, body, error, since) VALUES (?, ?, ?, ?, ?, ?)`),
 		m.view, tx.Partition, int64(tx.Txid), string(body), strconv.Quote(why.Error()), time.Now().UTC().Format(time.RFC3339Nano))
 	return err
@@ -32,7 +32,7 @@ func (m *marks) park(ctx context.Context, in *sql.Tx, tx *client.Transaction, wh
 
 // Parked lists what is set aside, by partition and txid.
 func (v *View) Parked(ctx context.Context) (all []Parked, err error) {
-	rows, err := v.marks.db.QueryContext(ctx, v.marks.dialect.statement(
+	rows, err := v.marks.db.QueryContext(ctx, v.marks.dialect.Statement(
 		`SELECT body, error, since FROM cantus_parked WHERE view = ? ORDER BY partition, txid`), v.marks.view)
 	if err != nil {
 		return nil, fmt.Errorf("list what is parked: %w", err)
@@ -88,7 +88,7 @@ func (v *View) Settle(ctx context.Context, partition int, txid uint64, apply App
 // unpark deletes the row first, which locks out whoever settles it too.
 func (m *marks) unpark(ctx context.Context, in *sql.Tx, partition int, txid uint64) (p Parked, err error) {
 	var body, why, since string
-	err = in.QueryRowContext(ctx, m.dialect.statement(
+	err = in.QueryRowContext(ctx, m.dialect.Statement(
 		`DELETE FROM cantus_parked WHERE view = ? AND partition = ? AND txid = ? RETURNING body, error, since`),
 		m.view, partition, int64(txid)).Scan(&body, &why, &since)
 	if err == sql.ErrNoRows { //nolint:errorlint // database/sql gives it bare

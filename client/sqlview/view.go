@@ -185,7 +185,7 @@ func (v *View) Reset(ctx context.Context, at map[int]uint64, load func(ctx conte
 			return fmt.Errorf("reset: %w", err)
 		}
 	}
-	if _, err := in.ExecContext(ctx, v.marks.dialect.statement(`DELETE FROM cantus_parked WHERE view = ?`), v.marks.view); err != nil {
+	if _, err := in.ExecContext(ctx, v.marks.dialect.Statement(`DELETE FROM cantus_parked WHERE view = ?`), v.marks.view); err != nil {
 		return fmt.Errorf("reset: %w", err)
 	}
 	if err := load(ctx, in); err != nil {

@@ -18,7 +18,7 @@ func TestViewHoldsWhatTheLogHolds(t *testing.T) {
 	onEach(t, func(t *testing.T, d database) {
 		l := cantustest.New(t, cantustest.Options{Partitions: 2})
 		fill(t, l, 0, 700)
-		v, db := openView(t, l, d, insert, sqlview.Options{})
+		v, _ := openView(t, l, d, insert, sqlview.Options{})
 		stop := run(t, v)
 		fill(t, l, 1, 50)
 		wait(t, v, 0, 700)
@@ -29,7 +29,7 @@ func TestViewHoldsWhatTheLogHolds(t *testing.T) {
 		wait(t, v, 0, 710)
 		stop()
 		fill(t, l, 0, 10)
-		v, db = openView(t, l, d, insert, sqlview.Options{}) // as after a restart
+		v, db := openView(t, l, d, insert, sqlview.Options{}) // as after a restart
 		if v.HighWaterMark(0) != 710 {
 			t.Errorf("it goes on from %d", v.HighWaterMark(0))
 		}

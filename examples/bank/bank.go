@@ -1,0 +1,147 @@
+package main
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"sync"
+
+	"github.com/nats-io/nats.go"
+
+	"github.com/cantuslog/cantus/client"
+	"github.com/cantuslog/cantus/client/sqlview"
+)
+
+// partition holds all accounts: a transfer is one transaction, and those do
+// not span partitions.
+const partition = 0
+
+// The decisions against.
+var (
+	errFunds  = errors.New("not enough money")
+	errClosed = errors.New("no such account, or it is closed")
+	errExists = errors.New("the account exists already")
+	errMoney  = errors.New("the account is not empty")
+	errAmount = errors.New("not an amount to transfer")
+)
+
+// bank is an instance: a view that follows the log, and decisions by it.
+type bank struct {
+	client *client.Client
+	store  *store
+	view   *sqlview.View
+	app    *client.App
+
+	stop    context.CancelFunc
+	running sync.WaitGroup
+}
+
+// openBank begins to apply the log to the database.
+func openBank(ctx context.Context, nc *nats.Conn, where string) (*bank, error) {
+	c, err := client.New(nc, client.Options{})
+	if err != nil {
+		return nil, err
+	}
+	b := &bank{client: c}
+	if b.store, err = openStore(ctx, where); err != nil {
+		return nil, errors.Join(err, c.Close())
+	}
+	b.view, err = sqlview.Open(ctx, c, b.store.db, b.store.dialect, b.store.apply, sqlview.Options{Name: "bank", Partitions: []int{partition}})
+	if err == nil {
+		b.app, err = client.NewApp(c, b.view, client.AppOptions{Applied: true, Tries: 1000})
+	}
+	if err != nil {
+		return nil, errors.Join(err, b.store.db.Close(), c.Close())
+	}
+	running, stop := context.WithCancel(context.Background())
+	b.stop = stop
+	b.running.Go(func() { _ = b.view.Run(running) }) // who waits for the view hears of its end
+	return b, nil
+}
+
+func (b *bank) close() error {
+	b.stop()
+	b.running.Wait()
+	return errors.Join(b.client.Close(), b.store.db.Close())
+}
+
+// catchUp waits until the view holds all that is in the log now.
+func (b *bank) catchUp(ctx context.Context) error {
+	mark, err := b.client.HighWaterMark(ctx, partition)
+	if err != nil {
+		return err
+	}
+	return b.view.Wait(ctx, partition, mark)
+}
+
+// decide runs a function against the view, and appends what it puts into tx.
+// It runs again where the log had gone on in what it was decided by.
+func (b *bank) decide(ctx context.Context, by func(tx *client.Tx, db *sql.Tx) error) error {
+	_, err := b.app.Transact(ctx, partition, func(tx *client.Tx) error {
+		return b.view.Read(ctx, tx, func(db *sql.Tx) error { return by(tx, db) })
+	})
+	return err
+}
+
+// open makes an account.
+func (b *bank) open(ctx context.Context, e opened) error {
+	if e.Balance < 0 {
+		return fmt.Errorf("open %s with %d: %w", e.Account, e.Balance, errAmount)
+	}
+	return b.decide(ctx, func(tx *client.Tx, db *sql.Tx) error {
+		a, err := b.store.account(ctx, db, e.Account)
+		if err != nil {
+			return err
+		}
+		if a.Name != "" {
+			return fmt.Errorf("open %s: %w", e.Account, errExists)
+		}
+		return put(tx, kindOpen, e)
+	})
+}
+
+// transfer moves money, once for each request: where that was done already it
+// does nothing.
+func (b *bank) transfer(ctx context.Context, e transferred) error {
+	if e.Amount <= 0 || e.From == e.To {
+		return fmt.Errorf("transfer %d from %s to %s: %w", e.Amount, e.From, e.To, errAmount)
+	}
+	return b.decide(ctx, func(tx *client.Tx, db *sql.Tx) error {
+		if done, err := b.store.done(ctx, db, e.Request); done || err != nil {
+			return err
+		}
+		from, err := b.store.account(ctx, db, e.From)
+		if err != nil {
+			return err
+		}
+		to, err := b.store.account(ctx, db, e.To)
+		switch {
+		case err != nil:
+			return err
+		case !from.Active:
+			return fmt.Errorf("transfer from %s: %w", e.From, errClosed)
+		case !to.Active:
+			return fmt.Errorf("transfer to %s: %w", e.To, errClosed)
+		case from.Balance < e.Amount:
+			return fmt.Errorf("transfer %d from %s, which has %d: %w", e.Amount, e.From, from.Balance, errFunds)
+		}
+		return put(tx, kindTransfer, e)
+	})
+}
+
+// deactivate ends an empty account.
+func (b *bank) deactivate(ctx context.Context, e closed) error {
+	return b.decide(ctx, func(tx *client.Tx, db *sql.Tx) error {
+		a, err := b.store.account(ctx, db, e.Account)
+		switch {
+		case err != nil:
+			return err
+		case !a.Active:
+			return fmt.Errorf("close %s: %w", e.Account, errClosed)
+		case a.Balance != 0:
+			return fmt.Errorf("close %s, which has %d: %w", e.Account, a.Balance, errMoney)
+		}
+		return put(tx, kindClose, e)
+	})
+}

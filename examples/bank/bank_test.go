@@ -1,0 +1,155 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+
+	"github.com/cantuslog/cantus/cantustest"
+)
+
+// tests runs all, and what comes after.
+type tests struct{ m *testing.M }
+
+// atEnd are called when all tests are over.
+var atEnd []func() error
+
+func (t tests) Run() int {
+	code := t.m.Run()
+	for _, end := range atEnd {
+		if err := end(); err != nil {
+			fmt.Println(err)
+			return 1
+		}
+	}
+	return code
+}
+
+func TestMain(m *testing.M) {
+	goleak.VerifyTestMain(tests{m}, goleak.IgnoreTopFunction("github.com/golang/glog.(*fileSink).flushDaemon"))
+}
+
+func soon(t testing.TB) context.Context {
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	t.Cleanup(cancel)
+	return ctx
+}
+
+// do runs commands as from a command line.
+func do(t *testing.T, l *cantustest.Log, db string, command string) (string, error) {
+	t.Helper()
+	var out bytes.Buffer
+	err := run(soon(t), append([]string{"--nats", l.URL(), "--db", db}, strings.Fields(command)...), &out)
+	return out.String(), err
+}
+
+func TestCommands(t *testing.T) {
+	l := cantustest.New(t, cantustest.Options{})
+	db := filepath.Join(t.TempDir(), "bank.db")
+	for _, step := range []struct {
+		command string
+		err     error
+	}{
+		{"open alice 100", nil},
+		{"open alice 5", errExists},
+		{"open bob 0", nil},
+		{"open eve -1", errAmount},
+		{"transfer alice bob 30 r1", nil},
+		{"transfer alice bob 30 r1", nil}, // once
+		{"transfer alice bob 71 r2", errFunds},
+		{"transfer alice bob 0 r3", errAmount},
+		{"transfer alice alice 1 r3", errAmount},
+		{"transfer alice carol 1 r3", errClosed},
+		{"transfer carol alice 1 r3", errClosed},
+		{"transfer bob alice 10", nil},
+		{"close alice", errMoney},
+		{"close carol", errClosed},
+		{"transfer alice bob 80 r4", nil},
+		{"close alice", nil},
+		{"close alice", errClosed},
+		{"transfer bob alice 1 r5", errClosed},
+		{"rebuild", nil},
+		{"open", errUsage}, {"open a b", errUsage}, {"frobnicate", errUsage}, {"", errUsage}, {"load --workers 0", errUsage},
+	} {
+		if _, err := do(t, l, db, step.command); !errors.Is(err, step.err) {
+			t.Errorf("%s: %v, want %v", step.command, err, step.err)
+		}
+	}
+	const want = "account      balance\nalice              0 closed\nbob              100 ████████████████████████████████████████\nall              100 at txid 6, 0 behind\n"
+	for _, file := range []string{db, filepath.Join(t.TempDir(), "new.db")} { // the second is built anew
+		if out, err := do(t, l, file, "show"); err != nil || out != want {
+			t.Errorf("show: %v\n%s\nwant\n%s", err, out, want)
+		}
+	}
+}
+
+// A screen is what watch draws on.
+type screen struct {
+	mu     sync.Mutex
+	drawn  string
+	frames chan string
+}
+
+func (s *screen) Write(b []byte) (int, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.drawn += string(b); strings.HasSuffix(s.drawn, "behind\n") {
+		s.frames <- s.drawn
+		s.drawn = ""
+	}
+	return len(b), nil
+}
+
+func TestWatchDrawsWhatOthersDo(t *testing.T) {
+	l := cantustest.New(t, cantustest.Options{})
+	dir := t.TempDir()
+	s := &screen{frames: make(chan string, 100)}
+	ctx, stop := context.WithCancel(soon(t))
+	watched := make(chan error)
+	go func() {
+		watched <- run(ctx, []string{"--nats", l.URL(), "--db", filepath.Join(dir, "watcher.db"), "watch"}, s)
+	}()
+	if first := <-s.frames; !strings.HasPrefix(first, clearScreen) || !strings.Contains(first, "at txid 0") {
+		t.Errorf("the first frame is %q", first)
+	}
+	for _, command := range []string{"open alice 100", "open bob 0", "transfer alice bob 40 r"} {
+		if _, err := do(t, l, filepath.Join(dir, "writer.db"), command); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for f := range s.frames {
+		if strings.Contains(f, "at txid 3") {
+			if !strings.Contains(f, "alice             60") || !strings.Contains(f, "bob               40") {
+				t.Errorf("drawn %s", f)
+			}
+			break
+		}
+	}
+	stop()
+	if err := <-watched; !errors.Is(err, context.Canceled) {
+		t.Error(err)
+	}
+}
+
+// Many at a time on one instance, and the books are right.
+func TestLoadKeepsTheBooks(t *testing.T) {
+	l := cantustest.New(t, cantustest.Options{})
+	db := filepath.Join(t.TempDir(), "bank.db")
+	if err := run(soon(t), []string{"--nats", l.URL(), "--db", db, "load", "--accounts", "5", "--transfers", "200"}, io.Discard); err != nil {
+		t.Fatal(err)
+	}
+	txs, err := l.Transactions(soon(t), partition)
+	if err != nil {
+		t.Fatal(err)
+	}
+	checkBooks(t, txs, db, 5, 100, map[string]int{"load": 200})
+}

@@ -1,0 +1,110 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"strconv"
+	"syscall"
+
+	"github.com/nats-io/nats.go"
+)
+
+const usage = `usage:
+bank [--nats URL] [--db FILE|postgres://…] COMMAND
+  open NAME AMOUNT        an account
+  transfer FROM TO AMOUNT [REQUEST]
+  close NAME              an empty account
+  show                    the accounts
+  watch                   the accounts, live
+  rebuild                 the database, from the log's start
+  load [--name N] [--accounts N] [--each N] [--transfers N] [--workers N]`
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	if err := run(ctx, os.Args[1:], os.Stdout); err != nil && !errors.Is(err, context.Canceled) {
+		fmt.Fprintln(os.Stderr, "bank:", err)
+		os.Exit(1)
+	}
+}
+
+var errUsage = errors.New(usage)
+
+// run does what the command line says.
+func run(ctx context.Context, args []string, w io.Writer) error {
+	flags := flag.NewFlagSet("bank", flag.ContinueOnError)
+	flags.SetOutput(io.Discard)
+	url := flags.String("nats", "nats://127.0.0.1:4222", "where the log is")
+	where := flags.String("db", "bank.db", "a SQLite file, or a PostgreSQL URL")
+	if err := flags.Parse(args); err != nil || flags.NArg() == 0 {
+		return errUsage
+	}
+	nc, err := nats.Connect(*url, nats.MaxReconnects(-1), nats.RetryOnFailedConnect(true))
+	if err != nil {
+		return err
+	}
+	defer nc.Close()
+	b, err := openBank(ctx, nc, *where)
+	if err != nil {
+		return err
+	}
+	return errors.Join(command(ctx, b, flags.Arg(0), flags.Args()[1:], w), b.close())
+}
+
+// command does one command.
+func command(ctx context.Context, b *bank, name string, args []string, w io.Writer) error {
+	if name == "load" {
+		return loadCommand(ctx, b, args, w)
+	}
+	amount := int64(0)
+	if (name == "open" && len(args) == 2) || (name == "transfer" && len(args) >= 3) {
+		at := map[string]int{"open": 1, "transfer": 2}[name]
+		var err error
+		if amount, err = strconv.ParseInt(args[at], 10, 64); err != nil {
+			return errUsage
+		}
+	}
+	switch fmt.Sprint(name, len(args)) {
+	case "open2":
+		return b.open(ctx, opened{args[0], amount})
+	case "transfer3": // a request of its own: not safe to repeat
+		return b.transfer(ctx, transferred{nats.NewInbox()[len("_INBOX."):], args[0], args[1], amount})
+	case "transfer4":
+		return b.transfer(ctx, transferred{args[3], args[0], args[1], amount})
+	case "close1":
+		return b.deactivate(ctx, closed{args[0]})
+	case "show0":
+		if err := b.catchUp(ctx); err != nil {
+			return err
+		}
+		return b.show(ctx, w)
+	case "watch0":
+		return b.watch(ctx, w)
+	case "rebuild0":
+		if err := b.view.Reset(ctx, nil, b.store.empty); err != nil {
+			return err
+		}
+		return b.catchUp(ctx)
+	}
+	return errUsage
+}
+
+func loadCommand(ctx context.Context, b *bank, args []string, w io.Writer) error {
+	l := load{}
+	flags := flag.NewFlagSet("load", flag.ContinueOnError)
+	flags.SetOutput(io.Discard)
+	flags.StringVar(&l.name, "name", "load", "of the load, which its requests have")
+	flags.IntVar(&l.accounts, "accounts", 50, "how many")
+	flags.Int64Var(&l.each, "each", 100, "what each account begins with")
+	flags.IntVar(&l.transfers, "transfers", 1000, "how many")
+	flags.IntVar(&l.workers, "workers", 8, "how many at a time")
+	if err := flags.Parse(args); err != nil || flags.NArg() > 0 || l.accounts < 2 || l.each < 1 || l.workers < 1 {
+		return errUsage
+	}
+	return l.run(ctx, b, w)
+}

@@ -1,0 +1,128 @@
+//go:build unix
+
+package main
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats.go"
+
+	"github.com/cantuslog/cantus/client"
+)
+
+var long = flag.Bool("long", false, "run the tests at full length")
+
+// database is what the instances share, and the test may end and start again.
+type database struct {
+	where   string
+	restart func(ctx context.Context) error // nil: it is a file
+}
+
+// databases makes one of each make that this build tests.
+var databases = map[string]func(t *testing.T) database{
+	"sqlite": func(t *testing.T) database { return database{where: filepath.Join(t.TempDir(), "bank.db")} },
+}
+
+// TestBooksAreRightThroughKills has two instances on one database move money
+// at random, and kills them, the node and the database server again and again.
+func TestBooksAreRightThroughKills(t *testing.T) {
+	for name, make := range databases {
+		t.Run(name, func(t *testing.T) { killed(t, make(t)) })
+	}
+}
+
+func killed(t *testing.T, db database) {
+	// A killed instance makes some transfers before it is killed again.
+	transfers, kills, pace := 500, 6, 400*time.Millisecond
+	if *long {
+		transfers, kills, pace = 5000, 60, 2*time.Second
+	}
+	limit := 4 * time.Minute
+	if *long {
+		limit = 30 * time.Minute
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), limit)
+	defer cancel()
+	address := freePort(t)
+	node := &process{t: t, ready: true, args: []string{"cantus", "serve", "--data", t.TempDir(), "--partitions", "1", "--listen", address, "--http", "127.0.0.1:0"}}
+	instance := func(name string) *process {
+		return &process{t: t, args: []string{"bank", "--nats", "nats://" + address, "--db", db.where,
+			"load", "--name", name, "--transfers", fmt.Sprint(transfers), "--accounts", "50", "--workers", "4"}}
+	}
+	all := []*process{node, instance("a"), instance("b")}
+	for _, p := range all {
+		t.Cleanup(func() { _, _ = p.kill() })
+		if err := p.start(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	done := map[*process]bool{}
+	fallen := 0
+	for i := range kills {
+		pause(ctx, pace)
+		p := all[i%3]
+		if i%7 == 6 && db.restart != nil {
+			if err := db.restart(ctx); err != nil {
+				t.Fatal(err)
+			}
+			continue
+		}
+		if done[p] {
+			continue
+		}
+		ended, err := p.kill()
+		if err != nil {
+			t.Fatalf("%v ended by itself: %v", p.args, err)
+		}
+		if done[p] = ended; ended {
+			continue
+		}
+		fallen++
+		if err := p.start(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, p := range all[1:] {
+		if err := p.wait(ctx); err != nil {
+			t.Fatalf("%v: %v", p.args, err)
+		}
+	}
+	t.Logf("%d kills met something that ran", fallen)
+	if fallen < kills/2 {
+		t.Errorf("%d of %d kills met nothing: too few transfers for them", kills-fallen, kills)
+	}
+	checkBooks(t, readLog(t, address), db.where, 50, 100, map[string]int{"a": transfers, "b": transfers})
+}
+
+// readLog gives all that is in the log.
+func readLog(t *testing.T, address string) (all []*client.Transaction) {
+	t.Helper()
+	nc, err := nats.Connect("nats://" + address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer nc.Close()
+	c, err := client.New(nc, client.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	mark, err := c.HighWaterMark(soon(t), partition)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for tx, err := range c.All(soon(t), partition, 0, client.FollowOptions{}) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		if all = append(all, tx); tx.Txid == mark {
+			break
+		}
+	}
+	return all
+}
