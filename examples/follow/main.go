@@ -1,0 +1,55 @@
+// Follow prints every transaction of a partition, from its first on and then
+// as they come:
+//
+//	go run ./examples/follow nats://127.0.0.1:4222 0
+//
+// It is the smallest follower. One that keeps its place remembers the last
+// txid that it handled, in its database (package sqlview) or in the log (package group),
+// and gives it where this one gives 0.
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"log"
+	"os"
+	"os/signal"
+	"strconv"
+
+	"github.com/nats-io/nats.go"
+
+	"github.com/cantuslog/cantus/client"
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
+	defer stop()
+	if len(os.Args) != 3 {
+		log.Fatal("usage: follow URL PARTITION")
+	}
+	partition, err := strconv.Atoi(os.Args[2])
+	if err != nil {
+		log.Fatal(err)
+	}
+	if err := follow(ctx, os.Args[1], partition, os.Stdout); err != nil && ctx.Err() == nil {
+		log.Fatal(err)
+	}
+}
+
+func follow(ctx context.Context, url string, partition int, w io.Writer) error {
+	nc, err := nats.Connect(url, nats.MaxReconnects(-1))
+	if err != nil {
+		return err
+	}
+	defer nc.Close()
+	c, err := client.New(nc, client.Options{})
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	return c.Follow(ctx, map[int]uint64{partition: 0}, func(_ context.Context, tx *client.Transaction) error {
+		_, err := fmt.Fprintf(w, "%d %s %s\n", tx.Txid, tx.Kind, tx.Payload)
+		return err
+	}, client.FollowOptions{})
+}

@@ -1,0 +1,49 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+
+	"github.com/cantuslog/cantus/cantustest"
+	"github.com/cantuslog/cantus/client"
+)
+
+func TestMain(m *testing.M) {
+	goleak.VerifyTestMain(m, goleak.IgnoreTopFunction("github.com/golang/glog.(*fileSink).flushDaemon"))
+}
+
+// paper stops what writes on it when it holds what is wanted.
+type paper struct {
+	strings.Builder
+	want string
+	full func()
+}
+
+func (p *paper) Write(b []byte) (int, error) {
+	n, err := p.Builder.Write(b)
+	if p.String() == p.want {
+		p.full()
+	}
+	return n, err
+}
+
+func TestAllIsPrinted(t *testing.T) {
+	ctx, stop := context.WithTimeout(t.Context(), time.Minute)
+	defer stop()
+	l := cantustest.New(t, cantustest.Options{Partitions: 2})
+	c := l.NewClient(t, client.Options{})
+	for _, word := range []string{"one", "two"} {
+		if _, err := c.Append(ctx, &client.Tx{Partition: 1, Payload: []byte(word), Kind: "word"}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	p := &paper{want: "1 word one\n2 word two\n", full: stop}
+	if err := follow(ctx, l.URL(), 1, p); !errors.Is(err, context.Canceled) || p.String() != p.want {
+		t.Errorf("%v; printed %q", err, p.String())
+	}
+}

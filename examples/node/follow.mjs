@@ -1,0 +1,23 @@
+// Prints every transaction of a partition, from its first on and then as they
+// come; with a third argument, only so many:
+//
+//	node follow.mjs nats://127.0.0.1:4222 0
+import { connect } from "@nats-io/transport-node";
+import { read } from "./read.mjs";
+
+const [url, partition, count = Infinity] = process.argv.slice(2);
+const nc = await connect({ servers: url, maxReconnectAttempts: -1 });
+let last = 0; // a service keeps it with what it makes of the transactions
+while (last < count) {
+  try {
+    for await (const tx of read(nc, partition, { from: last + 1, wait: "30s" })) {
+      if (tx.txid !== last + 1) break; // some were lost on the way: read again
+      console.log(tx.txid, tx.kind, tx.text);
+      last = tx.txid;
+    }
+  } catch (err) {
+    if (/^(trimmed|ahead|bad_request)/.test(err.message)) throw err;
+    await new Promise((again) => setTimeout(again, 500)); // a leader is being found, say
+  }
+}
+await nc.close();

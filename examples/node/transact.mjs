@@ -1,0 +1,59 @@
+// Adds to a counter in the log, and prints what it is then:
+//
+//	node transact.mjs nats://127.0.0.1:4222 visits 1
+//
+// However many run at a time, none is lost.
+import { randomUUID } from "node:crypto";
+import { connect, headers } from "@nats-io/transport-node";
+import { read } from "./read.mjs";
+
+const [url, counter, amount] = process.argv.slice(2);
+const nc = await connect({ servers: url, maxReconnectAttempts: -1 });
+
+// The view: all counters, up to the txid last.
+const counters = new Map();
+let last = 0;
+async function follow(txid) {
+  while (last < txid) {
+    for await (const tx of read(nc, 0, { from: last + 1 })) {
+      if (tx.txid !== last + 1) break;
+      if (tx.kind === "count") {
+        const { counter, value } = JSON.parse(tx.text);
+        counters.set(counter, value);
+      }
+      last = tx.txid;
+    }
+  }
+}
+
+// append sends one transaction until its outcome is known. The message id makes
+// sending it again safe.
+async function append(payload, fields) {
+  const h = headers();
+  for (const [key, value] of Object.entries({ ...fields, "Nats-Msg-Id": randomUUID() })) h.set(key, value);
+  for (;;) {
+    try {
+      const reply = (await nc.request("cantus.append.0", payload, { headers: h, timeout: 5000 })).json();
+      if (!reply.error || (reply.error.code < 500 && reply.error.code !== 429)) return reply;
+    } catch {
+      // No answer, or nobody there.
+    }
+    await new Promise((again) => setTimeout(again, 50 + Math.random() * 200));
+  }
+}
+
+for (;;) {
+  const value = (counters.get(counter) ?? 0) + Number(amount);
+  const { error } = await append(JSON.stringify({ counter, value }), {
+    "Cantus-Kind": "count",
+    "Cantus-Write-Lock": `counter.${counter}`,
+    "Cantus-High-Water-Mark": String(last),
+  });
+  if (!error) {
+    console.log(counter, value);
+    break;
+  }
+  if (error.reason !== "conflict") throw new Error(error.message);
+  await follow(error.txid); // and compute it anew
+}
+await nc.close();

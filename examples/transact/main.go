@@ -1,0 +1,118 @@
+// Transact adds to a counter in the log, and prints what it is then:
+//
+//	go run ./examples/transact nats://127.0.0.1:4222 visits 1
+//
+// It is the smallest transaction: however many run at a time, none is lost.
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log"
+	"os"
+	"os/signal"
+	"strconv"
+	"sync"
+
+	"github.com/nats-io/nats.go"
+
+	"github.com/cantuslog/cantus/client"
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
+	defer stop()
+	if len(os.Args) != 4 {
+		log.Fatal("usage: transact URL COUNTER AMOUNT")
+	}
+	amount, err := strconv.Atoi(os.Args[3])
+	if err != nil {
+		log.Fatal(err)
+	}
+	if err := add(ctx, os.Args[1], os.Args[2], amount, os.Stdout); err != nil {
+		log.Fatal(err)
+	}
+}
+
+// counters is the local view: all counters, by what the log says.
+type counters struct {
+	mu  sync.Mutex
+	all map[string]int
+}
+
+// counted is the transaction's data: a counter and its new value.
+type counted struct {
+	Counter string `json:"counter"`
+	Value   int    `json:"value"`
+}
+
+func (c *counters) apply(_ context.Context, tx *client.Transaction) error {
+	var e counted
+	if err := json.Unmarshal(tx.Payload, &e); err != nil {
+		return err
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.all[e.Counter] = e.Value
+	return nil
+}
+
+func (c *counters) get(name string) int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.all[name]
+}
+
+func add(ctx context.Context, url, name string, amount int, w io.Writer) (err error) {
+	nc, err := nats.Connect(url, nats.MaxReconnects(-1))
+	if err != nil {
+		return err
+	}
+	defer nc.Close()
+	c, err := client.New(nc, client.Options{})
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+
+	// The view follows the log. A service keeps it for all of its life.
+	view := &counters{all: map[string]int{}}
+	follower, err := c.NewFollower(map[int]uint64{0: 0}, view.apply, client.FollowOptions{Kinds: []string{"count"}})
+	if err != nil {
+		return err
+	}
+	running, stop := context.WithCancel(ctx)
+	followed := make(chan error, 1)
+	go func() { followed <- follower.Run(running) }()
+	defer func() {
+		stop()
+		if failed := <-followed; !errors.Is(failed, context.Canceled) {
+			err = errors.Join(err, failed)
+		}
+	}()
+
+	app, err := client.NewApp(c, follower, client.AppOptions{Applied: true, Tries: 10_000})
+	if err != nil {
+		return err
+	}
+	// At first the view is empty: the conflict says how far it has to follow.
+	value := 0
+	_, err = app.Transact(ctx, 0, func(tx *client.Tx) error {
+		value = view.get(name) + amount
+		data, err := json.Marshal(counted{name, value})
+		if err != nil {
+			return err
+		}
+		tx.Write("counter." + name)
+		tx.Data("count", data)
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	_, err = fmt.Fprintln(w, name, value)
+	return err
+}

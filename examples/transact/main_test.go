@@ -1,0 +1,39 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"sync"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+
+	"github.com/cantuslog/cantus/cantustest"
+)
+
+func TestMain(m *testing.M) {
+	goleak.VerifyTestMain(m, goleak.IgnoreTopFunction("github.com/golang/glog.(*fileSink).flushDaemon"))
+}
+
+func TestNoneIsLost(t *testing.T) {
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	l := cantustest.New(t, cantustest.Options{})
+	var wg sync.WaitGroup
+	const adders = 5
+	for range adders {
+		wg.Go(func() {
+			if err := add(ctx, l.URL(), "visits", 2, io.Discard); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+	var out bytes.Buffer
+	if err := add(ctx, l.URL(), "visits", 1, &out); err != nil || out.String() != fmt.Sprintln("visits", 2*adders+1) {
+		t.Errorf("%q, %v", out.String(), err)
+	}
+}
