@@ -59,41 +59,6 @@ func newApp(t testing.TB, n *broker.Node, opts client.AppOptions) (*client.App, 
 	return app, b, f
 }
 
-// Each writer writes its high-water mark plus one, all under one write lock: a
-// payload differs from its txid if and only if something was computed on a
-// stale state.
-func TestNothingIsComputedOnAStaleState(t *testing.T) {
-	n := openNode(t, broker.Options{Partitions: 1})
-	const writers, each = 4, 40
-	ctx := soon(t)
-	var wg sync.WaitGroup
-	for range writers {
-		app, _, _ := newApp(t, n, client.AppOptions{Tries: 10_000})
-		wg.Go(func() {
-			for range each {
-				_, err := app.Transact(ctx, 0, func(tx *client.Tx) error {
-					tx.Write("probe")
-					tx.Data("", fmt.Appendf(nil, "probe=%d", tx.HighWaterMark+1))
-					return nil
-				})
-				if err != nil {
-					t.Error(err)
-				}
-			}
-		})
-	}
-	wg.Wait()
-	txs := readAll(t, newClient(t, connect(t, n), client.Options{}), 0)
-	if len(txs) != writers*each {
-		t.Errorf("%d transactions, want %d", len(txs), writers*each)
-	}
-	for _, tx := range txs {
-		if want := fmt.Sprintf("probe=%d", tx.Txid); string(tx.Payload) != want {
-			t.Fatalf("txid %d was computed as %s", tx.Txid, tx.Payload)
-		}
-	}
-}
-
 // While the function runs, what it has read is overtaken, and the view follows.
 func TestMarkIsTakenBeforeTheFunctionRuns(t *testing.T) {
 	n := openNode(t, broker.Options{Partitions: 1})
@@ -114,81 +79,6 @@ func TestMarkIsTakenBeforeTheFunctionRuns(t *testing.T) {
 	}
 	if txs := readAll(t, other, 0); len(txs) != 2 || string(txs[1].Payload) != "a=11" || runs != 2 {
 		t.Errorf("after %d runs the last of %d transactions is %q", runs, len(txs), txs[len(txs)-1].Payload)
-	}
-}
-
-// Two writers read both of two accounts, whose sum must not fall below zero,
-// and write one each. The round is arranged so that both compute before either
-// appends: with the read locks the second conflicts, without them the limit breaks.
-func TestReadLocksKeepWritersFromSkew(t *testing.T) {
-	for _, locked := range []bool{true, false} {
-		t.Run(fmt.Sprintf("read locks %v", locked), func(t *testing.T) {
-			n := openNode(t, broker.Options{Partitions: 1})
-			ctx := soon(t)
-			apps := make([]*client.App, 2)
-			views := make([]*balances, 2)
-			followers := make([]*client.Follower, 2)
-			for i := range apps {
-				apps[i], views[i], followers[i] = newApp(t, n, client.AppOptions{Applied: true})
-			}
-			const rounds = 20
-			broken := 0
-			for range rounds {
-				r, err := apps[0].Transact(ctx, 0, func(tx *client.Tx) error {
-					tx.Write("0", "1")
-					tx.Data("", []byte("0=100 1=0"))
-					return nil
-				})
-				if err != nil {
-					t.Fatal(err)
-				}
-				if err := followers[1].Wait(ctx, 0, r.Txid); err != nil {
-					t.Fatal(err)
-				}
-				var computed, wg sync.WaitGroup
-				computed.Add(2)
-				for i := range apps {
-					wg.Go(func() { withdraw(ctx, t, apps[i], views[i], i, locked, &computed) })
-				}
-				wg.Wait()
-				// With it the view holds all that was committed before.
-				if _, err := apps[0].Transact(ctx, 0, func(tx *client.Tx) error { tx.Data("", nil); return nil }); err != nil {
-					t.Fatal(err)
-				}
-				if views[0].get("0")+views[0].get("1") < 0 {
-					broken++
-				}
-			}
-			if locked && broken > 0 {
-				t.Errorf("the limit was broken %d times", broken)
-			}
-			if !locked && broken < rounds {
-				t.Errorf("without read locks the limit held %d times of %d: the test does not see", rounds-broken, rounds)
-			}
-		})
-	}
-}
-
-// withdraw takes 100 from account i if the sum allows it. When it computes for
-// the first time it waits until the other has, too.
-func withdraw(ctx context.Context, t *testing.T, app *client.App, view *balances, i int, locked bool, computed *sync.WaitGroup) {
-	var once sync.Once
-	_, err := app.Transact(ctx, 0, func(tx *client.Tx) error {
-		mine, other := fmt.Sprint(i), fmt.Sprint(1-i)
-		allowed := view.get(mine)+view.get(other) >= 100
-		once.Do(func() { computed.Done(); computed.Wait() })
-		if !allowed {
-			return nil
-		}
-		if locked {
-			tx.Read(other)
-		}
-		tx.Write(mine)
-		tx.Data("", fmt.Appendf(nil, "%s=%d", mine, view.get(mine)-100))
-		return nil
-	})
-	if err != nil {
-		t.Error(err)
 	}
 }
 

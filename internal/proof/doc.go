@@ -1,0 +1,101 @@
+// Package proof holds the tests of what the log promises its writers, in a
+// form that runs against any log: one node or several.
+//
+//   - Probe has writers compute from their own high-water marks while leaders
+//     fall, and looks for anything that was computed on a stale state.
+//   - Skew has two writers read two accounts and write one each, and looks for the
+//     joint limit being broken.
+package proof
+
+import (
+	"context"
+	"errors"
+	"sync"
+
+	"github.com/nats-io/nats.go"
+
+	"github.com/cantuslog/cantus/client"
+)
+
+// Log is what is tested. It has the default prefix.
+type Log interface {
+	// Connect gives a connection of its own that outlives failures: it
+	// reconnects for ever, to whatever node is there. The caller closes it.
+	Connect(opts ...nats.Option) (*nats.Conn, error)
+	// Fail takes the leader of partition 0 away, however its log may fall, and
+	// returns when the partition is served again.
+	Fail(ctx context.Context) error
+}
+
+// writer is an application: a view that follows partition 0, and transactions
+// by it.
+type writer struct {
+	nc       *nats.Conn
+	client   *client.Client
+	follower *client.Follower
+	app      *client.App
+
+	stop    context.CancelFunc
+	running sync.WaitGroup
+}
+
+// newWriter gives a writer whose view is what apply makes of the log.
+func newWriter(log Log, apply client.Handler) (*writer, error) {
+	nc, err := log.Connect()
+	if err != nil {
+		return nil, err
+	}
+	c, err := client.New(nc, client.Options{})
+	if err != nil {
+		nc.Close()
+		return nil, err
+	}
+	w := &writer{nc: nc, client: c}
+	w.follower, err = c.NewFollower(map[int]uint64{0: 0}, apply, client.FollowOptions{})
+	if err == nil {
+		w.app, err = client.NewApp(c, w.follower, client.AppOptions{Tries: 1 << 20, Applied: true})
+	}
+	if err != nil {
+		nc.Close()
+		return nil, errors.Join(err, c.Close())
+	}
+	ctx, stop := context.WithCancel(context.Background())
+	w.stop = stop
+	w.running.Go(func() { _ = w.follower.Run(ctx) }) // who waits for the view hears of its end
+	return w, nil
+}
+
+func (w *writer) close() error {
+	w.stop()
+	w.running.Wait()
+	err := w.client.Close()
+	w.nc.Close()
+	return err
+}
+
+// readAll gives all that partition 0 holds, with a connection of its own.
+func readAll(ctx context.Context, log Log) (all []*client.Transaction, err error) {
+	nc, err := log.Connect()
+	if err != nil {
+		return nil, err
+	}
+	defer nc.Close()
+	c, err := client.New(nc, client.Options{})
+	if err != nil {
+		return nil, err
+	}
+	defer c.Close()
+	mark, err := c.HighWaterMark(ctx, 0)
+	if err != nil || mark == 0 {
+		return nil, err
+	}
+	for tx, err := range c.All(ctx, 0, 0, client.FollowOptions{}) {
+		if err != nil {
+			return nil, err
+		}
+		if all = append(all, tx); tx.Txid == mark {
+			break
+		}
+	}
+	return all, nil
+}

@@ -1,0 +1,135 @@
+package proof
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/cantuslog/cantus/client"
+)
+
+// Probe is Waltz's: each writer's payload is its high-water mark plus one, all
+// under one write lock. So in the log every payload is its own txid, unless
+// something was computed on a stale state, lost, or done twice.
+type Probe struct {
+	// Writers append Each transactions each, with connections of their own.
+	Writers, Each int
+	// Failures is how often the leader is taken away meanwhile.
+	Failures int
+}
+
+// Run runs the probe on a log that is empty, and returns what it found wrong.
+func (p Probe) Run(ctx context.Context, log Log) (err error) {
+	writers := make([]*writer, p.Writers)
+	defer func() {
+		for _, w := range writers {
+			if w != nil {
+				err = errors.Join(err, w.close())
+			}
+		}
+	}()
+	for i := range writers {
+		if writers[i], err = newWriter(log, func(context.Context, *client.Transaction) error { return nil }); err != nil {
+			return err
+		}
+	}
+	r := &probing{known: map[uint64]bool{}, moved: make(chan struct{}, 1)}
+	group, running := errgroup.WithContext(ctx)
+	for _, w := range writers {
+		group.Go(func() error { return r.write(running, w, p.Each) })
+	}
+	group.Go(func() error { return r.fail(running, log, p) })
+	if err := group.Wait(); err != nil {
+		return err
+	}
+	return r.check(ctx, log)
+}
+
+// probing is a probe under way.
+type probing struct {
+	committed atomic.Int64
+	moved     chan struct{} // capacity 1: committed has risen
+
+	mu      sync.Mutex
+	known   map[uint64]bool // txids that writers have receipts for
+	unknown int             // outcomes that writers gave up on
+}
+
+// write makes a writer's transactions.
+func (r *probing) write(ctx context.Context, w *writer, count int) error {
+	for range count {
+		receipt, err := w.app.Transact(ctx, 0, func(tx *client.Tx) error {
+			tx.Write("probe")
+			tx.Data("probe", fmt.Append(nil, tx.HighWaterMark+1))
+			return nil
+		})
+		switch {
+		case receipt.Txid != 0:
+			r.mu.Lock()
+			twice := r.known[receipt.Txid]
+			r.known[receipt.Txid] = true
+			r.mu.Unlock()
+			if twice {
+				return fmt.Errorf("txid %d was given to two transactions", receipt.Txid)
+			}
+		case errors.Is(err, client.ErrUnknown) && ctx.Err() == nil:
+			r.mu.Lock()
+			r.unknown++
+			r.mu.Unlock()
+		default:
+			return err
+		}
+		r.committed.Add(1)
+		select {
+		case r.moved <- struct{}{}:
+		default:
+		}
+	}
+	return nil
+}
+
+// fail takes the leader away, evenly over the transactions.
+func (r *probing) fail(ctx context.Context, log Log, p Probe) error {
+	for i := range p.Failures {
+		at := int64((i + 1) * p.Writers * p.Each / (p.Failures + 1))
+		for r.committed.Load() < at {
+			select {
+			case <-r.moved:
+			case <-ctx.Done():
+				return context.Cause(ctx)
+			}
+		}
+		if err := log.Fail(ctx); err != nil {
+			return fmt.Errorf("failure %d: %w", i+1, err)
+		}
+	}
+	return nil
+}
+
+// check reads the log anew.
+func (r *probing) check(ctx context.Context, log Log) error {
+	all, err := readAll(ctx, log)
+	if err != nil {
+		return err
+	}
+	for i, tx := range all {
+		if tx.Txid != uint64(i+1) {
+			return fmt.Errorf("txid %d comes behind %d", tx.Txid, i)
+		}
+		if string(tx.Payload) != fmt.Sprint(tx.Txid) {
+			return fmt.Errorf("txid %d was computed as %s, on a stale state", tx.Txid, tx.Payload)
+		}
+		delete(r.known, tx.Txid)
+	}
+	if len(r.known) > 0 {
+		return fmt.Errorf("%d transactions have receipts and are not in the log", len(r.known))
+	}
+	if least := int(r.committed.Load()) - r.unknown; len(all) < least || len(all) > least+r.unknown {
+		return fmt.Errorf("%d transactions are in the log: %d were committed, of %d the outcome is unknown", len(all), least, r.unknown)
+	}
+	return nil
+}

@@ -1,0 +1,135 @@
+package proof
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+	"sync"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/cantuslog/cantus/client"
+)
+
+// Skew is the test for write skew: two writers read both of two accounts,
+// which may not fall below zero together, and take from one each. Both compute before either
+// appends.
+type Skew struct {
+	Rounds int
+	// ReadLocks has them name what they read. Without, the limit breaks: it
+	// shows that the test can see.
+	ReadLocks bool
+}
+
+// accounts is a view: transactions are "name=amount", separated by spaces.
+type accounts struct {
+	mu  sync.Mutex
+	all map[string]int
+}
+
+func (a *accounts) apply(_ context.Context, tx *client.Transaction) error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for _, f := range strings.Fields(string(tx.Payload)) {
+		name, amount, _ := strings.Cut(f, "=")
+		n, err := strconv.Atoi(amount)
+		if err != nil {
+			return err
+		}
+		a.all[name] = n
+	}
+	return nil
+}
+
+func (a *accounts) get(name string) int {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.all[name]
+}
+
+// skewed is one of the two.
+type skewed struct {
+	*writer
+	view  *accounts
+	mine  string
+	other string
+}
+
+// Run runs the rounds and tells in how many of them the limit was broken.
+func (s Skew) Run(ctx context.Context, log Log) (broken int, err error) {
+	var two []*skewed
+	defer func() {
+		for _, w := range two {
+			err = errors.Join(err, w.close())
+		}
+	}()
+	for i := range 2 {
+		w := &skewed{view: &accounts{all: map[string]int{}}, mine: fmt.Sprint(i), other: fmt.Sprint(1 - i)}
+		if w.writer, err = newWriter(log, w.view.apply); err != nil {
+			return 0, err
+		}
+		two = append(two, w)
+	}
+	for range s.Rounds {
+		sum, err := s.round(ctx, two)
+		if err != nil {
+			return broken, err
+		}
+		if sum < 0 {
+			broken++
+		}
+	}
+	return broken, nil
+}
+
+// round gives the accounts 100 together, has both writers take 100, and gives
+// what is left.
+func (s Skew) round(ctx context.Context, two []*skewed) (sum int, err error) {
+	last, err := two[0].app.Transact(ctx, 0, func(tx *client.Tx) error {
+		tx.Write("0", "1")
+		tx.Data("", []byte("0=100 1=0"))
+		return nil
+	})
+	if err != nil {
+		return 0, err
+	}
+	if err := two[1].follower.Wait(ctx, 0, last.Txid); err != nil {
+		return 0, err
+	}
+	var computed sync.WaitGroup
+	computed.Add(2)
+	group, running := errgroup.WithContext(ctx)
+	for _, w := range two {
+		group.Go(func() error { return w.take(running, &computed, s.ReadLocks) })
+	}
+	if err := group.Wait(); err != nil {
+		return 0, err
+	}
+	// Both have applied what they wrote; the first also what the second did.
+	if err := two[0].follower.Wait(ctx, 0, two[1].follower.HighWaterMark(0)); err != nil {
+		return 0, err
+	}
+	return two[0].view.get("0") + two[0].view.get("1"), nil
+}
+
+// take takes 100 if the sum allows it. When it computes for the first time it
+// waits until the other has, too.
+func (w *skewed) take(ctx context.Context, computed *sync.WaitGroup, readLocks bool) error {
+	var once sync.Once
+	_, err := w.app.Transact(ctx, 0, func(tx *client.Tx) error {
+		mine, allowed := w.view.get(w.mine), w.view.get(w.mine)+w.view.get(w.other) >= 100
+		once.Do(func() { computed.Done(); computed.Wait() })
+		if !allowed {
+			return nil
+		}
+		if readLocks {
+			tx.Read(w.other)
+		}
+		tx.Write(w.mine)
+		tx.Data("", fmt.Appendf(nil, "%s=%d", w.mine, mine-100))
+		return nil
+	})
+	return err
+}
