@@ -2,9 +2,13 @@ package client_test
 
 import (
 	"context"
+	"encoding/binary"
+	"flag"
 	"fmt"
+	"slices"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/cantuslog/cantus/broker"
 	"github.com/cantuslog/cantus/client"
@@ -65,7 +69,7 @@ func BenchmarkAppend(b *testing.B) {
 	}
 }
 
-// BenchmarkFollow catches up with 256-byte payloads.
+// BenchmarkFollow catches up with 256-byte payloads, 100,000 behind.
 func BenchmarkFollow(b *testing.B) {
 	n := openNode(b, broker.Options{Partitions: 1})
 	c := newClient(b, connect(b, n), client.Options{})
@@ -85,4 +89,54 @@ func BenchmarkFollow(b *testing.B) {
 		}
 	}
 	b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "reads/s")
+}
+
+// BenchmarkLatency is the time from an append, its sync and commit included, to
+// a level follower's handler. Appends come at -latency.rate.
+func BenchmarkLatency(b *testing.B) {
+	n := openNode(b, broker.Options{Partitions: 1})
+	appender, c := newClient(b, connect(b, n), client.Options{}), newClient(b, connect(b, n), client.Options{})
+	handled := make(chan time.Duration, b.N)
+	f, err := c.NewFollower(map[int]uint64{0: 0}, func(_ context.Context, tx *client.Transaction) error {
+		handled <- time.Since(time.Unix(0, int64(binary.BigEndian.Uint64(tx.Payload))))
+		return nil
+	}, client.FollowOptions{})
+	if err != nil {
+		b.Fatal(err)
+	}
+	run(b, f)
+	pace(b, func(payload []byte) {
+		binary.BigEndian.PutUint64(payload, uint64(time.Now().UnixNano()))
+		if _, err := appender.AppendAsync(context.Background(), &client.Tx{Payload: payload}); err != nil {
+			b.Error(err)
+		}
+	})
+	reportLatency(b, handled)
+}
+
+// latencyRate is how many transactions a second come while latency is
+// measured: a tenth of what the machine can do, say.
+var latencyRate = flag.Int("latency.rate", 10_000, "appends a second while latency is measured")
+
+// pace calls send b.N times, evenly.
+func pace(b *testing.B, send func(payload []byte)) {
+	payload := make([]byte, 256)
+	began := time.Now()
+	for i := range b.N {
+		due := began.Add(time.Duration(i) * time.Second / time.Duration(*latencyRate))
+		if d := time.Until(due); d > 0 {
+			time.Sleep(d)
+		}
+		send(payload)
+	}
+}
+
+func reportLatency(b *testing.B, handled <-chan time.Duration) {
+	all := make([]time.Duration, b.N)
+	for i := range all {
+		all[i] = <-handled
+	}
+	slices.Sort(all)
+	b.ReportMetric(float64(all[b.N/2].Microseconds()), "median-us")
+	b.ReportMetric(float64(all[b.N*99/100].Microseconds()), "p99-us")
 }
