@@ -1,7 +1,7 @@
 # Verbs; `make help` lists them.
 GO ?= go
 
-.PHONY: help build test race lint vuln fuzz bench e2e cluster interop powercut clean
+.PHONY: help build test race lint vuln fuzz bench e2e cluster interop postgres proof powercut clean
 
 help: ## this list
 	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -13,7 +13,7 @@ test: ## all tests that need nothing but Go
 	$(GO) test ./...
 
 race: ## the packages with goroutines of their own, under the race detector
-	$(GO) test -race ./wal/... ./raftstore ./broker ./subjects
+	$(GO) test -race ./wal/... ./raftstore ./broker ./subjects ./client/... ./cantustest
 
 lint: ## gofmt, vet, staticcheck
 	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { gofmt -l $$(git ls-files '*.go'); exit 1; }
@@ -38,8 +38,15 @@ cluster: ## clusters of real processes at full length: failing leaders, restarts
 interop: ## the same from Node.js and C (needs npm, cc and libnats-dev)
 	./.ci/interop
 
+postgres: ## views and the bank on PostgreSQL (needs Debian's postgresql)
+	$(GO) test -count=1 -tags postgres ./client/sqlview ./examples/bank
+
+proof: ## the long tests of the client: kills, failures, skew, a million behind
+	$(GO) test -count=1 -timeout 60m -run 'Stale|Skew|CatchingUp' ./client -long -v
+	$(GO) test -count=1 -timeout 60m -tags postgres -run BooksAreRight ./examples/bank -long -v
+
 powercut: ## the store through power cuts on a loop-mounted file system (root)
 	$(GO) test -count=1 -tags powercut -run PowerFails -v ./wal
 
 clean: ## remove what the verbs made
-	rm -rf bin e2e/node/node_modules
+	rm -rf bin e2e/node/node_modules examples/node/node_modules

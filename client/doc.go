@@ -9,6 +9,10 @@
 //     in txid order and without a gap, for each partition by itself.
 //   - App, which runs a function at a known high-water mark of a local [View],
 //     appends what it made, and runs it again when it met a conflict.
+//   - Cursor, a position that the log itself keeps.
+//
+// Package sqlview below it is a View in a SQL database, package group shares
+// partitions among consumers, and package cantustest runs a log for tests.
 //
 // It speaks what subjects.md says and nothing else, and needs only nats.go.
 //

@@ -116,3 +116,98 @@ func ExampleApp_Transact() {
 	// 2 2 <nil>
 	// 3 3 <nil>
 }
+
+func ExampleClient_AppendAsync() {
+	c, done := exampleClient()
+	defer done()
+	ctx := context.Background()
+
+	var futures []*client.Future
+	for i := range 3 { // they share a batch
+		f, err := c.AppendAsync(ctx, &client.Tx{Payload: fmt.Append(nil, i)})
+		if err != nil {
+			log.Fatal(err)
+		}
+		futures = append(futures, f)
+	}
+	for _, f := range futures {
+		r, err := f.Wait(ctx)
+		fmt.Println(r.Txid, err)
+	}
+	// Output:
+	// 1 <nil>
+	// 2 <nil>
+	// 3 <nil>
+}
+
+func ExampleClient_All() {
+	c, done := exampleClient()
+	defer done()
+	ctx := context.Background()
+	for _, kind := range []string{"pay", "noise", "pay"} {
+		if _, err := c.Append(ctx, &client.Tx{Kind: kind}); err != nil {
+			log.Fatal(err)
+		}
+	}
+	for tx, err := range c.All(ctx, 0, 0, client.FollowOptions{Kinds: []string{"pay"}}) {
+		if err != nil {
+			log.Fatal(err)
+		}
+		fmt.Println(tx.Txid, tx.Kind)
+		if tx.Txid == 3 {
+			break
+		}
+	}
+	// Output:
+	// 1 pay
+	// 3 pay
+}
+
+func ExampleFollower_Progress() {
+	c, done := exampleClient()
+	defer done()
+	ctx, stop := context.WithCancel(context.Background())
+	if _, err := c.Append(ctx, &client.Tx{}); err != nil {
+		log.Fatal(err)
+	}
+	f, err := c.NewFollower(map[int]uint64{0: 0}, func(context.Context, *client.Transaction) error { return nil }, client.FollowOptions{})
+	if err != nil {
+		log.Fatal(err)
+	}
+	stopped := make(chan error)
+	go func() { stopped <- f.Run(ctx) }()
+	if err := f.Wait(ctx, 0, 1); err != nil {
+		log.Fatal(err)
+	}
+	p := f.Progress(0)
+	fmt.Println("applied", p.Applied, "lag", p.Lag(), "trouble", p.Err)
+	stop()
+	<-stopped
+	// Output:
+	// applied 1 lag 0 trouble <nil>
+}
+
+func ExampleCursor() {
+	c, done := exampleClient()
+	defer done()
+	ctx := context.Background()
+	for range 5 {
+		if _, err := c.Append(ctx, &client.Tx{}); err != nil {
+			log.Fatal(err)
+		}
+	}
+	cursor, err := c.Cursor(0, "billing")
+	if err != nil {
+		log.Fatal(err)
+	}
+	at, err := cursor.Move(ctx, 3, 0)
+	fmt.Println(at.Txid, err)
+	_, err = cursor.Move(ctx, 4, 0) // as if nobody had moved it
+	var elsewhere *client.Elsewhere
+	if errors.As(err, &elsewhere) {
+		fmt.Println("it stands at", elsewhere.Position.Txid)
+	}
+	// Output:
+	// 3 <nil>
+	// it stands at 3
+}
