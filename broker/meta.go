@@ -29,9 +29,6 @@ type meta struct {
 	facts   cluster.Facts
 	index   uint64
 	changed chan struct{} // closed at the next change, then replaced
-	// leads is done when this node no longer leads the facts; nil while it
-	// does not.
-	leads context.Context
 }
 
 func openMeta(n *Node) (*meta, error) {
@@ -210,8 +207,6 @@ func (m *meta) lead(ctx context.Context) error {
 	if err := m.group.Barrier(ctx); err != nil {
 		return fmt.Errorf("barrier: %w", err)
 	}
-	m.setLeads(ctx)
-	defer m.setLeads(nil)
 	ids, err := m.node.subscribeOperations(ctx)
 	defer m.node.unsubscribeAll(ids)
 	if err != nil {
@@ -233,12 +228,6 @@ func (m *meta) lead(ctx context.Context) error {
 		case <-tick.C:
 		}
 	}
-}
-
-func (m *meta) setLeads(ctx context.Context) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	m.leads = ctx
 }
 
 // step brings the group of the facts one step nearer to what they say, and

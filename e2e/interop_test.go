@@ -51,7 +51,7 @@ func TestInteropNodeJS(t *testing.T) {
 func TestInteropNodeJSReplay(t *testing.T) {
 	t.Parallel()
 	n := startNode(t, t.TempDir())
-	r := &replay{history: loadHistory(t), node: n, partition: 1, clients: []*client{dial(t, n.url)}}
+	r := &replay{history: loadHistory(t), service: n, partition: 1, clients: []*client{dial(t, n.url)}}
 	file, err := filepath.Abs("testdata/nats-server-history.jsonl.gz")
 	if err != nil {
 		t.Fatal(err)
