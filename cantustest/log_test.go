@@ -93,14 +93,14 @@ func TestClientsSeeALogUnderTheUsualPrefix(t *testing.T) {
 func TestAppendsMeetFaults(t *testing.T) {
 	for name, tt := range map[string]struct {
 		fault cantustest.Fault
-		sends int // until the client has a receipt
+		sends int // until the client has a receipt; 0 for more than one
 	}{
 		"none":          {cantustest.Fault{}, 1},
 		"busy":          {cantustest.RefuseAs(subjects.Busy), 2},
 		"unknown":       {cantustest.RefuseAs(subjects.Unknown), 2},
 		"nobody":        {cantustest.NoResponders(), 2},
-		"dropped":       {cantustest.Drop(), 2},
-		"answer lost":   {cantustest.LoseAnswer(), 2},
+		"dropped":       {cantustest.Drop(), 0},
+		"answer lost":   {cantustest.LoseAnswer(), 0},
 		"twice":         {cantustest.Repeat(), 1},
 		"answer twice":  {cantustest.RepeatAnswer(), 1},
 		"delayed":       {cantustest.Delay(time.Millisecond), 1},
@@ -109,7 +109,7 @@ func TestAppendsMeetFaults(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			l := cantustest.New(t, cantustest.Options{})
 			opts := quick
-			if tt.sends == 1 {
+			if tt.sends > 0 { // no silence needed
 				opts.Timeout = time.Minute
 			}
 			c := l.NewClient(t, opts)
@@ -118,8 +118,9 @@ func TestAppendsMeetFaults(t *testing.T) {
 				if _, err := c.Append(soon(t), &client.Tx{Payload: fmt.Append(nil, i)}); err != nil {
 					t.Fatal(err)
 				}
-				if i == 0 && l.Seen(cantustest.Append) != tt.sends {
-					t.Errorf("sent %d times, want %d", l.Seen(cantustest.Append), tt.sends)
+				seen := l.Seen(cantustest.Append)
+				if i == 0 && seen != tt.sends && (tt.sends > 0 || seen < 2) {
+					t.Errorf("sent %d times, want %d", seen, tt.sends)
 				}
 			}
 			holds(t, l, "0", "1")
