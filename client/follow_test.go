@@ -294,6 +294,39 @@ func TestSlowHandlerHoldsUpItsPartitionOnly(t *testing.T) {
 	}
 }
 
+// Two follow the same partition on one connection; one of them does not come
+// forward, and has missed nothing in the end.
+func TestSlowFollowerDoesNotSlowOthers(t *testing.T) {
+	_, c := newLog(t)
+	release, next := make(chan struct{}), uint64(1)
+	slow, err := c.NewFollower(map[int]uint64{0: 0}, func(_ context.Context, tx *client.Transaction) error {
+		<-release
+		if tx.Txid != next {
+			t.Errorf("txid %d came where %d was next", tx.Txid, next)
+		}
+		next++
+		return nil
+	}, client.FollowOptions{Buffer: 64 << 10})
+	if err != nil {
+		t.Fatal(err)
+	}
+	run(t, slow)
+	f, seen := follow(t, c, map[int]uint64{0: 0}, client.FollowOptions{})
+	const count = 2000 // many times the slow one's buffer
+	appendMany(t, c, 0, count)
+	if err := f.Wait(soon(t), 0, count); err != nil {
+		t.Fatal(err)
+	}
+	checkSeen(t, seen(0), count)
+	if g := slow.Progress(0); g.Applied != 0 || g.Buffered > 128<<10 {
+		t.Errorf("the slow one is at %+v", g)
+	}
+	close(release)
+	if err := slow.Wait(soon(t), 0, count); err != nil {
+		t.Fatal(err)
+	}
+}
+
 func TestPoisonIsDecidedUpon(t *testing.T) {
 	poison := errors.New("poison")
 	for _, tt := range []struct {
