@@ -5,6 +5,7 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"log/slog"
 	"sync"
 
 	"github.com/nats-io/nats.go"
@@ -47,7 +48,9 @@ func openBank(ctx context.Context, nc *nats.Conn, where string) (*bank, error) {
 	if b.store, err = openStore(ctx, where); err != nil {
 		return nil, errors.Join(err, c.Close())
 	}
-	b.view, err = sqlview.Open(ctx, c, b.store.db, b.store.dialect, b.store.apply, sqlview.Options{Name: "bank", Partitions: []int{partition}})
+	b.view, err = sqlview.Open(ctx, c, b.store.db, b.store.dialect, b.store.apply, sqlview.Options{
+		Name: "bank", Partitions: []int{partition}, Follow: client.FollowOptions{OnError: insistAndSay},
+	})
 	if err == nil {
 		b.app, err = client.NewApp(c, b.view, client.AppOptions{Applied: true, Tries: 1000})
 	}
@@ -58,6 +61,15 @@ func openBank(ctx context.Context, nc *nats.Conn, where string) (*bank, error) {
 	b.stop = stop
 	b.running.Go(func() { _ = b.view.Run(running) }) // who waits for the view hears of its end
 	return b, nil
+}
+
+// insistAndSay retries what cannot be applied: the bank has no transaction that
+// it could do without. Somebody has to look.
+func insistAndSay(tx *client.Transaction, err error, tries int) client.Decision {
+	if tries == 1 {
+		slog.Error("a transaction cannot be applied", "txid", tx.Txid, "kind", tx.Kind, "err", err)
+	}
+	return client.Retry
 }
 
 func (b *bank) close() error {
