@@ -82,6 +82,8 @@ func (a *cantusAppend) judge(s *slot, m *nats.Msg) outcome {
 		return outcome{refused: true}
 	case "429", "503":
 		return outcome{busy: true}
+	case "504":
+		return outcome{unknown: true}
 	}
 	return outcome{err: answerError(s.msg.Subject, m)}
 }

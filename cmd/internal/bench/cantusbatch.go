@@ -97,17 +97,21 @@ func (f *cantusBatch) header(b []byte, partition int) []byte {
 }
 
 func (f *cantusBatch) judge(s *slot, m *nats.Msg) outcome {
-	if code := first(m.Header, subjects.HeaderErrorCode); code == "429" || code == "503" {
+	switch first(m.Header, subjects.HeaderErrorCode) {
+	case "429", "503":
 		return outcome{busy: true}
+	case "504":
+		return outcome{unknown: true}
 	}
 	r := scanRuns(m.Data)
 	p := s.index % len(f.marks)
 	f.marks[p] = max(f.marks[p], r.mark)
+	known := r.committed + r.refused + r.unknown
 	switch {
-	case r.committed+r.refused == 0 && r.busy:
+	case known == 0 && r.busy:
 		return outcome{busy: true}
-	case r.committed+r.refused == f.batch, r.busy: // what was not done is sent again as something new
-		return outcome{done: r.committed, lost: r.refused}
+	case known == f.batch, r.busy: // what was not done is sent again as something new
+		return outcome{done: r.committed, lost: r.refused, unknown: r.unknown > 0}
 	}
 	return outcome{err: answerError(s.msg.Subject, m)}
 }

@@ -71,6 +71,7 @@ var peers = []string{
 }
 
 func TestAppendBesideJetstream(t *testing.T) {
+	t.Parallel()
 	var r bench.Report
 	measure(t, &r, "append", "--vs", "jetstream", "--count", "300", "--conns", "2", "--in-flight", "8", "--keys", "1000",
 		"--partitions", "2")
@@ -78,6 +79,7 @@ func TestAppendBesideJetstream(t *testing.T) {
 }
 
 func TestAppendOneAtATimeBesideJetstreamsGoClient(t *testing.T) {
+	t.Parallel()
 	var r bench.Report
 	measure(t, &r, "append", "--vs", "jetstream", "--vs-client", "go", "--count", "20", "--conns", "1", "--in-flight", "1")
 	checkRounds(t, &r, peers, 20)
@@ -87,10 +89,11 @@ func TestAppendOneAtATimeBesideJetstreamsGoClient(t *testing.T) {
 }
 
 func TestAppendOnHotKeysMeetsConflictsAndGetsThrough(t *testing.T) {
+	t.Parallel()
 	var r bench.Report
-	measure(t, &r, "append", "--vs", "jetstream", "--vs-sync", "default", "--vs-client", "go", "--count", "40",
+	measure(t, &r, "append", "--vs", "jetstream", "--vs-sync", "default", "--vs-client", "go", "--count", "20",
 		"--conns", "2", "--in-flight", "2", "--keys", "2", "--locks", "2")
-	checkRounds(t, &r, append(peers[:3:3], "jetstream R1 default atomic"), 40)
+	checkRounds(t, &r, append(peers[:3:3], "jetstream R1 default atomic"), 20)
 	for _, i := range []int{0, 2, 3} {
 		refused := r.Results[i].Rounds[0].Refused + r.Results[i].Rounds[1].Refused
 		if refused == 0 {
@@ -100,6 +103,7 @@ func TestAppendOnHotKeysMeetsConflictsAndGetsThrough(t *testing.T) {
 }
 
 func TestAppendWithoutLocksForATime(t *testing.T) {
+	t.Parallel()
 	var r bench.Report
 	measure(t, &r, "append", "--locks", "0", "--duration", "200ms", "--warm-up", "50ms", "--conns", "2", "--in-flight", "4")
 	for _, s := range r.Results[0].Rounds {
@@ -110,6 +114,7 @@ func TestAppendWithoutLocksForATime(t *testing.T) {
 }
 
 func TestReadBesideJetstream(t *testing.T) {
+	t.Parallel()
 	for _, client := range []string{"pull", "push"} {
 		var r bench.Report
 		measure(t, &r, "read", "--vs", "jetstream", "--vs-client", client, "--fill", "1000", "--batch", "100",
@@ -126,6 +131,7 @@ func TestReadBesideJetstream(t *testing.T) {
 }
 
 func TestTheGoClientAppendsAndReads(t *testing.T) {
+	t.Parallel()
 	var r bench.Report
 	measure(t, &r, "append", "--client", "go", "--count", "500", "--conns", "2", "--in-flight", "32", "--keys", "4",
 		"--skew", "0.99", "--partitions", "2")
@@ -142,6 +148,7 @@ func TestTheGoClientAppendsAndReads(t *testing.T) {
 }
 
 func TestBatchesAreCountedByTransaction(t *testing.T) {
+	t.Parallel()
 	var r bench.Report
 	measure(t, &r, "batch", "--vs", "jetstream", "--vs-sync", "default", "--count", "800", "--batch", "50", "--conns", "1",
 		"--in-flight", "2", "--locks", "2", "--keys", "100")
@@ -154,10 +161,11 @@ func TestBatchesAreCountedByTransaction(t *testing.T) {
 }
 
 func TestTailBesideJetstream(t *testing.T) {
+	t.Parallel()
 	for _, client := range []string{"plain", "go"} {
 		var r bench.Report
-		measure(t, &r, "tail", "--client", client, "--vs", "jetstream", "--vs-sync", "default", "--count", "100", "--readers", "2")
-		checkRounds(t, &r, []string{"cantus", "jetstream R1 default expected"}, 100)
+		measure(t, &r, "tail", "--client", client, "--vs", "jetstream", "--vs-sync", "default", "--count", "50", "--readers", "2")
+		checkRounds(t, &r, []string{"cantus", "jetstream R1 default expected"}, 50)
 		for _, res := range r.Results {
 			if q := res.Others["delivery"]; q.P50 <= 0 || q.Max < q.P50 {
 				t.Errorf("%s with client %s: delivery %+v", res.Name, client, q)
@@ -167,6 +175,7 @@ func TestTailBesideJetstream(t *testing.T) {
 }
 
 func TestMixedAndGetBesideJetstream(t *testing.T) {
+	t.Parallel()
 	var r bench.Report
 	measure(t, &r, "mixed", "--vs", "jetstream", "--vs-sync", "default", "--fill", "500", "--batch", "100", "--count", "400",
 		"--conns", "2", "--in-flight", "8")
@@ -182,6 +191,7 @@ func TestMixedAndGetBesideJetstream(t *testing.T) {
 
 // TestRateIsKept asks for less than any machine does.
 func TestRateIsKept(t *testing.T) {
+	t.Parallel()
 	var r bench.Report
 	measure(t, &r, "append", "--vs", "jetstream", "--vs-sync", "default", "--vs-client", "go", "--locks", "0", "--rate", "500",
 		"--conns", "2", "--duration", "400ms", "--warm-up", "100ms")
@@ -200,6 +210,7 @@ func TestRateIsKept(t *testing.T) {
 // TestARateThatIsTooHighIsSaid has one request in flight at most, so that no
 // machine keeps up.
 func TestARateThatIsTooHighIsSaid(t *testing.T) {
+	t.Parallel()
 	for _, client := range []string{"plain", "go"} {
 		var r bench.Report
 		measure(t, &r, "append", "--client", client, "--rate", "1000000", "--in-flight", "1", "--conns", "1",
@@ -211,6 +222,7 @@ func TestARateThatIsTooHighIsSaid(t *testing.T) {
 }
 
 func TestASweepIsDrawn(t *testing.T) {
+	t.Parallel()
 	var r bench.Report
 	svg := filepath.Join(t.TempDir(), "plot.svg")
 	measure(t, &r, "append", "--vs", "jetstream", "--vs-sync", "default", "--sweep-in-flight", "1,8", "--svg", svg,
@@ -240,6 +252,7 @@ func TestASweepIsDrawn(t *testing.T) {
 
 // TestFailoverOfOneNode is about what a client sees of a restart.
 func TestFailoverOfOneNode(t *testing.T) {
+	t.Parallel()
 	for _, signal := range []string{"KILL", "TERM"} {
 		var r bench.FailoverReport
 		measure(t, &r, "failover", "--signal", signal, "--kills", "2", "--rate", "200", "--settle", "0s", "--warm-up", "0s", "--conns", "2",
@@ -258,13 +271,34 @@ func TestFailoverOfOneNode(t *testing.T) {
 	}
 }
 
+func TestThreeNodes(t *testing.T) {
+	t.Parallel()
+	var r bench.Report
+	measure(t, &r, "append", "--nodes", "3", "--count", "300", "--conns", "3", "--in-flight", "8", "--partitions", "2")
+	checkRounds(t, &r, []string{"cantus"}, 300)
+	if s := r.Results[0].Rounds[0]; r.Nodes != 3 || s.RSS > 0 && len(s.Nodes) != 3 {
+		t.Errorf("%d nodes, use of %d: want 3", r.Nodes, len(s.Nodes))
+	}
+}
+
+func TestFailoverOfThreeNodes(t *testing.T) {
+	t.Parallel()
+	var r bench.FailoverReport
+	measure(t, &r, "failover", "--nodes", "3", "--signal", "TERM", "--kills", "1", "--rate", "100", "--settle", "0s", "--warm-up", "0s")
+	if res := r.Results[0]; len(res.Pauses) != 1 || res.Stored != res.Acknowledged || res.Stored == 0 {
+		t.Errorf("%d pauses, %d acknowledged and %d stored; want 1, and the same", len(res.Pauses), res.Acknowledged, res.Stored)
+	}
+}
+
 func TestFill(t *testing.T) {
+	t.Parallel()
 	var r bench.Report
 	measure(t, &r, "fill", "--fill", "1000", "--batch", "100", "--unique-locks", "--partitions", "2")
 	checkRounds(t, &r, []string{"cantus"}, 1000)
 }
 
 func TestStartup(t *testing.T) {
+	t.Parallel()
 	var r bench.StartupReport
 	measure(t, &r, "startup", "--fill", "500", "--batch", "100")
 	if r.AfterKill.Min <= 0 || r.AfterStop.Min <= 0 || len(r.Marks) != 1 || r.Marks[0] != 500 {
@@ -273,6 +307,7 @@ func TestStartup(t *testing.T) {
 }
 
 func TestDataIsKeptAndAProfileWritten(t *testing.T) {
+	t.Parallel()
 	data, profile := filepath.Join(t.TempDir(), "data"), filepath.Join(t.TempDir(), "cpu")
 	for range 2 {
 		var r bench.Report

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -67,6 +68,10 @@ type slot struct {
 	again bool
 	units int
 
+	flying bool
+	at     int64  // when it was last published
+	round  uint64 // changes when an answer is given up, so that a late one is not the next request's
+
 	subject string
 	payload []byte
 	header  nats.Header // of an append
@@ -81,6 +86,7 @@ type outcome struct {
 	done    int   // units that were done
 	lost    int   // units that were refused and will not be sent again
 	refused bool  // a conflict
+	unknown bool  // whether it was done cannot be known
 	wait    bool  // a conflict with something that is still in flight, and not known
 	busy    bool  // to be sent again later
 	again   bool  // to be sent again, brought up to date
@@ -106,6 +112,7 @@ type link struct {
 	mu       sync.Mutex // guards what follows, against retries, start and the pacer
 	slots    []slot
 	free     []*slot // at a fixed rate: those that are not in flight
+	patient  bool    // do not give answers up: somebody else does
 	overdue  []int64 // and when requests fell due that found none free
 	finished bool    // no more will fall due
 	inFlight int
@@ -125,7 +132,8 @@ func newLink(at seat, t traffic) (*link, error) {
 	}
 	l.publishMsg = l.nc.PublishMsg
 	for i := range l.slots {
-		l.slots[i] = slot{index: i, msg: &nats.Msg{Reply: l.inbox + strconv.Itoa(i)}}
+		l.slots[i] = slot{index: i, msg: &nats.Msg{}}
+		l.slots[i].msg.Reply = l.replyTo(&l.slots[i])
 	}
 	if l.sub, err = l.nc.Subscribe(l.inbox+"*", l.receive); err == nil {
 		err = l.sub.SetPendingLimits(-1, -1)
@@ -176,7 +184,39 @@ func (l *link) start() error {
 		}
 	}
 	l.endIfIdle()
+	if !l.patient {
+		time.AfterFunc(answerLimit/4, l.expire)
+	}
 	return nil
+}
+
+// replyTo is where a slot's answer goes: its number, and its round behind a
+// dash.
+func (l *link) replyTo(s *slot) string {
+	return l.inbox + strconv.Itoa(s.index) + "-" + strconv.FormatUint(s.round, 36)
+}
+
+// answerLimit is how long a request may go without an answer. NATS delivers at
+// most once: what was on its way to a leader that is not one any more is lost.
+const answerLimit = 10 * time.Second
+
+// expire gives up answers that have not come for too long, and calls itself
+// again.
+func (l *link) expire() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.closed || stopped(l.ended) {
+		return
+	}
+	now := l.clock.now()
+	for i := range l.slots {
+		if s := &l.slots[i]; s.flying && now-s.at > int64(answerLimit) {
+			s.round++
+			s.msg.Reply = l.replyTo(s)
+			l.conclude(s, outcome{unknown: true}, now)
+		}
+	}
+	time.AfterFunc(answerLimit/4, l.expire)
 }
 
 // due implements pacedWorker.
@@ -244,6 +284,7 @@ func (l *link) compose(s *slot, at int64) int {
 
 func (l *link) publish(s *slot) {
 	l.inFlight++
+	s.flying, s.at = true, l.clock.now()
 	for _, m := range s.ahead {
 		if err := l.publishMsg(m); err != nil {
 			go l.failUnlessClosed(err)
@@ -294,11 +335,15 @@ func (l *link) endIfIdle() {
 
 // receive is the subscription's callback.
 func (l *link) receive(m *nats.Msg) {
-	index, err := strconv.Atoi(m.Subject[len(l.inbox):])
+	number, _, _ := strings.Cut(m.Subject[len(l.inbox):], "-")
+	index, err := strconv.Atoi(number)
 	if err != nil || index >= len(l.slots) {
 		return
 	}
 	l.settle(&l.slots[index], func(s *slot) outcome {
+		if m.Subject != s.msg.Reply && s.msg.Reply != "" {
+			return outcome{more: true} // it was given up
+		}
 		if noResponders(m) {
 			return outcome{busy: true}
 		}
@@ -314,7 +359,11 @@ func (l *link) settle(s *slot, judge func(*slot) outcome) {
 	if l.closed {
 		return
 	}
-	o := judge(s)
+	l.conclude(s, judge(s), now)
+}
+
+// conclude does what an outcome asks for. mu is held.
+func (l *link) conclude(s *slot, o outcome, now int64) {
 	if o.err != nil {
 		go l.fail(o.err)
 		return
@@ -329,7 +378,13 @@ func (l *link) settle(s *slot, judge func(*slot) outcome) {
 		return
 	}
 	l.inFlight--
+	s.flying = false
 	switch {
+	case o.unknown:
+		l.counts.lose(s.sent, now)
+		l.clock.giveBack(s.units - o.done)
+		s.again = false
+		l.next(s, now)
 	case o.busy:
 		l.counts.hold(now)
 		l.later(s)

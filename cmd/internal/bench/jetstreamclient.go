@@ -25,11 +25,13 @@ func newAsyncWorker(at seat, a *streamAppend) (*asyncWorker, error) {
 		return nil, err
 	}
 	w := &asyncWorker{append: a, link: l, bySent: make(map[*nats.Msg]*slot, at.inFlight)}
+	l.patient = true // the client has a limit of its own
 	for i := range l.slots {
 		l.slots[i].msg.Reply = ""
 		w.bySent[l.slots[i].msg] = &l.slots[i]
 	}
 	w.js, err = jetstream.New(l.nc, jetstream.WithPublishAsyncMaxPending(at.inFlight),
+		jetstream.WithPublishAsyncTimeout(answerLimit),
 		jetstream.WithPublishAsyncAckHandler(w.acked), jetstream.WithPublishAsyncErrHandler(w.failed))
 	if err != nil {
 		l.close()
@@ -48,7 +50,11 @@ func (w *asyncWorker) acked(_ jetstream.JetStream, m *nats.Msg, ack *jetstream.P
 
 func (w *asyncWorker) failed(_ jetstream.JetStream, m *nats.Msg, err error) {
 	var api *jetstream.APIError
-	if !errors.As(err, &api) {
+	switch {
+	case errors.Is(err, jetstream.ErrAsyncPublishTimeout):
+		w.link.settle(w.bySent[m], func(*slot) outcome { return outcome{unknown: true} })
+		return
+	case !errors.As(err, &api):
 		w.link.failUnlessClosed(err)
 		return
 	}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"strings"
 	"syscall"
 	"testing"
 
@@ -43,6 +44,13 @@ func serve(args []string) error {
 	listen := flags.String("listen", "", "")
 	prefix := flags.String("prefix", "", "")
 	partitions := flags.Int("partitions", 0, "")
+	name, cluster, raft := flags.String("name", "", ""), flags.String("cluster", "", ""), flags.String("raft", "", "")
+	var routes, bootstrap []string
+	list := func(to *[]string) func(string) error {
+		return func(text string) error { *to = strings.Split(text, ","); return nil }
+	}
+	flags.Func("routes", "", list(&routes))
+	flags.Func("bootstrap", "", list(&bootstrap))
 	flags.String("http", "", "")
 	flags.String("log-level", "", "")
 	if err := flags.Parse(args); err != nil {
@@ -50,7 +58,10 @@ func serve(args []string) error {
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
 	defer stop()
-	node, err := broker.Open(ctx, *data, broker.Options{Listen: *listen, Prefix: *prefix, Partitions: *partitions})
+	node, err := broker.Open(ctx, *data, broker.Options{
+		Listen: *listen, Prefix: *prefix, Partitions: *partitions,
+		Name: *name, ClusterListen: *cluster, Raft: *raft, Routes: routes, Bootstrap: bootstrap,
+	})
 	if err != nil {
 		return err
 	}

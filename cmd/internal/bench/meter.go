@@ -125,6 +125,8 @@ type meter struct {
 	counted, countedRefused, countedBusy uint64
 	// missed is how many requests fell due and were not done when all ended.
 	missed uint64
+	// unknown is how many were given up: whether they were done is not known.
+	unknown uint64
 }
 
 func newMeter(c *clock, t *tally) *meter { return &meter{clock: c, tally: t} }
@@ -166,6 +168,13 @@ func (m *meter) took(o op, sent, now int64) {
 	if m.counts(at) {
 		m.tally.record(o, time.Duration(now-sent))
 	}
+}
+
+// lose notes at now that a request's outcome will not be known. It counts with
+// the time that it took to give it up.
+func (m *meter) lose(sent, now int64) {
+	m.unknown++
+	m.took(mainOp, sent, now)
 }
 
 // miss notes, at a fixed rate, that a request that was due at due had not been

@@ -28,6 +28,7 @@ func newSitting(t *testing.T, c *Command) *sitting {
 // TestThreeJetstreamServersReplicate appends to streams of three replicas in
 // each way that a peer is appended to.
 func TestThreeJetstreamServersReplicate(t *testing.T) {
+	t.Parallel()
 	s := newSitting(t, &Command{
 		Workload: appendLoad, Nodes: 3, Partitions: 2, Locks: 2, Keys: 50, Conns: 4, InFlight: 4, Count: 100,
 	})

@@ -2,10 +2,9 @@ package bench
 
 import (
 	"encoding/binary"
-	"fmt"
 	"math/rand/v2"
 	"slices"
-	"strings"
+	"strconv"
 )
 
 // pool is a set of key names, all of one length, in one string: a million
@@ -20,13 +19,16 @@ type pool struct {
 
 // newPool makes the names prefix0000000 to prefix<size-1>, taken with a skew.
 func newPool(prefix string, size int, skew float64) pool {
-	digits := len(fmt.Sprint(size - 1))
-	var b strings.Builder
-	b.Grow(size * (len(prefix) + digits))
+	digits := len(strconv.Itoa(size - 1))
+	b := make([]byte, 0, size*(len(prefix)+digits))
 	for i := range size {
-		fmt.Fprintf(&b, "%s%0*d", prefix, digits, i)
+		b = append(b, prefix...)
+		for range digits - len(strconv.Itoa(i)) {
+			b = append(b, '0')
+		}
+		b = strconv.AppendInt(b, int64(i), 10)
 	}
-	p := pool{names: b.String(), width: len(prefix) + digits, size: size}
+	p := pool{names: string(b), width: len(prefix) + digits, size: size}
 	if skew > 0 {
 		p.zipf = newZipf(skew, size)
 	}

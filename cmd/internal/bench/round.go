@@ -309,6 +309,7 @@ func (r *round) sample(before, after standing) Sample {
 		s.Refused += m.countedRefused
 		s.Busy += m.countedBusy
 		s.Missed += m.missed
+		s.Unknown += m.unknown
 	}
 	for o := range ops {
 		s.latency[o] = newLatencies()

@@ -34,6 +34,7 @@ func scanUint(data, key []byte) (n uint64, ok bool) {
 // runs is what a batch's answer says.
 type runs struct {
 	committed, refused int // transactions; refused by a conflict
+	unknown            int // of which it is not known
 	busy               bool
 	mark               uint64 // the newest txid that is named
 }
@@ -56,6 +57,8 @@ func scanRuns(data []byte) (r runs) {
 		case run.Error != nil && run.Error.Reason == subjects.ConflictReason:
 			r.refused += run.Count
 			r.mark = max(r.mark, run.Error.Txid)
+		case run.Error != nil && run.Error.Reason == subjects.Unknown:
+			r.unknown += run.Count
 		case later(run.Error):
 			r.busy = true
 		}

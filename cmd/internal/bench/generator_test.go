@@ -1,0 +1,85 @@
+package bench
+
+import (
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats.go"
+
+	"github.com/cantuslog/cantus/broker"
+)
+
+// echo is a traffic of numbered requests.
+type echo struct{ judged chan string }
+
+func (echo) compose(s *slot) int { s.msg.Subject, s.msg.Data = "echo", []byte("request"); return 1 }
+
+func (e echo) judge(_ *slot, m *nats.Msg) outcome {
+	e.judged <- string(m.Data)
+	return outcome{done: 1}
+}
+
+// TestAnAnswerThatNeverComesIsGivenUp swallows a request. When it is given up
+// another is sent, and an answer to the first that comes after all is not
+// taken for the second's.
+func TestAnAnswerThatNeverComesIsGivenUp(t *testing.T) {
+	ns, err := broker.RunNATS(t.Context(), broker.NATSOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ns.Close()
+	nc, err := nats.Connect(ns.ClientURL())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer nc.Close()
+	requests, err := nc.SubscribeSync("echo")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := nc.Flush(); err != nil {
+		t.Fatal(err)
+	}
+	c := newClock(task{limits: limits{count: 1}})
+	e := echo{make(chan string, 10)}
+	l, err := newLink(seat{url: ns.ClientURL(), inFlight: 1, clock: c, tally: &tally{}, fail: func(err error) { t.Error(err) }}, e)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.close()
+	if err := l.start(); err != nil {
+		t.Fatal(err)
+	}
+	next := func() *nats.Msg {
+		m, err := requests.NextMsgWithContext(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		return m
+	}
+	swallowed := next()
+	l.expire()
+	if got := l.counts.unknown; got != 0 {
+		t.Fatalf("%d given up before their time", got)
+	}
+	l.mu.Lock()
+	l.slots[0].at -= int64(answerLimit + time.Second)
+	l.mu.Unlock()
+	l.expire()
+	second := next()
+	for _, answer := range []struct {
+		to   *nats.Msg
+		text string
+	}{{swallowed, "late"}, {second, "in time"}} {
+		if err := answer.to.Respond([]byte(answer.text)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	<-l.done()
+	if got := <-e.judged; got != "in time" {
+		t.Errorf("judged the answer %q, want the one in time", got)
+	}
+	if l.counts.unknown != 1 || l.counts.done.Load() != 1 {
+		t.Errorf("%d given up and %d done, want 1 and 1", l.counts.unknown, l.counts.done.Load())
+	}
+}
