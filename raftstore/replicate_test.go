@@ -139,3 +139,18 @@ func TestAFollowerThatWasAwayIsBackSoon(t *testing.T) {
 	until(t, "it has all", func() bool { return len(n.fsm.all()) == len(want) })
 	t.Logf("it had %d entries after %v", len(want), time.Since(began))
 }
+
+// A follower that is started anew must hear what is committed although nothing
+// new is: its leader has told it before.
+func TestAFollowerThatWasStartedAnewLearnsWhatIsCommitted(t *testing.T) {
+	t.Parallel()
+	c, leader := startCluster(t, "n1", "n2", "n3")
+	want := c.putMany(0, 10, 10)
+	n := c.others(leader)[0]
+	for range 3 {
+		applied(t, want, n)
+		n.closeGroup()
+		n.open()
+	}
+	applied(t, want, n)
+}
