@@ -48,7 +48,7 @@ const theGroup = 7
 // newCluster makes nodes, their stores and networks; no group is open.
 func newCluster(t testing.TB, names ...string) *cluster {
 	t.Helper()
-	c := &cluster{t: t, names: names, heartbeat: 300 * time.Millisecond, nodes: map[string]*node{}, addresses: map[string]string{}, away: map[string]bool{}}
+	c := &cluster{t: t, names: names, heartbeat: 600 * time.Millisecond, nodes: map[string]*node{}, addresses: map[string]string{}, away: map[string]bool{}}
 	for _, name := range names {
 		n := &node{c: c, name: name, dir: t.TempDir(), opts: raftstore.NetworkOptions{Cluster: "c"}}
 		c.nodes[name] = n
@@ -236,27 +236,59 @@ func (c *cluster) others(n *node) (all []*node) {
 	return all
 }
 
-// put proposes until it has succeeded, at whoever leads, what may be there
-// twice then.
+// put proposes at whoever leads until it has succeeded. On a busy machine
+// leaders change: it may be in the log twice then.
 func (c *cluster) put(data string) {
 	c.t.Helper()
-	until(c.t, "proposal "+data, func() bool {
+	until(c.t, "proposal "+data[:min(len(data), 20)], func() bool {
 		_, err := c.leader().group.Propose([]byte(data)).Wait()
-		if err != nil && !errors.Is(err, raftstore.ErrNotLeader) && !errors.Is(err, raftstore.ErrUnknown) {
-			c.t.Fatalf("propose %q: %v", data, err)
-		}
+		c.mayFail(err)
 		return err == nil
 	})
 }
 
+// mayFail ends the test for an error that a change of leaders does not explain.
+func (c *cluster) mayFail(err error) {
+	c.t.Helper()
+	if err != nil && !errors.Is(err, raftstore.ErrNotLeader) && !errors.Is(err, raftstore.ErrUnknown) {
+		c.t.Fatal(err)
+	}
+}
+
+// applied waits until nodes have applied what is wanted, in that order, what
+// came twice aside.
 func applied(t testing.TB, want []string, nodes ...*node) {
 	t.Helper()
 	for _, n := range nodes {
-		until(t, fmt.Sprintf("%s has %d entries applied", n.name, len(want)), func() bool { return len(n.fsm.all()) >= len(want) })
-		if got := n.fsm.all(); !slices.Equal(got, want) {
-			t.Fatalf("%s applied %q, want %q", n.name, got, want)
+		until(t, fmt.Sprintf("%s has %d entries applied", n.name, len(want)), func() bool { return len(n.distinct()) >= len(want) })
+		if got := n.distinct(); !slices.Equal(got, want) {
+			t.Fatalf("%s applied %.200q, want %.200q", n.name, got, want)
 		}
 	}
+}
+
+// ends waits until what nodes have applied ends in what is wanted.
+func ends(t testing.TB, want []string, nodes ...*node) {
+	t.Helper()
+	for _, n := range nodes {
+		until(t, fmt.Sprintf("%s ends in %.20q", n.name, want[len(want)-1]), func() bool {
+			all := n.distinct()
+			return len(all) >= len(want) && slices.Equal(all[len(all)-len(want):], want)
+		})
+	}
+}
+
+// distinct gives what a node has applied, each once. What is before its marker
+// is "" and stays as it is.
+func (n *node) distinct() (all []string) {
+	seen := map[string]bool{}
+	for _, data := range n.fsm.all() {
+		if data == "" || !seen[data] {
+			all = append(all, data)
+		}
+		seen[data] = true
+	}
+	return all
 }
 
 // proxy passes connections on, until they are cut.

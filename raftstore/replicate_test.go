@@ -17,20 +17,14 @@ func TestThreeReplicasApplyTheSame(t *testing.T) {
 	for _, n := range c.nodes {
 		n.open(c.names...)
 	}
-	leader := c.leader()
+	c.leader()
 	var want []string
-	var ps []raftstore.Proposal
 	for i := range 50 {
-		data := fmt.Sprint(i, strings.Repeat("x", i*i*120)) // up to some frames
-		want = append(want, data)
-		ps = append(ps, leader.group.Propose([]byte(data)))
+		want = append(want, fmt.Sprint(i, strings.Repeat("x", i*i*120))) // up to some frames
 	}
-	for _, p := range ps {
-		if _, err := p.Wait(); err != nil {
-			t.Fatal(err)
-		}
-	}
+	c.putAll(want)
 	applied(t, want, c.nodes["n1"], c.nodes["n2"], c.nodes["n3"])
+	leader := c.leader()
 	if err := leader.group.VerifyLeader(timeout(t)); err != nil {
 		t.Fatal(err)
 	}
@@ -136,7 +130,7 @@ func TestAFollowerThatWasAwayIsBackSoon(t *testing.T) {
 	n.openNetwork()
 	n.open()
 	began := time.Now()
-	until(t, "it has all", func() bool { return len(n.fsm.all()) == len(want) })
+	applied(t, want, n)
 	t.Logf("it had %d entries after %v", len(want), time.Since(began))
 }
 
