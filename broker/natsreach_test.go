@@ -1,0 +1,83 @@
+package broker_test
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/nats-io/nats.go"
+
+	"github.com/cantuslog/cantus/broker"
+)
+
+// websocketURL reads the file in which the NATS server says where it listens.
+func websocketURL(t *testing.T, dir string) string {
+	t.Helper()
+	files, err := filepath.Glob(filepath.Join(dir, "*.ports"))
+	if err != nil || len(files) != 1 {
+		t.Fatalf("ports files %v, %v", files, err)
+	}
+	text, err := os.ReadFile(files[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	var ports struct{ WebSocket []string }
+	if err := json.Unmarshal(text, &ports); err != nil || len(ports.WebSocket) == 0 {
+		t.Fatalf("%s: %v", text, err)
+	}
+	return ports.WebSocket[0]
+}
+
+// What a nats-server configuration opens beside the client port leads to the
+// node just as well: a websocket, and a server that is a leaf.
+func TestWebsocketAndLeafNode(t *testing.T) {
+	dir := t.TempDir()
+	openNode(t, t.TempDir(), broker.Options{NATSConfig: config(t, fmt.Sprintf(`ports_file_dir: %q
+websocket { host: 127.0.0.1, port: -1, no_tls: true }
+leafnodes { host: 127.0.0.1, port: -1 }`, dir))})
+	url := websocketURL(t, dir)
+
+	over, err := nats.Connect(url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(over.Close)
+	works(t, over)
+
+	remote := filepath.Join(t.TempDir(), "leaf.conf")
+	text := fmt.Sprintf("host: 127.0.0.1\nport: -1\nleafnodes { remotes: [ { url: %q } ] }", url)
+	if err := os.WriteFile(remote, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s, err := broker.RunNATS(t.Context(), broker.NATSOptions{ConfigFile: remote})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(s.Close)
+	behind, err := nats.Connect(s.ClientURL())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(behind.Close)
+	for connected := false; !connected; { // the leaf has yet to hear of the node's subscriptions
+		_, err := behind.Request("cantus.info.0", nil, patience)
+		if connected = err == nil; !connected && !errors.Is(err, nats.ErrNoResponders) {
+			t.Fatal(err)
+		}
+	}
+	feed, err := behind.SubscribeSync("cantus.feed.>")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for heard := false; !heard; { // and the node of the leaf's
+		works(t, behind)
+		_, err := feed.NextMsg(1)
+		heard = err == nil
+	}
+	for p := range 2 {
+		checkLog(t, behind, p)
+	}
+}
