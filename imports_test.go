@@ -29,6 +29,11 @@ var layers = map[string][]string{
 	"internal":   {"client"},
 }
 
+// testLayers says what a folder's tests may import beside that.
+var testLayers = map[string][]string{
+	"client": {"broker"}, // a node without ports
+}
+
 // owners says which folders alone may import a module of others.
 var owners = map[string][]string{
 	"github.com/dgraph-io/badger":    {"wal"},
@@ -54,33 +59,42 @@ func TestImportsRunDownwards(t *testing.T) {
 		if !known {
 			t.Errorf("folder %s is not in the house: add it to layers and to docs/architecture.md", folder)
 		}
-		for _, to := range p.Imports {
-			if to == module || strings.HasPrefix(to, module+"/") {
-				if f := folderOf(to); f != folder && !slices.Contains(allowed, f) {
-					t.Errorf("%s imports %s: %s may import %v of ours", p.ImportPath, to, folder, allowed)
-				}
-				continue
+		checkImports(t, p.ImportPath, p.Imports, allowed)
+		checkImports(t, p.ImportPath+" (tests)", slices.Concat(p.TestImports, p.XTestImports), slices.Concat(allowed, testLayers[folder]))
+	}
+}
+
+// checkImports checks what a package of ours imports; allowed are the folders
+// that it may.
+func checkImports(t *testing.T, from string, imports, allowed []string) {
+	t.Helper()
+	folder := folderOf(from)
+	for _, to := range imports {
+		if to == module || strings.HasPrefix(to, module+"/") {
+			if f := folderOf(to); f != folder && !slices.Contains(allowed, f) {
+				t.Errorf("%s imports %s: %s may import %v of ours", from, to, folder, allowed)
 			}
-			for owned, by := range owners {
-				if (to == owned || strings.HasPrefix(to, owned+"/")) && !slices.Contains(by, folder) {
-					t.Errorf("%s imports %s: only %v may", p.ImportPath, to, by)
-				}
+			continue
+		}
+		for owned, by := range owners {
+			if (to == owned || strings.HasPrefix(to, owned+"/")) && !slices.Contains(by, folder) {
+				t.Errorf("%s imports %s: only %v may", from, to, by)
 			}
-			if folder == "lockmgr" && strings.Contains(strings.Split(to, "/")[0], ".") {
-				t.Errorf("%s imports %s: lockmgr knows the standard library only", p.ImportPath, to)
-			}
+		}
+		if folder == "lockmgr" && strings.Contains(strings.Split(to, "/")[0], ".") {
+			t.Errorf("%s imports %s: lockmgr knows the standard library only", from, to)
 		}
 	}
 }
 
 type listed struct {
-	ImportPath string
-	Imports    []string
+	ImportPath                         string
+	Imports, TestImports, XTestImports []string
 }
 
 func packages(t *testing.T) []listed {
 	t.Helper()
-	out, err := exec.CommandContext(t.Context(), "go", "list", "-json=ImportPath,Imports", "./...").Output()
+	out, err := exec.CommandContext(t.Context(), "go", "list", "-json=ImportPath,Imports,TestImports,XTestImports", "./...").Output()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -102,6 +116,7 @@ func packages(t *testing.T) []listed {
 
 // folderOf gives the top-level folder of one of our packages.
 func folderOf(path string) string {
+	path, _, _ = strings.Cut(path, " ")
 	folder, _, _ := strings.Cut(strings.TrimPrefix(strings.TrimPrefix(path, module), "/"), "/")
 	return folder
 }
