@@ -116,7 +116,9 @@ func (n *Node) tryFounding(ctx context.Context) (id wal.Identity, waiting string
 
 // found decides on a founding from what this node and the other founders say.
 // All must be there and say the same; or one of them has founded the cluster
-// with this very node among the founders.
+// with this very node among the founders. Only when all are heard is it known
+// who is wrong: a node that gave up at the first one that differs would do so
+// though all the others agree with it.
 func found(self hello, id wal.Identity, others map[string]hello) (_ wal.Identity, waiting string, err error) {
 	var missing, differ []string
 	agree := 1
@@ -129,6 +131,8 @@ func found(self hello, id wal.Identity, others map[string]hello) (_ wal.Identity
 		case h.ClusterID != "" && h.Founders[self.Name] == self.NodeID:
 			id.ID, id.Founders, id.Partitions, id.Replicas = h.ClusterID, h.Founders, h.Partitions, h.Replicas
 			return id, "", nil
+		case h.ClusterID != "" && h.Founders[self.Name] != "":
+			return id, "", fmt.Errorf("%w: this node can't found the cluster: %s", ErrIdentity, difference(self, h))
 		default:
 			if d := difference(self, h); d != "" {
 				differ = append(differ, d)
@@ -138,7 +142,7 @@ func found(self hello, id wal.Identity, others map[string]hello) (_ wal.Identity
 		}
 	}
 	switch {
-	case len(differ) >= agree:
+	case len(missing) == 0 && len(differ) >= agree:
 		return id, "", fmt.Errorf("%w: this node can't found the cluster: %s", ErrIdentity, strings.Join(differ, "; "))
 	case len(differ) > 0:
 		return id, "founders that differ to be mended: " + strings.Join(differ, "; "), nil
