@@ -268,6 +268,11 @@ func (n *Node) meet(h hello, err error) {
 		n.fail(err)
 		return
 	}
+	n.complainOf(h, err)
+}
+
+// complainOf says once of a node why it is ignored.
+func (n *Node) complainOf(h hello, err error) {
 	if _, said := n.strangers.LoadOrStore(h.Instance, true); !said {
 		n.log.Warn("a node that does not belong here is ignored", "node", h.Name, "err", err)
 	}

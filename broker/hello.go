@@ -187,6 +187,10 @@ func (n *Node) onHello(m *message) {
 	if h.Name == n.opts.Name {
 		return
 	}
+	if n.namesake(h) {
+		n.complainOf(h, fmt.Errorf("%w: it has the name of a member and another data directory", ErrNameTaken))
+		return
+	}
 	n.clear()
 	if n.peers.hear(h, time.Now()) {
 		select { // it does not know of us yet
@@ -196,6 +200,21 @@ func (n *Node) onHello(m *message) {
 	}
 	n.compareDigests(h)
 	n.checkMembership(h)
+}
+
+// namesake tells whether a node that belongs to no cluster yet goes by the name
+// of a member of this one: it must not be taken for that one while it is being
+// refused.
+func (n *Node) namesake(h hello) bool {
+	n.mu.Lock()
+	meta := n.meta
+	n.mu.Unlock()
+	if meta == nil || h.ClusterID != "" {
+		return false
+	}
+	facts, _ := meta.current()
+	member, is := facts.Nodes[h.Name]
+	return is && member.ID != h.NodeID
 }
 
 // checkMembership stops the node when those that know more say that it is no
