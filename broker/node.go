@@ -184,7 +184,14 @@ func (n *Node) openNATS(ctx context.Context, known bool) (err error) {
 	if err := n.listenRaft(); err != nil {
 		return err
 	}
-	if n.nats, err = startNATS(ctx, n.opts, partitions, n.log); err != nil {
+	opts := n.opts
+	if n.nodeID != "" {
+		// NATS servers hang up on one that has the name of another. Until it
+		// belongs to the cluster, a node must be able to hear that its own name
+		// is taken.
+		opts.Name += "-" + n.nodeID[:min(8, len(n.nodeID))]
+	}
+	if n.nats, err = startNATS(ctx, opts, partitions, n.log); err != nil {
 		return err
 	}
 	if err := n.openLinks(); err != nil {
