@@ -187,6 +187,7 @@ func (c *cluster) await(ctx context.Context, tries int) error {
 
 // clusterStatus is what cantus.admin.status answers, as far as it is needed.
 type clusterStatus struct {
+	ID         string   `json:"id"`
 	MetaLeader string   `json:"meta_leader"`
 	Error      *refusal `json:"error"`
 	Nodes      []struct {
@@ -269,6 +270,26 @@ func (c *cluster) settle() {
 	}
 }
 
+// awaitMark returns when every replica of a partition knows that all is
+// committed up to a transaction.
+func (c *cluster) awaitMark(client *client, partition int, mark uint64) {
+	c.tb.Helper()
+	if err := c.until(c.tb.Context(), fmt.Sprintf("at %d", mark), func(ctx context.Context) string {
+		s, err := client.status(ctx)
+		if err != nil {
+			return err.Error()
+		}
+		for _, r := range s.Partitions[partition].Replicas {
+			if r.HighWaterMark < mark {
+				return fmt.Sprintf("%+v", r)
+			}
+		}
+		return ""
+	}); err != nil {
+		c.tb.Fatal(err)
+	}
+}
+
 // until asks until nothing is missing.
 func (c *cluster) until(ctx context.Context, what string, missing func(context.Context) string) error {
 	for deadline := time.Now().Add(patience); ; {
@@ -312,6 +333,7 @@ func (c *cluster) checkSame(t *testing.T, partition int, want []*nats.Msg) {
 	c.settle()
 	client := c.dial(c.nodes[0].name)
 	info := mustInfo(t, client, partition)
+	c.awaitMark(client, partition, info.HighWaterMark)
 	if int(info.HighWaterMark) != len(want) {
 		t.Errorf("info has the high-water mark %d, there are %d transactions", info.HighWaterMark, len(want))
 	}
