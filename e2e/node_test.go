@@ -14,6 +14,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"strconv"
+	"strings"
 	"sync"
 	"syscall"
 	"testing"
@@ -296,6 +297,9 @@ func (t *tail) Write(b []byte) (int, error) {
 	}
 	return len(b), nil
 }
+
+// has tells whether a text is in what is kept.
+func (t *tail) has(text string) bool { return strings.Contains(t.String(), text) }
 
 func (t *tail) String() string {
 	t.mu.Lock()
