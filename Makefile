@@ -1,7 +1,7 @@
 # Verbs; `make help` lists them.
 GO ?= go
 
-.PHONY: help build test race lint vuln fuzz bench e2e cluster interop postgres proof powercut clean
+.PHONY: help build test race lint vuln fuzz bench e2e cluster failover netfaults interop postgres proof powercut clean
 
 help: ## this list
 	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -34,6 +34,12 @@ e2e: ## the built binary from outside: replays, kills, bad input
 
 cluster: ## clusters of real processes at full length: failing leaders, restarts, replaced nodes
 	$(GO) test -count=1 -timeout 60m -v -run '^TestCluster' ./e2e -args -long
+
+failover: ## how long a partition pauses when its leader is killed, or stopped
+	$(GO) test -count=1 -timeout 60m -v -run '^TestClusterFailoverPauses$$' ./e2e -args -long
+
+netfaults: ## clusters in network namespaces with cut and slow links (root, iproute2, sch_netem)
+	$(GO) test -count=1 -timeout 60m -v -tags netfaults -run '^TestNet' ./e2e -args -long
 
 interop: ## the same from Node.js and C (needs npm, cc and libnats-dev)
 	./.ci/interop

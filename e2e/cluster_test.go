@@ -26,6 +26,13 @@ type cluster struct {
 	nodes  []*node
 	routes map[string]string // by node
 	wires  *wires            // nil if nodes speak to each other directly
+	spaces place             // nil if nodes have the machine's network
+}
+
+// place is where nodes have a network of their own.
+type place interface {
+	host(node string) string
+	enter(node string) (command []string)
 }
 
 // newCluster prepares so many founders and starts none.
@@ -53,7 +60,7 @@ func (c *cluster) found(count int) {
 	var names []string
 	for i := range count {
 		names = append(names, fmt.Sprintf("n%d", i+1))
-		c.routes[names[i]] = fixedPort(c.tb)
+		c.routes[names[i]] = c.address(names[i])
 	}
 	for _, name := range names {
 		c.nodes = append(c.nodes, c.prepare(name, "--bootstrap", strings.Join(names, ",")))
@@ -63,7 +70,7 @@ func (c *cluster) found(count int) {
 // prepare makes a node that is to reach those that there are.
 func (c *cluster) prepare(name string, args ...string) *node {
 	if c.routes[name] == "" {
-		c.routes[name] = fixedPort(c.tb)
+		c.routes[name] = c.address(name)
 	}
 	var others []string
 	for other, route := range c.routes {
@@ -79,8 +86,22 @@ func (c *cluster) prepare(name string, args ...string) *node {
 		raft := fixedPort(c.tb)
 		args = append(args, "--raft", raft, "--raft-advertise", c.wires.lay(name, raft, fromPreamble))
 	}
-	args = append(args, "--name", name, "--listen", fixedPort(c.tb), "--cluster", c.routes[name], "--routes", strings.Join(others, ","))
-	return newNode(c.tb, name, c.tb.TempDir(), append(args, c.common...)...)
+	args = append(args, "--name", name, "--listen", c.address(name), "--cluster", c.routes[name], "--routes", strings.Join(others, ","))
+	n := newNode(c.tb, name, c.tb.TempDir(), append(args, c.common...)...)
+	if c.spaces != nil {
+		n.within = c.spaces.enter(name)
+	}
+	return n
+}
+
+// address gives one that a node can listen on, and no other does.
+func (c *cluster) address(name string) string {
+	address := fixedPort(c.tb)
+	if c.spaces != nil {
+		_, port, _ := strings.Cut(address, ":")
+		return c.spaces.host(name) + ":" + port
+	}
+	return address
 }
 
 // startCluster returns when every node says that it serves and leads what it

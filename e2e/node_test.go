@@ -13,6 +13,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -55,6 +56,8 @@ type node struct {
 	name string // in its cluster, "" for a node alone
 	dir  string
 	args []string
+	// within is the command that runs the program elsewhere, if any.
+	within []string
 
 	mu sync.Mutex
 	// ready is closed while the process serves; kill and stop replace it.
@@ -108,7 +111,8 @@ func (n *node) start() error {
 
 // launch runs the program; it may be waiting for others before it serves.
 func (n *node) launch() error {
-	p, err := run(n.serveArgs()...)
+	line := append(slices.Clone(n.within), program)
+	p, err := runCommand(exec.Command(line[0], append(line[1:], n.serveArgs()...)...))
 	if err != nil {
 		return err
 	}
@@ -205,15 +209,20 @@ func run(args ...string) (*process, error) { return runWith(nil, args...) }
 
 // runWith starts the program with attributes of its own.
 func runWith(attributes *syscall.SysProcAttr, args ...string) (*process, error) {
-	p := &process{cmd: exec.Command(program, args...), stderr: &tail{}, lines: make(chan string, 16), done: make(chan struct{})}
-	p.cmd.SysProcAttr = attributes
+	cmd := exec.Command(program, args...)
+	cmd.SysProcAttr = attributes
+	return runCommand(cmd)
+}
+
+func runCommand(cmd *exec.Cmd) (*process, error) {
+	p := &process{cmd: cmd, stderr: &tail{}, lines: make(chan string, 16), done: make(chan struct{})}
 	p.cmd.Stderr = p.stderr
 	if dir := os.Getenv("CANTUS_E2E_LOGS"); dir != "" { // for whoever looks into a failure
 		file, err := os.CreateTemp(dir, "*.log")
 		if err != nil {
 			return nil, err
 		}
-		fmt.Fprintln(file, args)
+		fmt.Fprintln(file, cmd.Args)
 		p.cmd.Stderr = io.MultiWriter(p.stderr, file) // open as long as the tests run
 	}
 	stdout, err := p.cmd.StdoutPipe()
