@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"slices"
 	"sync"
@@ -26,6 +27,7 @@ type member struct {
 	wanted  []int // the member's share, as last seen
 	leases  map[int]*lease
 	workers map[int]*worker
+	stopped map[int]error // partitions that an error stopped, sometime
 	told    []int
 }
 
@@ -48,7 +50,7 @@ func Join(ctx context.Context, c *client.Client, name string, handle client.Hand
 		}
 	}
 	opts.Partitions = slices.Sorted(slices.Values(opts.Partitions))
-	m := &member{client: c, name: name, handle: handle, opts: opts, home: -1, slot: -1, leases: map[int]*lease{}, workers: map[int]*worker{}}
+	m := &member{client: c, name: name, handle: handle, opts: opts, home: -1, slot: -1, leases: map[int]*lease{}, workers: map[int]*worker{}, stopped: map[int]error{}}
 	for _, p := range opts.Partitions {
 		if m.leases[p], err = m.lease(p, name+"-lease"); err != nil {
 			return err
@@ -218,7 +220,7 @@ func (m *member) settle(ctx context.Context, partition int, wanted bool) error {
 		if !w.finished() {
 			return nil // a later round sees to it
 		}
-		delete(m.workers, partition)
+		m.forget(w)
 	}
 	if wanted && l.held() {
 		m.workers[partition] = m.begin(partition, l.until)
@@ -228,6 +230,14 @@ func (m *member) settle(ctx context.Context, partition int, wanted bool) error {
 		return l.release(ctx)
 	}
 	return nil
+}
+
+// forget drops a finished worker, and keeps why it stopped.
+func (m *member) forget(w *worker) {
+	if err := w.stopped(); err != nil {
+		m.stopped[w.partition] = err
+	}
+	delete(m.workers, w.partition)
 }
 
 // tell tells OnChange.
@@ -251,19 +261,17 @@ func (m *member) tell() {
 func (m *member) leave(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), m.opts.Lease/3)
 	defer cancel()
-	var stopped []error
 	for _, w := range m.workers {
 		w.end(context.Canceled)
 	}
 	for p, w := range m.workers {
 		<-w.done
-		stopped = append(stopped, w.stopped())
+		m.forget(w)
 		_ = m.leases[p].release(ctx) // else it runs out
 	}
-	clear(m.workers)
 	m.tell()
 	if m.slot >= 0 {
 		_ = m.slots[m.slot].release(ctx)
 	}
-	return errors.Join(stopped...)
+	return errors.Join(slices.Collect(maps.Values(m.stopped))...)
 }
