@@ -3,6 +3,7 @@ package client_test
 import (
 	"context"
 	"errors"
+	"sync"
 	"testing"
 	"time"
 
@@ -153,4 +154,52 @@ func TestTroubleIsVisible(t *testing.T) {
 	if g := f.Progress(0); g.Err != nil || g.Lag() != 0 {
 		t.Errorf("mended: %+v", g)
 	}
+}
+
+// The handler's state is set to other positions from outside, while it runs,
+// while it is level, and while nobody runs it.
+func TestMovedFromOutside(t *testing.T) {
+	_, c := newLog(t)
+	const count = 50
+	appendMany(t, c, 0, count)
+	var mu sync.Mutex
+	var f *client.Follower
+	last := uint64(0) // the handler's state
+	f, err := c.NewFollower(map[int]uint64{0: 0}, func(ctx context.Context, tx *client.Transaction) error {
+		mu.Lock()
+		defer mu.Unlock()
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		if tx.Txid != last+1 {
+			t.Errorf("txid %d came where %d was next", tx.Txid, last+1)
+		}
+		last = tx.Txid
+		return nil
+	}, client.FollowOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	move := func(after uint64) {
+		mu.Lock()
+		defer mu.Unlock()
+		last = after
+		if err := f.Move(0, after); err != nil {
+			t.Fatal(err)
+		}
+	}
+	move(7)
+	run(t, f)
+	for i := range 100 {
+		move(uint64(i % count))
+		if i%3 == 0 {
+			if err := f.Wait(soon(t), 0, count); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	if err := f.Wait(soon(t), 0, count); err != nil || last != count {
+		t.Fatalf("at %d, %v", last, err)
+	}
+	wantErr(t, f.Move(1, 0), client.ErrNotFollowed)
 }

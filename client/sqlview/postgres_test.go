@@ -4,11 +4,15 @@ package sqlview_test
 
 import (
 	"context"
+	"database/sql"
 	"sync"
 	"testing"
+	"time"
 
 	_ "github.com/jackc/pgx/v5/stdlib"
 
+	"github.com/cantuslog/cantus/cantustest"
+	"github.com/cantuslog/cantus/client"
 	"github.com/cantuslog/cantus/client/sqlview"
 	"github.com/cantuslog/cantus/internal/postgres"
 )
@@ -31,4 +35,36 @@ func init() {
 		}
 		return s.Close()
 	}
+}
+
+// The server is killed while a view catches up: nobody is asked about it, and
+// each transaction is applied once.
+func TestServerThatFallsIsWaitedFor(t *testing.T) {
+	s := postgres.Start(t)
+	d := database{dialect: sqlview.PostgreSQL, driver: "pgx", dsn: s.Database(t)}
+	l := cantustest.New(t, cantustest.Options{})
+	const count = 600
+	fill(t, l, 0, count)
+	reached := make(chan uint64, count*10)
+	v, db := openView(t, l, d, func(ctx context.Context, in *sql.Tx, tx *client.Transaction) error {
+		reached <- tx.Txid
+		return insert(ctx, in, tx)
+	}, sqlview.Options{Follow: client.FollowOptions{
+		Batch: 1, MinBackoff: time.Millisecond, MaxBackoff: 20 * time.Millisecond,
+		OnError: func(_ *client.Transaction, err error, _ int) client.Decision {
+			t.Errorf("asked about %v", err)
+			return client.Skip
+		},
+	}})
+	run(t, v)
+	for i := uint64(1); i <= 3; i++ {
+		for <-reached < i*count/4 {
+		}
+		s.Kill()
+		if err := s.Start(soon(t)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	wait(t, v, 0, count)
+	checkJournal(t, l, db, 0)
 }

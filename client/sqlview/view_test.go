@@ -3,8 +3,11 @@ package sqlview_test
 import (
 	"context"
 	"database/sql"
+	"database/sql/driver"
 	"errors"
 	"fmt"
+	"io"
+	"net"
 	"sync"
 	"testing"
 	"time"
@@ -105,6 +108,80 @@ func TestFailedTransactionsAreAppliedOnce(t *testing.T) {
 		run(t, v)
 		wait(t, v, 0, count)
 		checkJournal(t, l, db, 0)
+	})
+}
+
+// coded are errors as drivers give them.
+type stateError string
+
+func (e stateError) Error() string    { return "SQLSTATE " + string(e) }
+func (e stateError) SQLState() string { return string(e) }
+
+type codeError int
+
+func (e codeError) Error() string { return fmt.Sprint("code ", int(e)) }
+func (e codeError) Code() int     { return int(e) }
+
+// What comes of the database's state, and not of the transaction, is tried
+// again without a question.
+func TestDatabasesTroubleIsNoQuestion(t *testing.T) {
+	l := cantustest.New(t, cantustest.Options{})
+	fill(t, l, 0, 10)
+	trouble := []error{
+		stateError("40001"), stateError("40P01"), stateError("57P01"), stateError("08006"), stateError("53300"),
+		codeError(5), codeError(6), codeError(517), driver.ErrBadConn, io.ErrUnexpectedEOF, &net.OpError{Op: "read", Err: errors.New("gone")},
+	}
+	met := 0
+	v, db := openView(t, l, newSQLite(t), func(ctx context.Context, in *sql.Tx, tx *client.Transaction) error {
+		if tx.Txid == 5 && met < len(trouble) {
+			met++
+			return fmt.Errorf("apply: %w", trouble[met-1])
+		}
+		return insert(ctx, in, tx)
+	}, sqlview.Options{Follow: client.FollowOptions{
+		MinBackoff: time.Millisecond, MaxBackoff: time.Millisecond,
+		OnError: func(_ *client.Transaction, err error, _ int) client.Decision {
+			t.Errorf("asked about %v", err)
+			return client.Skip
+		},
+	}})
+	run(t, v)
+	wait(t, v, 0, 10)
+	if met != len(trouble) {
+		t.Errorf("%d of %d troubles were met", met, len(trouble))
+	}
+	checkJournal(t, l, db, 0)
+}
+
+// These are the transaction's own, by the database's word.
+func TestConstraintsAreAQuestion(t *testing.T) {
+	onEach(t, func(t *testing.T, d database) {
+		l := cantustest.New(t, cantustest.Options{})
+		fill(t, l, 0, 10)
+		db := d.open(t)
+		if _, err := db.ExecContext(soon(t), `CREATE TABLE fussy (txid BIGINT CHECK (txid <> 5))`); err != nil {
+			t.Fatal(err)
+		}
+		asked := 0
+		v, db := openView(t, l, d, func(ctx context.Context, in *sql.Tx, tx *client.Transaction) error {
+			if _, err := in.ExecContext(ctx, fmt.Sprintf(`INSERT INTO fussy VALUES (%d)`, tx.Txid)); err != nil {
+				return err
+			}
+			return insert(ctx, in, tx)
+		}, sqlview.Options{Follow: client.FollowOptions{
+			OnError: func(tx *client.Transaction, _ error, _ int) client.Decision {
+				if asked++; tx.Txid != 5 {
+					t.Errorf("asked about %d", tx.Txid)
+				}
+				return client.Skip
+			},
+		}})
+		run(t, v)
+		wait(t, v, 0, 10)
+		if asked != 1 {
+			t.Errorf("asked %d times", asked)
+		}
+		checkJournal(t, l, db, 0, 5)
 	})
 }
 
