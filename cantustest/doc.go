@@ -1,5 +1,5 @@
-// Package cantustest runs a log within a test's process, with faults on
-// demand: it is to Cantus what net/http/httptest is to net/http.
+// Package cantustest runs a log within a test's process, with faults on demand:
+// it is to Cantus what net/http/httptest is to net/http.
 //
 // Its nouns:
 //
@@ -9,10 +9,10 @@
 //     feed.
 //
 // What clients see is the protocol of subjects.md under the usual prefix,
-// answered by the same code as in production: conflicts, message ids, reads
-// and cursors need no imitation. A test asks for a fault with [Log.Next] or
-// [Log.Each], cuts connections with [Log.Disconnect] and [Log.Cut], and the node's own
-// life with [Log.Restart].
+// answered by the same code as in production: conflicts, message ids, reads and
+// cursors need no imitation. A test asks for a fault with [Log.Next] or
+// [Log.Each], cuts connections with [Log.Disconnect] and [Log.Cut], and the
+// node's own life with [Log.Restart].
 //
 // All methods are safe for concurrent use, except Restart and Close.
 package cantustest

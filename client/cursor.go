@@ -65,9 +65,9 @@ func (k *Cursor) Set(ctx context.Context, txid uint64) (Position, error) {
 }
 
 // Move puts the cursor to txid if it stands at expected (0 is a cursor that
-// does not exist), and returns *Elsewhere otherwise. Where a try went unanswered and the next finds
-// the cursor at txid, that counts as done: of two that move it from the same to
-// the same position both may hear that they did.
+// does not exist), and returns *Elsewhere otherwise. Where a try went
+// unanswered and the next finds the cursor at txid, that counts as done: of two
+// that move it from the same to the same position both may hear that they did.
 func (k *Cursor) Move(ctx context.Context, txid, expected uint64) (Position, error) {
 	return k.call(ctx, &subjects.CursorRequest{Txid: &txid, Expected: &expected})
 }

@@ -24,9 +24,9 @@
 // none was given, and is sent again with that id (after no answer, `unknown`,
 // `unavailable`, `busy`, "no responders", a lost connection) until it is
 // settled or its time is over. A refusal that sending again can't cure comes
-// back at once as a [*Refused] or [*Conflict], which hold all that the reply said. Where
-// time ends before the outcome is known the error is an [*Unknown] with the message
-// id; every other error means that nothing was appended.
+// back at once as a [*Refused] or [*Conflict], which hold all that the reply
+// said. Where time ends before the outcome is known the error is an [*Unknown]
+// with the message id; every other error means that nothing was appended.
 //
 // A node remembers ids for two minutes. Options.Deadline keeps well below it.
 //
@@ -39,16 +39,17 @@
 // the same bytes.
 //
 // Transactions appended one after the other to one partition commit in that
-// order as long as none has to be sent again. No order is promised beyond
-// that: who needs one waits for the receipt, or uses ExpectedLast.
+// order as long as none has to be sent again. No order is promised beyond that:
+// who needs one waits for the receipt, or uses ExpectedLast.
 //
 // # Following
 //
 // A stream joins reads and the feed by txid. While it is behind it reads, the
-// next read asked for when the last one ended and the handler's backlog
-// is below FollowOptions.Buffer. Level, it takes the feed. A txid that is not
-// the next one, a reconnect and a silent feed each make it read. So nothing that is lost on the wire,
-// by a slow consumer or around a change of leader is lost to the handler.
+// next read asked for when the last one ended and the handler's backlog is
+// below FollowOptions.Buffer. Level, it takes the feed. A txid that is not the
+// next one, a reconnect and a silent feed each make it read. So nothing that is
+// lost on the wire, by a slow consumer or around a change of leader is lost to
+// the handler.
 //
 //	feed ──► txid == next? ──► queue ──► handler, one goroutine a partition
 //	          gap: read ──────►

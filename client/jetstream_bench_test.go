@@ -12,7 +12,8 @@ import (
 
 // What BenchmarkAppendAsync, BenchmarkFollow and BenchmarkLatency do, in
 // JetStream: asynchronous publish and ordered consumer, a file stream with one
-// replica and the server's default of syncing every two minutes, within the process as well.
+// replica and the server's default of syncing every two minutes, within the
+// process as well.
 
 // newStream gives a stream of its own.
 func newStream(b *testing.B) jetstream.JetStream {

@@ -13,11 +13,12 @@
 //
 // # Guarantees
 //
-// Every transaction is handled at least once, in txid order within a
-// partition. The group's position is moved by compare-and-set alone, by a member that has
-// handled all transactions between: none is left out, and a member that lost its
-// partition unknowingly cannot move it back or over another's. What was handled behind
-// the position is handled again after a crash: up to Options.Commit of work.
+// Every transaction is handled at least once, in txid order within a partition.
+// The group's position is moved by compare-and-set alone, by a member that has
+// handled all transactions between: none is left out, and a member that lost
+// its partition unknowingly cannot move it back or over another's. What was
+// handled behind the position is handled again after a crash: up to
+// Options.Commit of work.
 //
 // Two members do not run the handler of a partition at one time, given that
 //
@@ -28,27 +29,27 @@
 //
 // A process that is stopped in the middle of its handler for longer than a
 // lease breaks the second; its handler then may run beside the new one's, once,
-// and the position still has only one of them. Who needs more keeps the txid with the
-// effects, as package sqlview does.
+// and the position still has only one of them. Who needs more keeps the txid
+// with the effects, as package sqlview does.
 //
 // # How
 //
-// A lease is a cursor whose time counts, not its position: every set gives it
-// a new time, by the leader's clock, which no other set has. It is free when
-// it does not exist, or kept its time for a whole lease. To claim it is to set it,
+// A lease is a cursor whose time counts, not its position: every set gives it a
+// new time, by the leader's clock, which no other set has. It is free when it
+// does not exist, or kept its time for a whole lease. To claim it is to set it,
 // and to find it with that very time a whole lease later. To hold it is to find
-// it with one's own time, and to set it anew, every third of a lease; a member that
-// could not stops its handler when nine tenths of a lease have passed since it last
-// sent for one. So the old holder has stopped before the new one begins: the new
-// one's claim came after the old one's last renewal, or was overwritten by it and is given up. A
-// partition of a member that died is handled again after two leases, one of a member
-// that left after one.
+// it with one's own time, and to set it anew, every third of a lease; a member
+// that could not stops its handler when nine tenths of a lease have passed
+// since it last sent for one. So the old holder has stopped before the new one
+// begins: the new one's claim came after the old one's last renewal, or was
+// overwritten by it and is given up. A partition of a member that died is
+// handled again after two leases, one of a member that left after one.
 //
 // A member first takes one of Options.Members leases on the first partition
-// that has any transaction. Everybody looks at them: with n of them taken, the i-th member wants the
-// partitions whose number modulo n is i, gives up others, and claims those when they are
-// free. Members that see different numbers for a while merely wait for each
-// other's leases.
+// that has any transaction. Everybody looks at them: with n of them taken, the
+// i-th member wants the partitions whose number modulo n is i, gives up others,
+// and claims those when they are free. Members that see different numbers for a
+// while merely wait for each other's leases.
 //
 // The cursors are, for a group g: g is the position, g-lease the lease of a
 // partition, g-member-0 and so on the members. A partition without any

@@ -13,20 +13,22 @@
 //
 // The database holds the effects of each transaction once, in txid order, with
 // nothing left out before the mark, whatever crashes when: the process, the
-// database, or the connection between them during a commit. Several views of one name
-// on one database, in one process or many, share that guarantee: the mark's row is locked by who
-// applies, and who comes second finds it moved and goes on behind it. What Apply does outside of
-// its database transaction has no such guarantee.
+// database, or the connection between them during a commit. Several views of
+// one name on one database, in one process or many, share that guarantee: the
+// mark's row is locked by who applies, and who comes second finds it moved and
+// goes on behind it. What Apply does outside of its database transaction has no
+// such guarantee.
 //
 // What waits is applied together, up to FollowOptions.Batch in one database
 // transaction, so that catching up shares commits.
 //
 // # Errors
 //
-// A database that is away, busy or deadlocked is tried again for ever; it is seen in
-// Progress. An error of Apply's own is retried with back-off as well, unless Options.OnError decides
-// to stop the partition or to park the transaction. Parking stores it in the
-// database with its error and moves the mark, in one database transaction.
+// A database that is away, busy or deadlocked is tried again for ever; it is
+// seen in Progress. An error of Apply's own is retried with back-off as well,
+// unless Options.OnError decides to stop the partition or to park the
+// transaction. Parking stores it in the database with its error and moves the
+// mark, in one database transaction.
 //
 // # Databases
 //

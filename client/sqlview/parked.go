@@ -65,8 +65,9 @@ func readParked(body, why, since string) (p Parked, err error) {
 }
 
 // Settle takes a transaction from what is parked and gives it to apply, in one
-// database transaction; it stays parked if apply fails. apply says what becomes of it now: the view's
-// own function, which then runs later than the log's order says, or one that mends or drops it. nil drops it.
+// database transaction; it stays parked if apply fails. apply says what becomes
+// of it now: the view's own function, which then runs later than the log's
+// order says, or one that mends or drops it. nil drops it.
 func (v *View) Settle(ctx context.Context, partition int, txid uint64, apply Apply) error {
 	in, err := v.marks.db.BeginTx(ctx, nil)
 	if err != nil {

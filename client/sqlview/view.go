@@ -166,9 +166,10 @@ func (v *View) Progress(partition int) client.Progress { return v.follower.Progr
 
 // Reset puts the view to another state, while it runs or not: load brings the
 // application's tables to what they are at these marks, and what is parked is
-// forgotten, all in one database transaction. Partitions without a mark begin anew:
-// with nil marks and a load that empties its tables the view is rebuilt from the log's start.
-// From a copy of the whole database there is nothing to reset: its marks are in it.
+// forgotten, all in one database transaction. Partitions without a mark begin
+// anew: with nil marks and a load that empties its tables the view is rebuilt
+// from the log's start. From a copy of the whole database there is nothing to
+// reset: its marks are in it.
 func (v *View) Reset(ctx context.Context, at map[int]uint64, load func(ctx context.Context, db *sql.Tx) error) error {
 	for p := range at {
 		if _, ok := v.parts[p]; !ok {

@@ -311,7 +311,8 @@ func TestViewIsRebuilt(t *testing.T) {
 		checkJournal(t, l, db, 0)
 		stop()
 
-		// By the instance itself, to a state in the middle, without anything new in the log.
+		// By the instance itself, to a state in the middle, without anything
+		// new in the log.
 		run(t, v)
 		err := v.Reset(soon(t), map[int]uint64{0: half}, func(ctx context.Context, in *sql.Tx) error {
 			_, err := in.ExecContext(ctx, fmt.Sprintf(`DELETE FROM journal WHERE txid > %d`, half))

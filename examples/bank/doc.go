@@ -10,9 +10,9 @@
 //	bank load --name a --transfers 10000
 //
 // The log is the truth. Each instance applies it to a database, SQLite in
-// bank.db unless --db says otherwise (a file, or postgres://…), which instances may share; reads
-// what it decides by there; and appends the decision with the locks of what it read. Lose the
-// database, and the next start rebuilds it.
+// bank.db unless --db says otherwise (a file, or postgres://…), which instances
+// may share; reads what it decides by there; and appends the decision with the
+// locks of what it read. Lose the database, and the next start rebuilds it.
 //
 //   - event.go has the transactions, and the locks of each.
 //   - store.go applies them to the database, and reads it.

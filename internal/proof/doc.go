@@ -1,5 +1,5 @@
-// Package proof holds the tests of what the log promises its writers, in a
-// form that runs against any log: one node or several.
+// Package proof holds the tests of what the log promises its writers, in a form
+// that runs against any log: one node or several.
 //
 //   - Probe has writers compute from their own high-water marks while leaders
 //     fall, and looks for anything that was computed on a stale state.

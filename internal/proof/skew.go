@@ -13,9 +13,9 @@ import (
 	"github.com/cantuslog/cantus/client"
 )
 
-// Skew is the test for write skew: two writers read both of two accounts,
-// which may not fall below zero together, and take from one each. Both compute before either
-// appends.
+// Skew is the test for write skew: two writers read both of two accounts, which
+// may not fall below zero together, and take from one each. Both compute before
+// either appends.
 type Skew struct {
 	Rounds int
 	// ReadLocks has them name what they read. Without, the limit breaks: it
