@@ -8,6 +8,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/nats-io/nats.go"
 
@@ -47,6 +48,44 @@ func TestCursors(t *testing.T) {
 	wantRefusal(t, ask(t, nc, "cantus.cursor.0."+strings.Repeat("x", 65), ``), subjects.BadRequest)
 	if ms := checkLog(t, nc, 0); len(ms) != 10 {
 		t.Errorf("cursors have taken txids: %d", len(ms))
+	}
+}
+
+// Many set a cursor to the same position at the same moment: each is told
+// another time, and who finds its own there was the last.
+func TestEachCursorSetHasATimeOfItsOwn(t *testing.T) {
+	_, nc := one(t, broker.Options{})
+	fill(t, nc)
+	const setters = 200
+	sub, err := nc.SubscribeSync(nats.NewInbox())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range setters { // so that many go into one batch
+		if err := nc.PublishRequest("cantus.cursor.0.c", sub.Subject, []byte(`{"txid":1}`)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	times := map[string]bool{}
+	last := ""
+	for range setters {
+		m, err := sub.NextMsg(time.Minute)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var r subjects.CursorReply
+		if err := json.Unmarshal(m.Data, &r); err != nil {
+			t.Fatal(err)
+		}
+		last = r.Time.String()
+		times[last] = true
+	}
+	if len(times) != setters {
+		t.Errorf("%d sets have %d times", setters, len(times))
+	}
+	var r subjects.CursorReply
+	if err := json.Unmarshal(ask(t, nc, "cantus.cursor.0.c", ``).Data, &r); err != nil || r.Time.String() != last {
+		t.Errorf("it was last set at %s, and says %s; %v", last, r.Time, err)
 	}
 }
 

@@ -135,12 +135,13 @@ func (r *replica) applyCursors(e raftstore.Committed, b wal.Batch) (applied, err
 	defer r.mu.Unlock()
 	var a applied
 	records := b.Read()
-	for c := (wal.Cursor{}); records.NextCursor(&c); {
+	place := int64(0) // in the batch: no two sets have one time
+	for c := (wal.Cursor{}); records.NextCursor(&c); place++ {
 		name := string(c.Name)
 		now := r.cursors[name]
 		done := !c.HasExpected || c.Expected == now.Txid
 		if done {
-			if now = (cursor{Txid: c.Txid, Time: b.Time}); c.Txid > 0 {
+			if now = (cursor{Txid: c.Txid, Time: max(b.Time+place, now.Time+1)}); c.Txid > 0 {
 				r.cursors[name] = now
 			} else { // it is as if it never was
 				now = cursor{}
