@@ -1,7 +1,7 @@
 # Verbs; `make help` lists them.
 GO ?= go
 
-.PHONY: help build test race lint vuln fuzz bench e2e cluster failover netfaults interop postgres proof powercut clean
+.PHONY: help build test race lint vuln fuzz bench bench-etcd e2e cluster failover netfaults interop postgres proof powercut clean
 
 help: ## this list
 	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -28,6 +28,9 @@ fuzz: ## each fuzz target for FUZZTIME (default 30s)
 
 bench: build ## Cantus beside JetStream, on this machine
 	bin/cantus bench --vs jetstream
+
+bench-etcd: build ## Cantus beside etcd, three nodes each
+	cd e2e/bench && $(GO) run . --members 3 --conns 64 --in-flight 1 --cantus ../../bin/cantus
 
 e2e: ## the built binary from outside: replays, kills, bad input
 	$(GO) test -count=1 ./e2e/...

@@ -86,7 +86,8 @@ type outcome struct {
 	done    int   // units that were done
 	lost    int   // units that were refused and will not be sent again
 	refused bool  // a conflict
-	unknown bool  // whether it was done cannot be known
+	unknown bool  // the answer says that whether it was done cannot be known
+	silent  bool  // there was no answer
 	wait    bool  // a conflict with something that is still in flight, and not known
 	busy    bool  // to be sent again later
 	again   bool  // to be sent again, brought up to date
@@ -213,7 +214,7 @@ func (l *link) expire() {
 		if s := &l.slots[i]; s.flying && now-s.at > int64(answerLimit) {
 			s.round++
 			s.msg.Reply = l.replyTo(s)
-			l.conclude(s, outcome{unknown: true}, now)
+			l.conclude(s, outcome{silent: true}, now)
 		}
 	}
 	time.AfterFunc(answerLimit/4, l.expire)
@@ -267,9 +268,9 @@ func (l *link) close() {
 // one. mu is held.
 func (l *link) send(s *slot, at int64) {
 	s.units = l.compose(s, at)
-	if !l.clock.take(l.clock.now(), s.units) {
+	// What was due in time is sent, though the pacer be late.
+	if !l.clock.take(at, s.units) {
 		if l.clock.paced {
-			l.counts.miss(at, l.clock.now())
 			l.free = append(l.free, s)
 		}
 		return
@@ -380,8 +381,8 @@ func (l *link) conclude(s *slot, o outcome, now int64) {
 	l.inFlight--
 	s.flying = false
 	switch {
-	case o.unknown:
-		l.counts.lose(s.sent, now)
+	case o.unknown, o.silent:
+		l.counts.lose(s.sent, now, o.silent)
 		l.clock.giveBack(s.units - o.done)
 		s.again = false
 		l.next(s, now)

@@ -59,7 +59,7 @@ func TestAnAnswerThatNeverComesIsGivenUp(t *testing.T) {
 	}
 	swallowed := next()
 	l.expire()
-	if got := l.counts.unknown; got != 0 {
+	if got := l.counts.silent; got != 0 {
 		t.Fatalf("%d given up before their time", got)
 	}
 	l.mu.Lock()
@@ -79,7 +79,7 @@ func TestAnAnswerThatNeverComesIsGivenUp(t *testing.T) {
 	if got := <-e.judged; got != "in time" {
 		t.Errorf("judged the answer %q, want the one in time", got)
 	}
-	if l.counts.unknown != 1 || l.counts.done.Load() != 1 {
-		t.Errorf("%d given up and %d done, want 1 and 1", l.counts.unknown, l.counts.done.Load())
+	if l.counts.silent != 1 || l.counts.done.Load() != 1 {
+		t.Errorf("%d given up and %d done, want 1 and 1", l.counts.silent, l.counts.done.Load())
 	}
 }

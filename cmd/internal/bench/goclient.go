@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/nats-io/nats.go"
 
@@ -133,12 +134,19 @@ func (a *goAppend) next() (at int64, ok bool) {
 	}
 	for {
 		at, ok = a.dues.pop()
-		if !ok || a.clock.take(a.clock.now(), 1) {
-			return at, ok
+		now := a.clock.now()
+		switch {
+		case !ok:
+			return 0, false
+		case now < a.clock.until+int64(grace) && a.clock.take(at, 1):
+			return at, true
 		}
-		a.counts.miss(at, a.clock.now())
+		a.counts.miss(at, now)
 	}
 }
+
+// grace is how late after a round's end what was due in it is still sent.
+const grace = 50 * time.Millisecond
 
 func (a *goAppend) append(ctx context.Context, f *flight) (err error) {
 	if !f.again {

@@ -52,7 +52,7 @@ func (w *asyncWorker) failed(_ jetstream.JetStream, m *nats.Msg, err error) {
 	var api *jetstream.APIError
 	switch {
 	case errors.Is(err, jetstream.ErrAsyncPublishTimeout):
-		w.link.settle(w.bySent[m], func(*slot) outcome { return outcome{unknown: true} })
+		w.link.settle(w.bySent[m], func(*slot) outcome { return outcome{silent: true} })
 		return
 	case !errors.As(err, &api):
 		w.link.failUnlessClosed(err)

@@ -125,8 +125,9 @@ type meter struct {
 	counted, countedRefused, countedBusy uint64
 	// missed is how many requests fell due and were not done when all ended.
 	missed uint64
-	// unknown is how many were given up: whether they were done is not known.
-	unknown uint64
+	// Whether they were done is not known: of unknown an answer says so,
+	// silent had none.
+	unknown, silent uint64
 }
 
 func newMeter(c *clock, t *tally) *meter { return &meter{clock: c, tally: t} }
@@ -172,8 +173,12 @@ func (m *meter) took(o op, sent, now int64) {
 
 // lose notes at now that a request's outcome will not be known. It counts with
 // the time that it took to give it up.
-func (m *meter) lose(sent, now int64) {
-	m.unknown++
+func (m *meter) lose(sent, now int64, silent bool) {
+	if silent {
+		m.silent++
+	} else {
+		m.unknown++
+	}
 	m.took(mainOp, sent, now)
 }
 

@@ -310,6 +310,7 @@ func (r *round) sample(before, after standing) Sample {
 		s.Busy += m.countedBusy
 		s.Missed += m.missed
 		s.Unknown += m.unknown
+		s.Silent += m.silent
 	}
 	for o := range ops {
 		s.latency[o] = newLatencies()

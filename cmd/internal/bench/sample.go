@@ -9,10 +9,11 @@ type Sample struct {
 	// Missed is how many requests, at a fixed rate, had fallen due and were
 	// not done at the end; latencies count them with the time so far.
 	Missed uint64 `json:"missed,omitempty"`
-	// Unknown is how many requests, of the whole round, had no answer for 10
-	// seconds or one that leaves open whether they were done. They count with
-	// the time that they took.
+	// Unknown is how many requests, of the whole round, had an answer that
+	// leaves open whether they were done, and Silent had none for 10 seconds.
+	// They count with the time that they took.
 	Unknown uint64 `json:"unknown,omitempty"`
+	Silent  uint64 `json:"silent,omitempty"`
 	// Rate is in transactions a second.
 	Rate float64 `json:"rate"`
 	// ServerCPU, of all nodes, and LoadCPU are processor seconds within the

@@ -61,12 +61,13 @@ func (r *Report) details(out io.Writer) {
 			fmt.Fprintf(out, "%s at %s, %s: p50 %.3f ms, p99 %.3f ms, p99.9 %.3f ms, max %.1f ms\n",
 				res.Name, res.load(), name, q.P50, q.P99, q.P999, q.Max)
 		}
-		var missed, unknown uint64
+		var missed, unknown, silent uint64
 		for _, s := range res.Rounds {
-			missed, unknown = missed+s.Missed, unknown+s.Unknown
+			missed, unknown, silent = missed+s.Missed, unknown+s.Unknown, silent+s.Silent
 		}
-		if unknown > 0 {
-			fmt.Fprintf(out, "%s at %s: %d requests had no answer, or none that says whether they were done\n", res.Name, res.load(), unknown)
+		if unknown+silent > 0 {
+			fmt.Fprintf(out, "%s at %s: whether they were done was left open by the answer to %d requests; %d had none for %v\n",
+				res.Name, res.load(), unknown, silent, answerLimit)
 		}
 		if missed > 0 {
 			fmt.Fprintf(out, "%s at %s: %d requests had fallen due and were not done when the rounds ended: it does not keep up, and latencies are at least those shown\n",
