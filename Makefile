@@ -1,7 +1,7 @@
 # Verbs; `make help` lists them.
 GO ?= go
 
-.PHONY: help build test race lint vuln fuzz bench bench-etcd e2e cluster failover netfaults interop postgres proof powercut clean
+.PHONY: help build test race lint vuln fuzz bench bench-etcd e2e long cluster failover netfaults interop postgres proof powercut clean
 
 help: ## this list
 	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -13,7 +13,7 @@ test: ## all tests that need nothing but Go
 	$(GO) test ./...
 
 race: ## the packages with goroutines of their own, under the race detector
-	$(GO) test -race ./wal/... ./raftstore ./broker ./subjects ./client/... ./cantustest
+	$(GO) test -race -timeout 20m ./subjects ./wal/... ./raftstore ./broker/... ./client/... ./cantustest ./cmd/...
 
 lint: ## gofmt, vet, staticcheck
 	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { gofmt -l $$(git ls-files '*.go'); exit 1; }
@@ -35,6 +35,7 @@ bench-etcd: build ## Cantus beside etcd, three nodes each
 e2e: ## the built binary from outside: replays, kills, bad input
 	$(GO) test -count=1 ./e2e/...
 
+<<<<<<< HEAD
 cluster: ## clusters of real processes at full length: failing leaders, restarts, replaced nodes
 	$(GO) test -count=1 -timeout 60m -v -run '^TestCluster' ./e2e -args -long
 
@@ -43,6 +44,10 @@ failover: ## how long a partition pauses when its leader is killed, or stopped
 
 netfaults: ## clusters in network namespaces with cut and slow links (root, iproute2, sch_netem)
 	$(GO) test -count=1 -timeout 60m -v -tags netfaults -run '^TestNet' ./e2e -args -long
+=======
+long: ## the tests that take samples, at full length: every damage, 20 kills on one and on four partitions
+	$(GO) test -count=1 -timeout 2h ./wal ./e2e -long
+>>>>>>> 7324b63 (ci: the race detector also covers client and cmd)
 
 interop: ## the same from Node.js and C (needs npm, cc and libnats-dev)
 	./.ci/interop
