@@ -35,7 +35,6 @@ bench-etcd: build ## Cantus beside etcd, three nodes each
 e2e: ## the built binary from outside: replays, kills, bad input
 	$(GO) test -count=1 ./e2e/...
 
-<<<<<<< HEAD
 cluster: ## clusters of real processes at full length: failing leaders, restarts, replaced nodes
 	$(GO) test -count=1 -timeout 60m -v -run '^TestCluster' ./e2e -args -long
 
@@ -44,10 +43,9 @@ failover: ## how long a partition pauses when its leader is killed, or stopped
 
 netfaults: ## clusters in network namespaces with cut and slow links (root, iproute2, sch_netem)
 	$(GO) test -count=1 -timeout 60m -v -tags netfaults -run '^TestNet' ./e2e -args -long
-=======
+
 long: ## the tests that take samples, at full length: every damage, 20 kills on one and on four partitions
 	$(GO) test -count=1 -timeout 2h ./wal ./e2e -long
->>>>>>> 7324b63 (ci: the race detector also covers client and cmd)
 
 interop: ## the same from Node.js and C (needs npm, cc and libnats-dev)
 	./.ci/interop

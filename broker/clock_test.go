@@ -25,7 +25,7 @@ func TestTimeNeverGoesBack(t *testing.T) {
 	future := time.Now().Add(time.Hour).UTC()
 	appendAt(t, dir, 2, future)
 
-	n, nc = openNode(t, dir, opts)
+	_, nc = openNode(t, dir, opts)
 	const rounds, count = 20, 10
 	for range rounds {
 		var batch []byte
