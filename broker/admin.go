@@ -144,6 +144,10 @@ func (n *Node) onAdd(ctx context.Context, m *message) (any, error) {
 		return nil, err
 	}
 	q, heard := n.peers.get(r.Node)
+	facts, _ := n.meta.current()
+	if have, member := facts.Nodes[r.Node]; member && (!heard || q.NodeID == have.ID) {
+		return nil, subjects.Errorf(subjects.BadRequest, "node %q is a member already", r.Node)
+	}
 	if !heard || !n.peers.alive(r.Node, time.Now()) {
 		return nil, subjects.Errorf(subjects.BadRequest,
 			"node %q is not there to be added: start it with --name %s and the --routes of this cluster first", r.Node, r.Node)

@@ -16,6 +16,8 @@ var samples = map[string]string{
 	"listen": "127.0.0.1:7001", "http": "127.0.0.1:7002", "nats-config": "FILE", "account": "APP", "credentials": "FILE",
 	"locks": "500", "msg-ids": "600", "msg-id-window": "3m", "queue-size": "8MiB", "tail-size": "9MiB", "reserve": "10MiB",
 	"log-level": "debug", "log-format": "json",
+	"cluster": "127.0.0.1:7003", "routes": "10.0.0.2:6222,10.0.0.3:6222", "raft": "127.0.0.1:7004", "raft-advertise": "n7.example:7004",
+	"bootstrap": "n7,n8,n9", "replicas": "5", "standby": "true", "heartbeat": "1s", "catch-up-rate": "32MiB",
 }
 
 // parseServe gives the values that serve's flags take from args, the
@@ -57,7 +59,7 @@ func TestEveryFlagThreeWays(t *testing.T) {
 				t.Fatal("samples has no value for it")
 			}
 			value = strings.ReplaceAll(value, "FILE", there)
-			byFlag := parseServe(t, "--"+name, value)
+			byFlag := parseServe(t, "--"+name+"="+value)
 			if err := os.WriteFile(config, []byte(name+": "+value+"\n"), 0o600); err != nil {
 				t.Fatal(err)
 			}
@@ -104,7 +106,7 @@ func TestEveryFlagReachesTheNode(t *testing.T) {
 		if name == "data" || strings.HasPrefix(name, "log-") {
 			continue
 		}
-		if got := options("--"+name, strings.ReplaceAll(value, "FILE", there)); reflect.DeepEqual(got, defaults) {
+		if got := options("--" + name + "=" + strings.ReplaceAll(value, "FILE", there)); reflect.DeepEqual(got, defaults) {
 			t.Errorf("--%s %s: the node is opened as without it", name, value)
 		}
 	}
