@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"slices"
 	"strings"
-	"time"
 
 	"github.com/cantuslog/cantus/raftstore"
 	"github.com/cantuslog/cantus/wal"
@@ -172,7 +171,7 @@ func (p *partition) cut() {
 		return
 	}
 	p.log.Info("trimmed", "first_txid", txid)
-	p.node.advise("trim", map[string]any{"partition": p.id, "first_txid": txid, "at": time.Now().UTC()})
+	p.node.advise("trim", map[string]any{"partition": p.id, "first_txid": txid})
 }
 
 func trimRecord(keep uint64) []byte { return binary.BigEndian.AppendUint64(nil, keep) }

@@ -259,6 +259,8 @@ func TestDocumentedJSON(t *testing.T) {
 		"Reply": new(subjects.Reply), "BatchReply": new(subjects.BatchReply), "ReadRequest": new(subjects.ReadRequest),
 		"GetRequest": new(subjects.GetRequest), "CursorRequest": new(subjects.CursorRequest), "CursorReply": new(subjects.CursorReply),
 		"ClusterInfo": new(subjects.ClusterInfo), "PartitionInfo": new(subjects.PartitionInfo),
+		"AdminRequest": new(subjects.AdminRequest), "AdminReply": new(subjects.AdminReply),
+		"TrimRequest": new(subjects.TrimRequest), "TrimReply": new(subjects.TrimReply),
 	}
 	text := document(t)
 	examples := regexp.MustCompile("(?s)<!-- json: (\\w+) -->\n```json\n(.*?)```").FindAllStringSubmatch(text, -1)
