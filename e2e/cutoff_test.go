@@ -26,8 +26,12 @@ func TestClusterFarApart(t *testing.T) {
 	c.wires.delay = 20 * time.Millisecond
 	c.startAll()
 	c.settle()
-	r := newReplayOf(t, loadHistory(t).head(t, 300), c, c.writers(), 1)
-	replayFaults(t, c, r, 3, killed, paused.lasting(time.Second), c.cutOff().lasting(3*time.Second))
+	commits, faults := 100, []fault{killed}
+	if *long {
+		commits, faults = 1000, []fault{killed, paused.lasting(5 * time.Second), c.cutOff().lasting(5 * time.Second)}
+	}
+	r := newReplayOf(t, loadHistory(t).head(t, commits), c, c.writers(), 1)
+	replayFaults(t, c, r, 2*len(faults), faults...)
 	c.startAll()
 	c.settle()
 	checkCutOff(t, c, c.cutOff())

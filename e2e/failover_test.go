@@ -16,7 +16,7 @@ import (
 // in the log of the test, which bounds none of them.
 func TestClusterFailoverPauses(t *testing.T) {
 	c := startCluster(t, 3)
-	times := 3
+	times := 1
 	if *long {
 		times = 30
 	}
