@@ -112,6 +112,7 @@ func partitionInfos(ctx context.Context, url string, names subjects.Names, parti
 			if noResponders(m) {
 				return fmt.Errorf("%w to %s: there is no leader", ErrAnswer, names.PartitionInfo(p))
 			}
+			infos[p] = subjects.PartitionInfo{} // without the error of an earlier try
 			if err := json.Unmarshal(m.Data, &infos[p]); err != nil || infos[p].Error != nil {
 				return answerError(names.PartitionInfo(p), m)
 			}

@@ -34,7 +34,7 @@ func (r *catchUp) start() error {
 	r.cancel = cancel
 	go func() {
 		defer close(r.ended)
-		for r.clock.take(r.clock.now(), 0) {
+		for r.clock.take(r.clock.now(), 0) && !r.clock.spent() {
 			p := &pass{reader: r, end: make(chan struct{}), began: r.clock.now()}
 			if err := r.read(ctx, p); err != nil {
 				if ctx.Err() == nil {
@@ -78,7 +78,7 @@ func (p *pass) message() {
 	if last && more {
 		r.counts.took(mainOp, p.began, now)
 	}
-	if last || !more {
+	if last || !more || r.clock.spent() {
 		p.over.Store(true)
 		p.once.Do(func() { close(p.end) })
 	}

@@ -72,6 +72,15 @@ func (t *tally) record(o op, d time.Duration) {
 	t.latency[o].record(d)
 }
 
+// addTo adds what was recorded. Readers may be recording still.
+func (t *tally) addTo(o op, sum *latencies) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.latency[o] != nil {
+		sum.merge(t.latency[o])
+	}
+}
+
 // clock is a round's time, in nanoseconds since it began. It does not change
 // while workers use it.
 type clock struct {

@@ -315,9 +315,7 @@ func (r *round) sample(before, after standing) Sample {
 	for o := range ops {
 		s.latency[o] = newLatencies()
 		for _, t := range r.tallies {
-			if t.latency[o] != nil {
-				s.latency[o].merge(t.latency[o])
-			}
+			t.addTo(o, s.latency[o])
 		}
 	}
 	window := r.clock.until - r.clock.from

@@ -168,10 +168,9 @@ func (l *steadyLoad) awaitAnswer(ctx context.Context) error {
 }
 
 func (l *steadyLoad) latency() *latencies {
-	if l.tally.latency[mainOp] == nil {
-		return newLatencies()
-	}
-	return l.tally.latency[mainOp]
+	sum := newLatencies()
+	l.tally.addTo(mainOp, sum)
+	return sum
 }
 
 func (l *steadyLoad) acknowledged() (n uint64) {

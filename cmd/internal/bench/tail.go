@@ -36,8 +36,8 @@ func newTailReader(at seat) *tailReader {
 }
 
 func (r *tailReader) handle(payload []byte) {
-	r.seen.Add(1)
 	r.counts.took(deliveryOp, stamp(payload), r.counts.clock.now())
+	r.seen.Add(1)
 }
 
 func (r *tailReader) catchUp(total uint64) {
