@@ -559,9 +559,11 @@ func (n *Node) closeGroups() error {
 	for i, g := range groups {
 		closing.Go(func() {
 			if n.Err() == nil {
-				errs[i] = g.Mark()
+				if err := g.Mark(); err != nil { // the next start replays more
+					n.log.Warn("a replica's state was not marked", "err", err)
+				}
 			}
-			errs[i] = errors.Join(errs[i], g.Close())
+			errs[i] = g.Close()
 		})
 	}
 	closing.Wait()

@@ -20,14 +20,15 @@ const (
 	handOverPause = 3 * time.Second
 )
 
-// handOvers says when leadership may be handed over for balance.
-func handOvers() func() bool {
+// handOvers says when leadership may be handed over for balance: at once when
+// the facts have changed, which somebody wanted, and else after a while.
+func handOvers(version uint64) func(version uint64) bool {
 	last := time.Now()
-	return func() bool {
-		if time.Since(last) < handOverPause {
+	return func(now uint64) bool {
+		if now == version && time.Since(last) < handOverPause {
 			return false
 		}
-		last = time.Now()
+		version, last = now, time.Now()
 		return true
 	}
 }
@@ -211,7 +212,8 @@ func (w wantedGroup) handOver(ctx context.Context, have map[string]bool, status 
 func (p *partition) reconcile(ctx context.Context) {
 	tick := time.NewTicker(helloInterval)
 	defer tick.Stop()
-	handing := handOvers()
+	facts, _ := p.node.meta.current()
+	handing := handOvers(facts.Version)
 	for {
 		facts, changed := p.node.meta.current()
 		want := map[string]bool{}
@@ -234,7 +236,7 @@ func (p *partition) reconcile(ctx context.Context) {
 				q, _ := p.node.peers.get(name)
 				return q.Ready && p.node.peers.steady(name, steadyTime, now)
 			},
-			handing: handing,
+			handing: func() bool { return handing(facts.Version) },
 		}
 		if _, err := w.step(ctx); err != nil && ctx.Err() == nil {
 			p.log.Debug("the group is not as it should be yet", "err", err)

@@ -18,8 +18,8 @@ func preamble(kind byte, group uint32, cluster, from, to string) []byte {
 	for _, s := range []string{cluster, from, to} {
 		body = append(append(body, byte(len(s))), s...)
 	}
-	b := append([]byte("CTRP"), 1)
-	b = binary.BigEndian.AppendUint16(b, uint16(len(body)))
+	b := append([]byte("CANTUSRP"), 0, 1)
+	b = binary.BigEndian.AppendUint16(b, uint16(len(body)+4))
 	b = append(b, body...)
 	return binary.BigEndian.AppendUint32(b, checksum(b))
 }
@@ -61,22 +61,22 @@ func TestClusterHearsGarbage(t *testing.T) {
 	}
 	good := preamble(1, 0, status.ID, "n9", leader.name)
 	fetch := preamble(2, 0, status.ID, "n9", leader.name)
-	welcome := "\x00\x00"
+	welcome := "\x00\x00\x00"
 	undisturbed(t, c, func(t *testing.T) {
 		for name, g := range map[string]struct {
 			said   []byte
 			answer string // how it begins, "" if there is none
 			words  string // in it
 		}{
-			"random bytes":               {append([]byte("GET / HTTP/1.1\r\n"), noise(4096)...), "\x01", "not a preamble"},
-			"noise":                      {append([]byte{0xff}, noise(1<<20)...), "\x01", "not a preamble"},
-			"another protocol":           {append([]byte("CTRP"), 2, 0, 0), "\x01", "replication protocol 2 is not known, 1 is"},
-			"too long a preamble":        {append([]byte("CTRP"), 1, 0xff, 0xff), "\x01", "65535 bytes are too many"},
-			"flipped preamble":           {flipped(good, 20), "\x01", "checksum"},
-			"names cut short":            {shortPreamble(), "\x01", "ends early"},
-			"another cluster":            {preamble(1, 0, "0123456789abcdef", "n9", leader.name), "\x01", "this is a node of cluster " + status.ID},
-			"another node":               {preamble(1, 0, status.ID, "n9", "n8"), "\x01", "this is node " + leader.name + ", not n8"},
-			"unknown kind":               {preamble(9, 0, status.ID, "n9", leader.name), "\x01", "kind 9"},
+			"random bytes":               {append([]byte("GET / HTTP/1.1\r\n"), noise(4096)...), "", ""},
+			"noise":                      {append([]byte{0xff}, noise(1<<20)...), "", ""},
+			"another protocol":           {append([]byte("CANTUSRP"), 0, 2, 0, 0), "\x01", "protocol 2 is not known, 1 is"},
+			"too long a preamble":        {append([]byte("CANTUSRP"), 0, 1, 0xff, 0xff), "", ""},
+			"flipped preamble":           {flipped(good, 20), "", ""},
+			"names cut short":            {shortPreamble(), "", ""},
+			"another cluster":            {preamble(1, 0, "0123456789abcdef", "n9", leader.name), "\x01", "this is cluster " + status.ID},
+			"another node":               {preamble(1, 0, status.ID, "n9", "n8"), "\x01", "I am " + leader.name + ", not n8"},
+			"unknown kind":               {preamble(9, 0, status.ID, "n9", leader.name), "", ""},
 			"unknown group":              {preamble(1, 77, status.ID, "n9", leader.name), "\x01", "no replica of group 77"},
 			"good, then noise":           {append(bytes.Clone(good), noise(1<<16)...), welcome, ""},
 			"good, then a huge frame":    {append(bytes.Clone(good), 0xff, 0xff, 0xff, 0xff, 0, 0, 0, 0, 1, 2, 3), welcome, ""},
@@ -100,7 +100,7 @@ func TestClusterHearsGarbage(t *testing.T) {
 			defer idle.Close()
 		}
 		checkSaid(t, address, preamble(1, 0, status.ID, "n9", "n8"), "\x01", "not n8")
-		c.awaitLog(t, leader, "replication connection refused")
+		c.awaitLog(t, leader, "connection refused")
 		if most := leader.running().peak(t); most > 1<<30 {
 			t.Errorf("the node took %d bytes", most)
 		}
@@ -109,7 +109,7 @@ func TestClusterHearsGarbage(t *testing.T) {
 
 // shortPreamble is sealed as it should be and says less than it must.
 func shortPreamble() []byte {
-	b := append([]byte("CTRP"), 1, 0, 8, 1, 0, 0, 0, 0, 200, 'x', 'y')
+	b := append([]byte("CANTUSRP"), 0, 1, 0, 13, 1, 0, 0, 0, 0, 200, 'x', 'y', 'z', 0)
 	return binary.BigEndian.AppendUint32(b, checksum(b))
 }
 
