@@ -22,6 +22,9 @@ func TestClusterCutOffLeader(t *testing.T) {
 // TestClusterFarApart runs the same, and a piece of the history with all its
 // faults, over wires that take 20 ms each way.
 func TestClusterFarApart(t *testing.T) {
+	if !*long {
+		t.Skip("takes its time: make cluster")
+	}
 	c := newWiredCluster(t, 3, "--partitions", "2", "--msg-id-window", "30m")
 	c.wires.delay = 20 * time.Millisecond
 	c.startAll()

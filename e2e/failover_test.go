@@ -15,6 +15,9 @@ import (
 // after its leader was killed, and after it was told to stop. The figures are
 // in the log of the test, which bounds none of them.
 func TestClusterFailoverPauses(t *testing.T) {
+	if !*long {
+		t.Skip("takes its time: make cluster")
+	}
 	c := startCluster(t, 3)
 	times := 1
 	if *long {

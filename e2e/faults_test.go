@@ -160,6 +160,9 @@ func TestClusterHistoryReplay(t *testing.T) {
 // TestClusterHistoryReplayFive does so with five nodes, each of which holds
 // some of the partitions.
 func TestClusterHistoryReplayFive(t *testing.T) {
+	if !*long {
+		t.Skip("takes its time: make cluster")
+	}
 	h, count, lasts := loadHistory(t), 10, 10*time.Second
 	if !*long {
 		h, count, lasts = h.head(t, 1500), 2, 3*time.Second
