@@ -143,8 +143,11 @@ func (n *Node) onAdd(ctx context.Context, m *message) (any, error) {
 	if err = errors.Join(err, needNode(r)); err != nil {
 		return nil, err
 	}
-	q, heard := n.peers.get(r.Node)
 	facts, _ := n.meta.current()
+	if _, member := facts.Nodes[r.Node]; !member {
+		n.awaitPeer(ctx, r.Node)
+	}
+	q, heard := n.peers.get(r.Node)
 	if have, member := facts.Nodes[r.Node]; member && (!heard || q.NodeID == have.ID) {
 		return nil, subjects.Errorf(subjects.BadRequest, "node %q is a member already", r.Node)
 	}
@@ -158,6 +161,24 @@ func (n *Node) onAdd(ctx context.Context, m *message) (any, error) {
 		n.advise("member", map[string]any{"name": r.Node, "change": "added", "standby": member.Standby})
 	}
 	return reply, err
+}
+
+// awaitPeer waits until a node is heard, for as long as one that is there can
+// keep silent: others may have heard it already.
+func (n *Node) awaitPeer(ctx context.Context, name string) {
+	ctx, cancel := context.WithTimeout(ctx, aliveTime)
+	defer cancel()
+	for !n.peers.alive(name, time.Now()) {
+		heard := n.peers.next()
+		if n.peers.alive(name, time.Now()) {
+			return
+		}
+		select {
+		case <-heard:
+		case <-ctx.Done():
+			return
+		}
+	}
 }
 
 // onRemove takes everything off a node and then the node out of the cluster,
