@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"log/slog"
-	"net"
 	"os"
 	"slices"
 	"strings"
@@ -16,6 +15,7 @@ import (
 	"github.com/nats-io/nats.go"
 
 	"github.com/cantuslog/cantus/broker"
+	"github.com/cantuslog/cantus/internal/ports"
 	"github.com/cantuslog/cantus/subjects"
 )
 
@@ -31,17 +31,6 @@ type nodes struct {
 
 	mu   sync.Mutex
 	open map[string]*broker.Node
-}
-
-// freePort gives an address that nobody listens on at the moment.
-func freePort(t testing.TB) string {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = l.Close() }()
-	return l.Addr().String()
 }
 
 // newNodes prepares a cluster of so many founders and starts none.
@@ -71,7 +60,7 @@ func openNodes(t *testing.T, count int, opts broker.Options) *nodes {
 }
 
 func (c *nodes) prepare(name string) {
-	c.dirs[name], c.ports[name] = c.t.TempDir(), freePort(c.t)
+	c.dirs[name], c.ports[name] = c.t.TempDir(), ports.Free(c.t)
 }
 
 // options are those of one node: a founder's, or of one that is added later.

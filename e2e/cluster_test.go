@@ -16,6 +16,8 @@ import (
 
 	"github.com/nats-io/nats.go"
 	"golang.org/x/sync/errgroup"
+
+	"github.com/cantuslog/cantus/internal/ports"
 )
 
 // cluster is several nodes that know each other. Their client and route ports
@@ -83,7 +85,7 @@ func (c *cluster) prepare(name string, args ...string) *node {
 		}
 	}
 	if c.wires != nil {
-		raft := fixedPort(c.tb)
+		raft := ports.Free(c.tb)
 		args = append(args, "--raft", raft, "--raft-advertise", c.wires.lay(name, raft, fromPreamble))
 	}
 	args = append(args, "--name", name, "--listen", c.address(name), "--cluster", c.routes[name], "--routes", strings.Join(others, ","))
@@ -96,7 +98,7 @@ func (c *cluster) prepare(name string, args ...string) *node {
 
 // address gives one that a node can listen on, and no other does.
 func (c *cluster) address(name string) string {
-	address := fixedPort(c.tb)
+	address := ports.Free(c.tb)
 	if c.spaces != nil {
 		_, port, _ := strings.Cut(address, ":")
 		return c.spaces.host(name) + ":" + port

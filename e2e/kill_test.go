@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"golang.org/x/sync/errgroup"
+
+	"github.com/cantuslog/cantus/internal/ports"
 )
 
 // counter counts what many add to, and lets one wait for a count.
@@ -192,7 +194,7 @@ func killAndStart(n *node, random *rand.Rand) error {
 // longer than any machine needs for the test.
 func startKillable(t *testing.T) *node {
 	t.Helper()
-	return startNode(t, t.TempDir(), "--listen", fixedPort(t), "--msg-id-window", "30m")
+	return startNode(t, t.TempDir(), "--listen", ports.Free(t), "--msg-id-window", "30m")
 }
 
 // TestHistoryReplayKilled replays the history while the node is killed 20

@@ -7,14 +7,11 @@ import (
 	"flag"
 	"fmt"
 	"io"
-	"math/rand/v2"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
 	"slices"
-	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -262,32 +259,6 @@ func cantus(tb testing.TB, args ...string) (code int, stdout, stderr string) {
 		tb.Fatalf("cantus %v: %v", args, err)
 	}
 	return cmd.ProcessState.ExitCode(), out.String(), errs.String()
-}
-
-// reserved are the addresses that fixedPort has given away.
-var reserved sync.Map
-
-// fixedPort finds a port that is free now and that the kernel gives to no
-// outgoing connection: clients that redial a dead node from the range of
-// ephemeral ports would some day get that very port and sit on it.
-func fixedPort(tb testing.TB) string {
-	tb.Helper()
-	for range 100 {
-		address := "127.0.0.1:" + strconv.Itoa(10_000+rand.IntN(20_000))
-		if _, taken := reserved.LoadOrStore(address, true); taken {
-			continue
-		}
-		listener, err := net.Listen("tcp", address)
-		if err != nil {
-			continue
-		}
-		if err := listener.Close(); err != nil {
-			tb.Fatal(err)
-		}
-		return address
-	}
-	tb.Fatal("no free port between 10,000 and 30,000")
-	return ""
 }
 
 // tail keeps the end of what is written to it.

@@ -8,6 +8,8 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+
+	"github.com/cantuslog/cantus/internal/ports"
 )
 
 // undisturbed starts a cluster with writers, and checks at the end that all of
@@ -59,7 +61,7 @@ func TestClusterRefusesStrangers(t *testing.T) {
 		}{
 			{"directory of another cluster", func(t *testing.T) {
 				n := c.prepare("n4")
-				alone := newNode(t, "n4", n.dir, "--name", "n4", "--cluster", fixedPort(t), "--bootstrap", "n4", "--partitions", "2")
+				alone := newNode(t, "n4", n.dir, "--name", "n4", "--cluster", ports.Free(t), "--bootstrap", "n4", "--partitions", "2")
 				if err := alone.start(); err != nil {
 					t.Fatal(err)
 				}

@@ -13,6 +13,7 @@ import (
 	"github.com/nats-io/nats.go"
 
 	"github.com/cantuslog/cantus/client"
+	"github.com/cantuslog/cantus/internal/ports"
 )
 
 var long = flag.Bool("long", false, "run the tests at full length")
@@ -48,7 +49,7 @@ func killed(t *testing.T, db database) {
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), limit)
 	defer cancel()
-	address := freePort(t)
+	address := ports.Free(t)
 	node := &process{t: t, ready: true, args: []string{"cantus", "serve", "--data", t.TempDir(), "--partitions", "1", "--listen", address, "--http", "127.0.0.1:0"}}
 	instance := func(name string) *process {
 		return &process{t: t, args: []string{"bank", "--nats", "nats://" + address, "--db", db.where,
