@@ -559,11 +559,10 @@ func (n *Node) closeGroups() error {
 	for i, g := range groups {
 		closing.Go(func() {
 			if n.Err() == nil {
-				if err := g.Mark(); err != nil { // the next start replays more
-					n.log.Warn("a replica's state was not marked", "err", err)
-				}
+				errs[i] = g.CloseMarked()
+			} else {
+				errs[i] = g.Close()
 			}
-			errs[i] = g.Close()
 		})
 	}
 	closing.Wait()

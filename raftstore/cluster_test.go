@@ -301,6 +301,8 @@ type proxy struct {
 	conns  map[net.Conn]bool
 	passed int // bytes that went to who dialed
 	most   int // cut all once so many have passed, 0 for never
+
+	stalled chan struct{} // nothing passes until it is closed, nil if all does
 }
 
 func newProxy(t testing.TB, to string) *proxy {
@@ -336,11 +338,7 @@ func (p *proxy) accept() {
 }
 
 func (p *proxy) pass(to, from net.Conn, counted bool) {
-	var w io.Writer = to
-	if counted {
-		w = counter{p, to}
-	}
-	_, _ = io.Copy(w, from)
+	_, _ = io.Copy(counter{p, to, counted}, from)
 	_, _ = to.Close(), from.Close()
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -349,11 +347,21 @@ func (p *proxy) pass(to, from net.Conn, counted bool) {
 }
 
 type counter struct {
-	p  *proxy
-	to net.Conn
+	p       *proxy
+	to      net.Conn
+	counted bool
 }
 
 func (c counter) Write(b []byte) (int, error) {
+	c.p.mu.Lock()
+	stalled := c.p.stalled
+	c.p.mu.Unlock()
+	if stalled != nil {
+		<-stalled
+	}
+	if !c.counted {
+		return c.to.Write(b)
+	}
 	c.p.mu.Lock()
 	c.p.passed += len(b)
 	cut := c.p.most > 0 && c.p.passed > c.p.most
@@ -374,6 +382,13 @@ func (p *proxy) limit(bytes int) {
 	}
 }
 
+// stall lets nothing pass until the proxy is closed, and no connection end.
+func (p *proxy) stall() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.stalled = make(chan struct{})
+}
+
 func (p *proxy) cutAll() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -385,6 +400,9 @@ func (p *proxy) cutAll() {
 func (p *proxy) close() {
 	_ = p.listener.Close()
 	p.cutAll()
+	if p.stalled != nil {
+		close(p.stalled)
+	}
 	p.running.Wait()
 }
 

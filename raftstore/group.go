@@ -17,9 +17,11 @@ type Group struct {
 	node      string
 	log       *logStore
 	heartbeat time.Duration
+	election  time.Duration
 	raft      *raft.Raft
 	transport raft.Transport
 	network   *transport // the transport, nil without a network
+	warn      func(msg string, args ...any)
 	closing   atomic.Bool
 	closeOnce sync.Once
 	closeErr  error
@@ -38,7 +40,10 @@ type Group struct {
 // being fetched: see [Fetching]. An error that wraps [wal.ErrDamaged] says that
 // the log can't be read.
 func Open(opts Options) (*Group, error) {
-	g := &Group{node: opts.Node, log: &logStore{log: opts.Log}}
+	g := &Group{node: opts.Node, log: &logStore{log: opts.Log}, warn: func(string, ...any) {}}
+	if opts.Logger != nil {
+		g.warn = opts.Logger.Warn
+	}
 	opts.logger = raftLogger(opts.Logger, &g.closing)
 	opts, config, err := opts.filled()
 	if err != nil {
@@ -47,7 +52,7 @@ func Open(opts Options) (*Group, error) {
 	if Fetching(opts.Log) {
 		return nil, ErrFetching
 	}
-	g.heartbeat = opts.HeartbeatTimeout
+	g.heartbeat, g.election = opts.HeartbeatTimeout, opts.ElectionTimeout
 	if err := g.connect(opts); err != nil {
 		return nil, err
 	}
@@ -293,7 +298,14 @@ func stateName(s raft.RaftState) string {
 // Close stops the replica and waits for it. What was proposed before has its
 // outcome first: a leader that can't commit it steps down, and then nobody
 // knows it. It is idempotent.
-func (g *Group) Close() error {
+func (g *Group) Close() error { return g.close(func() {}) }
+
+// CloseMarked is Close after a last marker, with which the next start has
+// little to replay, and knows how much is committed though no other replica be
+// there. What keeps the marker from being taken is logged, and no error.
+func (g *Group) CloseMarked() error { return g.close(g.markLast) }
+
+func (g *Group) close(last func()) error {
 	g.closeOnce.Do(func() {
 		g.entering.Lock()
 		g.closed = true
@@ -303,10 +315,27 @@ func (g *Group) Close() error {
 		if g.network != nil {
 			g.network.end.interrupt()
 		}
+		last()
 		g.closeErr = errors.Join(g.raft.Shutdown().Error(), g.closeTransport())
 	})
 	return g.closeErr
 }
+
+// markLast takes a marker now that no more is replicated. Leadership may be in
+// the middle of being handed over, which raft gives up after an election
+// timeout, and until then it takes none.
+func (g *Group) markLast() {
+	err := g.Mark()
+	for since := time.Now(); errors.Is(err, raft.ErrLeadershipTransferInProgress) && time.Since(since) < 4*g.election; err = g.Mark() {
+		time.Sleep(markPause)
+	}
+	if err != nil {
+		g.warn("the state was not marked: the next start replays more", "err", err)
+	}
+}
+
+// markPause is between attempts to take a last marker.
+const markPause = 2 * time.Millisecond
 
 func (g *Group) closeTransport() error {
 	if c, ok := g.transport.(raft.WithClose); ok {

@@ -164,6 +164,8 @@ func (g *Group) transferTo(ctx context.Context, node string) error {
 	case !g.reachable(node):
 		return errors.New("it can't be reached")
 	}
+	g.network.transfers.Add(1)
+	defer g.network.transfers.Add(-1)
 	return g.await(ctx, func() raft.Future {
 		return g.raft.LeadershipTransferToServer(raft.ServerID(node), raft.ServerAddress(node))
 	}, func(err error) error { return err })

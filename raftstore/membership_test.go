@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/cantuslog/cantus/raftstore"
 )
@@ -121,6 +122,43 @@ func TestTransfer(t *testing.T) {
 		return !leader.group.Leading() || leader.group.Transfer(timeout(t), "") == nil
 	})
 	c.put("and on")
+}
+
+// TestALastMarkInTheMiddleOfATransfer closes a leader that is handing over to
+// one that does not answer any more, as when all nodes of a cluster are stopped
+// at once. What it has applied is known at the next start though nobody else
+// is there.
+func TestALastMarkInTheMiddleOfATransfer(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t, "n1", "n2", "n3")
+	c.heartbeat = 2 * time.Second // the leader goes on while nobody answers
+	for _, n := range c.nodes {
+		n.open(c.names...)
+	}
+	leader := c.leader()
+	c.put("last")
+	if err := leader.group.VerifyLeader(timeout(t)); err != nil { // heartbeats are answered
+		t.Fatal(err)
+	}
+	for _, n := range c.nodes {
+		n.proxy.stall()
+	}
+	go func() { _ = leader.group.Transfer(timeout(t), "") }()
+	until(t, "leadership is being handed over", func() bool {
+		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Millisecond)
+		defer cancel()
+		return strings.Contains(leader.group.Barrier(ctx).Error(), "transfer in progress")
+	})
+	if err := leader.group.CloseMarked(); err != nil {
+		t.Fatal(err)
+	}
+	applied := len(leader.fsm.all())
+	leader.closeNetwork()
+	leader.openNetwork()
+	leader.open()
+	if leader.fsm.restored != applied || applied == 0 {
+		t.Errorf("it started at %d entries, %d were applied", leader.fsm.restored, applied)
+	}
 }
 
 func TestAChangeOfMembersWithoutAMajority(t *testing.T) {

@@ -36,6 +36,8 @@ type transport struct {
 	incoming               *incoming
 	recent                 func(index uint64) bool // whether an entry is in memory
 	raft                   atomic.Pointer[raft.Raft]
+	// transfers counts those of leadership that are under way.
+	transfers atomic.Int64
 
 	mu    sync.Mutex
 	peers map[raft.ServerID]*peer
@@ -197,10 +199,11 @@ func (t *transport) persist(id raft.ServerID, term uint64, try func() error) err
 }
 
 // matters tells whether this replica still leads in a term, and the peer is
-// one of the group's.
+// one of the group's. While leadership is being handed over nothing does: raft
+// would wait for a successor that is gone, and turn proposals away meanwhile.
 func (t *transport) matters(id raft.ServerID, term uint64) bool {
 	r := t.raft.Load()
-	if r == nil || r.State() != raft.Leader || r.CurrentTerm() != term {
+	if r == nil || r.State() != raft.Leader || r.CurrentTerm() != term || t.transfers.Load() > 0 {
 		return false
 	}
 	return isMember(r, id)
