@@ -4,7 +4,11 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"sync"
 	"testing"
+	"time"
+
+	"github.com/nats-io/nats.go"
 
 	"github.com/cantuslog/cantus/broker"
 	"github.com/cantuslog/cantus/subjects"
@@ -62,6 +66,57 @@ func TestALeaderThatStopsHandsOver(t *testing.T) {
 	c.start("n1")
 	c.settle("n2")
 	c.checkSame(0, c.names...)
+}
+
+// TestNobodyIsRefusedWhileALeaderStops has clients that take no refusal send
+// appends while their partition's leader is stopped: what comes in meanwhile
+// goes to the next one.
+func TestNobodyIsRefusedWhileALeaderStops(t *testing.T) {
+	c := openNodes(t, 3, broker.Options{Partitions: 1})
+	c.settle("n1")
+	if leader := c.leader(0, "n3"); leader != "n1" {
+		t.Fatalf("%s leads", leader)
+	}
+	stop := make(chan struct{})
+	var clients sync.WaitGroup
+	done := make([]int, 8)
+	for i := range done {
+		nc := c.conn("n3")
+		clients.Go(func() {
+			for {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+				id := fmt.Sprint(i, ".", done[i])
+				m, err := nc.RequestMsg(message("cantus.append.0", id, msgID, id), time.Second)
+				switch {
+				case errors.Is(err, nats.ErrTimeout): // it went to a server that had just lost its subscriber
+					continue
+				case err != nil:
+					t.Errorf("append %s: %v", id, err)
+					return
+				case m.Header.Get(subjects.HeaderError) != "":
+					t.Errorf("append %s: %s", id, m.Data)
+					return
+				}
+				done[i]++
+			}
+		})
+	}
+	c.stop("n1")
+	keep(t, c.conn("n3"), 0, "after", "after")
+	close(stop)
+	clients.Wait()
+	want := 1
+	for _, n := range done {
+		want += n
+	}
+	if got := c.checkSame(0, "n2", "n3"); len(got) != want {
+		t.Errorf("%d transactions, %d were acknowledged", len(got), want)
+	}
+	t.Logf("%d appends", want)
 }
 
 func TestAllNodesRestart(t *testing.T) {

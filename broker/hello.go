@@ -49,6 +49,7 @@ type hello struct {
 type groupReport struct {
 	Partition int             `json:"partition"`
 	State     string          `json:"state"`
+	Serves    bool            `json:"serves,omitempty"` // it leads, and takes requests
 	Term      uint64          `json:"term"`
 	Applied   uint64          `json:"applied"` // index
 	Commit    uint64          `json:"commit"`  // index, as far as it knows
@@ -193,10 +194,7 @@ func (n *Node) onHello(m *message) {
 	}
 	n.clear()
 	if n.peers.hear(h, time.Now()) {
-		select { // it does not know of us yet
-		case n.helloNow <- struct{}{}:
-		default:
-		}
+		n.helloSoon() // it does not know of us yet
 	}
 	n.compareDigests(h)
 	n.checkMembership(h)
@@ -246,6 +244,14 @@ func (n *Node) sayHello() {
 		case <-tick.C:
 		case <-n.helloNow:
 		}
+	}
+}
+
+// helloSoon has the others hear of this node now.
+func (n *Node) helloSoon() {
+	select {
+	case n.helloNow <- struct{}{}:
+	default: // it is about to
 	}
 }
 

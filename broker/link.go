@@ -480,6 +480,18 @@ func appendHPub(dst []byte, subject string, header, payload []byte) []byte {
 	return append(dst, "\r\n"...)
 }
 
+// appendAgain appends a message as it came in, to be answered by another.
+func appendAgain(dst []byte, m *message) []byte {
+	to := m.subject
+	if m.reply != "" {
+		to += " " + m.reply
+	}
+	if m.header == nil {
+		return appendPub(dst, to, m.payload)
+	}
+	return appendHPub(dst, to, m.header, m.payload)
+}
+
 // credentials are the node's own at its NATS server.
 type credentials struct {
 	user, password, token string

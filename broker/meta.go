@@ -243,7 +243,7 @@ func (m *meta) step(ctx context.Context) error {
 	}
 	now := time.Now()
 	w := wantedGroup{
-		group: m.group, self: m.node.opts.Name, voters: want, preferred: m.node.opts.Name,
+		group: m.group, transfer: m.group.Transfer, self: m.node.opts.Name, voters: want, preferred: m.node.opts.Name,
 		report: func(name string) (groupReport, bool) {
 			q, ok := m.node.peers.get(name)
 			if !ok || q.Meta == nil || !m.node.peers.alive(name, now) {

@@ -276,6 +276,10 @@ func (s *natsServer) wanted(subject string) bool {
 	return !s.watchInterest || s.account.SubscriptionInterest(subject)
 }
 
+// interest tells whether anybody is known to subscribe to subject, which for a
+// while after a subscription on another node ended may be one who does no more.
+func (s *natsServer) interest(subject string) bool { return s.account.SubscriptionInterest(subject) }
+
 // natsLogger passes the server's log on, and what it could not start for.
 type natsLogger struct {
 	log   *slog.Logger

@@ -489,10 +489,7 @@ func (n *Node) Close() error {
 // close is the one place that says in which order things stop.
 func (n *Node) close() (err error) {
 	n.leaving.Store(true)
-	select { // nobody is to hand anything to this node now
-	case n.helloNow <- struct{}{}:
-	default:
-	}
+	n.helloSoon() // nobody is to hand anything to this node now
 	close(n.quit)
 	if n.clearTimer != nil {
 		n.clearTimer.Stop()

@@ -2,6 +2,7 @@ package broker
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"strconv"
@@ -33,6 +34,7 @@ type partition struct {
 
 	digests digests
 	end     atomic.Pointer[context.CancelCauseFunc] // of the present session
+	stayed  atomic.Int64                            // when it could not make way, Unix nanoseconds
 	fenced  atomic.Pointer[string]                  // why it must not serve: its log differs from the others'
 
 	// stamped is the newest time given to a transaction; replica.mu guards it.
@@ -66,6 +68,7 @@ func openPartition(n *Node, id int, voters []string) (*partition, error) {
 func (p *partition) report() groupReport {
 	r := statusReport(p.group.Status())
 	at := p.replica.position()
+	r.Serves = p.serving.Load()
 	r.Partition, r.Txid, r.First, r.Digests = p.id, at.mark, at.first, p.digests.newest()
 	if why := p.fenced.Load(); why != nil {
 		r.Fenced = *why
@@ -115,7 +118,11 @@ func (p *partition) run(ctx context.Context) {
 		case <-p.group.Leadership():
 		}
 		for p.group.Leading() && ctx.Err() == nil {
-			if err := p.lead(ctx); err != nil && ctx.Err() == nil {
+			err := p.lead(ctx)
+			if errors.As(err, new(handing)) {
+				continue
+			}
+			if err != nil && ctx.Err() == nil {
 				p.log.Warn("leading ended", "err", err)
 				select { // each beginning costs an entry of the log
 				case <-ctx.Done():
@@ -137,7 +144,7 @@ func (p *partition) lead(ctx context.Context) error {
 		return ctx.Err()
 	}
 	if why := p.fenced.Load(); why != nil {
-		p.handOver()
+		p.handOver("")
 		return fmt.Errorf("%w: %s", errFenced, *why)
 	}
 	if err := p.group.Barrier(ctx); err != nil {
@@ -157,28 +164,100 @@ func (p *partition) lead(ctx context.Context) error {
 	})
 	p.queue.accepting(true)
 	p.cursors.accepting(true)
+	p.end.Store(&cancel)
 	s := newSession(p, cancel)
 	background.Go(func() { s.settle() })
 	background.Go(func() { s.sequence(ctx) })
 	background.Go(func() { p.writeCursors(ctx) })
 	background.Go(func() { p.reconcile(ctx) })
-	p.end.Store(&cancel)
 	subscribed, err := p.subscribe(ctx)
 	if err == nil {
 		status := p.group.Status()
+		p.serving.Store(true)
+		p.node.helloSoon()
 		p.log.Info("leading", "term", status.Term, "high_water_mark", p.replica.position().mark)
 		p.node.advise("leader", map[string]any{"partition": p.id, "leader": p.node.opts.Name, "term": status.Term})
-		p.serving.Store(true)
 		<-ctx.Done()
 	}
 	cancel(err)
 	p.serving.Store(false)
+	why := context.Cause(ctx)
+	successor := false
+	if way, asked := errors.AsType[handing](why); asked || errors.Is(why, context.Canceled) && p.node.Err() == nil {
+		background.Wait() // what is in flight is answered, what comes in waits
+		if successor = p.handOver(way.to); successor {
+			successor = p.awaitSuccessor()
+		} else if asked {
+			p.stayed.Store(time.Now().UnixNano())
+		}
+	}
 	p.node.unsubscribeAll(subscribed)
-	p.turnAway(p.queue.accepting(false))
-	p.turnAway(p.cursors.accepting(false))
+	p.letGo(successor)
 	background.Wait()
-	return context.Cause(ctx)
+	return why
 }
+
+// letGo closes the queues. What waits in them goes to the successor, if one
+// serves the partition, and is refused otherwise.
+func (p *partition) letGo(successor bool) {
+	for _, q := range []struct {
+		*queue
+		subject string
+	}{{p.queue, p.node.names.Append(p.id)}, {p.cursors, p.node.names.Cursor(p.id, "any")}} {
+		rest := q.accepting(false)
+		if successor && p.node.nats.interest(q.subject) {
+			p.passOn(rest)
+		} else {
+			p.turnAway(rest)
+		}
+	}
+}
+
+// passOn sends messages again, for whom leads now.
+func (p *partition) passOn(ms []*message) {
+	for _, m := range ms {
+		p.node.sender.send(appendAgain(nil, m))
+	}
+}
+
+// handing ends a session that is to make way for another node's.
+type handing struct{ to string }
+
+func (h handing) Error() string { return "leadership is handed over to " + h.to }
+
+// makeWay has the session that is under way end, and its leadership handed
+// over to a node, unless that has just failed.
+func (p *partition) makeWay(_ context.Context, to string) error {
+	if since := time.Since(time.Unix(0, p.stayed.Load())); since < handOverPause {
+		return fmt.Errorf("leadership could not be handed over %v ago", since.Round(time.Millisecond))
+	}
+	if end := p.end.Load(); end != nil {
+		(*end)(handing{to})
+	}
+	return nil
+}
+
+// awaitSuccessor returns when another node says that it serves the partition;
+// false says that none did for a while.
+func (p *partition) awaitSuccessor() bool {
+	patience := time.NewTimer(successorTime)
+	defer patience.Stop()
+	for {
+		heard := p.node.peers.next()
+		if _, r, ok := p.node.peers.leader(p.id, time.Now()); ok && r.Serves && r.Term >= p.group.Status().Term {
+			return true
+		}
+		select {
+		case <-heard:
+		case <-patience.C:
+			return false
+		}
+	}
+}
+
+// successorTime is how long a leader that has handed over keeps requests for
+// the next one.
+const successorTime = 500 * time.Millisecond
 
 func (p *partition) subscribe(ctx context.Context) ([]subscribed, error) {
 	names := p.node.names

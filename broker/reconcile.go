@@ -39,6 +39,8 @@ type wantedGroup struct {
 	group  *raftstore.Group
 	self   string
 	voters map[string]bool // who is to be a member, and whether with a vote
+	// transfer hands leadership over, or begins to.
+	transfer func(ctx context.Context, to string) error
 	// preferred is who is to lead.
 	preferred string
 	report    func(name string) (groupReport, bool) // of a living node's replica
@@ -124,7 +126,7 @@ func (w wantedGroup) demote(ctx context.Context, have map[string]bool, _ raftsto
 	for _, name := range names(have) {
 		if vote, wanted := w.voters[name]; have[name] && wanted && !vote && w.complete(have) && w.canSpare(have, name) {
 			if name == w.self {
-				return true, w.group.Transfer(ctx, w.successor(have))
+				return true, w.transfer(ctx, w.successor(have))
 			}
 			return true, w.group.Demote(ctx, name)
 		}
@@ -144,7 +146,7 @@ func (w wantedGroup) remove(ctx context.Context, have map[string]bool, _ raftsto
 			return true, w.group.Remove(ctx, name)
 		default:
 			if to := w.successor(have); to != "" {
-				return true, w.group.Transfer(ctx, to)
+				return true, w.transfer(ctx, to)
 			}
 		}
 	}
@@ -201,7 +203,7 @@ func (w wantedGroup) handOver(ctx context.Context, have map[string]bool, status 
 	if !there || r.Fenced != "" || !caughtUp(r, status) || !w.handing() {
 		return false, nil
 	}
-	if err := w.group.Transfer(ctx, w.preferred); err != nil {
+	if err := w.transfer(ctx, w.preferred); err != nil {
 		return true, fmt.Errorf("hand over to %s: %w", w.preferred, err)
 	}
 	return true, nil
@@ -225,7 +227,7 @@ func (p *partition) reconcile(ctx context.Context) {
 		}
 		now := time.Now()
 		w := wantedGroup{
-			group: p.group, self: p.node.opts.Name, voters: want, preferred: facts.Voters(p.id)[0],
+			group: p.group, transfer: p.makeWay, self: p.node.opts.Name, voters: want, preferred: facts.Voters(p.id)[0],
 			report: func(name string) (groupReport, bool) {
 				if !p.node.peers.alive(name, now) {
 					return groupReport{}, false

@@ -186,7 +186,6 @@ func (s *slot) live(ctx context.Context, p *partition) {
 	cancel()
 	serving.Wait()
 	s.node.unsubscribeAll(s.subscribe)
-	p.handOver()
 	if why == stopping {
 		return // the node closes its replicas, each in its place
 	}
@@ -277,28 +276,38 @@ func (s *slot) unready() string {
 	return p.unready()
 }
 
-// handOver passes leadership on before the replica goes, to whom has most.
-func (p *partition) handOver() {
+// handOver passes leadership on: to a node, or for "" to whom has most. It
+// tells whether another leads then.
+func (p *partition) handOver(to string) bool {
 	if !p.group.Leading() {
-		return
-	}
-	status := p.group.Status()
-	now := time.Now()
-	to, best := "", uint64(0)
-	for _, r := range status.Replicas {
-		g, there := p.node.peers.report(r.Name, p.id, now)
-		if there && r.Voter && p.node.peers.alive(r.Name, now) && g.Fenced == "" && g.Applied >= best {
-			to, best = r.Name, g.Applied
-		}
+		return true
 	}
 	if to == "" {
-		return
+		to = p.heir()
+	}
+	if to == "" {
+		return false
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), handOverTime)
 	defer cancel()
-	if err := p.group.Transfer(ctx, to); err != nil {
+	err := p.group.Transfer(ctx, to)
+	if err != nil {
 		p.log.Warn("leadership was not handed over", "to", to, "err", err)
 	}
+	return err == nil
+}
+
+// heir is the other voter that has most of the log, "" if none is there.
+func (p *partition) heir() (name string) {
+	now := time.Now()
+	best := uint64(0)
+	for _, r := range p.group.Status().Replicas {
+		g, there := p.node.peers.report(r.Name, p.id, now)
+		if there && r.Voter && p.node.peers.alive(r.Name, now) && g.Fenced == "" && g.Applied >= best {
+			name, best = r.Name, g.Applied
+		}
+	}
+	return name
 }
 
 // handOverTime bounds handing a partition over.
