@@ -3,6 +3,7 @@ package raftstore_test
 import (
 	"context"
 	"errors"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -137,17 +138,25 @@ func TestALastMarkInTheMiddleOfATransfer(t *testing.T) {
 	}
 	leader := c.leader()
 	c.put("last")
+	for _, n := range c.others(leader) {
+		until(t, "they are level", func() bool { return len(n.fsm.all()) == len(leader.fsm.all()) })
+	}
 	if err := leader.group.VerifyLeader(timeout(t)); err != nil { // heartbeats are answered
 		t.Fatal(err)
 	}
 	for _, n := range c.nodes {
 		n.proxy.stall()
 	}
-	go func() { _ = leader.group.Transfer(timeout(t), "") }()
+	go func() {
+		for leader.group.Leading() && leader.group.Transfer(timeout(t), "") != nil {
+			runtime.Gosched()
+		}
+	}()
 	until(t, "leadership is being handed over", func() bool {
-		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Millisecond)
+		ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 		defer cancel()
-		return strings.Contains(leader.group.Barrier(ctx).Error(), "transfer in progress")
+		err := leader.group.Barrier(ctx)
+		return err != nil && strings.Contains(err.Error(), "transfer in progress")
 	})
 	if err := leader.group.CloseMarked(); err != nil {
 		t.Fatal(err)
