@@ -1,0 +1,94 @@
+package e2e_test
+
+import (
+	"context"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats.go"
+
+	"github.com/cantuslog/cantus/internal/proof"
+)
+
+// fallible is a cluster as a log whose leader can be taken away.
+type fallible struct{ *cluster }
+
+// Connect implements proof.Log.
+func (f fallible) Connect(opts ...nats.Option) (*nats.Conn, error) {
+	var urls []string
+	for _, n := range f.nodes {
+		urls = append(urls, n.url)
+	}
+	return nats.Connect(strings.Join(urls, ","), append([]nats.Option{
+		nats.MaxReconnects(-1), nats.ReconnectWait(5 * time.Millisecond), nats.ReconnectJitter(0, 0),
+		nats.ErrorHandler(func(*nats.Conn, *nats.Subscription, error) {}),
+	}, opts...)...)
+}
+
+// Fail implements proof.Log: the leader is killed, and started again once
+// another serves. All are level before the next one falls.
+func (f fallible) Fail(ctx context.Context) error {
+	client := f.dial(f.nodes[0].name)
+	defer client.nc.Close()
+	leader, err := f.leader(ctx, client, 0)
+	if err != nil {
+		return err
+	}
+	leader.kill()
+	if err := f.until(ctx, "led by another", func(ctx context.Context) string {
+		info, err := client.info(ctx, 0)
+		switch {
+		case err != nil:
+			return err.Error()
+		case info.Leader == leader.name:
+			return "still led by " + info.Leader
+		}
+		return ""
+	}); err != nil {
+		return err
+	}
+	if err := leader.start(); err != nil {
+		return err
+	}
+	return f.until(ctx, "in its place", func(ctx context.Context) string {
+		s, err := client.status(ctx)
+		if err != nil {
+			return err.Error()
+		}
+		for _, n := range s.Nodes {
+			if !n.Alive || !n.Ready {
+				return n.Name + ": " + n.Unready
+			}
+		}
+		return ""
+	})
+}
+
+// TestClusterNothingIsComputedOnAStaleState has clients compute from their own
+// high-water marks while leaders are killed.
+func TestClusterNothingIsComputedOnAStaleState(t *testing.T) {
+	p := proof.Probe{Writers: 4, Each: 40, Failures: 2}
+	if *long {
+		p = proof.Probe{Writers: 10, Each: 1000, Failures: 20}
+	}
+	c := startCluster(t, 3, "--partitions", "1")
+	began := time.Now()
+	if err := p.Run(t.Context(), fallible{c}); err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("%d writers, %d transactions each, %d leaders killed: %v", p.Writers, p.Each, p.Failures, time.Since(began).Round(time.Second))
+}
+
+// TestClusterReadLocksKeepWritersFromSkew has writers on three nodes try to
+// break a limit that two accounts share.
+func TestClusterReadLocksKeepWritersFromSkew(t *testing.T) {
+	if !*long {
+		t.Skip("takes its time: make cluster")
+	}
+	c := startCluster(t, 3, "--partitions", "1")
+	broken, err := proof.Skew{Rounds: 2000, ReadLocks: true}.Run(t.Context(), fallible{c})
+	if err != nil || broken > 0 {
+		t.Fatalf("the limit was broken %d times: %v", broken, err)
+	}
+}
