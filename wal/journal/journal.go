@@ -35,19 +35,23 @@ type Journal struct {
 	ahead   sync.Cond  // the writer waits: for the preparer
 	queue   []*commit
 	queued  int64 // bytes of operations in queue
-	closing bool
-	err     error // the failure, once there is one
-	failed  chan struct{}
-	seq     uint64 // last synced frame
-	ck      checkpoint
-	live    []extent // segments with frames that count, the active one last
-	spares  []string // paths of segments to be used again
-	ready   []*segment
-	number  uint64 // of the next segment to be made
-	wanted  bool   // the preparer has a segment to make
-	prepErr error  // how its last attempt ended
-	stopped bool   // the preparer is to end
-	stats   Stats
+	left    int64 // bytes that the active segment has left for frames
+	// unwritten is how many bytes the frames will have, at most, of what is in
+	// the queue or being written.
+	unwritten int64
+	closing   bool
+	err       error // the failure, once there is one
+	failed    chan struct{}
+	seq       uint64 // last synced frame
+	ck        checkpoint
+	live      []extent // segments with frames that count, the active one last
+	spares    []string // paths of segments to be used again
+	ready     []*segment
+	number    uint64 // of the next segment to be made
+	wanted    bool   // the preparer has a segment to make
+	prepErr   error  // how its last attempt ended
+	stopped   bool   // the preparer is to end
+	stats     Stats
 
 	writer, preparer sync.WaitGroup
 	closed           chan struct{} // closed when Close has done its work
@@ -166,6 +170,7 @@ func newJournal(dir string, opts Options, r *recovery) *Journal {
 		ck: r.ck, seq: r.next - 1, number: r.segments[len(r.segments)-1].number + 1,
 		failed: make(chan struct{}), closed: make(chan struct{}),
 	}
+	j.left = j.active.size - j.off
 	for _, c := range []*sync.Cond{&j.work, &j.room, &j.prepare, &j.ahead} {
 		c.L = &j.mu
 	}

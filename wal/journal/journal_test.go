@@ -419,3 +419,62 @@ func TestOtherSegmentSize(t *testing.T) {
 		mustClose(t, j)
 	}
 }
+
+// TestPromisesAreKeptOnAFullDisk: what was promised is written though another
+// segment can't be made; what comes before and behind it is refused for want of
+// space, and nothing takes a promise along into a segment that isn't there.
+func TestPromisesAreKeptOnAFullDisk(t *testing.T) { synctest.Test(t, testPromisesAreKeptOnAFullDisk) }
+
+func testPromisesAreKeptOnAFullDisk(t *testing.T) {
+	fs := journaltest.New(1)
+	goOn := make(chan struct{})
+	j := mustOpen(t, dir, journal.Options{FS: fs, SegmentSize: 64 << 10, Synced: func(seq uint64, _ []journal.Op) {
+		if seq == 2 {
+			<-goOn
+		}
+	}}, nil)
+	synctest.Wait() // the next segment is there
+	fs.Hook(func(c journaltest.Call) error {
+		if c.Kind == journaltest.Allocate {
+			return syscall.ENOSPC
+		}
+		return nil
+	})
+	if err := j.Commit(put("a", 30_000)); err != nil {
+		t.Fatal(err)
+	}
+	j.Enqueue(put("b", 50_000)) // in the next segment, which is the last one
+	synctest.Wait()
+	kept := make(chan error, 10)
+	promise := func(size int) bool {
+		return j.Promise(put("p", size), func(err error) { kept <- err })
+	}
+	close(goOn)
+	synctest.Wait()
+	if !promise(5000) || <-kept != nil {
+		t.Error("there is room for this")
+	}
+	if promise(10_000) {
+		t.Error("there is no room for this")
+	}
+	j.Enqueue(put("c", 100))
+	if !promise(1000) {
+		t.Error("there is room for both")
+	}
+	large := j.Enqueue(put("d", 50_000)) // fits into a frame with the promise, but not into the segment
+	if err := <-kept; err != nil {
+		t.Errorf("the promise was broken: %v", err)
+	}
+	if err := large(); !errors.Is(err, journal.ErrNoSpace) {
+		t.Errorf("without a segment: %v", err)
+	}
+	if !promise(1000) || <-kept != nil {
+		t.Error("there is room for this too")
+	}
+	if err := j.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if promise(1) || j.Promise(nil, nil) {
+		t.Error("a closed journal promises")
+	}
+}

@@ -146,13 +146,30 @@ func (w *world) checkReplay(got []uint64) {
 	w.t.Fatalf("replayed %v\nof %v, %d acknowledged, released %d, perhaps %d", got, w.order, w.acked, w.released, w.tried)
 }
 
+// enqueue enqueues a commit, as a promise or not.
+func (w *world) enqueue(ops []journal.Op) (wait func() error) {
+	if w.rng.IntN(2) == 0 {
+		outcome := make(chan error, 1)
+		if w.j.Promise(ops, func(err error) { outcome <- err }) {
+			return func() error {
+				err := <-outcome
+				if err != nil && !errors.Is(err, journal.ErrFailed) {
+					w.t.Errorf("a promise was broken, and the journal has not failed: %v", err)
+				}
+				return err
+			}
+		}
+	}
+	return w.j.Enqueue(ops)
+}
+
 // commit enqueues n commits, waits for all, and notes which were acknowledged.
 func (w *world) commit(n int) error {
 	w.t.Helper()
 	waits := make([]func() error, n)
 	for i := range waits {
 		w.order = append(w.order, w.next)
-		waits[i] = w.j.Enqueue(ops(w.next, w.rng))
+		waits[i] = w.enqueue(ops(w.next, w.rng))
 		w.next++
 	}
 	var failed error

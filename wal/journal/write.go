@@ -11,7 +11,13 @@ type commit struct {
 	size int64 // encoded
 	done chan struct{}
 	err  error // set before done is closed
+	// then is called in place of closing done, for a commit that was promised.
+	then func(error)
 }
+
+// alone is the size of the frame that the commit alone would make; frames of
+// many are no larger than those of each together.
+func (c *commit) alone() int64 { return frameSize(len(c.ops), c.size) }
 
 func (c *commit) wait() error {
 	<-c.done
@@ -21,6 +27,10 @@ func (c *commit) wait() error {
 // finish tells the callers how it ended.
 func finish(batch []*commit, err error) {
 	for _, c := range batch {
+		if c.then != nil {
+			c.then(err)
+			continue
+		}
 		c.err = err
 		close(c.done)
 	}
@@ -49,8 +59,31 @@ func (j *Journal) Enqueue(ops []Op) (wait func() error) {
 	return c.wait
 }
 
+// Promise is Enqueue for who goes on without the outcome: when it returns true,
+// ops have their place in the order, and are synced later unless the journal
+// fails, whatever room there is on the disk. then is told the outcome, nil or
+// ErrFailed, once, in order, on the writer's goroutine, under the same terms as
+// Options.Synced. False says that nothing was done, since the segment may not
+// have room for it, or the queue, or the journal is closed or has failed: Commit
+// says which. Promise never blocks.
+func (j *Journal) Promise(ops []Op, then func(error)) bool {
+	c := &commit{ops: ops, size: opsSize(ops), then: then}
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	switch {
+	case j.closing || j.err != nil || len(ops) == 0:
+		return false
+	case len(j.queue) > 0 && j.queued+c.size > j.opts.MaxQueue:
+		return false
+	case j.unwritten+c.alone() > j.left:
+		return false // making another segment may fail for want of space
+	}
+	j.add(c)
+	return true
+}
+
 func (j *Journal) enqueue(c *commit) error {
-	if limit := j.opts.SegmentSize - labelBlock; frameSize(len(c.ops), c.size) > limit {
+	if limit := j.opts.SegmentSize - labelBlock; c.alone() > limit {
 		return fmt.Errorf("%d operations of %d bytes, segments hold %d: %w", len(c.ops), c.size, limit, ErrTooLarge)
 	}
 	j.mu.Lock()
@@ -64,10 +97,16 @@ func (j *Journal) enqueue(c *commit) error {
 	if j.err != nil {
 		return j.err
 	}
+	j.add(c)
+	return nil
+}
+
+// add puts a commit into the queue; mu is held.
+func (j *Journal) add(c *commit) {
 	j.queue = append(j.queue, c)
 	j.queued += c.size
+	j.unwritten += c.alone()
 	j.work.Signal()
-	return nil
 }
 
 // write is the writer's goroutine: all frames are written here, and one is
@@ -78,7 +117,13 @@ func (j *Journal) write() {
 		if batch == nil {
 			return
 		}
-		finish(batch, j.step(batch))
+		err := j.step(batch)
+		j.mu.Lock()
+		for _, c := range batch {
+			j.unwritten -= c.alone()
+		}
+		j.mu.Unlock()
+		finish(batch, err)
 	}
 }
 
@@ -105,6 +150,9 @@ func (j *Journal) take() []*commit {
 		ops += len(c.ops)
 		if n > 0 && frameSize(ops, size+c.size) > limit {
 			break
+		}
+		if c.then != nil { // nothing may take what was promised into another segment
+			limit = min(limit, j.left)
 		}
 		n++
 		size += c.size
@@ -170,6 +218,7 @@ func (j *Journal) count(commits, ops, bytes int) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	j.seq++
+	j.left = j.active.size - j.off
 	j.stats.Frames++
 	j.stats.Syncs++
 	j.stats.Commits += uint64(commits)
@@ -214,6 +263,7 @@ func (j *Journal) roll(seq uint64) error {
 	j.active, j.off = s, labelBlock
 	j.mu.Lock()
 	defer j.mu.Unlock()
+	j.left = s.size - j.off
 	j.live = append(j.live, extent{s.number, seq})
 	return nil
 }
