@@ -15,6 +15,7 @@ import (
 
 	"github.com/cantuslog/cantus/raftstore"
 	"github.com/cantuslog/cantus/wal"
+	"github.com/cantuslog/cantus/wal/journal"
 )
 
 // cluster is some nodes in this process, each with a store, a network and a
@@ -41,6 +42,8 @@ type node struct {
 	proxy   *proxy
 	group   *raftstore.Group
 	fsm     *machine
+	fs      journal.FS // nil for the operating system's
+	fails   bool       // its store may have failed
 }
 
 const theGroup = 7
@@ -103,7 +106,7 @@ func (c *cluster) heal(name string) {
 
 func (n *node) openStore() {
 	n.c.t.Helper()
-	s, err := wal.Open(n.dir, wal.Options{Identity: wal.Identity{Cluster: "c", Node: n.name, Partitions: 8}, SegmentSize: 16 << 20})
+	s, err := wal.Open(n.dir, wal.Options{Identity: wal.Identity{Cluster: "c", Node: n.name, Partitions: 8}, SegmentSize: 16 << 20, FS: n.fs})
 	if err != nil {
 		n.c.t.Fatal(err)
 	}
@@ -177,7 +180,7 @@ func (n *node) closeNetwork() {
 
 func (n *node) closeStore() {
 	n.c.t.Helper()
-	if err := n.store.Close(); err != nil {
+	if err := n.store.Close(); err != nil && !n.fails {
 		n.c.t.Errorf("close store of %s: %v", n.name, err)
 	}
 }

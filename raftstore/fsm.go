@@ -2,6 +2,7 @@ package raftstore
 
 import (
 	"io"
+	"slices"
 
 	"github.com/hashicorp/raft"
 
@@ -37,7 +38,14 @@ type Mark struct {
 }
 
 // fsmAdapter is raft's view of an FSM.
-type fsmAdapter struct{ fsm FSM }
+type fsmAdapter struct {
+	fsm      FSM
+	unsynced *unsynced
+}
+
+// notSynced is the result of an entry that raft took for committed and that
+// could not be synced here. It was not applied, and nothing behind it will be.
+type notSynced struct{ err error }
 
 func (a fsmAdapter) Apply(l *raft.Log) any { return a.ApplyBatch([]*raft.Log{l})[0] }
 
@@ -46,6 +54,11 @@ func (a fsmAdapter) ApplyBatch(logs []*raft.Log) []any {
 	for _, l := range logs {
 		if l.Type == raft.LogCommand {
 			entries = append(entries, Committed{Index: l.Index, Term: l.Term, Data: l.Data})
+		}
+	}
+	if n := len(entries); n > 0 {
+		if err := a.unsynced.wait(entries[n-1].Index); err != nil {
+			return slices.Repeat([]any{notSynced{err}}, len(logs))
 		}
 	}
 	results := a.fsm.Apply(entries)

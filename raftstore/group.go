@@ -74,7 +74,7 @@ func (g *Group) connect(opts Options) error {
 	if err != nil {
 		return err
 	}
-	g.network = newTransport(e, opts)
+	g.network = newTransport(e, opts, &g.log.unsynced)
 	g.transport = g.network
 	return nil
 }
@@ -89,10 +89,11 @@ func (g *Group) start(config *raft.Config, opts Options) (err error) {
 			err = fmt.Errorf("start raft: %w", r)
 		}
 	}()
-	g.raft, err = raft.NewRaft(config, fsmAdapter{opts.FSM}, g.log, g.log, marks, g.transport)
+	g.raft, err = raft.NewRaft(config, fsmAdapter{opts.FSM, &g.log.unsynced}, g.log, g.log, marks, g.transport)
 	if err != nil {
 		return fmt.Errorf("start raft: %w", err)
 	}
+	g.log.raft.Store(g.raft)
 	if g.network != nil {
 		g.network.use(g)
 	}
@@ -156,7 +157,11 @@ func (p Proposal) Wait() (result any, err error) {
 	if err != nil {
 		return nil, outcome(err)
 	}
-	return p.future.Response(), nil
+	result = p.future.Response()
+	if n, is := result.(notSynced); is {
+		return nil, fmt.Errorf("%w: it could not be synced: %w", ErrUnknown, n.err)
+	}
+	return result, nil
 }
 
 // Barrier returns nil when everything that was committed before is applied
@@ -271,7 +276,7 @@ func (g *Group) Status() Status {
 	return Status{
 		Leader: string(leader), Term: g.raft.CurrentTerm(), State: stateName(g.raft.State()),
 		Replicas: g.replicas(), LastContact: g.raft.LastContact(),
-		CommitIndex: g.raft.CommitIndex(), AppliedIndex: g.raft.AppliedIndex(), LastIndex: g.raft.LastIndex(),
+		CommitIndex: g.log.unsynced.cap(g.raft.CommitIndex()), AppliedIndex: g.raft.AppliedIndex(), LastIndex: g.raft.LastIndex(),
 	}
 }
 
@@ -317,6 +322,7 @@ func (g *Group) close(last func()) error {
 		}
 		last()
 		g.closeErr = errors.Join(g.raft.Shutdown().Error(), g.closeTransport())
+		_ = g.log.unsynced.wait(all) // the log is its owner's again
 	})
 	return g.closeErr
 }

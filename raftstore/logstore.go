@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/raft"
@@ -15,6 +16,10 @@ import (
 // logStore is raft's LogStore and StableStore over a log of package wal.
 type logStore struct {
 	log *wal.Log
+	// raft is who stores, nil until it runs.
+	raft     atomic.Pointer[raft.Raft]
+	unsynced unsynced
+	failed   sync.Once
 
 	// mu guards term, the value of a term that could not be stored, nil if it
 	// was. Nothing else is stored before it is.
@@ -30,6 +35,10 @@ func (s *logStore) LastIndex() (uint64, error)  { return s.log.LastIndex(), nil 
 
 // GetLog must give raft.ErrLogNotFound itself, unwrapped: raft compares.
 func (s *logStore) GetLog(index uint64, l *raft.Log) error {
+	if entry := s.unsynced.get(index); entry != nil {
+		*l = *entry
+		return nil
+	}
 	e, err := s.log.Entry(index)
 	if errors.Is(err, wal.ErrNotFound) {
 		return raft.ErrLogNotFound
@@ -50,18 +59,18 @@ func (s *logStore) StoreLog(l *raft.Log) error { return s.StoreLogs([]*raft.Log{
 // a segment of the journal.
 const storeAtOnce = 24 << 20
 
-// StoreLogs stores entries, at once unless they are very large.
+// StoreLogs stores entries, at once unless they are very large. When it returns
+// nil they are synced, or, on a leader, on their way and in s.unsynced.
 func (s *logStore) StoreLogs(logs []*raft.Log) error {
 	if err := s.oweTerm(); err != nil {
 		return err
 	}
+	if s.ahead(logs) && s.promise(logs) {
+		return nil
+	}
 	entries, bytes := make([]wal.Entry, 0, len(logs)), 0
 	for i, l := range logs {
-		e := wal.Entry{Index: l.Index, Term: l.Term, Type: uint8(l.Type), Data: l.Data, Extensions: l.Extensions}
-		if !l.AppendedAt.IsZero() {
-			e.AppendedAt = l.AppendedAt.UnixNano()
-		}
-		entries = append(entries, e)
+		entries = append(entries, toEntry(l))
 		bytes += len(l.Data) + len(l.Extensions)
 		if bytes < storeAtOnce && i < len(logs)-1 {
 			continue
@@ -72,6 +81,56 @@ func (s *logStore) StoreLogs(logs []*raft.Log) error {
 		entries, bytes = entries[:0], 0
 	}
 	return nil
+}
+
+func toEntry(l *raft.Log) wal.Entry {
+	e := wal.Entry{Index: l.Index, Term: l.Term, Type: uint8(l.Type), Data: l.Data, Extensions: l.Extensions}
+	if !l.AppendedAt.IsZero() {
+		e.AppendedAt = l.AppendedAt.UnixNano()
+	}
+	return e
+}
+
+// ahead tells whether entries may go to the followers before they are synced
+// here: a leader's commands. (It is raft's goroutine that stores, and that makes
+// this replica lead or not.) On a change of members raft acts as soon as it takes
+// it for committed, so that one is synced before.
+func (s *logStore) ahead(logs []*raft.Log) bool {
+	if r := s.raft.Load(); r == nil || r.State() != raft.Leader {
+		return false
+	}
+	bytes := 0
+	for _, l := range logs {
+		bytes += len(l.Data) + len(l.Extensions)
+		if l.Type != raft.LogCommand {
+			return false
+		}
+	}
+	return bytes < storeAtOnce
+}
+
+// promise has the log write entries, and notes them as unsynced until it has;
+// false says that it can't.
+func (s *logStore) promise(logs []*raft.Log) bool {
+	entries := make([]wal.Entry, len(logs))
+	for i, l := range logs {
+		entries[i] = toEntry(l)
+	}
+	s.unsynced.add(logs)
+	if !s.log.Promise(func(err error) { s.outcome(len(logs), err) }, entries...) {
+		s.unsynced.takeBack(logs)
+		return false
+	}
+	return true
+}
+
+// outcome takes that of so many entries which were promised. After a failure
+// the leader steps down: raft does so when it can't store.
+func (s *logStore) outcome(n int, err error) {
+	s.unsynced.settled(n, err)
+	if err != nil {
+		s.failed.Do(func() { go s.raft.Load().Barrier(0) })
+	}
 }
 
 // takeBack removes the entries from index from on if some before index to were
@@ -92,7 +151,7 @@ func (s *logStore) DeleteRange(from, to uint64) error {
 	if last := s.log.LastIndex(); to < last {
 		return fmt.Errorf("delete entries %d to %d: only a suffix is ever deleted, and the last is %d", from, to, last)
 	}
-	if err := s.oweTerm(); err != nil {
+	if err := errors.Join(s.oweTerm(), s.unsynced.wait(all)); err != nil {
 		return err
 	}
 	s.cutting.Lock()
@@ -119,7 +178,13 @@ func (s *logStore) Set(key, value []byte) error {
 	return s.set(string(key), value)
 }
 
+// set stores a value behind all that is unsynced. A leader that comes to follow
+// another one stores a new term first: when it tells the new leader what it has,
+// all of it is synced.
 func (s *logStore) set(key string, value []byte) error {
+	if err := s.unsynced.wait(all); err != nil {
+		return err
+	}
 	return s.log.SetMeta(wal.Meta{Name: stablePrefix + key, Value: append([]byte{}, value...)})
 }
 

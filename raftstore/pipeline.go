@@ -56,6 +56,7 @@ func (t *transport) lags(index uint64) bool {
 // AppendEntries sends a request. The future is nil for one that is left out;
 // raft doesn't use it.
 func (p *pipeline) AppendEntries(q *raft.AppendEntriesRequest, a *raft.AppendEntriesResponse) (raft.AppendFuture, error) {
+	q.LeaderCommitIndex = p.transport.unsynced.cap(q.LeaderCommitIndex)
 	if p.redundant(q) {
 		return nil, nil
 	}

@@ -35,6 +35,7 @@ type transport struct {
 	end                    *endpoint
 	incoming               *incoming
 	recent                 func(index uint64) bool // whether an entry is in memory
+	unsynced               *unsynced
 	raft                   atomic.Pointer[raft.Raft]
 	// transfers counts those of leadership that are under way.
 	transfers atomic.Int64
@@ -56,8 +57,9 @@ var (
 	_ raft.WithClose   = (*transport)(nil)
 )
 
-func newTransport(e *endpoint, opts Options) *transport {
-	t := &transport{end: e, peers: map[raft.ServerID]*peer{}, recent: opts.Log.InMemory}
+func newTransport(e *endpoint, opts Options, u *unsynced) *transport {
+	t := &transport{end: e, peers: map[raft.ServerID]*peer{}, unsynced: u}
+	t.recent = func(index uint64) bool { return u.get(index) != nil || opts.Log.InMemory(index) }
 	config := raft.NetworkTransportConfig{
 		Logger: opts.logger, MaxPool: pooled, MaxRPCsInFlight: maxInFlight,
 		Stream: stream{e, true}, Timeout: sendTimeout, MsgpackUseNewTimeFormat: true,
@@ -123,6 +125,7 @@ func (t *transport) AppendEntries(id raft.ServerID, to raft.ServerAddress, q *ra
 	if isHeartbeat(q) {
 		return t.heartbeat(id, to, q, a)
 	}
+	q.LeaderCommitIndex = t.unsynced.cap(q.LeaderCommitIndex)
 	if err := t.paceOld(q); err != nil {
 		return err
 	}

@@ -19,15 +19,17 @@ type Log struct {
 	group uint32
 
 	// mu guards what follows; only fold changes it.
-	mu      sync.RWMutex
-	first   uint64 // index of the oldest entry, 0 if there is none
-	last    uint64 // index of the newest entry, 0 if there is none
-	meta    map[string][]byte
-	voids   []uint64
-	tail    tail
-	cuts    uint64 // how often a suffix was truncated
-	history history
-	emptied uint64 // how often nothing was left then
+	mu    sync.RWMutex
+	first uint64 // index of the oldest entry, 0 if there is none
+	last  uint64 // index of the newest entry, 0 if there is none
+	meta  map[string][]byte
+	voids []uint64
+	tail  tail
+	// promised is the newest entry that is or was on its way to the journal.
+	promised uint64
+	cuts     uint64 // how often a suffix was truncated
+	history  history
+	emptied  uint64 // how often nothing was left then
 
 	// removing guards removed, and orders deletions in Badger: those of
 	// trimmed entries against those of a log that begins anew.
@@ -74,7 +76,7 @@ func (l *Log) fold(seq uint64, op journal.Op, applied uint64) {
 
 func (l *Log) truncate(from uint64) {
 	l.cuts++
-	l.last = from - 1
+	l.last, l.promised = from-1, 0
 	if l.last < l.first {
 		l.first, l.last = 0, 0
 		l.emptied++
@@ -108,19 +110,46 @@ func (l *Log) ends() (first, last uint64) {
 // syncs; the entries' bytes are copied. The errors to test for are
 // [ErrNoSpace] (nothing was written), [ErrFailed] and [ErrClosed].
 func (l *Log) Append(entries ...Entry) error {
+	ops, err := l.appendOps(entries)
+	if err != nil {
+		return err
+	}
+	return l.store.commit(ops)
+}
+
+// Promise is Append for who goes on before the entries are synced: if it
+// returns true, they have their place in the log and are synced before anything
+// that is written later; that can fail only with the store as a whole. then is
+// told the outcome, nil or an error that wraps [ErrFailed], once and in order,
+// when the entries can be read; it must not block or write to the store. False
+// says that nothing was done: Append can do it, or say why not. TruncateSuffix
+// is not to be called before all that was promised has its outcome.
+func (l *Log) Promise(then func(error), entries ...Entry) bool {
+	ops, err := l.appendOps(entries)
+	if err != nil || !l.store.promise(ops, then) {
+		return false
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.promised = max(l.promised, entries[len(entries)-1].Index)
+	return true
+}
+
+// appendOps gives what it takes to append entries, which must be the next ones.
+func (l *Log) appendOps(entries []Entry) ([]journal.Op, error) {
 	l.mu.RLock()
-	next, cuts := l.last+1, l.cuts
+	next, cuts := max(l.last, l.promised)+1, l.cuts
 	l.mu.RUnlock()
 	ops := make([]journal.Op, len(entries))
 	for i := range entries {
 		e := &entries[i]
 		if e.Index != next && (next != 1 || i > 0) || e.Index == 0 {
-			return fmt.Errorf("append entry %d to group %d: the next index is %d", e.Index, l.group, next)
+			return nil, fmt.Errorf("append entry %d to group %d: the next index is %d", e.Index, l.group, next)
 		}
 		next = e.Index + 1
 		ops[i] = journal.Op{Key: indexKey(opEntry, l.group, e.Index), Value: e.encode(l.group, cuts)}
 	}
-	return l.store.commit(ops)
+	return ops, nil
 }
 
 // TruncateSuffix removes the entries from index from on, durably when it

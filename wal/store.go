@@ -352,6 +352,29 @@ func (s *Store) commit(ops []journal.Op) error {
 	return fromJournal(err)
 }
 
+// promise is commit for who goes on without the outcome; false says that
+// nothing was done.
+func (s *Store) promise(ops []journal.Op, then func(error)) bool {
+	s.writing.RLock() // until the outcome is known
+	if s.closed || s.Failed() != nil {
+		s.writing.RUnlock()
+		return false
+	}
+	promised := s.journal.Promise(ops, func(err error) {
+		if err != nil {
+			s.fail(err)
+		} else {
+			err = s.Failed()
+		}
+		then(fromJournal(err))
+		s.writing.RUnlock()
+	})
+	if !promised {
+		s.writing.RUnlock()
+	}
+	return promised
+}
+
 // synced is called by the journal for each frame, in order.
 func (s *Store) synced(seq uint64, ops []journal.Op) {
 	n := opsBytes(ops)
