@@ -10,7 +10,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 )
 
-// startHTTP serves health and metrics.
+// startHTTP serves health, metrics and profiles.
 func startHTTP(n *Node, address string) error {
 	l, err := net.Listen("tcp", address)
 	if err != nil {
@@ -26,6 +26,7 @@ func startHTTP(n *Node, address string) error {
 		_, _ = fmt.Fprintln(w, "ready")
 	})
 	mux.Handle("GET /metrics", promhttp.HandlerFor(n.metrics.registry, promhttp.HandlerOpts{}))
+	addProfiles(mux)
 	n.httpAddr = l.Addr().String()
 	n.http = &http.Server{Handler: mux, ReadHeaderTimeout: 10 * time.Second}
 	n.background.Go(func() {

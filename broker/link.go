@@ -70,6 +70,7 @@ type message struct {
 	reply   string
 	header  []byte // a header block, nil if there was none
 	payload []byte
+	came    time.Time
 }
 
 var (
@@ -225,16 +226,21 @@ func (l *link) renew() {
 
 // read handles what comes in until the connection ends.
 func (l *link) read(r *bufio.Reader) error {
+	var came time.Time // what is in r
 	for {
+		empty := r.Buffered() == 0
 		line, err := r.ReadSlice('\n')
 		if err != nil {
 			return err
 		}
+		if empty {
+			came = time.Now()
+		}
 		switch {
 		case bytes.HasPrefix(line, []byte("MSG ")):
-			err = l.receive(r, line[4:], false)
+			err = l.receive(r, line[4:], false, came)
 		case bytes.HasPrefix(line, []byte("HMSG ")):
-			err = l.receive(r, line[5:], true)
+			err = l.receive(r, line[5:], true, came)
 		case bytes.HasPrefix(line, []byte("PING")):
 			go func() { _ = l.send([]byte("PONG\r\n")) }()
 		case bytes.HasPrefix(line, []byte("PONG")):
@@ -250,7 +256,7 @@ func (l *link) read(r *bufio.Reader) error {
 
 // receive reads one message, whose control line (without its verb) is
 // "subject sid [reply] [header bytes] total bytes".
-func (l *link) receive(r *bufio.Reader, line []byte, headers bool) error {
+func (l *link) receive(r *bufio.Reader, line []byte, headers bool, came time.Time) error {
 	c, ok := parseControl(line, headers)
 	if !ok {
 		return fmt.Errorf("malformed control line %q", line)
@@ -261,7 +267,7 @@ func (l *link) receive(r *bufio.Reader, line []byte, headers bool) error {
 	// One buffer holds all of the message. The line is gone with the next read.
 	buffer := make([]byte, len(c.reply)+c.total)
 	n := copy(buffer, c.reply)
-	m := &message{subject: s.subject, reply: text(buffer[:n])}
+	m := &message{subject: s.subject, reply: text(buffer[:n]), came: came}
 	if known && m.subject != string(c.subject) { // a wildcard's
 		m.subject = string(c.subject)
 	}

@@ -3,6 +3,7 @@ package broker_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
@@ -192,6 +193,16 @@ func TestClosedNode(t *testing.T) {
 	} {
 		if !strings.Contains(metrics, line) {
 			t.Errorf("metrics (%d) lack %s", code, line)
+		}
+	}
+	for _, stage := range []string{"queue", "certify", "propose", "disk", "replicate", "apply", "reply"} {
+		if line := fmt.Sprintf("cantus_append_stage_seconds_count{stage=%q} ", stage); !strings.Contains(metrics, line) || strings.Contains(metrics, line+"0\n") {
+			t.Errorf("metrics lack %s", line)
+		}
+	}
+	for path, want := range map[string]int{"": 200, "heap": 200, "block": 400, "block?seconds=1": 200, "profile?seconds=1": 200} {
+		if code, body := get("/debug/pprof/" + path); code != want || want == 200 && body == "" {
+			t.Errorf("profile %s: %d %q", path, code, body)
 		}
 	}
 	if !n.Ready() || n.Err() != nil {

@@ -12,6 +12,7 @@ type queue struct {
 	items  []*message
 	spare  []*message // the taker's last slice, to be filled again
 	bytes  int
+	flying int // bytes of what was taken and has no outcome yet
 	most   int
 	open   bool
 	filled chan struct{} // capacity 1: there may be something to take
@@ -59,23 +60,54 @@ func (q *queue) put(m *message) putResult {
 	}
 	q.items = append(q.items, m)
 	q.bytes += n
-	if len(q.items) == 1 {
-		select {
-		case q.filled <- struct{}{}:
-		default:
-		}
-	}
+	q.tell()
 	return queued
 }
 
-// wait blocks until there is something to take. It returns false when ctx
-// ends first.
+// worthwhile tells whether what waits is to be taken: it is twice as much as is
+// in flight, or a whole batch. So batches are large when there is much to do, and
+// alone, a message does not wait: each costs a round of Raft, and a sync of three
+// disks, whatever its size. mu is held.
+func (q *queue) worthwhile() bool {
+	return len(q.items) > 0 && q.bytes >= min(2*q.flying, batchBytes, q.most/2)
+}
+
+// tell wakes the taker if there is something for it; mu is held.
+func (q *queue) tell() {
+	if !q.worthwhile() {
+		return
+	}
+	select {
+	case q.filled <- struct{}{}:
+	default:
+	}
+}
+
+// fly notes that so many bytes of what was taken are in flight, or, negative,
+// have landed.
+func (q *queue) fly(bytes int) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.flying += bytes
+	q.tell()
+}
+
+// cost is what messages count as.
+func cost(ms []*message) (bytes int) {
+	for _, m := range ms {
+		bytes += len(m.header) + len(m.payload) + messageCost
+	}
+	return bytes
+}
+
+// wait blocks until there is something worthwhile to take. It returns false
+// when ctx ends first.
 func (q *queue) wait(ctx context.Context) bool {
 	for {
 		q.mu.Lock()
-		n := len(q.items)
+		ready := q.worthwhile()
 		q.mu.Unlock()
-		if n > 0 {
+		if ready {
 			return true
 		}
 		select {

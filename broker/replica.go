@@ -57,6 +57,10 @@ type applied struct {
 	void    bool
 	failed  bool           // the replica could not apply it, and its node stops
 	cursors []cursorResult // of a batch of cursor writes, one for each
+
+	// On the leader, when raft took the entry up, and when it was synced; and
+	// when it began and ended to be applied.
+	taken, synced, begun, done time.Time
 }
 
 type cursorResult struct {
@@ -75,12 +79,14 @@ func newReplica(log *wal.Log, o Options, damage func(error), proved func(wal.Bas
 // Apply applies committed entries.
 func (r *replica) Apply(entries []raftstore.Committed) []any {
 	results := make([]any, len(entries))
+	begun := time.Now()
 	for i, e := range entries {
 		a, err := r.apply(e)
 		if err != nil {
 			r.damage(fmt.Errorf("apply entry %d: %w", e.Index, err))
 			a = applied{failed: true}
 		}
+		a.taken, a.synced, a.begun, a.done = e.Taken, e.Synced, begun, time.Now()
 		results[i] = a
 	}
 	r.mu.Lock()

@@ -45,7 +45,10 @@ type flight struct {
 	time     int64  // of the first
 	passed   []*request
 	rest     []grounded
+	came     time.Time // the oldest message
 	began    time.Time
+	given    time.Time // to raft
+	applied  applied
 	land     func() // gives the node's place for a flight back
 	singles  int    // messages that carried one transaction
 	batches  int    // and many
@@ -67,16 +70,23 @@ func newSession(p *partition, end func(error)) *session {
 }
 
 // sequence certifies and proposes what is queued, batch by batch, until ctx
-// ends. While batches are in flight requests gather, and the next batch takes
-// them all; alone, a request leaves at once.
+// ends. While batches are in flight requests gather until there are twice as
+// many, and the next batch takes them all; alone, a request leaves at once.
 func (s *session) sequence(ctx context.Context) {
 	defer close(s.flights)
 	for s.p.queue.wait(ctx) {
 		if s.p.node.flying.Acquire(ctx, 1) != nil {
 			return
 		}
-		f := s.fly(s.p.queue.take(batchCount, batchBytes))
-		f.land = s.p.node.place()
+		ms := s.p.queue.take(batchCount, batchBytes)
+		bytes := cost(ms)
+		s.p.queue.fly(bytes)
+		f := s.fly(ms)
+		place := s.p.node.place()
+		f.land = func() {
+			place()
+			s.p.queue.fly(-bytes)
+		}
 		select {
 		case s.flights <- f: // also the bound on the partition's own flights
 		case <-ctx.Done():
@@ -103,7 +113,7 @@ func (n *Node) place() (land func()) {
 
 // fly certifies messages and proposes those that pass as one batch.
 func (s *session) fly(ms []*message) *flight {
-	f := &flight{began: time.Now()}
+	f := &flight{began: time.Now(), came: ms[0].came}
 	rs := make([]*request, 0, len(ms))
 	for _, m := range ms {
 		rs = s.decode(f, rs, m)
@@ -114,7 +124,7 @@ func (s *session) fly(ms []*message) *flight {
 	}
 	s.certify(f, rs)
 	if s.writer.Count() > 0 {
-		f.data = s.writer.Finish()
+		f.data, f.given = s.writer.Finish(), time.Now()
 		f.proposal, f.proposed = s.p.group.Propose(f.data), true
 	}
 	return f
@@ -240,6 +250,9 @@ func (s *session) settle() {
 			s.end(err)
 		}
 		s.answer(f, err)
+		if err == nil && f.proposed {
+			s.p.node.metrics.stages.observe(f, time.Now())
+		}
 		s.p.metrics.answered("append", f.singles, time.Since(f.began))
 		s.p.metrics.answered("batch", f.batches, time.Since(f.began))
 		if err == nil && f.proposed {
@@ -265,7 +278,8 @@ func (s *session) await(f *flight) error {
 	if err != nil {
 		return err
 	}
-	switch a := result.(applied); {
+	a := result.(applied)
+	switch f.applied = a; {
 	case a.failed:
 		return raftstore.ErrUnknown // it is in the log
 	case a.void:

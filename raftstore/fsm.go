@@ -3,6 +3,7 @@ package raftstore
 import (
 	"io"
 	"slices"
+	"time"
 
 	"github.com/hashicorp/raft"
 
@@ -27,6 +28,9 @@ type Committed struct {
 	Index uint64
 	Term  uint64
 	Data  []byte
+	// Taken is when this replica, leading, took the entry up, and Synced when
+	// it had synced it. Both are zero where that is not known, as on followers.
+	Taken, Synced time.Time
 }
 
 // Mark is a state in brief.
@@ -53,12 +57,18 @@ func (a fsmAdapter) ApplyBatch(logs []*raft.Log) []any {
 	entries := make([]Committed, 0, len(logs))
 	for _, l := range logs {
 		if l.Type == raft.LogCommand {
-			entries = append(entries, Committed{Index: l.Index, Term: l.Term, Data: l.Data})
+			entries = append(entries, Committed{Index: l.Index, Term: l.Term, Data: l.Data, Taken: l.AppendedAt})
 		}
 	}
 	if n := len(entries); n > 0 {
 		if err := a.unsynced.wait(entries[n-1].Index); err != nil {
 			return slices.Repeat([]any{notSynced{err}}, len(logs))
+		}
+	}
+	for i := range entries {
+		e := &entries[i]
+		if e.Synced = a.unsynced.when(e.Index); e.Synced.IsZero() {
+			e.Taken = time.Time{} // by the leader's clock
 		}
 	}
 	results := a.fsm.Apply(entries)

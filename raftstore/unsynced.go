@@ -4,6 +4,7 @@ import (
 	"math"
 	"slices"
 	"sync"
+	"time"
 
 	"github.com/hashicorp/raft"
 )
@@ -21,7 +22,15 @@ type unsynced struct {
 	err     error       // why the oldest will never be synced
 	// changed is closed at the next change; nil if nobody waits for it.
 	changed chan struct{}
+	// synced remembers when entries were, by index modulo its length.
+	synced [remembered]struct {
+		index uint64
+		at    time.Time
+	}
 }
+
+// remembered is for how many entries it is known when they were synced.
+const remembered = 256
 
 // add notes entries before they are given to the journal.
 func (u *unsynced) add(logs []*raft.Log) {
@@ -43,11 +52,31 @@ func (u *unsynced) settled(n int, err error) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	if err == nil && u.err == nil {
+		u.note(u.entries[:n])
 		u.entries = slices.Delete(u.entries, 0, n)
 	} else if u.err == nil {
 		u.err = err
 	}
 	u.tell()
+}
+
+// note remembers that entries are synced now; mu is held.
+func (u *unsynced) note(logs []*raft.Log) {
+	now := time.Now()
+	for _, l := range logs {
+		s := &u.synced[l.Index%remembered]
+		s.index, s.at = l.Index, now
+	}
+}
+
+// when tells when an entry of this leader's was synced, if that is not long ago.
+func (u *unsynced) when(index uint64) (at time.Time) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if s := u.synced[index%remembered]; s.index == index {
+		at = s.at
+	}
+	return at
 }
 
 func (u *unsynced) tell() {

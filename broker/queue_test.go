@@ -1,0 +1,73 @@
+package broker
+
+import (
+	"context"
+	"testing"
+	"testing/synctest"
+)
+
+// TestAQueueWaitsForWhatIsInFlight: a message alone is taken at once; beside
+// messages in flight, when twice as many wait, when they have landed, or when
+// there is a whole batch.
+func TestAQueueWaitsForWhatIsInFlight(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const each = 1000
+		q := newQueue(8 << 20)
+		q.accepting(true)
+		put := func(n int) {
+			for range n {
+				if q.put(&message{payload: make([]byte, each-messageCost)}) != queued {
+					t.Fatal("not queued")
+				}
+			}
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		ready := make(chan bool)
+		wait := func() { go func() { ready <- q.wait(ctx) }() }
+		must := func(want bool, when string) {
+			t.Helper()
+			synctest.Wait()
+			select {
+			case <-ready:
+				if !want {
+					t.Errorf("%s: taken", when)
+				}
+			default:
+				if want {
+					t.Errorf("%s: not taken", when)
+				}
+			}
+		}
+		wait()
+		must(false, "empty")
+		put(1)
+		must(true, "alone")
+		take := func() {
+			bytes := cost(q.take(batchCount, batchBytes))
+			q.fly(bytes)
+		}
+		take()
+		wait()
+		put(1)
+		must(false, "one waits, one is in flight")
+		put(1)
+		must(true, "two wait, one is in flight")
+		take()
+		wait()
+		put(5)
+		must(false, "five wait, three are in flight")
+		q.fly(-each)
+		must(true, "five wait, two are in flight")
+		q.fly(10 << 20)
+		wait()
+		must(false, "much is in flight")
+		put(batchBytes / each)
+		must(true, "a whole batch waits")
+		take()
+		q.fly(-20 << 20) // more than ever flew
+		wait()
+		cancel()
+		must(true, "the end")
+	})
+}

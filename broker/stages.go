@@ -1,0 +1,52 @@
+package broker
+
+import (
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+// stages are histograms of where the time of appends goes, one value for each
+// batch and stage. Their sum is what the batch's oldest message took on this
+// node. A leader writes its disk while the followers write theirs: replicate is
+// what is left of theirs when its own is done.
+type stages struct {
+	queue     prometheus.Observer // from the server's socket to the sequencer
+	certify   prometheus.Observer
+	propose   prometheus.Observer // until raft takes it up
+	disk      prometheus.Observer // until it is synced here
+	replicate prometheus.Observer // until it is committed and what is before it applied
+	apply     prometheus.Observer
+	reply     prometheus.Observer // until the answers are with the NATS server
+}
+
+func newStages(r prometheus.Registerer) stages {
+	v := prometheus.NewHistogramVec(prometheus.HistogramOpts{
+		Namespace: "cantus", Name: "append_stage_seconds",
+		Help:    "What a batch of appends, and in the first stage its oldest message, spent in each stage on its leader.",
+		Buckets: prometheus.ExponentialBuckets(0.00001, 2, 18),
+	}, []string{"stage"})
+	r.MustRegister(v)
+	of := func(stage string) prometheus.Observer { return v.WithLabelValues(stage) }
+	return stages{
+		queue: of("queue"), certify: of("certify"), propose: of("propose"), disk: of("disk"),
+		replicate: of("replicate"), apply: of("apply"), reply: of("reply"),
+	}
+}
+
+// observe takes a flight that was committed and whose answers were sent now.
+func (s stages) observe(f *flight, now time.Time) {
+	a := f.applied
+	if a.taken.IsZero() {
+		return // applied by another session than took it up
+	}
+	for _, stage := range []struct {
+		prometheus.Observer
+		from, to time.Time
+	}{
+		{s.queue, f.came, f.began}, {s.certify, f.began, f.given}, {s.propose, f.given, a.taken}, {s.disk, a.taken, a.synced},
+		{s.replicate, a.synced, a.begun}, {s.apply, a.begun, a.done}, {s.reply, a.done, now},
+	} {
+		stage.Observe(max(0, stage.to.Sub(stage.from)).Seconds())
+	}
+}
