@@ -20,6 +20,10 @@ type logStore struct {
 	raft     atomic.Pointer[raft.Raft]
 	unsynced unsynced
 	failed   sync.Once
+	// recent are the newest entries stored, by index modulo its length: each is
+	// soon read again, for every follower, to be applied, and as the one before
+	// the next.
+	recent [4]atomic.Pointer[raft.Log]
 
 	// mu guards term, the value of a term that could not be stored, nil if it
 	// was. Nothing else is stored before it is.
@@ -36,6 +40,10 @@ func (s *logStore) LastIndex() (uint64, error)  { return s.log.LastIndex(), nil 
 // GetLog must give raft.ErrLogNotFound itself, unwrapped: raft compares.
 func (s *logStore) GetLog(index uint64, l *raft.Log) error {
 	if entry := s.unsynced.get(index); entry != nil {
+		*l = *entry
+		return nil
+	}
+	if entry := s.recent[index%uint64(len(s.recent))].Load(); entry != nil && entry.Index == index {
 		*l = *entry
 		return nil
 	}
@@ -66,6 +74,7 @@ func (s *logStore) StoreLogs(logs []*raft.Log) error {
 		return err
 	}
 	if s.ahead(logs) && s.promise(logs) {
+		s.remember(logs)
 		return nil
 	}
 	entries, bytes := make([]wal.Entry, 0, len(logs)), 0
@@ -80,7 +89,22 @@ func (s *logStore) StoreLogs(logs []*raft.Log) error {
 		}
 		entries, bytes = entries[:0], 0
 	}
+	s.remember(logs)
 	return nil
+}
+
+// remember has the newest of logs read from memory.
+func (s *logStore) remember(logs []*raft.Log) {
+	for _, l := range logs[max(0, len(logs)-len(s.recent)):] {
+		s.recent[l.Index%uint64(len(s.recent))].Store(l)
+	}
+}
+
+// forget has all be read from the log again.
+func (s *logStore) forget() {
+	for i := range s.recent {
+		s.recent[i].Store(nil)
+	}
 }
 
 func toEntry(l *raft.Log) wal.Entry {
@@ -154,6 +178,7 @@ func (s *logStore) DeleteRange(from, to uint64) error {
 	if err := errors.Join(s.oweTerm(), s.unsynced.wait(all)); err != nil {
 		return err
 	}
+	s.forget()
 	s.cutting.Lock()
 	defer s.cutting.Unlock()
 	return s.log.TruncateSuffix(from)
@@ -163,6 +188,7 @@ func (s *logStore) DeleteRange(from, to uint64) error {
 func (s *logStore) trim(through uint64) error {
 	s.cutting.Lock()
 	defer s.cutting.Unlock()
+	s.forget()
 	return s.log.TrimHead(through)
 }
 
