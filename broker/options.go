@@ -67,7 +67,8 @@ type Options struct {
 	// changes on slow networks. Default 500 ms.
 	Heartbeat time.Duration
 	// CatchUpRate bounds, in bytes a second, what the node sends to replicas
-	// that are far behind. Default 64 MiB.
+	// that are far behind: less leaves more of the processors and the disk to
+	// new transactions. Default 16 MiB.
 	CatchUpRate int64
 
 	// Locks is how many recorded locks a partition's table knows exactly.
@@ -122,7 +123,7 @@ func (o Options) withDefaults() (Options, error) {
 	set(&o.Version, "0.0.0-devel")
 	set(&o.Replicas, 3)
 	set(&o.Heartbeat, 500*time.Millisecond)
-	set(&o.CatchUpRate, 64<<20)
+	set(&o.CatchUpRate, 16<<20)
 	set(&o.protocol, protocolVersion)
 	if o.freeSpace == nil {
 		o.freeSpace = wal.FreeSpace

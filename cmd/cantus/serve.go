@@ -36,7 +36,7 @@ type serveCmd struct {
 	Replicas      replicaCount `group:"cluster" placeholder:"N" default:"3" env:"CANTUS_REPLICAS" help:"Replicas of a partition, 1, 3 or 5, or as many as there are nodes; fixed when the cluster is founded."`
 	Standby       bool         `group:"cluster" env:"CANTUS_STANDBY" help:"Once added, follow every partition without a vote."`
 	Heartbeat     duration     `group:"cluster" placeholder:"TIME" default:"500ms" env:"CANTUS_HEARTBEAT" help:"How long a follower hears nothing of its leader before it stands for election."`
-	CatchUpRate   byteSize     `group:"cluster" placeholder:"SIZE" default:"64MiB" env:"CANTUS_CATCH_UP_RATE" help:"Bytes a second that are sent, at most, to replicas that are far behind."`
+	CatchUpRate   byteSize     `group:"cluster" placeholder:"SIZE" default:"16MiB" env:"CANTUS_CATCH_UP_RATE" help:"Bytes a second that are sent, at most, to replicas that are far behind."`
 
 	Locks       count    `group:"limits" placeholder:"N" default:"1000000" env:"CANTUS_LOCKS" help:"Recorded locks that a partition knows exactly; about 100 bytes of memory each."`
 	MsgIDs      count    `group:"limits" name:"msg-ids" placeholder:"N" default:"1000000" env:"CANTUS_MSG_IDS" help:"Message ids that a partition remembers at most; about 100 bytes of memory each."`
