@@ -64,12 +64,12 @@ func (q *queue) put(m *message) putResult {
 	return queued
 }
 
-// worthwhile tells whether what waits is to be taken: it is twice as much as is
+// worthwhile tells whether what waits is to be taken: it is as much as is
 // in flight, or a whole batch. So batches are large when there is much to do, and
 // alone, a message does not wait: each costs a round of Raft, and a sync of three
 // disks, whatever its size. mu is held.
 func (q *queue) worthwhile() bool {
-	return len(q.items) > 0 && q.bytes >= min(2*q.flying, batchBytes, q.most/2)
+	return len(q.items) > 0 && q.bytes >= min(q.flying, batchBytes, q.most/2)
 }
 
 // tell wakes the taker if there is something for it; mu is held.

@@ -7,8 +7,8 @@ import (
 )
 
 // TestAQueueWaitsForWhatIsInFlight: a message alone is taken at once; beside
-// messages in flight, when twice as many wait, when they have landed, or when
-// there is a whole batch.
+// messages in flight, when as many wait, when they have landed, or when there is
+// a whole batch.
 func TestAQueueWaitsForWhatIsInFlight(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const each = 1000
@@ -48,17 +48,18 @@ func TestAQueueWaitsForWhatIsInFlight(t *testing.T) {
 			q.fly(bytes)
 		}
 		take()
+		q.fly(2 * each)
 		wait()
+		put(2)
+		must(false, "two wait, three are in flight")
 		put(1)
-		must(false, "one waits, one is in flight")
-		put(1)
-		must(true, "two wait, one is in flight")
+		must(true, "three wait, three are in flight")
 		take()
 		wait()
 		put(5)
-		must(false, "five wait, three are in flight")
+		must(false, "five wait, six are in flight")
 		q.fly(-each)
-		must(true, "five wait, two are in flight")
+		must(true, "five wait, five are in flight")
 		q.fly(10 << 20)
 		wait()
 		must(false, "much is in flight")

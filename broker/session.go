@@ -70,8 +70,8 @@ func newSession(p *partition, end func(error)) *session {
 }
 
 // sequence certifies and proposes what is queued, batch by batch, until ctx
-// ends. While batches are in flight requests gather until there are twice as
-// many, and the next batch takes them all; alone, a request leaves at once.
+// ends. While batches are in flight requests gather until there are as
+// many again, and the next batch takes them all; alone, a request leaves at once.
 func (s *session) sequence(ctx context.Context) {
 	defer close(s.flights)
 	for s.p.queue.wait(ctx) {
