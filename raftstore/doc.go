@@ -10,8 +10,8 @@
 // that a restart replays little; Raft never cuts the log's head, [Group.Trim]
 // does.
 //
-// When a [Proposal] has succeeded, its entry is synced on a majority of the
-// group's voters and applied by this replica's FSM. When it fails with
+// When a [Proposal] has succeeded, its entry is synced on this replica and on a
+// majority of the group's voters, and applied by this replica's FSM. When it fails with
 // [ErrNotLeader], nothing was done; with [ErrUnknown], nobody knows yet.
 //
 // Groups are safe for concurrent use. The package knows nothing of NATS or of
