@@ -57,8 +57,8 @@ proof: ## the long tests of the client: kills, failures, skew, a million behind
 	$(GO) test -count=1 -timeout 60m -run 'Stale|Skew|CatchingUp' ./client -long -v
 	$(GO) test -count=1 -timeout 60m -tags postgres -run BooksAreRight ./examples/bank -long -v
 
-powercut: ## the store through power cuts on a loop-mounted file system (root)
-	$(GO) test -count=1 -tags powercut -run PowerFails -v ./wal
+powercut: ## the store, and clusters' leaders, through power cuts on loop-mounted file systems (root)
+	$(GO) test -count=1 -tags powercut -run PowerFails -v ./wal ./e2e -long
 
 clean: ## remove what the verbs made
 	rm -rf bin e2e/node/node_modules examples/node/node_modules

@@ -26,9 +26,10 @@ type cluster struct {
 	tb     testing.TB
 	common []string // arguments of every node
 	nodes  []*node
-	routes map[string]string // by node
-	wires  *wires            // nil if nodes speak to each other directly
-	spaces place             // nil if nodes have the machine's network
+	routes map[string]string              // by node
+	wires  *wires                         // nil if nodes speak to each other directly
+	spaces place                          // nil if nodes have the machine's network
+	disks  func(node string) (dir string) // nil if data is where temporary files are
 }
 
 // place is where nodes have a network of their own.
@@ -89,7 +90,11 @@ func (c *cluster) prepare(name string, args ...string) *node {
 		args = append(args, "--raft", raft, "--raft-advertise", c.wires.lay(name, raft, fromPreamble))
 	}
 	args = append(args, "--name", name, "--listen", c.address(name), "--cluster", c.routes[name], "--routes", strings.Join(others, ","))
-	n := newNode(c.tb, name, c.tb.TempDir(), append(args, c.common...)...)
+	dir := c.tb.TempDir()
+	if c.disks != nil {
+		dir = c.disks(name)
+	}
+	n := newNode(c.tb, name, dir, append(args, c.common...)...)
 	if c.spaces != nil {
 		n.within = c.spaces.enter(name)
 	}
@@ -291,6 +296,22 @@ func (c *cluster) settle() {
 	}); err != nil {
 		c.tb.Fatal(err)
 	}
+}
+
+// awaitReady returns when every node serves; under load nothing settles.
+func (c *cluster) awaitReady(ctx context.Context, client *client) error {
+	return c.until(ctx, "ready", func(ctx context.Context) string {
+		s, err := client.status(ctx)
+		if err != nil {
+			return err.Error()
+		}
+		for _, n := range s.Nodes {
+			if !n.Alive || !n.Ready {
+				return n.Name + ": " + n.Unready
+			}
+		}
+		return ""
+	})
 }
 
 // awaitMark returns when every replica of a partition knows that all is

@@ -51,18 +51,7 @@ func (f fallible) Fail(ctx context.Context) error {
 	if err := leader.start(); err != nil {
 		return err
 	}
-	return f.until(ctx, "in its place", func(ctx context.Context) string {
-		s, err := client.status(ctx)
-		if err != nil {
-			return err.Error()
-		}
-		for _, n := range s.Nodes {
-			if !n.Alive || !n.Ready {
-				return n.Name + ": " + n.Unready
-			}
-		}
-		return ""
-	})
+	return f.awaitReady(ctx, client)
 }
 
 // TestClusterNothingIsComputedOnAStaleState has clients compute from their own
