@@ -104,6 +104,14 @@ func (o FollowOptions) withDefaults() (FollowOptions, error) {
 // reading goes on while the handler works.
 func (o *FollowOptions) readBytes() int { return min(o.Buffer/4, 1<<20) }
 
+// readCount is how many transactions one read asks for: small ones are mostly
+// what comes with them, which a read's bytes don't count.
+func (o *FollowOptions) readCount() int { return min(o.readBytes()/transactionCost, readCount) }
+
+// transactionCost is about what a transaction takes beside its payload and its
+// application's headers, in bytes.
+const transactionCost = 160
+
 func (o *FollowOptions) filtered() bool { return len(o.Kinds) > 0 || o.Lock != "" }
 
 // Follower gives the transactions of partitions to a handler. It is a View of

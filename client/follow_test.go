@@ -300,6 +300,8 @@ func TestSlowHandlerHoldsUpItsPartitionOnly(t *testing.T) {
 // forward, and has missed nothing in the end.
 func TestSlowFollowerDoesNotSlowOthers(t *testing.T) {
 	_, c := newLog(t)
+	const before, count = 2000, 4000 // many times the slow one's buffer
+	appendMany(t, c, 0, before)
 	release, next := make(chan struct{}), uint64(1)
 	slow, err := c.NewFollower(map[int]uint64{0: 0}, func(_ context.Context, tx *client.Transaction) error {
 		<-release
@@ -314,8 +316,7 @@ func TestSlowFollowerDoesNotSlowOthers(t *testing.T) {
 	}
 	run(t, slow)
 	f, seen := follow(t, c, map[int]uint64{0: 0}, client.FollowOptions{})
-	const count = 2000 // many times the slow one's buffer
-	appendMany(t, c, 0, count)
+	appendMany(t, c, 0, count-before)
 	if err := f.Wait(soon(t), 0, count); err != nil {
 		t.Fatal(err)
 	}

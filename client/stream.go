@@ -73,7 +73,7 @@ func newStream(c *Client, partition int, after uint64, opts FollowOptions) (*str
 		ready: make(chan struct{}, 1), kick: make(chan struct{}, 1),
 	}
 	q, err := json.Marshal(subjects.ReadRequest{
-		Max: readCount, MaxBytes: opts.readBytes(), Kinds: opts.Kinds, Lock: opts.Lock, HeadersOnly: opts.HeadersOnly,
+		Max: opts.readCount(), MaxBytes: opts.readBytes(), Kinds: opts.Kinds, Lock: opts.Lock, HeadersOnly: opts.HeadersOnly,
 	})
 	if err != nil {
 		return nil, err
