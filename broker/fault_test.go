@@ -6,11 +6,9 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"os"
 	"strings"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"testing"
 	"time"
 
@@ -20,76 +18,15 @@ import (
 	"github.com/cantuslog/cantus/raftstore"
 	"github.com/cantuslog/cantus/subjects"
 	"github.com/cantuslog/cantus/wal"
-	"github.com/cantuslog/cantus/wal/journal"
+	"github.com/cantuslog/cantus/wal/journal/journaltest"
 )
 
 // patience is how long a test waits for what must come.
 const patience = 30 * time.Second
 
-// gateFS is the operating system's file system with a gate in front of each
-// sync: a test holds syncs up, lets them through, or has them fail.
-type gateFS struct {
-	journal.FS
-	mu   sync.Mutex
-	gate chan struct{} // not nil: syncs wait until it is closed
-	held chan struct{} // told when a sync waits
-	fail error         // what syncs give
-	full atomic.Bool   // no room is given
-}
-
-type gateFile struct {
-	journal.File
-	fs *gateFS
-}
-
-func (f *gateFS) OpenFile(name string, flag int, perm os.FileMode) (journal.File, error) {
-	file, err := f.FS.OpenFile(name, flag, perm)
-	return gateFile{file, f}, err
-}
-
-func (f gateFile) Sync() error {
-	f.fs.mu.Lock()
-	gate := f.fs.gate
-	f.fs.mu.Unlock()
-	if gate != nil {
-		select {
-		case f.fs.held <- struct{}{}:
-		default:
-		}
-		<-gate
-	}
-	f.fs.mu.Lock()
-	defer f.fs.mu.Unlock()
-	if f.fs.fail != nil {
-		return f.fs.fail
-	}
-	return f.File.Sync()
-}
-
-func (f gateFile) Allocate(size int64) error {
-	if f.fs.full.Load() {
-		return syscall.ENOSPC
-	}
-	return f.File.Allocate(size)
-}
-
-// hold makes syncs wait from now on. open lets them go on, with err.
-func (f *gateFS) hold() (held <-chan struct{}, open func(err error)) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	gate := make(chan struct{})
-	f.gate, f.held = gate, make(chan struct{}, 1)
-	return f.held, func(err error) {
-		f.mu.Lock()
-		defer f.mu.Unlock()
-		f.gate, f.fail = nil, err
-		close(gate)
-	}
-}
-
-func openGated(t *testing.T, dir string, opts Options) (*Node, *nats.Conn, *gateFS) {
+func openGated(t *testing.T, dir string, opts Options) (*Node, *nats.Conn, *journaltest.Gate) {
 	t.Helper()
-	fs := &gateFS{FS: journal.OSFS}
+	fs := journaltest.NewGate()
 	opts.store.FS = fs
 	n, nc := openOne(t, dir, opts)
 	return n, nc, fs
@@ -177,7 +114,7 @@ func TestRefusalsWaitForTheirGround(t *testing.T) {
 	if r := i.reply("before"); r.Txid != 1 {
 		t.Fatalf("%+v", r)
 	}
-	held, open := fs.hold()
+	held, open := fs.Hold()
 	i.send("first", write, "a", mark, "1", idHeader, "m")
 	<-held
 	i.send("conflict", write, "a", mark, "1")
@@ -216,7 +153,7 @@ func TestStorageFails(t *testing.T) {
 	if r := i.reply("kept"); r.Txid != 1 {
 		t.Fatalf("%+v", r)
 	}
-	held, open := fs.hold()
+	held, open := fs.Hold()
 	i.send("in flight", write, "a", mark, "1", idHeader, "m")
 	<-held
 	i.send("refused on it", write, "a", mark, "1")
@@ -289,7 +226,7 @@ func TestStorageFailsUnderLoad(t *testing.T) {
 				}
 				acked[c][r.Txid] = payload
 				if total.Add(1) == 300 {
-					_, open := fs.hold()
+					_, open := fs.Hold()
 					open(errors.New("the disk is gone"))
 				}
 			}
@@ -326,7 +263,7 @@ func TestStorageFailsUnderLoad(t *testing.T) {
 func TestBusy(t *testing.T) {
 	n, nc, fs := openGated(t, t.TempDir(), Options{QueueBytes: 1 << 16})
 	i := newInbox(t, nc)
-	held, open := fs.hold()
+	held, open := fs.Hold()
 	i.send("first")
 	<-held
 	const sent = 200
@@ -422,12 +359,12 @@ func TestStorageFull(t *testing.T) {
 // A disk that is full although its reserve was not touched: nothing is lost,
 // nothing is done, and it goes on when there is room.
 func TestTheDiskIsFullAllTheSame(t *testing.T) {
-	fs := &gateFS{FS: journal.OSFS}
+	fs := journaltest.NewGate()
 	opts := Options{store: wal.Options{FS: fs, SegmentSize: 1 << 20}}
 	dir := t.TempDir()
 	n, nc := openOne(t, dir, opts)
 	payload := bytes.Repeat([]byte("x"), 100_000)
-	fs.full.Store(true)
+	fs.Fill(true)
 	appended := uint64(0)
 	for full := false; !full; {
 		m, err := nc.Request("cantus.append.0", payload, patience)
@@ -452,7 +389,7 @@ func TestTheDiskIsFullAllTheSame(t *testing.T) {
 			t.Fatal("the disk does not fill")
 		}
 	}
-	fs.full.Store(false)
+	fs.Fill(false)
 	for {
 		m, err := nc.Request("cantus.append.0", []byte("after"), patience)
 		if errors.Is(err, nats.ErrNoResponders) {
@@ -511,7 +448,7 @@ func TestNoLeaderNoResponders(t *testing.T) {
 func TestAVoidBatchIsUnavailable(t *testing.T) {
 	n, nc, fs := openGated(t, t.TempDir(), Options{})
 	p := n.slot(0).current()
-	held, open := fs.hold()
+	held, open := fs.Hold()
 	var w wal.BatchWriter
 	w.Begin(wal.Transactions, 1, 1, 0)
 	w.Add(&wal.Transaction{Kind: []byte("tx"), Payload: []byte("between")})

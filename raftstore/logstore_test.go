@@ -5,57 +5,16 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
-	"sync/atomic"
-	"syscall"
 	"testing"
 	"time"
 
 	"github.com/hashicorp/raft"
 
 	"github.com/cantuslog/cantus/wal"
-	"github.com/cantuslog/cantus/wal/journal"
+	"github.com/cantuslog/cantus/wal/journal/journaltest"
 )
 
-// brokenFS is the operating system's file system until fail is set: then
-// nothing is written or synced any more, or, if full is, no room is given.
-type brokenFS struct {
-	journal.FS
-	fail, full atomic.Bool
-}
-
-type brokenFile struct {
-	journal.File
-	fs *brokenFS
-}
-
 var errBroken = errors.New("the disk is broken")
-
-func (f *brokenFS) OpenFile(name string, flag int, perm os.FileMode) (journal.File, error) {
-	file, err := f.FS.OpenFile(name, flag, perm)
-	return brokenFile{file, f}, err
-}
-
-func (f brokenFile) WriteAt(b []byte, off int64) (int, error) {
-	if f.fs.fail.Load() {
-		return 0, errBroken
-	}
-	return f.File.WriteAt(b, off)
-}
-
-func (f brokenFile) Sync() error {
-	if f.fs.fail.Load() {
-		return errBroken
-	}
-	return f.File.Sync()
-}
-
-func (f brokenFile) Allocate(size int64) error {
-	if f.fs.full.Load() {
-		return syscall.ENOSPC
-	}
-	return f.File.Allocate(size)
-}
 
 func openLog(t *testing.T, dir string, opts wal.Options) *wal.Log {
 	t.Helper()
@@ -192,14 +151,14 @@ func leading(t *testing.T, log *wal.Log) *Group {
 // it: raft panics if it can't persist its term.
 func TestALatchedStoreDoesNotPanic(t *testing.T) {
 	dir := t.TempDir()
-	fs := &brokenFS{FS: journal.OSFS}
+	fs := journaltest.NewGate()
 	log := openLog(t, dir, wal.Options{FS: fs})
 	g := leading(t, log)
 	if _, err := g.Propose([]byte("kept")).Wait(); err != nil {
 		t.Fatal(err)
 	}
 	term := g.Status().Term
-	fs.fail.Store(true)
+	fs.Fail(errBroken)
 	var ps []Proposal
 	for range 100 {
 		ps = append(ps, g.Propose([]byte("lost")))
@@ -231,12 +190,12 @@ func TestALatchedStoreDoesNotPanic(t *testing.T) {
 // What could not be stored for want of room may be stored later, and then the
 // term goes first.
 func TestATermThatFoundNoRoomGoesFirst(t *testing.T) {
-	fs := &brokenFS{FS: journal.OSFS}
+	fs := journaltest.NewGate()
 	s := &logStore{log: openLog(t, t.TempDir(), wal.Options{FS: fs, SegmentSize: 1 << 16})}
 	if err := s.SetUint64([]byte(keyTerm), 1); err != nil {
 		t.Fatal(err)
 	}
-	fs.full.Store(true)
+	fs.Fill(true)
 	large := make([]byte, 4<<10)
 	index := uint64(0)
 	for {
@@ -264,7 +223,7 @@ func TestATermThatFoundNoRoomGoesFirst(t *testing.T) {
 	if err := s.StoreLog(&raft.Log{Index: index + 1, Term: 2}); !errors.Is(err, wal.ErrNoSpace) {
 		t.Fatalf("an entry of a term that is not stored: %v", err)
 	}
-	fs.full.Store(false)
+	fs.Fill(false)
 	if err := s.StoreLog(&raft.Log{Index: index + 1, Term: 2}); err != nil {
 		t.Fatal(err)
 	}

@@ -2,89 +2,56 @@ package raftstore_test
 
 import (
 	"errors"
-	"os"
-	"sync"
 	"testing"
-	"time"
 
 	"github.com/cantuslog/cantus/raftstore"
 	"github.com/cantuslog/cantus/wal"
-	"github.com/cantuslog/cantus/wal/journal"
+	"github.com/cantuslog/cantus/wal/journal/journaltest"
 )
 
-// slowDisk is the operating system's file system, whose syncs wait while it is
-// stuck.
-type slowDisk struct {
-	journal.FS
-
-	mu    sync.Mutex
-	stuck chan struct{} // nil while it is not
-	fails bool
+// ahead is a group of three whose leader's disk is held up, with an entry that
+// the followers have and the leader has not synced.
+type ahead struct {
+	*cluster
+	leader   *node
+	index    uint64
+	proposal raftstore.Proposal
+	open     func(error) // of the leader's disk
 }
 
-type slowFile struct {
-	journal.File
-	disk *slowDisk
-}
-
-func (d *slowDisk) OpenFile(name string, flag int, perm os.FileMode) (journal.File, error) {
-	f, err := d.FS.OpenFile(name, flag, perm)
-	return slowFile{f, d}, err
-}
-
-func (f slowFile) Sync() error {
-	f.disk.mu.Lock()
-	stuck := f.disk.stuck
-	f.disk.mu.Unlock()
-	if stuck != nil {
-		<-stuck
-	}
-	f.disk.mu.Lock()
-	defer f.disk.mu.Unlock()
-	if f.disk.fails {
-		return errors.New("the disk is broken")
-	}
-	return f.File.Sync()
-}
-
-// stick has syncs wait from now on.
-func (d *slowDisk) stick() {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	d.stuck = make(chan struct{})
-}
-
-// free lets them go on, or fail.
-func (d *slowDisk) free(fails bool) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if d.stuck != nil {
-		d.fails = fails
-		close(d.stuck)
-		d.stuck = nil
-	}
-}
-
-// slowLeader gives a group of three whose leader's disk is its own.
-func slowLeader(t *testing.T) (*cluster, *node, *slowDisk) {
-	c := newCluster(t, "n1", "n2", "n3")
-	disks := map[string]*slowDisk{}
-	for _, n := range c.nodes {
-		disks[n.name] = &slowDisk{FS: journal.OSFS}
+func getAhead(t *testing.T) ahead {
+	a := ahead{cluster: newCluster(t, "n1", "n2", "n3")}
+	disks := map[string]*journaltest.Gate{}
+	for _, n := range a.nodes {
 		if err := n.store.Close(); err != nil {
 			t.Fatal(err)
 		}
+		disks[n.name] = journaltest.NewGate()
 		n.fs, n.fails = disks[n.name], true
 		n.openStore()
-		n.open(c.names...)
+		n.open(a.names...)
 	}
-	leader := c.leader()
-	t.Cleanup(func() { disks[leader.name].free(false) }) // if the test fails
-	c.put("first")
-	for _, n := range c.nodes {
+	a.leader = a.cluster.leader()
+	a.put("first")
+	for _, n := range a.nodes {
 		until(t, "they are level", func() bool { return len(n.fsm.all()) == 1 })
 	}
-	return c, leader, disks[leader.name]
+	_, a.open = disks[a.leader.name].Hold()
+	t.Cleanup(func() { a.open(nil) }) // if the test fails
+	a.index = a.leader.group.Status().LastIndex + 1
+	a.proposal = a.leader.group.Propose([]byte("second"))
+	a.followersHave(t, a.index)
+	if a.leader.log().LastIndex() >= a.index {
+		t.Fatal("the leader has synced it: the test does not see")
+	}
+	return a
+}
+
+func (a ahead) followersHave(t *testing.T, index uint64) {
+	t.Helper()
+	for _, n := range a.others(a.leader) {
+		until(t, "the followers have it", func() bool { return n.log().LastIndex() == index })
+	}
 }
 
 // TestNothingIsCommittedThatTheLeaderHasNotSynced: followers get entries while
@@ -92,27 +59,19 @@ func slowLeader(t *testing.T) (*cluster, *node, *slowDisk) {
 // has.
 func TestNothingIsCommittedThatTheLeaderHasNotSynced(t *testing.T) {
 	t.Parallel()
-	c, leader, disk := slowLeader(t)
-	disk.stick()
-	index := leader.group.Status().LastIndex + 1
-	p := leader.group.Propose([]byte("second"))
+	a := getAhead(t)
 	outcome := make(chan error, 1)
-	go func() { _, err := p.Wait(); outcome <- err }()
-	for _, n := range c.others(leader) {
-		until(t, "the followers have it", func() bool { return n.log().LastIndex() == index })
-	}
-	if leader.log().LastIndex() >= index {
-		t.Fatal("the leader has synced it: the test does not see")
-	}
-	if err := leader.group.VerifyLeader(timeout(t)); err != nil { // more goes over to them
-		t.Fatal(err)
-	}
-	// A follower would hear of a commit within some 80 ms.
-	for began := time.Now(); time.Since(began) < 300*time.Millisecond; time.Sleep(5 * time.Millisecond) {
-		for _, n := range c.nodes {
-			if s := n.group.Status(); s.CommitIndex >= index || len(n.fsm.all()) != 1 {
-				t.Fatalf("%s takes entry %d for committed: %+v", n.name, index, s)
-			}
+	go func() { _, err := a.proposal.Wait(); outcome <- err }()
+	// Raft takes it for committed, and what it sends from now on would say so.
+	// Who has the fourth is through with all that came with the third.
+	until(t, "raft takes it for committed", func() bool { return a.leader.group.RaftCommitIndex() >= a.index })
+	third := a.leader.group.Propose([]byte("third"))
+	a.followersHave(t, a.index+1)
+	fourth := a.leader.group.Propose([]byte("fourth"))
+	a.followersHave(t, a.index+2)
+	for _, n := range a.nodes {
+		if s := n.group.Status(); s.CommitIndex >= a.index || len(n.fsm.all()) != 1 {
+			t.Errorf("%s takes entry %d for committed: %+v", n.name, a.index, s)
 		}
 	}
 	select {
@@ -120,12 +79,14 @@ func TestNothingIsCommittedThatTheLeaderHasNotSynced(t *testing.T) {
 		t.Fatalf("it was answered: %v", err)
 	default:
 	}
-	disk.free(false)
-	if err := <-outcome; err != nil {
+	a.open(nil)
+	_, err3 := third.Wait()
+	_, err4 := fourth.Wait()
+	if err := errors.Join(<-outcome, err3, err4); err != nil {
 		t.Fatal(err)
 	}
-	for _, n := range c.nodes {
-		until(t, "all apply it", func() bool { return len(n.fsm.all()) == 2 })
+	for _, n := range a.nodes {
+		until(t, "all apply them", func() bool { return len(n.fsm.all()) == 4 })
 	}
 }
 
@@ -134,30 +95,24 @@ func TestNothingIsCommittedThatTheLeaderHasNotSynced(t *testing.T) {
 // is unknown to its proposer, and the others agree on it.
 func TestAFailedSyncBehindTheFollowersBack(t *testing.T) {
 	t.Parallel()
-	c, leader, disk := slowLeader(t)
-	disk.stick()
-	index := leader.group.Status().LastIndex + 1
-	p := leader.group.Propose([]byte("second"))
-	for _, n := range c.others(leader) {
-		until(t, "the followers have it", func() bool { return n.log().LastIndex() == index })
-	}
-	disk.free(true)
-	if _, err := p.Wait(); !errors.Is(err, raftstore.ErrUnknown) {
+	a := getAhead(t)
+	a.open(errors.New("the disk is broken"))
+	if _, err := a.proposal.Wait(); !errors.Is(err, raftstore.ErrUnknown) {
 		t.Fatalf("outcome: %v", err)
 	}
-	until(t, "it leads no more", func() bool { return !leader.group.Leading() })
-	if _, err := leader.group.Propose([]byte("third")).Wait(); err == nil {
+	until(t, "it leads no more", func() bool { return !a.leader.group.Leading() })
+	if _, err := a.leader.group.Propose([]byte("third")).Wait(); err == nil {
 		t.Fatal("it went on")
 	}
-	if n := len(leader.fsm.all()); n != 1 {
+	if n := len(a.leader.fsm.all()); n != 1 {
 		t.Fatalf("it applied %d entries", n)
 	}
-	if !errors.Is(leader.store.Failed(), wal.ErrFailed) {
+	if !errors.Is(a.leader.store.Failed(), wal.ErrFailed) {
 		t.Fatal("its store has not failed")
 	}
-	leader.closeGroup()
-	c.put("fourth")
-	for _, n := range c.others(leader) {
+	a.leader.closeGroup()
+	a.put("fourth")
+	for _, n := range a.others(a.leader) {
 		until(t, "they agree", func() bool { return len(n.fsm.all()) == 3 })
 	}
 }
