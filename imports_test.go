@@ -31,6 +31,7 @@ var layers = map[string][]string{
 
 // testLayers says what a folder's tests may import beside that.
 var testLayers = map[string][]string{
+	"wal":      {"internal"},
 	"broker":   {"internal"},
 	"client":   {"broker", "cantustest", "internal"}, // nodes without ports, and what fails on demand
 	"e2e":      {"internal"},

@@ -298,6 +298,17 @@ func (c *cluster) settle() {
 	}
 }
 
+// awaitOther returns when a node other than n leads partition 0.
+func (c *cluster) awaitOther(ctx context.Context, client *client, n *node) error {
+	return c.until(ctx, "led by another than "+n.name, func(ctx context.Context) string {
+		info, err := client.info(ctx, 0)
+		if err != nil || info.Leader == n.name {
+			return fmt.Sprintf("%s leads, %v", info.Leader, err)
+		}
+		return ""
+	})
+}
+
 // awaitReady returns when every node serves; under load nothing settles.
 func (c *cluster) awaitReady(ctx context.Context, client *client) error {
 	return c.until(ctx, "ready", func(ctx context.Context) string {

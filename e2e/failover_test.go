@@ -2,7 +2,6 @@ package e2e_test
 
 import (
 	"context"
-	"fmt"
 	"slices"
 	"sync"
 	"testing"
@@ -66,13 +65,7 @@ func (c *cluster) measurePause(t *testing.T, end func(*node) error) time.Duratio
 	if err := end(leader); err != nil {
 		t.Fatal(err)
 	}
-	if err := c.until(t.Context(), "led by another", func(ctx context.Context) string {
-		info, err := watcher.info(ctx, 0)
-		if err != nil || info.Leader == leader.name {
-			return fmt.Sprintf("%v %v", info.Leader, err)
-		}
-		return ""
-	}); err != nil {
+	if err := c.awaitOther(t.Context(), watcher, leader); err != nil {
 		t.Fatal(err)
 	}
 	p.await(t, 100)

@@ -38,7 +38,13 @@ func startLoad(c *cluster, partitions int) *load {
 	for p := range partitions {
 		l.acked = append(l.acked, map[uint64]string{})
 		for i, client := range c.writers()[:4] {
-			l.group.Go(func() error { return l.write(c.tb.Context(), client, p, fmt.Sprintf("p%d-w%d", p, i)) })
+			l.group.Go(func() error {
+				err := l.write(c.tb.Context(), client, p, fmt.Sprintf("p%d-w%d", p, i))
+				if err != nil {
+					c.tb.Log(err) // whoever waits for more may give up before stop says it
+				}
+				return err
+			})
 		}
 	}
 	return l
@@ -75,6 +81,22 @@ func (l *load) acknowledged(partition int, payload string, r reply) error {
 	}
 	l.last[partition] = now
 	return nil
+}
+
+// reach returns when so many more appends to a partition were acknowledged.
+func (l *load) reach(ctx context.Context, partition, more int) error {
+	count := func() int {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		return len(l.acked[partition])
+	}
+	want := count() + more
+	return l.cluster.until(ctx, fmt.Sprintf("at %d appends", want), func(context.Context) string {
+		if n := count(); n < want {
+			return fmt.Sprint(n)
+		}
+		return ""
+	})
 }
 
 // stop ends the writers; what they have sent is settled.

@@ -61,7 +61,8 @@ type node struct {
 	ready   chan struct{}
 	process *process
 	// url is where the last start served.
-	url string
+	url  string
+	http string
 }
 
 // process is one run of the program.
@@ -96,7 +97,7 @@ func newNode(tb testing.TB, name, dir string, args ...string) *node {
 	return n
 }
 
-var readyURL = regexp.MustCompile(`^cantus: ready.*?(nats://[^\s,;]+)`)
+var readyURL = regexp.MustCompile(`^cantus: ready.*?(nats://[^\s,;]+).*?(http://[^\s,;]+)?$`)
 
 // start runs the program and returns when it says that it serves.
 func (n *node) start() error {
@@ -136,7 +137,7 @@ func (n *node) awaitReady() error {
 			return fmt.Errorf("serve %s: not the ready line: %q\n%s", n.dir, line, p.stderr)
 		}
 		n.mu.Lock()
-		n.url = found[1]
+		n.url, n.http = found[1], found[2]
 		close(n.ready)
 		n.mu.Unlock()
 		return nil

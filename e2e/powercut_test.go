@@ -5,61 +5,17 @@ package e2e_test
 import (
 	"context"
 	"errors"
+	"fmt"
+	"io"
 	"math/rand/v2"
-	"os"
-	"os/exec"
+	"net/http"
 	"path/filepath"
+	"regexp"
+	"strconv"
 	"testing"
-	"time"
 
-	"golang.org/x/sys/unix"
+	"github.com/cantuslog/cantus/internal/powercut"
 )
-
-// Of linux/fs/ext4/ext4.h: the file system stops where it stands, and what its
-// own log has not written goes too.
-const (
-	ext4Shutdown   = 0x8004587d // EXT4_IOC_SHUTDOWN
-	withoutLogSync = 2          // EXT4_GOING_FLAGS_NOLOGFLUSH
-)
-
-// disk is a file system of its own, whose power can be cut.
-type disk struct {
-	t            *testing.T
-	image, mount string
-}
-
-func newDisk(t *testing.T) *disk {
-	d := &disk{t: t, image: filepath.Join(t.TempDir(), "image"), mount: t.TempDir()}
-	d.sh("truncate", "-s", "2G", d.image)
-	d.sh("mkfs.ext4", "-q", "-F", d.image)
-	d.sh("mount", "-o", "loop", d.image, d.mount)
-	t.Cleanup(func() { d.sh("umount", d.mount) })
-	return d
-}
-
-func (d *disk) sh(name string, args ...string) {
-	d.t.Helper()
-	if out, err := exec.Command(name, args...).CombinedOutput(); err != nil {
-		d.t.Fatalf("%s %v: %v: %s", name, args, err, out)
-	}
-}
-
-func (d *disk) cut() {
-	d.t.Helper()
-	f, err := os.Open(d.mount)
-	if err == nil {
-		err = errors.Join(unix.IoctlSetPointerInt(int(f.Fd()), ext4Shutdown, withoutLogSync), f.Close())
-	}
-	if err != nil {
-		d.t.Fatalf("cut the power: %v", err)
-	}
-}
-
-func (d *disk) again() {
-	d.t.Helper()
-	d.sh("umount", d.mount)
-	d.sh("mount", "-o", "loop", d.image, d.mount)
-}
 
 // TestClusterLeadersWhosePowerFails cuts a leader's power under load. Just before,
 // its disk takes nothing for a moment, and one of its followers hears nothing: if
@@ -67,66 +23,108 @@ func (d *disk) again() {
 // killed when the power fails, so the leader, with what its disk has kept, and the
 // follower that heard nothing go on by themselves. It needs root and loop devices.
 func TestClusterLeadersWhosePowerFails(t *testing.T) {
-	disks := map[string]*disk{}
+	disks := map[string]*powercut.Disk{}
 	c := &cluster{
-		tb: t, common: []string{"--partitions", "2", "--msg-id-window", "30m"}, routes: map[string]string{},
+		tb: t, common: []string{"--partitions", "1", "--msg-id-window", "30m"}, routes: map[string]string{},
 		disks: func(name string) string {
-			disks[name] = newDisk(t)
-			return filepath.Join(disks[name].mount, "data")
+			disks[name] = powercut.New(t, "2G")
+			return filepath.Join(disks[name].Mount, "data")
 		},
 	}
 	c.found(3)
 	c.startAll()
 	c.settle()
-	l := startLoad(c, 2)
+	l := startLoad(c, 1)
 	watcher := c.dial(c.nodes[0].name)
 	rounds := 2
 	if *long {
 		rounds = 15
 	}
 	for range rounds {
+		if err := l.reach(t.Context(), 0, 1+rand.N(200)); err != nil {
+			t.Fatal(err)
+		}
 		leader, err := c.leader(t.Context(), watcher, 0)
 		if err != nil {
 			t.Fatal(err)
 		}
-		time.Sleep(time.Duration(rand.N(200)) * time.Millisecond) // meet the load wherever it is
 		others := c.others(leader)
 		rand.Shuffle(len(others), func(i, k int) { others[i], others[k] = others[k], others[i] })
-		killed, deaf := others[0], others[1]
-		d := disks[leader.name]
-		if err := deaf.pause(); err != nil {
+		c.failPower(t, leader, disks[leader.name], others[0], others[1])
+		if err := errors.Join(others[1].resume(), leader.launch()); err != nil {
 			t.Fatal(err)
 		}
-		d.sh("fsfreeze", "-f", d.mount)
-		time.Sleep(200 * time.Millisecond) // long for a sync, short for an election
-		// What waits for the disk gets no further than it is.
-		if err := leader.pause(); err != nil {
+		if err := c.awaitOther(t.Context(), watcher, others[0]); err != nil {
 			t.Fatal(err)
 		}
-		d.sh("fsfreeze", "-u", d.mount)
-		d.cut()
-		leader.kill()
-		killed.kill()
-		d.again()
-		if err := errors.Join(deaf.resume(), leader.launch()); err != nil {
-			t.Fatal(err)
-		}
-		if err := c.until(t.Context(), "led by two", func(ctx context.Context) string {
-			info, err := watcher.info(ctx, 0)
-			switch {
-			case err != nil:
-				return err.Error()
-			case info.Leader == killed.name:
-				return "led by " + killed.name
-			}
-			return ""
-		}); err != nil {
-			t.Fatal(err)
-		}
-		if err := errors.Join(killed.start(), leader.awaitReady(), c.awaitReady(t.Context(), watcher)); err != nil {
+		if err := errors.Join(others[0].start(), leader.awaitReady(), c.awaitReady(t.Context(), watcher)); err != nil {
 			t.Fatal(err)
 		}
 	}
 	l.stop(t)
 	l.check(t)
+}
+
+// failPower has the leader's disk d take nothing until the follower that will be
+// killed has synced something which the leader has not; then both end.
+func (c *cluster) failPower(t *testing.T, leader *node, d *powercut.Disk, killed, deaf *node) {
+	t.Helper()
+	near := c.dialOnly(killed)
+	defer near.nc.Close()
+	if err := deaf.pause(); err != nil {
+		t.Fatal(err)
+	}
+	d.Freeze()
+	defer func() {
+		// What waits for the disk gets no further than it is.
+		if err := leader.pause(); err != nil {
+			t.Error(err)
+		}
+		d.Thaw()
+		d.Cut()
+		leader.kill()
+		killed.kill()
+		d.Return()
+	}()
+	before := killed.frames(t)
+	if err := c.until(t.Context(), "with a follower ahead", func(context.Context) string {
+		if n := killed.frames(t); n <= before {
+			return fmt.Sprintf("%d frames", n)
+		}
+		return ""
+	}); err != nil {
+		t.Error(err)
+	}
+	// The leader has heard of it when it has answered this, and so have clients
+	// if they were told.
+	for range 3 {
+		if info, err := near.info(t.Context(), 0); err != nil || info.Leader != leader.name {
+			t.Errorf("%s leads, %v", info.Leader, err)
+		}
+	}
+}
+
+var journalFrames = regexp.MustCompile(`(?m)^cantus_journal_frames (\S+)$`)
+
+// frames is how often the node's journal has been synced.
+func (n *node) frames(t *testing.T) int {
+	t.Helper()
+	r, err := http.Get(n.http + "/metrics")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Body.Close()
+	body, err := io.ReadAll(r.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	found := journalFrames.FindSubmatch(body)
+	if found == nil {
+		t.Fatalf("no frames in %s", body)
+	}
+	f, err := strconv.ParseFloat(string(found[1]), 64)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return int(f)
 }

@@ -36,16 +36,7 @@ func (f fallible) Fail(ctx context.Context) error {
 		return err
 	}
 	leader.kill()
-	if err := f.until(ctx, "led by another", func(ctx context.Context) string {
-		info, err := client.info(ctx, 0)
-		switch {
-		case err != nil:
-			return err.Error()
-		case info.Leader == leader.name:
-			return "still led by " + info.Leader
-		}
-		return ""
-	}); err != nil {
+	if err := f.awaitOther(ctx, client, leader); err != nil {
 		return err
 	}
 	if err := leader.start(); err != nil {
