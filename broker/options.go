@@ -30,8 +30,9 @@ type Options struct {
 	// Empty opens no port, but for one on loopback in a cluster: clients then
 	// come through [Node.Conn].
 	Listen string
-	// HTTP is the host:port for health and metrics; port 0 takes a free one.
-	// Empty opens none.
+	// HTTP is the host:port for health, metrics and profiles; port 0 takes a
+	// free one. It asks for no password: keep it off public networks. Empty
+	// opens none.
 	HTTP string
 	// NATSConfig is a nats-server configuration file. What it says goes
 	// before Listen.

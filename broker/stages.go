@@ -38,7 +38,7 @@ func newStages(r prometheus.Registerer) stages {
 func (s stages) observe(f *flight, now time.Time) {
 	a := f.applied
 	if a.taken.IsZero() {
-		return // applied by another session than took it up
+		return // it was committed by another leader
 	}
 	for _, stage := range []struct {
 		prometheus.Observer

@@ -73,7 +73,8 @@ func (s *logStore) StoreLogs(logs []*raft.Log) error {
 	if err := s.oweTerm(); err != nil {
 		return err
 	}
-	if s.ahead(logs) && s.promise(logs) {
+	leads := s.ahead(logs)
+	if leads && s.promise(logs) {
 		s.remember(logs)
 		return nil
 	}
@@ -90,6 +91,9 @@ func (s *logStore) StoreLogs(logs []*raft.Log) error {
 		entries, bytes = entries[:0], 0
 	}
 	s.remember(logs)
+	if leads {
+		s.unsynced.note(logs)
+	}
 	return nil
 }
 

@@ -23,7 +23,7 @@ const (
 	// complainEvery is how often a refused connection is logged at most.
 	complainEvery = 10 * time.Second
 
-	defaultCatchUpRate = 64 << 20
+	defaultCatchUpRate = 16 << 20
 	minCatchUpRate     = 1 << 20
 )
 
@@ -50,7 +50,7 @@ type NetworkOptions struct {
 	// CatchUpRate bounds the bytes a second that the node sends of old
 	// entries, to replicas that are behind: more brings them up sooner, and
 	// leaves less of the disk and the network for new ones. At least 1 MiB;
-	// default 64 MiB; negative for no bound.
+	// default 16 MiB; negative for no bound.
 	CatchUpRate int64
 	// Logger takes what is to be said of connections. Default: discarded.
 	Logger *slog.Logger

@@ -29,8 +29,9 @@ type unsynced struct {
 	}
 }
 
-// remembered is for how many entries it is known when they were synced.
-const remembered = 256
+// remembered is for how many entries it is known when they were synced: more
+// than raft stores at once.
+const remembered = 2 * maxAppend
 
 // add notes entries before they are given to the journal.
 func (u *unsynced) add(logs []*raft.Log) {
@@ -52,7 +53,7 @@ func (u *unsynced) settled(n int, err error) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	if err == nil && u.err == nil {
-		u.note(u.entries[:n])
+		u.noteLocked(u.entries[:n])
 		u.entries = slices.Delete(u.entries, 0, n)
 	} else if u.err == nil {
 		u.err = err
@@ -60,8 +61,14 @@ func (u *unsynced) settled(n int, err error) {
 	u.tell()
 }
 
-// note remembers that entries are synced now; mu is held.
+// note remembers that a leader's entries are synced now.
 func (u *unsynced) note(logs []*raft.Log) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.noteLocked(logs)
+}
+
+func (u *unsynced) noteLocked(logs []*raft.Log) {
 	now := time.Now()
 	for _, l := range logs {
 		s := &u.synced[l.Index%remembered]
