@@ -83,22 +83,6 @@ func (l *load) acknowledged(partition int, payload string, r reply) error {
 	return nil
 }
 
-// reach returns when so many more appends to a partition were acknowledged.
-func (l *load) reach(ctx context.Context, partition, more int) error {
-	count := func() int {
-		l.mu.Lock()
-		defer l.mu.Unlock()
-		return len(l.acked[partition])
-	}
-	want := count() + more
-	return l.cluster.until(ctx, fmt.Sprintf("at %d appends", want), func(context.Context) string {
-		if n := count(); n < want {
-			return fmt.Sprint(n)
-		}
-		return ""
-	})
-}
-
 // stop ends the writers; what they have sent is settled.
 func (l *load) stop(t *testing.T) {
 	t.Helper()

@@ -65,6 +65,22 @@ func TestClusterLeadersWhosePowerFails(t *testing.T) {
 	l.check(t)
 }
 
+// reach returns when so many more appends to a partition were acknowledged.
+func (l *load) reach(ctx context.Context, partition, more int) error {
+	count := func() int {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		return len(l.acked[partition])
+	}
+	want := count() + more
+	return l.cluster.until(ctx, fmt.Sprintf("at %d appends", want), func(context.Context) string {
+		if n := count(); n < want {
+			return fmt.Sprint(n)
+		}
+		return ""
+	})
+}
+
 // failPower has the leader's disk d take nothing until the follower that will be
 // killed has synced something which the leader has not; then both end.
 func (c *cluster) failPower(t *testing.T, leader *node, d *powercut.Disk, killed, deaf *node) {
