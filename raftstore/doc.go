@@ -37,16 +37,16 @@
 //
 // # On the wire
 //
-// Integers are big-endian, checksums CRC-32C. A connection is for one group
-// and one purpose, and begins with the dialer's preamble, behind the TLS
+// Integers are big-endian, checksums CRC-32C. A connection is for one purpose,
+// and for one group unless that is heartbeats, and begins with the dialer's preamble, behind the TLS
 // handshake where there is TLS:
 //
 //	offset  size
 //	     0     8  "CANTUSRP"
 //	     8     2  version, 1
 //	    10     2  length of what follows
-//	    12     1  what for: 1 Raft, 2 a fetch
-//	    13     4  group
+//	    12     1  what for: 1 Raft, 2 a fetch, 3 heartbeats
+//	    13     4  group; 0 for heartbeats
 //	    17        three names, each one byte of length and so many bytes:
 //	              the cluster's id, the dialing node, the node that is meant
 //	   end     4  checksum of all before it
@@ -80,4 +80,19 @@
 //	   length of the extensions (unsigned varint), extensions, data
 //	z  from it: that was all
 //	x  from it: what went wrong, in words
+//
+// Heartbeats of all groups that are due at about the same time go in one
+// message, as do their answers, in any order. A message is their number, 4
+// bytes, 1 to 4,096, and then of each, from the leader's node
+//
+//	0     4  id, which the answer repeats
+//	4     4  group
+//	8     8  term
+//
+// and from the follower's
+//
+//	 0     4  id
+//	 4     1  0 the replica is in a newer term, 1 it follows, 2 there is none
+//	 5     8  the replica's term
+//	13     8  its newest entry
 package raftstore

@@ -18,12 +18,13 @@ type endpoint struct {
 	id       uint32
 	group    atomic.Pointer[Group] // nil until it is open
 	accepted chan net.Conn
+	beaten   atomic.Pointer[func(raft.RPC)] // raft's way to hear heartbeats
 
 	dialing  context.Context // ends with interrupt: no more is dialed
 	stopDial context.CancelFunc
 	open     context.Context // ends with close
 	stop     context.CancelFunc
-	// users is who uses inbound links.
+	// users is who uses inbound links, or passes a heartbeat on.
 	users sync.WaitGroup
 
 	// mu guards what follows; no more is added to it once its context has

@@ -176,7 +176,16 @@ func (g *Group) Barrier(ctx context.Context) error {
 // that this replica leads: what it has applied is then the latest. The errors
 // are as of [Group.Barrier].
 func (g *Group) VerifyLeader(ctx context.Context) error {
+	defer g.hurry()()
 	return g.await(ctx, g.raft.VerifyLeader, notLeading)
+}
+
+// hurry has heartbeats sent at once until done is called.
+func (g *Group) hurry() (done func()) {
+	if g.network == nil {
+		return func() {}
+	}
+	return g.network.hurry()
 }
 
 func notLeading(err error) error { return fmt.Errorf("%w: %w", ErrNotLeader, err) }
@@ -364,6 +373,7 @@ func (g *Group) drain() {
 		// Cut off, a leader steps down, and all have their answer.
 		defer time.AfterFunc(drainPatience, g.network.end.interrupt).Stop()
 	}
+	defer g.hurry()()
 	_ = g.raft.Barrier(0).Error() // both queues are first in, first out
 	_ = g.raft.VerifyLeader().Error()
 }

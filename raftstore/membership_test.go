@@ -132,7 +132,7 @@ func TestTransfer(t *testing.T) {
 func TestALastMarkInTheMiddleOfATransfer(t *testing.T) {
 	t.Parallel()
 	c := newCluster(t, "n1", "n2", "n3")
-	c.heartbeat = 2 * time.Second // the leader goes on while nobody answers
+	c.heartbeat = 4 * time.Second // the leader goes on while nobody answers
 	for _, n := range c.nodes {
 		n.open(c.names...)
 	}
@@ -156,6 +156,9 @@ func TestALastMarkInTheMiddleOfATransfer(t *testing.T) {
 		ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 		defer cancel()
 		err := leader.group.Barrier(ctx)
+		if errors.Is(err, raftstore.ErrNotLeader) && !leader.group.Leading() {
+			t.Fatalf("it leads no more: %v", err)
+		}
 		return err != nil && strings.Contains(err.Error(), "transfer in progress")
 	})
 	if err := leader.group.CloseMarked(); err != nil {

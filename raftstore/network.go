@@ -73,7 +73,8 @@ type Network struct {
 	// mu guards what follows.
 	mu         sync.Mutex
 	groups     map[uint32]*endpoint
-	conns      map[net.Conn]struct{} // in their handshake, or serving a fetch
+	beats      map[string]*beats     // by peer
+	conns      map[net.Conn]struct{} // in their handshake, of heartbeats, or serving a fetch
 	complained time.Time
 	withheld   int // complaints since
 }
@@ -105,7 +106,7 @@ func newNetwork(opts NetworkOptions) (*Network, error) {
 	}
 	n := &Network{
 		opts: opts, log: opts.Logger, handling: make(chan struct{}, maxHandshakes),
-		groups: map[uint32]*endpoint{}, conns: map[net.Conn]struct{}{},
+		groups: map[uint32]*endpoint{}, beats: map[string]*beats{}, conns: map[net.Conn]struct{}{},
 	}
 	if n.log == nil {
 		n.log = slog.New(slog.DiscardHandler)
@@ -180,12 +181,7 @@ func (n *Network) admit(conn net.Conn) {
 		n.complain("too many connections are in their handshake", "most", maxHandshakes)
 		return
 	}
-	if !n.track(conn) {
-		<-n.handling
-		return
-	}
-	n.running.Go(func() {
-		defer n.untrack(conn)
+	if !n.run(conn, func() {
 		l, p, err := n.receive(conn)
 		<-n.handling
 		if err != nil {
@@ -194,7 +190,22 @@ func (n *Network) admit(conn net.Conn) {
 			return
 		}
 		n.serve(l, p)
+	}) {
+		<-n.handling
+	}
+}
+
+// run runs what uses a connection, which Close closes; false says that the
+// network was closed already, and the connection with it.
+func (n *Network) run(conn net.Conn, f func()) bool {
+	if !n.track(conn) {
+		return false
+	}
+	n.running.Go(func() {
+		defer n.untrack(conn)
+		f()
 	})
+	return true
 }
 
 // refused logs a connection that was refused. A peer that is early, or late,
@@ -289,7 +300,7 @@ func (n *Network) examine(p preamble, secure *tls.Conn) error {
 			return refusedError{err.Error()}
 		}
 	}
-	if n.endpoint(p.group) == nil {
+	if p.kind != kindBeats && n.endpoint(p.group) == nil {
 		return noGroupError(p.group)
 	}
 	return nil
@@ -299,6 +310,8 @@ func (n *Network) examine(p preamble, secure *tls.Conn) error {
 func (n *Network) serve(l *link, p preamble) {
 	e := n.endpoint(p.group)
 	switch {
+	case p.kind == kindBeats:
+		n.serveBeats(l, p.from)
 	case e == nil: // closed meanwhile
 		_ = l.Close()
 	case p.kind == kindFetch:

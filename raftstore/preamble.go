@@ -32,6 +32,7 @@ type connKind uint8
 const (
 	kindRaft  connKind = 1
 	kindFetch connKind = 2
+	kindBeats connKind = 3 // of all groups; the preamble's says nothing
 )
 
 // preamble is what a connection begins with.
@@ -113,7 +114,7 @@ func decodePreamble(b []byte) (preamble, error) {
 	if len(rest) > 0 {
 		return preamble{}, fmt.Errorf("%w: %d bytes behind the names", errPreamble, len(rest))
 	}
-	if p.kind != kindRaft && p.kind != kindFetch {
+	if p.kind < kindRaft || p.kind > kindBeats {
 		return preamble{}, fmt.Errorf("%w: kind %d is not known", errPreamble, p.kind)
 	}
 	return p, nil

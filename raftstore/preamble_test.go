@@ -18,6 +18,7 @@ func TestPreambleGivesBackWhatItWasGiven(t *testing.T) {
 		{kindRaft, 0, "", "", ""},
 		{kindFetch, 1<<32 - 1, strings.Repeat("c", maxName), strings.Repeat("f", maxName), strings.Repeat("t", maxName)},
 		{kindRaft, 7, "c", "n1", "n2"},
+		{kindBeats, 0, "c", "n1", "n2"},
 	} {
 		r := bytes.NewReader(append(p.encode(), "more"...))
 		got, err := readPreamble(r)

@@ -80,7 +80,7 @@ func TestStrangersDisturbNobody(t *testing.T) {
 		"a wrong version":    {hello(2, 1, theGroup, "c", "n9", n.name), "protocol 2 is not known, 1 is"},
 		"a wrong node":       {hello(1, 1, theGroup, "c", "n9", "n0"), "I am " + n.name + ", not n0"},
 		"a wrong group":      {hello(1, 1, 9, "c", "n9", n.name), "no replica of group 9 here"},
-		"an unknown kind":    {hello(1, 3, theGroup, "c", "n9", n.name), ""},
+		"an unknown kind":    {hello(1, 4, theGroup, "c", "n9", n.name), ""},
 		"a flipped bit":      {append(bytes.Clone(good[:20]), append([]byte{good[20] ^ 4}, good[21:]...)...), ""},
 		"an oversized one":   {append(bytes.Clone(good[:10]), 0xff, 0xff, 0, 0), ""},
 		"an oversized frame": {append(bytes.Clone(good), 0x40, 0, 0, 0, 1, 2, 3, 4), "\x00"},
@@ -88,6 +88,8 @@ func TestStrangersDisturbNobody(t *testing.T) {
 		"an unknown rpc":     {append(bytes.Clone(good), frame([]byte{99, 1, 2, 3})...), "\x00"},
 		"no msgpack":         {append(bytes.Clone(good), frame(append([]byte{0}, bytes.Repeat([]byte{0xc1}, 1000)...))...), "\x00"},
 		"no fetch":           {append(hello(1, 2, theGroup, "c", "n9", n.name), frame([]byte("q\x00\x00\x00\x00"))...), "\x00"},
+		"no heartbeats":      {append(hello(1, 3, 0, "c", "n9", n.name), frame([]byte{0, 0, 0, 0})...), "\x00"},
+		"huge heartbeats":    {append(hello(1, 3, 0, "c", "n9", n.name), frame([]byte{0xff, 0, 0, 0})...), "\x00"},
 		"a huge fetch":       {append(hello(1, 2, theGroup, "c", "n9", n.name), frame([]byte("a\xff\x00\x00\x00"))...), "\x00"},
 	} {
 		got := ask(t, n, x.b)

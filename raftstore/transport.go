@@ -23,8 +23,8 @@ const (
 )
 
 // transport is a group's raft.Transport over its node's network. Entries go
-// through one of raft's own, and what must not wait behind them, or for long,
-// through another: votes and heartbeats.
+// through one of raft's own, votes, which must not wait behind them, or for
+// long, through another, and heartbeats together with those of other groups.
 //
 // Raft itself backs off from a peer that is away, by up to ten seconds, and one
 // that has come back would wait as long. So this one tries, for raft, until the
@@ -37,6 +37,11 @@ type transport struct {
 	recent                 func(index uint64) bool // whether an entry is in memory
 	unsynced               *unsynced
 	raft                   atomic.Pointer[raft.Raft]
+	// beatDelay is how long a heartbeat may wait for others, and patience how
+	// long for its answer.
+	beatDelay, patience time.Duration
+	// urgent counts who waits for heartbeats to be answered.
+	urgent atomic.Int64
 	// transfers counts those of leadership that are under way.
 	transfers atomic.Int64
 
@@ -65,7 +70,8 @@ func newTransport(e *endpoint, opts Options, u *unsynced) *transport {
 		Stream: stream{e, true}, Timeout: sendTimeout, MsgpackUseNewTimeFormat: true,
 	}
 	t.NetworkTransport = raft.NewNetworkTransportWithConfig(&config)
-	config.Stream, config.Timeout = stream{e, false}, max(2*opts.HeartbeatTimeout, 500*time.Millisecond)
+	t.beatDelay, t.patience = opts.HeartbeatTimeout/10, max(2*opts.HeartbeatTimeout, 500*time.Millisecond)
+	config.Stream, config.Timeout = stream{e, false}, t.patience
 	t.control = raft.NewNetworkTransportWithConfig(&config)
 	t.incoming = newIncoming(t.NetworkTransport.Consumer(), e.open, opts.Log)
 	return t
@@ -80,6 +86,9 @@ func (t *transport) use(g *Group) {
 
 // Consumer gives what peers ask.
 func (t *transport) Consumer() <-chan raft.RPC { return t.incoming.out }
+
+// SetHeartbeatHandler implements raft.Transport.
+func (t *transport) SetHeartbeatHandler(f func(raft.RPC)) { t.end.beaten.Store(&f) }
 
 // Close ends the transport and waits for what uses its connections.
 func (t *transport) Close() error {
@@ -157,14 +166,30 @@ func isHeartbeat(q *raft.AppendEntriesRequest) bool {
 // they are most likely as dead, and nothing else would tell for long.
 func (t *transport) heartbeat(id raft.ServerID, to raft.ServerAddress, q *raft.AppendEntriesRequest, a *raft.AppendEntriesResponse) error {
 	p := t.peer(id)
-	err := t.control.AppendEntries(id, to, q, a)
+	delay := t.beatDelay
+	if t.urgent.Load() > 0 {
+		delay = 0
+	}
+	answer, err := t.end.network.beatsTo(string(to)).send(t.end.dialing, t.end.id, q.Term, delay, t.patience)
 	if err != nil {
 		p.missed.Add(1)
 		t.end.drop(string(to))
 		return err
 	}
+	*a = answer
 	p.contact.Store(time.Now().UnixNano())
 	return nil
+}
+
+// hurry sends heartbeats at once until done is called.
+func (t *transport) hurry() (done func()) {
+	t.urgent.Add(1)
+	for _, s := range t.raft.Load().GetConfiguration().Configuration().Servers {
+		if string(s.ID) != t.end.network.opts.Node {
+			t.end.network.beatsTo(string(s.Address)).hurry()
+		}
+	}
+	return func() { t.urgent.Add(-1) }
 }
 
 // paceOld keeps old entries, which come from the disk, from crowding out what

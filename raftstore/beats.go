@@ -1,0 +1,381 @@
+package raftstore
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/hashicorp/raft"
+)
+
+// The heartbeats of all groups that two nodes share go over one connection in
+// each direction of leadership, and those that are due at about the same time
+// in one message: what a node with many partitions costs while nothing happens
+// is mostly heartbeats.
+//
+// A message is a count, 4 bytes, and so many beats; what answers is a count
+// and so many answers, in any order and grouping.
+//
+//	beat:   id 4 | group 4 | term 8
+//	answer: id 4 | status 1 | term 8 | last entry 8
+const (
+	beatSize      = 16
+	beatReplySize = 21
+	// maxBeats bounds what one message carries.
+	maxBeats = 1 << 12
+)
+
+// What a beat is answered with.
+const (
+	beatRefused byte = iota // the group follows another leader
+	beatHeard
+	beatNoGroup // there is no replica of the group
+)
+
+// beat is a heartbeat on its way.
+type beat struct {
+	group  uint32
+	term   uint64
+	answer raft.AppendEntriesResponse
+	err    error
+	done   chan struct{} // closed when there is an answer, or an error
+}
+
+var (
+	errBeats  = errors.New("malformed heartbeats")
+	errNoBeat = errors.New("no answer in time")
+)
+
+// beats sends a node's heartbeats to one peer.
+type beats struct {
+	network *Network
+	node    string
+
+	// flushing is held by who dials and writes.
+	flushing sync.Mutex
+	// mu guards what follows.
+	mu      sync.Mutex
+	waiting []*beat
+	alarm   *time.Timer // sends what waits
+	due     time.Time   // when it rings; zero if it isn't set
+	conn    *beatConn   // nil while there is none
+}
+
+// beatConn is a connection that heartbeats are sent over.
+type beatConn struct {
+	link  *link
+	heard atomic.Int64 // when something last came, Unix nanoseconds
+
+	// mu guards what follows.
+	mu      sync.Mutex
+	pending map[uint32]*beat
+	last    uint32 // the id given last
+	err     error  // why no more is taken
+}
+
+// beatsTo gives the way of heartbeats to a node.
+func (n *Network) beatsTo(node string) *beats {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	b := n.beats[node]
+	if b == nil {
+		b = &beats{network: n, node: node}
+		b.alarm = time.AfterFunc(time.Hour, b.flush)
+		b.alarm.Stop()
+		n.beats[node] = b
+	}
+	return b
+}
+
+// send sends a heartbeat together with others that are due before a delay has
+// passed, and waits for the answer, for so long after that, or until ctx ends.
+func (b *beats) send(ctx context.Context, group uint32, term uint64, delay, patience time.Duration) (raft.AppendEntriesResponse, error) {
+	one := &beat{group: group, term: term, done: make(chan struct{})}
+	asked := time.Now()
+	b.mu.Lock()
+	b.waiting = append(b.waiting, one)
+	if due := asked.Add(delay); b.due.IsZero() || due.Before(b.due) {
+		b.due = due
+		b.alarm.Reset(delay)
+	}
+	b.mu.Unlock()
+
+	expired := time.NewTimer(delay + patience)
+	defer expired.Stop()
+	select {
+	case <-one.done:
+		return one.answer, one.err
+	case <-ctx.Done():
+		return raft.AppendEntriesResponse{}, ctx.Err()
+	case <-expired.C:
+		b.doubt(asked)
+		return raft.AppendEntriesResponse{}, errNoBeat
+	}
+}
+
+// hurry sends what waits at once.
+func (b *beats) hurry() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if !b.due.IsZero() {
+		b.due = time.Now()
+		b.alarm.Reset(0)
+	}
+}
+
+// flush sends what waits.
+func (b *beats) flush() {
+	b.flushing.Lock()
+	defer b.flushing.Unlock()
+	b.mu.Lock()
+	batch, conn := b.waiting, b.conn
+	b.waiting, b.due = nil, time.Time{}
+	b.mu.Unlock()
+	for len(batch) > 0 {
+		if conn == nil {
+			var err error
+			if conn, err = b.connect(); err != nil {
+				settle(batch, err)
+				return
+			}
+		}
+		some := batch[:min(len(batch), maxBeats)]
+		if err := conn.write(some); err != nil {
+			b.lose(conn, err)
+			settle(batch, err)
+			return
+		}
+		batch = batch[len(some):]
+	}
+}
+
+func settle(batch []*beat, err error) {
+	for _, one := range batch {
+		one.fail(err)
+	}
+}
+
+// fail settles a beat unless it is settled. The lock of the connection that it
+// was given to is held, or it was given to none.
+func (one *beat) fail(err error) {
+	select {
+	case <-one.done:
+	default:
+		one.err = err
+		close(one.done)
+	}
+}
+
+// connect dials the peer.
+func (b *beats) connect() (*beatConn, error) {
+	l, err := b.network.dial(b.network.ctx, b.node, 0, kindBeats)
+	if err != nil {
+		return nil, err
+	}
+	c := &beatConn{link: l, pending: map[uint32]*beat{}}
+	if !b.network.run(l, func() { b.lose(c, c.read()) }) {
+		return nil, ErrClosed
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.conn = c
+	return c, nil
+}
+
+// lose gives a connection up, and what waits for its answers.
+func (b *beats) lose(c *beatConn, err error) {
+	b.mu.Lock()
+	if b.conn == c {
+		b.conn = nil
+	}
+	b.mu.Unlock()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.err == nil {
+		c.err = err
+	}
+	_ = c.link.Close()
+	for id, one := range c.pending {
+		one.fail(c.err)
+		delete(c.pending, id)
+	}
+}
+
+// doubt gives the connection up if nothing has come over it since.
+func (b *beats) doubt(since time.Time) {
+	b.mu.Lock()
+	c := b.conn
+	b.mu.Unlock()
+	if c != nil && c.heard.Load() < since.UnixNano() {
+		b.lose(c, errNoBeat)
+	}
+}
+
+// write sends some beats.
+func (c *beatConn) write(batch []*beat) error {
+	out := binary.BigEndian.AppendUint32(make([]byte, 0, 4+beatSize*len(batch)), uint32(len(batch)))
+	c.mu.Lock()
+	if c.err != nil {
+		defer c.mu.Unlock()
+		return c.err
+	}
+	for _, one := range batch {
+		c.last++
+		c.pending[c.last] = one
+		out = binary.BigEndian.AppendUint32(out, c.last)
+		out = binary.BigEndian.AppendUint32(out, one.group)
+		out = binary.BigEndian.AppendUint64(out, one.term)
+	}
+	c.mu.Unlock()
+	_ = c.link.SetWriteDeadline(time.Now().Add(handshakeTimeout))
+	_, err := c.link.Write(out)
+	return err
+}
+
+// read settles beats as their answers come, until the connection breaks.
+func (c *beatConn) read() error {
+	for {
+		records, err := readRecords(c.link, beatReplySize)
+		if err != nil {
+			return err
+		}
+		c.heard.Store(time.Now().UnixNano())
+		for r := range slices.Chunk(records, beatReplySize) {
+			c.settle(r)
+		}
+	}
+}
+
+// settle settles the beat that is answered, unless nobody waits any more.
+func (c *beatConn) settle(r []byte) {
+	id := binary.BigEndian.Uint32(r)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	one := c.pending[id]
+	if one == nil {
+		return
+	}
+	delete(c.pending, id)
+	if r[4] == beatNoGroup {
+		one.fail(noGroupError(one.group))
+		return
+	}
+	one.answer = raft.AppendEntriesResponse{
+		Success: r[4] == beatHeard, Term: binary.BigEndian.Uint64(r[5:]), LastLog: binary.BigEndian.Uint64(r[13:]),
+	}
+	one.fail(nil)
+}
+
+// readRecords reads a message of records of a size.
+func readRecords(r io.Reader, size int) ([]byte, error) {
+	var head [4]byte
+	if _, err := io.ReadFull(r, head[:]); err != nil {
+		return nil, err
+	}
+	n := binary.BigEndian.Uint32(head[:])
+	if n == 0 || n > maxBeats {
+		return nil, fmt.Errorf("%w: there can't be %d in a message", errBeats, n)
+	}
+	records := make([]byte, int(n)*size)
+	if _, err := io.ReadFull(r, records); err != nil {
+		return nil, noEOF(err)
+	}
+	return records, nil
+}
+
+// serveBeats passes a peer's heartbeats to their groups, and the answers back.
+func (n *Network) serveBeats(l *link, from string) {
+	defer l.Close()
+	var writing sync.Mutex
+	answer := func(records []byte) {
+		out := binary.BigEndian.AppendUint32(make([]byte, 0, 4+len(records)), uint32(len(records)/beatReplySize))
+		writing.Lock()
+		defer writing.Unlock()
+		if _, err := l.Write(append(out, records...)); err != nil {
+			l.abort()
+		}
+	}
+	for {
+		records, err := readRecords(l, beatSize)
+		if err != nil {
+			return
+		}
+		var answers []byte
+		for r := range slices.Chunk(records, beatSize) {
+			id, group, term := binary.BigEndian.Uint32(r), binary.BigEndian.Uint32(r[4:]), binary.BigEndian.Uint64(r[8:])
+			e := n.endpoint(group)
+			if e != nil && !e.follows(term) { // this may write to the disk: others don't wait
+				n.running.Go(func() { answer(e.hear(nil, id, from, term)) })
+				continue
+			}
+			answers = e.hear(answers, id, from, term)
+		}
+		if len(answers) > 0 {
+			answer(answers)
+		}
+	}
+}
+
+// follows tells whether the group's replica follows in a term.
+func (e *endpoint) follows(term uint64) bool {
+	g := e.group.Load()
+	return g != nil && g.raft.CurrentTerm() == term && g.raft.State() == raft.Follower
+}
+
+// hear passes a heartbeat to raft and appends the answer. The endpoint may be
+// nil.
+func (e *endpoint) hear(to []byte, id uint32, from string, term uint64) []byte {
+	answer, ok := e.pass(&raft.AppendEntriesRequest{
+		RPCHeader: raft.RPCHeader{ProtocolVersion: raft.ProtocolVersionMax, ID: []byte(from), Addr: []byte(from)},
+		Term:      term, Leader: []byte(from),
+	})
+	status := beatNoGroup
+	switch {
+	case ok && answer.Success:
+		status = beatHeard
+	case ok:
+		status = beatRefused
+	}
+	to = append(binary.BigEndian.AppendUint32(to, id), status)
+	to = binary.BigEndian.AppendUint64(to, answer.Term)
+	return binary.BigEndian.AppendUint64(to, answer.LastLog)
+}
+
+// pass gives a heartbeat to raft, if it takes it.
+func (e *endpoint) pass(q *raft.AppendEntriesRequest) (a raft.AppendEntriesResponse, ok bool) {
+	if e == nil || !e.busy() {
+		return a, false
+	}
+	defer e.users.Done()
+	handle := e.beaten.Load()
+	if handle == nil {
+		return a, false
+	}
+	answered := make(chan raft.RPCResponse, 1)
+	(*handle)(raft.RPC{Command: q, RespChan: answered})
+	select {
+	case r := <-answered:
+		if full, is := r.Response.(*raft.AppendEntriesResponse); is && r.Error == nil {
+			return *full, true
+		}
+	default: // raft is shutting down
+	}
+	return a, false
+}
+
+// busy counts a user of the endpoint; false says that it was closed.
+func (e *endpoint) busy() bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.open.Err() != nil {
+		return false
+	}
+	e.users.Add(1)
+	return true
+}

@@ -1,0 +1,209 @@
+package raftstore
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/binary"
+	"errors"
+	"io"
+	"net"
+	"reflect"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/hashicorp/raft"
+)
+
+// beatPeer is a node that heartbeats are sent to, as far as a test answers.
+type beatPeer struct {
+	t        *testing.T
+	listener net.Listener
+	beats    *beats // the way to it
+}
+
+func newBeatPeer(t *testing.T) *beatPeer {
+	listen := func() net.Listener {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return l
+	}
+	p := &beatPeer{t: t, listener: listen()}
+	n, err := NewNetwork(NetworkOptions{
+		Node: "n1", Cluster: "c", Listener: listen(),
+		Resolve: func(string) (string, error) { return p.listener.Addr().String(), nil },
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.beats = n.beatsTo("n2")
+	t.Cleanup(func() {
+		_ = p.listener.Close()
+		if err := n.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return p
+}
+
+// accept takes the connection that is made to the peer.
+func (p *beatPeer) accept() *link {
+	p.t.Helper()
+	conn, err := p.listener.Accept()
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	p.t.Cleanup(func() { _ = conn.Close() })
+	_ = conn.SetDeadline(time.Now().Add(time.Minute))
+	r := bufio.NewReader(conn)
+	got, err := readPreamble(r)
+	if want := (preamble{kindBeats, 0, "c", "n1", "n2"}); err != nil || got != want {
+		p.t.Fatalf("it says %+v, %v, want %+v", got, err, want)
+	}
+	if _, err := conn.Write(answer("")); err != nil {
+		p.t.Fatal(err)
+	}
+	return newLink(conn, r, true, false)
+}
+
+// sent is how a heartbeat went.
+type sent struct {
+	group  uint32
+	answer raft.AppendEntriesResponse
+	err    error
+}
+
+// send sends a heartbeat of each group, in term 10 times its number, that wait
+// until they are hurried or ring.
+func (p *beatPeer) send(delay, patience time.Duration, groups ...uint32) <-chan sent {
+	outcomes := make(chan sent, len(groups))
+	var all sync.WaitGroup
+	for _, g := range groups {
+		all.Go(func() {
+			a, err := p.beats.send(context.Background(), g, 10*uint64(g), delay, patience)
+			outcomes <- sent{g, a, err}
+		})
+	}
+	p.t.Cleanup(all.Wait)
+	for waiting := 0; waiting < len(groups) && delay > time.Minute; {
+		time.Sleep(time.Millisecond)
+		p.beats.mu.Lock()
+		waiting = len(p.beats.waiting)
+		p.beats.mu.Unlock()
+	}
+	return outcomes
+}
+
+func reply(t *testing.T, l *link, records ...[]byte) {
+	t.Helper()
+	out := binary.BigEndian.AppendUint32(nil, uint32(len(records)))
+	if _, err := l.Write(append(out, slices.Concat(records...)...)); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestHeartbeatsShareAMessage(t *testing.T) {
+	t.Parallel()
+	p := newBeatPeer(t)
+	outcomes := p.send(time.Hour, time.Hour, 1, 2, 3)
+	p.beats.hurry()
+	l := p.accept()
+	records, err := readRecords(l, beatSize)
+	if err != nil || len(records) != 3*beatSize {
+		t.Fatalf("%d bytes, %v, want 3 in one message", len(records), err)
+	}
+	// The last is answered first, group 1 is not there, 2 follows another.
+	all := slices.Collect(slices.Chunk(records, beatSize))
+	slices.Reverse(all)
+	for _, r := range all {
+		group, term := binary.BigEndian.Uint32(r[4:]), binary.BigEndian.Uint64(r[8:])
+		if term != 10*uint64(group) {
+			t.Errorf("group %d is in term %d", group, term)
+		}
+		a := append(slices.Clone(r[:4]), []byte{0, beatNoGroup, beatRefused, beatHeard}[group])
+		a = binary.BigEndian.AppendUint64(a, term+1)
+		reply(t, l, binary.BigEndian.AppendUint64(a, 99))
+	}
+	for range 3 {
+		o := <-outcomes
+		if o.group == 1 {
+			if !errors.As(o.err, new(noGroupError)) {
+				t.Errorf("a group that is not there: %v", o.err)
+			}
+			continue
+		}
+		want := raft.AppendEntriesResponse{Term: 10*uint64(o.group) + 1, LastLog: 99, Success: o.group == 3}
+		if o.err != nil || !reflect.DeepEqual(o.answer, want) {
+			t.Errorf("group %d: %+v, %v, want %+v", o.group, o.answer, o.err, want)
+		}
+	}
+	// What comes next goes over the same connection.
+	next := p.send(0, time.Hour, 4)
+	records, err = readRecords(l, beatSize)
+	if err != nil || len(records) != beatSize {
+		t.Fatalf("%d bytes, %v, want another message", len(records), err)
+	}
+	_ = l.Close()
+	if o := <-next; o.err == nil {
+		t.Error("a heartbeat whose connection broke was answered")
+	}
+}
+
+func TestAPeerThatIsSilentLosesItsConnection(t *testing.T) {
+	t.Parallel()
+	p := newBeatPeer(t)
+	long := p.send(time.Hour, time.Hour, 1)
+	short := p.send(0, 10*time.Millisecond, 2)
+	l := p.accept()
+	if o := <-short; !errors.Is(o.err, errNoBeat) {
+		t.Errorf("it ended with %v", o.err)
+	}
+	if o := <-long; !errors.Is(o.err, errNoBeat) {
+		t.Errorf("what waited on the same connection ended with %v", o.err)
+	}
+	if _, err := io.Copy(io.Discard, l); err != nil {
+		t.Errorf("the connection is not closed: %v", err)
+	}
+	// The next one gets another.
+	again := p.send(0, time.Hour, 3)
+	r, err := readRecords(p.accept(), beatSize)
+	if err != nil || binary.BigEndian.Uint32(r[4:]) != 3 {
+		t.Errorf("%x, %v", r, err)
+	}
+	p.beats.doubt(time.Now().Add(time.Hour))
+	if o := <-again; o.err == nil {
+		t.Error("it was answered")
+	}
+}
+
+func TestHeartbeatsOfANodeThatIsAway(t *testing.T) {
+	t.Parallel()
+	p := newBeatPeer(t)
+	_ = p.listener.Close()
+	for range 2 {
+		if o := <-p.send(0, time.Hour, 1); o.err == nil {
+			t.Error("it was answered")
+		}
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	if _, err := p.beats.send(ctx, 1, 1, time.Hour, time.Hour); !errors.Is(err, context.Canceled) {
+		t.Errorf("cancelled: %v", err)
+	}
+}
+
+func FuzzBeatRecords(f *testing.F) {
+	f.Add([]byte{0, 0, 0, 1, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16})
+	f.Add([]byte{0, 0, 0, 0})
+	f.Add([]byte{0xff, 0xff, 0xff, 0xff})
+	f.Fuzz(func(t *testing.T, b []byte) {
+		records, err := readRecords(bytes.NewReader(b), beatSize)
+		if err == nil && (len(records) == 0 || len(records)%beatSize != 0 || len(records) > maxBeats*beatSize) {
+			t.Errorf("%d bytes of records", len(records))
+		}
+	})
+}
