@@ -179,6 +179,17 @@ func (e *encoder) append(dst []byte, subject string, t *wal.Transaction, payload
 	h = append(h, '.')
 	h = strconv.AppendUint(h, t.Txid, 10)
 	h = append(h, "\r\n"...)
+	h = subjects.AppendBlockEnd(appendSent(h, t))
+	e.header = h
+	if !payload {
+		return appendHPub(dst, subject, h, nil)
+	}
+	return appendHPub(dst, subject, h, t.Payload)
+}
+
+// appendSent appends what a transaction's writer sent beside kind and payload,
+// as lines of a header block.
+func appendSent(h []byte, t *wal.Transaction) []byte {
 	if t.HasHighWaterMark {
 		h = append(h, subjects.HeaderHighWaterMark+": "...)
 		h = strconv.AppendUint(h, t.HighWaterMark, 10)
@@ -190,13 +201,29 @@ func (e *encoder) append(dst []byte, subject string, t *wal.Transaction, payload
 	if len(t.MsgID) > 0 {
 		h = subjects.AppendField(h, subjects.HeaderStoredMsgID, t.MsgID)
 	}
-	h = append(h, t.Header...)
-	h = subjects.AppendBlockEnd(h)
-	e.header = h
-	if !payload {
-		return appendHPub(dst, subject, h, nil)
+	return append(h, t.Header...)
+}
+
+// appendPacked appends t as one transaction of a packed message. One that has
+// nothing but a payload goes without a header block.
+func (e *encoder) appendPacked(dst []byte, t *wal.Transaction, payload bool) []byte {
+	h := subjects.AppendBlockStart(e.header[:0])
+	start := len(h)
+	if string(t.Kind) != subjects.DefaultKind {
+		h = subjects.AppendField(h, subjects.HeaderKind, t.Kind)
 	}
-	return appendHPub(dst, subject, h, t.Payload)
+	h = appendSent(h, t)
+	if len(h) == start {
+		h = h[:0]
+	} else {
+		h = subjects.AppendBlockEnd(h)
+	}
+	e.header = h
+	p := subjects.Packed{Txid: t.Txid, Time: t.Time, Header: h}
+	if payload {
+		p.Payload = t.Payload
+	}
+	return subjects.AppendPacked(dst, p)
 }
 
 // appendEnd appends the message that ends a read.

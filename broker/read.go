@@ -93,6 +93,7 @@ type query struct {
 	kinds    []string
 	lock     string
 	payload  bool
+	packed   bool
 }
 
 func parseQuery(body []byte) (query, error) {
@@ -105,6 +106,7 @@ func parseQuery(body []byte) (query, error) {
 		Kinds       []string `json:"kinds"`
 		Lock        *string  `json:"lock"`
 		HeadersOnly bool     `json:"headers_only"`
+		Packed      bool     `json:"packed"`
 	}
 	if err := strictJSON(body, &r); err != nil {
 		return q, err
@@ -145,7 +147,7 @@ func parseQuery(body []byte) (query, error) {
 		}
 		q.lock = *r.Lock
 	}
-	q.kinds, q.payload = r.Kinds, !r.HeadersOnly
+	q.kinds, q.payload, q.packed = r.Kinds, !r.HeadersOnly, r.Packed
 	return q, nil
 }
 
@@ -291,6 +293,7 @@ type reading struct {
 	sent  int
 	bytes int // of the transactions sent
 	out   []byte
+	pack  []byte // the packed message that is being put together
 }
 
 // scan sends what the query asks for between next and the position, as far as
@@ -335,9 +338,13 @@ func (r *reading) scan(at position) error {
 }
 
 func (r *reading) add(t *wal.Transaction, size int) error {
-	r.out = r.enc.append(r.out, r.reply, t, r.q.payload)
 	r.sent++
 	r.bytes += size
+	if r.q.packed {
+		r.addPacked(t)
+	} else {
+		r.out = r.enc.append(r.out, r.reply, t, r.q.payload)
+	}
 	if len(r.out) < readChunk {
 		return nil
 	}
@@ -346,8 +353,23 @@ func (r *reading) add(t *wal.Transaction, size int) error {
 	return err
 }
 
+// addPacked puts t into the packed message, or if that is large enough, or
+// would become too large, the next one.
+func (r *reading) addPacked(t *wal.Transaction) {
+	before := len(r.pack)
+	r.pack = r.enc.appendPacked(r.pack, t, r.q.payload)
+	if len(r.pack) <= min(readChunk, r.p.node.nats.maxPayload) || before == 0 {
+		return
+	}
+	r.out = appendPub(r.out, r.reply, r.pack[:before])
+	r.pack = r.pack[:copy(r.pack, r.pack[before:])]
+}
+
 func (r *reading) finish(mark uint64) error {
 	r.p.metrics.read(r.sent)
+	if len(r.pack) > 0 {
+		r.out = appendPub(r.out, r.reply, r.pack)
+	}
 	return r.p.node.reads.send(appendEnd(r.out, r.reply, r.next, mark))
 }
 

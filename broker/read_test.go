@@ -1,7 +1,9 @@
 package broker_test
 
 import (
+	"bytes"
 	"fmt"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -77,6 +79,7 @@ func TestReads(t *testing.T) {
 			if !slices.Equal(ids, c.want) || a.next != c.next || a.mark != 10 {
 				t.Errorf("%s %s: %v, next %d, mark %d; want %v, next %d", subject, c.body, ids, a.next, a.mark, c.want, c.next)
 			}
+			samePacked(t, nc, subject, c.body, a)
 			for i, p := range payloads {
 				if p != fmt.Sprintf("payload-%02d", ids[i]) {
 					t.Errorf("%s %s: txid %d has payload %q", subject, c.body, ids[i], p)
@@ -91,6 +94,88 @@ func TestReads(t *testing.T) {
 		if len(m.Data) != 0 || m.Header.Get(subjects.HeaderTxid) == "" {
 			t.Errorf("headers only: %q, %v", m.Data, m.Header)
 		}
+	}
+}
+
+// samePacked sees to it that a packed read gives what a plain one gave.
+func samePacked(t *testing.T, nc *nats.Conn, subject, body string, plain answers) {
+	t.Helper()
+	if body = strings.TrimSpace(body); body == "" || body == "{}" {
+		body = `{"packed":true}`
+	} else {
+		body = `{"packed":true,` + body[1:]
+	}
+	a := collect(t, nc, subject, body)
+	if a.refusal != nil || a.next != plain.next || a.mark != plain.mark {
+		t.Fatalf("%s: next %d, mark %d, want %d and %d; refusal %v", body, a.next, a.mark, plain.next, plain.mark, a.refusal)
+	}
+	rest := plain.transactions
+	for _, m := range a.transactions {
+		if len(m.Header) > 0 || len(m.Data) == 0 {
+			t.Errorf("%s: a packed message has the headers %v and %d bytes", body, m.Header, len(m.Data))
+		}
+		for data := m.Data; len(data) > 0; {
+			var p subjects.Packed
+			var err error
+			if p, data, err = subjects.NextPacked(data); err != nil {
+				t.Fatalf("%s: %v", body, err)
+			}
+			if len(rest) == 0 {
+				t.Fatalf("%s: there are more than the plain read gave", body)
+			}
+			if got, want := asMessage(t, p), rest[0]; !reflect.DeepEqual(got.Header, want.Header) || !bytes.Equal(got.Data, want.Data) {
+				t.Errorf("%s: %v %.40q, the plain read gave %v %.40q", body, got.Header, got.Data, want.Header, want.Data)
+			}
+			rest = rest[1:]
+		}
+	}
+	if len(rest) > 0 {
+		t.Errorf("%s: %d are missing that the plain read gave", body, len(rest))
+	}
+}
+
+// asMessage gives a packed transaction of partition 0 as a plain read has it.
+func asMessage(t *testing.T, p subjects.Packed) *nats.Msg {
+	t.Helper()
+	m := nats.NewMsg("")
+	m.Data = p.Payload
+	err := subjects.ScanBlock(p.Header, func(key, value []byte) error {
+		m.Header.Add(string(key), string(value))
+		return nil
+	})
+	if err != nil {
+		t.Fatalf("%d: %v", p.Txid, err)
+	}
+	if m.Header.Get(subjects.HeaderKind) == "" {
+		m.Header.Set(subjects.HeaderKind, subjects.DefaultKind)
+	}
+	m.Header.Set(subjects.HeaderTxid, fmt.Sprint(p.Txid))
+	m.Header.Set(subjects.HeaderPartition, "0")
+	m.Header.Set(subjects.HeaderTime, time.Unix(0, p.Time).UTC().Format(nanos))
+	m.Header.Set(subjects.HeaderMsgID, fmt.Sprintf("cantus.0.%d", p.Txid))
+	return m
+}
+
+func TestPackedReads(t *testing.T) {
+	_, nc := one(t, broker.Options{})
+	appendTx(t, nc, "cantus.append.0", "") // nothing but itself
+	appendTx(t, nc, "cantus.append.0", "all", subjects.HeaderMsgID, "id", mark, "1", "Cantus-Kind", "pay", write, "a.b", write, "c.>", read, "d",
+		appendLock, "e", "X-App", "one", "X-App", "two", "x-other", "")
+	large := strings.Repeat("x", 100_000)
+	for _, payload := range []string{large, "small", large, large, strings.Repeat("y", 900_000), "small", "small"} {
+		appendTx(t, nc, "cantus.append.0", payload)
+	}
+	for _, body := range []string{`{}`, `{"from":2,"max":1}`, `{"headers_only":true}`, `{"max_bytes":8388608}`, `{"max_bytes":8388608,"from":5}`} {
+		samePacked(t, nc, "cantus.read.0", body, collect(t, nc, "cantus.read.0", body))
+	}
+	// Neighbours share messages, as far as these stay small.
+	a := collect(t, nc, "cantus.read.0", `{"packed":true,"max_bytes":8388608}`)
+	var sizes []int
+	for _, m := range a.transactions {
+		sizes = append(sizes, len(m.Data)/1000)
+	}
+	if want := []int{100, 100, 100, 900, 0}; !slices.Equal(sizes, want) {
+		t.Errorf("the messages have %v thousand bytes, want %v", sizes, want)
 	}
 }
 
@@ -119,6 +204,7 @@ func TestRefusedReads(t *testing.T) {
 		{`{"wait":"-1s"}`, subjects.BadRequest},
 		{`{"wait":"soon"}`, subjects.BadRequest},
 		{`{"wait":5}`, subjects.BadRequest},
+		{`{"packed":1}`, subjects.BadRequest},
 		{`{"kinds":["a.b"]}`, subjects.BadRequest},
 		{`{"kinds":[""]}`, subjects.BadRequest},
 		{`{"kinds":"a"}`, subjects.BadRequest},

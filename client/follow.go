@@ -104,13 +104,14 @@ func (o FollowOptions) withDefaults() (FollowOptions, error) {
 // reading goes on while the handler works.
 func (o *FollowOptions) readBytes() int { return min(o.Buffer/4, 1<<20) }
 
-// readCount is how many transactions one read asks for: small ones are mostly
-// what comes with them, which a read's bytes don't count.
+// readCount is how many transactions one read asks for. Small ones are mostly
+// what comes with them, which a read's bytes don't count: as much again at the
+// most.
 func (o *FollowOptions) readCount() int { return min(o.readBytes()/transactionCost, readCount) }
 
-// transactionCost is about what a transaction takes beside its payload and its
-// application's headers, in bytes.
-const transactionCost = 160
+// transactionCost is about what a transaction takes beside its message, in
+// bytes.
+const transactionCost = 256
 
 func (o *FollowOptions) filtered() bool { return len(o.Kinds) > 0 || o.Lock != "" }
 

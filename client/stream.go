@@ -1,6 +1,7 @@
 package client
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -73,7 +74,7 @@ func newStream(c *Client, partition int, after uint64, opts FollowOptions) (*str
 		ready: make(chan struct{}, 1), kick: make(chan struct{}, 1),
 	}
 	q, err := json.Marshal(subjects.ReadRequest{
-		Max: opts.readCount(), MaxBytes: opts.readBytes(), Kinds: opts.Kinds, Lock: opts.Lock, HeadersOnly: opts.HeadersOnly,
+		Max: opts.readCount(), MaxBytes: opts.readBytes(), Kinds: opts.Kinds, Lock: opts.Lock, HeadersOnly: opts.HeadersOnly, Packed: true,
 	})
 	if err != nil {
 		return nil, err
@@ -144,7 +145,7 @@ func signal(ch chan struct{}) {
 // startRead asks for what comes next, unless that is under way, or too much
 // waits for the handler: then handled will.
 func (s *stream) startRead() {
-	if s.read != nil || s.err != nil || s.held > 0 && s.held+s.opts.readBytes() > s.opts.Buffer {
+	if s.read != nil || s.err != nil || s.held > 0 && s.held+2*s.opts.readBytes() > s.opts.Buffer {
 		return
 	}
 	s.reads++
@@ -173,12 +174,12 @@ func (s *stream) failed(why error) {
 
 // onRead takes a message of a read.
 func (s *stream) onRead(m *nats.Msg) {
-	var t *Transaction
+	var txs []Transaction
 	var parse error
 	status := m.Header.Get("Status")
 	refused := m.Header.Get(subjects.HeaderErrorCode) != ""
 	if status == "" && !refused {
-		t, parse = parseTransaction(m)
+		txs, parse = parsePacked(s.partition, m.Data)
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -194,12 +195,24 @@ func (s *stream) onRead(m *nats.Msg) {
 	case status == "503":
 		s.failed(ErrNoLeader)
 	case parse != nil || status != "":
-		s.failed(fmt.Errorf("read: %w", errNotTransaction))
-	case t.Txid < s.next:
-	case t.Txid == s.next || s.opts.filtered():
-		s.push(t, m.Size())
+		s.failed(fmt.Errorf("read: %w", cmp.Or(parse, errNotTransaction)))
 	default:
-		s.failed(fmt.Errorf("read: txid %d came where %d was next", t.Txid, s.next))
+		s.took(txs, m.Size())
+	}
+}
+
+// took takes transactions of a read, which came in a message of a size.
+func (s *stream) took(txs []Transaction, size int) {
+	each := size/max(len(txs), 1) + transactionCost
+	for i := range txs {
+		switch t := &txs[i]; {
+		case t.Txid < s.next:
+		case t.Txid == s.next || s.opts.filtered():
+			s.push(t, each)
+		default:
+			s.failed(fmt.Errorf("read: txid %d came where %d was next", t.Txid, s.next))
+			return
+		}
 	}
 }
 

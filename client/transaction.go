@@ -13,7 +13,8 @@ import (
 )
 
 // Transaction is a committed transaction, as followers get it. It is the
-// handler's to keep.
+// handler's to keep; but its memory is that of the message it came in, with up
+// to 128 KiB of its neighbours: who keeps a few of many clones what it needs.
 type Transaction struct {
 	Partition int
 	Txid      uint64
@@ -83,6 +84,72 @@ func parseTransaction(m *nats.Msg) (*Transaction, error) {
 		return nil, errNotTransaction
 	}
 	return t, nil
+}
+
+// parsePacked takes a message of a packed read apart.
+func parsePacked(partition int, message []byte) ([]Transaction, error) {
+	txs := make([]Transaction, 0, len(message)/256+1)
+	var p packedParser
+	for len(message) > 0 {
+		raw, rest, err := subjects.NextPacked(message)
+		if err != nil {
+			return nil, fmt.Errorf("%w: %w", errNotTransaction, err)
+		}
+		txs = append(txs, Transaction{
+			Partition: partition, Txid: raw.Txid, Time: time.Unix(0, raw.Time).UTC(), Kind: subjects.DefaultKind, Payload: raw.Payload,
+		})
+		if err := p.parse(&txs[len(txs)-1], raw.Header); err != nil {
+			return nil, fmt.Errorf("%w: %d: %w", errNotTransaction, raw.Txid, err)
+		}
+		message = rest
+	}
+	return txs, nil
+}
+
+// packedParser parses the header blocks of a message, whose lock names share
+// memory.
+type packedParser struct{ names []string }
+
+func (p *packedParser) parse(t *Transaction, block []byte) error {
+	all := string(block)                                              // what is kept is cut out of it
+	offset := func(part []byte) int { return cap(block) - cap(part) } // both end where block's array does
+	return subjects.ScanBlock(block, func(key, value []byte) error {
+		v := all[offset(value) : offset(value)+len(value)]
+		switch string(key) {
+		case subjects.HeaderWriteLock:
+			t.WriteLocks = p.add(t.WriteLocks, v)
+		case subjects.HeaderReadLock:
+			t.ReadLocks = p.add(t.ReadLocks, v)
+		case subjects.HeaderAppendLock:
+			t.AppendLocks = p.add(t.AppendLocks, v)
+		case subjects.HeaderHighWaterMark:
+			n, err := strconv.ParseUint(v, 10, 64)
+			t.HighWaterMark = n
+			return err
+		case subjects.HeaderKind:
+			t.Kind = v
+		case subjects.HeaderStoredMsgID:
+			t.ID = v
+		default:
+			if t.Header == nil {
+				t.Header = nats.Header{}
+			}
+			k := string(key)
+			t.Header[k] = append(t.Header[k], v)
+		}
+		return nil
+	})
+}
+
+// add appends a name to a list of a transaction's. The first of it comes from
+// the memory that lists share.
+func (p *packedParser) add(list []string, name string) []string {
+	if list != nil {
+		return append(list, name)
+	}
+	p.names = append(p.names, name)
+	n := len(p.names)
+	return p.names[n-1 : n : n]
 }
 
 // passes tells whether kinds and lock, where given, ask for t, as a node

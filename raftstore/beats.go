@@ -333,7 +333,7 @@ func (e *endpoint) follows(term uint64) bool {
 func (e *endpoint) hear(to []byte, id uint32, from string, term uint64) []byte {
 	answer, ok := e.pass(&raft.AppendEntriesRequest{
 		RPCHeader: raft.RPCHeader{ProtocolVersion: raft.ProtocolVersionMax, ID: []byte(from), Addr: []byte(from)},
-		Term:      term, Leader: []byte(from),
+		Term:      term,
 	})
 	status := beatNoGroup
 	switch {

@@ -19,6 +19,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/cantuslog/cantus/subjects"
 )
@@ -306,23 +307,33 @@ func decoded(t *testing.T, b []byte) (v any) {
 	return v
 }
 
-// TestDocumentedBatch holds the batch message in hexadecimal to what the code
-// makes of the same two transactions.
-func TestDocumentedBatch(t *testing.T) {
-	_, rest, ok := strings.Cut(document(t), "```hex\n")
+// dump gives the bytes of the example in hexadecimal behind a heading.
+func dump(t *testing.T, heading string) []byte {
+	t.Helper()
+	_, rest, ok := strings.Cut(document(t), "\n"+heading+"\n")
+	if ok {
+		_, rest, ok = strings.Cut(rest, "```hex\n")
+	}
 	if !ok {
 		t.Fatal("no example")
 	}
-	dump, _, _ := strings.Cut(rest, "```")
+	lines, _, _ := strings.Cut(rest, "```")
 	var digits strings.Builder
-	for line := range strings.Lines(dump) {
+	for line := range strings.Lines(lines) {
 		bytes, _, _ := strings.Cut(line, "   ")
 		digits.WriteString(strings.ReplaceAll(strings.TrimSpace(bytes), " ", ""))
 	}
-	got, err := hex.DecodeString(digits.String())
+	b, err := hex.DecodeString(digits.String())
 	if err != nil {
 		t.Fatal(err)
 	}
+	return b
+}
+
+// TestDocumentedBatch holds the batch message in hexadecimal to what the code
+// makes of the same two transactions.
+func TestDocumentedBatch(t *testing.T) {
+	got := dump(t, "## Batch")
 	var want []byte
 	for _, item := range []struct {
 		header  []byte
@@ -336,6 +347,21 @@ func TestDocumentedBatch(t *testing.T) {
 		t.Errorf("subjects.md has\n%x\nit should be\n%x", got, want)
 	}
 	if !strings.Contains(document(t), strconv.Itoa(len(want))+" bytes: the first") {
+		t.Errorf("the example has %d bytes, and the text says otherwise", len(want))
+	}
+}
+
+// TestDocumentedPacked does so for a packed message.
+func TestDocumentedPacked(t *testing.T) {
+	at := time.Date(2026, 11, 22, 9, 0, 0, 123456789, time.UTC).UnixNano()
+	want := subjects.AppendPacked(nil, subjects.Packed{
+		Txid: 813, Time: at, Header: appendBlock(nil, []field{{subjects.HeaderAppendLock, "a"}}), Payload: []byte("hi"),
+	})
+	want = subjects.AppendPacked(want, subjects.Packed{Txid: 814, Time: at + 1, Payload: []byte("x")})
+	if got := dump(t, "### Packed reads"); !bytes.Equal(got, want) {
+		t.Errorf("subjects.md has\n%x\nit should be\n%x", got, want)
+	}
+	if !strings.Contains(document(t), strconv.Itoa(len(want))+" bytes: txid 813") {
 		t.Errorf("the example has %d bytes, and the text says otherwise", len(want))
 	}
 }

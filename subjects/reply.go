@@ -47,6 +47,7 @@ type ReadRequest struct {
 	Kinds       []string `json:"kinds,omitempty"`
 	Lock        string   `json:"lock,omitempty"`
 	HeadersOnly bool     `json:"headers_only,omitempty"`
+	Packed      bool     `json:"packed,omitempty"`
 }
 
 // GetRequest is the body of a get: exactly one of its fields is set.
