@@ -3,6 +3,7 @@ package wal
 import (
 	"encoding/binary"
 	"fmt"
+	"path/filepath"
 	"sync"
 
 	"github.com/dgraph-io/badger/v4"
@@ -18,6 +19,8 @@ const (
 	// that a txid's lookup finds in one step: it reads forward from there.
 	hintEntries = 16
 	hintBytes   = 64 << 10
+	// writeOutBytes is after how many bytes Badger's are written out.
+	writeOutBytes = 16 << 20
 )
 
 type frame struct {
@@ -29,8 +32,10 @@ type frame struct {
 type applier struct {
 	store *Store
 
-	// hints is owned by apply: where each group's last hint is.
-	hints map[uint32]*hint
+	// hints, where each group's last hint is, and unwritten, the bytes that were
+	// applied since Badger's were written out, are owned by apply.
+	hints     map[uint32]*hint
+	unwritten int
 
 	mu      sync.Mutex
 	changed sync.Cond
@@ -137,6 +142,7 @@ func (a *applier) apply(frames []frame) error {
 	for _, f := range frames {
 		for _, op := range f.ops {
 			var err error
+			a.unwritten += len(op.Value)
 			switch op.Key[0] {
 			case opEntry:
 				err = a.putEntry(wb, op)
@@ -158,6 +164,10 @@ func (a *applier) apply(frames []frame) error {
 	}
 	if err := wb.Flush(); err != nil {
 		return err
+	}
+	if a.unwritten >= writeOutBytes {
+		writeOut(filepath.Join(a.store.dir, badgerDir))
+		a.unwritten = 0
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
