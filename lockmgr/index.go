@@ -4,8 +4,11 @@ package lockmgr
 // probing whose slots hold a record's hash and index, so that a record is
 // looked at only if its whole hash matches; the caller compares keys. It is split
 // into shards that grow on their own: no single insertion pays for moving all.
+// They grow into one block, so that it can be of huge pages; a block is gone when
+// the last shard has left it.
 type index struct {
 	shards [indexShards]shard
+	block  []uint64 // the newest
 }
 
 type shard struct {
@@ -53,15 +56,23 @@ func (p *probe) next() uint32 {
 func (x *index) add(hash, i uint32) {
 	s := x.shard(hash)
 	if s.n >= len(s.slots)/4*3 {
-		s.grow()
+		x.grow(hash >> (32 - shardBits))
 	}
 	s.place(uint64(hash)<<32 | uint64(i))
 	s.n++
 }
 
-func (s *shard) grow() {
+// grow moves a shard to its part of the newest block, or of a larger one.
+func (x *index) grow(number uint32) {
+	s := &x.shards[number]
 	old := s.slots
-	s.slots = make([]uint64, max(firstSlots, 2*len(old)))
+	size := len(x.block) / indexShards
+	if size <= len(old) {
+		size = max(firstSlots, 2*len(old))
+		x.block = makeHuge[uint64](size * indexShards)
+	}
+	from := int(number) * size
+	s.slots = x.block[from : from+size : from+size]
 	for _, slot := range old {
 		if slot != 0 {
 			s.place(slot)

@@ -1,19 +1,29 @@
 package lockmgr
 
-// slab holds records of one size, named by index. It grows by chunks, so that a
-// large one is never copied or half empty.
+import "math/bits"
+
+// slab holds records of one size, named by index. It grows by chunks, each as
+// large as all before it together, so that nothing is ever copied, and a record is
+// found in few steps. What is not used yet of the last one takes no memory but
+// addresses.
 type slab[T any] struct {
-	chunks []*[chunkSize]T
+	chunks [][]T
 	used   uint32
 	free   []uint32
 }
 
 const (
-	chunkBits = 6
-	chunkSize = 1 << chunkBits
+	firstBits  = 6
+	firstChunk = 1 << firstBits
 )
 
-func (s *slab[T]) at(i uint32) *T { return &s.chunks[i>>chunkBits][i%chunkSize] }
+func (s *slab[T]) at(i uint32) *T {
+	k := bits.Len32(i >> firstBits)
+	return &s.chunks[k][i-start(k)]
+}
+
+// start is the first index in a chunk: 0, 64, 128, 256 and so on.
+func start(k int) uint32 { return firstChunk / 2 << k &^ (firstChunk - 1) }
 
 // take returns the index of a zero record.
 func (s *slab[T]) take() uint32 {
@@ -22,8 +32,8 @@ func (s *slab[T]) take() uint32 {
 		s.free = s.free[:n-1]
 		return i
 	}
-	if int(s.used>>chunkBits) == len(s.chunks) {
-		s.chunks = append(s.chunks, new([chunkSize]T))
+	if k := len(s.chunks); s.used == start(k) {
+		s.chunks = append(s.chunks, makeHuge[T](int(start(k+1)-start(k))))
 	}
 	s.used++
 	return s.used - 1
