@@ -9,6 +9,7 @@ import (
 	"strings"
 	"sync"
 	"time"
+	"unsafe"
 
 	"github.com/cantuslog/cantus/lockmgr"
 	"github.com/cantuslog/cantus/raftstore"
@@ -38,6 +39,9 @@ type replica struct {
 	bytes   uint64          // of all batches of transactions, the trimmed ones too
 	base    wal.Base        // the chain before the oldest transaction kept
 	cut     uint64          // index through which the log is to be trimmed
+	// proposed is, on a leader, what batches on their way were made of, by
+	// where their bytes begin.
+	proposed map[*byte][]*request
 
 	trimmed chan struct{}  // capacity 1: cut has moved
 	proved  func(wal.Base) // told the digest after each batch
@@ -72,7 +76,7 @@ func newReplica(log *wal.Log, o Options, damage func(error), proved func(wal.Bas
 	return &replica{
 		log: log, damage: damage, proved: proved, trimmed: make(chan struct{}, 1), window: o.MsgIDWindow, capacity: o.Locks, first: 1,
 		table:   lockmgr.New(lockmgr.Options{Locks: o.Locks, IDs: o.MsgIDs, IDWindow: o.MsgIDWindow}),
-		cursors: map[string]cursor{}, dirty: map[string]bool{}, changed: make(chan struct{}),
+		cursors: map[string]cursor{}, dirty: map[string]bool{}, changed: make(chan struct{}), proposed: map[*byte][]*request{},
 	}
 }
 
@@ -124,16 +128,45 @@ func (r *replica) applyTransactions(e raftstore.Committed, b wal.Batch) (applied
 	digest := r.digest.Next(e.Data) // only Apply changes it
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	err := r.record(e.Data, b)
+	r.digest, r.index = digest, e.Index
+	r.addPoint(e, b)
+	r.proved(wal.Base{Txid: b.Last(), Digest: digest})
+	return applied{}, err
+}
+
+// record takes a batch's transactions into the tables. A batch that this
+// leader has made is not read again. mu is held.
+func (r *replica) record(data []byte, b wal.Batch) error {
+	if made := r.proposed[unsafe.SliceData(data)]; len(made) == b.Count {
+		for i, q := range made {
+			r.table.Record(b.First+uint64(i), b.Time+int64(i), &q.cert)
+		}
+		r.time = b.Time + int64(b.Count) - 1
+		return nil
+	}
 	records := b.Read()
 	for records.Next(&r.tx) {
 		certified(&r.tx, &r.cert)
 		r.table.Record(r.tx.Txid, r.tx.Time, &r.cert)
 		r.time = r.tx.Time
 	}
-	r.digest, r.index = digest, e.Index
-	r.addPoint(e, b)
-	r.proved(wal.Base{Txid: b.Last(), Digest: digest})
-	return applied{}, records.Err()
+	return records.Err()
+}
+
+// propose notes what the bytes of a batch were made of, before it is proposed.
+func (r *replica) propose(data []byte, made []*request) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.proposed[unsafe.SliceData(data)] = made
+}
+
+// settled forgets what a batch was made of: its requests are to be used again,
+// though the batch, if its outcome is unknown, may be applied yet.
+func (r *replica) settled(data []byte) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	delete(r.proposed, unsafe.SliceData(data))
 }
 
 func (r *replica) applyCursors(e raftstore.Committed, b wal.Batch) (applied, error) {

@@ -124,7 +124,9 @@ func (s *session) fly(ms []*message) *flight {
 	}
 	s.certify(f, rs)
 	if s.writer.Count() > 0 {
-		f.data, f.given = s.writer.Finish(), time.Now()
+		f.data = s.writer.Finish()
+		s.p.replica.propose(f.data, f.passed)
+		f.given = time.Now()
 		f.proposal, f.proposed = s.p.group.Propose(f.data), true
 	}
 	return f
@@ -257,6 +259,9 @@ func (s *session) settle() {
 		s.p.metrics.answered("batch", f.batches, time.Since(f.began))
 		if err == nil && f.proposed {
 			s.feed(f)
+		}
+		if f.proposed {
+			s.p.replica.settled(f.data)
 		}
 		for _, r := range f.passed {
 			r.free()

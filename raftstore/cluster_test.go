@@ -28,7 +28,8 @@ type cluster struct {
 
 	mu        sync.Mutex
 	addresses map[string]string
-	away      map[string]bool // nodes that are cut off
+	away      map[string]bool      // nodes that are cut off
+	reroutes  map[[2]string]string // where one node finds another, if not where others do
 }
 
 // node is one node of a cluster. What is nil is not open.
@@ -81,6 +82,9 @@ func (c *cluster) resolve(from, to string) (string, error) {
 	defer c.mu.Unlock()
 	if c.away[from] || c.away[to] {
 		return "", fmt.Errorf("%s is cut off from %s", to, from)
+	}
+	if a, set := c.reroutes[[2]string{from, to}]; set {
+		return a, nil
 	}
 	if a, known := c.addresses[to]; known {
 		return a, nil

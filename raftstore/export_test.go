@@ -2,3 +2,6 @@ package raftstore
 
 // RaftCommitIndex is what raft takes for committed, be it synced here or not.
 func (g *Group) RaftCommitIndex() uint64 { return g.raft.CommitIndex() }
+
+// Hears tells whether a node has a connection for its heartbeats.
+func (n *Network) Hears(node string) bool { return n.hears(node) }

@@ -74,6 +74,7 @@ type Network struct {
 	mu         sync.Mutex
 	groups     map[uint32]*endpoint
 	beats      map[string]*beats     // by peer
+	hearing    map[string]int        // connections for heartbeats, by who sends them
 	conns      map[net.Conn]struct{} // in their handshake, of heartbeats, or serving a fetch
 	complained time.Time
 	withheld   int // complaints since
@@ -106,7 +107,7 @@ func newNetwork(opts NetworkOptions) (*Network, error) {
 	}
 	n := &Network{
 		opts: opts, log: opts.Logger, handling: make(chan struct{}, maxHandshakes),
-		groups: map[uint32]*endpoint{}, beats: map[string]*beats{}, conns: map[net.Conn]struct{}{},
+		groups: map[uint32]*endpoint{}, beats: map[string]*beats{}, hearing: map[string]int{}, conns: map[net.Conn]struct{}{},
 	}
 	if n.log == nil {
 		n.log = slog.New(slog.DiscardHandler)
@@ -311,13 +312,25 @@ func (n *Network) serve(l *link, p preamble) {
 	e := n.endpoint(p.group)
 	switch {
 	case p.kind == kindBeats:
+		n.listen(p.from, +1)
 		n.serveBeats(l, p.from)
+		n.listen(p.from, -1)
+		n.lost(p.from)
 	case e == nil: // closed meanwhile
 		_ = l.Close()
 	case p.kind == kindFetch:
 		e.serveFetch(l, p.from)
 	default:
 		e.deliver(l)
+	}
+}
+
+// listen counts the connections over which a node sends heartbeats.
+func (n *Network) listen(node string, change int) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.hearing[node] += change; n.hearing[node] == 0 {
+		delete(n.hearing, node)
 	}
 }
 
