@@ -6,6 +6,7 @@ import (
 	"runtime"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -147,11 +148,13 @@ func TestALastMarkInTheMiddleOfATransfer(t *testing.T) {
 	for _, n := range c.nodes {
 		n.proxy.stall()
 	}
-	go func() {
-		for leader.group.Leading() && leader.group.Transfer(timeout(t), "") != nil {
+	var transfers sync.WaitGroup
+	ctx := timeout(t)
+	transfers.Go(func() {
+		for leader.group.Leading() && leader.group.Transfer(ctx, "") != nil {
 			runtime.Gosched()
 		}
-	}()
+	})
 	until(t, "leadership is being handed over", func() bool {
 		ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 		defer cancel()
@@ -164,6 +167,7 @@ func TestALastMarkInTheMiddleOfATransfer(t *testing.T) {
 	if err := leader.group.CloseMarked(); err != nil {
 		t.Fatal(err)
 	}
+	transfers.Wait()
 	applied := len(leader.fsm.all())
 	leader.closeNetwork()
 	leader.openNetwork()
