@@ -125,6 +125,31 @@ func partitionInfos(ctx context.Context, url string, names subjects.Names, parti
 	return infos, nil
 }
 
+// trimTo trims each partition to about so many bytes as the workload keeps.
+func trimTo(ctx context.Context, url string, names subjects.Names, w *workload) error {
+	body, err := json.Marshal(subjects.TrimRequest{Bytes: uint64(w.Keep)})
+	if err != nil {
+		return err
+	}
+	nc, err := connect(url, func(error) {})
+	if err != nil {
+		return err
+	}
+	defer nc.Close()
+	for p := range w.Partitions {
+		subject := names.Admin("trim", strconv.Itoa(p))
+		m, err := request(ctx, nc, subject, body)
+		if err != nil {
+			return err
+		}
+		var reply subjects.TrimReply
+		if err := json.Unmarshal(m.Data, &reply); err != nil || reply.Error != nil {
+			return answerError(subject, m)
+		}
+	}
+	return nil
+}
+
 // highWaterMarks asks for the present mark of each partition.
 func highWaterMarks(ctx context.Context, url string, names subjects.Names, partitions int) ([]uint64, error) {
 	infos, err := partitionInfos(ctx, url, names, partitions)

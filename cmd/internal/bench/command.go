@@ -49,6 +49,7 @@ type Command struct {
 	Signal string        `placeholder:"SIGNAL" enum:"KILL,TERM" default:"KILL" help:"How failover ends the leader: KILL as a crash would, TERM as an operator would."`
 	Settle time.Duration `placeholder:"TIME" default:"2s" help:"How long failover waits between a node's return and the next kill."`
 
+	Keep        int64 `placeholder:"BYTES" help:"Trim Cantus's partitions to about so many bytes each before every round. [default: nothing is trimmed]"`
 	Fill        int64 `placeholder:"N" default:"-1" help:"Transactions to append in batches before anything is measured. [default 1000000 for read, get, fill and startup, 100000 for mixed, 0 for others]"`
 	Batch       int   `placeholder:"N" default:"1000" help:"Transactions in a batch message."`
 	UniqueLocks bool  `help:"Give each filled transaction an append lock of its own."`

@@ -95,6 +95,11 @@ func (s *sitting) cantus(ctx context.Context, keys pool) (*contestant, error) {
 	}
 	var marks []uint64
 	c.prepare = func(ctx context.Context) (err error) {
+		if w.Keep > 0 {
+			if err := trimTo(ctx, cl.url(0), s.names, w); err != nil {
+				return err
+			}
+		}
 		marks, err = highWaterMarks(ctx, cl.url(0), s.names, w.Partitions)
 		if w.Kind != getLoad && w.Kind != mixedLoad {
 			return err

@@ -318,6 +318,7 @@ func (r *round) sample(before, after standing) Sample {
 			t.addTo(o, s.latency[o])
 		}
 	}
+	s.Quantiles = quantiles(s.latency[mainOp])
 	window := r.clock.until - r.clock.from
 	if r.clock.budget != nil {
 		window = r.lastAt()

@@ -31,6 +31,9 @@ type Sample struct {
 	// known.
 	Written float64 `json:"device_bytes_per_payload_byte"`
 
+	// Quantiles are of the main operation's latency, in this round.
+	Quantiles
+
 	latency [ops]*latencies
 }
 

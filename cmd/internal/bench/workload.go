@@ -72,7 +72,7 @@ type workload struct {
 	Gets, Readers      int
 	Partitions, Batch  int
 	UniqueLocks        bool
-	Fill               int64
+	Keep, Fill         int64
 	ReadMax, ReadBytes int
 	Rounds             int
 	limits             limits
@@ -83,7 +83,7 @@ func (c *Command) workload() (*workload, error) {
 	w := &workload{
 		Kind: c.Workload, Nodes: c.Nodes, Conns: c.Conns, Size: c.Size, Locks: c.Locks, Keys: c.Keys, Skew: c.Skew,
 		Gets: c.Gets, Readers: c.Readers, Partitions: c.Partitions, Batch: c.Batch, UniqueLocks: c.UniqueLocks,
-		Fill: c.Fill, ReadMax: c.ReadMax, ReadBytes: c.ReadBytes, Rounds: c.Rounds,
+		Keep: c.Keep, Fill: c.Fill, ReadMax: c.ReadMax, ReadBytes: c.ReadBytes, Rounds: c.Rounds,
 		limits: limits{warmUp: c.WarmUp, duration: c.Duration, count: c.Count},
 	}
 	d, ok := defaultsOf[w.Kind]
@@ -157,6 +157,7 @@ func (c *Command) checkRanges(w *workload) error {
 		{"--kills", int64(c.Kills), 1, 1000},
 		{"--count", w.limits.count, 0, 1 << 40},
 		{"--fill", w.Fill, 0, 1 << 40},
+		{"--keep", w.Keep, 0, 1 << 50},
 		{"--read-max", int64(w.ReadMax), 1, subjects.MaxReadCount},
 		{"--read-bytes", int64(w.ReadBytes), 1, subjects.MaxReadBytes},
 	} {
