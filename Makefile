@@ -1,7 +1,7 @@
 # Verbs; `make help` lists them.
 GO ?= go
 
-.PHONY: help build test race lint vuln fuzz bench soak bench-etcd e2e long cluster failover netfaults interop postgres proof powercut clean
+.PHONY: help build test race lint vuln fuzz bench soak scaling bench-etcd e2e long cluster failover netfaults interop postgres proof powercut clean
 
 help: ## this list
 	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -31,6 +31,9 @@ bench: build ## Cantus beside JetStream, on this machine
 
 soak: build ## half an hour at RATE appends a second (default 70000), trimmed to 4 GiB: every minute in soak.json
 	bin/cantus bench append --rate $${RATE:-70000} --rounds 30 --duration 1m --warm-up 0s --keep 4294967296 --json > soak.json
+
+scaling: build ## how cost grows with partitions, payload, locks, connections, the log: plots in docs/scaling
+	$(GO) run ./internal/scaling
 
 bench-etcd: build ## Cantus beside etcd, three nodes each
 	cd e2e/bench && $(GO) run . --members 3 --conns 64 --in-flight 1 --cantus ../../bin/cantus

@@ -297,6 +297,16 @@ func TestFill(t *testing.T) {
 	checkRounds(t, &r, []string{"cantus"}, 1000)
 }
 
+func TestTrimsBetweenRounds(t *testing.T) {
+	t.Parallel()
+	var r bench.Report
+	measure(t, &r, "append", "--keep", "1", "--count", "100", "--conns", "2", "--partitions", "2")
+	checkRounds(t, &r, []string{"cantus"}, 100)
+	if s := r.Results[0].Rounds[0]; s.P50 <= 0 || s.Max < s.P50 {
+		t.Errorf("a round's own latencies are %v and %v", s.P50, s.Max)
+	}
+}
+
 func TestStartup(t *testing.T) {
 	t.Parallel()
 	var r bench.StartupReport
