@@ -52,6 +52,7 @@ func main() {
 	out := flag.String("out", "docs/scaling", "where plots and points go")
 	only := flag.String("only", "", "dimensions to measure, separated by commas; all if empty")
 	dir := flag.String("dir", "", "where data directories are made; the system's place for temporary files if empty")
+	rounds := flag.Int("rounds", 3, "rounds of each point; medians are drawn")
 	flag.Parse()
 	if err := os.MkdirAll(*out, 0o755); err != nil {
 		log.Fatal(err)
@@ -60,7 +61,7 @@ func main() {
 		if *only != "" && !strings.Contains(","+*only+",", ","+d.name+",") {
 			continue
 		}
-		if err := d.measure(*bin, *out, *dir); err != nil {
+		if err := d.measure(*bin, *out, *dir, *rounds); err != nil {
 			log.Fatalf("%s: %v", d.name, err)
 		}
 	}
@@ -78,11 +79,11 @@ type Point struct {
 	Written float64 `json:"device_bytes_per_payload_byte"`
 }
 
-func (d dimension) measure(bin, out, dir string) error {
+func (d dimension) measure(bin, out, dir string, rounds int) error {
 	var points []Point
 	for _, v := range d.values {
 		args := append([]string{"append"}, d.args(v)...)
-		args = append(args, "--rounds", "3", "--duration", "3s", "--warm-up", "2s")
+		args = append(args, "--rounds", strconv.Itoa(rounds), "--duration", "3s", "--warm-up", "2s")
 		p := Point{Value: v, Command: "cantus bench " + strings.Join(args, " ")}
 		args = append([]string{"bench"}, append(args, "--json")...)
 		if dir != "" {
