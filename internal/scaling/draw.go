@@ -21,6 +21,7 @@ const (
 type curve struct {
 	color, name string
 	dashed      bool
+	below       bool // where its numbers stand
 	of          func(Point) float64
 }
 
@@ -31,10 +32,10 @@ func draw(d dimension, points []Point) []byte {
 	fmt.Fprintf(&b, `<svg xmlns="http://www.w3.org/2000/svg" width="%d" height="%d" viewBox="0 0 %d %d" font-family="sans-serif" font-size="12">`+"\n", width, height, width, height)
 	fmt.Fprintf(&b, `<rect width="%d" height="%d" fill="#fff"/>`+"\n", width, height)
 	fmt.Fprintf(&b, `<text x="%d" y="24" font-size="15">%s</text>`+"\n", left, d.title)
-	drawPanel(&b, top, points, curve{rateColor, "appends a second", false, func(p Point) float64 { return p.Rate }})
+	drawPanel(&b, top, points, curve{rateColor, "appends a second", false, false, func(p Point) float64 { return p.Rate }})
 	drawPanel(&b, top+panel+gap, points,
-		curve{p50Color, "p50, ms", false, func(p Point) float64 { return p.P50 }},
-		curve{p99Grey, "p99, ms", true, func(p Point) float64 { return p.P99 }})
+		curve{p50Color, "p50, ms", false, true, func(p Point) float64 { return p.P50 }},
+		curve{p99Grey, "p99, ms", true, false, func(p Point) float64 { return p.P99 }})
 	for i, p := range points {
 		fmt.Fprintf(&b, `<text x="%.0f" y="%d" text-anchor="middle">%s</text>`+"\n", x(i, len(points)), height-bottom+20, grouped(p.Value))
 	}
@@ -77,8 +78,12 @@ func drawPanel(b *bytes.Buffer, y int, points []Point, curves ...curve) {
 		b.WriteString(`"/>` + "\n")
 		for j, p := range points {
 			fmt.Fprintf(b, `<circle cx="%.1f" cy="%.1f" r="3" fill="%s"/>`+"\n", x(j, len(points)), at(c.of(p)), c.color)
+			label := at(c.of(p)) - 8
+			if c.below {
+				label += 24
+			}
 			if !c.dashed {
-				fmt.Fprintf(b, `<text x="%.1f" y="%.1f" text-anchor="middle" fill="%s">%s</text>`+"\n", x(j, len(points)), at(c.of(p))-8, c.color, short(c.of(p)))
+				fmt.Fprintf(b, `<text x="%.1f" y="%.1f" text-anchor="middle" fill="%s">%s</text>`+"\n", x(j, len(points)), label, c.color, short(c.of(p)))
 			}
 		}
 	}

@@ -32,8 +32,11 @@ var dimensions = []dimension{
 		return []string{"--nodes", "3", "--partitions", strconv.Itoa(v)}
 	}},
 	{"payload", "Payload", "bytes", []int{64, 256, 1 << 10, 4 << 10, 16 << 10, 64 << 10, 256 << 10}, func(v int) []string {
-		// As many bytes in flight as the node takes, 64 MiB, are never exceeded.
-		return []string{"--size", strconv.Itoa(v), "--in-flight", strconv.Itoa(max(1, min(256, 4<<20/v)))}
+		// At most 32 MiB are in flight: a node takes 64.
+		return []string{
+			"--size", strconv.Itoa(v), "--in-flight", strconv.Itoa(max(1, min(256, 4<<20/v))),
+			"--batch", strconv.Itoa(min(1000, 500_000/(v+200))),
+		}
 	}},
 	{"locks", "Write locks of a transaction", "locks", []int{0, 1, 4, 16, 64}, func(v int) []string {
 		return []string{"--locks", strconv.Itoa(v), "--in-flight", strconv.Itoa(max(16, 256/max(v, 1)))}
@@ -52,6 +55,7 @@ func main() {
 	out := flag.String("out", "docs/scaling", "where plots and points go")
 	only := flag.String("only", "", "dimensions to measure, separated by commas; all if empty")
 	dir := flag.String("dir", "", "where data directories are made; the system's place for temporary files if empty")
+	redraw := flag.Bool("draw", false, "measure nothing: draw what was measured before")
 	rounds := flag.Int("rounds", 3, "rounds of each point; medians are drawn")
 	flag.Parse()
 	if err := os.MkdirAll(*out, 0o755); err != nil {
@@ -59,6 +63,12 @@ func main() {
 	}
 	for _, d := range dimensions {
 		if *only != "" && !strings.Contains(","+*only+",", ","+d.name+",") {
+			continue
+		}
+		if *redraw {
+			if err := d.redraw(*out); err != nil {
+				log.Fatal(err)
+			}
 			continue
 		}
 		if err := d.measure(*bin, *out, *dir, *rounds); err != nil {
@@ -101,6 +111,19 @@ func (d dimension) measure(bin, out, dir string, rounds int) error {
 	}
 	if err := os.WriteFile(filepath.Join(out, d.name+".json"), append(b, '\n'), 0o644); err != nil {
 		return err
+	}
+	return os.WriteFile(filepath.Join(out, d.name+".svg"), draw(d, points), 0o644)
+}
+
+// redraw draws the points that were written before.
+func (d dimension) redraw(out string) error {
+	b, err := os.ReadFile(filepath.Join(out, d.name+".json"))
+	if err != nil {
+		return err
+	}
+	var points []Point
+	if err := json.Unmarshal(b, &points); err != nil {
+		return fmt.Errorf("%s: %w", d.name, err)
 	}
 	return os.WriteFile(filepath.Join(out, d.name+".svg"), draw(d, points), 0o644)
 }
