@@ -41,8 +41,20 @@ func TestClusterLeadersWhosePowerFails(t *testing.T) {
 		rounds = 15
 	}
 	for range rounds {
-		c.settle() // a leader that came back is given its place again
 		if err := l.reach(t.Context(), 0, 1+rand.N(200)); err != nil {
+			t.Fatal(err)
+		}
+		// A leader that came back is given its place again: not in the middle of that.
+		if err := c.until(t.Context(), "led by who should", func(ctx context.Context) string {
+			s, err := watcher.status(ctx)
+			if err != nil || len(s.Partitions) == 0 {
+				return fmt.Sprint(err)
+			}
+			if p := s.Partitions[0]; len(p.Placement) == 0 || p.Leader != p.Placement[0] {
+				return fmt.Sprintf("%s leads, %v", p.Leader, p.Placement)
+			}
+			return ""
+		}); err != nil {
 			t.Fatal(err)
 		}
 		leader, err := c.leader(t.Context(), watcher, 0)
