@@ -42,6 +42,7 @@ const (
 type beat struct {
 	group  uint32
 	term   uint64
+	due    time.Time // when it is sent at the latest
 	answer raft.AppendEntriesResponse
 	err    error
 	done   chan struct{} // closed when there is an answer, or an error
@@ -93,20 +94,23 @@ func (n *Network) beatsTo(node string) *beats {
 	return b
 }
 
-// send sends a heartbeat together with others that are due before a delay has
-// passed, and waits for the answer, for so long after that, or until ctx ends.
-func (b *beats) send(ctx context.Context, group uint32, term uint64, delay, patience time.Duration) (raft.AppendEntriesResponse, error) {
-	one := &beat{group: group, term: term, done: make(chan struct{})}
-	asked := time.Now()
+// put has a heartbeat sent, together with others, before a delay has passed.
+func (b *beats) put(group uint32, term uint64, delay time.Duration) *beat {
+	one := &beat{group: group, term: term, due: time.Now().Add(delay), done: make(chan struct{})}
 	b.mu.Lock()
+	defer b.mu.Unlock()
 	b.waiting = append(b.waiting, one)
-	if due := asked.Add(delay); b.due.IsZero() || due.Before(b.due) {
-		b.due = due
+	if b.due.IsZero() || one.due.Before(b.due) {
+		b.due = one.due
 		b.alarm.Reset(delay)
 	}
-	b.mu.Unlock()
+	return one
+}
 
-	expired := time.NewTimer(delay + patience)
+// await gives the answer to a heartbeat. It waits for so long after that was due,
+// or until ctx ends.
+func (b *beats) await(ctx context.Context, one *beat, patience time.Duration) (raft.AppendEntriesResponse, error) {
+	expired := time.NewTimer(time.Until(one.due.Add(patience)))
 	defer expired.Stop()
 	select {
 	case <-one.done:
@@ -114,7 +118,7 @@ func (b *beats) send(ctx context.Context, group uint32, term uint64, delay, pati
 	case <-ctx.Done():
 		return raft.AppendEntriesResponse{}, ctx.Err()
 	case <-expired.C:
-		b.doubt(asked)
+		b.doubt(one.due)
 		return raft.AppendEntriesResponse{}, errNoBeat
 	}
 }
@@ -170,6 +174,14 @@ func (one *beat) fail(err error) {
 		one.err = err
 		close(one.done)
 	}
+}
+
+// close sends no more, and waits for what is being sent. The network is closed
+// already.
+func (b *beats) close() {
+	b.alarm.Stop()
+	b.flushing.Lock()
+	defer b.flushing.Unlock()
 }
 
 // connect dials the peer.

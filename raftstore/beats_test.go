@@ -83,18 +83,13 @@ func (p *beatPeer) send(delay, patience time.Duration, groups ...uint32) <-chan 
 	outcomes := make(chan sent, len(groups))
 	var all sync.WaitGroup
 	for _, g := range groups {
+		one := p.beats.put(g, 10*uint64(g), delay)
 		all.Go(func() {
-			a, err := p.beats.send(context.Background(), g, 10*uint64(g), delay, patience)
+			a, err := p.beats.await(context.Background(), one, patience)
 			outcomes <- sent{g, a, err}
 		})
 	}
 	p.t.Cleanup(all.Wait)
-	for waiting := 0; waiting < len(groups) && delay > time.Minute; {
-		time.Sleep(time.Millisecond)
-		p.beats.mu.Lock()
-		waiting = len(p.beats.waiting)
-		p.beats.mu.Unlock()
-	}
 	return outcomes
 }
 
@@ -191,7 +186,7 @@ func TestHeartbeatsOfANodeThatIsAway(t *testing.T) {
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	cancel()
-	if _, err := p.beats.send(ctx, 1, 1, time.Hour, time.Hour); !errors.Is(err, context.Canceled) {
+	if _, err := p.beats.await(ctx, p.beats.put(1, 1, time.Hour), time.Hour); !errors.Is(err, context.Canceled) {
 		t.Errorf("cancelled: %v", err)
 	}
 }

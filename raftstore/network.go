@@ -8,7 +8,9 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"net"
+	"slices"
 	"sync"
 	"time"
 
@@ -145,7 +147,11 @@ func (n *Network) Close() error {
 	for _, e := range n.groups {
 		e.abort()
 	}
+	beats := slices.Collect(maps.Values(n.beats))
 	n.mu.Unlock()
+	for _, b := range beats {
+		b.close()
+	}
 	n.running.Wait()
 	if errors.Is(err, net.ErrClosed) {
 		return nil

@@ -170,7 +170,8 @@ func (t *transport) heartbeat(id raft.ServerID, to raft.ServerAddress, q *raft.A
 	if t.urgent.Load() > 0 {
 		delay = 0
 	}
-	answer, err := t.end.network.beatsTo(string(to)).send(t.end.dialing, t.end.id, q.Term, delay, t.patience)
+	beats := t.end.network.beatsTo(string(to))
+	answer, err := beats.await(t.end.dialing, beats.put(t.end.id, q.Term, delay), t.patience)
 	if err != nil {
 		p.missed.Add(1)
 		t.end.drop(string(to))

@@ -33,10 +33,7 @@ var dimensions = []dimension{
 	}},
 	{"payload", "Payload", "bytes", []int{64, 256, 1 << 10, 4 << 10, 16 << 10, 64 << 10, 256 << 10}, func(v int) []string {
 		// At most 32 MiB are in flight: a node takes 64.
-		return []string{
-			"--size", strconv.Itoa(v), "--in-flight", strconv.Itoa(max(1, min(256, 4<<20/v))),
-			"--batch", strconv.Itoa(min(1000, 500_000/(v+200))),
-		}
+		return []string{"--size", strconv.Itoa(v), "--in-flight", strconv.Itoa(max(1, min(256, 4<<20/v)))}
 	}},
 	{"locks", "Write locks of a transaction", "locks", []int{0, 1, 4, 16, 64}, func(v int) []string {
 		return []string{"--locks", strconv.Itoa(v), "--in-flight", strconv.Itoa(max(16, 256/max(v, 1)))}
