@@ -275,7 +275,9 @@ func (c *nodes) checkSame(partition int, by ...string) []string {
 	})
 	var first []string
 	for n, name := range by {
-		eventually(c.t, name+" has it all", func() bool { return broker.Mark(c.node(name), partition) >= i.HighWaterMark })
+		eventually(c.t, name+" has it all", func() bool {
+			return broker.Holds(c.node(name), partition) && broker.Mark(c.node(name), partition) >= i.HighWaterMark
+		})
 		payloads, digest, err := broker.Contents(c.node(name), partition)
 		switch {
 		case err != nil:

@@ -17,6 +17,9 @@ func Mark(n *Node, partition int) uint64 {
 	return 0
 }
 
+// Holds tells whether a node's replica is open.
+func Holds(n *Node, partition int) bool { return n.slot(partition).current() != nil }
+
 // Contents reads a node's replica whole: the payloads, and the digest.
 func Contents(n *Node, partition int) (payloads []string, digest string, err error) {
 	p := n.slot(partition).current()
