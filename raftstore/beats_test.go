@@ -152,8 +152,12 @@ func TestAPeerThatIsSilentLosesItsConnection(t *testing.T) {
 	t.Parallel()
 	p := newBeatPeer(t)
 	long := p.send(time.Hour, time.Hour, 1)
-	short := p.send(0, 10*time.Millisecond, 2)
+	p.beats.hurry()
 	l := p.accept()
+	if _, err := readRecords(l, beatSize); err != nil {
+		t.Fatal(err)
+	}
+	short := p.send(0, 10*time.Millisecond, 2)
 	if o := <-short; !errors.Is(o.err, errNoBeat) {
 		t.Errorf("it ended with %v", o.err)
 	}

@@ -304,11 +304,11 @@ type proxy struct {
 	to       string
 	running  sync.WaitGroup
 
-	mu     sync.Mutex
-	conns  map[net.Conn]bool
-	passed int // bytes that went to who dialed
-	most   int // cut all once so many have passed, 0 for never
-
+	mu      sync.Mutex
+	closed  bool
+	conns   map[net.Conn]bool
+	passed  int           // bytes that went to who dialed
+	most    int           // cut all once so many have passed, 0 for never
 	stalled chan struct{} // nothing passes until it is closed, nil if all does
 }
 
@@ -336,11 +336,22 @@ func (p *proxy) accept() {
 			_ = conn.Close()
 			continue
 		}
-		p.mu.Lock()
-		p.conns[conn], p.conns[behind] = true, true
-		p.mu.Unlock()
+		p.keep(conn, behind)
 		p.running.Go(func() { p.pass(behind, conn, false) })
 		p.running.Go(func() { p.pass(conn, behind, true) })
+	}
+}
+
+// keep has both ends of what is passed on cut with all others; once the proxy is
+// closed they are cut at once.
+func (p *proxy) keep(conns ...net.Conn) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, c := range conns {
+		p.conns[c] = true
+		if p.closed {
+			_ = c.Close()
+		}
 	}
 }
 
@@ -389,11 +400,22 @@ func (p *proxy) limit(bytes int) {
 	}
 }
 
-// stall lets nothing pass until the proxy is closed, and no connection end.
+// stall lets nothing pass until the proxy is resumed or closed, and no connection
+// end.
 func (p *proxy) stall() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.stalled = make(chan struct{})
+}
+
+// resume ends a stall.
+func (p *proxy) resume() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.stalled != nil {
+		close(p.stalled)
+		p.stalled = nil
+	}
 }
 
 func (p *proxy) cutAll() {
@@ -406,10 +428,11 @@ func (p *proxy) cutAll() {
 
 func (p *proxy) close() {
 	_ = p.listener.Close()
+	p.mu.Lock()
+	p.closed = true
+	p.mu.Unlock()
 	p.cutAll()
-	if p.stalled != nil {
-		close(p.stalled)
-	}
+	p.resume()
 	p.running.Wait()
 }
 

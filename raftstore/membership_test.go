@@ -137,32 +137,36 @@ func TestALastMarkInTheMiddleOfATransfer(t *testing.T) {
 	for _, n := range c.nodes {
 		n.open(c.names...)
 	}
-	leader := c.leader()
 	c.put("last")
-	for _, n := range c.others(leader) {
-		until(t, "they are level", func() bool { return len(n.fsm.all()) == len(leader.fsm.all()) })
-	}
-	if err := leader.group.VerifyLeader(timeout(t)); err != nil { // heartbeats are answered
-		t.Fatal(err)
-	}
-	for _, n := range c.nodes {
-		n.proxy.stall()
-	}
+	var leader *node
 	var transfers sync.WaitGroup
-	ctx := timeout(t)
-	transfers.Go(func() {
-		for leader.group.Leading() && leader.group.Transfer(ctx, "") != nil {
-			runtime.Gosched()
-		}
-	})
 	until(t, "leadership is being handed over", func() bool {
-		ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
-		defer cancel()
-		err := leader.group.Barrier(ctx)
-		if errors.Is(err, raftstore.ErrNotLeader) && !leader.group.Leading() {
-			t.Fatalf("it leads no more: %v", err)
+		leader = c.leader()
+		for _, n := range c.others(leader) {
+			until(t, "they are level", func() bool { return len(n.fsm.all()) == len(leader.fsm.all()) })
 		}
-		return err != nil && strings.Contains(err.Error(), "transfer in progress")
+		if leader.group.VerifyLeader(timeout(t)) != nil { // heartbeats are answered
+			return false
+		}
+		for _, n := range c.nodes {
+			n.proxy.stall()
+		}
+		g, ctx := leader.group, timeout(t)
+		transfers.Go(func() {
+			for g.Leading() && g.Transfer(ctx, "") != nil {
+				runtime.Gosched()
+			}
+		})
+		for g.Leading() {
+			if underWay(t, g) {
+				return true
+			}
+		}
+		transfers.Wait()
+		for _, n := range c.nodes { // a busy machine: it has stepped down
+			n.proxy.resume()
+		}
+		return false
 	})
 	if err := leader.group.CloseMarked(); err != nil {
 		t.Fatal(err)
@@ -175,6 +179,14 @@ func TestALastMarkInTheMiddleOfATransfer(t *testing.T) {
 	if leader.fsm.restored != applied || applied == 0 {
 		t.Errorf("it started at %d entries, %d were applied", leader.fsm.restored, applied)
 	}
+}
+
+// underWay tells whether a group's leadership is being handed over.
+func underWay(t *testing.T, g *raftstore.Group) bool {
+	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	err := g.Barrier(ctx)
+	return err != nil && strings.Contains(err.Error(), "transfer in progress")
 }
 
 func TestAChangeOfMembersWithoutAMajority(t *testing.T) {

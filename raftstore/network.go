@@ -387,7 +387,8 @@ func (n *Network) connectTo(ctx context.Context, address string, p preamble) (*l
 
 // introduce does the handshake of a connection that was dialed.
 func (n *Network) introduce(ctx context.Context, conn net.Conn, p preamble) (*link, error) {
-	defer context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })()
+	dialed := conn // conn may become another while this is called
+	defer context.AfterFunc(ctx, func() { _ = dialed.SetDeadline(time.Unix(1, 0)) })()
 	if n.client != nil {
 		config := n.client
 		if config.ServerName == "" {

@@ -3,6 +3,7 @@ package raftstore_test
 import (
 	"net"
 	"testing"
+	"time"
 )
 
 // closedPort gives an address where nothing listens.
@@ -41,8 +42,13 @@ func TestADeadProcessIsNotWaitedFor(t *testing.T) {
 // follower, again and again. The leader is where it was, and goes on leading.
 func TestALeaderThatIsThereIsFollowed(t *testing.T) {
 	t.Parallel()
-	c, leader := startCluster(t, "n1", "n2", "n3")
+	c := newCluster(t, "n1", "n2", "n3")
+	c.heartbeat = 4 * time.Second // a busy machine is no reason to step down
+	for _, n := range c.nodes {
+		n.open(c.names...)
+	}
 	c.put("before")
+	leader := c.leader()
 	term := leader.group.Status().Term
 	for range 10 {
 		for _, n := range c.others(leader) {

@@ -3,6 +3,7 @@ package raftstore_test
 import (
 	"errors"
 	"testing"
+	"time"
 
 	"github.com/cantuslog/cantus/raftstore"
 	"github.com/cantuslog/cantus/wal"
@@ -21,6 +22,7 @@ type ahead struct {
 
 func getAhead(t *testing.T) ahead {
 	a := ahead{cluster: newCluster(t, "n1", "n2", "n3")}
+	a.heartbeat = 4 * time.Second // a busy machine is no reason to step down
 	disks := map[string]*journaltest.Gate{}
 	for _, n := range a.nodes {
 		if err := n.store.Close(); err != nil {
