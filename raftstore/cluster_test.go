@@ -27,7 +27,7 @@ type cluster struct {
 	heartbeat time.Duration // the groups' timeout
 
 	mu        sync.Mutex
-	addresses map[string]string
+	addresses map[string]string    // of nodes that are not reached through a proxy
 	away      map[string]bool      // nodes that are cut off
 	reroutes  map[[2]string]string // where one node finds another, if not where others do
 }
@@ -89,23 +89,32 @@ func (c *cluster) resolve(from, to string) (string, error) {
 	if a, known := c.addresses[to]; known {
 		return a, nil
 	}
+	if n := c.nodes[to]; n != nil {
+		return n.proxy.way(from)
+	}
 	return "", fmt.Errorf("node %s is not known", to)
 }
 
 // cut takes a node off the network; heal puts it back.
 func (c *cluster) cut(name string) {
 	c.mu.Lock()
+	defer c.mu.Unlock()
 	c.away[name] = true
-	c.mu.Unlock()
-	for _, n := range c.nodes {
-		n.proxy.cutAll()
-	}
+	c.refuse()
 }
 
 func (c *cluster) heal(name string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	delete(c.away, name)
+	c.refuse()
+}
+
+// refuse has each proxy refuse who is away; mu is held.
+func (c *cluster) refuse() {
+	for _, n := range c.nodes {
+		n.proxy.refuse(func(from string) bool { return c.away[from] || c.away[n.name] })
+	}
 }
 
 func (n *node) openStore() {
@@ -131,10 +140,9 @@ func (n *node) openNetwork() {
 	if n.network, err = raftstore.NewNetwork(opts); err != nil {
 		n.c.t.Fatal(err)
 	}
-	n.proxy = newProxy(n.c.t, listener.Addr().String())
 	n.c.mu.Lock()
 	defer n.c.mu.Unlock()
-	n.c.addresses[n.name] = n.proxy.address()
+	n.proxy = newProxy(listener.Addr().String())
 }
 
 // logger is for looking into a test: RAFTSTORE_LOG=1.
@@ -298,36 +306,49 @@ func (n *node) distinct() (all []string) {
 	return all
 }
 
-// proxy passes connections on, until they are cut.
+// proxy passes connections to a node on, until they are cut. Each dialer has a
+// way of its own to it.
 type proxy struct {
-	listener net.Listener
-	to       string
-	running  sync.WaitGroup
+	to      string
+	running sync.WaitGroup
 
 	mu      sync.Mutex
 	closed  bool
-	conns   map[net.Conn]bool
+	ways    map[string]net.Listener
+	refused map[string]bool // dialers that are cut off
+	conns   map[net.Conn]string
 	passed  int           // bytes that went to who dialed
 	most    int           // cut all once so many have passed, 0 for never
 	stalled chan struct{} // nothing passes until it is closed, nil if all does
 }
 
-func newProxy(t testing.TB, to string) *proxy {
-	t.Helper()
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	p := &proxy{listener: listener, to: to, conns: map[net.Conn]bool{}}
-	p.running.Go(p.accept)
-	return p
+func newProxy(to string) *proxy {
+	return &proxy{to: to, ways: map[string]net.Listener{}, refused: map[string]bool{}, conns: map[net.Conn]string{}}
 }
 
-func (p *proxy) address() string { return p.listener.Addr().String() }
+// way is the address for a dialer. When the proxy is closed nothing listens there
+// any more.
+func (p *proxy) way(from string) (string, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	l := p.ways[from]
+	if l == nil {
+		if p.closed {
+			return "", net.ErrClosed
+		}
+		var err error
+		if l, err = net.Listen("tcp", "127.0.0.1:0"); err != nil {
+			return "", err
+		}
+		p.ways[from] = l
+		p.running.Go(func() { p.accept(l, from) })
+	}
+	return l.Addr().String(), nil
+}
 
-func (p *proxy) accept() {
+func (p *proxy) accept(l net.Listener, from string) {
 	for {
-		conn, err := p.listener.Accept()
+		conn, err := l.Accept()
 		if err != nil {
 			return
 		}
@@ -336,20 +357,35 @@ func (p *proxy) accept() {
 			_ = conn.Close()
 			continue
 		}
-		p.keep(conn, behind)
+		p.keep(from, conn, behind)
 		p.running.Go(func() { p.pass(behind, conn, false) })
 		p.running.Go(func() { p.pass(conn, behind, true) })
 	}
 }
 
-// keep has both ends of what is passed on cut with all others; once the proxy is
-// closed they are cut at once.
-func (p *proxy) keep(conns ...net.Conn) {
+// keep has both ends of what is passed on cut with all others: at once if the
+// dialer is refused, or the proxy closed.
+func (p *proxy) keep(from string, conns ...net.Conn) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for _, c := range conns {
-		p.conns[c] = true
-		if p.closed {
+		p.conns[c] = from
+		if p.closed || p.refused[from] {
+			_ = c.Close()
+		}
+	}
+}
+
+// refuse cuts off the dialers that which chooses, and no others, until it is
+// called again.
+func (p *proxy) refuse(which func(from string) bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for from := range p.ways {
+		p.refused[from] = which(from)
+	}
+	for c, from := range p.conns {
+		if p.refused[from] {
 			_ = c.Close()
 		}
 	}
@@ -427,9 +463,11 @@ func (p *proxy) cutAll() {
 }
 
 func (p *proxy) close() {
-	_ = p.listener.Close()
 	p.mu.Lock()
 	p.closed = true
+	for _, l := range p.ways {
+		_ = l.Close()
+	}
 	p.mu.Unlock()
 	p.cutAll()
 	p.resume()

@@ -138,7 +138,7 @@ func TestDialErrors(t *testing.T) {
 	check(fetch(3, "n1"), "no replica of group 3 here")
 	check(fetch(3, strings.Repeat("n", 300)), "its name has 300 bytes")
 	c.mu.Lock()
-	c.addresses["n5"] = c.addresses["n1"]
+	c.addresses["n5"] = c.nodes["n1"].network.Addr().String()
 	c.mu.Unlock()
 	check(fetch(theGroup, "n5"), "I am n1, not n5")
 	n2.closeNetwork()
