@@ -27,6 +27,7 @@ type partition struct {
 	group   *raftstore.Group
 	queue   *queue
 	cursors *queue
+	busy    ready // when a queue is full
 	metrics partitionMetrics
 
 	serving atomic.Bool // a session of this node's is under way
@@ -48,6 +49,7 @@ func openPartition(n *Node, id int, voters []string) (*partition, error) {
 		id: id, node: n, log: n.log.With("partition", id),
 		store: n.store.Log(uint32(id)), queue: newQueue(n.opts.QueueBytes), cursors: newQueue(n.opts.QueueBytes),
 		metrics: n.metrics.partition(id, n.stats),
+		busy:    newReady(id, busyError(id)),
 	}
 	p.replica = newReplica(p.store, n.opts, n.fail, p.digests.add)
 	if why := p.store.Meta(metaFenced); why != nil {
@@ -306,11 +308,25 @@ func (p *partition) onAppend(m *message) { p.enqueue(p.queue, m) }
 func (p *partition) enqueue(q *queue, m *message) {
 	switch q.put(m) {
 	case full:
-		p.node.sender.send(p.refuse(m, subjects.Errorf(subjects.Busy,
-			"partition %d has too many requests waiting: back off and try again", p.id)))
+		p.turnBack(m)
 	case closed:
 		p.turnAway([]*message{m})
 	}
+}
+
+func busyError(partition int) *subjects.Error {
+	return subjects.Errorf(subjects.Busy, "partition %d has too many requests waiting: back off and try again", partition)
+}
+
+// turnBack answers a message for which there is no room. It waits for nothing:
+// the replica's lock is held for long while a large batch is certified.
+func (p *partition) turnBack(m *message) {
+	if m.reply == "" {
+		p.node.sender.send(p.refuse(m, busyError(p.id)))
+		return
+	}
+	p.metrics.refused(p.endpoint(m), p.busy.reason)
+	p.node.sender.send(p.busy.append(nil, m.reply, p.replica.mark.Load()))
 }
 
 // turnAway answers messages that nothing was done for.

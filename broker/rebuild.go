@@ -42,6 +42,7 @@ func (r *replica) rebuild(s markState) error {
 		}
 	}
 	r.table.Rebuilt(s.First)
+	r.mark.Store(r.table.Committed())
 	return nil
 }
 

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 	"unsafe"
 
@@ -23,6 +24,7 @@ type replica struct {
 	damage   func(error)   // told what makes the state untrustworthy
 	capacity int           // of the lock table
 	window   time.Duration // message ids are remembered for
+	mark     atomic.Uint64 // the high-water mark
 
 	// mu guards what follows. Only Apply and Restore, and the sequencer by
 	// certifying, change it.
@@ -130,6 +132,7 @@ func (r *replica) applyTransactions(e raftstore.Committed, b wal.Batch) (applied
 	defer r.mu.Unlock()
 	err := r.record(e.Data, b)
 	r.digest, r.index = digest, e.Index
+	r.mark.Store(r.table.Committed())
 	r.addPoint(e, b)
 	r.proved(wal.Base{Txid: b.Last(), Digest: digest})
 	return applied{}, err

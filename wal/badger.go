@@ -124,6 +124,11 @@ func syncDir(dir string, which func(name string) bool) error {
 func (s *Store) reclaim() error {
 	s.checking.Lock()
 	defer s.checking.Unlock()
+	if s.deleted.Load() >= s.db.Opts().ValueLogFileSize {
+		if err := s.compact(); err != nil {
+			return err
+		}
+	}
 	for more := true; more; {
 		txn := s.db.NewTransaction(false)
 		guard := txn.NewIterator(badger.IteratorOptions{Prefix: []byte{opApplied}})
@@ -148,6 +153,26 @@ func (s *Store) reclaim() error {
 		}
 	}
 	return nil
+}
+
+// compact has Badger write its memtable out and merge its newest tables: only
+// then does it count what was deleted from the value logs. By itself it does so
+// after so many keys, and keys are few where entries are large. Badger has one
+// way to be asked for it, which is to drop a prefix that is there. Reads wait
+// for the merge.
+func (s *Store) compact() error {
+	s.changing.Lock()
+	defer s.changing.Unlock()
+	s.deleted.Store(0)
+	wb := s.db.NewWriteBatch()
+	defer wb.Cancel()
+	if err := wb.Set([]byte{opScratch}, nil); err != nil {
+		return err
+	}
+	if err := wb.Flush(); err != nil {
+		return err
+	}
+	return s.db.DropPrefix([]byte{opScratch})
 }
 
 // badgerLogger passes Badger's log on. What Badger calls an error counts as a

@@ -8,9 +8,9 @@ import (
 )
 
 // removeTrimmed deletes what Badger holds of the log below its first index, in
-// the background; the space comes back when Badger has compacted its tables and
-// a checkpoint then reclaims it. What is not got to is deleted when the store is next opened: it is never read again in
-// any case.
+// the background, and has the space reclaimed if it is worth it. What is not got
+// to is deleted when the store is next opened: it is never read again in any
+// case.
 func (l *Log) removeTrimmed() {
 	l.store.inBackground(func() {
 		if err := l.deleteBelow(); err != nil && l.store.Failed() == nil {
@@ -42,6 +42,9 @@ func (l *Log) deleteBelow() error {
 		if err != nil {
 			return err
 		}
+	}
+	if l.store.deleted.Load() >= l.store.db.Opts().ValueLogFileSize {
+		l.store.wakeCheckpoint()
 	}
 	return nil
 }
@@ -101,11 +104,13 @@ func (s *Store) deleteKeys(start, prefix []byte, goes func(*badger.Item) bool) e
 // deleteSome is one piece of deleteKeys; it gives the keys that went.
 func (s *Store) deleteSome(start, prefix []byte, goes func(*badger.Item) bool) (keys [][]byte, err error) {
 	const piece = 10_000
+	bytes := int64(0)
 	err = s.view(func(txn *badger.Txn) error {
 		it := txn.NewIterator(badger.IteratorOptions{Prefix: prefix})
 		defer it.Close()
 		for it.Seek(start); it.Valid() && len(keys) < piece && goes(it.Item()); it.Next() {
 			keys = append(keys, it.Item().KeyCopy(nil))
+			bytes += it.Item().EstimatedSize()
 		}
 		return nil
 	})
@@ -119,5 +124,6 @@ func (s *Store) deleteSome(start, prefix []byte, goes func(*badger.Item) bool) (
 			return nil, err
 		}
 	}
+	s.deleted.Add(bytes)
 	return keys, wb.Flush()
 }

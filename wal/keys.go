@@ -12,6 +12,7 @@ const (
 	opTruncate = 'x' // + group: value is the first index that goes; 1 if none stays
 	opTrim     = 'h' // + group: value is the first index that stays
 	opApplied  = 's' // the last journal frame that Badger has. In Badger only.
+	opScratch  = 'z' // written to be dropped. In Badger only.
 )
 
 func groupKey(op byte, group uint32) []byte {

@@ -91,6 +91,7 @@ type Store struct {
 	applier    *applier
 	checkpoint chan struct{} // asks for one; capacity 1
 	sinceCheck int64         // bytes folded since one was asked for; owned by synced
+	deleted    atomic.Int64  // bytes that Badger was told to delete since it was last compacted
 	checking   sync.Mutex    // held while one is taken, or space reclaimed; guards checked
 	checked    uint64        // seq of the last one
 	// badgerLogs is how far the last checkpoint found Badger's logs whole;
@@ -389,6 +390,10 @@ func (s *Store) askCheckpoint(n int64) {
 		return
 	}
 	s.sinceCheck = 0
+	s.wakeCheckpoint()
+}
+
+func (s *Store) wakeCheckpoint() {
 	select {
 	case s.checkpoint <- struct{}{}:
 	default: // one is on its way
