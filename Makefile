@@ -30,7 +30,7 @@ bench: build ## Cantus beside JetStream, on this machine
 	bin/cantus bench --vs jetstream
 
 soak: build ## half an hour at RATE appends a second (default 70000), trimmed to 4 GiB: every minute in soak.json
-	bin/cantus bench append --rate $${RATE:-70000} --rounds 30 --duration 1m --warm-up 0s --keep 4294967296 --json > soak.json
+	bin/cantus bench append --rate $${RATE:-70000} --rounds 30 --duration 1m --warm-up 0s --in-flight 1024 --keep 4294967296 --json > soak.json
 
 scaling: build ## how cost grows with partitions, payload, locks, connections, the log: plots in docs/scaling
 	$(GO) run ./internal/scaling

@@ -124,7 +124,7 @@ func syncDir(dir string, which func(name string) bool) error {
 func (s *Store) reclaim() error {
 	s.checking.Lock()
 	defer s.checking.Unlock()
-	if s.deleted.Load() >= s.db.Opts().ValueLogFileSize {
+	if s.muchDeleted() {
 		if err := s.compact(); err != nil {
 			return err
 		}
@@ -155,11 +155,20 @@ func (s *Store) reclaim() error {
 	return nil
 }
 
-// compact has Badger write its memtable out and merge its newest tables: only
-// then does it count what was deleted from the value logs. By itself it does so
-// after so many keys, and keys are few where entries are large. Badger has one
-// way to be asked for it, which is to drop a prefix that is there. Reads wait
-// for the merge.
+// muchDeleted tells whether what was deleted is worth a compaction: a value log,
+// and as much as all tables, so that writing them anew costs less than it gives.
+func (s *Store) muchDeleted() bool {
+	tables := int64(0)
+	for _, l := range s.db.Levels() {
+		tables += l.Size
+	}
+	return s.deleted.Load() >= max(s.db.Opts().ValueLogFileSize, tables)
+}
+
+// compact has Badger bring its memtable and tables together: only then does it
+// know what was deleted from the value logs. By itself it does so after so many
+// keys, and keys are few where entries are large. There is one way to ask for the
+// memtable, which is to drop a prefix that is there; reads wait for that.
 func (s *Store) compact() error {
 	s.changing.Lock()
 	defer s.changing.Unlock()
@@ -172,7 +181,10 @@ func (s *Store) compact() error {
 	if err := wb.Flush(); err != nil {
 		return err
 	}
-	return s.db.DropPrefix([]byte{opScratch})
+	if err := s.db.DropPrefix([]byte{opScratch}); err != nil {
+		return err
+	}
+	return s.db.Flatten(1)
 }
 
 // badgerLogger passes Badger's log on. What Badger calls an error counts as a

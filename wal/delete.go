@@ -43,7 +43,7 @@ func (l *Log) deleteBelow() error {
 			return err
 		}
 	}
-	if l.store.deleted.Load() >= l.store.db.Opts().ValueLogFileSize {
+	if l.store.muchDeleted() {
 		l.store.wakeCheckpoint()
 	}
 	return nil
