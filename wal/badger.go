@@ -158,6 +158,9 @@ func (s *Store) reclaim() error {
 // muchDeleted tells whether what was deleted is worth a compaction: a value log,
 // and as much as all tables, so that writing them anew costs less than it gives.
 func (s *Store) muchDeleted() bool {
+	if after := s.opts.mergeAfter; after > 0 {
+		return s.deleted.Load() >= after
+	}
 	tables := int64(0)
 	for _, l := range s.db.Levels() {
 		tables += l.Size
@@ -167,12 +170,24 @@ func (s *Store) muchDeleted() bool {
 
 // compact has Badger bring its memtable and tables together: only then does it
 // know what was deleted from the value logs. By itself it does so after so many
-// keys, and keys are few where entries are large. There is one way to ask for the
-// memtable, which is to drop a prefix that is there; reads wait for that.
+// keys, and keys are few where entries are large.
 func (s *Store) compact() error {
+	s.deleted.Store(0)
+	if err := s.flushMemtable(); err != nil {
+		return err
+	}
+	if err := s.db.Flatten(1); err != nil {
+		s.opts.Logger.Warn("tables not merged: space that was freed comes back later", "err", err)
+	}
+	return nil
+}
+
+// flushMemtable has Badger write its memtable to a table, and merge that with the
+// newest ones. There is one way to ask for it, which is to drop a prefix that is
+// there. Reads wait meanwhile.
+func (s *Store) flushMemtable() error {
 	s.changing.Lock()
 	defer s.changing.Unlock()
-	s.deleted.Store(0)
 	wb := s.db.NewWriteBatch()
 	defer wb.Cancel()
 	if err := wb.Set([]byte{opScratch}, nil); err != nil {
@@ -181,10 +196,7 @@ func (s *Store) compact() error {
 	if err := wb.Flush(); err != nil {
 		return err
 	}
-	if err := s.db.DropPrefix([]byte{opScratch}); err != nil {
-		return err
-	}
-	return s.db.Flatten(1)
+	return s.db.DropPrefix([]byte{opScratch})
 }
 
 // badgerLogger passes Badger's log on. What Badger calls an error counts as a

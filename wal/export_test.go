@@ -24,6 +24,7 @@ func (o Options) SmallBadger() Options {
 		return b.WithMemTableSize(64 << 10).WithValueLogFileSize(1 << 20).WithBaseTableSize(64 << 10).
 			WithBaseLevelSize(256 << 10).WithValueThreshold(512)
 	}
+	o.mergeAfter = 256 << 10
 	return o
 }
 

@@ -43,9 +43,11 @@ type Options struct {
 	// Logger takes what Badger and checkpoints have to say. Default: discarded.
 	Logger *slog.Logger
 
-	// badger changes Badger's options, so that tests meet with few bytes what
-	// otherwise takes many.
-	badger func(badger.Options) badger.Options
+	// badger changes Badger's options, and mergeAfter, if set, is how many bytes
+	// are deleted before its tables are merged, so that tests meet with few bytes
+	// what otherwise takes many.
+	badger     func(badger.Options) badger.Options
+	mergeAfter int64
 }
 
 func (o Options) withDefaults() Options {
