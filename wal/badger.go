@@ -117,42 +117,36 @@ func syncDir(dir string, which func(name string) bool) error {
 	return journal.OSFS.SyncDir(dir)
 }
 
-// reclaim has Badger rewrite value logs of which more than half was deleted.
-// Badger would remove the old file while what it moved is not synced yet; it
-// keeps it for as long as there is an iterator. Frames wait meanwhile, bounded
-// as ever, and commits go on.
-func (s *Store) reclaim() error {
+// reclaim has Badger rewrite one value log of which more than half was deleted,
+// and tells whether there may be more. Badger would remove the old file while what
+// it moved is not synced yet; it keeps it for as long as there is an iterator.
+// Frames wait meanwhile, bounded as ever, and commits go on.
+func (s *Store) reclaim() (more bool, err error) {
 	s.checking.Lock()
 	defer s.checking.Unlock()
 	if s.muchDeleted() {
 		if err := s.compact(); err != nil {
-			return err
+			return false, err
 		}
 	}
-	for more := true; more; {
-		txn := s.db.NewTransaction(false)
-		guard := txn.NewIterator(badger.IteratorOptions{Prefix: []byte{opApplied}})
-		s.changing.Lock()
-		err := s.db.RunValueLogGC(0.5)
-		s.changing.Unlock()
-		if more = err == nil; more {
-			err = syncBadger(filepath.Join(s.dir, badgerDir))
-		}
-		if err != nil && !errors.Is(err, badger.ErrNoRewrite) && !errors.Is(err, badger.ErrRejected) {
-			return err // and the guard stays: the old file is needed
-		}
-		// A reader may have taken a pointer into the old file.
-		s.reading.Lock()
-		guard.Close()
-		s.reading.Unlock()
-		txn.Discard()
-		select {
-		case <-s.done:
-			return nil
-		default:
-		}
+	txn := s.db.NewTransaction(false)
+	guard := txn.NewIterator(badger.IteratorOptions{Prefix: []byte{opApplied}})
+	s.changing.Lock()
+	err = s.db.RunValueLogGC(0.5)
+	s.changing.Unlock()
+	more = err == nil
+	if more {
+		err = syncBadger(filepath.Join(s.dir, badgerDir))
 	}
-	return nil
+	if err != nil && !errors.Is(err, badger.ErrNoRewrite) && !errors.Is(err, badger.ErrRejected) {
+		return false, err // and the guard stays: the old file is needed
+	}
+	// A reader may have taken a pointer into the old file.
+	s.reading.Lock()
+	guard.Close()
+	s.reading.Unlock()
+	txn.Discard()
+	return more, nil
 }
 
 // muchDeleted tells whether what was deleted is worth a compaction: a value log,

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"slices"
 	"syscall"
+	"time"
 
 	"github.com/cantuslog/cantus/wal/journal"
 )
@@ -60,6 +61,7 @@ func (s *Store) readCheckpoint() (saved checkpointFile, err error) {
 // journal, which may fail while nobody writes.
 func (s *Store) runCheckpoints() {
 	failed := s.journal.Failed()
+	var reclaim <-chan time.Time // when to go on reclaiming, nil if nothing is left
 	for {
 		select {
 		case <-s.done:
@@ -68,18 +70,18 @@ func (s *Store) runCheckpoints() {
 			s.fail(s.journal.Err())
 			failed = nil
 		case <-s.checkpoint:
-			s.stepCheckpoint()
+			if s.stepCheckpoint() {
+				reclaim = s.stepReclaim()
+			}
+		case <-reclaim:
+			reclaim = s.stepReclaim()
 		}
 	}
 }
 
-func (s *Store) stepCheckpoint() {
+// stepCheckpoint takes a checkpoint and tells whether there is one.
+func (s *Store) stepCheckpoint() bool {
 	err := s.takeCheckpoint()
-	if err == nil && s.Failed() == nil {
-		if err = s.reclaim(); err != nil {
-			err = fmt.Errorf("reclaim space: %w", err)
-		}
-	}
 	switch {
 	case err == nil || s.Failed() != nil:
 	case errors.Is(err, ErrNoSpace):
@@ -87,6 +89,25 @@ func (s *Store) stepCheckpoint() {
 	default:
 		s.fail(fmt.Errorf("checkpoint: %w", err))
 	}
+	return err == nil && s.Failed() == nil
+}
+
+// reclaimShare is how many times as long as reclaiming takes it then pauses: it
+// takes processor time, and appends are not to feel it. A checkpoint ends a
+// pause, so that it keeps up with what is written.
+const reclaimShare = 4
+
+// stepReclaim reclaims a piece of space, and gives what says when to go on.
+func (s *Store) stepReclaim() <-chan time.Time {
+	began := time.Now()
+	more, err := s.reclaim()
+	if err != nil && s.Failed() == nil {
+		s.fail(fmt.Errorf("reclaim space: %w", err))
+	}
+	if err != nil || !more {
+		return nil
+	}
+	return time.After(reclaimShare * time.Since(began))
 }
 
 // takeCheckpoint makes everything up to the last folded frame durable outside
