@@ -153,7 +153,7 @@ func (p *partition) lead(ctx context.Context) error {
 		return fmt.Errorf("barrier: %w", err)
 	}
 	p.replica.mu.Lock()
-	p.replica.table.Rollback(p.replica.table.Committed() + 1)
+	p.replica.rollBack()
 	p.replica.mu.Unlock()
 
 	var background sync.WaitGroup

@@ -41,9 +41,10 @@ type replica struct {
 	bytes   uint64          // of all batches of transactions, the trimmed ones too
 	base    wal.Base        // the chain before the oldest transaction kept
 	cut     uint64          // index through which the log is to be trimmed
-	// proposed is, on a leader, what batches on their way were made of, by
-	// where their bytes begin.
-	proposed map[*byte][]*request
+	// proposed is, on a leader, how many transactions the batches have that are
+	// on their way and in the table's flight, by where their bytes begin.
+	proposed map[*byte]int
+	rolled   int // times that the flight was rolled back
 
 	trimmed chan struct{}  // capacity 1: cut has moved
 	proved  func(wal.Base) // told the digest after each batch
@@ -78,7 +79,7 @@ func newReplica(log *wal.Log, o Options, damage func(error), proved func(wal.Bas
 	return &replica{
 		log: log, damage: damage, proved: proved, trimmed: make(chan struct{}, 1), window: o.MsgIDWindow, capacity: o.Locks, first: 1,
 		table:   lockmgr.New(lockmgr.Options{Locks: o.Locks, IDs: o.MsgIDs, IDWindow: o.MsgIDWindow}),
-		cursors: map[string]cursor{}, dirty: map[string]bool{}, changed: make(chan struct{}), proposed: map[*byte][]*request{},
+		cursors: map[string]cursor{}, dirty: map[string]bool{}, changed: make(chan struct{}), proposed: map[*byte]int{},
 	}
 }
 
@@ -138,16 +139,18 @@ func (r *replica) applyTransactions(e raftstore.Committed, b wal.Batch) (applied
 	return applied{}, err
 }
 
-// record takes a batch's transactions into the tables. A batch that this
-// leader has made is not read again. mu is held.
+// record takes a batch's transactions into the tables. One that this leader has
+// certified is there already. Any other means that nothing in flight will commit
+// as it was certified. mu is held.
 func (r *replica) record(data []byte, b wal.Batch) error {
-	if made := r.proposed[unsafe.SliceData(data)]; len(made) == b.Count {
-		for i, q := range made {
-			r.table.Record(b.First+uint64(i), b.Time+int64(i), &q.cert)
+	if n, ours := r.proposed[unsafe.SliceData(data)]; ours && n == b.Count {
+		for range n {
+			r.table.Commit()
 		}
 		r.time = b.Time + int64(b.Count) - 1
 		return nil
 	}
+	r.rollBack()
 	records := b.Read()
 	for records.Next(&r.tx) {
 		certified(&r.tx, &r.cert)
@@ -157,15 +160,29 @@ func (r *replica) record(data []byte, b wal.Batch) error {
 	return records.Err()
 }
 
-// propose notes what the bytes of a batch were made of, before it is proposed.
-func (r *replica) propose(data []byte, made []*request) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.proposed[unsafe.SliceData(data)] = made
+// rollBack takes back all that is in flight. What is proposed of it may commit
+// all the same, and is then read again. mu is held.
+func (r *replica) rollBack() {
+	if r.table.Stats().InFlight == 0 && len(r.proposed) == 0 {
+		return
+	}
+	r.table.Rollback(r.table.Committed() + 1)
+	clear(r.proposed)
+	r.rolled++
 }
 
-// settled forgets what a batch was made of: its requests are to be used again,
-// though the batch, if its outcome is unknown, may be applied yet.
+// propose notes that the bytes of a batch hold so many transactions that are in
+// flight, before it is proposed. rolled is as it was when they were certified.
+func (r *replica) propose(data []byte, n, rolled int) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.rolled == rolled {
+		r.proposed[unsafe.SliceData(data)] = n
+	}
+}
+
+// settled forgets where the bytes of a batch are: they are let go, though the
+// batch, if its outcome is unknown, may be applied yet.
 func (r *replica) settled(data []byte) {
 	r.mu.Lock()
 	defer r.mu.Unlock()

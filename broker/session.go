@@ -41,6 +41,7 @@ type flight struct {
 	proposal raftstore.Proposal
 	proposed bool
 	data     []byte
+	rolled   int    // the replica's, when it was certified
 	first    uint64 // txid
 	time     int64  // of the first
 	passed   []*request
@@ -125,7 +126,7 @@ func (s *session) fly(ms []*message) *flight {
 	s.certify(f, rs)
 	if s.writer.Count() > 0 {
 		f.data = s.writer.Finish()
-		s.p.replica.propose(f.data, f.passed)
+		s.p.replica.propose(f.data, len(f.passed), f.rolled)
 		f.given = time.Now()
 		f.proposal, f.proposed = s.p.group.Propose(f.data), true
 	}
@@ -190,7 +191,7 @@ func (s *session) certify(f *flight, rs []*request) {
 	// Time never goes back: not behind what is applied, nor behind what is in
 	// flight.
 	f.time = max(time.Now().UnixNano(), rep.time+1, s.p.stamped+1)
-	f.first = rep.table.Last() + 1
+	f.first, f.rolled = rep.table.Last()+1, rep.rolled
 	s.writer.Begin(wal.Transactions, f.first, f.time, batchSize(rs))
 	for _, r := range rs {
 		v := rep.table.Certify(&r.cert, f.time+int64(s.writer.Count()))

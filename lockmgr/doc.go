@@ -9,15 +9,15 @@
 // has a txid at or below that mark. Message ids and an expected last txid are
 // checked by the same call.
 //
-// # Two halves
+// # Committed and in flight
 //
-// The committed half is a function of the log: Record is called for every
-// committed transaction, in log order, on leaders and followers alike and while
-// recovering. Reset, RecordOlder and Rebuilt make the same state from the log's
-// tail, read backwards.
+// What is committed is a function of the log: Record is called for every
+// committed transaction, in log order, on followers and while recovering. Reset,
+// RecordOlder and Rebuilt make the same state from the log's tail, read
+// backwards.
 //
-// The half in flight exists on a leader only. A transaction that passes Certify
-// counts as committed for those after it, until Record makes that true or
+// What is in flight exists on a leader only. A transaction that passes Certify
+// counts as committed for those after it, until Commit makes that true or
 // Rollback takes it back. A refusal says in its Ground which transaction in
 // flight it rests on, so that it need not be answered before that one is firm.
 //
@@ -31,13 +31,16 @@
 // # Layout
 //
 // Names are kept as a trie of tokens, found through hash tables that compare the
-// tokens themselves; an intrusive list orders the locks by their last recorder.
-// Each prefix carries the newest recorder below it, which is what a subtree
-// lock asks for. It never has to be lowered: locks leave oldest first, so while
-// anything is left below a prefix, its newest recorder is. What is in flight is
-// a second table of the same make. Nothing in the tables is a Go pointer, so the
-// garbage collector does not walk them. Hash seeds are random, as those of
-// Go's maps are, and no result depends on them.
+// tokens themselves. Each lock carries two txids: its newest recorder, which may
+// be in flight, and its newest committed one, by which an intrusive list orders
+// the locks. Each prefix carries the same two of all locks below, which is what a
+// subtree lock asks for. The committed one never has to be lowered: locks leave
+// oldest first, so while anything is left below a prefix, its newest recorder is.
+// So a lock is looked up once on a leader: to commit what is in flight, the list of
+// the locks that it recorded is enough, and to roll back, the committed txids
+// are. Nothing in the tables is a Go pointer, so the garbage collector does not
+// walk them. Hash seeds are random, as those of Go's maps are, and no result
+// depends on them.
 //
 // # Limits
 //

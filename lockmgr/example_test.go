@@ -29,12 +29,13 @@ func Example() {
 	v := m.Certify(second, 2)
 	fmt.Println(v.Outcome, v.Conflicts, "once", v.Ground, "is committed")
 
-	m.Record(1, 1, first) // the log says so
+	fmt.Println(m.Commit(), "is committed") // the log says so
 	second.HighWaterMark = 1
 	fmt.Println(m.Certify(second, 3).Outcome)
 	// Output:
 	// pass
 	// conflict [{account.2 write 1}] once 1 is committed
+	// 1 is committed
 	// pass
 }
 

@@ -33,42 +33,71 @@ func (s State) Equal(o State, committed bool) bool {
 }
 
 func StateOf(m *Manager) State {
-	return State{
+	s := State{
 		Committed: m.committed, Last: m.Last(), Floor: m.floor, Time: m.time,
-		Locks: m.locks.tracked(), FlightLocks: m.flight.locks.tracked(),
-		IDs: m.ids.tracked(), FlightIDs: m.flight.ids.tracked(),
+		Locks: m.locks.tracked(), FlightLocks: m.flightLocks(),
 	}
+	s.IDs, s.FlightIDs = m.trackedIDs()
+	return s
 }
 
 func (t *table) tracked() []TrackedLock {
 	var out []TrackedLock
 	for i := t.locks.newest(); i != 0; i = t.locks.next(i) {
-		out = append(out, TrackedLock{t.name(i), t.locks.at(i).txid})
+		out = append(out, TrackedLock{t.name(i), t.locks.at(i).committed})
 	}
 	return out
 }
 
-func (s *ids) tracked() []TrackedID {
-	var out []TrackedID
-	for i := s.records.newest(); i != 0; i = s.records.next(i) {
-		r := s.records.at(i)
-		out = append(out, TrackedID{r.id, r.txid, r.time, r.fingerprint})
+// flightLocks gives the locks recorded by what is in flight, each as its newest
+// recorder stands in the table.
+func (m *Manager) flightLocks() []TrackedLock {
+	var refs []uint32
+	for _, some := range m.flight.all(m.committed + 1) {
+		refs = append(refs, some...)
+	}
+	var out []TrackedLock
+	seen := map[uint32]bool{}
+	for _, i := range slices.Backward(refs) {
+		if !seen[i] {
+			seen[i] = true
+			out = append(out, TrackedLock{m.locks.name(i), m.locks.locks.at(i).newest})
+		}
 	}
 	return out
+}
+
+func (m *Manager) trackedIDs() (committed, inFlight []TrackedID) {
+	s := m.ids
+	for i := s.records.newest(); i != 0; i = s.records.next(i) {
+		r := s.records.at(i)
+		id := TrackedID{r.id, r.txid, r.time, r.fingerprint}
+		switch {
+		case r.txid <= m.committed:
+			committed = append(committed, id)
+		case !slices.ContainsFunc(inFlight, func(t TrackedID) bool { return t.ID == id.ID }):
+			inFlight = append(inFlight, id)
+		}
+	}
+	return committed, inFlight
 }
 
 // Check returns the first thing found wrong with a Manager's structures.
 func Check(m *Manager) error {
-	for name, t := range map[string]*table{"committed": m.locks, "in flight": m.flight.locks} {
-		if err := t.check(); err != nil {
-			return fmt.Errorf("%s: %w", name, err)
+	flying := map[uint32]uint64{}
+	for txid, refs := range m.flight.all(m.committed + 1) {
+		for _, i := range refs {
+			flying[i] = txid
 		}
 	}
-	if m.locks.len() > m.opts.Locks || m.ids.len() > m.opts.IDs {
+	if err := m.locks.check(flying); err != nil {
+		return err
+	}
+	if m.locks.len() > m.opts.Locks || m.ids.len()-m.flight.ids > m.opts.IDs {
 		return fmt.Errorf("%d locks and %d ids are tracked, over the limit", m.locks.len(), m.ids.len())
 	}
-	if m.flight.len() == 0 && (m.flight.locks.len() > 0 || m.flight.ids.len() > 0) {
-		return fmt.Errorf("nothing is in flight, but %d locks and %d ids are", m.flight.locks.len(), m.flight.ids.len())
+	if m.ids.len() != m.ids.byID.count() {
+		return fmt.Errorf("%d ids in the list, %d in the index", m.ids.len(), m.ids.byID.count())
 	}
 	refs := 0
 	for _, fl := range m.flight.txs[m.flight.head:] {
@@ -80,50 +109,90 @@ func Check(m *Manager) error {
 	return nil
 }
 
-func (t *table) check() error {
-	newest, below, n := map[uint32]uint64{}, map[uint32]uint32{}, 0
+// check holds the table against what it says of each lock, and against the locks
+// that are known to fly, with their newest recorder in flight.
+func (t *table) check(flying map[uint32]uint64) error {
+	var all []uint32
 	last := ^uint64(0)
 	for i := t.locks.newest(); i != 0; i = t.locks.next(i) {
 		l := t.locks.at(i)
-		name := t.name(i)
-		if l.txid > last || l.txid == 0 {
-			return fmt.Errorf("lock %s of txid %d stands behind %d", name, l.txid, last)
+		if l.committed > last || l.committed == 0 {
+			return fmt.Errorf("lock %s of txid %d stands behind %d", t.name(i), l.committed, last)
 		}
-		last = l.txid
-		if !t.known(name) {
-			return fmt.Errorf("lock %s is in the list, but not found", name)
-		}
-		if sub := t.prefixes.at(l.parent).subtree; (string(t.tokens.get(&l.token)) == wildcard) != (sub == i) {
-			return fmt.Errorf("lock %s: the subtree of its prefix is %d, itself %d", name, sub, i)
-		}
-		below[l.parent]++
-		for at := l.parent; ; at = t.prefixes.at(at).parent {
-			if _, seen := newest[at]; !seen && at != 0 {
-				below[t.prefixes.at(at).parent]++
-			}
-			newest[at] = max(newest[at], l.txid)
-			if at == 0 {
-				break
-			}
-		}
-		n++
+		last = l.committed
+		all = append(all, i)
 	}
-	if n != t.len() || n != t.byName.count() {
-		return fmt.Errorf("%d locks in the list, which says %d, the index %d", n, t.len(), t.byName.count())
+	if len(all) != t.len() {
+		return fmt.Errorf("%d locks in the list, which says %d", len(all), t.len())
 	}
-	prefixes := len(newest)
-	if n > 0 {
+	for i := range flying {
+		if t.locks.at(i).committed == 0 {
+			all = append(all, i)
+		}
+	}
+	if len(all) != t.byName.count() {
+		return fmt.Errorf("%d locks are known, %d in the index", len(all), t.byName.count())
+	}
+	want := map[uint32]*prefix{}
+	for _, i := range all {
+		if err := t.checkLock(i, flying[i], want); err != nil {
+			return err
+		}
+	}
+	prefixes := len(want)
+	if prefixes > 0 {
 		prefixes-- // the root is not in the index
 	}
 	if prefixes != t.byPath.count() {
 		return fmt.Errorf("%d prefixes in use, %d in the index", prefixes, t.byPath.count())
 	}
-	for at, want := range newest {
-		if p := t.prefixes.at(at); p.newest != want || p.below != below[at] {
-			return fmt.Errorf("prefix %d: newest %d, below %d; want %d, %d", at, p.newest, p.below, want, below[at])
+	for at, w := range want {
+		if p := t.prefixes.at(at); p.recorders != w.recorders || p.below != w.below || p.kept != w.kept {
+			return fmt.Errorf("prefix %d: %+v, want %+v", at, *p, *w)
 		}
 	}
 	return nil
+}
+
+// checkLock checks one lock and counts it in the prefixes it stands under.
+func (t *table) checkLock(i uint32, flying uint64, want map[uint32]*prefix) error {
+	l := t.locks.at(i)
+	name := t.name(i)
+	if newest := max(flying, l.committed); l.newest != newest {
+		return fmt.Errorf("lock %s: newest recorder %d, want %d", name, l.newest, newest)
+	}
+	if _, at := t.overlapping(name); string(t.tokens.get(&l.token)) != wildcard && at != i {
+		return fmt.Errorf("lock %s is known, but not found", name)
+	}
+	if sub := t.prefixes.at(l.parent).subtree; (string(t.tokens.get(&l.token)) == wildcard) != (sub == i) {
+		return fmt.Errorf("lock %s: the subtree of its prefix is %d, itself %d", name, sub, i)
+	}
+	below, kept := uint32(1), uint32(0)
+	if l.committed != 0 {
+		kept = 1
+	}
+	for at := l.parent; ; at = t.prefixes.at(at).parent {
+		w := want[at]
+		fresh := w == nil
+		if fresh {
+			w = &prefix{}
+			want[at] = w
+		}
+		w.below += below
+		first := kept > 0 && w.kept == 0
+		w.kept += kept
+		w.add(l.recorders)
+		below, kept = 0, 0
+		if fresh {
+			below = 1
+		}
+		if first {
+			kept = 1
+		}
+		if at == 0 {
+			return nil
+		}
+	}
 }
 
 func (x *index) count() int {

@@ -1,86 +1,85 @@
 package lockmgr
 
-// flight holds the transactions that have passed but are not yet recorded, oldest
-// first, and what they would record.
-//
-// Its tables are of the same kind as the committed ones, without bounds. A name
-// stands in them with its newest recorder in flight, so when the oldest
-// transaction commits, what leaves is what is older than the next one.
-type flight struct {
-	locks *table
-	ids   *ids
+import "iter"
 
+// flight holds the transactions that have passed but are not yet committed, oldest
+// first. The tables know what they record already; flight knows where.
+type flight struct {
 	txs  []flying
-	refs []uint32 // locks recorded by txs, in order: indices into locks
+	refs []uint32 // locks recorded by txs, in order: indices into the table
 	head int      // txs before it have left
 	ref  int      // refs before it have left
+	ids  int      // of them have a message id
 }
 
 type flying struct {
-	id          ID
-	fingerprint uint64
-	time        int64
-	refs        int
-}
-
-func newFlight() *flight {
-	return &flight{locks: newTable(), ids: newIDs()}
+	time  int64
+	id    uint32 // index into the ids, 0 if it has none
+	again bool   // the id was known, and too old to count
+	refs  int
 }
 
 func (f *flight) len() int { return len(f.txs) - f.head }
 
-// add puts a transaction in flight behind the others.
-func (f *flight) add(txid uint64, time int64, tx *Transaction) {
-	before := len(f.refs)
-	for i := range tx.Locks {
-		if l := &tx.Locks[i]; l.Mode.recorded() {
-			f.refs = append(f.refs, f.locks.record(l.Name, txid))
-		}
-	}
-	fl := flying{id: tx.ID, fingerprint: tx.Fingerprint, time: time, refs: len(f.refs) - before}
-	f.addID(txid, fl)
+// add puts a transaction in flight behind the others. Its locks are the refs that
+// were added since the last one.
+func (f *flight) add(fl flying) {
 	f.txs = append(f.txs, fl)
-}
-
-func (f *flight) addID(txid uint64, fl flying) {
-	if fl.id != (ID{}) {
-		f.ids.record(idRecord{id: fl.id, txid: txid, time: fl.time, fingerprint: fl.fingerprint})
+	if fl.id != 0 {
+		f.ids++
 	}
 }
 
-// leave takes out the oldest transaction, whose txid is given, if there is one.
-func (f *flight) leave(txid uint64) {
-	if f.len() == 0 {
+// leave takes out the oldest transaction. Its refs are good until the next
+// call of any method.
+func (f *flight) leave() (flying, []uint32) {
+	fl := f.txs[f.head]
+	refs := f.refs[f.ref : f.ref+fl.refs]
+	f.head++
+	f.ref += fl.refs
+	if fl.id != 0 {
+		f.ids--
+	}
+	return fl, refs
+}
+
+// compact moves what is left to the front once that is the smaller part, so that
+// each transaction is moved at most once on average and nothing grows.
+func (f *flight) compact() {
+	if f.head*2 < len(f.txs) {
 		return
 	}
-	f.locks.forget(txid + 1)
-	f.ids.forget(txid + 1)
-	f.ref += f.txs[f.head].refs
-	f.head++
-	// Move what is left to the front once that is the smaller part, so that each
-	// transaction is moved at most once on average and nothing grows.
-	if f.head*2 >= len(f.txs) {
-		f.txs = f.txs[:copy(f.txs, f.txs[f.head:])]
-		f.refs = f.refs[:copy(f.refs, f.refs[f.ref:])]
-		f.head, f.ref = 0, 0
-	}
+	f.txs = f.txs[:copy(f.txs, f.txs[f.head:])]
+	f.refs = f.refs[:copy(f.refs, f.refs[f.ref:])]
+	f.head, f.ref = 0, 0
 }
 
-// rollback keeps the oldest transactions only; first is the txid of the oldest.
-// The tables are made anew, since they do not know what a name's newest recorder
-// hid.
-func (f *flight) rollback(keep int, first uint64) {
-	names := f.locks
-	f.locks, f.ids = newTable(), newIDs()
-	f.txs = f.txs[:f.head+keep]
-	ref := f.ref
-	for i, fl := range f.txs[f.head:] {
-		txid := first + uint64(i)
-		for range fl.refs {
-			f.refs[ref] = f.locks.record(names.name(f.refs[ref]), txid)
-			ref++
+// cut keeps the oldest transactions only, and gives the others with their refs.
+// Both are good until the next call of any method.
+func (f *flight) cut(keep int) (gone []flying, refs []uint32) {
+	gone = f.txs[f.head+keep:]
+	n := 0
+	for _, fl := range gone {
+		n += fl.refs
+		if fl.id != 0 {
+			f.ids--
 		}
-		f.addID(txid, fl)
 	}
-	f.refs = f.refs[:ref]
+	refs = f.refs[len(f.refs)-n:]
+	f.txs, f.refs = f.txs[:f.head+keep], f.refs[:len(f.refs)-n]
+	return gone, refs
+}
+
+// all runs over the transactions in flight, of which first is the oldest's txid,
+// with the locks that they record.
+func (f *flight) all(first uint64) iter.Seq2[uint64, []uint32] {
+	return func(yield func(uint64, []uint32) bool) {
+		ref := f.ref
+		for i, fl := range f.txs[f.head:] {
+			if !yield(first+uint64(i), f.refs[ref:ref+fl.refs]) {
+				return
+			}
+			ref += fl.refs
+		}
+	}
 }

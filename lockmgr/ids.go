@@ -2,7 +2,9 @@ package lockmgr
 
 import "hash/maphash"
 
-// ids remembers message ids, from the newest to the oldest.
+// ids remembers message ids, from the newest to the oldest, those in flight
+// included. An id that was too old to count when it passed again stands in it
+// twice, until the newer one commits.
 type ids struct {
 	seed    maphash.Seed
 	records ring[idRecord] // by txid, and so by time
@@ -22,40 +24,57 @@ func newIDs() *ids {
 
 func (s *ids) len() int { return s.records.n }
 
-// find returns what is known of an id, nil if nothing is.
+// find returns the newest use of an id that is known, nil if none is.
 func (s *ids) find(id ID) *idRecord {
 	if s.len() == 0 {
 		return nil
 	}
-	if i := s.lookup(s.hash(id), id); i != 0 {
-		return s.records.at(i)
+	var newest *idRecord
+	for p := s.byID.probe(s.hash(id)); ; {
+		i := p.next()
+		if i == 0 {
+			return newest
+		}
+		if r := s.records.at(i); r.id == id && (newest == nil || r.txid > newest.txid) {
+			newest = r
+		}
 	}
-	return nil
 }
 
-// record remembers an id as the newest. An earlier use of the same id, which
-// then was too old to count, is forgotten.
-func (s *ids) record(r idRecord) {
-	hash := s.hash(r.id)
-	i := s.lookup(hash, r.id)
-	if i != 0 {
-		s.records.renew(i)
-	} else {
-		i = s.records.addNewest()
-		s.byID.add(hash, i)
-	}
+// add remembers a use of an id as the newest. Its index stays valid until it is
+// removed.
+func (s *ids) add(r idRecord) uint32 {
+	i := s.records.take()
 	*s.records.at(i) = r
+	s.records.enterNewest(i)
+	s.byID.add(s.hash(r.id), i)
+	return i
 }
 
-// recordOlder remembers an id as the oldest, unless it is known already.
-func (s *ids) recordOlder(r idRecord) {
-	hash := s.hash(r.id)
-	if s.lookup(hash, r.id) != 0 {
+// only forgets other uses of the id of record i, which are older.
+func (s *ids) only(i uint32) {
+	newest := s.records.at(i)
+	for p := s.byID.probe(s.hash(newest.id)); ; {
+		j := p.next()
+		if j == 0 {
+			return
+		}
+		if r := s.records.at(j); r.id == newest.id && r.txid < newest.txid {
+			s.remove(j)
+			return // there was one at most
+		}
+	}
+}
+
+// addOlder remembers an id as the oldest, unless it is known already.
+func (s *ids) addOlder(r idRecord) {
+	if s.find(r.id) != nil {
 		return
 	}
-	i := s.records.addOldest()
+	i := s.records.take()
 	*s.records.at(i) = r
-	s.byID.add(hash, i)
+	s.records.enterOldest(i)
+	s.byID.add(s.hash(r.id), i)
 }
 
 // forget drops the ids recorded before txid first.
@@ -74,19 +93,12 @@ func (s *ids) expire(time int64) {
 
 func (s *ids) oldest() *idRecord { return s.records.at(s.records.oldest()) }
 
-func (s *ids) dropOldest() {
-	i := s.records.oldest()
-	s.byID.remove(s.hash(s.records.at(i).id), i)
-	s.records.remove(i)
-}
+func (s *ids) dropOldest() { s.remove(s.records.oldest()) }
 
-func (s *ids) lookup(hash uint32, id ID) uint32 {
-	for p := s.byID.probe(hash); ; {
-		i := p.next()
-		if i == 0 || s.records.at(i).id == id {
-			return i
-		}
-	}
+func (s *ids) remove(i uint32) {
+	s.byID.remove(s.hash(s.records.at(i).id), i)
+	s.records.leave(i)
+	s.records.give(i)
 }
 
 // hash is seeded although an ID is a hash itself: clients choose what goes in,

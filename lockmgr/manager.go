@@ -13,14 +13,14 @@ type Manager struct {
 	opts   Options
 	window int64 // opts.IDWindow, in nanoseconds
 
-	// Functions of the log up to committed.
 	committed uint64
 	time      int64 // of the committed transaction
 	locks     *table
-	floor     uint64 // the highest txid that locks has forgotten
+	floor     uint64 // the highest committed txid that locks has forgotten
 	ids       *ids
 
-	flight  *flight
+	flight  flight
+	found   []uint32 // of the locks being certified, where they stand, if known
 	rebuild *rebuild // nil but between Reset and Rebuilt
 }
 
@@ -32,7 +32,6 @@ func New(opts Options) *Manager {
 		window: int64(opts.IDWindow),
 		locks:  newTable(),
 		ids:    newIDs(),
-		flight: newFlight(),
 	}
 }
 
@@ -45,7 +44,8 @@ func New(opts Options) *Manager {
 // last txid, and the locks.
 func (m *Manager) Certify(tx *Transaction, now int64) Verdict {
 	m.mustNotRebuild()
-	if v := m.checkID(tx, now); v.Outcome != Pass {
+	first := m.use(tx)
+	if v := m.checkID(tx, first, now); v.Outcome != Pass {
 		return v
 	}
 	if tx.HasHighWaterMark && tx.HighWaterMark > m.Last() {
@@ -57,9 +57,39 @@ func (m *Manager) Certify(tx *Transaction, now int64) Verdict {
 	if v := m.checkLocks(tx); v.Outcome != Pass {
 		return v
 	}
+	return Verdict{Outcome: Pass, Txid: m.fly(tx, now, first != nil)}
+}
+
+// fly puts a transaction that has passed in flight and returns its txid. again
+// says that its message id is known.
+func (m *Manager) fly(tx *Transaction, now int64, again bool) uint64 {
 	txid := m.Last() + 1
-	m.flight.add(txid, now, tx)
-	return Verdict{Outcome: Pass, Txid: txid}
+	fl := flying{time: now, again: again}
+	for i := range tx.Locks {
+		l := &tx.Locks[i]
+		if !l.Mode.recorded() {
+			continue
+		}
+		at := m.found[i]
+		if at == 0 {
+			at = m.locks.index(l.Name)
+		}
+		if m.locks.newest(at) == txid {
+			// It stands in refs once: what is committed may be forgotten at once.
+			refs := m.flight.refs
+			twice := len(refs) - fl.refs + slices.Index(refs[len(refs)-fl.refs:], at)
+			m.flight.refs = append(slices.Delete(refs, twice, twice+1), at)
+			continue
+		}
+		m.locks.fly(at, txid)
+		m.flight.refs = append(m.flight.refs, at)
+		fl.refs++
+	}
+	if tx.ID != (ID{}) {
+		fl.id = m.ids.add(idRecord{id: tx.ID, txid: txid, time: now, fingerprint: tx.Fingerprint})
+	}
+	m.flight.add(fl)
+	return txid
 }
 
 // Repeat looks at the message id alone, as Certify does first: its Outcome is
@@ -67,30 +97,30 @@ func (m *Manager) Certify(tx *Transaction, now int64) Verdict {
 // changes.
 func (m *Manager) Repeat(tx *Transaction, now int64) Verdict {
 	m.mustNotRebuild()
-	return m.checkID(tx, now)
+	return m.checkID(tx, m.use(tx), now)
 }
 
-// checkID finds an earlier use of the message id. If the id is both in flight and
-// recorded, the recorded one was too old to count already when the other passed.
-func (m *Manager) checkID(tx *Transaction, now int64) Verdict {
+// use finds the newest use of the message id, nil if none is known.
+func (m *Manager) use(tx *Transaction) *idRecord {
 	if tx.ID == (ID{}) {
+		return nil
+	}
+	return m.ids.find(tx.ID)
+}
+
+// checkID decides what an earlier use of the message id means.
+func (m *Manager) checkID(tx *Transaction, first *idRecord, now int64) Verdict {
+	if first == nil || first.time < now-m.window {
 		return Verdict{}
 	}
-	var ground uint64
-	first := m.flight.ids.find(tx.ID)
-	if first != nil {
-		ground = first.txid
-	} else {
-		first = m.ids.find(tx.ID)
+	v := Verdict{Outcome: Duplicate, Txid: first.txid, Time: first.time}
+	if first.fingerprint != tx.Fingerprint {
+		v.Outcome = IDReused
 	}
-	switch {
-	case first == nil || first.time < now-m.window:
-		return Verdict{}
-	case first.fingerprint != tx.Fingerprint:
-		return Verdict{Outcome: IDReused, Txid: first.txid, Time: first.time, Ground: ground}
-	default:
-		return Verdict{Outcome: Duplicate, Txid: first.txid, Time: first.time, Ground: ground}
+	if first.txid > m.committed {
+		v.Ground = first.txid
 	}
+	return v
 }
 
 // checkLast compares the expected last txid. If the transaction after it is still
@@ -111,13 +141,21 @@ func (m *Manager) checkLocks(tx *Transaction) Verdict {
 	if tx.HasHighWaterMark {
 		mark = tx.HighWaterMark
 	}
+	m.found = m.found[:0]
 	var v Verdict
 	for i := range tx.Locks {
 		l := &tx.Locks[i]
 		if !l.Mode.checked() {
+			m.found = append(m.found, 0)
 			continue
 		}
-		if txid := m.newest(l.Name); txid > mark {
+		r, at := m.locks.overlapping(l.Name)
+		m.found = append(m.found, at)
+		txid := r.newest
+		if txid == 0 {
+			txid = m.floor
+		}
+		if txid > mark {
 			v.Conflicts = append(v.Conflicts, Conflict{Name: strings.Clone(l.Name), Mode: l.Mode, Txid: txid})
 		}
 	}
@@ -132,25 +170,34 @@ func (m *Manager) checkLocks(tx *Transaction) Verdict {
 	return v
 }
 
-// newest returns the newest recorder of a lock that overlaps name, in flight or
-// committed, or the floor. What is in flight is newer than all that is committed.
-func (m *Manager) newest(name string) uint64 {
-	if txid := m.flight.locks.newest(name); txid != 0 {
-		return txid
+// Commit makes the oldest transaction in flight a committed one, as it was
+// certified, and returns its txid. It panics if nothing is in flight.
+func (m *Manager) Commit() uint64 {
+	m.mustNotRebuild()
+	if m.flight.len() == 0 {
+		panic("lockmgr: commit with nothing in flight")
 	}
-	txid, _ := m.Newest(name)
-	return txid
+	fl, refs := m.flight.leave()
+	m.committed, m.time = m.committed+1, fl.time
+	for _, i := range refs {
+		m.commitLock(i)
+	}
+	m.flight.compact()
+	m.commitID(fl.id, fl.again)
+	return m.committed
 }
 
-// Record takes a committed transaction into the tables: in log order, each once,
-// with its txid and its time in Unix nanoseconds. It is the same call on leader
-// and follower and while recovering. If the txid is in flight it leaves flight;
-// if what was certified under it is not what was committed, the caller rolls
-// back first.
+// Record takes a committed transaction into the tables that was not certified
+// here: in log order, each once, with its txid and its time in Unix nanoseconds.
+// Followers and recovery do so.
 //
-// It panics if txid is not Committed plus one, or the time goes back.
+// It panics if anything is in flight, which the caller has to roll back first, if
+// txid is not Committed plus one, or if the time goes back.
 func (m *Manager) Record(txid uint64, time int64, tx *Transaction) {
 	m.mustNotRebuild()
+	if m.flight.len() > 0 {
+		panic(fmt.Sprintf("lockmgr: record txid %d with %d transactions in flight", txid, m.flight.len()))
+	}
 	if txid != m.committed+1 {
 		panic(fmt.Sprintf("lockmgr: record txid %d after %d", txid, m.committed))
 	}
@@ -160,34 +207,66 @@ func (m *Manager) Record(txid uint64, time int64, tx *Transaction) {
 	m.committed, m.time = txid, time
 	for i := range tx.Locks {
 		if l := &tx.Locks[i]; l.Mode.recorded() {
-			m.locks.record(l.Name, txid)
-			if m.locks.len() > m.opts.Locks {
-				m.floor = m.locks.dropOldest()
-			}
+			at := m.locks.index(l.Name)
+			m.locks.fly(at, txid)
+			m.commitLock(at)
 		}
 	}
-	m.ids.expire(time - m.window)
+	var id uint32
 	if tx.ID != (ID{}) {
-		m.ids.record(idRecord{id: tx.ID, txid: txid, time: time, fingerprint: tx.Fingerprint})
-		if m.ids.len() > m.opts.IDs {
-			m.ids.dropOldest()
-		}
+		id = m.ids.add(idRecord{id: tx.ID, txid: txid, time: time, fingerprint: tx.Fingerprint})
 	}
-	m.flight.leave(txid)
+	m.commitID(id, true)
+}
+
+// commitLock makes the committed transaction the recorder of a lock.
+func (m *Manager) commitLock(i uint32) {
+	m.locks.commit(i, m.committed)
+	if m.locks.len() > m.opts.Locks {
+		m.floor = m.locks.dropOldest()
+	}
+}
+
+// commitID makes a message id count as committed, if it is not 0, and forgets
+// those that do not count any more. again says that the id may be known.
+func (m *Manager) commitID(i uint32, again bool) {
+	if i != 0 && again {
+		m.ids.only(i)
+	}
+	m.ids.expire(m.time - m.window)
+	for m.ids.len()-m.flight.ids > m.opts.IDs {
+		m.ids.dropOldest()
+	}
 }
 
 // Rollback takes back every transaction in flight whose txid is from or higher.
-// It takes time in proportion to what stays in flight.
+// It takes time in proportion to what was in flight.
 func (m *Manager) Rollback(from uint64) {
 	m.mustNotRebuild()
-	if from > m.Last() || m.flight.len() == 0 {
+	if from > m.Last() {
 		return
 	}
-	var keep int
+	keep := 0
 	if from > m.committed {
 		keep = int(from - m.committed - 1)
 	}
-	m.flight.rollback(keep, m.committed+1)
+	gone, refs := m.flight.cut(keep)
+	for _, i := range refs {
+		m.locks.ground(i)
+	}
+	for txid, kept := range m.flight.all(m.committed + 1) {
+		for _, i := range kept {
+			m.locks.fly(i, txid)
+		}
+	}
+	for _, i := range refs {
+		m.locks.dropUnknown(i)
+	}
+	for _, fl := range gone {
+		if fl.id != 0 {
+			m.ids.remove(fl.id)
+		}
+	}
 }
 
 // Forget forgets all that was recorded below txid first, locks and message ids,
@@ -213,8 +292,8 @@ func (m *Manager) forget(first uint64) {
 // name, and true. If the table does not know one it returns the floor and
 // false: the newest, if there ever was one, is at or below.
 func (m *Manager) Newest(name string) (txid uint64, exact bool) {
-	if txid := m.locks.newest(name); txid != 0 {
-		return txid, true
+	if r, _ := m.locks.overlapping(name); r.committed != 0 {
+		return r.committed, true
 	}
 	return m.floor, false
 }
@@ -240,7 +319,7 @@ func (m *Manager) Stats() Stats {
 		Locks:    m.locks.len(),
 		Capacity: m.opts.Locks,
 		Floor:    m.floor,
-		IDs:      m.ids.len(),
+		IDs:      m.ids.len() - m.flight.ids,
 		InFlight: m.flight.len(),
 	}
 }

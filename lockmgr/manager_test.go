@@ -143,13 +143,13 @@ func TestPassAllocatesNothing(t *testing.T) {
 		if v := m.Certify(tx, 0); v.Outcome != lockmgr.Pass {
 			t.Fatalf("%+v", v)
 		}
-		m.Record(m.Committed()+1, 0, tx)
+		m.Commit()
 	}
 	for range 100 {
 		step()
 	}
 	if allocs := testing.AllocsPerRun(1000, step); allocs != 0 {
-		t.Errorf("certify and record allocate %v times", allocs)
+		t.Errorf("certify and commit allocate %v times", allocs)
 	}
 }
 
@@ -161,6 +161,9 @@ func TestBrokenInvariantsPanic(t *testing.T) {
 		"record of an earlier time":    func(m *lockmgr.Manager) { m.Record(2, 0, tx) },
 		"older outside a rebuild":      func(m *lockmgr.Manager) { m.RecordOlder(1, 1, tx) },
 		"rebuilt outside a rebuild":    func(m *lockmgr.Manager) { m.Rebuilt(1) },
+		"record beside one in flight":  func(m *lockmgr.Manager) { m.Certify(writes("b"), 1); m.Record(2, 1, tx) },
+		"commit of nothing":            func(m *lockmgr.Manager) { m.Commit() },
+		"commit in a rebuild":          func(m *lockmgr.Manager) { m.Reset(1, 1); m.Commit() },
 		"certify in a rebuild":         func(m *lockmgr.Manager) { m.Reset(1, 1); m.Certify(tx, 1) },
 		"record in a rebuild":          func(m *lockmgr.Manager) { m.Reset(1, 1); m.Record(2, 1, tx) },
 		"forget in a rebuild":          func(m *lockmgr.Manager) { m.Reset(1, 1); m.Forget(1) },

@@ -181,7 +181,9 @@ func (h *history) record() {
 			return
 		}
 		l := h.w.flight[0]
-		h.m.Record(h.w.committed()+1, l.time, l.tx)
+		if txid := h.m.Commit(); txid != h.w.committed()+1 {
+			h.fail("committed %d, want %d", txid, h.w.committed()+1)
+		}
 		h.w.log, h.w.flight = append(h.w.log, l), h.w.flight[1:]
 	}
 }

@@ -61,7 +61,7 @@ func (m *Manager) olderID(txid uint64, time int64, tx *Transaction) {
 		r.idsDone = true
 	}
 	if !r.idsDone && tx.ID != (ID{}) {
-		m.ids.recordOlder(idRecord{id: tx.ID, txid: txid, time: time, fingerprint: tx.Fingerprint})
+		m.ids.addOlder(idRecord{id: tx.ID, txid: txid, time: time, fingerprint: tx.Fingerprint})
 		r.idsDone = m.ids.len() == m.opts.IDs
 	}
 }

@@ -1,11 +1,11 @@
 package lockmgr
 
-// ring is a slab whose records stand in an order, from the newest to the oldest:
-// a doubly linked ring of indices. Index 0 is the ring's own node and holds no
+// ring is a slab of records, of which some stand in an order, from the newest to
+// the oldest: a doubly linked ring of indices. Index 0 is the ring's own node and holds no
 // record.
 type ring[T any] struct {
 	nodes slab[node[T]]
-	n     int
+	n     int // in the order
 }
 
 // node keeps links and record together: who reads the one mostly needs the other.
@@ -26,26 +26,30 @@ func (r *ring[T]) newest() uint32       { return r.nodes.at(0).older }
 func (r *ring[T]) oldest() uint32       { return r.nodes.at(0).newer }
 func (r *ring[T]) next(i uint32) uint32 { return r.nodes.at(i).older }
 
-// addNewest returns the index of a zero record, the newest; addOldest, the oldest.
-func (r *ring[T]) addNewest() uint32 { return r.add(0, r.newest()) }
-func (r *ring[T]) addOldest() uint32 { return r.add(r.oldest(), 0) }
+// take returns the index of a zero record that stands nowhere in the order yet;
+// give takes one back that has left it.
+func (r *ring[T]) take() uint32  { return r.nodes.take() }
+func (r *ring[T]) give(i uint32) { r.nodes.give(i) }
 
-func (r *ring[T]) add(newer, older uint32) uint32 {
-	i := r.nodes.take()
+// enterNewest puts a record into the order, as the newest; enterOldest, as the
+// oldest.
+func (r *ring[T]) enterNewest(i uint32) { r.enter(i, 0, r.newest()) }
+func (r *ring[T]) enterOldest(i uint32) { r.enter(i, r.oldest(), 0) }
+
+func (r *ring[T]) enter(i, newer, older uint32) {
 	r.link(i, newer, older)
 	r.n++
-	return i
 }
 
-// renew makes a record the newest.
+// renew makes a record of the order the newest.
 func (r *ring[T]) renew(i uint32) {
 	r.unlink(i)
 	r.link(i, 0, r.newest())
 }
 
-func (r *ring[T]) remove(i uint32) {
+// leave takes a record out of the order.
+func (r *ring[T]) leave(i uint32) {
 	r.unlink(i)
-	r.nodes.give(i)
 	r.n--
 }
 

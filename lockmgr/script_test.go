@@ -197,25 +197,19 @@ func (s *script) record(args []string) string {
 				txid := strconv.FormatUint(s.m.Committed()+1, 10)
 				l.tx.Locks[i].Name = strings.ReplaceAll(l.tx.Locks[i].Name, "%d", txid)
 			}
-			s.commit(l)
+			s.m.Record(s.m.Committed()+1, l.time, l.tx)
+			s.log = append(s.log, l)
 		}
 	} else {
 		for range n {
 			if len(s.flight) == 0 {
 				s.t.Fatalf("%s: nothing in flight", s.where)
 			}
-			s.commit(s.flight[0])
+			s.m.Commit()
+			s.log, s.flight = append(s.log, s.flight[0]), s.flight[1:]
 		}
 	}
 	return fmt.Sprintf("committed=%d last=%d\n", s.m.Committed(), s.m.Last())
-}
-
-func (s *script) commit(l logged) {
-	s.m.Record(s.m.Committed()+1, l.time, l.tx)
-	s.log = append(s.log, l)
-	if len(s.flight) > 0 {
-		s.flight = s.flight[1:]
-	}
 }
 
 // rebuild also checks that a walk to the end gives what was there.

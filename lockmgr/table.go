@@ -6,33 +6,48 @@ import (
 	"strings"
 )
 
-// table maps lock names to the newest transaction that recorded them, and
-// answers for all names that overlap one. See the package comment for its layout.
+// table maps lock names to the newest transactions that recorded them, in flight
+// and committed, and answers for all names that overlap one. See the package
+// comment for its layout.
 type table struct {
 	seed   maphash.Seed
 	tokens arena
 
-	locks  ring[lock] // by (txid, position in the transaction)
+	locks  ring[lock] // in its order those with a committed recorder, by (txid, position in the transaction)
 	byName index      // of locks, by parent and last token
 
 	prefixes slab[prefix] // 0 is the root, the empty prefix
 	byPath   index        // of prefixes, by parent and last token
 }
 
-// lock is a known name: the prefix that it stands under, and its last token.
+// recorders are the newest transactions that recorded a lock, or one of several,
+// 0 for none that is known.
+type recorders struct {
+	newest    uint64 // in flight or committed
+	committed uint64
+}
+
+func (r *recorders) add(o recorders) {
+	r.newest = max(r.newest, o.newest)
+	r.committed = max(r.committed, o.committed)
+}
+
+// lock is a known name: the prefix that it stands under, and its last token. It is
+// known while it has a recorder.
 type lock struct {
-	txid   uint64
+	recorders
 	parent uint32
 	token  token
 }
 
 // prefix is a proper prefix of at least one known name.
 type prefix struct {
-	newest  uint64 // of all locks below
-	parent  uint32
-	subtree uint32 // the lock that covers all below, 0 if it is not known
-	below   uint32 // locks and prefixes directly below
-	token   token
+	recorders // of all locks below
+	parent    uint32
+	subtree   uint32 // the lock that covers all below, 0 if it is not known
+	below     uint32 // locks and prefixes directly below
+	kept      uint32 // of them have a committed recorder
+	token     token
 }
 
 func newTable() *table {
@@ -41,74 +56,168 @@ func newTable() *table {
 	return t
 }
 
+// len is the number of locks with a committed recorder.
 func (t *table) len() int { return t.locks.n }
 
-// newest returns the newest txid that recorded a lock overlapping name, 0 if none
-// is known.
-func (t *table) newest(name string) uint64 {
+// overlapping returns the newest recorders of locks that overlap name, and the
+// index of name itself, 0 if it is not known or stands for a subtree.
+func (t *table) overlapping(name string) (r recorders, i uint32) {
 	var at uint32
-	var txid uint64
 	for {
 		token, rest, last := cut(name)
 		p := t.prefixes.at(at)
 		if last && token == wildcard {
-			return max(txid, p.newest)
+			r.add(p.recorders)
+			return r, 0
 		}
 		if p.subtree != 0 {
-			txid = max(txid, t.locks.at(p.subtree).txid)
+			r.add(t.locks.at(p.subtree).recorders)
 		}
 		hash := t.hash(at, token)
 		if last {
-			if i := t.findLock(hash, at, token); i != 0 {
-				txid = max(txid, t.locks.at(i).txid)
+			if i = t.findLock(hash, at, token); i != 0 {
+				r.add(t.locks.at(i).recorders)
 			}
-			return txid
+			return r, i
 		}
 		if at = t.findPrefix(hash, at, token); at == 0 {
-			return txid
+			return r, 0
 		}
 		name = rest
 	}
 }
 
-// record makes txid, at least as new as any, the newest recorder of name. The
-// lock's index stays valid until it is dropped.
-func (t *table) record(name string, txid uint64) uint32 {
+// index returns the index of name, which it makes known if need be: the caller
+// gives it a recorder.
+func (t *table) index(name string) uint32 {
 	parent, token := t.descend(name)
 	hash := t.hash(parent, token)
 	i := t.findLock(hash, parent, token)
-	if i != 0 {
+	if i == 0 {
+		i = t.locks.take()
+		*t.locks.at(i) = lock{parent: parent, token: t.tokens.put(token)}
+		t.byName.add(hash, i)
+		p := t.prefixes.at(parent)
+		p.below++
+		if token == wildcard {
+			p.subtree = i
+		}
+	}
+	return i
+}
+
+// newest is the newest recorder of a lock, 0 if it has none.
+func (t *table) newest(i uint32) uint64 { return t.locks.at(i).newest }
+
+// fly makes txid, at least as new as any, the newest recorder of a lock, in
+// flight.
+func (t *table) fly(i uint32, txid uint64) {
+	l := t.locks.at(i)
+	l.newest = txid
+	for at := l.parent; ; {
+		p := t.prefixes.at(at)
+		p.newest = txid
+		if at == 0 {
+			return
+		}
+		at = p.parent
+	}
+}
+
+// commit makes txid, at least as new as any that is committed, the newest
+// committed recorder of a lock that it flew for.
+func (t *table) commit(i uint32, txid uint64) {
+	l := t.locks.at(i)
+	if l.committed != 0 {
 		t.locks.renew(i)
 	} else {
-		i = t.locks.addNewest()
-		t.enter(i, hash, parent, token)
+		t.locks.enterNewest(i)
+		t.keep(l.parent)
 	}
-	t.locks.at(i).txid = txid
-	t.raise(parent, txid)
-	return i
+	l.committed = txid
+	for at := l.parent; ; {
+		p := t.prefixes.at(at)
+		p.committed = txid
+		if at == 0 {
+			return
+		}
+		at = p.parent
+	}
+}
+
+// ground takes back what flew for a lock: its recorder is the committed one, and
+// those below its prefixes are. What still flies must fly again, oldest first,
+// and then the lock be dropped if nothing does for it.
+func (t *table) ground(i uint32) {
+	l := t.locks.at(i)
+	l.newest = l.committed
+	for at := l.parent; ; {
+		p := t.prefixes.at(at)
+		p.newest = p.committed
+		if at == 0 {
+			return
+		}
+		at = p.parent
+	}
+}
+
+// dropUnknown forgets a lock without a recorder. It may have been forgotten
+// already, if no other took its place since.
+func (t *table) dropUnknown(i uint32) {
+	if l := t.locks.at(i); l.newest == 0 && l.token != (token{}) {
+		t.drop(i)
+	}
 }
 
 // recordOlder makes name known as of txid, at most as new as any, unless it is
 // known already. It reports false, and changes nothing, if that would need more
-// than limit names.
+// than limit names. Nothing may be in flight.
 func (t *table) recordOlder(name string, txid uint64, limit int) bool {
 	if t.len() >= limit {
 		return t.known(name)
 	}
-	parent, token := t.descend(name)
-	hash := t.hash(parent, token)
-	if t.findLock(hash, parent, token) == 0 {
-		i := t.locks.addOldest()
-		t.enter(i, hash, parent, token)
-		t.locks.at(i).txid = txid
-		t.raise(parent, txid)
+	i := t.index(name)
+	l := t.locks.at(i)
+	if l.committed != 0 {
+		return true
 	}
-	return true
+	t.locks.enterOldest(i)
+	t.keep(l.parent)
+	l.recorders = recorders{txid, txid}
+	for at := l.parent; ; {
+		p := t.prefixes.at(at)
+		p.add(l.recorders)
+		if at == 0 {
+			return true
+		}
+		at = p.parent
+	}
 }
 
-// dropOldest forgets the lock recorded longest ago and returns its txid.
+// dropOldest forgets the committed recorder of the lock whose is the oldest, and
+// returns its txid.
 func (t *table) dropOldest() uint64 {
 	i := t.locks.oldest()
+	l := t.locks.at(i)
+	txid := l.committed
+	l.committed = 0
+	t.locks.leave(i)
+	t.leave(l.parent)
+	if l.newest == txid {
+		t.drop(i)
+	}
+	return txid
+}
+
+// forget drops everything committed before txid first.
+func (t *table) forget(first uint64) {
+	for t.len() > 0 && t.locks.at(t.locks.oldest()).committed < first {
+		t.dropOldest()
+	}
+}
+
+// drop forgets a lock that is not in the order any more.
+func (t *table) drop(i uint32) {
 	l := *t.locks.at(i)
 	token := t.tokens.get(&l.token)
 	t.byName.remove(t.hashBytes(l.parent, token), i)
@@ -116,16 +225,8 @@ func (t *table) dropOldest() uint64 {
 		t.prefixes.at(l.parent).subtree = 0
 	}
 	t.tokens.drop(&l.token)
-	t.locks.remove(i)
+	t.locks.give(i)
 	t.release(l.parent)
-	return l.txid
-}
-
-// forget drops everything recorded before txid first.
-func (t *table) forget(first uint64) {
-	for t.len() > 0 && t.locks.at(t.locks.oldest()).txid < first {
-		t.dropOldest()
-	}
 }
 
 // known reports whether name itself is in the table.
@@ -175,26 +276,27 @@ func (t *table) descend(name string) (parent uint32, token string) {
 	}
 }
 
-// enter makes a record of the ring findable as a lock.
-func (t *table) enter(i, hash, parent uint32, token string) {
-	*t.locks.at(i) = lock{parent: parent, token: t.tokens.put(token)}
-	t.byName.add(hash, i)
-	p := t.prefixes.at(parent)
-	p.below++
-	if token == wildcard {
-		p.subtree = i
+// keep tells a prefix that one directly below it has a committed recorder now;
+// leave, that one has none any more.
+func (t *table) keep(at uint32) {
+	for {
+		p := t.prefixes.at(at)
+		p.kept++
+		if p.kept > 1 || at == 0 {
+			return
+		}
+		at = p.parent
 	}
 }
 
-// raise tells the prefixes from at upwards of a recorder below. One that knows
-// a newer already has told those above.
-func (t *table) raise(at uint32, txid uint64) {
+func (t *table) leave(at uint32) {
 	for {
 		p := t.prefixes.at(at)
-		if p.newest >= txid {
+		p.kept--
+		if p.kept > 0 {
 			return
 		}
-		p.newest = txid
+		p.committed = 0
 		if at == 0 {
 			return
 		}
@@ -202,7 +304,7 @@ func (t *table) raise(at uint32, txid uint64) {
 	}
 }
 
-// release tells a prefix that one below it has gone.
+// release tells a prefix that one directly below it has gone.
 func (t *table) release(at uint32) {
 	for {
 		p := t.prefixes.at(at)
