@@ -20,7 +20,7 @@ const (
 	hintEntries = 16
 	hintBytes   = 64 << 10
 	// writeOutBytes is after how many bytes Badger's are written out.
-	writeOutBytes = 16 << 20
+	writeOutBytes = 4 << 20
 )
 
 type frame struct {
