@@ -51,8 +51,9 @@ func FuzzRequest(f *testing.F) {
 	f.Add("", "x")
 	f.Fuzz(func(t *testing.T, block, payload string) {
 		const limit = 2000
-		r := newRequest("reply")
-		defer r.free()
+		o := newRoster()
+		defer o.free()
+		r := o.add("reply")
 		if err := r.decode([]byte(block), []byte(payload), limit); err != nil {
 			if err.Code != err.Reason.Code() || err.Message == "" {
 				t.Fatalf("%+v", err)

@@ -24,21 +24,43 @@ type request struct {
 	size int // payload and headers, as they are given back
 }
 
-var requests = sync.Pool{New: func() any { return new(request) }}
+// roster is the requests of one flight, in blocks so that they lie in memory as
+// they are gone through.
+type roster struct {
+	blocks [][]request
+	n      int // requests in use
+}
 
-// newRequest gives an empty request; free takes it back.
-func newRequest(reply string) *request {
-	r := requests.Get().(*request)
-	locks, stored := r.cert.Locks[:0], r.tx.Locks[:0]
-	*r = request{reply: reply}
-	r.cert.Locks, r.tx.Locks = locks, stored
+const rosterBlock = 64
+
+var rosters = sync.Pool{New: func() any { return new(roster) }}
+
+func newRoster() *roster { return rosters.Get().(*roster) }
+
+// add gives an empty request.
+func (o *roster) add(reply string) *request {
+	if o.n == len(o.blocks)*rosterBlock {
+		o.blocks = append(o.blocks, make([]request, rosterBlock))
+	}
+	r := &o.blocks[o.n/rosterBlock][o.n%rosterBlock]
+	o.n++
+	r.reply = reply
 	return r
 }
 
-func (r *request) free() {
-	clear(r.cert.Locks)
-	clear(r.tx.Locks)
-	requests.Put(r)
+// free gives the roster back. Nothing may refer to its requests any more, and they
+// refer to no message.
+func (o *roster) free() {
+	for i := range o.n {
+		r := &o.blocks[i/rosterBlock][i%rosterBlock]
+		locks, stored := r.cert.Locks, r.tx.Locks
+		clear(locks)
+		clear(stored)
+		*r = request{}
+		r.cert.Locks, r.tx.Locks = locks[:0], stored[:0]
+	}
+	o.n = 0
+	rosters.Put(o)
 }
 
 // seenHeaders are the headers that may stand once.
@@ -209,9 +231,9 @@ type outcome struct {
 	err       *subjects.Error
 }
 
-// splitBatch cuts a batch message into requests. The error is for the
+// splitBatch cuts a batch message into requests of the roster. The error is for the
 // message as a whole: nothing of it is appended.
-func splitBatch(m *message, limit, most int) ([]*request, []*subjects.Error, *subjects.Error) {
+func splitBatch(m *message, o *roster, limit, most int) ([]*request, []*subjects.Error, *subjects.Error) {
 	if err := subjects.ScanBlock(m.header, onlyOwnHeaders); err != nil {
 		return nil, nil, wireError(err)
 	}
@@ -223,7 +245,7 @@ func splitBatch(m *message, limit, most int) ([]*request, []*subjects.Error, *su
 	rs := make([]*request, len(items))
 	errs := make([]*subjects.Error, len(items))
 	for i, item := range items {
-		rs[i] = newRequest(m.reply)
+		rs[i] = o.add(m.reply)
 		rs[i].batch, rs[i].index = call, i
 		errs[i] = rs[i].decode(item.header, item.payload, limit)
 	}

@@ -44,6 +44,7 @@ type flight struct {
 	rolled   int    // the replica's, when it was certified
 	first    uint64 // txid
 	time     int64  // of the first
+	roster   *roster
 	passed   []*request
 	rest     []grounded
 	came     time.Time // the oldest message
@@ -114,7 +115,7 @@ func (n *Node) place() (land func()) {
 
 // fly certifies messages and proposes those that pass as one batch.
 func (s *session) fly(ms []*message) *flight {
-	f := &flight{began: time.Now(), came: ms[0].came}
+	f := &flight{began: time.Now(), came: ms[0].came, roster: newRoster()}
 	rs := make([]*request, 0, len(ms))
 	for _, m := range ms {
 		rs = s.decode(f, rs, m)
@@ -155,7 +156,7 @@ func (s *session) decode(f *flight, rs []*request, m *message) []*request {
 	limit := s.p.node.nats.maxTransaction
 	if !s.p.isBatch(m) {
 		f.singles++
-		r := newRequest(m.reply)
+		r := f.roster.add(m.reply)
 		if err := r.decode(m.header, m.payload, limit); err != nil {
 			f.rest = append(f.rest, grounded{r, outcome{err: err}, true})
 			return rs
@@ -163,9 +164,9 @@ func (s *session) decode(f *flight, rs []*request, m *message) []*request {
 		return append(rs, r)
 	}
 	f.batches++
-	items, errs, err := splitBatch(m, limit, s.p.node.nats.maxBatch)
+	items, errs, err := splitBatch(m, f.roster, limit, s.p.node.nats.maxBatch)
 	if err != nil {
-		f.rest = append(f.rest, grounded{newRequest(m.reply), outcome{err: err}, true})
+		f.rest = append(f.rest, grounded{f.roster.add(m.reply), outcome{err: err}, true})
 	}
 	for i, r := range items {
 		if errs[i] != nil {
@@ -264,12 +265,7 @@ func (s *session) settle() {
 		if f.proposed {
 			s.p.replica.settled(f.data)
 		}
-		for _, r := range f.passed {
-			r.free()
-		}
-		for _, g := range f.rest {
-			g.r.free()
-		}
+		f.roster.free()
 	}
 }
 

@@ -124,7 +124,7 @@ func (c *Client) AppendAsync(ctx context.Context, tx *Tx) (*Future, error) {
 	if err != nil {
 		return nil, err
 	}
-	f := &Future{lane: l, id: tx.ID, size: tx.size(), done: make(chan struct{})}
+	f := &Future{lane: l, id: tx.ID, size: tx.size()}
 	if f.id == "" {
 		f.number = c.ids.Add(1)
 	}

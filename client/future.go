@@ -26,7 +26,9 @@ type Future struct {
 	number uint64 // of the id that was made up
 	size   int    // of the room that it takes
 
-	done    chan struct{}
+	// done is made for the first who waits; once the outcome is there it is
+	// alreadyDone.
+	done    atomic.Pointer[chan struct{}]
 	settled atomic.Bool
 	receipt Receipt // set before done is closed
 	err     error
@@ -38,8 +40,23 @@ type Future struct {
 	last     error
 }
 
+var alreadyDone = func() *chan struct{} {
+	done := make(chan struct{})
+	close(done)
+	return &done
+}()
+
 // Done is closed when the outcome is known, or given up.
-func (f *Future) Done() <-chan struct{} { return f.done }
+func (f *Future) Done() <-chan struct{} {
+	if done := f.done.Load(); done != nil {
+		return *done
+	}
+	done := make(chan struct{})
+	if f.done.CompareAndSwap(nil, &done) {
+		return done
+	}
+	return *f.done.Load()
+}
 
 // ID is the transaction's message id.
 func (f *Future) ID() string {
@@ -59,13 +76,11 @@ func (f *Future) appendID(dst []byte) []byte {
 // Wait gives the outcome. When ctx ends first it returns ctx's error, and the
 // transaction stays on its way.
 func (f *Future) Wait(ctx context.Context) (Receipt, error) {
-	select {
-	case <-f.done:
+	if f.done.Load() == alreadyDone {
 		return f.receipt, f.err
-	default:
 	}
 	select {
-	case <-f.done:
+	case <-f.Done():
 		return f.receipt, f.err
 	case <-ctx.Done():
 		return Receipt{}, context.Cause(ctx)
@@ -79,7 +94,9 @@ func (f *Future) settle(r Receipt, err error) bool {
 		return false
 	}
 	f.receipt, f.err = r, err
-	close(f.done)
+	if waiting := f.done.Swap(alreadyDone); waiting != nil {
+		close(*waiting)
+	}
 	return true
 }
 

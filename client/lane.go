@@ -368,10 +368,10 @@ func (l *lane) shut(err error, extra *chunk) {
 // wait gives the outcome of f, which is given up when ctx ends.
 func (l *lane) wait(ctx context.Context, f *Future) (Receipt, error) {
 	select {
-	case <-f.done:
+	case <-f.Done():
 	case <-ctx.Done():
 		l.cancel(f, context.Cause(ctx))
-		<-f.done // who settled it first may not have written the outcome yet
+		<-f.Done() // who settled it first may not have written the outcome yet
 	}
 	return f.receipt, f.err
 }

@@ -43,7 +43,7 @@ func ScanBlock(block []byte, field func(key, value []byte) error) error {
 		if colon <= 0 || !isKey(line[:colon]) {
 			return badf("header line %d is not \"Key: value\": %q", n, clip(line))
 		}
-		value := bytes.Trim(line[colon+1:], " \t")
+		value := trim(line[colon+1:])
 		if bytes.IndexByte(value, '\r') >= 0 || bytes.IndexByte(value, 0) >= 0 {
 			return badf("header %q has a control character in its value", clip(line[:colon]))
 		}
@@ -67,6 +67,17 @@ func AppendField[S ~string | ~[]byte](dst []byte, key string, value S) []byte {
 
 // AppendBlockEnd appends the empty line that ends a header block to dst.
 func AppendBlockEnd(dst []byte) []byte { return append(dst, "\r\n"...) }
+
+// trim cuts blanks off both ends, as bytes.Trim does, which takes longer.
+func trim(b []byte) []byte {
+	for len(b) > 0 && (b[0] == ' ' || b[0] == '\t') {
+		b = b[1:]
+	}
+	for len(b) > 0 && (b[len(b)-1] == ' ' || b[len(b)-1] == '\t') {
+		b = b[:len(b)-1]
+	}
+	return b
+}
 
 func cutLine(b []byte) (line, rest []byte, ok bool) {
 	i := bytes.IndexByte(b, '\n')

@@ -1,0 +1,32 @@
+package client
+
+import (
+	"sync"
+	"testing"
+)
+
+// Whoever waits, before the outcome is there, while it comes or after, is told.
+func TestAFutureTellsAllWhoWait(t *testing.T) {
+	for range 20_000 {
+		f := &Future{}
+		var waiting sync.WaitGroup
+		for range 3 {
+			waiting.Go(func() {
+				if r, err := f.Wait(t.Context()); r.Txid != 7 || err != nil {
+					t.Errorf("%+v, %v", r, err)
+				}
+			})
+			waiting.Go(func() {
+				if <-f.Done(); f.receipt.Txid != 7 {
+					t.Errorf("%+v", f.receipt)
+				}
+			})
+		}
+		waiting.Go(func() {
+			if !f.settle(Receipt{Txid: 7}, nil) || f.settle(Receipt{Txid: 8}, nil) {
+				t.Error("not settled once")
+			}
+		})
+		waiting.Wait()
+	}
+}
