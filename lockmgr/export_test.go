@@ -69,8 +69,11 @@ func (m *Manager) flightLocks() []TrackedLock {
 
 func (m *Manager) trackedIDs() (committed, inFlight []TrackedID) {
 	s := m.ids
-	for i := s.records.newest(); i != 0; i = s.records.next(i) {
-		r := s.records.at(i)
+	for i := s.records.next; i > s.records.first; i-- {
+		r := s.records.at(i - 1)
+		if r.id == (ID{}) {
+			continue
+		}
 		id := TrackedID{r.id, r.txid, r.time, r.fingerprint}
 		switch {
 		case r.txid <= m.committed:
@@ -96,8 +99,8 @@ func Check(m *Manager) error {
 	if m.locks.len() > m.opts.Locks || m.ids.len()-m.flight.ids > m.opts.IDs {
 		return fmt.Errorf("%d locks and %d ids are tracked, over the limit", m.locks.len(), m.ids.len())
 	}
-	if m.ids.len() != m.ids.byID.count() {
-		return fmt.Errorf("%d ids in the list, %d in the index", m.ids.len(), m.ids.byID.count())
+	if err := m.ids.check(); err != nil {
+		return err
 	}
 	refs := 0
 	for _, fl := range m.flight.txs[m.flight.head:] {
@@ -193,6 +196,23 @@ func (t *table) checkLock(i uint32, flying uint64, want map[uint32]*prefix) erro
 			return nil
 		}
 	}
+}
+
+// check looks every id up that is held.
+func (s *ids) check() error {
+	void := 0
+	for i := s.records.first; i < s.records.next; i++ {
+		r := s.records.at(i)
+		if r.id == (ID{}) {
+			void++
+		} else if _, at := s.below(r.id, i+1); at != i {
+			return fmt.Errorf("id %x is number %d, and found at %d", r.id, i, at)
+		}
+	}
+	if void != s.void || s.len() > 0 && s.oldest().id == (ID{}) {
+		return fmt.Errorf("%d ids are void, counted as %d; or the oldest is", void, s.void)
+	}
+	return nil
 }
 
 func (x *index) count() int {

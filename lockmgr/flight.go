@@ -14,7 +14,7 @@ type flight struct {
 
 type flying struct {
 	time  int64
-	id    uint32 // index into the ids, 0 if it has none
+	id    uint64 // its number among the ids, 0 if it has none
 	again bool   // the id was known, and too old to count
 	refs  int
 }

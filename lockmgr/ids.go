@@ -2,67 +2,70 @@ package lockmgr
 
 import "hash/maphash"
 
-// ids remembers message ids, from the newest to the oldest, those in flight
-// included. An id that was too old to count when it passed again stands in it
-// twice, until the newer one commits.
+// ids remembers message ids by txid, and so by time, those in flight included. An
+// id that was too old to count when it passed again stands in it twice, until the
+// newer one commits.
 type ids struct {
 	seed    maphash.Seed
-	records ring[idRecord] // by txid, and so by time
-	byID    index
+	records fifo[idRecord]
+	void    int   // of them, which do not count any more; never the oldest
+	byID    index // records that have left stay in it until a shard is full
 }
 
 type idRecord struct {
-	id          ID
+	id          ID // zero for one that is void
 	txid        uint64
 	time        int64
 	fingerprint uint64
 }
 
 func newIDs() *ids {
-	return &ids{seed: maphash.MakeSeed(), records: newRing[idRecord]()}
+	s := &ids{seed: maphash.MakeSeed(), records: newFIFO[idRecord]()}
+	s.byID.holds = func(short uint32) bool {
+		_, held := s.records.number(short)
+		return held
+	}
+	return s
 }
 
-func (s *ids) len() int { return s.records.n }
+func (s *ids) len() int { return s.records.len() - s.void }
 
 // find returns the newest use of an id that is known, nil if none is.
 func (s *ids) find(id ID) *idRecord {
-	if s.len() == 0 {
-		return nil
-	}
-	var newest *idRecord
+	r, _ := s.below(id, s.records.next)
+	return r
+}
+
+// below returns the newest use of an id among the records before number n.
+func (s *ids) below(id ID, n uint64) (newest *idRecord, at uint64) {
 	for p := s.byID.probe(s.hash(id)); ; {
-		i := p.next()
-		if i == 0 {
-			return newest
+		short := p.next()
+		if short == 0 {
+			return newest, at
 		}
-		if r := s.records.at(i); r.id == id && (newest == nil || r.txid > newest.txid) {
-			newest = r
+		i, held := s.records.number(short)
+		if !held {
+			continue
+		}
+		if r := s.records.at(i); r.id == id && i < n && (newest == nil || i > at) {
+			newest, at = r, i
 		}
 	}
 }
 
-// add remembers a use of an id as the newest. Its index stays valid until it is
-// removed.
-func (s *ids) add(r idRecord) uint32 {
-	i := s.records.take()
-	*s.records.at(i) = r
-	s.records.enterNewest(i)
-	s.byID.add(s.hash(r.id), i)
+// add remembers a use of an id as the newest, and gives its number.
+func (s *ids) add(r idRecord) uint64 {
+	i := s.records.addNewest(r)
+	s.byID.add(s.hash(r.id), s.records.short(i))
 	return i
 }
 
-// only forgets other uses of the id of record i, which are older.
-func (s *ids) only(i uint32) {
-	newest := s.records.at(i)
-	for p := s.byID.probe(s.hash(newest.id)); ; {
-		j := p.next()
-		if j == 0 {
-			return
-		}
-		if r := s.records.at(j); r.id == newest.id && r.txid < newest.txid {
-			s.remove(j)
-			return // there was one at most
-		}
+// only voids an earlier use of the id of record i, of which there is one at most.
+func (s *ids) only(i uint64) {
+	if r, _ := s.below(s.records.at(i).id, i); r != nil {
+		*r = idRecord{}
+		s.void++
+		s.skip()
 	}
 }
 
@@ -71,10 +74,8 @@ func (s *ids) addOlder(r idRecord) {
 	if s.find(r.id) != nil {
 		return
 	}
-	i := s.records.take()
-	*s.records.at(i) = r
-	s.records.enterOldest(i)
-	s.byID.add(s.hash(r.id), i)
+	i := s.records.addOldest(r)
+	s.byID.add(s.hash(r.id), s.records.short(i))
 }
 
 // forget drops the ids recorded before txid first.
@@ -91,15 +92,23 @@ func (s *ids) expire(time int64) {
 	}
 }
 
-func (s *ids) oldest() *idRecord { return s.records.at(s.records.oldest()) }
+func (s *ids) oldest() *idRecord { return s.records.at(s.records.first) }
 
-func (s *ids) dropOldest() { s.remove(s.records.oldest()) }
-
-func (s *ids) remove(i uint32) {
-	s.byID.remove(s.hash(s.records.at(i).id), i)
-	s.records.leave(i)
-	s.records.give(i)
+func (s *ids) dropOldest() {
+	s.records.dropOldest()
+	s.skip()
 }
+
+// skip drops void records until the oldest is not one.
+func (s *ids) skip() {
+	for s.records.len() > 0 && s.oldest().id == (ID{}) {
+		s.records.dropOldest()
+		s.void--
+	}
+}
+
+// dropNewest drops the newest, which is not void.
+func (s *ids) dropNewest() { s.records.dropNewest() }
 
 // hash is seeded although an ID is a hash itself: clients choose what goes in,
 // and could make many that start alike.

@@ -9,6 +9,11 @@ package lockmgr
 type index struct {
 	shards [indexShards]shard
 	block  []uint64 // the newest
+
+	// holds, if given, tells whether a record is still there: those that are not
+	// need not be removed, and are taken out when a shard is full.
+	holds func(i uint32) bool
+	held  []uint64 // scratch of clean
 }
 
 type shard struct {
@@ -55,11 +60,31 @@ func (p *probe) next() uint32 {
 
 func (x *index) add(hash, i uint32) {
 	s := x.shard(hash)
-	if s.n >= len(s.slots)/4*3 {
+	if s.n >= len(s.slots)/4*3 && !x.clean(s) {
 		x.grow(hash >> (32 - shardBits))
 	}
 	s.place(uint64(hash)<<32 | uint64(i))
 	s.n++
+}
+
+// clean takes out of a shard what is there no more, and tells whether that makes
+// room for long.
+func (x *index) clean(s *shard) bool {
+	if x.holds == nil {
+		return false
+	}
+	held := x.held[:0]
+	for _, slot := range s.slots {
+		if slot != 0 && x.holds(uint32(slot)) {
+			held = append(held, slot)
+		}
+	}
+	clear(s.slots)
+	for _, slot := range held {
+		s.place(slot)
+	}
+	s.n, x.held = len(held), held
+	return s.n < len(s.slots)/8*5
 }
 
 // grow moves a shard to its part of the newest block, or of a larger one.

@@ -212,7 +212,7 @@ func (m *Manager) Record(txid uint64, time int64, tx *Transaction) {
 			m.commitLock(at)
 		}
 	}
-	var id uint32
+	var id uint64
 	if tx.ID != (ID{}) {
 		id = m.ids.add(idRecord{id: tx.ID, txid: txid, time: time, fingerprint: tx.Fingerprint})
 	}
@@ -229,7 +229,7 @@ func (m *Manager) commitLock(i uint32) {
 
 // commitID makes a message id count as committed, if it is not 0, and forgets
 // those that do not count any more. again says that the id may be known.
-func (m *Manager) commitID(i uint32, again bool) {
+func (m *Manager) commitID(i uint64, again bool) {
 	if i != 0 && again {
 		m.ids.only(i)
 	}
@@ -264,7 +264,7 @@ func (m *Manager) Rollback(from uint64) {
 	}
 	for _, fl := range gone {
 		if fl.id != 0 {
-			m.ids.remove(fl.id)
+			m.ids.dropNewest()
 		}
 	}
 }

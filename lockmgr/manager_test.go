@@ -194,8 +194,50 @@ func TestHashID(t *testing.T) {
 	if id := lockmgr.HashID("abc"); id != (lockmgr.ID{0xba, 0x78, 0x16, 0xbf, 0x8f, 0x01, 0xcf, 0xea, 0x41, 0x41, 0x40, 0xde, 0x5d, 0xae, 0x22, 0x23}) {
 		t.Errorf("abc is %x", id)
 	}
-	if f := lockmgr.Fingerprint([]byte("abc")); f != 0xba7816bf8f01cfea {
-		t.Errorf("fingerprint of abc is %x", f)
+}
+
+func TestFingerprint(t *testing.T) {
+	f := lockmgr.Fingerprint([]byte("abc"))
+	if again := lockmgr.Fingerprint([]byte("abc")); again != f {
+		t.Errorf("fingerprints of one payload are %x and %x", f, again)
+	}
+	for _, other := range []string{"", "ab", "abd", "abc\x00"} {
+		if lockmgr.Fingerprint([]byte(other)) == f {
+			t.Errorf("abc and %q have one fingerprint", other)
+		}
+	}
+}
+
+// Ids come and go many times over, in a table that keeps a few: those that are
+// remembered are found, and no others.
+func TestIDsComeAndGo(t *testing.T) {
+	const keep, n = 3000, 200_000
+	id := func(i int) *lockmgr.Transaction {
+		return &lockmgr.Transaction{ID: lockmgr.ID{0: byte(i), 1: byte(i >> 8), 15: byte(i >> 16), 14: 1}}
+	}
+	m := lockmgr.New(lockmgr.Options{IDs: keep})
+	outcome := func(i int) lockmgr.Outcome { return m.Repeat(id(i), 0).Outcome }
+	for i := range n {
+		if i%5 == 4 { // some pass, and are taken back
+			for j := range 3 {
+				m.Certify(id(n+i+j), 0)
+			}
+			m.Rollback(m.Committed() + 1)
+		}
+		m.Certify(id(i), 0)
+		m.Commit()
+		if old := max(0, i+1-keep); outcome(i) != lockmgr.Duplicate || outcome(old) != lockmgr.Duplicate {
+			t.Fatalf("at %d: the newest or the oldest is not found", i)
+		}
+		if i >= keep && outcome(i-keep) != lockmgr.Pass || outcome(n+i) != lockmgr.Pass {
+			t.Fatalf("at %d: what was forgotten, or taken back, is found", i)
+		}
+	}
+	if got := m.Stats().IDs; got != keep {
+		t.Errorf("%d ids, want %d", got, keep)
+	}
+	if err := lockmgr.Check(m); err != nil {
+		t.Error(err)
 	}
 }
 

@@ -2,7 +2,7 @@ package lockmgr
 
 import (
 	"crypto/sha256"
-	"encoding/binary"
+	"hash/maphash"
 )
 
 // ID stands for a message id: the first 16 bytes of its SHA-256. The zero ID is
@@ -18,11 +18,11 @@ func HashID(id string) ID {
 	return ID(sum[:16])
 }
 
-// Fingerprint returns the first 8 bytes of the payload's SHA-256, big-endian.
-func Fingerprint(payload []byte) uint64 {
-	sum := sha256.Sum256(payload)
-	return binary.BigEndian.Uint64(sum[:8])
-}
+var fingerprintSeed = maphash.MakeSeed()
+
+// Fingerprint returns a hash of the payload, of a seed of this process's own: it
+// is not to be stored. Two payloads have the same one by accident once in 2^64.
+func Fingerprint(payload []byte) uint64 { return maphash.Bytes(fingerprintSeed, payload) }
 
 // Transaction is what certification needs to know of a transaction. The Manager
 // borrows it for the call and copies the names that it keeps.
