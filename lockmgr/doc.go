@@ -38,7 +38,9 @@
 // oldest first, so while anything is left below a prefix, its newest recorder is.
 // So a lock is looked up once on a leader: to commit what is in flight, the list of
 // the locks that it recorded is enough, and to roll back, the committed txids
-// are. Nothing in the tables is a Go pointer, so the garbage collector does not
+// are. Message ids come and go in the order of their txids, and stand in a queue.
+//
+// No record in the tables holds a Go pointer, so the garbage collector does not
 // walk them. Hash seeds are random, as those of Go's maps are, and no result
 // depends on them.
 //
