@@ -294,6 +294,7 @@ func (s *session) await(f *flight) error {
 // answer sends the flight's answers.
 func (s *session) answer(f *flight, err error) {
 	mark := s.p.replica.position().mark
+	s.verify(f)
 	out := make([]byte, 0, 160*(len(f.passed)+len(f.rest)))
 	failed := outcome{err: wireError(err)}
 	if errors.Is(err, errVoid) {
@@ -317,6 +318,32 @@ func (s *session) answer(f *flight, err error) {
 		s.p.log.Debug("answers not sent", "err", err)
 	}
 }
+
+// verify takes back that a request is ahead of the log, unless this node leads
+// yet: one that was paused may not know what others have committed since.
+func (s *session) verify(f *flight) {
+	var err error
+	verified := false
+	for i := range f.rest {
+		g := &f.rest[i]
+		if g.outcome.err == nil || g.outcome.err.Reason != subjects.Ahead {
+			continue
+		}
+		if !verified {
+			ctx, cancel := context.WithTimeout(context.Background(), verifyTime)
+			err = s.p.group.VerifyLeader(ctx)
+			cancel()
+			verified = true
+		}
+		if err != nil || s.broken != nil {
+			g.outcome = outcome{err: subjects.Errorf(subjects.Unavailable,
+				"this node may not lead partition %d any more: nothing was done, try again", s.p.id)}
+		}
+	}
+}
+
+// verifyTime bounds the wait for a majority's word that this node leads.
+const verifyTime = 2 * time.Second
 
 // tell appends the answer to one request, or keeps it until its batch
 // message's other transactions have theirs.
