@@ -164,6 +164,33 @@ func TestLeadersAreSpreadTransferredAndDrained(t *testing.T) {
 	}
 }
 
+// A leader that is cut off can't know that a high-water mark is past the end of
+// the log: the others may have gone on.
+func TestALeaderWithoutAMajorityDoesNotSayAhead(t *testing.T) {
+	c := newNodes(t, 3, broker.Options{Partitions: 1})
+	cut := c.cableTo("n1")
+	c.start(c.names...)
+	c.settle("n1")
+	nc := c.conn("n1")
+	keep(t, nc, 0, "committed", "committed")
+	ahead := message("cantus.append.0", "x")
+	ahead.Header = nats.Header{subjects.HeaderHighWaterMark: {"100"}}
+	m, err := nc.RequestMsg(ahead, patience)
+	if err != nil {
+		t.Fatal(err)
+	}
+	wantOneOf(t, m, subjects.Ahead)
+	cut(true) // replication only: requests still reach it
+	m, err = nc.RequestMsg(ahead, patience)
+	switch {
+	case errors.Is(err, nats.ErrNoResponders): // it had noticed
+	case err != nil:
+		t.Fatal(err)
+	default:
+		wantOneOf(t, m, subjects.Unavailable)
+	}
+}
+
 func TestALeaderWithoutAMajorityRefusesAndNothingOfItIsSeen(t *testing.T) {
 	c := newNodes(t, 3, broker.Options{Partitions: 1})
 	cut := c.cableTo("n1")
