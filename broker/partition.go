@@ -294,6 +294,23 @@ func (p *partition) subscribe(ctx context.Context) ([]subscribed, error) {
 	return all, nil
 }
 
+// verifyLeader tells whether a majority confirms that this node leads yet. Only
+// then does it know where the log ends: a leader that was paused does not know
+// what others have committed since, and that something is ahead of the log is
+// said for good.
+func (p *partition) verifyLeader() bool {
+	ctx, cancel := context.WithTimeout(context.Background(), verifyTime)
+	defer cancel()
+	return p.group.VerifyLeader(ctx) == nil
+}
+
+const verifyTime = 2 * time.Second
+
+// unsure refuses what would be ahead of the log if this node led.
+func (p *partition) unsure() *subjects.Error {
+	return subjects.Errorf(subjects.Unavailable, "this node may not lead partition %d any more: nothing was done, try again", p.id)
+}
+
 // leaderQueue is the queue group of those who answer as leaders.
 const leaderQueue = "cantus"
 

@@ -164,8 +164,8 @@ func TestLeadersAreSpreadTransferredAndDrained(t *testing.T) {
 	}
 }
 
-// A leader that is cut off can't know that a high-water mark is past the end of
-// the log: the others may have gone on.
+// A leader that is cut off can't know that something is past the end of the log:
+// the others may have gone on.
 func TestALeaderWithoutAMajorityDoesNotSayAhead(t *testing.T) {
 	c := newNodes(t, 3, broker.Options{Partitions: 1})
 	cut := c.cableTo("n1")
@@ -173,21 +173,41 @@ func TestALeaderWithoutAMajorityDoesNotSayAhead(t *testing.T) {
 	c.settle("n1")
 	nc := c.conn("n1")
 	keep(t, nc, 0, "committed", "committed")
-	ahead := message("cantus.append.0", "x")
-	ahead.Header = nats.Header{subjects.HeaderHighWaterMark: {"100"}}
-	m, err := nc.RequestMsg(ahead, patience)
-	if err != nil {
-		t.Fatal(err)
+	requests := map[string]*nats.Msg{
+		"append": message("cantus.append.0", "x", subjects.HeaderHighWaterMark, "100"),
+		"read":   message("cantus.read.0", `{"from":100}`),
+		"get":    message("cantus.get.0", `{"txid":100}`),
+		"cursor": message("cantus.cursor.0.c", `{"txid":100}`),
 	}
-	wantOneOf(t, m, subjects.Ahead)
+	for what, r := range requests {
+		m, err := nc.RequestMsg(r, patience)
+		if err != nil {
+			t.Fatalf("%s: %v", what, err)
+		}
+		wantOneOf(t, m, subjects.Ahead)
+	}
 	cut(true) // replication only: requests still reach it
-	m, err = nc.RequestMsg(ahead, patience)
-	switch {
-	case errors.Is(err, nats.ErrNoResponders): // it had noticed
-	case err != nil:
-		t.Fatal(err)
-	default:
-		wantOneOf(t, m, subjects.Unavailable)
+	answers := map[string]*nats.Subscription{}
+	for what, r := range requests { // all before it notices
+		inbox := nc.NewInbox()
+		sub, err := nc.SubscribeSync(inbox)
+		if err == nil {
+			r.Reply, answers[what] = inbox, sub
+			err = nc.PublishMsg(r)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	for what, sub := range answers {
+		m, err := sub.NextMsg(patience)
+		switch {
+		case errors.Is(err, nats.ErrNoResponders): // it had noticed
+		case err != nil:
+			t.Fatalf("%s: %v", what, err)
+		default:
+			wantOneOf(t, m, subjects.Unavailable)
+		}
 	}
 }
 

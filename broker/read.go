@@ -53,7 +53,8 @@ func (p *partition) onRead(ctx context.Context, serve func(context.Context, *mes
 	}
 }
 
-// readError gives an error of a read as clients see it.
+// readError gives an error of a read as clients see it. It may wait for a
+// majority's word.
 func (p *partition) readError(err error) *subjects.Error {
 	switch {
 	case errors.Is(err, context.Canceled):
@@ -65,8 +66,11 @@ func (p *partition) readError(err error) *subjects.Error {
 		return e
 	}
 	e := wireError(err)
-	if e.Reason == subjects.Internal {
+	switch {
+	case e.Reason == subjects.Internal:
 		p.log.Error("read failed", "err", err)
+	case e.Reason == subjects.Ahead && !p.verifyLeader():
+		return p.unsure()
 	}
 	return e
 }

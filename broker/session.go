@@ -319,31 +319,16 @@ func (s *session) answer(f *flight, err error) {
 	}
 }
 
-// verify takes back that a request is ahead of the log, unless this node leads
-// yet: one that was paused may not know what others have committed since.
+// verify takes back that requests are ahead of the log where that is not sure.
 func (s *session) verify(f *flight) {
-	var err error
-	verified := false
+	sure := sync.OnceValue(func() bool { return s.broken == nil && s.p.verifyLeader() })
 	for i := range f.rest {
 		g := &f.rest[i]
-		if g.outcome.err == nil || g.outcome.err.Reason != subjects.Ahead {
-			continue
-		}
-		if !verified {
-			ctx, cancel := context.WithTimeout(context.Background(), verifyTime)
-			err = s.p.group.VerifyLeader(ctx)
-			cancel()
-			verified = true
-		}
-		if err != nil || s.broken != nil {
-			g.outcome = outcome{err: subjects.Errorf(subjects.Unavailable,
-				"this node may not lead partition %d any more: nothing was done, try again", s.p.id)}
+		if g.outcome.err != nil && g.outcome.err.Reason == subjects.Ahead && !sure() {
+			g.outcome = outcome{err: s.p.unsure()}
 		}
 	}
 }
-
-// verifyTime bounds the wait for a majority's word that this node leads.
-const verifyTime = 2 * time.Second
 
 // tell appends the answer to one request, or keeps it until its batch
 // message's other transactions have theirs.
