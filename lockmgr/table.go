@@ -2,6 +2,7 @@ package lockmgr
 
 import (
 	"hash/maphash"
+	"iter"
 	"slices"
 	"strings"
 )
@@ -106,6 +107,19 @@ func (t *table) index(name string) uint32 {
 	return i
 }
 
+// above runs over a prefix and those that it stands under, up to the root.
+func (t *table) above(at uint32) iter.Seq[*prefix] {
+	return func(yield func(*prefix) bool) {
+		for {
+			p := t.prefixes.at(at)
+			if !yield(p) || at == 0 {
+				return
+			}
+			at = p.parent
+		}
+	}
+}
+
 // newest is the newest recorder of a lock, 0 if it has none.
 func (t *table) newest(i uint32) uint64 { return t.locks.at(i).newest }
 
@@ -114,13 +128,8 @@ func (t *table) newest(i uint32) uint64 { return t.locks.at(i).newest }
 func (t *table) fly(i uint32, txid uint64) {
 	l := t.locks.at(i)
 	l.newest = txid
-	for at := l.parent; ; {
-		p := t.prefixes.at(at)
+	for p := range t.above(l.parent) {
 		p.newest = txid
-		if at == 0 {
-			return
-		}
-		at = p.parent
 	}
 }
 
@@ -135,13 +144,8 @@ func (t *table) commit(i uint32, txid uint64) {
 		t.keep(l.parent)
 	}
 	l.committed = txid
-	for at := l.parent; ; {
-		p := t.prefixes.at(at)
+	for p := range t.above(l.parent) {
 		p.committed = txid
-		if at == 0 {
-			return
-		}
-		at = p.parent
 	}
 }
 
@@ -151,13 +155,8 @@ func (t *table) commit(i uint32, txid uint64) {
 func (t *table) ground(i uint32) {
 	l := t.locks.at(i)
 	l.newest = l.committed
-	for at := l.parent; ; {
-		p := t.prefixes.at(at)
+	for p := range t.above(l.parent) {
 		p.newest = p.committed
-		if at == 0 {
-			return
-		}
-		at = p.parent
 	}
 }
 
@@ -184,14 +183,10 @@ func (t *table) recordOlder(name string, txid uint64, limit int) bool {
 	t.locks.enterOldest(i)
 	t.keep(l.parent)
 	l.recorders = recorders{txid, txid}
-	for at := l.parent; ; {
-		p := t.prefixes.at(at)
+	for p := range t.above(l.parent) {
 		p.add(l.recorders)
-		if at == 0 {
-			return true
-		}
-		at = p.parent
 	}
+	return true
 }
 
 // dropOldest forgets the committed recorder of the lock whose is the oldest, and
