@@ -60,7 +60,7 @@ func (a *streamAtomic) compose(s *slot) int {
 		m := a.message(s, i)
 		m.Header[batchID][0] = id
 		if !a.streams.expected {
-			m.Subject, m.Data = a.streams.names[st]+".plain", a.payloads.next(s)
+			m.Subject, m.Data = a.streams.names[st]+".plain", a.payloads.next(nil, 0)
 			continue
 		}
 		m.Subject = a.streams.subject(st, s.keys[i])
@@ -70,7 +70,7 @@ func (a *streamAtomic) compose(s *slot) int {
 		return a.messages
 	}
 	if !s.again {
-		s.payload = a.payloads.next(s)
+		s.payload = a.payloads.next(nil, 0)
 	}
 	a.message(s, 0).Data = s.payload
 	return 1

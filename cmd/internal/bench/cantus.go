@@ -43,7 +43,7 @@ func (a *cantusAppend) compose(s *slot) int {
 	m := s.msg
 	m.Subject = a.subjects[p]
 	if !s.again {
-		s.payload = a.payloads.next(s)
+		s.payload = a.payloads.next(s.payload, s.sent)
 	}
 	m.Data, m.Header = s.payload, s.header
 	if a.locks == 0 {

@@ -60,7 +60,7 @@ func (f *cantusBatch) compose(s *slot) int {
 		at := len(b)
 		b = append(b, 0, 0, 0, 0, 0, 0, 0, 0)
 		b = f.header(b, p)
-		payload := f.payloads.next(s)
+		payload := f.payloads.next(nil, 0)
 		binary.BigEndian.PutUint32(b[at:], uint32(len(b)-at-8))
 		binary.BigEndian.PutUint32(b[at+4:], uint32(len(payload)))
 		b = append(b, payload...)

@@ -167,8 +167,12 @@ func TestTailBesideJetstream(t *testing.T) {
 		measure(t, &r, "tail", "--client", client, "--vs", "jetstream", "--vs-sync", "default", "--count", "50", "--readers", "2")
 		checkRounds(t, &r, []string{"cantus", "jetstream R1 default expected"}, 50)
 		for _, res := range r.Results {
-			if q := res.Others["delivery"]; q.P50 <= 0 || q.Max < q.P50 {
+			q, after := res.Others["delivery"], res.Others["delivery after the answer"]
+			if q.P50 <= 0 || q.Max < q.P50 {
 				t.Errorf("%s with client %s: delivery %+v", res.Name, client, q)
+			}
+			if after.P50 <= 0 || after.P50 > q.P50 || after.Max > q.Max {
+				t.Errorf("%s with client %s: delivery after the answer %+v, delivery %+v", res.Name, client, after, q)
 			}
 		}
 	}

@@ -44,6 +44,8 @@ type seat struct {
 	clock    *clock
 	tally    *tally
 	fail     func(error)
+	// answered is told when the answer to what was sent, or due, at sent came.
+	answered func(sent, now int64)
 }
 
 // traffic is what one connection says to one server. A connection calls it
@@ -104,6 +106,7 @@ type link struct {
 	traffic traffic
 	clock   *clock
 	counts  *meter
+	told    func(sent, now int64)
 	fail    func(error)
 	inbox   string // ends in a dot, before the token
 	// publishMsg sends; it is the connection's unless another client's
@@ -124,7 +127,7 @@ type link struct {
 // newLink prepares the slots on a connection of its own.
 func newLink(at seat, t traffic) (*link, error) {
 	l := &link{
-		traffic: t, clock: at.clock, counts: newMeter(at.clock, at.tally), fail: at.fail, ended: make(chan struct{}),
+		traffic: t, clock: at.clock, counts: newMeter(at.clock, at.tally), told: at.answered, fail: at.fail, ended: make(chan struct{}),
 		inbox: nats.NewInbox() + ".", slots: make([]slot, at.inFlight),
 	}
 	var err error
@@ -402,6 +405,9 @@ func (l *link) conclude(s *slot, o outcome, now int64) {
 			l.clock.giveBack(short)
 		}
 		l.counts.took(s.op, s.sent, now)
+		if o.done > 0 {
+			l.told(s.sent, now)
+		}
 		s.again = false
 		l.next(s, now)
 	}

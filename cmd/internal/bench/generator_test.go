@@ -42,7 +42,7 @@ func TestAnAnswerThatNeverComesIsGivenUp(t *testing.T) {
 	}
 	c := newClock(task{limits: limits{count: 1}})
 	e := echo{make(chan string, 10)}
-	l, err := newLink(seat{url: ns.ClientURL(), inFlight: 1, clock: c, tally: &tally{}, fail: func(err error) { t.Error(err) }}, e)
+	l, err := newLink(seat{url: ns.ClientURL(), inFlight: 1, clock: c, tally: &tally{}, answered: func(int64, int64) {}, fail: func(err error) { t.Error(err) }}, e)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -20,18 +20,18 @@ import (
 // waits for the outcomes in their order: one that comes before that of an
 // earlier transaction counts as late as that one.
 type goAppend struct {
-	nc     *nats.Conn
-	client *client.Client
-	clock  *clock
-	counts *meter
-	fail   func(error)
-	dues   *dues // nil in a closed loop
+	nc       *nats.Conn
+	client   *client.Client
+	clock    *clock
+	counts   *meter
+	answered func(sent, now int64)
+	fail     func(error)
+	dues     *dues // nil in a closed loop
 
 	pool     pool
 	rng      *rand.Rand
 	payloads *payloads
 	marks    []atomic.Uint64 // by partition
-	locks    int
 
 	window  chan *flight // those that are not in flight
 	flights chan *flight
@@ -39,11 +39,14 @@ type goAppend struct {
 	cancel  context.CancelFunc
 }
 
-// flight is a transaction on its way.
+// flight is a transaction on its way. There are thousands, and each is small so
+// that they stay in the processor's cache.
 type flight struct {
-	slot
-	tx     client.Tx
-	future *client.Future
+	partition int
+	sent      int64
+	keys      []int // that it locks
+	payload   []byte
+	future    *client.Future
 }
 
 func newGoAppend(at seat, w *workload, prefix string, keys pool, marks []uint64) (*goAppend, error) {
@@ -58,18 +61,19 @@ func newGoAppend(at seat, w *workload, prefix string, keys pool, marks []uint64)
 	}
 	rng := newRand(at.conn)
 	a := &goAppend{
-		nc: nc, client: cl, clock: at.clock, counts: newMeter(at.clock, at.tally), fail: at.fail,
+		nc: nc, client: cl, clock: at.clock, counts: newMeter(at.clock, at.tally), answered: at.answered, fail: at.fail,
 		pool: keys, rng: rng, payloads: newPayloads(rng, w.Size, w.Kind == tailLoad),
-		marks: make([]atomic.Uint64, w.Partitions), locks: w.Locks,
+		marks:  make([]atomic.Uint64, w.Partitions),
 		window: make(chan *flight, at.inFlight), flights: make(chan *flight, at.inFlight),
 		ended: make(chan struct{}), cancel: func() {},
 	}
 	for p, mark := range marks {
 		a.marks[p].Store(mark)
 	}
-	for i := range at.inFlight {
-		f := &flight{tx: client.Tx{Partition: i % w.Partitions, WriteLocks: make([]string, w.Locks)}}
-		f.keys = make([]int, w.Locks)
+	flights, keyed := make([]flight, at.inFlight), make([]int, at.inFlight*w.Locks)
+	for i := range flights {
+		f := &flights[i]
+		f.partition, f.keys = i%w.Partitions, keyed[i*w.Locks:(i+1)*w.Locks]
 		a.window <- f
 	}
 	if at.clock.paced {
@@ -99,6 +103,7 @@ func (a *goAppend) start() error {
 // submit appends until the clock gives no more leave, and then takes back all
 // flights, so that those that are tried again have come to their end.
 func (a *goAppend) submit(ctx context.Context) error {
+	var tx client.Tx
 	for {
 		var f *flight
 		select {
@@ -111,8 +116,9 @@ func (a *goAppend) submit(ctx context.Context) error {
 			a.window <- f
 			break
 		}
-		f.sent, f.again = at, false
-		if err := a.append(ctx, f); err != nil {
+		f.sent, f.payload = at, a.payloads.next(f.payload, at)
+		a.pool.pick(a.rng, f.keys)
+		if err := a.append(ctx, &tx, f); err != nil {
 			return err
 		}
 	}
@@ -148,18 +154,17 @@ func (a *goAppend) next() (at int64, ok bool) {
 // grace is how late after a round's end what was due in it is still sent.
 const grace = 50 * time.Millisecond
 
-func (a *goAppend) append(ctx context.Context, f *flight) (err error) {
-	if !f.again {
-		f.tx.Payload = a.payloads.next(&f.slot)
-		a.pool.pick(a.rng, f.keys)
-		for i, k := range f.keys {
-			f.tx.WriteLocks[i] = a.pool.name(k)
-		}
+// append appends what a flight is about; tx is scratch.
+func (a *goAppend) append(ctx context.Context, tx *client.Tx, f *flight) (err error) {
+	tx.Partition, tx.Payload = f.partition, f.payload
+	tx.WriteLocks = tx.WriteLocks[:0]
+	for _, k := range f.keys {
+		tx.WriteLocks = append(tx.WriteLocks, a.pool.name(k))
 	}
-	if a.locks > 0 {
-		f.tx.HighWaterMark = a.marks[f.tx.Partition].Load()
+	if len(f.keys) > 0 {
+		tx.HighWaterMark = a.marks[f.partition].Load()
 	}
-	if f.future, err = a.client.AppendAsync(ctx, &f.tx); err != nil {
+	if f.future, err = a.client.AppendAsync(ctx, tx); err != nil {
 		return fmt.Errorf("append: %w", err)
 	}
 	a.flights <- f
@@ -168,29 +173,31 @@ func (a *goAppend) append(ctx context.Context, f *flight) (err error) {
 
 // collect waits for outcomes until submit has ended.
 func (a *goAppend) collect(ctx context.Context) error {
+	var tx client.Tx
 	for f := range a.flights {
 		receipt, err := f.future.Wait(ctx)
 		now := a.clock.now()
-		var conflict *client.Conflict
-		switch {
-		case err == nil:
-			a.saw(f.tx.Partition, receipt.Txid)
+		if err == nil {
+			a.saw(f.partition, receipt.Txid)
 			a.counts.add(now, 1)
 			a.counts.took(mainOp, f.sent, now)
-		case errors.As(err, &conflict):
-			a.saw(f.tx.Partition, conflict.Txid)
-			a.counts.refuse(now, 1)
-			if now < a.clock.until {
-				f.again = true
-				if err := a.append(ctx, f); err != nil {
-					return err
-				}
-				continue
-			}
-			a.counts.miss(f.sent, now)
-		default:
+			a.answered(f.sent, now)
+			a.window <- f
+			continue
+		}
+		var conflict *client.Conflict
+		if !errors.As(err, &conflict) {
 			return err
 		}
+		a.saw(f.partition, conflict.Txid)
+		a.counts.refuse(now, 1)
+		if now < a.clock.until {
+			if err := a.append(ctx, &tx, f); err != nil {
+				return err
+			}
+			continue
+		}
+		a.counts.miss(f.sent, now)
 		a.window <- f
 	}
 	return nil

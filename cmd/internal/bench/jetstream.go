@@ -157,7 +157,7 @@ func newStreamAppend(st *streams, w *workload, conn int) *streamAppend {
 func (a *streamAppend) compose(s *slot) int {
 	m := s.msg
 	if !s.again {
-		s.payload = a.payloads.next(s)
+		s.payload = a.payloads.next(s.payload, s.sent)
 	}
 	m.Data = s.payload
 	st := a.streams.of(s)

@@ -53,6 +53,7 @@ const (
 	mainOp     op = iota // what the workload is about
 	lookupOp             // a lookup between appends
 	deliveryOp           // from when an append was sent, or due, to when a reader had it
+	afterOp              // from when an append's answer came to then, 0 if it came first
 	ops
 )
 
@@ -170,13 +171,17 @@ func (m *meter) hold(now int64) {
 }
 
 // took notes that a request sent, or due, at sent was done with at now.
-func (m *meter) took(o op, sent, now int64) {
+func (m *meter) took(o op, sent, now int64) { m.lasted(o, sent, sent, now) }
+
+// lasted notes that something about a request sent, or due, at sent lasted from
+// from to now.
+func (m *meter) lasted(o op, sent, from, now int64) {
 	at := now
 	if m.clock.paced {
 		at = sent
 	}
 	if m.counts(at) {
-		m.tally.record(o, time.Duration(now-sent))
+		m.tally.record(o, time.Duration(now-from))
 	}
 }
 

@@ -7,28 +7,18 @@ import (
 	"strconv"
 )
 
-// pool is a set of key names, all of one length, in one string: a million
-// strings of their own would cost the load generator's garbage collector more
-// than the load.
+// pool is a set of key names, all of one length. They are made as they are taken:
+// to look one up in a million waits longer for memory.
 type pool struct {
-	names string
-	width int
-	size  int
-	zipf  *zipf // nil if all keys are taken alike
+	prefix string
+	digits int
+	size   int
+	zipf   *zipf // nil if all keys are taken alike
 }
 
 // newPool makes the names prefix0000000 to prefix<size-1>, taken with a skew.
 func newPool(prefix string, size int, skew float64) pool {
-	digits := len(strconv.Itoa(size - 1))
-	b := make([]byte, 0, size*(len(prefix)+digits))
-	for i := range size {
-		b = append(b, prefix...)
-		for range digits - len(strconv.Itoa(i)) {
-			b = append(b, '0')
-		}
-		b = strconv.AppendInt(b, int64(i), 10)
-	}
-	p := pool{names: string(b), width: len(prefix) + digits, size: size}
+	p := pool{prefix: prefix, digits: len(strconv.Itoa(size - 1)), size: size}
 	if skew > 0 {
 		p.zipf = newZipf(skew, size)
 	}
@@ -36,7 +26,17 @@ func newPool(prefix string, size int, skew float64) pool {
 }
 
 // name gives the name of key i.
-func (p pool) name(i int) string { return p.names[i*p.width : (i+1)*p.width] }
+func (p pool) name(i int) string {
+	var room [32]byte
+	b := append(room[:0], p.prefix...)
+	end := len(b) + p.digits
+	b = append(b, "0000000000000000000"[:p.digits]...)
+	for at := end - 1; i > 0; at-- {
+		b[at] = byte('0' + i%10)
+		i /= 10
+	}
+	return string(b)
+}
 
 // pick fills keys with different keys at random. There must be no more of
 // them than the pool has.
@@ -64,7 +64,7 @@ type payloads struct {
 	noise   []byte
 	size    int
 	at      int
-	stamped bool // each begins with the time at which its slot's request was sent
+	stamped bool // each begins with the time at which it was sent
 }
 
 // stampSize is how many bytes of a payload the time takes.
@@ -78,15 +78,14 @@ func newPayloads(rng *rand.Rand, size int, stamped bool) *payloads {
 	return &payloads{noise: noise, size: size, stamped: stamped}
 }
 
-// next gives a slot's payload, which the caller must not write to. It stays as
-// it is until the slot's next.
-func (p *payloads) next(s *slot) []byte {
+// next gives the payload of a request sent at sent, which the caller must not
+// write to. It may take the memory of old, an earlier one that is done with.
+func (p *payloads) next(old []byte, sent int64) []byte {
 	p.at = (p.at + 61) & (64<<10 - 1)
 	b := p.noise[p.at : p.at+p.size : p.at+p.size]
 	if p.stamped {
-		s.buf = append(s.buf[:0], b...)
-		binary.BigEndian.PutUint64(s.buf, uint64(s.sent))
-		b = s.buf
+		b = append(old[:0], b...)
+		binary.BigEndian.PutUint64(b, uint64(sent))
 	}
 	return b
 }

@@ -116,7 +116,7 @@ func newResult(name, client string, samples []Sample) Result {
 		}
 	}
 	r := Result{Name: name, Client: client, Rate: spread(rates), Rounds: samples, Quantiles: quantiles(all[mainOp])}
-	for o, name := range map[op]string{lookupOp: "lookup", deliveryOp: "delivery"} {
+	for o, name := range map[op]string{lookupOp: "lookup", deliveryOp: "delivery", afterOp: "delivery after the answer"} {
 		if all[o].count() > 0 {
 			if r.Others == nil {
 				r.Others = map[string]Quantiles{}

@@ -37,10 +37,10 @@ func TestTableShowsEachServer(t *testing.T) {
 	l.record(2 * time.Millisecond)
 	lookups := newLatencies()
 	lookups.record(3 * time.Millisecond)
-	none := [ops]*latencies{newLatencies(), newLatencies(), newLatencies()}
+	none := [ops]*latencies{newLatencies(), newLatencies(), newLatencies(), newLatencies()}
 	cantus := Sample{Rate: 1000, Done: 10_000, Seconds: 10, ServerCPU: 0.1, LoadCPU: 0.05, RSS: 64 << 20, Anon: 32 << 20,
 		Written: 1.5, Refused: 100, Missed: 7,
-		latency: [ops]*latencies{l, lookups, newLatencies()}}
+		latency: [ops]*latencies{l, lookups, newLatencies(), newLatencies()}}
 	peer := Sample{Rate: 500, Done: 5000, Written: -1, latency: none}
 	r := &Report{Workload: appendLoad, Conns: 8, Nodes: 3, Size: 256, Locks: 1, Keys: 10, Partitions: 1, CPUs: 2,
 		Notes: []string{"a note"}}

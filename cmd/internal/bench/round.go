@@ -111,7 +111,7 @@ func (r *round) seat(cl driver) error {
 	at := func(i int) seat {
 		return seat{
 			conn: i, url: r.cluster.url(i), inFlight: r.point.InFlight, clock: r.clock,
-			tally: r.tallies[i%len(r.tallies)], fail: r.failure.set,
+			tally: r.tallies[i%len(r.tallies)], fail: r.failure.set, answered: r.answered,
 		}
 	}
 	for i := range cl.readers {
@@ -129,6 +129,13 @@ func (r *round) seat(cl driver) error {
 		r.workers = append(r.workers, w)
 	}
 	return nil
+}
+
+// answered tells the readers of an append's answer.
+func (r *round) answered(sent, now int64) {
+	for _, rd := range r.readers {
+		rd.answered(sent, now)
+	}
 }
 
 func (r *round) close() {

@@ -253,7 +253,7 @@ func (p *prober) due(at int64) {
 	p.next++
 	token := strconv.FormatUint(p.next, 10)
 	m := &nats.Msg{
-		Subject: p.target.subject(), Reply: p.inbox + token, Data: p.payloads.next(&slot{}),
+		Subject: p.target.subject(), Reply: p.inbox + token, Data: p.payloads.next(nil, 0),
 		Header: nats.Header{subjects.HeaderMsgID: {p.idPrefix + token}},
 	}
 	w := &probe{msg: m, due: at}

@@ -3,6 +3,7 @@ package bench
 import (
 	"context"
 	"fmt"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -17,27 +18,57 @@ type reader interface {
 	// catchUp waits until it has seen so many transactions since it was made,
 	// or none have come for a while: a feed may miss some.
 	catchUp(total uint64)
+	// answered says that the answer to what was sent, or due, at sent came.
+	answered(sent, now int64)
 	close()
 }
 
-// tailReader notes how long after it was sent each transaction came, from the
-// time in its payload.
+// tailReader notes how long after it was sent, and how long after its answer, each
+// transaction came, from the time in its payload.
 type tailReader struct {
 	counts *meter
 	seen   atomic.Uint64
 	stop   func()
+
+	mu sync.Mutex
+	// first is when the first of two things happened, a transaction's answer and
+	// its arrival here, by when it was sent. Two sent at one moment, on different
+	// connections, are taken for one another.
+	first map[int64]int64
 }
 
 // patience is how long nothing may come before a reader gives the rest up.
 const patience = 500 * time.Millisecond
 
 func newTailReader(at seat) *tailReader {
-	return &tailReader{counts: newMeter(at.clock, at.tally), stop: func() {}}
+	return &tailReader{counts: newMeter(at.clock, at.tally), stop: func() {}, first: map[int64]int64{}}
 }
 
 func (r *tailReader) handle(payload []byte) {
-	r.counts.took(deliveryOp, stamp(payload), r.counts.clock.now())
+	sent, now := stamp(payload), r.counts.clock.now()
+	r.counts.took(deliveryOp, sent, now)
+	if answered, second := r.meet(sent, now); second {
+		r.counts.lasted(afterOp, sent, answered, now)
+	}
 	r.seen.Add(1)
+}
+
+func (r *tailReader) answered(sent, now int64) {
+	if _, second := r.meet(sent, now); second {
+		r.counts.lasted(afterOp, sent, now, now)
+	}
+}
+
+// meet notes an event, and gives when the other one was if it was before.
+func (r *tailReader) meet(sent, now int64) (before int64, second bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if before, second = r.first[sent]; second {
+		delete(r.first, sent)
+	} else {
+		r.first[sent] = now
+	}
+	return before, second
 }
 
 func (r *tailReader) catchUp(total uint64) {
