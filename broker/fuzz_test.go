@@ -21,21 +21,22 @@ func FuzzCutBatch(f *testing.F) {
 	f.Add([]byte{0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff})
 	f.Fuzz(func(t *testing.T, b []byte) {
 		const most = 100
-		items, err := cutBatch(b, most)
+		items, err := cutBatch(&message{payload: b}, most)
 		if err != nil {
-			if items != nil || err.Reason != subjects.BadRequest && err.Reason != subjects.TooLarge {
-				t.Fatalf("%d items, %v", len(items), err)
+			if items.count != 0 || err.Reason != subjects.BadRequest && err.Reason != subjects.TooLarge {
+				t.Fatalf("%d items, %v", items.count, err)
 			}
 			return
 		}
-		if len(items) == 0 || len(items) > most {
-			t.Fatalf("%d items", len(items))
+		if items.count == 0 || items.count > most {
+			t.Fatalf("%d items", items.count)
 		}
 		var again []byte // what was cut is what there is
-		for _, i := range items {
-			again = binary.BigEndian.AppendUint32(again, uint32(len(i.header)))
-			again = binary.BigEndian.AppendUint32(again, uint32(len(i.payload)))
-			again = append(append(again, i.header...), i.payload...)
+		for range items.count {
+			header, payload := items.next()
+			again = binary.BigEndian.AppendUint32(again, uint32(len(header)))
+			again = binary.BigEndian.AppendUint32(again, uint32(len(payload)))
+			again = append(append(again, header...), payload...)
 		}
 		if !bytes.Equal(again, b) {
 			t.Fatalf("cut into something else: %x from %x", again, b)

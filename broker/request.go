@@ -231,27 +231,6 @@ type outcome struct {
 	err       *subjects.Error
 }
 
-// splitBatch cuts a batch message into requests of the roster. The error is for the
-// message as a whole: nothing of it is appended.
-func splitBatch(m *message, o *roster, limit, most int) ([]*request, []*subjects.Error, *subjects.Error) {
-	if err := subjects.ScanBlock(m.header, onlyOwnHeaders); err != nil {
-		return nil, nil, wireError(err)
-	}
-	items, err := cutBatch(m.payload, most)
-	if err != nil {
-		return nil, nil, err
-	}
-	call := &batchCall{reply: m.reply, left: len(items), outcomes: make([]outcome, len(items))}
-	rs := make([]*request, len(items))
-	errs := make([]*subjects.Error, len(items))
-	for i, item := range items {
-		rs[i] = o.add(m.reply)
-		rs[i].batch, rs[i].index = call, i
-		errs[i] = rs[i].decode(item.header, item.payload, limit)
-	}
-	return rs, errs, nil
-}
-
 // onlyOwnHeaders refuses headers on a batch message that mean something for
 // a transaction: they belong into its items.
 func onlyOwnHeaders(key, _ []byte) error {
@@ -262,33 +241,53 @@ func onlyOwnHeaders(key, _ []byte) error {
 	return err
 }
 
-type batchItem struct{ header, payload []byte }
+// batchItems are the transactions of a batch message.
+type batchItems struct {
+	count int
+	rest  []byte // from the next on
+}
 
-// cutBatch cuts a batch message's payload: for each transaction the lengths
-// of its header block and its payload (4 bytes each, big-endian), then both.
-// It holds at most most transactions.
-func cutBatch(b []byte, most int) ([]batchItem, *subjects.Error) {
-	bad := func(n int, what string) *subjects.Error {
-		return subjects.Errorf(subjects.BadRequest, "batch frame, transaction %d: %s", n+1, what)
+// cutBatch checks a batch message, whose payload has for each transaction the
+// lengths of its header block and its payload (4 bytes each, big-endian), then
+// both. It holds at most most transactions. The error is for the message as a whole:
+// nothing of it is appended.
+func cutBatch(m *message, most int) (batchItems, *subjects.Error) {
+	if err := subjects.ScanBlock(m.header, onlyOwnHeaders); err != nil {
+		return batchItems{}, wireError(err)
+	}
+	b := m.payload
+	bad := func(n int, what string) (batchItems, *subjects.Error) {
+		return batchItems{}, subjects.Errorf(subjects.BadRequest, "batch frame, transaction %d: %s", n+1, what)
 	}
 	if len(b) == 0 {
-		return nil, subjects.Errorf(subjects.BadRequest, "batch frame is empty: it needs at least one transaction")
+		return batchItems{}, subjects.Errorf(subjects.BadRequest, "batch frame is empty: it needs at least one transaction")
 	}
-	var items []batchItem
-	for n := 0; len(b) > 0; n++ {
+	n := 0
+	for ; len(b) > 0; n++ {
 		if n == most {
-			return nil, subjects.Errorf(subjects.TooLarge, "batch frame holds more than %d transactions", most)
+			return batchItems{}, subjects.Errorf(subjects.TooLarge, "batch frame holds more than %d transactions", most)
 		}
-		if len(b) < 8 {
-			return nil, bad(n, "its two lengths are cut short")
+		if len(b) < itemLengths {
+			return bad(n, "its two lengths are cut short")
 		}
 		header, payload := uint64(binary.BigEndian.Uint32(b)), uint64(binary.BigEndian.Uint32(b[4:]))
-		b = b[8:]
+		b = b[itemLengths:]
 		if header+payload > uint64(len(b)) {
-			return nil, bad(n, "it says "+strconv.FormatUint(header+payload, 10)+" bytes follow, and there are "+strconv.Itoa(len(b)))
+			return bad(n, "it says "+strconv.FormatUint(header+payload, 10)+" bytes follow, and there are "+strconv.Itoa(len(b)))
 		}
-		items = append(items, batchItem{header: b[:header:header], payload: b[header : header+payload : header+payload]})
 		b = b[header+payload:]
 	}
-	return items, nil
+	return batchItems{count: n, rest: m.payload}, nil
+}
+
+// itemLengths is how many bytes the two lengths take.
+const itemLengths = 8
+
+// next gives the next of count transactions.
+func (it *batchItems) next() (header, payload []byte) {
+	b := it.rest[itemLengths:]
+	h := binary.BigEndian.Uint32(it.rest)
+	end := h + binary.BigEndian.Uint32(it.rest[4:])
+	it.rest = b[end:]
+	return b[:h:h], b[h:end:end]
 }

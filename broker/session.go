@@ -3,6 +3,7 @@ package broker
 import (
 	"context"
 	"errors"
+	"slices"
 	"sync"
 	"time"
 
@@ -164,13 +165,19 @@ func (s *session) decode(f *flight, rs []*request, m *message) []*request {
 		return append(rs, r)
 	}
 	f.batches++
-	items, errs, err := splitBatch(m, f.roster, limit, s.p.node.nats.maxBatch)
+	items, err := cutBatch(m, s.p.node.nats.maxBatch)
 	if err != nil {
 		f.rest = append(f.rest, grounded{f.roster.add(m.reply), outcome{err: err}, true})
+		return rs
 	}
-	for i, r := range items {
-		if errs[i] != nil {
-			f.rest = append(f.rest, grounded{r, outcome{err: errs[i]}, true})
+	rs = slices.Grow(rs, items.count)
+	call := &batchCall{reply: m.reply, left: items.count, outcomes: make([]outcome, items.count)}
+	for i := range items.count {
+		r := f.roster.add(m.reply)
+		r.batch, r.index = call, i
+		header, payload := items.next()
+		if err := r.decode(header, payload, limit); err != nil {
+			f.rest = append(f.rest, grounded{r, outcome{err: err}, true})
 			continue
 		}
 		rs = append(rs, r)
@@ -295,7 +302,7 @@ func (s *session) await(f *flight) error {
 func (s *session) answer(f *flight, err error) {
 	mark := s.p.replica.position().mark
 	s.verify(f)
-	out := make([]byte, 0, 160*(len(f.passed)+len(f.rest)))
+	out := make([]byte, 0, 160*f.singles+1024*f.batches)
 	failed := outcome{err: wireError(err)}
 	if errors.Is(err, errVoid) {
 		failed.err = subjects.Errorf(subjects.Unavailable, "the leader changed: nothing was done, try again")
