@@ -1,10 +1,13 @@
 package broker
 
 import (
+	"bytes"
 	"context"
 	"errors"
+	"runtime"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/cantuslog/cantus/lockmgr"
@@ -24,13 +27,15 @@ const (
 )
 
 // session is one unbroken time of leading a partition. Its sequencer
-// certifies and proposes; its settler answers, in the same order.
+// certifies and proposes; its settler answers and its publisher feeds, in the same
+// order.
 type session struct {
-	p       *partition
-	end     func(error)
-	flights chan *flight
-	enc     encoder
-	writer  wal.BatchWriter
+	p         *partition
+	end       func(error)
+	flights   chan *flight // from the sequencer to the settler
+	committed chan *flight // from the settler to the publisher, if somebody follows
+	enc       encoder
+	writer    wal.BatchWriter
 
 	// owned by the settler
 	broken error // the failure that ended the session
@@ -55,6 +60,15 @@ type flight struct {
 	land     func() // gives the node's place for a flight back
 	singles  int    // messages that carried one transaction
 	batches  int    // and many
+
+	users atomic.Int32 // of the roster: settler and publisher
+}
+
+// release says that one of the users is through with the flight.
+func (f *flight) release() {
+	if f.users.Add(-1) == 0 {
+		f.roster.free()
+	}
 }
 
 // grounded is an outcome that is not the request's own commit. Unless firm, it
@@ -67,7 +81,7 @@ type grounded struct {
 
 func newSession(p *partition, end func(error)) *session {
 	return &session{
-		p: p, end: end, flights: make(chan *flight, flightDepth),
+		p: p, end: end, flights: make(chan *flight, flightDepth), committed: make(chan *flight, flightDepth),
 		enc: encoder{partition: p.id, names: p.node.names},
 	}
 }
@@ -251,8 +265,12 @@ func (s *session) refusal(r *request, v lockmgr.Verdict) outcome {
 	return outcome{err: e}
 }
 
-// settle answers flights in order, each when its outcome is known.
+// settle answers flights in order, each when its outcome is known. What is
+// committed goes to the publisher before that, so that a follower has a transaction
+// about when its writer has the answer; but an answer does not wait for a publisher
+// that is behind.
 func (s *session) settle() {
+	defer close(s.committed)
 	for f := range s.flights {
 		err := s.await(f)
 		f.land()
@@ -260,19 +278,30 @@ func (s *session) settle() {
 			s.broken = err
 			s.end(err)
 		}
+		f.users.Store(1)
+		publish := err == nil && f.proposed && s.followed(f)
+		if publish {
+			f.users.Store(2)
+			select {
+			case s.committed <- f:
+				publish = false
+				runtime.Gosched() // with no processor idle the publisher would come after the answers
+			default:
+			}
+		}
 		s.answer(f, err)
 		if err == nil && f.proposed {
 			s.p.node.metrics.stages.observe(f, time.Now())
 		}
 		s.p.metrics.answered("append", f.singles, time.Since(f.began))
 		s.p.metrics.answered("batch", f.batches, time.Since(f.began))
-		if err == nil && f.proposed {
-			s.feed(f)
-		}
 		if f.proposed {
 			s.p.replica.settled(f.data)
 		}
-		f.roster.free()
+		if publish {
+			s.committed <- f
+		}
+		f.release()
 	}
 }
 
@@ -360,21 +389,42 @@ func (s *session) tell(out []byte, r *request, o outcome, mark uint64) []byte {
 	return appendReply(out, r.reply, s.p.id, o, mark, room)
 }
 
-// feed publishes the flight's transactions, if anybody listens.
+// publish feeds the flights that are committed, in order.
+func (s *session) publish() {
+	for f := range s.committed {
+		s.feed(f)
+		f.release()
+	}
+}
+
+// followed tells whether anybody listens to the flight's transactions.
+func (s *session) followed(f *flight) bool {
+	for i, r := range f.passed {
+		if i > 0 && bytes.Equal(r.tx.Kind, f.passed[i-1].tx.Kind) {
+			continue
+		}
+		if s.p.node.nats.wanted(s.p.node.names.Feed(s.p.id, string(r.tx.Kind))) {
+			return true
+		}
+	}
+	return false
+}
+
+// feed publishes those of a flight's transactions that anybody listens to.
 func (s *session) feed(f *flight) {
 	var out []byte
-	var kind []byte
-	wanted := false
+	var wanted bool
+	var subject string
 	for i, r := range f.passed {
-		if i == 0 || string(r.tx.Kind) != string(kind) {
-			kind = r.tx.Kind
-			wanted = s.p.node.nats.wanted(s.p.node.names.Feed(s.p.id, string(kind)))
+		if i == 0 || !bytes.Equal(r.tx.Kind, f.passed[i-1].tx.Kind) {
+			subject = s.p.node.names.Feed(s.p.id, string(r.tx.Kind))
+			wanted = s.p.node.nats.wanted(subject)
 		}
 		if !wanted {
 			continue
 		}
 		r.tx.Txid, r.tx.Time = f.first+uint64(i), f.time+int64(i)
-		out = s.enc.append(out, s.p.node.names.Feed(s.p.id, string(kind)), &r.tx, true)
+		out = s.enc.append(out, subject, &r.tx, true)
 	}
 	if err := s.p.node.feeds.send(out); err != nil {
 		s.p.log.Debug("feed not sent", "err", err)
