@@ -166,7 +166,7 @@ func TestLeadersAreSpreadTransferredAndDrained(t *testing.T) {
 
 // A leader that is cut off can't know that something is past the end of the log:
 // the others may have gone on.
-func TestALeaderWithoutAMajorityDoesNotSayAhead(t *testing.T) {
+func TestALeaderWithoutAMajorityDoesNotSayWhereTheLogEnds(t *testing.T) {
 	c := newNodes(t, 3, broker.Options{Partitions: 1})
 	cut := c.cableTo("n1")
 	c.start(c.names...)
@@ -175,6 +175,7 @@ func TestALeaderWithoutAMajorityDoesNotSayAhead(t *testing.T) {
 	keep(t, nc, 0, "committed", "committed")
 	requests := map[string]*nats.Msg{
 		"append": message("cantus.append.0", "x", subjects.HeaderHighWaterMark, "100"),
+		"last":   message("cantus.append.0", "x", subjects.HeaderExpectedLast, "100"),
 		"read":   message("cantus.read.0", `{"from":100}`),
 		"get":    message("cantus.get.0", `{"txid":100}`),
 		"cursor": message("cantus.cursor.0.c", `{"txid":100}`),
@@ -184,7 +185,7 @@ func TestALeaderWithoutAMajorityDoesNotSayAhead(t *testing.T) {
 		if err != nil {
 			t.Fatalf("%s: %v", what, err)
 		}
-		wantOneOf(t, m, subjects.Ahead)
+		wantOneOf(t, m, subjects.Ahead, subjects.WrongLast)
 	}
 	cut(true) // replication only: requests still reach it
 	answers := map[string]*nats.Subscription{}

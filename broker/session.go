@@ -330,7 +330,7 @@ func (s *session) await(f *flight) error {
 // answer sends the flight's answers.
 func (s *session) answer(f *flight, err error) {
 	mark := s.p.replica.position().mark
-	s.verify(f)
+	s.verify(f, mark)
 	out := make([]byte, 0, 160*f.singles+1024*f.batches)
 	failed := outcome{err: wireError(err)}
 	if errors.Is(err, errVoid) {
@@ -355,12 +355,18 @@ func (s *session) answer(f *flight, err error) {
 	}
 }
 
-// verify takes back that requests are ahead of the log where that is not sure.
-func (s *session) verify(f *flight) {
+// verify takes back that requests are ahead of the log, or expect an end that it
+// has not come to, where that is not sure: another leader may have got further.
+func (s *session) verify(f *flight, mark uint64) {
 	sure := sync.OnceValue(func() bool { return s.broken == nil && s.p.verifyLeader() })
 	for i := range f.rest {
 		g := &f.rest[i]
-		if g.outcome.err != nil && g.outcome.err.Reason == subjects.Ahead && !sure() {
+		if g.outcome.err == nil {
+			continue
+		}
+		reason := g.outcome.err.Reason
+		further := reason == subjects.Ahead || reason == subjects.WrongLast && g.r.cert.ExpectedLast > mark
+		if further && !sure() {
 			g.outcome = outcome{err: s.p.unsure()}
 		}
 	}
