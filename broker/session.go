@@ -267,8 +267,8 @@ func (s *session) refusal(r *request, v lockmgr.Verdict) outcome {
 
 // settle answers flights in order, each when its outcome is known. What is
 // committed goes to the publisher before that, so that a follower has a transaction
-// about when its writer has the answer; but an answer does not wait for a publisher
-// that is behind.
+// about when its writer has the answer. A publisher that has its fill gets it after
+// the answers.
 func (s *session) settle() {
 	defer close(s.committed)
 	for f := range s.flights {
