@@ -7,13 +7,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"math/rand/v2"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"sync"
 	"testing"
-	"time"
 )
 
 // programs are built once: the bank and the node.
@@ -110,13 +108,5 @@ func (p *process) wait(ctx context.Context) error {
 		return err
 	case <-ctx.Done():
 		return context.Cause(ctx)
-	}
-}
-
-// pause is where a kill falls, not a wait for anything.
-func pause(ctx context.Context, most time.Duration) {
-	select {
-	case <-time.After(rand.N(most)):
-	case <-ctx.Done():
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"context"
 	"flag"
 	"fmt"
+	"math/rand/v2"
 	"path/filepath"
 	"testing"
 	"time"
@@ -38,10 +39,9 @@ func TestBooksAreRightThroughKills(t *testing.T) {
 }
 
 func killed(t *testing.T, db database) {
-	// A killed instance makes some transfers before it is killed again.
-	transfers, kills, pace := 500, 6, 400*time.Millisecond
+	transfers, kills := 500, 6
 	if *long {
-		transfers, kills, pace = 5000, 60, 2*time.Second
+		transfers, kills = 5000, 60
 	}
 	limit := 4 * time.Minute
 	if *long {
@@ -64,29 +64,45 @@ func killed(t *testing.T, db database) {
 	}
 	done := map[*process]bool{}
 	fallen := 0
-	for i := range kills {
-		pause(ctx, pace)
+	strike := func(i int) {
 		p := all[i%3]
 		if i%7 == 6 && db.restart != nil {
 			if err := db.restart(ctx); err != nil {
 				t.Fatal(err)
 			}
-			continue
+			return
 		}
 		if done[p] {
-			continue
+			return
 		}
 		ended, err := p.kill()
 		if err != nil {
 			t.Fatalf("%v ended by itself: %v", p.args, err)
 		}
 		if done[p] = ended; ended {
-			continue
+			return
 		}
 		fallen++
 		if err := p.start(); err != nil {
 			t.Fatal(err)
 		}
+	}
+	// Kills follow what is in the log, not the clock: each falls somewhere in a
+	// stretch of its own, and a fifth of the transfers is left after the last.
+	stretch := float64(2*transfers) * 0.8 / float64(kills)
+	next, i := stretch*rand.Float64(), 0
+	for tx, err := range connect(t, address).All(ctx, partition, 0, client.FollowOptions{}) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		if float64(tx.Txid) < next {
+			continue
+		}
+		strike(i)
+		if i++; i == kills {
+			break
+		}
+		next = stretch * (float64(i) + rand.Float64())
 	}
 	for _, p := range all[1:] {
 		if err := p.wait(ctx); err != nil {
@@ -103,16 +119,7 @@ func killed(t *testing.T, db database) {
 // readLog gives all that is in the log.
 func readLog(t *testing.T, address string) (all []*client.Transaction) {
 	t.Helper()
-	nc, err := nats.Connect("nats://" + address)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer nc.Close()
-	c, err := client.New(nc, client.Options{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer c.Close()
+	c := connect(t, address)
 	mark, err := c.HighWaterMark(soon(t), partition)
 	if err != nil {
 		t.Fatal(err)
@@ -126,4 +133,20 @@ func readLog(t *testing.T, address string) (all []*client.Transaction) {
 		}
 	}
 	return all
+}
+
+// connect gives a client that outlives the node's restarts.
+func connect(t *testing.T, address string) *client.Client {
+	t.Helper()
+	nc, err := nats.Connect("nats://"+address, nats.MaxReconnects(-1), nats.ReconnectWait(50*time.Millisecond))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(nc.Close)
+	c, err := client.New(nc, client.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = c.Close() })
+	return c
 }
