@@ -36,6 +36,7 @@ type session struct {
 	committed chan *flight // from the settler to the publisher, if somebody follows
 	enc       encoder
 	writer    wal.BatchWriter
+	feeding   []byte // the publisher's, empty
 
 	// owned by the settler
 	broken error // the failure that ended the session
@@ -416,9 +417,13 @@ func (s *session) followed(f *flight) bool {
 	return false
 }
 
+// feedPart is about how much of a flight is sent to the NATS server at once: it
+// delivers the first transactions while later ones are encoded.
+const feedPart = 16 << 10
+
 // feed publishes those of a flight's transactions that anybody listens to.
 func (s *session) feed(f *flight) {
-	var out []byte
+	out := s.feeding[:0]
 	var wanted bool
 	var subject string
 	for i, r := range f.passed {
@@ -431,7 +436,18 @@ func (s *session) feed(f *flight) {
 		}
 		r.tx.Txid, r.tx.Time = f.first+uint64(i), f.time+int64(i)
 		out = s.enc.append(out, subject, &r.tx, true)
+		if len(out) >= feedPart {
+			s.sendFeed(out)
+			out = out[:0]
+		}
 	}
+	s.sendFeed(out)
+	if s.feeding = out; cap(out) > 4*feedPart {
+		s.feeding = nil // it held a large one
+	}
+}
+
+func (s *session) sendFeed(out []byte) {
 	if err := s.p.node.feeds.send(out); err != nil {
 		s.p.log.Debug("feed not sent", "err", err)
 	}

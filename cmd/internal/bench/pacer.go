@@ -14,8 +14,15 @@ type pacer struct {
 	workers []pacedWorker
 }
 
-// longestNap bounds how late the pacer notices that it is to stop.
-const longestNap = 50 * time.Millisecond
+const (
+	// shortestNap is how long it sleeps at least: above 5,000 a second several
+	// requests are sent together, rather than a thread woken for each, which on few
+	// cores would cost the server more than the requests do. They are as late as
+	// they are, by when they were due.
+	shortestNap = 200 * time.Microsecond
+	// longestNap bounds how late it notices that it is to stop.
+	longestNap = 50 * time.Millisecond
+)
 
 // run returns at the clock's end, or when stop is closed.
 func (p *pacer) run(stop <-chan struct{}) {
@@ -35,7 +42,7 @@ func (p *pacer) run(stop <-chan struct{}) {
 			return
 		}
 		for wait := at - p.clock.now(); wait > 0; wait = at - p.clock.now() {
-			nap(min(time.Duration(wait), longestNap))
+			nap(min(max(time.Duration(wait), shortestNap), longestNap))
 			if stopped(stop) {
 				return
 			}
