@@ -26,9 +26,10 @@ type relay struct {
 	closing chan struct{}
 	late    sync.WaitGroup
 
-	mu    sync.Mutex
-	count uint64
-	asked map[string]*request // by the inbox of its answer
+	mu     sync.Mutex
+	count  uint64
+	closed bool
+	asked  map[string]*request // by the inbox of its answer
 }
 
 // request is one that was passed on.
@@ -89,6 +90,9 @@ func (r *relay) listen(subject string, handle nats.MsgHandler) error {
 }
 
 func (r *relay) close() {
+	r.mu.Lock()
+	r.closed = true // handlers may run yet
+	r.mu.Unlock()
 	close(r.closing)
 	r.late.Wait()
 	r.nc.Close()
@@ -98,6 +102,11 @@ func (r *relay) close() {
 func (r *relay) later(d time.Duration, hold <-chan struct{}, do func()) {
 	if d == 0 && hold == nil {
 		do()
+		return
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.closed {
 		return
 	}
 	r.late.Go(func() {
