@@ -92,3 +92,9 @@ func FirstEntryTxid(n *Node, partition int) uint64 {
 	}
 	return 0
 }
+
+// HoldFeed keeps the feed from being sent until release.
+func HoldFeed(n *Node) (release func()) {
+	n.feeds.writing.Lock()
+	return n.feeds.writing.Unlock
+}

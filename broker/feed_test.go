@@ -73,6 +73,32 @@ func TestFeed(t *testing.T) {
 	}
 }
 
+// Answers do not wait for a feed that is behind, and it misses nothing: not what
+// its publisher had no room for either.
+func TestAFeedThatIsBehindHoldsNoAnswersUp(t *testing.T) {
+	n, nc := one(t, broker.Options{})
+	sub, err := nc.SubscribeSync("cantus.feed.0.>")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := nc.Flush(); err != nil {
+		t.Fatal(err)
+	}
+	release := sync.OnceFunc(broker.HoldFeed(n))
+	defer release()
+	const held = 5 // one with the publisher, three that wait for it, one that has no room
+	for range held {
+		appendTx(t, nc, "cantus.append.0", "x")
+	}
+	release()
+	appendTx(t, nc, "cantus.append.0", "x")
+	for i := range held + 1 {
+		if m, err := sub.NextMsg(patience); err != nil || number(t, m, subjects.HeaderTxid) != uint64(i+1) {
+			t.Fatalf("after %d: %v, %v", i, err, m)
+		}
+	}
+}
+
 // Nothing is put on the wire for kinds that nobody listens to.
 func TestTheFeedIsPublishedForListenersOnly(t *testing.T) {
 	n, nc := one(t, broker.Options{})

@@ -36,7 +36,6 @@ type session struct {
 	committed chan *flight // from the settler to the publisher, if somebody follows
 	enc       encoder
 	writer    wal.BatchWriter
-	feeding   []byte // the publisher's, empty
 
 	// owned by the settler
 	broken error // the failure that ended the session
@@ -282,7 +281,7 @@ func (s *session) settle() {
 		f.users.Store(1)
 		publish := err == nil && f.proposed && s.followed(f)
 		if publish {
-			f.users.Store(2)
+			f.users.Add(1)
 			select {
 			case s.committed <- f:
 				publish = false
@@ -398,8 +397,9 @@ func (s *session) tell(out []byte, r *request, o outcome, mark uint64) []byte {
 
 // publish feeds the flights that are committed, in order.
 func (s *session) publish() {
+	buf := make([]byte, 0, 2*feedPart)
 	for f := range s.committed {
-		s.feed(f)
+		s.feed(f, buf)
 		f.release()
 	}
 }
@@ -421,9 +421,10 @@ func (s *session) followed(f *flight) bool {
 // delivers the first transactions while later ones are encoded.
 const feedPart = 16 << 10
 
-// feed publishes those of a flight's transactions that anybody listens to.
-func (s *session) feed(f *flight) {
-	out := s.feeding[:0]
+// feed publishes those of a flight's transactions that anybody listens to. They
+// are encoded in buf, if there is room.
+func (s *session) feed(f *flight, buf []byte) {
+	out := buf
 	var wanted bool
 	var subject string
 	for i, r := range f.passed {
@@ -442,9 +443,6 @@ func (s *session) feed(f *flight) {
 		}
 	}
 	s.sendFeed(out)
-	if s.feeding = out; cap(out) > 4*feedPart {
-		s.feeding = nil // it held a large one
-	}
 }
 
 func (s *session) sendFeed(out []byte) {

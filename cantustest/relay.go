@@ -26,10 +26,9 @@ type relay struct {
 	closing chan struct{}
 	late    sync.WaitGroup
 
-	mu     sync.Mutex
-	count  uint64
-	closed bool
-	asked  map[string]*request // by the inbox of its answer
+	mu    sync.Mutex
+	count uint64
+	asked map[string]*request // by the inbox of its answer
 }
 
 // request is one that was passed on.
@@ -90,10 +89,9 @@ func (r *relay) listen(subject string, handle nats.MsgHandler) error {
 }
 
 func (r *relay) close() {
-	r.mu.Lock()
-	r.closed = true // handlers may run yet
-	r.mu.Unlock()
+	r.mu.Lock() // handlers may run yet
 	close(r.closing)
+	r.mu.Unlock()
 	r.late.Wait()
 	r.nc.Close()
 }
@@ -106,8 +104,10 @@ func (r *relay) later(d time.Duration, hold <-chan struct{}, do func()) {
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.closed {
+	select {
+	case <-r.closing:
 		return
+	default:
 	}
 	r.late.Go(func() {
 		over := make(<-chan time.Time)

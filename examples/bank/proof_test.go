@@ -39,13 +39,9 @@ func TestBooksAreRightThroughKills(t *testing.T) {
 }
 
 func killed(t *testing.T, db database) {
-	transfers, kills := 500, 6
+	transfers, kills, limit := 500, 6, 4*time.Minute
 	if *long {
-		transfers, kills = 5000, 60
-	}
-	limit := 4 * time.Minute
-	if *long {
-		limit = 30 * time.Minute
+		transfers, kills, limit = 5000, 60, 30*time.Minute
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), limit)
 	defer cancel()

@@ -11,7 +11,8 @@
 // In a closed loop each connection keeps a fixed number of requests in flight
 // and sends the next one when an answer comes. Answers that arrive during the
 // warm-up, or after the round's time, are not counted. At a fixed rate
-// requests fall due at evenly spaced times, whatever the answers do. A latency
+// requests fall due at evenly spaced times, whatever the answers do; above 5,000
+// a second those of 0.2 ms are sent together. A latency
 // is then from when a request was due, and belongs to the round if it was due
 // in it, however late its answer; what was never sent counts with the time
 // until the end. So a pause of the server is met by all that would have come
