@@ -158,10 +158,15 @@ func damagedReads(t *testing.T, l *wal.Log, m *model) (damaged bool) {
 		e, err := l.Entry(want.entry.Index)
 		right(e, want.entry, err)
 	}
-	next := m.first
-	for e, err := range l.Entries(m.first, m.last()) {
-		right(e, m.entries[next-m.first].entry, err)
-		next++
+	if len(m.entries) > 0 { // else there is no range to ask for
+		given := 0
+		for e, err := range l.Entries(m.first, m.last()) {
+			right(e, m.entries[given].entry, err)
+			given++
+		}
+		if given != len(m.entries) && !damaged {
+			t.Errorf("%d of %d entries were given", given, len(m.entries))
+		}
 	}
 	for txid := range m.lastTx() + 2 {
 		want, wantErr := m.find(txid, m.last())
