@@ -60,29 +60,29 @@ func (r *replica) checkCursor(c cursorCall) error {
 	return nil
 }
 
-// writeCursors answers cursor requests until ctx ends: those that wait go
-// into one entry together.
-func (p *partition) writeCursors(ctx context.Context) {
+// writeCursors answers cursor requests as a term's leader until ctx ends: those
+// that wait go into one entry together.
+func (p *partition) writeCursors(ctx context.Context, term uint64) {
 	for p.cursors.wait(ctx) {
 		calls := make([]cursorCall, 0, cursorBatch)
 		for _, m := range p.cursors.take(cursorBatch, batchBytes) {
 			c, err := p.parseCursor(m)
 			if err != nil {
-				p.node.answerRead(p.refuseCursor(c, p.readError(err)))
+				p.node.answerRead(p.refuseCursor(c, p.sure(term, p.readError(err))))
 				continue
 			}
 			calls = append(calls, c)
 		}
-		p.serveCursors(ctx, calls)
+		p.serveCursors(ctx, term, calls)
 	}
 }
 
-func (p *partition) serveCursors(ctx context.Context, calls []cursorCall) {
+func (p *partition) serveCursors(ctx context.Context, term uint64, calls []cursorCall) {
 	began := time.Now()
 	results, err := p.commitCursors(calls)
 	readErr := err
 	if results == nil {
-		readErr = p.group.VerifyLeader(ctx) // reads must be the latest; a commit proves it too
+		readErr = p.group.VerifyLeader(ctx, term) // reads must be the latest; a commit proves it too
 	}
 	var out []byte
 	for _, c := range calls {

@@ -15,7 +15,7 @@ func (p *partition) serveInfo(ctx context.Context, m *message) error {
 	if err := strictJSON(m.payload, &none); err != nil {
 		return err
 	}
-	if err := p.group.VerifyLeader(ctx); err != nil {
+	if err := p.group.VerifyLeader(ctx, p.term.Load()); err != nil {
 		return err
 	}
 	p.node.answerRead(appendPub(nil, m.reply, mustJSON(p.info())))

@@ -31,7 +31,10 @@ type partition struct {
 	metrics partitionMetrics
 
 	serving atomic.Bool // a session of this node's is under way
-	level   atomic.Bool // it has had all that its leader had, once
+	// term is the newest in which this node has led and known all that was
+	// committed before.
+	term  atomic.Uint64
+	level atomic.Bool // it has had all that its leader had, once
 
 	digests digests
 	end     atomic.Pointer[context.CancelCauseFunc] // of the present session
@@ -149,9 +152,11 @@ func (p *partition) lead(ctx context.Context) error {
 		p.handOver("")
 		return fmt.Errorf("%w: %s", errFenced, *why)
 	}
+	term := p.group.Term()
 	if err := p.group.Barrier(ctx); err != nil {
 		return fmt.Errorf("barrier: %w", err)
 	}
+	p.term.Store(term)
 	p.replica.mu.Lock()
 	p.replica.rollBack()
 	p.replica.mu.Unlock()
@@ -167,19 +172,18 @@ func (p *partition) lead(ctx context.Context) error {
 	p.queue.accepting(true)
 	p.cursors.accepting(true)
 	p.end.Store(&cancel)
-	s := newSession(p, cancel)
+	s := newSession(p, term, cancel)
 	background.Go(s.settle)
 	background.Go(s.publish)
 	background.Go(func() { s.sequence(ctx) })
-	background.Go(func() { p.writeCursors(ctx) })
+	background.Go(func() { p.writeCursors(ctx, term) })
 	background.Go(func() { p.reconcile(ctx) })
 	subscribed, err := p.subscribe(ctx)
 	if err == nil {
-		status := p.group.Status()
 		p.serving.Store(true)
 		p.node.helloSoon()
-		p.log.Info("leading", "term", status.Term, "high_water_mark", p.replica.position().mark)
-		p.node.advise("leader", map[string]any{"partition": p.id, "leader": p.node.opts.Name, "term": status.Term})
+		p.log.Info("leading", "term", term, "high_water_mark", p.replica.position().mark)
+		p.node.advise("leader", map[string]any{"partition": p.id, "leader": p.node.opts.Name, "term": term})
 		<-ctx.Done()
 	}
 	cancel(err)
@@ -295,14 +299,14 @@ func (p *partition) subscribe(ctx context.Context) ([]subscribed, error) {
 	return all, nil
 }
 
-// verifyLeader tells whether a majority confirms that this node leads yet. Only
-// then does it know where the log ends: a leader that was paused does not know
-// what others have committed since, and that something is ahead of the log is
-// said for good.
-func (p *partition) verifyLeader() bool {
+// leads tells whether a majority confirms that this node still leads in a term.
+// Only then does it know where the log ends: a leader that was paused does not
+// know what others have committed since, and that something is ahead of the log
+// is said for good.
+func (p *partition) leads(term uint64) bool {
 	ctx, cancel := context.WithTimeout(context.Background(), verifyTime)
 	defer cancel()
-	return p.group.VerifyLeader(ctx) == nil
+	return p.group.VerifyLeader(ctx, term) == nil
 }
 
 const verifyTime = 2 * time.Second

@@ -46,15 +46,24 @@ func (p *partition) onRead(ctx context.Context, serve func(context.Context, *mes
 			defer n.reading.Release(1)
 			began := time.Now()
 			defer func() { p.metrics.answered(p.endpoint(m), 1, time.Since(began)) }()
+			term := p.term.Load()
 			if err := serve(ctx, m); err != nil {
-				n.answerRead(p.refuseRead(m, p.readError(err)))
+				n.answerRead(p.refuseRead(m, p.sure(term, p.readError(err))))
 			}
 		})
 	}
 }
 
-// readError gives an error of a read as clients see it. It may wait for a
-// majority's word.
+// sure gives a refusal of what was looked up since a term was the partition's. It
+// waits for a majority's word on that something is ahead of the log.
+func (p *partition) sure(term uint64, refused *subjects.Error) *subjects.Error {
+	if refused.Reason == subjects.Ahead && !p.leads(term) {
+		return p.unsure()
+	}
+	return refused
+}
+
+// readError gives an error of a read as clients see it.
 func (p *partition) readError(err error) *subjects.Error {
 	switch {
 	case errors.Is(err, context.Canceled):
@@ -66,11 +75,8 @@ func (p *partition) readError(err error) *subjects.Error {
 		return e
 	}
 	e := wireError(err)
-	switch {
-	case e.Reason == subjects.Internal:
+	if e.Reason == subjects.Internal {
 		p.log.Error("read failed", "err", err)
-	case e.Reason == subjects.Ahead && !p.verifyLeader():
-		return p.unsure()
 	}
 	return e
 }

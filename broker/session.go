@@ -31,6 +31,7 @@ const (
 // order.
 type session struct {
 	p         *partition
+	term      uint64 // in which this node leads
 	end       func(error)
 	flights   chan *flight // from the sequencer to the settler
 	committed chan *flight // from the settler to the publisher, if somebody follows
@@ -79,9 +80,9 @@ type grounded struct {
 	firm    bool
 }
 
-func newSession(p *partition, end func(error)) *session {
+func newSession(p *partition, term uint64, end func(error)) *session {
 	return &session{
-		p: p, end: end, flights: make(chan *flight, flightDepth), committed: make(chan *flight, flightDepth),
+		p: p, term: term, end: end, flights: make(chan *flight, flightDepth), committed: make(chan *flight, flightDepth),
 		enc: encoder{partition: p.id, names: p.node.names},
 	}
 }
@@ -358,7 +359,7 @@ func (s *session) answer(f *flight, err error) {
 // verify takes back that requests are ahead of the log, or expect an end that it
 // has not come to, where that is not sure: another leader may have got further.
 func (s *session) verify(f *flight, mark uint64) {
-	sure := sync.OnceValue(func() bool { return s.broken == nil && s.p.verifyLeader() })
+	sure := sync.OnceValue(func() bool { return s.broken == nil && s.p.leads(s.term) })
 	for i := range f.rest {
 		g := &f.rest[i]
 		if g.outcome.err == nil {

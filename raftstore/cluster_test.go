@@ -317,10 +317,17 @@ type proxy struct {
 	ways    map[string]net.Listener
 	refused map[string]bool // dialers that are cut off
 	conns   map[net.Conn]string
-	passed  int           // bytes that went to who dialed
-	most    int           // cut all once so many have passed, 0 for never
-	stalled chan struct{} // nothing passes until it is closed, nil if all does
+	passed  int              // bytes that went to who dialed
+	most    int              // cut all once so many have passed, 0 for never
+	stalled [2]chan struct{} // by direction: nothing passes until it is closed, nil if all does
+	held    int              // answers that wait for that
 }
+
+// What goes through a proxy.
+const (
+	requests = iota // of who dialed
+	answers
+)
 
 func newProxy(to string) *proxy {
 	return &proxy{to: to, ways: map[string]net.Listener{}, refused: map[string]bool{}, conns: map[net.Conn]string{}}
@@ -358,8 +365,8 @@ func (p *proxy) accept(l net.Listener, from string) {
 			continue
 		}
 		p.keep(from, conn, behind)
-		p.running.Go(func() { p.pass(behind, conn, false) })
-		p.running.Go(func() { p.pass(conn, behind, true) })
+		p.running.Go(func() { p.pass(behind, conn, requests) })
+		p.running.Go(func() { p.pass(conn, behind, answers) })
 	}
 }
 
@@ -391,8 +398,8 @@ func (p *proxy) refuse(which func(from string) bool) {
 	}
 }
 
-func (p *proxy) pass(to, from net.Conn, counted bool) {
-	_, _ = io.Copy(counter{p, to, counted}, from)
+func (p *proxy) pass(to, from net.Conn, what int) {
+	_, _ = io.Copy(counter{p, to, what}, from)
 	_, _ = to.Close(), from.Close()
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -401,19 +408,22 @@ func (p *proxy) pass(to, from net.Conn, counted bool) {
 }
 
 type counter struct {
-	p       *proxy
-	to      net.Conn
-	counted bool
+	p    *proxy
+	to   net.Conn
+	what int
 }
 
 func (c counter) Write(b []byte) (int, error) {
 	c.p.mu.Lock()
-	stalled := c.p.stalled
+	stalled := c.p.stalled[c.what]
+	if stalled != nil && c.what == answers {
+		c.p.held++
+	}
 	c.p.mu.Unlock()
 	if stalled != nil {
 		<-stalled
 	}
-	if !c.counted {
+	if c.what == requests {
 		return c.to.Write(b)
 	}
 	c.p.mu.Lock()
@@ -436,22 +446,33 @@ func (p *proxy) limit(bytes int) {
 	}
 }
 
-// stall lets nothing pass until the proxy is resumed or closed, and no connection
-// end.
-func (p *proxy) stall() {
+// stall lets nothing of some kinds pass until they are resumed or the proxy closed,
+// and no connection end.
+func (p *proxy) stall(kinds ...int) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.stalled = make(chan struct{})
+	for _, what := range kinds {
+		p.stalled[what] = make(chan struct{})
+	}
 }
 
 // resume ends a stall.
-func (p *proxy) resume() {
+func (p *proxy) resume(kinds ...int) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.stalled != nil {
-		close(p.stalled)
-		p.stalled = nil
+	for _, what := range kinds {
+		if p.stalled[what] != nil {
+			close(p.stalled[what])
+			p.stalled[what] = nil
+		}
 	}
+}
+
+// holding tells how many answers have been stalled.
+func (p *proxy) holding() int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.held
 }
 
 func (p *proxy) cutAll() {
@@ -470,7 +491,7 @@ func (p *proxy) close() {
 	}
 	p.mu.Unlock()
 	p.cutAll()
-	p.resume()
+	p.resume(requests, answers)
 	p.running.Wait()
 }
 

@@ -11,8 +11,9 @@
 // does.
 //
 // When a [Proposal] has succeeded, its entry is synced on this replica and on a
-// majority of the group's voters, and applied by this replica's FSM. When it fails with
-// [ErrNotLeader], nothing was done; with [ErrUnknown], nobody knows yet.
+// majority of the group's voters, and applied by this replica's FSM. When it
+// fails with [ErrNotLeader], nothing was done; with [ErrUnknown], nobody knows
+// yet.
 //
 // Groups are safe for concurrent use. The package knows nothing of NATS or of
 // locks, and it alone imports hashicorp/raft. It assumes that a peer with the

@@ -172,12 +172,47 @@ func (g *Group) Barrier(ctx context.Context) error {
 	return g.await(ctx, func() raft.Future { return g.raft.Barrier(0) }, notLeading)
 }
 
-// VerifyLeader returns nil when a majority has confirmed, since the call,
-// that this replica leads: what it has applied is then the latest. The errors
-// are as of [Group.Barrier].
-func (g *Group) VerifyLeader(ctx context.Context) error {
+// Term gives the term that this replica is in.
+func (g *Group) Term() uint64 { return g.raft.CurrentTerm() }
+
+// VerifyLeader returns nil when a majority has confirmed, by answers to what it
+// was sent since the call, that this replica leads in a term. If a barrier was
+// passed in that term, what this replica has applied is then the latest. The
+// errors are as of [Group.Barrier].
+//
+// Raft's own VerifyLeader takes any answer that comes, also one that was on its
+// way before the call, or lay unread while this process was stopped. So it only
+// has heartbeats sent here, and tells when leadership is lost.
+func (g *Group) VerifyLeader(ctx context.Context, term uint64) error {
 	defer g.hurry()()
-	return g.await(ctx, g.raft.VerifyLeader, notLeading)
+	began := time.Now()
+	for {
+		if err := g.await(ctx, g.raft.VerifyLeader, notLeading); err != nil {
+			return err
+		}
+		if now := g.Term(); now != term {
+			return notLeading(fmt.Errorf("its term %d is over, this is %d", term, now))
+		}
+		if g.confirmed(term, began) {
+			return nil
+		}
+	}
+}
+
+// confirmed tells whether a majority has answered heartbeats of a term that were
+// sent since.
+func (g *Group) confirmed(term uint64, since time.Time) bool {
+	voters, confirm := 0, 0
+	for _, r := range g.replicas() {
+		if !r.Voter {
+			continue
+		}
+		voters++
+		if r.Name == g.node || g.network != nil && g.network.peer(raft.ServerID(r.Name)).followed(term, since) {
+			confirm++
+		}
+	}
+	return confirm > voters/2
 }
 
 // hurry has heartbeats sent at once until done is called.

@@ -136,7 +136,7 @@ func TestProposalsAreAppliedInOrderWithTheirResults(t *testing.T) {
 	if got := fsm.all(); !slices.Equal(got, want) {
 		t.Fatalf("applied %v", got)
 	}
-	if err := g.VerifyLeader(t.Context()); err != nil {
+	if err := g.VerifyLeader(t.Context(), g.Term()); err != nil {
 		t.Fatal(err)
 	}
 	st := g.Status()
@@ -275,7 +275,7 @@ func TestAfterClose(t *testing.T) {
 	}
 	_, err := g.Propose([]byte("x")).Wait()
 	for what, err := range map[string]error{
-		"propose": err, "barrier": g.Barrier(t.Context()), "verify": g.VerifyLeader(t.Context()), "mark": g.Mark(),
+		"propose": err, "barrier": g.Barrier(t.Context()), "verify": g.VerifyLeader(t.Context(), g.Term()), "mark": g.Mark(),
 	} {
 		if !errors.Is(err, raftstore.ErrClosed) {
 			t.Errorf("%s: got %v, want ErrClosed", what, err)

@@ -145,11 +145,11 @@ func TestALastMarkInTheMiddleOfATransfer(t *testing.T) {
 		for _, n := range c.others(leader) {
 			until(t, "they are level", func() bool { return len(n.fsm.all()) == len(leader.fsm.all()) })
 		}
-		if leader.group.VerifyLeader(timeout(t)) != nil { // heartbeats are answered
+		if leader.group.VerifyLeader(timeout(t), leader.group.Term()) != nil { // heartbeats are answered
 			return false
 		}
 		for _, n := range c.nodes {
-			n.proxy.stall()
+			n.proxy.stall(requests, answers)
 		}
 		g, ctx := leader.group, timeout(t)
 		transfers.Go(func() {
@@ -164,7 +164,7 @@ func TestALastMarkInTheMiddleOfATransfer(t *testing.T) {
 		}
 		transfers.Wait()
 		for _, n := range c.nodes { // a busy machine: it has stepped down
-			n.proxy.resume()
+			n.proxy.resume(requests, answers)
 		}
 		return false
 	})

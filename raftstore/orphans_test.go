@@ -54,7 +54,7 @@ func TestALeaderThatIsThereIsFollowed(t *testing.T) {
 		for _, n := range c.others(leader) {
 			n.proxy.cutAll()
 		}
-		if err := leader.group.VerifyLeader(timeout(t)); err != nil {
+		if err := leader.group.VerifyLeader(timeout(t), leader.group.Term()); err != nil {
 			t.Fatal(err)
 		}
 	}

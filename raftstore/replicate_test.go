@@ -25,7 +25,7 @@ func TestThreeReplicasApplyTheSame(t *testing.T) {
 	c.putAll(want)
 	applied(t, want, c.nodes["n1"], c.nodes["n2"], c.nodes["n3"])
 	leader := c.leader()
-	if err := leader.group.VerifyLeader(timeout(t)); err != nil {
+	if err := leader.group.VerifyLeader(timeout(t), leader.group.Term()); err != nil {
 		t.Fatal(err)
 	}
 	for _, n := range c.nodes {
@@ -78,7 +78,7 @@ func TestALeaderThatIsCutOff(t *testing.T) {
 	if err := leader.group.Barrier(timeout(t)); !errors.Is(err, raftstore.ErrNotLeader) {
 		t.Fatalf("barrier: %v", err)
 	}
-	if err := leader.group.VerifyLeader(timeout(t)); !errors.Is(err, raftstore.ErrNotLeader) {
+	if err := leader.group.VerifyLeader(timeout(t), leader.group.Term()); !errors.Is(err, raftstore.ErrNotLeader) {
 		t.Fatalf("verify: %v", err)
 	}
 	stale := leader.log().LastIndex()
@@ -91,6 +91,48 @@ func TestALeaderThatIsCutOff(t *testing.T) {
 	t.Logf("%d proposals failed; the log ended at %d", failed, stale)
 	sameLog(t, c.nodes["n1"].log(), c.nodes["n2"].log())
 	sameLog(t, c.nodes["n1"].log(), c.nodes["n3"].log())
+}
+
+// A leader is confirmed by what it asks from then on. An answer that was given
+// before may come late, as late as a process that was stopped reads it: others may
+// lead by then.
+func TestALeaderIsNotConfirmedByAnswersOnTheirWay(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t, "n1", "n2", "n3")
+	c.heartbeat = 2 * time.Second // it goes on leading for so long
+	for _, n := range c.nodes {
+		n.open(c.names...)
+	}
+	leader := c.leader()
+	term := leader.group.Term()
+	c.put("x")
+	if err := leader.group.VerifyLeader(timeout(t), term); err != nil {
+		t.Fatal(err)
+	}
+	if err := leader.group.VerifyLeader(timeout(t), term-1); !errors.Is(err, raftstore.ErrNotLeader) {
+		t.Errorf("it leads in an earlier term: %v", err)
+	}
+	for _, n := range c.others(leader) {
+		n.proxy.stall(answers)
+	}
+	for _, n := range c.others(leader) {
+		until(t, "an answer of "+n.name+" is on its way", func() bool { return n.proxy.holding() > 0 })
+		n.proxy.stall(requests)
+	}
+	verified := make(chan error, 1)
+	go func() { verified <- leader.group.VerifyLeader(timeout(t), term) }()
+	until(t, "the leader has been asked", leader.group.Urgent)
+	for i := range 10 { // raft has taken the question up, too, when it has taken these
+		last := leader.log().LastIndex()
+		leader.group.Propose(fmt.Append(nil, i))
+		until(t, "a proposal is in the log", func() bool { return leader.log().LastIndex() > last })
+	}
+	for _, n := range c.others(leader) {
+		n.proxy.resume(answers)
+	}
+	if err := <-verified; !errors.Is(err, raftstore.ErrNotLeader) {
+		t.Errorf("confirmed by answers of before: %v", err)
+	}
 }
 
 // A leader that is closed while its followers store nothing must end, and

@@ -55,6 +55,30 @@ type peer struct {
 	stored  atomic.Uint64 // what it last said, outside of a pipeline, that it has
 	missed  atomic.Int64  // heartbeats without an answer
 	waited  atomic.Int64  // requests that wait until it can be reached
+
+	mu sync.Mutex
+	// term is the newest one in which it has confirmed that this replica leads,
+	// and asked is when the newest question that it did so to was sent, at the
+	// earliest.
+	term  uint64
+	asked time.Time
+}
+
+// confirm notes that the peer has confirmed a term's leader.
+func (p *peer) confirm(term uint64, asked time.Time) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if term > p.term || term == p.term && asked.After(p.asked) {
+		p.term, p.asked = term, asked
+	}
+}
+
+// followed tells whether the peer has confirmed a term's leader, asked not before
+// since.
+func (p *peer) followed(term uint64, since time.Time) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.term == term && !p.asked.Before(since)
 }
 
 var (
@@ -171,6 +195,7 @@ func (t *transport) heartbeat(id raft.ServerID, to raft.ServerAddress, q *raft.A
 		delay = 0
 	}
 	beats := t.end.network.beatsTo(string(to))
+	asked := time.Now()
 	answer, err := beats.await(t.end.dialing, beats.put(t.end.id, q.Term, delay), t.patience)
 	if err != nil {
 		p.missed.Add(1)
@@ -178,6 +203,9 @@ func (t *transport) heartbeat(id raft.ServerID, to raft.ServerAddress, q *raft.A
 		return err
 	}
 	*a = answer
+	if answer.Success {
+		p.confirm(q.Term, asked)
+	}
 	p.contact.Store(time.Now().UnixNano())
 	return nil
 }
