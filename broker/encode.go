@@ -246,6 +246,35 @@ func (e *encoder) appendPacked(dst []byte, t *wal.Transaction, payload bool) []b
 	return subjects.AppendPacked(dst, p)
 }
 
+// packer puts transactions together to packed messages on a subject.
+type packer struct {
+	subject string
+	most    int // bytes in a message, unless one transaction alone has more
+	pack    []byte
+}
+
+// add puts t into the message. If that is large enough, or would become too
+// large, it appends the message to dst, and t begins the next one.
+func (k *packer) add(dst []byte, e *encoder, t *wal.Transaction, payload bool) []byte {
+	before := len(k.pack)
+	k.pack = e.appendPacked(k.pack, t, payload)
+	if len(k.pack) <= k.most || before == 0 {
+		return dst
+	}
+	dst = appendPub(dst, k.subject, k.pack[:before])
+	k.pack = k.pack[:copy(k.pack, k.pack[before:])]
+	return dst
+}
+
+// flush appends the message, unless nothing is in it, to dst.
+func (k *packer) flush(dst []byte) []byte {
+	if len(k.pack) > 0 {
+		dst = appendPub(dst, k.subject, k.pack)
+		k.pack = k.pack[:0]
+	}
+	return dst
+}
+
 // appendEnd appends the message that ends a read.
 func appendEnd(dst []byte, subject string, next, mark uint64) []byte {
 	h := append([]byte(nil), "NATS/1.0 "+subjects.StatusEnd+" End of read\r\n"...)

@@ -4,7 +4,9 @@ import (
 	"encoding/json"
 	"fmt"
 	"maps"
+	"reflect"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -27,6 +29,7 @@ func TestFeed(t *testing.T) {
 		return sub
 	}
 	whole, kindB, other := subscribe("cantus.feed.0.>"), subscribe("cantus.feed.*.b"), subscribe("cantus.feed.1.>")
+	packed := subscribe("cantus.packed.0")
 	fill(t, nc)
 	const more = 500
 	var appending sync.WaitGroup
@@ -63,6 +66,25 @@ func TestFeed(t *testing.T) {
 			t.Fatalf("subject %s, %s %s", f.Subject, msgID, f.Header.Get(msgID))
 		}
 	}
+	messages := 0
+	for rest := all; len(rest) > 0; messages++ {
+		m, err := packed.NextMsg(patience)
+		if err != nil {
+			t.Fatalf("packed, with %d to come: %v", len(rest), err)
+		}
+		if len(m.Header) > 0 {
+			t.Errorf("a packed message has the headers %v", m.Header)
+		}
+		for _, f := range unpack(t, m) {
+			if !reflect.DeepEqual(f.Header, rest[0].Header) || string(f.Data) != string(rest[0].Data) {
+				t.Fatalf("read   %v %q\npacked %v %q", rest[0].Header, rest[0].Data, f.Header, f.Data)
+			}
+			rest = rest[1:]
+		}
+	}
+	if messages > len(all)-more/5/2 { // of one batch, two are committed together
+		t.Errorf("%d packed messages for %d transactions", messages, len(all))
+	}
 	for i := range 5 {
 		if m, err := kindB.NextMsg(patience); err != nil || number(t, m, subjects.HeaderTxid) != uint64(2*i+2) {
 			t.Fatalf("%v, %v", m, err)
@@ -70,6 +92,35 @@ func TestFeed(t *testing.T) {
 	}
 	if n, _, _ := other.Pending(); n != 0 {
 		t.Errorf("partition 1 has fed %d", n)
+	}
+}
+
+// What committed together shares packed messages, as far as these stay small.
+func TestPackedFeedMessages(t *testing.T) {
+	n, nc := one(t, broker.Options{})
+	sub, err := nc.SubscribeSync("cantus.packed.0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	large := strings.Repeat("x", 10_000)
+	var batch []byte
+	for _, payload := range []string{large, "small", large, large, strings.Repeat("y", 900_000), "small", "small"} {
+		batch = append(batch, item(payload)...)
+	}
+	if _, err := nc.Request("cantus.batch.0", batch, patience); err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []int{10_000 + 5 + 2*24, 10_000 + 24, 10_000 + 24, 900_000 + 24, 2 * (5 + 24)} {
+		m, err := sub.NextMsg(patience)
+		if err != nil {
+			t.Fatalf("a message of %d bytes: %v", want, err)
+		}
+		if len(m.Data) != want {
+			t.Errorf("a message has %d bytes, want %d", len(m.Data), want)
+		}
+	}
+	if got := broker.Fed(n); got != 5 {
+		t.Errorf("%d messages were published for the feed", got)
 	}
 }
 

@@ -268,7 +268,10 @@ func (p *partition) serveReplicaRead(ctx context.Context, m *message) error {
 
 // read answers a query: the transactions, then the end.
 func (p *partition) read(ctx context.Context, reply string, q query) error {
-	r := reading{p: p, q: q, reply: reply, next: q.from, enc: encoder{partition: p.id, names: p.node.names}}
+	r := reading{
+		p: p, q: q, reply: reply, next: q.from, enc: encoder{partition: p.id, names: p.node.names},
+		pack: packer{subject: reply, most: min(readChunk, p.node.nats.maxPayload)},
+	}
 	timer := time.NewTimer(q.wait)
 	defer timer.Stop()
 	for {
@@ -303,7 +306,7 @@ type reading struct {
 	sent  int
 	bytes int // of the transactions sent
 	out   []byte
-	pack  []byte // the packed message that is being put together
+	pack  packer
 }
 
 // scan sends what the query asks for between next and the position, as far as
@@ -351,7 +354,7 @@ func (r *reading) add(t *wal.Transaction, size int) error {
 	r.sent++
 	r.bytes += size
 	if r.q.packed {
-		r.addPacked(t)
+		r.out = r.pack.add(r.out, &r.enc, t, r.q.payload)
 	} else {
 		r.out = r.enc.append(r.out, r.reply, t, r.q.payload)
 	}
@@ -363,23 +366,9 @@ func (r *reading) add(t *wal.Transaction, size int) error {
 	return err
 }
 
-// addPacked puts t into the packed message, or if that is large enough, or
-// would become too large, the next one.
-func (r *reading) addPacked(t *wal.Transaction) {
-	before := len(r.pack)
-	r.pack = r.enc.appendPacked(r.pack, t, r.q.payload)
-	if len(r.pack) <= min(readChunk, r.p.node.nats.maxPayload) || before == 0 {
-		return
-	}
-	r.out = appendPub(r.out, r.reply, r.pack[:before])
-	r.pack = r.pack[:copy(r.pack, r.pack[before:])]
-}
-
 func (r *reading) finish(mark uint64) error {
 	r.p.metrics.read(r.sent)
-	if len(r.pack) > 0 {
-		r.out = appendPub(r.out, r.reply, r.pack)
-	}
+	r.out = r.pack.flush(r.out)
 	return r.p.node.reads.send(appendEnd(r.out, r.reply, r.next, mark))
 }
 

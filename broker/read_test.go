@@ -114,16 +114,11 @@ func samePacked(t *testing.T, nc *nats.Conn, subject, body string, plain answers
 		if len(m.Header) > 0 || len(m.Data) == 0 {
 			t.Errorf("%s: a packed message has the headers %v and %d bytes", body, m.Header, len(m.Data))
 		}
-		for data := m.Data; len(data) > 0; {
-			var p subjects.Packed
-			var err error
-			if p, data, err = subjects.NextPacked(data); err != nil {
-				t.Fatalf("%s: %v", body, err)
-			}
+		for _, got := range unpack(t, m) {
 			if len(rest) == 0 {
 				t.Fatalf("%s: there are more than the plain read gave", body)
 			}
-			if got, want := asMessage(t, p), rest[0]; !reflect.DeepEqual(got.Header, want.Header) || !bytes.Equal(got.Data, want.Data) {
+			if want := rest[0]; !reflect.DeepEqual(got.Header, want.Header) || !bytes.Equal(got.Data, want.Data) {
 				t.Errorf("%s: %v %.40q, the plain read gave %v %.40q", body, got.Header, got.Data, want.Header, want.Data)
 			}
 			rest = rest[1:]
@@ -132,6 +127,20 @@ func samePacked(t *testing.T, nc *nats.Conn, subject, body string, plain answers
 	if len(rest) > 0 {
 		t.Errorf("%s: %d are missing that the plain read gave", body, len(rest))
 	}
+}
+
+// unpack gives a packed message's transactions as plain ones.
+func unpack(t *testing.T, m *nats.Msg) (all []*nats.Msg) {
+	t.Helper()
+	for data := m.Data; len(data) > 0; {
+		var p subjects.Packed
+		var err error
+		if p, data, err = subjects.NextPacked(data); err != nil {
+			t.Fatal(err)
+		}
+		all = append(all, asMessage(t, p))
+	}
+	return all
 }
 
 // asMessage gives a packed transaction of partition 0 as a plain read has it.

@@ -35,6 +35,7 @@ type session struct {
 	end       func(error)
 	flights   chan *flight // from the sequencer to the settler
 	committed chan *flight // from the settler to the publisher, if somebody follows
+	packed    string       // where packed messages are fed
 	enc       encoder
 	writer    wal.BatchWriter
 
@@ -72,6 +73,13 @@ func (f *flight) release() {
 	}
 }
 
+// number gives the transactions their txids and times.
+func (f *flight) number() {
+	for i, r := range f.passed {
+		r.tx.Txid, r.tx.Time = f.first+uint64(i), f.time+int64(i)
+	}
+}
+
 // grounded is an outcome that is not the request's own commit. Unless firm, it
 // rests on transactions in flight, and holds only if those commit.
 type grounded struct {
@@ -83,7 +91,7 @@ type grounded struct {
 func newSession(p *partition, term uint64, end func(error)) *session {
 	return &session{
 		p: p, term: term, end: end, flights: make(chan *flight, flightDepth), committed: make(chan *flight, flightDepth),
-		enc: encoder{partition: p.id, names: p.node.names},
+		packed: p.node.names.PackedFeed(p.id), enc: encoder{partition: p.id, names: p.node.names},
 	}
 }
 
@@ -399,7 +407,12 @@ func (s *session) tell(out []byte, r *request, o outcome, mark uint64) []byte {
 // publish feeds the flights that are committed, in order.
 func (s *session) publish() {
 	buf := make([]byte, 0, 2*feedPart)
+	pack := packer{subject: s.packed, most: min(feedPart, s.p.node.nats.maxPayload)}
 	for f := range s.committed {
+		f.number()
+		if s.p.node.nats.wanted(s.packed) {
+			s.feedPacked(f, &pack, buf)
+		}
 		s.feed(f, buf)
 		f.release()
 	}
@@ -407,6 +420,9 @@ func (s *session) publish() {
 
 // followed tells whether anybody listens to the flight's transactions.
 func (s *session) followed(f *flight) bool {
+	if len(f.passed) > 0 && s.p.node.nats.wanted(s.packed) {
+		return true
+	}
 	for i, r := range f.passed {
 		if i > 0 && bytes.Equal(r.tx.Kind, f.passed[i-1].tx.Kind) {
 			continue
@@ -422,6 +438,19 @@ func (s *session) followed(f *flight) bool {
 // delivers the first transactions while later ones are encoded.
 const feedPart = 16 << 10
 
+// feedPacked publishes a flight's transactions many in a message. They are encoded
+// in buf, if there is room.
+func (s *session) feedPacked(f *flight, pack *packer, buf []byte) {
+	out := buf
+	for _, r := range f.passed {
+		if out = pack.add(out, &s.enc, &r.tx, true); len(out) > 0 {
+			s.sendFeed(out)
+			out = out[:0]
+		}
+	}
+	s.sendFeed(pack.flush(out))
+}
+
 // feed publishes those of a flight's transactions that anybody listens to. They
 // are encoded in buf, if there is room.
 func (s *session) feed(f *flight, buf []byte) {
@@ -436,7 +465,6 @@ func (s *session) feed(f *flight, buf []byte) {
 		if !wanted {
 			continue
 		}
-		r.tx.Txid, r.tx.Time = f.first+uint64(i), f.time+int64(i)
 		out = s.enc.append(out, subject, &r.tx, true)
 		if len(out) >= feedPart {
 			s.sendFeed(out)

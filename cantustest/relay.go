@@ -196,13 +196,47 @@ func (r *relay) onFeed(m *nats.Msg) {
 	if f.ignore || f.lose || f.nobody || f.err != nil {
 		return
 	}
+	packed, err := pack(m)
+	if err != nil { // it is the node's own
+		return
+	}
+	names := subjects.Names{Prefix: r.outer}
 	subject, header := r.outer+strings.TrimPrefix(m.Subject, inner), r.outwards(m.Header)
-	r.later(f.delay+f.answers, f.hold, func() {
+	publish := func() {
+		r.publish(names.PackedFeed(partitionOf(m.Subject)), "", nil, packed)
 		r.publish(subject, "", header, m.Data)
+	}
+	r.later(f.delay+f.answers, f.hold, func() {
+		publish()
 		if f.twice || f.repeat {
-			r.publish(subject, "", header, m.Data)
+			publish()
 		}
 	})
+}
+
+// pack gives a transaction of the feed as a packed message has it. So a fault meets
+// each transaction alone, whichever form its followers listen to.
+func pack(m *nats.Msg) ([]byte, error) {
+	txid, err := strconv.ParseUint(m.Header.Get(subjects.HeaderTxid), 10, 64)
+	if err != nil {
+		return nil, err
+	}
+	at, err := time.Parse(time.RFC3339Nano, m.Header.Get(subjects.HeaderTime))
+	if err != nil {
+		return nil, err
+	}
+	block := subjects.AppendBlockStart(nil)
+	for key, values := range m.Header {
+		switch key {
+		case subjects.HeaderTxid, subjects.HeaderPartition, subjects.HeaderTime, subjects.HeaderMsgID:
+			continue
+		}
+		for _, v := range values {
+			block = subjects.AppendField(block, key, v)
+		}
+	}
+	block = subjects.AppendBlockEnd(block)
+	return subjects.AppendPacked(nil, subjects.Packed{Txid: txid, Time: at.UnixNano(), Header: block, Payload: m.Data}), nil
 }
 
 func (r *relay) onAdvisory(m *nats.Msg) {

@@ -181,7 +181,7 @@ func noise(t *testing.T, nc *nats.Conn, random *rand.Rand) {
 			t.Fatal(err)
 		}
 	}
-	subscribe("cantus.feed.>", func(m *nats.Msg) {
+	subscribe("cantus.packed.*", func(m *nats.Msg) {
 		relay(m, proxied+strings.TrimPrefix(m.Subject, "cantus"), m.Header)
 	})
 	subscribe(proxied+".read.*", func(m *nats.Msg) {

@@ -272,7 +272,7 @@ func (s *stream) ended(m *nats.Msg) {
 // subscribe begins to listen to the feed, and reads once more: what committed
 // meanwhile is on neither.
 func (s *stream) subscribe() {
-	feed, err := s.c.subscribe(s.c.names.Feed(s.partition, "*"), s.onFeed)
+	feed, err := s.c.subscribe(s.c.names.PackedFeed(s.partition), s.onFeed)
 	if err != nil {
 		s.failed(err)
 		return
@@ -302,27 +302,35 @@ func (s *stream) refused(m *nats.Msg) {
 
 // onFeed takes a message of the feed.
 func (s *stream) onFeed(m *nats.Msg) {
-	t, err := parseTransaction(m)
+	txs, err := parsePacked(s.partition, m.Data)
 	if err != nil {
 		return // a gap that the next one shows
 	}
+	each := m.Size()/max(len(txs), 1) + transactionCost
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.heard = time.Now()
+	for i := range txs {
+		s.fed(&txs[i], each)
+	}
+}
+
+// fed takes a transaction of the feed.
+func (s *stream) fed(t *Transaction, size int) {
 	s.mark = max(s.mark, t.Txid)
 	switch {
 	case t.Txid < s.next || s.err != nil:
 	case s.read != nil:
-		s.keepAhead(t, m.Size())
+		s.keepAhead(t, size)
 	case t.Txid > s.next:
-		s.keepAhead(t, m.Size())
+		s.keepAhead(t, size)
 		if s.due.IsZero() {
 			s.startRead()
 		}
-	case s.held > 0 && s.held+m.Size() > s.opts.Buffer:
+	case s.held > 0 && s.held+size > s.opts.Buffer:
 		// The handler is slow: what is dropped here is read later.
 	default:
-		s.accept(t, m.Size())
+		s.accept(t, size)
 	}
 }
 

@@ -35,7 +35,7 @@ type Transaction struct {
 
 var errNotTransaction = errors.New("the message is not a transaction")
 
-// parseTransaction takes a message of a read or of the feed apart.
+// parseTransaction takes a transaction apart that is a message of its own.
 func parseTransaction(m *nats.Msg) (*Transaction, error) {
 	t := &Transaction{Partition: -1, Payload: m.Data}
 	var err error
@@ -86,7 +86,7 @@ func parseTransaction(m *nats.Msg) (*Transaction, error) {
 	return t, nil
 }
 
-// parsePacked takes a message of a packed read apart.
+// parsePacked takes a message of a read or of the feed apart.
 func parsePacked(partition int, message []byte) ([]Transaction, error) {
 	txs := make([]Transaction, 0, len(message)/256+1)
 	var p packedParser

@@ -65,6 +65,10 @@ func (n Names) Feed(partition int, kind string) string {
 	return n.of("feed", partition) + "." + kind
 }
 
+// PackedFeed is where a partition's committed transactions are published many in
+// a message.
+func (n Names) PackedFeed(partition int) string { return n.of("packed", partition) }
+
 // Advisory is where events of the named kind are published. Kind may be a
 // wildcard, for subscribing.
 func (n Names) Advisory(kind string) string { return n.prefix() + ".advisory." + kind }

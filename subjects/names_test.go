@@ -24,6 +24,7 @@ func TestNames(t *testing.T) {
 			{n.names.Cursor(3, "billing"), ".cursor.3.billing"},
 			{n.names.Feed(3, "tx"), ".feed.3.tx"},
 			{n.names.Feed(3, ">"), ".feed.3.>"},
+			{n.names.PackedFeed(3), ".packed.3"},
 			{n.names.Advisory("leader"), ".advisory.leader"},
 		} {
 			if c.got != n.prefix+c.want {

@@ -5,8 +5,8 @@ import "encoding/binary"
 // packedHead is what a packed transaction has before its header block.
 const packedHead = 8 + 8 + 4 + 4
 
-// Packed is a transaction of a packed read. One that was taken off a message
-// aliases it.
+// Packed is a transaction of a packed read or of the packed feed. One that was
+// taken off a message aliases it.
 type Packed struct {
 	Txid uint64
 	// Time is when the leader certified it, Unix nanoseconds.
@@ -16,7 +16,7 @@ type Packed struct {
 	Payload []byte
 }
 
-// AppendPacked appends a transaction, as packed reads have it, to dst.
+// AppendPacked appends a transaction, as packed messages have it, to dst.
 func AppendPacked(dst []byte, t Packed) []byte {
 	dst = binary.BigEndian.AppendUint64(dst, t.Txid)
 	dst = binary.BigEndian.AppendUint64(dst, uint64(t.Time))
