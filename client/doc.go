@@ -46,10 +46,10 @@
 //
 // A stream joins reads and the feed by txid. While it is behind it reads, the
 // next read asked for when the last one ended and the handler's backlog is
-// below FollowOptions.Buffer. Level, it takes the feed. A txid that is not the
-// next one, a reconnect and a silent feed each make it read. So nothing that is
-// lost on the wire, by a slow consumer or around a change of leader is lost to
-// the handler.
+// below FollowOptions.Buffer. Level, it takes the packed feed. A txid that is
+// not the next one, a reconnect and a silent feed each make it read. So nothing
+// that is lost on the wire, by a slow consumer or around a change of leader is
+// lost to the handler.
 //
 //	feed ──► txid == next? ──► queue ──► handler, one goroutine a partition
 //	          gap: read ──────►
