@@ -3,6 +3,7 @@ package broker
 import (
 	"context"
 	"encoding/hex"
+	"time"
 
 	"github.com/nats-io/nats-server/v2/server"
 
@@ -97,4 +98,16 @@ func FirstEntryTxid(n *Node, partition int) uint64 {
 func HoldFeed(n *Node) (release func()) {
 	n.feeds.writing.Lock()
 	return n.feeds.writing.Unlock
+}
+
+// HelloOf is what a node says to the others.
+func HelloOf(n *Node) []byte { return mustJSON(n.hello()) }
+
+// Hear has a node hear that.
+func Hear(n *Node, hello []byte) { n.onHello(&message{payload: hello}) }
+
+// CaughtUp tells whether a node takes another's replica for level.
+func CaughtUp(n *Node, other string, partition int) bool {
+	r, there := n.peers.report(other, partition, time.Now())
+	return there && caughtUp(r)
 }

@@ -8,6 +8,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/cantuslog/cantus/raftstore"
 	"github.com/cantuslog/cantus/wal"
 )
 
@@ -58,6 +59,8 @@ type groupReport struct {
 	Digests   []wal.Base      `json:"digests,omitempty"`
 	Fenced    string          `json:"fenced,omitempty"`
 	Voters    map[string]bool `json:"voters,omitempty"` // the group's members, by a leader
+
+	behind uint64 // how many entries more this node's replica had applied when it came
 }
 
 // leads tells whether the report is a leader's.
@@ -193,11 +196,35 @@ func (n *Node) onHello(m *message) {
 		return
 	}
 	n.clear()
+	n.measure(&h)
 	if n.peers.hear(h, time.Now()) {
 		n.helloSoon() // it does not know of us yet
 	}
 	n.compareDigests(h)
 	n.checkMembership(h)
+}
+
+// measure notes how far behind this node's replicas those of a hello are. By the
+// time somebody asks, these have more.
+func (n *Node) measure(h *hello) {
+	behind := func(own *raftstore.Group, r *groupReport) {
+		if applied := own.Applied(); applied > r.Applied {
+			r.behind = applied - r.Applied
+		}
+	}
+	for i := range h.Groups {
+		if s := n.slot(h.Groups[i].Partition); s != nil {
+			if p := s.current(); p != nil {
+				behind(p.group, &h.Groups[i])
+			}
+		}
+	}
+	n.mu.Lock()
+	meta := n.meta
+	n.mu.Unlock()
+	if h.Meta != nil && meta != nil {
+		behind(meta.group, h.Meta)
+	}
 }
 
 // namesake tells whether a node that belongs to no cluster yet goes by the name

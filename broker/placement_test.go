@@ -164,6 +164,37 @@ func TestLeadersAreSpreadTransferredAndDrained(t *testing.T) {
 	}
 }
 
+// What a replica says that it has is compared with what the leader had then: the
+// more is appended, the more the leader has by the time that it looks.
+func TestAReplicaIsLevelHoweverMuchIsAppended(t *testing.T) {
+	c := openNodes(t, 2, broker.Options{Partitions: 1}) // both have to store everything
+	c.settle("n1")
+	name, other := c.leader(0, "n1"), "n1"
+	if name == "n1" {
+		other = "n2"
+	}
+	leader, nc := c.node(name), c.conn(name)
+	old := broker.HelloOf(c.node(other))
+	const more = 600 // more than what counts as level
+	for i := range more {
+		keep(t, nc, 0, "x", fmt.Sprint("first ", i))
+	}
+	eventually(t, "a replica that has less is behind", func() bool {
+		broker.Hear(leader, old)
+		return !broker.CaughtUp(leader, other, 0)
+	})
+	eventually(t, "it is level", func() bool {
+		broker.Hear(leader, broker.HelloOf(c.node(other)))
+		return broker.CaughtUp(leader, other, 0)
+	})
+	for i := range more {
+		keep(t, nc, 0, "x", fmt.Sprint("second ", i))
+		if !broker.CaughtUp(leader, other, 0) {
+			t.Fatalf("after %d appends it is taken to be behind", i+1)
+		}
+	}
+}
+
 // A leader that is cut off can't know that something is past the end of the log:
 // the others may have gone on.
 func TestALeaderWithoutAMajorityDoesNotSayWhereTheLogEnds(t *testing.T) {

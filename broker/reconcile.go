@@ -89,26 +89,25 @@ func (w wantedGroup) add(ctx context.Context, have map[string]bool, _ raftstore.
 }
 
 // promote gives votes to who has caught up.
-func (w wantedGroup) promote(ctx context.Context, have map[string]bool, status raftstore.Status) (bool, error) {
+func (w wantedGroup) promote(ctx context.Context, have map[string]bool, _ raftstore.Status) (bool, error) {
 	for _, name := range names(w.voters) {
 		voter, member := have[name]
 		if !member || voter || !w.voters[name] {
 			continue
 		}
-		if r, there := w.report(name); there && r.Fenced == "" && caughtUp(r, status) {
+		if r, there := w.report(name); there && r.Fenced == "" && caughtUp(r) {
 			return true, w.group.Promote(ctx, name)
 		}
 	}
 	return false, nil
 }
 
-// promoteLag is how many entries a replica may be behind for being given a
-// vote: about what comes in between two hellos.
+// promoteLag is how many entries a replica may be behind for being given a vote,
+// or the leadership.
 const promoteLag = 512
 
-func caughtUp(r groupReport, leader raftstore.Status) bool {
-	return r.Applied+promoteLag >= leader.AppliedIndex && r.Applied > 0
-}
+// caughtUp tells whether a replica was level when it said what it has.
+func caughtUp(r groupReport) bool { return r.Applied > 0 && r.behind <= promoteLag }
 
 // demoteFenced takes the vote of a replica that does not have the same log,
 // so that it can be rebuilt.
@@ -195,12 +194,12 @@ func (w wantedGroup) successor(have map[string]bool) string {
 }
 
 // handOver lets the preferred replica lead when it has been there for a while.
-func (w wantedGroup) handOver(ctx context.Context, have map[string]bool, status raftstore.Status) (bool, error) {
+func (w wantedGroup) handOver(ctx context.Context, have map[string]bool, _ raftstore.Status) (bool, error) {
 	if w.preferred == w.self || !have[w.preferred] || !w.steady(w.preferred) {
 		return false, nil
 	}
 	r, there := w.report(w.preferred)
-	if !there || r.Fenced != "" || !caughtUp(r, status) || !w.handing() {
+	if !there || r.Fenced != "" || !caughtUp(r) || !w.handing() {
 		return false, nil
 	}
 	if err := w.transfer(ctx, w.preferred); err != nil {

@@ -175,6 +175,9 @@ func (g *Group) Barrier(ctx context.Context) error {
 // Term gives the term that this replica is in.
 func (g *Group) Term() uint64 { return g.raft.CurrentTerm() }
 
+// Applied gives Status's AppliedIndex.
+func (g *Group) Applied() uint64 { return g.raft.AppliedIndex() }
+
 // VerifyLeader returns nil when a majority has confirmed, by answers to what it
 // was sent since the call, that this replica leads in a term. If a barrier was
 // passed in that term, what this replica has applied is then the latest. The
