@@ -272,6 +272,9 @@ func (k *packer) flush(dst []byte) []byte {
 		dst = appendPub(dst, k.subject, k.pack)
 		k.pack = k.pack[:0]
 	}
+	if cap(k.pack) > 4*k.most {
+		k.pack = nil // it held a large one
+	}
 	return dst
 }
 

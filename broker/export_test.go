@@ -106,8 +106,9 @@ func HelloOf(n *Node) []byte { return mustJSON(n.hello()) }
 // Hear has a node hear that.
 func Hear(n *Node, hello []byte) { n.onHello(&message{payload: hello}) }
 
-// CaughtUp tells whether a node takes another's replica for level.
-func CaughtUp(n *Node, other string, partition int) bool {
-	r, there := n.peers.report(other, partition, time.Now())
-	return there && caughtUp(r)
+// CaughtUp tells whether a node takes another's replica for level, and whether it
+// has heard of it lately.
+func CaughtUp(n *Node, other string, partition int) (level, heard bool) {
+	r, heard := n.peers.report(other, partition, time.Now())
+	return caughtUp(r), heard
 }

@@ -212,16 +212,18 @@ func (n *Node) measure(h *hello) {
 			r.behind = applied - r.Applied
 		}
 	}
+	n.mu.Lock()
+	meta, slots := n.meta, n.slots
+	n.mu.Unlock()
 	for i := range h.Groups {
-		if s := n.slot(h.Groups[i].Partition); s != nil {
-			if p := s.current(); p != nil {
-				behind(p.group, &h.Groups[i])
-			}
+		r := &h.Groups[i]
+		if r.Partition < 0 || r.Partition >= len(slots) {
+			continue
+		}
+		if p := slots[r.Partition].current(); p != nil {
+			behind(p.group, r)
 		}
 	}
-	n.mu.Lock()
-	meta := n.meta
-	n.mu.Unlock()
 	if h.Meta != nil && meta != nil {
 		behind(meta.group, h.Meta)
 	}

@@ -65,10 +65,10 @@ func (w wantedGroup) step(ctx context.Context) (done bool, err error) {
 	for _, r := range status.Replicas {
 		have[r.Name] = r.Voter
 	}
-	for _, step := range []func(context.Context, map[string]bool, raftstore.Status) (bool, error){
+	for _, step := range []func(context.Context, map[string]bool) (bool, error){
 		w.demoteFenced, w.add, w.promote, w.demote, w.remove, w.handOver,
 	} {
-		if taken, err := step(ctx, have, status); taken || err != nil {
+		if taken, err := step(ctx, have); taken || err != nil {
 			return false, err
 		}
 	}
@@ -76,7 +76,7 @@ func (w wantedGroup) step(ctx context.Context) (done bool, err error) {
 }
 
 // add takes in who is missing, once it has a replica to be one with.
-func (w wantedGroup) add(ctx context.Context, have map[string]bool, _ raftstore.Status) (bool, error) {
+func (w wantedGroup) add(ctx context.Context, have map[string]bool) (bool, error) {
 	for _, name := range names(w.voters) {
 		if _, member := have[name]; member {
 			continue
@@ -89,7 +89,7 @@ func (w wantedGroup) add(ctx context.Context, have map[string]bool, _ raftstore.
 }
 
 // promote gives votes to who has caught up.
-func (w wantedGroup) promote(ctx context.Context, have map[string]bool, _ raftstore.Status) (bool, error) {
+func (w wantedGroup) promote(ctx context.Context, have map[string]bool) (bool, error) {
 	for _, name := range names(w.voters) {
 		voter, member := have[name]
 		if !member || voter || !w.voters[name] {
@@ -111,7 +111,7 @@ func caughtUp(r groupReport) bool { return r.Applied > 0 && r.behind <= promoteL
 
 // demoteFenced takes the vote of a replica that does not have the same log,
 // so that it can be rebuilt.
-func (w wantedGroup) demoteFenced(ctx context.Context, have map[string]bool, _ raftstore.Status) (bool, error) {
+func (w wantedGroup) demoteFenced(ctx context.Context, have map[string]bool) (bool, error) {
 	for _, name := range names(have) {
 		if r, there := w.report(name); have[name] && there && r.Fenced != "" && name != w.self && w.canSpare(have, name) {
 			return true, w.group.Demote(ctx, name)
@@ -121,7 +121,7 @@ func (w wantedGroup) demoteFenced(ctx context.Context, have map[string]bool, _ r
 }
 
 // demote takes the vote of who is to follow only.
-func (w wantedGroup) demote(ctx context.Context, have map[string]bool, _ raftstore.Status) (bool, error) {
+func (w wantedGroup) demote(ctx context.Context, have map[string]bool) (bool, error) {
 	for _, name := range names(have) {
 		if vote, wanted := w.voters[name]; have[name] && wanted && !vote && w.complete(have) && w.canSpare(have, name) {
 			if name == w.self {
@@ -134,7 +134,7 @@ func (w wantedGroup) demote(ctx context.Context, have map[string]bool, _ raftsto
 }
 
 // remove takes out who is not to be a member. Its leader hands over first.
-func (w wantedGroup) remove(ctx context.Context, have map[string]bool, _ raftstore.Status) (bool, error) {
+func (w wantedGroup) remove(ctx context.Context, have map[string]bool) (bool, error) {
 	for _, name := range names(have) {
 		if _, wanted := w.voters[name]; wanted {
 			continue
@@ -194,7 +194,7 @@ func (w wantedGroup) successor(have map[string]bool) string {
 }
 
 // handOver lets the preferred replica lead when it has been there for a while.
-func (w wantedGroup) handOver(ctx context.Context, have map[string]bool, _ raftstore.Status) (bool, error) {
+func (w wantedGroup) handOver(ctx context.Context, have map[string]bool) (bool, error) {
 	if w.preferred == w.self || !have[w.preferred] || !w.steady(w.preferred) {
 		return false, nil
 	}

@@ -203,7 +203,7 @@ func (s *stream) onRead(m *nats.Msg) {
 
 // took takes transactions of a read, which came in a message of a size.
 func (s *stream) took(txs []Transaction, size int) {
-	each := size/max(len(txs), 1) + transactionCost
+	each := share(size, len(txs))
 	for i := range txs {
 		switch t := &txs[i]; {
 		case t.Txid < s.next:
@@ -215,6 +215,9 @@ func (s *stream) took(txs []Transaction, size int) {
 		}
 	}
 }
+
+// share is what each of so many transactions takes that came in a message of a size.
+func share(size, transactions int) int { return size/max(transactions, 1) + transactionCost }
 
 // push queues a transaction.
 func (s *stream) push(t *Transaction, size int) {
@@ -306,7 +309,7 @@ func (s *stream) onFeed(m *nats.Msg) {
 	if err != nil {
 		return // a gap that the next one shows
 	}
-	each := m.Size()/max(len(txs), 1) + transactionCost
+	each := share(m.Size(), len(txs))
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.heard = time.Now()

@@ -71,10 +71,26 @@ func newCluster(t testing.TB, names ...string) *cluster {
 func startCluster(t testing.TB, names ...string) (*cluster, *node) {
 	t.Helper()
 	c := newCluster(t, names...)
-	for _, n := range c.nodes {
-		n.open(names...)
-	}
+	c.openAll()
 	return c, c.leader()
+}
+
+// startSlowCluster founds a group with a heartbeat timeout of its own, and doesn't
+// wait for its leader.
+func startSlowCluster(t testing.TB, heartbeat time.Duration, names ...string) *cluster {
+	t.Helper()
+	c := newCluster(t, names...)
+	c.heartbeat = heartbeat
+	c.openAll()
+	return c
+}
+
+// openAll opens the group on every node, all of them its founders.
+func (c *cluster) openAll() {
+	c.t.Helper()
+	for _, n := range c.nodes {
+		n.open(c.names...)
+	}
 }
 
 func (c *cluster) resolve(from, to string) (string, error) {

@@ -132,11 +132,7 @@ func TestTransfer(t *testing.T) {
 // is there.
 func TestALastMarkInTheMiddleOfATransfer(t *testing.T) {
 	t.Parallel()
-	c := newCluster(t, "n1", "n2", "n3")
-	c.heartbeat = 4 * time.Second // the leader goes on while nobody answers
-	for _, n := range c.nodes {
-		n.open(c.names...)
-	}
+	c := startSlowCluster(t, 4*time.Second, "n1", "n2", "n3") // the leader goes on while nobody answers
 	c.put("last")
 	var leader *node
 	var transfers sync.WaitGroup

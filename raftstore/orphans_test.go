@@ -42,11 +42,7 @@ func TestADeadProcessIsNotWaitedFor(t *testing.T) {
 // follower, again and again. The leader is where it was, and goes on leading.
 func TestALeaderThatIsThereIsFollowed(t *testing.T) {
 	t.Parallel()
-	c := newCluster(t, "n1", "n2", "n3")
-	c.heartbeat = 4 * time.Second // a busy machine is no reason to step down
-	for _, n := range c.nodes {
-		n.open(c.names...)
-	}
+	c := startSlowCluster(t, 4*time.Second, "n1", "n2", "n3") // a busy machine is no reason to step down
 	c.put("before")
 	leader := c.leader()
 	term := leader.group.Status().Term

@@ -12,11 +12,7 @@ import (
 
 func TestThreeReplicasApplyTheSame(t *testing.T) {
 	t.Parallel()
-	c := newCluster(t, "n1", "n2", "n3")
-	c.heartbeat = time.Second // a slow machine is not to disturb
-	for _, n := range c.nodes {
-		n.open(c.names...)
-	}
+	c := startSlowCluster(t, time.Second, "n1", "n2", "n3") // a slow machine is not to disturb
 	c.leader()
 	var want []string
 	for i := range 50 {
@@ -98,11 +94,7 @@ func TestALeaderThatIsCutOff(t *testing.T) {
 // lead by then.
 func TestALeaderIsNotConfirmedByAnswersOnTheirWay(t *testing.T) {
 	t.Parallel()
-	c := newCluster(t, "n1", "n2", "n3")
-	c.heartbeat = 2 * time.Second // it goes on leading for so long
-	for _, n := range c.nodes {
-		n.open(c.names...)
-	}
+	c := startSlowCluster(t, 2*time.Second, "n1", "n2", "n3") // it goes on leading for so long
 	leader := c.leader()
 	term := leader.group.Term()
 	c.put("x")
