@@ -112,3 +112,6 @@ func CaughtUp(n *Node, other string, partition int) (level, heard bool) {
 	r, heard := n.peers.report(other, partition, time.Now())
 	return caughtUp(r), heard
 }
+
+// Derive is the key that a node derives for a purpose.
+func Derive(n *Node, purpose string) [32]byte { return [32]byte(n.derive(purpose)) }

@@ -32,7 +32,8 @@ type Node struct {
 	nodeID   string // of the data directory, while that is being founded
 	raftAddr string // what the other nodes dial, "" for a node alone
 	founding wal.Identity
-	joinedAt uint64 // version of the facts that has this node, if it has just joined
+	secret   wal.Secret // the cluster's
+	joinedAt uint64     // version of the facts that has this node, if it has just joined
 
 	nats *natsServer
 	// The node's connections to its own server: a slow reader of one kind of
@@ -169,9 +170,9 @@ func (n *Node) openStore(dir string, id wal.Identity) error {
 		return err
 	}
 	n.mu.Lock()
-	defer n.mu.Unlock()
 	n.store = store
-	return nil
+	n.mu.Unlock()
+	return n.openSecret(dir)
 }
 
 // openNATS starts the NATS server and, in a cluster, has the node heard and

@@ -57,6 +57,12 @@ type Options struct {
 	// given to each. It is looked at only while the data directory is new.
 	// Empty, in a cluster: the node waits to be added by an operator.
 	Bootstrap []string
+	// ClusterSecret is a token of at least 32 characters, the same for every
+	// node of the cluster and known to nobody else: the nodes prove with it that
+	// they belong together. Without it the founders make a secret of their own,
+	// and trust each other at their first meeting. Either is kept in the data
+	// directory; later starts need no token.
+	ClusterSecret string
 	// Replicas is how many voters a partition has, 1, 3 or 5; fixed when the
 	// cluster is founded, and fewer while there are fewer nodes. Default 3.
 	Replicas int
@@ -167,6 +173,10 @@ func (o Options) withDefaults() (Options, error) {
 
 // checkCluster checks what makes the node one of several.
 func (o Options) checkCluster() error {
+	if o.ClusterSecret != "" && len(o.ClusterSecret) < minToken {
+		return fmt.Errorf("the cluster secret has %d characters: at least %d are needed, such as \"openssl rand -hex 32\" prints",
+			len(o.ClusterSecret), minToken)
+	}
 	if o.Replicas != 1 && o.Replicas != 3 && o.Replicas != 5 {
 		return fmt.Errorf("replicas is %d: 1, 3 or 5 are allowed", o.Replicas)
 	}

@@ -197,6 +197,9 @@ func (s *Store) finishFounding() error {
 
 // endFounding removes the founding mark, also one that a crash has left.
 func (s *Store) endFounding() error {
+	if err := removeNomineeKey(s.dir); err != nil {
+		return err
+	}
 	err := os.Remove(filepath.Join(s.dir, foundingFile))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil

@@ -18,6 +18,7 @@ var samples = map[string]string{
 	"log-level": "debug", "log-format": "json",
 	"cluster": "127.0.0.1:7003", "routes": "10.0.0.2:6222,10.0.0.3:6222", "raft": "127.0.0.1:7004", "raft-advertise": "n7.example:7004",
 	"bootstrap": "n7,n8,n9", "replicas": "5", "standby": "true", "heartbeat": "1s", "catch-up-rate": "32MiB",
+	"cluster-secret": "0123456789abcdef0123456789abcdef", "cluster-secret-file": "FILE",
 }
 
 // parseServe gives the values that serve's flags take from args, the
@@ -87,7 +88,7 @@ func TestEveryFlagThreeWays(t *testing.T) {
 // what the node is opened with.
 func TestEveryFlagReachesTheNode(t *testing.T) {
 	there := filepath.Join(t.TempDir(), "there")
-	if err := os.WriteFile(there, nil, 0o600); err != nil {
+	if err := os.WriteFile(there, []byte(samples["cluster-secret"]+"\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	options := func(args ...string) any {
@@ -99,7 +100,11 @@ func TestEveryFlagReachesTheNode(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		return kctx.Selected().Target.Addr().Interface().(*serveCmd).options()
+		opts, err := kctx.Selected().Target.Addr().Interface().(*serveCmd).options()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return opts
 	}
 	defaults := options()
 	for name, value := range samples {

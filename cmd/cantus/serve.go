@@ -2,9 +2,11 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
+	"os"
 	"strings"
 	"time"
 
@@ -33,6 +35,8 @@ type serveCmd struct {
 	Raft          listenAddr   `group:"cluster" placeholder:"HOST:PORT" env:"CANTUS_RAFT" help:"Replication port; the other nodes learn it over NATS. [default the host of --cluster and a free port]"`
 	RaftAdvertise addresses    `group:"cluster" placeholder:"HOST:PORT" env:"CANTUS_RAFT_ADVERTISE" help:"What the other nodes dial, where it differs from --raft."`
 	Bootstrap     nodeNames    `group:"cluster" placeholder:"NAME,…" env:"CANTUS_BOOTSTRAP" help:"The founding nodes, given alike to each of them; looked at only while the data directory is new. Without it a new node waits to be added."`
+	ClusterSecret string       `group:"cluster" hidden:"" placeholder:"TOKEN" env:"CANTUS_CLUSTER_SECRET" help:"The token itself; on a command line others on the machine can read it."`
+	SecretFile    string       `group:"cluster" name:"cluster-secret-file" placeholder:"FILE" env:"CANTUS_CLUSTER_SECRET_FILE" type:"existingfile" help:"File with a token of at least 32 characters, given alike to every node: they prove with it that they belong together. Needed only until the data directory is founded, which keeps it. CANTUS_CLUSTER_SECRET takes the token itself."`
 	Replicas      replicaCount `group:"cluster" placeholder:"N" default:"3" env:"CANTUS_REPLICAS" help:"Replicas of a partition, 1, 3 or 5, or as many as there are nodes; fixed when the cluster is founded."`
 	Standby       bool         `group:"cluster" env:"CANTUS_STANDBY" help:"Once added, follow every partition without a vote."`
 	Heartbeat     duration     `group:"cluster" placeholder:"TIME" default:"500ms" env:"CANTUS_HEARTBEAT" help:"How long a follower hears nothing of its leader before it stands for election."`
@@ -89,7 +93,10 @@ func (c *serveCmd) BeforeResolve(ctx *kong.Context) error {
 // Run runs a node until ctx is cancelled, which is a clean stop, or until the
 // node stops by itself, which is a failure.
 func (c *serveCmd) Run(ctx context.Context, p *program) error {
-	opts := c.options()
+	opts, err := c.options()
+	if err != nil {
+		return err
+	}
 	opts.Logger = newLogger(p.errOut, c.LogLevel, c.LogFormat)
 	node, err := broker.Open(ctx, c.Data, opts)
 	if err != nil {
@@ -113,8 +120,28 @@ func (c *serveCmd) Run(ctx context.Context, p *program) error {
 	return node.Close()
 }
 
-// options gives the node's options without its logger.
-func (c *serveCmd) options() broker.Options {
+// secret returns the cluster's token, "" if none is given.
+func (c *serveCmd) secret() (string, error) {
+	if c.SecretFile == "" {
+		return c.ClusterSecret, nil
+	}
+	if c.ClusterSecret != "" {
+		return "", errors.New("the cluster's token is given twice: by --cluster-secret-file and by CANTUS_CLUSTER_SECRET")
+	}
+	b, err := os.ReadFile(c.SecretFile)
+	if err != nil {
+		return "", fmt.Errorf("--cluster-secret-file: %w", err)
+	}
+	token := strings.TrimSpace(string(b))
+	if token == "" {
+		return "", fmt.Errorf("--cluster-secret-file %s is empty", c.SecretFile)
+	}
+	return token, nil
+}
+
+// options returns the node's options without its logger.
+func (c *serveCmd) options() (broker.Options, error) {
+	secret, err := c.secret()
 	return broker.Options{
 		Name:          string(c.Name),
 		Cluster:       string(c.ClusterName),
@@ -130,6 +157,7 @@ func (c *serveCmd) options() broker.Options {
 		Raft:          string(c.Raft),
 		RaftAdvertise: strings.Join(c.RaftAdvertise, ""),
 		Bootstrap:     c.Bootstrap,
+		ClusterSecret: secret,
 		Replicas:      int(c.Replicas),
 		Standby:       c.Standby,
 		Heartbeat:     time.Duration(c.Heartbeat),
@@ -141,7 +169,7 @@ func (c *serveCmd) options() broker.Options {
 		TailBytes:     int(c.TailSize),
 		Reserve:       int64(c.Reserve),
 		Version:       buildVersion(),
-	}
+	}, err
 }
 
 // readyLine is what serve prints once it serves; programs wait for it.

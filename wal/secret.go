@@ -1,0 +1,80 @@
+package wal
+
+import (
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+)
+
+// SecretSize is the size of a cluster's secret, in bytes.
+const SecretSize = 32
+
+// Secret is what the nodes of a cluster share, and what everything that they
+// prove to each other derives from. It is kept in the data directory, in a
+// file of its own that only the node's user can read, and never logged.
+type Secret struct {
+	// Key has SecretSize bytes.
+	Key []byte `json:"key"`
+	// Token says that Key derives from a token that an operator gave to every
+	// node. Otherwise the founders made it.
+	Token bool `json:"token,omitempty"`
+}
+
+const (
+	secretFile = "cluster.key"
+	// nomineeFile holds the private key of a directory that is being founded.
+	nomineeFile = "founding.key"
+)
+
+// ReadSecret returns the secret that dir holds. The error is fs.ErrNotExist if
+// it holds none, and wraps [ErrDamaged] if the file is not what was written.
+func ReadSecret(dir string) (Secret, error) {
+	var s Secret
+	path := filepath.Join(dir, secretFile)
+	if err := readSealed(path, &s); err != nil {
+		return Secret{}, err
+	}
+	if len(s.Key) != SecretSize {
+		return Secret{}, fmt.Errorf("%w: %s holds %d bytes, not %d", ErrDamaged, path, len(s.Key), SecretSize)
+	}
+	return s, nil
+}
+
+// WriteSecret keeps s in dir. When it returns nil the secret survives power
+// loss. The caller has dir open, or has nominated it.
+func WriteSecret(dir string, s Secret) error {
+	if len(s.Key) != SecretSize {
+		return fmt.Errorf("write %s: a secret has %d bytes, not %d", secretFile, SecretSize, len(s.Key))
+	}
+	return writeSealed(filepath.Join(dir, secretFile), s)
+}
+
+// NomineeKey returns 32 random bytes that belong to dir while it is being
+// founded: the same each time, also after a crash, until [Open] has founded it.
+// The caller has nominated dir.
+func NomineeKey(dir string) ([]byte, error) {
+	path := filepath.Join(dir, nomineeFile)
+	var key []byte
+	err := readSealed(path, &key)
+	if err == nil && len(key) == SecretSize {
+		return key, nil
+	}
+	if err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, ErrDamaged) {
+		return nil, err
+	}
+	key = make([]byte, SecretSize)
+	_, _ = rand.Read(key) // never fails, says crypto/rand
+	return key, writeSealed(path, key)
+}
+
+// removeNomineeKey forgets the key of a directory that is founded.
+func removeNomineeKey(dir string) error {
+	err := os.Remove(filepath.Join(dir, nomineeFile))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return err
+}
