@@ -52,6 +52,10 @@ func TestAppendReplies(t *testing.T) {
 		{"h", []string{mark, "6", read, "account.42"}, `{"partition":0,"txid":7,"time":"T"}`},
 		{"i", []string{mark, "6", write, "account.42"}, `{"partition":0,"txid":8,"time":"T"}`}, // a read lock is not recorded
 		{"j", []string{mark, "0", write, "never.seen"}, `{"partition":0,"txid":9,"time":"T"}`},
+		{"k", []string{mark, "8", write, "list.1, list.2\t,list.3", read, "list.4", read, "list.5 ,list.6"}, `{"partition":0,"txid":10,"time":"T"}`},
+		{"l", []string{mark, "9", write, "list.2", read, "other,list.>"},
+			`{"partition":0,"error":{"code":409,"reason":"conflict","message":"write lock \"list.2\" was recorded by txid 10, after high-water mark 9: apply up to 10, recompute and send again",` +
+				`"lock":"list.2","txid":10,"conflicts":[{"lock":"list.2","mode":"write","txid":10},{"lock":"list.>","mode":"read","txid":10}]},"high_water_mark":10}`},
 	} {
 		m := ask(t, nc, "cantus.append.0", step.payload, step.headers...)
 		if got := timeless(m.Data); got != step.want {
@@ -67,7 +71,7 @@ func TestAppendReplies(t *testing.T) {
 			t.Errorf("step %d: a success has headers %v", i, m.Header)
 		}
 	}
-	if ms := checkLog(t, nc, 0); len(ms) != 9 {
+	if ms := checkLog(t, nc, 0); len(ms) != 10 {
 		t.Fatalf("%d transactions", len(ms))
 	}
 }
@@ -92,6 +96,13 @@ func TestMalformedAppends(t *testing.T) {
 			headers = append(headers, appendLock, fmt.Sprint("l", i))
 		}
 		return headers
+	}
+	list := func(n int) string {
+		var names []string
+		for i := range n {
+			names = append(names, fmt.Sprint("l", i))
+		}
+		return strings.Join(names, ",")
 	}
 	deep := strings.TrimSuffix(strings.Repeat("a.", 16), ".")
 	for _, c := range []struct {
@@ -126,6 +137,16 @@ func TestMalformedAppends(t *testing.T) {
 		{"lock not UTF-8", "UTF-8", []string{appendLock, "a\xff"}},
 		{"lock with white space", "white space", []string{appendLock, "a b"}},
 		{"65 locks", "64", locks(65)},
+		{"65 locks in one header", "64", []string{appendLock, list(65)}},
+		{"65 locks in two headers", "64", []string{appendLock, list(40), appendLock, list(25)}},
+		{"lock list with an empty name", "empty", []string{appendLock, "a,,b"}},
+		{"lock list with blanks alone between commas", "empty", []string{appendLock, "a, ,b"}},
+		{"lock list that begins with a comma", "empty", []string{appendLock, ",a"}},
+		{"lock list that ends in a comma", "empty", []string{appendLock, "a,"}},
+		{"lock list of a comma", "empty", []string{appendLock, ","}},
+		{"lock list with a bad name", "wildcard", []string{appendLock, "a, b.*"}},
+		{"lock list without commas", "white space", []string{appendLock, "a, b c"}},
+		{"mark missing for a list of read locks", mark, []string{read, "a,b"}},
 		{"unknown header", "Cantus-Write-Locks", []string{"Cantus-Write-Locks", "a"}},
 		{"other letter case", write, []string{"cantus-write-lock", "a"}},
 		{"other letter case of NATS's", msgID, []string{"nats-msg-id", "a"}},
@@ -140,7 +161,7 @@ func TestMalformedAppends(t *testing.T) {
 		})
 	}
 	for name, headers := range map[string][]string{
-		"64 locks": locks(64), "16 tokens": {appendLock, deep}, "a token of 64 bytes": {appendLock, strings.Repeat("x", 64)},
+		"64 locks": locks(64), "64 locks in one header": {appendLock, list(64)}, "16 tokens": {appendLock, deep}, "a token of 64 bytes": {appendLock, strings.Repeat("x", 64)},
 		"message id of 128 bytes": {msgID, strings.Repeat("x", 128)}, "the whole partition": {appendLock, ">"},
 		"others of NATS's": {"Nats-Rollup", "sub", "Nats-TTL", "1s"}, "not ASCII": {appendLock, "konto.größe.雪"},
 		"the same lock in all modes": {mark, "0", appendLock, "a", appendLock, "a"},
@@ -318,7 +339,7 @@ func TestWhatIsGivenBack(t *testing.T) {
 	}
 	want := nats.Header{
 		"Cantus-Txid": {"1"}, "Cantus-Partition": {"0"}, "Cantus-Time": {r.Time.Format("2006-01-02T15:04:05.999999999Z07:00")}, "Cantus-Kind": {"pay"},
-		mark: {"0"}, write: {"w.1", "w.2"}, read: {"r.>"}, appendLock: {"a"}, "Cantus-Msg-Id": {"id-1"}, msgID: {"other.log.0.1"},
+		mark: {"0"}, write: {"w.1,w.2"}, read: {"r.>"}, appendLock: {"a"}, "Cantus-Msg-Id": {"id-1"}, msgID: {"other.log.0.1"},
 		"App": {"one", "two"}, "lower-case": {"spaced"}, "Empty": {""},
 	}
 	if got := a.transactions[0]; fmt.Sprint(got.Header) != fmt.Sprint(want) || string(got.Data) != "payload" {

@@ -215,13 +215,30 @@ func appendSent(h []byte, t *wal.Transaction) []byte {
 		h = strconv.AppendUint(h, t.HighWaterMark, 10)
 		h = append(h, "\r\n"...)
 	}
-	for _, l := range t.Locks {
-		h = subjects.AppendField(h, lockHeaders[l.Mode], l.Name)
-	}
+	h = appendLocks(h, t.Locks)
 	if len(t.MsgID) > 0 {
 		h = subjects.AppendField(h, subjects.HeaderStoredMsgID, t.MsgID)
 	}
 	return append(h, t.Header...)
+}
+
+// appendLocks appends a line for each mode, with all of its names: not every
+// client can read a header that is repeated.
+func appendLocks(h []byte, locks []wal.Lock) []byte {
+	if len(locks) == 0 {
+		return h
+	}
+	for mode, key := range lockHeaders {
+		var space [8][]byte
+		names := space[:0]
+		for _, l := range locks {
+			if int(l.Mode) == mode {
+				names = append(names, l.Name)
+			}
+		}
+		h = subjects.AppendLocks(h, key, names...)
+	}
+	return h
 }
 
 // appendPacked appends t as one transaction of a packed message. One that has

@@ -46,6 +46,7 @@ func FuzzCutBatch(f *testing.F) {
 
 func FuzzRequest(f *testing.F) {
 	f.Add("NATS/1.0\r\nCantus-Write-Lock: a.b\r\nCantus-High-Water-Mark: 7\r\n\r\n", "payload")
+	f.Add("NATS/1.0\r\nCantus-Write-Lock: a.b, c,d.>\r\nCantus-High-Water-Mark: 7\r\n\r\n", "payload")
 	f.Add("NATS/1.0\r\nCantus-Read-Lock:a.>\r\nCantus-Append-Lock: b\r\nCantus-High-Water-Mark: 0\r\nNats-Msg-Id: x\r\nApp: y\r\n\r\n", "")
 	f.Add("NATS/1.0\r\nCantus-Kind: pay\r\nNats-Expected-Last-Sequence: 3\r\n\r\n", "x")
 	f.Add("NATS/1.0\r\nnats-msg-id: x\r\n\r\n", "x")

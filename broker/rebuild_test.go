@@ -193,7 +193,7 @@ func TestVoidBatches(t *testing.T) {
 		if err := n.Close(); err != nil {
 			t.Fatal(err)
 		}
-		appendEntry(t, dir, first)
+		appendEntry(t, dir, first, "void")
 		n, nc = openNode(t, dir, opts)
 		digest := info(t, nc, 0).Digest
 		if r := appendTx(t, nc, "cantus.append.0", fmt.Sprint("after ", round), write, "void", mark, fmt.Sprint(want), appendLock, fmt.Sprint("a", round)); r.Error != nil || r.Txid != want+1 {
@@ -234,8 +234,43 @@ func TestVoidBatches(t *testing.T) {
 	}
 }
 
+// TestStoredNamesWithCommas opens a log of a time when a lock name could hold a
+// comma: it is read back and counts in conflicts under that name.
+func TestStoredNamesWithCommas(t *testing.T) {
+	opts := broker.Options{Partitions: 1, Name: "n1", Cluster: "cantus"}
+	dir := t.TempDir()
+	n, nc := openNode(t, dir, opts)
+	nc.Close()
+	if err := n.Close(); err != nil {
+		t.Fatal(err)
+	}
+	appendEntry(t, dir, 1, "old.a,b")
+	n, nc = openNode(t, dir, opts)
+	for range 2 {
+		ms := checkLog(t, nc, 0)
+		if len(ms) != 3 || ms[0].Header.Get(write) != "old.a,b" {
+			t.Fatalf("%d transactions, the first with %v", len(ms), ms[0].Header)
+		}
+		if a := collect(t, nc, "cantus.read.0", `{"lock":"old.>"}`); len(a.transactions) != 3 {
+			t.Errorf("a filter finds %d of 3", len(a.transactions))
+		}
+		e := wantRefusal(t, ask(t, nc, "cantus.append.0", "x", mark, "2", write, "old.>"), subjects.ConflictReason)
+		if e.Txid != 3 {
+			t.Errorf("conflict with %d, want 3", e.Txid)
+		}
+		// Sent today it is two names, of which nobody recorded either.
+		if r := appendTx(t, nc, "cantus.append.0", "x", mark, "0", read, "old.a,b", last, "2"); r.Error == nil || r.Error.Reason != subjects.WrongLast {
+			t.Errorf("%+v", r)
+		}
+		n, nc = reopen(t, n, dir, opts)
+	}
+	if r := appendTx(t, nc, "cantus.append.0", "x", mark, "0", read, "old.a,b"); r.Error != nil || r.Txid != 4 {
+		t.Errorf("%+v", r)
+	}
+}
+
 // appendEntry puts a batch into the log that no session would.
-func appendEntry(t *testing.T, dir string, first uint64) {
+func appendEntry(t *testing.T, dir string, first uint64, lock string) {
 	t.Helper()
 	s, err := wal.Open(dir, wal.Options{})
 	if err != nil {
@@ -251,7 +286,7 @@ func appendEntry(t *testing.T, dir string, first uint64) {
 	for range 3 {
 		w.Add(&wal.Transaction{
 			Kind: []byte("tx"), Payload: []byte("void"), MsgID: []byte("void-id"),
-			Locks: []wal.Lock{{Mode: wal.WriteLock, Name: []byte("void")}},
+			Locks: []wal.Lock{{Mode: wal.WriteLock, Name: []byte(lock)}},
 		})
 	}
 	if err := l.Append(wal.Entry{Index: newest.Index + 1, Term: newest.Term, Data: w.Finish()}); err != nil {

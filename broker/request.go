@@ -125,11 +125,11 @@ func (r *request) field(key, value []byte) error {
 	r.size += len(key) + len(value) + len(": \r\n")
 	switch string(key) {
 	case subjects.HeaderWriteLock:
-		return r.lock(lockmgr.Write, wal.WriteLock, value)
+		return r.locks(lockmgr.Write, wal.WriteLock, value)
 	case subjects.HeaderReadLock:
-		return r.lock(lockmgr.Read, wal.ReadLock, value)
+		return r.locks(lockmgr.Read, wal.ReadLock, value)
 	case subjects.HeaderAppendLock:
-		return r.lock(lockmgr.Append, wal.AppendLock, value)
+		return r.locks(lockmgr.Append, wal.AppendLock, value)
 	case subjects.HeaderHighWaterMark:
 		n, err := r.number(seenMark, subjects.HeaderHighWaterMark, value)
 		r.tx.HighWaterMark, r.tx.HasHighWaterMark = n, true
@@ -163,6 +163,18 @@ func (r *request) other(key, value []byte) error {
 		return err
 	}
 	r.tx.Header = subjects.AppendField(r.tx.Header, text(key), value)
+	return nil
+}
+
+// locks takes the value of a lock header, which holds one name or several.
+func (r *request) locks(mode lockmgr.Mode, stored wal.LockMode, value []byte) error {
+	for more := true; more; {
+		var name []byte
+		name, value, more = subjects.NextLock(value)
+		if err := r.lock(mode, stored, name); err != nil {
+			return err
+		}
+	}
 	return nil
 }
 

@@ -25,7 +25,7 @@ type Transaction struct {
 	ID string
 	// HighWaterMark is the writer's, 0 if none was sent.
 	HighWaterMark uint64
-	// The locks are as they were sent.
+	// The locks' names, each list in the order in which they were sent.
 	WriteLocks, ReadLocks, AppendLocks []string
 	// Header is the application's, nil if there is none.
 	Header nats.Header
@@ -64,11 +64,11 @@ func parseTransaction(m *nats.Msg) (*Transaction, error) {
 		case subjects.HeaderHighWaterMark:
 			t.HighWaterMark = number(values[0])
 		case subjects.HeaderWriteLock:
-			t.WriteLocks = values
+			t.WriteLocks = subjects.LockNames(values...)
 		case subjects.HeaderReadLock:
-			t.ReadLocks = values
+			t.ReadLocks = subjects.LockNames(values...)
 		case subjects.HeaderAppendLock:
-			t.AppendLocks = values
+			t.AppendLocks = subjects.LockNames(values...)
 		case subjects.HeaderMsgID: // <prefix>.<p>.<txid>, for JetStream
 		default:
 			if t.Header == nil {
@@ -141,15 +141,19 @@ func (p *packedParser) parse(t *Transaction, block []byte) error {
 	})
 }
 
-// add appends a name to a list of a transaction's. The first of it comes from
-// the memory that lists share.
-func (p *packedParser) add(list []string, name string) []string {
+// add appends the names in a header's value to a list of a transaction's. The
+// names of the first value lie in the memory that lists share.
+func (p *packedParser) add(list []string, value string) []string {
 	if list != nil {
-		return append(list, name)
+		return append(list, subjects.LockNames(value)...)
 	}
-	p.names = append(p.names, name)
-	n := len(p.names)
-	return p.names[n-1 : n : n]
+	start := len(p.names)
+	for more := true; more; {
+		var name string
+		name, value, more = subjects.NextLock(value)
+		p.names = append(p.names, name)
+	}
+	return p.names[start:len(p.names):len(p.names)]
 }
 
 // passes tells whether kinds and lock, where given, ask for t, as a node

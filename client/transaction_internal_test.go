@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"reflect"
+	"slices"
 	"testing"
 	"time"
 
@@ -36,6 +37,7 @@ func TestPackedTransactionsAreLikeOthers(t *testing.T) {
 		},
 		3: {subjects.HeaderWriteLock, "a"},
 		4: {subjects.HeaderAppendLock, "b", subjects.HeaderAppendLock, "c"},
+		5: {subjects.HeaderWriteLock, "e,f.>,g", subjects.HeaderAppendLock, "h,i", subjects.HeaderAppendLock, "j"},
 	} {
 		payload := bytes.Repeat([]byte{byte(txid)}, int(txid)-1)
 		message = subjects.AppendPacked(message, subjects.Packed{Txid: txid, Time: at.UnixNano(), Header: block(fields...), Payload: payload})
@@ -61,7 +63,10 @@ func TestPackedTransactionsAreLikeOthers(t *testing.T) {
 	if err != nil || !reflect.DeepEqual(got, want) {
 		t.Errorf("got  %+v, %v\nwant %+v", got, err, want)
 	}
-	if len(got) == 4 { // lists of names that are grown leave their neighbours alone
+	if w, a := want[slices.IndexFunc(want, func(t Transaction) bool { return t.Txid == 5 })].WriteLocks, []string{"e", "f.>", "g"}; !slices.Equal(w, a) {
+		t.Errorf("a list of locks is read as %q, want %q", w, a)
+	}
+	if len(got) == 5 { // lists of names that are grown leave their neighbours alone
 		for i := range got {
 			got[i].WriteLocks, got[i].AppendLocks = append(got[i].WriteLocks, "grown"), append(got[i].AppendLocks, "grown")
 		}

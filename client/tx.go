@@ -179,9 +179,7 @@ func (tx *Tx) appendFrame(dst []byte, id []byte) []byte {
 		dst = subjects.AppendField(dst, subjects.HeaderKind, tx.Kind)
 	}
 	for i, names := range tx.locks() {
-		for _, name := range names {
-			dst = subjects.AppendField(dst, lockHeaders[i], name)
-		}
+		dst = subjects.AppendLocks(dst, lockHeaders[i], names...)
 	}
 	for key, values := range tx.Header {
 		for _, v := range values {

@@ -202,7 +202,7 @@ func lockName(path string) string {
 		switch {
 		case r == '/':
 			name.WriteByte('.')
-		case strings.ContainsRune(".%*>", r) || unicode.IsSpace(r):
+		case strings.ContainsRune(".%*>,", r) || unicode.IsSpace(r):
 			for _, b := range []byte(string(r)) {
 				fmt.Fprintf(&name, "%%%02X", b)
 			}
@@ -217,7 +217,7 @@ func TestLockName(t *testing.T) {
 	for path, want := range map[string]string{
 		"server/jetstream.go": "server.jetstream%2Ego",
 		".gitignore":          "%2Egitignore",
-		"a b/100%*>":          "a%20b.100%25%2A%3E",
+		"a b,c/100%*>":        "a%20b%2Cc.100%25%2A%3E",
 	} {
 		if got := lockName(path); got != want {
 			t.Errorf("lockName(%q) = %q, want %q", path, got, want)

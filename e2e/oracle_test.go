@@ -19,8 +19,10 @@ func newLockHistory(log []*nats.Msg) *lockHistory {
 	h := &lockHistory{byLock: map[string][]uint64{}}
 	for _, m := range log {
 		for _, key := range []string{"Cantus-Write-Lock", "Cantus-Append-Lock"} {
-			for _, lock := range m.Header[key] {
-				h.byLock[lock] = append(h.byLock[lock], txid(m))
+			if list := m.Header.Get(key); list != "" {
+				for lock := range strings.SplitSeq(list, ",") {
+					h.byLock[lock] = append(h.byLock[lock], txid(m))
+				}
 			}
 		}
 	}

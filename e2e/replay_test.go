@@ -318,7 +318,7 @@ func checkEntry(t *testing.T, h *history, partition int, id uint64, m *nats.Msg)
 		t.Fatalf("txid %d has the message id %q", id, stepID)
 	}
 	s := h.steps[i]
-	e := entry{commit: s.commit, Msg: m, locks: m.Header["Cantus-Write-Lock"]}
+	e := entry{commit: s.commit, Msg: m, locks: strings.Split(m.Header.Get("Cantus-Write-Lock"), ",")}
 	want := map[string]string{
 		"Cantus-Txid":      strconv.FormatUint(id, 10),
 		"Cantus-Partition": strconv.Itoa(partition),

@@ -69,7 +69,7 @@ func AppendField[S ~string | ~[]byte](dst []byte, key string, value S) []byte {
 func AppendBlockEnd(dst []byte) []byte { return append(dst, "\r\n"...) }
 
 // trim cuts blanks off both ends, as bytes.Trim does, which takes longer.
-func trim(b []byte) []byte {
+func trim[S ~string | ~[]byte](b S) S {
 	for len(b) > 0 && (b[0] == ' ' || b[0] == '\t') {
 		b = b[1:]
 	}

@@ -12,11 +12,12 @@ const (
 	// HeaderHighWaterMark is the txid up to which the writer had applied the
 	// partition when it computed the transaction.
 	HeaderHighWaterMark = "Cantus-High-Water-Mark"
-	// HeaderWriteLock names a lock that is checked, and recorded on commit.
+	// HeaderWriteLock lists locks that are checked, and recorded on commit. The
+	// names in its value are separated by commas, as [NextLock] takes them.
 	HeaderWriteLock = "Cantus-Write-Lock"
-	// HeaderReadLock names a lock that is checked and not recorded.
+	// HeaderReadLock lists locks that are checked and not recorded.
 	HeaderReadLock = "Cantus-Read-Lock"
-	// HeaderAppendLock names a lock that is recorded on commit and not checked.
+	// HeaderAppendLock lists locks that are recorded on commit and not checked.
 	HeaderAppendLock = "Cantus-Append-Lock"
 	// HeaderKind names the sort of transaction.
 	HeaderKind = "Cantus-Kind"

@@ -8,13 +8,61 @@ import (
 	"unicode/utf8"
 )
 
-// CheckLock tells whether name is a lock name: 1 to 16 tokens joined by
+// lockSeparator separates the names in the value of a lock header.
+const lockSeparator = ','
+
+// NextLock cuts the first name off the value of a lock header, which holds one
+// name, or several separated by commas with blanks around them. It reports
+// whether a comma follows the name, and so another name in rest. It does not
+// check the name.
+func NextLock[S ~string | ~[]byte](value S) (name, rest S, more bool) {
+	for i := range len(value) {
+		if value[i] == lockSeparator {
+			return trim(value[:i]), value[i+1:], true
+		}
+	}
+	return trim(value), rest, false
+}
+
+// LockNames returns the names in the values of a lock header, in order.
+func LockNames(values ...string) []string {
+	var names []string
+	for _, value := range values {
+		for more := true; more; {
+			var name string
+			name, value, more = NextLock(value)
+			names = append(names, name)
+		}
+	}
+	return names
+}
+
+// AppendLocks appends one header line with all of the names to dst, or nothing
+// if there are none. The names pass [CheckLock].
+func AppendLocks[S ~string | ~[]byte](dst []byte, key string, names ...S) []byte {
+	if len(names) == 0 {
+		return dst
+	}
+	dst = append(append(dst, key...), ": "...)
+	for i, name := range names {
+		if i > 0 {
+			dst = append(dst, lockSeparator)
+		}
+		dst = append(dst, name...)
+	}
+	return append(dst, "\r\n"...)
+}
+
+// CheckLock reports whether name is a lock name: 1 to 16 tokens joined by
 // dots, each 1 to 64 bytes of UTF-8 without white space, control characters,
-// "*" or ">"; the last may be ">", which makes it a subtree. The error says
-// which token is wrong and what would be right.
+// commas, "*" or ">"; the last may be ">", which makes it a subtree. The error
+// says which token is wrong and what would be right.
 func CheckLock(name string) error {
 	if name == "" {
 		return badf("a lock name is empty: it needs 1 to %d tokens joined by dots", MaxLockTokens)
+	}
+	if strings.IndexByte(name, lockSeparator) >= 0 {
+		return badf("lock %q holds a comma, which separates names in a header: give one name", clip(name))
 	}
 	n := 0
 	for rest, more := name, true; more; n++ {
@@ -35,7 +83,7 @@ func CheckLock(name string) error {
 }
 
 // CheckKind tells whether kind can be the last token of a feed subject: one
-// token as in lock names.
+// token as in lock names, which may hold commas.
 func CheckKind(kind string) error {
 	if err := checkToken(kind); err != nil {
 		return badf("kind %q: %v", clip(kind), err)
@@ -44,10 +92,19 @@ func CheckKind(kind string) error {
 }
 
 // CheckCursor tells whether name can name a cursor: one token as in lock
-// names.
+// names, which may hold commas.
 func CheckCursor(name string) error {
 	if err := checkToken(name); err != nil {
 		return badf("cursor name %q: %v", clip(name), err)
+	}
+	return nil
+}
+
+// CheckKey reports whether key can be the last token of a subject to append to
+// by key: one token as a kind is.
+func CheckKey(key string) error {
+	if err := checkToken(key); err != nil {
+		return badf("key %q: %v", clip(key), err)
 	}
 	return nil
 }

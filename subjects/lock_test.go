@@ -3,6 +3,7 @@ package subjects_test
 import (
 	"errors"
 	"math/rand/v2"
+	"slices"
 	"strings"
 	"testing"
 	"unicode"
@@ -84,6 +85,7 @@ func TestCheckLockRefuses(t *testing.T) {
 		"a no-break space":           {"a\u00a0b", []string{"white space"}},
 		"a line separator":           {"a\u2028b", []string{"white space"}},
 		"a NUL":                      {"a\x00b", []string{"control character"}},
+		"a comma":                    {"a,b", []string{"comma", "give one name"}},
 		"a delete":                   {"a\x7fb", []string{"control character"}},
 		"a C1 control character":     {"a\u0081b", []string{"control character"}},
 		"half a letter":              {"a.\xc3", []string{"token 2", "UTF-8"}},
@@ -100,10 +102,47 @@ func TestCheckLockRefuses(t *testing.T) {
 	}
 }
 
-// TestOneToken checks what kinds and cursors' names have in common.
+// TestLockList puts every list of good names into the value of a header, and
+// takes it out again.
+func TestLockList(t *testing.T) {
+	for value, want := range map[string][]string{
+		"a":             {"a"},
+		"a,b":           {"a", "b"},
+		"a, b":          {"a", "b"},
+		" a \t,\t b.> ": {"a", "b.>"},
+		"":              {""},
+		",":             {"", ""},
+		"a,":            {"a", ""},
+		"a, ,b":         {"a", "", "b"},
+		"a b,c":         {"a b", "c"},
+		"größe.東京,雪":    {"größe.東京", "雪"},
+	} {
+		if got := subjects.LockNames(value); !slices.Equal(got, want) {
+			t.Errorf("%q holds %q, want %q", value, got, want)
+		}
+	}
+	if got := subjects.LockNames("a", "b,c", "d"); !slices.Equal(got, []string{"a", "b", "c", "d"}) {
+		t.Errorf("three headers hold %q", got)
+	}
+	if got := subjects.LockNames(); got != nil {
+		t.Errorf("no header holds %q", got)
+	}
+	for _, names := range [][]string{nil, {"a"}, {"a", "b.>", "c.d"}} {
+		line := string(subjects.AppendLocks([]byte("x"), "K", names...))
+		want := "x"
+		if names != nil {
+			want = "xK: " + strings.Join(names, ",") + "\r\n"
+		}
+		if line != want {
+			t.Errorf("the line of %q is %q, want %q", names, line, want)
+		}
+	}
+}
+
+// TestOneToken checks what kinds, keys and cursors' names have in common.
 func TestOneToken(t *testing.T) {
-	for what, check := range map[string]func(string) error{"kind": subjects.CheckKind, "cursor name": subjects.CheckCursor} {
-		for _, good := range []string{"tx", "a", long, "é", "$x", "a-b"} {
+	for what, check := range map[string]func(string) error{"kind": subjects.CheckKind, "key": subjects.CheckKey, "cursor name": subjects.CheckCursor} {
+		for _, good := range []string{"tx", "a", long, "é", "$x", "a-b", "a,b"} {
 			if err := check(good); err != nil {
 				t.Errorf("%s %q: %v", what, good, err)
 			}
@@ -130,7 +169,7 @@ func TestCheckMsgID(t *testing.T) {
 // twinCheck is CheckLock as its definition reads.
 func twinCheck(name string) bool {
 	all := strings.Split(name, ".")
-	if len(all) > 16 {
+	if len(all) > 16 || strings.Contains(name, ",") {
 		return false
 	}
 	for i, token := range all {

@@ -80,7 +80,7 @@ func (c *appendCmd) settle() error {
 	case c.Key != "" && c.File != "":
 		return usagef("give either the partition P or --key, not both")
 	case c.Key != "":
-		if strings.Contains(c.Key, ".") || subjects.CheckLock(c.Key) != nil || c.Key == ">" {
+		if subjects.CheckKey(c.Key) != nil {
 			return usagef("--key %q is not one NATS token: 1 to %d bytes without white space, control characters, '.', '*' or '>'",
 				c.Key, subjects.MaxToken)
 		}

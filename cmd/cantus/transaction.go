@@ -39,9 +39,9 @@ func parseTransaction(msg *nats.Msg, headersOnly bool) (*transaction, error) {
 	h := msg.Header
 	t := &transaction{
 		Kind:        h.Get(subjects.HeaderKind),
-		WriteLocks:  h[subjects.HeaderWriteLock],
-		ReadLocks:   h[subjects.HeaderReadLock],
-		AppendLocks: h[subjects.HeaderAppendLock],
+		WriteLocks:  subjects.LockNames(h[subjects.HeaderWriteLock]...),
+		ReadLocks:   subjects.LockNames(h[subjects.HeaderReadLock]...),
+		AppendLocks: subjects.LockNames(h[subjects.HeaderAppendLock]...),
 		MsgID:       h.Get(subjects.HeaderStoredMsgID),
 		data:        msg.Data,
 	}

@@ -38,7 +38,7 @@ func TestTransactionForms(t *testing.T) {
 		{name: "long", msg: txMessage(strings.Repeat("ä", 81)),
 			line: head + "-  " + strings.Repeat("ä", 80) + "… (162 bytes)", json: jsonHead + `"payload":"` + strings.Repeat("ä", 81) + `"}`},
 		{name: "locks and headers",
-			msg: txMessage("x", "Cantus-Write-Lock", "a.1", "Cantus-Write-Lock", "a.2", "Cantus-Read-Lock", "b.>", "Cantus-Append-Lock", "c",
+			msg: txMessage("x", "Cantus-Write-Lock", "a.1,a.2", "Cantus-Read-Lock", "b.>", "Cantus-Append-Lock", "c",
 				"Cantus-High-Water-Mark", "0", "Cantus-Msg-Id", "id-1", "Trace", "7f", "Nats-Msg-Id", "cantus.2.813"),
 			line: head + "w:a.1 w:a.2 r:b.> a:c  x",
 			json: jsonHead + `"write_locks":["a.1","a.2"],"read_locks":["b.>"],"append_locks":["c"],"high_water_mark":0,` +

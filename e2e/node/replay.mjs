@@ -15,7 +15,7 @@ const maxLocks = 64;
 const writers = 8;
 
 const encode = (s) => [...Buffer.from(s)].map((b) => `%${b.toString(16).toUpperCase().padStart(2, "0")}`).join("");
-const lockName = (path) => path.split("/").map((part) => part.replace(/[.%*>\s]/gu, encode)).join(".");
+const lockName = (path) => path.split("/").map((part) => part.replace(/[.%*>,\s]/gu, encode)).join(".");
 
 // steps cuts a line of the history into what one transaction can lock.
 function steps(line) {
