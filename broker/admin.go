@@ -100,11 +100,6 @@ func (n *Node) subscribeAll(ctx context.Context, operations map[string]operation
 	return all, nil
 }
 
-// operationBody reads an operation's body.
-func operationBody(m *message) (r subjects.AdminRequest, err error) {
-	return r, strictJSON(m.payload, &r)
-}
-
 func needNode(r subjects.AdminRequest) error {
 	if r.Node == "" {
 		return subjects.Errorf(subjects.BadRequest, `body: node is missing: name the node, such as {"node":"n4"}`)
@@ -129,7 +124,7 @@ func (n *Node) decide(ctx context.Context, compute func(cluster.Facts) (cluster.
 
 func (n *Node) nodeOperation(became string, compute func(cluster.Facts, string) (cluster.Command, error)) operation {
 	return func(ctx context.Context, m *message) (any, error) {
-		r, err := operationBody(m)
+		r, err := operationBody(m, "node")
 		if err = errors.Join(err, needNode(r)); err != nil {
 			return nil, err
 		}
@@ -139,7 +134,7 @@ func (n *Node) nodeOperation(became string, compute func(cluster.Facts, string) 
 
 // onAdd makes a node that waits a member.
 func (n *Node) onAdd(ctx context.Context, m *message) (any, error) {
-	r, err := operationBody(m)
+	r, err := operationBody(m, "node", "standby")
 	if err = errors.Join(err, needNode(r)); err != nil {
 		return nil, err
 	}
@@ -184,7 +179,7 @@ func (n *Node) awaitPeer(ctx context.Context, name string) {
 // onRemove takes everything off a node and then the node out of the cluster,
 // unless a partition would be left without a majority.
 func (n *Node) onRemove(ctx context.Context, m *message) (any, error) {
-	r, err := operationBody(m)
+	r, err := operationBody(m, "node")
 	if err = errors.Join(err, needNode(r)); err != nil {
 		return nil, err
 	}
@@ -234,7 +229,7 @@ func (n *Node) mayLeave(f cluster.Facts, node string) error {
 
 // onTransfer has a partition led by another of its replicas, now and later.
 func (n *Node) onTransfer(ctx context.Context, m *message) (any, error) {
-	r, err := operationBody(m)
+	r, err := operationBody(m, "partition", "to")
 	p, pErr := needPartition(r)
 	if err = errors.Join(err, pErr); err != nil {
 		return nil, err
@@ -247,7 +242,7 @@ func (n *Node) onTransfer(ctx context.Context, m *message) (any, error) {
 
 // onMove moves a replica.
 func (n *Node) onMove(ctx context.Context, m *message) (any, error) {
-	r, err := operationBody(m)
+	r, err := operationBody(m, "partition", "node", "to")
 	p, pErr := needPartition(r)
 	if err = errors.Join(err, pErr, needNode(r)); err != nil {
 		return nil, err
@@ -261,7 +256,7 @@ func (n *Node) onMove(ctx context.Context, m *message) (any, error) {
 
 // onBalance spreads replicas and leaders evenly.
 func (n *Node) onBalance(ctx context.Context, m *message) (any, error) {
-	if _, err := operationBody(m); err != nil {
+	if err := noBody(m.payload); err != nil {
 		return nil, err
 	}
 	facts, _ := n.meta.current()
@@ -281,7 +276,7 @@ func (n *Node) onBalance(ctx context.Context, m *message) (any, error) {
 // onRebuild throws this node's replica of a partition away and has it fetched
 // from the others. It must not vote meanwhile: a fenced one has lost its vote.
 func (n *Node) onRebuild(_ context.Context, m *message) (any, error) {
-	r, err := operationBody(m)
+	r, err := operationBody(m, "partition")
 	p, pErr := needPartition(r)
 	if err = errors.Join(err, pErr); err != nil {
 		return nil, err
@@ -354,7 +349,7 @@ func (p *partition) serveTrim(_ context.Context, m *message) error {
 // keepFrom gives the oldest txid that a trim leaves wanted.
 func (p *partition) keepFrom(body []byte) (uint64, error) {
 	var r subjects.TrimRequest
-	if err := strictJSON(body, &r); err != nil {
+	if err := smallJSON(body, &r); err != nil {
 		return 0, err
 	}
 	given := 0
@@ -382,7 +377,10 @@ func (p *partition) keepFrom(body []byte) (uint64, error) {
 }
 
 // onStatus describes the cluster as this node sees it.
-func (n *Node) onStatus(context.Context, *message) (any, error) {
+func (n *Node) onStatus(_ context.Context, m *message) (any, error) {
+	if err := noBody(m.payload); err != nil {
+		return nil, err
+	}
 	facts, _ := n.meta.current()
 	now := time.Now()
 	id := n.store.Identity()

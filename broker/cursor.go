@@ -34,7 +34,7 @@ func (p *partition) parseCursor(m *message) (cursorCall, error) {
 		return c, err
 	}
 	var body subjects.CursorRequest
-	if err := strictJSON(m.payload, &body); err != nil {
+	if err := smallJSON(m.payload, &body); err != nil {
 		return c, err
 	}
 	if body.Txid == nil {

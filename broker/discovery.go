@@ -77,9 +77,15 @@ func startDiscovery(n *Node) error {
 		for _, kind := range []string{"", serviceName, serviceName + "." + d.id} {
 			subject := strings.TrimSuffix(fmt.Sprintf("%s.%s.%s", micro.APIPrefix, verb, kind), ".")
 			_, err := n.reads.subscribe(subject, "", func(m *message) {
-				if m.reply != "" {
-					n.readSender.send(appendPub(nil, m.reply, mustJSON(answer())))
+				if m.reply == "" {
+					return
 				}
+				if err := noBody(m.payload); err != nil {
+					e := wireError(err)
+					n.readSender.send(appendRefusal(nil, m.reply, e, map[string]any{"error": e}))
+					return
+				}
+				n.readSender.send(appendPub(nil, m.reply, mustJSON(answer())))
 			})
 			if err != nil {
 				return err

@@ -11,8 +11,7 @@ import (
 // serveInfo describes the partition. The answer is linearizable: a majority
 // has confirmed the leader since the question.
 func (p *partition) serveInfo(ctx context.Context, m *message) error {
-	var none struct{}
-	if err := strictJSON(m.payload, &none); err != nil {
+	if err := noBody(m.payload); err != nil {
 		return err
 	}
 	if err := p.group.VerifyLeader(ctx, p.term.Load()); err != nil {
@@ -52,8 +51,7 @@ func (n *Node) serveCluster(m *message) {
 	if m.reply == "" {
 		return
 	}
-	var none struct{}
-	if err := strictJSON(m.payload, &none); err != nil {
+	if err := noBody(m.payload); err != nil {
 		e := wireError(err)
 		n.readSender.send(appendRefusal(nil, m.reply, e, map[string]any{"error": e}))
 		return

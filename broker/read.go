@@ -378,7 +378,7 @@ func (p *partition) serveGet(_ context.Context, m *message) error {
 		Txid *uint64 `json:"txid"`
 		Lock *string `json:"lock"`
 	}
-	if err := strictJSON(m.payload, &g); err != nil {
+	if err := smallJSON(m.payload, &g); err != nil {
 		return err
 	}
 	switch {

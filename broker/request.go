@@ -22,6 +22,7 @@ type request struct {
 	cert lockmgr.Transaction // what is certified
 	seen seenHeaders
 	size int // payload and headers, as they are given back
+	rows int // headers
 }
 
 // roster is the requests of one flight, in blocks so that they lie in memory as
@@ -123,6 +124,10 @@ func (r *request) checkMark() *subjects.Error {
 // field takes one header.
 func (r *request) field(key, value []byte) error {
 	r.size += len(key) + len(value) + len(": \r\n")
+	r.rows++
+	if err := checkHeader(r.rows, key); err != nil {
+		return err
+	}
 	switch string(key) {
 	case subjects.HeaderWriteLock:
 		return r.locks(lockmgr.Write, wal.WriteLock, value)
@@ -153,6 +158,18 @@ func (r *request) field(key, value []byte) error {
 		return subjects.CheckMsgID(text(value))
 	}
 	return r.other(key, value)
+}
+
+// checkHeader refuses a header, the nth of its block, that is one too many or
+// whose name is too long.
+func checkHeader(n int, key []byte) error {
+	if n > subjects.MaxHeaders {
+		return subjects.Errorf(subjects.BadRequest, "there are more than %d headers", subjects.MaxHeaders)
+	}
+	if len(key) > subjects.MaxHeaderName {
+		return subjects.Errorf(subjects.BadRequest, "the name of header %q has %d bytes: at most %d are allowed", clip(key), len(key), subjects.MaxHeaderName)
+	}
+	return nil
 }
 
 // other takes a header that has no meaning here: the application's own is
@@ -243,9 +260,20 @@ type outcome struct {
 	err       *subjects.Error
 }
 
-// onlyOwnHeaders refuses headers on a batch message that mean something for
-// a transaction: they belong into its items.
-func onlyOwnHeaders(key, _ []byte) error {
+// onlyOwnHeaders returns a function that refuses headers on a batch message that
+// mean something for a transaction: they belong into its items.
+func onlyOwnHeaders() func(key, value []byte) error {
+	n := 0
+	return func(key, _ []byte) error {
+		n++
+		if err := checkHeader(n, key); err != nil {
+			return err
+		}
+		return checkBatchHeader(key)
+	}
+}
+
+func checkBatchHeader(key []byte) error {
 	if subjects.IsRequestHeader(text(key)) {
 		return subjects.Errorf(subjects.BadRequest, "header %q stands on the batch message: put it into each transaction's header block", key)
 	}
@@ -264,7 +292,7 @@ type batchItems struct {
 // both. It holds at most most transactions. The error is for the message as a whole:
 // nothing of it is appended.
 func cutBatch(m *message, most int) (batchItems, *subjects.Error) {
-	if err := subjects.ScanBlock(m.header, onlyOwnHeaders); err != nil {
+	if err := subjects.ScanBlock(m.header, onlyOwnHeaders()); err != nil {
 		return batchItems{}, wireError(err)
 	}
 	b := m.payload

@@ -27,7 +27,7 @@ var brokenEverywhere = []badJSON{
 	broken("{", ""), broken("}", ""), broken("[]", ""), broken(`"x"`, ""), broken("7", ""), broken("true", ""),
 	broken(`{"txid":1,}`, ""), broken(`{"txid":1} {"txid":2}`, ""), broken(`{"txid":1}x`, ""), broken("{\"txid\":1}\x00", ""),
 	broken("\xff\xfe", ""), broken(`{"nonsense":1}`, "nonsense"), broken(`{'txid':1}`, ""),
-	broken(strings.Repeat("[", 100_000), ""), broken(`{"nonsense":`+strings.Repeat("[", 20_000), ""),
+	broken(strings.Repeat("[", 4_000), ""), broken(`{"nonsense":`+strings.Repeat("[", 4_000), ""),
 }
 
 func checkBadJSON(t *testing.T, n *node, subject string, cases ...badJSON) {
@@ -72,8 +72,12 @@ func TestBadJSON(t *testing.T) {
 	for _, body := range []string{"", `{"txid":1}`} {
 		checkRefused(t, r.request("cantus.cursor.0."+strings.Repeat("c", 65), nil, []byte(body)), 400, "bad_request", "65")
 	}
-	checkBadJSON(t, n, "cantus.info.0")
-	checkBadJSON(t, n, "cantus.info")
+	for _, subject := range []string{"cantus.info.0", "cantus.info", "cantus.admin.status", "cantus.admin.cluster.balance", "$SRV.INFO"} {
+		checkBadJSON(t, n, subject, broken("null", ""), broken(`{"node":"n1"}`, "node"))
+	}
+	for _, subject := range []string{"get.0", "cursor.0.c1", "info", "info.0", "admin.status", "admin.cluster.drain", "admin.trim.0"} {
+		checkRefused(t, r.request("cantus."+subject, nil, []byte(strings.Repeat("[", 100_000))), 413, "too_large", "4096")
+	}
 	if after := mustInfo(t, c, 0); after.HighWaterMark != before.HighWaterMark {
 		t.Errorf("the high-water mark went from %d to %d", before.HighWaterMark, after.HighWaterMark)
 	}

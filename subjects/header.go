@@ -63,6 +63,13 @@ const (
 	// MaxToken is the most bytes a token of a lock name, a kind or a cursor's
 	// name has.
 	MaxToken = 64
+	// MaxHeaders is the most header lines a transaction has, or a batch message.
+	MaxHeaders = 256
+	// MaxHeaderName is the most bytes the name of a header has.
+	MaxHeaderName = 128
+	// MaxBody is the most bytes a request's body has, of a request that takes
+	// JSON and is no read.
+	MaxBody = 4_096
 	// MaxMsgID is the most bytes a message id has.
 	MaxMsgID = 128
 	// MaxBatch is the most transactions a batch message carries.
