@@ -61,6 +61,7 @@ type Node struct {
 	stats    *serviceStats
 	http     *http.Server
 	httpAddr string
+	httpRoom chan struct{} // a token for each connection
 
 	flying  *semaphore.Weighted // batches in flight, of all partitions
 	reading *semaphore.Weighted // reads being served
@@ -496,9 +497,8 @@ func (n *Node) close() (err error) {
 		n.clearTimer.Stop()
 	}
 	n.cancel() // sessions: unsubscribe, settle, answer, hand over
-	if n.http != nil {
-		err = errors.Join(err, n.http.Close())
-	}
+	httpEnded := make(chan error, 1)
+	go func() { httpEnded <- n.stopHTTP() }()
 	n.background.Wait()
 	n.intake.Lock()
 	n.deaf = true
@@ -507,7 +507,7 @@ func (n *Node) close() (err error) {
 	if n.meta != nil {
 		n.meta.handOver()
 	}
-	err = errors.Join(err, n.closeGroups())
+	err = errors.Join(<-httpEnded, n.closeGroups())
 	close(n.helloStop)
 	n.hellos.Wait()
 	for _, s := range []*sender{n.sender, n.readSender} {

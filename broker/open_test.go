@@ -162,7 +162,7 @@ func TestDamagedIdentity(t *testing.T) {
 }
 
 func TestClosedNode(t *testing.T) {
-	n, nc := one(t, broker.Options{Listen: "127.0.0.1:0", HTTP: "127.0.0.1:0"})
+	n, nc := one(t, broker.Options{Listen: "127.0.0.1:0", HTTP: "127.0.0.1:0", Profiles: true})
 	get := func(path string) (int, string) {
 		t.Helper()
 		r, err := http.Get("http://" + n.HTTPAddr() + path)

@@ -30,10 +30,12 @@ type Options struct {
 	// Empty opens no port, but for one on loopback in a cluster: clients then
 	// come through [Node.Conn].
 	Listen string
-	// HTTP is the host:port for health, metrics and profiles; port 0 takes a
-	// free one. It asks for no password: keep it off public networks. Empty
-	// opens none.
+	// HTTP is the host:port for health and metrics; port 0 takes a free one. It
+	// asks for no password: keep it off public networks. Empty opens none.
 	HTTP string
+	// Profiles serves runtime/pprof's profiles below /debug/pprof/ of HTTP, which
+	// must be on loopback then. They show the process's memory.
+	Profiles bool
 	// NATSConfig is a nats-server configuration file. What it says goes
 	// before Listen.
 	NATSConfig string

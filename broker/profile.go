@@ -1,6 +1,7 @@
 package broker
 
 import (
+	"net"
 	"net/http"
 	"net/http/pprof"
 	"runtime"
@@ -14,10 +15,10 @@ const (
 	mutexProfileRatio = 100    // contended locks to a sample
 )
 
-// addProfiles serves runtime/pprof's profiles below /debug/pprof/. Blocking and
-// contention, which cost something to watch, are watched for as long as such a
-// profile is asked for, by its parameter seconds.
-func addProfiles(mux *http.ServeMux) {
+// addProfiles serves runtime/pprof's profiles below /debug/pprof/ of a listener on
+// loopback. Blocking and contention, which cost something to watch, are watched for
+// as long as such a profile is asked for, by its parameter seconds.
+func addProfiles(mux *http.ServeMux, address string) {
 	var watching sync.Mutex // one at a time
 	during := func(profile string, set func(on bool)) http.HandlerFunc {
 		serve := pprof.Handler(profile)
@@ -33,15 +34,44 @@ func addProfiles(mux *http.ServeMux) {
 			serve.ServeHTTP(w, r)
 		}
 	}
-	mux.HandleFunc("GET /debug/pprof/", pprof.Index)
-	mux.HandleFunc("GET /debug/pprof/profile", pprof.Profile)
-	mux.HandleFunc("GET /debug/pprof/trace", pprof.Trace)
-	mux.HandleFunc("GET /debug/pprof/block", during("block", func(on bool) {
-		runtime.SetBlockProfileRate(when(on, blockProfileRate))
-	}))
-	mux.HandleFunc("GET /debug/pprof/mutex", during("mutex", func(on bool) {
-		runtime.SetMutexProfileFraction(when(on, mutexProfileRatio))
-	}))
+	for name, handler := range map[string]http.HandlerFunc{
+		"":        pprof.Index,
+		"profile": pprof.Profile,
+		"trace":   pprof.Trace,
+		"block":   during("block", func(on bool) { runtime.SetBlockProfileRate(when(on, blockProfileRate)) }),
+		"mutex":   during("mutex", func(on bool) { runtime.SetMutexProfileFraction(when(on, mutexProfileRatio)) }),
+	} {
+		mux.HandleFunc("GET /debug/pprof/"+name, localOnly(address, handler))
+	}
+}
+
+// localOnly refuses requests that a web page could make. A page whose own name
+// resolves to this machine sends that name as the host, and one that asks for a
+// local address is of another site.
+func localOnly(address string, next http.HandlerFunc) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		site := r.Header.Get("Sec-Fetch-Site")
+		if !isLocalHost(r.Host, address) || site != "" && site != "none" && site != "same-origin" {
+			http.Error(w, "profiles are for this machine: ask for them at http://"+address, http.StatusForbidden)
+			return
+		}
+		next(w, r)
+	}
+}
+
+// isLocalHost reports whether a Host header names this machine, or the listener's
+// own address.
+func isLocalHost(host, address string) bool {
+	name, _, err := net.SplitHostPort(host)
+	if err != nil {
+		name = host // without a port
+	}
+	own, _, _ := net.SplitHostPort(address)
+	switch name {
+	case "localhost", "127.0.0.1", "::1", "[::1]", own:
+		return true
+	}
+	return false
 }
 
 func when(on bool, n int) int {

@@ -25,7 +25,8 @@ type serveCmd struct {
 	Prefix      prefix         `placeholder:"PREFIX" default:"cantus" env:"CANTUS_PREFIX" help:"What every subject begins with."`
 
 	Listen      listenAddr   `placeholder:"HOST:PORT" default:"127.0.0.1:4222" env:"CANTUS_LISTEN" help:"Where NATS clients connect; port 0 takes a free one."`
-	HTTP        optionalAddr `name:"http" placeholder:"HOST:PORT" default:"127.0.0.1:8222" env:"CANTUS_HTTP" help:"Where /healthz, /readyz, /metrics and /debug/pprof are; port 0 takes a free one; off for none."`
+	HTTP        optionalAddr `name:"http" placeholder:"HOST:PORT" default:"127.0.0.1:8222" env:"CANTUS_HTTP" help:"Where /healthz, /readyz and /metrics are; port 0 takes a free one; off for none."`
+	Pprof       bool         `env:"CANTUS_PPROF" help:"Serve Go profiles on /debug/pprof too; --http must be on loopback."`
 	NATSConfig  string       `name:"nats-config" placeholder:"FILE" env:"CANTUS_NATS_CONFIG" type:"existingfile" help:"nats-server configuration for TLS, accounts, websocket, leaf nodes and the rest; what it says goes before --listen."`
 	Account     string       `placeholder:"NAME" env:"CANTUS_ACCOUNT" help:"NATS account that the subjects live in, where --nats-config has accounts. [default the global account]"`
 	Credentials string       `placeholder:"FILE" env:"CANTUS_CREDENTIALS" type:"existingfile" help:"NATS credentials for the node's own connections, where --nats-config has operators."`
@@ -149,6 +150,7 @@ func (c *serveCmd) options() (broker.Options, error) {
 		Prefix:        string(c.Prefix),
 		Listen:        string(c.Listen),
 		HTTP:          string(c.HTTP),
+		Profiles:      c.Pprof,
 		NATSConfig:    c.NATSConfig,
 		Account:       c.Account,
 		Credentials:   c.Credentials,

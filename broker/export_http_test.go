@@ -1,0 +1,13 @@
+package broker
+
+import "net/http"
+
+// HTTPConns is how many connections the HTTP port has open at most.
+const HTTPConns = httpConns
+
+// HTTPLimits is a node's HTTP server, of which a test looks at the limits.
+func HTTPLimits(n *Node) *http.Server { return n.http }
+
+// HTTPOpen is how many connections of a node's HTTP port are open, with the one
+// that is awaited.
+func HTTPOpen(n *Node) int { return len(n.httpRoom) }

@@ -1,0 +1,157 @@
+package broker_test
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"io"
+	"net"
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/cantuslog/cantus/broker"
+)
+
+// get asks for a path with a Host header and others, and returns the status.
+func get(t *testing.T, n *broker.Node, path, host string, headers ...string) (status int) {
+	t.Helper()
+	r, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://"+n.HTTPAddr()+path, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.Host = host
+	for i := 0; i < len(headers); i += 2 {
+		r.Header.Set(headers[i], headers[i+1])
+	}
+	answer, err := http.DefaultTransport.RoundTrip(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer http.DefaultClient.CloseIdleConnections()
+	_ = answer.Body.Close()
+	return answer.StatusCode
+}
+
+func TestProfilesAreOffByDefault(t *testing.T) {
+	n, _ := one(t, broker.Options{HTTP: "127.0.0.1:0"})
+	for _, path := range []string{"/debug/pprof/", "/debug/pprof/heap", "/debug/pprof/cmdline"} {
+		if status := get(t, n, path, ""); status != http.StatusNotFound {
+			t.Errorf("%s: %d", path, status)
+		}
+	}
+	mustNotOpen(t, t.TempDir(), broker.Options{HTTP: "0.0.0.0:0", Profiles: true}, broker.ErrOptions, "loopback")
+}
+
+// A web page in a browser of the machine must not get at the profiles: neither
+// under a name of its own that leads to 127.0.0.1, nor from another site.
+func TestProfilesAreForThisMachine(t *testing.T) {
+	n, _ := one(t, broker.Options{HTTP: "127.0.0.1:0", Profiles: true})
+	for _, host := range []string{"localhost", "localhost:8222", "127.0.0.1:1", "[::1]:8222", "[::1]", n.HTTPAddr()} {
+		if status := get(t, n, "/debug/pprof/goroutine", host); status != http.StatusOK {
+			t.Errorf("host %s: %d", host, status)
+		}
+	}
+	for _, host := range []string{"evil.example", "evil.example:8222", "127.0.0.1.evil.example", "localhost.evil.example:80", "10.0.0.1"} {
+		for _, path := range []string{"/debug/pprof/", "/debug/pprof/heap", "/debug/pprof/profile", "/debug/pprof/block?seconds=1", "/debug/pprof/trace"} {
+			if status := get(t, n, path, host); status != http.StatusForbidden {
+				t.Errorf("host %s, %s: %d", host, path, status)
+			}
+		}
+		if status := get(t, n, "/readyz", host); status != http.StatusOK {
+			t.Errorf("host %s, ready: %d", host, status)
+		}
+	}
+	for site, want := range map[string]int{"none": 200, "same-origin": 200, "cross-site": 403, "same-site": 403} {
+		if status := get(t, n, "/debug/pprof/goroutine", "localhost", "Sec-Fetch-Site", site); status != want {
+			t.Errorf("from site %s: %d", site, status)
+		}
+	}
+}
+
+func TestHTTPLimits(t *testing.T) {
+	n, _ := one(t, broker.Options{HTTP: "127.0.0.1:0"})
+	if l := broker.HTTPLimits(n); l.ReadTimeout <= 0 || l.WriteTimeout <= 0 || l.IdleTimeout <= 0 || l.MaxHeaderBytes <= 0 {
+		t.Errorf("%+v", l)
+	}
+	if status := get(t, n, "/healthz", "", "X-Long", strings.Repeat("x", 64<<10)); status != http.StatusRequestHeaderFieldsTooLarge {
+		t.Errorf("a large header: %d", status)
+	}
+}
+
+// However many connections somebody opens, the node holds a bounded number of
+// them, and goes on once they are closed.
+func TestHTTPConnections(t *testing.T) {
+	n, _ := one(t, broker.Options{HTTP: "127.0.0.1:0"})
+	ask := func(conn net.Conn) error {
+		_, err := io.WriteString(conn, "GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+		r := bufio.NewReader(conn)
+		if err == nil {
+			_, err = r.ReadString('\n')
+		}
+		return err
+	}
+	var conns []net.Conn
+	for range broker.HTTPConns {
+		conn, err := net.Dial("tcp", n.HTTPAddr())
+		if err == nil {
+			err = ask(conn)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		conns = append(conns, conn)
+	}
+	more, err := net.Dial("tcp", n.HTTPAddr())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer more.Close()
+	answered := make(chan error, 1)
+	go func() { answered <- ask(more) }()
+	if open := broker.HTTPOpen(n); open != broker.HTTPConns {
+		t.Errorf("%d connections are open", open)
+	}
+	for _, c := range conns {
+		_ = c.Close()
+	}
+	if err := <-answered; err != nil {
+		t.Fatalf("the one that waited: %v", err)
+	}
+}
+
+// A node that stops answers what it was asked before, and waits for no more.
+func TestHTTPEndsWithTheNode(t *testing.T) {
+	n, _ := one(t, broker.Options{HTTP: "127.0.0.1:0", Profiles: true})
+	idle, err := net.Dial("tcp", n.HTTPAddr()) // sends nothing
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer idle.Close()
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	r, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+n.HTTPAddr()+"/debug/pprof/trace?seconds=60", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	long := make(chan error, 1)
+	go func() {
+		answer, err := http.DefaultTransport.RoundTrip(r)
+		if err == nil {
+			_, err = io.Copy(io.Discard, answer.Body)
+			_ = answer.Body.Close()
+		}
+		long <- err
+	}()
+	eventually(t, "a trace under way", func() bool { return broker.HTTPOpen(n) == 3 })
+	if err := n.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-long; err == nil {
+		t.Error("a trace of a minute has ended in time")
+	}
+	if _, err := net.DialTimeout("tcp", n.HTTPAddr(), time.Second); err == nil || errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("the port is open: %v", err)
+	}
+}
