@@ -82,9 +82,12 @@ func (l *lane) landed(fl *flight, runs []subjects.BatchRun, mark uint64) {
 		// Late: a refusal of this try says nothing of those after it.
 		return
 	}
-	l.failures = 0
+	l.failures, l.signs = 0, 0
 	clean := true
 	for _, run := range runs {
+		if run.Error == nil && !run.Duplicate && run.Txid != 0 {
+			l.overtaken(fl)
+		}
 		if run.Error == nil || covered(run, len(fl.ch.items)) == 0 {
 			continue
 		}

@@ -3,6 +3,7 @@ package client
 import (
 	"context"
 	"crypto/rand"
+	"errors"
 	"fmt"
 	"strconv"
 	"strings"
@@ -22,6 +23,7 @@ type Client struct {
 	names    subjects.Names
 	inbox    string // answers to appends come to inbox + token
 	sub      *nats.Subscription
+	leaders  *nats.Subscription // advisories of new leaders
 	room     *room
 	idPrefix string // of message ids that are made up
 	ids      atomic.Uint64
@@ -37,6 +39,7 @@ type Client struct {
 	closed  error
 	lanes   map[int]*lane
 	streams map[*stream]struct{}
+	asking  map[*asking]struct{}
 
 	// tokens guards flights
 	tokens  sync.Mutex
@@ -60,11 +63,15 @@ func New(nc *nats.Conn, opts Options) (*Client, error) {
 		room:     newRoom(opts.MaxInFlight, opts.MaxInFlightBytes),
 		idPrefix: rand.Text()[:16] + ".",
 		closing:  make(chan struct{}),
-		lanes:    map[int]*lane{}, streams: map[*stream]struct{}{}, flights: map[uint64]*flight{},
+		lanes:    map[int]*lane{}, streams: map[*stream]struct{}{}, asking: map[*asking]struct{}{}, flights: map[uint64]*flight{},
 	}
 	// One callback at a time: nats.go runs a subscription's on one goroutine.
 	if c.sub, err = c.subscribe(c.inbox+"*", c.onAnswer); err != nil {
 		return nil, fmt.Errorf("subscribe to the inbox: %w", err)
+	}
+	if c.leaders, err = c.subscribe(c.names.Advisory("leader"), c.onLeader); err != nil {
+		_ = c.sub.Unsubscribe() // fails only where the connection is closed
+		return nil, fmt.Errorf("subscribe to advisories: %w", err)
 	}
 	c.status = nc.StatusChanged(nats.CONNECTED, nats.RECONNECTING, nats.DISCONNECTED, nats.CLOSED)
 	c.running.Go(c.watch)
@@ -93,10 +100,13 @@ func (c *Client) Close() error {
 		c.nc.RemoveStatusListener(c.status)
 	})
 	c.running.Wait()
-	if err := c.sub.Unsubscribe(); err != nil && !isClosed(err) && c.sub.IsValid() {
-		return err
+	var all error
+	for _, sub := range []*nats.Subscription{c.sub, c.leaders} {
+		if err := sub.Unsubscribe(); err != nil && !isClosed(err) && sub.IsValid() {
+			all = errors.Join(all, err)
+		}
 	}
-	return nil
+	return all
 }
 
 // Append appends tx and waits until it is settled. When ctx ends first, the
@@ -226,6 +236,13 @@ func (c *Client) reconnected() {
 	}
 	for _, s := range streams {
 		s.reconnected()
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for a := range c.asking {
+		if a.epoch < c.epoch.Load() {
+			a.sendAgain(a.tries)
+		}
 	}
 }
 

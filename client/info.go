@@ -23,7 +23,7 @@ func (c *Client) Partitions(ctx context.Context) (int, error) {
 		subjects.ClusterInfo
 		Error *subjects.Error `json:"error"`
 	}
-	if err := c.ask(ctx, c.names.Info(), nil, &info, &info.Error); err != nil {
+	if err := c.askJSON(ctx, -1, c.names.Info(), &info, &info.Error); err != nil {
 		return 0, fmt.Errorf("cluster info: %w", err)
 	}
 	if info.Partitions < 1 {
@@ -49,16 +49,16 @@ func (c *Client) Partition(ctx context.Context, key string) (int, error) {
 // all that was acknowledged before.
 func (c *Client) HighWaterMark(ctx context.Context, partition int) (uint64, error) {
 	var info subjects.PartitionInfo
-	if err := c.ask(ctx, c.names.PartitionInfo(partition), nil, &info, &info.Error); err != nil {
+	if err := c.askJSON(ctx, partition, c.names.PartitionInfo(partition), &info, &info.Error); err != nil {
 		return 0, fmt.Errorf("info of partition %d: %w", partition, err)
 	}
 	return info.HighWaterMark, nil
 }
 
-// ask requests JSON until it gets some, or a refusal that is final: refused
+// askJSON requests JSON until it gets some, or a refusal that is final: refused
 // points into reply.
-func (c *Client) ask(ctx context.Context, subject string, body []byte, reply any, refused **subjects.Error) error {
-	return c.request(ctx, subject, body, func(m *nats.Msg, _ int) (error, bool) {
+func (c *Client) askJSON(ctx context.Context, partition int, subject string, reply any, refused **subjects.Error) error {
+	return c.request(ctx, partition, subject, nil, func(m *nats.Msg, _ int) (error, bool) {
 		*refused = nil
 		if err := json.Unmarshal(m.Data, reply); err != nil {
 			return err, false
@@ -71,10 +71,13 @@ func (c *Client) ask(ctx context.Context, subject string, body []byte, reply any
 }
 
 // request sends until take is content with the answer, or says that its
-// error is final.
-func (c *Client) request(ctx context.Context, subject string, body []byte, take func(m *nats.Msg, try int) (err error, done bool)) error {
+// error is final. The partition is the one whose leader answers, -1 if any node
+// does.
+func (c *Client) request(ctx context.Context, partition int, subject string, body []byte, take func(m *nats.Msg, try int) (err error, done bool)) error {
+	a := c.ask(partition)
+	defer a.done()
 	for tries := 1; ; tries++ {
-		try, cancel := context.WithTimeout(ctx, c.opts.Timeout)
+		try, cancel := a.try(ctx)
 		m, err := c.nc.RequestWithContext(try, subject, body)
 		cancel()
 		done := false
@@ -87,11 +90,12 @@ func (c *Client) request(ctx context.Context, subject string, body []byte, take 
 			return fmt.Errorf("%w: %w", ErrClosed, err)
 		case errors.Is(err, nats.ErrNoResponders):
 			err = ErrNoLeader
-		case errors.Is(err, context.DeadlineExceeded):
+		case try.Err() != nil:
 			err = ErrNoAnswer
 		}
 		select {
 		case <-time.After(c.backoff(tries)):
+		case <-a.again:
 		case <-ctx.Done():
 			return fmt.Errorf("%w; last try: %w", context.Cause(ctx), err)
 		case <-c.closing:

@@ -35,16 +35,19 @@ type lane struct {
 	maxCount int       // of a chunk; a node may allow less than Options
 	hold     time.Time // nothing is sent before
 	failures int       // in a row, of whole messages
+	signs    int       // of a new leader, since the last success
 	closed   error
 }
 
 // flight is one try of a chunk.
 type flight struct {
-	lane  *lane
-	token uint64
-	ch    *chunk
-	sent  time.Time
-	epoch uint64 // of the connection
+	lane    *lane
+	token   uint64
+	ch      *chunk
+	sent    time.Time
+	expires time.Time // without an answer it is sent again
+	doubted bool      // expires comes of a sign that the answer is lost
+	epoch   uint64    // of the connection
 }
 
 func newLane(c *Client, partition int) *lane {
@@ -152,7 +155,7 @@ func (l *lane) launch(ch *chunk, now time.Time) *flight {
 		f.sent = true
 		f.open++
 	}
-	fl := &flight{lane: l, ch: ch, sent: now, epoch: l.c.epoch.Load()}
+	fl := &flight{lane: l, ch: ch, sent: now, expires: now.Add(l.c.opts.Timeout), epoch: l.c.epoch.Load()}
 	l.flights = append(l.flights, fl)
 	l.c.register(fl)
 	return fl
@@ -183,13 +186,64 @@ func (l *lane) enqueue(ch *chunk) {
 // again has the chunk sent again after a back-off, with all behind it: what
 // failed for one message will for the next.
 func (l *lane) again(ch *chunk, why error, now time.Time) {
+	l.failures++
+	l.hold = now.Add(l.c.backoff(l.failures))
+	l.retry(ch, why)
+}
+
+// retry has the chunk sent again.
+func (l *lane) retry(ch *chunk, why error) {
 	for i := range ch.items {
 		ch.items[i].f.last = why
 	}
-	l.failures++
-	l.hold = now.Add(l.c.backoff(l.failures))
 	ch.tries++
 	l.enqueue(ch)
+}
+
+// unanswered gives a try up and has its chunk sent again. The answer may come
+// yet.
+func (l *lane) unanswered(fl *flight, why error) {
+	l.land(fl)
+	l.late = append(l.late, fl)
+	l.retry(fl.ch, why)
+}
+
+// doubt lets a try go on without an answer for one back-off more.
+func (l *lane) doubt(fl *flight, now time.Time) {
+	if soon := now.Add(l.c.backoff(max(l.signs, fl.ch.tries+1))); soon.Before(fl.expires) {
+		fl.expires, fl.doubted = soon, true
+	}
+}
+
+// newLeader deals with the news that the partition has a new leader: what is in
+// flight may never be answered, and what waits for one need not wait long.
+func (l *lane) newLeader(now time.Time) {
+	defer l.signal()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.signs++
+	for _, fl := range l.flights {
+		l.doubt(fl, now)
+	}
+	soon := now.Add(l.c.backoff(l.signs))
+	if l.hold.After(soon) {
+		l.hold = soon
+	}
+	for _, ch := range l.ready {
+		if ch.due.After(soon) {
+			ch.due = soon
+		}
+	}
+}
+
+// overtaken doubts the tries from before fl, which has succeeded: a leader answers
+// in order.
+func (l *lane) overtaken(fl *flight) {
+	for _, other := range l.flights {
+		if other.token < fl.token {
+			l.doubt(other, time.Now())
+		}
+	}
 }
 
 // notSent deals with a message that the connection did not take.
@@ -244,10 +298,12 @@ func (l *lane) settle(f *Future, r Receipt, err error) {
 func (l *lane) expire(now time.Time) {
 	for _, fl := range slices.Clone(l.flights) {
 		l.expireItems(fl.ch, now)
-		if now.Sub(fl.sent) >= l.c.opts.Timeout {
-			l.land(fl)
-			l.late = append(l.late, fl)
-			l.again(fl.ch, ErrNoAnswer, now)
+		if !now.Before(fl.expires) {
+			l.unanswered(fl, ErrNoAnswer)
+			if !fl.doubted {
+				l.failures++
+				l.hold = now.Add(l.c.backoff(l.failures))
+			}
 		}
 	}
 	for _, ch := range l.ready {
@@ -286,7 +342,7 @@ func (l *lane) next(now time.Time) time.Time {
 		}
 	}
 	for _, fl := range l.flights {
-		sooner(fl.sent.Add(l.c.opts.Timeout))
+		sooner(fl.expires)
 		sooner(fl.ch.firstDeadline())
 	}
 	for _, ch := range l.ready {
@@ -321,13 +377,7 @@ func (l *lane) reconnected(epoch uint64) {
 		if fl.epoch >= epoch {
 			continue
 		}
-		l.land(fl)
-		l.late = append(l.late, fl)
-		for i := range fl.ch.items {
-			fl.ch.items[i].f.last = nats.ErrDisconnected
-		}
-		fl.ch.tries++
-		l.enqueue(fl.ch)
+		l.unanswered(fl, nats.ErrDisconnected)
 	}
 	l.hold = time.Time{}
 	l.mu.Unlock()

@@ -30,7 +30,8 @@ type Options struct {
 	// larger transaction goes alone. Default 512 KiB.
 	MaxBatchBytes int
 
-	// Timeout is how long one try may go without an answer. Default 5 s.
+	// Timeout is how long one try may go without an answer, unless there are
+	// signs that the answer is lost. Default 5 s.
 	Timeout time.Duration
 	// Deadline is how long a transaction is tried, waiting included, from when
 	// it was accepted. It has to stay below the time for which nodes remember

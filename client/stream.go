@@ -48,6 +48,9 @@ type stream struct {
 	failures int       // reads in a row
 	due      time.Time // when to read after a failure; zero after none
 	why      error     // of the last failure
+	signs    int       // of a new leader, since the last read that ended
+	newer    time.Time // when the last one came
+	check    time.Time // when to act on it; zero if there is nothing to do
 	err      error     // the end
 	sub      *nats.Subscription
 	feed     *nats.Subscription // nil until the stream was level once
@@ -258,7 +261,7 @@ func (s *stream) ended(m *nats.Msg) {
 	if next > s.next && s.opts.filtered() {
 		s.skip(next - 1)
 	}
-	s.read, s.failures, s.why = nil, 0, nil
+	s.read, s.failures, s.signs, s.why = nil, 0, 0, nil
 	s.mark = max(s.mark, mark)
 	s.takeAhead()
 	switch {
@@ -378,6 +381,26 @@ func (s *stream) reconnected() {
 	s.startRead()
 }
 
+// newLeader deals with the news that the partition has a new leader. The answer to
+// a read, and the last of the feed, may be lost; and what waits for a leader need
+// not wait long.
+func (s *stream) newLeader(now time.Time) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.signs++
+	s.newer, s.check = now, now.Add(s.c.backoff(s.signs))
+	signal(s.kick)
+}
+
+// checkAgain reads anew, unless a read has been heard of since the news came.
+func (s *stream) checkAgain() {
+	s.check = time.Time{}
+	if s.read != nil && s.read.heard.Before(s.newer) {
+		s.read = nil
+	}
+	s.startRead()
+}
+
 // take gives what is queued, and waits for something if nothing is. With the
 // stream's end it gives why.
 func (s *stream) take(ctx context.Context) ([]entry, error) {
@@ -434,6 +457,17 @@ func (s *stream) keep(ctx context.Context) {
 func (s *stream) tick(now time.Time) time.Time {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if !s.check.IsZero() && !now.Before(s.check) {
+		s.checkAgain()
+	}
+	next := s.tickLocked(now)
+	if !s.check.IsZero() && s.check.Before(next) {
+		return s.check
+	}
+	return next
+}
+
+func (s *stream) tickLocked(now time.Time) time.Time {
 	switch {
 	case s.err != nil:
 	case s.read != nil:
