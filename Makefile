@@ -1,13 +1,15 @@
 # Verbs; `make help` lists them.
 GO ?= go
+# What the nearest release tag calls this commit, empty if there is none.
+VERSION ?= $(shell git describe --tags --match 'v[0-9]*' --dirty 2>/dev/null)
 
-.PHONY: help build test race lint vuln fuzz bench soak scaling bench-etcd e2e long cluster failover netfaults interop postgres proof powercut clean
+.PHONY: help build test race lint vuln fuzz bench soak scaling bench-etcd e2e long cluster failover netfaults interop natscli postgres proof powercut clean
 
 help: ## this list
 	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 build: ## bin/cantus, a static binary
-	CGO_ENABLED=0 $(GO) build -trimpath -o bin/cantus ./cmd/cantus
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-X main.version=$(VERSION)' -o bin/cantus ./cmd/cantus
 
 test: ## all tests that need nothing but Go
 	$(GO) test ./...
@@ -55,6 +57,9 @@ long: ## the tests that take samples, at full length: every damage, 20 kills on 
 
 interop: ## the same from Node.js and C (needs npm, cc and libnats-dev)
 	./.ci/interop
+
+natscli: ## every nats command line of the documents, with the real command (built from .ci/tools)
+	$(GO) test -count=1 -timeout 10m -tags natscli -run '^TestNATSCommand$$' ./e2e
 
 postgres: ## views and the bank on PostgreSQL (needs Debian's postgresql)
 	$(GO) test -count=1 -tags postgres ./client/sqlview ./examples/bank

@@ -99,6 +99,8 @@ func TestBadOptions(t *testing.T) {
 		"queue":              {QueueBytes: 1},
 		"tail":               {TailBytes: 1},
 		"reserve":            {Reserve: -1},
+		"version":            {Version: "devel"},
+		"version with a v":   {Version: "v1.2.3"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			dir := filepath.Join(t.TempDir(), "data")

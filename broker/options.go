@@ -100,7 +100,8 @@ type Options struct {
 
 	// Logger takes the node's log. Default: discarded.
 	Logger *slog.Logger
-	// Version is what the node calls itself in info and discovery.
+	// Version is the program's, which info, discovery and hellos give: a semantic
+	// version. Default "0.0.0-dev".
 	Version string
 
 	// Tests put something else in here. Of store, identity, tail and logger
@@ -129,7 +130,7 @@ func (o Options) withDefaults() (Options, error) {
 	set(&o.QueueBytes, 32<<20)
 	set(&o.TailBytes, 64<<20)
 	set(&o.Reserve, 256<<20)
-	set(&o.Version, "0.0.0-devel")
+	set(&o.Version, "0.0.0-dev")
 	set(&o.Replicas, 3)
 	set(&o.Heartbeat, 500*time.Millisecond)
 	set(&o.CatchUpRate, 16<<20)
@@ -146,6 +147,9 @@ func (o Options) withDefaults() (Options, error) {
 		}
 	}
 	if err := subjects.CheckPrefix(o.Prefix); err != nil {
+		return o, fmt.Errorf("%w: %w", ErrOptions, err)
+	}
+	if err := subjects.CheckVersion(o.Version); err != nil {
 		return o, fmt.Errorf("%w: %w", ErrOptions, err)
 	}
 	if err := o.checkCluster(); err != nil {

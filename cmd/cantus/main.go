@@ -7,7 +7,7 @@ import (
 	"syscall"
 )
 
-// version is set by the linker in a release; see buildVersion for the rest.
+// version is set by the linker, as in `make build`; see versionOf for the rest.
 var version string
 
 func main() {

@@ -2,8 +2,12 @@ package main
 
 import (
 	"fmt"
+	"regexp"
 	"runtime"
 	"runtime/debug"
+	"strings"
+
+	"github.com/cantuslog/cantus/subjects"
 )
 
 type versionCmd struct{}
@@ -14,27 +18,60 @@ func (*versionCmd) Run(p *program) error {
 	return err
 }
 
-// buildVersion is the release's version, or for other builds what Go wrote
-// into the binary: the module's version or the commit.
+// develVersion is that of builds between releases: the next one's, and before it.
+const develVersion = "0.1.0-dev"
+
+// buildVersion returns the program's semantic version.
 func buildVersion() string {
-	if version != "" {
-		return version
-	}
 	info, ok := debug.ReadBuildInfo()
 	if !ok {
-		return "devel"
+		info = &debug.BuildInfo{}
 	}
-	if v := info.Main.Version; v != "" && v != "(devel)" {
+	return versionOf(version, info)
+}
+
+// versionOf returns the version that the linker was given, or else the module's,
+// where it is a release. Other builds have develVersion with the commit, or with
+// what the linker was given, as build metadata.
+func versionOf(linked string, info *debug.BuildInfo) string {
+	if linked != "" {
+		v := strings.TrimPrefix(linked, "v")
+		if m := described.FindStringSubmatch(v); m != nil {
+			v = m[1] + "+" + m[2] // with a hyphen it would be a version before the tag's
+		}
+		if subjects.CheckVersion(v) == nil {
+			return v
+		}
+		return withBuild(linked)
+	}
+	if v := strings.TrimPrefix(info.Main.Version, "v"); subjects.CheckVersion(v) == nil && !pseudoVersion.MatchString(v) {
 		return v
 	}
-	commit, modified := "", ""
+	var build []string
 	for _, s := range info.Settings {
 		switch {
 		case s.Key == "vcs.revision":
-			commit = "-" + s.Value[:min(len(s.Value), 12)]
+			build = append(build, s.Value[:min(len(s.Value), 12)])
 		case s.Key == "vcs.modified" && s.Value == "true":
-			modified = "-modified"
+			build = append(build, "modified")
 		}
 	}
-	return "devel" + commit + modified
+	return withBuild(strings.Join(build, "."))
+}
+
+// described matches a tag and what git describe says of the commits since, and of
+// changes that are not committed.
+var described = regexp.MustCompile(`^(.*?)-(\d+-g[0-9a-f]+(?:-dirty)?|dirty)$`)
+
+// pseudoVersion matches what Go calls a commit between releases: it ends in the
+// commit's time and hash.
+var pseudoVersion = regexp.MustCompile(`[-.]\d{14}-[0-9a-f]{12}(\+|$)`)
+
+// withBuild returns develVersion with build metadata, as far as its grammar goes.
+func withBuild(build string) string {
+	build = strings.Trim(regexp.MustCompile(`[^0-9A-Za-z]+`).ReplaceAllString(build, "."), ".")
+	if build == "" {
+		return develVersion
+	}
+	return develVersion + "+" + build
 }

@@ -108,6 +108,9 @@ func TestTheDocumentsRequestsAreAnsweredSo(t *testing.T) {
 				t.Fatalf("%s\nanswer %d: %v", r.line, i, err)
 			}
 			pattern := "^" + strings.ReplaceAll(regexp.QuoteMeta(want), "…", ".*") + "$"
+			if len(m.Data) == 0 {
+				m.Data = []byte("nil body") // what the command shows
+			}
 			if !regexp.MustCompile(pattern).Match(m.Data) {
 				t.Errorf("%s\nis answered\n%s\nand not\n%s", r.line, m.Data, want)
 			}
