@@ -119,8 +119,8 @@ func (p *partition) commitCursors(calls []cursorCall) ([]cursorResult, error) {
 	if w.Count() == 0 {
 		return nil, nil
 	}
-	if p.node.full.Load() {
-		return nil, wal.ErrNoSpace
+	if err := p.fullError(); err != nil {
+		return nil, err
 	}
 	result, err := p.group.Propose(w.Finish()).Wait()
 	if err != nil {

@@ -39,6 +39,7 @@ type hello struct {
 	Ready   bool     `json:"ready,omitempty"`
 	Unready string   `json:"unready,omitempty"` // why not
 	Leaving bool     `json:"leaving,omitempty"` // it is being stopped
+	Full    bool     `json:"full,omitempty"`    // its disk has no room for transactions
 	Facts   uint64   `json:"facts,omitempty"`   // the version that it has applied
 	Members []string `json:"members,omitempty"`
 
@@ -302,6 +303,7 @@ func (n *Node) hello() hello {
 			h.Groups = append(h.Groups, p.report())
 		}
 	}
+	h.Full = n.isFull()
 	h.Unready = n.unready()
 	h.Ready = h.Unready == ""
 	return h

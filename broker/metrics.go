@@ -63,6 +63,15 @@ func (m *metrics) watch(n *Node) {
 		}
 		return 0
 	})
+	gauge("disk_free_bytes", "Bytes free on the file system of the data directory, as of a second ago.", func() float64 {
+		return float64(n.free.Load())
+	})
+	gauge("disk_full", "1 if this node takes no more transactions for want of room on its disk.", func() float64 {
+		if n.isFull() {
+			return 1
+		}
+		return 0
+	})
 	gauge("journal_frames", "Frames that the write-ahead log has synced since it was opened.", func() float64 {
 		return float64(n.store.Stats().Journal.Frames)
 	})

@@ -66,6 +66,7 @@ type Node struct {
 	flying  *semaphore.Weighted // batches in flight, of all partitions
 	reading *semaphore.Weighted // reads being served
 	full    atomic.Bool         // the disk has no room
+	free    atomic.Int64        // bytes free on it
 
 	cancel     context.CancelFunc // stops the partitions
 	quit       chan struct{}      // closed when the node begins to stop
@@ -383,18 +384,6 @@ func (n *Node) watchStore(ctx context.Context) {
 		case <-tick.C:
 			n.checkSpace()
 		}
-	}
-}
-
-func (n *Node) checkSpace() {
-	free, err := n.opts.freeSpace(n.store.Dir())
-	if err != nil {
-		n.log.Warn("free disk space unknown", "err", err)
-		return
-	}
-	if full := free < n.opts.Reserve; full != n.full.Swap(full) {
-		n.log.Warn("room on the disk", "enough", !full, "free_bytes", free, "reserve_bytes", n.opts.Reserve)
-		n.advise("storage", map[string]any{"full": full, "free_bytes": free, "reserve_bytes": n.opts.Reserve})
 	}
 }
 

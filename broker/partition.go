@@ -35,6 +35,8 @@ type partition struct {
 	// committed before.
 	term  atomic.Uint64
 	level atomic.Bool // it has had all that its leader had, once
+	// crowded is what isCrowded said lately, while this replica leads.
+	crowded atomic.Bool
 
 	digests digests
 	end     atomic.Pointer[context.CancelCauseFunc] // of the present session
@@ -60,7 +62,7 @@ func openPartition(n *Node, id int, voters []string) (*partition, error) {
 		p.fenced.Store(&text)
 	}
 	opts := n.groupOptions(uint32(id), p.store, p.replica, p.log)
-	opts.Voters = voters
+	opts.Voters, opts.Full = voters, p.turnsDown
 	group, err := raftstore.Open(opts)
 	if err != nil {
 		return nil, fmt.Errorf("partition %d: %w", id, err)

@@ -225,8 +225,9 @@ func (p *partition) reconcile(ctx context.Context) {
 			want[name] = true
 		}
 		now := time.Now()
+		p.crowded.Store(p.isCrowded())
 		w := wantedGroup{
-			group: p.group, transfer: p.makeWay, self: p.node.opts.Name, voters: want, preferred: facts.Voters(p.id)[0],
+			group: p.group, transfer: p.makeWay, self: p.node.opts.Name, voters: want, preferred: p.leaderWithRoom(facts.Voters(p.id), now),
 			report: func(name string) (groupReport, bool) {
 				if !p.node.peers.alive(name, now) {
 					return groupReport{}, false

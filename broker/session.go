@@ -144,8 +144,8 @@ func (s *session) fly(ms []*message) *flight {
 	for _, m := range ms {
 		rs = s.decode(f, rs, m)
 	}
-	if s.p.node.full.Load() {
-		s.refuseFull(f, rs)
+	if why := s.p.fullError(); why != nil {
+		s.refuseFull(f, rs, why)
 		return f
 	}
 	s.certify(f, rs)
@@ -160,8 +160,8 @@ func (s *session) fly(ms []*message) *flight {
 
 // refuseFull refuses what can't be stored for want of room. What was stored
 // before is answered as ever.
-func (s *session) refuseFull(f *flight, rs []*request) {
-	e := subjects.Errorf(subjects.StorageFull, "less than %d bytes are free on the node's disk: nothing is appended until there is room", s.p.node.opts.Reserve)
+func (s *session) refuseFull(f *flight, rs []*request, why error) {
+	e := wireError(why)
 	rep := s.p.replica
 	rep.mu.Lock()
 	defer rep.mu.Unlock()

@@ -143,6 +143,9 @@ var errNoSource = errors.New("no node is there that has a replica to fetch from"
 
 // fetch gets the log from the leader, or else from who has most of it.
 func (s *slot) fetch(ctx context.Context) error {
+	if s.node.isFull() {
+		return errFull
+	}
 	now := time.Now()
 	from, _, ok := s.node.peers.leader(s.id, now)
 	best := uint64(0)

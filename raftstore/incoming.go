@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"strings"
 	"sync"
 	"sync/atomic"
 
@@ -20,6 +21,7 @@ type incoming struct {
 	out  chan raft.RPC
 	open context.Context
 	log  *wal.Log
+	full func() bool // nil: never
 	raft atomic.Pointer[raft.Raft]
 
 	behind    chan struct{} // closed once
@@ -27,8 +29,8 @@ type incoming struct {
 	running   sync.WaitGroup
 }
 
-func newIncoming(in <-chan raft.RPC, open context.Context, log *wal.Log) *incoming {
-	i := &incoming{in: in, out: make(chan raft.RPC), open: open, log: log, behind: make(chan struct{})}
+func newIncoming(in <-chan raft.RPC, open context.Context, log *wal.Log, full func() bool) *incoming {
+	i := &incoming{in: in, out: make(chan raft.RPC), open: open, log: log, full: full, behind: make(chan struct{})}
 	i.running.Go(i.run)
 	return i
 }
@@ -57,6 +59,10 @@ func (i *incoming) run() {
 func (i *incoming) pass(rpc *raft.RPC) bool {
 	switch q := rpc.Command.(type) {
 	case *raft.AppendEntriesRequest:
+		if i.full != nil && needsRoom(q) && i.full() {
+			rpc.Respond(nil, errFull)
+			return false
+		}
 		i.raiseHead(q)
 	case *raft.InstallSnapshotRequest:
 		_, _ = io.Copy(io.Discard, rpc.Reader) // it comes before the next request
@@ -64,6 +70,26 @@ func (i *incoming) pass(rpc *raft.RPC) bool {
 		return false
 	}
 	return true
+}
+
+// errFull answers a leader whose entries this replica has no room for. Raft
+// itself must not turn them down: its leader would take it that the logs differ
+// and look for where they do.
+var errFull = errors.New("this replica has no room for entries")
+
+// isFull reports whether a peer answered with errFull. Only its text comes over
+// the wire.
+func isFull(err error) bool { return err != nil && strings.HasSuffix(err.Error(), errFull.Error()) }
+
+// needsRoom reports whether the entries of a request are among those that a full
+// disk takes no more.
+func needsRoom(q *raft.AppendEntriesRequest) bool {
+	for _, l := range q.Entries {
+		if e := toEntry(l); e.NeedsRoom() {
+			return true
+		}
+	}
+	return false
 }
 
 // raiseHead takes off a request what lies before this log's head. A leader

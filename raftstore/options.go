@@ -41,6 +41,9 @@ type Options struct {
 	// MarkEntries is how many new entries make a mark worth while.
 	// Default 256.
 	MarkEntries uint64
+	// Full reports whether this replica, following, takes no more entries that
+	// need room; nil never does. It is asked for each request with entries.
+	Full func() bool
 	// Logger takes what raft has to say. Default: discarded.
 	Logger *slog.Logger
 

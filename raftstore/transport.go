@@ -15,6 +15,8 @@ const (
 	// retryFirst and retryMost are between attempts to reach a peer.
 	retryFirst = 5 * time.Millisecond
 	retryMost  = 100 * time.Millisecond
+	// retryFull is between attempts to send entries to a peer that has no room.
+	retryFull = time.Second
 	// maxInFlight is how many requests with entries a peer is sent before it
 	// has answered the first.
 	maxInFlight = 4
@@ -97,7 +99,7 @@ func newTransport(e *endpoint, opts Options, u *unsynced) *transport {
 	t.beatDelay, t.patience = opts.HeartbeatTimeout/10, max(2*opts.HeartbeatTimeout, 500*time.Millisecond)
 	config.Stream, config.Timeout = stream{e, false}, t.patience
 	t.control = raft.NewNetworkTransportWithConfig(&config)
-	t.incoming = newIncoming(t.NetworkTransport.Consumer(), e.open, opts.Log)
+	t.incoming = newIncoming(t.NetworkTransport.Consumer(), e.open, opts.Log, opts.Full)
 	return t
 }
 
@@ -245,6 +247,9 @@ func (t *transport) persist(id raft.ServerID, term uint64, try func() error) err
 	p.waited.Add(1)
 	defer p.waited.Add(-1)
 	for pause := retryFirst; err != nil && t.matters(id, term); pause = min(2*pause, retryMost) {
+		if isFull(err) {
+			pause = retryFull
+		}
 		select {
 		case <-t.end.dialing.Done():
 			return err

@@ -2,9 +2,11 @@ package wal
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 
 	"github.com/dgraph-io/badger/v4"
 
@@ -37,6 +39,8 @@ type applier struct {
 	hints     map[uint32]*hint
 	unwritten int
 
+	wanted atomic.Int64 // bytes that there was no room for
+
 	mu      sync.Mutex
 	changed sync.Cond
 	waiting []frame
@@ -58,11 +62,12 @@ func newApplier(s *Store) *applier {
 	return a
 }
 
-// give hands over a frame of n bytes; it blocks while too much waits.
+// give hands over a frame of n bytes; it blocks while too much waits, unless
+// that is for want of room: no entries come then.
 func (a *applier) give(f frame, n int64) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	for a.bytes > applyQueue && !a.closed && a.store.Failed() == nil {
+	for a.bytes > applyQueue && !a.closed && a.store.Failed() == nil && !a.store.Tight() {
 		a.changed.Wait()
 	}
 	a.waiting = append(a.waiting, f)
@@ -77,12 +82,30 @@ func (a *applier) run() {
 		if !ok {
 			return
 		}
-		if a.store.Failed() == nil {
-			if err := a.apply(frames); err != nil {
+		for a.store.Failed() == nil {
+			err := a.apply(frames)
+			if errors.Is(err, ErrNoSpace) && a.awaitRoom() {
+				continue
+			}
+			if err != nil && !errors.Is(err, ErrNoSpace) {
 				a.store.fail(fmt.Errorf("write to badger: %w", err))
 			}
+			break
 		}
 	}
+}
+
+// awaitRoom waits until there may be room; false says that the store is being
+// closed, and the frames stay in the journal.
+func (a *applier) awaitRoom() bool {
+	a.store.refuse()
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.changed.Broadcast() // the journal's writer does not wait for this
+	for a.store.Tight() && !a.closed && a.store.Failed() == nil {
+		a.changed.Wait()
+	}
+	return !a.closed
 }
 
 // take waits for frames and takes all there are; false says that there will be
@@ -137,6 +160,12 @@ func (a *applier) wait(seq uint64) bool {
 func (a *applier) apply(frames []frame) error {
 	a.store.changing.Lock()
 	defer a.store.changing.Unlock()
+	d := a.demand(frames)
+	if err := a.store.room.take(d); err != nil {
+		a.wanted.Store(d.vlog + d.mem)
+		return err
+	}
+	a.wanted.Store(0)
 	wb := a.store.db.NewWriteBatch()
 	defer func() { wb.Cancel() }()
 	for _, f := range frames {
@@ -174,6 +203,22 @@ func (a *applier) apply(frames []frame) error {
 	a.applied = last
 	a.changed.Broadcast()
 	return nil
+}
+
+// demand is what it takes to apply frames, without truncations.
+func (a *applier) demand(frames []frame) (d demand) {
+	threshold := a.store.db.Opts().ValueThreshold
+	const number = 8 // the size of an index as a value
+	for _, f := range frames {
+		for i := range f.ops {
+			if op := &f.ops[i]; op.Key[0] == opEntry {
+				d.put(len(op.Key), len(op.Value), threshold)
+				d.put(len(op.Key), number, threshold) // its hint
+			}
+		}
+		d.put(1, number, threshold)
+	}
+	return d
 }
 
 // putEntry writes an entry, and now and then the key that finds it by txid.

@@ -37,22 +37,52 @@ func (o Options) badgerOptions(dir string) badger.Options {
 	return b
 }
 
-// openBadger opens the store behind the journal. fail is told every error
-// that Badger only logs.
-func openBadger(o badger.Options, logger *slog.Logger, fail func(error)) (db *badger.DB, err error) {
-	defer recoverDamage(&err)
-	o = o.WithLogger(badgerLogger{logger, fail})
+// openBadger opens the store behind the journal.
+func (s *Store) openBadger() error {
+	o := s.opts.badgerOptions(filepath.Join(s.dir, badgerDir)).WithLogger(badgerLogger{s.opts.Logger, s.fail})
+	if err := s.roomToOpen(o); err != nil {
+		return err
+	}
 	if err := checkTables(o); err != nil {
-		return nil, fmt.Errorf("%w: %w", ErrDamaged, err)
+		return blame(err)
 	}
-	db, err = badger.Open(o)
+	db, err := tryBadger(o)
 	if err != nil {
-		if !isReadOnly(err) {
-			err = fmt.Errorf("%w: %w", ErrDamaged, err)
+		if full := s.roomToOpen(o); full != nil {
+			return full // it ran out meanwhile
 		}
-		return nil, fmt.Errorf("open %s: %w", o.Dir, err)
+		return fmt.Errorf("open %s: %w", o.Dir, blame(err))
 	}
-	return db, nil
+	s.db = db
+	s.room, err = newRoom(s.opts, db.Opts())
+	return err
+}
+
+// roomToOpen makes sure of the space that Badger takes when it opens: it begins
+// new files, and makes tables of the memtables of the last run.
+func (s *Store) roomToOpen(o badger.Options) error {
+	tables, err := memtableRoom(o.Dir)
+	if err != nil {
+		return err
+	}
+	return spare(s.opts.FreeSpace, s.dir, floorOf(o)+tables)
+}
+
+func tryBadger(o badger.Options) (db *badger.DB, err error) {
+	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
+	defer recoverDamage(&err)
+	return badger.Open(o)
+}
+
+// blame makes an ErrDamaged of an error that is not the system's.
+func blame(err error) error {
+	if e, environmental := explain(err); environmental {
+		return e
+	}
+	if errors.Is(err, ErrDamaged) {
+		return err
+	}
+	return fmt.Errorf("%w: %w", ErrDamaged, err)
 }
 
 // recoverDamage makes an error out of a panic: Badger panics on some damage to
@@ -124,6 +154,10 @@ func syncDir(dir string, which func(name string) bool) error {
 func (s *Store) reclaim() (more bool, err error) {
 	s.checking.Lock()
 	defer s.checking.Unlock()
+	// Merging tables and rewriting a value log take space before they give any.
+	if err := spare(s.opts.FreeSpace, s.room.dir, s.room.floor+s.db.Opts().ValueLogFileSize); err != nil {
+		return false, err
+	}
 	if s.muchDeleted() {
 		if err := s.compact(); err != nil {
 			return false, err
@@ -133,9 +167,13 @@ func (s *Store) reclaim() (more bool, err error) {
 	guard := txn.NewIterator(badger.IteratorOptions{Prefix: []byte{opApplied}})
 	s.changing.Lock()
 	err = s.db.RunValueLogGC(0.5)
-	s.changing.Unlock()
 	more = err == nil
+	merr := s.room.measure()
+	s.changing.Unlock()
 	if more {
+		err = merr
+	}
+	if more && err == nil {
 		err = syncBadger(filepath.Join(s.dir, badgerDir))
 	}
 	if err != nil && !errors.Is(err, badger.ErrNoRewrite) && !errors.Is(err, badger.ErrRejected) {
@@ -190,7 +228,7 @@ func (s *Store) flushMemtable() error {
 	if err := wb.Flush(); err != nil {
 		return err
 	}
-	return s.db.DropPrefix([]byte{opScratch})
+	return errors.Join(s.db.DropPrefix([]byte{opScratch}), s.room.measure())
 }
 
 // badgerLogger passes Badger's log on. What Badger calls an error counts as a

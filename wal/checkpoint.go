@@ -7,7 +7,6 @@ import (
 	"maps"
 	"path/filepath"
 	"slices"
-	"syscall"
 	"time"
 
 	"github.com/cantuslog/cantus/wal/journal"
@@ -97,10 +96,17 @@ func (s *Store) stepCheckpoint() bool {
 // pause, so that it keeps up with what is written.
 const reclaimShare = 4
 
+// reclaimLater is when it is tried again to reclaim space that can't be for want
+// of space.
+const reclaimLater = 10 * time.Second
+
 // stepReclaim reclaims a piece of space, and gives what says when to go on.
 func (s *Store) stepReclaim() <-chan time.Time {
 	began := time.Now()
 	more, err := s.reclaim()
+	if errors.Is(err, ErrNoSpace) {
+		return time.After(reclaimLater)
+	}
 	if err != nil && s.Failed() == nil {
 		s.fail(fmt.Errorf("reclaim space: %w", err))
 	}
@@ -138,7 +144,7 @@ func (s *Store) takeCheckpoint() error {
 	if err == nil {
 		err = s.journal.Release(at.Seq)
 	}
-	if errors.Is(err, syscall.ENOSPC) || errors.Is(err, journal.ErrNoSpace) && !errors.Is(err, journal.ErrFailed) {
+	if isNoSpace(err) && !errors.Is(err, journal.ErrFailed) {
 		return fmt.Errorf("%w: %w", ErrNoSpace, err)
 	}
 	if err != nil {

@@ -2,7 +2,9 @@ package wal
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
+	"time"
 
 	"github.com/dgraph-io/badger/v4"
 )
@@ -39,6 +41,14 @@ func (l *Log) deleteBelow() error {
 		l.store.changing.Lock()
 		more, err = l.deletePiece(first, emptied)
 		l.store.changing.Unlock()
+		if errors.Is(err, ErrNoSpace) {
+			select { // what is trimmed makes room: the next look may find some
+			case <-l.store.done:
+				return nil
+			case <-time.After(roomInterval):
+			}
+			more, err = true, nil
+		}
 		if err != nil {
 			return err
 		}
@@ -115,6 +125,13 @@ func (s *Store) deleteSome(start, prefix []byte, goes func(*badger.Item) bool) (
 		return nil
 	})
 	if err != nil || len(keys) == 0 {
+		return nil, err
+	}
+	var d demand
+	for _, k := range keys {
+		d.put(len(k), 0, 1)
+	}
+	if err := s.room.take(d); err != nil {
 		return nil, err
 	}
 	wb := s.db.NewWriteBatch()

@@ -45,3 +45,13 @@ func FreeSpace(dir string) (int64, error) {
 	}
 	return int64(st.Bavail) * int64(st.Bsize), nil
 }
+
+// freeInodes is how many files can be made on the file system under dir, if it
+// counts them.
+func freeInodes(dir string) (n int64, known bool) {
+	var st unix.Statfs_t
+	if err := unix.Statfs(dir, &st); err != nil || st.Files == 0 {
+		return 0, false
+	}
+	return int64(st.Ffree), true
+}

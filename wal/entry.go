@@ -19,6 +19,17 @@ type Entry struct {
 	Data       []byte
 }
 
+// NeedsRoom reports whether e is one of those that a store which is [Store.Tight]
+// does not take: transactions and cursors, which come without end. Trims, commands
+// and what is the caller's own are small and few.
+func (e *Entry) NeedsRoom() bool {
+	if e.Type != 0 {
+		return false
+	}
+	b, err := peekBatch(e.Data)
+	return err != nil || b.Kind == Transactions || b.Kind == CursorWrites
+}
+
 const (
 	entryVersion = 1
 	entryHeader  = 18

@@ -116,10 +116,8 @@ func randomID() string {
 // crash. The errors to test for are [ErrInUse], [ErrReadOnly] and [ErrDamaged].
 func Nominate(dir string) (nodeID string, err error) {
 	defer func() {
-		if err != nil && isReadOnly(err) && !errors.Is(err, ErrReadOnly) {
-			err = fmt.Errorf("%w: %w", ErrReadOnly, err)
-		}
 		if err != nil {
+			err, _ = explain(err)
 			err = fmt.Errorf("open %s: %w", dir, err)
 		}
 	}()

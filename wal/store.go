@@ -11,7 +11,6 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
-	"syscall"
 
 	"github.com/dgraph-io/badger/v4"
 
@@ -40,6 +39,9 @@ type Options struct {
 	SegmentSize int64
 	// FS is what the journal writes through. Default the operating system's.
 	FS journal.FS
+	// FreeSpace returns how many bytes are free on the file system under a
+	// directory. Default [FreeSpace].
+	FreeSpace func(dir string) (int64, error)
 	// Logger takes what Badger and checkpoints have to say. Default: discarded.
 	Logger *slog.Logger
 
@@ -56,6 +58,9 @@ func (o Options) withDefaults() Options {
 	}
 	if o.CheckpointBytes == 0 {
 		o.CheckpointBytes = 128 << 20
+	}
+	if o.FreeSpace == nil {
+		o.FreeSpace = FreeSpace
 	}
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
@@ -89,6 +94,10 @@ type Store struct {
 	// changing is held by who writes to Badger: its collector reads, without
 	// a lock, what writing changes.
 	changing sync.Mutex
+	room     *room
+	// tight says that no more entries are taken: there is not enough room to
+	// write them to Badger.
+	tight atomic.Bool
 
 	applier    *applier
 	checkpoint chan struct{} // asks for one; capacity 1
@@ -105,6 +114,7 @@ type Store struct {
 	closeOnce  sync.Once
 	closeErr   error
 
+	opened  atomic.Bool   // Open is through
 	failed  chan struct{} // closed when the store latches
 	failure atomic.Pointer[error]
 }
@@ -121,13 +131,14 @@ func Open(dir string, opts Options) (*Store, error) {
 	s.applier = newApplier(s)
 	if err := s.open(); err != nil {
 		_ = s.release()
-		if isReadOnly(err) && !errors.Is(err, ErrReadOnly) {
-			err = fmt.Errorf("%w: %w", ErrReadOnly, err)
-		}
+		err, _ = explain(err)
 		return nil, fmt.Errorf("open %s: %w", dir, err)
 	}
+	s.opened.Store(true)
+	s.checkRoom()
 	s.background.Go(s.applier.run)
 	s.background.Go(s.runCheckpoints)
+	s.background.Go(s.watch)
 	for _, l := range s.allLogs() {
 		if l.FirstIndex() > 1 {
 			l.removeTrimmed()
@@ -160,7 +171,7 @@ func (s *Store) open() (err error) {
 	if err = checkBadgerLogs(filepath.Join(s.dir, badgerDir), saved.BadgerLogs); err != nil {
 		return err
 	}
-	if s.db, err = openBadger(s.opts.badgerOptions(filepath.Join(s.dir, badgerDir)), s.opts.Logger, s.fail); err != nil {
+	if err = s.openBadger(); err != nil {
 		return err
 	}
 	if err = s.replay(saved); err != nil {
@@ -441,7 +452,9 @@ func (s *Store) inBackground(fn func()) {
 func (s *Store) fail(cause error) {
 	err := fmt.Errorf("%w: %w", ErrFailed, cause)
 	if s.failure.CompareAndSwap(nil, &err) {
-		s.opts.Logger.Error("store failed: nothing more is acknowledged until it is opened again", "err", cause)
+		if s.opened.Load() { // else Open says it
+			s.opts.Logger.Error("store failed: nothing more is acknowledged until it is opened again", "err", cause)
+		}
 		close(s.failed)
 		s.applier.wake()
 	}
@@ -469,51 +482,4 @@ type Stats struct {
 // Stats gives the counters.
 func (s *Store) Stats() Stats {
 	return Stats{Journal: s.journal.Stats(), Applied: s.applier.done()}
-}
-
-// Close waits for writes that are under way and stops the store, after a last
-// checkpoint if it has not failed; its error says that one or the other went
-// wrong. Later writes give [ErrClosed], and so do reads of what is not in
-// memory. It is idempotent.
-func (s *Store) Close() error {
-	s.closeOnce.Do(func() {
-		s.writing.Lock()
-		s.closed = true
-		s.writing.Unlock()
-		close(s.done)
-		s.applier.close()
-		s.background.Wait()
-		var err error
-		if s.Failed() == nil {
-			err = s.takeCheckpoint()
-		}
-		s.closeErr = errors.Join(err, s.release())
-	})
-	return s.closeErr
-}
-
-// release closes what is open.
-func (s *Store) release() (err error) {
-	if s.journal != nil {
-		err = fromJournal(s.journal.Close())
-	}
-	s.reading.Lock()
-	defer s.reading.Unlock()
-	s.unmapped = true
-	if s.db != nil {
-		err = errors.Join(err, closeBadger(s.db))
-	}
-	if s.lock != nil {
-		err = errors.Join(err, unlockDir(s.lock))
-	}
-	return err
-}
-
-func closeBadger(db *badger.DB) (err error) {
-	defer recoverDamage(&err)
-	return db.Close()
-}
-
-func isReadOnly(err error) bool {
-	return errors.Is(err, fs.ErrPermission) || errors.Is(err, syscall.EROFS)
 }

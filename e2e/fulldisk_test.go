@@ -1,0 +1,220 @@
+//go:build fulldisk && linux
+
+package e2e_test
+
+import (
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/cantuslog/cantus/internal/powercut"
+)
+
+// disk is a file system of its own, which others than the node fill, too.
+type disk struct {
+	tb   testing.TB
+	path string
+}
+
+// newDisk mounts one, in memory or on a loop device; it needs root.
+func newDisk(tb testing.TB, kind, size string) disk {
+	tb.Helper()
+	if kind == "ext4" {
+		return disk{tb, powercut.New(tb, size).Mount}
+	}
+	d := disk{tb, tb.TempDir()}
+	if out, err := exec.Command("mount", "-t", "tmpfs", "-o", "size="+size, "cantus-fulldisk", d.path).CombinedOutput(); err != nil {
+		tb.Fatalf("mount: %v\n%s", err, out)
+	}
+	tb.Cleanup(func() {
+		if out, err := exec.Command("umount", "-l", d.path).CombinedOutput(); err != nil {
+			tb.Errorf("umount: %v\n%s", err, out)
+		}
+	})
+	return d
+}
+
+func (d disk) free() int64 {
+	var st unix.Statfs_t
+	if err := unix.Statfs(d.path, &st); err != nil {
+		d.tb.Fatal(err)
+	}
+	return int64(st.Bavail) * st.Bsize
+}
+
+// fill takes all of it but so many bytes.
+func (d disk) fill(leave int64) {
+	f, err := os.OpenFile(filepath.Join(d.path, "somebody-elses"), os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		d.tb.Fatal(err)
+	}
+	defer f.Close()
+	for d.free() > leave {
+		info, err := f.Stat()
+		if err != nil {
+			d.tb.Fatal(err)
+		}
+		for n := d.free() - leave; n > 0; n /= 2 { // the node takes some meanwhile
+			if err = unix.Fallocate(int(f.Fd()), 0, info.Size(), n); !errors.Is(err, unix.ENOSPC) {
+				break
+			}
+		}
+		if err != nil && !errors.Is(err, unix.ENOSPC) {
+			d.tb.Fatal(err)
+		}
+	}
+}
+
+func (d disk) empty() {
+	if err := os.Remove(filepath.Join(d.path, "somebody-elses")); err != nil {
+		d.tb.Fatal(err)
+	}
+}
+
+// mustEnd returns what a process that ends by itself has to say.
+func mustEnd(t *testing.T, p *process) string {
+	t.Helper()
+	select {
+	case <-p.done:
+	case <-time.After(patience):
+		t.Fatalf("not ended after %v\n%s", patience, p.stderr)
+	}
+	mustNotTrace(t, p)
+	return p.stderr.String()
+}
+
+func mustNotTrace(t *testing.T, p *process) {
+	t.Helper()
+	for _, word := range []string{"goroutine ", "SIGBUS", "panic:", "fatal error"} {
+		if p.stderr.has(word) {
+			t.Fatalf("it dies of a %q:\n%s", word, p.stderr)
+		}
+	}
+}
+
+// writer appends without a pause and counts what is acknowledged.
+type diskWriter struct {
+	acked atomic.Uint64
+	full  atomic.Uint64 // refused as storage_full
+	stop  chan struct{}
+	done  chan error
+}
+
+func startDiskWriter(t *testing.T, c *client, size int) *diskWriter {
+	w := &diskWriter{stop: make(chan struct{}), done: make(chan error, 1)}
+	payload := []byte(strings.Repeat("x", size))
+	go func() {
+		for i := 0; ; i++ {
+			select {
+			case <-w.stop:
+				w.done <- nil
+				return
+			default:
+			}
+			r, err := c.append(t.Context(), "cantus.append.0", payload)
+			switch {
+			case err != nil: // the node is gone
+				w.done <- err
+				return
+			case r.Error == nil:
+				if r.Txid != w.acked.Add(1) {
+					w.done <- fmt.Errorf("txid %d is number %d", r.Txid, w.acked.Load())
+					return
+				}
+			case r.Error.Reason == "storage_full":
+				w.full.Add(1)
+			case r.Error.Reason != "unavailable":
+				w.done <- fmt.Errorf("%+v", r.Error)
+				return
+			}
+		}
+	}()
+	return w
+}
+
+func (w *diskWriter) await(t *testing.T, n *node, what string, done func() bool) {
+	t.Helper()
+	for began := time.Now(); !done(); time.Sleep(time.Millisecond) {
+		mustNotTrace(t, n.running())
+		if time.Since(began) > patience {
+			t.Fatalf("%s: not within %v: %d acknowledged, %d times full\n%s", what, patience, w.acked.Load(), w.full.Load(), n.running().stderr)
+		}
+	}
+}
+
+// TestFullDisk has somebody else fill a node's file system to the last byte,
+// again and again, under load: the node answers storage_full, is read as ever,
+// and goes on when there is room. A start on a full disk ends with one line.
+func TestFullDisk(t *testing.T) {
+	for _, size := range []int{100, 40_000} {
+		kind := map[int]string{100: "tmpfs", 40_000: "ext4"}[size]
+		if *long {
+			kind = [...]string{"tmpfs", "ext4"}[rand.IntN(2)]
+		}
+		t.Run(fmt.Sprintf("%d bytes on %s", size, kind), func(t *testing.T) {
+			d := newDisk(t, kind, "768M")
+			n := startNode(t, filepath.Join(d.path, "data"), "--partitions", "1", "--reserve", "64MiB")
+			c := dial(t, n.url)
+			w := startDiskWriter(t, c, size)
+			rounds := 4
+			if *long {
+				rounds = 40
+			}
+			for range rounds {
+				some := w.acked.Load() + 1 + rand.Uint64N(4_000_000/uint64(size+1_000))
+				w.await(t, n, "appends", func() bool { return w.acked.Load() >= some })
+				d.fill(0)
+				full := w.full.Load()
+				w.await(t, n, "storage_full", func() bool { return w.full.Load() > full+3 })
+				if got, _, _, err := c.read(t.Context(), 0, map[string]any{"from": 1}); err != nil || len(got) == 0 {
+					t.Fatalf("read on a full disk: %d, %v", len(got), err)
+				}
+				d.empty()
+			}
+			d.fill(0)
+			full := w.full.Load()
+			w.await(t, n, "storage_full", func() bool { return w.full.Load() > full })
+			close(w.stop)
+			if err := <-w.done; err != nil {
+				t.Fatal(err)
+			}
+			n.kill()
+			for range 2 {
+				if err := n.launch(); err != nil {
+					t.Fatal(err)
+				}
+				if text := mustEnd(t, n.running()); !strings.Contains(text, "are needed") || strings.Contains(text, "damaged") || strings.Count(text, "\n") > 3 {
+					t.Fatalf("a start on a full disk says\n%s", text)
+				}
+			}
+			d.empty()
+			if err := n.start(); err != nil {
+				t.Fatal(err)
+			}
+			c = dial(t, n.url)
+			if info := mustInfo(t, c, 0); info.HighWaterMark < w.acked.Load() {
+				t.Fatalf("it ends at %d, %d were acknowledged", info.HighWaterMark, w.acked.Load())
+			}
+			// Told to stop on a full disk, it stops.
+			d.fill(0)
+			_ = n.stop()
+			mustEnd(t, n.running())
+			d.empty()
+			if err := n.start(); err != nil {
+				t.Fatal(err)
+			}
+			if info := mustInfo(t, dial(t, n.url), 0); info.HighWaterMark < w.acked.Load() {
+				t.Fatalf("it ends at %d, %d were acknowledged", info.HighWaterMark, w.acked.Load())
+			}
+		})
+	}
+}

@@ -1,0 +1,120 @@
+package wal
+
+import (
+	"errors"
+	"fmt"
+	"path/filepath"
+	"time"
+)
+
+const (
+	// closePatience is how long Close waits for a store that has failed: Badger
+	// tries for ever to write its memtable down.
+	closePatience = 10 * time.Second
+	// roomInterval is how often it is looked whether there is room.
+	roomInterval = time.Second
+)
+
+// Close waits for writes that are under way and stops the store, after a last
+// checkpoint if it has not failed; its error says that one or the other went
+// wrong. Later writes give [ErrClosed], and so do reads of what is not in
+// memory. It is idempotent.
+//
+// A store that has failed, or finds no room for what Badger writes when it is
+// closed, may be left as it is after some seconds. Close then says so, nothing
+// that was acknowledged is lost, and the directory stays this process's until
+// it ends, or until closing succeeds in the background.
+func (s *Store) Close() error {
+	s.closeOnce.Do(func() { s.closeErr = s.close() })
+	return s.closeErr
+}
+
+func (s *Store) close() error {
+	if err := s.checkPlace(); err != nil {
+		s.fail(err)
+	}
+	stopped := make(chan error, 1)
+	go func() { stopped <- s.stop() }()
+	select {
+	case err := <-stopped:
+		return err
+	case <-s.failed:
+	}
+	select {
+	case err := <-stopped:
+		return err
+	case <-time.After(closePatience):
+		return fmt.Errorf("%w: close %s: it does not end after %v: what is synced is safe, the rest of the process may go",
+			s.Failed(), s.dir, closePatience)
+	}
+}
+
+func (s *Store) stop() error {
+	s.writing.Lock()
+	s.closed = true
+	s.writing.Unlock()
+	close(s.done)
+	s.applier.close()
+	s.background.Wait()
+	var err error
+	if s.Failed() == nil {
+		if err = s.takeCheckpoint(); err != nil && !errors.Is(err, ErrNoSpace) {
+			s.fail(fmt.Errorf("last checkpoint: %w", err))
+		}
+	}
+	return errors.Join(err, s.release())
+}
+
+// release closes what is open. Badger stays open, and the directory locked, for
+// as long as there is no room for closing it.
+func (s *Store) release() (err error) {
+	if s.journal != nil {
+		err = fromJournal(s.journal.Close())
+	}
+	s.reading.Lock()
+	s.unmapped = true
+	s.reading.Unlock()
+	if s.db == nil {
+		return errors.Join(err, s.unlock())
+	}
+	if full := s.roomToClose(); full != nil {
+		go func() {
+			for s.roomToClose() != nil {
+				time.Sleep(roomInterval)
+			}
+			_ = closeBadger(s.db)
+			_ = s.unlock()
+		}()
+		return errors.Join(err, fmt.Errorf("no room to close %s, the next start replays the journal: %w", s.dir, full))
+	}
+	return errors.Join(err, closeBadger(s.db), s.unlock())
+}
+
+func (s *Store) unlock() error {
+	if s.lock == nil {
+		return nil
+	}
+	return unlockDir(s.lock)
+}
+
+// roomToClose makes sure that Badger can write its memtables down.
+func (s *Store) roomToClose() error {
+	dir := filepath.Join(s.dir, badgerDir)
+	tables, err := memtableRoom(dir)
+	if err != nil || tables == 0 {
+		return nil // it is gone, or empty
+	}
+	err = spare(s.opts.FreeSpace, dir, tables+closeRoom)
+	if !errors.Is(err, ErrNoSpace) {
+		return nil
+	}
+	return err
+}
+
+// closeRoom is for what Badger writes beside tables when it is closed.
+const closeRoom = 256 << 10
+
+func closeBadger(db interface{ Close() error }) (err error) {
+	defer recoverDamage(&err)
+	return db.Close()
+}

@@ -1,0 +1,79 @@
+package wal
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/dgraph-io/badger/v4"
+)
+
+// watch looks, each second, whether the directory is still there and has room.
+func (s *Store) watch() {
+	tick := time.NewTicker(roomInterval)
+	defer tick.Stop()
+	for {
+		select {
+		case <-s.done:
+			return
+		case <-tick.C:
+		}
+		if err := s.checkPlace(); err != nil {
+			s.fail(err)
+		}
+		s.checkRoom()
+	}
+}
+
+// checkPlace makes sure that the directory is where it was opened: what is
+// synced into one that was moved or deleted is not there for the next start.
+func (s *Store) checkPlace() error {
+	if s.lock == nil {
+		return nil
+	}
+	opened, err := s.lock.Stat()
+	if err != nil {
+		return nil //nolint:nilerr // closed
+	}
+	path := filepath.Join(s.dir, lockFile)
+	there, err := os.Stat(path)
+	if err == nil && !os.SameFile(opened, there) {
+		return fmt.Errorf("%s is another file than the one that was opened: the directory was moved or replaced under the running node", path)
+	}
+	if err == nil {
+		path = filepath.Join(s.dir, badgerDir, badger.ManifestFilename)
+		_, err = os.Stat(path)
+	}
+	if errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("%s is gone: the directory was moved or deleted under the running node", path)
+	}
+	return nil
+}
+
+// checkRoom takes entries, or takes none any more, by the free space.
+func (s *Store) checkRoom() {
+	err := spare(s.opts.FreeSpace, s.room.dir, s.room.floor+s.applier.wanted.Load())
+	full := errors.Is(err, ErrNoSpace)
+	if full != s.tight.Swap(full) {
+		if full {
+			s.opts.Logger.Warn("no entries are taken until there is room", "err", err)
+		} else {
+			s.opts.Logger.Info("there is room: entries are taken again")
+		}
+	}
+	s.applier.wake()
+}
+
+// refuse takes no more entries until checkRoom finds room.
+func (s *Store) refuse() {
+	if !s.tight.Swap(true) {
+		s.opts.Logger.Warn("no entries are taken until there is room to store them", "dir", s.dir)
+	}
+}
+
+// Tight reports whether the store takes no entries because its file system has
+// no room for them. Its small state is still written.
+func (s *Store) Tight() bool { return s.tight.Load() }
