@@ -115,3 +115,14 @@ func CaughtUp(n *Node, other string, partition int) (level, heard bool) {
 
 // Derive is the key that a node derives for a purpose.
 func Derive(n *Node, purpose string) [32]byte { return [32]byte(n.derive(purpose)) }
+
+// FreeSpace has the node take what free says for the free bytes of its disk.
+func FreeSpace(o *Options, free func() int64) {
+	o.freeSpace = func(string) (int64, error) { return free(), nil }
+}
+
+// Full reports whether the node takes no more transactions.
+func Full(n *Node) bool { return n.isFull() }
+
+// LastIndex is the newest entry in a replica's log.
+func LastIndex(n *Node, partition int) uint64 { return n.slot(partition).data.LastIndex() }
