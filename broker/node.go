@@ -282,7 +282,8 @@ func (n *Node) openLinks() (err error) {
 func (n *Node) openReplicas() (err error) {
 	if n.listener != nil {
 		n.network, err = raftstore.NewNetwork(raftstore.NetworkOptions{
-			Node: n.opts.Name, Cluster: n.store.Identity().ID, Listener: n.listener, Resolve: n.resolve,
+			Node: n.opts.Name, ID: n.store.Identity().NodeID, Cluster: n.store.Identity().ID, Key: n.derive("replication"),
+			Listener: n.listener, Resolve: n.resolve,
 			TLS: n.nats.clusterTLS, CatchUpRate: n.opts.CatchUpRate, Logger: n.log,
 		})
 		if err != nil {

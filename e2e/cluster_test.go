@@ -87,7 +87,7 @@ func (c *cluster) prepare(name string, args ...string) *node {
 	}
 	if c.wires != nil {
 		raft := ports.Free(c.tb)
-		args = append(args, "--raft", raft, "--raft-advertise", c.wires.lay(name, raft, fromPreamble))
+		args = append(args, "--raft", raft, "--raft-advertise", c.wires.lay(name, raft, fromGreeting))
 	}
 	args = append(args, "--name", name, "--listen", c.address(name), "--cluster", c.routes[name], "--routes", strings.Join(others, ","))
 	dir := c.tb.TempDir()

@@ -72,7 +72,7 @@ func (w *wires) pass(from, to string) bool {
 // lay gives the address of a wire to what listens at target on the node to.
 // who tells from a connection's beginning which node it comes from, and gives
 // back what it has read of it.
-func (w *wires) lay(to, target string, who func(net.Conn) (from string, read []byte, err error)) string {
+func (w *wires) lay(to, target string, who func(near, far net.Conn) (from string, read []byte, err error)) string {
 	w.tb.Helper()
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -114,17 +114,17 @@ func (w *wires) drop(c net.Conn) {
 	delete(w.conns, c)
 }
 
-func (w *wires) connect(near net.Conn, to, target string, who func(net.Conn) (string, []byte, error)) {
+func (w *wires) connect(near net.Conn, to, target string, who func(near, far net.Conn) (string, []byte, error)) {
 	defer w.drop(near)
-	from, read, err := who(near)
-	if err != nil || !w.pass(from, to) {
-		return
-	}
 	far, err := net.Dial("tcp", target)
 	if err != nil || !w.hold(far) {
 		return // nobody is there: the other end hears it
 	}
 	defer w.drop(far)
+	from, read, err := who(near, far)
+	if err != nil || !w.pass(from, to) {
+		return
+	}
 	var back sync.WaitGroup
 	back.Go(func() {
 		w.carry(near, far, from, to)
@@ -177,28 +177,30 @@ func (w *wires) carry(into io.Writer, out io.Reader, from, to string) {
 }
 
 // from is for a wire that only one node knows of.
-func from(node string) func(net.Conn) (string, []byte, error) {
-	return func(net.Conn) (string, []byte, error) { return node, nil, nil }
+func from(node string) func(near, far net.Conn) (string, []byte, error) {
+	return func(net.Conn, net.Conn) (string, []byte, error) { return node, nil, nil }
 }
 
-// fromPreamble reads who dials the replication port: magic (8 bytes), version,
-// length, then kind, group, and the names of the cluster and of both nodes.
-func fromPreamble(c net.Conn) (string, []byte, error) {
-	read := make([]byte, 12)
-	if _, err := io.ReadFull(c, read); err != nil {
+// fromGreeting reads who dials the replication port. It passes the opening (48
+// bytes) and the answering nonce (32 bytes) on; then come a length, kind, group,
+// and the names, the dialing node's first.
+func fromGreeting(near, far net.Conn) (string, []byte, error) {
+	if _, err := io.CopyN(far, near, 48); err != nil {
 		return "", nil, err
 	}
-	body := make([]byte, int(binary.BigEndian.Uint16(read[10:])))
-	if _, err := io.ReadFull(c, body); err != nil {
+	if _, err := io.CopyN(near, far, 32); err != nil {
 		return "", nil, err
 	}
-	names := body[5:]
-	if len(names) < 1 || len(names) < 2+int(names[0]) {
-		return "", nil, errors.New("a preamble without names")
+	read := make([]byte, 2)
+	if _, err := io.ReadFull(near, read); err != nil {
+		return "", nil, err
 	}
-	names = names[1+names[0]:]
-	if len(names) < 1+int(names[0]) {
-		return "", nil, errors.New("a preamble without names")
+	body := make([]byte, int(binary.BigEndian.Uint16(read)))
+	if _, err := io.ReadFull(near, body); err != nil {
+		return "", nil, err
 	}
-	return string(names[1 : 1+names[0]]), append(read, body...), nil
+	if len(body) < 6 || len(body) < 6+int(body[5]) {
+		return "", nil, errors.New("a greeting without names")
+	}
+	return string(body[6 : 6+body[5]]), append(read, body...), nil
 }

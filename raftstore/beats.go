@@ -366,7 +366,7 @@ func (e *endpoint) pass(q *raft.AppendEntriesRequest) (a raft.AppendEntriesRespo
 	}
 	defer e.users.Done()
 	handle := e.beaten.Load()
-	if handle == nil {
+	if handle == nil || e.refusesTerm(q.Term) {
 		return a, false
 	}
 	answered := make(chan raft.RPCResponse, 1)

@@ -34,7 +34,7 @@ func newBeatPeer(t *testing.T) *beatPeer {
 	}
 	p := &beatPeer{t: t, listener: listen()}
 	n, err := NewNetwork(NetworkOptions{
-		Node: "n1", Cluster: "c", Listener: listen(),
+		Node: "n1", Cluster: "c", Key: testKey, Listener: listen(),
 		Resolve: func(string) (string, error) { return p.listener.Addr().String(), nil },
 	})
 	if err != nil {
@@ -60,11 +60,29 @@ func (p *beatPeer) accept() *link {
 	p.t.Cleanup(func() { _ = conn.Close() })
 	_ = conn.SetDeadline(time.Now().Add(time.Minute))
 	r := bufio.NewReader(conn)
-	got, err := readPreamble(r)
-	if want := (preamble{kindBeats, 0, "c", "n1", "n2"}); err != nil || got != want {
+	said := newTranscript(testKey, "c", nil)
+	theirs, err := readOpening(r)
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	nonce := newNonce()
+	if _, err := conn.Write(nonce); err != nil {
+		p.t.Fatal(err)
+	}
+	said.add(theirs)
+	said.add(nonce)
+	b, err := said.receive(r, stepGreeting, greetingMost)
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	want := greeting{kind: kindBeats, from: "n1", to: "n2", claims: []byte{}}
+	if got, err := decodeGreeting(b); err != nil || !reflect.DeepEqual(got, want) {
 		p.t.Fatalf("it says %+v, %v, want %+v", got, err, want)
 	}
-	if _, err := conn.Write(answer("")); err != nil {
+	if err := said.send(conn, stepAnswer, welcome(nil)); err != nil {
+		p.t.Fatal(err)
+	}
+	if _, err := said.receive(r, stepVerdict, answerMost); err != nil {
 		p.t.Fatal(err)
 	}
 	return newLink(conn, r, true, false)

@@ -1,6 +1,7 @@
 package raftstore_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -49,12 +50,15 @@ type node struct {
 
 const theGroup = 7
 
+// theKey is the key of the clusters in tests.
+var theKey = bytes.Repeat([]byte("k"), 32)
+
 // newCluster makes nodes, their stores and networks; no group is open.
 func newCluster(t testing.TB, names ...string) *cluster {
 	t.Helper()
 	c := &cluster{t: t, names: names, heartbeat: 600 * time.Millisecond, nodes: map[string]*node{}, addresses: map[string]string{}, away: map[string]bool{}}
 	for _, name := range names {
-		n := &node{c: c, name: name, dir: t.TempDir(), opts: raftstore.NetworkOptions{Cluster: "c"}}
+		n := &node{c: c, name: name, dir: t.TempDir(), opts: raftstore.NetworkOptions{Cluster: "c", Key: theKey}}
 		c.nodes[name] = n
 		n.openStore()
 		n.openNetwork()

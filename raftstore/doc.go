@@ -16,9 +16,11 @@
 // yet.
 //
 // Groups are safe for concurrent use. The package knows nothing of NATS or of
-// locks, and it alone imports hashicorp/raft. It assumes that a peer with the
-// cluster's id, and with TLS a certificate, is honest: it may be broken, old,
-// or lost, but does not lie.
+// locks, and it alone imports hashicorp/raft. A peer proves that it has the
+// cluster's key before it is told anything. One that has is taken to be honest: it
+// may be broken, old, or lost, but does not lie. Terms that no election can have
+// brought about are refused all the same. Without TLS, an attacker that can alter
+// packets can take a connection over once it is made.
 //
 // # A replica that is behind
 //
@@ -39,29 +41,41 @@
 // # On the wire
 //
 // Integers are big-endian, checksums CRC-32C. A connection is for one purpose,
-// and for one group unless that is heartbeats, and begins with the dialer's preamble, behind the TLS
-// handshake where there is TLS:
+// and for one group unless that is heartbeats. It begins, behind the TLS handshake
+// where there is TLS, with five messages. The dialer opens:
 //
 //	offset  size
 //	     0     8  "CANTUSRP"
-//	     8     2  version, 1
-//	    10     2  length of what follows
-//	    12     1  what for: 1 Raft, 2 a fetch, 3 heartbeats
-//	    13     4  group; 0 for heartbeats
-//	    17        three names, each one byte of length and so many bytes:
-//	              the cluster's id, the dialing node, the node that is meant
-//	   end     4  checksum of all before it
+//	     8     2  version, 2
+//	    10     2  length of what follows, 36
+//	    12    32  a nonce
+//	    44     4  checksum of all before it
 //
-// The listener answers, before anything else is sent:
+// Magic, version and length stay as they are in later versions. The listener
+// answers with a nonce of 32 bytes, and nothing else. What follows has a length (2),
+// a body, and a proof (32). The dialer greets:
 //
-//	  0     1  status: 0 welcome, 1 refused
-//	  1     2  length of the text
-//	  3        text: what differs
-//	end     4  checksum of all before it
+//	0     1  what for: 1 Raft, 2 a fetch, 3 heartbeats
+//	1     4  group; 0 for heartbeats
+//	5        three names, each one byte of length and n bytes: the dialing node,
+//	         the id of its data directory, the node that is meant
+//	end      the dialer's claims, at most 4 KiB
 //
-// It hangs up without an answer on what is no preamble, and on who takes longer
-// than five seconds. Magic, version and length stay as they are in later
-// versions.
+// The listener answers:
+//
+//	0     1  status: 0 welcome, 1 refused
+//	1        the listener's claims, or what is wrong
+//
+// And the dialer agrees, in the same form without claims, or refuses. A proof is
+// HMAC-SHA256 with the cluster's key over the step ("dialer greets", "listener
+// answers" or "dialer agrees") and the SHA-256 of what was said: the cluster's id and
+// the channel binding, each with its length in 4 bytes, the opening, the nonce, and
+// each length, body and proof up to here. The channel binding is what TLS exports
+// under "EXPORTER-cantus-replication", 32 bytes, and empty without TLS.
+//
+// The listener hangs up without a word on what is no opening or has no proof, and on
+// a dialer that takes longer than five seconds. Only a dialer with a proof hears why
+// it is refused.
 //
 // From then on, in both directions, there are frames, which together carry a
 // stream of bytes. A frame is checked before a byte of it is used:

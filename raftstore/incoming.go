@@ -24,13 +24,15 @@ type incoming struct {
 	full func() bool // nil: never
 	raft atomic.Pointer[raft.Raft]
 
+	complain func(msg string, args ...any) // may be nil
+
 	behind    chan struct{} // closed once
 	behindOne sync.Once
 	running   sync.WaitGroup
 }
 
-func newIncoming(in <-chan raft.RPC, open context.Context, log *wal.Log, full func() bool) *incoming {
-	i := &incoming{in: in, out: make(chan raft.RPC), open: open, log: log, full: full, behind: make(chan struct{})}
+func newIncoming(in <-chan raft.RPC, open context.Context, log *wal.Log, full func() bool, complain func(string, ...any)) *incoming {
+	i := &incoming{in: in, out: make(chan raft.RPC), open: open, log: log, full: full, complain: complain, behind: make(chan struct{})}
 	i.running.Go(i.run)
 	return i
 }
@@ -55,8 +57,53 @@ func (i *incoming) run() {
 	}
 }
 
+// maxLeap is how far ahead of a replica's term a peer's can be. Elections raise
+// terms by one: no peer that works gets so far ahead. A term near the largest
+// would end the group for ever, since there is none after it.
+const maxLeap = 1 << 32
+
+// leaps reports whether a peer's term is further ahead of the own one than
+// elections can have brought it.
+func leaps(own, term uint64) bool { return term > own && term-own > maxLeap }
+
+// errLeap answers a request whose term leaps.
+var errLeap = errors.New("the term is further ahead than elections can have brought it")
+
+// requestTerm returns the term of a request, 0 for one that has none.
+func requestTerm(command any) uint64 {
+	switch q := command.(type) {
+	case *raft.AppendEntriesRequest:
+		return q.Term
+	case *raft.RequestVoteRequest:
+		return q.Term
+	case *raft.RequestPreVoteRequest:
+		return q.Term
+	case *raft.InstallSnapshotRequest:
+		return q.Term
+	}
+	return 0
+}
+
+// term is the replica's.
+func (i *incoming) term() uint64 {
+	if r := i.raft.Load(); r != nil {
+		return r.CurrentTerm()
+	}
+	return storedTerm(i.log)
+}
+
 // pass tells whether raft is to see a request.
 func (i *incoming) pass(rpc *raft.RPC) bool {
+	if term := requestTerm(rpc.Command); leaps(i.term(), term) {
+		if i.complain != nil {
+			i.complain("a peer's request is refused: its term leaps", "term", term, "own", i.term())
+		}
+		if rpc.Reader != nil {
+			_, _ = io.Copy(io.Discard, rpc.Reader) // it comes before the next request
+		}
+		rpc.Respond(nil, errLeap)
+		return false
+	}
 	switch q := rpc.Command.(type) {
 	case *raft.AppendEntriesRequest:
 		if i.full != nil && needsRoom(q) && i.full() {
@@ -143,4 +190,14 @@ func (i *incoming) covers(index, term uint64) bool {
 	}
 	e, err := i.log.Entry(index)
 	return err == nil && e.Term == term
+}
+
+// refusesTerm reports whether a heartbeat's term leaps, and says so in the log.
+func (e *endpoint) refusesTerm(term uint64) bool {
+	g := e.group.Load()
+	if g == nil || !leaps(g.raft.CurrentTerm(), term) {
+		return false
+	}
+	e.network.complain("a peer's heartbeat is refused: its term leaps", "term", term, "own", g.raft.CurrentTerm())
+	return true
 }

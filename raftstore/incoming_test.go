@@ -219,3 +219,36 @@ func TestOnlyOldEntriesArePaced(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+func TestTermsThatLeap(t *testing.T) {
+	for what, c := range map[string]struct {
+		own, term uint64
+		leaps     bool
+	}{
+		"the same":            {7, 7, false},
+		"an older one":        {7, 1, false},
+		"the next":            {7, 8, false},
+		"far ahead":           {7, 7 + 1<<32, false},
+		"too far":             {7, 8 + 1<<32, true},
+		"the largest":         {7, 1<<64 - 1, true},
+		"ahead at the end":    {1<<64 - 9, 1<<64 - 1, false},
+		"behind, from beyond": {1<<64 - 1, 1, false},
+	} {
+		if got := leaps(c.own, c.term); got != c.leaps {
+			t.Errorf("%s: %t", what, got)
+		}
+	}
+	i := &incoming{log: trimmed(t), behind: make(chan struct{})}
+	for _, q := range []any{
+		&raft.AppendEntriesRequest{Term: 1 << 63}, &raft.RequestVoteRequest{Term: 1 << 63},
+		&raft.RequestPreVoteRequest{Term: 1 << 63}, &raft.InstallSnapshotRequest{Term: 1 << 63},
+	} {
+		answers := make(chan raft.RPCResponse, 1)
+		if i.pass(&raft.RPC{Command: q, Reader: strings.NewReader("state"), RespChan: answers}) {
+			t.Errorf("raft is to see %T", q)
+		}
+		if r := <-answers; !errors.Is(r.Error, errLeap) {
+			t.Errorf("%T is answered %v", q, r.Error)
+		}
+	}
+}

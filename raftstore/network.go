@@ -1,12 +1,10 @@
 package raftstore
 
 import (
-	"bufio"
 	"context"
 	"crypto/tls"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"maps"
 	"net"
@@ -20,7 +18,8 @@ import (
 const (
 	// handshakeTimeout is how long a peer has for TLS and the preamble.
 	handshakeTimeout = 5 * time.Second
-	// maxHandshakes bounds the connections that are in their handshake.
+	// maxHandshakes bounds the connections that are in their handshake: the
+	// oldest makes room for a new one, since members take milliseconds.
 	maxHandshakes = 256
 	// complainEvery is how often a refused connection is logged at most.
 	complainEvery = 10 * time.Second
@@ -29,13 +28,31 @@ const (
 	minCatchUpRate     = 1 << 20
 )
 
-// NetworkOptions configures a node's end of replication. Node, Cluster,
+// NetworkOptions configures a node's end of replication. Node, Cluster, Key,
 // Listener and Resolve are needed.
 type NetworkOptions struct {
 	// Node is this node's name, which is its address to Raft.
 	Node string
-	// Cluster is the cluster's unique id: peers of another one are refused.
+	// ID is the id of this node's data directory, which peers are told.
+	ID string
+	// Cluster is the cluster's unique id, and Key a secret of at least 32 bytes
+	// that its members share: peers that don't prove to have both are hung up
+	// on without a word.
 	Cluster string
+	Key     []byte
+	// Member refuses a peer that has the key and yet is no member, by its name
+	// and the id of its data directory: its error is told to the peer. It is
+	// asked for each connection that a peer dials, may be called by many at
+	// once, and is to answer from memory. Default: any is taken.
+	Member func(node, id string) error
+	// Claims returns what this node claims to a peer, at most 4 KiB, and
+	// CheckClaims judges what a peer claims. Claims go in both directions, after
+	// the proof of who the peer is and covered by it, before anything else. An
+	// error of CheckClaims refuses the connection at both ends, with its text.
+	// Both are called by many at once. Default: nothing is claimed, and
+	// whatever is claimed passes.
+	Claims      func(peer string) []byte
+	CheckClaims func(peer string, claims []byte) error
 	// Listener is accepted on; the Network owns it and closes it, also when
 	// NewNetwork fails.
 	Listener net.Listener
@@ -61,12 +78,11 @@ type NetworkOptions struct {
 // Network is a node's end of replication: one listener, and the dialing of
 // peers by name. All groups of a node share it. It is safe for concurrent use.
 type Network struct {
-	opts     NetworkOptions
-	server   *tls.Config // nil without TLS
-	client   *tls.Config
-	limiter  *rate.Limiter // nil without a bound
-	log      *slog.Logger
-	handling chan struct{} // a token for each handshake
+	opts    NetworkOptions
+	server  *tls.Config // nil without TLS
+	client  *tls.Config
+	limiter *rate.Limiter // nil without a bound
+	log     *slog.Logger
 
 	ctx     context.Context // ends when the network is closed
 	cancel  context.CancelFunc
@@ -78,6 +94,7 @@ type Network struct {
 	beats      map[string]*beats     // by peer
 	hearing    map[string]int        // connections for heartbeats, by who sends them
 	conns      map[net.Conn]struct{} // in their handshake, of heartbeats, or serving a fetch
+	shaking    []net.Conn            // in their handshake, the oldest first
 	complained time.Time
 	withheld   int // complaints since
 }
@@ -102,13 +119,17 @@ func newNetwork(opts NetworkOptions) (*Network, error) {
 		return nil, fmt.Errorf("the node's name has %d bytes: it must have 1 to %d", len(opts.Node), maxName)
 	case opts.Cluster == "" || len(opts.Cluster) > maxName:
 		return nil, fmt.Errorf("the cluster's id has %d bytes: it must have 1 to %d", len(opts.Cluster), maxName)
+	case len(opts.ID) > maxName:
+		return nil, fmt.Errorf("the data directory's id has %d bytes: it can have %d", len(opts.ID), maxName)
+	case len(opts.Key) < minKey:
+		return nil, fmt.Errorf("the cluster's key has %d bytes: it must have %d", len(opts.Key), minKey)
 	case opts.Listener == nil || opts.Resolve == nil:
 		return nil, errors.New("a listener and a way to resolve nodes are needed")
 	case opts.CatchUpRate > 0 && opts.CatchUpRate < minCatchUpRate:
 		return nil, fmt.Errorf("the rate for catching up is %d bytes a second: the least is %d", opts.CatchUpRate, minCatchUpRate)
 	}
 	n := &Network{
-		opts: opts, log: opts.Logger, handling: make(chan struct{}, maxHandshakes),
+		opts: opts, log: opts.Logger,
 		groups: map[uint32]*endpoint{}, beats: map[string]*beats{}, hearing: map[string]int{}, conns: map[net.Conn]struct{}{},
 	}
 	if n.log == nil {
@@ -181,24 +202,38 @@ func (n *Network) accept() {
 }
 
 func (n *Network) admit(conn net.Conn) {
-	select {
-	case n.handling <- struct{}{}:
-	default:
-		_ = conn.Close()
-		n.complain("too many connections are in their handshake", "most", maxHandshakes)
-		return
-	}
+	n.shake(conn)
 	if !n.run(conn, func() {
-		l, p, err := n.receive(conn)
-		<-n.handling
+		l, g, err := n.receive(conn)
+		n.shaken(conn)
 		if err != nil {
 			_ = conn.Close()
 			n.refused(conn, err)
 			return
 		}
-		n.serve(l, p)
+		n.serve(l, g)
 	}) {
-		<-n.handling
+		n.shaken(conn)
+	}
+}
+
+// shake notes that a connection begins its handshake, and makes room for it.
+func (n *Network) shake(conn net.Conn) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if len(n.shaking) >= maxHandshakes {
+		_ = n.shaking[0].Close()
+		n.shaking = slices.Delete(n.shaking, 0, 1)
+	}
+	n.shaking = append(n.shaking, conn)
+}
+
+// shaken notes that a handshake is over.
+func (n *Network) shaken(conn net.Conn) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if i := slices.Index(n.shaking, conn); i >= 0 {
+		n.shaking = slices.Delete(n.shaking, i, i+1)
 	}
 }
 
@@ -247,74 +282,8 @@ func (n *Network) untrack(conn net.Conn) {
 	delete(n.conns, conn)
 }
 
-// receive does the handshake of a connection that a peer has dialed.
-func (n *Network) receive(conn net.Conn) (*link, preamble, error) {
-	_ = conn.SetDeadline(time.Now().Add(handshakeTimeout))
-	var secure *tls.Conn
-	if n.server != nil {
-		secure = tls.Server(conn, n.server)
-		if err := secure.HandshakeContext(n.ctx); err != nil {
-			return nil, preamble{}, fmt.Errorf("TLS: %w", err)
-		}
-		conn = secure
-	}
-	r := bufio.NewReaderSize(conn, readAhead)
-	p, err := readPreamble(r)
-	if err == nil {
-		err = n.examine(p, secure)
-	}
-	if err != nil {
-		if text := refusal(err); text != "" {
-			_, _ = conn.Write(answer(text))
-		}
-		return nil, p, err
-	}
-	if _, err := conn.Write(answer("")); err != nil {
-		return nil, p, err
-	}
-	_ = conn.SetDeadline(time.Time{})
-	return newLink(conn, r, secure != nil, true), p, nil
-}
-
-// refusal is what the peer is told, "" for nothing.
-func refusal(err error) string {
-	var refused refusedError
-	switch {
-	case errors.As(err, &refused):
-		return refused.text
-	case errors.As(err, new(versionError)), errors.As(err, new(noGroupError)):
-		return err.Error()
-	}
-	return ""
-}
-
-// noGroupError is met with a group that is not open here.
-type noGroupError uint32
-
-func (g noGroupError) Error() string { return fmt.Sprintf("no replica of group %d here", uint32(g)) }
-
-// examine gives an error that has a refusal if the peer that sent p is in the
-// wrong place.
-func (n *Network) examine(p preamble, secure *tls.Conn) error {
-	switch {
-	case p.cluster != n.opts.Cluster:
-		return refusedError{fmt.Sprintf("this is cluster %s, not %s", n.opts.Cluster, p.cluster)}
-	case p.to != n.opts.Node:
-		return refusedError{fmt.Sprintf("I am %s, not %s", n.opts.Node, p.to)}
-	}
-	if secure != nil {
-		if err := checkPeer(secure.ConnectionState(), n.server.ServerName, p.from); err != nil {
-			return refusedError{err.Error()}
-		}
-	}
-	if p.kind != kindBeats && n.endpoint(p.group) == nil {
-		return noGroupError(p.group)
-	}
-	return nil
-}
-
 // serve hands a connection to whom it is for.
-func (n *Network) serve(l *link, p preamble) {
+func (n *Network) serve(l *link, p greeting) {
 	e := n.endpoint(p.group)
 	switch {
 	case p.kind == kindBeats:
@@ -343,72 +312,44 @@ func (n *Network) listen(node string, change int) {
 // dial makes a connection to a group's replica on a node. It ends at the
 // latest when ctx or the network does.
 func (n *Network) dial(ctx context.Context, to string, group uint32, kind connKind) (*link, error) {
-	l, err := n.connect(ctx, preamble{kind: kind, group: group, cluster: n.opts.Cluster, from: n.opts.Node, to: to})
+	l, err := n.connect(ctx, greeting{kind: kind, group: group, from: n.opts.Node, id: n.opts.ID, to: to})
 	if err != nil {
 		return nil, fmt.Errorf("connect to %s, group %d: %w", to, group, err)
 	}
 	return l, nil
 }
 
-func (n *Network) connect(ctx context.Context, p preamble) (*link, error) {
-	if len(p.to) > maxName {
-		return nil, fmt.Errorf("its name has %d bytes: it can have %d", len(p.to), maxName)
+func (n *Network) connect(ctx context.Context, g greeting) (*link, error) {
+	if len(g.to) > maxName {
+		return nil, fmt.Errorf("its name has %d bytes: it can have %d", len(g.to), maxName)
 	}
 	ctx, cancel := context.WithTimeout(ctx, handshakeTimeout)
 	defer cancel()
 	defer context.AfterFunc(n.ctx, cancel)()
-	address, err := n.opts.Resolve(p.to)
+	address, err := n.opts.Resolve(g.to)
 	if err != nil {
 		return nil, err
 	}
-	l, err := n.connectTo(ctx, address, p)
+	l, err := n.connectTo(ctx, address, g)
 	switch {
 	case err == nil:
 		return l, nil
 	case n.ctx.Err() != nil:
 		return nil, ErrClosed
-	case errors.Is(err, io.EOF):
-		return nil, fmt.Errorf("%s has hung up: %w", address, io.ErrUnexpectedEOF)
 	}
-	return nil, err
+	return nil, fmt.Errorf("%s: %w", address, err)
 }
 
-func (n *Network) connectTo(ctx context.Context, address string, p preamble) (*link, error) {
+func (n *Network) connectTo(ctx context.Context, address string, g greeting) (*link, error) {
 	conn, err := (&net.Dialer{}).DialContext(ctx, "tcp", address)
 	if err != nil {
 		return nil, err
 	}
-	l, err := n.introduce(ctx, conn, p)
+	l, err := n.introduce(ctx, conn, g)
 	if err != nil {
 		_ = conn.Close()
 	}
 	return l, err
-}
-
-// introduce does the handshake of a connection that was dialed.
-func (n *Network) introduce(ctx context.Context, conn net.Conn, p preamble) (*link, error) {
-	dialed := conn // conn may become another while this is called
-	defer context.AfterFunc(ctx, func() { _ = dialed.SetDeadline(time.Unix(1, 0)) })()
-	if n.client != nil {
-		config := n.client
-		if config.ServerName == "" {
-			config = config.Clone()
-			config.ServerName = p.to
-		}
-		secure := tls.Client(conn, config)
-		if err := secure.HandshakeContext(ctx); err != nil {
-			return nil, fmt.Errorf("TLS: %w", err)
-		}
-		conn = secure
-	}
-	if _, err := conn.Write(p.encode()); err != nil {
-		return nil, err
-	}
-	r := bufio.NewReaderSize(conn, readAhead)
-	if err := readAnswer(r); err != nil {
-		return nil, err
-	}
-	return newLink(conn, r, n.client != nil, false), nil
 }
 
 // complain logs what goes wrong with strangers, once in a while.

@@ -2,9 +2,12 @@ package raftstore_test
 
 import (
 	"bytes"
+	"crypto/hmac"
+	"crypto/sha256"
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"hash"
 	"hash/crc32"
 	"io"
 	"math/rand/v2"
@@ -17,18 +20,96 @@ import (
 	"github.com/cantuslog/cantus/raftstore"
 )
 
-// hello is a preamble as package doc has it.
-func hello(version uint16, kind byte, group uint32, cluster, from, to string) []byte {
-	var rest []byte
-	rest = append(rest, kind)
-	rest = binary.BigEndian.AppendUint32(rest, group)
-	for _, s := range []string{cluster, from, to} {
-		rest = append(append(rest, byte(len(s))), s...)
+// said is what both ends have said on a connection, as package doc has it.
+type said struct {
+	conn net.Conn
+	key  []byte
+	all  hash.Hash
+}
+
+// approach opens a connection to a node and exchanges nonces.
+func approach(t *testing.T, n *node, key []byte, cluster string) *said {
+	t.Helper()
+	conn, err := net.Dial("tcp", n.network.Addr().String())
+	if err != nil {
+		t.Fatal(err)
 	}
-	b := binary.BigEndian.AppendUint16([]byte("CANTUSRP"), version)
-	b = binary.BigEndian.AppendUint16(b, uint16(len(rest)+4))
-	b = append(b, rest...)
-	return sealed(b)
+	t.Cleanup(func() { _ = conn.Close() })
+	_ = conn.SetDeadline(time.Now().Add(time.Minute))
+	s := &said{conn, key, sha256.New()}
+	for _, b := range []string{cluster, ""} {
+		s.all.Write(binary.BigEndian.AppendUint32(nil, uint32(len(b))))
+		s.all.Write([]byte(b))
+	}
+	nonce := make([]byte, 32)
+	if _, err := conn.Write(opening()); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.ReadFull(conn, nonce); err != nil {
+		t.Fatal(err)
+	}
+	s.all.Write(opening())
+	s.all.Write(nonce)
+	return s
+}
+
+func opening() []byte {
+	return sealed(append([]byte("CANTUSRP\x00\x02\x00\x24"), make([]byte, 32)...))
+}
+
+// say says something with its proof.
+func (s *said) say(step string, body []byte) {
+	b := append(binary.BigEndian.AppendUint16(nil, uint16(len(body))), body...)
+	s.all.Write(b)
+	proof := s.proof(step)
+	s.all.Write(proof)
+	_, _ = s.conn.Write(append(b, proof...))
+}
+
+func (s *said) proof(step string) []byte {
+	mac := hmac.New(sha256.New, s.key)
+	mac.Write([]byte(step))
+	mac.Write(s.all.Sum(nil))
+	return mac.Sum(nil)
+}
+
+// rest is all that the node says until it hangs up.
+func (s *said) rest(t *testing.T) string {
+	t.Helper()
+	b, err := io.ReadAll(s.conn)
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Fatal("it does not hang up")
+	}
+	return string(b)
+}
+
+// heard is what the node answers, without its proof, which is checked.
+func (s *said) heard(t *testing.T) string {
+	t.Helper()
+	b := make([]byte, 2)
+	if _, err := io.ReadFull(s.conn, b); err != nil {
+		t.Fatal(err)
+	}
+	b = append(b, make([]byte, int(binary.BigEndian.Uint16(b))+32)...)
+	if _, err := io.ReadFull(s.conn, b[2:]); err != nil {
+		t.Fatal(err)
+	}
+	body, proof := b[:len(b)-32], b[len(b)-32:]
+	s.all.Write(body)
+	if !bytes.Equal(proof, s.proof("listener answers")) {
+		t.Error("the answer has no proof")
+	}
+	s.all.Write(proof)
+	return string(body[2:])
+}
+
+// greeting is one as package doc has it.
+func greeting(kind byte, group uint32, from, id, to string) []byte {
+	b := binary.BigEndian.AppendUint32([]byte{kind}, group)
+	for _, s := range []string{from, id, to} {
+		b = append(append(b, byte(len(s))), s...)
+	}
+	return b
 }
 
 func sealed(b []byte) []byte {
@@ -64,38 +145,68 @@ func TestStrangersDisturbNobody(t *testing.T) {
 	c, leader := startCluster(t, "n1", "n2", "n3")
 	c.heartbeat = time.Second
 	n := c.others(leader)[0]
-	good := hello(1, 1, theGroup, "c", "n9", n.name)
 	random := rand.New(rand.NewPCG(1, 2))
 	garbage := make([]byte, 1<<16)
 	for i := range garbage {
 		garbage[i] = byte(random.Uint32())
 	}
-	for what, x := range map[string]struct {
-		b    []byte
-		want string
-	}{
-		"random bytes":       {garbage, ""},
-		"another protocol":   {[]byte("GET / HTTP/1.1\r\nHost: x\r\n\r\n"), ""},
-		"a wrong cluster":    {hello(1, 1, theGroup, "d", "n9", n.name), "this is cluster c, not d"},
-		"a wrong version":    {hello(2, 1, theGroup, "c", "n9", n.name), "protocol 2 is not known, 1 is"},
-		"a wrong node":       {hello(1, 1, theGroup, "c", "n9", "n0"), "I am " + n.name + ", not n0"},
-		"a wrong group":      {hello(1, 1, 9, "c", "n9", n.name), "no replica of group 9 here"},
-		"an unknown kind":    {hello(1, 4, theGroup, "c", "n9", n.name), ""},
-		"a flipped bit":      {append(bytes.Clone(good[:20]), append([]byte{good[20] ^ 4}, good[21:]...)...), ""},
-		"an oversized one":   {append(bytes.Clone(good[:10]), 0xff, 0xff, 0, 0), ""},
-		"an oversized frame": {append(bytes.Clone(good), 0x40, 0, 0, 0, 1, 2, 3, 4), "\x00"},
-		"a bad frame":        {append(bytes.Clone(good), 0, 0, 0, 1, 1, 2, 3, 4, 5), "\x00"},
-		"an unknown rpc":     {append(bytes.Clone(good), frame([]byte{99, 1, 2, 3})...), "\x00"},
-		"no msgpack":         {append(bytes.Clone(good), frame(append([]byte{0}, bytes.Repeat([]byte{0xc1}, 1000)...))...), "\x00"},
-		"no fetch":           {append(hello(1, 2, theGroup, "c", "n9", n.name), frame([]byte("q\x00\x00\x00\x00"))...), "\x00"},
-		"no heartbeats":      {append(hello(1, 3, 0, "c", "n9", n.name), frame([]byte{0, 0, 0, 0})...), "\x00"},
-		"huge heartbeats":    {append(hello(1, 3, 0, "c", "n9", n.name), frame([]byte{0xff, 0, 0, 0})...), "\x00"},
-		"a huge fetch":       {append(hello(1, 2, theGroup, "c", "n9", n.name), frame([]byte("a\xff\x00\x00\x00"))...), "\x00"},
+	good := opening()
+	for what, b := range map[string][]byte{
+		"random bytes":     garbage,
+		"another protocol": []byte("GET / HTTP/1.1\r\nHost: x\r\n\r\n"),
+		"a wrong version":  []byte("CANTUSRP\x00\x01\x00\x24"),
+		"a flipped bit":    append(bytes.Clone(good[:20]), append([]byte{good[20] ^ 4}, good[21:]...)...),
+		"an oversized one": append(bytes.Clone(good[:10]), 0xff, 0xff, 0, 0),
 	} {
-		got := ask(t, n, x.b)
-		if !strings.Contains(got, x.want) || x.want == "" && got != "" {
-			t.Errorf("%s: it says %q, want %q", what, got, x.want)
+		if got := ask(t, n, b); got != "" {
+			t.Errorf("%s: it says %q", what, got)
 		}
+	}
+	// Without a proof one hears a nonce and nothing else.
+	if got := ask(t, n, append(bytes.Clone(good), garbage...)); len(got) > 32 {
+		t.Errorf("it says %q", got)
+	}
+	for what, s := range map[string]*said{
+		"another key":     approach(t, n, bytes.Repeat([]byte("x"), 32), "c"),
+		"another cluster": approach(t, n, theKey, "d"),
+	} {
+		s.say("dialer greets", greeting(1, theGroup, "n9", "", n.name))
+		if got := s.rest(t); got != "" {
+			t.Errorf("%s: it says %q", what, got)
+		}
+	}
+	refused := func(what, want string, g []byte) {
+		t.Helper()
+		s := approach(t, n, theKey, "c")
+		s.say("dialer greets", g)
+		if got := s.heard(t); got != "\x01"+want {
+			t.Errorf("%s: it says %q, want %q", what, got, want)
+		}
+	}
+	refused("a wrong node", "I am "+n.name+", not n0", greeting(1, theGroup, "n9", "", "n0"))
+	refused("a wrong group", "no replica of group 9 here", greeting(1, 9, "n9", "", n.name))
+	refused("an unknown kind", "malformed greeting: kind 4 is not known", greeting(4, theGroup, "n9", "", n.name))
+	for what, x := range map[string]struct {
+		kind byte
+		b    []byte
+	}{
+		"an oversized frame": {1, []byte{0x40, 0, 0, 0, 1, 2, 3, 4}},
+		"a bad frame":        {1, []byte{0, 0, 0, 1, 1, 2, 3, 4, 5}},
+		"an unknown rpc":     {1, frame([]byte{99, 1, 2, 3})},
+		"no msgpack":         {1, frame(append([]byte{0}, bytes.Repeat([]byte{0xc1}, 1000)...))},
+		"no fetch":           {2, frame([]byte("q\x00\x00\x00\x00"))},
+		"no heartbeats":      {3, frame([]byte{0, 0, 0, 0})},
+		"huge heartbeats":    {3, frame([]byte{0xff, 0, 0, 0})},
+		"a huge fetch":       {2, frame([]byte("a\xff\x00\x00\x00"))},
+	} {
+		s := approach(t, n, theKey, "c")
+		s.say("dialer greets", greeting(x.kind, theGroup, "n9", "", n.name))
+		if got := s.heard(t); got != "\x00" {
+			t.Errorf("%s: it says %q", what, got)
+		}
+		s.say("dialer agrees", []byte{0})
+		_, _ = s.conn.Write(x.b)
+		s.rest(t) // it hangs up
 	}
 	// Those that say nothing, or not all of it, hold up nobody.
 	for i := range 20 {
@@ -110,6 +221,103 @@ func TestStrangersDisturbNobody(t *testing.T) {
 	}
 	c.put("still here")
 	applied(t, []string{"still here"}, c.nodes["n1"], c.nodes["n2"], c.nodes["n3"])
+}
+
+// A member is not kept out by any number of strangers that say nothing.
+func TestStrangersThatSayNothingMakeRoom(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t, "n1", "n2")
+	n1, n2 := c.nodes["n1"], c.nodes["n2"]
+	n1.open("n1")
+	c.put("x")
+	for range 300 {
+		conn, err := net.Dial("tcp", n1.network.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+	}
+	if err := raftstore.Fetch(timeout(t), n2.network, theGroup, "n1", n2.log()); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// A peer that has the key and is no member is told so, and gets nothing.
+func TestAHolderOfTheKeyThatIsNoMemberIsRefused(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t, "n1", "n2")
+	n1, n2 := c.nodes["n1"], c.nodes["n2"]
+	n1.closeNetwork()
+	n1.opts.Member = func(node, id string) error {
+		if node == "n2" && id == "d2" {
+			return nil
+		}
+		return fmt.Errorf("%s (%s) is no member", node, id)
+	}
+	n1.openNetwork()
+	n1.open("n1")
+	c.put("x")
+	fetch := func(id string) error {
+		n2.closeNetwork()
+		n2.opts.ID = id
+		n2.openNetwork()
+		return raftstore.Fetch(timeout(t), n2.network, theGroup, "n1", n2.log())
+	}
+	if err := fetch("d1"); err == nil || !strings.Contains(err.Error(), "n2 (d1) is no member") {
+		t.Errorf("another directory's id: %v", err)
+	}
+	if err := fetch("d2"); err != nil {
+		t.Error(err)
+	}
+}
+
+// What is claimed is checked in both directions before anything else, and a
+// refusal is heard at both ends.
+func TestClaims(t *testing.T) {
+	t.Parallel()
+	for what, x := range map[string]struct{ refuses, want string }{
+		"none refuses":         {"", ""},
+		"the dialer refuses":   {"n2", "n1 claims "},
+		"the listener refuses": {"n1", "n2 claims "},
+	} {
+		c := newCluster(t, "n1", "n2")
+		heard := make(chan string, 10)
+		for _, n := range c.nodes {
+			n.closeNetwork()
+			n.opts.Claims = func(peer string) []byte { return []byte("to " + peer + " from " + n.name) }
+			n.opts.CheckClaims = func(peer string, claims []byte) error {
+				heard <- string(claims)
+				if n.name == x.refuses {
+					return fmt.Errorf("%s claims %s", peer, claims)
+				}
+				return nil
+			}
+			n.openNetwork()
+		}
+		c.nodes["n1"].open("n1")
+		c.put("x")
+		n2 := c.nodes["n2"]
+		err := raftstore.Fetch(timeout(t), n2.network, theGroup, "n1", n2.log())
+		if x.want == "" && err != nil || x.want != "" && (err == nil || !strings.Contains(err.Error(), x.want)) {
+			t.Errorf("%s: got %v, want %q", what, err, x.want)
+		}
+		if got := <-heard; got != "to n1 from n2" {
+			t.Errorf("%s: the listener heard %q", what, got)
+		}
+		if x.refuses != "n1" {
+			if got := <-heard; got != "to n2 from n1" {
+				t.Errorf("%s: the dialer heard %q", what, got)
+			}
+		}
+	}
+	c := newCluster(t, "n1", "n2")
+	n2 := c.nodes["n2"]
+	n2.closeNetwork()
+	n2.opts.Claims = func(string) []byte { return make([]byte, 4097) }
+	n2.openNetwork()
+	if err := raftstore.Fetch(timeout(t), n2.network, theGroup, "n1", n2.log()); err == nil || !strings.Contains(err.Error(), "claims have 4097 bytes") {
+		t.Errorf("oversized claims: %v", err)
+	}
 }
 
 func TestAStrangerThatSaysNothingIsHungUpOn(t *testing.T) {
@@ -145,7 +353,11 @@ func TestDialErrors(t *testing.T) {
 	check(fetch(theGroup, "n1"), "closed")
 	n2.opts.Cluster = "d"
 	n2.openNetwork()
-	check(fetch(theGroup, "n1"), "this is cluster c, not d")
+	check(fetch(theGroup, "n1"), "it may be of another cluster")
+	n2.closeNetwork()
+	n2.opts.Cluster, n2.opts.Key = "c", bytes.Repeat([]byte("x"), 32)
+	n2.openNetwork()
+	check(fetch(theGroup, "n1"), "or have another cluster secret")
 
 	other, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -156,7 +368,7 @@ func TestDialErrors(t *testing.T) {
 		conn, err := other.Accept()
 		if err == nil {
 			_, _ = io.CopyN(io.Discard, conn, 10)
-			_, _ = fmt.Fprint(conn, "220 mail.example.com ESMTP\r\n")
+			_, _ = fmt.Fprint(conn, "220 mail.example.com ESMTP, with more words than a nonce has bytes, and some more of them; then more still\r\n")
 			_, _ = io.Copy(io.Discard, conn)
 			_ = conn.Close()
 		}
@@ -187,4 +399,58 @@ func TestAGroupIsOpenOnceOnANetwork(t *testing.T) {
 		t.Errorf("got %v", err)
 	}
 	n1.closeGroup()
+}
+
+// voteRequest is a RequestVote as raft's transport encodes it: the number of
+// the request, and a map in msgpack.
+func voteRequest(kind byte, from string, term uint64) []byte {
+	text := func(b []byte, s string) []byte { return append(append(b, 0xa0|byte(len(s))), s...) }
+	number := func(b []byte, n uint64) []byte { return binary.BigEndian.AppendUint64(append(b, 0xcf), n) }
+	b := text([]byte{kind, 0x87}, "ProtocolVersion")
+	b = append(b, 3)
+	for _, field := range []string{"ID", "Addr", "Candidate"} {
+		b = text(text(b, field), from)
+	}
+	b = number(text(b, "Term"), term)
+	b = number(text(b, "LastLogIndex"), 1<<40)
+	return number(text(b, "LastLogTerm"), term)
+}
+
+// There is no term after the largest: a group that adopted it could never elect
+// a leader again. Not even a member's word makes it.
+func TestATermThatLeapsHasNoEffect(t *testing.T) {
+	t.Parallel()
+	c, leader := startCluster(t, "n1", "n2", "n3")
+	const most = 1<<64 - 1
+	for _, n := range c.nodes {
+		for _, kind := range []byte{1, 4} { // a vote, and what comes before one
+			s := approach(t, n, theKey, "c")
+			s.say("dialer greets", greeting(1, theGroup, "n2", "", n.name))
+			s.heard(t)
+			s.say("dialer agrees", []byte{0})
+			if _, err := s.conn.Write(frame(voteRequest(kind, "n2", most))); err != nil {
+				t.Fatal(err)
+			}
+			answer := make([]byte, 100)
+			if _, err := io.ReadFull(s.conn, answer[:60]); err != nil || !strings.Contains(string(answer), "the term is further ahead") {
+				t.Errorf("request %d is answered %q, %v", kind, answer, err)
+			}
+		}
+		s := approach(t, n, theKey, "c")
+		s.say("dialer greets", greeting(3, 0, "n2", "", n.name))
+		s.heard(t)
+		s.say("dialer agrees", []byte{0})
+		beat := binary.BigEndian.AppendUint32([]byte{0, 0, 0, 1, 0, 0, 0, 9}, theGroup)
+		if _, err := s.conn.Write(frame(binary.BigEndian.AppendUint64(beat, most))); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := io.ReadFull(s.conn, make([]byte, 8+4+21)); err != nil {
+			t.Fatal(err)
+		}
+		if term := n.group.Term(); term > 1<<32 {
+			t.Fatalf("%s is in term %d", n.name, term)
+		}
+	}
+	c.put("still here")
+	applied(t, []string{"still here"}, leader)
 }

@@ -146,6 +146,8 @@ func TestNetworkOptionsThatCanNotBe(t *testing.T) {
 	for want, change := range map[string]func(*raftstore.NetworkOptions){
 		"node's name":     func(o *raftstore.NetworkOptions) { o.Node = "" },
 		"cluster's id":    func(o *raftstore.NetworkOptions) { o.Cluster = strings.Repeat("x", 256) },
+		"cluster's key":   func(o *raftstore.NetworkOptions) { o.Key = o.Key[:31] },
+		"directory's id":  func(o *raftstore.NetworkOptions) { o.ID = strings.Repeat("x", 256) },
 		"resolve":         func(o *raftstore.NetworkOptions) { o.Resolve = nil },
 		"the least is":    func(o *raftstore.NetworkOptions) { o.CatchUpRate = 1000 },
 		"no authority":    func(o *raftstore.NetworkOptions) { o.TLS = &tls.Config{} },
@@ -158,7 +160,7 @@ func TestNetworkOptionsThatCanNotBe(t *testing.T) {
 			t.Fatal(err)
 		}
 		opts := raftstore.NetworkOptions{
-			Node: "n1", Cluster: "c", Listener: listener, Resolve: func(string) (string, error) { return "", nil },
+			Node: "n1", Cluster: "c", Key: theKey, Listener: listener, Resolve: func(string) (string, error) { return "", nil },
 		}
 		change(&opts)
 		n, err := raftstore.NewNetwork(opts)

@@ -99,7 +99,7 @@ func newTransport(e *endpoint, opts Options, u *unsynced) *transport {
 	t.beatDelay, t.patience = opts.HeartbeatTimeout/10, max(2*opts.HeartbeatTimeout, 500*time.Millisecond)
 	config.Stream, config.Timeout = stream{e, false}, t.patience
 	t.control = raft.NewNetworkTransportWithConfig(&config)
-	t.incoming = newIncoming(t.NetworkTransport.Consumer(), e.open, opts.Log, opts.Full)
+	t.incoming = newIncoming(t.NetworkTransport.Consumer(), e.open, opts.Log, opts.Full, e.network.complain)
 	return t
 }
 
@@ -142,12 +142,23 @@ func (t *transport) peer(id raft.ServerID) *peer {
 
 // RequestVote implements raft.Transport.
 func (t *transport) RequestVote(id raft.ServerID, to raft.ServerAddress, q *raft.RequestVoteRequest, a *raft.RequestVoteResponse) error {
-	return t.control.RequestVote(id, to, q, a)
+	err := t.control.RequestVote(id, to, q, a)
+	return t.sane(id, a.Term, err)
 }
 
 // RequestPreVote implements raft.WithPreVote.
 func (t *transport) RequestPreVote(id raft.ServerID, to raft.ServerAddress, q *raft.RequestPreVoteRequest, a *raft.RequestPreVoteResponse) error {
-	return t.control.RequestPreVote(id, to, q, a)
+	err := t.control.RequestPreVote(id, to, q, a)
+	return t.sane(id, a.Term, err)
+}
+
+// sane refuses an answer to a vote whose term leaps: raft would adopt it.
+func (t *transport) sane(id raft.ServerID, term uint64, err error) error {
+	if err != nil || !leaps(t.incoming.term(), term) {
+		return err
+	}
+	t.end.network.complain("a peer's answer is refused: its term leaps", "peer", id, "term", term, "own", t.incoming.term())
+	return errLeap
 }
 
 // TimeoutNow implements raft.Transport.

@@ -9,30 +9,51 @@ import (
 	"io"
 	"math/rand/v2"
 	"net"
+	"reflect"
 	"strings"
 	"testing"
 )
 
-func TestPreambleGivesBackWhatItWasGiven(t *testing.T) {
-	for _, p := range []preamble{
-		{kindRaft, 0, "", "", ""},
-		{kindFetch, 1<<32 - 1, strings.Repeat("c", maxName), strings.Repeat("f", maxName), strings.Repeat("t", maxName)},
-		{kindRaft, 7, "c", "n1", "n2"},
-		{kindBeats, 0, "c", "n1", "n2"},
+// testKey is the key of the clusters in tests.
+var testKey = bytes.Repeat([]byte("k"), minKey)
+
+func TestGreetingGivesBackWhatItWasGiven(t *testing.T) {
+	long := strings.Repeat("x", maxName)
+	for _, g := range []greeting{
+		{kindRaft, 0, "", "", "", []byte{}},
+		{kindFetch, 1<<32 - 1, long, long, long, make([]byte, maxClaims)},
+		{kindRaft, 7, "n1", "id", "n2", []byte("claims")},
+		{kindBeats, 0, "n1", "", "n2", []byte{}},
 	} {
-		r := bytes.NewReader(append(p.encode(), "more"...))
-		got, err := readPreamble(r)
-		if err != nil || got != p {
-			t.Errorf("got %+v, %v, want %+v", got, err, p)
+		b := g.encode()
+		if got, err := decodeGreeting(b); err != nil || !reflect.DeepEqual(got, g) {
+			t.Errorf("got %+v, %v, want %+v", got, err, g)
 		}
-		if r.Len() != 4 {
-			t.Errorf("%d bytes are left of 4", r.Len())
+		if len(b) > greetingMost {
+			t.Errorf("it has %d bytes, more than %d", len(b), greetingMost)
 		}
 	}
 }
 
-func TestPreambleErrors(t *testing.T) {
-	good := preamble{kindRaft, 7, "cluster", "n1", "n2"}.encode()
+func TestGreetingErrors(t *testing.T) {
+	good := greeting{kindRaft, 7, "n1", "id", "n2", nil}.encode()
+	for what, b := range map[string][]byte{
+		"nothing":         nil,
+		"no names":        good[:5],
+		"half a name":     good[:7],
+		"one name":        good[:8],
+		"a name too long": append(bytes.Clone(good[:5]), 200, 'x'),
+		"kind 0":          append([]byte{0}, good[1:]...),
+		"kind 9":          append([]byte{9}, good[1:]...),
+	} {
+		if _, err := decodeGreeting(b); !errors.Is(err, errGreeting) {
+			t.Errorf("%s: got %v", what, err)
+		}
+	}
+}
+
+func TestOpeningErrors(t *testing.T) {
+	good := opening(newNonce())
 	change := func(at int, b ...byte) []byte {
 		return append(append(bytes.Clone(good[:at]), b...), good[at+len(b):]...)
 	}
@@ -40,51 +61,91 @@ func TestPreambleErrors(t *testing.T) {
 		b    []byte
 		want error
 	}{
+		"a good one":       {good, nil},
 		"another protocol": {[]byte("GET / HTTP/1.1\r\n\r\n"), errNoPreamble},
 		"nothing":          {nil, io.EOF},
 		"half a magic":     {good[:4], io.ErrUnexpectedEOF},
 		"half":             {good[:len(good)/2], io.ErrUnexpectedEOF},
 		"all but one byte": {good[:len(good)-1], io.ErrUnexpectedEOF},
-		"version 2":        {change(8, 0, 2), versionError(2)},
+		"version 1":        {change(8, 0, 1), versionError(1)},
 		"a huge length":    {change(10, 0xff, 0xff), errPreamble},
 		"length 0":         {change(10, 0, 0), errPreamble},
 		"a flipped bit":    {change(20, good[20]^1), errPreamble},
-		"kind 9":           {preamble{9, 7, "c", "n1", "n2"}.encode(), errPreamble},
 	} {
-		if _, err := readPreamble(bytes.NewReader(c.b)); !errors.Is(err, c.want) {
+		if _, err := readOpening(bytes.NewReader(c.b)); !errors.Is(err, c.want) {
 			t.Errorf("%s: got %v, want %v", what, err, c.want)
 		}
 	}
 }
 
 func TestAnswers(t *testing.T) {
-	if err := readAnswer(bytes.NewReader(answer(""))); err != nil {
-		t.Error(err)
+	if claims, err := decodeAnswer(welcome([]byte("claims"))); err != nil || string(claims) != "claims" {
+		t.Errorf("got %q, %v", claims, err)
 	}
-	for _, text := range []string{"this is cluster a, not b", strings.Repeat("x", 2*maxRefusal), "\xff"} {
-		err := readAnswer(bytes.NewReader(answer(text)))
-		if !errors.As(err, new(refusedError)) {
+	for _, text := range []string{"I am n1, not n2", strings.Repeat("x", 2*maxRefusal), "\xff"} {
+		if _, err := decodeAnswer(refusal(text)); !errors.As(err, new(refusedError)) {
 			t.Errorf("got %v", err)
 		}
 	}
-	bad := answer("text")
-	bad[5] ^= 1
-	for _, b := range [][]byte{bad, []byte("HTTP/1.1 400 Bad Request\r\n"), {0, 0xff, 0xff, 0}, {7, 0, 0, 0}} {
-		if err := readAnswer(bytes.NewReader(b)); !errors.Is(err, errNoAnswer) {
+	for _, b := range [][]byte{nil, {7}, []byte("HTTP/1.1 400 Bad Request\r\n")} {
+		if _, err := decodeAnswer(b); !errors.Is(err, errNoAnswer) {
 			t.Errorf("%q: got %v", b, err)
 		}
 	}
 }
 
-func FuzzPreamble(f *testing.F) {
-	f.Add(preamble{kindRaft, 7, "cluster", "n1", "n2"}.encode())
-	f.Add(answer("no"))
-	f.Add([]byte(preambleMagic + "\x00\x01\xff\xff"))
-	f.Fuzz(func(t *testing.T, b []byte) {
-		if p, err := readPreamble(bytes.NewReader(b)); err == nil && !bytes.HasPrefix(b, p.encode()) {
-			t.Errorf("%q was read as %+v", b, p)
+// A proof is good for what was said, in its place, on its connection, and for
+// its key and cluster alone.
+func TestProofsAreForOneConversation(t *testing.T) {
+	said := func(key []byte, cluster, binding, before string) *transcript {
+		tr := newTranscript(key, cluster, []byte(binding))
+		tr.add([]byte(before))
+		return tr
+	}
+	var sent bytes.Buffer
+	if err := said(testKey, "c", "b", "nonces").send(&sent, stepGreeting, []byte("body")); err != nil {
+		t.Fatal(err)
+	}
+	b := sent.Bytes()
+	flipped := bytes.Clone(b)
+	flipped[3] ^= 1
+	for what, c := range map[string]struct {
+		tr   *transcript
+		step string
+		b    []byte
+		ok   bool
+	}{
+		"the same":           {said(testKey, "c", "b", "nonces"), stepGreeting, b, true},
+		"another key":        {said(bytes.Repeat([]byte("x"), minKey), "c", "b", "nonces"), stepGreeting, b, false},
+		"another cluster":    {said(testKey, "d", "b", "nonces"), stepGreeting, b, false},
+		"another connection": {said(testKey, "c", "x", "nonces"), stepGreeting, b, false},
+		"names that run on":  {said(testKey, "cb", "", "nonces"), stepGreeting, b, false},
+		"other nonces":       {said(testKey, "c", "b", "others"), stepGreeting, b, false},
+		"another step":       {said(testKey, "c", "b", "nonces"), stepAnswer, b, false},
+		"a flipped bit":      {said(testKey, "c", "b", "nonces"), stepGreeting, flipped, false},
+		"too long":           {said(testKey, "c", "b", "nonces"), stepGreeting, append([]byte{0xff, 0xff}, b[2:]...), false},
+	} {
+		got, err := c.tr.receive(bytes.NewReader(c.b), c.step, 100)
+		if c.ok && (err != nil || string(got) != "body") || !c.ok && !errors.Is(err, errProof) {
+			t.Errorf("%s: got %q, %v", what, got, err)
 		}
-		_ = readAnswer(bytes.NewReader(b))
+	}
+}
+
+func FuzzPreamble(f *testing.F) {
+	f.Add(opening(newNonce()))
+	f.Add(greeting{kindRaft, 7, "n1", "id", "n2", []byte("claims")}.encode())
+	f.Add(refusal("no"))
+	f.Add([]byte(preambleMagic + "\x00\x02\xff\xff"))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		if o, err := readOpening(bytes.NewReader(b)); err == nil && !bytes.HasPrefix(b, o) {
+			t.Errorf("%q was read as %q", b, o)
+		}
+		if g, err := decodeGreeting(b); err == nil && !bytes.Equal(g.encode(), b) {
+			t.Errorf("%q was read as %+v", b, g)
+		}
+		_, _ = decodeAnswer(b)
+		_, _ = newTranscript(testKey, "c", nil).receive(bytes.NewReader(b), stepGreeting, greetingMost)
 		if e, err := decodeFetched(b); err == nil && e.Index > 0 && len(e.Data) > len(b) {
 			t.Error("an entry is longer than what it is in")
 		}
@@ -195,7 +256,7 @@ func ExampleNetwork() {
 		return
 	}
 	network, err := NewNetwork(NetworkOptions{
-		Node: "n1", Cluster: "9f2c", Listener: listener,
+		Node: "n1", Cluster: "9f2c", Key: make([]byte, 32), Listener: listener, // take a secret one
 		Resolve: func(node string) (string, error) { return node + ".example.com:4250", nil },
 	})
 	if err != nil {
