@@ -27,14 +27,14 @@ func Example() {
 	fmt.Println(m.Certify(first, 1).Outcome)
 
 	v := m.Certify(second, 2)
-	fmt.Println(v.Outcome, v.Conflicts, "once", v.Ground, "is committed")
+	fmt.Println(v.Outcome, v.Conflicts[0].Name, "with", v.Conflicts[0].Txid, "once", v.Ground, "is committed")
 
 	fmt.Println(m.Commit(), "is committed") // the log says so
 	second.HighWaterMark = 1
 	fmt.Println(m.Certify(second, 3).Outcome)
 	// Output:
 	// pass
-	// conflict [{account.2 write 1}] once 1 is committed
+	// conflict account.2 with 1 once 1 is committed
 	// 1 is committed
 	// pass
 }

@@ -85,11 +85,25 @@ func (s *ids) forget(first uint64) {
 	}
 }
 
-// expire drops the ids older than time.
-func (s *ids) expire(time int64) {
-	for s.len() > 0 && s.oldest().time < time {
+// expire drops the ids older than time, of transactions up to txid last.
+func (s *ids) expire(time int64, last uint64) {
+	for s.len() > 0 && s.oldest().time < time && s.oldest().txid <= last {
 		s.dropOldest()
 	}
+}
+
+// oldestSince returns the txid of the oldest id that is not older than time, of
+// transactions up to txid last; 0 if there is none.
+func (s *ids) oldestSince(time int64, last uint64) uint64 {
+	for i := s.records.first; i < s.records.next; i++ {
+		if r := s.records.at(i); r.id != (ID{}) && r.time >= time {
+			if r.txid > last {
+				return 0
+			}
+			return r.txid
+		}
+	}
+	return 0
 }
 
 func (s *ids) oldest() *idRecord { return s.records.at(s.records.first) }

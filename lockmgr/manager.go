@@ -14,7 +14,8 @@ type Manager struct {
 	window int64 // opts.IDWindow, in nanoseconds
 
 	committed uint64
-	time      int64 // of the committed transaction
+	time      int64 // the newest of committed transactions, and of Advance
+	lastTime  int64 // of the last transaction
 	locks     *table
 	floor     uint64 // the highest committed txid that locks has forgotten
 	ids       *ids
@@ -151,12 +152,12 @@ func (m *Manager) checkLocks(tx *Transaction) Verdict {
 		}
 		r, at := m.locks.overlapping(l.Name)
 		m.found = append(m.found, at)
-		txid := r.newest
-		if txid == 0 {
+		txid, forgotten := r.newest, r.newest == 0
+		if forgotten {
 			txid = m.floor
 		}
 		if txid > mark {
-			v.Conflicts = append(v.Conflicts, Conflict{Name: strings.Clone(l.Name), Mode: l.Mode, Txid: txid})
+			v.Conflicts = append(v.Conflicts, Conflict{Name: strings.Clone(l.Name), Mode: l.Mode, Txid: txid, Forgotten: forgotten})
 		}
 	}
 	if v.Conflicts == nil {
@@ -178,7 +179,7 @@ func (m *Manager) Commit() uint64 {
 		panic("lockmgr: commit with nothing in flight")
 	}
 	fl, refs := m.flight.leave()
-	m.committed, m.time = m.committed+1, fl.time
+	m.commitTime(m.committed+1, fl.time)
 	for _, i := range refs {
 		m.commitLock(i)
 	}
@@ -201,10 +202,10 @@ func (m *Manager) Record(txid uint64, time int64, tx *Transaction) {
 	if txid != m.committed+1 {
 		panic(fmt.Sprintf("lockmgr: record txid %d after %d", txid, m.committed))
 	}
-	if time < m.time {
-		panic(fmt.Sprintf("lockmgr: time of txid %d goes back from %d to %d", txid, m.time, time))
+	if time < m.lastTime {
+		panic(fmt.Sprintf("lockmgr: time of txid %d goes back from %d to %d", txid, m.lastTime, time))
 	}
-	m.committed, m.time = txid, time
+	m.commitTime(txid, time)
 	for i := range tx.Locks {
 		if l := &tx.Locks[i]; l.Mode.recorded() {
 			at := m.locks.index(l.Name)
@@ -217,6 +218,28 @@ func (m *Manager) Record(txid uint64, time int64, tx *Transaction) {
 		id = m.ids.add(idRecord{id: tx.ID, txid: txid, time: time, fingerprint: tx.Fingerprint})
 	}
 	m.commitID(id, true)
+}
+
+// commitTime makes txid the committed transaction. Its time may lie behind that
+// of an Advance.
+func (m *Manager) commitTime(txid uint64, time int64) {
+	m.committed, m.lastTime, m.time = txid, time, max(m.time, time)
+}
+
+// Advance moves the partition's time forward to time, in Unix nanoseconds, without
+// a transaction: message ids that are too old by it are forgotten. A time that has
+// passed changes nothing.
+func (m *Manager) Advance(time int64) {
+	m.mustNotRebuild()
+	m.time = max(m.time, time)
+	m.ids.expire(m.time-m.window, m.committed)
+}
+
+// OldestID returns the oldest committed transaction whose message id still counts at
+// a time, in Unix nanoseconds; 0 if none does. It takes time in proportion to the ids
+// that don't count any more.
+func (m *Manager) OldestID(now int64) (txid uint64) {
+	return m.ids.oldestSince(now-m.window, m.committed)
 }
 
 // commitLock makes the committed transaction the recorder of a lock.
@@ -233,7 +256,7 @@ func (m *Manager) commitID(i uint64, again bool) {
 	if i != 0 && again {
 		m.ids.only(i)
 	}
-	m.ids.expire(m.time - m.window)
+	m.ids.expire(m.time-m.window, m.committed)
 	for m.ids.len()-m.flight.ids > m.opts.IDs {
 		m.ids.dropOldest()
 	}

@@ -42,7 +42,7 @@ func TestRandomHistories(t *testing.T) {
 	t.Logf("%v", tally)
 	for _, what := range []string{
 		"pass", "duplicate", "id_reused", "ahead", "wrong_last", "conflict",
-		"floor", "ground", "rollback", "rollback of some", "rebuild", "rebuild cut short", "forget", "foreign",
+		"floor", "ground", "rollback", "rollback of some", "rebuild", "rebuild cut short", "forget", "advance", "foreign",
 	} {
 		if *histories >= 1000 && tally[what] < *histories/100 {
 			t.Errorf("%q came up %d times only in %d histories", what, tally[what], *histories)
@@ -88,8 +88,10 @@ func (h *history) run() {
 			h.foreign()
 		case n < 91:
 			h.rollback()
-		case n < 94:
+		case n < 93:
 			h.forget()
+		case n < 94:
+			h.advance()
 		case n < 98:
 			h.rebuild()
 		default:
@@ -224,6 +226,17 @@ func (h *history) forget() {
 	h.compare()
 }
 
+// advance moves the time on, now and then past what is in flight.
+func (h *history) advance() {
+	if h.rand.IntN(2) == 0 {
+		h.now += h.rand.Int64N(40)
+	}
+	h.w.time = max(h.w.time, h.now)
+	h.m.Advance(h.w.time)
+	h.tally["advance"]++
+	h.compare()
+}
+
 // rebuild makes the state anew, and goes on with it.
 func (h *history) rebuild() {
 	h.w.flight = nil
@@ -232,12 +245,12 @@ func (h *history) rebuild() {
 		// A walk that stops early is a trim there, which the twin can do too.
 		stop = max(stop, h.w.committed()-min(h.w.committed()-1, uint64(h.rand.IntN(5))))
 	}
-	more := stop > h.w.first && rebuild(h.m, h.w.log, h.w.first, stop) == int(h.w.committed()-stop+1)
+	more := stop > h.w.first && rebuild(h.m, h.w.log, h.w.time, h.w.first, stop) == int(h.w.committed()-stop+1)
 	if more {
 		h.w.first = stop
 		h.tally["rebuild cut short"]++
 	} else {
-		rebuild(h.m, h.w.log, h.w.first, h.w.first)
+		rebuild(h.m, h.w.log, h.w.time, h.w.first, h.w.first)
 		h.tally["rebuild"]++
 	}
 	h.compare()
@@ -249,8 +262,9 @@ func (h *history) compare() {
 	got := lockmgr.StateOf(h.m)
 	want := lockmgr.State{Committed: h.w.committed(), Last: h.w.last(), IDs: h.w.ids()}
 	want.Locks, want.Floor = h.w.locks()
-	if n := len(h.w.log); n > 0 {
-		want.Time = h.w.log[n-1].time
+	want.Time = h.w.now()
+	if txid := h.m.OldestID(h.now); txid != h.w.oldestID(h.now) {
+		h.fail("the oldest id that counts at %d is of txid %d, want %d", h.now, txid, h.w.oldestID(h.now))
 	}
 	for txid := h.w.last(); txid > h.w.committed(); txid-- {
 		want.FlightIDs = addID(want.FlightIDs, txid, h.w.at(txid))

@@ -12,8 +12,8 @@ type rebuild struct {
 }
 
 // Reset empties the Manager, in-flight transactions included, and begins a rebuild
-// of its state as of the committed transaction: that txid, and the time that it
-// was recorded with (0 and 0 for an empty log). Until Rebuilt, only
+// of its state as of the committed transaction: that txid, and the partition's time,
+// which is that transaction's or that of an Advance (0 and 0 for an empty log). Until Rebuilt, only
 // RecordOlder and the methods that read may be called; others panic.
 func (m *Manager) Reset(committed uint64, time int64) {
 	*m = *New(m.opts)
@@ -35,6 +35,9 @@ func (m *Manager) RecordOlder(txid uint64, time int64, tx *Transaction) (more bo
 	}
 	if time > r.time {
 		panic(fmt.Sprintf("lockmgr: rebuild: time of txid %d rises from %d to %d", txid, r.time, time))
+	}
+	if txid == m.committed {
+		m.lastTime = time
 	}
 	r.next, r.time = txid-1, time
 	m.olderLocks(txid, tx)

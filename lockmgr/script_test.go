@@ -26,6 +26,8 @@ var update = flag.Bool("update", false, "rewrite the expected output in testdata
 //	record [times=N] <as for certify>       commit what never was in flight; %d is its txid
 //	rollback from=N                         take back what is in flight
 //	forget first=N                          trim the log
+//	advance now=D                           move the partition's time on
+//	oldest now=D                            the oldest transaction whose id counts
 //	rebuild [stop=N]                        anew from the log, not walking below stop
 //	newest NAME                             the newest committed recorder
 //	table                                   everything
@@ -103,6 +105,7 @@ type script struct {
 	clock  int64
 	log    []logged // of all that is committed
 	first  uint64   // the first one kept
+	time   int64    // of the newest advance
 	flight []logged
 }
 
@@ -145,6 +148,13 @@ func (s *script) run(fields []string) string {
 		s.first = s.number(args, "first")
 		s.m.Forget(s.first)
 		return fmt.Sprintf("floor=%d\n", s.m.Stats().Floor)
+	case "advance":
+		now := int64(s.duration(strings.TrimPrefix(args[0], "now=")))
+		s.m.Advance(now)
+		s.time = max(s.time, now)
+		return ""
+	case "oldest":
+		return fmt.Sprintf("txid=%d\n", s.m.OldestID(int64(s.duration(strings.TrimPrefix(args[0], "now=")))))
 	case "rebuild":
 		return s.rebuild(args)
 	case "newest":
@@ -172,7 +182,7 @@ func (s *script) fresh(args []string) string {
 			s.t.Fatalf("%s: no option %q", s.where, key)
 		}
 	}
-	s.m, s.clock, s.log, s.first, s.flight = lockmgr.New(opts), 0, nil, 1, nil
+	s.m, s.clock, s.log, s.first, s.flight, s.time = lockmgr.New(opts), 0, nil, 1, nil, 0
 	return ""
 }
 
@@ -220,7 +230,7 @@ func (s *script) rebuild(args []string) string {
 		stop = s.number(args, "stop")
 	}
 	s.flight = nil
-	walked := rebuild(s.m, s.log, s.first, stop)
+	walked := rebuild(s.m, s.log, s.time, s.first, stop)
 	if after := lockmgr.StateOf(s.m); len(args) == 0 && !after.Equal(before, true) {
 		s.t.Errorf("%s: rebuilt:\n got %+v\nwant %+v", s.where, after, before)
 	}
@@ -228,12 +238,13 @@ func (s *script) rebuild(args []string) string {
 }
 
 // rebuild makes a Manager's state anew from a log, whose first kept transaction is
-// first, walking down to stop at most. It returns how many were walked.
-func rebuild(m *lockmgr.Manager, log []logged, first, stop uint64) int {
+// first, walking down to stop at most; advanced is the time of the newest advance.
+// It returns how many were walked.
+func rebuild(m *lockmgr.Manager, log []logged, advanced int64, first, stop uint64) int {
 	committed := uint64(len(log))
-	var last int64
+	last := advanced
 	if committed > 0 {
-		last = log[committed-1].time
+		last = max(last, log[committed-1].time)
 	}
 	m.Reset(committed, last)
 	walked := 0

@@ -16,6 +16,7 @@ type twin struct {
 	log    []logged // txid 1 first; forgotten ones too
 	flight []logged
 	first  uint64 // what is below is forgotten
+	time   int64  // of the newest advance
 }
 
 func (w *twin) committed() uint64 { return uint64(len(w.log)) }
@@ -46,11 +47,29 @@ func (w *twin) locks() (known []lockmgr.TrackedLock, floor uint64) {
 	return known, w.first - 1
 }
 
+// now is the partition's time.
+func (w *twin) now() int64 {
+	if len(w.log) == 0 {
+		return w.time
+	}
+	return max(w.time, w.log[len(w.log)-1].time)
+}
+
+// oldestID returns the oldest committed transaction whose id counts.
+func (w *twin) oldestID(now int64) (txid uint64) {
+	for _, id := range w.ids() {
+		if id.Time >= now-int64(w.opts.IDWindow) {
+			txid = id.Txid
+		}
+	}
+	return txid
+}
+
 // ids returns the committed ids that are remembered, newest first.
 func (w *twin) ids() (known []lockmgr.TrackedID) {
 	for txid := w.committed(); txid >= w.first && len(known) < w.opts.IDs; txid-- {
 		l := w.log[txid-1]
-		if l.time < w.log[w.committed()-1].time-int64(w.opts.IDWindow) {
+		if l.time < w.now()-int64(w.opts.IDWindow) {
 			break
 		}
 		known = addID(known, txid, l)
@@ -83,9 +102,10 @@ func (w *twin) certify(tx *lockmgr.Transaction, now int64) lockmgr.Verdict {
 	known, floor := w.locks()
 	v := lockmgr.Verdict{Outcome: lockmgr.Pass, Txid: w.last() + 1}
 	for _, l := range tx.Locks {
-		if txid := w.newest(l.Name, known, floor); l.Mode != lockmgr.Append && txid > tx.HighWaterMark {
+		txid, forgotten := w.newest(l.Name, known, floor)
+		if l.Mode != lockmgr.Append && txid > tx.HighWaterMark {
 			v.Outcome, v.Txid = lockmgr.Conflicted, 0
-			v.Conflicts = append(v.Conflicts, lockmgr.Conflict{Name: l.Name, Mode: l.Mode, Txid: txid})
+			v.Conflicts = append(v.Conflicts, lockmgr.Conflict{Name: l.Name, Mode: l.Mode, Txid: txid, Forgotten: forgotten})
 			if txid > w.committed() {
 				v.Ground = max(v.Ground, txid)
 			}
@@ -120,16 +140,16 @@ func (w *twin) duplicate(tx *lockmgr.Transaction, now int64) lockmgr.Verdict {
 }
 
 // newest looks through flight, then through what is known, then at the floor.
-func (w *twin) newest(name string, known []lockmgr.TrackedLock, floor uint64) uint64 {
+func (w *twin) newest(name string, known []lockmgr.TrackedLock, floor uint64) (txid uint64, forgotten bool) {
 	if txid := w.ever(name, w.committed()); txid > 0 {
-		return txid
+		return txid, false
 	}
 	for _, t := range known {
 		if overlap(t.Name, name) {
-			return t.Txid
+			return t.Txid, false
 		}
 	}
-	return floor
+	return floor, true
 }
 
 // ever returns the newest transaction past txid after, committed or in flight, that

@@ -32,6 +32,9 @@ type Conflict struct {
 	// Txid is the newest transaction that recorded an overlapping lock, or the
 	// floor if the table does not know one.
 	Txid uint64
+
+	// Forgotten reports that the table does not know one: Txid is the floor.
+	Forgotten bool
 }
 
 // Verdict is the answer to Certify.
