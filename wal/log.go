@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 
 	"github.com/cantuslog/cantus/wal/journal"
 )
@@ -17,6 +18,7 @@ import (
 type Log struct {
 	store *Store
 	group uint32
+	read  atomic.Uint64 // entries
 
 	// mu guards what follows; only fold changes it.
 	mu    sync.RWMutex

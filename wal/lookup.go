@@ -137,11 +137,19 @@ func (l *Log) hintAt(txid uint64) (index, at uint64, err error) {
 	return index, at, err
 }
 
+// longRun is how many entries without a transaction are read before the next batch
+// is looked up. The applier gives the batch behind so many a key by its txid.
+const longRun = 4 * hintEntries
+
 // Batches reads the transactions' batches from the one that holds txid on, up
-// to index to, each with the index it has. Voided batches are left out. It
+// to index to, each with the index it has. Voided batches are left out, and long
+// runs of other entries between batches are passed over without being read. It
 // stops after the first error: [ErrTrimmed] if txid is older than what is
 // kept, [ErrNotFound] if it is newer than what index to holds, or as
 // [Log.Entry] gives it.
+//
+// Whoever knows the last txid up to index to stops there: that no batch comes
+// is only known after all entries were read.
 func (l *Log) Batches(txid, to uint64) iter.Seq2[uint64, BatchOrError] {
 	return func(yield func(uint64, BatchOrError) bool) {
 		start, err := l.FindTx(txid, to)
@@ -149,32 +157,94 @@ func (l *Log) Batches(txid, to uint64) iter.Seq2[uint64, BatchOrError] {
 			yield(0, BatchOrError{Err: err})
 			return
 		}
-		next := uint64(0)
-		for e, err := range l.Entries(start, min(to, l.LastIndex())) {
-			if first, _ := l.ends(); errors.Is(err, ErrNotFound) && first > start {
-				err = ErrTrimmed
-			}
-			if err != nil {
-				yield(0, BatchOrError{Err: err})
-				return
-			}
-			if e.Type != 0 {
-				continue
-			}
-			b, err := ParseBatch(e.Data)
-			if err != nil {
-				yield(e.Index, BatchOrError{Err: fmt.Errorf("%w: entry %d of group %d: %w", ErrDamaged, e.Index, l.group, err)})
-				return
-			}
-			if b.Kind != Transactions || b.Count == 0 || next != 0 && b.First != next {
-				continue // another kind, or void: it repeats or skips txids
-			}
-			next = b.Last() + 1
-			if !yield(e.Index, BatchOrError{Batch: b}) {
-				return
-			}
+		b := batches{log: l, from: start, to: min(to, l.LastIndex()), yield: yield}
+		for b.from > 0 {
+			b.run()
 		}
 	}
+}
+
+// batches is Batches under way.
+type batches struct {
+	log   *Log
+	from  uint64 // the entry to go on at, 0 at the end
+	to    uint64
+	next  uint64 // the txid that comes next, 0 before the first batch
+	yield func(uint64, BatchOrError) bool
+}
+
+// run reads on until the end, or a long run without transactions.
+func (b *batches) run() {
+	start, others := b.from, 0
+	b.from = 0
+	for e, err := range b.log.Entries(start, b.to) {
+		if first, _ := b.log.ends(); errors.Is(err, ErrNotFound) && first > start {
+			err = ErrTrimmed
+		}
+		var found bool
+		if err == nil {
+			found, err = b.entry(&e)
+		}
+		if err != nil {
+			b.yield(0, BatchOrError{Err: err})
+			return
+		}
+		if found {
+			others = 0
+		} else if others++; others == longRun {
+			b.from = b.log.batchAt(b.next, e.Index, b.to)
+		}
+		if b.from > 0 || b.next == 0 {
+			return
+		}
+	}
+}
+
+// entry gives the batch in an entry, if it is the next one. Where no more is
+// wanted, next is 0 then.
+func (b *batches) entry(e *Entry) (found bool, err error) {
+	if e.Type != 0 {
+		return false, nil
+	}
+	batch, err := ParseBatch(e.Data)
+	if err != nil {
+		return false, fmt.Errorf("%w: entry %d of group %d: %w", ErrDamaged, e.Index, b.log.group, err)
+	}
+	if batch.Kind != Transactions || batch.Count == 0 || b.next != 0 && batch.First != b.next {
+		return false, nil // another kind, or void: it repeats or skips txids
+	}
+	b.next = batch.Last() + 1
+	if !b.yield(e.Index, BatchOrError{Batch: batch}) {
+		b.next = 0
+	}
+	return true, nil
+}
+
+// batchAt looks up the batch that begins at a txid, between index after and index
+// to; 0 says that it has to be searched for.
+func (l *Log) batchAt(txid, after, to uint64) (index uint64) {
+	l.mu.RLock()
+	voids := l.voids
+	index, _, ok := l.tail.find(txid, to, voids)
+	l.mu.RUnlock()
+	if !ok {
+		var at uint64
+		var err error
+		if index, at, err = l.hintAt(txid); err != nil || at != txid {
+			return 0
+		}
+	}
+	if index <= after || index > to || slices.Contains(voids, index) {
+		return 0
+	}
+	e, err := l.Entry(index)
+	if err != nil {
+		return 0
+	}
+	if b, ok := e.transactions(); !ok || b.First != txid {
+		return 0
+	}
+	return index
 }
 
 // BatchOrError is a batch, or why there is none.

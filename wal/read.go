@@ -29,6 +29,7 @@ func (l *Log) Entry(index uint64) (Entry, error) {
 			value, err = l.load(index)
 		}
 		if err == nil {
+			l.read.Add(1)
 			var e Entry
 			if e, err = decodeEntry(l.group, index, at.history.cuts(index), value); err == nil {
 				return e, nil
@@ -144,6 +145,7 @@ func (l *Log) loadPiece(index, to uint64, at moment, room int) (piece []Entry, e
 }
 
 func (l *Log) appendEntry(to []Entry, index uint64, at moment) ([]Entry, error) {
+	l.read.Add(1)
 	e, err := decodeEntry(l.group, index, at.history.cuts(index), at.value)
 	if err != nil {
 		return to, err
@@ -163,6 +165,10 @@ func (l *Log) unreadable(index uint64, cause error) error {
 	}
 	return fmt.Errorf("%w: entry %d of group %d can't be read: %v", ErrDamaged, index, l.group, cause)
 }
+
+// EntriesRead returns how many entries were read since the store was opened, from
+// memory or from the disk.
+func (l *Log) EntriesRead() uint64 { return l.read.Load() }
 
 // InMemory tells whether the entry at index would be read from memory.
 func (l *Log) InMemory(index uint64) bool {
