@@ -330,20 +330,45 @@ func (p *partition) serveTrim(_ context.Context, m *message) error {
 	if err != nil {
 		return err
 	}
+	reply := subjects.TrimReply{Partition: p.id}
 	if keep > 0 {
-		var w wal.BatchWriter
-		w.Begin(wal.Trims, p.replica.position().mark, time.Now().UnixNano(), 0)
-		w.AddRaw(trimRecord(keep))
-		result, err := p.group.Propose(w.Finish()).Wait()
+		w, id := p.trimBatch(keep)
+		result, err := p.group.Propose(w).Wait()
 		if err != nil {
 			return err
 		}
 		if result.(applied).failed {
 			return raftstore.ErrUnknown
 		}
+		if id > 0 {
+			reply.Because = fmt.Sprintf("the message id of transaction %d still counts: ids are remembered for %v; trim again when they are not", id, p.node.opts.MsgIDWindow)
+		}
 	}
-	p.node.answerRead(appendPub(nil, m.reply, mustJSON(subjects.TrimReply{Partition: p.id, FirstTxid: p.replica.position().first})))
+	reply.FirstTxid = p.replica.position().first
+	p.node.answerRead(appendPub(nil, m.reply, mustJSON(reply)))
 	return nil
+}
+
+// trimBatch returns the batch that trims what is older than txid keep, and than the
+// oldest transaction whose message id still counts: no replica could remember the id
+// after a restart. If it is that which decides, id is its txid.
+//
+// The batch's time is the partition's from then on, so that an id which does not
+// count any more here does not count afterwards either.
+func (p *partition) trimBatch(keep uint64) (batch []byte, id uint64) {
+	r := p.replica
+	r.mu.Lock()
+	now := max(time.Now().UnixNano(), r.time+1, p.stamped+1)
+	p.stamped = now
+	last := r.table.Committed()
+	if oldest := r.table.OldestID(now); oldest > 0 && oldest < keep {
+		keep, id = oldest, oldest
+	}
+	r.mu.Unlock()
+	var w wal.BatchWriter
+	w.Begin(wal.Trims, last, now, 0)
+	w.AddRaw(trimRecord(keep))
+	return w.Finish(), id
 }
 
 // keepFrom gives the oldest txid that a trim leaves wanted.

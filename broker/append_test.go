@@ -76,6 +76,22 @@ func TestAppendReplies(t *testing.T) {
 	}
 }
 
+// What is forgotten has no recorder: a refusal says so, and does not make one up.
+func TestConflictsBehindTheFloor(t *testing.T) {
+	_, nc := one(t, broker.Options{Locks: 2})
+	for _, l := range []string{"a", "b", "c", "d"} {
+		appendTx(t, nc, "cantus.append.0", "x", appendLock, l)
+	}
+	wantBody(t, ask(t, nc, "cantus.append.0", "x", mark, "1", write, "never", read, "a.>", read, "d"),
+		`{"partition":0,"error":{"code":409,"reason":"conflict","message":"read lock \"d\" was recorded by txid 4, after high-water mark 1: apply up to 4, recompute and send again",`+
+			`"lock":"d","txid":4,"conflicts":[{"lock":"d","mode":"read","txid":4},{"lock":"never","mode":"write","txid":2,"forgotten":true},{"lock":"a.>","mode":"read","txid":2,"forgotten":true}]},"high_water_mark":4}`)
+	const refused = `{"code":409,"reason":"conflict","message":"write lock \"a\" is not remembered and counts as recorded at the floor, txid 2, after high-water mark 1: apply up to 2, recompute and send again",` +
+		`"lock":"a","txid":2,"conflicts":[{"lock":"a","mode":"write","txid":2,"forgotten":true}]}`
+	wantBody(t, ask(t, nc, "cantus.append.0", "x", mark, "1", write, "a"), `{"partition":0,"error":`+refused+`,"high_water_mark":4}`)
+	wantBody(t, ask(t, nc, "cantus.batch.0", string(item("x", mark, "1", write, "a"))),
+		`{"partition":0,"results":[{"index":0,"count":1,"error":`+refused+`}],"high_water_mark":4}`)
+}
+
 func TestTheFirstOnesTimeStandsInItsRepeats(t *testing.T) {
 	_, nc := one(t, broker.Options{})
 	first := appendTx(t, nc, "cantus.append.0", "x", msgID, "m")

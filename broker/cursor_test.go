@@ -1,8 +1,11 @@
 package broker_test
 
 import (
+	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -210,21 +213,39 @@ func TestCursorsAfterRestart(t *testing.T) {
 // copyDir copies a data directory that is in use: what a crash leaves.
 func copyDir(t *testing.T, from, to string) {
 	t.Helper()
-	// Copying a file that is written to is no snapshot of it. Nothing is
-	// written here: the node is idle.
-	if err := os.CopyFS(filepath.Join(to, "copy"), os.DirFS(from)); err != nil {
-		t.Fatal(err)
-	}
-	entries, err := os.ReadDir(filepath.Join(to, "copy"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, e := range entries {
-		if err := os.Rename(filepath.Join(to, "copy", e.Name()), filepath.Join(to, e.Name())); err != nil {
+	manifest := filepath.Join(from, "store", "MANIFEST")
+	for {
+		before, err := os.ReadFile(manifest)
+		if err != nil {
+			t.Fatal(err)
+		}
+		copied := copyOnce(t, from, to)
+		after, err := os.ReadFile(manifest)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if copied != nil && !errors.Is(copied, fs.ErrNotExist) {
+			t.Fatal(copied)
+		}
+		if copied == nil && bytes.Equal(before, after) {
+			return
+		}
+		if err := os.RemoveAll(to); err != nil { // the store's tables changed meanwhile
 			t.Fatal(err)
 		}
 	}
-	if err := os.Remove(filepath.Join(to, "copy")); err != nil {
-		t.Fatal(err)
+}
+
+func copyOnce(t *testing.T, from, to string) error {
+	t.Helper()
+	// Copying a file that is written to is no snapshot of it. Nothing is
+	// written here: the node is idle.
+	if err := os.CopyFS(filepath.Join(to, "copy"), os.DirFS(from)); err != nil {
+		return err
 	}
+	entries, err := os.ReadDir(filepath.Join(to, "copy"))
+	for _, e := range entries {
+		err = errors.Join(err, os.Rename(filepath.Join(to, "copy", e.Name()), filepath.Join(to, e.Name())))
+	}
+	return errors.Join(err, os.Remove(filepath.Join(to, "copy")))
 }

@@ -91,6 +91,8 @@ func (m *metrics) watch(n *Node) {
 		}
 		of("high_water_mark", "The txid of the last committed transaction that this node's replica has applied.",
 			func(p *partition) float64 { return float64(p.replica.position().mark) })
+		of("log_entries_read", "Entries of the partition's log that were read since the node started: for readers, for other replicas, and at the start.",
+			func(p *partition) float64 { return float64(p.store.EntriesRead()) })
 		of("requests_queued", "Messages that wait to be certified.", func(p *partition) float64 { return float64(p.queue.length()) })
 		of("leading", "1 if this node leads the partition.", func(p *partition) float64 {
 			if p.serving.Load() {

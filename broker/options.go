@@ -109,6 +109,10 @@ type Options struct {
 	store     wal.Options
 	freeSpace func(dir string) (int64, error)
 	protocol  int
+	// pointEvery takes the place of the constant, if it is not 0.
+	pointEvery uint64
+	// cutting is called before each step of cutting a log's head.
+	cutting func(step string)
 	// reroute says where a node is dialed for replication, in place of where it
 	// said that it is.
 	reroute func(node, address string) string

@@ -4,26 +4,37 @@ import (
 	"bytes"
 	"encoding/binary"
 	"fmt"
+	"math"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/cantuslog/cantus/raftstore"
 	"github.com/cantuslog/cantus/wal"
 )
 
-// point is a place where the log can be cut: the end of a batch, and what has
-// to be known of the log before it. The points are the same on every replica,
-// since they follow from txids.
+// point is a place where the log can be cut: the end of a batch of
+// transactions, and what has to be known of the log before it. Points follow
+// from the log alone, so that they are the same on every replica.
 type point struct {
 	wal.Base        // the txid and the digest there
-	index    uint64 // of the batch's entry
-	time     int64  // of the batch
-	bytes    uint64 // of all batches up to it
+	index    uint64 // the last entry before the next batch of transactions, as far as known
+	time     int64  // of the transaction
+	bytes    uint64 // of all entries up to the batch
 }
 
-// pointEvery is about how many transactions are between points: a batch that
-// a multiple of it lies in ends in one.
-const pointEvery = 1 << 16
+// A batch ends in a point if a multiple of pointEvery lies among its txids, or
+// if there are so many bytes of entries, or so many nanoseconds, since the last
+// point. The second and the third let a partition be cut that has few
+// transactions and many cursor writes.
+const (
+	pointEvery = 1 << 16
+	pointBytes = 16 << 20
+	pointTime  = int64(time.Hour)
+	// mostPoints bounds the points that are kept. They are in memory and in
+	// each checkpoint.
+	mostPoints = 1024
+)
 
 const (
 	metaPoint = "point/"
@@ -48,11 +59,61 @@ func decodePoint(name string, v []byte) (p point, err error) {
 	return p, nil
 }
 
-// addPoint takes note of a batch that was applied. r.mu is held.
+// addPoint takes note of a batch of transactions that was applied. r.mu is held.
 func (r *replica) addPoint(e raftstore.Committed, b wal.Batch) {
+	if n := len(r.points); n > 0 && r.points[n-1].Txid == b.First-1 {
+		r.points[n-1].index = e.Index - 1
+	}
+	if r.first == b.First && r.first > 1 { // what lies before the first one kept is of no use
+		r.cutThrough(e.Index - 1)
+	}
+	if r.newest.time == 0 {
+		r.newest = place{b.Time, r.bytes}
+	}
 	r.bytes += uint64(len(e.Data))
-	if (b.First-1)/pointEvery != b.Last()/pointEvery {
-		r.points = append(r.points, point{wal.Base{Txid: b.Last(), Digest: r.digest}, e.Index, b.Time, r.bytes})
+	r.behind = 0
+	if (b.First-1)/r.every != b.Last()/r.every || r.bytes-r.newest.bytes >= pointBytes || r.lastTime-r.newest.time >= pointTime {
+		r.points = append(r.points, point{wal.Base{Txid: b.Last(), Digest: r.digest}, e.Index, r.lastTime, r.bytes})
+		r.newest = place{r.lastTime, r.bytes}
+		r.thin()
+	}
+}
+
+// addOther takes note of another entry that was applied. r.mu is held.
+func (r *replica) addOther(e raftstore.Committed) {
+	r.index = e.Index
+	r.bytes += uint64(len(e.Data))
+	r.behind += uint64(len(e.Data))
+}
+
+// thin drops points if there are too many, so that the distance between them grows
+// with their age, to about a hundredth of it. r.mu is held.
+func (r *replica) thin() {
+	for len(r.points) > 2*mostPoints { // of a node that kept them all
+		var kept []point
+		for i := 0; i < len(r.points); i += 2 {
+			kept = append(kept, r.points[i])
+		}
+		r.points, r.thinned = kept, true
+	}
+	for len(r.points) > mostPoints {
+		least, closest := 0, math.Inf(1)
+		for i := 1; i < len(r.points)-1; i++ {
+			gap, age := r.points[i+1].bytes-r.points[i-1].bytes, r.bytes-r.points[i].bytes
+			if share := float64(gap) / float64(age); share < closest {
+				least, closest = i, share
+			}
+		}
+		r.points, r.thinned = slices.Delete(r.points, least, least+1), true
+	}
+}
+
+// cutThrough has the log cut, by retain. r.mu is held.
+func (r *replica) cutThrough(index uint64) {
+	r.cut = index
+	select {
+	case r.trimmed <- struct{}{}:
+	default:
 	}
 }
 
@@ -71,72 +132,102 @@ func (r *replica) restorePoints() error {
 	return nil
 }
 
-// markPoints gives what the stored points lack, and the trimmed ones to be
-// deleted. r.mu is held.
+// markPoints returns what the stored points lack, and those to be deleted that
+// were trimmed or thinned out. r.mu is held.
 func (r *replica) markPoints() []wal.Meta {
 	var metas []wal.Meta
+	held := make(map[string]bool, len(r.points))
 	for _, p := range slices.Backward(r.points) {
-		if r.log.Meta(p.name()) != nil {
+		m := p.meta()
+		if bytes.Equal(m.Value, r.log.Meta(m.Name)) {
 			break
 		}
-		metas = append(metas, p.meta())
+		metas = append(metas, m)
 	}
 	base := wal.EncodeBase(r.base)
-	if r.base.Txid == 0 || bytes.Equal(base, r.log.Meta(metaBase)) {
+	based := r.base.Txid == 0 || bytes.Equal(base, r.log.Meta(metaBase))
+	if based && !r.thinned {
 		return metas
 	}
+	for _, p := range r.points {
+		held[p.name()] = true
+	}
+	r.thinned = false // unless a mark with the deletions is still to be stored
 	for name := range r.log.Metas(metaPoint) {
-		if name <= (point{Base: r.base}).name() {
+		if !held[name] {
 			metas = append(metas, wal.Meta{Name: name})
+			r.thinned = true
 		}
+	}
+	if based {
+		return metas
 	}
 	return append(metas, wal.Meta{Name: metaBase, Value: base})
 }
 
-// applyTrims moves the beginning of the log. It cuts at the last point before
-// what is still asked for, on every replica alike.
+// applyTrims moves the beginning of the log, on every replica alike: it cuts at
+// the last point below the record's txid. What the replica remembers of the
+// transactions before goes at the same place of the log, since neither a restart nor
+// another replica could get it back from what is kept.
+//
+// The leader that made the record has seen to it that no message id goes that still
+// counts. It alone does: if a follower remembered them for longer, it would forget
+// here what its leader did not need any more.
 func (r *replica) applyTrims(e raftstore.Committed, b wal.Batch) (applied, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	r.time = max(r.time, b.Time)
+	r.table.Advance(r.time)
 	records := b.Read()
 	for record, ok := records.NextRaw(); ok; record, ok = records.NextRaw() {
 		if len(record) != 8 {
 			return applied{}, fmt.Errorf("%w: trim record of %d bytes", wal.ErrDamaged, len(record))
 		}
-		r.trim(binary.BigEndian.Uint64(record))
+		r.trim(binary.BigEndian.Uint64(record), e.Index)
 	}
-	r.index = e.Index
-	select {
-	case r.trimmed <- struct{}{}:
-	default:
-	}
+	r.addOther(e)
 	return applied{}, records.Err()
 }
 
-// trim gives up what lies before the last point below a txid.
-func (r *replica) trim(keep uint64) {
+// trim gives up what lies before the last point below a txid. If the log holds no
+// transaction from that txid on, entry index, which says so, is such a point.
+func (r *replica) trim(keep, index uint64) {
 	n := 0
 	for n < len(r.points) && r.points[n].Txid < keep {
 		n++
 	}
-	if n == 0 {
+	var at point
+	switch last := r.table.Committed(); {
+	case keep > last && last > 0:
+		at = point{Base: wal.Base{Txid: last, Digest: r.digest}, index: index - 1}
+		r.newest = place{r.lastTime, r.bytes}
+	case n == 0:
 		return
+	default:
+		at = r.points[n-1]
 	}
-	at := r.points[n-1]
 	r.points = slices.Clone(r.points[n:])
-	r.first, r.base, r.cut = at.Txid+1, at.Base, at.index
+	r.first, r.base = at.Txid+1, at.Base
+	r.table.Forget(r.first)
+	r.cutThrough(at.index)
 }
 
-// cuttable gives the last point at which the log would be cut by age or size,
+// cuttable returns the last point at which the log would be cut by age or size,
 // as the txid to keep from; 0 if there is none. olderThan is Unix nanoseconds.
 func (r *replica) cuttable(olderThan int64, keepBytes uint64) (keep uint64) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	goes := func(at int64, bytes uint64) bool {
+		return (olderThan == 0 || at < olderThan) && (keepBytes == 0 || bytes+keepBytes <= r.bytes)
+	}
 	for _, p := range r.points {
-		if olderThan > 0 && p.time >= olderThan || keepBytes > 0 && p.bytes+keepBytes > r.bytes {
-			break
+		if !goes(p.time, p.bytes) {
+			return keep
 		}
 		keep = p.Txid + 1
+	}
+	if last := r.table.Committed(); last > 0 && goes(r.lastTime, r.bytes-r.behind) {
+		return last + 1
 	}
 	return keep
 }
@@ -144,8 +235,8 @@ func (r *replica) cuttable(olderThan int64, keepBytes uint64) (keep uint64) {
 // retain cuts the log's head as trims are applied, until stop is closed. A
 // marker goes before each cut, so that a restart needs nothing that is gone.
 func (p *partition) retain(stop <-chan struct{}) {
-	for {
-		p.cut()
+	for told := uint64(0); ; {
+		told = p.cut(told)
 		select {
 		case <-stop:
 			return
@@ -154,24 +245,35 @@ func (p *partition) retain(stop <-chan struct{}) {
 	}
 }
 
-func (p *partition) cut() {
+// cut cuts the log if it is to be, and tells of it unless told is the oldest
+// transaction kept, which it returns.
+func (p *partition) cut(told uint64) uint64 {
 	r := p.replica
 	r.mu.Lock()
 	through, txid := r.cut, r.first
 	r.mu.Unlock()
 	if through == 0 || p.store.FirstIndex() > through {
-		return
+		return told
 	}
+	step := p.node.opts.cutting
+	if step == nil {
+		step = func(string) {}
+	}
+	step("mark")
 	err := p.group.Mark()
 	if err == nil {
+		step("cut")
 		err = p.group.Trim(through)
 	}
 	if err != nil {
 		p.log.Warn("trimmed transactions keep their space for now", "err", err)
-		return
+		return told
 	}
-	p.log.Info("trimmed", "first_txid", txid)
-	p.node.advise("trim", map[string]any{"partition": p.id, "first_txid": txid})
+	if txid != told {
+		p.log.Info("trimmed", "first_txid", txid)
+		p.node.advise("trim", map[string]any{"partition": p.id, "first_txid": txid})
+	}
+	return txid
 }
 
 func trimRecord(keep uint64) []byte { return binary.BigEndian.AppendUint64(nil, keep) }

@@ -343,7 +343,7 @@ func (r *reading) scan(at position) error {
 				return nil
 			}
 		}
-		if err := records.Err(); err != nil {
+		if err := records.Err(); err != nil || r.next > at.mark {
 			return err
 		}
 	}

@@ -12,6 +12,9 @@ const (
 	// chunkBytes is about how much of the log the walk holds at a time. It
 	// goes backwards, and the log is read forwards.
 	chunkBytes = 4 << 20
+	// chunkEntries is how many entries it holds at first, and again behind a stretch
+	// without transactions.
+	chunkEntries = 16
 	// walkTransactions bounds the walk where few transactions record locks.
 	walkTransactions = 8_000_000
 )
@@ -24,7 +27,7 @@ const (
 func (r *replica) rebuild(s markState) error {
 	r.table.Reset(s.Txid, s.Time)
 	w := walk{r: r, next: s.Txid, oldestID: s.Time - int64(r.window), voids: r.log.Voids()}
-	entries := uint64(16)
+	entries := uint64(chunkEntries)
 	for to, first := s.Index, r.log.FirstIndex(); to >= first && to > 0 && w.next >= s.First; {
 		from := max(first, to-min(to, entries-1))
 		size, more, err := w.entries(from, to)
@@ -35,7 +38,9 @@ func (r *replica) rebuild(s markState) error {
 			break
 		}
 		to = from - 1
-		if size < chunkBytes/2 && entries < 1<<14 {
+		if index := w.skip(to); index > 0 {
+			to, entries = index, chunkEntries // what lies between is not read
+		} else if size < chunkBytes/2 && entries < 1<<14 {
 			entries *= 2
 		} else if size > chunkBytes && entries > 1 {
 			entries /= 2
@@ -52,8 +57,9 @@ type walk struct {
 	next     uint64 // the txid that it comes to next
 	oldestID int64  // time before which message ids don't count
 	voids    []uint64
-	locks    int // recorded so far
-	count    int // transactions so far
+	met      bool // a batch, among the last entries
+	locks    int  // recorded so far
+	count    int  // transactions so far
 	tx       []wal.Transaction
 	cert     lockmgr.Transaction
 }
@@ -78,6 +84,7 @@ func (w *walk) entries(from, to uint64) (size int, more bool, err error) {
 			batches = append(batches, b)
 		}
 	}
+	w.met = len(batches) > 0
 	for _, b := range slices.Backward(batches) {
 		if b.Last() != w.next {
 			return 0, false, fmt.Errorf("%w: txid %d is missing below entry %d", wal.ErrDamaged, w.next, to)
@@ -88,6 +95,19 @@ func (w *walk) entries(from, to uint64) (size int, more bool, err error) {
 		w.next = b.First - 1
 	}
 	return size, true, nil
+}
+
+// skip returns the entry of the transaction that comes next, up to an entry, if there
+// was none among the last entries; otherwise 0.
+func (w *walk) skip(to uint64) (index uint64) {
+	if w.met {
+		return 0
+	}
+	index, err := w.r.log.FindTx(w.next, to)
+	if err != nil {
+		return 0 // the walk goes on, and says what is wrong
+	}
+	return index
 }
 
 // batch records a batch's transactions, the last first.

@@ -2,6 +2,7 @@ package broker
 
 import (
 	"bytes"
+	"cmp"
 	"crypto/sha256"
 	"encoding/binary"
 	"encoding/json"
@@ -24,23 +25,29 @@ type replica struct {
 	damage   func(error)   // told what makes the state untrustworthy
 	capacity int           // of the lock table
 	window   time.Duration // message ids are remembered for
+	every    uint64        // so many transactions there is a point, at least
 	mark     atomic.Uint64 // the high-water mark
 
 	// mu guards what follows. Only Apply and Restore, and the sequencer by
 	// certifying, change it.
-	mu      sync.Mutex
-	table   *lockmgr.Manager
-	digest  wal.Digest
-	index   uint64 // of the last entry applied
-	time    int64  // of the last transaction
-	first   uint64 // txid of the oldest transaction kept
-	cursors map[string]cursor
-	dirty   map[string]bool // cursors that no stored mark may hold yet
-	changed chan struct{}   // closed when the high-water mark rises, then replaced
-	points  []point         // where the log can be cut, rising
-	bytes   uint64          // of all batches of transactions, the trimmed ones too
-	base    wal.Base        // the chain before the oldest transaction kept
-	cut     uint64          // index through which the log is to be trimmed
+	mu     sync.Mutex
+	table  *lockmgr.Manager
+	digest wal.Digest
+	index  uint64 // of the last entry applied
+	time   int64  // the partition's: the newest of transactions and trims
+	// lastTime is that of the last transaction.
+	lastTime int64
+	first    uint64 // txid of the oldest transaction kept
+	cursors  map[string]cursor
+	dirty    map[string]bool // cursors that no stored mark may hold yet
+	changed  chan struct{}   // closed when the high-water mark rises, then replaced
+	points   []point         // where the log can be cut, rising
+	thinned  bool            // stored marks may hold points that are not in points
+	newest   place           // of the newest point, or where the log began
+	bytes    uint64          // of all entries, the trimmed ones too
+	behind   uint64          // of them, of those behind the last transaction
+	base     wal.Base        // the chain before the oldest transaction kept
+	cut      uint64          // index through which the log is to be trimmed
 	// proposed is, on a leader, how many transactions the batches have that are
 	// on their way and in the table's flight, by where their bytes begin.
 	proposed map[*byte]int
@@ -51,6 +58,12 @@ type replica struct {
 
 	tx   wal.Transaction     // scratch of Apply
 	cert lockmgr.Transaction // scratch of Apply
+}
+
+// place is a place in the log, by time and by bytes before it.
+type place struct {
+	time  int64
+	bytes uint64
 }
 
 // cursor is a consumer's durable position.
@@ -77,7 +90,7 @@ type cursorResult struct {
 
 func newReplica(log *wal.Log, o Options, damage func(error), proved func(wal.Base)) *replica {
 	return &replica{
-		log: log, damage: damage, proved: proved, trimmed: make(chan struct{}, 1), window: o.MsgIDWindow, capacity: o.Locks, first: 1,
+		log: log, damage: damage, proved: proved, trimmed: make(chan struct{}, 1), window: o.MsgIDWindow, capacity: o.Locks, every: cmp.Or(o.pointEvery, pointEvery), first: 1,
 		table:   lockmgr.New(lockmgr.Options{Locks: o.Locks, IDs: o.MsgIDs, IDWindow: o.MsgIDWindow}),
 		cursors: map[string]cursor{}, dirty: map[string]bool{}, changed: make(chan struct{}), proposed: map[*byte]int{},
 	}
@@ -147,7 +160,7 @@ func (r *replica) record(data []byte, b wal.Batch) error {
 		for range n {
 			r.table.Commit()
 		}
-		r.time = b.Time + int64(b.Count) - 1
+		r.passed(b.Time + int64(b.Count) - 1)
 		return nil
 	}
 	r.rollBack()
@@ -155,10 +168,14 @@ func (r *replica) record(data []byte, b wal.Batch) error {
 	for records.Next(&r.tx) {
 		certified(&r.tx, &r.cert)
 		r.table.Record(r.tx.Txid, r.tx.Time, &r.cert)
-		r.time = r.tx.Time
+		r.passed(r.tx.Time)
 	}
 	return records.Err()
 }
+
+// passed notes the time of the last transaction. A trim that went before it in the
+// log may have a later one. mu is held.
+func (r *replica) passed(at int64) { r.lastTime, r.time = at, max(r.time, at) }
 
 // rollBack takes back all that is in flight. What is proposed of it may commit
 // all the same, and is then read again. mu is held.
@@ -210,7 +227,7 @@ func (r *replica) applyCursors(e raftstore.Committed, b wal.Batch) (applied, err
 		}
 		a.cursors = append(a.cursors, cursorResult{now, done})
 	}
-	r.index = e.Index
+	r.addOther(e)
 	return a, records.Err()
 }
 
@@ -238,6 +255,11 @@ type markState struct {
 	Digest []byte `json:"digest"`
 	Bytes  uint64 `json:"bytes"`
 	Cut    uint64 `json:"cut,omitempty"`
+	// The rest is missing in markers of the first nodes.
+	LastTime    int64  `json:"last_time,omitempty"`
+	Behind      uint64 `json:"behind,omitempty"`
+	NewestTime  int64  `json:"newest_time,omitempty"`
+	NewestBytes uint64 `json:"newest_bytes,omitempty"`
 }
 
 const (
@@ -250,7 +272,10 @@ const (
 func (r *replica) Mark() raftstore.Mark {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	s := markState{Index: r.index, Txid: r.table.Committed(), Time: r.time, First: r.first, Digest: r.digest[:], Bytes: r.bytes, Cut: r.cut}
+	s := markState{
+		Index: r.index, Txid: r.table.Committed(), Time: r.time, First: r.first, Digest: r.digest[:], Bytes: r.bytes, Cut: r.cut,
+		LastTime: r.lastTime, Behind: r.behind, NewestTime: r.newest.time, NewestBytes: r.newest.bytes,
+	}
 	state, err := json.Marshal(s)
 	if err != nil {
 		panic("broker: encode mark: " + err.Error())
@@ -280,7 +305,11 @@ func (r *replica) Restore(state []byte) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.index, r.time, r.first, r.digest = s.Index, s.Time, s.First, wal.Digest(s.Digest)
-	r.bytes, r.cut = s.Bytes, s.Cut
+	r.bytes, r.behind, r.cut = s.Bytes, s.Behind, s.Cut
+	r.newest = place{s.NewestTime, s.NewestBytes}
+	if r.lastTime = s.LastTime; r.lastTime == 0 {
+		r.lastTime = s.Time
+	}
 	var err error
 	if r.base, err = wal.DecodeBase(r.log.Meta(metaBase)); err != nil {
 		return err

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"runtime"
 	"slices"
 	"sync"
@@ -263,15 +264,24 @@ func (s *session) refusal(r *request, v lockmgr.Verdict) outcome {
 		return outcome{err: subjects.Errorf(subjects.WrongLast,
 			"expected last sequence %d is not the high-water mark", r.cert.ExpectedLast)}
 	}
-	newest := v.Conflicts[0]
-	e := subjects.Errorf(subjects.ConflictReason, "%s lock %q was recorded by txid %d, after high-water mark %d: apply up to %d, recompute and send again",
-		newest.Mode, newest.Name, newest.Txid, r.cert.HighWaterMark, newest.Txid)
-	e.Lock, e.Txid = newest.Name, newest.Txid
-	e.Conflicts = make([]subjects.Conflict, len(v.Conflicts))
-	for i, c := range v.Conflicts {
-		e.Conflicts[i] = subjects.Conflict{Lock: c.Name, Mode: c.Mode.String(), Txid: c.Txid}
+	return outcome{err: conflict(v.Conflicts, r.cert.HighWaterMark)}
+}
+
+// conflict puts violated locks into a client's words, the newest first.
+func conflict(violated []lockmgr.Conflict, mark uint64) *subjects.Error {
+	newest := violated[0]
+	how := fmt.Sprintf("was recorded by txid %d", newest.Txid)
+	if newest.Forgotten {
+		how = fmt.Sprintf("is not remembered and counts as recorded at the floor, txid %d", newest.Txid)
 	}
-	return outcome{err: e}
+	e := subjects.Errorf(subjects.ConflictReason, "%s lock %q %s, after high-water mark %d: apply up to %d, recompute and send again",
+		newest.Mode, newest.Name, how, mark, newest.Txid)
+	e.Lock, e.Txid = newest.Name, newest.Txid
+	e.Conflicts = make([]subjects.Conflict, len(violated))
+	for i, c := range violated {
+		e.Conflicts[i] = subjects.Conflict{Lock: c.Name, Mode: c.Mode.String(), Txid: c.Txid, Forgotten: c.Forgotten}
+	}
+	return e
 }
 
 // settle answers flights in order, each when its outcome is known. What is

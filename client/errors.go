@@ -82,8 +82,8 @@ type Refused struct {
 	HighWaterMark uint64
 	// Lock goes with ErrConflict: the violated lock that was recorded last.
 	Lock string
-	// Txid is the transaction that recorded it; with ErrIDReused, the one that
-	// has the message id.
+	// Txid is the transaction that recorded it, or the partition's floor if it is
+	// forgotten (as Conflicts say); with ErrIDReused, the one that has the message id.
 	Txid uint64
 	// Conflicts goes with ErrConflict: every violated lock, the newest first.
 	Conflicts []subjects.Conflict

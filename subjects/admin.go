@@ -35,7 +35,9 @@ type TrimRequest struct {
 type TrimReply struct {
 	Partition int    `json:"partition"`
 	FirstTxid uint64 `json:"first_txid"`
-	Error     *Error `json:"error,omitempty"`
+	// Because says what keeps transactions that were to go, "" if nothing does.
+	Because string `json:"because,omitempty"`
+	Error   *Error `json:"error,omitempty"`
 }
 
 // ClusterStatus describes the cluster to operators, as one node sees it.

@@ -60,6 +60,9 @@ type Conflict struct {
 	Lock string `json:"lock"`
 	Mode string `json:"mode"`
 	Txid uint64 `json:"txid"`
+	// Forgotten reports that the partition does not know the lock any more, and Txid
+	// is the floor.
+	Forgotten bool `json:"forgotten,omitempty"`
 }
 
 // Error is a refusal as it stands on the wire.
@@ -69,8 +72,8 @@ type Error struct {
 	Message string `json:"message"`
 	// Lock is, for conflict, the violated lock that was recorded last.
 	Lock string `json:"lock,omitempty"`
-	// Txid is the transaction that recorded it; for id_reused, the one that
-	// has the message id.
+	// Txid is the transaction that recorded it, or the floor if it is forgotten; for
+	// id_reused, the one that has the message id.
 	Txid uint64 `json:"txid,omitempty"`
 	// Conflicts lists every lock that was violated, the newest first.
 	Conflicts []Conflict `json:"conflicts,omitempty"`

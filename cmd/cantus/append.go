@@ -301,10 +301,19 @@ func advise(r *subjects.Reply) error {
 func conflict(r *subjects.Reply) error {
 	e := r.Error
 	var b strings.Builder
-	fmt.Fprintf(&b, "conflict: lock %s was recorded by transaction %d of partition %d, after your high-water mark.\n",
-		e.Lock, e.Txid, r.Partition)
+	if len(e.Conflicts) > 0 && e.Conflicts[0].Forgotten {
+		fmt.Fprintf(&b, "conflict: partition %d does not remember lock %s: it counts as recorded at the floor, transaction %d, after your high-water mark.\n",
+			r.Partition, e.Lock, e.Txid)
+	} else {
+		fmt.Fprintf(&b, "conflict: lock %s was recorded by transaction %d of partition %d, after your high-water mark.\n",
+			e.Lock, e.Txid, r.Partition)
+	}
 	for _, c := range e.Conflicts {
-		if c.Lock != e.Lock || c.Txid != e.Txid {
+		switch {
+		case c.Lock == e.Lock && c.Txid == e.Txid:
+		case c.Forgotten:
+			fmt.Fprintf(&b, "        also: lock %s (%s), which is not remembered: recorded at %d or before.\n", c.Lock, c.Mode, c.Txid)
+		default:
 			fmt.Fprintf(&b, "        also: lock %s (%s), by transaction %d.\n", c.Lock, c.Mode, c.Txid)
 		}
 	}

@@ -388,6 +388,9 @@ func (c *trimCmd) Run(ctx context.Context, p *program) error {
 	if err != nil {
 		return l.explain(err)
 	}
+	if reply.Because != "" {
+		p.note("more is kept than was asked for: %s", reply.Because)
+	}
 	_, err = fmt.Fprintln(p.out, reply.FirstTxid)
 	return err
 }

@@ -162,6 +162,30 @@ func TestConflictSaysWhatToDo(t *testing.T) {
 	w.expect(status, exitConflict, out, `"reason":"conflict"`)
 }
 
+func TestConflictBehindTheFloorNamesNoTransaction(t *testing.T) {
+	w := newWire(t)
+	e := subjects.Errorf(subjects.ConflictReason, "…")
+	e.Lock, e.Txid = "account.42", 812
+	e.Conflicts = []subjects.Conflict{
+		{Lock: "account.42", Mode: "write", Txid: 812, Forgotten: true}, {Lock: "limits.>", Mode: "read", Txid: 812, Forgotten: true},
+	}
+	w.answer("cantus.append.0", func(_ int, msg *nats.Msg) { respond(msg, refuse(e)) })
+	status, _, errOut := w.cantus("x", "append", "0", "--write", "account.42", "--read", "limits.>", "--hwm", "800")
+	w.expect(status, exitConflict, errOut, "partition 0 does not remember lock account.42: it counts as recorded at the floor, transaction 812, after your high-water mark")
+	w.expect(status, exitConflict, errOut, "also: lock limits.> (read), which is not remembered: recorded at 812 or before")
+	w.expect(status, exitConflict, errOut, "append with --hwm 812.")
+}
+
+func TestATrimSaysWhyMoreIsKept(t *testing.T) {
+	w := newWire(t)
+	w.answer("cantus.admin.trim.0", func(_ int, msg *nats.Msg) {
+		respond(msg, subjects.TrimReply{FirstTxid: 5, Because: "the message id of transaction 7 still counts"})
+	})
+	status, out, errOut := w.cantus("", "trim", "0", "--before", "100")
+	w.expect(status, 0, out, "5\n")
+	w.expect(status, 0, errOut, "more is kept than was asked for: the message id of transaction 7 still counts")
+}
+
 func TestUnknownIsAskedAgainWithTheSameID(t *testing.T) {
 	w := newWire(t)
 	var mu sync.Mutex
