@@ -359,8 +359,9 @@ type trimCmd struct {
 
 func (*trimCmd) Help() string {
 	return `The oldest transactions of the partition are given up, the same ones on every replica. The cut is made at the last of the
-places before what is to stay where the log can be cut; there is one about every 65,536 transactions. Prints the oldest
-transaction that is kept. Readers that ask for an older one are refused as "trimmed".
+places before what is to stay where the log can be cut; there is one after 65,536 transactions, 16 MiB or an hour. Prints
+the oldest transaction that is kept, and on standard error why it is older than it could be: transactions whose message
+ids are still remembered stay. Readers that ask for an older one are refused as "trimmed".
 
 Examples:
 
