@@ -106,7 +106,7 @@ func TestRefusalsSayAllThatTheReplySaid(t *testing.T) {
 		hold string // must stand in the refusal, printed
 	}{
 		{"conflict", client.Tx{WriteLocks: []string{"a"}, ReadLocks: []string{"b.>"}}, client.ErrConflict,
-			"b.> 2 [{b.> read 2} {a write 1}] 0 mark 2"},
+			"b.> 2 [{b.> read 2 false} {a write 1 false}] 0 mark 2"},
 		{"wrong last", client.Tx{ExpectedLast: &expected}, client.ErrWrongLast, " 0 [] 0 mark 2"},
 		{"ahead", client.Tx{HighWaterMark: 9}, client.ErrAhead, " 0 [] 0 mark 2"},
 		{"id reused", client.Tx{ID: "one", Payload: []byte("other")}, client.ErrIDReused, " 1 [] 0 mark 2"},
