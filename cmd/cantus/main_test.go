@@ -2,7 +2,11 @@ package main
 
 import (
 	"flag"
+	"fmt"
+	"os"
+	"os/exec"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/rogpeppe/go-internal/testscript"
@@ -26,6 +30,10 @@ func TestMain(m *testing.M) {
 //	                         stderr then hold all that it printed
 //	flip FILE OFFSET         flip a bit of a file
 //	status N cmd args...     run a command that must exit with status N
+//
+// and the condition
+//
+//	[tool:NAME]              the program NAME is installed; in CI it has to be
 func TestScripts(t *testing.T) {
 	testscript.Run(t, testscript.Params{
 		Dir:                 filepath.Join("testdata", "script"),
@@ -39,6 +47,13 @@ func TestScripts(t *testing.T) {
 			env.Setenv("COLUMNS", "100")
 			return nil
 		},
+		Condition: func(cond string) (bool, error) {
+			tool, ok := strings.CutPrefix(cond, "tool:")
+			if !ok {
+				return false, fmt.Errorf("there is no condition %q", cond)
+			}
+			return haveTool(tool)
+		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"serve":   cmdServe,
 			"follow":  cmdFollow,
@@ -48,4 +63,25 @@ func TestScripts(t *testing.T) {
 			"status":  cmdStatus,
 		},
 	})
+}
+
+// haveTool reports whether a program is installed. Where CI runs, one that is
+// missing is an error: a test that it hides would pass for good.
+func haveTool(name string) (bool, error) {
+	_, err := exec.LookPath(name)
+	if err != nil && os.Getenv("CI") != "" {
+		return false, fmt.Errorf("%w: .ci/run has to install what scripts need", err)
+	}
+	return err == nil, nil
+}
+
+func TestAMissingToolFailsInCI(t *testing.T) {
+	t.Setenv("CI", "")
+	if have, err := haveTool("no such tool"); have || err != nil {
+		t.Errorf("%v, %v", have, err)
+	}
+	t.Setenv("CI", "true")
+	if _, err := haveTool("no such tool"); err == nil {
+		t.Error("it passes in CI")
+	}
 }
