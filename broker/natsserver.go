@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"net"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -70,6 +71,20 @@ func startNATS(ctx context.Context, o Options, partitions int, log *slog.Logger)
 	}
 	s.clusterTLS = opts.Cluster.TLSConfig
 	return s, nil
+}
+
+// serverName is what a node's server is called, but for what makes it unique.
+func serverName(node, id string) string { return node + "-" + id[:min(8, len(id))] }
+
+// routed reports whether the server of a node is connected as a route.
+func (s *natsServer) routed(node, id string) bool {
+	all, err := s.Routez(&server.RoutezOptions{})
+	if err != nil {
+		return false
+	}
+	return slices.ContainsFunc(all.Routes, func(r *server.RouteInfo) bool {
+		return strings.HasPrefix(r.RemoteName, serverName(node, id)+"-")
+	})
 }
 
 // mapKeys has the server map appends by key to partitions.

@@ -2,7 +2,7 @@ package broker
 
 import (
 	"context"
-	"crypto/rand"
+	"crypto/ecdh"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -24,16 +24,22 @@ import (
 
 // Node is a running node.
 type Node struct {
-	opts     Options
-	names    subjects.Names
-	log      *slog.Logger
-	instance string // new at each start
-	started  time.Time
-	nodeID   string // of the data directory, while that is being founded
-	raftAddr string // what the other nodes dial, "" for a node alone
-	founding wal.Identity
-	secret   wal.Secret // the cluster's
-	joinedAt uint64     // version of the facts that has this node, if it has just joined
+	opts       Options
+	names      subjects.Names
+	log        *slog.Logger
+	instance   string // new at each start
+	started    time.Time
+	nodeID     string // of the data directory, while that is being founded
+	raftAddr   string // what the other nodes dial, "" for a node alone
+	founding   wal.Identity
+	dir        string                 // while it is being founded
+	private    *ecdh.PrivateKey       // while it is being founded: for the secret to be sealed for
+	sealedFor  map[string]string      // founders that the secret was sealed for, and their keys
+	said       atomic.Uint64          // the number of the newest envelope
+	doubt      atomic.Pointer[string] // why the node may be no member any more
+	distrusted limited
+	foreigners atomic.Int64 // hellos of another cluster's nodes, while starting
+	joinedAt   uint64       // version of the facts that has this node, if it has just joined
 
 	nats *natsServer
 	// The node's connections to its own server: a slow reader of one kind of
@@ -44,7 +50,7 @@ type Node struct {
 	peers     *peers
 	helloNow  chan struct{} // capacity 1: say hello at once
 	helloStop chan struct{} // closed when it is said no more
-	strangers sync.Map      // instances of nodes that were complained about
+	strangers once          // instances of nodes that were complained about
 	leaving   atomic.Bool   // the node is being stopped
 	listener  net.Listener  // for replication, until network has it
 	network   *raftstore.Network
@@ -52,6 +58,8 @@ type Node struct {
 	// mu guards what a node that is starting does not have yet.
 	mu      sync.Mutex
 	store   *wal.Store
+	secret  wal.Secret        // the cluster's, zero until there is one
+	sealed  map[string][]byte // the secret, for founders
 	meta    *meta
 	slots   []*slot    // by partition
 	control *nats.Conn // for what the node asks of others
@@ -106,10 +114,11 @@ func Open(ctx context.Context, dir string, opts Options) (*Node, error) {
 	}
 	n := &Node{
 		opts: opts, names: subjects.Names{Prefix: opts.Prefix}, log: opts.Logger, metrics: newMetrics(), stats: newServiceStats(),
-		instance: rand.Text(), started: time.Now().UTC(), peers: newPeers(opts.Name),
+		instance: newInstance(), started: time.Now().UTC(), sealedFor: map[string]string{},
 		helloNow: make(chan struct{}, 1), helloStop: make(chan struct{}), quit: make(chan struct{}), cleared: make(chan struct{}),
 		flying: semaphore.NewWeighted(batchesInFlight), reading: semaphore.NewWeighted(readsAtOnce), stopped: make(chan struct{}),
 	}
+	n.peers = newPeers(n.instance, n.said.Load)
 	if err := n.open(ctx, dir); err != nil {
 		return nil, errors.Join(err, n.Close())
 	}
@@ -188,11 +197,14 @@ func (n *Node) openNATS(ctx context.Context, known bool) (err error) {
 		return err
 	}
 	opts := n.opts
-	if n.nodeID != "" {
-		// NATS servers hang up on one that has the name of another. Until it
-		// belongs to the cluster, a node must be able to hear that its own name
-		// is taken.
-		opts.Name += "-" + n.nodeID[:min(8, len(n.nodeID))]
+	if n.opts.clustered() {
+		// NATS servers hang up on one that has the name of another. A node must be
+		// able to hear that its own name is taken.
+		id := n.nodeID
+		if known {
+			id = n.store.Identity().NodeID
+		}
+		opts.Name = serverName(opts.Name, id)
 	}
 	if n.nats, err = startNATS(ctx, opts, partitions, n.log); err != nil {
 		return err
@@ -283,7 +295,7 @@ func (n *Node) openReplicas() (err error) {
 	if n.listener != nil {
 		n.network, err = raftstore.NewNetwork(raftstore.NetworkOptions{
 			Node: n.opts.Name, ID: n.store.Identity().NodeID, Cluster: n.store.Identity().ID, Key: n.derive("replication"),
-			Listener: n.listener, Resolve: n.resolve,
+			Member: n.checkMember, Listener: n.listener, Resolve: n.resolve,
 			TLS: n.nats.clusterTLS, CatchUpRate: n.opts.CatchUpRate, Logger: n.log,
 		})
 		if err != nil {
@@ -413,9 +425,12 @@ func (n *Node) unready() string {
 	n.mu.Lock()
 	meta, slots := n.meta, n.slots
 	n.mu.Unlock()
+	doubt := n.doubt.Load()
 	switch {
 	case n.leaving.Load():
 		return "stopping"
+	case doubt != nil:
+		return *doubt
 	case meta == nil:
 		return "waiting for the other nodes"
 	case meta.group.Status().Leader == "":
