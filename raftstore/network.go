@@ -97,6 +97,8 @@ type Network struct {
 	shaking    []net.Conn            // in their handshake, the oldest first
 	complained time.Time
 	withheld   int // complaints since
+
+	starved starvation
 }
 
 // NewNetwork begins to accept connections. Those for a group are refused
@@ -110,6 +112,7 @@ func NewNetwork(opts NetworkOptions) (*Network, error) {
 		return nil, fmt.Errorf("replication: %w", err)
 	}
 	n.running.Go(n.accept)
+	n.running.Go(n.watchStarvation)
 	return n, nil
 }
 
@@ -306,6 +309,7 @@ func (n *Network) listen(node string, change int) {
 	defer n.mu.Unlock()
 	if n.hearing[node] += change; n.hearing[node] == 0 {
 		delete(n.hearing, node)
+		n.starved.lost(node)
 	}
 }
 

@@ -75,7 +75,7 @@ func (o Options) filled() (Options, *raft.Config, error) {
 	c := raft.DefaultConfig()
 	c.LocalID = raft.ServerID(o.Node)
 	c.HeartbeatTimeout, c.ElectionTimeout = o.HeartbeatTimeout, o.ElectionTimeout
-	c.LeaderLeaseTimeout = o.HeartbeatTimeout * 4 / 5
+	c.LeaderLeaseTimeout = o.HeartbeatTimeout
 	c.CommitTimeout = commitTimeout
 	c.MaxAppendEntries = maxAppend
 	// A replica that is removed stays, as a follower of nobody.
