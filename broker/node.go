@@ -52,7 +52,9 @@ type Node struct {
 	helloStop chan struct{} // closed when it is said no more
 	strangers once          // instances of nodes that were complained about
 	leaving   atomic.Bool   // the node is being stopped
-	listener  net.Listener  // for replication, until network has it
+	checked   atomic.Pointer[natsCheck]
+	serviceID string       // in discovery
+	listener  net.Listener // for replication, until network has it
 	network   *raftstore.Network
 
 	// mu guards what a node that is starting does not have yet.
@@ -70,6 +72,10 @@ type Node struct {
 	http     *http.Server
 	httpAddr string
 	httpRoom chan struct{} // a token for each connection
+
+	// limits are the options that Reload changes.
+	reloading sync.Mutex
+	limits    struct{ reserve, queueBytes atomic.Int64 }
 
 	flying  *semaphore.Weighted // batches in flight, of all partitions
 	reading *semaphore.Weighted // reads being served
@@ -119,6 +125,8 @@ func Open(ctx context.Context, dir string, opts Options) (*Node, error) {
 		flying: semaphore.NewWeighted(batchesInFlight), reading: semaphore.NewWeighted(readsAtOnce), stopped: make(chan struct{}),
 	}
 	n.peers = newPeers(n.instance, n.said.Load)
+	n.limits.reserve.Store(opts.Reserve)
+	n.limits.queueBytes.Store(int64(opts.QueueBytes))
 	if err := n.open(ctx, dir); err != nil {
 		return nil, errors.Join(err, n.Close())
 	}
@@ -157,7 +165,7 @@ func (n *Node) open(ctx context.Context, dir string) error {
 		if err := n.openStore(dir, id); err != nil {
 			return err
 		}
-		if err := n.nats.mapKeys(n.names, id.Partitions); err != nil {
+		if err := mapKeys(n.nats.account, n.names, id.Partitions); err != nil {
 			return err
 		}
 	}
@@ -212,17 +220,13 @@ func (n *Node) openNATS(ctx context.Context, known bool) (err error) {
 	if err := n.openLinks(); err != nil {
 		return err
 	}
+	if err := n.openControl(); err != nil {
+		return err
+	}
 	if !n.opts.clustered() {
 		n.clear()
 		return nil
 	}
-	nc, err := n.Conn()
-	if err != nil {
-		return fmt.Errorf("connect to the node's own NATS server: %w", err)
-	}
-	n.mu.Lock()
-	n.control = nc
-	n.mu.Unlock()
 	if _, err := n.reads.subscribe(n.names.Admin("hello"), "", n.onHello); err != nil {
 		return err
 	}
@@ -281,10 +285,13 @@ func (n *Node) openLinks() (err error) {
 		name string
 		at   **link
 	}{{"appends", &n.appends}, {"reads", &n.reads}, {"feed", &n.feeds}} {
-		if *l.at, err = newLink(l.name, n.nats.InProcessConn, n.nats.auth, n.log); err != nil {
+		if *l.at, err = newLink(l.name, n.nats.InProcessConn, func() credentials { return *n.nats.auth.Load() }, n.log); err != nil {
 			return err
 		}
+		(*l.at).audits.has = n.nats.subscriptionsOf
+		(*l.at).maxReply.Store(n.nats.maxReply.Load())
 	}
+	n.nats.own.Store(&[]*link{n.appends, n.reads, n.feeds})
 	n.sender, n.readSender = newSender(n.appends, n.log), newSender(n.reads, n.log)
 	return nil
 }
@@ -364,10 +371,17 @@ func (n *Node) serve(ctx, running context.Context) error {
 	if err := startDiscovery(n); err != nil {
 		return err
 	}
+	if err := n.checkMappings(); err != nil {
+		return err
+	}
+	n.background.Go(func() { n.watchNATS(running) })
 	n.metrics.watch(n)
 	tick := time.NewTicker(2 * time.Millisecond)
 	defer tick.Stop()
 	for why := n.unready(); why != ""; why = n.unready() {
+		if err := n.refusal(); err != nil {
+			return err // the operator has to change something
+		}
 		select {
 		case <-tick.C:
 		case <-n.stopped:
@@ -433,6 +447,8 @@ func (n *Node) unready() string {
 		return *doubt
 	case meta == nil:
 		return "waiting for the other nodes"
+	case n.natsTrouble() != "":
+		return n.natsTrouble()
 	case meta.group.Status().Leader == "":
 		return "the cluster's facts have no leader"
 	}
@@ -460,7 +476,7 @@ func (n *Node) Err() error {
 // The caller closes it.
 func (n *Node) Conn(opts ...nats.Option) (*nats.Conn, error) {
 	opts = append([]nats.Option{nats.InProcessServer(n.nats), nats.Name("in-process")}, opts...)
-	return nats.Connect("", append(opts, n.nats.auth.options()...)...)
+	return nats.Connect("", append(opts, n.nats.auth.Load().options()...)...)
 }
 
 // ClientURL is where NATS clients connect, "" if no port is open.

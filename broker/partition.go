@@ -41,6 +41,7 @@ type partition struct {
 	digests digests
 	end     atomic.Pointer[context.CancelCauseFunc] // of the present session
 	stayed  atomic.Int64                            // when it could not make way, Unix nanoseconds
+	refused atomic.Pointer[refusedError]            // what keeps the session from serving
 	fenced  atomic.Pointer[string]                  // why it must not serve: its log differs from the others'
 
 	// stamped is the newest time given to a transaction; replica.mu guards it.
@@ -52,7 +53,7 @@ type partition struct {
 func openPartition(n *Node, id int, voters []string) (*partition, error) {
 	p := &partition{
 		id: id, node: n, log: n.log.With("partition", id),
-		store: n.store.Log(uint32(id)), queue: newQueue(n.opts.QueueBytes), cursors: newQueue(n.opts.QueueBytes),
+		store: n.store.Log(uint32(id)), queue: newQueue(int(n.limits.queueBytes.Load())), cursors: newQueue(int(n.limits.queueBytes.Load())),
 		metrics: n.metrics.partition(id, n.stats),
 		busy:    newReady(id, busyError(id)),
 	}
@@ -101,6 +102,8 @@ func (p *partition) unready() string {
 		return fmt.Sprintf("partition %d is fenced: %s", p.id, *p.fenced.Load())
 	case status.Leader == "":
 		return fmt.Sprintf("partition %d follows no leader", p.id)
+	case p.refused.Load() != nil:
+		return fmt.Sprintf("partition %d is not served: %s", p.id, p.refused.Load())
 	case status.State == "leader" && !p.serving.Load():
 		return fmt.Sprintf("partition %d is not served yet", p.id)
 	case status.State != "leader" && !p.level.Load():
@@ -180,7 +183,7 @@ func (p *partition) lead(ctx context.Context) error {
 	background.Go(func() { s.sequence(ctx) })
 	background.Go(func() { p.writeCursors(ctx, term) })
 	background.Go(func() { p.reconcile(ctx) })
-	subscribed, err := p.subscribe(ctx)
+	subscribed, err := p.subscribeAtLast(ctx)
 	if err == nil {
 		p.serving.Store(true)
 		p.node.helloSoon()
@@ -294,11 +297,41 @@ func (p *partition) subscribe(ctx context.Context) ([]subscribed, error) {
 		all = append(all, subscribed{s.link, id})
 	}
 	for _, l := range []*link{p.node.appends, p.node.reads} {
-		if err := l.flush(ctx); err != nil {
+		var ids []int
+		for _, s := range all {
+			if s.link == l {
+				ids = append(ids, s.id)
+			}
+		}
+		if err := l.taken(ctx, ids...); err != nil {
 			return all, err
 		}
 	}
 	return all, nil
+}
+
+// subscribeAtLast subscribes, as often as it takes until the NATS server takes all
+// of it. Meanwhile the partition is not served in part, and another node leads it if
+// one is there.
+func (p *partition) subscribeAtLast(ctx context.Context) ([]subscribed, error) {
+	defer p.refused.Store(nil)
+	for {
+		all, err := p.subscribe(ctx)
+		refused, is := errors.AsType[refusedError](err)
+		if !is {
+			return all, err
+		}
+		p.refused.Store(&refused)
+		p.node.unsubscribeAll(all)
+		if heir := p.heir(); heir != "" && p.makeWay(ctx, heir) == nil {
+			return nil, err
+		}
+		select {
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		case <-time.After(auditPause):
+		}
+	}
 }
 
 // leads tells whether a majority confirms that this node still leads in a term.

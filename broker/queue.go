@@ -26,6 +26,13 @@ func newQueue(most int) *queue {
 	return &queue{most: most, filled: make(chan struct{}, 1)}
 }
 
+// resize changes how many bytes may wait. What waits already stays.
+func (q *queue) resize(most int) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.most = most
+}
+
 // accepting opens the queue, or closes it and gives what was waiting.
 func (q *queue) accepting(open bool) []*message {
 	q.mu.Lock()

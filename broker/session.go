@@ -178,7 +178,7 @@ func (s *session) refuseFull(f *flight, rs []*request, why error) {
 // decode adds a message's transactions to rs; those that are malformed go to
 // the flight's refusals.
 func (s *session) decode(f *flight, rs []*request, m *message) []*request {
-	limit := s.p.node.nats.maxTransaction
+	limit := s.p.node.nats.maxTransaction()
 	if !s.p.isBatch(m) {
 		f.singles++
 		r := f.roster.add(m.reply)
@@ -189,7 +189,7 @@ func (s *session) decode(f *flight, rs []*request, m *message) []*request {
 		return append(rs, r)
 	}
 	f.batches++
-	items, err := cutBatch(m, s.p.node.nats.maxBatch)
+	items, err := cutBatch(m, s.p.node.nats.maxBatch())
 	if err != nil {
 		f.rest = append(f.rest, grounded{f.roster.add(m.reply), outcome{err: err}, true})
 		return rs
@@ -394,7 +394,7 @@ func (s *session) verify(f *flight, mark uint64) {
 // tell appends the answer to one request, or keeps it until its batch
 // message's other transactions have theirs.
 func (s *session) tell(out []byte, r *request, o outcome, mark uint64) []byte {
-	endpoint, room := "append", s.p.node.nats.maxPayload
+	endpoint, room := "append", s.p.node.nats.maxPayload()
 	if c := r.batch; c != nil {
 		endpoint = "batch"
 		c.outcomes[r.index] = o
@@ -417,7 +417,7 @@ func (s *session) tell(out []byte, r *request, o outcome, mark uint64) []byte {
 // publish feeds the flights that are committed, in order.
 func (s *session) publish() {
 	buf := make([]byte, 0, 2*feedPart)
-	pack := packer{subject: s.packed, most: min(feedPart, s.p.node.nats.maxPayload)}
+	pack := packer{subject: s.packed, most: min(feedPart, s.p.node.nats.maxPayload())}
 	for f := range s.committed {
 		f.number()
 		if s.p.node.nats.wanted(s.packed) {

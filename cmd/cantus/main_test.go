@@ -23,7 +23,10 @@ func TestMain(m *testing.M) {
 //	serve NAME [flags]       start a node on free ports and wait until it is
 //	                         ready; CANTUS_SERVER, HTTP and READY are set
 //	follow NAME cmd args...  start a command whose output awaits lines
-//	await NAME text          wait until the command has printed text
+//	await NAME text [stderr [times]]
+//	                         wait until the command has printed text, in as
+//	                         many lines as times says
+//	signal NAME HUP          signal the command
 //	stopped NAME status [signal]
 //	                         signal the command if a signal is named, wait for
 //	                         its end and check its exit status; stdout and
@@ -58,6 +61,7 @@ func TestScripts(t *testing.T) {
 			"serve":   cmdServe,
 			"follow":  cmdFollow,
 			"await":   cmdAwait,
+			"signal":  cmdSignal,
 			"stopped": cmdStopped,
 			"flip":    cmdFlip,
 			"status":  cmdStatus,

@@ -15,6 +15,7 @@ import (
 type program struct {
 	in          io.Reader
 	out, errOut io.Writer
+	args        []string
 }
 
 // grammar is the command line. Each command is a struct of flags with a
@@ -56,6 +57,7 @@ func (p *program) run(ctx context.Context, args []string) int {
 		fmt.Fprintf(p.errOut, "cantus: %v\n", err)
 		return exitFailed
 	}
+	p.args = args
 	args = spellHelp(args)
 	kctx, err := parser.Parse(args)
 	switch {
@@ -84,8 +86,11 @@ func (p *program) note(format string, args ...any) {
 	fmt.Fprintf(p.errOut, "cantus: "+format+"\n", args...)
 }
 
-func newParser(p *program, exit func(int)) (*kong.Kong, error) {
-	parser, err := kong.New(&grammar{},
+func newParser(p *program, exit func(int)) (*kong.Kong, error) { return p.parser(&grammar{}, exit) }
+
+// parser parses command lines into g.
+func (p *program) parser(g *grammar, exit func(int)) (*kong.Kong, error) {
+	parser, err := kong.New(g,
 		kong.Name("cantus"),
 		kong.Description(description),
 		kong.Writers(p.out, p.errOut),
