@@ -11,7 +11,6 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
-	"time"
 
 	"github.com/dgraph-io/badger/v4"
 
@@ -51,8 +50,6 @@ type Options struct {
 	// what otherwise takes many.
 	badger     func(badger.Options) badger.Options
 	mergeAfter int64
-	// patience is closePatience, or less in tests.
-	patience time.Duration
 }
 
 func (o Options) withDefaults() Options {
@@ -61,9 +58,6 @@ func (o Options) withDefaults() Options {
 	}
 	if o.CheckpointBytes == 0 {
 		o.CheckpointBytes = 128 << 20
-	}
-	if o.patience == 0 {
-		o.patience = closePatience
 	}
 	if o.FreeSpace == nil {
 		o.FreeSpace = FreeSpace

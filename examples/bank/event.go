@@ -6,11 +6,11 @@ import (
 	"github.com/cantuslog/cantus/client"
 )
 
-// The kinds of transactions. Whatever else is in the partition is not the bank's.
+// The kinds of transactions.
 const (
-	kindOpen     = "bank-open"
-	kindTransfer = "bank-transfer"
-	kindClose    = "bank-close"
+	kindOpen     = "open"
+	kindTransfer = "transfer"
+	kindClose    = "close"
 )
 
 // opened is an account that begins.
