@@ -393,9 +393,13 @@ func (n *Node) watchStore(ctx context.Context) {
 // unsafe. The owner sees Done and closes the node.
 func (n *Node) fail(err error) {
 	if n.failure.CompareAndSwap(nil, &err) {
-		n.log.Error("the node has failed and serves no more", "err", err)
-		if n.sender != nil {
-			n.advise("failed", map[string]any{"error": err.Error()})
+		if errors.Is(err, ErrRemoved) {
+			n.log.Info("this node was removed from the cluster and stops", "reason", err)
+		} else {
+			n.log.Error("the node has failed and serves no more", "err", err)
+			if n.sender != nil {
+				n.advise("failed", map[string]any{"error": err.Error()})
+			}
 		}
 		n.cancel()
 		n.stopOnce.Do(func() { close(n.stopped) })

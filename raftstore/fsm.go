@@ -45,6 +45,8 @@ type Mark struct {
 type fsmAdapter struct {
 	fsm      FSM
 	unsynced *unsynced
+	// restored is told why the state could not be restored: raft only logs it.
+	restored *error
 }
 
 // notSynced is the result of an entry that raft took for committed and that
@@ -92,7 +94,11 @@ func (a fsmAdapter) Restore(r io.ReadCloser) error {
 	if err != nil {
 		return err
 	}
-	return a.fsm.Restore(state)
+	err = a.fsm.Restore(state)
+	if a.restored != nil {
+		*a.restored = err
+	}
+	return err
 }
 
 // marking is a Mark on its way into the marker store.

@@ -89,7 +89,11 @@ func (g *Group) start(config *raft.Config, opts Options) (err error) {
 			err = fmt.Errorf("start raft: %w", r)
 		}
 	}()
-	g.raft, err = raft.NewRaft(config, fsmAdapter{opts.FSM, &g.log.unsynced}, g.log, g.log, marks, g.transport)
+	var restored error
+	g.raft, err = raft.NewRaft(config, fsmAdapter{opts.FSM, &g.log.unsynced, &restored}, g.log, g.log, marks, g.transport)
+	if err != nil && restored != nil {
+		return fmt.Errorf("restore the state: %w", restored)
+	}
 	if err != nil {
 		return fmt.Errorf("start raft: %w", err)
 	}

@@ -79,8 +79,10 @@ func TestNothingIsLeftAfterARefusedOpen(t *testing.T) {
 			tables, _ := filepath.Glob(filepath.Join(dir, "store", "*.sst"))
 			return small(), os.Truncate(tables[0], 20)
 		},
-		"a key registry cut short": func(dir string) (wal.Options, error) {
-			return small(), os.Truncate(filepath.Join(dir, "store", "KEYREGISTRY"), 5)
+		"a key registry cut short, and a table that says that it is encrypted": func(dir string) (wal.Options, error) {
+			logs, _ := filepath.Glob(filepath.Join(dir, "store", "*.vlog"))
+			return small(), errors.Join(os.Truncate(filepath.Join(dir, "store", "KEYREGISTRY"), 5),
+				flip("", 7, 3).do(logs[0]))
 		},
 		"a flipped byte in the manifest": func(dir string) (wal.Options, error) {
 			return small(), flip("", 20, 3).do(filepath.Join(dir, "store", "MANIFEST"))

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"path/filepath"
 
 	"github.com/dgraph-io/badger/v4"
 )
@@ -160,10 +161,17 @@ func (l *Log) unreadable(index uint64, cause error) error {
 	switch {
 	case index < first || index > last:
 		return ErrNotFound
-	case errors.Is(cause, ErrClosed), errors.Is(cause, ErrDamaged):
+	case errors.Is(cause, ErrClosed):
 		return cause
+	case !errors.Is(cause, ErrDamaged):
+		cause = fmt.Errorf("%w: entry %d of group %d can't be read: %v", ErrDamaged, index, l.group, cause)
 	}
-	return fmt.Errorf("%w: entry %d of group %d can't be read: %v", ErrDamaged, index, l.group, cause)
+	// Badger logs which value log it could not read from, and the store fails.
+	where := filepath.Join(l.store.dir, badgerDir)
+	if file := valueLogOf(errors.Join(cause, l.store.Failed())); file != "" {
+		where = filepath.Join(where, file)
+	}
+	return fmt.Errorf("%s: %w", where, cause)
 }
 
 // EntriesRead returns how many entries were read since the store was opened, from

@@ -52,6 +52,9 @@ type growing struct {
 	load, limit, weight int64
 }
 
+// valueLogName is the name of a value log, by its number.
+const valueLogName = "%06d.vlog"
+
 const (
 	// firstStep is what is allocated ahead in an empty file. It grows with what
 	// is in the file.
@@ -90,7 +93,7 @@ func (d *demand) put(key, value int, threshold int64) {
 func newRoom(o Options, b badger.Options) (*room, error) {
 	r := &room{
 		dir: b.Dir, free: o.FreeSpace, floor: floorOf(b),
-		vlog: growing{name: "%06d.vlog", limit: b.ValueLogFileSize, step: 8 << 20, weight: 1},
+		vlog: growing{name: valueLogName, limit: b.ValueLogFileSize, step: 8 << 20, weight: 1},
 		mem:  growing{name: "%05d.mem", limit: b.MemTableSize, step: 4 << 20, weight: 5},
 	}
 	if err := r.measure(); err != nil {

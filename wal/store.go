@@ -206,6 +206,9 @@ func (s *Store) mustBeWhole() error {
 		fsys = journal.OSFS
 	}
 	names, err := fsys.ReadDir(filepath.Join(s.dir, journalDir))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
 	if err != nil || !slices.Contains(names, "checkpoint") {
 		return fmt.Errorf("%w: the journal in %s is missing", ErrDamaged, filepath.Join(s.dir, journalDir))
 	}

@@ -1,10 +1,12 @@
 package wal
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
+	"runtime/debug"
 
 	"github.com/dgraph-io/badger/v4"
 	"github.com/dgraph-io/badger/v4/table"
@@ -24,16 +26,12 @@ func checkTables(o badger.Options) error {
 	if err != nil {
 		return err
 	}
-	registry, err := badger.OpenKeyRegistry(badger.KeyRegistryOptions{Dir: o.Dir, ReadOnly: true})
-	if err == nil {
-		err = registry.Close()
-	}
-	if err != nil {
-		return errors.Join(err, f.Close())
-	}
 	manifest, _, err := badger.ReplayManifestFile(f, o.ExternalMagicVersion, o)
 	if err := errors.Join(err, f.Close()); err != nil {
 		return fmt.Errorf("read %s: %w", f.Name(), err)
+	}
+	if err := checkRegistry(o, manifest); err != nil {
+		return err
 	}
 	for id := range manifest.Tables {
 		if err := checkTable(table.NewFilename(id, o.Dir), o); err != nil {
@@ -43,21 +41,72 @@ func checkTables(o badger.Options) error {
 	return nil
 }
 
-func checkTable(path string, o badger.Options) (err error) {
-	file, err := z.OpenMmapFile(path, os.O_RDONLY, 0)
-	if err != nil {
+// checkRegistry reads Badger's registry of keys. The store encrypts nothing, so
+// there are none in it: one that is damaged is removed, and Badger makes another,
+// if no file says that it is encrypted.
+func checkRegistry(o badger.Options, manifest badger.Manifest) error {
+	path := filepath.Join(o.Dir, badger.KeyRegistryFileName)
+	registry, err := badger.OpenKeyRegistry(badger.KeyRegistryOptions{Dir: o.Dir, ReadOnly: true})
+	if err == nil {
+		err = registry.Close()
+	}
+	if err == nil {
+		return nil
+	}
+	err = fmt.Errorf("read %s: %w", path, err)
+	if _, environmental := explain(err); environmental {
 		return err
 	}
+	for id, t := range manifest.Tables {
+		if t.KeyID != 0 {
+			return fmt.Errorf("%w; table %d is said to be encrypted", err, id)
+		}
+	}
+	names, dirErr := os.ReadDir(o.Dir)
+	if dirErr != nil {
+		return dirErr
+	}
+	for _, n := range names {
+		if !isBadgerLog(n.Name()) {
+			continue
+		}
+		head, headErr := readBadgerLogHead(filepath.Join(o.Dir, n.Name()))
+		if headErr != nil {
+			return headErr
+		}
+		if len(head) >= 8 && binary.BigEndian.Uint64(head) != 0 {
+			return fmt.Errorf("%w; %s is said to be encrypted", err, n.Name())
+		}
+	}
+	o.Logger.Warningf("%v: it holds no keys and is made anew", err)
+	return os.Remove(path)
+}
+
+func checkTable(path string, o badger.Options) (err error) {
 	defer func() {
-		err = errors.Join(err, file.Close(-1))
 		if err != nil {
 			err = fmt.Errorf("table %s: %w", path, err)
 		}
 	}()
-	defer recoverDamage(&err)
-	t, err := table.OpenTable(file, table.Options{ChkMode: o.ChecksumVerificationMode})
+	file, err := z.OpenMmapFile(path, os.O_RDONLY, 0)
 	if err != nil {
 		return err
 	}
-	return t.VerifyChecksum()
+	defer func() { err = errors.Join(err, file.Close(-1)) }()
+	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
+	defer func() {
+		if p := recover(); p != nil {
+			err = errNoTable // Badger believes what it reads
+		}
+	}()
+	t, err := table.OpenTable(file, table.Options{ChkMode: o.ChecksumVerificationMode})
+	if err != nil {
+		return errors.Join(errNoTable, err)
+	}
+	if err := t.VerifyChecksum(); err != nil {
+		return errors.Join(errNoTable, err)
+	}
+	return nil
 }
+
+var errNoTable = errors.New("its content is not what was written")

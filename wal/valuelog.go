@@ -10,6 +10,8 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"regexp"
+	"strconv"
 	"strings"
 )
 
@@ -35,6 +37,23 @@ const (
 type badgerLogEnd struct {
 	Head []byte `json:"head"`
 	End  int64  `json:"end"`
+}
+
+// valueLogID finds the number of a value log in what Badger says of it.
+var valueLogID = regexp.MustCompile(`Fid:(\d+)|file with ID: (\d+)`)
+
+// valueLogOf is the name of the value log that an error of Badger's is about, ""
+// if it says none.
+func valueLogOf(err error) string {
+	if err == nil {
+		return ""
+	}
+	found := valueLogID.FindStringSubmatch(err.Error())
+	if found == nil {
+		return ""
+	}
+	id, _ := strconv.Atoi(found[1] + found[2])
+	return fmt.Sprintf(valueLogName, id)
 }
 
 func isBadgerLog(name string) bool {

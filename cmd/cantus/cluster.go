@@ -113,6 +113,9 @@ func replicaList(replicas []subjects.ReplicaStatus) string {
 	var words []string
 	for _, r := range replicas {
 		word := fmt.Sprintf("%s:%d", r.Name, r.HighWaterMark)
+		if r.State == "away" {
+			word = r.Name // nobody knows how far it is
+		}
 		if r.Voter {
 			word += "+"
 		}

@@ -104,7 +104,7 @@ func (c *serveCmd) Run(ctx context.Context, p *program) error {
 		if ctx.Err() != nil {
 			return nil // told to stop before it served
 		}
-		return err
+		return p.ended(err)
 	}
 	if _, err := fmt.Fprintln(p.out, readyLine(node.ClientURL(), node.HTTPAddr())); err != nil {
 		opts.Logger.Warn("ready line not written", "error", err)
@@ -114,11 +114,24 @@ func (c *serveCmd) Run(ctx context.Context, p *program) error {
 		return node.Close()
 	case <-node.Done():
 	}
-	if err := node.Err(); err != nil {
-		node.Close() //nolint:errcheck // why it stopped is what matters
-		return fmt.Errorf("the node stopped: %w", err)
+	err = node.Err()
+	if closed := node.Close(); err == nil {
+		return closed
 	}
-	return node.Close()
+	return p.ended(err)
+}
+
+// ended is what the program ends with after a node has stopped by itself, or did
+// not start. To be removed is no failure: somebody asked for it.
+func (p *program) ended(err error) error {
+	switch {
+	case errors.Is(err, broker.ErrRemoved):
+		p.note("this node was removed from its cluster and stops; its data directory is not needed any more")
+		return nil
+	case errors.Is(err, broker.ErrDamaged):
+		return fmt.Errorf("%w: a node of a cluster is removed from it and added again with an empty directory; for another, restore a copy of the directory (\"cantus verify\" says whether one is whole)", err)
+	}
+	return err
 }
 
 // secret returns the cluster's token, "" if none is given.
