@@ -2,10 +2,10 @@ package broker
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -16,16 +16,16 @@ import (
 	"github.com/cantuslog/cantus/wal"
 )
 
-// ask asks another node, or the leader of the facts, and takes its answer.
-func (n *Node) ask(ctx context.Context, subject string, body, answer any) error {
+// request asks another node, or the leader of the facts, and returns its answer.
+func (n *Node) request(ctx context.Context, subject string, body any) ([]byte, error) {
 	n.mu.Lock()
 	nc := n.control
 	n.mu.Unlock()
-	m, err := nc.RequestMsgWithContext(ctx, &nats.Msg{Subject: subject, Data: mustJSON(body)})
+	m, err := nc.RequestMsgWithContext(ctx, &nats.Msg{Subject: subject, Data: n.envelope(subject, body)})
 	if err != nil {
-		return err
+		return nil, err
 	}
-	return json.Unmarshal(m.Data, answer)
+	return m.Data, nil
 }
 
 // operation serves one request of an operator, or of a node.
@@ -43,7 +43,11 @@ func (n *Node) onOperation(ctx context.Context, serve operation) func(*message) 
 		n.readers.Go(func() {
 			body, err := serve(ctx, m)
 			if err == nil {
-				n.answerRead(appendPub(nil, m.reply, mustJSON(body)))
+				encoded, is := body.([]byte) // of one that nodes ask for
+				if !is {
+					encoded = mustJSON(body)
+				}
+				n.answerRead(appendPub(nil, m.reply, encoded))
 				return
 			}
 			e := operationError(err)
@@ -84,6 +88,7 @@ func (n *Node) subscribeOperations(ctx context.Context) ([]subscribed, error) {
 func (n *Node) subscribeNode(ctx context.Context) error {
 	_, err := n.subscribeAll(ctx, map[string]operation{
 		n.names.Admin("status"):                       n.onStatus,
+		n.names.Admin("node", n.opts.Name, "member"):  n.onMember,
 		n.names.Admin("node", n.opts.Name, "rebuild"): n.onRebuild,
 	})
 	return err
@@ -91,7 +96,7 @@ func (n *Node) subscribeNode(ctx context.Context) error {
 
 func (n *Node) subscribeAll(ctx context.Context, operations map[string]operation) (all []subscribed, err error) {
 	for subject, serve := range operations {
-		id, err := n.reads.subscribe(subject, n.queueGroup(), n.onOperation(ctx, serve))
+		id, err := n.reads.subscribe(subject, leaderQueue, n.onOperation(ctx, serve))
 		if err != nil {
 			return all, err
 		}
@@ -134,23 +139,19 @@ func (n *Node) nodeOperation(became string, compute func(cluster.Facts, string) 
 
 // onAdd makes a node that waits a member.
 func (n *Node) onAdd(ctx context.Context, m *message) (any, error) {
-	r, err := operationBody(m, "node", "standby")
+	r, err := operationBody(m, "node", "standby", "key")
 	if err = errors.Join(err, needNode(r)); err != nil {
 		return nil, err
 	}
 	facts, _ := n.meta.current()
-	if _, member := facts.Nodes[r.Node]; !member {
-		n.awaitPeer(ctx, r.Node)
-	}
-	q, heard := n.peers.get(r.Node)
-	if have, member := facts.Nodes[r.Node]; member && (!heard || q.NodeID == have.ID) {
+	if _, member := facts.Nodes[r.Node]; member {
 		return nil, subjects.Errorf(subjects.BadRequest, "node %q is a member already", r.Node)
 	}
-	if !heard || !n.peers.alive(r.Node, time.Now()) {
-		return nil, subjects.Errorf(subjects.BadRequest,
-			"node %q is not there to be added: start it with --name %s and the --routes of this cluster first", r.Node, r.Node)
+	q, err := n.awaitCandidate(ctx, r.Node, r.Key)
+	if err != nil {
+		return nil, err
 	}
-	member := cluster.Member{ID: q.NodeID, Standby: r.Standby || q.Standby}
+	member := cluster.Member{ID: q.NodeID, Standby: r.Standby || q.Standby, Key: fingerprint(q.Key)}
 	reply, err := n.decide(ctx, func(f cluster.Facts) (cluster.Command, error) { return f.Add(r.Node, member) }, "node %s is a member", r.Node)
 	if err == nil {
 		n.advise("member", map[string]any{"name": r.Node, "change": "added", "standby": member.Standby})
@@ -158,20 +159,36 @@ func (n *Node) onAdd(ctx context.Context, m *message) (any, error) {
 	return reply, err
 }
 
-// awaitPeer waits until a node is heard, for as long as one that is there can
-// keep silent: others may have heard it already.
-func (n *Node) awaitPeer(ctx context.Context, name string) {
+// awaitCandidate waits until a node is heard that wants to be added, for as long as
+// one that is there can keep silent: others may have heard it already.
+func (n *Node) awaitCandidate(ctx context.Context, name, key string) (candidate, error) {
 	ctx, cancel := context.WithTimeout(ctx, aliveTime)
 	defer cancel()
-	for !n.peers.alive(name, time.Now()) {
+	for {
 		heard := n.peers.next()
-		if n.peers.alive(name, time.Now()) {
-			return
+		all := slices.DeleteFunc(n.peers.candidates.named(name, time.Now()), func(q candidate) bool {
+			return q.ClusterID != "" || key != "" && fingerprint(q.Key) != key
+		})
+		switch {
+		case len(all) == 1:
+			return all[0], nil
+		case len(all) > 1:
+			var keys []string
+			for _, q := range all {
+				keys = append(keys, fingerprint(q.Key))
+			}
+			return candidate{}, subjects.Errorf(subjects.BadRequest,
+				"%d nodes call themselves %q, with the keys %s: say which one is meant by its key", len(all), name, strings.Join(keys, ", "))
 		}
 		select {
 		case <-heard:
 		case <-ctx.Done():
-			return
+			with := ""
+			if key != "" {
+				with = " with the key " + key
+			}
+			return candidate{}, subjects.Errorf(subjects.BadRequest,
+				"node %q%s is not there to be added: start it with --name %s and the --routes of this cluster first", name, with, name)
 		}
 	}
 }
@@ -423,9 +440,11 @@ func (n *Node) onStatus(_ context.Context, m *message) (any, error) {
 	for _, name := range facts.Names() {
 		s.Nodes = append(s.Nodes, nodeStatus(name, facts, said))
 	}
-	for _, name := range namesOf(said) {
-		if _, member := facts.Nodes[name]; !member && said[name].ClusterID == "" {
-			s.Nodes = append(s.Nodes, nodeStatus(name, facts, said))
+	for _, q := range n.peers.candidates.alive(now) {
+		if _, member := facts.Nodes[q.Name]; !member && q.ClusterID == "" {
+			one := nodeStatus(q.Name, facts, map[string]hello{q.Name: q.hello})
+			one.Key = fingerprint(q.Key)
+			s.Nodes = append(s.Nodes, one)
 		}
 	}
 	return s, nil

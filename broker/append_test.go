@@ -215,17 +215,17 @@ func TestSizeLimit(t *testing.T) {
 func TestHeadersThatGrowCountAsTheyComeBack(t *testing.T) {
 	n, nc := one(t, broker.Options{Listen: "127.0.0.1:0"})
 	raw := dialRaw(t, n.ClientURL())
-	block := "NATS/1.0\r\n" + strings.Repeat("a:\r\n", 240_000) + "\r\n"
-	raw.request(t, "cantus.append.0", block, "")
+	const lines, returned = 250, len("a: \r\n")
+	block := "NATS/1.0\r\n" + strings.Repeat("a:\r\n", lines) + "\r\n"
+	raw.request(t, "cantus.append.0", block, strings.Repeat("x", subjects.MaxTransaction-len(block)))
 	if body := raw.reply(t); !strings.Contains(body, `"too_large"`) {
 		t.Fatalf("answered with %.200s", body)
 	}
-	small := "NATS/1.0\r\n" + strings.Repeat("a:\r\n", 150_000) + "\r\n"
-	raw.request(t, "cantus.append.0", small, "")
+	raw.request(t, "cantus.append.0", block, strings.Repeat("x", subjects.MaxTransaction-lines*returned))
 	if body := raw.reply(t); !strings.Contains(body, `"txid":1`) {
 		t.Fatalf("answered with %.200s", body)
 	}
-	if a := collect(t, nc, "cantus.read.0", ""); len(a.transactions) != 1 || len(a.transactions[0].Header["a"]) != 150_000 {
+	if a := collect(t, nc, "cantus.read.0", ""); len(a.transactions) != 1 || len(a.transactions[0].Header["a"]) != lines {
 		t.Fatalf("%d transactions", len(a.transactions))
 	}
 }

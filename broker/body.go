@@ -37,7 +37,7 @@ func operationBody(m *message, takes ...string) (r subjects.AdminRequest, err er
 	for _, f := range []struct {
 		name  string
 		given bool
-	}{{"node", r.Node != ""}, {"to", r.To != ""}, {"partition", r.Partition != nil}, {"standby", r.Standby}} {
+	}{{"node", r.Node != ""}, {"to", r.To != ""}, {"partition", r.Partition != nil}, {"standby", r.Standby}, {"key", r.Key != ""}} {
 		if f.given && !slices.Contains(takes, f.name) {
 			return r, subjects.Errorf(subjects.BadRequest, "body: this operation takes no field %q: it takes %s", f.name, listed(takes))
 		}

@@ -69,7 +69,8 @@ func (s *serviceStats) endpoint(name string) *endpointStats {
 }
 
 func startDiscovery(n *Node) error {
-	d := &discovery{node: n, id: nuid.Next(), stats: n.stats}
+	n.serviceID = nuid.Next()
+	d := &discovery{node: n, id: n.serviceID, stats: n.stats}
 	for verb, answer := range map[micro.Verb]func() any{
 		micro.PingVerb: func() any { return micro.Ping{ServiceIdentity: d.identity(), Type: micro.PingResponseType} },
 		micro.InfoVerb: d.info, micro.StatsVerb: d.statistics,

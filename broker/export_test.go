@@ -3,10 +3,10 @@ package broker
 import (
 	"context"
 	"encoding/hex"
+	"encoding/json"
 	"time"
 
 	"github.com/nats-io/nats-server/v2/server"
-	"github.com/nats-io/nats.go"
 
 	"github.com/cantuslog/cantus/wal"
 )
@@ -104,8 +104,15 @@ func HoldFeed(n *Node) (release func()) {
 // HelloOf is what a node says to the others.
 func HelloOf(n *Node) []byte { return mustJSON(n.hello()) }
 
-// Hear has a node hear that.
-func Hear(n *Node, hello []byte) { n.onHello(&message{payload: hello}) }
+// Hear has a node hear that, as from a member that proves itself.
+func Hear(n *Node, said []byte) {
+	var h hello
+	if err := json.Unmarshal(said, &h); err != nil {
+		panic(err)
+	}
+	q, _ := n.peers.get(h.Name)
+	n.takeIn(h, q.number)
+}
 
 // CaughtUp tells whether a node takes another's replica for level, and whether it
 // has heard of it lately.
@@ -128,5 +135,31 @@ func Full(n *Node) bool { return n.isFull() }
 // LastIndex is the newest entry in a replica's log.
 func LastIndex(n *Node, partition int) uint64 { return n.slot(partition).data.LastIndex() }
 
-// NodeConn connects to a node as it does itself.
-func NodeConn(n *Node) (*nats.Conn, error) { return n.dial(n.nats.auth) }
+// Distrusted is how many messages between nodes were not believed.
+func Distrusted(n *Node) (all float64) {
+	families, err := n.metrics.registry.Gather()
+	if err != nil {
+		return -1
+	}
+	for _, f := range families {
+		if f.GetName() == "cantus_node_messages_distrusted_total" {
+			for _, m := range f.GetMetric() {
+				all += m.GetCounter().GetValue()
+			}
+		}
+	}
+	return all
+}
+
+// Remembered is how many nodes a node remembers.
+func Remembered(n *Node) int {
+	p := n.peers
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.candidates.mu.Lock()
+	defer p.candidates.mu.Unlock()
+	return len(p.heard) + len(p.pending) + len(p.candidates.all)
+}
+
+// InDoubt reports whether a node asks whether it is still a member.
+func InDoubt(n *Node) bool { return n.doubt.Load() != nil }

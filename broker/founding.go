@@ -40,8 +40,10 @@ func (n *Node) identify(dir string) (id wal.Identity, known bool, err error) {
 	if !n.opts.clustered() || len(n.opts.Bootstrap) == 1 {
 		return id, true, nil
 	}
-	n.nodeID, err = wal.Nominate(dir)
-	return id, false, err
+	if n.nodeID, err = wal.Nominate(dir); err != nil {
+		return id, false, err
+	}
+	return id, false, n.nominate(dir)
 }
 
 // checkBootstrap refuses a founding that is not the one that was.
@@ -65,6 +67,10 @@ func (n *Node) identityHello() hello {
 	defer n.mu.Unlock()
 	if n.store == nil {
 		h.Partitions, h.Replicas, h.Bootstrap = n.founding.Partitions, n.founding.Replicas, n.opts.Bootstrap
+		h.Keys = n.sealed
+		if n.private != nil {
+			h.Key = n.private.PublicKey().Bytes()
+		}
 		return h
 	}
 	id := n.store.Identity()
@@ -102,16 +108,61 @@ func (n *Node) tryFounding(ctx context.Context) (id wal.Identity, waiting string
 	if len(n.opts.Bootstrap) == 0 {
 		return n.askToJoin(ctx)
 	}
+	founders, waiting, err := n.founders(time.Now())
+	if err != nil || waiting != "" {
+		return id, waiting, err
+	}
+	if err := n.exchangeSecret(founders); err != nil {
+		return id, "", err
+	}
 	others := map[string]hello{}
-	for _, q := range n.peers.all(time.Now()) {
-		if slices.Contains(n.opts.Bootstrap, q.Name) {
-			others[q.Name] = q.hello
-		} else if q.ClusterID != "" && q.Ready {
-			return id, "", fmt.Errorf("%w: cluster %q exists already, founded by %s: start this node without bootstrap and add it",
-				ErrIdentity, q.Cluster, strings.Join(slices.Sorted(maps.Keys(q.Founders)), ","))
+	for name, q := range founders {
+		others[name] = q.hello
+	}
+	id, waiting, err = found(n.identityHello(), n.founding, others)
+	if err != nil || waiting != "" {
+		return id, waiting, err
+	}
+	return id, unproved(id.ID, founders), nil
+}
+
+// founders are the other founders that are heard.
+func (n *Node) founders(now time.Time) (all map[string]candidate, waiting string, err error) {
+	all = map[string]candidate{}
+	for _, q := range n.peers.candidates.alive(now) {
+		other, twice := all[q.Name]
+		switch {
+		case q.Name == n.opts.Name: // it is not this node's affair who calls itself so too
+		case !slices.Contains(n.opts.Bootstrap, q.Name):
+			if q.ClusterID != "" && q.Ready {
+				return nil, "", fmt.Errorf("%w: cluster %q exists already, founded by %s: start this node without bootstrap and add it",
+					ErrIdentity, q.Cluster, strings.Join(slices.Sorted(maps.Keys(q.Founders)), ","))
+			}
+		case !twice || q.proved && !other.proved:
+			all[q.Name] = q
+		case q.proved == other.proved:
+			waiting = fmt.Sprintf("one of the two nodes that call themselves %s to be stopped", q.Name)
 		}
 	}
-	return found(n.identityHello(), n.founding, others)
+	return all, waiting, nil
+}
+
+// unproved says which founders have not proved yet that they have the secret; one
+// that has founded the cluster is enough.
+func unproved(cluster string, founders map[string]candidate) (waiting string) {
+	var without []string
+	for _, name := range slices.Sorted(maps.Keys(founders)) {
+		switch q := founders[name]; {
+		case q.ClusterID == cluster && q.proved:
+			return ""
+		case !q.proved:
+			without = append(without, name)
+		}
+	}
+	if len(without) == 0 {
+		return ""
+	}
+	return "founders " + strings.Join(without, ",") + " to have the cluster's secret"
 }
 
 // found decides on a founding from what this node and the other founders say.
@@ -192,20 +243,34 @@ type joinReply struct {
 	Repl    int               `json:"replicas,omitempty"`
 	Found   map[string]string `json:"founders,omitempty"`
 	Facts   uint64            `json:"facts,omitempty"` // a version that has the node as a member
-	Error   *subjects.Error   `json:"error,omitempty"`
+	// Sealed is the cluster's secret for a node that showed a key.
+	Sealed []byte          `json:"sealed,omitempty"`
+	Error  *subjects.Error `json:"error,omitempty"`
 }
 
 // askToJoin asks the cluster whether this node was added to it.
 func (n *Node) askToJoin(ctx context.Context) (id wal.Identity, waiting string, err error) {
 	id = n.founding
-	if len(n.peers.all(time.Now())) == 0 { // who does not belong here is found out first
+	if !slices.ContainsFunc(n.peers.candidates.alive(time.Now()), func(q candidate) bool { return q.ClusterID != "" }) {
 		return id, fmt.Sprintf("a node of cluster %q to be heard", n.opts.Cluster), nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, helloInterval)
 	defer cancel()
-	var r joinReply
-	if err := n.ask(ctx, n.names.Admin("join"), n.identityHello(), &r); err != nil {
+	subject := n.names.Admin("join")
+	b, err := n.request(ctx, subject, n.identityHello())
+	if err != nil {
 		return id, fmt.Sprintf("a node of cluster %q to answer", n.opts.Cluster), nil
+	}
+	e, err := openEnvelope(b)
+	if err != nil || n.opts.ClusterSecret != "" && !n.proved(e, answerTo(subject)) {
+		return id, fmt.Sprintf("an answer of cluster %q that is signed with its secret", n.opts.Cluster), nil
+	}
+	if e.protocol != n.opts.protocol {
+		return id, "", fmt.Errorf("%w: node %q speaks protocol %d of nodes, this one (version %s) %d", ErrProtocol, e.name, e.protocol, n.opts.Version, n.opts.protocol)
+	}
+	var r joinReply
+	if err := json.Unmarshal(e.body, &r); err != nil {
+		return id, fmt.Sprintf("an answer of cluster %q that can be read", n.opts.Cluster), nil
 	}
 	switch {
 	case r.Error != nil:
@@ -215,6 +280,9 @@ func (n *Node) askToJoin(ctx context.Context) (id wal.Identity, waiting string, 
 	case n.opts.Partitions != 0 && n.opts.Partitions != r.Parts:
 		return id, "", fmt.Errorf("%w: the cluster has %d partitions, not %d", ErrIdentity, r.Parts, n.opts.Partitions)
 	}
+	if waiting, err := n.takeSecret(e, r, subject); err != nil || waiting != "" {
+		return id, waiting, err
+	}
 	id.ID, id.Partitions, id.Replicas, id.Founders = r.ID, r.Parts, r.Repl, r.Found
 	n.joinedAt = r.Facts
 	return id, "", nil
@@ -222,24 +290,60 @@ func (n *Node) askToJoin(ctx context.Context) (id wal.Identity, waiting string, 
 
 // onJoin answers a node that wants to be added. The leader of the facts does.
 func (n *Node) onJoin(_ context.Context, m *message) (any, error) {
-	var h hello
-	if err := json.Unmarshal(m.payload, &h); err != nil {
-		return nil, subjects.Errorf(subjects.BadRequest, "body: %s", err)
+	r, err := n.join(m)
+	if err != nil {
+		r = joinReply{Error: operationError(err)}
 	}
-	if h.Protocol != n.opts.protocol {
-		return nil, subjects.Errorf(subjects.BadRequest, "node %q speaks protocol %d of nodes, this cluster %d: use the same minor version", h.Name, h.Protocol, n.opts.protocol)
+	return n.envelope(answerTo(m.subject), r), nil
+}
+
+func (n *Node) join(m *message) (r joinReply, err error) {
+	e, err := openEnvelope(m.payload)
+	if err != nil {
+		return r, errUnproved
 	}
+	if e.protocol != n.opts.protocol {
+		return r, subjects.Errorf(subjects.BadRequest, "node %q speaks protocol %d of nodes, this cluster %d: use the same minor version", e.name, e.protocol, n.opts.protocol)
+	}
+	proved := n.proved(e, m.subject)
+	if !proved && len(e.body) > maxUnsigned {
+		return r, errUnproved
+	}
+	h, err := decodeHello(e)
+	if err != nil {
+		return r, subjects.Errorf(subjects.BadRequest, "body: %s", err)
+	}
+	n.mu.Lock()
+	secret := n.secret
+	n.mu.Unlock()
 	facts, _ := n.meta.current()
 	have, known := facts.Nodes[h.Name]
 	id := n.store.Identity()
 	switch {
+	case !proved && secret.Token:
+		return r, subjects.Errorf(subjects.BadRequest, "the nodes of this cluster share a token: start the node with it, by --cluster-secret-file")
 	case !known:
-		return joinReply{Waiting: fmt.Sprintf("an operator to add it: cantus cluster add %s", h.Name)}, nil
+		return joinReply{Waiting: waitingToBeAdded(h)}, nil
 	case have.ID != h.NodeID:
-		return nil, subjects.Errorf(subjects.BadRequest,
+		return r, subjects.Errorf(subjects.BadRequest,
 			"a node %q with another data directory is a member of the cluster: remove it first, or choose another name", h.Name)
+	case !proved && (have.Key == "" || have.Key != fingerprint(h.Key)):
+		return r, subjects.Errorf(subjects.BadRequest, "node %q was added with another key: remove it first, and add this one", h.Name)
 	}
-	return joinReply{ID: id.ID, Parts: id.Partitions, Repl: id.Replicas, Found: id.Founders, Facts: facts.Version}, nil
+	r = joinReply{ID: id.ID, Parts: id.Partitions, Repl: id.Replicas, Found: id.Founders, Facts: facts.Version}
+	if !proved {
+		r.Sealed, err = wrapSecret(secret, h.Key, sealContext(id.Cluster, h.Name, h.NodeID))
+	}
+	return r, err
+}
+
+// waitingToBeAdded says what a node waits for that was not added yet.
+func waitingToBeAdded(h hello) string {
+	with := ""
+	if len(h.Key) > 0 {
+		with = " --key " + fingerprint(h.Key)
+	}
+	return fmt.Sprintf("an operator to add it: cantus cluster add %s%s", h.Name, with)
 }
 
 // checkPeer tells whether a node that is heard can be one of ours.
@@ -273,7 +377,7 @@ func (n *Node) meet(h hello, err error) {
 
 // complainOf says once of a node why it is ignored.
 func (n *Node) complainOf(h hello, err error) {
-	if _, said := n.strangers.LoadOrStore(h.Instance, true); !said {
+	if n.strangers.first(h.Instance) {
 		n.log.Warn("a node that does not belong here is ignored", "node", h.Name, "err", err)
 	}
 }

@@ -2,20 +2,19 @@ package broker
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
-	"maps"
-	"slices"
-	"sync"
 	"time"
 
 	"github.com/cantuslog/cantus/raftstore"
+	"github.com/cantuslog/cantus/subjects"
 	"github.com/cantuslog/cantus/wal"
 )
 
 // protocolVersion is what nodes speak among themselves: hellos, facts, and
 // what they ask of each other. Nodes of different versions don't form a
 // cluster: see docs/adr/0008.
-const protocolVersion = 1
+const protocolVersion = 2
 
 // hello is what a node says of itself to the others, again and again.
 type hello struct {
@@ -43,6 +42,14 @@ type hello struct {
 	Facts   uint64   `json:"facts,omitempty"`   // the version that it has applied
 	Members []string `json:"members,omitempty"`
 
+	// Heard are the instances of members that this node hears: to those it
+	// proves that this hello is not an old one.
+	Heard []seen `json:"heard,omitempty"`
+	// Key is the public key of a node that has no cluster secret yet, and Keys
+	// is the secret, sealed for each founder that showed one.
+	Key  []byte            `json:"key,omitempty"`
+	Keys map[string][]byte `json:"keys,omitempty"`
+
 	Meta   *groupReport  `json:"meta,omitempty"`
 	Groups []groupReport `json:"groups,omitempty"`
 }
@@ -67,122 +74,49 @@ type groupReport struct {
 // leads tells whether the report is a leader's.
 func (r groupReport) leads() bool { return r.State == "leader" }
 
-const (
-	helloInterval = 500 * time.Millisecond
-	// aliveTime is how long a node counts as alive after its last hello.
-	aliveTime = 5 * helloInterval
-)
-
-// peers are the other nodes, as they say of themselves.
-type peers struct {
-	self string // this node's name
-
-	mu      sync.Mutex
-	heard   map[string]peer
-	changed chan struct{} // closed at the next hello, then replaced
-}
-
-// peer is another node.
-type peer struct {
-	hello
-	at    time.Time // of the last hello
-	since time.Time // when it was first heard without a pause after
-}
-
-func newPeers(self string) *peers {
-	return &peers{self: self, heard: map[string]peer{}, changed: make(chan struct{})}
-}
-
-// hear takes a hello; fresh is true for a node that has begun anew.
-func (p *peers) hear(h hello, now time.Time) (fresh bool) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	last, known := p.heard[h.Name]
-	if known && last.Instance != h.Instance && last.Started.After(h.Started) && now.Sub(last.at) < aliveTime {
-		return false // two go by this name: the later one is listened to until it goes
-	}
-	fresh = !known || last.Instance != h.Instance
-	since := last.since
-	if fresh || now.Sub(last.at) > aliveTime {
-		since = now
-	}
-	p.heard[h.Name] = peer{hello: h, at: now, since: since}
-	close(p.changed)
-	p.changed = make(chan struct{})
-	return fresh
-}
-
-// get gives what a node last said, if anything.
-func (p *peers) get(name string) (peer, bool) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	q, ok := p.heard[name]
-	return q, ok
-}
-
-// all gives every node that was heard lately, in order of names.
-func (p *peers) all(now time.Time) []peer {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	var alive []peer
-	for _, name := range slices.Sorted(maps.Keys(p.heard)) {
-		if q := p.heard[name]; now.Sub(q.at) < aliveTime {
-			alive = append(alive, q)
-		}
-	}
-	return alive
-}
-
-// next is closed when anything is heard after the call.
-func (p *peers) next() <-chan struct{} {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return p.changed
-}
-
-// alive tells whether a node was heard lately and is not stopping.
-func (p *peers) alive(name string, now time.Time) bool {
-	q, ok := p.get(name)
-	return ok && now.Sub(q.at) < aliveTime && !q.Leaving
-}
-
-// steady tells whether a node has been alive for at least a time.
-func (p *peers) steady(name string, for_ time.Duration, now time.Time) bool {
-	q, ok := p.get(name)
-	return ok && p.alive(name, now) && now.Sub(q.since) >= for_
-}
-
-// report gives what a living node says of its replica of a partition.
-func (p *peers) report(name string, partition int, now time.Time) (groupReport, bool) {
-	q, ok := p.get(name)
-	if !ok || now.Sub(q.at) >= aliveTime {
-		return groupReport{}, false
-	}
-	i, ok := slices.BinarySearchFunc(q.Groups, partition, func(r groupReport, p int) int { return r.Partition - p })
-	if !ok {
-		return groupReport{}, false
-	}
-	return q.Groups[i], true
-}
-
-// leader gives the newest leader's report of a partition, and its node.
-func (p *peers) leader(partition int, now time.Time) (name string, r groupReport, ok bool) {
-	for _, q := range p.all(now) {
-		if g, has := p.report(q.Name, partition, now); has && g.leads() && (!ok || g.Term > r.Term) {
-			name, r, ok = q.Name, g, true
-		}
-	}
-	return name, r, ok
-}
-
-// onHello takes another node's hello in.
+// onHello takes another node's hello in. Whatever does not prove to be from a
+// holder of the cluster's secret counts for nothing but founding and joining.
 func (n *Node) onHello(m *message) {
-	var h hello
-	if err := json.Unmarshal(m.payload, &h); err != nil || h.Name == "" {
-		n.log.Warn("a node says what can't be read", "err", err)
+	e, err := openEnvelope(m.payload)
+	switch {
+	case err != nil:
+		n.distrust("malformed", "", err)
+	case e.instance == n.instance:
+	case n.proved(e, m.subject):
+		n.onSigned(e)
+	default:
+		n.onUnsigned(e)
+	}
+}
+
+// decodeHello reads the hello in an envelope, which it must agree with.
+func decodeHello(e envelope) (h hello, err error) {
+	if err := json.Unmarshal(e.body, &h); err != nil {
+		return h, err
+	}
+	if h.Name != e.name || h.NodeID != e.id || h.Instance != e.instance || h.ClusterID != e.cluster || h.Protocol != e.protocol {
+		return h, errors.New("the hello is another node's than the envelope")
+	}
+	return h, subjects.CheckKind(h.Name)
+}
+
+// onSigned takes the hello of a holder of the cluster's secret in.
+func (n *Node) onSigned(e envelope) {
+	h, err := decodeHello(e)
+	if err != nil {
+		n.distrust("malformed", e.name, err)
 		return
 	}
-	if h.Instance == n.instance {
+	own := n.clusterID()
+	if e.cluster == "" || own == "" { // one of the two belongs to no cluster yet
+		n.onCandidate(h, true)
+		return
+	}
+	fresh, unheard := n.peers.fresh(h, e.number, time.Now())
+	if unheard {
+		n.helloSoon() // which is what it has to repeat
+	}
+	if !fresh {
 		return
 	}
 	if err := n.checkPeer(h); err != nil {
@@ -192,17 +126,100 @@ func (n *Node) onHello(m *message) {
 	if h.Name == n.opts.Name {
 		return
 	}
-	if n.namesake(h) {
-		n.complainOf(h, fmt.Errorf("%w: it has the name of a member and another data directory", ErrNameTaken))
+	if err := n.checkMember(h.Name, h.NodeID); err != nil {
+		n.complainOf(h, err)
 		return
 	}
 	n.clear()
+	n.takeIn(h, e.number)
+}
+
+// takeIn acts on what a member says.
+func (n *Node) takeIn(h hello, number uint64) {
 	n.measure(&h)
-	if n.peers.hear(h, time.Now()) {
+	if n.peers.believe(h, number, time.Now()) {
 		n.helloSoon() // it does not know of us yet
 	}
 	n.compareDigests(h)
 	n.checkMembership(h)
+}
+
+// onUnsigned looks at what nobody vouches for: a node that is being founded, or
+// waits to be added, has no secret to sign with.
+func (n *Node) onUnsigned(e envelope) {
+	own := n.clusterID()
+	n.mu.Lock()
+	secret := n.secret
+	n.mu.Unlock()
+	switch {
+	case own != "" && e.cluster != "":
+		n.distrust("signature", e.name, nil)
+		if e.cluster != own {
+			n.foreign(e)
+		}
+		return
+	case secret.Token || n.opts.ClusterSecret != "" || len(e.body) > maxUnsigned:
+		n.distrust("signature", e.name, nil)
+		return
+	}
+	h, err := decodeHello(e)
+	if err != nil {
+		n.distrust("malformed", e.name, err)
+		return
+	}
+	n.onCandidate(h, false)
+}
+
+// onCandidate takes in what a node says that belongs to no cluster yet, or that
+// this one hears while it does not.
+func (n *Node) onCandidate(h hello, proved bool) {
+	joins := n.clusterID() == "" && len(n.opts.Bootstrap) == 0 // it asks, and hears what is wrong
+	if err := n.checkPeer(h); err != nil && !joins {
+		n.complainOf(h, err)
+		return
+	}
+	if n.namesake(h) {
+		n.complainOf(h, fmt.Errorf("%w: it has the name of a member and another data directory", ErrNameTaken))
+		return
+	}
+	if n.peers.candidates.hear(h, proved, time.Now()) {
+		n.helloSoon()
+	}
+	n.peers.wake()
+}
+
+// clusterID is the id of the cluster that this node belongs to, "" if to none yet.
+func (n *Node) clusterID() string {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.store == nil {
+		return ""
+	}
+	return n.store.Identity().ID
+}
+
+// checkMember refuses a holder of the secret that is no member. While this node
+// can't tell who is, since it follows no leader of the facts, it takes any: those
+// that were added while it was away must be able to bring it up to date.
+func (n *Node) checkMember(name, id string) error {
+	n.mu.Lock()
+	meta := n.meta
+	n.mu.Unlock()
+	if meta == nil {
+		return nil
+	}
+	facts, _ := meta.current()
+	member, known := facts.Nodes[name]
+	self, is := facts.Nodes[n.opts.Name]
+	switch {
+	case known && member.ID == id:
+		return nil
+	case !is || self.ID != n.store.Identity().NodeID || meta.group.Status().Leader == "":
+		return nil
+	case known:
+		return fmt.Errorf("node %s has another data directory than the member of that name: remove that one and add this one", name)
+	}
+	return fmt.Errorf("node %s is no member of this cluster: it was removed, or never added", name)
 }
 
 // measure notes how far behind this node's replicas those of a hello are. By the
@@ -245,28 +262,14 @@ func (n *Node) namesake(h hello) bool {
 	return is && member.ID != h.NodeID
 }
 
-// checkMembership stops the node when those that know more say that it is no
-// member any more: it may have been removed while it was away.
-func (n *Node) checkMembership(h hello) {
-	n.mu.Lock()
-	meta := n.meta
-	n.mu.Unlock()
-	if meta == nil || len(h.Members) == 0 { // a node that is starting knows of nobody yet
-		return
-	}
-	facts, _ := meta.current()
-	if h.Facts >= max(facts.Version, n.joinedAt) && !slices.Contains(h.Members, n.opts.Name) {
-		n.fail(fmt.Errorf("%w: %s says so", ErrRemoved, h.Name))
-	}
-}
-
 // sayHello says what this node is until n.hellos is stopped.
 func (n *Node) sayHello() {
 	tick := time.NewTicker(helloInterval)
 	defer tick.Stop()
 	for {
 		if n.Err() == nil { // who has failed is away
-			n.sender.send(appendPub(nil, n.names.Admin("hello"), mustJSON(n.hello())))
+			subject := n.names.Admin("hello")
+			n.sender.send(appendPub(nil, subject, n.envelope(subject, n.hello())))
 		}
 		select {
 		case <-n.helloStop:
@@ -288,6 +291,7 @@ func (n *Node) helloSoon() {
 // hello describes this node.
 func (n *Node) hello() hello {
 	h := n.identityHello()
+	h.Heard = n.peers.heardNow(time.Now())
 	n.mu.Lock()
 	meta, slots := n.meta, n.slots
 	n.mu.Unlock()

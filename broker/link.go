@@ -14,7 +14,9 @@ import (
 	"os"
 	"slices"
 	"strconv"
+	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -34,17 +36,18 @@ import (
 type link struct {
 	name string
 	dial func() (net.Conn, error)
-	auth credentials
+	auth func() credentials
 	log  *slog.Logger
-	// forbidden reports whether a message must not be answered where it asks to
-	// be; such a message is not handled. It is set before anything is subscribed to.
-	forbidden func(reply string) bool
-	warned    time.Time // of a forbidden reply; owned by the reader
 
 	// handling guards handlers; it is never held while one runs.
 	handling sync.RWMutex
 	handlers map[int]subscription
 	nextID   int
+
+	audits audits
+	// maxPayload is what the server says that a message may have, 0 before it
+	// has said so; maxReply is the longest reply subject that can be answered.
+	maxPayload, maxReply atomic.Int64
 
 	// writing is held while writing, which may block for as long as nobody
 	// reads. Closing the connection ends that, and needs only mu.
@@ -56,6 +59,8 @@ type link struct {
 	dialed net.Conn     // the newest, also while it shakes hands
 	pings  []chan error // wait for the server's PONGs, in order
 	closed bool
+	lost   bool   // the connection, and there is no other yet
+	client uint64 // what the server calls the connection
 
 	closing chan struct{} // closed by close
 	done    chan struct{} // closed when run has returned
@@ -83,15 +88,16 @@ var (
 )
 
 // newLink connects and returns once the server has accepted the connection.
-func newLink(name string, dial func() (net.Conn, error), auth credentials, log *slog.Logger) (*link, error) {
+func newLink(name string, dial func() (net.Conn, error), auth func() credentials, log *slog.Logger) (*link, error) {
 	l := &link{
-		name: name, dial: dial, auth: auth, log: log,
+		name: name, dial: dial, auth: auth, log: log, audits: newAudits(),
 		handlers: map[int]subscription{}, closing: make(chan struct{}), done: make(chan struct{}),
 	}
 	r, err := l.connect()
 	if err != nil {
 		return nil, fmt.Errorf("connect %s to the NATS server: %w", name, err)
 	}
+	l.audits.running.Go(l.watch)
 	go l.run(r)
 	return l, nil
 }
@@ -112,6 +118,9 @@ func (l *link) connect() (*bufio.Reader, error) {
 	if !l.adopt(conn, &l.conn) {
 		return nil, errLinkClosed
 	}
+	l.mu.Lock()
+	l.lost = false
+	l.mu.Unlock()
 	return r, nil
 }
 
@@ -136,14 +145,11 @@ func (l *link) handshake(conn net.Conn, r *bufio.Reader) error {
 	if err != nil {
 		return err
 	}
-	var info struct {
-		Nonce string `json:"nonce"`
-	}
-	body, ok := bytes.CutPrefix(line, []byte("INFO "))
-	if !ok || json.Unmarshal(body, &info) != nil {
+	info, ok := l.info(line)
+	if !ok {
 		return fmt.Errorf("the server began with %q", bytes.TrimSpace(line))
 	}
-	hello, err := l.auth.connect(l.name, info.Nonce)
+	hello, err := l.auth().connect(l.name, info.Nonce)
 	if err != nil {
 		return err
 	}
@@ -162,6 +168,31 @@ func (l *link) handshake(conn net.Conn, r *bufio.Reader) error {
 			return fmt.Errorf("the server said %q", bytes.TrimSpace(line))
 		}
 	}
+}
+
+// serverInfo is what the server says of itself and of the connection.
+type serverInfo struct {
+	Nonce      string `json:"nonce"`
+	Client     uint64 `json:"client_id"`
+	MaxPayload int64  `json:"max_payload"`
+}
+
+// info takes an INFO line in. The server says it again when it knows the account,
+// which may allow less.
+func (l *link) info(line []byte) (info serverInfo, ok bool) {
+	body, ok := bytes.CutPrefix(line, []byte("INFO "))
+	if !ok || json.Unmarshal(body, &info) != nil {
+		return info, false
+	}
+	if info.MaxPayload > 0 {
+		l.maxPayload.Store(info.MaxPayload)
+	}
+	if info.Client > 0 {
+		l.mu.Lock()
+		l.client = info.Client
+		l.mu.Unlock()
+	}
+	return info, true
 }
 
 // run reads until close, over as many connections as it takes.
@@ -187,6 +218,7 @@ func (l *link) run(r *bufio.Reader) {
 func (l *link) hangUp() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	l.lost = true
 	_ = l.conn.Close()
 	for _, p := range l.pings {
 		p <- errLinkLost
@@ -250,7 +282,9 @@ func (l *link) read(r *bufio.Reader) error {
 		case bytes.HasPrefix(line, []byte("PONG")):
 			l.pong()
 		case bytes.HasPrefix(line, []byte("-ERR")):
-			l.log.Warn("the NATS server reports an error", "link", l.name, "message", string(bytes.TrimSpace(line)))
+			l.object(strings.Trim(string(bytes.TrimSpace(line[len("-ERR"):])), "'"))
+		case bytes.HasPrefix(line, []byte("INFO ")):
+			l.info(line)
 		}
 		if err != nil {
 			return err
@@ -286,15 +320,11 @@ func (l *link) receive(r *bufio.Reader, line []byte, headers bool, came time.Tim
 		m.header = body[:c.header:c.header]
 	}
 	m.payload = body[c.header:]
-	switch {
-	case !known:
-	case l.forbidden != nil && m.reply != "" && l.forbidden(m.reply):
-		if came.Sub(l.warned) > time.Second {
-			l.warned = came
-			l.log.Warn("a request was ignored: its reply subject is the node's own or the NATS server's",
-				"subject", clip([]byte(m.subject)), "reply", clip(buffer[:n]))
-		}
-	default:
+	if most := l.maxReply.Load(); most > 0 && int64(n) > most {
+		l.log.Warn("request dropped: its reply subject is too long to be answered", "link", l.name, "subject", m.subject, "bytes", n, "most", most)
+		return nil
+	}
+	if known {
 		s.handle(m)
 	}
 	return nil
@@ -355,12 +385,14 @@ func parseSize(digits []byte) (n int, ok bool) {
 // reading goroutine: it must not block. A queue that is not empty shares the
 // messages with its other members.
 func (l *link) subscribe(subject, queue string, handle func(*message)) (id int, err error) {
+	l.writing.Lock() // an audit sees it asked for, or not at all
+	defer l.writing.Unlock()
 	l.handling.Lock()
 	l.nextID++
 	id = l.nextID
 	l.handlers[id] = subscription{subject: subject, queue: queue, handle: handle}
 	l.handling.Unlock()
-	return id, l.send(appendSub(nil, subject, queue, id))
+	return id, l.write(appendSub(nil, subject, queue, id))
 }
 
 // unsubscribe ends subscriptions. What the server had sent by then has been
@@ -383,6 +415,7 @@ func (l *link) unsubscribe(ctx context.Context, ids ...int) error {
 	defer l.handling.Unlock()
 	for _, id := range ids {
 		delete(l.handlers, id)
+		delete(l.audits.refused, id)
 	}
 	return err
 }
@@ -464,6 +497,7 @@ func (l *link) close() {
 	}
 	l.mu.Unlock()
 	<-l.done
+	l.audits.running.Wait()
 }
 
 func appendSub(dst []byte, subject, queue string, id int) []byte {
@@ -510,20 +544,10 @@ func appendAgain(dst []byte, m *message) []byte {
 	return appendHPub(dst, to, m.header, m.payload)
 }
 
-// credentials are what a connection of the node's proves itself with.
+// credentials are the node's own at its NATS server.
 type credentials struct {
-	key   nkeys.KeyPair
-	token string
-	file  string // of NATS credentials (JWT and seed)
-}
-
-// publicKey returns the name that a user with a key has.
-func publicKey(key nkeys.KeyPair) string {
-	public, err := key.PublicKey()
-	if err != nil {
-		panic("broker: public key: " + err.Error()) // the key was made by this process
-	}
-	return public
+	user, password, token string
+	file                  string // of NATS credentials (JWT and seed)
 }
 
 // options are the same for nats.go.
@@ -533,8 +557,8 @@ func (c credentials) options() []nats.Option {
 		return []nats.Option{nats.UserCredentials(c.file)}
 	case c.token != "":
 		return []nats.Option{nats.Token(c.token)}
-	case c.key != nil:
-		return []nats.Option{nats.Nkey(publicKey(c.key), c.key.Sign)}
+	case c.user != "":
+		return []nats.Option{nats.UserInfo(c.user, c.password)}
 	}
 	return nil
 }
@@ -554,12 +578,8 @@ func (c credentials) connect(name, nonce string) ([]byte, error) {
 		hello["jwt"], hello["sig"] = jwt, sig
 	case c.token != "":
 		hello["auth_token"] = c.token
-	case c.key != nil:
-		sig, err := c.key.Sign([]byte(nonce))
-		if err != nil {
-			return nil, err
-		}
-		hello["nkey"], hello["sig"] = publicKey(c.key), base64.RawURLEncoding.EncodeToString(sig)
+	case c.user != "":
+		hello["user"], hello["pass"] = c.user, c.password
 	}
 	b, err := json.Marshal(hello)
 	if err != nil {

@@ -86,7 +86,9 @@ func openLink(t *testing.T, auth credentials) (*link, *scripted, *serverEnd) {
 	var l *link
 	var err error
 	var opening sync.WaitGroup
-	opening.Go(func() { l, err = newLink("test", s.dial, auth, slog.New(slog.DiscardHandler)) })
+	opening.Go(func() {
+		l, err = newLink("test", s.dial, func() credentials { return auth }, slog.New(slog.DiscardHandler))
+	})
 	p := s.accept(t)
 	opening.Wait()
 	if err != nil {
@@ -298,7 +300,7 @@ func TestLinkCloses(t *testing.T) {
 func TestLinkDoesNotOpen(t *testing.T) {
 	defer goleak.VerifyNone(t, goleak.IgnoreCurrent())
 	none := errors.New("nobody there")
-	if _, err := newLink("test", func() (net.Conn, error) { return nil, none }, credentials{}, slog.New(slog.DiscardHandler)); !errors.Is(err, none) {
+	if _, err := newLink("test", func() (net.Conn, error) { return nil, none }, func() credentials { return credentials{} }, slog.New(slog.DiscardHandler)); !errors.Is(err, none) {
 		t.Fatalf("got %v", err)
 	}
 	for name, greeting := range map[string]string{
@@ -314,7 +316,7 @@ func TestLinkDoesNotOpen(t *testing.T) {
 			_, _ = conn.Write([]byte(greeting))
 			_ = conn.Close()
 		})
-		l, err := newLink("test", s.dial, credentials{}, slog.New(slog.DiscardHandler))
+		l, err := newLink("test", s.dial, func() credentials { return credentials{} }, slog.New(slog.DiscardHandler))
 		if err == nil {
 			l.close()
 			t.Errorf("%s: no error", name)
@@ -325,7 +327,7 @@ func TestLinkDoesNotOpen(t *testing.T) {
 	missing := credentials{file: filepath.Join(t.TempDir(), "none.creds")}
 	var talking sync.WaitGroup
 	talking.Go(func() { s.next(t).say("INFO {\"nonce\":\"x\"}\r\n") })
-	if _, err := newLink("test", s.dial, missing, slog.New(slog.DiscardHandler)); !errors.Is(err, os.ErrNotExist) {
+	if _, err := newLink("test", s.dial, func() credentials { return missing }, slog.New(slog.DiscardHandler)); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("missing credentials: %v", err)
 	}
 	talking.Wait()

@@ -4,11 +4,15 @@ import (
 	"context"
 	"crypto/rand"
 	"crypto/tls"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net"
 	"net/url"
+	"slices"
 	"strconv"
+	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/nats-io/nats-server/v2/server"
@@ -20,17 +24,16 @@ import (
 // it.
 type natsServer struct {
 	*server.Server
-	account *server.Account // that the node's subjects live in
-	access  *access
-	// auth are the node's own credentials, appAuth those of the application that
-	// it is embedded in.
-	auth, appAuth credentials
-	// maxTransaction is the most bytes a transaction may have: the protocol's
-	// limit, or less if the server's max_payload is smaller.
-	maxTransaction int
-	// maxPayload is the server's: no answer may be larger. maxBatch is how
-	// many transactions a batch message may carry so that its answer is not.
-	maxPayload, maxBatch int
+	account *server.Account             // that the node's subjects live in
+	auth    atomic.Pointer[credentials] // the node's own
+	// user and password are the node's own where there are users.
+	user, password string
+	// most is the server's max_payload. A connection's account may allow less,
+	// which the node's own connections, own, are told.
+	most atomic.Int64
+	own  atomic.Pointer[[]*link]
+	// maxReply is the longest reply subject that an answer of the node fits.
+	maxReply atomic.Int64
 	// watchInterest says that the account's subscriptions tell whether
 	// anybody wants a feed message. Gateways hide theirs.
 	watchInterest bool
@@ -45,30 +48,19 @@ const feedRoom = 1024
 // by key is mapped to partitions by the server itself, unless their number is
 // not known yet (0).
 func startNATS(ctx context.Context, o Options, partitions int, log *slog.Logger) (*natsServer, error) {
-	opts, err := natsOptions(o)
+	s := &natsServer{user: "cantus-" + rand.Text(), password: rand.Text()}
+	opts, auth, err := s.prepare(o, defaultName(o))
 	if err != nil {
 		return nil, err
 	}
-	rights, err := newAccess(o)
-	if err != nil {
-		return nil, err
-	}
-	if err := rights.apply(opts); err != nil {
-		return nil, err
-	}
-	s := &natsServer{access: rights, watchInterest: opts.Gateway.Name == ""}
-	s.auth, s.appAuth = rights.credentials()
-	s.maxTransaction = min(subjects.MaxTransaction, int(opts.MaxPayload)-feedRoom)
-	s.maxPayload = int(opts.MaxPayload)
-	s.maxBatch = min(subjects.MaxBatch, s.maxPayload/outcomeBytes-1)
-	if least := 8 << 10; s.maxPayload < least {
-		return nil, fmt.Errorf("NATS server: max_payload %d is too small: at least %d is needed", opts.MaxPayload, least)
-	}
+	s.auth.Store(&auth)
+	s.setLimits(opts)
+	s.watchInterest = opts.Gateway.Name == ""
 	s.Server, err = startServer(ctx, opts, log, func(ns *server.Server) (err error) {
 		if s.account, err = findAccount(ns, o.Account); err != nil || partitions == 0 {
 			return err
 		}
-		return s.mapKeys(subjects.Names{Prefix: o.Prefix}, partitions)
+		return mapKeys(s.account, subjects.Names{Prefix: o.Prefix}, partitions)
 	})
 	if err != nil {
 		return nil, err
@@ -77,10 +69,37 @@ func startNATS(ctx context.Context, o Options, partitions int, log *slog.Logger)
 	return s, nil
 }
 
-// mapKeys has the server map appends by key to partitions.
-func (s *natsServer) mapKeys(names subjects.Names, partitions int) error {
-	to := fmt.Sprintf("%s.append.{{partition(%d,1)}}.{{wildcard(1)}}", names.Prefix, partitions)
-	if err := s.account.AddMapping(names.AppendKey("*"), to); err != nil {
+// serverName is what a node's server is called, but for what makes it unique.
+func serverName(node, id string) string { return node + "-" + id[:min(8, len(id))] }
+
+// routed reports whether the server of a node is connected as a route.
+func (s *natsServer) routed(node, id string) bool {
+	all, err := s.Routez(&server.RoutezOptions{})
+	if err != nil {
+		return false
+	}
+	return slices.ContainsFunc(all.Routes, func(r *server.RouteInfo) bool {
+		return strings.HasPrefix(r.RemoteName, serverName(node, id)+"-")
+	})
+}
+
+// prepare returns the server's options, checked, and the node's own credentials.
+func (s *natsServer) prepare(o Options, name string) (*server.Options, credentials, error) {
+	opts, err := natsOptions(o, name)
+	if err != nil {
+		return nil, credentials{}, err
+	}
+	auth, err := s.ownCredentials(opts, o)
+	if err != nil {
+		return nil, auth, err
+	}
+	return opts, auth, checkNATSOptions(opts)
+}
+
+// mapKeys has an account map appends by key to partitions.
+func mapKeys(account *server.Account, names subjects.Names, partitions int) error {
+	to := fmt.Sprintf("%s.append.{{partition(%d,1)}}", names.Prefix, partitions)
+	if err := account.AddMapping(names.AppendKey("*"), to); err != nil {
 		return fmt.Errorf("map %s: %w", names.AppendKey("*"), err)
 	}
 	return nil
@@ -124,8 +143,16 @@ func startServer(ctx context.Context, opts *server.Options, log *slog.Logger, pr
 	return ns, nil
 }
 
+// defaultName is what the server is called if no file says it.
+func defaultName(o Options) string {
+	if o.clustered() { // servers of one name don't connect: a node is to be told that its name is taken
+		return o.Name + "-" + rand.Text()[:8]
+	}
+	return o.Name
+}
+
 // natsOptions are the operator's configuration file, or our defaults.
-func natsOptions(o Options) (*server.Options, error) {
+func natsOptions(o Options, name string) (*server.Options, error) {
 	opts := &server.Options{}
 	if o.NATSConfig != "" {
 		if err := opts.ProcessConfigFile(o.NATSConfig); err != nil {
@@ -149,15 +176,9 @@ func natsOptions(o Options) (*server.Options, error) {
 	if opts.Port == 0 && !opts.DontListen {
 		opts.Port = server.DEFAULT_PORT
 	}
-	if opts.ServerName == "" {
-		opts.ServerName = o.Name
-		if o.clustered() { // servers of one name don't connect: who takes a name that is taken is to be told so
-			opts.ServerName += "-" + rand.Text()[:8]
-		}
-	}
-	if opts.MaxPayload == 0 {
-		opts.MaxPayload = server.MAX_PAYLOAD_SIZE
-	}
+	set(&opts.ServerName, name)
+	set(&opts.MaxPayload, server.MAX_PAYLOAD_SIZE)
+	set(&opts.MaxControlLine, server.MAX_CONTROL_LINE_SIZE)
 	if err := routeOptions(opts, o); err != nil {
 		return nil, err
 	}
@@ -222,6 +243,48 @@ func splitAddress(address string) (host string, port int, err error) {
 	}
 	return host, port, nil
 }
+
+// ownCredentials sees to it that the node itself can connect, whatever the
+// configuration asks of clients.
+func (s *natsServer) ownCredentials(opts *server.Options, o Options) (credentials, error) {
+	switch {
+	case o.Credentials != "":
+		return credentials{file: o.Credentials}, nil
+	case len(opts.TrustedOperators) > 0 || len(opts.TrustedKeys) > 0:
+		return credentials{}, errors.New("the NATS configuration uses operators and JWTs: " +
+			"give the node a user of its own with a credentials file")
+	case hashed(opts.Authorization):
+		return credentials{}, errors.New("the NATS configuration gives its token as a hash, which the node itself " +
+			"can't connect with: give the token, or users")
+	}
+	if opts.Username != "" { // one of several users, so that the node's own is another
+		opts.Users = append(opts.Users, &server.User{Username: opts.Username, Password: opts.Password})
+		opts.Username, opts.Password = "", ""
+	}
+	switch {
+	case len(opts.Users) > 0 || len(opts.Nkeys) > 0:
+		user := &server.User{Username: s.user, Password: s.password}
+		for _, a := range opts.Accounts {
+			if a.GetName() == o.Account {
+				user.Account = a
+			}
+		}
+		opts.Users = append(opts.Users, user)
+		if opts.AuthCallout != nil {
+			opts.AuthCallout.AuthUsers = append(opts.AuthCallout.AuthUsers, user.Username)
+		}
+		return credentials{user: user.Username, password: user.Password}, nil
+	case o.Account != "":
+		return credentials{}, fmt.Errorf("the NATS configuration has no users, so that nobody could come to account %q", o.Account)
+	case opts.Authorization != "":
+		return credentials{token: opts.Authorization}, nil
+	default:
+		return credentials{}, nil
+	}
+}
+
+// hashed tells whether the configuration gives a bcrypt hash of a secret.
+func hashed(secret string) bool { return strings.HasPrefix(secret, "$2") && len(secret) == 60 }
 
 func findAccount(ns *server.Server, name string) (*server.Account, error) {
 	if name == "" {

@@ -2,7 +2,7 @@ package broker
 
 import (
 	"context"
-	"crypto/rand"
+	"crypto/ecdh"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -24,16 +24,22 @@ import (
 
 // Node is a running node.
 type Node struct {
-	opts     Options
-	names    subjects.Names
-	log      *slog.Logger
-	instance string // new at each start
-	started  time.Time
-	nodeID   string // of the data directory, while that is being founded
-	raftAddr string // what the other nodes dial, "" for a node alone
-	founding wal.Identity
-	secret   wal.Secret // the cluster's
-	joinedAt uint64     // version of the facts that has this node, if it has just joined
+	opts       Options
+	names      subjects.Names
+	log        *slog.Logger
+	instance   string // new at each start
+	started    time.Time
+	nodeID     string // of the data directory, while that is being founded
+	raftAddr   string // what the other nodes dial, "" for a node alone
+	founding   wal.Identity
+	dir        string                 // while it is being founded
+	private    *ecdh.PrivateKey       // while it is being founded: for the secret to be sealed for
+	sealedFor  map[string]string      // founders that the secret was sealed for, and their keys
+	said       atomic.Uint64          // the number of the newest envelope
+	doubt      atomic.Pointer[string] // why the node may be no member any more
+	distrusted limited
+	foreigners atomic.Int64 // hellos of another cluster's nodes, while starting
+	joinedAt   uint64       // version of the facts that has this node, if it has just joined
 
 	nats *natsServer
 	// The node's connections to its own server: a slow reader of one kind of
@@ -44,14 +50,18 @@ type Node struct {
 	peers     *peers
 	helloNow  chan struct{} // capacity 1: say hello at once
 	helloStop chan struct{} // closed when it is said no more
-	strangers sync.Map      // instances of nodes that were complained about
+	strangers once          // instances of nodes that were complained about
 	leaving   atomic.Bool   // the node is being stopped
-	listener  net.Listener  // for replication, until network has it
+	checked   atomic.Pointer[natsCheck]
+	serviceID string       // in discovery
+	listener  net.Listener // for replication, until network has it
 	network   *raftstore.Network
 
 	// mu guards what a node that is starting does not have yet.
 	mu      sync.Mutex
 	store   *wal.Store
+	secret  wal.Secret        // the cluster's, zero until there is one
+	sealed  map[string][]byte // the secret, for founders
 	meta    *meta
 	slots   []*slot    // by partition
 	control *nats.Conn // for what the node asks of others
@@ -62,6 +72,10 @@ type Node struct {
 	http     *http.Server
 	httpAddr string
 	httpRoom chan struct{} // a token for each connection
+
+	// limits are the options that Reload changes.
+	reloading sync.Mutex
+	limits    struct{ reserve, queueBytes atomic.Int64 }
 
 	flying  *semaphore.Weighted // batches in flight, of all partitions
 	reading *semaphore.Weighted // reads being served
@@ -106,10 +120,13 @@ func Open(ctx context.Context, dir string, opts Options) (*Node, error) {
 	}
 	n := &Node{
 		opts: opts, names: subjects.Names{Prefix: opts.Prefix}, log: opts.Logger, metrics: newMetrics(), stats: newServiceStats(),
-		instance: rand.Text(), started: time.Now().UTC(), peers: newPeers(opts.Name),
+		instance: newInstance(), started: time.Now().UTC(), sealedFor: map[string]string{},
 		helloNow: make(chan struct{}, 1), helloStop: make(chan struct{}), quit: make(chan struct{}), cleared: make(chan struct{}),
 		flying: semaphore.NewWeighted(batchesInFlight), reading: semaphore.NewWeighted(readsAtOnce), stopped: make(chan struct{}),
 	}
+	n.peers = newPeers(n.instance, n.said.Load)
+	n.limits.reserve.Store(opts.Reserve)
+	n.limits.queueBytes.Store(int64(opts.QueueBytes))
 	if err := n.open(ctx, dir); err != nil {
 		return nil, errors.Join(err, n.Close())
 	}
@@ -148,7 +165,7 @@ func (n *Node) open(ctx context.Context, dir string) error {
 		if err := n.openStore(dir, id); err != nil {
 			return err
 		}
-		if err := n.nats.mapKeys(n.names, id.Partitions); err != nil {
+		if err := mapKeys(n.nats.account, n.names, id.Partitions); err != nil {
 			return err
 		}
 	}
@@ -188,11 +205,14 @@ func (n *Node) openNATS(ctx context.Context, known bool) (err error) {
 		return err
 	}
 	opts := n.opts
-	if n.nodeID != "" {
-		// NATS servers hang up on one that has the name of another. Until it
-		// belongs to the cluster, a node must be able to hear that its own name
-		// is taken.
-		opts.Name += "-" + n.nodeID[:min(8, len(n.nodeID))]
+	if n.opts.clustered() {
+		// NATS servers hang up on one that has the name of another. A node must be
+		// able to hear that its own name is taken.
+		id := n.nodeID
+		if known {
+			id = n.store.Identity().NodeID
+		}
+		opts.Name = serverName(opts.Name, id)
 	}
 	if n.nats, err = startNATS(ctx, opts, partitions, n.log); err != nil {
 		return err
@@ -200,17 +220,13 @@ func (n *Node) openNATS(ctx context.Context, known bool) (err error) {
 	if err := n.openLinks(); err != nil {
 		return err
 	}
+	if err := n.openControl(); err != nil {
+		return err
+	}
 	if !n.opts.clustered() {
 		n.clear()
 		return nil
 	}
-	nc, err := n.dial(n.nats.auth)
-	if err != nil {
-		return fmt.Errorf("connect to the node's own NATS server: %w", err)
-	}
-	n.mu.Lock()
-	n.control = nc
-	n.mu.Unlock()
 	if _, err := n.reads.subscribe(n.names.Admin("hello"), "", n.onHello); err != nil {
 		return err
 	}
@@ -269,11 +285,13 @@ func (n *Node) openLinks() (err error) {
 		name string
 		at   **link
 	}{{"appends", &n.appends}, {"reads", &n.reads}, {"feed", &n.feeds}} {
-		if *l.at, err = newLink(l.name, n.nats.InProcessConn, n.nats.auth, n.log); err != nil {
+		if *l.at, err = newLink(l.name, n.nats.InProcessConn, func() credentials { return *n.nats.auth.Load() }, n.log); err != nil {
 			return err
 		}
-		(*l.at).forbidden = forbiddenReplies(n.names)
+		(*l.at).audits.has = n.nats.subscriptionsOf
+		(*l.at).maxReply.Store(n.nats.maxReply.Load())
 	}
+	n.nats.own.Store(&[]*link{n.appends, n.reads, n.feeds})
 	n.sender, n.readSender = newSender(n.appends, n.log), newSender(n.reads, n.log)
 	return nil
 }
@@ -284,7 +302,7 @@ func (n *Node) openReplicas() (err error) {
 	if n.listener != nil {
 		n.network, err = raftstore.NewNetwork(raftstore.NetworkOptions{
 			Node: n.opts.Name, ID: n.store.Identity().NodeID, Cluster: n.store.Identity().ID, Key: n.derive("replication"),
-			Listener: n.listener, Resolve: n.resolve,
+			Member: n.checkMember, Listener: n.listener, Resolve: n.resolve,
 			TLS: n.nats.clusterTLS, CatchUpRate: n.opts.CatchUpRate, Logger: n.log,
 		})
 		if err != nil {
@@ -344,7 +362,7 @@ func (n *Node) slot(partition int) *slot {
 // serve subscribes to what is the node's and not a partition's, and waits
 // until every partition is served.
 func (n *Node) serve(ctx, running context.Context) error {
-	if _, err := n.reads.subscribe(n.names.Info(), n.queueGroup(), n.serveCluster); err != nil {
+	if _, err := n.reads.subscribe(n.names.Info(), leaderQueue, n.serveCluster); err != nil {
 		return err
 	}
 	if err := n.subscribeNode(running); err != nil {
@@ -353,10 +371,17 @@ func (n *Node) serve(ctx, running context.Context) error {
 	if err := startDiscovery(n); err != nil {
 		return err
 	}
+	if err := n.checkMappings(); err != nil {
+		return err
+	}
+	n.background.Go(func() { n.watchNATS(running) })
 	n.metrics.watch(n)
 	tick := time.NewTicker(2 * time.Millisecond)
 	defer tick.Stop()
 	for why := n.unready(); why != ""; why = n.unready() {
+		if err := n.refusal(); err != nil {
+			return err // the operator has to change something
+		}
 		select {
 		case <-tick.C:
 		case <-n.stopped:
@@ -418,11 +443,16 @@ func (n *Node) unready() string {
 	n.mu.Lock()
 	meta, slots := n.meta, n.slots
 	n.mu.Unlock()
+	doubt := n.doubt.Load()
 	switch {
 	case n.leaving.Load():
 		return "stopping"
+	case doubt != nil:
+		return *doubt
 	case meta == nil:
 		return "waiting for the other nodes"
+	case n.natsTrouble() != "":
+		return n.natsTrouble()
 	case meta.group.Status().Leader == "":
 		return "the cluster's facts have no leader"
 	}
@@ -446,16 +476,11 @@ func (n *Node) Err() error {
 	return nil
 }
 
-// Conn opens a connection to the node within the process, without any port. It
-// has the permissions of an application: it can't publish or subscribe to what is
-// the nodes' alone. The caller closes it.
+// Conn opens a connection to the node within the process, without any port.
+// The caller closes it.
 func (n *Node) Conn(opts ...nats.Option) (*nats.Conn, error) {
-	return n.dial(n.nats.appAuth, opts...)
-}
-
-func (n *Node) dial(as credentials, opts ...nats.Option) (*nats.Conn, error) {
 	opts = append([]nats.Option{nats.InProcessServer(n.nats), nats.Name("in-process")}, opts...)
-	return nats.Connect("", append(opts, as.options()...)...)
+	return nats.Connect("", append(opts, n.nats.auth.Load().options()...)...)
 }
 
 // ClientURL is where NATS clients connect, "" if no port is open.

@@ -172,7 +172,7 @@ func (o Options) withDefaults() (Options, error) {
 		{"tail bytes", int64(o.TailBytes), 1 << 16, 1 << 36},
 		{"reserve bytes", o.Reserve, 0, 1 << 50},
 		{"heartbeat in milliseconds", int64(o.Heartbeat / time.Millisecond), 20, 60_000},
-		{"catch-up rate in bytes a second", o.CatchUpRate, 1 << 10, 1 << 40},
+		{"catch-up rate in bytes a second", o.CatchUpRate, 1 << 20, 1 << 40},
 	} {
 		if r.value < r.least || r.value > r.most {
 			return o, fmt.Errorf("%w: %s is %d: %d to %d is allowed", ErrOptions, r.what, r.value, r.least, r.most)

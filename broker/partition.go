@@ -2,7 +2,6 @@ package broker
 
 import (
 	"context"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -42,6 +41,7 @@ type partition struct {
 	digests digests
 	end     atomic.Pointer[context.CancelCauseFunc] // of the present session
 	stayed  atomic.Int64                            // when it could not make way, Unix nanoseconds
+	refused atomic.Pointer[refusedError]            // what keeps the session from serving
 	fenced  atomic.Pointer[string]                  // why it must not serve: its log differs from the others'
 
 	// stamped is the newest time given to a transaction; replica.mu guards it.
@@ -53,7 +53,7 @@ type partition struct {
 func openPartition(n *Node, id int, voters []string) (*partition, error) {
 	p := &partition{
 		id: id, node: n, log: n.log.With("partition", id),
-		store: n.store.Log(uint32(id)), queue: newQueue(n.opts.QueueBytes), cursors: newQueue(n.opts.QueueBytes),
+		store: n.store.Log(uint32(id)), queue: newQueue(int(n.limits.queueBytes.Load())), cursors: newQueue(int(n.limits.queueBytes.Load())),
 		metrics: n.metrics.partition(id, n.stats),
 		busy:    newReady(id, busyError(id)),
 	}
@@ -102,6 +102,8 @@ func (p *partition) unready() string {
 		return fmt.Sprintf("partition %d is fenced: %s", p.id, *p.fenced.Load())
 	case status.Leader == "":
 		return fmt.Sprintf("partition %d follows no leader", p.id)
+	case p.refused.Load() != nil:
+		return fmt.Sprintf("partition %d is not served: %s", p.id, p.refused.Load())
 	case status.State == "leader" && !p.serving.Load():
 		return fmt.Sprintf("partition %d is not served yet", p.id)
 	case status.State != "leader" && !p.level.Load():
@@ -181,7 +183,7 @@ func (p *partition) lead(ctx context.Context) error {
 	background.Go(func() { s.sequence(ctx) })
 	background.Go(func() { p.writeCursors(ctx, term) })
 	background.Go(func() { p.reconcile(ctx) })
-	subscribed, err := p.subscribe(ctx)
+	subscribed, err := p.subscribeAtLast(ctx)
 	if err == nil {
 		p.serving.Store(true)
 		p.node.helloSoon()
@@ -270,7 +272,7 @@ func (p *partition) awaitSuccessor() bool {
 const successorTime = 500 * time.Millisecond
 
 func (p *partition) subscribe(ctx context.Context) ([]subscribed, error) {
-	names, group := p.node.names, p.node.queueGroup()
+	names := p.node.names
 	var all []subscribed
 	for _, s := range []struct {
 		link    *link
@@ -278,7 +280,6 @@ func (p *partition) subscribe(ctx context.Context) ([]subscribed, error) {
 		handle  func(*message)
 	}{
 		{p.node.appends, names.Append(p.id), p.onAppend},
-		{p.node.appends, names.KeyedAppend(p.id, "*"), p.onAppend},
 		{p.node.appends, names.Batch(p.id), p.onAppend},
 		{p.node.reads, names.Read(p.id), p.onRead(ctx, p.serveRead)},
 		{p.node.reads, names.Get(p.id), p.onRead(ctx, p.serveGet)},
@@ -289,18 +290,48 @@ func (p *partition) subscribe(ctx context.Context) ([]subscribed, error) {
 		// A queue group: while an old leader does not know of the new one, a
 		// request must reach one of the two, or "nothing was done" could be
 		// said of what the other one did.
-		id, err := s.link.subscribe(s.subject, group, s.handle)
+		id, err := s.link.subscribe(s.subject, leaderQueue, s.handle)
 		if err != nil {
 			return all, err
 		}
 		all = append(all, subscribed{s.link, id})
 	}
 	for _, l := range []*link{p.node.appends, p.node.reads} {
-		if err := l.flush(ctx); err != nil {
+		var ids []int
+		for _, s := range all {
+			if s.link == l {
+				ids = append(ids, s.id)
+			}
+		}
+		if err := l.taken(ctx, ids...); err != nil {
 			return all, err
 		}
 	}
 	return all, nil
+}
+
+// subscribeAtLast subscribes, as often as it takes until the NATS server takes all
+// of it. Meanwhile the partition is not served in part, and another node leads it if
+// one is there.
+func (p *partition) subscribeAtLast(ctx context.Context) ([]subscribed, error) {
+	defer p.refused.Store(nil)
+	for {
+		all, err := p.subscribe(ctx)
+		refused, is := errors.AsType[refusedError](err)
+		if !is {
+			return all, err
+		}
+		p.refused.Store(&refused)
+		p.node.unsubscribeAll(all)
+		if heir := p.heir(); heir != "" && p.makeWay(ctx, heir) == nil {
+			return nil, err
+		}
+		select {
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		case <-time.After(auditPause):
+		}
+	}
 }
 
 // leads tells whether a majority confirms that this node still leads in a term.
@@ -320,12 +351,8 @@ func (p *partition) unsure() *subjects.Error {
 	return subjects.Errorf(subjects.Unavailable, "this node may not lead partition %d any more: nothing was done, try again", p.id)
 }
 
-// queueGroup is the queue group of the nodes that answer requests. Nobody else
-// knows its name, so that nobody else can join it and take requests: see
-// docs/adr/0021.
-func (n *Node) queueGroup() string {
-	return "cantus-" + hex.EncodeToString(n.derive("queue group")[:16])
-}
+// leaderQueue is the queue group of those who answer as leaders.
+const leaderQueue = "cantus"
 
 // unsubscribeTime bounds the wait for the NATS server to let go of
 // subscriptions.

@@ -3,6 +3,7 @@ package broker
 import (
 	"context"
 	"sync"
+	"time"
 )
 
 // queue holds the messages that wait for a partition's sequencer, bounded in
@@ -23,6 +24,13 @@ const messageCost = 256
 
 func newQueue(most int) *queue {
 	return &queue{most: most, filled: make(chan struct{}, 1)}
+}
+
+// resize changes how many bytes may wait. What waits already stays.
+func (q *queue) resize(most int) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.most = most
 }
 
 // accepting opens the queue, or closes it and gives what was waiting.
@@ -47,6 +55,11 @@ const (
 	closed
 )
 
+// maxQueueWait is how long the oldest message may have waited when another one is
+// let in. Behind it a message would wait longer than most clients do, and the
+// work on it would be for nothing.
+const maxQueueWait = time.Second
+
 // put never blocks.
 func (q *queue) put(m *message) putResult {
 	n := len(m.header) + len(m.payload) + messageCost
@@ -56,6 +69,8 @@ func (q *queue) put(m *message) putResult {
 	case !q.open:
 		return closed
 	case q.bytes > 0 && q.bytes+n > q.most:
+		return full
+	case len(q.items) > 0 && m.came.Sub(q.items[0].came) > maxQueueWait:
 		return full
 	}
 	q.items = append(q.items, m)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"testing"
 	"testing/synctest"
+	"time"
 )
 
 // TestAQueueWaitsForWhatIsInFlight: a message alone is taken at once; beside
@@ -71,4 +72,23 @@ func TestAQueueWaitsForWhatIsInFlight(t *testing.T) {
 		cancel()
 		must(true, "the end")
 	})
+}
+
+// TestAQueueWhoseOldestMessageIsOldIsFull: what comes then would wait as long.
+func TestAQueueWhoseOldestMessageIsOldIsFull(t *testing.T) {
+	q := newQueue(8 << 20)
+	q.accepting(true)
+	began := time.Now()
+	for _, c := range []struct {
+		after time.Duration
+		want  putResult
+	}{{0, queued}, {maxQueueWait, queued}, {maxQueueWait + 1, full}} {
+		if got := q.put(&message{came: began.Add(c.after)}); got != c.want {
+			t.Errorf("a message %v after the oldest: %d, want %d", c.after, got, c.want)
+		}
+	}
+	q.take(batchCount, batchBytes)
+	if got := q.put(&message{came: began.Add(time.Hour)}); got != queued {
+		t.Errorf("the queue is empty: %d", got)
+	}
 }

@@ -270,7 +270,7 @@ func (p *partition) serveReplicaRead(ctx context.Context, m *message) error {
 func (p *partition) read(ctx context.Context, reply string, q query) error {
 	r := reading{
 		p: p, q: q, reply: reply, next: q.from, enc: encoder{partition: p.id, names: p.node.names},
-		pack: packer{subject: reply, most: min(readChunk, p.node.nats.maxPayload)},
+		pack: packer{subject: reply, most: min(readChunk, p.node.nats.maxPayload())},
 	}
 	timer := time.NewTimer(q.wait)
 	defer timer.Stop()

@@ -240,14 +240,19 @@ func (p *partition) reconcile(ctx context.Context) {
 			},
 			handing: func() bool { return handing(facts.Version) },
 		}
-		if _, err := w.step(ctx); err != nil && ctx.Err() == nil {
+		done, err := w.step(ctx)
+		if err != nil && ctx.Err() == nil {
 			p.log.Debug("the group is not as it should be yet", "err", err)
+		}
+		again := tick.C
+		if done && !p.node.opts.clustered() {
+			again = nil // there is no other node whose state could change
 		}
 		select {
 		case <-ctx.Done():
 			return
 		case <-changed:
-		case <-tick.C:
+		case <-again:
 		}
 	}
 }

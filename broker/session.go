@@ -37,7 +37,6 @@ type session struct {
 	flights   chan *flight // from the sequencer to the settler
 	committed chan *flight // from the settler to the publisher, if somebody follows
 	packed    string       // where packed messages are fed
-	direct    string       // where appends come without a key
 	enc       encoder
 	writer    wal.BatchWriter
 
@@ -93,7 +92,7 @@ type grounded struct {
 func newSession(p *partition, term uint64, end func(error)) *session {
 	return &session{
 		p: p, term: term, end: end, flights: make(chan *flight, flightDepth), committed: make(chan *flight, flightDepth),
-		packed: p.node.names.PackedFeed(p.id), direct: p.node.names.Append(p.id), enc: encoder{partition: p.id, names: p.node.names},
+		packed: p.node.names.PackedFeed(p.id), enc: encoder{partition: p.id, names: p.node.names},
 	}
 }
 
@@ -179,22 +178,18 @@ func (s *session) refuseFull(f *flight, rs []*request, why error) {
 // decode adds a message's transactions to rs; those that are malformed go to
 // the flight's refusals.
 func (s *session) decode(f *flight, rs []*request, m *message) []*request {
-	limit := s.p.node.nats.maxTransaction
+	limit := s.p.node.nats.maxTransaction()
 	if !s.p.isBatch(m) {
 		f.singles++
 		r := f.roster.add(m.reply)
-		err := s.checkKey(m)
-		if err == nil {
-			err = r.decode(m.header, m.payload, limit)
-		}
-		if err != nil {
+		if err := r.decode(m.header, m.payload, limit); err != nil {
 			f.rest = append(f.rest, grounded{r, outcome{err: err}, true})
 			return rs
 		}
 		return append(rs, r)
 	}
 	f.batches++
-	items, err := cutBatch(m, s.p.node.nats.maxBatch)
+	items, err := cutBatch(m, s.p.node.nats.maxBatch())
 	if err != nil {
 		f.rest = append(f.rest, grounded{f.roster.add(m.reply), outcome{err: err}, true})
 		return rs
@@ -212,21 +207,6 @@ func (s *session) decode(f *flight, rs []*request, m *message) []*request {
 		rs = append(rs, r)
 	}
 	return rs
-}
-
-// checkKey refuses an append by key whose key leads to another partition: a
-// client that may publish it may choose the key, not the partition.
-func (s *session) checkKey(m *message) *subjects.Error {
-	if len(m.subject) == len(s.direct) {
-		return nil
-	}
-	key := trailing(m.subject)
-	if p := subjects.PartitionOf(key, s.p.node.Partitions()); p != s.p.id {
-		shown := clip([]byte(key))
-		return subjects.Errorf(subjects.BadRequest, "key %q leads to partition %d, not %d: append to %s",
-			shown, p, s.p.id, s.p.node.names.AppendKey(shown))
-	}
-	return nil
 }
 
 func (p *partition) isBatch(m *message) bool {
@@ -414,7 +394,7 @@ func (s *session) verify(f *flight, mark uint64) {
 // tell appends the answer to one request, or keeps it until its batch
 // message's other transactions have theirs.
 func (s *session) tell(out []byte, r *request, o outcome, mark uint64) []byte {
-	endpoint, room := "append", s.p.node.nats.maxPayload
+	endpoint, room := "append", s.p.node.nats.maxPayload()
 	if c := r.batch; c != nil {
 		endpoint = "batch"
 		c.outcomes[r.index] = o
@@ -437,7 +417,7 @@ func (s *session) tell(out []byte, r *request, o outcome, mark uint64) []byte {
 // publish feeds the flights that are committed, in order.
 func (s *session) publish() {
 	buf := make([]byte, 0, 2*feedPart)
-	pack := packer{subject: s.packed, most: min(feedPart, s.p.node.nats.maxPayload)}
+	pack := packer{subject: s.packed, most: min(feedPart, s.p.node.nats.maxPayload())}
 	for f := range s.committed {
 		f.number()
 		if s.p.node.nats.wanted(s.packed) {

@@ -26,12 +26,12 @@ func (n *Node) checkSpace() {
 		return
 	}
 	n.free.Store(free)
-	full := free < n.opts.Reserve || n.store.Tight()
+	full := free < n.limits.reserve.Load() || n.store.Tight()
 	if full == n.full.Swap(full) {
 		return
 	}
-	n.log.Warn("room on the disk", "enough", !full, "free_bytes", free, "reserve_bytes", n.opts.Reserve)
-	n.advise("storage", map[string]any{"full": full, "free_bytes": free, "reserve_bytes": n.opts.Reserve})
+	n.log.Warn("room on the disk", "enough", !full, "free_bytes", free, "reserve_bytes", n.limits.reserve.Load())
+	n.advise("storage", map[string]any{"full": full, "free_bytes": free, "reserve_bytes": n.limits.reserve.Load()})
 	n.helloSoon()
 }
 
@@ -96,7 +96,7 @@ func (p *partition) fullError() error {
 	case p.node.store.Tight():
 		return subjects.Errorf(subjects.StorageFull, "the node's disk is full: nothing is appended until there is room")
 	case p.node.full.Load():
-		return subjects.Errorf(subjects.StorageFull, "less than %d bytes are free on the node's disk: nothing is appended until there is room", p.node.opts.Reserve)
+		return subjects.Errorf(subjects.StorageFull, "less than %d bytes are free on the node's disk: nothing is appended until there is room", p.node.limits.reserve.Load())
 	case p.crowded.Load() && p.isCrowded():
 		return subjects.Errorf(subjects.StorageFull, "too few of the partition's nodes have room on their disks: nothing is appended until there is room")
 	}

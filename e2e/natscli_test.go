@@ -61,7 +61,10 @@ type natsDocument struct {
 	act     map[string]func(*testing.T, *client)
 }
 
-func appendAlways(t *testing.T, c *client) { mustAppend(t, c, 0, "seen on the feed") }
+// appendAlways returns a function that appends to a partition.
+func appendAlways(partition int) func(*testing.T, *client) {
+	return func(t *testing.T, c *client) { mustAppend(t, c, partition, "seen on the feed") }
+}
 
 // refuseSilently has an append refused that nobody waits for.
 func refuseSilently(t *testing.T, c *client) {
@@ -83,7 +86,7 @@ var natsDocuments = map[string]natsDocument{
 			`nats req cantus.read.0 '{"from":1}' --replies=0`:                                                      {`\{"amount":100\}`, `Cantus-Txid: 3\n`, `Status: 204`, `Cantus-Next: 4\n`},
 			`nats sub 'cantus.feed.0.>'`: {`Received on "cantus\.feed\.0\.tx"`, `seen on the feed`},
 		},
-		act: map[string]func(*testing.T, *client){`nats sub 'cantus.feed.0.>'`: appendAlways},
+		act: map[string]func(*testing.T, *client){`nats sub 'cantus.feed.0.>'`: appendAlways(0)},
 	},
 	"subjects.md": {
 		prepare: func(t *testing.T, c *client) {
@@ -105,11 +108,11 @@ var natsDocuments = map[string]natsDocument{
 			`nats micro info cantus`:                                                     {`Service: cantus`, `Version: \d+\.\d+\.\d+`, `Subject: cantus\.append\.\*`, `Subject: cantus\.cursor\.\*\.\*`},
 			`nats micro stats cantus`:                                                    {`│ append +│ [1-9]\d* +│`, `│ cursor +│ [1-9]\d* +│`},
 		},
-		act: map[string]func(*testing.T, *client){`nats sub 'cantus.feed.0.>'`: appendAlways, `nats sub 'cantus.advisory.>'`: refuseSilently},
+		act: map[string]func(*testing.T, *client){`nats sub 'cantus.feed.0.>'`: appendAlways(0), `nats sub 'cantus.advisory.>'`: refuseSilently},
 	},
 	"examples/shell/README.md": {
-		prints: map[string][]string{`nats sub 'cantus.feed.0.>'`: {`Received on "cantus\.feed\.0\.tx"`, `seen on the feed`}},
-		act:    map[string]func(*testing.T, *client){`nats sub 'cantus.feed.0.>'`: appendAlways},
+		prints: map[string][]string{`nats sub 'cantus.feed.1.>'`: {`Received on "cantus\.feed\.1\.tx"`, `seen on the feed`}},
+		act:    map[string]func(*testing.T, *client){`nats sub 'cantus.feed.1.>'`: appendAlways(1)},
 	},
 }
 

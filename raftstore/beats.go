@@ -45,7 +45,8 @@ type beat struct {
 	due    time.Time // when it is sent at the latest
 	answer raft.AppendEntriesResponse
 	err    error
-	done   chan struct{} // closed when there is an answer, or an error
+	heard  func(raft.AppendEntriesResponse) // called with the answer, however late it comes
+	done   chan struct{}                    // closed when there is an answer, or an error
 }
 
 var (
@@ -95,8 +96,8 @@ func (n *Network) beatsTo(node string) *beats {
 }
 
 // put has a heartbeat sent, together with others, before a delay has passed.
-func (b *beats) put(group uint32, term uint64, delay time.Duration) *beat {
-	one := &beat{group: group, term: term, due: time.Now().Add(delay), done: make(chan struct{})}
+func (b *beats) put(group uint32, term uint64, delay time.Duration, heard func(raft.AppendEntriesResponse)) *beat {
+	one := &beat{group: group, term: term, due: time.Now().Add(delay), heard: heard, done: make(chan struct{})}
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.waiting = append(b.waiting, one)
@@ -107,19 +108,33 @@ func (b *beats) put(group uint32, term uint64, delay time.Duration) *beat {
 	return one
 }
 
-// await gives the answer to a heartbeat. It waits for so long after that was due,
-// or until ctx ends.
-func (b *beats) await(ctx context.Context, one *beat, patience time.Duration) (raft.AppendEntriesResponse, error) {
-	expired := time.NewTimer(time.Until(one.due.Add(patience)))
-	defer expired.Stop()
-	select {
-	case <-one.done:
-		return one.answer, one.err
-	case <-ctx.Done():
-		return raft.AppendEntriesResponse{}, ctx.Err()
-	case <-expired.C:
-		b.doubt(one.due)
-		return raft.AppendEntriesResponse{}, errNoBeat
+// await returns the answer to a heartbeat. It waits for patience after that was
+// due, or until ctx ends. At once and after every step it asks whether to go on
+// without an answer; the heartbeat is sent all the same.
+func (b *beats) await(ctx context.Context, one *beat, patience, step time.Duration, goOn func() bool) (raft.AppendEntriesResponse, error) {
+	presumed := raft.AppendEntriesResponse{Term: one.term, Success: true}
+	if goOn() {
+		return presumed, nil
+	}
+	tick := time.NewTimer(time.Until(one.due) + min(step, patience))
+	defer tick.Stop()
+	for {
+		select {
+		case <-one.done:
+			return one.answer, one.err
+		case <-ctx.Done():
+			return raft.AppendEntriesResponse{}, ctx.Err()
+		case now := <-tick.C:
+			left := one.due.Add(patience).Sub(now)
+			switch {
+			case goOn():
+				return presumed, nil
+			case left <= 0:
+				b.doubt(one.due)
+				return raft.AppendEntriesResponse{}, errNoBeat
+			}
+			tick.Reset(min(step, left))
+		}
 	}
 }
 
@@ -281,6 +296,9 @@ func (c *beatConn) settle(r []byte) {
 	one.answer = raft.AppendEntriesResponse{
 		Success: r[4] == beatHeard, Term: binary.BigEndian.Uint64(r[5:]), LastLog: binary.BigEndian.Uint64(r[13:]),
 	}
+	if one.heard != nil {
+		one.heard(one.answer)
+	}
 	one.fail(nil)
 }
 
@@ -318,6 +336,7 @@ func (n *Network) serveBeats(l *link, from string) {
 		if err != nil {
 			return
 		}
+		n.starved.heard(from, time.Now())
 		var answers []byte
 		for r := range slices.Chunk(records, beatSize) {
 			id, group, term := binary.BigEndian.Uint32(r), binary.BigEndian.Uint32(r[4:]), binary.BigEndian.Uint64(r[8:])

@@ -101,9 +101,9 @@ func (p *beatPeer) send(delay, patience time.Duration, groups ...uint32) <-chan 
 	outcomes := make(chan sent, len(groups))
 	var all sync.WaitGroup
 	for _, g := range groups {
-		one := p.beats.put(g, 10*uint64(g), delay)
+		one := p.beats.put(g, 10*uint64(g), delay, nil)
 		all.Go(func() {
-			a, err := p.beats.await(context.Background(), one, patience)
+			a, err := p.beats.await(context.Background(), one, patience, patience, never)
 			outcomes <- sent{g, a, err}
 		})
 	}
@@ -208,7 +208,7 @@ func TestHeartbeatsOfANodeThatIsAway(t *testing.T) {
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	cancel()
-	if _, err := p.beats.await(ctx, p.beats.put(1, 1, time.Hour), time.Hour); !errors.Is(err, context.Canceled) {
+	if _, err := p.beats.await(ctx, p.beats.put(1, 1, time.Hour, nil), time.Hour, time.Hour, never); !errors.Is(err, context.Canceled) {
 		t.Errorf("cancelled: %v", err)
 	}
 }
@@ -224,3 +224,5 @@ func FuzzBeatRecords(f *testing.F) {
 		}
 	})
 }
+
+func never() bool { return false }

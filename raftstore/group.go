@@ -20,7 +20,8 @@ type Group struct {
 	election  time.Duration
 	raft      *raft.Raft
 	transport raft.Transport
-	network   *transport // the transport, nil without a network
+	network   *transport           // the transport, nil without a network
+	alone     *raft.InmemTransport // the transport, without one
 	warn      func(msg string, args ...any)
 	closing   atomic.Bool
 	closeOnce sync.Once
@@ -64,7 +65,8 @@ func Open(opts Options) (*Group, error) {
 
 func (g *Group) connect(opts Options) error {
 	if opts.Network == nil {
-		_, g.transport = raft.NewInmemTransport(raft.ServerAddress(opts.Node))
+		_, g.alone = raft.NewInmemTransport(raft.ServerAddress(opts.Node))
+		g.transport = g.alone
 		return nil
 	}
 	if name := opts.Network.opts.Node; name != opts.Node {
@@ -100,8 +102,26 @@ func (g *Group) start(config *raft.Config, opts Options) (err error) {
 	g.log.raft.Store(g.raft)
 	if g.network != nil {
 		g.network.use(g)
+	} else if slices.Contains(g.replicas(), Replica{Name: opts.Node, Voter: true}) {
+		g.elect()
 	}
 	return nil
+}
+
+// elect has a replica without a network stand for election at once: nobody else
+// could lead, so there is no heartbeat to wait for. It is told so as a follower is
+// that its leader hands over to. If that fails it stands after its timeout.
+func (g *Group) elect() {
+	address, caller := raft.NewInmemTransport("")
+	defer caller.Close()
+	self := g.alone.LocalAddr()
+	caller.Connect(self, g.alone)
+	request := raft.TimeoutNowRequest{RPCHeader: raft.RPCHeader{
+		ProtocolVersion: raft.ProtocolVersionMax, ID: []byte(g.node), Addr: g.alone.EncodePeer(raft.ServerID(g.node), address),
+	}}
+	if err := caller.TimeoutNow(raft.ServerID(g.node), self, &request, &raft.TimeoutNowResponse{}); err != nil {
+		g.warn("leading begins after a timeout", "err", err)
+	}
 }
 
 func foundGroup(c *raft.Config, store *logStore, marks markers, t raft.Transport, opts Options) error {

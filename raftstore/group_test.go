@@ -8,6 +8,7 @@ import (
 	"slices"
 	"sync"
 	"testing"
+	"time"
 
 	"go.uber.org/goleak"
 
@@ -362,5 +363,33 @@ func closeAll(t *testing.T, g *raftstore.Group, s *wal.Store) {
 	}
 	if err := s.Close(); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// A replica alone has no heartbeat to wait for, however long that could take.
+func TestAReplicaAloneLeadsAtOnce(t *testing.T) {
+	dir := t.TempDir()
+	for range 2 { // when it founds the group, and when it finds it
+		s := openStore(t, dir, wal.Options{})
+		g, err := raftstore.Open(raftstore.Options{
+			Node: "n1", Voters: []string{"n1"}, Log: s.Log(0), FSM: &machine{},
+			HeartbeatTimeout: time.Hour, ElectionTimeout: time.Hour,
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		for led := g.Leading(); !led; {
+			select {
+			case led = <-g.Leadership():
+			case <-ctx.Done():
+				t.Fatal("no leader")
+			}
+		}
+		propose(t, g, "x")
+		if err := errors.Join(g.Close(), s.Close()); err != nil {
+			t.Fatal(err)
+		}
 	}
 }

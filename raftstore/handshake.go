@@ -15,8 +15,8 @@ import (
 func (n *Network) receive(conn net.Conn) (*link, greeting, error) {
 	_ = conn.SetDeadline(time.Now().Add(handshakeTimeout))
 	var secure *tls.Conn
-	if n.server != nil {
-		secure = tls.Server(conn, n.server)
+	if server := n.ends.Load().server; server != nil {
+		secure = tls.Server(conn, server)
 		if err := secure.HandshakeContext(n.ctx); err != nil {
 			return nil, greeting{}, fmt.Errorf("TLS: %w", err)
 		}
@@ -96,7 +96,7 @@ func (n *Network) examine(g greeting, secure *tls.Conn) error {
 		return refusedError{fmt.Sprintf("I am %s, not %s", n.opts.Node, g.to)}
 	}
 	if secure != nil {
-		if err := checkPeer(secure.ConnectionState(), n.server.ServerName, g.from); err != nil {
+		if err := checkPeer(secure.ConnectionState(), n.ends.Load().server.ServerName, g.from); err != nil {
 			return refusedError{err.Error()}
 		}
 	}
@@ -137,8 +137,8 @@ func (n *Network) checkClaims(peer string, claims []byte) error {
 func (n *Network) introduce(ctx context.Context, conn net.Conn, g greeting) (*link, error) {
 	dialed := conn // conn may become another while this is called
 	defer context.AfterFunc(ctx, func() { _ = dialed.SetDeadline(time.Unix(1, 0)) })()
-	if n.client != nil {
-		config := n.client
+	config := n.ends.Load().client
+	if config != nil {
 		if config.ServerName == "" {
 			config = config.Clone()
 			config.ServerName = g.to
@@ -153,7 +153,7 @@ func (n *Network) introduce(ctx context.Context, conn net.Conn, g greeting) (*li
 	if err := n.greet(conn, r, g); err != nil {
 		return nil, err
 	}
-	return newLink(conn, r, n.client != nil, false), nil
+	return newLink(conn, r, config != nil, false), nil
 }
 
 // greet proves to a listener that this node is of its cluster, and has it prove

@@ -10,6 +10,7 @@ import (
 	"net"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/time/rate"
@@ -79,9 +80,8 @@ type NetworkOptions struct {
 // peers by name. All groups of a node share it. It is safe for concurrent use.
 type Network struct {
 	opts    NetworkOptions
-	server  *tls.Config // nil without TLS
-	client  *tls.Config
-	limiter *rate.Limiter // nil without a bound
+	ends    atomic.Pointer[ends] // of TLS
+	limiter *rate.Limiter        // nil without a bound
 	log     *slog.Logger
 
 	ctx     context.Context // ends when the network is closed
@@ -97,6 +97,8 @@ type Network struct {
 	shaking    []net.Conn            // in their handshake, the oldest first
 	complained time.Time
 	withheld   int // complaints since
+
+	starved starvation
 }
 
 // NewNetwork begins to accept connections. Those for a group are refused
@@ -110,6 +112,7 @@ func NewNetwork(opts NetworkOptions) (*Network, error) {
 		return nil, fmt.Errorf("replication: %w", err)
 	}
 	n.running.Go(n.accept)
+	n.running.Go(n.watchStarvation)
 	return n, nil
 }
 
@@ -135,21 +138,31 @@ func newNetwork(opts NetworkOptions) (*Network, error) {
 	if n.log == nil {
 		n.log = slog.New(slog.DiscardHandler)
 	}
-	if opts.TLS != nil {
-		var err error
-		if n.server, n.client, err = mutualTLS(opts.TLS); err != nil {
-			return nil, err
-		}
+	ends, err := tlsEnds(opts.TLS)
+	if err != nil {
+		return nil, err
 	}
+	n.ends.Store(ends)
 	if opts.CatchUpRate >= 0 {
-		bytes := opts.CatchUpRate
-		if bytes == 0 {
-			bytes = defaultCatchUpRate
-		}
-		n.limiter = rate.NewLimiter(rate.Limit(bytes), int(min(bytes/4, 4<<20)))
+		n.limiter = rate.NewLimiter(0, 1)
+		n.SetCatchUpRate(opts.CatchUpRate)
 	}
 	n.ctx, n.cancel = context.WithCancel(context.Background())
 	return n, nil
+}
+
+// SetCatchUpRate changes the bytes a second that NetworkOptions.CatchUpRate bounds,
+// 0 for the default, unless they have no bound.
+func (n *Network) SetCatchUpRate(bytes int64) {
+	if n.limiter == nil {
+		return
+	}
+	if bytes == 0 {
+		bytes = defaultCatchUpRate
+	}
+	bytes = max(bytes, minCatchUpRate)
+	n.limiter.SetLimit(rate.Limit(bytes))
+	n.limiter.SetBurst(int(min(bytes/4, 4<<20)))
 }
 
 // Addr is the address that is listened on.
@@ -306,6 +319,7 @@ func (n *Network) listen(node string, change int) {
 	defer n.mu.Unlock()
 	if n.hearing[node] += change; n.hearing[node] == 0 {
 		delete(n.hearing, node)
+		n.starved.lost(node)
 	}
 }
 

@@ -33,7 +33,9 @@ type Options struct {
 	// for election, and ElectionTimeout, which is not shorter, how long an
 	// election may take before there is another: less finds a new leader
 	// sooner, more is surer not to replace one that is only slow. Default
-	// 500 ms each; 50 ms without a network, since nobody can disagree.
+	// 500 ms each; 1 s without a network, where a replica stands at once when it is
+	// opened: raft looks a little more often than this whether it still leads, which
+	// is all that an idle group does.
 	HeartbeatTimeout, ElectionTimeout time.Duration
 	// MarkInterval is about how often the state is marked while there is
 	// something new. Shorter means less to replay after a crash. Default 5 s.
@@ -62,7 +64,7 @@ const (
 // filled gives the options with their defaults, and raft's configuration.
 func (o Options) filled() (Options, *raft.Config, error) {
 	if o.HeartbeatTimeout == 0 {
-		o.HeartbeatTimeout = 50 * time.Millisecond
+		o.HeartbeatTimeout = time.Second
 		if o.Network != nil {
 			o.HeartbeatTimeout = 500 * time.Millisecond
 		}
@@ -73,7 +75,7 @@ func (o Options) filled() (Options, *raft.Config, error) {
 	c := raft.DefaultConfig()
 	c.LocalID = raft.ServerID(o.Node)
 	c.HeartbeatTimeout, c.ElectionTimeout = o.HeartbeatTimeout, o.ElectionTimeout
-	c.LeaderLeaseTimeout = o.HeartbeatTimeout * 4 / 5
+	c.LeaderLeaseTimeout = o.HeartbeatTimeout
 	c.CommitTimeout = commitTimeout
 	c.MaxAppendEntries = maxAppend
 	// A replica that is removed stays, as a follower of nobody.

@@ -42,6 +42,7 @@ type transport struct {
 	// beatDelay is how long a heartbeat may wait for others, and patience how
 	// long for its answer.
 	beatDelay, patience time.Duration
+	heartbeatTimeout    time.Duration
 	// urgent counts who waits for heartbeats to be answered.
 	urgent atomic.Int64
 	// transfers counts those of leadership that are under way.
@@ -96,6 +97,7 @@ func newTransport(e *endpoint, opts Options, u *unsynced) *transport {
 		Stream: stream{e, true}, Timeout: sendTimeout, MsgpackUseNewTimeFormat: true,
 	}
 	t.NetworkTransport = raft.NewNetworkTransportWithConfig(&config)
+	t.heartbeatTimeout = opts.HeartbeatTimeout
 	t.beatDelay, t.patience = opts.HeartbeatTimeout/10, max(2*opts.HeartbeatTimeout, 500*time.Millisecond)
 	config.Stream, config.Timeout = stream{e, false}, t.patience
 	t.control = raft.NewNetworkTransportWithConfig(&config)
@@ -208,18 +210,20 @@ func (t *transport) heartbeat(id raft.ServerID, to raft.ServerAddress, q *raft.A
 		delay = 0
 	}
 	beats := t.end.network.beatsTo(string(to))
-	asked := time.Now()
-	answer, err := beats.await(t.end.dialing, beats.put(t.end.id, q.Term, delay), t.patience)
+	term, asked := q.Term, time.Now()
+	one := beats.put(t.end.id, term, delay, func(a raft.AppendEntriesResponse) {
+		if a.Success {
+			p.confirm(term, asked)
+		}
+		p.contact.Store(time.Now().UnixNano())
+	})
+	answer, err := beats.await(t.end.dialing, one, t.patience, t.heartbeatTimeout/4, func() bool { return t.starving(p) })
 	if err != nil {
 		p.missed.Add(1)
 		t.end.drop(string(to))
 		return err
 	}
 	*a = answer
-	if answer.Success {
-		p.confirm(q.Term, asked)
-	}
-	p.contact.Store(time.Now().UnixNano())
 	return nil
 }
 

@@ -12,6 +12,9 @@ type AdminRequest struct {
 	Partition *int   `json:"partition,omitempty"`
 	// Standby adds a node without votes.
 	Standby bool `json:"standby,omitempty"`
+	// Key is the fingerprint of the key that a node which is added shows, as its
+	// status has it.
+	Key string `json:"key,omitempty"`
 }
 
 // AdminReply is the answer to an operation. Done says in words what was
@@ -66,10 +69,13 @@ type NodeStatus struct {
 	Raft    string `json:"raft,omitempty"`
 	// Replicas and Leads count the partitions that the node is to have and to
 	// lead; Leading those that it leads now.
-	Replicas int       `json:"replicas"`
-	Leads    int       `json:"leads"`
-	Leading  int       `json:"leading"`
-	Since    time.Time `json:"since,omitzero"`
+	Replicas int `json:"replicas"`
+	Leads    int `json:"leads"`
+	Leading  int `json:"leading"`
+	// Key is the fingerprint of the key that a waiting node shows, if it has no
+	// cluster secret.
+	Key   string    `json:"key,omitempty"`
+	Since time.Time `json:"since,omitzero"`
 }
 
 // PartitionStatus describes where a partition is.

@@ -7,13 +7,9 @@ import (
 	"time"
 )
 
-const (
-	// closePatience is how long Close waits for a store that has failed: Badger
-	// tries for ever to write its memtable down.
-	closePatience = 10 * time.Second
-	// roomInterval is how often it is looked whether there is room.
-	roomInterval = time.Second
-)
+// closePatience is how long Close waits for a store that has failed: Badger
+// tries for ever to write its memtable down.
+const closePatience = 10 * time.Second
 
 // Close waits for writes that are under way and stops the store, after a last
 // checkpoint if it has not failed; its error says that one or the other went
@@ -43,9 +39,9 @@ func (s *Store) close() error {
 	select {
 	case err := <-stopped:
 		return err
-	case <-time.After(closePatience):
-		return fmt.Errorf("%w: close %s: it does not end after %v: what is synced is safe, the rest of the process may go",
-			s.Failed(), s.dir, closePatience)
+	case <-time.After(s.opts.patience):
+		return fmt.Errorf("%w: close %s: not done after %v and left: what is synced is safe, the process may end",
+			s.Failed(), s.dir, s.opts.patience)
 	}
 }
 

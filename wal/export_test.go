@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"hash/crc32"
+	"time"
 
 	"github.com/dgraph-io/badger/v4"
 )
@@ -25,6 +26,12 @@ func (o Options) SmallBadger() Options {
 			WithBaseLevelSize(256 << 10).WithValueThreshold(512)
 	}
 	o.mergeAfter = 256 << 10
+	return o
+}
+
+// Impatient makes Close wait a moment only for a store that has failed.
+func (o Options) Impatient() Options {
+	o.patience = 100 * time.Millisecond
 	return o
 }
 

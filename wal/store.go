@@ -11,6 +11,7 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/dgraph-io/badger/v4"
 
@@ -50,6 +51,8 @@ type Options struct {
 	// what otherwise takes many.
 	badger     func(badger.Options) badger.Options
 	mergeAfter int64
+	// patience is closePatience, or less in tests.
+	patience time.Duration
 }
 
 func (o Options) withDefaults() Options {
@@ -58,6 +61,9 @@ func (o Options) withDefaults() Options {
 	}
 	if o.CheckpointBytes == 0 {
 		o.CheckpointBytes = 128 << 20
+	}
+	if o.patience == 0 {
+		o.patience = closePatience
 	}
 	if o.FreeSpace == nil {
 		o.FreeSpace = FreeSpace

@@ -11,6 +11,9 @@ import (
 	"github.com/dgraph-io/badger/v4"
 )
 
+// roomInterval is how often it is looked whether there is room.
+const roomInterval = time.Second
+
 // watch looks, each second, whether the directory is still there and has room.
 func (s *Store) watch() {
 	tick := time.NewTicker(roomInterval)

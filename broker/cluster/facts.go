@@ -25,6 +25,10 @@ type Member struct {
 	// ID is the one that the node's data directory was given: a node that has
 	// lost its directory is another one.
 	ID string `json:"id"`
+	// Key is the fingerprint of the key that the node showed when it was added,
+	// for which the cluster's secret is sealed when it joins. Empty for a founder
+	// and for a node that has the secret by a token.
+	Key string `json:"key,omitempty"`
 	// Standby says that the node follows every partition without a vote.
 	Standby bool `json:"standby,omitempty"`
 	// Draining says that the node is to hold and lead as little as possible.

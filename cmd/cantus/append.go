@@ -13,6 +13,7 @@ import (
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nuid"
+	"golang.org/x/term"
 
 	"github.com/cantuslog/cantus/subjects"
 )
@@ -58,7 +59,7 @@ func (c *appendCmd) Run(ctx context.Context, p *program) error {
 	if err != nil {
 		return err
 	}
-	if msg.Data, err = c.payload(p); err != nil {
+	if msg.Data, err = c.payload(ctx, p); err != nil {
 		return err
 	}
 	l, err := c.open("append")
@@ -108,8 +109,10 @@ func (c *appendCmd) settle() error {
 	return nil
 }
 
-// payload reads what is to be appended, and no more than can be.
-func (c *appendCmd) payload(p *program) ([]byte, error) {
+// payload reads what is to be appended, and no more than can be. When ctx ends
+// it returns at once: a read from a terminal or a pipe goes on until it gets
+// something, or the program ends.
+func (c *appendCmd) payload(ctx context.Context, p *program) ([]byte, error) {
 	in := p.in
 	switch c.File {
 	case "", "-":
@@ -124,7 +127,10 @@ func (c *appendCmd) payload(p *program) ([]byte, error) {
 		defer f.Close()
 		in = f
 	}
-	data, err := io.ReadAll(io.LimitReader(in, subjects.MaxTransaction+1))
+	data, err := readAll(ctx, io.LimitReader(in, subjects.MaxTransaction+1))
+	if ctx.Err() != nil {
+		return nil, failf(exitFailed, "interrupted while reading the payload: nothing was appended")
+	}
 	if err != nil {
 		return nil, fmt.Errorf("read the payload: %w", err)
 	}
@@ -135,13 +141,27 @@ func (c *appendCmd) payload(p *program) ([]byte, error) {
 	return data, nil
 }
 
+// readAll reads until the end, or until ctx ends.
+func readAll(ctx context.Context, in io.Reader) (data []byte, err error) {
+	done := make(chan struct{})
+	var all []byte
+	var failed error
+	go func() {
+		all, failed = io.ReadAll(in)
+		close(done)
+	}()
+	select {
+	case <-done:
+		return all, failed
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+}
+
+// isTerminal reports whether somebody types what is read from in.
 func isTerminal(in io.Reader) bool {
 	f, ok := in.(*os.File)
-	if !ok {
-		return false
-	}
-	info, err := f.Stat()
-	return err == nil && info.Mode()&os.ModeCharDevice != 0 && f.Name() != os.DevNull
+	return ok && term.IsTerminal(int(f.Fd()))
 }
 
 // message makes the request, but for its payload.

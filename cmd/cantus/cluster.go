@@ -92,7 +92,11 @@ func printCluster(w io.Writer, s subjects.ClusterStatus) error {
 		case !n.Ready:
 			ready = "no: " + n.Unready
 		}
-		fmt.Fprintf(t, "%s\t%s\t%s\t%d\t%d\t%d\t%s\t%s\n", n.Name, n.State, ready, n.Replicas, n.Leads, n.Leading, n.Raft, n.Version)
+		state := n.State
+		if n.Key != "" {
+			state += ", key " + n.Key
+		}
+		fmt.Fprintf(t, "%s\t%s\t%s\t%d\t%d\t%d\t%s\t%s\n", n.Name, state, ready, n.Replicas, n.Leads, n.Leading, n.Raft, n.Version)
 	}
 	if err := t.Flush(); err != nil {
 		return err
@@ -207,15 +211,17 @@ func nodeOf(s subjects.ClusterStatus, name string) (subjects.NodeStatus, bool) {
 }
 
 type clusterAddCmd struct {
-	Node    token `arg:"" name:"NODE" help:"The node's name, as it was started with --name."`
-	Standby bool  `help:"It follows every partition and has no vote, until it is promoted."`
+	Node    token  `arg:"" name:"NODE" help:"The node's name, as it was started with --name."`
+	Standby bool   `help:"It follows every partition and has no vote, until it is promoted."`
+	Key     string `placeholder:"FINGERPRINT" help:"Add it only if it shows this key, as its log and \"cantus cluster status\" have it."`
 	waiting
 	connection
 }
 
 func (*clusterAddCmd) Help() string {
 	return `Start the node first, on an empty data directory, with a name of its own, --cluster, --routes to one of the nodes, and
-without --bootstrap; it then waits. It takes replicas where partitions have too few; "cantus cluster balance" or "move"
+without --bootstrap; it then waits. Where the nodes share a token, it needs --cluster-secret-file too; elsewhere it shows
+a key, for which the cluster's secret is sealed once it is added: compare it with --key. It takes replicas where partitions have too few; "cantus cluster balance" or "move"
 gives it more.
 
 ` + clusterHelp
@@ -223,7 +229,7 @@ gives it more.
 
 // Run adds a node.
 func (c *clusterAddCmd) Run(ctx context.Context, p *program) error {
-	return c.operate(ctx, p, []string{"cluster", "add"}, subjects.AdminRequest{Node: string(c.Node), Standby: c.Standby}, c.Wait,
+	return c.operate(ctx, p, []string{"cluster", "add"}, subjects.AdminRequest{Node: string(c.Node), Standby: c.Standby, Key: c.Key}, c.Wait,
 		func(s subjects.ClusterStatus) bool {
 			n, ok := nodeOf(s, string(c.Node))
 			return ok && n.Ready && settled(s)

@@ -2,7 +2,11 @@ package main
 
 import (
 	"flag"
+	"fmt"
+	"os"
+	"os/exec"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/rogpeppe/go-internal/testscript"
@@ -19,13 +23,20 @@ func TestMain(m *testing.M) {
 //	serve NAME [flags]       start a node on free ports and wait until it is
 //	                         ready; CANTUS_SERVER, HTTP and READY are set
 //	follow NAME cmd args...  start a command whose output awaits lines
-//	await NAME text          wait until the command has printed text
+//	await NAME text [stderr [times]]
+//	                         wait until the command has printed text, in as
+//	                         many lines as times says
+//	signal NAME HUP          signal the command
 //	stopped NAME status [signal]
 //	                         signal the command if a signal is named, wait for
 //	                         its end and check its exit status; stdout and
 //	                         stderr then hold all that it printed
 //	flip FILE OFFSET         flip a bit of a file
 //	status N cmd args...     run a command that must exit with status N
+//
+// and the condition
+//
+//	[tool:NAME]              the program NAME is installed; in CI it has to be
 func TestScripts(t *testing.T) {
 	testscript.Run(t, testscript.Params{
 		Dir:                 filepath.Join("testdata", "script"),
@@ -39,13 +50,42 @@ func TestScripts(t *testing.T) {
 			env.Setenv("COLUMNS", "100")
 			return nil
 		},
+		Condition: func(cond string) (bool, error) {
+			tool, ok := strings.CutPrefix(cond, "tool:")
+			if !ok {
+				return false, fmt.Errorf("there is no condition %q", cond)
+			}
+			return haveTool(tool)
+		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"serve":   cmdServe,
 			"follow":  cmdFollow,
 			"await":   cmdAwait,
+			"signal":  cmdSignal,
 			"stopped": cmdStopped,
 			"flip":    cmdFlip,
 			"status":  cmdStatus,
 		},
 	})
+}
+
+// haveTool reports whether a program is installed. Where CI runs, one that is
+// missing is an error: a test that it hides would pass for good.
+func haveTool(name string) (bool, error) {
+	_, err := exec.LookPath(name)
+	if err != nil && os.Getenv("CI") != "" {
+		return false, fmt.Errorf("%w: .ci/run has to install what scripts need", err)
+	}
+	return err == nil, nil
+}
+
+func TestAMissingToolFailsInCI(t *testing.T) {
+	t.Setenv("CI", "")
+	if have, err := haveTool("no such tool"); have || err != nil {
+		t.Errorf("%v, %v", have, err)
+	}
+	t.Setenv("CI", "true")
+	if _, err := haveTool("no such tool"); err == nil {
+		t.Error("it passes in CI")
+	}
 }

@@ -67,15 +67,17 @@ func (o *output) look() (string, <-chan struct{}) {
 	return o.text.String(), o.grown
 }
 
-// await waits until the output has text, and gives the line that it is in;
-// false if the process ends without it.
-func (p *process) await(o *output, text string) (string, bool) {
+// await waits until the output has text in a number of lines, and returns the last
+// of them; false if the process ends without it.
+func (p *process) await(o *output, text string, times int) (string, bool) {
 	for ended := false; ; {
 		all, grown := o.look()
 		scanner := bufio.NewScanner(strings.NewReader(all[:strings.LastIndexByte(all, '\n')+1]))
-		for scanner.Scan() {
+		for found := 0; scanner.Scan(); {
 			if strings.Contains(scanner.Text(), text) {
-				return scanner.Text(), true
+				if found++; found == times {
+					return scanner.Text(), true
+				}
 			}
 		}
 		if ended {
@@ -155,7 +157,7 @@ func cmdServe(ts *testscript.TestScript, neg bool, args []string) {
 	}
 	serve := []string{"cantus", "serve", "--listen=127.0.0.1:0", "--http=127.0.0.1:0"}
 	p := start(ts, args[0], append(serve, args[1:]...)...)
-	line, ok := p.await(&p.stdout, "cantus: ready")
+	line, ok := p.await(&p.stdout, "cantus: ready", 1)
 	if !ok {
 		ts.Fatalf("%s ended before it was ready: %v\n%s%s", args[0], p.err, &p.stdout, &p.stderr)
 	}
@@ -186,16 +188,28 @@ func named(ts *testscript.TestScript, name string) *process {
 	return p
 }
 
+func cmdSignal(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 2 || args[1] != "HUP" {
+		ts.Fatalf("usage: signal NAME HUP")
+	}
+	ts.Check(named(ts, args[0]).cmd.Process.Signal(syscall.SIGHUP))
+}
+
 func cmdAwait(ts *testscript.TestScript, neg bool, args []string) {
-	if neg || len(args) < 2 || len(args) > 3 {
-		ts.Fatalf("usage: await NAME text [stderr]")
+	if neg || len(args) < 2 || len(args) > 4 {
+		ts.Fatalf("usage: await NAME text [stderr [times]]")
 	}
 	p := named(ts, args[0])
-	o := &p.stdout
-	if len(args) == 3 {
+	o, times := &p.stdout, 1
+	if len(args) >= 3 {
 		o = &p.stderr
 	}
-	if _, ok := p.await(o, args[1]); !ok {
+	if len(args) == 4 {
+		var err error
+		times, err = strconv.Atoi(args[3])
+		ts.Check(err)
+	}
+	if _, ok := p.await(o, args[1], times); !ok {
 		ts.Fatalf("%s ended without printing %q:\n%s%s", args[0], args[1], &p.stdout, &p.stderr)
 	}
 }

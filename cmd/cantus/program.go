@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"regexp"
 	"strings"
 
 	"github.com/alecthomas/kong"
@@ -14,6 +15,7 @@ import (
 type program struct {
 	in          io.Reader
 	out, errOut io.Writer
+	args        []string
 }
 
 // grammar is the command line. Each command is a struct of flags with a
@@ -55,6 +57,7 @@ func (p *program) run(ctx context.Context, args []string) int {
 		fmt.Fprintf(p.errOut, "cantus: %v\n", err)
 		return exitFailed
 	}
+	p.args = args
 	args = spellHelp(args)
 	kctx, err := parser.Parse(args)
 	switch {
@@ -83,8 +86,11 @@ func (p *program) note(format string, args ...any) {
 	fmt.Fprintf(p.errOut, "cantus: "+format+"\n", args...)
 }
 
-func newParser(p *program, exit func(int)) (*kong.Kong, error) {
-	parser, err := kong.New(&grammar{},
+func newParser(p *program, exit func(int)) (*kong.Kong, error) { return p.parser(&grammar{}, exit) }
+
+// parser parses command lines into g.
+func (p *program) parser(g *grammar, exit func(int)) (*kong.Kong, error) {
+	parser, err := kong.New(g,
 		kong.Name("cantus"),
 		kong.Description(description),
 		kong.Writers(p.out, p.errOut),
@@ -117,10 +123,7 @@ func spellHelp(args []string) []string {
 
 // parseFailure words what kong found wrong with the command line.
 func parseFailure(parser *kong.Kong, args []string, err error) error {
-	var commands []string
-	for _, c := range parser.Model.Children {
-		commands = append(commands, c.Name)
-	}
+	commands := commandNames(parser.Model.Node)
 	if len(args) == 0 {
 		return errors.New("name a command: " + strings.Join(commands, ", ") + "; \"cantus --help\" explains them")
 	}
@@ -132,10 +135,63 @@ func parseFailure(parser *kong.Kong, args []string, err error) error {
 		return fmt.Errorf("there is no command %q: the commands are %s", word, strings.Join(commands, ", "))
 	}
 	text := strings.Replace(err.Error(), "(from envar ", "(from ", 1)
+	if missing := missingValue(err, text); missing != "" {
+		return errors.New(missing)
+	}
 	if cmd := parserCommand(parser, word); cmd != nil && strings.Contains(text, "unknown flag") {
 		text += fmt.Sprintf("; \"cantus %s --help\" lists the flags", word)
 	}
 	return errors.New(text)
+}
+
+// What kong says of a flag at the end of the line, and of an argument that is
+// not there.
+var (
+	flagWithoutValue = regexp.MustCompile(`^--([a-z-]+): (?:expected .* but got "EOL"|missing value)`)
+	missingArgument  = regexp.MustCompile(`^expected "<(.+?)>`)
+)
+
+// missingValue words that a flag has no value, or that an argument is missing,
+// and says what it could be; "" for all else.
+func missingValue(err error, text string) string {
+	parse, ok := errors.AsType[*kong.ParseError](err)
+	if !ok || parse.Context == nil {
+		return ""
+	}
+	if m := flagWithoutValue.FindStringSubmatch(text); m != nil {
+		for _, f := range parse.Context.Flags() {
+			if f.Name == m[1] {
+				return fmt.Sprintf("--%s needs a value%s", f.Name, valueExample(f))
+			}
+		}
+	}
+	node := parse.Context.Selected()
+	if node != nil && strings.HasPrefix(text, "expected one of ") {
+		return fmt.Sprintf("name a command: %s; \"cantus %s --help\" explains them", strings.Join(commandNames(node), ", "), node.Path())
+	}
+	if m := missingArgument.FindStringSubmatch(text); m != nil && node != nil {
+		for _, arg := range node.Positional {
+			if arg.Name == m[1] {
+				return fmt.Sprintf("%s is missing: %s; \"cantus %s --help\" explains it", arg.Name, strings.TrimSuffix(arg.Help, "."), node.Path())
+			}
+		}
+	}
+	return ""
+}
+
+// valueExample says what the value of a flag looks like.
+func valueExample(f *kong.Flag) string {
+	switch {
+	case f.Enum != "":
+		return ": one of " + strings.Join(f.EnumSlice(), ", ")
+	case f.PlaceHolder == "TIME":
+		return ", such as --" + f.Name + "=5s"
+	case f.PlaceHolder == "TXID":
+		return ", such as --" + f.Name + "=812"
+	case f.PlaceHolder != "":
+		return ": --" + f.Name + "=" + f.PlaceHolder
+	}
+	return ": " + f.Help
 }
 
 func parserCommand(parser *kong.Kong, name string) *kong.Node {

@@ -56,7 +56,8 @@ type serveCmd struct {
 
 func (*serveCmd) Help() string {
 	return `Prints one line on standard output once it serves, "cantus: ready" and its addresses; logs on standard error.
-SIGINT and SIGTERM stop it cleanly, a second one at once.
+SIGINT and SIGTERM stop it cleanly, a second one at once. SIGHUP has it read --config and --nats-config again, with the
+certificates: connections go on, and what can't change while it runs is named in the log.
 
 A flag may also be an environment variable, named in brackets, or a key of the --config file; the command line goes first,
 then the environment, then the file. Sizes take units: 64MiB, 1GiB, 500MB.
@@ -93,12 +94,16 @@ func (c *serveCmd) BeforeResolve(ctx *kong.Context) error {
 
 // Run runs a node until ctx is cancelled, which is a clean stop, or until the
 // node stops by itself, which is a failure.
-func (c *serveCmd) Run(ctx context.Context, p *program) error {
+func (c *serveCmd) Run(ctx context.Context, p *program, parsed *kong.Context) error {
 	opts, err := c.options()
 	if err != nil {
 		return err
 	}
-	opts.Logger = newLogger(p.errOut, c.LogLevel, c.LogFormat)
+	hangups, stop := hangups() // one that comes early must not end the program
+	defer stop()
+	var level slog.LevelVar
+	setLevel(&level, c.LogLevel)
+	opts.Logger = newLogger(p.errOut, &level, c.LogFormat)
 	node, err := broker.Open(ctx, c.Data, opts)
 	if err != nil {
 		if ctx.Err() != nil {
@@ -109,10 +114,16 @@ func (c *serveCmd) Run(ctx context.Context, p *program) error {
 	if _, err := fmt.Fprintln(p.out, readyLine(node.ClientURL(), node.HTTPAddr())); err != nil {
 		opts.Logger.Warn("ready line not written", "error", err)
 	}
-	select {
-	case <-ctx.Done():
-		return node.Close()
-	case <-node.Done():
+	running := valuesOf(parsed.Selected().Flags)
+	for stopped := false; !stopped; {
+		select {
+		case <-ctx.Done():
+			return node.Close()
+		case <-hangups:
+			p.reload(node, running, &level, opts.Logger)
+		case <-node.Done():
+			stopped = true
+		}
 	}
 	err = node.Err()
 	if closed := node.Close(); err == nil {
@@ -200,12 +211,8 @@ func readyLine(nats, http string) string {
 	return b.String()
 }
 
-func newLogger(w io.Writer, level, format string) *slog.Logger {
-	var opts slog.HandlerOptions
-	var least slog.Level
-	if least.UnmarshalText([]byte(level)) == nil {
-		opts.Level = least
-	}
+func newLogger(w io.Writer, level slog.Leveler, format string) *slog.Logger {
+	opts := slog.HandlerOptions{Level: level}
 	if format == "json" {
 		return slog.New(slog.NewJSONHandler(w, &opts))
 	}

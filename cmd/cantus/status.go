@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"io"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"text/tabwriter"
 
 	"github.com/nats-io/nats.go"
@@ -45,16 +47,15 @@ func (c *statusCmd) Run(ctx context.Context, p *program) error {
 		return err
 	}
 	var leaderless []string
-	for i := range s.Cluster.Partitions {
-		info := subjects.PartitionInfo{Partition: i}
-		err := l.ask(ctx, l.names.PartitionInfo(i), nil, &info)
+	var errs []error
+	s.Partitions, errs = c.partitions(ctx, l, s.Cluster.Partitions)
+	for i, err := range errs {
 		switch {
 		case errors.Is(err, nats.ErrNoResponders):
 			leaderless = append(leaderless, fmt.Sprint(i))
 		case err != nil:
 			return l.explain(err)
 		}
-		s.Partitions = append(s.Partitions, info)
 	}
 	if c.JSON {
 		err = printJSON(p.out, s)
@@ -65,6 +66,26 @@ func (c *statusCmd) Run(ctx context.Context, p *program) error {
 		err = failf(exitUnavailable, "without a leader: partition %s", strings.Join(leaderless, ", "))
 	}
 	return err
+}
+
+// askAtOnce is how many partitions are asked at a time.
+const askAtOnce = 64
+
+// partitions asks the leader of each partition, or says why it did not answer.
+func (c *statusCmd) partitions(ctx context.Context, l *link, n int) ([]subjects.PartitionInfo, []error) {
+	infos, errs := make([]subjects.PartitionInfo, n), make([]error, n)
+	var next atomic.Int64
+	var asking sync.WaitGroup
+	for range min(askAtOnce, n) {
+		asking.Go(func() {
+			for i := int(next.Add(1)) - 1; i < n; i = int(next.Add(1)) - 1 {
+				infos[i].Partition = i
+				errs[i] = l.ask(ctx, l.names.PartitionInfo(i), nil, &infos[i])
+			}
+		})
+	}
+	asking.Wait()
+	return infos, errs
 }
 
 func (s *status) print(w io.Writer) error {

@@ -186,6 +186,28 @@ func TestATrimSaysWhyMoreIsKept(t *testing.T) {
 	w.expect(status, 0, errOut, "more is kept than was asked for: the message id of transaction 7 still counts")
 }
 
+// With many partitions, one answer after the other takes long.
+func TestStatusAsksManyPartitionsAtOnce(t *testing.T) {
+	w := newWire(t)
+	w.founded(3)
+	others := make(chan struct{}, 2)
+	for p := range 3 {
+		w.answer(fmt.Sprint("cantus.info.", p), func(_ int, msg *nats.Msg) {
+			if p > 0 {
+				others <- struct{}{}
+			} else {
+				for range 2 {
+					<-others
+				}
+			}
+			respond(msg, subjects.PartitionInfo{Partition: p, Leader: fmt.Sprint("n", p)})
+		})
+	}
+	status, out, _ := w.cantus("", "status", "--timeout", "20s")
+	w.expect(status, 0, out, "0          n0 ")
+	w.expect(status, 0, out, "2          n2 ")
+}
+
 func TestUnknownIsAskedAgainWithTheSameID(t *testing.T) {
 	w := newWire(t)
 	var mu sync.Mutex

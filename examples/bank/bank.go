@@ -5,7 +5,6 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
-	"log/slog"
 	"sync"
 
 	"github.com/nats-io/nats.go"
@@ -49,7 +48,8 @@ func openBank(ctx context.Context, nc *nats.Conn, where string) (*bank, error) {
 		return nil, errors.Join(err, c.Close())
 	}
 	b.view, err = sqlview.Open(ctx, c, b.store.db, b.store.dialect, b.store.apply, sqlview.Options{
-		Name: "bank", Partitions: []int{partition}, Follow: client.FollowOptions{OnError: insistAndSay},
+		Name: "bank", Partitions: []int{partition},
+		Follow: client.FollowOptions{Kinds: []string{kindOpen, kindTransfer, kindClose}, OnError: stop},
 	})
 	if err == nil {
 		b.app, err = client.NewApp(c, b.view, client.AppOptions{Applied: true, Tries: 1000})
@@ -57,20 +57,15 @@ func openBank(ctx context.Context, nc *nats.Conn, where string) (*bank, error) {
 	if err != nil {
 		return nil, errors.Join(err, b.store.db.Close(), c.Close())
 	}
-	running, stop := context.WithCancel(context.Background())
-	b.stop = stop
+	running, cancel := context.WithCancel(context.Background())
+	b.stop = cancel
 	b.running.Go(func() { _ = b.view.Run(running) }) // who waits for the view hears of its end
 	return b, nil
 }
 
-// insistAndSay retries what cannot be applied: the bank has no transaction that
-// it could do without. Somebody has to look.
-func insistAndSay(tx *client.Transaction, err error, tries int) client.Decision {
-	if tries == 1 {
-		slog.Error("a transaction cannot be applied", "txid", tx.Txid, "kind", tx.Kind, "err", err)
-	}
-	return client.Retry
-}
+// stop ends the view at a transaction that cannot be applied, and commands with
+// it: the bank has no transaction that it could do without. Somebody has to look.
+func stop(*client.Transaction, error, int) client.Decision { return client.Stop }
 
 func (b *bank) close() error {
 	b.stop()

@@ -15,6 +15,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/cantuslog/cantus/cantustest"
+	"github.com/cantuslog/cantus/client"
 )
 
 // tests runs all, and what comes after.
@@ -137,6 +138,45 @@ func TestWatchDrawsWhatOthersDo(t *testing.T) {
 	stop()
 	if err := <-watched; !errors.Is(err, context.Canceled) {
 		t.Error(err)
+	}
+}
+
+// The bank does not mind what else is in its partition.
+func TestOthersShareThePartition(t *testing.T) {
+	l := cantustest.New(t, cantustest.Options{})
+	db := filepath.Join(t.TempDir(), "bank.db")
+	c := l.NewClient(t, client.Options{})
+	other := func() {
+		for _, kind := range []string{"deposit", "", "open"} {
+			if _, err := c.Append(soon(t), &client.Tx{Payload: []byte(`{"amount":100}`), Kind: kind, AppendLocks: []string{"account.42"}}); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	other()
+	for _, command := range []string{"open alice 100", "open 42 0", "transfer alice 42 30"} {
+		if _, err := do(t, l, db, command); err != nil {
+			t.Errorf("%s: %v", command, err)
+		}
+		other()
+	}
+	out, err := do(t, l, db, "show")
+	if err != nil || !strings.Contains(out, "at txid 15, 0 behind") || !strings.Contains(out, "alice             70") {
+		t.Errorf("show: %v\n%s", err, out)
+	}
+}
+
+// What is the bank's and cannot be applied ends every command, and is named.
+func TestACommandEndsAtWhatCannotBeApplied(t *testing.T) {
+	l := cantustest.New(t, cantustest.Options{})
+	if _, err := l.NewClient(t, client.Options{}).Append(soon(t), &client.Tx{Payload: []byte("?"), Kind: kindOpen}); err != nil {
+		t.Fatal(err)
+	}
+	for _, command := range []string{"show", "open alice 100", "watch"} {
+		_, err := do(t, l, filepath.Join(t.TempDir(), "bank.db"), command)
+		if err == nil || errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), "txid 1: ") {
+			t.Errorf("%s: %v", command, err)
+		}
 	}
 }
 

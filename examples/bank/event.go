@@ -6,11 +6,11 @@ import (
 	"github.com/cantuslog/cantus/client"
 )
 
-// The kinds of transactions.
+// The kinds of transactions. Whatever else is in the partition is not the bank's.
 const (
-	kindOpen     = "open"
-	kindTransfer = "transfer"
-	kindClose    = "close"
+	kindOpen     = "bank-open"
+	kindTransfer = "bank-transfer"
+	kindClose    = "bank-close"
 )
 
 // opened is an account that begins.

@@ -49,6 +49,9 @@ func run(ctx context.Context, args []string, w io.Writer) error {
 		return err
 	}
 	defer nc.Close()
+	if !nc.IsConnected() {
+		fmt.Fprintf(os.Stderr, "bank: no node at %s yet: waiting for one\n", *url)
+	}
 	b, err := openBank(ctx, nc, *where)
 	if err != nil {
 		return err

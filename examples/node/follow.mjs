@@ -10,7 +10,8 @@ const nc = await connect({ servers: url, maxReconnectAttempts: -1 });
 let last = 0; // a service keeps it with what it makes of the transactions
 while (last < count) {
   try {
-    for await (const tx of read(nc, partition, { from: last + 1, wait: "30s" })) {
+    const max = Math.min(256, count - last);
+    for await (const tx of read(nc, partition, { from: last + 1, max, wait: "30s" })) {
       if (tx.txid !== last + 1) break; // some were lost on the way: read again
       console.log(tx.txid, tx.kind, tx.text);
       last = tx.txid;

@@ -36,12 +36,18 @@ func TestTransactLosesNone(t *testing.T) {
 func TestFollowPrintsAll(t *testing.T) {
 	l := cantustest.New(t, cantustest.Options{})
 	c := l.NewClient(t, client.Options{})
-	want := ""
+	want, first := "", ""
 	for i := range 300 { // more than one read gives
 		if _, err := c.Append(t.Context(), &client.Tx{Payload: fmt.Append(nil, i), Kind: "n"}); err != nil {
 			t.Fatal(err)
 		}
 		want += fmt.Sprintf("%d n %d\n", i+1, i)
+		if i == 2 {
+			first = want
+		}
+	}
+	if out := script(t, "follow.mjs", l.URL(), "0", "3"); out != first {
+		t.Errorf("asked for 3 it printed %q", out)
 	}
 	if out := script(t, "follow.mjs", l.URL(), "0", "300"); out != want {
 		t.Errorf("it printed %q", out)

@@ -84,7 +84,7 @@ func requests(t *testing.T) (all []*request) {
 }
 
 func TestTheDocumentsRequestsAreAnsweredSo(t *testing.T) {
-	l := cantustest.New(t, cantustest.Options{})
+	l := cantustest.New(t, cantustest.Options{Partitions: 2})
 	nc, err := l.Connect()
 	if err != nil {
 		t.Fatal(err)

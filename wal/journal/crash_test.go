@@ -44,6 +44,11 @@ func TestFailAtEveryOperation(t *testing.T) {
 }
 
 func everyFault(t *testing.T, fault journaltest.Fault, after func(w *world, seed uint64)) {
+	t.Run("segments of one size", func(t *testing.T) { everyFaultWith(t, 8<<10, fault, after) })
+	t.Run("segments that grow", func(t *testing.T) { everyFaultWith(t, 32<<10, fault, after) })
+}
+
+func everyFaultWith(t *testing.T, largest int64, fault journaltest.Fault, after func(w *world, seed uint64)) {
 	for name, outcome := range outcomes {
 		t.Run(name, func(t *testing.T) {
 			fault := fault
@@ -52,6 +57,7 @@ func everyFault(t *testing.T, fault journaltest.Fault, after func(w *world, seed
 			for fault.At = 1; ; fault.At++ {
 				seed := uint64(fault.At)
 				w := newWorld(t, seed)
+				w.largest = largest
 				w.fs.Fail(fault)
 				err := w.run()
 				if w.fs.Ops() < fault.At {

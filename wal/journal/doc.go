@@ -87,7 +87,8 @@
 // Roll. The next segment is made under a temporary name: allocated, labelled,
 // synced, then renamed, and the directory synced, all before the writer gets
 // it. So a segment with its own name has a whole label, and no number is
-// missing. Whether the end of the old one was used up does not matter: the log
+// missing. Segments grow: one that is ready and too small for a commit is replaced
+// by a larger one of its number in the same way; it held no frame. Whether the end of the old one was used up does not matter: the log
 // goes on in the next segment if that begins with the number that is due. If
 // the first frame there is torn, the log's end is in the old segment, which may
 // have room for the next frame; the new segment waits with nothing valid in it.

@@ -77,7 +77,15 @@ func (osFS) ReadDir(dir string) ([]string, error) {
 
 type osFile struct{ *os.File }
 
-func (f osFile) Sync() error               { return dataSync(f.File) }
+// Sync fails for a file that has no name any more: whatever is synced into it is
+// gone with the process.
+func (f osFile) Sync() error {
+	if err := dataSync(f.File); err != nil {
+		return err
+	}
+	return mustHaveName(f.File)
+}
+
 func (f osFile) Allocate(size int64) error { return allocate(f.File, size) }
 
 func (f osFile) Size() (int64, error) {

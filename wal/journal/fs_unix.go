@@ -4,8 +4,12 @@ package journal
 
 import (
 	"errors"
+	"fmt"
+	"io/fs"
 	"os"
 	"syscall"
+
+	"golang.org/x/sys/unix"
 )
 
 func syncDir(dir string) error {
@@ -14,6 +18,17 @@ func syncDir(dir string) error {
 		return err
 	}
 	return errors.Join(d.Sync(), d.Close())
+}
+
+func mustHaveName(f *os.File) error {
+	var st unix.Stat_t
+	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
+		return &os.PathError{Op: "fstat", Path: f.Name(), Err: err}
+	}
+	if st.Nlink == 0 {
+		return fmt.Errorf("%s was deleted while it was open: %w", f.Name(), fs.ErrNotExist)
+	}
+	return nil
 }
 
 func isNoSpace(err error) bool {

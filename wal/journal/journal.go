@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 )
 
@@ -48,7 +49,9 @@ type Journal struct {
 	spares    []string // paths of segments to be used again
 	ready     []*segment
 	number    uint64 // of the next segment to be made
+	size      int64  // of the last segment that was made
 	wanted    bool   // the preparer has a segment to make
+	need      int64  // bytes of a frame that it must hold; 0 if any size will do
 	prepErr   error  // how its last attempt ended
 	stopped   bool   // the preparer is to end
 	stats     Stats
@@ -132,7 +135,7 @@ func create(opts Options, dir string, l listing) error {
 	var salt [8]byte
 	_, _ = rand.Read(salt[:]) // never fails
 	id := identity{salt: binary.LittleEndian.Uint64(salt[:]), store: opts.StoreID}
-	s, err := makeSegment(opts.FS, dir, "", 1, opts.SegmentSize, id)
+	s, err := makeSegment(opts.FS, dir, "", 1, opts.FirstSize, id)
 	if err != nil {
 		return err
 	}
@@ -170,7 +173,7 @@ func newJournal(dir string, opts Options, r *recovery) *Journal {
 		ck: r.ck, seq: r.next - 1, number: r.segments[len(r.segments)-1].number + 1,
 		failed: make(chan struct{}), closed: make(chan struct{}),
 	}
-	j.left = j.active.size - j.off
+	j.left, j.size = j.active.size-j.off, j.active.size
 	for _, c := range []*sync.Cond{&j.work, &j.room, &j.prepare, &j.ahead} {
 		c.L = &j.mu
 	}
@@ -223,21 +226,22 @@ func (j *Journal) takeOver(r *recovery, l listing) error {
 }
 
 // adopt takes over the segments that were made ready and not used. Should one
-// have another size than is wanted now, it and those after it are removed,
-// from the end, so that no gap shows at any moment.
+// be larger than is wanted now, it and those after it are removed.
 func (j *Journal) adopt(ready []*segment) error {
-	for len(ready) > 0 && ready[0].size == j.opts.SegmentSize {
+	for len(ready) > 0 && ready[0].size <= j.opts.SegmentSize {
+		j.size = ready[0].size
 		j.ready, ready = append(j.ready, ready[0]), ready[1:]
 	}
-	for i := len(ready) - 1; i >= 0; i-- {
-		s := ready[i]
+	if len(ready) > 0 {
+		j.number = ready[0].number
+	}
+	for _, s := range slices.Backward(ready) { // no gap shows at any moment
 		if err := errors.Join(s.file.Close(), j.fs.Remove(s.path)); err != nil {
 			return err
 		}
 		if err := j.fs.SyncDir(j.dir); err != nil {
 			return err
 		}
-		j.number = s.number
 	}
 	return nil
 }

@@ -478,3 +478,76 @@ func testPromisesAreKeptOnAFullDisk(t *testing.T) {
 		t.Error("a closed journal promises")
 	}
 }
+
+// TestSegmentsGrow: a journal takes room in proportion to what was written, and
+// keeps its largest segments for use again. A commit that is larger than the
+// next segment has one made for it; without room for that, others go on.
+func TestSegmentsGrow(t *testing.T) {
+	fs := journaltest.New(1)
+	opts := journal.Options{FS: fs, FirstSize: 8 << 10, SegmentSize: 64 << 10}
+	j := mustOpen(t, dir, opts, nil)
+	size := func() (total int64) {
+		for _, name := range fs.Files() {
+			total += int64(len(fs.ReadFile(name)))
+		}
+		return total
+	}
+	if s := size(); s > 3*8<<10 {
+		t.Errorf("an empty journal has %d bytes", s)
+	}
+	written := int64(0)
+	commit := func(n int) {
+		t.Helper()
+		if err := j.Commit(put("k", n)); err != nil {
+			t.Fatal(err)
+		}
+		written += int64(n)
+	}
+	for range 60 {
+		commit(3000)
+		if s := size(); s > 8*written+64<<10 {
+			t.Fatalf("%d bytes for %d that were written", s, written)
+		}
+	}
+	if err := j.Release(j.Seq()); err != nil {
+		t.Fatal(err)
+	}
+	spares := 0
+	for _, name := range fs.Files() {
+		if strings.Contains(name, "spare-") {
+			spares++
+			if s := len(fs.ReadFile(name)); s < 32<<10 {
+				t.Errorf("%s of %d bytes is kept, and larger ones are not", name, s)
+			}
+		}
+	}
+	if spares == 0 {
+		t.Error("no segment is kept for use again")
+	}
+	mustClose(t, j)
+
+	fs = journaltest.New(2)
+	opts.FS = fs
+	j = mustOpen(t, dir, opts, nil)
+	fs.Hook(func(c journaltest.Call) error {
+		if c.Kind == journaltest.Allocate {
+			return syscall.ENOSPC
+		}
+		return nil
+	})
+	for range 3 {
+		if err := j.Commit(put("k", 40<<10)); !errors.Is(err, journal.ErrNoSpace) || errors.Is(err, journal.ErrFailed) {
+			t.Fatalf("no room for a large commit: %v", err)
+		}
+	}
+	commit(3000)
+	fs.Hook(nil)
+	commit(50 << 10)
+	commit(100)
+	mustClose(t, j)
+	var keys int
+	mustClose(t, mustOpen(t, dir, opts, func(uint64, []journal.Op) error { keys++; return nil }))
+	if keys != 3 {
+		t.Errorf("%d commits are there, not 3", keys)
+	}
+}

@@ -11,6 +11,7 @@ import (
 func TestRandomOperations(t *testing.T) {
 	rapid.Check(t, func(rt *rapid.T) {
 		w := newWorld(t, rapid.Uint64().Draw(rt, "seed"))
+		w.largest <<= 2 * rapid.IntRange(0, 1).Draw(rt, "growth")
 		if err := w.open(); err != nil {
 			rt.Fatal(err)
 		}

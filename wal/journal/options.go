@@ -5,6 +5,7 @@ import "fmt"
 // Defaults and bounds of Options.
 const (
 	defaultSegmentSize = 64 << 20
+	defaultFirstSize   = 1 << 20
 	defaultMaxFrame    = 8 << 20
 	defaultMaxQueue    = 64 << 20
 	defaultSpares      = 2
@@ -18,11 +19,18 @@ type Options struct {
 	// FS is what the journal reads and writes through. Default OSFS.
 	FS FS
 
-	// SegmentSize is the size of a segment in bytes, from 8 KiB to 1 GiB and a
-	// multiple of 4 KiB. It bounds the operations of one Commit. A journal may
-	// be opened with another size than before: segments that hold frames keep
-	// theirs. Default 64 MiB.
+	// SegmentSize is the size of the largest segments in bytes, from 8 KiB to
+	// 1 GiB and a multiple of 4 KiB. It bounds the operations of one Commit. A
+	// journal may be opened with another size than before: segments that hold
+	// frames keep theirs. Default 64 MiB.
 	SegmentSize int64
+
+	// FirstSize is the size of a new journal's first segment, under the same
+	// rules. Each segment has twice the size of the one before, up to
+	// SegmentSize, so that a journal takes room in proportion to what was
+	// written. A Commit that is larger has its segment made for it, and waits
+	// for that. Default 1 MiB, or SegmentSize if that is less.
+	FirstSize int64
 
 	// MaxFrame is the size in bytes at which merging stops. A single Commit
 	// that is larger gets a frame of its own. Larger means fewer syncs under
@@ -61,6 +69,13 @@ func (o Options) withDefaults() (Options, error) {
 		return o, fmt.Errorf("segment size %d is not a multiple of %d from %d to %d: %w",
 			o.SegmentSize, labelBlock, minSegmentSize, maxSegmentSize, ErrOptions)
 	}
+	if o.FirstSize == 0 {
+		o.FirstSize = min(defaultFirstSize, o.SegmentSize)
+	}
+	if o.FirstSize < minSegmentSize || o.FirstSize > o.SegmentSize || o.FirstSize%labelBlock != 0 {
+		return o, fmt.Errorf("first segment size %d is not a multiple of %d from %d to %d: %w",
+			o.FirstSize, labelBlock, minSegmentSize, o.SegmentSize, ErrOptions)
+	}
 	if o.MaxFrame == 0 {
 		o.MaxFrame = defaultMaxFrame
 	}
@@ -75,4 +90,14 @@ func (o Options) withDefaults() (Options, error) {
 	}
 	o.Spares = max(o.Spares, 0)
 	return o, nil
+}
+
+// sizeAfter is the size of the segment that follows one of a size, and holds a
+// frame of need bytes at least.
+func (o Options) sizeAfter(size, need int64) int64 {
+	next := max(2*size, o.FirstSize)
+	for next < labelBlock+need {
+		next *= 2
+	}
+	return min(next-next%labelBlock, o.SegmentSize)
 }

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 )
 
 // Release says that the frames up to and including seq are held elsewhere and
@@ -72,7 +73,7 @@ func (j *Journal) forget(ck checkpoint) (old []uint64) {
 // are spares enough. None of it needs to be durable: what comes back after a
 // crash is before the checkpoint still.
 func (j *Journal) recycle(old []uint64) error {
-	for _, number := range old {
+	for _, number := range slices.Backward(old) { // the newest are the largest
 		path := filepath.Join(j.dir, segmentName(number))
 		spare := filepath.Join(j.dir, fmt.Sprintf("%s%016x", sparePrefix, number))
 		j.mu.Lock()
@@ -111,18 +112,27 @@ func (j *Journal) prepareSegments() {
 }
 
 // prepareStep makes one segment. The caller holds mu, which is let go meanwhile.
+// It takes the place of the next one if that is too small for what the writer has.
 func (j *Journal) prepareStep() {
-	number, spare := j.number, ""
+	number, spare, size := j.number, "", j.opts.sizeAfter(j.size, j.need)
+	replace := j.need > 0 && len(j.ready) > 0
+	if replace {
+		number = j.ready[0].number
+	}
 	if n := len(j.spares); n > 0 {
 		spare, j.spares = j.spares[n-1], j.spares[:n-1]
 	}
 	j.mu.Unlock()
-	s, err := j.makeSegment(spare, number)
+	s, err := j.makeSegment(spare, number, size)
 	j.mu.Lock()
-	j.wanted, j.prepErr = false, nil
+	j.wanted, j.need, j.prepErr = false, 0, nil
 	switch {
+	case err == nil && replace:
+		_ = j.ready[0].file.Close() // it holds nothing
+		j.ready[0], j.size = s, s.size
 	case err == nil:
 		j.ready = append(j.ready, s)
+		j.size = s.size
 		j.number++
 	case isNoSpace(err):
 		j.prepErr = noSpace(err)
@@ -132,19 +142,25 @@ func (j *Journal) prepareStep() {
 	j.ahead.Broadcast()
 }
 
-// makeSegment makes a segment, of the spare one if that has the right size.
-func (j *Journal) makeSegment(spare string, number uint64) (*segment, error) {
+// makeSegment makes a segment of a size, of the spare one if there is one. A
+// spare that is larger stays so, unless no segment is to be that large.
+func (j *Journal) makeSegment(spare string, number uint64, size int64) (*segment, error) {
 	if spare != "" {
-		if ok, err := j.fits(spare); err != nil {
+		has, err := j.sizeOf(spare)
+		if err != nil {
 			return nil, err
-		} else if !ok {
+		}
+		if has > j.opts.SegmentSize {
 			if err := j.fs.Remove(spare); err != nil {
 				return nil, err
 			}
 			spare = ""
 		}
+		if spare != "" {
+			size = max(size, has)
+		}
 	}
-	s, err := makeSegment(j.fs, j.dir, spare, number, j.opts.SegmentSize, j.id)
+	s, err := makeSegment(j.fs, j.dir, spare, number, size, j.id)
 	if isNoSpace(err) {
 		// What was begun takes room that somebody else may need. If it cannot
 		// be removed it will be written over, or removed by the next Open.
@@ -157,23 +173,22 @@ func (j *Journal) makeSegment(spare string, number uint64) (*segment, error) {
 	return s, err
 }
 
-func (j *Journal) fits(spare string) (bool, error) {
-	f, err := j.fs.OpenFile(spare, os.O_RDONLY, 0)
+func (j *Journal) sizeOf(path string) (int64, error) {
+	f, err := j.fs.OpenFile(path, os.O_RDONLY, 0)
 	if err != nil {
-		return false, err
+		return 0, err
 	}
 	defer f.Close()
-	size, err := f.Size()
-	return size == j.opts.SegmentSize, err
+	return f.Size()
 }
 
-// nextSegment gives the writer the segment after the active one, and has the
-// one after that made. An attempt that failed while nobody needed its outcome
-// is made again.
-func (j *Journal) nextSegment() (*segment, error) {
+// nextSegment returns the segment after the active one, with room for a frame of
+// need bytes, and has the one after that made. An attempt that failed while
+// nobody needed its outcome is made again.
+func (j *Journal) nextSegment(need int64) (*segment, error) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	for asked := false; len(j.ready) == 0; {
+	for asked := false; len(j.ready) == 0 || j.ready[0].size-labelBlock < need; {
 		switch {
 		case j.err != nil:
 			return nil, j.err
@@ -182,7 +197,7 @@ func (j *Journal) nextSegment() (*segment, error) {
 		case asked:
 			return nil, j.prepErr
 		default:
-			j.wanted, asked = true, true
+			j.wanted, j.need, asked = true, need, true
 			j.prepare.Signal()
 		}
 	}

@@ -25,6 +25,9 @@ type world struct {
 	fs  *journaltest.FS
 	j   *journal.Journal
 	rng *rand.Rand
+	// largest is the size of the largest segments. Where they grow, some commits
+	// are larger than the first ones.
+	largest int64
 
 	next     uint64   // number of the next commit
 	order    []uint64 // commits that may be in the log, as they were enqueued
@@ -40,13 +43,13 @@ type world struct {
 func newWorld(t testing.TB, seed uint64) *world {
 	return &world{
 		t: t, fs: journaltest.New(seed), rng: rand.New(rand.NewPCG(seed, 1)),
-		next: 1, frames: map[uint64]uint64{},
+		next: 1, frames: map[uint64]uint64{}, largest: 8 << 10,
 	}
 }
 
 func (w *world) options() journal.Options {
 	return journal.Options{
-		FS: w.fs, SegmentSize: 8 << 10, MaxFrame: 2 << 10, MaxQueue: 8 << 10,
+		FS: w.fs, FirstSize: 8 << 10, SegmentSize: w.largest, MaxFrame: 2 << 10, MaxQueue: 8 << 10,
 		Synced: func(seq uint64, ops []journal.Op) {
 			w.mu.Lock()
 			defer w.mu.Unlock()
@@ -169,7 +172,11 @@ func (w *world) commit(n int) error {
 	waits := make([]func() error, n)
 	for i := range waits {
 		w.order = append(w.order, w.next)
-		waits[i] = w.enqueue(ops(w.next, w.rng))
+		o := ops(w.next, w.rng)
+		if w.largest > 8<<10 && w.rng.IntN(8) == 0 {
+			o[0].Delete, o[0].Value = false, filler(w.next, 0, w.rng.IntN(20<<10))
+		}
+		waits[i] = w.enqueue(o)
 		w.next++
 	}
 	var failed error

@@ -144,7 +144,7 @@ func (j *Journal) take() []*commit {
 		}
 		j.work.Wait()
 	}
-	limit := min(int64(j.opts.MaxFrame), j.opts.SegmentSize-labelBlock)
+	limit := min(int64(j.opts.MaxFrame), max(j.left, j.nextSize()-labelBlock))
 	n, ops, size := 0, 0, int64(0)
 	for _, c := range j.queue {
 		ops += len(c.ops)
@@ -162,6 +162,15 @@ func (j *Journal) take() []*commit {
 	j.queued -= size
 	j.room.Broadcast()
 	return batch
+}
+
+// nextSize is the size of the segment after the active one, as far as it is not
+// made for what goes into it. The caller holds mu.
+func (j *Journal) nextSize() int64 {
+	if len(j.ready) > 0 {
+		return j.ready[0].size
+	}
+	return j.opts.sizeAfter(j.size, 0)
 }
 
 // step makes one frame of batch: written, synced and told to Synced on nil.
@@ -199,7 +208,7 @@ func (j *Journal) step(batch []*commit) error {
 // ErrFailed means that nothing was written.
 func (j *Journal) append(frame []byte, seq uint64) error {
 	if j.active.size-j.off < int64(len(frame)) {
-		if err := j.roll(seq); err != nil {
+		if err := j.roll(seq, int64(len(frame))); err != nil {
 			return err
 		}
 	}
@@ -251,9 +260,9 @@ func (j *Journal) seal() {
 	}
 }
 
-// roll makes the next segment the active one, for a frame seq.
-func (j *Journal) roll(seq uint64) error {
-	s, err := j.nextSegment()
+// roll makes the next segment the active one, for a frame seq of so many bytes.
+func (j *Journal) roll(seq uint64, bytes int64) error {
+	s, err := j.nextSegment(bytes)
 	if err != nil {
 		return err
 	}

@@ -1,0 +1,152 @@
+package broker
+
+import (
+	"bytes"
+	"crypto/hmac"
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+)
+
+// What nodes say to each other over NATS comes in an envelope: a line of text,
+// and a body in JSON.
+//
+//	CANTUS2 <cluster id> <node> <node id> <instance> <number> <signature>
+//
+// The signature is an HMAC over the subject, the line without it, and the body,
+// with a key that derives from the cluster's secret and its id. Any client of the
+// NATS server can publish on these subjects, so nothing is believed without one.
+// "-" stands for what is not there: the cluster's id and the signature of a node
+// that belongs to no cluster yet.
+//
+// The number rises with each envelope that an instance, a run of a node, sends.
+type envelope struct {
+	protocol int
+	cluster  string // "" of a node that belongs to none yet
+	name     string
+	id       string // of the data directory
+	instance string
+	number   uint64
+
+	mac    string // as it came
+	signed string // the line without the signature
+	body   []byte
+}
+
+const (
+	envelopeMagic = "CANTUS"
+	// maxEnvelopeLine bounds the line.
+	maxEnvelopeLine = 1024
+	// maxUnsigned bounds a body that nobody vouches for.
+	maxUnsigned = 64 << 10
+)
+
+var errEnvelope = errors.New("no message of a Cantus node of this version")
+
+// dash stands for an empty field.
+func dash(s string) string {
+	if s == "" {
+		return "-"
+	}
+	return s
+}
+
+func undash(s string) string {
+	if s == "-" {
+		return ""
+	}
+	return s
+}
+
+// line is the envelope's line without the signature.
+func (e envelope) line() string {
+	return fmt.Sprintf("%s%d %s %s %s %s %d", envelopeMagic, e.protocol, dash(e.cluster), e.name, dash(e.id), e.instance, e.number)
+}
+
+// encode returns the envelope with its signature; without one if key is nil.
+func (e envelope) encode(key []byte, subject string) []byte {
+	e.signed, e.mac = e.line(), "-"
+	if key != nil {
+		e.mac = hex.EncodeToString(e.sign(key, subject))
+	}
+	b := make([]byte, 0, len(e.signed)+len(e.mac)+2+len(e.body))
+	return append(append(append(append(append(b, e.signed...), ' '), e.mac...), '\n'), e.body...)
+}
+
+func (e envelope) sign(key []byte, subject string) []byte {
+	mac := hmac.New(sha256.New, key)
+	for _, part := range []string{subject, e.signed} {
+		mac.Write([]byte(part))
+		mac.Write([]byte{'\n'})
+	}
+	mac.Write(e.body)
+	return mac.Sum(nil)
+}
+
+// proves reports whether the envelope was signed with a key, for a subject.
+func (e envelope) proves(key []byte, subject string) bool {
+	mac, err := hex.DecodeString(e.mac)
+	return err == nil && hmac.Equal(mac, e.sign(key, subject))
+}
+
+// openEnvelope reads an envelope, which aliases b. Nothing in it is proved.
+func openEnvelope(b []byte) (e envelope, err error) {
+	line, _, ok := bytes.Cut(b[:min(len(b), maxEnvelopeLine)], []byte{'\n'})
+	if !ok || !bytes.HasPrefix(line, []byte(envelopeMagic)) {
+		return e, errEnvelope
+	}
+	fields := strings.Split(string(line), " ")
+	if len(fields) != 7 {
+		return e, fmt.Errorf("%w: its line has %d fields", errEnvelope, len(fields))
+	}
+	e.protocol, err = strconv.Atoi(fields[0][len(envelopeMagic):])
+	if err != nil {
+		return e, errEnvelope
+	}
+	if e.number, err = strconv.ParseUint(fields[5], 10, 64); err != nil {
+		return e, errEnvelope
+	}
+	e.cluster, e.name, e.id, e.instance = undash(fields[1]), fields[2], undash(fields[3]), fields[4]
+	e.signed, e.mac = string(line[:bytes.LastIndexByte(line, ' ')]), fields[6]
+	e.body = b[len(line)+1:]
+	return e, nil
+}
+
+// envelope makes one of this node's: signed, if the node has the cluster's secret.
+func (n *Node) envelope(subject string, body any) []byte {
+	n.mu.Lock()
+	secret := n.secret
+	e := envelope{
+		protocol: n.opts.protocol, name: n.opts.Name, id: n.nodeID, instance: n.instance, body: mustJSON(body),
+	}
+	if n.store != nil {
+		id := n.store.Identity()
+		e.cluster, e.id = id.ID, id.NodeID
+	}
+	n.mu.Unlock()
+	e.number = n.said.Add(1)
+	if secret.Key == nil {
+		return e.encode(nil, subject)
+	}
+	return e.encode(messageKey(secret.Key, e.cluster), subject)
+}
+
+// messageKey is what nodes sign envelopes with: the members of a cluster, and,
+// for the empty id, nodes that found or join one and have its secret already.
+func messageKey(secret []byte, cluster string) []byte { return deriveKey(secret, cluster, "messages") }
+
+// proved reports whether an envelope was signed with the secret that this node
+// has.
+func (n *Node) proved(e envelope, subject string) bool {
+	n.mu.Lock()
+	key := n.secret.Key
+	n.mu.Unlock()
+	return key != nil && e.mac != "-" && e.proves(messageKey(key, e.cluster), subject)
+}
+
+// newInstance names a run of a node, or is a nonce: it is not to be guessed.
+func newInstance() string { return rand.Text() }

@@ -1,0 +1,16 @@
+package broker
+
+// Unready says why a node is not ready.
+func Unready(n *Node) string { return n.unready() }
+
+// Dir is a node's data directory.
+func Dir(n *Node) string { return n.store.Dir() }
+
+// Objections is how often the NATS server has objected to what a node's own
+// connections said.
+func Objections(n *Node) (count int64) {
+	for _, l := range []*link{n.appends, n.reads, n.feeds} {
+		count += l.audits.objections.Load()
+	}
+	return count
+}

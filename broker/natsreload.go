@@ -1,0 +1,246 @@
+package broker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/nats-io/nats-server/v2/server"
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/micro"
+
+	"github.com/cantuslog/cantus/subjects"
+)
+
+// Reload takes from opts what may change while the node runs: NATSConfig, with the
+// certificates that it names, Credentials, QueueBytes, Reserve and CatchUpRate. It
+// does not look at the rest. Connections survive, except those that the new NATS
+// configuration does not allow. Certificates are used for connections made from
+// then on: those of clients, of routes and of replication.
+//
+// An error says what can't be reloaded; nothing has changed then.
+func (n *Node) Reload(opts Options) error {
+	n.reloading.Lock()
+	defer n.reloading.Unlock()
+	next := n.opts
+	next.NATSConfig, next.Credentials = opts.NATSConfig, opts.Credentials
+	next.QueueBytes, next.Reserve, next.CatchUpRate = opts.QueueBytes, opts.Reserve, opts.CatchUpRate
+	next, err := next.withDefaults()
+	if err != nil {
+		return err
+	}
+	if n.unready() == "stopping" || n.Err() != nil {
+		return errors.New("broker: the node is stopping")
+	}
+	if err := n.reloadNATS(next); err != nil {
+		return err
+	}
+	n.limits.reserve.Store(next.Reserve)
+	n.limits.queueBytes.Store(int64(next.QueueBytes))
+	if n.network != nil {
+		n.network.SetCatchUpRate(next.CatchUpRate)
+	}
+	n.mu.Lock()
+	slots := n.slots
+	n.mu.Unlock()
+	for _, s := range slots {
+		if p := s.current(); p != nil { // one that is opened now takes it from limits
+			p.queue.resize(next.QueueBytes)
+			p.cursors.resize(next.QueueBytes)
+		}
+	}
+	n.checkSpace()
+	return nil
+}
+
+// reloadNATS gives the server its new configuration, and replication its TLS.
+func (n *Node) reloadNATS(o Options) error {
+	s := n.nats
+	opts, auth, err := s.prepare(o, s.Name())
+	if err != nil {
+		return err
+	}
+	if err := prepareAccount(opts, o, n.names, len(n.slots)); err != nil {
+		return err
+	}
+	restore := func() {}
+	if n.network != nil {
+		if restore, err = n.network.SetTLS(opts.Cluster.TLSConfig); err != nil {
+			return err
+		}
+	}
+	// Where the kind of authorization changes, the server ends the node's
+	// connections, which come back with these.
+	old := s.auth.Swap(&auth)
+	if err := s.ReloadOptions(opts); err != nil {
+		s.auth.Store(old)
+		restore()
+		return fmt.Errorf("NATS configuration %s: %w", o.NATSConfig, err)
+	}
+	s.setLimits(opts)
+	return nil
+}
+
+// prepareAccount sees to it that the account is still there, and maps appends by
+// key in it.
+func prepareAccount(opts *server.Options, o Options, names subjects.Names, partitions int) error {
+	name := o.Account
+	if name == "" {
+		name = server.DEFAULT_GLOBAL_ACCOUNT
+	}
+	for _, a := range opts.Accounts {
+		if a.GetName() == name {
+			return mapKeys(a, names, partitions)
+		}
+	}
+	if o.Account != "" && len(opts.TrustedOperators) == 0 && len(opts.TrustedKeys) == 0 {
+		return fmt.Errorf("the NATS configuration %s has no account %q any more, which the node's subjects live in", o.NATSConfig, o.Account)
+	}
+	return nil
+}
+
+// openControl makes the connection over which the node asks, and hears whether it
+// is heard itself.
+func (n *Node) openControl() error {
+	nc, err := nats.Connect("", nats.InProcessServer(n.nats), nats.Name("cantus control"), nats.MaxReconnects(-1),
+		nats.ReconnectWait(100*time.Millisecond), nats.IgnoreAuthErrorAbort(), n.nats.currentUser())
+	if err != nil {
+		return fmt.Errorf("connect to the node's own NATS server: %w", err)
+	}
+	n.mu.Lock()
+	n.control = nc
+	n.mu.Unlock()
+	return nil
+}
+
+// currentUser has a connection use the credentials that the node has when it
+// connects.
+func (s *natsServer) currentUser() nats.Option {
+	return func(o *nats.Options) error {
+		if file := s.auth.Load().file; file != "" {
+			return nats.UserCredentials(file)(o)
+		}
+		o.UserInfo = func() (user, password string) {
+			c := s.auth.Load()
+			return c.user, c.password
+		}
+		o.TokenHandler = func() string { return s.auth.Load().token }
+		return nil
+	}
+}
+
+// natsWatch is how often the node looks whether its NATS server lets it serve.
+// Accounts may change from outside.
+const natsWatch = time.Second
+
+// watchNATS keeps checked up to date.
+func (n *Node) watchNATS(ctx context.Context) {
+	tick := time.NewTicker(natsWatch)
+	defer tick.Stop()
+	for {
+		err := n.checkNATS(ctx)
+		if ctx.Err() != nil {
+			return
+		}
+		last, now := n.natsCheck(), natsCheck{err}
+		n.checked.Store(&now)
+		switch {
+		case err == nil && last.err != nil:
+			n.log.Info("the NATS server lets the node serve again")
+		case err != nil && last.String() != now.String():
+			n.log.Error("the NATS server does not let the node serve", "err", err)
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+	}
+}
+
+// natsCheck is what the newest look has shown.
+type natsCheck struct{ err error }
+
+func (c natsCheck) String() string { return fmt.Sprint(c.err) }
+
+func (n *Node) natsCheck() natsCheck {
+	if c := n.checked.Load(); c != nil {
+		return *c
+	}
+	return natsCheck{}
+}
+
+// shadowedError says which subject mapping takes requests away from the node.
+type shadowedError string
+
+func (e shadowedError) Error() string { return string(e) }
+
+// checkNATS returns what keeps requests from the node: mappings that lead them
+// elsewhere, or anything that keeps it from hearing its own.
+func (n *Node) checkNATS(ctx context.Context) error {
+	if err := n.checkMappings(); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, auditTime)
+	defer cancel()
+	if err := n.reads.flush(ctx); err != nil {
+		return err
+	}
+	subject := fmt.Sprintf("%s.%s.%s.%s", micro.APIPrefix, micro.PingVerb, serviceName, n.serviceID)
+	if _, err := n.control.RequestWithContext(ctx, subject, nil); err != nil {
+		return fmt.Errorf("the node does not hear its own requests: %w", err)
+	}
+	return nil
+}
+
+// checkMappings sees to it that appends by key are mapped, and no other subject
+// of the node's is: an account that is replaced loses the node's own mapping.
+func (n *Node) checkMappings() error {
+	partitions := n.store.Identity().Partitions
+	what, keys, err := n.nats.shadowed(n.names, partitions)
+	if err != nil {
+		return err
+	}
+	if !keys {
+		n.log.Warn("appends by key are mapped again")
+		if err := mapKeys(n.nats.account, n.names, partitions); err != nil {
+			return err
+		}
+	}
+	if what != "" {
+		return shadowedError(what)
+	}
+	return nil
+}
+
+// natsTrouble says what keeps the node from serving over its NATS server, "" if
+// nothing does.
+func (n *Node) natsTrouble() string {
+	for _, l := range []*link{n.appends, n.reads, n.feeds} {
+		if why := l.trouble(); why != "" {
+			return why
+		}
+	}
+	if err := n.natsCheck().err; err != nil {
+		return err.Error()
+	}
+	return ""
+}
+
+// refusal is what an operator has to change before the node can serve.
+func (n *Node) refusal() error {
+	for _, l := range []*link{n.appends, n.reads} {
+		if err := l.refusal(); err != nil {
+			return err
+		}
+	}
+	for _, s := range n.slots {
+		if p := s.current(); p != nil {
+			if refused := p.refused.Load(); refused != nil {
+				return *refused
+			}
+		}
+	}
+	return nil
+}

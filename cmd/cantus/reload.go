@@ -1,0 +1,95 @@
+package main
+
+import (
+	"errors"
+	"log/slog"
+	"maps"
+	"os"
+	"os/signal"
+	"reflect"
+	"slices"
+	"strings"
+	"syscall"
+
+	"github.com/alecthomas/kong"
+
+	"github.com/cantuslog/cantus/broker"
+)
+
+// reloadable are the flags of serve that a running node takes anew.
+var reloadable = []string{"nats-config", "credentials", "queue-size", "reserve", "catch-up-rate", "log-level"}
+
+// hangups returns SIGHUPs, which ask for a reload. Windows has none.
+func hangups() (signals <-chan os.Signal, stop func()) {
+	c := make(chan os.Signal, 1)
+	signal.Notify(c, syscall.SIGHUP)
+	return c, func() { signal.Stop(c) }
+}
+
+// flagValues are what a node runs with, by flag.
+type flagValues map[string]any
+
+func valuesOf(flags []*kong.Flag) flagValues {
+	values := flagValues{}
+	for _, f := range flags {
+		values[f.Name] = f.Target.Interface()
+	}
+	return values
+}
+
+// reload reads configuration file and environment again and gives the node what it
+// can take. running is what it runs with. A mistake changes nothing.
+func (p *program) reload(node *broker.Node, running flagValues, level *slog.LevelVar, log *slog.Logger) {
+	next, values, err := p.parseServe()
+	if err == nil {
+		var opts broker.Options
+		if opts, err = next.options(); err == nil {
+			err = node.Reload(opts)
+		}
+	}
+	if err != nil {
+		log.Error("not reloaded: everything stays as it was", "err", err)
+		return
+	}
+	setLevel(level, next.LogLevel)
+	var changed, restart []string
+	for _, name := range slices.Sorted(maps.Keys(values)) {
+		switch {
+		case reflect.DeepEqual(values[name], running[name]):
+		case slices.Contains(reloadable, name):
+			running[name] = values[name]
+			changed = append(changed, name)
+		case name != "config":
+			restart = append(restart, name)
+		}
+	}
+	log.Info("reloaded: the NATS configuration, certificates, log level and limits", "changed", strings.Join(changed, ","))
+	if len(restart) > 0 {
+		log.Warn("changed, and taken at the next start only", "flags", strings.Join(restart, ","))
+	}
+}
+
+// parseServe parses the command line again, as it is with the configuration file
+// of now.
+func (p *program) parseServe() (*serveCmd, flagValues, error) {
+	g := &grammar{}
+	parser, err := p.parser(g, func(int) {})
+	if err != nil {
+		return nil, nil, err
+	}
+	ctx, err := parser.Parse(spellHelp(p.args))
+	if err != nil {
+		return nil, nil, err
+	}
+	if ctx.Selected() == nil || ctx.Selected().Name != "serve" {
+		return nil, nil, errors.New("the command line is not serve's")
+	}
+	return &g.Serve, valuesOf(ctx.Selected().Flags), nil
+}
+
+func setLevel(v *slog.LevelVar, text string) {
+	var level slog.Level
+	if level.UnmarshalText([]byte(text)) == nil {
+		v.Set(level)
+	}
+}

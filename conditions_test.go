@@ -1,0 +1,83 @@
+package cantus_test
+
+import (
+	"io/fs"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+)
+
+// notInCI says which tags' tests .ci/run only compiles, and why.
+var notInCI = map[string]string{
+	"fulldisk":  "needs a small file system, which only root can mount",
+	"netfaults": "needs network namespaces and the kernel's netem",
+	"powercut":  "needs loop-mounted file systems",
+}
+
+// TestNoConditionHidesATest sees to it that whatever a test is made to depend on
+// is there where CI runs. What is missing there is never tested, and nobody
+// notices.
+func TestNoConditionHidesATest(t *testing.T) {
+	ci, err := os.ReadFile(".ci/run")
+	if err != nil {
+		t.Fatal(err)
+	}
+	interop, err := os.ReadFile(".ci/interop")
+	if err != nil {
+		t.Fatal(err)
+	}
+	scripts := string(ci) + string(interop)
+	skip := regexp.MustCompile(`\b[tbf]\.Skip(f|Now)?\(`)
+	condition := regexp.MustCompile(`(?m)^(?:\[([^\]]*)\] *)+`)
+	one := regexp.MustCompile(`\[!?([^\]]*)\]`)
+	tag := regexp.MustCompile(`(?m)^//go:build (.*)$`)
+	word := regexp.MustCompile(`\w+`)
+	systems := []string{"unix", "linux", "windows"}
+	if err := filepath.WalkDir(".", func(path string, d fs.DirEntry, err error) error {
+		if err != nil || d.IsDir() {
+			if d != nil && (d.Name() == ".git" || d.Name() == "node_modules") {
+				return fs.SkipDir
+			}
+			return err
+		}
+		text, err := os.ReadFile(path)
+		if err != nil {
+			return err
+		}
+		switch {
+		case strings.HasSuffix(path, ".txtar"):
+			for _, m := range condition.FindAllString(string(text), -1) {
+				for _, c := range one.FindAllStringSubmatch(m, -1) {
+					tool, ok := strings.CutPrefix(c[1], "tool:")
+					if !ok || !regexp.MustCompile(`\b`+tool+`\b`).MatchString(scripts) {
+						t.Errorf("%s: condition %q: only [tool:NAME] of what .ci/run installs is allowed", path, c[0])
+					}
+				}
+			}
+		case strings.HasSuffix(path, "_test.go") && path != "conditions_test.go":
+			lines := strings.Split(string(text), "\n")
+			for i, line := range lines {
+				if skip.MatchString(line) && strings.TrimSpace(lines[i-1]) != "if !*long {" {
+					t.Errorf("%s:%d: a test is left out for another reason than its length", path, i+1)
+				}
+			}
+			if m := tag.FindStringSubmatch(string(text)); m != nil {
+				for _, name := range word.FindAllString(m[1], -1) {
+					ran := regexp.MustCompile(`go test .*-tags (\S+,)?` + name + `\b`).MatchString(scripts)
+					if !ran && notInCI[name] == "" && !slices.Contains(systems, name) {
+						t.Errorf("%s: CI runs no test with the tag %s", path, name)
+					}
+					if !slices.Contains(systems, name) && !regexp.MustCompile(`go vet .*\b`+name+`\b`).MatchString(scripts) {
+						t.Errorf("%s: CI does not vet the tag %s", path, name)
+					}
+				}
+			}
+		}
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+}

@@ -1,0 +1,161 @@
+//go:build unix
+
+package e2e_test
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+)
+
+// readme returns the command lines in a section of README.md, in order.
+func readme(t *testing.T, section string) (lines []string) {
+	t.Helper()
+	text, err := os.ReadFile("../README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, rest, found := strings.Cut(string(text), "\n## "+section+"\n")
+	if !found {
+		t.Fatalf("README.md has no section %q", section)
+	}
+	rest, _, _ = strings.Cut(rest, "\n## ")
+	for line := range strings.Lines(strings.ReplaceAll(rest, "\\\n", "")) {
+		if command, ok := strings.CutPrefix(line, "    "); ok {
+			lines = append(lines, strings.TrimSpace(command))
+		}
+	}
+	return lines
+}
+
+// stranger runs the lines of a document in an empty directory, as somebody does
+// that has nothing but the binary.
+type stranger struct {
+	t   *testing.T
+	dir string
+	env []string
+}
+
+func newStranger(t *testing.T, env ...string) *stranger {
+	path := "PATH=" + filepath.Dir(program) + ":" + os.Getenv("PATH")
+	return &stranger{t, t.TempDir(), append(append(os.Environ(), path), env...)}
+}
+
+// run runs a line and returns what it printed, and its exit status.
+func (s *stranger) run(line string) (string, int) {
+	s.t.Helper()
+	cmd := exec.CommandContext(s.t.Context(), "sh", "-c", line)
+	cmd.Dir, cmd.Env = s.dir, s.env
+	out, err := cmd.CombinedOutput()
+	if exit := (*exec.ExitError)(nil); err != nil && !errors.As(err, &exit) {
+		s.t.Fatalf("%s: %v", line, err)
+	}
+	return string(out), cmd.ProcessState.ExitCode()
+}
+
+// serve starts a node with a line, until the test ends.
+func (s *stranger) serve(line string) *node {
+	s.t.Helper()
+	n := newNode(s.t, "", s.dir)
+	cmd := exec.Command(program, strings.Fields(line)[1:]...)
+	cmd.Dir, cmd.Env = s.dir, s.env
+	var err error
+	if n.process, err = runCommand(cmd); err != nil {
+		s.t.Fatal(err)
+	}
+	return n
+}
+
+// TestReadmeQuickStart follows the quick start from its top to its bottom.
+func TestReadmeQuickStart(t *testing.T) {
+	t.Parallel()
+	s := newStranger(t, "CANTUS_LISTEN=127.0.0.1:0", "CANTUS_HTTP=127.0.0.1:0")
+	statuses := []int{0, 3, 0, 0, 0}
+	done := 0
+	for _, line := range readme(t, "Quick start") {
+		if line == "cantus serve" {
+			n := s.serve(line)
+			if err := n.awaitReady(); err != nil {
+				t.Fatal(err)
+			}
+			s.env = append(s.env, "CANTUS_SERVER="+n.url)
+			continue
+		}
+		if !strings.Contains(line, "cantus append") && !strings.HasPrefix(line, "cantus ") {
+			continue // how it is built, and the nats command's
+		}
+		out, status := s.run(line)
+		if done == len(statuses) || status != statuses[done] {
+			t.Fatalf("%s: exit status %d, want %v of line %d\n%s", line, status, statuses, done, out)
+		}
+		done++
+		if line == "cantus read 0" && (!strings.Contains(out, "account.42") || strings.Count(out, "deposit") != 2) {
+			t.Errorf("%s:\n%s", line, out)
+		}
+	}
+	if done != len(statuses) {
+		t.Errorf("README.md has %d command lines, want %d", done, len(statuses))
+	}
+}
+
+// TestReadmeThreeNodes founds the cluster that README.md tells of, on other ports.
+func TestReadmeThreeNodes(t *testing.T) {
+	t.Parallel()
+	lines := readme(t, "Three nodes")
+	address := regexp.MustCompile(`127\.0\.0\.1:\d+`)
+	ports := map[string]string{}
+	for i, line := range lines {
+		lines[i] = address.ReplaceAllStringFunc(line, func(a string) string {
+			if a == "127.0.0.1:4222" || a == "127.0.0.1:8222" {
+				t.Errorf("%s is taken by the quick start's node: %s", a, line)
+			}
+			if ports[a] == "" {
+				ports[a] = freeAddress(t)
+			}
+			return ports[a]
+		})
+	}
+	s := newStranger(t)
+	var nodes []*node
+	env := ""
+	for _, line := range lines {
+		switch {
+		case strings.HasPrefix(line, "cantus serve "):
+			nodes = append(nodes, s.serve(line))
+		case strings.HasPrefix(line, "export "):
+			env = line + "\n"
+		default:
+			for _, n := range nodes {
+				if err := n.awaitReady(); err != nil {
+					t.Fatal(err)
+				}
+			}
+			out, status := s.run(env + line)
+			for i := range nodes {
+				if name := fmt.Sprintf("n%d", i+1); status != 0 || !regexp.MustCompile(name+` +member +yes`).MatchString(out) {
+					t.Errorf("%s: exit status %d, and no ready member %s\n%s", line, status, name, out)
+				}
+			}
+		}
+	}
+	if len(nodes) != 3 || env == "" {
+		t.Errorf("README.md starts %d nodes, and says to clients %q", len(nodes), env)
+	}
+}
+
+// freeAddress returns an address on which nobody listens.
+func freeAddress(t *testing.T) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	return l.Addr().String()
+}

@@ -1,0 +1,208 @@
+package raftstore
+
+import (
+	"sync"
+	"time"
+
+	"github.com/hashicorp/raft"
+)
+
+// A node with more work than its processors can do runs late with everything,
+// its heartbeats included: Go has no priorities. Raft would then elect another
+// leader, which has as little time, and the work of elections adds to the load.
+// So the timeouts adapt, as in an accrual failure detector (Hayashibara et al.,
+// "The φ Accrual Failure Detector", 2004), in three steps:
+//
+//   - Each node measures how late its own goroutines run, and how far apart the
+//     heartbeats of each peer arrive.
+//   - A follower waits for several times as long before it stands for election.
+//   - A leader that runs late itself does not take the silence of a follower for
+//     a lost connection. It leads for as long as its followers wait.
+//
+// Only the speed of a failover depends on this. A leader whose process dies is
+// replaced at once as ever, since its connections break (orphans.go), and reads
+// that must be current are confirmed by real answers ([Group.VerifyLeader]).
+const (
+	// starvationTick is how often the node measures how late it runs.
+	starvationTick = 50 * time.Millisecond
+	// starvationWindow is for how long a measurement counts, at least.
+	starvationWindow = 5 * time.Second
+	// lateFactor is how many times its own lateness a node waits: a heartbeat
+	// and its answer wait for a processor about five times, on two nodes.
+	lateFactor = 10
+	// gapFactor is how many times the longest gap between heartbeats it waits.
+	gapFactor = 4
+	// longGap is up to where a gap counts while nothing else does.
+	longGap = time.Second
+	// maxTimeout bounds the timeouts that follow from this.
+	maxTimeout = 10 * time.Second
+)
+
+// peak is a maximum over the last one to two windows.
+type peak struct {
+	current, previous time.Duration
+	began             time.Time // of the current window
+}
+
+func (p *peak) add(d time.Duration, now time.Time) {
+	p.rotate(now)
+	p.current = max(p.current, d)
+}
+
+func (p *peak) max(now time.Time) time.Duration {
+	p.rotate(now)
+	return max(p.current, p.previous)
+}
+
+func (p *peak) rotate(now time.Time) {
+	switch age := now.Sub(p.began); {
+	case age > 2*starvationWindow:
+		*p = peak{began: now}
+	case age > starvationWindow:
+		*p = peak{previous: p.current, began: now}
+	}
+}
+
+// starvation holds what a node measures. It is safe for concurrent use.
+type starvation struct {
+	mu    sync.Mutex
+	due   time.Time // when the ticker is to run next
+	late  peak
+	fixed time.Duration // for tests: what timeouts follow from, if it is not 0
+	peers map[string]*arrivals
+}
+
+// arrivals are a peer's heartbeats.
+type arrivals struct {
+	last time.Time
+	gap  peak
+}
+
+// ticked notes that the ticker ran, and when it is due next.
+func (s *starvation) ticked(now, next time.Time) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !s.due.IsZero() {
+		s.late.add(now.Sub(s.due), now)
+	}
+	s.due = next
+}
+
+// heard notes heartbeats of a peer. A gap so long that followers have given the
+// peer up is not counted: it did not lead, or was away.
+func (s *starvation) heard(peer string, now time.Time) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	a := s.peers[peer]
+	if a == nil {
+		a = &arrivals{}
+		if s.peers == nil {
+			s.peers = map[string]*arrivals{}
+		}
+		s.peers[peer] = a
+	}
+	if gap := now.Sub(a.last); gap < max(longGap, s.timeoutLocked(now)) {
+		a.gap.add(gap, now)
+	}
+	a.last = now
+}
+
+// lost forgets when a peer was heard: its connection is gone.
+func (s *starvation) lost(peer string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.peers, peer)
+}
+
+// lateness returns how late the node has run lately, with what is overdue now.
+func (s *starvation) lateness(now time.Time) time.Duration {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.latenessLocked(now)
+}
+
+func (s *starvation) latenessLocked(now time.Time) time.Duration {
+	late := s.late.max(now)
+	if !s.due.IsZero() {
+		late = max(late, now.Sub(s.due))
+	}
+	return late
+}
+
+// timeout returns how long a replica whose timeout is base waits at present.
+func (s *starvation) timeout(base time.Duration, now time.Time) time.Duration {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return max(base, s.timeoutLocked(now))
+}
+
+func (s *starvation) timeoutLocked(now time.Time) time.Duration {
+	if s.fixed != 0 {
+		return s.fixed
+	}
+	want := lateFactor * s.latenessLocked(now)
+	for _, a := range s.peers {
+		want = max(want, gapFactor*a.gap.max(now))
+	}
+	return min(want, maxTimeout)
+}
+
+// watchStarvation measures how late the node runs and adapts the timeouts of
+// its groups, until the network is closed.
+func (n *Network) watchStarvation() {
+	tick := time.NewTimer(starvationTick)
+	defer tick.Stop()
+	for {
+		now := time.Now()
+		n.starved.ticked(now, now.Add(starvationTick))
+		tick.Reset(starvationTick)
+		n.adapt(now)
+		select {
+		case <-n.ctx.Done():
+			return
+		case <-tick.C:
+		}
+	}
+}
+
+// adapt gives all groups the timeouts that they need now.
+func (n *Network) adapt(now time.Time) {
+	n.mu.Lock()
+	groups := make([]*Group, 0, len(n.groups))
+	for _, e := range n.groups {
+		if g := e.group.Load(); g != nil {
+			groups = append(groups, g)
+		}
+	}
+	n.mu.Unlock()
+	for _, g := range groups {
+		want := g.heartbeat
+		if g.raft.State() != raft.Leader { // it would send heartbeats less often
+			want = n.starved.timeout(g.heartbeat, now)
+		}
+		g.setTimeout(want)
+	}
+}
+
+// setTimeout has raft wait for so long for its leader, if that is a change
+// worth making.
+func (g *Group) setTimeout(want time.Duration) {
+	have := g.raft.ReloadableConfig()
+	if want != g.heartbeat && want < have.HeartbeatTimeout*5/4 && want > have.HeartbeatTimeout*3/5 ||
+		want == have.HeartbeatTimeout {
+		return
+	}
+	have.HeartbeatTimeout, have.ElectionTimeout = want, max(want, g.election)
+	if err := g.raft.ReloadConfig(have); err != nil {
+		g.warn("the timeouts can't be adapted", "timeout", want, "err", err)
+	}
+}
+
+// starving reports whether this node runs so late that the silence of a peer
+// says nothing of the peer yet.
+func (t *transport) starving(p *peer) bool {
+	now := time.Now()
+	timeout := t.end.network.starved.timeout(t.heartbeatTimeout, now)
+	silent := now.Sub(time.Unix(0, p.contact.Load()))
+	return timeout > t.heartbeatTimeout && silent < timeout*4/5
+}

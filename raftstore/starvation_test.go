@@ -1,0 +1,89 @@
+package raftstore
+
+import (
+	"testing"
+	"time"
+)
+
+func TestTimeoutsFollowLateness(t *testing.T) {
+	const base = 500 * time.Millisecond
+	var s starvation
+	at := time.Now()
+	want := func(want time.Duration, when string) {
+		t.Helper()
+		if got := s.timeout(base, at); got != want {
+			t.Errorf("%s: a timeout of %v, want %v", when, got, want)
+		}
+	}
+	want(base, "nothing is measured yet")
+	s.ticked(at, at.Add(starvationTick))
+	at = at.Add(starvationTick + time.Millisecond)
+	s.ticked(at, at.Add(starvationTick))
+	want(base, "a millisecond late")
+	at = at.Add(starvationTick + 200*time.Millisecond)
+	want(lateFactor*200*time.Millisecond, "overdue by 200 ms, and the ticker has not run yet")
+	s.ticked(at, at.Add(starvationTick))
+	at = at.Add(starvationTick)
+	want(lateFactor*200*time.Millisecond, "200 ms late a moment ago")
+	for range int(starvationWindow/starvationTick) / 2 {
+		s.ticked(at, at.Add(starvationTick))
+		at = at.Add(starvationTick)
+	}
+	want(lateFactor*200*time.Millisecond, "200 ms late in the window")
+	for range 2 * int(starvationWindow/starvationTick) {
+		s.ticked(at, at.Add(starvationTick))
+		at = at.Add(starvationTick)
+	}
+	want(base, "in time for two windows")
+	at = at.Add(time.Hour)
+	want(maxTimeout, "an hour overdue")
+}
+
+func TestTimeoutsFollowGapsBetweenHeartbeats(t *testing.T) {
+	const base = 500 * time.Millisecond
+	var s starvation
+	at := time.Now()
+	hear := func(peer string, gap time.Duration) {
+		at = at.Add(gap)
+		s.heard(peer, at)
+	}
+	hear("n2", 0)
+	hear("n2", 100*time.Millisecond)
+	if got := s.timeout(base, at); got != base {
+		t.Errorf("heartbeats in time: a timeout of %v", got)
+	}
+	hear("n2", 400*time.Millisecond)
+	if got := s.timeout(base, at); got != gapFactor*400*time.Millisecond {
+		t.Errorf("after a gap of 400 ms: a timeout of %v", got)
+	}
+	hear("n2", 1500*time.Millisecond)
+	if got := s.timeout(base, at); got != gapFactor*1500*time.Millisecond {
+		t.Errorf("after a gap of 1.5 s, which is within the timeout by now: a timeout of %v", got)
+	}
+	s.lost("n2")
+	if got := s.timeout(base, at); got != base {
+		t.Errorf("the peer is gone: a timeout of %v", got)
+	}
+	hear("n3", 0)
+	hear("n3", time.Minute)
+	if got := s.timeout(base, at); got != base {
+		t.Errorf("a peer that led nothing for a minute: a timeout of %v", got)
+	}
+}
+
+// Starve has the node's groups wait for so long, as if it had run late.
+func (n *Network) Starve(timeout time.Duration) {
+	n.starved.mu.Lock()
+	defer n.starved.mu.Unlock()
+	n.starved.fixed = timeout
+}
+
+// SilentFor is how long a leader has had no answer to its heartbeats from any
+// other voter.
+func (g *Group) SilentFor() time.Duration {
+	newest := int64(0)
+	for _, r := range g.replicas() {
+		newest = max(newest, g.contact(r.Name))
+	}
+	return time.Since(time.Unix(0, newest))
+}
