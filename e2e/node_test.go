@@ -97,7 +97,7 @@ func newNode(tb testing.TB, name, dir string, args ...string) *node {
 	return n
 }
 
-var readyURL = regexp.MustCompile(`^cantus: ready.*?(nats://[^\s,;]+).*?(http://[^\s,;]+)?$`)
+var readyURL = regexp.MustCompile(`^cantus: ready.*?(?:nats|tls)://([^\s,;]+).*?(http://[^\s,;]+)?$`)
 
 // start runs the program and returns when it says that it serves.
 func (n *node) start() error {
@@ -137,7 +137,7 @@ func (n *node) awaitReady() error {
 			return fmt.Errorf("serve %s: not the ready line: %q\n%s", n.dir, line, p.stderr)
 		}
 		n.mu.Lock()
-		n.url, n.http = found[1], found[2]
+		n.url, n.http = "nats://"+found[1], found[2] // in plain, where the node allows that too
 		close(n.ready)
 		n.mu.Unlock()
 		return nil
