@@ -107,7 +107,7 @@ func TestCursorWritesAreNotReadAgain(t *testing.T) {
 		}
 		w.cursors(4000, 1, time.Now())
 	})
-	n, nc = openNode(t, dir, broker.Options{Partitions: 1})
+	n, _ = openNode(t, dir, broker.Options{Partitions: 1})
 	n, nc = reopen(t, n, dir, broker.Options{Partitions: 1}) // all is applied, and marked
 	wantFewReads(t, n, "start", func() {
 		if _, read := broker.Entries(n, 0); read > 1000 {
@@ -270,7 +270,7 @@ func TestPointsAreThinnedOut(t *testing.T) {
 			w.transaction(time.Now())
 		}
 	})
-	n, nc = openNode(t, dir, opts)
+	n, _ = openNode(t, dir, opts)
 	points, _ := broker.Points(n, 0)
 	n, nc = reopen(t, n, dir, opts)
 	again, stored := broker.Points(n, 0)

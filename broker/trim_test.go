@@ -174,8 +174,7 @@ type trimmed struct {
 	ids   []string
 	times []int64
 	first uint64
-	saved string // a copy of the directory from the midst of a cut
-	lots  bool   // ids are used
+	lots  bool // ids are used
 }
 
 // A node that goes on after a trim, one that is killed and one that is stopped all

@@ -114,13 +114,8 @@ func (s *starvation) lost(peer string) {
 	delete(s.peers, peer)
 }
 
-// lateness returns how late the node has run lately, with what is overdue now.
-func (s *starvation) lateness(now time.Time) time.Duration {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.latenessLocked(now)
-}
-
+// latenessLocked returns how late the node has run lately, with what is overdue
+// now. mu is held.
 func (s *starvation) latenessLocked(now time.Time) time.Duration {
 	late := s.late.max(now)
 	if !s.due.IsZero() {
