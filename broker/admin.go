@@ -438,7 +438,11 @@ func (n *Node) onStatus(_ context.Context, m *message) (any, error) {
 		s.Partitions = append(s.Partitions, partitionStatus(p, facts, said))
 	}
 	for _, name := range facts.Names() {
-		s.Nodes = append(s.Nodes, nodeStatus(name, facts, said))
+		one := nodeStatus(name, facts, said)
+		if !one.Alive {
+			one.Away = n.awaySince(name)
+		}
+		s.Nodes = append(s.Nodes, one)
 	}
 	for _, q := range n.peers.candidates.alive(now) {
 		if _, member := facts.Nodes[q.Name]; !member && q.ClusterID == "" {

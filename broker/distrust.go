@@ -28,6 +28,44 @@ func (l *limited) pass(now time.Time) (ok bool, withheld int) {
 	return true, withheld
 }
 
+// repeats lets each text through once in a while.
+type repeats struct {
+	mu  sync.Mutex
+	all map[string]*repeat
+}
+
+type repeat struct {
+	last time.Time
+	more int
+}
+
+const (
+	// repeatEvery is how often the same text is logged.
+	repeatEvery = time.Minute
+	// maxRepeats bounds the texts that are remembered.
+	maxRepeats = 256
+)
+
+// pass reports whether it is time for a text again, and how often it was not let
+// through since.
+func (r *repeats) pass(text string, now time.Time) (ok bool, withheld int) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if q := r.all[text]; q != nil {
+		if now.Sub(q.last) < repeatEvery {
+			q.more++
+			return false, 0
+		}
+		withheld, q.more, q.last = q.more, 0, now
+		return true, withheld
+	}
+	if r.all == nil || len(r.all) >= maxRepeats {
+		r.all = map[string]*repeat{}
+	}
+	r.all[text] = &repeat{last: now}
+	return true, 0
+}
+
 // once remembers what was complained of. When there is too much it forgets.
 type once struct {
 	mu   sync.Mutex

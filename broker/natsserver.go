@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"net"
 	"net/url"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -37,6 +38,7 @@ type natsServer struct {
 	// watchInterest says that the account's subscriptions tell whether
 	// anybody wants a feed message. Gateways hide theirs.
 	watchInterest bool
+	doors         atomic.Pointer[doors]
 	// clusterTLS is what routes are secured with, nil if they are not.
 	clusterTLS *tls.Config
 }
@@ -89,6 +91,8 @@ func (s *natsServer) prepare(o Options, name string) (*server.Options, credentia
 	if err != nil {
 		return nil, credentials{}, err
 	}
+	d := doorsOf(opts, o)
+	s.doors.Store(&d)
 	auth, err := s.ownCredentials(opts, o)
 	if err != nil {
 		return nil, auth, err
@@ -116,7 +120,7 @@ func startServer(ctx context.Context, opts *server.Options, log *slog.Logger, pr
 	if err != nil {
 		return nil, fmt.Errorf("NATS server: %w", err)
 	}
-	logger := natsLogger{log, make(chan string, 1)}
+	logger := natsLogger{log, make(chan string, 1), &repeats{}}
 	ns.SetLoggerV2(logger, false, false, false)
 	if err := prepare(ns); err != nil {
 		ns.Shutdown()
@@ -182,6 +186,10 @@ func natsOptions(o Options, name string) (*server.Options, error) {
 	if err := routeOptions(opts, o); err != nil {
 		return nil, err
 	}
+	if err := checkDoors(opts, o); err != nil {
+		return nil, err
+	}
+	set(&opts.ReconnectErrorReports, 60)
 	opts.NoSigs = true // the program's, not the server's
 	// A slow subscriber of the feed loses messages and reads them again; with
 	// the stall it would hold up everybody's answers.
@@ -210,6 +218,14 @@ func routeOptions(opts *server.Options, o Options) error {
 		c.Host, c.Port = host, port
 	}
 	set(&c.Name, o.Cluster)
+	if o.routePassword != "" && c.Username == "" && c.Password == "" {
+		c.Username, c.Password = routeUserName, o.routePassword
+		for _, u := range opts.Routes { // of the file
+			if u.User == nil {
+				u.User = routeUser(c)
+			}
+		}
+	}
 	set(&c.PingInterval, routePing)
 	set(&c.MaxPingsOut, routePingMax)
 	for _, r := range o.Routes {
@@ -308,15 +324,34 @@ func (s *natsServer) interest(subject string) bool { return s.account.Subscripti
 
 // natsLogger passes the server's log on, and what it could not start for.
 type natsLogger struct {
-	log   *slog.Logger
-	fatal chan string // the first only
+	log     *slog.Logger
+	fatal   chan string // the first only
+	repeats *repeats
 }
 
 func (l natsLogger) Noticef(format string, v ...any) {
 	l.log.Debug("nats: " + fmt.Sprintf(format, v...))
 }
-func (l natsLogger) Warnf(format string, v ...any)  { l.log.Warn("nats: " + fmt.Sprintf(format, v...)) }
-func (l natsLogger) Errorf(format string, v ...any) { l.log.Warn("nats: " + fmt.Sprintf(format, v...)) }
+func (l natsLogger) Warnf(format string, v ...any)  { l.warn(fmt.Sprintf(format, v...)) }
+func (l natsLogger) Errorf(format string, v ...any) { l.warn(fmt.Sprintf(format, v...)) }
+
+// numbers are what differs in a text that is said again and again: ports, and
+// counts of connections and attempts.
+var numbers = regexp.MustCompile(`[: ][0-9]+`)
+
+// warn logs a text, and the same one again once in a while: the server tries a
+// route that is away, and says so, every second.
+func (l natsLogger) warn(text string) {
+	ok, withheld := l.repeats.pass(numbers.ReplaceAllString(text, "#"), time.Now())
+	switch {
+	case !ok:
+	case withheld > 0:
+		l.log.Warn("nats: "+text, "not_logged_before", withheld)
+	default:
+		l.log.Warn("nats: " + text)
+	}
+}
+
 func (l natsLogger) Fatalf(format string, v ...any) {
 	select {
 	case l.fatal <- fmt.Sprintf(format, v...):

@@ -60,8 +60,9 @@ type Node struct {
 	// mu guards what a node that is starting does not have yet.
 	mu      sync.Mutex
 	store   *wal.Store
-	secret  wal.Secret        // the cluster's, zero until there is one
-	sealed  map[string][]byte // the secret, for founders
+	away    map[string]time.Time // members that are, and since when
+	secret  wal.Secret           // the cluster's, zero until there is one
+	sealed  map[string][]byte    // the secret, for founders
 	meta    *meta
 	slots   []*slot    // by partition
 	control *nats.Conn // for what the node asks of others
@@ -120,7 +121,7 @@ func Open(ctx context.Context, dir string, opts Options) (*Node, error) {
 	}
 	n := &Node{
 		opts: opts, names: subjects.Names{Prefix: opts.Prefix}, log: opts.Logger, metrics: newMetrics(), stats: newServiceStats(),
-		instance: newInstance(), started: time.Now().UTC(), sealedFor: map[string]string{},
+		instance: newInstance(), started: time.Now().UTC(), sealedFor: map[string]string{}, away: map[string]time.Time{},
 		helloNow: make(chan struct{}, 1), helloStop: make(chan struct{}), quit: make(chan struct{}), cleared: make(chan struct{}),
 		flying: semaphore.NewWeighted(batchesInFlight), reading: semaphore.NewWeighted(readsAtOnce), stopped: make(chan struct{}),
 	}
@@ -175,6 +176,7 @@ func (n *Node) open(ctx context.Context, dir string) error {
 	n.background.Go(func() { n.watchStore(running) })
 	n.checkSpace()
 	n.background.Go(func() { n.meta.run(running) })
+	n.background.Go(func() { n.watchAway(running) })
 	for _, s := range n.slots {
 		n.background.Go(func() { s.run(running) })
 	}
@@ -204,6 +206,7 @@ func (n *Node) openNATS(ctx context.Context, known bool) (err error) {
 	if err := n.listenRaft(); err != nil {
 		return err
 	}
+	n.opts.routePassword = routePassword(n.secret, n.opts.Cluster)
 	opts := n.opts
 	if n.opts.clustered() {
 		// NATS servers hang up on one that has the name of another. A node must be

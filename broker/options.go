@@ -65,6 +65,10 @@ type Options struct {
 	// and trust each other at their first meeting. Either is kept in the data
 	// directory; later starts need no token.
 	ClusterSecret string
+	// Insecure opens ports to whoever reaches them. Without it a node refuses to
+	// listen on anything but loopback for clients that are asked for nothing, and
+	// for routes without ClusterSecret, a password or certificates.
+	Insecure bool
 	// Replicas is how many voters a partition has, 1, 3 or 5; fixed when the
 	// cluster is founded, and fewer while there are fewer nodes. Default 3.
 	Replicas int
@@ -108,7 +112,9 @@ type Options struct {
 	// are not looked at.
 	store     wal.Options
 	freeSpace func(dir string) (int64, error)
-	protocol  int
+	// routePassword is what the node's token gives for route ports.
+	routePassword string
+	protocol      int
 	// pointEvery takes the place of the constant, if it is not 0.
 	pointEvery uint64
 	// cutting is called before each step of cutting a log's head.

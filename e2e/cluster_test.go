@@ -90,6 +90,9 @@ func (c *cluster) prepare(name string, args ...string) *node {
 		args = append(args, "--raft", raft, "--raft-advertise", c.wires.lay(name, raft, fromGreeting))
 	}
 	args = append(args, "--name", name, "--listen", c.address(name), "--cluster", c.routes[name], "--routes", strings.Join(others, ","))
+	if c.spaces != nil { // addresses that are not loopback's
+		args = append(args, "--insecure")
+	}
 	dir := c.tb.TempDir()
 	if c.disks != nil {
 		dir = c.disks(name)

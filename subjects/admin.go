@@ -76,6 +76,8 @@ type NodeStatus struct {
 	// cluster secret.
 	Key   string    `json:"key,omitempty"`
 	Since time.Time `json:"since,omitzero"`
+	// Away is when a node that is not alive was last heard.
+	Away time.Time `json:"away_since,omitzero"`
 }
 
 // PartitionStatus describes where a partition is.

@@ -89,6 +89,9 @@ func printCluster(w io.Writer, s subjects.ClusterStatus) error {
 		switch {
 		case !n.Alive:
 			ready = "away"
+			if !n.Away.IsZero() {
+				ready += " since " + n.Away.Format(time.RFC3339)
+			}
 		case !n.Ready:
 			ready = "no: " + n.Unready
 		}

@@ -38,6 +38,7 @@ type serveCmd struct {
 	Bootstrap     nodeNames    `group:"cluster" placeholder:"NAME,…" env:"CANTUS_BOOTSTRAP" help:"The founding nodes, given alike to each of them; looked at only while the data directory is new. Without it a new node waits to be added."`
 	ClusterSecret string       `group:"cluster" hidden:"" placeholder:"TOKEN" env:"CANTUS_CLUSTER_SECRET" help:"The token itself; on a command line others on the machine can read it."`
 	SecretFile    string       `group:"cluster" name:"cluster-secret-file" placeholder:"FILE" env:"CANTUS_CLUSTER_SECRET_FILE" type:"existingfile" help:"File with a token of at least 32 characters, given alike to every node: they prove with it that they belong together. Needed only until the data directory is founded, which keeps it. CANTUS_CLUSTER_SECRET takes the token itself."`
+	Insecure      bool         `group:"cluster" env:"CANTUS_INSECURE" help:"Open the client port and the route port to whoever reaches them: without it they listen on loopback only, unless --nats-config asks clients for something, and nodes share a token, a password or certificates."`
 	Replicas      replicaCount `group:"cluster" placeholder:"N" default:"3" env:"CANTUS_REPLICAS" help:"Replicas of a partition, 1, 3 or 5, or as many as there are nodes; fixed when the cluster is founded."`
 	Standby       bool         `group:"cluster" env:"CANTUS_STANDBY" help:"Once added, follow every partition without a vote."`
 	Heartbeat     duration     `group:"cluster" placeholder:"TIME" default:"500ms" env:"CANTUS_HEARTBEAT" help:"How long a follower hears nothing of its leader before it stands for election."`
@@ -65,9 +66,9 @@ then the environment, then the file. Sizes take units: 64MiB, 1GiB, 500MB.
 Examples:
 
   cantus serve
-  cantus serve --data /var/lib/cantus --listen :4222 --partitions 16
+  cantus serve --data /var/lib/cantus --listen :4222 --nats-config users.conf --partitions 16
   cantus serve --name n1 --cluster 10.0.0.1:6222 --raft 10.0.0.1:7222 --routes 10.0.0.2:6222,10.0.0.3:6222 \
-    --listen 10.0.0.1:4222 --bootstrap n1,n2,n3
+    --listen 10.0.0.1:4222 --nats-config users.conf --bootstrap n1,n2,n3 --cluster-secret-file token
   CANTUS_LOG_FORMAT=json cantus serve --config cantus.yaml`
 }
 
@@ -111,6 +112,7 @@ func (c *serveCmd) Run(ctx context.Context, p *program, parsed *kong.Context) er
 		}
 		return p.ended(err)
 	}
+	opts.Logger.Info("open: " + node.Doors())
 	if _, err := fmt.Fprintln(p.out, readyLine(node.ClientURL(), node.HTTPAddr())); err != nil {
 		opts.Logger.Warn("ready line not written", "error", err)
 	}
@@ -184,6 +186,7 @@ func (c *serveCmd) options() (broker.Options, error) {
 		RaftAdvertise: strings.Join(c.RaftAdvertise, ""),
 		Bootstrap:     c.Bootstrap,
 		ClusterSecret: secret,
+		Insecure:      c.Insecure,
 		Replicas:      int(c.Replicas),
 		Standby:       c.Standby,
 		Heartbeat:     time.Duration(c.Heartbeat),

@@ -1,0 +1,136 @@
+package broker_test
+
+import (
+	"bytes"
+	"errors"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/cantuslog/cantus/broker"
+)
+
+func TestPortsAreNotOpenedToAnyone(t *testing.T) {
+	users := filepath.Join(t.TempDir(), "users.conf")
+	if err := os.WriteFile(users, []byte(`authorization { users = [ {user: a, password: b} ] }`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for name, test := range map[string]struct {
+		opts broker.Options
+		text string // "" if it opens
+	}{
+		"clients":                 {broker.Options{Listen: ":0"}, "the client port on - would be open to anyone"},
+		"clients on an interface": {broker.Options{Listen: "0.0.0.0:0"}, "the client port on 0.0.0.0 would be open to anyone"},
+		"routes":                  {broker.Options{ClusterListen: "0.0.0.0:0"}, "--cluster-secret-file"},
+		"users":                   {broker.Options{Listen: "0.0.0.0:0", NATSConfig: users}, ""},
+		"a token":                 {broker.Options{ClusterListen: "0.0.0.0:0", Bootstrap: []string{"n1"}, ClusterSecret: token}, ""},
+		"told to":                 {broker.Options{Listen: "0.0.0.0:0", ClusterListen: "0.0.0.0:0", Bootstrap: []string{"n1"}, Insecure: true}, ""},
+		"on loopback":             {broker.Options{Listen: "127.0.0.1:0", ClusterListen: "localhost:0", Bootstrap: []string{"n1"}}, ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			n, err := broker.Open(t.Context(), t.TempDir(), test.opts)
+			if err == nil {
+				defer n.Close()
+			}
+			if test.text == "" && err != nil || test.text != "" && (!errors.Is(err, broker.ErrOptions) || !strings.Contains(err.Error(), test.text)) {
+				t.Errorf("got %v, wanted %q", err, test.text)
+			}
+		})
+	}
+}
+
+func TestDoorsSayWhatIsOpenAndToWhom(t *testing.T) {
+	for want, opts := range map[string]broker.Options{
+		"no port": {},
+		"anyone on this machine); routes on 127.0.0.1:": {Listen: "127.0.0.1:0", ClusterListen: "127.0.0.1:0", Bootstrap: []string{"n1"}},
+		"(holders of the cluster's token); replication": {ClusterListen: "127.0.0.1:0", Bootstrap: []string{"n1"}, ClusterSecret: token},
+		"(members with the cluster's secret)":           {ClusterListen: "127.0.0.1:0", Bootstrap: []string{"n1"}},
+	} {
+		n, err := broker.Open(t.Context(), t.TempDir(), opts)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := n.Doors(); !strings.Contains(got, want) {
+			t.Errorf("got %q, want %q in it", got, want)
+		}
+		_ = n.Close()
+	}
+}
+
+// A server without the token can't become a route.
+func TestAStrangerIsNoRoute(t *testing.T) {
+	c := openNodes(t, 3, broker.Options{Partitions: 1, ClusterSecret: token})
+	c.prepare("stranger")
+	o := c.options("stranger")
+	log := &buffer{}
+	o.Name, o.Bootstrap, o.ClusterSecret, o.Logger = "x", []string{"x"}, strings.Repeat("y", 32), slog.New(slog.NewTextHandler(log, nil))
+	n, err := broker.Open(t.Context(), c.dirs["stranger"], o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer n.Close()
+	eventually(t, "it is turned away", func() bool { return log.count("Authorization Violation") > 0 })
+	if s := c.status("n1"); len(s.Nodes) != 3 {
+		t.Errorf("the cluster sees %v", s.Nodes)
+	}
+}
+
+// buffer is where a log goes that is read while it is written.
+type buffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (b *buffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.b.Write(p)
+}
+
+// count is how many lines have a text.
+func (b *buffer) count(text string) (n int) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for line := range strings.Lines(b.b.String()) {
+		if strings.Contains(line, text) {
+			n++
+		}
+	}
+	return n
+}
+
+// A node that is away cost every other one 240 lines a minute, and none of them
+// said that it is away.
+func TestANodeThatIsAwayIsSaidOnce(t *testing.T) {
+	c := newNodes(t, 3, broker.Options{Partitions: 1})
+	log := &buffer{}
+	c.change = func(name string, o *broker.Options) {
+		if name == "n1" {
+			o.Logger = slog.New(slog.NewTextHandler(log, nil))
+		}
+	}
+	c.start(c.names...)
+	c.settle("n1")
+	c.stop("n3")
+	var since time.Time
+	eventually(t, "the status says since when n3 is away", func() bool {
+		for _, n := range c.status("n1").Nodes {
+			if n.Name == "n3" {
+				since = n.Away
+			}
+		}
+		return !since.IsZero()
+	})
+	eventually(t, "n1 says so", func() bool { return log.count(`msg="node is away" node=n3 since=`) == 1 })
+	c.start("n3")
+	eventually(t, "n3 is back", func() bool { return log.count(`msg="node is back" node=n3 after=`) == 1 })
+	for _, name := range []string{"n2", "n3"} {
+		if n := log.count(`msg="node is away" node=` + name); name == "n2" && n > 0 || n > 1 {
+			t.Errorf("said %d times that %s is away", n, name)
+		}
+	}
+}
