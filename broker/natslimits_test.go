@@ -170,15 +170,15 @@ func TestAccountThatChanges(t *testing.T) {
 // takes: it must not cost the node its connection.
 func TestReplySubjectTooLong(t *testing.T) {
 	n, nc := one(t, broker.Options{Prefix: "c", Listen: "127.0.0.1:0"})
-	if _, err := nc.Request("c.append.0", []byte("x"), patience); err != nil {
-		t.Fatal(err)
+	// Its sizes take more room in an answer's line than a read's subject in its own.
+	if r := appendTx(t, nc, "c.append.0", strings.Repeat("x", 900_000), "X", strings.Repeat("x", 20_000)); r.Error != nil {
+		t.Fatal(r.Error)
 	}
 	raw := dialRaw(t, n.ClientURL())
 	const line = 4096
-	for _, subject := range []string{"c.get.0", "c.append.0", "c.info", "c.cursor.0.x"} {
-		for length := line - 60; length <= line-len(subject)-len("  10"); length++ {
-			body := `{"txid":1}`
-			raw.send(t, fmt.Sprintf("PUB %s %s %d\r\n%s\r\n", subject, strings.Repeat("r", length), len(body), body))
+	for _, subject := range []string{"c.read.0", "c.replica.read.0"} {
+		for most := line - len(subject+"  0"); most > line-32; most-- {
+			raw.send(t, fmt.Sprintf("PUB %s %s 0\r\n\r\n", subject, strings.Repeat("r", most)))
 		}
 	}
 	raw.send(t, "PING\r\n")
