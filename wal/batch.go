@@ -19,9 +19,11 @@ const (
 )
 
 const (
-	batchVersion = 1
-	batchHeader  = 24
-	crcSize      = 4
+	batchVersion  = 1
+	batchVersion2 = 2 // with a term
+	batchHeader   = 24
+	termSize      = 8
+	crcSize       = 4
 )
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
@@ -42,6 +44,14 @@ func (w *BatchWriter) Begin(kind BatchKind, first uint64, at int64, size int) {
 	w.buf[0], w.buf[1] = batchVersion, byte(kind)
 	binary.LittleEndian.PutUint64(w.buf[8:], first)
 	binary.LittleEndian.PutUint64(w.buf[16:], uint64(at))
+}
+
+// BeginIn starts a batch of transactions that are certified by the leader of a
+// term of Raft. The arguments are otherwise those of Begin.
+func (w *BatchWriter) BeginIn(term, first uint64, at int64, size int) {
+	w.Begin(Transactions, first, at, size)
+	w.buf[0] = batchVersion2
+	w.buf = binary.LittleEndian.AppendUint64(w.buf, term)
 }
 
 // Add appends a transaction. Its Txid and Time are not looked at: it takes
@@ -107,7 +117,10 @@ type Batch struct {
 	// last one before the batch.
 	First uint64
 	// Time is that of the first record, Unix nanoseconds.
-	Time    int64
+	Time int64
+	// Term is the one in which the transactions were certified, 0 if the batch
+	// does not say.
+	Term    uint64
 	records []byte
 }
 
@@ -129,8 +142,10 @@ func peekBatch(b []byte) (Batch, error) {
 	switch {
 	case len(b) < batchHeader+crcSize:
 		return Batch{}, fmt.Errorf("%w: %d bytes are too few", ErrBatch, len(b))
-	case b[0] != batchVersion:
-		return Batch{}, fmt.Errorf("%w: version %d is not known, %d is", ErrBatch, b[0], batchVersion)
+	case b[0] != batchVersion && b[0] != batchVersion2:
+		return Batch{}, fmt.Errorf("%w: version %d is not known, %d and %d are", ErrBatch, b[0], batchVersion, batchVersion2)
+	case b[0] == batchVersion2 && (len(b) < batchHeader+termSize+crcSize || BatchKind(b[1]) != Transactions):
+		return Batch{}, fmt.Errorf("%w: %d bytes of kind %d can't have a term", ErrBatch, len(b), b[1])
 	case BatchKind(b[1]) < Transactions || BatchKind(b[1]) > Commands:
 		return Batch{}, fmt.Errorf("%w: kind %d is not known", ErrBatch, b[1])
 	case b[2] != 0 || b[3] != 0:
@@ -143,6 +158,9 @@ func peekBatch(b []byte) (Batch, error) {
 		Time:    int64(binary.LittleEndian.Uint64(b[16:])),
 		records: b[batchHeader : len(b)-crcSize],
 	}
+	if b[0] == batchVersion2 {
+		batch.Term, batch.records = binary.LittleEndian.Uint64(batch.records), batch.records[termSize:]
+	}
 	if batch.Count > len(batch.records) {
 		return Batch{}, fmt.Errorf("%w: counts %d records in %d bytes", ErrBatch, batch.Count, len(batch.records))
 	}
@@ -151,6 +169,11 @@ func peekBatch(b []byte) (Batch, error) {
 	}
 	return batch, nil
 }
+
+// OutOfTerm reports whether the batch was certified in another term than that
+// of the entry that holds it. It rests on what that leader took for the log's
+// end, and counts for nothing: see docs/adr/0016.
+func (b *Batch) OutOfTerm(entry uint64) bool { return b.Term != 0 && b.Term != entry }
 
 // Last is the txid of the batch's last transaction; for an empty batch or
 // another kind it is the one before First or First itself.

@@ -64,7 +64,11 @@ func plain(t wal.Transaction) wal.Transaction {
 func randomBatch(r *rand.Rand, n int) ([]byte, []wal.Transaction) {
 	first, at := 1+r.Uint64()>>uint(1+r.IntN(62)), int64(r.Uint64()>>2)
 	var w wal.BatchWriter
-	w.Begin(wal.Transactions, first, at, r.IntN(4096))
+	if r.IntN(2) == 0 {
+		w.Begin(wal.Transactions, first, at, r.IntN(4096))
+	} else {
+		w.BeginIn(r.Uint64(), first, at, r.IntN(4096))
+	}
 	var want []wal.Transaction
 	for i := range n {
 		t := randomTransaction(r)
@@ -251,6 +255,9 @@ func FuzzParseBatch(f *testing.F) {
 	w.Begin(wal.CursorWrites, 7, 9, 0)
 	w.AddCursor(wal.Cursor{Name: []byte("c"), Txid: 3})
 	f.Add(w.Finish())
+	w.BeginIn(5, 7, 9, 0)
+	w.Add(&wal.Transaction{Payload: []byte("p")})
+	f.Add(w.Finish())
 	f.Fuzz(func(t *testing.T, b []byte) {
 		_, _ = wal.ParseBatch(b)
 		batch, err := wal.ParseBatch(reseal(b))
@@ -267,7 +274,9 @@ func FuzzParseBatch(f *testing.F) {
 // readAll reads every record, and writes the batch anew: it must read the same.
 func readAll(t *testing.T, batch wal.Batch) {
 	var w wal.BatchWriter
-	w.Begin(batch.Kind, batch.First, batch.Time, 0)
+	if w.Begin(batch.Kind, batch.First, batch.Time, 0); batch.Term != 0 {
+		w.BeginIn(batch.Term, batch.First, batch.Time, 0)
+	}
 	r := batch.Read()
 	n := 0
 	var tx wal.Transaction
@@ -292,7 +301,7 @@ func readAll(t *testing.T, batch wal.Batch) {
 		t.Fatalf("%d records read of %d", n, batch.Count)
 	}
 	again, err := wal.ParseBatch(w.Finish())
-	if err != nil || again.Count != batch.Count || again.First != batch.First || again.Last() != batch.Last() {
+	if err != nil || again.Count != batch.Count || again.First != batch.First || again.Term != batch.Term || again.Last() != batch.Last() {
 		t.Fatalf("written anew: %+v, %v", again, err)
 	}
 	a, b := batch.Read(), again.Read()

@@ -36,19 +36,20 @@
 // into a journal frame, and lets go of the frames before it. After a crash the
 // frames since the checkpoint are played into Badger again.
 //
-// # Batch, version 1
+// # Batch, versions 1 and 2
 //
 // Integers are little-endian; "uv" is an unsigned varint as in
 // encoding/binary.
 //
 //	offset  size
-//	     0     1  version, 1
+//	     0     1  version: 1, or 2 for one with a term
 //	     1     1  kind: 1 transactions, 2 cursor writes, 3 trims, 4 commands
 //	     2     2  zero
 //	     4     4  count of records
 //	     8     8  txid of the first record (kind 1; else the last txid before it)
 //	    16     8  time of the first record, Unix nanoseconds
-//	    24        records
+//	    24     8  Raft's term in which the transactions were certified (version 2, kind 1)
+//	              records
 //	   end     4  CRC-32C of all before it
 //
 // The i-th transaction of a batch has the txid first+i and the time time+i.

@@ -88,7 +88,7 @@ func (e *Entry) transactions() (Batch, bool) {
 		return Batch{}, false
 	}
 	b, err := peekBatch(e.Data)
-	return b, err == nil && b.Kind == Transactions && b.Count > 0
+	return b, err == nil && b.Kind == Transactions && b.Count > 0 && !b.OutOfTerm(e.Term)
 }
 
 // hintBefore gives where to search for txid: at a batch that holds it, behind
@@ -210,8 +210,8 @@ func (b *batches) entry(e *Entry) (found bool, err error) {
 	if err != nil {
 		return false, fmt.Errorf("%w: entry %d of group %d: %w", ErrDamaged, e.Index, b.log.group, err)
 	}
-	if batch.Kind != Transactions || batch.Count == 0 || b.next != 0 && batch.First != b.next {
-		return false, nil // another kind, or void: it repeats or skips txids
+	if batch.Kind != Transactions || batch.Count == 0 || b.next != 0 && batch.First != b.next || batch.OutOfTerm(e.Term) {
+		return false, nil // another kind, or void: it repeats or skips txids, or is of another term
 	}
 	b.next = batch.Last() + 1
 	if !b.yield(e.Index, BatchOrError{Batch: batch}) {

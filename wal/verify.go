@@ -174,6 +174,9 @@ func (v *verification) entry(e *Entry) error {
 	if b.Kind != Transactions || b.Count == 0 {
 		return nil
 	}
+	if b.OutOfTerm(e.Term) {
+		return nil
+	}
 	if b.First != r.LastTxid+1 {
 		return v.void(e.Index, b)
 	}

@@ -161,6 +161,48 @@ func TestVerifyPassesOverVoidBatches(t *testing.T) {
 	}
 }
 
+// A batch that was certified in another term than its entry's counts for
+// nothing: not for the chain, not for who looks up its txids.
+func TestABatchOfAnotherTermCountsForNothing(t *testing.T) {
+	dir := t.TempDir()
+	s := openStore(t, dir, small())
+	l := s.Log(0)
+	inTerm := func(term uint64, payload string) []byte {
+		var w wal.BatchWriter
+		w.BeginIn(term, 1, 1000, 0)
+		w.Add(&wal.Transaction{Payload: []byte(payload)})
+		return w.Finish()
+	}
+	good := inTerm(3, "good")
+	for i, data := range [][]byte{inTerm(2, "late"), good} {
+		if err := l.Append(wal.Entry{Index: uint64(i + 1), Term: 3, Data: data}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := l.Void(1); err != nil {
+		t.Fatal(err)
+	}
+	if index, err := l.FindTx(1, 2); err != nil || index != 2 {
+		t.Errorf("txid 1 is in entry %d, %v", index, err)
+	}
+	var seen []uint64
+	for index, b := range l.Batches(1, 2) {
+		if b.Err != nil || b.Batch.Term != 3 {
+			t.Errorf("entry %d: term %d, %v", index, b.Batch.Term, b.Err)
+		}
+		seen = append(seen, index)
+	}
+	if len(seen) != 1 || seen[0] != 2 {
+		t.Errorf("batches of entries %v", seen)
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if r := reports(t, dir)[0]; r.Err != nil || r.Transactions != 1 || r.Digest != (wal.Digest{}).Next(good) {
+		t.Errorf("report %+v", r)
+	}
+}
+
 func TestVerifyFoundsNothing(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "none")
 	if err := wal.Verify(dir, func(wal.PartitionReport) {}); err == nil {
