@@ -340,12 +340,13 @@ func (n *Network) serveBeats(l *link, from string) {
 		var answers []byte
 		for r := range slices.Chunk(records, beatSize) {
 			id, group, term := binary.BigEndian.Uint32(r), binary.BigEndian.Uint32(r[4:]), binary.BigEndian.Uint64(r[8:])
-			e := n.endpoint(group)
-			if e != nil && !e.follows(term) { // this may write to the disk: others don't wait
-				n.running.Go(func() { answer(e.hear(nil, id, from, term)) })
-				continue
+			if done := n.hear(&answers, id, from, group, term); !done {
+				n.running.Go(func() { // raft may be busy: others don't wait
+					if late := n.hearThrough(id, from, group, term); len(late) > 0 {
+						answer(late)
+					}
+				})
 			}
-			answers = e.hear(answers, id, from, term)
 		}
 		if len(answers) > 0 {
 			answer(answers)
@@ -353,51 +354,60 @@ func (n *Network) serveBeats(l *link, from string) {
 	}
 }
 
-// follows tells whether the group's replica follows in a term.
-func (e *endpoint) follows(term uint64) bool {
-	g := e.group.Load()
-	return g != nil && g.raft.CurrentTerm() == term && g.raft.State() == raft.Follower
-}
-
-// hear passes a heartbeat to raft and appends the answer. The endpoint may be
-// nil.
-func (e *endpoint) hear(to []byte, id uint32, from string, term uint64) []byte {
-	answer, ok := e.pass(&raft.AppendEntriesRequest{
+// heartbeat returns a group's heartbeat as raft's request.
+func heartbeat(from string, term uint64) *raft.AppendEntriesRequest {
+	return &raft.AppendEntriesRequest{
 		RPCHeader: raft.RPCHeader{ProtocolVersion: raft.ProtocolVersionMax, ID: []byte(from), Addr: []byte(from)},
 		Term:      term,
-	})
-	status := beatNoGroup
-	switch {
-	case ok && answer.Success:
-		status = beatHeard
-	case ok:
-		status = beatRefused
 	}
-	to = append(binary.BigEndian.AppendUint32(to, id), status)
-	to = binary.BigEndian.AppendUint64(to, answer.Term)
-	return binary.BigEndian.AppendUint64(to, answer.LastLog)
 }
 
-// pass gives a heartbeat to raft, if it takes it.
-func (e *endpoint) pass(q *raft.AppendEntriesRequest) (a raft.AppendEntriesResponse, ok bool) {
+// hear appends the answer to a heartbeat if there is one at once; false says
+// that raft's main goroutine is to give it.
+func (n *Network) hear(to *[]byte, id uint32, from string, group uint32, term uint64) bool {
+	e := n.endpoint(group)
 	if e == nil || !e.busy() {
-		return a, false
+		*to = appendBeatAnswer(*to, id, beatNoGroup, raft.AppendEntriesResponse{})
+		return true
 	}
 	defer e.users.Done()
-	handle := e.beaten.Load()
-	if handle == nil || e.refusesTerm(q.Term) {
-		return a, false
+	if e.halt.err() != nil || e.refusesTerm(term) {
+		*to = appendBeatAnswer(*to, id, beatNoGroup, raft.AppendEntriesResponse{})
+		return true
 	}
-	answered := make(chan raft.RPCResponse, 1)
-	(*handle)(raft.RPC{Command: q, RespChan: answered})
-	select {
-	case r := <-answered:
-		if full, is := r.Response.(*raft.AppendEntriesResponse); is && r.Error == nil {
-			return *full, true
-		}
-	default: // raft is shutting down
+	a, ok := e.beside(from, heartbeat(from, term))
+	if ok {
+		*to = appendBeatAnswer(*to, id, beatStatus(a), a)
 	}
-	return a, false
+	return ok
+}
+
+// hearThrough returns the answer that raft's main goroutine gives to a
+// heartbeat, nil if it gives none.
+func (n *Network) hearThrough(id uint32, from string, group uint32, term uint64) []byte {
+	e := n.endpoint(group)
+	if e == nil || !e.busy() {
+		return appendBeatAnswer(nil, id, beatNoGroup, raft.AppendEntriesResponse{})
+	}
+	defer e.users.Done()
+	a, ok := e.through(from, heartbeat(from, term))
+	if !ok {
+		return nil
+	}
+	return appendBeatAnswer(nil, id, beatStatus(a), a)
+}
+
+func beatStatus(a raft.AppendEntriesResponse) byte {
+	if a.Success {
+		return beatHeard
+	}
+	return beatRefused
+}
+
+func appendBeatAnswer(to []byte, id uint32, status byte, a raft.AppendEntriesResponse) []byte {
+	to = append(binary.BigEndian.AppendUint32(to, id), status)
+	to = binary.BigEndian.AppendUint64(to, a.Term)
+	return binary.BigEndian.AppendUint64(to, a.LastLog)
 }
 
 // busy counts a user of the endpoint; false says that it was closed.

@@ -55,7 +55,7 @@
 // answers with a nonce of 32 bytes, and nothing else. What follows has a length (2),
 // a body, and a proof (32). The dialer greets:
 //
-//	0     1  what for: 1 Raft, 2 a fetch, 3 heartbeats
+//	0     1  what for: 1 Raft, 2 a fetch, 3 heartbeats, 4 nothing
 //	1     4  group; 0 for heartbeats
 //	5        three names, each one byte of length and n bytes: the dialing node,
 //	         the id of its data directory, the node that is meant

@@ -19,6 +19,9 @@ type endpoint struct {
 	group    atomic.Pointer[Group] // nil until it is open
 	accepted chan net.Conn
 	beaten   atomic.Pointer[func(raft.RPC)] // raft's way to hear heartbeats
+	halt     *halt
+	// following says which heartbeats may take that way.
+	following following
 
 	dialing  context.Context // ends with interrupt: no more is dialed
 	stopDial context.CancelFunc
@@ -118,6 +121,18 @@ func (e *endpoint) drop(node string) {
 		if to == node {
 			l.abort()
 		}
+	}
+}
+
+// breakAll breaks all connections. Others may be made.
+func (e *endpoint) breakAll() {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for l := range e.outbound {
+		l.abort()
+	}
+	for l := range e.inbound {
+		l.abort()
 	}
 }
 

@@ -21,6 +21,16 @@ var (
 	// ErrFetching is returned when a log is opened that a fetch has begun on
 	// and not ended, or that was reset: call Fetch.
 	ErrFetching = errors.New("raftstore: the log is being fetched")
+	// ErrRefused is returned when a peer refuses a connection, and says why.
+	ErrRefused = errors.New("raftstore: refused")
+	// ErrHalted is returned by a replica that takes no part in its group.
+	ErrHalted = errors.New("raftstore: the replica is halted")
+	// ErrCommittedCut is why a replica has halted by itself: it was to give up
+	// entries that it knows to be committed.
+	ErrCommittedCut = errors.New("raftstore: committed entries would be cut")
+	// ErrTermBack is why a replica has halted by itself: a term or vote that it
+	// has stored was to be followed by an older one.
+	ErrTermBack = errors.New("raftstore: a stored term would go back")
 	// ErrStale is returned when the replica that a log is fetched from may lack
 	// what this one has acknowledged before: fetch from the leader, or later.
 	ErrStale = errors.New("raftstore: the other replica is not up to date")

@@ -63,6 +63,7 @@ const (
 	kindRaft  connKind = 1
 	kindFetch connKind = 2
 	kindBeats connKind = 3 // of all groups; the greeting's says nothing
+	kindGreet connKind = 4 // nothing but the handshake
 )
 
 // greeting says what a dialer wants, and of whom.
@@ -95,6 +96,8 @@ func (v versionError) Error() string {
 type refusedError struct{ text string }
 
 func (e refusedError) Error() string { return "refused: " + e.text }
+
+func (e refusedError) Is(target error) bool { return target == ErrRefused }
 
 // transcript is what both ends of a connection have said so far.
 type transcript struct {
@@ -232,7 +235,7 @@ func decodeGreeting(b []byte) (g greeting, err error) {
 		*s, rest = string(rest[1:end]), rest[end:]
 	}
 	g.claims = rest
-	if g.kind < kindRaft || g.kind > kindBeats {
+	if g.kind < kindRaft || g.kind > kindGreet {
 		return g, fmt.Errorf("%w: kind %d is not known", errGreeting, g.kind)
 	}
 	return g, nil

@@ -41,7 +41,8 @@ type Group struct {
 // being fetched: see [Fetching]. An error that wraps [wal.ErrDamaged] says that
 // the log can't be read.
 func Open(opts Options) (*Group, error) {
-	g := &Group{node: opts.Node, log: &logStore{log: opts.Log}, warn: func(string, ...any) {}}
+	g := &Group{node: opts.Node, log: &logStore{log: opts.Log, halt: &halt{contradicted: opts.Contradicted}}, warn: func(string, ...any) {}}
+	g.log.halt.ask(opts.Halted)
 	if opts.Logger != nil {
 		g.warn = opts.Logger.Warn
 	}
@@ -76,6 +77,7 @@ func (g *Group) connect(opts Options) error {
 	if err != nil {
 		return err
 	}
+	e.halt = g.log.halt
 	g.network = newTransport(e, opts, &g.log.unsynced)
 	g.transport = g.network
 	return nil
@@ -101,6 +103,7 @@ func (g *Group) start(config *raft.Config, opts Options) (err error) {
 	}
 	g.log.raft.Store(g.raft)
 	if g.network != nil {
+		g.raft.RegisterObserver(raft.NewObserver(nil, false, g.network.end.following.forget))
 		g.network.use(g)
 	} else if slices.Contains(g.replicas(), Replica{Name: opts.Node, Voter: true}) {
 		g.elect()

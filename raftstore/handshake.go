@@ -108,7 +108,7 @@ func (n *Network) examine(g greeting, secure *tls.Conn) error {
 	if err := n.checkClaims(g.from, g.claims); err != nil {
 		return refusedError{err.Error()}
 	}
-	if g.kind != kindBeats && n.endpoint(g.group) == nil {
+	if g.kind != kindBeats && g.kind != kindGreet && n.endpoint(g.group) == nil {
 		return noGroupError(g.group)
 	}
 	return nil

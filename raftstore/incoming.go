@@ -23,6 +23,7 @@ type incoming struct {
 	log  *wal.Log
 	full func() bool // nil: never
 	raft atomic.Pointer[raft.Raft]
+	halt *halt // may be nil, in tests
 
 	complain func(msg string, args ...any) // may be nil
 
@@ -31,8 +32,8 @@ type incoming struct {
 	running   sync.WaitGroup
 }
 
-func newIncoming(in <-chan raft.RPC, open context.Context, log *wal.Log, full func() bool, complain func(string, ...any)) *incoming {
-	i := &incoming{in: in, out: make(chan raft.RPC), open: open, log: log, full: full, complain: complain, behind: make(chan struct{})}
+func newIncoming(in <-chan raft.RPC, open context.Context, log *wal.Log, h *halt, full func() bool, complain func(string, ...any)) *incoming {
+	i := &incoming{in: in, out: make(chan raft.RPC), open: open, log: log, halt: h, full: full, complain: complain, behind: make(chan struct{})}
 	i.running.Go(i.run)
 	return i
 }
@@ -94,6 +95,13 @@ func (i *incoming) term() uint64 {
 
 // pass tells whether raft is to see a request.
 func (i *incoming) pass(rpc *raft.RPC) bool {
+	if err := i.halt.err(); err != nil {
+		if rpc.Reader != nil {
+			_, _ = io.Copy(io.Discard, rpc.Reader) // it comes before the next request
+		}
+		rpc.Respond(nil, err)
+		return false
+	}
 	if term := requestTerm(rpc.Command); leaps(i.term(), term) {
 		if i.complain != nil {
 			i.complain("a peer's request is refused: its term leaps", "term", term, "own", i.term())
@@ -111,6 +119,9 @@ func (i *incoming) pass(rpc *raft.RPC) bool {
 			return false
 		}
 		i.raiseHead(q)
+		// What lies behind the request's entries may be another leader's, also
+		// where this log is longer: raft would take it for committed.
+		q.LeaderCommitIndex = min(q.LeaderCommitIndex, lastOf(q))
 	case *raft.InstallSnapshotRequest:
 		_, _ = io.Copy(io.Discard, rpc.Reader) // it comes before the next request
 		rpc.Respond(i.install(q))

@@ -62,6 +62,25 @@ func TestRequestsThatBeginBeforeTheHead(t *testing.T) {
 	}
 }
 
+// A replica's log may be longer than what a request covers, with entries that
+// another leader has replaced: they are not committed by it.
+func TestOnlyWhatARequestCoversIsCommitted(t *testing.T) {
+	i := &incoming{log: trimmed(t)}
+	for what, c := range map[string]struct {
+		prev, first, last, commit, want uint64
+	}{
+		"all before the head":  {2, 3, 8, 18, 10},
+		"without entries":      {12, 1, 0, 18, 12},
+		"up to its last entry": {12, 13, 15, 18, 15},
+		"less than it has":     {12, 13, 15, 13, 13},
+	} {
+		q := &raft.AppendEntriesRequest{PrevLogEntry: c.prev, PrevLogTerm: 1 + c.prev/11, Entries: entries(c.first, c.last), LeaderCommitIndex: c.commit}
+		if !i.pass(&raft.RPC{Command: q}) || q.LeaderCommitIndex != c.want {
+			t.Errorf("%s: committed up to %d, want %d", what, q.LeaderCommitIndex, c.want)
+		}
+	}
+}
+
 func TestMarkersFromALeader(t *testing.T) {
 	for what, c := range map[string]struct {
 		index, term uint64

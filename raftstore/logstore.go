@@ -15,7 +15,8 @@ import (
 
 // logStore is raft's LogStore and StableStore over a log of package wal.
 type logStore struct {
-	log *wal.Log
+	log  *wal.Log
+	halt *halt // may be nil, in tests
 	// raft is who stores, nil until it runs.
 	raft     atomic.Pointer[raft.Raft]
 	unsynced unsynced
@@ -70,7 +71,7 @@ const storeAtOnce = 24 << 20
 // StoreLogs stores entries, at once unless they are very large. When it returns
 // nil they are synced, or, on a leader, on their way and in s.unsynced.
 func (s *logStore) StoreLogs(logs []*raft.Log) error {
-	if err := s.oweTerm(); err != nil {
+	if err := errors.Join(s.halt.err(), s.oweTerm()); err != nil {
 		return err
 	}
 	leads := s.ahead(logs)
@@ -179,13 +180,32 @@ func (s *logStore) DeleteRange(from, to uint64) error {
 	if last := s.log.LastIndex(); to < last {
 		return fmt.Errorf("delete entries %d to %d: only a suffix is ever deleted, and the last is %d", from, to, last)
 	}
-	if err := errors.Join(s.oweTerm(), s.unsynced.wait(all)); err != nil {
+	if err := errors.Join(s.halt.err(), s.checkCut(from), s.oweTerm(), s.unsynced.wait(all)); err != nil {
 		return err
 	}
 	s.forget()
 	s.cutting.Lock()
 	defer s.cutting.Unlock()
 	return s.log.TruncateSuffix(from)
+}
+
+// checkCut halts the replica instead of giving up entries that it knows to be
+// committed. Another leader can't have others in their place, unless a replica
+// has lost what it acknowledged.
+func (s *logStore) checkCut(from uint64) error {
+	k, err := markers{s.log}.load()
+	if err != nil {
+		return err
+	}
+	committed := k.Index
+	if r := s.raft.Load(); r != nil {
+		committed = max(committed, r.AppliedIndex(), s.unsynced.cap(r.CommitIndex()))
+	}
+	if from > committed {
+		return nil
+	}
+	return s.halt.contradict(fmt.Errorf("%w: a leader has other entries from %d on, and this replica knows that the entries up to %d are committed: "+
+		"a replica of the group has lost what it acknowledged", ErrCommittedCut, from, committed))
 }
 
 // trim removes the entries up to and including index through.
@@ -202,7 +222,7 @@ const stablePrefix = "raft/"
 const keyTerm = "CurrentTerm"
 
 func (s *logStore) Set(key, value []byte) error {
-	if err := s.oweTerm(); err != nil {
+	if err := errors.Join(s.halt.err(), s.oweTerm()); err != nil {
 		return err
 	}
 	return s.set(string(key), value)
@@ -243,14 +263,31 @@ func (s *logStore) Get(key []byte) ([]byte, error) {
 func (s *logStore) SetUint64(key []byte, n uint64) error {
 	value := binary.BigEndian.AppendUint64(nil, n)
 	if string(key) != keyTerm {
+		if have, err := s.GetUint64(key); err != nil || n < have {
+			return errors.Join(err, s.goesBack(string(key), have, n))
+		}
 		return s.Set(key, value)
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	have := storedTerm(s.log)
+	if s.term != nil {
+		have = binary.BigEndian.Uint64(s.term)
+	}
+	if n < have { // raft takes an error for fatal and panics: halted, it does no harm
+		_ = s.goesBack(keyTerm, have, n)
+		return nil
+	}
 	if s.term = nil; s.set(keyTerm, value) != nil {
 		s.term = value
 	}
 	return nil
+}
+
+// goesBack halts the replica: no term, of its own or of its last vote, is ever
+// followed by a lower one.
+func (s *logStore) goesBack(key string, have, n uint64) error {
+	return s.halt.contradict(fmt.Errorf("%w: %s is %d and was to become %d", ErrTermBack, key, have, n))
 }
 
 func (s *logStore) GetUint64(key []byte) (uint64, error) {

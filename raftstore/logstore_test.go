@@ -253,3 +253,60 @@ func TestACancelledMarkerIsNotStored(t *testing.T) {
 		t.Fatalf("%v, %v", list, err)
 	}
 }
+
+// A replica that was to give up what it knows to be committed, its term or its
+// vote, halts, and does nothing more.
+func TestWhatIsStoredIsNotTakenBack(t *testing.T) {
+	open := func(t *testing.T) (*logStore, chan error) {
+		told := make(chan error, 1)
+		s := &logStore{log: openLog(t, t.TempDir(), wal.Options{}), halt: &halt{contradicted: func(err error) { told <- err }}}
+		for i := range uint64(5) {
+			if err := s.StoreLog(&raft.Log{Index: i + 1, Term: 1}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := errors.Join(s.SetUint64([]byte(keyTerm), 7), s.SetUint64([]byte("LastVoteTerm"), 7),
+			s.log.SetMeta(wal.Meta{Name: metaMarker, Value: []byte(`{"index":3,"term":1}`)})); err != nil {
+			t.Fatal(err)
+		}
+		return s, told
+	}
+	for what, c := range map[string]struct {
+		do   func(*logStore) error
+		want error
+	}{
+		"the marker's entry": {func(s *logStore) error { return s.DeleteRange(3, 5) }, ErrCommittedCut},
+		"all entries":        {func(s *logStore) error { return s.DeleteRange(1, 5) }, ErrCommittedCut},
+		"the vote":           {func(s *logStore) error { return s.SetUint64([]byte("LastVoteTerm"), 6) }, ErrTermBack},
+		"the term": {func(s *logStore) error { // raft panics if it is told
+			if err := s.SetUint64([]byte(keyTerm), 6); err != nil {
+				t.Errorf("the term: raft would panic for %v", err)
+			}
+			return s.halt.err()
+		}, ErrTermBack},
+	} {
+		t.Run(what, func(t *testing.T) {
+			s, told := open(t)
+			if err := errors.Join(s.SetUint64([]byte(keyTerm), 7), s.SetUint64([]byte("LastVoteTerm"), 7), s.DeleteRange(4, 5)); err != nil {
+				t.Fatalf("what may be done: %v", err)
+			}
+			if err := c.do(s); !errors.Is(err, c.want) {
+				t.Fatalf("it was given up: %v", err)
+			}
+			if err := <-told; !errors.Is(err, c.want) {
+				t.Errorf("its owner is told %v", err)
+			}
+			for _, err := range []error{s.StoreLog(&raft.Log{Index: 4, Term: 2}), s.SetUint64([]byte("LastVoteTerm"), 9), s.Set([]byte("LastVoteCand"), []byte("n2"))} {
+				if !errors.Is(err, ErrHalted) {
+					t.Errorf("it went on: %v", err)
+				}
+			}
+			if term, err := s.GetUint64([]byte(keyTerm)); err != nil || term != 7 {
+				t.Errorf("the term is %d, %v", term, err)
+			}
+			if last := s.log.LastIndex(); last != 3 {
+				t.Errorf("the log ends at %d", last)
+			}
+		})
+	}
+}

@@ -18,6 +18,9 @@ func (g *Group) AddReplica(ctx context.Context, node string) error {
 	if _, member := g.member(node); member && g.Leading() {
 		return g.settled(ctx)
 	}
+	if g.network != nil && g.Leading() { // it may be another node of that name
+		g.network.peer(raft.ServerID(node)).acks.forget()
+	}
 	return g.change(ctx, func(timeout time.Duration) raft.Future {
 		return g.raft.AddNonvoter(raft.ServerID(node), raft.ServerAddress(node), 0, timeout)
 	})

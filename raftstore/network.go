@@ -304,7 +304,7 @@ func (n *Network) serve(l *link, p greeting) {
 		n.serveBeats(l, p.from)
 		n.listen(p.from, -1)
 		n.lost(p.from)
-	case e == nil: // closed meanwhile
+	case p.kind == kindGreet, e == nil: // or closed meanwhile
 		_ = l.Close()
 	case p.kind == kindFetch:
 		e.serveFetch(l, p.from)
@@ -320,6 +320,31 @@ func (n *Network) listen(node string, change int) {
 	if n.hearing[node] += change; n.hearing[node] == 0 {
 		delete(n.hearing, node)
 		n.starved.lost(node)
+	}
+}
+
+// Greet makes a connection to a node for the sake of the handshake alone: both
+// ends hear what the other one claims. The error is the connection's, or says
+// how one end has refused the other.
+func (n *Network) Greet(ctx context.Context, node string) error {
+	l, err := n.dial(ctx, node, 0, kindGreet)
+	if err != nil {
+		return err
+	}
+	return l.Close()
+}
+
+// Reconnect breaks all connections. They are made anew as they are needed, and
+// begin with the handshake.
+func (n *Network) Reconnect() {
+	n.mu.Lock()
+	for c := range n.conns {
+		_ = c.Close()
+	}
+	groups := slices.Collect(maps.Values(n.groups))
+	n.mu.Unlock()
+	for _, e := range groups {
+		e.breakAll()
 	}
 }
 

@@ -46,6 +46,20 @@ type Options struct {
 	// Full reports whether this replica, following, takes no more entries that
 	// need room; nil never does. It is asked for each request with entries.
 	Full func() bool
+	// Halted opens the replica halted, for this reason: see [Group.Halt].
+	Halted error
+	// Contradicted is told once, on a goroutine of its own, that the replica has
+	// halted by itself, and why. The error wraps [ErrCommittedCut] or
+	// [ErrTermBack]. Default: it is not told.
+	Contradicted func(error)
+
+	// PeerForgot is told once that a peer has lost entries which it had
+	// acknowledged to this replica, leading: its newest entry is has, and was had
+	// at least. It gets no more entries and counts for no majority, until it has
+	// them again or is added anew. The function must not block. Default: it is
+	// not told.
+	PeerForgot func(peer string, has, had uint64)
+
 	// Logger takes what raft has to say. Default: discarded.
 	Logger *slog.Logger
 

@@ -89,7 +89,7 @@ func (e *endpoint) orphaned(gone string) {
 	}
 	slices.Sort(voters)
 	i := slices.Index(voters, g.node)
-	if i < 0 || !g.follows(gone) {
+	if i < 0 || g.Halted() != nil || !g.follows(gone) {
 		return
 	}
 	turn := (i + int(e.id)) % len(voters)

@@ -34,6 +34,12 @@ type pipeline struct {
 // new entry, or each commitTimeout, and without one as fast as they are
 // answered.
 func (t *transport) AppendEntriesPipeline(id raft.ServerID, to raft.ServerAddress) (raft.AppendPipeline, error) {
+	if err := t.end.halt.err(); err != nil {
+		return nil, err
+	}
+	if err := t.peer(id).acks.remembers(0); err != nil {
+		return nil, err
+	}
 	if t.lags(t.peer(id).stored.Load()) {
 		return nil, raft.ErrPipelineReplicationNotSupported
 	}
@@ -41,6 +47,7 @@ func (t *transport) AppendEntriesPipeline(id raft.ServerID, to raft.ServerAddres
 	if err != nil {
 		return nil, err
 	}
+	t.peer(id).acks.pipelined()
 	return &pipeline{AppendPipeline: p, transport: t, peer: t.peer(id)}, nil
 }
 
@@ -56,6 +63,9 @@ func (t *transport) lags(index uint64) bool {
 // AppendEntries sends a request. The future is nil for one that is left out;
 // raft doesn't use it.
 func (p *pipeline) AppendEntries(q *raft.AppendEntriesRequest, a *raft.AppendEntriesResponse) (raft.AppendFuture, error) {
+	if err := p.transport.end.halt.err(); err != nil {
+		return nil, err
+	}
 	q.LeaderCommitIndex = p.transport.unsynced.cap(q.LeaderCommitIndex)
 	if p.redundant(q) {
 		return nil, nil
@@ -100,6 +110,9 @@ func (t *transport) InstallSnapshot(id raft.ServerID, to raft.ServerAddress, q *
 	}
 	b, err := io.ReadAll(state)
 	if err != nil {
+		return err
+	}
+	if err := errors.Join(t.end.halt.err(), t.peer(id).acks.remembers(0)); err != nil {
 		return err
 	}
 	return t.persist(id, q.Term, func() error {

@@ -165,6 +165,9 @@ func (e *endpoint) sendLog(c *fetchConn) (sent int, err error) {
 	if g == nil {
 		return 0, fmt.Errorf("the replica of group %d is not open yet", e.id)
 	}
+	if err := g.Halted(); err != nil {
+		return 0, err
+	}
 	head, k, err := g.fetchHead()
 	if err != nil {
 		return 0, err

@@ -50,6 +50,8 @@ type transport struct {
 
 	mu    sync.Mutex
 	peers map[raft.ServerID]*peer
+	// peerForgot is told once of a peer that has lost entries; it may be nil.
+	peerForgot func(peer string, has, had uint64)
 }
 
 // peer is what the transport knows of a peer.
@@ -65,6 +67,8 @@ type peer struct {
 	// earliest.
 	term  uint64
 	asked time.Time
+	// acks is what it has acknowledged.
+	acks memory
 }
 
 // confirm notes that the peer has confirmed a term's leader.
@@ -90,7 +94,7 @@ var (
 )
 
 func newTransport(e *endpoint, opts Options, u *unsynced) *transport {
-	t := &transport{end: e, peers: map[raft.ServerID]*peer{}, unsynced: u}
+	t := &transport{end: e, peers: map[raft.ServerID]*peer{}, unsynced: u, peerForgot: opts.PeerForgot}
 	t.recent = func(index uint64) bool { return u.get(index) != nil || opts.Log.InMemory(index) }
 	config := raft.NetworkTransportConfig{
 		Logger: opts.logger, MaxPool: pooled, MaxRPCsInFlight: maxInFlight,
@@ -101,7 +105,7 @@ func newTransport(e *endpoint, opts Options, u *unsynced) *transport {
 	t.beatDelay, t.patience = opts.HeartbeatTimeout/10, max(2*opts.HeartbeatTimeout, 500*time.Millisecond)
 	config.Stream, config.Timeout = stream{e, false}, t.patience
 	t.control = raft.NewNetworkTransportWithConfig(&config)
-	t.incoming = newIncoming(t.NetworkTransport.Consumer(), e.open, opts.Log, opts.Full, e.network.complain)
+	t.incoming = newIncoming(t.NetworkTransport.Consumer(), e.open, opts.Log, e.halt, opts.Full, e.network.complain)
 	return t
 }
 
@@ -144,12 +148,18 @@ func (t *transport) peer(id raft.ServerID) *peer {
 
 // RequestVote implements raft.Transport.
 func (t *transport) RequestVote(id raft.ServerID, to raft.ServerAddress, q *raft.RequestVoteRequest, a *raft.RequestVoteResponse) error {
+	if err := t.end.halt.err(); err != nil {
+		return err
+	}
 	err := t.control.RequestVote(id, to, q, a)
 	return t.sane(id, a.Term, err)
 }
 
 // RequestPreVote implements raft.WithPreVote.
 func (t *transport) RequestPreVote(id raft.ServerID, to raft.ServerAddress, q *raft.RequestPreVoteRequest, a *raft.RequestPreVoteResponse) error {
+	if err := t.end.halt.err(); err != nil {
+		return err
+	}
 	err := t.control.RequestPreVote(id, to, q, a)
 	return t.sane(id, a.Term, err)
 }
@@ -165,24 +175,40 @@ func (t *transport) sane(id raft.ServerID, term uint64, err error) error {
 
 // TimeoutNow implements raft.Transport.
 func (t *transport) TimeoutNow(id raft.ServerID, to raft.ServerAddress, q *raft.TimeoutNowRequest, a *raft.TimeoutNowResponse) error {
+	if err := t.end.halt.err(); err != nil {
+		return err
+	}
 	return t.control.TimeoutNow(id, to, q, a)
 }
 
 // AppendEntries implements raft.Transport. Heartbeats fail fast.
 func (t *transport) AppendEntries(id raft.ServerID, to raft.ServerAddress, q *raft.AppendEntriesRequest, a *raft.AppendEntriesResponse) error {
+	if err := t.end.halt.err(); err != nil {
+		return err
+	}
 	if isHeartbeat(q) {
 		return t.heartbeat(id, to, q, a)
 	}
 	q.LeaderCommitIndex = t.unsynced.cap(q.LeaderCommitIndex)
+	p := t.peer(id)
+	had, err := p.acks.recall(q)
+	if err != nil {
+		return err
+	}
 	if err := t.paceOld(q); err != nil {
 		return err
 	}
-	err := t.persist(id, q.Term, func() error {
+	err = t.persist(id, q.Term, func() error {
 		*a = raft.AppendEntriesResponse{}
 		return t.NetworkTransport.AppendEntries(id, to, q, a)
 	})
-	if err == nil && a.Success {
-		t.peer(id).stored.Store(lastOf(q))
+	switch {
+	case err != nil:
+	case a.Success:
+		p.stored.Store(lastOf(q))
+		p.acks.acknowledged(q.Term, lastOf(q))
+	case a.Term == q.Term && a.LastLog < had:
+		return t.forgot(id, p, a.LastLog, had)
 	}
 	return err
 }
@@ -210,8 +236,15 @@ func (t *transport) heartbeat(id raft.ServerID, to raft.ServerAddress, q *raft.A
 		delay = 0
 	}
 	beats := t.end.network.beatsTo(string(to))
+	had := p.acks.has(q.Term)
 	term, asked := q.Term, time.Now()
 	one := beats.put(t.end.id, term, delay, func(a raft.AppendEntriesResponse) {
+		if a.Success && a.Term == term && a.LastLog < had {
+			_ = t.forgot(id, p, a.LastLog, had)
+		}
+		if p.acks.remembers(a.LastLog) != nil {
+			return // it counts for nothing
+		}
 		if a.Success {
 			p.confirm(term, asked)
 		}
@@ -221,6 +254,9 @@ func (t *transport) heartbeat(id raft.ServerID, to raft.ServerAddress, q *raft.A
 	if err != nil {
 		p.missed.Add(1)
 		t.end.drop(string(to))
+		return err
+	}
+	if err := p.acks.remembers(0); err != nil {
 		return err
 	}
 	*a = answer
@@ -280,7 +316,7 @@ func (t *transport) persist(id raft.ServerID, term uint64, try func() error) err
 // would wait for a successor that is gone, and turn proposals away meanwhile.
 func (t *transport) matters(id raft.ServerID, term uint64) bool {
 	r := t.raft.Load()
-	if r == nil || r.State() != raft.Leader || r.CurrentTerm() != term || t.transfers.Load() > 0 {
+	if r == nil || t.end.halt.err() != nil || r.State() != raft.Leader || r.CurrentTerm() != term || t.transfers.Load() > 0 {
 		return false
 	}
 	return isMember(r, id)

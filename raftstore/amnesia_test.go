@@ -1,0 +1,183 @@
+package raftstore_test
+
+import (
+	"errors"
+	"os"
+	"testing"
+
+	"github.com/cantuslog/cantus/raftstore"
+)
+
+// down stops a node's replica and store; up starts them again.
+func (n *node) down() {
+	n.c.t.Helper()
+	if err := n.group.CloseMarked(); err != nil {
+		n.c.t.Fatal(err)
+	}
+	n.group = nil
+	n.closeStore()
+}
+
+func (n *node) up(change func(*raftstore.Options)) {
+	n.c.t.Helper()
+	n.openStore()
+	opts := n.options()
+	if change != nil {
+		change(&opts)
+	}
+	g, err := raftstore.Open(opts)
+	if err != nil {
+		n.c.t.Fatal(err)
+	}
+	n.group = g
+}
+
+// save copies a stopped node's directory, and returns what puts it back.
+func (n *node) save() (restore func()) {
+	n.c.t.Helper()
+	saved := n.c.t.TempDir()
+	if err := os.CopyFS(saved, os.DirFS(n.dir)); err != nil {
+		n.c.t.Fatal(err)
+	}
+	return func() {
+		n.c.t.Helper()
+		if err := errors.Join(os.RemoveAll(n.dir), os.CopyFS(n.dir, os.DirFS(saved))); err != nil {
+			n.c.t.Fatal(err)
+		}
+	}
+}
+
+// One replica has lost what it acknowledged, and votes for a leader that never
+// had it. The replica that has it does not give it up.
+func TestWhatIsCommittedIsNotGivenUpForALeaderThatLacksIt(t *testing.T) {
+	t.Parallel()
+	c, leader := startCluster(t, "n1", "n2", "n3")
+	c.put("a")
+	leader = c.leader()
+	forgetful, absent := c.others(leader)[0], c.others(leader)[1]
+	applied(t, []string{"a"}, leader, forgetful, absent)
+	forgetful.down()
+	restore := forgetful.save()
+	forgetful.up(nil)
+	absent.down()
+	for _, data := range []string{"b", "c", "d"} {
+		c.put(data)
+	}
+	ends(t, []string{"b", "c", "d"}, leader, forgetful)
+	leader.down()
+	forgetful.down()
+	restore()
+	forgetful.up(nil)
+	absent.up(nil)
+	c.put("other")
+
+	told := make(chan error, 1)
+	leader.up(func(o *raftstore.Options) { o.Contradicted = func(err error) { told <- err } })
+	last := leader.log().LastIndex()
+	until(t, "it is told", func() bool { return len(told) > 0 })
+	if err := <-told; !errors.Is(err, raftstore.ErrCommittedCut) {
+		t.Errorf("it is told %v", err)
+	}
+	if err := leader.group.Halted(); !errors.Is(err, raftstore.ErrHalted) || !errors.Is(err, raftstore.ErrCommittedCut) {
+		t.Errorf("it takes part: %v", err)
+	}
+	c.put("more")
+	if now := leader.log().LastIndex(); now != last {
+		t.Errorf("its log ended at %d, and ends at %d", last, now)
+	}
+	found := false
+	for e, err := range leader.log().Entries(1, last) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		found = found || string(e.Data) == "d"
+	}
+	if !found {
+		t.Error("what was acknowledged is gone")
+	}
+	if _, err := leader.group.Propose([]byte("mine")).Wait(); err == nil {
+		t.Error("it acknowledges")
+	}
+}
+
+// A follower comes back with an older copy of its directory, to the leader to
+// which it had acknowledged more.
+func TestALeaderNoticesThatAFollowerHasForgotten(t *testing.T) {
+	t.Parallel()
+	c, _ := startCluster(t, "n1", "n2", "n3")
+	type lost struct {
+		peer     string
+		has, had uint64
+	}
+	told := make(chan lost, 10)
+	for _, n := range c.nodes { // with somebody to be told
+		n.down()
+		n.up(func(o *raftstore.Options) {
+			o.PeerForgot = func(peer string, has, had uint64) { told <- lost{peer, has, had} }
+		})
+	}
+	c.put("a")
+	var forgetful *node
+	for forgot := false; !forgot; { // until no other leader comes in between
+		leader := c.leader()
+		forgetful = c.others(leader)[0]
+		forgetful.down()
+		restore := forgetful.save()
+		forgetful.up(nil)
+		for _, data := range []string{"b", "c", "d"} {
+			c.put(data)
+		}
+		leader = c.leader()
+		term := leader.group.Term()
+		had := forgetful.log().LastIndex()
+		until(t, "it has all", func() bool {
+			had = forgetful.log().LastIndex()
+			return had == leader.log().LastIndex()
+		})
+		if forgetful == leader {
+			continue
+		}
+		c.put("e") // is sent behind the acknowledgement of those before
+		forgetful.down()
+		restore()
+		forgetful.up(nil)
+		until(t, "it is noticed", func() bool { return len(told) > 0 || c.leader().group.Term() != term })
+		if leader.group.Term() != term {
+			for len(told) > 0 {
+				<-told
+			}
+			continue
+		}
+		forgot = true
+		if l := <-told; l.peer != forgetful.name || l.has >= l.had {
+			t.Errorf("the leader is told %+v", l)
+		}
+		if f := leader.group.Forgetful(); len(f) != 1 || f[forgetful.name] == "" {
+			t.Errorf("it says that %v have forgotten", f)
+		}
+	}
+	// It gets nothing and counts for nothing; a new replica in its place does.
+	last := forgetful.log().LastIndex()
+	c.put("f")
+	if now := forgetful.log().LastIndex(); now != last {
+		t.Errorf("it got entries %d to %d", last+1, now)
+	}
+	leader := c.leader()
+	if err := leader.group.Remove(t.Context(), forgetful.name); err != nil {
+		t.Fatal(err)
+	}
+	forgetful.closeGroup()
+	forgetful.closeStore()
+	forgetful.dir = t.TempDir()
+	forgetful.up(nil)
+	if err := leader.group.AddReplica(t.Context(), forgetful.name); err != nil {
+		t.Fatal(err)
+	}
+	if err := leader.group.Promote(t.Context(), forgetful.name); err != nil {
+		t.Fatal(err)
+	}
+	if f := leader.group.Forgetful(); len(f) != 0 {
+		t.Errorf("%v have forgotten", f)
+	}
+	ends(t, []string{"f"}, forgetful)
+}

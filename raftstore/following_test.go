@@ -1,0 +1,183 @@
+package raftstore
+
+import (
+	"errors"
+	"net"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/hashicorp/raft"
+
+	"github.com/cantuslog/cantus/wal"
+	"github.com/cantuslog/cantus/wal/journal/journaltest"
+)
+
+// nothing is an FSM without a state.
+type nothing struct{}
+
+func (nothing) Apply(entries []Committed) []any { return make([]any, len(entries)) }
+func (nothing) Mark() Mark                      { return Mark{} }
+func (nothing) Restore([]byte) error            { return nil }
+
+// lonely is a replica of n1 that can reach no other, and its disk.
+func lonely(t *testing.T, heartbeat time.Duration, voters ...string) (*Group, *journaltest.Gate) {
+	t.Helper()
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	n, err := NewNetwork(NetworkOptions{
+		Node: "n1", Cluster: "c", Key: make([]byte, minKey), Listener: listener,
+		Resolve: func(string) (string, error) { return "", errors.New("it is away") },
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	fs := journaltest.NewGate()
+	log := openLog(t, t.TempDir(), wal.Options{FS: fs})
+	g, err := Open(Options{Node: "n1", Voters: voters, Log: log, FSM: nothing{}, Network: n, ID: 1, HeartbeatTimeout: heartbeat})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := errors.Join(g.Close(), n.Close()); err != nil {
+			t.Error(err)
+		}
+	})
+	return g, fs
+}
+
+// eventually waits for a condition.
+func eventually(t *testing.T, what string, is func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(time.Minute); !is(); time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("waited in vain: %s", what)
+		}
+	}
+}
+
+// While a leader's main goroutine writes, a heartbeat of a newer term changes
+// nothing: what is being written is of the term that the leader led.
+func TestANewerTermWaitsForRaftsMainGoroutine(t *testing.T) {
+	g, fs := lonely(t, 100*time.Millisecond, "n1")
+	eventually(t, "it leads", func() bool { return g.Leading() && g.raft.AppliedIndex() > 0 })
+	term, last := g.Term(), g.raft.LastIndex()
+
+	held, open := fs.Hold()
+	defer open(nil)
+	barrier := g.raft.Barrier(0) // it is synced before raft goes on
+	<-held
+
+	n := g.network.end.network
+	var answers []byte
+	heard := make(chan bool, 1)
+	go func() { heard <- n.hear(&answers, 1, "n2", 1, term+5) }()
+	eventually(t, "the heartbeat is looked at", func() bool { return len(heard) > 0 || !g.Leading() })
+	if !g.Leading() || g.Term() != term {
+		t.Fatalf("beside its main goroutine raft became %v of term %d", g.raft.State(), g.Term())
+	}
+	if <-heard {
+		t.Fatalf("it was answered beside raft's main goroutine: %x", answers)
+	}
+	through := make(chan []byte, 1)
+	go func() { through <- n.hearThrough(1, "n2", 1, term+5) }()
+	open(nil)
+	if err := barrier.Error(); err != nil && !errors.Is(err, raft.ErrLeadershipLost) {
+		t.Errorf("the barrier: %v", err)
+	}
+	if a := <-through; len(a) != beatReplySize || a[4] != beatHeard {
+		t.Errorf("the answer is %x", a)
+	}
+	eventually(t, "the newer term", func() bool { return g.Term() >= term+5 })
+	var l raft.Log
+	if err := g.log.GetLog(last+1, &l); err != nil || l.Term != term {
+		t.Errorf("entry %d is of term %d, %v: it was written by the leader of term %d", last+1, l.Term, err, term)
+	}
+}
+
+// Heartbeats come while the replica stands for election: its term never goes
+// back, and the followed leader's are answered beside raft.
+func TestHeartbeatsDoNotRaceWithElections(t *testing.T) {
+	g, _ := lonely(t, 20*time.Millisecond, "n1", "n2", "n3")
+	n := g.network.end.network
+	beside := 0
+	for round := range 40 {
+		term := g.Term() + 1
+		if a := n.hearThrough(1, "n2", 1, term); len(a) == 0 || a[4] != beatHeard {
+			continue // it stood for election just then
+		}
+		var hammering sync.WaitGroup
+		done := make(chan struct{})
+		heard := make([]int, 3)
+		for i := range heard {
+			hammering.Go(func() {
+				for {
+					select {
+					case <-done:
+						return
+					default:
+					}
+					var answers []byte
+					if n.hear(&answers, 1, "n2", 1, term) {
+						heard[i]++
+					}
+				}
+			})
+		}
+		if round%2 == 0 {
+			g.stand(t.Context())
+		} else {
+			n.hearThrough(1, "n3", 1, term+1)
+		}
+		eventually(t, "another term", func() bool { return g.Term() > term })
+		close(done)
+		hammering.Wait()
+		for _, h := range heard {
+			beside += h
+		}
+		if err := g.Halted(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if beside == 0 {
+		t.Error("no heartbeat was answered beside raft's main goroutine")
+	}
+}
+
+// Raft's main goroutine is about to cease to follow: it has forgotten its
+// leader, and its term and state are still the old ones. No heartbeat is
+// answered beside it from then on.
+func TestNoHeartbeatIsAnsweredBesideAnElectionThatBegins(t *testing.T) {
+	g, _ := lonely(t, time.Second, "n1", "n2", "n3")
+	e := g.network.end
+	n, term := e.network, g.Term()+1
+	if a := n.hearThrough(1, "n2", 1, term); len(a) == 0 || a[4] != beatHeard {
+		t.Fatalf("the first heartbeat is answered with %x", a)
+	}
+	var answers []byte
+	if !n.hear(&answers, 1, "n2", 1, term) || answers[4] != beatHeard {
+		t.Fatal("a heartbeat of the leader that is followed was not answered beside raft")
+	}
+	begun, goOn := make(chan struct{}), make(chan struct{})
+	var once sync.Once
+	g.raft.RegisterObserver(raft.NewObserver(nil, false, func(o *raft.Observation) bool {
+		if l, is := o.Data.(raft.LeaderObservation); is && l.LeaderID == "" {
+			e.following.forget(o) // whichever of the two observers comes first
+			once.Do(func() { close(begun); <-goOn })
+		}
+		return false
+	}))
+	defer close(goOn)
+	go g.stand(t.Context())
+	<-begun
+	if state := g.raft.State(); state != raft.Follower || g.Term() != term {
+		t.Fatalf("it is %v in term %d already", state, g.Term())
+	}
+	for _, from := range []string{"n2", "n3"} {
+		if answers = nil; n.hear(&answers, 1, from, 1, term) {
+			t.Errorf("a heartbeat of %s was answered: %x", from, answers)
+		}
+	}
+}
