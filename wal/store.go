@@ -97,6 +97,8 @@ type Store struct {
 	reading  sync.RWMutex
 	unmapped bool
 
+	generating sync.Mutex // held while a generation begins
+
 	// changing is held by who writes to Badger: its collector reads, without
 	// a lock, what writing changes.
 	changing sync.Mutex
