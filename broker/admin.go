@@ -307,7 +307,7 @@ func (n *Node) onRebuild(_ context.Context, m *message) (any, error) {
 	case !ok || leader == n.opts.Name:
 		return nil, subjects.Errorf(subjects.Unavailable, "no other node leads partition %d: there is nothing to rebuild it from", p)
 	case s.current().fenced.Load() == nil:
-		s.current().fence("an operator has it rebuilt")
+		s.current().retire("an operator has it rebuilt")
 		fallthrough
 	case report.Voters[n.opts.Name]:
 		n.begin(func() { n.rebuildUnvoted(s, p) })

@@ -1,20 +1,30 @@
 package broker
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"slices"
 	"sync"
-	"time"
 
 	"github.com/cantuslog/cantus/wal"
 )
 
+// chainPoint is a point of a replica's digest chain: the end of a batch, and
+// the index of the entry that holds it, 0 if that is not known.
+type chainPoint struct {
+	wal.Base
+	Index uint64 `json:",omitempty"`
+}
+
 // digests remembers the newest points of a replica's digest chain, so that
-// replicas can compare theirs at equal txids.
+// replicas can compare theirs.
 type digests struct {
 	mu     sync.Mutex
-	points []wal.Base // ends of batches, rising
+	points []chainPoint // rising
+	// Of the entries behind since, up to applied, all that hold a batch which
+	// counts are among points.
+	since, applied uint64
 }
 
 const (
@@ -25,20 +35,46 @@ const (
 	digestsSaid = 4
 )
 
-func (d *digests) add(b wal.Base) {
+// begin begins at a point that a marker holds, with all before an index behind
+// it. Tests do without digests.
+func (d *digests) begin(b wal.Base, index uint64) {
+	if d == nil {
+		return
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.points, d.since, d.applied = []chainPoint{{Base: b}}, index, index
+}
+
+func (d *digests) add(p chainPoint) {
+	if d == nil {
+		return
+	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if len(d.points) == digestPoints {
-		d.points = slices.Clone(d.points[digestPoints/2:])
+		const half = digestPoints / 2
+		d.since = max(d.since, d.points[half-1].Index)
+		d.points = slices.Clone(d.points[half:])
 	}
-	d.points = append(d.points, b)
+	d.points = append(d.points, p)
 }
 
-// newest gives the points to tell others.
-func (d *digests) newest() []wal.Base {
+// passed notes that an entry was applied, whether it counts or not.
+func (d *digests) passed(index uint64) {
+	if d == nil {
+		return
+	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	var said []wal.Base
+	d.applied = index
+}
+
+// newest returns the points to tell others.
+func (d *digests) newest() []chainPoint {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	var said []chainPoint
 	for i, back := len(d.points)-1, 1; i >= 0 && len(said) < digestsSaid; i, back = i-back, back*4 {
 		said = append(said, d.points[i])
 	}
@@ -54,28 +90,25 @@ const (
 	different
 )
 
-// compare compares another replica's points with this one's, and gives the
-// txid of the first that differs.
-func (d *digests) compare(theirs []wal.Base) (comparison, uint64) {
+// compare compares another replica's points with this one's, and returns the
+// txid of the first that differs. They differ if there are two digests at one
+// txid, if one batch is in two entries, or if this replica has applied the
+// entry of a batch and did not count it.
+func (d *digests) compare(theirs []chainPoint) (comparison, uint64) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	result := nothing
 	for _, t := range theirs {
-		i, ok := slices.BinarySearchFunc(d.points, t.Txid, func(b wal.Base, txid uint64) int {
-			switch {
-			case b.Txid < txid:
-				return -1
-			case b.Txid > txid:
-				return 1
-			}
-			return 0
-		})
+		i, ok := slices.BinarySearchFunc(d.points, t.Txid, func(p chainPoint, txid uint64) int { return cmp.Compare(p.Txid, txid) })
 		switch {
-		case !ok:
-		case d.points[i].Digest != t.Digest:
+		case ok && d.points[i].Digest != t.Digest:
 			return different, t.Txid
-		default:
+		case ok && t.Index != 0 && d.points[i].Index != 0 && d.points[i].Index != t.Index:
+			return different, t.Txid
+		case ok:
 			result = equal
+		case t.Index > d.since && t.Index <= d.applied:
+			return different, t.Txid
 		}
 	}
 	return result, 0
@@ -85,55 +118,23 @@ const metaFenced = "fenced"
 
 var errFenced = errors.New("broker: replica is fenced")
 
-// compareDigests compares this node's replicas with those of a node that has
-// said hello.
-func (n *Node) compareDigests(h hello) {
-	for _, r := range h.Groups {
-		s := n.slot(r.Partition)
-		if s == nil {
-			continue
-		}
-		p := s.current()
-		if p == nil || p.fenced.Load() != nil {
-			continue
-		}
-		if result, txid := p.digests.compare(r.Digests); result == different {
-			p.disagree(h.Name, txid)
-		}
-	}
-}
+// fence ends the replica's part in its group for good: it neither votes nor
+// leads nor acknowledges until an operator has it rebuilt.
+func (p *partition) fence(why string) { p.ceaseFor(why, true) }
 
-// disagree decides who is wrong, this replica or the one on another node: the
-// one that fewer agree with, or, if that leaves it open, the one that does
-// not lead.
-func (p *partition) disagree(other string, txid uint64) {
-	agree, differ := 1, 0
-	leaderDiffers := false
-	for _, q := range p.node.peers.all(time.Now()) {
-		r, has := p.node.peers.report(q.Name, p.id, time.Now())
-		if !has || r.Fenced != "" {
-			continue
-		}
-		switch result, _ := p.digests.compare(r.Digests); result {
-		case equal:
-			agree++
-		case different:
-			differ++
-			leaderDiffers = leaderDiffers || r.leads()
-		}
-	}
-	p.log.Warn("replicas have different logs", "other", other, "txid", txid, "agree", agree, "differ", differ)
-	if differ > agree || differ == agree && leaderDiffers {
-		p.fence(fmt.Sprintf("its log differs from that of %s at txid %d", other, txid))
-	}
-}
+// retire ends the replica's service and has its leader take its vote, so that it
+// can be rebuilt. Until then it votes and acknowledges.
+func (p *partition) retire(why string) { p.ceaseFor(why, false) }
 
-// fence ends the replica's service, until an operator has it rebuilt.
-func (p *partition) fence(why string) {
+func (p *partition) ceaseFor(why string, halts bool) {
 	if !p.fenced.CompareAndSwap(nil, &why) {
 		return
 	}
-	p.log.Error("replica fenced: rebuild it from the others", "because", why)
+	<-p.opened
+	if halts && p.group != nil {
+		p.group.Halt(fmt.Errorf("%w: %s", errFenced, why))
+	}
+	p.log.Error("replica fenced: it takes no part until it is rebuilt from the others (cantus cluster rebuild); keep a copy of the data directory first: it may hold what they have lost", "because", why)
 	p.node.advise("diverged", map[string]any{"partition": p.id, "because": why})
 	p.node.metrics.diverged.WithLabelValues(label(p.id)).Set(1)
 	if end := p.end.Load(); end != nil {

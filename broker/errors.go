@@ -32,6 +32,9 @@ var (
 	// ErrRemoved is what [Node.Err] gives after the node was removed from its
 	// cluster.
 	ErrRemoved = errors.New("broker: node was removed from its cluster")
+	// ErrOlderCopy is what [Node.Err] gives after the other nodes have found that
+	// the data directory is an older copy of itself.
+	ErrOlderCopy = errors.New("broker: data directory is an older copy of itself")
 	// ErrOptions is returned for an option that is out of its range.
 	ErrOptions = errors.New("broker: option out of range")
 )

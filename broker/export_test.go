@@ -163,3 +163,27 @@ func Remembered(n *Node) int {
 
 // InDoubt reports whether a node asks whether it is still a member.
 func InDoubt(n *Node) bool { return n.doubt.Load() != nil }
+
+// Generation is the number of the newest generation of a node's data directory,
+// and Witnessed that of the newest which another node has seen of it.
+func Generation(n *Node) uint64 {
+	n.generations.mu.Lock()
+	defer n.generations.mu.Unlock()
+	return n.generations.own[len(n.generations.own)-1].Number
+}
+
+// Witnessed: see Generation.
+func Witnessed(n, of *Node) uint64 {
+	seen, _ := n.generations.witness.Get(of.store.Identity().NodeID)
+	return seen.Newest.Number
+}
+
+// Fenced is why a node's replica is fenced, "" if it is not.
+func Fenced(n *Node, partition int) string {
+	if p := n.slot(partition).current(); p != nil {
+		if why := p.fenced.Load(); why != nil {
+			return *why
+		}
+	}
+	return ""
+}

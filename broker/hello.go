@@ -8,7 +8,6 @@ import (
 
 	"github.com/cantuslog/cantus/raftstore"
 	"github.com/cantuslog/cantus/subjects"
-	"github.com/cantuslog/cantus/wal"
 )
 
 // protocolVersion is what nodes speak among themselves: hellos, facts, and
@@ -64,9 +63,12 @@ type groupReport struct {
 	Commit    uint64          `json:"commit"`  // index, as far as it knows
 	Txid      uint64          `json:"txid"`
 	First     uint64          `json:"first"`
-	Digests   []wal.Base      `json:"digests,omitempty"`
+	Digests   []chainPoint    `json:"digests,omitempty"`
 	Fenced    string          `json:"fenced,omitempty"`
 	Voters    map[string]bool `json:"voters,omitempty"` // the group's members, by a leader
+	// Forgot says, by a leader, of members that have lost what they acknowledged
+	// to it.
+	Forgot map[string]string `json:"forgot,omitempty"`
 
 	behind uint64 // how many entries more this node's replica had applied when it came
 }

@@ -2,6 +2,7 @@ package broker
 
 import (
 	"context"
+	"crypto/sha256"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -9,6 +10,7 @@ import (
 	"math"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/cantuslog/cantus/broker/cluster"
@@ -24,6 +26,10 @@ type meta struct {
 	node  *Node
 	log   *wal.Log
 	group *raftstore.Group
+	// chain are the digests of the facts after each entry.
+	chain    digests
+	verdicts verdicts
+	disputed atomic.Pointer[error] // why it takes no part for now
 
 	mu      sync.Mutex
 	facts   cluster.Facts
@@ -34,7 +40,7 @@ type meta struct {
 func openMeta(n *Node) (*meta, error) {
 	m := &meta{node: n, log: n.store.Log(metaGroup), facts: foundingFacts(n.store.Identity()), changed: make(chan struct{})}
 	opts := n.groupOptions(metaGroup, m.log, m, n.log.With("group", "meta"))
-	opts.Voters = foundingVoters(n.opts.Name, m.facts.MetaVoters())
+	opts.Voters, opts.Contradicted = foundingVoters(n.opts.Name, m.facts.MetaVoters()), m.contradicted
 	var err error
 	if m.group, err = raftstore.Open(opts); err != nil {
 		return nil, fmt.Errorf("facts of the cluster: %w", err)
@@ -74,11 +80,16 @@ func (m *meta) Apply(entries []raftstore.Committed) []any {
 	for i, e := range entries {
 		m.index = e.Index
 		results[i] = m.apply(e)
+		m.chain.add(chainPoint{wal.Base{Txid: e.Index, Digest: m.digest()}, e.Index})
+		m.chain.passed(e.Index)
 	}
 	close(m.changed)
 	m.changed = make(chan struct{})
 	return results
 }
+
+// digest returns the digest of the facts. mu is held.
+func (m *meta) digest() wal.Digest { return sha256.Sum256(mustJSON(m.facts)) }
 
 func (m *meta) apply(e raftstore.Committed) error {
 	c, err := decodeCommand(e.Data)
@@ -136,6 +147,7 @@ func (m *meta) Restore(state []byte) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.index, m.facts = s.Index, s.Facts
+	m.chain.begin(wal.Base{Txid: s.Index, Digest: m.digest()}, s.Index)
 	return nil
 }
 
@@ -163,7 +175,7 @@ func (m *meta) change(ctx context.Context, compute func(cluster.Facts) (cluster.
 func (m *meta) report() groupReport {
 	r := statusReport(m.group.Status())
 	facts, _ := m.current()
-	r.Txid = facts.Version
+	r.Txid, r.Digests = facts.Version, m.chain.newest()
 	return r
 }
 
@@ -255,6 +267,13 @@ func (m *meta) step(ctx context.Context) error {
 		handing: func() bool { return false },
 	}
 	if done, err := w.step(ctx); err != nil || !done {
+		return err
+	}
+	if c, ok := m.node.generations.notes(facts); ok {
+		result, err := m.group.Propose(encodeCommand(c)).Wait()
+		if refused, is := result.(error); err == nil && is && !errors.Is(refused, cluster.ErrCommand) {
+			err = refused
+		}
 		return err
 	}
 	for name, member := range facts.Nodes {

@@ -57,6 +57,8 @@ type Node struct {
 	listener  net.Listener // for replication, until network has it
 	network   *raftstore.Network
 
+	generations *generations // of the data directory; set once that is open
+
 	// mu guards what a node that is starting does not have yet.
 	mu      sync.Mutex
 	store   *wal.Store
@@ -177,6 +179,9 @@ func (n *Node) open(ctx context.Context, dir string) error {
 	n.checkSpace()
 	n.background.Go(func() { n.meta.run(running) })
 	n.background.Go(func() { n.watchAway(running) })
+	if n.network != nil {
+		n.background.Go(func() { n.generations.run(running) })
+	}
 	for _, s := range n.slots {
 		n.background.Go(func() { s.run(running) })
 	}
@@ -193,6 +198,9 @@ func (n *Node) openStore(dir string, id wal.Identity) error {
 	n.mu.Lock()
 	n.store = store
 	n.mu.Unlock()
+	if n.generations, err = openGenerations(n, store); err != nil {
+		return fmt.Errorf("open %s: %w", dir, err)
+	}
 	return n.openSecret(dir)
 }
 
@@ -303,15 +311,18 @@ func (n *Node) openLinks() (err error) {
 // opened from what the node has: each rebuilds its tables.
 func (n *Node) openReplicas() (err error) {
 	if n.listener != nil {
-		n.network, err = raftstore.NewNetwork(raftstore.NetworkOptions{
+		network, err := raftstore.NewNetwork(raftstore.NetworkOptions{
 			Node: n.opts.Name, ID: n.store.Identity().NodeID, Cluster: n.store.Identity().ID, Key: n.derive("replication"),
-			Member: n.checkMember, Listener: n.listener, Resolve: n.resolve,
+			Member: n.checkMember, Claims: n.generations.claims, CheckClaims: n.generations.check,
+			Listener: n.listener, Resolve: n.resolve,
 			TLS: n.nats.clusterTLS, CatchUpRate: n.opts.CatchUpRate, Logger: n.log,
 		})
 		if err != nil {
 			return err
 		}
-		n.listener = nil
+		n.mu.Lock()
+		n.network, n.listener = network, nil
+		n.mu.Unlock()
 	}
 	meta, err := openMeta(n)
 	if err != nil {
@@ -456,6 +467,10 @@ func (n *Node) unready() string {
 		return "waiting for the other nodes"
 	case n.natsTrouble() != "":
 		return n.natsTrouble()
+	case n.generations.why() != "":
+		return "the data directory is an older copy of itself: " + n.generations.why()
+	case meta.disputed.Load() != nil:
+		return (*meta.disputed.Load()).Error()
 	case meta.group.Status().Leader == "":
 		return "the cluster's facts have no leader"
 	}

@@ -43,6 +43,11 @@ type partition struct {
 	stayed  atomic.Int64                            // when it could not make way, Unix nanoseconds
 	refused atomic.Pointer[refusedError]            // what keeps the session from serving
 	fenced  atomic.Pointer[string]                  // why it must not serve: its log differs from the others'
+	opened  chan struct{}                           // closed when group is set, or will never be
+	// disputed is why it takes no part for now: its log may be the one that differs.
+	disputed atomic.Pointer[string]
+	verdicts verdicts
+	accuser  atomic.Pointer[string] // the leader that says that it has lost entries
 
 	// stamped is the newest time given to a transaction; replica.mu guards it.
 	stamped int64
@@ -56,14 +61,20 @@ func openPartition(n *Node, id int, voters []string) (*partition, error) {
 		store: n.store.Log(uint32(id)), queue: newQueue(int(n.limits.queueBytes.Load())), cursors: newQueue(int(n.limits.queueBytes.Load())),
 		metrics: n.metrics.partition(id, n.stats),
 		busy:    newReady(id, busyError(id)),
+		opened:  make(chan struct{}),
 	}
-	p.replica = newReplica(p.store, n.opts, n.fail, p.digests.add)
+	p.replica = newReplica(p.store, n.opts, n.fail, &p.digests)
 	if why := p.store.Meta(metaFenced); why != nil {
 		text := string(why)
 		p.fenced.Store(&text)
 	}
 	opts := n.groupOptions(uint32(id), p.store, p.replica, p.log)
 	opts.Voters, opts.Full = voters, p.turnsDown
+	opts.Contradicted, opts.PeerForgot = p.contradicted, p.peerForgot
+	if why := p.fenced.Load(); why != nil {
+		opts.Halted = fmt.Errorf("%w: %s", errFenced, *why)
+	}
+	defer close(p.opened)
 	group, err := raftstore.Open(opts)
 	if err != nil {
 		return nil, fmt.Errorf("partition %d: %w", id, err)
@@ -80,6 +91,9 @@ func (p *partition) report() groupReport {
 	r.Partition, r.Txid, r.First, r.Digests = p.id, at.mark, at.first, p.digests.newest()
 	if why := p.fenced.Load(); why != nil {
 		r.Fenced = *why
+	}
+	if r.leads() {
+		r.Forgot = p.group.Forgetful()
 	}
 	if r.leads() || r.Applied >= r.Commit && r.Commit > 0 && p.followsLevel(r) {
 		p.level.Store(true)
@@ -100,6 +114,8 @@ func (p *partition) unready() string {
 	switch {
 	case p.fenced.Load() != nil:
 		return fmt.Sprintf("partition %d is fenced: %s", p.id, *p.fenced.Load())
+	case p.disputed.Load() != nil:
+		return fmt.Sprintf("partition %d takes no part: %s", p.id, *p.disputed.Load())
 	case status.Leader == "":
 		return fmt.Sprintf("partition %d follows no leader", p.id)
 	case p.refused.Load() != nil:
@@ -160,6 +176,9 @@ func (p *partition) lead(ctx context.Context) error {
 	term := p.group.Term()
 	if err := p.group.Barrier(ctx); err != nil {
 		return fmt.Errorf("barrier: %w", err)
+	}
+	if now := p.group.Term(); now != term { // what it certified in the old term would be void
+		return fmt.Errorf("%w: term %d is over, this is %d", raftstore.ErrNotLeader, term, now)
 	}
 	p.term.Store(term)
 	p.replica.mu.Lock()

@@ -53,8 +53,8 @@ type replica struct {
 	proposed map[*byte]int
 	rolled   int // times that the flight was rolled back
 
-	trimmed chan struct{}  // capacity 1: cut has moved
-	proved  func(wal.Base) // told the digest after each batch
+	trimmed chan struct{} // capacity 1: cut has moved
+	chain   *digests      // told the digest after each batch, and every entry
 
 	tx   wal.Transaction     // scratch of Apply
 	cert lockmgr.Transaction // scratch of Apply
@@ -88,9 +88,9 @@ type cursorResult struct {
 	done bool // false: it stood elsewhere than expected
 }
 
-func newReplica(log *wal.Log, o Options, damage func(error), proved func(wal.Base)) *replica {
+func newReplica(log *wal.Log, o Options, damage func(error), chain *digests) *replica {
 	return &replica{
-		log: log, damage: damage, proved: proved, trimmed: make(chan struct{}, 1), window: o.MsgIDWindow, capacity: o.Locks, every: cmp.Or(o.pointEvery, pointEvery), first: 1,
+		log: log, damage: damage, chain: chain, trimmed: make(chan struct{}, 1), window: o.MsgIDWindow, capacity: o.Locks, every: cmp.Or(o.pointEvery, pointEvery), first: 1,
 		table:   lockmgr.New(lockmgr.Options{Locks: o.Locks, IDs: o.MsgIDs, IDWindow: o.MsgIDWindow}),
 		cursors: map[string]cursor{}, dirty: map[string]bool{}, changed: make(chan struct{}), proposed: map[*byte]int{},
 	}
@@ -106,6 +106,7 @@ func (r *replica) Apply(entries []raftstore.Committed) []any {
 			r.damage(fmt.Errorf("apply entry %d: %w", e.Index, err))
 			a = applied{failed: true}
 		}
+		r.chain.passed(e.Index)
 		a.taken, a.synced, a.begun, a.done = e.Taken, e.Synced, begun, time.Now()
 		results[i] = a
 	}
@@ -133,12 +134,13 @@ func (r *replica) apply(e raftstore.Committed) (applied, error) {
 }
 
 // applyTransactions records a batch's transactions. A batch that does not
-// begin where the last one ended is void, on every replica alike.
+// begin where the last one ended, or that was certified in another term than
+// its entry's, is void, on every replica alike.
 func (r *replica) applyTransactions(e raftstore.Committed, b wal.Batch) (applied, error) {
 	r.mu.Lock()
 	due := r.table.Committed() + 1
 	r.mu.Unlock()
-	if b.First != due {
+	if b.First != due || b.OutOfTerm(e.Term) {
 		return applied{void: true}, r.log.Void(e.Index)
 	}
 	digest := r.digest.Next(e.Data) // only Apply changes it
@@ -148,7 +150,7 @@ func (r *replica) applyTransactions(e raftstore.Committed, b wal.Batch) (applied
 	r.digest, r.index = digest, e.Index
 	r.mark.Store(r.table.Committed())
 	r.addPoint(e, b)
-	r.proved(wal.Base{Txid: b.Last(), Digest: digest})
+	r.chain.add(chainPoint{wal.Base{Txid: b.Last(), Digest: digest}, e.Index})
 	return applied{}, err
 }
 
@@ -317,7 +319,7 @@ func (r *replica) Restore(state []byte) error {
 	if err := r.restorePoints(); err != nil {
 		return err
 	}
-	r.proved(wal.Base{Txid: s.Txid, Digest: r.digest})
+	r.chain.begin(wal.Base{Txid: s.Txid, Digest: r.digest}, s.Index)
 	for name, v := range r.log.Metas(metaCursor) {
 		if len(v) != 16 {
 			return fmt.Errorf("%w: cursor %s holds %d bytes", wal.ErrDamaged, name, len(v))

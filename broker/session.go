@@ -224,7 +224,7 @@ func (s *session) certify(f *flight, rs []*request) {
 	// flight.
 	f.time = max(time.Now().UnixNano(), rep.time+1, s.p.stamped+1)
 	f.first, f.rolled = rep.table.Last()+1, rep.rolled
-	s.writer.Begin(wal.Transactions, f.first, f.time, batchSize(rs))
+	s.writer.BeginIn(s.term, f.first, f.time, batchSize(rs))
 	for _, r := range rs {
 		v := rep.table.Certify(&r.cert, f.time+int64(s.writer.Count()))
 		if v.Outcome == lockmgr.Pass {

@@ -18,6 +18,15 @@ type Facts struct {
 	Nodes map[string]Member `json:"nodes"`
 	// Placement lists each partition's voters. The first is to lead.
 	Placement [][]string `json:"placement"`
+	// Starts are the last starts of the members' data directories, by their ids.
+	Starts map[string]Start `json:"starts,omitempty"`
+}
+
+// Start is a start of a node on its data directory. An older copy of the
+// directory comes to the same number again, with another nonce.
+type Start struct {
+	Number uint64 `json:"number"`
+	Nonce  string `json:"nonce"`
 }
 
 // Member is a node of the cluster.
@@ -57,6 +66,7 @@ func Found(founders map[string]string, partitions, replicas int) Facts {
 // Clone gives a copy that shares nothing.
 func (f Facts) Clone() Facts {
 	f.Nodes = maps.Clone(f.Nodes)
+	f.Starts = maps.Clone(f.Starts)
 	f.Placement = slices.Clone(f.Placement)
 	for p := range f.Placement {
 		f.Placement[p] = slices.Clone(f.Placement[p])
@@ -120,6 +130,7 @@ const (
 	RemoveNode = "remove"
 	SetNode    = "set"
 	Place      = "place"
+	NoteStart  = "start"
 )
 
 // Command is a change to the facts.
@@ -131,6 +142,8 @@ type Command struct {
 	// Node and Member are what is added, removed or set.
 	Node   string `json:"node,omitempty"`
 	Member Member `json:"member,omitzero"`
+	// Start is what is noted of the member with the id Member.ID.
+	Start Start `json:"start,omitzero"`
 	// Placement is set with any kind: the partitions whose replicas change.
 	Placement map[int][]string `json:"placement,omitempty"`
 }
@@ -145,6 +158,9 @@ var ErrCommand = errors.New("cluster: bad command")
 // Apply changes the facts by a command, or gives the error and changes
 // nothing.
 func (f *Facts) Apply(c Command) error {
+	if c.Kind == NoteStart {
+		return f.noteStart(c)
+	}
 	if c.Version != f.Version {
 		return fmt.Errorf("%w: at version %d, the command is for %d", ErrStale, f.Version, c.Version)
 	}
@@ -156,6 +172,25 @@ func (f *Facts) Apply(c Command) error {
 		return err
 	}
 	next.Version++
+	*f = next
+	return nil
+}
+
+// noteStart notes a newer start of a member. It changes nothing that another
+// command could have been computed from, and leaves the version.
+func (f *Facts) noteStart(c Command) error {
+	have, known := f.Nodes[c.Node]
+	switch {
+	case !known || have.ID != c.Member.ID:
+		return fmt.Errorf("%w: node %q with the id %s is not a member", ErrCommand, c.Node, c.Member.ID)
+	case c.Start.Number <= f.Starts[have.ID].Number:
+		return fmt.Errorf("%w: start %d of node %q is not newer than %d", ErrCommand, c.Start.Number, c.Node, f.Starts[have.ID].Number)
+	}
+	next := f.Clone()
+	if next.Starts == nil {
+		next.Starts = map[string]Start{}
+	}
+	next.Starts[have.ID] = c.Start
 	*f = next
 	return nil
 }
@@ -177,6 +212,7 @@ func (f *Facts) apply(c Command) error {
 		if !known {
 			return fmt.Errorf("%w: node %q is not a member", ErrCommand, c.Node)
 		}
+		delete(f.Starts, f.Nodes[c.Node].ID)
 		delete(f.Nodes, c.Node)
 	case Place:
 	default:

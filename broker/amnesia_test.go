@@ -1,0 +1,202 @@
+package broker_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/cantuslog/cantus/broker"
+	"github.com/cantuslog/cantus/subjects"
+	"github.com/cantuslog/cantus/wal"
+)
+
+// listener is a slog.Handler that tells of errors.
+type listener struct {
+	mu   sync.Mutex
+	said []string
+}
+
+func (l *listener) Enabled(_ context.Context, level slog.Level) bool { return level >= slog.LevelError }
+func (l *listener) WithAttrs([]slog.Attr) slog.Handler               { return l }
+func (l *listener) WithGroup(string) slog.Handler                    { return l }
+func (l *listener) Handle(_ context.Context, r slog.Record) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.said = append(l.said, r.Message)
+	r.Attrs(func(a slog.Attr) bool { l.said = append(l.said, a.String()); return true })
+	return nil
+}
+
+// heard reports whether an error was logged that says something.
+func (l *listener) heard(text string) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, s := range l.said {
+		if strings.Contains(s, text) {
+			return true
+		}
+	}
+	return false
+}
+
+// save copies a stopped node's directory, and returns what puts it back.
+func (c *nodes) save(name string) (restore func()) {
+	c.t.Helper()
+	saved := c.t.TempDir()
+	if err := os.CopyFS(saved, os.DirFS(c.dirs[name])); err != nil {
+		c.t.Fatal(err)
+	}
+	return func() {
+		c.t.Helper()
+		if err := errors.Join(os.RemoveAll(c.dirs[name]), os.CopyFS(c.dirs[name], os.DirFS(saved))); err != nil {
+			c.t.Fatal(err)
+		}
+	}
+}
+
+// begin starts a node that may not come to serve, and tells how its start ends.
+func (c *nodes) begin(name string) <-chan error {
+	ended := make(chan error, 1)
+	go func() { ended <- c.tryStart(name) }()
+	return ended
+}
+
+// fill appends so many transactions by a node.
+func (c *nodes) fill(by, what string, count int) {
+	c.t.Helper()
+	nc := c.conn(by)
+	defer nc.Close()
+	for i := range count {
+		id := fmt.Sprintf("%s%d", what, i)
+		keep(c.t, nc, 0, id, id)
+	}
+}
+
+// amnesiac is a cluster whose node n3 runs on an older copy of its directory
+// when it is started next. Before, n1 and n3 have acknowledged transactions that
+// n2 does not have.
+func amnesiac(t *testing.T, witnessed bool) (*nodes, map[string]*listener) {
+	t.Helper()
+	c := newNodes(t, 3, broker.Options{Partitions: 1})
+	logs := map[string]*listener{}
+	c.change = func(name string, o *broker.Options) {
+		if logs[name] == nil {
+			logs[name] = &listener{}
+		}
+		o.Logger = slog.New(logs[name])
+	}
+	for _, name := range c.names {
+		c.options(name) // makes its log
+	}
+	c.start(c.names...)
+	c.settle("n1")
+	c.fill("n1", "both", 5)
+	c.checkSame(0, c.names...)
+	c.stop("n3")
+	restore := c.save("n3")
+	if !witnessed {
+		c.stop("n2")
+	}
+	c.start("n3")
+	for _, name := range []string{"n1", "n2"} {
+		if n := c.node(name); n != nil {
+			eventually(t, name+" knows n3's new generation", func() bool {
+				return broker.Witnessed(n, c.node("n3")) == broker.Generation(c.node("n3"))
+			})
+		}
+	}
+	if witnessed {
+		c.stop("n2")
+	}
+	c.fill("n1", "lost", 20)
+	c.checkSame(0, "n1", "n3")
+	c.stop("n1")
+	c.stop("n3")
+	restore()
+	return c, logs
+}
+
+// The older copy would elect itself, or another node that lacks as much, and
+// what was acknowledged would be gone. It is recognized by what n2 remembers.
+func TestAnOlderCopyOfADirectoryTakesNoPart(t *testing.T) {
+	c, logs := amnesiac(t, true)
+	n2, n3 := c.begin("n2"), c.begin("n3")
+	eventually(t, "n3 says that it runs on an older copy", func() bool {
+		select {
+		case err := <-n2:
+			t.Fatalf("n2 and n3 serve without what n1 has: %v", err)
+		default:
+		}
+		return logs["n3"].heard("older copy")
+	})
+	c.start("n1")
+	if err := <-n2; err != nil {
+		t.Fatal(err)
+	}
+	if err := <-n3; !errors.Is(err, broker.ErrOlderCopy) || !strings.Contains(err.Error(), "n1 says that") || !strings.Contains(err.Error(), "n2 says that") {
+		t.Errorf("n3 ends with %v", err)
+	}
+	if got := c.checkSame(0, "n1", "n2"); len(got) != 25 {
+		t.Errorf("of 25 transactions %d are there", len(got))
+	}
+	// The operator replaces it.
+	c.operate("n1", subjects.AdminRequest{Node: "n3"}, "cluster", "remove")
+	eventually(t, "n3 is no member", func() bool { return len(c.status("n1").Nodes) == 2 })
+	c.dirs["n3"] = t.TempDir()
+	change := c.change
+	c.change = func(name string, o *broker.Options) {
+		if change(name, o); name == "n3" {
+			o.Bootstrap = nil
+		}
+	}
+	n3 = c.begin("n3")
+	c.operate("n1", subjects.AdminRequest{Node: "n3"}, "cluster", "add")
+	if err := <-n3; err != nil {
+		t.Fatal(err)
+	}
+	c.settle("n1")
+	c.fill("n3", "after", 3)
+	if got := c.checkSame(0, c.names...); len(got) != 28 {
+		t.Errorf("of 28 transactions %d are there", len(got))
+	}
+}
+
+// n2 was away when n3 was started last, and can't know. With the older copy it
+// makes a majority that lacks what n1 has. When n1 comes back it gives nothing
+// up, and says so.
+func TestWhatAnOlderCopyHasLostIsNotGivenUp(t *testing.T) {
+	c, logs := amnesiac(t, false)
+	c.start("n2", "n3")
+	c.fill("n2", "other", 3)
+	ctx, giveUp := context.WithCancel(t.Context())
+	defer giveUp()
+	n1 := make(chan error, 1)
+	go func() {
+		_, err := broker.Open(ctx, c.dirs["n1"], c.options("n1"))
+		n1 <- err
+	}()
+	eventually(t, "n1 keeps what it has, and n3 says what it is", func() bool {
+		refuses := logs["n1"].heard("committed entries would be cut") || logs["n1"].heard("differ from those of")
+		return refuses && logs["n3"].heard("older copy")
+	})
+	for _, name := range []string{"n2", "n3"} {
+		eventually(t, name+" is not ready", func() bool { return !c.node(name).Ready() })
+	}
+	giveUp()
+	if err := <-n1; err == nil {
+		t.Error("n1 serves")
+	}
+	err := wal.Verify(c.dirs["n1"], func(r wal.PartitionReport) {
+		if r.Err != nil || r.Transactions < 25 {
+			t.Errorf("n1 holds %d transactions of 25: %v", r.Transactions, r.Err)
+		}
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}

@@ -1,0 +1,118 @@
+package broker
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+
+	"github.com/cantuslog/cantus/wal"
+)
+
+// claims are what a node says of its data directory whenever it connects to
+// another one, and what it remembers of the other's.
+type claims struct {
+	id    string           // of the directory
+	start uint64           // number of the generation that began with the node's start
+	own   []wal.Generation // the newest ones, rising
+	yours remembered
+}
+
+// remembered is what a node remembers of another's directory.
+type remembered struct {
+	id     string // of the directory; "" for nothing
+	newest wal.Generation
+	older  bool // an older copy of it was met since
+}
+
+const claimsVersion = 1
+
+var errClaims = errors.New("malformed claims")
+
+func (c claims) encode() []byte {
+	b := append([]byte{claimsVersion, byte(len(c.id))}, c.id...)
+	b = binary.BigEndian.AppendUint64(b, c.start)
+	newest := uint64(0)
+	if n := len(c.own); n > 0 {
+		newest = c.own[n-1].Number
+	}
+	b = binary.BigEndian.AppendUint64(b, newest)
+	b = binary.BigEndian.AppendUint16(b, uint16(len(c.own)))
+	for _, g := range c.own {
+		b = append(b, g.Nonce[:]...)
+	}
+	older := byte(0)
+	if c.yours.older {
+		older = 1
+	}
+	b = append(append(b, byte(len(c.yours.id))), c.yours.id...)
+	b = binary.BigEndian.AppendUint64(b, c.yours.newest.Number)
+	b = append(b, c.yours.newest.Nonce[:]...)
+	return append(b, older)
+}
+
+// decodeClaims reads what encode made.
+func decodeClaims(b []byte) (c claims, err error) {
+	take := func(n int) []byte {
+		if len(b) < n {
+			err, b = errClaims, nil
+			return make([]byte, n)
+		}
+		taken := b[:n]
+		b = b[n:]
+		return taken
+	}
+	if v := take(1)[0]; err == nil && v != claimsVersion {
+		return c, fmt.Errorf("%w: version %d is not known, %d is", errClaims, v, claimsVersion)
+	}
+	c.id = string(take(int(take(1)[0])))
+	c.start = binary.BigEndian.Uint64(take(8))
+	newest := binary.BigEndian.Uint64(take(8))
+	count := uint64(binary.BigEndian.Uint16(take(2)))
+	if count > newest || count > wal.GenerationsKept {
+		return c, fmt.Errorf("%w: %d generations up to number %d", errClaims, count, newest)
+	}
+	for i := range count {
+		c.own = append(c.own, wal.Generation{Number: newest - count + 1 + i, Nonce: wal.Nonce(take(len(wal.Nonce{})))})
+	}
+	c.yours.id = string(take(int(take(1)[0])))
+	c.yours.newest.Number = binary.BigEndian.Uint64(take(8))
+	c.yours.newest.Nonce = wal.Nonce(take(len(wal.Nonce{})))
+	c.yours.older = take(1)[0] != 0
+	if err == nil && len(b) > 0 {
+		err = fmt.Errorf("%w: %d bytes behind them", errClaims, len(b))
+	}
+	return c, err
+}
+
+// began returns the generation that the node's last start began, if it is still
+// among those shown.
+func (c claims) began() wal.Generation {
+	for _, g := range c.own {
+		if g.Number == c.start {
+			return g
+		}
+	}
+	return wal.Generation{}
+}
+
+// follows returns nil if a directory that shows these generations can have
+// come from the state in which it had shown one before. Otherwise it is a copy
+// of an older state.
+func follows(own []wal.Generation, shown wal.Generation, older bool) error {
+	switch {
+	case shown.Number == 0:
+		return nil
+	case len(own) == 0:
+		return fmt.Errorf("it had shown generation %d and shows none", shown.Number)
+	case shown.Number > own[len(own)-1].Number:
+		return fmt.Errorf("it had shown generation %d and is at %d", shown.Number, own[len(own)-1].Number)
+	case shown.Number >= own[0].Number:
+		if own[shown.Number-own[0].Number].Nonce != shown.Nonce {
+			return fmt.Errorf("its generation %d is another one than it had shown", shown.Number)
+		}
+		return nil
+	case older:
+		return fmt.Errorf("an older copy was met, and generation %d, which the right one has shown, is not among those that it still knows", shown.Number)
+	}
+	return nil // it was away for long
+}

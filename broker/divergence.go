@@ -1,0 +1,233 @@
+package broker
+
+import (
+	"errors"
+	"fmt"
+	"sync"
+
+	"github.com/cantuslog/cantus/raftstore"
+)
+
+// Replicas of a group have the same log, or one of them is broken. Which one is
+// for the group's voters to say, not for whoever says hello. Each node compares
+// the points of the digest chains that others tell with its own, and remembers
+// how the last comparison with each of them came out.
+//
+//   - If a majority of the voters differs from this replica, it is wrong. It is
+//     fenced, durably, until an operator has it rebuilt.
+//   - If it differs from its leader, and no majority agrees with it, it may be
+//     wrong. It takes no part until that is known, and says so. Nothing is
+//     written down: one report alone decides nothing for good.
+//   - If it agrees with a majority of the voters, it goes on.
+
+// verdicts are how comparisons with other replicas came out.
+type verdicts struct {
+	mu sync.Mutex
+	by map[string]verdict
+}
+
+type verdict struct {
+	comparison
+	txid uint64
+}
+
+// set notes how a comparison came out; one without a common point says nothing
+// new.
+func (v *verdicts) set(name string, is verdict) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if v.by == nil {
+		v.by = map[string]verdict{}
+	}
+	if is.comparison != nothing {
+		v.by[name] = is
+	}
+}
+
+// drop forgets about a replica that is no measure any more.
+func (v *verdicts) drop(name string) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	delete(v.by, name)
+}
+
+// count counts the voters that agree with this replica, itself among them if it
+// votes, and those that differ. The worst of these is the leader, if it does.
+func (v *verdicts) count(self, leader string, replicas []raftstore.Replica) (c tally) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	voters := 0
+	for _, r := range replicas {
+		if !r.Voter {
+			continue
+		}
+		voters++
+		is := v.by[r.Name]
+		switch {
+		case r.Name == self || is.comparison == equal:
+			c.agree++
+		case is.comparison == different:
+			c.differ++
+			if c.other == "" || r.Name == leader {
+				c.other, c.txid = r.Name, is.txid
+			}
+			c.leader = c.leader || r.Name == leader
+		}
+	}
+	c.majority = voters/2 + 1
+	return c
+}
+
+// tally is what a group's voters say of this node's replica.
+type tally struct {
+	agree, differ, majority int
+	leader                  bool   // the leader differs
+	other                   string // one that differs
+	txid                    uint64 // from there on
+}
+
+// compareDigests compares this node's replicas with those of a node that has
+// said hello.
+func (n *Node) compareDigests(h hello) {
+	for _, r := range h.Groups {
+		s := n.slot(r.Partition)
+		if s == nil {
+			continue
+		}
+		if p := s.current(); p != nil && p.fenced.Load() == nil {
+			p.compare(h.Name, r)
+		}
+	}
+	n.compareFacts(h)
+}
+
+// compare compares the replica with another one, and does what follows.
+func (p *partition) compare(name string, r groupReport) {
+	if why := r.Forgot[p.node.opts.Name]; why != "" && r.leads() {
+		p.accuser.Store(&name)
+		p.dispute(fmt.Sprintf("its leader %s says that it has lost entries: %s", name, why))
+		return
+	} else if by := p.accuser.Load(); by != nil && *by == name {
+		p.accuser.Store(nil)
+	}
+	if r.Fenced != "" {
+		p.verdicts.drop(name)
+		return
+	}
+	result, txid := p.digests.compare(r.Digests)
+	p.verdicts.set(name, verdict{result, txid})
+	if result == nothing {
+		return
+	}
+	status := p.group.Status()
+	leader := status.Leader
+	if r.leads() && r.Term >= status.Term {
+		leader = name
+	}
+	c := p.verdicts.count(p.node.opts.Name, leader, status.Replicas)
+	if result == different {
+		p.log.Warn("replicas have different logs", "other", name, "txid", txid, "agree", c.agree, "differ", c.differ, "majority", c.majority)
+	}
+	switch {
+	case c.differ >= c.majority:
+		p.fence(fmt.Sprintf("its log differs from that of %s, and of %d of the %d voters that make a majority, at txid %d", c.other, c.differ, c.majority, c.txid))
+	case c.leader && c.agree < c.majority:
+		p.dispute(fmt.Sprintf("its log differs from that of its leader %s at txid %d, and no majority of voters is there to say which of the two is wrong: "+
+			"start the others", c.other, c.txid))
+	case p.accuser.Load() == nil && (c.agree >= c.majority || c.differ == 0):
+		p.settleDispute()
+	}
+}
+
+var errDisputed = errors.New("broker: replica takes no part for now")
+
+// dispute has the replica take no part until it is known whether it is wrong.
+func (p *partition) dispute(why string) {
+	if p.fenced.Load() != nil || !p.disputed.CompareAndSwap(nil, &why) {
+		return
+	}
+	p.log.Error("replica takes no part: it may have lost or changed what was acknowledged", "because", why)
+	p.node.advise("diverged", map[string]any{"partition": p.id, "because": why})
+	err := fmt.Errorf("%w: %s", errDisputed, why)
+	p.group.Halt(err)
+	if end := p.end.Load(); end != nil {
+		(*end)(err)
+	}
+}
+
+// settleDispute has the replica take part again.
+func (p *partition) settleDispute() {
+	if why := p.disputed.Swap(nil); why != nil && p.fenced.Load() == nil {
+		p.log.Info("replica takes part again: a majority of the voters has its log", "was", *why)
+		p.group.Resume()
+	}
+}
+
+// contradicted takes why raft has halted the replica.
+func (p *partition) contradicted(err error) {
+	if errors.Is(err, raftstore.ErrTermBack) {
+		p.node.fail(fmt.Errorf("partition %d: %w", p.id, err))
+		return
+	}
+	p.fence(err.Error())
+}
+
+// peerForgot takes that a member has lost entries. It gets no more of them.
+func (p *partition) peerForgot(peer string, has, had uint64) {
+	why := fmt.Sprintf("its newest entry is %d, and it had acknowledged %d", has, had)
+	p.log.Error("a replica has lost entries that it had acknowledged, and counts for nothing: its data directory was put back to an older state; "+
+		"remove the node, give it an empty directory and add it again", "peer", peer, "has", has, "had", had)
+	p.node.advise("amnesia", map[string]any{"partition": p.id, "member": peer, "because": why})
+	p.node.helloSoon()
+}
+
+// compareFacts compares this node's facts with another node's. A node whose
+// facts are wrong can't go on.
+func (n *Node) compareFacts(h hello) {
+	n.mu.Lock()
+	m := n.meta
+	n.mu.Unlock()
+	if m == nil || h.Meta == nil {
+		return
+	}
+	result, index := m.chain.compare(h.Meta.Digests)
+	if m.verdicts.set(h.Name, verdict{result, index}); result == nothing {
+		return
+	}
+	status := m.group.Status()
+	c := m.verdicts.count(n.opts.Name, status.Leader, status.Replicas)
+	switch {
+	case c.differ >= c.majority:
+		n.fail(fmt.Errorf("%w: they differ from those of %s, and of %d of the %d voters that make a majority, from entry %d on. "+
+			"Keep a copy of its data directory: it may hold what the others have lost. Then remove this node, give it an empty directory and add it again",
+			errFacts, c.other, c.differ, c.majority, c.txid))
+	case c.leader && c.agree < c.majority:
+		m.dispute(fmt.Errorf("%w: they differ from those of the leader %s from entry %d on, and no majority is there to say which of the two is wrong: "+
+			"start the others", errFacts, c.other, c.txid))
+	case c.agree >= c.majority || c.differ == 0:
+		m.dispute(nil)
+	}
+}
+
+var errFacts = errors.New("broker: this node's facts of the cluster are not the others'")
+
+// dispute has the replica of the facts take no part while why is not nil.
+func (m *meta) dispute(why error) {
+	if why == nil {
+		if m.disputed.Swap(nil) != nil {
+			m.group.Resume()
+		}
+		return
+	}
+	if m.disputed.CompareAndSwap(nil, &why) {
+		m.node.log.Error("the replica of the facts takes no part", "because", why)
+		m.node.advise("diverged", map[string]any{"because": why.Error()})
+		m.group.Halt(why)
+	}
+}
+
+// contradicted takes why raft has halted the replica of the facts.
+func (m *meta) contradicted(err error) {
+	m.node.fail(fmt.Errorf("facts of the cluster: %w: another node runs on an older copy of its data directory, or this one does. "+
+		"Keep a copy of this directory: it may hold what the others have lost. Then remove the node on the older copy, give it an empty directory and add it again", err))
+}

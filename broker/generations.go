@@ -1,0 +1,348 @@
+package broker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/cantuslog/cantus/broker/cluster"
+	"github.com/cantuslog/cantus/raftstore"
+	"github.com/cantuslog/cantus/wal"
+)
+
+// Raft rests on it that no voter forgets what it has acknowledged. A data
+// directory that is put back from an older copy of itself, by a snapshot of a
+// virtual machine or from a backup, is such a voter, and nothing in it shows
+// that. So every directory counts its generations: one begins at each start,
+// and every generationTime while the node runs, and has a random nonce. Nodes
+// tell each other their newest generations at the beginning of every
+// connection, and remember, durably and before anything else passes, the newest
+// of each other. A directory that does not show what it had shown before is an
+// older copy. The connection is refused at both ends, and with it all votes and
+// entries.
+//
+// The node itself hears it from whoever refuses it, as what that one remembers.
+// It then refuses all connections, and when a majority of the voters on the
+// facts has said so, it stops. What one node knows the facts spread: they hold
+// the last start of each member.
+//
+// An older copy from within the same generation is not recognized, nor one that
+// nobody is left to recognize: see docs/adr/0016.
+
+// generationTime is how long a generation lasts: older copies are recognized
+// that were made before the current one.
+const generationTime = time.Minute
+
+// staleClaims is how long claims may be on their way that another connection has
+// overtaken.
+const staleClaims = 10 * time.Second
+
+// generations are what the node knows of its own directory and of others'.
+type generations struct {
+	node    *Node
+	store   *wal.Store
+	witness *wal.Witness
+
+	mu     sync.Mutex
+	own    []wal.Generation
+	start  uint64               // number of the one that began with this start
+	raised map[string]time.Time // when another directory last showed a newer one, by its id
+	denied map[string]string    // by nodes that know this directory as an older copy, and why
+	told   map[string]bool      // ids of older copies that were complained about
+}
+
+func openGenerations(n *Node, s *wal.Store) (*generations, error) {
+	w, err := s.Witness()
+	if err != nil {
+		return nil, err
+	}
+	g := &generations{
+		node: n, store: s, witness: w, raised: map[string]time.Time{}, denied: map[string]string{}, told: map[string]bool{},
+	}
+	if err := g.begin(); err != nil {
+		return nil, err
+	}
+	if len(g.own) > 0 {
+		g.start = g.own[len(g.own)-1].Number
+	}
+	return g, nil
+}
+
+// begin begins a generation. Without room on the disk there is none, and the
+// last one goes on.
+func (g *generations) begin() error {
+	own, err := g.store.BeginGeneration()
+	if err != nil && !errors.Is(err, wal.ErrNoSpace) {
+		return err
+	}
+	if err != nil {
+		g.node.log.Warn("no new generation of the data directory: older copies of it are not recognized for longer", "err", err)
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.own = own
+	return nil
+}
+
+// claims returns what this node says to another one.
+func (g *generations) claims(peer string) []byte {
+	c := claims{id: g.store.Identity().NodeID, yours: remembered{id: g.idOf(peer)}}
+	if c.yours.id != "" {
+		seen, _ := g.witness.Get(c.yours.id)
+		c.yours.newest, c.yours.older = seen.Newest, seen.Older
+		if at := g.started(c.yours.id); at.Number > seen.Newest.Number {
+			c.yours.newest = at
+		}
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	c.own, c.start = g.own, g.start
+	return c.encode()
+}
+
+// idOf returns the id of a node's directory, "" if it is not known.
+func (g *generations) idOf(peer string) string {
+	if m := g.node.member(peer); m.ID != "" {
+		return m.ID
+	}
+	q, _ := g.node.peers.get(peer)
+	return q.NodeID
+}
+
+// member returns what the facts say of a node.
+func (n *Node) member(name string) cluster.Member { return n.facts().Nodes[name] }
+
+// facts returns the current facts, none while the node is starting.
+func (n *Node) facts() cluster.Facts {
+	n.mu.Lock()
+	meta := n.meta
+	n.mu.Unlock()
+	if meta == nil {
+		return cluster.Facts{}
+	}
+	facts, _ := meta.current()
+	return facts
+}
+
+// started returns the last start of a directory that the facts know.
+func (g *generations) started(id string) (at wal.Generation) {
+	s, known := g.node.facts().Starts[id]
+	if !known || at.Nonce.UnmarshalText([]byte(s.Nonce)) != nil {
+		return wal.Generation{}
+	}
+	at.Number = s.Number
+	return at
+}
+
+// check judges what another node claims. Its error refuses the connection.
+func (g *generations) check(peer string, b []byte) error {
+	c, err := decodeClaims(b)
+	if err != nil {
+		return err
+	}
+	if c.yours.id == g.store.Identity().NodeID {
+		g.hear(peer, c.yours)
+	}
+	if err := g.examine(peer, c); err != nil {
+		return err
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if len(g.denied) > 0 {
+		return fmt.Errorf("%w: %s", ErrOlderCopy, g.whyLocked())
+	}
+	return nil
+}
+
+// examine compares what another directory shows with what it had shown before,
+// and remembers it.
+func (g *generations) examine(peer string, c claims) error {
+	noted := g.started(c.id)
+	var newest wal.Generation
+	if n := len(c.own); n > 0 {
+		newest = c.own[n-1]
+	}
+	err := g.witness.Update(c.id, func(seen wal.Seen) (wal.Seen, error) {
+		if errs := errors.Join(follows(c.own, seen.Newest, seen.Older), follows(c.own, noted, seen.Older)); errs != nil {
+			if g.overtaken(c.id) {
+				return seen, errOvertaken
+			}
+			seen.Node, seen.Older = peer, true
+			return seen, fmt.Errorf("%w: %s: %w", ErrOlderCopy, peer, errs)
+		}
+		if newest.Number >= seen.Newest.Number {
+			if newest.Number > seen.Newest.Number {
+				g.raise(c.id)
+			}
+			seen.Node, seen.Newest, seen.Start, seen.Older = peer, newest, c.began(), false
+		}
+		return seen, nil
+	})
+	switch {
+	case errors.Is(err, ErrOlderCopy):
+		g.complain(peer, c.id, err)
+	case errors.Is(err, wal.ErrNoSpace): // it is remembered until the process ends
+		g.node.log.Warn("no room to write down what another node has shown", "node", peer, "err", err)
+		return nil
+	}
+	return err
+}
+
+var errOvertaken = errors.New("what the node claims is out of date by now: connect again")
+
+func (g *generations) raise(id string) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.raised[id] = time.Now()
+}
+
+// overtaken reports whether a directory has shown a newer generation just now,
+// so that claims from before may still be on their way.
+func (g *generations) overtaken(id string) bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	at, ok := g.raised[id]
+	return ok && time.Since(at) < staleClaims
+}
+
+// complain says once of a directory that it is an older copy, and has its node
+// hear why it is refused.
+func (g *generations) complain(peer, id string, err error) {
+	g.mu.Lock()
+	first := !g.told[id]
+	g.told[id] = true
+	g.mu.Unlock()
+	if first {
+		g.node.log.Error("a node runs on an older copy of its data directory: it has lost what it acknowledged since, and is refused; "+
+			"remove the node, give it an empty directory and add it again", "peer", peer, "err", err)
+		g.node.advise("older_copy", map[string]any{"name": peer, "because": err.Error()})
+	}
+}
+
+// hear takes what another node remembers of this one's directory.
+func (g *generations) hear(peer string, r remembered) {
+	g.mu.Lock()
+	err := follows(g.own, r.newest, r.older)
+	_, was := g.denied[peer]
+	if err == nil {
+		delete(g.denied, peer)
+	} else {
+		g.denied[peer] = err.Error()
+	}
+	voters := g.node.facts().MetaVoters()
+	saying := 0
+	for name := range g.denied {
+		if slices.Contains(voters, name) {
+			saying++
+		}
+	}
+	why := g.whyLocked()
+	g.mu.Unlock()
+	switch {
+	case err == nil:
+	case saying > len(voters)/2:
+		g.node.fail(fmt.Errorf("%w: %s. It lacks what this node has acknowledged since it was made, and must not vote. "+
+			"Remove the node from the cluster, give it an empty data directory, and add it again; or start it on the right directory", ErrOlderCopy, why))
+	case !was:
+		g.node.log.Error("the data directory is an older copy of itself: this node takes no part; "+
+			"remove it from the cluster, give it an empty directory and add it again", "says", peer, "because", why)
+		g.node.begin(g.node.reconnect)
+	}
+}
+
+// whyLocked says who denies this directory, and why, "" if nobody does. mu is
+// held.
+func (g *generations) whyLocked() string {
+	var all []string
+	for _, name := range slices.Sorted(maps.Keys(g.denied)) {
+		all = append(all, fmt.Sprintf("%s says that %s", name, g.denied[name]))
+	}
+	return strings.Join(all, "; ")
+}
+
+// why says who denies this directory, "" if nobody does.
+func (g *generations) why() string {
+	if g == nil {
+		return ""
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.whyLocked()
+}
+
+// reconnect breaks the node's connections to others.
+func (n *Node) reconnect() {
+	n.mu.Lock()
+	network := n.network
+	n.mu.Unlock()
+	if network != nil {
+		network.Reconnect()
+	}
+}
+
+// run begins generations and tells the other members of each, until ctx ends.
+func (g *generations) run(ctx context.Context) {
+	next := time.NewTicker(generationTime)
+	defer next.Stop()
+	retry := time.NewTicker(helloInterval)
+	defer retry.Stop()
+	refused := map[string]string{}
+	for greeted := map[string]bool{}; ; {
+		for _, name := range g.node.facts().Names() {
+			if name == g.node.opts.Name || greeted[name] || !g.node.peers.alive(name, time.Now()) {
+				continue
+			}
+			err := g.node.network.Greet(ctx, name)
+			greeted[name] = err == nil
+			if errors.Is(err, raftstore.ErrRefused) && err.Error() != refused[name] {
+				refused[name] = err.Error()
+				g.node.log.Warn("a node refuses this one", "node", name, "err", err)
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-retry.C:
+		case <-next.C:
+			if err := g.begin(); err != nil {
+				g.node.log.Warn("no new generation of the data directory", "err", err)
+			}
+			greeted = map[string]bool{}
+		}
+	}
+}
+
+// notes returns a command that notes a start of a member which the facts don't
+// know yet; false says that they know all.
+func (g *generations) notes(f cluster.Facts) (c cluster.Command, ok bool) {
+	for _, name := range f.Names() {
+		id := f.Nodes[name].ID
+		at := g.lastStart(id)
+		if at.Number > f.Starts[id].Number {
+			nonce, _ := at.Nonce.MarshalText()
+			return cluster.Command{
+				Kind: cluster.NoteStart, Node: name, Member: cluster.Member{ID: id}, Start: cluster.Start{Number: at.Number, Nonce: string(nonce)},
+			}, true
+		}
+	}
+	return c, false
+}
+
+// lastStart returns the last start of a directory that this node knows.
+func (g *generations) lastStart(id string) wal.Generation {
+	if id != g.store.Identity().NodeID {
+		seen, _ := g.witness.Get(id)
+		if seen.Older {
+			return wal.Generation{}
+		}
+		return seen.Start
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return claims{own: g.own, start: g.start}.began()
+}
