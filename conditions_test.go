@@ -51,6 +51,9 @@ func TestNoConditionHidesATest(t *testing.T) {
 		case strings.HasSuffix(path, ".txtar"):
 			for _, m := range condition.FindAllString(string(text), -1) {
 				for _, c := range one.FindAllStringSubmatch(m, -1) {
+					if slices.Contains(systems, c[1]) {
+						continue
+					}
 					tool, ok := strings.CutPrefix(c[1], "tool:")
 					if !ok || !regexp.MustCompile(`\b`+tool+`\b`).MatchString(scripts) {
 						t.Errorf("%s: condition %q: only [tool:NAME] of what .ci/run installs is allowed", path, c[0])

@@ -82,9 +82,9 @@ func TestConflictsBehindTheFloor(t *testing.T) {
 	for _, l := range []string{"a", "b", "c", "d"} {
 		appendTx(t, nc, "cantus.append.0", "x", appendLock, l)
 	}
-	wantBody(t, ask(t, nc, "cantus.append.0", "x", mark, "1", write, "never", read, "a.>", read, "d"),
+	wantBody(t, ask(t, nc, "cantus.append.0", "x", mark, "1", read, "never", read, "a.>", read, "d"),
 		`{"partition":0,"error":{"code":409,"reason":"conflict","message":"read lock \"d\" was recorded by txid 4, after high-water mark 1: apply up to 4, recompute and send again",`+
-			`"lock":"d","txid":4,"conflicts":[{"lock":"d","mode":"read","txid":4},{"lock":"never","mode":"write","txid":2,"forgotten":true},{"lock":"a.>","mode":"read","txid":2,"forgotten":true}]},"high_water_mark":4}`)
+			`"lock":"d","txid":4,"conflicts":[{"lock":"d","mode":"read","txid":4},{"lock":"never","mode":"read","txid":2,"forgotten":true},{"lock":"a.>","mode":"read","txid":2,"forgotten":true}]},"high_water_mark":4}`)
 	const refused = `{"code":409,"reason":"conflict","message":"write lock \"a\" is not remembered and counts as recorded at the floor, txid 2, after high-water mark 1: apply up to 2, recompute and send again",` +
 		`"lock":"a","txid":2,"conflicts":[{"lock":"a","mode":"write","txid":2,"forgotten":true}]}`
 	wantBody(t, ask(t, nc, "cantus.append.0", "x", mark, "1", write, "a"), `{"partition":0,"error":`+refused+`,"high_water_mark":4}`)
@@ -358,6 +358,11 @@ func TestWhatIsGivenBack(t *testing.T) {
 		mark: {"0"}, write: {"w.1,w.2"}, read: {"r.>"}, appendLock: {"a"}, "Cantus-Msg-Id": {"id-1"}, msgID: {"other.log.0.1"},
 		"App": {"one", "two"}, "lower-case": {"spaced"}, "Empty": {""},
 	}
+	previous := a.transactions[0].Header
+	if previous.Get(subjects.HeaderPrevious) != "0" {
+		t.Errorf("the first transaction of a read follows %q", previous.Get(subjects.HeaderPrevious))
+	}
+	delete(previous, subjects.HeaderPrevious) // of the read, and not of the transaction
 	if got := a.transactions[0]; fmt.Sprint(got.Header) != fmt.Sprint(want) || string(got.Data) != "payload" {
 		t.Fatalf("\n got %v %q\nwant %v", got.Header, got.Data, want)
 	}

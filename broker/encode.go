@@ -179,6 +179,9 @@ type encoder struct {
 	partition int
 	names     subjects.Names
 	header    []byte // used again
+
+	chained  bool   // messages name the transaction before
+	previous uint64 // its txid
 }
 
 // append appends t as a message to subject.
@@ -199,12 +202,48 @@ func (e *encoder) append(dst []byte, subject string, t *wal.Transaction, payload
 	h = append(h, '.')
 	h = strconv.AppendUint(h, t.Txid, 10)
 	h = append(h, "\r\n"...)
+	if e.chained {
+		h = appendPrevious(h, e.previous)
+	}
 	h = subjects.AppendBlockEnd(appendSent(h, t))
 	e.header = h
 	if !payload {
 		return appendHPub(dst, subject, h, nil)
 	}
 	return appendHPub(dst, subject, h, t.Payload)
+}
+
+// appendPrevious appends the header of an answer to a read that names the
+// transaction before.
+func appendPrevious(h []byte, txid uint64) []byte {
+	h = append(h, subjects.HeaderPrevious+": "...)
+	h = strconv.AppendUint(h, txid, 10)
+	return append(h, "\r\n"...)
+}
+
+// chainRoom is more than a packed message's header takes.
+const chainRoom = 64
+
+// fits returns nil if the message that gives t has at most most bytes. One that
+// has more was appended while the NATS server's max_payload was larger.
+func (e *encoder) fits(t *wal.Transaction, payload, packed bool, most int) error {
+	if n := len(t.Payload) + len(t.Header) + len(t.Locks)*(subjects.MaxLockTokens*(subjects.MaxToken+1)+32) + 1024; n <= most {
+		return nil // more than it can take
+	}
+	var h []byte
+	n := chainRoom
+	if packed {
+		h = e.appendPacked(nil, t, payload)
+	} else {
+		h = e.append(nil, "", t, payload)
+	}
+	if n += len(h); n <= most {
+		return nil
+	}
+	err := subjects.Errorf(subjects.TooLarge,
+		"txid %d makes a message of %d bytes, and the NATS server's max_payload is %d: raise it to at least %d", t.Txid, n, most, n)
+	err.Txid = t.Txid
+	return err
 }
 
 // appendSent appends what a transaction's writer sent beside kind and payload,
@@ -268,6 +307,11 @@ type packer struct {
 	subject string
 	most    int // bytes in a message, unless one transaction alone has more
 	pack    []byte
+
+	// The messages of a read name the transaction before.
+	chained        bool
+	count          int    // transactions in the message
+	previous, last uint64 // txids: before the message, and the last in it
 }
 
 // add puts t into the message. If that is large enough, or would become too
@@ -275,18 +319,30 @@ type packer struct {
 func (k *packer) add(dst []byte, e *encoder, t *wal.Transaction, payload bool) []byte {
 	before := len(k.pack)
 	k.pack = e.appendPacked(k.pack, t, payload)
-	if len(k.pack) <= k.most || before == 0 {
-		return dst
+	if len(k.pack) > k.most && before > 0 {
+		dst = k.message(dst, k.pack[:before])
+		k.pack = k.pack[:copy(k.pack, k.pack[before:])]
 	}
-	dst = appendPub(dst, k.subject, k.pack[:before])
-	k.pack = k.pack[:copy(k.pack, k.pack[before:])]
+	k.last = t.Txid
+	k.count++
 	return dst
+}
+
+// message appends a message of what is in pack.
+func (k *packer) message(dst, pack []byte) []byte {
+	if !k.chained {
+		return appendPub(dst, k.subject, pack)
+	}
+	var space [chainRoom]byte
+	h := subjects.AppendBlockEnd(appendPrevious(subjects.AppendBlockStart(space[:0]), k.previous))
+	k.previous, k.count = k.last, 0
+	return appendHPub(dst, k.subject, h, pack)
 }
 
 // flush appends the message, unless nothing is in it, to dst.
 func (k *packer) flush(dst []byte) []byte {
 	if len(k.pack) > 0 {
-		dst = appendPub(dst, k.subject, k.pack)
+		dst = k.message(dst, k.pack)
 		k.pack = k.pack[:0]
 	}
 	if cap(k.pack) > 4*k.most {
@@ -296,9 +352,11 @@ func (k *packer) flush(dst []byte) []byte {
 }
 
 // appendEnd appends the message that ends a read.
-func appendEnd(dst []byte, subject string, next, mark uint64) []byte {
+func appendEnd(dst []byte, subject string, done reached, mark uint64) []byte {
 	h := append([]byte(nil), "NATS/1.0 "+subjects.StatusEnd+" End of read\r\n"...)
-	h = subjects.AppendField(h, subjects.HeaderNext, strconv.FormatUint(next, 10))
+	h = subjects.AppendField(h, subjects.HeaderNext, strconv.FormatUint(done.next, 10))
 	h = subjects.AppendField(h, subjects.HeaderHighWaterMark, strconv.FormatUint(mark, 10))
+	h = subjects.AppendField(h, subjects.HeaderCount, strconv.Itoa(done.sent))
+	h = subjects.AppendField(h, subjects.HeaderLast, strconv.FormatUint(done.last, 10))
 	return appendHPub(dst, subject, subjects.AppendBlockEnd(h), nil)
 }

@@ -132,6 +132,9 @@ func FreeSpace(o *Options, free func() int64) {
 // Full reports whether the node takes no more transactions.
 func Full(n *Node) bool { return n.isFull() }
 
+// Reading is how many reads a node serves.
+func Reading(n *Node) int { return int(n.readsNow.Load()) }
+
 // LastIndex is the newest entry in a replica's log.
 func LastIndex(n *Node, partition int) uint64 { return n.slot(partition).data.LastIndex() }
 

@@ -482,7 +482,7 @@ func (l *link) write(commands []byte) error {
 	if closed {
 		return errLinkClosed
 	}
-	_, err := conn.Write(commands)
+	_, err := conn.Write(l.acceptable(commands))
 	return err
 }
 

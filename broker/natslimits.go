@@ -46,6 +46,10 @@ func checkNATSOptions(opts *server.Options) error {
 
 // setLimits takes the server's limits.
 func (s *natsServer) setLimits(opts *server.Options) {
+	s.maxPending.Store(opts.MaxPending)
+	if opts.MaxPending == 0 {
+		s.maxPending.Store(server.MAX_PENDING_SIZE)
+	}
 	s.maxReply.Store(int64(opts.MaxControlLine) - controlLineMargin)
 	was := s.most.Swap(int64(opts.MaxPayload))
 	if own := s.own.Load(); own != nil {

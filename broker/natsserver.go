@@ -33,6 +33,8 @@ type natsServer struct {
 	// which the node's own connections, own, are told.
 	most atomic.Int64
 	own  atomic.Pointer[[]*link]
+	// maxPending is how many bytes the server lets a connection be behind.
+	maxPending atomic.Int64
 	// maxReply is the longest reply subject that an answer of the node fits.
 	maxReply atomic.Int64
 	// watchInterest says that the account's subscriptions tell whether

@@ -46,6 +46,7 @@ type Node struct {
 	// message does not hold up the others.
 	appends, reads, feeds *link
 	sender, readSender    *sender
+	pacer                 *pacer
 
 	peers     *peers
 	helloNow  chan struct{} // capacity 1: say hello at once
@@ -80,10 +81,11 @@ type Node struct {
 	reloading sync.Mutex
 	limits    struct{ reserve, queueBytes atomic.Int64 }
 
-	flying  *semaphore.Weighted // batches in flight, of all partitions
-	reading *semaphore.Weighted // reads being served
-	full    atomic.Bool         // the disk has no room
-	free    atomic.Int64        // bytes free on it
+	flying   *semaphore.Weighted // batches in flight, of all partitions
+	reading  *semaphore.Weighted // reads being served
+	readsNow atomic.Int64        // and how many
+	full     atomic.Bool         // the disk has no room
+	free     atomic.Int64        // bytes free on it
 
 	cancel     context.CancelFunc // stops the partitions
 	quit       chan struct{}      // closed when the node begins to stop
@@ -175,6 +177,7 @@ func (n *Node) open(ctx context.Context, dir string) error {
 	if err := n.openReplicas(); err != nil {
 		return err
 	}
+	n.background.Go(func() { n.pacer.answer(running) })
 	n.background.Go(func() { n.watchStore(running) })
 	n.checkSpace()
 	n.background.Go(func() { n.meta.run(running) })
@@ -238,8 +241,14 @@ func (n *Node) openNATS(ctx context.Context, known bool) (err error) {
 		n.clear()
 		return nil
 	}
-	if _, err := n.reads.subscribe(n.names.Admin("hello"), "", n.onHello); err != nil {
-		return err
+	for subject, handle := range map[string]func(*message){
+		n.names.Admin("hello"):             n.onHello,
+		n.names.Admin("pace"):              n.pacer.onQuestion,
+		n.names.Admin("pace", n.opts.Name): n.pacer.onAnswer,
+	} {
+		if _, err := n.reads.subscribe(subject, "", handle); err != nil {
+			return err
+		}
 	}
 	n.hellos.Go(n.sayHello)
 	n.clearTimer = time.AfterFunc(clearTime, n.clear)
@@ -303,6 +312,7 @@ func (n *Node) openLinks() (err error) {
 		(*l.at).maxReply.Store(n.nats.maxReply.Load())
 	}
 	n.nats.own.Store(&[]*link{n.appends, n.reads, n.feeds})
+	n.pacer = newPacer(n, n.nats)
 	n.sender, n.readSender = newSender(n.appends, n.log), newSender(n.reads, n.log)
 	return nil
 }

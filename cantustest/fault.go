@@ -32,6 +32,7 @@ type Fault struct {
 	lose    bool // the answer
 	twice   bool
 	repeat  bool // the answer
+	part    int  // of the answer that is lost, 1 for the first; 0 for none
 	delay   time.Duration
 	answers time.Duration
 	hold    <-chan struct{}
@@ -63,6 +64,10 @@ func Drop() Fault { return Fault{ignore: true} }
 
 // LoseAnswer has the request carried out, and its answer lost.
 func LoseAnswer() Fault { return Fault{lose: true} }
+
+// LosePart has a read carried out, and one message of its answer lost: 1 is the
+// first. Its end, or a refusal, is not lost.
+func LosePart(n int) Fault { return Fault{part: n} }
 
 // Repeat passes the message on twice; both requests are answered.
 func Repeat() Fault { return Fault{twice: true} }

@@ -36,6 +36,7 @@ type request struct {
 	reply string
 	many  bool // answered by many messages
 	fault Fault
+	parts int // of the answer that have come
 }
 
 func newRelay(n *broker.Node, outer string, rules *rules) (*relay, error) {
@@ -169,8 +170,13 @@ func (r *relay) onAnswer(m *nats.Msg) {
 	if ended {
 		delete(r.asked, m.Subject)
 	}
+	lost := q == nil || q.fault.lose
+	if q != nil {
+		q.parts++
+		lost = lost || q.parts == q.fault.part && !ended
+	}
 	r.mu.Unlock()
-	if q == nil || q.fault.lose {
+	if lost {
 		return
 	}
 	header := r.outwards(m.Header)

@@ -25,6 +25,7 @@ type Client struct {
 	sub      *nats.Subscription
 	leaders  *nats.Subscription // advisories of new leaders
 	room     *room
+	window   window // of reads
 	idPrefix string // of message ids that are made up
 	ids      atomic.Uint64
 	epoch    atomic.Uint64 // rises when the connection is lost

@@ -104,10 +104,10 @@ func (o FollowOptions) withDefaults() (FollowOptions, error) {
 // reading goes on while the handler works.
 func (o *FollowOptions) readBytes() int { return min(o.Buffer/4, 1<<20) }
 
-// readCount is how many transactions one read asks for. Small ones are mostly
-// what comes with them, which a read's bytes don't count: as much again at the
-// most.
-func (o *FollowOptions) readCount() int { return min(o.readBytes()/transactionCost, readCount) }
+// readCount is how many transactions a read of so many bytes asks for. Small ones are
+// mostly what comes with them, which a read's bytes don't count: as much again at
+// the most.
+func readCount(bytes int) int { return min(bytes/transactionCost, mostRead) }
 
 // transactionCost is about what a transaction takes beside its message, in
 // bytes.

@@ -16,9 +16,9 @@ import (
 )
 
 const (
-	// readCount bounds one read. With it a read of small transactions stays
+	// mostRead bounds one read. With it a read of small transactions stays
 	// near readBytes in memory.
-	readCount = 4096
+	mostRead = 4096
 	// aheadBytes bounds what is kept of the feed while a read goes on.
 	aheadBytes = 1 << 20
 )
@@ -31,7 +31,8 @@ type stream struct {
 	partition int
 	opts      FollowOptions
 	inbox     string // answers to reads come to inbox + number of the read
-	query     string // what all reads have in common
+	query     string // what all reads have in common, behind from and their size
+	bytes     int    // that the next read asks for
 	ready     chan struct{}
 	kick      chan struct{} // keep looks at its clock anew
 
@@ -64,20 +65,24 @@ type entry struct {
 	size int
 }
 
-// reading is a read on its way.
+// reading is a read in progress. Each of its messages names the transaction that
+// was sent before it.
 type reading struct {
 	subject string
 	heard   time.Time // when its last message came
+	cost    int       // of the client's window
+	last    uint64    // txid of the last transaction that came, 0 for none
+	hole    error     // what is missing; what comes behind it is not taken
 }
 
 func newStream(c *Client, partition int, after uint64, opts FollowOptions) (*stream, error) {
 	s := &stream{
-		c: c, partition: partition, opts: opts, next: after + 1, mark: after,
+		c: c, partition: partition, bytes: min(firstRead, opts.readBytes()), opts: opts, next: after + 1, mark: after,
 		inbox: c.nc.NewInbox() + ".",
 		ready: make(chan struct{}, 1), kick: make(chan struct{}, 1),
 	}
 	q, err := json.Marshal(subjects.ReadRequest{
-		Max: opts.readCount(), MaxBytes: opts.readBytes(), Kinds: opts.Kinds, Lock: opts.Lock, HeadersOnly: opts.HeadersOnly, Packed: true,
+		Kinds: opts.Kinds, Lock: opts.Lock, HeadersOnly: opts.HeadersOnly, Packed: true,
 	})
 	if err != nil {
 		return nil, err
@@ -134,8 +139,17 @@ func (s *stream) endLocked(err error) {
 	if s.err == nil {
 		s.err = err
 	}
-	s.read = nil
+	s.leaveRead()
+	s.c.window.leave(s)
 	signal(s.ready)
+}
+
+// leaveRead takes no more of the read that is waited for.
+func (s *stream) leaveRead() {
+	if s.read != nil {
+		s.c.window.release(s.read.cost)
+		s.read = nil
+	}
 }
 
 func signal(ch chan struct{}) {
@@ -151,10 +165,15 @@ func (s *stream) startRead() {
 	if s.read != nil || s.err != nil || s.held > 0 && s.held+2*s.opts.readBytes() > s.opts.Buffer {
 		return
 	}
-	s.reads++
 	s.due = time.Time{}
-	s.read = &reading{subject: s.inbox + strconv.FormatUint(s.reads, 36), heard: time.Now()}
+	cost, ok := s.c.window.enter(s, s.bytes+s.bytes/2) // headers come with the bytes
+	if !ok {
+		return // until the clock is kicked
+	}
+	s.reads++
+	s.read = &reading{subject: s.inbox + strconv.FormatUint(s.reads, 36), heard: time.Now(), cost: cost}
 	body := strconv.AppendUint([]byte(`{"from":`), s.next, 10)
+	body = fmt.Appendf(body, `,"max":%d,"max_bytes":%d`, readCount(s.bytes), s.bytes)
 	err := s.c.nc.PublishRequest(s.c.names.Read(s.partition), s.read.subject, append(body, s.query...))
 	switch {
 	case err == nil:
@@ -168,7 +187,7 @@ func (s *stream) startRead() {
 
 // failed gives the read up, and has another begin after a back-off.
 func (s *stream) failed(why error) {
-	s.read = nil
+	s.leaveRead()
 	s.why = why
 	s.failures++
 	s.due = time.Now().Add(s.c.backoff(s.failures))
@@ -178,18 +197,23 @@ func (s *stream) failed(why error) {
 // onRead takes a message of a read.
 func (s *stream) onRead(m *nats.Msg) {
 	var txs []Transaction
-	var parse error
+	var previous uint64
+	var parse, chain error
 	status := m.Header.Get("Status")
 	refused := m.Header.Get(subjects.HeaderErrorCode) != ""
 	if status == "" && !refused {
 		txs, parse = parsePacked(s.partition, m.Data)
+		previous, chain = strconv.ParseUint(m.Header.Get(subjects.HeaderPrevious), 10, 64)
+		parse = cmp.Or(parse, chain)
 	}
+	now := time.Now()
+	s.c.window.hear(now)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.read == nil || s.read.subject != m.Subject {
 		return // of a read that was given up
 	}
-	s.read.heard = time.Now()
+	s.read.heard = now
 	switch {
 	case refused:
 		s.refused(m)
@@ -200,12 +224,23 @@ func (s *stream) onRead(m *nats.Msg) {
 	case parse != nil || status != "":
 		s.failed(fmt.Errorf("read: %w", cmp.Or(parse, errNotTransaction)))
 	default:
-		s.took(txs, m.Size())
+		s.took(txs, previous, m.Size())
 	}
 }
 
-// took takes transactions of a read, which came in a message of a size.
-func (s *stream) took(txs []Transaction, size int) {
+// took takes transactions of a read, which came in a message of a size, behind the
+// previous one. What is behind a hole is left: the read goes on to its end, and the
+// next one begins at the hole.
+func (s *stream) took(txs []Transaction, previous uint64, size int) {
+	r := s.read
+	if r.hole != nil || len(txs) == 0 || txs[len(txs)-1].Txid <= r.last { // the last is a repeat
+		return
+	}
+	if previous != r.last {
+		r.hole = lostError(r.last, previous)
+		return
+	}
+	r.last = txs[len(txs)-1].Txid
 	each := share(size, len(txs))
 	for i := range txs {
 		switch t := &txs[i]; {
@@ -217,6 +252,12 @@ func (s *stream) took(txs []Transaction, size int) {
 			return
 		}
 	}
+}
+
+// lostError says that messages of a read are missing: the last one that came, and the one
+// that the next says was before it.
+func lostError(came, sent uint64) error {
+	return fmt.Errorf("read: up to txid %d came, %d was sent: messages were lost on the way", came, sent)
 }
 
 // share is what each of so many transactions takes that came in a message of a size.
@@ -253,16 +294,30 @@ func (s *stream) skip(upto uint64) {
 func (s *stream) ended(m *nats.Msg) {
 	next, err := strconv.ParseUint(m.Header.Get(subjects.HeaderNext), 10, 64)
 	mark, err2 := strconv.ParseUint(m.Header.Get(subjects.HeaderHighWaterMark), 10, 64)
-	if err != nil || err2 != nil {
-		s.failed(fmt.Errorf("read: the end says next %q and mark %q",
-			m.Header.Get(subjects.HeaderNext), m.Header.Get(subjects.HeaderHighWaterMark)))
+	last, err3 := strconv.ParseUint(m.Header.Get(subjects.HeaderLast), 10, 64)
+	switch {
+	case err != nil || err2 != nil || err3 != nil:
+		s.failed(fmt.Errorf("read: the end says next %q, mark %q and last %q", m.Header.Get(subjects.HeaderNext),
+			m.Header.Get(subjects.HeaderHighWaterMark), m.Header.Get(subjects.HeaderLast)))
+		return
+	case s.read.hole != nil:
+		s.failed(s.read.hole)
+		return
+	case last != s.read.last:
+		s.failed(lostError(s.read.last, last))
 		return
 	}
 	if next > s.next && s.opts.filtered() {
 		s.skip(next - 1)
 	}
-	s.read, s.failures, s.signs, s.why = nil, 0, 0, nil
+	s.leaveRead()
+	s.failures, s.signs, s.why = 0, 0, nil
 	s.mark = max(s.mark, mark)
+	if next <= mark {
+		s.bytes = min(2*s.bytes, s.opts.readBytes())
+	} else {
+		s.bytes = min(firstRead, s.opts.readBytes())
+	}
 	s.takeAhead()
 	switch {
 	case s.next <= s.mark:
@@ -376,7 +431,7 @@ func (s *stream) takeAhead() {
 func (s *stream) reconnected() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.read = nil
+	s.leaveRead()
 	s.ahead, s.aheadMem = nil, 0
 	s.startRead()
 }
@@ -396,7 +451,7 @@ func (s *stream) newLeader(now time.Time) {
 func (s *stream) checkAgain() {
 	s.check = time.Time{}
 	if s.read != nil && s.read.heard.Before(s.newer) {
-		s.read = nil
+		s.leaveRead()
 	}
 	s.startRead()
 }
@@ -470,12 +525,17 @@ func (s *stream) tick(now time.Time) time.Time {
 func (s *stream) tickLocked(now time.Time) time.Time {
 	switch {
 	case s.err != nil:
-	case s.read != nil:
-		if now.Sub(s.read.heard) >= s.c.opts.Timeout {
-			s.failed(ErrNoAnswer)
-			return s.due
+	case s.read == nil && s.c.window.granted(s):
+		if s.startRead(); s.read == nil { // too much waits for the handler
+			s.c.window.leave(s)
 		}
-		return s.read.heard.Add(s.c.opts.Timeout)
+	case s.read != nil:
+		lost := s.c.window.silent(s.read.heard, s.c.opts.Timeout)
+		if now.Before(lost) {
+			return lost
+		}
+		s.failed(ErrNoAnswer)
+		return s.due
 	case !s.due.IsZero():
 		if now.Before(s.due) {
 			return s.due

@@ -51,9 +51,9 @@ func (n *node) save() (restore func()) {
 // had it. The replica that has it does not give it up.
 func TestWhatIsCommittedIsNotGivenUpForALeaderThatLacksIt(t *testing.T) {
 	t.Parallel()
-	c, leader := startCluster(t, "n1", "n2", "n3")
+	c, _ := startCluster(t, "n1", "n2", "n3")
 	c.put("a")
-	leader = c.leader()
+	leader := c.leader()
 	forgetful, absent := c.others(leader)[0], c.others(leader)[1]
 	applied(t, []string{"a"}, leader, forgetful, absent)
 	forgetful.down()

@@ -185,7 +185,7 @@ func TestStrangersDisturbNobody(t *testing.T) {
 	}
 	refused("a wrong node", "I am "+n.name+", not n0", greeting(1, theGroup, "n9", "", "n0"))
 	refused("a wrong group", "no replica of group 9 here", greeting(1, 9, "n9", "", n.name))
-	refused("an unknown kind", "malformed greeting: kind 4 is not known", greeting(4, theGroup, "n9", "", n.name))
+	refused("an unknown kind", "malformed greeting: kind 5 is not known", greeting(5, theGroup, "n9", "", n.name))
 	for what, x := range map[string]struct {
 		kind byte
 		b    []byte

@@ -38,6 +38,15 @@ const (
 	// HeaderNext is the `from` of the next read, at the end of a read.
 	HeaderNext = "Cantus-Next"
 
+	// HeaderPrevious is, in an answer to a read, the txid of the transaction that
+	// was sent before it in the same read, 0 for the first.
+	HeaderPrevious = "Cantus-Previous"
+	// HeaderLast is, at the end of a read, the txid of the last transaction sent,
+	// 0 for none.
+	HeaderLast = "Cantus-Last"
+	// HeaderCount is, at the end of a read, how many transactions were sent.
+	HeaderCount = "Cantus-Count"
+
 	// HeaderErrorCode is the numeric code of a refusal.
 	HeaderErrorCode = "Nats-Service-Error-Code"
 	// HeaderError is the reason and text of a refusal.
@@ -74,6 +83,10 @@ const (
 	MaxMsgID = 128
 	// MaxBatch is the most transactions a batch message carries.
 	MaxBatch = 5_000
+	// MaxKinds is the most kinds one read may ask for.
+	MaxKinds = 64
+	// MaxReadBody is the most bytes a read's body has.
+	MaxReadBody = 65_536
 	// MaxReadCount is the most transactions one read may ask for.
 	MaxReadCount = 65_536
 	// MaxReadBytes is the most bytes one read may ask for.

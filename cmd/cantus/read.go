@@ -53,7 +53,14 @@ type reader struct {
 	last     uint64 // where to stop, 0 for not known or never
 	printed  int
 	troubled bool // the last request failed, and it was said
+	lost     int  // requests in a row that brought nothing, with messages lost on the way
 }
+
+// errLost is returned for an answer of which messages are missing.
+var errLost = errors.New("messages of the answer were lost on the way")
+
+// lostTries is how many requests in a row may bring nothing for that reason.
+const lostTries = 20
 
 // Run reads until the end, or until ctx is cancelled.
 func (c *readCmd) Run(ctx context.Context, p *program) error {
@@ -82,7 +89,14 @@ func (c *readCmd) Run(ctx context.Context, p *program) error {
 // step makes one request and prints what it brings; done says that there is
 // nothing more to ask for.
 func (r *reader) step(ctx context.Context) (done bool, err error) {
+	next := r.next
 	from, mark, err := r.page(ctx)
+	if r.lost++; !errors.Is(err, errLost) || r.next > next {
+		r.lost = 0
+	}
+	if errors.Is(err, errLost) && r.lost < lostTries {
+		return r.full(), nil // on from where it is
+	}
 	if errors.Is(err, nats.ErrNoResponders) {
 		err = r.link.noLeader(ctx, int(r.cmd.Partition))
 	}
@@ -150,19 +164,19 @@ func (r *reader) page(ctx context.Context) (from, mark uint64, err error) {
 	if r.cmd.Follow {
 		wait += followWait
 	}
-	for {
+	for last := uint64(0); ; {
 		msg, err := nextMessage(ctx, sub, wait)
 		if err != nil {
 			return 0, 0, err
 		}
 		wait = r.link.timeout
 		if msg.Header.Get("Status") == subjects.StatusEnd {
-			return endOfPage(msg)
+			return endOfPage(msg, last)
 		}
 		if e := refused(msg); e != nil {
 			return 0, 0, readRefusal(e)
 		}
-		if err := r.take(msg); err != nil {
+		if last, err = r.take(msg, last); err != nil {
 			return 0, 0, err
 		}
 	}
@@ -192,20 +206,31 @@ func nextMessage(ctx context.Context, sub *nats.Subscription, wait time.Duration
 	return msg, err
 }
 
-func endOfPage(msg *nats.Msg) (from, mark uint64, err error) {
+// endOfPage takes the end of an answer whose last transaction to come was last.
+func endOfPage(msg *nats.Msg, last uint64) (from, mark uint64, err error) {
+	if msg.Header.Get(subjects.HeaderLast) != strconv.FormatUint(last, 10) {
+		return 0, 0, errLost
+	}
 	if from, err = strconv.ParseUint(msg.Header.Get(subjects.HeaderNext), 10, 64); err == nil {
 		mark, err = strconv.ParseUint(msg.Header.Get(subjects.HeaderHighWaterMark), 10, 64)
 	}
 	return from, mark, err
 }
 
-// take prints one transaction, unless it was printed before or lies past the
-// end.
-func (r *reader) take(msg *nats.Msg) error {
+// take prints one transaction of an answer, unless it was printed before or lies past
+// the end. It has to be the one that was sent behind last.
+func (r *reader) take(msg *nats.Msg, last uint64) (txid uint64, err error) {
 	t, err := parseTransaction(msg, r.cmd.HeadersOnly)
 	if err != nil {
-		return err
+		return 0, err
 	}
+	if msg.Header.Get(subjects.HeaderPrevious) != strconv.FormatUint(last, 10) {
+		return 0, errLost
+	}
+	return t.Txid, r.print(t)
+}
+
+func (r *reader) print(t *transaction) (err error) {
 	if t.Txid < r.next || r.full() || (r.last > 0 && t.Txid > r.last) {
 		return nil
 	}

@@ -78,6 +78,9 @@ func respond(msg *nats.Msg, body any) {
 	msg.RespondMsg(reply) //nolint:errcheck // the client's timeout tells
 }
 
+// lastSent is the txid of the last transaction sent to a reply subject.
+var lastSent sync.Map
+
 // respondTx answers a read with one transaction.
 func respondTx(msg *nats.Msg, txid uint64, payload string) {
 	reply := nats.NewMsg(msg.Reply)
@@ -85,6 +88,9 @@ func respondTx(msg *nats.Msg, txid uint64, payload string) {
 	reply.Header.Set(subjects.HeaderPartition, "0")
 	reply.Header.Set(subjects.HeaderTime, "2026-11-22T09:00:00.5Z")
 	reply.Header.Set(subjects.HeaderKind, "tx")
+	previous, _ := lastSent.LoadOrStore(msg.Reply, uint64(0))
+	reply.Header.Set(subjects.HeaderPrevious, fmt.Sprint(previous))
+	lastSent.Store(msg.Reply, txid)
 	reply.Data = []byte(payload)
 	msg.RespondMsg(reply) //nolint:errcheck // the client's timeout tells
 }
@@ -93,6 +99,8 @@ func respondTx(msg *nats.Msg, txid uint64, payload string) {
 func respondEnd(msg *nats.Msg, next, mark uint64) {
 	reply := nats.NewMsg(msg.Reply)
 	reply.Header.Set("Status", subjects.StatusEnd)
+	last, _ := lastSent.LoadOrStore(msg.Reply, uint64(0))
+	reply.Header.Set(subjects.HeaderLast, fmt.Sprint(last))
 	reply.Header.Set(subjects.HeaderNext, strconv.FormatUint(next, 10))
 	reply.Header.Set(subjects.HeaderHighWaterMark, strconv.FormatUint(mark, 10))
 	msg.RespondMsg(reply) //nolint:errcheck // the client's timeout tells
@@ -317,6 +325,31 @@ func TestReadHasNoGapAndNoRepeat(t *testing.T) {
 	w.expect(status, exitDone, errOut, "electing; waiting")
 	if got := txids(out); !slices.Equal(got, []string{"3", "4"}) {
 		t.Errorf("read %v, want 3 4", got)
+	}
+}
+
+// TestReadNoticesLostMessages loses messages at each place of an answer.
+func TestReadNoticesLostMessages(t *testing.T) {
+	w := newWire(t)
+	w.answer("cantus.read.0", func(n int, msg *nats.Msg) {
+		var req subjects.ReadRequest
+		json.Unmarshal(msg.Data, &req) //nolint:errcheck // zero fails the test
+		for id := req.From; id <= 9; id++ {
+			if id%3 != 0 { // not of the kind
+				continue
+			}
+			if n <= 3 && id == uint64(3*n) { // lost
+				lastSent.Store(msg.Reply, id)
+				continue
+			}
+			respondTx(msg, id, fmt.Sprint(id))
+		}
+		respondEnd(msg, 10, 9)
+	})
+	status, out, errOut := w.cantus("", "read", "0", "--kind", "tx")
+	w.expect(status, exitDone, errOut, "")
+	if got := txids(out); !slices.Equal(got, []string{"3", "6", "9"}) {
+		t.Errorf("read %v, want 3 6 9", got)
 	}
 }
 

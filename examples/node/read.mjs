@@ -1,17 +1,25 @@
 // read gives the transactions of a partition from a txid on: one request, many
 // answers, the last of which has the status 204 or an error. Everything else
-// of the protocol is plain request and reply.
+// of the protocol is plain request and reply. Each answer names the transaction that
+// was sent before it: where one is missing, "lost" is thrown, and the next read
+// begins behind the last one that came.
 import { createInbox } from "@nats-io/transport-node";
 
 export async function* read(nc, partition, request) {
   const inbox = createInbox();
   const answers = nc.subscribe(inbox);
   nc.publish(`cantus.read.${partition}`, JSON.stringify(request), { reply: inbox });
+  let last = 0;
+  const whole = (before) => {
+    if (Number(before) !== last) throw new Error(`lost: ${before} was sent, ${last} came`);
+  };
   for await (const m of answers) {
     const refused = m.headers?.get("Nats-Service-Error");
     if (refused) throw new Error(refused);
     if (m.headers?.code === 503) throw new Error(`nobody answers for partition ${partition}`);
-    if (m.headers?.code === 204) return;
-    yield { txid: Number(m.headers.get("Cantus-Txid")), kind: m.headers.get("Cantus-Kind"), text: m.string() };
+    if (m.headers?.code === 204) return whole(m.headers.get("Cantus-Last"));
+    whole(m.headers.get("Cantus-Previous"));
+    last = Number(m.headers.get("Cantus-Txid"));
+    yield { txid: last, kind: m.headers.get("Cantus-Kind"), text: m.string() };
   }
 }

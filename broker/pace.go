@@ -1,0 +1,342 @@
+package broker
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/nats-io/nats-server/v2/server"
+)
+
+// A NATS server drops what comes for a connection that is more than three
+// quarters of max_pending behind, and closes one that is further behind than
+// that. The pacer keeps reads from getting a connection there: they send no
+// faster than their clients take.
+//
+// What a read sends is counted. Once so much was sent, by all reads together,
+// that a connection which was near enough when it was last looked at may be too
+// far behind, the next chunk of a read waits for another look: for how far behind
+// each connection of the node's own server is, and, in a cluster, for what the
+// other nodes say of theirs. A question to them is sent behind the data that it
+// is about, on the same connection, so an answer also says that the data got
+// through. The usual look finds nobody far behind, and all reads go on.
+//
+// If it finds some, their subscriptions tell which reads have to wait. Those look
+// again and again; others go on. A read that can send nothing for takeTime ends.
+// Nothing depends on any of this but speed: a client sees for itself whether
+// anything was lost.
+type pacer struct {
+	node   *Node
+	server *natsServer
+
+	questions chan paceQuestion
+
+	mu      sync.Mutex
+	here    meter // to connections of this node's server, as far as is known
+	there   meter // to those of other nodes' servers, as far as is known
+	looking bool
+	looked  time.Time // when the newest look began
+	rest    time.Time // there is no other look before, unless all reads wait for it
+	found   slowConns
+	peers   map[string]*peerPace
+	asked   uint64    // number of the newest question
+	askedAt time.Time // when it was sent; zero if it was answered by all
+	askRest time.Time
+	changed chan struct{} // closed when anything new is known, then replaced
+}
+
+// meter counts the bytes that reads send.
+type meter struct {
+	admitted, written int64 // since ever
+	base              int64 // of written, what the newest look knows of
+}
+
+func (m *meter) room(size, most int64) bool {
+	return m.admitted == m.base || m.admitted+size-m.base <= most
+}
+
+// slowConns are the connections of one server that are far behind.
+type slowConns struct {
+	Slow []slowConn `json:"slow,omitempty"`
+	More bool       `json:"more,omitempty"` // there are others
+}
+
+type slowConn struct {
+	Account  string   `json:"account"`
+	Subjects []string `json:"subjects"` // that it subscribes to
+}
+
+const (
+	// takeTime is how long a read waits for its client to take anything.
+	takeTime = 5 * time.Second
+	// guessTime bounds the wait of a read whose connection can't be told.
+	guessTime = 100 * time.Millisecond
+	// answerTime is how long a read waits for other nodes' answers before it
+	// finds out whether they are needed.
+	answerTime = 250 * time.Millisecond
+	// paceStep is about how often a read that waits looks again.
+	paceStep = 5 * time.Millisecond
+	// smallRead is sent without a look of its own.
+	smallRead = 64 << 10
+	// slowListed bounds how many connections are looked at closely.
+	slowListed = 32
+)
+
+// errNotTaken ends a read whose client does not take what is sent to it.
+var errNotTaken = errors.New("broker: the client does not take what is sent to it")
+
+func newPacer(n *Node, s *natsServer) *pacer {
+	return &pacer{
+		node: n, server: s, questions: make(chan paceQuestion, 64),
+		peers: map[string]*peerPace{}, changed: make(chan struct{}),
+	}
+}
+
+// far is how many bytes behind a connection has to catch up first.
+func (p *pacer) far() int64 { return p.server.maxPending.Load() / 4 }
+
+// paced is one read's part.
+type paced struct {
+	pacer  *pacer
+	reply  string
+	began  time.Time
+	side   side
+	total  int
+	gaveUp bool
+}
+
+// side is where the connection is that a read's answer goes to.
+type side uint8
+
+const (
+	anywhere side = iota
+	here
+	there
+)
+
+// pacing is what is known of a read that wants to send.
+type pacing uint8
+
+const (
+	free    pacing = iota // it may
+	unknown               // too much was sent since the last look
+	stale                 // some are far behind, and the read began after the last look
+	guessed               // one that is far behind may be the read's
+	held                  // the read's connection is far behind
+)
+
+// wait returns nil when the read may send so many bytes, which are counted as
+// under way then: written has to be called. The error is errNotTaken,
+// errUnwanted or ctx's.
+func (c *paced) wait(ctx context.Context, size int) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	if c.gaveUp {
+		return errNotTaken
+	}
+	if c.began.IsZero() {
+		c.began = time.Now()
+	}
+	c.total += size
+	if c.pacer.admit(c, int64(size), 0) {
+		return nil
+	}
+	start := time.Now()
+	timer := time.NewTimer(paceStep)
+	defer timer.Stop()
+	for {
+		waited := time.Since(start)
+		changed := c.pacer.refresh(c, int64(size), waited)
+		if c.pacer.admit(c, int64(size), waited) {
+			return nil
+		}
+		if waited > takeTime {
+			c.gaveUp = true
+			return errNotTaken
+		}
+		timer.Reset(paceStep)
+		select {
+		case <-changed:
+		case <-timer.C:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+		if !c.pacer.server.wanted(c.reply) {
+			return errUnwanted
+		}
+	}
+}
+
+// written notes that bytes which wait admitted were written.
+func (c *paced) written(size int) {
+	p := c.pacer
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, m := range p.meters(c) {
+		m.written += int64(size)
+	}
+}
+
+// meters are those that the read counts for. It is called with mu held.
+func (p *pacer) meters(c *paced) []*meter {
+	switch c.side {
+	case here:
+		return []*meter{&p.here}
+	case there:
+		return []*meter{&p.there}
+	}
+	return []*meter{&p.here, &p.there}
+}
+
+// admit counts the bytes if the read may send them, after it has waited for so
+// long.
+func (p *pacer) admit(c *paced, size int64, waited time.Duration) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	peers := p.alive()
+	for _, v := range []pacing{p.near(c, size, len(peers)), p.remote(c, size, peers)} {
+		switch {
+		case v == free, v == guessed && waited > guessTime, v == stale && c.total <= smallRead:
+		default:
+			return false
+		}
+	}
+	for _, m := range p.meters(c) {
+		m.admitted += size
+	}
+	return true
+}
+
+// share is how much this node's reads may send between two looks: the others send
+// to the same connections.
+func (p *pacer) share(peers int) int64 { return p.far() / int64(peers+1) }
+
+// near judges a read by the newest look at this node's server.
+func (p *pacer) near(c *paced, size int64, peers int) pacing {
+	if c.side == there {
+		return free
+	}
+	if !p.here.room(size, p.share(peers)) {
+		return unknown
+	}
+	return c.judge(p.found, p.looked)
+}
+
+// judge tells a read whether it goes to one of the connections that are behind.
+func (c *paced) judge(b slowConns, at time.Time) pacing {
+	if len(b.Slow) == 0 {
+		return free
+	}
+	imported := strings.HasPrefix(c.reply, importedReply)
+	v := free
+	if b.More {
+		v = guessed
+	}
+	for _, s := range b.Slow {
+		if s.Account != c.pacer.server.account.GetName() {
+			if imported {
+				v = guessed
+			}
+			continue
+		}
+		for _, subject := range s.Subjects {
+			if server.SubjectsCollide(c.reply, subject) {
+				return held
+			}
+		}
+	}
+	if v == free && c.began.After(at) {
+		return stale
+	}
+	return v
+}
+
+// importedReply begins the reply subjects that a NATS server makes for requests
+// of other accounts. Who subscribes there can't be told.
+const importedReply = "_R_."
+
+// refresh has what the read lacks found out, unless that is under way, and
+// returns what is closed when anything new is known.
+func (p *pacer) refresh(c *paced, size int64, waited time.Duration) <-chan struct{} {
+	now := time.Now()
+	p.mu.Lock()
+	changed := p.changed
+	peers := p.alive()
+	near, far := p.near(c, size, len(peers)), p.remote(c, size, peers)
+	look := near != free && !p.looking && (near == unknown || now.After(p.rest))
+	p.looking = p.looking || look
+	ask := p.mayAsk(far, now)
+	classify := near == free && far != free && c.side == anywhere && waited > answerTime && !strings.HasPrefix(c.reply, importedReply)
+	p.mu.Unlock()
+	if look {
+		p.look()
+	}
+	if ask {
+		p.ask()
+	}
+	if classify {
+		c.side = p.find(c.reply)
+	}
+	return changed
+}
+
+// look finds the connections of this node's server that are far behind.
+func (p *pacer) look() {
+	p.mu.Lock()
+	base, at := p.here.written, time.Now()
+	p.mu.Unlock()
+	found := p.server.behind(p.far())
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.here.base, p.found, p.looked, p.looking = base, found, at, false
+	p.rest = restAfter(at)
+	p.wake()
+}
+
+// restAfter gives when to look again, so that looking takes little of the time.
+func restAfter(began time.Time) time.Time {
+	now := time.Now()
+	return now.Add(max(paceStep, 10*now.Sub(began)))
+}
+
+// wake is called with mu held.
+func (p *pacer) wake() {
+	close(p.changed)
+	p.changed = make(chan struct{})
+}
+
+// find tells whether one of this node's own connections subscribes to a subject.
+func (p *pacer) find(reply string) side {
+	c, err := p.server.Connz(&server.ConnzOptions{Account: p.server.account.GetName(), FilterSubject: reply, Limit: 1})
+	if err == nil && c.NumConns > 0 {
+		return here
+	}
+	return there
+}
+
+// behind gives the connections that are more than so many bytes behind.
+func (s *natsServer) behind(far int64) (b slowConns) {
+	all, err := s.Connz(&server.ConnzOptions{Sort: server.ByPending, Limit: slowListed})
+	if err != nil {
+		return b
+	}
+	for i, c := range all.Conns {
+		if int64(c.Pending) < far {
+			break
+		}
+		b.More = i == slowListed-1
+		one, err := s.Connz(&server.ConnzOptions{CID: c.Cid, Subscriptions: true, Username: true})
+		if err != nil || len(one.Conns) == 0 {
+			continue
+		}
+		account := one.Conns[0].Account
+		if account == "" {
+			account = server.DEFAULT_GLOBAL_ACCOUNT
+		}
+		b.Slow = append(b.Slow, slowConn{account, one.Conns[0].Subs})
+	}
+	return b
+}

@@ -1,0 +1,192 @@
+package broker
+
+import (
+	"context"
+	"encoding/json"
+	"slices"
+	"time"
+)
+
+// peerPace is what another node has said of its connections.
+type peerPace struct {
+	number uint64 // of the question that it answered
+	base   int64  // of what was written to other nodes, what its answer knows of
+	at     time.Time
+	found  slowConns
+}
+
+// paceQuestion asks the other nodes which of their connections are far behind. It
+// is sent behind the data that it is about.
+type paceQuestion struct {
+	Node   string `json:"node"`
+	Number uint64 `json:"number"`
+	Base   int64  `json:"base"`
+}
+
+// paceAnswer answers it.
+type paceAnswer struct {
+	Node     string       `json:"node"`
+	Question paceQuestion `json:"question"`
+	slowConns
+}
+
+// askAgain is how long a question may go without an answer of each node: the
+// data before it may be under way for long, or it was lost.
+const askAgain = 2 * time.Second
+
+// listedBytes bounds the subjects that an answer lists.
+const listedBytes = 64 << 10
+
+// alive gives the other nodes, and forgets those that have gone. It is called
+// with mu held.
+func (p *pacer) alive() []string {
+	if !p.node.opts.clustered() {
+		return nil
+	}
+	var names []string
+	for _, q := range p.node.peers.all(time.Now()) {
+		if q.Leaving {
+			continue
+		}
+		names = append(names, q.Name)
+		if p.peers[q.Name] == nil {
+			p.peers[q.Name] = &peerPace{base: p.there.written, at: time.Now()}
+		}
+	}
+	for name := range p.peers {
+		if !slices.Contains(names, name) {
+			delete(p.peers, name)
+		}
+	}
+	return names
+}
+
+// remote judges a read by what the other nodes said last.
+func (p *pacer) remote(c *paced, size int64, peers []string) pacing {
+	if c.side == here {
+		return free
+	}
+	worst := free
+	for _, name := range peers {
+		q := p.peers[name]
+		m := p.there
+		m.base = q.base
+		v := unknown
+		if m.room(size, p.share(len(peers))) {
+			v = c.judge(q.found, q.at)
+		}
+		worst = max(worst, v)
+	}
+	return worst
+}
+
+// mayAsk reports whether a question is to be sent for a read, and notes that it
+// is. It is called with mu held.
+func (p *pacer) mayAsk(v pacing, now time.Time) bool {
+	if v == free || !p.askedAt.IsZero() && now.Sub(p.askedAt) < askAgain || v != unknown && now.Before(p.askRest) {
+		return false
+	}
+	p.asked++
+	p.askedAt = now
+	return true
+}
+
+func (p *pacer) ask() {
+	p.mu.Lock()
+	q := paceQuestion{Node: p.node.opts.Name, Number: p.asked, Base: p.there.written}
+	p.mu.Unlock()
+	subject := p.node.names.Admin("pace")
+	if err := p.node.reads.send(appendPub(nil, subject, p.node.envelope(subject, q))); err != nil {
+		p.node.log.Debug("other nodes not asked for their connections", "err", err)
+	}
+}
+
+// onQuestion takes another node's question in. It runs on the link's reading
+// goroutine.
+func (p *pacer) onQuestion(m *message) {
+	var q paceQuestion
+	if !p.open(m, &q) || q.Node == p.node.opts.Name {
+		return
+	}
+	select {
+	case p.questions <- q:
+	default: // it asks again
+	}
+}
+
+// open reads what another node of the cluster says, and reports whether it is one.
+func (p *pacer) open(m *message, v any) bool {
+	e, err := openEnvelope(m.payload)
+	return err == nil && e.protocol == p.node.opts.protocol && e.cluster != "" && p.node.proved(e, m.subject) && json.Unmarshal(e.body, v) == nil
+}
+
+// answer answers questions until ctx ends.
+func (p *pacer) answer(ctx context.Context) {
+	for {
+		var all []paceQuestion
+		select {
+		case q := <-p.questions:
+			all = append(all, q)
+		case <-ctx.Done():
+			return
+		}
+		for len(p.questions) > 0 {
+			all = append(all, <-p.questions)
+		}
+		began := time.Now()
+		found := p.server.behind(p.far())
+		found.cut(listedBytes)
+		for _, q := range all {
+			if _, known := p.node.peers.get(q.Node); known {
+				subject := p.node.names.Admin("pace", q.Node)
+				a := paceAnswer{Node: p.node.opts.Name, Question: q, slowConns: found}
+				p.node.readSender.send(appendPub(nil, subject, p.node.envelope(subject, a)))
+			}
+		}
+		select {
+		case <-time.After(min(4*time.Since(began), time.Second)):
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// cut leaves subjects out that don't fit into so many bytes.
+func (b *slowConns) cut(most int) {
+	for i := range b.Slow {
+		s := &b.Slow[i]
+		for j, subject := range s.Subjects {
+			if most -= len(subject) + 3; most < 0 {
+				s.Subjects, b.More = s.Subjects[:j], true
+				break
+			}
+		}
+	}
+}
+
+// onAnswer takes another node's answer in. It is believed only as far as it
+// holds reads up for a while.
+func (p *pacer) onAnswer(m *message) {
+	var a paceAnswer
+	if !p.open(m, &a) {
+		return
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	q := p.peers[a.Node]
+	if q == nil || a.Question.Number <= q.number || a.Question.Number > p.asked || a.Question.Base > p.there.written {
+		return
+	}
+	*q = peerPace{number: a.Question.Number, base: max(q.base, a.Question.Base), at: p.askedAt, found: a.slowConns}
+	if q.number == p.asked {
+		done := true
+		for _, other := range p.peers {
+			done = done && other.number == p.asked
+		}
+		if done {
+			p.askRest = restAfter(p.askedAt)
+			p.askedAt = time.Time{}
+		}
+	}
+	p.wake()
+}

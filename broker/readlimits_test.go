@@ -1,0 +1,201 @@
+package broker_test
+
+import (
+	"bytes"
+	"fmt"
+	"log/slog"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/nats-io/nats.go"
+
+	"github.com/cantuslog/cantus/broker"
+	"github.com/cantuslog/cantus/subjects"
+)
+
+// TestBodiesThatAreNotWhatTheySeem wants refused what encoding/json takes for
+// something else than its sender means.
+func TestBodiesThatAreNotWhatTheySeem(t *testing.T) {
+	_, nc := one(t, broker.Options{})
+	appendTx(t, nc, "cantus.append.0", "x", "Cantus-Append-Lock", "a.\U0001F600")
+	kinds := func(n int) string { return `{"kinds":[` + strings.Repeat(`"k",`, n-1) + `"k"]}` }
+	padded := func(n int) string { return `{}` + strings.Repeat(" ", n-2) }
+	reads := []string{"cantus.read.0", "cantus.replica.read.0"}
+	for _, c := range []struct {
+		body   string
+		reason subjects.Reason
+		where  []string
+	}{
+		{`null`, subjects.BadRequest, append([]string{"cantus.get.0", "cantus.cursor.0.c", "cantus.admin.trim.0", "cantus.info.0", "cantus.admin.status"}, reads...)},
+		{` [] `, subjects.BadRequest, append([]string{"cantus.get.0", "cantus.cursor.0.c", "cantus.admin.trim.0"}, reads...)},
+		{`{"lock":"a.\ud83d"}`, subjects.BadRequest, append([]string{"cantus.get.0"}, reads...)},
+		{`{"lock":"a.\ude00\ud83d"}`, subjects.BadRequest, append([]string{"cantus.get.0"}, reads...)},
+		{`{"lock":"a.\ud83dx"}`, subjects.BadRequest, reads},
+		{"{\"lock\":\"a.\xff\"}", subjects.BadRequest, append([]string{"cantus.get.0"}, reads...)},
+		{`{"kinds":["\ud83d"]}`, subjects.BadRequest, reads},
+		{`{"age":"\udfff"}`, subjects.BadRequest, []string{"cantus.admin.trim.0"}},
+		{kinds(subjects.MaxKinds + 1), subjects.BadRequest, reads},
+		{padded(subjects.MaxReadBody + 1), subjects.TooLarge, reads},
+	} {
+		for _, subject := range c.where {
+			m := ask(t, nc, subject, c.body)
+			if m.Header.Get(subjects.HeaderErrorCode) == "" {
+				t.Errorf("%s %.40q is not refused", subject, c.body)
+				continue
+			}
+			wantRefusal(t, m, c.reason)
+		}
+	}
+	for _, body := range []string{`{"lock":"a.\ud83d\ude00"}`, `{"lock":"a.\uD83D\uDE00"}`, "{\"lock\":\"a.\U0001F600\"}", kinds(subjects.MaxKinds), padded(subjects.MaxReadBody)} {
+		a := collect(t, nc, "cantus.read.0", body)
+		if want := 1; a.refusal != nil || len(a.transactions) != want && !strings.Contains(body, "kinds") {
+			t.Errorf("%.40q: %d transactions, %v", body, len(a.transactions), a.refusal)
+		}
+	}
+	if m := ask(t, nc, "cantus.get.0", `{"lock":"\\ud83d"}`); !bytes.Contains(m.Data, []byte("not_found")) {
+		t.Errorf("a backslash is not one: %s", m.Data)
+	}
+}
+
+// logged gathers what a node logs.
+type logged struct {
+	mu   sync.Mutex
+	text bytes.Buffer
+}
+
+func (l *logged) Write(b []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.Write(b)
+}
+
+func (l *logged) has(part string) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return strings.Contains(l.text.String(), part)
+}
+
+func (l *logged) logger() *slog.Logger { return slog.New(slog.NewTextHandler(l, nil)) }
+
+// TestStoredTransactionsTooLargeToSend lowers max_payload below a transaction: it
+// is refused by name, and nobody else's answers are lost.
+func TestStoredTransactionsTooLargeToSend(t *testing.T) {
+	dir := t.TempDir()
+	large := strings.Repeat("x", 30_000)
+	n, nc := openNode(t, dir, broker.Options{Partitions: 1})
+	for i, payload := range []string{"first", large, "third"} {
+		appendTx(t, nc, "cantus.append.0", payload, subjects.HeaderKind, fmt.Sprint("k", i), "Cantus-Append-Lock", fmt.Sprint("l.", i))
+	}
+	var log logged
+	n, nc = reopen(t, n, dir, broker.Options{Partitions: 1, NATSConfig: config(t, "max_payload: 20000"), Logger: log.logger()})
+	wantTooLarge := func(m *nats.Msg) {
+		t.Helper()
+		e := wantRefusal(t, m, subjects.TooLarge)
+		for _, part := range []string{"txid 2", "30", "max_payload", "20000"} {
+			if !strings.Contains(e.Message, part) {
+				t.Errorf("the refusal %q does not name %s", e.Message, part)
+			}
+		}
+		if e.Txid != 2 {
+			t.Errorf("the refusal names txid %d", e.Txid)
+		}
+	}
+	for _, options := range []string{"", `,"packed":true`} {
+		for _, subject := range []string{"cantus.read.0", "cantus.replica.read.0"} {
+			a := collect(t, nc, subject, `{"from":1`+options+`}`)
+			if a.refusal != nil || len(a.transactions) != 1 || a.next != 2 || a.end.Header.Get(subjects.HeaderLast) != "1" {
+				t.Errorf("%s %s: %d transactions, next %d, %v", subject, options, len(a.transactions), a.next, a.refusal)
+			}
+			wantTooLarge(ask(t, nc, subject, `{"from":2`+options+`}`))
+			wantTooLarge(ask(t, nc, subject, `{"from":1,"kinds":["k1"]`+options+`}`))
+			if a := collect(t, nc, subject, `{"from":1,"kinds":["k0","k2"]`+options+`}`); a.next != 4 || a.end.Header.Get(subjects.HeaderCount) != "2" {
+				t.Errorf("%s %s: next %d, %v", subject, options, a.next, a.end.Header)
+			}
+			if a := collect(t, nc, subject, `{"from":1,"headers_only":true`+options+`}`); a.next != 4 || a.end.Header.Get(subjects.HeaderCount) != "3" {
+				t.Errorf("%s %s headers only: next %d, %v", subject, options, a.next, a.end.Header)
+			}
+		}
+	}
+	wantTooLarge(ask(t, nc, "cantus.get.0", `{"txid":2}`))
+	wantTooLarge(ask(t, nc, "cantus.get.0", `{"lock":"l.1"}`))
+	if m := ask(t, nc, "cantus.get.0", `{"txid":3}`); string(m.Data) != "third" {
+		t.Errorf("get: %q", m.Data)
+	}
+	if log.has("connection to the NATS server lost") {
+		t.Error("the node's own connection was cut")
+	}
+	_ = n
+}
+
+// TestUnanswerableRequests sends requests whose reply subject is so long that the
+// answer would have the server cut the node's connection.
+func TestUnanswerableRequests(t *testing.T) {
+	var log logged
+	n, nc := one(t, broker.Options{Prefix: "c", NATSConfig: config(t, ""), Logger: log.logger()})
+	payload := strings.Repeat("x", 100_000)
+	appendTx(t, nc, "c.append.0", payload)
+	raw := dialRaw(t, n.ClientURL())
+	const body = `{"txid":1}`
+	for room := range 40 { // the server takes a control line of 4,096 bytes
+		reply := strings.Repeat("r", 4096-len("c.get.0")-len(" ")-len(" 10")-room)
+		raw.send(t, fmt.Sprintf("PUB c.get.0 %s %d\r\n%s\r\n", reply, len(body), body))
+		raw.send(t, fmt.Sprintf("PUB c.read.0 %s 2\r\n{}\r\n", reply[1:]))
+		raw.send(t, fmt.Sprintf("PUB c.info %s 2\r\n{}\r\n", reply))
+		raw.send(t, fmt.Sprintf("PUB c.append.0 %s 0\r\n\r\n", reply[8:]))
+	}
+	raw.send(t, fmt.Sprintf("PUB c.get.0 answer %d\r\n%s\r\n", len(body), body)) // behind all of them
+	if got := raw.reply(t); !strings.HasSuffix(got, payload) {
+		t.Errorf("answer %.200q", got)
+	}
+	appendTx(t, nc, "c.append.0", "x")
+	if log.has("connection to the NATS server lost") {
+		t.Error("the node's own connection was cut")
+	}
+}
+
+// TestUnwantedReadsEnd has clients leave while their reads wait: the node stops
+// waiting.
+func TestUnwantedReadsEnd(t *testing.T) {
+	n, nc := one(t, broker.Options{})
+	inbox := nc.NewRespInbox()
+	sub, err := nc.SubscribeSync(inbox)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 8 {
+		if err := nc.PublishRequest("cantus.read.0", inbox, []byte(`{"wait":"60s"}`)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	eventually(t, "the node serves the reads", func() bool { return broker.Reading(n) == 8 })
+	if err := sub.Unsubscribe(); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the reads have ended", func() bool { return broker.Reading(n) == 0 })
+}
+
+// TestReadsThroughAnAccountImport reads from another account, with the export that
+// the documentation asks for.
+func TestReadsThroughAnAccountImport(t *testing.T) {
+	const count = 200
+	n, _ := one(t, broker.Options{Account: "LOG", NATSConfig: config(t, `
+max_pending: 8388608
+accounts {
+  LOG { users: [{user: log, password: log}], exports: [
+    {service: "cantus.read.*", response_type: stream}, {service: "cantus.replica.read.*", response_type: stream}, {service: "cantus.batch.*"}] }
+  APP { users: [{user: app, password: app}], imports: [
+    {service: {account: LOG, subject: "cantus.read.*"}}, {service: {account: LOG, subject: "cantus.replica.read.*"}},
+    {service: {account: LOG, subject: "cantus.batch.*"}}] }
+}`)})
+	nc := connect(t, n, nats.UserInfo("app", "app"))
+	wide(t, nc, 0, count)
+	for _, options := range []string{"", `,"packed":true`, `,"kinds":["a"]`} {
+		step := uint64(1)
+		if strings.Contains(options, "kinds") {
+			step = 2
+		}
+		wholly(t, nc, "cantus.read.0", options, step, count)
+		wholly(t, nc, "cantus.replica.read.0", options, step, count)
+	}
+}

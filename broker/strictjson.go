@@ -1,0 +1,117 @@
+package broker
+
+import (
+	"encoding/json"
+	"errors"
+	"io"
+	"strconv"
+	"strings"
+	"unicode/utf16"
+	"unicode/utf8"
+
+	"github.com/cantuslog/cantus/subjects"
+)
+
+// strictJSON decodes a request's body, an object; an empty body sets nothing.
+// Unknown fields, anything behind the object and text that is not Unicode are
+// refused.
+func strictJSON(body []byte, v any) error {
+	trimmed := strings.TrimSpace(text(body))
+	if trimmed == "" {
+		return nil
+	}
+	if err := checkUnicode(text(body)); err != nil {
+		return err
+	}
+	if trimmed[0] != '{' {
+		return subjects.Errorf(subjects.BadRequest, "body: it begins with %q: send a JSON object, or nothing at all", clip([]byte(trimmed[:min(len(trimmed), 16)])))
+	}
+	if err := checkFields(text(body)); err != nil {
+		return err
+	}
+	d := json.NewDecoder(strings.NewReader(text(body)))
+	d.DisallowUnknownFields()
+	err := d.Decode(v)
+	if err == nil {
+		if _, err = d.Token(); err == io.EOF {
+			return nil
+		}
+		err = errors.New("something stands behind the JSON object")
+	}
+	return subjects.Errorf(subjects.BadRequest, "body: %s", strings.TrimPrefix(err.Error(), "json: "))
+}
+
+// checkUnicode refuses text that encoding/json replaces by U+FFFD without a
+// word: bytes that are not UTF-8, and half a surrogate pair. The name that the
+// client meant would be another one.
+func checkUnicode(body string) error {
+	if !utf8.ValidString(body) {
+		return subjects.Errorf(subjects.BadRequest, "body: it is not valid UTF-8, which JSON is written in")
+	}
+	for i := 0; i < len(body); i++ {
+		if body[i] != '\\' {
+			continue
+		}
+		r, isUnicode := unicodeEscape(body[i:])
+		if !isUnicode {
+			i++ // what is escaped may be another backslash
+			continue
+		}
+		if utf16.IsSurrogate(r) {
+			low, _ := unicodeEscape(body[i+6:])
+			if utf16.DecodeRune(r, low) == utf8.RuneError {
+				return subjects.Errorf(subjects.BadRequest, "body: %s is half of a surrogate pair: give both halves, or the character itself", body[i:i+6])
+			}
+			i += 6
+		}
+		i += 5
+	}
+	return nil
+}
+
+// unicodeEscape returns the code unit of the escape \uXXXX that s begins with.
+func unicodeEscape(s string) (r rune, ok bool) {
+	if len(s) < 6 || s[0] != '\\' || s[1] != 'u' {
+		return 0, false
+	}
+	n, err := strconv.ParseUint(s[2:6], 16, 16)
+	return rune(n), err == nil
+}
+
+// checkFields refuses what encoding/json lets pass: a field given twice, and
+// one in other letter case than ours, which is small throughout.
+func checkFields(body string) error {
+	d := json.NewDecoder(strings.NewReader(body))
+	seen := map[string]bool{}
+	for depth, key := 0, true; ; {
+		t, err := d.Token()
+		if err != nil {
+			return nil // the decoder proper says what is wrong
+		}
+		switch v := t.(type) {
+		case json.Delim:
+			if v == '{' || v == '[' {
+				depth++
+				continue
+			}
+			if depth--; depth == 0 {
+				return nil
+			}
+			key = true // behind a value
+		case string:
+			if depth == 1 && key {
+				if seen[v] {
+					return subjects.Errorf(subjects.BadRequest, "body: field %q is given twice", v)
+				}
+				if small := strings.ToLower(v); small != v {
+					return subjects.Errorf(subjects.BadRequest, "body: unknown field %q: fields are in small letters", v)
+				}
+				seen[v], key = true, false
+				continue
+			}
+			key = depth == 1 || key
+		default:
+			key = depth == 1 || key
+		}
+	}
+}

@@ -1,0 +1,175 @@
+package client_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats.go"
+
+	"github.com/cantuslog/cantus/broker"
+	"github.com/cantuslog/cantus/cantustest"
+	"github.com/cantuslog/cantus/client"
+)
+
+// errDone ends a Follow that has seen what it came for.
+var errDone = errors.New("done")
+
+// fillWide appends count transactions of 16 KiB to each partition, kinds a and b in
+// turn, their payload beginning with their txid.
+func fillWide(t testing.TB, c *client.Client, partitions, count int) {
+	t.Helper()
+	rest := strings.Repeat("x", 16<<10)
+	var futures []*client.Future
+	for p := range partitions {
+		for i := 1; i <= count; i++ {
+			f, err := c.AppendAsync(soon(t), &client.Tx{
+				Partition: p, Kind: string(rune('b' - i%2)), AppendLocks: []string{fmt.Sprint("l.", i%2)}, Payload: fmt.Appendf(nil, "%08d%s", i, rest),
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			futures = append(futures, f)
+		}
+	}
+	for _, f := range futures {
+		if _, err := f.Wait(soon(t)); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// followWhole follows partitions of fillWide to their ends and fails the test if the
+// handler does not get every transaction that passes the filters, once and in order.
+func followWhole(t *testing.T, c *client.Client, partitions, count int, opts client.FollowOptions) {
+	t.Helper()
+	step := 2
+	if len(opts.Kinds) == 0 && opts.Lock == "" {
+		step = 1
+	}
+	after := map[int]uint64{}
+	next := make([]int, partitions)
+	for p := range partitions {
+		after[p], next[p] = 0, 1
+	}
+	var mu sync.Mutex
+	left := partitions
+	ctx, cancel := context.WithCancelCause(soon(t))
+	err := c.Follow(ctx, after, func(_ context.Context, tx *client.Transaction) error {
+		mu.Lock()
+		defer mu.Unlock()
+		if want := next[tx.Partition]; tx.Txid != uint64(want) || string(tx.Payload[:8]) != fmt.Sprintf("%08d", want) {
+			return fmt.Errorf("partition %d: txid %d came where %d was next", tx.Partition, tx.Txid, want)
+		}
+		if next[tx.Partition] += step; next[tx.Partition] > count {
+			if left--; left == 0 {
+				cancel(errDone)
+			}
+		}
+		return nil
+	}, opts)
+	if !errors.Is(err, errDone) {
+		mu.Lock()
+		defer mu.Unlock()
+		t.Errorf("%+v: %v; %d partitions did not come to their end: %v", opts, err, left, next)
+	}
+}
+
+var filters = []client.FollowOptions{{Kinds: []string{"a"}}, {Lock: "l.1"}, {}}
+
+// TestFollowersNoticeLostMessages loses messages out of the middle of reads. With
+// filters no gap of txids shows it.
+func TestFollowersNoticeLostMessages(t *testing.T) {
+	const count = 300
+	l := cantustest.New(t, cantustest.Options{})
+	c := l.NewClient(t, client.Options{MinBackoff: time.Millisecond, MaxBackoff: 10 * time.Millisecond})
+	fillWide(t, c, 1, count)
+	for _, opts := range filters {
+		for part := 1; part <= 4; part++ {
+			l.Next(7, cantustest.Read, cantustest.LosePart(part))
+		}
+		l.Next(3, cantustest.Read, cantustest.RepeatAnswer())
+		followWhole(t, c, 1, count, opts)
+	}
+}
+
+// TestFollowersOverASlowLine follows many partitions at once over a line that
+// carries less than the node sends, with little room in the server.
+func TestFollowersOverASlowLine(t *testing.T) {
+	const partitions, count = 16, 100
+	config := filepath.Join(t.TempDir(), "nats.conf")
+	if err := os.WriteFile(config, []byte("host: 127.0.0.1\nport: -1\nmax_pending: 8388608\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	n := openNode(t, broker.Options{Partitions: partitions, NATSConfig: config})
+	fillWide(t, newClient(t, connect(t, n), client.Options{}), partitions, count)
+	nc, err := nats.Connect(slowLine(t, n, 60<<20), nats.MaxReconnects(-1), nats.ReconnectWait(5*time.Millisecond), nats.Timeout(patience))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(nc.Close)
+	lost := make(chan struct{})
+	nc.SetDisconnectErrHandler(func(*nats.Conn, error) { close(lost) })
+	c := newClient(t, nc, client.Options{})
+	for _, opts := range filters {
+		followWhole(t, c, partitions, count, opts)
+	}
+	select {
+	case <-lost:
+		t.Error("the server cut the connection")
+	default:
+	}
+}
+
+// slowLine gives the address of a relay to a node's NATS port that lets so many
+// bytes a second through to the client.
+func slowLine(t *testing.T, n *broker.Node, rate int) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var lines sync.WaitGroup
+	t.Cleanup(func() {
+		_ = l.Close()
+		lines.Wait()
+	})
+	lines.Go(func() {
+		for {
+			near, err := l.Accept()
+			if err != nil {
+				return
+			}
+			far, err := net.Dial("tcp", strings.TrimPrefix(n.ClientURL(), "nats://"))
+			if err != nil {
+				_ = near.Close()
+				continue
+			}
+			_ = far.(*net.TCPConn).SetReadBuffer(64 << 10)
+			lines.Go(func() {
+				_, _ = io.Copy(far, near)
+				_ = far.Close()
+			})
+			lines.Go(func() {
+				buffer := make([]byte, 16<<10)
+				for {
+					k, err := far.Read(buffer)
+					if _, werr := near.Write(buffer[:k]); err != nil || werr != nil {
+						_ = near.Close()
+						return
+					}
+					time.Sleep(time.Duration(k) * time.Second / time.Duration(rate)) // this is what a slow line does
+				}
+			})
+		}
+	})
+	return "nats://" + l.Addr().String()
+}
