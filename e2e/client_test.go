@@ -234,7 +234,7 @@ func (c *client) readRaw(ctx context.Context, subject string, body []byte) (got 
 	if err := c.nc.PublishRequest(subject, inbox, body); err != nil {
 		return nil, end, nil, err
 	}
-	for {
+	for previous := "0"; ; {
 		m, err := sub.NextMsgWithContext(ctx)
 		if err != nil {
 			if cause := context.Cause(ctx); cause != nil {
@@ -247,6 +247,12 @@ func (c *client) readRaw(ctx context.Context, subject string, body []byte) (got 
 			return nil, end, r.Error, err
 		}
 		if m.Header.Get("Status") == "" {
+			// The chain belongs to the read, and not to the transaction.
+			if last, chain := previous, m.Header.Get("Cantus-Previous"); chain != last {
+				return nil, end, nil, fmt.Errorf("txid %s follows %q: the one before it was %q", m.Header.Get("Cantus-Txid"), chain, last)
+			}
+			delete(m.Header, "Cantus-Previous")
+			previous = m.Header.Get("Cantus-Txid")
 			got = append(got, m)
 			continue
 		}
