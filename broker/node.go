@@ -8,7 +8,6 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
-	"os"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -263,42 +262,6 @@ const clearTime = 3 * time.Second
 // one that was started on another cluster's routes must find that out before
 // it answers for it.
 func (n *Node) clear() { n.clearOnce.Do(func() { close(n.cleared) }) }
-
-// listenRaft takes the replication port, whose address the hellos tell.
-func (n *Node) listenRaft() (err error) {
-	if !n.opts.clustered() {
-		return nil
-	}
-	address := n.opts.Raft
-	if address == "" {
-		host, _, err := net.SplitHostPort(n.opts.ClusterListen)
-		if err != nil {
-			return fmt.Errorf("cluster address: %q is not host:port, such as 127.0.0.1:6222", n.opts.ClusterListen)
-		}
-		address = net.JoinHostPort(host, "0")
-	}
-	if n.listener, err = net.Listen("tcp", address); err != nil {
-		return fmt.Errorf("listen for replication: %w", err)
-	}
-	n.raftAddr, err = advertised(n.opts.RaftAdvertise, n.listener.Addr())
-	return err
-}
-
-// advertised gives the address at which other nodes reach a listener: what
-// the operator says, or the address itself; for a listener on all interfaces,
-// the machine's name.
-func advertised(said string, addr net.Addr) (string, error) {
-	host, port, err := net.SplitHostPort(addr.String())
-	if said != "" || err != nil {
-		return said, err
-	}
-	if ip := net.ParseIP(host); ip != nil && ip.IsUnspecified() {
-		if host, err = os.Hostname(); err != nil {
-			return "", fmt.Errorf("replication listens on all interfaces: say how others reach it: %w", err)
-		}
-	}
-	return net.JoinHostPort(host, port), nil
-}
 
 func (n *Node) openLinks() (err error) {
 	for _, l := range []struct {

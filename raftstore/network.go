@@ -98,7 +98,9 @@ type Network struct {
 	complained time.Time
 	withheld   int // complaints since
 
-	starved starvation
+	starved  starvation
+	shortest time.Duration // of the groups' heartbeat timeouts; mu guards it
+	adapted  bool          // timeouts are longer than the groups' own; mu guards it
 }
 
 // NewNetwork begins to accept connections. Those for a group are refused

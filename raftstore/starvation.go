@@ -30,8 +30,9 @@ const (
 	// lateFactor is how many times its own lateness a node waits: a heartbeat
 	// and its answer wait for a processor about five times, on two nodes.
 	lateFactor = 10
-	// gapFactor is how many times the longest gap between heartbeats it waits.
-	gapFactor = 4
+	// gapFactor is how many times the longest gap between heartbeats it waits. A
+	// leader in time leaves gaps of less than a third of the heartbeat timeout.
+	gapFactor = 3
 	// longGap is up to where a gap counts while nothing else does.
 	longGap = time.Second
 	// maxTimeout bounds the timeouts that follow from this.
@@ -160,9 +161,25 @@ func (n *Network) watchStarvation() {
 	}
 }
 
-// adapt gives all groups the timeouts that they need now.
+// shorten takes note of a group's heartbeat timeout.
+func (n *Network) shorten(timeout time.Duration) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.shortest == 0 || timeout < n.shortest {
+		n.shortest = timeout
+	}
+}
+
+// adapt gives all groups the timeouts that they need now. While the node is in
+// time there is nothing to do for any of them.
 func (n *Network) adapt(now time.Time) {
 	n.mu.Lock()
+	late := n.starved.timeout(0, now) > n.shortest
+	if !late && !n.adapted {
+		n.mu.Unlock()
+		return
+	}
+	n.adapted = late
 	groups := make([]*Group, 0, len(n.groups))
 	for _, e := range n.groups {
 		if g := e.group.Load(); g != nil {
@@ -194,8 +211,12 @@ func (g *Group) setTimeout(want time.Duration) {
 }
 
 // starving reports whether this node runs so late that the silence of a peer
-// says nothing of the peer yet.
-func (t *transport) starving(p *peer) bool {
+// says nothing of the peer yet. A peer that has refused a leader of this term is
+// not silent.
+func (t *transport) starving(p *peer, term uint64) bool {
+	if p.refused.Load() >= term {
+		return false
+	}
 	now := time.Now()
 	timeout := t.end.network.starved.timeout(t.heartbeatTimeout, now)
 	silent := now.Sub(time.Unix(0, p.contact.Load()))

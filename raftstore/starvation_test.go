@@ -56,9 +56,9 @@ func TestTimeoutsFollowGapsBetweenHeartbeats(t *testing.T) {
 	if got := s.timeout(base, at); got != gapFactor*400*time.Millisecond {
 		t.Errorf("after a gap of 400 ms: a timeout of %v", got)
 	}
-	hear("n2", 1500*time.Millisecond)
-	if got := s.timeout(base, at); got != gapFactor*1500*time.Millisecond {
-		t.Errorf("after a gap of 1.5 s, which is within the timeout by now: a timeout of %v", got)
+	hear("n2", 1100*time.Millisecond)
+	if got := s.timeout(base, at); got != gapFactor*1100*time.Millisecond {
+		t.Errorf("after a gap of 1.1 s, which is within the timeout by now: a timeout of %v", got)
 	}
 	s.lost("n2")
 	if got := s.timeout(base, at); got != base {
@@ -68,6 +68,25 @@ func TestTimeoutsFollowGapsBetweenHeartbeats(t *testing.T) {
 	hear("n3", time.Minute)
 	if got := s.timeout(base, at); got != base {
 		t.Errorf("a peer that led nothing for a minute: a timeout of %v", got)
+	}
+}
+
+// TestOnlySilenceIsPresumed: a peer that says that there is a newer term is not
+// late, and its word is waited for.
+func TestOnlySilenceIsPresumed(t *testing.T) {
+	tr := &transport{end: &endpoint{network: &Network{}}, heartbeatTimeout: time.Second}
+	tr.end.network.starved.fixed = time.Minute
+	p := &peer{}
+	p.contact.Store(time.Now().UnixNano())
+	if !tr.starving(p, 5) {
+		t.Error("a peer that was heard a moment ago is taken for lost")
+	}
+	p.refused.Store(5)
+	if tr.starving(p, 5) {
+		t.Error("a peer that has refused term 5 is presumed to follow in it")
+	}
+	if !tr.starving(p, 6) {
+		t.Error("a peer that has refused term 5 is not presumed to follow in term 6")
 	}
 }
 

@@ -59,6 +59,7 @@ type peer struct {
 	contact atomic.Int64  // when it last answered a heartbeat, Unix nanoseconds
 	stored  atomic.Uint64 // what it last said, outside of a pipeline, that it has
 	missed  atomic.Int64  // heartbeats without an answer
+	refused atomic.Uint64 // the newest term in which it said that there is a newer one
 	waited  atomic.Int64  // requests that wait until it can be reached
 
 	mu sync.Mutex
@@ -114,6 +115,7 @@ func (t *transport) use(g *Group) {
 	t.raft.Store(g.raft)
 	t.incoming.raft.Store(g.raft)
 	t.end.group.Store(g)
+	t.end.network.shorten(g.heartbeat)
 }
 
 // Consumer gives what peers ask.
@@ -247,10 +249,12 @@ func (t *transport) heartbeat(id raft.ServerID, to raft.ServerAddress, q *raft.A
 		}
 		if a.Success {
 			p.confirm(term, asked)
+		} else if a.Term > term {
+			p.refused.Store(term)
 		}
 		p.contact.Store(time.Now().UnixNano())
 	})
-	answer, err := beats.await(t.end.dialing, one, t.patience, t.heartbeatTimeout/4, func() bool { return t.starving(p) })
+	answer, err := beats.await(t.end.dialing, one, t.patience, t.heartbeatTimeout/4, func() bool { return t.starving(p, term) })
 	if err != nil {
 		p.missed.Add(1)
 		t.end.drop(string(to))
