@@ -89,6 +89,9 @@ type tally struct {
 // compareDigests compares this node's replicas with those of a node that has
 // said hello.
 func (n *Node) compareDigests(h hello) {
+	if !n.generations.vouched(h.NodeID) {
+		return // it says it again, and is greeted meanwhile
+	}
 	for _, r := range h.Groups {
 		s := n.slot(r.Partition)
 		if s == nil {

@@ -54,6 +54,7 @@ type generations struct {
 	raised map[string]time.Time // when another directory last showed a newer one, by its id
 	denied map[string]string    // by nodes that know this directory as an older copy, and why
 	told   map[string]bool      // ids of older copies that were complained about
+	shown  map[string]bool      // ids of directories that have shown their generations, and are no older copies
 }
 
 func openGenerations(n *Node, s *wal.Store) (*generations, error) {
@@ -62,7 +63,7 @@ func openGenerations(n *Node, s *wal.Store) (*generations, error) {
 		return nil, err
 	}
 	g := &generations{
-		node: n, store: s, witness: w, raised: map[string]time.Time{}, denied: map[string]string{}, told: map[string]bool{},
+		node: n, store: s, witness: w, raised: map[string]time.Time{}, denied: map[string]string{}, told: map[string]bool{}, shown: map[string]bool{},
 	}
 	if err := g.begin(); err != nil {
 		return nil, err
@@ -183,6 +184,9 @@ func (g *generations) examine(peer string, c claims) error {
 		}
 		return seen, nil
 	})
+	g.mu.Lock()
+	g.shown[c.id] = err == nil || errors.Is(err, wal.ErrNoSpace)
+	g.mu.Unlock()
 	switch {
 	case errors.Is(err, ErrOlderCopy):
 		g.complain(peer, c.id, err)
@@ -191,6 +195,15 @@ func (g *generations) examine(peer string, c claims) error {
 		return nil
 	}
 	return err
+}
+
+// vouched reports whether a directory has shown, since this node started, that it
+// is no older copy. What a node says of its log counts against this one only
+// then: a majority may consist of those that have lost what this one has.
+func (g *generations) vouched(id string) bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.shown[id]
 }
 
 var errOvertaken = errors.New("what the node claims is out of date by now: connect again")
@@ -265,7 +278,7 @@ func (g *generations) whyLocked() string {
 	return strings.Join(all, "; ")
 }
 
-// why says who denies this directory, "" if nobody does.
+// why says which nodes deny this directory, "" if none does.
 func (g *generations) why() string {
 	if g == nil {
 		return ""

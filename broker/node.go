@@ -197,10 +197,11 @@ func (n *Node) openStore(dir string, id wal.Identity) error {
 	if err != nil {
 		return err
 	}
+	g, err := openGenerations(n, store)
 	n.mu.Lock()
-	n.store = store
+	n.store, n.generations = store, g // hellos are heard already, and look at both
 	n.mu.Unlock()
-	if n.generations, err = openGenerations(n, store); err != nil {
+	if err != nil {
 		return fmt.Errorf("open %s: %w", dir, err)
 	}
 	return n.openSecret(dir)
