@@ -14,5 +14,9 @@
 // [Log.Each], cuts connections with [Log.Disconnect] and [Log.Cut], and the
 // node's own life with [Log.Restart].
 //
+// One thing differs on the wire: the relay sends an inline status, such as the
+// 204 at the end of a read, as a header "Status", because its NATS client can't
+// send the other form. Clients show one or the other.
+//
 // All methods are safe for concurrent use, except Restart and Close.
 package cantustest

@@ -16,8 +16,10 @@ export async function* read(nc, partition, request) {
   for await (const m of answers) {
     const refused = m.headers?.get("Nats-Service-Error");
     if (refused) throw new Error(refused);
-    if (m.headers?.code === 503) throw new Error(`nobody answers for partition ${partition}`);
-    if (m.headers?.code === 204) return whole(m.headers.get("Cantus-Last"));
+    // The status is NATS's own, or a header where something relays the answers.
+    const status = m.headers?.code || Number(m.headers?.get("Status"));
+    if (status === 503) throw new Error(`nobody answers for partition ${partition}`);
+    if (status === 204) return whole(m.headers.get("Cantus-Last"));
     whole(m.headers.get("Cantus-Previous"));
     last = Number(m.headers.get("Cantus-Txid"));
     yield { txid: last, kind: m.headers.get("Cantus-Kind"), text: m.string() };
