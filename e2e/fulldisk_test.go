@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/nats-io/nats.go"
 	"golang.org/x/sys/unix"
 
 	"github.com/cantuslog/cantus/internal/powercut"
@@ -122,6 +123,7 @@ func startDiskWriter(t *testing.T, c *client, size int) *diskWriter {
 			}
 			r, err := c.append(t.Context(), "cantus.append.0", payload)
 			switch {
+			case errors.Is(err, nats.ErrNoResponders): // nobody leads at the moment
 			case err != nil: // the node is gone
 				w.done <- err
 				return
@@ -145,6 +147,11 @@ func (w *diskWriter) await(t *testing.T, n *node, what string, done func() bool)
 	t.Helper()
 	for began := time.Now(); !done(); time.Sleep(time.Millisecond) {
 		mustNotTrace(t, n.running())
+		select {
+		case err := <-w.done:
+			t.Fatalf("%s: the writer has ended: %v\n%s", what, err, n.running().stderr)
+		default:
+		}
 		if time.Since(began) > patience {
 			t.Fatalf("%s: not within %v: %d acknowledged, %d times full\n%s", what, patience, w.acked.Load(), w.full.Load(), n.running().stderr)
 		}

@@ -67,12 +67,19 @@ func newApplier(s *Store) *applier {
 func (a *applier) give(f frame, n int64) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	for a.bytes > applyQueue && !a.closed && a.store.Failed() == nil && !a.store.Tight() {
+	for a.bytes > applyQueue && !a.closed && a.store.Failed() == nil && !a.store.tight.Load() {
 		a.changed.Wait()
 	}
 	a.waiting = append(a.waiting, f)
 	a.bytes += n
 	a.changed.Broadcast()
+}
+
+// backlog returns how many bytes wait to be applied.
+func (a *applier) backlog() int64 {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.bytes
 }
 
 // run applies frames until close, and what waits then.
@@ -102,7 +109,7 @@ func (a *applier) awaitRoom() bool {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.changed.Broadcast() // the journal's writer does not wait for this
-	for a.store.Tight() && !a.closed && a.store.Failed() == nil {
+	for a.store.tight.Load() && !a.closed && a.store.Failed() == nil {
 		a.changed.Wait()
 	}
 	return !a.closed

@@ -19,8 +19,8 @@ type Entry struct {
 	Data       []byte
 }
 
-// NeedsRoom reports whether e is one of those that a store which is [Store.Tight]
-// does not take: transactions and cursors, which come without end. Trims, commands
+// NeedsRoom reports whether e is one of those that are not to be appended while a
+// store is [Store.Tight]: transactions and cursors, which come without end. Trims, commands
 // and what is the caller's own are small and few.
 func (e *Entry) NeedsRoom() bool {
 	if e.Type != 0 {

@@ -183,3 +183,29 @@ func TestFullDiskIsSaidAndSurvived(t *testing.T) {
 		t.Fatal(err)
 	}
 }
+
+// A leader finds out that there is no room while entries are on their way. Their
+// failure would end its leadership, so they are taken into the journal.
+func TestEntriesOnTheirWayAreTaken(t *testing.T) {
+	t.Parallel()
+	var free atomic.Int64
+	free.Store(1 << 40)
+	opts := small()
+	opts.FreeSpace = func(string) (int64, error) { return free.Load(), nil }
+	dir := filepath.Join(t.TempDir(), "data")
+	s := openStore(t, dir, opts)
+	var told tally
+	if err := told.run(s.Log(0), 10); err != nil {
+		t.Fatal(err)
+	}
+	free.Store(1 << 20)
+	eventually(t, "tight", s.Tight)
+	if err := told.run(s.Log(0), 10); err != nil {
+		t.Fatal(err)
+	}
+	free.Store(1 << 40)
+	eventually(t, "room", func() bool { return !s.Tight() })
+	if err := told.settle(s.Log(0)); err != nil {
+		t.Fatal(err)
+	}
+}

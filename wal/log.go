@@ -139,7 +139,7 @@ func (l *Log) Promise(then func(error), entries ...Entry) bool {
 
 // appendOps gives what it takes to append entries, which must be the next ones.
 func (l *Log) appendOps(entries []Entry) ([]journal.Op, error) {
-	if l.store.Tight() && slices.ContainsFunc(entries, func(e Entry) bool { return e.NeedsRoom() }) {
+	if l.store.overfull() && slices.ContainsFunc(entries, func(e Entry) bool { return e.NeedsRoom() }) {
 		return nil, fmt.Errorf("append to group %d: %w", l.group, ErrNoSpace)
 	}
 	l.mu.RLock()

@@ -103,9 +103,11 @@ type Store struct {
 	// a lock, what writing changes.
 	changing sync.Mutex
 	room     *room
-	// tight says that no more entries are taken: there is not enough room to
-	// write them to Badger.
+	// tight says that there is not enough room for what Badger may write. It is
+	// set when that is met, and looked at each second.
 	tight atomic.Bool
+	// short says that the log has told of a lack of room.
+	short atomic.Bool
 
 	applier    *applier
 	checkpoint chan struct{} // asks for one; capacity 1

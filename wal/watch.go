@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"github.com/dgraph-io/badger/v4"
+
+	"github.com/cantuslog/cantus/wal/journal"
 )
 
 // roomInterval is how often it is looked whether there is room.
@@ -56,11 +58,17 @@ func (s *Store) checkPlace() error {
 	return nil
 }
 
-// checkRoom takes entries, or takes none any more, by the free space.
+// checkRoom takes entries, or takes none any more, by the free space. Badger and
+// the journal's next segment each need some.
 func (s *Store) checkRoom() {
 	err := spare(s.opts.FreeSpace, s.room.dir, s.room.floor+s.applier.wanted.Load())
 	full := errors.Is(err, ErrNoSpace)
-	if full != s.tight.Swap(full) {
+	s.tight.Store(full)
+	if !full {
+		err = s.journal.Prepare()
+		full = errors.Is(err, journal.ErrNoSpace)
+	}
+	if full != s.short.Swap(full) {
 		if full {
 			s.opts.Logger.Warn("no entries are taken until there is room", "err", err)
 		} else {
@@ -72,11 +80,17 @@ func (s *Store) checkRoom() {
 
 // refuse takes no more entries until checkRoom finds room.
 func (s *Store) refuse() {
-	if !s.tight.Swap(true) {
+	s.tight.Store(true)
+	if !s.short.Swap(true) {
 		s.opts.Logger.Warn("no entries are taken until there is room to store them", "dir", s.dir)
 	}
 }
 
-// Tight reports whether the store takes no entries because its file system has
-// no room for them. Its small state is still written.
-func (s *Store) Tight() bool { return s.tight.Load() }
+// Tight reports whether the file system has no room for more entries. The
+// caller then appends none that need room. What it has on its way already is still
+// taken into the journal, as long as that has room, and so is small state.
+func (s *Store) Tight() bool { return s.tight.Load() || s.journal.Short() }
+
+// overfull reports whether the store refuses entries: it has no room, and what
+// waits for some fills the memory that it may use.
+func (s *Store) overfull() bool { return s.tight.Load() && s.applier.backlog() > applyQueue }

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/cantuslog/cantus/wal"
 )
@@ -240,6 +241,16 @@ func copyFiles(t testing.TB, from, to string) {
 		err := copyFile(filepath.Join(from, n.Name()), filepath.Join(to, n.Name()))
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
 			t.Fatal(err)
+		}
+	}
+}
+
+// eventually waits until done reports true.
+func eventually(t testing.TB, what string, done func() bool) {
+	t.Helper()
+	for began := time.Now(); !done(); time.Sleep(time.Millisecond) {
+		if time.Since(began) > time.Minute {
+			t.Fatalf("not within a minute: %s", what)
 		}
 	}
 }

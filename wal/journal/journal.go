@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
+	"sync/atomic"
 )
 
 // Journal is an open journal. Its methods are safe for concurrent use.
@@ -48,12 +49,13 @@ type Journal struct {
 	live      []extent // segments with frames that count, the active one last
 	spares    []string // paths of segments to be used again
 	ready     []*segment
-	number    uint64 // of the next segment to be made
-	size      int64  // of the last segment that was made
-	wanted    bool   // the preparer has a segment to make
-	need      int64  // bytes of a frame that it must hold; 0 if any size will do
-	prepErr   error  // how its last attempt ended
-	stopped   bool   // the preparer is to end
+	number    uint64      // of the next segment to be made
+	size      int64       // of the last segment that was made
+	wanted    bool        // the preparer has a segment to make
+	need      int64       // bytes of a frame that it must hold; 0 if any size will do
+	prepErr   error       // how its last attempt ended
+	short     atomic.Bool // see Short
+	stopped   bool        // the preparer is to end
 	stats     Stats
 
 	writer, preparer sync.WaitGroup
@@ -323,6 +325,7 @@ func (j *Journal) Close() error {
 	j.mu.Lock()
 	j.stopped = true
 	j.prepare.Broadcast()
+	j.ahead.Broadcast()
 	j.mu.Unlock()
 	j.preparer.Wait()
 

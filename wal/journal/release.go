@@ -139,6 +139,7 @@ func (j *Journal) prepareStep() {
 	default:
 		j.prepErr = j.failLocked(err)
 	}
+	j.short.Store(j.prepErr != nil && len(j.ready) == 0)
 	j.ahead.Broadcast()
 }
 
@@ -180,6 +181,35 @@ func (j *Journal) sizeOf(path string) (int64, error) {
 	}
 	defer f.Close()
 	return f.Size()
+}
+
+// Short reports whether there was no room for the segment after the active one.
+// Commits then use what the active one has left, and return ErrNoSpace once
+// they do not fit, large ones a little earlier. A caller that has both entries
+// and small state to commit holds the entries back while Short is true.
+func (j *Journal) Short() bool { return j.short.Load() }
+
+// Prepare makes the segment after the active one if it is missing. It returns
+// ErrNoSpace while there is no room for it, ErrClosed, or ErrFailed.
+func (j *Journal) Prepare() error {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	for asked := false; len(j.ready) == 0; {
+		switch {
+		case j.err != nil:
+			return j.err
+		case j.stopped:
+			return ErrClosed
+		case j.wanted:
+			j.ahead.Wait()
+		case asked:
+			return j.prepErr
+		default:
+			j.wanted, asked = true, true
+			j.prepare.Signal()
+		}
+	}
+	return nil
 }
 
 // nextSegment returns the segment after the active one, with room for a frame of

@@ -5,6 +5,15 @@ import (
 	"slices"
 )
 
+const (
+	// smallFrame is the largest frame that may use keptRoom: a vote, a term, a
+	// marker.
+	smallFrame = 4 << 10
+	// keptRoom is what large frames leave to small ones, in bytes: at most a
+	// sixteenth of the largest segment.
+	keptRoom = 64 << 10
+)
+
 // commit is one caller's operations on their way through the queue.
 type commit struct {
 	ops  []Op
@@ -75,7 +84,7 @@ func (j *Journal) Promise(ops []Op, then func(error)) bool {
 		return false
 	case len(j.queue) > 0 && j.queued+c.size > j.opts.MaxQueue:
 		return false
-	case j.unwritten+c.alone() > j.left:
+	case j.unwritten+c.alone() > j.left-j.kept(c.alone()):
 		return false // making another segment may fail for want of space
 	}
 	j.add(c)
@@ -189,6 +198,12 @@ func (j *Journal) step(batch []*commit) error {
 	}
 	seq := j.Seq() + 1
 	j.frame = j.codec.frame(j.frame[:0], seq, groups...)
+	promised := slices.ContainsFunc(batch, func(c *commit) bool { return c.then != nil })
+	if left := j.active.size - j.off - int64(len(j.frame)); left < j.kept(int64(len(j.frame))) && !promised {
+		if err := j.Prepare(); err != nil {
+			return err
+		}
+	}
 	if err := j.append(j.frame, seq); err != nil {
 		return err
 	}
@@ -221,6 +236,16 @@ func (j *Journal) append(frame []byte, seq uint64) error {
 	j.off += int64(len(frame))
 	j.sealed = false
 	return nil
+}
+
+// kept is how many bytes a frame of a size leaves to others in the active segment:
+// while there is no room for the next segment, small frames must still find
+// some.
+func (j *Journal) kept(frame int64) int64 {
+	if !j.short.Load() || frame <= smallFrame {
+		return 0
+	}
+	return min(keptRoom, j.opts.SegmentSize/16)
 }
 
 func (j *Journal) count(commits, ops, bytes int) {
