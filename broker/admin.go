@@ -466,7 +466,7 @@ func namesOf(said map[string]hello) []string {
 func nodeStatus(name string, facts cluster.Facts, said map[string]hello) subjects.NodeStatus {
 	m, member := facts.Nodes[name]
 	h, alive := said[name]
-	s := subjects.NodeStatus{Name: name, State: "member", Alive: alive, Ready: h.Ready, Unready: h.Unready, Version: h.Version, Raft: h.Raft, Since: h.Started}
+	s := subjects.NodeStatus{Name: name, State: "member", Alive: alive, Ready: h.Ready, Unready: h.Unready, Version: h.Version, Raft: h.Raft, Since: h.Started, StorageFull: h.Full}
 	switch {
 	case !member:
 		s.State = "waiting"
@@ -508,6 +508,7 @@ func partitionStatus(partition int, facts cluster.Facts, said map[string]hello) 
 			}
 		}
 	}
+	s.StorageFull = leader.Full
 	members := map[string]bool{}
 	for name := range reports {
 		members[name] = leader.Voters[name]

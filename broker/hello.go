@@ -65,6 +65,7 @@ type groupReport struct {
 	First     uint64          `json:"first"`
 	Digests   []chainPoint    `json:"digests,omitempty"`
 	Fenced    string          `json:"fenced,omitempty"`
+	Full      string          `json:"full,omitempty"`   // why it takes no transactions, by a leader
 	Voters    map[string]bool `json:"voters,omitempty"` // the group's members, by a leader
 	// Forgot says, by a leader, of members that have lost what they acknowledged
 	// to it.

@@ -22,7 +22,7 @@ func (p *partition) serveInfo(ctx context.Context, m *message) error {
 }
 
 func (p *partition) info() subjects.PartitionInfo {
-	status, now := p.group.Status(), time.Now()
+	status, now, full := p.group.Status(), time.Now(), p.fullText()
 	r := p.replica
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -30,7 +30,8 @@ func (p *partition) info() subjects.PartitionInfo {
 	info := subjects.PartitionInfo{
 		Partition: p.id, FirstTxid: r.first, HighWaterMark: r.table.Committed(), Digest: hex.EncodeToString(r.digest[:]),
 		Leader: status.Leader, Term: status.Term,
-		Locks: subjects.LockInfo{Tracked: stats.Locks, Capacity: stats.Capacity, Floor: stats.Floor},
+		Locks:       subjects.LockInfo{Tracked: stats.Locks, Capacity: stats.Capacity, Floor: stats.Floor},
+		StorageFull: full,
 	}
 	for _, rep := range status.Replicas {
 		i := subjects.ReplicaInfo{Name: rep.Name, Voter: rep.Voter, State: "follower"}

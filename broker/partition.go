@@ -94,6 +94,7 @@ func (p *partition) report() groupReport {
 	}
 	if r.leads() {
 		r.Forgot = p.group.Forgetful()
+		r.Full = p.fullText()
 	}
 	if r.leads() || r.Applied >= r.Commit && r.Commit > 0 && p.followsLevel(r) {
 		p.level.Store(true)

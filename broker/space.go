@@ -103,6 +103,14 @@ func (p *partition) fullError() error {
 	return nil
 }
 
+// fullText is fullError's text, "" if there is room.
+func (p *partition) fullText() string {
+	if err := p.fullError(); err != nil {
+		return err.Error()
+	}
+	return ""
+}
+
 // leaderWithRoom is the first of voters that takes transactions, and the first
 // of all if none does.
 func (p *partition) leaderWithRoom(voters []string, now time.Time) string {

@@ -1,7 +1,10 @@
 package broker_test
 
 import (
+	"encoding/json"
 	"fmt"
+	"slices"
+	"strings"
 	"sync/atomic"
 	"testing"
 
@@ -76,6 +79,22 @@ func TestFullReplicas(t *testing.T) {
 
 	d.fill(t, c, true, second)
 	refused()
+	eventually(t, "the status and the partition's info say that it is full", func() bool {
+		s := c.status(leader)
+		var info subjects.PartitionInfo
+		m, err := nc.Request("cantus.info.0", nil, patience)
+		if err != nil || json.Unmarshal(m.Data, &info) != nil {
+			return false
+		}
+		full := 0
+		for _, n := range s.Nodes {
+			if n.StorageFull {
+				full++
+			}
+		}
+		const why = "too few of the partition's nodes have room"
+		return full == 2 && strings.Contains(s.Partitions[0].StorageFull, why) && strings.Contains(info.StorageFull, why)
+	})
 	if m, err := nc.Request("cantus.get.0", []byte(`{"txid":1}`), patience); err != nil || string(m.Data) != "x" {
 		t.Errorf("a read while too many are full: %v, %v", m, err)
 	}
@@ -94,4 +113,8 @@ func TestFullReplicas(t *testing.T) {
 	}
 	c.settle("n1")
 	c.checkSame(0, c.names...)
+	eventually(t, "nothing is said to be full", func() bool {
+		s := c.status(leader)
+		return s.Partitions[0].StorageFull == "" && !slices.ContainsFunc(s.Nodes, func(n subjects.NodeStatus) bool { return n.StorageFull })
+	})
 }

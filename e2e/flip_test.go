@@ -195,7 +195,7 @@ func TestFlippedByte(t *testing.T) {
 			for _, at := range all[name].places(random, places) {
 				xor := byte(1 << random.IntN(8))
 				t.Run(fmt.Sprintf("%s %s %d %#x", ending, name, at, xor), func(t *testing.T) {
-					if serveFlipped(t, all.flipped(name, at, xor).restore(t), want) {
+					if serveFlipped(t, all.flipped(name, at, xor).restore(t), name, want) {
 						served++
 					} else {
 						refused++
@@ -242,8 +242,9 @@ func smallStore(t *testing.T, kill bool) (files, content) {
 }
 
 // serveFlipped tells whether the directory is served as if nothing had
-// happened to it. What it serves must be right, and a refusal must say why.
-func serveFlipped(t *testing.T, dir string, want content) bool {
+// happened to it. What it serves must be right, and a refusal must say why, and
+// name the file that has the flipped byte.
+func serveFlipped(t *testing.T, dir, name string, want content) bool {
 	t.Helper()
 	p, err := run(serve(dir)...)
 	if err != nil {
@@ -252,21 +253,25 @@ func serveFlipped(t *testing.T, dir string, want content) bool {
 	defer p.kill()
 	select {
 	case <-p.done:
-		checkSaysDamage(t, p)
+		checkSaysDamage(t, p, filepath.Join(dir, name))
 		return false
 	case line := <-p.lines:
 		found := readyURL.FindStringSubmatch(line)
 		if found == nil {
 			t.Fatalf("%q", line)
 		}
-		return checkServed(t, p, dial(t, found[1]), want)
+		whole := checkServed(t, p, dial(t, found[1]), want)
+		if path := filepath.Join(dir, name); !whole && !within(patience, func() bool { return strings.Contains(p.stderr.String(), path) }) {
+			t.Errorf("a read is refused, and the log does not name %s:\n%s", path, p.stderr)
+		}
+		return whole
 	case <-time.After(patience):
 		t.Fatalf("neither serving nor ended after %v\n%s", patience, p.stderr)
 	}
 	return false
 }
 
-func checkSaysDamage(t *testing.T, p *process) {
+func checkSaysDamage(t *testing.T, p *process, path string) {
 	t.Helper()
 	text := p.stderr.String()
 	if p.cmd.ProcessState.ExitCode() <= 0 || strings.Contains(text, "panic:") || strings.Contains(text, "goroutine ") {
@@ -275,6 +280,12 @@ func checkSaysDamage(t *testing.T, p *process) {
 	// A version number with another bit set is a later version's.
 	if !strings.Contains(text, "damaged") && !strings.Contains(text, "newer format") {
 		t.Errorf("the refusal does not say what is wrong:\n%s", text)
+	}
+	if !strings.Contains(text, path) {
+		t.Errorf("the refusal does not name %s:\n%s", path, text)
+	}
+	if strings.Contains(text, "damaged") && !strings.Contains(text, "restore a copy of the directory") {
+		t.Errorf("the refusal does not say what to do:\n%s", text)
 	}
 }
 

@@ -65,8 +65,10 @@ type NodeStatus struct {
 	Alive   bool   `json:"alive"`
 	Ready   bool   `json:"ready"`
 	Unready string `json:"unready,omitempty"`
-	Version string `json:"version,omitempty"`
-	Raft    string `json:"raft,omitempty"`
+	// StorageFull reports whether the node's disk has no room for transactions.
+	StorageFull bool   `json:"storage_full,omitempty"`
+	Version     string `json:"version,omitempty"`
+	Raft        string `json:"raft,omitempty"`
 	// Replicas and Leads count the partitions that the node is to have and to
 	// lead; Leading those that it leads now.
 	Replicas int `json:"replicas"`
@@ -88,6 +90,8 @@ type PartitionStatus struct {
 	// Placement is where it is to be; the first is to lead.
 	Placement []string        `json:"placement"`
 	Replicas  []ReplicaStatus `json:"replicas"`
+	// StorageFull is why appends are refused as [StorageFull], "" if they are not.
+	StorageFull string `json:"storage_full,omitempty"`
 }
 
 // ReplicaStatus describes a replica as its node last said.

@@ -102,7 +102,9 @@ type PartitionInfo struct {
 	Term     uint64        `json:"term"`
 	Replicas []ReplicaInfo `json:"replicas"`
 	Locks    LockInfo      `json:"locks"`
-	Error    *Error        `json:"error,omitempty"`
+	// StorageFull is why appends are refused as [StorageFull], "" if they are not.
+	StorageFull string `json:"storage_full,omitempty"`
+	Error       *Error `json:"error,omitempty"`
 }
 
 // ReplicaInfo describes one replica of a partition.

@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/cantuslog/cantus/wal"
@@ -111,10 +112,11 @@ func written(path string) (offsets []int64, err error) {
 
 // mustNotLie opens a damaged directory: it says so when opened or when read, or
 // everything in it is right. It tells which of them.
-func mustNotLie(t *testing.T, dir string, logs []*model) (verdict string) {
+func mustNotLie(t *testing.T, dir, file string, logs []*model) (verdict string) {
 	t.Helper()
 	s, err := wal.Open(dir, small())
 	if err != nil {
+		mustName(t, err, filepath.Join(dir, file))
 		for _, known := range []error{wal.ErrDamaged, wal.ErrFormat, wal.ErrIdentity} {
 			if errors.Is(err, known) {
 				return "open says so"
@@ -136,7 +138,7 @@ func mustNotLie(t *testing.T, dir string, logs []*model) (verdict string) {
 				t.Errorf("log %d: meta %s is %q, want %q", group, name, l.Meta(name), v)
 			}
 		}
-		if damagedReads(t, l, m) {
+		if damagedReads(t, l, m, filepath.Join(dir, file)) {
 			verdict = "a read says so"
 		}
 	}
@@ -144,11 +146,20 @@ func mustNotLie(t *testing.T, dir string, logs []*model) (verdict string) {
 	return verdict
 }
 
-func damagedReads(t *testing.T, l *wal.Log, m *model) (damaged bool) {
+// mustName demands that what is said of damage names the file that has it.
+func mustName(t *testing.T, err error, path string) {
+	t.Helper()
+	if !strings.Contains(err.Error(), path) {
+		t.Errorf("%s is damaged, the error does not name it: %v", path, err)
+	}
+}
+
+func damagedReads(t *testing.T, l *wal.Log, m *model, path string) (damaged bool) {
 	t.Helper()
 	right := func(e, want wal.Entry, err error) {
 		t.Helper()
 		if errors.Is(err, wal.ErrDamaged) {
+			mustName(t, err, path)
 			damaged = true
 		} else if err != nil || !sameEntry(e, want) {
 			t.Errorf("entry %d is of index %d, term %d and %d bytes: %v", want.Index, e.Index, e.Term, len(e.Data), err)
@@ -172,6 +183,7 @@ func damagedReads(t *testing.T, l *wal.Log, m *model) (damaged bool) {
 		want, wantErr := m.find(txid, m.last())
 		at, err := l.FindTx(txid, m.last())
 		if errors.Is(err, wal.ErrDamaged) {
+			mustName(t, err, path)
 			damaged = true
 		} else if at != want || !errors.Is(err, wantErr) {
 			t.Errorf("txid %d is at %d: %v; want %d, %v", txid, at, err, want, wantErr)
@@ -207,7 +219,7 @@ func TestDamageIsSaidAndNothingWrongIsServed(t *testing.T) {
 					if err := d.do(filepath.Join(victim, d.file)); err != nil {
 						t.Fatal(err)
 					}
-					verdicts[filepath.Ext(d.file)+": "+mustNotLie(t, victim, w.logs)]++
+					verdicts[filepath.Ext(d.file)+": "+mustNotLie(t, victim, d.file, w.logs)]++
 				})
 			}
 			tried := 0

@@ -173,8 +173,8 @@ func mustBeEmpty(dir string) error {
 		switch n.Name() {
 		case lockFile, "lost+found": // the latter makes a file system's root
 		default:
-			return fmt.Errorf("%w: %s holds %s but no %s: not a data directory, or one whose identity was lost",
-				ErrDamaged, dir, n.Name(), identityFile)
+			return fmt.Errorf("%w: %s is missing, and %s holds %s: it is no data directory, or one whose identity was lost",
+				ErrDamaged, filepath.Join(dir, identityFile), dir, n.Name())
 		}
 	}
 	return nil

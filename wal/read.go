@@ -166,12 +166,26 @@ func (l *Log) unreadable(index uint64, cause error) error {
 	case !errors.Is(cause, ErrDamaged):
 		cause = fmt.Errorf("%w: entry %d of group %d can't be read: %v", ErrDamaged, index, l.group, cause)
 	}
-	// Badger logs which value log it could not read from, and the store fails.
-	where := filepath.Join(l.store.dir, badgerDir)
-	if file := valueLogOf(errors.Join(cause, l.store.Failed())); file != "" {
-		where = filepath.Join(where, file)
+	return fmt.Errorf("%s: %w", l.whereIs(index), cause)
+}
+
+// whereIs names the file that holds, or should hold, the entry at index.
+func (l *Log) whereIs(index uint64) (path string) {
+	path = filepath.Join(l.store.dir, badgerDir)
+	missing := ""
+	err := l.store.view(func(txn *badger.Txn) error {
+		item, err := txn.Get(indexKey(opEntry, l.group, index))
+		if errors.Is(err, badger.ErrKeyNotFound) {
+			missing = l.store.keyHolders()
+		} else if err == nil {
+			path = filepath.Join(path, valueLogOf(item))
+		}
+		return err
+	})
+	if err != nil && missing != "" {
+		return missing
 	}
-	return fmt.Errorf("%s: %w", where, cause)
+	return path
 }
 
 // EntriesRead returns how many entries were read since the store was opened, from

@@ -115,6 +115,9 @@ type Store struct {
 	deleted    atomic.Int64  // bytes that Badger was told to delete since it was last compacted
 	checking   sync.Mutex    // held while one is taken, or space reclaimed; guards checked
 	checked    uint64        // seq of the last one
+	// noted is what the checkpoint said of Badger's logs when the store was
+	// opened, for messages.
+	noted map[string]badgerLogEnd
 	// badgerLogs is how far the last checkpoint found Badger's logs whole;
 	// checking guards it.
 	badgerLogs map[string]badgerLogEnd
@@ -178,6 +181,7 @@ func (s *Store) open() (err error) {
 			return err
 		}
 	}
+	s.noted = saved.BadgerLogs
 	if err = checkBadgerLogs(filepath.Join(s.dir, badgerDir), saved.BadgerLogs); err != nil {
 		return err
 	}
@@ -220,7 +224,7 @@ func (s *Store) mustBeWhole() error {
 		return err
 	}
 	if err != nil || !slices.Contains(names, "checkpoint") {
-		return fmt.Errorf("%w: the journal in %s is missing", ErrDamaged, filepath.Join(s.dir, journalDir))
+		return fmt.Errorf("%w: %s is missing, and with it the journal's beginning", ErrDamaged, filepath.Join(s.dir, journalDir, "checkpoint"))
 	}
 	return nil
 }
@@ -232,7 +236,8 @@ func (s *Store) replay(saved checkpointFile) error {
 		return err
 	}
 	if applied < saved.Seq {
-		return fmt.Errorf("%w: badger ends at frame %d, the checkpoint says that it had %d", ErrDamaged, applied, saved.Seq)
+		return fmt.Errorf("%w: %s lost its end: the store ends at frame %d, the checkpoint says that it had %d",
+			ErrDamaged, s.keyHolders(), applied, saved.Seq)
 	}
 	r := replayer{store: s}
 	s.journal, err = journal.Open(filepath.Join(s.dir, journalDir), journal.Options{
@@ -246,10 +251,10 @@ func (s *Store) replay(saved checkpointFile) error {
 	}
 	seq := s.journal.Seq()
 	if seq != s.folded {
-		return fmt.Errorf("%w: the journal ends at frame %d, the logs at %d", ErrDamaged, seq, s.folded)
+		return fmt.Errorf("%w: the journal in %s ends at frame %d, the logs at %d", ErrDamaged, s.journal.LastSegment(), seq, s.folded)
 	}
 	if applied > seq {
-		return fmt.Errorf("%w: the journal ends at frame %d, badger has %d", ErrDamaged, seq, applied)
+		return fmt.Errorf("%w: the journal in %s ends at frame %d, the store has %d", ErrDamaged, s.journal.LastSegment(), seq, applied)
 	}
 	s.applier.mu.Lock()
 	defer s.applier.mu.Unlock()

@@ -34,7 +34,11 @@ func checkTables(o badger.Options) error {
 		return err
 	}
 	for id := range manifest.Tables {
-		if err := checkTable(table.NewFilename(id, o.Dir), o); err != nil {
+		err := checkTable(table.NewFilename(id, o.Dir), o)
+		if errors.Is(err, os.ErrNotExist) {
+			return fmt.Errorf("%s lists a table that is missing: %w", f.Name(), err)
+		}
+		if err != nil {
 			return err
 		}
 	}

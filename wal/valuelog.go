@@ -8,11 +8,14 @@ import (
 	"fmt"
 	"hash/crc32"
 	"io"
+	"maps"
 	"os"
 	"path/filepath"
-	"regexp"
-	"strconv"
+	"reflect"
+	"slices"
 	"strings"
+
+	"github.com/dgraph-io/badger/v4"
 )
 
 // Badger opens its newest value log and its memtable logs for writing and cuts
@@ -39,21 +42,30 @@ type badgerLogEnd struct {
 	End  int64  `json:"end"`
 }
 
-// valueLogID finds the number of a value log in what Badger says of it.
-var valueLogID = regexp.MustCompile(`Fid:(\d+)|file with ID: (\d+)`)
+// valueLogOf returns the name of the value log that holds an item's value, "" if
+// its key holds it. Badger only logs what it can't read, and does not export
+// where it looked.
+func valueLogOf(item *badger.Item) string {
+	at := reflect.ValueOf(item).Elem().FieldByName("vptr")
+	if item.EstimatedSize() == item.KeySize()+int64(at.Len()) || at.Len() < 4 {
+		return ""
+	}
+	return fmt.Sprintf(valueLogName, binary.NativeEndian.Uint32(at.Bytes()))
+}
 
-// valueLogOf is the name of the value log that an error of Badger's is about, ""
-// if it says none.
-func valueLogOf(err error) string {
-	if err == nil {
-		return ""
+// keyHolders names the files of which one must have lost keys if Badger misses
+// some. Its tables were checked when it was opened, so it is the list of them, or
+// the log of a memtable that is gone.
+func (s *Store) keyHolders() string {
+	dir := filepath.Join(s.dir, badgerDir)
+	names := []string{filepath.Join(dir, badger.ManifestFilename)}
+	for _, name := range slices.Sorted(maps.Keys(s.noted)) {
+		path := filepath.Join(dir, name)
+		if _, err := os.Stat(path); errors.Is(err, os.ErrNotExist) && strings.HasSuffix(name, ".mem") {
+			names = append(names, path+" (which is missing)")
+		}
 	}
-	found := valueLogID.FindStringSubmatch(err.Error())
-	if found == nil {
-		return ""
-	}
-	id, _ := strconv.Atoi(found[1] + found[2])
-	return fmt.Sprintf(valueLogName, id)
+	return strings.Join(names, " or ")
 }
 
 func isBadgerLog(name string) bool {

@@ -95,6 +95,9 @@ func printCluster(w io.Writer, s subjects.ClusterStatus) error {
 		case !n.Ready:
 			ready = "no: " + n.Unready
 		}
+		if n.Alive && n.StorageFull {
+			ready += ", disk full"
+		}
 		state := n.State
 		if n.Key != "" {
 			state += ", key " + n.Key
@@ -113,7 +116,20 @@ func printCluster(w io.Writer, s subjects.ClusterStatus) error {
 		}
 		fmt.Fprintf(t, "%d\t%s\t%d\t%s\t%s\n", p.Partition, leader, p.Term, strings.Join(p.Placement, ","), replicaList(p.Replicas))
 	}
-	return t.Flush()
+	if err := t.Flush(); err != nil {
+		return err
+	}
+	for _, p := range s.Partitions {
+		printFull(w, p.Partition, p.StorageFull)
+	}
+	return nil
+}
+
+// printFull says why a partition takes no appends.
+func printFull(w io.Writer, partition int, why string) {
+	if why != "" {
+		fmt.Fprintf(w, "partition %d refuses appends: %s\n", partition, why)
+	}
 }
 
 func replicaList(replicas []subjects.ReplicaStatus) string {

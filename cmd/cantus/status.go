@@ -109,7 +109,13 @@ func (s *status) print(w io.Writer) error {
 		fmt.Fprintf(t, "%d\t%s\t%d\t%d\t%d\t%d of %d\t%d\t%.12s\n", p.Partition, p.Leader, p.Term, p.HighWaterMark,
 			p.FirstTxid, p.Locks.Tracked, p.Locks.Capacity, p.Locks.Floor, p.Digest)
 	}
-	return t.Flush()
+	if err := t.Flush(); err != nil {
+		return err
+	}
+	for _, p := range s.Partitions {
+		printFull(w, p.Partition, p.StorageFull)
+	}
+	return nil
 }
 
 func plural(n int, noun string) string {

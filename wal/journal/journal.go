@@ -256,6 +256,13 @@ func (j *Journal) Seq() uint64 {
 	return j.seq
 }
 
+// LastSegment returns the path of the segment that holds the last frame.
+func (j *Journal) LastSegment() string {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return filepath.Join(j.dir, segmentName(j.live[len(j.live)-1].number))
+}
+
 // Err gives nil while the journal works, and after a failure the error that
 // every Commit returns; it matches ErrFailed.
 func (j *Journal) Err() error {

@@ -1,0 +1,42 @@
+package main
+
+import (
+	"strings"
+	"testing"
+
+	"github.com/cantuslog/cantus/subjects"
+)
+
+// Nobody knows how far a replica is that is away: no position is shown.
+func TestReplicaList(t *testing.T) {
+	t.Parallel()
+	got := replicaList([]subjects.ReplicaStatus{
+		{Name: "n1", State: "leader", Voter: true, HighWaterMark: 7},
+		{Name: "n2", State: "follower", HighWaterMark: 5},
+		{Name: "n3", State: "away", Voter: true},
+		{Name: "n4", State: "follower", Voter: true, HighWaterMark: 6, Fenced: "its log differs"},
+	})
+	if want := "n1:7+ n2:5 n3+ (away) n4:6+ (fenced)"; got != want {
+		t.Errorf("%q, want %q", got, want)
+	}
+}
+
+// What is full is said of the node and of the partition.
+func TestStatusSaysWhatIsFull(t *testing.T) {
+	t.Parallel()
+	const why = "less than 1024 bytes are free on the node's disk: nothing is appended until there is room"
+	var b strings.Builder
+	if err := printCluster(&b, subjects.ClusterStatus{
+		Nodes:      []subjects.NodeStatus{{Name: "n1", State: "member", Alive: true, Ready: true, StorageFull: true}, {Name: "n2", State: "member", Alive: true, Ready: true}},
+		Partitions: []subjects.PartitionStatus{{Partition: 0, Leader: "n1", StorageFull: why}, {Partition: 1, Leader: "n2"}},
+	}); err != nil {
+		t.Fatal(err)
+	}
+	one := status{Partitions: []subjects.PartitionInfo{{Partition: 0, Leader: "n1", StorageFull: why}, {Partition: 1, Leader: "n2"}}}
+	if err := one.print(&b); err != nil {
+		t.Fatal(err)
+	}
+	if text := b.String(); strings.Count(text, "partition 0 refuses appends: "+why) != 2 || strings.Contains(text, "partition 1 refuses") || strings.Count(text, "disk full") != 1 {
+		t.Error(text)
+	}
+}
