@@ -3,6 +3,7 @@ package broker_test
 import (
 	"errors"
 	"fmt"
+	"log/slog"
 	"slices"
 	"sync"
 	"testing"
@@ -136,7 +137,14 @@ func TestAllNodesRestart(t *testing.T) {
 }
 
 func TestANodeIsReplacedByAnother(t *testing.T) {
-	c := openNodes(t, 3, broker.Options{Partitions: 2})
+	c := newNodes(t, 3, broker.Options{Partitions: 2})
+	log := &buffer{}
+	c.change = func(name string, o *broker.Options) {
+		if name == "n1" {
+			o.Logger = slog.New(slog.NewTextHandler(log, nil))
+		}
+	}
+	c.start(c.names...)
 	for i := range 40 {
 		keep(t, c.conn("n1"), i%2, fmt.Sprint(i), fmt.Sprint(i))
 	}
@@ -154,6 +162,9 @@ func TestANodeIsReplacedByAnother(t *testing.T) {
 	<-c.node("n1").Done()
 	if err := c.node("n1").Err(); !errors.Is(err, broker.ErrRemoved) {
 		t.Errorf("the removed node says %v", err)
+	}
+	if log.count("level=ERROR") > 0 || log.count("this node was removed from the cluster") != 1 {
+		t.Errorf("a removal that was asked for is logged as\n%s", log.b.String())
 	}
 	c.settle("n4")
 	for p := range 2 {

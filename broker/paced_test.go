@@ -4,75 +4,21 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
-	"net"
 	"strings"
 	"sync"
 	"testing"
-	"time"
 
 	"github.com/nats-io/nats.go"
 
 	"github.com/cantuslog/cantus/broker"
+	"github.com/cantuslog/cantus/internal/slowline"
 	"github.com/cantuslog/cantus/subjects"
 )
-
-// slowLine gives the address of a relay to a node's NATS port that lets so many
-// bytes a second through to the client.
-func slowLine(t *testing.T, n *broker.Node, rate int) string {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	var lines sync.WaitGroup
-	closed := make(chan struct{})
-	carry := func(to, from net.Conn, rate int) {
-		defer func() { _, _ = to.Close(), from.Close() }()
-		buffer := make([]byte, 16<<10)
-		for {
-			k, err := from.Read(buffer)
-			if _, werr := to.Write(buffer[:k]); err != nil || werr != nil {
-				return
-			}
-			if rate == 0 {
-				continue
-			}
-			select { // this is what a slow line does
-			case <-time.After(time.Duration(k) * time.Second / time.Duration(rate)):
-			case <-closed:
-				return
-			}
-		}
-	}
-	lines.Go(func() {
-		for {
-			near, err := l.Accept()
-			if err != nil {
-				return
-			}
-			far, err := net.Dial("tcp", strings.TrimPrefix(n.ClientURL(), "nats://"))
-			if err != nil {
-				_ = near.Close()
-				continue
-			}
-			_ = far.(*net.TCPConn).SetReadBuffer(64 << 10)
-			_ = near.(*net.TCPConn).SetWriteBuffer(64 << 10)
-			lines.Go(func() { carry(far, near, 0) })
-			lines.Go(func() { carry(near, far, rate) })
-		}
-	})
-	t.Cleanup(func() {
-		close(closed)
-		_ = l.Close()
-		lines.Wait()
-	})
-	return "nats://" + l.Addr().String()
-}
 
 // slowly connects to a node over a slow line.
 func slowly(t *testing.T, n *broker.Node, rate int) *nats.Conn {
 	t.Helper()
-	nc, err := nats.Connect(slowLine(t, n, rate), nats.NoReconnect(), nats.Timeout(patience))
+	nc, err := nats.Connect(slowline.New(t, n.ClientURL(), rate), nats.NoReconnect(), nats.Timeout(patience))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -4,8 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
-	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -18,6 +16,7 @@ import (
 	"github.com/cantuslog/cantus/broker"
 	"github.com/cantuslog/cantus/cantustest"
 	"github.com/cantuslog/cantus/client"
+	"github.com/cantuslog/cantus/internal/slowline"
 )
 
 // errDone ends a Follow that has seen what it came for.
@@ -111,7 +110,7 @@ func TestFollowersOverASlowLine(t *testing.T) {
 	}
 	n := openNode(t, broker.Options{Partitions: partitions, NATSConfig: config})
 	fillWide(t, newClient(t, connect(t, n), client.Options{}), partitions, count)
-	nc, err := nats.Connect(slowLine(t, n, 60<<20), nats.MaxReconnects(-1), nats.ReconnectWait(5*time.Millisecond), nats.Timeout(patience))
+	nc, err := nats.Connect(slowline.New(t, n.ClientURL(), 60<<20), nats.MaxReconnects(-1), nats.ReconnectWait(5*time.Millisecond), nats.Timeout(patience))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -127,49 +126,4 @@ func TestFollowersOverASlowLine(t *testing.T) {
 		t.Error("the server cut the connection")
 	default:
 	}
-}
-
-// slowLine gives the address of a relay to a node's NATS port that lets so many
-// bytes a second through to the client.
-func slowLine(t *testing.T, n *broker.Node, rate int) string {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	var lines sync.WaitGroup
-	t.Cleanup(func() {
-		_ = l.Close()
-		lines.Wait()
-	})
-	lines.Go(func() {
-		for {
-			near, err := l.Accept()
-			if err != nil {
-				return
-			}
-			far, err := net.Dial("tcp", strings.TrimPrefix(n.ClientURL(), "nats://"))
-			if err != nil {
-				_ = near.Close()
-				continue
-			}
-			_ = far.(*net.TCPConn).SetReadBuffer(64 << 10)
-			lines.Go(func() {
-				_, _ = io.Copy(far, near)
-				_ = far.Close()
-			})
-			lines.Go(func() {
-				buffer := make([]byte, 16<<10)
-				for {
-					k, err := far.Read(buffer)
-					if _, werr := near.Write(buffer[:k]); err != nil || werr != nil {
-						_ = near.Close()
-						return
-					}
-					time.Sleep(time.Duration(k) * time.Second / time.Duration(rate)) // this is what a slow line does
-				}
-			})
-		}
-	})
-	return "nats://" + l.Addr().String()
 }

@@ -261,8 +261,11 @@ func serveFlipped(t *testing.T, dir, name string, want content) bool {
 			t.Fatalf("%q", line)
 		}
 		whole := checkServed(t, p, dial(t, found[1]), want)
-		if path := filepath.Join(dir, name); !whole && !within(patience, func() bool { return strings.Contains(p.stderr.String(), path) }) {
-			t.Errorf("a read is refused, and the log does not name %s:\n%s", path, p.stderr)
+		path := filepath.Join(dir, name)
+		for deadline := time.Now().Add(patience); !whole && !p.stderr.has(path); time.Sleep(time.Millisecond) {
+			if time.Now().After(deadline) {
+				t.Fatalf("a read is refused, and the log does not name %s:\n%s", path, p.stderr)
+			}
 		}
 		return whole
 	case <-time.After(patience):

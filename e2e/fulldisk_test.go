@@ -26,7 +26,8 @@ type disk struct {
 	path string
 }
 
-// newDisk mounts one, in memory or on a loop device; it needs root.
+// newDisk mounts one, in memory, perhaps with few files, or on a loop device; it
+// needs root.
 func newDisk(tb testing.TB, kind, size string) disk {
 	tb.Helper()
 	if kind == "ext4" {
@@ -223,5 +224,72 @@ func TestFullDisk(t *testing.T) {
 				t.Fatalf("it ends at %d, %d were acknowledged", info.HighWaterMark, w.acked.Load())
 			}
 		})
+	}
+}
+
+// TestFullDiskOfFiles takes all files of a file system that has space: a start
+// says so, whether the directory is new or not, and does not speak of damage.
+func TestFullDiskOfFiles(t *testing.T) {
+	d := newDisk(t, "tmpfs", "768M,nr_inodes=200")
+	fill := func(leave int) (taken []string) {
+		t.Helper()
+		var names []string
+		for i := 0; ; i++ {
+			name := filepath.Join(d.path, fmt.Sprint("somebody-elses-", i))
+			err := os.WriteFile(name, nil, 0o600)
+			if errors.Is(err, unix.ENOSPC) {
+				break
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			names = append(names, name)
+		}
+		for _, name := range names[:leave] {
+			if err := os.Remove(name); err != nil {
+				t.Fatal(err)
+			}
+		}
+		return names[leave:]
+	}
+	free := func(names []string) {
+		t.Helper()
+		for _, name := range names {
+			if err := os.Remove(name); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	n := newNode(t, "", filepath.Join(d.path, "data"), "--partitions", "1")
+	old := false
+	for range 2 {
+		for leave := range 40 {
+			names := fill(leave)
+			if err := n.launch(); err != nil {
+				t.Fatal(err)
+			}
+			p := n.running()
+			select {
+			case <-p.lines: // so many are enough
+				n.kill()
+			case <-p.done:
+				if text := mustEnd(t, p); !strings.Contains(text, "no space left") || !strings.Contains(text, "files") || strings.Contains(text, "damaged") {
+					t.Fatalf("%d files are left, directory is old: %v\n%s", leave, old, text)
+				}
+			case <-time.After(patience):
+				t.Fatalf("neither ready nor ended\n%s", p.stderr)
+			}
+			free(names)
+			if p.cmd.ProcessState == nil || p.cmd.ProcessState.ExitCode() < 0 {
+				break
+			}
+		}
+		if err := n.start(); err != nil {
+			t.Fatal(err)
+		}
+		if err := n.stop(); err != nil {
+			t.Fatal(err)
+		}
+		old = true
 	}
 }

@@ -41,11 +41,25 @@ func lonely(t *testing.T, heartbeat time.Duration, voters ...string) (*Group, *j
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		if err := errors.Join(g.Close(), n.Close()); err != nil {
+		closed := make(chan error, 1)
+		go func() { closed <- errors.Join(g.Close(), n.Close()) }()
+		if err := within(t, "it is closed", closed); err != nil {
 			t.Error(err)
 		}
 	})
 	return g, fs
+}
+
+// within returns what comes through a channel. It fails the test if nothing does: a
+// replica whose goroutines wait for each other answers and ends no more.
+func within[T any](t *testing.T, what string, from <-chan T) (got T) {
+	t.Helper()
+	select {
+	case got = <-from:
+	case <-time.After(time.Minute):
+		t.Errorf("waited in vain: %s", what)
+	}
+	return got
 }
 
 // eventually waits for a condition.
@@ -78,16 +92,18 @@ func TestANewerTermWaitsForRaftsMainGoroutine(t *testing.T) {
 	if !g.Leading() || g.Term() != term {
 		t.Fatalf("beside its main goroutine raft became %v of term %d", g.raft.State(), g.Term())
 	}
-	if <-heard {
+	if within(t, "the heartbeat is looked at", heard) {
 		t.Fatalf("it was answered beside raft's main goroutine: %x", answers)
 	}
 	through := make(chan []byte, 1)
 	go func() { through <- n.hearThrough(1, "n2", 1, term+5) }()
 	open(nil)
-	if err := barrier.Error(); err != nil && !errors.Is(err, raft.ErrLeadershipLost) {
+	passed := make(chan error, 1)
+	go func() { passed <- barrier.Error() }()
+	if err := within(t, "the barrier", passed); err != nil && !errors.Is(err, raft.ErrLeadershipLost) {
 		t.Errorf("the barrier: %v", err)
 	}
-	if a := <-through; len(a) != beatReplySize || a[4] != beatHeard {
+	if a := within(t, "an answer through the main goroutine", through); len(a) != beatReplySize || a[4] != beatHeard {
 		t.Errorf("the answer is %x", a)
 	}
 	eventually(t, "the newer term", func() bool { return g.Term() >= term+5 })

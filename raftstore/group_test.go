@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -391,5 +392,26 @@ func TestAReplicaAloneLeadsAtOnce(t *testing.T) {
 		if err := errors.Join(g.Close(), s.Close()); err != nil {
 			t.Fatal(err)
 		}
+	}
+}
+
+// spoiled is a machine that can't take its own state back.
+type spoiled struct{ machine }
+
+var errSpoiled = errors.New("the state has spoiled")
+
+func (*spoiled) Restore([]byte) error { return errSpoiled }
+
+// A replica that can't restore its state says why, not only that there is none.
+func TestAFailedRestoreSaysItsReason(t *testing.T) {
+	s := openStore(t, t.TempDir(), wal.Options{})
+	g := openGroup(t, s, &machine{})
+	propose(t, g, "a")
+	if err := errors.Join(g.Mark(), g.Close()); err != nil {
+		t.Fatal(err)
+	}
+	_, err := raftstore.Open(raftstore.Options{Node: "n1", Voters: []string{"n1"}, Log: s.Log(0), FSM: &spoiled{}})
+	if !errors.Is(err, errSpoiled) || strings.Contains(err.Error(), "failed to load") {
+		t.Errorf("%v", err)
 	}
 }

@@ -5,9 +5,11 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/cantuslog/cantus/wal"
+	"github.com/cantuslog/cantus/wal/journal/journaltest"
 )
 
 // A registry of keys that holds none is made anew when it is damaged.
@@ -111,4 +113,20 @@ func TestWhatTheSystemRefusesIsNotCalledDamage(t *testing.T) {
 		t.Errorf("on a full disk: %v", err)
 	}
 	openStore(t, dir, small())
+
+	// There is space, and no inode left: a file can't be created.
+	for _, errno := range []syscall.Errno{syscall.ENOSPC, syscall.EDQUOT} {
+		fs := journaltest.New(1)
+		fs.Hook(func(c journaltest.Call) error {
+			if c.Kind == journaltest.Create {
+				return &os.PathError{Op: "open", Path: "it", Err: errno}
+			}
+			return nil
+		})
+		_, err := wal.Open(filepath.Join(t.TempDir(), "data"), faulty(fs))
+		if !errors.Is(err, wal.ErrNoSpace) || strings.Contains(err.Error(), "damaged") || !strings.Contains(err.Error(), map[syscall.Errno]string{
+			syscall.ENOSPC: "or some files", syscall.EDQUOT: "quota"}[errno]) {
+			t.Errorf("when no file can be created: %v", err)
+		}
+	}
 }
