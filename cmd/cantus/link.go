@@ -28,6 +28,7 @@ type connection struct {
 	User     string   `group:"connection" placeholder:"NAME" env:"CANTUS_USER" help:"NATS user name."`
 	Password string   `group:"connection" placeholder:"TEXT" env:"CANTUS_PASSWORD" help:"NATS password; the variable keeps it out of the process list."`
 	Token    string   `group:"connection" placeholder:"TEXT" env:"CANTUS_TOKEN" help:"NATS token, likewise."`
+	Inbox    string   `group:"connection" name:"inbox-prefix" placeholder:"PREFIX" default:"_INBOX" env:"CANTUS_INBOX_PREFIX" help:"What the subjects of answers begin with."`
 	TLSCA    string   `group:"connection" name:"tls-ca" placeholder:"FILE" env:"CANTUS_TLS_CA" type:"existingfile" help:"PEM file of the authorities that the server's certificate is checked against, instead of the system's."`
 	TLSCert  string   `group:"connection" name:"tls-cert" placeholder:"FILE" env:"CANTUS_TLS_CERT" type:"existingfile" help:"PEM file of the client's own certificate."`
 	TLSKey   string   `group:"connection" name:"tls-key" placeholder:"FILE" env:"CANTUS_TLS_KEY" type:"existingfile" help:"PEM file of its key."`
@@ -62,6 +63,7 @@ func (c *connection) open(command string) (*link, error) {
 	}
 	opts = append(opts,
 		nats.Name("cantus "+command),
+		nats.CustomInboxPrefix(c.Inbox),
 		nats.Timeout(l.timeout),
 		nats.MaxReconnects(-1),
 		nats.ReconnectWait(250*time.Millisecond),

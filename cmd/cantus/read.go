@@ -143,7 +143,7 @@ func (r *reader) await(ctx context.Context, why error) error {
 func (r *reader) page(ctx context.Context) (from, mark uint64, err error) {
 	ctx, stop := r.link.untilTrouble(ctx)
 	defer stop()
-	inbox := nats.NewInbox()
+	inbox := r.link.nc.NewInbox()
 	sub, err := r.link.nc.SubscribeSync(inbox)
 	if err != nil {
 		return 0, 0, err
