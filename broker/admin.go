@@ -96,7 +96,7 @@ func (n *Node) subscribeNode(ctx context.Context) error {
 
 func (n *Node) subscribeAll(ctx context.Context, operations map[string]operation) (all []subscribed, err error) {
 	for subject, serve := range operations {
-		id, err := n.reads.subscribe(subject, leaderQueue, n.onOperation(ctx, serve))
+		id, err := n.reads.subscribe(subject, n.queueGroup(), n.onOperation(ctx, serve))
 		if err != nil {
 			return all, err
 		}

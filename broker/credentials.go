@@ -10,10 +10,20 @@ import (
 	"github.com/nats-io/nkeys"
 )
 
-// credentials are the node's own at its NATS server.
+// credentials are what a connection within the process proves itself with.
 type credentials struct {
-	user, password, token string
-	file                  string // of NATS credentials (JWT and seed)
+	key   nkeys.KeyPair
+	token string
+	file  string // of NATS credentials (JWT and seed)
+}
+
+// publicKey returns the name that a user with a key has.
+func publicKey(key nkeys.KeyPair) string {
+	public, err := key.PublicKey()
+	if err != nil {
+		panic("broker: public key: " + err.Error()) // the key was made by this process
+	}
+	return public
 }
 
 // options are the same for nats.go.
@@ -23,8 +33,8 @@ func (c credentials) options() []nats.Option {
 		return []nats.Option{nats.UserCredentials(c.file)}
 	case c.token != "":
 		return []nats.Option{nats.Token(c.token)}
-	case c.user != "":
-		return []nats.Option{nats.UserInfo(c.user, c.password)}
+	case c.key != nil:
+		return []nats.Option{nats.Nkey(publicKey(c.key), c.key.Sign)}
 	}
 	return nil
 }
@@ -44,8 +54,12 @@ func (c credentials) connect(name, nonce string) ([]byte, error) {
 		hello["jwt"], hello["sig"] = jwt, sig
 	case c.token != "":
 		hello["auth_token"] = c.token
-	case c.user != "":
-		hello["user"], hello["pass"] = c.user, c.password
+	case c.key != nil:
+		sig, err := c.key.Sign([]byte(nonce))
+		if err != nil {
+			return nil, err
+		}
+		hello["nkey"], hello["sig"] = publicKey(c.key), base64.RawURLEncoding.EncodeToString(sig)
 	}
 	b, err := json.Marshal(hello)
 	if err != nil {
@@ -74,4 +88,16 @@ func sign(file, nonce string) (jwt, signature string, err error) {
 		return "", "", fmt.Errorf("credentials %s: %w", file, err)
 	}
 	return jwt, base64.RawURLEncoding.EncodeToString(raw), nil
+}
+
+// Conn opens a connection to the node within the process, without any port. It
+// has the permissions of an application: it can't publish or subscribe to what is
+// the nodes' alone. The caller closes it.
+func (n *Node) Conn(opts ...nats.Option) (*nats.Conn, error) {
+	return n.dial(n.nats.rights.Load().app, opts...)
+}
+
+func (n *Node) dial(as credentials, opts ...nats.Option) (*nats.Conn, error) {
+	opts = append([]nats.Option{nats.InProcessServer(n.nats), nats.Name("in-process")}, opts...)
+	return nats.Connect("", append(opts, as.options()...)...)
 }

@@ -1,5 +1,16 @@
 package broker
 
+import (
+	"net"
+	"strconv"
+)
+
+// LeafAddress is where a node's NATS server listens for leaf nodes.
+func LeafAddress(n *Node) string {
+	v, _ := n.nats.Varz(nil)
+	return net.JoinHostPort(v.LeafNode.Host, strconv.Itoa(v.LeafNode.Port))
+}
+
 // Unready says why a node is not ready.
 func Unready(n *Node) string { return n.unready() }
 

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/nats-io/nats-server/v2/server"
+	"github.com/nats-io/nats.go"
 
 	"github.com/cantuslog/cantus/wal"
 )
@@ -190,3 +191,6 @@ func Fenced(n *Node, partition int) string {
 	}
 	return ""
 }
+
+// NodeConn connects to a node as it does itself.
+func NodeConn(n *Node) (*nats.Conn, error) { return n.dial(n.nats.rights.Load().node) }

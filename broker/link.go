@@ -33,6 +33,10 @@ type link struct {
 	dial func() (net.Conn, error)
 	auth func() credentials
 	log  *slog.Logger
+	// forbidden reports whether a message must not be answered where it asks to
+	// be; such a message is not handled. It is set before anything is subscribed to.
+	forbidden func(reply string) bool
+	warned    time.Time // of a forbidden reply; owned by the reader
 
 	// handling guards handlers; it is never held while one runs.
 	handling sync.RWMutex
@@ -319,7 +323,15 @@ func (l *link) receive(r *bufio.Reader, line []byte, headers bool, came time.Tim
 		l.log.Warn("request dropped: its reply subject is too long to be answered", "link", l.name, "subject", m.subject, "bytes", n, "most", most)
 		return nil
 	}
-	if known {
+	switch {
+	case !known:
+	case l.forbidden != nil && m.reply != "" && l.forbidden(m.reply):
+		if came.Sub(l.warned) > time.Second {
+			l.warned = came
+			l.log.Warn("a request was ignored: its reply subject is the node's own or the NATS server's",
+				"subject", clip([]byte(m.subject)), "reply", clip(buffer[:n]))
+		}
+	default:
 		s.handle(m)
 	}
 	return nil

@@ -134,7 +134,7 @@ func served(names subjects.Names, partitions int) iter.Seq[string] {
 			}
 		}
 		for p := range partitions {
-			for _, s := range []string{names.Append(p), names.Batch(p), names.Read(p), names.ReplicaRead(p), names.Get(p), names.PartitionInfo(p), names.Cursor(p, "*")} {
+			for _, s := range []string{names.Append(p), names.KeyedAppend(p, "*"), names.Batch(p), names.Read(p), names.ReplicaRead(p), names.Get(p), names.PartitionInfo(p), names.Cursor(p, "*")} {
 				if !yield(s) {
 					return
 				}

@@ -57,9 +57,12 @@ func (n *Node) Reload(opts Options) error {
 // reloadNATS gives the server its new configuration, and replication its TLS.
 func (n *Node) reloadNATS(o Options) error {
 	s := n.nats
-	opts, auth, err := s.prepare(o, s.Name())
+	opts, rights, err := s.prepare(o, s.Name())
 	if err != nil {
 		return err
+	}
+	if was := s.rights.Load().how; rights.how != was && (was != anybody || rights.how != byToken) {
+		return fmt.Errorf("the NATS configuration %s changes from %s to %s: that takes a restart", o.NATSConfig, was, rights.how)
 	}
 	if err := prepareAccount(opts, o, n.names, len(n.slots)); err != nil {
 		return err
@@ -70,15 +73,15 @@ func (n *Node) reloadNATS(o Options) error {
 			return err
 		}
 	}
-	// Where the kind of authorization changes, the server ends the node's
-	// connections, which come back with these.
-	old := s.auth.Swap(&auth)
+	// The server asks again for everybody that is connected.
+	old := s.rights.Swap(&rights)
 	if err := s.ReloadOptions(opts); err != nil {
-		s.auth.Store(old)
+		s.rights.Store(old)
 		restore()
 		return fmt.Errorf("NATS configuration %s: %w", o.NATSConfig, err)
 	}
 	s.setLimits(opts)
+	s.sayGaps(n.log)
 	return nil
 }
 
@@ -118,14 +121,11 @@ func (n *Node) openControl() error {
 // connects.
 func (s *natsServer) currentUser() nats.Option {
 	return func(o *nats.Options) error {
-		if file := s.auth.Load().file; file != "" {
-			return nats.UserCredentials(file)(o)
+		for _, option := range s.rights.Load().node.options() {
+			if err := option(o); err != nil {
+				return err
+			}
 		}
-		o.UserInfo = func() (user, password string) {
-			c := s.auth.Load()
-			return c.user, c.password
-		}
-		o.TokenHandler = func() string { return s.auth.Load().token }
 		return nil
 	}
 }

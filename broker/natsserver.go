@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/rand"
 	"crypto/tls"
-	"errors"
 	"fmt"
 	"log/slog"
 	"net"
@@ -25,10 +24,11 @@ import (
 // it.
 type natsServer struct {
 	*server.Server
-	account *server.Account             // that the node's subjects live in
-	auth    atomic.Pointer[credentials] // the node's own
-	// user and password are the node's own where there are users.
-	user, password string
+	account *server.Account // that the node's subjects live in
+	access  *access
+	rights  atomic.Pointer[rights]
+	// leafAccount is where leaf nodes come to that need no name.
+	leafAccount atomic.Pointer[server.Account]
 	// most is the server's max_payload. A connection's account may allow less,
 	// which the node's own connections, own, are told.
 	most atomic.Int64
@@ -52,15 +52,26 @@ const feedRoom = 1024
 // by key is mapped to partitions by the server itself, unless their number is
 // not known yet (0).
 func startNATS(ctx context.Context, o Options, partitions int, log *slog.Logger) (*natsServer, error) {
-	s := &natsServer{user: "cantus-" + rand.Text(), password: rand.Text()}
-	opts, auth, err := s.prepare(o, defaultName(o))
+	access, err := newAccess(o)
 	if err != nil {
 		return nil, err
 	}
-	s.auth.Store(&auth)
+	s := &natsServer{access: access}
+	opts, rights, err := s.prepare(o, defaultName(o))
+	if err != nil {
+		return nil, err
+	}
+	if rights.how == anybody || rights.how == byToken {
+		opts.CustomClientAuthentication = newDoor(s, access)
+	}
+	s.rights.Store(&rights)
+	s.sayGaps(log)
 	s.setLimits(opts)
 	s.watchInterest = opts.Gateway.Name == ""
 	s.Server, err = startServer(ctx, opts, log, func(ns *server.Server) (err error) {
+		if err := s.setLeafAccount(ns, opts); err != nil {
+			return err
+		}
 		if s.account, err = findAccount(ns, o.Account); err != nil || partitions == 0 {
 			return err
 		}
@@ -87,24 +98,46 @@ func (s *natsServer) routed(node, id string) bool {
 	})
 }
 
-// prepare returns the server's options, checked, and the node's own credentials.
-func (s *natsServer) prepare(o Options, name string) (*server.Options, credentials, error) {
+// prepare returns the server's options, checked, with the node's own users, and
+// what the node has made of them.
+func (s *natsServer) prepare(o Options, name string) (*server.Options, rights, error) {
 	opts, err := natsOptions(o, name)
 	if err != nil {
-		return nil, credentials{}, err
+		return nil, rights{}, err
 	}
 	d := doorsOf(opts, o)
 	s.doors.Store(&d)
-	auth, err := s.ownCredentials(opts, o)
+	r, err := s.access.apply(opts, o)
 	if err != nil {
-		return nil, auth, err
+		return nil, rights{}, err
 	}
-	return opts, auth, checkNATSOptions(opts)
+	return opts, r, checkNATSOptions(opts)
+}
+
+// sayGaps logs whom the node can't keep off its subjects, and whom it keeps off
+// though that was hardly meant.
+func (s *natsServer) sayGaps(log *slog.Logger) {
+	if s.rights.Load().mute {
+		log.Warn(`leaf nodes can't send requests: none of the account's users has allowed_connection_types: ["LEAFNODE"]`)
+	}
+	if gaps := s.rights.Load().gaps; len(gaps) > 0 {
+		log.Warn("the node can't add permissions for everybody that its NATS server lets in: see Permissions in subjects.md",
+			"not_for", strings.Join(gaps, ", "))
+	}
+}
+
+// setLeafAccount remembers the account that leaf nodes without a name come to.
+func (s *natsServer) setLeafAccount(ns *server.Server, opts *server.Options) error {
+	account, err := findAccount(ns, opts.LeafNode.Account)
+	if err == nil {
+		s.leafAccount.Store(account)
+	}
+	return err
 }
 
 // mapKeys has an account map appends by key to partitions.
 func mapKeys(account *server.Account, names subjects.Names, partitions int) error {
-	to := fmt.Sprintf("%s.append.{{partition(%d,1)}}", names.Prefix, partitions)
+	to := fmt.Sprintf("%s.append.{{partition(%d,1)}}.{{wildcard(1)}}", names.Prefix, partitions)
 	if err := account.AddMapping(names.AppendKey("*"), to); err != nil {
 		return fmt.Errorf("map %s: %w", names.AppendKey("*"), err)
 	}
@@ -261,48 +294,6 @@ func splitAddress(address string) (host string, port int, err error) {
 	}
 	return host, port, nil
 }
-
-// ownCredentials sees to it that the node itself can connect, whatever the
-// configuration asks of clients.
-func (s *natsServer) ownCredentials(opts *server.Options, o Options) (credentials, error) {
-	switch {
-	case o.Credentials != "":
-		return credentials{file: o.Credentials}, nil
-	case len(opts.TrustedOperators) > 0 || len(opts.TrustedKeys) > 0:
-		return credentials{}, errors.New("the NATS configuration uses operators and JWTs: " +
-			"give the node a user of its own with a credentials file")
-	case hashed(opts.Authorization):
-		return credentials{}, errors.New("the NATS configuration gives its token as a hash, which the node itself " +
-			"can't connect with: give the token, or users")
-	}
-	if opts.Username != "" { // one of several users, so that the node's own is another
-		opts.Users = append(opts.Users, &server.User{Username: opts.Username, Password: opts.Password})
-		opts.Username, opts.Password = "", ""
-	}
-	switch {
-	case len(opts.Users) > 0 || len(opts.Nkeys) > 0:
-		user := &server.User{Username: s.user, Password: s.password}
-		for _, a := range opts.Accounts {
-			if a.GetName() == o.Account {
-				user.Account = a
-			}
-		}
-		opts.Users = append(opts.Users, user)
-		if opts.AuthCallout != nil {
-			opts.AuthCallout.AuthUsers = append(opts.AuthCallout.AuthUsers, user.Username)
-		}
-		return credentials{user: user.Username, password: user.Password}, nil
-	case o.Account != "":
-		return credentials{}, fmt.Errorf("the NATS configuration has no users, so that nobody could come to account %q", o.Account)
-	case opts.Authorization != "":
-		return credentials{token: opts.Authorization}, nil
-	default:
-		return credentials{}, nil
-	}
-}
-
-// hashed tells whether the configuration gives a bcrypt hash of a secret.
-func hashed(secret string) bool { return strings.HasPrefix(secret, "$2") && len(secret) == 60 }
 
 func findAccount(ns *server.Server, name string) (*server.Account, error) {
 	if name == "" {

@@ -269,11 +269,12 @@ func (n *Node) openLinks() (err error) {
 		name string
 		at   **link
 	}{{"appends", &n.appends}, {"reads", &n.reads}, {"feed", &n.feeds}} {
-		if *l.at, err = newLink(l.name, n.nats.InProcessConn, func() credentials { return *n.nats.auth.Load() }, n.log); err != nil {
+		if *l.at, err = newLink(l.name, n.nats.InProcessConn, func() credentials { return n.nats.rights.Load().node }, n.log); err != nil {
 			return err
 		}
 		(*l.at).audits.has = n.nats.subscriptionsOf
 		(*l.at).maxReply.Store(n.nats.maxReply.Load())
+		(*l.at).forbidden = forbiddenReplies(n.names, l.at == &n.appends)
 	}
 	n.nats.own.Store(&[]*link{n.appends, n.reads, n.feeds})
 	n.pacer = newPacer(n, n.nats)
@@ -350,7 +351,7 @@ func (n *Node) slot(partition int) *slot {
 // serve subscribes to what is the node's and not a partition's, and waits
 // until every partition is served.
 func (n *Node) serve(ctx, running context.Context) error {
-	if _, err := n.reads.subscribe(n.names.Info(), leaderQueue, n.serveCluster); err != nil {
+	if _, err := n.reads.subscribe(n.names.Info(), n.queueGroup(), n.serveCluster); err != nil {
 		return err
 	}
 	if err := n.subscribeNode(running); err != nil {
@@ -466,13 +467,6 @@ func (n *Node) Err() error {
 		return *p
 	}
 	return nil
-}
-
-// Conn opens a connection to the node within the process, without any port.
-// The caller closes it.
-func (n *Node) Conn(opts ...nats.Option) (*nats.Conn, error) {
-	opts = append([]nats.Option{nats.InProcessServer(n.nats), nats.Name("in-process")}, opts...)
-	return nats.Connect("", append(opts, n.nats.auth.Load().options()...)...)
 }
 
 // ClientURL is where NATS clients connect, "" if no port is open.

@@ -2,6 +2,7 @@ package broker
 
 import (
 	"context"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -292,7 +293,7 @@ func (p *partition) awaitSuccessor() bool {
 const successorTime = 500 * time.Millisecond
 
 func (p *partition) subscribe(ctx context.Context) ([]subscribed, error) {
-	names := p.node.names
+	names, group := p.node.names, p.node.queueGroup()
 	var all []subscribed
 	for _, s := range []struct {
 		link    *link
@@ -300,6 +301,7 @@ func (p *partition) subscribe(ctx context.Context) ([]subscribed, error) {
 		handle  func(*message)
 	}{
 		{p.node.appends, names.Append(p.id), p.onAppend},
+		{p.node.appends, names.KeyedAppend(p.id, "*"), p.onAppend},
 		{p.node.appends, names.Batch(p.id), p.onAppend},
 		{p.node.reads, names.Read(p.id), p.onRead(ctx, p.serveRead)},
 		{p.node.reads, names.Get(p.id), p.onRead(ctx, p.serveGet)},
@@ -310,7 +312,7 @@ func (p *partition) subscribe(ctx context.Context) ([]subscribed, error) {
 		// A queue group: while an old leader does not know of the new one, a
 		// request must reach one of the two, or "nothing was done" could be
 		// said of what the other one did.
-		id, err := s.link.subscribe(s.subject, leaderQueue, s.handle)
+		id, err := s.link.subscribe(s.subject, group, s.handle)
 		if err != nil {
 			return all, err
 		}
@@ -371,8 +373,12 @@ func (p *partition) unsure() *subjects.Error {
 	return subjects.Errorf(subjects.Unavailable, "this node may not lead partition %d any more: nothing was done, try again", p.id)
 }
 
-// leaderQueue is the queue group of those who answer as leaders.
-const leaderQueue = "cantus"
+// queueGroup is the queue group of the nodes that answer requests. Nobody else
+// knows its name, so that nobody else can join it and take requests: see
+// docs/adr/0021.
+func (n *Node) queueGroup() string {
+	return "cantus-" + hex.EncodeToString(n.derive("queue group")[:16])
+}
 
 // unsubscribeTime bounds the wait for the NATS server to let go of
 // subscriptions.

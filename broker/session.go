@@ -37,6 +37,7 @@ type session struct {
 	flights   chan *flight // from the sequencer to the settler
 	committed chan *flight // from the settler to the publisher, if somebody follows
 	packed    string       // where packed messages are fed
+	direct    string       // where appends come without a key
 	enc       encoder
 	writer    wal.BatchWriter
 
@@ -92,7 +93,7 @@ type grounded struct {
 func newSession(p *partition, term uint64, end func(error)) *session {
 	return &session{
 		p: p, term: term, end: end, flights: make(chan *flight, flightDepth), committed: make(chan *flight, flightDepth),
-		packed: p.node.names.PackedFeed(p.id), enc: encoder{partition: p.id, names: p.node.names},
+		packed: p.node.names.PackedFeed(p.id), direct: p.node.names.Append(p.id), enc: encoder{partition: p.id, names: p.node.names},
 	}
 }
 
@@ -182,7 +183,11 @@ func (s *session) decode(f *flight, rs []*request, m *message) []*request {
 	if !s.p.isBatch(m) {
 		f.singles++
 		r := f.roster.add(m.reply)
-		if err := r.decode(m.header, m.payload, limit); err != nil {
+		err := s.checkKey(m)
+		if err == nil {
+			err = r.decode(m.header, m.payload, limit)
+		}
+		if err != nil {
 			f.rest = append(f.rest, grounded{r, outcome{err: err}, true})
 			return rs
 		}
@@ -207,6 +212,21 @@ func (s *session) decode(f *flight, rs []*request, m *message) []*request {
 		rs = append(rs, r)
 	}
 	return rs
+}
+
+// checkKey refuses an append by key whose key leads to another partition: a
+// client that may publish it may choose the key, not the partition.
+func (s *session) checkKey(m *message) *subjects.Error {
+	if len(m.subject) == len(s.direct) {
+		return nil
+	}
+	key := trailing(m.subject)
+	if p := subjects.PartitionOf(key, s.p.node.Partitions()); p != s.p.id {
+		shown := clip([]byte(key))
+		return subjects.Errorf(subjects.BadRequest, "key %q leads to partition %d, not %d: append to %s",
+			shown, p, s.p.id, s.p.node.names.AppendKey(shown))
+	}
+	return nil
 }
 
 func (p *partition) isBatch(m *message) bool {

@@ -224,7 +224,7 @@ func (s *slot) refetch(ctx context.Context) {
 // listen subscribes to what any replica answers.
 func (s *slot) listen(ctx context.Context, p *partition) error {
 	n := s.node
-	id, err := n.reads.subscribe(n.names.ReplicaRead(s.id), "cantus", p.onRead(ctx, p.serveReplicaRead))
+	id, err := n.reads.subscribe(n.names.ReplicaRead(s.id), n.queueGroup(), p.onRead(ctx, p.serveReplicaRead))
 	s.subscribe = []subscribed{{n.reads, id}}
 	return err
 }

@@ -22,6 +22,18 @@ import (
 
 const helloSubject = "cantus.admin.hello"
 
+// nodeConn is a connection without the permissions that clients of a node have,
+// such as one to another NATS server of the same cluster.
+func (c *nodes) nodeConn(name string) *nats.Conn {
+	c.t.Helper()
+	nc, err := broker.NodeConn(c.node(name))
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	c.t.Cleanup(nc.Close)
+	return nc
+}
+
 // lie publishes a hello as a stranger can: in the form of the first protocol,
 // which had no signatures, and as an envelope with a signature that is none.
 func lie(t *testing.T, nc *nats.Conn, hello map[string]any) {
@@ -58,7 +70,7 @@ func (c *nodes) heardBy(names ...string) {
 	c.t.Helper()
 	for _, name := range names {
 		before := broker.Distrusted(c.node(name))
-		if err := c.conn(name).Publish(helloSubject, []byte("is this heard?")); err != nil {
+		if err := c.nodeConn(name).Publish(helloSubject, []byte("is this heard?")); err != nil {
 			c.t.Fatal(err)
 		}
 		eventually(c.t, name+" has heard it", func() bool { return broker.Distrusted(c.node(name)) > before })
@@ -74,7 +86,7 @@ func (c *nodes) undisturbed() {
 			c.t.Fatalf("%s has ended: %v", name, err)
 		}
 	}
-	keep(c.t, c.conn("n1"), 0, "undisturbed", fmt.Sprint("undisturbed ", time.Now()))
+	keep(c.t, c.nodeConn("n1"), 0, "undisturbed", fmt.Sprint("undisturbed ", time.Now()))
 	c.settle("n1")
 }
 
@@ -83,7 +95,7 @@ func TestAStrangerThatSaysThatNobodyIsAMember(t *testing.T) {
 	c := openNodes(t, 3, broker.Options{Partitions: 1})
 	c.settle("n1")
 	for _, first := range []int{1, 2} { // of the first protocol, too
-		lie(t, c.conn("n1"), helloAs(c.status("n1"), "n9", "127.0.0.1:1", map[string]any{"members": []string{"n9"}, "protocol": first}))
+		lie(t, c.nodeConn("n1"), helloAs(c.status("n1"), "n9", "127.0.0.1:1", map[string]any{"members": []string{"n9"}, "protocol": first}))
 	}
 	c.undisturbed()
 }
@@ -92,7 +104,7 @@ func TestAStrangerThatSaysThatNobodyIsAMember(t *testing.T) {
 func TestInventedNodesThatHaveAnotherLog(t *testing.T) {
 	c := openNodes(t, 3, broker.Options{Partitions: 1})
 	c.settle("n1")
-	nc := c.conn("n1")
+	nc := c.nodeConn("n1")
 	var digests []map[string]any
 	for i := range 4 {
 		txid := keep(t, nc, 0, "x", fmt.Sprint(i))
@@ -119,7 +131,7 @@ func TestAStrangerThatSpeaksInTheNodesNames(t *testing.T) {
 	c := openNodes(t, 3, broker.Options{Partitions: 1})
 	c.settle("n1")
 	s := c.status("n1")
-	nc := c.conn("n1")
+	nc := c.nodeConn("n1")
 	stop := make(chan struct{})
 	lying := make(chan struct{})
 	go func() {
@@ -154,7 +166,7 @@ func TestAStrangerThatSpeaksInTheNodesNames(t *testing.T) {
 // 20,000 invented names were remembered for ever.
 func TestInventedNamesAreNotRemembered(t *testing.T) {
 	c := openNodes(t, 3, broker.Options{Partitions: 1})
-	nc := c.conn("n1")
+	nc := c.nodeConn("n1")
 	s := c.status("n1")
 	for i := range 20_000 {
 		h := helloAs(s, fmt.Sprint("x", i), "127.0.0.1:1", nil)
@@ -183,7 +195,7 @@ func TestInventedNamesAreNotRemembered(t *testing.T) {
 func TestReplayedHellos(t *testing.T) {
 	c := openNodes(t, 3, broker.Options{Partitions: 1})
 	c.settle("n1")
-	nc := c.conn("n1")
+	nc := c.nodeConn("n1")
 	sub, err := nc.SubscribeSync(helloSubject)
 	if err != nil {
 		t.Fatal(err)
@@ -309,7 +321,7 @@ func TestAStrangerWithTheNameOfANodeThatStarts(t *testing.T) {
 	c := openNodes(t, 3, broker.Options{Partitions: 1})
 	old := map[string]any{"name": "n3", "node_id": "x", "instance": "x", "started": time.Unix(0, 0), "cluster": "cantus", "raft": "127.0.0.1:1", "ready": true}
 	c.stop("n3")
-	nc, stop := c.conn("n1"), make(chan struct{})
+	nc, stop := c.nodeConn("n1"), make(chan struct{})
 	lying, id := make(chan struct{}), c.status("n1").ID
 	go func() {
 		defer close(lying)
@@ -374,7 +386,7 @@ func TestANodeThatIsAddedGetsTheSecret(t *testing.T) {
 		}
 		return key != ""
 	})
-	m := ask(t, c.conn("n1"), subjects.Names{}.Admin("cluster", "add"), `{"node":"n4","key":"00000000000000000000000000000000"}`)
+	m := ask(t, c.nodeConn("n1"), subjects.Names{}.Admin("cluster", "add"), `{"node":"n4","key":"00000000000000000000000000000000"}`)
 	if e := wantRefusal(t, m, subjects.BadRequest); !strings.Contains(e.Message, "with the key 0000") {
 		t.Errorf("another key is refused with %q", e.Message)
 	}

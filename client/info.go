@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"hash/fnv"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -40,9 +39,7 @@ func (c *Client) Partition(ctx context.Context, key string) (int, error) {
 	if err != nil {
 		return 0, err
 	}
-	h := fnv.New32a()
-	_, _ = h.Write([]byte(key)) // never fails
-	return int(h.Sum32() % uint32(n)), nil
+	return subjects.PartitionOf(key, n), nil
 }
 
 // HighWaterMark asks the leader for the partition's high-water mark. It holds

@@ -117,7 +117,7 @@ func TestNoSuchPartition(t *testing.T) {
 	n := startNode(t, t.TempDir(), "--partitions", "4")
 	c := dial(t, n.url)
 	for _, subject := range []string{
-		"append.4", "append.99999999999999999999", "append.-1", "append.00", "append.x", "append.0.1", "append.key", "append",
+		"append.4", "append.99999999999999999999", "append.-1", "append.00", "append.x", "append.0.1.2", "append.key", "append",
 		"batch.4", "read.4", "replica.read.4", "get.4", "info.4", "cursor.4.c", "cursor.0", "reed.0",
 	} {
 		_, err := c.request(t.Context(), nats.NewMsg("cantus."+subject))

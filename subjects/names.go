@@ -2,6 +2,7 @@ package subjects
 
 import (
 	"fmt"
+	"hash/fnv"
 	"strconv"
 	"strings"
 )
@@ -34,6 +35,20 @@ func (n Names) Append(partition int) string { return n.of("append", partition) }
 // AppendKey is where one transaction is appended to the partition that key
 // hashes to. The key is one NATS token.
 func (n Names) AppendKey(key string) string { return n.prefix() + ".append.key." + key }
+
+// KeyedAppend is what the NATS server maps AppendKey to. Key may be a wildcard,
+// for subscribing.
+func (n Names) KeyedAppend(partition int, key string) string {
+	return n.of("append", partition) + "." + key
+}
+
+// PartitionOf is the partition that a key leads to, of so many: FNV-1a (32 bits) of
+// its bytes, modulo their number.
+func PartitionOf(key string, partitions int) int {
+	h := fnv.New32a()
+	_, _ = h.Write([]byte(key)) // never fails
+	return int(h.Sum32() % uint32(partitions))
+}
 
 // Batch is where many independent transactions are appended in one message.
 func (n Names) Batch(partition int) string { return n.of("batch", partition) }
