@@ -302,14 +302,13 @@ func (e *encoder) appendPacked(dst []byte, t *wal.Transaction, payload bool) []b
 	return subjects.AppendPacked(dst, p)
 }
 
-// packer puts transactions together to packed messages on a subject.
+// packer puts transactions together to the messages of a packed read, each of which
+// names the transaction before it.
 type packer struct {
 	subject string
 	most    int // bytes in a message, unless one transaction alone has more
 	pack    []byte
 
-	// The messages of a read name the transaction before.
-	chained        bool
 	count          int    // transactions in the message
 	previous, last uint64 // txids: before the message, and the last in it
 }
@@ -330,9 +329,6 @@ func (k *packer) add(dst []byte, e *encoder, t *wal.Transaction, payload bool) [
 
 // message appends a message of what is in pack.
 func (k *packer) message(dst, pack []byte) []byte {
-	if !k.chained {
-		return appendPub(dst, k.subject, pack)
-	}
 	var space [chainRoom]byte
 	h := subjects.AppendBlockEnd(appendPrevious(subjects.AppendBlockStart(space[:0]), k.previous))
 	k.previous, k.count = k.last, 0

@@ -4,6 +4,8 @@ import (
 	"encoding/json"
 	"fmt"
 	"maps"
+	"os"
+	"path/filepath"
 	"reflect"
 	"slices"
 	"strings"
@@ -68,13 +70,14 @@ func TestFeed(t *testing.T) {
 		}
 	}
 	messages := 0
+	verifier := feedVerifier(t, nc, 0)
 	for rest := all; len(rest) > 0; messages++ {
 		m, err := packed.NextMsg(patience)
 		if err != nil {
 			t.Fatalf("packed, with %d to come: %v", len(rest), err)
 		}
-		if len(m.Header) > 0 {
-			t.Errorf("a packed message has the headers %v", m.Header)
+		if err := verifier.Verify(m.Header.Get(subjects.HeaderHashes), m.Header.Get(subjects.HeaderSignature), m.Data); err != nil {
+			t.Fatalf("%v: %v", err, m.Header)
 		}
 		for _, f := range unpack(t, m) {
 			if !reflect.DeepEqual(f.Header, rest[0].Header) || string(f.Data) != string(rest[0].Data) {
@@ -94,6 +97,19 @@ func TestFeed(t *testing.T) {
 	if n, _, _ := other.Pending(); n != 0 {
 		t.Errorf("partition 1 has fed %d", n)
 	}
+}
+
+// feedVerifier verifies the packed feed of a partition with the key that the cluster
+// shows.
+func feedVerifier(t *testing.T, nc *nats.Conn, partition int) subjects.FeedVerifier {
+	t.Helper()
+	var info subjects.ClusterInfo
+	request(t, nc, message("cantus.info", ""), &info)
+	key, err := subjects.ParseFeedKey(info.FeedKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return subjects.FeedVerifier{Key: key, Partition: partition}
 }
 
 // What committed together shares packed messages, as far as these stay small.
@@ -122,6 +138,51 @@ func TestPackedFeedMessages(t *testing.T) {
 	}
 	if got := broker.Fed(n); got != 5 {
 		t.Errorf("%d messages were published for the feed", got)
+	}
+}
+
+// What is committed together is more than one signature covers, and messages stay
+// within what the server takes.
+func TestPackedFeedWithLittleRoom(t *testing.T) {
+	config := filepath.Join(t.TempDir(), "nats.conf")
+	if err := os.WriteFile(config, []byte("host: 127.0.0.1\nport: -1\nmax_payload: 8192\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	n, nc := openNode(t, t.TempDir(), broker.Options{Partitions: 1, NATSConfig: config})
+	sub, err := nc.SubscribeSync("cantus.packed.0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	verifier := feedVerifier(t, nc, 0)
+	const count = 200
+	release := broker.HoldFeed(n)
+	for range count {
+		if err := nc.PublishMsg(message("cantus.append.0", strings.Repeat("x", 1000))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := nc.Flush(); err != nil {
+		t.Fatal(err)
+	}
+	release()
+	for next := 1; next <= count; {
+		m, err := sub.NextMsg(patience)
+		if err != nil {
+			t.Fatalf("before txid %d: %v", next, err)
+		}
+		hashes := m.Header.Get(subjects.HeaderHashes)
+		if err := verifier.Verify(hashes, m.Header.Get(subjects.HeaderSignature), m.Data); err != nil {
+			t.Fatalf("%v: %v", err, m.Header)
+		}
+		if n := len(strings.Fields(hashes)); n > subjects.FeedGroup {
+			t.Errorf("a signature covers %d messages", n)
+		}
+		for _, f := range unpack(t, m) {
+			if number(t, f, subjects.HeaderTxid) != uint64(next) {
+				t.Fatalf("%v came where txid %d was next", f.Header, next)
+			}
+			next++
+		}
 	}
 }
 
@@ -219,8 +280,9 @@ func TestInfo(t *testing.T) {
 	dir := t.TempDir()
 	opts := broker.Options{Partitions: 2, Name: "alpha", Cluster: "prod", Version: "1.2.3"}
 	n, nc := openNode(t, dir, opts)
+	key := subjects.FeedKey(feedVerifier(t, nc, 0).Key)
 	for _, body := range []string{"", "{}"} {
-		wantBody(t, ask(t, nc, "cantus.info", body), `{"cluster":"prod","version":"1.2.3","partitions":2,"nodes":[{"name":"alpha","ready":true}]}`)
+		wantBody(t, ask(t, nc, "cantus.info", body), `{"cluster":"prod","version":"1.2.3","partitions":2,"nodes":[{"name":"alpha","ready":true}],"feed_key":"`+key+`"}`)
 	}
 	wantRefusal(t, ask(t, nc, "cantus.info", `{"x":1}`), subjects.BadRequest)
 	wantRefusal(t, ask(t, nc, "cantus.info.0", `{"x":1}`), subjects.BadRequest)
@@ -241,6 +303,9 @@ func TestInfo(t *testing.T) {
 		t.Errorf("the digest is the same after another transaction")
 	}
 	_, nc = reopen(t, n, dir, opts)
+	if again := subjects.FeedKey(feedVerifier(t, nc, 0).Key); again != key {
+		t.Errorf("after a restart the feed's key is %s, it was %s", again, key)
+	}
 	if after := info(t, nc, 0); after.Digest != last.Digest || after.HighWaterMark != 11 || after.Term <= last.Term || after.Locks != last.Locks {
 		t.Errorf("before the restart %+v, after it %+v", last, after)
 	}

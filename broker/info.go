@@ -2,6 +2,7 @@ package broker
 
 import (
 	"context"
+	"crypto/ed25519"
 	"encoding/hex"
 	"time"
 
@@ -63,6 +64,7 @@ func (n *Node) serveCluster(m *message) {
 func (n *Node) clusterInfo() subjects.ClusterInfo {
 	facts, _ := n.meta.current()
 	info := subjects.ClusterInfo{Cluster: n.store.Identity().Cluster, Version: n.opts.Version, Partitions: len(n.slots)}
+	info.FeedKey = subjects.FeedKey(n.feedKey().Public().(ed25519.PublicKey))
 	for _, name := range facts.Names() {
 		ready := false
 		if name == n.opts.Name {

@@ -170,7 +170,7 @@ func (o Options) withDefaults() (Options, error) {
 		value       int64
 		least, most int64
 	}{
-		{"partitions", int64(o.Partitions), 0, 1024},
+		{"partitions", int64(o.Partitions), 0, subjects.MaxPartitions},
 		{"locks", int64(o.Locks), 1, 1 << 30},
 		{"message ids", int64(o.MsgIDs), 1, 1 << 30},
 		{"message id window in seconds", int64(o.MsgIDWindow / time.Second), 1, 86_400},

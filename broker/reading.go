@@ -67,7 +67,7 @@ func (p *partition) read(ctx context.Context, reply string, q query) error {
 	r := reading{
 		p: p, q: q, reply: reply, next: q.from, done: reached{next: q.from}, enc: encoder{partition: p.id, names: p.node.names},
 		most:  most,
-		pack:  packer{subject: reply, most: min(readChunk, most-chainRoom), chained: true},
+		pack:  packer{subject: reply, most: min(readChunk, most-chainRoom)},
 		paced: paced{pacer: p.node.pacer, reply: reply},
 	}
 	timer := time.NewTimer(q.wait)

@@ -1,7 +1,6 @@
 package broker
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -432,80 +431,4 @@ func (s *session) tell(out []byte, r *request, o outcome, mark uint64) []byte {
 		return out
 	}
 	return appendReply(out, r.reply, s.p.id, o, mark, room)
-}
-
-// publish feeds the flights that are committed, in order.
-func (s *session) publish() {
-	buf := make([]byte, 0, 2*feedPart)
-	pack := packer{subject: s.packed, most: min(feedPart, s.p.node.nats.maxPayload())}
-	for f := range s.committed {
-		f.number()
-		if s.p.node.nats.wanted(s.packed) {
-			s.feedPacked(f, &pack, buf)
-		}
-		s.feed(f, buf)
-		f.release()
-	}
-}
-
-// followed tells whether anybody listens to the flight's transactions.
-func (s *session) followed(f *flight) bool {
-	if len(f.passed) > 0 && s.p.node.nats.wanted(s.packed) {
-		return true
-	}
-	for i, r := range f.passed {
-		if i > 0 && bytes.Equal(r.tx.Kind, f.passed[i-1].tx.Kind) {
-			continue
-		}
-		if s.p.node.nats.wanted(s.p.node.names.Feed(s.p.id, string(r.tx.Kind))) {
-			return true
-		}
-	}
-	return false
-}
-
-// feedPart is about how much of a flight is sent to the NATS server at once: it
-// delivers the first transactions while later ones are encoded.
-const feedPart = 16 << 10
-
-// feedPacked publishes a flight's transactions many in a message. They are encoded
-// in buf, if there is room.
-func (s *session) feedPacked(f *flight, pack *packer, buf []byte) {
-	out := buf
-	for _, r := range f.passed {
-		if out = pack.add(out, &s.enc, &r.tx, true); len(out) > 0 {
-			s.sendFeed(out)
-			out = out[:0]
-		}
-	}
-	s.sendFeed(pack.flush(out))
-}
-
-// feed publishes those of a flight's transactions that anybody listens to. They
-// are encoded in buf, if there is room.
-func (s *session) feed(f *flight, buf []byte) {
-	out := buf
-	var wanted bool
-	var subject string
-	for i, r := range f.passed {
-		if i == 0 || !bytes.Equal(r.tx.Kind, f.passed[i-1].tx.Kind) {
-			subject = s.p.node.names.Feed(s.p.id, string(r.tx.Kind))
-			wanted = s.p.node.nats.wanted(subject)
-		}
-		if !wanted {
-			continue
-		}
-		out = s.enc.append(out, subject, &r.tx, true)
-		if len(out) >= feedPart {
-			s.sendFeed(out)
-			out = out[:0]
-		}
-	}
-	s.sendFeed(out)
-}
-
-func (s *session) sendFeed(out []byte) {
-	if err := s.p.node.feeds.send(out); err != nil {
-		s.p.log.Debug("feed not sent", "err", err)
-	}
 }

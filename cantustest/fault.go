@@ -36,6 +36,8 @@ type Fault struct {
 	delay   time.Duration
 	answers time.Duration
 	hold    <-chan struct{}
+	alter   bool
+	forge   bool
 }
 
 // Refuse answers with a refusal, and the log hears nothing. Where several
@@ -74,6 +76,14 @@ func Repeat() Fault { return Fault{twice: true} }
 
 // RepeatAnswer gives each message of the answer twice.
 func RepeatAnswer() Fault { return Fault{repeat: true} }
+
+// Alter changes the payload of a transaction on the feed, behind the signature of
+// the packed form.
+func Alter() Fault { return Fault{alter: true} }
+
+// Forge puts another transaction of the same txid on the feed, before the one of
+// the log. The packed form is signed with another key.
+func Forge() Fault { return Fault{forge: true} }
 
 // Delay passes the message on d later.
 func Delay(d time.Duration) Fault { return Fault{delay: d} }

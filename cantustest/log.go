@@ -2,6 +2,7 @@ package cantustest
 
 import (
 	"context"
+	"crypto/ed25519"
 	"errors"
 	"fmt"
 	"os"
@@ -35,6 +36,7 @@ type Log struct {
 	dir   string
 	gate  gate
 	rules rules
+	key   ed25519.PrivateKey // signs the feed
 
 	node  *broker.Node
 	relay *relay
@@ -60,7 +62,7 @@ func Open(ctx context.Context, opts Options) (*Log, error) {
 	if err != nil {
 		return nil, err
 	}
-	l := &Log{opts: opts, dir: dir}
+	l := &Log{opts: opts, dir: dir, key: newKey()}
 	l.opts.Node.Partitions, l.opts.Node.Prefix, l.opts.Node.Listen = opts.Partitions, inner, "127.0.0.1:0"
 	if err := l.start(ctx); err != nil {
 		return nil, errors.Join(err, l.Close())
@@ -89,7 +91,7 @@ func (l *Log) start(ctx context.Context) (err error) {
 	}
 	l.url = l.node.ClientURL()
 	l.opts.Node.Listen = l.url[len("nats://"):] // the same after a restart
-	l.relay, err = newRelay(l.node, l.opts.Prefix, &l.rules)
+	l.relay, err = newRelay(l.node, l.opts.Prefix, &l.rules, l.key)
 	return err
 }
 

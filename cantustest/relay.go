@@ -1,8 +1,10 @@
 package cantustest
 
 import (
+	"crypto/ed25519"
 	"encoding/binary"
 	"encoding/json"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -21,6 +23,7 @@ type relay struct {
 	nc    *nats.Conn
 	outer string
 	rules *rules
+	key   ed25519.PrivateKey // that the feed is signed with under the outer prefix
 	inbox string
 
 	closing chan struct{}
@@ -35,17 +38,18 @@ type relay struct {
 type request struct {
 	reply string
 	many  bool // answered by many messages
+	info  bool // about the cluster
 	fault Fault
 	parts int // of the answer that have come
 }
 
-func newRelay(n *broker.Node, outer string, rules *rules) (*relay, error) {
+func newRelay(n *broker.Node, outer string, rules *rules, key ed25519.PrivateKey) (*relay, error) {
 	nc, err := n.Conn()
 	if err != nil {
 		return nil, err
 	}
 	r := &relay{
-		nc: nc, outer: outer, rules: rules, inbox: nc.NewInbox() + ".",
+		nc: nc, outer: outer, rules: rules, key: key, inbox: nc.NewInbox() + ".",
 		closing: make(chan struct{}), asked: map[string]*request{},
 	}
 	if err := r.subscribe(n.Partitions()); err != nil {
@@ -156,7 +160,7 @@ func (r *relay) forward(verb Verb, m *nats.Msg, f Fault) {
 		r.mu.Lock()
 		r.count++
 		reply = r.inbox + strconv.FormatUint(r.count, 36)
-		r.asked[reply] = &request{reply: m.Reply, many: verb == Read, fault: f}
+		r.asked[reply] = &request{reply: m.Reply, many: verb == Read, info: m.Subject == r.outer+".info", fault: f}
 		r.mu.Unlock()
 	}
 	r.publish(subject, reply, m.Header, m.Data)
@@ -179,11 +183,14 @@ func (r *relay) onAnswer(m *nats.Msg) {
 	if lost {
 		return
 	}
-	header := r.outwards(m.Header)
+	header, data := r.outwards(m.Header), m.Data
+	if q.info {
+		data = r.withKey(data)
+	}
 	r.later(q.fault.answers, nil, func() {
-		r.publish(q.reply, "", header, m.Data)
+		r.publish(q.reply, "", header, data)
 		if q.fault.repeat {
-			r.publish(q.reply, "", header, m.Data)
+			r.publish(q.reply, "", header, data)
 		}
 	})
 }
@@ -197,6 +204,16 @@ func (r *relay) outwards(h nats.Header) nats.Header {
 	return h
 }
 
+// withKey has the node's description of the cluster name the relay's key.
+func (r *relay) withKey(body []byte) []byte {
+	var info subjects.ClusterInfo
+	if json.Unmarshal(body, &info) != nil || info.FeedKey == "" {
+		return body // a refusal
+	}
+	info.FeedKey = subjects.FeedKey(r.key.Public().(ed25519.PublicKey))
+	return mustJSON(info)
+}
+
 func (r *relay) onFeed(m *nats.Msg) {
 	f := r.rules.meet(Feed, m)
 	if f.ignore || f.lose || f.nobody || f.err != nil {
@@ -206,18 +223,47 @@ func (r *relay) onFeed(m *nats.Msg) {
 	if err != nil { // it is the node's own
 		return
 	}
-	names := subjects.Names{Prefix: r.outer}
+	names, partition := subjects.Names{Prefix: r.outer}, partitionOf(m.Subject)
+	signature := sign(r.key, partition, packed)
 	subject, header := r.outer+strings.TrimPrefix(m.Subject, inner), r.outwards(m.Header)
+	if f.alter {
+		m.Data = append(slices.Clone(m.Data), " altered"...)
+		packed, _ = pack(m) // it could be packed before
+	}
 	publish := func() {
-		r.publish(names.PackedFeed(partitionOf(m.Subject)), "", nil, packed)
+		r.publish(names.PackedFeed(partition), "", signature, packed)
 		r.publish(subject, "", header, m.Data)
 	}
 	r.later(f.delay+f.answers, f.hold, func() {
+		if f.forge {
+			forged := *m
+			forged.Data = []byte("forged")
+			packed, _ := pack(&forged)
+			r.publish(names.PackedFeed(partition), "", sign(newKey(), partition, packed), packed)
+			r.publish(subject, "", header, forged.Data)
+		}
 		publish()
 		if f.twice || f.repeat {
 			publish()
 		}
 	})
+}
+
+func newKey() ed25519.PrivateKey {
+	_, key, err := ed25519.GenerateKey(nil)
+	if err != nil {
+		panic(err) // only a reader of random bytes fails
+	}
+	return key
+}
+
+// sign returns the headers of a packed message.
+func sign(key ed25519.PrivateKey, partition int, packed []byte) nats.Header {
+	hashes := string(subjects.AppendFeedHash(nil, packed))
+	return nats.Header{
+		subjects.HeaderHashes:    {hashes},
+		subjects.HeaderSignature: {subjects.SignFeed(key, partition, hashes)},
+	}
 }
 
 // pack gives a transaction of the feed as a packed message has it. So a fault meets

@@ -26,6 +26,7 @@ type Client struct {
 	leaders  *nats.Subscription // advisories of new leaders
 	room     *room
 	window   window // of reads
+	feedKey  feedKey
 	idPrefix string // of message ids that are made up
 	ids      atomic.Uint64
 	epoch    atomic.Uint64 // rises when the connection is lost
@@ -65,6 +66,10 @@ func New(nc *nats.Conn, opts Options) (*Client, error) {
 		idPrefix: rand.Text()[:16] + ".",
 		closing:  make(chan struct{}),
 		lanes:    map[int]*lane{}, streams: map[*stream]struct{}{}, asking: map[*asking]struct{}{}, flights: map[uint64]*flight{},
+	}
+	if opts.FeedKey != "" {
+		c.feedKey.key, _ = subjects.ParseFeedKey(opts.FeedKey) // it was checked
+		c.feedKey.pinned = true
 	}
 	// One callback at a time: nats.go runs a subscription's on one goroutine.
 	if c.sub, err = c.subscribe(c.inbox+"*", c.onAnswer); err != nil {

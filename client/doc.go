@@ -51,7 +51,11 @@
 // that is lost on the wire, by a slow consumer or around a change of leader is
 // lost to the handler.
 //
-//	feed ──► txid == next? ──► queue ──► handler, one goroutine a partition
+// The feed is signed. A message that the cluster's key does not verify, whoever
+// sent it, is dropped and counted, and the stream reads. The key is asked for
+// unless Options has it.
+//
+//	feed ──► verified? txid == next? ──► queue ──► handler, one goroutine a partition
 //	          gap: read ──────►
 //
 // # Concurrency

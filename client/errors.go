@@ -17,6 +17,8 @@ var (
 	ErrFull = errors.New("client: too much in flight")
 	// ErrOptions is returned for an option that is out of its range.
 	ErrOptions = errors.New("client: option out of range")
+	// ErrFeed is in the chain of what FollowOptions.OnRejected is told.
+	ErrFeed = errors.New("client: a message of the feed is not the cluster's")
 	// ErrNotFollowed is returned for a partition that a Follower was not given.
 	ErrNotFollowed = errors.New("client: partition is not followed")
 )

@@ -57,6 +57,11 @@ type FollowOptions struct {
 	// MinBackoff and MaxBackoff bound the wait before a Retry. Default 50 ms
 	// and 5 s.
 	MinBackoff, MaxBackoff time.Duration
+	// OnRejected is told that messages of the feed were dropped because they are
+	// not the cluster's, or can't be verified to be: how many since the last call, and why the
+	// last one. Nothing is lost; the stream reads. It is called at most once a
+	// second for each partition, and must not block.
+	OnRejected func(partition int, count uint64, err error)
 	// OnStop is told when a partition stops with an error while others go on.
 	OnStop func(partition int, err error)
 
@@ -426,6 +431,9 @@ type Progress struct {
 	HighWaterMark uint64
 	// Buffered is how many bytes wait for the handler.
 	Buffered int
+	// Rejected is how many messages of the feed were dropped because they are not
+	// the cluster's: see FollowOptions.OnRejected.
+	Rejected uint64
 	// Err says why the handler or reading fails at the moment, or why the
 	// partition stopped.
 	Err error
@@ -440,16 +448,15 @@ func (f *Follower) Progress(partition int) Progress {
 	if !ok {
 		return Progress{Err: ErrNotFollowed}
 	}
-	g := Progress{Applied: p.pos.get()}
+	applied := p.pos.get()
 	p.mu.Lock()
 	s, trouble := p.stream, p.trouble
 	p.mu.Unlock()
-	g.HighWaterMark = g.Applied
+	var g Progress
 	if s != nil {
-		var mark uint64
-		mark, g.Buffered, g.Err = s.state()
-		g.HighWaterMark = max(mark, g.Applied)
+		g = s.state()
 	}
+	g.Applied, g.HighWaterMark = applied, max(g.HighWaterMark, applied)
 	if trouble != nil {
 		g.Err = trouble
 	}

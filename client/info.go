@@ -18,18 +18,27 @@ func (c *Client) Partitions(ctx context.Context) (int, error) {
 	if n := c.size.Load(); n > 0 {
 		return int(n), nil
 	}
+	info, err := c.clusterInfo(ctx)
+	if err != nil {
+		return 0, err
+	}
+	if info.Partitions < 1 || info.Partitions > subjects.MaxPartitions {
+		return 0, fmt.Errorf("cluster info: %d partitions", info.Partitions)
+	}
+	c.size.Store(int64(info.Partitions)) // fixed when the cluster was founded
+	return info.Partitions, nil
+}
+
+// clusterInfo asks any node to describe the cluster.
+func (c *Client) clusterInfo(ctx context.Context) (subjects.ClusterInfo, error) {
 	var info struct {
 		subjects.ClusterInfo
 		Error *subjects.Error `json:"error"`
 	}
 	if err := c.askJSON(ctx, -1, c.names.Info(), &info, &info.Error); err != nil {
-		return 0, fmt.Errorf("cluster info: %w", err)
+		return info.ClusterInfo, fmt.Errorf("cluster info: %w", err)
 	}
-	if info.Partitions < 1 {
-		return 0, fmt.Errorf("cluster info: %d partitions", info.Partitions)
-	}
-	c.size.Store(int64(info.Partitions)) // fixed when the cluster was founded
-	return info.Partitions, nil
+	return info.ClusterInfo, nil
 }
 
 // Partition tells where a key's transactions go, as append by key does: by

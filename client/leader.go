@@ -62,6 +62,7 @@ type asking struct {
 	partition int // -1: any node answers
 	tries     int
 	signs     int                // of a new leader
+	signed    int                // the try that a sign gives one more back-off
 	epoch     uint64             // of the connection, at the try
 	cancel    context.CancelFunc // of the try
 	again     chan struct{}      // capacity 1: the wait for the next try is over
@@ -98,8 +99,12 @@ func (a *asking) try(ctx context.Context) (context.Context, context.CancelFunc) 
 // newLeader lets the try, or the wait that follows it, go on for one back-off
 // more; Client.mu is held.
 func (a *asking) newLeader() {
-	a.signs++
 	try := a.tries
+	if a.signed == try {
+		return // advisories come as fast as anybody likes
+	}
+	a.signs++
+	a.signed = try
 	time.AfterFunc(a.c.backoff(max(a.signs, try)), func() {
 		a.c.mu.Lock()
 		defer a.c.mu.Unlock()

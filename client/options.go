@@ -13,6 +13,11 @@ type Options struct {
 	// Prefix begins every subject, as the nodes' option. Default "cantus".
 	Prefix string
 
+	// FeedKey is the key that the packed feed is verified with, as cantus.info and
+	// `cantus status --json` show it. Without one the client asks cantus.info: who can answer
+	// there in the nodes' place can then forge the feed.
+	FeedKey string
+
 	// MaxInFlight is how many transactions may wait for their outcome, over all
 	// partitions. Default 8,192.
 	MaxInFlight int
@@ -49,6 +54,11 @@ func (o Options) withDefaults() (Options, error) {
 	}
 	if err := subjects.CheckPrefix(o.Prefix); err != nil {
 		return o, fmt.Errorf("%w: prefix: %w", ErrOptions, err)
+	}
+	if o.FeedKey != "" {
+		if _, err := subjects.ParseFeedKey(o.FeedKey); err != nil {
+			return o, fmt.Errorf("%w: FeedKey: %w", ErrOptions, err)
+		}
 	}
 	for _, f := range []struct {
 		name         string

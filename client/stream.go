@@ -38,7 +38,8 @@ type stream struct {
 
 	mu       sync.Mutex
 	next     uint64 // what comes next into the queue
-	mark     uint64 // the highest txid heard of
+	mark     uint64 // the highest txid that came, in the queue or on the feed
+	told     uint64 // the high-water mark, as the last read that ended says it
 	queue    []entry
 	held     int      // bytes in the queue, and taken but not handled yet
 	read     *reading // that is waited for
@@ -46,6 +47,7 @@ type stream struct {
 	ahead    []*Transaction // of the feed, a run without gaps, behind a read
 	aheadMem int
 	heard    time.Time // of the feed, or that it has nothing
+	stalled  int       // reads in a row that ended without getting further
 	failures int       // reads in a row
 	due      time.Time // when to read after a failure; zero after none
 	why      error     // of the last failure
@@ -55,6 +57,13 @@ type stream struct {
 	err      error     // the end
 	sub      *nats.Subscription
 	feed     *nats.Subscription // nil until the stream was level once
+
+	verifier subjects.FeedVerifier // used by onFeed alone
+
+	doubt, doubted     time.Time // when to read because of what was not verified; zero for never. And when that last was.
+	rejected, reported uint64    // messages of the feed
+	reportedAt         time.Time
+	lastRejection      error
 }
 
 // entry is a transaction, or the news that there is none for the handler up
@@ -69,6 +78,7 @@ type entry struct {
 // was sent before it.
 type reading struct {
 	subject string
+	from    uint64
 	heard   time.Time // when its last message came
 	cost    int       // of the client's window
 	last    uint64    // txid of the last transaction that came, 0 for none
@@ -102,6 +112,7 @@ func (s *stream) open() error {
 	if err != nil {
 		return err
 	}
+	s.c.askFeedKey()
 	sub, err := s.c.subscribe(s.inbox+"*", s.onRead)
 	if err != nil {
 		return fmt.Errorf("subscribe to the inbox: %w", err)
@@ -170,8 +181,12 @@ func (s *stream) startRead() {
 	if !ok {
 		return // until the clock is kicked
 	}
+	now := time.Now()
+	if !s.doubt.IsZero() {
+		s.doubt, s.doubted = time.Time{}, now
+	}
 	s.reads++
-	s.read = &reading{subject: s.inbox + strconv.FormatUint(s.reads, 36), heard: time.Now(), cost: cost}
+	s.read = &reading{subject: s.inbox + strconv.FormatUint(s.reads, 36), from: s.next, heard: now, cost: cost}
 	body := strconv.AppendUint([]byte(`{"from":`), s.next, 10)
 	body = fmt.Appendf(body, `,"max":%d,"max_bytes":%d`, readCount(s.bytes), s.bytes)
 	err := s.c.nc.PublishRequest(s.c.names.Read(s.partition), s.read.subject, append(body, s.query...))
@@ -277,6 +292,10 @@ func (s *stream) push(t *Transaction, size int) {
 	}
 }
 
+// known is the highest txid known of. A mark that is not true is forgotten with the
+// next read.
+func (s *stream) known() uint64 { return max(s.mark, s.told) }
+
 // skip notes that the handler gets nothing up to upto.
 func (s *stream) skip(upto uint64) {
 	s.next = upto + 1
@@ -306,21 +325,31 @@ func (s *stream) ended(m *nats.Msg) {
 	case last != s.read.last:
 		s.failed(lostError(s.read.last, last))
 		return
+	case next > s.next && next > mark+1:
+		s.failed(fmt.Errorf("read: the end says to go on at %d, behind the high-water mark %d", next, mark))
+		return
 	}
 	if next > s.next && s.opts.filtered() {
 		s.skip(next - 1)
 	}
+	s.told = mark
+	from := s.read.from
 	s.leaveRead()
 	s.failures, s.signs, s.why = 0, 0, nil
-	s.mark = max(s.mark, mark)
 	if next <= mark {
 		s.bytes = min(2*s.bytes, s.opts.readBytes())
 	} else {
 		s.bytes = min(firstRead, s.opts.readBytes())
 	}
 	s.takeAhead()
+	if s.stalled++; s.next > from || s.next > s.known() {
+		s.stalled = 0
+	}
 	switch {
-	case s.next <= s.mark:
+	case s.stalled > 1: // a read may well have been answered before the feed was ahead of it
+		s.failures = s.stalled - 2
+		s.failed(fmt.Errorf("read: nothing came from txid %d on, where %d is the last", s.next, s.known()))
+	case s.next <= s.known():
 		s.startRead()
 	case s.feed == nil:
 		s.subscribe()
@@ -328,18 +357,6 @@ func (s *stream) ended(m *nats.Msg) {
 		s.heard = time.Now()
 		signal(s.kick)
 	}
-}
-
-// subscribe begins to listen to the feed, and reads once more: what committed
-// meanwhile is on neither.
-func (s *stream) subscribe() {
-	feed, err := s.c.subscribe(s.c.names.PackedFeed(s.partition), s.onFeed)
-	if err != nil {
-		s.failed(err)
-		return
-	}
-	s.feed = feed
-	s.startRead()
 }
 
 // refused takes the refusal of a read.
@@ -359,72 +376,6 @@ func (s *stream) refused(m *nats.Msg) {
 		return
 	}
 	s.failed(err)
-}
-
-// onFeed takes a message of the feed.
-func (s *stream) onFeed(m *nats.Msg) {
-	txs, err := parsePacked(s.partition, m.Data)
-	if err != nil {
-		return // a gap that the next one shows
-	}
-	each := share(m.Size(), len(txs))
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.heard = time.Now()
-	for i := range txs {
-		s.fed(&txs[i], each)
-	}
-}
-
-// fed takes a transaction of the feed.
-func (s *stream) fed(t *Transaction, size int) {
-	s.mark = max(s.mark, t.Txid)
-	switch {
-	case t.Txid < s.next || s.err != nil:
-	case s.read != nil:
-		s.keepAhead(t, size)
-	case t.Txid > s.next:
-		s.keepAhead(t, size)
-		if s.due.IsZero() {
-			s.startRead()
-		}
-	case s.held > 0 && s.held+size > s.opts.Buffer:
-		// The handler is slow: what is dropped here is read later.
-	default:
-		s.accept(t, size)
-	}
-}
-
-// accept takes the next transaction from the feed.
-func (s *stream) accept(t *Transaction, size int) {
-	if t.passes(s.opts.Kinds, s.opts.Lock) {
-		s.push(t, size)
-		return
-	}
-	s.skip(t.Txid)
-}
-
-// keepAhead keeps what the feed says during a read: the newest run without a
-// gap.
-func (s *stream) keepAhead(t *Transaction, size int) {
-	if n := len(s.ahead); n > 0 && s.ahead[n-1].Txid+1 != t.Txid || s.aheadMem+size > aheadBytes {
-		s.ahead, s.aheadMem = nil, 0
-	}
-	s.ahead = append(s.ahead, t)
-	s.aheadMem += size
-}
-
-// takeAhead goes on with what was kept, if it reaches back far enough.
-func (s *stream) takeAhead() {
-	if len(s.ahead) > 0 && s.ahead[0].Txid <= s.next && s.held+s.aheadMem <= s.opts.Buffer {
-		size := s.aheadMem / len(s.ahead)
-		for _, t := range s.ahead {
-			if t.Txid == s.next {
-				s.accept(t, size)
-			}
-		}
-	}
-	s.ahead, s.aheadMem = nil, 0
 }
 
 // reconnected reads: the feed, and answers to reads, may have been lost.
@@ -487,8 +438,11 @@ func (s *stream) handled(bytes int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.held -= bytes
-	if s.next <= s.mark && s.due.IsZero() {
+	if s.next <= s.known() && s.due.IsZero() {
 		s.startRead()
+	}
+	if !s.doubt.IsZero() {
+		signal(s.kick)
 	}
 }
 
@@ -498,7 +452,8 @@ func (s *stream) keep(ctx context.Context) {
 	timer := time.NewTimer(time.Hour)
 	defer timer.Stop()
 	for {
-		timer.Reset(time.Until(s.tick(time.Now())))
+		now := time.Now()
+		timer.Reset(time.Until(s.report(now, s.tick(now))))
 		select {
 		case <-timer.C:
 		case <-s.kick:
@@ -541,7 +496,12 @@ func (s *stream) tickLocked(now time.Time) time.Time {
 			return s.due
 		}
 		s.startRead()
-	case s.feed != nil && s.next > s.mark:
+	case s.feed != nil && !s.doubt.IsZero():
+		if now.Before(s.doubt) {
+			return s.doubt
+		}
+		s.startRead()
+	case s.feed != nil && s.next > s.known():
 		if now.Sub(s.heard) < s.opts.Silence {
 			return s.heard.Add(s.opts.Silence)
 		}
@@ -551,8 +511,12 @@ func (s *stream) tickLocked(now time.Time) time.Time {
 }
 
 // state gives what Progress shows.
-func (s *stream) state() (mark uint64, held int, why error) {
+func (s *stream) state() (p Progress) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.mark, s.held, s.why
+	p = Progress{HighWaterMark: s.known(), Buffered: s.held, Rejected: s.rejected, Err: s.why}
+	if p.Err == nil {
+		p.Err = s.c.feedKey.trouble()
+	}
+	return p
 }

@@ -2,6 +2,8 @@ package subjects_test
 
 import (
 	"bytes"
+	"crypto/ed25519"
+	"encoding/base64"
 	"encoding/binary"
 	"encoding/hex"
 	"encoding/json"
@@ -373,5 +375,36 @@ func TestDocumentedWords(t *testing.T) {
 		if !regexp.MustCompile("[`. ]" + regexp.QuoteMeta(value) + "[`. ]").MatchString(text) {
 			t.Errorf("%s: subjects.md does not say %q", name, value)
 		}
+	}
+}
+
+// TestDocumentedSignature holds the example of a signature to the code, and the
+// code to the example.
+func TestDocumentedSignature(t *testing.T) {
+	_, rest, ok := strings.Cut(document(t), "```signature\n")
+	if !ok {
+		t.Fatal("no example")
+	}
+	lines, _, _ := strings.Cut(rest, "```")
+	example := map[string]string{}
+	for line := range strings.Lines(lines) {
+		name, value, _ := strings.Cut(strings.TrimSpace(line), " ")
+		example[name] = strings.ReplaceAll(strings.TrimSpace(value), `\n`, "\n")
+	}
+	message := dump(t, "### Packed reads")
+	key := ed25519.NewKeyFromSeed([]byte("an example of a seed of 32 bytes"))
+	hashes := string(subjects.AppendFeedHash(nil, message))
+	want := map[string]string{
+		"feed_key":               subjects.FeedKey(key.Public().(ed25519.PublicKey)),
+		subjects.HeaderHashes:    hashes,
+		subjects.HeaderSignature: subjects.SignFeed(key, 0, hashes),
+		"signed":                 example["signed"],
+	}
+	if !maps.Equal(example, want) {
+		t.Errorf("subjects.md has\n%v\nthe code gives\n%v", example, want)
+	}
+	signature, err := base64.StdEncoding.DecodeString(example[subjects.HeaderSignature])
+	if err != nil || !ed25519.Verify(key.Public().(ed25519.PublicKey), []byte(example["signed"]), signature) {
+		t.Errorf("the signature is not of %q: %v", example["signed"], err)
 	}
 }

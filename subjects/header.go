@@ -46,6 +46,11 @@ const (
 	HeaderLast = "Cantus-Last"
 	// HeaderCount is, at the end of a read, how many transactions were sent.
 	HeaderCount = "Cantus-Count"
+	// HeaderHashes lists, in a message of the packed feed, the hashes of the
+	// messages that its signature covers.
+	HeaderHashes = "Cantus-Hashes"
+	// HeaderSignature is the leader's signature over HeaderHashes.
+	HeaderSignature = "Cantus-Signature"
 
 	// HeaderErrorCode is the numeric code of a refusal.
 	HeaderErrorCode = "Nats-Service-Error-Code"

@@ -11,6 +11,9 @@ import (
 // chose another.
 const DefaultPrefix = "cantus"
 
+// MaxPartitions is the most partitions that a cluster has.
+const MaxPartitions = 1024
+
 // Names builds the subjects under a prefix. The zero value uses
 // [DefaultPrefix].
 type Names struct {

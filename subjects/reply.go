@@ -82,6 +82,9 @@ type ClusterInfo struct {
 	Version    string     `json:"version"`
 	Partitions int        `json:"partitions"`
 	Nodes      []NodeInfo `json:"nodes"`
+	// FeedKey is what the packed feed is verified with: an Ed25519 public key in
+	// base64. [ParseFeedKey] reads it.
+	FeedKey string `json:"feed_key"`
 }
 
 // NodeInfo describes a node.

@@ -58,8 +58,8 @@ func TestJSON(t *testing.T) {
 		"cursor, refused": {&subjects.CursorReply{Partition: 1, Name: "c", Txid: 3, Time: at, HighWaterMark: 8, Error: subjects.Errorf(subjects.WrongLast, "m")},
 			`{"partition":1,"name":"c","txid":3,"time":"2026-11-22T09:00:00.123456789Z","high_water_mark":8,` +
 				`"error":{"code":409,"reason":"wrong_last","message":"m"}}`},
-		"cluster": {&subjects.ClusterInfo{Cluster: "c", Version: "1", Partitions: 4, Nodes: []subjects.NodeInfo{{Name: "n1", Ready: true}, {Name: "n2"}}},
-			`{"cluster":"c","version":"1","partitions":4,"nodes":[{"name":"n1","ready":true},{"name":"n2","ready":false}]}`},
+		"cluster": {&subjects.ClusterInfo{Cluster: "c", Version: "1", Partitions: 4, Nodes: []subjects.NodeInfo{{Name: "n1", Ready: true}, {Name: "n2"}}, FeedKey: "k"},
+			`{"cluster":"c","version":"1","partitions":4,"nodes":[{"name":"n1","ready":true},{"name":"n2","ready":false}],"feed_key":"k"}`},
 		"partition": {&subjects.PartitionInfo{
 			Partition: 0, FirstTxid: 1, HighWaterMark: 0, Digest: "00", Leader: "n1", Term: 2,
 			Replicas: []subjects.ReplicaInfo{{Name: "n1", State: "leader", Voter: true}},

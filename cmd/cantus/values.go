@@ -17,7 +17,7 @@ import (
 // each error says what would be right.
 
 // maxPartitions is the most partitions that a cluster can be founded with.
-const maxPartitions = 1024
+const maxPartitions = subjects.MaxPartitions
 
 // byteSize is a number of bytes, at least 1.
 type byteSize int64

@@ -1,0 +1,163 @@
+package broker
+
+import (
+	"bytes"
+	"crypto/ed25519"
+
+	"github.com/cantuslog/cantus/subjects"
+	"github.com/cantuslog/cantus/wal"
+)
+
+// feedKey is what the packed feed is signed with, the same on each of the
+// cluster's nodes: see docs/adr/0022.
+func (n *Node) feedKey() ed25519.PrivateKey {
+	return ed25519.NewKeyFromSeed(n.derive("packed feed"))
+}
+
+// publish feeds the flights that are committed, in order. Those that wait share
+// packed messages, and signatures.
+func (s *session) publish() {
+	buf := make([]byte, 0, 2*feedPart)
+	pack := signedPacker{subject: s.packed, partition: s.p.id, key: s.p.node.feedKey()}
+	for f := range s.committed {
+		f.number()
+		pack.most = min(feedPart, s.p.node.nats.maxPayload()-feedRoom)
+		if s.p.node.nats.wanted(s.packed) {
+			s.feedPacked(f, &pack, buf)
+		}
+		if len(s.committed) == 0 {
+			s.sendFeed(pack.finish(buf))
+		}
+		s.feed(f, buf)
+		f.release()
+	}
+}
+
+// followed tells whether anybody listens to the flight's transactions.
+func (s *session) followed(f *flight) bool {
+	if len(f.passed) > 0 && s.p.node.nats.wanted(s.packed) {
+		return true
+	}
+	for i, r := range f.passed {
+		if i > 0 && bytes.Equal(r.tx.Kind, f.passed[i-1].tx.Kind) {
+			continue
+		}
+		if s.p.node.nats.wanted(s.p.node.names.Feed(s.p.id, string(r.tx.Kind))) {
+			return true
+		}
+	}
+	return false
+}
+
+// feedPart is about how much of a flight is sent to the NATS server at once: it
+// delivers the first transactions while later ones are encoded.
+const feedPart = 16 << 10
+
+// feedPacked puts a flight's transactions into packed messages, and publishes those
+// that have enough.
+func (s *session) feedPacked(f *flight, pack *signedPacker, buf []byte) {
+	for _, r := range f.passed {
+		if pack.add(&s.enc, &r.tx); pack.full() {
+			s.sendFeed(pack.sign(buf))
+		}
+	}
+}
+
+// feed publishes those of a flight's transactions that anybody listens to. They
+// are encoded in buf, if there is room.
+func (s *session) feed(f *flight, buf []byte) {
+	out := buf
+	var wanted bool
+	var subject string
+	for i, r := range f.passed {
+		if i == 0 || !bytes.Equal(r.tx.Kind, f.passed[i-1].tx.Kind) {
+			subject = s.p.node.names.Feed(s.p.id, string(r.tx.Kind))
+			wanted = s.p.node.nats.wanted(subject)
+		}
+		if !wanted {
+			continue
+		}
+		out = s.enc.append(out, subject, &r.tx, true)
+		if len(out) >= feedPart {
+			s.sendFeed(out)
+			out = out[:0]
+		}
+	}
+	s.sendFeed(out)
+}
+
+func (s *session) sendFeed(out []byte) {
+	if len(out) == 0 {
+		return
+	}
+	if err := s.p.node.feeds.send(out); err != nil {
+		s.p.log.Debug("feed not sent", "err", err)
+	}
+}
+
+// signedPacker puts transactions together to messages of the packed feed. Several
+// share a signature, which costs as much as the encoding of some hundred
+// transactions.
+type signedPacker struct {
+	subject   string
+	partition int
+	key       ed25519.PrivateKey
+	most      int // bytes in a message, unless one transaction alone has more
+
+	pack   []byte // messages, one behind the other; the last one may grow
+	ends   []int  // of those that are complete
+	header []byte // used again
+}
+
+// add puts t into the last message. If that would become too large, t begins the
+// next one.
+func (k *signedPacker) add(e *encoder, t *wal.Transaction) {
+	start, before := 0, len(k.pack)
+	if n := len(k.ends); n > 0 {
+		start = k.ends[n-1]
+	}
+	k.pack = e.appendPacked(k.pack, t, true)
+	if before > start && len(k.pack)-start > k.most {
+		k.ends = append(k.ends, before)
+	}
+}
+
+// full reports whether as many messages are complete as one signature covers.
+func (k *signedPacker) full() bool { return len(k.ends) == subjects.FeedGroup }
+
+// sign appends the messages that are complete to dst.
+func (k *signedPacker) sign(dst []byte) []byte {
+	start := 0
+	hashes := make([]byte, 0, subjects.FeedGroup*feedHashBytes)
+	for _, end := range k.ends {
+		hashes = subjects.AppendFeedHash(hashes, k.pack[start:end])
+		start = end
+	}
+	h := subjects.AppendBlockStart(k.header[:0])
+	h = subjects.AppendField(h, subjects.HeaderHashes, hashes)
+	h = subjects.AppendField(h, subjects.HeaderSignature, subjects.SignFeed(k.key, k.partition, string(hashes)))
+	k.header = subjects.AppendBlockEnd(h)
+	start = 0
+	for _, end := range k.ends {
+		dst = appendHPub(dst, k.subject, k.header, k.pack[start:end])
+		start = end
+	}
+	k.pack, k.ends = k.pack[:copy(k.pack, k.pack[start:])], k.ends[:0]
+	return dst
+}
+
+// feedHashBytes is what a hash takes in the list, with a blank.
+const feedHashBytes = 45
+
+// finish completes the last message and appends what there is to dst.
+func (k *signedPacker) finish(dst []byte) []byte {
+	if len(k.pack) == 0 {
+		return dst
+	}
+	k.ends = append(k.ends, len(k.pack))
+	dst = k.sign(dst)
+	if cap(k.pack) > 4*subjects.FeedGroup*k.most {
+		k.pack = nil // it held a large one
+	}
+	return dst
+}
