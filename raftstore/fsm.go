@@ -45,6 +45,7 @@ type Mark struct {
 type fsmAdapter struct {
 	fsm      FSM
 	unsynced *unsynced
+	marks    *marks
 	// restored is told why the state could not be restored: raft only logs it.
 	restored *error
 }
@@ -74,6 +75,7 @@ func (a fsmAdapter) ApplyBatch(logs []*raft.Log) []any {
 		}
 	}
 	results := a.fsm.Apply(entries)
+	a.marks.passed(logs[len(logs)-1].Index)
 	if len(results) == len(logs) {
 		return results
 	}

@@ -22,6 +22,7 @@ type Group struct {
 	transport raft.Transport
 	network   *transport           // the transport, nil without a network
 	alone     *raft.InmemTransport // the transport, without one
+	marks     *marks
 	warn      func(msg string, args ...any)
 	closing   atomic.Bool
 	closeOnce sync.Once
@@ -41,7 +42,7 @@ type Group struct {
 // being fetched: see [Fetching]. An error that wraps [wal.ErrDamaged] says that
 // the log can't be read.
 func Open(opts Options) (*Group, error) {
-	g := &Group{node: opts.Node, log: &logStore{log: opts.Log, halt: &halt{contradicted: opts.Contradicted}}, warn: func(string, ...any) {}}
+	g := &Group{node: opts.Node, log: &logStore{log: opts.Log, alone: opts.Network == nil, halt: &halt{contradicted: opts.Contradicted}}, warn: func(string, ...any) {}}
 	g.log.halt.ask(opts.Halted)
 	if opts.Logger != nil {
 		g.warn = opts.Logger.Warn
@@ -88,13 +89,16 @@ func (g *Group) start(config *raft.Config, opts Options) (err error) {
 	if err := foundGroup(config, g.log, marks, g.transport, opts); err != nil {
 		return err
 	}
+	if g.marks, err = newMarks(opts, g.markRunning, g.warn); err != nil {
+		return err
+	}
 	defer func() { // raft panics if it can't read an entry
 		if r, is := recover().(error); is {
 			err = fmt.Errorf("start raft: %w", r)
 		}
 	}()
 	var restored error
-	g.raft, err = raft.NewRaft(config, fsmAdapter{opts.FSM, &g.log.unsynced, &restored}, g.log, g.log, marks, g.transport)
+	g.raft, err = raft.NewRaft(config, fsmAdapter{opts.FSM, &g.log.unsynced, g.marks, &restored}, g.log, g.log, marks, g.transport)
 	if err != nil && restored != nil {
 		return fmt.Errorf("restore the state: %w", restored)
 	}
@@ -105,26 +109,10 @@ func (g *Group) start(config *raft.Config, opts Options) (err error) {
 	if g.network != nil {
 		g.raft.RegisterObserver(raft.NewObserver(nil, false, g.network.end.following.forget))
 		g.network.use(g)
-	} else if slices.Contains(g.replicas(), Replica{Name: opts.Node, Voter: true}) {
-		g.elect()
+	} else {
+		g.leadAlone()
 	}
 	return nil
-}
-
-// elect has a replica without a network stand for election at once: nobody else
-// could lead, so there is no heartbeat to wait for. It is told so as a follower is
-// that its leader hands over to. If that fails it stands after its timeout.
-func (g *Group) elect() {
-	address, caller := raft.NewInmemTransport("")
-	defer caller.Close()
-	self := g.alone.LocalAddr()
-	caller.Connect(self, g.alone)
-	request := raft.TimeoutNowRequest{RPCHeader: raft.RPCHeader{
-		ProtocolVersion: raft.ProtocolVersionMax, ID: []byte(g.node), Addr: g.alone.EncodePeer(raft.ServerID(g.node), address),
-	}}
-	if err := caller.TimeoutNow(raft.ServerID(g.node), self, &request, &raft.TimeoutNowResponse{}); err != nil {
-		g.warn("leading begins after a timeout", "err", err)
-	}
 }
 
 func foundGroup(c *raft.Config, store *logStore, marks markers, t raft.Transport, opts Options) error {
@@ -290,15 +278,31 @@ func (g *Group) ask(question func() raft.Future) raft.Future {
 }
 
 // Mark takes a marker now, if there is anything new.
-func (g *Group) Mark() error {
-	err := g.raft.Snapshot().Error()
+func (g *Group) Mark() error { return g.mark(g.raft) }
+
+func (g *Group) mark(r *raft.Raft) error {
+	err := r.Snapshot().Error()
 	switch {
 	case errors.Is(err, raft.ErrNothingNewToSnapshot):
 		return nil
 	case errors.Is(err, raft.ErrRaftShutdown):
 		return ErrClosed
+	case err == nil:
+		return g.marks.note(markers{g.log.log})
 	}
 	return err
+}
+
+// markRunning is Mark if raft runs already, or still.
+func (g *Group) markRunning() error {
+	r := g.log.raft.Load()
+	if g.closing.Load() {
+		return ErrClosed
+	}
+	if r == nil {
+		return nil
+	}
+	return g.mark(r)
 }
 
 // Trim removes the log's entries up to and including index through, as far as

@@ -68,6 +68,13 @@ func (m *machine) Restore(state []byte) error {
 	return nil
 }
 
+// covered is how many entries the last mark covers.
+func (m *machine) covered() int {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.marked
+}
+
 func (m *machine) all() []string {
 	m.mu.Lock()
 	defer m.mu.Unlock()

@@ -21,6 +21,8 @@ type logStore struct {
 	raft     atomic.Pointer[raft.Raft]
 	unsynced unsynced
 	failed   sync.Once
+	// alone says that there is no network, and so no other voter.
+	alone bool
 	// recent are the newest entries stored, by index modulo its length: each is
 	// soon read again, for every follower, to be applied, and as the one before
 	// the next.
@@ -222,10 +224,19 @@ const stablePrefix = "raft/"
 const keyTerm = "CurrentTerm"
 
 func (s *logStore) Set(key, value []byte) error {
-	if err := errors.Join(s.halt.err(), s.oweTerm()); err != nil {
+	if err := s.halt.err(); err != nil {
 		return err
 	}
-	return s.set(string(key), value)
+	err := s.oweTerm()
+	if err == nil {
+		err = s.set(string(key), value)
+	}
+	if s.alone && errors.Is(err, wal.ErrNoSpace) {
+		// Raft keeps votes here, and would wait for an election to time out. Nobody
+		// else hears of this vote, and before there is room nothing comes of it.
+		return nil
+	}
+	return err
 }
 
 // set stores a value behind all that is unsynced. A leader that comes to follow

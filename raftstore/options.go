@@ -33,12 +33,11 @@ type Options struct {
 	// for election, and ElectionTimeout, which is not shorter, how long an
 	// election may take before there is another: less finds a new leader
 	// sooner, more is surer not to replace one that is only slow. Default
-	// 500 ms each; 1 s without a network, where a replica stands at once when it is
-	// opened: raft looks a little more often than this whether it still leads, which
-	// is all that an idle group does.
+	// 500 ms each; 1 minute without a network, where no leader is waited for and
+	// raft would only wake to find that it still leads.
 	HeartbeatTimeout, ElectionTimeout time.Duration
-	// MarkInterval is about how often the state is marked while there is
-	// something new. Shorter means less to replay after a crash. Default 5 s.
+	// MarkInterval is about how long the state waits to be marked once there is
+	// enough that is new. Shorter means less to replay after a crash. Default 5 s.
 	MarkInterval time.Duration
 	// MarkEntries is how many new entries make a mark worth while.
 	// Default 256.
@@ -67,6 +66,10 @@ type Options struct {
 }
 
 const (
+	// aloneTimeout is the timeout of a group without a network.
+	aloneTimeout = time.Minute
+	// markNever is how often raft looks by the clock whether to mark: marks.go does.
+	markNever = 365 * 24 * time.Hour
 	// commitTimeout is about how long a follower waits to hear that the last
 	// entry is committed, if no other follows.
 	commitTimeout = 40 * time.Millisecond
@@ -78,7 +81,7 @@ const (
 // filled gives the options with their defaults, and raft's configuration.
 func (o Options) filled() (Options, *raft.Config, error) {
 	if o.HeartbeatTimeout == 0 {
-		o.HeartbeatTimeout = time.Second
+		o.HeartbeatTimeout = aloneTimeout
 		if o.Network != nil {
 			o.HeartbeatTimeout = 500 * time.Millisecond
 		}
@@ -94,13 +97,12 @@ func (o Options) filled() (Options, *raft.Config, error) {
 	c.MaxAppendEntries = maxAppend
 	// A replica that is removed stays, as a follower of nobody.
 	c.ShutdownOnRemove = false
-	c.SnapshotInterval = o.MarkInterval
-	if c.SnapshotInterval == 0 {
-		c.SnapshotInterval = 5 * time.Second
+	c.SnapshotInterval = markNever
+	if o.MarkInterval == 0 {
+		o.MarkInterval = 5 * time.Second
 	}
-	c.SnapshotThreshold = o.MarkEntries
-	if c.SnapshotThreshold == 0 {
-		c.SnapshotThreshold = 256
+	if o.MarkEntries == 0 {
+		o.MarkEntries = 256
 	}
 	// Retention cuts the log's head, raft never does.
 	c.TrailingLogs = 1<<64 - 1

@@ -1,0 +1,50 @@
+package raftstore
+
+import (
+	"slices"
+	"time"
+
+	"github.com/hashicorp/raft"
+)
+
+// A replica without a network has nobody to hear of and nobody to lose, so it
+// doesn't go by raft's timeouts: it stands for election when it is opened, and
+// again when it has stepped down, as it does when it can't store. Its timeouts are
+// long, because all that raft does with them is wake each group to find that
+// nothing has changed.
+
+// standAgain is how long a replica without a network waits until it stands again.
+const standAgain = time.Second
+
+// leadAlone has the replica lead whenever it can.
+func (g *Group) leadAlone() {
+	if !slices.Contains(g.replicas(), Replica{Name: g.node, Voter: true}) {
+		return
+	}
+	g.raft.RegisterObserver(raft.NewObserver(nil, false, func(o *raft.Observation) bool {
+		if state, is := o.Data.(raft.RaftState); is && state == raft.Follower {
+			time.AfterFunc(standAgain, g.elect)
+		}
+		return false
+	}))
+	g.elect()
+}
+
+// elect has the replica stand for election unless it leads. It is told so as a
+// follower is that its leader hands over to.
+func (g *Group) elect() {
+	if g.closing.Load() || g.Leading() {
+		return
+	}
+	address, caller := raft.NewInmemTransport("")
+	defer caller.Close()
+	self := g.alone.LocalAddr()
+	caller.Connect(self, g.alone)
+	request := raft.TimeoutNowRequest{RPCHeader: raft.RPCHeader{
+		ProtocolVersion: raft.ProtocolVersionMax, ID: []byte(g.node), Addr: g.alone.EncodePeer(raft.ServerID(g.node), address),
+	}}
+	if err := caller.TimeoutNow(raft.ServerID(g.node), self, &request, &raft.TimeoutNowResponse{}); err != nil && !g.closing.Load() {
+		g.warn("the replica could not stand for election and tries again", "err", err)
+		time.AfterFunc(standAgain, g.elect)
+	}
+}

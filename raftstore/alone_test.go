@@ -1,0 +1,70 @@
+package raftstore_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/cantuslog/cantus/raftstore"
+	"github.com/cantuslog/cantus/wal"
+	"github.com/cantuslog/cantus/wal/journal/journaltest"
+)
+
+// A replica alone that steps down because its disk is full leads again soon after
+// there is room, though its timeouts are long: they are for idle groups.
+func TestAReplicaAloneLeadsAgainOnceThereIsRoom(t *testing.T) {
+	fs := journaltest.NewGate()
+	g := openGroup(t, openStore(t, t.TempDir(), wal.Options{FS: fs, SegmentSize: 1 << 16}), &machine{})
+	fs.Fill(true)
+	term, large := g.Term(), string(make([]byte, 4<<10))
+	for err := error(nil); err == nil || g.Leading() || g.Term() < term+2; { // and an election found no room for its vote
+		if _, err = g.Propose([]byte(large)).Wait(); t.Context().Err() != nil {
+			t.Fatal("the disk does not get full")
+		}
+	}
+	fs.Fill(false)
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	for err := g.Barrier(ctx); err != nil; err = g.Barrier(ctx) {
+		select {
+		case <-g.Leadership():
+		case <-time.After(10 * time.Millisecond):
+		case <-ctx.Done():
+			t.Fatal("it leads no more")
+		}
+	}
+	propose(t, g, "x")
+}
+
+// Markers are taken after enough entries, whoever else takes some between.
+func TestMarksComeAfterEnoughEntries(t *testing.T) {
+	s := openStore(t, t.TempDir(), wal.Options{})
+	m := &machine{}
+	g, err := raftstore.Open(raftstore.Options{
+		Node: "n1", Voters: []string{"n1"}, Log: s.Log(0), FSM: m, MarkEntries: 10, MarkInterval: time.Millisecond,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	lead(t, g)
+	for n := range 100 {
+		propose(t, g, fmt.Sprint(n))
+		if n == 50 {
+			if err := g.Mark(); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	for m.covered() <= 90 { // at least when the last ten were new
+		select {
+		case <-t.Context().Done():
+			t.Fatalf("the last marker covers %d of 100", m.covered())
+		case <-time.After(time.Millisecond):
+		}
+	}
+	if err := errors.Join(g.Close(), s.Close()); err != nil {
+		t.Fatal(err)
+	}
+}
