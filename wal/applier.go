@@ -168,7 +168,7 @@ func (a *applier) apply(frames []frame) error {
 	a.store.changing.Lock()
 	defer a.store.changing.Unlock()
 	d := a.demand(frames)
-	if err := a.store.room.take(d); err != nil {
+	if err := a.store.prepare(d); err != nil {
 		a.wanted.Store(d.vlog + d.mem)
 		return err
 	}

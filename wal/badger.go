@@ -53,7 +53,7 @@ func (s *Store) openBadger() error {
 		}
 		return fmt.Errorf("open %s: %w", o.Dir, blame(err))
 	}
-	s.db = db
+	s.db, s.compactors.db = db, db
 	s.room, err = newRoom(s.opts, db.Opts())
 	return err
 }
@@ -66,6 +66,16 @@ func (s *Store) roomToOpen(o badger.Options) error {
 		return err
 	}
 	return spare(s.opts.FreeSpace, s.dir, floorOf(o)+tables)
+}
+
+// prepare makes ready for a write to Badger, which comes next. changing is held.
+// The error wraps ErrNoSpace if there is no space for it.
+func (s *Store) prepare(d demand) error {
+	if err := s.room.take(d); err != nil {
+		return err
+	}
+	s.compactors.wrote(d.memory)
+	return nil
 }
 
 func tryBadger(o badger.Options) (db *badger.DB, err error) {
@@ -154,6 +164,7 @@ func syncDir(dir string, which func(name string) bool) error {
 func (s *Store) reclaim() (more bool, err error) {
 	s.checking.Lock()
 	defer s.checking.Unlock()
+	defer s.compactors.need()()
 	// Merging tables and rewriting a value log take space before they give any.
 	if err := spare(s.opts.FreeSpace, s.room.dir, s.room.floor+s.db.Opts().ValueLogFileSize); err != nil {
 		return false, err

@@ -131,7 +131,7 @@ func (s *Store) deleteSome(start, prefix []byte, goes func(*badger.Item) bool) (
 	for _, k := range keys {
 		d.put(len(k), 0, 1)
 	}
-	if err := s.room.take(d); err != nil {
+	if err := s.prepare(d); err != nil {
 		return nil, err
 	}
 	wb := s.db.NewWriteBatch()

@@ -68,3 +68,18 @@ func WalkBadgerLog(path string) (end int64, err error) {
 
 // SealOf is the end of a sealed file.
 func SealOf(b []byte) []byte { return fmt.Appendf(nil, "%08x\n", crc32.Checksum(b, castagnoli)) }
+
+// CompactorsRest looks at a time whether Badger's compactors are to rest, and
+// reports whether they do.
+func (s *Store) CompactorsRest(now time.Time) bool {
+	s.compactors.look(now, compactorRest)
+	s.compactors.mu.Lock()
+	defer s.compactors.mu.Unlock()
+	return s.compactors.resting
+}
+
+// NeedCompactors has them run until done is called.
+func (s *Store) NeedCompactors() (done func()) { return s.compactors.need() }
+
+// Uncompacted reports whether Badger has anything to compact.
+func (s *Store) Uncompacted() bool { return !inOrder(s.db) }

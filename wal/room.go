@@ -18,7 +18,7 @@ import (
 // before Badger touches it:
 //
 //   - The newest value log and the newest memtable log are allocated ahead, a
-//     step at a time, by room.take before each write to Badger.
+//     step at a time, by Store.prepare before each write to Badger.
 //   - A write after which Badger may begin a new file, write a table or merge
 //     some is let through only while floor bytes are free beyond its own size.
 //   - Everything else that makes Badger write (opening, closing, collecting

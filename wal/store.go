@@ -51,8 +51,8 @@ type Options struct {
 	// what otherwise takes many.
 	badger     func(badger.Options) badger.Options
 	mergeAfter int64
-	// patience is closePatience, or less in tests.
-	patience time.Duration
+	// patience is closePatience, and rest compactorRest, or less in tests.
+	patience, rest time.Duration
 }
 
 func (o Options) withDefaults() Options {
@@ -64,6 +64,9 @@ func (o Options) withDefaults() Options {
 	}
 	if o.patience == 0 {
 		o.patience = closePatience
+	}
+	if o.rest == 0 {
+		o.rest = compactorRest
 	}
 	if o.FreeSpace == nil {
 		o.FreeSpace = FreeSpace
@@ -103,6 +106,8 @@ type Store struct {
 	// a lock, what writing changes.
 	changing sync.Mutex
 	room     *room
+	// compactors are Badger's.
+	compactors compactors
 	// tight says that there is not enough room for what Badger may write. It is
 	// set when that is met, and looked at each second.
 	tight atomic.Bool

@@ -16,7 +16,8 @@ import (
 // roomInterval is how often it is looked whether there is room.
 const roomInterval = time.Second
 
-// watch looks, each second, whether the directory is still there and has room.
+// watch looks, each second, whether the directory is still there and has room, and
+// whether Badger has anything to do.
 func (s *Store) watch() {
 	tick := time.NewTicker(roomInterval)
 	defer tick.Stop()
@@ -30,6 +31,9 @@ func (s *Store) watch() {
 			s.fail(err)
 		}
 		s.checkRoom()
+		if s.Failed() == nil {
+			s.compactors.look(time.Now(), s.opts.rest)
+		}
 	}
 }
 
@@ -74,8 +78,8 @@ func (s *Store) checkRoom() {
 		} else {
 			s.opts.Logger.Info("there is room: entries are taken again")
 		}
+		s.applier.wake()
 	}
-	s.applier.wake()
 }
 
 // refuse takes no more entries until checkRoom finds room.

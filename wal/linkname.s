@@ -1,0 +1,1 @@
+// Empty: it lets compactors.go declare functions without a body.
