@@ -10,11 +10,17 @@ func (n *Node) watchAway(ctx context.Context) {
 	tick := time.NewTicker(helloInterval)
 	defer tick.Stop()
 	for {
+		facts, changed := n.meta.current()
 		n.lookForAway(time.Now())
+		look := tick.C
+		if len(facts.Nodes) < 2 {
+			look = nil // there is nobody else
+		}
 		select {
 		case <-ctx.Done():
 			return
-		case <-tick.C:
+		case <-changed:
+		case <-look:
 		}
 	}
 }

@@ -227,24 +227,29 @@ func (m *meta) lead(ctx context.Context) error {
 	tick := time.NewTicker(helloInterval)
 	defer tick.Stop()
 	for {
-		if err := m.step(ctx); err != nil && ctx.Err() == nil {
+		_, changed := m.current()
+		done, err := m.step(ctx)
+		if err != nil && ctx.Err() == nil {
 			m.node.log.Debug("the facts' replicas are not as they should be yet", "err", err)
 		}
-		_, changed := m.current()
+		again := tick.C
+		if done && !m.node.opts.clustered() {
+			again = nil // there is no other node whose state could change
+		}
 		select {
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		case <-m.group.Leadership():
 			return raftstore.ErrNotLeader
 		case <-changed:
-		case <-tick.C:
+		case <-again:
 		}
 	}
 }
 
 // step brings the group of the facts one step nearer to what they say, and
-// removes members that have left.
-func (m *meta) step(ctx context.Context) error {
+// removes members that have left. It reports whether all is as it should be.
+func (m *meta) step(ctx context.Context) (done bool, err error) {
 	facts, _ := m.current()
 	voters := facts.MetaVoters()
 	want := map[string]bool{}
@@ -267,25 +272,27 @@ func (m *meta) step(ctx context.Context) error {
 		handing: func() bool { return false },
 	}
 	if done, err := w.step(ctx); err != nil || !done {
-		return err
+		return false, err
 	}
 	if c, ok := m.node.generations.notes(facts); ok {
 		result, err := m.group.Propose(encodeCommand(c)).Wait()
 		if refused, is := result.(error); err == nil && is && !errors.Is(refused, cluster.ErrCommand) {
 			err = refused
 		}
-		return err
+		return false, err
 	}
+	done = true
 	for name, member := range facts.Nodes {
+		done = done && !member.Leaving
 		if member.Leaving && !m.node.holdsAnything(facts, name, now) {
 			if err := m.change(ctx, func(f cluster.Facts) (cluster.Command, error) { return f.Gone(name), nil }); err != nil {
-				return err
+				return false, err
 			}
 			m.node.advise("member", map[string]any{"name": name, "change": "removed"})
-			return nil
+			return false, nil
 		}
 	}
-	return nil
+	return done, nil
 }
 
 // holdsAnything tells whether any group has a node among its members still,

@@ -82,6 +82,11 @@ func (n *Node) reloadNATS(o Options) error {
 	}
 	s.setLimits(opts)
 	s.sayGaps(n.log)
+	s.configured.Store(o.NATSConfig != "")
+	select {
+	case s.reloaded <- struct{}{}:
+	default: // the watch is about to look
+	}
 	return nil
 }
 
@@ -130,14 +135,16 @@ func (s *natsServer) currentUser() nats.Option {
 	}
 }
 
-// natsWatch is how often the node looks whether its NATS server lets it serve.
-// Accounts may change from outside.
-const natsWatch = time.Second
+// natsWatch is how often the node looks whether its NATS server lets it serve:
+// accounts may change from outside. Without a configuration file there is no way to
+// change them, and natsRest is enough.
+const (
+	natsWatch = time.Second
+	natsRest  = 10 * time.Second
+)
 
 // watchNATS keeps checked up to date.
 func (n *Node) watchNATS(ctx context.Context) {
-	tick := time.NewTicker(natsWatch)
-	defer tick.Stop()
 	for {
 		err := n.checkNATS(ctx)
 		if ctx.Err() != nil {
@@ -151,10 +158,15 @@ func (n *Node) watchNATS(ctx context.Context) {
 		case err != nil && last.String() != now.String():
 			n.log.Error("the NATS server does not let the node serve", "err", err)
 		}
+		again := natsRest
+		if err != nil || n.nats.configured.Load() {
+			again = natsWatch
+		}
 		select {
 		case <-ctx.Done():
 			return
-		case <-tick.C:
+		case <-n.nats.reloaded:
+		case <-time.After(again):
 		}
 	}
 }

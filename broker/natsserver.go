@@ -40,7 +40,11 @@ type natsServer struct {
 	// watchInterest says that the account's subscriptions tell whether
 	// anybody wants a feed message. Gateways hide theirs.
 	watchInterest bool
-	doors         atomic.Pointer[doors]
+	// configured says that the server has a configuration file, and reloaded that it
+	// was read anew.
+	configured atomic.Bool
+	reloaded   chan struct{} // capacity 1
+	doors      atomic.Pointer[doors]
 	// clusterTLS is what routes are secured with, nil if they are not.
 	clusterTLS *tls.Config
 }
@@ -56,7 +60,8 @@ func startNATS(ctx context.Context, o Options, partitions int, log *slog.Logger)
 	if err != nil {
 		return nil, err
 	}
-	s := &natsServer{access: access}
+	s := &natsServer{access: access, reloaded: make(chan struct{}, 1)}
+	s.configured.Store(o.NATSConfig != "")
 	opts, rights, err := s.prepare(o, defaultName(o))
 	if err != nil {
 		return nil, err
