@@ -67,7 +67,9 @@ func (s *Store) checkPlace() error {
 func (s *Store) checkRoom() {
 	err := spare(s.opts.FreeSpace, s.room.dir, s.room.floor+s.applier.wanted.Load())
 	full := errors.Is(err, ErrNoSpace)
-	s.tight.Store(full)
+	if full != s.tight.Swap(full) {
+		defer s.applier.wake()
+	}
 	if !full {
 		err = s.journal.Prepare()
 		full = errors.Is(err, journal.ErrNoSpace)
@@ -78,7 +80,6 @@ func (s *Store) checkRoom() {
 		} else {
 			s.opts.Logger.Info("there is room: entries are taken again")
 		}
-		s.applier.wake()
 	}
 }
 
