@@ -61,6 +61,32 @@ func TestDoorsSayWhatIsOpenAndToWhom(t *testing.T) {
 	}
 }
 
+// After a reload that failed the doors are what they were.
+func TestDoorsAfterAReload(t *testing.T) {
+	const asks = `authorization { token: "a-token-of-the-test" }`
+	conf := config(t, "")
+	n, _ := openNode(t, t.TempDir(), broker.Options{NATSConfig: conf})
+	was := n.Doors()
+	for _, test := range []struct {
+		more string
+		bad  bool
+	}{
+		{asks + ", max_payload: 1000", true},
+		{asks + ", max_subscriptions: 5000", true}, // which the server does not take while it runs
+		{asks, false},
+	} {
+		if err := os.Rename(config(t, test.more), conf); err != nil {
+			t.Fatal(err)
+		}
+		if err := n.Reload(broker.Options{NATSConfig: conf}); (err != nil) != test.bad {
+			t.Fatalf("%s: %v", test.more, err)
+		}
+		if now := n.Doors(); (now == was) != test.bad || !test.bad && !strings.Contains(now, "whoever the NATS configuration lets in") {
+			t.Errorf("after %s: %s; it was %s", test.more, now, was)
+		}
+	}
+}
+
 // A server without the token can't become a route.
 func TestAStrangerIsNoRoute(t *testing.T) {
 	c := openNodes(t, 3, broker.Options{Partitions: 1, ClusterSecret: token})

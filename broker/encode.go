@@ -224,26 +224,16 @@ func appendPrevious(h []byte, txid uint64) []byte {
 // chainRoom is more than a packed message's header takes.
 const chainRoom = 64
 
-// fits returns nil if the message that gives t has at most most bytes. One that
-// has more was appended while the NATS server's max_payload was larger.
-func (e *encoder) fits(t *wal.Transaction, payload, packed bool, most int) error {
-	if n := len(t.Payload) + len(t.Header) + len(t.Locks)*(subjects.MaxLockTokens*(subjects.MaxToken+1)+32) + 1024; n <= most {
-		return nil // more than it can take
+// size returns how many bytes the message has that gives t, or at most so many if
+// that is not more than enough.
+func (e *encoder) size(t *wal.Transaction, payload, packed bool, enough int) int {
+	if n := len(t.Payload) + len(t.Header) + len(t.Locks)*(subjects.MaxLockTokens*(subjects.MaxToken+1)+32) + 1024; n <= enough {
+		return n // more than it can take
 	}
-	var h []byte
-	n := chainRoom
 	if packed {
-		h = e.appendPacked(nil, t, payload)
-	} else {
-		h = e.append(nil, "", t, payload)
+		return chainRoom + len(e.appendPacked(nil, t, payload))
 	}
-	if n += len(h); n <= most {
-		return nil
-	}
-	err := subjects.Errorf(subjects.TooLarge,
-		"txid %d makes a message of %d bytes, and the NATS server's max_payload is %d: raise it to at least %d", t.Txid, n, most, n)
-	err.Txid = t.Txid
-	return err
+	return chainRoom + len(e.append(nil, "", t, payload))
 }
 
 // appendSent appends what a transaction's writer sent beside kind and payload,

@@ -55,8 +55,14 @@ func (n *Node) Reload(opts Options) error {
 }
 
 // reloadNATS gives the server its new configuration, and replication its TLS.
-func (n *Node) reloadNATS(o Options) error {
+func (n *Node) reloadNATS(o Options) (err error) {
 	s := n.nats
+	was := s.doors.Load()
+	defer func() {
+		if err != nil {
+			s.doors.Store(was)
+		}
+	}()
 	opts, rights, err := s.prepare(o, s.Name())
 	if err != nil {
 		return err

@@ -1,6 +1,12 @@
 package broker
 
-import "bytes"
+import (
+	"bytes"
+	"fmt"
+
+	"github.com/cantuslog/cantus/subjects"
+	"github.com/cantuslog/cantus/wal"
+)
 
 // wireLimits are what the NATS server takes from a connection: it closes one that
 // sends anything larger, and with it everything that the connection serves.
@@ -53,4 +59,43 @@ func (m wireLimits) keep(commands []byte) (kept []byte, dropped int) {
 		return commands, 0
 	}
 	return append(kept, commands[min(start, len(commands)):]...), dropped
+}
+
+// unsendableError is met with a stored transaction whose message is larger than the
+// NATS server takes: max_payload was larger when it was appended. What is stored is
+// not searched for such transactions: one is known once a read has come to it.
+type unsendableError struct {
+	txid       uint64
+	need, most int // bytes
+}
+
+func (e *unsendableError) Error() string {
+	return fmt.Sprintf("txid %d makes a message of %d bytes, and the NATS server's max_payload is %d: raise it to at least %d",
+		e.txid, e.need, e.most, e.need)
+}
+
+// mustFit refuses a transaction that can't be sent, and has the node say so.
+func (p *partition) mustFit(enc *encoder, t *wal.Transaction, payload, packed bool, most int) error {
+	need := enc.size(t, payload, packed, most)
+	if need <= most {
+		return nil
+	}
+	e := &unsendableError{t.Txid, need, most}
+	if old := p.unsendable.Swap(e); old == nil || *old != *e {
+		p.log.Error("a transaction can't be read, and the node is not ready: max_payload is less than when it was appended", "err", e)
+	}
+	refused := subjects.Errorf(subjects.TooLarge, "%s", e)
+	refused.Txid = t.Txid
+	return refused
+}
+
+// unsendableNow returns the transaction that is known to be too large, nil if there
+// is none any more: max_payload was raised, or the transaction was trimmed.
+func (p *partition) unsendableNow() *unsendableError {
+	e := p.unsendable.Load()
+	if e == nil || e.need > p.node.nats.maxPayload() && e.txid >= p.replica.position().first {
+		return e
+	}
+	p.unsendable.CompareAndSwap(e, nil)
+	return nil
 }

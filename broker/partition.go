@@ -49,6 +49,9 @@ type partition struct {
 	disputed atomic.Pointer[string]
 	verdicts verdicts
 	accuser  atomic.Pointer[string] // the leader that says that it has lost entries
+	// unsendable is the newest read that was refused because a transaction is larger
+	// than the NATS server takes.
+	unsendable atomic.Pointer[unsendableError]
 
 	// stamped is the newest time given to a transaction; replica.mu guards it.
 	stamped int64
@@ -126,6 +129,9 @@ func (p *partition) unready() string {
 		return fmt.Sprintf("partition %d is not served yet", p.id)
 	case status.State != "leader" && !p.level.Load():
 		return fmt.Sprintf("partition %d is catching up", p.id)
+	}
+	if e := p.unsendableNow(); e != nil {
+		return fmt.Sprintf("partition %d can't be read as a whole: %s", p.id, e)
 	}
 	return ""
 }

@@ -171,7 +171,7 @@ func (p *partition) get(reply string, txid uint64) error {
 		break
 	}
 	enc := encoder{partition: p.id, names: p.node.names}
-	if err := enc.fits(&t, true, false, p.node.nats.maxPayload()); err != nil {
+	if err := p.mustFit(&enc, &t, true, false, p.node.nats.maxPayload()); err != nil {
 		return err
 	}
 	return p.node.reads.send(enc.append(nil, reply, &t, true))

@@ -177,7 +177,7 @@ func (r *reading) wanted(ctx context.Context) error {
 }
 
 func (r *reading) add(ctx context.Context, t *wal.Transaction, size int) error {
-	if err := r.enc.fits(t, r.q.payload, r.q.packed, r.most); err != nil {
+	if err := r.p.mustFit(&r.enc, t, r.q.payload, r.q.packed, r.most); err != nil {
 		return err
 	}
 	if r.q.packed {

@@ -2,8 +2,10 @@ package broker_test
 
 import (
 	"bytes"
+	"encoding/json"
 	"fmt"
 	"log/slog"
+	"os"
 	"strings"
 	"sync"
 	"testing"
@@ -125,7 +127,46 @@ func TestStoredTransactionsTooLargeToSend(t *testing.T) {
 	if log.has("connection to the NATS server lost") {
 		t.Error("the node's own connection was cut")
 	}
-	_ = n
+	if n.Ready() || !log.has("a transaction can't be read") {
+		t.Error("nothing says that a transaction can't be read")
+	}
+	var s subjects.ClusterStatus
+	if err := json.Unmarshal(ask(t, nc, "cantus.admin.status", "").Data, &s); err != nil {
+		t.Fatal(err)
+	}
+	for _, part := range []string{"partition 0", "txid 2", "max_payload is 20000"} {
+		if !strings.Contains(s.Nodes[0].Unready, part) {
+			t.Errorf("the status says %q, without %s", s.Nodes[0].Unready, part)
+		}
+	}
+	trim(t, nc, `{"before":4}`)
+	eventually(t, "it is trimmed", func() bool { return n.Ready() })
+}
+
+// TestStoredTransactionsThatCanBeSentAgain raises max_payload again, by a reload.
+func TestStoredTransactionsThatCanBeSentAgain(t *testing.T) {
+	dir, conf := t.TempDir(), config(t, "")
+	n, nc := openNode(t, dir, broker.Options{Partitions: 1, NATSConfig: conf})
+	appendTx(t, nc, "cantus.append.0", strings.Repeat("x", 30_000))
+	reload := func(more string) {
+		t.Helper()
+		if err := os.Rename(config(t, more), conf); err != nil {
+			t.Fatal(err)
+		}
+		if err := n.Reload(broker.Options{NATSConfig: conf}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	reload("max_payload: 20000")
+	nc = connect(t, n)
+	wantRefusal(t, ask(t, nc, "cantus.get.0", `{"txid":1}`), subjects.TooLarge)
+	if n.Ready() {
+		t.Error("ready, and a transaction can't be read")
+	}
+	reload("")
+	if !n.Ready() {
+		t.Error("not ready with the old max_payload")
+	}
 }
 
 // TestUnanswerableRequests sends requests whose reply subject is so long that the

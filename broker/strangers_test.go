@@ -125,6 +125,45 @@ func TestInventedNodesThatHaveAnotherLog(t *testing.T) {
 	}
 }
 
+// Even what proves itself is no measure of a replica unless it votes on the
+// partition.
+func TestOnlyVotersSayThatAReplicaIsWrong(t *testing.T) {
+	c := openNodes(t, 3, broker.Options{Partitions: 1})
+	c.settle("n1")
+	for i := range 4 {
+		keep(t, c.conn("n1"), 0, "x", fmt.Sprint(i))
+	}
+	n := c.node("n1")
+	for i := range 6 {
+		var h map[string]any
+		if err := json.Unmarshal(broker.HelloOf(c.node("n2")), &h); err != nil { // a directory that has shown its generations
+			t.Fatal(err)
+		}
+		h["name"] = fmt.Sprint("x", i)
+		group := h["groups"].([]any)[0].(map[string]any)
+		points, _ := group["digests"].([]any)
+		if len(points) == 0 {
+			t.Fatal("n2 tells no digests")
+		}
+		for _, p := range points {
+			p.(map[string]any)["Digest"] = make([]int, 32)
+		}
+		b, err := json.Marshal(h)
+		if err != nil {
+			t.Fatal(err)
+		}
+		broker.Hear(n, b)
+	}
+	for _, r := range c.status("n1").Partitions[0].Replicas {
+		if r.Fenced != "" {
+			t.Errorf("%s is fenced: %s", r.Name, r.Fenced)
+		}
+	}
+	if !n.Ready() {
+		t.Error("n1 is not ready")
+	}
+}
+
 // Hellos in the nodes' names with another replication address kept a cluster
 // down.
 func TestAStrangerThatSpeaksInTheNodesNames(t *testing.T) {
