@@ -38,18 +38,23 @@
 // new time, by the leader's clock, which no other set has. It is free when it
 // does not exist, or kept its time for a whole lease. To claim it is to set it,
 // and to find it with that very time a whole lease later. To hold it is to find
-// it with one's own time, and to set it anew, every third of a lease; a member
-// that could not stops its handler when nine tenths of a lease have passed
-// since it last sent for one. So the old holder has stopped before the new one
-// begins: the new one's claim came after the old one's last renewal, or was
-// overwritten by it and is given up. A partition of a member that died is
-// handled again after two leases, one of a member that left after one.
+// it with one's own time, at least every third of a lease; a member that could not
+// stops its handler when nine tenths of a lease have passed since it last asked
+// and found it so. So the old holder has stopped before the new one begins: the new
+// one's claim came after the old one last found the lease its own. A partition of a
+// member that died is handled again after two leases, one of a member that left
+// after one.
 //
 // A member first takes one of Options.Members leases on the first partition
 // that has any transaction. Everybody looks at them: with n of them taken, the
 // i-th member wants the partitions whose number modulo n is i, gives up others,
-// and claims those when they are free. Members that see different numbers for a
-// while merely wait for each other's leases.
+// and claims those when they are free. While there are other members it sets its
+// own one every quarter of a lease, so that they see it live. It does not set the
+// leases of partitions, nor its own while it is alone: each set is an entry of the
+// log. So the lease of a partition that is quietly held looks free, and only the
+// member that is to have it claims it. Members that see different numbers for a while
+// take partitions from each other, never handle one together, and are at rest
+// after a lease or two.
 //
 // The cursors are, for a group g: g is the position, g-lease the lease of a
 // partition, g-member-0 and so on the members. A partition without any

@@ -2,6 +2,8 @@ package group
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"math/rand/v2"
 	"sync"
 	"testing"
@@ -18,6 +20,7 @@ type shared struct {
 	random *rand.Rand
 	worst  time.Duration
 	calls  sync.WaitGroup
+	sets   int
 }
 
 // delay is mostly short, and now and then as long as the worst.
@@ -56,6 +59,7 @@ func (s *shared) Get(ctx context.Context) (client.Position, error) { return s.ca
 
 func (s *shared) Set(ctx context.Context, txid uint64) (client.Position, error) {
 	return s.call(ctx, func() {
+		s.sets++
 		last := s.pos.Time
 		s.pos.Txid, s.pos.Time = txid, time.Now()
 		if !s.pos.Time.After(last) {
@@ -68,8 +72,9 @@ func (s *shared) Set(ctx context.Context, txid uint64) (client.Position, error) 
 // lease for hours of synctest's time, whatever the wire does.
 func TestLeaseIsHeldByOneAtATime(t *testing.T) {
 	const term, members = 6 * time.Second, 4
-	for _, worst := range []time.Duration{term / 100, term / 3, term, 3 * term} {
-		t.Run(worst.String(), func(t *testing.T) {
+	for i, worst := range []time.Duration{term / 100, term / 3, term, 3 * term, term / 100, term / 3, term, 3 * term} {
+		quiet := i >= 4
+		t.Run(fmt.Sprintf("%v, quiet %v", worst, quiet), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				seed := rand.Uint64()
 				t.Logf("seed %d", seed)
@@ -83,6 +88,7 @@ func TestLeaseIsHeldByOneAtATime(t *testing.T) {
 					wg.Go(func() {
 						random := rand.New(rand.NewPCG(seed, uint64(i)))
 						l := newLease(s, term)
+						l.quiet = quiet
 						for time.Now().Before(end) {
 							ctx, cancel := context.WithTimeout(t.Context(), term/3)
 							_ = l.keep(ctx) // what failed counts as nothing done
@@ -115,6 +121,7 @@ func TestLeaseIsHeldByOneAtATime(t *testing.T) {
 								}
 								mu.Unlock()
 								l = newLease(s, term)
+								l.quiet = quiet
 							}
 							time.Sleep(term / 4)
 						}
@@ -131,4 +138,53 @@ func TestLeaseIsHeldByOneAtATime(t *testing.T) {
 			})
 		})
 	}
+}
+
+// TestSlotsAreWrittenForOthers has a member write its slot once while it is alone,
+// and be seen to live as soon as there is another.
+func TestSlotsAreWrittenForOthers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const term, members = 6 * time.Second, 4
+		var cursors []*shared
+		for range members {
+			cursors = append(cursors, &shared{random: rand.New(rand.NewPCG(1, 0)), worst: term / 100, pos: client.Position{HighWaterMark: 1}})
+		}
+		join := func() *member {
+			m := &member{slot: -1}
+			for _, s := range cursors {
+				m.slots = append(m.slots, newLease(s, term))
+			}
+			return m
+		}
+		sets := func() (n int) {
+			for _, s := range cursors {
+				n += s.sets
+			}
+			return n
+		}
+		first, second := join(), join()
+		for hour := time.Now().Add(time.Hour); time.Now().Before(hour); time.Sleep(term / 4) {
+			if err := first.keepSlot(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if n := sets(); n > 2 {
+			t.Errorf("a member that is alone has written %d times in an hour", n)
+		}
+		mine, since := first.slot, time.Now()
+		for hour := time.Now().Add(time.Hour); time.Now().Before(hour); time.Sleep(term / 4) {
+			if err := errors.Join(second.keepSlot(t.Context()), first.keepSlot(t.Context())); err != nil {
+				t.Fatal(err)
+			}
+			if first.slot != mine || !second.slots[mine].alive() {
+				t.Fatalf("after %v the first member is taken for dead", time.Since(since))
+			}
+			if time.Since(since) > 2*term && !first.slots[second.slot].alive() {
+				t.Fatal("the second member is taken for dead")
+			}
+		}
+		for _, s := range cursors {
+			s.calls.Wait()
+		}
+	})
 }

@@ -55,6 +55,7 @@ func Join(ctx context.Context, c *client.Client, name string, handle client.Hand
 		if m.leases[p], err = m.lease(p, name+"-lease"); err != nil {
 			return err
 		}
+		m.leases[p].quiet = true // its holder is known by the slots
 	}
 	return m.run(ctx)
 }
@@ -148,20 +149,22 @@ func (m *member) moveTo(ctx context.Context, partition int) (err error) {
 	return nil
 }
 
-// keepSlot looks at all slots and keeps the own one, or claims a free one.
+// keepSlot looks at all slots and keeps the own one, or claims a free one. A
+// member that is alone need not be seen to live: it begins to renew its slot when
+// it sees another one, which has then looked at it for less than a lease.
 func (m *member) keepSlot(ctx context.Context) error {
 	var wg sync.WaitGroup
 	errs := make([]error, len(m.slots))
 	for i, l := range m.slots {
-		wg.Go(func() {
-			if i == m.slot {
-				errs[i] = l.keep(ctx)
-			} else {
-				errs[i] = l.look(ctx)
-			}
-		})
+		if i != m.slot {
+			wg.Go(func() { errs[i] = l.look(ctx) })
+		}
 	}
 	wg.Wait()
+	if m.slot >= 0 {
+		m.slots[m.slot].quiet = m.alone() && errors.Join(errs...) == nil
+		errs[m.slot] = m.slots[m.slot].keep(ctx)
+	}
 	if err := errors.Join(errs...); err != nil {
 		return err
 	}
@@ -182,6 +185,17 @@ func (m *member) keepSlot(ctx context.Context) error {
 	}
 	m.slot = free[rand.N(len(free))]
 	return m.slots[m.slot].keep(ctx)
+}
+
+// alone reports whether every other slot is free. Where there is only one, others
+// may stand by unseen.
+func (m *member) alone() bool {
+	for i, l := range m.slots {
+		if i != m.slot && l.alive() {
+			return false
+		}
+	}
+	return len(m.slots) > 1
 }
 
 // share gives the partitions that are the member's, as far as it sees. A slot

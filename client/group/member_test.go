@@ -355,3 +355,51 @@ func TestOptionsAreChecked(t *testing.T) {
 		}
 	}
 }
+
+// TestIdlePartitionsAreNotWritten has two members hold partitions for several leases
+// without a write to them: only the members' own slots are renewed.
+func TestIdlePartitionsAreNotWritten(t *testing.T) {
+	t.Parallel()
+	const partitions = 4
+	c := newCrew(t, partitions, group.Options{Members: 2})
+	for p := range partitions {
+		c.fill(p, 1)
+	}
+	c.join("a", c.handle)
+	c.join("b", c.handle)
+	c.shared(map[string]int{"a": 2, "b": 2})
+	cl := c.log.NewClient(t, client.Options{})
+	leases := func() (all []client.Position) {
+		for p := range partitions {
+			all = append(all, cursor(t, cl, p, "crew-lease"))
+		}
+		return all
+	}
+	before := leases()
+	slot := cursor(t, cl, 0, "crew-member-0")
+	for renewed := 0; renewed < 10; { // four times a lease, as partitions' leases were
+		if now := cursor(t, cl, 0, "crew-member-0"); !now.Time.Equal(slot.Time) {
+			slot = now
+			renewed++
+		}
+	}
+	for p, now := range leases() {
+		if !now.Time.Equal(before[p].Time) || now.Txid != before[p].Txid {
+			t.Errorf("the lease of idle partition %d was written meanwhile: %v, was %v", p, now, before[p])
+		}
+	}
+}
+
+// cursor reads a cursor.
+func cursor(t *testing.T, cl *client.Client, partition int, name string) client.Position {
+	t.Helper()
+	k, err := cl.Cursor(partition, name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	pos, err := k.Get(soon(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return pos
+}

@@ -29,8 +29,9 @@ type Options struct {
 	// others stand by. Each member asks for so many cursors every third of a
 	// lease. Default 16.
 	Members int
-	// Lease is how long a member may be silent. Default 6 s, at least 50 ms. It is
-	// renewed four times as often, and each renewal is an entry of the partition's log.
+	// Lease is how long a member may be silent. Default 6 s, at least 50 ms. A
+	// member that is not alone says four times as often that it lives, and each time
+	// is an entry of the log of the group's first partition.
 	Lease time.Duration
 	// Commit is how often the position is set, and so how much may be handled
 	// again after a crash. Each costs a commit of the log. Default 200 ms.
