@@ -152,6 +152,9 @@ func TestANodeThatIsAwayIsSaidOnce(t *testing.T) {
 		return !since.IsZero()
 	})
 	eventually(t, "n1 says so", func() bool { return log.count(`msg="node is away" node=n3 since=`) == 1 })
+	for range 3 {
+		broker.LookForAway(c.node("n1"))
+	}
 	c.start("n3")
 	eventually(t, "n3 is back", func() bool { return log.count(`msg="node is back" node=n3 after=`) == 1 })
 	for _, name := range []string{"n2", "n3"} {

@@ -165,6 +165,9 @@ func Remembered(n *Node) int {
 	return len(p.heard) + len(p.pending) + len(p.candidates.all)
 }
 
+// LookForAway has a node look who is away, as it does again and again.
+func LookForAway(n *Node) { n.lookForAway(time.Now()) }
+
 // InDoubt reports whether a node asks whether it is still a member.
 func InDoubt(n *Node) bool { return n.doubt.Load() != nil }
 
