@@ -3,7 +3,7 @@ GO ?= go
 # What the nearest release tag calls this commit, empty if there is none.
 VERSION ?= $(shell git describe --tags --match 'v[0-9]*' --dirty 2>/dev/null)
 
-.PHONY: help build test race lint vuln fuzz bench soak scaling bench-etcd e2e long cluster failover netfaults interop natscli postgres proof powercut fulldisk clean
+.PHONY: help build test race lint vuln fuzz bench soak idle scaling bench-etcd e2e long cluster failover netfaults interop natscli postgres proof powercut fulldisk clean
 
 help: ## this list
 	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -33,6 +33,9 @@ bench: build ## Cantus beside JetStream, on this machine
 
 soak: build ## half an hour at RATE appends a second (default 70000), trimmed to 4 GiB: every minute in soak.json
 	bin/cantus bench append --rate $${RATE:-70000} --rounds 30 --duration 1m --warm-up 0s --in-flight 1024 --keep 4294967296 --json > soak.json
+
+idle: build ## what nodes with nothing to do cost, 4 and 1,024 partitions, and how long `cantus status` takes
+	./.ci/idle
 
 scaling: build ## how cost grows with partitions, payload, locks, connections, the log: plots in docs/scaling
 	$(GO) run ./internal/scaling
