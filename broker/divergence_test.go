@@ -1,6 +1,7 @@
 package broker
 
 import (
+	"math"
 	"testing"
 
 	"github.com/cantuslog/cantus/raftstore"
@@ -51,6 +52,39 @@ func TestABatchOfAnotherTermIsVoid(t *testing.T) {
 	}
 	if report := wal.VerifyLog(s.Log(0), wal.Base{}, wal.Base{Txid: 3, Digest: r.digest}); report.Err != nil || report.Transactions != 3 {
 		t.Errorf("verified: %+v", report)
+	}
+}
+
+// A replica with another history than its leader meets batches that go on from a
+// transaction it does not have, and may be older than its last one. They are void:
+// the digests say the rest.
+func TestABatchFromThePastIsVoid(t *testing.T) {
+	s, err := wal.Open(t.TempDir(), wal.Options{Identity: wal.Identity{Cluster: "c", Node: "n1", Partitions: 1}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	var chain digests
+	r := newReplica(s.Log(0), Options{Locks: 10, MsgIDs: 10, MsgIDWindow: 1}, func(err error) { t.Error(err) }, &chain)
+	write := func(txid uint64, time int64) []byte {
+		var w wal.BatchWriter
+		w.BeginIn(2, txid, time, 0)
+		w.Add(&wal.Transaction{Kind: defaultKind})
+		w.Add(&wal.Transaction{Kind: defaultKind})
+		return w.Finish()
+	}
+	var entries []raftstore.Committed
+	for i, data := range [][]byte{write(1, 100), write(3, 50), write(3, 100), write(3, math.MaxInt64-1), write(3, 101)} {
+		e := raftstore.Committed{Index: uint64(i + 1), Term: 2, Data: data}
+		if err := s.Log(0).Append(wal.Entry{Index: e.Index, Term: e.Term, Data: e.Data}); err != nil {
+			t.Fatal(err)
+		}
+		entries = append(entries, e)
+	}
+	for i, result := range r.Apply(entries) {
+		if got, want := result.(applied).void, i > 0 && i < 4; got != want {
+			t.Errorf("entry %d is void: %t, want %t", i+1, got, want)
+		}
 	}
 }
 

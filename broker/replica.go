@@ -7,6 +7,7 @@ import (
 	"encoding/binary"
 	"encoding/json"
 	"fmt"
+	"math"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -133,14 +134,14 @@ func (r *replica) apply(e raftstore.Committed) (applied, error) {
 	return applied{}, fmt.Errorf("%w: batches of kind %d are not known to this version", wal.ErrFormat, b.Kind)
 }
 
-// applyTransactions records a batch's transactions. A batch that does not
-// begin where the last one ended, or that was certified in another term than
-// its entry's, is void, on every replica alike.
+// applyTransactions records a batch's transactions. A batch is void, on every
+// replica alike, if it does not begin where the last one ended, if its time lies
+// before the last one's, or if it was certified in another term than its entry's.
 func (r *replica) applyTransactions(e raftstore.Committed, b wal.Batch) (applied, error) {
 	r.mu.Lock()
 	due := r.table.Committed() + 1
 	r.mu.Unlock()
-	if b.First != due || b.OutOfTerm(e.Term) {
+	if b.First != due || b.OutOfTerm(e.Term) || !r.inTime(b) {
 		return applied{void: true}, r.log.Void(e.Index)
 	}
 	digest := r.digest.Next(e.Data) // only Apply changes it
@@ -152,6 +153,13 @@ func (r *replica) applyTransactions(e raftstore.Committed, b wal.Batch) (applied
 	r.addPoint(e, b)
 	r.chain.add(chainPoint{wal.Base{Txid: b.Last(), Digest: digest}, e.Index})
 	return applied{}, err
+}
+
+// inTime reports whether a batch's times go on from the last transaction's. Those of a
+// leader that knew that transaction do. They do not in a replica that has another
+// history than its leader, which the digests then show.
+func (r *replica) inTime(b wal.Batch) bool {
+	return b.Time >= r.lastTime && b.Time <= math.MaxInt64-int64(b.Count) // only Apply changes lastTime
 }
 
 // record takes a batch's transactions into the tables. One that this leader has
