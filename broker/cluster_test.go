@@ -28,6 +28,7 @@ type nodes struct {
 	ports map[string]string // route addresses
 	// change may change a node's options.
 	change func(name string, o *broker.Options)
+	asked  int // how often nodes were asked what they have heard: see heardBy
 
 	mu   sync.Mutex
 	open map[string]*broker.Node

@@ -139,22 +139,6 @@ func Reading(n *Node) int { return int(n.readsNow.Load()) }
 // LastIndex is the newest entry in a replica's log.
 func LastIndex(n *Node, partition int) uint64 { return n.slot(partition).data.LastIndex() }
 
-// Distrusted is how many messages between nodes were not believed.
-func Distrusted(n *Node) (all float64) {
-	families, err := n.metrics.registry.Gather()
-	if err != nil {
-		return -1
-	}
-	for _, f := range families {
-		if f.GetName() == "cantus_node_messages_distrusted_total" {
-			for _, m := range f.GetMetric() {
-				all += m.GetCounter().GetValue()
-			}
-		}
-	}
-	return all
-}
-
 // Remembered is how many nodes a node remembers.
 func Remembered(n *Node) int {
 	p := n.peers
@@ -163,6 +147,19 @@ func Remembered(n *Node) int {
 	p.candidates.mu.Lock()
 	defer p.candidates.mu.Unlock()
 	return len(p.heard) + len(p.pending) + len(p.candidates.all)
+}
+
+// Remembers reports whether a node has heard of one that belongs to no cluster.
+func Remembers(n *Node, name string) bool {
+	c := n.peers.candidates
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, q := range c.all {
+		if q.Name == name {
+			return true
+		}
+	}
+	return false
 }
 
 // LookForAway has a node look who is away, as it does again and again.

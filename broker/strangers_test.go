@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"os"
 	"slices"
@@ -34,25 +35,6 @@ func (c *nodes) nodeConn(name string) *nats.Conn {
 	return nc
 }
 
-// lie publishes a hello as a stranger can: in the form of the first protocol,
-// which had no signatures, and as an envelope with a signature that is none.
-func lie(t *testing.T, nc *nats.Conn, hello map[string]any) {
-	t.Helper()
-	body, err := json.Marshal(hello)
-	if err != nil {
-		t.Fatal(err)
-	}
-	signed := fmt.Appendf(nil, "CANTUS2 %v %v %v %v 9 %064x\n%s", hello["cluster_id"], hello["name"], hello["node_id"], hello["instance"], 7, body)
-	for _, b := range [][]byte{body, signed} {
-		if err := nc.Publish(helloSubject, b); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if err := nc.Flush(); err != nil {
-		t.Fatal(err)
-	}
-}
-
 // helloAs is a hello of a node, as whoever has listened can make it.
 func helloAs(s subjects.ClusterStatus, name, raft string, more map[string]any) map[string]any {
 	h := map[string]any{
@@ -65,62 +47,106 @@ func helloAs(s subjects.ClusterStatus, name, raft string, more map[string]any) m
 	return h
 }
 
-// heardBy returns when a node has heard everything that was published before.
-func (c *nodes) heardBy(names ...string) {
+// heardBy returns when nodes have heard everything that was published on a
+// connection before. A node remembers a newcomer that it hears.
+func (c *nodes) heardBy(nc *nats.Conn, names ...string) {
 	c.t.Helper()
+	c.asked++
+	newcomer := fmt.Sprint("newcomer", c.asked)
+	body, err := json.Marshal(map[string]any{
+		"name": newcomer, "node_id": "x", "instance": newcomer, "protocol": 2, "cluster": c.status(names[0]).Cluster,
+	})
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	if err := nc.Publish(helloSubject, fmt.Appendf(nil, "CANTUS2 - %s x %s 1 -\n%s", newcomer, newcomer, body)); err != nil {
+		c.t.Fatal(err)
+	}
 	for _, name := range names {
-		before := broker.Distrusted(c.node(name))
-		if err := c.nodeConn(name).Publish(helloSubject, []byte("is this heard?")); err != nil {
-			c.t.Fatal(err)
-		}
-		eventually(c.t, name+" has heard it", func() bool { return broker.Distrusted(c.node(name)) > before })
+		eventually(c.t, name+" has heard it", func() bool { return broker.Remembers(c.node(name), newcomer) })
 	}
 }
 
-// undisturbed makes sure that all nodes serve on.
-func (c *nodes) undisturbed() {
+// undisturbed makes sure that all nodes have heard what was published on a
+// connection, serve on, and know where the others are.
+func (c *nodes) undisturbed(nc *nats.Conn) {
 	c.t.Helper()
-	c.heardBy(c.names...)
+	c.heardBy(nc, c.names...)
 	for _, name := range c.names {
 		if err := c.node(name).Err(); err != nil {
 			c.t.Fatalf("%s has ended: %v", name, err)
+		}
+		for _, n := range c.status(name).Nodes {
+			if slices.Contains(c.names, n.Name) && n.Raft != c.node(n.Name).RaftAddr() {
+				c.t.Errorf("%s takes %s to be at %s, it is at %s", name, n.Name, n.Raft, c.node(n.Name).RaftAddr())
+			}
 		}
 	}
 	keep(c.t, c.nodeConn("n1"), 0, "undisturbed", fmt.Sprint("undisturbed ", time.Now()))
 	c.settle("n1")
 }
 
-// One message of a stranger, "n1, n2 and n3 are no members", ended all three.
-func TestAStrangerThatSaysThatNobodyIsAMember(t *testing.T) {
-	c := openNodes(t, 3, broker.Options{Partitions: 1})
-	c.settle("n1")
-	for _, first := range []int{1, 2} { // of the first protocol, too
-		lie(t, c.nodeConn("n1"), helloAs(c.status("n1"), "n9", "127.0.0.1:1", map[string]any{"members": []string{"n9"}, "protocol": first}))
+// logged has the nodes log to a buffer.
+func (c *nodes) logged() *buffer {
+	log := &buffer{}
+	c.change = func(name string, o *broker.Options) {
+		o.Logger = slog.New(slog.NewTextHandler(log, nil)).With("node", name)
 	}
-	c.undisturbed()
+	return log
 }
 
-// Six invented nodes with another log fenced every replica, for good.
-func TestInventedNodesThatHaveAnotherLog(t *testing.T) {
+// notDoubted makes sure that no node has taken itself for one that was removed.
+func (c *nodes) notDoubted(log *buffer) {
+	c.t.Helper()
+	for _, name := range c.names {
+		if log.count(`this node may have been removed: the voters on the facts are asked" node=`+name) > 0 {
+			c.t.Errorf("%s believes that it is no member", name)
+		}
+	}
+}
+
+// One message of a stranger, "n1, n2 and n3 are no members", ended all three.
+func TestAStrangerThatSaysThatNobodyIsAMember(t *testing.T) {
+	c := newNodes(t, 3, broker.Options{Partitions: 1})
+	log := c.logged()
+	c.start(c.names...)
+	c.settle("n1")
+	s := c.newStranger("n1")
+	s.overhear(anything, c.names...)
+	for _, name := range c.names {
+		s.lie(name, map[string]any{"members": []string{"n9"}, "facts": 1 << 40})
+	}
+	c.undisturbed(s.nc)
+	c.notDoubted(log)
+}
+
+// Hellos that told of another log fenced every replica, for good.
+func TestAStrangerThatTellsOfAnotherLog(t *testing.T) {
 	c := openNodes(t, 3, broker.Options{Partitions: 1})
 	c.settle("n1")
-	nc := c.nodeConn("n1")
-	var digests []map[string]any
 	for i := range 4 {
-		txid := keep(t, nc, 0, "x", fmt.Sprint(i))
-		digests = append(digests, map[string]any{"Txid": txid, "Digest": make([]int, 32)})
+		keep(t, c.conn("n1"), 0, "x", fmt.Sprint(i))
 	}
-	slices.Reverse(digests)
-	for i := range 6 {
-		lie(t, nc, helloAs(c.status("n1"), fmt.Sprint("x", i), "127.0.0.1:1", map[string]any{
-			"protocol": 1 + i%2,
-			"groups":   []map[string]any{{"partition": 0, "state": "leader", "term": 1 << 40, "digests": digests, "applied": 9}},
-		}))
+	s := c.newStranger("n1")
+	digests := func(body map[string]any) []any {
+		groups, _ := body["groups"].([]any)
+		if len(groups) == 0 {
+			return nil
+		}
+		points, _ := groups[0].(map[string]any)["digests"].([]any)
+		return points
 	}
-	c.undisturbed()
-	for _, r := range c.status("n1").Partitions[0].Replicas {
-		if r.Fenced != "" {
-			t.Errorf("%s is fenced: %s", r.Name, r.Fenced)
+	s.overhear(func(body map[string]any) bool { return len(digests(body)) > 0 }, c.names...)
+	for _, name := range c.names {
+		for _, point := range digests(s.said[name].body) {
+			point.(map[string]any)["Digest"] = make([]int, 32)
+		}
+		s.lie(name, nil)
+	}
+	c.undisturbed(s.nc)
+	for _, name := range c.names {
+		if why := broker.Fenced(c.node(name), 0); why != "" {
+			t.Errorf("%s is fenced: %s", name, why)
 		}
 	}
 }
@@ -169,22 +195,14 @@ func TestOnlyVotersSayThatAReplicaIsWrong(t *testing.T) {
 func TestAStrangerThatSpeaksInTheNodesNames(t *testing.T) {
 	c := openNodes(t, 3, broker.Options{Partitions: 1})
 	c.settle("n1")
-	s := c.status("n1")
-	nc := c.nodeConn("n1")
-	stop := make(chan struct{})
+	s := c.newStranger("n1")
+	s.overhear(anything, c.names...)
 	lying := make(chan struct{})
 	go func() {
 		defer close(lying)
-		for i := 0; ; i++ {
-			for _, name := range c.names {
-				for protocol := 1; protocol <= 2; protocol++ {
-					lie(t, nc, helloAs(s, name, "127.0.0.1:1", map[string]any{"instance": fmt.Sprint("i", i), "protocol": protocol}))
-				}
-			}
-			select {
-			case <-stop:
-				return
-			case <-time.After(20 * time.Millisecond): // the pace of the lies
+		for s.sub.IsValid() { // whatever a node says, it says at once that it is elsewhere
+			if name := s.listen(); name != "" {
+				s.lie(name, map[string]any{"raft": "127.0.0.1:1"})
 			}
 		}
 	}()
@@ -192,13 +210,8 @@ func TestAStrangerThatSpeaksInTheNodesNames(t *testing.T) {
 		c.stop(name)
 		c.start(name)
 	}
-	c.undisturbed()
-	for _, n := range c.status("n1").Nodes {
-		if want := c.node(n.Name).RaftAddr(); n.Raft != want {
-			t.Errorf("%s is taken to be at %s, is at %s", n.Name, n.Raft, want)
-		}
-	}
-	close(stop)
+	c.undisturbed(s.nc)
+	_ = s.sub.Unsubscribe()
 	<-lying
 }
 
@@ -222,7 +235,7 @@ func TestInventedNamesAreNotRemembered(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	c.undisturbed()
+	c.undisturbed(nc)
 	for _, name := range c.names {
 		if n := broker.Remembered(c.node(name)); n > 64+2 {
 			t.Errorf("%s remembers %d nodes", name, n)
@@ -230,11 +243,12 @@ func TestInventedNamesAreNotRemembered(t *testing.T) {
 	}
 }
 
-// What a member once said, said again by somebody else, is worth nothing.
+// What a member once said, said again by somebody else, is worth nothing: neither
+// to a node that heard it, nor to one that has started since.
 func TestReplayedHellos(t *testing.T) {
 	c := openNodes(t, 3, broker.Options{Partitions: 1})
 	c.settle("n1")
-	nc := c.nodeConn("n1")
+	nc := c.nodeConn("n2")
 	sub, err := nc.SubscribeSync(helloSubject)
 	if err != nil {
 		t.Fatal(err)
@@ -257,8 +271,8 @@ func TestReplayedHellos(t *testing.T) {
 			}
 		}
 	}
-	alive := func() bool {
-		for _, n := range c.status("n1").Nodes {
+	alive := func(by string) bool {
+		for _, n := range c.status(by).Nodes {
 			if n.Name == "n3" {
 				return n.Alive
 			}
@@ -266,21 +280,21 @@ func TestReplayedHellos(t *testing.T) {
 		return false
 	}
 	c.stop("n3")
-	eventually(t, "n3 is away, whatever is replayed", func() bool { replay(); return !alive() })
-	for range 50 {
+	eventually(t, "n3 is away, whatever is replayed", func() bool { replay(); return !alive("n2") })
+	c.stop("n1")
+	c.start("n1")
+	for range 3 {
 		replay()
-		if alive() {
-			t.Fatal("a replayed hello brings n3 back")
+		c.heardBy(nc, "n1", "n2")
+		for _, name := range []string{"n1", "n2"} {
+			if alive(name) {
+				t.Fatalf("a replayed hello brings n3 back to %s", name)
+			}
 		}
 	}
 	c.start("n3")
 	replay()
-	c.undisturbed()
-	for _, n := range c.status("n1").Nodes {
-		if want := c.node(n.Name).RaftAddr(); n.Raft != want {
-			t.Errorf("%s is taken to be at %s, is at %s", n.Name, n.Raft, want)
-		}
-	}
+	c.undisturbed(nc)
 }
 
 // Not even a member ends another by its word.
@@ -301,15 +315,20 @@ func TestOneMemberThatDeniesAnother(t *testing.T) {
 		t.Error("n2 has not heard it")
 	}
 	eventually(t, "the others say that it is a member", func() bool { return !broker.InDoubt(c.node("n2")) })
-	c.undisturbed()
+	c.undisturbed(c.nodeConn("n1"))
 }
 
 // A member that was removed still has the secret. Its word counts for nothing,
 // and it gets nothing.
 func TestARemovedMemberWithTheOldSecret(t *testing.T) {
-	c := openNodes(t, 3, broker.Options{Partitions: 1})
+	c := newNodes(t, 3, broker.Options{Partitions: 1})
+	log := c.logged()
+	c.start(c.names...)
 	c.settle("n1")
 	key, s := broker.Derive(c.node("n3"), "replication"), c.status("n1")
+	speaker, signs := c.newStranger("n1"), broker.Derive(c.node("n3"), "messages")
+	speaker.key = signs[:]
+	speaker.overhear(anything, "n1", "n2", "n3")
 	c.operate("n1", subjects.AdminRequest{Node: "n3"}, "cluster", "remove")
 	removed := c.node("n3")
 	<-removed.Done()
@@ -352,33 +371,39 @@ func TestARemovedMemberWithTheOldSecret(t *testing.T) {
 	if n, err := broker.Open(ctx, c.dirs["n3"], o); !errors.Is(err, broker.ErrRemoved) {
 		t.Errorf("it is opened again: %v, %v", n, err)
 	}
-	c.undisturbed()
+
+	denies := map[string]any{"members": []string{"n9"}, "facts": 1 << 40}
+	speaker.lie("n3", denies)
+	denies["node_id"] = id.NodeID
+	speaker.lie("n1", denies)
+	speaker.lie("n2", denies)
+	c.undisturbed(speaker.nc)
+	c.notDoubted(log)
 }
 
 // A stranger must not be able to keep a node from starting by its name.
 func TestAStrangerWithTheNameOfANodeThatStarts(t *testing.T) {
 	c := openNodes(t, 3, broker.Options{Partitions: 1})
-	old := map[string]any{"name": "n3", "node_id": "x", "instance": "x", "started": time.Unix(0, 0), "cluster": "cantus", "raft": "127.0.0.1:1", "ready": true}
+	c.settle("n1")
+	s := c.newStranger("n1")
+	s.overhear(anything, c.names...)
 	c.stop("n3")
-	nc, stop := c.nodeConn("n1"), make(chan struct{})
-	lying, id := make(chan struct{}), c.status("n1").ID
+	lying := make(chan struct{})
 	go func() {
 		defer close(lying)
-		for protocol := 1; ; protocol = 3 - protocol {
-			old["protocol"] = protocol
-			old["cluster_id"] = id
-			lie(t, nc, old)
-			select {
-			case <-stop:
-				return
-			case <-time.After(5 * time.Millisecond): // the pace of the lies
+		for s.sub.IsValid() {
+			if s.listen() == "" {
+				continue
+			}
+			for i, started := range []time.Time{time.Unix(0, 0), time.Now().Add(time.Hour)} { // the first, and the last to come
+				s.lie("n3", map[string]any{"instance": fmt.Sprint("i", i), "started": started, "raft": "127.0.0.1:1"})
 			}
 		}
 	}()
 	c.start("n3")
-	close(stop)
+	c.undisturbed(s.nc)
+	_ = s.sub.Unsubscribe()
 	<-lying
-	c.undisturbed()
 }
 
 // With a token nobody founds or joins who does not have it, and nodes that have it

@@ -1,0 +1,83 @@
+package broker
+
+import (
+	"fmt"
+	"testing"
+	"time"
+)
+
+// An instance that is not known yet is believed once it has heard this one, and has
+// heard it since another instance of its name was believed last.
+func TestWhichHellosAreOldOnes(t *testing.T) {
+	said := uint64(0)
+	p, now := newPeers("me", func() uint64 { return said }), time.Now()
+	for i, step := range []struct {
+		instance       string
+		number         uint64
+		hears          string
+		heard          uint64 // the number of what it hears
+		said           uint64 // what this node says meanwhile
+		fresh, unheard bool
+	}{
+		{instance: "a", number: 1, unheard: true},
+		{instance: "a", number: 2},
+		{instance: "a", number: 3, hears: "another", heard: 99},
+		{instance: "a", number: 4, hears: "me", heard: 0},
+		{instance: "a", number: 5, hears: "me", heard: 5, said: 10, fresh: true},
+		{instance: "a", number: 5, hears: "me", heard: 99}, // again
+		{instance: "a", number: 4, hears: "me", heard: 99},
+		{instance: "a", number: 6, fresh: true},
+		{instance: "b", number: 1, hears: "me", heard: 10, unheard: true}, // which a had heard, too
+		{instance: "b", number: 2, hears: "me", heard: 11, said: 20, fresh: true},
+		{instance: "a", number: 7, hears: "me", heard: 10, unheard: true}, // a is no more
+		{instance: "a", number: 8, hears: "me", heard: 20},
+		{instance: "b", number: 3, fresh: true},
+	} {
+		h := hello{Name: "n2", Instance: step.instance, Heard: []seen{{"x", 99}}}
+		if step.hears != "" {
+			h.Heard = append(h.Heard, seen{step.hears, step.heard})
+		}
+		if step.said > 0 {
+			said = step.said
+		}
+		fresh, unheard := p.fresh(h, step.number, now)
+		if fresh != step.fresh || unheard != step.unheard {
+			t.Errorf("step %d, %s %d: fresh is %t, unheard %t", i, step.instance, step.number, fresh, unheard)
+		}
+		if fresh {
+			p.believe(h, step.number, now)
+		}
+	}
+}
+
+// However many names the holders of the secret make up, a node remembers only so
+// many.
+func TestNamesThatAreRememberedAreBounded(t *testing.T) {
+	p, now := newPeers("me", func() uint64 { return 0 }), time.Now()
+	for i := range 2 * maxPeers {
+		h := hello{Name: fmt.Sprint("x", i), Instance: "i"}
+		p.fresh(h, 1, now)
+		h.Heard = []seen{{"me", 1}}
+		p.believe(h, 1, now)
+	}
+	if len(p.pending) > maxPeers || len(p.heard) > maxPeers {
+		t.Errorf("%d names are pending and %d are heard", len(p.pending), len(p.heard))
+	}
+	for i := range 2 * maxPending {
+		p.fresh(hello{Name: "x1", Instance: fmt.Sprint("other", i)}, 1, now)
+	}
+	if n := len(p.pending["x1"]); n > maxPending {
+		t.Errorf("%d instances of one name are pending", n)
+	}
+	p.fresh(hello{Name: "late", Instance: "i"}, 1, now.Add(2*pendingTime))
+	if len(p.pending) != 1 {
+		t.Errorf("%d names are pending that were not heard for long", len(p.pending)-1)
+	}
+	c := newCandidates()
+	for i := range 2 * maxCandidates {
+		c.hear(hello{Name: fmt.Sprint("x", i), NodeID: "x"}, false, now)
+	}
+	if len(c.all) > maxCandidates {
+		t.Errorf("%d candidates are remembered", len(c.all))
+	}
+}
