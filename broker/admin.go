@@ -62,7 +62,7 @@ func (n *Node) onOperation(ctx context.Context, serve operation) func(*message) 
 func operationError(err error) *subjects.Error {
 	switch {
 	case errors.Is(err, cluster.ErrCommand):
-		return subjects.Errorf(subjects.BadRequest, "%s", err)
+		return subjects.Errorf(subjects.BadRequest, "%s", strings.TrimPrefix(err.Error(), cluster.ErrCommand.Error()+": "))
 	case errors.Is(err, cluster.ErrStale):
 		return subjects.Errorf(subjects.Unavailable, "others change the cluster at the same time: try again")
 	}

@@ -5,6 +5,7 @@ import (
 	"encoding/hex"
 	"fmt"
 	"net"
+	"strconv"
 	"strings"
 
 	"github.com/nats-io/nats-server/v2/server"
@@ -65,13 +66,22 @@ func checkDoors(opts *server.Options, o Options) error {
 	switch {
 	case o.Insecure:
 	case o.clustered() && d.routes == "anyone" && !isLoopback(opts.Cluster.Host):
-		return fmt.Errorf("%w: the route port on %s would be open to anyone: give every node the same token (--cluster-secret-file), "+
-			"or certificates by the NATS configuration (cluster { tls { verify: true } }), or say --insecure", ErrOptions, opts.Cluster.Host)
+		return fmt.Errorf("%w: the route port %s would be open to anyone: give every node the same token (--cluster-secret-file), "+
+			"or certificates by the NATS configuration (cluster { tls { verify: true } }), or say --insecure", ErrOptions, where(opts.Cluster.Host, opts.Cluster.Port))
 	case !opts.DontListen && d.clients == "anyone" && !isLoopback(opts.Host):
-		return fmt.Errorf("%w: the client port on %s would be open to anyone: give the NATS configuration users or certificates "+
-			"(--nats-config), or listen on 127.0.0.1, or say --insecure", ErrOptions, dash(opts.Host))
+		return fmt.Errorf("%w: the client port %s would be open to anyone: give the NATS configuration users or certificates "+
+			"(--nats-config), or listen on 127.0.0.1, or say --insecure", ErrOptions, where(opts.Host, opts.Port))
 	}
 	return nil
+}
+
+// where says where a port is opened.
+func where(host string, n int) string {
+	address := net.JoinHostPort(host, strconv.Itoa(max(n, 0)))
+	if ip := net.ParseIP(host); host == "" || ip != nil && ip.IsUnspecified() {
+		return fmt.Sprintf("on every interface (%s)", address)
+	}
+	return "on " + address
 }
 
 // Doors says in a line which ports are open, and to whom.

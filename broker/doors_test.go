@@ -23,8 +23,8 @@ func TestPortsAreNotOpenedToAnyone(t *testing.T) {
 		opts broker.Options
 		text string // "" if it opens
 	}{
-		"clients":                 {broker.Options{Listen: ":0"}, "the client port on - would be open to anyone"},
-		"clients on an interface": {broker.Options{Listen: "0.0.0.0:0"}, "the client port on 0.0.0.0 would be open to anyone"},
+		"clients":                 {broker.Options{Listen: ":0"}, "the client port on every interface (:0) would be open to anyone"},
+		"clients on an interface": {broker.Options{Listen: "0.0.0.0:0"}, "the client port on every interface (0.0.0.0:0) would be open to anyone"},
 		"routes":                  {broker.Options{ClusterListen: "0.0.0.0:0"}, "--cluster-secret-file"},
 		"users":                   {broker.Options{Listen: "0.0.0.0:0", NATSConfig: users}, ""},
 		"a token":                 {broker.Options{ClusterListen: "0.0.0.0:0", Bootstrap: []string{"n1"}, ClusterSecret: token}, ""},

@@ -36,6 +36,7 @@ func (n *Node) identify(dir string) (id wal.Identity, known bool, err error) {
 	if !errors.Is(err, fs.ErrNotExist) {
 		return id, true, nil // the store says better why
 	}
+	n.fresh = true
 	id.Replicas = n.opts.Replicas
 	if !n.opts.clustered() || len(n.opts.Bootstrap) == 1 {
 		return id, true, nil

@@ -24,10 +24,10 @@ const (
 
 // startHTTP serves health and metrics, and profiles where the operator asks
 // for them.
-func startHTTP(n *Node, address string) error {
-	l, err := net.Listen("tcp", address)
+func startHTTP(n *Node) error {
+	l, err := n.opts.httpPort().listen()
 	if err != nil {
-		return fmt.Errorf("listen for HTTP: %w", err)
+		return err
 	}
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { _, _ = fmt.Fprintln(w, "alive") })

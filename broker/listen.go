@@ -11,19 +11,27 @@ func (n *Node) listenRaft() (err error) {
 	if !n.opts.clustered() {
 		return nil
 	}
-	address := n.opts.Raft
-	if address == "" {
-		host, _, err := net.SplitHostPort(n.opts.ClusterListen)
-		if err != nil {
-			return fmt.Errorf("cluster address: %q is not host:port, such as 127.0.0.1:6222", n.opts.ClusterListen)
-		}
-		address = net.JoinHostPort(host, "0")
+	p, err := n.opts.raftPort()
+	if err != nil {
+		return err
 	}
-	if n.listener, err = net.Listen("tcp", address); err != nil {
-		return fmt.Errorf("listen for replication: %w", err)
+	if n.listener, err = p.listen(); err != nil {
+		return err
 	}
 	n.raftAddr, err = advertised(n.opts.RaftAdvertise, n.listener.Addr())
 	return err
+}
+
+// raftPort is the port for replication.
+func (o Options) raftPort() (port, error) {
+	if o.Raft != "" {
+		return port{o.Raft, "--raft"}, nil
+	}
+	host, _, err := net.SplitHostPort(o.ClusterListen)
+	if err != nil {
+		return port{}, fmt.Errorf("cluster address: %q is not host:port, such as 127.0.0.1:6222", o.ClusterListen)
+	}
+	return port{net.JoinHostPort(host, "0"), "--raft"}, nil
 }
 
 // advertised gives the address at which other nodes reach a listener: what

@@ -54,6 +54,11 @@ func (n *Node) Reload(opts Options) error {
 	return nil
 }
 
+// NATSConfigDigest returns a digest of what the NATS configuration says, with the
+// files that it includes, and without those that it only names, such as
+// certificates; "" without a configuration.
+func (n *Node) NATSConfigDigest() string { return n.nats.rights.Load().digest }
+
 // reloadNATS gives the server its new configuration, and replication its TLS.
 func (n *Node) reloadNATS(o Options) (err error) {
 	s := n.nats

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/rand"
 	"crypto/tls"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net"
@@ -66,6 +67,9 @@ func startNATS(ctx context.Context, o Options, partitions int, log *slog.Logger)
 	if err != nil {
 		return nil, err
 	}
+	if err := errors.Join(checkAccount(opts, o), tryNATSPorts(opts, o)); err != nil {
+		return nil, err
+	}
 	if rights.how == anybody || rights.how == byToken {
 		opts.CustomClientAuthentication = newDoor(s, access)
 	}
@@ -120,10 +124,14 @@ func (s *natsServer) prepare(o Options, name string) (*server.Options, rights, e
 }
 
 // sayGaps logs whom the node can't keep off its subjects, and whom it keeps off
-// though that was hardly meant.
+// though that was hardly meant: everybody, where an account is missing.
 func (s *natsServer) sayGaps(log *slog.Logger) {
 	if s.rights.Load().mute {
 		log.Warn(`leaf nodes can't send requests: none of the account's users has allowed_connection_types: ["LEAFNODE"]`)
+	}
+	if others := s.rights.Load().others; len(others) > 0 {
+		log.Warn("no user of the NATS configuration is in the account that the subjects live in (the global one): give --account, one of " +
+			strings.Join(others, ", "))
 	}
 	if gaps := s.rights.Load().gaps; len(gaps) > 0 {
 		log.Warn("the node can't add permissions for everybody that its NATS server lets in: see Permissions in subjects.md",

@@ -31,6 +31,7 @@ type Node struct {
 	nodeID     string // of the data directory, while that is being founded
 	raftAddr   string // what the other nodes dial, "" for a node alone
 	founding   wal.Identity
+	fresh      bool                   // the data directory was not founded when the node came
 	dir        string                 // while it is being founded
 	private    *ecdh.PrivateKey       // while it is being founded: for the secret to be sealed for
 	sealedFor  map[string]string      // founders that the secret was sealed for, and their keys
@@ -149,6 +150,11 @@ func (n *Node) open(ctx context.Context, dir string) error {
 	}
 	n.founding = id
 	if known {
+		if n.fresh {
+			if err := n.rehearse(); err != nil {
+				return err
+			}
+		}
 		if err := n.openStore(dir, id); err != nil {
 			return err
 		}
@@ -158,7 +164,7 @@ func (n *Node) open(ctx context.Context, dir string) error {
 		return err
 	}
 	if n.opts.HTTP != "" {
-		if err := startHTTP(n, n.opts.HTTP); err != nil {
+		if err := startHTTP(n); err != nil {
 			return err
 		}
 	}

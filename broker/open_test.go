@@ -67,7 +67,7 @@ func TestOpenErrors(t *testing.T) {
 	mustNotOpen(t, dir, busy, broker.ErrNATSNotReady, taken.Addr().String())
 	busy = opts
 	busy.HTTP = taken.Addr().String()
-	mustNotOpen(t, dir, busy, nil, "HTTP", taken.Addr().String())
+	mustNotOpen(t, dir, busy, nil, "--http", taken.Addr().String())
 	for _, listen := range []string{"nowhere", "127.0.0.1", "127.0.0.1:x", "127.0.0.1:65536"} {
 		busy.Listen, busy.HTTP = listen, ""
 		mustNotOpen(t, dir, busy, nil, "listen")

@@ -37,7 +37,7 @@ type Options struct {
 	// must be on loopback then. They show the process's memory.
 	Profiles bool
 	// NATSConfig is a nats-server configuration file. What it says goes
-	// before Listen.
+	// before Listen; a port in it without a host is open on every interface.
 	NATSConfig string
 	// Account is the NATS account that the node's subjects live in, where
 	// NATSConfig defines accounts. Default: the server's global account.
@@ -198,21 +198,21 @@ func (o Options) checkCluster() error {
 	}
 	if !o.clustered() {
 		if len(o.Bootstrap) > 1 || len(o.Bootstrap) == 1 && o.Bootstrap[0] != o.Name {
-			return fmt.Errorf("bootstrap names %s, and there is no address to find the others at: give a cluster address and routes", strings.Join(o.Bootstrap, ","))
+			return fmt.Errorf("bootstrap names %s, and there is no address to find the others at: give a cluster address (--cluster) and routes (--routes)", strings.Join(o.Bootstrap, ","))
 		}
 		if o.Standby {
-			return errors.New("a standby follows other nodes: give a cluster address and routes")
+			return errors.New("a standby follows other nodes: give a cluster address (--cluster) and routes (--routes)")
 		}
 		return nil
 	}
 	if o.ClusterListen == "" {
-		return errors.New("routes need a cluster address of the node's own, such as 127.0.0.1:6222")
+		return errors.New("routes need a cluster address of the node's own (--cluster), such as 127.0.0.1:6222")
 	}
 	if len(o.Bootstrap) == 0 {
 		return nil
 	}
 	if o.Standby {
-		return errors.New("a standby does not found a cluster: start it without bootstrap")
+		return errors.New("a standby does not found a cluster: start it without --bootstrap")
 	}
 	for i, name := range o.Bootstrap {
 		if err := subjects.CheckKind(name); err != nil {

@@ -79,8 +79,10 @@ type rights struct {
 	how       admission
 	node, app credentials // of the node, and of the application that it is embedded in
 	token     string      // that admits clients; may be a bcrypt hash
+	digest    string      // of what the configuration says, with the files that it includes
 	gaps      []string    // whom the node can't keep off its subjects
 	mute      bool        // leaf nodes may come, and none can send requests
+	others    []string    // the accounts that have users, where the node's, the global one, has none
 }
 
 // admission is how a configuration tells clients from others. A running server
@@ -108,7 +110,7 @@ func newAccess(o Options) (*access, error) {
 // apply adds the node's users and the permissions to a configuration as it was
 // read.
 func (a *access) apply(opts *server.Options, o Options) (r rights, err error) {
-	r = rights{how: admissionOf(opts, o), node: credentials{token: a.nodeToken}, app: credentials{token: a.appToken}, token: opts.Authorization}
+	r = rights{how: admissionOf(opts, o), node: credentials{token: a.nodeToken}, app: credentials{token: a.appToken}, token: opts.Authorization, digest: opts.ConfigDigest()}
 	r.gaps = gapsOf(opts, r.how)
 	switch {
 	case r.how == elsewhere && o.Credentials == "":
@@ -126,6 +128,7 @@ func (a *access) apply(opts *server.Options, o Options) (r rights, err error) {
 			"give it users (authorization { users: [...] }), with allowed_connection_types")
 	case r.how == byUsers:
 		r.node, r.app = credentials{key: a.nodeKey}, credentials{key: a.appKey}
+		r.others = a.otherAccounts(opts)
 		err := a.applyUsers(opts)
 		r.mute = a.mutesLeaves(opts)
 		return r, err

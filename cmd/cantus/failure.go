@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"regexp"
 
 	"github.com/cantuslog/cantus/subjects"
 )
@@ -33,6 +34,13 @@ func failf(status int, format string, args ...any) error {
 }
 
 func usagef(format string, args ...any) error { return failf(exitUsage, format, args...) }
+
+// packagePrefix is what begins the text of a package's error, which says nothing to
+// a person: the package, and for an option that it is one.
+var packagePrefix = regexp.MustCompile(`(^|: |\n)(?:(?:wal|broker|raftstore): (?:option out of range: )?|cluster: bad command: )`)
+
+// errorText is an error's text for a person.
+func errorText(err error) string { return packagePrefix.ReplaceAllString(err.Error(), "$1") }
 
 // exitStatus gives the status that err ends the program with.
 func exitStatus(err error) int {

@@ -77,7 +77,7 @@ func (p *program) run(ctx context.Context, args []string) int {
 // complain prints an error for a person.
 func (p *program) complain(err error) {
 	if err != nil {
-		fmt.Fprintf(p.errOut, "cantus: %v\n", err)
+		fmt.Fprintf(p.errOut, "cantus: %s\n", errorText(err))
 	}
 }
 

@@ -41,6 +41,7 @@ func valuesOf(flags []*kong.Flag) flagValues {
 // can take. running is what it runs with. A mistake changes nothing.
 func (p *program) reload(node *broker.Node, running flagValues, level *slog.LevelVar, log *slog.Logger) {
 	next, values, err := p.parseServe()
+	was := node.NATSConfigDigest()
 	if err == nil {
 		var opts broker.Options
 		if opts, err = next.options(); err == nil {
@@ -55,13 +56,16 @@ func (p *program) reload(node *broker.Node, running flagValues, level *slog.Leve
 	var changed, restart []string
 	for _, name := range slices.Sorted(maps.Keys(values)) {
 		switch {
-		case reflect.DeepEqual(values[name], running[name]):
+		case reflect.DeepEqual(values[name], running[name]) && (name != "nats-config" || node.NATSConfigDigest() == was):
 		case slices.Contains(reloadable, name):
 			running[name] = values[name]
 			changed = append(changed, name)
 		case name != "config":
 			restart = append(restart, name)
 		}
+	}
+	if len(changed) == 0 {
+		changed = []string{"nothing, unless certificates"}
 	}
 	log.Info("reloaded: the NATS configuration, certificates, log level and limits", "changed", strings.Join(changed, ","))
 	if len(restart) > 0 {

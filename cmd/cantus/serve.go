@@ -27,7 +27,7 @@ type serveCmd struct {
 	Listen      listenAddr   `placeholder:"HOST:PORT" default:"127.0.0.1:4222" env:"CANTUS_LISTEN" help:"Where NATS clients connect; port 0 takes a free one."`
 	HTTP        optionalAddr `name:"http" placeholder:"HOST:PORT" default:"127.0.0.1:8222" env:"CANTUS_HTTP" help:"Where /healthz, /readyz and /metrics are; port 0 takes a free one; off for none."`
 	Pprof       bool         `env:"CANTUS_PPROF" help:"Serve Go profiles on /debug/pprof too; --http must be on loopback."`
-	NATSConfig  string       `name:"nats-config" placeholder:"FILE" env:"CANTUS_NATS_CONFIG" type:"existingfile" help:"nats-server configuration for TLS, accounts, websocket, leaf nodes and the rest; what it says goes before --listen."`
+	NATSConfig  string       `name:"nats-config" placeholder:"FILE" env:"CANTUS_NATS_CONFIG" type:"existingfile" help:"nats-server configuration for TLS, accounts, websocket, leaf nodes and the rest; what it says goes before --listen, and a port in it without a host is open on every interface."`
 	Account     string       `placeholder:"NAME" env:"CANTUS_ACCOUNT" help:"NATS account that the subjects live in, where --nats-config has accounts. [default the global account]"`
 	Credentials string       `placeholder:"FILE" env:"CANTUS_CREDENTIALS" type:"existingfile" help:"NATS credentials for the node's own connections, where --nats-config has operators."`
 
@@ -108,9 +108,10 @@ func (c *serveCmd) Run(ctx context.Context, p *program, parsed *kong.Context) er
 	node, err := broker.Open(ctx, c.Data, opts)
 	if err != nil {
 		if ctx.Err() != nil {
-			return nil // told to stop before it served
+			opts.Logger.Info("stopped: told to by a signal before it served")
+			return nil
 		}
-		return p.ended(err)
+		return p.ended(c.Data, err)
 	}
 	opts.Logger.Info("open: " + node.Doors())
 	if _, err := fmt.Fprintln(p.out, readyLine(node.ClientURL(), node.HTTPAddr())); err != nil {
@@ -120,7 +121,10 @@ func (c *serveCmd) Run(ctx context.Context, p *program, parsed *kong.Context) er
 	for stopped := false; !stopped; {
 		select {
 		case <-ctx.Done():
-			return node.Close()
+			opts.Logger.Info("stopping: told to by a signal")
+			err := node.Close()
+			opts.Logger.Info("stopped")
+			return err
 		case <-hangups:
 			p.reload(node, running, &level, opts.Logger)
 		case <-node.Done():
@@ -131,13 +135,15 @@ func (c *serveCmd) Run(ctx context.Context, p *program, parsed *kong.Context) er
 	if closed := node.Close(); err == nil {
 		return closed
 	}
-	return p.ended(err)
+	return p.ended(c.Data, err)
 }
 
 // ended is what the program ends with after a node has stopped by itself, or did
 // not start. To be removed is no failure: somebody asked for it.
-func (p *program) ended(err error) error {
+func (p *program) ended(dir string, err error) error {
 	switch {
+	case errors.Is(err, broker.ErrInUse):
+		return inUse(dir)
 	case errors.Is(err, broker.ErrRemoved):
 		p.note("this node was removed from its cluster and stops; its data directory is not needed any more")
 		return nil
@@ -146,6 +152,9 @@ func (p *program) ended(err error) error {
 	}
 	return err
 }
+
+// inUse is the error for a data directory that another process has open.
+func inUse(dir string) error { return fmt.Errorf("%s is in use by a running node: stop it first", dir) }
 
 // secret returns the cluster's token, "" if none is given.
 func (c *serveCmd) secret() (string, error) {

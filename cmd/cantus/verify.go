@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"text/tabwriter"
@@ -39,7 +40,7 @@ func (c *verifyCmd) Run(p *program) error {
 		state := "whole"
 		if r.Err != nil {
 			damaged++
-			state = "DAMAGED: " + r.Err.Error()
+			state = "DAMAGED: " + errorText(r.Err)
 		}
 		fmt.Fprintf(t, "%d\t%d\t%d\t%d\t%d\t%s\t%x\t%s\n", r.Group, r.FirstTxid, r.LastTxid,
 			r.Transactions, r.Entries, humanize.IBytes(r.Bytes), r.Digest, state)
@@ -48,6 +49,8 @@ func (c *verifyCmd) Run(p *program) error {
 		return ferr
 	}
 	switch {
+	case errors.Is(err, wal.ErrInUse):
+		return inUse(c.Dir)
 	case err != nil:
 		return err
 	case damaged > 0:
