@@ -10,6 +10,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"log"
@@ -25,16 +26,23 @@ import (
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	defer stop()
-	if len(os.Args) != 3 {
-		log.Fatal("usage: follow URL PARTITION")
+	url, partition, err := arguments(os.Args[1:])
+	if err == nil {
+		err = follow(ctx, url, partition, os.Stdout)
 	}
-	partition, err := strconv.Atoi(os.Args[2])
-	if err != nil {
+	if err != nil && ctx.Err() == nil {
 		log.Fatal(err)
 	}
-	if err := follow(ctx, os.Args[1], partition, os.Stdout); err != nil && ctx.Err() == nil {
-		log.Fatal(err)
+}
+
+func arguments(args []string) (url string, partition int, err error) {
+	if len(args) == 2 {
+		partition, err = strconv.Atoi(args[1])
 	}
+	if len(args) != 2 || err != nil || partition < 0 {
+		return "", 0, errors.New("usage: follow URL PARTITION, such as: follow nats://127.0.0.1:4222 0")
+	}
+	return args[0], partition, nil
 }
 
 func follow(ctx context.Context, url string, partition int, w io.Writer) error {

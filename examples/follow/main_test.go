@@ -47,3 +47,11 @@ func TestAllIsPrinted(t *testing.T) {
 		t.Errorf("%v; printed %q", err, p.String())
 	}
 }
+
+func TestWrongArgumentsGetTheUsage(t *testing.T) {
+	for _, args := range [][]string{nil, {"url"}, {"url", "x"}, {"url", "-1"}, {"url", "0", "1"}} {
+		if _, _, err := arguments(args); err == nil || !strings.HasPrefix(err.Error(), "usage: follow URL PARTITION") {
+			t.Errorf("%q: %v", args, err)
+		}
+	}
+}

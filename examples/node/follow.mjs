@@ -2,10 +2,16 @@
 // come; with a third argument, only so many:
 //
 //	node follow.mjs nats://127.0.0.1:4222 0
+//
+// Install the NATS client first, with Node.js 22 or newer: npm ci
 import { connect } from "@nats-io/transport-node";
 import { read } from "./read.mjs";
 
-const [url, partition, count = Infinity] = process.argv.slice(2);
+const [url, partition, count = Infinity, ...rest] = process.argv.slice(2);
+if (!/^\d+$/.test(partition ?? "") || !(count >= 0) || rest.length > 0) {
+  console.error("usage: node follow.mjs URL PARTITION [COUNT], such as: node follow.mjs nats://127.0.0.1:4222 0");
+  process.exit(2);
+}
 const nc = await connect({ servers: url, maxReconnectAttempts: -1 });
 let last = 0; // a service keeps it with what it makes of the transactions
 while (last < count) {

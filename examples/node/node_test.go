@@ -3,8 +3,10 @@
 package node_test
 
 import (
+	"errors"
 	"fmt"
 	"os/exec"
+	"strings"
 	"sync"
 	"testing"
 
@@ -53,3 +55,19 @@ func TestFollowPrintsAll(t *testing.T) {
 		t.Errorf("it printed %q", out)
 	}
 }
+
+// Wrong arguments end a script before it connects: a counter must not become "NaN".
+func TestWrongArgumentsGetTheUsage(t *testing.T) {
+	for _, args := range [][]string{
+		{"transact.mjs"}, {"transact.mjs", nobody, "visits"}, {"transact.mjs", nobody, "visits", "x"}, {"transact.mjs", nobody, "visits", "1", "2"},
+		{"follow.mjs"}, {"follow.mjs", nobody}, {"follow.mjs", nobody, "x"}, {"follow.mjs", nobody, "0", "x"},
+	} {
+		out, err := exec.CommandContext(t.Context(), "node", args...).CombinedOutput()
+		var exit *exec.ExitError
+		if !errors.As(err, &exit) || exit.ExitCode() != 2 || !strings.HasPrefix(string(out), "usage: node "+args[0]) {
+			t.Errorf("node %q: %v\n%s", args, err, out)
+		}
+	}
+}
+
+const nobody = "nats://127.0.0.1:1"

@@ -2,12 +2,18 @@
 //
 //	node transact.mjs nats://127.0.0.1:4222 visits 1
 //
+// Install the NATS client first, with Node.js 22 or newer: npm ci
+//
 // However many run at a time, none is lost.
 import { randomUUID } from "node:crypto";
 import { connect, headers } from "@nats-io/transport-node";
 import { read } from "./read.mjs";
 
-const [url, counter, amount] = process.argv.slice(2);
+const [url, counter, amount, ...rest] = process.argv.slice(2);
+if (!/^[+-]?\d+$/.test(amount ?? "") || rest.length > 0) {
+  console.error("usage: node transact.mjs URL COUNTER AMOUNT, such as: node transact.mjs nats://127.0.0.1:4222 visits 1");
+  process.exit(2);
+}
 const nc = await connect({ servers: url, maxReconnectAttempts: -1 });
 
 // The view: all counters, up to the txid last.

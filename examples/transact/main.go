@@ -25,16 +25,23 @@ import (
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	defer stop()
-	if len(os.Args) != 4 {
-		log.Fatal("usage: transact URL COUNTER AMOUNT")
+	url, counter, amount, err := arguments(os.Args[1:])
+	if err == nil {
+		err = add(ctx, url, counter, amount, os.Stdout)
 	}
-	amount, err := strconv.Atoi(os.Args[3])
 	if err != nil {
 		log.Fatal(err)
 	}
-	if err := add(ctx, os.Args[1], os.Args[2], amount, os.Stdout); err != nil {
-		log.Fatal(err)
+}
+
+func arguments(args []string) (url, counter string, amount int, err error) {
+	if len(args) == 3 {
+		amount, err = strconv.Atoi(args[2])
 	}
+	if len(args) != 3 || err != nil {
+		return "", "", 0, errors.New("usage: transact URL COUNTER AMOUNT, such as: transact nats://127.0.0.1:4222 visits 1")
+	}
+	return args[0], args[1], amount, nil
 }
 
 // counters is the local view: all counters, by what the log says.

@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -35,5 +36,13 @@ func TestNoneIsLost(t *testing.T) {
 	var out bytes.Buffer
 	if err := add(ctx, l.URL(), "visits", 1, &out); err != nil || out.String() != fmt.Sprintln("visits", 2*adders+1) {
 		t.Errorf("%q, %v", out.String(), err)
+	}
+}
+
+func TestWrongArgumentsGetTheUsage(t *testing.T) {
+	for _, args := range [][]string{nil, {"url", "visits"}, {"url", "visits", "x"}, {"url", "visits", "1", "2"}} {
+		if _, _, _, err := arguments(args); err == nil || !strings.HasPrefix(err.Error(), "usage: transact URL COUNTER AMOUNT") {
+			t.Errorf("%q: %v", args, err)
+		}
 	}
 }
