@@ -1,6 +1,7 @@
 package broker
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -183,14 +184,20 @@ func (n *Node) awaitCandidate(ctx context.Context, name, key string) (candidate,
 		select {
 		case <-heard:
 		case <-ctx.Done():
-			with := ""
-			if key != "" {
-				with = " with the key " + key
-			}
-			return candidate{}, subjects.Errorf(subjects.BadRequest,
-				"node %q%s is not there to be added: start it with --name %s and the --routes of this cluster first", name, with, name)
+			return candidate{}, n.noCandidate(name, key)
 		}
 	}
+}
+
+// noCandidate says why there is no node to be added.
+func (n *Node) noCandidate(name, key string) error {
+	for _, q := range n.peers.candidates.named(name, time.Now()) {
+		if q.ClusterID == "" && key != "" {
+			return subjects.Errorf(subjects.BadRequest, "node %q is there with the key %s, and not with %s: compare it with the node's own log before you add it",
+				name, cmp.Or(fingerprint(q.Key), "(none)"), key)
+		}
+	}
+	return subjects.Errorf(subjects.BadRequest, "node %q is not there to be added: start it with --name %s and the --routes of this cluster first", name, name)
 }
 
 // onRemove takes everything off a node and then the node out of the cluster,

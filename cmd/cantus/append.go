@@ -85,6 +85,9 @@ func (c *appendCmd) settle() error {
 			return usagef("--key %q is not one NATS token: 1 to %d bytes without white space, control characters, '.', '*' or '>'",
 				c.Key, subjects.MaxToken)
 		}
+		if _, err := os.Stat(c.Partition); err != nil && new(partition).UnmarshalText([]byte(c.Partition)) == nil {
+			return usagef("give either a partition or --key, not both: %s is no file", c.Partition)
+		}
 		c.Partition, c.File = "", c.Partition
 	case c.Partition == "":
 		return usagef("name the partition to append to, such as \"cantus append 0\", or --key")

@@ -379,9 +379,9 @@ func (c *clusterRebuildCmd) Run(ctx context.Context, p *program) error {
 
 type trimCmd struct {
 	Partition partition `arg:"" name:"P" help:"The partition."`
-	Before    txid      `placeholder:"TXID" xor:"what" required:"" help:"Trim what is older than this transaction."`
-	Age       duration  `placeholder:"TIME" xor:"what" required:"" help:"Trim what is older than this, such as 720h."`
-	Size      byteSize  `placeholder:"SIZE" xor:"what" required:"" help:"Keep about so many bytes of the newest, such as 10GiB."`
+	Before    txid      `placeholder:"TXID" xor:"what" help:"Trim what is older than this transaction."`
+	Age       duration  `placeholder:"TIME" xor:"what" help:"Trim what is older than this, such as 720h."`
+	Size      byteSize  `placeholder:"SIZE" xor:"what" help:"Keep about so many bytes of the newest, such as 10GiB."`
 	connection
 }
 
@@ -400,6 +400,9 @@ Examples:
 
 // Run trims a partition.
 func (c *trimCmd) Run(ctx context.Context, p *program) error {
+	if c.Before == 0 && c.Age == 0 && c.Size == 0 {
+		return usagef("say what to trim: --before TXID, --age TIME or --size SIZE, such as \"cantus trim %d --age 720h\"", c.Partition)
+	}
 	l, err := c.open("trim")
 	if err != nil {
 		return err

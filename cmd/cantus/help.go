@@ -26,7 +26,7 @@ func describeValue(v *kong.Value) string {
 	if v.Enum != "" {
 		extra = append(extra, "one of "+strings.Join(v.EnumSlice(), ", "))
 	}
-	if v.HasDefault && v.Default != "" && !v.IsBool() {
+	if v.HasDefault && v.Default != "" && !v.IsBool() && !strings.Contains(v.Help, "[default") {
 		extra = append(extra, "default "+v.Default)
 	}
 	for _, env := range v.Tag.Envs {

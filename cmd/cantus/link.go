@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -10,6 +11,7 @@ import (
 	"net"
 	"net/url"
 	"os"
+	"strings"
 	"sync"
 	"time"
 
@@ -20,18 +22,18 @@ import (
 
 // connection holds the flags by which a client command finds the cluster.
 type connection struct {
-	Server   string   `group:"connection" placeholder:"URL,…" default:"nats://127.0.0.1:4222" env:"CANTUS_SERVER" help:"NATS servers to try, separated by commas."`
-	Prefix   prefix   `group:"connection" placeholder:"PREFIX" default:"cantus" env:"CANTUS_PREFIX" help:"What the cluster's subjects begin with."`
-	Timeout  duration `group:"connection" placeholder:"TIME" default:"5s" env:"CANTUS_TIMEOUT" help:"How long to wait for a connection, and for an answer."`
-	Creds    string   `group:"connection" placeholder:"FILE" env:"CANTUS_CREDS" type:"existingfile" help:"NATS credentials file."`
-	NKey     string   `group:"connection" name:"nkey" placeholder:"FILE" env:"CANTUS_NKEY" type:"existingfile" help:"File with an NKey seed."`
-	User     string   `group:"connection" placeholder:"NAME" env:"CANTUS_USER" help:"NATS user name."`
-	Password string   `group:"connection" placeholder:"TEXT" env:"CANTUS_PASSWORD" help:"NATS password; the variable keeps it out of the process list."`
-	Token    string   `group:"connection" placeholder:"TEXT" env:"CANTUS_TOKEN" help:"NATS token, likewise."`
-	Inbox    string   `group:"connection" name:"inbox-prefix" placeholder:"PREFIX" default:"_INBOX" env:"CANTUS_INBOX_PREFIX" help:"What the subjects of answers begin with."`
-	TLSCA    string   `group:"connection" name:"tls-ca" placeholder:"FILE" env:"CANTUS_TLS_CA" type:"existingfile" help:"PEM file of the authorities that the server's certificate is checked against, instead of the system's."`
-	TLSCert  string   `group:"connection" name:"tls-cert" placeholder:"FILE" env:"CANTUS_TLS_CERT" type:"existingfile" help:"PEM file of the client's own certificate."`
-	TLSKey   string   `group:"connection" name:"tls-key" placeholder:"FILE" env:"CANTUS_TLS_KEY" type:"existingfile" help:"PEM file of its key."`
+	Server   string      `group:"connection" placeholder:"URL,…" default:"nats://127.0.0.1:4222" env:"CANTUS_SERVER" help:"NATS servers to try, separated by commas."`
+	Prefix   prefix      `group:"connection" placeholder:"PREFIX" default:"cantus" env:"CANTUS_PREFIX" help:"What the cluster's subjects begin with."`
+	Timeout  duration    `group:"connection" placeholder:"TIME" default:"5s" env:"CANTUS_TIMEOUT" help:"How long to wait for a connection, and for an answer."`
+	Creds    string      `group:"connection" placeholder:"FILE" env:"CANTUS_CREDS" type:"existingfile" help:"NATS credentials file."`
+	NKey     string      `group:"connection" name:"nkey" placeholder:"FILE" env:"CANTUS_NKEY" type:"existingfile" help:"File with an NKey seed."`
+	User     string      `group:"connection" placeholder:"NAME" env:"CANTUS_USER" help:"NATS user name."`
+	Password string      `group:"connection" placeholder:"TEXT" env:"CANTUS_PASSWORD" help:"NATS password; the variable keeps it out of the process list."`
+	Token    string      `group:"connection" placeholder:"TEXT" env:"CANTUS_TOKEN" help:"NATS token, likewise."`
+	Inbox    inboxPrefix `group:"connection" name:"inbox-prefix" placeholder:"PREFIX" default:"_INBOX" env:"CANTUS_INBOX_PREFIX" help:"What the subjects of answers begin with."`
+	TLSCA    string      `group:"connection" name:"tls-ca" placeholder:"FILE" env:"CANTUS_TLS_CA" type:"existingfile" help:"PEM file of the authorities that the server's certificate is checked against, instead of the system's."`
+	TLSCert  string      `group:"connection" name:"tls-cert" placeholder:"FILE" env:"CANTUS_TLS_CERT" type:"existingfile" help:"PEM file of the client's own certificate."`
+	TLSKey   string      `group:"connection" name:"tls-key" placeholder:"FILE" env:"CANTUS_TLS_KEY" type:"existingfile" help:"PEM file of its key."`
 }
 
 // link is a client command's connection. One goroutine uses it.
@@ -63,14 +65,14 @@ func (c *connection) open(command string) (*link, error) {
 	}
 	opts = append(opts,
 		nats.Name("cantus "+command),
-		nats.CustomInboxPrefix(c.Inbox),
+		nats.CustomInboxPrefix(string(c.Inbox)),
 		nats.Timeout(l.timeout),
 		nats.MaxReconnects(-1),
 		nats.ReconnectWait(250*time.Millisecond),
 		nats.DisconnectErrHandler(func(*nats.Conn, error) { l.trouble(errLinkLost) }),
 		nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) {
 			if errors.Is(err, nats.ErrPermissionViolation) {
-				l.trouble(usagef("the NATS server forbids it to this user: %w", err))
+				l.trouble(c.forbidden(err))
 			}
 		}),
 	)
@@ -78,6 +80,15 @@ func (c *connection) open(command string) (*link, error) {
 		return nil, connectFailure(c.Server, err)
 	}
 	return l, nil
+}
+
+// forbidden is the failure for what the NATS server does not permit.
+func (c *connection) forbidden(err error) error {
+	hint := ""
+	if strings.Contains(err.Error(), fmt.Sprintf("Subscription to \"%s.", c.Inbox)) {
+		hint = ": give --inbox-prefix, such as _INBOX_" + cmp.Or(c.User, "operator")
+	}
+	return usagef("the NATS server forbids it to this user: %w%s", err, hint)
 }
 
 func (c *connection) options() ([]nats.Option, error) {
@@ -143,7 +154,7 @@ func connectFailure(server string, err error) error {
 		return failf(exitUnavailable, "no NATS server answers at %s: start a node with \"cantus serve\", "+
 			"or name another server with --server or CANTUS_SERVER", server)
 	case errors.Is(err, nats.ErrAuthorization):
-		return usagef("the NATS server at %s refuses these credentials: see --creds, --nkey, --user and --token", server)
+		return usagef("the NATS server at %s refuses these credentials: see --creds, --nkey, --token, or --user with --password (CANTUS_USER, CANTUS_PASSWORD)", server)
 	case errors.Is(err, nats.ErrTimeout):
 		return failf(exitUnavailable, "no answer from %s in time: is it a NATS server? --timeout waits longer", server)
 	case errors.Is(err, nats.ErrTLS), isTLSAlert(err):
@@ -235,7 +246,7 @@ func (l *link) cluster(ctx context.Context) (subjects.ClusterInfo, error) {
 	err := l.ask(ctx, l.names.Info(), nil, &info)
 	if errors.Is(err, nats.ErrNoResponders) {
 		err = failf(exitUnavailable, "the NATS server at %s answers, but no Cantus node does under the prefix %q: "+
-			"is --prefix right, and does this user see the node's account?", l.server, l.names.Prefix)
+			"is --prefix right, and does this user see the node's account, or is the node still waiting for others? Its log says so", l.server, l.names.Prefix)
 	}
 	return info, l.explain(err)
 }

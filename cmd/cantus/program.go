@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"regexp"
+	"slices"
 	"strings"
 
 	"github.com/alecthomas/kong"
@@ -138,6 +139,9 @@ func parseFailure(parser *kong.Kong, args []string, err error) error {
 	if missing := missingValue(err, text); missing != "" {
 		return errors.New(missing)
 	}
+	if better := misplaced(err, args, text); better != "" {
+		return errors.New(better)
+	}
 	if cmd := parserCommand(parser, word); cmd != nil && strings.Contains(text, "unknown flag") {
 		text += fmt.Sprintf("; \"cantus %s --help\" lists the flags", word)
 	}
@@ -149,7 +153,46 @@ func parseFailure(parser *kong.Kong, args []string, err error) error {
 var (
 	flagWithoutValue = regexp.MustCompile(`^--([a-z-]+): (?:expected .* but got "EOL"|missing value)`)
 	missingArgument  = regexp.MustCompile(`^expected "<(.+?)>`)
+	dashedValue      = regexp.MustCompile(`^--([a-z-]+): expected .* but got "(-[^"]*)"`)
 )
+
+// misplaced words values that stand where the parser does not look for them: after a
+// flag and with a dash, and without the flags that a command needs; "" for all else.
+func misplaced(err error, args []string, text string) string {
+	parse, ok := errors.AsType[*kong.ParseError](err)
+	if !ok || parse.Context == nil {
+		return ""
+	}
+	if m := dashedValue.FindStringSubmatch(text); m != nil {
+		for _, f := range parse.Context.Flags() {
+			if f.Name != m[1] {
+				continue
+			}
+			if err := tryValue(f, m[2]); err != nil {
+				return fmt.Sprintf("--%s: %v", f.Name, err)
+			}
+		}
+	}
+	node := parse.Context.Selected()
+	if node == nil || !strings.HasPrefix(text, "unexpected argument ") {
+		return ""
+	}
+	var flags []string
+	for _, f := range node.Flags {
+		if f.Required {
+			flags = append(flags, "--"+f.Name)
+		}
+	}
+	first := len(args) - len(flags) // of the values that lack a flag
+	if len(flags) == 0 || first < len(node.Positional) || slices.ContainsFunc(args, func(a string) bool { return strings.HasPrefix(a, "-") }) {
+		return ""
+	}
+	words := append([]string{"cantus"}, args[:first]...)
+	for i, f := range flags {
+		words = append(words, f, args[first+i])
+	}
+	return fmt.Sprintf("%s; did you mean %q?", text, strings.Join(words, " "))
+}
 
 // missingValue words that a flag has no value, or that an argument is missing,
 // and says what it could be; "" for all else.

@@ -64,12 +64,15 @@ const lostTries = 20
 
 // Run reads until the end, or until ctx is cancelled.
 func (c *readCmd) Run(ctx context.Context, p *program) error {
+	if c.From == 0 {
+		return usagef("there is no transaction 0: ids begin with 1")
+	}
 	l, err := c.open("read")
 	if err != nil {
 		return err
 	}
 	defer l.close()
-	r := &reader{cmd: c, p: p, link: l, out: bufio.NewWriter(p.out), next: max(uint64(c.From), 1)}
+	r := &reader{cmd: c, p: p, link: l, out: bufio.NewWriter(p.out), next: uint64(c.From)}
 	for {
 		done, err := r.step(ctx)
 		if ferr := r.out.Flush(); ferr != nil {

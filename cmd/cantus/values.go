@@ -173,7 +173,7 @@ func (c *replicaCount) UnmarshalText(text []byte) error {
 		*c = replicaCount(text[0] - '0')
 		return nil
 	}
-	return fmt.Errorf("%q is not a number of replicas: 1, 3 or 5", text)
+	return fmt.Errorf("%q is not a number of replicas: 1, 3 or 5 (an even number survives no more failures than one less)", text)
 }
 
 // prefix begins every subject.
@@ -187,10 +187,28 @@ func (p *prefix) UnmarshalText(text []byte) error {
 	return nil
 }
 
+// inboxPrefix begins the subjects of answers.
+type inboxPrefix string
+
+func (p *inboxPrefix) UnmarshalText(text []byte) error {
+	s := strings.TrimSuffix(strings.TrimSuffix(string(text), ">"), ".")
+	switch {
+	case s == "" || strings.ContainsAny(s, "*> \t\r\n") || strings.Contains("."+s+".", ".."):
+		return fmt.Errorf("%q begins no subject: write names joined by dots, such as _INBOX_writer", text)
+	case s != string(text):
+		return fmt.Errorf("%q: write it without %q: %s", text, string(text[len(s):]), s)
+	}
+	*p = inboxPrefix(s)
+	return nil
+}
+
 // lockName is the name of a lock, a point or a subtree.
 type lockName string
 
 func (l *lockName) UnmarshalText(text []byte) error {
+	if strings.Contains(string(text), ",") {
+		return fmt.Errorf("lock %q holds a comma: give one name, and repeat --write, --read or --append for each name", text)
+	}
 	if err := subjects.CheckLock(string(text)); err != nil {
 		return plain(err)
 	}
