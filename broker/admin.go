@@ -87,8 +87,10 @@ func (n *Node) subscribeOperations(ctx context.Context) ([]subscribed, error) {
 
 // subscribeNode subscribes to what any node, or this very one, answers.
 func (n *Node) subscribeNode(ctx context.Context) error {
+	if _, err := n.answerInCommon(n.names.Admin("status"), n.onOperation(ctx, n.onStatus)); err != nil {
+		return err
+	}
 	_, err := n.subscribeAll(ctx, map[string]operation{
-		n.names.Admin("status"):                       n.onStatus,
 		n.names.Admin("node", n.opts.Name, "member"):  n.onMember,
 		n.names.Admin("node", n.opts.Name, "rebuild"): n.onRebuild,
 	})

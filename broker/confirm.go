@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -16,7 +17,9 @@ import (
 
 // What one node says ends no process. A node that hears that it is no member asks
 // those that vote on the facts, as it knows them, and stops when a majority says so
-// too; until then it is not ready.
+// too. Some of those may be gone since; then a majority of the voters that one of the
+// others names will do. Until then the node is not ready, and answers nothing that
+// others can answer.
 
 // question is what a node asks of another.
 type question struct {
@@ -31,6 +34,8 @@ type answer struct {
 	Nonce  string `json:"nonce"`
 	Member bool   `json:"member"`
 	Facts  uint64 `json:"facts"` // the version that says so
+	// Voters are those that vote on these facts, and the ids of their directories.
+	Voters map[string]string `json:"voters,omitempty"`
 }
 
 // checkMembership looks whether a member takes this node for one: it may have been
@@ -46,34 +51,104 @@ func (n *Node) checkMembership(h hello) {
 	if h.Facts < max(facts.Version, n.joinedAt) || slices.Contains(h.Members, n.opts.Name) {
 		return
 	}
-	why := fmt.Sprintf("%s says that this node is no member of the cluster", h.Name)
+	n.beginDoubt(h.Name + " says that this node is no member of the cluster")
+}
+
+// checkOwnFacts begins to doubt when the facts that this node has don't list it:
+// it is not told of its own removal, but of what came after.
+func (n *Node) checkOwnFacts() {
+	facts, _ := n.meta.current()
+	member, is := facts.Nodes[n.opts.Name]
+	if facts.Version > n.joinedAt && (!is || member.ID != n.store.Identity().NodeID) {
+		n.beginDoubt("the cluster's facts don't list this node")
+	}
+}
+
+// beginDoubt has the voters on the facts asked whether this node is a member.
+func (n *Node) beginDoubt(why string) {
 	if !n.doubt.CompareAndSwap(nil, &why) {
 		return
 	}
-	n.log.Warn("this node may have been removed: the voters on the facts are asked", "because", why)
+	if ok, withheld := n.doubts.pass(why, time.Now()); ok {
+		n.log.Warn("this node may have been removed: the voters on the facts are asked", "because", why, "not_logged_before", withheld)
+	}
+	wake(n.voice.wake)
 	n.begin(n.settleDoubt)
 }
+
+// errDoubt is why nothing is fetched from others.
+var errDoubt = errors.New("this node may have been removed")
+
+// maxDoubtWait is the longest wait between two rounds of asking.
+const maxDoubtWait = 10 * helloInterval
 
 // settleDoubt asks until a majority has said that this node is no member, or all
 // that answer say that it is one.
 func (n *Node) settleDoubt() {
+	defer wake(n.voice.wake)
 	defer n.doubt.Store(nil)
+	wait := helloInterval
 	for n.Err() == nil {
-		facts, _ := n.meta.current()
-		deny, confirm := n.askVoters(facts)
-		switch voters := facts.MetaVoters(); {
-		case len(deny) >= majorityOfOthers(voters, n.opts.Name):
-			n.fail(fmt.Errorf("%w: %s say so", ErrRemoved, strings.Join(deny, " and ")))
+		facts, changed := n.meta.current()
+		v := n.askVoters(votersOf(facts), facts.Version)
+		denied := len(v.deny) >= majorityOfOthers(facts.MetaVoters(), n.opts.Name)
+		if !denied && len(v.deny) > 0 && len(v.confirm) == 0 {
+			denied = n.askNewest(&v)
+		}
+		switch {
+		case denied:
+			n.fail(fmt.Errorf("%w: %s", ErrRemoved, v))
 			return
-		case len(deny) == 0 && len(confirm) > 0:
+		case len(v.deny) == 0 && len(v.confirm) > 0:
 			return
+		}
+		if wait > helloInterval { // a removal that has just been decided is not known to all
+			n.stayInDoubt(v)
 		}
 		select {
 		case <-n.quit:
 			return
-		case <-time.After(helloInterval):
+		case <-changed:
+			wait = helloInterval
+		case <-time.After(wait):
+			wait = min(2*wait, maxDoubtWait)
 		}
 	}
+}
+
+// stayInDoubt says what keeps this node from knowing whether it was removed.
+func (n *Node) stayInDoubt(v votes) {
+	why := fmt.Sprintf("this node was removed, or its cluster is gone: %s; if it was removed, stop it and delete %s", v, n.store.Dir())
+	n.doubt.Store(&why)
+	if ok, withheld := n.doubts.pass(why, time.Now()); ok {
+		n.log.Warn(why, "not_logged_before", withheld)
+	}
+}
+
+// votes are what the voters on the facts say of this node's membership.
+type votes struct {
+	deny, confirm, silent []string
+	newest                answer // the denial with the newest facts
+}
+
+func (v votes) String() string {
+	var all []string
+	for _, part := range []struct {
+		names     []string
+		one, many string
+	}{
+		{v.deny, "says so", "say so"}, {v.confirm, "says that it is a member", "say that it is a member"},
+		{v.silent, "does not answer", "do not answer"},
+	} {
+		switch len(part.names) {
+		case 0:
+		case 1:
+			all = append(all, part.names[0]+" "+part.one)
+		default:
+			all = append(all, strings.Join(part.names, " and ")+" "+part.many)
+		}
+	}
+	return strings.Join(all, ", ")
 }
 
 // majorityOfOthers is how many of the voters but this node make a majority of all,
@@ -86,14 +161,41 @@ func majorityOfOthers(voters []string, self string) int {
 	return max(1, min(len(voters)/2+1, others))
 }
 
-// askVoters asks each of the others that vote on the facts whether this node is a
-// member.
-func (n *Node) askVoters(facts cluster.Facts) (deny, confirm []string) {
+// askNewest asks those that vote on the newest facts, as a voter that this node knows
+// names them, and adds what they say. It reports whether a majority of them denies
+// that this node is a member: more than one node, and none says otherwise.
+func (n *Node) askNewest(v *votes) bool {
+	voters, denials := v.newest.Voters, 0
+	rest := maps.Clone(voters)
+	for _, name := range slices.Concat(v.deny, v.silent) {
+		if _, votes := rest[name]; votes && slices.Contains(v.deny, name) {
+			denials++
+		}
+		delete(rest, name)
+	}
+	more := n.askVoters(rest, v.newest.Facts)
+	denials += len(more.deny)
+	v.deny, v.confirm, v.silent = append(v.deny, more.deny...), more.confirm, append(v.silent, more.silent...)
+	return denials > 1 && denials > len(voters)/2 && len(v.confirm) == 0
+}
+
+// votersOf are the members that vote on facts, and the ids of their directories.
+func votersOf(facts cluster.Facts) map[string]string {
+	all := map[string]string{}
+	for _, name := range facts.MetaVoters() {
+		all[name] = facts.Nodes[name].ID
+	}
+	return all
+}
+
+// askVoters asks each of the others of some nodes whether this one is a member. Facts
+// that are older than a version count for nothing.
+func (n *Node) askVoters(voters map[string]string, version uint64) (v votes) {
 	ctx, cancel := context.WithTimeout(context.Background(), askTime)
 	defer cancel()
 	var mu sync.Mutex
 	var asking sync.WaitGroup
-	for _, name := range facts.MetaVoters() {
+	for name, id := range voters {
 		if name == n.opts.Name {
 			continue
 		}
@@ -103,21 +205,28 @@ func (n *Node) askVoters(facts cluster.Facts) (deny, confirm []string) {
 			from, err := n.askNode(ctx, n.names.Admin("node", name, "member"), q, &a)
 			mu.Lock()
 			defer mu.Unlock()
+			said := &v.silent
 			switch {
 			case err != nil:
 				n.log.Debug("no answer about the own membership", "from", name, "err", err)
-			case a.Nonce != q.Nonce || from.name != name || from.id != facts.Nodes[name].ID || a.Facts < max(facts.Version, n.joinedAt):
+			case a.Nonce != q.Nonce || from.name != name || from.id != id || a.Facts < max(version, n.joinedAt):
 				n.distrust("answer", name, nil)
 			case a.Member:
-				confirm = append(confirm, name)
+				said = &v.confirm
 			default:
-				deny = append(deny, name)
+				said = &v.deny
+				if a.Facts >= v.newest.Facts {
+					v.newest = a
+				}
 			}
+			*said = append(*said, name)
 		})
 	}
 	asking.Wait()
-	slices.Sort(deny)
-	return deny, confirm
+	for _, names := range [][]string{v.deny, v.confirm, v.silent} {
+		slices.Sort(names)
+	}
+	return v
 }
 
 // askTime bounds waiting for another node's answer.
@@ -135,7 +244,9 @@ func (n *Node) onMember(_ context.Context, m *message) (any, error) {
 	}
 	facts, _ := n.meta.current()
 	member, is := facts.Nodes[q.Node]
-	return n.envelope(answerTo(m.subject), answer{Nonce: q.Nonce, Member: is && member.ID == q.ID, Facts: facts.Version}), nil
+	return n.envelope(answerTo(m.subject), answer{
+		Nonce: q.Nonce, Member: is && member.ID == q.ID, Facts: facts.Version, Voters: votersOf(facts),
+	}), nil
 }
 
 // errUnproved refuses what only nodes may ask.

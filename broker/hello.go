@@ -133,8 +133,8 @@ func (n *Node) onSigned(e envelope) {
 		n.complainOf(h, err)
 		return
 	}
-	n.clear()
 	n.takeIn(h, e.number)
+	n.clear()
 }
 
 // takeIn acts on what a member says.

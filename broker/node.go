@@ -37,6 +37,8 @@ type Node struct {
 	sealedFor  map[string]string      // founders that the secret was sealed for, and their keys
 	said       atomic.Uint64          // the number of the newest envelope
 	doubt      atomic.Pointer[string] // why the node may be no member any more
+	doubts     repeats                // what was said of it
+	voice      voice
 	distrusted limited
 	foreigners atomic.Int64 // hellos of another cluster's nodes, while starting
 	joinedAt   uint64       // version of the facts that has this node, if it has just joined
@@ -130,6 +132,7 @@ func Open(ctx context.Context, dir string, opts Options) (*Node, error) {
 		flying: semaphore.NewWeighted(batchesInFlight), reading: semaphore.NewWeighted(readsAtOnce), stopped: make(chan struct{}),
 	}
 	n.peers = newPeers(n.instance, n.said.Load)
+	n.voice.wake, n.voice.all = make(chan struct{}, 1), map[*common]struct{}{}
 	n.limits.reserve.Store(opts.Reserve)
 	n.limits.queueBytes.Store(int64(opts.QueueBytes))
 	if err := n.open(ctx, dir); err != nil {
@@ -357,12 +360,16 @@ func (n *Node) slot(partition int) *slot {
 // serve subscribes to what is the node's and not a partition's, and waits
 // until every partition is served.
 func (n *Node) serve(ctx, running context.Context) error {
-	if _, err := n.reads.subscribe(n.names.Info(), n.queueGroup(), n.serveCluster); err != nil {
+	if _, err := n.answerInCommon(n.names.Info(), n.serveCluster); err != nil {
 		return err
 	}
 	if err := n.subscribeNode(running); err != nil {
 		return err
 	}
+	if err := n.updateVoice(); err != nil {
+		return err
+	}
+	n.background.Go(func() { n.watchVoice(running) })
 	if err := startDiscovery(n); err != nil {
 		return err
 	}
@@ -384,6 +391,9 @@ func (n *Node) serve(ctx, running context.Context) error {
 		case <-ctx.Done():
 			return fmt.Errorf("%s: %w", why, ctx.Err())
 		}
+	}
+	if err := n.updateVoice(); err != nil {
+		return err
 	}
 	n.mu.Lock()
 	n.served = true

@@ -26,7 +26,9 @@ type slot struct {
 	mu        sync.Mutex
 	partition *partition // nil while there is no replica
 	doing     string     // what is done meanwhile
-	subscribe []subscribed
+
+	said repeats // what was logged while there is none
+	wait time.Duration
 }
 
 func newSlot(n *Node, id int) *slot {
@@ -91,8 +93,7 @@ func (s *slot) run(ctx context.Context) {
 			s.live(ctx, p)
 		case s.wanted(facts):
 			if err := s.bring(ctx); err != nil && ctx.Err() == nil {
-				s.log.Info("the replica is not here yet", "err", err)
-				pause(ctx, helloInterval)
+				s.postpone(ctx, err, changed)
 			}
 		default:
 			s.clear()
@@ -104,11 +105,34 @@ func (s *slot) run(ctx context.Context) {
 	}
 }
 
-// pause waits for a time or the end of ctx.
-func pause(ctx context.Context, d time.Duration) {
+// maxFetchWait is the longest wait between two tries to fetch a log.
+const maxFetchWait = 10 * helloInterval
+
+// postpone says why the replica is not here and waits before the next try: longer
+// each time that another node sends nothing, and no longer once the facts change.
+func (s *slot) postpone(ctx context.Context, err error, changed <-chan struct{}) {
+	wait := helloInterval
+	switch {
+	case errors.Is(err, errDoubt): // which is logged for all partitions together
+	case errors.Is(err, errNoSource), errors.Is(err, errFull):
+		s.complain(err)
+	default:
+		s.complain(err)
+		s.wait = min(max(2*s.wait, helloInterval), maxFetchWait)
+		wait = s.wait
+	}
 	select {
 	case <-ctx.Done():
-	case <-time.After(d):
+	case <-changed:
+		s.wait = 0
+	case <-time.After(wait):
+	}
+}
+
+// complain logs why the replica is not here, each reason once in a while.
+func (s *slot) complain(err error) {
+	if ok, withheld := s.said.pass(err.Error(), time.Now()); ok {
+		s.log.Info("the replica is not here yet", "err", err, "not_logged_before", withheld)
 	}
 }
 
@@ -143,8 +167,11 @@ var errNoSource = errors.New("no node is there that has a replica to fetch from"
 
 // fetch gets the log from the leader, or else from who has most of it.
 func (s *slot) fetch(ctx context.Context) error {
-	if s.node.isFull() {
+	switch {
+	case s.node.isFull():
 		return errFull
+	case s.node.doubt.Load() != nil:
+		return errDoubt
 	}
 	now := time.Now()
 	from, _, ok := s.node.peers.leader(s.id, now)
@@ -158,11 +185,14 @@ func (s *slot) fetch(ctx context.Context) error {
 		return errNoSource
 	}
 	s.set(nil, "is fetched from "+from)
-	s.log.Info("fetching the log", "from", from)
+	if ok, _ := s.said.pass("from "+from, time.Now()); ok {
+		s.log.Info("fetching the log", "from", from)
+	}
 	began := time.Now()
 	if err := raftstore.Fetch(ctx, s.node.network, uint32(s.id), from, s.data); err != nil {
 		return fmt.Errorf("fetch from %s: %w", from, err)
 	}
+	s.wait, s.said = 0, repeats{}
 	s.log.Info("log fetched", "from", from, "entries", s.data.LastIndex(), "took", time.Since(began))
 	return nil
 }
@@ -180,7 +210,8 @@ const (
 // live has the replica serve until it ceases to be here.
 func (s *slot) live(ctx context.Context, p *partition) {
 	running, cancel := context.WithCancel(ctx)
-	if err := s.listen(running, p); err != nil && ctx.Err() == nil {
+	end, err := s.node.answerInCommon(s.node.names.ReplicaRead(s.id), p.onRead(running, p.serveReplicaRead))
+	if err != nil && ctx.Err() == nil {
 		s.log.Warn("replica reads are not served", "err", err)
 	}
 	var serving sync.WaitGroup
@@ -188,7 +219,7 @@ func (s *slot) live(ctx context.Context, p *partition) {
 	why := s.watch(ctx, p)
 	cancel()
 	serving.Wait()
-	s.node.unsubscribeAll(s.subscribe)
+	end()
 	if why == stopping {
 		return // the node closes its replicas, each in its place
 	}
@@ -216,17 +247,9 @@ func (s *slot) refetch(ctx context.Context) {
 		if err == nil {
 			return
 		}
-		s.log.Info("the replica is not here yet", "err", err)
-		pause(ctx, helloInterval)
+		_, changed := s.node.meta.current()
+		s.postpone(ctx, err, changed)
 	}
-}
-
-// listen subscribes to what any replica answers.
-func (s *slot) listen(ctx context.Context, p *partition) error {
-	n := s.node
-	id, err := n.reads.subscribe(n.names.ReplicaRead(s.id), n.queueGroup(), p.onRead(ctx, p.serveReplicaRead))
-	s.subscribe = []subscribed{{n.reads, id}}
-	return err
 }
 
 // watch blocks until the replica must go, and says why.

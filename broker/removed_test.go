@@ -1,0 +1,116 @@
+package broker_test
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"log/slog"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/cantuslog/cantus/broker"
+	"github.com/cantuslog/cantus/subjects"
+)
+
+// remove takes a node out of the cluster, and closes it once it has stopped.
+func (c *nodes) remove(name string) {
+	c.t.Helper()
+	c.operate("n1", subjects.AdminRequest{Node: name}, "cluster", "remove")
+	n := c.node(name)
+	<-n.Done()
+	if err := n.Err(); !errors.Is(err, broker.ErrRemoved) {
+		c.t.Fatalf("%s ended with %v", name, err)
+	}
+	_ = n.Close()
+	c.mu.Lock()
+	delete(c.open, name)
+	c.mu.Unlock()
+	c.settle("n1")
+}
+
+// again opens a node in the background, with a log of its own. The channel has what
+// Open returns; stop ends the wait for it.
+func (c *nodes) again(name string) (log *buffer, opened <-chan error, stop func()) {
+	log = &buffer{}
+	o := c.options(name)
+	o.Logger = slog.New(slog.NewTextHandler(log, nil))
+	ctx, cancel := context.WithCancel(c.t.Context())
+	done := make(chan error, 1)
+	go func() {
+		n, err := broker.Open(ctx, c.dirs[name], o)
+		if err == nil {
+			err = n.Close()
+		}
+		done <- err
+	}()
+	return log, done, cancel
+}
+
+// A removed node that is started again can't tell by itself that it was removed, if
+// those that it would have to ask are gone. It must not answer for the cluster.
+func TestARemovedNodeWhoseClusterIsGoneAnswersNothing(t *testing.T) {
+	c := openNodes(t, 3, broker.Options{Partitions: 2})
+	c.settle("n1")
+	c.remove("n3")
+	c.remove("n2")
+
+	log, opened, stop := c.again("n3")
+	defer stop()
+	eventually(t, "n3 says why it does not serve", func() bool {
+		return log.count("this node was removed, or its cluster is gone: n1 says so, n2 does not answer; if it was removed, stop it and delete "+c.dirs["n3"]) > 0
+	})
+	nc := c.conn("n1")
+	for range 40 { // the server chooses among those that answer
+		var i subjects.ClusterInfo
+		if m := ask(t, nc, subjects.Names{}.Info(), ""); json.Unmarshal(m.Data, &i) != nil || len(i.Nodes) != 1 {
+			t.Fatalf("info: %s", m.Data)
+		}
+		var s subjects.ClusterStatus
+		if m := ask(t, nc, subjects.Names{}.Admin("status"), ""); json.Unmarshal(m.Data, &s) != nil || s.AnsweredBy != "n1" {
+			t.Fatalf("status: %s", m.Data)
+		}
+	}
+	if n := log.count("fetching the log") + log.count("the replica is not here yet"); n > 4 {
+		t.Errorf("%d lines about two partitions", n)
+	}
+	stop()
+	if err := <-opened; !errors.Is(err, context.Canceled) || !strings.Contains(err.Error(), "this node was removed, or its cluster is gone") {
+		t.Errorf("n3 ended with %v", err)
+	}
+}
+
+// Of the voters that a removed node knows one is gone for good. It asks those that vote
+// now.
+func TestARemovedNodeAsksThoseThatVoteNow(t *testing.T) {
+	c := openNodes(t, 3, broker.Options{Partitions: 2})
+	c.settle("n1")
+	c.remove("n3")
+	c.remove("n2")
+	c.prepare("n4")
+	joined := make(chan error)
+	go func() { joined <- c.tryStart("n4") }()
+	c.addWhenThere("n4", false)
+	if err := <-joined; err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "n4 votes", func() bool {
+		s := c.status("n1")
+		return settled(s) && slices.Contains(s.Partitions[0].Placement, "n4")
+	})
+	c.stop("n1")
+
+	log, opened, stop := c.again("n3")
+	defer stop()
+	eventually(t, "n3 is in doubt", func() bool { return log.count("may have been removed") > 0 || log.count("log fetched") > 1 })
+	c.start("n1")
+	select {
+	case err := <-opened:
+		if !errors.Is(err, broker.ErrRemoved) {
+			t.Errorf("n3 ended with %v", err)
+		}
+	case <-time.After(patience):
+		t.Errorf("n3 goes on:\n%s", log.b.String())
+	}
+}
