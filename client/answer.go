@@ -125,6 +125,10 @@ func (l *lane) refused(fl *flight, e *subjects.Error, mark uint64) {
 	}
 	if e == nil {
 		l.known(fl.ch)
+		if err := l.c.nobody(l.partition); err != nil {
+			l.shut(err, fl.ch)
+			return
+		}
 		l.again(fl.ch, ErrNoLeader, time.Now())
 		return
 	}

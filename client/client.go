@@ -39,6 +39,7 @@ type Client struct {
 
 	mu      sync.Mutex
 	closed  error
+	sizing  bool // the number of partitions is being asked for
 	lanes   map[int]*lane
 	streams map[*stream]struct{}
 	asking  map[*asking]struct{}
@@ -117,7 +118,7 @@ func (c *Client) Close() error {
 
 // Append appends tx and waits until it is settled. When ctx ends first, the
 // error is ctx's if nothing was sent, or was done, and an *Unknown otherwise. The other
-// errors: *Conflict and *Refused, ErrDeadline, ErrFull, ErrClosed.
+// errors: *Conflict and *Refused, ErrDeadline, ErrNoPartition, ErrFull, ErrClosed.
 func (c *Client) Append(ctx context.Context, tx *Tx) (Receipt, error) {
 	f, err := c.AppendAsync(ctx, tx)
 	if err != nil {
@@ -127,7 +128,7 @@ func (c *Client) Append(ctx context.Context, tx *Tx) (Receipt, error) {
 }
 
 // AppendAsync puts tx on its way. ctx bounds the wait for room only. An error
-// says that nothing will be appended: *Refused for what is malformed, ErrFull, ErrClosed, or
+// says that nothing will be appended: *Refused for what is malformed, ErrNoPartition, ErrFull, ErrClosed, or
 // ctx's. Nothing of tx is kept when it returns.
 func (c *Client) AppendAsync(ctx context.Context, tx *Tx) (*Future, error) {
 	if err := tx.check(); err != nil {
@@ -161,6 +162,9 @@ func (c *Client) lane(partition int) (*lane, error) {
 	defer c.mu.Unlock()
 	if c.closed != nil {
 		return nil, c.closed
+	}
+	if err := c.missing(partition); err != nil {
+		return nil, err
 	}
 	l, ok := c.lanes[partition]
 	if !ok {

@@ -19,6 +19,9 @@ var (
 	ErrOptions = errors.New("client: option out of range")
 	// ErrFeed is in the chain of what FollowOptions.OnRejected is told.
 	ErrFeed = errors.New("client: a message of the feed is not the cluster's")
+	// ErrNoPartition is in the chain for a partition that the cluster does not
+	// have. Nothing was done.
+	ErrNoPartition = errors.New("client: partition does not exist")
 	// ErrNotFollowed is returned for a partition that a Follower was not given.
 	ErrNotFollowed = errors.New("client: partition is not followed")
 )
@@ -33,7 +36,8 @@ var (
 	// ErrNoAnswer is in the chain when the last try had no answer in time.
 	ErrNoAnswer = errors.New("client: no answer")
 	// ErrNoLeader is in the chain when nobody answers for the partition: it has
-	// no leader at the moment, or does not exist.
+	// no leader at the moment, or does not exist, as long as nobody says which
+	// (see ErrNoPartition).
 	ErrNoLeader = errors.New("client: nobody answers for the partition")
 	// ErrTries is returned by Transact when each try met a conflict. The
 	// chain holds the last one.

@@ -185,7 +185,7 @@ func (c *Client) Follow(ctx context.Context, after map[int]uint64, handle Handle
 // order, on a goroutine a partition, until ctx ends or all partitions have
 // stopped. It returns when no handler runs any more, with ctx's error or those
 // of the partitions: the handler's, ErrTrimmed or ErrAhead as *Refused,
-// ErrClosed. After it returned, Run goes on where it was. It must not run twice
+// ErrNoPartition, ErrClosed. After it returned, Run goes on where it was. It must not run twice
 // at a time.
 func (f *Follower) Run(ctx context.Context) error {
 	var wg sync.WaitGroup

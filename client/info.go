@@ -96,6 +96,12 @@ func (c *Client) request(ctx context.Context, partition int, subject string, bod
 			return fmt.Errorf("%w: %w", ErrClosed, err)
 		case errors.Is(err, nats.ErrNoResponders):
 			err = ErrNoLeader
+			if partition < 0 {
+				break
+			}
+			if missing := c.nobody(partition); missing != nil {
+				return missing
+			}
 		case try.Err() != nil:
 			err = ErrNoAnswer
 		}

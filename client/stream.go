@@ -235,6 +235,10 @@ func (s *stream) onRead(m *nats.Msg) {
 	case status == subjects.StatusEnd:
 		s.ended(m)
 	case status == "503":
+		if err := s.c.nobody(s.partition); err != nil {
+			s.endLocked(err)
+			return
+		}
 		s.failed(ErrNoLeader)
 	case parse != nil || status != "":
 		s.failed(fmt.Errorf("read: %w", cmp.Or(parse, errNotTransaction)))

@@ -32,6 +32,15 @@ func (p *paper) Write(b []byte) (int, error) {
 	return n, err
 }
 
+func TestAPartitionThatDoesNotExist(t *testing.T) {
+	ctx, stop := context.WithTimeout(t.Context(), time.Minute)
+	defer stop()
+	l := cantustest.New(t, cantustest.Options{Partitions: 2})
+	if err := follow(ctx, l.URL(), 77, &paper{}); !errors.Is(err, client.ErrNoPartition) {
+		t.Errorf("it ends with %v", err)
+	}
+}
+
 func TestAllIsPrinted(t *testing.T) {
 	ctx, stop := context.WithTimeout(t.Context(), time.Minute)
 	defer stop()

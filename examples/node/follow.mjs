@@ -24,7 +24,17 @@ while (last < count) {
     }
   } catch (err) {
     if (/^(trimmed|ahead|bad_request)/.test(err.message)) throw err;
+    if (/^nobody answers/.test(err.message)) await mustExist(partition);
     await new Promise((again) => setTimeout(again, 500)); // a leader is being found, say
   }
 }
 await nc.close();
+
+// Nobody answers for a partition that does not exist, as for one that has no leader.
+async function mustExist(partition) {
+  const info = await nc.request("cantus.info").then((m) => m.json(), () => undefined);
+  if (partition >= info?.partitions) {
+    const all = info.partitions;
+    throw new Error(`partition ${partition} does not exist: this cluster has ${all} (0 to ${all - 1})`);
+  }
+}

@@ -35,6 +35,14 @@ func TestTransactLosesNone(t *testing.T) {
 	}
 }
 
+func TestFollowOfAPartitionThatDoesNotExist(t *testing.T) {
+	l := cantustest.New(t, cantustest.Options{})
+	out, err := exec.CommandContext(t.Context(), "node", "follow.mjs", l.URL(), "9").CombinedOutput()
+	if want := "partition 9 does not exist: this cluster has"; err == nil || !strings.Contains(string(out), want) {
+		t.Errorf("it ended with %v and says %q", err, out)
+	}
+}
+
 func TestFollowPrintsAll(t *testing.T) {
 	l := cantustest.New(t, cantustest.Options{})
 	c := l.NewClient(t, client.Options{})

@@ -1,0 +1,74 @@
+package client
+
+import (
+	"context"
+	"fmt"
+)
+
+// Nobody answers for a partition that does not exist, as for one that has no leader
+// at the moment. So where nobody answers, the client asks once how many partitions
+// there are: the number is fixed when a cluster is founded.
+
+// noPartition is the error for a partition that the cluster does not have.
+type noPartition struct{ partition, partitions int }
+
+func (e *noPartition) Error() string {
+	return fmt.Sprintf("client: partition %d does not exist: this cluster has %d (0 to %d)", e.partition, e.partitions, e.partitions-1)
+}
+
+func (*noPartition) Is(target error) bool { return target == ErrNoPartition }
+
+// missing returns an error if the cluster is known not to have the partition.
+func (c *Client) missing(partition int) error {
+	if n := int(c.size.Load()); n > 0 && partition >= n {
+		return &noPartition{partition, n}
+	}
+	return nil
+}
+
+// nobody deals with the news that nobody answers for a partition. It returns an error
+// if that will stay so, and else has the cluster's size asked for, if it is not known.
+func (c *Client) nobody(partition int) error {
+	if c.size.Load() > 0 {
+		return c.missing(partition)
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.closed == nil && !c.sizing {
+		c.sizing = true
+		c.running.Go(c.findSize)
+	}
+	return nil
+}
+
+// findSize asks for the number of partitions, and ends what waits for one that does
+// not exist. Without an answer the next who meets nobody has it asked for again.
+func (c *Client) findSize() {
+	ctx, cancel := context.WithTimeout(context.Background(), c.opts.Timeout)
+	defer cancel()
+	c.running.Go(func() {
+		select {
+		case <-c.closing:
+			cancel()
+		case <-ctx.Done():
+		}
+	})
+	_, err := c.Partitions(ctx)
+	c.mu.Lock()
+	c.sizing = false
+	c.mu.Unlock()
+	if err != nil {
+		return
+	}
+	lanes, streams := c.all()
+	for _, l := range lanes {
+		if err := c.missing(l.partition); err != nil {
+			l.close(err)
+		}
+	}
+	for _, s := range streams {
+		if err := c.missing(s.partition); err != nil {
+			s.end(err)
+		}
+	}
+}
