@@ -83,7 +83,7 @@ var natsDocuments = map[string]natsDocument{
 		},
 		prints: map[string][]string{
 			`nats req cantus.append.0 '{"amount":50}' -H Cantus-Write-Lock:account.42 -H Cantus-High-Water-Mark:2`: {`"txid":3,`},
-			`nats req cantus.read.0 '{"from":1}' --replies=0`:                                                      {`\{"amount":100\}`, `Cantus-Txid: 3\n`, `Status: 204`, `Cantus-Next: 4\n`},
+			`nats req cantus.read.0 '{"from":1}' --replies=0 --timeout=2s`:                                         {`\{"amount":100\}`, `Cantus-Txid: 3\n`, `Status: 204`, `Cantus-Next: 4\n`},
 			`nats sub 'cantus.feed.0.>'`: {`Received on "cantus\.feed\.0\.tx"`, `seen on the feed`},
 		},
 		act: map[string]func(*testing.T, *client){`nats sub 'cantus.feed.0.>'`: appendAlways(0)},
