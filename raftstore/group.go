@@ -23,6 +23,7 @@ type Group struct {
 	network   *transport           // the transport, nil without a network
 	alone     *raft.InmemTransport // the transport, without one
 	marks     *marks
+	info      func(msg string, args ...any)
 	warn      func(msg string, args ...any)
 	closing   atomic.Bool
 	closeOnce sync.Once
@@ -42,10 +43,10 @@ type Group struct {
 // being fetched: see [Fetching]. An error that wraps [wal.ErrDamaged] says that
 // the log can't be read.
 func Open(opts Options) (*Group, error) {
-	g := &Group{node: opts.Node, log: &logStore{log: opts.Log, alone: opts.Network == nil, halt: &halt{contradicted: opts.Contradicted}}, warn: func(string, ...any) {}}
+	g := &Group{node: opts.Node, log: &logStore{log: opts.Log, alone: opts.Network == nil, halt: &halt{contradicted: opts.Contradicted}}, info: func(string, ...any) {}, warn: func(string, ...any) {}}
 	g.log.halt.ask(opts.Halted)
 	if opts.Logger != nil {
-		g.warn = opts.Logger.Warn
+		g.info, g.warn = opts.Logger.Info, opts.Logger.Warn
 	}
 	opts.logger = raftLogger(opts.Logger, &g.closing)
 	opts, config, err := opts.filled()

@@ -99,7 +99,7 @@ func (e *endpoint) orphaned(gone string) {
 	case <-time.After(time.Duration(turn) * g.heartbeat / staggerShare):
 	}
 	if g.follows(gone) && !e.network.hears(gone) {
-		e.network.log.Info("the leader's process is gone: standing for election", "group", e.id, "leader", gone)
+		g.info("the leader's process is gone: standing for election", "leader", gone)
 		g.stand(e.open)
 	}
 }

@@ -146,8 +146,13 @@ func (e *endpoint) serveFetch(l *link, to string) {
 	if err != nil {
 		err = errors.Join(err, c.send(fetchError, []byte(err.Error())), c.w.Flush())
 	}
-	if e.open.Err() == nil {
-		e.network.log.Info("log sent", "group", e.id, "to", to, "entries", sent, "err", err)
+	g := e.group.Load()
+	switch {
+	case g == nil || e.open.Err() != nil:
+	case err != nil:
+		g.warn("log not sent as a whole", "to", to, "entries", sent, "err", err)
+	default:
+		g.info("log sent", "to", to, "entries", sent)
 	}
 }
 
