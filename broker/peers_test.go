@@ -55,23 +55,26 @@ func TestWhichHellosAreOldOnes(t *testing.T) {
 func TestNamesThatAreRememberedAreBounded(t *testing.T) {
 	p, now := newPeers("me", func() uint64 { return 0 }), time.Now()
 	for i := range 2 * maxPeers {
-		h := hello{Name: fmt.Sprint("x", i), Instance: "i"}
-		p.fresh(h, 1, now)
-		h.Heard = []seen{{"me", 1}}
-		p.believe(h, 1, now)
+		p.fresh(hello{Name: fmt.Sprint("x", i), Instance: "i"}, 1, now)
 	}
-	if len(p.pending) > maxPeers || len(p.heard) > maxPeers {
-		t.Errorf("%d names are pending and %d are heard", len(p.pending), len(p.heard))
+	if n := len(p.pending); n != maxPeers {
+		t.Errorf("%d names are pending", n)
 	}
 	for i := range 2 * maxPending {
 		p.fresh(hello{Name: "x1", Instance: fmt.Sprint("other", i)}, 1, now)
 	}
-	if n := len(p.pending["x1"]); n > maxPending {
+	if n := len(p.pending["x1"]); n != maxPending {
 		t.Errorf("%d instances of one name are pending", n)
 	}
 	p.fresh(hello{Name: "late", Instance: "i"}, 1, now.Add(2*pendingTime))
-	if len(p.pending) != 1 {
-		t.Errorf("%d names are pending that were not heard for long", len(p.pending)-1)
+	if n := len(p.pending); n != 1 {
+		t.Errorf("%d names are pending that were not heard for long", n-1)
+	}
+	for i := range 2 * maxPeers {
+		p.believe(hello{Name: fmt.Sprint("x", i), Instance: "i"}, 1, now)
+	}
+	if n := len(p.heard); n != maxPeers {
+		t.Errorf("%d names are heard", n)
 	}
 	c := newCandidates()
 	for i := range 2 * maxCandidates {
