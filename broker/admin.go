@@ -76,7 +76,7 @@ func (n *Node) subscribeOperations(ctx context.Context) ([]subscribed, error) {
 		n.names.Admin("join"):                n.onJoin,
 		n.names.Admin("cluster", "add"):      n.onAdd,
 		n.names.Admin("cluster", "remove"):   n.onRemove,
-		n.names.Admin("cluster", "drain"):    n.nodeOperation("drained", cluster.Facts.Drain),
+		n.names.Admin("cluster", "drain"):    n.onDrain,
 		n.names.Admin("cluster", "undrain"):  n.nodeOperation("open to replicas again", cluster.Facts.Undrain),
 		n.names.Admin("cluster", "promote"):  n.nodeOperation("no standby any more", cluster.Facts.Promote),
 		n.names.Admin("cluster", "transfer"): n.onTransfer,
@@ -138,6 +138,31 @@ func (n *Node) nodeOperation(became string, compute func(cluster.Facts, string) 
 		}
 		return n.decide(ctx, func(f cluster.Facts) (cluster.Command, error) { return compute(f, r.Node) }, "node %s is %s", r.Node, became)
 	}
+}
+
+// onDrain takes off a node what others can hold.
+func (n *Node) onDrain(ctx context.Context, m *message) (any, error) {
+	reply, err := n.nodeOperation("drained", cluster.Facts.Drain)(ctx, m)
+	if err != nil {
+		return nil, err
+	}
+	r, err := operationBody(m, "node")
+	if err != nil {
+		return nil, err
+	}
+	stay := 0
+	for _, names := range n.facts().Placement {
+		if slices.Contains(names, r.Node) {
+			stay++
+		}
+	}
+	switch stay {
+	case 0:
+		return reply, nil
+	case 1:
+		return subjects.AdminReply{Done: fmt.Sprintf("node %s is draining: 1 replica has nowhere else to go", r.Node)}, nil
+	}
+	return subjects.AdminReply{Done: fmt.Sprintf("node %s is draining: %d replicas have nowhere else to go", r.Node, stay)}, nil
 }
 
 // onAdd makes a node that waits a member.

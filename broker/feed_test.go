@@ -316,6 +316,8 @@ func TestDiscovery(t *testing.T) {
 	appendTx(t, nc, "cantus.append.0", "x")
 	appendTx(t, nc, "cantus.append.0", "x", write, "a") // refused
 	collect(t, nc, "cantus.read.0", "")
+	ask(t, nc, "cantus.info", "")
+	wantRefusal(t, ask(t, nc, "cantus.info", "x"), subjects.BadRequest)
 	var ping micro.Ping
 	request(t, nc, message("$SRV.PING", ""), &ping)
 	if ping.Type != micro.PingResponseType || ping.Name != "cantus" || ping.Version != "1.2.3" || ping.ID == "" ||
@@ -351,6 +353,9 @@ func TestDiscovery(t *testing.T) {
 		}
 		for _, e := range s.Endpoints {
 			if e.Name == "append" && (e.NumRequests != 2 || e.NumErrors != 1 || e.LastError == "" || e.ProcessingTime <= 0 || e.AverageProcessingTime <= 0) {
+				t.Errorf("%+v", e)
+			}
+			if e.Name == "info" && (e.NumRequests != 2 || e.NumErrors != 1) {
 				t.Errorf("%+v", e)
 			}
 			if e.Name == "get" && e.NumRequests != 0 {

@@ -53,8 +53,11 @@ func (n *Node) serveCluster(m *message) {
 	if m.reply == "" {
 		return
 	}
+	began := time.Now()
+	defer func() { n.stats.add("info", 1, time.Since(began)) }()
 	if err := noBody(m.payload); err != nil {
 		e := wireError(err)
+		n.stats.fail("info", string(e.Reason))
 		n.readSender.send(appendRefusal(nil, m.reply, e, map[string]any{"error": e}))
 		return
 	}

@@ -114,3 +114,9 @@ func TestARemovedNodeAsksThoseThatVoteNow(t *testing.T) {
 		t.Errorf("n3 goes on:\n%s", log.b.String())
 	}
 }
+
+// What has nowhere else to go stays on a node that is drained, which the answer says.
+func TestADrainedNodeThatKeepsItsReplicas(t *testing.T) {
+	_, nc := openNode(t, t.TempDir(), broker.Options{Name: "n1", Partitions: 4})
+	wantBody(t, ask(t, nc, subjects.Names{}.Admin("cluster", "drain"), `{"node":"n1"}`), `{"done":"node n1 is draining: 4 replicas have nowhere else to go"}`)
+}

@@ -271,11 +271,15 @@ thrown away.
 
 // Run removes a node.
 func (c *clusterRemoveCmd) Run(ctx context.Context, p *program) error {
-	return c.operate(ctx, p, []string{"cluster", "remove"}, subjects.AdminRequest{Node: string(c.Node)}, c.Wait,
+	err := c.operate(ctx, p, []string{"cluster", "remove"}, subjects.AdminRequest{Node: string(c.Node)}, c.Wait,
 		func(s subjects.ClusterStatus) bool {
 			n, ok := nodeOf(s, string(c.Node))
 			return (!ok || n.State == "waiting") && settled(s)
 		})
+	if err == nil && c.Wait > 0 {
+		_, err = fmt.Fprintf(p.out, "node %s was removed\n", c.Node)
+	}
+	return err
 }
 
 type clusterDrainCmd struct {

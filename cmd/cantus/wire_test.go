@@ -426,3 +426,23 @@ func TestUserMayNot(t *testing.T) {
 	status, _, errOut := w.cantus("x", "append", "0", "--user", "reader", "--password", "secret")
 	w.expect(status, exitUsage, errOut, "forbids it to this user")
 }
+
+// With --wait the last word is that the node was removed, not that it will be.
+func TestRemoveSaysThatItIsDone(t *testing.T) {
+	w := newWire(t)
+	w.answer("cantus.admin.cluster.remove", func(_ int, msg *nats.Msg) {
+		respond(msg, subjects.AdminReply{Done: "node n3 is leaving"})
+	})
+	w.answer("cantus.admin.status", func(_ int, msg *nats.Msg) {
+		respond(msg, subjects.ClusterStatus{Nodes: []subjects.NodeStatus{{Name: "n1", State: "member"}}})
+	})
+	for wait, want := range map[string]string{"0s": "node n3 is leaving\n", "30s": "node n3 is leaving\nnode n3 was removed\n"} {
+		args := []string{"cluster", "remove", "n3"}
+		if wait != "0s" {
+			args = append(args, "--wait", wait)
+		}
+		if status, out, errOut := w.cantus("", args...); status != 0 || out != want {
+			t.Errorf("with --wait %s: status %d, %q, %q", wait, status, out, errOut)
+		}
+	}
+}
