@@ -35,3 +35,21 @@ func TestTheSameWarningIsLoggedOnceInAWhile(t *testing.T) {
 		t.Errorf("%d texts are remembered", len(r.all))
 	}
 }
+
+// Nodes whose tokens differ say so, whichever of them dials.
+func TestARefusedRouteIsExplained(t *testing.T) {
+	var log bytes.Buffer
+	l := natsLogger{slog.New(slog.NewTextHandler(&log, nil)), nil, &repeats{}}
+	l.Errorf("127.0.0.1:6251 - rid:5 - Route Error 'Authorization Violation'")
+	l.Errorf(`127.0.0.1:49952 - rid:12 - authentication error - User "cantus"`)
+	l.Errorf(`127.0.0.1:49953 - cid:13 - authentication error - User "app"`)
+	for _, want := range []string{"127.0.0.1:6251 refuses this node: it has another token, or none (--cluster-secret-file)",
+		"this node refuses the one at 127.0.0.1:49952: it has another token, or none (--cluster-secret-file)"} {
+		if !strings.Contains(log.String(), want) {
+			t.Errorf("%q is not in\n%s", want, log.String())
+		}
+	}
+	if strings.Count(log.String(), "token") != 2 {
+		t.Errorf("a client is no route:\n%s", log.String())
+	}
+}
