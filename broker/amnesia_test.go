@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"os"
 	"strings"
 	"sync"
@@ -163,6 +164,38 @@ func TestAnOlderCopyOfADirectoryTakesNoPart(t *testing.T) {
 	c.fill("n3", "after", 3)
 	if got := c.checkSame(0, c.names...); len(got) != 28 {
 		t.Errorf("of 28 transactions %d are there", len(got))
+	}
+}
+
+// An older copy can't begin generations by itself until nobody knows those that
+// it shows: a start that meets no other node begins none.
+func TestAStartThatMeetsNobodyBeginsNoGeneration(t *testing.T) {
+	c := openNodes(t, 3, broker.Options{Partitions: 1})
+	before := broker.Generation(c.node("n3"))
+	for _, name := range c.names {
+		c.stop(name)
+	}
+	taken, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer taken.Close()
+	opts := c.options("n3")
+	opts.Listen = taken.Addr().String()
+	for range 3 {
+		if n, err := broker.Open(t.Context(), c.dirs["n3"], opts); err == nil {
+			_ = n.Close()
+			t.Fatal("a node starts on a port that is taken")
+		}
+	}
+	s, err := wal.Open(c.dirs["n3"], wal.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	all, err := s.Generations()
+	if err != nil || before == 0 || len(all) == 0 || all[len(all)-1].Number != before {
+		t.Errorf("%d generations after %d, %v", len(all), before, err)
 	}
 }
 

@@ -173,6 +173,9 @@ func InDoubt(n *Node) bool { return n.doubt.Load() != nil }
 func Generation(n *Node) uint64 {
 	n.generations.mu.Lock()
 	defer n.generations.mu.Unlock()
+	if len(n.generations.own) == 0 {
+		return 0
+	}
 	return n.generations.own[len(n.generations.own)-1].Number
 }
 

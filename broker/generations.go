@@ -18,9 +18,11 @@ import (
 // Raft rests on it that no voter forgets what it has acknowledged. A data
 // directory that is put back from an older copy of itself, by a snapshot of a
 // virtual machine or from a backup, is such a voter, and nothing in it shows
-// that. So every directory counts its generations: one begins at each start,
-// and every generationTime while the node runs, and has a random nonce. Nodes
-// tell each other their newest generations at the beginning of every
+// that. So every directory counts its generations, each with a random nonce. One
+// begins before the node first connects to another after its start, and again
+// every generationTime. A node that meets nobody begins none: an older copy could
+// otherwise begin so many alone that what peers remember is no longer among
+// those it shows. Nodes tell each other their newest generations at the beginning of every
 // connection, and remember, durably and before anything else passes, the newest
 // of each other. A directory that does not show what it had shown before is an
 // older copy. The connection is refused at both ends, and with it all votes and
@@ -50,7 +52,8 @@ type generations struct {
 
 	mu     sync.Mutex
 	own    []wal.Generation
-	start  uint64               // number of the one that began with this start
+	due    bool                 // the next is to begin before anything is claimed
+	start  uint64               // number of the first that began since this start, 0 if none has
 	raised map[string]time.Time // when another directory last showed a newer one, by its id
 	denied map[string]string    // by nodes that know this directory as an older copy, and why
 	told   map[string]bool      // ids of older copies that were complained about
@@ -65,33 +68,33 @@ func openGenerations(n *Node, s *wal.Store) (*generations, error) {
 	g := &generations{
 		node: n, store: s, witness: w, raised: map[string]time.Time{}, denied: map[string]string{}, told: map[string]bool{}, shown: map[string]bool{},
 	}
-	if err := g.begin(); err != nil {
-		return nil, err
-	}
-	if len(g.own) > 0 {
-		g.start = g.own[len(g.own)-1].Number
-	}
-	return g, nil
+	g.own, err = s.Generations()
+	g.due = true
+	return g, err
 }
 
-// begin begins a generation. Without room on the disk there is none, and the
-// last one goes on.
-func (g *generations) begin() error {
-	own, err := g.store.BeginGeneration()
-	if err != nil && !errors.Is(err, wal.ErrNoSpace) {
-		return err
-	}
-	if err != nil {
-		g.node.log.Warn("no new generation of the data directory: older copies of it are not recognized for longer", "err", err)
-	}
+// refresh begins a generation if one is due. Without room on the disk there is none,
+// and the last one goes on.
+func (g *generations) refresh() {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	g.own = own
-	return nil
+	if !g.due {
+		return
+	}
+	own, err := g.store.BeginGeneration()
+	if err != nil {
+		g.node.log.Warn("no new generation of the data directory: older copies of it are not recognized for longer", "err", err)
+		return
+	}
+	g.own, g.due = own, false
+	if g.start == 0 {
+		g.start = own[len(own)-1].Number
+	}
 }
 
 // claims returns what this node says to another one.
 func (g *generations) claims(peer string) []byte {
+	g.refresh()
 	c := claims{id: g.store.Identity().NodeID, yours: remembered{id: g.idOf(peer)}}
 	if c.yours.id != "" {
 		seen, _ := g.witness.Get(c.yours.id)
@@ -298,7 +301,7 @@ func (n *Node) reconnect() {
 	}
 }
 
-// run begins generations and tells the other members of each, until ctx ends.
+// run has generations begin, and tells the other members of each, until ctx ends.
 func (g *generations) run(ctx context.Context) {
 	next := time.NewTicker(generationTime)
 	defer next.Stop()
@@ -322,9 +325,9 @@ func (g *generations) run(ctx context.Context) {
 			return
 		case <-retry.C:
 		case <-next.C:
-			if err := g.begin(); err != nil {
-				g.node.log.Warn("no new generation of the data directory", "err", err)
-			}
+			g.mu.Lock()
+			g.due = true
+			g.mu.Unlock()
 			greeted = map[string]bool{}
 		}
 	}

@@ -10,8 +10,8 @@ import (
 	"sync"
 )
 
-// Generation is a part of a data directory's life. One begins at each start of
-// its node, and now and then while it runs. Its number alone says little: an
+// Generation is a part of a data directory's life. One begins when its node first
+// meets another one after a start, and now and then while it meets others. Its number alone says little: an
 // older copy of the directory comes to the same number once more, and then has
 // another nonce.
 type Generation struct {
@@ -41,22 +41,37 @@ const (
 	GenerationsKept = 128
 )
 
-// BeginGeneration begins a generation of the directory and returns the newest
-// ones, at most [GenerationsKept], rising. When it returns nil they survive
-// power loss. Their numbers are consecutive. If the error wraps [ErrNoSpace], none
-// has begun, and the ones returned are those before.
-func (s *Store) BeginGeneration() ([]Generation, error) {
+// Generations returns the newest generations of the directory, at most
+// [GenerationsKept], rising, with consecutive numbers. The error wraps
+// [ErrDamaged] if they are not what was written.
+func (s *Store) Generations() ([]Generation, error) {
 	s.generating.Lock()
 	defer s.generating.Unlock()
+	return s.generations()
+}
+
+func (s *Store) generations() (all []Generation, err error) {
 	path := filepath.Join(s.dir, generationsFile)
-	var all []Generation
 	if err := readSealed(path, &all); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("begin a generation: %w", err)
+		return nil, fmt.Errorf("read the generations: %w", err)
 	}
 	for i := 1; i < len(all); i++ {
 		if all[i].Number != all[i-1].Number+1 {
-			return nil, fmt.Errorf("begin a generation: %w: %s skips from %d to %d", ErrDamaged, path, all[i-1].Number, all[i].Number)
+			return nil, fmt.Errorf("read the generations: %w: %s skips from %d to %d", ErrDamaged, path, all[i-1].Number, all[i].Number)
 		}
+	}
+	return all, nil
+}
+
+// BeginGeneration begins a generation of the directory and returns the newest
+// ones, as Generations does. When it returns nil they survive power loss. If the
+// error wraps [ErrNoSpace], none has begun, and the ones returned are those before.
+func (s *Store) BeginGeneration() ([]Generation, error) {
+	s.generating.Lock()
+	defer s.generating.Unlock()
+	all, err := s.generations()
+	if err != nil {
+		return nil, err
 	}
 	next := Generation{Number: 1}
 	if n := len(all); n > 0 {
@@ -65,7 +80,7 @@ func (s *Store) BeginGeneration() ([]Generation, error) {
 	_, _ = rand.Read(next.Nonce[:]) // never fails, says crypto/rand
 	all = append(all, next)
 	all = all[max(0, len(all)-GenerationsKept):]
-	if err := noSpace(writeSealed(path, all)); err != nil {
+	if err := noSpace(writeSealed(filepath.Join(s.dir, generationsFile), all)); err != nil {
 		return all[:len(all)-1], fmt.Errorf("begin a generation: %w", err)
 	}
 	return all, nil
