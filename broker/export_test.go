@@ -197,3 +197,12 @@ func Fenced(n *Node, partition int) string {
 
 // NodeConn connects to a node as it does itself.
 func NodeConn(n *Node) (*nats.Conn, error) { return n.dial(n.nats.rights.Load().node) }
+
+// HoldScans has no read go through a log until release is called.
+func HoldScans(n *Node) (release func()) {
+	most := scansAtOnce()
+	if !n.scans.TryAcquire(most) {
+		panic("broker: reads go through the log")
+	}
+	return func() { n.scans.Release(most) }
+}

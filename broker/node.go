@@ -85,6 +85,7 @@ type Node struct {
 
 	flying   *semaphore.Weighted // batches in flight, of all partitions
 	reading  *semaphore.Weighted // reads being served
+	scans    *semaphore.Weighted // reads that go through a log
 	readsNow atomic.Int64        // and how many
 	full     atomic.Bool         // the disk has no room
 	free     atomic.Int64        // bytes free on it
@@ -129,7 +130,7 @@ func Open(ctx context.Context, dir string, opts Options) (*Node, error) {
 		opts: opts, names: subjects.Names{Prefix: opts.Prefix}, log: opts.Logger, metrics: newMetrics(), stats: newServiceStats(),
 		instance: newInstance(), started: time.Now().UTC(), sealedFor: map[string]string{}, away: map[string]time.Time{},
 		helloNow: make(chan struct{}, 1), helloStop: make(chan struct{}), quit: make(chan struct{}), cleared: make(chan struct{}),
-		flying: semaphore.NewWeighted(batchesInFlight), reading: semaphore.NewWeighted(readsAtOnce), stopped: make(chan struct{}),
+		flying: semaphore.NewWeighted(batchesInFlight), reading: semaphore.NewWeighted(readsAtOnce), scans: semaphore.NewWeighted(scansAtOnce()), stopped: make(chan struct{}),
 	}
 	n.peers = newPeers(n.instance, n.said.Load)
 	n.voice.wake, n.voice.all = make(chan struct{}, 1), map[*common]struct{}{}

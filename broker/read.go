@@ -62,6 +62,8 @@ func (p *partition) readError(err error) *subjects.Error {
 	case errors.Is(err, errNotTaken):
 		return subjects.Errorf(subjects.Busy,
 			"the connection that the answer goes to takes nothing: it is too far behind with what was sent to it before")
+	case errors.Is(err, errScans):
+		return subjects.Errorf(subjects.Busy, "too many reads go through the node's logs: back off and try again")
 	case errors.Is(err, context.Canceled):
 		return subjects.Errorf(subjects.Unavailable, "this node does not serve partition %d any more: try again", p.id)
 	case errors.Is(err, wal.ErrTrimmed):

@@ -1,8 +1,10 @@
 package broker
 
 import (
+	"cmp"
 	"context"
 	"errors"
+	"runtime"
 	"time"
 
 	"github.com/cantuslog/cantus/subjects"
@@ -21,10 +23,19 @@ const (
 	// scanPart is about how much of the log a read goes through before it looks
 	// again whether it is wanted.
 	scanPart = 1 << 20
+	// scanPatience is how long a read waits for its turn to go through the log.
+	scanPatience = time.Second
 	// wantedEvery is how often a read that waits at the log's end looks whether
 	// it is wanted.
 	wantedEvery = time.Second
 )
+
+// errScans refuses a read that has waited for its turn too long.
+var errScans = errors.New("broker: too many reads go through the log")
+
+// scansAtOnce is how many reads go through the log at a time. More would not be
+// faster, and would leave no processor to anything else.
+func scansAtOnce() int64 { return int64(max(2, runtime.GOMAXPROCS(0))) }
 
 // errUnwanted ends a read whose reply subject has no subscriber any more.
 var errUnwanted = errors.New("broker: nobody listens to the answer")
@@ -50,6 +61,7 @@ type reading struct {
 	bytes int    // of the transactions
 	wrote int    // bytes of messages that were sent
 	out   []byte // messages that are to be sent
+	turn  bool   // it goes through the log
 	pack  packer // a message that is not full
 
 	done reached // what was sent
@@ -119,6 +131,10 @@ func (r *reading) scan(ctx context.Context, at position) error {
 	if r.next > at.mark {
 		return nil
 	}
+	if err := r.takeTurn(ctx); err != nil {
+		return err
+	}
+	defer r.endTurn()
 	var t wal.Transaction
 	scanned, looked := 0, 0
 	for _, b := range r.p.store.Batches(r.next, at.index) {
@@ -154,6 +170,28 @@ func (r *reading) scan(ctx context.Context, at position) error {
 		}
 	}
 	return nil
+}
+
+// takeTurn waits until the read may go through the log. It has no turn while it
+// waits for its client.
+func (r *reading) takeTurn(ctx context.Context) error {
+	scans := r.p.node.scans
+	if !scans.TryAcquire(1) {
+		patient, cancel := context.WithTimeout(ctx, scanPatience)
+		defer cancel()
+		if scans.Acquire(patient, 1) != nil {
+			return cmp.Or(ctx.Err(), errScans)
+		}
+	}
+	r.turn = true
+	return nil
+}
+
+func (r *reading) endTurn() {
+	if r.turn {
+		r.turn = false
+		r.p.node.scans.Release(1)
+	}
 }
 
 // recordBytes is about what a transaction takes in the log.
@@ -195,7 +233,11 @@ func (r *reading) add(ctx context.Context, t *wal.Transaction, size int) error {
 	if err := r.wanted(ctx); err != nil {
 		return err
 	}
-	return r.flush(ctx)
+	r.endTurn()
+	if err := r.flush(ctx); err != nil {
+		return err
+	}
+	return r.takeTurn(ctx)
 }
 
 // flush sends the messages that were put together, once the client is near

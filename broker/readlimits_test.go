@@ -240,3 +240,32 @@ accounts {
 		wholly(t, nc, "cantus.replica.read.0", options, step, count)
 	}
 }
+
+// Reads take turns at going through the log. Those that wait for long are refused,
+// appends go on, and whoever only waits at the log's end takes no turn.
+func TestReadsTakeTurns(t *testing.T) {
+	n, nc := openNode(t, t.TempDir(), broker.Options{Partitions: 1})
+	appendTx(t, nc, "cantus.append.0", "1")
+	release := broker.HoldScans(n)
+	if a := collect(t, nc, "cantus.read.0", `{"kinds":["zz"]}`); a.refusal == nil || !strings.HasPrefix(a.refusal.Header.Get(subjects.HeaderError), string(subjects.Busy)) {
+		t.Errorf("a read without a turn: %+v", a)
+	}
+	waiting := nc.NewRespInbox()
+	sub, err := nc.SubscribeSync(waiting)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := nc.PublishRequest("cantus.read.0", waiting, []byte(`{"from":2,"wait":"1m"}`)); err != nil {
+		t.Fatal(err)
+	}
+	release()
+	if r := appendTx(t, nc, "cantus.append.0", "2"); r.Txid != 2 {
+		t.Errorf("%+v", r)
+	}
+	if m, err := sub.NextMsg(patience); err != nil || string(m.Data) != "2" {
+		t.Errorf("%+v, %v", m, err)
+	}
+	if a := collect(t, nc, "cantus.read.0", ""); len(a.transactions) != 2 {
+		t.Errorf("%+v", a)
+	}
+}
