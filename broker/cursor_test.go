@@ -45,7 +45,7 @@ func TestCursors(t *testing.T) {
 			t.Errorf("step %d: headers %v", i, m.Header)
 		}
 	}
-	for _, body := range []string{`{}`, `{"txid":-1}`, `{"txid":"1"}`, `{"txid":1,"expect":1}`, `{`, `null`, `{"txid":1} x`} {
+	for _, body := range []string{`{}`, `{"txid":-1}`, `{"txid":"1"}`, `{"txid":1,"expect":1}`, `{"txid":1,"expected":null}`, `{`, `null`, `{"txid":1} x`} {
 		wantRefusal(t, ask(t, nc, "cantus.cursor.0.c", body), subjects.BadRequest)
 	}
 	wantRefusal(t, ask(t, nc, "cantus.cursor.0."+strings.Repeat("x", 65), ``), subjects.BadRequest)

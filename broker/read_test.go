@@ -47,7 +47,6 @@ func TestReads(t *testing.T) {
 		{``, all, 11},
 		{` `, all, 11},
 		{`{}`, all, 11},
-		{`{"from":null}`, all, 11},
 		{`{"from":8}`, all[7:], 11},
 		{`{"from":10}`, all[9:], 11},
 		{`{"from":11}`, nil, 11},

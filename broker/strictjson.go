@@ -78,11 +78,13 @@ func unicodeEscape(s string) (r rune, ok bool) {
 	return rune(n), err == nil
 }
 
-// checkFields refuses what encoding/json lets pass: a field given twice, and
-// one in other letter case than ours, which is small throughout.
+// checkFields refuses what encoding/json lets pass: a field given twice, one in
+// other letter case than ours, which is small throughout, and null, which it takes
+// for a field left out.
 func checkFields(body string) error {
 	d := json.NewDecoder(strings.NewReader(body))
 	seen := map[string]bool{}
+	last := ""
 	for depth, key := 0, true; ; {
 		t, err := d.Token()
 		if err != nil {
@@ -106,10 +108,12 @@ func checkFields(body string) error {
 				if small := strings.ToLower(v); small != v {
 					return subjects.Errorf(subjects.BadRequest, "body: unknown field %q: fields are in small letters", v)
 				}
-				seen[v], key = true, false
+				seen[v], key, last = true, false, v
 				continue
 			}
 			key = depth == 1 || key
+		case nil:
+			return subjects.Errorf(subjects.BadRequest, "body: null in field %q: give a value, or leave the field out", last)
 		default:
 			key = depth == 1 || key
 		}
