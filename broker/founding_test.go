@@ -115,7 +115,7 @@ func TestOptionsThatMakeNoCluster(t *testing.T) {
 		opts broker.Options
 		text string
 	}{
-		"founders without an address":  {broker.Options{Bootstrap: []string{"n1", "n2"}}, "give a cluster address and routes"},
+		"founders without an address":  {broker.Options{Bootstrap: []string{"n1", "n2"}}, "give a cluster address (--cluster) and routes (--routes)"},
 		"founders without this node":   {broker.Options{ClusterListen: "127.0.0.1:0", Bootstrap: []string{"n2", "n3"}}, `not this node, "n1"`},
 		"a founder twice":              {broker.Options{ClusterListen: "127.0.0.1:0", Bootstrap: []string{"n1", "n1"}}, `names "n1" twice`},
 		"a founder that is no name":    {broker.Options{ClusterListen: "127.0.0.1:0", Bootstrap: []string{"n1", "a.b"}}, "bootstrap"},
