@@ -16,18 +16,15 @@ import (
 // websocketURL reads the file in which the NATS server says where it listens.
 func websocketURL(t *testing.T, dir string) string {
 	t.Helper()
-	files, err := filepath.Glob(filepath.Join(dir, "*.ports"))
-	if err != nil || len(files) != 1 {
-		t.Fatalf("ports files %v, %v", files, err)
-	}
-	text, err := os.ReadFile(files[0])
-	if err != nil {
-		t.Fatal(err)
-	}
 	var ports struct{ WebSocket []string }
-	if err := json.Unmarshal(text, &ports); err != nil || len(ports.WebSocket) == 0 {
-		t.Fatalf("%s: %v", text, err)
-	}
+	eventually(t, "a ports file", func() bool { // it is written beside the start
+		files, _ := filepath.Glob(filepath.Join(dir, "*.ports"))
+		if len(files) != 1 {
+			return false
+		}
+		text, err := os.ReadFile(files[0])
+		return err == nil && json.Unmarshal(text, &ports) == nil && len(ports.WebSocket) > 0
+	})
 	return ports.WebSocket[0]
 }
 
