@@ -198,11 +198,9 @@ func Fenced(n *Node, partition int) string {
 // NodeConn connects to a node as it does itself.
 func NodeConn(n *Node) (*nats.Conn, error) { return n.dial(n.nats.rights.Load().node) }
 
-// HoldScans has no read go through a log until release is called.
-func HoldScans(n *Node) (release func()) {
+// HoldScans has no read go through a log until release is called. It waits for
+// those that do.
+func HoldScans(ctx context.Context, n *Node) (release func(), err error) {
 	most := scansAtOnce()
-	if !n.scans.TryAcquire(most) {
-		panic("broker: reads go through the log")
-	}
-	return func() { n.scans.Release(most) }
+	return func() { n.scans.Release(most) }, n.scans.Acquire(ctx, most)
 }

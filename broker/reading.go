@@ -172,8 +172,8 @@ func (r *reading) scan(ctx context.Context, at position) error {
 	return nil
 }
 
-// takeTurn waits until the read may go through the log. It has no turn while it
-// waits for its client.
+// takeTurn waits until the read may go through the log. A read that waits for its
+// client has no turn.
 func (r *reading) takeTurn(ctx context.Context) error {
 	scans := r.p.node.scans
 	if !scans.TryAcquire(1) {
@@ -226,7 +226,7 @@ func (r *reading) add(ctx context.Context, t *wal.Transaction, size int) error {
 	}
 	r.sent++
 	r.bytes += size
-	r.last = t.Txid
+	r.last, r.next = t.Txid, t.Txid+1
 	if len(r.out) < readChunk {
 		return nil
 	}

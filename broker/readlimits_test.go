@@ -246,7 +246,10 @@ accounts {
 func TestReadsTakeTurns(t *testing.T) {
 	n, nc := openNode(t, t.TempDir(), broker.Options{Partitions: 1})
 	appendTx(t, nc, "cantus.append.0", "1")
-	release := broker.HoldScans(n)
+	release, err := broker.HoldScans(t.Context(), n)
+	if err != nil {
+		t.Fatal(err)
+	}
 	if a := collect(t, nc, "cantus.read.0", `{"kinds":["zz"]}`); a.refusal == nil || !strings.HasPrefix(a.refusal.Header.Get(subjects.HeaderError), string(subjects.Busy)) {
 		t.Errorf("a read without a turn: %+v", a)
 	}
@@ -267,5 +270,40 @@ func TestReadsTakeTurns(t *testing.T) {
 	}
 	if a := collect(t, nc, "cantus.read.0", ""); len(a.transactions) != 2 {
 		t.Errorf("%+v", a)
+	}
+}
+
+// A read that gets no turn after it has waited for its client ends early, and says
+// where to go on: behind what it has sent.
+func TestAReadWithoutAnotherTurnEndsEarly(t *testing.T) {
+	const count = 500
+	n, nc := openNode(t, t.TempDir(), broker.Options{NATSConfig: config(t, "max_pending: 3145728"), Partitions: 1})
+	wide(t, nc, 0, count)
+	slow := slowly(t, n, 2<<20)
+	sub, err := slow.SubscribeSync(slow.NewRespInbox())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := slow.PublishRequest("cantus.read.0", sub.Subject, []byte(`{"max":65536,"max_bytes":8388608}`)); err != nil {
+		t.Fatal(err)
+	}
+	var sent uint64
+	for release := func() {}; ; sent++ {
+		m, err := sub.NextMsg(patience)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if m.Header.Get("Status") == subjects.StatusEnd {
+			release()
+			if next := number(t, m, subjects.HeaderNext); sent == count || next != sent+1 || number(t, m, subjects.HeaderLast) != sent {
+				t.Errorf("%d transactions came; the end says %v", sent, m.Header)
+			}
+			return
+		}
+		if sent == 0 {
+			if release, err = broker.HoldScans(t.Context(), n); err != nil {
+				t.Fatal(err)
+			}
+		}
 	}
 }
