@@ -81,12 +81,13 @@ func (g *generations) refresh() {
 	if !g.due {
 		return
 	}
+	g.due = false // a failure is not tried again before the next is due
 	own, err := g.store.BeginGeneration()
 	if err != nil {
 		g.node.log.Warn("no new generation of the data directory: older copies of it are not recognized for longer", "err", err)
 		return
 	}
-	g.own, g.due = own, false
+	g.own = own
 	if g.start == 0 {
 		g.start = own[len(own)-1].Number
 	}
