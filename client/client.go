@@ -116,6 +116,20 @@ func (c *Client) Close() error {
 	return all
 }
 
+// untilClosed returns a context that ends when the client is closed, or cancel is
+// called.
+func (c *Client) untilClosed() (ctx context.Context, cancel context.CancelFunc) {
+	ctx, cancel = context.WithCancel(context.Background())
+	c.running.Go(func() {
+		select {
+		case <-c.closing:
+			cancel()
+		case <-ctx.Done():
+		}
+	})
+	return ctx, cancel
+}
+
 // Append appends tx and waits until it is settled. When ctx ends first, the
 // error is ctx's if nothing was sent, or was done, and an *Unknown otherwise. The other
 // errors: *Conflict and *Refused, ErrDeadline, ErrNoPartition, ErrFull, ErrClosed.

@@ -56,15 +56,8 @@ func (c *Client) askFeedKey() {
 
 // fetchFeedKey asks for the key until there is an answer or the client is closed.
 func (c *Client) fetchFeedKey() {
-	ctx, cancel := context.WithCancel(context.Background())
+	ctx, cancel := c.untilClosed()
 	defer cancel()
-	c.running.Go(func() {
-		select {
-		case <-c.closing:
-			cancel()
-		case <-ctx.Done():
-		}
-	})
 	for tries := 1; ; tries++ {
 		err := c.fetchFeedKeyOnce(ctx)
 		if err == nil {

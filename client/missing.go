@@ -42,17 +42,13 @@ func (c *Client) nobody(partition int) error {
 }
 
 // findSize asks for the number of partitions, and ends what waits for one that does
-// not exist. Without an answer the next who meets nobody has it asked for again.
+// not exist. Without an answer, the next request that nobody answers has it asked for
+// again.
 func (c *Client) findSize() {
-	ctx, cancel := context.WithTimeout(context.Background(), c.opts.Timeout)
+	ctx, cancel := c.untilClosed()
 	defer cancel()
-	c.running.Go(func() {
-		select {
-		case <-c.closing:
-			cancel()
-		case <-ctx.Done():
-		}
-	})
+	ctx, stop := context.WithTimeout(ctx, c.opts.Timeout)
+	defer stop()
 	_, err := c.Partitions(ctx)
 	c.mu.Lock()
 	c.sizing = false

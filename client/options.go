@@ -14,8 +14,8 @@ type Options struct {
 	Prefix string
 
 	// FeedKey is the key that the packed feed is verified with, as cantus.info and
-	// `cantus status --json` show it. Without one the client asks cantus.info: who can answer
-	// there in the nodes' place can then forge the feed.
+	// `cantus status --json` show it. Without one the client asks cantus.info: a
+	// stranger that can answer there in the nodes' place can then forge the feed.
 	FeedKey string
 
 	// MaxInFlight is how many transactions may wait for their outcome, over all

@@ -98,7 +98,7 @@ func (l *lease) keep(ctx context.Context) error {
 	case l.until.IsZero() && began.Sub(l.at) < l.term:
 		return nil // others may come yet
 	case l.quiet:
-		l.until = began.Add(l.term * 9 / 10) // who sets it after began waits for longer
+		l.until = began.Add(l.term * 9 / 10) // a claimant that sets it after began waits for longer
 		return nil
 	}
 	return l.renew(ctx, began)
