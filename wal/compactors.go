@@ -38,7 +38,7 @@ type compactors struct {
 
 	mu      sync.Mutex
 	resting bool
-	needed  int       // by so many, who may stop and start them too
+	needed  int       // how many callers of need have not called done
 	written int64     // bytes since they were stopped, or since the time below
 	since   time.Time // zero at first
 }

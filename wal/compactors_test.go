@@ -45,12 +45,7 @@ func TestCompactorsRest(t *testing.T) {
 		t.Fatalf("%d compactors run for a few entries", n)
 	}
 	write(11, 2_000) // more tables than Badger takes without them
-	for s.Uncompacted() {
-		if t.Context().Err() != nil {
-			t.Fatal("there are tables to compact")
-		}
-		time.Sleep(time.Millisecond)
-	}
+	eventually(t, "the tables are compacted", func() bool { return !s.Uncompacted() })
 	done := s.NeedCompactors()
 	if s.CompactorsRest(now.Add(time.Hour)) || s.CompactorsRest(now.Add(2*time.Hour)) {
 		t.Fatal("the compactors rest while they are needed")

@@ -83,3 +83,6 @@ func (s *Store) NeedCompactors() (done func()) { return s.compactors.need() }
 
 // Uncompacted reports whether Badger has anything to compact.
 func (s *Store) Uncompacted() bool { return !inOrder(s.db) }
+
+// CheckRoom looks whether there is room, as the store does each second.
+func (s *Store) CheckRoom() { s.checkRoom() }

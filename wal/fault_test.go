@@ -199,12 +199,16 @@ func TestEntriesOnTheirWayAreTaken(t *testing.T) {
 		t.Fatal(err)
 	}
 	free.Store(1 << 20)
-	eventually(t, "tight", s.Tight)
+	if s.CheckRoom(); !s.Tight() {
+		t.Fatal("there is no room, and the store is not tight")
+	}
 	if err := told.run(s.Log(0), 10); err != nil {
 		t.Fatal(err)
 	}
 	free.Store(1 << 40)
-	eventually(t, "room", func() bool { return !s.Tight() })
+	if s.CheckRoom(); s.Tight() {
+		t.Fatal("there is room, and the store is tight")
+	}
 	if err := told.settle(s.Log(0)); err != nil {
 		t.Fatal(err)
 	}
