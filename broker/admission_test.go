@@ -160,7 +160,7 @@ func TestReloadOfATokenAndUsers(t *testing.T) {
 	works(t, outside)
 
 	reload(t, n, opts, `authorization { token: first }`)
-	eventually(t, "who has no token is disconnected", outside.IsClosed)
+	eventually(t, "a client without a token is disconnected", outside.IsClosed)
 	works(t, inside)
 	first := connect(t, n, nats.Token("first"), quiet)
 	if feeds(t, first) {
@@ -184,7 +184,7 @@ func TestReloadOfATokenAndUsers(t *testing.T) {
 	}
 
 	reload(t, n, opts, `authorization { token: second }`)
-	eventually(t, "who has the old token is disconnected", first.IsClosed)
+	eventually(t, "a client with the old token is disconnected", first.IsClosed)
 	works(t, connect(t, n, nats.Token("second")))
 	works(t, inside)
 }

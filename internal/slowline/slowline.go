@@ -10,7 +10,7 @@ import (
 	"time"
 )
 
-// New returns the address of a relay to a NATS server's URL. It lets so many bytes
+// New returns the address of a relay to a NATS server's URL. It lets rate bytes
 // a second through to the client, and ends with the test.
 func New(tb testing.TB, url string, rate int) string {
 	tb.Helper()
