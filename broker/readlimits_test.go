@@ -277,7 +277,7 @@ func TestReadsTakeTurns(t *testing.T) {
 // where to go on: behind what it has sent.
 func TestAReadWithoutAnotherTurnEndsEarly(t *testing.T) {
 	const count = 500
-	n, nc := openNode(t, t.TempDir(), broker.Options{NATSConfig: config(t, "max_pending: 3145728"), Partitions: 1})
+	n, nc := openNode(t, t.TempDir(), broker.Options{NATSConfig: smallPending(t), Partitions: 1})
 	wide(t, nc, 0, count)
 	slow := slowly(t, n, 2<<20)
 	sub, err := slow.SubscribeSync(slow.NewRespInbox())
