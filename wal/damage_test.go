@@ -1,6 +1,7 @@
 package wal_test
 
 import (
+	"encoding/binary"
 	"errors"
 	"flag"
 	"fmt"
@@ -265,5 +266,37 @@ func TestOldCheckpointIsDamage(t *testing.T) {
 	}
 	if _, err := wal.Open(dir, small()); !errors.Is(err, wal.ErrDamaged) {
 		t.Fatalf("open: %v", err)
+	}
+}
+
+// A MANIFEST that ends early, at a place where Badger could have ended it, makes
+// Badger find older versions of keys. What they lead to is not blamed on the
+// files that hold it.
+func TestAManifestThatEndsEarlyIsNamed(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, chance(t), 2)
+	dir, manifest := t.TempDir(), filepath.Join("store", "MANIFEST")
+	for range 400 {
+		w.step()
+	}
+	w.store.WaitApplied()
+	copyOpen(t, w.store, dir)
+	b, err := os.ReadFile(filepath.Join(dir, manifest))
+	if err != nil {
+		t.Fatal(err)
+	}
+	const magic, head = 8, 8 // then records: length, checksum, content
+	for end := int64(magic); end < int64(len(b)); end += head + int64(binary.BigEndian.Uint32(b[end:])) {
+		d := cut(manifest, end)
+		t.Run(d.what, func(t *testing.T) {
+			victim := t.TempDir()
+			for _, part := range []string{".", "store", "journal"} {
+				copyFiles(t, filepath.Join(dir, part), filepath.Join(victim, part))
+			}
+			if err := d.do(filepath.Join(victim, manifest)); err != nil {
+				t.Fatal(err)
+			}
+			mustNotLie(t, victim, manifest, w.logs)
+		})
 	}
 }

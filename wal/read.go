@@ -169,21 +169,30 @@ func (l *Log) unreadable(index uint64, cause error) error {
 	return fmt.Errorf("%s: %w", l.whereIs(index), cause)
 }
 
-// whereIs names the file that holds, or should hold, the entry at index.
+// whereIs names the files of which one is to blame for an entry at index that
+// can't be read: the value log that holds it, unless it is as Badger wrote it, or
+// those that led Badger there.
 func (l *Log) whereIs(index uint64) (path string) {
-	path = filepath.Join(l.store.dir, badgerDir)
-	missing := ""
+	dir := filepath.Join(l.store.dir, badgerDir)
 	err := l.store.view(func(txn *badger.Txn) error {
 		item, err := txn.Get(indexKey(opEntry, l.group, index))
 		if errors.Is(err, badger.ErrKeyNotFound) {
-			missing = l.store.keyHolders()
-		} else if err == nil {
-			path = filepath.Join(path, valueLogOf(item))
+			path = l.store.keyHolders()
+			return nil
 		}
-		return err
+		if err != nil {
+			return err
+		}
+		path = l.store.keyHolders()
+		if name, offset, size := valueLogOf(item); name != "" {
+			if name = filepath.Join(dir, name); !wholeLogEntry(name, offset, size) {
+				path = name + " or " + path
+			}
+		}
+		return nil
 	})
-	if err != nil && missing != "" {
-		return missing
+	if err != nil {
+		return dir
 	}
 	return path
 }

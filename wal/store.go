@@ -120,9 +120,9 @@ type Store struct {
 	deleted    atomic.Int64  // bytes that Badger was told to delete since it was last compacted
 	checking   sync.Mutex    // held while one is taken, or space reclaimed; guards checked
 	checked    uint64        // seq of the last one
-	// noted is what the checkpoint said of Badger's logs when the store was
-	// opened, for messages.
-	noted map[string]badgerLogEnd
+	// missing are the memtable logs that the checkpoint knew and that were gone
+	// when the store was opened, for messages.
+	missing []string
 	// badgerLogs is how far the last checkpoint found Badger's logs whole;
 	// checking guards it.
 	badgerLogs map[string]badgerLogEnd
@@ -186,8 +186,7 @@ func (s *Store) open() (err error) {
 			return err
 		}
 	}
-	s.noted = saved.BadgerLogs
-	if err = checkBadgerLogs(filepath.Join(s.dir, badgerDir), saved.BadgerLogs); err != nil {
+	if s.missing, err = checkBadgerLogs(filepath.Join(s.dir, badgerDir), saved.BadgerLogs); err != nil {
 		return err
 	}
 	if err = s.openBadger(); err != nil {

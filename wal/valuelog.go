@@ -42,28 +42,44 @@ type badgerLogEnd struct {
 	End  int64  `json:"end"`
 }
 
-// valueLogOf returns the name of the value log that holds an item's value, "" if
-// its key holds it. Badger only logs what it can't read, and does not export
-// where it looked.
-func valueLogOf(item *badger.Item) string {
+// valueLogOf returns the name of the value log that holds an item's value, and
+// where in it the item's entry is; the name is "" if the value stands beside its
+// key. Badger only logs what it can't read, and does not export where it looked.
+func valueLogOf(item *badger.Item) (name string, offset, size int64) {
 	at := reflect.ValueOf(item).Elem().FieldByName("vptr")
-	if item.EstimatedSize() == item.KeySize()+int64(at.Len()) || at.Len() < 4 {
-		return ""
+	if item.EstimatedSize() == item.KeySize()+int64(at.Len()) || at.Len() < 12 {
+		return "", 0, 0
 	}
-	return fmt.Sprintf(valueLogName, binary.NativeEndian.Uint32(at.Bytes()))
+	field := func(i int) uint32 { return binary.NativeEndian.Uint32(at.Bytes()[4*i:]) }
+	return fmt.Sprintf(valueLogName, field(0)), int64(field(2)), int64(field(1))
+}
+
+// wholeLogEntry reports whether the file at path holds an entry of size bytes at
+// offset that is as Badger wrote it.
+func wholeLogEntry(path string, offset, size int64) bool {
+	if size <= crcSize || size > badgerLogEntry {
+		return false
+	}
+	f, err := os.Open(path)
+	if err != nil {
+		return false
+	}
+	defer f.Close()
+	b := make([]byte, size)
+	if _, err := f.ReadAt(b, offset); err != nil {
+		return false
+	}
+	body := b[:size-crcSize]
+	return crc32.Checksum(body, castagnoli) == binary.BigEndian.Uint32(b[len(body):])
 }
 
 // keyHolders names the files of which one must have lost keys if Badger misses
 // some. Its tables were checked when it was opened, so it is the list of them, or
 // the log of a memtable that is gone.
 func (s *Store) keyHolders() string {
-	dir := filepath.Join(s.dir, badgerDir)
-	names := []string{filepath.Join(dir, badger.ManifestFilename)}
-	for _, name := range slices.Sorted(maps.Keys(s.noted)) {
-		path := filepath.Join(dir, name)
-		if _, err := os.Stat(path); errors.Is(err, os.ErrNotExist) && strings.HasSuffix(name, ".mem") {
-			names = append(names, path+" (which is missing)")
-		}
+	names := []string{filepath.Join(s.dir, badgerDir, badger.ManifestFilename)}
+	for _, path := range s.missing {
+		names = append(names, path+" (which is missing)")
 	}
 	return strings.Join(names, " or ")
 }
@@ -120,33 +136,38 @@ func badgerLogEnds(dir string, known map[string]badgerLogEnd) (map[string]badger
 }
 
 // checkBadgerLogs makes sure that the writable files hold whole entries as far
-// as a checkpoint has noted. One that is gone was no longer needed, or else its
-// entries are missed when they are read.
-func checkBadgerLogs(dir string, ends map[string]badgerLogEnd) error {
+// as a checkpoint has noted. It returns the memtable logs that are gone: either
+// they were no longer needed, or their entries are missed when they are read.
+func checkBadgerLogs(dir string, ends map[string]badgerLogEnd) (missing []string, err error) {
 	if err := removeEmptyLogs(dir, ends); err != nil {
-		return err
+		return nil, err
 	}
 	names, err := writableBadgerLogs(dir)
 	if err != nil {
-		return err
+		return nil, err
+	}
+	for _, name := range slices.Sorted(maps.Keys(ends)) {
+		if strings.HasSuffix(name, ".mem") && !slices.Contains(names, name) {
+			missing = append(missing, filepath.Join(dir, name))
+		}
 	}
 	for _, name := range names {
 		path := filepath.Join(dir, name)
 		head, err := readBadgerLogHead(path)
 		if err != nil {
-			return err
+			return nil, err
 		}
 		end := endOf(ends[name], head) // 0 for a file that is newer than the checkpoint
 		at, err := walkBadgerLog(path, badgerLogHeader, end)
 		if err != nil {
-			return err
+			return nil, err
 		}
 		if at < end {
-			return fmt.Errorf("%w: %s: the entry at byte %d is not what was written; entries up to byte %d were",
+			return nil, fmt.Errorf("%w: %s: the entry at byte %d is not what was written; entries up to byte %d were",
 				ErrDamaged, path, at, end)
 		}
 	}
-	return nil
+	return missing, nil
 }
 
 // endOf is where the file that begins with head was found to end, 0 if it is
