@@ -191,6 +191,8 @@ func TestOperationsThatMakeNoSense(t *testing.T) {
 		"trim by nothing":        {"trim.0", `{}`, "exactly one of"},
 		"trim by two":            {"trim.0", `{"before":1,"bytes":5}`, "exactly one of"},
 		"trim by what is no age": {"trim.0", `{"age":"old"}`, "is not a time"},
+		"trim by an odd age":     {"trim.0", `{"age":"+1h"}`, "is not a time"},
+		"trim by no age":         {"trim.0", `{"age":"0s"}`, "is not a time"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			m := ask(t, nc, "cantus.admin."+test.subject, test.body)

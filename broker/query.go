@@ -56,8 +56,8 @@ func parseQuery(body []byte) (query, error) {
 		}
 	}
 	if r.Wait != nil {
-		d, err := time.ParseDuration(*r.Wait)
-		if err != nil || d < 0 || d > subjects.MaxReadWaitSeconds*time.Second {
+		d, err := subjects.ParseDuration(*r.Wait)
+		if err != nil || d > subjects.MaxReadWaitSeconds*time.Second {
 			return bad("wait is %q: a duration from 0s to %ds, such as \"5s\", is allowed", *r.Wait, subjects.MaxReadWaitSeconds)
 		}
 		q.wait = d

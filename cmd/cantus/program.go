@@ -91,7 +91,7 @@ func newParser(p *program, exit func(int)) (*kong.Kong, error) { return p.parser
 
 // parser parses command lines into g.
 func (p *program) parser(g *grammar, exit func(int)) (*kong.Kong, error) {
-	parser, err := kong.New(g,
+	parser, err := kong.New(g, append(strictNumbers(),
 		kong.Name("cantus"),
 		kong.Description(description),
 		kong.Writers(p.out, p.errOut),
@@ -105,7 +105,7 @@ func (p *program) parser(g *grammar, exit func(int)) (*kong.Kong, error) {
 			{Key: "limits", Title: "Limits:"},
 			{Key: "log", Title: "Log:"},
 		}),
-	)
+	)...)
 	if err != nil {
 		return nil, err
 	}

@@ -2,11 +2,15 @@ package main
 
 import (
 	"fmt"
+	"math"
 	"net"
+	"reflect"
+	"regexp"
 	"strconv"
 	"strings"
 	"time"
 
+	"github.com/alecthomas/kong"
 	"github.com/dustin/go-humanize"
 
 	"github.com/cantuslog/cantus/subjects"
@@ -19,12 +23,74 @@ import (
 // maxPartitions is the most partitions that a cluster can be founded with.
 const maxPartitions = subjects.MaxPartitions
 
+// How numbers are written. The packages that parse them take more than anybody
+// means: signs, a comma inside a number, and the other bases of Go.
+var (
+	wholeForm  = regexp.MustCompile(`^[0-9]+(_[0-9]+)*$`)
+	numberForm = regexp.MustCompile(`^-?[0-9]+(\.[0-9]+)?(e[0-9]+)?$`)
+	sizeForm   = regexp.MustCompile(`^([0-9]+|[0-9]+(\.[0-9]+)? ?[A-Za-z]+)$`)
+)
+
+// whole parses a whole number between least and most. Its digits may be grouped by
+// underscores.
+func whole(text []byte, least, most int64) (int64, bool) {
+	n, err := strconv.ParseInt(strings.ReplaceAll(string(text), "_", ""), 10, 64)
+	return n, err == nil && wholeForm.Match(text) && n >= least && n <= most
+}
+
+// strictNumbers has flags of Go's own types take what the other flags do.
+func strictNumbers() []kong.Option {
+	return []kong.Option{
+		kong.TypeMapper(reflect.TypeFor[time.Duration](), word(func(text string, to reflect.Value) error {
+			d, err := subjects.ParseDuration(text)
+			to.SetInt(int64(d))
+			return err
+		})),
+		kong.KindMapper(reflect.Int, word(setWhole)),
+		kong.KindMapper(reflect.Int64, word(setWhole)),
+		kong.KindMapper(reflect.Float64, word(func(text string, to reflect.Value) error {
+			n, err := strconv.ParseFloat(text, 64)
+			if err != nil || !numberForm.MatchString(text) || n == 0 && text[0] == '-' {
+				return fmt.Errorf("%q is not a number, such as 5000 or 0.99", text)
+			}
+			to.SetFloat(n)
+			return nil
+		})),
+	}
+}
+
+// setWhole sets an integer. One below 0 stands for a default, or is out of the
+// flag's range, which its command says.
+func setWhole(text string, to reflect.Value) error {
+	digits, negative := strings.CutPrefix(text, "-")
+	n, ok := whole([]byte(digits), 0, math.MaxInt64)
+	if !ok || negative && n == 0 {
+		return fmt.Errorf("%q is not a whole number, such as 1000000", text)
+	}
+	if negative {
+		n = -n
+	}
+	to.SetInt(n)
+	return nil
+}
+
+// word has set parse the next word of a command line.
+func word(set func(text string, to reflect.Value) error) kong.Mapper {
+	return kong.MapperFunc(func(ctx *kong.DecodeContext, to reflect.Value) error {
+		var text string
+		if err := ctx.Scan.PopValueInto("value", &text); err != nil {
+			return err
+		}
+		return set(text, to)
+	})
+}
+
 // byteSize is a number of bytes, at least 1.
 type byteSize int64
 
 func (s *byteSize) UnmarshalText(text []byte) error {
 	n, err := humanize.ParseBytes(string(text))
-	if err != nil || n < 1 || n > 1<<62 {
+	if err != nil || !sizeForm.Match(text) || n < 1 || n > 1<<62 {
 		return fmt.Errorf("%q is not a size: write bytes with a unit, such as 256MiB, 1GiB or 500MB", text)
 	}
 	*s = byteSize(n)
@@ -35,8 +101,8 @@ func (s *byteSize) UnmarshalText(text []byte) error {
 type count int
 
 func (c *count) UnmarshalText(text []byte) error {
-	n, err := strconv.Atoi(strings.ReplaceAll(string(text), "_", ""))
-	if err != nil || n < 1 {
+	n, ok := whole(text, 1, math.MaxInt)
+	if !ok {
 		return fmt.Errorf("%q is not a number from 1 on, such as 1000000", text)
 	}
 	*c = count(n)
@@ -47,8 +113,8 @@ func (c *count) UnmarshalText(text []byte) error {
 type partitionCount int
 
 func (c *partitionCount) UnmarshalText(text []byte) error {
-	n, err := strconv.Atoi(string(text))
-	if err != nil || n < 1 || n > maxPartitions {
+	n, ok := whole(text, 1, maxPartitions)
+	if !ok {
 		return fmt.Errorf("%q is not a number of partitions: 1 to %d", text, maxPartitions)
 	}
 	*c = partitionCount(n)
@@ -59,8 +125,8 @@ func (c *partitionCount) UnmarshalText(text []byte) error {
 type partition int
 
 func (p *partition) UnmarshalText(text []byte) error {
-	n, err := strconv.Atoi(string(text))
-	if err != nil || n < 0 || n >= maxPartitions {
+	n, ok := whole(text, 0, maxPartitions-1)
+	if !ok {
 		return fmt.Errorf("%q is not a partition: 0, 1, … up to one less than the cluster has", text)
 	}
 	*p = partition(n)
@@ -83,9 +149,12 @@ func (t *txid) UnmarshalText(text []byte) error {
 type duration time.Duration
 
 func (d *duration) UnmarshalText(text []byte) error {
-	v, err := time.ParseDuration(string(text))
-	if err != nil || v <= 0 {
-		return fmt.Errorf("%q is not a duration: a number and a unit, such as 500ms, 5s or 2m", text)
+	v, err := subjects.ParseDuration(string(text))
+	if err != nil {
+		return err
+	}
+	if v == 0 {
+		return fmt.Errorf("%q is not a duration above 0, such as 500ms, 5s or 2m", text)
 	}
 	*d = duration(v)
 	return nil
@@ -96,7 +165,7 @@ type listenAddr string
 
 func (a *listenAddr) UnmarshalText(text []byte) error {
 	_, port, err := net.SplitHostPort(string(text))
-	if n, perr := strconv.Atoi(port); err != nil || perr != nil || n < 0 || n > 65535 {
+	if _, ok := whole([]byte(port), 0, 65535); err != nil || !ok {
 		return fmt.Errorf("%q is not HOST:PORT, such as 127.0.0.1:4222, [::1]:4222, or :4222 for every interface", text)
 	}
 	*a = listenAddr(text)
@@ -155,7 +224,7 @@ func (l *addresses) UnmarshalText(text []byte) error {
 	for word := range strings.SplitSeq(string(text), ",") {
 		word = strings.TrimSpace(word)
 		host, port, err := net.SplitHostPort(word)
-		if n, perr := strconv.Atoi(port); err != nil || host == "" || perr != nil || n < 1 || n > 65535 {
+		if _, ok := whole([]byte(port), 1, 65535); err != nil || host == "" || !ok {
 			return fmt.Errorf("%q is not HOST:PORT, such as 10.0.0.2:6222", word)
 		}
 		all = append(all, word)

@@ -349,6 +349,7 @@ func TestBadFlagsAreRefusedBeforeAnythingStarts(t *testing.T) {
 		"no skew at all":          {[]string{"append", "--skew=NaN"}, "from 0 to 10"},
 		"more lookups than all":   {[]string{"mixed", "--gets", "101"}, "from 0 to 100"},
 		"no readers":              {[]string{"tail", "--readers=0"}, "from 1"},
+		"less than nothing":       {[]string{"fill", "--fill=-5"}, "from 0 to"},
 		"no time":                 {[]string{"append", "--duration", "0s"}, "--count"},
 		"negative warm-up":        {[]string{"append", "--warm-up=-1s"}, "negative"},
 		"negative settling":       {[]string{"failover", "--settle=-1s"}, "negative"},

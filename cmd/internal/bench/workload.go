@@ -93,7 +93,7 @@ func (c *Command) workload() (*workload, error) {
 	if w.Conns == 0 {
 		w.Conns = d.conns
 	}
-	if w.Fill < 0 {
+	if w.Fill == -1 { // not given
 		w.Fill = d.fill
 	}
 	if w.Fill > 0 {
