@@ -204,3 +204,6 @@ func HoldScans(ctx context.Context, n *Node) (release func(), err error) {
 	most := scansAtOnce()
 	return func() { n.scans.Release(most) }, n.scans.Acquire(ctx, most)
 }
+
+// WrapSecret and UnwrapSecret are what a node that is added gets the secret by.
+var WrapSecret, UnwrapSecret = wrapSecret, unwrapSecret

@@ -229,9 +229,9 @@ func TestPermissionsByDefault(t *testing.T) {
 
 // What a configuration allows is not more than before.
 func TestPermissionsStayNarrow(t *testing.T) {
-	n, _ := openNode(t, t.TempDir(), broker.Options{NATSConfig: config(t, `authorization { users: [
+	n, nc := openNode(t, t.TempDir(), broker.Options{NATSConfig: config(t, `authorization { users: [
 		{user: u, password: p, permissions: {publish: "cantus.append.0", subscribe: "_INBOX.>"}},
-		{user: mute, password: p, permissions: {publish: [], subscribe: {allow: ["a"], deny: ["b"]}}},
+		{user: mute, password: p, permissions: {publish: {deny: ["secret"]}, subscribe: {allow: ["a", "x.>"], deny: ["x.secret"]}}},
 		{user: responder, password: p, permissions: {subscribe: "a", allow_responses: true}} ] }`)})
 	for _, c := range []struct {
 		user, verb, subject string
@@ -239,7 +239,8 @@ func TestPermissionsStayNarrow(t *testing.T) {
 	}{
 		{"u", "pub", "cantus.append.0", false}, {"u", "pub", "cantus.append.1", true}, {"u", "pub", "cantus.info", true},
 		{"u", "sub", "_INBOX.x", false}, {"u", "sub", "cantus.feed.>", true}, {"u", "sub", "a", true},
-		{"mute", "sub", "a", false}, {"mute", "sub", "b", true}, {"mute", "sub", "c", true},
+		{"mute", "sub", "a", false}, {"mute", "sub", "x.y", false}, {"mute", "sub", "x.secret", true}, {"mute", "sub", "c", true},
+		{"mute", "pub", "secret", true}, {"mute", "pub", "b", false}, {"mute", "pub", "cantus.packed.0", true},
 		{"responder", "pub", "b", true}, {"responder", "sub", "a", false},
 	} {
 		got := refused(t, n, func(nc *nats.Conn) error {
@@ -252,6 +253,16 @@ func TestPermissionsStayNarrow(t *testing.T) {
 		if got != c.refused {
 			t.Errorf("%s: %s %s: refused is %t", c.user, c.verb, c.subject, got)
 		}
+	}
+	responder := connect(t, n, nats.UserInfo("responder", "p"))
+	if _, err := responder.Subscribe("a", func(m *nats.Msg) { _ = m.Respond([]byte("yes")) }); err != nil {
+		t.Fatal(err)
+	}
+	if err := responder.FlushTimeout(patience); err != nil {
+		t.Fatal(err)
+	}
+	if m := ask(t, nc, "a", ""); string(m.Data) != "yes" {
+		t.Errorf("who may respond only answers %q", m.Data)
 	}
 }
 
