@@ -12,6 +12,7 @@ import (
 	"github.com/nats-io/nats.go"
 
 	"github.com/cantuslog/cantus/broker"
+	"github.com/cantuslog/cantus/subjects"
 )
 
 // feeds reports whether a client may publish what only nodes do. The client must
@@ -227,4 +228,33 @@ func TestGapsAreNamed(t *testing.T) {
 	if !log.has("LEAFNODE") {
 		t.Error("the log does not say what a leaf node's user needs")
 	}
+}
+
+// The limits that a reload changes count at once; one that is out of range changes
+// nothing.
+func TestReloadOfLimits(t *testing.T) {
+	const free = 1 << 30
+	opts := broker.Options{Partitions: 1, Reserve: free / 2, QueueBytes: 8 << 20}
+	broker.FreeSpace(&opts, func() int64 { return free })
+	n, nc := openNode(t, t.TempDir(), opts)
+	works(t, nc)
+	opts.Reserve, opts.QueueBytes = 2*free, 1<<20
+	if err := n.Reload(opts); err != nil {
+		t.Fatal(err)
+	}
+	wantRefusal(t, ask(t, nc, "cantus.append.0", "x"), subjects.StorageFull)
+	if got := broker.QueueSizes(n, 0); got != [3]int{1 << 20, 1 << 20, 1 << 20} {
+		t.Errorf("queues of %v bytes", got)
+	}
+	bad := opts
+	bad.Reserve, bad.QueueBytes = free/2, 1
+	if err := n.Reload(bad); !errors.Is(err, broker.ErrOptions) || !strings.Contains(err.Error(), "queue bytes is 1") {
+		t.Errorf("a queue of one byte: %v", err)
+	}
+	wantRefusal(t, ask(t, nc, "cantus.append.0", "x"), subjects.StorageFull)
+	opts.Reserve = free / 2
+	if err := n.Reload(opts); err != nil {
+		t.Fatal(err)
+	}
+	works(t, nc)
 }

@@ -2,6 +2,7 @@ package broker_test
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"log/slog"
 	"os"
@@ -32,7 +33,9 @@ func TestPortsAreNotOpenedToAnyone(t *testing.T) {
 		"on loopback":             {broker.Options{Listen: "127.0.0.1:0", ClusterListen: "localhost:0", Bootstrap: []string{"n1"}}, ""},
 	} {
 		t.Run(name, func(t *testing.T) {
-			n, err := broker.Open(t.Context(), t.TempDir(), test.opts)
+			ctx, cancel := context.WithTimeout(t.Context(), patience) // a node without --bootstrap waits
+			defer cancel()
+			n, err := broker.Open(ctx, t.TempDir(), test.opts)
 			if err == nil {
 				defer n.Close()
 			}

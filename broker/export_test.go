@@ -207,3 +207,15 @@ func HoldScans(ctx context.Context, n *Node) (release func(), err error) {
 
 // WrapSecret and UnwrapSecret are what a node that is added gets the secret by.
 var WrapSecret, UnwrapSecret = wrapSecret, unwrapSecret
+
+// QueueSizes are how many bytes may wait in front of a partition: of appends, of
+// cursors, and of either in a partition that is opened next.
+func QueueSizes(n *Node, partition int) [3]int {
+	p := n.slot(partition).current()
+	most := func(q *queue) int {
+		q.mu.Lock()
+		defer q.mu.Unlock()
+		return q.most
+	}
+	return [3]int{most(p.queue), most(p.cursors), int(n.limits.queueBytes.Load())}
+}

@@ -27,7 +27,9 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 func mustNotOpen(t *testing.T, dir string, bad broker.Options, want error, words ...string) {
 	t.Helper()
 	before := goleak.IgnoreCurrent()
-	n, err := broker.Open(t.Context(), dir, bad)
+	ctx, cancel := context.WithTimeout(t.Context(), patience) // it may wait for others
+	defer cancel()
+	n, err := broker.Open(ctx, dir, bad)
 	if err == nil {
 		_ = n.Close()
 		t.Fatal("it opened")

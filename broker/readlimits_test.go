@@ -253,6 +253,9 @@ func TestReadsTakeTurns(t *testing.T) {
 	if a := collect(t, nc, "cantus.read.0", `{"kinds":["zz"]}`); a.refusal == nil || !strings.HasPrefix(a.refusal.Header.Get(subjects.HeaderError), string(subjects.Busy)) {
 		t.Errorf("a read without a turn: %+v", a)
 	}
+	if a := collect(t, nc, "cantus.read.0", `{"from":2}`); a.refusal != nil || a.next != 2 {
+		t.Errorf("a read at the log's end needs a turn: %+v", a)
+	}
 	waiting := nc.NewRespInbox()
 	sub, err := nc.SubscribeSync(waiting)
 	if err != nil {
