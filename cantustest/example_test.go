@@ -25,7 +25,7 @@ func Example() {
 	l.Next(1, cantustest.Append, cantustest.NoResponders())
 	l.Next(1, cantustest.Append, cantustest.Repeat())
 
-	opts := client.Options{Timeout: 100 * time.Millisecond}
+	opts := client.Options{AttemptTimeout: 100 * time.Millisecond}
 	c, err := l.Client(opts)
 	if err != nil {
 		log.Fatal(err)

@@ -27,7 +27,7 @@ func soon(t testing.TB) context.Context {
 }
 
 // quick are options for tests in which tries fail.
-var quick = client.Options{Timeout: 100 * time.Millisecond, MinBackoff: time.Millisecond, MaxBackoff: 10 * time.Millisecond}
+var quick = client.Options{AttemptTimeout: 100 * time.Millisecond, MinBackoff: time.Millisecond, MaxBackoff: 10 * time.Millisecond}
 
 // holds checks that partition 0 holds just these payloads.
 func holds(t *testing.T, l *cantustest.Log, want ...string) {
@@ -56,7 +56,7 @@ func TestClientsSeeALogUnderTheUsualPrefix(t *testing.T) {
 	if err != nil || r.Txid != 1 {
 		t.Fatalf("%+v, %v", r, err)
 	}
-	var conflict *client.Conflict
+	var conflict *client.ConflictError
 	if _, err = c.Append(ctx, &client.Tx{WriteLocks: []string{"x"}}); !errors.As(err, &conflict) || conflict.Txid != 1 {
 		t.Fatalf("%v", err)
 	}
@@ -110,7 +110,7 @@ func TestAppendsMeetFaults(t *testing.T) {
 			l := cantustest.New(t, cantustest.Options{})
 			opts := quick
 			if tt.sends > 0 { // no silence needed
-				opts.Timeout = time.Minute
+				opts.AttemptTimeout = time.Minute
 			}
 			c := l.NewClient(t, opts)
 			l.Next(1, cantustest.Append, tt.fault)
@@ -133,7 +133,7 @@ func TestRefusedSaysWhatTheTestSays(t *testing.T) {
 	c := l.NewClient(t, client.Options{})
 	l.Next(1, cantustest.Append, cantustest.Conflict("account.42", 7))
 	_, err := c.Append(soon(t), &client.Tx{})
-	var conflict *client.Conflict
+	var conflict *client.ConflictError
 	if !errors.As(err, &conflict) || conflict.Txid != 7 || conflict.Lock != "account.42" || len(conflict.Conflicts) != 1 {
 		t.Fatalf("%v", err)
 	}
@@ -189,7 +189,7 @@ func TestFollowerGetsAllThroughFaults(t *testing.T) {
 				close(all)
 			}
 			return nil
-		}, client.FollowOptions{Silence: 10 * time.Millisecond})
+		}, client.FollowOptions{IdleTimeout: 10 * time.Millisecond})
 	}()
 	for i := range count {
 		if _, err := c.Append(ctx, &client.Tx{}); err != nil {
@@ -236,7 +236,7 @@ func TestHeldIsReleased(t *testing.T) {
 
 func TestCutOffClientsAreNotAnswered(t *testing.T) {
 	l := cantustest.New(t, cantustest.Options{})
-	c := l.NewClient(t, client.Options{Deadline: 50 * time.Millisecond})
+	c := l.NewClient(t, client.Options{Timeout: 50 * time.Millisecond})
 	l.Cut()
 	if _, err := c.Append(soon(t), &client.Tx{Payload: []byte("lost")}); err == nil {
 		t.Fatal("appended while cut off")

@@ -116,7 +116,7 @@ func TestRefusalsSayAllThatTheReplySaid(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			_, err := c.Append(ctx, &tt.tx)
 			wantErr(t, err, tt.is)
-			var r *client.Refused
+			var r *client.RefusedError
 			if !errors.As(err, &r) {
 				t.Fatalf("%T is no refusal", err)
 			}
@@ -127,7 +127,7 @@ func TestRefusalsSayAllThatTheReplySaid(t *testing.T) {
 			if r.ID == "" || r.Code != r.Reason.Code() || r.Message == "" {
 				t.Errorf("incomplete: %+v", r)
 			}
-			var conflict *client.Conflict
+			var conflict *client.ConflictError
 			if errors.As(err, &conflict) != (tt.is == client.ErrConflict) {
 				t.Errorf("%T: only conflicts are a *Conflict", err)
 			}
@@ -187,7 +187,7 @@ func TestOneRefusedDoesNotStopItsBatch(t *testing.T) {
 	for i := range count {
 		tx := &client.Tx{Payload: []byte(fmt.Sprint(i))}
 		if i%3 == 0 {
-			tx.Write("a") // at mark 0
+			tx.WriteLock("a") // at mark 0
 		}
 		f, err := c.AppendAsync(ctx, tx)
 		if err != nil {
@@ -199,7 +199,7 @@ func TestOneRefusedDoesNotStopItsBatch(t *testing.T) {
 	for i, f := range futures {
 		r, err := f.Wait(ctx)
 		if i%3 == 0 {
-			var conflict *client.Conflict
+			var conflict *client.ConflictError
 			if !errors.As(err, &conflict) || conflict.Txid != 1 || conflict.ID != f.ID() {
 				t.Fatalf("append %d: %v", i, err)
 			}
@@ -248,7 +248,7 @@ func TestOptionsAreChecked(t *testing.T) {
 	n := openNode(t, broker.Options{})
 	nc := connect(t, n)
 	for _, o := range []client.Options{
-		{Prefix: "a b"}, {MaxInFlight: -1}, {MaxBatch: subjects.MaxBatch + 1}, {Timeout: -1}, {MaxInFlightBytes: -5},
+		{Prefix: "a b"}, {MaxInFlight: -1}, {MaxBatch: subjects.MaxBatch + 1}, {AttemptTimeout: -1}, {MaxInFlightBytes: -5},
 	} {
 		if _, err := client.New(nc, o); !errors.Is(err, client.ErrOptions) {
 			t.Errorf("%+v: %v", o, err)

@@ -26,7 +26,7 @@ func TestBatchHandlerGetsWhatWaits(t *testing.T) {
 			next++
 		}
 		return nil
-	}, client.FollowOptions{Batch: most})
+	}, client.FollowOptions{MaxBatch: most})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -62,7 +62,7 @@ func TestFailedBatchIsGivenOneByOne(t *testing.T) {
 			t.Errorf("asked about %v", err)
 		}
 		asked = append(asked, tx.Txid)
-		return client.Skip
+		return client.DecideSkip
 	}})
 	if err != nil {
 		t.Fatal(err)
@@ -92,9 +92,9 @@ func TestHandlerMovesItsFollower(t *testing.T) {
 	f, err := c.NewFollower(map[int]uint64{0: 5}, func(_ context.Context, tx *client.Transaction) error {
 		switch {
 		case tx.Txid == 8 && len(seen) == 2:
-			return &client.Moved{After: 1} // backwards
+			return &client.MovedError{After: 1} // backwards
 		case tx.Txid == 4 && len(seen) == 4:
-			return &client.Moved{After: 8} // forwards
+			return &client.MovedError{After: 8} // forwards
 		}
 		seen = append(seen, tx.Txid)
 		return nil
@@ -135,7 +135,7 @@ func TestTroubleIsVisible(t *testing.T) {
 			return poison
 		}
 	}, client.FollowOptions{
-		OnError:    func(*client.Transaction, error, int) client.Decision { return client.Retry },
+		OnError:    func(*client.Transaction, error, int) client.Decision { return client.DecideRetry },
 		MinBackoff: time.Millisecond, MaxBackoff: time.Millisecond,
 	})
 	if err != nil {

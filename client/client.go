@@ -96,7 +96,7 @@ func (c *Client) subscribe(subject string, handle nats.MsgHandler) (*nats.Subscr
 }
 
 // Close ends all appends, followers and goroutines of the client. What waits
-// for its outcome ends with ErrClosed, or an *Unknown if it was sent: wait for
+// for its outcome ends with ErrClosed, or an *UnknownOutcomeError if it was sent: wait for
 // the receipts first. It is idempotent and must not be called by a handler.
 func (c *Client) Close() error {
 	c.closeOnce.Do(func() {
@@ -131,8 +131,8 @@ func (c *Client) untilClosed() (ctx context.Context, cancel context.CancelFunc) 
 }
 
 // Append appends tx and waits until it is settled. When ctx ends first, the
-// error is ctx's if nothing was sent, or was done, and an *Unknown otherwise. The other
-// errors: *Conflict and *Refused, ErrDeadline, ErrNoPartition, ErrFull, ErrClosed.
+// error is ctx's if nothing was sent, or was done, and an *UnknownOutcomeError otherwise. The other
+// errors: *ConflictError and *RefusedError, ErrTimeout, ErrNoPartition, ErrFull, ErrClosed.
 func (c *Client) Append(ctx context.Context, tx *Tx) (Receipt, error) {
 	f, err := c.AppendAsync(ctx, tx)
 	if err != nil {
@@ -142,7 +142,7 @@ func (c *Client) Append(ctx context.Context, tx *Tx) (Receipt, error) {
 }
 
 // AppendAsync puts tx on its way. ctx bounds the wait for room only. An error
-// says that nothing will be appended: *Refused for what is malformed, ErrNoPartition, ErrFull, ErrClosed, or
+// says that nothing will be appended: *RefusedError for what is malformed, ErrNoPartition, ErrFull, ErrClosed, or
 // ctx's. Nothing of tx is kept when it returns.
 func (c *Client) AppendAsync(ctx context.Context, tx *Tx) (*Future, error) {
 	if err := tx.check(); err != nil {

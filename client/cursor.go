@@ -31,15 +31,15 @@ type Position struct {
 	HighWaterMark uint64
 }
 
-// Elsewhere is the error of a compare-and-set that found the cursor at another
+// CursorMismatchError is the error of a compare-and-set that found the cursor at another
 // position than expected: Position tells which. errors.Is finds ErrWrongLast.
-type Elsewhere struct {
-	Refused
+type CursorMismatchError struct {
+	RefusedError
 	Position Position
 }
 
 // Unwrap gives the refusal.
-func (e *Elsewhere) Unwrap() error { return &e.Refused }
+func (e *CursorMismatchError) Unwrap() error { return &e.RefusedError }
 
 // Cursor names a cursor of a partition; name is one token of at most 64 bytes.
 // Nothing is asked of the log yet.
@@ -65,7 +65,7 @@ func (k *Cursor) Set(ctx context.Context, txid uint64) (Position, error) {
 }
 
 // Move puts the cursor to txid if it stands at expected (0 is a cursor that
-// does not exist), and returns *Elsewhere otherwise. Where a try went
+// does not exist), and returns *CursorMismatchError otherwise. Where a try went
 // unanswered and the next finds the cursor at txid, that counts as done: of two
 // that move it from the same to the same position both may hear that they did.
 func (k *Cursor) Move(ctx context.Context, txid, expected uint64) (Position, error) {
@@ -96,7 +96,7 @@ func (k *Cursor) call(ctx context.Context, set *subjects.CursorRequest) (pos Pos
 		if try > 1 && pos.Txid == *set.Txid {
 			return nil, true
 		}
-		return &Elsewhere{*refused.(*Refused), pos}, true
+		return &CursorMismatchError{*refused.(*RefusedError), pos}, true
 	})
 	if err != nil {
 		return pos, fmt.Errorf("cursor %q of partition %d: %w", k.name, k.partition, err)

@@ -39,7 +39,7 @@ func TestCursorIsComparedAndSet(t *testing.T) {
 	}
 	_, err = k.Move(ctx, 9, 0)
 	wantErr(t, err, client.ErrWrongLast)
-	var elsewhere *client.Elsewhere
+	var elsewhere *client.CursorMismatchError
 	if !errors.As(err, &elsewhere) || elsewhere.Position != set {
 		t.Fatalf("%v tells of %+v; want %+v", err, elsewhere, set)
 	}
@@ -74,7 +74,7 @@ func TestMoversOfACursorDoNotOverwriteEachOther(t *testing.T) {
 			at := uint64(0)
 			for done := 0; done < each; {
 				pos, err := k.Move(soon(t), at+1, at)
-				var elsewhere *client.Elsewhere
+				var elsewhere *client.CursorMismatchError
 				switch {
 				case err == nil:
 					done++

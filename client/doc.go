@@ -7,7 +7,7 @@
 //   - Tx, a transaction to append, and Receipt, the proof that it committed.
 //   - Follower, which gives every committed [Transaction] to a handler, once,
 //     in txid order and without a gap, for each partition by itself.
-//   - App, which runs a function at a known high-water mark of a local [View],
+//   - [Transactor], which runs a function at a known high-water mark of a local [View],
 //     appends what it made, and runs it again when it met a conflict.
 //   - Cursor, a position that the log itself keeps.
 //
@@ -24,11 +24,11 @@
 // none was given, and is sent again with that id (after no answer, `unknown`,
 // `unavailable`, `busy`, "no responders", a lost connection) until it is
 // settled or its time is over. A refusal that sending again can't cure comes
-// back at once as a [*Refused] or [*Conflict], which hold all that the reply
-// said. Where time ends before the outcome is known the error is an [*Unknown]
+// back at once as a [*RefusedError] or [*ConflictError], which hold all that the reply
+// said. Where time ends before the outcome is known the error is an [*UnknownOutcomeError]
 // with the message id; every other error means that nothing was appended.
 //
-// A node remembers ids for two minutes. Options.Deadline keeps well below it.
+// A node remembers ids for two minutes. [Options.Timeout] stays well below it.
 //
 // # Batches
 //
@@ -46,7 +46,7 @@
 //
 // A stream joins reads and the feed by txid. While it is behind it reads, the
 // next read asked for when the last one ended and the handler's backlog is
-// below FollowOptions.Buffer. Level, it takes the packed feed. A txid that is
+// below [FollowOptions.BufferBytes]. Level, it takes the packed feed. A txid that is
 // not the next one, a reconnect and a silent feed each make it read. So nothing
 // that is lost on the wire, by a slow consumer or around a change of leader is
 // lost to the handler.

@@ -28,23 +28,24 @@ var (
 
 // Met when a transaction ends without a receipt.
 var (
-	// ErrUnknown is in the chain of every [*Unknown].
+	// ErrUnknown is in the chain of every [*UnknownOutcomeError].
 	ErrUnknown = errors.New("client: outcome unknown")
-	// ErrDeadline is returned when Options.Deadline passed. Nothing was
-	// appended, unless [ErrUnknown] is in the chain too.
-	ErrDeadline = errors.New("client: deadline passed")
+	// ErrTimeout is returned when a transaction has no outcome within
+	// [Options.Timeout]. Nothing was appended, unless [ErrUnknown] is in the
+	// chain too.
+	ErrTimeout = errors.New("client: timed out")
 	// ErrNoAnswer is in the chain when the last try had no answer in time.
 	ErrNoAnswer = errors.New("client: no answer")
 	// ErrNoLeader is in the chain when nobody answers for the partition: it has
 	// no leader at the moment, or does not exist, as long as nobody says which
 	// (see ErrNoPartition).
 	ErrNoLeader = errors.New("client: nobody answers for the partition")
-	// ErrTries is returned by Transact when each try met a conflict. The
+	// ErrAttempts is returned by Transact when each attempt met a conflict. The
 	// chain holds the last one.
-	ErrTries = errors.New("client: conflicts on every try")
+	ErrAttempts = errors.New("client: conflicts on every attempt")
 )
 
-// The reasons of refusals: errors.Is finds them in a [*Refused].
+// The reasons of refusals: errors.Is finds them in a [*RefusedError].
 var (
 	ErrBadRequest = errors.New("client: bad request")
 	ErrConflict   = errors.New("client: conflict")
@@ -72,9 +73,9 @@ var byReason = map[subjects.Reason]error{
 	subjects.StorageFull: ErrStorageFull, subjects.Internal: ErrInternal,
 }
 
-// Refused is the error of a refusal, with all that the reply said. Where it is
-// returned itself, and not as the last try of an [*Unknown], nothing was done.
-type Refused struct {
+// RefusedError is the error of a refusal, with all that the reply said. Where it is
+// returned itself, and not as the last try of an [*UnknownOutcomeError], nothing was done.
+type RefusedError struct {
 	Partition int
 	// ID is the transaction's message id, "" for a read.
 	ID string
@@ -97,47 +98,47 @@ type Refused struct {
 	FirstTxid uint64
 }
 
-func (e *Refused) Error() string {
+func (e *RefusedError) Error() string {
 	return fmt.Sprintf("partition %d: %s (%d): %s", e.Partition, e.Reason, e.Code, e.Message)
 }
 
 // Is matches the sentinel of the reason.
-func (e *Refused) Is(target error) bool { s, ok := byReason[e.Reason]; return ok && s == target }
+func (e *RefusedError) Is(target error) bool { s, ok := byReason[e.Reason]; return ok && s == target }
 
-// Conflict is the refusal of a transaction whose locks were recorded after its
+// ConflictError is the refusal of a transaction whose locks were recorded after its
 // high-water mark. Txid is the newest of the conflicts: a writer that has
 // applied up to it meets none of them again. Conflicts lists all, the newest first.
-type Conflict struct{ Refused }
+type ConflictError struct{ RefusedError }
 
 // Unwrap gives the refusal.
-func (e *Conflict) Unwrap() error { return &e.Refused }
+func (e *ConflictError) Unwrap() error { return &e.RefusedError }
 
-// Unknown is the error of a transaction that was sent and may or may not have
+// UnknownOutcomeError is the error of a transaction that was sent and may or may not have
 // committed. Who has to know reads the log: Transaction.ID is there.
 // Appending it again with the same ID is safe while the partition remembers
 // the id.
-type Unknown struct {
+type UnknownOutcomeError struct {
 	Partition int
 	ID        string
 	// Err says what ended the wait, and how the last try ended.
 	Err error
 }
 
-func (e *Unknown) Error() string {
+func (e *UnknownOutcomeError) Error() string {
 	return fmt.Sprintf("partition %d: outcome of message id %q unknown: %v", e.Partition, e.ID, e.Err)
 }
 
 // Unwrap gives ErrUnknown and the cause.
-func (e *Unknown) Unwrap() []error { return []error{ErrUnknown, e.Err} }
+func (e *UnknownOutcomeError) Unwrap() []error { return []error{ErrUnknown, e.Err} }
 
 // refusal makes the error of what a reply said.
 func refusal(e subjects.Error, partition int, id string, mark uint64) error {
-	r := Refused{
+	r := RefusedError{
 		Partition: partition, ID: id, Reason: e.Reason, Code: e.Code, Message: e.Message, HighWaterMark: mark,
 		Lock: e.Lock, Txid: e.Txid, Conflicts: e.Conflicts, FirstTxid: e.FirstTxid,
 	}
 	if e.Reason == subjects.ConflictReason {
-		return &Conflict{r}
+		return &ConflictError{r}
 	}
 	return &r
 }

@@ -48,7 +48,7 @@ func ExampleClient_Append() {
 
 	// The same mark again: since then account.42 was written.
 	_, err = c.Append(ctx, &tx)
-	var conflict *client.Conflict
+	var conflict *client.ConflictError
 	if errors.As(err, &conflict) {
 		fmt.Println(conflict.Lock, "was written by", conflict.Txid)
 	}
@@ -81,7 +81,7 @@ func ExampleClient_Follow() {
 	// context canceled
 }
 
-func ExampleApp_Transact() {
+func ExampleTransactor_Transact() {
 	c, done := exampleClient()
 	defer done()
 	ctx, stop := context.WithCancel(context.Background())
@@ -97,14 +97,14 @@ func ExampleApp_Transact() {
 	stopped := make(chan error)
 	go func() { stopped <- follower.Run(ctx) }()
 
-	app, err := client.NewApp(c, follower, client.AppOptions{Applied: true})
+	transactor, err := client.NewTransactor(c, follower, client.TransactorOptions{WaitApplied: true})
 	if err != nil {
 		log.Fatal(err)
 	}
 	for range 3 {
-		r, err := app.Transact(ctx, 0, func(tx *client.Tx) error {
-			tx.Write("counter")
-			tx.Data("count", fmt.Append(nil, counter+1))
+		r, err := transactor.Transact(ctx, 0, func(tx *client.Tx) error {
+			tx.WriteLock("counter")
+			tx.Set("count", fmt.Append(nil, counter+1))
 			return nil
 		})
 		fmt.Println(r.Txid, counter, err)
@@ -203,7 +203,7 @@ func ExampleCursor() {
 	at, err := cursor.Move(ctx, 3, 0)
 	fmt.Println(at.Txid, err)
 	_, err = cursor.Move(ctx, 4, 0) // as if nobody had moved it
-	var elsewhere *client.Elsewhere
+	var elsewhere *client.CursorMismatchError
 	if errors.As(err, &elsewhere) {
 		fmt.Println("it stands at", elsewhere.Position.Txid)
 	}

@@ -131,7 +131,7 @@ func (s *stream) fed(t *Transaction, size int) {
 		if s.due.IsZero() {
 			s.startRead()
 		}
-	case s.held > 0 && s.held+size > s.opts.Buffer:
+	case s.held > 0 && s.held+size > s.opts.BufferBytes:
 		// The handler is slow: what is dropped here is read later.
 	default:
 		s.accept(t, size)
@@ -159,7 +159,7 @@ func (s *stream) keepAhead(t *Transaction, size int) {
 
 // takeAhead goes on with what was kept, if it reaches back far enough.
 func (s *stream) takeAhead() {
-	if len(s.ahead) > 0 && s.ahead[0].Txid <= s.next && s.held+s.aheadMem <= s.opts.Buffer {
+	if len(s.ahead) > 0 && s.ahead[0].Txid <= s.next && s.held+s.aheadMem <= s.opts.BufferBytes {
 		size := s.aheadMem / len(s.ahead)
 		for _, t := range s.ahead {
 			if t.Txid == s.next {

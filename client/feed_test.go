@@ -21,8 +21,8 @@ import (
 
 // still are options with which neither timeouts nor silence have a follower read.
 var (
-	still      = client.Options{Timeout: time.Hour, MinBackoff: time.Millisecond, MaxBackoff: 10 * time.Millisecond}
-	stillQuiet = client.FollowOptions{Silence: time.Hour}
+	still      = client.Options{AttemptTimeout: time.Hour, MinBackoff: time.Millisecond, MaxBackoff: 10 * time.Millisecond}
+	stillQuiet = client.FollowOptions{IdleTimeout: time.Hour}
 )
 
 // newKey returns a key to sign a feed with.
@@ -236,7 +236,7 @@ func TestWhatIsAlteredIsRead(t *testing.T) {
 			c := l.NewClient(t, still)
 			told := make(chan error, 100)
 			f, seen := follow(t, c, map[int]uint64{0: 0}, client.FollowOptions{
-				Silence: time.Hour, OnRejected: func(partition int, count uint64, err error) {
+				IdleTimeout: time.Hour, OnRejected: func(partition int, count uint64, err error) {
 					if partition != 0 || count == 0 {
 						t.Errorf("told of %d messages of partition %d", count, partition)
 					}
@@ -306,7 +306,7 @@ func TestWithoutAFeedKeyTheFeedIsNotUsed(t *testing.T) {
 	l := cantustest.New(t, cantustest.Options{})
 	l.Each(cantustest.Info, func(*nats.Msg) cantustest.Fault { return cantustest.NoResponders() })
 	opts := still
-	opts.Timeout = 100 * time.Millisecond // for which info is tried before Progress says so
+	opts.AttemptTimeout = 100 * time.Millisecond // for which info is tried before Progress says so
 	c := l.NewClient(t, opts)
 	f, seen := follow(t, c, map[int]uint64{0: 0}, stillQuiet)
 	r := mustAppend(t, c, client.Tx{Payload: []byte("0")})
@@ -389,7 +389,7 @@ func TestAChangedFeedKeyIsFound(t *testing.T) {
 			if err := s.nc.PublishMsg(packedOf(proxied+".packed.0", key, txid, fmt.Sprint(txid-1))); err != nil {
 				t.Fatal(err)
 			}
-			return f.HighWaterMark(0) == txid
+			return f.Applied(0) == txid
 		})
 		last.Store(txid)
 	}
@@ -407,7 +407,7 @@ func TestAnAbsurdMarkDoesNotKeepAFollowerReading(t *testing.T) {
 	s := script(t, openNode(t, broker.Options{}), func(s *scripted, m *nats.Msg, _ int) { s.end(m, 1, absurd) })
 	_, key := newKey(t)
 	s.setKey(key)
-	opts := client.Options{Prefix: proxied, Timeout: time.Hour, MinBackoff: time.Hour, MaxBackoff: time.Hour}
+	opts := client.Options{Prefix: proxied, AttemptTimeout: time.Hour, MinBackoff: time.Hour, MaxBackoff: time.Hour}
 	f, _ := follow(t, newClient(t, s.nc, opts), map[int]uint64{0: 0}, stillQuiet)
 	await(t, "backing off", func() bool { return f.Progress(0).Err != nil })
 	if n := s.n.Load(); n != 2 {
@@ -419,7 +419,7 @@ func TestAnAbsurdMarkDoesNotKeepAFollowerReading(t *testing.T) {
 // position, that can't be. What is read then is right.
 func TestAnAbsurdEndIsForgotten(t *testing.T) {
 	const absurd = 1 << 63
-	for _, opts := range []client.FollowOptions{{Silence: time.Hour}, {Silence: time.Hour, Kinds: []string{"a", "b"}}} {
+	for _, opts := range []client.FollowOptions{{IdleTimeout: time.Hour}, {IdleTimeout: time.Hour, Kinds: []string{"a", "b"}}} {
 		n := openNode(t, broker.Options{})
 		s := script(t, n, func(s *scripted, m *nats.Msg, n int) {
 			switch n {

@@ -38,12 +38,12 @@ func (k *feedKey) trouble() error {
 
 // askFeedKey has the key asked for, unless it is pinned. A message that an answer does
 // not verify may be of a cluster whose secret was changed since; but any message
-// may be forged, so an answer stands for a Timeout.
+// may be forged, so an answer stands for an AttemptTimeout.
 func (c *Client) askFeedKey() {
 	k := &c.feedKey
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	if k.pinned || k.asking || !k.asked.IsZero() && time.Since(k.asked) < c.opts.Timeout {
+	if k.pinned || k.asking || !k.asked.IsZero() && time.Since(k.asked) < c.opts.AttemptTimeout {
 		return
 	}
 	c.mu.Lock()
@@ -80,7 +80,7 @@ func (c *Client) fetchFeedKey() {
 }
 
 func (c *Client) fetchFeedKeyOnce(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, c.opts.Timeout)
+	ctx, cancel := context.WithTimeout(ctx, c.opts.AttemptTimeout)
 	defer cancel()
 	info, err := c.clusterInfo(ctx)
 	if err != nil {

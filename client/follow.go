@@ -20,11 +20,11 @@ type Handler func(ctx context.Context, tx *Transaction) error
 // one. The slice is its own until it returns.
 type BatchHandler func(ctx context.Context, txs []*Transaction) error
 
-// Moved is returned by a handler whose state has been set to another position,
+// MovedError is returned by a handler whose state has been set to another position,
 // and has not applied what it was given: the follower goes on behind After.
-type Moved struct{ After uint64 }
+type MovedError struct{ After uint64 }
 
-func (m *Moved) Error() string { return fmt.Sprintf("client: moved to txid %d", m.After) }
+func (m *MovedError) Error() string { return fmt.Sprintf("client: moved to txid %d", m.After) }
 
 // Decision says what becomes of a transaction that a handler returned an
 // error for.
@@ -32,16 +32,17 @@ type Decision uint8
 
 // The decisions.
 const (
-	// Stop ends the following of the partition. Others go on.
-	Stop Decision = iota
-	// Retry gives it to the handler again after a back-off.
-	Retry
-	// Skip goes on behind it. Who has to keep it does so before deciding this.
-	Skip
+	// DecideStop ends the following of the partition. Others go on.
+	DecideStop Decision = iota
+	// DecideRetry gives it to the handler again after a back-off.
+	DecideRetry
+	// DecideSkip goes on behind it. A handler that has to keep the transaction
+	// stores it before it decides this.
+	DecideSkip
 )
 
 // FollowOptions configures following. The zero value gives all transactions
-// and stops a partition at the first error.
+// and stops a partition at the first error of its handler.
 type FollowOptions struct {
 	// Kinds lets only transactions of these kinds through.
 	Kinds []string
@@ -52,9 +53,10 @@ type FollowOptions struct {
 	HeadersOnly bool
 
 	// OnError decides about a transaction whose handler returned err, for the
-	// tries-th time in a row. It runs where the handler does. nil stops.
+	// tries-th time in a row. It runs where the handler does. nil decides
+	// DecideStop every time, here and in package sqlview.
 	OnError func(tx *Transaction, err error, tries int) Decision
-	// MinBackoff and MaxBackoff bound the wait before a Retry. Default 50 ms
+	// MinBackoff and MaxBackoff bound the wait before a retry. Default 50 ms
 	// and 5 s.
 	MinBackoff, MaxBackoff time.Duration
 	// OnRejected is told that messages of the feed were dropped because they are
@@ -65,29 +67,29 @@ type FollowOptions struct {
 	// OnStop is told when a partition stops with an error while others go on.
 	OnStop func(partition int, err error)
 
-	// Batch is how many transactions a BatchHandler gets at most. Default 256.
-	Batch int
+	// MaxBatch is how many transactions a BatchHandler gets at most. Default 256.
+	MaxBatch int
 
-	// Buffer bounds, in bytes, what is read ahead of a partition's handler.
+	// BufferBytes bounds what is read ahead of a partition's handler.
 	// Default 4 MiB; at least 64 KiB. One larger transaction goes alone.
-	Buffer int
-	// Silence is how long the feed may say nothing before a read makes sure
+	BufferBytes int
+	// IdleTimeout is how long the feed may be silent before a read makes sure
 	// that nothing was missed. Default 5 s.
-	Silence time.Duration
+	IdleTimeout time.Duration
 }
 
 func (o FollowOptions) withDefaults() (FollowOptions, error) {
-	if o.Batch == 0 {
-		o.Batch = 256
+	if o.MaxBatch == 0 {
+		o.MaxBatch = 256
 	}
-	if o.Batch < 0 {
-		return o, fmt.Errorf("%w: Batch is %d: at least 1", ErrOptions, o.Batch)
+	if o.MaxBatch < 0 {
+		return o, fmt.Errorf("%w: MaxBatch is %d: at least 1", ErrOptions, o.MaxBatch)
 	}
-	if o.Buffer == 0 {
-		o.Buffer = 4 << 20
+	if o.BufferBytes == 0 {
+		o.BufferBytes = 4 << 20
 	}
-	if o.Buffer < 64<<10 {
-		return o, fmt.Errorf("%w: Buffer is %d: at least %d", ErrOptions, o.Buffer, 64<<10)
+	if o.BufferBytes < 64<<10 {
+		return o, fmt.Errorf("%w: BufferBytes is %d: at least %d", ErrOptions, o.BufferBytes, 64<<10)
 	}
 	for _, k := range o.Kinds {
 		if err := subjects.CheckKind(k); err != nil {
@@ -101,13 +103,13 @@ func (o FollowOptions) withDefaults() (FollowOptions, error) {
 	}
 	return o, fillDurations(map[string]duration{
 		"MinBackoff": {&o.MinBackoff, 50 * time.Millisecond}, "MaxBackoff": {&o.MaxBackoff, 5 * time.Second},
-		"Silence": {&o.Silence, 5 * time.Second},
+		"IdleTimeout": {&o.IdleTimeout, 5 * time.Second},
 	})
 }
 
 // readBytes is how much one read asks for: a quarter of the buffer, so that
 // reading goes on while the handler works.
-func (o *FollowOptions) readBytes() int { return min(o.Buffer/4, 1<<20) }
+func (o *FollowOptions) readBytes() int { return min(o.BufferBytes/4, 1<<20) }
 
 // readCount is how many transactions a read of so many bytes asks for. Small ones are
 // mostly what comes with them, which a read's bytes don't count: as much again at
@@ -149,7 +151,7 @@ func (p *followed) troubled(err error) {
 // NewFollower prepares to follow the partitions that are keys of after, each
 // from behind the txid that is its value: 0 gives all from the beginning.
 func (c *Client) NewFollower(after map[int]uint64, handle Handler, opts FollowOptions) (*Follower, error) {
-	opts.Batch = 1
+	opts.MaxBatch = 1
 	return c.NewBatchFollower(after, func(ctx context.Context, txs []*Transaction) error {
 		return handle(ctx, txs[0])
 	}, opts)
@@ -184,7 +186,7 @@ func (c *Client) Follow(ctx context.Context, after map[int]uint64, handle Handle
 // Run calls the handler for every transaction of each partition, once, in txid
 // order, on a goroutine a partition, until ctx ends or all partitions have
 // stopped. It returns when no handler runs any more, with ctx's error or those
-// of the partitions: the handler's, ErrTrimmed or ErrAhead as *Refused,
+// of the partitions: the handler's, ErrTrimmed or ErrAhead as *RefusedError,
 // ErrNoPartition, ErrClosed. After it returned, Run goes on where it was. It must not run twice
 // at a time.
 func (f *Follower) Run(ctx context.Context) error {
@@ -215,7 +217,7 @@ func (f *Follower) Run(ctx context.Context) error {
 func (f *Follower) run(ctx context.Context, p *followed) error {
 	for {
 		err := f.runOn(ctx, p)
-		var moved *Moved
+		var moved *MovedError
 		if !errors.As(err, &moved) {
 			p.pos.stop(err)
 			return err
@@ -266,7 +268,7 @@ func (f *Follower) runOn(ctx context.Context, p *followed) error {
 		p.stream = s
 		p.mu.Unlock()
 		p.pos.resume()
-		return drain(ctx, s, f.opts.Batch, func(txs []*Transaction, upto uint64) error {
+		return drain(ctx, s, f.opts.MaxBatch, func(txs []*Transaction, upto uint64) error {
 			if err := f.apply(ctx, p, txs); err != nil {
 				return err
 			}
@@ -349,7 +351,7 @@ func drain(ctx context.Context, s *stream, most int, do func(txs []*Transaction,
 func (f *Follower) apply(ctx context.Context, p *followed, txs []*Transaction) error {
 	if len(txs) > 1 {
 		err := f.handle(ctx, txs)
-		var moved *Moved
+		var moved *MovedError
 		if err == nil || errors.As(err, &moved) {
 			return err
 		}
@@ -374,21 +376,21 @@ func (f *Follower) applyOne(ctx context.Context, p *followed, one []*Transaction
 			return context.Cause(ctx)
 		}
 		err := f.handle(ctx, one)
-		var moved *Moved
+		var moved *MovedError
 		if err == nil || errors.As(err, &moved) {
 			return err
 		}
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
-		decision := Stop
+		decision := DecideStop
 		if f.opts.OnError != nil {
 			decision = f.opts.OnError(tx, err, tries)
 		}
 		switch decision {
-		case Skip:
+		case DecideSkip:
 			return nil
-		case Retry:
+		case DecideRetry:
 		default:
 			return fmt.Errorf("partition %d: txid %d: %w", tx.Partition, tx.Txid, err)
 		}
@@ -406,7 +408,7 @@ func (f *Follower) applyOne(ctx context.Context, p *followed, one []*Transaction
 // Move has the handler of a partition go on behind the txid after, because its
 // state was set to that position meanwhile. A call that is under way has its
 // ctx ended, and later ones are of that position. A handler itself returns
-// *Moved instead.
+// *MovedError instead.
 func (f *Follower) Move(partition int, after uint64) error {
 	p, ok := f.parts[partition]
 	if !ok {
@@ -417,7 +419,7 @@ func (f *Follower) Move(partition int, after uint64) error {
 	p.moveTo = &after
 	p.pos.move(after)
 	if p.leave != nil {
-		p.leave(&Moved{after})
+		p.leave(&MovedError{after})
 	}
 	return nil
 }
@@ -476,9 +478,9 @@ func (f *Follower) Positions() map[int]uint64 {
 	return all
 }
 
-// HighWaterMark is the last txid that the handler has applied, 0 for a
+// Applied returns the last txid that the handler has applied, 0 for a
 // partition that is not followed.
-func (f *Follower) HighWaterMark(partition int) uint64 {
+func (f *Follower) Applied(partition int) uint64 {
 	if p, ok := f.parts[partition]; ok {
 		return p.pos.get()
 	}

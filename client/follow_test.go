@@ -91,7 +91,7 @@ func TestFollowerMissesNothingThroughDisconnects(t *testing.T) {
 	c := newClient(t, connect(t, n), client.Options{})
 	nc := connect(t, n)
 	// Neither a timeout nor silence heals here, only the reconnect itself.
-	f, seen := follow(t, newClient(t, nc, client.Options{Timeout: time.Hour}), map[int]uint64{0: 0}, client.FollowOptions{Silence: time.Hour})
+	f, seen := follow(t, newClient(t, nc, client.Options{AttemptTimeout: time.Hour}), map[int]uint64{0: 0}, client.FollowOptions{IdleTimeout: time.Hour})
 	const count = 400
 	for i := range count {
 		mustAppend(t, c, client.Tx{Payload: []byte(fmt.Sprint(i))})
@@ -122,13 +122,13 @@ func deafen(t *testing.T) (deaf *client.Client, nc *nats.Conn, c *client.Client)
 	if err := wire.Flush(); err != nil {
 		t.Fatal(err)
 	}
-	deaf = newClient(t, nc, client.Options{Prefix: proxied, Timeout: time.Hour})
+	deaf = newClient(t, nc, client.Options{Prefix: proxied, AttemptTimeout: time.Hour})
 	return deaf, nc, newClient(t, connect(t, n), client.Options{})
 }
 
 func TestReconnectHealsALostLastTransaction(t *testing.T) {
 	deaf, nc, c := deafen(t)
-	f, seen := follow(t, deaf, map[int]uint64{0: 0}, client.FollowOptions{Silence: time.Hour})
+	f, seen := follow(t, deaf, map[int]uint64{0: 0}, client.FollowOptions{IdleTimeout: time.Hour})
 	const count = 20
 	for range count {
 		r := mustAppend(t, c, client.Tx{})
@@ -144,7 +144,7 @@ func TestReconnectHealsALostLastTransaction(t *testing.T) {
 
 func TestSilenceIsNotTakenForTheEnd(t *testing.T) {
 	deaf, _, c := deafen(t)
-	f, seen := follow(t, deaf, map[int]uint64{0: 0}, client.FollowOptions{Silence: 10 * time.Millisecond})
+	f, seen := follow(t, deaf, map[int]uint64{0: 0}, client.FollowOptions{IdleTimeout: 10 * time.Millisecond})
 	const count = 20
 	for range count {
 		r := mustAppend(t, c, client.Tx{})
@@ -218,9 +218,9 @@ func TestFollowerMissesNothingOnANoisyWire(t *testing.T) {
 	opts := quick
 	// A read that is given up is still relayed to its end: were reads given up
 	// sooner than a busy machine relays one, it would never catch up.
-	opts.Prefix, opts.Timeout = proxied, 2*time.Second
+	opts.Prefix, opts.AttemptTimeout = proxied, 2*time.Second
 	noisy := newClient(t, connect(t, n), opts)
-	f, seen := follow(t, noisy, map[int]uint64{0: 0}, client.FollowOptions{Silence: 20 * time.Millisecond, Buffer: 64 << 10})
+	f, seen := follow(t, noisy, map[int]uint64{0: 0}, client.FollowOptions{IdleTimeout: 20 * time.Millisecond, BufferBytes: 64 << 10})
 	const count = 1200
 	appendMany(t, c, 0, count/2)
 	for i := range count / 2 {
@@ -278,7 +278,7 @@ func TestSlowHandlerHoldsUpItsPartitionOnly(t *testing.T) {
 			<-stuck
 		}
 		return nil
-	}, client.FollowOptions{Buffer: 64 << 10})
+	}, client.FollowOptions{BufferBytes: 64 << 10})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -310,7 +310,7 @@ func TestSlowFollowerDoesNotSlowOthers(t *testing.T) {
 		}
 		next++
 		return nil
-	}, client.FollowOptions{Buffer: 64 << 10})
+	}, client.FollowOptions{BufferBytes: 64 << 10})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -338,19 +338,20 @@ func TestPoisonIsDecidedUpon(t *testing.T) {
 		handled  int // of partition 0, the poison included
 		stops    bool
 	}{
-		{"stop", func(int) client.Decision { return client.Stop }, 3, true},
-		{"skip", func(int) client.Decision { return client.Skip }, 5, false},
+		{"stop", func(int) client.Decision { return client.DecideStop }, 3, true},
+		{"no OnError", nil, 3, true},
+		{"skip", func(int) client.Decision { return client.DecideSkip }, 5, false},
 		{"retry and stop", func(n int) client.Decision {
 			if n < 4 {
-				return client.Retry
+				return client.DecideRetry
 			}
-			return client.Stop
+			return client.DecideStop
 		}, 6, true},
 		{"retry and skip", func(n int) client.Decision {
 			if n < 4 {
-				return client.Retry
+				return client.DecideRetry
 			}
-			return client.Skip
+			return client.DecideSkip
 		}, 8, false},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -360,22 +361,25 @@ func TestPoisonIsDecidedUpon(t *testing.T) {
 			}
 			handled := make([]int, 2) // one goroutine each
 			stopped := make(chan error, 2)
+			opts := client.FollowOptions{
+				OnStop:     func(p int, err error) { stopped <- fmt.Errorf("partition %d: %w", p, err) },
+				MinBackoff: time.Millisecond,
+			}
+			if tt.decision != nil {
+				opts.OnError = func(tx *client.Transaction, err error, tries int) client.Decision {
+					if tx.Txid != 3 || !errors.Is(err, poison) {
+						t.Errorf("asked about %d, %v", tx.Txid, err)
+					}
+					return tt.decision(tries)
+				}
+			}
 			f, err := c.NewFollower(map[int]uint64{0: 0, 1: 0}, func(_ context.Context, tx *client.Transaction) error {
 				handled[tx.Partition]++
 				if tx.Partition == 0 && string(tx.Payload) == "2" {
 					return poison
 				}
 				return nil
-			}, client.FollowOptions{
-				OnError: func(tx *client.Transaction, err error, tries int) client.Decision {
-					if tx.Txid != 3 || !errors.Is(err, poison) {
-						t.Errorf("asked about %d, %v", tx.Txid, err)
-					}
-					return tt.decision(tries)
-				},
-				OnStop:     func(p int, err error) { stopped <- fmt.Errorf("partition %d: %w", p, err) },
-				MinBackoff: time.Millisecond,
-			})
+			}, opts)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -388,8 +392,8 @@ func TestPoisonIsDecidedUpon(t *testing.T) {
 				wantErr(t, err, poison)
 				wantErr(t, <-stopped, poison)
 				wantErr(t, f.Progress(0).Err, poison)
-				if f.HighWaterMark(0) != 2 {
-					t.Errorf("stopped behind %d", f.HighWaterMark(0))
+				if f.Applied(0) != 2 {
+					t.Errorf("stopped behind %d", f.Applied(0))
 				}
 			} else if err != nil {
 				t.Fatal(err)
@@ -455,7 +459,7 @@ func TestFarBehindCatchesUpInBoundedMemory(t *testing.T) {
 	f, err := c.NewFollower(map[int]uint64{0: 0}, func(context.Context, *client.Transaction) error {
 		most = max(most, f.Progress(0).Buffered)
 		return nil
-	}, client.FollowOptions{Buffer: buffer})
+	}, client.FollowOptions{BufferBytes: buffer})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -472,7 +476,7 @@ func TestFollowingWhatIsNotThereEnds(t *testing.T) {
 	_, c := newLog(t)
 	err := c.Follow(soon(t), map[int]uint64{0: 99}, func(context.Context, *client.Transaction) error { return nil }, client.FollowOptions{})
 	wantErr(t, err, client.ErrAhead)
-	var r *client.Refused
+	var r *client.RefusedError
 	if !errors.As(err, &r) || r.Partition != 0 || r.Reason != subjects.Ahead {
 		t.Errorf("%v", err)
 	}
@@ -488,7 +492,7 @@ func TestFollowingWhatIsNotThereEnds(t *testing.T) {
 
 func TestFollowOptionsAreChecked(t *testing.T) {
 	_, c := newLog(t)
-	for _, o := range []client.FollowOptions{{Buffer: 1}, {Kinds: []string{"a.b"}}, {Lock: "a b"}, {Silence: -1}} {
+	for _, o := range []client.FollowOptions{{BufferBytes: 1}, {Kinds: []string{"a.b"}}, {Lock: "a b"}, {IdleTimeout: -1}} {
 		if _, err := c.NewFollower(nil, nil, o); !errors.Is(err, client.ErrOptions) {
 			t.Errorf("%+v: %v", o, err)
 		}

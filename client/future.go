@@ -110,7 +110,7 @@ func (f *Future) giveUp(cause error) error {
 		cause = fmt.Errorf("%w; %w", cause, ErrNoAnswer)
 	}
 	if f.open > 0 {
-		return &Unknown{Partition: f.lane.partition, ID: f.ID(), Err: cause}
+		return &UnknownOutcomeError{Partition: f.lane.partition, ID: f.ID(), Err: cause}
 	}
 	return fmt.Errorf("partition %d: not appended: %w", f.lane.partition, cause)
 }

@@ -67,7 +67,7 @@ func (l *lane) signal() {
 // add takes a transaction in.
 func (l *lane) add(tx *Tx, f *Future) error {
 	now := time.Now()
-	f.deadline = now.Add(l.c.opts.Deadline)
+	f.deadline = now.Add(l.c.opts.Timeout)
 	l.mu.Lock()
 	if l.closed != nil {
 		defer l.mu.Unlock()
@@ -155,7 +155,7 @@ func (l *lane) launch(ch *chunk, now time.Time) *flight {
 		f.sent = true
 		f.open++
 	}
-	fl := &flight{lane: l, ch: ch, sent: now, expires: now.Add(l.c.opts.Timeout), epoch: l.c.epoch.Load()}
+	fl := &flight{lane: l, ch: ch, sent: now, expires: now.Add(l.c.opts.AttemptTimeout), epoch: l.c.epoch.Load()}
 	l.flights = append(l.flights, fl)
 	l.c.register(fl)
 	return fl
@@ -313,7 +313,7 @@ func (l *lane) expire(now time.Time) {
 		l.expireItems(l.filling, now)
 	}
 	l.late = slices.DeleteFunc(l.late, func(fl *flight) bool {
-		if now.Sub(fl.sent) < l.c.opts.Timeout+l.c.opts.Deadline {
+		if now.Sub(fl.sent) < l.c.opts.AttemptTimeout+l.c.opts.Timeout {
 			return false
 		}
 		l.c.unregister(fl)
@@ -328,7 +328,7 @@ func (l *lane) expireItems(ch *chunk, now time.Time) {
 	for i := range ch.items {
 		f := ch.items[i].f
 		if ch.live(i) && !now.Before(f.deadline) {
-			l.settle(f, Receipt{}, f.giveUp(ErrDeadline))
+			l.settle(f, Receipt{}, f.giveUp(ErrTimeout))
 		}
 	}
 }

@@ -52,7 +52,7 @@ func countSent(t *testing.T, sent *nats.Subscription, l *lane) int {
 // Advisories can be forged, as many as somebody likes: an append is sent no more
 // often for them than refusals would have it.
 func TestForgedAdvisoriesCauseFewSends(t *testing.T) {
-	l, sent := stillLane(t, Options{Timeout: time.Hour, Deadline: time.Hour})
+	l, sent := stillLane(t, Options{AttemptTimeout: time.Hour, Timeout: time.Hour})
 	if err := l.add(&Tx{Payload: []byte("x")}, &Future{lane: l, id: "x"}); err != nil {
 		t.Fatal(err)
 	}
@@ -71,7 +71,7 @@ func TestForgedAdvisoriesCauseFewSends(t *testing.T) {
 
 // What waits in a back-off because nobody leads is sent once somebody does.
 func TestANewLeaderEndsTheWaitForOne(t *testing.T) {
-	l, sent := stillLane(t, Options{Timeout: time.Hour, Deadline: time.Hour, MaxBackoff: time.Hour})
+	l, sent := stillLane(t, Options{AttemptTimeout: time.Hour, Timeout: time.Hour, MaxBackoff: time.Hour})
 	now := time.Now()
 	for i := range 2 { // one waits behind the lane's back-off, one behind its own
 		if err := l.add(&Tx{Payload: []byte("x")}, &Future{lane: l, id: "x"}); err != nil {

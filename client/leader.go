@@ -9,7 +9,7 @@ import (
 )
 
 // An answer can be lost: its leader dies, or hands over, with the request in
-// its hands. Nothing says so, and a try that waits for its whole Timeout costs
+// its hands. Nothing says so, and a try that waits for its whole AttemptTimeout costs
 // seconds where another leader serves after milliseconds. So these count as
 // signs that what is still unanswered may stay so:
 //
@@ -82,9 +82,9 @@ func (a *asking) done() {
 	a.c.mu.Unlock()
 }
 
-// try begins the next try, whose context ends with its Timeout or by sendAgain.
+// try begins the next try, whose context ends with its AttemptTimeout or by sendAgain.
 func (a *asking) try(ctx context.Context) (context.Context, context.CancelFunc) {
-	ctx, cancel := context.WithTimeout(ctx, a.c.opts.Timeout)
+	ctx, cancel := context.WithTimeout(ctx, a.c.opts.AttemptTimeout)
 	a.c.mu.Lock()
 	a.tries++
 	a.cancel, a.epoch = cancel, a.c.epoch.Load()

@@ -8,7 +8,7 @@ import (
 
 // A flood of advisories gives a try one more back-off, and not a timer for each.
 func TestAdvisoriesCountOnceForEachTry(t *testing.T) {
-	c := &Client{opts: Options{Timeout: time.Hour, MinBackoff: time.Hour, MaxBackoff: time.Hour}, asking: map[*asking]struct{}{}}
+	c := &Client{opts: Options{AttemptTimeout: time.Hour, MinBackoff: time.Hour, MaxBackoff: time.Hour}, asking: map[*asking]struct{}{}}
 	a := c.ask(0)
 	defer a.done()
 	for try := 1; try <= 3; try++ {

@@ -16,7 +16,7 @@ import (
 
 // patient are options with which nothing is sent again because time passes.
 var patient = client.Options{
-	Timeout: time.Hour, Deadline: time.Hour, MinBackoff: time.Millisecond, MaxBackoff: time.Millisecond, MaxBatch: 1, Prefix: proxied,
+	AttemptTimeout: time.Hour, Timeout: time.Hour, MinBackoff: time.Millisecond, MaxBackoff: time.Millisecond, MaxBatch: 1, Prefix: proxied,
 }
 
 // newLeader publishes the advisory of a new leader to the clients behind a proxy,
@@ -119,7 +119,7 @@ func TestOtherRequestsAreSentAgain(t *testing.T) {
 			return err
 		},
 		"read": func(ctx context.Context, c *client.Client) error {
-			for tx, err := range c.All(ctx, 0, 0, client.FollowOptions{Silence: time.Hour}) {
+			for tx, err := range c.All(ctx, 0, 0, client.FollowOptions{IdleTimeout: time.Hour}) {
 				if err != nil || tx.Txid == 3 {
 					return err
 				}
@@ -156,7 +156,7 @@ func TestANewLeadersLogIsReadByThoseWhoAreLevel(t *testing.T) {
 	n, direct := newLog(t)
 	var reads atomic.Int64
 	c, own := behind(t, n, "read", func(*nats.Msg) bool { reads.Add(1); return true })
-	_, seen := follow(t, c, map[int]uint64{0: 0}, client.FollowOptions{Silence: time.Hour})
+	_, seen := follow(t, c, map[int]uint64{0: 0}, client.FollowOptions{IdleTimeout: time.Hour})
 	await(t, "level", func() bool { return reads.Load() == 2 }) // and now on a feed that says nothing
 	if err := own.Flush(); err != nil {
 		t.Fatal(err)

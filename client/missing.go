@@ -47,7 +47,7 @@ func (c *Client) nobody(partition int) error {
 func (c *Client) findSize() {
 	ctx, cancel := c.untilClosed()
 	defer cancel()
-	ctx, stop := context.WithTimeout(ctx, c.opts.Timeout)
+	ctx, stop := context.WithTimeout(ctx, c.opts.AttemptTimeout)
 	defer stop()
 	_, err := c.Partitions(ctx)
 	c.mu.Lock()

@@ -35,13 +35,13 @@ type Options struct {
 	// larger transaction goes alone. Default 512 KiB.
 	MaxBatchBytes int
 
-	// Timeout is how long one try may go without an answer, unless there are
+	// AttemptTimeout is how long one try may go without an answer, unless there are
 	// signs that the answer is lost. Default 5 s.
-	Timeout time.Duration
-	// Deadline is how long a transaction is tried, waiting included, from when
+	AttemptTimeout time.Duration
+	// Timeout is how long a transaction is tried, waiting included, from when
 	// it was accepted. It has to stay below the time for which nodes remember
 	// message ids, 2 minutes unless the operator chose otherwise. Default 1 minute.
-	Deadline time.Duration
+	Timeout time.Duration
 	// MinBackoff and MaxBackoff bound the wait between tries, which doubles
 	// and has some chance in it. Default 50 ms and 2 s.
 	MinBackoff, MaxBackoff time.Duration
@@ -78,7 +78,7 @@ func (o Options) withDefaults() (Options, error) {
 		}
 	}
 	return o, fillDurations(map[string]duration{
-		"Timeout": {&o.Timeout, 5 * time.Second}, "Deadline": {&o.Deadline, time.Minute},
+		"AttemptTimeout": {&o.AttemptTimeout, 5 * time.Second}, "Timeout": {&o.Timeout, time.Minute},
 		"MinBackoff": {&o.MinBackoff, 50 * time.Millisecond}, "MaxBackoff": {&o.MaxBackoff, 2 * time.Second},
 	})
 }

@@ -77,7 +77,7 @@ func TestCatchingUpTakesBoundedMemory(t *testing.T) {
 	const buffer, slack = 1 << 20, 64 << 20 // what a node and a client keep anyway
 	before := liveHeap()
 	handled, most := 0, uint64(0)
-	for tx, err := range c.All(t.Context(), 0, 0, client.FollowOptions{Buffer: buffer}) {
+	for tx, err := range c.All(t.Context(), 0, 0, client.FollowOptions{BufferBytes: buffer}) {
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -167,5 +167,5 @@ func first(n int, f fault) func(*nats.Msg) fault {
 
 // quick are options for tests in which tries fail.
 var quick = client.Options{
-	Timeout: 100 * time.Millisecond, MinBackoff: time.Millisecond, MaxBackoff: 20 * time.Millisecond, MaxBatch: 20,
+	AttemptTimeout: 100 * time.Millisecond, MinBackoff: time.Millisecond, MaxBackoff: 20 * time.Millisecond, MaxBatch: 20,
 }

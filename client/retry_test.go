@@ -84,7 +84,7 @@ func TestReconnectSendsAgain(t *testing.T) {
 	if _, err := p.nc.Subscribe(proxied+".batch.*", p.onBatch); err != nil {
 		t.Fatal(err)
 	}
-	c := newClient(t, nc, client.Options{Prefix: proxied, Timeout: time.Hour, Deadline: time.Hour, MaxBatch: 1})
+	c := newClient(t, nc, client.Options{Prefix: proxied, AttemptTimeout: time.Hour, Timeout: time.Hour, MaxBatch: 1})
 	appendMany(t, c, 0, 10)
 	checkOnce(t, newClient(t, connect(t, n), client.Options{}), 0, 10)
 }
@@ -114,7 +114,7 @@ func TestOnesFaultIsNotEverybodys(t *testing.T) {
 			for i, f := range futures {
 				_, err := f.Wait(ctx)
 				if i == 7 {
-					var r *client.Refused
+					var r *client.RefusedError
 					if !errors.As(err, &r) || r.Reason != reason {
 						t.Errorf("append 7: %v", err)
 					}
@@ -144,7 +144,7 @@ func TestFinalRefusalsAreNotSentAgain(t *testing.T) {
 				return swallow
 			}
 			_, err := faulty.Append(soon(t), &client.Tx{Payload: []byte("x")})
-			var r *client.Refused
+			var r *client.RefusedError
 			if !errors.As(err, &r) || r.Reason != reason {
 				t.Fatalf("error %v", err)
 			}
@@ -159,8 +159,8 @@ func TestFinalRefusalsAreNotSentAgain(t *testing.T) {
 // and the next one is due long after it: what is known then depends on the
 // answer alone.
 func TestDeadlineSaysWhetherTheOutcomeIsKnown(t *testing.T) {
-	answered := client.Options{Deadline: time.Second, Timeout: patience, MinBackoff: time.Hour, MaxBackoff: time.Hour}
-	silent := client.Options{Deadline: time.Second, Timeout: 40 * time.Millisecond, MinBackoff: time.Millisecond}
+	answered := client.Options{Timeout: time.Second, AttemptTimeout: patience, MinBackoff: time.Hour, MaxBackoff: time.Hour}
+	silent := client.Options{Timeout: time.Second, AttemptTimeout: 40 * time.Millisecond, MinBackoff: time.Millisecond}
 	outcomes := map[fault]bool{
 		swallow: false, lose: false, unknown: false, internal: false, garble: false, strange: false,
 		busy: true, unavail: true, full: true, nobody: true,
@@ -180,8 +180,8 @@ func TestDeadlineSaysWhetherTheOutcomeIsKnown(t *testing.T) {
 	for f, known := range outcomes {
 		t.Run(faultNames[f], func(t *testing.T) {
 			_, err := futures[f].Wait(soon(t))
-			wantErr(t, err, client.ErrDeadline)
-			var u *client.Unknown
+			wantErr(t, err, client.ErrTimeout)
+			var u *client.UnknownOutcomeError
 			if known == errors.As(err, &u) {
 				t.Fatalf("known is %v, and the error %v", known, err)
 			}
@@ -189,7 +189,7 @@ func TestDeadlineSaysWhetherTheOutcomeIsKnown(t *testing.T) {
 				t.Errorf("the error's id is %q", u.ID)
 			}
 			if reason, ok := refusals[f]; ok {
-				var r *client.Refused
+				var r *client.RefusedError
 				if !errors.As(err, &r) || r.Reason != reason {
 					t.Errorf("%v does not say %s", err, reason)
 				}
@@ -213,7 +213,7 @@ func TestCancelOfWhatWasSentIsUnknown(t *testing.T) {
 
 func TestCancelOfWhatWasNotSentKeepsItFromBeingSent(t *testing.T) {
 	release := make(chan struct{})
-	opts := client.Options{MaxBatch: 1, Timeout: patience, Deadline: patience}
+	opts := client.Options{MaxBatch: 1, AttemptTimeout: patience, Timeout: patience}
 	p, held, direct := newProxy(t, opts, func(*nats.Msg) fault { <-release; return pass })
 	var futures []*client.Future
 	for i := range 3 { // as many as may be in flight: the next has to wait

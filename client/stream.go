@@ -173,7 +173,7 @@ func signal(ch chan struct{}) {
 // startRead asks for what comes next, unless that is under way, or too much
 // waits for the handler: then handled will.
 func (s *stream) startRead() {
-	if s.read != nil || s.err != nil || s.held > 0 && s.held+2*s.opts.readBytes() > s.opts.Buffer {
+	if s.read != nil || s.err != nil || s.held > 0 && s.held+2*s.opts.readBytes() > s.opts.BufferBytes {
 		return
 	}
 	s.due = time.Time{}
@@ -489,7 +489,7 @@ func (s *stream) tickLocked(now time.Time) time.Time {
 			s.c.window.leave(s)
 		}
 	case s.read != nil:
-		lost := s.c.window.silent(s.read.heard, s.c.opts.Timeout)
+		lost := s.c.window.silent(s.read.heard, s.c.opts.AttemptTimeout)
 		if now.Before(lost) {
 			return lost
 		}
@@ -506,12 +506,12 @@ func (s *stream) tickLocked(now time.Time) time.Time {
 		}
 		s.startRead()
 	case s.feed != nil && s.next > s.known():
-		if now.Sub(s.heard) < s.opts.Silence {
-			return s.heard.Add(s.opts.Silence)
+		if now.Sub(s.heard) < s.opts.IdleTimeout {
+			return s.heard.Add(s.opts.IdleTimeout)
 		}
 		s.startRead()
 	}
-	return now.Add(s.c.opts.Timeout)
+	return now.Add(s.c.opts.AttemptTimeout)
 }
 
 // state gives what Progress shows.

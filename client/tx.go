@@ -41,21 +41,21 @@ type Tx struct {
 	// exactly this.
 	ExpectedLast *uint64
 
-	hasData bool
+	isSet bool
 }
 
-// Write adds locks that are checked, and recorded on commit.
-func (tx *Tx) Write(locks ...string) { tx.WriteLocks = append(tx.WriteLocks, locks...) }
+// WriteLock adds locks that are checked, and recorded on commit.
+func (tx *Tx) WriteLock(locks ...string) { tx.WriteLocks = append(tx.WriteLocks, locks...) }
 
-// Read adds locks that are checked: of what was looked at and not changed.
-func (tx *Tx) Read(locks ...string) { tx.ReadLocks = append(tx.ReadLocks, locks...) }
+// ReadLock adds locks that are checked: of what was read and not changed.
+func (tx *Tx) ReadLock(locks ...string) { tx.ReadLocks = append(tx.ReadLocks, locks...) }
 
-// Append adds locks that are recorded on commit and not checked.
-func (tx *Tx) Append(locks ...string) { tx.AppendLocks = append(tx.AppendLocks, locks...) }
+// AppendLock adds locks that are recorded on commit and not checked.
+func (tx *Tx) AppendLock(locks ...string) { tx.AppendLocks = append(tx.AppendLocks, locks...) }
 
-// Data sets the kind ("" is "tx") and the payload, which may be empty.
-func (tx *Tx) Data(kind string, payload []byte) {
-	tx.Kind, tx.Payload, tx.hasData = kind, payload, true
+// Set sets the kind ("" is "tx") and the payload, which may be empty.
+func (tx *Tx) Set(kind string, payload []byte) {
+	tx.Kind, tx.Payload, tx.isSet = kind, payload, true
 }
 
 var lockHeaders = [...]string{subjects.HeaderWriteLock, subjects.HeaderReadLock, subjects.HeaderAppendLock}

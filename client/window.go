@@ -15,7 +15,7 @@ const (
 	// firstRead is how many bytes the first read of a stream asks for: many find
 	// that they are level. Each further one asks for twice as many.
 	firstRead = 64 << 10
-	// quietFactor is how many Timeouts a read may be silent while others are
+	// quietFactor is how many AttemptTimeouts a read may be silent while others are
 	// answered.
 	quietFactor = 4
 )

@@ -18,7 +18,7 @@
 // handled all transactions between: none is left out, and a member that lost
 // its partition unknowingly cannot move it back or over another's. What was
 // handled behind the position is handled again after a crash: up to
-// Options.Commit of work.
+// [Options.CommitInterval] of work.
 //
 // Two members do not run the handler of a partition at one time, given that
 //
@@ -45,7 +45,7 @@
 // member that died is handled again after two leases, one of a member that left
 // after one.
 //
-// A member first takes one of Options.Members leases on the first partition
+// A member first takes one of [Options.MaxMembers] leases on the first partition
 // that has any transaction. Everybody looks at them: with n of them taken, the
 // i-th member wants the partitions whose number modulo n is i, gives up others,
 // and claims those when they are free. While there are other members it sets its

@@ -136,7 +136,7 @@ func (m *member) findHome(ctx context.Context) error {
 
 // moveTo has the slots in a partition.
 func (m *member) moveTo(ctx context.Context, partition int) (err error) {
-	slots := make([]*lease, m.opts.Members)
+	slots := make([]*lease, m.opts.MaxMembers)
 	for i := range slots {
 		if slots[i], err = m.lease(partition, fmt.Sprintf("%s-member-%d", m.name, i)); err != nil {
 			return err

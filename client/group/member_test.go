@@ -34,8 +34,8 @@ type crew struct {
 
 func newCrew(t *testing.T, partitions int, opts group.Options) *crew {
 	opts.Lease = quick
-	if opts.Commit == 0 {
-		opts.Commit = 5 * time.Millisecond
+	if opts.CommitInterval == 0 {
+		opts.CommitInterval = 5 * time.Millisecond
 	}
 	return &crew{
 		t: t, log: cantustest.New(t, cantustest.Options{Partitions: partitions}), opts: opts,
@@ -182,7 +182,7 @@ func (c *crew) position(partition int) uint64 {
 func TestMembersShareAndTakeOver(t *testing.T) {
 	t.Parallel()
 	const partitions = 5
-	c := newCrew(t, partitions, group.Options{Members: 4})
+	c := newCrew(t, partitions, group.Options{MaxMembers: 4})
 	for p := range partitions {
 		c.fill(p, 20)
 	}
@@ -216,7 +216,7 @@ func TestMembersShareAndTakeOver(t *testing.T) {
 // twice.
 func TestLeavingLosesNothing(t *testing.T) {
 	t.Parallel()
-	c := newCrew(t, 1, group.Options{Commit: time.Hour})
+	c := newCrew(t, 1, group.Options{CommitInterval: time.Hour})
 	c.fill(0, 30)
 	leave, _ := c.join("a", c.handle)
 	c.handledAll(0, 30)
@@ -307,7 +307,7 @@ func TestEmptyPartitionsAreTakenUpWhenTheyGrow(t *testing.T) {
 // and go. What handle checks is that no two run at a time.
 func TestNoTwoHandleAPartitionAtATime(t *testing.T) {
 	t.Parallel()
-	c := newCrew(t, 2, group.Options{Members: 3})
+	c := newCrew(t, 2, group.Options{MaxMembers: 3})
 	n := 0
 	c.log.Each(cantustest.Cursor, func(*nats.Msg) cantustest.Fault {
 		n++
@@ -347,7 +347,7 @@ func TestOptionsAreChecked(t *testing.T) {
 	l := cantustest.New(t, cantustest.Options{})
 	c := l.NewClient(t, client.Options{})
 	for name, opts := range map[string]group.Options{
-		"": {}, "a.b": {}, "members": {Members: 2000}, "lease": {Lease: time.Millisecond}, "commit": {Commit: -1},
+		"": {}, "a.b": {}, "members": {MaxMembers: 2000}, "lease": {Lease: time.Millisecond}, "commit": {CommitInterval: -1},
 		"a-name-that-leaves-no-room-for-what-is-put-behind-it-by-the-group": {},
 	} {
 		if err := group.Join(soon(t), c, name, nil, opts); !errors.Is(err, group.ErrOptions) {
@@ -361,7 +361,7 @@ func TestOptionsAreChecked(t *testing.T) {
 func TestIdlePartitionsAreNotWritten(t *testing.T) {
 	t.Parallel()
 	const partitions = 4
-	c := newCrew(t, partitions, group.Options{Members: 2})
+	c := newCrew(t, partitions, group.Options{MaxMembers: 2})
 	for p := range partitions {
 		c.fill(p, 1)
 	}

@@ -25,17 +25,17 @@ type Options struct {
 	// Partitions are those that the group handles. Default: all that the
 	// cluster has.
 	Partitions []int
-	// Members is how many members share the partitions at most, 1 to 1,024;
+	// MaxMembers is how many members share the partitions at most, 1 to 1,024;
 	// others stand by. Each member asks for so many cursors every third of a
 	// lease. Default 16.
-	Members int
+	MaxMembers int
 	// Lease is how long a member may be silent. Default 6 s, at least 50 ms. A
 	// member that is not alone says four times as often that it lives, and each time
 	// is an entry of the log of the group's first partition.
 	Lease time.Duration
-	// Commit is how often the position is set, and so how much may be handled
+	// CommitInterval is how often the position is set, and so how much may be handled
 	// again after a crash. Each costs a commit of the log. Default 200 ms.
-	Commit time.Duration
+	CommitInterval time.Duration
 	// Follow has filters, and what to do about errors. A partition that was
 	// stopped by its handler's error stays with its member, and stopped.
 	Follow client.FollowOptions
@@ -51,22 +51,22 @@ func (o Options) withDefaults(name string) (Options, error) {
 	if len(name) > maxName {
 		return o, fmt.Errorf("%w: the name has %d bytes: at most %d", ErrOptions, len(name), maxName)
 	}
-	if o.Members == 0 {
-		o.Members = 16
+	if o.MaxMembers == 0 {
+		o.MaxMembers = 16
 	}
 	if o.Lease == 0 {
 		o.Lease = 6 * time.Second
 	}
-	if o.Commit == 0 {
-		o.Commit = 200 * time.Millisecond
+	if o.CommitInterval == 0 {
+		o.CommitInterval = 200 * time.Millisecond
 	}
 	switch {
-	case o.Members < 1 || o.Members > 1024:
-		return o, fmt.Errorf("%w: Members is %d: 1 to 1,024", ErrOptions, o.Members)
+	case o.MaxMembers < 1 || o.MaxMembers > 1024:
+		return o, fmt.Errorf("%w: MaxMembers is %d: 1 to 1,024", ErrOptions, o.MaxMembers)
 	case o.Lease < 50*time.Millisecond:
 		return o, fmt.Errorf("%w: Lease is %v: at least 50 ms", ErrOptions, o.Lease)
-	case o.Commit < 0:
-		return o, fmt.Errorf("%w: Commit is %v", ErrOptions, o.Commit)
+	case o.CommitInterval < 0:
+		return o, fmt.Errorf("%w: CommitInterval is %v", ErrOptions, o.CommitInterval)
 	}
 	return o, nil
 }

@@ -77,7 +77,7 @@ func (m *member) work(ctx context.Context, w *worker) error {
 	committing := make(chan struct{})
 	go func() {
 		defer close(committing)
-		if err := p.commit(following, m.opts.Commit); err != nil {
+		if err := p.commit(following, m.opts.CommitInterval); err != nil {
 			end(err)
 		}
 	}()
@@ -116,12 +116,12 @@ func (p *progress) commit(ctx context.Context, every time.Duration) error {
 
 // move moves the position to what was handled.
 func (p *progress) move(ctx context.Context) error {
-	applied := p.follower.HighWaterMark(p.partition)
+	applied := p.follower.Applied(p.partition)
 	if applied == p.committed {
 		return nil
 	}
 	_, err := p.cursor.Move(ctx, applied, p.committed)
-	var elsewhere *client.Elsewhere
+	var elsewhere *client.CursorMismatchError
 	switch {
 	case errors.As(err, &elsewhere):
 		return fmt.Errorf("%w: the position is at %d, and was left at %d", ErrLost, elsewhere.Position.Txid, p.committed)

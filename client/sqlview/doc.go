@@ -19,14 +19,14 @@
 // goes on behind it. What Apply does outside of its database transaction has no
 // such guarantee.
 //
-// What waits is applied together, up to FollowOptions.Batch in one database
+// What waits is applied together, up to FollowOptions.MaxBatch in one database
 // transaction, so that catching up shares commits.
 //
 // # Errors
 //
-// A database that is away, busy or deadlocked is tried again for ever; it is
-// seen in Progress. An error of Apply's own is retried with back-off as well,
-// unless Options.OnError decides to stop the partition or to park the
+// A database that is away, busy or deadlocked is tried again for ever; Progress
+// shows its error. An error of Apply's own stops the partition, unless OnError of
+// [Options].Follow decides to try again, with back-off, or to park the
 // transaction. Parking stores it in the database with its error and moves the
 // mark, in one database transaction.
 //

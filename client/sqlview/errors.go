@@ -17,8 +17,8 @@ var (
 	// another one in the log: the database belongs to another log, or this one lost
 	// data.
 	ErrOtherLog = errors.New("sqlview: the database has applied another log")
-	// ErrNoMark is returned when a partition's row is gone from cantus_marks.
-	ErrNoMark = errors.New("sqlview: the partition's mark is missing")
+	// ErrNoPosition is returned when a partition's row is gone from cantus_marks.
+	ErrNoPosition = errors.New("sqlview: the partition's mark is missing")
 	// ErrNotParked is returned for a transaction that is not parked (any more).
 	ErrNotParked = errors.New("sqlview: not parked")
 )

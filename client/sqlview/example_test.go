@@ -52,12 +52,12 @@ func Example() {
 	stopped := make(chan error)
 	go func() { stopped <- view.Run(running) }()
 
-	app, err := client.NewApp(c, view, client.AppOptions{Applied: true})
+	transactor, err := client.NewTransactor(c, view, client.TransactorOptions{WaitApplied: true})
 	if err != nil {
 		log.Fatal(err)
 	}
 	for range 2 {
-		r, err := app.Transact(ctx, 0, func(tx *client.Tx) error {
+		r, err := transactor.Transact(ctx, 0, func(tx *client.Tx) error {
 			return view.Read(ctx, tx, func(db *sql.Tx) error {
 				var hats int
 				if err := db.QueryRowContext(ctx, `SELECT hats FROM stock`).Scan(&hats); err != nil {
@@ -66,8 +66,8 @@ func Example() {
 				if hats < 2 {
 					return fmt.Errorf("%d hats are left", hats)
 				}
-				tx.Write("stock.hats")
-				tx.Data("order", nil)
+				tx.WriteLock("stock.hats")
+				tx.Set("order", nil)
 				return nil
 			})
 		})

@@ -58,7 +58,7 @@ func (m *marks) get(ctx context.Context, from rower, partition int) (txid uint64
 		m.view, partition).Scan(&n, &stamp)
 	switch {
 	case errors.Is(err, sql.ErrNoRows):
-		return 0, "", fmt.Errorf("partition %d: %w", partition, ErrNoMark)
+		return 0, "", fmt.Errorf("partition %d: %w", partition, ErrNoPosition)
 	case err != nil:
 		return 0, "", fmt.Errorf("read the mark of partition %d: %w", partition, err)
 	}
@@ -89,7 +89,7 @@ func (m *marks) reset(ctx context.Context, in *sql.Tx, partition int, txid uint6
 		return err
 	}
 	if n, err := r.RowsAffected(); err != nil || n != 1 {
-		return errors.Join(err, fmt.Errorf("partition %d: %w", partition, ErrNoMark))
+		return errors.Join(err, fmt.Errorf("partition %d: %w", partition, ErrNoPosition))
 	}
 	return nil
 }

@@ -64,11 +64,11 @@ func readParked(body, why, since string) (p Parked, err error) {
 	return p, err
 }
 
-// Settle takes a transaction from what is parked and gives it to apply, in one
+// Resolve takes a transaction from what is parked and gives it to apply, in one
 // database transaction; it stays parked if apply fails. apply says what becomes
 // of it now: the view's own function, which then runs later than the log's
 // order says, or one that mends or drops it. nil drops it.
-func (v *View) Settle(ctx context.Context, partition int, txid uint64, apply Apply) error {
+func (v *View) Resolve(ctx context.Context, partition int, txid uint64, apply Apply) error {
 	in, err := v.marks.db.BeginTx(ctx, nil)
 	if err != nil {
 		return err
@@ -86,7 +86,7 @@ func (v *View) Settle(ctx context.Context, partition int, txid uint64, apply App
 	return in.Commit()
 }
 
-// unpark deletes the row first, which locks out whoever settles it too.
+// unpark deletes the row first, which locks out whoever resolves it too.
 func (m *marks) unpark(ctx context.Context, in *sql.Tx, partition int, txid uint64) (p Parked, err error) {
 	var body, why, since string
 	err = in.QueryRowContext(ctx, m.dialect.Statement(

@@ -50,10 +50,10 @@ func TestServerThatFallsIsWaitedFor(t *testing.T) {
 		reached <- tx.Txid
 		return insert(ctx, in, tx)
 	}, sqlview.Options{Follow: client.FollowOptions{
-		Batch: 1, MinBackoff: time.Millisecond, MaxBackoff: 20 * time.Millisecond,
+		MaxBatch: 1, MinBackoff: time.Millisecond, MaxBackoff: 20 * time.Millisecond,
 		OnError: func(_ *client.Transaction, err error, _ int) client.Decision {
 			t.Errorf("asked about %v", err)
-			return client.Skip
+			return client.DecideSkip
 		},
 	}})
 	run(t, v)

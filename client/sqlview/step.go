@@ -31,7 +31,7 @@ func (v *View) handle(ctx context.Context, txs []*client.Transaction) error {
 		}
 		if mark < p.mark {
 			p.mark = mark
-			return &client.Moved{After: mark}
+			return &client.MovedError{After: mark}
 		}
 		p.mark = mark
 	}
@@ -98,7 +98,7 @@ func (v *View) applyOne(ctx context.Context, p *part, in *sql.Tx, tx *client.Tra
 func (v *View) onError(tx *client.Transaction, err error, _ int) client.Decision {
 	var database *away
 	if errors.As(err, &database) {
-		return client.Retry
+		return client.DecideRetry
 	}
 	p := v.parts[tx.Partition]
 	if p.failed != tx.Txid {
@@ -106,12 +106,12 @@ func (v *View) onError(tx *client.Transaction, err error, _ int) client.Decision
 	}
 	p.tries++
 	if v.opts.Follow.OnError == nil {
-		return client.Retry
+		return client.DecideStop
 	}
 	switch decision := v.opts.Follow.OnError(tx, err, p.tries); decision {
-	case client.Skip:
+	case client.DecideSkip:
 		p.park = err // and the next try does it
-		return client.Retry
+		return client.DecideRetry
 	default:
 		return decision
 	}

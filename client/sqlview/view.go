@@ -26,12 +26,13 @@ type Options struct {
 	// Partitions are those to apply. Default: all that the cluster has.
 	Partitions []int
 	// Follow has the filters and the like. Its OnError decides about errors of
-	// Apply, never about those of a database that is away; Skip parks.
-	// nil retries for ever.
+	// Apply, never about those of a database that is away, which is tried again
+	// until it is back. DecideSkip parks the transaction. nil decides DecideStop
+	// every time: the partition stops at the first error of Apply.
 	Follow client.FollowOptions
-	// Check is how often the marks are looked at, in case another process
+	// PollInterval is how often the marks are looked at, in case another process
 	// resets the view. Default 1 s.
-	Check time.Duration
+	PollInterval time.Duration
 }
 
 // View applies a log to a database. It is a client.View.
@@ -65,16 +66,16 @@ func Open(ctx context.Context, c *client.Client, db *sql.DB, dialect Dialect, ap
 	if opts.Name == "" {
 		opts.Name = "main"
 	}
-	if opts.Check == 0 {
-		opts.Check = time.Second
+	if opts.PollInterval == 0 {
+		opts.PollInterval = time.Second
 	}
 	switch {
 	case dialect.name == "":
 		return nil, fmt.Errorf("%w: no dialect", ErrOptions)
 	case apply == nil:
 		return nil, fmt.Errorf("%w: no apply function", ErrOptions)
-	case opts.Check < 0:
-		return nil, fmt.Errorf("%w: Check is %v", ErrOptions, opts.Check)
+	case opts.PollInterval < 0:
+		return nil, fmt.Errorf("%w: PollInterval is %v", ErrOptions, opts.PollInterval)
 	}
 	if len(opts.Partitions) == 0 {
 		n, err := c.Partitions(ctx)
@@ -153,8 +154,9 @@ func (v *View) Run(ctx context.Context) error {
 	return v.follower.Run(ctx)
 }
 
-// HighWaterMark is the last txid that the database is known to hold.
-func (v *View) HighWaterMark(partition int) uint64 { return v.follower.HighWaterMark(partition) }
+// Applied returns the last txid of a partition that the database is known to
+// hold.
+func (v *View) Applied(partition int) uint64 { return v.follower.Applied(partition) }
 
 // Wait returns nil once the database holds the partition up to txid.
 func (v *View) Wait(ctx context.Context, partition int, txid uint64) error {
@@ -205,7 +207,7 @@ func (v *View) Reset(ctx context.Context, at map[int]uint64, load func(ctx conte
 
 // watch looks at the marks until ctx ends.
 func (v *View) watch(ctx context.Context) {
-	tick := time.NewTicker(v.opts.Check)
+	tick := time.NewTicker(v.opts.PollInterval)
 	defer tick.Stop()
 	for {
 		select {
@@ -235,7 +237,7 @@ func (v *View) check(ctx context.Context, partition int) error {
 // Read runs look in a database transaction whose mark becomes that of tx: what
 // look sees holds the partition up to tx.HighWaterMark at least, whatever is
 // done to the database meanwhile. It is how a function given to
-// client.App.Transact reads the view. look must not write.
+// client.Transactor.Transact reads the view. look must not write.
 func (v *View) Read(ctx context.Context, tx *client.Tx, look func(db *sql.Tx) error) error {
 	in, err := v.marks.db.BeginTx(ctx, nil)
 	if err != nil {

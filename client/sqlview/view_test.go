@@ -33,8 +33,8 @@ func TestViewHoldsWhatTheLogHolds(t *testing.T) {
 		stop()
 		fill(t, l, 0, 10)
 		v, db := openView(t, l, d, insert, sqlview.Options{}) // as after a restart
-		if v.HighWaterMark(0) != 710 {
-			t.Errorf("it goes on from %d", v.HighWaterMark(0))
+		if v.Applied(0) != 710 {
+			t.Errorf("it goes on from %d", v.Applied(0))
 		}
 		run(t, v)
 		wait(t, v, 0, 720)
@@ -59,7 +59,7 @@ func TestInstancesShareADatabase(t *testing.T) {
 			views := make([]*sqlview.View, instances)
 			for i := range instances {
 				wg.Go(func() {
-					views[i], _ = openView(t, l, d, insert, sqlview.Options{Follow: client.FollowOptions{Batch: 1 + 7*i}})
+					views[i], _ = openView(t, l, d, insert, sqlview.Options{Follow: client.FollowOptions{MaxBatch: 1 + 7*i}})
 					stops[i] = run(t, views[i])
 				})
 			}
@@ -104,7 +104,10 @@ func TestFailedTransactionsAreAppliedOnce(t *testing.T) {
 				return errors.New("not now")
 			}
 			return nil
-		}, sqlview.Options{Follow: client.FollowOptions{Batch: 1, MinBackoff: time.Millisecond, MaxBackoff: time.Millisecond}})
+		}, sqlview.Options{Follow: client.FollowOptions{
+			MaxBatch: 1, MinBackoff: time.Millisecond, MaxBackoff: time.Millisecond,
+			OnError: func(*client.Transaction, error, int) client.Decision { return client.DecideRetry },
+		}})
 		run(t, v)
 		wait(t, v, 0, count)
 		checkJournal(t, l, db, 0)
@@ -142,7 +145,7 @@ func TestDatabasesTroubleIsNoQuestion(t *testing.T) {
 		MinBackoff: time.Millisecond, MaxBackoff: time.Millisecond,
 		OnError: func(_ *client.Transaction, err error, _ int) client.Decision {
 			t.Errorf("asked about %v", err)
-			return client.Skip
+			return client.DecideSkip
 		},
 	}})
 	run(t, v)
@@ -173,7 +176,7 @@ func TestConstraintsAreAQuestion(t *testing.T) {
 				if asked++; tx.Txid != 5 {
 					t.Errorf("asked about %d", tx.Txid)
 				}
-				return client.Skip
+				return client.DecideSkip
 			},
 		}})
 		run(t, v)
@@ -194,9 +197,7 @@ func TestPoisonStopsOnlyItsPartition(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		v, db := openView(t, l, d, picky, sqlview.Options{Follow: client.FollowOptions{
-			OnError: func(*client.Transaction, error, int) client.Decision { return client.Stop },
-		}})
+		v, db := openView(t, l, d, picky, sqlview.Options{}) // no OnError stops, as in package client
 		run(t, v)
 		fill(t, l, 1, 100)
 		wait(t, v, 1, 100)
@@ -234,9 +235,9 @@ func TestPoisonIsParked(t *testing.T) {
 				}
 				asked = append(asked, fmt.Sprint(tx.Txid, ":", tries))
 				if tries < 3 {
-					return client.Retry
+					return client.DecideRetry
 				}
-				return client.Skip
+				return client.DecideSkip
 			},
 		}})
 		stop := run(t, v)
@@ -254,16 +255,16 @@ func TestPoisonIsParked(t *testing.T) {
 			p.Transaction.WriteLocks[0] != "10" || p.Err != "poison: \x00\xff" || p.Since.IsZero() {
 			t.Errorf("parked %+v: %+v", p, p.Transaction)
 		}
-		if err := v.Settle(soon(t), 0, 11, picky); !errors.Is(err, errPoison) {
+		if err := v.Resolve(soon(t), 0, 11, picky); !errors.Is(err, errPoison) {
 			t.Fatalf("settled by what can't: %v", err)
 		}
-		if err := v.Settle(soon(t), 0, 11, insert); err != nil {
+		if err := v.Resolve(soon(t), 0, 11, insert); err != nil {
 			t.Fatal(err)
 		}
-		if err := v.Settle(soon(t), 0, 21, nil); err != nil {
+		if err := v.Resolve(soon(t), 0, 21, nil); err != nil {
 			t.Fatal(err)
 		}
-		if err := v.Settle(soon(t), 0, 11, insert); !errors.Is(err, sqlview.ErrNotParked) {
+		if err := v.Resolve(soon(t), 0, 11, insert); !errors.Is(err, sqlview.ErrNotParked) {
 			t.Fatalf("settled twice: %v", err)
 		}
 		if parked, err = v.Parked(soon(t)); err != nil || len(parked) != 1 || parked[0].Transaction.Txid != 22 {
@@ -278,7 +279,7 @@ func TestViewIsRebuilt(t *testing.T) {
 		l := cantustest.New(t, cantustest.Options{})
 		const half = 300
 		fill(t, l, 0, half)
-		v, db := openView(t, l, d, insert, sqlview.Options{Check: time.Millisecond})
+		v, db := openView(t, l, d, insert, sqlview.Options{PollInterval: time.Millisecond})
 		stop := run(t, v)
 		wait(t, v, 0, half)
 		snapshot := d.at(d.copy(t)) // while it runs
@@ -287,8 +288,8 @@ func TestViewIsRebuilt(t *testing.T) {
 		fill(t, l, 0, half)
 		wait(t, v, 0, 2*half)
 		restored, copied := openView(t, l, snapshot, insert, sqlview.Options{})
-		if restored.HighWaterMark(0) != half {
-			t.Fatalf("the copy is at %d", restored.HighWaterMark(0))
+		if restored.Applied(0) != half {
+			t.Fatalf("the copy is at %d", restored.Applied(0))
 		}
 		run(t, restored)
 		wait(t, restored, 0, 2*half)
@@ -348,7 +349,7 @@ func TestResetByOthersIsNoticed(t *testing.T) {
 		v, db := openView(t, l, d, func(ctx context.Context, in *sql.Tx, tx *client.Transaction) error {
 			applied <- tx.Txid
 			return insert(ctx, in, tx)
-		}, sqlview.Options{Check: 5 * time.Millisecond})
+		}, sqlview.Options{PollInterval: 5 * time.Millisecond})
 		run(t, v)
 		wait(t, v, 0, 100)
 		for len(applied) > 0 {
@@ -376,7 +377,7 @@ func TestFilteredViewIsNotTakenForReset(t *testing.T) {
 	v, _ := openView(t, l, newSQLite(t), func(context.Context, *sql.Tx, *client.Transaction) error {
 		applied++
 		return nil
-	}, sqlview.Options{Check: time.Millisecond, Follow: client.FollowOptions{Kinds: []string{"pay"}}})
+	}, sqlview.Options{PollInterval: time.Millisecond, Follow: client.FollowOptions{Kinds: []string{"pay"}}})
 	stop := run(t, v)
 	for i := range 60 {
 		kind := "noise"
@@ -437,8 +438,8 @@ func TestViewsOfOtherNamesAreApart(t *testing.T) {
 	b, _ := openView(t, l, d, nothing, sqlview.Options{Name: "b"})
 	run(t, a)
 	wait(t, a, 0, 10)
-	if b.HighWaterMark(0) != 0 {
-		t.Errorf("b is at %d", b.HighWaterMark(0))
+	if b.Applied(0) != 0 {
+		t.Errorf("b is at %d", b.Applied(0))
 	}
 	run(t, b)
 	wait(t, b, 0, 10)
@@ -459,7 +460,7 @@ func TestOptionsAreChecked(t *testing.T) {
 			return sqlview.Open(soon(t), c, db, sqlview.SQLite, nil, sqlview.Options{})
 		},
 		"check": func() (*sqlview.View, error) {
-			return sqlview.Open(soon(t), c, db, sqlview.SQLite, insert, sqlview.Options{Check: -1})
+			return sqlview.Open(soon(t), c, db, sqlview.SQLite, insert, sqlview.Options{PollInterval: -1})
 		},
 	} {
 		if _, err := open(); !errors.Is(err, sqlview.ErrOptions) {

@@ -28,10 +28,10 @@ var (
 
 // bank is an instance: a view that follows the log, and decisions by it.
 type bank struct {
-	client *client.Client
-	store  *store
-	view   *sqlview.View
-	app    *client.App
+	client     *client.Client
+	store      *store
+	view       *sqlview.View
+	transactor *client.Transactor
 
 	stop    context.CancelFunc
 	running sync.WaitGroup
@@ -47,12 +47,14 @@ func openBank(ctx context.Context, nc *nats.Conn, where string) (*bank, error) {
 	if b.store, err = openStore(ctx, where); err != nil {
 		return nil, errors.Join(err, c.Close())
 	}
+	// Without OnError the view ends at a transaction that cannot be applied, and
+	// commands with it: the bank can do without none. Somebody has to look.
 	b.view, err = sqlview.Open(ctx, c, b.store.db, b.store.dialect, b.store.apply, sqlview.Options{
 		Name: "bank", Partitions: []int{partition},
-		Follow: client.FollowOptions{Kinds: []string{kindOpen, kindTransfer, kindClose}, OnError: stop},
+		Follow: client.FollowOptions{Kinds: []string{kindOpen, kindTransfer, kindClose}},
 	})
 	if err == nil {
-		b.app, err = client.NewApp(c, b.view, client.AppOptions{Applied: true, Tries: 1000})
+		b.transactor, err = client.NewTransactor(c, b.view, client.TransactorOptions{WaitApplied: true, MaxAttempts: 1000})
 	}
 	if err != nil {
 		return nil, errors.Join(err, b.store.db.Close(), c.Close())
@@ -62,10 +64,6 @@ func openBank(ctx context.Context, nc *nats.Conn, where string) (*bank, error) {
 	b.running.Go(func() { _ = b.view.Run(running) }) // who waits for the view hears of its end
 	return b, nil
 }
-
-// stop ends the view at a transaction that cannot be applied, and commands with
-// it: the bank has no transaction that it could do without. Somebody has to look.
-func stop(*client.Transaction, error, int) client.Decision { return client.Stop }
 
 func (b *bank) close() error {
 	b.stop()
@@ -85,7 +83,7 @@ func (b *bank) catchUp(ctx context.Context) error {
 // decide runs a function against the view, and appends what it puts into tx.
 // It runs again where the log had gone on in what it was decided by.
 func (b *bank) decide(ctx context.Context, by func(tx *client.Tx, db *sql.Tx) error) error {
-	_, err := b.app.Transact(ctx, partition, func(tx *client.Tx) error {
+	_, err := b.transactor.Transact(ctx, partition, func(tx *client.Tx) error {
 		return b.view.Read(ctx, tx, func(db *sql.Tx) error { return by(tx, db) })
 	})
 	return err

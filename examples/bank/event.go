@@ -42,19 +42,19 @@ func whole(account string) string   { return "account." + account + ".>" }
 func request(id string) string      { return "request." + id }
 
 // lock names what the event was decided by and what it changes.
-func (e opened) lock(tx *client.Tx) { tx.Write(status(e.Account), balance(e.Account)) }
+func (e opened) lock(tx *client.Tx) { tx.WriteLock(status(e.Account), balance(e.Account)) }
 
 // A transfer is decided by the sender's balance, that both accounts are open,
 // and that the request is new. It adds to the receiver's balance whatever that
 // is: recorded, not checked.
 func (e transferred) lock(tx *client.Tx) {
-	tx.Write(request(e.Request), balance(e.From))
-	tx.Read(status(e.From), status(e.To))
-	tx.Append(balance(e.To))
+	tx.WriteLock(request(e.Request), balance(e.From))
+	tx.ReadLock(status(e.From), status(e.To))
+	tx.AppendLock(balance(e.To))
 }
 
 // Closing is decided by all there is to the account.
-func (e closed) lock(tx *client.Tx) { tx.Write(whole(e.Account)) }
+func (e closed) lock(tx *client.Tx) { tx.WriteLock(whole(e.Account)) }
 
 // put makes the event the transaction's data.
 func put(tx *client.Tx, kind string, event interface{ lock(*client.Tx) }) error {
@@ -63,6 +63,6 @@ func put(tx *client.Tx, kind string, event interface{ lock(*client.Tx) }) error 
 		return err
 	}
 	event.lock(tx)
-	tx.Data(kind, data)
+	tx.Set(kind, data)
 	return nil
 }

@@ -21,14 +21,14 @@ func (b *bank) show(ctx context.Context, w io.Writer) error {
 	if err != nil {
 		return err
 	}
-	_, err = io.WriteString(w, frame(all, b.view.HighWaterMark(partition), b.view.Progress(partition).Lag()))
+	_, err = io.WriteString(w, frame(all, b.view.Applied(partition), b.view.Progress(partition).Lag()))
 	return err
 }
 
 // watch draws the accounts anew whenever the view goes on, until ctx ends.
 func (b *bank) watch(ctx context.Context, w io.Writer) error {
 	for {
-		drawn := b.view.HighWaterMark(partition)
+		drawn := b.view.Applied(partition)
 		if _, err := io.WriteString(w, clearScreen); err != nil {
 			return err
 		}

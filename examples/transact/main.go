@@ -101,20 +101,20 @@ func add(ctx context.Context, url, name string, amount int, w io.Writer) (err er
 		}
 	}()
 
-	app, err := client.NewApp(c, follower, client.AppOptions{Applied: true, Tries: 10_000})
+	transactor, err := client.NewTransactor(c, follower, client.TransactorOptions{WaitApplied: true, MaxAttempts: 10_000})
 	if err != nil {
 		return err
 	}
 	// At first the view is empty: the conflict says how far it has to follow.
 	value := 0
-	_, err = app.Transact(ctx, 0, func(tx *client.Tx) error {
+	_, err = transactor.Transact(ctx, 0, func(tx *client.Tx) error {
 		value = view.get(name) + amount
 		data, err := json.Marshal(counted{name, value})
 		if err != nil {
 			return err
 		}
-		tx.Write("counter." + name)
-		tx.Data("count", data)
+		tx.WriteLock("counter." + name)
+		tx.Set("count", data)
 		return nil
 	})
 	if err != nil {

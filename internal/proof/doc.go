@@ -33,7 +33,7 @@ type writer struct {
 	nc       *nats.Conn
 	client   *client.Client
 	follower *client.Follower
-	app      *client.App
+	app      *client.Transactor
 
 	stop    context.CancelFunc
 	running sync.WaitGroup
@@ -53,7 +53,7 @@ func newWriter(log Log, apply client.Handler) (*writer, error) {
 	w := &writer{nc: nc, client: c}
 	w.follower, err = c.NewFollower(map[int]uint64{0: 0}, apply, client.FollowOptions{})
 	if err == nil {
-		w.app, err = client.NewApp(c, w.follower, client.AppOptions{Tries: 1 << 20, Applied: true})
+		w.app, err = client.NewTransactor(c, w.follower, client.TransactorOptions{MaxAttempts: 1 << 20, WaitApplied: true})
 	}
 	if err != nil {
 		nc.Close()

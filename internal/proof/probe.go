@@ -63,8 +63,8 @@ type probing struct {
 func (r *probing) write(ctx context.Context, w *writer, count int) error {
 	for range count {
 		receipt, err := w.app.Transact(ctx, 0, func(tx *client.Tx) error {
-			tx.Write("probe")
-			tx.Data("probe", fmt.Append(nil, tx.HighWaterMark+1))
+			tx.WriteLock("probe")
+			tx.Set("probe", fmt.Append(nil, tx.HighWaterMark+1))
 			return nil
 		})
 		switch {

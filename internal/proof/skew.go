@@ -88,8 +88,8 @@ func (s Skew) Run(ctx context.Context, log Log) (broken int, err error) {
 // what is left.
 func (s Skew) round(ctx context.Context, two []*skewed) (sum int, err error) {
 	last, err := two[0].app.Transact(ctx, 0, func(tx *client.Tx) error {
-		tx.Write("0", "1")
-		tx.Data("", []byte("0=100 1=0"))
+		tx.WriteLock("0", "1")
+		tx.Set("", []byte("0=100 1=0"))
 		return nil
 	})
 	if err != nil {
@@ -108,7 +108,7 @@ func (s Skew) round(ctx context.Context, two []*skewed) (sum int, err error) {
 		return 0, err
 	}
 	// Both have applied what they wrote; the first also what the second did.
-	if err := two[0].follower.Wait(ctx, 0, two[1].follower.HighWaterMark(0)); err != nil {
+	if err := two[0].follower.Wait(ctx, 0, two[1].follower.Applied(0)); err != nil {
 		return 0, err
 	}
 	return two[0].view.get("0") + two[0].view.get("1"), nil
@@ -125,10 +125,10 @@ func (w *skewed) take(ctx context.Context, computed *sync.WaitGroup, readLocks b
 			return nil
 		}
 		if readLocks {
-			tx.Read(w.other)
+			tx.ReadLock(w.other)
 		}
-		tx.Write(w.mine)
-		tx.Data("", fmt.Appendf(nil, "%s=%d", w.mine, mine-100))
+		tx.WriteLock(w.mine)
+		tx.Set("", fmt.Appendf(nil, "%s=%d", w.mine, mine-100))
 		return nil
 	})
 	return err

@@ -185,7 +185,7 @@ func (a *goAppend) collect(ctx context.Context) error {
 			a.window <- f
 			continue
 		}
-		var conflict *client.Conflict
+		var conflict *client.ConflictError
 		if !errors.As(err, &conflict) {
 			return err
 		}

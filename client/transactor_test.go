@@ -42,8 +42,8 @@ func (b *balances) get(name string) int {
 	return b.all[name]
 }
 
-// newApp gives an app over balances of its own, with a connection of its own.
-func newApp(t testing.TB, n *broker.Node, opts client.AppOptions) (*client.App, *balances, *client.Follower) {
+// newTransactor returns a transactor over balances of its own, with a connection of its own.
+func newTransactor(t testing.TB, n *broker.Node, opts client.TransactorOptions) (*client.Transactor, *balances, *client.Follower) {
 	t.Helper()
 	c := newClient(t, connect(t, n), client.Options{})
 	b := &balances{all: map[string]int{}}
@@ -52,22 +52,22 @@ func newApp(t testing.TB, n *broker.Node, opts client.AppOptions) (*client.App, 
 		t.Fatal(err)
 	}
 	run(t, f)
-	app, err := client.NewApp(c, f, opts)
+	transactor, err := client.NewTransactor(c, f, opts)
 	if err != nil {
 		t.Fatal(err)
 	}
-	return app, b, f
+	return transactor, b, f
 }
 
 // While the function runs, what it has read is overtaken, and the view follows.
 func TestMarkIsTakenBeforeTheFunctionRuns(t *testing.T) {
 	n := openNode(t, broker.Options{Partitions: 1})
-	app, view, f := newApp(t, n, client.AppOptions{})
+	transactor, view, f := newTransactor(t, n, client.TransactorOptions{})
 	other := newClient(t, connect(t, n), client.Options{})
 	runs := 0
-	_, err := app.Transact(soon(t), 0, func(tx *client.Tx) error {
-		tx.Write("a")
-		tx.Data("", fmt.Appendf(nil, "a=%d", view.get("a")+1))
+	_, err := transactor.Transact(soon(t), 0, func(tx *client.Tx) error {
+		tx.WriteLock("a")
+		tx.Set("", fmt.Appendf(nil, "a=%d", view.get("a")+1))
 		if runs++; runs > 1 {
 			return nil
 		}
@@ -84,15 +84,15 @@ func TestMarkIsTakenBeforeTheFunctionRuns(t *testing.T) {
 
 func TestTransactAppendsNothingWithoutData(t *testing.T) {
 	n := openNode(t, broker.Options{Partitions: 1})
-	app, _, _ := newApp(t, n, client.AppOptions{})
+	transactor, _, _ := newTransactor(t, n, client.TransactorOptions{})
 	mine := errors.New("mine")
-	_, err := app.Transact(soon(t), 0, func(tx *client.Tx) error {
-		tx.Data("", []byte("a=1"))
+	_, err := transactor.Transact(soon(t), 0, func(tx *client.Tx) error {
+		tx.Set("", []byte("a=1"))
 		return mine
 	})
 	wantErr(t, err, mine)
-	r, err := app.Transact(soon(t), 0, func(tx *client.Tx) error {
-		tx.Write("a")
+	r, err := transactor.Transact(soon(t), 0, func(tx *client.Tx) error {
+		tx.WriteLock("a")
 		return nil
 	})
 	if err != nil || r != (client.Receipt{}) {
@@ -105,18 +105,18 @@ func TestTransactAppendsNothingWithoutData(t *testing.T) {
 
 func TestTransactReturnsWhenTheViewHoldsIt(t *testing.T) {
 	n := openNode(t, broker.Options{Partitions: 1})
-	app, view, f := newApp(t, n, client.AppOptions{Applied: true})
+	transactor, view, f := newTransactor(t, n, client.TransactorOptions{WaitApplied: true})
 	for i := range 50 {
-		r, err := app.Transact(soon(t), 0, func(tx *client.Tx) error {
-			tx.Write("a")
-			tx.Data("set", fmt.Appendf(nil, "a=%d", i))
+		r, err := transactor.Transact(soon(t), 0, func(tx *client.Tx) error {
+			tx.WriteLock("a")
+			tx.Set("set", fmt.Appendf(nil, "a=%d", i))
 			return nil
 		})
 		if err != nil {
 			t.Fatal(err)
 		}
-		if view.get("a") != i || f.HighWaterMark(0) < r.Txid {
-			t.Fatalf("committed as %+v, and the view is at %d with %d", r, f.HighWaterMark(0), view.get("a"))
+		if view.get("a") != i || f.Applied(0) < r.Txid {
+			t.Fatalf("committed as %+v, and the view is at %d with %d", r, f.Applied(0), view.get("a"))
 		}
 	}
 }
@@ -124,7 +124,7 @@ func TestTransactReturnsWhenTheViewHoldsIt(t *testing.T) {
 // stale is a view that says it holds nothing, whatever it waited for.
 type stale struct{ waited atomic.Int64 }
 
-func (s *stale) HighWaterMark(int) uint64                      { return 0 }
+func (s *stale) Applied(int) uint64                            { return 0 }
 func (s *stale) Wait(_ context.Context, _ int, _ uint64) error { s.waited.Add(1); return nil }
 
 // stuck is a view that nothing comes to.
@@ -136,41 +136,41 @@ func TestTransactGivesUp(t *testing.T) {
 	_, c := newLog(t)
 	mustAppend(t, c, client.Tx{WriteLocks: []string{"a"}})
 	compute := func(tx *client.Tx) error {
-		tx.Write("a")
-		tx.Data("", nil)
+		tx.WriteLock("a")
+		tx.Set("", nil)
 		return nil
 	}
 	view := &stale{}
-	app, err := client.NewApp(c, view, client.AppOptions{Tries: 5})
+	transactor, err := client.NewTransactor(c, view, client.TransactorOptions{MaxAttempts: 5})
 	if err != nil {
 		t.Fatal(err)
 	}
-	var conflict *client.Conflict
-	_, err = app.Transact(soon(t), 0, compute)
-	wantErr(t, err, client.ErrTries)
+	var conflict *client.ConflictError
+	_, err = transactor.Transact(soon(t), 0, compute)
+	wantErr(t, err, client.ErrAttempts)
 	if !errors.As(err, &conflict) || conflict.Txid != 1 || view.waited.Load() != 5 {
 		t.Errorf("%v after %d waits", err, view.waited.Load())
 	}
 
-	app, err = client.NewApp(c, &stuck{}, client.AppOptions{Timeout: 50 * time.Millisecond})
+	transactor, err = client.NewTransactor(c, &stuck{}, client.TransactorOptions{Timeout: 50 * time.Millisecond})
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, err = app.Transact(soon(t), 0, compute)
+	_, err = transactor.Transact(soon(t), 0, compute)
 	wantErr(t, err, context.DeadlineExceeded)
 	wantErr(t, err, client.ErrConflict)
 
-	app, err = client.NewApp(c, &stuck{}, client.AppOptions{Timeout: 50 * time.Millisecond, Applied: true})
+	transactor, err = client.NewTransactor(c, &stuck{}, client.TransactorOptions{Timeout: 50 * time.Millisecond, WaitApplied: true})
 	if err != nil {
 		t.Fatal(err)
 	}
-	r, err := app.Transact(soon(t), 0, func(tx *client.Tx) error { tx.Data("", nil); return nil })
+	r, err := transactor.Transact(soon(t), 0, func(tx *client.Tx) error { tx.Set("", nil); return nil })
 	wantErr(t, err, context.DeadlineExceeded)
 	if r.Txid != 2 {
 		t.Errorf("committed, and the receipt is %+v", r)
 	}
-	for _, o := range []client.AppOptions{{Tries: -1}, {Timeout: -1}} {
-		_, err = client.NewApp(c, view, o)
+	for _, o := range []client.TransactorOptions{{MaxAttempts: -1}, {Timeout: -1}} {
+		_, err = client.NewTransactor(c, view, o)
 		wantErr(t, err, client.ErrOptions)
 	}
 }
