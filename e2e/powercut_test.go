@@ -103,6 +103,7 @@ func (c *cluster) failPower(t *testing.T, leader *node, d *powercut.Disk, killed
 	if err := deaf.pause(); err != nil {
 		t.Fatal(err)
 	}
+	before := killed.frames(t)
 	d.Freeze()
 	defer func() {
 		// What waits for the disk gets no further than it is.
@@ -115,10 +116,14 @@ func (c *cluster) failPower(t *testing.T, leader *node, d *powercut.Disk, killed
 		killed.kill()
 		d.Return()
 	}()
-	before := killed.frames(t)
+	// Nothing can be acknowledged, so the load waits for what is in flight: the
+	// follower syncs that, and then has nothing more to sync.
+	last := before
 	if err := c.until(t.Context(), "with a follower ahead", func(context.Context) string {
-		if n := killed.frames(t); n <= before {
-			return fmt.Sprintf("%d frames", n)
+		n := killed.frames(t)
+		quiet := n == last
+		if last = n; n <= before || !quiet {
+			return fmt.Sprintf("%d frames, %d before", n, before)
 		}
 		return ""
 	}); err != nil {

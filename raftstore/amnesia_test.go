@@ -181,3 +181,40 @@ func TestALeaderNoticesThatAFollowerHasForgotten(t *testing.T) {
 	}
 	ends(t, []string{"f"}, forgetful)
 }
+
+// A leader that led before, and was replaced meanwhile, does not expect of a
+// follower what the follower has acknowledged to nobody.
+func TestALeaderOfANewTermBlamesNobody(t *testing.T) {
+	t.Parallel()
+	c, _ := startCluster(t, "n1", "n2", "n3")
+	told := make(chan string, 10)
+	for _, n := range c.nodes {
+		n.down()
+		n.up(func(o *raftstore.Options) {
+			o.PeerForgot = func(peer string, _, _ uint64) { told <- peer }
+		})
+	}
+	c.put("a")
+	leader := c.leader()
+	next, behind := c.others(leader)[0], c.others(leader)[1]
+	applied(t, []string{"a"}, leader, next, behind)
+	c.put("b") // through the pipelines
+	applied(t, []string{"a", "b"}, leader, next, behind)
+	handOver := func(to *node) {
+		until(t, to.name+" leads", func() bool {
+			_ = c.leader().group.Transfer(t.Context(), to.name) // it may not be in touch yet
+			return to.group.Leading()
+		})
+	}
+	handOver(next)
+	behind.down()
+	c.put("c")
+	ends(t, []string{"c"}, leader, next)
+	handOver(leader)
+	behind.up(nil)
+	c.put("d")
+	ends(t, []string{"c", "d"}, behind)
+	if len(told) > 0 {
+		t.Errorf("%s is said to have lost entries that it never had", <-told)
+	}
+}

@@ -20,7 +20,7 @@ type memory struct {
 	mu       sync.Mutex
 	term     uint64 // of index
 	index    uint64 // the newest entry that is known to be acknowledged
-	pipeline bool   // requests went through a pipeline last
+	pipeline uint64 // the term of a pipeline through which requests went last, or 0
 	lost     uint64 // not 0: it has forgotten, and had this entry
 }
 
@@ -60,22 +60,24 @@ func (m *memory) acknowledged(term, index uint64) {
 	}
 }
 
-// pipelined notes that what comes next is acknowledged to raft alone.
-func (m *memory) pipelined() {
+// pipelined notes that requests of a term are acknowledged to raft alone from
+// now on.
+func (m *memory) pipelined(term uint64) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.pipeline = true
+	m.pipeline = term
 }
 
 // recall returns the newest entry that the peer has acknowledged before a
 // request is sent outside of a pipeline. The first such request behind a
-// pipeline begins at what raft knows to be acknowledged.
+// pipeline begins at what raft knows to be acknowledged, if both are of one term:
+// the first request of a term begins at the leader's own end.
 func (m *memory) recall(q *raft.AppendEntriesRequest) (index uint64, err error) {
 	m.mu.Lock()
-	piped := m.pipeline
-	m.pipeline = false
+	behind := m.pipeline == q.Term
+	m.pipeline = 0
 	m.mu.Unlock()
-	if piped {
+	if behind {
 		m.acknowledged(q.Term, q.PrevLogEntry)
 	}
 	return m.has(q.Term), m.remembers(0)
@@ -108,7 +110,7 @@ func (m *memory) remembers(last uint64) error {
 func (m *memory) forget() {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.term, m.index, m.pipeline, m.lost = 0, 0, false, 0
+	m.term, m.index, m.pipeline, m.lost = 0, 0, 0, 0
 }
 
 // forgot notes that the peer has lost an entry that it had; first reports

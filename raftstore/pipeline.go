@@ -22,6 +22,7 @@ type pipeline struct {
 	peer      *peer
 
 	// Of the last request that was sent. The goroutine that sends owns them.
+	term   uint64
 	commit uint64
 	last   uint64 // the last entry sent, or the one before
 	missed int64
@@ -47,7 +48,6 @@ func (t *transport) AppendEntriesPipeline(id raft.ServerID, to raft.ServerAddres
 	if err != nil {
 		return nil, err
 	}
-	t.peer(id).acks.pipelined()
 	return &pipeline{AppendPipeline: p, transport: t, peer: t.peer(id)}, nil
 }
 
@@ -75,6 +75,10 @@ func (p *pipeline) AppendEntries(q *raft.AppendEntriesRequest, a *raft.AppendEnt
 	}
 	if err := p.transport.paceOld(q); err != nil {
 		return nil, err
+	}
+	if p.term != q.Term {
+		p.term = q.Term
+		p.peer.acks.pipelined(q.Term)
 	}
 	f, err := p.AppendPipeline.AppendEntries(q, a)
 	if err == nil {
