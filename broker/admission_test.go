@@ -234,11 +234,11 @@ func TestGapsAreNamed(t *testing.T) {
 // nothing.
 func TestReloadOfLimits(t *testing.T) {
 	const free = 1 << 30
-	opts := broker.Options{Partitions: 1, Reserve: free / 2, QueueBytes: 8 << 20}
+	opts := broker.Options{Partitions: 1, MinFreeBytes: free / 2, QueueBytes: 8 << 20}
 	broker.FreeSpace(&opts, func() int64 { return free })
 	n, nc := openNode(t, t.TempDir(), opts)
 	works(t, nc)
-	opts.Reserve, opts.QueueBytes = 2*free, 1<<20
+	opts.MinFreeBytes, opts.QueueBytes = 2*free, 1<<20
 	if err := n.Reload(opts); err != nil {
 		t.Fatal(err)
 	}
@@ -247,12 +247,12 @@ func TestReloadOfLimits(t *testing.T) {
 		t.Errorf("queues of %v bytes", got)
 	}
 	bad := opts
-	bad.Reserve, bad.QueueBytes = free/2, 1
+	bad.MinFreeBytes, bad.QueueBytes = free/2, 1
 	if err := n.Reload(bad); !errors.Is(err, broker.ErrOptions) || !strings.Contains(err.Error(), "queue bytes is 1") {
 		t.Errorf("a queue of one byte: %v", err)
 	}
 	wantRefusal(t, ask(t, nc, "cantus.append.0", "x"), subjects.StorageFull)
-	opts.Reserve = free / 2
+	opts.MinFreeBytes = free / 2
 	if err := n.Reload(opts); err != nil {
 		t.Fatal(err)
 	}

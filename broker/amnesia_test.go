@@ -181,7 +181,7 @@ func TestAStartThatMeetsNobodyBeginsNoGeneration(t *testing.T) {
 	}
 	defer taken.Close()
 	opts := c.options("n3")
-	opts.Listen = taken.Addr().String()
+	opts.ClientListen = taken.Addr().String()
 	for range 3 {
 		if n, err := broker.Open(t.Context(), c.dirs["n3"], opts); err == nil {
 			_ = n.Close()

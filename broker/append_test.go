@@ -78,7 +78,7 @@ func TestAppendReplies(t *testing.T) {
 
 // What is forgotten has no recorder: a refusal says so, and does not make one up.
 func TestConflictsBehindTheFloor(t *testing.T) {
-	_, nc := one(t, broker.Options{Locks: 2})
+	_, nc := one(t, broker.Options{MaxLocks: 2})
 	for _, l := range []string{"a", "b", "c", "d"} {
 		appendTx(t, nc, "cantus.append.0", "x", appendLock, l)
 	}
@@ -213,7 +213,7 @@ func TestSizeLimit(t *testing.T) {
 // What a client sends without a space behind the colon comes back with one:
 // what was within the limit must not come back larger than any client takes.
 func TestHeadersThatGrowCountAsTheyComeBack(t *testing.T) {
-	n, nc := one(t, broker.Options{Listen: "127.0.0.1:0"})
+	n, nc := one(t, broker.Options{ClientListen: "127.0.0.1:0"})
 	raw := dialRaw(t, n.ClientURL())
 	const lines, returned = 250, len("a: \r\n")
 	block := "NATS/1.0\r\n" + strings.Repeat("a:\r\n", lines) + "\r\n"
@@ -233,7 +233,7 @@ func TestHeadersThatGrowCountAsTheyComeBack(t *testing.T) {
 // A header block that NATS clients pass over as if it were none must never
 // let a transaction in without its locks.
 func TestMalformedHeaderBlocks(t *testing.T) {
-	n, nc := one(t, broker.Options{Listen: "127.0.0.1:0"})
+	n, nc := one(t, broker.Options{ClientListen: "127.0.0.1:0"})
 	appendTx(t, nc, "cantus.append.0", "x", appendLock, "a")
 	raw := dialRaw(t, n.ClientURL())
 	lock := mark + ": 0\r\n" + write + ": a\r\n"

@@ -130,7 +130,7 @@ func TestABatchOfConflictsIsAnswered(t *testing.T) {
 		t.Fatalf("%d results in %d bytes for %d transactions", len(r.Results), len(m.Data), count)
 	}
 	for i, run := range r.Results {
-		if run.Index != i || run.Error == nil || run.Error.Reason != subjects.ConflictReason || run.Error.Code != 409 || run.Error.Txid != 1 {
+		if run.Index != i || run.Error == nil || run.Error.Reason != subjects.Conflict || run.Error.Code != 409 || run.Error.Txid != 1 {
 			t.Fatalf("result %d: %+v", i, run)
 		}
 	}

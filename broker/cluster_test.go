@@ -41,8 +41,8 @@ func newNodes(t *testing.T, count int, opts broker.Options) *nodes {
 	if c.opts.Partitions == 0 {
 		c.opts.Partitions = 2
 	}
-	if c.opts.Heartbeat == 0 {
-		c.opts.Heartbeat = 400 * time.Millisecond
+	if c.opts.ElectionTimeout == 0 {
+		c.opts.ElectionTimeout = 400 * time.Millisecond
 	}
 	for i := range count {
 		c.names = append(c.names, fmt.Sprintf("n%d", i+1))

@@ -39,7 +39,7 @@ func TestHotLock(t *testing.T) {
 						t.Errorf("txid %d was computed from %d", r.Txid, seen)
 					}
 					seen, done = r.Txid, done+1
-				case r.Error.Reason != subjects.ConflictReason || r.Error.Txid <= seen:
+				case r.Error.Reason != subjects.Conflict || r.Error.Txid <= seen:
 					t.Errorf("at %d: %v", seen, r.Error)
 					return
 				default:

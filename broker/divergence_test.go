@@ -18,7 +18,7 @@ func TestABatchOfAnotherTermIsVoid(t *testing.T) {
 	defer s.Close()
 	var chain digests
 	damage := func(err error) { t.Error(err) }
-	r := newReplica(s.Log(0), Options{Locks: 10, MsgIDs: 10, MsgIDWindow: 1}, damage, &chain)
+	r := newReplica(s.Log(0), Options{MaxLocks: 10, MaxMsgIDs: 10, MsgIDWindow: 1}, damage, &chain)
 	write := func(term, txid uint64) []byte {
 		var w wal.BatchWriter
 		if w.Begin(wal.Transactions, txid, 1, 0); term > 0 {
@@ -65,7 +65,7 @@ func TestABatchFromThePastIsVoid(t *testing.T) {
 	}
 	defer s.Close()
 	var chain digests
-	r := newReplica(s.Log(0), Options{Locks: 10, MsgIDs: 10, MsgIDWindow: 1}, func(err error) { t.Error(err) }, &chain)
+	r := newReplica(s.Log(0), Options{MaxLocks: 10, MaxMsgIDs: 10, MsgIDWindow: 1}, func(err error) { t.Error(err) }, &chain)
 	write := func(txid uint64, time int64) []byte {
 		var w wal.BatchWriter
 		w.BeginIn(2, txid, time, 0)

@@ -24,13 +24,13 @@ func TestPortsAreNotOpenedToAnyone(t *testing.T) {
 		opts broker.Options
 		text string // "" if it opens
 	}{
-		"clients":                 {broker.Options{Listen: ":0"}, "the client port on every interface (:0) would be open to anyone"},
-		"clients on an interface": {broker.Options{Listen: "0.0.0.0:0"}, "the client port on every interface (0.0.0.0:0) would be open to anyone"},
+		"clients":                 {broker.Options{ClientListen: ":0"}, "the client port on every interface (:0) would be open to anyone"},
+		"clients on an interface": {broker.Options{ClientListen: "0.0.0.0:0"}, "the client port on every interface (0.0.0.0:0) would be open to anyone"},
 		"routes":                  {broker.Options{ClusterListen: "0.0.0.0:0"}, "--cluster-secret-file"},
-		"users":                   {broker.Options{Listen: "0.0.0.0:0", NATSConfig: users}, ""},
+		"users":                   {broker.Options{ClientListen: "0.0.0.0:0", NATSConfig: users}, ""},
 		"a token":                 {broker.Options{ClusterListen: "0.0.0.0:0", Bootstrap: []string{"n1"}, ClusterSecret: token}, ""},
-		"told to":                 {broker.Options{Listen: "0.0.0.0:0", ClusterListen: "0.0.0.0:0", Bootstrap: []string{"n1"}, Insecure: true}, ""},
-		"on loopback":             {broker.Options{Listen: "127.0.0.1:0", ClusterListen: "localhost:0", Bootstrap: []string{"n1"}}, ""},
+		"told to":                 {broker.Options{ClientListen: "0.0.0.0:0", ClusterListen: "0.0.0.0:0", Bootstrap: []string{"n1"}, Insecure: true}, ""},
+		"on loopback":             {broker.Options{ClientListen: "127.0.0.1:0", ClusterListen: "localhost:0", Bootstrap: []string{"n1"}}, ""},
 	} {
 		t.Run(name, func(t *testing.T) {
 			ctx, cancel := context.WithTimeout(t.Context(), patience) // a node without --bootstrap waits
@@ -49,7 +49,7 @@ func TestPortsAreNotOpenedToAnyone(t *testing.T) {
 func TestDoorsSayWhatIsOpenAndToWhom(t *testing.T) {
 	for want, opts := range map[string]broker.Options{
 		"no port": {},
-		"anyone on this machine); routes on 127.0.0.1:": {Listen: "127.0.0.1:0", ClusterListen: "127.0.0.1:0", Bootstrap: []string{"n1"}},
+		"anyone on this machine); routes on 127.0.0.1:": {ClientListen: "127.0.0.1:0", ClusterListen: "127.0.0.1:0", Bootstrap: []string{"n1"}},
 		"(holders of the cluster's token); replication": {ClusterListen: "127.0.0.1:0", Bootstrap: []string{"n1"}, ClusterSecret: token},
 		"(members with the cluster's secret)":           {ClusterListen: "127.0.0.1:0", Bootstrap: []string{"n1"}},
 	} {

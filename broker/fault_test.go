@@ -130,7 +130,7 @@ func TestRefusalsWaitForTheirGround(t *testing.T) {
 		t.Errorf("first: %+v", r)
 	}
 	for payload, want := range map[string]subjects.Reason{
-		"conflict": subjects.ConflictReason, "first again": subjects.IDReused, "wrong": subjects.WrongLast, "malformed": subjects.BadRequest,
+		"conflict": subjects.Conflict, "first again": subjects.IDReused, "wrong": subjects.WrongLast, "malformed": subjects.BadRequest,
 	} {
 		if r := i.reply(payload); r.Error == nil || r.Error.Reason != want || r.HighWaterMark == nil || *r.HighWaterMark < 2 {
 			t.Errorf("%s: %+v, mark %v", payload, r.Error, r.HighWaterMark)
@@ -303,7 +303,7 @@ func TestBusy(t *testing.T) {
 func TestStorageFull(t *testing.T) {
 	var free atomic.Int64
 	free.Store(1 << 40)
-	opts := Options{Reserve: 1 << 30, freeSpace: func(string) (int64, error) { return free.Load(), nil }}
+	opts := Options{MinFreeBytes: 1 << 30, freeSpace: func(string) (int64, error) { return free.Load(), nil }}
 	dir := t.TempDir()
 	n, nc := openOne(t, dir, opts)
 	advisories, err := nc.SubscribeSync("cantus.advisory.storage")

@@ -123,7 +123,7 @@ func TestOptionsThatMakeNoCluster(t *testing.T) {
 		"a standby alone":              {broker.Options{Standby: true}, "a standby follows other nodes"},
 		"a standby that founds":        {broker.Options{ClusterListen: "127.0.0.1:0", Standby: true, Bootstrap: []string{"n1"}}, "does not found"},
 		"routes without an address":    {broker.Options{Routes: []string{"127.0.0.1:1"}}, "cluster address of the node's own"},
-		"a heartbeat that is too fast": {broker.Options{Heartbeat: time.Millisecond}, "heartbeat"},
+		"a heartbeat that is too fast": {broker.Options{ElectionTimeout: time.Millisecond}, "heartbeat"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			_, err := broker.Open(t.Context(), t.TempDir(), test.opts)

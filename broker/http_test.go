@@ -35,19 +35,19 @@ func get(t *testing.T, n *broker.Node, path, host string, headers ...string) (st
 }
 
 func TestProfilesAreOffByDefault(t *testing.T) {
-	n, _ := one(t, broker.Options{HTTP: "127.0.0.1:0"})
+	n, _ := one(t, broker.Options{HTTPListen: "127.0.0.1:0"})
 	for _, path := range []string{"/debug/pprof/", "/debug/pprof/heap", "/debug/pprof/cmdline"} {
 		if status := get(t, n, path, ""); status != http.StatusNotFound {
 			t.Errorf("%s: %d", path, status)
 		}
 	}
-	mustNotOpen(t, t.TempDir(), broker.Options{HTTP: "0.0.0.0:0", Profiles: true}, broker.ErrOptions, "loopback")
+	mustNotOpen(t, t.TempDir(), broker.Options{HTTPListen: "0.0.0.0:0", Profiles: true}, broker.ErrOptions, "loopback")
 }
 
 // A web page in a browser of the machine must not get at the profiles: neither
 // under a name of its own that leads to 127.0.0.1, nor from another site.
 func TestProfilesAreForThisMachine(t *testing.T) {
-	n, _ := one(t, broker.Options{HTTP: "127.0.0.1:0", Profiles: true})
+	n, _ := one(t, broker.Options{HTTPListen: "127.0.0.1:0", Profiles: true})
 	for _, host := range []string{"localhost", "localhost:8222", "127.0.0.1:1", "[::1]:8222", "[::1]", n.HTTPAddr()} {
 		if status := get(t, n, "/debug/pprof/goroutine", host); status != http.StatusOK {
 			t.Errorf("host %s: %d", host, status)
@@ -71,7 +71,7 @@ func TestProfilesAreForThisMachine(t *testing.T) {
 }
 
 func TestHTTPLimits(t *testing.T) {
-	n, _ := one(t, broker.Options{HTTP: "127.0.0.1:0"})
+	n, _ := one(t, broker.Options{HTTPListen: "127.0.0.1:0"})
 	if l := broker.HTTPLimits(n); l.ReadTimeout <= 0 || l.WriteTimeout <= 0 || l.IdleTimeout <= 0 || l.MaxHeaderBytes <= 0 {
 		t.Errorf("%+v", l)
 	}
@@ -83,7 +83,7 @@ func TestHTTPLimits(t *testing.T) {
 // However many connections somebody opens, the node holds a bounded number of
 // them, and goes on once they are closed.
 func TestHTTPConnections(t *testing.T) {
-	n, _ := one(t, broker.Options{HTTP: "127.0.0.1:0"})
+	n, _ := one(t, broker.Options{HTTPListen: "127.0.0.1:0"})
 	ask := func(conn net.Conn) error {
 		_, err := io.WriteString(conn, "GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
 		r := bufio.NewReader(conn)
@@ -123,7 +123,7 @@ func TestHTTPConnections(t *testing.T) {
 
 // A node that stops answers what it was asked before, and waits for no more.
 func TestHTTPEndsWithTheNode(t *testing.T) {
-	n, _ := one(t, broker.Options{HTTP: "127.0.0.1:0", Profiles: true})
+	n, _ := one(t, broker.Options{HTTPListen: "127.0.0.1:0", Profiles: true})
 	idle, err := net.Dial("tcp", n.HTTPAddr()) // sends nothing
 	if err != nil {
 		t.Fatal(err)

@@ -24,8 +24,8 @@ func (n *Node) listenRaft() (err error) {
 
 // raftPort is the port for replication.
 func (o Options) raftPort() (port, error) {
-	if o.Raft != "" {
-		return port{o.Raft, "--raft"}, nil
+	if o.RaftListen != "" {
+		return port{o.RaftListen, "--raft"}, nil
 	}
 	host, _, err := net.SplitHostPort(o.ClusterListen)
 	if err != nil {

@@ -248,7 +248,7 @@ func TestSmallMaxPayload(t *testing.T) {
 	if r := appendTx(t, nc, "cantus.append.0", "", append(headers, mark, "1")...); r.Txid != 2 {
 		t.Fatalf("%+v", r.Error)
 	}
-	if e := wantRefusal(t, ask(t, nc, "cantus.append.0", "", append(headers, mark, "1")...), subjects.ConflictReason); e.Txid != 2 {
+	if e := wantRefusal(t, ask(t, nc, "cantus.append.0", "", append(headers, mark, "1")...), subjects.Conflict); e.Txid != 2 {
 		t.Errorf("%+v", e)
 	}
 	conflict := item("", write, ">", mark, "0")
@@ -362,13 +362,13 @@ func operatorMode(t *testing.T) (opts broker.Options, file string) {
 	return broker.Options{NATSConfig: conf, Credentials: file, Account: accountID}, file
 }
 
-// Options.Listen is for where no file says more.
+// Options.ClientListen is for where no file says more.
 func TestListenBesideAConfig(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "nats.conf")
 	if err := os.WriteFile(path, []byte("server_name: other\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	n, nc := openNode(t, t.TempDir(), broker.Options{NATSConfig: path, Listen: "127.0.0.1:0"})
+	n, nc := openNode(t, t.TempDir(), broker.Options{NATSConfig: path, ClientListen: "127.0.0.1:0"})
 	if !strings.HasPrefix(n.ClientURL(), "nats://127.0.0.1:") || strings.HasSuffix(n.ClientURL(), ":4222") {
 		t.Errorf("it listens on %s", n.ClientURL())
 	}

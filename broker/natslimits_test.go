@@ -169,7 +169,7 @@ func TestAccountThatChanges(t *testing.T) {
 // A reply subject can be so long that an answer to it is no line that the server
 // takes: it must not cost the node its connection.
 func TestReplySubjectTooLong(t *testing.T) {
-	n, nc := one(t, broker.Options{Prefix: "c", Listen: "127.0.0.1:0"})
+	n, nc := one(t, broker.Options{Prefix: "c", ClientListen: "127.0.0.1:0"})
 	// Its sizes take more room in an answer's line than a read's subject in its own.
 	if r := appendTx(t, nc, "c.append.0", strings.Repeat("x", 900_000), "X", strings.Repeat("x", 20_000)); r.Error != nil {
 		t.Fatal(r.Error)

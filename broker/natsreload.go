@@ -14,7 +14,7 @@ import (
 )
 
 // Reload takes from opts what may change while the node runs: NATSConfig, with the
-// certificates that it names, Credentials, QueueBytes, Reserve and CatchUpRate. It
+// certificates that it names, Credentials, QueueBytes, MinFreeBytes and CatchUpRate. It
 // does not look at the rest. Connections survive, except those that the new NATS
 // configuration does not allow. Certificates are used for connections made from
 // then on: those of clients, of routes and of replication.
@@ -25,7 +25,7 @@ func (n *Node) Reload(opts Options) error {
 	defer n.reloading.Unlock()
 	next := n.opts
 	next.NATSConfig, next.Credentials = opts.NATSConfig, opts.Credentials
-	next.QueueBytes, next.Reserve, next.CatchUpRate = opts.QueueBytes, opts.Reserve, opts.CatchUpRate
+	next.QueueBytes, next.MinFreeBytes, next.CatchUpRate = opts.QueueBytes, opts.MinFreeBytes, opts.CatchUpRate
 	next, err := next.withDefaults()
 	if err != nil {
 		return err
@@ -36,7 +36,7 @@ func (n *Node) Reload(opts Options) error {
 	if err := n.reloadNATS(next); err != nil {
 		return err
 	}
-	n.limits.reserve.Store(next.Reserve)
+	n.limits.reserve.Store(next.MinFreeBytes)
 	n.limits.queueBytes.Store(int64(next.QueueBytes))
 	if n.network != nil {
 		n.network.SetCatchUpRate(next.CatchUpRate)

@@ -212,8 +212,8 @@ func natsOptions(o Options, name string) (*server.Options, error) {
 		}
 	}
 	switch {
-	case o.Listen != "":
-		host, port, err := splitAddress(o.Listen)
+	case o.ClientListen != "":
+		host, port, err := splitAddress(o.ClientListen)
 		if err != nil {
 			return nil, fmt.Errorf("listen address: %w", err)
 		}

@@ -134,7 +134,7 @@ func Open(ctx context.Context, dir string, opts Options) (*Node, error) {
 	}
 	n.peers = newPeers(n.instance, n.said.Load)
 	n.voice.wake, n.voice.all = make(chan struct{}, 1), map[*common]struct{}{}
-	n.limits.reserve.Store(opts.Reserve)
+	n.limits.reserve.Store(opts.MinFreeBytes)
 	n.limits.queueBytes.Store(int64(opts.QueueBytes))
 	if err := n.open(ctx, dir); err != nil {
 		return nil, errors.Join(err, n.Close())
@@ -167,7 +167,7 @@ func (n *Node) open(ctx context.Context, dir string) error {
 	if err := n.openNATS(ctx, known); err != nil {
 		return err
 	}
-	if n.opts.HTTP != "" {
+	if n.opts.HTTPListen != "" {
 		if err := startHTTP(n); err != nil {
 			return err
 		}
@@ -202,7 +202,7 @@ func (n *Node) open(ctx context.Context, dir string) error {
 
 func (n *Node) openStore(dir string, id wal.Identity) error {
 	opts := n.opts.store
-	opts.Identity, opts.TailBytes, opts.Logger = id, n.opts.TailBytes/id.Partitions, n.log
+	opts.Identity, opts.TailBytes, opts.Logger = id, n.opts.CacheBytes/id.Partitions, n.log
 	store, err := wal.Open(dir, opts)
 	if err != nil {
 		return err
@@ -343,7 +343,7 @@ func (n *Node) resolve(node string) (string, error) {
 func (n *Node) groupOptions(id uint32, log *wal.Log, fsm raftstore.FSM, logger *slog.Logger) raftstore.Options {
 	o := raftstore.Options{Node: n.opts.Name, Network: n.network, ID: id, Log: log, FSM: fsm, Logger: logger}
 	if n.network != nil {
-		o.HeartbeatTimeout, o.ElectionTimeout = n.opts.Heartbeat, n.opts.Heartbeat
+		o.HeartbeatTimeout, o.ElectionTimeout = n.opts.ElectionTimeout, n.opts.ElectionTimeout
 	}
 	return o
 }

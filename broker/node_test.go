@@ -112,7 +112,7 @@ func TestAppendConflictReadRestart(t *testing.T) {
 			t.Fatalf("round %d: first append: %+v", round, first)
 		}
 		refused := appendTx(t, nc, "cantus.append.0", "b", subjects.HeaderWriteLock, "account.>", subjects.HeaderHighWaterMark, fmt.Sprint(base))
-		if refused.Error == nil || refused.Error.Reason != subjects.ConflictReason || refused.Error.Txid != base+1 {
+		if refused.Error == nil || refused.Error.Reason != subjects.Conflict || refused.Error.Txid != base+1 {
 			t.Fatalf("round %d: conflicting append: %+v", round, refused)
 		}
 		for i := range uint64(2) {

@@ -65,13 +65,13 @@ func TestOpenErrors(t *testing.T) {
 	}
 	defer taken.Close()
 	busy := opts
-	busy.Listen = taken.Addr().String()
+	busy.ClientListen = taken.Addr().String()
 	mustNotOpen(t, dir, busy, broker.ErrNATSNotReady, taken.Addr().String())
 	busy = opts
-	busy.HTTP = taken.Addr().String()
+	busy.HTTPListen = taken.Addr().String()
 	mustNotOpen(t, dir, busy, nil, "--http", taken.Addr().String())
 	for _, listen := range []string{"nowhere", "127.0.0.1", "127.0.0.1:x", "127.0.0.1:65536"} {
-		busy.Listen, busy.HTTP = listen, ""
+		busy.ClientListen, busy.HTTPListen = listen, ""
 		mustNotOpen(t, dir, busy, nil, "listen")
 	}
 
@@ -95,12 +95,12 @@ func TestBadOptions(t *testing.T) {
 		"prefix with a $":    {Prefix: "$SYS"},
 		"partitions":         {Partitions: 1025},
 		"partitions below 0": {Partitions: -1},
-		"locks":              {Locks: -1},
-		"message ids":        {MsgIDs: 1 << 31},
+		"locks":              {MaxLocks: -1},
+		"message ids":        {MaxMsgIDs: 1 << 31},
 		"window":             {MsgIDWindow: time.Millisecond},
 		"queue":              {QueueBytes: 1},
-		"tail":               {TailBytes: 1},
-		"reserve":            {Reserve: -1},
+		"tail":               {CacheBytes: 1},
+		"reserve":            {MinFreeBytes: -1},
 		"version":            {Version: "devel"},
 		"version with a v":   {Version: "v1.2.3"},
 	} {
@@ -166,7 +166,7 @@ func TestDamagedIdentity(t *testing.T) {
 }
 
 func TestClosedNode(t *testing.T) {
-	n, nc := one(t, broker.Options{Listen: "127.0.0.1:0", HTTP: "127.0.0.1:0", Profiles: true})
+	n, nc := one(t, broker.Options{ClientListen: "127.0.0.1:0", HTTPListen: "127.0.0.1:0", Profiles: true})
 	get := func(path string) (int, string) {
 		t.Helper()
 		r, err := http.Get("http://" + n.HTTPAddr() + path)

@@ -26,18 +26,18 @@ type Options struct {
 	// Prefix begins every subject. Default "cantus".
 	Prefix string
 
-	// Listen is the host:port for NATS clients; port 0 takes a free one.
+	// ClientListen is the host:port for NATS clients; port 0 takes a free one.
 	// Empty opens no port, but for one on loopback in a cluster: clients then
 	// come through [Node.Conn].
-	Listen string
-	// HTTP is the host:port for health and metrics; port 0 takes a free one. It
+	ClientListen string
+	// HTTPListen is the host:port for health and metrics; port 0 takes a free one. It
 	// asks for no password: keep it off public networks. Empty opens none.
-	HTTP string
-	// Profiles serves runtime/pprof's profiles below /debug/pprof/ of HTTP, which
-	// must be on loopback then. They show the process's memory.
+	HTTPListen string
+	// Profiles serves runtime/pprof's profiles below /debug/pprof/ of HTTPListen,
+	// which must be on loopback then. They show the process's memory.
 	Profiles bool
 	// NATSConfig is a nats-server configuration file. What it says goes
-	// before Listen; a port in it without a host is open on every interface.
+	// before ClientListen; a port in it without a host is open on every interface.
 	NATSConfig string
 	// Account is the NATS account that the node's subjects live in, where
 	// NATSConfig defines accounts. Default: the server's global account.
@@ -51,10 +51,10 @@ type Options struct {
 	// one is enough, NATS gossips the rest. Both empty: a node alone.
 	ClusterListen string
 	Routes        []string
-	// Raft is the host:port for replication; port 0 takes a free one.
+	// RaftListen is the host:port for replication; port 0 takes a free one.
 	// Default: the host of ClusterListen and a free port. RaftAdvertise is
-	// what the other nodes dial, where it differs from Raft.
-	Raft, RaftAdvertise string
+	// what the other nodes dial, where it differs from RaftListen.
+	RaftListen, RaftAdvertise string
 	// Bootstrap names the founding nodes, this one among them; the same is
 	// given to each. It is looked at only while the data directory is new.
 	// Empty, in a cluster: the node waits to be added by an operator.
@@ -74,33 +74,33 @@ type Options struct {
 	Replicas int
 	// Standby has a node that is added follow every partition without a vote.
 	Standby bool
-	// Heartbeat is how long a follower hears nothing of its leader before it
+	// ElectionTimeout is how long a follower hears nothing of its leader before it
 	// stands for election; the time after which an election is held again is
 	// the same. Less means shorter pauses when a leader dies, and more needless
 	// changes on slow networks. Default 500 ms.
-	Heartbeat time.Duration
+	ElectionTimeout time.Duration
 	// CatchUpRate bounds, in bytes a second, what the node sends to replicas
 	// that are far behind: less leaves more of the processors and the disk to
 	// new transactions. Default 16 MiB.
 	CatchUpRate int64
 
-	// Locks is how many recorded locks a partition's table knows exactly.
+	// MaxLocks is how many recorded locks a partition's table knows exactly.
 	// About 100 bytes of memory each. Default 1,000,000.
-	Locks int
-	// MsgIDs is how many message ids a partition remembers at most. About
+	MaxLocks int
+	// MaxMsgIDs is how many message ids a partition remembers at most. About
 	// 100 bytes of memory each. Default 1,000,000.
-	MsgIDs int
+	MaxMsgIDs int
 	// MsgIDWindow is how long a message id is remembered. Default 2 minutes.
 	MsgIDWindow time.Duration
 	// QueueBytes bounds the requests that wait in front of a partition;
 	// beyond it they are refused as busy. Default 32 MiB.
 	QueueBytes int
-	// TailBytes bounds the newest entries that are kept in memory for reads,
+	// CacheBytes bounds the newest entries that are kept in memory for reads,
 	// for the whole node. Default 64 MiB.
-	TailBytes int
-	// Reserve is the free disk space, in bytes, under which appends are
+	CacheBytes int
+	// MinFreeBytes is the free disk space, in bytes, under which appends are
 	// refused as storage_full. Default 256 MiB.
-	Reserve int64
+	MinFreeBytes int64
 
 	// Logger takes the node's log. Default: discarded.
 	Logger *slog.Logger
@@ -108,8 +108,7 @@ type Options struct {
 	// version. Default "0.0.0-dev".
 	Version string
 
-	// Tests put something else in here. Of store, identity, tail and logger
-	// are not looked at.
+	// Tests set these. In store, Identity, TailBytes and Logger are ignored.
 	store     wal.Options
 	freeSpace func(dir string) (int64, error)
 	// routePassword is what the node's token gives for route ports.
@@ -134,15 +133,15 @@ func (o Options) withDefaults() (Options, error) {
 	set(&o.Name, "n1")
 	set(&o.Cluster, "cantus")
 	set(&o.Prefix, subjects.DefaultPrefix)
-	set(&o.Locks, 1_000_000)
-	set(&o.MsgIDs, 1_000_000)
+	set(&o.MaxLocks, 1_000_000)
+	set(&o.MaxMsgIDs, 1_000_000)
 	set(&o.MsgIDWindow, 2*time.Minute)
 	set(&o.QueueBytes, 32<<20)
-	set(&o.TailBytes, 64<<20)
-	set(&o.Reserve, 256<<20)
+	set(&o.CacheBytes, 64<<20)
+	set(&o.MinFreeBytes, 256<<20)
 	set(&o.Version, "0.0.0-dev")
 	set(&o.Replicas, 3)
-	set(&o.Heartbeat, 500*time.Millisecond)
+	set(&o.ElectionTimeout, 500*time.Millisecond)
 	set(&o.CatchUpRate, 16<<20)
 	set(&o.protocol, protocolVersion)
 	if o.freeSpace == nil {
@@ -171,13 +170,13 @@ func (o Options) withDefaults() (Options, error) {
 		least, most int64
 	}{
 		{"partitions", int64(o.Partitions), 0, subjects.MaxPartitions},
-		{"locks", int64(o.Locks), 1, 1 << 30},
-		{"message ids", int64(o.MsgIDs), 1, 1 << 30},
+		{"locks", int64(o.MaxLocks), 1, 1 << 30},
+		{"message ids", int64(o.MaxMsgIDs), 1, 1 << 30},
 		{"message id window in seconds", int64(o.MsgIDWindow / time.Second), 1, 86_400},
 		{"queue bytes", int64(o.QueueBytes), 1 << 16, 1 << 34},
-		{"tail bytes", int64(o.TailBytes), 1 << 16, 1 << 36},
-		{"reserve bytes", o.Reserve, 0, 1 << 50},
-		{"heartbeat in milliseconds", int64(o.Heartbeat / time.Millisecond), 20, 60_000},
+		{"cache bytes", int64(o.CacheBytes), 1 << 16, 1 << 36},
+		{"free bytes (--reserve)", o.MinFreeBytes, 0, 1 << 50},
+		{"election timeout (--heartbeat) in milliseconds", int64(o.ElectionTimeout / time.Millisecond), 20, 60_000},
 		{"catch-up rate in bytes a second", o.CatchUpRate, 1 << 20, 1 << 40},
 	} {
 		if r.value < r.least || r.value > r.most {

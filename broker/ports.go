@@ -64,7 +64,7 @@ func tryNATSPorts(opts *server.Options, o Options) error {
 		}
 	}
 	if !opts.DontListen {
-		add(chosenBy("--listen", o.Listen, opts.Host, opts.Port), opts.Host, opts.Port)
+		add(chosenBy("--listen", o.ClientListen, opts.Host, opts.Port), opts.Host, opts.Port)
 	}
 	add(chosenBy("--cluster", o.ClusterListen, opts.Cluster.Host, opts.Cluster.Port), opts.Cluster.Host, opts.Cluster.Port)
 	add(file, opts.Websocket.Host, opts.Websocket.Port)
@@ -95,7 +95,7 @@ func tryPorts(all []port, kind error) error {
 }
 
 // httpPort is the port for health and metrics.
-func (o Options) httpPort() port { return port{o.HTTP, "--http"} }
+func (o Options) httpPort() port { return port{o.HTTPListen, "--http"} }
 
 // rehearse returns what would end the start of a node after its directory was
 // founded, as far as that can be known before: the NATS configuration, and the
@@ -125,7 +125,7 @@ func (n *Node) rehearse() error {
 		}
 		all = append(all, raft)
 	}
-	if o.HTTP != "" {
+	if o.HTTPListen != "" {
 		all = append(all, o.httpPort())
 	}
 	return tryPorts(all, nil)

@@ -344,7 +344,7 @@ func TestGet(t *testing.T) {
 
 // A lock that the table has forgotten is not found, and the answer says why.
 func TestGetAForgottenLock(t *testing.T) {
-	_, nc := one(t, broker.Options{Locks: 2})
+	_, nc := one(t, broker.Options{MaxLocks: 2})
 	for i := range 4 {
 		appendTx(t, nc, "cantus.append.0", "x", appendLock, fmt.Sprint("l.", i))
 	}

@@ -46,7 +46,7 @@ func TestTablesAfterRestart(t *testing.T) {
 
 func tablesAfterRestart(t *testing.T, seed uint64) {
 	r := rand.New(rand.NewPCG(seed, 7))
-	opts := broker.Options{Partitions: 1, Locks: 5 + r.IntN(40), MsgIDs: 3 + r.IntN(20), MsgIDWindow: time.Hour}
+	opts := broker.Options{Partitions: 1, MaxLocks: 5 + r.IntN(40), MaxMsgIDs: 3 + r.IntN(20), MsgIDWindow: time.Hour}
 	names := 3 + r.IntN(60)
 	dir := t.TempDir()
 	n, nc := openNode(t, dir, opts)
@@ -102,11 +102,11 @@ func (h *history) check(t *testing.T, nc *nats.Conn, r *rand.Rand, opts broker.O
 	t.Helper()
 	floor := info(t, nc, 0).Locks.Floor
 	recorded, most := 0, h.last() // the newest locks are known, as many as there is room for
-	for ; most > 0 && recorded < opts.Locks; most-- {
+	for ; most > 0 && recorded < opts.MaxLocks; most-- {
 		recorded += len(h.locks[most-1])
 	}
-	if most == 0 && recorded < opts.Locks && floor > 0 || most > 0 && floor > most+1 {
-		t.Fatalf("the floor is %d, though only %d locks were recorded from %d on and %d fit", floor, recorded, most+1, opts.Locks)
+	if most == 0 && recorded < opts.MaxLocks && floor > 0 || most > 0 && floor > most+1 {
+		t.Fatalf("the floor is %d, though only %d locks were recorded from %d on and %d fit", floor, recorded, most+1, opts.MaxLocks)
 	}
 	for range 40 {
 		name := lockName()
@@ -121,19 +121,19 @@ func (h *history) check(t *testing.T, nc *nats.Conn, r *rand.Rand, opts broker.O
 		}
 	}
 	ids := 0
-	for i := len(h.ids) - 1; i >= 0 && ids < opts.MsgIDs; i-- {
+	for i := len(h.ids) - 1; i >= 0 && ids < opts.MaxMsgIDs; i-- {
 		if h.ids[i] == "" {
 			continue
 		}
 		ids++
 		m := ask(t, nc, "cantus.append.0", strconv.Itoa(i), msgID, h.ids[i], last, "18446744073709551615")
 		if want := fmt.Sprintf(`"txid":%d,`, i+1); !strings.Contains(string(m.Data), want) || !strings.Contains(string(m.Data), `"duplicate":true`) {
-			t.Fatalf("id %d of the newest %d: %s, want %s", ids, opts.MsgIDs, m.Data, want)
+			t.Fatalf("id %d of the newest %d: %s, want %s", ids, opts.MaxMsgIDs, m.Data, want)
 		}
 	}
 	for i := range h.ids { // the oldest id of all is forgotten, if there were enough since
 		if h.ids[i] != "" {
-			if m := ask(t, nc, "cantus.append.0", strconv.Itoa(i), msgID, h.ids[i], last, "18446744073709551615"); ids == opts.MsgIDs && i+1 < len(h.ids)-20*opts.MsgIDs &&
+			if m := ask(t, nc, "cantus.append.0", strconv.Itoa(i), msgID, h.ids[i], last, "18446744073709551615"); ids == opts.MaxMsgIDs && i+1 < len(h.ids)-20*opts.MaxMsgIDs &&
 				!strings.Contains(string(m.Data), "wrong_last") {
 				t.Fatalf("id %d should be forgotten: %s", i, m.Data)
 			}
@@ -145,7 +145,7 @@ func (h *history) check(t *testing.T, nc *nats.Conn, r *rand.Rand, opts broker.O
 // What conflicts before a restart conflicts after it, and what passes past the
 // floor passes.
 func TestCertificationAfterRestart(t *testing.T) {
-	opts := broker.Options{Partitions: 1, Locks: 8}
+	opts := broker.Options{Partitions: 1, MaxLocks: 8}
 	dir := t.TempDir()
 	n, nc := openNode(t, dir, opts)
 	var h history
@@ -254,7 +254,7 @@ func TestStoredNamesWithCommas(t *testing.T) {
 		if a := collect(t, nc, "cantus.read.0", `{"lock":"old.>"}`); len(a.transactions) != 3 {
 			t.Errorf("a filter finds %d of 3", len(a.transactions))
 		}
-		e := wantRefusal(t, ask(t, nc, "cantus.append.0", "x", mark, "2", write, "old.>"), subjects.ConflictReason)
+		e := wantRefusal(t, ask(t, nc, "cantus.append.0", "x", mark, "2", write, "old.>"), subjects.Conflict)
 		if e.Txid != 3 {
 			t.Errorf("conflict with %d, want 3", e.Txid)
 		}

@@ -91,8 +91,8 @@ type cursorResult struct {
 
 func newReplica(log *wal.Log, o Options, damage func(error), chain *digests) *replica {
 	return &replica{
-		log: log, damage: damage, chain: chain, trimmed: make(chan struct{}, 1), window: o.MsgIDWindow, capacity: o.Locks, every: cmp.Or(o.pointEvery, pointEvery), first: 1,
-		table:   lockmgr.New(lockmgr.Options{Locks: o.Locks, IDs: o.MsgIDs, IDWindow: o.MsgIDWindow}),
+		log: log, damage: damage, chain: chain, trimmed: make(chan struct{}, 1), window: o.MsgIDWindow, capacity: o.MaxLocks, every: cmp.Or(o.pointEvery, pointEvery), first: 1,
+		table:   lockmgr.New(lockmgr.Options{Locks: o.MaxLocks, IDs: o.MaxMsgIDs, IDWindow: o.MsgIDWindow}),
 		cursors: map[string]cursor{}, dirty: map[string]bool{}, changed: make(chan struct{}), proposed: map[*byte]int{},
 	}
 }

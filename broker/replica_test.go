@@ -47,7 +47,7 @@ func wantNewest(t *testing.T, r *replica, lock string, txid uint64, inFlight int
 }
 
 func newTestReplica() *replica {
-	return newReplica(nil, Options{Locks: 10, MsgIDs: 10, MsgIDWindow: time.Minute}, nil, nil)
+	return newReplica(nil, Options{MaxLocks: 10, MaxMsgIDs: 10, MsgIDWindow: time.Minute}, nil, nil)
 }
 
 func TestABatchOfThisLeaderStaysInFlightUntilItCommits(t *testing.T) {

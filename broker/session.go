@@ -293,12 +293,12 @@ func conflict(violated []lockmgr.Conflict, mark uint64) *subjects.Error {
 	if newest.Forgotten {
 		how = fmt.Sprintf("is not remembered and counts as recorded at the floor, txid %d", newest.Txid)
 	}
-	e := subjects.Errorf(subjects.ConflictReason, "%s lock %q %s, after high-water mark %d: apply up to %d, recompute and send again",
+	e := subjects.Errorf(subjects.Conflict, "%s lock %q %s, after high-water mark %d: apply up to %d, recompute and send again",
 		newest.Mode, newest.Name, how, mark, newest.Txid)
 	e.Lock, e.Txid = newest.Name, newest.Txid
-	e.Conflicts = make([]subjects.Conflict, len(violated))
+	e.Conflicts = make([]subjects.ConflictingLock, len(violated))
 	for i, c := range violated {
-		e.Conflicts[i] = subjects.Conflict{Lock: c.Name, Mode: c.Mode.String(), Txid: c.Txid, Forgotten: c.Forgotten}
+		e.Conflicts[i] = subjects.ConflictingLock{Lock: c.Name, Mode: c.Mode.String(), Txid: c.Txid, Forgotten: c.Forgotten}
 	}
 	return e
 }

@@ -183,9 +183,9 @@ func TestTablesAfterATrim(t *testing.T) {
 	for seed := range uint64(4) {
 		t.Run(fmt.Sprint("seed ", seed), func(t *testing.T) {
 			h := &trimmed{t: t, r: rand.New(rand.NewPCG(seed, 11)), dir: t.TempDir(), first: 1, lots: seed%2 == 0}
-			h.opts = broker.Options{Partitions: 1, Locks: 5 + h.r.IntN(25), MsgIDWindow: time.Hour}
+			h.opts = broker.Options{Partitions: 1, MaxLocks: 5 + h.r.IntN(25), MsgIDWindow: time.Hour}
 			if h.lots {
-				h.opts = broker.Options{Partitions: 1, MsgIDs: 3 + h.r.IntN(40), MsgIDWindow: time.Second}
+				h.opts = broker.Options{Partitions: 1, MaxMsgIDs: 3 + h.r.IntN(40), MsgIDWindow: time.Second}
 			}
 			broker.PointEvery(&h.opts, 8)
 			h.n, h.nc = openNode(t, h.dir, h.opts)
@@ -276,7 +276,7 @@ func (h *trimmed) append() {
 func (h *trimmed) check(what string, got lockmgr.State) {
 	h.t.Helper()
 	var known []lockmgr.TrackedLock
-	floor, capacity := h.first-1, h.opts.Locks
+	floor, capacity := h.first-1, h.opts.MaxLocks
 	if capacity == 0 {
 		capacity = 1_000_000
 	}
@@ -296,7 +296,7 @@ func (h *trimmed) check(what string, got lockmgr.State) {
 		h.t.Fatalf("%s, from %d on kept:\n got floor %d, %v\nwant floor %d, %v", what, h.first, got.Floor, got.Locks, floor, known)
 	}
 	var ids []uint64
-	for txid := uint64(len(h.ids)); txid >= h.first && (h.opts.MsgIDs == 0 || len(ids) < h.opts.MsgIDs); txid-- {
+	for txid := uint64(len(h.ids)); txid >= h.first && (h.opts.MaxMsgIDs == 0 || len(ids) < h.opts.MaxMsgIDs); txid-- {
 		if h.ids[txid-1] != "" && h.times[txid-1] >= got.Time-int64(h.opts.MsgIDWindow) {
 			ids = append(ids, txid)
 		}

@@ -10,9 +10,9 @@
 //
 // What clients see is the protocol of subjects.md under the usual prefix,
 // answered by the same code as in production: conflicts, message ids, reads and
-// cursors need no imitation. A test asks for a fault with [Log.Next] or
-// [Log.Each], cuts connections with [Log.Disconnect] and [Log.Cut], and the
-// node's own life with [Log.Restart].
+// cursors need no imitation. A test asks for a fault with [Log.FailNext]
+// or [Log.FailFunc], cuts connections with [Log.Disconnect] and [Log.Block], and
+// restarts the node with [Log.Restart].
 //
 // One thing differs on the wire: the relay sends an inline status, such as the
 // 204 at the end of a read, as a header "Status", because its NATS client can't

@@ -20,10 +20,10 @@ func Example() {
 	}
 	defer l.Close()
 
-	l.Next(2, cantustest.Append, cantustest.RefuseAs(subjects.Busy))
-	l.Next(1, cantustest.Append, cantustest.LoseAnswer())
-	l.Next(1, cantustest.Append, cantustest.NoResponders())
-	l.Next(1, cantustest.Append, cantustest.Repeat())
+	l.FailNext(2, cantustest.Append, cantustest.RefuseAs(subjects.Busy))
+	l.FailNext(1, cantustest.Append, cantustest.LoseAnswer())
+	l.FailNext(1, cantustest.Append, cantustest.NoResponders())
+	l.FailNext(1, cantustest.Append, cantustest.Repeat())
 
 	opts := client.Options{AttemptTimeout: 100 * time.Millisecond}
 	c, err := l.Client(opts)

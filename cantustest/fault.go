@@ -50,11 +50,11 @@ func RefuseAs(reason subjects.Reason) Fault {
 	return Refuse(subjects.Errorf(reason, "the test asked for this"))
 }
 
-// Conflict is Refuse for a lock that txid recorded.
-func Conflict(lock string, txid uint64) Fault {
-	err := subjects.Errorf(subjects.ConflictReason, "the test asked for this")
+// RefuseConflict is Refuse for a lock that txid recorded.
+func RefuseConflict(lock string, txid uint64) Fault {
+	err := subjects.Errorf(subjects.Conflict, "the test asked for this")
 	err.Lock, err.Txid = lock, txid
-	err.Conflicts = []subjects.Conflict{{Lock: lock, Mode: "write", Txid: txid}}
+	err.Conflicts = []subjects.ConflictingLock{{Lock: lock, Mode: "write", Txid: txid}}
 	return Refuse(err)
 }
 
@@ -103,9 +103,9 @@ type rules struct {
 	came chan struct{} // closed at the next message; nil while nobody waits
 }
 
-// Next has the next n messages of a verb meet the fault, after those that
-// Next was told before.
-func (l *Log) Next(n int, verb Verb, fault Fault) {
+// FailNext applies the fault to the next n messages of a verb, after those that
+// earlier calls of FailNext claimed.
+func (l *Log) FailNext(n int, verb Verb, fault Fault) {
 	l.rules.mu.Lock()
 	defer l.rules.mu.Unlock()
 	if l.rules.next == nil {
@@ -116,10 +116,10 @@ func (l *Log) Next(n int, verb Verb, fault Fault) {
 	}
 }
 
-// Each has decide choose what each message of the verb meets that Next says
-// nothing about; nil lets them pass again. decide is called for one message at
+// FailFunc has decide choose the fault of each message of the verb that FailNext
+// does not claim; nil lets them pass again. decide is called for one message at
 // a time; it must not keep or change it, nor call the log.
-func (l *Log) Each(verb Verb, decide func(m *nats.Msg) Fault) {
+func (l *Log) FailFunc(verb Verb, decide func(m *nats.Msg) Fault) {
 	l.rules.mu.Lock()
 	defer l.rules.mu.Unlock()
 	if l.rules.each == nil {

@@ -25,7 +25,7 @@ type Options struct {
 	Partitions int
 	// Prefix begins the subjects that clients use. Default "cantus".
 	Prefix string
-	// Node has further options of the node. Its Partitions, Prefix and Listen are not
+	// Node has further options of the node. Its Partitions, Prefix and ClientListen are not
 	// looked at.
 	Node broker.Options
 }
@@ -63,7 +63,7 @@ func Open(ctx context.Context, opts Options) (*Log, error) {
 		return nil, err
 	}
 	l := &Log{opts: opts, dir: dir, key: newKey()}
-	l.opts.Node.Partitions, l.opts.Node.Prefix, l.opts.Node.Listen = opts.Partitions, inner, "127.0.0.1:0"
+	l.opts.Node.Partitions, l.opts.Node.Prefix, l.opts.Node.ClientListen = opts.Partitions, inner, "127.0.0.1:0"
 	if err := l.start(ctx); err != nil {
 		return nil, errors.Join(err, l.Close())
 	}
@@ -90,7 +90,7 @@ func (l *Log) start(ctx context.Context) (err error) {
 		return err
 	}
 	l.url = l.node.ClientURL()
-	l.opts.Node.Listen = l.url[len("nats://"):] // the same after a restart
+	l.opts.Node.ClientListen = l.url[len("nats://"):] // the same after a restart
 	l.relay, err = newRelay(l.node, l.opts.Prefix, &l.rules, l.key)
 	return err
 }
@@ -210,12 +210,12 @@ func (l *Log) Transactions(ctx context.Context, partition int) ([]*client.Transa
 // what was on the wire is lost.
 func (l *Log) Disconnect() { l.gate.drop() }
 
-// Cut ends all connections that the log gave and keeps them from coming back
-// until Mend.
-func (l *Log) Cut() { l.gate.set(true) }
+// Block ends all connections that the log gave and keeps them from coming back
+// until Unblock.
+func (l *Log) Block() { l.gate.set(true) }
 
-// Mend undoes Cut.
-func (l *Log) Mend() { l.gate.set(false) }
+// Unblock undoes Block.
+func (l *Log) Unblock() { l.gate.set(false) }
 
 // Restart stops the node cleanly and starts it on the same directory and
 // port. Clients find it again by themselves.

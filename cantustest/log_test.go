@@ -113,7 +113,7 @@ func TestAppendsMeetFaults(t *testing.T) {
 				opts.AttemptTimeout = time.Minute
 			}
 			c := l.NewClient(t, opts)
-			l.Next(1, cantustest.Append, tt.fault)
+			l.FailNext(1, cantustest.Append, tt.fault)
 			for i := range 2 {
 				if _, err := c.Append(soon(t), &client.Tx{Payload: fmt.Append(nil, i)}); err != nil {
 					t.Fatal(err)
@@ -131,13 +131,13 @@ func TestAppendsMeetFaults(t *testing.T) {
 func TestRefusedSaysWhatTheTestSays(t *testing.T) {
 	l := cantustest.New(t, cantustest.Options{})
 	c := l.NewClient(t, client.Options{})
-	l.Next(1, cantustest.Append, cantustest.Conflict("account.42", 7))
+	l.FailNext(1, cantustest.Append, cantustest.RefuseConflict("account.42", 7))
 	_, err := c.Append(soon(t), &client.Tx{})
 	var conflict *client.ConflictError
 	if !errors.As(err, &conflict) || conflict.Txid != 7 || conflict.Lock != "account.42" || len(conflict.Conflicts) != 1 {
 		t.Fatalf("%v", err)
 	}
-	l.Next(1, cantustest.Append, cantustest.RefuseAs(subjects.IDReused))
+	l.FailNext(1, cantustest.Append, cantustest.RefuseAs(subjects.IDReused))
 	if _, err = c.Append(soon(t), &client.Tx{}); !errors.Is(err, client.ErrIDReused) {
 		t.Fatal(err)
 	}
@@ -145,19 +145,19 @@ func TestRefusedSaysWhatTheTestSays(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	l.Next(1, cantustest.Cursor, cantustest.RefuseAs(subjects.Ahead))
+	l.FailNext(1, cantustest.Cursor, cantustest.RefuseAs(subjects.Ahead))
 	if _, err = k.Set(soon(t), 0); !errors.Is(err, client.ErrAhead) {
 		t.Fatal(err)
 	}
-	l.Next(1, cantustest.Info, cantustest.RefuseAs(subjects.Unavailable))
+	l.FailNext(1, cantustest.Info, cantustest.RefuseAs(subjects.Unavailable))
 	if _, err = c.HighWaterMark(soon(t), 0); err != nil {
 		t.Fatal(err)
 	}
-	l.Next(1, cantustest.Get, cantustest.RefuseAs(subjects.Trimmed))
+	l.FailNext(1, cantustest.Get, cantustest.RefuseAs(subjects.Trimmed))
 	if _, err = c.Get(soon(t), 0, 1); !errors.Is(err, client.ErrTrimmed) {
 		t.Fatal(err)
 	}
-	l.Next(1, cantustest.Read, cantustest.RefuseAs(subjects.Trimmed))
+	l.FailNext(1, cantustest.Read, cantustest.RefuseAs(subjects.Trimmed))
 	if err = c.Follow(soon(t), map[int]uint64{0: 0}, nil, client.FollowOptions{}); !errors.Is(err, client.ErrTrimmed) {
 		t.Fatal(err)
 	}
@@ -171,11 +171,11 @@ func TestFollowerGetsAllThroughFaults(t *testing.T) {
 	l := cantustest.New(t, cantustest.Options{})
 	c := l.NewClient(t, quick)
 	n := 0
-	l.Each(cantustest.Feed, func(*nats.Msg) cantustest.Fault {
+	l.FailFunc(cantustest.Feed, func(*nats.Msg) cantustest.Fault {
 		n++
 		return []cantustest.Fault{{}, cantustest.Drop(), cantustest.Repeat(), cantustest.Delay(time.Millisecond)}[n%4]
 	})
-	l.Next(3, cantustest.Read, cantustest.LoseAnswer())
+	l.FailNext(3, cantustest.Read, cantustest.LoseAnswer())
 	const count = 200
 	next, all := uint64(1), make(chan struct{})
 	ctx, stop := context.WithCancel(soon(t))
@@ -203,8 +203,8 @@ func TestFollowerGetsAllThroughFaults(t *testing.T) {
 				t.Fatal(err)
 			}
 		case 150:
-			l.Cut()
-			go l.Mend()
+			l.Block()
+			go l.Unblock()
 		}
 	}
 	<-all
@@ -216,7 +216,7 @@ func TestHeldIsReleased(t *testing.T) {
 	l := cantustest.New(t, cantustest.Options{})
 	c := l.NewClient(t, client.Options{})
 	release := make(chan struct{})
-	l.Next(1, cantustest.Append, cantustest.Hold(release))
+	l.FailNext(1, cantustest.Append, cantustest.Hold(release))
 	f, err := c.AppendAsync(soon(t), &client.Tx{Payload: []byte("held")})
 	if err != nil {
 		t.Fatal(err)
@@ -237,11 +237,11 @@ func TestHeldIsReleased(t *testing.T) {
 func TestCutOffClientsAreNotAnswered(t *testing.T) {
 	l := cantustest.New(t, cantustest.Options{})
 	c := l.NewClient(t, client.Options{Timeout: 50 * time.Millisecond})
-	l.Cut()
+	l.Block()
 	if _, err := c.Append(soon(t), &client.Tx{Payload: []byte("lost")}); err == nil {
 		t.Fatal("appended while cut off")
 	}
-	l.Mend()
+	l.Unblock()
 	for { // what was in flight may come in or not; the next does
 		if _, err := c.Append(soon(t), &client.Tx{Payload: []byte("x")}); err == nil {
 			return

@@ -67,7 +67,7 @@ var (
 )
 
 var byReason = map[subjects.Reason]error{
-	subjects.BadRequest: ErrBadRequest, subjects.ConflictReason: ErrConflict, subjects.WrongLast: ErrWrongLast,
+	subjects.BadRequest: ErrBadRequest, subjects.Conflict: ErrConflict, subjects.WrongLast: ErrWrongLast,
 	subjects.Trimmed: ErrTrimmed, subjects.Ahead: ErrAhead, subjects.TooLarge: ErrTooLarge, subjects.IDReused: ErrIDReused,
 	subjects.NotFound: ErrNotFound, subjects.Busy: ErrBusy, subjects.Unavailable: ErrUnavailable, subjects.Unknown: ErrUnknown,
 	subjects.StorageFull: ErrStorageFull, subjects.Internal: ErrInternal,
@@ -93,7 +93,7 @@ type RefusedError struct {
 	// forgotten (as Conflicts say); with ErrIDReused, the one that has the message id.
 	Txid uint64
 	// Conflicts goes with ErrConflict: every violated lock, the newest first.
-	Conflicts []subjects.Conflict
+	Conflicts []subjects.ConflictingLock
 	// FirstTxid goes with ErrTrimmed: the oldest transaction kept.
 	FirstTxid uint64
 }
@@ -137,7 +137,7 @@ func refusal(e subjects.Error, partition int, id string, mark uint64) error {
 		Partition: partition, ID: id, Reason: e.Reason, Code: e.Code, Message: e.Message, HighWaterMark: mark,
 		Lock: e.Lock, Txid: e.Txid, Conflicts: e.Conflicts, FirstTxid: e.FirstTxid,
 	}
-	if e.Reason == subjects.ConflictReason {
+	if e.Reason == subjects.Conflict {
 		return &ConflictError{r}
 	}
 	return &r

@@ -245,7 +245,7 @@ func TestWhatIsAlteredIsRead(t *testing.T) {
 			})
 			const count = 3
 			for i := range count {
-				l.Next(1, cantustest.Feed, fault)
+				l.FailNext(1, cantustest.Feed, fault)
 				r := mustAppend(t, c, client.Tx{Payload: []byte(fmt.Sprint(i))})
 				if err := f.Wait(soon(t), 0, r.Txid); err != nil {
 					t.Fatal(err)
@@ -304,7 +304,7 @@ func TestAPinnedFeedKey(t *testing.T) {
 // somebody does.
 func TestWithoutAFeedKeyTheFeedIsNotUsed(t *testing.T) {
 	l := cantustest.New(t, cantustest.Options{})
-	l.Each(cantustest.Info, func(*nats.Msg) cantustest.Fault { return cantustest.NoResponders() })
+	l.FailFunc(cantustest.Info, func(*nats.Msg) cantustest.Fault { return cantustest.NoResponders() })
 	opts := still
 	opts.AttemptTimeout = 100 * time.Millisecond // for which info is tried before Progress says so
 	c := l.NewClient(t, opts)
@@ -314,9 +314,9 @@ func TestWithoutAFeedKeyTheFeedIsNotUsed(t *testing.T) {
 		t.Fatal(err)
 	}
 	await(t, "said", func() bool { return errors.Is(f.Progress(0).Err, client.ErrNoLeader) })
-	l.Each(cantustest.Info, nil)
+	l.FailFunc(cantustest.Info, nil)
 	await(t, "keyed", func() bool { return f.Progress(0).Err == nil })
-	l.Each(cantustest.Read, func(*nats.Msg) cantustest.Fault { return cantustest.Drop() }) // the feed alone
+	l.FailFunc(cantustest.Read, func(*nats.Msg) cantustest.Fault { return cantustest.Drop() }) // the feed alone
 	r = mustAppend(t, c, client.Tx{Payload: []byte("1")})
 	if err := f.Wait(soon(t), 0, r.Txid); err != nil {
 		t.Fatal(err)

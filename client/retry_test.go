@@ -131,7 +131,7 @@ func TestOnesFaultIsNotEverybodys(t *testing.T) {
 
 func TestFinalRefusalsAreNotSentAgain(t *testing.T) {
 	for _, reason := range []subjects.Reason{
-		subjects.BadRequest, subjects.ConflictReason, subjects.WrongLast, subjects.Ahead, subjects.TooLarge, subjects.IDReused, "later_4xx",
+		subjects.BadRequest, subjects.Conflict, subjects.WrongLast, subjects.Ahead, subjects.TooLarge, subjects.IDReused, "later_4xx",
 	} {
 		t.Run(string(reason), func(t *testing.T) {
 			p, faulty, _ := newProxy(t, quick, always(swallow))
@@ -406,7 +406,7 @@ func TestExactlyOnceThroughRestarts(t *testing.T) {
 	dir := t.TempDir()
 	listen := "127.0.0.1:0"
 	open := func() *broker.Node {
-		n, err := broker.Open(soon(t), dir, broker.Options{Partitions: 1, Listen: listen})
+		n, err := broker.Open(soon(t), dir, broker.Options{Partitions: 1, ClientListen: listen})
 		if err != nil {
 			t.Fatal(err)
 		}

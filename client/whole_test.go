@@ -93,9 +93,9 @@ func TestFollowersNoticeLostMessages(t *testing.T) {
 	fillWide(t, c, 1, count)
 	for _, opts := range filters {
 		for part := 1; part <= 4; part++ {
-			l.Next(7, cantustest.Read, cantustest.LosePart(part))
+			l.FailNext(7, cantustest.Read, cantustest.LosePart(part))
 		}
-		l.Next(3, cantustest.Read, cantustest.RepeatAnswer())
+		l.FailNext(3, cantustest.Read, cantustest.RepeatAnswer())
 		followWhole(t, c, 1, count, opts)
 	}
 }

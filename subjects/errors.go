@@ -14,8 +14,8 @@ const (
 	IDReused   Reason = "id_reused"   // the message id stands for another payload
 
 	// Apply what was missed, recompute, send again.
-	ConflictReason Reason = "conflict"   // a lock was recorded after the high-water mark
-	WrongLast      Reason = "wrong_last" // the expected last sequence, or a cursor's expected position, is not the present one
+	Conflict  Reason = "conflict"   // a lock was recorded after the high-water mark
+	WrongLast Reason = "wrong_last" // the expected last sequence, or a cursor's expected position, is not the present one
 
 	// Read from elsewhere.
 	Trimmed  Reason = "trimmed"   // older than what is kept
@@ -34,7 +34,7 @@ const (
 
 // codes is the one table of reasons and codes; subjects.md shows it.
 var codes = map[Reason]int{
-	BadRequest: 400, NotFound: 404, ConflictReason: 409, WrongLast: 409, Trimmed: 410, Ahead: 412,
+	BadRequest: 400, NotFound: 404, Conflict: 409, WrongLast: 409, Trimmed: 410, Ahead: 412,
 	TooLarge: 413, IDReused: 422, Busy: 429, Internal: 500, Unavailable: 503, Unknown: 504, StorageFull: 507,
 }
 
@@ -55,8 +55,8 @@ func Reasons() map[Reason]int {
 	return all
 }
 
-// Conflict is one lock that a refused transaction violated.
-type Conflict struct {
+// ConflictingLock is one lock that a refused transaction violated.
+type ConflictingLock struct {
 	Lock string `json:"lock"`
 	Mode string `json:"mode"`
 	Txid uint64 `json:"txid"`
@@ -76,7 +76,7 @@ type Error struct {
 	// id_reused, the one that has the message id.
 	Txid uint64 `json:"txid,omitempty"`
 	// Conflicts lists every lock that was violated, the newest first.
-	Conflicts []Conflict `json:"conflicts,omitempty"`
+	Conflicts []ConflictingLock `json:"conflicts,omitempty"`
 	// FirstTxid goes with trimmed: the oldest transaction kept.
 	FirstTxid uint64 `json:"first_txid,omitempty"`
 }

@@ -58,7 +58,7 @@ func ExampleReply() {
 	if err := json.Unmarshal([]byte(answer), &r); err != nil {
 		fmt.Println(err)
 	}
-	if r.Error != nil && r.Error.Reason == subjects.ConflictReason {
+	if r.Error != nil && r.Error.Reason == subjects.Conflict {
 		fmt.Println("apply up to", r.Error.Txid, "and send again")
 	}
 	// Output:

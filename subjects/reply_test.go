@@ -17,8 +17,8 @@ func ptr[T any](v T) *T { return &v }
 func TestJSON(t *testing.T) {
 	at := time.Date(2026, 11, 22, 9, 0, 0, 123456789, time.UTC)
 	conflict := &subjects.Error{
-		Code: 409, Reason: subjects.ConflictReason, Message: "m", Lock: "a.42", Txid: 812,
-		Conflicts: []subjects.Conflict{{Lock: "a.42", Mode: "write", Txid: 812}, {Lock: "b", Mode: "read", Txid: 809}},
+		Code: 409, Reason: subjects.Conflict, Message: "m", Lock: "a.42", Txid: 812,
+		Conflicts: []subjects.ConflictingLock{{Lock: "a.42", Mode: "write", Txid: 812}, {Lock: "b", Mode: "read", Txid: 809}},
 	}
 	for name, c := range map[string]struct {
 		value any

@@ -309,7 +309,7 @@ func TestNoTwoHandleAPartitionAtATime(t *testing.T) {
 	t.Parallel()
 	c := newCrew(t, 2, group.Options{MaxMembers: 3})
 	n := 0
-	c.log.Each(cantustest.Cursor, func(*nats.Msg) cantustest.Fault {
+	c.log.FailFunc(cantustest.Cursor, func(*nats.Msg) cantustest.Fault {
 		n++
 		switch n % 11 {
 		case 3:

@@ -312,7 +312,7 @@ func (c *appendCmd) print(p *program, r *subjects.Reply) error {
 // to do; those about the log's state can say it in this command's flags.
 func advise(r *subjects.Reply) error {
 	switch {
-	case r.Error.Reason == subjects.ConflictReason:
+	case r.Error.Reason == subjects.Conflict:
 		return conflict(r)
 	case r.Error.Reason == subjects.WrongLast && r.HighWaterMark != nil:
 		return failf(exitConflict, "%w; read what is new, compute again, append with --expected-last %d",

@@ -57,15 +57,15 @@ func exitStatus(err error) int {
 // statuses maps the reasons of refusals to exit statuses; a reason that is
 // not in it means exitFailed.
 var statuses = map[subjects.Reason]int{
-	subjects.BadRequest:     exitUsage,
-	subjects.TooLarge:       exitUsage,
-	subjects.IDReused:       exitUsage,
-	subjects.ConflictReason: exitConflict,
-	subjects.WrongLast:      exitConflict,
-	subjects.Busy:           exitUnavailable,
-	subjects.Unavailable:    exitUnavailable,
-	subjects.StorageFull:    exitUnavailable,
-	subjects.Unknown:        exitUnknown,
+	subjects.BadRequest:  exitUsage,
+	subjects.TooLarge:    exitUsage,
+	subjects.IDReused:    exitUsage,
+	subjects.Conflict:    exitConflict,
+	subjects.WrongLast:   exitConflict,
+	subjects.Busy:        exitUnavailable,
+	subjects.Unavailable: exitUnavailable,
+	subjects.StorageFull: exitUnavailable,
+	subjects.Unknown:     exitUnknown,
 }
 
 // refusal makes the failure for what a node refused.

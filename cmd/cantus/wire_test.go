@@ -133,7 +133,7 @@ func refuse(e *subjects.Error) subjects.Reply {
 func TestRefusalsHaveTheirExitStatus(t *testing.T) {
 	want := map[subjects.Reason]int{
 		subjects.BadRequest: 2, subjects.TooLarge: 2, subjects.IDReused: 2,
-		subjects.ConflictReason: 3, subjects.WrongLast: 3,
+		subjects.Conflict: 3, subjects.WrongLast: 3,
 		subjects.Busy: 4, subjects.Unavailable: 4, subjects.StorageFull: 4,
 		subjects.Unknown: 5,
 		subjects.Trimmed: 1, subjects.NotFound: 1, subjects.Ahead: 1, subjects.Internal: 1,
@@ -154,9 +154,9 @@ func TestRefusalsHaveTheirExitStatus(t *testing.T) {
 
 func TestConflictSaysWhatToDo(t *testing.T) {
 	w := newWire(t)
-	e := subjects.Errorf(subjects.ConflictReason, "…")
+	e := subjects.Errorf(subjects.Conflict, "…")
 	e.Lock, e.Txid = "account.42", 812
-	e.Conflicts = []subjects.Conflict{{Lock: "account.42", Mode: "write", Txid: 812}, {Lock: "limits.>", Mode: "read", Txid: 809}}
+	e.Conflicts = []subjects.ConflictingLock{{Lock: "account.42", Mode: "write", Txid: 812}, {Lock: "limits.>", Mode: "read", Txid: 809}}
 	w.answer("cantus.append.0", func(_ int, msg *nats.Msg) { respond(msg, refuse(e)) })
 
 	status, out, errOut := w.cantus("x", "append", "0", "--write", "account.42", "--read", "limits.>", "--hwm", "800")
@@ -172,9 +172,9 @@ func TestConflictSaysWhatToDo(t *testing.T) {
 
 func TestConflictBehindTheFloorNamesNoTransaction(t *testing.T) {
 	w := newWire(t)
-	e := subjects.Errorf(subjects.ConflictReason, "…")
+	e := subjects.Errorf(subjects.Conflict, "…")
 	e.Lock, e.Txid = "account.42", 812
-	e.Conflicts = []subjects.Conflict{
+	e.Conflicts = []subjects.ConflictingLock{
 		{Lock: "account.42", Mode: "write", Txid: 812, Forgotten: true}, {Lock: "limits.>", Mode: "read", Txid: 812, Forgotten: true},
 	}
 	w.answer("cantus.append.0", func(_ int, msg *nats.Msg) { respond(msg, refuse(e)) })

@@ -36,7 +36,7 @@ func (c *Command) serveNode(ctx context.Context, out io.Writer) error {
 	ctx, stop := signal.NotifyContext(ctx, os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	node, err := broker.Open(ctx, c.ServeNode, broker.Options{
-		Partitions: c.Partitions, Prefix: c.Prefix, Listen: c.ServeListen,
+		Partitions: c.Partitions, Prefix: c.Prefix, ClientListen: c.ServeListen,
 	})
 	if err != nil {
 		return err

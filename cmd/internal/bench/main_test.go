@@ -59,8 +59,8 @@ func serve(args []string) error {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
 	defer stop()
 	node, err := broker.Open(ctx, *data, broker.Options{
-		Listen: *listen, Prefix: *prefix, Partitions: *partitions,
-		Name: *name, ClusterListen: *cluster, Raft: *raft, Routes: routes, Bootstrap: bootstrap,
+		ClientListen: *listen, Prefix: *prefix, Partitions: *partitions,
+		Name: *name, ClusterListen: *cluster, RaftListen: *raft, Routes: routes, Bootstrap: bootstrap,
 	})
 	if err != nil {
 		return err

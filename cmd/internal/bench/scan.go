@@ -54,7 +54,7 @@ func scanRuns(data []byte) (r runs) {
 		case run.Error == nil && run.Txid > 0:
 			r.committed += run.Count
 			r.mark = max(r.mark, run.Txid+uint64(run.Count)-1)
-		case run.Error != nil && run.Error.Reason == subjects.ConflictReason:
+		case run.Error != nil && run.Error.Reason == subjects.Conflict:
 			r.refused += run.Count
 			r.mark = max(r.mark, run.Error.Txid)
 		case run.Error != nil && run.Error.Reason == subjects.Unknown:

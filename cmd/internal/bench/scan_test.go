@@ -40,7 +40,7 @@ func TestScanUintReadsAnswers(t *testing.T) {
 
 func TestScanRunsCountsWhatWasCommitted(t *testing.T) {
 	busy := subjects.Errorf(subjects.Busy, "full")
-	conflict := subjects.Errorf(subjects.ConflictReason, "no")
+	conflict := subjects.Errorf(subjects.Conflict, "no")
 	conflict.Txid = 30
 	data := encode(t, subjects.BatchReply{Results: []subjects.BatchRun{
 		{Index: 0, Count: 5, Txid: 10}, {Index: 5, Count: 1, Error: busy}, {Index: 6, Count: 2, Txid: 15},
@@ -66,7 +66,7 @@ func TestAppendAnswersAreUnderstood(t *testing.T) {
 	if o := a.judge(s, &nats.Msg{Data: encode(t, subjects.Reply{Txid: 9})}); o != (outcome{done: 1}) || a.marks[0] != 9 {
 		t.Errorf("success: %+v, mark %d", o, a.marks[0])
 	}
-	conflict := subjects.Errorf(subjects.ConflictReason, "no")
+	conflict := subjects.Errorf(subjects.Conflict, "no")
 	conflict.Txid = 12
 	if o := a.judge(s, refusal("409", conflict)); o != (outcome{refused: true}) || a.marks[0] != 12 {
 		t.Errorf("conflict: %+v, mark %d", o, a.marks[0])
