@@ -21,7 +21,7 @@ var layers = map[string][]string{
 	"raftstore": {"wal"},
 	"broker":    {"raftstore", "lockmgr", "wal", "subjects"},
 	"client":    {"subjects"},
-	"cmd":       {"broker", "client", "wal", "subjects"},
+	"cmd":       {"broker", "client", "wal", "subjects", "internal"}, // the benchmark's peer
 	"e2e":       {},
 	"examples":  {"client", "broker", "subjects"},
 
@@ -50,7 +50,7 @@ var testOwners = map[string][]string{
 var owners = map[string][]string{
 	"github.com/dgraph-io/badger":    {"wal"},
 	"github.com/hashicorp/raft":      {"raftstore"},
-	"github.com/nats-io/nats-server": {"broker"},
+	"github.com/nats-io/nats-server": {"broker", "internal"},
 	"github.com/nats-io/nats.go":     {"broker", "cantustest", "client", "cmd", "e2e", "examples", "internal", "subjects"},
 	"github.com/prometheus":          {"broker", "client"},
 	"github.com/alecthomas/kong":     {"cmd"},

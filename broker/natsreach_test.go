@@ -11,6 +11,7 @@ import (
 	"github.com/nats-io/nats.go"
 
 	"github.com/cantuslog/cantus/broker"
+	"github.com/cantuslog/cantus/internal/barenats"
 )
 
 // websocketURL reads the file in which the NATS server says where it listens.
@@ -49,7 +50,7 @@ leafnodes { host: 127.0.0.1, port: -1 }`, dir))})
 	if err := os.WriteFile(remote, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	s, err := broker.RunNATS(t.Context(), broker.NATSOptions{ConfigFile: remote})
+	s, err := barenats.Run(t.Context(), barenats.Options{ConfigFile: remote})
 	if err != nil {
 		t.Fatal(err)
 	}

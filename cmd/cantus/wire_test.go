@@ -14,7 +14,7 @@ import (
 
 	"github.com/nats-io/nats.go"
 
-	"github.com/cantuslog/cantus/broker"
+	"github.com/cantuslog/cantus/internal/barenats"
 	"github.com/cantuslog/cantus/subjects"
 )
 
@@ -36,7 +36,7 @@ func newWire(t *testing.T) *wire {
 func configuredWire(t *testing.T, config string, options ...nats.Option) *wire {
 	t.Helper()
 	t.Parallel()
-	server, err := broker.RunNATS(t.Context(), broker.NATSOptions{Listen: "127.0.0.1:0", ConfigFile: config})
+	server, err := barenats.Run(t.Context(), barenats.Options{Listen: "127.0.0.1:0", ConfigFile: config})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -10,6 +10,7 @@ import (
 	"syscall"
 
 	"github.com/cantuslog/cantus/broker"
+	"github.com/cantuslog/cantus/internal/barenats"
 )
 
 // serveJetstream is the peer's process. Its output has an address of the same
@@ -17,7 +18,7 @@ import (
 func (c *Command) serveJetstream(ctx context.Context, out io.Writer) error {
 	ctx, stop := signal.NotifyContext(ctx, os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	peer, err := broker.RunNATS(ctx, broker.NATSOptions{
+	peer, err := barenats.Run(ctx, barenats.Options{
 		Listen: c.ServeListen, ConfigFile: c.ServeConfig,
 		JetStream: true, StoreDir: c.ServeJetstream, SyncAlways: c.SyncAlways,
 	})

@@ -6,7 +6,7 @@ import (
 
 	"github.com/nats-io/nats.go"
 
-	"github.com/cantuslog/cantus/broker"
+	"github.com/cantuslog/cantus/internal/barenats"
 )
 
 // echo is a traffic of numbered requests.
@@ -23,7 +23,7 @@ func (e echo) judge(_ *slot, m *nats.Msg) outcome {
 // another is sent, and an answer to the first that comes after all is not
 // taken for the second's.
 func TestAnAnswerThatNeverComesIsGivenUp(t *testing.T) {
-	ns, err := broker.RunNATS(t.Context(), broker.NATSOptions{})
+	ns, err := barenats.Run(t.Context(), barenats.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}

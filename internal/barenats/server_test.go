@@ -1,4 +1,4 @@
-package broker_test
+package barenats_test
 
 import (
 	"errors"
@@ -8,11 +8,11 @@ import (
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
-	"github.com/cantuslog/cantus/broker"
+	"github.com/cantuslog/cantus/internal/barenats"
 )
 
 func TestBareServerHasJetStream(t *testing.T) {
-	server, err := broker.RunNATS(t.Context(), broker.NATSOptions{JetStream: true, StoreDir: t.TempDir(), SyncAlways: true})
+	server, err := barenats.Run(t.Context(), barenats.Options{JetStream: true, StoreDir: t.TempDir(), SyncAlways: true})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -40,7 +40,7 @@ func TestBareServerHasJetStream(t *testing.T) {
 
 func TestBareServerRefusesBadAddresses(t *testing.T) {
 	for _, listen := range []string{"nowhere", "127.0.0.1:x", "127.0.0.1:70000"} {
-		if server, err := broker.RunNATS(t.Context(), broker.NATSOptions{Listen: listen}); err == nil {
+		if server, err := barenats.Run(t.Context(), barenats.Options{Listen: listen}); err == nil {
 			server.Close()
 			t.Errorf("%q: no error", listen)
 		}
@@ -53,11 +53,11 @@ func TestBareServerSaysWhenItsPortIsTaken(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer taken.Close()
-	server, err := broker.RunNATS(t.Context(), broker.NATSOptions{Listen: taken.Addr().String()})
+	server, err := barenats.Run(t.Context(), barenats.Options{Listen: taken.Addr().String()})
 	if err == nil {
 		server.Close()
 	}
-	if !errors.Is(err, broker.ErrNATSNotReady) {
-		t.Errorf("got %v, want ErrNATSNotReady", err)
+	if !errors.Is(err, barenats.ErrNotReady) {
+		t.Errorf("got %v, want ErrNotReady", err)
 	}
 }
