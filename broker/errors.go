@@ -39,9 +39,6 @@ var (
 	ErrOptions = errors.New("broker: option out of range")
 )
 
-// ErrClosed is returned by what is called on a node that was closed.
-var ErrClosed = errors.New("broker: node is closed")
-
 // wireErrors is the one table from errors to reasons. The text of those that
 // it does not know is logged and not told.
 var wireErrors = []struct {

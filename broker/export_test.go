@@ -219,3 +219,7 @@ func QueueSizes(n *Node, partition int) [3]int {
 	}
 	return [3]int{most(p.queue), most(p.cursors), int(n.limits.queueBytes.Load())}
 }
+
+// RaftAddr returns the host:port at which other nodes reach this one for
+// replication, "" if it is alone.
+func (n *Node) RaftAddr() string { return n.raftAddr }

@@ -502,7 +502,3 @@ func (n *Node) Partitions() int { return len(n.slots) }
 
 // Name is the node's name in its cluster.
 func (n *Node) Name() string { return n.opts.Name }
-
-// RaftAddr is the host:port at which other nodes reach this one for
-// replication, "" if it is alone.
-func (n *Node) RaftAddr() string { return n.raftAddr }

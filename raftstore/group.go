@@ -334,8 +334,6 @@ type Status struct {
 	// State is "leader", "follower", "candidate" or "shutdown".
 	State    string
 	Replicas []Replica
-	// LastContact is when a leader was last heard of.
-	LastContact time.Time
 	// CommitIndex is the newest entry known to be committed; up to AppliedIndex
 	// they were given to the FSM, which may not be through with the last of
 	// them. LastIndex is the newest entry in the log.
@@ -354,7 +352,7 @@ func (g *Group) Status() Status {
 	_, leader := g.raft.LeaderWithID()
 	return Status{
 		Leader: string(leader), Term: g.raft.CurrentTerm(), State: stateName(g.raft.State()),
-		Replicas: g.replicas(), LastContact: g.raft.LastContact(),
+		Replicas:    g.replicas(),
 		CommitIndex: g.log.unsynced.cap(g.raft.CommitIndex()), AppliedIndex: g.raft.AppliedIndex(), LastIndex: g.raft.LastIndex(),
 	}
 }

@@ -208,7 +208,7 @@ func (j *Journal) takeOver(r *recovery, l listing) error {
 		}
 	}
 	for _, path := range l.spares {
-		if len(j.spares) >= j.opts.Spares {
+		if len(j.spares) >= maxSpares {
 			if err := j.fs.Remove(path); err != nil {
 				return err
 			}

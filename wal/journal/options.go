@@ -8,7 +8,10 @@ const (
 	defaultFirstSize   = 1 << 20
 	defaultMaxFrame    = 8 << 20
 	defaultMaxQueue    = 64 << 20
-	defaultSpares      = 2
+
+	// maxSpares is how many released segments are kept for use again, beside the
+	// one that is made ready for the next roll.
+	maxSpares = 2
 
 	minSegmentSize = 2 * labelBlock
 	maxSegmentSize = 1 << 30 // a frame's length is 32 bits, with room to spare
@@ -40,10 +43,6 @@ type Options struct {
 	// MaxQueue is how many bytes of operations may wait for the writer before
 	// Commit and Enqueue block. One Commit is always let in. Default 64 MiB.
 	MaxQueue int64
-
-	// Spares is how many released segments are kept for use again, beside the
-	// one that is made ready for the next roll. Negative means none. Default 2.
-	Spares int
 
 	// StoreID names the store that the journal belongs to. It is written into
 	// every file when the journal is created; Open refuses a journal with
@@ -85,10 +84,6 @@ func (o Options) withDefaults() (Options, error) {
 	if o.MaxFrame < 0 || o.MaxQueue < 0 {
 		return o, fmt.Errorf("negative MaxFrame or MaxQueue: %w", ErrOptions)
 	}
-	if o.Spares == 0 {
-		o.Spares = defaultSpares
-	}
-	o.Spares = max(o.Spares, 0)
 	return o, nil
 }
 

@@ -77,7 +77,7 @@ func (j *Journal) recycle(old []uint64) error {
 		path := filepath.Join(j.dir, segmentName(number))
 		spare := filepath.Join(j.dir, fmt.Sprintf("%s%016x", sparePrefix, number))
 		j.mu.Lock()
-		keep := len(j.spares) < j.opts.Spares
+		keep := len(j.spares) < maxSpares
 		j.mu.Unlock()
 		if !keep {
 			if err := j.fs.Remove(path); err != nil {
