@@ -39,6 +39,7 @@ type Client struct {
 
 	mu      sync.Mutex
 	closed  error
+	drained bool // everything had its outcome before the client was closed
 	sizing  bool // the number of partitions is being asked for
 	lanes   map[int]*lane
 	streams map[*stream]struct{}
@@ -95,9 +96,10 @@ func (c *Client) subscribe(subject string, handle nats.MsgHandler) (*nats.Subscr
 	return sub, sub.SetPendingLimits(-1, -1)
 }
 
-// Close ends all appends, followers and goroutines of the client. What waits
-// for its outcome ends with ErrClosed, or an *UnknownOutcomeError if it was sent: wait for
-// the receipts first. It is idempotent and must not be called by a handler.
+// Close ends all appends, followers and goroutines of the client. Transactions
+// in flight end with [ErrClosed], or with an [*UnknownOutcomeError] if they were
+// sent: [Client.Drain] waits for their outcomes first. Close is idempotent and
+// must not be called by a handler.
 func (c *Client) Close() error {
 	c.closeOnce.Do(func() {
 		c.mu.Lock()
@@ -130,9 +132,15 @@ func (c *Client) untilClosed() (ctx context.Context, cancel context.CancelFunc) 
 	return ctx, cancel
 }
 
-// Append appends tx and waits until it is settled. When ctx ends first, the
-// error is ctx's if nothing was sent, or was done, and an *UnknownOutcomeError otherwise. The other
-// errors: *ConflictError and *RefusedError, ErrTimeout, ErrNoPartition, ErrFull, ErrClosed.
+// Append appends tx and waits for its outcome. When it returns a receipt, the
+// transaction is committed. An [*UnknownOutcomeError] says that it may or may not
+// be; every other error says that it is not, and will not be.
+//
+// When ctx ends first, the error is ctx's if every try so far is known to have
+// appended nothing, because it was not sent or was refused, and an
+// [*UnknownOutcomeError] if one may have. The other errors are a [*ConflictError]
+// or [*RefusedError], [ErrTimeout], [ErrNoPartition], [ErrFull], [ErrDraining] and
+// [ErrClosed].
 func (c *Client) Append(ctx context.Context, tx *Tx) (Receipt, error) {
 	f, err := c.AppendAsync(ctx, tx)
 	if err != nil {
@@ -141,9 +149,11 @@ func (c *Client) Append(ctx context.Context, tx *Tx) (Receipt, error) {
 	return f.lane.wait(ctx, f)
 }
 
-// AppendAsync puts tx on its way. ctx bounds the wait for room only. An error
-// says that nothing will be appended: *RefusedError for what is malformed, ErrNoPartition, ErrFull, ErrClosed, or
-// ctx's. Nothing of tx is kept when it returns.
+// AppendAsync accepts tx and returns before its outcome is known. It blocks only
+// while there is no room; ctx bounds that wait and nothing else. An error says
+// that nothing will be appended: a [*RefusedError] for a malformed tx,
+// [ErrNoPartition], [ErrFull], [ErrDraining], [ErrClosed], or ctx's. It keeps no
+// reference to tx.
 func (c *Client) AppendAsync(ctx context.Context, tx *Tx) (*Future, error) {
 	if err := tx.check(); err != nil {
 		return nil, err

@@ -12,6 +12,8 @@ var (
 	// ErrClosed is returned when the client, or the NATS connection that it
 	// was given, is closed.
 	ErrClosed = errors.New("client: closed")
+	// ErrDraining is returned for an append after [Client.Drain] was called.
+	ErrDraining = errors.New("client: draining")
 	// ErrFull is returned when as much is in flight as Options allow, and
 	// Options.FailWhenFull is set.
 	ErrFull = errors.New("client: too much in flight")

@@ -5,14 +5,17 @@ import (
 	"sync"
 )
 
-// room bounds what is in flight, in transactions and bytes. Who waits is let
-// in in turn.
+// room bounds what is in flight, in transactions and bytes. Waiters are let in
+// in the order in which they came.
 type room struct {
-	mu      sync.Mutex
-	count   int // free
-	bytes   int // free; negative while one larger than all is in
-	all     int
-	waiting []*roomWaiter
+	mu       sync.Mutex
+	count    int // free
+	bytes    int // free; negative while one larger than all is in
+	allCount int
+	all      int // bytes
+	waiting  []*roomWaiter
+	idle     chan struct{} // not nil: nobody may enter any more; closed once nobody is in
+	isIdle   bool          // idle is closed
 }
 
 type roomWaiter struct {
@@ -20,7 +23,28 @@ type roomWaiter struct {
 	in   chan struct{} // closed when let in
 }
 
-func newRoom(count, bytes int) *room { return &room{count: count, bytes: bytes, all: bytes} }
+func newRoom(count, bytes int) *room {
+	return &room{count: count, allCount: count, bytes: bytes, all: bytes}
+}
+
+// taken returns how many transactions are in.
+func (r *room) taken() int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.allCount - r.count
+}
+
+// drain refuses all that would enter from now on, and returns a channel that is
+// closed once nobody is in or waits.
+func (r *room) drain() <-chan struct{} {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.idle == nil {
+		r.idle = make(chan struct{})
+	}
+	r.admit()
+	return r.idle
+}
 
 // fits tells whether size may enter; mu is held.
 func (r *room) fits(size int) bool {
@@ -28,9 +52,13 @@ func (r *room) fits(size int) bool {
 }
 
 // enter takes room for one transaction and waits for it unless fail is set.
-// Closing closed ends the wait with ErrClosed.
+// Closing closed ends the wait with ErrClosed. After drain it returns ErrDraining.
 func (r *room) enter(ctx context.Context, size int, fail bool, closed <-chan struct{}) error {
 	r.mu.Lock()
+	if r.idle != nil {
+		r.mu.Unlock()
+		return ErrDraining
+	}
 	if len(r.waiting) == 0 && r.fits(size) {
 		r.count--
 		r.bytes -= size
@@ -80,7 +108,8 @@ func (r *room) leave(count, bytes int) {
 	r.mu.Unlock()
 }
 
-// admit lets in who fits, in turn; mu is held.
+// admit lets in the first waiters that fit, and notes when nobody is left after
+// drain; mu is held.
 func (r *room) admit() {
 	for len(r.waiting) > 0 && r.fits(r.waiting[0].size) {
 		w := r.waiting[0]
@@ -88,5 +117,10 @@ func (r *room) admit() {
 		r.count--
 		r.bytes -= w.size
 		close(w.in)
+	}
+	// With nobody in, nobody waits: the first waiter fits.
+	if r.idle != nil && !r.isIdle && r.count == r.allCount {
+		r.isIdle = true
+		close(r.idle)
 	}
 }
