@@ -124,7 +124,7 @@ func (s *Store) stepReclaim() <-chan time.Time {
 func (s *Store) takeCheckpoint() error {
 	s.checking.Lock()
 	defer s.checking.Unlock()
-	at := s.state()
+	at, owed := s.state()
 	if at.Seq == s.checked {
 		return nil
 	}
@@ -150,16 +150,18 @@ func (s *Store) takeCheckpoint() error {
 	if err != nil {
 		return err
 	}
+	s.starting.owed.Add(-owed)
 	s.checked, s.badgerLogs = at.Seq, at.BadgerLogs
 	s.opts.Logger.Debug("checkpoint taken", "seq", at.Seq)
 	return nil
 }
 
-// state copies the logs' small state.
-func (s *Store) state() checkpointFile {
+// state copies the logs' small state, and gives what a start would write again
+// without it.
+func (s *Store) state() (at checkpointFile, owed int64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	at := checkpointFile{Seq: s.folded}
+	at.Seq, owed = s.folded, s.starting.owed.Load()
 	for _, group := range slices.Sorted(maps.Keys(s.logs)) {
 		l := s.logs[group]
 		l.mu.RLock()
@@ -169,5 +171,5 @@ func (s *Store) state() checkpointFile {
 		})
 		l.mu.RUnlock()
 	}
-	return at
+	return at, owed
 }

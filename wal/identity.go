@@ -187,7 +187,8 @@ func (s *Store) finishFounding() error {
 	if err := syncDir(filepath.Join(s.dir, badgerDir), all); err != nil {
 		return err
 	}
-	if err := writeSealed(filepath.Join(s.dir, checkpointName), s.state()); err != nil {
+	founded, _ := s.state()
+	if err := writeSealed(filepath.Join(s.dir, checkpointName), founded); err != nil {
 		return err
 	}
 	return writeSealed(filepath.Join(s.dir, identityFile), s.identity)

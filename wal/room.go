@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync/atomic"
 
 	"github.com/dgraph-io/badger/v4"
 )
@@ -38,6 +39,8 @@ type room struct {
 	floor int64
 	vlog  growing
 	mem   growing
+	// owed is what the next start writes again: see nextStart.
+	owed *atomic.Int64
 }
 
 // growing is the newest of Badger's files of one sort.
@@ -63,6 +66,8 @@ const (
 	spareRoom = 4 << 20
 	// spareInodes is how many files Badger and the journal may want to make.
 	spareInodes = 16
+	// aheadRoom is free wherever files are allocated ahead.
+	aheadRoom = 32 << 20
 	// discardRoom is what Badger's count of deleted bytes takes for the first
 	// 4,096 value logs.
 	discardRoom = 64 << 10
@@ -90,9 +95,9 @@ func (d *demand) put(key, value int, threshold int64) {
 }
 
 // newRoom is for an open Badger in dir that has just begun new files.
-func newRoom(o Options, b badger.Options) (*room, error) {
+func newRoom(o Options, b badger.Options, owed *atomic.Int64) (*room, error) {
 	r := &room{
-		dir: b.Dir, free: o.FreeSpace, floor: floorOf(b),
+		owed: owed, dir: b.Dir, free: o.FreeSpace, floor: floorOf(b),
 		vlog: growing{name: valueLogName, limit: b.ValueLogFileSize, step: 8 << 20, weight: 1},
 		mem:  growing{name: "%05d.mem", limit: b.MemTableSize, step: 4 << 20, weight: 5},
 	}
@@ -158,7 +163,8 @@ func (r *room) take(d demand) error {
 		if err := spare(r.free, r.dir, r.floor+d.vlog+d.mem); err != nil {
 			return err
 		}
-		if err := errors.Join(r.vlog.ahead(r.dir, d.vlog), r.mem.ahead(r.dir, d.mem)); err != nil {
+		ahead := r.ahead(d)
+		if err := errors.Join(r.vlog.ahead(r.dir, d.vlog, ahead), r.mem.ahead(r.dir, d.mem, ahead)); err != nil {
 			return err
 		}
 	}
@@ -180,12 +186,22 @@ func (g *growing) add(n, load int64) {
 	}
 }
 
-// ahead allocates the next n bytes and a step beyond.
-func (g *growing) ahead(dir string, n int64) error {
+// ahead returns how much may be allocated beyond a write, in each file: nothing
+// that the next start may need.
+func (r *room) ahead(d demand) int64 {
+	have, err := r.free(r.dir)
+	if err != nil {
+		return 0
+	}
+	return max(have-r.floor-d.vlog-d.mem-r.owed.Load()-aheadRoom, 0) / 2
+}
+
+// ahead allocates the next n bytes and a step beyond, of most bytes.
+func (g *growing) ahead(dir string, n, most int64) error {
 	if g.used < 0 || g.used+n <= g.held {
 		return nil
 	}
-	step := min(max(g.used/2, firstStep), g.step)
+	step := min(max(g.used/2, firstStep), g.step, most)
 	end := max(g.used+n, min(g.used+n+step, 2*g.limit)) // the file is mapped at twice its limit
 	err := allocate(g.path(dir), end)
 	switch {

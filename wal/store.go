@@ -111,6 +111,8 @@ type Store struct {
 	// tight says that there is not enough room for what Badger may write. It is
 	// set when that is met, and looked at each second.
 	tight atomic.Bool
+	// starting is what the next start needs.
+	starting nextStart
 	// short says that the log has told of a lack of room.
 	short atomic.Bool
 
@@ -153,6 +155,7 @@ func Open(dir string, opts Options) (*Store, error) {
 		return nil, fmt.Errorf("open %s: %w", dir, err)
 	}
 	s.opened.Store(true)
+	s.settleStart()
 	s.checkRoom()
 	s.background.Go(s.applier.run)
 	s.background.Go(s.runCheckpoints)
@@ -246,6 +249,7 @@ func (s *Store) replay(saved checkpointFile) error {
 	r := replayer{store: s}
 	s.journal, err = journal.Open(filepath.Join(s.dir, journalDir), journal.Options{
 		FS: s.opts.FS, SegmentSize: s.opts.SegmentSize, StoreID: s.identity.journalID(), Synced: s.synced,
+		Room: s.roomForSegment,
 	}, r.frame)
 	if err == nil {
 		err = r.flush()
@@ -414,7 +418,7 @@ func (s *Store) promise(ops []journal.Op, then func(error)) bool {
 // synced is called by the journal for each frame, in order.
 func (s *Store) synced(seq uint64, ops []journal.Op) {
 	n := opsBytes(ops)
-	s.fold(seq, ops)
+	s.admit(s.fold(seq, ops))
 	s.applier.give(frame{seq, ops}, n)
 	s.askCheckpoint(n)
 }
@@ -436,8 +440,9 @@ func (s *Store) wakeCheckpoint() {
 }
 
 // fold brings the logs' state in memory forward by one frame. Replay and
-// normal operation both come through here.
-func (s *Store) fold(seq uint64, ops []journal.Op) {
+// normal operation both come through here. It returns what the ops take in
+// Badger's logs.
+func (s *Store) fold(seq uint64, ops []journal.Op) (logs int64) {
 	applied := s.applier.done()
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -445,6 +450,9 @@ func (s *Store) fold(seq uint64, ops []journal.Op) {
 		s.log(keyGroup(op.Key)).fold(seq, op, applied)
 	}
 	s.folded = seq
+	d := s.applier.demand([]frame{{seq, ops}})
+	s.starting.owed.Add(d.vlog + d.mem)
+	return d.vlog + d.mem
 }
 
 func (s *Store) lastFolded() uint64 {

@@ -71,8 +71,10 @@ func (s *Store) checkRoom() {
 		defer s.applier.wake()
 	}
 	if !full {
-		err = s.journal.Prepare()
-		full = errors.Is(err, journal.ErrNoSpace)
+		if err = s.checkStart(); err == nil {
+			err = s.journal.Prepare()
+		}
+		full = errors.Is(err, ErrNoSpace) || errors.Is(err, journal.ErrNoSpace)
 	}
 	if full != s.short.Swap(full) {
 		if full {
@@ -94,7 +96,9 @@ func (s *Store) refuse() {
 // Tight reports whether the file system has no room for more entries. The
 // caller then appends none that need room. What it has on its way already is still
 // taken into the journal, as long as that has room, and so is small state.
-func (s *Store) Tight() bool { return s.tight.Load() || s.journal.Short() }
+func (s *Store) Tight() bool {
+	return s.tight.Load() || s.starting.scant.Load() || s.journal.Short()
+}
 
 // overfull reports whether the store refuses entries: it has no room, and what
 // waits for some fills the memory that it may use.

@@ -44,6 +44,11 @@ type Options struct {
 	// Commit and Enqueue block. One Commit is always let in. Default 64 MiB.
 	MaxQueue int64
 
+	// Room is asked before a segment takes so many more bytes of the disk. If it
+	// returns an error, a smaller segment is tried, and ErrNoSpace returned if
+	// there is no room for one. Nil leaves it to the disk to refuse.
+	Room func(bytes int64) error
+
 	// StoreID names the store that the journal belongs to. It is written into
 	// every file when the journal is created; Open refuses a journal with
 	// another one. The zero value takes any.

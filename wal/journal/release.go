@@ -1,6 +1,7 @@
 package journal
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -122,8 +123,9 @@ func (j *Journal) prepareStep() {
 	if n := len(j.spares); n > 0 {
 		spare, j.spares = j.spares[n-1], j.spares[:n-1]
 	}
+	need := labelBlock + j.need
 	j.mu.Unlock()
-	s, err := j.makeSegment(spare, number, size)
+	s, err := j.makeSegment(spare, number, size, need)
 	j.mu.Lock()
 	j.wanted, j.need, j.prepErr = false, 0, nil
 	switch {
@@ -134,7 +136,7 @@ func (j *Journal) prepareStep() {
 		j.ready = append(j.ready, s)
 		j.size = s.size
 		j.number++
-	case isNoSpace(err):
+	case isNoSpace(err) || errors.Is(err, ErrNoSpace):
 		j.prepErr = noSpace(err)
 	default:
 		j.prepErr = j.failLocked(err)
@@ -144,8 +146,10 @@ func (j *Journal) prepareStep() {
 }
 
 // makeSegment makes a segment of a size, of the spare one if there is one. A
-// spare that is larger stays so, unless no segment is to be that large.
-func (j *Journal) makeSegment(spare string, number uint64, size int64) (*segment, error) {
+// spare that is larger stays so, unless no segment is to be that large. If there
+// is no room for the size, the segment is smaller, of need bytes at least.
+func (j *Journal) makeSegment(spare string, number uint64, size, need int64) (*segment, error) {
+	held := int64(0)
 	if spare != "" {
 		has, err := j.sizeOf(spare)
 		if err != nil {
@@ -158,8 +162,15 @@ func (j *Journal) makeSegment(spare string, number uint64, size int64) (*segment
 			spare = ""
 		}
 		if spare != "" {
-			size = max(size, has)
+			size, held = max(size, has), has
 		}
+	}
+	size, err := j.fit(size, held, max(need, j.opts.FirstSize))
+	if err != nil {
+		if spare != "" {
+			_ = j.fs.Remove(spare) // somebody else may need its room
+		}
+		return nil, err
 	}
 	s, err := makeSegment(j.fs, j.dir, spare, number, size, j.id)
 	if isNoSpace(err) {
@@ -172,6 +183,38 @@ func (j *Journal) makeSegment(spare string, number uint64, size int64) (*segment
 		_ = j.fs.Remove(temp)
 	}
 	return s, err
+}
+
+// fit returns the size of a segment for which there is room: size, or half of it,
+// and so on, but least bytes or more. It already holds some bytes of the disk.
+func (j *Journal) fit(size, held, least int64) (int64, error) {
+	if j.opts.Room == nil {
+		return size, nil
+	}
+	for {
+		err := j.opts.Room(max(size-held, 0))
+		half := max(size/2-size/2%labelBlock, held)
+		switch {
+		case err == nil:
+			return size, nil
+		case half < least || half == size:
+			return 0, fmt.Errorf("make a segment: %w: %w", ErrNoSpace, err)
+		}
+		size = half
+	}
+}
+
+// DropSpares removes the segments that are kept for use again.
+func (j *Journal) DropSpares() error {
+	j.mu.Lock()
+	spares := j.spares
+	j.spares = nil
+	j.mu.Unlock()
+	var errs []error
+	for _, path := range spares {
+		errs = append(errs, j.fs.Remove(path))
+	}
+	return errors.Join(errs...)
 }
 
 func (j *Journal) sizeOf(path string) (int64, error) {
