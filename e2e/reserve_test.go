@@ -3,7 +3,6 @@
 package e2e_test
 
 import (
-	"fmt"
 	"path/filepath"
 	"testing"
 )
@@ -12,42 +11,40 @@ import (
 // that is small: once it has answered storage_full it starts again there, after
 // a stop and a kill, and goes on when there is room.
 func TestFullDiskByItself(t *testing.T) {
-	for _, size := range []int{100, 40_000} {
-		for _, reserve := range []string{"1MiB", "64MiB"} {
-			t.Run(fmt.Sprintf("%d bytes, reserve %s", size, reserve), func(t *testing.T) {
-				t.Parallel()
-				d := newDisk(t, "tmpfs", "200M")
-				n := startNode(t, filepath.Join(d.path, "data"), "--partitions", "1", "--reserve", reserve)
-				acked := uint64(0)
-				for round := range 4 {
-					c := dial(t, n.url)
-					w := startDiskWriter(t, c, size)
-					w.acked.Store(acked)
-					w.await(t, n, "storage_full", func() bool { return w.full.Load() > 3 })
-					close(w.stop)
-					if err := <-w.done; err != nil {
-						t.Fatal(err)
-					}
-					acked = w.acked.Load()
-					t.Logf("round %d: %d acknowledged, %d KiB free", round, acked, d.free()>>10)
-					if round%2 == 0 {
-						n.kill()
-					} else if err := n.stop(); err != nil {
-						t.Fatal(err)
-					}
-					t.Logf("stopped: %d KiB free", d.free()>>10)
-					if err := n.start(); err != nil {
-						t.Fatalf("round %d, %d KiB free: %v", round, d.free()>>10, err)
-					}
-					c = dial(t, n.url)
-					if info := mustInfo(t, c, 0); info.HighWaterMark < acked {
-						t.Fatalf("it ends at %d, %d were acknowledged", info.HighWaterMark, acked)
-					}
-					if got, _, _, err := c.read(t.Context(), 0, map[string]any{"from": 1}); err != nil || len(got) == 0 {
-						t.Fatalf("read on a full disk: %d, %v", len(got), err)
-					}
+	for _, reserve := range []string{"1MiB", "64MiB"} {
+		t.Run(reserve, func(t *testing.T) {
+			t.Parallel()
+			d := newDisk(t, "tmpfs", "200M")
+			n := startNode(t, filepath.Join(d.path, "data"), "--partitions", "1", "--reserve", reserve)
+			acked := uint64(0)
+			for round := range 4 {
+				c := dial(t, n.url)
+				w := startDiskWriter(t, c, 40_000)
+				w.acked.Store(acked)
+				w.await(t, n, "storage_full", func() bool { return w.full.Load() > 3 })
+				close(w.stop)
+				if err := <-w.done; err != nil {
+					t.Fatal(err)
 				}
-			})
-		}
+				acked = w.acked.Load()
+				t.Logf("round %d: %d acknowledged, %d KiB free", round, acked, d.free()>>10)
+				if round%2 == 0 {
+					n.kill()
+				} else if err := n.stop(); err != nil {
+					t.Fatal(err)
+				}
+				t.Logf("stopped: %d KiB free", d.free()>>10)
+				if err := n.start(); err != nil {
+					t.Fatalf("round %d, %d KiB free: %v", round, d.free()>>10, err)
+				}
+				c = dial(t, n.url)
+				if info := mustInfo(t, c, 0); info.HighWaterMark < acked {
+					t.Fatalf("it ends at %d, %d were acknowledged", info.HighWaterMark, acked)
+				}
+				if got, _, _, err := c.read(t.Context(), 0, map[string]any{"from": 1}); err != nil || len(got) == 0 {
+					t.Fatalf("read on a full disk: %d, %v", len(got), err)
+				}
+			}
+		})
 	}
 }
