@@ -1,9 +1,11 @@
 package broker
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"sync"
+	"time"
 
 	"github.com/cantuslog/cantus/raftstore"
 )
@@ -229,8 +231,34 @@ func (m *meta) dispute(why error) {
 	}
 }
 
-// contradicted takes why raft has halted the replica of the facts.
+// contradicted takes why raft has halted the replica of the facts. The node ends,
+// once the others have heard what it remembers of their directories: one of them
+// may be an older copy, and not know.
 func (m *meta) contradicted(err error) {
-	m.node.fail(fmt.Errorf("facts of the cluster: %w: another node runs on an older copy of its data directory, or this one does. "+
-		"Keep a copy of this directory: it may hold what the others have lost. Then remove the node on the older copy, give it an empty directory and add it again", err))
+	n := m.node
+	n.begin(func() {
+		n.greetMembers()
+		n.fail(fmt.Errorf("facts of the cluster: %w: another node runs on an older copy of its data directory, or this one does. "+
+			"Keep a copy of this directory: it may hold what the others have lost. Then remove the node on the older copy, give it an empty directory and add it again", err))
+	})
+}
+
+// lastGreetings bounds how long a node that ends greets others.
+const lastGreetings = 5 * time.Second
+
+// greetMembers connects to every other member once, whether or not it accepts.
+func (n *Node) greetMembers() {
+	ctx, cancel := context.WithTimeout(context.Background(), lastGreetings)
+	defer cancel()
+	var greeting sync.WaitGroup
+	for _, name := range n.facts().Names() {
+		if name != n.opts.Name {
+			greeting.Go(func() {
+				if err := n.network.Greet(ctx, name); err != nil {
+					n.log.Debug("greet a member", "node", name, "err", err)
+				}
+			})
+		}
+	}
+	greeting.Wait()
 }
