@@ -30,6 +30,7 @@ type meta struct {
 	chain    digests
 	verdicts verdicts
 	disputed atomic.Pointer[error] // why it takes no part for now
+	gave     bool                  // leadership was handed over in this term; run owns it
 
 	mu      sync.Mutex
 	facts   cluster.Facts
@@ -200,8 +201,9 @@ func (m *meta) run(ctx context.Context) {
 		case <-m.group.Leadership():
 		}
 		for m.group.Leading() && ctx.Err() == nil {
+			m.gave = false
 			if err := m.lead(ctx); err != nil && ctx.Err() == nil {
-				m.node.log.Warn("leading the facts ended", "err", err)
+				logEnd(m.node.log, "leading the facts ended", err, m.gave)
 				select {
 				case <-ctx.Done():
 				case <-time.After(leadPause):
@@ -260,7 +262,7 @@ func (m *meta) step(ctx context.Context) (done bool, err error) {
 	}
 	now := time.Now()
 	w := wantedGroup{
-		group: m.group, transfer: m.group.Transfer, self: m.node.opts.Name, voters: want, preferred: m.node.opts.Name,
+		group: m.group, transfer: m.transfer, self: m.node.opts.Name, voters: want, preferred: m.node.opts.Name,
 		report: func(name string) (groupReport, bool) {
 			q, ok := m.node.peers.get(name)
 			if !ok || q.Meta == nil || !m.node.peers.alive(name, now) {
@@ -327,6 +329,13 @@ func (n *Node) leaderReport(partition int, now time.Time) (groupReport, bool) {
 
 // names gives the members of a group, in order.
 func names(members map[string]bool) []string { return slices.Sorted(maps.Keys(members)) }
+
+// transfer hands the leadership of the facts to another node.
+func (m *meta) transfer(ctx context.Context, to string) error {
+	err := m.group.Transfer(ctx, to)
+	m.gave = m.gave || err == nil
+	return err
+}
 
 // handOver passes the leadership of the facts on before the node stops.
 func (m *meta) handOver() {

@@ -41,6 +41,7 @@ type partition struct {
 
 	digests digests
 	end     atomic.Pointer[context.CancelCauseFunc] // of the present session
+	willing bool                                    // the last session was ended to hand over, and none served since; run owns it
 	stayed  atomic.Int64                            // when it could not make way, Unix nanoseconds
 	refused atomic.Pointer[refusedError]            // what keeps the session from serving
 	fenced  atomic.Pointer[string]                  // why it must not serve: its log differs from the others'
@@ -153,18 +154,36 @@ func (p *partition) run(ctx context.Context) {
 		}
 		for p.group.Leading() && ctx.Err() == nil {
 			err := p.lead(ctx)
-			if errors.As(err, new(handing)) {
+			if errors.As(err, new(handing)) || ctx.Err() != nil {
+				p.willing = true
+				p.log.Info("leading ended", "because", endedBecause(ctx, err))
 				continue
 			}
-			if err != nil && ctx.Err() == nil {
-				p.log.Warn("leading ended", "err", err)
-				select { // each beginning costs an entry of the log
-				case <-ctx.Done():
-				case <-time.After(leadPause):
-				}
+			logEnd(p.log, "leading ended", err, p.willing)
+			select { // each beginning costs an entry of the log
+			case <-ctx.Done():
+			case <-time.After(leadPause):
 			}
 		}
 	}
+}
+
+// endedBecause says why leadership was given up.
+func endedBecause(ctx context.Context, err error) string {
+	if ctx.Err() != nil {
+		return "the node stops, or gives its replica up"
+	}
+	return err.Error()
+}
+
+// logEnd logs that leadership ended with err. It is a warning unless the node was
+// willing to end it.
+func logEnd(log *slog.Logger, msg string, err error, willing bool) {
+	level := slog.LevelWarn
+	if willing && errors.Is(err, raftstore.ErrNotLeader) {
+		level = slog.LevelInfo
+	}
+	log.Log(context.Background(), level, msg, "because", err)
 }
 
 // lead serves as the partition's leader, from the barrier that makes its
@@ -213,6 +232,7 @@ func (p *partition) lead(ctx context.Context) error {
 	subscribed, err := p.subscribeAtLast(ctx)
 	if err == nil {
 		p.serving.Store(true)
+		p.willing = false
 		p.node.helloSoon()
 		p.log.Info("leading", "term", term, "high_water_mark", p.replica.position().mark)
 		p.node.advise("leader", map[string]any{"partition": p.id, "leader": p.node.opts.Name, "term": term})
