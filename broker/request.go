@@ -130,11 +130,11 @@ func (r *request) field(key, value []byte) error {
 	}
 	switch string(key) {
 	case subjects.HeaderWriteLock:
-		return r.locks(lockmgr.Write, wal.WriteLock, value)
+		return r.locks(subjects.HeaderWriteLock, lockmgr.Write, wal.WriteLock, value)
 	case subjects.HeaderReadLock:
-		return r.locks(lockmgr.Read, wal.ReadLock, value)
+		return r.locks(subjects.HeaderReadLock, lockmgr.Read, wal.ReadLock, value)
 	case subjects.HeaderAppendLock:
-		return r.locks(lockmgr.Append, wal.AppendLock, value)
+		return r.locks(subjects.HeaderAppendLock, lockmgr.Append, wal.AppendLock, value)
 	case subjects.HeaderHighWaterMark:
 		n, err := r.number(seenMark, subjects.HeaderHighWaterMark, value)
 		r.tx.HighWaterMark, r.tx.HasHighWaterMark = n, true
@@ -184,15 +184,28 @@ func (r *request) other(key, value []byte) error {
 }
 
 // locks takes the value of a lock header, which holds one name or several.
-func (r *request) locks(mode lockmgr.Mode, stored wal.LockMode, value []byte) error {
-	for more := true; more; {
+func (r *request) locks(header string, mode lockmgr.Mode, stored wal.LockMode, value []byte) error {
+	rest := value
+	for n, more := 1, true; more; n++ {
 		var name []byte
-		name, value, more = subjects.NextLock(value)
+		name, rest, more = subjects.NextLock(rest)
+		if len(name) == 0 {
+			return noName(header, value, n, n == 1 && !more)
+		}
 		if err := r.lock(mode, stored, name); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// noName refuses a list of locks whose name number n is empty, or that is empty.
+func noName(header string, value []byte, n int, empty bool) error {
+	if empty {
+		return subjects.Errorf(subjects.BadRequest, `%s is empty: leave it out, or give lock names, such as "account.42,account.43"`, header)
+	}
+	return subjects.Errorf(subjects.BadRequest,
+		`%s %q: name %d of the list is empty: give one comma between two names, and none before the first or after the last`, header, clip(value), n)
 }
 
 func (r *request) lock(mode lockmgr.Mode, stored wal.LockMode, name []byte) error {

@@ -172,6 +172,9 @@ func TestMalformedIsRefusedWithoutSending(t *testing.T) {
 		if !errors.Is(err, client.ErrBadRequest) {
 			t.Errorf("%s: %v", name, err)
 		}
+		if name == "read lock" && !strings.Contains(err.Error(), "ReadLocks[0] is empty") {
+			t.Errorf("%s: %v", name, err)
+		}
 		if after := nc.Stats().OutMsgs; after != before {
 			t.Errorf("%s: something was sent", name)
 		}

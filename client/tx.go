@@ -60,6 +60,9 @@ func (tx *Tx) Set(kind string, payload []byte) {
 
 var lockHeaders = [...]string{subjects.HeaderWriteLock, subjects.HeaderReadLock, subjects.HeaderAppendLock}
 
+// lockFields are the fields that locks returns.
+var lockFields = [...]string{"WriteLocks", "ReadLocks", "AppendLocks"}
+
 func (tx *Tx) locks() [3][]string { return [3][]string{tx.WriteLocks, tx.ReadLocks, tx.AppendLocks} }
 
 // check refuses what a node would refuse. It has to come before encoding: a
@@ -80,9 +83,12 @@ func (tx *Tx) checkForm() error {
 		return subjects.Errorf(subjects.BadRequest, "partition %d: they begin at 0", tx.Partition)
 	}
 	n := 0
-	for _, names := range tx.locks() {
+	for mode, names := range tx.locks() {
 		n += len(names)
-		for _, name := range names {
+		for i, name := range names {
+			if name == "" {
+				return subjects.Errorf(subjects.BadRequest, "%s[%d] is empty: a lock needs a name, such as %q", lockFields[mode], i, "account.42")
+			}
 			if err := subjects.CheckLock(name); err != nil {
 				return err
 			}
