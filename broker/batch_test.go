@@ -41,7 +41,7 @@ func TestBatchOutcomes(t *testing.T) {
 		`{"index":8,"count":1,"error":{"code":400,"reason":"bad_request","message":"header \"Cantus-High-Water-Marks\" is not known: an append may carry Cantus-High-Water-Mark, Cantus-Write-Lock, Cantus-Read-Lock, Cantus-Append-Lock, Cantus-Kind, Nats-Msg-Id, Nats-Expected-Last-Sequence"}},`+
 		`{"index":9,"count":1,"txid":5,"time":"T"},`+
 		`{"index":10,"count":1,"error":{"code":409,"reason":"wrong_last","message":"expected last sequence 4 is not the high-water mark"}},`+
-		`{"index":11,"count":1,"error":{"code":412,"reason":"ahead","message":"high-water mark 99 is past the end of partition 0: it is of another log, or data was lost"}},`+
+		`{"index":11,"count":1,"error":{"code":412,"reason":"ahead","message":"high-water mark 99 is ahead of partition 0, whose last txid is 5: it comes from another log, or this log has lost transactions; stop, and check that cluster and partition are the right ones"}},`+
 		`{"index":12,"count":1,"txid":6,"time":"T"}],"high_water_mark":6}`)
 	if len(m.Header) != 0 {
 		t.Errorf("headers %v: refusals within results have none", m.Header)

@@ -44,15 +44,15 @@ func (p *partition) parseCursor(m *message) (cursorCall, error) {
 	if body.Expected != nil {
 		c.Expected, c.HasExpected = *body.Expected, true
 	}
-	return c, p.replica.checkCursor(c)
+	return c, p.replica.checkCursor(p.id, c)
 }
 
 // checkCursor refuses positions and names that the partition has no place for.
-func (r *replica) checkCursor(c cursorCall) error {
+func (r *replica) checkCursor(partition int, c cursorCall) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if mark := r.table.Committed(); c.Txid > mark {
-		return subjects.Errorf(subjects.Ahead, "position %d is past the end of the partition, whose high-water mark is %d", c.Txid, mark)
+		return aheadError("position", c.Txid, partition, mark)
 	}
 	if _, known := r.cursors[c.name]; !known && c.Txid > 0 && len(r.cursors) >= subjects.MaxCursors {
 		return subjects.Errorf(subjects.TooLarge, "the partition has %d cursors already: set unused ones to 0, which removes them", subjects.MaxCursors)

@@ -30,7 +30,7 @@ func TestCursors(t *testing.T) {
 		{"c", `{"txid":6,"expected":0}`, `{"partition":0,"name":"c","txid":5,"time":"T","high_water_mark":10,"error":{"code":409,"reason":"wrong_last","message":"cursor \"c\" stands at 5, not at 0"}}`},
 		{"c", `{"txid":10}`, `{"partition":0,"name":"c","txid":10,"time":"T","high_water_mark":10}`},
 		{"c", `{"txid":2,"expected":10}`, `{"partition":0,"name":"c","txid":2,"time":"T","high_water_mark":10}`}, // it may go back
-		{"c", `{"txid":11}`, `{"partition":0,"name":"c","txid":2,"time":"T","high_water_mark":10,"error":{"code":412,"reason":"ahead","message":"position 11 is past the end of the partition, whose high-water mark is 10"}}`},
+		{"c", `{"txid":11}`, `{"partition":0,"name":"c","txid":2,"time":"T","high_water_mark":10,"error":{"code":412,"reason":"ahead","message":"position 11 is ahead of partition 0, whose last txid is 10: it comes from another log, or this log has lost transactions; stop, and check that cluster and partition are the right ones"}}`},
 		{"other", ``, `{"partition":0,"name":"other","txid":0,"high_water_mark":10}`},
 		{"c", `{"txid":0,"expected":3}`, `{"partition":0,"name":"c","txid":2,"time":"T","high_water_mark":10,"error":{"code":409,"reason":"wrong_last","message":"cursor \"c\" stands at 2, not at 3"}}`},
 		{"c", `{"txid":0,"expected":2}`, `{"partition":0,"name":"c","txid":0,"high_water_mark":10}`},

@@ -68,3 +68,11 @@ func wireError(err error) *subjects.Error {
 	}
 	return subjects.Errorf(subjects.Internal, "internal error: the node's log says more")
 }
+
+// aheadError refuses a txid that a partition has not come to. It never comes of being
+// slow: the client speaks of another log, or this one has lost transactions.
+func aheadError(what string, txid uint64, partition int, last uint64) *subjects.Error {
+	return subjects.Errorf(subjects.Ahead,
+		"%s %d is ahead of partition %d, whose last txid is %d: it comes from another log, or this log has lost transactions; stop, and check that cluster and partition are the right ones",
+		what, txid, partition, last)
+}

@@ -100,8 +100,7 @@ func (p *partition) serveRead(ctx context.Context, m *message) error {
 	}
 	at := p.replica.position()
 	if q.from > at.mark+1 {
-		return subjects.Errorf(subjects.Ahead,
-			"from %d is past the end of partition %d, whose high-water mark is %d: it is of another log, or data was lost", q.from, p.id, at.mark)
+		return aheadError("from", q.from, p.id, at.mark)
 	}
 	return p.read(ctx, m.reply, q)
 }
@@ -156,7 +155,7 @@ func (p *partition) get(reply string, txid uint64) error {
 	at := p.replica.position()
 	switch {
 	case txid > at.mark:
-		return subjects.Errorf(subjects.Ahead, "txid %d is past the end of partition %d, whose high-water mark is %d", txid, p.id, at.mark)
+		return aheadError("txid", txid, p.id, at.mark)
 	case txid < at.first:
 		return wal.ErrTrimmed
 	}

@@ -267,7 +267,7 @@ func batchSize(rs []*request) int {
 	return n
 }
 
-// refusal puts a verdict into a client's words.
+// refusal puts a verdict into a client's words. The replica's mu is held.
 func (s *session) refusal(r *request, v lockmgr.Verdict) outcome {
 	switch v.Outcome {
 	case lockmgr.Duplicate:
@@ -277,8 +277,7 @@ func (s *session) refusal(r *request, v lockmgr.Verdict) outcome {
 		e.Txid = v.Txid
 		return outcome{err: e}
 	case lockmgr.Ahead:
-		return outcome{err: subjects.Errorf(subjects.Ahead,
-			"high-water mark %d is past the end of partition %d: it is of another log, or data was lost", r.cert.HighWaterMark, s.p.id)}
+		return outcome{err: aheadError("high-water mark", r.cert.HighWaterMark, s.p.id, s.p.replica.table.Last())}
 	case lockmgr.WrongLast:
 		return outcome{err: subjects.Errorf(subjects.WrongLast,
 			"expected last sequence %d is not the high-water mark", r.cert.ExpectedLast)}
