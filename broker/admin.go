@@ -140,29 +140,47 @@ func (n *Node) nodeOperation(became string, compute func(cluster.Facts, string) 
 	}
 }
 
-// onDrain takes off a node what others can hold.
+// onDrain takes off a node what others can hold. It answers when that is decided, and
+// says how much there is.
 func (n *Node) onDrain(ctx context.Context, m *message) (any, error) {
-	reply, err := n.nodeOperation("drained", cluster.Facts.Drain)(ctx, m)
-	if err != nil {
+	if _, err := n.nodeOperation("draining", cluster.Facts.Drain)(ctx, m); err != nil {
 		return nil, err
 	}
 	r, err := operationBody(m, "node")
 	if err != nil {
 		return nil, err
 	}
-	stay := 0
-	for _, names := range n.facts().Placement {
-		if slices.Contains(names, r.Node) {
+	move, stay := n.heldBy(n.facts(), r.Node, time.Now())
+	return subjects.AdminReply{Done: drained(r.Node, move, stay)}, nil
+}
+
+// drained says what becomes of the replicas of a node that is drained.
+func drained(node string, move, stay int) string {
+	moving, staying := count(move, "replica")+" to be moved to other nodes", count(stay, "replica")+" with nowhere else to go"
+	switch {
+	case move == 0 && stay == 0:
+		return fmt.Sprintf("node %s is drained: it holds no voting replicas", node)
+	case stay == 0:
+		return fmt.Sprintf("node %s is draining: %s", node, moving)
+	case move == 0:
+		return fmt.Sprintf("node %s is draining: %s", node, staying)
+	}
+	return fmt.Sprintf("node %s is draining: %s, %s", node, moving, staying)
+}
+
+// heldBy returns how many voting replicas a node has, or may have where a partition
+// has no leader, that are to go elsewhere, and how many stay.
+func (n *Node) heldBy(facts cluster.Facts, node string, now time.Time) (move, stay int) {
+	for p, names := range facts.Placement {
+		if slices.Contains(names, node) {
 			stay++
+			continue
+		}
+		if r, known := n.leaderReport(p, now); r.Voters[node] || !known {
+			move++
 		}
 	}
-	switch stay {
-	case 0:
-		return reply, nil
-	case 1:
-		return subjects.AdminReply{Done: fmt.Sprintf("node %s is draining: 1 replica has nowhere else to go", r.Node)}, nil
-	}
-	return subjects.AdminReply{Done: fmt.Sprintf("node %s is draining: %d replicas have nowhere else to go", r.Node, stay)}, nil
+	return move, stay
 }
 
 // onAdd makes a node that waits a member.
@@ -302,7 +320,7 @@ func (n *Node) onMove(ctx context.Context, m *message) (any, error) {
 		return nil, subjects.Errorf(subjects.BadRequest, `body: to is missing: name the node to move to, such as {"partition":0,"node":"n1","to":"n4"}`)
 	}
 	return n.decide(ctx, func(f cluster.Facts) (cluster.Command, error) { return f.Move(p, r.Node, r.To) },
-		"partition %d is moved from %s to %s", p, r.Node, r.To)
+		"partition %d moves from %s to %s", p, r.Node, r.To)
 }
 
 // onBalance spreads replicas and leaders evenly.
@@ -321,7 +339,7 @@ func (n *Node) onBalance(ctx context.Context, m *message) (any, error) {
 			return c, cluster.ErrStale
 		}
 		return c, nil
-	}, "%d partitions change their replicas or leader", len(c.Placement))
+	}, "to get other replicas or another leader: %s", count(len(c.Placement), "partition"))
 }
 
 // onRebuild throws this node's replica of a partition away and has it fetched

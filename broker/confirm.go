@@ -140,12 +140,12 @@ func (v votes) String() string {
 		{v.deny, "says so", "say so"}, {v.confirm, "says that it is a member", "say that it is a member"},
 		{v.silent, "does not answer", "do not answer"},
 	} {
-		switch len(part.names) {
+		switch last := len(part.names) - 1; last {
+		case -1:
 		case 0:
-		case 1:
 			all = append(all, part.names[0]+" "+part.one)
 		default:
-			all = append(all, strings.Join(part.names, " and ")+" "+part.many)
+			all = append(all, strings.Join(part.names[:last], ", ")+" and "+part.names[last]+" "+part.many)
 		}
 	}
 	return strings.Join(all, ", ")

@@ -2,6 +2,7 @@ package broker
 
 import (
 	"errors"
+	"fmt"
 
 	"github.com/cantuslog/cantus/raftstore"
 	"github.com/cantuslog/cantus/subjects"
@@ -75,4 +76,12 @@ func aheadError(what string, txid uint64, partition int, last uint64) *subjects.
 	return subjects.Errorf(subjects.Ahead,
 		"%s %d is ahead of partition %d, whose last txid is %d: it comes from another log, or this log has lost transactions; stop, and check that cluster and partition are the right ones",
 		what, txid, partition, last)
+}
+
+// count writes how many there are of something, such as "1 replica" and "2 replicas".
+func count(n int, noun string) string {
+	if n == 1 {
+		return "1 " + noun
+	}
+	return fmt.Sprintf("%d %ss", n, noun)
 }

@@ -223,3 +223,6 @@ func QueueSizes(n *Node, partition int) [3]int {
 // RaftAddr returns the host:port at which other nodes reach this one for
 // replication, "" if it is alone.
 func (n *Node) RaftAddr() string { return n.raftAddr }
+
+// Denied is how it is said that nodes deny that this one is a member.
+func Denied(by ...string) string { return votes{deny: by}.String() }

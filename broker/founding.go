@@ -220,9 +220,9 @@ func difference(self, other hello) string {
 	case sorted(other.Bootstrap) != sorted(self.Bootstrap):
 		return fmt.Sprintf("%s has the founders %s, this node %s", other.Name, sorted(other.Bootstrap), sorted(self.Bootstrap))
 	case other.Partitions != self.Partitions:
-		return fmt.Sprintf("%s has %d partitions, this node %d", other.Name, other.Partitions, self.Partitions)
+		return fmt.Sprintf("%s has %s, this node %d", other.Name, count(other.Partitions, "partition"), self.Partitions)
 	case other.Replicas != self.Replicas:
-		return fmt.Sprintf("%s has %d replicas, this node %d", other.Name, other.Replicas, self.Replicas)
+		return fmt.Sprintf("%s has %s, this node %d", other.Name, count(other.Replicas, "replica"), self.Replicas)
 	}
 	return ""
 }
@@ -279,7 +279,7 @@ func (n *Node) askToJoin(ctx context.Context) (id wal.Identity, waiting string, 
 	case r.Waiting != "":
 		return id, r.Waiting, nil
 	case n.opts.Partitions != 0 && n.opts.Partitions != r.Parts:
-		return id, "", fmt.Errorf("%w: the cluster has %d partitions, not %d", ErrIdentity, r.Parts, n.opts.Partitions)
+		return id, "", fmt.Errorf("%w: the cluster has %s, not %d", ErrIdentity, count(r.Parts, "partition"), n.opts.Partitions)
 	}
 	if waiting, err := n.takeSecret(e, r, subject); err != nil || waiting != "" {
 		return id, waiting, err

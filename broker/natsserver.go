@@ -195,6 +195,15 @@ func startServer(ctx context.Context, opts *server.Options, log *slog.Logger, pr
 	return ns, nil
 }
 
+// configError puts what the NATS server finds wrong with a file, one a line, into one
+// line.
+func configError(file string, err error) error {
+	if found := strings.TrimSpace(err.Error()); found != err.Error() {
+		return fmt.Errorf("NATS configuration %s: %s", file, strings.ReplaceAll(found, "\n", "; "))
+	}
+	return fmt.Errorf("NATS configuration %s: %w", file, err)
+}
+
 // defaultName is what the server is called if no file says it.
 func defaultName(o Options) string {
 	if o.clustered() { // servers of one name don't connect: a node is to be told that its name is taken
@@ -208,7 +217,7 @@ func natsOptions(o Options, name string) (*server.Options, error) {
 	opts := &server.Options{}
 	if o.NATSConfig != "" {
 		if err := opts.ProcessConfigFile(o.NATSConfig); err != nil {
-			return nil, fmt.Errorf("NATS configuration %s: %w", o.NATSConfig, err)
+			return nil, configError(o.NATSConfig, err)
 		}
 	}
 	switch {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"log/slog"
 	"slices"
 	"strings"
@@ -118,5 +119,44 @@ func TestARemovedNodeAsksThoseThatVoteNow(t *testing.T) {
 // What has nowhere else to go stays on a node that is drained, which the answer says.
 func TestADrainedNodeThatKeepsItsReplicas(t *testing.T) {
 	_, nc := openNode(t, t.TempDir(), broker.Options{Name: "n1", Partitions: 4})
-	wantBody(t, ask(t, nc, subjects.Names{}.Admin("cluster", "drain"), `{"node":"n1"}`), `{"done":"node n1 is draining: 4 replicas have nowhere else to go"}`)
+	wantBody(t, ask(t, nc, subjects.Names{}.Admin("cluster", "drain"), `{"node":"n1"}`), `{"done":"node n1 is draining: 4 replicas with nowhere else to go"}`)
+}
+
+// A node that is asked to give everything up is not drained before it has.
+func TestADrainedNodeIsSaidToBeDrainedWhenItIs(t *testing.T) {
+	c := openNodes(t, 4, broker.Options{Partitions: 2, Replicas: 3})
+	c.settle("n1")
+	held := 0
+	for _, p := range c.status("n1").Partitions {
+		if slices.Contains(p.Placement, "n4") {
+			held++
+		}
+	}
+	drain := subjects.Names{}.Admin("cluster", "drain")
+	nc := c.conn("n1")
+	want := fmt.Sprintf("node n4 is draining: %d replica", held)
+	if got := string(ask(t, nc, drain, `{"node":"n4"}`).Data); held == 0 || !strings.Contains(got, want) || !strings.Contains(got, "to be moved to other nodes") {
+		t.Errorf("n4 holds %d replicas, and a drain is answered with %s", held, got)
+	}
+	eventually(t, "n4 is drained", func() bool {
+		m, err := nc.Request(drain, []byte(`{"node":"n4"}`), time.Second)
+		return err == nil && string(m.Data) == `{"done":"node n4 is drained: it holds no voting replicas"}`
+	})
+	for _, p := range c.status("n1").Partitions {
+		for _, r := range p.Replicas {
+			if r.Voter && r.Name == "n4" {
+				t.Errorf("n4 has a vote in partition %d", p.Partition)
+			}
+		}
+	}
+}
+
+func TestWhoDeniesAMembershipIsSaidInASentence(t *testing.T) {
+	for want, by := range map[string][]string{
+		"": nil, "n1 says so": {"n1"}, "n1 and n2 say so": {"n1", "n2"}, "n1, n2 and n3 say so": {"n1", "n2", "n3"},
+	} {
+		if got := broker.Denied(by...); got != want {
+			t.Errorf("%q, not %q", got, want)
+		}
+	}
 }

@@ -88,7 +88,7 @@ func identify(dir string, want Identity) (id Identity, fresh bool, err error) {
 	case want.Node != "" && want.Node != have.Node:
 		err = differ("node", have.Node, want.Node)
 	case want.Partitions != 0 && want.Partitions != have.Partitions:
-		err = fmt.Errorf("%w: %s was founded with %d partitions, not %d: their number can't change",
+		err = fmt.Errorf("%w: %s was founded with another number of partitions, %d and not %d: it can't change",
 			ErrIdentity, dir, have.Partitions, want.Partitions)
 	}
 	return have, false, err

@@ -290,7 +290,35 @@ type clusterDrainCmd struct {
 
 // Run drains a node.
 func (c *clusterDrainCmd) Run(ctx context.Context, p *program) error {
-	return c.operate(ctx, p, []string{"cluster", "drain"}, subjects.AdminRequest{Node: string(c.Node)}, c.Wait, settled)
+	stay := 0
+	err := c.operate(ctx, p, []string{"cluster", "drain"}, subjects.AdminRequest{Node: string(c.Node)}, c.Wait,
+		func(s subjects.ClusterStatus) bool {
+			var here int
+			here, stay = held(s, string(c.Node))
+			return here == stay && settled(s)
+		})
+	if err != nil || c.Wait == 0 {
+		return err
+	}
+	done := fmt.Sprintf("node %s is drained: it holds no voting replicas", c.Node)
+	if stay > 0 {
+		done = fmt.Sprintf("node %s keeps %s with nowhere else to go", c.Node, plural(stay, "replica"))
+	}
+	_, err = fmt.Fprintln(p.out, done)
+	return err
+}
+
+// held returns how many voting replicas a node has, and how many it is to have.
+func held(s subjects.ClusterStatus, node string) (has, wanted int) {
+	for _, p := range s.Partitions {
+		if slices.ContainsFunc(p.Replicas, func(r subjects.ReplicaStatus) bool { return r.Voter && r.Name == node }) {
+			has++
+		}
+		if slices.Contains(p.Placement, node) {
+			wanted++
+		}
+	}
+	return has, wanted
 }
 
 type clusterUndrainCmd struct {
