@@ -91,7 +91,12 @@ func (n *Node) reloadNATS(o Options) (err error) {
 		restore()
 		return fmt.Errorf("NATS configuration %s: %w", o.NATSConfig, err)
 	}
+	before := s.maxTransaction()
 	s.setLimits(opts)
+	if now := s.maxTransaction(); now < before {
+		n.log.Warn("max_payload was lowered: stored transactions that are larger can't be read, and the node is not ready once a read meets one",
+			"largest_transaction", now, "before", before)
+	}
 	s.sayGaps(n.log)
 	s.configured.Store(o.NATSConfig != "")
 	select {

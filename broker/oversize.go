@@ -81,8 +81,12 @@ func (p *partition) mustFit(enc *encoder, t *wal.Transaction, payload, packed bo
 		return nil
 	}
 	e := &unsendableError{t.Txid, need, most}
-	if old := p.unsendable.Swap(e); old == nil || *old != *e {
-		p.log.Error("a transaction can't be read, and the node is not ready: max_payload is less than when it was appended", "err", e)
+	// The largest that a read has met is what the status shows. The log has one line
+	// for the partition: there may be thousands of such transactions.
+	old := p.unsendableNow()
+	if (old == nil || e.need > old.need) && p.unsendable.CompareAndSwap(old, e) && old == nil {
+		p.log.Error("a stored transaction can't be read, and the node is not ready: max_payload is less than when it was appended; "+
+			"there may be others, which are not logged, and the status names the largest that a read has met", "err", e)
 	}
 	refused := subjects.Errorf(subjects.TooLarge, "%s", e)
 	refused.Txid = t.Txid

@@ -50,8 +50,8 @@ type partition struct {
 	disputed atomic.Pointer[string]
 	verdicts verdicts
 	accuser  atomic.Pointer[string] // the leader that says that it has lost entries
-	// unsendable is the newest read that was refused because a transaction is larger
-	// than the NATS server takes.
+	// unsendable is the largest transaction that a read has met and the NATS server
+	// does not take.
 	unsendable atomic.Pointer[unsendableError]
 
 	// stamped is the newest time given to a transaction; replica.mu guards it.

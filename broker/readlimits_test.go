@@ -127,7 +127,7 @@ func TestStoredTransactionsTooLargeToSend(t *testing.T) {
 	if log.has("connection to the NATS server lost") {
 		t.Error("the node's own connection was cut")
 	}
-	if n.Ready() || !log.has("a transaction can't be read") {
+	if n.Ready() || !log.has("a stored transaction can't be read") {
 		t.Error("nothing says that a transaction can't be read")
 	}
 	var s subjects.ClusterStatus
@@ -141,6 +141,36 @@ func TestStoredTransactionsTooLargeToSend(t *testing.T) {
 	}
 	trim(t, nc, `{"before":4}`)
 	eventually(t, "it is trimmed", func() bool { return n.Ready() })
+}
+
+// A partition may hold thousands of such transactions: its node's log has one line, and
+// its status says how far max_payload is to be raised.
+func TestStoredTransactionsTooLargeToSendAreLoggedOnce(t *testing.T) {
+	conf, log := config(t, ""), &buffer{}
+	n, nc := openNode(t, t.TempDir(), broker.Options{Partitions: 1, NATSConfig: conf, Logger: slog.New(slog.NewTextHandler(log, nil))})
+	for _, size := range []int{30_000, 40_000, 30_000} {
+		appendTx(t, nc, "cantus.append.0", strings.Repeat("x", size))
+	}
+	if err := os.Rename(config(t, "max_payload: 20000"), conf); err != nil {
+		t.Fatal(err)
+	}
+	if err := n.Reload(broker.Options{NATSConfig: conf}); err != nil {
+		t.Fatal(err)
+	}
+	if log.count(`level=WARN msg="max_payload was lowered`) != 1 {
+		t.Error("a lowered max_payload is not logged")
+	}
+	nc = connect(t, n)
+	for _, txid := range []string{"1", "2", "3", "1"} {
+		wantRefusal(t, ask(t, nc, "cantus.get.0", `{"txid":`+txid+`}`), subjects.TooLarge)
+	}
+	if lines := log.count("a stored transaction can't be read"); lines != 1 {
+		t.Errorf("logged %d times", lines)
+	}
+	var s subjects.ClusterStatus
+	if err := json.Unmarshal(ask(t, nc, "cantus.admin.status", "").Data, &s); err != nil || !strings.Contains(s.Nodes[0].Unready, "txid 2") {
+		t.Errorf("the status says %q, without the largest: %v", s.Nodes[0].Unready, err)
+	}
 }
 
 // TestStoredTransactionsThatCanBeSentAgain raises max_payload again, by a reload.
