@@ -24,7 +24,8 @@ const (
 )
 
 // Badger stops and starts its compactors around a Flatten, and exports no way to do
-// it alone. A version that does it otherwise does not link.
+// it alone. A version without these functions does not link; one whose functions take
+// other parameters does: see docs/adr/0025.
 
 //go:linkname stopCompactions github.com/dgraph-io/badger/v4.(*DB).stopCompactions
 func stopCompactions(db *badger.DB)
