@@ -92,8 +92,10 @@ type Options struct {
 	MaxMsgIDs int
 	// MsgIDWindow is how long a message id is remembered. Default 2 minutes.
 	MsgIDWindow time.Duration
-	// QueueBytes bounds the requests that wait in front of a partition;
-	// beyond it they are refused as busy. Default 32 MiB.
+	// QueueBytes bounds the requests that wait in front of a partition; beyond
+	// it they are refused as busy. A message, which may be a batch, counts as its
+	// headers and payload and 256 bytes more. One larger message is let in alone.
+	// Default 32 MiB.
 	QueueBytes int
 	// CacheBytes bounds the newest entries that are kept in memory for reads,
 	// for the whole node. Default 64 MiB.

@@ -66,7 +66,7 @@ func ExampleClient_Follow() {
 		}
 	}
 	ctx, stop := context.WithCancel(context.Background())
-	err := c.Follow(ctx, map[int]uint64{0: 0}, func(_ context.Context, tx *client.Transaction) error {
+	err := c.Follow(ctx, client.Positions{0: 0}, func(_ context.Context, tx *client.Transaction) error {
 		fmt.Println(tx.Txid, string(tx.Payload))
 		if tx.Txid == 3 {
 			stop()
@@ -87,7 +87,7 @@ func ExampleTransactor_Transact() {
 	ctx, stop := context.WithCancel(context.Background())
 
 	counter := 0 // the local state; written by the follower alone
-	follower, err := c.NewFollower(map[int]uint64{0: 0}, func(_ context.Context, tx *client.Transaction) error {
+	follower, err := c.NewFollower(client.Positions{0: 0}, func(_ context.Context, tx *client.Transaction) error {
 		_, err := fmt.Sscan(string(tx.Payload), &counter)
 		return err
 	}, client.FollowOptions{})
@@ -170,7 +170,7 @@ func ExampleFollower_Progress() {
 	if _, err := c.Append(ctx, &client.Tx{}); err != nil {
 		log.Fatal(err)
 	}
-	f, err := c.NewFollower(map[int]uint64{0: 0}, func(context.Context, *client.Transaction) error { return nil }, client.FollowOptions{})
+	f, err := c.NewFollower(client.Positions{0: 0}, func(context.Context, *client.Transaction) error { return nil }, client.FollowOptions{})
 	if err != nil {
 		log.Fatal(err)
 	}

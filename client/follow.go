@@ -11,7 +11,14 @@ import (
 	"github.com/cantuslog/cantus/subjects"
 )
 
-// Handler takes a committed transaction. ctx is that of Run.
+// Handler applies a committed transaction. ctx is that of Run, and ends with it.
+//
+// Calls for one partition follow each other; those for different partitions run
+// at the same time. A handler may block for as long as it likes: its partition
+// waits, with at most [FollowOptions.BufferBytes] read ahead, and no other
+// partition does. It should return soon after ctx ends, because Run waits for it.
+// It may call the client's methods, but not Close or Drain, and it must not wait
+// for its own partition to get further.
 type Handler func(ctx context.Context, tx *Transaction) error
 
 // BatchHandler takes committed transactions of one partition, at least one, in
@@ -148,9 +155,13 @@ func (p *followed) troubled(err error) {
 	p.mu.Unlock()
 }
 
-// NewFollower prepares to follow the partitions that are keys of after, each
-// from behind the txid that is its value: 0 gives all from the beginning.
-func (c *Client) NewFollower(after map[int]uint64, handle Handler, opts FollowOptions) (*Follower, error) {
+// Positions holds a txid for each of some partitions: the last one that was
+// applied. 0 is the beginning of a partition.
+type Positions map[int]uint64
+
+// NewFollower prepares to follow the partitions of after, each from behind its
+// position.
+func (c *Client) NewFollower(after Positions, handle Handler, opts FollowOptions) (*Follower, error) {
 	opts.MaxBatch = 1
 	return c.NewBatchFollower(after, func(ctx context.Context, txs []*Transaction) error {
 		return handle(ctx, txs[0])
@@ -159,7 +170,7 @@ func (c *Client) NewFollower(after map[int]uint64, handle Handler, opts FollowOp
 
 // NewBatchFollower is NewFollower with a handler that takes several
 // transactions at once.
-func (c *Client) NewBatchFollower(after map[int]uint64, handle BatchHandler, opts FollowOptions) (*Follower, error) {
+func (c *Client) NewBatchFollower(after Positions, handle BatchHandler, opts FollowOptions) (*Follower, error) {
 	opts, err := opts.withDefaults()
 	if err != nil {
 		return nil, err
@@ -175,7 +186,7 @@ func (c *Client) NewBatchFollower(after map[int]uint64, handle BatchHandler, opt
 }
 
 // Follow is NewFollower and Run.
-func (c *Client) Follow(ctx context.Context, after map[int]uint64, handle Handler, opts FollowOptions) error {
+func (c *Client) Follow(ctx context.Context, after Positions, handle Handler, opts FollowOptions) error {
 	f, err := c.NewFollower(after, handle, opts)
 	if err != nil {
 		return err
@@ -468,10 +479,10 @@ func (f *Follower) Progress(partition int) Progress {
 	return g
 }
 
-// Positions gives the last txid applied of each partition: what a next
+// Positions returns the last txid applied of each partition: what the next
 // Follower goes on from.
-func (f *Follower) Positions() map[int]uint64 {
-	all := make(map[int]uint64, len(f.parts))
+func (f *Follower) Positions() Positions {
+	all := make(Positions, len(f.parts))
 	for p, part := range f.parts {
 		all[p] = part.pos.get()
 	}

@@ -7,13 +7,17 @@ import (
 	"time"
 )
 
-// View is local state that a log is applied to. A Follower is one: that of what
-// its handler has applied.
+// View is local state that a log is applied to. A [Follower] is one: that of what
+// its handler has applied. Both methods may be called at any time, by several
+// goroutines at once.
 type View interface {
-	// Applied returns the last txid of the partition that the state holds.
-	// What is read from the state afterwards holds at least that.
+	// Applied returns the last txid of the partition that the state holds, 0 if
+	// it holds none or does not follow the partition. What is read from the state
+	// afterwards holds at least that.
 	Applied(partition int) uint64
-	// Wait returns nil once the state holds txid.
+	// Wait returns nil once the state holds txid. It returns an error when ctx
+	// ends, and at once if the state does not follow the partition or has stopped
+	// following it.
 	Wait(ctx context.Context, partition int, txid uint64) error
 }
 

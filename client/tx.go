@@ -11,10 +11,11 @@ import (
 	"github.com/cantuslog/cantus/subjects"
 )
 
-// Tx is a transaction to append. It may be used again after the append
-// function returned: nothing of it is kept.
+// Tx is a transaction to append, as its writer makes it; a [Transaction] is one
+// that committed. It may be used again once the append function has returned,
+// which keeps no reference to it.
 type Tx struct {
-	// Partition is where it goes. Client.Partition tells it for a key.
+	// Partition is where it goes. [Client.Partition] returns it for a key.
 	Partition int
 	// Payload is opaque, and may be empty.
 	Payload []byte

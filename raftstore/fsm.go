@@ -16,7 +16,10 @@ type FSM interface {
 	// Apply applies committed entries, in order, and gives a result for each,
 	// which its proposer gets.
 	Apply(entries []Committed) []any
-	// Mark describes the state after the last Apply.
+	// Mark describes the state after the last Apply. It is called between two
+	// Applies, after many entries or some seconds, and when the group closes.
+	// Committed entries wait while it runs: its cost must follow from what
+	// changed since the last one, or from state that is small, and it does no I/O.
 	Mark() Mark
 	// Restore sets the state to what Mark once described. It is called at
 	// most once, before any Apply; without it the FSM begins empty.

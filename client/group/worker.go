@@ -68,7 +68,7 @@ func (m *member) work(ctx context.Context, w *worker) error {
 	if err != nil {
 		return err
 	}
-	f, err := m.client.NewFollower(map[int]uint64{w.partition: at.Txid}, m.handle, m.opts.Follow)
+	f, err := m.client.NewFollower(client.Positions{w.partition: at.Txid}, m.handle, m.opts.Follow)
 	if err != nil {
 		return err
 	}

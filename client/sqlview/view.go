@@ -90,7 +90,7 @@ func Open(ctx context.Context, c *client.Client, db *sql.DB, dialect Dialect, ap
 	if err := v.create(ctx); err != nil {
 		return nil, err
 	}
-	after := map[int]uint64{}
+	after := client.Positions{}
 	for _, p := range opts.Partitions {
 		mark, err := v.checked(ctx, c, p)
 		if err != nil {
@@ -172,7 +172,7 @@ func (v *View) Progress(partition int) client.Progress { return v.follower.Progr
 // anew: with nil marks and a load that empties its tables the view is rebuilt
 // from the log's start. From a copy of the whole database there is nothing to
 // reset: its marks are in it.
-func (v *View) Reset(ctx context.Context, at map[int]uint64, load func(ctx context.Context, db *sql.Tx) error) error {
+func (v *View) Reset(ctx context.Context, at client.Positions, load func(ctx context.Context, db *sql.Tx) error) error {
 	for p := range at {
 		if _, ok := v.parts[p]; !ok {
 			return fmt.Errorf("%w: partition %d is not the view's", ErrOptions, p)

@@ -56,7 +56,7 @@ func follow(ctx context.Context, url string, partition int, w io.Writer) error {
 		return err
 	}
 	defer c.Close()
-	return c.Follow(ctx, map[int]uint64{partition: 0}, func(_ context.Context, tx *client.Transaction) error {
+	return c.Follow(ctx, client.Positions{partition: 0}, func(_ context.Context, tx *client.Transaction) error {
 		_, err := fmt.Fprintf(w, "%d %s %s\n", tx.Txid, tx.Kind, tx.Payload)
 		return err
 	}, client.FollowOptions{})

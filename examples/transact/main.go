@@ -87,7 +87,7 @@ func add(ctx context.Context, url, name string, amount int, w io.Writer) (err er
 
 	// The view follows the log. A service keeps it for all of its life.
 	view := &counters{all: map[string]int{}}
-	follower, err := c.NewFollower(map[int]uint64{0: 0}, view.apply, client.FollowOptions{Kinds: []string{"count"}})
+	follower, err := c.NewFollower(client.Positions{0: 0}, view.apply, client.FollowOptions{Kinds: []string{"count"}})
 	if err != nil {
 		return err
 	}

@@ -51,7 +51,7 @@ func newWriter(log Log, apply client.Handler) (*writer, error) {
 		return nil, err
 	}
 	w := &writer{nc: nc, client: c}
-	w.follower, err = c.NewFollower(map[int]uint64{0: 0}, apply, client.FollowOptions{})
+	w.follower, err = c.NewFollower(client.Positions{0: 0}, apply, client.FollowOptions{})
 	if err == nil {
 		w.app, err = client.NewTransactor(c, w.follower, client.TransactorOptions{MaxAttempts: 1 << 20, WaitApplied: true})
 	}

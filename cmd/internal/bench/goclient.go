@@ -288,7 +288,7 @@ func newFollowCatchUp(at seat, prefix string, info subjects.PartitionInfo) (*cat
 		defer cancel()
 		ended := make(chan error, 1)
 		go func() {
-			ended <- cl.Follow(ctx, map[int]uint64{info.Partition: start}, func(context.Context, *client.Transaction) error {
+			ended <- cl.Follow(ctx, client.Positions{info.Partition: start}, func(context.Context, *client.Transaction) error {
 				p.message()
 				return nil
 			}, client.FollowOptions{})

@@ -122,7 +122,7 @@ func newFollowReader(at seat, prefix string, marks []uint64) (reader, error) {
 		return nil, err
 	}
 	r := newTailReader(at)
-	after := map[int]uint64{}
+	after := client.Positions{}
 	for p, mark := range marks {
 		after[p] = mark
 	}
