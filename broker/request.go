@@ -205,7 +205,7 @@ func noName(header string, value []byte, n int, empty bool) error {
 		return subjects.Errorf(subjects.BadRequest, `%s is empty: leave it out, or give lock names, such as "account.42,account.43"`, header)
 	}
 	return subjects.Errorf(subjects.BadRequest,
-		`%s %q: name %d of the list is empty: give one comma between two names, and none before the first or after the last`, header, clip(value), n)
+		`%s %q: lock %d of the list is empty: give one comma between two locks, and none before the first or after the last`, header, clip(value), n)
 }
 
 func (r *request) lock(mode lockmgr.Mode, stored wal.LockMode, name []byte) error {
