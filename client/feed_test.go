@@ -314,8 +314,11 @@ func TestWithoutAFeedKeyTheFeedIsNotUsed(t *testing.T) {
 		t.Fatal(err)
 	}
 	await(t, "said", func() bool { return errors.Is(f.Progress(0).Err, client.ErrNoLeader) })
+	reads := l.Seen(cantustest.Read)
 	l.FailFunc(cantustest.Info, nil)
 	await(t, "keyed", func() bool { return f.Progress(0).Err == nil })
+	// It reads once more what was fed before.
+	await(t, "read", func() bool { return l.Seen(cantustest.Read) > reads })
 	l.FailFunc(cantustest.Read, func(*nats.Msg) cantustest.Fault { return cantustest.Drop() }) // the feed alone
 	r = mustAppend(t, c, client.Tx{Payload: []byte("1")})
 	if err := f.Wait(soon(t), 0, r.Txid); err != nil {
