@@ -4,7 +4,7 @@ import (
 	"context"
 	"errors"
 	"testing"
-	"time"
+	"testing/synctest"
 )
 
 func closed(c <-chan struct{}) bool {
@@ -16,32 +16,21 @@ func closed(c <-chan struct{}) bool {
 	}
 }
 
-// await polls until what is true, for a minute at the most.
-func await(t *testing.T, what string, is func() bool) {
-	t.Helper()
-	for deadline := time.Now().Add(time.Minute); !is(); time.Sleep(time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatal("never: ", what)
-		}
-	}
-}
-
 // Those that wait when the room is drained are let in; those that come later
 // are not.
-func TestADrainedRoomLetsWaitersIn(t *testing.T) {
+func TestADrainedRoomLetsWaitersIn(t *testing.T) { synctest.Test(t, drainedRoomLetsWaitersIn) }
+
+func drainedRoomLetsWaitersIn(t *testing.T) {
 	r, ctx, never := newRoom(1, 10), t.Context(), make(chan struct{})
 	if err := r.enter(ctx, 1, false, never); err != nil || r.taken() != 1 {
 		t.Fatal(err, r.taken())
 	}
 	leaving, leave := context.WithCancel(ctx)
 	entered, left := make(chan error), make(chan error)
-	waiting := func(n int) func() bool {
-		return func() bool { r.mu.Lock(); defer r.mu.Unlock(); return len(r.waiting) == n }
-	}
 	go func() { entered <- r.enter(ctx, 1, false, never) }()
-	await(t, "a waiter", waiting(1))
+	synctest.Wait() // it waits
 	go func() { left <- r.enter(leaving, 1, false, never) }()
-	await(t, "two waiters", waiting(2))
+	synctest.Wait()
 
 	idle := r.drain()
 	if err := r.enter(ctx, 1, false, never); !errors.Is(err, ErrDraining) {
@@ -66,6 +55,10 @@ func TestADrainedRoomLetsWaitersIn(t *testing.T) {
 
 // A waiter that gives up may be the last that is waited for.
 func TestADrainedRoomIsIdleWhenItsLastWaiterLeaves(t *testing.T) {
+	synctest.Test(t, drainedRoomIsIdleWhenItsLastWaiterLeaves)
+}
+
+func drainedRoomIsIdleWhenItsLastWaiterLeaves(t *testing.T) {
 	r, never := newRoom(1, 10), make(chan struct{})
 	if err := r.enter(t.Context(), 1, false, never); err != nil {
 		t.Fatal(err)
@@ -73,7 +66,7 @@ func TestADrainedRoomIsIdleWhenItsLastWaiterLeaves(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	left := make(chan error)
 	go func() { left <- r.enter(ctx, 10, false, never) }()
-	await(t, "a waiter", func() bool { r.mu.Lock(); defer r.mu.Unlock(); return len(r.waiting) == 1 })
+	synctest.Wait() // it waits
 	idle := r.drain()
 	cancel()
 	if err := <-left; !errors.Is(err, context.Canceled) || closed(idle) {
