@@ -29,13 +29,24 @@ var layers = map[string][]string{
 	"internal":   {"client"},
 }
 
+// rooms says which packages inside a folder only some may import.
+var rooms = map[string][]string{
+	"raftstore/peernet": {"raftstore"},
+}
+
+// banned says which modules a package may not import although its folder may.
+var banned = map[string][]string{
+	"raftstore/peernet": {"github.com/hashicorp/raft", module + "/raftstore", module + "/wal"},
+}
+
 // testLayers says what a folder's tests may import beside that.
 var testLayers = map[string][]string{
-	"wal":      {"internal"},
-	"broker":   {"internal"},
-	"client":   {"broker", "cantustest", "internal"}, // nodes without ports, and what fails on demand
-	"e2e":      {"internal"},
-	"examples": {"cantustest", "internal"},
+	"wal":       {"internal"},
+	"raftstore": {"internal"},
+	"broker":    {"internal"},
+	"client":    {"broker", "cantustest", "internal"}, // nodes without ports, and what fails on demand
+	"e2e":       {"internal"},
+	"examples":  {"cantustest", "internal"},
 }
 
 // testOwners says which folders' tests may import a module beside its owners:
@@ -72,6 +83,7 @@ func TestImportsRunDownwards(t *testing.T) {
 			t.Errorf("folder %s is not in the house: add it to layers and to docs/architecture.md", folder)
 		}
 		checkImports(t, p.ImportPath, p.Imports, allowed, nil)
+		checkRooms(t, p.ImportPath, p.Imports)
 		checkImports(t, p.ImportPath+" (tests)", slices.Concat(p.TestImports, p.XTestImports), slices.Concat(allowed, testLayers[folder]), testOwners)
 	}
 }
@@ -95,6 +107,23 @@ func checkImports(t *testing.T, from string, imports, allowed []string, more map
 		}
 		if folder == "lockmgr" && strings.Contains(strings.Split(to, "/")[0], ".") {
 			t.Errorf("%s imports %s: lockmgr knows the standard library only", from, to)
+		}
+	}
+}
+
+// checkRooms checks what a package imports against rooms and banned.
+func checkRooms(t *testing.T, from string, imports []string) {
+	t.Helper()
+	own := strings.TrimPrefix(from, module+"/")
+	for _, to := range imports {
+		by, is := rooms[strings.TrimPrefix(to, module+"/")]
+		if is && !slices.Contains(by, own) {
+			t.Errorf("%s imports %s: only %v may", from, to, by)
+		}
+		for _, no := range banned[own] {
+			if to == no || strings.HasPrefix(to, no+"/") {
+				t.Errorf("%s imports %s: it may not", from, to)
+			}
 		}
 	}
 }

@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"github.com/hashicorp/raft"
+
+	"github.com/cantuslog/cantus/raftstore/peernet"
 )
 
 // The heartbeats of all groups that two nodes share go over one connection in
@@ -29,6 +31,8 @@ const (
 	beatReplySize = 21
 	// maxBeats bounds what one message carries.
 	maxBeats = 1 << 12
+	// beatWriteTimeout bounds how long a peer may take to read a message.
+	beatWriteTimeout = 5 * time.Second
 )
 
 // What a beat is answered with.
@@ -71,7 +75,7 @@ type beats struct {
 
 // beatConn is a connection that heartbeats are sent over.
 type beatConn struct {
-	link  *link
+	link  *peernet.Conn
 	heard atomic.Int64 // when something last came, Unix nanoseconds
 
 	// mu guards what follows.
@@ -201,14 +205,12 @@ func (b *beats) close() {
 
 // connect dials the peer.
 func (b *beats) connect() (*beatConn, error) {
-	l, err := b.network.dial(b.network.ctx, b.node, 0, kindBeats)
+	l, err := b.network.dial(b.network.ctx, b.node, peernet.Heartbeats, 0)
 	if err != nil {
 		return nil, err
 	}
 	c := &beatConn{link: l, pending: map[uint32]*beat{}}
-	if !b.network.run(l, func() { b.lose(c, c.read()) }) {
-		return nil, ErrClosed
-	}
+	b.network.running.Go(func() { b.lose(c, c.read()) })
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.conn = c
@@ -260,7 +262,7 @@ func (c *beatConn) write(batch []*beat) error {
 		out = binary.BigEndian.AppendUint64(out, one.term)
 	}
 	c.mu.Unlock()
-	_ = c.link.SetWriteDeadline(time.Now().Add(handshakeTimeout))
+	_ = c.link.SetWriteDeadline(time.Now().Add(beatWriteTimeout))
 	_, err := c.link.Write(out)
 	return err
 }
@@ -290,7 +292,7 @@ func (c *beatConn) settle(r []byte) {
 	}
 	delete(c.pending, id)
 	if r[4] == beatNoGroup {
-		one.fail(noGroupError(one.group))
+		one.fail(peernet.NoGroupError(one.group))
 		return
 	}
 	one.answer = raft.AppendEntriesResponse{
@@ -320,7 +322,15 @@ func readRecords(r io.Reader, size int) ([]byte, error) {
 }
 
 // serveBeats passes a peer's heartbeats to their groups, and the answers back.
-func (n *Network) serveBeats(l *link, from string) {
+func (n *Network) serveBeats(l *peernet.Conn) {
+	from := l.Peer()
+	n.listen(from, +1)
+	n.passBeats(l, from)
+	n.listen(from, -1)
+	n.lost(from)
+}
+
+func (n *Network) passBeats(l *peernet.Conn, from string) {
 	defer l.Close()
 	var writing sync.Mutex
 	answer := func(records []byte) {
@@ -328,7 +338,7 @@ func (n *Network) serveBeats(l *link, from string) {
 		writing.Lock()
 		defer writing.Unlock()
 		if _, err := l.Write(append(out, records...)); err != nil {
-			l.abort()
+			l.Abort()
 		}
 	}
 	for {
@@ -419,4 +429,14 @@ func (e *endpoint) busy() bool {
 	}
 	e.users.Add(1)
 	return true
+}
+
+// listen counts the connections over which a node sends heartbeats.
+func (n *Network) listen(node string, change int) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.hearing[node] += change; n.hearing[node] == 0 {
+		delete(n.hearing, node)
+		n.starved.lost(node)
+	}
 }

@@ -1,7 +1,6 @@
 package raftstore
 
 import (
-	"bufio"
 	"bytes"
 	"context"
 	"encoding/binary"
@@ -15,13 +14,16 @@ import (
 	"time"
 
 	"github.com/hashicorp/raft"
+
+	"github.com/cantuslog/cantus/raftstore/peernet"
 )
 
 // beatPeer is a node that heartbeats are sent to, as far as a test answers.
 type beatPeer struct {
-	t        *testing.T
-	listener net.Listener
-	beats    *beats // the way to it
+	t       *testing.T
+	network *peernet.Network
+	conns   chan *peernet.Conn
+	beats   *beats // the way to it
 }
 
 func newBeatPeer(t *testing.T) *beatPeer {
@@ -32,60 +34,43 @@ func newBeatPeer(t *testing.T) *beatPeer {
 		}
 		return l
 	}
-	p := &beatPeer{t: t, listener: listen()}
+	p := &beatPeer{t: t, conns: make(chan *peernet.Conn, 10)}
+	var err error
+	p.network, err = peernet.New(peernet.Options{
+		Node: "n2", Cluster: "c", Key: testKey, Listener: listen(),
+		Resolve: func(string) (string, error) { return "", errors.New("it dials nobody") },
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.network.Handle(peernet.Heartbeats, peernet.Handler{Serve: func(c *peernet.Conn) { p.conns <- c }})
+	p.network.Serve()
 	n, err := NewNetwork(NetworkOptions{
 		Node: "n1", Cluster: "c", Key: testKey, Listener: listen(),
-		Resolve: func(string) (string, error) { return p.listener.Addr().String(), nil },
+		Resolve: func(string) (string, error) { return p.network.Addr().String(), nil },
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
 	p.beats = n.beatsTo("n2")
 	t.Cleanup(func() {
-		_ = p.listener.Close()
-		if err := n.Close(); err != nil {
+		if err := errors.Join(p.network.Close(), n.Close()); err != nil {
 			t.Error(err)
 		}
 	})
 	return p
 }
 
-// accept takes the connection that is made to the peer.
-func (p *beatPeer) accept() *link {
+// accept returns the connection that is made to the peer.
+func (p *beatPeer) accept() *peernet.Conn {
 	p.t.Helper()
-	conn, err := p.listener.Accept()
-	if err != nil {
-		p.t.Fatal(err)
+	c := within(p.t, "a connection", p.conns)
+	p.t.Cleanup(func() { _ = c.Close() })
+	_ = c.SetDeadline(time.Now().Add(time.Minute))
+	if c.Peer() != "n1" || c.Group() != 0 {
+		p.t.Fatalf("it is from %s, for group %d", c.Peer(), c.Group())
 	}
-	p.t.Cleanup(func() { _ = conn.Close() })
-	_ = conn.SetDeadline(time.Now().Add(time.Minute))
-	r := bufio.NewReader(conn)
-	said := newTranscript(testKey, "c", nil)
-	theirs, err := readOpening(r)
-	if err != nil {
-		p.t.Fatal(err)
-	}
-	nonce := newNonce()
-	if _, err := conn.Write(nonce); err != nil {
-		p.t.Fatal(err)
-	}
-	said.add(theirs)
-	said.add(nonce)
-	b, err := said.receive(r, stepGreeting, greetingMost)
-	if err != nil {
-		p.t.Fatal(err)
-	}
-	want := greeting{kind: kindBeats, from: "n1", to: "n2", claims: []byte{}}
-	if got, err := decodeGreeting(b); err != nil || !reflect.DeepEqual(got, want) {
-		p.t.Fatalf("it says %+v, %v, want %+v", got, err, want)
-	}
-	if err := said.send(conn, stepAnswer, welcome(nil)); err != nil {
-		p.t.Fatal(err)
-	}
-	if _, err := said.receive(r, stepVerdict, answerMost); err != nil {
-		p.t.Fatal(err)
-	}
-	return newLink(conn, r, true, false)
+	return c
 }
 
 // sent is how a heartbeat went.
@@ -111,7 +96,7 @@ func (p *beatPeer) send(delay, patience time.Duration, groups ...uint32) <-chan 
 	return outcomes
 }
 
-func reply(t *testing.T, l *link, records ...[]byte) {
+func reply(t *testing.T, l *peernet.Conn, records ...[]byte) {
 	t.Helper()
 	out := binary.BigEndian.AppendUint32(nil, uint32(len(records)))
 	if _, err := l.Write(append(out, slices.Concat(records...)...)); err != nil {
@@ -144,7 +129,7 @@ func TestHeartbeatsShareAMessage(t *testing.T) {
 	for range 3 {
 		o := <-outcomes
 		if o.group == 1 {
-			if !errors.As(o.err, new(noGroupError)) {
+			if !errors.As(o.err, new(peernet.NoGroupError)) {
 				t.Errorf("a group that is not there: %v", o.err)
 			}
 			continue
@@ -200,7 +185,7 @@ func TestAPeerThatIsSilentLosesItsConnection(t *testing.T) {
 func TestHeartbeatsOfANodeThatIsAway(t *testing.T) {
 	t.Parallel()
 	p := newBeatPeer(t)
-	_ = p.listener.Close()
+	_ = p.network.Close()
 	for range 2 {
 		if o := <-p.send(0, time.Hour, 1); o.err == nil {
 			t.Error("it was answered")
@@ -224,5 +209,8 @@ func FuzzBeatRecords(f *testing.F) {
 		}
 	})
 }
+
+// testKey is the key of the clusters in tests.
+var testKey = make([]byte, 32)
 
 func never() bool { return false }

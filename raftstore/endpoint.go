@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"github.com/hashicorp/raft"
+
+	"github.com/cantuslog/cantus/raftstore/peernet"
 )
 
 // endpoint is a group's end on its node's network: raft's connections, and who
@@ -33,8 +35,8 @@ type endpoint struct {
 	// mu guards what follows; no more is added to it once its context has
 	// ended.
 	mu       sync.Mutex
-	outbound map[*link]string // and the node it leads to
-	inbound  map[*link]struct{}
+	outbound map[*peernet.Conn]string // and the node it leads to
+	inbound  map[*peernet.Conn]struct{}
 }
 
 // attach makes the end of a group that is being opened.
@@ -49,7 +51,7 @@ func (n *Network) attach(id uint32) (*endpoint, error) {
 	}
 	e := &endpoint{
 		network: n, id: id, accepted: make(chan net.Conn),
-		outbound: map[*link]string{}, inbound: map[*link]struct{}{},
+		outbound: map[*peernet.Conn]string{}, inbound: map[*peernet.Conn]struct{}{},
 	}
 	e.open, e.stop = context.WithCancel(n.ctx)
 	e.dialing, e.stopDial = context.WithCancel(e.open)
@@ -58,7 +60,7 @@ func (n *Network) attach(id uint32) (*endpoint, error) {
 }
 
 // deliver gives a connection from a peer to raft, which closes it.
-func (e *endpoint) deliver(l *link) {
+func (e *endpoint) deliver(l *peernet.Conn) {
 	if !e.enter(l) {
 		return
 	}
@@ -71,7 +73,7 @@ func (e *endpoint) deliver(l *link) {
 
 // enter counts who uses an inbound link until it closes it. False says that
 // the end was closed, and the link with it.
-func (e *endpoint) enter(l *link) bool {
+func (e *endpoint) enter(l *peernet.Conn) bool {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if e.open.Err() != nil {
@@ -80,12 +82,12 @@ func (e *endpoint) enter(l *link) bool {
 	}
 	e.users.Add(1)
 	e.inbound[l] = struct{}{}
-	l.onClose = func() {
+	l.OnClose(func() {
 		e.mu.Lock()
 		delete(e.inbound, l)
 		e.mu.Unlock()
 		e.users.Done()
-	}
+	})
 	return true
 }
 
@@ -93,7 +95,7 @@ func (e *endpoint) enter(l *link) bool {
 func (e *endpoint) dial(node string, timeout time.Duration) (net.Conn, error) {
 	ctx, cancel := context.WithTimeout(e.dialing, timeout)
 	defer cancel()
-	l, err := e.network.dial(ctx, node, e.id, kindRaft)
+	l, err := e.network.dial(ctx, node, peernet.Raft, e.id)
 	if err != nil {
 		return nil, err
 	}
@@ -104,11 +106,11 @@ func (e *endpoint) dial(node string, timeout time.Duration) (net.Conn, error) {
 		return nil, ErrClosed
 	}
 	e.outbound[l] = node
-	l.onClose = func() {
+	l.OnClose(func() {
 		e.mu.Lock()
 		defer e.mu.Unlock()
 		delete(e.outbound, l)
-	}
+	})
 	return l, nil
 }
 
@@ -119,20 +121,8 @@ func (e *endpoint) drop(node string) {
 	defer e.mu.Unlock()
 	for l, to := range e.outbound {
 		if to == node {
-			l.abort()
+			l.Abort()
 		}
-	}
-}
-
-// breakAll breaks all connections. Others may be made.
-func (e *endpoint) breakAll() {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	for l := range e.outbound {
-		l.abort()
-	}
-	for l := range e.inbound {
-		l.abort()
 	}
 }
 
@@ -142,7 +132,7 @@ func (e *endpoint) interrupt() {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	for l := range e.outbound {
-		l.abort()
+		l.Abort()
 	}
 }
 
@@ -152,7 +142,7 @@ func (e *endpoint) abort() {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	for l := range e.inbound {
-		l.abort()
+		l.Abort()
 	}
 }
 
@@ -203,7 +193,7 @@ func (s stream) Close() error {
 	return nil
 }
 
-func (s stream) Addr() net.Addr { return nodeAddr(s.network.opts.Node) }
+func (s stream) Addr() net.Addr { return nodeAddr(s.network.peers.Node()) }
 
 // nodeAddr is a node's name as an address.
 type nodeAddr string

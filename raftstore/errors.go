@@ -6,6 +6,7 @@ import (
 
 	"github.com/hashicorp/raft"
 
+	"github.com/cantuslog/cantus/raftstore/peernet"
 	"github.com/cantuslog/cantus/wal"
 )
 
@@ -22,7 +23,7 @@ var (
 	// and not ended, or that was reset: call Fetch.
 	ErrFetching = errors.New("raftstore: the log is being fetched")
 	// ErrRefused is returned when a peer refuses a connection, and says why.
-	ErrRefused = errors.New("raftstore: refused")
+	ErrRefused = peernet.ErrRefused
 	// ErrHalted is returned by a replica that takes no part in its group.
 	ErrHalted = errors.New("raftstore: the replica is halted")
 	// ErrCommittedCut is why a replica has halted by itself: it was to give up

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/cantuslog/cantus/raftstore/peernet"
 	"github.com/cantuslog/cantus/wal"
 )
 
@@ -44,17 +45,13 @@ func fetch(ctx context.Context, n *Network, group uint32, from string, log *wal.
 	if err != nil {
 		return err
 	}
-	l, err := n.dial(ctx, from, group, kindFetch)
+	l, err := n.dial(ctx, from, peernet.Fetch, group)
 	if err != nil {
 		return err
 	}
 	defer l.Close()
-	if !n.track(l) {
-		return ErrClosed
-	}
-	defer n.untrack(l)
-	defer context.AfterFunc(ctx, l.abort)()
-	c := &fetchConn{link: l, r: bufio.NewReaderSize(l, maxFrame), w: bufio.NewWriter(l)}
+	defer context.AfterFunc(ctx, l.Abort)()
+	c := &fetchConn{Conn: l, r: bufio.NewReaderSize(l, peernet.MaxFrame), w: bufio.NewWriter(l)}
 	f := fetcher{log: log, conn: c, owed: state}
 	return f.run()
 }

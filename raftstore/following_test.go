@@ -28,7 +28,7 @@ func lonely(t *testing.T, heartbeat time.Duration, voters ...string) (*Group, *j
 		t.Fatal(err)
 	}
 	n, err := NewNetwork(NetworkOptions{
-		Node: "n1", Cluster: "c", Key: make([]byte, minKey), Listener: listener,
+		Node: "n1", Cluster: "c", Key: testKey, Listener: listener,
 		Resolve: func(string) (string, error) { return "", errors.New("it is away") },
 	})
 	if err != nil {

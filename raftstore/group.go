@@ -72,7 +72,7 @@ func (g *Group) connect(opts Options) error {
 		g.transport = g.alone
 		return nil
 	}
-	if name := opts.Network.opts.Node; name != opts.Node {
+	if name := opts.Network.peers.Node(); name != opts.Node {
 		return fmt.Errorf("a replica of %s can't be on the network of %s", opts.Node, name)
 	}
 	e, err := opts.Network.attach(opts.ID)

@@ -209,6 +209,6 @@ func (e *endpoint) refusesTerm(term uint64) bool {
 	if g == nil || !leaps(g.raft.CurrentTerm(), term) {
 		return false
 	}
-	e.network.complain("a peer's heartbeat is refused: its term leaps", "term", term, "own", g.raft.CurrentTerm())
+	e.network.peers.Warn("a peer's heartbeat is refused: its term leaps", "term", term, "own", g.raft.CurrentTerm())
 	return true
 }

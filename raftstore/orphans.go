@@ -2,11 +2,8 @@ package raftstore
 
 import (
 	"context"
-	"errors"
 	"maps"
-	"net"
 	"slices"
-	"syscall"
 	"time"
 
 	"github.com/hashicorp/raft"
@@ -19,17 +16,13 @@ import (
 // the timeouts, as ever. Which of the followers stands is for speed only: Raft
 // decides who is elected.
 
-// probePauses are before each attempt to reach a node whose connection broke:
-// the system may close that before the listener.
-var probePauses = []time.Duration{5 * time.Millisecond, 20 * time.Millisecond, 100 * time.Millisecond}
-
 // staggerShare is which share of a heartbeat timeout followers let each other go
 // first.
 const staggerShare = 5
 
 // lost is told that the connection broke over which a node has sent heartbeats.
 func (n *Network) lost(node string) {
-	if n.hears(node) || !n.gone(node) || n.hears(node) {
+	if n.hears(node) || !n.peers.PortClosed(n.ctx, node) || n.hears(node) {
 		return
 	}
 	n.mu.Lock()
@@ -45,32 +38,6 @@ func (n *Network) hears(node string) bool {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	return n.hearing[node] > 0
-}
-
-// gone tells whether nothing listens where a node should: its process is not
-// there, though its machine is.
-func (n *Network) gone(node string) bool {
-	for _, pause := range probePauses {
-		select {
-		case <-n.ctx.Done():
-			return false
-		case <-time.After(pause):
-		}
-		address, err := n.opts.Resolve(node)
-		if err != nil {
-			return false
-		}
-		conn, err := (&net.Dialer{Timeout: time.Second}).DialContext(n.ctx, "tcp", address)
-		switch {
-		case err == nil:
-			_ = conn.Close()
-		case errors.Is(err, syscall.ECONNREFUSED):
-			return true
-		default:
-			return false
-		}
-	}
-	return false
 }
 
 // orphaned has this replica stand for election if its group's leader was on a

@@ -11,11 +11,20 @@ import (
 	"slices"
 	"time"
 
+	"github.com/cantuslog/cantus/raftstore/peernet"
 	"github.com/cantuslog/cantus/wal"
 )
 
-// The messages of a fetch, and where they go. Each is its kind, its length in
-// four bytes, and so many bytes.
+// A fetch is a conversation of messages: a byte that says what the message is,
+// its length in 4 bytes, big-endian, at most 64 MiB, and its body.
+//
+//	a  to the server: the first index that is wanted, 8 bytes
+//	b  from it: what is to come, in JSON: the first index kept, the marker and
+//	   the FSM's metas, voided entries
+//	e  from it: an entry: index, term, and time (8 bytes each), type (1),
+//	   length of the extensions (unsigned varint), extensions, data
+//	z  from it: that was all
+//	x  from it: what went wrong, in words
 const (
 	fetchAsk   byte = 'a' // to the server: the index that is wanted first, 8 bytes
 	fetchBegin byte = 'b' // from it: a fetchHead in JSON
@@ -51,7 +60,7 @@ func (h fetchHead) marker() (marker, error) {
 
 // fetchConn is a link that messages of a fetch go over.
 type fetchConn struct {
-	*link
+	*peernet.Conn
 	r *bufio.Reader
 	w *bufio.Writer
 }
@@ -90,6 +99,14 @@ func (c *fetchConn) receive() (kind byte, b []byte, err error) {
 		return 0, nil, fmt.Errorf("the other replica says: %s", b)
 	}
 	return head[0], b, nil
+}
+
+// noEOF says of an end within a message that it came too early.
+func noEOF(err error) error {
+	if errors.Is(err, io.EOF) {
+		return io.ErrUnexpectedEOF
+	}
+	return err
 }
 
 // readPieces reads n bytes, taking memory as they come.
@@ -136,12 +153,12 @@ func decodeFetched(b []byte) (wal.Entry, error) {
 }
 
 // serveFetch sends the group's log to a replica that asks for it.
-func (e *endpoint) serveFetch(l *link, to string) {
+func (e *endpoint) serveFetch(l *peernet.Conn) {
 	if !e.enter(l) {
 		return
 	}
 	defer l.Close()
-	c := &fetchConn{link: l, r: bufio.NewReader(l), w: bufio.NewWriterSize(l, maxFrame)}
+	c := &fetchConn{Conn: l, r: bufio.NewReader(l), w: bufio.NewWriterSize(l, peernet.MaxFrame)}
 	sent, err := e.sendLog(c)
 	if err != nil {
 		err = errors.Join(err, c.send(fetchError, []byte(err.Error())), c.w.Flush())
@@ -150,9 +167,9 @@ func (e *endpoint) serveFetch(l *link, to string) {
 	switch {
 	case g == nil || e.open.Err() != nil:
 	case err != nil:
-		g.warn("log not sent as a whole", "to", to, "entries", sent, "err", err)
+		g.warn("log not sent as a whole", "to", l.Peer(), "entries", sent, "err", err)
 	default:
-		g.info("log sent", "to", to, "entries", sent)
+		g.info("log sent", "to", l.Peer(), "entries", sent)
 	}
 }
 
@@ -199,18 +216,21 @@ func (e *endpoint) sendLog(c *fetchConn) (sent int, err error) {
 
 func (e *endpoint) sendEntry(c *fetchConn, entry *wal.Entry) error {
 	head := encodeFetched(entry)
-	if err := e.network.throttle(e.open, len(head)+len(entry.Data)); err != nil {
+	if err := e.network.peers.Throttle(e.open, len(head)+len(entry.Data)); err != nil {
 		return err
 	}
 	return c.send(fetchEntry, head, entry.Data)
 }
+
+// markBarrierTimeout bounds how long a marker waits for a barrier.
+const markBarrierTimeout = 5 * time.Second
 
 // markNow takes a marker; on a leader behind a barrier, since Raft's own entry
 // that begins a term leaves no trace in one, and a fetch may need one of this
 // term.
 func (g *Group) markNow() error {
 	if g.Leading() {
-		ctx, cancel := context.WithTimeout(g.network.end.open, handshakeTimeout)
+		ctx, cancel := context.WithTimeout(g.network.end.open, markBarrierTimeout)
 		defer cancel()
 		_ = g.Barrier(ctx) // without it, the marker may do too
 	}

@@ -1,6 +1,7 @@
 package raftstore
 
 import (
+	"context"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -38,6 +39,7 @@ type transport struct {
 	incoming               *incoming
 	recent                 func(index uint64) bool // whether an entry is in memory
 	unsynced               *unsynced
+	throttle               func(ctx context.Context, bytes int) error // waits until old entries may be sent
 	raft                   atomic.Pointer[raft.Raft]
 	// beatDelay is how long a heartbeat may wait for others, and patience how
 	// long for its answer.
@@ -95,7 +97,7 @@ var (
 )
 
 func newTransport(e *endpoint, opts Options, u *unsynced) *transport {
-	t := &transport{end: e, peers: map[raft.ServerID]*peer{}, unsynced: u, peerForgot: opts.PeerForgot}
+	t := &transport{end: e, peers: map[raft.ServerID]*peer{}, unsynced: u, peerForgot: opts.PeerForgot, throttle: e.network.peers.Throttle}
 	t.recent = func(index uint64) bool { return u.get(index) != nil || opts.Log.InMemory(index) }
 	config := raft.NetworkTransportConfig{
 		Logger: opts.logger, MaxPool: pooled, MaxRPCsInFlight: maxInFlight,
@@ -106,7 +108,7 @@ func newTransport(e *endpoint, opts Options, u *unsynced) *transport {
 	t.beatDelay, t.patience = opts.HeartbeatTimeout/10, max(2*opts.HeartbeatTimeout, 500*time.Millisecond)
 	config.Stream, config.Timeout = stream{e, false}, t.patience
 	t.control = raft.NewNetworkTransportWithConfig(&config)
-	t.incoming = newIncoming(t.NetworkTransport.Consumer(), e.open, opts.Log, e.halt, opts.Full, e.network.complain)
+	t.incoming = newIncoming(t.NetworkTransport.Consumer(), e.open, opts.Log, e.halt, opts.Full, e.network.peers.Warn)
 	return t
 }
 
@@ -171,7 +173,7 @@ func (t *transport) sane(id raft.ServerID, term uint64, err error) error {
 	if err != nil || !leaps(t.incoming.term(), term) {
 		return err
 	}
-	t.end.network.complain("a peer's answer is refused: its term leaps", "peer", id, "term", term, "own", t.incoming.term())
+	t.end.network.peers.Warn("a peer's answer is refused: its term leaps", "peer", id, "term", term, "own", t.incoming.term())
 	return errLeap
 }
 
@@ -271,7 +273,7 @@ func (t *transport) heartbeat(id raft.ServerID, to raft.ServerAddress, q *raft.A
 func (t *transport) hurry() (done func()) {
 	t.urgent.Add(1)
 	for _, s := range t.raft.Load().GetConfiguration().Configuration().Servers {
-		if string(s.ID) != t.end.network.opts.Node {
+		if string(s.ID) != t.end.network.peers.Node() {
 			t.end.network.beatsTo(string(s.Address)).hurry()
 		}
 	}
@@ -288,7 +290,7 @@ func (t *transport) paceOld(q *raft.AppendEntriesRequest) error {
 	for _, l := range q.Entries {
 		bytes += len(l.Data) + len(l.Extensions)
 	}
-	return t.end.network.throttle(t.end.dialing, bytes)
+	return t.throttle(t.end.dialing, bytes)
 }
 
 // persist tries a request of a term until it has an answer, or doesn't matter

@@ -1,4 +1,4 @@
-package raftstore
+package peernet
 
 import (
 	"bufio"
@@ -12,28 +12,34 @@ import (
 )
 
 // receive does the handshake of a connection that a peer has dialed.
-func (n *Network) receive(conn net.Conn) (*link, greeting, error) {
+func (n *Network) receive(conn net.Conn) (*Conn, error) {
 	_ = conn.SetDeadline(time.Now().Add(handshakeTimeout))
 	var secure *tls.Conn
-	if server := n.ends.Load().server; server != nil {
+	if server := n.tls.Load().server; server != nil {
 		secure = tls.Server(conn, server)
 		if err := secure.HandshakeContext(n.ctx); err != nil {
-			return nil, greeting{}, fmt.Errorf("TLS: %w", err)
+			return nil, fmt.Errorf("TLS: %w", err)
 		}
 		conn = secure
 	}
 	r := bufio.NewReaderSize(conn, readAhead)
-	g, err := n.welcome(conn, r, secure)
+	g, err := n.answer(conn, r, secure)
 	if err != nil {
-		return nil, g, err
+		return nil, err
 	}
 	_ = conn.SetDeadline(time.Time{})
-	return newLink(conn, r, secure != nil, true), g, nil
+	return n.established(newConn(conn, r, secure != nil, true), g, g.from), nil
 }
 
-// welcome has a dialer prove that it is of this cluster, and only then tells it
-// anything.
-func (n *Network) welcome(conn net.Conn, r *bufio.Reader, secure *tls.Conn) (g greeting, err error) {
+// established fills in what the handshake has agreed on.
+func (n *Network) established(c *Conn, g greeting, peer string) *Conn {
+	c.network, c.purpose, c.peer, c.group = n, g.purpose, peer, g.group
+	return c
+}
+
+// answer has a dialer prove that it belongs to this cluster, and only then tells
+// it anything.
+func (n *Network) answer(conn net.Conn, r *bufio.Reader, secure *tls.Conn) (g greeting, err error) {
 	binding, err := channelBinding(secure)
 	if err != nil {
 		return g, err
@@ -49,7 +55,7 @@ func (n *Network) welcome(conn net.Conn, r *bufio.Reader, secure *tls.Conn) (g g
 	}
 	said.add(theirs)
 	said.add(nonce)
-	b, err := said.receive(r, stepGreeting, greetingMost)
+	b, err := said.receive(r, stepGreeting, maxGreeting)
 	if err != nil {
 		return g, err
 	}
@@ -67,7 +73,7 @@ func (n *Network) welcome(conn net.Conn, r *bufio.Reader, secure *tls.Conn) (g g
 	if err := said.send(conn, stepAnswer, welcome(claims)); err != nil {
 		return g, err
 	}
-	if b, err = said.receive(r, stepVerdict, answerMost); err != nil {
+	if b, err = said.receive(r, stepVerdict, maxAnswer); err != nil {
 		return g, err
 	}
 	if _, err = decodeAnswer(b); err != nil {
@@ -76,7 +82,7 @@ func (n *Network) welcome(conn net.Conn, r *bufio.Reader, secure *tls.Conn) (g g
 	return g, nil
 }
 
-// refusalText is what a member is told.
+// refusalText returns the text that tells a peer why it is refused.
 func refusalText(err error) string {
 	if refused, is := errors.AsType[refusedError](err); is {
 		return refused.text
@@ -84,19 +90,20 @@ func refusalText(err error) string {
 	return err.Error()
 }
 
-// noGroupError is met with a group that is not open here.
-type noGroupError uint32
+// NoGroupError says that a node has no open replica of a group. A Handler's
+// Accept returns it; it is logged at the debug level only.
+type NoGroupError uint32
 
-func (g noGroupError) Error() string { return fmt.Sprintf("no replica of group %d here", uint32(g)) }
+func (g NoGroupError) Error() string { return fmt.Sprintf("no replica of group %d here", uint32(g)) }
 
-// examine refuses a peer that has the key and is in the wrong place, or no
-// member.
+// examine returns an error if a peer that has the key has dialed the wrong node,
+// is not a member, or wants something that is not here.
 func (n *Network) examine(g greeting, secure *tls.Conn) error {
 	if g.to != n.opts.Node {
 		return refusedError{fmt.Sprintf("I am %s, not %s", n.opts.Node, g.to)}
 	}
 	if secure != nil {
-		if err := checkPeer(secure.ConnectionState(), n.ends.Load().server.ServerName, g.from); err != nil {
+		if err := checkPeer(secure.ConnectionState(), n.tls.Load().server.ServerName, g.from); err != nil {
 			return refusedError{err.Error()}
 		}
 	}
@@ -108,8 +115,12 @@ func (n *Network) examine(g greeting, secure *tls.Conn) error {
 	if err := n.checkClaims(g.from, g.claims); err != nil {
 		return refusedError{err.Error()}
 	}
-	if g.kind != kindBeats && g.kind != kindGreet && n.endpoint(g.group) == nil {
-		return noGroupError(g.group)
+	h, is := n.handlers[g.purpose]
+	if !is {
+		return fmt.Errorf("purpose %d is not served here", g.purpose)
+	}
+	if h.Accept != nil {
+		return h.Accept(g.group)
 	}
 	return nil
 }
@@ -134,10 +145,10 @@ func (n *Network) checkClaims(peer string, claims []byte) error {
 }
 
 // introduce does the handshake of a connection that was dialed.
-func (n *Network) introduce(ctx context.Context, conn net.Conn, g greeting) (*link, error) {
-	dialed := conn // conn may become another while this is called
+func (n *Network) introduce(ctx context.Context, conn net.Conn, g greeting) (*Conn, error) {
+	dialed := conn // conn may change while this is called
 	defer context.AfterFunc(ctx, func() { _ = dialed.SetDeadline(time.Unix(1, 0)) })()
-	config := n.ends.Load().client
+	config := n.tls.Load().client
 	if config != nil {
 		if config.ServerName == "" {
 			config = config.Clone()
@@ -153,11 +164,11 @@ func (n *Network) introduce(ctx context.Context, conn net.Conn, g greeting) (*li
 	if err := n.greet(conn, r, g); err != nil {
 		return nil, err
 	}
-	return newLink(conn, r, config != nil, false), nil
+	return n.established(newConn(conn, r, config != nil, false), g, g.to), nil
 }
 
-// greet proves to a listener that this node is of its cluster, and has it prove
-// the same.
+// greet proves to a listener that this node belongs to its cluster, and has it
+// prove the same.
 func (n *Network) greet(conn net.Conn, r *bufio.Reader, g greeting) error {
 	secure, _ := conn.(*tls.Conn)
 	binding, err := channelBinding(secure)
@@ -173,18 +184,18 @@ func (n *Network) greet(conn net.Conn, r *bufio.Reader, g greeting) error {
 		return err
 	}
 	if _, err := io.ReadFull(r, theirs); err != nil {
-		return noHangUp(err)
+		return hungUp(err)
 	}
 	said.add(ours)
 	said.add(theirs)
 	if err := said.send(conn, stepGreeting, g.encode()); err != nil {
 		return err
 	}
-	b, err := said.receive(r, stepAnswer, answerMost)
+	b, err := said.receive(r, stepAnswer, maxAnswer)
 	if errors.Is(err, errProof) {
 		return errNoAnswer
 	} else if err != nil {
-		return noHangUp(err)
+		return hungUp(err)
 	}
 	claims, err := decodeAnswer(b)
 	if err != nil {

@@ -1,4 +1,4 @@
-package raftstore
+package peernet
 
 import (
 	"crypto/tls"
@@ -6,38 +6,38 @@ import (
 	"fmt"
 )
 
-// ends are the TLS configurations of connections that are accepted, and of those
-// that are dialed; nil without TLS.
-type ends struct{ server, client *tls.Config }
+// tlsConfigs are the TLS configurations of accepted and of dialed connections,
+// both nil without TLS.
+type tlsConfigs struct{ server, client *tls.Config }
 
-func tlsEnds(c *tls.Config) (*ends, error) {
+func newTLSConfigs(c *tls.Config) (*tlsConfigs, error) {
 	if c == nil {
-		return &ends{}, nil
+		return &tlsConfigs{}, nil
 	}
 	server, client, err := mutualTLS(c)
-	return &ends{server, client}, err
+	return &tlsConfigs{server, client}, err
 }
 
-// SetTLS changes the certificates and authorities of connections that are made from
-// now on; those that there are go on. It returns a function that takes the change
-// back. Between TLS and none there is no change: peers would not follow at once.
+// SetTLS changes the certificates and authorities of future connections;
+// existing connections go on. It returns a function that undoes the change. TLS
+// can't be turned on or off: peers would not follow at once.
 func (n *Network) SetTLS(c *tls.Config) (restore func(), err error) {
-	old := n.ends.Load()
+	old := n.tls.Load()
 	if (c == nil) != (old.server == nil) {
 		return nil, errors.New("replication: TLS can't be turned on or off while the node runs")
 	}
-	next, err := tlsEnds(c)
+	next, err := newTLSConfigs(c)
 	if err != nil {
 		return nil, fmt.Errorf("replication: %w", err)
 	}
-	n.ends.Store(next)
-	return func() { n.ends.Store(old) }, nil
+	n.tls.Store(next)
+	return func() { n.tls.Store(old) }, nil
 }
 
-// mutualTLS gives both ends' configurations from the node's one.
+// mutualTLS returns the configurations of both ends, made from the node's one.
 func mutualTLS(c *tls.Config) (server, client *tls.Config, err error) {
 	if c.RootCAs == nil && c.ClientCAs == nil {
-		return nil, nil, errors.New("TLS names no authority: set RootCAs to who signs the nodes' certificates")
+		return nil, nil, errors.New("TLS names no authority: set RootCAs to the authority that signs the nodes' certificates")
 	}
 	if len(c.Certificates) == 0 && c.GetCertificate == nil && c.GetConfigForClient == nil {
 		return nil, nil, errors.New("TLS has no certificate for this node")
@@ -59,8 +59,8 @@ func mutualTLS(c *tls.Config) (server, client *tls.Config, err error) {
 	return server, client, nil
 }
 
-// checkPeer makes sure that who dialed has the certificate of the node that it
-// says it is.
+// checkPeer returns an error unless the dialer's certificate is that of the node
+// that it claims to be, or for the one name that all nodes share.
 func checkPeer(state tls.ConnectionState, name, from string) error {
 	if name == "" {
 		name = from

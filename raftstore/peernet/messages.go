@@ -1,4 +1,4 @@
-package raftstore
+package peernet
 
 import (
 	"bytes"
@@ -15,9 +15,10 @@ import (
 	"unicode/utf8"
 )
 
-// A connection begins with a handshake: both ends prove that they have the
-// cluster's key. The dialer goes first, and until its proof is checked the
-// listener has said nothing but 32 random bytes.
+// A connection begins with a handshake, behind the TLS handshake where there is
+// TLS: both ends prove that they have the cluster's key. The dialer goes first,
+// and until its proof is checked the listener has said nothing but 32 random
+// bytes.
 //
 //	dialer    opening: magic, version, a nonce
 //	listener  a nonce
@@ -25,21 +26,53 @@ import (
 //	listener  answer: welcome and its claims, or a refusal; proof
 //	dialer    verdict: welcome, or a refusal; proof
 //
-// A proof is an HMAC over everything that both ends have said so far, the
-// cluster's id and, with TLS, what only the two ends of this TLS connection
-// know. So it is good for this connection, this place in it, and these names
-// and claims. A dialer without the key, or with another one, is hung up on
-// without a word; a refusal is read by members only.
+// Integers are big-endian, checksums CRC-32C. The opening is
+//
+//	offset  size
+//	     0     8  "CANTUSRP"
+//	     8     2  version, 2
+//	    10     2  length of what follows, 36
+//	    12    32  the dialer's nonce
+//	    44     4  checksum of all before it
+//
+// Magic, version and length stay as they are in later versions. The listener
+// replies with its nonce of 32 bytes. Each of the other three messages is a
+// length (2 bytes), a body of that length, and a proof (32). The body of the
+// greeting is
+//
+//	0     1  purpose: 1 Raft, 2 fetch, 3 heartbeats, 4 nothing but the handshake
+//	1     4  group; 0 where the purpose has none
+//	5        three names, each one byte of length and that many bytes: the dialing
+//	         node, the id of its data directory, the node that it means to reach
+//	end      the dialer's claims, at most 4 KiB
+//
+// The bodies of the answer and the verdict are
+//
+//	0     1  status: 0 welcome, 1 refused
+//	1        the listener's claims (none in the verdict), or the reason
+//
+// A proof is HMAC-SHA256 with the cluster's key over the step ("dialer greets",
+// "listener answers" or "dialer agrees") and the SHA-256 of all that was said:
+// the cluster's id and the channel binding, each with its length in 4 bytes, the
+// opening, the listener's nonce, and the length, body and proof of each message
+// so far. The channel binding is what TLS exports under
+// "EXPORTER-cantus-replication", 32 bytes, and empty without TLS; only the two
+// ends of one TLS connection know it. So a proof is good for this connection,
+// this step in it, and these names and claims.
+//
+// The listener closes the connection without a reply if the opening is
+// malformed, the greeting has no valid proof, or the dialer takes longer than
+// five seconds. Only a dialer with a valid proof learns why it is refused.
 const (
 	preambleMagic   = "CANTUSRP"
 	preambleVersion = 2
-	// preambleHead is what every version has in common: magic, version, and
-	// the length of the rest.
+	// preambleHead is the size of what all versions have in common: magic,
+	// version, and the length of the rest.
 	preambleHead = len(preambleMagic) + 2 + 2
 	openingSize  = preambleHead + nonceSize + crcSize
 	nonceSize    = 32
 	proofSize    = sha256.Size
-	// minKey is the least size of the cluster's key, in bytes.
+	// minKey is the minimum size of the cluster's key, in bytes.
 	minKey = 32
 	// maxName bounds the names of nodes and clusters, in bytes.
 	maxName = 255
@@ -47,45 +80,45 @@ const (
 	maxClaims = 4 << 10
 	// maxRefusal bounds the text of a refusal.
 	maxRefusal = 1024
-	// greetingMost bounds a greeting without its proof.
-	greetingMost = 1 + 4 + 3*(1+maxName) + maxClaims
-	// answerMost bounds an answer without its proof.
-	answerMost = 1 + max(maxClaims, maxRefusal)
-	crcSize    = 4
+	// maxGreeting bounds the body of a greeting, in bytes.
+	maxGreeting = 1 + 4 + 3*(1+maxName) + maxClaims
+	// maxAnswer bounds the body of an answer or a verdict, in bytes.
+	maxAnswer = 1 + max(maxClaims, maxRefusal)
+	crcSize   = 4
 )
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
-// connKind is what a connection is for.
-type connKind uint8
+// Purpose is what a connection is for. Its values are part of the protocol.
+type Purpose uint8
 
 const (
-	kindRaft  connKind = 1
-	kindFetch connKind = 2
-	kindBeats connKind = 3 // of all groups; the greeting's says nothing
-	kindGreet connKind = 4 // nothing but the handshake
+	Raft       Purpose = 1 // requests and responses of a Raft group
+	Fetch      Purpose = 2 // a copy of a group's log
+	Heartbeats Purpose = 3 // the heartbeats of all groups
+	greet      Purpose = 4 // nothing but the handshake
 )
 
-// greeting says what a dialer wants, and of whom.
+// greeting says what a dialer wants, and from which node.
 type greeting struct {
-	kind   connKind
-	group  uint32
-	from   string
-	id     string // of the dialer's data directory
-	to     string
-	claims []byte
+	purpose Purpose
+	group   uint32
+	from    string
+	id      string // of the dialer's data directory
+	to      string
+	claims  []byte
 }
 
 var (
-	errNoPreamble = errors.New("no preamble of a Cantus node")
+	errNoPreamble = errors.New("it does not begin with the preamble of a Cantus node")
 	errPreamble   = errors.New("malformed preamble")
 	errGreeting   = errors.New("malformed greeting")
 	errProof      = errors.New("it does not prove that it has the cluster's secret")
-	errNoAnswer   = errors.New("what answers is no replication port of this cluster")
-	errHungUp     = errors.New("it has hung up: it may be of another cluster, or have another cluster secret")
+	errNoAnswer   = errors.New("the listener is not a replication port of this cluster")
+	errHungUp     = errors.New("it closed the connection: it may be of another cluster, or have another cluster secret")
 )
 
-// versionError is met with a preamble of a version that is not known.
+// versionError says that an opening has an unknown version.
 type versionError uint16
 
 func (v versionError) Error() string {
@@ -99,14 +132,14 @@ func (e refusedError) Error() string { return "refused: " + e.text }
 
 func (e refusedError) Is(target error) bool { return target == ErrRefused }
 
-// transcript is what both ends of a connection have said so far.
+// transcript hashes what both ends of a connection have said so far.
 type transcript struct {
 	key  []byte
 	said hash.Hash
 }
 
-// newTranscript begins one for a cluster. binding is what ties it to a TLS
-// connection, nil without TLS.
+// newTranscript returns an empty transcript. binding is the channel binding, nil
+// without TLS.
 func newTranscript(key []byte, cluster string, binding []byte) *transcript {
 	t := &transcript{key: key, said: sha256.New()}
 	for _, b := range [][]byte{[]byte(cluster), binding} {
@@ -125,7 +158,7 @@ const (
 	stepVerdict  = "dialer agrees"
 )
 
-// proof returns the proof of a step, of all that was added.
+// proof returns the proof of a step, over all that was added.
 func (t *transcript) proof(step string) []byte {
 	mac := hmac.New(sha256.New, t.key)
 	mac.Write([]byte(step))
@@ -144,14 +177,15 @@ func (t *transcript) send(w io.Writer, step string, body []byte) error {
 	return err
 }
 
-// receive reads what send wrote, of at most so many bytes, and no byte more.
-func (t *transcript) receive(r io.Reader, step string, most int) ([]byte, error) {
+// receive reads a message that send wrote and returns its body, of at most limit
+// bytes. It reads nothing beyond the message.
+func (t *transcript) receive(r io.Reader, step string, limit int) ([]byte, error) {
 	b := make([]byte, 2)
 	if _, err := io.ReadFull(r, b); err != nil {
 		return nil, err
 	}
 	n := int(binary.BigEndian.Uint16(b))
-	if n > most {
+	if n > limit {
 		return nil, fmt.Errorf("%w: its length can't be %d", errProof, n)
 	}
 	b = append(b, make([]byte, n+proofSize)...)
@@ -166,7 +200,7 @@ func (t *transcript) receive(r io.Reader, step string, most int) ([]byte, error)
 	return b[2 : 2+n], nil
 }
 
-// opening encodes what a connection begins with.
+// opening encodes an opening.
 func opening(nonce []byte) []byte {
 	b := append(make([]byte, 0, openingSize), preambleMagic...)
 	b = binary.BigEndian.AppendUint16(b, preambleVersion)
@@ -175,8 +209,8 @@ func opening(nonce []byte) []byte {
 	return binary.BigEndian.AppendUint32(b, crc32.Checksum(b, castagnoli))
 }
 
-// readOpening reads an opening and no byte more. The error is errNoPreamble if
-// it is none, a versionError, errPreamble, or the reader's.
+// readOpening reads an opening and nothing beyond it. The error wraps
+// errNoPreamble or errPreamble, or is a versionError or the reader's.
 func readOpening(r io.Reader) ([]byte, error) {
 	b := make([]byte, openingSize)
 	if _, err := io.ReadFull(r, b[:len(preambleMagic)]); err != nil {
@@ -211,7 +245,7 @@ func newNonce() []byte {
 }
 
 func (g greeting) encode() []byte {
-	b := append(make([]byte, 0, 128), byte(g.kind))
+	b := append(make([]byte, 0, 128), byte(g.purpose))
 	b = binary.BigEndian.AppendUint32(b, g.group)
 	for _, s := range []string{g.from, g.id, g.to} {
 		b = append(b, byte(len(s)))
@@ -220,12 +254,12 @@ func (g greeting) encode() []byte {
 	return append(b, g.claims...)
 }
 
-// decodeGreeting decodes a greeting, which it aliases.
+// decodeGreeting decodes a greeting. The claims alias b.
 func decodeGreeting(b []byte) (g greeting, err error) {
 	if len(b) < 5 {
 		return g, fmt.Errorf("%w: it has %d bytes", errGreeting, len(b))
 	}
-	g.kind, g.group = connKind(b[0]), binary.BigEndian.Uint32(b[1:])
+	g.purpose, g.group = Purpose(b[0]), binary.BigEndian.Uint32(b[1:])
 	rest := b[5:]
 	for _, s := range []*string{&g.from, &g.id, &g.to} {
 		if len(rest) == 0 || len(rest) < 1+int(rest[0]) {
@@ -235,13 +269,13 @@ func decodeGreeting(b []byte) (g greeting, err error) {
 		*s, rest = string(rest[1:end]), rest[end:]
 	}
 	g.claims = rest
-	if g.kind < kindRaft || g.kind > kindGreet {
-		return g, fmt.Errorf("%w: kind %d is not known", errGreeting, g.kind)
+	if g.purpose < Raft || g.purpose > greet {
+		return g, fmt.Errorf("%w: kind %d is not known", errGreeting, g.purpose)
 	}
 	return g, nil
 }
 
-// What a greeting, or an answer, is answered with.
+// The status of an answer or a verdict.
 const (
 	statusWelcome byte = 0
 	statusRefused byte = 1
@@ -258,8 +292,8 @@ func refusal(text string) []byte {
 	return append([]byte{statusRefused}, text...)
 }
 
-// decodeAnswer returns the claims of a welcome. The error is a refusedError for
-// a refusal.
+// decodeAnswer returns the claims of a welcome. For a refusal the error is a
+// refusedError.
 func decodeAnswer(b []byte) (claims []byte, err error) {
 	switch {
 	case len(b) == 0 || b[0] > statusRefused:
@@ -272,8 +306,9 @@ func decodeAnswer(b []byte) (claims []byte, err error) {
 	return nil, refusedError{string(b[1:])}
 }
 
-// channelBinding returns what both ends of a TLS connection, and nobody else,
-// can know of it: a proof that covers it can't be relayed to another one.
+// channelBinding returns a secret that only the two ends of a TLS connection
+// know, nil without TLS: a proof that covers it can't be relayed to another
+// connection.
 func channelBinding(secure *tls.Conn) ([]byte, error) {
 	if secure == nil {
 		return nil, nil
@@ -286,8 +321,8 @@ func channelBinding(secure *tls.Conn) ([]byte, error) {
 	return b, nil
 }
 
-// noHangUp says of an end of the stream that the peer has hung up.
-func noHangUp(err error) error {
+// hungUp turns the end of the stream into errHungUp.
+func hungUp(err error) error {
 	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
 		return errHungUp
 	}
