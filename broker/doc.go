@@ -1,6 +1,11 @@
 // Package broker is a node: an embedded NATS server, the replicas of
 // partitions, and what turns requests on subjects into committed transactions.
 //
+//	node, err := broker.Open(context.Background(), dir, broker.Options{Partitions: 1})
+//	defer node.Close()
+//	nc, err := node.Conn() // package client goes on from here
+//	defer nc.Close()
+//
 // Its noun is [Node]. [Open] runs one on a directory, alone and without any
 // port unless [Options] names one: a log inside a Go service, reached through
 // [Node.Conn]. `cantus serve` is the same with ports.

@@ -1,11 +1,17 @@
 // Package cantustest runs a log within a test's process, with faults on demand:
 // it is to Cantus what net/http/httptest is to net/http.
 //
+//	l, err := cantustest.Open(ctx, cantustest.Options{}) // in a test: New(t, …)
+//	l.FailNext(1, cantustest.Append, cantustest.LoseAnswer())
+//	c, err := l.Client(opts)
+//	r, err := c.Append(ctx, &client.Tx{Payload: []byte("hello")})
+//	all, err := l.Transactions(ctx, 0)
+//
 // Its nouns:
 //
-//   - Log, a real node on a directory of its own and a free loopback port, with a
+//   - [Log], a real node on a directory of its own and a free loopback port, with a
 //     relay in front of it.
-//   - Fault, what the relay does to a request, its answer, or a message of the
+//   - [Fault], what the relay does to a request, its answer, or a message of the
 //     feed.
 //
 // What clients see is the protocol of subjects.md under the usual prefix,

@@ -7,7 +7,10 @@ import (
 	"log"
 	"os"
 
+	"github.com/nats-io/nats.go"
+
 	"github.com/cantuslog/cantus/broker"
+	"github.com/cantuslog/cantus/cantustest"
 	"github.com/cantuslog/cantus/client"
 )
 
@@ -35,6 +38,47 @@ func exampleClient() (c *client.Client, done func()) {
 		}
 		nc.Close()
 	}
+}
+
+func Example() {
+	l, err := cantustest.Open(context.Background(), cantustest.Options{}) // a log for tests
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer l.Close()
+	nc, err := nats.Connect(l.URL(), nats.MaxReconnects(-1))
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer nc.Close()
+	ctx, stop := context.WithCancel(context.Background())
+	defer stop()
+
+	c, err := client.New(nc, client.Options{})
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer c.Close()
+	receipt, err := c.Append(ctx, &client.Tx{
+		Payload:       []byte(`{"balance":90}`),
+		WriteLocks:    []string{"account.42"},
+		HighWaterMark: 0,
+	})
+	if err != nil {
+		log.Fatal(err)
+	}
+	fmt.Println("committed as", receipt.Txid)
+
+	err = c.Follow(ctx, client.Positions{0: 0}, func(_ context.Context, tx *client.Transaction) error {
+		fmt.Printf("%d: %s\n", tx.Txid, tx.Payload)
+		stop() // enough for an example
+		return nil
+	}, client.FollowOptions{})
+	fmt.Println(err)
+	// Output:
+	// committed as 1
+	// 1: {"balance":90}
+	// context canceled
 }
 
 func ExampleClient_Append() {

@@ -2,6 +2,13 @@
 // certification machine of one partition: optimistic concurrency control over
 // lock names, with nothing ever held.
 //
+//	m := lockmgr.New(lockmgr.Options{})
+//	v := m.Certify(second, 2) // beside one in flight that wrote the same lock
+//	fmt.Println(v.Outcome, v.Conflicts[0].Name, "with", v.Conflicts[0].Txid, "once", v.Ground, "is committed")
+//	fmt.Println(m.Commit(), "is committed") // the log says so
+//	second.HighWaterMark = 1
+//	fmt.Println(m.Certify(second, 3).Outcome)
+//
 // A [Transaction] names the locks it depends on and the high-water mark up to
 // which its writer had applied the partition. A [Manager] gives a [Verdict]: it
 // passes if and only if, for each of its write and read locks, the newest

@@ -2,11 +2,16 @@
 // partition is handled by one member at a time, and taken over when a member
 // goes.
 //
+//	err = group.Join(ctx, c, "mailer", func(_ context.Context, tx *client.Transaction) error {
+//		fmt.Printf("mail about order %d: %s\n", tx.Txid, tx.Payload)
+//		return nil
+//	}, group.Options{Lease: time.Second})
+//
 // Its nouns:
 //
-//   - Member, a process that joined a group by name.
-//   - Lease, the right to handle a partition, or to count as a member.
-//   - Position, how far the group has handled a partition.
+//   - A member, a process that joined a group by name with [Join].
+//   - A lease, the right to handle a partition, or to count as a member.
+//   - A position, how far the group has handled a partition: a [client.Cursor].
 //
 // It needs nothing but cursors, which any client of the log can read and set.
 // There is no coordinator and no message between members.

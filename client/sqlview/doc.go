@@ -1,12 +1,18 @@
 // Package sqlview applies a log to a SQL database, exactly once.
 //
+//	view, err := sqlview.Open(ctx, c, db, sqlview.SQLite, func(ctx context.Context, db *sql.Tx, tx *client.Transaction) error {
+//		_, err := db.ExecContext(ctx, `UPDATE stock SET hats = hats - 2`)
+//		return err
+//	}, sqlview.Options{})
+//	go func() { stopped <- view.Run(running) }()
+//
 // Its nouns:
 //
-//   - View, which follows partitions and hands each transaction to an Apply
+//   - [View], which follows partitions and hands each transaction to an [Apply]
 //     function inside a database transaction.
-//   - Mark, the txid up to which a partition is in the database. It is moved by
-//     compare-and-set in the very transaction that applies.
-//   - Parked, a transaction that Apply could not apply and that was set aside
+//   - The mark, the txid up to which a partition is in the database. It is moved
+//     by compare-and-set in the very transaction that applies.
+//   - [Parked], a transaction that [Apply] could not apply and that was set aside
 //     by decision.
 //
 // # Guarantees
@@ -15,12 +21,12 @@
 // nothing left out before the mark, whatever crashes when: the process, the
 // database, or the connection between them during a commit. Several views of
 // one name on one database, in one process or many, share that guarantee: the
-// mark's row is locked by who applies, and who comes second finds it moved and
-// goes on behind it. What Apply does outside of its database transaction has no
-// such guarantee.
+// instance that applies locks the mark's row, and one that comes second finds it
+// moved and goes on behind it. What [Apply] does outside of its database
+// transaction has no such guarantee.
 //
-// What waits is applied together, up to FollowOptions.MaxBatch in one database
-// transaction, so that catching up shares commits.
+// What waits is applied together, up to [client.FollowOptions.MaxBatch] in one
+// database transaction, so that catching up shares commits.
 //
 // # Errors
 //
@@ -39,6 +45,6 @@
 //
 // # Concurrency
 //
-// All methods are safe for concurrent use. Apply is called by one goroutine a
+// All methods are safe for concurrent use. Apply is called by one goroutine per
 // partition.
 package sqlview
