@@ -60,7 +60,14 @@ func (s *natsServer) setLimits(opts *server.Options) {
 			l.maxPayload.CompareAndSwap(was, int64(opts.MaxPayload))
 		}
 	}
+	next := make(chan struct{})
+	if old := s.changed.Swap(&next); old != nil {
+		close(*old)
+	}
 }
+
+// limitsChanged returns a channel that is closed when the limits are set anew.
+func (s *natsServer) limitsChanged() <-chan struct{} { return *s.changed.Load() }
 
 // maxPayload is the most bytes that a message of the node may have: the server's
 // limit, or less if the account allows less.

@@ -94,7 +94,7 @@ func (n *Node) reloadNATS(o Options) (err error) {
 	before := s.maxTransaction()
 	s.setLimits(opts)
 	if now := s.maxTransaction(); now < before {
-		n.log.Warn("max_payload was lowered: stored transactions that are larger can't be read, and the node is not ready once a read meets one",
+		n.log.Warn("max_payload was lowered: stored transactions that are larger can't be read, and the node is not ready if there are any",
 			"largest_transaction", now, "before", before)
 	}
 	s.sayGaps(n.log)

@@ -45,7 +45,9 @@ type natsServer struct {
 	// was read anew.
 	configured atomic.Bool
 	reloaded   chan struct{} // capacity 1
-	doors      atomic.Pointer[doors]
+	// changed is closed when limits change, and replaced.
+	changed atomic.Pointer[chan struct{}]
+	doors   atomic.Pointer[doors]
 	// clusterTLS is what routes are secured with, nil if they are not.
 	clusterTLS *tls.Config
 }

@@ -381,7 +381,7 @@ func (n *Node) serve(ctx, running context.Context) error {
 	n.metrics.watch(n)
 	tick := time.NewTicker(2 * time.Millisecond)
 	defer tick.Stop()
-	for why := n.unready(); why != ""; why = n.unready() {
+	for why := n.unserved(); why != ""; why = n.unserved() {
 		if err := n.refusal(); err != nil {
 			return err // the operator has to change something
 		}
@@ -437,12 +437,30 @@ func (n *Node) fail(err error) {
 	}
 }
 
-// Ready tells whether every replica of this node serves, or follows one that
-// does.
+// Ready reports whether every replica of this node serves, or follows one that does,
+// and can be read as a whole.
 func (n *Node) Ready() bool { return n.unready() == "" }
 
 // unready says what keeps the node from being ready, "" if nothing does.
 func (n *Node) unready() string {
+	if why := n.unserved(); why != "" {
+		return why
+	}
+	n.mu.Lock()
+	slots := n.slots
+	n.mu.Unlock()
+	for _, s := range slots {
+		if p := s.current(); p != nil {
+			if e := p.unsendableNow(); e != nil {
+				return fmt.Sprintf("partition %d can't be read as a whole: %s", p.id, e)
+			}
+		}
+	}
+	return ""
+}
+
+// unserved says what keeps the node from serving, "" if nothing does.
+func (n *Node) unserved() string {
 	if err := n.Err(); err != nil {
 		return err.Error()
 	}
@@ -467,7 +485,7 @@ func (n *Node) unready() string {
 		return "the cluster's facts have no leader"
 	}
 	for _, s := range slots {
-		if why := s.unready(); why != "" {
+		if why := s.unserved(); why != "" {
 			return why
 		}
 	}

@@ -2,6 +2,7 @@ package broker
 
 import (
 	"bytes"
+	"context"
 	"fmt"
 
 	"github.com/cantuslog/cantus/subjects"
@@ -62,8 +63,7 @@ func (m wireLimits) keep(commands []byte) (kept []byte, dropped int) {
 }
 
 // unsendableError is met with a stored transaction whose message is larger than the
-// NATS server takes: max_payload was larger when it was appended. What is stored is
-// not searched for such transactions: one is known once a read has come to it.
+// NATS server takes: max_payload was larger when it was appended. See findUnsendable.
 type unsendableError struct {
 	txid       uint64
 	need, most int // bytes
@@ -91,6 +91,54 @@ func (p *partition) mustFit(enc *encoder, t *wal.Transaction, payload, packed bo
 	refused := subjects.Errorf(subjects.TooLarge, "%s", e)
 	refused.Txid = t.Txid
 	return refused
+}
+
+// findUnsendable looks for stored transactions that the NATS server does not take, until
+// ctx ends. It looks at nothing while max_payload lets every transaction through that
+// was ever allowed, as the default does.
+func (p *partition) findUnsendable(ctx context.Context) {
+	next, most := uint64(0), 0
+	for ctx.Err() == nil {
+		changed := p.node.nats.limitsChanged()
+		if now := p.node.nats.maxPayload(); now != most {
+			next, most = 0, now
+		}
+		at := p.replica.position()
+		if most < subjects.MaxTransaction+feedRoom {
+			next = p.findUnsendableTo(ctx, next, at, most)
+		} else {
+			at.changed = nil
+		}
+		select {
+		case <-ctx.Done():
+		case <-at.changed:
+		case <-changed:
+		}
+	}
+}
+
+// findUnsendableTo looks at the transactions from next to at, and returns the one after
+// the last that it has looked at. Reads and scrubs report what can't be read.
+func (p *partition) findUnsendableTo(ctx context.Context, next uint64, at position, most int) uint64 {
+	next = max(next, at.first)
+	if next > at.mark {
+		return next
+	}
+	enc := encoder{partition: p.id, names: p.node.names}
+	var t wal.Transaction
+	for _, b := range p.store.Batches(next, at.index) {
+		if b.Err != nil || ctx.Err() != nil {
+			return next
+		}
+		for records := b.Batch.Read(); records.Next(&t); {
+			_ = p.mustFit(&enc, &t, true, false, most) // notes one that does not fit
+			next = t.Txid + 1
+		}
+		if next > at.mark {
+			return next
+		}
+	}
+	return next
 }
 
 // unsendableNow returns the transaction that is known to be too large, nil if there

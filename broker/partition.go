@@ -114,8 +114,8 @@ func (p *partition) followsLevel(r groupReport) bool {
 	return ok && r.Applied+promoteLag >= leader.Commit
 }
 
-// unready says what keeps the replica from being ready, "" if nothing does.
-func (p *partition) unready() string {
+// unserved says what keeps the replica from being served, "" if nothing does.
+func (p *partition) unserved() string {
 	status := p.group.Status()
 	switch {
 	case p.fenced.Load() != nil:
@@ -131,9 +131,6 @@ func (p *partition) unready() string {
 	case status.State != "leader" && !p.level.Load():
 		return fmt.Sprintf("partition %d is catching up", p.id)
 	}
-	if e := p.unsendableNow(); e != nil {
-		return fmt.Sprintf("partition %d can't be read as a whole: %s", p.id, e)
-	}
 	return ""
 }
 
@@ -145,6 +142,7 @@ const leadPause = 20 * time.Millisecond
 func (p *partition) run(ctx context.Context) {
 	var background sync.WaitGroup
 	background.Go(func() { p.retain(ctx.Done()) })
+	background.Go(func() { p.findUnsendable(ctx) })
 	defer background.Wait()
 	for {
 		select {
@@ -166,6 +164,20 @@ func (p *partition) run(ctx context.Context) {
 			}
 		}
 	}
+}
+
+// awaitLoss waits until leadership has ended, and reports whether it did before ctx.
+// changes may still hold a change from before this leadership began, so each is checked
+// against leads.
+func awaitLoss(ctx context.Context, changes <-chan bool, leads func() bool) bool {
+	for leads() {
+		select {
+		case <-ctx.Done():
+			return false
+		case <-changes:
+		}
+	}
+	return true
 }
 
 // endedBecause says why leadership was given up.
@@ -214,9 +226,7 @@ func (p *partition) lead(ctx context.Context) error {
 
 	var background sync.WaitGroup
 	background.Go(func() {
-		select {
-		case <-ctx.Done():
-		case <-p.group.Leadership():
+		if awaitLoss(ctx, p.group.Leadership(), func() bool { return p.group.Term() == term && p.group.Leading() }) {
 			cancel(raftstore.ErrNotLeader)
 		}
 	})

@@ -173,6 +173,40 @@ func TestStoredTransactionsTooLargeToSendAreLoggedOnce(t *testing.T) {
 	}
 }
 
+// Nobody has to read a transaction before the node knows that it can't send it: neither
+// after a start nor after a reload.
+func TestStoredTransactionsTooLargeToSendAreFound(t *testing.T) {
+	dir, conf := t.TempDir(), config(t, "")
+	n, nc := openNode(t, dir, broker.Options{Partitions: 2, NATSConfig: conf})
+	for _, size := range []int{10, 30_000, 10} {
+		appendTx(t, nc, "cantus.append.1", strings.Repeat("x", size))
+	}
+	lower := config(t, "max_payload: 20000")
+	unready := func(n *broker.Node) string {
+		var s subjects.ClusterStatus
+		if err := json.Unmarshal(ask(t, connect(t, n), "cantus.admin.status", "").Data, &s); err != nil {
+			t.Fatal(err)
+		}
+		return s.Nodes[0].Unready
+	}
+	if err := os.Rename(lower, conf); err != nil {
+		t.Fatal(err)
+	}
+	if err := n.Reload(broker.Options{NATSConfig: conf}); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "it is found after a reload", func() bool {
+		return strings.Contains(unready(n), "partition 1 can't be read as a whole: txid 2 makes")
+	})
+	if err := n.Close(); err != nil {
+		t.Fatal(err)
+	}
+	n, _ = openNode(t, dir, broker.Options{Partitions: 2, NATSConfig: conf})
+	eventually(t, "it is found after a start", func() bool {
+		return strings.Contains(unready(n), "partition 1 can't be read as a whole: txid 2 makes")
+	})
+}
+
 // TestStoredTransactionsThatCanBeSentAgain raises max_payload again, by a reload.
 func TestStoredTransactionsThatCanBeSentAgain(t *testing.T) {
 	dir, conf := t.TempDir(), config(t, "")

@@ -287,8 +287,8 @@ func (s *slot) removed() bool {
 	return !member
 }
 
-// unready says what keeps the slot from being served, "" if nothing does.
-func (s *slot) unready() string {
+// unserved says what keeps the slot from being served, "" if nothing does.
+func (s *slot) unserved() string {
 	facts, _ := s.node.meta.current()
 	if !s.wanted(facts) {
 		return ""
@@ -299,7 +299,7 @@ func (s *slot) unready() string {
 	if p == nil {
 		return fmt.Sprintf("partition %d %s", s.id, doing)
 	}
-	return p.unready()
+	return p.unserved()
 }
 
 // handOver passes leadership on: to a node, or for "" to whom has most. It
