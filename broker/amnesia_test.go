@@ -7,11 +7,15 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"reflect"
 	"strings"
 	"sync"
 	"testing"
 
+	"github.com/nats-io/nats.go"
+
 	"github.com/cantuslog/cantus/broker"
+	"github.com/cantuslog/cantus/internal/ports"
 	"github.com/cantuslog/cantus/subjects"
 	"github.com/cantuslog/cantus/wal"
 )
@@ -164,6 +168,110 @@ func TestAnOlderCopyOfADirectoryTakesNoPart(t *testing.T) {
 	c.fill("n3", "after", 3)
 	if got := c.checkSame(0, c.names...); len(got) != 28 {
 		t.Errorf("of 28 transactions %d are there", len(got))
+	}
+}
+
+// Two older copies leave no majority. The older copies say what they are, the right
+// node gives out what it has, and serves again once one of the newer directories is back.
+func TestTwoOlderCopiesLeaveNoMajority(t *testing.T) {
+	c := newNodes(t, 3, broker.Options{Partitions: 1})
+	c.start(c.names...)
+	c.settle("n1")
+	older := map[string]func(){}
+	for _, name := range []string{"n2", "n3"} {
+		c.stop(name)
+		older[name] = c.save(name)
+		c.start(name)
+		eventually(t, "n1 knows the new generation of "+name, func() bool {
+			return broker.Witnessed(c.node("n1"), c.node(name)) == broker.Generation(c.node(name))
+		})
+	}
+	c.settle("n1")
+	c.fill("n1", "lost", 5)
+	c.checkSame(0, c.names...)
+	for _, name := range c.names {
+		c.stop(name)
+	}
+	newer := c.save("n3")
+	older["n2"]()
+	older["n3"]()
+
+	listen := ports.Free(t)
+	c.change = func(name string, o *broker.Options) {
+		if name == "n1" {
+			o.ClientListen = listen
+		}
+	}
+	_, n1, stop1 := c.again("n1")
+	log2, n2, stop2 := c.again("n2")
+	log3, n3, stop3 := c.again("n3")
+	eventually(t, "both older copies know what they are", func() bool {
+		const says = "the data directory is an older copy of itself"
+		return log2.count(says) > 0 && log3.count(says) > 0
+	})
+	checkSaved(t, listen, 5)
+	for _, stop := range []func(){stop1, stop2, stop3} {
+		stop()
+	}
+	for _, ended := range []<-chan error{n1, n2, n3} {
+		if err := <-ended; err == nil {
+			t.Error("a node serves without a majority")
+		}
+	}
+	newer()
+	c.change = nil
+	c.start("n1", "n3")
+	if got := c.checkSame(0, "n1", "n3"); len(got) != 5 {
+		t.Errorf("of 5 transactions %d are there", len(got))
+	}
+}
+
+// checkSaved copies partition 0 of a node that follows no leader to a new cluster, as
+// the guide says, and checks that each transaction is what it was.
+func checkSaved(t *testing.T, address string, count int) {
+	t.Helper()
+	nc, err := nats.Connect("nats://" + address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer nc.Close()
+	eventually(t, "the replica is served", func() bool {
+		m, err := nc.Request("cantus.replica.read.0", []byte(`{"from":1}`), patience)
+		return err == nil && m.Header.Get("Status") != "503"
+	})
+	var from answers
+	eventually(t, "the replica answers with all that it has", func() bool {
+		from = collect(t, nc, "cantus.replica.read.0", `{"from":1}`)
+		return len(from.transactions) == count
+	})
+	_, fresh := one(t, broker.Options{Partitions: 1})
+	for i, m := range from.transactions {
+		copied := message("cantus.append.0", string(m.Data), subjects.HeaderExpectedLast, fmt.Sprint(i))
+		for key, values := range m.Header {
+			switch key {
+			case subjects.HeaderTxid, subjects.HeaderPartition, subjects.HeaderTime, subjects.HeaderPrevious, subjects.HeaderMsgID:
+			case subjects.HeaderStoredMsgID:
+				copied.Header[subjects.HeaderMsgID] = values
+			default:
+				copied.Header[key] = values
+			}
+		}
+		answer, err := fresh.RequestMsg(copied, patience)
+		if err != nil || !strings.Contains(string(answer.Data), fmt.Sprintf(`"txid":%d,`, i+1)) {
+			t.Fatalf("transaction %d: %v, %s", i+1, err, answer.Data)
+		}
+	}
+	to := collect(t, fresh, "cantus.read.0", `{"from":1}`)
+	if len(from.transactions) != count || len(to.transactions) != count {
+		t.Fatalf("of %d transactions %d are read and %d copied", count, len(from.transactions), len(to.transactions))
+	}
+	for i, m := range to.transactions {
+		was := from.transactions[i]
+		was.Header.Del(subjects.HeaderTime)
+		m.Header.Del(subjects.HeaderTime)
+		if string(m.Data) != string(was.Data) || !reflect.DeepEqual(m.Header, was.Header) {
+			t.Errorf("transaction %d is %v %q, and was %v %q", i+1, m.Header, m.Data, was.Header, was.Data)
+		}
 	}
 }
 

@@ -173,12 +173,16 @@ func (g *generations) examine(peer string, c claims) error {
 		newest = c.own[n-1]
 	}
 	err := g.witness.Update(c.id, func(seen wal.Seen) (wal.Seen, error) {
-		if errs := errors.Join(follows(c.own, seen.Newest, seen.Older), follows(c.own, noted, seen.Older)); errs != nil {
+		why := follows(c.own, seen.Newest, seen.Older)
+		if why == nil {
+			why = follows(c.own, noted, seen.Older)
+		}
+		if why != nil {
 			if g.overtaken(c.id) {
 				return seen, errOvertaken
 			}
 			seen.Node, seen.Older = peer, true
-			return seen, fmt.Errorf("%w: %s: %w", ErrOlderCopy, peer, errs)
+			return seen, fmt.Errorf("%w: %s: %w", ErrOlderCopy, peer, why)
 		}
 		if newest.Number >= seen.Newest.Number {
 			if newest.Number > seen.Newest.Number {
@@ -236,7 +240,8 @@ func (g *generations) complain(peer, id string, err error) {
 	g.mu.Unlock()
 	if first {
 		g.node.log.Error("a node runs on an older copy of its data directory: it has lost what it acknowledged since, and is refused; "+
-			"remove the node, give it an empty directory and add it again", "peer", peer, "err", err)
+			"start it on its newer directory, or remove it, give it an empty one and add it again (docs/guide.md, \"Older copies of a directory\")",
+			"peer", peer, "err", err)
 		g.node.advise("older_copy", map[string]any{"name": peer, "because": err.Error()})
 	}
 }
@@ -267,7 +272,8 @@ func (g *generations) hear(peer string, r remembered) {
 			"Remove the node from the cluster, give it an empty data directory, and add it again; or start it on the right directory", ErrOlderCopy, why))
 	case !was:
 		g.node.log.Error("the data directory is an older copy of itself: this node takes no part; "+
-			"remove it from the cluster, give it an empty directory and add it again", "says", peer, "because", why)
+			"start it on the newer one, or remove the node from the cluster, give it an empty directory and add it again "+
+			"(docs/guide.md, \"Older copies of a directory\")", "says", peer, "because", why)
 		g.node.begin(g.node.reconnect)
 	}
 }
