@@ -1,5 +1,5 @@
 // Prints every transaction of a partition, from its first on and then as they
-// come; with a third argument, only so many:
+// come; with a third argument, only that many:
 //
 //	node follow.mjs nats://127.0.0.1:4222 0
 //
@@ -17,7 +17,7 @@ let last = 0; // a service keeps it with what it makes of the transactions
 while (last < count) {
   try {
     const max = Math.min(256, count - last);
-    for await (const tx of read(nc, partition, { from: last + 1, max, wait: "30s" })) {
+    for await (const tx of read(nc, partition, { from: last + 1, max, wait: "2s" })) {
       if (tx.txid !== last + 1) break; // some were lost on the way: read again
       console.log(tx.txid, tx.kind, tx.text);
       last = tx.txid;

@@ -64,6 +64,21 @@ func TestFollowPrintsAll(t *testing.T) {
 	}
 }
 
+// A request or an answer may be lost with a connection; the follower reads again.
+func TestFollowReadsAgainAfterALoss(t *testing.T) {
+	l := cantustest.New(t, cantustest.Options{})
+	c := l.NewClient(t, client.Options{})
+	if _, err := c.Append(t.Context(), &client.Tx{Payload: []byte("a"), Kind: "n"}); err != nil {
+		t.Fatal(err)
+	}
+	for name, fault := range map[string]cantustest.Fault{"request": cantustest.Drop(), "end": cantustest.LosePart(2), "answer": cantustest.LosePart(1)} {
+		l.FailNext(1, cantustest.Read, fault)
+		if out := script(t, "follow.mjs", l.URL(), "0", "1"); out != "1 n a\n" {
+			t.Errorf("%s lost: it printed %q", name, out)
+		}
+	}
+}
+
 // Wrong arguments end a script before it connects: a counter must not become "NaN".
 func TestWrongArgumentsGetTheUsage(t *testing.T) {
 	for _, args := range [][]string{

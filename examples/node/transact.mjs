@@ -21,13 +21,18 @@ const counters = new Map();
 let last = 0;
 async function follow(txid) {
   while (last < txid) {
-    for await (const tx of read(nc, 0, { from: last + 1 })) {
-      if (tx.txid !== last + 1) break;
-      if (tx.kind === "count") {
-        const { counter, value } = JSON.parse(tx.text);
-        counters.set(counter, value);
+    try {
+      for await (const tx of read(nc, 0, { from: last + 1 })) {
+        if (tx.txid !== last + 1) break;
+        if (tx.kind === "count") {
+          const { counter, value } = JSON.parse(tx.text);
+          counters.set(counter, value);
+        }
+        last = tx.txid;
       }
-      last = tx.txid;
+    } catch (err) {
+      if (/^(trimmed|ahead|bad_request)/.test(err.message)) throw err;
+      await new Promise((again) => setTimeout(again, 200)); // lost, or a leader is being found
     }
   }
 }
