@@ -258,3 +258,33 @@ func TestReloadOfLimits(t *testing.T) {
 	}
 	works(t, nc)
 }
+
+// A mapping that leaves the configuration is gone, also if it was the only one: requests
+// go to the partition again, and nothing else does.
+func TestAReloadRemovesMappings(t *testing.T) {
+	file := config(t, "")
+	n, _ := openNode(t, t.TempDir(), broker.Options{Partitions: 2, NATSConfig: file})
+	reload := func(text string) error {
+		if err := os.Rename(config(t, text), file); err != nil {
+			t.Fatal(err)
+		}
+		return n.Reload(broker.Options{NATSConfig: file})
+	}
+	if err := reload("mappings { cantus.append.0: elsewhere, orders: cantus.append.1 }"); err != nil {
+		t.Fatal(err)
+	}
+	nc := connect(t, n)
+	eventually(t, "the node says that its requests are mapped away", func() bool {
+		return strings.Contains(broker.Unready(n), "cantus.append.0")
+	})
+	appendTx(t, nc, "orders", "mapped")
+	if err := reload(""); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the node is ready again", n.Ready)
+	appendTx(t, nc, "cantus.append.0", "not mapped")
+	appendTx(t, nc, "cantus.append.key.alice", "by key")
+	if _, err := nc.Request("orders", nil, patience); !errors.Is(err, nats.ErrNoResponders) {
+		t.Errorf("a subject that is mapped no more: %v", err)
+	}
+}

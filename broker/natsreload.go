@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/nats-io/nats-server/v2/server"
@@ -91,6 +92,9 @@ func (n *Node) reloadNATS(o Options) (err error) {
 		restore()
 		return fmt.Errorf("NATS configuration %s: %w", o.NATSConfig, err)
 	}
+	if err := s.removeMappings(opts, n.names); err != nil {
+		return err
+	}
 	before := s.maxTransaction()
 	s.setLimits(opts)
 	if now := s.maxTransaction(); now < before {
@@ -120,6 +124,30 @@ func prepareAccount(opts *server.Options, o Options, names subjects.Names, parti
 	}
 	if o.Account != "" && len(opts.TrustedOperators) == 0 && len(opts.TrustedKeys) == 0 {
 		return fmt.Errorf("the NATS configuration %s has no account %q any more, which the node's subjects live in", o.NATSConfig, o.Account)
+	}
+	return nil
+}
+
+// removeMappings removes from the global account the subject mappings that the options
+// have no more. A server that is reloaded keeps them if the options do not name that
+// account at all.
+func (s *natsServer) removeMappings(opts *server.Options, names subjects.Names) error {
+	named := func(a *server.Account) bool { return a.GetName() == server.DEFAULT_GLOBAL_ACCOUNT }
+	if slices.ContainsFunc(opts.Accounts, named) {
+		return nil
+	}
+	account, err := s.LookupAccount(server.DEFAULT_GLOBAL_ACCOUNT)
+	if err != nil {
+		return fmt.Errorf("account %s: %w", server.DEFAULT_GLOBAL_ACCOUNT, err)
+	}
+	z, err := s.Accountz(&server.AccountzOptions{Account: server.DEFAULT_GLOBAL_ACCOUNT})
+	if err != nil || z.Account == nil {
+		return fmt.Errorf("account %s: %w", server.DEFAULT_GLOBAL_ACCOUNT, err)
+	}
+	for source := range z.Account.Mappings {
+		if source != names.AppendKey("*") {
+			account.RemoveMapping(source)
+		}
 	}
 	return nil
 }

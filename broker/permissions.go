@@ -30,6 +30,7 @@ func nodePublishes(names subjects.Names) []string {
 		names.Prefix + ".feed.>", names.Prefix + ".packed.>", names.Prefix + ".advisory.>",
 		names.Admin("hello"), names.Admin("join"), names.Admin("node", "*", "member"),
 		names.Admin("pace"), names.Admin("pace", ">"),
+		"$SYS.REQ.>", // the server answers wherever it is asked to, the nodes' subjects included
 	}
 }
 

@@ -41,7 +41,7 @@ var requests = map[string]string{
 // to subscribe to.
 var (
 	publications = []string{"cantus.packed.0", "cantus.feed.0.tx", "cantus.advisory.leader", "cantus.admin.hello", "cantus.admin.join", "cantus.admin.node.n1.member",
-		"cantus.admin.pace", "cantus.admin.pace.n1"}
+		"cantus.admin.pace", "cantus.admin.pace.n1", "$SYS.REQ.USER.INFO", "$SYS.REQ.ACCOUNT.PING.CONNZ"}
 	subscriptions = []string{
 		"cantus.append.0", "cantus.append.>", "cantus.append.0.alice", "cantus.append.key.*", "cantus.batch.*", "cantus.read.0", "cantus.replica.read.*",
 		"cantus.get.0", "cantus.info", "cantus.info.0", "cantus.cursor.>", "cantus.admin.>", "cantus.admin.hello", "$SRV.PING.cantus",
