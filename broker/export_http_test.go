@@ -8,6 +8,5 @@ const HTTPConns = httpConns
 // HTTPLimits is a node's HTTP server, of which a test looks at the limits.
 func HTTPLimits(n *Node) *http.Server { return n.http }
 
-// HTTPOpen is how many connections of a node's HTTP port are open, with the one
-// that is awaited.
-func HTTPOpen(n *Node) int { return len(n.httpRoom) }
+// HTTPOpen is how many connections of a node's HTTP port are open.
+func HTTPOpen(n *Node) int { return n.httpConns.count() }

@@ -18,7 +18,7 @@ const (
 	httpWriteTime  = 30 * time.Second // for a whole answer, the time that a profile watches not counted
 	httpIdleTime   = time.Minute      // between two requests of a connection
 	httpHeaderSize = 16 << 10         // bytes of a request's header
-	httpConns      = 256              // open at a time; more wait to be accepted
+	httpConns      = 256              // open at a time; for one more an idle one is closed
 	httpEndTime    = 2 * time.Second  // for requests under way when the node stops
 )
 
@@ -49,13 +49,12 @@ func startHTTP(n *Node) error {
 	}
 	n.httpAddr = l.Addr().String()
 	n.http = &http.Server{
-		Handler: mux, MaxHeaderBytes: httpHeaderSize,
+		Handler: marking(mux), ConnContext: withConn, MaxHeaderBytes: httpHeaderSize,
 		ReadTimeout: httpReadTime, WriteTimeout: httpWriteTime, IdleTimeout: httpIdleTime,
 	}
-	n.httpRoom = make(chan struct{}, httpConns)
-	l = &limitedListener{Listener: l, room: n.httpRoom, closed: make(chan struct{})}
+	n.httpConns = &httpListener{Listener: l, most: httpConns}
 	n.background.Go(func() {
-		if err := n.http.Serve(l); err != nil && !errors.Is(err, http.ErrServerClosed) {
+		if err := n.http.Serve(n.httpConns); err != nil && !errors.Is(err, http.ErrServerClosed) {
 			n.log.Error("HTTP server ended", "err", err)
 		}
 	})

@@ -73,11 +73,11 @@ type Node struct {
 	control *nats.Conn // for what the node asks of others
 	served  bool       // it was ready once
 
-	metrics  *metrics
-	stats    *serviceStats
-	http     *http.Server
-	httpAddr string
-	httpRoom chan struct{} // a token for each connection
+	metrics   *metrics
+	stats     *serviceStats
+	http      *http.Server
+	httpAddr  string
+	httpConns *httpListener
 
 	// limits are the options that Reload changes.
 	reloading sync.Mutex
