@@ -12,6 +12,7 @@ import (
 	"github.com/nats-io/nats.go"
 
 	"github.com/cantuslog/cantus/broker/cluster"
+	"github.com/cantuslog/cantus/broker/internal/natslink"
 	"github.com/cantuslog/cantus/raftstore"
 	"github.com/cantuslog/cantus/subjects"
 	"github.com/cantuslog/cantus/wal"
@@ -30,15 +31,15 @@ func (n *Node) request(ctx context.Context, subject string, body any) ([]byte, e
 }
 
 // operation serves one request of an operator, or of a node.
-type operation func(context.Context, *message) (any, error)
+type operation func(context.Context, *natslink.Message) (any, error)
 
 // onOperation makes a handler that serves each message on a goroutine of its
 // own.
-func (n *Node) onOperation(ctx context.Context, serve operation) func(*message) {
-	return func(m *message) {
+func (n *Node) onOperation(ctx context.Context, serve operation) func(*natslink.Message) {
+	return func(m *natslink.Message) {
 		n.intake.RLock()
 		defer n.intake.RUnlock()
-		if m.reply == "" || n.deaf {
+		if m.Reply == "" || n.deaf {
 			return
 		}
 		n.readers.Go(func() {
@@ -48,14 +49,14 @@ func (n *Node) onOperation(ctx context.Context, serve operation) func(*message) 
 				if !is {
 					encoded = mustJSON(body)
 				}
-				n.answerRead(appendPub(nil, m.reply, encoded))
+				n.answerRead(natslink.AppendPub(nil, m.Reply, encoded))
 				return
 			}
 			e := operationError(err)
 			if e.Reason == subjects.Internal {
-				n.log.Error("operation failed", "subject", m.subject, "err", err)
+				n.log.Error("operation failed", "subject", m.Subject, "err", err)
 			}
-			n.answerRead(appendRefusal(nil, m.reply, e, subjects.AdminReply{Error: e}))
+			n.answerRead(appendRefusal(nil, m.Reply, e, subjects.AdminReply{Error: e}))
 		})
 	}
 }
@@ -99,7 +100,7 @@ func (n *Node) subscribeNode(ctx context.Context) error {
 
 func (n *Node) subscribeAll(ctx context.Context, operations map[string]operation) (all []subscribed, err error) {
 	for subject, serve := range operations {
-		id, err := n.reads.subscribe(subject, n.queueGroup(), n.onOperation(ctx, serve))
+		id, err := n.reads.Subscribe(subject, n.queueGroup(), n.onOperation(ctx, serve))
 		if err != nil {
 			return all, err
 		}
@@ -131,7 +132,7 @@ func (n *Node) decide(ctx context.Context, compute func(cluster.Facts) (cluster.
 }
 
 func (n *Node) nodeOperation(became string, compute func(cluster.Facts, string) (cluster.Command, error)) operation {
-	return func(ctx context.Context, m *message) (any, error) {
+	return func(ctx context.Context, m *natslink.Message) (any, error) {
 		r, err := operationBody(m, "node")
 		if err = errors.Join(err, needNode(r)); err != nil {
 			return nil, err
@@ -142,7 +143,7 @@ func (n *Node) nodeOperation(became string, compute func(cluster.Facts, string) 
 
 // onDrain takes off a node what others can hold. It answers when that is decided, and
 // says how much there is.
-func (n *Node) onDrain(ctx context.Context, m *message) (any, error) {
+func (n *Node) onDrain(ctx context.Context, m *natslink.Message) (any, error) {
 	if _, err := n.nodeOperation("draining", cluster.Facts.Drain)(ctx, m); err != nil {
 		return nil, err
 	}
@@ -184,7 +185,7 @@ func (n *Node) heldBy(facts cluster.Facts, node string, now time.Time) (move, st
 }
 
 // onAdd makes a node that waits a member.
-func (n *Node) onAdd(ctx context.Context, m *message) (any, error) {
+func (n *Node) onAdd(ctx context.Context, m *natslink.Message) (any, error) {
 	r, err := operationBody(m, "node", "standby", "key")
 	if err = errors.Join(err, needNode(r)); err != nil {
 		return nil, err
@@ -247,7 +248,7 @@ func (n *Node) noCandidate(name, key string) error {
 
 // onRemove takes everything off a node and then the node out of the cluster,
 // unless a partition would be left without a majority.
-func (n *Node) onRemove(ctx context.Context, m *message) (any, error) {
+func (n *Node) onRemove(ctx context.Context, m *natslink.Message) (any, error) {
 	r, err := operationBody(m, "node")
 	if err = errors.Join(err, needNode(r)); err != nil {
 		return nil, err
@@ -297,7 +298,7 @@ func (n *Node) mayLeave(f cluster.Facts, node string) error {
 }
 
 // onTransfer has a partition led by another of its replicas, now and later.
-func (n *Node) onTransfer(ctx context.Context, m *message) (any, error) {
+func (n *Node) onTransfer(ctx context.Context, m *natslink.Message) (any, error) {
 	r, err := operationBody(m, "partition", "to")
 	p, pErr := needPartition(r)
 	if err = errors.Join(err, pErr); err != nil {
@@ -310,7 +311,7 @@ func (n *Node) onTransfer(ctx context.Context, m *message) (any, error) {
 }
 
 // onMove moves a replica.
-func (n *Node) onMove(ctx context.Context, m *message) (any, error) {
+func (n *Node) onMove(ctx context.Context, m *natslink.Message) (any, error) {
 	r, err := operationBody(m, "partition", "node", "to")
 	p, pErr := needPartition(r)
 	if err = errors.Join(err, pErr, needNode(r)); err != nil {
@@ -324,8 +325,8 @@ func (n *Node) onMove(ctx context.Context, m *message) (any, error) {
 }
 
 // onBalance spreads replicas and leaders evenly.
-func (n *Node) onBalance(ctx context.Context, m *message) (any, error) {
-	if err := noBody(m.payload); err != nil {
+func (n *Node) onBalance(ctx context.Context, m *natslink.Message) (any, error) {
+	if err := noBody(m.Payload); err != nil {
 		return nil, err
 	}
 	facts, _ := n.meta.current()
@@ -344,7 +345,7 @@ func (n *Node) onBalance(ctx context.Context, m *message) (any, error) {
 
 // onRebuild throws this node's replica of a partition away and has it fetched
 // from the others. It must not vote meanwhile: a fenced one has lost its vote.
-func (n *Node) onRebuild(_ context.Context, m *message) (any, error) {
+func (n *Node) onRebuild(_ context.Context, m *natslink.Message) (any, error) {
 	r, err := operationBody(m, "partition")
 	p, pErr := needPartition(r)
 	if err = errors.Join(err, pErr); err != nil {
@@ -394,8 +395,8 @@ func (s *slot) askRebuild() {
 }
 
 // serveTrim trims the partition, by txid, age or size.
-func (p *partition) serveTrim(_ context.Context, m *message) error {
-	keep, err := p.keepFrom(m.payload)
+func (p *partition) serveTrim(_ context.Context, m *natslink.Message) error {
+	keep, err := p.keepFrom(m.Payload)
 	if err != nil {
 		return err
 	}
@@ -414,7 +415,7 @@ func (p *partition) serveTrim(_ context.Context, m *message) error {
 		}
 	}
 	reply.FirstTxid = p.replica.position().first
-	p.node.answerRead(appendPub(nil, m.reply, mustJSON(reply)))
+	p.node.answerRead(natslink.AppendPub(nil, m.Reply, mustJSON(reply)))
 	return nil
 }
 
@@ -471,8 +472,8 @@ func (p *partition) keepFrom(body []byte) (uint64, error) {
 }
 
 // onStatus describes the cluster as this node sees it.
-func (n *Node) onStatus(_ context.Context, m *message) (any, error) {
-	if err := noBody(m.payload); err != nil {
+func (n *Node) onStatus(_ context.Context, m *natslink.Message) (any, error) {
+	if err := noBody(m.Payload); err != nil {
 		return nil, err
 	}
 	facts, _ := n.meta.current()

@@ -4,6 +4,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/cantuslog/cantus/broker/internal/natslink"
 	"github.com/cantuslog/cantus/subjects"
 )
 
@@ -30,8 +31,8 @@ func noBody(body []byte) error {
 
 // operationBody reads an operation's body, which may have the fields that the
 // operation takes, and no others.
-func operationBody(m *message, takes ...string) (r subjects.AdminRequest, err error) {
-	if err := smallJSON(m.payload, &r); err != nil {
+func operationBody(m *natslink.Message, takes ...string) (r subjects.AdminRequest, err error) {
+	if err := smallJSON(m.Payload, &r); err != nil {
 		return r, err
 	}
 	for _, f := range []struct {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"sync"
 
+	"github.com/cantuslog/cantus/broker/internal/natslink"
 	"github.com/cantuslog/cantus/raftstore"
 )
 
@@ -39,18 +40,18 @@ func (n *Node) close() (err error) {
 	err = errors.Join(<-httpEnded, n.closeGroups())
 	close(n.helloStop)
 	n.hellos.Wait()
-	for _, s := range []*sender{n.sender, n.readSender} {
+	for _, s := range []*natslink.Sender{n.sender, n.readSender} {
 		if s != nil {
-			s.close()
+			s.Close()
 		}
 	}
 	if n.control != nil {
 		n.control.Close()
 	}
-	for _, l := range []*link{n.appends, n.reads, n.feeds} {
+	for _, l := range []*natslink.Link{n.appends, n.reads, n.feeds} {
 		if l != nil {
 			n.lastWords(l)
-			l.close()
+			l.Close()
 		}
 	}
 	if n.nats != nil {
@@ -107,10 +108,10 @@ func (n *Node) begin(fn func()) {
 }
 
 // lastWords waits until the NATS server has passed on what was sent.
-func (n *Node) lastWords(l *link) {
+func (n *Node) lastWords(l *natslink.Link) {
 	ctx, cancel := context.WithTimeout(context.Background(), unsubscribeTime)
 	defer cancel()
-	if err := l.flush(ctx); err != nil {
-		n.log.Debug("last answers may be lost", "link", l.name, "err", err)
+	if err := l.Flush(ctx); err != nil {
+		n.log.Debug("last answers may be lost", "link", l.Name(), "err", err)
 	}
 }

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/cantuslog/cantus/broker/cluster"
+	"github.com/cantuslog/cantus/broker/internal/natslink"
 	"github.com/cantuslog/cantus/subjects"
 )
 
@@ -69,7 +70,7 @@ func (n *Node) beginDoubt(why string) {
 	if !n.doubt.CompareAndSwap(nil, &why) {
 		return
 	}
-	if ok, withheld := n.doubts.pass(why, time.Now()); ok {
+	if ok, withheld := n.doubts.Allow(why, time.Now()); ok {
 		n.log.Warn("this node may have been removed: the voters on the facts are asked", "because", why, "not_logged_before", withheld)
 	}
 	wake(n.voice.wake)
@@ -120,7 +121,7 @@ func (n *Node) settleDoubt() {
 func (n *Node) stayInDoubt(v votes) {
 	why := fmt.Sprintf("this node was removed, or its cluster is gone: %s; if it was removed, stop it and delete %s", v, n.store.Dir())
 	n.doubt.Store(&why)
-	if ok, withheld := n.doubts.pass(why, time.Now()); ok {
+	if ok, withheld := n.doubts.Allow(why, time.Now()); ok {
 		n.log.Warn(why, "not_logged_before", withheld)
 	}
 }
@@ -233,9 +234,9 @@ func (n *Node) askVoters(voters map[string]string, version uint64) (v votes) {
 const askTime = 2 * time.Second
 
 // onMember answers a node that asks whether it is a member.
-func (n *Node) onMember(_ context.Context, m *message) (any, error) {
-	e, err := openEnvelope(m.payload)
-	if err != nil || e.cluster != n.clusterID() || !n.proved(e, m.subject) {
+func (n *Node) onMember(_ context.Context, m *natslink.Message) (any, error) {
+	e, err := openEnvelope(m.Payload)
+	if err != nil || e.cluster != n.clusterID() || !n.proved(e, m.Subject) {
 		return nil, errUnproved
 	}
 	var q question
@@ -244,7 +245,7 @@ func (n *Node) onMember(_ context.Context, m *message) (any, error) {
 	}
 	facts, _ := n.meta.current()
 	member, is := facts.Nodes[q.Node]
-	return n.envelope(answerTo(m.subject), answer{
+	return n.envelope(answerTo(m.Subject), answer{
 		Nonce: q.Nonce, Member: is && member.ID == q.ID, Facts: facts.Version, Voters: votersOf(facts),
 	}), nil
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"time"
 
+	"github.com/cantuslog/cantus/broker/internal/natslink"
 	"github.com/cantuslog/cantus/raftstore"
 	"github.com/cantuslog/cantus/subjects"
 	"github.com/cantuslog/cantus/wal"
@@ -13,8 +14,8 @@ import (
 const cursorBatch = 1000
 
 // onCursor takes cursor requests in; like onAppend it must not block.
-func (p *partition) onCursor(m *message) {
-	if m.reply == "" && len(m.payload) == 0 {
+func (p *partition) onCursor(m *natslink.Message) {
+	if m.Reply == "" && len(m.Payload) == 0 {
 		return // a read that nobody would see
 	}
 	p.enqueue(p.cursors, m)
@@ -28,13 +29,13 @@ type cursorCall struct {
 	wal.Cursor
 }
 
-func (p *partition) parseCursor(m *message) (cursorCall, error) {
-	c := cursorCall{reply: m.reply, name: trailing(m.subject), write: len(m.payload) > 0}
+func (p *partition) parseCursor(m *natslink.Message) (cursorCall, error) {
+	c := cursorCall{reply: m.Reply, name: trailing(m.Subject), write: len(m.Payload) > 0}
 	if err := subjects.CheckCursor(c.name); err != nil || !c.write {
 		return c, err
 	}
 	var body subjects.CursorRequest
-	if err := smallJSON(m.payload, &body); err != nil {
+	if err := smallJSON(m.Payload, &body); err != nil {
 		return c, err
 	}
 	if body.Txid == nil {
@@ -162,5 +163,5 @@ func (p *partition) appendCursor(out []byte, c cursorCall, at cursor, refused *s
 	if refused != nil {
 		return appendRefusal(out, c.reply, refused, body)
 	}
-	return appendPub(out, c.reply, mustJSON(body))
+	return natslink.AppendPub(out, c.reply, mustJSON(body))
 }

@@ -8,6 +8,8 @@ import (
 
 	"github.com/nats-io/nats.go/micro"
 	"github.com/nats-io/nuid"
+
+	"github.com/cantuslog/cantus/broker/internal/natslink"
 )
 
 // discovery answers the NATS micro protocol, so that `nats micro` and every
@@ -77,16 +79,16 @@ func startDiscovery(n *Node) error {
 	} {
 		for _, kind := range []string{"", serviceName, serviceName + "." + d.id} {
 			subject := strings.TrimSuffix(fmt.Sprintf("%s.%s.%s", micro.APIPrefix, verb, kind), ".")
-			_, err := n.reads.subscribe(subject, "", func(m *message) {
-				if m.reply == "" {
+			_, err := n.reads.Subscribe(subject, "", func(m *natslink.Message) {
+				if m.Reply == "" {
 					return
 				}
-				if err := noBody(m.payload); err != nil {
+				if err := noBody(m.Payload); err != nil {
 					e := wireError(err)
-					n.readSender.send(appendRefusal(nil, m.reply, e, map[string]any{"error": e}))
+					n.readSender.Send(appendRefusal(nil, m.Reply, e, map[string]any{"error": e}))
 					return
 				}
-				n.readSender.send(appendPub(nil, m.reply, mustJSON(answer())))
+				n.readSender.Send(natslink.AppendPub(nil, m.Reply, mustJSON(answer())))
 			})
 			if err != nil {
 				return err

@@ -6,6 +6,7 @@ import (
 	"strconv"
 	"time"
 
+	"github.com/cantuslog/cantus/broker/internal/natslink"
 	"github.com/cantuslog/cantus/subjects"
 	"github.com/cantuslog/cantus/wal"
 )
@@ -44,7 +45,7 @@ func appendTxid(dst []byte, o outcome) []byte {
 func appendReply(dst []byte, subject string, partition int, o outcome, mark uint64, room int) []byte {
 	if o.err == nil {
 		var body [160]byte
-		return appendPub(dst, subject, appendSuccess(body[:0], partition, o))
+		return natslink.AppendPub(dst, subject, appendSuccess(body[:0], partition, o))
 	}
 	reply := subjects.Reply{Partition: partition, Error: o.err, HighWaterMark: &mark}
 	n := len(dst)
@@ -68,7 +69,7 @@ const outcomeBytes = 160
 // appendRefusal appends a message that refuses, as NATS services do: with the
 // code and the reason in headers, and the body that the subject has.
 func appendRefusal(dst []byte, subject string, e *subjects.Error, body any) []byte {
-	return appendHPub(dst, subject, refusalHeader(e), mustJSON(body))
+	return natslink.AppendHPub(dst, subject, refusalHeader(e), mustJSON(body))
 }
 
 // ready is a refusal of a request that is put together once: a partition that
@@ -88,7 +89,7 @@ func newReady(partition int, e *subjects.Error) ready {
 func (r *ready) append(dst []byte, subject string, mark uint64) []byte {
 	var space [512]byte
 	body := strconv.AppendUint(append(space[:0], r.body...), mark, 10)
-	return appendHPub(dst, subject, r.header, append(body, '}'))
+	return natslink.AppendHPub(dst, subject, r.header, append(body, '}'))
 }
 
 func refusalHeader(e *subjects.Error) []byte {
@@ -159,7 +160,7 @@ func appendBatchReply(dst []byte, c *batchCall, partition int, mark uint64, room
 	body = append(body, `],"high_water_mark":`...)
 	body = strconv.AppendUint(body, mark, 10)
 	body = append(body, '}')
-	return appendPub(dst, c.reply, body)
+	return natslink.AppendPub(dst, c.reply, body)
 }
 
 // continues tells whether o is the n-th of the run that first begins.
@@ -208,9 +209,9 @@ func (e *encoder) append(dst []byte, subject string, t *wal.Transaction, payload
 	h = subjects.AppendBlockEnd(appendSent(h, t))
 	e.header = h
 	if !payload {
-		return appendHPub(dst, subject, h, nil)
+		return natslink.AppendHPub(dst, subject, h, nil)
 	}
-	return appendHPub(dst, subject, h, t.Payload)
+	return natslink.AppendHPub(dst, subject, h, t.Payload)
 }
 
 // appendPrevious appends the header of an answer to a read that names the
@@ -322,7 +323,7 @@ func (k *packer) message(dst, pack []byte) []byte {
 	var space [chainRoom]byte
 	h := subjects.AppendBlockEnd(appendPrevious(subjects.AppendBlockStart(space[:0]), k.previous))
 	k.previous, k.count = k.last, 0
-	return appendHPub(dst, k.subject, h, pack)
+	return natslink.AppendHPub(dst, k.subject, h, pack)
 }
 
 // flush appends the message, unless nothing is in it, to dst.
@@ -344,5 +345,5 @@ func appendEnd(dst []byte, subject string, done reached, mark uint64) []byte {
 	h = subjects.AppendField(h, subjects.HeaderHighWaterMark, strconv.FormatUint(mark, 10))
 	h = subjects.AppendField(h, subjects.HeaderCount, strconv.Itoa(done.sent))
 	h = subjects.AppendField(h, subjects.HeaderLast, strconv.FormatUint(done.last, 10))
-	return appendHPub(dst, subject, subjects.AppendBlockEnd(h), nil)
+	return natslink.AppendHPub(dst, subject, subjects.AppendBlockEnd(h), nil)
 }

@@ -3,6 +3,8 @@ package broker
 import (
 	"net"
 	"strconv"
+
+	"github.com/cantuslog/cantus/broker/internal/natslink"
 )
 
 // LeafAddress is where a node's NATS server listens for leaf nodes.
@@ -20,8 +22,8 @@ func Dir(n *Node) string { return n.store.Dir() }
 // Objections is how often the NATS server has objected to what a node's own
 // connections said.
 func Objections(n *Node) (count int64) {
-	for _, l := range []*link{n.appends, n.reads, n.feeds} {
-		count += l.audits.objections.Load()
+	for _, l := range []*natslink.Link{n.appends, n.reads, n.feeds} {
+		count += l.Errors()
 	}
 	return count
 }

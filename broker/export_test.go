@@ -56,7 +56,7 @@ func Diverge(n *Node, partition int) {
 // Fed is how many messages the node has published for the feed, -1 if it
 // can't be told.
 func Fed(n *Node) int64 {
-	if n.feeds.flush(context.Background()) != nil {
+	if n.feeds.Flush(context.Background()) != nil {
 		return -1
 	}
 	all, err := n.nats.Connz(&server.ConnzOptions{})
@@ -98,8 +98,7 @@ func FirstEntryTxid(n *Node, partition int) uint64 {
 
 // HoldFeed keeps the feed from being sent until release.
 func HoldFeed(n *Node) (release func()) {
-	n.feeds.writing.Lock()
-	return n.feeds.writing.Unlock
+	return n.feeds.Pause()
 }
 
 // HelloOf is what a node says to the others.

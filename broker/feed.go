@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"crypto/ed25519"
 
+	"github.com/cantuslog/cantus/broker/internal/natslink"
 	"github.com/cantuslog/cantus/subjects"
 	"github.com/cantuslog/cantus/wal"
 )
@@ -90,7 +91,7 @@ func (s *session) sendFeed(out []byte) {
 	if len(out) == 0 {
 		return
 	}
-	if err := s.p.node.feeds.send(out); err != nil {
+	if err := s.p.node.feeds.Send(out); err != nil {
 		s.p.log.Debug("feed not sent", "err", err)
 	}
 }
@@ -139,7 +140,7 @@ func (k *signedPacker) sign(dst []byte) []byte {
 	k.header = subjects.AppendBlockEnd(h)
 	start = 0
 	for _, end := range k.ends {
-		dst = appendHPub(dst, k.subject, k.header, k.pack[start:end])
+		dst = natslink.AppendHPub(dst, k.subject, k.header, k.pack[start:end])
 		start = end
 	}
 	k.pack, k.ends = k.pack[:copy(k.pack, k.pack[start:])], k.ends[:0]

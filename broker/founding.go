@@ -13,6 +13,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/cantuslog/cantus/broker/internal/natslink"
 	"github.com/cantuslog/cantus/subjects"
 	"github.com/cantuslog/cantus/wal"
 )
@@ -290,23 +291,23 @@ func (n *Node) askToJoin(ctx context.Context) (id wal.Identity, waiting string, 
 }
 
 // onJoin answers a node that wants to be added. The leader of the facts does.
-func (n *Node) onJoin(_ context.Context, m *message) (any, error) {
+func (n *Node) onJoin(_ context.Context, m *natslink.Message) (any, error) {
 	r, err := n.join(m)
 	if err != nil {
 		r = joinReply{Error: operationError(err)}
 	}
-	return n.envelope(answerTo(m.subject), r), nil
+	return n.envelope(answerTo(m.Subject), r), nil
 }
 
-func (n *Node) join(m *message) (r joinReply, err error) {
-	e, err := openEnvelope(m.payload)
+func (n *Node) join(m *natslink.Message) (r joinReply, err error) {
+	e, err := openEnvelope(m.Payload)
 	if err != nil {
 		return r, errUnproved
 	}
 	if e.protocol != n.opts.protocol {
 		return r, subjects.Errorf(subjects.BadRequest, "node %q speaks protocol %d of nodes, this cluster %d: use the same minor version", e.name, e.protocol, n.opts.protocol)
 	}
-	proved := n.proved(e, m.subject)
+	proved := n.proved(e, m.Subject)
 	if !proved && len(e.body) > maxUnsigned {
 		return r, errUnproved
 	}
@@ -378,7 +379,7 @@ func (n *Node) meet(h hello, err error) {
 
 // complainOf says once of a node why it is ignored.
 func (n *Node) complainOf(h hello, err error) {
-	if n.strangers.first(h.Instance) {
+	if n.strangers.First(h.Instance) {
 		n.log.Warn("a node that does not belong here is ignored", "node", h.Name, "err", err)
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/cantuslog/cantus/broker/internal/natslink"
 	"github.com/cantuslog/cantus/raftstore"
 	"github.com/cantuslog/cantus/subjects"
 )
@@ -79,13 +80,13 @@ func (r groupReport) leads() bool { return r.State == "leader" }
 
 // onHello takes another node's hello in. Whatever does not prove to be from a
 // holder of the cluster's secret counts for nothing but founding and joining.
-func (n *Node) onHello(m *message) {
-	e, err := openEnvelope(m.payload)
+func (n *Node) onHello(m *natslink.Message) {
+	e, err := openEnvelope(m.Payload)
 	switch {
 	case err != nil:
 		n.distrust("malformed", "", err)
 	case e.instance == n.instance:
-	case n.proved(e, m.subject):
+	case n.proved(e, m.Subject):
 		n.onSigned(e)
 	default:
 		n.onUnsigned(e)
@@ -272,7 +273,7 @@ func (n *Node) sayHello() {
 	for {
 		if n.Err() == nil { // who has failed is away
 			subject := n.names.Admin("hello")
-			n.sender.send(appendPub(nil, subject, n.envelope(subject, n.hello())))
+			n.sender.Send(natslink.AppendPub(nil, subject, n.envelope(subject, n.hello())))
 		}
 		select {
 		case <-n.helloStop:

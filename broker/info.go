@@ -6,19 +6,20 @@ import (
 	"encoding/hex"
 	"time"
 
+	"github.com/cantuslog/cantus/broker/internal/natslink"
 	"github.com/cantuslog/cantus/subjects"
 )
 
 // serveInfo describes the partition. The answer is linearizable: a majority
 // has confirmed the leader since the question.
-func (p *partition) serveInfo(ctx context.Context, m *message) error {
-	if err := noBody(m.payload); err != nil {
+func (p *partition) serveInfo(ctx context.Context, m *natslink.Message) error {
+	if err := noBody(m.Payload); err != nil {
 		return err
 	}
 	if err := p.group.VerifyLeader(ctx, p.term.Load()); err != nil {
 		return err
 	}
-	p.node.answerRead(appendPub(nil, m.reply, mustJSON(p.info())))
+	p.node.answerRead(natslink.AppendPub(nil, m.Reply, mustJSON(p.info())))
 	return nil
 }
 
@@ -49,19 +50,19 @@ func (p *partition) info() subjects.PartitionInfo {
 }
 
 // serveCluster describes the cluster, as any node sees it.
-func (n *Node) serveCluster(m *message) {
-	if m.reply == "" {
+func (n *Node) serveCluster(m *natslink.Message) {
+	if m.Reply == "" {
 		return
 	}
 	began := time.Now()
 	defer func() { n.stats.add("info", 1, time.Since(began)) }()
-	if err := noBody(m.payload); err != nil {
+	if err := noBody(m.Payload); err != nil {
 		e := wireError(err)
 		n.stats.fail("info", string(e.Reason))
-		n.readSender.send(appendRefusal(nil, m.reply, e, map[string]any{"error": e}))
+		n.readSender.Send(appendRefusal(nil, m.Reply, e, map[string]any{"error": e}))
 		return
 	}
-	n.readSender.send(appendPub(nil, m.reply, mustJSON(n.clusterInfo())))
+	n.readSender.Send(natslink.AppendPub(nil, m.Reply, mustJSON(n.clusterInfo())))
 }
 
 func (n *Node) clusterInfo() subjects.ClusterInfo {

@@ -5,21 +5,22 @@ import (
 	"iter"
 	"maps"
 	"slices"
+	"strconv"
 	"time"
 
 	"github.com/nats-io/nats-server/v2/server"
 
+	"github.com/cantuslog/cantus/broker/internal/natslink"
 	"github.com/cantuslog/cantus/subjects"
 )
 
 // The least that a nats-server configuration may allow for the node to serve.
 const (
-	leastPayload      = 8 << 10
-	leastConns        = 8       // the node has four itself
-	leastControlLine  = 1 << 10 // the node's subjects, and clients' reply subjects
-	leastPending      = 8 << 20 // requests that wait to be taken in by the node
-	leastWriteTime    = 100 * time.Millisecond
-	controlLineMargin = 32 // what stands beside the subject of an answer
+	leastPayload     = 8 << 10
+	leastConns       = 8       // the node has four itself
+	leastControlLine = 1 << 10 // the node's subjects, and clients' reply subjects
+	leastPending     = 8 << 20 // requests that wait to be taken in by the node
+	leastWriteTime   = 100 * time.Millisecond
 )
 
 // checkNATSOptions refuses limits that the node cannot serve within. What it can't
@@ -50,14 +51,11 @@ func (s *natsServer) setLimits(opts *server.Options) {
 	if opts.MaxPending == 0 {
 		s.maxPending.Store(server.MAX_PENDING_SIZE)
 	}
-	s.maxReply.Store(int64(opts.MaxControlLine) - controlLineMargin)
+	s.maxReply.Store(int64(opts.MaxControlLine) - natslink.ControlLineMargin)
 	was := s.most.Swap(int64(opts.MaxPayload))
 	if own := s.own.Load(); own != nil {
 		for _, l := range *own {
-			l.maxReply.Store(s.maxReply.Load())
-			// The server tells no change: a connection whose account set no other
-			// limit has the new one.
-			l.maxPayload.CompareAndSwap(was, int64(opts.MaxPayload))
+			l.SetLimits(was, int64(opts.MaxPayload), s.maxReply.Load())
 		}
 	}
 	next := make(chan struct{})
@@ -75,7 +73,7 @@ func (s *natsServer) maxPayload() int {
 	most := s.most.Load()
 	if own := s.own.Load(); own != nil {
 		for _, l := range *own {
-			if n := l.maxPayload.Load(); n > 0 {
+			if n := l.MaxPayload(); n > 0 {
 				most = min(most, n)
 			}
 		}
@@ -102,8 +100,9 @@ func (s *natsServer) subscriptionsOf(client uint64) (map[int]bool, error) {
 	has := map[int]bool{}
 	for _, c := range z.Conns {
 		for _, d := range c.SubsDetail {
-			id, ok := parseSize([]byte(d.Sid))
-			has[id] = ok
+			if id, err := strconv.Atoi(d.Sid); err == nil {
+				has[id] = true
+			}
 		}
 	}
 	return has, nil

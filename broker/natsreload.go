@@ -11,6 +11,7 @@ import (
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/micro"
 
+	"github.com/cantuslog/cantus/broker/internal/natslink"
 	"github.com/cantuslog/cantus/subjects"
 )
 
@@ -170,7 +171,7 @@ func (n *Node) openControl() error {
 // connects.
 func (s *natsServer) currentUser() nats.Option {
 	return func(o *nats.Options) error {
-		for _, option := range s.rights.Load().node.options() {
+		for _, option := range s.rights.Load().node.Options() {
 			if err := option(o); err != nil {
 				return err
 			}
@@ -238,9 +239,9 @@ func (n *Node) checkNATS(ctx context.Context) error {
 	if err := n.checkMappings(); err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeout(ctx, auditTime)
+	ctx, cancel := context.WithTimeout(ctx, natslink.AuditTimeout)
 	defer cancel()
-	if err := n.reads.flush(ctx); err != nil {
+	if err := n.reads.Flush(ctx); err != nil {
 		return err
 	}
 	subject := fmt.Sprintf("%s.%s.%s.%s", micro.APIPrefix, micro.PingVerb, serviceName, n.serviceID)
@@ -273,8 +274,8 @@ func (n *Node) checkMappings() error {
 // natsTrouble says what keeps the node from serving over its NATS server, "" if
 // nothing does.
 func (n *Node) natsTrouble() string {
-	for _, l := range []*link{n.appends, n.reads, n.feeds} {
-		if why := l.trouble(); why != "" {
+	for _, l := range []*natslink.Link{n.appends, n.reads, n.feeds} {
+		if why := l.Trouble(); why != "" {
 			return why
 		}
 	}
@@ -286,8 +287,8 @@ func (n *Node) natsTrouble() string {
 
 // refusal is what an operator has to change before the node can serve.
 func (n *Node) refusal() error {
-	for _, l := range []*link{n.appends, n.reads} {
-		if err := l.refusal(); err != nil {
+	for _, l := range []*natslink.Link{n.appends, n.reads} {
+		if err := l.Refusal(); err != nil {
 			return err
 		}
 	}

@@ -18,6 +18,8 @@ import (
 
 	"github.com/nats-io/nats-server/v2/server"
 
+	"github.com/cantuslog/cantus/broker/internal/loglimit"
+	"github.com/cantuslog/cantus/broker/internal/natslink"
 	"github.com/cantuslog/cantus/subjects"
 )
 
@@ -33,7 +35,7 @@ type natsServer struct {
 	// most is the server's max_payload. A connection's account may allow less,
 	// which the node's own connections, own, are told.
 	most atomic.Int64
-	own  atomic.Pointer[[]*link]
+	own  atomic.Pointer[[]*natslink.Link]
 	// maxPending is how many bytes the server lets a connection be behind.
 	maxPending atomic.Int64
 	// maxReply is the longest reply subject that an answer of the node fits.
@@ -170,7 +172,7 @@ func startServer(ctx context.Context, opts *server.Options, log *slog.Logger, pr
 	if err != nil {
 		return nil, fmt.Errorf("NATS server: %w", err)
 	}
-	logger := natsLogger{log, make(chan string, 1), &repeats{}}
+	logger := natsLogger{log, make(chan string, 1), &loglimit.Repeats{}}
 	ns.SetLoggerV2(logger, false, false, false)
 	if err := prepare(ns); err != nil {
 		ns.Shutdown()
@@ -343,7 +345,7 @@ func (s *natsServer) interest(subject string) bool { return s.account.Subscripti
 type natsLogger struct {
 	log     *slog.Logger
 	fatal   chan string // the first only
-	repeats *repeats
+	repeats *loglimit.Repeats
 }
 
 func (l natsLogger) Noticef(format string, v ...any) {
@@ -379,7 +381,7 @@ func routeHint(text string) string {
 // warn logs a text, and the same one again once in a while: the server tries a
 // route that is away, and says so, every second.
 func (l natsLogger) warn(text string) {
-	ok, withheld := l.repeats.pass(numbers.ReplaceAllString(text, "#"), time.Now())
+	ok, withheld := l.repeats.Allow(numbers.ReplaceAllString(text, "#"), time.Now())
 	text += routeHint(text)
 	switch {
 	case !ok:

@@ -16,6 +16,8 @@ import (
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sync/semaphore"
 
+	"github.com/cantuslog/cantus/broker/internal/loglimit"
+	"github.com/cantuslog/cantus/broker/internal/natslink"
 	"github.com/cantuslog/cantus/raftstore"
 	"github.com/cantuslog/cantus/subjects"
 	"github.com/cantuslog/cantus/wal"
@@ -37,23 +39,23 @@ type Node struct {
 	sealedFor  map[string]string      // founders that the secret was sealed for, and their keys
 	said       atomic.Uint64          // the number of the newest envelope
 	doubt      atomic.Pointer[string] // why the node may be no member any more
-	doubts     repeats                // what was said of it
+	doubts     loglimit.Repeats       // what was said of it
 	voice      voice
-	distrusted limited
+	distrusted loglimit.Interval
 	foreigners atomic.Int64 // hellos of another cluster's nodes, while starting
 	joinedAt   uint64       // version of the facts that has this node, if it has just joined
 
 	nats *natsServer
 	// The node's connections to its own server: a slow reader of one kind of
 	// message does not hold up the others.
-	appends, reads, feeds *link
-	sender, readSender    *sender
+	appends, reads, feeds *natslink.Link
+	sender, readSender    *natslink.Sender
 	pacer                 *pacer
 
 	peers     *peers
 	helloNow  chan struct{} // capacity 1: say hello at once
 	helloStop chan struct{} // closed when it is said no more
-	strangers once          // instances of nodes that were complained about
+	strangers loglimit.Once // instances of nodes that were complained about
 	leaving   atomic.Bool   // the node is being stopped
 	checked   atomic.Pointer[natsCheck]
 	serviceID string       // in discovery
@@ -251,12 +253,12 @@ func (n *Node) openNATS(ctx context.Context, known bool) (err error) {
 		n.clear()
 		return nil
 	}
-	for subject, handle := range map[string]func(*message){
+	for subject, handle := range map[string]func(*natslink.Message){
 		n.names.Admin("hello"):             n.onHello,
 		n.names.Admin("pace"):              n.pacer.onQuestion,
 		n.names.Admin("pace", n.opts.Name): n.pacer.onAnswer,
 	} {
-		if _, err := n.reads.subscribe(subject, "", handle); err != nil {
+		if _, err := n.reads.Subscribe(subject, "", handle); err != nil {
 			return err
 		}
 	}
@@ -277,18 +279,19 @@ func (n *Node) clear() { n.clearOnce.Do(func() { close(n.cleared) }) }
 func (n *Node) openLinks() (err error) {
 	for _, l := range []struct {
 		name string
-		at   **link
+		at   **natslink.Link
 	}{{"appends", &n.appends}, {"reads", &n.reads}, {"feed", &n.feeds}} {
-		if *l.at, err = newLink(l.name, n.nats.InProcessConn, func() credentials { return n.nats.rights.Load().node }, n.log); err != nil {
+		*l.at, err = natslink.Open(natslink.Options{
+			Name: l.name, Dial: n.nats.InProcessConn, User: func() natslink.User { return n.nats.rights.Load().node },
+			Subscriptions: n.nats.subscriptionsOf, MaxReply: n.nats.maxReply.Load(), Forbidden: forbiddenReplies(n.names, l.at == &n.appends),
+		}, n.log)
+		if err != nil {
 			return err
 		}
-		(*l.at).audits.has = n.nats.subscriptionsOf
-		(*l.at).maxReply.Store(n.nats.maxReply.Load())
-		(*l.at).forbidden = forbiddenReplies(n.names, l.at == &n.appends)
 	}
-	n.nats.own.Store(&[]*link{n.appends, n.reads, n.feeds})
+	n.nats.own.Store(&[]*natslink.Link{n.appends, n.reads, n.feeds})
 	n.pacer = newPacer(n, n.nats)
-	n.sender, n.readSender = newSender(n.appends, n.log), newSender(n.reads, n.log)
+	n.sender, n.readSender = natslink.NewSender(n.appends, n.log), natslink.NewSender(n.reads, n.log)
 	return nil
 }
 
@@ -399,7 +402,7 @@ func (n *Node) serve(ctx, running context.Context) error {
 	n.mu.Lock()
 	n.served = true
 	n.mu.Unlock()
-	return n.reads.flush(ctx)
+	return n.reads.Flush(ctx)
 }
 
 // watchStore stops the node when its storage fails, and looks after the room

@@ -5,6 +5,8 @@ import (
 	"encoding/json"
 	"slices"
 	"time"
+
+	"github.com/cantuslog/cantus/broker/internal/natslink"
 )
 
 // peerPace is what another node has said of its connections.
@@ -96,14 +98,14 @@ func (p *pacer) ask() {
 	q := paceQuestion{Node: p.node.opts.Name, Number: p.asked, Base: p.there.written}
 	p.mu.Unlock()
 	subject := p.node.names.Admin("pace")
-	if err := p.node.reads.send(appendPub(nil, subject, p.node.envelope(subject, q))); err != nil {
+	if err := p.node.reads.Send(natslink.AppendPub(nil, subject, p.node.envelope(subject, q))); err != nil {
 		p.node.log.Debug("other nodes not asked for their connections", "err", err)
 	}
 }
 
 // onQuestion takes another node's question in. It runs on the link's reading
 // goroutine.
-func (p *pacer) onQuestion(m *message) {
+func (p *pacer) onQuestion(m *natslink.Message) {
 	var q paceQuestion
 	if !p.open(m, &q) || q.Node == p.node.opts.Name {
 		return
@@ -115,9 +117,9 @@ func (p *pacer) onQuestion(m *message) {
 }
 
 // open reads what another node of the cluster says, and reports whether it is one.
-func (p *pacer) open(m *message, v any) bool {
-	e, err := openEnvelope(m.payload)
-	return err == nil && e.protocol == p.node.opts.protocol && e.cluster != "" && p.node.proved(e, m.subject) && json.Unmarshal(e.body, v) == nil
+func (p *pacer) open(m *natslink.Message, v any) bool {
+	e, err := openEnvelope(m.Payload)
+	return err == nil && e.protocol == p.node.opts.protocol && e.cluster != "" && p.node.proved(e, m.Subject) && json.Unmarshal(e.body, v) == nil
 }
 
 // answer answers questions until ctx ends.
@@ -140,7 +142,7 @@ func (p *pacer) answer(ctx context.Context) {
 			if _, known := p.node.peers.get(q.Node); known {
 				subject := p.node.names.Admin("pace", q.Node)
 				a := paceAnswer{Node: p.node.opts.Name, Question: q, slowConns: found}
-				p.node.readSender.send(appendPub(nil, subject, p.node.envelope(subject, a)))
+				p.node.readSender.Send(natslink.AppendPub(nil, subject, p.node.envelope(subject, a)))
 			}
 		}
 		select {
@@ -166,7 +168,7 @@ func (b *slowConns) cut(most int) {
 
 // onAnswer takes another node's answer in. It is believed only as far as it
 // holds reads up for a while.
-func (p *pacer) onAnswer(m *message) {
+func (p *pacer) onAnswer(m *natslink.Message) {
 	var a paceAnswer
 	if !p.open(m, &a) {
 		return

@@ -12,6 +12,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/cantuslog/cantus/broker/internal/natslink"
 	"github.com/cantuslog/cantus/raftstore"
 	"github.com/cantuslog/cantus/subjects"
 	"github.com/cantuslog/cantus/wal"
@@ -43,7 +44,7 @@ type partition struct {
 	end     atomic.Pointer[context.CancelCauseFunc] // of the present session
 	willing bool                                    // the last session was ended to hand over, and none served since; run owns it
 	stayed  atomic.Int64                            // when it could not make way, Unix nanoseconds
-	refused atomic.Pointer[refusedError]            // what keeps the session from serving
+	refused atomic.Pointer[natslink.RefusedError]   // what keeps the session from serving
 	fenced  atomic.Pointer[string]                  // why it must not serve: its log differs from the others'
 	opened  chan struct{}                           // closed when group is set, or will never be
 	// disputed is why it takes no part for now: its log may be the one that differs.
@@ -283,9 +284,9 @@ func (p *partition) letGo(successor bool) {
 }
 
 // passOn sends messages again, for whom leads now.
-func (p *partition) passOn(ms []*message) {
+func (p *partition) passOn(ms []*natslink.Message) {
 	for _, m := range ms {
-		p.node.sender.send(appendAgain(nil, m))
+		p.node.sender.Send(natslink.AppendForward(nil, m))
 	}
 }
 
@@ -332,9 +333,9 @@ func (p *partition) subscribe(ctx context.Context) ([]subscribed, error) {
 	names, group := p.node.names, p.node.queueGroup()
 	var all []subscribed
 	for _, s := range []struct {
-		link    *link
+		link    *natslink.Link
 		subject string
-		handle  func(*message)
+		handle  func(*natslink.Message)
 	}{
 		{p.node.appends, names.Append(p.id), p.onAppend},
 		{p.node.appends, names.KeyedAppend(p.id, "*"), p.onAppend},
@@ -348,20 +349,20 @@ func (p *partition) subscribe(ctx context.Context) ([]subscribed, error) {
 		// A queue group: while an old leader does not know of the new one, a
 		// request must reach one of the two, or "nothing was done" could be
 		// said of what the other one did.
-		id, err := s.link.subscribe(s.subject, group, s.handle)
+		id, err := s.link.Subscribe(s.subject, group, s.handle)
 		if err != nil {
 			return all, err
 		}
 		all = append(all, subscribed{s.link, id})
 	}
-	for _, l := range []*link{p.node.appends, p.node.reads} {
+	for _, l := range []*natslink.Link{p.node.appends, p.node.reads} {
 		var ids []int
 		for _, s := range all {
 			if s.link == l {
 				ids = append(ids, s.id)
 			}
 		}
-		if err := l.taken(ctx, ids...); err != nil {
+		if err := l.Confirm(ctx, ids...); err != nil {
 			return all, err
 		}
 	}
@@ -375,7 +376,7 @@ func (p *partition) subscribeAtLast(ctx context.Context) ([]subscribed, error) {
 	defer p.refused.Store(nil)
 	for {
 		all, err := p.subscribe(ctx)
-		refused, is := errors.AsType[refusedError](err)
+		refused, is := errors.AsType[natslink.RefusedError](err)
 		if !is {
 			return all, err
 		}
@@ -387,7 +388,7 @@ func (p *partition) subscribeAtLast(ctx context.Context) ([]subscribed, error) {
 		select {
 		case <-ctx.Done():
 			return nil, ctx.Err()
-		case <-time.After(auditPause):
+		case <-time.After(natslink.RetryInterval):
 		}
 	}
 }
@@ -422,14 +423,14 @@ const unsubscribeTime = 5 * time.Second
 
 // onAppend takes appends and batches in. It runs on the link's reading
 // goroutine and must neither block nor send.
-func (p *partition) onAppend(m *message) { p.enqueue(p.queue, m) }
+func (p *partition) onAppend(m *natslink.Message) { p.enqueue(p.queue, m) }
 
-func (p *partition) enqueue(q *queue, m *message) {
+func (p *partition) enqueue(q *queue, m *natslink.Message) {
 	switch q.put(m) {
 	case full:
 		p.turnBack(m)
 	case closed:
-		p.turnAway([]*message{m})
+		p.turnAway([]*natslink.Message{m})
 	}
 }
 
@@ -439,37 +440,37 @@ func busyError(partition int) *subjects.Error {
 
 // turnBack answers a message for which there is no room. It waits for nothing:
 // the replica's lock is held for long while a large batch is certified.
-func (p *partition) turnBack(m *message) {
-	if m.reply == "" {
-		p.node.sender.send(p.refuse(m, busyError(p.id)))
+func (p *partition) turnBack(m *natslink.Message) {
+	if m.Reply == "" {
+		p.node.sender.Send(p.refuse(m, busyError(p.id)))
 		return
 	}
 	p.metrics.refused(p.endpoint(m), p.busy.reason)
-	p.node.sender.send(p.busy.append(nil, m.reply, p.replica.mark.Load()))
+	p.node.sender.Send(p.busy.append(nil, m.Reply, p.replica.mark.Load()))
 }
 
 // turnAway answers messages that nothing was done for.
-func (p *partition) turnAway(ms []*message) {
+func (p *partition) turnAway(ms []*natslink.Message) {
 	for _, m := range ms {
-		p.node.sender.send(p.refuse(m, subjects.Errorf(subjects.Unavailable,
+		p.node.sender.Send(p.refuse(m, subjects.Errorf(subjects.Unavailable,
 			"this node does not serve partition %d any more: try again", p.id)))
 	}
 }
 
 // refuse gives the message that refuses m as a whole.
-func (p *partition) refuse(m *message, e *subjects.Error) []byte {
+func (p *partition) refuse(m *natslink.Message, e *subjects.Error) []byte {
 	endpoint := p.endpoint(m)
 	p.metrics.refused(endpoint, e.Reason)
-	if m.reply == "" {
-		return p.adviseRefused(endpoint, msgID(m.header), e)
+	if m.Reply == "" {
+		return p.adviseRefused(endpoint, msgID(m.Header), e)
 	}
 	mark := p.replica.position().mark
-	return appendRefusal(nil, m.reply, e, subjects.Reply{Partition: p.id, Error: e, HighWaterMark: &mark})
+	return appendRefusal(nil, m.Reply, e, subjects.Reply{Partition: p.id, Error: e, HighWaterMark: &mark})
 }
 
 // endpoint names the endpoint that a message came in at, as discovery does.
-func (p *partition) endpoint(m *message) string {
-	rest := m.subject[len(p.node.names.Prefix)+1:]
+func (p *partition) endpoint(m *natslink.Message) string {
+	rest := m.Subject[len(p.node.names.Prefix)+1:]
 	verb, _, _ := strings.Cut(rest, ".")
 	switch verb {
 	case "info":
@@ -513,10 +514,10 @@ func trailing(subject string) string {
 // advisory gives an event as a message.
 func (n *Node) advisory(kind string, fields map[string]any) []byte {
 	fields["type"], fields["node"], fields["time"] = kind, n.opts.Name, time.Now().UTC()
-	return appendPub(nil, n.names.Advisory(kind), mustJSON(fields))
+	return natslink.AppendPub(nil, n.names.Advisory(kind), mustJSON(fields))
 }
 
 // advise publishes an event.
-func (n *Node) advise(kind string, fields map[string]any) { n.sender.send(n.advisory(kind, fields)) }
+func (n *Node) advise(kind string, fields map[string]any) { n.sender.Send(n.advisory(kind, fields)) }
 
 func label(partition int) string { return strconv.Itoa(partition) }

@@ -15,6 +15,7 @@ import (
 	"github.com/nats-io/nkeys"
 	"golang.org/x/crypto/bcrypt"
 
+	"github.com/cantuslog/cantus/broker/internal/natslink"
 	"github.com/cantuslog/cantus/subjects"
 )
 
@@ -78,12 +79,12 @@ type access struct {
 // rights are what access has made of a configuration.
 type rights struct {
 	how       admission
-	node, app credentials // of the node, and of the application that it is embedded in
-	token     string      // that admits clients; may be a bcrypt hash
-	digest    string      // of what the configuration says, with the files that it includes
-	gaps      []string    // whom the node can't keep off its subjects
-	mute      bool        // leaf nodes may come, and none can send requests
-	others    []string    // the accounts that have users, where the node's, the global one, has none
+	node, app natslink.User // of the node, and of the application that it is embedded in
+	token     string        // that admits clients; may be a bcrypt hash
+	digest    string        // of what the configuration says, with the files that it includes
+	gaps      []string      // whom the node can't keep off its subjects
+	mute      bool          // leaf nodes may come, and none can send requests
+	others    []string      // the accounts that have users, where the node's, the global one, has none
 }
 
 // admission is how a configuration tells clients from others. A running server
@@ -111,14 +112,14 @@ func newAccess(o Options) (*access, error) {
 // apply adds the node's users and the permissions to a configuration as it was
 // read.
 func (a *access) apply(opts *server.Options, o Options) (r rights, err error) {
-	r = rights{how: admissionOf(opts, o), node: credentials{token: a.nodeToken}, app: credentials{token: a.appToken}, token: opts.Authorization, digest: opts.ConfigDigest()}
+	r = rights{how: admissionOf(opts, o), node: natslink.User{Token: a.nodeToken}, app: natslink.User{Token: a.appToken}, token: opts.Authorization, digest: opts.ConfigDigest()}
 	r.gaps = gapsOf(opts, r.how)
 	switch {
 	case r.how == elsewhere && o.Credentials == "":
 		return r, errors.New("the NATS configuration uses operators and JWTs: " +
 			"give the node a user of its own with a credentials file")
 	case r.how == elsewhere:
-		r.node, r.app = credentials{file: o.Credentials}, credentials{file: o.Credentials}
+		r.node, r.app = natslink.User{File: o.Credentials}, natslink.User{File: o.Credentials}
 		return r, nil
 	case o.Account != "" && len(opts.Users) == 0 && len(opts.Nkeys) == 0:
 		return r, fmt.Errorf("the NATS configuration has no users, so that nobody could come to account %q", o.Account)
@@ -128,7 +129,7 @@ func (a *access) apply(opts *server.Options, o Options) (r rights, err error) {
 		return r, errors.New("the NATS configuration has an authorization for websockets or MQTT alone, which allows no permissions: " +
 			"give it users (authorization { users: [...] }), with allowed_connection_types")
 	case r.how == byUsers:
-		r.node, r.app = credentials{key: a.nodeKey}, credentials{key: a.appKey}
+		r.node, r.app = natslink.User{Key: a.nodeKey}, natslink.User{Key: a.appKey}
 		r.others = a.otherAccounts(opts)
 		err := a.applyUsers(opts)
 		r.mute = a.mutesLeaves(opts)
@@ -227,10 +228,10 @@ func (a *access) mutesLeaves(opts *server.Options) bool {
 // users returns the node's own user and the application's.
 func (a *access) users(opts *server.Options) (node, app *server.NkeyUser) {
 	node = &server.NkeyUser{
-		Nkey:                   publicKey(a.nodeKey),
+		Nkey:                   natslink.PublicKey(a.nodeKey),
 		AllowedConnectionTypes: map[string]struct{}{jwt.ConnectionTypeInProcess: {}},
 	}
-	app = &server.NkeyUser{Nkey: publicKey(a.appKey), Permissions: a.restrict(nil, false)}
+	app = &server.NkeyUser{Nkey: natslink.PublicKey(a.appKey), Permissions: a.restrict(nil, false)}
 	for _, account := range opts.Accounts {
 		if a.in(account) {
 			node.Account, app.Account = account, account
@@ -333,9 +334,9 @@ func newDoor(s *natsServer, a *access) *door {
 func (d *door) Check(c server.ClientAuthentication) bool {
 	given, rights := c.GetOpts().Token, d.nats.rights.Load()
 	switch {
-	case sameSecret(rights.node.token, given):
+	case sameSecret(rights.node.Token, given):
 		return true
-	case rights.how == byToken && !sameSecret(rights.app.token, given) && !sameSecret(rights.token, given):
+	case rights.how == byToken && !sameSecret(rights.app.Token, given) && !sameSecret(rights.token, given):
 		return false
 	case c.Kind() == server.LEAF:
 		c.RegisterUser(&server.User{Permissions: d.leaf, Account: d.nats.leafAccount.Load()})

@@ -4,14 +4,16 @@ import (
 	"context"
 	"sync"
 	"time"
+
+	"github.com/cantuslog/cantus/broker/internal/natslink"
 )
 
 // queue holds the messages that wait for a partition's sequencer, bounded in
 // bytes. One goroutine takes; any number put.
 type queue struct {
 	mu     sync.Mutex
-	items  []*message
-	spare  []*message // the taker's last slice, to be filled again
+	items  []*natslink.Message
+	spare  []*natslink.Message // the taker's last slice, to be filled again
 	bytes  int
 	flying int // bytes of what was taken and has no outcome yet
 	most   int
@@ -34,7 +36,7 @@ func (q *queue) resize(most int) {
 }
 
 // accepting opens the queue, or closes it and gives what was waiting.
-func (q *queue) accepting(open bool) []*message {
+func (q *queue) accepting(open bool) []*natslink.Message {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	q.open = open
@@ -61,8 +63,8 @@ const (
 const maxQueueWait = time.Second
 
 // put never blocks.
-func (q *queue) put(m *message) putResult {
-	n := len(m.header) + len(m.payload) + messageCost
+func (q *queue) put(m *natslink.Message) putResult {
+	n := len(m.Header) + len(m.Payload) + messageCost
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	switch {
@@ -70,7 +72,7 @@ func (q *queue) put(m *message) putResult {
 		return closed
 	case q.bytes > 0 && q.bytes+n > q.most:
 		return full
-	case len(q.items) > 0 && m.came.Sub(q.items[0].came) > maxQueueWait:
+	case len(q.items) > 0 && m.Received.Sub(q.items[0].Received) > maxQueueWait:
 		return full
 	}
 	q.items = append(q.items, m)
@@ -108,9 +110,9 @@ func (q *queue) fly(bytes int) {
 }
 
 // cost is what messages count as.
-func cost(ms []*message) (bytes int) {
+func cost(ms []*natslink.Message) (bytes int) {
 	for _, m := range ms {
-		bytes += len(m.header) + len(m.payload) + messageCost
+		bytes += len(m.Header) + len(m.Payload) + messageCost
 	}
 	return bytes
 }
@@ -136,12 +138,12 @@ func (q *queue) wait(ctx context.Context) bool {
 // take gives messages from the front, in order: at most count, and at most
 // bytes of them unless the first alone has more. The slice is good until the
 // next take.
-func (q *queue) take(count, bytes int) []*message {
+func (q *queue) take(count, bytes int) []*natslink.Message {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	n, sum := 0, 0
 	for n < len(q.items) && n < count {
-		size := len(q.items[n].header) + len(q.items[n].payload)
+		size := len(q.items[n].Header) + len(q.items[n].Payload)
 		if n > 0 && sum+size > bytes {
 			break
 		}

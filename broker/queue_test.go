@@ -5,6 +5,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/cantuslog/cantus/broker/internal/natslink"
 )
 
 // TestAQueueWaitsForWhatIsInFlight: a message alone is taken at once; beside
@@ -17,7 +19,7 @@ func TestAQueueWaitsForWhatIsInFlight(t *testing.T) {
 		q.accepting(true)
 		put := func(n int) {
 			for range n {
-				if q.put(&message{payload: make([]byte, each-messageCost)}) != queued {
+				if q.put(&natslink.Message{Payload: make([]byte, each-messageCost)}) != queued {
 					t.Fatal("not queued")
 				}
 			}
@@ -83,12 +85,12 @@ func TestAQueueWhoseOldestMessageIsOldIsFull(t *testing.T) {
 		after time.Duration
 		want  putResult
 	}{{0, queued}, {maxQueueWait, queued}, {maxQueueWait + 1, full}} {
-		if got := q.put(&message{came: began.Add(c.after)}); got != c.want {
+		if got := q.put(&natslink.Message{Received: began.Add(c.after)}); got != c.want {
 			t.Errorf("a message %v after the oldest: %d, want %d", c.after, got, c.want)
 		}
 	}
 	q.take(batchCount, batchBytes)
-	if got := q.put(&message{came: began.Add(time.Hour)}); got != queued {
+	if got := q.put(&natslink.Message{Received: began.Add(time.Hour)}); got != queued {
 		t.Errorf("the queue is empty: %d", got)
 	}
 }

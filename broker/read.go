@@ -5,6 +5,7 @@ import (
 	"errors"
 	"time"
 
+	"github.com/cantuslog/cantus/broker/internal/natslink"
 	"github.com/cantuslog/cantus/subjects"
 	"github.com/cantuslog/cantus/wal"
 )
@@ -14,20 +15,20 @@ import (
 const readsAtOnce = 4096
 
 // onRead makes a handler that serves each message on a goroutine of its own.
-func (p *partition) onRead(ctx context.Context, serve func(context.Context, *message) error) func(*message) {
-	return func(m *message) {
-		if m.reply == "" {
+func (p *partition) onRead(ctx context.Context, serve func(context.Context, *natslink.Message) error) func(*natslink.Message) {
+	return func(m *natslink.Message) {
+		if m.Reply == "" {
 			return // nobody would see the answer
 		}
 		n := p.node
 		n.intake.RLock()
 		defer n.intake.RUnlock()
 		if n.deaf {
-			n.readSender.send(p.refuseRead(m, p.readError(context.Canceled)))
+			n.readSender.Send(p.refuseRead(m, p.readError(context.Canceled)))
 			return
 		}
 		if !n.reading.TryAcquire(1) {
-			n.readSender.send(p.refuseRead(m, subjects.Errorf(subjects.Busy,
+			n.readSender.Send(p.refuseRead(m, subjects.Errorf(subjects.Busy,
 				"the node serves %d reads already: back off and try again", readsAtOnce)))
 			return
 		}
@@ -79,22 +80,22 @@ func (p *partition) readError(err error) *subjects.Error {
 	return e
 }
 
-func (p *partition) refuseRead(m *message, e *subjects.Error) []byte {
+func (p *partition) refuseRead(m *natslink.Message, e *subjects.Error) []byte {
 	p.metrics.refused(p.endpoint(m), e.Reason)
-	return appendRefusal(nil, m.reply, e, map[string]any{
+	return appendRefusal(nil, m.Reply, e, map[string]any{
 		"partition": p.id, "error": e, "high_water_mark": p.replica.position().mark,
 	})
 }
 
 func (n *Node) answerRead(out []byte) {
-	if err := n.reads.send(out); err != nil {
+	if err := n.reads.Send(out); err != nil {
 		n.log.Debug("answer not sent", "err", err)
 	}
 }
 
 // serveRead answers a read on the leader.
-func (p *partition) serveRead(ctx context.Context, m *message) error {
-	q, err := parseQuery(m.payload)
+func (p *partition) serveRead(ctx context.Context, m *natslink.Message) error {
+	q, err := parseQuery(m.Payload)
 	if err != nil {
 		return err
 	}
@@ -102,37 +103,37 @@ func (p *partition) serveRead(ctx context.Context, m *message) error {
 	if q.from > at.mark+1 {
 		return aheadError("from", q.from, p.id, at.mark)
 	}
-	return p.read(ctx, m.reply, q)
+	return p.read(ctx, m.Reply, q)
 }
 
 // serveReplicaRead answers a read from what this replica has: it waits for
 // what it does not have yet.
-func (p *partition) serveReplicaRead(ctx context.Context, m *message) error {
-	q, err := parseQuery(m.payload)
+func (p *partition) serveReplicaRead(ctx context.Context, m *natslink.Message) error {
+	q, err := parseQuery(m.Payload)
 	if err != nil {
 		return err
 	}
-	return p.read(ctx, m.reply, q)
+	return p.read(ctx, m.Reply, q)
 }
 
 // serveGet answers with one transaction.
-func (p *partition) serveGet(_ context.Context, m *message) error {
+func (p *partition) serveGet(_ context.Context, m *natslink.Message) error {
 	var g struct {
 		Txid *uint64 `json:"txid"`
 		Lock *string `json:"lock"`
 	}
-	if err := smallJSON(m.payload, &g); err != nil {
+	if err := smallJSON(m.Payload, &g); err != nil {
 		return err
 	}
 	switch {
 	case (g.Txid == nil) == (g.Lock == nil):
 		return subjects.Errorf(subjects.BadRequest, `body: give either {"txid":812} or {"lock":"account.42"}`)
 	case g.Lock != nil:
-		return p.getByLock(m.reply, *g.Lock)
+		return p.getByLock(m.Reply, *g.Lock)
 	case *g.Txid == 0:
 		return subjects.Errorf(subjects.BadRequest, "txid is 0: txids begin at 1")
 	}
-	return p.get(m.reply, *g.Txid)
+	return p.get(m.Reply, *g.Txid)
 }
 
 func (p *partition) getByLock(reply, lock string) error {
@@ -175,5 +176,5 @@ func (p *partition) get(reply string, txid uint64) error {
 	if err := p.mustFit(&enc, &t, true, false, p.node.nats.maxPayload()); err != nil {
 		return err
 	}
-	return p.node.reads.send(enc.append(nil, reply, &t, true))
+	return p.node.reads.Send(enc.append(nil, reply, &t, true))
 }

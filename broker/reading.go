@@ -249,7 +249,7 @@ func (r *reading) flush(ctx context.Context) error {
 	if err := r.paced.wait(ctx, len(r.out)); err != nil {
 		return err
 	}
-	err := r.p.node.reads.send(r.out)
+	err := r.p.node.reads.Send(r.out)
 	r.paced.written(len(r.out))
 	r.wrote += len(r.out)
 	r.out = r.out[:0]
@@ -291,5 +291,5 @@ func (r *reading) stop(ctx context.Context, err error, mark uint64) error {
 
 func (r *reading) end(mark uint64) error {
 	r.p.metrics.read(r.done.sent)
-	return r.p.node.reads.send(appendEnd(nil, r.reply, r.done, mark))
+	return r.p.node.reads.Send(appendEnd(nil, r.reply, r.done, mark))
 }

@@ -6,6 +6,7 @@ import (
 	"sync"
 	"unsafe"
 
+	"github.com/cantuslog/cantus/broker/internal/natslink"
 	"github.com/cantuslog/cantus/lockmgr"
 	"github.com/cantuslog/cantus/subjects"
 	"github.com/cantuslog/cantus/wal"
@@ -304,11 +305,11 @@ type batchItems struct {
 // lengths of its header block and its payload (4 bytes each, big-endian), then
 // both. It holds at most most transactions. The error is for the message as a whole:
 // nothing of it is appended.
-func cutBatch(m *message, most int) (batchItems, *subjects.Error) {
-	if err := subjects.ScanBlock(m.header, onlyOwnHeaders()); err != nil {
+func cutBatch(m *natslink.Message, most int) (batchItems, *subjects.Error) {
+	if err := subjects.ScanBlock(m.Header, onlyOwnHeaders()); err != nil {
 		return batchItems{}, wireError(err)
 	}
-	b := m.payload
+	b := m.Payload
 	bad := func(n int, what string) (batchItems, *subjects.Error) {
 		return batchItems{}, subjects.Errorf(subjects.BadRequest, "batch frame, transaction %d: %s", n+1, what)
 	}
@@ -330,7 +331,7 @@ func cutBatch(m *message, most int) (batchItems, *subjects.Error) {
 		}
 		b = b[header+payload:]
 	}
-	return batchItems{count: n, rest: m.payload}, nil
+	return batchItems{count: n, rest: m.Payload}, nil
 }
 
 // itemLengths is how many bytes the two lengths take.

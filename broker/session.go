@@ -10,6 +10,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/cantuslog/cantus/broker/internal/natslink"
 	"github.com/cantuslog/cantus/lockmgr"
 	"github.com/cantuslog/cantus/raftstore"
 	"github.com/cantuslog/cantus/subjects"
@@ -139,8 +140,8 @@ func (n *Node) place() (land func()) {
 }
 
 // fly certifies messages and proposes those that pass as one batch.
-func (s *session) fly(ms []*message) *flight {
-	f := &flight{began: time.Now(), came: ms[0].came, roster: newRoster()}
+func (s *session) fly(ms []*natslink.Message) *flight {
+	f := &flight{began: time.Now(), came: ms[0].Received, roster: newRoster()}
 	rs := make([]*request, 0, len(ms))
 	for _, m := range ms {
 		rs = s.decode(f, rs, m)
@@ -177,14 +178,14 @@ func (s *session) refuseFull(f *flight, rs []*request, why error) {
 
 // decode adds a message's transactions to rs; those that are malformed go to
 // the flight's refusals.
-func (s *session) decode(f *flight, rs []*request, m *message) []*request {
+func (s *session) decode(f *flight, rs []*request, m *natslink.Message) []*request {
 	limit := s.p.node.nats.maxTransaction()
 	if !s.p.isBatch(m) {
 		f.singles++
-		r := f.roster.add(m.reply)
+		r := f.roster.add(m.Reply)
 		err := s.checkKey(m)
 		if err == nil {
-			err = r.decode(m.header, m.payload, limit)
+			err = r.decode(m.Header, m.Payload, limit)
 		}
 		if err != nil {
 			f.rest = append(f.rest, grounded{r, outcome{err: err}, true})
@@ -195,13 +196,13 @@ func (s *session) decode(f *flight, rs []*request, m *message) []*request {
 	f.batches++
 	items, err := cutBatch(m, s.p.node.nats.maxBatch())
 	if err != nil {
-		f.rest = append(f.rest, grounded{f.roster.add(m.reply), outcome{err: err}, true})
+		f.rest = append(f.rest, grounded{f.roster.add(m.Reply), outcome{err: err}, true})
 		return rs
 	}
 	rs = slices.Grow(rs, items.count)
-	call := &batchCall{reply: m.reply, left: items.count, outcomes: make([]outcome, items.count)}
+	call := &batchCall{reply: m.Reply, left: items.count, outcomes: make([]outcome, items.count)}
 	for i := range items.count {
-		r := f.roster.add(m.reply)
+		r := f.roster.add(m.Reply)
 		r.batch, r.index = call, i
 		header, payload := items.next()
 		if err := r.decode(header, payload, limit); err != nil {
@@ -215,11 +216,11 @@ func (s *session) decode(f *flight, rs []*request, m *message) []*request {
 
 // checkKey refuses an append by key whose key leads to another partition: a
 // client that may publish it may choose the key, not the partition.
-func (s *session) checkKey(m *message) *subjects.Error {
-	if len(m.subject) == len(s.direct) {
+func (s *session) checkKey(m *natslink.Message) *subjects.Error {
+	if len(m.Subject) == len(s.direct) {
 		return nil
 	}
-	key := trailing(m.subject)
+	key := trailing(m.Subject)
 	if p := subjects.PartitionOf(key, s.p.node.Partitions()); p != s.p.id {
 		shown := clip([]byte(key))
 		return subjects.Errorf(subjects.BadRequest, "key %q leads to partition %d, not %d: append to %s",
@@ -228,9 +229,9 @@ func (s *session) checkKey(m *message) *subjects.Error {
 	return nil
 }
 
-func (p *partition) isBatch(m *message) bool {
+func (p *partition) isBatch(m *natslink.Message) bool {
 	verb := len(p.node.names.Prefix) + 1
-	return len(m.subject) > verb && m.subject[verb] == 'b'
+	return len(m.Subject) > verb && m.Subject[verb] == 'b'
 }
 
 // certify decides on each request in turn and puts those that pass into the
@@ -387,7 +388,7 @@ func (s *session) answer(f *flight, err error) {
 		}
 		out = s.tell(out, g.r, o, mark)
 	}
-	if err := s.p.node.appends.send(out); err != nil {
+	if err := s.p.node.appends.Send(out); err != nil {
 		s.p.log.Debug("answers not sent", "err", err)
 	}
 }

@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"github.com/cantuslog/cantus/broker/cluster"
+	"github.com/cantuslog/cantus/broker/internal/loglimit"
+	"github.com/cantuslog/cantus/broker/internal/natslink"
 	"github.com/cantuslog/cantus/raftstore"
 	"github.com/cantuslog/cantus/wal"
 )
@@ -27,7 +29,7 @@ type slot struct {
 	partition *partition // nil while there is no replica
 	doing     string     // what is done meanwhile
 
-	said repeats // what was logged while there is none
+	said loglimit.Repeats // what was logged while there is none
 	wait time.Duration
 }
 
@@ -131,7 +133,7 @@ func (s *slot) postpone(ctx context.Context, err error, changed <-chan struct{})
 
 // complain logs why the replica is not here, each reason once in a while.
 func (s *slot) complain(err error) {
-	if ok, withheld := s.said.pass(err.Error(), time.Now()); ok {
+	if ok, withheld := s.said.Allow(err.Error(), time.Now()); ok {
 		s.log.Info("the replica is not here yet", "err", err, "not_logged_before", withheld)
 	}
 }
@@ -185,14 +187,14 @@ func (s *slot) fetch(ctx context.Context) error {
 		return errNoSource
 	}
 	s.set(nil, "is fetched from "+from)
-	if ok, _ := s.said.pass("from "+from, time.Now()); ok {
+	if ok, _ := s.said.Allow("from "+from, time.Now()); ok {
 		s.log.Info("fetching the log", "from", from)
 	}
 	began := time.Now()
 	if err := raftstore.Fetch(ctx, s.node.network, uint32(s.id), from, s.data); err != nil {
 		return fmt.Errorf("fetch from %s: %w", from, err)
 	}
-	s.wait, s.said = 0, repeats{}
+	s.wait, s.said = 0, loglimit.Repeats{}
 	s.log.Info("log fetched", "from", from, "entries", s.data.LastIndex(), "took", time.Since(began))
 	return nil
 }
@@ -341,7 +343,7 @@ const handOverTime = 2 * time.Second
 
 // subscribed is a subscription and the link that it is on.
 type subscribed struct {
-	link *link
+	link *natslink.Link
 	id   int
 }
 
@@ -350,12 +352,12 @@ type subscribed struct {
 func (n *Node) unsubscribeAll(all []subscribed) {
 	ctx, cancel := context.WithTimeout(context.Background(), unsubscribeTime)
 	defer cancel()
-	ids := map[*link][]int{}
+	ids := map[*natslink.Link][]int{}
 	for _, s := range all {
 		ids[s.link] = append(ids[s.link], s.id)
 	}
 	for l, ids := range ids {
-		if err := l.unsubscribe(ctx, ids...); err != nil {
+		if err := l.Unsubscribe(ctx, ids...); err != nil {
 			n.log.Debug("unsubscribe", "err", err)
 		}
 	}

@@ -7,6 +7,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/cantuslog/cantus/broker/internal/natslink"
 	"github.com/cantuslog/cantus/subjects"
 )
 
@@ -29,7 +30,7 @@ type voice struct {
 // common is a subject that any node answers.
 type common struct {
 	subject string
-	handle  func(*message)
+	handle  func(*natslink.Message)
 	id      int
 }
 
@@ -68,11 +69,11 @@ func (n *Node) inTouch() bool {
 
 // answerInCommon has this node answer a subject as any other would, while it is in
 // touch. end ends that.
-func (n *Node) answerInCommon(subject string, handle func(*message)) (end func(), err error) {
-	c := &common{subject: subject, handle: func(m *message) {
-		if m.reply != "" && !n.inTouch() { // it came before the subscription ended
+func (n *Node) answerInCommon(subject string, handle func(*natslink.Message)) (end func(), err error) {
+	c := &common{subject: subject, handle: func(m *natslink.Message) {
+		if m.Reply != "" && !n.inTouch() { // it came before the subscription ended
 			e := subjects.Errorf(subjects.Unavailable, "node %s is out of touch with its cluster: ask again", n.opts.Name)
-			n.readSender.send(appendRefusal(nil, m.reply, e, map[string]any{"error": e}))
+			n.readSender.Send(appendRefusal(nil, m.Reply, e, map[string]any{"error": e}))
 			return
 		}
 		handle(m)
@@ -81,7 +82,7 @@ func (n *Node) answerInCommon(subject string, handle func(*message)) (end func()
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	if v.on {
-		if c.id, err = n.reads.subscribe(subject, n.queueGroup(), c.handle); err != nil {
+		if c.id, err = n.reads.Subscribe(subject, n.queueGroup(), c.handle); err != nil {
 			return func() {}, err
 		}
 	}
@@ -110,7 +111,7 @@ func (n *Node) updateVoice() error {
 	for c := range v.all {
 		if in {
 			var failed error
-			c.id, failed = n.reads.subscribe(c.subject, n.queueGroup(), c.handle)
+			c.id, failed = n.reads.Subscribe(c.subject, n.queueGroup(), c.handle)
 			err = errors.Join(err, failed)
 		}
 		all = append(all, subscribed{n.reads, c.id})

@@ -1,4 +1,4 @@
-package broker
+package natslink
 
 import (
 	"bufio"
@@ -80,35 +80,35 @@ func (p *serverEnd) expect(want string) {
 }
 
 // openLink connects a link to a scripted server.
-func openLink(t *testing.T, auth credentials) (*link, *scripted, *serverEnd) {
+func openLink(t *testing.T, auth User) (*Link, *scripted, *serverEnd) {
 	t.Helper()
 	s := newScripted()
-	var l *link
+	var l *Link
 	var err error
 	var opening sync.WaitGroup
 	opening.Go(func() {
-		l, err = newLink("test", s.dial, func() credentials { return auth }, slog.New(slog.DiscardHandler))
+		l, err = Open(Options{Name: "test", Dial: s.dial, User: func() User { return auth }}, slog.New(slog.DiscardHandler))
 	})
 	p := s.accept(t)
 	opening.Wait()
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(l.close)
+	t.Cleanup(l.Close)
 	return l, s, p
 }
 
 // received collects what a link hands over.
-type received chan message
+type received chan Message
 
-func (r received) handle(m *message) { r <- *m }
+func (r received) handle(m *Message) { r <- *m }
 
-func subscribe(t *testing.T, l *link, p *serverEnd, subject, queue, want string) received {
+func subscribe(t *testing.T, l *Link, p *serverEnd, subject, queue, want string) received {
 	t.Helper()
 	r := make(received, 16)
 	var err error
 	var subscribing sync.WaitGroup
-	subscribing.Go(func() { _, err = l.subscribe(subject, queue, r.handle) })
+	subscribing.Go(func() { _, err = l.Subscribe(subject, queue, r.handle) })
 	p.expect(want)
 	subscribing.Wait()
 	if err != nil {
@@ -118,7 +118,7 @@ func subscribe(t *testing.T, l *link, p *serverEnd, subject, queue, want string)
 }
 
 func TestLinkReceives(t *testing.T) {
-	l, _, p := openLink(t, credentials{})
+	l, _, p := openLink(t, User{})
 	r := subscribe(t, l, p, "a.*", "q", "SUB a.* q 1")
 	p.say("MSG a.b 1 5\r\nhello\r\n" +
 		"MSG a.c 1 reply.to 0\r\n\r\n" +
@@ -126,16 +126,16 @@ func TestLinkReceives(t *testing.T) {
 		"HMSG a.d 1 back 12 12\r\nNATS/1.0\r\n\r\n\r\n" +
 		"MSG a.b 99 2\r\nno\r\n" + // of a subscription that is not known
 		"MSG a.e 1 3\r\nend\r\n")
-	for _, want := range []message{
-		{subject: "a.b", payload: []byte("hello")},
-		{subject: "a.c", reply: "reply.to"},
-		{subject: "a.*", header: []byte("NATS/1.0\r\n\r\n"), payload: []byte("xyz")},
-		{subject: "a.d", reply: "back", header: []byte("NATS/1.0\r\n\r\n")},
-		{subject: "a.e", payload: []byte("end")},
+	for _, want := range []Message{
+		{Subject: "a.b", Payload: []byte("hello")},
+		{Subject: "a.c", Reply: "reply.to"},
+		{Subject: "a.*", Header: []byte("NATS/1.0\r\n\r\n"), Payload: []byte("xyz")},
+		{Subject: "a.d", Reply: "back", Header: []byte("NATS/1.0\r\n\r\n")},
+		{Subject: "a.e", Payload: []byte("end")},
 	} {
 		got := <-r
-		if got.subject != want.subject || got.reply != want.reply || !bytes.Equal(got.header, want.header) ||
-			!bytes.Equal(got.payload, want.payload) || (got.header == nil) != (want.header == nil) {
+		if got.Subject != want.Subject || got.Reply != want.Reply || !bytes.Equal(got.Header, want.Header) ||
+			!bytes.Equal(got.Payload, want.Payload) || (got.Header == nil) != (want.Header == nil) {
 			t.Fatalf("got %+v, want %+v", got, want)
 		}
 	}
@@ -152,7 +152,7 @@ func TestLinkDialsAgain(t *testing.T) {
 		"an absurd size":            func(p *serverEnd) { p.say("MSG a.b 1 99999999999999999999\r\n") },
 	} {
 		t.Run(name, func(t *testing.T) {
-			l, s, p := openLink(t, credentials{})
+			l, s, p := openLink(t, User{})
 			r := subscribe(t, l, p, "a.b", "", "SUB a.b 1")
 			end(p)
 			// The old connection must end, or the server would go on sending to it.
@@ -162,15 +162,15 @@ func TestLinkDialsAgain(t *testing.T) {
 			p = s.accept(t)
 			p.expect("SUB a.b 1")
 			p.say("MSG a.b 1 2\r\nok\r\n")
-			if m := <-r; string(m.payload) != "ok" {
-				t.Fatalf("got %q", m.payload)
+			if m := <-r; string(m.Payload) != "ok" {
+				t.Fatalf("got %q", m.Payload)
 			}
 		})
 	}
 }
 
 func TestLinkDialsUntilTheServerAnswers(t *testing.T) {
-	_, s, p := openLink(t, credentials{})
+	_, s, p := openLink(t, User{})
 	_ = p.conn.Close()
 	p = s.next(t)
 	p.say("-ERR 'too many connections'\r\n") // not an INFO
@@ -183,7 +183,7 @@ func TestLinkDialsUntilTheServerAnswers(t *testing.T) {
 }
 
 func TestLinkFlush(t *testing.T) {
-	l, s, p := openLink(t, credentials{})
+	l, s, p := openLink(t, User{})
 	type flush struct {
 		cancel context.CancelFunc
 		result chan error
@@ -191,7 +191,7 @@ func TestLinkFlush(t *testing.T) {
 	begin := func() flush {
 		ctx, cancel := context.WithCancel(t.Context())
 		f := flush{cancel, make(chan error, 1)}
-		go func() { f.result <- l.flush(ctx) }()
+		go func() { f.result <- l.Flush(ctx) }()
 		p.expect("PING")
 		return f
 	}
@@ -211,7 +211,7 @@ func TestLinkFlush(t *testing.T) {
 	default:
 	}
 	_ = p.conn.Close()
-	if err := <-third.result; !errors.Is(err, errLinkLost) {
+	if err := <-third.result; !errors.Is(err, errLost) {
 		t.Fatalf("a flush whose connection was cut: %v", err)
 	}
 	p = s.accept(t)
@@ -224,24 +224,24 @@ func TestLinkFlush(t *testing.T) {
 }
 
 func TestLinkAnswersPingsAndPassesErrorsOver(t *testing.T) {
-	l, _, p := openLink(t, credentials{})
+	l, _, p := openLink(t, User{})
 	r := subscribe(t, l, p, "a", "", "SUB a 1")
 	p.say("PING\r\n")
 	p.expect("PONG")
 	p.say("-ERR 'Slow Consumer'\r\n+OK\r\nINFO {}\r\nMSG a 1 1\r\nx\r\n")
-	if m := <-r; string(m.payload) != "x" {
-		t.Fatalf("got %q", m.payload)
+	if m := <-r; string(m.Payload) != "x" {
+		t.Fatalf("got %q", m.Payload)
 	}
 }
 
 // What was sent to a subscription before it ended is still handled; nothing
 // of it is subscribed to again.
 func TestLinkUnsubscribes(t *testing.T) {
-	l, s, p := openLink(t, credentials{})
+	l, s, p := openLink(t, User{})
 	a := subscribe(t, l, p, "a", "", "SUB a 1")
 	subscribe(t, l, p, "b", "", "SUB b 2")
 	result := make(chan error, 1)
-	go func() { result <- l.unsubscribe(t.Context(), 1) }()
+	go func() { result <- l.Unsubscribe(t.Context(), 1) }()
 	p.expect("UNSUB 1")
 	p.say("MSG a 1 4\r\nlate\r\n")
 	p.expect("PING")
@@ -249,8 +249,8 @@ func TestLinkUnsubscribes(t *testing.T) {
 	if err := <-result; err != nil {
 		t.Fatal(err)
 	}
-	if m := <-a; string(m.payload) != "late" {
-		t.Fatalf("got %q", m.payload)
+	if m := <-a; string(m.Payload) != "late" {
+		t.Fatalf("got %q", m.Payload)
 	}
 	p.say("MSG a 1 5\r\nnever\r\nPING\r\n")
 	p.expect("PONG")
@@ -266,41 +266,41 @@ func TestLinkUnsubscribes(t *testing.T) {
 
 func TestLinkCloses(t *testing.T) {
 	t.Run("while the server reads nothing", func(t *testing.T) {
-		l, _, p := openLink(t, credentials{})
+		l, _, p := openLink(t, User{})
 		result := make(chan error, 1)
-		go func() { result <- l.send([]byte("PUB a 1\r\nx\r\n")) }()
+		go func() { result <- l.Send([]byte("PUB a 1\r\nx\r\n")) }()
 		if c, err := p.r.ReadByte(); c != 'P' || err != nil { // it is in the middle of it
 			t.Fatal(c, err)
 		}
 		p.r = nil
-		l.close()
-		l.close()
+		l.Close()
+		l.Close()
 		<-result
-		if err := l.send([]byte("x")); !errors.Is(err, errLinkClosed) {
+		if err := l.Send([]byte("x")); !errors.Is(err, ErrClosed) {
 			t.Fatalf("send: %v", err)
 		}
-		if err := l.flush(t.Context()); !errors.Is(err, errLinkClosed) {
+		if err := l.Flush(t.Context()); !errors.Is(err, ErrClosed) {
 			t.Fatalf("flush: %v", err)
 		}
 	})
 	t.Run("while it shakes hands again", func(t *testing.T) {
-		l, s, p := openLink(t, credentials{})
+		l, s, p := openLink(t, User{})
 		_ = p.conn.Close()
 		s.next(t) // says nothing
-		l.close()
+		l.Close()
 	})
 	t.Run("while it can't dial", func(t *testing.T) {
-		l, s, p := openLink(t, credentials{})
+		l, s, p := openLink(t, User{})
 		_ = p.conn.Close()
 		_ = s.next(t).conn.Close()
-		l.close()
+		l.Close()
 	})
 }
 
 func TestLinkDoesNotOpen(t *testing.T) {
 	defer goleak.VerifyNone(t, goleak.IgnoreCurrent())
 	none := errors.New("nobody there")
-	if _, err := newLink("test", func() (net.Conn, error) { return nil, none }, func() credentials { return credentials{} }, slog.New(slog.DiscardHandler)); !errors.Is(err, none) {
+	if _, err := Open(Options{Name: "test", Dial: func() (net.Conn, error) { return nil, none }, User: func() User { return User{} }}, slog.New(slog.DiscardHandler)); !errors.Is(err, none) {
 		t.Fatalf("got %v", err)
 	}
 	for name, greeting := range map[string]string{
@@ -316,18 +316,18 @@ func TestLinkDoesNotOpen(t *testing.T) {
 			_, _ = conn.Write([]byte(greeting))
 			_ = conn.Close()
 		})
-		l, err := newLink("test", s.dial, func() credentials { return credentials{} }, slog.New(slog.DiscardHandler))
+		l, err := Open(Options{Name: "test", Dial: s.dial, User: func() User { return User{} }}, slog.New(slog.DiscardHandler))
 		if err == nil {
-			l.close()
+			l.Close()
 			t.Errorf("%s: no error", name)
 		}
 		talking.Wait()
 	}
 	s := newScripted()
-	missing := credentials{file: filepath.Join(t.TempDir(), "none.creds")}
+	missing := User{File: filepath.Join(t.TempDir(), "none.creds")}
 	var talking sync.WaitGroup
 	talking.Go(func() { s.next(t).say("INFO {\"nonce\":\"x\"}\r\n") })
-	if _, err := newLink("test", s.dial, func() credentials { return missing }, slog.New(slog.DiscardHandler)); !errors.Is(err, os.ErrNotExist) {
+	if _, err := Open(Options{Name: "test", Dial: s.dial, User: func() User { return missing }}, slog.New(slog.DiscardHandler)); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("missing credentials: %v", err)
 	}
 	talking.Wait()
@@ -336,12 +336,12 @@ func TestLinkDoesNotOpen(t *testing.T) {
 // Whoever writes while the server writes must get through: the server reads
 // from a link only as long as the link reads from it.
 func TestLinkReadsWhileItWrites(t *testing.T) {
-	l, _, p := openLink(t, credentials{})
+	l, _, p := openLink(t, User{})
 	const messages, size = 200, 100_000
 	got := make(chan struct{}, messages)
 	var err error
 	var subscribing sync.WaitGroup
-	subscribing.Go(func() { _, err = l.subscribe("a", "", func(*message) { got <- struct{}{} }) })
+	subscribing.Go(func() { _, err = l.Subscribe("a", "", func(*Message) { got <- struct{}{} }) })
 	p.expect("SUB a 1")
 	subscribing.Wait()
 	if err != nil {
@@ -351,7 +351,7 @@ func TestLinkReadsWhileItWrites(t *testing.T) {
 	var writing sync.WaitGroup
 	writing.Go(func() {
 		for range messages {
-			if err := l.send(appendPub(nil, "b", payload)); err != nil {
+			if err := l.Send(AppendPub(nil, "b", payload)); err != nil {
 				t.Error(err)
 			}
 		}
@@ -390,11 +390,11 @@ func FuzzReceive(f *testing.F) {
 			}
 		}
 		total := 0
-		l := &link{log: slog.New(slog.DiscardHandler), handlers: map[int]subscription{}}
-		l.handlers[1] = subscription{subject: "a", handle: func(m *message) {
-			total += len(m.header) + len(m.payload)
-			if len(m.header)+len(m.payload) > len(input) {
-				t.Fatalf("a message of %d bytes out of %d", len(m.header)+len(m.payload), len(input))
+		l := &Link{log: slog.New(slog.DiscardHandler), handlers: map[int]subscription{}}
+		l.handlers[1] = subscription{subject: "a", handle: func(m *Message) {
+			total += len(m.Header) + len(m.Payload)
+			if len(m.Header)+len(m.Payload) > len(input) {
+				t.Fatalf("a message of %d bytes out of %d", len(m.Header)+len(m.Payload), len(input))
 			}
 		}}
 		if err := l.read(bufio.NewReaderSize(strings.NewReader(input), 128<<10)); err == nil {
