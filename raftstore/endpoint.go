@@ -16,14 +16,14 @@ import (
 // endpoint is a group's end on its node's network: raft's connections, and who
 // is being served a fetch.
 type endpoint struct {
-	network  *Network
-	id       uint32
-	group    atomic.Pointer[Group] // nil until it is open
-	accepted chan net.Conn
-	beaten   atomic.Pointer[func(raft.RPC)] // raft's way to hear heartbeats
-	halt     *halt
+	network          *Network
+	id               uint32
+	group            atomic.Pointer[Group] // nil until it is open
+	accepted         chan net.Conn
+	heartbeatHandler atomic.Pointer[func(raft.RPC)] // raft's way to hear heartbeats
+	halt             *halt
 	// following says which heartbeats may take that way.
-	following following
+	bypass heartbeatBypass
 
 	dialing  context.Context // ends with interrupt: no more is dialed
 	stopDial context.CancelFunc

@@ -14,20 +14,20 @@ import (
 
 // Group is one replica of a Raft group, running.
 type Group struct {
-	node      string
-	log       *logStore
-	heartbeat time.Duration
-	election  time.Duration
-	raft      *raft.Raft
-	transport raft.Transport
-	network   *transport           // the transport, nil without a network
-	alone     *raft.InmemTransport // the transport, without one
-	marks     *marks
-	info      func(msg string, args ...any)
-	warn      func(msg string, args ...any)
-	closing   atomic.Bool
-	closeOnce sync.Once
-	closeErr  error
+	node             string
+	log              *logStore
+	heartbeatTimeout time.Duration
+	electionTimeout  time.Duration
+	raft             *raft.Raft
+	transport        raft.Transport
+	network          *transport           // the transport, nil without a network
+	alone            *raft.InmemTransport // the transport, without one
+	marks            *marks
+	info             func(msg string, args ...any)
+	warn             func(msg string, args ...any)
+	closing          atomic.Bool
+	closeOnce        sync.Once
+	closeErr         error
 
 	// entering is held by who puts something into raft's queue, and by Close
 	// to wait for them; it guards closed.
@@ -56,7 +56,7 @@ func Open(opts Options) (*Group, error) {
 	if Fetching(opts.Log) {
 		return nil, ErrFetching
 	}
-	g.heartbeat, g.election = opts.HeartbeatTimeout, opts.ElectionTimeout
+	g.heartbeatTimeout, g.electionTimeout = opts.HeartbeatTimeout, opts.ElectionTimeout
 	if err := g.connect(opts); err != nil {
 		return nil, err
 	}
@@ -108,7 +108,7 @@ func (g *Group) start(config *raft.Config, opts Options) (err error) {
 	}
 	g.log.raft.Store(g.raft)
 	if g.network != nil {
-		g.raft.RegisterObserver(raft.NewObserver(nil, false, g.network.end.following.forget))
+		g.raft.RegisterObserver(raft.NewObserver(nil, false, g.network.end.bypass.revoke))
 		g.network.use(g)
 	} else {
 		g.leadAlone()
@@ -203,7 +203,7 @@ func (g *Group) Applied() uint64 { return g.raft.AppliedIndex() }
 // way before the call, or lay unread while this process was stopped. So it only
 // has heartbeats sent here, and tells when leadership is lost.
 func (g *Group) VerifyLeader(ctx context.Context, term uint64) error {
-	defer g.hurry()()
+	defer g.expediteHeartbeats()()
 	began := time.Now()
 	for {
 		if err := g.await(ctx, g.raft.VerifyLeader, notLeading); err != nil {
@@ -235,11 +235,11 @@ func (g *Group) confirmed(term uint64, since time.Time) bool {
 }
 
 // hurry has heartbeats sent at once until done is called.
-func (g *Group) hurry() (done func()) {
+func (g *Group) expediteHeartbeats() (done func()) {
 	if g.network == nil {
 		return func() {}
 	}
-	return g.network.hurry()
+	return g.network.expediteHeartbeats()
 }
 
 func notLeading(err error) error { return fmt.Errorf("%w: %w", ErrNotLeader, err) }
@@ -409,7 +409,7 @@ func (g *Group) close(last func()) error {
 // timeout, and until then it takes none.
 func (g *Group) markLast() {
 	err := g.Mark()
-	for since := time.Now(); errors.Is(err, raft.ErrLeadershipTransferInProgress) && time.Since(since) < 4*g.election; err = g.Mark() {
+	for since := time.Now(); errors.Is(err, raft.ErrLeadershipTransferInProgress) && time.Since(since) < 4*g.electionTimeout; err = g.Mark() {
 		time.Sleep(markPause)
 	}
 	if err != nil {
@@ -441,7 +441,7 @@ func (g *Group) drain() {
 		// Cut off, a leader steps down, and all have their answer.
 		defer time.AfterFunc(drainPatience, g.network.end.interrupt).Stop()
 	}
-	defer g.hurry()()
+	defer g.expediteHeartbeats()()
 	_ = g.raft.Barrier(0).Error() // both queues are first in, first out
 	_ = g.raft.VerifyLeader().Error()
 }

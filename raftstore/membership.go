@@ -154,7 +154,7 @@ func (g *Group) reachable(node string) bool {
 		return false
 	}
 	since := time.Now().UnixNano() - g.contact(node)
-	return since < int64(contactWithin*g.heartbeat) && g.network.peer(raft.ServerID(node)).waited.Load() == 0
+	return since < int64(contactWithin*g.heartbeatTimeout) && g.network.peer(raft.ServerID(node)).waited.Load() == 0
 }
 
 func (g *Group) transferTo(ctx context.Context, node string) error {

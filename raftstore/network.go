@@ -28,10 +28,10 @@ type Network struct {
 	running sync.WaitGroup
 
 	// mu guards what follows.
-	mu      sync.Mutex
-	groups  map[uint32]*endpoint
-	beats   map[string]*beats // by peer
-	hearing map[string]int    // connections for heartbeats, by the node that sends them
+	mu             sync.Mutex
+	groups         map[uint32]*endpoint
+	batchers       map[string]*heartbeatBatcher // by peer
+	heartbeatConns map[string]int               // connections for heartbeats, by the node that sends them
 
 	starved  starvation
 	shortest time.Duration // of the groups' heartbeat timeouts; mu guards it
@@ -45,11 +45,11 @@ func NewNetwork(opts NetworkOptions) (*Network, error) {
 	if err != nil {
 		return nil, err
 	}
-	n := &Network{peers: peers, groups: map[uint32]*endpoint{}, beats: map[string]*beats{}, hearing: map[string]int{}}
+	n := &Network{peers: peers, groups: map[uint32]*endpoint{}, batchers: map[string]*heartbeatBatcher{}, heartbeatConns: map[string]int{}}
 	n.ctx, n.cancel = context.WithCancel(context.Background())
 	peers.Handle(peernet.Raft, peernet.Handler{Accept: n.hasGroup, Serve: n.serveGroup((*endpoint).deliver)})
 	peers.Handle(peernet.Fetch, peernet.Handler{Accept: n.hasGroup, Serve: n.serveGroup((*endpoint).serveFetch)})
-	peers.Handle(peernet.Heartbeats, peernet.Handler{Serve: n.serveBeats})
+	peers.Handle(peernet.Heartbeats, peernet.Handler{Serve: n.serveHeartbeats})
 	peers.Serve()
 	n.running.Go(n.watchStarvation)
 	return n, nil
@@ -65,8 +65,8 @@ func (n *Network) Close() error {
 	n.cancel() // releases handlers that wait for a group
 	err := n.peers.Close()
 	n.mu.Lock()
-	beats := make([]*beats, 0, len(n.beats))
-	for _, b := range n.beats {
+	beats := make([]*heartbeatBatcher, 0, len(n.batchers))
+	for _, b := range n.batchers {
 		beats = append(beats, b)
 	}
 	n.mu.Unlock()

@@ -21,8 +21,8 @@ import (
 const staggerShare = 5
 
 // lost is told that the connection broke over which a node has sent heartbeats.
-func (n *Network) lost(node string) {
-	if n.hears(node) || !n.peers.PortClosed(n.ctx, node) || n.hears(node) {
+func (n *Network) heartbeatConnEnded(node string) {
+	if n.hasHeartbeatConn(node) || !n.peers.PortClosed(n.ctx, node) || n.hasHeartbeatConn(node) {
 		return
 	}
 	n.mu.Lock()
@@ -34,10 +34,10 @@ func (n *Network) lost(node string) {
 }
 
 // hears tells whether a node has a connection for its heartbeats.
-func (n *Network) hears(node string) bool {
+func (n *Network) hasHeartbeatConn(node string) bool {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	return n.hearing[node] > 0
+	return n.heartbeatConns[node] > 0
 }
 
 // orphaned has this replica stand for election if its group's leader was on a
@@ -63,9 +63,9 @@ func (e *endpoint) orphaned(gone string) {
 	select {
 	case <-e.open.Done():
 		return
-	case <-time.After(time.Duration(turn) * g.heartbeat / staggerShare):
+	case <-time.After(time.Duration(turn) * g.heartbeatTimeout / staggerShare):
 	}
-	if g.follows(gone) && !e.network.hears(gone) {
+	if g.follows(gone) && !e.network.hasHeartbeatConn(gone) {
 		g.info("the leader's process is gone: standing for election", "leader", gone)
 		g.stand(e.open)
 	}

@@ -188,9 +188,9 @@ func (n *Network) adapt(now time.Time) {
 	}
 	n.mu.Unlock()
 	for _, g := range groups {
-		want := g.heartbeat
+		want := g.heartbeatTimeout
 		if g.raft.State() != raft.Leader { // it would send heartbeats less often
-			want = n.starved.timeout(g.heartbeat, now)
+			want = n.starved.timeout(g.heartbeatTimeout, now)
 		}
 		g.setTimeout(want)
 	}
@@ -200,11 +200,11 @@ func (n *Network) adapt(now time.Time) {
 // worth making.
 func (g *Group) setTimeout(want time.Duration) {
 	have := g.raft.ReloadableConfig()
-	if want != g.heartbeat && want < have.HeartbeatTimeout*5/4 && want > have.HeartbeatTimeout*3/5 ||
+	if want != g.heartbeatTimeout && want < have.HeartbeatTimeout*5/4 && want > have.HeartbeatTimeout*3/5 ||
 		want == have.HeartbeatTimeout {
 		return
 	}
-	have.HeartbeatTimeout, have.ElectionTimeout = want, max(want, g.election)
+	have.HeartbeatTimeout, have.ElectionTimeout = want, max(want, g.electionTimeout)
 	if err := g.raft.ReloadConfig(have); err != nil {
 		g.warn("the timeouts can't be adapted", "timeout", want, "err", err)
 	}

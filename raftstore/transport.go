@@ -43,8 +43,8 @@ type transport struct {
 	raft                   atomic.Pointer[raft.Raft]
 	// beatDelay is how long a heartbeat may wait for others, and patience how
 	// long for its answer.
-	beatDelay, patience time.Duration
-	heartbeatTimeout    time.Duration
+	heartbeatDelay, replyTimeout time.Duration
+	heartbeatTimeout             time.Duration
 	// urgent counts who waits for heartbeats to be answered.
 	urgent atomic.Int64
 	// transfers counts those of leadership that are under way.
@@ -105,8 +105,8 @@ func newTransport(e *endpoint, opts Options, u *unsynced) *transport {
 	}
 	t.NetworkTransport = raft.NewNetworkTransportWithConfig(&config)
 	t.heartbeatTimeout = opts.HeartbeatTimeout
-	t.beatDelay, t.patience = opts.HeartbeatTimeout/10, max(2*opts.HeartbeatTimeout, 500*time.Millisecond)
-	config.Stream, config.Timeout = stream{e, false}, t.patience
+	t.heartbeatDelay, t.replyTimeout = opts.HeartbeatTimeout/10, max(2*opts.HeartbeatTimeout, 500*time.Millisecond)
+	config.Stream, config.Timeout = stream{e, false}, t.replyTimeout
 	t.control = raft.NewNetworkTransportWithConfig(&config)
 	t.incoming = newIncoming(t.NetworkTransport.Consumer(), e.open, opts.Log, e.halt, opts.Full, e.network.peers.Warn)
 	return t
@@ -117,14 +117,14 @@ func (t *transport) use(g *Group) {
 	t.raft.Store(g.raft)
 	t.incoming.raft.Store(g.raft)
 	t.end.group.Store(g)
-	t.end.network.shorten(g.heartbeat)
+	t.end.network.shorten(g.heartbeatTimeout)
 }
 
 // Consumer gives what peers ask.
 func (t *transport) Consumer() <-chan raft.RPC { return t.incoming.out }
 
 // SetHeartbeatHandler implements raft.Transport.
-func (t *transport) SetHeartbeatHandler(f func(raft.RPC)) { t.end.beaten.Store(&f) }
+func (t *transport) SetHeartbeatHandler(f func(raft.RPC)) { t.end.heartbeatHandler.Store(&f) }
 
 // Close ends the transport and waits for what uses its connections.
 func (t *transport) Close() error {
@@ -191,7 +191,7 @@ func (t *transport) AppendEntries(id raft.ServerID, to raft.ServerAddress, q *ra
 		return err
 	}
 	if isHeartbeat(q) {
-		return t.heartbeat(id, to, q, a)
+		return t.sendHeartbeat(id, to, q, a)
 	}
 	q.LeaderCommitIndex = t.unsynced.cap(q.LeaderCommitIndex)
 	p := t.peer(id)
@@ -233,16 +233,16 @@ func isHeartbeat(q *raft.AppendEntriesRequest) bool {
 
 // heartbeat sends one. A peer that doesn't answer loses its other connections:
 // they are most likely as dead, and nothing else would tell for long.
-func (t *transport) heartbeat(id raft.ServerID, to raft.ServerAddress, q *raft.AppendEntriesRequest, a *raft.AppendEntriesResponse) error {
+func (t *transport) sendHeartbeat(id raft.ServerID, to raft.ServerAddress, q *raft.AppendEntriesRequest, a *raft.AppendEntriesResponse) error {
 	p := t.peer(id)
-	delay := t.beatDelay
+	delay := t.heartbeatDelay
 	if t.urgent.Load() > 0 {
 		delay = 0
 	}
-	beats := t.end.network.beatsTo(string(to))
+	beats := t.end.network.heartbeatsTo(string(to))
 	had := p.acks.has(q.Term)
 	term, asked := q.Term, time.Now()
-	one := beats.put(t.end.id, term, delay, func(a raft.AppendEntriesResponse) {
+	one := beats.enqueue(t.end.id, term, delay, func(a raft.AppendEntriesResponse) {
 		if a.Success && a.Term == term && a.LastLog < had {
 			_ = t.forgot(id, p, a.LastLog, had)
 		}
@@ -256,7 +256,7 @@ func (t *transport) heartbeat(id raft.ServerID, to raft.ServerAddress, q *raft.A
 		}
 		p.contact.Store(time.Now().UnixNano())
 	})
-	answer, err := beats.await(t.end.dialing, one, t.patience, t.heartbeatTimeout/4, func() bool { return t.starving(p, term) })
+	answer, err := beats.await(t.end.dialing, one, t.replyTimeout, t.heartbeatTimeout/4, func() bool { return t.starving(p, term) })
 	if err != nil {
 		p.missed.Add(1)
 		t.end.drop(string(to))
@@ -270,11 +270,11 @@ func (t *transport) heartbeat(id raft.ServerID, to raft.ServerAddress, q *raft.A
 }
 
 // hurry sends heartbeats at once until done is called.
-func (t *transport) hurry() (done func()) {
+func (t *transport) expediteHeartbeats() (done func()) {
 	t.urgent.Add(1)
 	for _, s := range t.raft.Load().GetConfiguration().Configuration().Servers {
 		if string(s.ID) != t.end.network.peers.Node() {
-			t.end.network.beatsTo(string(s.Address)).hurry()
+			t.end.network.heartbeatsTo(string(s.Address)).flushNow()
 		}
 	}
 	return func() { t.urgent.Add(-1) }

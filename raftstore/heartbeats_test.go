@@ -19,14 +19,14 @@ import (
 )
 
 // beatPeer is a node that heartbeats are sent to, as far as a test answers.
-type beatPeer struct {
+type heartbeatPeer struct {
 	t       *testing.T
 	network *peernet.Network
 	conns   chan *peernet.Conn
-	beats   *beats // the way to it
+	batcher *heartbeatBatcher // the way to it
 }
 
-func newBeatPeer(t *testing.T) *beatPeer {
+func newHeartbeatPeer(t *testing.T) *heartbeatPeer {
 	listen := func() net.Listener {
 		l, err := net.Listen("tcp", "127.0.0.1:0")
 		if err != nil {
@@ -34,7 +34,7 @@ func newBeatPeer(t *testing.T) *beatPeer {
 		}
 		return l
 	}
-	p := &beatPeer{t: t, conns: make(chan *peernet.Conn, 10)}
+	p := &heartbeatPeer{t: t, conns: make(chan *peernet.Conn, 10)}
 	var err error
 	p.network, err = peernet.New(peernet.Options{
 		Node: "n2", Cluster: "c", Key: testKey, Listener: listen(),
@@ -52,7 +52,7 @@ func newBeatPeer(t *testing.T) *beatPeer {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p.beats = n.beatsTo("n2")
+	p.batcher = n.heartbeatsTo("n2")
 	t.Cleanup(func() {
 		if err := errors.Join(p.network.Close(), n.Close()); err != nil {
 			t.Error(err)
@@ -62,7 +62,7 @@ func newBeatPeer(t *testing.T) *beatPeer {
 }
 
 // accept returns the connection that is made to the peer.
-func (p *beatPeer) accept() *peernet.Conn {
+func (p *heartbeatPeer) accept() *peernet.Conn {
 	p.t.Helper()
 	c := within(p.t, "a connection", p.conns)
 	p.t.Cleanup(func() { _ = c.Close() })
@@ -82,13 +82,13 @@ type sent struct {
 
 // send sends a heartbeat of each group, in term 10 times its number, that wait
 // until they are hurried or ring.
-func (p *beatPeer) send(delay, patience time.Duration, groups ...uint32) <-chan sent {
+func (p *heartbeatPeer) send(delay, patience time.Duration, groups ...uint32) <-chan sent {
 	outcomes := make(chan sent, len(groups))
 	var all sync.WaitGroup
 	for _, g := range groups {
-		one := p.beats.put(g, 10*uint64(g), delay, nil)
+		one := p.batcher.enqueue(g, 10*uint64(g), delay, nil)
 		all.Go(func() {
-			a, err := p.beats.await(context.Background(), one, patience, patience, never)
+			a, err := p.batcher.await(context.Background(), one, patience, patience, never)
 			outcomes <- sent{g, a, err}
 		})
 	}
@@ -106,23 +106,23 @@ func reply(t *testing.T, l *peernet.Conn, records ...[]byte) {
 
 func TestHeartbeatsShareAMessage(t *testing.T) {
 	t.Parallel()
-	p := newBeatPeer(t)
+	p := newHeartbeatPeer(t)
 	outcomes := p.send(time.Hour, time.Hour, 1, 2, 3)
-	p.beats.hurry()
+	p.batcher.flushNow()
 	l := p.accept()
-	records, err := readRecords(l, beatSize)
-	if err != nil || len(records) != 3*beatSize {
+	records, err := readRecords(l, heartbeatSize)
+	if err != nil || len(records) != 3*heartbeatSize {
 		t.Fatalf("%d bytes, %v, want 3 in one message", len(records), err)
 	}
 	// The last is answered first, group 1 is not there, 2 follows another.
-	all := slices.Collect(slices.Chunk(records, beatSize))
+	all := slices.Collect(slices.Chunk(records, heartbeatSize))
 	slices.Reverse(all)
 	for _, r := range all {
 		group, term := binary.BigEndian.Uint32(r[4:]), binary.BigEndian.Uint64(r[8:])
 		if term != 10*uint64(group) {
 			t.Errorf("group %d is in term %d", group, term)
 		}
-		a := append(slices.Clone(r[:4]), []byte{0, beatNoGroup, beatRefused, beatHeard}[group])
+		a := append(slices.Clone(r[:4]), []byte{0, heartbeatNoGroup, heartbeatRejected, heartbeatAccepted}[group])
 		a = binary.BigEndian.AppendUint64(a, term+1)
 		reply(t, l, binary.BigEndian.AppendUint64(a, 99))
 	}
@@ -141,8 +141,8 @@ func TestHeartbeatsShareAMessage(t *testing.T) {
 	}
 	// What comes next goes over the same connection.
 	next := p.send(0, time.Hour, 4)
-	records, err = readRecords(l, beatSize)
-	if err != nil || len(records) != beatSize {
+	records, err = readRecords(l, heartbeatSize)
+	if err != nil || len(records) != heartbeatSize {
 		t.Fatalf("%d bytes, %v, want another message", len(records), err)
 	}
 	_ = l.Close()
@@ -153,18 +153,18 @@ func TestHeartbeatsShareAMessage(t *testing.T) {
 
 func TestAPeerThatIsSilentLosesItsConnection(t *testing.T) {
 	t.Parallel()
-	p := newBeatPeer(t)
+	p := newHeartbeatPeer(t)
 	long := p.send(time.Hour, time.Hour, 1)
-	p.beats.hurry()
+	p.batcher.flushNow()
 	l := p.accept()
-	if _, err := readRecords(l, beatSize); err != nil {
+	if _, err := readRecords(l, heartbeatSize); err != nil {
 		t.Fatal(err)
 	}
 	short := p.send(0, 10*time.Millisecond, 2)
-	if o := <-short; !errors.Is(o.err, errNoBeat) {
+	if o := <-short; !errors.Is(o.err, errNoHeartbeatReply) {
 		t.Errorf("it ended with %v", o.err)
 	}
-	if o := <-long; !errors.Is(o.err, errNoBeat) {
+	if o := <-long; !errors.Is(o.err, errNoHeartbeatReply) {
 		t.Errorf("what waited on the same connection ended with %v", o.err)
 	}
 	if _, err := io.Copy(io.Discard, l); err != nil {
@@ -172,11 +172,11 @@ func TestAPeerThatIsSilentLosesItsConnection(t *testing.T) {
 	}
 	// The next one gets another.
 	again := p.send(0, time.Hour, 3)
-	r, err := readRecords(p.accept(), beatSize)
+	r, err := readRecords(p.accept(), heartbeatSize)
 	if err != nil || binary.BigEndian.Uint32(r[4:]) != 3 {
 		t.Errorf("%x, %v", r, err)
 	}
-	p.beats.doubt(time.Now().Add(time.Hour))
+	p.batcher.dropIfSilent(time.Now().Add(time.Hour))
 	if o := <-again; o.err == nil {
 		t.Error("it was answered")
 	}
@@ -184,7 +184,7 @@ func TestAPeerThatIsSilentLosesItsConnection(t *testing.T) {
 
 func TestHeartbeatsOfANodeThatIsAway(t *testing.T) {
 	t.Parallel()
-	p := newBeatPeer(t)
+	p := newHeartbeatPeer(t)
 	_ = p.network.Close()
 	for range 2 {
 		if o := <-p.send(0, time.Hour, 1); o.err == nil {
@@ -193,18 +193,18 @@ func TestHeartbeatsOfANodeThatIsAway(t *testing.T) {
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	cancel()
-	if _, err := p.beats.await(ctx, p.beats.put(1, 1, time.Hour, nil), time.Hour, time.Hour, never); !errors.Is(err, context.Canceled) {
+	if _, err := p.batcher.await(ctx, p.batcher.enqueue(1, 1, time.Hour, nil), time.Hour, time.Hour, never); !errors.Is(err, context.Canceled) {
 		t.Errorf("cancelled: %v", err)
 	}
 }
 
-func FuzzBeatRecords(f *testing.F) {
+func FuzzHeartbeatRecords(f *testing.F) {
 	f.Add([]byte{0, 0, 0, 1, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16})
 	f.Add([]byte{0, 0, 0, 0})
 	f.Add([]byte{0xff, 0xff, 0xff, 0xff})
 	f.Fuzz(func(t *testing.T, b []byte) {
-		records, err := readRecords(bytes.NewReader(b), beatSize)
-		if err == nil && (len(records) == 0 || len(records)%beatSize != 0 || len(records) > maxBeats*beatSize) {
+		records, err := readRecords(bytes.NewReader(b), heartbeatSize)
+		if err == nil && (len(records) == 0 || len(records)%heartbeatSize != 0 || len(records) > maxHeartbeatBatch*heartbeatSize) {
 			t.Errorf("%d bytes of records", len(records))
 		}
 	})

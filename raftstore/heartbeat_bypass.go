@@ -26,22 +26,22 @@ import (
 // until raft's handler has returned. It also raises epoch, so that an answer of
 // the main goroutine that was on its way meanwhile is not taken for a new
 // permission.
-type following struct {
+type heartbeatBypass struct {
 	mu     sync.Mutex
 	epoch  uint64 // counts how often raft has forgotten its leader
 	term   uint64 // of the leader that is followed; 0 if none is known to be
 	leader string
 
 	// waiting counts heartbeats on their way through the main goroutine.
-	waiting atomic.Int64
+	queued atomic.Int64
 }
 
 // maxBeatsWaiting bounds how many heartbeats of a group wait for raft's main
 // goroutine. A leader has given up the first long before there are as many.
-const maxBeatsWaiting = 64
+const maxQueuedHeartbeats = 64
 
 // forget withdraws the permission. It is raft's observer.
-func (f *following) forget(o *raft.Observation) bool {
+func (f *heartbeatBypass) revoke(o *raft.Observation) bool {
 	if l, is := o.Data.(raft.LeaderObservation); is && l.LeaderID == "" {
 		f.mu.Lock()
 		f.epoch++
@@ -52,7 +52,7 @@ func (f *following) forget(o *raft.Observation) bool {
 }
 
 // now returns the current epoch.
-func (f *following) now() uint64 {
+func (f *heartbeatBypass) currentEpoch() uint64 {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return f.epoch
@@ -60,7 +60,7 @@ func (f *following) now() uint64 {
 
 // follow notes that raft's main goroutine has followed a leader in a term, at
 // some time after the epoch was read.
-func (f *following) follow(epoch, term uint64, leader string) {
+func (f *heartbeatBypass) allow(epoch, term uint64, leader string) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.epoch == epoch {
@@ -70,11 +70,11 @@ func (f *following) follow(epoch, term uint64, leader string) {
 
 // beside answers a heartbeat beside raft's main goroutine; false says that it
 // has to go through it.
-func (e *endpoint) beside(from string, q *raft.AppendEntriesRequest) (a raft.AppendEntriesResponse, ok bool) {
-	f := &e.following
+func (e *endpoint) bypassMain(from string, q *raft.AppendEntriesRequest) (a raft.AppendEntriesResponse, ok bool) {
+	f := &e.bypass
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	g, handle := e.group.Load(), e.beaten.Load()
+	g, handle := e.group.Load(), e.heartbeatHandler.Load()
 	if g == nil || handle == nil || from == "" || f.term != q.Term || f.leader != from ||
 		g.raft.State() != raft.Follower || g.raft.CurrentTerm() != q.Term {
 		return a, false
@@ -93,15 +93,15 @@ func (e *endpoint) beside(from string, q *raft.AppendEntriesRequest) (a raft.App
 
 // through passes a heartbeat to raft's main goroutine and waits for the answer,
 // as long as the leader does. False says that there was none.
-func (e *endpoint) through(from string, q *raft.AppendEntriesRequest) (a raft.AppendEntriesResponse, ok bool) {
-	f := &e.following
-	defer f.waiting.Add(-1)
+func (e *endpoint) askMain(from string, q *raft.AppendEntriesRequest) (a raft.AppendEntriesResponse, ok bool) {
+	f := &e.bypass
+	defer f.queued.Add(-1)
 	g := e.group.Load()
-	if f.waiting.Add(1) > maxBeatsWaiting || g == nil {
+	if f.queued.Add(1) > maxQueuedHeartbeats || g == nil {
 		return a, false
 	}
-	epoch := f.now()
-	patience := time.NewTimer(g.network.patience)
+	epoch := f.currentEpoch()
+	patience := time.NewTimer(g.network.replyTimeout)
 	defer patience.Stop()
 	answered := make(chan raft.RPCResponse, 1)
 	rpc := raft.RPC{Command: q, RespChan: answered}
@@ -115,7 +115,7 @@ func (e *endpoint) through(from string, q *raft.AppendEntriesRequest) (a raft.Ap
 				return a, false
 			}
 			if full.Success {
-				f.follow(epoch, q.Term, from)
+				f.allow(epoch, q.Term, from)
 			}
 			return *full, true
 		case <-patience.C:

@@ -87,7 +87,7 @@ func TestANewerTermWaitsForRaftsMainGoroutine(t *testing.T) {
 	n := g.network.end.network
 	var answers []byte
 	heard := make(chan bool, 1)
-	go func() { heard <- n.hear(&answers, 1, "n2", 1, term+5) }()
+	go func() { heard <- n.handleNow(&answers, 1, "n2", 1, term+5) }()
 	eventually(t, "the heartbeat is looked at", func() bool { return len(heard) > 0 || !g.Leading() })
 	if !g.Leading() || g.Term() != term {
 		t.Fatalf("beside its main goroutine raft became %v of term %d", g.raft.State(), g.Term())
@@ -96,14 +96,14 @@ func TestANewerTermWaitsForRaftsMainGoroutine(t *testing.T) {
 		t.Fatalf("it was answered beside raft's main goroutine: %x", answers)
 	}
 	through := make(chan []byte, 1)
-	go func() { through <- n.hearThrough(1, "n2", 1, term+5) }()
+	go func() { through <- n.handleInMain(1, "n2", 1, term+5) }()
 	open(nil)
 	passed := make(chan error, 1)
 	go func() { passed <- barrier.Error() }()
 	if err := within(t, "the barrier", passed); err != nil && !errors.Is(err, raft.ErrLeadershipLost) {
 		t.Errorf("the barrier: %v", err)
 	}
-	if a := within(t, "an answer through the main goroutine", through); len(a) != beatReplySize || a[4] != beatHeard {
+	if a := within(t, "an answer through the main goroutine", through); len(a) != heartbeatReplySize || a[4] != heartbeatAccepted {
 		t.Errorf("the answer is %x", a)
 	}
 	eventually(t, "the newer term", func() bool { return g.Term() >= term+5 })
@@ -121,7 +121,7 @@ func TestHeartbeatsDoNotRaceWithElections(t *testing.T) {
 	beside := 0
 	for round := range 40 {
 		term := g.Term() + 1
-		if a := n.hearThrough(1, "n2", 1, term); len(a) == 0 || a[4] != beatHeard {
+		if a := n.handleInMain(1, "n2", 1, term); len(a) == 0 || a[4] != heartbeatAccepted {
 			continue // it stood for election just then
 		}
 		var hammering sync.WaitGroup
@@ -136,7 +136,7 @@ func TestHeartbeatsDoNotRaceWithElections(t *testing.T) {
 					default:
 					}
 					var answers []byte
-					if n.hear(&answers, 1, "n2", 1, term) {
+					if n.handleNow(&answers, 1, "n2", 1, term) {
 						heard[i]++
 					}
 				}
@@ -145,7 +145,7 @@ func TestHeartbeatsDoNotRaceWithElections(t *testing.T) {
 		if round%2 == 0 {
 			g.stand(t.Context())
 		} else {
-			n.hearThrough(1, "n3", 1, term+1)
+			n.handleInMain(1, "n3", 1, term+1)
 		}
 		eventually(t, "another term", func() bool { return g.Term() > term })
 		close(done)
@@ -169,18 +169,18 @@ func TestNoHeartbeatIsAnsweredBesideAnElectionThatBegins(t *testing.T) {
 	g, _ := lonely(t, time.Second, "n1", "n2", "n3")
 	e := g.network.end
 	n, term := e.network, g.Term()+1
-	if a := n.hearThrough(1, "n2", 1, term); len(a) == 0 || a[4] != beatHeard {
+	if a := n.handleInMain(1, "n2", 1, term); len(a) == 0 || a[4] != heartbeatAccepted {
 		t.Fatalf("the first heartbeat is answered with %x", a)
 	}
 	var answers []byte
-	if !n.hear(&answers, 1, "n2", 1, term) || answers[4] != beatHeard {
+	if !n.handleNow(&answers, 1, "n2", 1, term) || answers[4] != heartbeatAccepted {
 		t.Fatal("a heartbeat of the leader that is followed was not answered beside raft")
 	}
 	begun, goOn := make(chan struct{}), make(chan struct{})
 	var once sync.Once
 	g.raft.RegisterObserver(raft.NewObserver(nil, false, func(o *raft.Observation) bool {
 		if l, is := o.Data.(raft.LeaderObservation); is && l.LeaderID == "" {
-			e.following.forget(o) // whichever of the two observers comes first
+			e.bypass.revoke(o) // whichever of the two observers comes first
 			once.Do(func() { close(begun); <-goOn })
 		}
 		return false
@@ -192,7 +192,7 @@ func TestNoHeartbeatIsAnsweredBesideAnElectionThatBegins(t *testing.T) {
 		t.Fatalf("it is %v in term %d already", state, g.Term())
 	}
 	for _, from := range []string{"n2", "n3"} {
-		if answers = nil; n.hear(&answers, 1, from, 1, term) {
+		if answers = nil; n.handleNow(&answers, 1, from, 1, term) {
 			t.Errorf("a heartbeat of %s was answered: %x", from, answers)
 		}
 	}
