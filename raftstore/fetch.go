@@ -112,8 +112,8 @@ func (f *fetcher) ask() error {
 		return err
 	}
 	k := f.marker
-	if own := max(storedTerm(f.log), f.owed.OwedTerm); leaps(own, k.Term) {
-		return fmt.Errorf("%w: its marker is of term %d, this replica is in term %d: %w", errFetch, k.Term, own, errLeap)
+	if own := max(storedTerm(f.log), f.owed.OwedTerm); implausibleTerm(own, k.Term) {
+		return fmt.Errorf("%w: its marker is of term %d, this replica is in term %d: %w", errFetch, k.Term, own, errImplausibleTerm)
 	}
 	if k.Term < f.owed.OwedTerm || k.Term == f.owed.OwedTerm && k.Index < f.owed.OwedIndex {
 		return fmt.Errorf("%w: its marker is at entry %d of term %d, and this replica had entry %d of term %d",

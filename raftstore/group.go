@@ -21,7 +21,7 @@ type Group struct {
 	raft             *raft.Raft
 	transport        raft.Transport
 	network          *transport           // the transport, nil without a network
-	alone            *raft.InmemTransport // the transport, without one
+	inmem            *raft.InmemTransport // the transport, without one
 	marks            *marks
 	info             func(msg string, args ...any)
 	warn             func(msg string, args ...any)
@@ -43,7 +43,7 @@ type Group struct {
 // being fetched: see [Fetching]. An error that wraps [wal.ErrDamaged] says that
 // the log can't be read.
 func Open(opts Options) (*Group, error) {
-	g := &Group{node: opts.Node, log: &logStore{log: opts.Log, alone: opts.Network == nil, halt: &halt{contradicted: opts.Contradicted}}, info: func(string, ...any) {}, warn: func(string, ...any) {}}
+	g := &Group{node: opts.Node, log: &logStore{log: opts.Log, standalone: opts.Network == nil, halt: &halt{contradicted: opts.Contradicted}}, info: func(string, ...any) {}, warn: func(string, ...any) {}}
 	g.log.halt.ask(opts.Halted)
 	if opts.Logger != nil {
 		g.info, g.warn = opts.Logger.Info, opts.Logger.Warn
@@ -68,8 +68,8 @@ func Open(opts Options) (*Group, error) {
 
 func (g *Group) connect(opts Options) error {
 	if opts.Network == nil {
-		_, g.alone = raft.NewInmemTransport(raft.ServerAddress(opts.Node))
-		g.transport = g.alone
+		_, g.inmem = raft.NewInmemTransport(raft.ServerAddress(opts.Node))
+		g.transport = g.inmem
 		return nil
 	}
 	if name := opts.Network.peers.Node(); name != opts.Node {
@@ -111,7 +111,7 @@ func (g *Group) start(config *raft.Config, opts Options) (err error) {
 		g.raft.RegisterObserver(raft.NewObserver(nil, false, g.network.end.bypass.revoke))
 		g.network.use(g)
 	} else {
-		g.leadAlone()
+		g.leadStandalone()
 	}
 	return nil
 }
@@ -324,7 +324,7 @@ func (g *Group) Behind() <-chan struct{} {
 	if g.network == nil {
 		return nil
 	}
-	return g.network.incoming.behind
+	return g.network.filter.behind
 }
 
 // Status is how a replica sees its group.

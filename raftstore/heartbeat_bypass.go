@@ -105,7 +105,7 @@ func (e *endpoint) askMain(from string, q *raft.AppendEntriesRequest) (a raft.Ap
 	defer patience.Stop()
 	answered := make(chan raft.RPCResponse, 1)
 	rpc := raft.RPC{Command: q, RespChan: answered}
-	for out := g.network.incoming.out; ; {
+	for out := g.network.filter.out; ; {
 		select {
 		case out <- rpc:
 			out = nil

@@ -143,7 +143,7 @@ func TestHeartbeatsDoNotRaceWithElections(t *testing.T) {
 			})
 		}
 		if round%2 == 0 {
-			g.stand(t.Context())
+			g.campaign(t.Context())
 		} else {
 			n.handleInMain(1, "n3", 1, term+1)
 		}
@@ -186,7 +186,7 @@ func TestNoHeartbeatIsAnsweredBesideAnElectionThatBegins(t *testing.T) {
 		return false
 	}))
 	defer close(goOn)
-	go g.stand(t.Context())
+	go g.campaign(t.Context())
 	<-begun
 	if state := g.raft.State(); state != raft.Follower || g.Term() != term {
 		t.Fatalf("it is %v in term %d already", state, g.Term())

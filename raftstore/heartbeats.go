@@ -381,7 +381,7 @@ func (n *Network) handleNow(to *[]byte, id uint32, from string, group uint32, te
 		return true
 	}
 	defer e.users.Done()
-	if e.halt.err() != nil || e.refusesTerm(term) {
+	if e.halt.err() != nil || e.rejectsTerm(term) {
 		*to = appendHeartbeatReply(*to, id, heartbeatNoGroup, raft.AppendEntriesResponse{})
 		return true
 	}

@@ -22,7 +22,7 @@ type logStore struct {
 	unsynced unsynced
 	failed   sync.Once
 	// alone says that there is no network, and so no other voter.
-	alone bool
+	standalone bool
 	// recent are the newest entries stored, by index modulo its length: each is
 	// soon read again, for every follower, to be applied, and as the one before
 	// the next.
@@ -231,7 +231,7 @@ func (s *logStore) Set(key, value []byte) error {
 	if err == nil {
 		err = s.set(string(key), value)
 	}
-	if s.alone && errors.Is(err, wal.ErrNoSpace) {
+	if s.standalone && errors.Is(err, wal.ErrNoSpace) {
 		// Raft keeps votes here, and would wait for an election to time out. Nobody
 		// else hears of this vote, and before there is room nothing comes of it.
 		return nil

@@ -220,7 +220,7 @@ func TestATermThatFoundNoRoomGoesFirst(t *testing.T) {
 	if err := s.SetUint64([]byte("LastVoteTerm"), 2); !errors.Is(err, wal.ErrNoSpace) {
 		t.Fatalf("a vote in a term that is not stored: %v", err)
 	}
-	s.alone = true // the vote is for itself, and the entry that makes it lead is not stored either
+	s.standalone = true // the vote is for itself, and the entry that makes it lead is not stored either
 	if err := errors.Join(s.SetUint64([]byte("LastVoteTerm"), 2), s.Set([]byte("LastVoteCand"), []byte("n1"))); err != nil {
 		t.Fatalf("the only voter's vote: %v", err)
 	}

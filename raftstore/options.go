@@ -67,7 +67,7 @@ type Options struct {
 
 const (
 	// aloneTimeout is the timeout of a group without a network.
-	aloneTimeout = time.Minute
+	standaloneTimeout = time.Minute
 	// markNever is how often raft looks by the clock whether to mark: marks.go does.
 	markNever = 365 * 24 * time.Hour
 	// commitTimeout is about how long a follower waits to hear that the last
@@ -81,7 +81,7 @@ const (
 // filled gives the options with their defaults, and raft's configuration.
 func (o Options) filled() (Options, *raft.Config, error) {
 	if o.HeartbeatTimeout == 0 {
-		o.HeartbeatTimeout = aloneTimeout
+		o.HeartbeatTimeout = standaloneTimeout
 		if o.Network != nil {
 			o.HeartbeatTimeout = 500 * time.Millisecond
 		}

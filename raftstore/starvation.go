@@ -20,7 +20,7 @@ import (
 //     a lost connection. It leads for as long as its followers wait.
 //
 // Only the speed of a failover depends on this. A leader whose process dies is
-// replaced at once as ever, since its connections break (orphans.go), and reads
+// replaced at once as ever, since its connections break (failover.go), and reads
 // that must be current are confirmed by real answers ([Group.VerifyLeader]).
 const (
 	// starvationTick is how often the node measures how late it runs.

@@ -36,7 +36,7 @@ type transport struct {
 	*raft.NetworkTransport // entries; and all that peers send
 	control                *raft.NetworkTransport
 	end                    *endpoint
-	incoming               *incoming
+	filter                 *rpcFilter
 	recent                 func(index uint64) bool // whether an entry is in memory
 	unsynced               *unsynced
 	throttle               func(ctx context.Context, bytes int) error // waits until old entries may be sent
@@ -108,20 +108,20 @@ func newTransport(e *endpoint, opts Options, u *unsynced) *transport {
 	t.heartbeatDelay, t.replyTimeout = opts.HeartbeatTimeout/10, max(2*opts.HeartbeatTimeout, 500*time.Millisecond)
 	config.Stream, config.Timeout = stream{e, false}, t.replyTimeout
 	t.control = raft.NewNetworkTransportWithConfig(&config)
-	t.incoming = newIncoming(t.NetworkTransport.Consumer(), e.open, opts.Log, e.halt, opts.Full, e.network.peers.Warn)
+	t.filter = newRPCFilter(t.NetworkTransport.Consumer(), e.open, opts.Log, e.halt, opts.Full, e.network.peers.Warn)
 	return t
 }
 
 // use tells the transport, and who it lets in, of the group that runs on it.
 func (t *transport) use(g *Group) {
 	t.raft.Store(g.raft)
-	t.incoming.raft.Store(g.raft)
+	t.filter.raft.Store(g.raft)
 	t.end.group.Store(g)
 	t.end.network.shorten(g.heartbeatTimeout)
 }
 
 // Consumer gives what peers ask.
-func (t *transport) Consumer() <-chan raft.RPC { return t.incoming.out }
+func (t *transport) Consumer() <-chan raft.RPC { return t.filter.out }
 
 // SetHeartbeatHandler implements raft.Transport.
 func (t *transport) SetHeartbeatHandler(f func(raft.RPC)) { t.end.heartbeatHandler.Store(&f) }
@@ -135,7 +135,7 @@ func (t *transport) Close() error {
 		pool.CloseStreams()
 	}
 	t.end.close()
-	t.incoming.wait()
+	t.filter.wait()
 	return nil
 }
 
@@ -156,7 +156,7 @@ func (t *transport) RequestVote(id raft.ServerID, to raft.ServerAddress, q *raft
 		return err
 	}
 	err := t.control.RequestVote(id, to, q, a)
-	return t.sane(id, a.Term, err)
+	return t.checkTerm(id, a.Term, err)
 }
 
 // RequestPreVote implements raft.WithPreVote.
@@ -165,16 +165,16 @@ func (t *transport) RequestPreVote(id raft.ServerID, to raft.ServerAddress, q *r
 		return err
 	}
 	err := t.control.RequestPreVote(id, to, q, a)
-	return t.sane(id, a.Term, err)
+	return t.checkTerm(id, a.Term, err)
 }
 
 // sane refuses an answer to a vote whose term leaps: raft would adopt it.
-func (t *transport) sane(id raft.ServerID, term uint64, err error) error {
-	if err != nil || !leaps(t.incoming.term(), term) {
+func (t *transport) checkTerm(id raft.ServerID, term uint64, err error) error {
+	if err != nil || !implausibleTerm(t.filter.term(), term) {
 		return err
 	}
-	t.end.network.peers.Warn("a peer's answer is refused: its term leaps", "peer", id, "term", term, "own", t.incoming.term())
-	return errLeap
+	t.end.network.peers.Warn("a peer's answer is refused: its term leaps", "peer", id, "term", term, "own", t.filter.term())
+	return errImplausibleTerm
 }
 
 // TimeoutNow implements raft.Transport.

@@ -14,37 +14,37 @@ import (
 // nothing has changed.
 
 // standAgain is how long a replica without a network waits until it stands again.
-const standAgain = time.Second
+const campaignRetry = time.Second
 
 // leadAlone has the replica lead whenever it can.
-func (g *Group) leadAlone() {
+func (g *Group) leadStandalone() {
 	if !slices.Contains(g.replicas(), Replica{Name: g.node, Voter: true}) {
 		return
 	}
 	g.raft.RegisterObserver(raft.NewObserver(nil, false, func(o *raft.Observation) bool {
 		if state, is := o.Data.(raft.RaftState); is && state == raft.Follower {
-			time.AfterFunc(standAgain, g.elect)
+			time.AfterFunc(campaignRetry, g.campaignStandalone)
 		}
 		return false
 	}))
-	g.elect()
+	g.campaignStandalone()
 }
 
 // elect has the replica stand for election unless it leads. It is told so as a
 // follower is that its leader hands over to.
-func (g *Group) elect() {
+func (g *Group) campaignStandalone() {
 	if g.closing.Load() || g.Leading() {
 		return
 	}
 	address, caller := raft.NewInmemTransport("")
 	defer caller.Close()
-	self := g.alone.LocalAddr()
-	caller.Connect(self, g.alone)
+	self := g.inmem.LocalAddr()
+	caller.Connect(self, g.inmem)
 	request := raft.TimeoutNowRequest{RPCHeader: raft.RPCHeader{
-		ProtocolVersion: raft.ProtocolVersionMax, ID: []byte(g.node), Addr: g.alone.EncodePeer(raft.ServerID(g.node), address),
+		ProtocolVersion: raft.ProtocolVersionMax, ID: []byte(g.node), Addr: g.inmem.EncodePeer(raft.ServerID(g.node), address),
 	}}
 	if err := caller.TimeoutNow(raft.ServerID(g.node), self, &request, &raft.TimeoutNowResponse{}); err != nil && !g.closing.Load() {
 		g.warn("the replica could not stand for election and tries again", "err", err)
-		time.AfterFunc(standAgain, g.elect)
+		time.AfterFunc(campaignRetry, g.campaignStandalone)
 	}
 }

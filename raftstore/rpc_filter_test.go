@@ -36,7 +36,7 @@ func entries(from, to uint64) (all []*raft.Log) {
 }
 
 func TestRequestsThatBeginBeforeTheHead(t *testing.T) {
-	i := &incoming{log: trimmed(t)}
+	i := &rpcFilter{log: trimmed(t)}
 	for what, c := range map[string]struct {
 		prev, first, last           uint64 // of the request
 		wantPrev, wantTerm, wantOne uint64 // and then
@@ -51,7 +51,7 @@ func TestRequestsThatBeginBeforeTheHead(t *testing.T) {
 		"right behind it":         {10, 11, 12, 10, 1, 11, 2},
 	} {
 		q := &raft.AppendEntriesRequest{PrevLogEntry: c.prev, PrevLogTerm: 1 + c.prev/11, Entries: entries(c.first, c.last)}
-		if !i.pass(&raft.RPC{Command: q}) {
+		if !i.filter(&raft.RPC{Command: q}) {
 			t.Errorf("%s: raft is not to see it", what)
 		}
 		if q.PrevLogEntry != c.wantPrev || q.PrevLogTerm != c.wantTerm || len(q.Entries) != c.left ||
@@ -64,7 +64,7 @@ func TestRequestsThatBeginBeforeTheHead(t *testing.T) {
 // A replica's log may be longer than what a request covers, with entries that
 // another leader has replaced: they are not committed by it.
 func TestOnlyWhatARequestCoversIsCommitted(t *testing.T) {
-	i := &incoming{log: trimmed(t)}
+	i := &rpcFilter{log: trimmed(t)}
 	for what, c := range map[string]struct {
 		prev, first, last, commit, want uint64
 	}{
@@ -74,7 +74,7 @@ func TestOnlyWhatARequestCoversIsCommitted(t *testing.T) {
 		"less than it has":     {12, 13, 15, 13, 13},
 	} {
 		q := &raft.AppendEntriesRequest{PrevLogEntry: c.prev, PrevLogTerm: 1 + c.prev/11, Entries: entries(c.first, c.last), LeaderCommitIndex: c.commit}
-		if !i.pass(&raft.RPC{Command: q}) || q.LeaderCommitIndex != c.want {
+		if !i.filter(&raft.RPC{Command: q}) || q.LeaderCommitIndex != c.want {
 			t.Errorf("%s: committed up to %d, want %d", what, q.LeaderCommitIndex, c.want)
 		}
 	}
@@ -93,11 +93,11 @@ func TestMarkersFromALeader(t *testing.T) {
 		"another one there":      {15, 3, false},
 		"another one at its end": {20, 7, false},
 	} {
-		i := &incoming{log: trimmed(t), behind: make(chan struct{})}
+		i := &rpcFilter{log: trimmed(t), behind: make(chan struct{})}
 		answers := make(chan raft.RPCResponse, 1)
 		rest := strings.NewReader("state")
 		q := &raft.InstallSnapshotRequest{Term: 9, LastLogIndex: c.index, LastLogTerm: c.term, Size: 5}
-		if i.pass(&raft.RPC{Command: q, Reader: rest, RespChan: answers}) {
+		if i.filter(&raft.RPC{Command: q, Reader: rest, RespChan: answers}) {
 			t.Errorf("%s: raft is to see it", what)
 		}
 		a := <-answers
@@ -254,20 +254,20 @@ func TestTermsThatLeap(t *testing.T) {
 		"ahead at the end":    {1<<64 - 9, 1<<64 - 1, false},
 		"behind, from beyond": {1<<64 - 1, 1, false},
 	} {
-		if got := leaps(c.own, c.term); got != c.leaps {
+		if got := implausibleTerm(c.own, c.term); got != c.leaps {
 			t.Errorf("%s: %t", what, got)
 		}
 	}
-	i := &incoming{log: trimmed(t), behind: make(chan struct{})}
+	i := &rpcFilter{log: trimmed(t), behind: make(chan struct{})}
 	for _, q := range []any{
 		&raft.AppendEntriesRequest{Term: 1 << 63}, &raft.RequestVoteRequest{Term: 1 << 63},
 		&raft.RequestPreVoteRequest{Term: 1 << 63}, &raft.InstallSnapshotRequest{Term: 1 << 63},
 	} {
 		answers := make(chan raft.RPCResponse, 1)
-		if i.pass(&raft.RPC{Command: q, Reader: strings.NewReader("state"), RespChan: answers}) {
+		if i.filter(&raft.RPC{Command: q, Reader: strings.NewReader("state"), RespChan: answers}) {
 			t.Errorf("raft is to see %T", q)
 		}
-		if r := <-answers; !errors.Is(r.Error, errLeap) {
+		if r := <-answers; !errors.Is(r.Error, errImplausibleTerm) {
 			t.Errorf("%T is answered %v", q, r.Error)
 		}
 	}

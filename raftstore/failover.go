@@ -29,7 +29,7 @@ func (n *Network) heartbeatConnEnded(node string) {
 	all := slices.Collect(maps.Values(n.groups))
 	n.mu.Unlock()
 	for _, e := range all {
-		n.running.Go(func() { e.orphaned(node) })
+		n.running.Go(func() { e.leaderGone(node) })
 	}
 }
 
@@ -43,7 +43,7 @@ func (n *Network) hasHeartbeatConn(node string) bool {
 // orphaned has this replica stand for election if its group's leader was on a
 // node that is gone. Those of a group's voters that are left do so one after
 // another, beginning with another one in each group, until somebody leads.
-func (e *endpoint) orphaned(gone string) {
+func (e *endpoint) leaderGone(gone string) {
 	g := e.group.Load()
 	if g == nil {
 		return
@@ -67,7 +67,7 @@ func (e *endpoint) orphaned(gone string) {
 	}
 	if g.follows(gone) && !e.network.hasHeartbeatConn(gone) {
 		g.info("the leader's process is gone: standing for election", "leader", gone)
-		g.stand(e.open)
+		g.campaign(e.open)
 	}
 }
 
@@ -78,13 +78,13 @@ func (g *Group) follows(node string) bool {
 }
 
 // stand begins an election, as if the leader had asked for it when it hands over.
-func (g *Group) stand(ctx context.Context) {
+func (g *Group) campaign(ctx context.Context) {
 	rpc := raft.RPC{
 		Command:  &raft.TimeoutNowRequest{RPCHeader: raft.RPCHeader{ProtocolVersion: raft.ProtocolVersionMax}},
 		RespChan: make(chan raft.RPCResponse, 1),
 	}
 	select {
 	case <-ctx.Done():
-	case g.network.incoming.out <- rpc:
+	case g.network.filter.out <- rpc:
 	}
 }

@@ -16,7 +16,7 @@ import (
 // incoming is where what peers ask comes by on its way to raft, which doesn't
 // expect that a log's head is trimmed beside it, nor that a snapshot is no
 // copy of the state.
-type incoming struct {
+type rpcFilter struct {
 	in   <-chan raft.RPC
 	out  chan raft.RPC
 	open context.Context
@@ -25,28 +25,28 @@ type incoming struct {
 	raft atomic.Pointer[raft.Raft]
 	halt *halt // may be nil, in tests
 
-	complain func(msg string, args ...any) // may be nil
+	warn func(msg string, args ...any) // may be nil
 
-	behind    chan struct{} // closed once
-	behindOne sync.Once
-	running   sync.WaitGroup
+	behind     chan struct{} // closed once
+	behindOnce sync.Once
+	running    sync.WaitGroup
 }
 
-func newIncoming(in <-chan raft.RPC, open context.Context, log *wal.Log, h *halt, full func() bool, complain func(string, ...any)) *incoming {
-	i := &incoming{in: in, out: make(chan raft.RPC), open: open, log: log, halt: h, full: full, complain: complain, behind: make(chan struct{})}
+func newRPCFilter(in <-chan raft.RPC, open context.Context, log *wal.Log, h *halt, full func() bool, complain func(string, ...any)) *rpcFilter {
+	i := &rpcFilter{in: in, out: make(chan raft.RPC), open: open, log: log, halt: h, full: full, warn: complain, behind: make(chan struct{})}
 	i.running.Go(i.run)
 	return i
 }
 
-func (i *incoming) wait() { i.running.Wait() }
+func (i *rpcFilter) wait() { i.running.Wait() }
 
-func (i *incoming) run() {
+func (i *rpcFilter) run() {
 	for {
 		select {
 		case <-i.open.Done():
 			return
 		case rpc := <-i.in:
-			if !i.pass(&rpc) {
+			if !i.filter(&rpc) {
 				continue
 			}
 			select {
@@ -61,14 +61,14 @@ func (i *incoming) run() {
 // maxLeap is how far ahead of a replica's term a peer's can be. Elections raise
 // terms by one: no peer that works gets so far ahead. A term near the largest
 // would end the group for ever, since there is none after it.
-const maxLeap = 1 << 32
+const maxTermLead = 1 << 32
 
 // leaps reports whether a peer's term is further ahead of the own one than
 // elections can have brought it.
-func leaps(own, term uint64) bool { return term > own && term-own > maxLeap }
+func implausibleTerm(own, term uint64) bool { return term > own && term-own > maxTermLead }
 
 // errLeap answers a request whose term leaps.
-var errLeap = errors.New("the term is further ahead than elections can have brought it")
+var errImplausibleTerm = errors.New("the term is further ahead than elections can have brought it")
 
 // requestTerm returns the term of a request, 0 for one that has none.
 func requestTerm(command any) uint64 {
@@ -86,7 +86,7 @@ func requestTerm(command any) uint64 {
 }
 
 // term is the replica's.
-func (i *incoming) term() uint64 {
+func (i *rpcFilter) term() uint64 {
 	if r := i.raft.Load(); r != nil {
 		return r.CurrentTerm()
 	}
@@ -94,7 +94,7 @@ func (i *incoming) term() uint64 {
 }
 
 // pass tells whether raft is to see a request.
-func (i *incoming) pass(rpc *raft.RPC) bool {
+func (i *rpcFilter) filter(rpc *raft.RPC) bool {
 	if err := i.halt.err(); err != nil {
 		if rpc.Reader != nil {
 			_, _ = io.Copy(io.Discard, rpc.Reader) // it comes before the next request
@@ -102,14 +102,14 @@ func (i *incoming) pass(rpc *raft.RPC) bool {
 		rpc.Respond(nil, err)
 		return false
 	}
-	if term := requestTerm(rpc.Command); leaps(i.term(), term) {
-		if i.complain != nil {
-			i.complain("a peer's request is refused: its term leaps", "term", term, "own", i.term())
+	if term := requestTerm(rpc.Command); implausibleTerm(i.term(), term) {
+		if i.warn != nil {
+			i.warn("a peer's request is refused: its term leaps", "term", term, "own", i.term())
 		}
 		if rpc.Reader != nil {
 			_, _ = io.Copy(io.Discard, rpc.Reader) // it comes before the next request
 		}
-		rpc.Respond(nil, errLeap)
+		rpc.Respond(nil, errImplausibleTerm)
 		return false
 	}
 	switch q := rpc.Command.(type) {
@@ -118,13 +118,13 @@ func (i *incoming) pass(rpc *raft.RPC) bool {
 			rpc.Respond(nil, errFull)
 			return false
 		}
-		i.raiseHead(q)
+		i.trimPrefix(q)
 		// What lies behind the request's entries may be another leader's, also
 		// where this log is longer: raft would take it for committed.
 		q.LeaderCommitIndex = min(q.LeaderCommitIndex, lastOf(q))
 	case *raft.InstallSnapshotRequest:
 		_, _ = io.Copy(io.Discard, rpc.Reader) // it comes before the next request
-		rpc.Respond(i.install(q))
+		rpc.Respond(i.answerInstall(q))
 		return false
 	}
 	return true
@@ -154,7 +154,7 @@ func needsRoom(q *raft.AppendEntriesRequest) bool {
 // that has lost track of how far this replica is may begin there. What was
 // trimmed, and the oldest entry kept, is committed, so every leader has the
 // same.
-func (i *incoming) raiseHead(q *raft.AppendEntriesRequest) {
+func (i *rpcFilter) trimPrefix(q *raft.AppendEntriesRequest) {
 	first := i.log.FirstIndex()
 	if first <= 1 || q.PrevLogEntry >= first {
 		return
@@ -175,7 +175,7 @@ var errBehind = errors.New("this replica lacks entries that the leader has trimm
 // what comes next in what it takes for this replica's log. If the log holds
 // what the marker covers, that is as good as having installed it: the leader
 // goes on from there. Otherwise the replica is behind.
-func (i *incoming) install(q *raft.InstallSnapshotRequest) (any, error) {
+func (i *rpcFilter) answerInstall(q *raft.InstallSnapshotRequest) (any, error) {
 	a := &raft.InstallSnapshotResponse{RPCHeader: raft.RPCHeader{ProtocolVersion: raft.ProtocolVersionMax}, Term: q.Term}
 	if r := i.raft.Load(); r != nil && r.CurrentTerm() > q.Term {
 		a.Term = r.CurrentTerm()
@@ -185,13 +185,13 @@ func (i *incoming) install(q *raft.InstallSnapshotRequest) (any, error) {
 		a.Success = true
 		return a, nil
 	}
-	i.behindOne.Do(func() { close(i.behind) })
+	i.behindOnce.Do(func() { close(i.behind) })
 	return a, errBehind
 }
 
 // covers tells whether the log holds, or held and trimmed, what a leader's
 // marker at an index covers.
-func (i *incoming) covers(index, term uint64) bool {
+func (i *rpcFilter) covers(index, term uint64) bool {
 	first, last := i.log.FirstIndex(), i.log.LastIndex()
 	if first == 0 || index > last {
 		return false
@@ -204,9 +204,9 @@ func (i *incoming) covers(index, term uint64) bool {
 }
 
 // refusesTerm reports whether a heartbeat's term leaps, and says so in the log.
-func (e *endpoint) refusesTerm(term uint64) bool {
+func (e *endpoint) rejectsTerm(term uint64) bool {
 	g := e.group.Load()
-	if g == nil || !leaps(g.raft.CurrentTerm(), term) {
+	if g == nil || !implausibleTerm(g.raft.CurrentTerm(), term) {
 		return false
 	}
 	e.network.peers.Warn("a peer's heartbeat is refused: its term leaps", "term", term, "own", g.raft.CurrentTerm())
