@@ -40,7 +40,7 @@ var (
 // outcome maps an error of raft's on a proposal to one of ours. What is not
 // known for sure to have been turned away counts as unknown. A leader stores
 // an entry before it sends it to anybody: one that found no room is nowhere.
-func outcome(err error) error {
+func proposalError(err error) error {
 	switch {
 	case err == nil:
 		return nil

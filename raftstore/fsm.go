@@ -46,9 +46,9 @@ type Mark struct {
 
 // fsmAdapter is raft's view of an FSM.
 type fsmAdapter struct {
-	fsm      FSM
-	unsynced *unsynced
-	marks    *marks
+	fsm    FSM
+	writes *asyncWrites
+	marks  *marks
 	// restored is told why the state could not be restored: raft only logs it.
 	restored *error
 }
@@ -67,13 +67,13 @@ func (a fsmAdapter) ApplyBatch(logs []*raft.Log) []any {
 		}
 	}
 	if n := len(entries); n > 0 {
-		if err := a.unsynced.wait(entries[n-1].Index); err != nil {
+		if err := a.writes.waitSynced(entries[n-1].Index); err != nil {
 			return slices.Repeat([]any{notSynced{err}}, len(logs))
 		}
 	}
 	for i := range entries {
 		e := &entries[i]
-		if e.Synced = a.unsynced.when(e.Index); e.Synced.IsZero() {
+		if e.Synced = a.writes.syncedAt(e.Index); e.Synced.IsZero() {
 			e.Taken = time.Time{} // by the leader's clock
 		}
 	}

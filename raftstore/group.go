@@ -34,7 +34,7 @@ type Group struct {
 	entering sync.RWMutex
 	closed   bool
 	// unsettled counts what is in raft's queue or log without an outcome.
-	unsettled atomic.Int64
+	outstanding atomic.Int64
 }
 
 // Open starts the replica. It founds the group if the log is empty and Voters
@@ -80,7 +80,7 @@ func (g *Group) connect(opts Options) error {
 		return err
 	}
 	e.halt = g.log.halt
-	g.network = newTransport(e, opts, &g.log.unsynced)
+	g.network = newTransport(e, opts, &g.log.writes)
 	g.transport = g.network
 	return nil
 }
@@ -99,7 +99,7 @@ func (g *Group) start(config *raft.Config, opts Options) (err error) {
 		}
 	}()
 	var restored error
-	g.raft, err = raft.NewRaft(config, fsmAdapter{opts.FSM, &g.log.unsynced, g.marks, &restored}, g.log, g.log, marks, g.transport)
+	g.raft, err = raft.NewRaft(config, fsmAdapter{opts.FSM, &g.log.writes, g.marks, &restored}, g.log, g.log, marks, g.transport)
 	if err != nil && restored != nil {
 		return fmt.Errorf("restore the state: %w", restored)
 	}
@@ -150,7 +150,7 @@ func (g *Group) Propose(data []byte) Proposal {
 	if g.closed {
 		return Proposal{}
 	}
-	g.unsettled.Add(1)
+	g.outstanding.Add(1)
 	return Proposal{g, g.raft.Apply(data, 0)}
 }
 
@@ -169,9 +169,9 @@ func (p Proposal) Wait() (result any, err error) {
 		return nil, ErrClosed
 	}
 	err = p.future.Error()
-	p.group.unsettled.Add(-1)
+	p.group.outstanding.Add(-1)
 	if err != nil {
-		return nil, outcome(err)
+		return nil, proposalError(err)
 	}
 	result = p.future.Response()
 	if n, is := result.(notSynced); is {
@@ -253,7 +253,7 @@ func (g *Group) await(ctx context.Context, ask func() raft.Future, explain func(
 	done := make(chan error, 1)
 	go func() { // ends when raft answers, at the latest in Close
 		err := f.Error()
-		g.unsettled.Add(-1)
+		g.outstanding.Add(-1)
 		done <- err
 	}()
 	select {
@@ -274,7 +274,7 @@ func (g *Group) ask(question func() raft.Future) raft.Future {
 	if g.closed {
 		return nil
 	}
-	g.unsettled.Add(1)
+	g.outstanding.Add(1)
 	return question()
 }
 
@@ -353,7 +353,7 @@ func (g *Group) Status() Status {
 	return Status{
 		Leader: string(leader), Term: g.raft.CurrentTerm(), State: stateName(g.raft.State()),
 		Replicas:    g.replicas(),
-		CommitIndex: g.log.unsynced.cap(g.raft.CommitIndex()), AppliedIndex: g.raft.AppliedIndex(), LastIndex: g.raft.LastIndex(),
+		CommitIndex: g.log.writes.limit(g.raft.CommitIndex()), AppliedIndex: g.raft.AppliedIndex(), LastIndex: g.raft.LastIndex(),
 	}
 }
 
@@ -399,7 +399,7 @@ func (g *Group) close(last func()) error {
 		}
 		last()
 		g.closeErr = errors.Join(g.raft.Shutdown().Error(), g.closeTransport())
-		_ = g.log.unsynced.wait(all) // the log is its owner's again
+		_ = g.log.writes.waitSynced(allEntries) // the log is its owner's again
 	})
 	return g.closeErr
 }
@@ -434,7 +434,7 @@ const drainPatience = 2 * time.Second
 // drain waits until raft has taken up what is in its queues: it never answers
 // what is still in there when it shuts down.
 func (g *Group) drain() {
-	if g.unsettled.Load() == 0 {
+	if g.outstanding.Load() == 0 {
 		return
 	}
 	if g.network != nil {

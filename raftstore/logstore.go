@@ -18,9 +18,9 @@ type logStore struct {
 	log  *wal.Log
 	halt *halt // may be nil, in tests
 	// raft is who stores, nil until it runs.
-	raft     atomic.Pointer[raft.Raft]
-	unsynced unsynced
-	failed   sync.Once
+	raft   atomic.Pointer[raft.Raft]
+	writes asyncWrites
+	failed sync.Once
 	// alone says that there is no network, and so no other voter.
 	standalone bool
 	// recent are the newest entries stored, by index modulo its length: each is
@@ -30,11 +30,11 @@ type logStore struct {
 
 	// mu guards term, the value of a term that could not be stored, nil if it
 	// was. Nothing else is stored before it is.
-	mu   sync.Mutex
-	term []byte
+	mu          sync.Mutex
+	pendingTerm []byte
 
 	// cutting is held by who shortens the log.
-	cutting sync.Mutex
+	truncating sync.Mutex
 }
 
 func (s *logStore) FirstIndex() (uint64, error) { return s.log.FirstIndex(), nil }
@@ -42,7 +42,7 @@ func (s *logStore) LastIndex() (uint64, error)  { return s.log.LastIndex(), nil 
 
 // GetLog must give raft.ErrLogNotFound itself, unwrapped: raft compares.
 func (s *logStore) GetLog(index uint64, l *raft.Log) error {
-	if entry := s.unsynced.get(index); entry != nil {
+	if entry := s.writes.get(index); entry != nil {
 		*l = *entry
 		return nil
 	}
@@ -68,47 +68,47 @@ func (s *logStore) StoreLog(l *raft.Log) error { return s.StoreLogs([]*raft.Log{
 
 // storeAtOnce is about how many bytes are stored at once: they must fit into
 // a segment of the journal.
-const storeAtOnce = 24 << 20
+const maxStoreBytes = 24 << 20
 
 // StoreLogs stores entries, at once unless they are very large. When it returns
 // nil they are synced, or, on a leader, on their way and in s.unsynced.
 func (s *logStore) StoreLogs(logs []*raft.Log) error {
-	if err := errors.Join(s.halt.err(), s.oweTerm()); err != nil {
+	if err := errors.Join(s.halt.err(), s.flushPendingTerm()); err != nil {
 		return err
 	}
-	leads := s.ahead(logs)
-	if leads && s.promise(logs) {
-		s.remember(logs)
+	leads := s.canReplicateEarly(logs)
+	if leads && s.writeAsync(logs) {
+		s.cacheRecent(logs)
 		return nil
 	}
 	entries, bytes := make([]wal.Entry, 0, len(logs)), 0
 	for i, l := range logs {
 		entries = append(entries, toEntry(l))
 		bytes += len(l.Data) + len(l.Extensions)
-		if bytes < storeAtOnce && i < len(logs)-1 {
+		if bytes < maxStoreBytes && i < len(logs)-1 {
 			continue
 		}
 		if err := s.log.Append(entries...); err != nil {
-			return s.takeBack(err, logs[0].Index, entries[0].Index)
+			return s.removePartial(err, logs[0].Index, entries[0].Index)
 		}
 		entries, bytes = entries[:0], 0
 	}
-	s.remember(logs)
+	s.cacheRecent(logs)
 	if leads {
-		s.unsynced.note(logs)
+		s.writes.recordSynced(logs)
 	}
 	return nil
 }
 
 // remember has the newest of logs read from memory.
-func (s *logStore) remember(logs []*raft.Log) {
+func (s *logStore) cacheRecent(logs []*raft.Log) {
 	for _, l := range logs[max(0, len(logs)-len(s.recent)):] {
 		s.recent[l.Index%uint64(len(s.recent))].Store(l)
 	}
 }
 
 // forget has all be read from the log again.
-func (s *logStore) forget() {
+func (s *logStore) clearRecent() {
 	for i := range s.recent {
 		s.recent[i].Store(nil)
 	}
@@ -126,7 +126,7 @@ func toEntry(l *raft.Log) wal.Entry {
 // here: a leader's commands. (It is raft's goroutine that stores, and that makes
 // this replica lead or not.) On a change of members raft acts as soon as it takes
 // it for committed, so that one is synced before.
-func (s *logStore) ahead(logs []*raft.Log) bool {
+func (s *logStore) canReplicateEarly(logs []*raft.Log) bool {
 	if r := s.raft.Load(); r == nil || r.State() != raft.Leader {
 		return false
 	}
@@ -137,19 +137,19 @@ func (s *logStore) ahead(logs []*raft.Log) bool {
 			return false
 		}
 	}
-	return bytes < storeAtOnce
+	return bytes < maxStoreBytes
 }
 
 // promise has the log write entries, and notes them as unsynced until it has;
 // false says that it can't.
-func (s *logStore) promise(logs []*raft.Log) bool {
+func (s *logStore) writeAsync(logs []*raft.Log) bool {
 	entries := make([]wal.Entry, len(logs))
 	for i, l := range logs {
 		entries[i] = toEntry(l)
 	}
-	s.unsynced.add(logs)
-	if !s.log.Promise(func(err error) { s.outcome(len(logs), err) }, entries...) {
-		s.unsynced.takeBack(logs)
+	s.writes.add(logs)
+	if !s.log.Promise(func(err error) { s.writeDone(len(logs), err) }, entries...) {
+		s.writes.undo(logs)
 		return false
 	}
 	return true
@@ -157,8 +157,8 @@ func (s *logStore) promise(logs []*raft.Log) bool {
 
 // outcome takes that of so many entries which were promised. After a failure
 // the leader steps down: raft does so when it can't store.
-func (s *logStore) outcome(n int, err error) {
-	s.unsynced.settled(n, err)
+func (s *logStore) writeDone(n int, err error) {
+	s.writes.completed(n, err)
 	if err != nil {
 		s.failed.Do(func() { go s.raft.Load().Barrier(0) })
 	}
@@ -166,7 +166,7 @@ func (s *logStore) outcome(n int, err error) {
 
 // takeBack removes the entries from index from on if some before index to were
 // stored, and gives why the rest was not: raft takes it that none was.
-func (s *logStore) takeBack(why error, from, to uint64) error {
+func (s *logStore) removePartial(why error, from, to uint64) error {
 	if from == to {
 		return why
 	}
@@ -182,26 +182,26 @@ func (s *logStore) DeleteRange(from, to uint64) error {
 	if last := s.log.LastIndex(); to < last {
 		return fmt.Errorf("delete entries %d to %d: only a suffix is ever deleted, and the last is %d", from, to, last)
 	}
-	if err := errors.Join(s.halt.err(), s.checkCut(from), s.oweTerm(), s.unsynced.wait(all)); err != nil {
+	if err := errors.Join(s.halt.err(), s.checkTruncation(from), s.flushPendingTerm(), s.writes.waitSynced(allEntries)); err != nil {
 		return err
 	}
-	s.forget()
-	s.cutting.Lock()
-	defer s.cutting.Unlock()
+	s.clearRecent()
+	s.truncating.Lock()
+	defer s.truncating.Unlock()
 	return s.log.TruncateSuffix(from)
 }
 
 // checkCut halts the replica instead of giving up entries that it knows to be
 // committed. Another leader can't have others in their place, unless a replica
 // has lost what it acknowledged.
-func (s *logStore) checkCut(from uint64) error {
+func (s *logStore) checkTruncation(from uint64) error {
 	k, err := markers{s.log}.load()
 	if err != nil {
 		return err
 	}
 	committed := k.Index
 	if r := s.raft.Load(); r != nil {
-		committed = max(committed, r.AppliedIndex(), s.unsynced.cap(r.CommitIndex()))
+		committed = max(committed, r.AppliedIndex(), s.writes.limit(r.CommitIndex()))
 	}
 	if from > committed {
 		return nil
@@ -212,9 +212,9 @@ func (s *logStore) checkCut(from uint64) error {
 
 // trim removes the entries up to and including index through.
 func (s *logStore) trim(through uint64) error {
-	s.cutting.Lock()
-	defer s.cutting.Unlock()
-	s.forget()
+	s.truncating.Lock()
+	defer s.truncating.Unlock()
+	s.clearRecent()
 	return s.log.TrimHead(through)
 }
 
@@ -227,7 +227,7 @@ func (s *logStore) Set(key, value []byte) error {
 	if err := s.halt.err(); err != nil {
 		return err
 	}
-	err := s.oweTerm()
+	err := s.flushPendingTerm()
 	if err == nil {
 		err = s.set(string(key), value)
 	}
@@ -243,22 +243,22 @@ func (s *logStore) Set(key, value []byte) error {
 // another one stores a new term first: when it tells the new leader what it has,
 // all of it is synced.
 func (s *logStore) set(key string, value []byte) error {
-	if err := s.unsynced.wait(all); err != nil {
+	if err := s.writes.waitSynced(allEntries); err != nil {
 		return err
 	}
 	return s.log.SetMeta(wal.Meta{Name: stablePrefix + key, Value: append([]byte{}, value...)})
 }
 
 // oweTerm stores the term that could not be stored.
-func (s *logStore) oweTerm() error {
+func (s *logStore) flushPendingTerm() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.term == nil {
+	if s.pendingTerm == nil {
 		return nil
 	}
-	err := s.set(keyTerm, s.term)
+	err := s.set(keyTerm, s.pendingTerm)
 	if err == nil {
-		s.term = nil
+		s.pendingTerm = nil
 	}
 	return err
 }
@@ -275,29 +275,29 @@ func (s *logStore) SetUint64(key []byte, n uint64) error {
 	value := binary.BigEndian.AppendUint64(nil, n)
 	if string(key) != keyTerm {
 		if have, err := s.GetUint64(key); err != nil || n < have {
-			return errors.Join(err, s.goesBack(string(key), have, n))
+			return errors.Join(err, s.haltOnOlderTerm(string(key), have, n))
 		}
 		return s.Set(key, value)
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	have := storedTerm(s.log)
-	if s.term != nil {
-		have = binary.BigEndian.Uint64(s.term)
+	if s.pendingTerm != nil {
+		have = binary.BigEndian.Uint64(s.pendingTerm)
 	}
 	if n < have { // raft takes an error for fatal and panics: halted, it does no harm
-		_ = s.goesBack(keyTerm, have, n)
+		_ = s.haltOnOlderTerm(keyTerm, have, n)
 		return nil
 	}
-	if s.term = nil; s.set(keyTerm, value) != nil {
-		s.term = value
+	if s.pendingTerm = nil; s.set(keyTerm, value) != nil {
+		s.pendingTerm = value
 	}
 	return nil
 }
 
 // goesBack halts the replica: no term, of its own or of its last vote, is ever
 // followed by a lower one.
-func (s *logStore) goesBack(key string, have, n uint64) error {
+func (s *logStore) haltOnOlderTerm(key string, have, n uint64) error {
 	return s.halt.contradict(fmt.Errorf("%w: %s is %d and was to become %d", ErrTermBack, key, have, n))
 }
 

@@ -105,7 +105,7 @@ func TestOutcomes(t *testing.T) {
 		{wal.ErrNoSpace, wal.ErrNoSpace},
 		{io.ErrUnexpectedEOF, ErrUnknown},
 	} {
-		got := outcome(c.raft)
+		got := proposalError(c.raft)
 		if !errors.Is(got, c.want) || (got == nil) != (c.want == nil) {
 			t.Errorf("%v: got %v, want %v", c.raft, got, c.want)
 		}

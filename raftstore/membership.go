@@ -16,7 +16,7 @@ import (
 // ctx's when it ends first: the change may then still be made.
 func (g *Group) AddReplica(ctx context.Context, node string) error {
 	if _, member := g.member(node); member && g.Leading() {
-		return g.settled(ctx)
+		return g.awaitConfiguration(ctx)
 	}
 	if g.network != nil && g.Leading() { // it may be another node of that name
 		g.network.peer(raft.ServerID(node)).acks.forget()
@@ -33,7 +33,7 @@ func (g *Group) Promote(ctx context.Context, node string) error {
 	r, member := g.member(node)
 	switch {
 	case member && r.Voter && g.Leading():
-		return g.settled(ctx)
+		return g.awaitConfiguration(ctx)
 	case !member && g.Leading():
 		return fmt.Errorf("promote %s: it is no replica of the group: add it first", node)
 	}
@@ -46,7 +46,7 @@ func (g *Group) Promote(ctx context.Context, node string) error {
 // errors are as of [Group.AddReplica].
 func (g *Group) Demote(ctx context.Context, node string) error {
 	if r, member := g.member(node); (!member || !r.Voter) && g.Leading() {
-		return g.settled(ctx)
+		return g.awaitConfiguration(ctx)
 	}
 	return g.change(ctx, func(timeout time.Duration) raft.Future {
 		return g.raft.DemoteVoter(raft.ServerID(node), 0, timeout)
@@ -58,7 +58,7 @@ func (g *Group) Demote(ctx context.Context, node string) error {
 // [Group.AddReplica].
 func (g *Group) Remove(ctx context.Context, node string) error {
 	if _, member := g.member(node); !member && g.Leading() {
-		return g.settled(ctx)
+		return g.awaitConfiguration(ctx)
 	}
 	return g.change(ctx, func(timeout time.Duration) raft.Future {
 		return g.raft.RemoveServer(raft.ServerID(node), 0, timeout)
@@ -67,7 +67,7 @@ func (g *Group) Remove(ctx context.Context, node string) error {
 
 // settled returns nil when the newest configuration is committed: it may be
 // what was looked at.
-func (g *Group) settled(ctx context.Context) error { return g.Barrier(ctx) }
+func (g *Group) awaitConfiguration(ctx context.Context) error { return g.Barrier(ctx) }
 
 func (g *Group) member(node string) (Replica, bool) {
 	all := g.replicas()
@@ -88,7 +88,7 @@ func (g *Group) change(ctx context.Context, ask func(timeout time.Duration) raft
 	if at, ok := ctx.Deadline(); ok {
 		timeout = max(time.Until(at), time.Millisecond)
 	}
-	return g.await(ctx, func() raft.Future { return ask(timeout) }, outcome)
+	return g.await(ctx, func() raft.Future { return ask(timeout) }, proposalError)
 }
 
 // contactWithin is how many heartbeat timeouts ago a voter must have answered

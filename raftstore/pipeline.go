@@ -66,7 +66,7 @@ func (p *pipeline) AppendEntries(q *raft.AppendEntriesRequest, a *raft.AppendEnt
 	if err := p.transport.end.halt.err(); err != nil {
 		return nil, err
 	}
-	q.LeaderCommitIndex = p.transport.unsynced.cap(q.LeaderCommitIndex)
+	q.LeaderCommitIndex = p.transport.writes.limit(q.LeaderCommitIndex)
 	if p.redundant(q) {
 		return nil, nil
 	}

@@ -38,7 +38,7 @@ type transport struct {
 	end                    *endpoint
 	filter                 *rpcFilter
 	recent                 func(index uint64) bool // whether an entry is in memory
-	unsynced               *unsynced
+	writes                 *asyncWrites
 	throttle               func(ctx context.Context, bytes int) error // waits until old entries may be sent
 	raft                   atomic.Pointer[raft.Raft]
 	// beatDelay is how long a heartbeat may wait for others, and patience how
@@ -96,8 +96,8 @@ var (
 	_ raft.WithClose   = (*transport)(nil)
 )
 
-func newTransport(e *endpoint, opts Options, u *unsynced) *transport {
-	t := &transport{end: e, peers: map[raft.ServerID]*peer{}, unsynced: u, peerForgot: opts.PeerForgot, throttle: e.network.peers.Throttle}
+func newTransport(e *endpoint, opts Options, u *asyncWrites) *transport {
+	t := &transport{end: e, peers: map[raft.ServerID]*peer{}, writes: u, peerForgot: opts.PeerForgot, throttle: e.network.peers.Throttle}
 	t.recent = func(index uint64) bool { return u.get(index) != nil || opts.Log.InMemory(index) }
 	config := raft.NetworkTransportConfig{
 		Logger: opts.logger, MaxPool: pooled, MaxRPCsInFlight: maxInFlight,
@@ -193,7 +193,7 @@ func (t *transport) AppendEntries(id raft.ServerID, to raft.ServerAddress, q *ra
 	if isHeartbeat(q) {
 		return t.sendHeartbeat(id, to, q, a)
 	}
-	q.LeaderCommitIndex = t.unsynced.cap(q.LeaderCommitIndex)
+	q.LeaderCommitIndex = t.writes.limit(q.LeaderCommitIndex)
 	p := t.peer(id)
 	had, err := p.acks.recall(q)
 	if err != nil {

@@ -12,7 +12,7 @@ import (
 
 // ahead is a group of three whose leader's disk is held up, with an entry that
 // the followers have and the leader has not synced.
-type ahead struct {
+type asyncLeader struct {
 	*cluster
 	leader   *node
 	index    uint64
@@ -20,8 +20,8 @@ type ahead struct {
 	open     func(error) // of the leader's disk
 }
 
-func getAhead(t *testing.T) ahead {
-	a := ahead{cluster: newCluster(t, "n1", "n2", "n3")}
+func newAsyncLeader(t *testing.T) asyncLeader {
+	a := asyncLeader{cluster: newCluster(t, "n1", "n2", "n3")}
 	a.heartbeat = 4 * time.Second // a busy machine is no reason to step down
 	disks := map[string]*journaltest.Gate{}
 	for _, n := range a.nodes {
@@ -49,7 +49,7 @@ func getAhead(t *testing.T) ahead {
 	return a
 }
 
-func (a ahead) followersHave(t *testing.T, index uint64) {
+func (a asyncLeader) followersHave(t *testing.T, index uint64) {
 	t.Helper()
 	for _, n := range a.others(a.leader) {
 		until(t, "the followers have it", func() bool { return n.log().LastIndex() == index })
@@ -61,7 +61,7 @@ func (a ahead) followersHave(t *testing.T, index uint64) {
 // has.
 func TestNothingIsCommittedThatTheLeaderHasNotSynced(t *testing.T) {
 	t.Parallel()
-	a := getAhead(t)
+	a := newAsyncLeader(t)
 	outcome := make(chan error, 1)
 	go func() { _, err := a.proposal.Wait(); outcome <- err }()
 	// Raft takes it for committed, and what it sends from now on would say so.
@@ -97,7 +97,7 @@ func TestNothingIsCommittedThatTheLeaderHasNotSynced(t *testing.T) {
 // is unknown to its proposer, and the others agree on it.
 func TestAFailedSyncBehindTheFollowersBack(t *testing.T) {
 	t.Parallel()
-	a := getAhead(t)
+	a := newAsyncLeader(t)
 	a.open(errors.New("the disk is broken"))
 	if _, err := a.proposal.Wait(); !errors.Is(err, raftstore.ErrUnknown) {
 		t.Fatalf("outcome: %v", err)
