@@ -87,7 +87,7 @@ func (n *Node) closeGroups() error {
 	for i, g := range groups {
 		closing.Go(func() {
 			if n.Err() == nil {
-				errs[i] = g.CloseMarked()
+				errs[i] = g.CloseWithSnapshot()
 			} else {
 				errs[i] = g.Close()
 			}

@@ -192,7 +192,7 @@ func TestCursorsAfterRestart(t *testing.T) {
 	set(nc, "moves", 1)
 	set(nc, "goes", 3)
 	set(nc, "comes-back", 4)
-	n, nc = reopen(t, n, dir, opts) // with a marker
+	n, nc = reopen(t, n, dir, opts) // with a snapshot
 	set(nc, "moves", 7)
 	set(nc, "goes", 0)
 	set(nc, "comes-back", 0)

@@ -35,7 +35,7 @@ const (
 	digestsSaid = 4
 )
 
-// begin begins at a point that a marker holds, with all before an index behind
+// begin begins at a point that a snapshot holds, with all before an index behind
 // it. Tests do without digests.
 func (d *digests) begin(b wal.Base, index uint64) {
 	if d == nil {

@@ -112,8 +112,8 @@ func TestChainsAreComparedByTxidAndEntry(t *testing.T) {
 		"another batch in an entry of one":        {[]chainPoint{point(17, 8, 24)}, different, 17},
 		"only what is not applied here":           {[]chainPoint{point(30, 9, 25)}, nothing, 0},
 		"only what is older than what is known":   {[]chainPoint{point(7, 9, 19)}, nothing, 0},
-		"the marker's point":                      {[]chainPoint{point(10, 1, 19)}, equal, 0},
-		"another at the marker's point":           {[]chainPoint{point(10, 2, 19)}, different, 10},
+		"the snapshot's point":                    {[]chainPoint{point(10, 1, 19)}, equal, 0},
+		"another at the snapshot's point":         {[]chainPoint{point(10, 2, 19)}, different, 10},
 		"one that does not say in which entry":    {[]chainPoint{point(17, 9, 0)}, nothing, 0},
 		"the same, without saying in which entry": {[]chainPoint{point(18, 3, 0)}, equal, 0},
 	} {

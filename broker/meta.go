@@ -126,24 +126,24 @@ func decodeCommand(data []byte) (c cluster.Command, err error) {
 	return c, nil
 }
 
-// factsMark is what a marker holds of the facts: all.
+// factsMark is what a snapshot holds: all facts.
 type factsMark struct {
 	Index uint64        `json:"index"`
 	Facts cluster.Facts `json:"facts"`
 }
 
-// Mark gives the facts.
-func (m *meta) Mark() raftstore.Mark {
+// Snapshot returns the facts.
+func (m *meta) Snapshot() raftstore.Snapshot {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	return raftstore.Mark{State: mustJSON(factsMark{m.index, m.facts})}
+	return raftstore.Snapshot{State: mustJSON(factsMark{m.index, m.facts})}
 }
 
-// Restore takes the facts from a marker.
+// Restore sets the facts to those of a snapshot.
 func (m *meta) Restore(state []byte) error {
 	var s factsMark
 	if err := json.Unmarshal(state, &s); err != nil {
-		return fmt.Errorf("%w: marker of the facts: %w", wal.ErrDamaged, err)
+		return fmt.Errorf("%w: snapshot of the facts: %w", wal.ErrDamaged, err)
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()

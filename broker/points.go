@@ -233,7 +233,7 @@ func (r *replica) cuttable(olderThan int64, keepBytes uint64) (keep uint64) {
 }
 
 // retain cuts the log's head as trims are applied, until stop is closed. A
-// marker goes before each cut, so that a restart needs nothing that is gone.
+// snapshot goes before each cut, so that a restart needs nothing that is gone.
 func (p *partition) retain(stop <-chan struct{}) {
 	for told := uint64(0); ; {
 		told = p.cut(told)
@@ -260,7 +260,7 @@ func (p *partition) cut(told uint64) uint64 {
 		step = func(string) {}
 	}
 	step("mark")
-	err := p.group.Mark()
+	err := p.group.Snapshot()
 	if err == nil {
 		step("cut")
 		err = p.group.Trim(through)

@@ -256,7 +256,7 @@ func certified(t *wal.Transaction, c *lockmgr.Transaction) {
 
 var lockModes = [...]lockmgr.Mode{wal.ReadLock: lockmgr.Read, wal.WriteLock: lockmgr.Write, wal.AppendLock: lockmgr.Append}
 
-// markState is what a marker holds of a replica.
+// markState is what a snapshot holds of a replica.
 type markState struct {
 	Index  uint64 `json:"index"`
 	Txid   uint64 `json:"txid"`
@@ -265,7 +265,7 @@ type markState struct {
 	Digest []byte `json:"digest"`
 	Bytes  uint64 `json:"bytes"`
 	Cut    uint64 `json:"cut,omitempty"`
-	// The rest is missing in markers of the first nodes.
+	// The rest is missing in snapshots of the first nodes.
 	LastTime    int64  `json:"last_time,omitempty"`
 	Behind      uint64 `json:"behind,omitempty"`
 	NewestTime  int64  `json:"newest_time,omitempty"`
@@ -278,8 +278,8 @@ const (
 	metaBase   = wal.MetaDigestBase
 )
 
-// Mark describes the state for a marker.
-func (r *replica) Mark() raftstore.Mark {
+// Snapshot describes the state.
+func (r *replica) Snapshot() raftstore.Snapshot {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	s := markState{
@@ -302,15 +302,15 @@ func (r *replica) Mark() raftstore.Mark {
 		}
 		metas = append(metas, m)
 	}
-	return raftstore.Mark{State: state, Metas: append(metas, r.markPoints()...)}
+	return raftstore.Snapshot{State: state, Metas: append(metas, r.markPoints()...)}
 }
 
-// Restore sets the state to a marker's and rebuilds the tables from the log's
+// Restore sets the state to a snapshot's and rebuilds the tables from the log's
 // tail.
 func (r *replica) Restore(state []byte) error {
 	var s markState
 	if err := json.Unmarshal(state, &s); err != nil || len(s.Digest) != sha256.Size {
-		return fmt.Errorf("%w: marker state: %v", wal.ErrDamaged, err)
+		return fmt.Errorf("%w: snapshot state: %v", wal.ErrDamaged, err)
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()

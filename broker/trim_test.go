@@ -310,7 +310,7 @@ func (h *trimmed) check(what string, got lockmgr.State) {
 	}
 }
 
-// A node may be killed before each step of a cut: the marker is written first, then
+// A node may be killed before each step of a cut: the snapshot is written first, then
 // entries go.
 func TestKilledWhileTheLogIsCut(t *testing.T) {
 	for _, at := range []string{"mark", "cut"} {

@@ -11,7 +11,7 @@ import (
 // down stops a node's replica and store; up starts them again.
 func (n *node) down() {
 	n.c.t.Helper()
-	if err := n.group.CloseMarked(); err != nil {
+	if err := n.group.CloseWithSnapshot(); err != nil {
 		n.c.t.Fatal(err)
 	}
 	n.group = nil

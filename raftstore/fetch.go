@@ -58,13 +58,13 @@ func fetch(ctx context.Context, n *Network, group uint32, from string, log *wal.
 
 // fetcher is the end of a fetch that wants entries.
 type fetcher struct {
-	log     *wal.Log
-	conn    *fetchConn
-	owed    fetching
-	head    fetchHead
-	marker  marker
-	entries []wal.Entry // not stored yet
-	bytes   int
+	log      *wal.Log
+	conn     *fetchConn
+	owed     fetching
+	head     fetchHead
+	snapshot storedSnapshot
+	entries  []wal.Entry // not stored yet
+	bytes    int
 }
 
 func (f *fetcher) run() error {
@@ -108,10 +108,10 @@ func (f *fetcher) ask() error {
 	if err := json.Unmarshal(b, &f.head); err != nil {
 		return fmt.Errorf("%w: head: %w", errFetch, err)
 	}
-	if f.marker, err = f.head.marker(); err != nil {
+	if f.snapshot, err = f.head.snapshot(); err != nil {
 		return err
 	}
-	k := f.marker
+	k := f.snapshot
 	if own := max(storedTerm(f.log), f.owed.OwedTerm); implausibleTerm(own, k.Term) {
 		return fmt.Errorf("%w: its marker is of term %d, this replica is in term %d: %w", errFetch, k.Term, own, errImplausibleTerm)
 	}
@@ -142,8 +142,8 @@ func (f *fetcher) take(b []byte) error {
 	if err != nil {
 		return err
 	}
-	if next := f.next(); e.Index != next || e.Index > f.marker.Index {
-		return fmt.Errorf("%w: entry %d came, and %d of %d is next", errFetch, e.Index, next, f.marker.Index)
+	if next := f.next(); e.Index != next || e.Index > f.snapshot.Index {
+		return fmt.Errorf("%w: entry %d came, and %d of %d is next", errFetch, e.Index, next, f.snapshot.Index)
 	}
 	f.entries = append(f.entries, e)
 	if f.bytes += len(b); f.bytes >= fetchPiece || len(f.entries) == fetchEntries {
@@ -164,7 +164,7 @@ func (f *fetcher) store() error {
 
 // finish makes the log one to be opened.
 func (f *fetcher) finish() error {
-	k := f.marker
+	k := f.snapshot
 	e, err := f.log.Entry(k.Index)
 	if err != nil {
 		return fmt.Errorf("%w: entry %d, which the marker is at: %w", errFetch, k.Index, err)
@@ -197,8 +197,8 @@ func (f *fetcher) metas() []wal.Meta {
 	for name, v := range f.head.Metas {
 		metas = append(metas, wal.Meta{Name: name, Value: append([]byte{}, v...)})
 	}
-	if storedTerm(f.log) < f.marker.Term {
-		term := binary.BigEndian.AppendUint64(nil, f.marker.Term)
+	if storedTerm(f.log) < f.snapshot.Term {
+		term := binary.BigEndian.AppendUint64(nil, f.snapshot.Term)
 		metas = append(metas, wal.Meta{Name: stablePrefix + keyTerm, Value: term})
 	}
 	return append(metas, wal.Meta{Name: metaFetching})

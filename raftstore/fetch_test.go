@@ -53,7 +53,7 @@ func trimAll(t *testing.T, nodes ...*node) {
 
 func trim(t *testing.T, n *node, through uint64) {
 	t.Helper()
-	until(t, n.name+" has a marker", func() bool { return n.group.Mark() == nil })
+	until(t, n.name+" has a marker", func() bool { return n.group.Snapshot() == nil })
 	if err := n.group.Trim(through); err != nil {
 		t.Fatal(err)
 	}

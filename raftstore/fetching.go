@@ -73,7 +73,7 @@ func fetchState(log *wal.Log) (fetching, error) {
 	if f.OwedIndex > 0 {
 		f.OwedTerm = lastTerm(log)
 	}
-	k, err := markers{log}.load()
+	k, err := snapshotStore{log}.load()
 	if err == nil && k.Index >= log.FirstIndex() && k.Index <= f.OwedIndex {
 		f.Keep = k.Index
 	}
@@ -124,7 +124,7 @@ func beginFetch(log *wal.Log) (fetching, error) {
 		return f, err
 	}
 	if !Fetching(log) {
-		if err := log.SetMeta(f.meta(), wal.Meta{Name: metaMarker}); err != nil {
+		if err := log.SetMeta(f.meta(), wal.Meta{Name: metaSnapshot}); err != nil {
 			return f, err
 		}
 	}

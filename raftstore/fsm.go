@@ -20,7 +20,7 @@ type FSM interface {
 	// Applies, after many entries or some seconds, and when the group closes.
 	// Committed entries wait while it runs: its cost must follow from what
 	// changed since the last one, or from state that is small, and it does no I/O.
-	Mark() Mark
+	Snapshot() Snapshot
 	// Restore sets the state to what Mark once described. It is called at
 	// most once, before any Apply; without it the FSM begins empty.
 	Restore(state []byte) error
@@ -37,7 +37,7 @@ type Committed struct {
 }
 
 // Mark is a state in brief.
-type Mark struct {
+type Snapshot struct {
 	// State is what Restore is given: some bytes.
 	State []byte
 	// Metas go into the log's small state together with it, all or none.
@@ -46,9 +46,9 @@ type Mark struct {
 
 // fsmAdapter is raft's view of an FSM.
 type fsmAdapter struct {
-	fsm    FSM
-	writes *asyncWrites
-	marks  *marks
+	fsm         FSM
+	writes      *asyncWrites
+	snapshotter *snapshotter
 	// restored is told why the state could not be restored: raft only logs it.
 	restored *error
 }
@@ -78,7 +78,7 @@ func (a fsmAdapter) ApplyBatch(logs []*raft.Log) []any {
 		}
 	}
 	results := a.fsm.Apply(entries)
-	a.marks.passed(logs[len(logs)-1].Index)
+	a.snapshotter.recordApplied(logs[len(logs)-1].Index)
 	if len(results) == len(logs) {
 		return results
 	}
@@ -91,7 +91,7 @@ func (a fsmAdapter) ApplyBatch(logs []*raft.Log) []any {
 	return all
 }
 
-func (a fsmAdapter) Snapshot() (raft.FSMSnapshot, error) { return marking{a.fsm.Mark()}, nil }
+func (a fsmAdapter) Snapshot() (raft.FSMSnapshot, error) { return fsmSnapshot{a.fsm.Snapshot()}, nil }
 
 func (a fsmAdapter) Restore(r io.ReadCloser) error {
 	defer r.Close()
@@ -107,18 +107,18 @@ func (a fsmAdapter) Restore(r io.ReadCloser) error {
 }
 
 // marking is a Mark on its way into the marker store.
-type marking struct{ mark Mark }
+type fsmSnapshot struct{ snapshot Snapshot }
 
-func (m marking) Persist(sink raft.SnapshotSink) error {
-	s, ok := sink.(*markerSink)
+func (m fsmSnapshot) Persist(sink raft.SnapshotSink) error {
+	s, ok := sink.(*snapshotSink)
 	if !ok {
 		return errForeignSink
 	}
-	s.own, s.metas = true, m.mark.Metas
-	if _, err := s.Write(m.mark.State); err != nil {
+	s.own, s.metas = true, m.snapshot.Metas
+	if _, err := s.Write(m.snapshot.State); err != nil {
 		return err
 	}
 	return s.Close()
 }
 
-func (m marking) Release() {}
+func (m fsmSnapshot) Release() {}

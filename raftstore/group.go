@@ -22,7 +22,7 @@ type Group struct {
 	transport        raft.Transport
 	network          *transport           // the transport, nil without a network
 	inmem            *raft.InmemTransport // the transport, without one
-	marks            *marks
+	snapshotter      *snapshotter
 	info             func(msg string, args ...any)
 	warn             func(msg string, args ...any)
 	closing          atomic.Bool
@@ -86,11 +86,11 @@ func (g *Group) connect(opts Options) error {
 }
 
 func (g *Group) start(config *raft.Config, opts Options) (err error) {
-	marks := markers{opts.Log}
+	marks := snapshotStore{opts.Log}
 	if err := foundGroup(config, g.log, marks, g.transport, opts); err != nil {
 		return err
 	}
-	if g.marks, err = newMarks(opts, g.markRunning, g.warn); err != nil {
+	if g.snapshotter, err = newSnapshotter(opts, g.snapshotIfRunning, g.warn); err != nil {
 		return err
 	}
 	defer func() { // raft panics if it can't read an entry
@@ -99,7 +99,7 @@ func (g *Group) start(config *raft.Config, opts Options) (err error) {
 		}
 	}()
 	var restored error
-	g.raft, err = raft.NewRaft(config, fsmAdapter{opts.FSM, &g.log.writes, g.marks, &restored}, g.log, g.log, marks, g.transport)
+	g.raft, err = raft.NewRaft(config, fsmAdapter{opts.FSM, &g.log.writes, g.snapshotter, &restored}, g.log, g.log, marks, g.transport)
 	if err != nil && restored != nil {
 		return fmt.Errorf("restore the state: %w", restored)
 	}
@@ -116,7 +116,7 @@ func (g *Group) start(config *raft.Config, opts Options) (err error) {
 	return nil
 }
 
-func foundGroup(c *raft.Config, store *logStore, marks markers, t raft.Transport, opts Options) error {
+func foundGroup(c *raft.Config, store *logStore, marks snapshotStore, t raft.Transport, opts Options) error {
 	has, err := raft.HasExistingState(store, store, marks)
 	if err != nil || has || opts.Network != nil && len(opts.Voters) == 0 {
 		return err
@@ -279,9 +279,9 @@ func (g *Group) ask(question func() raft.Future) raft.Future {
 }
 
 // Mark takes a marker now, if there is anything new.
-func (g *Group) Mark() error { return g.mark(g.raft) }
+func (g *Group) Snapshot() error { return g.snapshot(g.raft) }
 
-func (g *Group) mark(r *raft.Raft) error {
+func (g *Group) snapshot(r *raft.Raft) error {
 	err := r.Snapshot().Error()
 	switch {
 	case errors.Is(err, raft.ErrNothingNewToSnapshot):
@@ -289,13 +289,13 @@ func (g *Group) mark(r *raft.Raft) error {
 	case errors.Is(err, raft.ErrRaftShutdown):
 		return ErrClosed
 	case err == nil:
-		return g.marks.note(markers{g.log.log})
+		return g.snapshotter.recordLast(snapshotStore{g.log.log})
 	}
 	return err
 }
 
 // markRunning is Mark if raft runs already, or still.
-func (g *Group) markRunning() error {
+func (g *Group) snapshotIfRunning() error {
 	r := g.log.raft.Load()
 	if g.closing.Load() {
 		return ErrClosed
@@ -303,14 +303,14 @@ func (g *Group) markRunning() error {
 	if r == nil {
 		return nil
 	}
-	return g.mark(r)
+	return g.snapshot(r)
 }
 
 // Trim removes the log's entries up to and including index through, as far as
 // Raft can do without them: the entry that the last marker is at stays, and
 // what comes behind it.
 func (g *Group) Trim(through uint64) error {
-	k, err := markers{g.log.log}.load()
+	k, err := snapshotStore{g.log.log}.load()
 	if err != nil || k.Index == 0 {
 		return err
 	}
@@ -385,7 +385,7 @@ func (g *Group) Close() error { return g.close(func() {}) }
 // CloseMarked is Close after a last marker, with which the next start has
 // little to replay, and knows how much is committed though no other replica be
 // there. What keeps the marker from being taken is logged, and no error.
-func (g *Group) CloseMarked() error { return g.close(g.markLast) }
+func (g *Group) CloseWithSnapshot() error { return g.close(g.takeLastSnapshot) }
 
 func (g *Group) close(last func()) error {
 	g.closeOnce.Do(func() {
@@ -407,10 +407,10 @@ func (g *Group) close(last func()) error {
 // markLast takes a marker now that no more is replicated. Leadership may be in
 // the middle of being handed over, which raft gives up after an election
 // timeout, and until then it takes none.
-func (g *Group) markLast() {
-	err := g.Mark()
-	for since := time.Now(); errors.Is(err, raft.ErrLeadershipTransferInProgress) && time.Since(since) < 4*g.electionTimeout; err = g.Mark() {
-		time.Sleep(markPause)
+func (g *Group) takeLastSnapshot() {
+	err := g.Snapshot()
+	for since := time.Now(); errors.Is(err, raft.ErrLeadershipTransferInProgress) && time.Since(since) < 4*g.electionTimeout; err = g.Snapshot() {
+		time.Sleep(lastSnapshotPause)
 	}
 	if err != nil {
 		g.warn("the state was not marked: the next start replays more", "err", err)
@@ -418,7 +418,7 @@ func (g *Group) markLast() {
 }
 
 // markPause is between attempts to take a last marker.
-const markPause = 2 * time.Millisecond
+const lastSnapshotPause = 2 * time.Millisecond
 
 func (g *Group) closeTransport() error {
 	if c, ok := g.transport.(raft.WithClose); ok {

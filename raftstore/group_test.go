@@ -51,12 +51,12 @@ func (m *machine) Apply(entries []raftstore.Committed) []any {
 	return results
 }
 
-func (m *machine) Mark() raftstore.Mark {
+func (m *machine) Snapshot() raftstore.Snapshot {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.marked = len(m.applied)
 	state := binary.BigEndian.AppendUint64(nil, uint64(len(m.applied)))
-	return raftstore.Mark{State: state, Metas: []wal.Meta{{Name: "count", Value: state}}}
+	return raftstore.Snapshot{State: state, Metas: []wal.Meta{{Name: "count", Value: state}}}
 }
 
 func (m *machine) Restore(state []byte) error {
@@ -154,7 +154,7 @@ func TestProposalsAreAppliedInOrderWithTheirResults(t *testing.T) {
 	}
 }
 
-func TestRestartWithoutMarkerReplaysAll(t *testing.T) {
+func TestRestartWithoutASnapshotReplaysAll(t *testing.T) {
 	dir := t.TempDir()
 	s := openStore(t, dir, wal.Options{})
 	g := openGroup(t, s, &machine{})
@@ -175,7 +175,7 @@ func TestRestartWithoutMarkerReplaysAll(t *testing.T) {
 	}
 }
 
-func TestRestartWithMarkerReplaysTheRest(t *testing.T) {
+func TestRestartWithASnapshotReplaysTheRest(t *testing.T) {
 	dir := t.TempDir()
 	s := openStore(t, dir, wal.Options{})
 	g := openGroup(t, s, &machine{})
@@ -183,7 +183,7 @@ func TestRestartWithMarkerReplaysTheRest(t *testing.T) {
 		propose(t, g, fmt.Sprint(i))
 	}
 	for range 2 { // the second has nothing new
-		if err := g.Mark(); err != nil {
+		if err := g.Snapshot(); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -207,7 +207,7 @@ func TestRestartWithMarkerReplaysTheRest(t *testing.T) {
 	}
 }
 
-func TestMarkersBesideProposalsLoseNothing(t *testing.T) {
+func TestSnapshotsBesideProposalsLoseNothing(t *testing.T) {
 	dir := t.TempDir()
 	s := openStore(t, dir, wal.Options{})
 	fsm := &machine{}
@@ -221,7 +221,7 @@ func TestMarkersBesideProposalsLoseNothing(t *testing.T) {
 				return
 			default:
 			}
-			if err := g.Mark(); err != nil {
+			if err := g.Snapshot(); err != nil {
 				t.Error(err)
 			}
 		}
@@ -247,7 +247,7 @@ func TestMarkersBesideProposalsLoseNothing(t *testing.T) {
 	}
 }
 
-func TestOpenWithADamagedMarker(t *testing.T) {
+func TestOpenWithADamagedSnapshot(t *testing.T) {
 	s := openStore(t, t.TempDir(), wal.Options{})
 	g := openGroup(t, s, &machine{})
 	propose(t, g, "x")
@@ -284,7 +284,7 @@ func TestAfterClose(t *testing.T) {
 	}
 	_, err := g.Propose([]byte("x")).Wait()
 	for what, err := range map[string]error{
-		"propose": err, "barrier": g.Barrier(t.Context()), "verify": g.VerifyLeader(t.Context(), g.Term()), "mark": g.Mark(),
+		"propose": err, "barrier": g.Barrier(t.Context()), "verify": g.VerifyLeader(t.Context(), g.Term()), "mark": g.Snapshot(),
 	} {
 		if !errors.Is(err, raftstore.ErrClosed) {
 			t.Errorf("%s: got %v, want ErrClosed", what, err)
@@ -414,7 +414,7 @@ func TestAFailedRestoreSaysItsReason(t *testing.T) {
 	s := openStore(t, t.TempDir(), wal.Options{})
 	g := openGroup(t, s, &machine{})
 	propose(t, g, "a")
-	if err := errors.Join(g.Mark(), g.Close()); err != nil {
+	if err := errors.Join(g.Snapshot(), g.Close()); err != nil {
 		t.Fatal(err)
 	}
 	_, err := raftstore.Open(raftstore.Options{Node: "n1", Voters: []string{"n1"}, Log: s.Log(0), FSM: &spoiled{}})

@@ -17,7 +17,7 @@ import (
 type nothing struct{}
 
 func (nothing) Apply(entries []Committed) []any { return make([]any, len(entries)) }
-func (nothing) Mark() Mark                      { return Mark{} }
+func (nothing) Snapshot() Snapshot              { return Snapshot{} }
 func (nothing) Restore([]byte) error            { return nil }
 
 // lonely is a replica of n1 that can reach no other, and its disk.

@@ -195,7 +195,7 @@ func (s *logStore) DeleteRange(from, to uint64) error {
 // committed. Another leader can't have others in their place, unless a replica
 // has lost what it acknowledged.
 func (s *logStore) checkTruncation(from uint64) error {
-	k, err := markers{s.log}.load()
+	k, err := snapshotStore{s.log}.load()
 	if err != nil {
 		return err
 	}

@@ -128,7 +128,7 @@ func (echo) Apply(entries []Committed) []any {
 	}
 	return results
 }
-func (echo) Mark() Mark           { return Mark{State: []byte{}} }
+func (echo) Snapshot() Snapshot   { return Snapshot{State: []byte{}} }
 func (echo) Restore([]byte) error { return nil }
 
 func leading(t *testing.T, log *wal.Log) *Group {
@@ -237,15 +237,15 @@ func TestATermThatFoundNoRoomGoesFirst(t *testing.T) {
 }
 
 func TestAForeignSinkIsRefused(t *testing.T) {
-	err := marking{}.Persist(&raft.InmemSnapshotSink{})
+	err := fsmSnapshot{}.Persist(&raft.InmemSnapshotSink{})
 	if !errors.Is(err, errForeignSink) {
 		t.Fatalf("got %v", err)
 	}
 }
 
-func TestACancelledMarkerIsNotStored(t *testing.T) {
+func TestACancelledSnapshotIsNotStored(t *testing.T) {
 	log := openLog(t, t.TempDir(), wal.Options{})
-	m := markers{log}
+	m := snapshotStore{log}
 	sink, err := m.Create(raft.SnapshotVersionMax, 5, 2, raft.Configuration{}, 1, nil)
 	if err != nil {
 		t.Fatal(err)
@@ -270,7 +270,7 @@ func TestWhatIsStoredIsNotTakenBack(t *testing.T) {
 			}
 		}
 		if err := errors.Join(s.SetUint64([]byte(keyTerm), 7), s.SetUint64([]byte("LastVoteTerm"), 7),
-			s.log.SetMeta(wal.Meta{Name: metaMarker, Value: []byte(`{"index":3,"term":1}`)})); err != nil {
+			s.log.SetMeta(wal.Meta{Name: metaSnapshot, Value: []byte(`{"index":3,"term":1}`)})); err != nil {
 			t.Fatal(err)
 		}
 		return s, told

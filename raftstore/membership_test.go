@@ -130,7 +130,7 @@ func TestTransfer(t *testing.T) {
 // one that does not answer any more, as when all nodes of a cluster are stopped
 // at once. What it has applied is known at the next start though nobody else
 // is there.
-func TestALastMarkInTheMiddleOfATransfer(t *testing.T) {
+func TestALastSnapshotInTheMiddleOfATransfer(t *testing.T) {
 	t.Parallel()
 	c := startSlowCluster(t, 4*time.Second, "n1", "n2", "n3") // the leader goes on while nobody answers
 	c.put("last")
@@ -164,7 +164,7 @@ func TestALastMarkInTheMiddleOfATransfer(t *testing.T) {
 		}
 		return false
 	})
-	if err := leader.group.CloseMarked(); err != nil {
+	if err := leader.group.CloseWithSnapshot(); err != nil {
 		t.Fatal(err)
 	}
 	transfers.Wait()

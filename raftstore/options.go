@@ -38,10 +38,10 @@ type Options struct {
 	HeartbeatTimeout, ElectionTimeout time.Duration
 	// MarkInterval is about how long the state waits to be marked once there is
 	// enough that is new. Shorter means less to replay after a crash. Default 5 s.
-	MarkInterval time.Duration
+	SnapshotInterval time.Duration
 	// MarkEntries is how many new entries make a mark worth while.
 	// Default 256.
-	MarkEntries uint64
+	SnapshotEntries uint64
 	// Full reports whether this replica, following, takes no more entries that
 	// need room; nil never does. It is asked for each request with entries.
 	Full func() bool
@@ -69,7 +69,7 @@ const (
 	// aloneTimeout is the timeout of a group without a network.
 	standaloneTimeout = time.Minute
 	// markNever is how often raft looks by the clock whether to mark: marks.go does.
-	markNever = 365 * 24 * time.Hour
+	snapshotNever = 365 * 24 * time.Hour
 	// commitTimeout is about how long a follower waits to hear that the last
 	// entry is committed, if no other follows.
 	commitTimeout = 40 * time.Millisecond
@@ -97,12 +97,12 @@ func (o Options) filled() (Options, *raft.Config, error) {
 	c.MaxAppendEntries = maxAppend
 	// A replica that is removed stays, as a follower of nobody.
 	c.ShutdownOnRemove = false
-	c.SnapshotInterval = markNever
-	if o.MarkInterval == 0 {
-		o.MarkInterval = 5 * time.Second
+	c.SnapshotInterval = snapshotNever
+	if o.SnapshotInterval == 0 {
+		o.SnapshotInterval = 5 * time.Second
 	}
-	if o.MarkEntries == 0 {
-		o.MarkEntries = 256
+	if o.SnapshotEntries == 0 {
+		o.SnapshotEntries = 256
 	}
 	// Retention cuts the log's head, raft never does.
 	c.TrailingLogs = 1<<64 - 1

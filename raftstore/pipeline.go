@@ -104,12 +104,12 @@ func (p *pipeline) redundant(q *raft.AppendEntriesRequest) bool {
 }
 
 // maxMarkerState bounds the FSM's part of a marker that is offered to a peer.
-const maxMarkerState = 64 << 20
+const maxSnapshotState = 64 << 20
 
 // InstallSnapshot implements raft.Transport. A peer that is behind fetches what
 // it lacks, which takes a while; it is asked again and again until it has.
 func (t *transport) InstallSnapshot(id raft.ServerID, to raft.ServerAddress, q *raft.InstallSnapshotRequest, a *raft.InstallSnapshotResponse, state io.Reader) error {
-	if q.Size > maxMarkerState {
+	if q.Size > maxSnapshotState {
 		return fmt.Errorf("a marker's state of %d bytes is too large", q.Size)
 	}
 	b, err := io.ReadAll(state)

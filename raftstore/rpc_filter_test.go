@@ -80,7 +80,7 @@ func TestOnlyWhatARequestCoversIsCommitted(t *testing.T) {
 	}
 }
 
-func TestMarkersFromALeader(t *testing.T) {
+func TestSnapshotsFromALeader(t *testing.T) {
 	for what, c := range map[string]struct {
 		index, term uint64
 		has         bool
@@ -121,15 +121,15 @@ func TestMarkersFromALeader(t *testing.T) {
 }
 
 // Another replica's marker must not be stored, whatever way it comes.
-func TestAForeignMarkerIsNotStored(t *testing.T) {
-	m := markers{openLog(t, t.TempDir(), wal.Options{})}
+func TestAForeignSnapshotIsNotStored(t *testing.T) {
+	m := snapshotStore{openLog(t, t.TempDir(), wal.Options{})}
 	for _, state := range []string{"", "state"} {
 		sink, err := m.Create(raft.SnapshotVersionMax, 5, 2, raft.Configuration{}, 1, nil)
 		if err != nil {
 			t.Fatal(err)
 		}
 		_, err = io.Copy(sink, strings.NewReader(state))
-		if err = errors.Join(err, sink.Close()); !errors.Is(err, errForeignMarker) {
+		if err = errors.Join(err, sink.Close()); !errors.Is(err, errForeignSnapshot) {
 			t.Errorf("%q: got %v", state, err)
 		}
 	}
@@ -142,7 +142,7 @@ func TestAForeignMarkerIsNotStored(t *testing.T) {
 // right after it has said so, and what it had is remembered.
 func TestAFetchKeepsWhatIsCommitted(t *testing.T) {
 	log := trimmed(t)
-	if err := log.SetMeta(wal.Meta{Name: metaMarker, Value: []byte(`{"index":15,"term":2}`)}); err != nil {
+	if err := log.SetMeta(wal.Meta{Name: metaSnapshot, Value: []byte(`{"index":15,"term":2}`)}); err != nil {
 		t.Fatal(err)
 	}
 	f, err := fetchState(log)
@@ -152,7 +152,7 @@ func TestAFetchKeepsWhatIsCommitted(t *testing.T) {
 	if want := (fetching{OwedIndex: 20, OwedTerm: 2, Keep: 15}); f != want {
 		t.Fatalf("%+v, want %+v", f, want)
 	}
-	if err := log.SetMeta(f.meta(), wal.Meta{Name: metaMarker}); err != nil { // and here it crashes
+	if err := log.SetMeta(f.meta(), wal.Meta{Name: metaSnapshot}); err != nil { // and here it crashes
 		t.Fatal(err)
 	}
 	for range 2 {

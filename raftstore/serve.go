@@ -47,9 +47,9 @@ type fetchHead struct {
 	Voids []uint64          `json:"voids,omitempty"`
 }
 
-func (h fetchHead) marker() (marker, error) {
-	var k marker
-	if err := json.Unmarshal(h.Metas[metaMarker], &k); err != nil {
+func (h fetchHead) snapshot() (storedSnapshot, error) {
+	var k storedSnapshot
+	if err := json.Unmarshal(h.Metas[metaSnapshot], &k); err != nil {
 		return k, fmt.Errorf("%w: marker: %w", errFetch, err)
 	}
 	if h.First == 0 || k.Index < h.First {
@@ -223,24 +223,24 @@ func (e *endpoint) sendEntry(c *fetchConn, entry *wal.Entry) error {
 }
 
 // markBarrierTimeout bounds how long a marker waits for a barrier.
-const markBarrierTimeout = 5 * time.Second
+const fetchBarrierTimeout = 5 * time.Second
 
 // markNow takes a marker; on a leader behind a barrier, since Raft's own entry
 // that begins a term leaves no trace in one, and a fetch may need one of this
 // term.
-func (g *Group) markNow() error {
+func (g *Group) snapshotForFetch() error {
 	if g.Leading() {
-		ctx, cancel := context.WithTimeout(g.network.end.open, markBarrierTimeout)
+		ctx, cancel := context.WithTimeout(g.network.end.open, fetchBarrierTimeout)
 		defer cancel()
 		_ = g.Barrier(ctx) // without it, the marker may do too
 	}
-	return g.Mark()
+	return g.Snapshot()
 }
 
 // fetchHead marks the state, and gives what a fetch of this replica's log is
 // to begin with.
-func (g *Group) fetchHead() (fetchHead, marker, error) {
-	markErr := g.markNow() // the newer the better; an older one does too
+func (g *Group) fetchHead() (fetchHead, storedSnapshot, error) {
+	markErr := g.snapshotForFetch() // the newer the better; an older one does too
 	log := g.log.log
 	head := fetchHead{First: log.FirstIndex(), Metas: map[string][]byte{}}
 	for name, v := range log.Metas("") {
@@ -248,10 +248,10 @@ func (g *Group) fetchHead() (fetchHead, marker, error) {
 			head.Metas[name] = v
 		}
 	}
-	if head.Metas[metaMarker] == nil {
-		return head, marker{}, errors.Join(errors.New("this replica has no marker yet"), markErr)
+	if head.Metas[metaSnapshot] == nil {
+		return head, storedSnapshot{}, errors.Join(errors.New("this replica has no marker yet"), markErr)
 	}
-	k, err := head.marker()
+	k, err := head.snapshot()
 	for _, index := range log.Voids() {
 		if index >= head.First && index <= k.Index {
 			head.Voids = append(head.Voids, index)

@@ -39,11 +39,11 @@ func TestAReplicaAloneLeadsAgainOnceThereIsRoom(t *testing.T) {
 }
 
 // Markers are taken after enough entries, whoever else takes some between.
-func TestMarksComeAfterEnoughEntries(t *testing.T) {
+func TestSnapshotsComeAfterEnoughEntries(t *testing.T) {
 	s := openStore(t, t.TempDir(), wal.Options{})
 	m := &machine{}
 	g, err := raftstore.Open(raftstore.Options{
-		Node: "n1", Voters: []string{"n1"}, Log: s.Log(0), FSM: m, MarkEntries: 10, MarkInterval: time.Millisecond,
+		Node: "n1", Voters: []string{"n1"}, Log: s.Log(0), FSM: m, SnapshotEntries: 10, SnapshotInterval: time.Millisecond,
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -52,7 +52,7 @@ func TestMarksComeAfterEnoughEntries(t *testing.T) {
 	for n := range 100 {
 		propose(t, g, fmt.Sprint(n))
 		if n == 50 {
-			if err := g.Mark(); err != nil {
+			if err := g.Snapshot(); err != nil {
 				t.Fatal(err)
 			}
 		}

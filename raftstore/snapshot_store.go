@@ -12,10 +12,10 @@ import (
 	"github.com/cantuslog/cantus/wal"
 )
 
-const metaMarker = "marker"
+const metaSnapshot = "marker"
 
 // marker is a snapshot as it is stored: the newest one replaces the last.
-type marker struct {
+type storedSnapshot struct {
 	Index       uint64             `json:"index"`
 	Term        uint64             `json:"term"`
 	Config      raft.Configuration `json:"config"`
@@ -25,11 +25,11 @@ type marker struct {
 
 // markers is raft's SnapshotStore: it holds one marker, in the log's small
 // state.
-type markers struct{ log *wal.Log }
+type snapshotStore struct{ log *wal.Log }
 
-func (m markers) load() (marker, error) {
-	var k marker
-	v := m.log.Meta(metaMarker)
+func (m snapshotStore) load() (storedSnapshot, error) {
+	var k storedSnapshot
+	v := m.log.Meta(metaSnapshot)
 	if v == nil {
 		return k, nil
 	}
@@ -39,14 +39,14 @@ func (m markers) load() (marker, error) {
 	return k, nil
 }
 
-func (k marker) meta() *raft.SnapshotMeta {
+func (k storedSnapshot) meta() *raft.SnapshotMeta {
 	return &raft.SnapshotMeta{
-		Version: raft.SnapshotVersionMax, ID: metaMarker, Index: k.Index, Term: k.Term,
+		Version: raft.SnapshotVersionMax, ID: metaSnapshot, Index: k.Index, Term: k.Term,
 		Configuration: k.Config, ConfigurationIndex: k.ConfigIndex, Size: int64(len(k.State)),
 	}
 }
 
-func (m markers) List() ([]*raft.SnapshotMeta, error) {
+func (m snapshotStore) List() ([]*raft.SnapshotMeta, error) {
 	k, err := m.load()
 	if err != nil || k.Index == 0 {
 		return nil, err
@@ -54,7 +54,7 @@ func (m markers) List() ([]*raft.SnapshotMeta, error) {
 	return []*raft.SnapshotMeta{k.meta()}, nil
 }
 
-func (m markers) Open(string) (*raft.SnapshotMeta, io.ReadCloser, error) {
+func (m snapshotStore) Open(string) (*raft.SnapshotMeta, io.ReadCloser, error) {
 	k, err := m.load()
 	if err != nil {
 		return nil, nil, err
@@ -62,16 +62,16 @@ func (m markers) Open(string) (*raft.SnapshotMeta, io.ReadCloser, error) {
 	return k.meta(), io.NopCloser(bytes.NewReader(k.State)), nil
 }
 
-func (m markers) Create(_ raft.SnapshotVersion, index, term uint64, config raft.Configuration,
+func (m snapshotStore) Create(_ raft.SnapshotVersion, index, term uint64, config raft.Configuration,
 	configIndex uint64, _ raft.Transport) (raft.SnapshotSink, error) {
-	return &markerSink{log: m.log, marker: marker{Index: index, Term: term, Config: config, ConfigIndex: configIndex}}, nil
+	return &snapshotSink{log: m.log, snapshot: storedSnapshot{Index: index, Term: term, Config: config, ConfigIndex: configIndex}}, nil
 }
 
 // markerSink takes the FSM's bytes and stores the marker when it is closed.
-type markerSink struct {
-	log    *wal.Log
-	marker marker
-	state  bytes.Buffer
+type snapshotSink struct {
+	log      *wal.Log
+	snapshot storedSnapshot
+	state    bytes.Buffer
 	// own says that this replica's FSM made the marker: another one's would
 	// come without the entries before it.
 	own bool
@@ -80,37 +80,37 @@ type markerSink struct {
 	closed bool
 }
 
-func (s *markerSink) ID() string { return metaMarker }
+func (s *snapshotSink) ID() string { return metaSnapshot }
 
-func (s *markerSink) Write(p []byte) (int, error) {
+func (s *snapshotSink) Write(p []byte) (int, error) {
 	if !s.own {
-		return 0, errForeignMarker
+		return 0, errForeignSnapshot
 	}
 	return s.state.Write(p)
 }
 
-func (s *markerSink) Cancel() error {
+func (s *snapshotSink) Cancel() error {
 	s.closed = true
 	return nil
 }
 
-func (s *markerSink) Close() error {
+func (s *snapshotSink) Close() error {
 	if s.closed {
 		return nil
 	}
 	s.closed = true
 	if !s.own {
-		return errForeignMarker
+		return errForeignSnapshot
 	}
-	s.marker.State = s.state.Bytes()
-	v, err := json.Marshal(s.marker)
+	s.snapshot.State = s.state.Bytes()
+	v, err := json.Marshal(s.snapshot)
 	if err != nil {
 		return fmt.Errorf("encode marker: %w", err)
 	}
-	return s.log.SetMeta(append(s.metas, wal.Meta{Name: metaMarker, Value: v})...)
+	return s.log.SetMeta(append(s.metas, wal.Meta{Name: metaSnapshot, Value: v})...)
 }
 
 var (
-	errForeignSink   = errors.New("raftstore: a marker goes into its own store only")
-	errForeignMarker = errors.New("raftstore: another replica's marker is no state without its log")
+	errForeignSink     = errors.New("raftstore: a marker goes into its own store only")
+	errForeignSnapshot = errors.New("raftstore: another replica's marker is no state without its log")
 )
