@@ -41,7 +41,7 @@ type meta struct {
 func openMeta(n *Node) (*meta, error) {
 	m := &meta{node: n, log: n.store.Log(metaGroup), facts: foundingFacts(n.store.Identity()), changed: make(chan struct{})}
 	opts := n.groupOptions(metaGroup, m.log, m, n.log.With("group", "meta"))
-	opts.Voters, opts.Contradicted = foundingVoters(n.opts.Name, m.facts.MetaVoters()), m.contradicted
+	opts.Voters, opts.HaltedItself = foundingVoters(n.opts.Name, m.facts.MetaVoters()), m.contradicted
 	var err error
 	if m.group, err = raftstore.Open(opts); err != nil {
 		return nil, fmt.Errorf("facts of the cluster: %w", err)

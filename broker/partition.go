@@ -76,7 +76,7 @@ func openPartition(n *Node, id int, voters []string) (*partition, error) {
 	}
 	opts := n.groupOptions(uint32(id), p.store, p.replica, p.log)
 	opts.Voters, opts.Full = voters, p.turnsDown
-	opts.Contradicted, opts.PeerForgot = p.contradicted, p.peerForgot
+	opts.HaltedItself, opts.PeerLostEntries = p.contradicted, p.peerForgot
 	if why := p.fenced.Load(); why != nil {
 		opts.Halted = fmt.Errorf("%w: %s", errFenced, *why)
 	}
@@ -99,7 +99,7 @@ func (p *partition) report() groupReport {
 		r.Fenced = *why
 	}
 	if r.leads() {
-		r.Forgot = p.group.Forgetful()
+		r.Forgot = p.group.PeersThatLostEntries()
 		r.Full = p.fullText()
 	}
 	if r.leads() || r.Applied >= r.Commit && r.Commit > 0 && p.followsLevel(r) {

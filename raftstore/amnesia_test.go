@@ -72,7 +72,7 @@ func TestWhatIsCommittedIsNotGivenUpForALeaderThatLacksIt(t *testing.T) {
 	c.put("other")
 
 	told := make(chan error, 1)
-	leader.up(func(o *raftstore.Options) { o.Contradicted = func(err error) { told <- err } })
+	leader.up(func(o *raftstore.Options) { o.HaltedItself = func(err error) { told <- err } })
 	last := leader.log().LastIndex()
 	until(t, "it is told", func() bool { return len(told) > 0 })
 	if err := <-told; !errors.Is(err, raftstore.ErrCommittedCut) {
@@ -113,7 +113,7 @@ func TestALeaderNoticesThatAFollowerHasForgotten(t *testing.T) {
 	for _, n := range c.nodes { // with somebody to be told
 		n.down()
 		n.up(func(o *raftstore.Options) {
-			o.PeerForgot = func(peer string, has, had uint64) { told <- lost{peer, has, had} }
+			o.PeerLostEntries = func(peer string, has, had uint64) { told <- lost{peer, has, had} }
 		})
 	}
 	c.put("a")
@@ -152,7 +152,7 @@ func TestALeaderNoticesThatAFollowerHasForgotten(t *testing.T) {
 		if l := <-told; l.peer != forgetful.name || l.has >= l.had {
 			t.Errorf("the leader is told %+v", l)
 		}
-		if f := leader.group.Forgetful(); len(f) != 1 || f[forgetful.name] == "" {
+		if f := leader.group.PeersThatLostEntries(); len(f) != 1 || f[forgetful.name] == "" {
 			t.Errorf("it says that %v have forgotten", f)
 		}
 	}
@@ -176,7 +176,7 @@ func TestALeaderNoticesThatAFollowerHasForgotten(t *testing.T) {
 	if err := leader.group.Promote(t.Context(), forgetful.name); err != nil {
 		t.Fatal(err)
 	}
-	if f := leader.group.Forgetful(); len(f) != 0 {
+	if f := leader.group.PeersThatLostEntries(); len(f) != 0 {
 		t.Errorf("%v have forgotten", f)
 	}
 	ends(t, []string{"f"}, forgetful)
@@ -191,7 +191,7 @@ func TestALeaderOfANewTermBlamesNobody(t *testing.T) {
 	for _, n := range c.nodes {
 		n.down()
 		n.up(func(o *raftstore.Options) {
-			o.PeerForgot = func(peer string, _, _ uint64) { told <- peer }
+			o.PeerLostEntries = func(peer string, _, _ uint64) { told <- peer }
 		})
 	}
 	c.put("a")

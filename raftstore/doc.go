@@ -40,6 +40,6 @@
 //
 // Package peernet has the connections: the handshake, TLS, and the frames that
 // carry a stream of bytes. For Raft the stream is that of hashicorp/raft's
-// network transport; fetches (serve.go) and heartbeats (heartbeats.go) have messages of
+// network transport; fetches (fetch_wire.go) and heartbeats (heartbeats.go) have messages of
 // their own.
 package raftstore

@@ -61,7 +61,7 @@ func (n *Network) attach(id uint32) (*endpoint, error) {
 
 // deliver gives a connection from a peer to raft, which closes it.
 func (e *endpoint) deliver(l *peernet.Conn) {
-	if !e.enter(l) {
+	if !e.addInbound(l) {
 		return
 	}
 	select {
@@ -73,7 +73,7 @@ func (e *endpoint) deliver(l *peernet.Conn) {
 
 // enter counts who uses an inbound link until it closes it. False says that
 // the end was closed, and the link with it.
-func (e *endpoint) enter(l *peernet.Conn) bool {
+func (e *endpoint) addInbound(l *peernet.Conn) bool {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if e.open.Err() != nil {
@@ -116,7 +116,7 @@ func (e *endpoint) dial(node string, timeout time.Duration) (net.Conn, error) {
 
 // drop breaks the connections that were made to a node: it doesn't answer, and
 // what waits on them would wait for long.
-func (e *endpoint) drop(node string) {
+func (e *endpoint) abortTo(node string) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	for l, to := range e.outbound {
@@ -127,7 +127,7 @@ func (e *endpoint) drop(node string) {
 }
 
 // interrupt breaks all connections that were made, and lets no more be made.
-func (e *endpoint) interrupt() {
+func (e *endpoint) stopDialing() {
 	e.stopDial()
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -138,7 +138,7 @@ func (e *endpoint) interrupt() {
 
 // abort breaks all connections.
 func (e *endpoint) abort() {
-	e.interrupt()
+	e.stopDialing()
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	for l := range e.inbound {
@@ -161,14 +161,14 @@ func (e *endpoint) close() {
 
 // stream is an end as raft's transport wants it: a listener of connections
 // from peers, if it listens, and a dialer.
-type stream struct {
+type streamLayer struct {
 	*endpoint
 	listens bool
 }
 
-var _ raft.StreamLayer = stream{}
+var _ raft.StreamLayer = streamLayer{}
 
-func (s stream) Accept() (net.Conn, error) {
+func (s streamLayer) Accept() (net.Conn, error) {
 	var accepted chan net.Conn
 	if s.listens {
 		accepted = s.accepted
@@ -181,19 +181,19 @@ func (s stream) Accept() (net.Conn, error) {
 	}
 }
 
-func (s stream) Dial(to raft.ServerAddress, timeout time.Duration) (net.Conn, error) {
+func (s streamLayer) Dial(to raft.ServerAddress, timeout time.Duration) (net.Conn, error) {
 	return s.dial(string(to), timeout)
 }
 
 // Close stops Accept, also of the streams that don't listen.
-func (s stream) Close() error {
+func (s streamLayer) Close() error {
 	if s.listens {
 		s.stop()
 	}
 	return nil
 }
 
-func (s stream) Addr() net.Addr { return nodeAddr(s.network.peers.Node()) }
+func (s streamLayer) Addr() net.Addr { return nodeAddr(s.network.peers.Node()) }
 
 // nodeAddr is a node's name as an address.
 type nodeAddr string

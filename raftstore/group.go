@@ -43,8 +43,8 @@ type Group struct {
 // being fetched: see [Fetching]. An error that wraps [wal.ErrDamaged] says that
 // the log can't be read.
 func Open(opts Options) (*Group, error) {
-	g := &Group{node: opts.Node, log: &logStore{log: opts.Log, standalone: opts.Network == nil, halt: &halt{contradicted: opts.Contradicted}}, info: func(string, ...any) {}, warn: func(string, ...any) {}}
-	g.log.halt.ask(opts.Halted)
+	g := &Group{node: opts.Node, log: &logStore{log: opts.Log, standalone: opts.Network == nil, halt: &halt{onOwn: opts.HaltedItself}}, info: func(string, ...any) {}, warn: func(string, ...any) {}}
+	g.log.halt.request(opts.Halted)
 	if opts.Logger != nil {
 		g.info, g.warn = opts.Logger.Info, opts.Logger.Warn
 	}
@@ -227,7 +227,7 @@ func (g *Group) confirmed(term uint64, since time.Time) bool {
 			continue
 		}
 		voters++
-		if r.Name == g.node || g.network != nil && g.network.peer(raft.ServerID(r.Name)).followed(term, since) {
+		if r.Name == g.node || g.network != nil && g.network.peer(raft.ServerID(r.Name)).confirmedSince(term, since) {
 			confirm++
 		}
 	}
@@ -392,10 +392,10 @@ func (g *Group) close(last func()) error {
 		g.entering.Lock()
 		g.closed = true
 		g.entering.Unlock()
-		g.drain()
+		g.drainQueues()
 		g.closing.Store(true)
 		if g.network != nil {
-			g.network.end.interrupt()
+			g.network.end.stopDialing()
 		}
 		last()
 		g.closeErr = errors.Join(g.raft.Shutdown().Error(), g.closeTransport())
@@ -429,17 +429,17 @@ func (g *Group) closeTransport() error {
 
 // drainPatience is how long what was proposed may take to commit once the
 // group is being closed.
-const drainPatience = 2 * time.Second
+const drainTimeout = 2 * time.Second
 
 // drain waits until raft has taken up what is in its queues: it never answers
 // what is still in there when it shuts down.
-func (g *Group) drain() {
+func (g *Group) drainQueues() {
 	if g.outstanding.Load() == 0 {
 		return
 	}
 	if g.network != nil {
 		// Cut off, a leader steps down, and all have their answer.
-		defer time.AfterFunc(drainPatience, g.network.end.interrupt).Stop()
+		defer time.AfterFunc(drainTimeout, g.network.end.stopDialing).Stop()
 	}
 	defer g.expediteHeartbeats()()
 	_ = g.raft.Barrier(0).Error() // both queues are first in, first out

@@ -12,12 +12,12 @@ import (
 type halt struct {
 	// contradicted is told once why the replica has halted by itself; it may be
 	// nil.
-	contradicted func(error)
-	reason       atomic.Pointer[error] // nil while it takes part
+	onOwn  func(error)
+	reason atomic.Pointer[error] // nil while it takes part
 
-	mu    sync.Mutex
-	asked error // why its owner has it halted
-	own   error // what it found wrong by itself: for good
+	mu        sync.Mutex
+	requested error // why its owner has it halted
+	own       error // what it found wrong by itself: for good
 }
 
 // err returns why the replica takes no part, nil if it does.
@@ -32,16 +32,16 @@ func (h *halt) err() error {
 }
 
 // ask has the replica halted for a reason, or for nil no longer.
-func (h *halt) ask(why error) {
+func (h *halt) request(why error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	h.asked = why
-	h.set()
+	h.requested = why
+	h.update()
 }
 
 // contradict halts the replica for good, since Raft would have it do what no
 // replica ever does, and returns the error.
-func (h *halt) contradict(why error) error {
+func (h *halt) haltForGood(why error) error {
 	if h == nil {
 		return why
 	}
@@ -49,18 +49,18 @@ func (h *halt) contradict(why error) error {
 	defer h.mu.Unlock()
 	if h.own == nil {
 		h.own = why
-		h.set()
-		if h.contradicted != nil {
-			go h.contradicted(why) // raft's goroutine is not held up
+		h.update()
+		if h.onOwn != nil {
+			go h.onOwn(why) // raft's goroutine is not held up
 		}
 	}
 	return why
 }
 
-func (h *halt) set() {
+func (h *halt) update() {
 	why := h.own
 	if why == nil {
-		why = h.asked
+		why = h.requested
 	}
 	if why == nil {
 		h.reason.Store(nil)
@@ -72,10 +72,10 @@ func (h *halt) set() {
 
 // Halt has the replica take no part in its group: it neither votes nor leads,
 // and acknowledges nothing, but can be read. why is told to the peers.
-func (g *Group) Halt(why error) { g.log.halt.ask(why) }
+func (g *Group) Halt(why error) { g.log.halt.request(why) }
 
 // Resume ends what Halt began. A replica that halted by itself stays halted.
-func (g *Group) Resume() { g.log.halt.ask(nil) }
+func (g *Group) Resume() { g.log.halt.request(nil) }
 
 // Halted returns why the replica takes no part in its group, nil if it does.
 // The error wraps [ErrHalted], and [ErrCommittedCut] or [ErrTermBack] if the

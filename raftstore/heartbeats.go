@@ -316,7 +316,7 @@ func readRecords(r io.Reader, size int) ([]byte, error) {
 	}
 	records := make([]byte, int(n)*size)
 	if _, err := io.ReadFull(r, records); err != nil {
-		return nil, noEOF(err)
+		return nil, unexpectedEOF(err)
 	}
 	return records, nil
 }
@@ -346,7 +346,7 @@ func (n *Network) handleHeartbeats(l *peernet.Conn, from string) {
 		if err != nil {
 			return
 		}
-		n.starved.heard(from, time.Now())
+		n.starved.recordArrival(from, time.Now())
 		var answers []byte
 		for r := range slices.Chunk(records, heartbeatSize) {
 			id, group, term := binary.BigEndian.Uint32(r), binary.BigEndian.Uint32(r[4:]), binary.BigEndian.Uint64(r[8:])
@@ -437,6 +437,6 @@ func (n *Network) countHeartbeatConns(node string, change int) {
 	defer n.mu.Unlock()
 	if n.heartbeatConns[node] += change; n.heartbeatConns[node] == 0 {
 		delete(n.heartbeatConns, node)
-		n.starved.lost(node)
+		n.starved.forgetPeer(node)
 	}
 }

@@ -206,7 +206,7 @@ func (s *logStore) checkTruncation(from uint64) error {
 	if from > committed {
 		return nil
 	}
-	return s.halt.contradict(fmt.Errorf("%w: a leader has other entries from %d on, and this replica knows that the entries up to %d are committed: "+
+	return s.halt.haltForGood(fmt.Errorf("%w: a leader has other entries from %d on, and this replica knows that the entries up to %d are committed: "+
 		"a replica of the group has lost what it acknowledged", ErrCommittedCut, from, committed))
 }
 
@@ -298,7 +298,7 @@ func (s *logStore) SetUint64(key []byte, n uint64) error {
 // goesBack halts the replica: no term, of its own or of its last vote, is ever
 // followed by a lower one.
 func (s *logStore) haltOnOlderTerm(key string, have, n uint64) error {
-	return s.halt.contradict(fmt.Errorf("%w: %s is %d and was to become %d", ErrTermBack, key, have, n))
+	return s.halt.haltForGood(fmt.Errorf("%w: %s is %d and was to become %d", ErrTermBack, key, have, n))
 }
 
 func (s *logStore) GetUint64(key []byte) (uint64, error) {

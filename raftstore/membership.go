@@ -19,7 +19,7 @@ func (g *Group) AddReplica(ctx context.Context, node string) error {
 		return g.awaitConfiguration(ctx)
 	}
 	if g.network != nil && g.Leading() { // it may be another node of that name
-		g.network.peer(raft.ServerID(node)).acks.forget()
+		g.network.peer(raft.ServerID(node)).acks.reset()
 	}
 	return g.change(ctx, func(timeout time.Duration) raft.Future {
 		return g.raft.AddNonvoter(raft.ServerID(node), raft.ServerAddress(node), 0, timeout)
@@ -93,7 +93,7 @@ func (g *Group) change(ctx context.Context, ask func(timeout time.Duration) raft
 
 // contactWithin is how many heartbeat timeouts ago a voter must have answered
 // to be handed the leadership.
-const contactWithin = 2
+const reachableTimeouts = 2
 
 // Transfer hands the leadership to a voter, or for "" to any one that has
 // answered lately. It returns nil when this replica leads no more. Until it
@@ -134,16 +134,16 @@ func (g *Group) successors() []string {
 		}
 	}
 	slices.SortStableFunc(names, func(a, b string) int {
-		return int(g.contact(b) - g.contact(a))
+		return int(g.lastContact(b) - g.lastContact(a))
 	})
 	return names
 }
 
-func (g *Group) contact(node string) int64 {
+func (g *Group) lastContact(node string) int64 {
 	if g.network == nil {
 		return 0
 	}
-	return g.network.peer(raft.ServerID(node)).contact.Load()
+	return g.network.peer(raft.ServerID(node)).lastContact.Load()
 }
 
 // reachable tells whether a peer has answered lately, and nothing waits for it
@@ -153,8 +153,8 @@ func (g *Group) reachable(node string) bool {
 	if g.network == nil {
 		return false
 	}
-	since := time.Now().UnixNano() - g.contact(node)
-	return since < int64(contactWithin*g.heartbeatTimeout) && g.network.peer(raft.ServerID(node)).waited.Load() == 0
+	since := time.Now().UnixNano() - g.lastContact(node)
+	return since < int64(reachableTimeouts*g.heartbeatTimeout) && g.network.peer(raft.ServerID(node)).blocked.Load() == 0
 }
 
 func (g *Group) transferTo(ctx context.Context, node string) error {

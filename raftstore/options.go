@@ -50,14 +50,14 @@ type Options struct {
 	// Contradicted is told once, on a goroutine of its own, that the replica has
 	// halted by itself, and why. The error wraps [ErrCommittedCut] or
 	// [ErrTermBack]. Default: it is not told.
-	Contradicted func(error)
+	HaltedItself func(error)
 
 	// PeerForgot is told once that a peer has lost entries which it had
 	// acknowledged to this replica, leading: its newest entry is has, and was had
 	// at least. It gets no more entries and counts for no majority, until it has
 	// them again or is added anew. The function must not block. Default: it is
 	// not told.
-	PeerForgot func(peer string, has, had uint64)
+	PeerLostEntries func(peer string, has, had uint64)
 
 	// Logger takes what raft has to say. Default: discarded.
 	Logger *slog.Logger

@@ -11,7 +11,7 @@ import (
 )
 
 // idleSend is how long a pipeline leaves out what tells the peer nothing new.
-const idleSend = 500 * time.Millisecond
+const idleResend = 500 * time.Millisecond
 
 // pipeline is raft's, with old entries paced, and quiet while nothing happens:
 // raft would repeat the commit index to every peer of every group many times a
@@ -38,7 +38,7 @@ func (t *transport) AppendEntriesPipeline(id raft.ServerID, to raft.ServerAddres
 	if err := t.end.halt.err(); err != nil {
 		return nil, err
 	}
-	if err := t.peer(id).acks.remembers(0); err != nil {
+	if err := t.peer(id).acks.check(0); err != nil {
 		return nil, err
 	}
 	if t.lags(t.peer(id).stored.Load()) {
@@ -70,19 +70,19 @@ func (p *pipeline) AppendEntries(q *raft.AppendEntriesRequest, a *raft.AppendEnt
 	if p.redundant(q) {
 		return nil, nil
 	}
-	if p.transport.lags(lastOf(q)) {
+	if p.transport.lags(lastIndexAfter(q)) {
 		return nil, errLags
 	}
-	if err := p.transport.paceOld(q); err != nil {
+	if err := p.transport.throttleOld(q); err != nil {
 		return nil, err
 	}
 	if p.term != q.Term {
 		p.term = q.Term
-		p.peer.acks.pipelined(q.Term)
+		p.peer.acks.recordPipeline(q.Term)
 	}
 	f, err := p.AppendPipeline.AppendEntries(q, a)
 	if err == nil {
-		p.commit, p.last, p.missed, p.at = q.LeaderCommitIndex, lastOf(q), p.peer.missed.Load(), time.Now()
+		p.commit, p.last, p.missed, p.at = q.LeaderCommitIndex, lastIndexAfter(q), p.peer.unanswered.Load(), time.Now()
 	}
 	return f, err
 }
@@ -93,7 +93,7 @@ func (p *pipeline) AppendEntries(q *raft.AppendEntriesRequest, a *raft.AppendEnt
 func (p *pipeline) redundant(q *raft.AppendEntriesRequest) bool {
 	now := time.Now()
 	if len(q.Entries) > 0 || q.LeaderCommitIndex != p.commit || q.PrevLogEntry != p.last ||
-		p.peer.missed.Load() != p.missed || now.Sub(p.at) > idleSend {
+		p.peer.unanswered.Load() != p.missed || now.Sub(p.at) > idleResend {
 		return false
 	}
 	if now.Sub(p.asked) < time.Millisecond {
@@ -116,10 +116,10 @@ func (t *transport) InstallSnapshot(id raft.ServerID, to raft.ServerAddress, q *
 	if err != nil {
 		return err
 	}
-	if err := errors.Join(t.end.halt.err(), t.peer(id).acks.remembers(0)); err != nil {
+	if err := errors.Join(t.end.halt.err(), t.peer(id).acks.check(0)); err != nil {
 		return err
 	}
-	return t.persist(id, q.Term, func() error {
+	return t.retry(id, q.Term, func() error {
 		*a = raft.InstallSnapshotResponse{}
 		return t.NetworkTransport.InstallSnapshot(id, to, q, a, bytes.NewReader(b))
 	})

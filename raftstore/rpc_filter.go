@@ -121,7 +121,7 @@ func (i *rpcFilter) filter(rpc *raft.RPC) bool {
 		i.trimPrefix(q)
 		// What lies behind the request's entries may be another leader's, also
 		// where this log is longer: raft would take it for committed.
-		q.LeaderCommitIndex = min(q.LeaderCommitIndex, lastOf(q))
+		q.LeaderCommitIndex = min(q.LeaderCommitIndex, lastIndexAfter(q))
 	case *raft.InstallSnapshotRequest:
 		_, _ = io.Copy(io.Discard, rpc.Reader) // it comes before the next request
 		rpc.Respond(i.answerInstall(q))

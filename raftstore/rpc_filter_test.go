@@ -145,11 +145,11 @@ func TestAFetchKeepsWhatIsCommitted(t *testing.T) {
 	if err := log.SetMeta(wal.Meta{Name: metaSnapshot, Value: []byte(`{"index":15,"term":2}`)}); err != nil {
 		t.Fatal(err)
 	}
-	f, err := fetchState(log)
+	f, err := loadFetchState(log)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if want := (fetching{OwedIndex: 20, OwedTerm: 2, Keep: 15}); f != want {
+	if want := (fetchState{OwedIndex: 20, OwedTerm: 2, Keep: 15}); f != want {
 		t.Fatalf("%+v, want %+v", f, want)
 	}
 	if err := log.SetMeta(f.meta(), wal.Meta{Name: metaSnapshot}); err != nil { // and here it crashes
@@ -160,7 +160,7 @@ func TestAFetchKeepsWhatIsCommitted(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if want := (fetching{OwedIndex: 20, OwedTerm: 2, Keep: 15, Cut: true}); f != want || log.FirstIndex() != 10 || log.LastIndex() != 15 {
+		if want := (fetchState{OwedIndex: 20, OwedTerm: 2, Keep: 15, Cut: true}); f != want || log.FirstIndex() != 10 || log.LastIndex() != 15 {
 			t.Fatalf("%+v, and it holds %d to %d", f, log.FirstIndex(), log.LastIndex())
 		}
 	}
@@ -208,8 +208,8 @@ func TestVeryLargeEntriesAreStoredInParts(t *testing.T) {
 func TestOnlyOldEntriesArePaced(t *testing.T) {
 	sent := 0
 	tr := &transport{
-		end:    &endpoint{dialing: t.Context()},
-		recent: func(index uint64) bool { return index > 10 },
+		end:      &endpoint{dialing: t.Context()},
+		inMemory: func(index uint64) bool { return index > 10 },
 		throttle: func(ctx context.Context, bytes int) error {
 			sent += bytes
 			return ctx.Err()
@@ -228,14 +228,14 @@ func TestOnlyOldEntriesArePaced(t *testing.T) {
 		{request(1, 600), 1000},
 		{request(11, 5000), 1000},
 	} {
-		if err := tr.paceOld(c.q); err != nil || sent != c.want {
+		if err := tr.throttleOld(c.q); err != nil || sent != c.want {
 			t.Errorf("%v, %d were paced, want %d", err, sent, c.want)
 		}
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	tr.end.dialing = ctx
-	if err := tr.paceOld(request(1, 1)); err == nil {
+	if err := tr.throttleOld(request(1, 1)); err == nil {
 		t.Error("it was sent beyond the rate")
 	}
 }

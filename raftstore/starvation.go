@@ -80,7 +80,7 @@ type arrivals struct {
 }
 
 // ticked notes that the ticker ran, and when it is due next.
-func (s *starvation) ticked(now, next time.Time) {
+func (s *starvation) recordTick(now, next time.Time) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if !s.due.IsZero() {
@@ -91,7 +91,7 @@ func (s *starvation) ticked(now, next time.Time) {
 
 // heard notes heartbeats of a peer. A gap so long that followers have given the
 // peer up is not counted: it did not lead, or was away.
-func (s *starvation) heard(peer string, now time.Time) {
+func (s *starvation) recordArrival(peer string, now time.Time) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	a := s.peers[peer]
@@ -109,7 +109,7 @@ func (s *starvation) heard(peer string, now time.Time) {
 }
 
 // lost forgets when a peer was heard: its connection is gone.
-func (s *starvation) lost(peer string) {
+func (s *starvation) forgetPeer(peer string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	delete(s.peers, peer)
@@ -150,7 +150,7 @@ func (n *Network) watchStarvation() {
 	defer tick.Stop()
 	for {
 		now := time.Now()
-		n.starved.ticked(now, now.Add(starvationTick))
+		n.starved.recordTick(now, now.Add(starvationTick))
 		tick.Reset(starvationTick)
 		n.adapt(now)
 		select {
@@ -162,7 +162,7 @@ func (n *Network) watchStarvation() {
 }
 
 // shorten takes note of a group's heartbeat timeout.
-func (n *Network) shorten(timeout time.Duration) {
+func (n *Network) recordTimeout(timeout time.Duration) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if n.shortest == 0 || timeout < n.shortest {
@@ -213,12 +213,12 @@ func (g *Group) setTimeout(want time.Duration) {
 // starving reports whether this node runs so late that the silence of a peer
 // says nothing of the peer yet. A peer that has refused a leader of this term is
 // not silent.
-func (t *transport) starving(p *peer, term uint64) bool {
-	if p.refused.Load() >= term {
+func (t *transport) presumesFollowing(p *peer, term uint64) bool {
+	if p.rejectedTerm.Load() >= term {
 		return false
 	}
 	now := time.Now()
 	timeout := t.end.network.starved.timeout(t.heartbeatTimeout, now)
-	silent := now.Sub(time.Unix(0, p.contact.Load()))
+	silent := now.Sub(time.Unix(0, p.lastContact.Load()))
 	return timeout > t.heartbeatTimeout && silent < timeout*4/5
 }

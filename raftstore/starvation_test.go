@@ -16,22 +16,22 @@ func TestTimeoutsFollowLateness(t *testing.T) {
 		}
 	}
 	want(base, "nothing is measured yet")
-	s.ticked(at, at.Add(starvationTick))
+	s.recordTick(at, at.Add(starvationTick))
 	at = at.Add(starvationTick + time.Millisecond)
-	s.ticked(at, at.Add(starvationTick))
+	s.recordTick(at, at.Add(starvationTick))
 	want(base, "a millisecond late")
 	at = at.Add(starvationTick + 200*time.Millisecond)
 	want(lateFactor*200*time.Millisecond, "overdue by 200 ms, and the ticker has not run yet")
-	s.ticked(at, at.Add(starvationTick))
+	s.recordTick(at, at.Add(starvationTick))
 	at = at.Add(starvationTick)
 	want(lateFactor*200*time.Millisecond, "200 ms late a moment ago")
 	for range int(starvationWindow/starvationTick) / 2 {
-		s.ticked(at, at.Add(starvationTick))
+		s.recordTick(at, at.Add(starvationTick))
 		at = at.Add(starvationTick)
 	}
 	want(lateFactor*200*time.Millisecond, "200 ms late in the window")
 	for range 2 * int(starvationWindow/starvationTick) {
-		s.ticked(at, at.Add(starvationTick))
+		s.recordTick(at, at.Add(starvationTick))
 		at = at.Add(starvationTick)
 	}
 	want(base, "in time for two windows")
@@ -45,7 +45,7 @@ func TestTimeoutsFollowGapsBetweenHeartbeats(t *testing.T) {
 	at := time.Now()
 	hear := func(peer string, gap time.Duration) {
 		at = at.Add(gap)
-		s.heard(peer, at)
+		s.recordArrival(peer, at)
 	}
 	hear("n2", 0)
 	hear("n2", 100*time.Millisecond)
@@ -60,7 +60,7 @@ func TestTimeoutsFollowGapsBetweenHeartbeats(t *testing.T) {
 	if got := s.timeout(base, at); got != gapFactor*1100*time.Millisecond {
 		t.Errorf("after a gap of 1.1 s, which is within the timeout by now: a timeout of %v", got)
 	}
-	s.lost("n2")
+	s.forgetPeer("n2")
 	if got := s.timeout(base, at); got != base {
 		t.Errorf("the peer is gone: a timeout of %v", got)
 	}
@@ -77,15 +77,15 @@ func TestOnlySilenceIsPresumed(t *testing.T) {
 	tr := &transport{end: &endpoint{network: &Network{}}, heartbeatTimeout: time.Second}
 	tr.end.network.starved.fixed = time.Minute
 	p := &peer{}
-	p.contact.Store(time.Now().UnixNano())
-	if !tr.starving(p, 5) {
+	p.lastContact.Store(time.Now().UnixNano())
+	if !tr.presumesFollowing(p, 5) {
 		t.Error("a peer that was heard a moment ago is taken for lost")
 	}
-	p.refused.Store(5)
-	if tr.starving(p, 5) {
+	p.rejectedTerm.Store(5)
+	if tr.presumesFollowing(p, 5) {
 		t.Error("a peer that has refused term 5 is presumed to follow in it")
 	}
-	if !tr.starving(p, 6) {
+	if !tr.presumesFollowing(p, 6) {
 		t.Error("a peer that has refused term 5 is not presumed to follow in term 6")
 	}
 }
@@ -102,7 +102,7 @@ func (n *Network) Starve(timeout time.Duration) {
 func (g *Group) SilentFor() time.Duration {
 	newest := int64(0)
 	for _, r := range g.replicas() {
-		newest = max(newest, g.contact(r.Name))
+		newest = max(newest, g.lastContact(r.Name))
 	}
 	return time.Since(time.Unix(0, newest))
 }

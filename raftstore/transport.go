@@ -37,7 +37,7 @@ type transport struct {
 	control                *raft.NetworkTransport
 	end                    *endpoint
 	filter                 *rpcFilter
-	recent                 func(index uint64) bool // whether an entry is in memory
+	inMemory               func(index uint64) bool // whether an entry is in memory
 	writes                 *asyncWrites
 	throttle               func(ctx context.Context, bytes int) error // waits until old entries may be sent
 	raft                   atomic.Pointer[raft.Raft]
@@ -53,16 +53,16 @@ type transport struct {
 	mu    sync.Mutex
 	peers map[raft.ServerID]*peer
 	// peerForgot is told once of a peer that has lost entries; it may be nil.
-	peerForgot func(peer string, has, had uint64)
+	peerLostEntries func(peer string, has, had uint64)
 }
 
 // peer is what the transport knows of a peer.
 type peer struct {
-	contact atomic.Int64  // when it last answered a heartbeat, Unix nanoseconds
-	stored  atomic.Uint64 // what it last said, outside of a pipeline, that it has
-	missed  atomic.Int64  // heartbeats without an answer
-	refused atomic.Uint64 // the newest term in which it said that there is a newer one
-	waited  atomic.Int64  // requests that wait until it can be reached
+	lastContact  atomic.Int64  // when it last answered a heartbeat, Unix nanoseconds
+	stored       atomic.Uint64 // what it last said, outside of a pipeline, that it has
+	unanswered   atomic.Int64  // heartbeats without an answer
+	rejectedTerm atomic.Uint64 // the newest term in which it said that there is a newer one
+	blocked      atomic.Int64  // requests that wait until it can be reached
 
 	mu sync.Mutex
 	// term is the newest one in which it has confirmed that this replica leads,
@@ -71,11 +71,11 @@ type peer struct {
 	term  uint64
 	asked time.Time
 	// acks is what it has acknowledged.
-	acks memory
+	acks peerAcks
 }
 
 // confirm notes that the peer has confirmed a term's leader.
-func (p *peer) confirm(term uint64, asked time.Time) {
+func (p *peer) recordConfirmation(term uint64, asked time.Time) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if term > p.term || term == p.term && asked.After(p.asked) {
@@ -85,7 +85,7 @@ func (p *peer) confirm(term uint64, asked time.Time) {
 
 // followed tells whether the peer has confirmed a term's leader, asked not before
 // since.
-func (p *peer) followed(term uint64, since time.Time) bool {
+func (p *peer) confirmedSince(term uint64, since time.Time) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.term == term && !p.asked.Before(since)
@@ -97,16 +97,16 @@ var (
 )
 
 func newTransport(e *endpoint, opts Options, u *asyncWrites) *transport {
-	t := &transport{end: e, peers: map[raft.ServerID]*peer{}, writes: u, peerForgot: opts.PeerForgot, throttle: e.network.peers.Throttle}
-	t.recent = func(index uint64) bool { return u.get(index) != nil || opts.Log.InMemory(index) }
+	t := &transport{end: e, peers: map[raft.ServerID]*peer{}, writes: u, peerLostEntries: opts.PeerLostEntries, throttle: e.network.peers.Throttle}
+	t.inMemory = func(index uint64) bool { return u.get(index) != nil || opts.Log.InMemory(index) }
 	config := raft.NetworkTransportConfig{
 		Logger: opts.logger, MaxPool: pooled, MaxRPCsInFlight: maxInFlight,
-		Stream: stream{e, true}, Timeout: sendTimeout, MsgpackUseNewTimeFormat: true,
+		Stream: streamLayer{e, true}, Timeout: sendTimeout, MsgpackUseNewTimeFormat: true,
 	}
 	t.NetworkTransport = raft.NewNetworkTransportWithConfig(&config)
 	t.heartbeatTimeout = opts.HeartbeatTimeout
 	t.heartbeatDelay, t.replyTimeout = opts.HeartbeatTimeout/10, max(2*opts.HeartbeatTimeout, 500*time.Millisecond)
-	config.Stream, config.Timeout = stream{e, false}, t.replyTimeout
+	config.Stream, config.Timeout = streamLayer{e, false}, t.replyTimeout
 	t.control = raft.NewNetworkTransportWithConfig(&config)
 	t.filter = newRPCFilter(t.NetworkTransport.Consumer(), e.open, opts.Log, e.halt, opts.Full, e.network.peers.Warn)
 	return t
@@ -117,7 +117,7 @@ func (t *transport) use(g *Group) {
 	t.raft.Store(g.raft)
 	t.filter.raft.Store(g.raft)
 	t.end.group.Store(g)
-	t.end.network.shorten(g.heartbeatTimeout)
+	t.end.network.recordTimeout(g.heartbeatTimeout)
 }
 
 // Consumer gives what peers ask.
@@ -128,7 +128,7 @@ func (t *transport) SetHeartbeatHandler(f func(raft.RPC)) { t.end.heartbeatHandl
 
 // Close ends the transport and waits for what uses its connections.
 func (t *transport) Close() error {
-	t.end.interrupt()
+	t.end.stopDialing()
 	_ = t.control.Close()
 	_ = t.NetworkTransport.Close()
 	for _, pool := range []*raft.NetworkTransport{t.control, t.NetworkTransport} {
@@ -195,30 +195,30 @@ func (t *transport) AppendEntries(id raft.ServerID, to raft.ServerAddress, q *ra
 	}
 	q.LeaderCommitIndex = t.writes.limit(q.LeaderCommitIndex)
 	p := t.peer(id)
-	had, err := p.acks.recall(q)
+	had, err := p.acks.beforeRequest(q)
 	if err != nil {
 		return err
 	}
-	if err := t.paceOld(q); err != nil {
+	if err := t.throttleOld(q); err != nil {
 		return err
 	}
-	err = t.persist(id, q.Term, func() error {
+	err = t.retry(id, q.Term, func() error {
 		*a = raft.AppendEntriesResponse{}
 		return t.NetworkTransport.AppendEntries(id, to, q, a)
 	})
 	switch {
 	case err != nil:
 	case a.Success:
-		p.stored.Store(lastOf(q))
-		p.acks.acknowledged(q.Term, lastOf(q))
+		p.stored.Store(lastIndexAfter(q))
+		p.acks.record(q.Term, lastIndexAfter(q))
 	case a.Term == q.Term && a.LastLog < had:
-		return t.forgot(id, p, a.LastLog, had)
+		return t.reportLoss(id, p, a.LastLog, had)
 	}
 	return err
 }
 
 // lastOf is the newest entry that the peer has if it has taken q.
-func lastOf(q *raft.AppendEntriesRequest) uint64 {
+func lastIndexAfter(q *raft.AppendEntriesRequest) uint64 {
 	if n := len(q.Entries); n > 0 {
 		return q.Entries[n-1].Index
 	}
@@ -240,29 +240,29 @@ func (t *transport) sendHeartbeat(id raft.ServerID, to raft.ServerAddress, q *ra
 		delay = 0
 	}
 	beats := t.end.network.heartbeatsTo(string(to))
-	had := p.acks.has(q.Term)
+	had := p.acks.newest(q.Term)
 	term, asked := q.Term, time.Now()
 	one := beats.enqueue(t.end.id, term, delay, func(a raft.AppendEntriesResponse) {
 		if a.Success && a.Term == term && a.LastLog < had {
-			_ = t.forgot(id, p, a.LastLog, had)
+			_ = t.reportLoss(id, p, a.LastLog, had)
 		}
-		if p.acks.remembers(a.LastLog) != nil {
+		if p.acks.check(a.LastLog) != nil {
 			return // it counts for nothing
 		}
 		if a.Success {
-			p.confirm(term, asked)
+			p.recordConfirmation(term, asked)
 		} else if a.Term > term {
-			p.refused.Store(term)
+			p.rejectedTerm.Store(term)
 		}
-		p.contact.Store(time.Now().UnixNano())
+		p.lastContact.Store(time.Now().UnixNano())
 	})
-	answer, err := beats.await(t.end.dialing, one, t.replyTimeout, t.heartbeatTimeout/4, func() bool { return t.starving(p, term) })
+	answer, err := beats.await(t.end.dialing, one, t.replyTimeout, t.heartbeatTimeout/4, func() bool { return t.presumesFollowing(p, term) })
 	if err != nil {
-		p.missed.Add(1)
-		t.end.drop(string(to))
+		p.unanswered.Add(1)
+		t.end.abortTo(string(to))
 		return err
 	}
-	if err := p.acks.remembers(0); err != nil {
+	if err := p.acks.check(0); err != nil {
 		return err
 	}
 	*a = answer
@@ -282,8 +282,8 @@ func (t *transport) expediteHeartbeats() (done func()) {
 
 // paceOld keeps old entries, which come from the disk, from crowding out what
 // is new on the whole node.
-func (t *transport) paceOld(q *raft.AppendEntriesRequest) error {
-	if len(q.Entries) == 0 || t.recent(q.Entries[0].Index) {
+func (t *transport) throttleOld(q *raft.AppendEntriesRequest) error {
+	if len(q.Entries) == 0 || t.inMemory(q.Entries[0].Index) {
 		return nil
 	}
 	bytes := 0
@@ -295,15 +295,15 @@ func (t *transport) paceOld(q *raft.AppendEntriesRequest) error {
 
 // persist tries a request of a term until it has an answer, or doesn't matter
 // any more.
-func (t *transport) persist(id raft.ServerID, term uint64, try func() error) error {
+func (t *transport) retry(id raft.ServerID, term uint64, try func() error) error {
 	err := try()
 	if err == nil {
 		return nil
 	}
 	p := t.peer(id)
-	p.waited.Add(1)
-	defer p.waited.Add(-1)
-	for pause := retryFirst; err != nil && t.matters(id, term); pause = min(2*pause, retryMost) {
+	p.blocked.Add(1)
+	defer p.blocked.Add(-1)
+	for pause := retryFirst; err != nil && t.worthRetrying(id, term); pause = min(2*pause, retryMost) {
 		if isFull(err) {
 			pause = retryFull
 		}
@@ -320,7 +320,7 @@ func (t *transport) persist(id raft.ServerID, term uint64, try func() error) err
 // matters tells whether this replica still leads in a term, and the peer is
 // one of the group's. While leadership is being handed over nothing does: raft
 // would wait for a successor that is gone, and turn proposals away meanwhile.
-func (t *transport) matters(id raft.ServerID, term uint64) bool {
+func (t *transport) worthRetrying(id raft.ServerID, term uint64) bool {
 	r := t.raft.Load()
 	if r == nil || t.end.halt.err() != nil || r.State() != raft.Leader || r.CurrentTerm() != term || t.transfers.Load() > 0 {
 		return false

@@ -86,14 +86,14 @@ func (c *fetchConn) receive() (kind byte, b []byte, err error) {
 	_ = c.SetReadDeadline(time.Now().Add(fetchTimeout))
 	var head [5]byte
 	if _, err := io.ReadFull(c.r, head[:]); err != nil {
-		return 0, nil, noEOF(err)
+		return 0, nil, unexpectedEOF(err)
 	}
 	n := binary.BigEndian.Uint32(head[1:])
 	if n > maxMessage {
 		return 0, nil, fmt.Errorf("%w: a message's length can't be %d", errFetch, n)
 	}
 	if b, err = readPieces(c.r, int(n)); err != nil {
-		return 0, nil, noEOF(err)
+		return 0, nil, unexpectedEOF(err)
 	}
 	if head[0] == fetchError {
 		return 0, nil, fmt.Errorf("the other replica says: %s", b)
@@ -102,7 +102,7 @@ func (c *fetchConn) receive() (kind byte, b []byte, err error) {
 }
 
 // noEOF says of an end within a message that it came too early.
-func noEOF(err error) error {
+func unexpectedEOF(err error) error {
 	if errors.Is(err, io.EOF) {
 		return io.ErrUnexpectedEOF
 	}
@@ -154,7 +154,7 @@ func decodeFetched(b []byte) (wal.Entry, error) {
 
 // serveFetch sends the group's log to a replica that asks for it.
 func (e *endpoint) serveFetch(l *peernet.Conn) {
-	if !e.enter(l) {
+	if !e.addInbound(l) {
 		return
 	}
 	defer l.Close()

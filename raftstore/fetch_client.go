@@ -52,7 +52,7 @@ func fetch(ctx context.Context, n *Network, group uint32, from string, log *wal.
 	defer l.Close()
 	defer context.AfterFunc(ctx, l.Abort)()
 	c := &fetchConn{Conn: l, r: bufio.NewReaderSize(l, peernet.MaxFrame), w: bufio.NewWriter(l)}
-	f := fetcher{log: log, conn: c, owed: state}
+	f := fetcher{log: log, conn: c, state: state}
 	return f.run()
 }
 
@@ -60,7 +60,7 @@ func fetch(ctx context.Context, n *Network, group uint32, from string, log *wal.
 type fetcher struct {
 	log      *wal.Log
 	conn     *fetchConn
-	owed     fetching
+	state    fetchState
 	head     fetchHead
 	snapshot storedSnapshot
 	entries  []wal.Entry // not stored yet
@@ -112,12 +112,12 @@ func (f *fetcher) ask() error {
 		return err
 	}
 	k := f.snapshot
-	if own := max(storedTerm(f.log), f.owed.OwedTerm); implausibleTerm(own, k.Term) {
+	if own := max(storedTerm(f.log), f.state.OwedTerm); implausibleTerm(own, k.Term) {
 		return fmt.Errorf("%w: its marker is of term %d, this replica is in term %d: %w", errFetch, k.Term, own, errImplausibleTerm)
 	}
-	if k.Term < f.owed.OwedTerm || k.Term == f.owed.OwedTerm && k.Index < f.owed.OwedIndex {
+	if k.Term < f.state.OwedTerm || k.Term == f.state.OwedTerm && k.Index < f.state.OwedIndex {
 		return fmt.Errorf("%w: its marker is at entry %d of term %d, and this replica had entry %d of term %d",
-			ErrStale, k.Index, k.Term, f.owed.OwedIndex, f.owed.OwedTerm)
+			ErrStale, k.Index, k.Term, f.state.OwedIndex, f.state.OwedTerm)
 	}
 	if first, last := f.log.FirstIndex(), f.log.LastIndex(); last > 0 && f.head.First > last+1 {
 		return f.log.TruncateSuffix(first) // what comes does not continue it

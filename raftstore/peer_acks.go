@@ -16,7 +16,7 @@ import (
 //
 // Raft itself only sees that the peer turns a request down, and sends it what
 // it lacks.
-type memory struct {
+type peerAcks struct {
 	mu       sync.Mutex
 	term     uint64 // of index
 	index    uint64 // the newest entry that is known to be acknowledged
@@ -26,7 +26,7 @@ type memory struct {
 
 // Forgetful returns the members that have lost entries which they had
 // acknowledged to this replica, leading, and what they had.
-func (g *Group) Forgetful() map[string]string {
+func (g *Group) PeersThatLostEntries() map[string]string {
 	if g.network == nil {
 		return nil
 	}
@@ -46,10 +46,10 @@ func (g *Group) Forgetful() map[string]string {
 }
 
 // errForgot is met with a peer that has lost what it had acknowledged.
-var errForgot = errors.New("the peer has lost entries that it had acknowledged")
+var errLostEntries = errors.New("the peer has lost entries that it had acknowledged")
 
 // acknowledged notes that the peer has an entry, and all before it.
-func (m *memory) acknowledged(term, index uint64) {
+func (m *peerAcks) record(term, index uint64) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if term > m.term {
@@ -62,7 +62,7 @@ func (m *memory) acknowledged(term, index uint64) {
 
 // pipelined notes that requests of a term are acknowledged to raft alone from
 // now on.
-func (m *memory) pipelined(term uint64) {
+func (m *peerAcks) recordPipeline(term uint64) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.pipeline = term
@@ -72,20 +72,20 @@ func (m *memory) pipelined(term uint64) {
 // request is sent outside of a pipeline. The first such request behind a
 // pipeline begins at what raft knows to be acknowledged, if both are of one term:
 // the first request of a term begins at the leader's own end.
-func (m *memory) recall(q *raft.AppendEntriesRequest) (index uint64, err error) {
+func (m *peerAcks) beforeRequest(q *raft.AppendEntriesRequest) (index uint64, err error) {
 	m.mu.Lock()
 	behind := m.pipeline == q.Term
 	m.pipeline = 0
 	m.mu.Unlock()
 	if behind {
-		m.acknowledged(q.Term, q.PrevLogEntry)
+		m.record(q.Term, q.PrevLogEntry)
 	}
-	return m.has(q.Term), m.remembers(0)
+	return m.newest(q.Term), m.check(0)
 }
 
 // has returns the newest entry that the peer has acknowledged in a term, as far
 // as it is known.
-func (m *memory) has(term uint64) uint64 {
+func (m *peerAcks) newest(term uint64) uint64 {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.term != term {
@@ -96,18 +96,18 @@ func (m *memory) has(term uint64) uint64 {
 
 // remembers returns an error if the peer has lost entries, and its newest entry
 // is not at least what it had.
-func (m *memory) remembers(last uint64) error {
+func (m *peerAcks) check(last uint64) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.lost != 0 && last < m.lost {
-		return errForgot
+		return errLostEntries
 	}
 	m.lost = 0
 	return nil
 }
 
 // forget forgets all of it: the name may be another replica's from now on.
-func (m *memory) forget() {
+func (m *peerAcks) reset() {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.term, m.index, m.pipeline, m.lost = 0, 0, 0, 0
@@ -115,7 +115,7 @@ func (m *memory) forget() {
 
 // forgot notes that the peer has lost an entry that it had; first reports
 // whether that was not known before.
-func (m *memory) forgot(had uint64) (first bool) {
+func (m *peerAcks) recordLoss(had uint64) (first bool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	first = m.lost == 0
@@ -124,9 +124,9 @@ func (m *memory) forgot(had uint64) (first bool) {
 }
 
 // forgot notes that a peer has lost what it had, and returns the error.
-func (t *transport) forgot(id raft.ServerID, p *peer, has, had uint64) error {
-	if p.acks.forgot(had) && t.peerForgot != nil {
-		t.peerForgot(string(id), has, had)
+func (t *transport) reportLoss(id raft.ServerID, p *peer, has, had uint64) error {
+	if p.acks.recordLoss(had) && t.peerLostEntries != nil {
+		t.peerLostEntries(string(id), has, had)
 	}
-	return fmt.Errorf("%w: its newest is %d, and was %d", errForgot, has, had)
+	return fmt.Errorf("%w: its newest is %d, and was %d", errLostEntries, has, had)
 }

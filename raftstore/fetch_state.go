@@ -17,7 +17,7 @@ import (
 const metaFetching = "fetching"
 
 // fetching says how far a fetch is.
-type fetching struct {
+type fetchState struct {
 	// OwedIndex and OwedTerm are of the newest entry that the replica may have
 	// acknowledged. It must not vote without what is committed up to there.
 	OwedIndex uint64 `json:"owed_index"`
@@ -45,7 +45,7 @@ func Reset(log *wal.Log) error {
 }
 
 func reset(log *wal.Log) error {
-	f, err := fetchState(log)
+	f, err := loadFetchState(log)
 	if err != nil {
 		return err
 	}
@@ -61,8 +61,8 @@ func reset(log *wal.Log) error {
 }
 
 // fetchState gives how far a fetch is, or how one would begin.
-func fetchState(log *wal.Log) (fetching, error) {
-	var f fetching
+func loadFetchState(log *wal.Log) (fetchState, error) {
+	var f fetchState
 	if v := log.Meta(metaFetching); v != nil {
 		if err := json.Unmarshal(v, &f); err != nil {
 			return f, fmt.Errorf("%w: state of the fetch: %w", wal.ErrDamaged, err)
@@ -97,7 +97,7 @@ func storedTerm(log *wal.Log) uint64 {
 	return 0
 }
 
-func (f fetching) meta() wal.Meta {
+func (f fetchState) meta() wal.Meta {
 	v, err := json.Marshal(f)
 	if err != nil {
 		panic(err) // numbers
@@ -118,8 +118,8 @@ func isState(name string) bool {
 
 // beginFetch makes the log one that is being fetched, with nothing in it that
 // is not known to be committed, and gives how far it is.
-func beginFetch(log *wal.Log) (fetching, error) {
-	f, err := fetchState(log)
+func beginFetch(log *wal.Log) (fetchState, error) {
+	f, err := loadFetchState(log)
 	if err != nil {
 		return f, err
 	}
@@ -133,7 +133,7 @@ func beginFetch(log *wal.Log) (fetching, error) {
 }
 
 // cutForFetch removes what lies behind the entry to keep.
-func cutForFetch(log *wal.Log, f *fetching) error {
+func cutForFetch(log *wal.Log, f *fetchState) error {
 	if f.Cut {
 		return nil
 	}
