@@ -13,33 +13,34 @@ import (
 	"github.com/cantuslog/cantus/raftstore/peernet"
 )
 
-// endpoint is a group's end on its node's network: raft's connections, and who
-// is being served a fetch.
+// endpoint is a group's end of its node's network: the connections that raft
+// uses, and those of fetches that are served.
 type endpoint struct {
 	network          *Network
 	id               uint32
 	group            atomic.Pointer[Group] // nil until it is open
 	accepted         chan net.Conn
-	heartbeatHandler atomic.Pointer[func(raft.RPC)] // raft's way to hear heartbeats
+	heartbeatHandler atomic.Pointer[func(raft.RPC)] // raft's handler, set by raft
 	halt             *halt
-	// following says which heartbeats may take that way.
+	// bypass decides which heartbeats may go to heartbeatHandler.
 	bypass heartbeatBypass
 
-	dialing  context.Context // ends with interrupt: no more is dialed
+	dialing  context.Context // ends with stopDialing
 	stopDial context.CancelFunc
 	open     context.Context // ends with close
 	stop     context.CancelFunc
-	// users is who uses inbound links, or passes a heartbeat on.
+	// users counts the open inbound connections and the heartbeats that are
+	// being handled. close waits for them.
 	users sync.WaitGroup
 
-	// mu guards what follows; no more is added to it once its context has
-	// ended.
+	// mu guards what follows. Nothing is added to outbound once dialing has
+	// ended, nor to inbound once open has.
 	mu       sync.Mutex
-	outbound map[*peernet.Conn]string // and the node it leads to
+	outbound map[*peernet.Conn]string // the node at the other end
 	inbound  map[*peernet.Conn]struct{}
 }
 
-// attach makes the end of a group that is being opened.
+// attach returns the endpoint of a group that is being opened.
 func (n *Network) attach(id uint32) (*endpoint, error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -59,32 +60,32 @@ func (n *Network) attach(id uint32) (*endpoint, error) {
 	return e, nil
 }
 
-// deliver gives a connection from a peer to raft, which closes it.
-func (e *endpoint) deliver(l *peernet.Conn) {
-	if !e.addInbound(l) {
+// deliver hands a connection from a peer to raft, which closes it.
+func (e *endpoint) deliver(c *peernet.Conn) {
+	if !e.addInbound(c) {
 		return
 	}
 	select {
-	case e.accepted <- l:
+	case e.accepted <- c:
 	case <-e.open.Done():
-		_ = l.Close()
+		_ = c.Close()
 	}
 }
 
-// enter counts who uses an inbound link until it closes it. False says that
-// the end was closed, and the link with it.
-func (e *endpoint) addInbound(l *peernet.Conn) bool {
+// addInbound adds a connection to inbound, and to users, until it is closed. If
+// the endpoint is closed, it closes the connection and returns false.
+func (e *endpoint) addInbound(c *peernet.Conn) bool {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if e.open.Err() != nil {
-		_ = l.Close()
+		_ = c.Close()
 		return false
 	}
 	e.users.Add(1)
-	e.inbound[l] = struct{}{}
-	l.OnClose(func() {
+	e.inbound[c] = struct{}{}
+	c.OnClose(func() {
 		e.mu.Lock()
-		delete(e.inbound, l)
+		delete(e.inbound, c)
 		e.mu.Unlock()
 		e.users.Done()
 	})
@@ -95,58 +96,59 @@ func (e *endpoint) addInbound(l *peernet.Conn) bool {
 func (e *endpoint) dial(node string, timeout time.Duration) (net.Conn, error) {
 	ctx, cancel := context.WithTimeout(e.dialing, timeout)
 	defer cancel()
-	l, err := e.network.dial(ctx, node, peernet.Raft, e.id)
+	c, err := e.network.dial(ctx, node, peernet.Raft, e.id)
 	if err != nil {
 		return nil, err
 	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if e.dialing.Err() != nil {
-		_ = l.Close()
+		_ = c.Close()
 		return nil, ErrClosed
 	}
-	e.outbound[l] = node
-	l.OnClose(func() {
+	e.outbound[c] = node
+	c.OnClose(func() {
 		e.mu.Lock()
 		defer e.mu.Unlock()
-		delete(e.outbound, l)
+		delete(e.outbound, c)
 	})
-	return l, nil
+	return c, nil
 }
 
-// drop breaks the connections that were made to a node: it doesn't answer, and
-// what waits on them would wait for long.
+// abortTo breaks the connections that were dialed to a node: it does not
+// answer, and requests on them would wait for long.
 func (e *endpoint) abortTo(node string) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	for l, to := range e.outbound {
+	for c, to := range e.outbound {
 		if to == node {
-			l.Abort()
+			c.Abort()
 		}
 	}
 }
 
-// interrupt breaks all connections that were made, and lets no more be made.
+// stopDialing breaks all dialed connections, and prevents new ones.
 func (e *endpoint) stopDialing() {
 	e.stopDial()
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	for l := range e.outbound {
-		l.Abort()
+	for c := range e.outbound {
+		c.Abort()
 	}
 }
 
-// abort breaks all connections.
+// abort breaks all connections, and prevents dialing.
 func (e *endpoint) abort() {
 	e.stopDialing()
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	for l := range e.inbound {
-		l.Abort()
+	for c := range e.inbound {
+		c.Abort()
 	}
 }
 
-// close takes the end off the network and waits for who uses it.
+// close takes the endpoint off the network, breaks its connections and waits
+// for their users.
 func (e *endpoint) close() {
 	n := e.network
 	n.mu.Lock()
@@ -159,8 +161,9 @@ func (e *endpoint) close() {
 	e.users.Wait()
 }
 
-// stream is an end as raft's transport wants it: a listener of connections
-// from peers, if it listens, and a dialer.
+// streamLayer is an endpoint in the form that raft's transport uses. Of the
+// group's two transports only one listens for connections from peers; both
+// dial.
 type streamLayer struct {
 	*endpoint
 	listens bool
@@ -185,7 +188,7 @@ func (s streamLayer) Dial(to raft.ServerAddress, timeout time.Duration) (net.Con
 	return s.dial(string(to), timeout)
 }
 
-// Close stops Accept, also of the streams that don't listen.
+// Close ends Accept of both transports, if this is the one that listens.
 func (s streamLayer) Close() error {
 	if s.listens {
 		s.stop()
@@ -195,7 +198,7 @@ func (s streamLayer) Close() error {
 
 func (s streamLayer) Addr() net.Addr { return nodeAddr(s.network.peers.Node()) }
 
-// nodeAddr is a node's name as an address.
+// nodeAddr is a node's name as a network address.
 type nodeAddr string
 
 func (nodeAddr) Network() string  { return "cantus" }

@@ -9,18 +9,26 @@ import (
 	"github.com/hashicorp/raft"
 )
 
-// A node whose process has died says so, in a way: the system closes its
-// connections and refuses new ones. Whoever followed it need not wait for the
-// heartbeat timeout, and then for all others to have waited too. A node that is
-// silent for another reason (cut off, frozen, its machine gone) is found by
-// the timeouts, as ever. Which of the followers stands is for speed only: Raft
-// decides who is elected.
+// When a process dies, its system closes its connections and refuses new ones.
+// Its followers use that: they need not wait for the heartbeat timeout, and
+// then for all of them to have waited.
+//
+// A follower learns of it when the last connection breaks on which the node
+// sent heartbeats. It probes the node's port; if that is closed
+// (peernet.Network.PortClosed), each group whose leader was on the node
+// campaigns. The voters that are left do so one after another, a share of the
+// heartbeat timeout apart, until one of them leads; the order differs between
+// groups. A node that is silent for another reason (cut off, frozen, its
+// machine gone) is found by the timeouts, as always.
+//
+// All this is for speed only: Raft decides who is elected.
 
-// staggerShare is which share of a heartbeat timeout followers let each other go
-// first.
+// staggerShare divides the heartbeat timeout: followers campaign one after
+// another, heartbeatTimeout/staggerShare apart.
 const staggerShare = 5
 
-// lost is told that the connection broke over which a node has sent heartbeats.
+// heartbeatConnEnded handles the end of a connection on which a node has sent
+// heartbeats.
 func (n *Network) heartbeatConnEnded(node string) {
 	if n.hasHeartbeatConn(node) || !n.peers.PortClosed(n.ctx, node) || n.hasHeartbeatConn(node) {
 		return
@@ -33,16 +41,17 @@ func (n *Network) heartbeatConnEnded(node string) {
 	}
 }
 
-// hears tells whether a node has a connection for its heartbeats.
+// hasHeartbeatConn reports whether a node has a connection open for its
+// heartbeats.
 func (n *Network) hasHeartbeatConn(node string) bool {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	return n.heartbeatConns[node] > 0
 }
 
-// orphaned has this replica stand for election if its group's leader was on a
-// node that is gone. Those of a group's voters that are left do so one after
-// another, beginning with another one in each group, until somebody leads.
+// leaderGone has this replica campaign, when its turn comes, if the leader of
+// its group was on a node whose process is gone and no other leader is known by
+// then.
 func (e *endpoint) leaderGone(gone string) {
 	g := e.group.Load()
 	if g == nil {
@@ -71,13 +80,14 @@ func (e *endpoint) leaderGone(gone string) {
 	}
 }
 
-// follows tells whether this replica takes a node for the leader.
+// follows reports whether this replica takes a node for the leader.
 func (g *Group) follows(node string) bool {
 	_, leader := g.raft.LeaderWithID()
 	return string(leader) == node && g.raft.State() == raft.Follower
 }
 
-// stand begins an election, as if the leader had asked for it when it hands over.
+// campaign begins an election, as if the leader had transferred its leadership
+// to this replica.
 func (g *Group) campaign(ctx context.Context) {
 	rpc := raft.RPC{
 		Command:  &raft.TimeoutNowRequest{RPCHeader: raft.RPCHeader{ProtocolVersion: raft.ProtocolVersionMax}},

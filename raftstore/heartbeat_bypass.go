@@ -8,39 +8,43 @@ import (
 	"github.com/hashicorp/raft"
 )
 
-// following says which heartbeats of a group may be answered beside raft's main
-// goroutine. That one may be in the middle of writing to the disk for longer
-// than a heartbeat can wait, so raft lets a transport pass heartbeats to it from
-// another goroutine. But there raft handles a heartbeat like any request: it
-// may raise the term and cease to lead while its main goroutine still acts as
-// the leader of the old term, which then writes entries of a term that it never
-// led.
+// heartbeatBypass decides which heartbeats of a group may be answered beside
+// raft's main goroutine. That goroutine may be writing to the disk for longer
+// than a heartbeat can wait, so raft lets a transport hand heartbeats to a
+// second goroutine. But there raft handles a heartbeat like any other request:
+// it may raise the term and step down while the main goroutine still acts as
+// the leader of the old term. The main goroutine would then write entries of a
+// term that it never led.
 //
-// So a heartbeat goes through the main goroutine like any other request, unless
-// that has already followed this leader in this term and has not ceased to
-// since. Then raft's handler changes nothing but the time of the last contact.
-// Raft ceases to follow in three ways: it stands for election, it meets a newer
-// term, or it is told to stand. In all of them its main goroutine forgets the
-// leader first, and tells its observers before it goes on. The observer here
-// takes mu, which whoever answers beside the main goroutine holds from the check
-// until raft's handler has returned. It also raises epoch, so that an answer of
-// the main goroutine that was on its way meanwhile is not taken for a new
+// So a heartbeat passes the main goroutine (askMain) like any other request,
+// unless that goroutine has already followed this leader in this term and has
+// not stopped since (bypassMain). Then raft's handler changes nothing but the
+// time of the last contact.
+//
+// Raft stops following in three cases: it stands for election, it sees a newer
+// term, or it is told to stand. In each of them its main goroutine first
+// forgets the leader and tells its observers, and only then goes on. The
+// observer here, revoke, takes mu, and bypassMain holds mu from its check until
+// raft's handler has returned. So no heartbeat is answered beside the main
+// goroutine once that has begun to stop following. revoke also raises epoch: a
+// reply of the main goroutine that was on its way meanwhile does not renew the
 // permission.
 type heartbeatBypass struct {
 	mu     sync.Mutex
-	epoch  uint64 // counts how often raft has forgotten its leader
-	term   uint64 // of the leader that is followed; 0 if none is known to be
+	epoch  uint64 // how often raft has forgotten its leader
+	term   uint64 // the leader's term, 0 while nothing may bypass
 	leader string
 
-	// waiting counts heartbeats on their way through the main goroutine.
+	// queued counts the heartbeats that wait for the main goroutine.
 	queued atomic.Int64
 }
 
-// maxBeatsWaiting bounds how many heartbeats of a group wait for raft's main
-// goroutine. A leader has given up the first long before there are as many.
+// maxQueuedHeartbeats bounds the heartbeats of a group that wait for raft's
+// main goroutine. A leader gives up on the first of them long before there are
+// this many.
 const maxQueuedHeartbeats = 64
 
-// forget withdraws the permission. It is raft's observer.
+// revoke withdraws the permission. It is an observer of raft.
 func (f *heartbeatBypass) revoke(o *raft.Observation) bool {
 	if l, is := o.Data.(raft.LeaderObservation); is && l.LeaderID == "" {
 		f.mu.Lock()
@@ -48,7 +52,7 @@ func (f *heartbeatBypass) revoke(o *raft.Observation) bool {
 		f.term, f.leader = 0, ""
 		f.mu.Unlock()
 	}
-	return false // nothing is to be put into the observer's channel
+	return false // the observer has no channel
 }
 
 // now returns the current epoch.
@@ -58,8 +62,8 @@ func (f *heartbeatBypass) currentEpoch() uint64 {
 	return f.epoch
 }
 
-// follow notes that raft's main goroutine has followed a leader in a term, at
-// some time after the epoch was read.
+// allow permits the heartbeats of a leader in a term. raft's main goroutine has
+// followed that leader, at some time after the epoch was read.
 func (f *heartbeatBypass) allow(epoch, term uint64, leader string) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -68,8 +72,8 @@ func (f *heartbeatBypass) allow(epoch, term uint64, leader string) {
 	}
 }
 
-// beside answers a heartbeat beside raft's main goroutine; false says that it
-// has to go through it.
+// bypassMain answers a heartbeat beside raft's main goroutine. It returns false
+// if the heartbeat must pass that goroutine.
 func (e *endpoint) bypassMain(from string, q *raft.AppendEntriesRequest) (a raft.AppendEntriesResponse, ok bool) {
 	f := &e.bypass
 	f.mu.Lock()
@@ -91,8 +95,8 @@ func (e *endpoint) bypassMain(from string, q *raft.AppendEntriesRequest) (a raft
 	return a, false
 }
 
-// through passes a heartbeat to raft's main goroutine and waits for the answer,
-// as long as the leader does. False says that there was none.
+// askMain passes a heartbeat to raft's main goroutine and waits for the reply
+// for as long as the leader does. It returns false if there is none.
 func (e *endpoint) askMain(from string, q *raft.AppendEntriesRequest) (a raft.AppendEntriesResponse, ok bool) {
 	f := &e.bypass
 	defer f.queued.Add(-1)
@@ -101,8 +105,8 @@ func (e *endpoint) askMain(from string, q *raft.AppendEntriesRequest) (a raft.Ap
 		return a, false
 	}
 	epoch := f.currentEpoch()
-	patience := time.NewTimer(g.network.replyTimeout)
-	defer patience.Stop()
+	timeout := time.NewTimer(g.network.replyTimeout)
+	defer timeout.Stop()
 	answered := make(chan raft.RPCResponse, 1)
 	rpc := raft.RPC{Command: q, RespChan: answered}
 	for out := g.network.filter.out; ; {
@@ -118,7 +122,7 @@ func (e *endpoint) askMain(from string, q *raft.AppendEntriesRequest) (a raft.Ap
 				f.allow(epoch, q.Term, from)
 			}
 			return *full, true
-		case <-patience.C:
+		case <-timeout.C:
 			return a, false
 		case <-e.open.Done():
 			return a, false

@@ -21,8 +21,8 @@ type NetworkOptions = peernet.Options
 type Network struct {
 	peers *peernet.Network
 
-	// ctx ends when the network is closed, before peers is: what a handler waits
-	// for, other than its connection, ends with it.
+	// ctx ends when the network is closed, before peers is closed: it releases
+	// handlers that wait for a group.
 	ctx     context.Context
 	cancel  context.CancelFunc
 	running sync.WaitGroup
@@ -30,7 +30,7 @@ type Network struct {
 	// mu guards what follows.
 	mu             sync.Mutex
 	groups         map[uint32]*endpoint
-	batchers       map[string]*heartbeatBatcher // by peer
+	batchers       map[string]*heartbeatBatcher // heartbeats to each peer
 	heartbeatConns map[string]int               // connections for heartbeats, by the node that sends them
 
 	starved  starvation
@@ -38,8 +38,8 @@ type Network struct {
 	adapted  bool          // timeouts are longer than the groups' own; mu guards it
 }
 
-// NewNetwork begins to accept connections. Those for a group are refused
-// until it is open.
+// NewNetwork opens the node's network and accepts connections. It refuses those
+// for a group that is not open. It owns the listener, also when it fails.
 func NewNetwork(opts NetworkOptions) (*Network, error) {
 	peers, err := peernet.New(opts)
 	if err != nil {
@@ -61,8 +61,13 @@ func (n *Network) Addr() net.Addr { return n.peers.Addr() }
 // Close breaks all connections and waits for everything that the network runs.
 // Groups that are open on it go on without their peers; close them first. Close
 // is idempotent.
+//
+// The order matters. Handlers that wait for a group end with ctx, the others
+// with their connections, so peers.Close, which waits for both, comes second.
+// Only handlers and batchers start goroutines in running, so it is waited for
+// last.
 func (n *Network) Close() error {
-	n.cancel() // releases handlers that wait for a group
+	n.cancel()
 	err := n.peers.Close()
 	n.mu.Lock()
 	beats := make([]*heartbeatBatcher, 0, len(n.batchers))

@@ -8,24 +8,25 @@ import (
 	"github.com/hashicorp/raft"
 )
 
-// memory is what a leader remembers that a peer has acknowledged. A peer whose
-// log is shorter later, though it follows the same leader in the same term, has
-// lost entries: its directory was put back to an older state. What it
-// acknowledged may count as committed only because of it, and it would vote for
-// a leader that lacks that.
+// peerAcks is what a leader remembers that a peer has acknowledged. If the
+// peer's log is shorter later, though it follows the same leader in the same
+// term, the peer has lost entries: its directory was put back to an older
+// state. What it acknowledged may count as committed only because of it, and it
+// would vote for a leader that lacks that.
 //
-// Raft itself only sees that the peer turns a request down, and sends it what
-// it lacks.
+// Raft itself only sees that the peer rejects a request, and sends it the
+// entries that it lacks.
 type peerAcks struct {
 	mu       sync.Mutex
-	term     uint64 // of index
-	index    uint64 // the newest entry that is known to be acknowledged
-	pipeline uint64 // the term of a pipeline through which requests went last, or 0
-	lost     uint64 // not 0: it has forgotten, and had this entry
+	term     uint64 // the term in which index was acknowledged
+	index    uint64 // the newest entry that the peer is known to have acknowledged
+	pipeline uint64 // the term of the pipeline that the last requests went through, or 0
+	lost     uint64 // not 0: the peer has lost entries, and had this one
 }
 
-// Forgetful returns the members that have lost entries which they had
-// acknowledged to this replica, leading, and what they had.
+// PeersThatLostEntries returns the members that have lost entries which they
+// had acknowledged to this replica, leading, and for each a text that says what
+// it had.
 func (g *Group) PeersThatLostEntries() map[string]string {
 	if g.network == nil {
 		return nil
@@ -45,10 +46,11 @@ func (g *Group) PeersThatLostEntries() map[string]string {
 	return all
 }
 
-// errForgot is met with a peer that has lost what it had acknowledged.
+// errLostEntries says that a peer has lost entries that it had acknowledged.
 var errLostEntries = errors.New("the peer has lost entries that it had acknowledged")
 
-// acknowledged notes that the peer has an entry, and all before it.
+// record records that the peer has acknowledged an entry, and with it all
+// before.
 func (m *peerAcks) record(term, index uint64) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -60,18 +62,18 @@ func (m *peerAcks) record(term, index uint64) {
 	}
 }
 
-// pipelined notes that requests of a term are acknowledged to raft alone from
-// now on.
+// recordPipeline records that requests of a term go through a pipeline from now
+// on. Only raft sees their acknowledgements.
 func (m *peerAcks) recordPipeline(term uint64) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.pipeline = term
 }
 
-// recall returns the newest entry that the peer has acknowledged before a
-// request is sent outside of a pipeline. The first such request behind a
-// pipeline begins at what raft knows to be acknowledged, if both are of one term:
-// the first request of a term begins at the leader's own end.
+// beforeRequest returns the newest entry that the peer has acknowledged before
+// a request is sent outside of a pipeline. The first such request after a
+// pipeline begins at what raft knows to be acknowledged, if both are of one
+// term. (The first request of a term begins at the leader's own end instead.)
 func (m *peerAcks) beforeRequest(q *raft.AppendEntriesRequest) (index uint64, err error) {
 	m.mu.Lock()
 	behind := m.pipeline == q.Term
@@ -83,8 +85,8 @@ func (m *peerAcks) beforeRequest(q *raft.AppendEntriesRequest) (index uint64, er
 	return m.newest(q.Term), m.check(0)
 }
 
-// has returns the newest entry that the peer has acknowledged in a term, as far
-// as it is known.
+// newest returns the newest entry that the peer is known to have acknowledged
+// in a term.
 func (m *peerAcks) newest(term uint64) uint64 {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -94,8 +96,8 @@ func (m *peerAcks) newest(term uint64) uint64 {
 	return m.index
 }
 
-// remembers returns an error if the peer has lost entries, and its newest entry
-// is not at least what it had.
+// check returns errLostEntries if the peer has lost entries and its last entry
+// is before what it had.
 func (m *peerAcks) check(last uint64) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -106,15 +108,16 @@ func (m *peerAcks) check(last uint64) error {
 	return nil
 }
 
-// forget forgets all of it: the name may be another replica's from now on.
+// reset forgets everything: the name may be that of another replica from now
+// on.
 func (m *peerAcks) reset() {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.term, m.index, m.pipeline, m.lost = 0, 0, 0, 0
 }
 
-// forgot notes that the peer has lost an entry that it had; first reports
-// whether that was not known before.
+// recordLoss records that the peer has lost an entry that it had. first reports
+// whether no loss was known before.
 func (m *peerAcks) recordLoss(had uint64) (first bool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -123,7 +126,8 @@ func (m *peerAcks) recordLoss(had uint64) (first bool) {
 	return first
 }
 
-// forgot notes that a peer has lost what it had, and returns the error.
+// reportLoss records that a peer has lost entries, reports it to the owner
+// once, and returns an error.
 func (t *transport) reportLoss(id raft.ServerID, p *peer, has, had uint64) error {
 	if p.acks.recordLoss(had) && t.peerLostEntries != nil {
 		t.peerLostEntries(string(id), has, had)

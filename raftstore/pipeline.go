@@ -10,30 +10,32 @@ import (
 	"github.com/hashicorp/raft"
 )
 
-// idleSend is how long a pipeline leaves out what tells the peer nothing new.
+// idleResend is how long a pipeline leaves out requests that tell the peer
+// nothing new.
 const idleResend = 500 * time.Millisecond
 
-// pipeline is raft's, with old entries paced, and quiet while nothing happens:
-// raft would repeat the commit index to every peer of every group many times a
-// second. Leases and elections don't depend on it, heartbeats go beside.
+// pipeline is raft's pipeline, with two changes: old entries are throttled, and
+// it is quiet while nothing happens. Raft itself would repeat the commit index
+// to every peer of every group many times a second. Leases and elections don't
+// depend on it, since heartbeats take another way.
 type pipeline struct {
 	raft.AppendPipeline
 	transport *transport
 	peer      *peer
 
-	// Of the last request that was sent. The goroutine that sends owns them.
+	// About the last request that was sent. The sending goroutine owns them.
 	term   uint64
 	commit uint64
-	last   uint64 // the last entry sent, or the one before
+	last   uint64 // the index up to which entries were sent
 	missed int64
 	at     time.Time
 	asked  time.Time // when a request was last left out
 }
 
-// AppendEntriesPipeline implements raft.Transport. There is none for a peer
-// that has yet to catch up: through a pipeline raft sends one request for each
-// new entry, or each commitTimeout, and without one as fast as they are
-// answered.
+// AppendEntriesPipeline implements raft.Transport. It refuses a pipeline for a
+// peer that has to catch up: through a pipeline raft sends one request for each
+// new entry, or in each commitTimeout; without one it sends requests as fast as
+// they are answered.
 func (t *transport) AppendEntriesPipeline(id raft.ServerID, to raft.ServerAddress) (raft.AppendPipeline, error) {
 	if err := t.end.halt.err(); err != nil {
 		return nil, err
@@ -54,14 +56,14 @@ func (t *transport) AppendEntriesPipeline(id raft.ServerID, to raft.ServerAddres
 // errLags ends a pipeline.
 var errLags = errors.New("the peer has to catch up")
 
-// lags tells whether a peer whose newest entry is at index has to catch up.
+// lags reports whether a peer whose last entry is at index has to catch up.
 func (t *transport) lags(index uint64) bool {
 	r := t.raft.Load()
 	return r != nil && index+2*maxAppend < r.LastIndex()
 }
 
-// AppendEntries sends a request. The future is nil for one that is left out;
-// raft doesn't use it.
+// AppendEntries sends a request, unless it is redundant: then it returns a nil
+// future, which raft does not use.
 func (p *pipeline) AppendEntries(q *raft.AppendEntriesRequest, a *raft.AppendEntriesResponse) (raft.AppendFuture, error) {
 	if err := p.transport.end.halt.err(); err != nil {
 		return nil, err
@@ -87,9 +89,10 @@ func (p *pipeline) AppendEntries(q *raft.AppendEntriesRequest, a *raft.AppendEnt
 	return f, err
 }
 
-// redundant tells whether the peer has been sent all that q says, and has
-// answered heartbeats since: it was not started anew. A leader that hands over
-// asks without a pause until the peer has caught up: it is slowed down.
+// redundant reports whether the peer has been sent all that q says and has
+// replied to heartbeats since, so that it has not restarted. A leader that
+// transfers its leadership calls it without a pause until the peer has caught
+// up, so it slows such a caller down.
 func (p *pipeline) redundant(q *raft.AppendEntriesRequest) bool {
 	now := time.Now()
 	if len(q.Entries) > 0 || q.LeaderCommitIndex != p.commit || q.PrevLogEntry != p.last ||
@@ -103,14 +106,16 @@ func (p *pipeline) redundant(q *raft.AppendEntriesRequest) bool {
 	return true
 }
 
-// maxMarkerState bounds the FSM's part of a marker that is offered to a peer.
+// maxSnapshotState bounds the FSM's state, in bytes, in a snapshot that is offered
+// to a peer.
 const maxSnapshotState = 64 << 20
 
-// InstallSnapshot implements raft.Transport. A peer that is behind fetches what
-// it lacks, which takes a while; it is asked again and again until it has.
+// InstallSnapshot implements raft.Transport. A peer that is behind does not
+// install the snapshot: it fetches what it lacks, which takes a while. The
+// request is retried until the peer has done so.
 func (t *transport) InstallSnapshot(id raft.ServerID, to raft.ServerAddress, q *raft.InstallSnapshotRequest, a *raft.InstallSnapshotResponse, state io.Reader) error {
 	if q.Size > maxSnapshotState {
-		return fmt.Errorf("a marker's state of %d bytes is too large", q.Size)
+		return fmt.Errorf("a snapshot's state of %d bytes is too large", q.Size)
 	}
 	b, err := io.ReadAll(state)
 	if err != nil {

@@ -7,16 +7,17 @@ import (
 	"github.com/hashicorp/raft"
 )
 
-// A replica without a network has nobody to hear of and nobody to lose, so it
-// doesn't go by raft's timeouts: it stands for election when it is opened, and
-// again when it has stepped down, as it does when it can't store. Its timeouts are
-// long, because all that raft does with them is wake each group to find that
-// nothing has changed.
+// A standalone replica, one without a network, has no peer to hear of or to
+// lose, so it does not depend on raft's timeouts: it campaigns when it is
+// opened, and again when it has stepped down, as it does when it can't store.
+// Its timeouts are long, because all that raft would do on them is wake each
+// group to find that nothing has changed.
 
-// standAgain is how long a replica without a network waits until it stands again.
+// campaignRetry is how long a standalone replica waits before it campaigns
+// again.
 const campaignRetry = time.Second
 
-// leadAlone has the replica lead whenever it can.
+// leadStandalone has a standalone replica lead whenever it can.
 func (g *Group) leadStandalone() {
 	if !slices.Contains(g.replicas(), Replica{Name: g.node, Voter: true}) {
 		return
@@ -30,8 +31,9 @@ func (g *Group) leadStandalone() {
 	g.campaignStandalone()
 }
 
-// elect has the replica stand for election unless it leads. It is told so as a
-// follower is that its leader hands over to.
+// campaignStandalone has a standalone replica stand for election, unless it
+// leads. It sends itself the request with which a leader transfers its
+// leadership.
 func (g *Group) campaignStandalone() {
 	if g.closing.Load() || g.Leading() {
 		return

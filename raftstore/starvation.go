@@ -7,35 +7,39 @@ import (
 	"github.com/hashicorp/raft"
 )
 
-// A node with more work than its processors can do runs late with everything,
-// its heartbeats included: Go has no priorities. Raft would then elect another
-// leader, which has as little time, and the work of elections adds to the load.
-// So the timeouts adapt, as in an accrual failure detector (Hayashibara et al.,
-// "The φ Accrual Failure Detector", 2004), in three steps:
+// A node with more work than its processors can do is late with everything, its
+// heartbeats included: Go has no priorities. Raft would then elect another
+// leader, which has as little time, and the work of elections would add to the
+// load. So the timeouts adapt, as in an accrual failure detector (Hayashibara
+// et al., "The φ Accrual Failure Detector", 2004), in three steps:
 //
 //   - Each node measures how late its own goroutines run, and how far apart the
 //     heartbeats of each peer arrive.
-//   - A follower waits for several times as long before it stands for election.
-//   - A leader that runs late itself does not take the silence of a follower for
+//   - A follower waits several times as long as what it measured before it
+//     stands for election.
+//   - A leader that is late itself does not take the silence of a follower for
 //     a lost connection. It leads for as long as its followers wait.
 //
 // Only the speed of a failover depends on this. A leader whose process dies is
-// replaced at once as ever, since its connections break (failover.go), and reads
-// that must be current are confirmed by real answers ([Group.VerifyLeader]).
+// still replaced at once, since its connections break (failover.go), and reads
+// that must be current are confirmed by real replies ([Group.VerifyLeader]).
 const (
 	// starvationTick is how often the node measures how late it runs.
 	starvationTick = 50 * time.Millisecond
-	// starvationWindow is for how long a measurement counts, at least.
+	// starvationWindow is how long a measurement counts, at least.
 	starvationWindow = 5 * time.Second
-	// lateFactor is how many times its own lateness a node waits: a heartbeat
-	// and its answer wait for a processor about five times, on two nodes.
+	// lateFactor is the timeout as a multiple of the node's own lateness: a
+	// heartbeat and its reply wait for a processor about five times, on two
+	// nodes.
 	lateFactor = 10
-	// gapFactor is how many times the longest gap between heartbeats it waits. A
-	// leader in time leaves gaps of less than a third of the heartbeat timeout.
+	// gapFactor is the timeout as a multiple of the longest gap between
+	// heartbeats. A leader that is on time leaves gaps of less than a third of
+	// the heartbeat timeout.
 	gapFactor = 3
-	// longGap is up to where a gap counts while nothing else does.
+	// longGap is the length up to which a gap counts while the timeouts are
+	// shorter.
 	longGap = time.Second
-	// maxTimeout bounds the timeouts that follow from this.
+	// maxTimeout bounds the adapted timeouts.
 	maxTimeout = 10 * time.Second
 )
 
@@ -64,22 +68,23 @@ func (p *peak) rotate(now time.Time) {
 	}
 }
 
-// starvation holds what a node measures. It is safe for concurrent use.
+// starvation is what a node measures of its own lateness and of its peers. It
+// is safe for concurrent use.
 type starvation struct {
 	mu    sync.Mutex
-	due   time.Time // when the ticker is to run next
+	due   time.Time // when the ticker should run next
 	late  peak
-	fixed time.Duration // for tests: what timeouts follow from, if it is not 0
+	fixed time.Duration // for tests: the timeout, if it is not 0
 	peers map[string]*arrivals
 }
 
-// arrivals are a peer's heartbeats.
+// arrivals are the arrivals of a peer's heartbeats.
 type arrivals struct {
 	last time.Time
 	gap  peak
 }
 
-// ticked notes that the ticker ran, and when it is due next.
+// recordTick records that the ticker ran, and when it is due next.
 func (s *starvation) recordTick(now, next time.Time) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -89,8 +94,8 @@ func (s *starvation) recordTick(now, next time.Time) {
 	s.due = next
 }
 
-// heard notes heartbeats of a peer. A gap so long that followers have given the
-// peer up is not counted: it did not lead, or was away.
+// recordArrival records heartbeats of a peer. A gap so long that followers have
+// given the peer up does not count: it did not lead, or was away.
 func (s *starvation) recordArrival(peer string, now time.Time) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -108,15 +113,15 @@ func (s *starvation) recordArrival(peer string, now time.Time) {
 	a.last = now
 }
 
-// lost forgets when a peer was heard: its connection is gone.
+// forgetPeer forgets a peer's arrivals: its connection is gone.
 func (s *starvation) forgetPeer(peer string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	delete(s.peers, peer)
 }
 
-// latenessLocked returns how late the node has run lately, with what is overdue
-// now. mu is held.
+// latenessLocked returns how late the node has been lately, including a tick
+// that is overdue now. mu is held.
 func (s *starvation) latenessLocked(now time.Time) time.Duration {
 	late := s.late.max(now)
 	if !s.due.IsZero() {
@@ -143,8 +148,8 @@ func (s *starvation) timeoutLocked(now time.Time) time.Duration {
 	return min(want, maxTimeout)
 }
 
-// watchStarvation measures how late the node runs and adapts the timeouts of
-// its groups, until the network is closed.
+// watchStarvation measures how late the node is and adapts the timeouts of its
+// groups, until the network is closed.
 func (n *Network) watchStarvation() {
 	tick := time.NewTimer(starvationTick)
 	defer tick.Stop()
@@ -161,7 +166,7 @@ func (n *Network) watchStarvation() {
 	}
 }
 
-// shorten takes note of a group's heartbeat timeout.
+// recordTimeout records a group's heartbeat timeout, if it is the shortest.
 func (n *Network) recordTimeout(timeout time.Duration) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -170,8 +175,8 @@ func (n *Network) recordTimeout(timeout time.Duration) {
 	}
 }
 
-// adapt gives all groups the timeouts that they need now. While the node is in
-// time there is nothing to do for any of them.
+// adapt sets the timeouts that all groups need now. It does nothing while the
+// node is on time.
 func (n *Network) adapt(now time.Time) {
 	n.mu.Lock()
 	late := n.starved.timeout(0, now) > n.shortest
@@ -189,15 +194,15 @@ func (n *Network) adapt(now time.Time) {
 	n.mu.Unlock()
 	for _, g := range groups {
 		want := g.heartbeatTimeout
-		if g.raft.State() != raft.Leader { // it would send heartbeats less often
+		if g.raft.State() != raft.Leader { // a leader would send heartbeats less often
 			want = n.starved.timeout(g.heartbeatTimeout, now)
 		}
 		g.setTimeout(want)
 	}
 }
 
-// setTimeout has raft wait for so long for its leader, if that is a change
-// worth making.
+// setTimeout changes how long raft waits for its leader, if the difference is
+// large enough to matter.
 func (g *Group) setTimeout(want time.Duration) {
 	have := g.raft.ReloadableConfig()
 	if want != g.heartbeatTimeout && want < have.HeartbeatTimeout*5/4 && want > have.HeartbeatTimeout*3/5 ||
@@ -210,9 +215,9 @@ func (g *Group) setTimeout(want time.Duration) {
 	}
 }
 
-// starving reports whether this node runs so late that the silence of a peer
-// says nothing of the peer yet. A peer that has refused a leader of this term is
-// not silent.
+// presumesFollowing reports whether this node is so late that the silence of a
+// peer says nothing of the peer yet. A peer that has rejected a leader of this
+// term is not silent.
 func (t *transport) presumesFollowing(p *peer, term uint64) bool {
 	if p.rejectedTerm.Load() >= term {
 		return false

@@ -10,71 +10,77 @@ import (
 )
 
 const (
-	// sendTimeout is how long raft waits for the answer to entries, which are
-	// synced before it is given.
+	// sendTimeout is how long raft waits for the reply to entries, which comes
+	// after the peer has synced them.
 	sendTimeout = 10 * time.Second
-	// retryFirst and retryMost are between attempts to reach a peer.
+	// retryFirst and retryMost are the shortest and the longest pause between
+	// attempts to reach a peer.
 	retryFirst = 5 * time.Millisecond
 	retryMost  = 100 * time.Millisecond
-	// retryFull is between attempts to send entries to a peer that has no room.
+	// retryFull is the pause between attempts to send entries to a peer whose
+	// disk is full.
 	retryFull = time.Second
-	// maxInFlight is how many requests with entries a peer is sent before it
-	// has answered the first.
+	// maxInFlight bounds the requests with entries that a peer has not replied
+	// to.
 	maxInFlight = 4
-	// pooled is how many idle connections to a peer each transport keeps.
+	// pooled is the number of idle connections to a peer that each of the two
+	// transports keeps.
 	pooled = 2
 )
 
-// transport is a group's raft.Transport over its node's network. Entries go
-// through one of raft's own, votes, which must not wait behind them, or for
-// long, through another, and heartbeats together with those of other groups.
+// transport is a group's raft.Transport over its node's network. It sends
+// requests in three ways. Entries go through one of raft's own transports.
+// Votes go through another, since they must neither wait behind entries nor
+// wait for long. Heartbeats are batched with those of other groups
+// (heartbeat_send.go).
 //
-// Raft itself backs off from a peer that is away, by up to ten seconds, and one
-// that has come back would wait as long. So this one tries, for raft, until the
-// peer is there, as long as it matters.
+// Raft itself backs off from a peer that is away, by up to ten seconds, and a
+// peer that comes back would wait as long. So this transport retries on raft's
+// behalf until the peer is there, for as long as the request matters (retry).
+//
+// What peers send passes the rpcFilter on its way to raft.
 type transport struct {
-	*raft.NetworkTransport // entries; and all that peers send
+	*raft.NetworkTransport // entries, and all requests of peers
 	control                *raft.NetworkTransport
 	end                    *endpoint
 	filter                 *rpcFilter
 	inMemory               func(index uint64) bool // whether an entry is in memory
 	writes                 *asyncWrites
-	throttle               func(ctx context.Context, bytes int) error // waits until old entries may be sent
+	throttle               func(ctx context.Context, bytes int) error // blocks until old entries may be sent
 	raft                   atomic.Pointer[raft.Raft]
-	// beatDelay is how long a heartbeat may wait for others, and patience how
-	// long for its answer.
+	// heartbeatDelay is how long a heartbeat may wait for others, to share a
+	// message, and replyTimeout how long raft waits for its reply.
 	heartbeatDelay, replyTimeout time.Duration
 	heartbeatTimeout             time.Duration
-	// urgent counts who waits for heartbeats to be answered.
+	// urgent counts the callers that wait for heartbeats to be confirmed.
 	urgent atomic.Int64
-	// transfers counts those of leadership that are under way.
+	// transfers counts the leadership transfers that are under way.
 	transfers atomic.Int64
 
 	mu    sync.Mutex
 	peers map[raft.ServerID]*peer
-	// peerForgot is told once of a peer that has lost entries; it may be nil.
+	// peerLostEntries is Options.PeerLostEntries; it may be nil.
 	peerLostEntries func(peer string, has, had uint64)
 }
 
-// peer is what the transport knows of a peer.
+// peer is what this replica, leading, knows of a peer.
 type peer struct {
-	lastContact  atomic.Int64  // when it last answered a heartbeat, Unix nanoseconds
-	stored       atomic.Uint64 // what it last said, outside of a pipeline, that it has
-	unanswered   atomic.Int64  // heartbeats without an answer
-	rejectedTerm atomic.Uint64 // the newest term in which it said that there is a newer one
-	blocked      atomic.Int64  // requests that wait until it can be reached
+	lastContact  atomic.Int64  // when it last replied to a heartbeat, Unix nanoseconds
+	stored       atomic.Uint64 // its last entry, by its last reply outside of a pipeline
+	unanswered   atomic.Int64  // heartbeats without a reply
+	rejectedTerm atomic.Uint64 // the newest of this replica's terms that it has rejected
+	blocked      atomic.Int64  // requests that are being retried
 
 	mu sync.Mutex
-	// term is the newest one in which it has confirmed that this replica leads,
-	// and asked is when the newest question that it did so to was sent, at the
-	// earliest.
+	// term is the newest term in which the peer has confirmed that this replica
+	// leads. It did so in reply to a heartbeat that was sent at asked or later.
 	term  uint64
 	asked time.Time
-	// acks is what it has acknowledged.
-	acks peerAcks
+	acks  peerAcks
 }
 
-// confirm notes that the peer has confirmed a term's leader.
+// recordConfirmation records that the peer has confirmed this replica as the
+// leader of a term, in reply to a heartbeat that was sent at asked or later.
 func (p *peer) recordConfirmation(term uint64, asked time.Time) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -83,8 +89,8 @@ func (p *peer) recordConfirmation(term uint64, asked time.Time) {
 	}
 }
 
-// followed tells whether the peer has confirmed a term's leader, asked not before
-// since.
+// confirmedSince reports whether the peer has confirmed this replica as the
+// leader of a term, in reply to a heartbeat that was sent at since or later.
 func (p *peer) confirmedSince(term uint64, since time.Time) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -112,7 +118,7 @@ func newTransport(e *endpoint, opts Options, u *asyncWrites) *transport {
 	return t
 }
 
-// use tells the transport, and who it lets in, of the group that runs on it.
+// use connects the transport with the group that runs on it.
 func (t *transport) use(g *Group) {
 	t.raft.Store(g.raft)
 	t.filter.raft.Store(g.raft)
@@ -120,13 +126,14 @@ func (t *transport) use(g *Group) {
 	t.end.network.recordTimeout(g.heartbeatTimeout)
 }
 
-// Consumer gives what peers ask.
+// Consumer implements raft.Transport. It returns the requests of peers that
+// have passed the filter.
 func (t *transport) Consumer() <-chan raft.RPC { return t.filter.out }
 
 // SetHeartbeatHandler implements raft.Transport.
 func (t *transport) SetHeartbeatHandler(f func(raft.RPC)) { t.end.heartbeatHandler.Store(&f) }
 
-// Close ends the transport and waits for what uses its connections.
+// Close closes the transport and waits for the users of its connections.
 func (t *transport) Close() error {
 	t.end.stopDialing()
 	_ = t.control.Close()
@@ -168,12 +175,13 @@ func (t *transport) RequestPreVote(id raft.ServerID, to raft.ServerAddress, q *r
 	return t.checkTerm(id, a.Term, err)
 }
 
-// sane refuses an answer to a vote whose term leaps: raft would adopt it.
+// checkTerm returns an error if the term in a reply to a vote is implausible:
+// raft would adopt it.
 func (t *transport) checkTerm(id raft.ServerID, term uint64, err error) error {
 	if err != nil || !implausibleTerm(t.filter.term(), term) {
 		return err
 	}
-	t.end.network.peers.Warn("a peer's answer is refused: its term leaps", "peer", id, "term", term, "own", t.filter.term())
+	t.end.network.peers.Warn("reply refused: the peer's term is implausibly high", "peer", id, "term", term, "own", t.filter.term())
 	return errImplausibleTerm
 }
 
@@ -185,7 +193,8 @@ func (t *transport) TimeoutNow(id raft.ServerID, to raft.ServerAddress, q *raft.
 	return t.control.TimeoutNow(id, to, q, a)
 }
 
-// AppendEntries implements raft.Transport. Heartbeats fail fast.
+// AppendEntries implements raft.Transport. It retries requests with entries, and
+// not heartbeats.
 func (t *transport) AppendEntries(id raft.ServerID, to raft.ServerAddress, q *raft.AppendEntriesRequest, a *raft.AppendEntriesResponse) error {
 	if err := t.end.halt.err(); err != nil {
 		return err
@@ -217,7 +226,8 @@ func (t *transport) AppendEntries(id raft.ServerID, to raft.ServerAddress, q *ra
 	return err
 }
 
-// lastOf is the newest entry that the peer has if it has taken q.
+// lastIndexAfter returns the index up to which the peer has entries once it has
+// accepted q.
 func lastIndexAfter(q *raft.AppendEntriesRequest) uint64 {
 	if n := len(q.Entries); n > 0 {
 		return q.Entries[n-1].Index
@@ -225,29 +235,30 @@ func lastIndexAfter(q *raft.AppendEntriesRequest) uint64 {
 	return q.PrevLogEntry
 }
 
-// isHeartbeat tells heartbeats from other requests without entries, as the
-// receiver's transport does.
+// isHeartbeat reports whether a request is a heartbeat, by the same test as the
+// transport of the receiver: other requests may have no entries either.
 func isHeartbeat(q *raft.AppendEntriesRequest) bool {
 	return len(q.Entries) == 0 && q.PrevLogEntry == 0 && q.PrevLogTerm == 0 && q.LeaderCommitIndex == 0
 }
 
-// heartbeat sends one. A peer that doesn't answer loses its other connections:
-// they are most likely as dead, and nothing else would tell for long.
+// sendHeartbeat sends a heartbeat and waits for the reply. If there is none, it
+// breaks the other connections to the peer: they are most likely dead too, and
+// nothing else would notice for long.
 func (t *transport) sendHeartbeat(id raft.ServerID, to raft.ServerAddress, q *raft.AppendEntriesRequest, a *raft.AppendEntriesResponse) error {
 	p := t.peer(id)
 	delay := t.heartbeatDelay
 	if t.urgent.Load() > 0 {
 		delay = 0
 	}
-	beats := t.end.network.heartbeatsTo(string(to))
+	batcher := t.end.network.heartbeatsTo(string(to))
 	had := p.acks.newest(q.Term)
 	term, asked := q.Term, time.Now()
-	one := beats.enqueue(t.end.id, term, delay, func(a raft.AppendEntriesResponse) {
+	h := batcher.enqueue(t.end.id, term, delay, func(a raft.AppendEntriesResponse) {
 		if a.Success && a.Term == term && a.LastLog < had {
 			_ = t.reportLoss(id, p, a.LastLog, had)
 		}
 		if p.acks.check(a.LastLog) != nil {
-			return // it counts for nothing
+			return // a peer that has lost entries confirms nothing
 		}
 		if a.Success {
 			p.recordConfirmation(term, asked)
@@ -256,7 +267,7 @@ func (t *transport) sendHeartbeat(id raft.ServerID, to raft.ServerAddress, q *ra
 		}
 		p.lastContact.Store(time.Now().UnixNano())
 	})
-	answer, err := beats.await(t.end.dialing, one, t.replyTimeout, t.heartbeatTimeout/4, func() bool { return t.presumesFollowing(p, term) })
+	reply, err := batcher.await(t.end.dialing, h, t.replyTimeout, t.heartbeatTimeout/4, func() bool { return t.presumesFollowing(p, term) })
 	if err != nil {
 		p.unanswered.Add(1)
 		t.end.abortTo(string(to))
@@ -265,11 +276,12 @@ func (t *transport) sendHeartbeat(id raft.ServerID, to raft.ServerAddress, q *ra
 	if err := p.acks.check(0); err != nil {
 		return err
 	}
-	*a = answer
+	*a = reply
 	return nil
 }
 
-// hurry sends heartbeats at once until done is called.
+// expediteHeartbeats has all heartbeats sent without delay until done is
+// called.
 func (t *transport) expediteHeartbeats() (done func()) {
 	t.urgent.Add(1)
 	for _, s := range t.raft.Load().GetConfiguration().Configuration().Servers {
@@ -280,8 +292,8 @@ func (t *transport) expediteHeartbeats() (done func()) {
 	return func() { t.urgent.Add(-1) }
 }
 
-// paceOld keeps old entries, which come from the disk, from crowding out what
-// is new on the whole node.
+// throttleOld waits before old entries, which come from the disk, are sent.
+// They must not crowd out new ones on the whole node.
 func (t *transport) throttleOld(q *raft.AppendEntriesRequest) error {
 	if len(q.Entries) == 0 || t.inMemory(q.Entries[0].Index) {
 		return nil
@@ -293,8 +305,8 @@ func (t *transport) throttleOld(q *raft.AppendEntriesRequest) error {
 	return t.throttle(t.end.dialing, bytes)
 }
 
-// persist tries a request of a term until it has an answer, or doesn't matter
-// any more.
+// retry tries a request of a term until the peer has replied, or the request no
+// longer matters.
 func (t *transport) retry(id raft.ServerID, term uint64, try func() error) error {
 	err := try()
 	if err == nil {
@@ -317,9 +329,10 @@ func (t *transport) retry(id raft.ServerID, term uint64, try func() error) error
 	return err
 }
 
-// matters tells whether this replica still leads in a term, and the peer is
-// one of the group's. While leadership is being handed over nothing does: raft
-// would wait for a successor that is gone, and turn proposals away meanwhile.
+// worthRetrying reports whether this replica still leads in a term, and the
+// peer is a member of the group. Nothing is worth retrying during a leadership
+// transfer: raft would wait for a transferee that is gone, and reject proposals
+// meanwhile.
 func (t *transport) worthRetrying(id raft.ServerID, term uint64) bool {
 	r := t.raft.Load()
 	if r == nil || t.end.halt.err() != nil || r.State() != raft.Leader || r.CurrentTerm() != term || t.transfers.Load() > 0 {

@@ -1,0 +1,345 @@
+package raftstore
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/hashicorp/raft"
+
+	"github.com/cantuslog/cantus/raftstore/peernet"
+)
+
+// A leader sends a heartbeat to each follower in each of its groups. On an idle
+// node with many partitions they are most of the work. So the heartbeats of all
+// groups that a node leads and a peer follows share one connection, and those
+// that are due at about the same time share one message.
+//
+// Raft asks for a heartbeat in its goroutine for a peer
+// (transport.sendHeartbeat). The heartbeat is queued in the batcher of that
+// peer, which sends its queue when the first heartbeat in it is due, or at once
+// when somebody waits for confirmation (flushNow). A goroutine for each
+// connection reads the replies and hands each to the heartbeat that it answers.
+// Raft's goroutine waits for that reply, up to a timeout; when it ends without
+// any reply on the connection, the connection is dropped, and the next
+// heartbeat dials again.
+//
+// A message has a count (4 bytes, 1 to 4,096), big-endian like all numbers, and
+// that many heartbeats. The replies come in messages of the same form, in any
+// order and grouping. From the leader's node:
+//
+//	0     4  id, which the reply repeats
+//	4     4  group
+//	8     8  term
+//
+// and from the follower's:
+//
+//	 0     4  id
+//	 4     1  0 the replica is in a newer term, 1 it follows, 2 there is none
+//	 5     8  the replica's term
+//	13     8  the index of its last entry
+const (
+	heartbeatSize      = 16
+	heartbeatReplySize = 21
+	// maxHeartbeatBatch bounds the heartbeats in one message.
+	maxHeartbeatBatch = 1 << 12
+	// heartbeatWriteTimeout bounds how long a peer may take to read a message.
+	heartbeatWriteTimeout = 5 * time.Second
+)
+
+// The status in a reply.
+const (
+	heartbeatRejected byte = iota // the group follows another leader
+	heartbeatAccepted
+	heartbeatNoGroup // there is no replica of the group
+)
+
+// queuedHeartbeat is a heartbeat that waits to be sent, or for its reply.
+type queuedHeartbeat struct {
+	group   uint32
+	term    uint64
+	due     time.Time // it is sent by then
+	reply   raft.AppendEntriesResponse
+	err     error
+	onReply func(raft.AppendEntriesResponse) // called with the reply, however late; may be nil
+	done    chan struct{}                    // closed when reply or err is set
+}
+
+var (
+	errMalformedHeartbeats = errors.New("malformed heartbeats")
+	errNoHeartbeatReply    = errors.New("no reply in time")
+)
+
+// heartbeatBatcher sends this node's heartbeats to one peer.
+type heartbeatBatcher struct {
+	network *Network
+	node    string
+
+	// flushing is held while dialing and writing.
+	flushing sync.Mutex
+	// mu guards what follows.
+	mu    sync.Mutex
+	queue []*queuedHeartbeat
+	timer *time.Timer    // flushes the queue
+	due   time.Time      // when timer fires; zero if it is not set
+	conn  *heartbeatConn // nil while there is none
+}
+
+// heartbeatConn is a connection that carries heartbeats to a peer, and its
+// replies.
+type heartbeatConn struct {
+	conn      *peernet.Conn
+	lastReply atomic.Int64 // when the last replies arrived, Unix nanoseconds
+
+	// mu guards what follows.
+	mu      sync.Mutex
+	pending map[uint32]*queuedHeartbeat
+	lastID  uint32 // the newest id
+	err     error  // why it is closed; nil while it is open
+}
+
+// heartbeatsTo returns the batcher for a node. It makes one if there is none.
+func (n *Network) heartbeatsTo(node string) *heartbeatBatcher {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	b := n.batchers[node]
+	if b == nil {
+		b = &heartbeatBatcher{network: n, node: node}
+		b.timer = time.AfterFunc(time.Hour, b.flush)
+		b.timer.Stop()
+		n.batchers[node] = b
+	}
+	return b
+}
+
+// enqueue queues a heartbeat, to be sent within delay. onReply is called with
+// the reply, also if it comes after await has given up; it may be nil.
+func (b *heartbeatBatcher) enqueue(group uint32, term uint64, delay time.Duration, onReply func(raft.AppendEntriesResponse)) *queuedHeartbeat {
+	one := &queuedHeartbeat{group: group, term: term, due: time.Now().Add(delay), onReply: onReply, done: make(chan struct{})}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.queue = append(b.queue, one)
+	if b.due.IsZero() || one.due.Before(b.due) {
+		b.due = one.due
+		b.timer.Reset(delay)
+	}
+	return one
+}
+
+// await returns the reply to a heartbeat, or an error: ctx's, the connection's,
+// or errNoHeartbeatReply when timeout has passed since the heartbeat was due.
+// At the beginning and after every step it asks presume whether to assume
+// success without waiting for the reply. The heartbeat is sent all the same.
+func (b *heartbeatBatcher) await(ctx context.Context, one *queuedHeartbeat, timeout, step time.Duration, presume func() bool) (raft.AppendEntriesResponse, error) {
+	presumed := raft.AppendEntriesResponse{Term: one.term, Success: true}
+	if presume() {
+		return presumed, nil
+	}
+	tick := time.NewTimer(time.Until(one.due) + min(step, timeout))
+	defer tick.Stop()
+	for {
+		select {
+		case <-one.done:
+			return one.reply, one.err
+		case <-ctx.Done():
+			return raft.AppendEntriesResponse{}, ctx.Err()
+		case now := <-tick.C:
+			left := one.due.Add(timeout).Sub(now)
+			switch {
+			case presume():
+				return presumed, nil
+			case left <= 0:
+				b.dropIfSilent(one.due)
+				return raft.AppendEntriesResponse{}, errNoHeartbeatReply
+			}
+			tick.Reset(min(step, left))
+		}
+	}
+}
+
+// flushNow has the queue sent at once.
+func (b *heartbeatBatcher) flushNow() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if !b.due.IsZero() {
+		b.due = time.Now()
+		b.timer.Reset(0)
+	}
+}
+
+// flush sends the queue. It dials if there is no connection.
+func (b *heartbeatBatcher) flush() {
+	b.flushing.Lock()
+	defer b.flushing.Unlock()
+	b.mu.Lock()
+	batch, conn := b.queue, b.conn
+	b.queue, b.due = nil, time.Time{}
+	b.mu.Unlock()
+	for len(batch) > 0 {
+		if conn == nil {
+			var err error
+			if conn, err = b.connect(); err != nil {
+				failAll(batch, err)
+				return
+			}
+		}
+		some := batch[:min(len(batch), maxHeartbeatBatch)]
+		if err := conn.send(some); err != nil {
+			b.dropConn(conn, err)
+			failAll(batch, err)
+			return
+		}
+		batch = batch[len(some):]
+	}
+}
+
+func failAll(batch []*queuedHeartbeat, err error) {
+	for _, one := range batch {
+		one.complete(err)
+	}
+}
+
+// complete sets the outcome of a heartbeat, unless it has one. If the heartbeat
+// was given to a connection, its mu is held.
+func (one *queuedHeartbeat) complete(err error) {
+	select {
+	case <-one.done:
+	default:
+		one.err = err
+		close(one.done)
+	}
+}
+
+// close stops the timer and waits for a flush that is running. The network is
+// closed already, so nothing more is dialed.
+func (b *heartbeatBatcher) close() {
+	b.timer.Stop()
+	b.flushing.Lock()
+	defer b.flushing.Unlock()
+}
+
+// connect dials the peer and starts to read its replies.
+func (b *heartbeatBatcher) connect() (*heartbeatConn, error) {
+	l, err := b.network.dial(b.network.ctx, b.node, peernet.Heartbeats, 0)
+	if err != nil {
+		return nil, err
+	}
+	c := &heartbeatConn{conn: l, pending: map[uint32]*queuedHeartbeat{}}
+	b.network.running.Go(func() { b.dropConn(c, c.readReplies()) })
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.conn = c
+	return c, nil
+}
+
+// dropConn closes a connection and fails the heartbeats that wait for its
+// replies.
+func (b *heartbeatBatcher) dropConn(c *heartbeatConn, err error) {
+	b.mu.Lock()
+	if b.conn == c {
+		b.conn = nil
+	}
+	b.mu.Unlock()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.err == nil {
+		c.err = err
+	}
+	_ = c.conn.Close()
+	for id, one := range c.pending {
+		one.complete(c.err)
+		delete(c.pending, id)
+	}
+}
+
+// dropIfSilent drops the connection if no reply has arrived on it since a time.
+func (b *heartbeatBatcher) dropIfSilent(since time.Time) {
+	b.mu.Lock()
+	c := b.conn
+	b.mu.Unlock()
+	if c != nil && c.lastReply.Load() < since.UnixNano() {
+		b.dropConn(c, errNoHeartbeatReply)
+	}
+}
+
+// send writes heartbeats as one message.
+func (c *heartbeatConn) send(batch []*queuedHeartbeat) error {
+	out := binary.BigEndian.AppendUint32(make([]byte, 0, 4+heartbeatSize*len(batch)), uint32(len(batch)))
+	c.mu.Lock()
+	if c.err != nil {
+		defer c.mu.Unlock()
+		return c.err
+	}
+	for _, one := range batch {
+		c.lastID++
+		c.pending[c.lastID] = one
+		out = binary.BigEndian.AppendUint32(out, c.lastID)
+		out = binary.BigEndian.AppendUint32(out, one.group)
+		out = binary.BigEndian.AppendUint64(out, one.term)
+	}
+	c.mu.Unlock()
+	_ = c.conn.SetWriteDeadline(time.Now().Add(heartbeatWriteTimeout))
+	_, err := c.conn.Write(out)
+	return err
+}
+
+// readReplies hands replies to their heartbeats until the connection breaks,
+// and returns why it did.
+func (c *heartbeatConn) readReplies() error {
+	for {
+		records, err := readRecords(c.conn, heartbeatReplySize)
+		if err != nil {
+			return err
+		}
+		c.lastReply.Store(time.Now().UnixNano())
+		for r := range slices.Chunk(records, heartbeatReplySize) {
+			c.handleReply(r)
+		}
+	}
+}
+
+// handleReply completes the heartbeat that a reply answers, if it still waits.
+func (c *heartbeatConn) handleReply(r []byte) {
+	id := binary.BigEndian.Uint32(r)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	one := c.pending[id]
+	if one == nil {
+		return
+	}
+	delete(c.pending, id)
+	if r[4] == heartbeatNoGroup {
+		one.complete(peernet.NoGroupError(one.group))
+		return
+	}
+	one.reply = raft.AppendEntriesResponse{
+		Success: r[4] == heartbeatAccepted, Term: binary.BigEndian.Uint64(r[5:]), LastLog: binary.BigEndian.Uint64(r[13:]),
+	}
+	if one.onReply != nil {
+		one.onReply(one.reply)
+	}
+	one.complete(nil)
+}
+
+// readRecords reads a message of records of one size.
+func readRecords(r io.Reader, size int) ([]byte, error) {
+	var head [4]byte
+	if _, err := io.ReadFull(r, head[:]); err != nil {
+		return nil, err
+	}
+	n := binary.BigEndian.Uint32(head[:])
+	if n == 0 || n > maxHeartbeatBatch {
+		return nil, fmt.Errorf("%w: there can't be %d in a message", errMalformedHeartbeats, n)
+	}
+	records := make([]byte, int(n)*size)
+	if _, err := io.ReadFull(r, records); err != nil {
+		return nil, unexpectedEOF(err)
+	}
+	return records, nil
+}
