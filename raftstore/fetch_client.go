@@ -14,22 +14,22 @@ import (
 )
 
 const (
-	// fetchPiece is about how many bytes of entries are stored at once.
+	// fetchPiece is about the size of the entries that are stored at once, in bytes.
 	fetchPiece = 1 << 20
-	// fetchEntries is how many entries are, at most.
+	// fetchEntries bounds their number.
 	fetchEntries = 256
-	// fetchTimeout is how long the other end may take over a message.
+	// fetchTimeout is how long the other end may take to send a message.
 	fetchTimeout = time.Minute
 )
 
 // Fetch brings an empty or outdated log to what the replica on a node keeps:
-// all entries from its first to its last marker, and the marker with the FSM's
-// metas, so that Open then goes on by ordinary replication. The log may not be
-// open. Memory does not grow with the log.
+// all entries from its first to its last snapshot, and that snapshot with the
+// FSM's metas. [Open] then continues by ordinary replication. Nothing else may
+// use the log. The memory that Fetch takes does not grow with the log.
 //
-// Until it has ended [Fetching] is true. After an error, or a crash, call it
-// again, for the same node or another: it goes on where it was. The errors to
-// test for are [ErrStale], ctx's, and those of package wal.
+// Until Fetch has returned nil, [Fetching] is true. After an error, or a crash,
+// call it again, for the same node or another: it continues where it was. The
+// errors to test for are [ErrStale], ctx's, and those of package wal.
 func Fetch(ctx context.Context, n *Network, group uint32, from string, log *wal.Log) error {
 	if err := fetch(ctx, n, group, from, log); err != nil {
 		if ctx.Err() != nil {
@@ -45,25 +45,25 @@ func fetch(ctx context.Context, n *Network, group uint32, from string, log *wal.
 	if err != nil {
 		return err
 	}
-	l, err := n.dial(ctx, from, peernet.Fetch, group)
+	conn, err := n.dial(ctx, from, peernet.Fetch, group)
 	if err != nil {
 		return err
 	}
-	defer l.Close()
-	defer context.AfterFunc(ctx, l.Abort)()
-	c := &fetchConn{Conn: l, r: bufio.NewReaderSize(l, peernet.MaxFrame), w: bufio.NewWriter(l)}
+	defer conn.Close()
+	defer context.AfterFunc(ctx, conn.Abort)()
+	c := &fetchConn{Conn: conn, r: bufio.NewReaderSize(conn, peernet.MaxFrame), w: bufio.NewWriter(conn)}
 	f := fetcher{log: log, conn: c, state: state}
 	return f.run()
 }
 
-// fetcher is the end of a fetch that wants entries.
+// fetcher is the end of a fetch that receives the log.
 type fetcher struct {
 	log      *wal.Log
 	conn     *fetchConn
 	state    fetchState
 	head     fetchHead
 	snapshot storedSnapshot
-	entries  []wal.Entry // not stored yet
+	entries  []wal.Entry // received and not stored yet
 	bytes    int
 }
 
@@ -87,12 +87,12 @@ func (f *fetcher) run() error {
 			}
 			return f.finish()
 		default:
-			return fmt.Errorf("%w: %q in place of an entry", errFetch, kind)
+			return fmt.Errorf("%w: %q instead of an entry", errFetch, kind)
 		}
 	}
 }
 
-// ask tells where to begin, and takes the other end's head.
+// ask sends the index to begin at, and receives and checks the head.
 func (f *fetcher) ask() error {
 	want := binary.BigEndian.AppendUint64(nil, f.log.LastIndex()+1)
 	if err := errors.Join(f.conn.send(fetchAsk, want), f.conn.w.Flush()); err != nil {
@@ -103,7 +103,7 @@ func (f *fetcher) ask() error {
 		return err
 	}
 	if kind != fetchBegin {
-		return fmt.Errorf("%w: %q in place of the head", errFetch, kind)
+		return fmt.Errorf("%w: %q instead of the head", errFetch, kind)
 	}
 	if err := json.Unmarshal(b, &f.head); err != nil {
 		return fmt.Errorf("%w: head: %w", errFetch, err)
@@ -111,21 +111,21 @@ func (f *fetcher) ask() error {
 	if f.snapshot, err = f.head.snapshot(); err != nil {
 		return err
 	}
-	k := f.snapshot
-	if own := max(storedTerm(f.log), f.state.OwedTerm); implausibleTerm(own, k.Term) {
-		return fmt.Errorf("%w: its marker is of term %d, this replica is in term %d: %w", errFetch, k.Term, own, errImplausibleTerm)
+	snap := f.snapshot
+	if own := max(storedTerm(f.log), f.state.OwedTerm); implausibleTerm(own, snap.Term) {
+		return fmt.Errorf("%w: its snapshot is of term %d, this replica is in term %d: %w", errFetch, snap.Term, own, errImplausibleTerm)
 	}
-	if k.Term < f.state.OwedTerm || k.Term == f.state.OwedTerm && k.Index < f.state.OwedIndex {
-		return fmt.Errorf("%w: its marker is at entry %d of term %d, and this replica had entry %d of term %d",
-			ErrStale, k.Index, k.Term, f.state.OwedIndex, f.state.OwedTerm)
+	if snap.Term < f.state.OwedTerm || snap.Term == f.state.OwedTerm && snap.Index < f.state.OwedIndex {
+		return fmt.Errorf("%w: its snapshot is at entry %d of term %d, and this replica had entry %d of term %d",
+			ErrStale, snap.Index, snap.Term, f.state.OwedIndex, f.state.OwedTerm)
 	}
 	if first, last := f.log.FirstIndex(), f.log.LastIndex(); last > 0 && f.head.First > last+1 {
-		return f.log.TruncateSuffix(first) // what comes does not continue it
+		return f.log.TruncateSuffix(first) // the entries to come don't continue it
 	}
 	return nil
 }
 
-// next is the index that comes next.
+// next returns the index of the next entry to receive.
 func (f *fetcher) next() uint64 {
 	if n := len(f.entries); n > 0 {
 		return f.entries[n-1].Index + 1
@@ -136,7 +136,7 @@ func (f *fetcher) next() uint64 {
 	return f.head.First
 }
 
-// take takes an entry, and stores what has come if it is enough.
+// take takes an entry, and stores the received entries once there are enough.
 func (f *fetcher) take(b []byte) error {
 	e, err := decodeFetched(b)
 	if err != nil {
@@ -152,6 +152,7 @@ func (f *fetcher) take(b []byte) error {
 	return nil
 }
 
+// store appends the received entries to the log.
 func (f *fetcher) store() error {
 	if len(f.entries) == 0 {
 		return nil
@@ -162,15 +163,15 @@ func (f *fetcher) store() error {
 	return err
 }
 
-// finish makes the log one to be opened.
+// finish makes the log complete: it can be opened.
 func (f *fetcher) finish() error {
-	k := f.snapshot
-	e, err := f.log.Entry(k.Index)
+	snap := f.snapshot
+	e, err := f.log.Entry(snap.Index)
 	if err != nil {
-		return fmt.Errorf("%w: entry %d, which the marker is at: %w", errFetch, k.Index, err)
+		return fmt.Errorf("%w: entry %d, which the snapshot is at: %w", errFetch, snap.Index, err)
 	}
-	if e.Term != k.Term {
-		return fmt.Errorf("%w: entry %d is of term %d here, and of %d there", errFetch, k.Index, e.Term, k.Term)
+	if e.Term != snap.Term {
+		return fmt.Errorf("%w: entry %d is of term %d here, and of %d there", errFetch, snap.Index, e.Term, snap.Term)
 	}
 	if f.log.FirstIndex() < f.head.First {
 		if err := f.log.TrimHead(f.head.First - 1); err != nil {
@@ -185,8 +186,8 @@ func (f *fetcher) finish() error {
 	return f.log.SetMeta(f.metas()...)
 }
 
-// metas gives the marker and all that goes with it: the log is whole when it
-// is stored.
+// metas returns the snapshot and all that is stored with it. The log is
+// complete once they are stored.
 func (f *fetcher) metas() []wal.Meta {
 	var metas []wal.Meta
 	for _, name := range stateMetas(f.log) {

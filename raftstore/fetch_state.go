@@ -12,31 +12,32 @@ import (
 	"github.com/cantuslog/cantus/wal"
 )
 
-// metaFetching is there from when a fetch begins, or a log is reset, until a
-// fetch has ended.
+// metaFetching is the key of the fetchState in the log's small state. It is
+// there from the moment when a fetch begins, or the log is reset, until a fetch
+// has ended.
 const metaFetching = "fetching"
 
-// fetching says how far a fetch is.
+// fetchState says how far a fetch is. Its form is stored.
 type fetchState struct {
-	// OwedIndex and OwedTerm are of the newest entry that the replica may have
-	// acknowledged. It must not vote without what is committed up to there.
+	// OwedIndex and OwedTerm are those of the newest entry that the replica may
+	// have acknowledged. It must not vote without what is committed up to there.
 	OwedIndex uint64 `json:"owed_index"`
 	OwedTerm  uint64 `json:"owed_term"`
-	// Keep is the newest entry that was known to be committed when it began,
-	// and Cut tells whether what came behind it is gone.
+	// Keep is the newest entry that was known to be committed when the fetch
+	// began. Cut says that the entries behind it have been removed.
 	Keep uint64 `json:"keep"`
 	Cut  bool   `json:"cut"`
 }
 
-// Fetching tells whether a fetch has begun on the log and not ended, or the
+// Fetching reports whether a fetch of the log has begun and not ended, or the
 // log was reset. Such a log can't be opened: it may lack what the replica has
-// acknowledged, and would vote without it.
+// acknowledged, and the replica would vote without it.
 func Fetching(log *wal.Log) bool { return log.Meta(metaFetching) != nil }
 
-// Reset throws the log's entries, its marker and the FSM's metas away. Raft's
-// term and vote stay. [Fetching] is true from then on. Nobody may have the log
-// open. When it returns nil this is durable; after an error or a crash, call
-// it again.
+// Reset removes the log's entries, its snapshot and the FSM's metas. Raft's
+// term and vote stay. [Fetching] is true from then on. The log must not be
+// open. When it returns nil this is durable; after an error or a crash, call it
+// again.
 func Reset(log *wal.Log) error {
 	if err := reset(log); err != nil {
 		return fmt.Errorf("reset log: %w", err)
@@ -60,7 +61,8 @@ func reset(log *wal.Log) error {
 	return cutForFetch(log, &f)
 }
 
-// fetchState gives how far a fetch is, or how one would begin.
+// loadFetchState returns the stored state of a fetch, or the state in which one
+// would begin.
 func loadFetchState(log *wal.Log) (fetchState, error) {
 	var f fetchState
 	if v := log.Meta(metaFetching); v != nil {
@@ -77,11 +79,11 @@ func loadFetchState(log *wal.Log) (fetchState, error) {
 	if err == nil && k.Index >= log.FirstIndex() && k.Index <= f.OwedIndex {
 		f.Keep = k.Index
 	}
-	return f, nil // a marker that can't be read is as good as none
+	return f, nil // a snapshot that can't be read is as good as none
 }
 
-// lastTerm is the newest entry's term, or if it can't be read one that is not
-// older.
+// lastTerm returns the term of the last entry, or if that can't be read a term
+// that is not older.
 func lastTerm(log *wal.Log) uint64 {
 	if e, err := log.Entry(log.LastIndex()); err == nil {
 		return e.Term
@@ -89,7 +91,7 @@ func lastTerm(log *wal.Log) uint64 {
 	return storedTerm(log)
 }
 
-// storedTerm is Raft's current term.
+// storedTerm returns raft's current term.
 func storedTerm(log *wal.Log) uint64 {
 	if v := log.Meta(stablePrefix + keyTerm); len(v) == 8 {
 		return binary.BigEndian.Uint64(v)
@@ -105,19 +107,20 @@ func (f fetchState) meta() wal.Meta {
 	return wal.Meta{Name: metaFetching, Value: v}
 }
 
-// stateMetas gives the names of the marker and the FSM's metas.
+// stateMetas returns the keys of the snapshot and the FSM's metas.
 func stateMetas(log *wal.Log) []string {
 	names := slices.Collect(maps.Keys(log.Metas("")))
 	return slices.DeleteFunc(names, func(name string) bool { return !isState(name) })
 }
 
-// isState tells the marker and the FSM's metas from Raft's and a fetch's.
+// isState reports whether a key is that of the snapshot or of a meta of the
+// FSM, and not raft's or a fetch's.
 func isState(name string) bool {
 	return name != metaFetching && !strings.HasPrefix(name, stablePrefix)
 }
 
-// beginFetch makes the log one that is being fetched, with nothing in it that
-// is not known to be committed, and gives how far it is.
+// beginFetch records that a fetch has begun, removes what is not known to be
+// committed, and returns the state of the fetch.
 func beginFetch(log *wal.Log) (fetchState, error) {
 	f, err := loadFetchState(log)
 	if err != nil {
@@ -132,7 +135,7 @@ func beginFetch(log *wal.Log) (fetchState, error) {
 	return f, err
 }
 
-// cutForFetch removes what lies behind the entry to keep.
+// cutForFetch removes the entries behind the one to keep.
 func cutForFetch(log *wal.Log, f *fetchState) error {
 	if f.Cut {
 		return nil

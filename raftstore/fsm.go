@@ -10,37 +10,38 @@ import (
 	"github.com/cantuslog/cantus/wal"
 )
 
-// FSM is what committed entries are applied to. Its methods are called from
-// one goroutine at a time.
+// FSM is the state machine that committed entries are applied to. Its methods
+// are called by one goroutine at a time.
 type FSM interface {
-	// Apply applies committed entries, in order, and gives a result for each,
-	// which its proposer gets.
+	// Apply applies committed entries, in order, and returns a result for each.
+	// The proposer of an entry gets its result.
 	Apply(entries []Committed) []any
-	// Mark describes the state after the last Apply. It is called between two
-	// Applies, after many entries or some seconds, and when the group closes.
-	// Committed entries wait while it runs: its cost must follow from what
-	// changed since the last one, or from state that is small, and it does no I/O.
+	// Snapshot describes the state after the last Apply. It is called between
+	// two Applies, after many entries or some seconds, and when the group
+	// closes. Committed entries wait while it runs: its cost must depend on
+	// what changed since the last one, or on state that is small, and it must
+	// do no I/O.
 	Snapshot() Snapshot
-	// Restore sets the state to what Mark once described. It is called at
-	// most once, before any Apply; without it the FSM begins empty.
+	// Restore sets the state to what Snapshot once described. It is called at
+	// most once, before any Apply. If it is not called, the FSM begins empty.
 	Restore(state []byte) error
 }
 
-// Committed is a committed entry. Data is shared and not to be changed.
+// Committed is a committed entry. Data is shared and must not be changed.
 type Committed struct {
 	Index uint64
 	Term  uint64
 	Data  []byte
-	// Taken is when this replica, leading, took the entry up, and Synced when
-	// it had synced it. Both are zero where that is not known, as on followers.
+	// Taken is when this replica, leading, accepted the entry, and Synced when it
+	// had synced it. Both are zero where that is not known, as on followers.
 	Taken, Synced time.Time
 }
 
-// Mark is a state in brief.
+// Snapshot describes a state in brief.
 type Snapshot struct {
-	// State is what Restore is given: some bytes.
+	// State is a few bytes, the argument of Restore.
 	State []byte
-	// Metas go into the log's small state together with it, all or none.
+	// Metas are stored in the log's small state together with it, all or none.
 	Metas []wal.Meta
 }
 
@@ -49,12 +50,12 @@ type fsmAdapter struct {
 	fsm         FSM
 	writes      *asyncWrites
 	snapshotter *snapshotter
-	// restored is told why the state could not be restored: raft only logs it.
+	// restored receives the error of Restore: raft only logs it.
 	restored *error
 }
 
 // notSynced is the result of an entry that raft took for committed and that
-// could not be synced here. It was not applied, and nothing behind it will be.
+// could not be synced here. It was not applied, and nothing after it will be.
 type notSynced struct{ err error }
 
 func (a fsmAdapter) Apply(l *raft.Log) any { return a.ApplyBatch([]*raft.Log{l})[0] }
@@ -74,7 +75,7 @@ func (a fsmAdapter) ApplyBatch(logs []*raft.Log) []any {
 	for i := range entries {
 		e := &entries[i]
 		if e.Synced = a.writes.syncedAt(e.Index); e.Synced.IsZero() {
-			e.Taken = time.Time{} // by the leader's clock
+			e.Taken = time.Time{} // it is by the leader's clock
 		}
 	}
 	results := a.fsm.Apply(entries)
@@ -106,7 +107,7 @@ func (a fsmAdapter) Restore(r io.ReadCloser) error {
 	return err
 }
 
-// marking is a Mark on its way into the marker store.
+// fsmSnapshot is a Snapshot on its way into the snapshotStore.
 type fsmSnapshot struct{ snapshot Snapshot }
 
 func (m fsmSnapshot) Persist(sink raft.SnapshotSink) error {

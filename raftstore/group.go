@@ -20,8 +20,8 @@ type Group struct {
 	electionTimeout  time.Duration
 	raft             *raft.Raft
 	transport        raft.Transport
-	network          *transport           // the transport, nil without a network
-	inmem            *raft.InmemTransport // the transport, without one
+	network          *transport           // transport, nil without a network
+	inmem            *raft.InmemTransport // transport of a standalone replica, else nil
 	snapshotter      *snapshotter
 	info             func(msg string, args ...any)
 	warn             func(msg string, args ...any)
@@ -29,21 +29,21 @@ type Group struct {
 	closeOnce        sync.Once
 	closeErr         error
 
-	// entering is held by who puts something into raft's queue, and by Close
-	// to wait for them; it guards closed.
+	// entering is held for reading while something is put into raft's queues, and
+	// locked by Close to wait for that. It guards closed.
 	entering sync.RWMutex
 	closed   bool
-	// unsettled counts what is in raft's queue or log without an outcome.
+	// outstanding counts what is in raft's queues or log without an outcome.
 	outstanding atomic.Int64
 }
 
-// Open starts the replica. It founds the group if the log is empty and Voters
-// says who does, restores the FSM from the last marker, and returns; entries
-// after the marker are applied once a leader is known. It refuses a log that is
-// being fetched: see [Fetching]. An error that wraps [wal.ErrDamaged] says that
-// the log can't be read.
+// Open starts the replica. It bootstraps the group if the log is empty and
+// Voters is set, restores the FSM from the last snapshot, and returns; entries
+// after the snapshot are applied once a leader is known. It returns
+// [ErrFetching] for a log that is being fetched: see [Fetching]. An error that
+// wraps [wal.ErrDamaged] says that the log can't be read.
 func Open(opts Options) (*Group, error) {
-	g := &Group{node: opts.Node, log: &logStore{log: opts.Log, standalone: opts.Network == nil, halt: &halt{onOwn: opts.HaltedItself}}, info: func(string, ...any) {}, warn: func(string, ...any) {}}
+	g := &Group{node: opts.Node, log: &logStore{log: opts.Log, standalone: opts.Network == nil, halt: &halt{haltedItself: opts.HaltedItself}}, info: func(string, ...any) {}, warn: func(string, ...any) {}}
 	g.log.halt.request(opts.Halted)
 	if opts.Logger != nil {
 		g.info, g.warn = opts.Logger.Info, opts.Logger.Warn
@@ -128,22 +128,21 @@ func foundGroup(c *raft.Config, store *logStore, marks snapshotStore, t raft.Tra
 		})
 	}
 	if err := raft.BootstrapCluster(c, store, store, marks, t, config); err != nil {
-		return fmt.Errorf("found raft group: %w", err)
+		return fmt.Errorf("bootstrap raft group: %w", err)
 	}
 	return nil
 }
 
-// Leadership tells when this replica begins and ceases to lead. It holds the
-// newest change only.
+// Leadership returns a channel that receives true when this replica becomes
+// leader and false when it stops being leader. It holds the newest change only.
 func (g *Group) Leadership() <-chan bool { return g.raft.LeaderCh() }
 
-// Leading tells whether this replica believes that it leads.
+// Leading reports whether this replica believes that it leads.
 func (g *Group) Leading() bool { return g.raft.State() == raft.Leader }
 
-// Propose puts an entry to the group. It does not wait for the outcome, but
-// blocks while raft has many proposals waiting. Proposals made one after
-// another are in the log in that order, if they are. data is the group's from
-// then on.
+// Propose proposes an entry. It does not wait for the outcome, but blocks while
+// raft has many proposals waiting. Proposals made one after another are in the
+// log in that order, if they are in it. The group owns data from then on.
 func (g *Group) Propose(data []byte) Proposal {
 	g.entering.RLock()
 	defer g.entering.RUnlock()
@@ -160,10 +159,10 @@ type Proposal struct {
 	future raft.ApplyFuture // nil if the group was closed
 }
 
-// Wait blocks until the entry is committed and applied here, and gives the
-// FSM's result; or until it is known that it was not done ([ErrNotLeader],
-// [ErrClosed], [wal.ErrNoSpace]) or can't be known ([ErrUnknown]). It is called
-// once.
+// Wait blocks until the entry is committed and applied here, and returns the
+// FSM's result; or until it is known that the entry was not appended
+// ([ErrNotLeader], [ErrClosed], [wal.ErrNoSpace]), or that its outcome can't be
+// known ([ErrUnknown]). It is called once.
 func (p Proposal) Wait() (result any, err error) {
 	if p.future == nil {
 		return nil, ErrClosed
@@ -180,28 +179,28 @@ func (p Proposal) Wait() (result any, err error) {
 	return result, nil
 }
 
-// Barrier returns nil when everything that was committed before is applied
-// here and this replica leads. It blocks until then, until leadership is lost
-// ([ErrNotLeader]), or until ctx ends, when the barrier itself goes on. After
-// Close it gives [ErrClosed].
+// Barrier returns nil when everything that was committed before is applied here
+// and this replica leads. It blocks until then, until leadership is lost
+// ([ErrNotLeader]), or until ctx ends; the barrier itself then goes on. After
+// Close it returns [ErrClosed].
 func (g *Group) Barrier(ctx context.Context) error {
 	return g.await(ctx, func() raft.Future { return g.raft.Barrier(0) }, notLeading)
 }
 
-// Term gives the term that this replica is in.
+// Term returns the term that this replica is in.
 func (g *Group) Term() uint64 { return g.raft.CurrentTerm() }
 
-// Applied gives Status's AppliedIndex.
+// Applied returns Status's AppliedIndex.
 func (g *Group) Applied() uint64 { return g.raft.AppliedIndex() }
 
-// VerifyLeader returns nil when a majority has confirmed, by answers to what it
-// was sent since the call, that this replica leads in a term. If a barrier was
-// passed in that term, what this replica has applied is then the latest. The
-// errors are as of [Group.Barrier].
+// VerifyLeader returns nil when a majority has confirmed that this replica
+// leads in a term, in reply to heartbeats that were sent after the call. If a
+// barrier has passed in that term, what this replica has applied is then the
+// latest. The errors are those of [Group.Barrier].
 //
-// Raft's own VerifyLeader takes any answer that comes, also one that was on its
-// way before the call, or lay unread while this process was stopped. So it only
-// has heartbeats sent here, and tells when leadership is lost.
+// Raft's own VerifyLeader accepts any reply, also one that was on its way
+// before the call, or lay unread while this process was stopped. Here it only
+// has heartbeats sent and detects the loss of leadership.
 func (g *Group) VerifyLeader(ctx context.Context, term uint64) error {
 	defer g.expediteHeartbeats()()
 	began := time.Now()
@@ -218,8 +217,8 @@ func (g *Group) VerifyLeader(ctx context.Context, term uint64) error {
 	}
 }
 
-// confirmed tells whether a majority has answered heartbeats of a term that were
-// sent since.
+// confirmed reports whether a majority has replied to heartbeats of a term that
+// were sent at since or later.
 func (g *Group) confirmed(term uint64, since time.Time) bool {
 	voters, confirm := 0, 0
 	for _, r := range g.replicas() {
@@ -234,7 +233,7 @@ func (g *Group) confirmed(term uint64, since time.Time) bool {
 	return confirm > voters/2
 }
 
-// hurry has heartbeats sent at once until done is called.
+// expediteHeartbeats has heartbeats sent without delay until done is called.
 func (g *Group) expediteHeartbeats() (done func()) {
 	if g.network == nil {
 		return func() {}
@@ -244,7 +243,8 @@ func (g *Group) expediteHeartbeats() (done func()) {
 
 func notLeading(err error) error { return fmt.Errorf("%w: %w", ErrNotLeader, err) }
 
-// await asks raft something and waits for the answer, whose error it explains.
+// await puts a question to raft and waits for the answer. explain maps an error
+// of raft.
 func (g *Group) await(ctx context.Context, ask func() raft.Future, explain func(error) error) error {
 	f := g.ask(ask)
 	if f == nil {
@@ -267,7 +267,7 @@ func (g *Group) await(ctx context.Context, ask func() raft.Future, explain func(
 	}
 }
 
-// ask puts a question to raft; nil says that the group is closed.
+// ask puts a question to raft. It returns nil if the group is closed.
 func (g *Group) ask(question func() raft.Future) raft.Future {
 	g.entering.RLock()
 	defer g.entering.RUnlock()
@@ -278,7 +278,7 @@ func (g *Group) ask(question func() raft.Future) raft.Future {
 	return question()
 }
 
-// Mark takes a marker now, if there is anything new.
+// Snapshot takes a snapshot now, if there is anything new.
 func (g *Group) Snapshot() error { return g.snapshot(g.raft) }
 
 func (g *Group) snapshot(r *raft.Raft) error {
@@ -294,7 +294,8 @@ func (g *Group) snapshot(r *raft.Raft) error {
 	return err
 }
 
-// markRunning is Mark if raft runs already, or still.
+// snapshotIfRunning is Snapshot for the snapshotter: it does nothing before
+// raft runs, and returns ErrClosed once the group is closing.
 func (g *Group) snapshotIfRunning() error {
 	r := g.log.raft.Load()
 	if g.closing.Load() {
@@ -307,8 +308,8 @@ func (g *Group) snapshotIfRunning() error {
 }
 
 // Trim removes the log's entries up to and including index through, as far as
-// Raft can do without them: the entry that the last marker is at stays, and
-// what comes behind it.
+// raft can do without them: the entry of the last snapshot and what follows it
+// stay.
 func (g *Group) Trim(through uint64) error {
 	k, err := snapshotStore{g.log.log}.load()
 	if err != nil || k.Index == 0 {
@@ -317,9 +318,10 @@ func (g *Group) Trim(through uint64) error {
 	return g.log.trim(min(through, k.Index-1))
 }
 
-// Behind is closed when the leader has trimmed what this replica's log lacks.
-// The replica gets no more entries then: its owner closes it, calls [Fetch]
-// and opens it again. It is nil, and never ready, without a network.
+// Behind returns a channel that is closed when the leader has trimmed what this
+// replica's log lacks. The replica gets no more entries then: its owner closes
+// it, calls [Fetch] and opens it again. Without a network the channel is nil,
+// and never ready.
 func (g *Group) Behind() <-chan struct{} {
 	if g.network == nil {
 		return nil
@@ -327,16 +329,16 @@ func (g *Group) Behind() <-chan struct{} {
 	return g.network.filter.behind
 }
 
-// Status is how a replica sees its group.
+// Status is the state of a group as a replica sees it.
 type Status struct {
 	Leader string // "" if none is known
 	Term   uint64
 	// State is "leader", "follower", "candidate" or "shutdown".
 	State    string
 	Replicas []Replica
-	// CommitIndex is the newest entry known to be committed; up to AppliedIndex
-	// they were given to the FSM, which may not be through with the last of
-	// them. LastIndex is the newest entry in the log.
+	// CommitIndex is the newest entry known to be committed. The entries up to
+	// AppliedIndex were passed to the FSM, which may still be applying the last
+	// of them. LastIndex is the newest entry in the log.
 	CommitIndex, AppliedIndex, LastIndex uint64
 }
 
@@ -346,8 +348,8 @@ type Replica struct {
 	Voter bool
 }
 
-// Status gives how this replica sees the group now. It doesn't wait for
-// anything.
+// Status returns the group's state as this replica sees it now. It does not
+// block.
 func (g *Group) Status() Status {
 	_, leader := g.raft.LeaderWithID()
 	return Status{
@@ -377,14 +379,14 @@ func stateName(s raft.RaftState) string {
 	}
 }
 
-// Close stops the replica and waits for it. What was proposed before has its
-// outcome first: a leader that can't commit it steps down, and then nobody
-// knows it. It is idempotent.
+// Close stops the replica and waits for it. What was proposed before gets its
+// outcome first: a leader that can't commit it steps down, and the outcome is
+// unknown. Close is idempotent.
 func (g *Group) Close() error { return g.close(func() {}) }
 
-// CloseMarked is Close after a last marker, with which the next start has
-// little to replay, and knows how much is committed though no other replica be
-// there. What keeps the marker from being taken is logged, and no error.
+// CloseWithSnapshot takes a last snapshot and closes. The next start then
+// replays little, and knows the commit index even if it starts alone. A failure
+// to take the snapshot is logged and not returned.
 func (g *Group) CloseWithSnapshot() error { return g.close(g.takeLastSnapshot) }
 
 func (g *Group) close(last func()) error {
@@ -399,25 +401,25 @@ func (g *Group) close(last func()) error {
 		}
 		last()
 		g.closeErr = errors.Join(g.raft.Shutdown().Error(), g.closeTransport())
-		_ = g.log.writes.waitSynced(allEntries) // the log is its owner's again
+		_ = g.log.writes.waitSynced(allEntries) // nothing uses the log any more
 	})
 	return g.closeErr
 }
 
-// markLast takes a marker now that no more is replicated. Leadership may be in
-// the middle of being handed over, which raft gives up after an election
-// timeout, and until then it takes none.
+// takeLastSnapshot takes a snapshot once nothing more is replicated. Raft takes
+// none during a leadership transfer, which it gives up after an election
+// timeout, so it retries.
 func (g *Group) takeLastSnapshot() {
 	err := g.Snapshot()
 	for since := time.Now(); errors.Is(err, raft.ErrLeadershipTransferInProgress) && time.Since(since) < 4*g.electionTimeout; err = g.Snapshot() {
 		time.Sleep(lastSnapshotPause)
 	}
 	if err != nil {
-		g.warn("the state was not marked: the next start replays more", "err", err)
+		g.warn("no snapshot taken at close: the next start replays more", "err", err)
 	}
 }
 
-// markPause is between attempts to take a last marker.
+// lastSnapshotPause is the pause between attempts to take a last snapshot.
 const lastSnapshotPause = 2 * time.Millisecond
 
 func (g *Group) closeTransport() error {
@@ -427,18 +429,18 @@ func (g *Group) closeTransport() error {
 	return nil
 }
 
-// drainPatience is how long what was proposed may take to commit once the
-// group is being closed.
+// drainTimeout is how long proposals may take to commit once the group is being
+// closed.
 const drainTimeout = 2 * time.Second
 
-// drain waits until raft has taken up what is in its queues: it never answers
-// what is still in there when it shuts down.
+// drainQueues waits until raft has handled what is in its queues: it never
+// answers what is still there when it shuts down.
 func (g *Group) drainQueues() {
 	if g.outstanding.Load() == 0 {
 		return
 	}
 	if g.network != nil {
-		// Cut off, a leader steps down, and all have their answer.
+		// A leader that is cut off steps down, and so answers everything.
 		defer time.AfterFunc(drainTimeout, g.network.end.stopDialing).Stop()
 	}
 	defer g.expediteHeartbeats()()

@@ -6,21 +6,20 @@ import (
 	"sync/atomic"
 )
 
-// halt says whether a replica takes part in its group. One that does not gives
-// and asks for no vote, neither sends nor takes entries, and answers no
+// halt says whether a replica takes part in its group. A halted replica neither
+// votes nor asks for votes, neither sends nor accepts entries, and answers no
 // heartbeat: to the others it is away. Its log stays readable.
 type halt struct {
-	// contradicted is told once why the replica has halted by itself; it may be
-	// nil.
-	onOwn  func(error)
-	reason atomic.Pointer[error] // nil while it takes part
+	// haltedItself is Options.HaltedItself; it may be nil.
+	haltedItself func(error)
+	reason       atomic.Pointer[error] // nil while the replica takes part
 
 	mu        sync.Mutex
-	requested error // why its owner has it halted
-	own       error // what it found wrong by itself: for good
+	requested error // why its owner has halted it
+	own       error // why it has halted by itself, for good
 }
 
-// err returns why the replica takes no part, nil if it does.
+// err returns why the replica is halted, nil if it takes part.
 func (h *halt) err() error {
 	if h == nil {
 		return nil
@@ -31,7 +30,7 @@ func (h *halt) err() error {
 	return nil
 }
 
-// ask has the replica halted for a reason, or for nil no longer.
+// request halts the replica for a reason of its owner, or for nil ends that.
 func (h *halt) request(why error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -39,7 +38,7 @@ func (h *halt) request(why error) {
 	h.update()
 }
 
-// contradict halts the replica for good, since Raft would have it do what no
+// haltForGood halts the replica for good, since raft would have it do what no
 // replica ever does, and returns the error.
 func (h *halt) haltForGood(why error) error {
 	if h == nil {
@@ -50,8 +49,8 @@ func (h *halt) haltForGood(why error) error {
 	if h.own == nil {
 		h.own = why
 		h.update()
-		if h.onOwn != nil {
-			go h.onOwn(why) // raft's goroutine is not held up
+		if h.haltedItself != nil {
+			go h.haltedItself(why) // does not block raft's goroutine
 		}
 	}
 	return why
@@ -70,11 +69,11 @@ func (h *halt) update() {
 	h.reason.Store(&why)
 }
 
-// Halt has the replica take no part in its group: it neither votes nor leads,
-// and acknowledges nothing, but can be read. why is told to the peers.
+// Halt excludes the replica from its group: it neither votes nor leads, and
+// acknowledges nothing, but can be read. The peers are told why.
 func (g *Group) Halt(why error) { g.log.halt.request(why) }
 
-// Resume ends what Halt began. A replica that halted by itself stays halted.
+// Resume ends a Halt. A replica that halted by itself stays halted.
 func (g *Group) Resume() { g.log.halt.request(nil) }
 
 // Halted returns why the replica takes no part in its group, nil if it does.

@@ -10,13 +10,14 @@ import (
 	"github.com/hashicorp/go-hclog"
 )
 
-// warnEvery is how often raft's warnings of one kind are passed on as such.
+// warnEvery is the least time between two warnings of one kind by raft.
 const warnEvery = 10 * time.Second
 
-// raftLogger passes raft's log on, lower: what it calls an error is most often
-// a peer that is away, and its warnings are its daily life. What it repeats
-// many times a second, as long as the peer is away, is said once in a while.
-// What it meets while the group is closing is none of anybody's business.
+// raftLogger returns a logger for raft that writes to l at a lower level. What
+// raft calls an error is most often a peer that is away, and its warnings are
+// routine. What it repeats many times a second while a peer is away is logged
+// once in a while. Nothing above the debug level is logged while the group is
+// closing.
 func raftLogger(l *slog.Logger, closing *atomic.Bool) hclog.Logger {
 	h := hclog.NewInterceptLogger(&hclog.LoggerOptions{Level: hclog.Debug, Output: io.Discard})
 	if l != nil {
@@ -30,7 +31,7 @@ type logSink struct {
 	closing *atomic.Bool
 
 	mu     sync.Mutex
-	warned map[string]time.Time // when, by what raft says, which is constant
+	warned map[string]time.Time // when, by message; raft's messages are constant
 }
 
 func (s *logSink) Accept(_ string, level hclog.Level, msg string, args ...any) {

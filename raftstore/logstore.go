@@ -14,33 +14,43 @@ import (
 )
 
 // logStore is raft's LogStore and StableStore over a log of package wal.
+//
+// A leader stores commands asynchronously: StoreLogs returns while the journal
+// still writes them, and raft sends them to the followers meanwhile
+// (asyncWrites). Everything else is synced when it is stored, and is stored
+// behind all entries that are being written.
+//
+// hashicorp/raft panics if it can't store its term, but a host that embeds a
+// node must survive a full disk. So SetUint64 reports success for a term that
+// it could not store, keeps it as pendingTerm, and stores it before whatever
+// comes next.
 type logStore struct {
 	log  *wal.Log
-	halt *halt // may be nil, in tests
-	// raft is who stores, nil until it runs.
+	halt *halt // nil in some tests
+	// raft is the instance that stores here, nil until it runs.
 	raft   atomic.Pointer[raft.Raft]
 	writes asyncWrites
 	failed sync.Once
-	// alone says that there is no network, and so no other voter.
+	// standalone says that there is no network, and so no other voter.
 	standalone bool
-	// recent are the newest entries stored, by index modulo its length: each is
-	// soon read again, for every follower, to be applied, and as the one before
+	// recent caches the newest entries, by index modulo its length: each is soon
+	// read again, for every follower, to be applied, and as the predecessor of
 	// the next.
 	recent [4]atomic.Pointer[raft.Log]
 
-	// mu guards term, the value of a term that could not be stored, nil if it
-	// was. Nothing else is stored before it is.
+	// mu guards pendingTerm, a term that could not be stored, nil if there is
+	// none. Nothing else is stored before it.
 	mu          sync.Mutex
 	pendingTerm []byte
 
-	// cutting is held by who shortens the log.
+	// truncating is held while the log is being shortened, at either end.
 	truncating sync.Mutex
 }
 
 func (s *logStore) FirstIndex() (uint64, error) { return s.log.FirstIndex(), nil }
 func (s *logStore) LastIndex() (uint64, error)  { return s.log.LastIndex(), nil }
 
-// GetLog must give raft.ErrLogNotFound itself, unwrapped: raft compares.
+// GetLog returns raft.ErrLogNotFound itself, unwrapped: raft compares it.
 func (s *logStore) GetLog(index uint64, l *raft.Log) error {
 	if entry := s.writes.get(index); entry != nil {
 		*l = *entry
@@ -66,12 +76,12 @@ func (s *logStore) GetLog(index uint64, l *raft.Log) error {
 
 func (s *logStore) StoreLog(l *raft.Log) error { return s.StoreLogs([]*raft.Log{l}) }
 
-// storeAtOnce is about how many bytes are stored at once: they must fit into
-// a segment of the journal.
+// maxStoreBytes is about how many bytes are stored at once: they must fit into a
+// segment of the journal.
 const maxStoreBytes = 24 << 20
 
-// StoreLogs stores entries, at once unless they are very large. When it returns
-// nil they are synced, or, on a leader, on their way and in s.unsynced.
+// StoreLogs stores entries, in one write unless they are very large. When it
+// returns nil they are synced, or on a leader being written and in s.writes.
 func (s *logStore) StoreLogs(logs []*raft.Log) error {
 	if err := errors.Join(s.halt.err(), s.flushPendingTerm()); err != nil {
 		return err
@@ -100,14 +110,14 @@ func (s *logStore) StoreLogs(logs []*raft.Log) error {
 	return nil
 }
 
-// remember has the newest of logs read from memory.
+// cacheRecent puts the newest of logs into the cache.
 func (s *logStore) cacheRecent(logs []*raft.Log) {
 	for _, l := range logs[max(0, len(logs)-len(s.recent)):] {
 		s.recent[l.Index%uint64(len(s.recent))].Store(l)
 	}
 }
 
-// forget has all be read from the log again.
+// clearRecent empties the cache.
 func (s *logStore) clearRecent() {
 	for i := range s.recent {
 		s.recent[i].Store(nil)
@@ -122,10 +132,10 @@ func toEntry(l *raft.Log) wal.Entry {
 	return e
 }
 
-// ahead tells whether entries may go to the followers before they are synced
-// here: a leader's commands. (It is raft's goroutine that stores, and that makes
-// this replica lead or not.) On a change of members raft acts as soon as it takes
-// it for committed, so that one is synced before.
+// canReplicateEarly reports whether entries may go to the followers before they
+// are synced here: they are a leader's commands. (The goroutine that stores is
+// also the one that makes this replica lead or not.) Raft acts on a change of
+// members as soon as it takes it for committed, so that is synced first.
 func (s *logStore) canReplicateEarly(logs []*raft.Log) bool {
 	if r := s.raft.Load(); r == nil || r.State() != raft.Leader {
 		return false
@@ -140,8 +150,8 @@ func (s *logStore) canReplicateEarly(logs []*raft.Log) bool {
 	return bytes < maxStoreBytes
 }
 
-// promise has the log write entries, and notes them as unsynced until it has;
-// false says that it can't.
+// writeAsync has the log write entries, which are in s.writes until they are
+// synced. It returns false if the log can't do so.
 func (s *logStore) writeAsync(logs []*raft.Log) bool {
 	entries := make([]wal.Entry, len(logs))
 	for i, l := range logs {
@@ -155,8 +165,8 @@ func (s *logStore) writeAsync(logs []*raft.Log) bool {
 	return true
 }
 
-// outcome takes that of so many entries which were promised. After a failure
-// the leader steps down: raft does so when it can't store.
+// writeDone handles the outcome of the n oldest asynchronous writes. After a
+// failure the leader steps down: raft does so when it can't store.
 func (s *logStore) writeDone(n int, err error) {
 	s.writes.completed(n, err)
 	if err != nil {
@@ -164,20 +174,21 @@ func (s *logStore) writeDone(n int, err error) {
 	}
 }
 
-// takeBack removes the entries from index from on if some before index to were
-// stored, and gives why the rest was not: raft takes it that none was.
+// removePartial is called after a failed store. It removes the entries from
+// index from on if those before index to were stored, and returns why the
+// others were not: raft assumes that none was stored.
 func (s *logStore) removePartial(why error, from, to uint64) error {
 	if from == to {
 		return why
 	}
 	if err := s.log.TruncateSuffix(from); err != nil {
-		return fmt.Errorf("entries %d to %d were stored and can't be taken back: %v, after: %v", from, to-1, err, why)
+		return fmt.Errorf("entries %d to %d were stored and can't be removed: %v, after: %v", from, to-1, err, why)
 	}
 	return why
 }
 
-// DeleteRange removes a conflicting suffix. Raft is configured to never cut
-// the head, and asking for anything else is a defect.
+// DeleteRange removes a conflicting suffix. Raft is configured never to cut the
+// head; any other range is a defect.
 func (s *logStore) DeleteRange(from, to uint64) error {
 	if last := s.log.LastIndex(); to < last {
 		return fmt.Errorf("delete entries %d to %d: only a suffix is ever deleted, and the last is %d", from, to, last)
@@ -191,9 +202,9 @@ func (s *logStore) DeleteRange(from, to uint64) error {
 	return s.log.TruncateSuffix(from)
 }
 
-// checkCut halts the replica instead of giving up entries that it knows to be
-// committed. Another leader can't have others in their place, unless a replica
-// has lost what it acknowledged.
+// checkTruncation halts the replica if it would give up entries that it knows
+// to be committed. Another leader can't have others in their place, unless a
+// replica has lost what it acknowledged.
 func (s *logStore) checkTruncation(from uint64) error {
 	k, err := snapshotStore{s.log}.load()
 	if err != nil {
@@ -232,16 +243,17 @@ func (s *logStore) Set(key, value []byte) error {
 		err = s.set(string(key), value)
 	}
 	if s.standalone && errors.Is(err, wal.ErrNoSpace) {
-		// Raft keeps votes here, and would wait for an election to time out. Nobody
-		// else hears of this vote, and before there is room nothing comes of it.
+		// Raft stores its votes here, and would wait for an election to time out.
+		// Nobody else learns of this vote, and it has no effect until there is
+		// room.
 		return nil
 	}
 	return err
 }
 
-// set stores a value behind all that is unsynced. A leader that comes to follow
-// another one stores a new term first: when it tells the new leader what it has,
-// all of it is synced.
+// set stores a value, behind all asynchronous writes. A leader that comes to
+// follow another one stores the new term first: so when it tells the new leader
+// what it has, all of that is synced.
 func (s *logStore) set(key string, value []byte) error {
 	if err := s.writes.waitSynced(allEntries); err != nil {
 		return err
@@ -249,7 +261,8 @@ func (s *logStore) set(key string, value []byte) error {
 	return s.log.SetMeta(wal.Meta{Name: stablePrefix + key, Value: append([]byte{}, value...)})
 }
 
-// oweTerm stores the term that could not be stored.
+// flushPendingTerm stores the term that could not be stored before, if there is
+// one.
 func (s *logStore) flushPendingTerm() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -267,10 +280,10 @@ func (s *logStore) Get(key []byte) ([]byte, error) {
 	return s.log.Meta(stablePrefix + string(key)), nil
 }
 
-// SetUint64 persists a number. Raft panics if the term can't be persisted, and
-// a host that embeds a node must survive a full disk. So for the term alone
-// this reports success, and the term is stored before whatever comes next: no
-// vote is given and no entry acknowledged in a term that could be forgotten.
+// SetUint64 stores a number. A term that it can't store becomes pendingTerm,
+// and it reports success, since raft would panic. The term is stored before
+// whatever comes next, so no vote is given and no entry acknowledged in a term
+// that could be forgotten.
 func (s *logStore) SetUint64(key []byte, n uint64) error {
 	value := binary.BigEndian.AppendUint64(nil, n)
 	if string(key) != keyTerm {
@@ -285,7 +298,7 @@ func (s *logStore) SetUint64(key []byte, n uint64) error {
 	if s.pendingTerm != nil {
 		have = binary.BigEndian.Uint64(s.pendingTerm)
 	}
-	if n < have { // raft takes an error for fatal and panics: halted, it does no harm
+	if n < have { // raft panics on an error; a halted replica does no harm
 		_ = s.haltOnOlderTerm(keyTerm, have, n)
 		return nil
 	}
@@ -295,8 +308,8 @@ func (s *logStore) SetUint64(key []byte, n uint64) error {
 	return nil
 }
 
-// goesBack halts the replica: no term, of its own or of its last vote, is ever
-// followed by a lower one.
+// haltOnOlderTerm halts the replica: no term, of its own or of its last vote,
+// is ever followed by a lower one.
 func (s *logStore) haltOnOlderTerm(key string, have, n uint64) error {
 	return s.halt.haltForGood(fmt.Errorf("%w: %s is %d and was to become %d", ErrTermBack, key, have, n))
 }

@@ -263,7 +263,7 @@ func TestACancelledSnapshotIsNotStored(t *testing.T) {
 func TestWhatIsStoredIsNotTakenBack(t *testing.T) {
 	open := func(t *testing.T) (*logStore, chan error) {
 		told := make(chan error, 1)
-		s := &logStore{log: openLog(t, t.TempDir(), wal.Options{}), halt: &halt{onOwn: func(err error) { told <- err }}}
+		s := &logStore{log: openLog(t, t.TempDir(), wal.Options{}), halt: &halt{haltedItself: func(err error) { told <- err }}}
 		for i := range uint64(5) {
 			if err := s.StoreLog(&raft.Log{Index: i + 1, Term: 1}); err != nil {
 				t.Fatal(err)

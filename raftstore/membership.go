@@ -10,15 +10,15 @@ import (
 	"github.com/hashicorp/raft"
 )
 
-// AddReplica makes a node's replica a member without a vote; it is a no-op if
-// it is one, with a vote or without. When this returns nil, the change is
-// committed. The errors are [ErrNotLeader], [ErrUnknown], [ErrClosed], and
-// ctx's when it ends first: the change may then still be made.
+// AddReplica makes a node's replica a member without a vote. It does nothing if
+// the replica is a member already, with a vote or without. When it returns nil,
+// the change is committed. The errors are [ErrNotLeader], [ErrUnknown],
+// [ErrClosed], and ctx's if that ends first: the change may then still be made.
 func (g *Group) AddReplica(ctx context.Context, node string) error {
 	if _, member := g.member(node); member && g.Leading() {
 		return g.awaitConfiguration(ctx)
 	}
-	if g.network != nil && g.Leading() { // it may be another node of that name
+	if g.network != nil && g.Leading() { // this may be another node with that name
 		g.network.peer(raft.ServerID(node)).acks.reset()
 	}
 	return g.change(ctx, func(timeout time.Duration) raft.Future {
@@ -26,9 +26,9 @@ func (g *Group) AddReplica(ctx context.Context, node string) error {
 	})
 }
 
-// Promote gives a member the vote. It should have caught up: until then the
-// group needs it for a majority and can't have it. The errors are as of
-// [Group.AddReplica], and one if the node is no member.
+// Promote gives a member a vote. The member should have caught up: until then
+// the group needs it for a majority and can't have it. The errors are those of
+// [Group.AddReplica], and one if the node is not a member.
 func (g *Group) Promote(ctx context.Context, node string) error {
 	r, member := g.member(node)
 	switch {
@@ -42,8 +42,8 @@ func (g *Group) Promote(ctx context.Context, node string) error {
 	})
 }
 
-// Demote takes a member's vote. A leader that demotes itself steps down. The
-// errors are as of [Group.AddReplica].
+// Demote takes a member's vote away. A leader that demotes itself steps down.
+// The errors are those of [Group.AddReplica].
 func (g *Group) Demote(ctx context.Context, node string) error {
 	if r, member := g.member(node); (!member || !r.Voter) && g.Leading() {
 		return g.awaitConfiguration(ctx)
@@ -53,8 +53,8 @@ func (g *Group) Demote(ctx context.Context, node string) error {
 	})
 }
 
-// Remove takes a node's replica out of the group. It may not hear of it. A
-// leader that removes itself steps down. The errors are as of
+// Remove removes a node's replica from the group. The replica may not learn of
+// it. A leader that removes itself steps down. The errors are those of
 // [Group.AddReplica].
 func (g *Group) Remove(ctx context.Context, node string) error {
 	if _, member := g.member(node); !member && g.Leading() {
@@ -65,8 +65,8 @@ func (g *Group) Remove(ctx context.Context, node string) error {
 	})
 }
 
-// settled returns nil when the newest configuration is committed: it may be
-// what was looked at.
+// awaitConfiguration returns nil when the newest configuration is committed:
+// the caller has looked at one that may not be.
 func (g *Group) awaitConfiguration(ctx context.Context) error { return g.Barrier(ctx) }
 
 func (g *Group) member(node string) (Replica, bool) {
@@ -79,10 +79,10 @@ func (g *Group) member(node string) (Replica, bool) {
 }
 
 // changeTimeout is how long a change of members waits for the one before, if
-// ctx doesn't say.
+// ctx has no deadline.
 const changeTimeout = 30 * time.Second
 
-// change makes a change of members. Raft takes one after another.
+// change makes a change of members. Raft makes one after another.
 func (g *Group) change(ctx context.Context, ask func(timeout time.Duration) raft.Future) error {
 	timeout := changeTimeout
 	if at, ok := ctx.Deadline(); ok {
@@ -91,17 +91,17 @@ func (g *Group) change(ctx context.Context, ask func(timeout time.Duration) raft
 	return g.await(ctx, func() raft.Future { return ask(timeout) }, proposalError)
 }
 
-// contactWithin is how many heartbeat timeouts ago a voter must have answered
-// to be handed the leadership.
+// reachableTimeouts is the number of heartbeat timeouts within which a voter
+// must have replied to be a transferee.
 const reachableTimeouts = 2
 
-// Transfer hands the leadership to a voter, or for "" to any one that has
-// answered lately. It returns nil when this replica leads no more. Until it
-// returns, proposals are turned away; if it fails, this replica goes on
-// leading. The error is [ErrNotLeader] if it doesn't lead.
+// Transfer transfers leadership to a voter, or for "" to any one that has
+// replied lately. It returns nil when this replica no longer leads. Until it
+// returns, proposals are rejected; if it fails, this replica goes on leading.
+// The error is [ErrNotLeader] if it does not lead.
 func (g *Group) Transfer(ctx context.Context, to string) error {
 	if !g.Leading() {
-		return fmt.Errorf("%w: there is nothing to hand over", ErrNotLeader)
+		return fmt.Errorf("%w: there is no leadership to transfer", ErrNotLeader)
 	}
 	candidates := []string{to}
 	if to == "" {
@@ -116,15 +116,15 @@ func (g *Group) Transfer(ctx context.Context, to string) error {
 		if ctx.Err() != nil {
 			return err
 		}
-		errs = append(errs, fmt.Errorf("hand over to %s: %w", node, err))
+		errs = append(errs, fmt.Errorf("transfer leadership to %s: %w", node, err))
 	}
 	if len(errs) == 0 {
-		return errors.New("hand over: no other voter can be reached")
+		return errors.New("transfer leadership: no other voter can be reached")
 	}
 	return errors.Join(errs...)
 }
 
-// successors gives the other voters that can be reached, who answered last
+// successors returns the other voters that can be reached, latest contact
 // first.
 func (g *Group) successors() []string {
 	var names []string
@@ -146,9 +146,9 @@ func (g *Group) lastContact(node string) int64 {
 	return g.network.peer(raft.ServerID(node)).lastContact.Load()
 }
 
-// reachable tells whether a peer has answered lately, and nothing waits for it
-// to do so. Raft would turn proposals away for ever if it were asked twice to
-// hand over to one to which it can't send.
+// reachable reports whether a peer has replied lately and no request to it is
+// being retried. If raft were asked twice to transfer to a peer that it can't
+// send to, it would reject proposals for good.
 func (g *Group) reachable(node string) bool {
 	if g.network == nil {
 		return false

@@ -12,9 +12,12 @@ import (
 	"github.com/cantuslog/cantus/wal"
 )
 
+// metaSnapshot is the key of the snapshot in the log's small state. Fetches
+// send it too.
 const metaSnapshot = "marker"
 
-// marker is a snapshot as it is stored: the newest one replaces the last.
+// storedSnapshot is a snapshot in its stored form. The newest replaces the
+// last.
 type storedSnapshot struct {
 	Index       uint64             `json:"index"`
 	Term        uint64             `json:"term"`
@@ -23,18 +26,18 @@ type storedSnapshot struct {
 	State       []byte             `json:"state"`
 }
 
-// markers is raft's SnapshotStore: it holds one marker, in the log's small
-// state.
+// snapshotStore is raft's SnapshotStore. It holds one snapshot, in the log's
+// small state.
 type snapshotStore struct{ log *wal.Log }
 
-func (m snapshotStore) load() (storedSnapshot, error) {
+func (s snapshotStore) load() (storedSnapshot, error) {
 	var k storedSnapshot
-	v := m.log.Meta(metaSnapshot)
+	v := s.log.Meta(metaSnapshot)
 	if v == nil {
 		return k, nil
 	}
 	if err := json.Unmarshal(v, &k); err != nil {
-		return k, fmt.Errorf("%w: marker: %w", wal.ErrDamaged, err)
+		return k, fmt.Errorf("%w: snapshot: %w", wal.ErrDamaged, err)
 	}
 	return k, nil
 }
@@ -46,36 +49,37 @@ func (k storedSnapshot) meta() *raft.SnapshotMeta {
 	}
 }
 
-func (m snapshotStore) List() ([]*raft.SnapshotMeta, error) {
-	k, err := m.load()
+func (s snapshotStore) List() ([]*raft.SnapshotMeta, error) {
+	k, err := s.load()
 	if err != nil || k.Index == 0 {
 		return nil, err
 	}
 	return []*raft.SnapshotMeta{k.meta()}, nil
 }
 
-func (m snapshotStore) Open(string) (*raft.SnapshotMeta, io.ReadCloser, error) {
-	k, err := m.load()
+func (s snapshotStore) Open(string) (*raft.SnapshotMeta, io.ReadCloser, error) {
+	k, err := s.load()
 	if err != nil {
 		return nil, nil, err
 	}
 	return k.meta(), io.NopCloser(bytes.NewReader(k.State)), nil
 }
 
-func (m snapshotStore) Create(_ raft.SnapshotVersion, index, term uint64, config raft.Configuration,
+func (s snapshotStore) Create(_ raft.SnapshotVersion, index, term uint64, config raft.Configuration,
 	configIndex uint64, _ raft.Transport) (raft.SnapshotSink, error) {
-	return &snapshotSink{log: m.log, snapshot: storedSnapshot{Index: index, Term: term, Config: config, ConfigIndex: configIndex}}, nil
+	return &snapshotSink{log: s.log, snapshot: storedSnapshot{Index: index, Term: term, Config: config, ConfigIndex: configIndex}}, nil
 }
 
-// markerSink takes the FSM's bytes and stores the marker when it is closed.
+// snapshotSink receives the FSM's bytes and stores the snapshot when it is
+// closed.
 type snapshotSink struct {
 	log      *wal.Log
 	snapshot storedSnapshot
 	state    bytes.Buffer
-	// own says that this replica's FSM made the marker: another one's would
+	// own says that this replica's FSM made the snapshot: another replica's would
 	// come without the entries before it.
 	own bool
-	// metas are stored with the marker, all or none.
+	// metas are stored with the snapshot, all or none.
 	metas  []wal.Meta
 	closed bool
 }
@@ -105,12 +109,12 @@ func (s *snapshotSink) Close() error {
 	s.snapshot.State = s.state.Bytes()
 	v, err := json.Marshal(s.snapshot)
 	if err != nil {
-		return fmt.Errorf("encode marker: %w", err)
+		return fmt.Errorf("encode snapshot: %w", err)
 	}
 	return s.log.SetMeta(append(s.metas, wal.Meta{Name: metaSnapshot, Value: v})...)
 }
 
 var (
-	errForeignSink     = errors.New("raftstore: a marker goes into its own store only")
-	errForeignSnapshot = errors.New("raftstore: another replica's marker is no state without its log")
+	errForeignSink     = errors.New("raftstore: a snapshot is stored in its own store only")
+	errForeignSnapshot = errors.New("raftstore: another replica's snapshot is no state without its log")
 )
