@@ -112,8 +112,8 @@ func unexpectedEOF(err error) error {
 	return err
 }
 
-// readPieces reads n bytes. It allocates memory as they arrive: the length may
-// be a lie.
+// readPieces reads n bytes. It allocates memory as they arrive, since n may be
+// wrong.
 func readPieces(r io.Reader, n int) ([]byte, error) {
 	const piece = 1 << 20
 	b := make([]byte, 0, min(n, piece))

@@ -66,6 +66,7 @@ func Open(opts Options) (*Group, error) {
 	return g, nil
 }
 
+// connect makes the transport.
 func (g *Group) connect(opts Options) error {
 	if opts.Network == nil {
 		_, g.inmem = raft.NewInmemTransport(raft.ServerAddress(opts.Node))
@@ -85,9 +86,10 @@ func (g *Group) connect(opts Options) error {
 	return nil
 }
 
+// start bootstraps the group if need be, and runs raft.
 func (g *Group) start(config *raft.Config, opts Options) (err error) {
-	marks := snapshotStore{opts.Log}
-	if err := foundGroup(config, g.log, marks, g.transport, opts); err != nil {
+	snapshots := snapshotStore{opts.Log}
+	if err := bootstrap(config, g.log, snapshots, g.transport, opts); err != nil {
 		return err
 	}
 	if g.snapshotter, err = newSnapshotter(opts, g.snapshotIfRunning, g.warn); err != nil {
@@ -99,7 +101,7 @@ func (g *Group) start(config *raft.Config, opts Options) (err error) {
 		}
 	}()
 	var restored error
-	g.raft, err = raft.NewRaft(config, fsmAdapter{opts.FSM, &g.log.writes, g.snapshotter, &restored}, g.log, g.log, marks, g.transport)
+	g.raft, err = raft.NewRaft(config, fsmAdapter{opts.FSM, &g.log.writes, g.snapshotter, &restored}, g.log, g.log, snapshots, g.transport)
 	if err != nil && restored != nil {
 		return fmt.Errorf("restore the state: %w", restored)
 	}
@@ -116,18 +118,20 @@ func (g *Group) start(config *raft.Config, opts Options) (err error) {
 	return nil
 }
 
-func foundGroup(c *raft.Config, store *logStore, marks snapshotStore, t raft.Transport, opts Options) error {
-	has, err := raft.HasExistingState(store, store, marks)
+// bootstrap gives a new group its first configuration, if this replica is one
+// of its founders and has no log.
+func bootstrap(c *raft.Config, store *logStore, snapshots snapshotStore, t raft.Transport, opts Options) error {
+	has, err := raft.HasExistingState(store, store, snapshots)
 	if err != nil || has || opts.Network != nil && len(opts.Voters) == 0 {
 		return err
 	}
 	var config raft.Configuration
-	for _, v := range slices.Sorted(slices.Values(opts.Voters)) { // the same entry on each
+	for _, v := range slices.Sorted(slices.Values(opts.Voters)) { // all replicas store the same entry
 		config.Servers = append(config.Servers, raft.Server{
 			Suffrage: raft.Voter, ID: raft.ServerID(v), Address: raft.ServerAddress(v),
 		})
 	}
-	if err := raft.BootstrapCluster(c, store, store, marks, t, config); err != nil {
+	if err := raft.BootstrapCluster(c, store, store, snapshots, t, config); err != nil {
 		return fmt.Errorf("bootstrap raft group: %w", err)
 	}
 	return nil

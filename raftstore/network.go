@@ -70,12 +70,12 @@ func (n *Network) Close() error {
 	n.cancel()
 	err := n.peers.Close()
 	n.mu.Lock()
-	beats := make([]*heartbeatBatcher, 0, len(n.batchers))
+	batchers := make([]*heartbeatBatcher, 0, len(n.batchers))
 	for _, b := range n.batchers {
-		beats = append(beats, b)
+		batchers = append(batchers, b)
 	}
 	n.mu.Unlock()
-	for _, b := range beats {
+	for _, b := range batchers {
 		b.close()
 	}
 	n.running.Wait()

@@ -22,8 +22,8 @@ type snapshotter struct {
 	last      atomic.Uint64 // the index of the last snapshot
 }
 
-func newSnapshotter(o Options, mark func() error, warn func(msg string, args ...any)) (*snapshotter, error) {
-	s := &snapshotter{entries: o.SnapshotEntries, interval: o.SnapshotInterval, snapshot: mark, warn: warn}
+func newSnapshotter(o Options, snapshot func() error, warn func(msg string, args ...any)) (*snapshotter, error) {
+	s := &snapshotter{entries: o.SnapshotEntries, interval: o.SnapshotInterval, snapshot: snapshot, warn: warn}
 	return s, s.recordLast(snapshotStore{o.Log})
 }
 
