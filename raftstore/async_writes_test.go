@@ -10,19 +10,19 @@ import (
 	"github.com/cantuslog/cantus/wal/journal/journaltest"
 )
 
-// ahead is a group of three whose leader's disk is held up, with an entry that
-// the followers have and the leader has not synced.
+// asyncLeader is a group of three whose leader's disk is blocked, with an entry
+// that the followers have and the leader has not synced.
 type asyncLeader struct {
 	*cluster
 	leader   *node
 	index    uint64
 	proposal raftstore.Proposal
-	open     func(error) // of the leader's disk
+	open     func(error) // unblocks the leader's disk
 }
 
 func newAsyncLeader(t *testing.T) asyncLeader {
 	a := asyncLeader{cluster: newCluster(t, "n1", "n2", "n3")}
-	a.heartbeat = 4 * time.Second // a busy machine is no reason to step down
+	a.heartbeat = 4 * time.Second // the leader must not step down on a busy machine
 	disks := map[string]*journaltest.Gate{}
 	for _, n := range a.nodes {
 		if err := n.store.Close(); err != nil {
@@ -57,15 +57,16 @@ func (a asyncLeader) followersHave(t *testing.T, index uint64) {
 }
 
 // TestNothingIsCommittedThatTheLeaderHasNotSynced: followers get entries while
-// the leader still writes them, and nobody takes them for committed before it
-// has.
+// the leader still writes them, and no replica takes them for committed before
+// the leader has synced them.
 func TestNothingIsCommittedThatTheLeaderHasNotSynced(t *testing.T) {
 	t.Parallel()
 	a := newAsyncLeader(t)
 	outcome := make(chan error, 1)
 	go func() { _, err := a.proposal.Wait(); outcome <- err }()
-	// Raft takes it for committed, and what it sends from now on would say so.
-	// Who has the fourth is through with all that came with the third.
+	// Raft takes the third entry for committed, and its requests from now on
+	// would say so. A follower that has the fourth has handled everything that
+	// came with the third.
 	until(t, "raft takes it for committed", func() bool { return a.leader.group.RaftCommitIndex() >= a.index })
 	third := a.leader.group.Propose([]byte("third"))
 	a.followersHave(t, a.index+1)
@@ -92,10 +93,10 @@ func TestNothingIsCommittedThatTheLeaderHasNotSynced(t *testing.T) {
 	}
 }
 
-// TestAFailedSyncBehindTheFollowersBack: the followers have what the leader then
-// fails to sync. It applies nothing more, and another leads; the entry's outcome
-// is unknown to its proposer, and the others agree on it.
-func TestAFailedSyncBehindTheFollowersBack(t *testing.T) {
+// The followers have an entry that the leader then fails to sync. The leader
+// applies nothing more, and another replica leads. The entry's outcome is
+// unknown to its proposer, and the other replicas agree on it.
+func TestAFailedSyncAfterReplication(t *testing.T) {
 	t.Parallel()
 	a := newAsyncLeader(t)
 	a.open(errors.New("the disk is broken"))

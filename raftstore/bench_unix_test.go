@@ -21,16 +21,16 @@ func BenchmarkReplicate(b *testing.B) {
 			b.SetBytes(int64(size))
 			b.ResetTimer()
 			before := cpu(b)
-			var flights []raftstore.Proposal
+			var inflight []raftstore.Proposal
 			for i := range b.N + min(b.N, 3) {
-				if len(flights) == 3 || i >= b.N {
-					if _, err := flights[0].Wait(); err != nil {
+				if len(inflight) == 3 || i >= b.N {
+					if _, err := inflight[0].Wait(); err != nil {
 						b.Fatal(err)
 					}
-					flights = flights[1:]
+					inflight = inflight[1:]
 				}
 				if i < b.N {
-					flights = append(flights, leader.group.Propose(data))
+					inflight = append(inflight, leader.group.Propose(data))
 				}
 			}
 			b.ReportMetric(float64((cpu(b)-before).Microseconds())/float64(b.N), "cpu-µs/op")
@@ -38,7 +38,7 @@ func BenchmarkReplicate(b *testing.B) {
 	}
 }
 
-// cpu is what this process has taken so far.
+// cpu returns the processor time that this process has used.
 func cpu(b *testing.B) time.Duration {
 	var u syscall.Rusage
 	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &u); err != nil {
@@ -47,7 +47,7 @@ func cpu(b *testing.B) time.Duration {
 	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }
 
-// direct gives three nodes without proxies between them.
+// direct returns three nodes without proxies between them.
 func direct(b *testing.B) *cluster {
 	c := newCluster(b, "n1", "n2", "n3")
 	for name, n := range c.nodes {
@@ -56,10 +56,10 @@ func direct(b *testing.B) *cluster {
 	return c
 }
 
-// benchCluster gives the leader of three replicas.
+// benchCluster returns the leader of three replicas.
 func benchCluster(b *testing.B) *node {
 	c := direct(b)
-	c.heartbeat = 2 * time.Second // a busy machine is not to end it
+	c.heartbeat = 2 * time.Second // the leader must not step down on a busy machine
 	for _, n := range c.nodes {
 		n.open(c.names...)
 		n.fsm.mu.Lock()

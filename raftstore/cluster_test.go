@@ -19,7 +19,7 @@ import (
 	"github.com/cantuslog/cantus/wal/journal"
 )
 
-// cluster is some nodes in this process, each with a store, a network and a
+// cluster is a set of nodes in this process, each with a store, a network and a
 // replica of each group, connected over the loopback.
 type cluster struct {
 	t         testing.TB
@@ -30,10 +30,10 @@ type cluster struct {
 	mu        sync.Mutex
 	addresses map[string]string    // of nodes that are not reached through a proxy
 	away      map[string]bool      // nodes that are cut off
-	reroutes  map[[2]string]string // where one node finds another, if not where others do
+	reroutes  map[[2]string]string // where one node finds another, if that differs from where others do
 }
 
-// node is one node of a cluster. What is nil is not open.
+// node is one node of a cluster. Fields that are nil are not open.
 type node struct {
 	c       *cluster
 	name    string
@@ -45,7 +45,7 @@ type node struct {
 	group   *raftstore.Group
 	fsm     *machine
 	fs      journal.FS // nil for the operating system's
-	fails   bool       // its store may have failed
+	fails   bool       // closing its store may fail
 }
 
 const theGroup = 7
@@ -71,7 +71,7 @@ func newCluster(t testing.TB, names ...string) *cluster {
 	return c
 }
 
-// startCluster founds a group of all the nodes and gives its leader.
+// startCluster bootstraps a group of all the nodes and returns its leader.
 func startCluster(t testing.TB, names ...string) (*cluster, *node) {
 	t.Helper()
 	c := newCluster(t, names...)
@@ -79,8 +79,8 @@ func startCluster(t testing.TB, names ...string) (*cluster, *node) {
 	return c, c.leader()
 }
 
-// startSlowCluster founds a group with a heartbeat timeout of its own, and doesn't
-// wait for its leader.
+// startSlowCluster bootstraps a group with a heartbeat timeout of its own. It
+// does not wait for a leader.
 func startSlowCluster(t testing.TB, heartbeat time.Duration, names ...string) *cluster {
 	t.Helper()
 	c := newCluster(t, names...)
@@ -89,7 +89,7 @@ func startSlowCluster(t testing.TB, heartbeat time.Duration, names ...string) *c
 	return c
 }
 
-// openAll opens the group on every node, all of them its founders.
+// openAll opens the group on every node. All of them bootstrap it.
 func (c *cluster) openAll() {
 	c.t.Helper()
 	for _, n := range c.nodes {
@@ -130,7 +130,7 @@ func (c *cluster) heal(name string) {
 	c.refuse()
 }
 
-// refuse has each proxy refuse who is away; mu is held.
+// refuse has each proxy refuse the nodes that are away. mu is held.
 func (c *cluster) refuse() {
 	for _, n := range c.nodes {
 		n.proxy.refuse(func(from string) bool { return c.away[from] || c.away[n.name] })
@@ -165,7 +165,8 @@ func (n *node) openNetwork() {
 	n.proxy = newProxy(listener.Addr().String())
 }
 
-// logger is for looking into a test: RAFTSTORE_LOG=1.
+// logger logs to standard error if RAFTSTORE_LOG is set: for looking into a
+// test.
 func logger(name string) *slog.Logger {
 	if os.Getenv("RAFTSTORE_LOG") == "" {
 		return nil
@@ -226,19 +227,19 @@ func (n *node) close() {
 // until waits for a condition.
 func until(t testing.TB, what string, is func() bool) {
 	t.Helper()
-	deadline := time.Now().Add(time.Minute) // for a test that would hang
+	deadline := time.Now().Add(time.Minute) // ends a test that would hang
 	for tick := time.NewTicker(2 * time.Millisecond); ; {
 		if is() {
 			tick.Stop()
 			return
 		}
 		if <-tick.C; time.Now().After(deadline) {
-			t.Fatalf("waited in vain: %s", what)
+			t.Fatalf("timed out waiting: %s", what)
 		}
 	}
 }
 
-// leader waits for one that leads by its own account and has a majority.
+// leader waits for a node that leads by its own account and has a majority.
 func (c *cluster) leader() (found *node) {
 	c.t.Helper()
 	until(c.t, "a leader", func() bool {
@@ -271,8 +272,8 @@ func (c *cluster) others(n *node) (all []*node) {
 	return all
 }
 
-// put proposes at whoever leads until it has succeeded. On a busy machine
-// leaders change: it may be in the log twice then.
+// put proposes an entry to the leader until it has succeeded. On a busy machine
+// leaders change; the entry may then be in the log twice.
 func (c *cluster) put(data string) {
 	c.t.Helper()
 	until(c.t, "proposal "+data[:min(len(data), 20)], func() bool {
@@ -282,7 +283,8 @@ func (c *cluster) put(data string) {
 	})
 }
 
-// mayFail ends the test for an error that a change of leaders does not explain.
+// mayFail fails the test for an error that a change of leaders does not
+// explain.
 func (c *cluster) mayFail(err error) {
 	c.t.Helper()
 	if err != nil && !errors.Is(err, raftstore.ErrNotLeader) && !errors.Is(err, raftstore.ErrUnknown) {
@@ -290,8 +292,8 @@ func (c *cluster) mayFail(err error) {
 	}
 }
 
-// applied waits until nodes have applied what is wanted, in that order, what
-// came twice aside.
+// applied waits until nodes have applied the wanted entries, in order, each
+// counted once.
 func applied(t testing.TB, want []string, nodes ...*node) {
 	t.Helper()
 	for _, n := range nodes {
@@ -302,7 +304,7 @@ func applied(t testing.TB, want []string, nodes ...*node) {
 	}
 }
 
-// ends waits until what nodes have applied ends in what is wanted.
+// ends waits until what nodes have applied ends with the wanted entries.
 func ends(t testing.TB, want []string, nodes ...*node) {
 	t.Helper()
 	for _, n := range nodes {
@@ -313,8 +315,8 @@ func ends(t testing.TB, want []string, nodes ...*node) {
 	}
 }
 
-// distinct gives what a node has applied, each once. What is before its marker
-// is "" and stays as it is.
+// distinct returns what a node has applied, each entry once. Entries before its
+// snapshot are "" and are all returned.
 func (n *node) distinct() (all []string) {
 	seen := map[string]bool{}
 	for _, data := range n.fsm.all() {
@@ -326,8 +328,8 @@ func (n *node) distinct() (all []string) {
 	return all
 }
 
-// proxy passes connections to a node on, until they are cut. Each dialer has a
-// way of its own to it.
+// proxy forwards connections to a node until they are cut. Each dialer has an
+// address of its own for it.
 type proxy struct {
 	to      string
 	running sync.WaitGroup
@@ -337,15 +339,15 @@ type proxy struct {
 	ways    map[string]net.Listener
 	refused map[string]bool // dialers that are cut off
 	conns   map[net.Conn]string
-	passed  int              // bytes that went to who dialed
-	most    int              // cut all once so many have passed, 0 for never
-	stalled [2]chan struct{} // by direction: nothing passes until it is closed, nil if all does
+	passed  int              // bytes that went to the dialers
+	most    int              // cut all connections once this many have passed, 0 for never
+	stalled [2]chan struct{} // by direction: nothing passes until it is closed; nil while all passes
 	held    int              // answers that wait for that
 }
 
-// What goes through a proxy.
+// The directions through a proxy.
 const (
-	requests = iota // of who dialed
+	requests = iota // from the dialer
 	answers
 )
 
@@ -353,8 +355,8 @@ func newProxy(to string) *proxy {
 	return &proxy{to: to, ways: map[string]net.Listener{}, refused: map[string]bool{}, conns: map[net.Conn]string{}}
 }
 
-// way is the address for a dialer. When the proxy is closed nothing listens there
-// any more.
+// way returns the address for a dialer. Nothing listens there any more once the
+// proxy is closed.
 func (p *proxy) way(from string) (string, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -390,8 +392,8 @@ func (p *proxy) accept(l net.Listener, from string) {
 	}
 }
 
-// keep has both ends of what is passed on cut with all others: at once if the
-// dialer is refused, or the proxy closed.
+// keep registers both ends of a connection, so that they are cut with all
+// others: at once if the dialer is refused, or the proxy closed.
 func (p *proxy) keep(from string, conns ...net.Conn) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -403,7 +405,7 @@ func (p *proxy) keep(from string, conns ...net.Conn) {
 	}
 }
 
-// refuse cuts off the dialers that which chooses, and no others, until it is
+// refuse cuts off the dialers that which selects, and no others, until it is
 // called again.
 func (p *proxy) refuse(which func(from string) bool) {
 	p.mu.Lock()
@@ -456,7 +458,8 @@ func (c counter) Write(b []byte) (int, error) {
 	return c.to.Write(b)
 }
 
-// limit cuts what passes once so many bytes more have; 0 ends that.
+// limit cuts all connections once this many more bytes have passed; 0 removes
+// the limit.
 func (p *proxy) limit(bytes int) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -466,8 +469,8 @@ func (p *proxy) limit(bytes int) {
 	}
 }
 
-// stall lets nothing of some kinds pass until they are resumed or the proxy closed,
-// and no connection end.
+// stall lets nothing pass in some directions, and no connection end, until they
+// are resumed or the proxy is closed.
 func (p *proxy) stall(kinds ...int) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -488,7 +491,7 @@ func (p *proxy) resume(kinds ...int) {
 	}
 }
 
-// holding tells how many answers have been stalled.
+// holding returns the number of replies that have been stalled.
 func (p *proxy) holding() int {
 	p.mu.Lock()
 	defer p.mu.Unlock()

@@ -1,10 +1,13 @@
 package raftstore
 
-// RaftCommitIndex is what raft takes for committed, be it synced here or not.
+// RaftCommitIndex returns the commit index of raft, which may not be synced
+// here yet.
 func (g *Group) RaftCommitIndex() uint64 { return g.raft.CommitIndex() }
 
-// Hears tells whether a node has a connection for its heartbeats.
-func (n *Network) Hears(node string) bool { return n.hasHeartbeatConn(node) }
+// HasHeartbeatConn reports whether a node has a connection open for its
+// heartbeats.
+func (n *Network) HasHeartbeatConn(node string) bool { return n.hasHeartbeatConn(node) }
 
-// Urgent tells whether somebody waits for the group's heartbeats to be answered.
+// Urgent reports whether a caller waits for the group's heartbeats to be
+// confirmed.
 func (g *Group) Urgent() bool { return g.network.urgent.Load() > 0 }

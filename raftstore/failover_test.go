@@ -6,7 +6,7 @@ import (
 	"time"
 )
 
-// closedPort gives an address where nothing listens.
+// closedPort returns an address where nothing listens.
 func closedPort(t *testing.T) string {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -17,15 +17,15 @@ func closedPort(t *testing.T) string {
 	return l.Addr().String()
 }
 
-// TestADeadProcessIsNotWaitedFor has a follower find nothing where its leader
-// was, while the leader lives and the third replica follows it: by timeouts the
-// follower would never be elected, for the third would not vote for it.
+// A follower finds nothing where its leader was, while the leader lives and the
+// third replica follows it. By timeouts the follower would never be elected,
+// since the third would not vote for it.
 func TestADeadProcessIsNotWaitedFor(t *testing.T) {
 	t.Parallel()
 	c, leader := startCluster(t, "n1", "n2", "n3")
 	c.put("before")
 	follower := c.others(leader)[0]
-	until(t, "the leader has sent heartbeats", func() bool { return follower.network.Hears(leader.name) })
+	until(t, "the leader has sent heartbeats", func() bool { return follower.network.HasHeartbeatConn(leader.name) })
 	c.mu.Lock()
 	c.reroutes = map[[2]string]string{
 		{follower.name, leader.name}: closedPort(t),
@@ -38,11 +38,11 @@ func TestADeadProcessIsNotWaitedFor(t *testing.T) {
 	c.put("after")
 }
 
-// TestALeaderThatIsThereIsFollowed breaks the connections between a leader and a
-// follower, again and again. The leader is where it was, and goes on leading.
+// The connections between a leader and its followers break, again and again.
+// The leader is where it was, and goes on leading.
 func TestALeaderThatIsThereIsFollowed(t *testing.T) {
 	t.Parallel()
-	c := startSlowCluster(t, 4*time.Second, "n1", "n2", "n3") // a busy machine is no reason to step down
+	c := startSlowCluster(t, 4*time.Second, "n1", "n2", "n3") // the leader must not step down on a busy machine
 	c.put("before")
 	leader := c.leader()
 	term := leader.group.Status().Term

@@ -11,8 +11,8 @@ import (
 	"github.com/cantuslog/cantus/wal"
 )
 
-// putMany puts so many entries of about so many bytes, numbered from one on,
-// and gives them.
+// putMany puts entries of about size bytes, numbered from from+1 on, and
+// returns them.
 func (c *cluster) putMany(from, count, size int) (all []string) {
 	c.t.Helper()
 	for i := range count {
@@ -22,7 +22,7 @@ func (c *cluster) putMany(from, count, size int) (all []string) {
 	return all
 }
 
-// putAll puts entries, some at a time. What comes behind one that failed goes
+// putAll puts entries, some at a time. Those behind one that failed are put
 // again, in order.
 func (c *cluster) putAll(all []string) {
 	c.t.Helper()
@@ -43,7 +43,7 @@ func (c *cluster) putAll(all []string) {
 	}
 }
 
-// trimAll marks and trims the log of each node as far as it can be.
+// trimAll takes a snapshot on each node and trims its log as far as possible.
 func trimAll(t *testing.T, nodes ...*node) {
 	t.Helper()
 	for _, n := range nodes {
@@ -53,14 +53,14 @@ func trimAll(t *testing.T, nodes ...*node) {
 
 func trim(t *testing.T, n *node, through uint64) {
 	t.Helper()
-	until(t, n.name+" has a marker", func() bool { return n.group.Snapshot() == nil })
+	until(t, n.name+" has a snapshot", func() bool { return n.group.Snapshot() == nil })
 	if err := n.group.Trim(through); err != nil {
 		t.Fatal(err)
 	}
 }
 
-// sameLog checks that a log holds what another one does, from the same head
-// up to where the shorter one ends.
+// sameLog checks that two logs are the same, from the same head to the end of
+// the shorter one.
 func sameLog(t *testing.T, a, b *wal.Log) {
 	t.Helper()
 	if a.FirstIndex() != b.FirstIndex() {
@@ -79,7 +79,7 @@ func sameLog(t *testing.T, a, b *wal.Log) {
 	}
 }
 
-// solo makes a cluster of n1 with a log that is trimmed, and n2 without one.
+// solo returns a cluster of n1, whose log is trimmed, and n2, which has none.
 func solo(t *testing.T, entries, size int) (c *cluster, want []string) {
 	c = newCluster(t, "n1", "n2")
 	c.nodes["n1"].open("n1")
@@ -150,7 +150,7 @@ func TestAFetchGoesOnAfterCutsAndCrashes(t *testing.T) {
 		} else {
 			fetched = last
 		}
-		if cuts%2 == 0 { // the node comes back
+		if cuts%2 == 0 { // the node restarts
 			n2.closeNetwork()
 			n2.closeStore()
 			n2.openStore()
@@ -259,7 +259,7 @@ func TestResetKeepsTheTermAndFetchesAnew(t *testing.T) {
 }
 
 // What a replica has acknowledged may be committed. It must not be opened
-// without it, though another one that lags keeps less.
+// without it, although another replica that lags keeps less.
 func TestAFetchFromAReplicaThatLagsIsRefused(t *testing.T) {
 	t.Parallel()
 	c, leader := startCluster(t, "n1", "n2", "n3")
@@ -268,7 +268,7 @@ func TestAFetchFromAReplicaThatLagsIsRefused(t *testing.T) {
 	c.cut(lags.name)
 	c.putMany(10, 10, 10) // n has acknowledged these
 	n.closeGroup()
-	leader.closeGroup() // nobody can bring the other one up
+	leader.closeGroup() // nobody can bring the other one up to date
 	c.heal(lags.name)
 	if err := raftstore.Reset(n.log()); err != nil {
 		t.Fatal(err)
@@ -326,7 +326,7 @@ func TestTrimKeepsWhatRaftNeeds(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	// Each is opened again, and another one leads.
+	// Each is opened again, and another leads.
 	for _, n := range append(c.others(leader), leader) {
 		n.closeGroup()
 		n.open()

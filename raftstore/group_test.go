@@ -23,11 +23,11 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 type machine struct {
 	mu       sync.Mutex
 	applied  []string
-	marked   int           // how many of them the last mark covers
-	restored int           // how many Restore brought
+	snapshot int           // the number of entries that the last snapshot covers
+	restored int           // the number of entries that Restore brought
 	forget   bool          // keep nothing
 	hold     chan struct{} // if not nil, Apply waits for it to be closed
-	held     chan struct{} // told when Apply waits
+	held     chan struct{} // receives when Apply waits
 }
 
 func (m *machine) Apply(entries []raftstore.Committed) []any {
@@ -54,7 +54,7 @@ func (m *machine) Apply(entries []raftstore.Committed) []any {
 func (m *machine) Snapshot() raftstore.Snapshot {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.marked = len(m.applied)
+	m.snapshot = len(m.applied)
 	state := binary.BigEndian.AppendUint64(nil, uint64(len(m.applied)))
 	return raftstore.Snapshot{State: state, Metas: []wal.Meta{{Name: "count", Value: state}}}
 }
@@ -68,11 +68,11 @@ func (m *machine) Restore(state []byte) error {
 	return nil
 }
 
-// covered is how many entries the last mark covers.
+// covered returns the number of entries that the last snapshot covers.
 func (m *machine) covered() int {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	return m.marked
+	return m.snapshot
 }
 
 func (m *machine) all() []string {
@@ -231,7 +231,7 @@ func TestSnapshotsBesideProposalsLoseNothing(t *testing.T) {
 	}
 	close(stop)
 	markers.Wait()
-	marked := fsm.marked
+	marked := fsm.snapshot
 	closeAll(t, g, s)
 
 	s = openStore(t, dir, wal.Options{})
@@ -284,7 +284,7 @@ func TestAfterClose(t *testing.T) {
 	}
 	_, err := g.Propose([]byte("x")).Wait()
 	for what, err := range map[string]error{
-		"propose": err, "barrier": g.Barrier(t.Context()), "verify": g.VerifyLeader(t.Context(), g.Term()), "mark": g.Snapshot(),
+		"propose": err, "barrier": g.Barrier(t.Context()), "verify": g.VerifyLeader(t.Context(), g.Term()), "snapshot": g.Snapshot(),
 	} {
 		if !errors.Is(err, raftstore.ErrClosed) {
 			t.Errorf("%s: got %v, want ErrClosed", what, err)
@@ -295,8 +295,8 @@ func TestAfterClose(t *testing.T) {
 	}
 }
 
-// A proposal that raft has not taken up when the group is closed must not be
-// waited for in vain.
+// A proposal that raft has not handled when the group is closed must still get
+// an outcome.
 func TestCloseBesideProposalsLeavesNobodyWaiting(t *testing.T) {
 	for range 5 {
 		s := openStore(t, t.TempDir(), wal.Options{})
@@ -347,7 +347,7 @@ func TestBarrierWithACancelledContext(t *testing.T) {
 	g := openGroup(t, s, fsm)
 	fsm.held, fsm.hold = make(chan struct{}, 1), make(chan struct{})
 	p := g.Propose([]byte("x"))
-	<-fsm.held // the FSM stands, and with it what is behind
+	<-fsm.held // the FSM blocks, and with it what is behind
 	ctx, cancel := context.WithCancel(t.Context())
 	result := make(chan error, 1)
 	go func() { result <- g.Barrier(ctx) }()
@@ -359,7 +359,7 @@ func TestBarrierWithACancelledContext(t *testing.T) {
 	if _, err := p.Wait(); err != nil {
 		t.Fatal(err)
 	}
-	if err := g.Barrier(t.Context()); err != nil { // the group is none the worse
+	if err := g.Barrier(t.Context()); err != nil { // the group still works
 		t.Fatal(err)
 	}
 }
@@ -374,10 +374,11 @@ func closeAll(t *testing.T, g *raftstore.Group, s *wal.Store) {
 	}
 }
 
-// A replica alone has no heartbeat to wait for, however long that could take.
-func TestAReplicaAloneLeadsAtOnce(t *testing.T) {
+// A standalone replica has no heartbeat to wait for, however long its timeouts
+// are.
+func TestAStandaloneReplicaLeadsAtOnce(t *testing.T) {
 	dir := t.TempDir()
-	for range 2 { // when it founds the group, and when it finds it
+	for range 2 { // when it bootstraps the group, and when the group exists
 		s := openStore(t, dir, wal.Options{})
 		g, err := raftstore.Open(raftstore.Options{
 			Node: "n1", Voters: []string{"n1"}, Log: s.Log(0), FSM: &machine{},
@@ -402,14 +403,14 @@ func TestAReplicaAloneLeadsAtOnce(t *testing.T) {
 	}
 }
 
-// spoiled is a machine that can't take its own state back.
+// spoiled is a machine that can't restore its own state.
 type spoiled struct{ machine }
 
 var errSpoiled = errors.New("the state has spoiled")
 
 func (*spoiled) Restore([]byte) error { return errSpoiled }
 
-// A replica that can't restore its state says why, not only that there is none.
+// A replica that can't restore its state says why, not only that it can't.
 func TestAFailedRestoreSaysItsReason(t *testing.T) {
 	s := openStore(t, t.TempDir(), wal.Options{})
 	g := openGroup(t, s, &machine{})

@@ -20,7 +20,7 @@ func (nothing) Apply(entries []Committed) []any { return make([]any, len(entries
 func (nothing) Snapshot() Snapshot              { return Snapshot{} }
 func (nothing) Restore([]byte) error            { return nil }
 
-// lonely is a replica of n1 that can reach no other, and its disk.
+// lonely returns a replica of n1 that can reach no other, and its disk.
 func lonely(t *testing.T, heartbeat time.Duration, voters ...string) (*Group, *journaltest.Gate) {
 	t.Helper()
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
@@ -50,14 +50,14 @@ func lonely(t *testing.T, heartbeat time.Duration, voters ...string) (*Group, *j
 	return g, fs
 }
 
-// within returns what comes through a channel. It fails the test if nothing does: a
-// replica whose goroutines wait for each other answers and ends no more.
+// within returns what arrives on a channel. It fails the test if nothing does:
+// a replica whose goroutines wait for each other neither answers nor ends.
 func within[T any](t *testing.T, what string, from <-chan T) (got T) {
 	t.Helper()
 	select {
 	case got = <-from:
 	case <-time.After(time.Minute):
-		t.Errorf("waited in vain: %s", what)
+		t.Errorf("timed out waiting: %s", what)
 	}
 	return got
 }
@@ -67,7 +67,7 @@ func eventually(t *testing.T, what string, is func() bool) {
 	t.Helper()
 	for deadline := time.Now().Add(time.Minute); !is(); time.Sleep(time.Millisecond) {
 		if time.Now().After(deadline) {
-			t.Fatalf("waited in vain: %s", what)
+			t.Fatalf("timed out waiting: %s", what)
 		}
 	}
 }
@@ -86,13 +86,13 @@ func TestANewerTermWaitsForRaftsMainGoroutine(t *testing.T) {
 
 	n := g.network.end.network
 	var answers []byte
-	heard := make(chan bool, 1)
-	go func() { heard <- n.handleNow(&answers, 1, "n2", 1, term+5) }()
-	eventually(t, "the heartbeat is looked at", func() bool { return len(heard) > 0 || !g.Leading() })
+	answered := make(chan bool, 1)
+	go func() { answered <- n.handleNow(&answers, 1, "n2", 1, term+5) }()
+	eventually(t, "the heartbeat is handled", func() bool { return len(answered) > 0 || !g.Leading() })
 	if !g.Leading() || g.Term() != term {
 		t.Fatalf("beside its main goroutine raft became %v of term %d", g.raft.State(), g.Term())
 	}
-	if within(t, "the heartbeat is looked at", heard) {
+	if within(t, "the heartbeat is handled", answered) {
 		t.Fatalf("it was answered beside raft's main goroutine: %x", answers)
 	}
 	through := make(chan []byte, 1)
@@ -113,8 +113,9 @@ func TestANewerTermWaitsForRaftsMainGoroutine(t *testing.T) {
 	}
 }
 
-// Heartbeats come while the replica stands for election: its term never goes
-// back, and the followed leader's are answered beside raft.
+// Heartbeats arrive while the replica stands for election. Its term never goes
+// back, and those of the leader that it follows are answered beside raft's main
+// goroutine.
 func TestHeartbeatsDoNotRaceWithElections(t *testing.T) {
 	g, _ := lonely(t, 20*time.Millisecond, "n1", "n2", "n3")
 	n := g.network.end.network
@@ -162,7 +163,7 @@ func TestHeartbeatsDoNotRaceWithElections(t *testing.T) {
 	}
 }
 
-// Raft's main goroutine is about to cease to follow: it has forgotten its
+// Raft's main goroutine is about to stop following: it has forgotten its
 // leader, and its term and state are still the old ones. No heartbeat is
 // answered beside it from then on.
 func TestNoHeartbeatIsAnsweredBesideAnElectionThatBegins(t *testing.T) {

@@ -18,12 +18,13 @@ import (
 	"github.com/cantuslog/cantus/raftstore/peernet"
 )
 
-// beatPeer is a node that heartbeats are sent to, as far as a test answers.
+// heartbeatPeer is a node that heartbeats are sent to. The test sends its
+// replies.
 type heartbeatPeer struct {
 	t       *testing.T
 	network *peernet.Network
 	conns   chan *peernet.Conn
-	batcher *heartbeatBatcher // the way to it
+	batcher *heartbeatBatcher // sends to it
 }
 
 func newHeartbeatPeer(t *testing.T) *heartbeatPeer {
@@ -73,15 +74,15 @@ func (p *heartbeatPeer) accept() *peernet.Conn {
 	return c
 }
 
-// sent is how a heartbeat went.
+// sent is the outcome of a heartbeat.
 type sent struct {
 	group  uint32
 	answer raft.AppendEntriesResponse
 	err    error
 }
 
-// send sends a heartbeat of each group, in term 10 times its number, that wait
-// until they are hurried or ring.
+// send sends a heartbeat of each group, in term 10 times its number, within
+// delay or when the batcher is flushed.
 func (p *heartbeatPeer) send(delay, patience time.Duration, groups ...uint32) <-chan sent {
 	outcomes := make(chan sent, len(groups))
 	var all sync.WaitGroup
@@ -114,7 +115,7 @@ func TestHeartbeatsShareAMessage(t *testing.T) {
 	if err != nil || len(records) != 3*heartbeatSize {
 		t.Fatalf("%d bytes, %v, want 3 in one message", len(records), err)
 	}
-	// The last is answered first, group 1 is not there, 2 follows another.
+	// The last is answered first; there is no group 1, and 2 rejects the term.
 	all := slices.Collect(slices.Chunk(records, heartbeatSize))
 	slices.Reverse(all)
 	for _, r := range all {
@@ -139,7 +140,7 @@ func TestHeartbeatsShareAMessage(t *testing.T) {
 			t.Errorf("group %d: %+v, %v, want %+v", o.group, o.answer, o.err, want)
 		}
 	}
-	// What comes next goes over the same connection.
+	// The next heartbeat uses the same connection.
 	next := p.send(0, time.Hour, 4)
 	records, err = readRecords(l, heartbeatSize)
 	if err != nil || len(records) != heartbeatSize {
@@ -170,7 +171,7 @@ func TestAPeerThatIsSilentLosesItsConnection(t *testing.T) {
 	if _, err := io.Copy(io.Discard, l); err != nil {
 		t.Errorf("the connection is not closed: %v", err)
 	}
-	// The next one gets another.
+	// The next heartbeat gets another connection.
 	again := p.send(0, time.Hour, 3)
 	r, err := readRecords(p.accept(), heartbeatSize)
 	if err != nil || binary.BigEndian.Uint32(r[4:]) != 3 {

@@ -27,7 +27,7 @@ func openLog(t *testing.T, dir string, opts wal.Options) *wal.Log {
 	return s.Log(0)
 }
 
-func TestLogStoreGivesBackWhatItWasGiven(t *testing.T) {
+func TestLogStoreRoundTrip(t *testing.T) {
 	s := &logStore{log: openLog(t, t.TempDir(), wal.Options{})}
 	want := []*raft.Log{
 		{Index: 1, Term: 1, Type: raft.LogConfiguration, Data: []byte("c"), AppendedAt: time.Unix(5, 6)},
@@ -79,7 +79,7 @@ func TestStableStore(t *testing.T) {
 	if err := s.Set([]byte("k"), value); err != nil {
 		t.Fatal(err)
 	}
-	value[0] = 'x' // it stays the caller's
+	value[0] = 'x' // the caller may reuse it
 	if v, _ := s.Get([]byte("k")); string(v) != "v" {
 		t.Fatalf("got %q", v)
 	}
@@ -118,7 +118,7 @@ func TestOutcomes(t *testing.T) {
 	}
 }
 
-// echo is an FSM that gives the data back.
+// echo is an FSM whose results are the data of the entries.
 type echo struct{}
 
 func (echo) Apply(entries []Committed) []any {
@@ -147,8 +147,8 @@ func leading(t *testing.T, log *wal.Log) *Group {
 	return g
 }
 
-// A failed store makes the group useless, and must not take the process with
-// it: raft panics if it can't persist its term.
+// A failed store makes the group useless but must not end the process: raft
+// panics if it can't store its term.
 func TestALatchedStoreDoesNotPanic(t *testing.T) {
 	dir := t.TempDir()
 	fs := journaltest.NewGate()
@@ -168,8 +168,8 @@ func TestALatchedStoreDoesNotPanic(t *testing.T) {
 			t.Fatalf("got %v", err)
 		}
 	}
-	// It stands for election: the term rises in memory alone, and no vote of
-	// its own makes it the leader again.
+	// It stands for election: the term rises in memory only, and its own vote
+	// does not make it leader again.
 	for g.Status().Term == term {
 		select {
 		case led := <-g.Leadership():
@@ -187,9 +187,9 @@ func TestALatchedStoreDoesNotPanic(t *testing.T) {
 	}
 }
 
-// What could not be stored for want of room may be stored later, and then the
-// term goes first.
-func TestATermThatFoundNoRoomGoesFirst(t *testing.T) {
+// What could not be stored for lack of room may be stored later, and then the
+// term is stored first.
+func TestAPendingTermIsStoredFirst(t *testing.T) {
 	fs := journaltest.NewGate()
 	s := &logStore{log: openLog(t, t.TempDir(), wal.Options{FS: fs, SegmentSize: 1 << 16})}
 	if err := s.SetUint64([]byte(keyTerm), 1); err != nil {
@@ -208,7 +208,7 @@ func TestATermThatFoundNoRoomGoesFirst(t *testing.T) {
 		}
 		index++
 	}
-	for err := error(nil); err == nil; { // until not even a term finds room
+	for err := error(nil); err == nil; { // until there is no room even for a term
 		err = s.SetUint64([]byte("CurrentTime"), 1)
 	}
 	if err := s.SetUint64([]byte(keyTerm), 2); err != nil {
@@ -220,7 +220,7 @@ func TestATermThatFoundNoRoomGoesFirst(t *testing.T) {
 	if err := s.SetUint64([]byte("LastVoteTerm"), 2); !errors.Is(err, wal.ErrNoSpace) {
 		t.Fatalf("a vote in a term that is not stored: %v", err)
 	}
-	s.standalone = true // the vote is for itself, and the entry that makes it lead is not stored either
+	s.standalone = true // the vote is for itself, and the entry that would make it leader is not stored either
 	if err := errors.Join(s.SetUint64([]byte("LastVoteTerm"), 2), s.Set([]byte("LastVoteCand"), []byte("n1"))); err != nil {
 		t.Fatalf("the only voter's vote: %v", err)
 	}
@@ -258,9 +258,9 @@ func TestACancelledSnapshotIsNotStored(t *testing.T) {
 	}
 }
 
-// A replica that was to give up what it knows to be committed, its term or its
-// vote, halts, and does nothing more.
-func TestWhatIsStoredIsNotTakenBack(t *testing.T) {
+// A replica that would have to give up what it knows to be committed, its term
+// or its vote, halts and does nothing more.
+func TestStoredStateDoesNotGoBack(t *testing.T) {
 	open := func(t *testing.T) (*logStore, chan error) {
 		told := make(chan error, 1)
 		s := &logStore{log: openLog(t, t.TempDir(), wal.Options{}), halt: &halt{haltedItself: func(err error) { told <- err }}}
@@ -282,7 +282,7 @@ func TestWhatIsStoredIsNotTakenBack(t *testing.T) {
 		"the marker's entry": {func(s *logStore) error { return s.DeleteRange(3, 5) }, ErrCommittedCut},
 		"all entries":        {func(s *logStore) error { return s.DeleteRange(1, 5) }, ErrCommittedCut},
 		"the vote":           {func(s *logStore) error { return s.SetUint64([]byte("LastVoteTerm"), 6) }, ErrTermBack},
-		"the term": {func(s *logStore) error { // raft panics if it is told
+		"the term": {func(s *logStore) error { // raft would panic on an error
 			if err := s.SetUint64([]byte(keyTerm), 6); err != nil {
 				t.Errorf("the term: raft would panic for %v", err)
 			}

@@ -13,7 +13,7 @@ import (
 	"github.com/cantuslog/cantus/raftstore"
 )
 
-// members gives the names of the replicas as a node sees them, voters with a
+// members returns the names of the replicas as a node sees them, voters with a
 // star.
 func members(n *node) (all []string) {
 	for _, r := range n.group.Status().Replicas {
@@ -72,7 +72,7 @@ func TestReplicasComeAndGo(t *testing.T) {
 			t.Errorf("%s at a follower: %v", what, err)
 		}
 	}
-	// A leader that removes itself makes way, and stays open.
+	// A leader that removes itself steps down, and stays open.
 	until(t, "n1 leads", func() bool { return n1.group.Leading() || c.leader().group.Transfer(ctx, "n1") == nil })
 	until(t, "n1 has gone", func() bool {
 		c.mayFail(c.leader().group.Remove(ctx, "n1"))
@@ -93,7 +93,7 @@ func TestTransfer(t *testing.T) {
 	c, leader := startCluster(t, "n1", "n2", "n3")
 	for range 3 {
 		to := c.others(leader)[0]
-		// Until heartbeats have been answered nobody is known to be there.
+		// Until peers have replied to heartbeats none counts as reachable.
 		until(t, "the leader hands over", func() bool { return leader.group.Transfer(timeout(t), to.name) == nil })
 		if leader.group.Leading() {
 			t.Fatal("it leads still")
@@ -110,8 +110,8 @@ func TestTransfer(t *testing.T) {
 			t.Errorf("to %s: %v, want %q", to, err, want)
 		}
 	}
-	// To one that is away it fails, however often it is tried, and proposals
-	// go on.
+	// A transfer to a node that is away fails, however often it is tried, and
+	// proposals go on.
 	gone := c.others(leader)[0]
 	gone.closeGroup()
 	c.put("it notices")
@@ -126,13 +126,12 @@ func TestTransfer(t *testing.T) {
 	c.put("and on")
 }
 
-// TestALastMarkInTheMiddleOfATransfer closes a leader that is handing over to
-// one that does not answer any more, as when all nodes of a cluster are stopped
-// at once. What it has applied is known at the next start though nobody else
-// is there.
+// A leader is closed while it transfers leadership to a replica that does not
+// answer any more, as when all nodes of a cluster are stopped at once. What it
+// has applied is known at the next start, although no other replica is there.
 func TestALastSnapshotInTheMiddleOfATransfer(t *testing.T) {
 	t.Parallel()
-	c := startSlowCluster(t, 4*time.Second, "n1", "n2", "n3") // the leader goes on while nobody answers
+	c := startSlowCluster(t, 4*time.Second, "n1", "n2", "n3") // the leader goes on leading while nobody replies
 	c.put("last")
 	var leader *node
 	var transfers sync.WaitGroup
@@ -177,7 +176,7 @@ func TestALastSnapshotInTheMiddleOfATransfer(t *testing.T) {
 	}
 }
 
-// underWay tells whether a group's leadership is being handed over.
+// underWay reports whether a leadership transfer is under way.
 func underWay(t *testing.T, g *raftstore.Group) bool {
 	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer cancel()

@@ -5,9 +5,8 @@ import (
 	"time"
 )
 
-// TestAStarvedNodeHoldsNoElection: heartbeats don't get through for several
-// timeouts, on nodes that know that they run late themselves. They go on in the
-// same term.
+// Heartbeats are held up for several timeouts, on nodes that know that they are
+// late themselves. They go on in the same term.
 func TestAStarvedNodeHoldsNoElection(t *testing.T) {
 	t.Parallel()
 	const heartbeat = 300 * time.Millisecond

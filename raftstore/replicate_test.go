@@ -12,11 +12,11 @@ import (
 
 func TestThreeReplicasApplyTheSame(t *testing.T) {
 	t.Parallel()
-	c := startSlowCluster(t, time.Second, "n1", "n2", "n3") // a slow machine is not to disturb
+	c := startSlowCluster(t, time.Second, "n1", "n2", "n3") // a slow machine must not cause an election
 	c.leader()
 	var want []string
 	for i := range 50 {
-		want = append(want, fmt.Sprint(i, strings.Repeat("x", i*i*120))) // up to some frames
+		want = append(want, fmt.Sprint(i, strings.Repeat("x", i*i*120))) // up to a few frames
 	}
 	c.putAll(want)
 	applied(t, want, c.nodes["n1"], c.nodes["n2"], c.nodes["n3"])
@@ -55,8 +55,8 @@ func TestAnotherLeadsWithAllThatWasAcknowledged(t *testing.T) {
 	applied(t, want, leader)
 }
 
-// A leader that is cut off must say so of what it was given: nobody waits for
-// ever, and what it did not get to the others goes when it is back.
+// The proposals of a leader that is cut off get an outcome: nobody waits for
+// ever, and the entries that did not reach the others are gone when it is back.
 func TestALeaderThatIsCutOff(t *testing.T) {
 	t.Parallel()
 	c, leader := startCluster(t, "n1", "n2", "n3")
@@ -89,12 +89,12 @@ func TestALeaderThatIsCutOff(t *testing.T) {
 	sameLog(t, c.nodes["n1"].log(), c.nodes["n3"].log())
 }
 
-// A leader is confirmed by what it asks from then on. An answer that was given
-// before may come late, as late as a process that was stopped reads it: others may
-// lead by then.
+// A leader is confirmed only by replies to what it sends after the question. A
+// reply that was sent before may arrive late, as late as a stopped process
+// reads it: another replica may lead by then.
 func TestALeaderIsNotConfirmedByAnswersOnTheirWay(t *testing.T) {
 	t.Parallel()
-	c := startSlowCluster(t, 2*time.Second, "n1", "n2", "n3") // it goes on leading for so long
+	c := startSlowCluster(t, 2*time.Second, "n1", "n2", "n3") // it goes on leading for this long
 	leader := c.leader()
 	term := leader.group.Term()
 	c.put("x")
@@ -114,7 +114,7 @@ func TestALeaderIsNotConfirmedByAnswersOnTheirWay(t *testing.T) {
 	verified := make(chan error, 1)
 	go func() { verified <- leader.group.VerifyLeader(timeout(t), term) }()
 	until(t, "the leader has been asked", leader.group.Urgent)
-	for i := range 10 { // raft has taken the question up, too, when it has taken these
+	for i := range 10 { // once raft has handled these, it has handled the question too
 		last := leader.log().LastIndex()
 		leader.group.Propose(fmt.Append(nil, i))
 		until(t, "a proposal is in the log", func() bool { return leader.log().LastIndex() > last })
@@ -127,8 +127,8 @@ func TestALeaderIsNotConfirmedByAnswersOnTheirWay(t *testing.T) {
 	}
 }
 
-// A leader that is closed while its followers store nothing must end, and
-// everybody who waits for it.
+// A leader that is closed while its followers store nothing must end, and so
+// must every call that waits for it.
 func TestCloseWithoutAMajority(t *testing.T) {
 	t.Parallel()
 	c, leader := startCluster(t, "n1", "n2", "n3")
@@ -147,8 +147,8 @@ func TestCloseWithoutAMajority(t *testing.T) {
 	}
 }
 
-// A follower that was away gets new entries soon after it is back, however
-// long it was away: the leader has not backed off.
+// A follower that was away gets new entries soon after it is back, however long
+// it was away: the leader has not backed off.
 func TestAFollowerThatWasAwayIsBackSoon(t *testing.T) {
 	t.Parallel()
 	c, leader := startCluster(t, "n1", "n2", "n3")
@@ -168,8 +168,8 @@ func TestAFollowerThatWasAwayIsBackSoon(t *testing.T) {
 	t.Logf("it had %d entries after %v", len(want), time.Since(began))
 }
 
-// A follower that is started anew must hear what is committed although nothing
-// new is: its leader has told it before.
+// A follower that restarts must learn what is committed although nothing new
+// is: its leader has told it before.
 func TestAFollowerThatWasStartedAnewLearnsWhatIsCommitted(t *testing.T) {
 	t.Parallel()
 	c, leader := startCluster(t, "n1", "n2", "n3")

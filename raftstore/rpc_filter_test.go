@@ -12,8 +12,8 @@ import (
 	"github.com/cantuslog/cantus/wal"
 )
 
-// trimmed is a log of entries 1 to 20, of term 2 from entry 11 on, that begins
-// at entry 10.
+// trimmed returns a log of entries 1 to 20, of term 2 from entry 11 on, trimmed
+// to begin at entry 10.
 func trimmed(t *testing.T) *wal.Log {
 	t.Helper()
 	log := openLog(t, t.TempDir(), wal.Options{})
@@ -39,7 +39,7 @@ func TestRequestsThatBeginBeforeTheHead(t *testing.T) {
 	i := &rpcFilter{log: trimmed(t)}
 	for what, c := range map[string]struct {
 		prev, first, last           uint64 // of the request
-		wantPrev, wantTerm, wantOne uint64 // and then
+		wantPrev, wantTerm, wantOne uint64 // after the filter
 		left                        int
 	}{
 		"from the very beginning": {0, 1, 15, 10, 1, 11, 5},
@@ -62,7 +62,7 @@ func TestRequestsThatBeginBeforeTheHead(t *testing.T) {
 }
 
 // A replica's log may be longer than what a request covers, with entries that
-// another leader has replaced: they are not committed by it.
+// another leader has replaced. The request does not commit them.
 func TestOnlyWhatARequestCoversIsCommitted(t *testing.T) {
 	i := &rpcFilter{log: trimmed(t)}
 	for what, c := range map[string]struct {
@@ -120,7 +120,7 @@ func TestSnapshotsFromALeader(t *testing.T) {
 	}
 }
 
-// Another replica's marker must not be stored, whatever way it comes.
+// Another replica's snapshot must not be stored, whichever way it comes.
 func TestAForeignSnapshotIsNotStored(t *testing.T) {
 	m := snapshotStore{openLog(t, t.TempDir(), wal.Options{})}
 	for _, state := range []string{"", "state"} {
@@ -138,8 +138,8 @@ func TestAForeignSnapshotIsNotStored(t *testing.T) {
 	}
 }
 
-// A log is cut behind its marker when a fetch begins, also if the node crashes
-// right after it has said so, and what it had is remembered.
+// A log is cut behind its snapshot when a fetch begins, also if the node
+// crashes right after it has recorded that; and what the log had is remembered.
 func TestAFetchKeepsWhatIsCommitted(t *testing.T) {
 	log := trimmed(t)
 	if err := log.SetMeta(wal.Meta{Name: metaSnapshot, Value: []byte(`{"index":15,"term":2}`)}); err != nil {
@@ -191,7 +191,7 @@ func TestVeryLargeEntriesAreStoredInParts(t *testing.T) {
 	if last := s.log.LastIndex(); last != 9 {
 		t.Fatalf("it ends at %d", last)
 	}
-	// What can't be stored takes what was with it.
+	// If a part can't be stored, the parts before it are removed.
 	for i, l := range logs {
 		l.Index = uint64(10 + i)
 	}
@@ -204,8 +204,8 @@ func TestVeryLargeEntriesAreStoredInParts(t *testing.T) {
 	}
 }
 
-// Old entries wait for the node's rate, and those in memory don't.
-func TestOnlyOldEntriesArePaced(t *testing.T) {
+// Old entries are throttled, and those in memory are not.
+func TestOnlyOldEntriesAreThrottled(t *testing.T) {
 	sent := 0
 	tr := &transport{
 		end:      &endpoint{dialing: t.Context()},
@@ -229,7 +229,7 @@ func TestOnlyOldEntriesArePaced(t *testing.T) {
 		{request(11, 5000), 1000},
 	} {
 		if err := tr.throttleOld(c.q); err != nil || sent != c.want {
-			t.Errorf("%v, %d were paced, want %d", err, sent, c.want)
+			t.Errorf("%v, %d were throttled, want %d", err, sent, c.want)
 		}
 	}
 	ctx, cancel := context.WithCancel(t.Context())
@@ -240,7 +240,7 @@ func TestOnlyOldEntriesArePaced(t *testing.T) {
 	}
 }
 
-func TestTermsThatLeap(t *testing.T) {
+func TestImplausibleTerms(t *testing.T) {
 	for what, c := range map[string]struct {
 		own, term uint64
 		leaps     bool

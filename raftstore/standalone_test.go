@@ -12,14 +12,15 @@ import (
 	"github.com/cantuslog/cantus/wal/journal/journaltest"
 )
 
-// A replica alone that steps down because its disk is full leads again soon after
-// there is room, though its timeouts are long: they are for idle groups.
-func TestAReplicaAloneLeadsAgainOnceThereIsRoom(t *testing.T) {
+// A standalone replica that steps down because its disk is full leads again
+// soon after there is room, although its timeouts are long: they are for idle
+// groups.
+func TestAStandaloneReplicaLeadsAgainOnceThereIsRoom(t *testing.T) {
 	fs := journaltest.NewGate()
 	g := openGroup(t, openStore(t, t.TempDir(), wal.Options{FS: fs, SegmentSize: 1 << 16}), &machine{})
 	fs.Fill(true)
 	term, large := g.Term(), string(make([]byte, 4<<10))
-	for err := error(nil); err == nil || g.Leading() || g.Term() < term+2; { // and an election found no room for its vote
+	for err := error(nil); err == nil || g.Leading() || g.Term() < term+2; { // and an election had no room for its vote
 		if _, err = g.Propose([]byte(large)).Wait(); t.Context().Err() != nil {
 			t.Fatal("the disk does not get full")
 		}
@@ -38,7 +39,8 @@ func TestAReplicaAloneLeadsAgainOnceThereIsRoom(t *testing.T) {
 	propose(t, g, "x")
 }
 
-// Markers are taken after enough entries, whoever else takes some between.
+// Snapshots are taken after enough entries, also if others are taken in
+// between.
 func TestSnapshotsComeAfterEnoughEntries(t *testing.T) {
 	s := openStore(t, t.TempDir(), wal.Options{})
 	m := &machine{}

@@ -71,8 +71,8 @@ func TestTimeoutsFollowGapsBetweenHeartbeats(t *testing.T) {
 	}
 }
 
-// TestOnlySilenceIsPresumed: a peer that says that there is a newer term is not
-// late, and its word is waited for.
+// A peer that says that there is a newer term is not late, and its reply is
+// waited for.
 func TestOnlySilenceIsPresumed(t *testing.T) {
 	tr := &transport{end: &endpoint{network: &Network{}}, heartbeatTimeout: time.Second}
 	tr.end.network.starved.fixed = time.Minute
@@ -90,15 +90,15 @@ func TestOnlySilenceIsPresumed(t *testing.T) {
 	}
 }
 
-// Starve has the node's groups wait for so long, as if it had run late.
+// Starve has the node's groups wait for timeout, as if the node had been late.
 func (n *Network) Starve(timeout time.Duration) {
 	n.starved.mu.Lock()
 	defer n.starved.mu.Unlock()
 	n.starved.fixed = timeout
 }
 
-// SilentFor is how long a leader has had no answer to its heartbeats from any
-// other voter.
+// SilentFor returns how long a leader has had no reply to its heartbeats from
+// any other voter.
 func (g *Group) SilentFor() time.Duration {
 	newest := int64(0)
 	for _, r := range g.replicas() {

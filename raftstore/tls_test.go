@@ -7,7 +7,8 @@ import (
 	"github.com/cantuslog/cantus/internal/testcert"
 )
 
-// secureCluster makes a cluster with those configurations, nil for plain ones.
+// secureCluster returns a cluster of nodes with these configurations, nil for
+// plain connections.
 func secureCluster(t *testing.T, configs map[string]*tls.Config) *cluster {
 	t.Helper()
 	var names []string

@@ -19,7 +19,8 @@ import (
 	"github.com/cantuslog/cantus/raftstore"
 )
 
-// said is what both ends have said on a connection, as package doc has it.
+// said is what both ends have said on a connection. It is written from the
+// description of the protocol in package peernet, not with its code.
 type said struct {
 	conn net.Conn
 	key  []byte
@@ -56,7 +57,7 @@ func opening() []byte {
 	return sealed(append([]byte("CANTUSRP\x00\x02\x00\x24"), make([]byte, 32)...))
 }
 
-// say says something with its proof.
+// say sends a message with its proof.
 func (s *said) say(step string, body []byte) {
 	b := append(binary.BigEndian.AppendUint16(nil, uint16(len(body))), body...)
 	s.all.Write(b)
@@ -72,17 +73,17 @@ func (s *said) proof(step string) []byte {
 	return mac.Sum(nil)
 }
 
-// rest is all that the node says until it hangs up.
+// rest returns all that the node sends until it closes the connection.
 func (s *said) rest(t *testing.T) string {
 	t.Helper()
 	b, err := io.ReadAll(s.conn)
 	if errors.Is(err, os.ErrDeadlineExceeded) {
-		t.Fatal("it does not hang up")
+		t.Fatal("it does not close the connection")
 	}
 	return string(b)
 }
 
-// heard is what the node answers, without its proof, which is checked.
+// heard returns the node's answer. It checks the proof.
 func (s *said) heard(t *testing.T) string {
 	t.Helper()
 	b := make([]byte, 2)
@@ -102,7 +103,7 @@ func (s *said) heard(t *testing.T) string {
 	return string(body[2:])
 }
 
-// greeting is one as package doc has it.
+// greeting returns the body of a greeting.
 func greeting(kind byte, group uint32, from, id, to string) []byte {
 	b := binary.BigEndian.AppendUint32([]byte{kind}, group)
 	for _, s := range []string{from, id, to} {
@@ -115,14 +116,15 @@ func sealed(b []byte) []byte {
 	return binary.BigEndian.AppendUint32(b, crc32.Checksum(b, crc32.MakeTable(crc32.Castagnoli)))
 }
 
-// frame is a frame as package doc has it.
+// frame returns a frame.
 func frame(payload []byte) []byte {
 	b := binary.BigEndian.AppendUint32(nil, uint32(len(payload)))
 	b = binary.BigEndian.AppendUint32(b, crc32.Checksum(payload, crc32.MakeTable(crc32.Castagnoli)))
 	return append(b, payload...)
 }
 
-// ask sends bytes to a node and gives all that it says until it hangs up.
+// ask sends bytes to a node and returns all that it sends until it closes the
+// connection.
 func ask(t *testing.T, n *node, b []byte) string {
 	t.Helper()
 	conn, err := net.Dial("tcp", n.network.Addr().String())
@@ -131,15 +133,15 @@ func ask(t *testing.T, n *node, b []byte) string {
 	}
 	defer conn.Close()
 	_ = conn.SetDeadline(time.Now().Add(time.Minute))
-	_, _ = conn.Write(b) // it may hang up in the middle
+	_, _ = conn.Write(b) // the node may close the connection in the middle
 	answer, err := io.ReadAll(conn)
 	if errors.Is(err, os.ErrDeadlineExceeded) {
-		t.Fatalf("%.40q: it does not hang up", b)
+		t.Fatalf("%.40q: it does not close the connection", b)
 	}
 	return string(answer)
 }
 
-func TestStrangersDisturbNobody(t *testing.T) {
+func TestUnauthenticatedPeersDisturbNobody(t *testing.T) {
 	t.Parallel()
 	c, leader := startCluster(t, "n1", "n2", "n3")
 	c.heartbeat = time.Second
@@ -161,7 +163,7 @@ func TestStrangersDisturbNobody(t *testing.T) {
 			t.Errorf("%s: it says %q", what, got)
 		}
 	}
-	// Without a proof one hears a nonce and nothing else.
+	// A peer without a proof gets a nonce and nothing else.
 	if got := ask(t, n, append(bytes.Clone(good), garbage...)); len(got) > 32 {
 		t.Errorf("it says %q", got)
 	}
@@ -205,9 +207,9 @@ func TestStrangersDisturbNobody(t *testing.T) {
 		}
 		s.say("dialer agrees", []byte{0})
 		_, _ = s.conn.Write(x.b)
-		s.rest(t) // it hangs up
+		s.rest(t)
 	}
-	// Those that say nothing, or not all of it, hold up nobody.
+	// Peers that send nothing, or only a part, block nobody.
 	for i := range 20 {
 		conn, err := net.Dial("tcp", n.network.Addr().String())
 		if err != nil {
@@ -244,8 +246,8 @@ func TestAGroupIsOpenOnceOnANetwork(t *testing.T) {
 	n1.closeGroup()
 }
 
-// voteRequest is a RequestVote as raft's transport encodes it: the number of
-// the request, and a map in msgpack.
+// voteRequest returns a RequestVote as raft's transport encodes it: the number
+// of the request, and a map in msgpack.
 func voteRequest(kind byte, from string, term uint64) []byte {
 	text := func(b []byte, s string) []byte { return append(append(b, 0xa0|byte(len(s))), s...) }
 	number := func(b []byte, n uint64) []byte { return binary.BigEndian.AppendUint64(append(b, 0xcf), n) }
@@ -260,13 +262,13 @@ func voteRequest(kind byte, from string, term uint64) []byte {
 }
 
 // There is no term after the largest: a group that adopted it could never elect
-// a leader again. Not even a member's word makes it.
-func TestATermThatLeapsHasNoEffect(t *testing.T) {
+// a leader again. Not even a member can make it do so.
+func TestAnImplausibleTermHasNoEffect(t *testing.T) {
 	t.Parallel()
 	c, leader := startCluster(t, "n1", "n2", "n3")
 	const most = 1<<64 - 1
 	for _, n := range c.nodes {
-		for _, kind := range []byte{1, 4} { // a vote, and what comes before one
+		for _, kind := range []byte{1, 4} { // a vote and a pre-vote
 			s := approach(t, n, theKey, "c")
 			s.say("dialer greets", greeting(1, theGroup, "n2", "", n.name))
 			s.heard(t)

@@ -16,7 +16,7 @@ import (
 // testKey is the key of the clusters in tests.
 var testKey = bytes.Repeat([]byte("k"), minKey)
 
-func TestGreetingGivesBackWhatItWasGiven(t *testing.T) {
+func TestGreetingRoundTrip(t *testing.T) {
 	long := strings.Repeat("x", maxName)
 	for _, g := range []greeting{
 		{Raft, 0, "", "", "", []byte{}},
@@ -93,7 +93,7 @@ func TestAnswers(t *testing.T) {
 	}
 }
 
-// A proof is good for what was said, in its place, on its connection, and for
+// A proof is valid for what was said, in its place, on its connection, and for
 // its key and cluster alone.
 func TestProofsAreForOneConversation(t *testing.T) {
 	said := func(key []byte, cluster, binding, before string) *transcript {
@@ -148,8 +148,8 @@ func FuzzPreamble(f *testing.F) {
 	})
 }
 
-// capture is a connection that keeps what is written, and gives what it was
-// made with.
+// capture is a connection that keeps what is written, and from which in is
+// read.
 type capture struct {
 	net.Conn
 	in  io.Reader
@@ -196,7 +196,7 @@ func TestFramesCarryAStream(t *testing.T) {
 	}
 }
 
-func TestFramesThatAreNone(t *testing.T) {
+func TestMalformedFrames(t *testing.T) {
 	c := &capture{}
 	if _, err := newConn(c, nil, false, false).Write([]byte("hello")); err != nil {
 		t.Fatal(err)

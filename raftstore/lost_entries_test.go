@@ -32,7 +32,7 @@ func (n *node) up(change func(*raftstore.Options)) {
 	n.group = g
 }
 
-// save copies a stopped node's directory, and returns what puts it back.
+// save copies a stopped node's directory. restore puts the copy back.
 func (n *node) save() (restore func()) {
 	n.c.t.Helper()
 	saved := n.c.t.TempDir()
@@ -49,7 +49,7 @@ func (n *node) save() (restore func()) {
 
 // One replica has lost what it acknowledged, and votes for a leader that never
 // had it. The replica that has it does not give it up.
-func TestWhatIsCommittedIsNotGivenUpForALeaderThatLacksIt(t *testing.T) {
+func TestCommittedEntriesAreNotGivenUpForALeaderThatLacksThem(t *testing.T) {
 	t.Parallel()
 	c, _ := startCluster(t, "n1", "n2", "n3")
 	c.put("a")
@@ -100,9 +100,9 @@ func TestWhatIsCommittedIsNotGivenUpForALeaderThatLacksIt(t *testing.T) {
 	}
 }
 
-// A follower comes back with an older copy of its directory, to the leader to
-// which it had acknowledged more.
-func TestALeaderNoticesThatAFollowerHasForgotten(t *testing.T) {
+// A follower restarts with an older copy of its directory, and its leader is
+// the one to which it had acknowledged more.
+func TestALeaderNoticesThatAFollowerHasLostEntries(t *testing.T) {
 	t.Parallel()
 	c, _ := startCluster(t, "n1", "n2", "n3")
 	type lost struct {
@@ -110,7 +110,7 @@ func TestALeaderNoticesThatAFollowerHasForgotten(t *testing.T) {
 		has, had uint64
 	}
 	told := make(chan lost, 10)
-	for _, n := range c.nodes { // with somebody to be told
+	for _, n := range c.nodes { // with the callback set
 		n.down()
 		n.up(func(o *raftstore.Options) {
 			o.PeerLostEntries = func(peer string, has, had uint64) { told <- lost{peer, has, had} }
@@ -118,7 +118,7 @@ func TestALeaderNoticesThatAFollowerHasForgotten(t *testing.T) {
 	}
 	c.put("a")
 	var forgetful *node
-	for forgot := false; !forgot; { // until no other leader comes in between
+	for forgot := false; !forgot; { // repeat if another leader is elected in between
 		leader := c.leader()
 		forgetful = c.others(leader)[0]
 		forgetful.down()
@@ -137,7 +137,7 @@ func TestALeaderNoticesThatAFollowerHasForgotten(t *testing.T) {
 		if forgetful == leader {
 			continue
 		}
-		c.put("e") // is sent behind the acknowledgement of those before
+		c.put("e") // is sent after those before were acknowledged
 		forgetful.down()
 		restore()
 		forgetful.up(nil)
@@ -156,7 +156,8 @@ func TestALeaderNoticesThatAFollowerHasForgotten(t *testing.T) {
 			t.Errorf("it says that %v have forgotten", f)
 		}
 	}
-	// It gets nothing and counts for nothing; a new replica in its place does.
+	// The follower gets nothing and counts for nothing; a new replica in its place
+	// does both.
 	last := forgetful.log().LastIndex()
 	c.put("f")
 	if now := forgetful.log().LastIndex(); now != last {
@@ -182,8 +183,8 @@ func TestALeaderNoticesThatAFollowerHasForgotten(t *testing.T) {
 	ends(t, []string{"f"}, forgetful)
 }
 
-// A leader that led before, and was replaced meanwhile, does not expect of a
-// follower what the follower has acknowledged to nobody.
+// A leader that led before and was replaced meanwhile does not expect a
+// follower to have what the follower acknowledged to nobody.
 func TestALeaderOfANewTermBlamesNobody(t *testing.T) {
 	t.Parallel()
 	c, _ := startCluster(t, "n1", "n2", "n3")
@@ -202,7 +203,7 @@ func TestALeaderOfANewTermBlamesNobody(t *testing.T) {
 	applied(t, []string{"a", "b"}, leader, next, behind)
 	handOver := func(to *node) {
 		until(t, to.name+" leads", func() bool {
-			_ = c.leader().group.Transfer(t.Context(), to.name) // it may not be in touch yet
+			_ = c.leader().group.Transfer(t.Context(), to.name) // it may not be reachable yet
 			return to.group.Leading()
 		})
 	}

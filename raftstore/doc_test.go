@@ -1,0 +1,25 @@
+package raftstore_test
+
+import (
+	"os"
+	"strings"
+	"testing"
+)
+
+// The package document is a map of the files: it names each of them.
+func TestTheDocumentNamesEveryFile(t *testing.T) {
+	doc, err := os.ReadFile("doc.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	files, err := os.ReadDir(".")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range files {
+		name := f.Name()
+		if strings.HasSuffix(name, ".go") && !strings.HasSuffix(name, "_test.go") && name != "doc.go" && !strings.Contains(string(doc), name) {
+			t.Errorf("doc.go does not name %s", name)
+		}
+	}
+}
