@@ -296,7 +296,7 @@ func TestFetchErrors(t *testing.T) {
 	}{
 		{"n3", "node n3 is not known", func() {}},
 		{"n1", "no replica of group 7 here", func() {}},
-		{"n1", "no marker yet", func() { n1.open() }},
+		{"n1", "no snapshot yet", func() { n1.open() }},
 	} {
 		step.before()
 		err := raftstore.Fetch(timeout(t), n2.network, theGroup, step.from, n2.log())
