@@ -1,0 +1,78 @@
+package cantus_test
+
+import (
+	"io/fs"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+)
+
+// TestGlossaryWordsAreInUse checks that each word of the glossary stands in the
+// code, in a comment or a name of its own, and that the rows are in alphabetical
+// order, each word once.
+func TestGlossaryWordsAreInUse(t *testing.T) {
+	words := glossaryWords(t)
+	if len(words) < 60 {
+		t.Fatalf("the glossary has %d words: the test would see little", len(words))
+	}
+	for i, word := range words[1:] {
+		if word <= words[i] {
+			t.Errorf("%q comes after %q in the glossary", word, words[i])
+		}
+	}
+	code := sources(t)
+	for _, word := range words {
+		// Words of several parts may be broken over lines, or joined by hyphens.
+		pattern := strings.ReplaceAll(regexp.QuoteMeta(word), " ", "[ -]")
+		if !regexp.MustCompile(`(?i)\b` + pattern + `(s|es|d|ed)?\b`).MatchString(code) {
+			t.Errorf("the code does not use %q: take it out of docs/glossary.md, or say what it is called now", word)
+		}
+	}
+}
+
+// glossaryWords returns the words of the glossary, in its order.
+func glossaryWords(t *testing.T) (words []string) {
+	t.Helper()
+	text, err := os.ReadFile("docs/glossary.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, rows, _ := strings.Cut(string(text), "\n|---|---|\n")
+	for row := range strings.Lines(rows) {
+		cells := strings.Split(row, "|")
+		if len(cells) != 4 {
+			t.Fatalf("not a row of two cells: %s", row)
+		}
+		words = append(words, strings.TrimSpace(cells[1]))
+	}
+	return words
+}
+
+// sources returns the text of all Go files but this one, without comment marks
+// and line breaks.
+func sources(t *testing.T) string {
+	t.Helper()
+	var all strings.Builder
+	breaks := regexp.MustCompile(`\s*\n\s*(//)?\s*`)
+	err := filepath.WalkDir(".", func(path string, entry fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		if entry.IsDir() && slices.Contains([]string{".git", "node_modules", "testdata"}, entry.Name()) {
+			return fs.SkipDir
+		}
+		if filepath.Ext(path) != ".go" || path == "glossary_test.go" {
+			return nil
+		}
+		text, err := os.ReadFile(path)
+		all.Write(breaks.ReplaceAll(text, []byte(" ")))
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return all.String()
+}
