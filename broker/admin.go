@@ -426,15 +426,7 @@ func (p *partition) serveTrim(_ context.Context, m *natslink.Message) error {
 // The batch's time is the partition's from then on, so that an id which does not
 // count any more here does not count afterwards either.
 func (p *partition) trimBatch(keep uint64) (batch []byte, id uint64) {
-	r := p.replica
-	r.mu.Lock()
-	now := max(time.Now().UnixNano(), r.time+1, p.stamped+1)
-	p.stamped = now
-	last := r.table.Committed()
-	if oldest := r.table.OldestID(now); oldest > 0 && oldest < keep {
-		keep, id = oldest, oldest
-	}
-	r.mu.Unlock()
+	keep, id, last, now := p.replica.certifier.trimFrom(keep)
 	var w wal.BatchWriter
 	w.Begin(wal.Trims, last, now, 0)
 	w.AddRaw(trimRecord(keep))

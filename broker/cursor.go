@@ -52,7 +52,7 @@ func (p *partition) parseCursor(m *natslink.Message) (cursorCall, error) {
 func (r *replica) checkCursor(partition int, c cursorCall) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if mark := r.table.Committed(); c.Txid > mark {
+	if mark := r.mark.Load(); c.Txid > mark {
 		return aheadError("position", c.Txid, partition, mark)
 	}
 	if _, known := r.cursors[c.name]; !known && c.Txid > 0 && len(r.cursors) >= subjects.MaxCursors {

@@ -17,15 +17,17 @@
 //
 //	link        the node's own connection to its NATS server: receives
 //	  queue     bounded, per partition; full means `busy`
-//	  session   sequencer: decodes, certifies, batches, proposes (session.go)
+//	  sequencer decodes, certifies, proposes what passes as one batch
 //	  raftstore one entry a batch: journal, fsync, followers
-//	  replica   applies the entry: lock table, digest (replica.go)
-//	  session   settler: answers in order, publishes the feed
+//	  replica   applies the entry: lock table, digest
+//	  responder replies, batch by batch, in order
+//	  publisher feeds the transactions to subscribers
 //
-// A session is one unbroken time of leading a partition. Several batches may
-// be in flight; a refusal that rests on one of them is answered after it. If a
-// proposal fails, the session ends, everything in flight is answered by its
-// own outcome, and the next session begins behind a barrier.
+// Sequencer, responder and publisher are the stages of a session, which serves a
+// partition for one leader epoch. Several batches may be in flight; a refusal that
+// depends on one of them is answered after it. If a proposal fails, the session
+// ends, every batch in flight is answered by its own outcome, and the next session
+// begins behind a barrier.
 //
 // Reads (read.go) go past all that, to the replica's log. All methods of Node
 // are safe for concurrent use.

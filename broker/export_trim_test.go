@@ -9,9 +9,9 @@ import (
 // Tables is what a node's replica remembers of locks and message ids.
 func Tables(n *Node, partition int) lockmgr.State {
 	r := n.slot(partition).current().replica
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return lockmgr.StateOf(r.table)
+	r.certifier.mu.Lock()
+	defer r.certifier.mu.Unlock()
+	return lockmgr.StateOf(r.certifier.table)
 }
 
 // Cuttable describes where a node's replica begins, and where it can be cut.
@@ -19,7 +19,7 @@ func Cuttable(n *Node, partition int) string {
 	r := n.slot(partition).current().replica
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return fmt.Sprintf("first %d base %v time %d %d newest %v bytes %d %d cut %d points %v", r.first, r.base, r.time, r.lastTime, r.newest, r.bytes, r.behind, r.cut, r.points)
+	return fmt.Sprintf("first %d base %v time %d %d newest %v bytes %d %d cut %d points %v", r.first, r.base, r.certifier.time(), r.lastTime, r.newest, r.bytes, r.behind, r.cut, r.points)
 }
 
 // Cut reports whether a node's replica has let go of all entries that were trimmed.

@@ -457,9 +457,7 @@ func TestAVoidBatchIsUnavailable(t *testing.T) {
 	i := newInbox(t, nc)
 	i.send("void", idHeader, "m")
 	for flying := 0; flying == 0; { // until it is certified
-		p.replica.mu.Lock()
-		flying = p.replica.table.Stats().InFlight
-		p.replica.mu.Unlock()
+		flying = p.replica.certifier.stats().InFlight
 		if err := nc.Flush(); err != nil {
 			t.Fatal(err)
 		}

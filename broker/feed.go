@@ -1,7 +1,6 @@
 package broker
 
 import (
-	"bytes"
 	"crypto/ed25519"
 
 	"github.com/cantuslog/cantus/broker/internal/natslink"
@@ -13,87 +12,6 @@ import (
 // cluster's nodes: see docs/adr/0022.
 func (n *Node) feedKey() ed25519.PrivateKey {
 	return ed25519.NewKeyFromSeed(n.derive("packed feed"))
-}
-
-// publish feeds the flights that are committed, in order. Those that wait share
-// packed messages, and signatures.
-func (s *session) publish() {
-	buf := make([]byte, 0, 2*feedPart)
-	pack := signedPacker{subject: s.packed, partition: s.p.id, key: s.p.node.feedKey()}
-	for f := range s.committed {
-		f.number()
-		pack.most = min(feedPart, s.p.node.nats.maxPayload()-feedRoom)
-		if s.p.node.nats.wanted(s.packed) {
-			s.feedPacked(f, &pack, buf)
-		}
-		if len(s.committed) == 0 {
-			s.sendFeed(pack.finish(buf))
-		}
-		s.feed(f, buf)
-		f.release()
-	}
-}
-
-// followed tells whether anybody listens to the flight's transactions.
-func (s *session) followed(f *flight) bool {
-	if len(f.passed) > 0 && s.p.node.nats.wanted(s.packed) {
-		return true
-	}
-	for i, r := range f.passed {
-		if i > 0 && bytes.Equal(r.tx.Kind, f.passed[i-1].tx.Kind) {
-			continue
-		}
-		if s.p.node.nats.wanted(s.p.node.names.Feed(s.p.id, string(r.tx.Kind))) {
-			return true
-		}
-	}
-	return false
-}
-
-// feedPart is about how much of a flight is sent to the NATS server at once: it
-// delivers the first transactions while later ones are encoded.
-const feedPart = 16 << 10
-
-// feedPacked puts a flight's transactions into packed messages, and publishes those
-// that have enough.
-func (s *session) feedPacked(f *flight, pack *signedPacker, buf []byte) {
-	for _, r := range f.passed {
-		if pack.add(&s.enc, &r.tx); pack.full() {
-			s.sendFeed(pack.sign(buf))
-		}
-	}
-}
-
-// feed publishes those of a flight's transactions that anybody listens to. They
-// are encoded in buf, if there is room.
-func (s *session) feed(f *flight, buf []byte) {
-	out := buf
-	var wanted bool
-	var subject string
-	for i, r := range f.passed {
-		if i == 0 || !bytes.Equal(r.tx.Kind, f.passed[i-1].tx.Kind) {
-			subject = s.p.node.names.Feed(s.p.id, string(r.tx.Kind))
-			wanted = s.p.node.nats.wanted(subject)
-		}
-		if !wanted {
-			continue
-		}
-		out = s.enc.append(out, subject, &r.tx, true)
-		if len(out) >= feedPart {
-			s.sendFeed(out)
-			out = out[:0]
-		}
-	}
-	s.sendFeed(out)
-}
-
-func (s *session) sendFeed(out []byte) {
-	if len(out) == 0 {
-		return
-	}
-	if err := s.p.node.feeds.Send(out); err != nil {
-		s.p.log.Debug("feed not sent", "err", err)
-	}
 }
 
 // signedPacker puts transactions together to messages of the packed feed. Several

@@ -54,7 +54,7 @@ func FuzzRequest(f *testing.F) {
 	f.Add("", "x")
 	f.Fuzz(func(t *testing.T, block, payload string) {
 		const limit = 2000
-		o := newRoster()
+		o := newRequestArena()
 		defer o.free()
 		r := o.add("reply")
 		if err := r.decode([]byte(block), []byte(payload), limit); err != nil {
@@ -107,7 +107,7 @@ func FuzzRequest(f *testing.F) {
 			t.Fatalf("given back malformed: %v: %q", err, enc.header)
 		}
 		var cert lockmgr.Transaction // certification of what is stored is that of what was sent
-		certified(&back, &cert)
+		lockTransaction(&back, &cert)
 		if cert.ID != r.cert.ID || cert.Fingerprint != r.cert.Fingerprint || named > 0 && !reflect.DeepEqual(cert.Locks, r.cert.Locks) {
 			t.Fatalf("certified as %+v, recorded as %+v", r.cert, cert)
 		}

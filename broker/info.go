@@ -28,9 +28,9 @@ func (p *partition) info() subjects.PartitionInfo {
 	r := p.replica
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	stats := r.table.Stats()
+	stats := r.certifier.stats()
 	info := subjects.PartitionInfo{
-		Partition: p.id, FirstTxid: r.first, HighWaterMark: r.table.Committed(), Digest: hex.EncodeToString(r.digest[:]),
+		Partition: p.id, FirstTxid: r.first, HighWaterMark: r.mark.Load(), Digest: hex.EncodeToString(r.digest[:]),
 		Leader: status.Leader, Term: status.Term,
 		Locks:       subjects.LockInfo{Tracked: stats.Locks, Capacity: stats.Capacity, Floor: stats.Floor},
 		StorageFull: full,

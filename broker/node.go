@@ -85,7 +85,7 @@ type Node struct {
 	reloading sync.Mutex
 	limits    struct{ reserve, queueBytes atomic.Int64 }
 
-	flying   *semaphore.Weighted // batches in flight, of all partitions
+	inflight *inflightLimit      // batches in flight, of all partitions
 	reading  *semaphore.Weighted // reads being served
 	scans    *semaphore.Weighted // reads that go through a log
 	readsNow atomic.Int64        // and how many
@@ -113,10 +113,6 @@ type Node struct {
 	failure  atomic.Pointer[error]
 }
 
-// batchesInFlight bounds the batches in flight of all partitions together.
-// More of them would be smaller, and each costs a round of Raft.
-const batchesInFlight = 4
-
 // Open runs a node on the data directory dir and returns once every partition
 // that it holds is served, by it or by another node of its cluster. A new node
 // of a cluster waits for the other founders, or to be added by an operator.
@@ -132,7 +128,7 @@ func Open(ctx context.Context, dir string, opts Options) (*Node, error) {
 		opts: opts, names: subjects.Names{Prefix: opts.Prefix}, log: opts.Logger, metrics: newMetrics(), stats: newServiceStats(),
 		instance: newInstance(), started: time.Now().UTC(), sealedFor: map[string]string{}, away: map[string]time.Time{},
 		helloNow: make(chan struct{}, 1), helloStop: make(chan struct{}), quit: make(chan struct{}), cleared: make(chan struct{}),
-		flying: semaphore.NewWeighted(batchesInFlight), reading: semaphore.NewWeighted(readsAtOnce), scans: semaphore.NewWeighted(scansAtOnce()), stopped: make(chan struct{}),
+		inflight: newInflightLimit(batchesInFlight), reading: semaphore.NewWeighted(readsAtOnce), scans: semaphore.NewWeighted(scansAtOnce()), stopped: make(chan struct{}),
 	}
 	n.peers = newPeers(n.instance, n.said.Load)
 	n.voice.wake, n.voice.all = make(chan struct{}, 1), map[*common]struct{}{}

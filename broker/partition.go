@@ -54,9 +54,6 @@ type partition struct {
 	// unsendable is the largest transaction that a read has met and the NATS server
 	// does not take.
 	unsendable atomic.Pointer[unsendableError]
-
-	// stamped is the newest time given to a transaction; replica.mu guards it.
-	stamped int64
 }
 
 // openPartition brings the partition's state back and starts its replica.
@@ -221,9 +218,7 @@ func (p *partition) lead(ctx context.Context) error {
 		return fmt.Errorf("%w: term %d is over, this is %d", raftstore.ErrNotLeader, term, now)
 	}
 	p.term.Store(term)
-	p.replica.mu.Lock()
-	p.replica.rollBack()
-	p.replica.mu.Unlock()
+	p.replica.certifier.rollback()
 
 	var background sync.WaitGroup
 	background.Go(func() {
@@ -234,10 +229,7 @@ func (p *partition) lead(ctx context.Context) error {
 	p.queue.accepting(true)
 	p.cursors.accepting(true)
 	p.end.Store(&cancel)
-	s := newSession(p, term, cancel)
-	background.Go(s.settle)
-	background.Go(s.publish)
-	background.Go(func() { s.sequence(ctx) })
+	newSession(p.sessionConfig(term, cancel)).start(ctx, &background)
 	background.Go(func() { p.writeCursors(ctx, term) })
 	background.Go(func() { p.reconcile(ctx) })
 	subscribed, err := p.subscribeAtLast(ctx)
@@ -265,6 +257,18 @@ func (p *partition) lead(ctx context.Context) error {
 	p.letGo(successor)
 	background.Wait()
 	return why
+}
+
+// sessionConfig returns what a session is given that leads in a term.
+func (p *partition) sessionConfig(term uint64, end func(error)) sessionConfig {
+	n := p.node
+	return sessionConfig{
+		partition: p.id, partitions: n.Partitions(), names: n.names, term: term, log: p.log, metrics: &p.metrics, stages: n.metrics.stages,
+		queue: p.queue, certifier: p.replica.certifier, inflight: n.inflight,
+		propose: func(data []byte) proposal { return p.group.Propose(data) }, rejected: p.fullError,
+		mark: func() uint64 { return p.replica.position().mark }, confirmLeader: func() bool { return p.leads(term) }, end: end,
+		nats: n.nats, replies: n.appends, feeds: n.feeds, feedKey: n.feedKey(), adviseRefused: p.adviseRefused,
+	}
 }
 
 // letGo closes the queues. What waits in them goes to the successor, if one
@@ -405,9 +409,10 @@ func (p *partition) leads(term uint64) bool {
 
 const verifyTime = 2 * time.Second
 
-// unsure refuses what would be ahead of the log if this node led.
-func (p *partition) unsure() *subjects.Error {
-	return subjects.Errorf(subjects.Unavailable, "this node may not lead partition %d any more: nothing was done, try again", p.id)
+// notConfirmedError refuses a request that is ahead of the log, or would be if this
+// node still led, which no majority confirms.
+func notConfirmedError(partition int) *subjects.Error {
+	return subjects.Errorf(subjects.Unavailable, "this node may not lead partition %d any more: nothing was done, try again", partition)
 }
 
 // queueGroup is the queue group of the nodes that answer requests. Nobody else

@@ -176,8 +176,7 @@ func (r *replica) markPoints() []wal.Meta {
 func (r *replica) applyTrims(e raftstore.Committed, b wal.Batch) (applied, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.time = max(r.time, b.Time)
-	r.table.Advance(r.time)
+	r.certifier.advance(b.Time)
 	records := b.Read()
 	for record, ok := records.NextRaw(); ok; record, ok = records.NextRaw() {
 		if len(record) != 8 {
@@ -197,7 +196,7 @@ func (r *replica) trim(keep, index uint64) {
 		n++
 	}
 	var at point
-	switch last := r.table.Committed(); {
+	switch last := r.mark.Load(); {
 	case keep > last && last > 0:
 		at = point{Base: wal.Base{Txid: last, Digest: r.digest}, index: index - 1}
 		r.newest = place{r.lastTime, r.bytes}
@@ -208,7 +207,7 @@ func (r *replica) trim(keep, index uint64) {
 	}
 	r.points = slices.Clone(r.points[n:])
 	r.first, r.base = at.Txid+1, at.Base
-	r.table.Forget(r.first)
+	r.certifier.forget(r.first)
 	r.cutThrough(at.index)
 }
 
@@ -226,7 +225,7 @@ func (r *replica) cuttable(olderThan int64, keepBytes uint64) (keep uint64) {
 		}
 		keep = p.Txid + 1
 	}
-	if last := r.table.Committed(); last > 0 && goes(r.lastTime, r.bytes-r.behind) {
+	if last := r.mark.Load(); last > 0 && goes(r.lastTime, r.bytes-r.behind) {
 		return last + 1
 	}
 	return keep

@@ -11,14 +11,14 @@ import (
 // queue holds the messages that wait for a partition's sequencer, bounded in
 // bytes. One goroutine takes; any number put.
 type queue struct {
-	mu     sync.Mutex
-	items  []*natslink.Message
-	spare  []*natslink.Message // the taker's last slice, to be filled again
-	bytes  int
-	flying int // bytes of what was taken and has no outcome yet
-	most   int
-	open   bool
-	filled chan struct{} // capacity 1: there may be something to take
+	mu       sync.Mutex
+	items    []*natslink.Message
+	spare    []*natslink.Message // the taker's last slice, to be filled again
+	bytes    int
+	inflight int // bytes of the messages that were taken and have no outcome yet
+	most     int
+	open     bool
+	filled   chan struct{} // capacity 1: there may be something to take
 }
 
 // messageCost is what a message takes beside its bytes, roughly.
@@ -86,7 +86,7 @@ func (q *queue) put(m *natslink.Message) putResult {
 // alone, a message does not wait: each costs a round of Raft, and a sync of three
 // disks, whatever its size. mu is held.
 func (q *queue) worthwhile() bool {
-	return len(q.items) > 0 && q.bytes >= min(q.flying, batchBytes, q.most/2)
+	return len(q.items) > 0 && q.bytes >= min(q.inflight, batchBytes, q.most/2)
 }
 
 // tell wakes the taker if there is something for it; mu is held.
@@ -100,12 +100,12 @@ func (q *queue) tell() {
 	}
 }
 
-// fly notes that so many bytes of what was taken are in flight, or, negative,
-// have landed.
-func (q *queue) fly(bytes int) {
+// addInflight adds n to the bytes taken from the queue whose outcome is unknown; a
+// negative n removes them.
+func (q *queue) addInflight(n int) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	q.flying += bytes
+	q.inflight += n
 	q.tell()
 }
 

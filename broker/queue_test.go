@@ -48,10 +48,10 @@ func TestAQueueWaitsForWhatIsInFlight(t *testing.T) {
 		must(true, "alone")
 		take := func() {
 			bytes := cost(q.take(batchCount, batchBytes))
-			q.fly(bytes)
+			q.addInflight(bytes)
 		}
 		take()
-		q.fly(2 * each)
+		q.addInflight(2 * each)
 		wait()
 		put(2)
 		must(false, "two wait, three are in flight")
@@ -61,15 +61,15 @@ func TestAQueueWaitsForWhatIsInFlight(t *testing.T) {
 		wait()
 		put(5)
 		must(false, "five wait, six are in flight")
-		q.fly(-each)
+		q.addInflight(-each)
 		must(true, "five wait, five are in flight")
-		q.fly(10 << 20)
+		q.addInflight(10 << 20)
 		wait()
 		must(false, "much is in flight")
 		put(batchBytes / each)
 		must(true, "a whole batch waits")
 		take()
-		q.fly(-20 << 20) // more than ever flew
+		q.addInflight(-20 << 20) // more than ever flew
 		wait()
 		cancel()
 		must(true, "the end")

@@ -52,7 +52,7 @@ func (p *partition) onRead(ctx context.Context, serve func(context.Context, *nat
 // waits for a majority's word on that something is ahead of the log.
 func (p *partition) sure(term uint64, refused *subjects.Error) *subjects.Error {
 	if refused.Reason == subjects.Ahead && !p.leads(term) {
-		return p.unsure()
+		return notConfirmedError(p.id)
 	}
 	return refused
 }
@@ -140,9 +140,7 @@ func (p *partition) getByLock(reply, lock string) error {
 	if err := subjects.CheckLock(lock); err != nil {
 		return err
 	}
-	p.replica.mu.Lock()
-	txid, exact := p.replica.table.Newest(lock)
-	p.replica.mu.Unlock()
+	txid, exact := p.replica.certifier.newest(lock)
 	switch {
 	case !exact && txid == 0:
 		return subjects.Errorf(subjects.NotFound, "no transaction has recorded a lock that overlaps %q", lock)

@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"slices"
 
-	"github.com/cantuslog/cantus/lockmgr"
 	"github.com/cantuslog/cantus/wal"
 )
 
@@ -25,8 +24,17 @@ const (
 // older message id counts: what is older is then behind the floor. r.mu is
 // held.
 func (r *replica) rebuild(s markState) error {
-	r.table.Reset(s.Txid, s.Time)
-	w := walk{r: r, next: s.Txid, oldestID: s.Time - int64(r.window), voids: r.log.Voids()}
+	err := r.certifier.rebuild(s.Txid, s.Time, s.First, func(older func(*wal.Transaction) bool) error { return r.walk(s, older) })
+	if err != nil {
+		return err
+	}
+	r.mark.Store(s.Txid)
+	return nil
+}
+
+// walk passes transactions to older, the newest first.
+func (r *replica) walk(s markState, older func(*wal.Transaction) bool) error {
+	w := walk{r: r, older: older, next: s.Txid, oldestID: s.Time - int64(r.window), voids: r.log.Voids()}
 	entries := uint64(chunkEntries)
 	for to, first := s.Index, r.log.FirstIndex(); to >= first && to > 0 && w.next >= s.First; {
 		from := max(first, to-min(to, entries-1))
@@ -46,22 +54,20 @@ func (r *replica) rebuild(s markState) error {
 			entries /= 2
 		}
 	}
-	r.table.Rebuilt(s.First)
-	r.mark.Store(r.table.Committed())
 	return nil
 }
 
 // walk goes through the log backwards.
 type walk struct {
 	r        *replica
-	next     uint64 // the txid that it comes to next
-	oldestID int64  // time before which message ids don't count
+	older    func(*wal.Transaction) bool // takes one, and reports whether older ones matter
+	next     uint64                      // the txid that it comes to next
+	oldestID int64                       // time before which message ids don't count
 	voids    []uint64
 	met      bool // a batch, among the last entries
 	locks    int  // recorded so far
 	count    int  // transactions so far
 	tx       []wal.Transaction
-	cert     lockmgr.Transaction
 }
 
 // entries walks the entries from..to, the last first. size is about the bytes
@@ -130,8 +136,7 @@ func (w *walk) batch(b wal.Batch) (more bool, err error) {
 			}
 			t.MsgID = nil // spare the hashing
 		}
-		certified(t, &w.cert)
-		if !w.r.table.RecordOlder(t.Txid, t.Time, &w.cert) {
+		if !w.older(t) {
 			return false, nil
 		}
 		w.count++

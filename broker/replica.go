@@ -12,7 +12,6 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
-	"unsafe"
 
 	"github.com/cantuslog/cantus/lockmgr"
 	"github.com/cantuslog/cantus/raftstore"
@@ -21,23 +20,25 @@ import (
 
 // replica is the state of one partition on this node: a function of the
 // partition's log. It is a raftstore.FSM.
+//
+// Apply and Restore alone change it. Each entry is applied under mu, the lock
+// table in the certifier included, so that position returns the high-water mark,
+// the index and the first txid of one and the same moment.
 type replica struct {
-	log      *wal.Log
-	damage   func(error)   // told what makes the state untrustworthy
-	capacity int           // of the lock table
-	window   time.Duration // message ids are remembered for
-	every    uint64        // so many transactions there is a point, at least
-	mark     atomic.Uint64 // the high-water mark
+	log       *wal.Log
+	certifier *certifier
+	damage    func(error)   // called with an error that makes the state untrustworthy
+	capacity  int           // of the lock table
+	window    time.Duration // message ids are remembered for
+	every     uint64        // a trim point is set at least after this many transactions
+	// mark is the high-water mark. It changes under mu, and may be read without it
+	// where an old value does.
+	mark atomic.Uint64
 
-	// mu guards what follows. Only Apply and Restore, and the sequencer by
-	// certifying, change it.
-	mu     sync.Mutex
-	table  *lockmgr.Manager
-	digest wal.Digest
-	index  uint64 // of the last entry applied
-	time   int64  // the partition's: the newest of transactions and trims
-	// lastTime is that of the last transaction.
-	lastTime int64
+	mu       sync.Mutex // guards what follows
+	digest   wal.Digest
+	index    uint64 // of the last entry applied
+	lastTime int64  // of the last transaction
 	first    uint64 // txid of the oldest transaction kept
 	cursors  map[string]cursor
 	dirty    map[string]bool // cursors that no stored mark may hold yet
@@ -49,16 +50,9 @@ type replica struct {
 	behind   uint64          // of them, of those behind the last transaction
 	base     wal.Base        // the chain before the oldest transaction kept
 	cut      uint64          // index through which the log is to be trimmed
-	// proposed is, on a leader, how many transactions the batches have that are
-	// on their way and in the table's flight, by where their bytes begin.
-	proposed map[*byte]int
-	rolled   int // times that the flight was rolled back
 
 	trimmed chan struct{} // capacity 1: cut has moved
-	chain   *digests      // told the digest after each batch, and every entry
-
-	tx   wal.Transaction     // scratch of Apply
-	cert lockmgr.Transaction // scratch of Apply
+	chain   *digests      // remembers the digest after each batch, and every entry
 }
 
 // place is a place in the log, by time and by bytes before it.
@@ -90,10 +84,11 @@ type cursorResult struct {
 }
 
 func newReplica(log *wal.Log, o Options, damage func(error), chain *digests) *replica {
+	locks := lockmgr.Options{Locks: o.MaxLocks, IDs: o.MaxMsgIDs, IDWindow: o.MsgIDWindow}
 	return &replica{
-		log: log, damage: damage, chain: chain, trimmed: make(chan struct{}, 1), window: o.MsgIDWindow, capacity: o.MaxLocks, every: cmp.Or(o.pointEvery, pointEvery), first: 1,
-		table:   lockmgr.New(lockmgr.Options{Locks: o.MaxLocks, IDs: o.MaxMsgIDs, IDWindow: o.MsgIDWindow}),
-		cursors: map[string]cursor{}, dirty: map[string]bool{}, changed: make(chan struct{}), proposed: map[*byte]int{},
+		log: log, certifier: newCertifier(locks, time.Now), damage: damage, chain: chain, trimmed: make(chan struct{}, 1),
+		window: o.MsgIDWindow, capacity: o.MaxLocks, every: cmp.Or(o.pointEvery, pointEvery), first: 1,
+		cursors: map[string]cursor{}, dirty: map[string]bool{}, changed: make(chan struct{}),
 	}
 }
 
@@ -138,10 +133,7 @@ func (r *replica) apply(e raftstore.Committed) (applied, error) {
 // replica alike, if it does not begin where the last one ended, if its time lies
 // before the last one's, or if it was certified in another term than its entry's.
 func (r *replica) applyTransactions(e raftstore.Committed, b wal.Batch) (applied, error) {
-	r.mu.Lock()
-	due := r.table.Committed() + 1
-	r.mu.Unlock()
-	if b.First != due || b.OutOfTerm(e.Term) || !r.inTime(b) {
+	if b.First != r.mark.Load()+1 || b.OutOfTerm(e.Term) || !r.inTime(b) {
 		return applied{void: true}, r.log.Void(e.Index)
 	}
 	digest := r.digest.Next(e.Data) // only Apply changes it
@@ -149,71 +141,26 @@ func (r *replica) applyTransactions(e raftstore.Committed, b wal.Batch) (applied
 	defer r.mu.Unlock()
 	err := r.record(e.Data, b)
 	r.digest, r.index = digest, e.Index
-	r.mark.Store(r.table.Committed())
 	r.addPoint(e, b)
 	r.chain.add(chainPoint{wal.Base{Txid: b.Last(), Digest: digest}, e.Index})
 	return applied{}, err
 }
 
-// inTime reports whether a batch's times go on from the last transaction's. Those of a
+// inTime reports whether a batch's times follow on the last transaction's. Those of a
 // leader that knew that transaction do. They do not in a replica that has another
 // history than its leader, which the digests then show.
 func (r *replica) inTime(b wal.Batch) bool {
 	return b.Time >= r.lastTime && b.Time <= math.MaxInt64-int64(b.Count) // only Apply changes lastTime
 }
 
-// record takes a batch's transactions into the tables. One that this leader has
-// certified is there already. Any other means that nothing in flight will commit
-// as it was certified. mu is held.
+// record takes a batch's transactions into the lock table. mu is held.
 func (r *replica) record(data []byte, b wal.Batch) error {
-	if n, ours := r.proposed[unsafe.SliceData(data)]; ours && n == b.Count {
-		for range n {
-			r.table.Commit()
-		}
-		r.passed(b.Time + int64(b.Count) - 1)
-		return nil
+	committed, err := r.certifier.record(data, b)
+	r.mark.Store(committed)
+	if b.Count > 0 {
+		r.lastTime = b.Time + int64(b.Count) - 1
 	}
-	r.rollBack()
-	records := b.Read()
-	for records.Next(&r.tx) {
-		certified(&r.tx, &r.cert)
-		r.table.Record(r.tx.Txid, r.tx.Time, &r.cert)
-		r.passed(r.tx.Time)
-	}
-	return records.Err()
-}
-
-// passed notes the time of the last transaction. A trim that went before it in the
-// log may have a later one. mu is held.
-func (r *replica) passed(at int64) { r.lastTime, r.time = at, max(r.time, at) }
-
-// rollBack takes back all that is in flight. What is proposed of it may commit
-// all the same, and is then read again. mu is held.
-func (r *replica) rollBack() {
-	if r.table.Stats().InFlight == 0 && len(r.proposed) == 0 {
-		return
-	}
-	r.table.Rollback(r.table.Committed() + 1)
-	clear(r.proposed)
-	r.rolled++
-}
-
-// propose notes that the bytes of a batch hold so many transactions that are in
-// flight, before it is proposed. rolled is as it was when they were certified.
-func (r *replica) propose(data []byte, n, rolled int) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if r.rolled == rolled {
-		r.proposed[unsafe.SliceData(data)] = n
-	}
-}
-
-// settled forgets where the bytes of a batch are: they are let go, though the
-// batch, if its outcome is unknown, may be applied yet.
-func (r *replica) settled(data []byte) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	delete(r.proposed, unsafe.SliceData(data))
+	return err
 }
 
 func (r *replica) applyCursors(e raftstore.Committed, b wal.Batch) (applied, error) {
@@ -240,21 +187,6 @@ func (r *replica) applyCursors(e raftstore.Committed, b wal.Batch) (applied, err
 	r.addOther(e)
 	return a, records.Err()
 }
-
-// certified gives the part of a stored transaction that the table records.
-// Names alias t.
-func certified(t *wal.Transaction, c *lockmgr.Transaction) {
-	c.Locks = c.Locks[:0]
-	for _, l := range t.Locks {
-		c.Locks = append(c.Locks, lockmgr.Lock{Mode: lockModes[l.Mode], Name: text(l.Name)})
-	}
-	c.ID, c.Fingerprint = lockmgr.ID{}, 0
-	if len(t.MsgID) > 0 {
-		c.ID, c.Fingerprint = lockmgr.HashID(text(t.MsgID)), lockmgr.Fingerprint(t.Payload)
-	}
-}
-
-var lockModes = [...]lockmgr.Mode{wal.ReadLock: lockmgr.Read, wal.WriteLock: lockmgr.Write, wal.AppendLock: lockmgr.Append}
 
 // markState is what a snapshot holds of a replica.
 type markState struct {
@@ -283,7 +215,7 @@ func (r *replica) Snapshot() raftstore.Snapshot {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	s := markState{
-		Index: r.index, Txid: r.table.Committed(), Time: r.time, First: r.first, Digest: r.digest[:], Bytes: r.bytes, Cut: r.cut,
+		Index: r.index, Txid: r.mark.Load(), Time: r.certifier.time(), First: r.first, Digest: r.digest[:], Bytes: r.bytes, Cut: r.cut,
 		LastTime: r.lastTime, Behind: r.behind, NewestTime: r.newest.time, NewestBytes: r.newest.bytes,
 	}
 	state, err := json.Marshal(s)
@@ -314,7 +246,7 @@ func (r *replica) Restore(state []byte) error {
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.index, r.time, r.first, r.digest = s.Index, s.Time, s.First, wal.Digest(s.Digest)
+	r.index, r.first, r.digest = s.Index, s.First, wal.Digest(s.Digest)
 	r.bytes, r.behind, r.cut = s.Bytes, s.Behind, s.Cut
 	r.newest = place{s.NewestTime, s.NewestBytes}
 	if r.lastTime = s.LastTime; r.lastTime == 0 {
@@ -350,5 +282,5 @@ type position struct {
 func (r *replica) position() position {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return position{mark: r.table.Committed(), index: r.index, first: r.first, changed: r.changed}
+	return position{mark: r.mark.Load(), index: r.index, first: r.first, changed: r.changed}
 }

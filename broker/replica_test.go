@@ -8,19 +8,19 @@ import (
 	"github.com/cantuslog/cantus/wal"
 )
 
-// certifiedBatch certifies one transaction with a lock and gives the bytes of its
-// batch, and the rollbacks there had been.
-func certifiedBatch(t *testing.T, r *replica, lock string) (data []byte, rolled int) {
+// certifyAppend certifies one transaction with an append lock and returns its
+// batch.
+func certifyAppend(t *testing.T, r *replica, lock string) []byte {
 	t.Helper()
-	tx := lockmgr.Transaction{Locks: []lockmgr.Lock{{Mode: lockmgr.Append, Name: lock}}}
-	v := r.table.Certify(&tx, time.Now().UnixNano())
-	if v.Outcome != lockmgr.Pass {
-		t.Fatalf("%+v", v)
+	tx := &request{
+		tx:   wal.Transaction{Kind: defaultKind, Locks: []wal.Lock{{Mode: wal.AppendLock, Name: []byte(lock)}}},
+		cert: lockmgr.Transaction{Locks: []lockmgr.Lock{{Mode: lockmgr.Append, Name: lock}}},
 	}
-	var w wal.BatchWriter
-	w.Begin(wal.Transactions, v.Txid, time.Now().UnixNano(), 100)
-	w.Add(&wal.Transaction{Kind: defaultKind, Locks: []wal.Lock{{Mode: wal.AppendLock, Name: []byte(lock)}}})
-	return w.Finish(), r.rolled
+	c := r.certifier.certify(1, []*request{tx})
+	if len(c.passed) != 1 || c.data == nil {
+		t.Fatalf("%+v", c)
+	}
+	return c.data
 }
 
 func recordBatch(t *testing.T, r *replica, data []byte) {
@@ -38,10 +38,10 @@ func recordBatch(t *testing.T, r *replica, data []byte) {
 // what they should be.
 func wantNewest(t *testing.T, r *replica, lock string, txid uint64, inFlight int) {
 	t.Helper()
-	if got, _ := r.table.Newest(lock); got != txid {
+	if got, _ := r.certifier.newest(lock); got != txid {
 		t.Errorf("newest of %s: %d, want %d", lock, got, txid)
 	}
-	if got := r.table.Stats().InFlight; got != inFlight {
+	if got := r.certifier.stats().InFlight; got != inFlight {
 		t.Errorf("%d in flight, want %d", got, inFlight)
 	}
 }
@@ -52,10 +52,8 @@ func newTestReplica() *replica {
 
 func TestABatchOfThisLeaderStaysInFlightUntilItCommits(t *testing.T) {
 	r := newTestReplica()
-	first, rolled := certifiedBatch(t, r, "a")
-	r.propose(first, 1, rolled)
-	second, rolled := certifiedBatch(t, r, "b")
-	r.propose(second, 1, rolled)
+	first, second := certifyAppend(t, r, "a"), certifyAppend(t, r, "b")
+	wantNewest(t, r, "a", 0, 2)
 	recordBatch(t, r, first)
 	wantNewest(t, r, "a", 1, 1)
 	recordBatch(t, r, second)
@@ -64,35 +62,24 @@ func TestABatchOfThisLeaderStaysInFlightUntilItCommits(t *testing.T) {
 
 // Another leader's batch takes the place of what this one had in flight.
 func TestAForeignBatchTakesBackWhatIsInFlight(t *testing.T) {
-	other := newTestReplica()
-	foreign, _ := certifiedBatch(t, other, "foreign")
+	foreign := certifyAppend(t, newTestReplica(), "foreign")
 	r := newTestReplica()
 	for _, lock := range []string{"a", "b"} {
-		data, rolled := certifiedBatch(t, r, lock)
-		r.propose(data, 1, rolled)
+		certifyAppend(t, r, lock)
 	}
 	recordBatch(t, r, foreign)
 	wantNewest(t, r, "foreign", 1, 0)
 	wantNewest(t, r, "a", 0, 0)
 }
 
-// What was certified before the flight was rolled back is not in it, whether it
-// was proposed before or after: it is recorded as it was read.
+// A batch that was certified before a rollback is no longer in flight: it is
+// recorded from its bytes.
 func TestABatchThatWasRolledBackIsRead(t *testing.T) {
-	for _, late := range []bool{false, true} {
-		r := newTestReplica()
-		data, rolled := certifiedBatch(t, r, "a")
-		if !late {
-			r.propose(data, 1, rolled)
-		}
-		r.rollBack()
-		if late {
-			r.propose(data, 1, rolled)
-		}
-		// Another one has its place in flight.
-		certifiedBatch(t, r, "b")
-		recordBatch(t, r, data)
-		wantNewest(t, r, "a", 1, 0)
-		wantNewest(t, r, "b", 0, 0)
-	}
+	r := newTestReplica()
+	data := certifyAppend(t, r, "a")
+	r.certifier.rollback()
+	certifyAppend(t, r, "b") // has its txid in flight
+	recordBatch(t, r, data)
+	wantNewest(t, r, "a", 1, 0)
+	wantNewest(t, r, "b", 0, 0)
 }

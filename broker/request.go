@@ -26,43 +26,42 @@ type request struct {
 	rows int // headers
 }
 
-// roster is the requests of one flight, in blocks so that they lie in memory as
-// they are gone through.
-type roster struct {
+// requestArena holds the requests of one batch, in blocks so that they lie in
+// memory in the order in which they are used.
+type requestArena struct {
 	blocks [][]request
 	n      int // requests in use
 }
 
-const rosterBlock = 64
+const arenaBlock = 64
 
-var rosters = sync.Pool{New: func() any { return new(roster) }}
+var requestArenas = sync.Pool{New: func() any { return new(requestArena) }}
 
-func newRoster() *roster { return rosters.Get().(*roster) }
+func newRequestArena() *requestArena { return requestArenas.Get().(*requestArena) }
 
-// add gives an empty request.
-func (o *roster) add(reply string) *request {
-	if o.n == len(o.blocks)*rosterBlock {
-		o.blocks = append(o.blocks, make([]request, rosterBlock))
+// add returns an empty request.
+func (a *requestArena) add(reply string) *request {
+	if a.n == len(a.blocks)*arenaBlock {
+		a.blocks = append(a.blocks, make([]request, arenaBlock))
 	}
-	r := &o.blocks[o.n/rosterBlock][o.n%rosterBlock]
-	o.n++
+	r := &a.blocks[a.n/arenaBlock][a.n%arenaBlock]
+	a.n++
 	r.reply = reply
 	return r
 }
 
-// free gives the roster back. Nothing may refer to its requests any more, and they
-// refer to no message.
-func (o *roster) free() {
-	for i := range o.n {
-		r := &o.blocks[i/rosterBlock][i%rosterBlock]
+// free returns the arena to the pool. Nothing may refer to its requests any more.
+func (a *requestArena) free() {
+	for i := range a.n {
+		r := &a.blocks[i/arenaBlock][i%arenaBlock]
 		locks, stored := r.cert.Locks, r.tx.Locks
 		clear(locks)
 		clear(stored)
-		*r = request{}
+		*r = request{} // refers to no message
 		r.cert.Locks, r.tx.Locks = locks[:0], stored[:0]
 	}
-	o.n = 0
-	rosters.Put(o)
+	a.n = 0
+	requestArenas.Put(a)
 }
 
 // seenHeaders are the headers that may stand once.
@@ -262,7 +261,7 @@ func clip(b []byte) string {
 // gathered and answered together.
 type batchCall struct {
 	reply    string
-	left     int // outcomes still missing; owned by the settler
+	left     int // outcomes still missing; owned by the responder
 	outcomes []outcome
 }
 

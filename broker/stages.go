@@ -34,9 +34,9 @@ func newStages(r prometheus.Registerer) stages {
 	}
 }
 
-// observe takes a flight that was committed and whose answers were sent now.
-func (s stages) observe(f *flight, now time.Time) {
-	a := f.applied
+// observe observes a batch that was committed and whose replies were sent at now.
+func (s stages) observe(b *batch, now time.Time) {
+	a := b.applied
 	if a.taken.IsZero() {
 		return // it was committed by another leader
 	}
@@ -44,7 +44,7 @@ func (s stages) observe(f *flight, now time.Time) {
 		prometheus.Observer
 		from, to time.Time
 	}{
-		{s.queue, f.came, f.began}, {s.certify, f.began, f.given}, {s.propose, f.given, a.taken}, {s.disk, a.taken, a.synced},
+		{s.queue, b.received, b.certified}, {s.certify, b.certified, b.proposed}, {s.propose, b.proposed, a.taken}, {s.disk, a.taken, a.synced},
 		{s.replicate, a.synced, a.begun}, {s.apply, a.begun, a.done}, {s.reply, a.done, now},
 	} {
 		stage.Observe(max(0, stage.to.Sub(stage.from)).Seconds())

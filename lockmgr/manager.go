@@ -324,6 +324,10 @@ func (m *Manager) Newest(name string) (txid uint64, exact bool) {
 // Committed returns the last txid recorded, 0 at the start.
 func (m *Manager) Committed() uint64 { return m.committed }
 
+// Time returns the partition's time, in Unix nanoseconds: that of the newest
+// committed transaction, or of an Advance past it; 0 at the start.
+func (m *Manager) Time() int64 { return m.time }
+
 // Last returns the last txid given, in flight included.
 func (m *Manager) Last() uint64 { return m.committed + uint64(m.flight.len()) }
 

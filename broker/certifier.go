@@ -1,0 +1,242 @@
+package broker
+
+import (
+	"bytes"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/cantuslog/cantus/lockmgr"
+	"github.com/cantuslog/cantus/wal"
+)
+
+// certifier decides which transactions of a partition may commit. It owns the
+// lock table and, on the leader, the batches in flight: those that were
+// certified and whose outcome is not known yet.
+//
+// A batch that certify returns is in the table until record commits it or
+// rollback takes it back. Nothing lies between certifying a batch and
+// remembering it, so no caller can see one without the other.
+//
+// Two goroutines change the state. The sequencer of a session calls certify.
+// The replica calls record, advance, forget and rebuild as it applies entries,
+// and holds its own mutex meanwhile: an observer of a certified refusal who
+// then looks at the replica's position finds at least the state that the
+// refusal rests on. The order of the locks is replica.mu, then certifier.mu.
+type certifier struct {
+	now func() time.Time
+
+	mu       sync.Mutex // guards what follows
+	table    *lockmgr.Manager
+	given    int64            // the newest time given to a batch or a trim
+	inFlight []certifiedBatch // oldest first; together all that the table has in flight
+	writer   wal.BatchWriter
+
+	tx   wal.Transaction     // scratch of record
+	cert lockmgr.Transaction // scratch of record and rebuild
+}
+
+// certifiedBatch is a batch in flight. Its bytes identify it when they come back
+// as a committed entry: they hold the term, the first txid and the time, which no
+// other batch has.
+type certifiedBatch struct {
+	data  []byte
+	count int
+}
+
+// certification is the outcome of certifying a number of requests.
+type certification struct {
+	data    []byte     // the batch to propose, nil if no request passed
+	first   uint64     // txid of the first request that passed
+	time    int64      // of the first; each one after it has the next nanosecond
+	passed  []*request // in the batch's order
+	refused []refusal
+}
+
+// refusal is a request that did not pass, and why.
+type refusal struct {
+	r       *request
+	verdict lockmgr.Verdict
+	last    uint64 // the last txid given when it was refused
+}
+
+func newCertifier(o lockmgr.Options, now func() time.Time) *certifier {
+	return &certifier{now: now, table: lockmgr.New(o)}
+}
+
+// certify decides on each request in turn, as the leader in a term, and puts
+// those that pass into a batch.
+func (c *certifier) certify(term uint64, rs []*request) (out certification) {
+	size := batchSize(rs)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	out.first, out.time = c.table.Last()+1, c.nextTime()
+	c.writer.BeginIn(term, out.first, out.time, size)
+	for _, r := range rs {
+		v := c.table.Certify(&r.cert, out.time+int64(c.writer.Count()))
+		if v.Outcome != lockmgr.Pass {
+			out.refused = append(out.refused, refusal{r, v, c.table.Last()})
+			continue
+		}
+		c.writer.Add(&r.tx)
+		out.passed = append(out.passed, r)
+	}
+	n := c.writer.Count()
+	c.given = out.time + int64(n)
+	if n > 0 {
+		out.data = c.writer.Finish()
+		c.inFlight = append(c.inFlight, certifiedBatch{out.data, n})
+	}
+	return out
+}
+
+// nextTime returns the time, or a later one, if it lies after every time that was
+// given or applied before. mu is held.
+func (c *certifier) nextTime() int64 {
+	return max(c.now().UnixNano(), c.table.Time()+1, c.given+1)
+}
+
+// batchSize returns about how many bytes a batch of all requests has.
+func batchSize(rs []*request) int {
+	n := 64
+	for _, r := range rs {
+		n += recordBytes(&r.tx)
+	}
+	return n
+}
+
+// repeats looks at the message ids of requests without certifying them. The
+// verdict on one that is not a repeat is lockmgr.Pass.
+func (c *certifier) repeats(rs []*request) []refusal {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	now := c.now().UnixNano()
+	out := make([]refusal, len(rs))
+	for i, r := range rs {
+		out[i] = refusal{r: r, verdict: c.table.Repeat(&r.cert, now)}
+	}
+	return out
+}
+
+// record applies a committed batch, and returns the last txid committed then. If
+// it is the oldest batch in flight, its transactions are in the table already.
+// Any other means that nothing in flight commits as it was certified.
+func (c *certifier) record(data []byte, b wal.Batch) (committed uint64, err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if len(c.inFlight) > 0 && bytes.Equal(c.inFlight[0].data, data) {
+		for range c.inFlight[0].count {
+			c.table.Commit()
+		}
+		c.inFlight = slices.Delete(c.inFlight, 0, 1)
+		return c.table.Committed(), nil
+	}
+	c.revert()
+	records := b.Read()
+	for records.Next(&c.tx) {
+		lockTransaction(&c.tx, &c.cert)
+		c.table.Record(c.tx.Txid, c.tx.Time, &c.cert)
+	}
+	return c.table.Committed(), records.Err()
+}
+
+// rollback takes back all that is in flight. A batch that commits all the same
+// is then recorded from its bytes.
+func (c *certifier) rollback() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.revert()
+}
+
+func (c *certifier) revert() {
+	if len(c.inFlight) == 0 {
+		return
+	}
+	c.table.Rollback(c.table.Committed() + 1)
+	clear(c.inFlight)
+	c.inFlight = c.inFlight[:0]
+}
+
+// rebuild replaces the table by that of a log whose last committed transaction
+// and time are given, and which keeps transactions from first on. walk passes
+// the committed transactions to older, newest first, until it returns false.
+func (c *certifier) rebuild(committed uint64, at int64, first uint64, walk func(older func(*wal.Transaction) bool) error) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.inFlight = nil
+	c.table.Reset(committed, at)
+	err := walk(func(t *wal.Transaction) bool {
+		lockTransaction(t, &c.cert)
+		return c.table.RecordOlder(t.Txid, t.Time, &c.cert)
+	})
+	if err != nil {
+		return err
+	}
+	c.table.Rebuilt(first)
+	return nil
+}
+
+// advance moves the partition's time forward, as a trim does.
+func (c *certifier) advance(at int64) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.table.Advance(at)
+}
+
+// forget forgets what was recorded before a txid, because the log begins there now.
+func (c *certifier) forget(first uint64) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.table.Forget(first)
+}
+
+// trimFrom lowers keep, the txid to trim the log up to, to the oldest transaction
+// whose message id still counts at the returned time, which is the time to record
+// the trim with. held is that transaction, 0 if it is not what decides.
+func (c *certifier) trimFrom(keep uint64) (from, held, committed uint64, at int64) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	at = c.nextTime()
+	c.given = at
+	if oldest := c.table.OldestID(at); oldest > 0 && oldest < keep {
+		keep, held = oldest, oldest
+	}
+	return keep, held, c.table.Committed(), at
+}
+
+// time returns the partition's time, in Unix nanoseconds: that of its newest
+// committed transaction or trim.
+func (c *certifier) time() int64 {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.table.Time()
+}
+
+// newest returns the newest committed transaction that recorded a lock which
+// overlaps name. See [lockmgr.Manager.Newest].
+func (c *certifier) newest(name string) (txid uint64, exact bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.table.Newest(name)
+}
+
+func (c *certifier) stats() lockmgr.Stats {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.table.Stats()
+}
+
+// lockTransaction sets c to the part of a stored transaction that the table
+// records. Names alias t.
+func lockTransaction(t *wal.Transaction, c *lockmgr.Transaction) {
+	c.Locks = c.Locks[:0]
+	for _, l := range t.Locks {
+		c.Locks = append(c.Locks, lockmgr.Lock{Mode: lockModes[l.Mode], Name: text(l.Name)})
+	}
+	c.ID, c.Fingerprint = lockmgr.ID{}, 0
+	if len(t.MsgID) > 0 {
+		c.ID, c.Fingerprint = lockmgr.HashID(text(t.MsgID)), lockmgr.Fingerprint(t.Payload)
+	}
+}
+
+var lockModes = [...]lockmgr.Mode{wal.ReadLock: lockmgr.Read, wal.WriteLock: lockmgr.Write, wal.AppendLock: lockmgr.Append}

@@ -1,0 +1,111 @@
+package broker
+
+import (
+	"bytes"
+	"crypto/ed25519"
+	"log/slog"
+
+	"github.com/cantuslog/cantus/subjects"
+)
+
+// publisher is the last stage of a session: it publishes committed transactions
+// on the feed's subjects.
+type publisher struct {
+	partition int
+	names     subjects.Names
+	packed    string // subject of the packed feed
+	log       *slog.Logger
+	enc       encoder
+	key       ed25519.PrivateKey // of the packed feed
+	nats      feedInfo
+	feeds     transmitter
+
+	committed <-chan *batch
+}
+
+// feedInfo is what a publisher asks of the NATS server.
+type feedInfo interface {
+	maxPayload() int
+	wanted(subject string) bool
+}
+
+// run publishes batches in order. Those that wait share packed messages, and
+// signatures.
+func (p *publisher) run() {
+	buf := make([]byte, 0, 2*feedPart)
+	pack := signedPacker{subject: p.packed, partition: p.partition, key: p.key}
+	for b := range p.committed {
+		b.number()
+		pack.most = min(feedPart, p.nats.maxPayload()-feedRoom)
+		if p.nats.wanted(p.packed) {
+			p.publishPacked(b, &pack, buf)
+		}
+		if len(p.committed) == 0 {
+			p.send(pack.finish(buf))
+		}
+		p.publish(b, buf)
+		b.done()
+	}
+}
+
+// followed reports whether anybody subscribes to any of a batch's transactions.
+func (p *publisher) followed(b *batch) bool {
+	if len(b.passed) > 0 && p.nats.wanted(p.packed) {
+		return true
+	}
+	for i, r := range b.passed {
+		if i > 0 && bytes.Equal(r.tx.Kind, b.passed[i-1].tx.Kind) {
+			continue
+		}
+		if p.nats.wanted(p.names.Feed(p.partition, string(r.tx.Kind))) {
+			return true
+		}
+	}
+	return false
+}
+
+// feedPart is about how many bytes are sent to the NATS server at once: it
+// delivers the first transactions of a batch while later ones are encoded.
+const feedPart = 16 << 10
+
+// publishPacked packs a batch's transactions, and sends the packed messages once
+// there are enough for a signature.
+func (p *publisher) publishPacked(b *batch, pack *signedPacker, buf []byte) {
+	for _, r := range b.passed {
+		if pack.add(&p.enc, &r.tx); pack.full() {
+			p.send(pack.sign(buf))
+		}
+	}
+}
+
+// publish publishes, one to a message, the transactions of a batch whose subject
+// has a subscriber. They are encoded in buf as far as it has room.
+func (p *publisher) publish(b *batch, buf []byte) {
+	out := buf
+	var wanted bool
+	var subject string
+	for i, r := range b.passed {
+		if i == 0 || !bytes.Equal(r.tx.Kind, b.passed[i-1].tx.Kind) {
+			subject = p.names.Feed(p.partition, string(r.tx.Kind))
+			wanted = p.nats.wanted(subject)
+		}
+		if !wanted {
+			continue
+		}
+		out = p.enc.append(out, subject, &r.tx, true)
+		if len(out) >= feedPart {
+			p.send(out)
+			out = out[:0]
+		}
+	}
+	p.send(out)
+}
+
+func (p *publisher) send(out []byte) {
+	if len(out) == 0 {
+		return
+	}
+	if err := p.feeds.Send(out); err != nil {
+		p.log.Debug("feed not sent", "err", err)
+	}
+}

@@ -1,0 +1,161 @@
+package broker
+
+import (
+	"errors"
+	"log/slog"
+	"runtime"
+	"sync"
+	"time"
+
+	"github.com/cantuslog/cantus/raftstore"
+	"github.com/cantuslog/cantus/subjects"
+)
+
+// responder is the second stage of a session: it waits for the outcome of each
+// batch and replies.
+type responder struct {
+	partition     int
+	log           *slog.Logger
+	metrics       *partitionMetrics
+	stages        stages
+	mark          func() uint64
+	confirmLeader func() bool
+	end           func(error)
+	limits        interface{ maxPayload() int }
+	replies       transmitter
+	adviseRefused func(endpoint string, msgID []byte, e *subjects.Error) []byte
+	followed      func(*batch) bool // whether the publisher has anything to do
+
+	certified <-chan *batch
+	committed chan<- *batch
+
+	broken error // the first failure of a batch, which ended the session
+}
+
+// run answers batches in order, each when its outcome is known. What is
+// committed goes to the publisher before that, so that a follower has a
+// transaction about when its writer has the answer. If the publisher's channel is
+// full, the batch is handed over after the replies are sent.
+func (p *responder) run() {
+	defer close(p.committed)
+	for b := range p.certified {
+		err := p.await(b)
+		b.release()
+		if err != nil && p.broken == nil {
+			p.broken = err
+			p.end(err)
+		}
+		b.users.Store(1)
+		publish := err == nil && b.proposal != nil && p.followed(b)
+		if publish {
+			b.users.Add(1)
+			select {
+			case p.committed <- b:
+				publish = false
+				runtime.Gosched() // with no processor idle the publisher would come after the answers
+			default:
+			}
+		}
+		p.reply(b, err)
+		if err == nil && b.proposal != nil {
+			p.stages.observe(b, time.Now())
+		}
+		p.metrics.answered("append", b.singles, time.Since(b.certified))
+		p.metrics.answered("batch", b.batches, time.Since(b.certified))
+		if publish {
+			p.committed <- b
+		}
+		b.done()
+	}
+}
+
+// errVoid is the failure of a batch that was committed out of turn.
+var errVoid = errors.New("broker: batch is void")
+
+// await waits for a batch's outcome and returns nil if it committed, or if there
+// was nothing to commit.
+func (p *responder) await(b *batch) error {
+	if b.proposal == nil {
+		return nil
+	}
+	result, err := b.proposal.Wait()
+	if err != nil {
+		return err
+	}
+	switch b.applied = result.(applied); {
+	case b.applied.failed:
+		return raftstore.ErrUnknown // it is in the log
+	case b.applied.void:
+		return errVoid
+	}
+	p.metrics.committed(len(b.passed), len(b.data), time.Since(b.certified))
+	return nil
+}
+
+// reply sends the outcomes of all requests of a batch that ended with err.
+func (p *responder) reply(b *batch, err error) {
+	mark := p.mark()
+	p.verify(b, mark)
+	out := make([]byte, 0, 160*b.singles+1024*b.batches)
+	failed := outcome{err: wireError(err)}
+	if errors.Is(err, errVoid) {
+		failed.err = subjects.Errorf(subjects.Unavailable, "the leader changed: nothing was done, try again")
+	}
+	for i, r := range b.passed {
+		o := outcome{txid: b.first + uint64(i), time: b.time + int64(i)}
+		if err != nil {
+			o = failed
+		}
+		out = p.appendOutcome(out, r, o, mark)
+	}
+	for _, d := range b.decided {
+		o := d.outcome
+		if d.dependsOn != 0 && p.broken != nil {
+			o = outcome{err: subjects.Errorf(subjects.Unavailable, "it was refused because of a transaction that did not commit: nothing was done, try again")}
+		}
+		out = p.appendOutcome(out, d.r, o, mark)
+	}
+	if err := p.replies.Send(out); err != nil {
+		p.log.Debug("answers not sent", "err", err)
+	}
+}
+
+// verify turns `ahead` and `wrong_last` into `unavailable` unless a majority
+// confirms that this node still leads: a newer leader may have committed more.
+func (p *responder) verify(b *batch, mark uint64) {
+	confirmed := sync.OnceValue(func() bool { return p.broken == nil && p.confirmLeader() })
+	for i := range b.decided {
+		d := &b.decided[i]
+		if d.outcome.err == nil {
+			continue
+		}
+		reason := d.outcome.err.Reason
+		further := reason == subjects.Ahead || reason == subjects.WrongLast && d.r.cert.ExpectedLast > mark
+		if further && !confirmed() {
+			d.outcome = outcome{err: notConfirmedError(p.partition)}
+		}
+	}
+}
+
+// appendOutcome appends the reply to one request, or keeps the outcome until the
+// other transactions of its batch message have theirs.
+func (p *responder) appendOutcome(out []byte, r *request, o outcome, mark uint64) []byte {
+	endpoint, room := "append", p.limits.maxPayload()
+	if c := r.batch; c != nil {
+		endpoint = "batch"
+		c.outcomes[r.index] = o
+		if c.left--; c.left == 0 && c.reply != "" {
+			out = appendBatchReply(out, c, p.partition, mark, room)
+		}
+	}
+	if o.err != nil {
+		p.metrics.refused(endpoint, o.err.Reason)
+	}
+	switch {
+	case r.reply == "" && o.err != nil:
+		return append(out, p.adviseRefused(endpoint, r.tx.MsgID, o.err)...)
+	case r.reply == "" || r.batch != nil:
+		return out
+	}
+	return appendReply(out, r.reply, p.partition, o, mark, room)
+}

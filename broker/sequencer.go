@@ -1,0 +1,194 @@
+package broker
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/cantuslog/cantus/broker/internal/natslink"
+	"github.com/cantuslog/cantus/lockmgr"
+	"github.com/cantuslog/cantus/subjects"
+)
+
+const (
+	// batchCount and batchBytes bound a batch. A lone transaction may be
+	// larger.
+	batchCount = 4096
+	batchBytes = 1 << 20
+)
+
+// sequencer is the first stage of a session: it certifies and proposes.
+type sequencer struct {
+	partition    int
+	partitions   int
+	names        subjects.Names
+	term         uint64
+	direct       string // subject of appends without a key
+	batchSubject string // subject of batch messages
+
+	queue     *queue
+	certifier *certifier
+	inflight  *inflightLimit
+	propose   func(data []byte) proposal
+	rejected  func() error
+	limits    transactionLimits
+	certified chan<- *batch
+}
+
+// transactionLimits are the sizes up to which requests are taken.
+type transactionLimits interface {
+	maxTransaction() int
+	maxBatch() int
+}
+
+// run certifies and proposes what is queued, batch by batch, until ctx ends.
+// While batches are in flight requests gather until there are as many again, and
+// the next batch takes them all; alone, a request leaves at once.
+func (s *sequencer) run(ctx context.Context) {
+	defer close(s.certified)
+	for s.queue.wait(ctx) {
+		if s.inflight.acquire(ctx) != nil {
+			return
+		}
+		ms := s.queue.take(batchCount, batchBytes)
+		bytes := cost(ms)
+		s.queue.addInflight(bytes)
+		b := s.sequence(ms)
+		release := s.inflight.releaser()
+		b.release = func() {
+			release()
+			s.queue.addInflight(-bytes)
+		}
+		s.certified <- b // the responder receives until this is closed
+	}
+}
+
+// sequence certifies the transactions of messages and proposes those that pass.
+func (s *sequencer) sequence(ms []*natslink.Message) *batch {
+	b := &batch{certified: time.Now(), received: ms[0].Received, requests: newRequestArena()}
+	rs := make([]*request, 0, len(ms))
+	for _, m := range ms {
+		rs = s.decode(b, rs, m)
+	}
+	if err := s.rejected(); err != nil {
+		s.reject(b, rs, err)
+		return b
+	}
+	b.certification = s.certifier.certify(s.term, rs)
+	for _, f := range b.refused {
+		b.decide(f.r, s.outcome(f), f.verdict.Ground)
+	}
+	if b.data != nil {
+		b.proposed = time.Now()
+		b.proposal = s.propose(b.data)
+	}
+	return b
+}
+
+// decide adds an outcome that is not the request's own commit.
+func (b *batch) decide(r *request, o outcome, dependsOn uint64) {
+	b.decided = append(b.decided, decided{r, o, dependsOn})
+}
+
+// reject refuses requests because nothing can be stored. Repeats of what was
+// stored before are answered as ever.
+func (s *sequencer) reject(b *batch, rs []*request, why error) {
+	e := wireError(why)
+	for _, f := range s.certifier.repeats(rs) {
+		if f.verdict.Outcome == lockmgr.Pass {
+			b.decide(f.r, outcome{err: e}, 0)
+			continue
+		}
+		b.decide(f.r, s.outcome(f), f.verdict.Ground)
+	}
+}
+
+// decode adds a message's transactions to rs, and decides on those that are
+// malformed.
+func (s *sequencer) decode(b *batch, rs []*request, m *natslink.Message) []*request {
+	limit := s.limits.maxTransaction()
+	if m.Subject != s.batchSubject {
+		b.singles++
+		r := b.requests.add(m.Reply)
+		err := s.checkKey(m)
+		if err == nil {
+			err = r.decode(m.Header, m.Payload, limit)
+		}
+		if err != nil {
+			b.decide(r, outcome{err: err}, 0)
+			return rs
+		}
+		return append(rs, r)
+	}
+	b.batches++
+	items, err := cutBatch(m, s.limits.maxBatch())
+	if err != nil {
+		b.decide(b.requests.add(m.Reply), outcome{err: err}, 0)
+		return rs
+	}
+	rs = slices.Grow(rs, items.count)
+	call := &batchCall{reply: m.Reply, left: items.count, outcomes: make([]outcome, items.count)}
+	for i := range items.count {
+		r := b.requests.add(m.Reply)
+		r.batch, r.index = call, i
+		header, payload := items.next()
+		if err := r.decode(header, payload, limit); err != nil {
+			b.decide(r, outcome{err: err}, 0)
+			continue
+		}
+		rs = append(rs, r)
+	}
+	return rs
+}
+
+// checkKey refuses an append by key whose key leads to another partition: a
+// client that may publish it may choose the key, not the partition.
+func (s *sequencer) checkKey(m *natslink.Message) *subjects.Error {
+	if len(m.Subject) == len(s.direct) {
+		return nil
+	}
+	key := trailing(m.Subject)
+	if p := subjects.PartitionOf(key, s.partitions); p != s.partition {
+		shown := clip([]byte(key))
+		return subjects.Errorf(subjects.BadRequest, "key %q leads to partition %d, not %d: append to %s",
+			shown, p, s.partition, s.names.AppendKey(shown))
+	}
+	return nil
+}
+
+// outcome returns a refusal, or the duplicate, as the client sees it.
+func (s *sequencer) outcome(f refusal) outcome {
+	r, v := f.r, f.verdict
+	switch v.Outcome {
+	case lockmgr.Duplicate:
+		return outcome{txid: v.Txid, time: v.Time, duplicate: true}
+	case lockmgr.IDReused:
+		e := subjects.Errorf(subjects.IDReused, "message id %q stands for another payload, of txid %d: use a new id", clip(r.tx.MsgID), v.Txid)
+		e.Txid = v.Txid
+		return outcome{err: e}
+	case lockmgr.Ahead:
+		return outcome{err: aheadError("high-water mark", r.cert.HighWaterMark, s.partition, f.last)}
+	case lockmgr.WrongLast:
+		return outcome{err: subjects.Errorf(subjects.WrongLast,
+			"expected last sequence %d is not the high-water mark", r.cert.ExpectedLast)}
+	}
+	return outcome{err: conflict(v.Conflicts, r.cert.HighWaterMark)}
+}
+
+// conflict describes violated locks, the newest first, as the client sees them.
+func conflict(violated []lockmgr.Conflict, mark uint64) *subjects.Error {
+	newest := violated[0]
+	how := fmt.Sprintf("was recorded by txid %d", newest.Txid)
+	if newest.Forgotten {
+		how = fmt.Sprintf("is not remembered and counts as recorded at the floor, txid %d", newest.Txid)
+	}
+	e := subjects.Errorf(subjects.Conflict, "%s lock %q %s, after high-water mark %d: apply up to %d, recompute and send again",
+		newest.Mode, newest.Name, how, mark, newest.Txid)
+	e.Lock, e.Txid = newest.Name, newest.Txid
+	e.Conflicts = make([]subjects.ConflictingLock, len(violated))
+	for i, c := range violated {
+		e.Conflicts[i] = subjects.ConflictingLock{Lock: c.Name, Mode: c.Mode.String(), Txid: c.Txid, Forgotten: c.Forgotten}
+	}
+	return e
+}
