@@ -130,7 +130,7 @@ func (h *certifierHistory) certify() {
 	}
 	for _, f := range c.refused {
 		h.tally[f.verdict.Outcome.String()]++
-		if f.verdict.Ground > 0 {
+		if f.verdict.DependsOn > 0 {
 			h.tally["depends"]++
 		}
 	}

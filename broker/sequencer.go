@@ -77,7 +77,7 @@ func (s *sequencer) sequence(ms []*natslink.Message) *batch {
 	}
 	b.certification = s.certifier.certify(s.term, rs)
 	for _, f := range b.refused {
-		b.decide(f.r, s.outcome(f), f.verdict.Ground)
+		b.decide(f.r, s.outcome(f), f.verdict.DependsOn)
 	}
 	if b.data != nil {
 		b.proposed = time.Now()
@@ -100,7 +100,7 @@ func (s *sequencer) reject(b *batch, rs []*request, why error) {
 			b.decide(f.r, outcome{err: e}, 0)
 			continue
 		}
-		b.decide(f.r, s.outcome(f), f.verdict.Ground)
+		b.decide(f.r, s.outcome(f), f.verdict.DependsOn)
 	}
 }
 

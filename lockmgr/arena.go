@@ -2,8 +2,8 @@ package lockmgr
 
 import "encoding/binary"
 
-// token is a token of a lock name: its length, then its bytes if they fit, which
-// spares a look elsewhere, or else where an arena keeps them.
+// token is a token of a lock name: its length, then its bytes if they fit, or else
+// their position in an arena.
 type token [12]byte
 
 const (
@@ -11,10 +11,10 @@ const (
 	maxToken  = 255
 )
 
-// arena keeps the tokens that do not fit, outside the garbage collector's sight.
-// A slot is rounded up to 8 bytes; freed ones are kept in one list for each size,
-// linked through their first bytes. A reference is the slot's position
-// in units of 8 bytes; 0 is none.
+// arena holds the tokens of a table's locks and prefixes that do not fit into a
+// token, in memory that the garbage collector does not scan. A slot is rounded up to
+// 8 bytes; freed ones are kept in one list for each size, linked through their first
+// bytes. A reference is the slot's position in units of 8 bytes; 0 is none.
 type arena struct {
 	chunks []*[arenaChunk]byte
 	bump   uint32 // next unused unit
@@ -72,7 +72,7 @@ func (a *arena) grow(class uint32) uint32 {
 		a.bump = 1 // 0 means none
 	}
 	if left := arenaUnits - a.bump%arenaUnits; left < class {
-		a.bump += left // a slot lies in one chunk
+		a.bump += left // a slot does not cross chunks
 	}
 	if int(a.bump/arenaUnits) == len(a.chunks) {
 		a.chunks = append(a.chunks, new([arenaChunk]byte))

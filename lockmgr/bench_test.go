@@ -50,7 +50,7 @@ func BenchmarkCertifyRecord(b *testing.B) {
 		names := millionNames(shape.of)
 		for _, inFlight := range []int{1, 1000} {
 			m := warm(names)
-			b.Run(fmt.Sprintf("%s/flight=%d", shape.name, inFlight), func(b *testing.B) {
+			b.Run(fmt.Sprintf("%s/inflight=%d", shape.name, inFlight), func(b *testing.B) {
 				certifyRecord(b, m, inFlight, func(i int) string { return names[uint64(i)*7919%million] }, false)
 			})
 		}
@@ -65,15 +65,15 @@ func BenchmarkCertifyRecordNew(b *testing.B) {
 	for i := range fresh {
 		fresh[i] = fmt.Sprintf("fresh.%d", i)
 	}
-	b.Run("flight=1000", func(b *testing.B) {
+	b.Run("inflight=1000", func(b *testing.B) {
 		certifyRecord(b, m, 1000, func(i int) string { return fresh[i%len(fresh)] }, true)
 	})
 }
 
 func certifyRecord(b *testing.B, m *lockmgr.Manager, inFlight int, name func(int) string, ids bool) {
-	flight := make([]lockmgr.Transaction, inFlight)
-	for i := range flight {
-		flight[i].Locks = make([]lockmgr.Lock, 1)
+	txs := make([]lockmgr.Transaction, inFlight)
+	for i := range txs {
+		txs[i].Locks = make([]lockmgr.Lock, 1)
 	}
 	b.ReportAllocs()
 	b.ResetTimer()
@@ -83,7 +83,7 @@ func certifyRecord(b *testing.B, m *lockmgr.Manager, inFlight int, name func(int
 		if i >= inFlight {
 			m.Commit()
 		}
-		tx := &flight[i%inFlight]
+		tx := &txs[i%inFlight]
 		tx.Locks[0] = lockmgr.Lock{Mode: lockmgr.Write, Name: name(base + i)}
 		tx.HighWaterMark, tx.HasHighWaterMark = m.Last(), true
 		if ids {

@@ -27,7 +27,7 @@ func Example() {
 	fmt.Println(m.Certify(first, 1).Outcome)
 
 	v := m.Certify(second, 2)
-	fmt.Println(v.Outcome, v.Conflicts[0].Name, "with", v.Conflicts[0].Txid, "once", v.Ground, "is committed")
+	fmt.Println(v.Outcome, v.Conflicts[0].Name, "with", v.Conflicts[0].Txid, "once", v.DependsOn, "is committed")
 
 	fmt.Println(m.Commit(), "is committed") // the log says so
 	second.HighWaterMark = 1

@@ -4,34 +4,34 @@ import "fmt"
 
 // Check returns the first thing found wrong with a Manager's structures.
 func Check(m *Manager) error {
-	flying := map[uint32]uint64{}
-	for txid, refs := range m.flight.all(m.committed + 1) {
+	pending := map[uint32]uint64{}
+	for txid, refs := range m.inflight.all(m.committed + 1) {
 		for _, i := range refs {
-			flying[i] = txid
+			pending[i] = txid
 		}
 	}
-	if err := m.locks.check(flying); err != nil {
+	if err := m.locks.check(pending); err != nil {
 		return err
 	}
-	if m.locks.len() > m.opts.Locks || m.ids.len()-m.flight.ids > m.opts.IDs {
+	if m.locks.len() > m.opts.Locks || m.ids.len()-m.inflight.ids > m.opts.IDs {
 		return fmt.Errorf("%d locks and %d ids are tracked, over the limit", m.locks.len(), m.ids.len())
 	}
 	if err := m.ids.check(); err != nil {
 		return err
 	}
 	refs := 0
-	for _, fl := range m.flight.txs[m.flight.head:] {
+	for _, fl := range m.inflight.txs[m.inflight.head:] {
 		refs += fl.refs
 	}
-	if refs != len(m.flight.refs)-m.flight.ref {
-		return fmt.Errorf("in flight are %d lock references, want %d", len(m.flight.refs)-m.flight.ref, refs)
+	if refs != len(m.inflight.refs)-m.inflight.ref {
+		return fmt.Errorf("in flight are %d lock references, want %d", len(m.inflight.refs)-m.inflight.ref, refs)
 	}
 	return nil
 }
 
 // check holds the table against what it says of each lock, and against the locks
-// that are known to fly, with their newest recorder in flight.
-func (t *table) check(flying map[uint32]uint64) error {
+// that are pending, with their newest recorder in flight.
+func (t *table) check(pending map[uint32]uint64) error {
 	var all []uint32
 	last := ^uint64(0)
 	for i := t.locks.newest(); i != 0; i = t.locks.next(i) {
@@ -45,7 +45,7 @@ func (t *table) check(flying map[uint32]uint64) error {
 	if len(all) != t.len() {
 		return fmt.Errorf("%d locks in the list, which says %d", len(all), t.len())
 	}
-	for i := range flying {
+	for i := range pending {
 		if t.locks.at(i).committed == 0 {
 			all = append(all, i)
 		}
@@ -55,7 +55,7 @@ func (t *table) check(flying map[uint32]uint64) error {
 	}
 	want := map[uint32]*prefix{}
 	for _, i := range all {
-		if err := t.checkLock(i, flying[i], want); err != nil {
+		if err := t.checkLock(i, pending[i], want); err != nil {
 			return err
 		}
 	}
@@ -75,10 +75,10 @@ func (t *table) check(flying map[uint32]uint64) error {
 }
 
 // checkLock checks one lock and counts it in the prefixes it stands under.
-func (t *table) checkLock(i uint32, flying uint64, want map[uint32]*prefix) error {
+func (t *table) checkLock(i uint32, pending uint64, want map[uint32]*prefix) error {
 	l := t.locks.at(i)
 	name := t.name(i)
-	if newest := max(flying, l.committed); l.newest != newest {
+	if newest := max(pending, l.committed); l.newest != newest {
 		return fmt.Errorf("lock %s: newest recorder %d, want %d", name, l.newest, newest)
 	}
 	if _, at := t.overlapping(name); string(t.tokens.get(&l.token)) != wildcard && at != i {

@@ -1,29 +1,29 @@
 package lockmgr
 
-// fifo holds records in the order in which they came, named by number. They are
-// added at either end and leave in order; nothing is ever copied.
+// fifo holds the records of ids in the order in which they were added, identified by
+// number. They are added at either end and removed in order; nothing is ever copied.
 type fifo[T any] struct {
 	chunks []*[fifoChunk]T
 	spare  *[fifoChunk]T
 	first  uint64 // of the oldest; chunks begin with its chunk
-	next   uint64 // behind the newest
+	next   uint64 // after the newest
 }
 
 const (
 	fifoChunk = 1024
 	fifoStart = 1 << 40   // the first number ever: there is room on both sides
-	fifoMask  = 1<<31 - 1 // so many records at most are held
+	fifoMask  = 1<<31 - 1 // the most records that are held
 )
 
 func newFIFO[T any]() fifo[T] { return fifo[T]{first: fifoStart, next: fifoStart} }
 
 func (f *fifo[T]) len() int { return int(f.next - f.first) }
 
-// short gives what stands for a number where there is little room, never 0.
+// short returns a number in 32 bits, never 0, for use in an index.
 func (f *fifo[T]) short(n uint64) uint32 { return uint32(n)&fifoMask + 1 }
 
-// number gives the number that short stands for; false says that a record of such
-// a number is not held.
+// number returns the number that short stands for, and reports whether its record is
+// held.
 func (f *fifo[T]) number(short uint32) (n uint64, held bool) {
 	after := (short - 1 - uint32(f.first)) & fifoMask
 	return f.first + uint64(after), uint64(after) < f.next-f.first

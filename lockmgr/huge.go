@@ -6,10 +6,10 @@ import "unsafe"
 // multiple of others' base pages.
 const hugePage = 2 << 20
 
-// makeHuge makes a slice of n zero elements that are reached at random. A large
-// one is of huge pages where the system has some for those who ask: a look at a
-// table of tens of megabytes then costs one miss, of the data, and not a second
-// one of the page table. T must not hold pointers.
+// makeHuge returns a slice of n zero elements for random access: the chunks of a slab
+// and the block of an index. A large one uses huge pages where the system grants them:
+// an access to a table of tens of megabytes then costs one cache miss, for the data,
+// and not a second one for the page table. T must not hold pointers.
 func makeHuge[T any](n int) []T {
 	s := make([]T, n)
 	size := uintptr(n) * unsafe.Sizeof(*new(T))

@@ -2,6 +2,5 @@ package lockmgr
 
 import "syscall"
 
-// advise asks for huge pages. A kernel that has none, or is told not to give
-// them, may refuse: nothing is lost.
+// advise asks for huge pages. The kernel may refuse, which does no harm.
 func advise(b []byte) { _ = syscall.Madvise(b, syscall.MADV_HUGEPAGE) }

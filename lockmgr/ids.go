@@ -3,13 +3,13 @@ package lockmgr
 import "hash/maphash"
 
 // ids remembers message ids by txid, and so by time, those in flight included. An
-// id that was too old to count when it passed again stands in it twice, until the
-// newer one commits.
+// id that had expired when it was used again has two entries until the newer use
+// commits.
 type ids struct {
 	seed    maphash.Seed
 	records fifo[idRecord]
-	void    int   // of them, which do not count any more; never the oldest
-	byID    index // records that have left stay in it until a shard is full
+	void    int   // how many records no longer count; never the oldest
+	byID    index // removed records stay in it until a shard is full
 }
 
 type idRecord struct {
@@ -53,14 +53,15 @@ func (s *ids) below(id ID, n uint64) (newest *idRecord, at uint64) {
 	}
 }
 
-// add remembers a use of an id as the newest, and gives its number.
+// add remembers a use of an id as the newest, and returns its number.
 func (s *ids) add(r idRecord) uint64 {
 	i := s.records.addNewest(r)
 	s.byID.add(s.hash(r.id), s.records.short(i))
 	return i
 }
 
-// only voids an earlier use of the id of record i, of which there is one at most.
+// only voids the earlier use of the id of record i, if there is one. There is never
+// more than one.
 func (s *ids) only(i uint64) {
 	if r, _ := s.below(s.records.at(i).id, i); r != nil {
 		*r = idRecord{}
@@ -124,8 +125,8 @@ func (s *ids) skip() {
 // dropNewest drops the newest, which is not void.
 func (s *ids) dropNewest() { s.records.dropNewest() }
 
-// hash is seeded although an ID is a hash itself: clients choose what goes in,
-// and could make many that start alike.
+// hash is seeded although an ID is a hash itself: clients choose message ids, and
+// could make many whose hashes begin alike.
 func (s *ids) hash(id ID) uint32 {
 	return uint32(maphash.Bytes(s.seed, id[:]) >> 32)
 }

@@ -1,17 +1,17 @@
 package lockmgr
 
-// index finds the records of a slab by hash. It is a hash table with linear
-// probing whose slots hold a record's hash and index, so that a record is
-// looked at only if its whole hash matches; the caller compares keys. It is split
-// into shards that grow on their own: no single insertion pays for moving all.
-// They grow into one block, so that it can be of huge pages; a block is gone when
+// index finds records by hash: locks by name, prefixes by path, message ids. It is
+// a hash table with linear probing whose slots hold a record's hash and index, so
+// that a record is read only if its whole hash matches; the caller compares keys. It
+// is split into shards that grow on their own: no single insertion pays for moving
+// all. They grow into one block, so that it can use huge pages; a block is freed when
 // the last shard has left it.
 type index struct {
 	shards [indexShards]shard
 	block  []uint64 // the newest
 
-	// holds, if given, tells whether a record is still there: those that are not
-	// need not be removed, and are taken out when a shard is full.
+	// holds, if given, reports whether a record still exists: those that do not need
+	// not be removed, and are dropped when a shard is full.
 	holds func(i uint32) bool
 	held  []uint64 // scratch of clean
 }
@@ -29,7 +29,7 @@ const (
 
 func (x *index) shard(hash uint32) *shard { return &x.shards[hash>>(32-shardBits)] }
 
-// probe runs over the records that have one hash.
+// probe iterates over the records that have one hash.
 type probe struct {
 	slots []uint64
 	pos   uint32
@@ -67,8 +67,8 @@ func (x *index) add(hash, i uint32) {
 	s.n++
 }
 
-// clean takes out of a shard what is there no more, and tells whether that makes
-// room for long.
+// clean drops the records of a shard that no longer exist, and reports whether that
+// makes enough room for long.
 func (x *index) clean(s *shard) bool {
 	if x.holds == nil {
 		return false
@@ -114,7 +114,7 @@ func (s *shard) place(slot uint64) {
 	s.slots[pos] = slot
 }
 
-// remove takes out a record that is in the index.
+// remove removes a record that is in the index.
 func (x *index) remove(hash, i uint32) {
 	s := x.shard(hash)
 	mask := uint32(len(s.slots) - 1)

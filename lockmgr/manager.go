@@ -20,9 +20,9 @@ type Manager struct {
 	floor     uint64 // the highest committed txid that locks has forgotten
 	ids       *ids
 
-	flight  flight
-	found   []uint32 // of the locks being certified, where they stand, if known
-	rebuild *rebuild // nil but between Reset and Rebuilt
+	inflight inflight
+	found    []uint32 // index of each lock being certified, 0 if it is not known
+	rebuild  *rebuild // nil except between Reset and Rebuilt
 }
 
 // New returns a Manager of a partition whose log is empty.
@@ -38,10 +38,10 @@ func New(opts Options) *Manager {
 
 // Certify decides whether a transaction may commit as the one after Last. If it
 // passes, it is in flight from then on, with Last as its txid. now is the time
-// that it will be recorded with, in Unix nanoseconds; the caller sees to it that
-// it never goes back.
+// that it will be recorded with, in Unix nanoseconds; the caller ensures that it
+// never decreases.
 //
-// The message id is looked at first, then the high-water mark, the expected
+// The message id is checked first, then the high-water mark, the expected
 // last txid, and the locks.
 func (m *Manager) Certify(tx *Transaction, now int64) Verdict {
 	m.mustNotRebuild()
@@ -58,14 +58,14 @@ func (m *Manager) Certify(tx *Transaction, now int64) Verdict {
 	if v := m.checkLocks(tx); v.Outcome != Pass {
 		return v
 	}
-	return Verdict{Outcome: Pass, Txid: m.fly(tx, now, first != nil)}
+	return Verdict{Outcome: Pass, Txid: m.enter(tx, now, first != nil)}
 }
 
-// fly puts a transaction that has passed in flight and returns its txid. again
-// says that its message id is known.
-func (m *Manager) fly(tx *Transaction, now int64, again bool) uint64 {
+// enter adds a transaction that has passed to those in flight and returns its txid.
+// again says that its message id is known.
+func (m *Manager) enter(tx *Transaction, now int64, again bool) uint64 {
 	txid := m.Last() + 1
-	fl := flying{time: now, again: again}
+	fl := inflightTx{time: now, again: again}
 	for i := range tx.Locks {
 		l := &tx.Locks[i]
 		if !l.Mode.recorded() {
@@ -76,32 +76,33 @@ func (m *Manager) fly(tx *Transaction, now int64, again bool) uint64 {
 			at = m.locks.index(l.Name)
 		}
 		if m.locks.newest(at) == txid {
-			// It stands in refs once: what is committed may be forgotten at once.
-			refs := m.flight.refs
+			// Keep one reference, the last: a lock may be forgotten as soon as its
+			// recorder commits.
+			refs := m.inflight.refs
 			twice := len(refs) - fl.refs + slices.Index(refs[len(refs)-fl.refs:], at)
-			m.flight.refs = append(slices.Delete(refs, twice, twice+1), at)
+			m.inflight.refs = append(slices.Delete(refs, twice, twice+1), at)
 			continue
 		}
-		m.locks.fly(at, txid)
-		m.flight.refs = append(m.flight.refs, at)
+		m.locks.recordPending(at, txid)
+		m.inflight.refs = append(m.inflight.refs, at)
 		fl.refs++
 	}
 	if tx.ID != (ID{}) {
 		fl.id = m.ids.add(idRecord{id: tx.ID, txid: txid, time: now, fingerprint: tx.Fingerprint})
 	}
-	m.flight.add(fl)
+	m.inflight.add(fl)
 	return txid
 }
 
-// Repeat looks at the message id alone, as Certify does first: its Outcome is
-// Duplicate or IDReused, or Pass if the id is new or none was given. Nothing
-// changes.
+// Repeat checks the message id alone, as Certify does first: its Outcome is
+// Duplicate or IDReused, or Pass if the id is new or none was given. It changes
+// nothing.
 func (m *Manager) Repeat(tx *Transaction, now int64) Verdict {
 	m.mustNotRebuild()
 	return m.checkID(tx, m.use(tx), now)
 }
 
-// use finds the newest use of the message id, nil if none is known.
+// use returns the newest use of the message id, nil if none is known.
 func (m *Manager) use(tx *Transaction) *idRecord {
 	if tx.ID == (ID{}) {
 		return nil
@@ -119,13 +120,13 @@ func (m *Manager) checkID(tx *Transaction, first *idRecord, now int64) Verdict {
 		v.Outcome = IDReused
 	}
 	if first.txid > m.committed {
-		v.Ground = first.txid
+		v.DependsOn = first.txid
 	}
 	return v
 }
 
 // checkLast compares the expected last txid. If the transaction after it is still
-// in flight, the refusal rests on that one.
+// in flight, the refusal depends on that one.
 func (m *Manager) checkLast(tx *Transaction) Verdict {
 	switch expected := tx.ExpectedLast; {
 	case !tx.HasExpectedLast || expected == m.Last():
@@ -133,7 +134,7 @@ func (m *Manager) checkLast(tx *Transaction) Verdict {
 	case expected < m.committed || expected > m.Last():
 		return Verdict{Outcome: WrongLast}
 	default:
-		return Verdict{Outcome: WrongLast, Ground: expected + 1}
+		return Verdict{Outcome: WrongLast, DependsOn: expected + 1}
 	}
 }
 
@@ -166,7 +167,7 @@ func (m *Manager) checkLocks(tx *Transaction) Verdict {
 	v.Outcome = Conflicted
 	slices.SortStableFunc(v.Conflicts, func(a, b Conflict) int { return cmp.Compare(b.Txid, a.Txid) })
 	if top := v.Conflicts[0].Txid; top > m.committed {
-		v.Ground = top
+		v.DependsOn = top
 	}
 	return v
 }
@@ -175,29 +176,29 @@ func (m *Manager) checkLocks(tx *Transaction) Verdict {
 // certified, and returns its txid. It panics if nothing is in flight.
 func (m *Manager) Commit() uint64 {
 	m.mustNotRebuild()
-	if m.flight.len() == 0 {
+	if m.inflight.len() == 0 {
 		panic("lockmgr: commit with nothing in flight")
 	}
-	fl, refs := m.flight.leave()
+	fl, refs := m.inflight.popOldest()
 	m.commitTime(m.committed+1, fl.time)
 	for _, i := range refs {
 		m.commitLock(i)
 	}
-	m.flight.compact()
+	m.inflight.compact()
 	m.commitID(fl.id, fl.again)
 	return m.committed
 }
 
-// Record takes a committed transaction into the tables that was not certified
-// here: in log order, each once, with its txid and its time in Unix nanoseconds.
-// Followers and recovery do so.
+// Record records a committed transaction that was not certified here, as followers
+// and recovery do: in log order, each once, with its txid and its time in Unix
+// nanoseconds.
 //
-// It panics if anything is in flight, which the caller has to roll back first, if
-// txid is not Committed plus one, or if the time goes back.
+// It panics if anything is in flight, which the caller must roll back first, if
+// txid is not Committed plus one, or if the time decreases.
 func (m *Manager) Record(txid uint64, time int64, tx *Transaction) {
 	m.mustNotRebuild()
-	if m.flight.len() > 0 {
-		panic(fmt.Sprintf("lockmgr: record txid %d with %d transactions in flight", txid, m.flight.len()))
+	if m.inflight.len() > 0 {
+		panic(fmt.Sprintf("lockmgr: record txid %d with %d transactions in flight", txid, m.inflight.len()))
 	}
 	if txid != m.committed+1 {
 		panic(fmt.Sprintf("lockmgr: record txid %d after %d", txid, m.committed))
@@ -209,7 +210,7 @@ func (m *Manager) Record(txid uint64, time int64, tx *Transaction) {
 	for i := range tx.Locks {
 		if l := &tx.Locks[i]; l.Mode.recorded() {
 			at := m.locks.index(l.Name)
-			m.locks.fly(at, txid)
+			m.locks.recordPending(at, txid)
 			m.commitLock(at)
 		}
 	}
@@ -250,14 +251,14 @@ func (m *Manager) commitLock(i uint32) {
 	}
 }
 
-// commitID makes a message id count as committed, if it is not 0, and forgets
-// those that do not count any more. again says that the id may be known.
+// commitID makes message id i, unless it is 0, count as committed, and forgets ids
+// that no longer count. again says that the id may be known.
 func (m *Manager) commitID(i uint64, again bool) {
 	if i != 0 && again {
 		m.ids.only(i)
 	}
 	m.ids.expire(m.time-m.window, m.committed)
-	for m.ids.len()-m.flight.ids > m.opts.IDs {
+	for m.ids.len()-m.inflight.ids > m.opts.IDs {
 		m.ids.dropOldest()
 	}
 }
@@ -273,13 +274,13 @@ func (m *Manager) Rollback(from uint64) {
 	if from > m.committed {
 		keep = int(from - m.committed - 1)
 	}
-	gone, refs := m.flight.cut(keep)
+	gone, refs := m.inflight.truncate(keep)
 	for _, i := range refs {
-		m.locks.ground(i)
+		m.locks.revert(i)
 	}
-	for txid, kept := range m.flight.all(m.committed + 1) {
+	for txid, kept := range m.inflight.all(m.committed + 1) {
 		for _, i := range kept {
-			m.locks.fly(i, txid)
+			m.locks.recordPending(i, txid)
 		}
 	}
 	for _, i := range refs {
@@ -328,13 +329,13 @@ func (m *Manager) Committed() uint64 { return m.committed }
 // committed transaction, or of an Advance past it; 0 at the start.
 func (m *Manager) Time() int64 { return m.time }
 
-// Last returns the last txid given, in flight included.
-func (m *Manager) Last() uint64 { return m.committed + uint64(m.flight.len()) }
+// Last returns the last txid assigned, in flight included.
+func (m *Manager) Last() uint64 { return m.committed + uint64(m.inflight.len()) }
 
 // Stats is what a Manager holds.
 type Stats struct {
 	Locks    int    // lock names known, in flight not included
-	Capacity int    // at most so many
+	Capacity int    // the most that are known
 	Floor    uint64 // the highest txid forgotten by the lock table
 	IDs      int    // message ids remembered, in flight not included
 	InFlight int    // transactions in flight
@@ -346,7 +347,7 @@ func (m *Manager) Stats() Stats {
 		Locks:    m.locks.len(),
 		Capacity: m.opts.Locks,
 		Floor:    m.floor,
-		IDs:      m.ids.len() - m.flight.ids,
-		InFlight: m.flight.len(),
+		IDs:      m.ids.len() - m.inflight.ids,
+		InFlight: m.inflight.len(),
 	}
 }

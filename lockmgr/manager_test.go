@@ -32,8 +32,8 @@ func TestNamesAreCopied(t *testing.T) {
 	if len(v.Conflicts) != 1 || v.Conflicts[0].Name != want {
 		t.Errorf("verdict %+v, want a conflict of %s", v, want)
 	}
-	if v := m.Certify(writes(want), 0); v.Ground != 2 {
-		t.Errorf("in flight: %+v, want ground 2", v)
+	if v := m.Certify(writes(want), 0); v.DependsOn != 2 {
+		t.Errorf("in flight: %+v, want it to depend on 2", v)
 	}
 	if txid, exact := m.Newest(want); txid != 1 || !exact {
 		t.Errorf("newest %d, %v, want 1, true", txid, exact)
@@ -65,7 +65,7 @@ func TestTokenLengths(t *testing.T) {
 	}
 }
 
-// A deep name costs a prefix for each token, and gives all back.
+// A deep name costs a prefix for each token, and frees all of them.
 func TestDeepNames(t *testing.T) {
 	m := lockmgr.New(lockmgr.Options{Locks: 1})
 	deep := strings.Repeat("deep.", 15) + "end"
@@ -80,8 +80,8 @@ func TestDeepNames(t *testing.T) {
 	}
 }
 
-// A table of many names is found whole, through all of its growing, and gives all
-// room back.
+// A table of many names is found whole, through all of its growing, and its room is
+// used again.
 func TestManyNames(t *testing.T) {
 	const n = 50_000
 	m := lockmgr.New(lockmgr.Options{Locks: n / 2})

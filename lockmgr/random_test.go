@@ -42,7 +42,7 @@ func TestRandomHistories(t *testing.T) {
 	t.Logf("%v", tally)
 	for _, what := range []string{
 		"pass", "duplicate", "id_reused", "ahead", "wrong_last", "conflict",
-		"floor", "ground", "rollback", "rollback of some", "rebuild", "rebuild cut short", "forget", "advance", "foreign",
+		"floor", "depends", "rollback", "rollback of some", "rebuild", "rebuild cut short", "forget", "advance", "foreign",
 	} {
 		if *histories >= 1000 && tally[what] < *histories/100 {
 			t.Errorf("%q came up %d times only in %d histories", what, tally[what], *histories)
@@ -146,11 +146,11 @@ func (h *history) certify() {
 	}
 	h.checkTruth(tx, got)
 	h.tally[got.Outcome.String()]++
-	if got.Ground > 0 {
-		h.tally["ground"]++
+	if got.DependsOn > 0 {
+		h.tally["depends"]++
 	}
 	if got.Outcome == lockmgr.Pass {
-		h.w.flight = append(h.w.flight, logged{h.now, tx})
+		h.w.inFlight = append(h.w.inFlight, logged{h.now, tx})
 	}
 }
 
@@ -179,14 +179,14 @@ func (h *history) checkTruth(tx *lockmgr.Transaction, v lockmgr.Verdict) {
 
 func (h *history) record() {
 	for range h.rand.IntN(3) {
-		if len(h.w.flight) == 0 {
+		if len(h.w.inFlight) == 0 {
 			return
 		}
-		l := h.w.flight[0]
+		l := h.w.inFlight[0]
 		if txid := h.m.Commit(); txid != h.w.committed()+1 {
 			h.fail("committed %d, want %d", txid, h.w.committed()+1)
 		}
-		h.w.log, h.w.flight = append(h.w.log, l), h.w.flight[1:]
+		h.w.log, h.w.inFlight = append(h.w.log, l), h.w.inFlight[1:]
 	}
 }
 
@@ -194,7 +194,7 @@ func (h *history) record() {
 // again sooner than the window allows there, which must not matter.
 func (h *history) foreign() {
 	h.m.Rollback(h.m.Committed() + 1)
-	h.w.flight = nil
+	h.w.inFlight = nil
 	h.now += 1 + h.rand.Int64N(5)
 	l := logged{h.now, h.transaction()}
 	h.m.Record(h.w.committed()+1, l.time, l.tx)
@@ -205,8 +205,8 @@ func (h *history) foreign() {
 func (h *history) rollback() {
 	from := h.w.last() + 1 - min(h.w.last(), uint64(h.rand.IntN(5)))
 	h.m.Rollback(from)
-	if keep := max(from, h.w.committed()+1) - h.w.committed() - 1; keep < uint64(len(h.w.flight)) {
-		h.w.flight = h.w.flight[:keep]
+	if keep := max(from, h.w.committed()+1) - h.w.committed() - 1; keep < uint64(len(h.w.inFlight)) {
+		h.w.inFlight = h.w.inFlight[:keep]
 		h.tally["rollback"]++
 		if keep > 0 {
 			h.tally["rollback of some"]++
@@ -239,7 +239,7 @@ func (h *history) advance() {
 
 // rebuild makes the state anew, and goes on with it.
 func (h *history) rebuild() {
-	h.w.flight = nil
+	h.w.inFlight = nil
 	stop := h.w.first
 	if h.rand.IntN(4) == 0 && h.w.committed() > 0 {
 		// A walk that stops early is a trim there, which the twin can do too.
@@ -267,11 +267,11 @@ func (h *history) compare() {
 		h.fail("the oldest id that counts at %d is of txid %d, want %d", h.now, txid, h.w.oldestID(h.now))
 	}
 	for txid := h.w.last(); txid > h.w.committed(); txid-- {
-		want.FlightIDs = addID(want.FlightIDs, txid, h.w.at(txid))
+		want.InFlightIDs = addID(want.InFlightIDs, txid, h.w.at(txid))
 		locks := h.w.at(txid).tx.Locks
 		for i := len(locks) - 1; i >= 0; i-- {
-			if locks[i].Mode != lockmgr.Read && !tracked(want.FlightLocks, locks[i].Name) {
-				want.FlightLocks = append(want.FlightLocks, lockmgr.TrackedLock{Name: locks[i].Name, Txid: txid})
+			if locks[i].Mode != lockmgr.Read && !tracked(want.InFlightLocks, locks[i].Name) {
+				want.InFlightLocks = append(want.InFlightLocks, lockmgr.TrackedLock{Name: locks[i].Name, Txid: txid})
 			}
 		}
 	}
@@ -280,7 +280,7 @@ func (h *history) compare() {
 	}
 	stats := lockmgr.Stats{
 		Locks: len(want.Locks), Capacity: h.w.opts.Locks, Floor: want.Floor,
-		IDs: len(want.IDs), InFlight: len(h.w.flight),
+		IDs: len(want.IDs), InFlight: len(h.w.inFlight),
 	}
 	if got := h.m.Stats(); got != stats {
 		h.fail("stats %+v, want %+v", got, stats)

@@ -1,14 +1,15 @@
 package lockmgr
 
-// ring is a slab of records, of which some stand in an order, from the newest to
-// the oldest: a doubly linked ring of indices. Index 0 is the ring's own node and holds no
-// record.
+// ring holds the locks of a table: a slab of records, some of which are in an order
+// from the newest to the oldest, as a doubly linked ring of indices. Index 0 is the
+// ring's own node and holds no record.
 type ring[T any] struct {
 	nodes slab[node[T]]
 	n     int // in the order
 }
 
-// node keeps links and record together: who reads the one mostly needs the other.
+// node keeps links and record together: a caller that reads one mostly needs the
+// other.
 type node[T any] struct {
 	newer, older uint32
 	record       T
@@ -16,7 +17,7 @@ type node[T any] struct {
 
 func newRing[T any]() ring[T] {
 	var r ring[T]
-	r.nodes.take()
+	r.nodes.alloc()
 	return r
 }
 
@@ -26,13 +27,12 @@ func (r *ring[T]) newest() uint32       { return r.nodes.at(0).older }
 func (r *ring[T]) oldest() uint32       { return r.nodes.at(0).newer }
 func (r *ring[T]) next(i uint32) uint32 { return r.nodes.at(i).older }
 
-// take returns the index of a zero record that stands nowhere in the order yet;
-// give takes one back that has left it.
-func (r *ring[T]) take() uint32  { return r.nodes.take() }
-func (r *ring[T]) give(i uint32) { r.nodes.give(i) }
+// alloc returns the index of a zero record that is not in the order yet; free
+// returns one to the slab that has left the order.
+func (r *ring[T]) alloc() uint32 { return r.nodes.alloc() }
+func (r *ring[T]) free(i uint32) { r.nodes.free(i) }
 
-// enterNewest puts a record into the order, as the newest; enterOldest, as the
-// oldest.
+// enterNewest adds a record to the order as the newest; enterOldest, as the oldest.
 func (r *ring[T]) enterNewest(i uint32) { r.enter(i, 0, r.newest()) }
 func (r *ring[T]) enterOldest(i uint32) { r.enter(i, r.oldest(), 0) }
 
@@ -41,13 +41,13 @@ func (r *ring[T]) enter(i, newer, older uint32) {
 	r.n++
 }
 
-// renew makes a record of the order the newest.
+// renew moves a record of the order to its newest end.
 func (r *ring[T]) renew(i uint32) {
 	r.unlink(i)
 	r.link(i, 0, r.newest())
 }
 
-// leave takes a record out of the order.
+// leave removes a record from the order.
 func (r *ring[T]) leave(i uint32) {
 	r.unlink(i)
 	r.n--

@@ -101,12 +101,12 @@ type script struct {
 	where string
 	out   bytes.Buffer
 
-	m      *lockmgr.Manager
-	clock  int64
-	log    []logged // of all that is committed
-	first  uint64   // the first one kept
-	time   int64    // of the newest advance
-	flight []logged
+	m        *lockmgr.Manager
+	clock    int64
+	log      []logged // of all that is committed
+	first    uint64   // the first one kept
+	time     int64    // of the newest advance
+	inFlight []logged
 }
 
 type logged struct {
@@ -134,7 +134,7 @@ func (s *script) run(fields []string) string {
 		l := s.parse(args)
 		v := s.m.Certify(l.tx, l.time)
 		if v.Outcome == lockmgr.Pass {
-			s.flight = append(s.flight, l)
+			s.inFlight = append(s.inFlight, l)
 		}
 		return format(v)
 	case "record":
@@ -142,7 +142,7 @@ func (s *script) run(fields []string) string {
 	case "rollback":
 		from := s.number(args, "from")
 		s.m.Rollback(from)
-		s.flight = s.flight[:s.m.Last()-s.m.Committed()]
+		s.inFlight = s.inFlight[:s.m.Last()-s.m.Committed()]
 		return fmt.Sprintf("committed=%d last=%d\n", s.m.Committed(), s.m.Last())
 	case "forget":
 		s.first = s.number(args, "first")
@@ -182,11 +182,11 @@ func (s *script) fresh(args []string) string {
 			s.t.Fatalf("%s: no option %q", s.where, key)
 		}
 	}
-	s.m, s.clock, s.log, s.first, s.flight, s.time = lockmgr.New(opts), 0, nil, 1, nil, 0
+	s.m, s.clock, s.log, s.first, s.inFlight, s.time = lockmgr.New(opts), 0, nil, 1, nil, 0
 	return ""
 }
 
-// record commits from flight, or, given a transaction, from nowhere.
+// record commits what is in flight, or, given a transaction, one that never was.
 func (s *script) record(args []string) string {
 	n, times := 1, 0
 	for _, arg := range args {
@@ -212,24 +212,24 @@ func (s *script) record(args []string) string {
 		}
 	} else {
 		for range n {
-			if len(s.flight) == 0 {
+			if len(s.inFlight) == 0 {
 				s.t.Fatalf("%s: nothing in flight", s.where)
 			}
 			s.m.Commit()
-			s.log, s.flight = append(s.log, s.flight[0]), s.flight[1:]
+			s.log, s.inFlight = append(s.log, s.inFlight[0]), s.inFlight[1:]
 		}
 	}
 	return fmt.Sprintf("committed=%d last=%d\n", s.m.Committed(), s.m.Last())
 }
 
-// rebuild also checks that a walk to the end gives what was there.
+// rebuild also checks that a walk to the end results in the same state.
 func (s *script) rebuild(args []string) string {
 	before := lockmgr.StateOf(s.m)
 	stop := s.first
 	if len(args) > 0 {
 		stop = s.number(args, "stop")
 	}
-	s.flight = nil
+	s.inFlight = nil
 	walked := rebuild(s.m, s.log, s.time, s.first, stop)
 	if after := lockmgr.StateOf(s.m); len(args) == 0 && !after.Equal(before, true) {
 		s.t.Errorf("%s: rebuilt:\n got %+v\nwant %+v", s.where, after, before)
@@ -266,7 +266,7 @@ func (s *script) table() string {
 		what  string
 		locks []lockmgr.TrackedLock
 		ids   []lockmgr.TrackedID
-	}{{"", state.Locks, state.IDs}, {" in flight", state.FlightLocks, state.FlightIDs}} {
+	}{{"", state.Locks, state.IDs}, {" in flight", state.InFlightLocks, state.InFlightIDs}} {
 		for _, l := range part.locks {
 			fmt.Fprintf(&b, "lock%s %s txid=%d\n", part.what, l.Name, l.Txid)
 		}
@@ -314,8 +314,8 @@ func format(v lockmgr.Verdict) string {
 	if v.Txid != 0 {
 		fmt.Fprintf(&b, " txid=%d", v.Txid)
 	}
-	if v.Ground != 0 {
-		fmt.Fprintf(&b, " ground=%d", v.Ground)
+	if v.DependsOn != 0 {
+		fmt.Fprintf(&b, " depends=%d", v.DependsOn)
 	}
 	for _, c := range v.Conflicts {
 		fmt.Fprintf(&b, " %s=%s@%d", c.Mode, c.Name, c.Txid)

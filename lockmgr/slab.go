@@ -2,14 +2,14 @@ package lockmgr
 
 import "math/bits"
 
-// slab holds records of one size, named by index. It grows by chunks, each as
-// large as all before it together, so that nothing is ever copied, and a record is
-// found in few steps. What is not used yet of the last one takes no memory but
-// addresses.
+// slab holds the prefixes of a table, and the nodes of its ring of locks: records of
+// one size, identified by index. It grows by chunks, each as large as all before it
+// together, so that nothing is ever copied and a record is found in few steps. The
+// unused part of the last chunk takes no memory but addresses.
 type slab[T any] struct {
 	chunks [][]T
 	used   uint32
-	free   []uint32
+	unused []uint32 // indices that were freed
 }
 
 const (
@@ -25,11 +25,11 @@ func (s *slab[T]) at(i uint32) *T {
 // start is the first index in a chunk: 0, 64, 128, 256 and so on.
 func start(k int) uint32 { return firstChunk / 2 << k &^ (firstChunk - 1) }
 
-// take returns the index of a zero record.
-func (s *slab[T]) take() uint32 {
-	if n := len(s.free); n > 0 {
-		i := s.free[n-1]
-		s.free = s.free[:n-1]
+// alloc returns the index of a zero record.
+func (s *slab[T]) alloc() uint32 {
+	if n := len(s.unused); n > 0 {
+		i := s.unused[n-1]
+		s.unused = s.unused[:n-1]
 		return i
 	}
 	if k := len(s.chunks); s.used == start(k) {
@@ -39,8 +39,9 @@ func (s *slab[T]) take() uint32 {
 	return s.used - 1
 }
 
-func (s *slab[T]) give(i uint32) {
+// free makes the index of a record available again.
+func (s *slab[T]) free(i uint32) {
 	var zero T
 	*s.at(i) = zero
-	s.free = append(s.free, i)
+	s.unused = append(s.unused, i)
 }

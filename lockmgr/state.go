@@ -2,13 +2,13 @@ package lockmgr
 
 import "slices"
 
-// State is all that a Manager's verdicts depend on, in a form that can be compared
-// with another one's.
+// State is everything that a Manager's verdicts depend on, in a form that can be
+// compared with another one's.
 type State struct {
 	Committed, Last, Floor uint64
 	Time                   int64
-	Locks, FlightLocks     []TrackedLock // newest first
-	IDs, FlightIDs         []TrackedID   // newest first
+	Locks, InFlightLocks   []TrackedLock // newest first
+	IDs, InFlightIDs       []TrackedID   // newest first
 }
 
 // TrackedLock is a lock that is known, and its newest recorder.
@@ -25,12 +25,12 @@ type TrackedID struct {
 	Fingerprint uint64
 }
 
-// Equal reports whether two states are the same; with committed, apart from what is
-// in flight.
+// Equal reports whether two states are the same; if committed, without regard to
+// transactions in flight.
 func (s State) Equal(o State, committed bool) bool {
 	return s.Committed == o.Committed && s.Floor == o.Floor && s.Time == o.Time &&
 		slices.Equal(s.Locks, o.Locks) && slices.Equal(s.IDs, o.IDs) &&
-		(committed || s.Last == o.Last && slices.Equal(s.FlightLocks, o.FlightLocks) && slices.Equal(s.FlightIDs, o.FlightIDs))
+		(committed || s.Last == o.Last && slices.Equal(s.InFlightLocks, o.InFlightLocks) && slices.Equal(s.InFlightIDs, o.InFlightIDs))
 }
 
 // StateOf returns a copy of a Manager's state. It is for tests: it takes time and
@@ -38,9 +38,9 @@ func (s State) Equal(o State, committed bool) bool {
 func StateOf(m *Manager) State {
 	s := State{
 		Committed: m.committed, Last: m.Last(), Floor: m.floor, Time: m.time,
-		Locks: m.locks.tracked(), FlightLocks: m.flightLocks(),
+		Locks: m.locks.tracked(), InFlightLocks: m.inFlightLocks(),
 	}
-	s.IDs, s.FlightIDs = m.trackedIDs()
+	s.IDs, s.InFlightIDs = m.trackedIDs()
 	return s
 }
 
@@ -52,11 +52,11 @@ func (t *table) tracked() []TrackedLock {
 	return out
 }
 
-// flightLocks returns the locks recorded by what is in flight, each as its newest
-// recorder stands in the table.
-func (m *Manager) flightLocks() []TrackedLock {
+// inFlightLocks returns the locks that transactions in flight record, each with its
+// newest recorder in the table.
+func (m *Manager) inFlightLocks() []TrackedLock {
 	var refs []uint32
-	for _, some := range m.flight.all(m.committed + 1) {
+	for _, some := range m.inflight.all(m.committed + 1) {
 		refs = append(refs, some...)
 	}
 	var out []TrackedLock

@@ -8,8 +8,8 @@ import (
 )
 
 // table maps lock names to the newest transactions that recorded them, in flight
-// and committed, and answers for all names that overlap one. See the package
-// comment for its layout.
+// and committed, and finds those of all names that overlap a given one. See the
+// package comment for its layout.
 type table struct {
 	seed   maphash.Seed
 	tokens arena
@@ -33,8 +33,8 @@ func (r *recorders) add(o recorders) {
 	r.committed = max(r.committed, o.committed)
 }
 
-// lock is a known name: the prefix that it stands under, and its last token. It is
-// known while it has a recorder.
+// lock is a known name: the prefix that it is under, and its last token. It is known
+// while it has a recorder.
 type lock struct {
 	recorders
 	parent uint32
@@ -53,7 +53,7 @@ type prefix struct {
 
 func newTable() *table {
 	t := &table{seed: maphash.MakeSeed(), locks: newRing[lock]()}
-	t.prefixes.take()
+	t.prefixes.alloc()
 	return t
 }
 
@@ -88,14 +88,14 @@ func (t *table) overlapping(name string) (r recorders, i uint32) {
 	}
 }
 
-// index returns the index of name, which it makes known if need be: the caller
-// gives it a recorder.
+// index returns the index of name, adding it if need be: the caller then sets its
+// recorder.
 func (t *table) index(name string) uint32 {
 	parent, token := t.descend(name)
 	hash := t.hash(parent, token)
 	i := t.findLock(hash, parent, token)
 	if i == 0 {
-		i = t.locks.take()
+		i = t.locks.alloc()
 		*t.locks.at(i) = lock{parent: parent, token: t.tokens.put(token)}
 		t.byName.add(hash, i)
 		p := t.prefixes.at(parent)
@@ -107,7 +107,7 @@ func (t *table) index(name string) uint32 {
 	return i
 }
 
-// above runs over a prefix and those that it stands under, up to the root.
+// above iterates over a prefix and the prefixes above it, up to the root.
 func (t *table) above(at uint32) iter.Seq[*prefix] {
 	return func(yield func(*prefix) bool) {
 		for {
@@ -123,9 +123,9 @@ func (t *table) above(at uint32) iter.Seq[*prefix] {
 // newest is the newest recorder of a lock, 0 if it has none.
 func (t *table) newest(i uint32) uint64 { return t.locks.at(i).newest }
 
-// fly makes txid, at least as new as any, the newest recorder of a lock, in
-// flight.
-func (t *table) fly(i uint32, txid uint64) {
+// recordPending makes txid, at least as new as any, the newest recorder of a lock.
+// It is in flight until commit or revert.
+func (t *table) recordPending(i uint32, txid uint64) {
 	l := t.locks.at(i)
 	l.newest = txid
 	for p := range t.above(l.parent) {
@@ -134,7 +134,7 @@ func (t *table) fly(i uint32, txid uint64) {
 }
 
 // commit makes txid, at least as new as any that is committed, the newest
-// committed recorder of a lock that it flew for.
+// committed recorder of a lock. It was recorded as pending before.
 func (t *table) commit(i uint32, txid uint64) {
 	l := t.locks.at(i)
 	if l.committed != 0 {
@@ -149,10 +149,10 @@ func (t *table) commit(i uint32, txid uint64) {
 	}
 }
 
-// ground takes back what flew for a lock: its recorder is the committed one, and
-// those below its prefixes are. What still flies must fly again, oldest first,
-// and then the lock be dropped if nothing does for it.
-func (t *table) ground(i uint32) {
+// revert sets the newest recorder of a lock, and of the prefixes above it, back to
+// the committed one. The caller then re-records the transactions still in flight,
+// oldest first, and drops locks that none of them records.
+func (t *table) revert(i uint32) {
 	l := t.locks.at(i)
 	l.newest = l.committed
 	for p := range t.above(l.parent) {
@@ -161,15 +161,15 @@ func (t *table) ground(i uint32) {
 }
 
 // dropUnknown forgets a lock without a recorder. It may have been forgotten
-// already, if no other took its place since.
+// already, provided that its index was not reused since.
 func (t *table) dropUnknown(i uint32) {
 	if l := t.locks.at(i); l.newest == 0 && l.token != (token{}) {
 		t.drop(i)
 	}
 }
 
-// recordOlder makes name known as of txid, at most as new as any, unless it is
-// known already. It reports false, and changes nothing, if that would need more
+// recordOlder makes txid, at most as new as any, the recorder of name unless name
+// is known already. It returns false and changes nothing if that would need more
 // than limit names. Nothing may be in flight.
 func (t *table) recordOlder(name string, txid uint64, limit int) bool {
 	if t.len() >= limit {
@@ -189,8 +189,8 @@ func (t *table) recordOlder(name string, txid uint64, limit int) bool {
 	return true
 }
 
-// dropOldest forgets the committed recorder of the lock whose is the oldest, and
-// returns its txid.
+// dropOldest forgets the oldest committed recorder of any lock and returns its
+// txid.
 func (t *table) dropOldest() uint64 {
 	i := t.locks.oldest()
 	l := t.locks.at(i)
@@ -220,7 +220,7 @@ func (t *table) drop(i uint32) {
 		t.prefixes.at(l.parent).subtree = 0
 	}
 	t.tokens.drop(&l.token)
-	t.locks.give(i)
+	t.locks.free(i)
 	t.release(l.parent)
 }
 
@@ -240,7 +240,7 @@ func (t *table) known(name string) bool {
 	}
 }
 
-// name spells a lock out.
+// name returns a lock's name.
 func (t *table) name(i uint32) string {
 	l := t.locks.at(i)
 	tokens := []string{string(t.tokens.get(&l.token))}
@@ -251,8 +251,8 @@ func (t *table) name(i uint32) string {
 	return strings.Join(tokens, ".")
 }
 
-// descend returns the prefix that name stands under, which it adds if need be, and
-// its last token.
+// descend returns the prefix that name is under, adding it if need be, and the last
+// token of name.
 func (t *table) descend(name string) (parent uint32, token string) {
 	for {
 		token, rest, last := cut(name)
@@ -262,7 +262,7 @@ func (t *table) descend(name string) (parent uint32, token string) {
 		hash := t.hash(parent, token)
 		at := t.findPrefix(hash, parent, token)
 		if at == 0 {
-			at = t.prefixes.take()
+			at = t.prefixes.alloc()
 			*t.prefixes.at(at) = prefix{parent: parent, token: t.tokens.put(token)}
 			t.prefixes.at(parent).below++
 			t.byPath.add(hash, at)
@@ -271,8 +271,8 @@ func (t *table) descend(name string) (parent uint32, token string) {
 	}
 }
 
-// keep tells a prefix that one directly below it has a committed recorder now;
-// leave, that one has none any more.
+// keep counts, in a prefix, one more child with a committed recorder; leave counts
+// one less.
 func (t *table) keep(at uint32) {
 	for {
 		p := t.prefixes.at(at)
@@ -299,7 +299,7 @@ func (t *table) leave(at uint32) {
 	}
 }
 
-// release tells a prefix that one directly below it has gone.
+// release counts, in a prefix, one child less, and drops the prefix with its last.
 func (t *table) release(at uint32) {
 	for {
 		p := t.prefixes.at(at)
@@ -314,7 +314,7 @@ func (t *table) release(at uint32) {
 		gone := *p
 		t.byPath.remove(t.hashBytes(gone.parent, t.tokens.get(&gone.token)), at)
 		t.tokens.drop(&gone.token)
-		t.prefixes.give(at)
+		t.prefixes.free(at)
 		at = gone.parent
 	}
 }

@@ -20,12 +20,12 @@ func HashID(id string) ID {
 
 var fingerprintSeed = maphash.MakeSeed()
 
-// Fingerprint returns a hash of the payload, of a seed of this process's own: it
-// is not to be stored. Two payloads have the same one by accident once in 2^64.
+// Fingerprint returns a hash of the payload. Its seed is new in each process, so it
+// must not be stored. Two payloads collide with a probability of 2^-64.
 func Fingerprint(payload []byte) uint64 { return maphash.Bytes(fingerprintSeed, payload) }
 
 // Transaction is what certification needs to know of a transaction. The Manager
-// borrows it for the call and copies the names that it keeps.
+// uses it during the call and copies the names that it keeps.
 type Transaction struct {
 	// Locks in the order of the request. A name may stand more than once.
 	Locks []Lock

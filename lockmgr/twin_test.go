@@ -12,22 +12,22 @@ import (
 // It remembers no table: what the capacity leaves known is worked out from the
 // list each time, and overlap is decided token by token.
 type twin struct {
-	opts   lockmgr.Options
-	log    []logged // txid 1 first; forgotten ones too
-	flight []logged
-	first  uint64 // what is below is forgotten
-	time   int64  // of the newest advance
+	opts     lockmgr.Options
+	log      []logged // txid 1 first; forgotten ones too
+	inFlight []logged
+	first    uint64 // what is below is forgotten
+	time     int64  // of the newest advance
 }
 
 func (w *twin) committed() uint64 { return uint64(len(w.log)) }
-func (w *twin) last() uint64      { return w.committed() + uint64(len(w.flight)) }
+func (w *twin) last() uint64      { return w.committed() + uint64(len(w.inFlight)) }
 
 // at returns a transaction that is committed or in flight.
 func (w *twin) at(txid uint64) logged {
 	if txid <= w.committed() {
 		return w.log[txid-1]
 	}
-	return w.flight[txid-w.committed()-1]
+	return w.inFlight[txid-w.committed()-1]
 }
 
 // locks returns the committed locks that are known, newest first, and the floor.
@@ -95,7 +95,7 @@ func (w *twin) certify(tx *lockmgr.Transaction, now int64) lockmgr.Verdict {
 	if tx.HasExpectedLast && tx.ExpectedLast != w.last() {
 		v := lockmgr.Verdict{Outcome: lockmgr.WrongLast}
 		if tx.ExpectedLast >= w.committed() && tx.ExpectedLast < w.last() {
-			v.Ground = tx.ExpectedLast + 1
+			v.DependsOn = tx.ExpectedLast + 1
 		}
 		return v
 	}
@@ -107,7 +107,7 @@ func (w *twin) certify(tx *lockmgr.Transaction, now int64) lockmgr.Verdict {
 			v.Outcome, v.Txid = lockmgr.Conflicted, 0
 			v.Conflicts = append(v.Conflicts, lockmgr.Conflict{Name: l.Name, Mode: l.Mode, Txid: txid, Forgotten: forgotten})
 			if txid > w.committed() {
-				v.Ground = max(v.Ground, txid)
+				v.DependsOn = max(v.DependsOn, txid)
 			}
 		}
 	}
@@ -132,14 +132,14 @@ func (w *twin) duplicate(tx *lockmgr.Transaction, now int64) lockmgr.Verdict {
 			v.Outcome = lockmgr.IDReused
 		}
 		if id.Txid > w.committed() {
-			v.Ground = id.Txid
+			v.DependsOn = id.Txid
 		}
 		return v
 	}
 	return lockmgr.Verdict{}
 }
 
-// newest looks through flight, then through what is known, then at the floor.
+// newest looks at the transactions in flight, then at the known locks, then at the floor.
 func (w *twin) newest(name string, known []lockmgr.TrackedLock, floor uint64) (txid uint64, forgotten bool) {
 	if txid := w.ever(name, w.committed()); txid > 0 {
 		return txid, false

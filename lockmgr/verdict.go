@@ -1,7 +1,7 @@
 package lockmgr
 
-// Outcome is what became of a transaction that was certified. Its String is
-// the reason that clients see.
+// Outcome is the result of certifying a transaction. Its String is the reason that
+// clients see.
 type Outcome uint8
 
 const (
@@ -41,7 +41,7 @@ type Conflict struct {
 type Verdict struct {
 	Outcome Outcome
 
-	// Txid is, for Pass, the txid given; for Duplicate and IDReused that of the
+	// Txid is, for Pass, the txid assigned; for Duplicate and IDReused that of the
 	// transaction that holds the id; otherwise 0.
 	Txid uint64
 
@@ -51,13 +51,13 @@ type Verdict struct {
 
 	// Conflicts lists every violated lock, newest txid first and those of one
 	// txid in the order of the request; one entry for each time that a lock was
-	// given. A writer that has applied up to the first one's Txid meets none of
-	// them again. The caller owns the slice.
+	// named. A writer that has applied up to the first one's Txid does not meet any
+	// of them again. The caller owns the slice.
 	Conflicts []Conflict
 
-	// Ground is the highest txid in flight that a refusal or Duplicate rests
-	// on: it holds once that transaction is recorded, and must be certified
-	// again if that is rolled back. 0 means that it rests on committed state
+	// DependsOn is the highest txid in flight that a refusal or Duplicate depends
+	// on. The verdict holds if that transaction commits; if it is rolled back, the
+	// request must be certified again. 0 means that it depends on committed state
 	// alone.
-	Ground uint64
+	DependsOn uint64
 }
