@@ -51,7 +51,7 @@ func (e *endpoint) sendLog(c *fetchConn) (sent int, err error) {
 	if err := g.Halted(); err != nil {
 		return 0, err
 	}
-	head, k, err := g.fetchHead()
+	head, snap, err := g.fetchHead()
 	if err != nil {
 		return 0, err
 	}
@@ -63,7 +63,7 @@ func (e *endpoint) sendLog(c *fetchConn) (sent int, err error) {
 		return 0, err
 	}
 	from := binary.BigEndian.Uint64(b)
-	for entry, err := range g.log.log.Entries(max(from, head.First), k.Index) {
+	for entry, err := range g.log.log.Entries(max(from, head.First), snap.Index) {
 		if err != nil {
 			return sent, err
 		}
@@ -112,11 +112,11 @@ func (g *Group) fetchHead() (fetchHead, storedSnapshot, error) {
 	if head.Metas[metaSnapshot] == nil {
 		return head, storedSnapshot{}, errors.Join(errors.New("this replica has no snapshot yet"), snapshotErr)
 	}
-	k, err := head.snapshot()
+	snap, err := head.snapshot()
 	for _, index := range log.Voids() {
-		if index >= head.First && index <= k.Index {
+		if index >= head.First && index <= snap.Index {
 			head.Voids = append(head.Voids, index)
 		}
 	}
-	return head, k, err
+	return head, snap, err
 }

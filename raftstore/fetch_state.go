@@ -75,9 +75,9 @@ func loadFetchState(log *wal.Log) (fetchState, error) {
 	if f.OwedIndex > 0 {
 		f.OwedTerm = lastTerm(log)
 	}
-	k, err := snapshotStore{log}.load()
-	if err == nil && k.Index >= log.FirstIndex() && k.Index <= f.OwedIndex {
-		f.Keep = k.Index
+	snap, err := snapshotStore{log}.load()
+	if err == nil && snap.Index >= log.FirstIndex() && snap.Index <= f.OwedIndex {
+		f.Keep = snap.Index
 	}
 	return f, nil // a snapshot that can't be read is as good as none
 }

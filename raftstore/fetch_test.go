@@ -313,7 +313,7 @@ func TestTrimKeepsWhatRaftNeeds(t *testing.T) {
 	t.Parallel()
 	c, leader := startCluster(t, "n1", "n2", "n3")
 	if err := leader.group.Trim(1); err != nil || leader.log().FirstIndex() != 1 {
-		t.Fatalf("without a marker: %v, the log begins at %d", err, leader.log().FirstIndex())
+		t.Fatalf("without a snapshot: %v, the log begins at %d", err, leader.log().FirstIndex())
 	}
 	want := c.putMany(0, 50, 10)
 	applied(t, want, c.nodes["n1"], c.nodes["n2"], c.nodes["n3"])

@@ -50,14 +50,14 @@ type fetchHead struct {
 
 // snapshot returns the snapshot in the head, checked.
 func (h fetchHead) snapshot() (storedSnapshot, error) {
-	var k storedSnapshot
-	if err := json.Unmarshal(h.Metas[metaSnapshot], &k); err != nil {
-		return k, fmt.Errorf("%w: snapshot: %w", errFetch, err)
+	var snap storedSnapshot
+	if err := json.Unmarshal(h.Metas[metaSnapshot], &snap); err != nil {
+		return snap, fmt.Errorf("%w: snapshot: %w", errFetch, err)
 	}
-	if h.First == 0 || k.Index < h.First {
-		return k, fmt.Errorf("%w: the snapshot is at entry %d, the log begins at %d", errFetch, k.Index, h.First)
+	if h.First == 0 || snap.Index < h.First {
+		return snap, fmt.Errorf("%w: the snapshot is at entry %d, the log begins at %d", errFetch, snap.Index, h.First)
 	}
-	return k, nil
+	return snap, nil
 }
 
 // fetchConn is a connection that carries the messages of a fetch.

@@ -213,7 +213,7 @@ func (g *Group) VerifyLeader(ctx context.Context, term uint64) error {
 			return err
 		}
 		if now := g.Term(); now != term {
-			return notLeading(fmt.Errorf("its term %d is over, this is %d", term, now))
+			return notLeading(fmt.Errorf("term %d is over, the current term is %d", term, now))
 		}
 		if g.confirmed(term, began) {
 			return nil
@@ -315,11 +315,11 @@ func (g *Group) snapshotIfRunning() error {
 // raft can do without them: the entry of the last snapshot and what follows it
 // stay.
 func (g *Group) Trim(through uint64) error {
-	k, err := snapshotStore{g.log.log}.load()
-	if err != nil || k.Index == 0 {
+	snap, err := snapshotStore{g.log.log}.load()
+	if err != nil || snap.Index == 0 {
 		return err
 	}
-	return g.log.trim(min(through, k.Index-1))
+	return g.log.trim(min(through, snap.Index-1))
 }
 
 // Behind returns a channel that is closed when the leader has trimmed what this

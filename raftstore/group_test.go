@@ -188,7 +188,7 @@ func TestRestartWithASnapshotReplaysTheRest(t *testing.T) {
 		}
 	}
 	if got := s.Log(0).Meta("count"); len(got) != 8 || got[7] != 10 {
-		t.Fatalf("the marker's metas: count is %v", got)
+		t.Fatalf("the snapshot's metas: count is %v", got)
 	}
 	propose(t, g, "after")
 	closeAll(t, g, s)
@@ -212,9 +212,9 @@ func TestSnapshotsBesideProposalsLoseNothing(t *testing.T) {
 	s := openStore(t, dir, wal.Options{})
 	fsm := &machine{}
 	g := openGroup(t, s, fsm)
-	var markers sync.WaitGroup
+	var snapshots sync.WaitGroup
 	stop := make(chan struct{})
-	markers.Go(func() {
+	snapshots.Go(func() {
 		for {
 			select {
 			case <-stop:
@@ -230,7 +230,7 @@ func TestSnapshotsBesideProposalsLoseNothing(t *testing.T) {
 		propose(t, g, fmt.Sprint(i))
 	}
 	close(stop)
-	markers.Wait()
+	snapshots.Wait()
 	marked := fsm.snapshot
 	closeAll(t, g, s)
 
@@ -242,7 +242,7 @@ func TestSnapshotsBesideProposalsLoseNothing(t *testing.T) {
 	}
 	for i, data := range again.all()[marked:] {
 		if data != fmt.Sprint(marked+i) {
-			t.Fatalf("entry %d after the marker is %q", i, data)
+			t.Fatalf("entry %d after the snapshot is %q", i, data)
 		}
 	}
 }

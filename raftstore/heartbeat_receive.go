@@ -14,10 +14,10 @@ import (
 // serveHeartbeats serves a connection that carries a peer's heartbeats. When it
 // is the last one from that peer and breaks, the peer's process may be gone:
 // see failover.go.
-func (n *Network) serveHeartbeats(l *peernet.Conn) {
-	from := l.Peer()
+func (n *Network) serveHeartbeats(conn *peernet.Conn) {
+	from := conn.Peer()
 	n.countHeartbeatConns(from, +1)
-	n.handleHeartbeats(l, from)
+	n.handleHeartbeats(conn, from)
 	n.countHeartbeatConns(from, -1)
 	n.heartbeatConnEnded(from)
 }
@@ -26,19 +26,19 @@ func (n *Network) serveHeartbeats(l *peernet.Conn) {
 // replies. Replies that raft can give at once go out together. A heartbeat that
 // must pass raft's main goroutine, which may be busy, waits in a goroutine of
 // its own, so that the others don't wait for it.
-func (n *Network) handleHeartbeats(l *peernet.Conn, from string) {
-	defer l.Close()
+func (n *Network) handleHeartbeats(conn *peernet.Conn, from string) {
+	defer conn.Close()
 	var writing sync.Mutex
 	reply := func(records []byte) {
 		out := binary.BigEndian.AppendUint32(make([]byte, 0, 4+len(records)), uint32(len(records)/heartbeatReplySize))
 		writing.Lock()
 		defer writing.Unlock()
-		if _, err := l.Write(append(out, records...)); err != nil {
-			l.Abort()
+		if _, err := conn.Write(append(out, records...)); err != nil {
+			conn.Abort()
 		}
 	}
 	for {
-		records, err := readRecords(l, heartbeatSize)
+		records, err := readRecords(conn, heartbeatSize)
 		if err != nil {
 			return
 		}

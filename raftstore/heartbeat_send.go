@@ -121,41 +121,41 @@ func (n *Network) heartbeatsTo(node string) *heartbeatBatcher {
 // enqueue queues a heartbeat, to be sent within delay. onReply is called with
 // the reply, also if it comes after await has given up; it may be nil.
 func (b *heartbeatBatcher) enqueue(group uint32, term uint64, delay time.Duration, onReply func(raft.AppendEntriesResponse)) *queuedHeartbeat {
-	one := &queuedHeartbeat{group: group, term: term, due: time.Now().Add(delay), onReply: onReply, done: make(chan struct{})}
+	h := &queuedHeartbeat{group: group, term: term, due: time.Now().Add(delay), onReply: onReply, done: make(chan struct{})}
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.queue = append(b.queue, one)
-	if b.due.IsZero() || one.due.Before(b.due) {
-		b.due = one.due
+	b.queue = append(b.queue, h)
+	if b.due.IsZero() || h.due.Before(b.due) {
+		b.due = h.due
 		b.timer.Reset(delay)
 	}
-	return one
+	return h
 }
 
 // await returns the reply to a heartbeat, or an error: ctx's, the connection's,
 // or errNoHeartbeatReply when timeout has passed since the heartbeat was due.
 // At the beginning and after every step it asks presume whether to assume
 // success without waiting for the reply. The heartbeat is sent all the same.
-func (b *heartbeatBatcher) await(ctx context.Context, one *queuedHeartbeat, timeout, step time.Duration, presume func() bool) (raft.AppendEntriesResponse, error) {
-	presumed := raft.AppendEntriesResponse{Term: one.term, Success: true}
+func (b *heartbeatBatcher) await(ctx context.Context, h *queuedHeartbeat, timeout, step time.Duration, presume func() bool) (raft.AppendEntriesResponse, error) {
+	presumed := raft.AppendEntriesResponse{Term: h.term, Success: true}
 	if presume() {
 		return presumed, nil
 	}
-	tick := time.NewTimer(time.Until(one.due) + min(step, timeout))
+	tick := time.NewTimer(time.Until(h.due) + min(step, timeout))
 	defer tick.Stop()
 	for {
 		select {
-		case <-one.done:
-			return one.reply, one.err
+		case <-h.done:
+			return h.reply, h.err
 		case <-ctx.Done():
 			return raft.AppendEntriesResponse{}, ctx.Err()
 		case now := <-tick.C:
-			left := one.due.Add(timeout).Sub(now)
+			left := h.due.Add(timeout).Sub(now)
 			switch {
 			case presume():
 				return presumed, nil
 			case left <= 0:
-				b.dropIfSilent(one.due)
+				b.dropIfSilent(h.due)
 				return raft.AppendEntriesResponse{}, errNoHeartbeatReply
 			}
 			tick.Reset(min(step, left))
@@ -200,19 +200,19 @@ func (b *heartbeatBatcher) flush() {
 }
 
 func failAll(batch []*queuedHeartbeat, err error) {
-	for _, one := range batch {
-		one.complete(err)
+	for _, h := range batch {
+		h.complete(err)
 	}
 }
 
 // complete sets the outcome of a heartbeat, unless it has one. If the heartbeat
 // was given to a connection, its mu is held.
-func (one *queuedHeartbeat) complete(err error) {
+func (h *queuedHeartbeat) complete(err error) {
 	select {
-	case <-one.done:
+	case <-h.done:
 	default:
-		one.err = err
-		close(one.done)
+		h.err = err
+		close(h.done)
 	}
 }
 
@@ -226,11 +226,11 @@ func (b *heartbeatBatcher) close() {
 
 // connect dials the peer and starts to read its replies.
 func (b *heartbeatBatcher) connect() (*heartbeatConn, error) {
-	l, err := b.network.dial(b.network.ctx, b.node, peernet.Heartbeats, 0)
+	conn, err := b.network.dial(b.network.ctx, b.node, peernet.Heartbeats, 0)
 	if err != nil {
 		return nil, err
 	}
-	c := &heartbeatConn{conn: l, pending: map[uint32]*queuedHeartbeat{}}
+	c := &heartbeatConn{conn: conn, pending: map[uint32]*queuedHeartbeat{}}
 	b.network.running.Go(func() { b.dropConn(c, c.readReplies()) })
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -252,8 +252,8 @@ func (b *heartbeatBatcher) dropConn(c *heartbeatConn, err error) {
 		c.err = err
 	}
 	_ = c.conn.Close()
-	for id, one := range c.pending {
-		one.complete(c.err)
+	for id, h := range c.pending {
+		h.complete(c.err)
 		delete(c.pending, id)
 	}
 }
@@ -276,12 +276,12 @@ func (c *heartbeatConn) send(batch []*queuedHeartbeat) error {
 		defer c.mu.Unlock()
 		return c.err
 	}
-	for _, one := range batch {
+	for _, h := range batch {
 		c.lastID++
-		c.pending[c.lastID] = one
+		c.pending[c.lastID] = h
 		out = binary.BigEndian.AppendUint32(out, c.lastID)
-		out = binary.BigEndian.AppendUint32(out, one.group)
-		out = binary.BigEndian.AppendUint64(out, one.term)
+		out = binary.BigEndian.AppendUint32(out, h.group)
+		out = binary.BigEndian.AppendUint64(out, h.term)
 	}
 	c.mu.Unlock()
 	_ = c.conn.SetWriteDeadline(time.Now().Add(heartbeatWriteTimeout))
@@ -309,22 +309,22 @@ func (c *heartbeatConn) handleReply(r []byte) {
 	id := binary.BigEndian.Uint32(r)
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	one := c.pending[id]
-	if one == nil {
+	h := c.pending[id]
+	if h == nil {
 		return
 	}
 	delete(c.pending, id)
 	if r[4] == heartbeatNoGroup {
-		one.complete(peernet.NoGroupError(one.group))
+		h.complete(peernet.NoGroupError(h.group))
 		return
 	}
-	one.reply = raft.AppendEntriesResponse{
+	h.reply = raft.AppendEntriesResponse{
 		Success: r[4] == heartbeatAccepted, Term: binary.BigEndian.Uint64(r[5:]), LastLog: binary.BigEndian.Uint64(r[13:]),
 	}
-	if one.onReply != nil {
-		one.onReply(one.reply)
+	if h.onReply != nil {
+		h.onReply(h.reply)
 	}
-	one.complete(nil)
+	h.complete(nil)
 }
 
 // readRecords reads a message of records of one size.

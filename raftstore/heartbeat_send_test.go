@@ -87,9 +87,9 @@ func (p *heartbeatPeer) send(delay, patience time.Duration, groups ...uint32) <-
 	outcomes := make(chan sent, len(groups))
 	var all sync.WaitGroup
 	for _, g := range groups {
-		one := p.batcher.enqueue(g, 10*uint64(g), delay, nil)
+		h := p.batcher.enqueue(g, 10*uint64(g), delay, nil)
 		all.Go(func() {
-			a, err := p.batcher.await(context.Background(), one, patience, patience, never)
+			a, err := p.batcher.await(context.Background(), h, patience, patience, never)
 			outcomes <- sent{g, a, err}
 		})
 	}
@@ -97,10 +97,10 @@ func (p *heartbeatPeer) send(delay, patience time.Duration, groups ...uint32) <-
 	return outcomes
 }
 
-func reply(t *testing.T, l *peernet.Conn, records ...[]byte) {
+func reply(t *testing.T, c *peernet.Conn, records ...[]byte) {
 	t.Helper()
 	out := binary.BigEndian.AppendUint32(nil, uint32(len(records)))
-	if _, err := l.Write(append(out, slices.Concat(records...)...)); err != nil {
+	if _, err := c.Write(append(out, slices.Concat(records...)...)); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -110,10 +110,10 @@ func TestHeartbeatsShareAMessage(t *testing.T) {
 	p := newHeartbeatPeer(t)
 	outcomes := p.send(time.Hour, time.Hour, 1, 2, 3)
 	p.batcher.flushNow()
-	l := p.accept()
-	records, err := readRecords(l, heartbeatSize)
+	c := p.accept()
+	records, err := readRecords(c, heartbeatSize)
 	if err != nil || len(records) != 3*heartbeatSize {
-		t.Fatalf("%d bytes, %v, want 3 in one message", len(records), err)
+		t.Fatalf("%d bytes, %v, want 3 in h message", len(records), err)
 	}
 	// The last is answered first; there is no group 1, and 2 rejects the term.
 	all := slices.Collect(slices.Chunk(records, heartbeatSize))
@@ -125,7 +125,7 @@ func TestHeartbeatsShareAMessage(t *testing.T) {
 		}
 		a := append(slices.Clone(r[:4]), []byte{0, heartbeatNoGroup, heartbeatRejected, heartbeatAccepted}[group])
 		a = binary.BigEndian.AppendUint64(a, term+1)
-		reply(t, l, binary.BigEndian.AppendUint64(a, 99))
+		reply(t, c, binary.BigEndian.AppendUint64(a, 99))
 	}
 	for range 3 {
 		o := <-outcomes
@@ -142,11 +142,11 @@ func TestHeartbeatsShareAMessage(t *testing.T) {
 	}
 	// The next heartbeat uses the same connection.
 	next := p.send(0, time.Hour, 4)
-	records, err = readRecords(l, heartbeatSize)
+	records, err = readRecords(c, heartbeatSize)
 	if err != nil || len(records) != heartbeatSize {
 		t.Fatalf("%d bytes, %v, want another message", len(records), err)
 	}
-	_ = l.Close()
+	_ = c.Close()
 	if o := <-next; o.err == nil {
 		t.Error("a heartbeat whose connection broke was answered")
 	}
@@ -157,8 +157,8 @@ func TestAPeerThatIsSilentLosesItsConnection(t *testing.T) {
 	p := newHeartbeatPeer(t)
 	long := p.send(time.Hour, time.Hour, 1)
 	p.batcher.flushNow()
-	l := p.accept()
-	if _, err := readRecords(l, heartbeatSize); err != nil {
+	c := p.accept()
+	if _, err := readRecords(c, heartbeatSize); err != nil {
 		t.Fatal(err)
 	}
 	short := p.send(0, 10*time.Millisecond, 2)
@@ -168,7 +168,7 @@ func TestAPeerThatIsSilentLosesItsConnection(t *testing.T) {
 	if o := <-long; !errors.Is(o.err, errNoHeartbeatReply) {
 		t.Errorf("what waited on the same connection ended with %v", o.err)
 	}
-	if _, err := io.Copy(io.Discard, l); err != nil {
+	if _, err := io.Copy(io.Discard, c); err != nil {
 		t.Errorf("the connection is not closed: %v", err)
 	}
 	// The next heartbeat gets another connection.

@@ -206,11 +206,11 @@ func (s *logStore) DeleteRange(from, to uint64) error {
 // to be committed. Another leader can't have others in their place, unless a
 // replica has lost what it acknowledged.
 func (s *logStore) checkTruncation(from uint64) error {
-	k, err := snapshotStore{s.log}.load()
+	snap, err := snapshotStore{s.log}.load()
 	if err != nil {
 		return err
 	}
-	committed := k.Index
+	committed := snap.Index
 	if r := s.raft.Load(); r != nil {
 		committed = max(committed, r.AppliedIndex(), s.writes.limit(r.CommitIndex()))
 	}
@@ -311,7 +311,7 @@ func (s *logStore) SetUint64(key []byte, n uint64) error {
 // haltOnOlderTerm halts the replica: no term, of its own or of its last vote,
 // is ever followed by a lower one.
 func (s *logStore) haltOnOlderTerm(key string, have, n uint64) error {
-	return s.halt.haltForGood(fmt.Errorf("%w: %s is %d and was to become %d", ErrTermBack, key, have, n))
+	return s.halt.haltForGood(fmt.Errorf("%w: %s is %d and would become %d", ErrTermBack, key, have, n))
 }
 
 func (s *logStore) GetUint64(key []byte) (uint64, error) {

@@ -279,9 +279,9 @@ func TestStoredStateDoesNotGoBack(t *testing.T) {
 		do   func(*logStore) error
 		want error
 	}{
-		"the marker's entry": {func(s *logStore) error { return s.DeleteRange(3, 5) }, ErrCommittedCut},
-		"all entries":        {func(s *logStore) error { return s.DeleteRange(1, 5) }, ErrCommittedCut},
-		"the vote":           {func(s *logStore) error { return s.SetUint64([]byte("LastVoteTerm"), 6) }, ErrTermBack},
+		"the snapshot's entry": {func(s *logStore) error { return s.DeleteRange(3, 5) }, ErrCommittedCut},
+		"all entries":          {func(s *logStore) error { return s.DeleteRange(1, 5) }, ErrCommittedCut},
+		"the vote":             {func(s *logStore) error { return s.SetUint64([]byte("LastVoteTerm"), 6) }, ErrTermBack},
 		"the term": {func(s *logStore) error { // raft would panic on an error
 			if err := s.SetUint64([]byte(keyTerm), 6); err != nil {
 				t.Errorf("the term: raft would panic for %v", err)

@@ -178,7 +178,7 @@ func (f *rpcFilter) trimPrefix(q *raft.AppendEntriesRequest) {
 	q.PrevLogEntry, q.PrevLogTerm = first, oldest.Term
 }
 
-var errBehind = errors.New("this replica lacks entries that the leader has trimmed: it is to fetch them")
+var errBehind = errors.New("this replica lacks entries that the leader has trimmed: it has to fetch them")
 
 // answerInstall answers a leader that offers a snapshot because it has trimmed
 // what it takes for this replica's next entries. If the log holds what the

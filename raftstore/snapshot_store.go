@@ -31,38 +31,38 @@ type storedSnapshot struct {
 type snapshotStore struct{ log *wal.Log }
 
 func (s snapshotStore) load() (storedSnapshot, error) {
-	var k storedSnapshot
+	var snap storedSnapshot
 	v := s.log.Meta(metaSnapshot)
 	if v == nil {
-		return k, nil
+		return snap, nil
 	}
-	if err := json.Unmarshal(v, &k); err != nil {
-		return k, fmt.Errorf("%w: snapshot: %w", wal.ErrDamaged, err)
+	if err := json.Unmarshal(v, &snap); err != nil {
+		return snap, fmt.Errorf("%w: snapshot: %w", wal.ErrDamaged, err)
 	}
-	return k, nil
+	return snap, nil
 }
 
-func (k storedSnapshot) meta() *raft.SnapshotMeta {
+func (snap storedSnapshot) meta() *raft.SnapshotMeta {
 	return &raft.SnapshotMeta{
-		Version: raft.SnapshotVersionMax, ID: metaSnapshot, Index: k.Index, Term: k.Term,
-		Configuration: k.Config, ConfigurationIndex: k.ConfigIndex, Size: int64(len(k.State)),
+		Version: raft.SnapshotVersionMax, ID: metaSnapshot, Index: snap.Index, Term: snap.Term,
+		Configuration: snap.Config, ConfigurationIndex: snap.ConfigIndex, Size: int64(len(snap.State)),
 	}
 }
 
 func (s snapshotStore) List() ([]*raft.SnapshotMeta, error) {
-	k, err := s.load()
-	if err != nil || k.Index == 0 {
+	snap, err := s.load()
+	if err != nil || snap.Index == 0 {
 		return nil, err
 	}
-	return []*raft.SnapshotMeta{k.meta()}, nil
+	return []*raft.SnapshotMeta{snap.meta()}, nil
 }
 
 func (s snapshotStore) Open(string) (*raft.SnapshotMeta, io.ReadCloser, error) {
-	k, err := s.load()
+	snap, err := s.load()
 	if err != nil {
 		return nil, nil, err
 	}
-	return k.meta(), io.NopCloser(bytes.NewReader(k.State)), nil
+	return snap.meta(), io.NopCloser(bytes.NewReader(snap.State)), nil
 }
 
 func (s snapshotStore) Create(_ raft.SnapshotVersion, index, term uint64, config raft.Configuration,

@@ -29,9 +29,9 @@ func newSnapshotter(o Options, snapshot func() error, warn func(msg string, args
 
 // recordLast records the index of the last snapshot.
 func (s *snapshotter) recordLast(at snapshotStore) error {
-	k, err := at.load()
+	snap, err := at.load()
 	if err == nil {
-		s.last.Store(k.Index)
+		s.last.Store(snap.Index)
 	}
 	return err
 }

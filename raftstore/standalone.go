@@ -46,7 +46,7 @@ func (g *Group) campaignStandalone() {
 		ProtocolVersion: raft.ProtocolVersionMax, ID: []byte(g.node), Addr: g.inmem.EncodePeer(raft.ServerID(g.node), address),
 	}}
 	if err := caller.TimeoutNow(raft.ServerID(g.node), self, &request, &raft.TimeoutNowResponse{}); err != nil && !g.closing.Load() {
-		g.warn("the replica could not stand for election and tries again", "err", err)
+		g.warn("the replica could not stand for election: retrying", "err", err)
 		time.AfterFunc(campaignRetry, g.campaignStandalone)
 	}
 }

@@ -62,7 +62,7 @@ func TestSnapshotsComeAfterEnoughEntries(t *testing.T) {
 	for m.covered() <= 90 { // at least when the last ten were new
 		select {
 		case <-t.Context().Done():
-			t.Fatalf("the last marker covers %d of 100", m.covered())
+			t.Fatalf("the last snapshot covers %d of 100", m.covered())
 		case <-time.After(time.Millisecond):
 		}
 	}

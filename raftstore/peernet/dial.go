@@ -37,7 +37,7 @@ func (n *Network) Greet(ctx context.Context, node string) error {
 
 func (n *Network) dial(ctx context.Context, g greeting) (*Conn, error) {
 	if len(g.to) > maxName {
-		return nil, fmt.Errorf("its name has %d bytes: it can have %d", len(g.to), maxName)
+		return nil, fmt.Errorf("its name has %d bytes, the limit is %d", len(g.to), maxName)
 	}
 	ctx, cancel := context.WithTimeout(ctx, handshakeTimeout)
 	defer cancel()

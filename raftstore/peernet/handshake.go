@@ -37,8 +37,8 @@ func (n *Network) established(c *Conn, g greeting, peer string) *Conn {
 	return c
 }
 
-// answer has a dialer prove that it belongs to this cluster, and only then tells
-// it anything.
+// answer has a dialer prove that it belongs to this cluster. Only then it tells
+// the dialer anything.
 func (n *Network) answer(conn net.Conn, r *bufio.Reader, secure *tls.Conn) (g greeting, err error) {
 	binding, err := channelBinding(secure)
 	if err != nil {
@@ -132,7 +132,7 @@ func (n *Network) claims(peer string) ([]byte, error) {
 	}
 	c := n.opts.Claims(peer)
 	if len(c) > maxClaims {
-		return nil, fmt.Errorf("this node's claims have %d bytes: they can have %d", len(c), maxClaims)
+		return nil, fmt.Errorf("this node's claims have %d bytes, the limit is %d", len(c), maxClaims)
 	}
 	return c, nil
 }

@@ -122,7 +122,7 @@ var (
 type versionError uint16
 
 func (v versionError) Error() string {
-	return fmt.Sprintf("protocol %d is not known, %d is", uint16(v), preambleVersion)
+	return fmt.Sprintf("protocol version %d is not supported, only %d", uint16(v), preambleVersion)
 }
 
 // refusedError is a refusal of a connection.

@@ -133,13 +133,13 @@ func newNetwork(opts Options) (*Network, error) {
 	case opts.Cluster == "" || len(opts.Cluster) > maxName:
 		return nil, fmt.Errorf("the cluster's id has %d bytes: it must have 1 to %d", len(opts.Cluster), maxName)
 	case len(opts.ID) > maxName:
-		return nil, fmt.Errorf("the data directory's id has %d bytes: it can have %d", len(opts.ID), maxName)
+		return nil, fmt.Errorf("the data directory's id has %d bytes, the limit is %d", len(opts.ID), maxName)
 	case len(opts.Key) < minKey:
 		return nil, fmt.Errorf("the cluster's key has %d bytes: it must have %d", len(opts.Key), minKey)
 	case opts.Listener == nil || opts.Resolve == nil:
 		return nil, errors.New("a listener and a way to resolve nodes are needed")
 	case opts.CatchUpRate > 0 && opts.CatchUpRate < minCatchUpRate:
-		return nil, fmt.Errorf("the rate for catching up is %d bytes a second: the least is %d", opts.CatchUpRate, minCatchUpRate)
+		return nil, fmt.Errorf("the catch-up rate is %d bytes a second, the minimum is %d", opts.CatchUpRate, minCatchUpRate)
 	}
 	n := &Network{
 		opts: opts, log: opts.Logger, limiter: newLimiter(opts.CatchUpRate),

@@ -417,7 +417,7 @@ func TestInvalidOptions(t *testing.T) {
 		"cluster's key":   func(o *peernet.Options) { o.Key = o.Key[:31] },
 		"directory's id":  func(o *peernet.Options) { o.ID = strings.Repeat("x", 256) },
 		"resolve":         func(o *peernet.Options) { o.Resolve = nil },
-		"the least is":    func(o *peernet.Options) { o.CatchUpRate = 1000 },
+		"the minimum is":  func(o *peernet.Options) { o.CatchUpRate = 1000 },
 		"no authority":    func(o *peernet.Options) { o.TLS = &tls.Config{} },
 		"no certificate":  func(o *peernet.Options) { o.TLS = &tls.Config{RootCAs: a.Config("n1").RootCAs} },
 		"":                func(*peernet.Options) {},
