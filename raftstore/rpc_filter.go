@@ -13,15 +13,15 @@ import (
 	"github.com/cantuslog/cantus/wal"
 )
 
-// rpcFilter handles the requests of peers on their way to raft. hashicorp/raft
-// does not expect a log whose head is trimmed by others, nor a snapshot that is
-// not a copy of the state; and it trusts terms that no election can have
-// produced. The filter
+// rpcFilter is the request filter: it handles the requests of peers on their way
+// to raft. hashicorp/raft does not expect a log whose head is trimmed by others,
+// nor a snapshot that is not a copy of the state; and it trusts terms that no
+// election can have produced. The filter
 //
 //   - rejects all requests while the replica is halted,
 //   - rejects terms that are implausibly high,
 //   - rejects entries while the disk is full,
-//   - cuts off a request what lies before the head of the log,
+//   - removes from a request what lies before the head of the log,
 //   - answers offers of a snapshot itself, since no snapshot is installed from
 //     another node.
 type rpcFilter struct {
