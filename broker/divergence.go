@@ -254,7 +254,7 @@ func (n *Node) greetMembers() {
 	for _, name := range n.facts().Names() {
 		if name != n.opts.Name {
 			greeting.Go(func() {
-				if err := n.network.Greet(ctx, name); err != nil {
+				if err := n.network.Handshake(ctx, name); err != nil {
 					n.log.Debug("greet a member", "node", name, "err", err)
 				}
 			})

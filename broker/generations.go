@@ -320,7 +320,7 @@ func (g *generations) run(ctx context.Context) {
 			if name == g.node.opts.Name || greeted[name] || !g.node.peers.alive(name, time.Now()) {
 				continue
 			}
-			err := g.node.network.Greet(ctx, name)
+			err := g.node.network.Handshake(ctx, name)
 			greeted[name] = err == nil
 			if errors.Is(err, raftstore.ErrRefused) && err.Error() != refused[name] {
 				refused[name] = err.Error()

@@ -70,7 +70,7 @@ func (h *halt) update() {
 }
 
 // Halt excludes the replica from its group: it neither votes nor leads, and
-// acknowledges nothing, but can be read. The peers are told why.
+// acknowledges nothing, but can be read. The peers get the reason.
 func (g *Group) Halt(why error) { g.log.halt.request(why) }
 
 // Resume ends a Halt. A replica that halted by itself stays halted.

@@ -82,10 +82,12 @@ func (n *Network) Close() error {
 	return err
 }
 
-// Greet connects to a node for the sake of the handshake alone: each end checks
-// what the other one claims. The error is the connection's, or says how one end
-// has refused the other.
-func (n *Network) Greet(ctx context.Context, node string) error { return n.peers.Greet(ctx, node) }
+// Handshake connects to a node for the handshake alone: each end checks what
+// the other one claims. The error is the connection's, or says how one end has
+// refused the other.
+func (n *Network) Handshake(ctx context.Context, node string) error {
+	return n.peers.Handshake(ctx, node)
+}
 
 // Reconnect breaks all connections. They are made anew as they are needed, and
 // begin with the handshake.

@@ -40,8 +40,8 @@ type rpcFilter struct {
 	running    sync.WaitGroup
 }
 
-func newRPCFilter(in <-chan raft.RPC, open context.Context, log *wal.Log, h *halt, full func() bool, complain func(string, ...any)) *rpcFilter {
-	f := &rpcFilter{in: in, out: make(chan raft.RPC), open: open, log: log, halt: h, full: full, warn: complain, behind: make(chan struct{})}
+func newRPCFilter(in <-chan raft.RPC, open context.Context, log *wal.Log, h *halt, full func() bool, warn func(string, ...any)) *rpcFilter {
+	f := &rpcFilter{in: in, out: make(chan raft.RPC), open: open, log: log, halt: h, full: full, warn: warn, behind: make(chan struct{})}
 	f.running.Go(f.run)
 	return f
 }

@@ -7,7 +7,7 @@ import (
 	"github.com/hashicorp/raft"
 )
 
-// A standalone replica, one without a network, has no peer to hear of or to
+// A standalone replica, one without a network, has no peer to wait for or to
 // lose, so it does not depend on raft's timeouts: it campaigns when it is
 // opened, and again when it has stepped down, as it does when it can't store.
 // Its timeouts are long, because all that raft would do on them is wake each

@@ -24,11 +24,11 @@ func (n *Network) Dial(ctx context.Context, node string, purpose Purpose, group 
 	return c, nil
 }
 
-// Greet connects to a node for the sake of the handshake alone: each end checks
-// what the other one claims. The error is the connection's, or says how one end
-// has refused the other.
-func (n *Network) Greet(ctx context.Context, node string) error {
-	c, err := n.Dial(ctx, node, greet, 0)
+// Handshake connects to a node for the handshake alone: each end checks what
+// the other one claims. The error is the connection's, or says how one end has
+// refused the other.
+func (n *Network) Handshake(ctx context.Context, node string) error {
+	c, err := n.Dial(ctx, node, handshakeOnly, 0)
 	if err != nil {
 		return err
 	}

@@ -93,10 +93,10 @@ var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 type Purpose uint8
 
 const (
-	Raft       Purpose = 1 // requests and responses of a Raft group
-	Fetch      Purpose = 2 // a copy of a group's log
-	Heartbeats Purpose = 3 // the heartbeats of all groups
-	greet      Purpose = 4 // nothing but the handshake
+	Raft          Purpose = 1 // requests and responses of a Raft group
+	Fetch         Purpose = 2 // a copy of a group's log
+	Heartbeats    Purpose = 3 // the heartbeats of all groups
+	handshakeOnly Purpose = 4 // nothing but the handshake
 )
 
 // greeting says what a dialer wants, and from which node.
@@ -269,7 +269,7 @@ func decodeGreeting(b []byte) (g greeting, err error) {
 		*s, rest = string(rest[1:end]), rest[end:]
 	}
 	g.claims = rest
-	if g.purpose < Raft || g.purpose > greet {
+	if g.purpose < Raft || g.purpose > handshakeOnly {
 		return g, fmt.Errorf("%w: kind %d is not known", errGreeting, g.purpose)
 	}
 	return g, nil

@@ -39,7 +39,7 @@ var (
 type Options struct {
 	// Node is this node's name.
 	Node string
-	// ID is the id of this node's data directory. Peers are told it.
+	// ID is the id of this node's data directory. The handshake tells it to peers.
 	ID string
 	// Cluster is the cluster's unique id, and Key a secret of at least 32 bytes
 	// that its members share. A peer that does not prove that it has both gets
@@ -47,8 +47,8 @@ type Options struct {
 	Cluster string
 	Key     []byte
 	// Member refuses a peer that has the key but is not a member, by its name
-	// and the id of its data directory. Its error is told to the peer. It is
-	// called for each connection that a peer dials, concurrently, and must
+	// and the id of its data directory. The peer gets the text of its error. It
+	// is called for each connection that a peer dials, concurrently, and must
 	// answer from memory. Default: all peers are members.
 	Member func(node, id string) error
 	// Claims returns what this node claims to a peer, at most 4 KiB, and
@@ -84,8 +84,8 @@ type Options struct {
 // Handler serves the connections of one purpose.
 type Handler struct {
 	// Accept refuses a connection for a group that this node cannot serve. It is
-	// called in the handshake, and its error is told to the peer. nil accepts
-	// all groups.
+	// called in the handshake, and the peer gets the text of its error. nil
+	// accepts all groups.
 	Accept func(group uint32) error
 	// Serve is called for each connection, on a goroutine of its own. It owns
 	// the connection and closes it, or passes it on to a new owner.
@@ -143,7 +143,7 @@ func newNetwork(opts Options) (*Network, error) {
 	}
 	n := &Network{
 		opts: opts, log: opts.Logger, limiter: newLimiter(opts.CatchUpRate),
-		handlers: map[Purpose]Handler{greet: {Serve: func(c *Conn) { _ = c.Close() }}}, conns: map[net.Conn]struct{}{},
+		handlers: map[Purpose]Handler{handshakeOnly: {Serve: func(c *Conn) { _ = c.Close() }}}, conns: map[net.Conn]struct{}{},
 	}
 	if n.log == nil {
 		n.log = slog.New(slog.DiscardHandler)

@@ -299,12 +299,12 @@ func TestDialErrors(t *testing.T) {
 	check(t, n2.exchange("n6", theGroup), "not a replication port")
 }
 
-// TestGreetIsTheHandshakeAlone: Greet needs no group and leaves no connection.
-func TestGreetIsTheHandshakeAlone(t *testing.T) {
+// Handshake needs no group and leaves no connection.
+func TestHandshakeLeavesNoConnection(t *testing.T) {
 	t.Parallel()
 	c := newCluster(t, nil, "n1", "n2")
-	check(t, c.nodes["n2"].network.Greet(timeout(t), "n1"), "")
-	check(t, c.nodes["n2"].network.Greet(timeout(t), "n9"), "node n9 is not known")
+	check(t, c.nodes["n2"].network.Handshake(timeout(t), "n1"), "")
+	check(t, c.nodes["n2"].network.Handshake(timeout(t), "n9"), "node n9 is not known")
 }
 
 // Connections that wait for their peer end when either network closes them all,
