@@ -1,7 +1,7 @@
 // Package node holds the smallest follower and the smallest transaction in
-// Node.js, with the NATS client as it comes from npm. The client needs Node.js 22
-// or newer; older versions are warned of by npm (EBADENGINE). In this directory,
-// beside a node that runs:
+// Node.js, with the NATS client as it comes from npm. Node.js 20 works,
+// although npm warns that the client asks for 22 or newer (EBADENGINE). In this
+// directory, with a node running:
 //
 //	npm ci
 //	node follow.mjs nats://127.0.0.1:4222 0
