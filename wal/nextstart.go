@@ -28,8 +28,12 @@ type nextStart struct {
 
 const (
 	// admittedRoom is for what is written although no more entries are taken:
-	// entries on their way, votes, markers, trims.
-	admittedRoom = 8 << 20
+	// entries that were proposed before, votes, markers, trims. An entry takes some
+	// four times its size: in the journal, in Badger, in the next start's Badger,
+	// and in a table.
+	admittedRoom = 24 << 20
+	// lastRoom is the part of it that entries leave to what is small.
+	lastRoom = 4 << 20
 	// scantRoom is how much more must be free for entries to be taken again.
 	scantRoom = 1 << 20
 )
@@ -91,10 +95,22 @@ func (s *Store) checkStart() error {
 	return s.lookStart()
 }
 
-// roomForSegment returns an error if there is no room for so many bytes of
-// journal: they are written to Badger, and again by the next start.
-func (s *Store) roomForSegment(bytes int64) error {
+// TakesProposed reports whether there is room for so many bytes of entries that
+// were proposed before it was known that the store is [Store.Tight]. A replica
+// takes those so that its group can go on to a trim.
+func (s *Store) TakesProposed(bytes int64) bool {
 	left, err := s.startRoom()
+	return err != nil || left+admittedRoom-lastRoom >= 4*bytes
+}
+
+// roomForSegment returns an error if there is no room for so many bytes of
+// journal: they are written to Badger, and again by the next start. A segment that
+// a frame waits for may use admittedRoom.
+func (s *Store) roomForSegment(bytes int64, awaited bool) error {
+	left, err := s.startRoom()
+	if awaited {
+		left += admittedRoom - lastRoom
+	}
 	if err == nil && left < bytes {
 		return fmt.Errorf("%w: %s are free beyond what the next start needs, the segment needs %s", ErrNoSpace, mebibytes(left), mebibytes(bytes))
 	}

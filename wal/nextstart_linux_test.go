@@ -59,7 +59,7 @@ func killedCopy(t *testing.T, s *wal.Store, to string) {
 // after a stop, and once more after that.
 func TestAFullDiskHasRoomForTheNextStart(t *testing.T) {
 	t.Parallel()
-	const bytesEach, disk = 20_000, 32 << 20
+	const bytesEach, disk = 20_000, 48 << 20
 	dir := filepath.Join(t.TempDir(), "0")
 	data := bytes.Repeat([]byte("x"), bytesEach)
 	last := uint64(0)
@@ -84,6 +84,22 @@ func TestAFullDiskHasRoomForTheNextStart(t *testing.T) {
 		}
 		if round == 0 && last*bytesEach < disk/16 {
 			t.Errorf("it is full after %d bytes", last*bytesEach)
+		}
+		// What was proposed before is taken still, whatever the journal has left, and
+		// what is small after that.
+		for range 10 { // 5 MB
+			if !s.TakesProposed(500_000) {
+				t.Fatalf("round %d: it does not take what was proposed", round)
+			}
+			last++
+			if err := l.Append(wal.Entry{Index: last, Term: 1, Data: batch(last, 1, strings.Repeat("x", 500_000))}); err != nil {
+				t.Fatalf("round %d: what was proposed: %v", round, err)
+			}
+		}
+		for range 100 {
+			if err := l.SetMeta(wal.Meta{Name: "vote", Value: make([]byte, 100)}); err != nil {
+				t.Fatal(err)
+			}
 		}
 		killed := filepath.Join(t.TempDir(), "killed")
 		killedCopy(t, s, killed)

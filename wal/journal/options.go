@@ -46,8 +46,10 @@ type Options struct {
 
 	// Room is asked before a segment takes so many more bytes of the disk. If it
 	// returns an error, a smaller segment is tried, and ErrNoSpace returned if
-	// there is no room for one. Nil leaves it to the disk to refuse.
-	Room func(bytes int64) error
+	// there is no room for one. If a frame waits for the segment, the smallest that
+	// holds it is asked for once more, as awaited. Nil leaves it to the disk to
+	// refuse.
+	Room func(bytes int64, awaited bool) error
 
 	// StoreID names the store that the journal belongs to. It is written into
 	// every file when the journal is created; Open refuses a journal with

@@ -123,9 +123,9 @@ func (j *Journal) prepareStep() {
 	if n := len(j.spares); n > 0 {
 		spare, j.spares = j.spares[n-1], j.spares[:n-1]
 	}
-	need := labelBlock + j.need
+	need, awaited := labelBlock+j.need, j.need > 0
 	j.mu.Unlock()
-	s, err := j.makeSegment(spare, number, size, need)
+	s, err := j.makeSegment(spare, number, size, need, awaited)
 	j.mu.Lock()
 	j.wanted, j.need, j.prepErr = false, 0, nil
 	switch {
@@ -147,8 +147,9 @@ func (j *Journal) prepareStep() {
 
 // makeSegment makes a segment of a size, of the spare one if there is one. A
 // spare that is larger stays so, unless no segment is to be that large. If there
-// is no room for the size, the segment is smaller, of need bytes at least.
-func (j *Journal) makeSegment(spare string, number uint64, size, need int64) (*segment, error) {
+// is no room for the size, the segment is smaller, of need bytes at least. awaited
+// says that a frame waits for it.
+func (j *Journal) makeSegment(spare string, number uint64, size, need int64, awaited bool) (*segment, error) {
 	held := int64(0)
 	if spare != "" {
 		has, err := j.sizeOf(spare)
@@ -165,7 +166,7 @@ func (j *Journal) makeSegment(spare string, number uint64, size, need int64) (*s
 			size, held = max(size, has), has
 		}
 	}
-	size, err := j.fit(size, held, max(need, j.opts.FirstSize))
+	size, err := j.fit(size, held, max(need, j.opts.FirstSize), awaited)
 	if err != nil {
 		if spare != "" {
 			_ = j.fs.Remove(spare) // somebody else may need its room
@@ -187,13 +188,17 @@ func (j *Journal) makeSegment(spare string, number uint64, size, need int64) (*s
 
 // fit returns the size of a segment for which there is room: size, or half of it,
 // and so on, but least bytes or more. It already holds some bytes of the disk.
-func (j *Journal) fit(size, held, least int64) (int64, error) {
+func (j *Journal) fit(size, held, least int64, awaited bool) (int64, error) {
 	if j.opts.Room == nil {
 		return size, nil
 	}
 	for {
-		err := j.opts.Room(max(size-held, 0))
+		err := j.opts.Room(max(size-held, 0), false)
 		half := max(size/2-size/2%labelBlock, held)
+		if err != nil && awaited && (half < least || half == size) {
+			size = min(size, max(held, (least+labelBlock-1)/labelBlock*labelBlock))
+			err = j.opts.Room(max(size-held, 0), true)
+		}
 		switch {
 		case err == nil:
 			return size, nil
@@ -234,7 +239,10 @@ func (j *Journal) Short() bool { return j.short.Load() }
 
 // Prepare makes the segment after the active one if it is missing. It returns
 // ErrNoSpace while there is no room for it, ErrClosed, or ErrFailed.
-func (j *Journal) Prepare() error {
+func (j *Journal) Prepare() error { return j.prepareFor(0) }
+
+// prepareFor is Prepare for a frame of need bytes that waits for the segment.
+func (j *Journal) prepareFor(need int64) error {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	for asked := false; len(j.ready) == 0; {
@@ -248,7 +256,7 @@ func (j *Journal) Prepare() error {
 		case asked:
 			return j.prepErr
 		default:
-			j.wanted, asked = true, true
+			j.wanted, j.need, asked = true, need, true
 			j.prepare.Signal()
 		}
 	}

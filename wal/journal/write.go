@@ -200,7 +200,7 @@ func (j *Journal) step(batch []*commit) error {
 	j.frame = j.codec.frame(j.frame[:0], seq, groups...)
 	promised := slices.ContainsFunc(batch, func(c *commit) bool { return c.then != nil })
 	if left := j.active.size - j.off - int64(len(j.frame)); left < j.kept(int64(len(j.frame))) && !promised {
-		if err := j.Prepare(); err != nil {
+		if err := j.prepareFor(int64(len(j.frame))); err != nil {
 			return err
 		}
 	}
