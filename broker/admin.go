@@ -402,12 +402,15 @@ func (p *partition) serveTrim(_ context.Context, m *natslink.Message) error {
 	}
 	reply := subjects.TrimReply{Partition: p.id}
 	if keep > 0 {
+		if err := p.awaitProposed(); err != nil {
+			return err
+		}
 		w, id := p.trimBatch(keep)
-		result, err := p.group.Propose(w).Wait()
+		a, err := p.outcome(p.group.Propose(w))
 		if err != nil {
 			return err
 		}
-		if result.(applied).failed {
+		if a.failed {
 			return raftstore.ErrUnknown
 		}
 		if id > 0 {

@@ -123,11 +123,10 @@ func (p *partition) commitCursors(calls []cursorCall) ([]cursorResult, error) {
 	if err := p.fullError(); err != nil {
 		return nil, err
 	}
-	result, err := p.group.Propose(w.Finish()).Wait()
+	a, err := p.outcome(p.group.Propose(w.Finish()))
 	if err != nil {
 		return nil, err
 	}
-	a := result.(applied)
 	if a.failed {
 		return nil, raftstore.ErrUnknown // it is in the log
 	}

@@ -225,3 +225,8 @@ func (n *Node) RaftAddr() string { return n.raftAddr }
 
 // Denied is how it is said that nodes deny that this one is a member.
 func Denied(by ...string) string { return votes{deny: by}.String() }
+
+// StoreSpace has the node's store take what free says for the free bytes of its disk.
+func StoreSpace(o *Options, free func() int64) {
+	o.store.FreeSpace = func(string) (int64, error) { return free(), nil }
+}

@@ -38,7 +38,8 @@ type partition struct {
 	term  atomic.Uint64
 	level atomic.Bool // it has had all that its leader had, once
 	// crowded is what isCrowded said lately, while this replica leads.
-	crowded atomic.Bool
+	crowded  atomic.Bool
+	crowding sync.Mutex // held while crowded is found out
 
 	digests digests
 	end     atomic.Pointer[context.CancelCauseFunc] // of the present session
@@ -72,7 +73,7 @@ func openPartition(n *Node, id int, voters []string) (*partition, error) {
 		p.fenced.Store(&text)
 	}
 	opts := n.groupOptions(uint32(id), p.store, p.replica, p.log)
-	opts.Voters, opts.Full = voters, p.turnsDown
+	opts.Voters, opts.Full, opts.PeerFull = voters, p.turnsDown, p.peerFull
 	opts.HaltedItself, opts.PeerLostEntries = p.contradicted, p.peerForgot
 	if why := p.fenced.Load(); why != nil {
 		opts.Halted = fmt.Errorf("%w: %s", errFenced, *why)

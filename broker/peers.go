@@ -172,6 +172,16 @@ func (p *peers) get(name string) (peer, bool) {
 	return q, ok
 }
 
+// setFull notes that a node is full, until its next hello says whether it is.
+func (p *peers) setFull(name string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if q, ok := p.heard[name]; ok {
+		q.Full = true
+		p.heard[name] = q
+	}
+}
+
 // all gives every node that was heard lately, in order of names.
 func (p *peers) all(now time.Time) []peer {
 	p.mu.Lock()

@@ -18,7 +18,9 @@ type queue struct {
 	inflight int // bytes of the messages that were taken and have no outcome yet
 	most     int
 	open     bool
-	filled   chan struct{} // capacity 1: there may be something to take
+	// rejecting says that messages are rejected, and need not gather.
+	rejecting bool
+	filled    chan struct{} // capacity 1: there may be something to take
 }
 
 // messageCost is what a message takes beside its bytes, roughly.
@@ -86,7 +88,7 @@ func (q *queue) put(m *natslink.Message) putResult {
 // alone, a message does not wait: each costs a round of Raft, and a sync of three
 // disks, whatever its size. mu is held.
 func (q *queue) worthwhile() bool {
-	return len(q.items) > 0 && q.bytes >= min(q.inflight, batchBytes, q.most/2)
+	return len(q.items) > 0 && (q.rejecting || q.bytes >= min(q.inflight, batchBytes, q.most/2))
 }
 
 // tell wakes the taker if there is something for it; mu is held.
@@ -98,6 +100,14 @@ func (q *queue) tell() {
 	case q.filled <- struct{}{}:
 	default:
 	}
+}
+
+// reject has messages taken as they come, or as many together again.
+func (q *queue) reject(on bool) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.rejecting = on
+	q.tell()
 }
 
 // addInflight adds n to the bytes taken from the queue whose outcome is unknown; a

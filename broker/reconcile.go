@@ -225,7 +225,7 @@ func (p *partition) reconcile(ctx context.Context) {
 			want[name] = true
 		}
 		now := time.Now()
-		p.crowded.Store(p.isCrowded())
+		p.noteCrowded()
 		w := wantedGroup{
 			group: p.group, transfer: p.makeWay, self: p.node.opts.Name, voters: want, preferred: p.leaderWithRoom(facts.Voters(p.id), now),
 			report: func(name string) (groupReport, bool) {

@@ -60,13 +60,26 @@ func (p *responder) run() {
 		if err == nil && b.proposal != nil {
 			p.stages.observe(b, time.Now())
 		}
-		p.metrics.answered("append", b.singles, time.Since(b.certified))
-		p.metrics.answered("batch", b.batches, time.Since(b.certified))
+		p.answered(b)
 		if publish {
 			p.committed <- b
 		}
 		b.done()
 	}
+}
+
+// answered counts a batch's messages.
+func (p *responder) answered(b *batch) {
+	p.metrics.answered("append", b.singles, time.Since(b.certified))
+	p.metrics.answered("batch", b.batches, time.Since(b.certified))
+}
+
+// replyRejected replies to a batch of which nothing was proposed, on the goroutine
+// of the sequencer. What is decided must depend on nothing in flight.
+func (p *responder) replyRejected(b *batch) {
+	p.reply(b, nil)
+	p.answered(b)
+	b.requests.free()
 }
 
 // errVoid is the failure of a batch that was committed out of turn.

@@ -34,6 +34,8 @@ type sequencer struct {
 	rejected  func() error
 	limits    transactionLimits
 	certified chan<- *batch
+	places    chan struct{} // of the partition's batches in flight
+	reply     func(*batch)  // replies to a batch that was rejected
 }
 
 // transactionLimits are the sizes up to which requests are taken.
@@ -48,6 +50,12 @@ type transactionLimits interface {
 func (s *sequencer) run(ctx context.Context) {
 	defer close(s.certified)
 	for s.queue.wait(ctx) {
+		if err := s.place(ctx); ctx.Err() != nil {
+			return
+		} else if err != nil {
+			s.reply(s.reject(s.queue.take(batchCount, batchBytes), err))
+			continue
+		}
 		if s.inflight.acquire(ctx) != nil {
 			return
 		}
@@ -59,8 +67,36 @@ func (s *sequencer) run(ctx context.Context) {
 		b.release = func() {
 			release()
 			s.queue.addInflight(-bytes)
+			<-s.places
 		}
 		s.certified <- b // the responder receives until this is closed
+	}
+}
+
+// rejectedInterval is how often a sequencer that waits for a place in flight
+// checks whether messages are rejected.
+const rejectedInterval = 100 * time.Millisecond
+
+// place takes one of the partition's places in flight. It blocks until one is free
+// or ctx ends. An error says why nothing can be stored, and that no place is needed:
+// batches whose entries wait for room on disks may hold them all.
+func (s *sequencer) place(ctx context.Context) error {
+	for {
+		if err := s.rejected(); err != nil {
+			return err
+		}
+		select {
+		case s.places <- struct{}{}:
+			return nil
+		default:
+		}
+		select {
+		case s.places <- struct{}{}:
+			return nil
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(rejectedInterval):
+		}
 	}
 }
 
@@ -70,10 +106,6 @@ func (s *sequencer) sequence(ms []*natslink.Message) *batch {
 	rs := make([]*request, 0, len(ms))
 	for _, m := range ms {
 		rs = s.decode(b, rs, m)
-	}
-	if err := s.rejected(); err != nil {
-		s.reject(b, rs, err)
-		return b
 	}
 	b.certification = s.certifier.certify(s.term, rs)
 	for _, f := range b.refused {
@@ -91,17 +123,24 @@ func (b *batch) decide(r *request, o outcome, dependsOn uint64) {
 	b.decided = append(b.decided, decided{r, o, dependsOn})
 }
 
-// reject refuses requests because nothing can be stored. Repeats of what was
-// stored before are answered as ever.
-func (s *sequencer) reject(b *batch, rs []*request, why error) {
+// reject decides on messages because nothing can be stored. Repeats of what was
+// committed before get its outcome. Nothing depends on what is in flight: the outcome
+// of an earlier message with the same id stays open.
+func (s *sequencer) reject(ms []*natslink.Message, why error) *batch {
+	b := &batch{certified: time.Now(), requests: newRequestArena()}
+	var rs []*request
+	for _, m := range ms {
+		rs = s.decode(b, rs, m)
+	}
 	e := wireError(why)
 	for _, f := range s.certifier.repeats(rs) {
-		if f.verdict.Outcome == lockmgr.Pass {
-			b.decide(f.r, outcome{err: e}, 0)
-			continue
+		o := outcome{err: e}
+		if f.verdict.Outcome != lockmgr.Pass && f.verdict.DependsOn == 0 {
+			o = s.outcome(f)
 		}
-		b.decide(f.r, s.outcome(f), f.verdict.DependsOn)
+		b.decide(f.r, o, 0)
 	}
+	return b
 }
 
 // decode adds a message's transactions to rs, and decides on those that are

@@ -15,9 +15,9 @@ import (
 //
 //   - The sequencer takes messages off the queue, decodes and certifies their
 //     transactions, and proposes those that pass as one batch. It blocks on the
-//     queue, on the node's limit of batches in flight, on raft while that has
-//     many proposals waiting, and on its channel to the responder, whose capacity
-//     is the partition's own limit of batches in flight.
+//     queue, on the limits of batches in flight, the partition's own and the
+//     node's, and on raft while that has many proposals waiting. While disks are
+//     full it rejects messages at once, and waits for none of these.
 //   - The responder takes batches in order, waits until each is committed and
 //     applied, and replies. It blocks on the proposal, on the connection to the
 //     NATS server, and, once the replies are sent, on its channel to the
@@ -42,9 +42,9 @@ type session struct {
 	publisher publisher
 }
 
-// maxInflight is how many batches of a partition may be in flight: one being
-// synced, one waiting behind it, one being answered.
-const maxInflight = 3
+// maxInflight is how many batches of a partition may be in flight, from the
+// proposal to the outcome.
+const maxInflight = 5
 
 // sessionConfig lists what a session is given.
 type sessionConfig struct {
@@ -100,7 +100,7 @@ func newSession(c sessionConfig) *session {
 			partition: c.partition, partitions: c.partitions, names: c.names, term: c.term,
 			direct: c.names.Append(c.partition), batchSubject: c.names.Batch(c.partition),
 			queue: c.queue, certifier: c.certifier, inflight: c.inflight, propose: c.propose, rejected: c.rejected,
-			limits: c.nats, certified: certified,
+			limits: c.nats, certified: certified, places: make(chan struct{}, maxInflight),
 		},
 		publisher: publisher{
 			partition: c.partition, names: c.names, packed: c.names.PackedFeed(c.partition), log: c.log,
@@ -114,6 +114,7 @@ func newSession(c sessionConfig) *session {
 		},
 	}
 	s.responder.followed = s.publisher.followed
+	s.sequencer.reply = s.responder.replyRejected
 	return s
 }
 

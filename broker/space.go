@@ -2,17 +2,23 @@ package broker
 
 import (
 	"errors"
+	"strings"
 	"time"
 
+	"github.com/cantuslog/cantus/raftstore"
 	"github.com/cantuslog/cantus/subjects"
 )
 
-// A node whose disk has less free space than its reserve takes no more
-// transactions: as a leader it refuses them, as a follower it turns the leader's
-// entries down, and the partition goes on with the others. Each node says of
-// itself in its hellos whether it is full. Where a majority is, the leader
-// refuses, and what was on its way is taken by all, which is what the reserve
-// is for; so are elections, cursors' trims and the cluster's facts.
+// A node is full if its disk has less free space than its reserve, or than its next
+// start needs. As a leader it then refuses transactions. As a follower it refuses
+// its leader's entries, and the partition goes on with the others.
+//
+// Each node says in its hellos whether it is full, and a leader also learns it from
+// the refusal. Where no majority has room, the leader refuses transactions and says
+// so. Its followers, although full, then take the entries that it had proposed
+// before, as far as the room that each keeps for them goes (wal.Store.TakesProposed):
+// behind those is the trim that makes room. Elections, trims and the cluster's facts
+// are small, and always taken.
 
 // errFull is why nothing is fetched.
 var errFull = errors.New("this node's disk is full")
@@ -26,10 +32,15 @@ func (n *Node) checkSpace() {
 		return
 	}
 	n.free.Store(free)
-	full := free < n.limits.reserve.Load() || n.store.Tight()
+	n.setFull(free < n.limits.reserve.Load() || n.store.Tight())
+}
+
+// setFull notes whether the node is full, and tells the others if that is new.
+func (n *Node) setFull(full bool) {
 	if full == n.full.Swap(full) {
 		return
 	}
+	free := n.free.Load()
 	n.log.Warn("room on the disk", "enough", !full, "free_bytes", free, "reserve_bytes", n.limits.reserve.Load())
 	n.advise("storage", map[string]any{"full": full, "free_bytes": free, "reserve_bytes": n.limits.reserve.Load()})
 	n.helloSoon()
@@ -51,8 +62,8 @@ func (n *Node) hasRoom(name string, now time.Time) (room, full bool) {
 }
 
 // roomy reports whether a majority of the partition's voters take transactions,
-// and how many are full.
-func (p *partition) roomy() (roomy bool, full int) {
+// and which are full.
+func (p *partition) roomy() (roomy bool, full []string) {
 	voters, room := 0, 0
 	now := time.Now()
 	for _, r := range p.group.Status().Replicas {
@@ -65,7 +76,7 @@ func (p *partition) roomy() (roomy bool, full int) {
 			room++
 		}
 		if isFull {
-			full++
+			full = append(full, r.Name)
 		}
 	}
 	return room > voters/2, full
@@ -74,33 +85,112 @@ func (p *partition) roomy() (roomy bool, full int) {
 // isCrowded reports whether transactions can't be committed because of full disks.
 func (p *partition) isCrowded() bool {
 	roomy, full := p.roomy()
-	return !roomy && full > 0
+	return !roomy && len(full) > 0
 }
 
-// turnsDown reports whether this replica, following, takes no more transactions
-// from its leader. While no majority has room it takes what is on its way.
-func (p *partition) turnsDown() bool {
-	if !p.node.isFull() {
+// noteCrowded finds out, by a leader, whether the partition is crowded. If that is
+// new, the followers hear it soon: they wait for it before they take what was
+// proposed.
+func (p *partition) noteCrowded() {
+	p.crowding.Lock()
+	defer p.crowding.Unlock()
+	crowded := p.isCrowded()
+	if crowded != p.crowded.Swap(crowded) {
+		p.queue.reject(crowded)
+		p.cursors.reject(crowded)
+		p.node.helloSoon()
+	}
+}
+
+// peerFull notes that a peer has refused this leader's entries for want of room.
+func (p *partition) peerFull(name string) {
+	p.node.peers.setFull(name)
+	select {
+	case <-p.opened:
+		p.noteCrowded() // also before it serves: entries of the last term may wait
+	default:
+	}
+}
+
+// turnsDown reports whether this replica, following, refuses entries of so many
+// bytes for want of room. It takes them once its leader refuses transactions: what
+// still comes was proposed before, and there is not much of it.
+func (p *partition) turnsDown(bytes int) bool {
+	n := p.node
+	if !n.isFull() {
 		return false
 	}
-	if p.group == nil || p.node.store.Tight() {
-		return true
-	}
-	roomy, _ := p.roomy()
-	return roomy
+	n.setFull(true) // the leader is to hear it now
+	_, leader, ok := n.peers.leader(p.id, time.Now())
+	return !ok || leader.Full == "" || !n.store.TakesProposed(int64(bytes))
 }
 
 // fullError is why the partition takes no more transactions, nil if it does.
 func (p *partition) fullError() error {
+	const until = "nothing is appended until there is room: free some there, or trim"
+	name := p.node.opts.Name
 	switch {
 	case p.node.store.Tight():
-		return subjects.Errorf(subjects.StorageFull, "the node's disk is full: nothing is appended until there is room")
+		return subjects.Errorf(subjects.StorageFull, "the disk of node %s is full: %s", name, until)
 	case p.node.full.Load():
-		return subjects.Errorf(subjects.StorageFull, "less than %d bytes are free on the node's disk: nothing is appended until there is room", p.node.limits.reserve.Load())
-	case p.crowded.Load() && p.isCrowded():
-		return subjects.Errorf(subjects.StorageFull, "too few of the partition's nodes have room on their disks: nothing is appended until there is room")
+		return subjects.Errorf(subjects.StorageFull, "less than %d bytes are free on the disk of node %s: %s", p.node.limits.reserve.Load(), name, until)
+	case p.crowded.Load():
+		if roomy, full := p.roomy(); !roomy && len(full) > 0 {
+			return subjects.Errorf(subjects.StorageFull, "%s: %s", tooFew(full), until)
+		}
 	}
 	return nil
+}
+
+func tooFew(full []string) string {
+	return "too few of the partition's nodes have room on their disks, " + strings.Join(full, " and ") + " none"
+}
+
+// roomPatience is how long an entry that needs no room waits for those before it,
+// which need some that nobody has.
+const roomPatience = 3 * time.Second
+
+// awaitProposed returns nil once what was proposed before the call is committed, or
+// has no need to wait for room. Otherwise a trim would wait behind it.
+func (p *partition) awaitProposed() error {
+	last, began := p.group.Status().LastIndex, time.Now()
+	for p.group.Status().CommitIndex < last {
+		roomy, full := p.roomy()
+		if roomy || len(full) == 0 {
+			return nil
+		}
+		if time.Since(began) > roomPatience {
+			return subjects.Errorf(subjects.StorageFull, "%s, not even for what was proposed before: free some there first", tooFew(full))
+		}
+		time.Sleep(roomPatience / 100)
+	}
+	return nil
+}
+
+// outcome returns a proposal's, but does not wait for long for room on disks.
+func (p *partition) outcome(of raftstore.Proposal) (applied, error) {
+	type outcome struct {
+		result any
+		err    error
+	}
+	done := make(chan outcome, 1)
+	go func() { // ends at the latest when the group is closed
+		result, err := of.Wait()
+		done <- outcome{result, err}
+	}()
+	for {
+		select {
+		case o := <-done:
+			if o.err != nil {
+				return applied{}, o.err
+			}
+			return o.result.(applied), nil
+		case <-time.After(roomPatience):
+		}
+		if roomy, full := p.roomy(); !roomy && len(full) > 0 {
+			return applied{}, subjects.Errorf(subjects.Unknown, "%s: it is done when there is some, unless another node leads then: free some there, and send it again", tooFew(full))
+		}
+	}
 }
 
 // fullText is fullError's text, "" if there is room.

@@ -43,10 +43,14 @@ type Options struct {
 	// SnapshotEntries is the number of new entries that a snapshot is taken after.
 	// Default 256.
 	SnapshotEntries uint64
-	// Full reports whether this replica, following, has no room for more entries
-	// that need room. It is called for each request with entries. Default: it
-	// always has room.
-	Full func() bool
+	// Full reports whether this replica, following, has no room for entries of so
+	// many bytes. It is called for each request with entries that need room. Default:
+	// it always has room.
+	Full func(bytes int) bool
+	// PeerFull is called when a peer refuses entries of this replica's, leading,
+	// because it has no room. The entries are sent again. The function must not
+	// block. May be nil.
+	PeerFull func(peer string)
 	// Halted opens the replica halted, for this reason: see [Group.Halt].
 	Halted error
 	// HaltedItself is called once, on a goroutine of its own, when the replica

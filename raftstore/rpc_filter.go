@@ -29,7 +29,7 @@ type rpcFilter struct {
 	out  chan raft.RPC
 	open context.Context
 	log  *wal.Log
-	full func() bool // reports whether the disk is full; nil if it never is
+	full func(bytes int) bool // Options.Full; may be nil
 	raft atomic.Pointer[raft.Raft]
 	halt *halt // nil in some tests
 
@@ -40,7 +40,7 @@ type rpcFilter struct {
 	running    sync.WaitGroup
 }
 
-func newRPCFilter(in <-chan raft.RPC, open context.Context, log *wal.Log, h *halt, full func() bool, warn func(string, ...any)) *rpcFilter {
+func newRPCFilter(in <-chan raft.RPC, open context.Context, log *wal.Log, h *halt, full func(bytes int) bool, warn func(string, ...any)) *rpcFilter {
 	f := &rpcFilter{in: in, out: make(chan raft.RPC), open: open, log: log, halt: h, full: full, warn: warn, behind: make(chan struct{})}
 	f.running.Go(f.run)
 	return f
@@ -123,7 +123,7 @@ func (f *rpcFilter) filter(rpc *raft.RPC) bool {
 	}
 	switch q := rpc.Command.(type) {
 	case *raft.AppendEntriesRequest:
-		if f.full != nil && needsRoom(q) && f.full() {
+		if f.full != nil && needsRoom(q) && f.full(entryBytes(q)) {
 			rpc.Respond(nil, errFull)
 			return false
 		}
@@ -157,6 +157,14 @@ func needsRoom(q *raft.AppendEntriesRequest) bool {
 		}
 	}
 	return false
+}
+
+// entryBytes returns the size of a request's entries.
+func entryBytes(q *raft.AppendEntriesRequest) (n int) {
+	for _, l := range q.Entries {
+		n += len(l.Data) + len(l.Extensions)
+	}
+	return n
 }
 
 // trimPrefix removes from a request what lies before the head of this log. A

@@ -61,6 +61,8 @@ type transport struct {
 	peers map[raft.ServerID]*peer
 	// peerLostEntries is Options.PeerLostEntries; it may be nil.
 	peerLostEntries func(peer string, has, had uint64)
+	// peerFull is Options.PeerFull; it may be nil.
+	peerFull func(peer string)
 }
 
 // peer is what this replica, leading, knows of a peer.
@@ -103,7 +105,7 @@ var (
 )
 
 func newTransport(e *endpoint, opts Options, u *asyncWrites) *transport {
-	t := &transport{end: e, peers: map[raft.ServerID]*peer{}, writes: u, peerLostEntries: opts.PeerLostEntries, throttle: e.network.peers.Throttle}
+	t := &transport{end: e, peers: map[raft.ServerID]*peer{}, writes: u, peerLostEntries: opts.PeerLostEntries, peerFull: opts.PeerFull, throttle: e.network.peers.Throttle}
 	t.inMemory = func(index uint64) bool { return u.get(index) != nil || opts.Log.InMemory(index) }
 	config := raft.NetworkTransportConfig{
 		Logger: opts.logger, MaxPool: pooled, MaxRPCsInFlight: maxInFlight,
@@ -298,11 +300,7 @@ func (t *transport) throttleOld(q *raft.AppendEntriesRequest) error {
 	if len(q.Entries) == 0 || t.inMemory(q.Entries[0].Index) {
 		return nil
 	}
-	bytes := 0
-	for _, l := range q.Entries {
-		bytes += len(l.Data) + len(l.Extensions)
-	}
-	return t.throttle(t.end.dialing, bytes)
+	return t.throttle(t.end.dialing, entryBytes(q))
 }
 
 // retry tries a request of a term until the peer has replied, or the request no
@@ -318,6 +316,9 @@ func (t *transport) retry(id raft.ServerID, term uint64, try func() error) error
 	for pause := retryFirst; err != nil && t.worthRetrying(id, term); pause = min(2*pause, retryMost) {
 		if isFull(err) {
 			pause = retryFull
+			if t.peerFull != nil {
+				t.peerFull(string(id))
+			}
 		}
 		select {
 		case <-t.end.dialing.Done():

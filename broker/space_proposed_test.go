@@ -1,0 +1,180 @@
+package broker_test
+
+import (
+	"encoding/json"
+	"fmt"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats.go"
+
+	"github.com/cantuslog/cantus/broker"
+	"github.com/cantuslog/cantus/subjects"
+)
+
+const (
+	// lastRoom leaves a store room for what was proposed before it was full.
+	lastRoom = 54 << 20
+	// noRoom leaves it none.
+	noRoom = 1 << 20
+)
+
+// writers append without a pause, each of them one transaction at a time.
+type writers struct {
+	stop            chan struct{}
+	running         sync.WaitGroup
+	done, full      atomic.Int64
+	mu              sync.Mutex
+	refused, silent []string
+}
+
+func startWriters(t *testing.T, c *nodes, node string) *writers {
+	w := &writers{stop: make(chan struct{})}
+	nc := c.conn(node)
+	for range 8 {
+		w.running.Go(func() {
+			for {
+				select {
+				case <-w.stop:
+					return
+				default:
+				}
+				m, err := nc.Request("cantus.append.0", []byte("x"), patience)
+				w.note(m, err)
+			}
+		})
+	}
+	t.Cleanup(func() { w.end(t) })
+	return w
+}
+
+func (w *writers) note(m *nats.Msg, err error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	var r subjects.Reply
+	switch {
+	case err != nil:
+		w.silent = append(w.silent, err.Error())
+	case json.Unmarshal(m.Data, &r) != nil:
+		w.refused = append(w.refused, string(m.Data))
+	case r.Error == nil:
+		w.done.Add(1)
+	case r.Error.Reason == subjects.StorageFull:
+		w.full.Add(1)
+	default:
+		w.refused = append(w.refused, r.Error.Error())
+	}
+}
+
+// end stops them: each request must have had an answer, and no other than that it
+// was done or that there is no room.
+func (w *writers) end(t *testing.T) {
+	t.Helper()
+	select {
+	case <-w.stop:
+		return
+	default:
+		close(w.stop)
+	}
+	w.running.Wait()
+	if len(w.silent) > 0 || len(w.refused) > 0 {
+		t.Errorf("without an answer: %q; refused: %q", w.silent, w.refused)
+	}
+}
+
+// TestFullFollowersTakeWhatWasProposed fills both followers' disks under load. What
+// the leader had proposed before it knew is committed, other appends are refused as
+// storage_full, and a trim passes. Without a byte left, the trim is refused and says
+// what to do, and what waits is committed when there is room. It takes some seconds:
+// disks are looked at each second.
+func TestFullFollowersTakeWhatWasProposed(t *testing.T) {
+	c := newNodes(t, 3, broker.Options{Partitions: 1})
+	d := disks{}
+	for _, name := range c.names {
+		d[name] = &atomic.Int64{}
+		d[name].Store(1 << 40)
+	}
+	c.change = func(name string, o *broker.Options) {
+		broker.StoreSpace(o, d[name].Load)
+		broker.PointEvery(o, 16)
+	}
+	c.start(c.names...)
+	c.settle("n1")
+	leader := c.leader(0, "n1")
+	nc := c.conn(leader)
+	fillTo(t, nc, 200)
+	followers := func(free int64) {
+		for _, name := range c.names {
+			if name != leader {
+				d[name].Store(free)
+			}
+		}
+	}
+	allFull := func(full bool) {
+		t.Helper()
+		for _, name := range c.names {
+			if name != leader {
+				eventually(t, fmt.Sprintf("%s full is %v", name, full), func() bool { return broker.Full(c.node(name)) == full })
+			}
+		}
+	}
+
+	w := startWriters(t, c, leader)
+	followers(lastRoom)
+	allFull(true)
+	eventually(t, "storage_full", func() bool { return w.full.Load() > 20 })
+	done := w.done.Load()
+	w.end(t)
+	if now := w.done.Load(); now > done+8 {
+		t.Errorf("%d were taken after the first that was refused", now-done)
+	}
+	before := info(t, nc, 0).HighWaterMark
+	if r := trim(t, nc, `{"before":150}`); r.FirstTxid != 101 {
+		t.Errorf("the trim leaves %+v", r)
+	}
+	same := func() {
+		t.Helper()
+		eventually(t, "all have trimmed", func() bool {
+			lengths := map[int]bool{}
+			for _, name := range c.names {
+				has, _, err := broker.Contents(c.node(name), 0)
+				lengths[len(has)] = err == nil
+			}
+			return len(lengths) == 1
+		})
+		c.checkSame(0, c.names...)
+	}
+	same()
+
+	followers(1 << 40)
+	allFull(false)
+	last := keep(t, nc, 0, "x", "room")
+	if last != before+1 {
+		t.Errorf("txid %d after %d", last, before)
+	}
+	w = startWriters(t, c, leader)
+	eventually(t, "appends", func() bool { return w.done.Load() > 50 })
+	followers(noRoom)
+	allFull(true)
+	eventually(t, "the leader knows", func() bool { return info(t, nc, 0).StorageFull != "" })
+	others := startWriters(t, c, leader) // all of the first may wait for what they proposed
+	eventually(t, "storage_full", func() bool { return others.full.Load() > 20 })
+	others.end(t)
+	began := time.Now()
+	m, err := nc.Request(subjects.Names{}.Admin("trim", "0"), []byte(`{"before":180}`), patience)
+	if err != nil {
+		t.Fatalf("a trim without room, after %v: %v", time.Since(began), err)
+	}
+	var r subjects.TrimReply
+	if err := json.Unmarshal(m.Data, &r); err != nil || r.Error != nil && (r.Error.Reason != subjects.StorageFull || !strings.Contains(r.Error.Message, "free some there")) {
+		t.Errorf("a trim without room: %s", m.Data)
+	}
+	followers(1 << 40)
+	allFull(false)
+	w.end(t)
+	keep(t, nc, 0, "x", "room again")
+	same()
+}
