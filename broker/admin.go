@@ -414,11 +414,11 @@ func (p *partition) serveTrim(_ context.Context, m *natslink.Message) error {
 			return raftstore.ErrUnknown
 		}
 		if id > 0 {
-			reply.Because = fmt.Sprintf("the message id of transaction %d still counts: ids are remembered for %v; trim again when they are not", id, p.node.opts.MsgIDWindow)
+			reply.Because = fmt.Sprintf("the message id of transaction %d still counts: ids are remembered for %v; trim again when they are not", id, p.replica.window)
 		}
 	}
 	reply.FirstTxid = p.replica.position().first
-	p.node.answerRead(natslink.AppendPub(nil, m.Reply, mustJSON(reply)))
+	p.answerRead(natslink.AppendPub(nil, m.Reply, mustJSON(reply)))
 	return nil
 }
 

@@ -69,7 +69,7 @@ func (p *partition) writeCursors(ctx context.Context, term uint64) {
 		for _, m := range p.cursors.take(cursorBatch, batchBytes) {
 			c, err := p.parseCursor(m)
 			if err != nil {
-				p.node.answerRead(p.refuseCursor(c, p.sure(term, p.readError(err))))
+				p.answerRead(p.refuseCursor(c, p.confirmRefusal(term, p.readError(err))))
 				continue
 			}
 			calls = append(calls, c)
@@ -105,13 +105,13 @@ func (p *partition) serveCursors(ctx context.Context, term uint64, calls []curso
 		}
 	}
 	p.metrics.answered("cursor", len(calls), time.Since(began))
-	p.node.answerRead(out)
+	p.answerRead(out)
 }
 
 // commitCursors commits the writes among calls and gives their results.
 func (p *partition) commitCursors(calls []cursorCall) ([]cursorResult, error) {
 	var w wal.BatchWriter
-	w.Begin(wal.CursorWrites, p.replica.position().mark, time.Now().UnixNano(), 0)
+	w.Begin(wal.CursorWrites, p.replica.position().mark, p.host.now().UnixNano(), 0)
 	for _, c := range calls {
 		if c.write {
 			w.AddCursor(c.Cursor)

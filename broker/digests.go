@@ -135,12 +135,12 @@ func (p *partition) ceaseFor(why string, halts bool) {
 		p.group.Halt(fmt.Errorf("%w: %s", errFenced, why))
 	}
 	p.log.Error("replica fenced: it takes no part until it is rebuilt from the others (cantus cluster rebuild); keep a copy of the data directory first: it may hold what they have lost", "because", why)
-	p.node.advise("diverged", map[string]any{"partition": p.id, "because": why})
-	p.node.metrics.diverged.WithLabelValues(label(p.id)).Set(1)
-	if end := p.end.Load(); end != nil {
+	p.host.advise("diverged", map[string]any{"partition": p.id, "because": why})
+	p.host.metrics.diverged.WithLabelValues(label(p.id)).Set(1)
+	if end := p.endSession.Load(); end != nil {
 		(*end)(errFenced)
 	}
-	p.node.begin(func() {
+	p.host.background(func() {
 		if err := p.store.SetMeta(wal.Meta{Name: metaFenced, Value: []byte(why)}); err != nil {
 			p.log.Warn("the fence is not written down", "err", err)
 		}

@@ -108,7 +108,7 @@ func (n *Node) compareDigests(h hello) {
 
 // compare compares the replica with another one, and does what follows.
 func (p *partition) compare(name string, r groupReport) {
-	if why := r.Forgot[p.node.opts.Name]; why != "" && r.leads() {
+	if why := r.Forgot[p.host.name]; why != "" && r.leads() {
 		p.accuser.Store(&name)
 		p.dispute(fmt.Sprintf("its leader %s says that it has lost entries: %s", name, why))
 		return
@@ -129,7 +129,7 @@ func (p *partition) compare(name string, r groupReport) {
 	if r.leads() && r.Term >= status.Term {
 		leader = name
 	}
-	c := p.verdicts.count(p.node.opts.Name, leader, status.Replicas)
+	c := p.verdicts.count(p.host.name, leader, status.Replicas)
 	if result == different {
 		p.log.Warn("replicas have different logs", "other", name, "txid", txid, "agree", c.agree, "differ", c.differ, "majority", c.majority)
 	}
@@ -152,10 +152,10 @@ func (p *partition) dispute(why string) {
 		return
 	}
 	p.log.Error("replica takes no part: it may have lost or changed what was acknowledged", "because", why)
-	p.node.advise("diverged", map[string]any{"partition": p.id, "because": why})
+	p.host.advise("diverged", map[string]any{"partition": p.id, "because": why})
 	err := fmt.Errorf("%w: %s", errDisputed, why)
 	p.group.Halt(err)
-	if end := p.end.Load(); end != nil {
+	if end := p.endSession.Load(); end != nil {
 		(*end)(err)
 	}
 }
@@ -171,7 +171,7 @@ func (p *partition) settleDispute() {
 // contradicted takes why raft has halted the replica.
 func (p *partition) contradicted(err error) {
 	if errors.Is(err, raftstore.ErrTermBack) {
-		p.node.fail(fmt.Errorf("partition %d: %w", p.id, err))
+		p.host.fail(fmt.Errorf("partition %d: %w", p.id, err))
 		return
 	}
 	p.fence(err.Error())
@@ -182,8 +182,8 @@ func (p *partition) peerForgot(peer string, has, had uint64) {
 	why := fmt.Sprintf("its newest entry is %d, and it had acknowledged %d", has, had)
 	p.log.Error("a replica has lost entries that it had acknowledged, and counts for nothing: its data directory was put back to an older state; "+
 		"remove the node, give it an empty directory and add it again", "peer", peer, "has", has, "had", had)
-	p.node.advise("amnesia", map[string]any{"partition": p.id, "member": peer, "because": why})
-	p.node.helloSoon()
+	p.host.advise("amnesia", map[string]any{"partition": p.id, "member": peer, "because": why})
+	p.host.announce()
 }
 
 // compareFacts compares this node's facts with another node's. A node whose

@@ -3,6 +3,7 @@ package broker
 import (
 	"math"
 	"testing"
+	"time"
 
 	"github.com/cantuslog/cantus/raftstore"
 	"github.com/cantuslog/cantus/wal"
@@ -18,7 +19,7 @@ func TestABatchOfAnotherTermIsVoid(t *testing.T) {
 	defer s.Close()
 	var chain digests
 	damage := func(err error) { t.Error(err) }
-	r := newReplica(s.Log(0), Options{MaxLocks: 10, MaxMsgIDs: 10, MsgIDWindow: 1}, damage, &chain)
+	r := newReplica(s.Log(0), testReplicaOptions, time.Now, damage, &chain)
 	write := func(term, txid uint64) []byte {
 		var w wal.BatchWriter
 		if w.Begin(wal.Transactions, txid, 1, 0); term > 0 {
@@ -65,7 +66,7 @@ func TestABatchFromThePastIsVoid(t *testing.T) {
 	}
 	defer s.Close()
 	var chain digests
-	r := newReplica(s.Log(0), Options{MaxLocks: 10, MaxMsgIDs: 10, MsgIDWindow: 1}, func(err error) { t.Error(err) }, &chain)
+	r := newReplica(s.Log(0), testReplicaOptions, time.Now, func(err error) { t.Error(err) }, &chain)
 	write := func(txid uint64, time int64) []byte {
 		var w wal.BatchWriter
 		w.BeginIn(2, txid, time, 0)

@@ -72,21 +72,22 @@ func appendRefusal(dst []byte, subject string, e *subjects.Error, body any) []by
 	return natslink.AppendHPub(dst, subject, refusalHeader(e), mustJSON(body))
 }
 
-// ready is a refusal of a request that is put together once: a partition that
-// has too much to do must not spend its time on saying so.
-type ready struct {
+// busyReply is a `busy` refusal encoded once: an overloaded partition must not spend
+// time on encoding it.
+type busyReply struct {
 	reason subjects.Reason
 	header []byte
 	body   []byte // up to the high-water mark
 }
 
-func newReady(partition int, e *subjects.Error) ready {
+func newBusyReply(partition int) busyReply {
+	e := busyError(partition)
 	body := mustJSON(subjects.Reply{Partition: partition, Error: e})
-	return ready{e.Reason, refusalHeader(e), append(body[:len(body)-1], `,"high_water_mark":`...)}
+	return busyReply{e.Reason, refusalHeader(e), append(body[:len(body)-1], `,"high_water_mark":`...)}
 }
 
-// append appends the message that refuses with it.
-func (r *ready) append(dst []byte, subject string, mark uint64) []byte {
+// append appends the message.
+func (r *busyReply) append(dst []byte, subject string, mark uint64) []byte {
 	var space [512]byte
 	body := strconv.AppendUint(append(space[:0], r.body...), mark, 10)
 	return natslink.AppendHPub(dst, subject, r.header, append(body, '}'))

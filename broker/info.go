@@ -16,10 +16,10 @@ func (p *partition) serveInfo(ctx context.Context, m *natslink.Message) error {
 	if err := noBody(m.Payload); err != nil {
 		return err
 	}
-	if err := p.group.VerifyLeader(ctx, p.term.Load()); err != nil {
+	if err := p.group.VerifyLeader(ctx, p.readTerm.Load()); err != nil {
 		return err
 	}
-	p.node.answerRead(natslink.AppendPub(nil, m.Reply, mustJSON(p.info())))
+	p.answerRead(natslink.AppendPub(nil, m.Reply, mustJSON(p.info())))
 	return nil
 }
 
@@ -37,9 +37,9 @@ func (p *partition) info() subjects.PartitionInfo {
 	}
 	for _, rep := range status.Replicas {
 		i := subjects.ReplicaInfo{Name: rep.Name, Voter: rep.Voter, State: "follower"}
-		if rep.Name == p.node.opts.Name {
+		if rep.Name == p.host.name {
 			i.State, i.HighWaterMark = status.State, info.HighWaterMark
-		} else if said, ok := p.node.peers.report(rep.Name, p.id, now); ok {
+		} else if said, ok := p.host.peers.report(rep.Name, p.id, now); ok {
 			i.State, i.HighWaterMark = said.State, said.Txid
 		} else {
 			i.State = "away"

@@ -342,7 +342,7 @@ func (m *meta) handOver() {
 	if !m.group.Leading() || len(m.group.Status().Replicas) < 2 {
 		return
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), handOverTime)
+	ctx, cancel := context.WithTimeout(context.Background(), transferTime)
 	defer cancel()
 	if err := m.group.Transfer(ctx, ""); err != nil {
 		m.node.log.Debug("leadership of the facts was not handed over", "err", err)

@@ -233,7 +233,7 @@ func (r *replica) cuttable(olderThan int64, keepBytes uint64) (keep uint64) {
 
 // retain cuts the log's head as trims are applied, until stop is closed. A
 // snapshot goes before each cut, so that a restart needs nothing that is gone.
-func (p *partition) retain(stop <-chan struct{}) {
+func (p *partition) runTrims(stop <-chan struct{}) {
 	for told := uint64(0); ; {
 		told = p.cut(told)
 		select {
@@ -254,7 +254,7 @@ func (p *partition) cut(told uint64) uint64 {
 	if through == 0 || p.store.FirstIndex() > through {
 		return told
 	}
-	step := p.node.opts.cutting
+	step := p.host.trimming
 	if step == nil {
 		step = func(string) {}
 	}
@@ -270,7 +270,7 @@ func (p *partition) cut(told uint64) uint64 {
 	}
 	if txid != told {
 		p.log.Info("trimmed", "first_txid", txid)
-		p.node.advise("trim", map[string]any{"partition": p.id, "first_txid": txid})
+		p.host.advise("trim", map[string]any{"partition": p.id, "first_txid": txid})
 	}
 	return txid
 }

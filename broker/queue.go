@@ -8,49 +8,53 @@ import (
 	"github.com/cantuslog/cantus/broker/internal/natslink"
 )
 
-// queue holds the messages that wait for a partition's sequencer, bounded in
-// bytes. One goroutine takes; any number put.
+// queue holds the messages that wait for a partition's sequencer, or for its cursor
+// writer, bounded in bytes. One goroutine takes; any number put.
 type queue struct {
 	mu       sync.Mutex
 	items    []*natslink.Message
-	spare    []*natslink.Message // the taker's last slice, to be filled again
+	spare    []*natslink.Message // what was taken last, to be reused
 	bytes    int
 	inflight int // bytes of the messages that were taken and have no outcome yet
 	most     int
-	open     bool
+	isOpen   bool
 	// rejecting says that messages are rejected, and need not gather.
 	rejecting bool
 	filled    chan struct{} // capacity 1: there may be something to take
 }
 
-// messageCost is what a message takes beside its bytes, roughly.
+// messageCost is about what a message takes beside its bytes.
 const messageCost = 256
 
 func newQueue(most int) *queue {
 	return &queue{most: most, filled: make(chan struct{}, 1)}
 }
 
-// resize changes how many bytes may wait. What waits already stays.
+// resize changes how many bytes may wait. Messages that wait already stay.
 func (q *queue) resize(most int) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	q.most = most
 }
 
-// accepting opens the queue, or closes it and gives what was waiting.
-func (q *queue) accepting(open bool) []*natslink.Message {
+// open has the queue accept messages.
+func (q *queue) open() {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	q.open = open
-	if open {
-		return nil
-	}
+	q.isOpen = true
+}
+
+// close has the queue accept no more messages, and returns those that were waiting.
+func (q *queue) close() []*natslink.Message {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.isOpen = false
 	rest := q.items
 	q.items, q.bytes = nil, 0
 	return rest
 }
 
-// putResult says what became of a message that was put.
+// putResult is the outcome of put.
 type putResult uint8
 
 const (
@@ -60,8 +64,7 @@ const (
 )
 
 // maxQueueWait is how long the oldest message may have waited when another one is
-// let in. Behind it a message would wait longer than most clients do, and the
-// work on it would be for nothing.
+// accepted. A message behind it would be answered after most clients have given up.
 const maxQueueWait = time.Second
 
 // put never blocks.
@@ -70,7 +73,7 @@ func (q *queue) put(m *natslink.Message) putResult {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	switch {
-	case !q.open:
+	case !q.isOpen:
 		return closed
 	case q.bytes > 0 && q.bytes+n > q.most:
 		return full
@@ -79,21 +82,21 @@ func (q *queue) put(m *natslink.Message) putResult {
 	}
 	q.items = append(q.items, m)
 	q.bytes += n
-	q.tell()
+	q.wake()
 	return queued
 }
 
-// worthwhile tells whether what waits is to be taken: it is as much as is
-// in flight, or a whole batch. So batches are large when there is much to do, and
-// alone, a message does not wait: each costs a round of Raft, and a sync of three
+// shouldFlush reports whether the waiting messages should be taken: they are as many
+// bytes as are in flight, or a whole batch. So batches are large under load, and a
+// message alone does not wait: each batch costs a round of Raft and a sync of three
 // disks, whatever its size. mu is held.
-func (q *queue) worthwhile() bool {
+func (q *queue) shouldFlush() bool {
 	return len(q.items) > 0 && (q.rejecting || q.bytes >= min(q.inflight, batchBytes, q.most/2))
 }
 
-// tell wakes the taker if there is something for it; mu is held.
-func (q *queue) tell() {
-	if !q.worthwhile() {
+// wake wakes the taker if it should take messages; mu is held.
+func (q *queue) wake() {
+	if !q.shouldFlush() {
 		return
 	}
 	select {
@@ -107,7 +110,7 @@ func (q *queue) reject(on bool) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	q.rejecting = on
-	q.tell()
+	q.wake()
 }
 
 // addInflight adds n to the bytes taken from the queue whose outcome is unknown; a
@@ -116,10 +119,10 @@ func (q *queue) addInflight(n int) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	q.inflight += n
-	q.tell()
+	q.wake()
 }
 
-// cost is what messages count as.
+// cost returns how many bytes messages count as.
 func cost(ms []*natslink.Message) (bytes int) {
 	for _, m := range ms {
 		bytes += len(m.Header) + len(m.Payload) + messageCost
@@ -127,12 +130,12 @@ func cost(ms []*natslink.Message) (bytes int) {
 	return bytes
 }
 
-// wait blocks until there is something worthwhile to take. It returns false
-// when ctx ends first.
+// wait blocks until messages should be taken, or until ctx ends, when it returns
+// false.
 func (q *queue) wait(ctx context.Context) bool {
 	for {
 		q.mu.Lock()
-		ready := q.worthwhile()
+		ready := q.shouldFlush()
 		q.mu.Unlock()
 		if ready {
 			return true
@@ -145,9 +148,8 @@ func (q *queue) wait(ctx context.Context) bool {
 	}
 }
 
-// take gives messages from the front, in order: at most count, and at most
-// bytes of them unless the first alone has more. The slice is good until the
-// next take.
+// take removes messages from the front, in order: at most count, and at most bytes
+// of them unless the first alone has more. The slice is valid until the next take.
 func (q *queue) take(count, bytes int) []*natslink.Message {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -160,7 +162,7 @@ func (q *queue) take(count, bytes int) []*natslink.Message {
 		sum += size
 		n++
 	}
-	clear(q.spare) // what was taken last may go
+	clear(q.spare) // the messages taken last
 	taken := q.items[:n:n]
 	q.items = append(q.spare[:0], q.items[n:]...)
 	q.spare = taken
@@ -168,7 +170,7 @@ func (q *queue) take(count, bytes int) []*natslink.Message {
 	return taken
 }
 
-// length is the number of messages that wait.
+// length returns the number of messages that wait.
 func (q *queue) length() int {
 	q.mu.Lock()
 	defer q.mu.Unlock()

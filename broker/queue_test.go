@@ -16,7 +16,7 @@ func TestAQueueWaitsForWhatIsInFlight(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const each = 1000
 		q := newQueue(8 << 20)
-		q.accepting(true)
+		q.open()
 		put := func(n int) {
 			for range n {
 				if q.put(&natslink.Message{Payload: make([]byte, each-messageCost)}) != queued {
@@ -79,7 +79,7 @@ func TestAQueueWaitsForWhatIsInFlight(t *testing.T) {
 // TestAQueueWhoseOldestMessageIsOldIsFull: what comes then would wait as long.
 func TestAQueueWhoseOldestMessageIsOldIsFull(t *testing.T) {
 	q := newQueue(8 << 20)
-	q.accepting(true)
+	q.open()
 	began := time.Now()
 	for _, c := range []struct {
 		after time.Duration

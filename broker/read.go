@@ -10,59 +10,71 @@ import (
 	"github.com/cantuslog/cantus/wal"
 )
 
-// readsAtOnce bounds the requests that the node reads for at a time, those
-// that wait at a log's end included.
+// readsAtOnce bounds the reads that the node serves at a time, those that wait at
+// the end of a log included.
 const readsAtOnce = 4096
 
-// onRead makes a handler that serves each message on a goroutine of its own.
+var errTooManyReads = errors.New("broker: too many reads")
+
+// onRead returns a handler that serves each message on a goroutine of its own.
 func (p *partition) onRead(ctx context.Context, serve func(context.Context, *natslink.Message) error) func(*natslink.Message) {
 	return func(m *natslink.Message) {
 		if m.Reply == "" {
 			return // nobody would see the answer
 		}
-		n := p.node
-		n.intake.RLock()
-		defer n.intake.RUnlock()
-		if n.deaf {
-			n.readSender.Send(p.refuseRead(m, p.readError(context.Canceled)))
-			return
-		}
-		if !n.reading.TryAcquire(1) {
-			n.readSender.Send(p.refuseRead(m, subjects.Errorf(subjects.Busy,
-				"the node serves %d reads already: back off and try again", readsAtOnce)))
-			return
-		}
-		n.readsNow.Add(1)
-		n.readers.Go(func() {
-			defer n.reading.Release(1)
-			defer n.readsNow.Add(-1)
+		err := p.host.startRead(func() {
 			began := time.Now()
 			defer func() { p.metrics.answered(p.endpoint(m), 1, time.Since(began)) }()
-			term := p.term.Load()
+			term := p.readTerm.Load()
 			switch err := serve(ctx, m); {
 			case errors.Is(err, errUnwanted): // nobody would see a refusal
 			case err != nil:
-				n.answerRead(p.refuseRead(m, p.sure(term, p.readError(err))))
+				p.answerRead(p.refuseRead(m, p.confirmRefusal(term, p.readError(err))))
 			}
 		})
+		if err != nil {
+			p.host.readSender.Send(p.refuseRead(m, p.readError(err)))
+		}
 	}
 }
 
-// sure gives a refusal of what was looked up since a term was the partition's. It
-// waits for a majority's word on that something is ahead of the log.
-func (p *partition) sure(term uint64, refused *subjects.Error) *subjects.Error {
-	if refused.Reason == subjects.Ahead && !p.leads(term) {
+// startRead runs serve on a goroutine that Close waits for, unless the node is closing
+// or serves too many reads.
+func (n *Node) startRead(serve func()) error {
+	n.intake.RLock()
+	defer n.intake.RUnlock()
+	if n.deaf {
+		return context.Canceled
+	}
+	if !n.reading.TryAcquire(1) {
+		return errTooManyReads
+	}
+	n.readsNow.Add(1)
+	n.readers.Go(func() {
+		defer n.reading.Release(1)
+		defer n.readsNow.Add(-1)
+		serve()
+	})
+	return nil
+}
+
+// confirmRefusal returns refused, but turns `ahead` into `unavailable` unless a
+// majority confirms that this node still leads in term.
+func (p *partition) confirmRefusal(term uint64, refused *subjects.Error) *subjects.Error {
+	if refused.Reason == subjects.Ahead && !p.confirmLeader(term) {
 		return notConfirmedError(p.id)
 	}
 	return refused
 }
 
-// readError gives an error of a read as clients see it.
+// readError returns an error of a read as clients see it.
 func (p *partition) readError(err error) *subjects.Error {
 	switch {
 	case errors.Is(err, errNotTaken):
 		return subjects.Errorf(subjects.Busy,
 			"the connection that the answer goes to takes nothing: it is too far behind with what was sent to it before")
+	case errors.Is(err, errTooManyReads):
+		return subjects.Errorf(subjects.Busy, "the node serves %d reads already: back off and try again", readsAtOnce)
 	case errors.Is(err, errScans):
 		return subjects.Errorf(subjects.Busy, "too many reads go through the node's logs: back off and try again")
 	case errors.Is(err, context.Canceled):
@@ -85,6 +97,12 @@ func (p *partition) refuseRead(m *natslink.Message, e *subjects.Error) []byte {
 	return appendRefusal(nil, m.Reply, e, map[string]any{
 		"partition": p.id, "error": e, "high_water_mark": p.replica.position().mark,
 	})
+}
+
+func (p *partition) answerRead(out []byte) {
+	if err := p.host.reads.Send(out); err != nil {
+		p.log.Debug("answer not sent", "err", err)
+	}
 }
 
 func (n *Node) answerRead(out []byte) {
@@ -170,9 +188,9 @@ func (p *partition) get(reply string, txid uint64) error {
 		}
 		break
 	}
-	enc := encoder{partition: p.id, names: p.node.names}
-	if err := p.mustFit(&enc, &t, true, false, p.node.nats.maxPayload()); err != nil {
+	enc := encoder{partition: p.id, names: p.host.names}
+	if err := p.mustFit(&enc, &t, true, false, p.host.nats.maxPayload()); err != nil {
 		return err
 	}
-	return p.node.reads.Send(enc.append(nil, reply, &t, true))
+	return p.host.reads.Send(enc.append(nil, reply, &t, true))
 }

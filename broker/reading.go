@@ -75,12 +75,12 @@ type reached struct {
 
 // read answers a query: the transactions, then the end.
 func (p *partition) read(ctx context.Context, reply string, q query) error {
-	most := p.node.nats.maxPayload()
+	most := p.host.nats.maxPayload()
 	r := reading{
-		p: p, q: q, reply: reply, next: q.from, done: reached{next: q.from}, enc: encoder{partition: p.id, names: p.node.names},
+		p: p, q: q, reply: reply, next: q.from, done: reached{next: q.from}, enc: encoder{partition: p.id, names: p.host.names},
 		most:  most,
 		pack:  packer{subject: reply, most: min(readChunk, most-chainRoom)},
-		paced: paced{pacer: p.node.pacer, reply: reply},
+		paced: paced{pacer: p.host.pacer, reply: reply},
 	}
 	timer := time.NewTimer(q.wait)
 	defer timer.Stop()
@@ -118,7 +118,7 @@ func (r *reading) await(ctx context.Context, at position, timer <-chan time.Time
 		case <-ctx.Done():
 			return false, ctx.Err()
 		case <-look.C:
-			if !r.p.node.nats.wanted(r.reply) {
+			if !r.p.host.nats.wanted(r.reply) {
 				return false, errUnwanted
 			}
 		}
@@ -175,7 +175,7 @@ func (r *reading) scan(ctx context.Context, at position) error {
 // takeTurn waits until the read may go through the log. A read that waits for its
 // client has no turn.
 func (r *reading) takeTurn(ctx context.Context) error {
-	scans := r.p.node.scans
+	scans := r.p.host.scans
 	if !scans.TryAcquire(1) {
 		patient, cancel := context.WithTimeout(ctx, scanPatience)
 		defer cancel()
@@ -190,7 +190,7 @@ func (r *reading) takeTurn(ctx context.Context) error {
 func (r *reading) endTurn() {
 	if r.turn {
 		r.turn = false
-		r.p.node.scans.Release(1)
+		r.p.host.scans.Release(1)
 	}
 }
 
@@ -208,7 +208,7 @@ func (r *reading) wanted(ctx context.Context) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	if !r.p.node.nats.wanted(r.reply) {
+	if !r.p.host.nats.wanted(r.reply) {
 		return errUnwanted
 	}
 	return nil
@@ -249,7 +249,7 @@ func (r *reading) flush(ctx context.Context) error {
 	if err := r.paced.wait(ctx, len(r.out)); err != nil {
 		return err
 	}
-	err := r.p.node.reads.Send(r.out)
+	err := r.p.host.reads.Send(r.out)
 	r.paced.written(len(r.out))
 	r.wrote += len(r.out)
 	r.out = r.out[:0]
@@ -291,5 +291,5 @@ func (r *reading) stop(ctx context.Context, err error, mark uint64) error {
 
 func (r *reading) end(mark uint64) error {
 	r.p.metrics.read(r.done.sent)
-	return r.p.node.reads.Send(appendEnd(nil, r.reply, r.done, mark))
+	return r.p.host.reads.Send(appendEnd(nil, r.reply, r.done, mark))
 }

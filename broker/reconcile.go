@@ -213,10 +213,10 @@ func (w wantedGroup) handOver(ctx context.Context, have map[string]bool) (bool, 
 func (p *partition) reconcile(ctx context.Context) {
 	tick := time.NewTicker(helloInterval)
 	defer tick.Stop()
-	facts, _ := p.node.meta.current()
+	facts, _ := p.host.facts()
 	handing := handOvers(facts.Version)
 	for {
-		facts, changed := p.node.meta.current()
+		facts, changed := p.host.facts()
 		want := map[string]bool{}
 		for _, name := range facts.Followers(p.id) {
 			want[name] = false
@@ -227,16 +227,16 @@ func (p *partition) reconcile(ctx context.Context) {
 		now := time.Now()
 		p.noteCrowded()
 		w := wantedGroup{
-			group: p.group, transfer: p.makeWay, self: p.node.opts.Name, voters: want, preferred: p.leaderWithRoom(facts.Voters(p.id), now),
+			group: p.group, transfer: p.requestTransfer, self: p.host.name, voters: want, preferred: p.leaderWithRoom(facts.Voters(p.id), now),
 			report: func(name string) (groupReport, bool) {
-				if !p.node.peers.alive(name, now) {
+				if !p.host.peers.alive(name, now) {
 					return groupReport{}, false
 				}
-				return p.node.peers.report(name, p.id, now)
+				return p.host.peers.report(name, p.id, now)
 			},
 			steady: func(name string) bool {
-				q, _ := p.node.peers.get(name)
-				return q.Ready && p.node.peers.steady(name, steadyTime, now)
+				q, _ := p.host.peers.get(name)
+				return q.Ready && p.host.peers.steady(name, steadyTime, now)
 			},
 			handing: func() bool { return handing(facts.Version) },
 		}
@@ -245,7 +245,7 @@ func (p *partition) reconcile(ctx context.Context) {
 			p.log.Debug("the group is not as it should be yet", "err", err)
 		}
 		again := tick.C
-		if done && !p.node.opts.clustered() {
+		if done && !p.host.clustered {
 			again = nil // there is no other node whose state could change
 		}
 		select {

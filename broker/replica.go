@@ -83,11 +83,17 @@ type cursorResult struct {
 	done bool // false: it stood elsewhere than expected
 }
 
-func newReplica(log *wal.Log, o Options, damage func(error), chain *digests) *replica {
-	locks := lockmgr.Options{Locks: o.MaxLocks, IDs: o.MaxMsgIDs, IDWindow: o.MsgIDWindow}
+// replicaOptions are what the state of a replica depends on beside its log. Every
+// replica of a partition must have the same.
+type replicaOptions struct {
+	locks      lockmgr.Options
+	pointEvery uint64 // for tests; 0 is pointEvery
+}
+
+func newReplica(log *wal.Log, o replicaOptions, now func() time.Time, damage func(error), chain *digests) *replica {
 	return &replica{
-		log: log, certifier: newCertifier(locks, time.Now), damage: damage, chain: chain, trimmed: make(chan struct{}, 1),
-		window: o.MsgIDWindow, capacity: o.MaxLocks, every: cmp.Or(o.pointEvery, pointEvery), first: 1,
+		log: log, certifier: newCertifier(o.locks, now), damage: damage, chain: chain, trimmed: make(chan struct{}, 1),
+		window: o.locks.IDWindow, capacity: o.locks.Locks, every: cmp.Or(o.pointEvery, pointEvery), first: 1,
 		cursors: map[string]cursor{}, dirty: map[string]bool{}, changed: make(chan struct{}),
 	}
 }

@@ -46,8 +46,10 @@ func wantNewest(t *testing.T, r *replica, lock string, txid uint64, inFlight int
 	}
 }
 
+var testReplicaOptions = replicaOptions{locks: lockmgr.Options{Locks: 10, IDs: 10, IDWindow: time.Minute}}
+
 func newTestReplica() *replica {
-	return newReplica(nil, Options{MaxLocks: 10, MaxMsgIDs: 10, MsgIDWindow: time.Minute}, nil, nil)
+	return newReplica(nil, testReplicaOptions, time.Now, nil, nil)
 }
 
 func TestABatchOfThisLeaderStaysInFlightUntilItCommits(t *testing.T) {

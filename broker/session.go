@@ -77,22 +77,6 @@ type sessionConfig struct {
 	adviseRefused func(endpoint string, msgID []byte, e *subjects.Error) []byte
 }
 
-// natsInfo is what the data path asks of the NATS server: what it takes, and who
-// subscribes.
-type natsInfo interface {
-	maxTransaction() int            // bytes of a transaction, headers included
-	maxBatch() int                  // transactions of a batch message
-	maxPayload() int                // bytes of a message, headers included
-	limitsChanged() <-chan struct{} // closed when maxPayload changes
-	wanted(subject string) bool     // whether anybody subscribes, as known to this server
-	interest(subject string) bool   // whether anybody subscribes, the other servers included
-}
-
-// transmitter sends whole protocol commands to the NATS server. It may block.
-type transmitter interface {
-	Send(commands []byte) error
-}
-
 func newSession(c sessionConfig) *session {
 	certified, committed := make(chan *batch, maxInflight), make(chan *batch, maxInflight)
 	s := &session{

@@ -10,7 +10,6 @@ import (
 
 	"github.com/cantuslog/cantus/broker/cluster"
 	"github.com/cantuslog/cantus/broker/internal/loglimit"
-	"github.com/cantuslog/cantus/broker/internal/natslink"
 	"github.com/cantuslog/cantus/raftstore"
 	"github.com/cantuslog/cantus/wal"
 )
@@ -77,7 +76,7 @@ func (s *slot) mustFetch() bool {
 }
 
 func (s *slot) open() error {
-	p, err := openPartition(s.node, s.id, s.founds())
+	p, err := openPartition(s.node.host(), s.id, s.data, s.founds())
 	if err != nil {
 		return err
 	}
@@ -302,63 +301,4 @@ func (s *slot) unserved() string {
 		return fmt.Sprintf("partition %d %s", s.id, doing)
 	}
 	return p.unserved()
-}
-
-// handOver passes leadership on: to a node, or for "" to whom has most. It
-// tells whether another leads then.
-func (p *partition) handOver(to string) bool {
-	if !p.group.Leading() {
-		return true
-	}
-	if to == "" {
-		to = p.heir()
-	}
-	if to == "" {
-		return false
-	}
-	ctx, cancel := context.WithTimeout(context.Background(), handOverTime)
-	defer cancel()
-	err := p.group.Transfer(ctx, to)
-	if err != nil {
-		p.log.Warn("leadership was not handed over", "to", to, "err", err)
-	}
-	return err == nil
-}
-
-// heir is the other voter that has most of the log, "" if none is there.
-func (p *partition) heir() (name string) {
-	now := time.Now()
-	best := uint64(0)
-	for _, r := range p.group.Status().Replicas {
-		g, there := p.node.peers.report(r.Name, p.id, now)
-		if there && r.Voter && p.node.peers.alive(r.Name, now) && g.Fenced == "" && g.Applied >= best {
-			name, best = r.Name, g.Applied
-		}
-	}
-	return name
-}
-
-// handOverTime bounds handing a partition over.
-const handOverTime = 2 * time.Second
-
-// subscribed is a subscription and the link that it is on.
-type subscribed struct {
-	link *natslink.Link
-	id   int
-}
-
-// unsubscribeAll ends subscriptions. What was sent to them by then still
-// comes in, so that it is turned away and not lost.
-func (n *Node) unsubscribeAll(all []subscribed) {
-	ctx, cancel := context.WithTimeout(context.Background(), unsubscribeTime)
-	defer cancel()
-	ids := map[*natslink.Link][]int{}
-	for _, s := range all {
-		ids[s.link] = append(ids[s.link], s.id)
-	}
-	for l, ids := range ids {
-		if err := l.Unsubscribe(ctx, ids...); err != nil {
-			n.log.Debug("unsubscribe", "err", err)
-		}
-	}
 }

@@ -46,8 +46,16 @@ func (n *Node) setFull(full bool) {
 	n.helloSoon()
 }
 
-// isFull reports whether this node takes no more transactions.
-func (n *Node) isFull() bool { return n.full.Load() || n.store.Tight() }
+// isTight reports whether this node's store accepts nothing more; isLow, whether its
+// disk has less free space than the reserve, as of a second ago; isFull, whether this
+// node accepts no more transactions for either reason.
+func (n *Node) isTight() bool { return n.store.Tight() }
+func (n *Node) isLow() bool   { return n.full.Load() }
+func (n *Node) isFull() bool  { return n.isLow() || n.isTight() }
+
+func (n *Node) reserve() int64 { return n.limits.reserve.Load() }
+
+func (n *Node) takesProposed(bytes int64) bool { return n.store.TakesProposed(bytes) }
 
 // hasRoom reports whether a node takes transactions, as far as is known, and
 // whether it is full if it does not.
@@ -71,7 +79,7 @@ func (p *partition) roomy() (roomy bool, full []string) {
 			continue
 		}
 		voters++
-		has, isFull := p.node.hasRoom(r.Name, now)
+		has, isFull := p.host.space.hasRoom(r.Name, now)
 		if has {
 			room++
 		}
@@ -98,13 +106,13 @@ func (p *partition) noteCrowded() {
 	if crowded != p.crowded.Swap(crowded) {
 		p.queue.reject(crowded)
 		p.cursors.reject(crowded)
-		p.node.helloSoon()
+		p.host.announce()
 	}
 }
 
 // peerFull notes that a peer has refused this leader's entries for want of room.
 func (p *partition) peerFull(name string) {
-	p.node.peers.setFull(name)
+	p.host.peers.setFull(name)
 	select {
 	case <-p.opened:
 		p.noteCrowded() // also before it serves: entries of the last term may wait
@@ -116,24 +124,24 @@ func (p *partition) peerFull(name string) {
 // bytes for want of room. It takes them once its leader refuses transactions: what
 // still comes was proposed before, and there is not much of it.
 func (p *partition) turnsDown(bytes int) bool {
-	n := p.node
-	if !n.isFull() {
+	space := p.host.space
+	if !space.isFull() {
 		return false
 	}
-	n.setFull(true) // the leader is to hear it now
-	_, leader, ok := n.peers.leader(p.id, time.Now())
-	return !ok || leader.Full == "" || !n.store.TakesProposed(int64(bytes))
+	space.setFull(true) // the leader is to hear it now
+	_, leader, ok := p.host.peers.leader(p.id, time.Now())
+	return !ok || leader.Full == "" || !space.takesProposed(int64(bytes))
 }
 
 // fullError is why the partition takes no more transactions, nil if it does.
 func (p *partition) fullError() error {
 	const until = "nothing is appended until there is room: free some there, or trim"
-	name := p.node.opts.Name
+	name := p.host.name
 	switch {
-	case p.node.store.Tight():
+	case p.host.space.isTight():
 		return subjects.Errorf(subjects.StorageFull, "the disk of node %s is full: %s", name, until)
-	case p.node.full.Load():
-		return subjects.Errorf(subjects.StorageFull, "less than %d bytes are free on the disk of node %s: %s", p.node.limits.reserve.Load(), name, until)
+	case p.host.space.isLow():
+		return subjects.Errorf(subjects.StorageFull, "less than %d bytes are free on the disk of node %s: %s", p.host.space.reserve(), name, until)
 	case p.crowded.Load():
 		if roomy, full := p.roomy(); !roomy && len(full) > 0 {
 			return subjects.Errorf(subjects.StorageFull, "%s: %s", tooFew(full), until)
@@ -205,7 +213,7 @@ func (p *partition) fullText() string {
 // of all if none does.
 func (p *partition) leaderWithRoom(voters []string, now time.Time) string {
 	for _, name := range voters {
-		if room, _ := p.node.hasRoom(name, now); room {
+		if room, _ := p.host.space.hasRoom(name, now); room {
 			return name
 		}
 	}

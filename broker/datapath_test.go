@@ -1,0 +1,252 @@
+package broker
+
+import (
+	"bytes"
+	"context"
+	"log/slog"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/cantuslog/cantus/broker/internal/natslink"
+	"github.com/cantuslog/cantus/raftstore"
+	"github.com/cantuslog/cantus/subjects"
+)
+
+// dataPath is a partition's data path in a synctest bubble: its messages and its
+// group are fakes, its clock is the bubble's.
+type dataPath struct {
+	t       *testing.T
+	p       *partition
+	group   *fakeGroup
+	began   time.Time
+	replies *fakeConnection
+	feed    *fakeConnection
+	ended   error // with which the session ended itself
+
+	cancel  context.CancelCauseFunc
+	running sync.WaitGroup
+}
+
+// newDataPath starts a session of term 1 of partition 0.
+func newDataPath(t *testing.T) *dataPath {
+	names := subjects.Names{Prefix: "cantus"}
+	d := &dataPath{t: t, began: time.Now(), replies: &fakeConnection{}, feed: &fakeConnection{}}
+	h := host{
+		name: "n1", names: names, partitions: 1, log: slog.New(slog.DiscardHandler), now: time.Now, queueBytes: 8 << 20, replica: testReplicaOptions,
+		nats: fakeNATS{}, appends: d.replies, feeds: d.feed, sender: poster(posted{d.replies}),
+		feedKey: make([]byte, 64), metrics: newMetrics(), stats: newServiceStats(), inflight: newInflightLimit(batchesInFlight),
+		encodeAdvisory: func(event string, _ map[string]any) []byte {
+			return natslink.AppendPub(nil, names.Advisory(event), []byte{})
+		},
+	}
+	d.p = &partition{host: h, log: h.log, queue: newQueue(h.queueBytes), metrics: h.metrics.partition(0, h.stats), busyReply: newBusyReply(0)}
+	d.p.replica = newReplica(nil, h.replica, h.now, func(err error) { t.Error(err) }, nil)
+	d.group = newFakeGroup(d.p.replica)
+	d.running.Go(d.group.run)
+	ctx, cancel := context.WithCancelCause(t.Context())
+	d.cancel = cancel
+	c := d.p.sessionConfig(1, func(err error) {
+		d.ended = err
+		cancel(err)
+	})
+	c.propose, c.confirmLeader, c.rejected = d.group.propose, func() bool { return true }, func() error { return nil }
+	d.p.queue.open()
+	newSession(c).start(ctx, &d.running)
+	return d
+}
+
+// stop ends the session and waits for its goroutines.
+func (d *dataPath) stop() {
+	d.cancel(nil)
+	close(d.group.proposed)
+	d.running.Wait()
+}
+
+// send delivers a message as the connection's reading goroutine does. headers are
+// "Key", "value" pairs.
+func (d *dataPath) send(reply, payload string, headers ...string) {
+	var block []byte
+	if len(headers) > 0 {
+		block = subjects.AppendBlockStart(nil)
+		for i := 0; i < len(headers); i += 2 {
+			block = subjects.AppendField(block, headers[i], headers[i+1])
+		}
+		block = subjects.AppendBlockEnd(block)
+	}
+	d.p.onAppend(&natslink.Message{Subject: "cantus.append.0", Reply: reply, Header: block, Payload: []byte(payload), Received: time.Now()})
+}
+
+// want checks the replies since the last call, and how long after the beginning it is.
+func (d *dataPath) want(after time.Duration, replies ...string) {
+	d.t.Helper()
+	synctest.Wait()
+	if got := time.Since(d.began); got != after {
+		d.t.Errorf("it is %v after the beginning, want %v", got, after)
+	}
+	got := d.replies.take()
+	if len(got) != len(replies) {
+		d.t.Fatalf("%d replies, want %d: %q", len(got), len(replies), got)
+	}
+	for i, want := range replies {
+		if !strings.HasPrefix(got[i], want) {
+			d.t.Errorf("reply %d\n got %s\nwant %s", i, got[i], want)
+		}
+	}
+}
+
+// fakeGroup commits what is proposed after a delay, in order, and applies it.
+type fakeGroup struct {
+	replica  *replica
+	proposed chan *fakeProposal
+	delay    time.Duration
+	index    uint64
+	fail     error // of the proposals from now on
+}
+
+func newFakeGroup(r *replica) *fakeGroup {
+	return &fakeGroup{replica: r, proposed: make(chan *fakeProposal, 10), delay: 2 * time.Millisecond}
+}
+
+type fakeProposal struct {
+	data   []byte
+	done   chan struct{}
+	result any
+	err    error
+}
+
+func (p *fakeProposal) Wait() (any, error) {
+	<-p.done
+	return p.result, p.err
+}
+
+func (g *fakeGroup) propose(data []byte) proposal {
+	p := &fakeProposal{data: data, done: make(chan struct{})}
+	g.proposed <- p
+	return p
+}
+
+func (g *fakeGroup) run() {
+	for p := range g.proposed {
+		time.Sleep(g.delay) // in the bubble's time
+		if p.err = g.fail; p.err == nil {
+			g.index++
+			p.result = g.replica.Apply([]raftstore.Committed{{Index: g.index, Term: 1, Data: bytes.Clone(p.data)}})[0]
+		}
+		close(p.done)
+	}
+}
+
+// fakeConnection keeps what is published on it.
+type fakeConnection struct {
+	connection // subscribes to nothing
+	mu         sync.Mutex
+	sent       []byte
+}
+
+func (c *fakeConnection) Send(commands []byte) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.sent = append(c.sent, commands...)
+	return nil
+}
+
+// take returns the messages that were published since the last call, each as
+// "subject payload".
+func (c *fakeConnection) take() (messages []string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for rest := string(c.sent); rest != ""; {
+		line, behind, _ := strings.Cut(rest, "\r\n")
+		fields := strings.Fields(line)
+		size, _ := strconv.Atoi(fields[len(fields)-1])
+		headers := 0
+		if fields[0] == "HPUB" {
+			headers, _ = strconv.Atoi(fields[len(fields)-2])
+		}
+		messages = append(messages, fields[1]+" "+behind[headers:size])
+		rest = behind[size+len("\r\n"):]
+	}
+	c.sent = nil
+	return messages
+}
+
+type posted struct{ to *fakeConnection }
+
+func (p posted) Send(commands []byte) { _ = p.to.Send(commands) }
+
+// fakeNATS has the default limits, and a subscriber of kind "tx".
+type fakeNATS struct{}
+
+func (fakeNATS) maxTransaction() int            { return subjects.MaxTransaction }
+func (fakeNATS) maxBatch() int                  { return subjects.MaxBatch }
+func (fakeNATS) maxPayload() int                { return 1 << 20 }
+func (fakeNATS) limitsChanged() <-chan struct{} { return nil }
+func (fakeNATS) wanted(subject string) bool     { return subject == "cantus.feed.0.tx" }
+func (fakeNATS) interest(string) bool           { return false }
+
+// TestTheDataPathInVirtualTime drives messages from the queue to the replies and the
+// feed, without a NATS server, a group or a disk.
+func TestTheDataPathInVirtualTime(t *testing.T) {
+	const write, mark = subjects.HeaderWriteLock, subjects.HeaderHighWaterMark
+	synctest.Test(t, func(t *testing.T) {
+		d := newDataPath(t)
+		defer d.stop()
+
+		d.send("r1", "first", write, "a", mark, "0", subjects.HeaderMsgID, "m")
+		synctest.Wait() // it is alone, and leaves at once
+		d.send("r2", "second", write, "a", mark, "0")
+		d.send("r3", "first", write, "a", mark, "0", subjects.HeaderMsgID, "m")
+		d.send("r4", "malformed", mark, "x")
+		d.send("r5", "other", write, "b", mark, "0")
+		d.want(0) // what depends on a batch in flight is not answered before it
+
+		time.Sleep(2 * time.Millisecond)
+		d.want(2*time.Millisecond, `r1 {"partition":0,"txid":1,"time":"2000-01-01T00:00:00Z"}`)
+		if feed := d.feed.take(); len(feed) != 1 || feed[0] != "cantus.feed.0.tx first" {
+			t.Errorf("feed: %q", feed)
+		}
+
+		time.Sleep(2 * time.Millisecond) // the others waited until as many bytes as in flight were there
+		d.want(4*time.Millisecond,
+			`r5 {"partition":0,"txid":2,"time":"2000-01-01T00:00:00.`,
+			`r4 {"partition":0,"error":{"code":400,"reason":"bad_request"`,
+			`r2 {"partition":0,"error":{"code":409,"reason":"conflict"`,
+			`r3 {"partition":0,"txid":1,"time":"2000-01-01T00:00:00Z","duplicate":true}`)
+	})
+}
+
+// TestASessionThatFailsAnswersEverything: the batch whose proposal fails, those behind
+// it, and refusals that depend on them.
+func TestASessionThatFailsAnswersEverything(t *testing.T) {
+	const write, mark = subjects.HeaderWriteLock, subjects.HeaderHighWaterMark
+	synctest.Test(t, func(t *testing.T) {
+		d := newDataPath(t)
+		defer d.stop()
+		d.group.fail = raftstore.ErrNotLeader
+		d.send("r1", "first", write, "a", mark, "0")
+		synctest.Wait()
+		d.send("r2", "second", write, "a", mark, "0")
+		d.send("r3", "third", write, "b", mark, "0")
+		d.want(0)
+		time.Sleep(10 * time.Millisecond)
+		d.want(10*time.Millisecond,
+			`r1 {"partition":0,"error":{"code":503,"reason":"unavailable"`,
+			`r3 {"partition":0,"error":{"code":503,"reason":"unavailable"`,
+			`r2 {"partition":0,"error":{"code":503,"reason":"unavailable"`)
+		if d.ended != raftstore.ErrNotLeader {
+			t.Errorf("the session ended with %v", d.ended)
+		}
+		d.send("r4", "late")
+		synctest.Wait()
+		d.p.rejectUnavailable(d.p.queue.close())
+		d.want(10*time.Millisecond, `r4 {"partition":0,"error":{"code":503,"reason":"unavailable"`)
+		d.p.replica.certifier.rollback()
+		if s := d.p.replica.certifier.stats(); s.InFlight != 0 || s.Locks != 0 {
+			t.Errorf("%+v", s)
+		}
+	})
+}

@@ -1,0 +1,125 @@
+package broker
+
+import (
+	"context"
+	"crypto/ed25519"
+	"log/slog"
+	"time"
+
+	"golang.org/x/sync/semaphore"
+
+	"github.com/cantuslog/cantus/broker/cluster"
+	"github.com/cantuslog/cantus/broker/internal/natslink"
+	"github.com/cantuslog/cantus/lockmgr"
+	"github.com/cantuslog/cantus/raftstore"
+	"github.com/cantuslog/cantus/subjects"
+	"github.com/cantuslog/cantus/wal"
+)
+
+// host is what a partition is given by the node that holds it. A partition knows
+// nothing else of its node, so that tests can put something else in place of each
+// part.
+type host struct {
+	name       string // of the node
+	names      subjects.Names
+	partitions int  // of the cluster
+	clustered  bool // other nodes may hold replicas
+	log        *slog.Logger
+	now        func() time.Time // for the times of transactions
+	queueBytes int              // how much may wait in each queue
+	replica    replicaOptions
+	// trimming is called before each step of trimming a log, if not nil. It is for
+	// tests.
+	trimming func(step string)
+
+	// Messages. The senders never block, unlike the connections.
+	nats               natsInfo
+	appends, reads     connection
+	feeds              transmitter
+	sender, readSender poster
+	queueGroup         string // of the subscriptions: see docs/adr/0021
+	feedKey            ed25519.PrivateKey
+	pacer              *pacer
+	advise             func(event string, fields map[string]any) // publishes an advisory
+	encodeAdvisory     func(event string, fields map[string]any) []byte
+	metrics            *metrics
+	stats              *serviceStats
+
+	// Limits that all partitions of the node share.
+	inflight  *inflightLimit
+	scans     *semaphore.Weighted // reads that go through a log
+	startRead func(serve func()) error
+	space     diskSpace
+
+	// The cluster.
+	peers        *peers
+	facts        func() (facts cluster.Facts, changed <-chan struct{})
+	mayLead      <-chan struct{} // closed when the node may lead
+	announce     func()          // has the node's status sent to the others soon
+	groupOptions func(id uint32, log *wal.Log, fsm raftstore.FSM, logger *slog.Logger) raftstore.Options
+	fail         func(error)  // stops the node
+	failed       func() error // why it was stopped, nil if it was not
+	background   func(func()) // runs a function that Close waits for
+}
+
+// natsInfo is what the data path asks of the NATS server: what it takes, and who
+// subscribes.
+type natsInfo interface {
+	maxTransaction() int            // bytes of a transaction, headers included
+	maxBatch() int                  // transactions of a batch message
+	maxPayload() int                // bytes of a message, headers included
+	limitsChanged() <-chan struct{} // closed when maxPayload changes
+	wanted(subject string) bool     // whether a message to subject need be sent at all
+	interest(subject string) bool   // whether somebody is known to subscribe
+}
+
+// transmitter sends whole protocol commands to the NATS server. It may block.
+type transmitter interface {
+	Send(commands []byte) error
+}
+
+// poster sends whole protocol commands to the NATS server, later and in order. It
+// never blocks.
+type poster interface {
+	Send(commands []byte)
+}
+
+// connection is a connection to the NATS server.
+type connection interface {
+	transmitter
+	Subscribe(subject, queue string, handle func(*natslink.Message)) (id int, err error)
+	Unsubscribe(ctx context.Context, ids ...int) error
+	Confirm(ctx context.Context, ids ...int) error // waits until subscriptions are in force
+}
+
+// diskSpace says whether nodes have room for transactions.
+type diskSpace interface {
+	isTight() bool  // this node's store accepts nothing more
+	isLow() bool    // less than the reserve is free on this node's disk
+	isFull() bool   // either
+	reserve() int64 // bytes
+	hasRoom(node string, now time.Time) (room, full bool)
+	setFull(full bool)              // notes whether this node is full, and informs the others
+	takesProposed(bytes int64) bool // whether there is room for entries proposed before
+}
+
+// host returns what the node gives to a partition that it opens.
+func (n *Node) host() host {
+	return host{
+		name: n.opts.Name, names: n.names, partitions: n.store.Identity().Partitions, clustered: n.opts.clustered(), log: n.log,
+		now: time.Now, queueBytes: int(n.limits.queueBytes.Load()), replica: replicaOptionsOf(n.opts), trimming: n.opts.cutting,
+		nats: n.nats, appends: n.appends, reads: n.reads, feeds: n.feeds, sender: n.sender, readSender: n.readSender,
+		queueGroup: n.queueGroup(), feedKey: n.feedKey(), pacer: n.pacer, advise: n.advise, encodeAdvisory: n.advisory,
+		metrics: n.metrics, stats: n.stats,
+		inflight: n.inflight, scans: n.scans, startRead: n.startRead, space: n,
+		peers: n.peers, facts: n.meta.current, mayLead: n.cleared, announce: n.helloSoon, groupOptions: n.groupOptions,
+		fail: n.fail, failed: n.Err, background: n.begin,
+	}
+}
+
+func replicaOptionsOf(o Options) replicaOptions {
+	return replicaOptions{
+		locks:      lockmgr.Options{Locks: o.MaxLocks, IDs: o.MaxMsgIDs, IDWindow: o.MsgIDWindow},
+		pointEvery: o.pointEvery,
+	}
+}

@@ -1,0 +1,152 @@
+package broker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/cantuslog/cantus/raftstore"
+)
+
+// leadPause is the wait after a session has ended or could not begin: each beginning
+// costs an entry of the log.
+const leadPause = 20 * time.Millisecond
+
+// run serves the partition whenever this node leads it, until ctx ends.
+func (p *partition) run(ctx context.Context) {
+	var background sync.WaitGroup
+	background.Go(func() { p.runTrims(ctx.Done()) })
+	background.Go(func() { p.findUnsendable(ctx) })
+	defer background.Wait()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-p.group.Leadership():
+		}
+		for p.group.Leading() && ctx.Err() == nil {
+			err := p.runLeader(ctx)
+			if errors.As(err, new(transferError)) || ctx.Err() != nil {
+				p.transferring = true
+				p.log.Info("leading ended", "because", endedBecause(ctx, err))
+				continue
+			}
+			logEnd(p.log, "leading ended", err, p.transferring)
+			select {
+			case <-ctx.Done():
+			case <-time.After(leadPause):
+			}
+		}
+	}
+}
+
+// awaitLoss waits until leadership has ended, and reports whether it did before ctx.
+// changes may still hold a change from before this leadership began, so each is checked
+// against leads.
+func awaitLoss(ctx context.Context, changes <-chan bool, leads func() bool) bool {
+	for leads() {
+		select {
+		case <-ctx.Done():
+			return false
+		case <-changes:
+		}
+	}
+	return true
+}
+
+// endedBecause returns why leadership was given up.
+func endedBecause(ctx context.Context, err error) string {
+	if ctx.Err() != nil {
+		return "the node stops, or gives its replica up"
+	}
+	return err.Error()
+}
+
+// logEnd logs that leadership ended with err: as a warning, unless its loss was
+// expected.
+func logEnd(log *slog.Logger, msg string, err error, expected bool) {
+	level := slog.LevelWarn
+	if expected && errors.Is(err, raftstore.ErrNotLeader) {
+		level = slog.LevelInfo
+	}
+	log.Log(context.Background(), level, msg, "because", err)
+}
+
+// runLeader serves the partition for one leader epoch: from the barrier behind which
+// its state is the newest until leadership is lost or transferred, a proposal fails,
+// or ctx ends.
+func (p *partition) runLeader(ctx context.Context) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	select {
+	case <-p.host.mayLead:
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	if why := p.fenced.Load(); why != nil {
+		p.transferLeadership("")
+		return fmt.Errorf("%w: %s", errFenced, *why)
+	}
+	term := p.group.Term()
+	if err := p.group.Barrier(ctx); err != nil {
+		return fmt.Errorf("barrier: %w", err)
+	}
+	if now := p.group.Term(); now != term { // what it certified in the old term would be void
+		return fmt.Errorf("%w: term %d is over, this is %d", raftstore.ErrNotLeader, term, now)
+	}
+	p.readTerm.Store(term)
+	p.replica.certifier.rollback()
+
+	var background sync.WaitGroup
+	background.Go(func() {
+		if awaitLoss(ctx, p.group.Leadership(), func() bool { return p.group.Term() == term && p.group.Leading() }) {
+			cancel(raftstore.ErrNotLeader)
+		}
+	})
+	p.queue.open()
+	p.cursors.open()
+	p.endSession.Store(&cancel)
+	newSession(p.sessionConfig(term, cancel)).start(ctx, &background)
+	background.Go(func() { p.writeCursors(ctx, term) })
+	background.Go(func() { p.reconcile(ctx) })
+	subscribed, err := p.subscribeAll(ctx)
+	if err == nil {
+		p.serving.Store(true)
+		p.transferring = false
+		p.host.announce()
+		p.log.Info("leading", "term", term, "high_water_mark", p.replica.position().mark)
+		p.host.advise("leader", map[string]any{"partition": p.id, "leader": p.host.name, "term": term})
+		<-ctx.Done()
+	}
+	cancel(err)
+	p.serving.Store(false)
+	why := context.Cause(ctx)
+	newLeader := false
+	if transfer, asked := errors.AsType[transferError](why); asked || errors.Is(why, context.Canceled) && p.host.failed() == nil {
+		background.Wait() // batches in flight are answered, new messages wait
+		if newLeader = p.transferLeadership(transfer.to); newLeader {
+			newLeader = p.awaitNewLeader()
+		} else if asked {
+			p.transferFailed.Store(time.Now().UnixNano())
+		}
+	}
+	unsubscribeAll(subscribed, p.log)
+	p.closeQueues(newLeader)
+	background.Wait()
+	return why
+}
+
+// sessionConfig returns what the session of a term is given.
+func (p *partition) sessionConfig(term uint64, end func(error)) sessionConfig {
+	h := &p.host
+	return sessionConfig{
+		partition: p.id, partitions: h.partitions, names: h.names, term: term, log: p.log, metrics: &p.metrics, stages: h.metrics.stages,
+		queue: p.queue, certifier: p.replica.certifier, inflight: h.inflight,
+		propose: func(data []byte) proposal { return p.group.Propose(data) }, rejected: p.fullError,
+		mark: func() uint64 { return p.replica.position().mark }, confirmLeader: func() bool { return p.confirmLeader(term) }, end: end,
+		nats: h.nats, replies: h.appends, feeds: h.feeds, feedKey: h.feedKey, adviseRefused: p.adviseRefused,
+	}
+}
