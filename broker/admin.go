@@ -457,13 +457,13 @@ func (p *partition) keepFrom(body []byte) (uint64, error) {
 	case r.Before > 0:
 		return r.Before, nil
 	case r.Bytes > 0:
-		return p.replica.cuttable(0, r.Bytes), nil
+		return p.replica.keepFrom(0, r.Bytes), nil
 	}
 	age, err := subjects.ParseDuration(r.Age)
 	if err != nil || age == 0 {
 		return 0, subjects.Errorf(subjects.BadRequest, `body: age %q is not a time, such as "720h"`, r.Age)
 	}
-	return p.replica.cuttable(time.Now().Add(-age).UnixNano(), 0), nil
+	return p.replica.keepFrom(time.Now().Add(-age).UnixNano(), 0), nil
 }
 
 // onStatus describes the cluster as this node sees it.

@@ -16,8 +16,7 @@ func smallJSON(body []byte, v any) error {
 	return strictJSON(body, v)
 }
 
-// noBody refuses a body that has anything in it. An empty one and {} are the
-// same.
+// noBody refuses a body with any field. An empty body and {} are the same.
 func noBody(body []byte) error {
 	var none *struct{}
 	if err := smallJSON(body, &none); err != nil {
@@ -29,8 +28,8 @@ func noBody(body []byte) error {
 	return nil
 }
 
-// operationBody reads an operation's body, which may have the fields that the
-// operation takes, and no others.
+// operationBody decodes an operation's body, which may have only the fields that the
+// operation takes.
 func operationBody(m *natslink.Message, takes ...string) (r subjects.AdminRequest, err error) {
 	if err := smallJSON(m.Payload, &r); err != nil {
 		return r, err

@@ -15,14 +15,14 @@ import (
 // certified and whose outcome is not known yet.
 //
 // A batch that certify returns is in the table until record commits it or
-// rollback takes it back. Nothing lies between certifying a batch and
+// rollback removes it. Nothing lies between certifying a batch and
 // remembering it, so no caller can see one without the other.
 //
 // Two goroutines change the state. The sequencer of a session calls certify.
 // The replica calls record, advance, forget and rebuild as it applies entries,
-// and holds its own mutex meanwhile: an observer of a certified refusal who
-// then looks at the replica's position finds at least the state that the
-// refusal rests on. The order of the locks is replica.mu, then certifier.mu.
+// and holds its own mutex meanwhile: a goroutine that has seen a verdict and then reads
+// the replica's position finds at least the state that the verdict depends on. The
+// order of the locks is replica.mu, then certifier.mu.
 type certifier struct {
 	now func() time.Time
 
@@ -140,8 +140,8 @@ func (c *certifier) record(data []byte, b wal.Batch) (committed uint64, err erro
 	return c.table.Committed(), records.Err()
 }
 
-// rollback takes back all that is in flight. A batch that commits all the same
-// is then recorded from its bytes.
+// rollback removes every transaction in flight from the table. A batch that commits all
+// the same is then recorded from its bytes.
 func (c *certifier) rollback() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -183,7 +183,8 @@ func (c *certifier) advance(at int64) {
 	c.table.Advance(at)
 }
 
-// forget forgets what was recorded before a txid, because the log begins there now.
+// forget forgets locks and message ids recorded before a txid, at which the log begins
+// now.
 func (c *certifier) forget(first uint64) {
 	c.mu.Lock()
 	defer c.mu.Unlock()

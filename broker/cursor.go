@@ -13,15 +13,15 @@ import (
 // cursorBatch bounds the writes that go into one entry.
 const cursorBatch = 1000
 
-// onCursor takes cursor requests in; like onAppend it must not block.
+// onCursor queues cursor requests; like onAppend it must not block.
 func (p *partition) onCursor(m *natslink.Message) {
 	if m.Reply == "" && len(m.Payload) == 0 {
-		return // a read that nobody would see
+		return // there is nowhere to send the answer
 	}
 	p.enqueue(p.cursors, m)
 }
 
-// cursorCall is a cursor request, checked.
+// cursorCall is a cursor request that was checked.
 type cursorCall struct {
 	reply string
 	name  string
@@ -48,7 +48,7 @@ func (p *partition) parseCursor(m *natslink.Message) (cursorCall, error) {
 	return c, p.replica.checkCursor(p.id, c)
 }
 
-// checkCursor refuses positions and names that the partition has no place for.
+// checkCursor refuses a position past the high-water mark, and one cursor too many.
 func (r *replica) checkCursor(partition int, c cursorCall) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -61,8 +61,8 @@ func (r *replica) checkCursor(partition int, c cursorCall) error {
 	return nil
 }
 
-// writeCursors answers cursor requests as a term's leader until ctx ends: those
-// that wait go into one entry together.
+// writeCursors answers cursor requests as the leader in a term, until ctx ends. Writes
+// that wait are committed in one entry together.
 func (p *partition) writeCursors(ctx context.Context, term uint64) {
 	for p.cursors.wait(ctx) {
 		calls := make([]cursorCall, 0, cursorBatch)
@@ -108,7 +108,7 @@ func (p *partition) serveCursors(ctx context.Context, term uint64, calls []curso
 	p.answerRead(out)
 }
 
-// commitCursors commits the writes among calls and gives their results.
+// commitCursors commits the writes among calls and returns their results.
 func (p *partition) commitCursors(calls []cursorCall) ([]cursorResult, error) {
 	var w wal.BatchWriter
 	w.Begin(wal.CursorWrites, p.replica.position().mark, p.host.now().UnixNano(), 0)

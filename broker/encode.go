@@ -11,7 +11,7 @@ import (
 	"github.com/cantuslog/cantus/wal"
 )
 
-// What the node sends is put together here, appended to buffers by hand where
+// Messages that a partition sends are encoded here, appended to buffers by hand where
 // there is one for each transaction.
 
 func appendTime(dst []byte, ns int64) []byte {
@@ -26,7 +26,7 @@ func appendSuccess(dst []byte, partition int, o outcome) []byte {
 	return append(dst, '}')
 }
 
-// appendTxid appends what a reply and a batch's run have in common.
+// appendTxid appends the fields that a reply and a run of a batch reply have in common.
 func appendTxid(dst []byte, o outcome) []byte {
 	dst = append(dst, `"txid":`...)
 	dst = strconv.AppendUint(dst, o.txid, 10)
@@ -40,8 +40,8 @@ func appendTxid(dst []byte, o outcome) []byte {
 	return dst
 }
 
-// appendReply appends the message that tells subject how an append ended.
-// A refusal that is larger than room goes without its details.
+// appendReply appends the reply to an append. A refusal larger than room is sent
+// without its details.
 func appendReply(dst []byte, subject string, partition int, o outcome, mark uint64, room int) []byte {
 	if o.err == nil {
 		var body [160]byte
@@ -57,17 +57,17 @@ func appendReply(dst []byte, subject string, partition int, o outcome, mark uint
 	return dst
 }
 
-// brief gives what a client decides by, for where there is no room for more.
+// brief returns only the fields of a refusal that a client decides by.
 func brief(e *subjects.Error) *subjects.Error {
 	return &subjects.Error{Code: e.Code, Reason: e.Reason, Txid: e.Txid}
 }
 
-// outcomeBytes is more than one outcome in a batch's answer takes, be it a
-// success or a brief refusal.
+// outcomeBytes is an upper bound of one outcome in a batch reply, a success or a brief
+// refusal.
 const outcomeBytes = 160
 
-// appendRefusal appends a message that refuses, as NATS services do: with the
-// code and the reason in headers, and the body that the subject has.
+// appendRefusal appends a refusal as NATS services send it: with the code and the
+// reason in headers, and the subject's body.
 func appendRefusal(dst []byte, subject string, e *subjects.Error, body any) []byte {
 	return natslink.AppendHPub(dst, subject, refusalHeader(e), mustJSON(body))
 }
@@ -100,8 +100,8 @@ func refusalHeader(e *subjects.Error) []byte {
 	return subjects.AppendBlockEnd(h)
 }
 
-// oneLine makes s fit for a header: what it quotes from a client may hold
-// anything.
+// oneLine replaces control characters, which a header can't hold: s may quote anything
+// from a client.
 func oneLine(s string) string {
 	b := []byte(s)
 	for i, c := range b {
@@ -112,7 +112,7 @@ func oneLine(s string) string {
 	return string(b)
 }
 
-// mustJSON encodes our own reply types, which can always be encoded.
+// mustJSON encodes one of our own types, which can always be encoded.
 func mustJSON(v any) []byte {
 	var b bytes.Buffer
 	e := json.NewEncoder(&b)
@@ -123,9 +123,9 @@ func mustJSON(v any) []byte {
 	return bytes.TrimSuffix(b.Bytes(), []byte("\n"))
 }
 
-// appendBatchReply appends the message with all outcomes of a batch message.
-// Refusals are given with their details as far as there is room.
-func appendBatchReply(dst []byte, c *batchCall, partition int, mark uint64, room int) []byte {
+// appendBatchReply appends the reply with all outcomes of a batch message. Refusals
+// have their details as far as there is room.
+func appendBatchReply(dst []byte, c *batchMessage, partition int, mark uint64, room int) []byte {
 	details := room - outcomeBytes*(len(c.outcomes)+1)
 	body := make([]byte, 0, 256)
 	body = append(body, `{"partition":`...)
@@ -164,7 +164,7 @@ func appendBatchReply(dst []byte, c *batchCall, partition int, mark uint64, room
 	return natslink.AppendPub(dst, c.reply, body)
 }
 
-// continues tells whether o is the n-th of the run that first begins.
+// continues reports whether o is the nth outcome of the run that begins with first.
 func continues(first, o outcome, n int) bool {
 	return o.err == nil && !o.duplicate && o.txid == first.txid+uint64(n) && o.time == first.time+int64(n)
 }
@@ -175,14 +175,14 @@ var lockHeaders = [...]string{
 	wal.AppendLock: subjects.HeaderAppendLock,
 }
 
-// encoder puts transactions into the form that feeds and reads have. It is
-// used by one goroutine at a time.
+// encoder encodes transactions as feeds and reads send them. It is used by one
+// goroutine at a time.
 type encoder struct {
 	partition int
 	names     subjects.Names
-	header    []byte // used again
+	header    []byte // reused
 
-	chained  bool   // messages name the transaction before
+	chained  bool   // messages name the transaction before theirs
 	previous uint64 // its txid
 }
 
@@ -215,22 +215,22 @@ func (e *encoder) append(dst []byte, subject string, t *wal.Transaction, payload
 	return natslink.AppendHPub(dst, subject, h, t.Payload)
 }
 
-// appendPrevious appends the header of an answer to a read that names the
-// transaction before.
+// appendPrevious appends the header by which a message of an answer to a read names the
+// transaction before its own.
 func appendPrevious(h []byte, txid uint64) []byte {
 	h = append(h, subjects.HeaderPrevious+": "...)
 	h = strconv.AppendUint(h, txid, 10)
 	return append(h, "\r\n"...)
 }
 
-// chainRoom is more than a packed message's header takes.
+// chainRoom is an upper bound of a packed message's header.
 const chainRoom = 64
 
-// size returns how many bytes the message has that gives t, or at most so many if
-// that is not more than enough.
+// size returns the size of t's message, or an upper bound of it that is at most
+// enough.
 func (e *encoder) size(t *wal.Transaction, payload, packed bool, enough int) int {
 	if n := len(t.Payload) + len(t.Header) + len(t.Locks)*(subjects.MaxLockTokens*(subjects.MaxToken+1)+32) + 1024; n <= enough {
-		return n // more than it can take
+		return n // an upper bound
 	}
 	if packed {
 		return chainRoom + len(e.appendPacked(nil, t, payload))
@@ -238,8 +238,8 @@ func (e *encoder) size(t *wal.Transaction, payload, packed bool, enough int) int
 	return chainRoom + len(e.append(nil, "", t, payload))
 }
 
-// appendSent appends what a transaction's writer sent beside kind and payload,
-// as lines of a header block.
+// appendSent appends what a transaction's writer sent, apart from kind and payload, as
+// lines of a header block.
 func appendSent(h []byte, t *wal.Transaction) []byte {
 	if t.HasHighWaterMark {
 		h = append(h, subjects.HeaderHighWaterMark+": "...)
@@ -253,8 +253,8 @@ func appendSent(h []byte, t *wal.Transaction) []byte {
 	return append(h, t.Header...)
 }
 
-// appendLocks appends a line for each mode, with all of its names: not every
-// client can read a header that is repeated.
+// appendLocks appends one line for each mode with all of its names: not every client
+// can read a repeated header.
 func appendLocks(h []byte, locks []wal.Lock) []byte {
 	if len(locks) == 0 {
 		return h
@@ -272,8 +272,8 @@ func appendLocks(h []byte, locks []wal.Lock) []byte {
 	return h
 }
 
-// appendPacked appends t as one transaction of a packed message. One that has
-// nothing but a payload goes without a header block.
+// appendPacked appends t as one transaction of a packed message. It has no header block
+// if it consists of a payload alone.
 func (e *encoder) appendPacked(dst []byte, t *wal.Transaction, payload bool) []byte {
 	h := subjects.AppendBlockStart(e.header[:0])
 	start := len(h)
@@ -294,8 +294,8 @@ func (e *encoder) appendPacked(dst []byte, t *wal.Transaction, payload bool) []b
 	return subjects.AppendPacked(dst, p)
 }
 
-// packer puts transactions together to the messages of a packed read, each of which
-// names the transaction before it.
+// packer packs transactions into the messages of a packed read, each of which names the
+// transaction before it.
 type packer struct {
 	subject string
 	most    int // bytes in a message, unless one transaction alone has more
@@ -305,8 +305,8 @@ type packer struct {
 	previous, last uint64 // txids: before the message, and the last in it
 }
 
-// add puts t into the message. If that is large enough, or would become too
-// large, it appends the message to dst, and t begins the next one.
+// add adds t to the message. If the message would become too large, add appends it to
+// dst, and t begins the next one.
 func (k *packer) add(dst []byte, e *encoder, t *wal.Transaction, payload bool) []byte {
 	before := len(k.pack)
 	k.pack = e.appendPacked(k.pack, t, payload)
@@ -319,7 +319,7 @@ func (k *packer) add(dst []byte, e *encoder, t *wal.Transaction, payload bool) [
 	return dst
 }
 
-// message appends a message of what is in pack.
+// message appends the message with the transactions in pack.
 func (k *packer) message(dst, pack []byte) []byte {
 	var space [chainRoom]byte
 	h := subjects.AppendBlockEnd(appendPrevious(subjects.AppendBlockStart(space[:0]), k.previous))
@@ -327,7 +327,7 @@ func (k *packer) message(dst, pack []byte) []byte {
 	return natslink.AppendHPub(dst, k.subject, h, pack)
 }
 
-// flush appends the message, unless nothing is in it, to dst.
+// flush appends the message to dst unless it is empty.
 func (k *packer) flush(dst []byte) []byte {
 	if len(k.pack) > 0 {
 		dst = k.message(dst, k.pack)

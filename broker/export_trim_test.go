@@ -14,20 +14,20 @@ func Tables(n *Node, partition int) lockmgr.State {
 	return lockmgr.StateOf(r.certifier.table)
 }
 
-// Cuttable describes where a node's replica begins, and where it can be cut.
-func Cuttable(n *Node, partition int) string {
+// TrimPoints describes where a node's replica begins, and where it can be trimmed.
+func TrimPoints(n *Node, partition int) string {
 	r := n.slot(partition).current().replica
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return fmt.Sprintf("first %d base %v time %d %d newest %v bytes %d %d cut %d points %v", r.first, r.base, r.certifier.time(), r.lastTime, r.newest, r.bytes, r.behind, r.cut, r.points)
+	return fmt.Sprintf("first %d base %v time %d %d newest %v bytes %d %d cut %d points %v", r.first, r.base, r.certifier.time(), r.lastTime, r.lastPoint, r.bytes, r.behind, r.trimIndex, r.trimPoints)
 }
 
-// Cut reports whether a node's replica has let go of all entries that were trimmed.
-func Cut(n *Node, partition int) bool {
+// Trimmed reports whether a node's replica has dropped all entries that were trimmed.
+func Trimmed(n *Node, partition int) bool {
 	p := n.slot(partition).current()
 	p.replica.mu.Lock()
 	defer p.replica.mu.Unlock()
-	return p.store.FirstIndex() > p.replica.cut
+	return p.store.FirstIndex() > p.replica.trimIndex
 }
 
 // Entries is how many entries a node's log of a partition holds, and how many were
@@ -37,14 +37,14 @@ func Entries(n *Node, partition int) (held, read uint64) {
 	return p.store.LastIndex() + 1 - p.store.FirstIndex(), p.store.EntriesRead()
 }
 
-// PointEvery has the log be cut at every so many transactions.
+// PointEvery sets how many transactions lie between trim points.
 func PointEvery(o *Options, transactions uint64) { o.pointEvery = transactions }
 
-// Cutting has a function called before each step of cutting a log's head.
-func Cutting(o *Options, step func(string)) { o.cutting = step }
+// Trimming has a function called before each step of trimming a log.
+func Trimming(o *Options, step func(string)) { o.cutting = step }
 
-// Replica tells one replica of a partition from another that takes its place; nil if
-// there is none.
+// Replica returns a value that identifies the replica of a partition, which changes
+// when another takes its place; nil if there is none.
 func Replica(n *Node, partition int) any {
 	if p := n.slot(partition).current(); p != nil {
 		return p
@@ -52,10 +52,10 @@ func Replica(n *Node, partition int) any {
 	return nil
 }
 
-// Points is how many points a node's replica has, and how many of its are stored.
-func Points(n *Node, partition int) (held, stored int) {
+// CountTrimPoints returns how many trim points a node's replica has, and how many are stored.
+func CountTrimPoints(n *Node, partition int) (held, stored int) {
 	p := n.slot(partition).current()
 	p.replica.mu.Lock()
 	defer p.replica.mu.Unlock()
-	return len(p.replica.points), len(p.store.Metas(metaPoint))
+	return len(p.replica.trimPoints), len(p.store.Metas(metaPoint))
 }

@@ -22,7 +22,7 @@ func FuzzCutBatch(f *testing.F) {
 	f.Add([]byte{0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff})
 	f.Fuzz(func(t *testing.T, b []byte) {
 		const most = 100
-		items, err := cutBatch(&natslink.Message{Payload: b}, most)
+		items, err := parseBatch(&natslink.Message{Payload: b}, most)
 		if err != nil {
 			if items.count != 0 || err.Reason != subjects.BadRequest && err.Reason != subjects.TooLarge {
 				t.Fatalf("%d items, %v", items.count, err)

@@ -17,8 +17,7 @@ import (
 )
 
 // host is what a partition is given by the node that holds it. A partition knows
-// nothing else of its node, so that tests can put something else in place of each
-// part.
+// nothing else of its node, so tests can replace each part.
 type host struct {
 	name       string // of the node
 	names      subjects.Names
@@ -26,7 +25,7 @@ type host struct {
 	clustered  bool // other nodes may hold replicas
 	log        *slog.Logger
 	now        func() time.Time // for the times of transactions
-	queueBytes int              // how much may wait in each queue
+	queueBytes int              // capacity of each queue
 	replica    replicaOptions
 	// trimming is called before each step of trimming a log, if not nil. It is for
 	// tests.

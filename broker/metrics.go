@@ -20,7 +20,7 @@ type metrics struct {
 	reads      *prometheus.CounterVec
 	sent       *prometheus.CounterVec
 	commit     *prometheus.HistogramVec
-	stages     stages
+	stages     stageMetrics
 	diverged   *prometheus.GaugeVec
 	distrusted *prometheus.CounterVec
 }
@@ -48,7 +48,7 @@ func newMetrics() *metrics {
 	m.diverged = prometheus.NewGaugeVec(prometheus.GaugeOpts{
 		Namespace: "cantus", Name: "replica_diverged", Help: "1 if this node's replica has another log than the others and is fenced.",
 	}, byPartition)
-	m.stages = newStages(m.registry)
+	m.stages = newStageMetrics(m.registry)
 	m.registry.MustRegister(m.diverged, m.distrusted, m.appended, m.refusals, m.batches, m.bytes, m.reads, m.sent, m.commit,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m

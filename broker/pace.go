@@ -129,7 +129,7 @@ const (
 
 // wait returns nil when the read may send so many bytes, which are counted as
 // under way then: written has to be called. The error is errNotTaken,
-// errUnwanted or ctx's.
+// errNoSubscriber or ctx's.
 func (c *paced) wait(ctx context.Context, size int) error {
 	if err := ctx.Err(); err != nil {
 		return err
@@ -165,7 +165,7 @@ func (c *paced) wait(ctx context.Context, size int) error {
 			return ctx.Err()
 		}
 		if !c.pacer.server.wanted(c.reply) {
-			return errUnwanted
+			return errNoSubscriber
 		}
 	}
 }

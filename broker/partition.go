@@ -32,9 +32,9 @@ type partition struct {
 	// committed in earlier terms.
 	readTerm atomic.Uint64
 	caughtUp atomic.Bool // it has had everything that its leader had, once
-	// crowded is the latest result of isCrowded, while this replica leads.
-	crowded  atomic.Bool
-	crowding sync.Mutex // held while crowded is updated
+	// diskBlocked is the latest result of isDiskBlocked, while this replica leads.
+	diskBlocked   atomic.Bool
+	diskBlockedMu sync.Mutex // held while diskBlocked is updated
 
 	digests        digests
 	endSession     atomic.Pointer[context.CancelCauseFunc] // ends the present session
@@ -68,7 +68,7 @@ func openPartition(h host, id int, log *wal.Log, voters []string) (*partition, e
 		p.fenced.Store(&text)
 	}
 	opts := h.groupOptions(uint32(id), p.store, p.replica, p.log)
-	opts.Voters, opts.Full, opts.PeerFull = voters, p.turnsDown, p.peerFull
+	opts.Voters, opts.Full, opts.PeerFull = voters, p.rejectsEntries, p.peerFull
 	opts.HaltedItself, opts.PeerLostEntries = p.contradicted, p.peerForgot
 	if why := p.fenced.Load(); why != nil {
 		opts.Halted = fmt.Errorf("%w: %s", errFenced, *why)

@@ -75,7 +75,7 @@ func parseQuery(body []byte) (query, error) {
 	return q, nil
 }
 
-// only has the query ask for some kinds, or for all if none are given.
+// only limits the query to some kinds, unless none are named.
 func (q *query) only(kinds []string) error {
 	if len(kinds) > subjects.MaxKinds {
 		return subjects.Errorf(subjects.BadRequest, "kinds has %d names: at most %d are allowed; leave it out for all", len(kinds), subjects.MaxKinds)

@@ -105,7 +105,7 @@ func (q *queue) wake() {
 	}
 }
 
-// reject has messages taken as they come, or as many together again.
+// reject sets whether messages are taken as they arrive, without gathering.
 func (q *queue) reject(on bool) {
 	q.mu.Lock()
 	defer q.mu.Unlock()

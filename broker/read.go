@@ -20,14 +20,14 @@ var errTooManyReads = errors.New("broker: too many reads")
 func (p *partition) onRead(ctx context.Context, serve func(context.Context, *natslink.Message) error) func(*natslink.Message) {
 	return func(m *natslink.Message) {
 		if m.Reply == "" {
-			return // nobody would see the answer
+			return // there is nowhere to send the answer
 		}
 		err := p.host.startRead(func() {
 			began := time.Now()
 			defer func() { p.metrics.answered(p.endpoint(m), 1, time.Since(began)) }()
 			term := p.readTerm.Load()
 			switch err := serve(ctx, m); {
-			case errors.Is(err, errUnwanted): // nobody would see a refusal
+			case errors.Is(err, errNoSubscriber): // nor is there one for a refusal
 			case err != nil:
 				p.answerRead(p.refuseRead(m, p.confirmRefusal(term, p.readError(err))))
 			}
@@ -75,7 +75,7 @@ func (p *partition) readError(err error) *subjects.Error {
 			"the connection that the answer goes to takes nothing: it is too far behind with what was sent to it before")
 	case errors.Is(err, errTooManyReads):
 		return subjects.Errorf(subjects.Busy, "the node serves %d reads already: back off and try again", readsAtOnce)
-	case errors.Is(err, errScans):
+	case errors.Is(err, errScansBusy):
 		return subjects.Errorf(subjects.Busy, "too many reads go through the node's logs: back off and try again")
 	case errors.Is(err, context.Canceled):
 		return subjects.Errorf(subjects.Unavailable, "this node does not serve partition %d any more: try again", p.id)
@@ -124,8 +124,8 @@ func (p *partition) serveRead(ctx context.Context, m *natslink.Message) error {
 	return p.read(ctx, m.Reply, q)
 }
 
-// serveReplicaRead answers a read from what this replica has: it waits for
-// what it does not have yet.
+// serveReplicaRead answers a read from this replica's log: it waits for transactions
+// that the replica does not have yet.
 func (p *partition) serveReplicaRead(ctx context.Context, m *natslink.Message) error {
 	q, err := parseQuery(m.Payload)
 	if err != nil {

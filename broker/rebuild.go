@@ -8,22 +8,21 @@ import (
 )
 
 const (
-	// chunkBytes is about how much of the log the walk holds at a time. It
-	// goes backwards, and the log is read forwards.
+	// chunkBytes is about how much of the log the walk holds at a time: it walks
+	// backwards, and the log is read forwards.
 	chunkBytes = 4 << 20
-	// chunkEntries is how many entries it holds at first, and again behind a stretch
+	// chunkEntries is how many entries it holds at first, and again after a stretch
 	// without transactions.
 	chunkEntries = 16
 	// walkTransactions bounds the walk where few transactions record locks.
 	walkTransactions = 8_000_000
 )
 
-// rebuild fills the lock table and the message ids from the log's tail, newest
-// first. It ends when they are full or the log begins; or when as many locks
-// were recorded as the table has room for, though under fewer names, and no
-// older message id counts: what is older is then behind the floor. r.mu is
-// held.
-func (r *replica) rebuild(s markState) error {
+// rebuild fills the lock table and the message ids from the log's tail, newest first. It
+// ends when they are full or the log begins. It also ends when as many locks were
+// recorded as the table has room for, though under fewer names, and no older message id
+// counts: older locks are then below the floor. r.mu is held.
+func (r *replica) rebuild(s snapshotState) error {
 	err := r.certifier.rebuild(s.Txid, s.Time, s.First, func(older func(*wal.Transaction) bool) error { return r.walk(s, older) })
 	if err != nil {
 		return err
@@ -33,7 +32,7 @@ func (r *replica) rebuild(s markState) error {
 }
 
 // walk passes transactions to older, the newest first.
-func (r *replica) walk(s markState, older func(*wal.Transaction) bool) error {
+func (r *replica) walk(s snapshotState, older func(*wal.Transaction) bool) error {
 	w := walk{r: r, older: older, next: s.Txid, oldestID: s.Time - int64(r.window), voids: r.log.Voids()}
 	entries := uint64(chunkEntries)
 	for to, first := s.Index, r.log.FirstIndex(); to >= first && to > 0 && w.next >= s.First; {
@@ -47,7 +46,7 @@ func (r *replica) walk(s markState, older func(*wal.Transaction) bool) error {
 		}
 		to = from - 1
 		if index := w.skip(to); index > 0 {
-			to, entries = index, chunkEntries // what lies between is not read
+			to, entries = index, chunkEntries // skip the entries between
 		} else if size < chunkBytes/2 && entries < 1<<14 {
 			entries *= 2
 		} else if size > chunkBytes && entries > 1 {
@@ -57,21 +56,21 @@ func (r *replica) walk(s markState, older func(*wal.Transaction) bool) error {
 	return nil
 }
 
-// walk goes through the log backwards.
+// walk walks the log backwards.
 type walk struct {
 	r        *replica
 	older    func(*wal.Transaction) bool // takes one, and reports whether older ones matter
-	next     uint64                      // the txid that it comes to next
-	oldestID int64                       // time before which message ids don't count
+	next     uint64                      // the txid that it expects next
+	oldestID int64                       // message ids of transactions before this time don't count
 	voids    []uint64
-	met      bool // a batch, among the last entries
+	met      bool // there was a batch among the last entries
 	locks    int  // recorded so far
 	count    int  // transactions so far
 	tx       []wal.Transaction
 }
 
-// entries walks the entries from..to, the last first. size is about the bytes
-// that they have; more is false when the walk may end.
+// entries walks the entries from..to, the last first. size is about how many bytes they
+// have; more is false when the walk may end.
 func (w *walk) entries(from, to uint64) (size int, more bool, err error) {
 	var batches []wal.Batch
 	for e, err := range w.r.log.Entries(from, to) {
@@ -111,7 +110,7 @@ func (w *walk) skip(to uint64) (index uint64) {
 	}
 	index, err := w.r.log.FindTx(w.next, to)
 	if err != nil {
-		return 0 // the walk goes on, and says what is wrong
+		return 0 // the walk reads every entry, and returns the error
 	}
 	return index
 }

@@ -225,7 +225,7 @@ func (p *partition) reconcile(ctx context.Context) {
 			want[name] = true
 		}
 		now := time.Now()
-		p.noteCrowded()
+		p.updateDiskBlocked()
 		w := wantedGroup{
 			group: p.group, transfer: p.requestTransfer, self: p.host.name, voters: want, preferred: p.leaderWithRoom(facts.Voters(p.id), now),
 			report: func(name string) (groupReport, bool) {

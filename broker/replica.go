@@ -35,28 +35,28 @@ type replica struct {
 	// where an old value does.
 	mark atomic.Uint64
 
-	mu       sync.Mutex // guards what follows
-	digest   wal.Digest
-	index    uint64 // of the last entry applied
-	lastTime int64  // of the last transaction
-	first    uint64 // txid of the oldest transaction kept
-	cursors  map[string]cursor
-	dirty    map[string]bool // cursors that no stored mark may hold yet
-	changed  chan struct{}   // closed when the high-water mark rises, then replaced
-	points   []point         // where the log can be cut, rising
-	thinned  bool            // stored marks may hold points that are not in points
-	newest   place           // of the newest point, or where the log began
-	bytes    uint64          // of all entries, the trimmed ones too
-	behind   uint64          // of them, of those behind the last transaction
-	base     wal.Base        // the chain before the oldest transaction kept
-	cut      uint64          // index through which the log is to be trimmed
+	mu         sync.Mutex // guards what follows
+	digest     wal.Digest
+	index      uint64 // of the last entry applied
+	lastTime   int64  // of the last transaction
+	first      uint64 // txid of the oldest transaction kept
+	cursors    map[string]cursor
+	dirty      map[string]bool // cursors that may not be in a stored snapshot yet
+	changed    chan struct{}   // closed when the high-water mark rises, then replaced
+	trimPoints []trimPoint     // rising
+	thinned    bool            // stored snapshots may hold trim points that were dropped
+	lastPoint  logPosition     // of the newest trim point, or of the log's beginning
+	bytes      uint64          // of all entries, the trimmed ones too
+	behind     uint64          // of them, of those behind the last transaction
+	base       wal.Base        // the chain before the oldest transaction kept
+	trimIndex  uint64          // index through which the log is to be trimmed
 
-	trimmed chan struct{} // capacity 1: cut has moved
+	trimmed chan struct{} // capacity 1: trimIndex has moved
 	chain   *digests      // remembers the digest after each batch, and every entry
 }
 
-// place is a place in the log, by time and by bytes before it.
-type place struct {
+// logPosition is a position in the log, by time and by the bytes before it.
+type logPosition struct {
 	time  int64
 	bytes uint64
 }
@@ -67,20 +67,20 @@ type cursor struct {
 	Time int64 // Unix nanoseconds
 }
 
-// applied is what became of an entry when it was applied.
+// applied is the result of applying an entry.
 type applied struct {
 	void    bool
 	failed  bool           // the replica could not apply it, and its node stops
 	cursors []cursorResult // of a batch of cursor writes, one for each
 
-	// On the leader, when raft took the entry up, and when it was synced; and
-	// when it began and ended to be applied.
+	// On the leader, when raft accepted the entry, when it was synced, and when its
+	// application began and ended.
 	taken, synced, begun, done time.Time
 }
 
 type cursorResult struct {
 	cursor
-	done bool // false: it stood elsewhere than expected
+	done bool // false: it was not at the expected position
 }
 
 // replicaOptions are what the state of a replica depends on beside its log. Every
@@ -135,9 +135,9 @@ func (r *replica) apply(e raftstore.Committed) (applied, error) {
 	return applied{}, fmt.Errorf("%w: batches of kind %d are not known to this version", wal.ErrFormat, b.Kind)
 }
 
-// applyTransactions records a batch's transactions. A batch is void, on every
-// replica alike, if it does not begin where the last one ended, if its time lies
-// before the last one's, or if it was certified in another term than its entry's.
+// applyTransactions records a batch's transactions. A batch is void, on every replica
+// alike, if its first txid does not follow on the last one, if its time is before the
+// last one's, or if it was certified in another term than its entry's.
 func (r *replica) applyTransactions(e raftstore.Committed, b wal.Batch) (applied, error) {
 	if b.First != r.mark.Load()+1 || b.OutOfTerm(e.Term) || !r.inTime(b) {
 		return applied{void: true}, r.log.Void(e.Index)
@@ -147,7 +147,7 @@ func (r *replica) applyTransactions(e raftstore.Committed, b wal.Batch) (applied
 	defer r.mu.Unlock()
 	err := r.record(e.Data, b)
 	r.digest, r.index = digest, e.Index
-	r.addPoint(e, b)
+	r.countBatch(e, b)
 	r.chain.add(chainPoint{wal.Base{Txid: b.Last(), Digest: digest}, e.Index})
 	return applied{}, err
 }
@@ -159,7 +159,7 @@ func (r *replica) inTime(b wal.Batch) bool {
 	return b.Time >= r.lastTime && b.Time <= math.MaxInt64-int64(b.Count) // only Apply changes lastTime
 }
 
-// record takes a batch's transactions into the lock table. mu is held.
+// record records a batch's transactions in the lock table. mu is held.
 func (r *replica) record(data []byte, b wal.Batch) error {
 	committed, err := r.certifier.record(data, b)
 	r.mark.Store(committed)
@@ -174,15 +174,15 @@ func (r *replica) applyCursors(e raftstore.Committed, b wal.Batch) (applied, err
 	defer r.mu.Unlock()
 	var a applied
 	records := b.Read()
-	place := int64(0) // in the batch: no two sets have one time
-	for c := (wal.Cursor{}); records.NextCursor(&c); place++ {
+	n := int64(0) // no two writes have the same time
+	for c := (wal.Cursor{}); records.NextCursor(&c); n++ {
 		name := string(c.Name)
 		now := r.cursors[name]
 		done := !c.HasExpected || c.Expected == now.Txid
 		if done {
-			if now = (cursor{Txid: c.Txid, Time: max(b.Time+place, now.Time+1)}); c.Txid > 0 {
+			if now = (cursor{Txid: c.Txid, Time: max(b.Time+n, now.Time+1)}); c.Txid > 0 {
 				r.cursors[name] = now
-			} else { // it is as if it never was
+			} else { // the cursor is removed
 				now = cursor{}
 				delete(r.cursors, name)
 			}
@@ -190,12 +190,12 @@ func (r *replica) applyCursors(e raftstore.Committed, b wal.Batch) (applied, err
 		}
 		a.cursors = append(a.cursors, cursorResult{now, done})
 	}
-	r.addOther(e)
+	r.countOther(e)
 	return a, records.Err()
 }
 
-// markState is what a snapshot holds of a replica.
-type markState struct {
+// snapshotState is what a snapshot holds of a replica.
+type snapshotState struct {
 	Index  uint64 `json:"index"`
 	Txid   uint64 `json:"txid"`
 	Time   int64  `json:"time"`
@@ -220,9 +220,9 @@ const (
 func (r *replica) Snapshot() raftstore.Snapshot {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	s := markState{
-		Index: r.index, Txid: r.mark.Load(), Time: r.certifier.time(), First: r.first, Digest: r.digest[:], Bytes: r.bytes, Cut: r.cut,
-		LastTime: r.lastTime, Behind: r.behind, NewestTime: r.newest.time, NewestBytes: r.newest.bytes,
+	s := snapshotState{
+		Index: r.index, Txid: r.mark.Load(), Time: r.certifier.time(), First: r.first, Digest: r.digest[:], Bytes: r.bytes, Cut: r.trimIndex,
+		LastTime: r.lastTime, Behind: r.behind, NewestTime: r.lastPoint.time, NewestBytes: r.lastPoint.bytes,
 	}
 	state, err := json.Marshal(s)
 	if err != nil {
@@ -240,21 +240,21 @@ func (r *replica) Snapshot() raftstore.Snapshot {
 		}
 		metas = append(metas, m)
 	}
-	return raftstore.Snapshot{State: state, Metas: append(metas, r.markPoints()...)}
+	return raftstore.Snapshot{State: state, Metas: append(metas, r.snapshotTrimPoints()...)}
 }
 
 // Restore sets the state to a snapshot's and rebuilds the tables from the log's
 // tail.
 func (r *replica) Restore(state []byte) error {
-	var s markState
+	var s snapshotState
 	if err := json.Unmarshal(state, &s); err != nil || len(s.Digest) != sha256.Size {
 		return fmt.Errorf("%w: snapshot state: %v", wal.ErrDamaged, err)
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.index, r.first, r.digest = s.Index, s.First, wal.Digest(s.Digest)
-	r.bytes, r.behind, r.cut = s.Bytes, s.Behind, s.Cut
-	r.newest = place{s.NewestTime, s.NewestBytes}
+	r.bytes, r.behind, r.trimIndex = s.Bytes, s.Behind, s.Cut
+	r.lastPoint = logPosition{s.NewestTime, s.NewestBytes}
 	if r.lastTime = s.LastTime; r.lastTime == 0 {
 		r.lastTime = s.Time
 	}
@@ -262,7 +262,7 @@ func (r *replica) Restore(state []byte) error {
 	if r.base, err = wal.DecodeBase(r.log.Meta(metaBase)); err != nil {
 		return err
 	}
-	if err := r.restorePoints(); err != nil {
+	if err := r.restoreTrimPoints(); err != nil {
 		return err
 	}
 	r.chain.begin(wal.Base{Txid: s.Txid, Digest: r.digest}, s.Index)
@@ -277,10 +277,10 @@ func (r *replica) Restore(state []byte) error {
 	return r.rebuild(s)
 }
 
-// position is the state that readers look at.
+// position is the state that readers need, all of one moment.
 type position struct {
 	mark    uint64 // high-water mark
-	index   uint64 // no entry behind it may be shown
+	index   uint64 // no later entry may be shown
 	first   uint64
 	changed <-chan struct{}
 }

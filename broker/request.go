@@ -12,17 +12,17 @@ import (
 	"github.com/cantuslog/cantus/wal"
 )
 
-// request is one transaction that somebody wants appended. What it holds
-// aliases the message that it came in.
+// request is one transaction to be appended. Its slices alias the message that it was
+// received in.
 type request struct {
-	reply string // where the answer goes, "" for nowhere
-	batch *batchCall
+	reply string // the reply subject, "" for none
+	batch *batchMessage
 	index int // in batch
 
 	tx   wal.Transaction     // what is stored
 	cert lockmgr.Transaction // what is certified
 	seen seenHeaders
-	size int // payload and headers, as they are given back
+	size int // payload and headers, as they are sent to readers
 	rows int // headers
 }
 
@@ -64,7 +64,7 @@ func (a *requestArena) free() {
 	requestArenas.Put(a)
 }
 
-// seenHeaders are the headers that may stand once.
+// seenHeaders is the set of headers seen that are allowed once.
 type seenHeaders uint8
 
 const (
@@ -74,8 +74,8 @@ const (
 	seenExpected
 )
 
-// decode reads the header block and the payload of an append into r. The
-// error is for the client: what is wrong and what would be right.
+// decode reads the header block and the payload of an append into r. The error tells
+// the client what is wrong and what would be right.
 func (r *request) decode(header, payload []byte, limit int) *subjects.Error {
 	r.tx.Payload = payload
 	r.size = len(payload)
@@ -84,8 +84,8 @@ func (r *request) decode(header, payload []byte, limit int) *subjects.Error {
 			return wireError(err)
 		}
 	}
-	// What counts is the size in which it is given back, which may be more
-	// than that in which it was sent: "Key:value" comes back as "Key: value".
+	// The size counts in which the transaction is sent to readers, which may be more
+	// than that in which it was received: "Key:value" is sent as "Key: value".
 	if n := max(r.size, len(header)+len(payload)); n > limit {
 		return subjects.Errorf(subjects.TooLarge,
 			"the transaction has %d bytes with its headers: at most %d are allowed", n, limit)
@@ -105,8 +105,7 @@ func (r *request) decode(header, payload []byte, limit int) *subjects.Error {
 
 var defaultKind = []byte(subjects.DefaultKind)
 
-// checkMark sees to it that a checked lock has a high-water mark to be
-// checked against.
+// checkMark refuses a checked lock without a high-water mark to check it against.
 func (r *request) checkMark() *subjects.Error {
 	if r.cert.HasHighWaterMark {
 		return nil
@@ -121,7 +120,7 @@ func (r *request) checkMark() *subjects.Error {
 	return nil
 }
 
-// field takes one header.
+// field reads one header.
 func (r *request) field(key, value []byte) error {
 	r.size += len(key) + len(value) + len(": \r\n")
 	r.rows++
@@ -160,8 +159,8 @@ func (r *request) field(key, value []byte) error {
 	return r.other(key, value)
 }
 
-// checkHeader refuses a header, the nth of its block, that is one too many or
-// whose name is too long.
+// checkHeader refuses the nth header of a block if n is too large or the header's name
+// too long.
 func checkHeader(n int, key []byte) error {
 	if n > subjects.MaxHeaders {
 		return subjects.Errorf(subjects.BadRequest, "there are more than %d headers", subjects.MaxHeaders)
@@ -172,8 +171,8 @@ func checkHeader(n int, key []byte) error {
 	return nil
 }
 
-// other takes a header that has no meaning here: the application's own is
-// kept, NATS's own is passed over, one that looks like a slip is refused.
+// other reads a header that has no meaning here: the application's own is kept, one of
+// NATS is ignored, and one that looks like a typing error is refused.
 func (r *request) other(key, value []byte) error {
 	verdict, err := subjects.CheckOtherHeader(text(key))
 	if err != nil || verdict == subjects.Ignored {
@@ -183,7 +182,7 @@ func (r *request) other(key, value []byte) error {
 	return nil
 }
 
-// locks takes the value of a lock header, which holds one name or several.
+// locks reads the value of a lock header, a list of one name or several.
 func (r *request) locks(header string, mode lockmgr.Mode, stored wal.LockMode, value []byte) error {
 	rest := value
 	for n, more := 1, true; more; n++ {
@@ -246,8 +245,8 @@ func (r *request) number(which seenHeaders, name string, value []byte) (uint64, 
 	return n, nil
 }
 
-// text views b as a string, without a copy: b must not change while it is
-// used, and messages' buffers never do.
+// text returns b as a string without copying it: b must not change while the string is
+// used. Messages' buffers never do.
 func text(b []byte) string { return unsafe.String(unsafe.SliceData(b), len(b)) }
 
 func clip(b []byte) string {
@@ -257,15 +256,15 @@ func clip(b []byte) string {
 	return string(b)
 }
 
-// batchCall is a batch message on its way: its transactions' outcomes are
-// gathered and answered together.
-type batchCall struct {
+// batchMessage gathers the outcomes of a batch message's transactions, which are
+// answered together.
+type batchMessage struct {
 	reply    string
 	left     int // outcomes still missing; owned by the responder
 	outcomes []outcome
 }
 
-// outcome is how one transaction of a batch message ended.
+// outcome is the outcome of one request.
 type outcome struct {
 	txid      uint64
 	time      int64
@@ -273,8 +272,8 @@ type outcome struct {
 	err       *subjects.Error
 }
 
-// onlyOwnHeaders returns a function that refuses headers on a batch message that
-// mean something for a transaction: they belong into its items.
+// onlyOwnHeaders returns a function that refuses, on a batch message, headers of a
+// transaction, which belong in the message's items.
 func onlyOwnHeaders() func(key, value []byte) error {
 	n := 0
 	return func(key, _ []byte) error {
@@ -288,23 +287,23 @@ func onlyOwnHeaders() func(key, value []byte) error {
 
 func checkBatchHeader(key []byte) error {
 	if subjects.IsRequestHeader(text(key)) {
-		return subjects.Errorf(subjects.BadRequest, "header %q stands on the batch message: put it into each transaction's header block", key)
+		return subjects.Errorf(subjects.BadRequest, "header %q is on the batch message: put it into each transaction's header block", key)
 	}
 	_, err := subjects.CheckOtherHeader(text(key))
 	return err
 }
 
-// batchItems are the transactions of a batch message.
+// batchItems iterates over the transactions of a batch message.
 type batchItems struct {
 	count int
-	rest  []byte // from the next on
+	rest  []byte // the next one and those after it
 }
 
-// cutBatch checks a batch message, whose payload has for each transaction the
-// lengths of its header block and its payload (4 bytes each, big-endian), then
-// both. It holds at most most transactions. The error is for the message as a whole:
-// nothing of it is appended.
-func cutBatch(m *natslink.Message, most int) (batchItems, *subjects.Error) {
+// parseBatch checks a batch message, whose payload holds for each transaction the
+// lengths of its header block and its payload (4 bytes each, big-endian), then both.
+// It may hold at most most transactions. An error concerns the message as a whole:
+// none of its transactions is appended.
+func parseBatch(m *natslink.Message, most int) (batchItems, *subjects.Error) {
 	if err := subjects.ScanBlock(m.Header, onlyOwnHeaders()); err != nil {
 		return batchItems{}, wireError(err)
 	}
@@ -333,10 +332,10 @@ func cutBatch(m *natslink.Message, most int) (batchItems, *subjects.Error) {
 	return batchItems{count: n, rest: m.Payload}, nil
 }
 
-// itemLengths is how many bytes the two lengths take.
+// itemLengths is the size of the two lengths.
 const itemLengths = 8
 
-// next gives the next of count transactions.
+// next returns the next of count transactions.
 func (it *batchItems) next() (header, payload []byte) {
 	b := it.rest[itemLengths:]
 	h := binary.BigEndian.Uint32(it.rest)

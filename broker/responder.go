@@ -17,7 +17,7 @@ type responder struct {
 	partition     int
 	log           *slog.Logger
 	metrics       *partitionMetrics
-	stages        stages
+	stages        stageMetrics
 	mark          func() uint64
 	confirmLeader func() bool
 	end           func(error)

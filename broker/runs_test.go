@@ -153,7 +153,7 @@ func wantKept(t *testing.T, n *broker.Node, nc *nats.Conn, dir string, first, ma
 		var held uint64
 		eventually(t, "the log is cut", func() bool {
 			held, _ = broker.Entries(n, 0)
-			return broker.Cut(n, 0)
+			return broker.Trimmed(n, 0)
 		})
 		if held > most {
 			t.Errorf("%d entries are held, not %d", held, most)
@@ -218,7 +218,7 @@ func TestATrimByAgeCutsAnIdlePartition(t *testing.T) {
 	if r := trim(t, nc, `{"age":"24h"}`); r.FirstTxid != 3 {
 		t.Fatalf("%+v", r)
 	}
-	eventually(t, "the log is cut", func() bool { return broker.Cut(n, 0) })
+	eventually(t, "the log is cut", func() bool { return broker.Trimmed(n, 0) })
 	nc.Close()
 	if err := n.Close(); err != nil {
 		t.Fatal(err)
@@ -271,9 +271,9 @@ func TestPointsAreThinnedOut(t *testing.T) {
 		}
 	})
 	n, _ = openNode(t, dir, opts)
-	points, _ := broker.Points(n, 0)
+	points, _ := broker.CountTrimPoints(n, 0)
 	n, nc = reopen(t, n, dir, opts)
-	again, stored := broker.Points(n, 0)
+	again, stored := broker.CountTrimPoints(n, 0)
 	if points > most || points < most/2 || again != points || stored != points {
 		t.Errorf("%d points, after a restart %d, and %d are stored; at most %d are to be", points, again, stored, most)
 	}

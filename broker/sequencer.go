@@ -161,13 +161,13 @@ func (s *sequencer) decode(b *batch, rs []*request, m *natslink.Message) []*requ
 		return append(rs, r)
 	}
 	b.batches++
-	items, err := cutBatch(m, s.limits.maxBatch())
+	items, err := parseBatch(m, s.limits.maxBatch())
 	if err != nil {
 		b.decide(b.requests.add(m.Reply), outcome{err: err}, 0)
 		return rs
 	}
 	rs = slices.Grow(rs, items.count)
-	call := &batchCall{reply: m.Reply, left: items.count, outcomes: make([]outcome, items.count)}
+	call := &batchMessage{reply: m.Reply, left: items.count, outcomes: make([]outcome, items.count)}
 	for i := range items.count {
 		r := b.requests.add(m.Reply)
 		r.batch, r.index = call, i

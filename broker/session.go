@@ -54,7 +54,7 @@ type sessionConfig struct {
 	term       uint64 // in which this node leads
 	log        *slog.Logger
 	metrics    *partitionMetrics
-	stages     stages
+	stages     stageMetrics
 
 	queue     *queue
 	certifier *certifier

@@ -12,9 +12,8 @@ import (
 	"github.com/cantuslog/cantus/subjects"
 )
 
-// strictJSON decodes a request's body, an object; an empty body sets nothing.
-// Unknown fields, anything behind the object and text that is not Unicode are
-// refused.
+// strictJSON decodes a request's body, a JSON object; an empty body sets nothing. It
+// refuses unknown fields, anything after the object, and text that is not Unicode.
 func strictJSON(body []byte, v any) error {
 	trimmed := strings.TrimSpace(text(body))
 	if trimmed == "" {
@@ -36,14 +35,13 @@ func strictJSON(body []byte, v any) error {
 		if _, err = d.Token(); err == io.EOF {
 			return nil
 		}
-		err = errors.New("something stands behind the JSON object")
+		err = errors.New("there is something after the JSON object")
 	}
 	return subjects.Errorf(subjects.BadRequest, "body: %s", strings.TrimPrefix(err.Error(), "json: "))
 }
 
-// checkUnicode refuses text that encoding/json replaces by U+FFFD without a
-// word: bytes that are not UTF-8, and half a surrogate pair. The name that the
-// client meant would be another one.
+// checkUnicode refuses text that encoding/json silently replaces by U+FFFD: bytes that
+// are not UTF-8, and half a surrogate pair. The name would be another than the client's.
 func checkUnicode(body string) error {
 	if !utf8.ValidString(body) {
 		return subjects.Errorf(subjects.BadRequest, "body: it is not valid UTF-8, which JSON is written in")
@@ -54,7 +52,7 @@ func checkUnicode(body string) error {
 		}
 		r, isUnicode := unicodeEscape(body[i:])
 		if !isUnicode {
-			i++ // what is escaped may be another backslash
+			i++ // the escaped character may be another backslash
 			continue
 		}
 		if utf16.IsSurrogate(r) {
@@ -78,9 +76,9 @@ func unicodeEscape(s string) (r rune, ok bool) {
 	return rune(n), err == nil
 }
 
-// checkFields refuses what encoding/json lets pass: a field given twice, one in
-// other letter case than ours, which is small throughout, and null, which it takes
-// for a field left out.
+// checkFields refuses what encoding/json accepts: a field given twice, a field in
+// another letter case than ours, which is lower throughout, and null, which encoding/json
+// treats like a missing field.
 func checkFields(body string) error {
 	d := json.NewDecoder(strings.NewReader(body))
 	seen := map[string]bool{}
@@ -88,7 +86,7 @@ func checkFields(body string) error {
 	for depth, key := 0, true; ; {
 		t, err := d.Token()
 		if err != nil {
-			return nil // the decoder proper says what is wrong
+			return nil // the decoder returns this error, too
 		}
 		switch v := t.(type) {
 		case json.Delim:
@@ -99,7 +97,7 @@ func checkFields(body string) error {
 			if depth--; depth == 0 {
 				return nil
 			}
-			key = true // behind a value
+			key = true // after a value
 		case string:
 			if depth == 1 && key {
 				if seen[v] {

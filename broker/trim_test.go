@@ -51,7 +51,7 @@ func TestATrimKeepsMessageIDsThroughARestart(t *testing.T) {
 		t.Fatalf("the id of %d counts, and the trim says %+v", first, r)
 	}
 	wantDuplicate(t, nc, "x", "k1", first)
-	eventually(t, "the log is cut", func() bool { return broker.Cut(n, 0) })
+	eventually(t, "the log is cut", func() bool { return broker.Trimmed(n, 0) })
 	killed := t.TempDir()
 	copyDir(t, dir, killed)
 	_, other := openNode(t, killed, opts)
@@ -132,7 +132,7 @@ func TestARebuiltReplicaKnowsTheIDsAfterATrim(t *testing.T) {
 	fillTo(t, nc, 1000)
 	trim(t, nc, `{"before":900}`)
 	for _, name := range c.names {
-		eventually(t, name+" has cut its log", func() bool { return broker.Cut(c.node(name), 0) })
+		eventually(t, name+" has cut its log", func() bool { return broker.Trimmed(c.node(name), 0) })
 	}
 	old := broker.Replica(c.node("n2"), 0)
 	c.operate("n3", subjects.AdminRequest{Partition: new(int)}, "node", "n2", "rebuild")
@@ -156,7 +156,7 @@ func wantSameTables(t *testing.T, c *nodes, names ...string) {
 	for _, name := range names[1:] {
 		eventually(t, name+" remembers the same as "+names[0], func() bool {
 			got, want := broker.Tables(c.node(name), 0), broker.Tables(leader, 0)
-			return got.Equal(want, true) && broker.Cuttable(c.node(name), 0) == broker.Cuttable(leader, 0)
+			return got.Equal(want, true) && broker.TrimPoints(c.node(name), 0) == broker.TrimPoints(leader, 0)
 		})
 	}
 }
@@ -214,8 +214,8 @@ func (h *trimmed) round() {
 	if h.r.IntN(3) == 0 {
 		h.append() // behind the trim
 	}
-	eventually(h.t, "the log is cut", func() bool { return broker.Cut(h.n, 0) })
-	want, cuttable := broker.Tables(h.n, 0), broker.Cuttable(h.n, 0)
+	eventually(h.t, "the log is cut", func() bool { return broker.Trimmed(h.n, 0) })
+	want, cuttable := broker.Tables(h.n, 0), broker.TrimPoints(h.n, 0)
 	h.check("running", want)
 	if h.r.IntN(2) == 0 {
 		killed := h.t.TempDir()
@@ -230,7 +230,7 @@ func (h *trimmed) round() {
 	if got := broker.Tables(h.n, 0); !got.Equal(want, true) {
 		h.t.Fatalf("after a restart:\n got %+v\nwant %+v", got, want)
 	}
-	if got := broker.Cuttable(h.n, 0); got != cuttable {
+	if got := broker.TrimPoints(h.n, 0); got != cuttable {
 		h.t.Fatalf("after a restart:\n got %s\nwant %s", got, cuttable)
 	}
 }
@@ -320,7 +320,7 @@ func TestKilledWhileTheLogIsCut(t *testing.T) {
 			reached, goOn := make(chan struct{}), make(chan struct{})
 			held := opts
 			var once sync.Once
-			broker.Cutting(&held, func(step string) {
+			broker.Trimming(&held, func(step string) {
 				if step == at {
 					once.Do(func() { close(reached) })
 					<-goOn

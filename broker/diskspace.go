@@ -20,10 +20,10 @@ import (
 // behind those is the trim that makes room. Elections, trims and the cluster's facts
 // are small, and always taken.
 
-// errFull is why nothing is fetched.
+// errFull is returned when a log is not fetched for want of room.
 var errFull = errors.New("this node's disk is full")
 
-// checkSpace looks whether the disk has room, and tells the others when that
+// checkSpace checks whether the disk has room, and has the others informed when that
 // changes.
 func (n *Node) checkSpace() {
 	free, err := n.opts.freeSpace(n.store.Dir())
@@ -35,7 +35,7 @@ func (n *Node) checkSpace() {
 	n.setFull(free < n.limits.reserve.Load() || n.store.Tight())
 }
 
-// setFull notes whether the node is full, and tells the others if that is new.
+// setFull sets whether the node is full, and has the others informed if that changes.
 func (n *Node) setFull(full bool) {
 	if full == n.full.Swap(full) {
 		return
@@ -57,8 +57,8 @@ func (n *Node) reserve() int64 { return n.limits.reserve.Load() }
 
 func (n *Node) takesProposed(bytes int64) bool { return n.store.TakesProposed(bytes) }
 
-// hasRoom reports whether a node takes transactions, as far as is known, and
-// whether it is full if it does not.
+// hasRoom reports whether a node accepts transactions, as far as is known, and if not,
+// whether that is because it is full.
 func (n *Node) hasRoom(name string, now time.Time) (room, full bool) {
 	if name == n.opts.Name {
 		full = n.isFull()
@@ -69,9 +69,9 @@ func (n *Node) hasRoom(name string, now time.Time) (room, full bool) {
 	return alive && !q.Full, alive && q.Full
 }
 
-// roomy reports whether a majority of the partition's voters take transactions,
-// and which are full.
-func (p *partition) roomy() (roomy bool, full []string) {
+// majorityHasRoom reports whether a majority of the partition's voters accept
+// transactions, and returns those that are full.
+func (p *partition) majorityHasRoom() (hasRoom bool, full []string) {
 	voters, room := 0, 0
 	now := time.Now()
 	for _, r := range p.group.Status().Replicas {
@@ -90,22 +90,21 @@ func (p *partition) roomy() (roomy bool, full []string) {
 	return room > voters/2, full
 }
 
-// isCrowded reports whether transactions can't be committed because of full disks.
-func (p *partition) isCrowded() bool {
-	roomy, full := p.roomy()
-	return !roomy && len(full) > 0
+// isDiskBlocked reports whether transactions can't be committed because of full disks.
+func (p *partition) isDiskBlocked() bool {
+	hasRoom, full := p.majorityHasRoom()
+	return !hasRoom && len(full) > 0
 }
 
-// noteCrowded finds out, by a leader, whether the partition is crowded. If that is
-// new, the followers hear it soon: they wait for it before they take what was
-// proposed.
-func (p *partition) noteCrowded() {
-	p.crowding.Lock()
-	defer p.crowding.Unlock()
-	crowded := p.isCrowded()
-	if crowded != p.crowded.Swap(crowded) {
-		p.queue.reject(crowded)
-		p.cursors.reject(crowded)
+// updateDiskBlocked updates diskBlocked on a leader. If it changes, the followers are
+// informed soon: they wait for that before they accept entries proposed before.
+func (p *partition) updateDiskBlocked() {
+	p.diskBlockedMu.Lock()
+	defer p.diskBlockedMu.Unlock()
+	blocked := p.isDiskBlocked()
+	if blocked != p.diskBlocked.Swap(blocked) {
+		p.queue.reject(blocked)
+		p.cursors.reject(blocked)
 		p.host.announce()
 	}
 }
@@ -115,15 +114,15 @@ func (p *partition) peerFull(name string) {
 	p.host.peers.setFull(name)
 	select {
 	case <-p.opened:
-		p.noteCrowded() // also before it serves: entries of the last term may wait
+		p.updateDiskBlocked() // also before it serves: entries of the last term may wait
 	default:
 	}
 }
 
-// turnsDown reports whether this replica, following, refuses entries of so many
-// bytes for want of room. It takes them once its leader refuses transactions: what
-// still comes was proposed before, and there is not much of it.
-func (p *partition) turnsDown(bytes int) bool {
+// rejectsEntries reports whether this replica, as a follower, rejects entries of some
+// bytes for want of room. It accepts them once its leader refuses transactions: they
+// were proposed before that, and there are few of them.
+func (p *partition) rejectsEntries(bytes int) bool {
 	space := p.host.space
 	if !space.isFull() {
 		return false
@@ -133,7 +132,7 @@ func (p *partition) turnsDown(bytes int) bool {
 	return !ok || leader.Full == "" || !space.takesProposed(int64(bytes))
 }
 
-// fullError is why the partition takes no more transactions, nil if it does.
+// fullError returns why the partition accepts no transactions, nil if it does.
 func (p *partition) fullError() error {
 	const until = "nothing is appended until there is room: free some there, or trim"
 	name := p.host.name
@@ -142,8 +141,8 @@ func (p *partition) fullError() error {
 		return subjects.Errorf(subjects.StorageFull, "the disk of node %s is full: %s", name, until)
 	case p.host.space.isLow():
 		return subjects.Errorf(subjects.StorageFull, "less than %d bytes are free on the disk of node %s: %s", p.host.space.reserve(), name, until)
-	case p.crowded.Load():
-		if roomy, full := p.roomy(); !roomy && len(full) > 0 {
+	case p.diskBlocked.Load():
+		if hasRoom, full := p.majorityHasRoom(); !hasRoom && len(full) > 0 {
 			return subjects.Errorf(subjects.StorageFull, "%s: %s", tooFew(full), until)
 		}
 	}
@@ -154,17 +153,17 @@ func tooFew(full []string) string {
 	return "too few of the partition's nodes have room on their disks, " + strings.Join(full, " and ") + " none"
 }
 
-// roomPatience is how long an entry that needs no room waits for those before it,
-// which need some that nobody has.
+// roomPatience is how long an entry that needs no room waits for entries before it for
+// which there is none.
 const roomPatience = 3 * time.Second
 
-// awaitProposed returns nil once what was proposed before the call is committed, or
-// has no need to wait for room. Otherwise a trim would wait behind it.
+// awaitProposed returns nil once the entries proposed before the call are committed, or
+// do not wait for room. Otherwise a trim would wait behind them.
 func (p *partition) awaitProposed() error {
 	last, began := p.group.Status().LastIndex, time.Now()
 	for p.group.Status().CommitIndex < last {
-		roomy, full := p.roomy()
-		if roomy || len(full) == 0 {
+		hasRoom, full := p.majorityHasRoom()
+		if hasRoom || len(full) == 0 {
 			return nil
 		}
 		if time.Since(began) > roomPatience {
@@ -175,7 +174,8 @@ func (p *partition) awaitProposed() error {
 	return nil
 }
 
-// outcome returns a proposal's, but does not wait for long for room on disks.
+// outcome returns the outcome of a proposal, or an error if that waits for room on disks
+// for longer than roomPatience.
 func (p *partition) outcome(of raftstore.Proposal) (applied, error) {
 	type outcome struct {
 		result any
@@ -195,13 +195,13 @@ func (p *partition) outcome(of raftstore.Proposal) (applied, error) {
 			return o.result.(applied), nil
 		case <-time.After(roomPatience):
 		}
-		if roomy, full := p.roomy(); !roomy && len(full) > 0 {
+		if hasRoom, full := p.majorityHasRoom(); !hasRoom && len(full) > 0 {
 			return applied{}, subjects.Errorf(subjects.Unknown, "%s: it is done when there is some, unless another node leads then: free some there, and send it again", tooFew(full))
 		}
 	}
 }
 
-// fullText is fullError's text, "" if there is room.
+// fullText returns fullError's text, "" if there is room.
 func (p *partition) fullText() string {
 	if err := p.fullError(); err != nil {
 		return err.Error()
@@ -209,8 +209,8 @@ func (p *partition) fullText() string {
 	return ""
 }
 
-// leaderWithRoom is the first of voters that takes transactions, and the first
-// of all if none does.
+// leaderWithRoom returns the first of voters that accepts transactions, or the first of
+// all if none does.
 func (p *partition) leaderWithRoom(voters []string, now time.Time) string {
 	for _, name := range voters {
 		if room, _ := p.host.space.hasRoom(name, now); room {

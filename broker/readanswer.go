@@ -12,42 +12,40 @@ import (
 )
 
 const (
-	// readChunk is about how much of an answer is put together before it is
-	// sent.
+	// readChunk is about how many bytes of an answer are encoded before they are sent.
 	readChunk = 128 << 10
-	// scanBytes bounds the log that one filtered read goes through, and
-	// answerBytes what it sends, headers included; the answer says from where to
-	// go on.
+	// scanBytes bounds how much of the log one filtered read scans, and answerBytes
+	// how much it sends, headers included; the answer says where to continue.
 	scanBytes   = 64 << 20
 	answerBytes = 4 * subjects.MaxReadBytes
-	// scanPart is about how much of the log a read goes through before it looks
-	// again whether it is wanted.
+	// scanPart is about how much of the log a read scans before it checks again
+	// whether the answer has a subscriber.
 	scanPart = 1 << 20
-	// scanPatience is how long a read waits for its turn to go through the log.
+	// scanPatience is how long a read waits for its turn to scan the log.
 	scanPatience = time.Second
-	// wantedEvery is how often a read that waits at the log's end looks whether
-	// it is wanted.
+	// wantedEvery is how often a read that waits at the log's end checks whether the
+	// answer has a subscriber.
 	wantedEvery = time.Second
 )
 
-// errScans refuses a read that has waited for its turn too long.
-var errScans = errors.New("broker: too many reads go through the log")
+// errScansBusy is returned when a read has waited for its turn too long.
+var errScansBusy = errors.New("broker: too many reads go through the log")
 
-// scansAtOnce is how many reads go through the log at a time. More would not be
-// faster, and would leave no processor to anything else.
+// scansAtOnce returns how many reads scan logs at a time. More would not be faster, and
+// would leave no processor to anything else.
 func scansAtOnce() int64 { return int64(max(2, runtime.GOMAXPROCS(0))) }
 
-// errUnwanted ends a read whose reply subject has no subscriber any more.
-var errUnwanted = errors.New("broker: nobody listens to the answer")
+// errNoSubscriber ends a read whose reply subject has no subscriber any more.
+var errNoSubscriber = errors.New("broker: nobody listens to the answer")
 
-// reading is a read in progress: an answer of any number of messages, each of
+// readAnswer is the answer to a read in progress: it consists of any number of messages, each of
 // which names the transaction that was sent before it, so that a client notices
 // when one is missing.
 //
-// A read is refused only as long as it has sent nothing. Whatever stops it later
-// ends the answer early, with the message that says where to go on; the client
-// reads on from there and then hears of it.
-type reading struct {
+// A read is refused only as long as it has sent nothing. An error after that ends the
+// answer early, with the message that says where to continue; the client reads on from
+// there, and that read is refused.
+type readAnswer struct {
 	p     *partition
 	q     query
 	reply string
@@ -55,19 +53,19 @@ type reading struct {
 	paced paced
 	most  int // bytes of a message
 
-	next  uint64 // txid that is looked at next
-	sent  int    // transactions, those in out and pack included
-	last  uint64 // txid of the last of them, 0 for none
-	bytes int    // of the transactions
-	wrote int    // bytes of messages that were sent
-	out   []byte // messages that are to be sent
-	turn  bool   // it goes through the log
-	pack  packer // a message that is not full
+	next     uint64 // txid that is looked at next
+	sent     int    // transactions, those in out and pack included
+	last     uint64 // txid of the last of them, 0 for none
+	bytes    int    // of the transactions
+	wrote    int    // bytes of messages that were sent
+	out      []byte // messages that are to be sent
+	scanning bool   // it counts among the scans of the log
+	pack     packer // a message that is not full
 
 	done reached // what was sent
 }
 
-// reached is how far an answer is.
+// reached is how far an answer has got.
 type reached struct {
 	sent       int
 	last, next uint64
@@ -76,7 +74,7 @@ type reached struct {
 // read answers a query: the transactions, then the end.
 func (p *partition) read(ctx context.Context, reply string, q query) error {
 	most := p.host.nats.maxPayload()
-	r := reading{
+	r := readAnswer{
 		p: p, q: q, reply: reply, next: q.from, done: reached{next: q.from}, enc: encoder{partition: p.id, names: p.host.names},
 		most:  most,
 		pack:  packer{subject: reply, most: min(readChunk, most-chainRoom)},
@@ -105,8 +103,8 @@ func (p *partition) read(ctx context.Context, reply string, q query) error {
 	}
 }
 
-// await waits for the log to grow; over says that the client waits no longer.
-func (r *reading) await(ctx context.Context, at position, timer <-chan time.Time) (over bool, err error) {
+// await waits for the log to grow. over reports that the client's wait has ended first.
+func (r *readAnswer) await(ctx context.Context, at position, timer <-chan time.Time) (over bool, err error) {
 	look := time.NewTicker(wantedEvery)
 	defer look.Stop()
 	for {
@@ -119,22 +117,22 @@ func (r *reading) await(ctx context.Context, at position, timer <-chan time.Time
 			return false, ctx.Err()
 		case <-look.C:
 			if !r.p.host.nats.wanted(r.reply) {
-				return false, errUnwanted
+				return false, errNoSubscriber
 			}
 		}
 	}
 }
 
-// scan sends what the query asks for between next and the position, as far as
-// its limits go.
-func (r *reading) scan(ctx context.Context, at position) error {
+// scan sends the transactions between next and the position that the query asks for, up
+// to its limits.
+func (r *readAnswer) scan(ctx context.Context, at position) error {
 	if r.next > at.mark {
 		return nil
 	}
-	if err := r.takeTurn(ctx); err != nil {
+	if err := r.acquireScan(ctx); err != nil {
 		return err
 	}
-	defer r.endTurn()
+	defer r.releaseScan()
 	var t wal.Transaction
 	scanned, looked := 0, 0
 	for _, b := range r.p.store.Batches(r.next, at.index) {
@@ -172,29 +170,29 @@ func (r *reading) scan(ctx context.Context, at position) error {
 	return nil
 }
 
-// takeTurn waits until the read may go through the log. A read that waits for its
-// client has no turn.
-func (r *reading) takeTurn(ctx context.Context) error {
+// acquireScan waits until the read may scan the log. A read that waits for its client
+// does not count among the scans.
+func (r *readAnswer) acquireScan(ctx context.Context) error {
 	scans := r.p.host.scans
 	if !scans.TryAcquire(1) {
 		patient, cancel := context.WithTimeout(ctx, scanPatience)
 		defer cancel()
 		if scans.Acquire(patient, 1) != nil {
-			return cmp.Or(ctx.Err(), errScans)
+			return cmp.Or(ctx.Err(), errScansBusy)
 		}
 	}
-	r.turn = true
+	r.scanning = true
 	return nil
 }
 
-func (r *reading) endTurn() {
-	if r.turn {
-		r.turn = false
+func (r *readAnswer) releaseScan() {
+	if r.scanning {
+		r.scanning = false
 		r.p.host.scans.Release(1)
 	}
 }
 
-// recordBytes is about what a transaction takes in the log.
+// recordBytes returns about how many bytes a transaction has in the log.
 func recordBytes(t *wal.Transaction) int {
 	n := len(t.Payload) + len(t.Header) + len(t.MsgID) + 64
 	for _, l := range t.Locks {
@@ -203,18 +201,18 @@ func recordBytes(t *wal.Transaction) int {
 	return n
 }
 
-// wanted returns why the read should not go on, nil if it should.
-func (r *reading) wanted(ctx context.Context) error {
+// wanted returns why the read should end, nil if it should go on.
+func (r *readAnswer) wanted(ctx context.Context) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
 	if !r.p.host.nats.wanted(r.reply) {
-		return errUnwanted
+		return errNoSubscriber
 	}
 	return nil
 }
 
-func (r *reading) add(ctx context.Context, t *wal.Transaction, size int) error {
+func (r *readAnswer) add(ctx context.Context, t *wal.Transaction, size int) error {
 	if err := r.p.mustFit(&r.enc, t, r.q.payload, r.q.packed, r.most); err != nil {
 		return err
 	}
@@ -233,16 +231,16 @@ func (r *reading) add(ctx context.Context, t *wal.Transaction, size int) error {
 	if err := r.wanted(ctx); err != nil {
 		return err
 	}
-	r.endTurn()
+	r.releaseScan()
 	if err := r.flush(ctx); err != nil {
 		return err
 	}
-	return r.takeTurn(ctx)
+	return r.acquireScan(ctx)
 }
 
-// flush sends the messages that were put together, once the client is near
-// enough to what was sent to it before.
-func (r *reading) flush(ctx context.Context) error {
+// flush sends the encoded messages, once the client is not too far behind with what was
+// sent to it before.
+func (r *readAnswer) flush(ctx context.Context) error {
 	if len(r.out) == 0 {
 		return nil
 	}
@@ -263,8 +261,8 @@ func (r *reading) flush(ctx context.Context) error {
 	return nil
 }
 
-// finish sends what is left, and the end.
-func (r *reading) finish(ctx context.Context, mark uint64) error {
+// finish sends the rest of the answer, and its end.
+func (r *readAnswer) finish(ctx context.Context, mark uint64) error {
 	r.out = r.pack.flush(r.out)
 	if err := r.flush(ctx); err != nil {
 		return r.stop(ctx, err, mark)
@@ -273,10 +271,10 @@ func (r *reading) finish(ctx context.Context, mark uint64) error {
 	return r.end(mark)
 }
 
-// stop ends an answer because of an error: early if anything was sent, else the
-// error is the caller's to tell.
-func (r *reading) stop(ctx context.Context, err error, mark uint64) error {
-	if errors.Is(err, errUnwanted) {
+// stop ends an answer because of an error: with the message that says where to continue
+// if anything was sent; otherwise it returns the error.
+func (r *readAnswer) stop(ctx context.Context, err error, mark uint64) error {
+	if errors.Is(err, errNoSubscriber) {
 		return err
 	}
 	r.out = r.pack.flush(r.out)
@@ -289,7 +287,7 @@ func (r *reading) stop(ctx context.Context, err error, mark uint64) error {
 	return r.end(mark)
 }
 
-func (r *reading) end(mark uint64) error {
+func (r *readAnswer) end(mark uint64) error {
 	r.p.metrics.read(r.done.sent)
 	return r.p.host.reads.Send(appendEnd(nil, r.reply, r.done, mark))
 }

@@ -20,15 +20,16 @@ func (e *unsendableError) Error() string {
 		e.txid, e.need, e.most, e.need)
 }
 
-// mustFit refuses a transaction that can't be sent, and has the node say so.
+// mustFit refuses a transaction that can't be sent, and has the node's status and log
+// say so.
 func (p *partition) mustFit(enc *encoder, t *wal.Transaction, payload, packed bool, most int) error {
 	need := enc.size(t, payload, packed, most)
 	if need <= most {
 		return nil
 	}
 	e := &unsendableError{t.Txid, need, most}
-	// The largest that a read has met is what the status shows. The log has one line
-	// for the partition: there may be thousands of such transactions.
+	// The status shows the largest one found. The log has one line for the partition:
+	// there may be thousands of such transactions.
 	old := p.unsendableNow()
 	if (old == nil || e.need > old.need) && p.unsendable.CompareAndSwap(old, e) && old == nil {
 		p.log.Error("a stored transaction can't be read, and the node is not ready: max_payload is less than when it was appended; "+
@@ -39,9 +40,9 @@ func (p *partition) mustFit(enc *encoder, t *wal.Transaction, payload, packed bo
 	return refused
 }
 
-// findUnsendable looks for stored transactions that the NATS server does not take, until
-// ctx ends. It looks at nothing while max_payload lets every transaction through that
-// was ever allowed, as the default does.
+// findUnsendable searches the log for transactions that are too large for the NATS
+// server, until ctx ends. It reads nothing while max_payload allows every transaction
+// that was ever allowed, as the default does.
 func (p *partition) findUnsendable(ctx context.Context) {
 	next, most := uint64(0), 0
 	for ctx.Err() == nil {
@@ -63,8 +64,8 @@ func (p *partition) findUnsendable(ctx context.Context) {
 	}
 }
 
-// findUnsendableTo looks at the transactions from next to at, and returns the one after
-// the last that it has looked at. Reads and scrubs report what can't be read.
+// findUnsendableTo checks the transactions from next to at, and returns the txid after
+// the last one checked. It ignores what can't be read, which reads and scrubs report.
 func (p *partition) findUnsendableTo(ctx context.Context, next uint64, at position, most int) uint64 {
 	next = max(next, at.first)
 	if next > at.mark {

@@ -6,11 +6,11 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 )
 
-// stages are histograms of where the time of appends goes, one value for each
-// batch and stage. Their sum is what the batch's oldest message took on this
-// node. A leader writes its disk while the followers write theirs: replicate is
-// what is left of theirs when its own is done.
-type stages struct {
+// stageMetrics are histograms of the time that appends spend in each stage, one value
+// for each batch and stage. Their sum is the time that the batch's oldest message spent
+// on this node. A leader writes to its disk while the followers write to theirs:
+// replicate is the time that they take longer.
+type stageMetrics struct {
 	queue     prometheus.Observer // from the server's socket to the sequencer
 	certify   prometheus.Observer
 	propose   prometheus.Observer // until raft takes it up
@@ -20,7 +20,7 @@ type stages struct {
 	reply     prometheus.Observer // until the answers are with the NATS server
 }
 
-func newStages(r prometheus.Registerer) stages {
+func newStageMetrics(r prometheus.Registerer) stageMetrics {
 	v := prometheus.NewHistogramVec(prometheus.HistogramOpts{
 		Namespace: "cantus", Name: "append_stage_seconds",
 		Help:    "What a batch of appends, and in the first stage its oldest message, spent in each stage on its leader.",
@@ -28,14 +28,14 @@ func newStages(r prometheus.Registerer) stages {
 	}, []string{"stage"})
 	r.MustRegister(v)
 	of := func(stage string) prometheus.Observer { return v.WithLabelValues(stage) }
-	return stages{
+	return stageMetrics{
 		queue: of("queue"), certify: of("certify"), propose: of("propose"), disk: of("disk"),
 		replicate: of("replicate"), apply: of("apply"), reply: of("reply"),
 	}
 }
 
 // observe observes a batch that was committed and whose replies were sent at now.
-func (s stages) observe(b *batch, now time.Time) {
+func (s stageMetrics) observe(b *batch, now time.Time) {
 	a := b.applied
 	if a.taken.IsZero() {
 		return // it was committed by another leader

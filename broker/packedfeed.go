@@ -8,28 +8,27 @@ import (
 	"github.com/cantuslog/cantus/wal"
 )
 
-// feedKey is what the packed feed is signed with, the same on each of the
-// cluster's nodes: see docs/adr/0022.
+// feedKey returns the key that signs the packed feed, the same on each of the cluster's
+// nodes: see docs/adr/0022.
 func (n *Node) feedKey() ed25519.PrivateKey {
 	return ed25519.NewKeyFromSeed(n.derive("packed feed"))
 }
 
-// signedPacker puts transactions together to messages of the packed feed. Several
-// share a signature, which costs as much as the encoding of some hundred
-// transactions.
+// signedPacker packs transactions into messages of the packed feed. Several messages
+// share a signature, which costs as much as the encoding of some hundred transactions.
 type signedPacker struct {
 	subject   string
 	partition int
 	key       ed25519.PrivateKey
 	most      int // bytes in a message, unless one transaction alone has more
 
-	pack   []byte // messages, one behind the other; the last one may grow
-	ends   []int  // of those that are complete
-	header []byte // used again
+	pack   []byte // the messages; the last one may grow
+	ends   []int  // where each complete message ends
+	header []byte // reused
 }
 
-// add puts t into the last message. If that would become too large, t begins the
-// next one.
+// add adds t to the last message. If that would become too large, t begins the next
+// one.
 func (k *signedPacker) add(e *encoder, t *wal.Transaction) {
 	start, before := 0, len(k.pack)
 	if n := len(k.ends); n > 0 {
@@ -41,10 +40,10 @@ func (k *signedPacker) add(e *encoder, t *wal.Transaction) {
 	}
 }
 
-// full reports whether as many messages are complete as one signature covers.
+// full reports whether as many messages are complete as share a signature.
 func (k *signedPacker) full() bool { return len(k.ends) == subjects.FeedGroup }
 
-// sign appends the messages that are complete to dst.
+// sign signs the complete messages and appends them to dst.
 func (k *signedPacker) sign(dst []byte) []byte {
 	start := 0
 	hashes := make([]byte, 0, subjects.FeedGroup*feedHashBytes)
@@ -65,10 +64,10 @@ func (k *signedPacker) sign(dst []byte) []byte {
 	return dst
 }
 
-// feedHashBytes is what a hash takes in the list, with a blank.
+// feedHashBytes is the size of a hash in the list, with a space.
 const feedHashBytes = 45
 
-// finish completes the last message and appends what there is to dst.
+// finish completes the last message, signs and appends all messages to dst.
 func (k *signedPacker) finish(dst []byte) []byte {
 	if len(k.pack) == 0 {
 		return dst

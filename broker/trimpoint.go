@@ -1,0 +1,282 @@
+package broker
+
+import (
+	"bytes"
+	"encoding/binary"
+	"fmt"
+	"math"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/cantuslog/cantus/raftstore"
+	"github.com/cantuslog/cantus/wal"
+)
+
+// trimPoint is a position up to which the log can be trimmed: the end of a batch of
+// transactions, and what must be known of the log before it. Trim points follow from
+// the log alone, so they are the same on every replica.
+type trimPoint struct {
+	wal.Base        // the txid and the digest there
+	index    uint64 // the last entry before the next batch of transactions, as far as known
+	time     int64  // of the transaction
+	bytes    uint64 // of all entries up to the batch
+}
+
+// A batch ends in a trim point if a multiple of pointEvery is among its txids, or
+// pointBytes of entries or pointTime nanoseconds lie between it and the last trim
+// point. The second and third let a partition be trimmed that has few transactions
+// and many cursor writes.
+const (
+	pointEvery = 1 << 16
+	pointBytes = 16 << 20
+	pointTime  = int64(time.Hour)
+	// maxTrimPoints bounds the trim points that are kept. They are in memory and in
+	// each snapshot.
+	maxTrimPoints = 1024
+)
+
+const (
+	metaPoint = "point/"
+	pointSize = 3*8 + 32
+)
+
+func (p trimPoint) meta() wal.Meta {
+	v := binary.BigEndian.AppendUint64(nil, p.index)
+	v = binary.BigEndian.AppendUint64(v, uint64(p.time))
+	v = binary.BigEndian.AppendUint64(v, p.bytes)
+	return wal.Meta{Name: p.name(), Value: append(v, p.Digest[:]...)}
+}
+
+func (p trimPoint) name() string { return fmt.Sprintf("%s%016x", metaPoint, p.Txid) }
+
+func decodeTrimPoint(name string, v []byte) (p trimPoint, err error) {
+	if _, err := fmt.Sscanf(strings.TrimPrefix(name, metaPoint), "%016x", &p.Txid); err != nil || len(v) != pointSize {
+		return p, fmt.Errorf("%w: point %q holds %d bytes", wal.ErrDamaged, name, len(v))
+	}
+	p.index, p.time = binary.BigEndian.Uint64(v), int64(binary.BigEndian.Uint64(v[8:]))
+	p.bytes, p.Digest = binary.BigEndian.Uint64(v[16:]), wal.Digest(v[24:])
+	return p, nil
+}
+
+// countBatch adds an applied batch of transactions to the log's size, and a trim point
+// if the batch ends in one. r.mu is held.
+func (r *replica) countBatch(e raftstore.Committed, b wal.Batch) {
+	if n := len(r.trimPoints); n > 0 && r.trimPoints[n-1].Txid == b.First-1 {
+		r.trimPoints[n-1].index = e.Index - 1
+	}
+	if r.first == b.First && r.first > 1 { // entries before the first transaction kept are of no use
+		r.trimThrough(e.Index - 1)
+	}
+	if r.lastPoint.time == 0 {
+		r.lastPoint = logPosition{b.Time, r.bytes}
+	}
+	r.bytes += uint64(len(e.Data))
+	r.behind = 0
+	if (b.First-1)/r.every != b.Last()/r.every || r.bytes-r.lastPoint.bytes >= pointBytes || r.lastTime-r.lastPoint.time >= pointTime {
+		r.trimPoints = append(r.trimPoints, trimPoint{wal.Base{Txid: b.Last(), Digest: r.digest}, e.Index, r.lastTime, r.bytes})
+		r.lastPoint = logPosition{r.lastTime, r.bytes}
+		r.thin()
+	}
+}
+
+// countOther adds another applied entry to the log's size. r.mu is held.
+func (r *replica) countOther(e raftstore.Committed) {
+	r.index = e.Index
+	r.bytes += uint64(len(e.Data))
+	r.behind += uint64(len(e.Data))
+}
+
+// thin drops trim points if there are too many, so that the distance between them
+// grows with their age, to about a hundredth of it. r.mu is held.
+func (r *replica) thin() {
+	for len(r.trimPoints) > 2*maxTrimPoints { // of a version that kept them all
+		var kept []trimPoint
+		for i := 0; i < len(r.trimPoints); i += 2 {
+			kept = append(kept, r.trimPoints[i])
+		}
+		r.trimPoints, r.thinned = kept, true
+	}
+	for len(r.trimPoints) > maxTrimPoints {
+		least, closest := 0, math.Inf(1)
+		for i := 1; i < len(r.trimPoints)-1; i++ {
+			gap, age := r.trimPoints[i+1].bytes-r.trimPoints[i-1].bytes, r.bytes-r.trimPoints[i].bytes
+			if share := float64(gap) / float64(age); share < closest {
+				least, closest = i, share
+			}
+		}
+		r.trimPoints, r.thinned = slices.Delete(r.trimPoints, least, least+1), true
+	}
+}
+
+// trimThrough has runTrims trim the log through an index. r.mu is held.
+func (r *replica) trimThrough(index uint64) {
+	r.trimIndex = index
+	select {
+	case r.trimmed <- struct{}{}:
+	default:
+	}
+}
+
+// restoreTrimPoints reads the trim points that were stored with the snapshot. r.mu is
+// held.
+func (r *replica) restoreTrimPoints() error {
+	for name, v := range r.log.Metas(metaPoint) {
+		p, err := decodeTrimPoint(name, v)
+		if err != nil {
+			return err
+		}
+		if p.Txid >= r.first {
+			r.trimPoints = append(r.trimPoints, p)
+		}
+	}
+	slices.SortFunc(r.trimPoints, func(a, b trimPoint) int { return int(a.index) - int(b.index) })
+	return nil
+}
+
+// snapshotTrimPoints returns the trim points that are not stored yet, and deletions of
+// those that were trimmed or thinned out. r.mu is held.
+func (r *replica) snapshotTrimPoints() []wal.Meta {
+	var metas []wal.Meta
+	held := make(map[string]bool, len(r.trimPoints))
+	for _, p := range slices.Backward(r.trimPoints) {
+		m := p.meta()
+		if bytes.Equal(m.Value, r.log.Meta(m.Name)) {
+			break
+		}
+		metas = append(metas, m)
+	}
+	base := wal.EncodeBase(r.base)
+	based := r.base.Txid == 0 || bytes.Equal(base, r.log.Meta(metaBase))
+	if based && !r.thinned {
+		return metas
+	}
+	for _, p := range r.trimPoints {
+		held[p.name()] = true
+	}
+	r.thinned = false // unless a mark with the deletions is still to be stored
+	for name := range r.log.Metas(metaPoint) {
+		if !held[name] {
+			metas = append(metas, wal.Meta{Name: name})
+			r.thinned = true
+		}
+	}
+	if based {
+		return metas
+	}
+	return append(metas, wal.Meta{Name: metaBase, Value: base})
+}
+
+// applyTrims moves the beginning of the log, on every replica alike, to the last trim
+// point below the record's txid. The replica forgets the locks and message ids of the
+// transactions before it at the same position of the log, since neither a restart nor
+// another replica could rebuild them from the transactions kept.
+//
+// The leader that made the record ensured that no message id is forgotten that still
+// counts. Only the leader can: a follower may remember ids for longer, and forgets here
+// what its leader no longer needed.
+func (r *replica) applyTrims(e raftstore.Committed, b wal.Batch) (applied, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.certifier.advance(b.Time)
+	records := b.Read()
+	for record, ok := records.NextRaw(); ok; record, ok = records.NextRaw() {
+		if len(record) != 8 {
+			return applied{}, fmt.Errorf("%w: trim record of %d bytes", wal.ErrDamaged, len(record))
+		}
+		r.trim(binary.BigEndian.Uint64(record), e.Index)
+	}
+	r.countOther(e)
+	return applied{}, records.Err()
+}
+
+// trim drops what lies before the last trim point below a txid. If the log holds no
+// transaction from that txid on, entry index, which holds the trim record, is such a
+// point.
+func (r *replica) trim(keep, index uint64) {
+	n := 0
+	for n < len(r.trimPoints) && r.trimPoints[n].Txid < keep {
+		n++
+	}
+	var at trimPoint
+	switch last := r.mark.Load(); {
+	case keep > last && last > 0:
+		at = trimPoint{Base: wal.Base{Txid: last, Digest: r.digest}, index: index - 1}
+		r.lastPoint = logPosition{r.lastTime, r.bytes}
+	case n == 0:
+		return
+	default:
+		at = r.trimPoints[n-1]
+	}
+	r.trimPoints = slices.Clone(r.trimPoints[n:])
+	r.first, r.base = at.Txid+1, at.Base
+	r.certifier.forget(r.first)
+	r.trimThrough(at.index)
+}
+
+// keepFrom returns the first txid to keep if transactions older than a time, and more
+// bytes than keepBytes, are trimmed; 0 if nothing can be. olderThan is Unix
+// nanoseconds; 0 stands for no bound, in either argument.
+func (r *replica) keepFrom(olderThan int64, keepBytes uint64) (keep uint64) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	goes := func(at int64, bytes uint64) bool {
+		return (olderThan == 0 || at < olderThan) && (keepBytes == 0 || bytes+keepBytes <= r.bytes)
+	}
+	for _, p := range r.trimPoints {
+		if !goes(p.time, p.bytes) {
+			return keep
+		}
+		keep = p.Txid + 1
+	}
+	if last := r.mark.Load(); last > 0 && goes(r.lastTime, r.bytes-r.behind) {
+		return last + 1
+	}
+	return keep
+}
+
+// runTrims trims the log as trim records are applied, until stop is closed. A snapshot
+// is taken before each trim, so that a restart needs nothing that was trimmed.
+func (p *partition) runTrims(stop <-chan struct{}) {
+	for reported := uint64(0); ; {
+		reported = p.trimLog(reported)
+		select {
+		case <-stop:
+			return
+		case <-p.replica.trimmed:
+		}
+	}
+}
+
+// trimLog trims the log if a trim was applied. It reports the oldest transaction kept
+// unless that is reported already, and returns it.
+func (p *partition) trimLog(reported uint64) uint64 {
+	r := p.replica
+	r.mu.Lock()
+	through, txid := r.trimIndex, r.first
+	r.mu.Unlock()
+	if through == 0 || p.store.FirstIndex() > through {
+		return reported
+	}
+	step := p.host.trimming
+	if step == nil {
+		step = func(string) {}
+	}
+	step("mark")
+	err := p.group.Snapshot()
+	if err == nil {
+		step("cut")
+		err = p.group.Trim(through)
+	}
+	if err != nil {
+		p.log.Warn("trimmed transactions keep their space for now", "err", err)
+		return reported
+	}
+	if txid != reported {
+		p.log.Info("trimmed", "first_txid", txid)
+		p.host.advise("trim", map[string]any{"partition": p.id, "first_txid": txid})
+	}
+	return txid
+}
+
+func trimRecord(keep uint64) []byte { return binary.BigEndian.AppendUint64(nil, keep) }
