@@ -253,13 +253,24 @@ func (n *Node) onRemove(ctx context.Context, m *natslink.Message) (any, error) {
 	if err = errors.Join(err, needNode(r)); err != nil {
 		return nil, err
 	}
+	var left, replicas int
 	compute := func(f cluster.Facts) (cluster.Command, error) {
 		if err := n.mayLeave(f, r.Node); err != nil {
 			return cluster.Command{}, err
 		}
+		left = f.Hosting(r.Node)
+		replicas = f.Replicas
 		return f.Leave(r.Node)
 	}
-	return n.decide(ctx, compute, "node %s is leaving: it is removed when its replicas are elsewhere", r.Node)
+	if err := n.meta.change(ctx, compute); err != nil {
+		return nil, err
+	}
+	done := fmt.Sprintf("node %s is leaving: it is removed when its replicas are elsewhere", r.Node)
+	if left < replicas {
+		done = fmt.Sprintf("node %s is leaving: %d of the %d replicas of a partition are left then, and %d of them may fail; "+
+			"add a node to have %d again", r.Node, left, replicas, (left-1)/2, replicas)
+	}
+	return subjects.AdminReply{Done: done}, nil
 }
 
 // mayLeave refuses what would cost a partition, or the facts, their majority.
@@ -413,8 +424,12 @@ func (p *partition) serveTrim(_ context.Context, m *natslink.Message) error {
 		if a.failed {
 			return raftstore.ErrUnknown
 		}
-		if id > 0 {
+		first := p.replica.position().first
+		switch {
+		case id > 0:
 			reply.Because = fmt.Sprintf("the message id of transaction %d still counts: ids are remembered for %v; trim again when they are not", id, p.replica.window)
+		case first < keep:
+			reply.Because = fmt.Sprintf("the log can be cut after %d transactions, 16 MiB or an hour, and there is no such place between transactions %d and %d", pointEvery, first, keep)
 		}
 	}
 	reply.FirstTxid = p.replica.position().first

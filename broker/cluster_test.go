@@ -214,7 +214,7 @@ func (c *nodes) status(by string) subjects.ClusterStatus {
 }
 
 // operate asks for an operation until it is accepted.
-func (c *nodes) operate(by string, r subjects.AdminRequest, subject ...string) {
+func (c *nodes) operate(by string, r subjects.AdminRequest, subject ...string) (done string) {
 	c.t.Helper()
 	body, err := json.Marshal(r)
 	if err != nil {
@@ -233,8 +233,10 @@ func (c *nodes) operate(by string, r subjects.AdminRequest, subject ...string) {
 		if json.Unmarshal(m.Data, &reply) == nil && reply.Error != nil && reply.Error.Code < 500 {
 			c.t.Fatalf("%v %s: %s", subject, body, last)
 		}
-		return reply.Done != ""
+		done = reply.Done
+		return done != ""
 	})
+	return done
 }
 
 // settled tells whether everything is where it is to be, as a node sees it.

@@ -192,6 +192,8 @@ func TestOperationsThatMakeNoSense(t *testing.T) {
 		"trim by two":            {"trim.0", `{"before":1,"bytes":5}`, "exactly one of"},
 		"trim by what is no age": {"trim.0", `{"age":"old"}`, "is not a time"},
 		"trim by an odd age":     {"trim.0", `{"age":"+1h"}`, "is not a time"},
+		"trim by a fraction":     {"trim.0", `{"before":1.5}`, `field "before" is the number 1.5: it takes a whole number from 0 on`},
+		"trim by a list":         {"trim.0", `{"age":["1h"]}`, `field "age" is an array: it takes a string`},
 		"trim by no age":         {"trim.0", `{"age":"0s"}`, "is not a time"},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -18,7 +18,10 @@ import (
 // remove takes a node out of the cluster, and closes it once it has stopped.
 func (c *nodes) remove(name string) {
 	c.t.Helper()
-	c.operate("n1", subjects.AdminRequest{Node: name}, "cluster", "remove")
+	const warning = "replicas of a partition are left then"
+	if done := c.operate("n1", subjects.AdminRequest{Node: name}, "cluster", "remove"); !strings.Contains(done, warning) {
+		c.t.Errorf("the removal of %s says %q, which does not tell that there are fewer replicas", name, done)
+	}
 	n := c.node(name)
 	<-n.Done()
 	if err := n.Err(); !errors.Is(err, broker.ErrRemoved) {

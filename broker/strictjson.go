@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
+	"reflect"
 	"strconv"
 	"strings"
 	"unicode/utf16"
@@ -37,7 +38,42 @@ func strictJSON(body []byte, v any) error {
 		}
 		err = errors.New("there is something after the JSON object")
 	}
+	if wrong, ok := errors.AsType[*json.UnmarshalTypeError](err); ok {
+		return subjects.Errorf(subjects.BadRequest, "body: field %q is %s: it takes %s", wrong.Field, given(wrong.Value), kindOf(wrong.Type))
+	}
 	return subjects.Errorf(subjects.BadRequest, "body: %s", strings.TrimPrefix(err.Error(), "json: "))
+}
+
+// given names what encoding/json met.
+func given(value string) string {
+	switch {
+	case value == "array" || value == "object":
+		return "an " + value
+	case strings.HasPrefix(value, "number "):
+		return "the " + value
+	default:
+		return "a " + strings.Replace(value, "bool", "truth value", 1)
+	}
+}
+
+// kindOf names what JSON holds for a type.
+func kindOf(t reflect.Type) string {
+	switch t.Kind() {
+	case reflect.Pointer:
+		return kindOf(t.Elem())
+	case reflect.String:
+		return "a string"
+	case reflect.Bool:
+		return "true or false"
+	case reflect.Slice:
+		return "a list, each element " + kindOf(t.Elem())
+	case reflect.Struct, reflect.Map:
+		return "an object"
+	case reflect.Uint, reflect.Uint32, reflect.Uint64:
+		return "a whole number from 0 on"
+	default:
+		return "a whole number"
+	}
 }
 
 // checkUnicode refuses text that encoding/json silently replaces by U+FFFD: bytes that

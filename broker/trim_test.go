@@ -36,6 +36,15 @@ func wantDuplicate(t *testing.T, nc *nats.Conn, payload, id string, txid uint64)
 	}
 }
 
+// A trim that finds no place to cut the log yet says so.
+func TestATrimThatCutsNothingSaysWhy(t *testing.T) {
+	_, nc := one(t, broker.Options{Partitions: 1})
+	fillTo(t, nc, 3)
+	if r := trim(t, nc, `{"before":3}`); r.FirstTxid != 1 || !strings.Contains(r.Because, "no such place between transactions 1 and 3") {
+		t.Errorf("the answer is %+v", r)
+	}
+}
+
 // What was trimmed is gone from a restarted node's log: it could not know the id.
 func TestATrimKeepsMessageIDsThroughARestart(t *testing.T) {
 	opts := broker.Options{Partitions: 1}

@@ -8,7 +8,7 @@ var (
 	ErrInUse = errors.New("wal: data directory is in use by another process")
 	// ErrIdentity is returned when the directory was founded for another
 	// cluster, node or number of partitions.
-	ErrIdentity = errors.New("wal: data directory belongs to another node or cluster")
+	ErrIdentity = errors.New("wal: data directory does not match")
 	// ErrFormat is returned when the directory was written by a newer version.
 	ErrFormat = errors.New("wal: data directory has a newer format")
 	// ErrReadOnly is returned when the directory cannot be written to.

@@ -58,6 +58,16 @@ func (f Facts) Leave(node string) (Command, error) {
 	return c, fmt.Errorf("%w: %q is the last node that can hold partitions", ErrCommand, node)
 }
 
+// Hosting returns how many nodes can hold partitions without one of them.
+func (f Facts) Hosting(without string) (count int) {
+	for name, m := range f.Nodes {
+		if name != without && !m.Standby && !m.Leaving {
+			count++
+		}
+	}
+	return count
+}
+
 // Gone gives the command that removes a node that holds nothing any more.
 func (f Facts) Gone(node string) Command { return f.command(RemoveNode, node, Member{}, nil) }
 

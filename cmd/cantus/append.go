@@ -62,7 +62,7 @@ func (c *appendCmd) Run(ctx context.Context, p *program) error {
 	if msg.Data, err = c.payload(ctx, p); err != nil {
 		return err
 	}
-	l, err := c.open("append")
+	l, err := c.open(ctx, "append")
 	if err != nil {
 		return err
 	}
@@ -102,7 +102,7 @@ func (c *appendCmd) settle() error {
 	}
 	if c.HWM == nil && len(c.Write)+len(c.Read) > 0 {
 		return usagef("--write and --read need --hwm TXID, the txid up to which you had applied the partition when you " +
-			"computed this transaction: 0 if it was empty, else the last txid that you read (\"cantus status\" shows the newest)")
+			"computed this transaction: 0 if it was empty, else the last txid that you had read and taken into account then")
 	}
 	if c.ID == "" {
 		c.ID = nuid.Next()
@@ -305,15 +305,19 @@ func (c *appendCmd) print(p *program, r *subjects.Reply) error {
 	if r.Error == nil {
 		return nil
 	}
-	return advise(r)
+	var hwm uint64
+	if c.HWM != nil {
+		hwm = uint64(*c.HWM)
+	}
+	return advise(r, hwm)
 }
 
 // advise words a refusal for a person. Most of the node's messages say what
 // to do; those about the log's state can say it in this command's flags.
-func advise(r *subjects.Reply) error {
+func advise(r *subjects.Reply, hwm uint64) error {
 	switch {
 	case r.Error.Reason == subjects.Conflict:
-		return conflict(r)
+		return conflict(r, hwm)
 	case r.Error.Reason == subjects.WrongLast && r.HighWaterMark != nil:
 		return failf(exitConflict, "%w; read what is new, compute again, append with --expected-last %d",
 			r.Error, *r.HighWaterMark)
@@ -321,7 +325,7 @@ func advise(r *subjects.Reply) error {
 	return refusal(r.Error)
 }
 
-func conflict(r *subjects.Reply) error {
+func conflict(r *subjects.Reply, hwm uint64) error {
 	e := r.Error
 	var b strings.Builder
 	if len(e.Conflicts) > 0 && e.Conflicts[0].Forgotten {
@@ -340,7 +344,7 @@ func conflict(r *subjects.Reply) error {
 			fmt.Fprintf(&b, "        also: lock %s (%s), by transaction %d.\n", c.Lock, c.Mode, c.Txid)
 		}
 	}
-	fmt.Fprintf(&b, "        Apply the partition up to %d (\"cantus read %d --from …\"), compute again, append with --hwm %d.",
-		e.Txid, r.Partition, e.Txid)
+	fmt.Fprintf(&b, "        Apply the partition up to %d (\"cantus read %d --from %d\"), compute again, append with --hwm %d.",
+		e.Txid, r.Partition, hwm+1, e.Txid)
 	return failf(exitConflict, "%s", b.String())
 }

@@ -49,7 +49,7 @@ replica's high-water mark, with a + if it votes.`
 
 // Run shows the cluster.
 func (c *clusterStatusCmd) Run(ctx context.Context, p *program) error {
-	l, err := c.open("cluster status")
+	l, err := c.open(ctx, "cluster status")
 	if err != nil {
 		return err
 	}
@@ -76,12 +76,24 @@ func (l *link) clusterStatus(ctx context.Context) (s subjects.ClusterStatus, err
 	return s, l.explain(err)
 }
 
+// replicasOf says how many replicas a partition is to have, and has at least.
+func replicasOf(s subjects.ClusterStatus) string {
+	least := s.Replicas
+	for _, p := range s.Partitions {
+		least = min(least, len(p.Replicas))
+	}
+	if least == s.Replicas {
+		return plural(s.Replicas, "replica")
+	}
+	return fmt.Sprintf("%d of %s", least, plural(s.Replicas, "replica"))
+}
+
 func printCluster(w io.Writer, s subjects.ClusterStatus) error {
 	leader := s.MetaLeader
 	if leader == "" {
 		leader = "nobody"
 	}
-	fmt.Fprintf(w, "cluster %s, id %s, %s; operations are decided by %s\n\n", s.Cluster, s.ID, plural(s.Replicas, "replica"), leader)
+	fmt.Fprintf(w, "cluster %s, id %s, %s per partition; operations are decided by %s\n\n", s.Cluster, s.ID, replicasOf(s), leader)
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(t, "NODE\tSTATE\tREADY\tHOLDS\tLEADS\tLEADS NOW\tREPLICATION\tVERSION")
 	for _, n := range s.Nodes {
@@ -156,7 +168,7 @@ func replicaList(replicas []subjects.ReplicaStatus) string {
 // operate asks for an operation, says what was decided and, if asked, waits
 // until done finds it in the status.
 func (c *connection) operate(ctx context.Context, p *program, subject []string, body subjects.AdminRequest, wait duration, done func(subjects.ClusterStatus) bool) error {
-	l, err := c.open("cluster " + subject[len(subject)-1])
+	l, err := c.open(ctx, "cluster " + subject[len(subject)-1])
 	if err != nil {
 		return err
 	}
@@ -412,7 +424,7 @@ func (c *clusterRebuildCmd) Run(ctx context.Context, p *program) error {
 type trimCmd struct {
 	Partition partition `arg:"" name:"P" help:"The partition."`
 	Before    txid      `placeholder:"TXID" xor:"what" help:"Trim what is older than this transaction."`
-	Age       duration  `placeholder:"TIME" xor:"what" help:"Trim what is older than this, such as 720h."`
+	Age       duration  `placeholder:"TIME" xor:"what" help:"Trim what is older than this, in hours, minutes and seconds: 720h for 30 days."`
 	Size      byteSize  `placeholder:"SIZE" xor:"what" help:"Keep about so many bytes of the newest, such as 10GiB."`
 	connection
 }
@@ -435,7 +447,7 @@ func (c *trimCmd) Run(ctx context.Context, p *program) error {
 	if c.Before == 0 && c.Age == 0 && c.Size == 0 {
 		return usagef("say what to trim: --before TXID, --age TIME or --size SIZE, such as \"cantus trim %d --age 720h\"", c.Partition)
 	}
-	l, err := c.open("trim")
+	l, err := c.open(ctx, "trim")
 	if err != nil {
 		return err
 	}

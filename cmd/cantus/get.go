@@ -47,7 +47,7 @@ func (c *getCmd) Run(ctx context.Context, p *program) error {
 	if err != nil {
 		return err
 	}
-	l, err := c.open("get")
+	l, err := c.open(ctx, "get")
 	if err != nil {
 		return err
 	}

@@ -51,9 +51,9 @@ type link struct {
 // been lost with the connection. It comes back by itself.
 var errLinkLost = errors.New("connection lost")
 
-// open connects, and fails at once if no server is there. The caller closes
-// the link.
-func (c *connection) open(command string) (*link, error) {
+// open connects, and fails at once if no server is there, or when ctx ends. The caller
+// closes the link.
+func (c *connection) open(ctx context.Context, command string) (*link, error) {
 	l := &link{
 		names:   subjects.Names{Prefix: string(c.Prefix)},
 		server:  c.Server,
@@ -76,10 +76,25 @@ func (c *connection) open(command string) (*link, error) {
 			}
 		}),
 	)
-	if l.nc, err = nats.Connect(c.Server, opts...); err != nil {
-		return nil, connectFailure(c.Server, err)
+	type connected struct {
+		nc  *nats.Conn
+		err error
 	}
-	return l, nil
+	done := make(chan connected, 1)
+	go func() { // which nats.Connect can't be told to end
+		nc, err := nats.Connect(c.Server, opts...)
+		done <- connected{nc, err}
+	}()
+	select {
+	case r := <-done:
+		if r.err != nil {
+			return nil, connectFailure(c.Server, r.err)
+		}
+		l.nc = r.nc
+		return l, nil
+	case <-ctx.Done():
+		return nil, l.explain(ctx.Err())
+	}
 }
 
 // forbidden is the failure for what the NATS server does not permit.
@@ -155,14 +170,20 @@ func connectFailure(server string, err error) error {
 			"or name another server with --server or CANTUS_SERVER", server)
 	case errors.Is(err, nats.ErrAuthorization):
 		return usagef("the NATS server at %s refuses these credentials: see --creds, --nkey, --token, or --user with --password (CANTUS_USER, CANTUS_PASSWORD)", server)
-	case errors.Is(err, nats.ErrTimeout):
-		return failf(exitUnavailable, "no answer from %s in time: is it a NATS server? --timeout waits longer", server)
+	case errors.Is(err, nats.ErrTimeout), isTimeout(err):
+		return failf(exitUnavailable, "no answer from %s in time: is it the NATS port, 4222 by default, and not the one for HTTP? --timeout waits longer", server)
 	case errors.Is(err, nats.ErrTLS), isTLSAlert(err):
 		return usagef("connect to %s: %w; see --tls-ca, --tls-cert and --tls-key", server, err)
 	case isURLError(err):
 		return usagef("--server %s: %w; write nats://HOST:PORT", server, err)
 	}
 	return failf(exitUnavailable, "connect to %s: %w", server, err)
+}
+
+// isTimeout reports whether a connection was made and nothing came over it.
+func isTimeout(err error) bool {
+	e, ok := errors.AsType[*net.OpError](err)
+	return ok && e.Op == "read" && e.Timeout()
 }
 
 // isTLSAlert tells whether the other side ended TLS, as a server does, some

@@ -114,10 +114,13 @@ func (p *program) parser(g *grammar, exit func(int)) (*kong.Kong, error) {
 }
 
 // spellHelp lets "cantus help append" and a bare "cantus help" stand for the
-// --help flag.
+// --help flag, and --version for the command.
 func spellHelp(args []string) []string {
-	if len(args) > 0 && args[0] == "help" {
+	switch {
+	case len(args) > 0 && args[0] == "help":
 		return append(args[1:len(args):len(args)], "--help")
+	case len(args) == 1 && args[0] == "--version":
+		return []string{"version"}
 	}
 	return args
 }

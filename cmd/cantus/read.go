@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -67,7 +68,7 @@ func (c *readCmd) Run(ctx context.Context, p *program) error {
 	if c.From == 0 {
 		return usagef("there is no transaction 0: ids begin with 1")
 	}
-	l, err := c.open("read")
+	l, err := c.open(ctx, "read")
 	if err != nil {
 		return err
 	}
@@ -250,6 +251,10 @@ func readRefusal(e *subjects.Error) error {
 	err := refusal(e)
 	if e.Reason == subjects.Trimmed && e.FirstTxid > 0 {
 		return failf(exitStatus(err), "%w; the oldest transaction kept is %d: --from %d", err, e.FirstTxid, e.FirstTxid)
+	}
+	// A person has mistyped a txid more often than the log has lost transactions.
+	if what, _, ok := strings.Cut(e.Message, ": it comes from another log"); e.Reason == subjects.Ahead && ok {
+		return failf(exitStatus(err), "%s", what)
 	}
 	return err
 }

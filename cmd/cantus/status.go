@@ -37,7 +37,7 @@ type status struct {
 
 // Run shows the cluster.
 func (c *statusCmd) Run(ctx context.Context, p *program) error {
-	l, err := c.open("status")
+	l, err := c.open(ctx, "status")
 	if err != nil {
 		return err
 	}
@@ -91,12 +91,17 @@ func (c *statusCmd) partitions(ctx context.Context, l *link, n int) ([]subjects.
 func (s *status) print(w io.Writer) error {
 	fmt.Fprintf(w, "cluster %s, version %s, %s, %s\n", s.Cluster.Cluster, s.Cluster.Version,
 		plural(s.Cluster.Partitions, "partition"), plural(len(s.Cluster.Nodes), "node"))
+	because := false
 	for _, n := range s.Cluster.Nodes {
 		state := "ready"
 		if !n.Ready {
 			state = "not ready"
+			because = true
 		}
 		fmt.Fprintf(w, "node %s, %s\n", n.Name, state)
+	}
+	if because {
+		fmt.Fprintln(w, "\"cantus cluster status\" says why a node is not ready")
 	}
 	fmt.Fprintln(w)
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)

@@ -276,7 +276,7 @@ type lockName string
 
 func (l *lockName) UnmarshalText(text []byte) error {
 	if strings.Contains(string(text), ",") {
-		return fmt.Errorf("lock %q holds a comma: give one name, and repeat --write, --read or --append for each name", text)
+		return fmt.Errorf("lock %q holds a comma: give one name; a flag that takes several is repeated, such as --write a --write b", text)
 	}
 	if err := subjects.CheckLock(string(text)); err != nil {
 		return plain(err)

@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"text/tabwriter"
 
@@ -21,7 +22,8 @@ Of each partition it prints the digest at its last txid: replicas at the same tx
 crash left unfinished is first brought into place, as the node would when it starts: to keep a damaged directory just
 as it is, work on a copy.
 
-Exit status: 0 if all is whole, 1 if anything is damaged, 2 if DIR is no directory.`
+Exit status: 0 if all is whole, 1 if anything is damaged, 2 if DIR can't be checked: it is no
+data directory, or a node has it open.`
 }
 
 // Run checks a data directory and prints a line for each partition.
@@ -50,7 +52,9 @@ func (c *verifyCmd) Run(p *program) error {
 	}
 	switch {
 	case errors.Is(err, wal.ErrInUse):
-		return inUse(c.Dir)
+		return failf(exitUsage, "%w", inUse(c.Dir))
+	case errors.Is(err, fs.ErrNotExist):
+		return failf(exitUsage, "%w", err)
 	case err != nil:
 		return err
 	case damaged > 0:

@@ -23,7 +23,8 @@ var (
 	errClosed = errors.New("no such account, or it is closed")
 	errExists = errors.New("the account exists already")
 	errMoney  = errors.New("the account is not empty")
-	errAmount = errors.New("not an amount to transfer")
+	errAmount = errors.New("the amount must be above 0, and 0 or more to open an account")
+	errSelf   = errors.New("from and to are the same account")
 )
 
 // bank is an instance: a view that follows the log, and decisions by it.
@@ -109,7 +110,10 @@ func (b *bank) open(ctx context.Context, e opened) error {
 // transfer moves money, once for each request: where that was done already it
 // does nothing.
 func (b *bank) transfer(ctx context.Context, e transferred) error {
-	if e.Amount <= 0 || e.From == e.To {
+	if e.From == e.To {
+		return fmt.Errorf("transfer %d from %s: %w", e.Amount, e.From, errSelf)
+	}
+	if e.Amount <= 0 {
 		return fmt.Errorf("transfer %d from %s to %s: %w", e.Amount, e.From, e.To, errAmount)
 	}
 	return b.decide(ctx, func(tx *client.Tx, db *sql.Tx) error {

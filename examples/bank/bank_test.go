@@ -68,7 +68,7 @@ func TestCommands(t *testing.T) {
 		{"transfer alice bob 30 r1", nil}, // once
 		{"transfer alice bob 71 r2", errFunds},
 		{"transfer alice bob 0 r3", errAmount},
-		{"transfer alice alice 1 r3", errAmount},
+		{"transfer alice alice 1 r3", errSelf},
 		{"transfer alice carol 1 r3", errClosed},
 		{"transfer carol alice 1 r3", errClosed},
 		{"transfer bob alice 10", nil},

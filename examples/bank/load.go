@@ -92,7 +92,7 @@ func insist(ctx context.Context, do func() error) error {
 		if err == nil || ctx.Err() != nil {
 			return errors.Join(err, context.Cause(ctx))
 		}
-		for _, decision := range []error{errFunds, errClosed, errExists, errMoney, errAmount, client.ErrClosed} {
+		for _, decision := range []error{errFunds, errClosed, errExists, errMoney, errAmount, errSelf, client.ErrClosed} {
 			if errors.Is(err, decision) {
 				return err
 			}

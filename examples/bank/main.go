@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/signal"
 	"strconv"
+	"strings"
 	"syscall"
 
 	"github.com/nats-io/nats.go"
@@ -29,6 +30,9 @@ func main() {
 	defer stop()
 	if err := run(ctx, os.Args[1:], os.Stdout); err != nil && !errors.Is(err, context.Canceled) {
 		fmt.Fprintln(os.Stderr, "bank:", err)
+		if errors.Is(err, errUsage) {
+			os.Exit(2)
+		}
 		os.Exit(1)
 	}
 }
@@ -56,7 +60,13 @@ func run(ctx context.Context, args []string, w io.Writer) error {
 	if err != nil {
 		return err
 	}
-	return errors.Join(command(ctx, b, flags.Arg(0), flags.Args()[1:], w), b.close())
+	if err := errors.Join(command(ctx, b, flags.Arg(0), flags.Args()[1:], w), b.close()); err != nil {
+		return err
+	}
+	if name := flags.Arg(0); name == "open" || name == "transfer" || name == "close" {
+		_, err = fmt.Fprintln(w, "done:", strings.Join(flags.Args(), " "))
+	}
+	return err
 }
 
 // command does one command.
@@ -94,7 +104,7 @@ func command(ctx context.Context, b *bank, name string, args []string, w io.Writ
 		}
 		return b.catchUp(ctx)
 	}
-	return errUsage
+	return fmt.Errorf("%q is no command, or has the wrong arguments; %w", strings.Join(append([]string{name}, args...), " "), errUsage)
 }
 
 func loadCommand(ctx context.Context, b *bank, args []string, w io.Writer) error {
