@@ -168,7 +168,7 @@ func replicaList(replicas []subjects.ReplicaStatus) string {
 // operate asks for an operation, says what was decided and, if asked, waits
 // until done finds it in the status.
 func (c *connection) operate(ctx context.Context, p *program, subject []string, body subjects.AdminRequest, wait duration, done func(subjects.ClusterStatus) bool) error {
-	l, err := c.open(ctx, "cluster " + subject[len(subject)-1])
+	l, err := c.open(ctx, "cluster "+subject[len(subject)-1])
 	if err != nil {
 		return err
 	}
