@@ -124,19 +124,29 @@ func (p *partition) runLeader(ctx context.Context) error {
 	cancel(err)
 	p.serving.Store(false)
 	why := context.Cause(ctx)
-	newLeader := false
-	if transfer, asked := errors.AsType[transferError](why); asked || errors.Is(why, context.Canceled) && p.host.failed() == nil {
-		background.Wait() // batches in flight are answered, new messages wait
-		if newLeader = p.transferLeadership(transfer.to); newLeader {
-			newLeader = p.awaitNewLeader()
-		} else if asked {
-			p.transferFailed.Store(time.Now().UnixNano())
-		}
-	}
+	newLeader := p.finishTransfer(why, &background)
 	unsubscribeAll(subscribed, p.log)
 	p.closeQueues(newLeader)
 	background.Wait()
 	return why
+}
+
+// finishTransfer transfers leadership if the session ended for that, or because the
+// node stops, once its goroutines have ended. It reports whether another node serves
+// the partition then.
+func (p *partition) finishTransfer(why error, session *sync.WaitGroup) bool {
+	transfer, asked := errors.AsType[transferError](why)
+	if !asked && (!errors.Is(why, context.Canceled) || p.host.failed() != nil) {
+		return false
+	}
+	session.Wait() // batches in flight are answered, new messages wait
+	if p.transferLeadership(transfer.to) {
+		return p.awaitNewLeader()
+	}
+	if asked {
+		p.transferFailed.Store(time.Now().UnixNano())
+	}
+	return false
 }
 
 // sessionConfig returns what the session of a term is given.
