@@ -10,7 +10,7 @@ import (
 // has the permissions of an application: it can't publish or subscribe to what is
 // the nodes' alone. The caller closes it.
 func (n *Node) Conn(opts ...nats.Option) (*nats.Conn, error) {
-	return n.dial(n.nats.rights.Load().app, opts...)
+	return n.dial(n.nats.AppUser(), opts...)
 }
 
 func (n *Node) dial(as natslink.User, opts ...nats.Option) (*nats.Conn, error) {

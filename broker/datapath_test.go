@@ -181,12 +181,10 @@ func (p posted) Send(commands []byte) { _ = p.to.Send(commands) }
 // fakeNATS has the default limits, and a subscriber of kind "tx".
 type fakeNATS struct{}
 
-func (fakeNATS) maxTransaction() int            { return subjects.MaxTransaction }
-func (fakeNATS) maxBatch() int                  { return subjects.MaxBatch }
-func (fakeNATS) maxPayload() int                { return 1 << 20 }
-func (fakeNATS) limitsChanged() <-chan struct{} { return nil }
-func (fakeNATS) wanted(subject string) bool     { return subject == "cantus.feed.0.tx" }
-func (fakeNATS) interest(string) bool           { return false }
+func (fakeNATS) MaxPayload() int                { return 1 << 20 }
+func (fakeNATS) LimitsChanged() <-chan struct{} { return nil }
+func (fakeNATS) Wanted(subject string) bool     { return subject == "cantus.feed.0.tx" }
+func (fakeNATS) Interested(string) bool         { return false }
 
 // TestTheDataPathInVirtualTime drives messages from the queue to the replies and the
 // feed, without a NATS server, a group or a disk.

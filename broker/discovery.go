@@ -10,6 +10,7 @@ import (
 	"github.com/nats-io/nuid"
 
 	"github.com/cantuslog/cantus/broker/internal/natslink"
+	"github.com/cantuslog/cantus/broker/internal/natsserver"
 )
 
 // discovery answers the NATS micro protocol, so that `nats micro` and every
@@ -21,9 +22,6 @@ type discovery struct {
 	id    string
 	stats *serviceStats
 }
-
-// serviceName is what the node is called among NATS services.
-const serviceName = "cantus"
 
 // serviceStats counts for the endpoints that discovery lists.
 type serviceStats struct {
@@ -77,7 +75,7 @@ func startDiscovery(n *Node) error {
 		micro.PingVerb: func() any { return micro.Ping{ServiceIdentity: d.identity(), Type: micro.PingResponseType} },
 		micro.InfoVerb: d.info, micro.StatsVerb: d.statistics,
 	} {
-		for _, kind := range []string{"", serviceName, serviceName + "." + d.id} {
+		for _, kind := range []string{"", natsserver.ServiceName, natsserver.ServiceName + "." + d.id} {
 			subject := strings.TrimSuffix(fmt.Sprintf("%s.%s.%s", micro.APIPrefix, verb, kind), ".")
 			_, err := n.reads.Subscribe(subject, "", func(m *natslink.Message) {
 				if m.Reply == "" {
@@ -100,7 +98,7 @@ func startDiscovery(n *Node) error {
 
 func (d *discovery) identity() micro.ServiceIdentity {
 	return micro.ServiceIdentity{
-		Name: serviceName, ID: d.id, Version: d.node.opts.Version,
+		Name: natsserver.ServiceName, ID: d.id, Version: d.node.opts.Version,
 		Metadata: map[string]string{"node": d.node.opts.Name, "cluster": d.node.store.Identity().Cluster},
 	}
 }

@@ -31,7 +31,7 @@ func (n *Node) foreign(e envelope) {
 	n.mu.Lock()
 	serving := n.served
 	n.mu.Unlock()
-	if serving || e.id == "" || n.isMember(e.name, e.id) || !n.nats.routed(e.name, e.id) {
+	if serving || e.id == "" || n.isMember(e.name, e.id) || !n.nats.Routed(e.name, e.id) {
 		return
 	}
 	if n.foreigners.Add(1) < foreignHellos {

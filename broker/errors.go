@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 
+	"github.com/cantuslog/cantus/broker/internal/natsserver"
 	"github.com/cantuslog/cantus/raftstore"
 	"github.com/cantuslog/cantus/subjects"
 	"github.com/cantuslog/cantus/wal"
@@ -24,7 +25,7 @@ var (
 	ErrDamaged = wal.ErrDamaged
 	// ErrNATSNotReady is returned when the NATS server does not accept clients:
 	// its port is taken, or the context ended first.
-	ErrNATSNotReady = errors.New("broker: NATS server not ready")
+	ErrNATSNotReady = natsserver.ErrNotReady
 	// ErrNameTaken is returned when another node of that name is running.
 	ErrNameTaken = errors.New("broker: node name is taken")
 	// ErrProtocol is returned when the other nodes are of a version that this
@@ -37,7 +38,7 @@ var (
 	// the data directory is an older copy of itself.
 	ErrOlderCopy = errors.New("broker: data directory is an older copy of itself")
 	// ErrOptions is returned for an option that is out of its range.
-	ErrOptions = errors.New("broker: option out of range")
+	ErrOptions = natsserver.ErrOptions
 )
 
 // wireErrors is the one table from errors to reasons. The text of those that

@@ -195,7 +195,7 @@ func Fenced(n *Node, partition int) string {
 }
 
 // NodeConn connects to a node as it does itself.
-func NodeConn(n *Node) (*nats.Conn, error) { return n.dial(n.nats.rights.Load().node) }
+func NodeConn(n *Node) (*nats.Conn, error) { return n.dial(n.nats.NodeUser()) }
 
 // HoldScans has no read go through a log until release is called. It waits for
 // those that do.

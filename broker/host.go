@@ -64,12 +64,10 @@ type host struct {
 // natsInfo is what the data path asks of the NATS server: what it takes, and who
 // subscribes.
 type natsInfo interface {
-	maxTransaction() int            // bytes of a transaction, headers included
-	maxBatch() int                  // transactions of a batch message
-	maxPayload() int                // bytes of a message, headers included
-	limitsChanged() <-chan struct{} // closed when maxPayload changes
-	wanted(subject string) bool     // whether a message to subject need be sent at all
-	interest(subject string) bool   // whether somebody is known to subscribe
+	MaxPayload() int                // bytes of a message, headers included
+	LimitsChanged() <-chan struct{} // closed when MaxPayload changes
+	Wanted(subject string) bool     // whether a message to subject need be sent at all
+	Interested(subject string) bool // whether somebody is known to subscribe
 }
 
 // transmitter sends whole protocol commands to the NATS server. It may block.

@@ -25,7 +25,7 @@ const (
 // startHTTP serves health and metrics, and profiles where the operator asks
 // for them.
 func startHTTP(n *Node) error {
-	l, err := n.opts.httpPort().listen()
+	l, err := n.opts.httpPort().Listen()
 	if err != nil {
 		return err
 	}

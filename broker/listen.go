@@ -4,6 +4,9 @@ import (
 	"fmt"
 	"net"
 	"os"
+
+	"github.com/cantuslog/cantus/broker/internal/natsserver"
+	"github.com/cantuslog/cantus/broker/internal/ports"
 )
 
 // listenRaft takes the replication port, whose address the hellos tell.
@@ -15,7 +18,7 @@ func (n *Node) listenRaft() (err error) {
 	if err != nil {
 		return err
 	}
-	if n.listener, err = p.listen(); err != nil {
+	if n.listener, err = p.Listen(); err != nil {
 		return err
 	}
 	n.raftAddr, err = advertised(n.opts.RaftAdvertise, n.listener.Addr())
@@ -23,15 +26,15 @@ func (n *Node) listenRaft() (err error) {
 }
 
 // raftPort is the port for replication.
-func (o Options) raftPort() (port, error) {
+func (o Options) raftPort() (ports.Port, error) {
 	if o.RaftListen != "" {
-		return port{o.RaftListen, "--raft"}, nil
+		return ports.Port{Address: o.RaftListen, ChosenBy: "--raft"}, nil
 	}
 	host, _, err := net.SplitHostPort(o.ClusterListen)
 	if err != nil {
-		return port{}, fmt.Errorf("cluster address: %q is not host:port, such as 127.0.0.1:6222", o.ClusterListen)
+		return ports.Port{}, fmt.Errorf("cluster address: %q is not host:port, such as 127.0.0.1:6222", o.ClusterListen)
 	}
-	return port{net.JoinHostPort(host, "0"), "--raft"}, nil
+	return ports.Port{Address: net.JoinHostPort(host, "0"), ChosenBy: "--raft"}, nil
 }
 
 // advertised gives the address at which other nodes reach a listener: what
@@ -48,4 +51,32 @@ func advertised(said string, addr net.Addr) (string, error) {
 		}
 	}
 	return net.JoinHostPort(host, port), nil
+}
+
+// httpPort is the port for health and metrics.
+func (o Options) httpPort() ports.Port { return ports.Port{Address: o.HTTPListen, ChosenBy: "--http"} }
+
+// rehearse returns what would end the start of a node after its directory was
+// founded, as far as that can be known before: the NATS configuration, and the
+// ports. A try that fails leaves no directory behind that holds what was wrong in it.
+func (n *Node) rehearse() error {
+	o := n.opts
+	if o.ClusterSecret != "" {
+		o.routePassword = routePassword(tokenSecret(o.ClusterSecret), o.Cluster)
+	}
+	if err := natsserver.Check(o.natsServer()); err != nil {
+		return err
+	}
+	var all []ports.Port
+	if o.clustered() {
+		raft, err := o.raftPort()
+		if err != nil {
+			return err
+		}
+		all = append(all, raft)
+	}
+	if o.HTTPListen != "" {
+		all = append(all, o.httpPort())
+	}
+	return ports.Try(all, nil)
 }

@@ -2,17 +2,16 @@ package broker
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
-	"slices"
 	"time"
 
-	"github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/micro"
 
 	"github.com/cantuslog/cantus/broker/internal/natslink"
-	"github.com/cantuslog/cantus/subjects"
+	"github.com/cantuslog/cantus/broker/internal/natsserver"
 )
 
 // Reload takes from opts what may change while the node runs: NATSConfig, with the
@@ -59,96 +58,21 @@ func (n *Node) Reload(opts Options) error {
 // NATSConfigDigest returns a digest of what the NATS configuration says, with the
 // files that it includes, and without those that it only names, such as
 // certificates; "" without a configuration.
-func (n *Node) NATSConfigDigest() string { return n.nats.rights.Load().digest }
+func (n *Node) NATSConfigDigest() string { return n.nats.ConfigDigest() }
 
-// reloadNATS gives the server its new configuration, and replication its TLS.
-func (n *Node) reloadNATS(o Options) (err error) {
-	s := n.nats
-	was := s.doors.Load()
-	defer func() {
-		if err != nil {
-			s.doors.Store(was)
-		}
-	}()
-	opts, rights, err := s.prepare(o, s.Name())
-	if err != nil {
-		return err
-	}
-	if was := s.rights.Load().how; rights.how != was && (was != anybody || rights.how != byToken) {
-		return fmt.Errorf("the NATS configuration %s changes from %s to %s: that takes a restart", o.NATSConfig, was, rights.how)
-	}
-	if err := prepareAccount(opts, o, n.names, len(n.slots)); err != nil {
-		return err
-	}
-	restore := func() {}
+// reloadNATS passes the server its new configuration, and replication its TLS.
+func (n *Node) reloadNATS(o Options) error {
+	before := maxTransaction(n.nats.MaxPayload())
+	setTLS := func(*tls.Config) (restore func(), err error) { return func() {}, nil }
 	if n.network != nil {
-		if restore, err = n.network.SetTLS(opts.Cluster.TLSConfig); err != nil {
-			return err
-		}
+		setTLS = n.network.SetTLS
 	}
-	// The server asks again for everybody that is connected.
-	old := s.rights.Swap(&rights)
-	if err := s.ReloadOptions(opts); err != nil {
-		s.rights.Store(old)
-		restore()
-		return fmt.Errorf("NATS configuration %s: %w", o.NATSConfig, err)
-	}
-	if err := s.removeMappings(opts, n.names); err != nil {
+	if err := n.nats.Reload(o.natsServer(), len(n.slots), setTLS); err != nil {
 		return err
 	}
-	before := s.maxTransaction()
-	s.setLimits(opts)
-	if now := s.maxTransaction(); now < before {
+	if now := maxTransaction(n.nats.MaxPayload()); now < before {
 		n.log.Warn("max_payload was lowered: stored transactions that are larger can't be read, and the node is not ready if there are any",
 			"largest_transaction", now, "before", before)
-	}
-	s.sayGaps(n.log)
-	s.configured.Store(o.NATSConfig != "")
-	select {
-	case s.reloaded <- struct{}{}:
-	default: // the watch is about to look
-	}
-	return nil
-}
-
-// prepareAccount sees to it that the account is still there, and maps appends by
-// key in it.
-func prepareAccount(opts *server.Options, o Options, names subjects.Names, partitions int) error {
-	name := o.Account
-	if name == "" {
-		name = server.DEFAULT_GLOBAL_ACCOUNT
-	}
-	for _, a := range opts.Accounts {
-		if a.GetName() == name {
-			return mapKeys(a, names, partitions)
-		}
-	}
-	if o.Account != "" && len(opts.TrustedOperators) == 0 && len(opts.TrustedKeys) == 0 {
-		return fmt.Errorf("the NATS configuration %s has no account %q any more, which the node's subjects live in", o.NATSConfig, o.Account)
-	}
-	return nil
-}
-
-// removeMappings removes from the global account the subject mappings that the options
-// have no more. A server that is reloaded keeps them if the options do not name that
-// account at all.
-func (s *natsServer) removeMappings(opts *server.Options, names subjects.Names) error {
-	named := func(a *server.Account) bool { return a.GetName() == server.DEFAULT_GLOBAL_ACCOUNT }
-	if slices.ContainsFunc(opts.Accounts, named) {
-		return nil
-	}
-	account, err := s.LookupAccount(server.DEFAULT_GLOBAL_ACCOUNT)
-	if err != nil {
-		return fmt.Errorf("account %s: %w", server.DEFAULT_GLOBAL_ACCOUNT, err)
-	}
-	z, err := s.Accountz(&server.AccountzOptions{Account: server.DEFAULT_GLOBAL_ACCOUNT})
-	if err != nil || z.Account == nil {
-		return fmt.Errorf("account %s: %w", server.DEFAULT_GLOBAL_ACCOUNT, err)
-	}
-	for source := range z.Account.Mappings {
-		if source != names.AppendKey("*") {
-			account.RemoveMapping(source)
-		}
 	}
 	return nil
 }
@@ -157,7 +81,7 @@ func (s *natsServer) removeMappings(opts *server.Options, names subjects.Names) 
 // is heard itself.
 func (n *Node) openControl() error {
 	nc, err := nats.Connect("", nats.InProcessServer(n.nats), nats.Name("cantus control"), nats.MaxReconnects(-1),
-		nats.ReconnectWait(100*time.Millisecond), nats.IgnoreAuthErrorAbort(), n.nats.currentUser())
+		nats.ReconnectWait(100*time.Millisecond), nats.IgnoreAuthErrorAbort(), n.nats.CurrentUser())
 	if err != nil {
 		return fmt.Errorf("connect to the node's own NATS server: %w", err)
 	}
@@ -165,19 +89,6 @@ func (n *Node) openControl() error {
 	n.control = nc
 	n.mu.Unlock()
 	return nil
-}
-
-// currentUser has a connection use the credentials that the node has when it
-// connects.
-func (s *natsServer) currentUser() nats.Option {
-	return func(o *nats.Options) error {
-		for _, option := range s.rights.Load().node.Options() {
-			if err := option(o); err != nil {
-				return err
-			}
-		}
-		return nil
-	}
 }
 
 // natsWatch is how often the node looks whether its NATS server lets it serve:
@@ -204,13 +115,13 @@ func (n *Node) watchNATS(ctx context.Context) {
 			n.log.Error("the NATS server does not let the node serve", "err", err)
 		}
 		again := natsRest
-		if err != nil || n.nats.configured.Load() {
+		if err != nil || n.nats.Configured() {
 			again = natsWatch
 		}
 		select {
 		case <-ctx.Done():
 			return
-		case <-n.nats.reloaded:
+		case <-n.nats.Reloaded():
 		case <-time.After(again):
 		}
 	}
@@ -244,7 +155,7 @@ func (n *Node) checkNATS(ctx context.Context) error {
 	if err := n.reads.Flush(ctx); err != nil {
 		return err
 	}
-	subject := fmt.Sprintf("%s.%s.%s.%s", micro.APIPrefix, micro.PingVerb, serviceName, n.serviceID)
+	subject := fmt.Sprintf("%s.%s.%s.%s", micro.APIPrefix, micro.PingVerb, natsserver.ServiceName, n.serviceID)
 	if _, err := n.control.RequestWithContext(ctx, subject, nil); err != nil {
 		return fmt.Errorf("the node does not hear its own requests: %w", err)
 	}
@@ -255,13 +166,13 @@ func (n *Node) checkNATS(ctx context.Context) error {
 // of the node's is: an account that is replaced loses the node's own mapping.
 func (n *Node) checkMappings() error {
 	partitions := n.store.Identity().Partitions
-	what, keys, err := n.nats.shadowed(n.names, partitions)
+	what, keys, err := n.nats.Shadowed(partitions)
 	if err != nil {
 		return err
 	}
 	if !keys {
 		n.log.Warn("appends by key are mapped again")
-		if err := mapKeys(n.nats.account, n.names, partitions); err != nil {
+		if err := n.nats.MapKeys(partitions); err != nil {
 			return err
 		}
 	}

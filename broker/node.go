@@ -18,6 +18,7 @@ import (
 
 	"github.com/cantuslog/cantus/broker/internal/loglimit"
 	"github.com/cantuslog/cantus/broker/internal/natslink"
+	"github.com/cantuslog/cantus/broker/internal/natsserver"
 	"github.com/cantuslog/cantus/raftstore"
 	"github.com/cantuslog/cantus/subjects"
 	"github.com/cantuslog/cantus/wal"
@@ -45,7 +46,7 @@ type Node struct {
 	foreigners atomic.Int64 // hellos of another cluster's nodes, while starting
 	joinedAt   uint64       // version of the facts that has this node, if it has just joined
 
-	nats *natsServer
+	nats *natsserver.Server
 	// The node's connections to its own server: a slow reader of one kind of
 	// message does not hold up the others.
 	appends, reads, feeds *natslink.Link
@@ -177,7 +178,7 @@ func (n *Node) open(ctx context.Context, dir string) error {
 		if err := n.openStore(dir, id); err != nil {
 			return err
 		}
-		if err := mapKeys(n.nats.account, n.names, id.Partitions); err != nil {
+		if err := n.nats.MapKeys(id.Partitions); err != nil {
 			return err
 		}
 	}
@@ -234,9 +235,9 @@ func (n *Node) openNATS(ctx context.Context, known bool) (err error) {
 		if known {
 			id = n.store.Identity().NodeID
 		}
-		opts.Name = serverName(opts.Name, id)
+		opts.Name = natsserver.ServerName(opts.Name, id)
 	}
-	if n.nats, err = startNATS(ctx, opts, partitions, n.log); err != nil {
+	if n.nats, err = natsserver.Start(ctx, opts.natsServer(), partitions, n.log); err != nil {
 		return err
 	}
 	if err := n.openLinks(); err != nil {
@@ -278,14 +279,14 @@ func (n *Node) openLinks() (err error) {
 		at   **natslink.Link
 	}{{"appends", &n.appends}, {"reads", &n.reads}, {"feed", &n.feeds}} {
 		*l.at, err = natslink.Open(natslink.Options{
-			Name: l.name, Dial: n.nats.InProcessConn, User: func() natslink.User { return n.nats.rights.Load().node },
-			Subscriptions: n.nats.subscriptionsOf, MaxReply: n.nats.maxReply.Load(), Forbidden: forbiddenReplies(n.names, l.at == &n.appends),
+			Name: l.name, Dial: n.nats.InProcessConn, User: n.nats.NodeUser,
+			Subscriptions: n.nats.Subscriptions, MaxReply: n.nats.MaxReply(), Forbidden: natsserver.ForbiddenReplies(n.names, l.at == &n.appends),
 		}, n.log)
 		if err != nil {
 			return err
 		}
 	}
-	n.nats.own.Store(&[]*natslink.Link{n.appends, n.reads, n.feeds})
+	n.nats.SetLinks(n.appends, n.reads, n.feeds)
 	n.pacer = newPacer(n, n.nats)
 	n.sender, n.readSender = natslink.NewSender(n.appends, n.log), natslink.NewSender(n.reads, n.log)
 	return nil
@@ -299,7 +300,7 @@ func (n *Node) openReplicas() (err error) {
 			Node: n.opts.Name, ID: n.store.Identity().NodeID, Cluster: n.store.Identity().ID, Key: n.derive("replication"),
 			Member: n.checkMember, Claims: n.generations.claims, CheckClaims: n.generations.check,
 			Listener: n.listener, Resolve: n.resolve,
-			TLS: n.nats.clusterTLS, CatchUpRate: n.opts.CatchUpRate, Logger: n.log,
+			TLS: n.nats.ClusterTLS(), CatchUpRate: n.opts.CatchUpRate, Logger: n.log,
 		})
 		if err != nil {
 			return err

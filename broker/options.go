@@ -8,6 +8,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/cantuslog/cantus/broker/internal/natsserver"
 	"github.com/cantuslog/cantus/subjects"
 	"github.com/cantuslog/cantus/wal"
 )
@@ -123,6 +124,14 @@ type Options struct {
 	// reroute says where a node is dialed for replication, in place of where it
 	// said that it is.
 	reroute func(node, address string) string
+}
+
+// natsServer are the options of the embedded NATS server.
+func (o Options) natsServer() natsserver.Options {
+	return natsserver.Options{
+		Name: o.Name, Cluster: o.Cluster, Prefix: o.Prefix, ClientListen: o.ClientListen, ClusterListen: o.ClusterListen, Routes: o.Routes,
+		ConfigFile: o.NATSConfig, Account: o.Account, Credentials: o.Credentials, Insecure: o.Insecure, RoutePassword: o.routePassword,
+	}
 }
 
 // clustered tells whether the node is one of several, or may come to be.

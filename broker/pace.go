@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"github.com/nats-io/nats-server/v2/server"
+
+	"github.com/cantuslog/cantus/broker/internal/natsserver"
 )
 
 // A NATS server drops what comes for a connection that is more than three
@@ -29,7 +31,7 @@ import (
 // anything was lost.
 type pacer struct {
 	node   *Node
-	server *natsServer
+	server *natsserver.Server
 
 	questions chan paceQuestion
 
@@ -39,7 +41,7 @@ type pacer struct {
 	looking bool
 	looked  time.Time // when the newest look began
 	rest    time.Time // there is no other look before, unless all reads wait for it
-	found   slowConns
+	found   natsserver.SlowConns
 	peers   map[string]*peerPace
 	asked   uint64    // number of the newest question
 	askedAt time.Time // when it was sent; zero if it was answered by all
@@ -57,17 +59,6 @@ func (m *meter) room(size, most int64) bool {
 	return m.admitted == m.base || m.admitted+size-m.base <= most
 }
 
-// slowConns are the connections of one server that are far behind.
-type slowConns struct {
-	Slow []slowConn `json:"slow,omitempty"`
-	More bool       `json:"more,omitempty"` // there are others
-}
-
-type slowConn struct {
-	Account  string   `json:"account"`
-	Subjects []string `json:"subjects"` // that it subscribes to
-}
-
 const (
 	// takeTime is how long a read waits for its client to take anything.
 	takeTime = 5 * time.Second
@@ -80,14 +71,12 @@ const (
 	paceStep = 5 * time.Millisecond
 	// smallRead is sent without a look of its own.
 	smallRead = 64 << 10
-	// slowListed bounds how many connections are looked at closely.
-	slowListed = 32
 )
 
 // errNotTaken ends a read whose client does not take what is sent to it.
 var errNotTaken = errors.New("broker: the client does not take what is sent to it")
 
-func newPacer(n *Node, s *natsServer) *pacer {
+func newPacer(n *Node, s *natsserver.Server) *pacer {
 	return &pacer{
 		node: n, server: s, questions: make(chan paceQuestion, 64),
 		peers: map[string]*peerPace{}, changed: make(chan struct{}),
@@ -95,7 +84,7 @@ func newPacer(n *Node, s *natsServer) *pacer {
 }
 
 // far is how many bytes behind a connection has to catch up first.
-func (p *pacer) far() int64 { return p.server.maxPending.Load() / 4 }
+func (p *pacer) far() int64 { return p.server.MaxPending() / 4 }
 
 // paced is one read's part.
 type paced struct {
@@ -164,7 +153,7 @@ func (c *paced) wait(ctx context.Context, size int) error {
 		case <-ctx.Done():
 			return ctx.Err()
 		}
-		if !c.pacer.server.wanted(c.reply) {
+		if !c.pacer.server.Wanted(c.reply) {
 			return errNoSubscriber
 		}
 	}
@@ -226,7 +215,7 @@ func (p *pacer) near(c *paced, size int64, peers int) pacing {
 }
 
 // judge tells a read whether it goes to one of the connections that are behind.
-func (c *paced) judge(b slowConns, at time.Time) pacing {
+func (c *paced) judge(b natsserver.SlowConns, at time.Time) pacing {
 	if len(b.Slow) == 0 {
 		return free
 	}
@@ -236,7 +225,7 @@ func (c *paced) judge(b slowConns, at time.Time) pacing {
 		v = guessed
 	}
 	for _, s := range b.Slow {
-		if s.Account != c.pacer.server.account.GetName() {
+		if s.Account != c.pacer.server.AccountName() {
 			if imported {
 				v = guessed
 			}
@@ -288,7 +277,7 @@ func (p *pacer) look() {
 	p.mu.Lock()
 	base, at := p.here.written, time.Now()
 	p.mu.Unlock()
-	found := p.server.behind(p.far())
+	found := p.server.Behind(p.far())
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.here.base, p.found, p.looked, p.looking = base, found, at, false
@@ -310,33 +299,8 @@ func (p *pacer) wake() {
 
 // find tells whether one of this node's own connections subscribes to a subject.
 func (p *pacer) find(reply string) side {
-	c, err := p.server.Connz(&server.ConnzOptions{Account: p.server.account.GetName(), FilterSubject: reply, Limit: 1})
-	if err == nil && c.NumConns > 0 {
+	if p.server.Subscribed(reply) {
 		return here
 	}
 	return there
-}
-
-// behind gives the connections that are more than so many bytes behind.
-func (s *natsServer) behind(far int64) (b slowConns) {
-	all, err := s.Connz(&server.ConnzOptions{Sort: server.ByPending, Limit: slowListed})
-	if err != nil {
-		return b
-	}
-	for i, c := range all.Conns {
-		if int64(c.Pending) < far {
-			break
-		}
-		b.More = i == slowListed-1
-		one, err := s.Connz(&server.ConnzOptions{CID: c.Cid, Subscriptions: true, Username: true})
-		if err != nil || len(one.Conns) == 0 {
-			continue
-		}
-		account := one.Conns[0].Account
-		if account == "" {
-			account = server.DEFAULT_GLOBAL_ACCOUNT
-		}
-		b.Slow = append(b.Slow, slowConn{account, one.Conns[0].Subs})
-	}
-	return b
 }

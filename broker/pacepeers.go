@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/cantuslog/cantus/broker/internal/natslink"
+	"github.com/cantuslog/cantus/broker/internal/natsserver"
 )
 
 // peerPace is what another node has said of its connections.
@@ -14,7 +15,7 @@ type peerPace struct {
 	number uint64 // of the question that it answered
 	base   int64  // of what was written to other nodes, what its answer knows of
 	at     time.Time
-	found  slowConns
+	found  natsserver.SlowConns
 }
 
 // paceQuestion asks the other nodes which of their connections are far behind. It
@@ -29,7 +30,7 @@ type paceQuestion struct {
 type paceAnswer struct {
 	Node     string       `json:"node"`
 	Question paceQuestion `json:"question"`
-	slowConns
+	natsserver.SlowConns
 }
 
 // askAgain is how long a question may go without an answer of each node: the
@@ -136,12 +137,12 @@ func (p *pacer) answer(ctx context.Context) {
 			all = append(all, <-p.questions)
 		}
 		began := time.Now()
-		found := p.server.behind(p.far())
-		found.cut(listedBytes)
+		found := p.server.Behind(p.far())
+		found.Cut(listedBytes)
 		for _, q := range all {
 			if _, known := p.node.peers.get(q.Node); known {
 				subject := p.node.names.Admin("pace", q.Node)
-				a := paceAnswer{Node: p.node.opts.Name, Question: q, slowConns: found}
+				a := paceAnswer{Node: p.node.opts.Name, Question: q, SlowConns: found}
 				p.node.readSender.Send(natslink.AppendPub(nil, subject, p.node.envelope(subject, a)))
 			}
 		}
@@ -149,19 +150,6 @@ func (p *pacer) answer(ctx context.Context) {
 		case <-time.After(min(4*time.Since(began), time.Second)):
 		case <-ctx.Done():
 			return
-		}
-	}
-}
-
-// cut leaves subjects out that don't fit into so many bytes.
-func (b *slowConns) cut(most int) {
-	for i := range b.Slow {
-		s := &b.Slow[i]
-		for j, subject := range s.Subjects {
-			if most -= len(subject) + 3; most < 0 {
-				s.Subjects, b.More = s.Subjects[:j], true
-				break
-			}
 		}
 	}
 }
@@ -179,7 +167,7 @@ func (p *pacer) onAnswer(m *natslink.Message) {
 	if q == nil || a.Question.Number <= q.number || a.Question.Number > p.asked || a.Question.Base > p.there.written {
 		return
 	}
-	*q = peerPace{number: a.Question.Number, base: max(q.base, a.Question.Base), at: p.askedAt, found: a.slowConns}
+	*q = peerPace{number: a.Question.Number, base: max(q.base, a.Question.Base), at: p.askedAt, found: a.SlowConns}
 	if q.number == p.asked {
 		done := true
 		for _, other := range p.peers {

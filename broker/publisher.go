@@ -25,8 +25,8 @@ type publisher struct {
 
 // feedInfo is what a publisher asks of the NATS server.
 type feedInfo interface {
-	maxPayload() int
-	wanted(subject string) bool
+	MaxPayload() int
+	Wanted(subject string) bool
 }
 
 // run publishes batches in order. Those that wait share packed messages, and
@@ -36,8 +36,8 @@ func (p *publisher) run() {
 	pack := signedPacker{subject: p.packed, partition: p.partition, key: p.key}
 	for b := range p.committed {
 		b.number()
-		pack.most = min(feedPart, p.nats.maxPayload()-feedRoom)
-		if p.nats.wanted(p.packed) {
+		pack.most = min(feedPart, p.nats.MaxPayload()-feedRoom)
+		if p.nats.Wanted(p.packed) {
 			p.publishPacked(b, &pack, buf)
 		}
 		if len(p.committed) == 0 {
@@ -50,14 +50,14 @@ func (p *publisher) run() {
 
 // followed reports whether anybody subscribes to any of a batch's transactions.
 func (p *publisher) followed(b *batch) bool {
-	if len(b.passed) > 0 && p.nats.wanted(p.packed) {
+	if len(b.passed) > 0 && p.nats.Wanted(p.packed) {
 		return true
 	}
 	for i, r := range b.passed {
 		if i > 0 && bytes.Equal(r.tx.Kind, b.passed[i-1].tx.Kind) {
 			continue
 		}
-		if p.nats.wanted(p.names.Feed(p.partition, string(r.tx.Kind))) {
+		if p.nats.Wanted(p.names.Feed(p.partition, string(r.tx.Kind))) {
 			return true
 		}
 	}
@@ -87,7 +87,7 @@ func (p *publisher) publish(b *batch, buf []byte) {
 	for i, r := range b.passed {
 		if i == 0 || !bytes.Equal(r.tx.Kind, b.passed[i-1].tx.Kind) {
 			subject = p.names.Feed(p.partition, string(r.tx.Kind))
-			wanted = p.nats.wanted(subject)
+			wanted = p.nats.Wanted(subject)
 		}
 		if !wanted {
 			continue

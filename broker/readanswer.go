@@ -73,7 +73,7 @@ type reached struct {
 
 // read answers a query: the transactions, then the end.
 func (p *partition) read(ctx context.Context, reply string, q query) error {
-	most := p.host.nats.maxPayload()
+	most := p.host.nats.MaxPayload()
 	r := readAnswer{
 		p: p, q: q, reply: reply, next: q.from, done: reached{next: q.from}, enc: encoder{partition: p.id, names: p.host.names},
 		most:  most,
@@ -116,7 +116,7 @@ func (r *readAnswer) await(ctx context.Context, at position, timer <-chan time.T
 		case <-ctx.Done():
 			return false, ctx.Err()
 		case <-look.C:
-			if !r.p.host.nats.wanted(r.reply) {
+			if !r.p.host.nats.Wanted(r.reply) {
 				return false, errNoSubscriber
 			}
 		}
@@ -206,7 +206,7 @@ func (r *readAnswer) wanted(ctx context.Context) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	if !r.p.host.nats.wanted(r.reply) {
+	if !r.p.host.nats.Wanted(r.reply) {
 		return errNoSubscriber
 	}
 	return nil

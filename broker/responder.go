@@ -21,7 +21,7 @@ type responder struct {
 	mark          func() uint64
 	confirmLeader func() bool
 	end           func(error)
-	limits        interface{ maxPayload() int }
+	limits        messageLimit
 	replies       transmitter
 	adviseRefused func(endpoint string, msgID []byte, e *subjects.Error) []byte
 	followed      func(*batch) bool // whether the publisher has anything to do
@@ -153,7 +153,7 @@ func (p *responder) verify(b *batch, mark uint64) {
 // appendOutcome appends the reply to one request, or keeps the outcome until the
 // other transactions of its batch message have theirs.
 func (p *responder) appendOutcome(out []byte, r *request, o outcome, mark uint64) []byte {
-	endpoint, room := "append", p.limits.maxPayload()
+	endpoint, room := "append", p.limits.MaxPayload()
 	if c := r.batch; c != nil {
 		endpoint = "batch"
 		c.outcomes[r.index] = o

@@ -6,6 +6,7 @@ import (
 	"crypto/hkdf"
 	"crypto/rand"
 	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -212,4 +213,14 @@ func (n *Node) takeSecret(e envelope, r joinReply, subject string) (waiting stri
 		return fmt.Sprintf("an answer of cluster %q that holds its secret", n.opts.Cluster), nil
 	}
 	return "", n.keepSecret(n.dir, s)
+}
+
+// routePassword returns the password of route ports that goes with a token. It
+// can't depend on the cluster's id: a node that founds or joins one does not know
+// it yet. Without a token there is none, or such a node could not come.
+func routePassword(s wal.Secret, cluster string) string {
+	if !s.Token {
+		return ""
+	}
+	return hex.EncodeToString(deriveKey(s.Key, cluster, "routes"))
 }

@@ -32,17 +32,14 @@ type sequencer struct {
 	inflight  *inflightLimit
 	propose   func(data []byte) proposal
 	rejected  func() error
-	limits    transactionLimits
+	limits    messageLimit
 	certified chan<- *batch
 	places    chan struct{} // of the partition's batches in flight
 	reply     func(*batch)  // replies to a batch that was rejected
 }
 
-// transactionLimits are the sizes up to which requests are taken.
-type transactionLimits interface {
-	maxTransaction() int
-	maxBatch() int
-}
+// messageLimit is the NATS server's limit for a message, headers included.
+type messageLimit interface{ MaxPayload() int }
 
 // run certifies and proposes what is queued, batch by batch, until ctx ends.
 // While batches are in flight requests gather until there are as many again, and
@@ -146,7 +143,7 @@ func (s *sequencer) reject(ms []*natslink.Message, why error) *batch {
 // decode adds a message's transactions to rs, and decides on those that are
 // malformed.
 func (s *sequencer) decode(b *batch, rs []*request, m *natslink.Message) []*request {
-	limit := s.limits.maxTransaction()
+	limit := maxTransaction(s.limits.MaxPayload())
 	if m.Subject != s.batchSubject {
 		b.singles++
 		r := b.requests.add(m.Reply)
@@ -161,7 +158,7 @@ func (s *sequencer) decode(b *batch, rs []*request, m *natslink.Message) []*requ
 		return append(rs, r)
 	}
 	b.batches++
-	items, err := parseBatch(m, s.limits.maxBatch())
+	items, err := parseBatch(m, maxBatch(s.limits.MaxPayload()))
 	if err != nil {
 		b.decide(b.requests.add(m.Reply), outcome{err: err}, 0)
 		return rs

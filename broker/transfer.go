@@ -98,7 +98,7 @@ func (p *partition) closeQueues(newLeader bool) {
 		subject string
 	}{{p.queue, p.host.names.Append(p.id)}, {p.cursors, p.host.names.Cursor(p.id, "any")}} {
 		rest := q.close()
-		if newLeader && p.host.nats.interest(q.subject) {
+		if newLeader && p.host.nats.Interested(q.subject) {
 			p.forward(rest)
 		} else {
 			p.rejectUnavailable(rest)

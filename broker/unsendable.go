@@ -46,8 +46,8 @@ func (p *partition) mustFit(enc *encoder, t *wal.Transaction, payload, packed bo
 func (p *partition) findUnsendable(ctx context.Context) {
 	next, most := uint64(0), 0
 	for ctx.Err() == nil {
-		changed := p.host.nats.limitsChanged()
-		if now := p.host.nats.maxPayload(); now != most {
+		changed := p.host.nats.LimitsChanged()
+		if now := p.host.nats.MaxPayload(); now != most {
 			next, most = 0, now
 		}
 		at := p.replica.position()
@@ -92,7 +92,7 @@ func (p *partition) findUnsendableTo(ctx context.Context, next uint64, at positi
 // is none any more: max_payload was raised, or the transaction was trimmed.
 func (p *partition) unsendableNow() *unsendableError {
 	e := p.unsendable.Load()
-	if e == nil || e.need > p.host.nats.maxPayload() && e.txid >= p.replica.position().first {
+	if e == nil || e.need > p.host.nats.MaxPayload() && e.txid >= p.replica.position().first {
 		return e
 	}
 	p.unsendable.CompareAndSwap(e, nil)

@@ -1,4 +1,4 @@
-package broker
+package natsserver
 
 import (
 	"bytes"
@@ -12,7 +12,7 @@ import (
 // The NATS server says the same of a route that is away again and again.
 func TestTheSameWarningIsLoggedOnceInAWhile(t *testing.T) {
 	var log bytes.Buffer
-	l := natsLogger{slog.New(slog.NewTextHandler(&log, nil)), nil, &loglimit.Repeats{}}
+	l := serverLogger{slog.New(slog.NewTextHandler(&log, nil)), nil, &loglimit.Repeats{}}
 	for attempt := range 500 {
 		l.Errorf("Error trying to connect to route (attempt %d): dial tcp 127.0.0.1:6223: connection refused", attempt)
 		l.Warnf("127.0.0.1:%d - rid:%d - Router connection closed", 40_000+attempt, attempt)
@@ -25,7 +25,7 @@ func TestTheSameWarningIsLoggedOnceInAWhile(t *testing.T) {
 // Nodes whose tokens differ say so, whichever of them dials.
 func TestARefusedRouteIsExplained(t *testing.T) {
 	var log bytes.Buffer
-	l := natsLogger{slog.New(slog.NewTextHandler(&log, nil)), nil, &loglimit.Repeats{}}
+	l := serverLogger{slog.New(slog.NewTextHandler(&log, nil)), nil, &loglimit.Repeats{}}
 	l.Errorf("127.0.0.1:6251 - rid:5 - Route Error 'Authorization Violation'")
 	l.Errorf(`127.0.0.1:49952 - rid:12 - authentication error - User "cantus"`)
 	l.Errorf(`127.0.0.1:49953 - cid:13 - authentication error - User "app"`)

@@ -1,6 +1,7 @@
-package broker
+package natsserver
 
 import (
+	"cmp"
 	"crypto/rand"
 	"crypto/subtle"
 	"errors"
@@ -25,6 +26,9 @@ import (
 // docs/adr/0021. The node itself connects as a user of its own without them, and
 // the application that embeds it as another user with them.
 
+// ServiceName is the name of the nodes among NATS services.
+const ServiceName = "cantus"
+
 // nodePublishes are the subjects that only nodes publish.
 func nodePublishes(names subjects.Names) []string {
 	return []string{
@@ -40,16 +44,16 @@ func nodeSubscribes(names subjects.Names) []string {
 	return []string{
 		names.Prefix + ".append.>", names.Prefix + ".batch.>", names.Prefix + ".read.>", names.Prefix + ".replica.>",
 		names.Prefix + ".get.>", names.Prefix + ".info", names.Prefix + ".info.>", names.Prefix + ".cursor.>",
-		names.Prefix + ".admin.>", "$SRV.*." + serviceName, "$SRV.*." + serviceName + ".>",
+		names.Prefix + ".admin.>", "$SRV.*." + ServiceName, "$SRV.*." + ServiceName + ".>",
 	}
 }
 
-// forbiddenReplies returns a function that reports whether a node must not answer
+// ForbiddenReplies returns a function that reports whether a node must not answer
 // to a subject. The node may publish anywhere, and answers hold what clients
 // stored: whoever may ask could have it append, feed or administer in its own name.
 // What a JetStream consumer delivers is to be acknowledged to the server, where
 // acks are allowed: no answer to an append is one.
-func forbiddenReplies(names subjects.Names, acks bool) func(reply string) bool {
+func ForbiddenReplies(names subjects.Names, acks bool) func(reply string) bool {
 	own := []string{
 		names.Prefix + ".append.", names.Prefix + ".batch.", names.Prefix + ".read.", names.Prefix + ".replica.",
 		names.Prefix + ".get.", names.Prefix + ".info", names.Prefix + ".cursor.", names.Prefix + ".feed.",
@@ -137,7 +141,7 @@ func (a *access) apply(opts *server.Options, o Options) (r rights, err error) {
 	case r.how == anybody: // so that the server doesn't tell clients that they need a name
 		_, app := a.users(opts)
 		opts.Nkeys, opts.NoAuthUser = []*server.NkeyUser{app}, app.Nkey
-		set(&opts.AuthTimeout, anybodyTimeout.Seconds())
+		opts.AuthTimeout = cmp.Or(opts.AuthTimeout, anybodyTimeout.Seconds())
 	}
 	return r, nil
 }
@@ -322,11 +326,11 @@ func admitsAnybody(opts *server.Options) (bool, error) {
 // door admits clients where there are no users: the server itself knows no
 // permissions then.
 type door struct {
-	nats         *natsServer
+	nats         *Server
 	client, leaf *server.Permissions
 }
 
-func newDoor(s *natsServer, a *access) *door {
+func newDoor(s *Server, a *access) *door {
 	return &door{nats: s, client: a.restrict(nil, false), leaf: a.restrict(nil, true)}
 }
 

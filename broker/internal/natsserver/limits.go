@@ -1,4 +1,4 @@
-package broker
+package natsserver
 
 import (
 	"fmt"
@@ -46,14 +46,14 @@ func checkNATSOptions(opts *server.Options) error {
 }
 
 // setLimits takes the server's limits.
-func (s *natsServer) setLimits(opts *server.Options) {
+func (s *Server) setLimits(opts *server.Options) {
 	s.maxPending.Store(opts.MaxPending)
 	if opts.MaxPending == 0 {
 		s.maxPending.Store(server.MAX_PENDING_SIZE)
 	}
 	s.maxReply.Store(int64(opts.MaxControlLine) - natslink.ControlLineMargin)
-	was := s.most.Swap(int64(opts.MaxPayload))
-	if own := s.own.Load(); own != nil {
+	was := s.payloadLimit.Swap(int64(opts.MaxPayload))
+	if own := s.links.Load(); own != nil {
 		for _, l := range *own {
 			l.SetLimits(was, int64(opts.MaxPayload), s.maxReply.Load())
 		}
@@ -64,14 +64,20 @@ func (s *natsServer) setLimits(opts *server.Options) {
 	}
 }
 
-// limitsChanged returns a channel that is closed when the limits are set anew.
-func (s *natsServer) limitsChanged() <-chan struct{} { return *s.changed.Load() }
+// MaxPending is how many bytes the server lets a connection be behind.
+func (s *Server) MaxPending() int64 { return s.maxPending.Load() }
 
-// maxPayload is the most bytes that a message of the node may have: the server's
+// MaxReply is the longest reply subject of a request that can be answered.
+func (s *Server) MaxReply() int64 { return s.maxReply.Load() }
+
+// LimitsChanged returns a channel that is closed when the limits are set anew.
+func (s *Server) LimitsChanged() <-chan struct{} { return *s.changed.Load() }
+
+// MaxPayload is the most bytes that a message of the node may have: the server's
 // limit, or less if the account allows less.
-func (s *natsServer) maxPayload() int {
-	most := s.most.Load()
-	if own := s.own.Load(); own != nil {
+func (s *Server) MaxPayload() int {
+	most := s.payloadLimit.Load()
+	if own := s.links.Load(); own != nil {
 		for _, l := range *own {
 			if n := l.MaxPayload(); n > 0 {
 				most = min(most, n)
@@ -81,18 +87,8 @@ func (s *natsServer) maxPayload() int {
 	return int(most)
 }
 
-// maxTransaction is the most bytes that a transaction may have: the protocol's
-// limit, or less if max_payload is smaller.
-func (s *natsServer) maxTransaction() int {
-	return min(subjects.MaxTransaction, s.maxPayload()-feedRoom)
-}
-
-// maxBatch is how many transactions a batch message may carry so that its answer
-// is not too large.
-func (s *natsServer) maxBatch() int { return min(subjects.MaxBatch, s.maxPayload()/outcomeBytes-1) }
-
-// subscriptionsOf returns the ids of a connection's subscriptions.
-func (s *natsServer) subscriptionsOf(client uint64) (map[int]bool, error) {
+// Subscriptions returns the ids of a connection's subscriptions.
+func (s *Server) Subscriptions(client uint64) (map[int]bool, error) {
 	z, err := s.Connz(&server.ConnzOptions{CID: client, SubscriptionsDetail: true, Subscriptions: true})
 	if err != nil {
 		return nil, fmt.Errorf("subscriptions of connection %d: %w", client, err)
@@ -108,20 +104,20 @@ func (s *natsServer) subscriptionsOf(client uint64) (map[int]bool, error) {
 	return has, nil
 }
 
-// shadowed says which subject mapping takes requests away from the node, "" if none
+// Shadowed says which subject mapping takes requests away from the node, "" if none
 // does, and whether appends by key are mapped.
-func (s *natsServer) shadowed(names subjects.Names, partitions int) (what string, keys bool, err error) {
+func (s *Server) Shadowed(partitions int) (what string, keys bool, err error) {
 	z, err := s.Accountz(&server.AccountzOptions{Account: s.account.GetName()})
 	if err != nil || z.Account == nil {
 		return "", false, fmt.Errorf("account %s: %w", s.account.GetName(), err)
 	}
 	mappings := z.Account.Mappings
-	_, keys = mappings[names.AppendKey("*")]
-	delete(mappings, names.AppendKey("*"))
+	_, keys = mappings[s.names.AppendKey("*")]
+	delete(mappings, s.names.AppendKey("*"))
 	if len(mappings) == 0 {
 		return "", keys, nil
 	}
-	for subject := range served(names, partitions) {
+	for subject := range served(s.names, partitions) {
 		for _, source := range slices.Sorted(maps.Keys(mappings)) {
 			if server.SubjectsCollide(source, subject) {
 				return fmt.Sprintf("the NATS account maps %s elsewhere, which takes requests for %s away", source, subject), keys, nil

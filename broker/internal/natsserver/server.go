@@ -1,6 +1,7 @@
-package broker
+package natsserver
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"crypto/tls"
@@ -9,7 +10,6 @@ import (
 	"log/slog"
 	"net"
 	"net/url"
-	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -23,50 +23,42 @@ import (
 	"github.com/cantuslog/cantus/subjects"
 )
 
-// natsServer is the embedded NATS server and what the node needs to know of
-// it.
-type natsServer struct {
+// Server is the embedded NATS server.
+type Server struct {
 	*server.Server
-	account *server.Account // that the node's subjects live in
+	log     *slog.Logger
+	names   subjects.Names
+	account *server.Account // that the nodes' subjects live in
 	access  *access
 	rights  atomic.Pointer[rights]
-	// leafAccount is where leaf nodes come to that need no name.
+	openTo  atomic.Pointer[openTo]
+	// leafAccount is the account of leaf nodes that connect without a name.
 	leafAccount atomic.Pointer[server.Account]
-	// most is the server's max_payload. A connection's account may allow less,
-	// which the node's own connections, own, are told.
-	most atomic.Int64
-	own  atomic.Pointer[[]*natslink.Link]
-	// maxPending is how many bytes the server lets a connection be behind.
-	maxPending atomic.Int64
-	// maxReply is the longest reply subject that an answer of the node fits.
-	maxReply atomic.Int64
-	// watchInterest says that the account's subscriptions tell whether
-	// anybody wants a feed message. Gateways hide theirs.
+	// payloadLimit is the server's max_payload. The account of a connection may
+	// allow less, which the node's own links are told.
+	payloadLimit atomic.Int64
+	links        atomic.Pointer[[]*natslink.Link]
+	maxPending   atomic.Int64
+	maxReply     atomic.Int64
+	// watchInterest says that the account's subscriptions show whether anybody
+	// wants a feed message. Gateways hide theirs.
 	watchInterest bool
-	// configured says that the server has a configuration file, and reloaded that it
-	// was read anew.
-	configured atomic.Bool
-	reloaded   chan struct{} // capacity 1
-	// changed is closed when limits change, and replaced.
-	changed atomic.Pointer[chan struct{}]
-	doors   atomic.Pointer[doors]
-	// clusterTLS is what routes are secured with, nil if they are not.
-	clusterTLS *tls.Config
+	configured    atomic.Bool
+	reloaded      chan struct{}                 // capacity 1
+	changed       atomic.Pointer[chan struct{}] // closed when limits change, and replaced
+	clusterTLS    *tls.Config
 }
 
-// feedRoom is what a feed message may have beside a transaction's own bytes.
-const feedRoom = 1024
-
-// startNATS starts the embedded server and makes the account ready: append
+// Start starts the embedded server and makes the account ready: append
 // by key is mapped to partitions by the server itself, unless their number is
 // not known yet (0).
-func startNATS(ctx context.Context, o Options, partitions int, log *slog.Logger) (*natsServer, error) {
+func Start(ctx context.Context, o Options, partitions int, log *slog.Logger) (*Server, error) {
 	access, err := newAccess(o)
 	if err != nil {
 		return nil, err
 	}
-	s := &natsServer{access: access, reloaded: make(chan struct{}, 1)}
-	s.configured.Store(o.NATSConfig != "")
+	s := &Server{log: log, names: subjects.Names{Prefix: o.Prefix}, access: access, reloaded: make(chan struct{}, 1)}
+	s.configured.Store(o.ConfigFile != "")
 	opts, rights, err := s.prepare(o, defaultName(o))
 	if err != nil {
 		return nil, err
@@ -78,7 +70,7 @@ func startNATS(ctx context.Context, o Options, partitions int, log *slog.Logger)
 		opts.CustomClientAuthentication = newDoor(s, access)
 	}
 	s.rights.Store(&rights)
-	s.sayGaps(log)
+	s.logGaps()
 	s.setLimits(opts)
 	s.watchInterest = opts.Gateway.Name == ""
 	s.Server, err = startServer(ctx, opts, log, func(ns *server.Server) (err error) {
@@ -88,7 +80,7 @@ func startNATS(ctx context.Context, o Options, partitions int, log *slog.Logger)
 		if s.account, err = findAccount(ns, o.Account); err != nil || partitions == 0 {
 			return err
 		}
-		return mapKeys(s.account, subjects.Names{Prefix: o.Prefix}, partitions)
+		return mapKeys(s.account, s.names, partitions)
 	})
 	if err != nil {
 		return nil, err
@@ -97,29 +89,29 @@ func startNATS(ctx context.Context, o Options, partitions int, log *slog.Logger)
 	return s, nil
 }
 
-// serverName is what a node's server is called, but for what makes it unique.
-func serverName(node, id string) string { return node + "-" + id[:min(8, len(id))] }
+// ServerName is what a node's server is called, but for what makes it unique.
+func ServerName(node, id string) string { return node + "-" + id[:min(8, len(id))] }
 
-// routed reports whether the server of a node is connected as a route.
-func (s *natsServer) routed(node, id string) bool {
+// Routed reports whether the server of a node is connected as a route.
+func (s *Server) Routed(node, id string) bool {
 	all, err := s.Routez(&server.RoutezOptions{})
 	if err != nil {
 		return false
 	}
 	return slices.ContainsFunc(all.Routes, func(r *server.RouteInfo) bool {
-		return strings.HasPrefix(r.RemoteName, serverName(node, id)+"-")
+		return strings.HasPrefix(r.RemoteName, ServerName(node, id)+"-")
 	})
 }
 
 // prepare returns the server's options, checked, with the node's own users, and
 // what the node has made of them.
-func (s *natsServer) prepare(o Options, name string) (*server.Options, rights, error) {
+func (s *Server) prepare(o Options, name string) (*server.Options, rights, error) {
 	opts, err := natsOptions(o, name)
 	if err != nil {
 		return nil, rights{}, err
 	}
-	d := doorsOf(opts, o)
-	s.doors.Store(&d)
+	d := openToOf(opts, o)
+	s.openTo.Store(&d)
 	r, err := s.access.apply(opts, o)
 	if err != nil {
 		return nil, rights{}, err
@@ -127,24 +119,24 @@ func (s *natsServer) prepare(o Options, name string) (*server.Options, rights, e
 	return opts, r, checkNATSOptions(opts)
 }
 
-// sayGaps logs whom the node can't keep off its subjects, and whom it keeps off
+// logGaps logs whom the node can't keep off its subjects, and whom it keeps off
 // though that was hardly meant: everybody, where an account is missing.
-func (s *natsServer) sayGaps(log *slog.Logger) {
+func (s *Server) logGaps() {
 	if s.rights.Load().mute {
-		log.Warn(`leaf nodes can't send requests: none of the account's users has allowed_connection_types: ["LEAFNODE"]`)
+		s.log.Warn(`leaf nodes can't send requests: none of the account's users has allowed_connection_types: ["LEAFNODE"]`)
 	}
 	if others := s.rights.Load().others; len(others) > 0 {
-		log.Warn("no user of the NATS configuration is in the account that the subjects live in (the global one): give --account, one of " +
+		s.log.Warn("no user of the NATS configuration is in the account that the subjects live in (the global one): give --account, one of " +
 			strings.Join(others, ", "))
 	}
 	if gaps := s.rights.Load().gaps; len(gaps) > 0 {
-		log.Warn("the node can't add permissions for everybody that its NATS server lets in: see Permissions in subjects.md",
+		s.log.Warn("the node can't add permissions for everybody that its NATS server lets in: see Permissions in subjects.md",
 			"not_for", strings.Join(gaps, ", "))
 	}
 }
 
 // setLeafAccount remembers the account that leaf nodes without a name come to.
-func (s *natsServer) setLeafAccount(ns *server.Server, opts *server.Options) error {
+func (s *Server) setLeafAccount(ns *server.Server, opts *server.Options) error {
 	account, err := findAccount(ns, opts.LeafNode.Account)
 	if err == nil {
 		s.leafAccount.Store(account)
@@ -172,7 +164,7 @@ func startServer(ctx context.Context, opts *server.Options, log *slog.Logger, pr
 	if err != nil {
 		return nil, fmt.Errorf("NATS server: %w", err)
 	}
-	logger := natsLogger{log, make(chan string, 1), &loglimit.Repeats{}}
+	logger := serverLogger{log, make(chan string, 1), &loglimit.Repeats{}}
 	ns.SetLoggerV2(logger, false, false, false)
 	if err := prepare(ns); err != nil {
 		ns.Shutdown()
@@ -182,12 +174,12 @@ func startServer(ctx context.Context, opts *server.Options, log *slog.Logger, pr
 	for deadline := time.Now().Add(serverStart); !ns.ReadyForConnections(50 * time.Millisecond); {
 		select {
 		case text := <-logger.fatal:
-			err = fmt.Errorf("%w: %s", ErrNATSNotReady, text)
+			err = fmt.Errorf("%w: %s", ErrNotReady, text)
 		case <-ctx.Done():
-			err = fmt.Errorf("%w: %w", ErrNATSNotReady, ctx.Err())
+			err = fmt.Errorf("%w: %w", ErrNotReady, ctx.Err())
 		default:
 			if time.Now().After(deadline) {
-				err = fmt.Errorf("%w after %v", ErrNATSNotReady, serverStart)
+				err = fmt.Errorf("%w after %v", ErrNotReady, serverStart)
 			}
 		}
 		if err != nil {
@@ -219,9 +211,9 @@ func defaultName(o Options) string {
 // natsOptions are the operator's configuration file, or our defaults.
 func natsOptions(o Options, name string) (*server.Options, error) {
 	opts := &server.Options{}
-	if o.NATSConfig != "" {
-		if err := opts.ProcessConfigFile(o.NATSConfig); err != nil {
-			return nil, configError(o.NATSConfig, err)
+	if o.ConfigFile != "" {
+		if err := opts.ProcessConfigFile(o.ConfigFile); err != nil {
+			return nil, configError(o.ConfigFile, err)
 		}
 	}
 	switch {
@@ -233,24 +225,24 @@ func natsOptions(o Options, name string) (*server.Options, error) {
 		if opts.Host == "" && opts.Port == 0 { // the file goes first
 			opts.Host, opts.Port = host, port
 		}
-	case o.NATSConfig == "" && o.clustered(): // the server routes only if it listens
+	case o.ConfigFile == "" && o.clustered(): // the server routes only if it listens
 		opts.Host, opts.Port = "127.0.0.1", server.RANDOM_PORT
-	case o.NATSConfig == "":
+	case o.ConfigFile == "":
 		opts.DontListen = true
 	}
 	if opts.Port == 0 && !opts.DontListen {
 		opts.Port = server.DEFAULT_PORT
 	}
-	set(&opts.ServerName, name)
-	set(&opts.MaxPayload, server.MAX_PAYLOAD_SIZE)
-	set(&opts.MaxControlLine, server.MAX_CONTROL_LINE_SIZE)
+	opts.ServerName = cmp.Or(opts.ServerName, name)
+	opts.MaxPayload = cmp.Or(opts.MaxPayload, server.MAX_PAYLOAD_SIZE)
+	opts.MaxControlLine = cmp.Or(opts.MaxControlLine, server.MAX_CONTROL_LINE_SIZE)
 	if err := routeOptions(opts, o); err != nil {
 		return nil, err
 	}
-	if err := checkDoors(opts, o); err != nil {
+	if err := checkOpen(opts, o); err != nil {
 		return nil, err
 	}
-	set(&opts.ReconnectErrorReports, 60)
+	opts.ReconnectErrorReports = cmp.Or(opts.ReconnectErrorReports, 60)
 	opts.NoSigs = true // the program's, not the server's
 	// A slow subscriber of the feed loses messages and reads them again; with
 	// the stall it would hold up everybody's answers.
@@ -278,17 +270,17 @@ func routeOptions(opts *server.Options, o Options) error {
 	if c.Host == "" && c.Port == 0 { // the file goes first
 		c.Host, c.Port = host, port
 	}
-	set(&c.Name, o.Cluster)
-	if o.routePassword != "" && c.Username == "" && c.Password == "" {
-		c.Username, c.Password = routeUserName, o.routePassword
+	c.Name = cmp.Or(c.Name, o.Cluster)
+	if o.RoutePassword != "" && c.Username == "" && c.Password == "" {
+		c.Username, c.Password = routeUserName, o.RoutePassword
 		for _, u := range opts.Routes { // of the file
 			if u.User == nil {
 				u.User = routeUser(c)
 			}
 		}
 	}
-	set(&c.PingInterval, routePing)
-	set(&c.MaxPingsOut, routePingMax)
+	c.PingInterval = cmp.Or(c.PingInterval, routePing)
+	c.MaxPingsOut = cmp.Or(c.MaxPingsOut, routePingMax)
 	for _, r := range o.Routes {
 		if _, _, err := net.SplitHostPort(r); err != nil {
 			return fmt.Errorf("route: %q is not host:port, such as 127.0.0.1:6222", r)
@@ -332,71 +324,53 @@ func findAccount(ns *server.Server, name string) (*server.Account, error) {
 	return a, nil
 }
 
-// wanted tells whether anybody subscribes to subject.
-func (s *natsServer) wanted(subject string) bool {
+// Wanted tells whether anybody subscribes to subject.
+func (s *Server) Wanted(subject string) bool {
 	return !s.watchInterest || s.account.SubscriptionInterest(subject)
 }
 
-// interest tells whether anybody is known to subscribe to subject, which for a
+// Interested tells whether anybody is known to subscribe to subject, which for a
 // while after a subscription on another node ended may be one who does no more.
-func (s *natsServer) interest(subject string) bool { return s.account.SubscriptionInterest(subject) }
+func (s *Server) Interested(subject string) bool { return s.account.SubscriptionInterest(subject) }
 
-// natsLogger passes the server's log on, and what it could not start for.
-type natsLogger struct {
-	log     *slog.Logger
-	fatal   chan string // the first only
-	repeats *loglimit.Repeats
+// AccountName is the name of the account that the nodes' subjects live in.
+func (s *Server) AccountName() string { return s.account.GetName() }
+
+// NodeUser is the user that the node itself connects as.
+func (s *Server) NodeUser() natslink.User { return s.rights.Load().node }
+
+// AppUser is the user of the application that embeds the node.
+func (s *Server) AppUser() natslink.User { return s.rights.Load().app }
+
+// ConfigDigest returns a digest of the configuration and the files that it
+// includes, "" without a configuration.
+func (s *Server) ConfigDigest() string { return s.rights.Load().digest }
+
+// ClusterTLS is what routes are secured with, nil if they are not.
+func (s *Server) ClusterTLS() *tls.Config { return s.clusterTLS }
+
+// Configured reports whether the server has a configuration file.
+func (s *Server) Configured() bool { return s.configured.Load() }
+
+// Reloaded receives a value after a reload.
+func (s *Server) Reloaded() <-chan struct{} { return s.reloaded }
+
+// SetLinks tells the server which connections are the node's own. Their limits
+// follow those of the server.
+func (s *Server) SetLinks(links ...*natslink.Link) { s.links.Store(&links) }
+
+// OpenTo says who is let in at the ports for clients and for routes.
+func (s *Server) OpenTo() (clients, routes string) {
+	to := s.openTo.Load()
+	return to.clients, to.routes
 }
 
-func (l natsLogger) Noticef(format string, v ...any) {
-	l.log.Debug("nats: " + fmt.Sprintf(format, v...))
+// MapKeys has the account map appends by key to partitions.
+func (s *Server) MapKeys(partitions int) error { return mapKeys(s.account, s.names, partitions) }
+
+// Subscribed reports whether one of this server's own connections subscribes to a
+// subject.
+func (s *Server) Subscribed(subject string) bool {
+	c, err := s.Connz(&server.ConnzOptions{Account: s.AccountName(), FilterSubject: subject, Limit: 1})
+	return err == nil && c.NumConns > 0
 }
-func (l natsLogger) Warnf(format string, v ...any)  { l.warn(fmt.Sprintf(format, v...)) }
-func (l natsLogger) Errorf(format string, v ...any) { l.warn(fmt.Sprintf(format, v...)) }
-
-// numbers are what differs in a text that is said again and again: ports, and
-// counts of connections and attempts.
-var numbers = regexp.MustCompile(`[: ][0-9]+`)
-
-// Of routes between nodes whose tokens differ: what the one that dials is told,
-// and what the one that refuses says.
-var (
-	routeRefused = regexp.MustCompile(`^(\S+:\d+) - rid:\d+ .*Route Error 'Authorization Violation'`)
-	routeRefuses = regexp.MustCompile(`^(\S+:\d+) - rid:\d+ - authentication error`)
-)
-
-// routeHint says what the NATS server's text about a route means for a node, ""
-// for other texts.
-func routeHint(text string) string {
-	const means = "it has another token, or none (--cluster-secret-file)"
-	if m := routeRefused.FindStringSubmatch(text); m != nil {
-		return fmt.Sprintf(": %s refuses this node: %s", m[1], means)
-	}
-	if m := routeRefuses.FindStringSubmatch(text); m != nil {
-		return fmt.Sprintf(": this node refuses the one at %s: %s", m[1], means)
-	}
-	return ""
-}
-
-// warn logs a text, and the same one again once in a while: the server tries a
-// route that is away, and says so, every second.
-func (l natsLogger) warn(text string) {
-	ok, withheld := l.repeats.Allow(numbers.ReplaceAllString(text, "#"), time.Now())
-	text += routeHint(text)
-	switch {
-	case !ok:
-	case withheld > 0:
-		l.log.Warn("nats: "+text, "not_logged_before", withheld)
-	default:
-		l.log.Warn("nats: " + text)
-	}
-}
-
-func (l natsLogger) Fatalf(format string, v ...any) {
-	select {
-	case l.fatal <- fmt.Sprintf(format, v...):
-	default:
-	}
-}
-func (l natsLogger) Debugf(string, ...any) {}
-func (l natsLogger) Tracef(string, ...any) {}

@@ -1,0 +1,111 @@
+package natsserver
+
+import (
+	"crypto/tls"
+	"fmt"
+	"slices"
+
+	"github.com/nats-io/nats-server/v2/server"
+	"github.com/nats-io/nats.go"
+
+	"github.com/cantuslog/cantus/subjects"
+)
+
+// Reload takes a new configuration, and the TLS of routes for setTLS. Connections
+// survive, except those that the configuration does not allow. On an error nothing
+// has changed.
+func (s *Server) Reload(o Options, partitions int, setTLS func(*tls.Config) (restore func(), err error)) (err error) {
+	was := s.openTo.Load()
+	defer func() {
+		if err != nil {
+			s.openTo.Store(was)
+		}
+	}()
+	opts, rights, err := s.prepare(o, s.Name())
+	if err != nil {
+		return err
+	}
+	if was := s.rights.Load().how; rights.how != was && (was != anybody || rights.how != byToken) {
+		return fmt.Errorf("the NATS configuration %s changes from %s to %s: that takes a restart", o.ConfigFile, was, rights.how)
+	}
+	if err := prepareAccount(opts, o, s.names, partitions); err != nil {
+		return err
+	}
+	restore, err := setTLS(opts.Cluster.TLSConfig)
+	if err != nil {
+		return err
+	}
+	// The server asks again for everybody that is connected.
+	old := s.rights.Swap(&rights)
+	if err := s.ReloadOptions(opts); err != nil {
+		s.rights.Store(old)
+		restore()
+		return fmt.Errorf("NATS configuration %s: %w", o.ConfigFile, err)
+	}
+	if err := s.removeMappings(opts, s.names); err != nil {
+		return err
+	}
+	s.setLimits(opts)
+	s.logGaps()
+	s.configured.Store(o.ConfigFile != "")
+	select {
+	case s.reloaded <- struct{}{}:
+	default: // the watch is about to look
+	}
+	return nil
+}
+
+// prepareAccount sees to it that the account is still there, and maps appends by
+// key in it.
+func prepareAccount(opts *server.Options, o Options, names subjects.Names, partitions int) error {
+	name := o.Account
+	if name == "" {
+		name = server.DEFAULT_GLOBAL_ACCOUNT
+	}
+	for _, a := range opts.Accounts {
+		if a.GetName() == name {
+			return mapKeys(a, names, partitions)
+		}
+	}
+	if o.Account != "" && len(opts.TrustedOperators) == 0 && len(opts.TrustedKeys) == 0 {
+		return fmt.Errorf("the NATS configuration %s has no account %q any more, which the node's subjects live in", o.ConfigFile, o.Account)
+	}
+	return nil
+}
+
+// removeMappings removes from the global account the subject mappings that the options
+// have no more. A server that is reloaded keeps them if the options do not name that
+// account at all.
+func (s *Server) removeMappings(opts *server.Options, names subjects.Names) error {
+	named := func(a *server.Account) bool { return a.GetName() == server.DEFAULT_GLOBAL_ACCOUNT }
+	if slices.ContainsFunc(opts.Accounts, named) {
+		return nil
+	}
+	account, err := s.LookupAccount(server.DEFAULT_GLOBAL_ACCOUNT)
+	if err != nil {
+		return fmt.Errorf("account %s: %w", server.DEFAULT_GLOBAL_ACCOUNT, err)
+	}
+	z, err := s.Accountz(&server.AccountzOptions{Account: server.DEFAULT_GLOBAL_ACCOUNT})
+	if err != nil || z.Account == nil {
+		return fmt.Errorf("account %s: %w", server.DEFAULT_GLOBAL_ACCOUNT, err)
+	}
+	for source := range z.Account.Mappings {
+		if source != names.AppendKey("*") {
+			account.RemoveMapping(source)
+		}
+	}
+	return nil
+}
+
+// CurrentUser has a connection use the credentials that the node has when it
+// connects.
+func (s *Server) CurrentUser() nats.Option {
+	return func(o *nats.Options) error {
+		for _, option := range s.rights.Load().node.Options() {
+			if err := option(o); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+}
