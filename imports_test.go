@@ -39,6 +39,42 @@ var banned = map[string][]string{
 	"raftstore/peernet": {"github.com/hashicorp/raft", module + "/raftstore", module + "/wal"},
 }
 
+// inBroker says which other packages of broker each package below it may import. None
+// imports broker itself.
+var inBroker = map[string][]string{
+	"broker/cluster":             {},
+	"broker/internal/loglimit":   {},
+	"broker/internal/natslink":   {},
+	"broker/internal/natsserver": {"broker/internal/loglimit", "broker/internal/natslink", "broker/internal/ports"},
+	"broker/internal/ports":      {},
+}
+
+// TestRoomsOfBroker checks that the packages below broker do not import each other's
+// insides.
+func TestRoomsOfBroker(t *testing.T) {
+	seen := 0
+	for _, p := range packages(t) {
+		room := strings.TrimPrefix(p.ImportPath, module+"/")
+		if strings.Contains(p.ImportPath, " ") || !strings.HasPrefix(room, "broker/") {
+			continue
+		}
+		may, known := inBroker[room]
+		if !known {
+			t.Errorf("%s is not in inBroker: add it, and to docs/architecture.md", room)
+		}
+		seen++
+		for _, to := range p.Imports {
+			to := strings.TrimPrefix(to, module+"/")
+			if (to == "broker" || strings.HasPrefix(to, "broker/")) && !slices.Contains(may, to) {
+				t.Errorf("%s imports %s: it may import %v of broker", room, to, may)
+			}
+		}
+	}
+	if seen < len(inBroker) {
+		t.Errorf("go list found %d packages below broker, and not %d", seen, len(inBroker))
+	}
+}
+
 // testLayers says what a folder's tests may import beside that.
 var testLayers = map[string][]string{
 	"wal":       {"internal"},

@@ -17,3 +17,10 @@ func (n *Node) advisory(kind string, fields map[string]any) []byte {
 func (n *Node) advise(kind string, fields map[string]any) { n.sender.Send(n.advisory(kind, fields)) }
 
 func label(partition int) string { return strconv.Itoa(partition) }
+
+// adviseFailure publishes that the node has failed, if it can.
+func (n *Node) adviseFailure(err error) {
+	if n.sender != nil {
+		n.advise("failed", map[string]any{"error": err.Error()})
+	}
+}

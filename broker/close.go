@@ -3,6 +3,7 @@ package broker
 import (
 	"context"
 	"errors"
+	"log/slog"
 	"sync"
 
 	"github.com/cantuslog/cantus/broker/internal/natslink"
@@ -14,32 +15,29 @@ import (
 // so that the next start replays little, and the stores are closed. It is
 // idempotent and returns when all is done.
 func (n *Node) Close() error {
-	n.closing.Do(func() { n.closeErr = n.close() })
-	return n.closeErr
+	n.life.closing.Do(func() { n.life.closeErr = n.close() })
+	return n.life.closeErr
 }
 
 // close is the one place that says in which order things stop.
 func (n *Node) close() (err error) {
-	n.leaving.Store(true)
-	n.helloSoon() // nobody is to hand anything to this node now
-	close(n.quit)
-	if n.clearTimer != nil {
-		n.clearTimer.Stop()
+	n.stopping.Store(true)
+	n.gossip.announce() // nobody is to transfer anything to this node now
+	close(n.life.quit)
+	if n.life.leadTimer != nil {
+		n.life.leadTimer.Stop()
 	}
-	n.cancel() // sessions: unsubscribe, settle, answer, hand over
+	n.life.cancel() // sessions: unsubscribe, complete, answer, transfer leadership
 	httpEnded := make(chan error, 1)
-	go func() { httpEnded <- n.stopHTTP() }()
-	n.background.Wait()
-	n.intake.Lock()
-	n.deaf = true
-	n.intake.Unlock()
-	n.readers.Wait()
+	go func() { httpEnded <- n.http.stop() }()
+	n.life.background.Wait()
+	n.life.endRequests()
 	if n.meta != nil {
 		n.meta.handOver()
 	}
 	err = errors.Join(<-httpEnded, n.closeGroups())
-	close(n.helloStop)
-	n.hellos.Wait()
+	close(n.gossip.stop)
+	n.life.gossip.Wait()
 	for _, s := range []*natslink.Sender{n.sender, n.readSender} {
 		if s != nil {
 			s.Close()
@@ -50,7 +48,7 @@ func (n *Node) close() (err error) {
 	}
 	for _, l := range []*natslink.Link{n.appends, n.reads, n.feeds} {
 		if l != nil {
-			n.lastWords(l)
+			flushLink(l, n.log)
 			l.Close()
 		}
 	}
@@ -67,17 +65,15 @@ func (n *Node) close() (err error) {
 	if n.store != nil {
 		err = errors.Join(err, n.store.Close())
 	}
-	n.stopOnce.Do(func() { close(n.stopped) })
+	n.life.stop()
 	return err
 }
 
 // closeGroups marks and closes the replicas.
 func (n *Node) closeGroups() error {
 	var groups []*raftstore.Group
-	for _, s := range n.slots {
-		if p := s.current(); p != nil {
-			groups = append(groups, p.group)
-		}
+	for p := range n.replicas.open() {
+		groups = append(groups, p.group)
 	}
 	if n.meta != nil {
 		groups = append(groups, n.meta.group)
@@ -97,21 +93,11 @@ func (n *Node) closeGroups() error {
 	return errors.Join(errs...)
 }
 
-// begin runs fn on a goroutine that Close waits for, unless the node is
-// closing.
-func (n *Node) begin(fn func()) {
-	n.intake.RLock()
-	defer n.intake.RUnlock()
-	if !n.deaf {
-		n.readers.Go(fn)
-	}
-}
-
-// lastWords waits until the NATS server has passed on what was sent.
-func (n *Node) lastWords(l *natslink.Link) {
+// flushLink waits until the NATS server has passed on what was sent.
+func flushLink(l *natslink.Link, log *slog.Logger) {
 	ctx, cancel := context.WithTimeout(context.Background(), unsubscribeTime)
 	defer cancel()
 	if err := l.Flush(ctx); err != nil {
-		n.log.Debug("last answers may be lost", "link", l.Name(), "err", err)
+		log.Debug("last answers may be lost", "link", l.Name(), "err", err)
 	}
 }

@@ -146,11 +146,3 @@ func (p *partition) ceaseFor(why string, halts bool) {
 		}
 	})
 }
-
-// mend forgets a partition's fence, when its replica is thrown away.
-func (n *Node) mend(partition int) {
-	n.metrics.diverged.WithLabelValues(label(partition)).Set(0)
-	if err := n.store.Log(uint32(partition)).SetMeta(wal.Meta{Name: metaFenced}); err != nil {
-		n.log.Warn("the fence is still written down", "partition", partition, "err", err)
-	}
-}

@@ -18,9 +18,10 @@ import (
 // past the micro library, whose one goroutine and queue a subscription would
 // stand in the way of an append.
 type discovery struct {
-	node  *Node
-	id    string
-	stats *serviceStats
+	id       string
+	prefix   string // of the subjects
+	identity micro.ServiceIdentity
+	stats    *serviceStats
 }
 
 // serviceStats counts for the endpoints that discovery lists.
@@ -68,25 +69,24 @@ func (s *serviceStats) endpoint(name string) *endpointStats {
 	return e
 }
 
-func startDiscovery(n *Node) error {
-	n.serviceID = nuid.Next()
-	d := &discovery{node: n, id: n.serviceID, stats: n.stats}
+// startDiscovery answers questions for services until reads is closed.
+func startDiscovery(d *discovery, reads connection, answers poster) error {
 	for verb, answer := range map[micro.Verb]func() any{
-		micro.PingVerb: func() any { return micro.Ping{ServiceIdentity: d.identity(), Type: micro.PingResponseType} },
+		micro.PingVerb: func() any { return micro.Ping{ServiceIdentity: d.identity, Type: micro.PingResponseType} },
 		micro.InfoVerb: d.info, micro.StatsVerb: d.statistics,
 	} {
 		for _, kind := range []string{"", natsserver.ServiceName, natsserver.ServiceName + "." + d.id} {
 			subject := strings.TrimSuffix(fmt.Sprintf("%s.%s.%s", micro.APIPrefix, verb, kind), ".")
-			_, err := n.reads.Subscribe(subject, "", func(m *natslink.Message) {
+			_, err := reads.Subscribe(subject, "", func(m *natslink.Message) {
 				if m.Reply == "" {
 					return
 				}
 				if err := noBody(m.Payload); err != nil {
 					e := wireError(err)
-					n.readSender.Send(appendRefusal(nil, m.Reply, e, map[string]any{"error": e}))
+					answers.Send(appendRefusal(nil, m.Reply, e, map[string]any{"error": e}))
 					return
 				}
-				n.readSender.Send(natslink.AppendPub(nil, m.Reply, mustJSON(answer())))
+				answers.Send(natslink.AppendPub(nil, m.Reply, mustJSON(answer())))
 			})
 			if err != nil {
 				return err
@@ -96,16 +96,19 @@ func startDiscovery(n *Node) error {
 	return nil
 }
 
-func (d *discovery) identity() micro.ServiceIdentity {
-	return micro.ServiceIdentity{
-		Name: natsserver.ServiceName, ID: d.id, Version: d.node.opts.Version,
-		Metadata: map[string]string{"node": d.node.opts.Name, "cluster": d.node.store.Identity().Cluster},
+func newDiscovery(prefix, node, cluster, version string, stats *serviceStats) *discovery {
+	id := nuid.Next()
+	return &discovery{
+		id: id, prefix: prefix, stats: stats,
+		identity: micro.ServiceIdentity{
+			Name: natsserver.ServiceName, ID: id, Version: version, Metadata: map[string]string{"node": node, "cluster": cluster},
+		},
 	}
 }
 
 // endpoints are the names and subjects that discovery lists.
 func (d *discovery) endpoints() [][2]string {
-	p := d.node.names.Prefix
+	p := d.prefix
 	return [][2]string{
 		{"append", p + ".append.*"}, {"batch", p + ".batch.*"}, {"read", p + ".read.*"}, {"replica_read", p + ".replica.read.*"},
 		{"get", p + ".get.*"}, {"info", p + ".info"}, {"partition_info", p + ".info.*"}, {"cursor", p + ".cursor.*.*"},
@@ -114,7 +117,7 @@ func (d *discovery) endpoints() [][2]string {
 
 func (d *discovery) info() any {
 	i := micro.Info{
-		ServiceIdentity: d.identity(), Type: micro.InfoResponseType,
+		ServiceIdentity: d.identity, Type: micro.InfoResponseType,
 		Description: "A transaction log: append with locks, read in order.",
 	}
 	for _, e := range d.endpoints() {
@@ -124,7 +127,7 @@ func (d *discovery) info() any {
 }
 
 func (d *discovery) statistics() any {
-	s := micro.Stats{ServiceIdentity: d.identity(), Type: micro.StatsResponseType, Started: d.stats.started}
+	s := micro.Stats{ServiceIdentity: d.identity, Type: micro.StatsResponseType, Started: d.stats.started}
 	d.stats.mu.Lock()
 	defer d.stats.mu.Unlock()
 	for _, e := range d.endpoints() {

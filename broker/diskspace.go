@@ -2,11 +2,14 @@ package broker
 
 import (
 	"errors"
+	"log/slog"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/cantuslog/cantus/raftstore"
 	"github.com/cantuslog/cantus/subjects"
+	"github.com/cantuslog/cantus/wal"
 )
 
 // A node is full if its disk has less free space than its reserve, or than its next
@@ -23,49 +26,65 @@ import (
 // errFull is returned when a log is not fetched for want of room.
 var errFull = errors.New("this node's disk is full")
 
-// checkSpace checks whether the disk has room, and has the others informed when that
-// changes.
-func (n *Node) checkSpace() {
-	free, err := n.opts.freeSpace(n.store.Dir())
-	if err != nil {
-		n.log.Warn("free disk space unknown", "err", err)
-		return
-	}
-	n.free.Store(free)
-	n.setFull(free < n.limits.reserve.Load() || n.store.Tight())
+// space knows whether this node and others have room on their disks.
+type space struct {
+	self     string
+	log      *slog.Logger
+	store    *wal.Store
+	peers    *peers
+	reserved *atomic.Int64 // bytes
+	read     func(dir string) (free int64, err error)
+	advise   func(event string, fields map[string]any)
+	announce func() // has the node's status sent now
+
+	low  atomic.Bool  // less than the reserve is free
+	free atomic.Int64 // bytes free on the disk
 }
 
-// setFull sets whether the node is full, and has the others informed if that changes.
-func (n *Node) setFull(full bool) {
-	if full == n.full.Swap(full) {
+// check looks whether the disk has room, and announces a change.
+func (s *space) check() {
+	free, err := s.read(s.store.Dir())
+	if err != nil {
+		s.log.Warn("free disk space unknown", "err", err)
 		return
 	}
-	free := n.free.Load()
-	n.log.Warn("room on the disk", "enough", !full, "free_bytes", free, "reserve_bytes", n.limits.reserve.Load())
-	n.advise("storage", map[string]any{"full": full, "free_bytes": free, "reserve_bytes": n.limits.reserve.Load()})
-	n.helloSoon()
+	s.free.Store(free)
+	s.setFull(free < s.reserve() || s.store.Tight())
+}
+
+// setFull notes whether the node is full, and announces a change.
+func (s *space) setFull(full bool) {
+	if full == s.low.Swap(full) {
+		return
+	}
+	free := s.free.Load()
+	s.log.Warn("room on the disk", "enough", !full, "free_bytes", free, "reserve_bytes", s.reserve())
+	s.advise("storage", map[string]any{"full": full, "free_bytes": free, "reserve_bytes": s.reserve()})
+	s.announce()
 }
 
 // isTight reports whether this node's store accepts nothing more; isLow, whether its
 // disk has less free space than the reserve, as of a second ago; isFull, whether this
-// node accepts no more transactions for either reason.
-func (n *Node) isTight() bool { return n.store.Tight() }
-func (n *Node) isLow() bool   { return n.full.Load() }
-func (n *Node) isFull() bool  { return n.isLow() || n.isTight() }
+// node takes no more transactions for either reason.
+func (s *space) isTight() bool { return s.store.Tight() }
+func (s *space) isLow() bool   { return s.low.Load() }
+func (s *space) isFull() bool  { return s.isLow() || s.isTight() }
 
-func (n *Node) reserve() int64 { return n.limits.reserve.Load() }
+func (s *space) reserve() int64 { return s.reserved.Load() }
 
-func (n *Node) takesProposed(bytes int64) bool { return n.store.TakesProposed(bytes) }
+// takesProposed reports whether there is room for entries of so many bytes that were
+// proposed before their leader refused transactions.
+func (s *space) takesProposed(bytes int64) bool { return s.store.TakesProposed(bytes) }
 
-// hasRoom reports whether a node accepts transactions, as far as is known, and if not,
-// whether that is because it is full.
-func (n *Node) hasRoom(name string, now time.Time) (room, full bool) {
-	if name == n.opts.Name {
-		full = n.isFull()
+// hasRoom reports whether a node accepts transactions, as far as is known, and
+// whether it is full if it does not.
+func (s *space) hasRoom(name string, now time.Time) (room, full bool) {
+	if name == s.self {
+		full = s.isFull()
 		return !full, full
 	}
-	q, _ := n.peers.get(name)
-	alive := n.peers.alive(name, now)
+	q, _ := s.peers.get(name)
+	alive := s.peers.alive(name, now)
 	return alive && !q.Full, alive && q.Full
 }
 

@@ -88,24 +88,6 @@ type tally struct {
 	txid                    uint64 // from there on
 }
 
-// compareDigests compares this node's replicas with those of a node that has
-// said hello.
-func (n *Node) compareDigests(h hello) {
-	if !n.generations.vouched(h.NodeID) {
-		return // it says it again, and is greeted meanwhile
-	}
-	for _, r := range h.Groups {
-		s := n.slot(r.Partition)
-		if s == nil {
-			continue
-		}
-		if p := s.current(); p != nil && p.fenced.Load() == nil {
-			p.compare(h.Name, r)
-		}
-	}
-	n.compareFacts(h)
-}
-
 // compare compares the replica with another one, and does what follows.
 func (p *partition) compare(name string, r groupReport) {
 	if why := r.Forgot[p.host.name]; why != "" && r.leads() {
@@ -186,12 +168,9 @@ func (p *partition) peerForgot(peer string, has, had uint64) {
 	p.host.announce()
 }
 
-// compareFacts compares this node's facts with another node's. A node whose
-// facts are wrong can't go on.
-func (n *Node) compareFacts(h hello) {
-	n.mu.Lock()
-	m := n.meta
-	n.mu.Unlock()
+// compare compares the facts with another node's. A node whose facts are wrong can't
+// go on.
+func (m *meta) compare(h hello) {
 	if m == nil || h.Meta == nil {
 		return
 	}
@@ -200,10 +179,10 @@ func (n *Node) compareFacts(h hello) {
 		return
 	}
 	status := m.group.Status()
-	c := m.verdicts.count(n.opts.Name, status.Leader, status.Replicas)
+	c := m.verdicts.count(m.opts.Name, status.Leader, status.Replicas)
 	switch {
 	case c.differ >= c.majority:
-		n.fail(fmt.Errorf("%w: they differ from those of %s, and of %d of the %d voters that make a majority, from entry %d on. "+
+		m.fail(fmt.Errorf("%w: they differ from those of %s, and of %d of the %d voters that make a majority, from entry %d on. "+
 			"Keep a copy of its data directory: it may hold what the others have lost. Then remove this node, give it an empty directory and add it again",
 			errFacts, c.other, c.differ, c.majority, c.txid))
 	case c.leader && c.agree < c.majority:
@@ -225,8 +204,8 @@ func (m *meta) dispute(why error) {
 		return
 	}
 	if m.disputed.CompareAndSwap(nil, &why) {
-		m.node.log.Error("the replica of the facts takes no part", "because", why)
-		m.node.advise("diverged", map[string]any{"because": why.Error()})
+		m.log.Error("the replica of the facts takes no part", "because", why)
+		m.advise("diverged", map[string]any{"because": why.Error()})
 		m.group.Halt(why)
 	}
 }
@@ -235,10 +214,9 @@ func (m *meta) dispute(why error) {
 // once the others have heard what it remembers of their directories: one of them
 // may be an older copy, and not know.
 func (m *meta) contradicted(err error) {
-	n := m.node
-	n.begin(func() {
-		n.greetMembers()
-		n.fail(fmt.Errorf("facts of the cluster: %w: another node runs on an older copy of its data directory, or this one does. "+
+	m.background(func() {
+		m.greetMembers()
+		m.fail(fmt.Errorf("facts of the cluster: %w: another node runs on an older copy of its data directory, or this one does. "+
 			"Keep a copy of this directory: it may hold what the others have lost. Then remove the node on the older copy, give it an empty directory and add it again", err))
 	})
 }
@@ -247,15 +225,16 @@ func (m *meta) contradicted(err error) {
 const lastGreetings = 5 * time.Second
 
 // greetMembers connects to every other member once, whether or not it accepts.
-func (n *Node) greetMembers() {
+func (m *meta) greetMembers() {
 	ctx, cancel := context.WithTimeout(context.Background(), lastGreetings)
 	defer cancel()
 	var greeting sync.WaitGroup
-	for _, name := range n.facts().Names() {
-		if name != n.opts.Name {
+	facts, _ := m.current()
+	for _, name := range facts.Names() {
+		if name != m.opts.Name {
 			greeting.Go(func() {
-				if err := n.network.Handshake(ctx, name); err != nil {
-					n.log.Debug("greet a member", "node", name, "err", err)
+				if err := m.greet(ctx, name); err != nil {
+					m.log.Debug("greet a member", "node", name, "err", err)
 				}
 			})
 		}

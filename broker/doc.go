@@ -29,6 +29,23 @@
 // ends, every batch in flight is answered by its own outcome, and the next session
 // begins behind a barrier.
 //
-// Reads (read.go) go past all that, to the replica's log. All methods of Node
-// are safe for concurrent use.
+// # The parts of a node
+//
+// A Node makes its parts, opens and closes them (node.go, wiring.go, close.go).
+// No part has the node: each states what it needs.
+//
+//	identity    names, the cluster's secret, signatures
+//	gossip      the exchange of status between nodes; peers are what was heard
+//	founding    a new directory founds a cluster or joins one
+//	membership  whether this node still is a member
+//	meta        the facts: who is a member, where replicas are (package cluster)
+//	operations  what operators ask for
+//	slot        a partition's place: opens, fetches and deletes its replica
+//	generations older copies of data directories are recognized
+//
+// The connections to the NATS server and the server itself are packages of their
+// own, internal/natslink and internal/natsserver.
+//
+// Reads (read.go) go past the way of an append, to the replica's log. All methods
+// of Node are safe for concurrent use.
 package broker

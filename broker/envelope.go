@@ -116,37 +116,9 @@ func openEnvelope(b []byte) (e envelope, err error) {
 	return e, nil
 }
 
-// envelope makes one of this node's: signed, if the node has the cluster's secret.
-func (n *Node) envelope(subject string, body any) []byte {
-	n.mu.Lock()
-	secret := n.secret
-	e := envelope{
-		protocol: n.opts.protocol, name: n.opts.Name, id: n.nodeID, instance: n.instance, body: mustJSON(body),
-	}
-	if n.store != nil {
-		id := n.store.Identity()
-		e.cluster, e.id = id.ID, id.NodeID
-	}
-	n.mu.Unlock()
-	e.number = n.said.Add(1)
-	if secret.Key == nil {
-		return e.encode(nil, subject)
-	}
-	return e.encode(messageKey(secret.Key, e.cluster), subject)
-}
-
 // messageKey is what nodes sign envelopes with: the members of a cluster, and,
 // for the empty id, nodes that found or join one and have its secret already.
 func messageKey(secret []byte, cluster string) []byte { return deriveKey(secret, cluster, "messages") }
-
-// proved reports whether an envelope was signed with the secret that this node
-// has.
-func (n *Node) proved(e envelope, subject string) bool {
-	n.mu.Lock()
-	key := n.secret.Key
-	n.mu.Unlock()
-	return key != nil && e.mac != "-" && e.proves(messageKey(key, e.cluster), subject)
-}
 
 // newInstance names a run of a node, or is a nonce: it is not to be guessed.
 func newInstance() string { return rand.Text() }

@@ -6,7 +6,7 @@ import "net/http"
 const HTTPConns = httpConns
 
 // HTTPLimits is a node's HTTP server, of which a test looks at the limits.
-func HTTPLimits(n *Node) *http.Server { return n.http }
+func HTTPLimits(n *Node) *http.Server { return n.http.server }
 
 // HTTPOpen is how many connections of a node's HTTP port are open.
-func HTTPOpen(n *Node) int { return n.httpConns.count() }
+func HTTPOpen(n *Node) int { return n.http.conns.count() }

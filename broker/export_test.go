@@ -14,18 +14,18 @@ import (
 
 // Mark is the high-water mark of a node's replica, 0 if it has none.
 func Mark(n *Node, partition int) uint64 {
-	if p := n.slot(partition).current(); p != nil {
+	if p := n.replicas.get(partition).current(); p != nil {
 		return p.replica.position().mark
 	}
 	return 0
 }
 
 // Holds tells whether a node's replica is open.
-func Holds(n *Node, partition int) bool { return n.slot(partition).current() != nil }
+func Holds(n *Node, partition int) bool { return n.replicas.get(partition).current() != nil }
 
 // Contents reads a node's replica whole: the payloads, and the digest.
 func Contents(n *Node, partition int) (payloads []string, digest string, err error) {
-	p := n.slot(partition).current()
+	p := n.replicas.get(partition).current()
 	at := p.replica.position()
 	var t wal.Transaction
 	for _, b := range p.store.Batches(at.first, at.index) {
@@ -47,7 +47,7 @@ func Contents(n *Node, partition int) (payloads []string, digest string, err err
 
 // Diverge makes a node's replica believe in another log.
 func Diverge(n *Node, partition int) {
-	p := n.slot(partition).current()
+	p := n.replicas.get(partition).current()
 	p.replica.mu.Lock()
 	defer p.replica.mu.Unlock()
 	p.replica.digest[0] ^= 1
@@ -81,7 +81,7 @@ func Reroute(o *Options, to func(node, address string) string) { o.reroute = to 
 
 // FirstEntryTxid is the first txid in a node's stored log.
 func FirstEntryTxid(n *Node, partition int) uint64 {
-	p := n.slot(partition).current()
+	p := n.replicas.get(partition).current()
 	if p == nil {
 		return 0
 	}
@@ -102,7 +102,7 @@ func HoldFeed(n *Node) (release func()) {
 }
 
 // HelloOf is what a node says to the others.
-func HelloOf(n *Node) []byte { return mustJSON(n.hello()) }
+func HelloOf(n *Node) []byte { return mustJSON(n.gossip.status()) }
 
 // Hear has a node hear that, as from a member that proves itself.
 func Hear(n *Node, said []byte) {
@@ -111,7 +111,7 @@ func Hear(n *Node, said []byte) {
 		panic(err)
 	}
 	q, _ := n.peers.get(h.Name)
-	n.takeIn(h, q.number)
+	n.gossip.accept(h, q.number)
 }
 
 // CaughtUp tells whether a node takes another's replica for level, and whether it
@@ -130,13 +130,13 @@ func FreeSpace(o *Options, free func() int64) {
 }
 
 // Full reports whether the node takes no more transactions.
-func Full(n *Node) bool { return n.isFull() }
+func Full(n *Node) bool { return n.space.isFull() }
 
 // Reading is how many reads a node serves.
-func Reading(n *Node) int { return int(n.readsNow.Load()) }
+func Reading(n *Node) int { return int(n.limits.readsNow.Load()) }
 
 // LastIndex is the newest entry in a replica's log.
-func LastIndex(n *Node, partition int) uint64 { return n.slot(partition).data.LastIndex() }
+func LastIndex(n *Node, partition int) uint64 { return n.replicas.get(partition).data.LastIndex() }
 
 // Remembered is how many nodes a node remembers.
 func Remembered(n *Node) int {
@@ -162,16 +162,16 @@ func Remembers(n *Node, name string) bool {
 }
 
 // LookForAway has a node look who is away, as it does again and again.
-func LookForAway(n *Node) { n.lookForAway(time.Now()) }
+func LookForAway(n *Node) { n.absences.look(time.Now()) }
 
 // InDoubt reports whether a node asks whether it is still a member.
-func InDoubt(n *Node) bool { return n.doubt.Load() != nil }
+func InDoubt(n *Node) bool { return n.membership.doubted() }
 
 // Generation is the number of the newest generation of a node's data directory,
 // and Witnessed that of the newest which another node has seen of it.
 func Generation(n *Node) uint64 {
-	n.generations.mu.Lock()
-	defer n.generations.mu.Unlock()
+	n.generations.state.Lock()
+	defer n.generations.state.Unlock()
 	if len(n.generations.own) == 0 {
 		return 0
 	}
@@ -186,7 +186,7 @@ func Witnessed(n, of *Node) uint64 {
 
 // Fenced is why a node's replica is fenced, "" if it is not.
 func Fenced(n *Node, partition int) string {
-	if p := n.slot(partition).current(); p != nil {
+	if p := n.replicas.get(partition).current(); p != nil {
 		if why := p.fenced.Load(); why != nil {
 			return *why
 		}
@@ -201,7 +201,7 @@ func NodeConn(n *Node) (*nats.Conn, error) { return n.dial(n.nats.NodeUser()) }
 // those that do.
 func HoldScans(ctx context.Context, n *Node) (release func(), err error) {
 	most := scansAtOnce()
-	return func() { n.scans.Release(most) }, n.scans.Acquire(ctx, most)
+	return func() { n.limits.scans.Release(most) }, n.limits.scans.Acquire(ctx, most)
 }
 
 // WrapSecret and UnwrapSecret are what a node that is added gets the secret by.
@@ -210,7 +210,7 @@ var WrapSecret, UnwrapSecret = wrapSecret, unwrapSecret
 // QueueSizes are how many bytes may wait in front of a partition: of appends, of
 // cursors, and of either in a partition that is opened next.
 func QueueSizes(n *Node, partition int) [3]int {
-	p := n.slot(partition).current()
+	p := n.replicas.get(partition).current()
 	most := func(q *queue) int {
 		q.mu.Lock()
 		defer q.mu.Unlock()

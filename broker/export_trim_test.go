@@ -8,7 +8,7 @@ import (
 
 // Tables is what a node's replica remembers of locks and message ids.
 func Tables(n *Node, partition int) lockmgr.State {
-	r := n.slot(partition).current().replica
+	r := n.replicas.get(partition).current().replica
 	r.certifier.mu.Lock()
 	defer r.certifier.mu.Unlock()
 	return lockmgr.StateOf(r.certifier.table)
@@ -16,7 +16,7 @@ func Tables(n *Node, partition int) lockmgr.State {
 
 // TrimPoints describes where a node's replica begins, and where it can be trimmed.
 func TrimPoints(n *Node, partition int) string {
-	r := n.slot(partition).current().replica
+	r := n.replicas.get(partition).current().replica
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return fmt.Sprintf("first %d base %v time %d %d newest %v bytes %d %d cut %d points %v", r.first, r.base, r.certifier.time(), r.lastTime, r.lastPoint, r.bytes, r.behind, r.trimIndex, r.trimPoints)
@@ -24,7 +24,7 @@ func TrimPoints(n *Node, partition int) string {
 
 // Trimmed reports whether a node's replica has dropped all entries that were trimmed.
 func Trimmed(n *Node, partition int) bool {
-	p := n.slot(partition).current()
+	p := n.replicas.get(partition).current()
 	p.replica.mu.Lock()
 	defer p.replica.mu.Unlock()
 	return p.store.FirstIndex() > p.replica.trimIndex
@@ -33,7 +33,7 @@ func Trimmed(n *Node, partition int) bool {
 // Entries is how many entries a node's log of a partition holds, and how many were
 // read of it since the node was opened.
 func Entries(n *Node, partition int) (held, read uint64) {
-	p := n.slot(partition).current()
+	p := n.replicas.get(partition).current()
 	return p.store.LastIndex() + 1 - p.store.FirstIndex(), p.store.EntriesRead()
 }
 
@@ -46,7 +46,7 @@ func Trimming(o *Options, step func(string)) { o.cutting = step }
 // Replica returns a value that identifies the replica of a partition, which changes
 // when another takes its place; nil if there is none.
 func Replica(n *Node, partition int) any {
-	if p := n.slot(partition).current(); p != nil {
+	if p := n.replicas.get(partition).current(); p != nil {
 		return p
 	}
 	return nil
@@ -54,7 +54,7 @@ func Replica(n *Node, partition int) any {
 
 // CountTrimPoints returns how many trim points a node's replica has, and how many are stored.
 func CountTrimPoints(n *Node, partition int) (held, stored int) {
-	p := n.slot(partition).current()
+	p := n.replicas.get(partition).current()
 	p.replica.mu.Lock()
 	defer p.replica.mu.Unlock()
 	return len(p.replica.trimPoints), len(p.store.Metas(metaPoint))

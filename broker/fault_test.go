@@ -271,7 +271,7 @@ func TestBusy(t *testing.T) {
 	for k := range sent {
 		i.send(fmt.Sprint(k, payload))
 	}
-	if n.slot(0).current().queue.length() == 0 {
+	if n.replicas.get(0).current().queue.length() == 0 {
 		t.Error("nothing waits")
 	}
 	open(nil)
@@ -291,7 +291,7 @@ func TestBusy(t *testing.T) {
 	if busy == 0 || len(accepted) == 0 || len(accepted)+busy != sent {
 		t.Fatalf("%d accepted, %d busy", len(accepted), busy)
 	}
-	if at := n.slot(0).current().replica.position().mark; at != uint64(len(accepted)+1) {
+	if at := n.replicas.get(0).current().replica.position().mark; at != uint64(len(accepted)+1) {
 		t.Fatalf("%d were accepted, and the log ends at %d", len(accepted), at)
 	}
 	i.send("afterwards")
@@ -420,7 +420,7 @@ func TestTheDiskIsFullAllTheSame(t *testing.T) {
 // Without a leader nobody subscribes, and NATS says so at once, by key too.
 func TestNoLeaderNoResponders(t *testing.T) {
 	n, nc := openOne(t, t.TempDir(), Options{})
-	p := n.slot(0).current()
+	p := n.replicas.get(0).current()
 	if err := p.group.Close(); err != nil { // the replica is gone, the node is not
 		t.Fatal(err)
 	}
@@ -447,7 +447,7 @@ func TestNoLeaderNoResponders(t *testing.T) {
 // A batch that comes out of turn is void: its transactions were not done.
 func TestAVoidBatchIsUnavailable(t *testing.T) {
 	n, nc, fs := openGated(t, t.TempDir(), Options{})
-	p := n.slot(0).current()
+	p := n.replicas.get(0).current()
 	held, open := fs.Hold()
 	var w wal.BatchWriter
 	w.Begin(wal.Transactions, 1, 1, 0)

@@ -46,11 +46,16 @@ const staleClaims = 10 * time.Second
 
 // generations are what the node knows of its own directory and of others'.
 type generations struct {
-	node    *Node
-	store   *wal.Store
-	witness *wal.Witness
+	*identity
+	services
+	store     *wal.Store
+	witness   *wal.Witness
+	peers     *peers
+	facts     func() cluster.Facts // none while the node is starting
+	greet     func(ctx context.Context, node string) error
+	reconnect func() // breaks the connections to other nodes
 
-	mu     sync.Mutex
+	state  sync.Mutex // guards what follows
 	own    []wal.Generation
 	due    bool                 // the next is to begin before anything is claimed
 	start  uint64               // number of the first that began since this start, 0 if none has
@@ -60,31 +65,29 @@ type generations struct {
 	shown  map[string]bool      // ids of directories that have shown their generations, and are no older copies
 }
 
-func openGenerations(n *Node, s *wal.Store) (*generations, error) {
-	w, err := s.Witness()
-	if err != nil {
-		return nil, err
-	}
-	g := &generations{
-		node: n, store: s, witness: w, raised: map[string]time.Time{}, denied: map[string]string{}, told: map[string]bool{}, shown: map[string]bool{},
+// open reads what the directory holds of its generations.
+func (g *generations) open(s *wal.Store) (err error) {
+	g.raised, g.denied, g.told, g.shown = map[string]time.Time{}, map[string]string{}, map[string]bool{}, map[string]bool{}
+	g.store, g.due = s, true
+	if g.witness, err = s.Witness(); err != nil {
+		return err
 	}
 	g.own, err = s.Generations()
-	g.due = true
-	return g, err
+	return err
 }
 
 // refresh begins a generation if one is due. Without room on the disk there is none,
 // and the last one goes on.
 func (g *generations) refresh() {
-	g.mu.Lock()
-	defer g.mu.Unlock()
+	g.state.Lock()
+	defer g.state.Unlock()
 	if !g.due {
 		return
 	}
 	g.due = false // a failure is not tried again before the next is due
 	own, err := g.store.BeginGeneration()
 	if err != nil {
-		g.node.log.Warn("no new generation of the data directory: older copies of it are not recognized for longer", "err", err)
+		g.log.Warn("no new generation of the data directory: older copies of it are not recognized for longer", "err", err)
 		return
 	}
 	g.own = own
@@ -100,43 +103,28 @@ func (g *generations) claims(peer string) []byte {
 	if c.yours.id != "" {
 		seen, _ := g.witness.Get(c.yours.id)
 		c.yours.newest, c.yours.older = seen.Newest, seen.Older
-		if at := g.started(c.yours.id); at.Number > seen.Newest.Number {
+		if at := g.notedStart(c.yours.id); at.Number > seen.Newest.Number {
 			c.yours.newest = at
 		}
 	}
-	g.mu.Lock()
-	defer g.mu.Unlock()
+	g.state.Lock()
+	defer g.state.Unlock()
 	c.own, c.start = g.own, g.start
 	return c.encode()
 }
 
 // idOf returns the id of a node's directory, "" if it is not known.
 func (g *generations) idOf(peer string) string {
-	if m := g.node.member(peer); m.ID != "" {
+	if m := g.facts().Nodes[peer]; m.ID != "" {
 		return m.ID
 	}
-	q, _ := g.node.peers.get(peer)
+	q, _ := g.peers.get(peer)
 	return q.NodeID
 }
 
-// member returns what the facts say of a node.
-func (n *Node) member(name string) cluster.Member { return n.facts().Nodes[name] }
-
-// facts returns the current facts, none while the node is starting.
-func (n *Node) facts() cluster.Facts {
-	n.mu.Lock()
-	meta := n.meta
-	n.mu.Unlock()
-	if meta == nil {
-		return cluster.Facts{}
-	}
-	facts, _ := meta.current()
-	return facts
-}
-
-// started returns the last start of a directory that the facts know.
-func (g *generations) started(id string) (at wal.Generation) {
-	s, known := g.node.facts().Starts[id]
+// notedStart returns the last start of a directory that the facts know.
+func (g *generations) notedStart(id string) (at wal.Generation) {
+	s, known := g.facts().Starts[id]
 	if !known || at.Nonce.UnmarshalText([]byte(s.Nonce)) != nil {
 		return wal.Generation{}
 	}
@@ -156,8 +144,8 @@ func (g *generations) check(peer string, b []byte) error {
 	if err := g.examine(peer, c); err != nil {
 		return err
 	}
-	g.mu.Lock()
-	defer g.mu.Unlock()
+	g.state.Lock()
+	defer g.state.Unlock()
 	if len(g.denied) > 0 {
 		return fmt.Errorf("%w: %s", ErrOlderCopy, g.whyLocked())
 	}
@@ -167,7 +155,7 @@ func (g *generations) check(peer string, b []byte) error {
 // examine compares what another directory shows with what it had shown before,
 // and remembers it.
 func (g *generations) examine(peer string, c claims) error {
-	noted := g.started(c.id)
+	noted := g.notedStart(c.id)
 	var newest wal.Generation
 	if n := len(c.own); n > 0 {
 		newest = c.own[n-1]
@@ -192,14 +180,14 @@ func (g *generations) examine(peer string, c claims) error {
 		}
 		return seen, nil
 	})
-	g.mu.Lock()
+	g.state.Lock()
 	g.shown[c.id] = err == nil || errors.Is(err, wal.ErrNoSpace)
-	g.mu.Unlock()
+	g.state.Unlock()
 	switch {
 	case errors.Is(err, ErrOlderCopy):
 		g.complain(peer, c.id, err)
 	case errors.Is(err, wal.ErrNoSpace): // it is remembered until the process ends
-		g.node.log.Warn("no room to write down what another node has shown", "node", peer, "err", err)
+		g.log.Warn("no room to write down what another node has shown", "node", peer, "err", err)
 		return nil
 	}
 	return err
@@ -209,24 +197,24 @@ func (g *generations) examine(peer string, c claims) error {
 // is no older copy. What a node says of its log counts against this one only
 // then: a majority may consist of those that have lost what this one has.
 func (g *generations) vouched(id string) bool {
-	g.mu.Lock()
-	defer g.mu.Unlock()
+	g.state.Lock()
+	defer g.state.Unlock()
 	return g.shown[id]
 }
 
 var errOvertaken = errors.New("what the node claims is out of date by now: connect again")
 
 func (g *generations) raise(id string) {
-	g.mu.Lock()
-	defer g.mu.Unlock()
+	g.state.Lock()
+	defer g.state.Unlock()
 	g.raised[id] = time.Now()
 }
 
 // overtaken reports whether a directory has shown a newer generation just now,
 // so that claims from before may still be on their way.
 func (g *generations) overtaken(id string) bool {
-	g.mu.Lock()
-	defer g.mu.Unlock()
+	g.state.Lock()
+	defer g.state.Unlock()
 	at, ok := g.raised[id]
 	return ok && time.Since(at) < staleClaims
 }
@@ -234,21 +222,21 @@ func (g *generations) overtaken(id string) bool {
 // complain says once of a directory that it is an older copy, and has its node
 // hear why it is refused.
 func (g *generations) complain(peer, id string, err error) {
-	g.mu.Lock()
+	g.state.Lock()
 	first := !g.told[id]
 	g.told[id] = true
-	g.mu.Unlock()
+	g.state.Unlock()
 	if first {
-		g.node.log.Error("a node runs on an older copy of its data directory: it has lost what it acknowledged since, and is refused; "+
+		g.log.Error("a node runs on an older copy of its data directory: it has lost what it acknowledged since, and is refused; "+
 			"start it on its newer directory, or remove it, give it an empty one and add it again (docs/guide.md, \"Older copies of a directory\")",
 			"peer", peer, "err", err)
-		g.node.advise("older_copy", map[string]any{"name": peer, "because": err.Error()})
+		g.advise("older_copy", map[string]any{"name": peer, "because": err.Error()})
 	}
 }
 
 // hear takes what another node remembers of this one's directory.
 func (g *generations) hear(peer string, r remembered) {
-	g.mu.Lock()
+	g.state.Lock()
 	err := follows(g.own, r.newest, r.older)
 	_, was := g.denied[peer]
 	if err == nil {
@@ -256,7 +244,7 @@ func (g *generations) hear(peer string, r remembered) {
 	} else {
 		g.denied[peer] = err.Error()
 	}
-	voters := g.node.facts().MetaVoters()
+	voters := g.facts().MetaVoters()
 	saying := 0
 	for name := range g.denied {
 		if slices.Contains(voters, name) {
@@ -264,21 +252,21 @@ func (g *generations) hear(peer string, r remembered) {
 		}
 	}
 	why := g.whyLocked()
-	g.mu.Unlock()
+	g.state.Unlock()
 	switch {
 	case err == nil:
 	case saying > len(voters)/2:
-		g.node.fail(fmt.Errorf("%w: %s. It lacks what this node has acknowledged since it was made, and must not vote. "+
+		g.fail(fmt.Errorf("%w: %s. It lacks what this node has acknowledged since it was made, and must not vote. "+
 			"Remove the node from the cluster, give it an empty data directory, and add it again; or start it on the right directory", ErrOlderCopy, why))
 	case !was:
-		g.node.log.Error("the data directory is an older copy of itself: this node takes no part; "+
+		g.log.Error("the data directory is an older copy of itself: this node takes no part; "+
 			"start it on the newer one, or remove the node from the cluster, give it an empty directory and add it again "+
 			"(docs/guide.md, \"Older copies of a directory\")", "says", peer, "because", why)
-		g.node.begin(g.node.reconnect)
+		g.background(g.reconnect)
 	}
 }
 
-// whyLocked says who denies this directory, and why, "" if nobody does. mu is
+// whyLocked says who denies this directory, and why, "" if nobody does. state is
 // held.
 func (g *generations) whyLocked() string {
 	var all []string
@@ -293,19 +281,9 @@ func (g *generations) why() string {
 	if g == nil {
 		return ""
 	}
-	g.mu.Lock()
-	defer g.mu.Unlock()
+	g.state.Lock()
+	defer g.state.Unlock()
 	return g.whyLocked()
-}
-
-// reconnect breaks the node's connections to others.
-func (n *Node) reconnect() {
-	n.mu.Lock()
-	network := n.network
-	n.mu.Unlock()
-	if network != nil {
-		network.Reconnect()
-	}
 }
 
 // run has generations begin, and tells the other members of each, until ctx ends.
@@ -316,15 +294,15 @@ func (g *generations) run(ctx context.Context) {
 	defer retry.Stop()
 	refused := map[string]string{}
 	for greeted := map[string]bool{}; ; {
-		for _, name := range g.node.facts().Names() {
-			if name == g.node.opts.Name || greeted[name] || !g.node.peers.alive(name, time.Now()) {
+		for _, name := range g.facts().Names() {
+			if name == g.opts.Name || greeted[name] || !g.peers.alive(name, time.Now()) {
 				continue
 			}
-			err := g.node.network.Handshake(ctx, name)
+			err := g.greet(ctx, name)
 			greeted[name] = err == nil
 			if errors.Is(err, raftstore.ErrRefused) && err.Error() != refused[name] {
 				refused[name] = err.Error()
-				g.node.log.Warn("a node refuses this one", "node", name, "err", err)
+				g.log.Warn("a node refuses this one", "node", name, "err", err)
 			}
 		}
 		select {
@@ -332,9 +310,9 @@ func (g *generations) run(ctx context.Context) {
 			return
 		case <-retry.C:
 		case <-next.C:
-			g.mu.Lock()
+			g.state.Lock()
 			g.due = true
-			g.mu.Unlock()
+			g.state.Unlock()
 			greeted = map[string]bool{}
 		}
 	}
@@ -365,7 +343,7 @@ func (g *generations) lastStart(id string) wal.Generation {
 		}
 		return seen.Start
 	}
-	g.mu.Lock()
-	defer g.mu.Unlock()
+	g.state.Lock()
+	defer g.state.Unlock()
 	return claims{own: g.own, start: g.start}.began()
 }

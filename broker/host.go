@@ -108,9 +108,10 @@ func (n *Node) host() host {
 		nats: n.nats, appends: n.appends, reads: n.reads, feeds: n.feeds, sender: n.sender, readSender: n.readSender,
 		queueGroup: n.queueGroup(), feedKey: n.feedKey(), pacer: n.pacer, advise: n.advise, encodeAdvisory: n.advisory,
 		metrics: n.metrics, stats: n.stats,
-		inflight: n.inflight, scans: n.scans, startRead: n.startRead, space: n,
-		peers: n.peers, facts: n.meta.current, mayLead: n.cleared, announce: n.helloSoon, groupOptions: n.groupOptions,
-		fail: n.fail, failed: n.Err, background: n.begin,
+		inflight: n.limits.inflight, scans: n.limits.scans, space: n.space,
+		startRead: func(serve func()) error { return n.limits.startRead(n.life, serve) },
+		peers:     n.peers, facts: n.meta.current, mayLead: n.life.mayLead, announce: n.gossip.announce, groupOptions: n.groupOptions,
+		fail: n.life.fail, failed: n.Err, background: n.background,
 	}
 }
 

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus/promhttp"
@@ -22,55 +23,65 @@ const (
 	httpEndTime    = 2 * time.Second  // for requests under way when the node stops
 )
 
-// startHTTP serves health and metrics, and profiles where the operator asks
-// for them.
-func startHTTP(n *Node) error {
-	l, err := n.opts.httpPort().Listen()
+// httpServer serves health and metrics.
+type httpServer struct {
+	server *http.Server
+	conns  *httpListener
+	addr   string // host:port
+	ended  sync.WaitGroup
+}
+
+// startHTTP serves health and metrics, and profiles where the operator asks for them.
+// unready returns why the node is not ready, "" if it is.
+func startHTTP(o Options, m *metrics, unready func() string) (*httpServer, error) {
+	l, err := o.httpPort().Listen()
 	if err != nil {
-		return err
+		return nil, err
 	}
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { _, _ = fmt.Fprintln(w, "alive") })
 	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
-		if why := n.unready(); why != "" {
+		if why := unready(); why != "" {
 			http.Error(w, why, http.StatusServiceUnavailable)
 			return
 		}
 		_, _ = fmt.Fprintln(w, "ready")
 	})
-	mux.Handle("GET /metrics", promhttp.HandlerFor(n.metrics.registry, promhttp.HandlerOpts{MaxRequestsInFlight: 8}))
-	if n.opts.Profiles {
+	mux.Handle("GET /metrics", promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{MaxRequestsInFlight: 8}))
+	if o.Profiles {
 		addr, ok := l.Addr().(*net.TCPAddr)
 		if !ok || !addr.IP.IsLoopback() {
-			return errors.Join(fmt.Errorf("%w: profiles are served on loopback only, and HTTP is on %s: use 127.0.0.1, or leave profiles off",
+			return nil, errors.Join(fmt.Errorf("%w: profiles are served on loopback only, and HTTP is on %s: use 127.0.0.1, or leave profiles off",
 				ErrOptions, l.Addr()), l.Close())
 		}
 		addProfiles(mux, addr.String())
 	}
-	n.httpAddr = l.Addr().String()
-	n.http = &http.Server{
+	s := &httpServer{addr: l.Addr().String()}
+	s.server = &http.Server{
 		Handler: marking(mux), ConnContext: withConn, MaxHeaderBytes: httpHeaderSize,
 		ReadTimeout: httpReadTime, WriteTimeout: httpWriteTime, IdleTimeout: httpIdleTime,
 	}
-	n.httpConns = &httpListener{Listener: l, most: httpConns}
-	n.background.Go(func() {
-		if err := n.http.Serve(n.httpConns); err != nil && !errors.Is(err, http.ErrServerClosed) {
-			n.log.Error("HTTP server ended", "err", err)
+	s.conns = &httpListener{Listener: l, most: httpConns}
+	s.ended.Go(func() {
+		if err := s.server.Serve(s.conns); err != nil && !errors.Is(err, http.ErrServerClosed) {
+			o.Logger.Error("HTTP server ended", "err", err)
 		}
 	})
-	return nil
+	return s, nil
 }
 
-// stopHTTP closes the port at once, and waits a little for the answers that
+// stop closes the port at once, and waits a little for the answers that
 // are under way.
-func (n *Node) stopHTTP() error {
-	if n.http == nil {
+func (s *httpServer) stop() error {
+	if s == nil {
 		return nil
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), httpEndTime)
 	defer cancel()
-	if err := n.http.Shutdown(ctx); err != nil {
-		return n.http.Close()
+	err := s.server.Shutdown(ctx)
+	if err != nil {
+		err = s.server.Close()
 	}
-	return nil
+	s.ended.Wait()
+	return err
 }

@@ -2,7 +2,6 @@ package broker
 
 import (
 	"context"
-	"crypto/ed25519"
 	"encoding/hex"
 	"time"
 
@@ -45,38 +44,6 @@ func (p *partition) info() subjects.PartitionInfo {
 			i.State = "away"
 		}
 		info.Replicas = append(info.Replicas, i)
-	}
-	return info
-}
-
-// serveCluster describes the cluster, as any node sees it.
-func (n *Node) serveCluster(m *natslink.Message) {
-	if m.Reply == "" {
-		return
-	}
-	began := time.Now()
-	defer func() { n.stats.add("info", 1, time.Since(began)) }()
-	if err := noBody(m.Payload); err != nil {
-		e := wireError(err)
-		n.stats.fail("info", string(e.Reason))
-		n.readSender.Send(appendRefusal(nil, m.Reply, e, map[string]any{"error": e}))
-		return
-	}
-	n.readSender.Send(natslink.AppendPub(nil, m.Reply, mustJSON(n.clusterInfo())))
-}
-
-func (n *Node) clusterInfo() subjects.ClusterInfo {
-	facts, _ := n.meta.current()
-	info := subjects.ClusterInfo{Cluster: n.store.Identity().Cluster, Version: n.opts.Version, Partitions: len(n.slots)}
-	info.FeedKey = subjects.FeedKey(n.feedKey().Public().(ed25519.PublicKey))
-	for _, name := range facts.Names() {
-		ready := false
-		if name == n.opts.Name {
-			ready = n.Ready()
-		} else if q, ok := n.peers.get(name); ok {
-			ready = q.Ready && n.peers.alive(name, time.Now())
-		}
-		info.Nodes = append(info.Nodes, subjects.NodeInfo{Name: name, Ready: ready})
 	}
 	return info
 }

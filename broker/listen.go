@@ -59,8 +59,7 @@ func (o Options) httpPort() ports.Port { return ports.Port{Address: o.HTTPListen
 // rehearse returns what would end the start of a node after its directory was
 // founded, as far as that can be known before: the NATS configuration, and the
 // ports. A try that fails leaves no directory behind that holds what was wrong in it.
-func (n *Node) rehearse() error {
-	o := n.opts
+func rehearse(o Options) error {
 	if o.ClusterSecret != "" {
 		o.routePassword = routePassword(tokenSecret(o.ClusterSecret), o.Cluster)
 	}

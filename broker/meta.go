@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"log/slog"
 	"maps"
 	"math"
 	"slices"
@@ -23,30 +24,37 @@ const metaGroup = math.MaxUint32
 
 // meta is this node's replica of the cluster's facts. It is a raftstore.FSM.
 type meta struct {
-	node  *Node
-	log   *wal.Log
-	group *raftstore.Group
+	*identity
+	services
+	stored     *wal.Log
+	group      *raftstore.Group
+	peers      *peers
+	replicas   *replicaSet
+	starts     *generations // whose starts the facts note
+	operations *operations  // that their leader answers
+	greet      func(ctx context.Context, node string) error
 	// chain are the digests of the facts after each entry.
 	chain    digests
 	verdicts verdicts
 	disputed atomic.Pointer[error] // why it takes no part for now
 	gave     bool                  // leadership was handed over in this term; run owns it
 
-	mu      sync.Mutex
+	state   sync.Mutex // guards what follows
 	facts   cluster.Facts
 	index   uint64
 	changed chan struct{} // closed at the next change, then replaced
 }
 
-func openMeta(n *Node) (*meta, error) {
-	m := &meta{node: n, log: n.store.Log(metaGroup), facts: foundingFacts(n.store.Identity()), changed: make(chan struct{})}
-	opts := n.groupOptions(metaGroup, m.log, m, n.log.With("group", "meta"))
-	opts.Voters, opts.HaltedItself = foundingVoters(n.opts.Name, m.facts.MetaVoters()), m.contradicted
+// open opens the replica's group.
+func (m *meta) open(groupOptions func(id uint32, log *wal.Log, fsm raftstore.FSM, logger *slog.Logger) raftstore.Options) error {
+	m.facts, m.changed = foundingFacts(*m.founded), make(chan struct{})
+	opts := groupOptions(metaGroup, m.stored, m, m.log.With("group", "meta"))
+	opts.Voters, opts.HaltedItself = foundingVoters(m.opts.Name, m.facts.MetaVoters()), m.contradicted
 	var err error
 	if m.group, err = raftstore.Open(opts); err != nil {
-		return nil, fmt.Errorf("facts of the cluster: %w", err)
+		return fmt.Errorf("facts of the cluster: %w", err)
 	}
-	return m, nil
+	return nil
 }
 
 // foundingFacts are the same on every node of a cluster.
@@ -68,16 +76,25 @@ func foundingVoters(self string, voters []string) []string {
 
 // current gives the facts, and what is closed when they change.
 func (m *meta) current() (cluster.Facts, <-chan struct{}) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
+	m.state.Lock()
+	defer m.state.Unlock()
 	return m.facts, m.changed // a change replaces the facts, it does not touch them
+}
+
+// now returns the current facts, none while the node is starting.
+func (m *meta) now() cluster.Facts {
+	if m == nil {
+		return cluster.Facts{}
+	}
+	facts, _ := m.current()
+	return facts
 }
 
 // Apply applies committed commands. The result is nil or the error of each.
 func (m *meta) Apply(entries []raftstore.Committed) []any {
 	results := make([]any, len(entries))
-	m.mu.Lock()
-	defer m.mu.Unlock()
+	m.state.Lock()
+	defer m.state.Unlock()
 	for i, e := range entries {
 		m.index = e.Index
 		results[i] = m.apply(e)
@@ -89,7 +106,7 @@ func (m *meta) Apply(entries []raftstore.Committed) []any {
 	return results
 }
 
-// digest returns the digest of the facts. mu is held.
+// digest returns the digest of the facts. state is held.
 func (m *meta) digest() wal.Digest { return sha256.Sum256(mustJSON(m.facts)) }
 
 func (m *meta) apply(e raftstore.Committed) error {
@@ -98,7 +115,7 @@ func (m *meta) apply(e raftstore.Committed) error {
 		err = m.facts.Apply(c)
 	}
 	if err != nil && !errors.Is(err, cluster.ErrStale) && !errors.Is(err, cluster.ErrCommand) {
-		m.node.fail(fmt.Errorf("apply entry %d of the facts: %w", e.Index, err))
+		m.fail(fmt.Errorf("apply entry %d of the facts: %w", e.Index, err))
 	}
 	return err
 }
@@ -134,8 +151,8 @@ type factsMark struct {
 
 // Snapshot returns the facts.
 func (m *meta) Snapshot() raftstore.Snapshot {
-	m.mu.Lock()
-	defer m.mu.Unlock()
+	m.state.Lock()
+	defer m.state.Unlock()
 	return raftstore.Snapshot{State: mustJSON(factsMark{m.index, m.facts})}
 }
 
@@ -145,8 +162,8 @@ func (m *meta) Restore(state []byte) error {
 	if err := json.Unmarshal(state, &s); err != nil {
 		return fmt.Errorf("%w: snapshot of the facts: %w", wal.ErrDamaged, err)
 	}
-	m.mu.Lock()
-	defer m.mu.Unlock()
+	m.state.Lock()
+	defer m.state.Unlock()
 	m.index, m.facts = s.Index, s.Facts
 	m.chain.begin(wal.Base{Txid: s.Index, Digest: m.digest()}, s.Index)
 	return nil
@@ -203,7 +220,7 @@ func (m *meta) run(ctx context.Context) {
 		for m.group.Leading() && ctx.Err() == nil {
 			m.gave = false
 			if err := m.lead(ctx); err != nil && ctx.Err() == nil {
-				logEnd(m.node.log, "leading the facts ended", err, m.gave)
+				logEnd(m.log, "leading the facts ended", err, m.gave)
 				select {
 				case <-ctx.Done():
 				case <-time.After(leadPause):
@@ -221,8 +238,8 @@ func (m *meta) lead(ctx context.Context) error {
 	if err := m.group.Barrier(ctx); err != nil {
 		return fmt.Errorf("barrier: %w", err)
 	}
-	ids, err := m.node.subscribeOperations(ctx)
-	defer m.node.unsubscribeAll(ids)
+	ids, err := m.operations.subscribeLeader(ctx)
+	defer unsubscribeAll(ids, m.log)
 	if err != nil {
 		return err
 	}
@@ -232,10 +249,10 @@ func (m *meta) lead(ctx context.Context) error {
 		_, changed := m.current()
 		done, err := m.step(ctx)
 		if err != nil && ctx.Err() == nil {
-			m.node.log.Debug("the facts' replicas are not as they should be yet", "err", err)
+			m.log.Debug("the facts' replicas are not as they should be yet", "err", err)
 		}
 		again := tick.C
-		if done && !m.node.opts.clustered() {
+		if done && !m.opts.clustered() {
 			again = nil // there is no other node whose state could change
 		}
 		select {
@@ -262,21 +279,21 @@ func (m *meta) step(ctx context.Context) (done bool, err error) {
 	}
 	now := time.Now()
 	w := wantedGroup{
-		group: m.group, transfer: m.transfer, self: m.node.opts.Name, voters: want, preferred: m.node.opts.Name,
+		group: m.group, transfer: m.transfer, self: m.opts.Name, voters: want, preferred: m.opts.Name,
 		report: func(name string) (groupReport, bool) {
-			q, ok := m.node.peers.get(name)
-			if !ok || q.Meta == nil || !m.node.peers.alive(name, now) {
+			q, ok := m.peers.get(name)
+			if !ok || q.Meta == nil || !m.peers.alive(name, now) {
 				return groupReport{}, false
 			}
 			return *q.Meta, true
 		},
-		steady:  func(name string) bool { return m.node.peers.steady(name, steadyTime, now) },
+		steady:  func(name string) bool { return m.peers.steady(name, steadyTime, now) },
 		handing: func() bool { return false },
 	}
 	if done, err := w.step(ctx); err != nil || !done {
 		return false, err
 	}
-	if c, ok := m.node.generations.notes(facts); ok {
+	if c, ok := m.starts.notes(facts); ok {
 		result, err := m.group.Propose(encodeCommand(c)).Wait()
 		if refused, is := result.(error); err == nil && is && !errors.Is(refused, cluster.ErrCommand) {
 			err = refused
@@ -286,45 +303,15 @@ func (m *meta) step(ctx context.Context) (done bool, err error) {
 	done = true
 	for name, member := range facts.Nodes {
 		done = done && !member.Leaving
-		if member.Leaving && !m.node.holdsAnything(facts, name, now) {
+		if member.Leaving && !m.replicas.mayHold(facts, name, now) {
 			if err := m.change(ctx, func(f cluster.Facts) (cluster.Command, error) { return f.Gone(name), nil }); err != nil {
 				return false, err
 			}
-			m.node.advise("member", map[string]any{"name": name, "change": "removed"})
+			m.advise("member", map[string]any{"name": name, "change": "removed"})
 			return false, nil
 		}
 	}
 	return done, nil
-}
-
-// holdsAnything tells whether any group has a node among its members still,
-// or might.
-func (n *Node) holdsAnything(facts cluster.Facts, name string, now time.Time) bool {
-	for p := range facts.Placement {
-		if slices.Contains(facts.Placement[p], name) {
-			return true
-		}
-		r, ok := n.leaderReport(p, now)
-		if !ok {
-			return true // nobody can tell
-		}
-		if _, member := r.Voters[name]; member {
-			return true
-		}
-	}
-	return false
-}
-
-// leaderReport gives the report of a partition's leader, which may be this
-// node.
-func (n *Node) leaderReport(partition int, now time.Time) (groupReport, bool) {
-	_, r, ok := n.peers.leader(partition, now)
-	if p := n.slot(partition).current(); p != nil {
-		if own := p.report(); own.leads() && (!ok || own.Term > r.Term) {
-			return own, true
-		}
-	}
-	return r, ok
 }
 
 // names gives the members of a group, in order.
@@ -345,6 +332,38 @@ func (m *meta) handOver() {
 	ctx, cancel := context.WithTimeout(context.Background(), transferTime)
 	defer cancel()
 	if err := m.group.Transfer(ctx, ""); err != nil {
-		m.node.log.Debug("leadership of the facts was not handed over", "err", err)
+		m.log.Debug("leadership of the facts was not handed over", "err", err)
 	}
+}
+
+// checkMember refuses a holder of the secret that is no member. While this node
+// can't know the members, since it follows no leader of the facts, it accepts any:
+// nodes that were added while it was away must be able to bring it up to date.
+func (m *meta) checkMember(name, id string) error {
+	if m == nil {
+		return nil
+	}
+	facts, _ := m.current()
+	member, known := facts.Nodes[name]
+	self, is := facts.Nodes[m.opts.Name]
+	switch {
+	case known && member.ID == id:
+		return nil
+	case !is || self.ID != m.directory() || m.group.Status().Leader == "":
+		return nil
+	case known:
+		return fmt.Errorf("node %s has another data directory than the member of that name: remove that one and add this one", name)
+	}
+	return fmt.Errorf("node %s is no member of this cluster: it was removed, or never added", name)
+}
+
+// nameTaken reports whether a node that belongs to no cluster yet has the name of a
+// member of this one, and another data directory.
+func (m *meta) nameTaken(h hello) bool {
+	if m == nil || h.ClusterID != "" {
+		return false
+	}
+	facts, _ := m.current()
+	member, is := facts.Nodes[h.Name]
+	return is && member.ID != h.NodeID
 }

@@ -7,6 +7,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/collectors"
 
 	"github.com/cantuslog/cantus/subjects"
+	"github.com/cantuslog/cantus/wal"
 )
 
 // metrics are the node's, in a registry of its own: several nodes may live in
@@ -54,33 +55,42 @@ func newMetrics() *metrics {
 	return m
 }
 
+// watched is what the gauges show.
+type watched struct {
+	ready func() bool
+	free  func() int64 // bytes on the disk
+	full  func() bool  // the node takes no more transactions
+	store *wal.Store
+	slots []*slot
+}
+
 // watch adds the gauges that are read off the node when it is scraped.
-func (m *metrics) watch(n *Node) {
+func (m *metrics) watch(w watched) {
 	gauge := func(name, help string, value func() float64) {
 		m.registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Namespace: "cantus", Name: name, Help: help}, value))
 	}
 	gauge("ready", "1 if every partition of this node is served.", func() float64 {
-		if n.Ready() {
+		if w.ready() {
 			return 1
 		}
 		return 0
 	})
 	gauge("disk_free_bytes", "Bytes free on the file system of the data directory, as of a second ago.", func() float64 {
-		return float64(n.free.Load())
+		return float64(w.free())
 	})
 	gauge("disk_full", "1 if this node takes no more transactions for want of room on its disk.", func() float64 {
-		if n.isFull() {
+		if w.full() {
 			return 1
 		}
 		return 0
 	})
 	gauge("journal_frames", "Frames that the write-ahead log has synced since it was opened.", func() float64 {
-		return float64(n.store.Stats().Journal.Frames)
+		return float64(w.store.Stats().Journal.Frames)
 	})
 	gauge("journal_bytes", "Bytes that the write-ahead log has written since it was opened.", func() float64 {
-		return float64(n.store.Stats().Journal.Bytes)
+		return float64(w.store.Stats().Journal.Bytes)
 	})
-	for _, s := range n.slots {
+	for _, s := range w.slots {
 		of := func(name, help string, value func(*partition) float64) {
 			m.registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 				Namespace: "cantus", Name: name, Help: help, ConstLabels: prometheus.Labels{"partition": label(s.id)},

@@ -2,116 +2,61 @@ package broker
 
 import (
 	"context"
-	"crypto/ecdh"
+	"crypto/ed25519"
 	"errors"
 	"fmt"
 	"log/slog"
 	"net"
-	"net/http"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/nats-io/nats.go"
 	"golang.org/x/sync/errgroup"
-	"golang.org/x/sync/semaphore"
 
-	"github.com/cantuslog/cantus/broker/internal/loglimit"
+	"github.com/cantuslog/cantus/broker/cluster"
 	"github.com/cantuslog/cantus/broker/internal/natslink"
 	"github.com/cantuslog/cantus/broker/internal/natsserver"
 	"github.com/cantuslog/cantus/raftstore"
-	"github.com/cantuslog/cantus/subjects"
 	"github.com/cantuslog/cantus/wal"
 )
 
-// Node is a running node.
+// Node is a running node. It wires its parts together, opens them and closes them.
 type Node struct {
-	opts       Options
-	names      subjects.Names
-	log        *slog.Logger
-	instance   string // new at each start
-	started    time.Time
-	nodeID     string // of the data directory, while that is being founded
-	raftAddr   string // what the other nodes dial, "" for a node alone
-	founding   wal.Identity
-	fresh      bool                   // the data directory was not founded when the node came
-	dir        string                 // while it is being founded
-	private    *ecdh.PrivateKey       // while it is being founded: for the secret to be sealed for
-	sealedFor  map[string]string      // founders that the secret was sealed for, and their keys
-	said       atomic.Uint64          // the number of the newest envelope
-	doubt      atomic.Pointer[string] // why the node may be no member any more
-	doubts     loglimit.Repeats       // what was said of it
-	voice      voice
-	distrusted loglimit.Interval
-	foreigners atomic.Int64 // hellos of another cluster's nodes, while starting
-	joinedAt   uint64       // version of the facts that has this node, if it has just joined
+	*identity
+	peers      *peers
+	gossip     *gossip
+	founding   *founding
+	membership *membership
+	shared     *sharedSubjects
+	pacer      *pacer
 
 	nats *natsserver.Server
 	// The node's connections to its own server: a slow reader of one kind of
 	// message does not hold up the others.
 	appends, reads, feeds *natslink.Link
 	sender, readSender    *natslink.Sender
-	pacer                 *pacer
-
-	peers     *peers
-	helloNow  chan struct{} // capacity 1: say hello at once
-	helloStop chan struct{} // closed when it is said no more
-	strangers loglimit.Once // instances of nodes that were complained about
-	leaving   atomic.Bool   // the node is being stopped
-	checked   atomic.Pointer[natsCheck]
-	serviceID string       // in discovery
-	listener  net.Listener // for replication, until network has it
-	network   *raftstore.Network
-
-	generations *generations // of the data directory; set once that is open
+	watch                 *serverWatch
+	listener              net.Listener // for replication, until network has it
+	http                  *httpServer
 
 	// mu guards what a node that is starting does not have yet.
-	mu      sync.Mutex
-	store   *wal.Store
-	away    map[string]time.Time // members that are, and since when
-	secret  wal.Secret           // the cluster's, zero until there is one
-	sealed  map[string][]byte    // the secret, for founders
-	meta    *meta
-	slots   []*slot    // by partition
-	control *nats.Conn // for what the node asks of others
-	served  bool       // it was ready once
+	mu          sync.Mutex
+	store       *wal.Store
+	generations *generations // of the data directory
+	network     *raftstore.Network
+	meta        *meta
+	operations  *operations
+	absences    *absences
+	control     *nats.Conn // for requests to other nodes
+	served      bool       // it was ready once
+	replicas    *replicaSet
 
 	metrics   *metrics
 	stats     *serviceStats
-	http      *http.Server
-	httpAddr  string
-	httpConns *httpListener
-
-	// limits are the options that Reload changes.
+	space     *space
+	limits    *limits
 	reloading sync.Mutex
-	limits    struct{ reserve, queueBytes atomic.Int64 }
-
-	inflight *inflightLimit      // batches in flight, of all partitions
-	reading  *semaphore.Weighted // reads being served
-	scans    *semaphore.Weighted // reads that go through a log
-	readsNow atomic.Int64        // and how many
-	full     atomic.Bool         // the disk has no room
-	free     atomic.Int64        // bytes free on it
-
-	cancel     context.CancelFunc // stops the partitions
-	quit       chan struct{}      // closed when the node begins to stop
-	cleared    chan struct{}      // closed when the node may lead: see clear
-	clearOnce  sync.Once
-	clearTimer *time.Timer
-	background sync.WaitGroup
-	hellos     sync.WaitGroup
-	readers    sync.WaitGroup
-
-	// intake is held by who begins a reader, and by close to end that; it
-	// guards deaf.
-	intake sync.RWMutex
-	deaf   bool // no more readers are begun
-
-	closing  sync.Once
-	closeErr error
-	stopped  chan struct{} // closed when the node is closed or has failed
-	stopOnce sync.Once
-	failure  atomic.Pointer[error]
+	life      *lifecycle
 }
 
 // Open runs a node on the data directory dir and returns once every partition
@@ -125,16 +70,12 @@ func Open(ctx context.Context, dir string, opts Options) (*Node, error) {
 	if err != nil {
 		return nil, err
 	}
-	n := &Node{
-		opts: opts, names: subjects.Names{Prefix: opts.Prefix}, log: opts.Logger, metrics: newMetrics(), stats: newServiceStats(),
-		instance: newInstance(), started: time.Now().UTC(), sealedFor: map[string]string{}, away: map[string]time.Time{},
-		helloNow: make(chan struct{}, 1), helloStop: make(chan struct{}), quit: make(chan struct{}), cleared: make(chan struct{}),
-		inflight: newInflightLimit(batchesInFlight), reading: semaphore.NewWeighted(readsAtOnce), scans: semaphore.NewWeighted(scansAtOnce()), stopped: make(chan struct{}),
-	}
-	n.peers = newPeers(n.instance, n.said.Load)
-	n.voice.wake, n.voice.all = make(chan struct{}, 1), map[*common]struct{}{}
-	n.limits.reserve.Store(opts.MinFreeBytes)
-	n.limits.queueBytes.Store(int64(opts.QueueBytes))
+	m := newMetrics()
+	n := &Node{identity: newIdentity(opts, m.distrusted), metrics: m, stats: newServiceStats(), limits: newLimits(opts), life: newLifecycle(opts.Logger)}
+	n.peers = newPeers(n.instance, n.number.Load)
+	n.replicas = &replicaSet{peers: n.peers}
+	n.life.failing = n.adviseFailure
+	n.wire()
 	if err := n.open(ctx, dir); err != nil {
 		return nil, errors.Join(err, n.Close())
 	}
@@ -142,19 +83,21 @@ func Open(ctx context.Context, dir string, opts Options) (*Node, error) {
 }
 
 func (n *Node) open(ctx context.Context, dir string) error {
-	running, cancel := context.WithCancel(context.Background())
-	n.cancel = cancel
+	running := n.life.running
 	if err := ctx.Err(); err != nil {
 		return fmt.Errorf("open %s: %w", dir, err)
 	}
-	id, known, err := n.identify(dir)
+	n.membership.dir = dir
+	id, known, err := n.founding.identify(dir)
 	if err != nil {
 		return err
 	}
-	n.founding = id
+	n.identity.mu.Lock()
+	n.planned = id
+	n.identity.mu.Unlock()
 	if known {
-		if n.fresh {
-			if err := n.rehearse(); err != nil {
+		if n.founding.fresh {
+			if err := rehearse(n.opts); err != nil {
 				return err
 			}
 		}
@@ -167,14 +110,15 @@ func (n *Node) open(ctx context.Context, dir string) error {
 		return err
 	}
 	if n.opts.HTTPListen != "" {
-		if err := startHTTP(n); err != nil {
+		if n.http, err = startHTTP(n.opts, n.metrics, n.unready); err != nil {
 			return err
 		}
 	}
 	if !known {
-		if id, err = n.agree(ctx); err != nil {
+		if id, err = n.founding.run(ctx); err != nil {
 			return err
 		}
+		n.membership.joinedAt = n.founding.joinedAt
 		if err := n.openStore(dir, id); err != nil {
 			return err
 		}
@@ -185,16 +129,17 @@ func (n *Node) open(ctx context.Context, dir string) error {
 	if err := n.openReplicas(); err != nil {
 		return err
 	}
-	n.background.Go(func() { n.pacer.answer(running) })
-	n.background.Go(func() { n.watchStore(running) })
-	n.checkSpace()
-	n.background.Go(func() { n.meta.run(running) })
-	n.background.Go(func() { n.watchAway(running) })
+	background := &n.life.background
+	background.Go(func() { n.pacer.answer(running) })
+	background.Go(func() { n.watchStore(running) })
+	n.space.check()
+	background.Go(func() { n.meta.run(running) })
+	background.Go(func() { n.absences.run(running) })
 	if n.network != nil {
-		n.background.Go(func() { n.generations.run(running) })
+		background.Go(func() { n.generations.run(running) })
 	}
-	for _, s := range n.slots {
-		n.background.Go(func() { s.run(running) })
+	for _, s := range n.replicas.list() {
+		background.Go(func() { s.run(running) })
 	}
 	return n.serve(ctx, running)
 }
@@ -206,10 +151,16 @@ func (n *Node) openStore(dir string, id wal.Identity) error {
 	if err != nil {
 		return err
 	}
-	g, err := openGenerations(n, store)
+	g := &generations{
+		identity: n.identity, services: n.services(), peers: n.peers, facts: func() cluster.Facts { return n.openMeta().now() },
+		greet: n.greet, reconnect: n.reconnect,
+	}
+	err = g.open(store)
 	n.mu.Lock()
-	n.store, n.generations = store, g // hellos are heard already, and look at both
+	n.store, n.generations = store, g // statuses are handled already, and use both
 	n.mu.Unlock()
+	n.space = newSpace(n, store)
+	n.identity.setFounded(store.Identity())
 	if err != nil {
 		return fmt.Errorf("open %s: %w", dir, err)
 	}
@@ -226,16 +177,12 @@ func (n *Node) openNATS(ctx context.Context, known bool) (err error) {
 	if err := n.listenRaft(); err != nil {
 		return err
 	}
-	n.opts.routePassword = routePassword(n.secret, n.opts.Cluster)
+	n.opts.routePassword = routePassword(n.currentSecret(), n.opts.Cluster)
 	opts := n.opts
 	if n.opts.clustered() {
 		// NATS servers hang up on one that has the name of another. A node must be
 		// able to hear that its own name is taken.
-		id := n.nodeID
-		if known {
-			id = n.store.Identity().NodeID
-		}
-		opts.Name = natsserver.ServerName(opts.Name, id)
+		opts.Name = natsserver.ServerName(opts.Name, n.directory())
 	}
 	if n.nats, err = natsserver.Start(ctx, opts.natsServer(), partitions, n.log); err != nil {
 		return err
@@ -246,12 +193,16 @@ func (n *Node) openNATS(ctx context.Context, known bool) (err error) {
 	if err := n.openControl(); err != nil {
 		return err
 	}
+	n.watch = &serverWatch{
+		log: n.log, server: n.nats, names: n.names, partitions: func() int { return n.store.Identity().Partitions },
+		links: []*natslink.Link{n.appends, n.reads, n.feeds}, reads: n.reads, control: n.controlConn,
+	}
 	if !n.opts.clustered() {
-		n.clear()
+		n.life.allowLeading()
 		return nil
 	}
 	for subject, handle := range map[string]func(*natslink.Message){
-		n.names.Admin("hello"):             n.onHello,
+		n.names.Admin("hello"):             n.gossip.onHello,
 		n.names.Admin("pace"):              n.pacer.onQuestion,
 		n.names.Admin("pace", n.opts.Name): n.pacer.onAnswer,
 	} {
@@ -259,19 +210,10 @@ func (n *Node) openNATS(ctx context.Context, known bool) (err error) {
 			return err
 		}
 	}
-	n.hellos.Go(n.sayHello)
-	n.clearTimer = time.AfterFunc(clearTime, n.clear)
+	n.life.gossip.Go(n.gossip.run)
+	n.life.leadTimer = time.AfterFunc(leadAnywayTime, n.life.allowLeading)
 	return nil
 }
-
-// clearTime is how long a node waits to hear of others before it leads what it
-// can lead by itself.
-const clearTime = 3 * time.Second
-
-// clear lets the node lead. Before, it has heard another node of its cluster:
-// one that was started on another cluster's routes must find that out before
-// it answers for it.
-func (n *Node) clear() { n.clearOnce.Do(func() { close(n.cleared) }) }
 
 func (n *Node) openLinks() (err error) {
 	for _, l := range []struct {
@@ -287,8 +229,9 @@ func (n *Node) openLinks() (err error) {
 		}
 	}
 	n.nats.SetLinks(n.appends, n.reads, n.feeds)
-	n.pacer = newPacer(n, n.nats)
 	n.sender, n.readSender = natslink.NewSender(n.appends, n.log), natslink.NewSender(n.reads, n.log)
+	n.gossip.send, n.shared.reads, n.shared.refusals = n.sender, n.reads, n.readSender
+	n.pacer = newPacer(n.identity, n.nats, n.peers, n.reads, n.readSender)
 	return nil
 }
 
@@ -309,17 +252,25 @@ func (n *Node) openReplicas() (err error) {
 		n.network, n.listener = network, nil
 		n.mu.Unlock()
 	}
-	meta, err := openMeta(n)
-	if err != nil {
+	m := &meta{
+		identity: n.identity, services: n.services(), stored: n.store.Log(metaGroup), peers: n.peers, replicas: n.replicas, starts: n.generations, greet: n.greet,
+	}
+	m.operations = &operations{
+		identity: n.identity, services: n.services(), peers: n.peers, meta: m, replicas: n.replicas, membership: n.membership, shared: n.shared,
+		reads: n.reads, queueGroup: n.queueGroup, status: n.gossip.status,
+	}
+	m.operations.absences = &absences{self: n.opts.Name, log: n.log, started: n.started, peers: n.peers, facts: m.current, away: map[string]time.Time{}}
+	if err := m.open(n.groupOptions); err != nil {
 		return err
 	}
 	slots := make([]*slot, n.store.Identity().Partitions)
 	for i := range slots {
-		slots[i] = newSlot(n, i)
+		slots[i] = newSlot(n.slotNode(i, m), i, n.log.With("partition", i), n.store.Log(uint32(i)))
 	}
 	n.mu.Lock()
-	n.meta, n.slots = meta, slots
+	n.meta, n.operations, n.absences = m, m.operations, m.operations.absences
 	n.mu.Unlock()
+	n.replicas.set(slots)
 	var g errgroup.Group
 	for _, s := range slots {
 		g.Go(s.openLocal)
@@ -348,37 +299,34 @@ func (n *Node) groupOptions(id uint32, log *wal.Log, fsm raftstore.FSM, logger *
 	return o
 }
 
-// slot gives the slot of a partition, nil if there is no such partition.
-func (n *Node) slot(partition int) *slot {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	if partition < 0 || partition >= len(n.slots) {
-		return nil
-	}
-	return n.slots[partition]
-}
-
 // serve subscribes to what is the node's and not a partition's, and waits
 // until every partition is served.
 func (n *Node) serve(ctx, running context.Context) error {
-	if _, err := n.answerInCommon(n.names.Info(), n.serveCluster); err != nil {
+	id := n.store.Identity()
+	info := &clusterInfo{
+		self: n.opts.Name, cluster: id.Cluster, version: n.opts.Version, partitions: id.Partitions, feedKey: n.feedKey().Public().(ed25519.PublicKey),
+		peers: n.peers, facts: n.meta.current, ready: n.Ready, stats: n.stats, answers: n.readSender,
+	}
+	if _, err := n.shared.add(n.names.Info(), info.serve); err != nil {
 		return err
 	}
-	if err := n.subscribeNode(running); err != nil {
+	if err := n.operations.subscribeNode(running); err != nil {
 		return err
 	}
-	if err := n.updateVoice(); err != nil {
+	if err := n.shared.update(); err != nil {
 		return err
 	}
-	n.background.Go(func() { n.watchVoice(running) })
-	if err := startDiscovery(n); err != nil {
+	n.life.background.Go(func() { n.shared.run(running) })
+	d := newDiscovery(n.opts.Prefix, n.opts.Name, id.Cluster, n.opts.Version, n.stats)
+	if err := startDiscovery(d, n.reads, n.readSender); err != nil {
 		return err
 	}
-	if err := n.checkMappings(); err != nil {
+	n.watch.serviceID = d.id
+	if err := n.watch.checkMappings(); err != nil {
 		return err
 	}
-	n.background.Go(func() { n.watchNATS(running) })
-	n.metrics.watch(n)
+	n.life.background.Go(func() { n.watch.run(running) })
+	n.metrics.watch(watched{ready: n.Ready, free: n.space.free.Load, full: n.space.isFull, store: n.store, slots: n.replicas.list()})
 	tick := time.NewTicker(2 * time.Millisecond)
 	defer tick.Stop()
 	for why := n.unserved(); why != ""; why = n.unserved() {
@@ -387,13 +335,13 @@ func (n *Node) serve(ctx, running context.Context) error {
 		}
 		select {
 		case <-tick.C:
-		case <-n.stopped:
+		case <-n.life.stopped:
 			return n.Err()
 		case <-ctx.Done():
 			return fmt.Errorf("%s: %w", why, ctx.Err())
 		}
 	}
-	if err := n.updateVoice(); err != nil {
+	if err := n.shared.update(); err != nil {
 		return err
 	}
 	n.mu.Lock()
@@ -412,28 +360,11 @@ func (n *Node) watchStore(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case <-n.store.Failure():
-			n.fail(n.store.Failed())
+			n.life.fail(n.store.Failed())
 			return
 		case <-tick.C:
-			n.checkSpace()
+			n.space.check()
 		}
-	}
-}
-
-// fail stops the node's service because of an error that makes going on
-// unsafe. The owner sees Done and closes the node.
-func (n *Node) fail(err error) {
-	if n.failure.CompareAndSwap(nil, &err) {
-		if errors.Is(err, ErrRemoved) {
-			n.log.Info("this node was removed from the cluster and stops", "reason", err)
-		} else {
-			n.log.Error("the node has failed and serves no more", "err", err)
-			if n.sender != nil {
-				n.advise("failed", map[string]any{"error": err.Error()})
-			}
-		}
-		n.cancel()
-		n.stopOnce.Do(func() { close(n.stopped) })
 	}
 }
 
@@ -446,14 +377,9 @@ func (n *Node) unready() string {
 	if why := n.unserved(); why != "" {
 		return why
 	}
-	n.mu.Lock()
-	slots := n.slots
-	n.mu.Unlock()
-	for _, s := range slots {
-		if p := s.current(); p != nil {
-			if e := p.unsendableNow(); e != nil {
-				return fmt.Sprintf("partition %d can't be read as a whole: %s", p.id, e)
-			}
+	for p := range n.replicas.open() {
+		if e := p.unsendableNow(); e != nil {
+			return fmt.Sprintf("partition %d can't be read as a whole: %s", p.id, e)
 		}
 	}
 	return ""
@@ -464,19 +390,17 @@ func (n *Node) unserved() string {
 	if err := n.Err(); err != nil {
 		return err.Error()
 	}
-	n.mu.Lock()
-	meta, slots := n.meta, n.slots
-	n.mu.Unlock()
-	doubt := n.doubt.Load()
+	meta := n.openMeta()
+	doubt := n.membership.doubt.Load()
 	switch {
-	case n.leaving.Load():
+	case n.stopping.Load():
 		return "stopping"
 	case doubt != nil:
 		return *doubt
 	case meta == nil:
 		return "waiting for the other nodes"
-	case n.natsTrouble() != "":
-		return n.natsTrouble()
+	case n.watch.trouble() != "":
+		return n.watch.trouble()
 	case n.generations.why() != "":
 		return "the data directory is an older copy of itself: " + n.generations.why()
 	case meta.disputed.Load() != nil:
@@ -484,7 +408,7 @@ func (n *Node) unserved() string {
 	case meta.group.Status().Leader == "":
 		return "the cluster's facts have no leader"
 	}
-	for _, s := range slots {
+	for _, s := range n.replicas.list() {
 		if why := s.unserved(); why != "" {
 			return why
 		}
@@ -494,15 +418,10 @@ func (n *Node) unserved() string {
 
 // Done is closed when the node has stopped serving: by Close, or by itself
 // because its storage failed, which [Node.Err] tells.
-func (n *Node) Done() <-chan struct{} { return n.stopped }
+func (n *Node) Done() <-chan struct{} { return n.life.stopped }
 
 // Err tells why the node stopped by itself, nil if it did not.
-func (n *Node) Err() error {
-	if p := n.failure.Load(); p != nil {
-		return *p
-	}
-	return nil
-}
+func (n *Node) Err() error { return n.life.failure() }
 
 // ClientURL is where NATS clients connect, "" if no port is open.
 func (n *Node) ClientURL() string {
@@ -513,10 +432,15 @@ func (n *Node) ClientURL() string {
 }
 
 // HTTPAddr is the host:port of health and metrics, "" if none is open.
-func (n *Node) HTTPAddr() string { return n.httpAddr }
+func (n *Node) HTTPAddr() string {
+	if n.http == nil {
+		return ""
+	}
+	return n.http.addr
+}
 
 // Partitions is the number of partitions.
-func (n *Node) Partitions() int { return len(n.slots) }
+func (n *Node) Partitions() int { return len(n.replicas.list()) }
 
 // Name is the node's name in its cluster.
 func (n *Node) Name() string { return n.opts.Name }

@@ -34,8 +34,8 @@ func (n *Node) Doors() string {
 		}
 		door("replication", n.network.Addr().String(), who)
 	}
-	if n.httpAddr != "" {
-		door("http", n.httpAddr, "anyone")
+	if n.http != nil {
+		door("http", n.http.addr, "anyone")
 	}
 	if len(all) == 0 {
 		return "no port"

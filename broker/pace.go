@@ -30,14 +30,17 @@ import (
 // Nothing depends on any of this but speed: a client sees for itself whether
 // anything was lost.
 type pacer struct {
-	node   *Node
-	server *natsserver.Server
+	*identity
+	server  *natsserver.Server
+	members *peers
+	reads   transmitter
+	answers poster
 
 	questions chan paceQuestion
 
-	mu      sync.Mutex
-	here    meter // to connections of this node's server, as far as is known
-	there   meter // to those of other nodes' servers, as far as is known
+	state   sync.Mutex // guards what follows
+	here    meter      // to connections of this node's server, as far as is known
+	there   meter      // to those of other nodes' servers, as far as is known
 	looking bool
 	looked  time.Time // when the newest look began
 	rest    time.Time // there is no other look before, unless all reads wait for it
@@ -76,10 +79,10 @@ const (
 // errNotTaken ends a read whose client does not take what is sent to it.
 var errNotTaken = errors.New("broker: the client does not take what is sent to it")
 
-func newPacer(n *Node, s *natsserver.Server) *pacer {
+func newPacer(i *identity, s *natsserver.Server, members *peers, reads transmitter, answers poster) *pacer {
 	return &pacer{
-		node: n, server: s, questions: make(chan paceQuestion, 64),
-		peers: map[string]*peerPace{}, changed: make(chan struct{}),
+		identity: i, server: s, members: members, reads: reads, answers: answers,
+		questions: make(chan paceQuestion, 64), peers: map[string]*peerPace{}, changed: make(chan struct{}),
 	}
 }
 
@@ -162,14 +165,14 @@ func (c *paced) wait(ctx context.Context, size int) error {
 // written notes that bytes which wait admitted were written.
 func (c *paced) written(size int) {
 	p := c.pacer
-	p.mu.Lock()
-	defer p.mu.Unlock()
+	p.state.Lock()
+	defer p.state.Unlock()
 	for _, m := range p.meters(c) {
 		m.written += int64(size)
 	}
 }
 
-// meters are those that the read counts for. It is called with mu held.
+// meters are those that the read counts for. It is called with state held.
 func (p *pacer) meters(c *paced) []*meter {
 	switch c.side {
 	case here:
@@ -183,8 +186,8 @@ func (p *pacer) meters(c *paced) []*meter {
 // admit counts the bytes if the read may send them, after it has waited for so
 // long.
 func (p *pacer) admit(c *paced, size int64, waited time.Duration) bool {
-	p.mu.Lock()
-	defer p.mu.Unlock()
+	p.state.Lock()
+	defer p.state.Unlock()
 	peers := p.alive()
 	for _, v := range []pacing{p.near(c, size, len(peers)), p.remote(c, size, peers)} {
 		switch {
@@ -251,7 +254,7 @@ const importedReply = "_R_."
 // returns what is closed when anything new is known.
 func (p *pacer) refresh(c *paced, size int64, waited time.Duration) <-chan struct{} {
 	now := time.Now()
-	p.mu.Lock()
+	p.state.Lock()
 	changed := p.changed
 	peers := p.alive()
 	near, far := p.near(c, size, len(peers)), p.remote(c, size, peers)
@@ -259,7 +262,7 @@ func (p *pacer) refresh(c *paced, size int64, waited time.Duration) <-chan struc
 	p.looking = p.looking || look
 	ask := p.mayAsk(far, now)
 	classify := near == free && far != free && c.side == anywhere && waited > answerTime && !strings.HasPrefix(c.reply, importedReply)
-	p.mu.Unlock()
+	p.state.Unlock()
 	if look {
 		p.look()
 	}
@@ -274,12 +277,12 @@ func (p *pacer) refresh(c *paced, size int64, waited time.Duration) <-chan struc
 
 // look finds the connections of this node's server that are far behind.
 func (p *pacer) look() {
-	p.mu.Lock()
+	p.state.Lock()
 	base, at := p.here.written, time.Now()
-	p.mu.Unlock()
+	p.state.Unlock()
 	found := p.server.Behind(p.far())
-	p.mu.Lock()
-	defer p.mu.Unlock()
+	p.state.Lock()
+	defer p.state.Unlock()
 	p.here.base, p.found, p.looked, p.looking = base, found, at, false
 	p.rest = restAfter(at)
 	p.wake()
@@ -291,7 +294,7 @@ func restAfter(began time.Time) time.Time {
 	return now.Add(max(paceStep, 10*now.Sub(began)))
 }
 
-// wake is called with mu held.
+// wake is called with state held.
 func (p *pacer) wake() {
 	close(p.changed)
 	p.changed = make(chan struct{})

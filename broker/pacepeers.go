@@ -41,13 +41,13 @@ const askAgain = 2 * time.Second
 const listedBytes = 64 << 10
 
 // alive gives the other nodes, and forgets those that have gone. It is called
-// with mu held.
+// with state held.
 func (p *pacer) alive() []string {
-	if !p.node.opts.clustered() {
+	if !p.opts.clustered() {
 		return nil
 	}
 	var names []string
-	for _, q := range p.node.peers.all(time.Now()) {
+	for _, q := range p.members.all(time.Now()) {
 		if q.Leaving {
 			continue
 		}
@@ -84,7 +84,7 @@ func (p *pacer) remote(c *paced, size int64, peers []string) pacing {
 }
 
 // mayAsk reports whether a question is to be sent for a read, and notes that it
-// is. It is called with mu held.
+// is. It is called with state held.
 func (p *pacer) mayAsk(v pacing, now time.Time) bool {
 	if v == free || !p.askedAt.IsZero() && now.Sub(p.askedAt) < askAgain || v != unknown && now.Before(p.askRest) {
 		return false
@@ -95,12 +95,12 @@ func (p *pacer) mayAsk(v pacing, now time.Time) bool {
 }
 
 func (p *pacer) ask() {
-	p.mu.Lock()
-	q := paceQuestion{Node: p.node.opts.Name, Number: p.asked, Base: p.there.written}
-	p.mu.Unlock()
-	subject := p.node.names.Admin("pace")
-	if err := p.node.reads.Send(natslink.AppendPub(nil, subject, p.node.envelope(subject, q))); err != nil {
-		p.node.log.Debug("other nodes not asked for their connections", "err", err)
+	p.state.Lock()
+	q := paceQuestion{Node: p.opts.Name, Number: p.asked, Base: p.there.written}
+	p.state.Unlock()
+	subject := p.names.Admin("pace")
+	if err := p.reads.Send(natslink.AppendPub(nil, subject, p.envelope(subject, q))); err != nil {
+		p.log.Debug("other nodes not asked for their connections", "err", err)
 	}
 }
 
@@ -108,7 +108,7 @@ func (p *pacer) ask() {
 // goroutine.
 func (p *pacer) onQuestion(m *natslink.Message) {
 	var q paceQuestion
-	if !p.open(m, &q) || q.Node == p.node.opts.Name {
+	if !p.open(m, &q) || q.Node == p.opts.Name {
 		return
 	}
 	select {
@@ -120,7 +120,7 @@ func (p *pacer) onQuestion(m *natslink.Message) {
 // open reads what another node of the cluster says, and reports whether it is one.
 func (p *pacer) open(m *natslink.Message, v any) bool {
 	e, err := openEnvelope(m.Payload)
-	return err == nil && e.protocol == p.node.opts.protocol && e.cluster != "" && p.node.proved(e, m.Subject) && json.Unmarshal(e.body, v) == nil
+	return err == nil && e.protocol == p.opts.protocol && e.cluster != "" && p.proved(e, m.Subject) && json.Unmarshal(e.body, v) == nil
 }
 
 // answer answers questions until ctx ends.
@@ -140,10 +140,10 @@ func (p *pacer) answer(ctx context.Context) {
 		found := p.server.Behind(p.far())
 		found.Cut(listedBytes)
 		for _, q := range all {
-			if _, known := p.node.peers.get(q.Node); known {
-				subject := p.node.names.Admin("pace", q.Node)
-				a := paceAnswer{Node: p.node.opts.Name, Question: q, SlowConns: found}
-				p.node.readSender.Send(natslink.AppendPub(nil, subject, p.node.envelope(subject, a)))
+			if _, known := p.members.get(q.Node); known {
+				subject := p.names.Admin("pace", q.Node)
+				a := paceAnswer{Node: p.opts.Name, Question: q, SlowConns: found}
+				p.answers.Send(natslink.AppendPub(nil, subject, p.envelope(subject, a)))
 			}
 		}
 		select {
@@ -161,8 +161,8 @@ func (p *pacer) onAnswer(m *natslink.Message) {
 	if !p.open(m, &a) {
 		return
 	}
-	p.mu.Lock()
-	defer p.mu.Unlock()
+	p.state.Lock()
+	defer p.state.Unlock()
 	q := p.peers[a.Node]
 	if q == nil || a.Question.Number <= q.number || a.Question.Number > p.asked || a.Question.Base > p.there.written {
 		return

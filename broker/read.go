@@ -38,26 +38,6 @@ func (p *partition) onRead(ctx context.Context, serve func(context.Context, *nat
 	}
 }
 
-// startRead runs serve on a goroutine that Close waits for, unless the node is closing
-// or serves too many reads.
-func (n *Node) startRead(serve func()) error {
-	n.intake.RLock()
-	defer n.intake.RUnlock()
-	if n.deaf {
-		return context.Canceled
-	}
-	if !n.reading.TryAcquire(1) {
-		return errTooManyReads
-	}
-	n.readsNow.Add(1)
-	n.readers.Go(func() {
-		defer n.reading.Release(1)
-		defer n.readsNow.Add(-1)
-		serve()
-	})
-	return nil
-}
-
 // confirmRefusal returns refused, but turns `ahead` into `unavailable` unless a
 // majority confirms that this node still leads in term.
 func (p *partition) confirmRefusal(term uint64, refused *subjects.Error) *subjects.Error {
@@ -102,12 +82,6 @@ func (p *partition) refuseRead(m *natslink.Message, e *subjects.Error) []byte {
 func (p *partition) answerRead(out []byte) {
 	if err := p.host.reads.Send(out); err != nil {
 		p.log.Debug("answer not sent", "err", err)
-	}
-}
-
-func (n *Node) answerRead(out []byte) {
-	if err := n.reads.Send(out); err != nil {
-		n.log.Debug("answer not sent", "err", err)
 	}
 }
 

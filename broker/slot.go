@@ -11,13 +11,14 @@ import (
 	"github.com/cantuslog/cantus/broker/cluster"
 	"github.com/cantuslog/cantus/broker/internal/loglimit"
 	"github.com/cantuslog/cantus/raftstore"
+	"github.com/cantuslog/cantus/subjects"
 	"github.com/cantuslog/cantus/wal"
 )
 
 // slot is a partition's place on this node. While the facts say that the node
 // has a replica of it, there is one in the slot.
 type slot struct {
-	node *Node
+	slotNode
 	id   int
 	log  *slog.Logger
 	data *wal.Log
@@ -32,11 +33,24 @@ type slot struct {
 	wait time.Duration
 }
 
-func newSlot(n *Node, id int) *slot {
-	return &slot{
-		node: n, id: id, log: n.log.With("partition", id), data: n.store.Log(uint32(id)),
-		rebuilds: make(chan struct{}, 1),
-	}
+// slotNode is what a slot needs of the node.
+type slotNode struct {
+	self     string
+	names    subjects.Names
+	founders []string // that found the group, nil unless this node is one of them
+	peers    *peers
+	facts    func() (facts cluster.Facts, changed <-chan struct{})
+	shared   *sharedSubjects
+	network  *raftstore.Network // nil for a node alone
+	host     func() host        // for the replica
+	full     func() bool        // the node takes no more transactions
+	doubted  func() bool        // the node may have been removed
+	fail     func(error)
+	unfenced func(partition int) // a fenced replica was thrown away
+}
+
+func newSlot(n slotNode, id int, log *slog.Logger, data *wal.Log) *slot {
+	return &slot{slotNode: n, id: id, log: log, data: data, rebuilds: make(chan struct{}, 1)}
 }
 
 // current is the replica in the slot, nil if there is none.
@@ -52,17 +66,12 @@ func (s *slot) set(p *partition, doing string) {
 	s.partition, s.doing = p, doing
 }
 
-func (s *slot) wanted(f cluster.Facts) bool { return f.Hosts(s.node.opts.Name, s.id) }
-
-// founds tells whether this node founds the partition's group.
-func (s *slot) founds() []string {
-	return foundingVoters(s.node.opts.Name, foundingFacts(s.node.store.Identity()).Voters(s.id))
-}
+func (s *slot) wanted(f cluster.Facts) bool { return f.Hosts(s.self, s.id) }
 
 // openLocal opens the replica from what the node has, if it is to be there
 // and nothing has to be fetched first.
 func (s *slot) openLocal() error {
-	facts, _ := s.node.meta.current()
+	facts, _ := s.facts()
 	if !s.wanted(facts) || s.mustFetch() {
 		return nil
 	}
@@ -72,11 +81,11 @@ func (s *slot) openLocal() error {
 // mustFetch tells whether the log has to be fetched before the replica can
 // be one.
 func (s *slot) mustFetch() bool {
-	return raftstore.Fetching(s.data) || s.data.LastIndex() == 0 && s.founds() == nil
+	return raftstore.Fetching(s.data) || s.data.LastIndex() == 0 && s.founders == nil
 }
 
 func (s *slot) open() error {
-	p, err := openPartition(s.node.host(), s.id, s.data, s.founds())
+	p, err := openPartition(s.host(), s.id, s.data, s.founders)
 	if err != nil {
 		return err
 	}
@@ -87,7 +96,7 @@ func (s *slot) open() error {
 // run keeps the slot as the facts say, until ctx ends.
 func (s *slot) run(ctx context.Context) {
 	for ctx.Err() == nil {
-		facts, changed := s.node.meta.current()
+		facts, changed := s.facts()
 		p := s.current()
 		switch {
 		case p != nil:
@@ -158,7 +167,7 @@ func (s *slot) bring(ctx context.Context) error {
 	}
 	if err := s.open(); err != nil {
 		err = fmt.Errorf("partition %d: %w", s.id, err)
-		s.node.fail(err)
+		s.fail(err)
 		return err
 	}
 	return nil
@@ -169,20 +178,20 @@ var errNoSource = errors.New("no node is there that has a replica to fetch from"
 // fetch gets the log from the leader, or else from who has most of it.
 func (s *slot) fetch(ctx context.Context) error {
 	switch {
-	case s.node.isFull():
+	case s.full():
 		return errFull
-	case s.node.doubt.Load() != nil:
+	case s.doubted():
 		return errDoubt
 	}
 	now := time.Now()
-	from, _, ok := s.node.peers.leader(s.id, now)
+	from, _, ok := s.peers.leader(s.id, now)
 	best := uint64(0)
-	for _, q := range s.node.peers.all(now) {
-		if r, has := s.node.peers.report(q.Name, s.id, now); !ok && has && r.Fenced == "" && r.Applied > best {
+	for _, q := range s.peers.all(now) {
+		if r, has := s.peers.report(q.Name, s.id, now); !ok && has && r.Fenced == "" && r.Applied > best {
 			from, best = q.Name, r.Applied
 		}
 	}
-	if from == "" || s.node.network == nil {
+	if from == "" || s.network == nil {
 		return errNoSource
 	}
 	s.set(nil, "is fetched from "+from)
@@ -190,7 +199,7 @@ func (s *slot) fetch(ctx context.Context) error {
 		s.log.Info("fetching the log", "from", from)
 	}
 	began := time.Now()
-	if err := raftstore.Fetch(ctx, s.node.network, uint32(s.id), from, s.data); err != nil {
+	if err := raftstore.Fetch(ctx, s.network, uint32(s.id), from, s.data); err != nil {
 		return fmt.Errorf("fetch from %s: %w", from, err)
 	}
 	s.wait, s.said = 0, loglimit.Repeats{}
@@ -211,7 +220,7 @@ const (
 // live has the replica serve until it ceases to be here.
 func (s *slot) live(ctx context.Context, p *partition) {
 	running, cancel := context.WithCancel(ctx)
-	end, err := s.node.answerInCommon(s.node.names.ReplicaRead(s.id), p.onRead(running, p.serveReplicaRead))
+	end, err := s.shared.add(s.names.ReplicaRead(s.id), p.onRead(running, p.serveReplicaRead))
 	if err != nil && ctx.Err() == nil {
 		s.log.Warn("replica reads are not served", "err", err)
 	}
@@ -234,10 +243,18 @@ func (s *slot) live(ctx context.Context, p *partition) {
 		return
 	}
 	if err := raftstore.Reset(s.data); err != nil {
-		s.node.fail(fmt.Errorf("partition %d: throw the replica away: %w", s.id, err))
+		s.fail(fmt.Errorf("partition %d: throw the replica away: %w", s.id, err))
 		return
 	}
-	s.node.mend(s.id)
+	s.unfence()
+}
+
+// unfence forgets the fence of a replica that was thrown away.
+func (s *slot) unfence() {
+	s.unfenced(s.id)
+	if err := s.data.SetMeta(wal.Meta{Name: metaFenced}); err != nil {
+		s.log.Warn("the fence is still written down", "err", err)
+	}
 }
 
 // refetch fetches what a log lacks that others have trimmed; what it has
@@ -248,7 +265,7 @@ func (s *slot) refetch(ctx context.Context) {
 		if err == nil {
 			return
 		}
-		_, changed := s.node.meta.current()
+		_, changed := s.facts()
 		s.postpone(ctx, err, changed)
 	}
 }
@@ -256,8 +273,8 @@ func (s *slot) refetch(ctx context.Context) {
 // watch blocks until the replica must go, and says why.
 func (s *slot) watch(ctx context.Context, p *partition) ending {
 	for {
-		facts, changed := s.node.meta.current()
-		heard := s.node.peers.next()
+		facts, changed := s.facts()
+		heard := s.peers.next()
 		if !s.wanted(facts) && s.removed() {
 			return unwanted
 		}
@@ -280,17 +297,17 @@ func (s *slot) watch(ctx context.Context, p *partition) ending {
 // removed tells whether the group's leader, on another node, has taken this
 // replica out.
 func (s *slot) removed() bool {
-	name, r, ok := s.node.peers.leader(s.id, time.Now())
-	if !ok || name == s.node.opts.Name {
+	name, r, ok := s.peers.leader(s.id, time.Now())
+	if !ok || name == s.self {
 		return false
 	}
-	_, member := r.Voters[s.node.opts.Name]
+	_, member := r.Voters[s.self]
 	return !member
 }
 
 // unserved says what keeps the slot from being served, "" if nothing does.
 func (s *slot) unserved() string {
-	facts, _ := s.node.meta.current()
+	facts, _ := s.facts()
 	if !s.wanted(facts) {
 		return ""
 	}

@@ -101,8 +101,6 @@ func unsubscribeAll(all []subscribed, log *slog.Logger) {
 	}
 }
 
-func (n *Node) unsubscribeAll(all []subscribed) { unsubscribeAll(all, n.log) }
-
 // queueGroup is the queue group of the nodes that answer requests. No client knows its
 // name, so that no client can join it and take requests: see docs/adr/0021.
 func (n *Node) queueGroup() string {

@@ -9,9 +9,11 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/cantuslog/cantus/broker/cluster"
+	"github.com/cantuslog/cantus/broker/internal/loglimit"
 	"github.com/cantuslog/cantus/broker/internal/natslink"
 	"github.com/cantuslog/cantus/subjects"
 )
@@ -39,43 +41,60 @@ type answer struct {
 	Voters map[string]string `json:"voters,omitempty"`
 }
 
-// checkMembership looks whether a member takes this node for one: it may have been
+// membership finds out whether this node still is a member of its cluster.
+type membership struct {
+	*identity
+	dir        string // the data directory
+	facts      func() (facts cluster.Facts, changed <-chan struct{}, open bool)
+	ask        func(ctx context.Context, subject string, body any) ([]byte, error)
+	wake       func() // called when doubt begins and ends
+	quit       <-chan struct{}
+	fail       func(error)
+	failed     func() error
+	background func(func()) // runs a function that Close waits for
+
+	joinedAt uint64                 // see founding
+	doubt    atomic.Pointer[string] // why the node may be no member any more
+	doubts   loglimit.Repeats
+}
+
+// check looks whether a member has this node among the members: it may have been
 // removed while it was away.
-func (n *Node) checkMembership(h hello) {
-	n.mu.Lock()
-	meta := n.meta
-	n.mu.Unlock()
-	if meta == nil || len(h.Members) == 0 { // a node that is starting knows of nobody yet
+func (m *membership) check(h hello) {
+	facts, _, open := m.facts()
+	if !open || len(h.Members) == 0 { // a node that is starting knows of nobody yet
 		return
 	}
-	facts, _ := meta.current()
-	if h.Facts < max(facts.Version, n.joinedAt) || slices.Contains(h.Members, n.opts.Name) {
+	if h.Facts < max(facts.Version, m.joinedAt) || slices.Contains(h.Members, m.opts.Name) {
 		return
 	}
-	n.beginDoubt(h.Name + " says that this node is no member of the cluster")
+	m.beginDoubt(h.Name + " says that this node is no member of the cluster")
 }
 
 // checkOwnFacts begins to doubt when the facts that this node has don't list it:
 // it is not told of its own removal, but of what came after.
-func (n *Node) checkOwnFacts() {
-	facts, _ := n.meta.current()
-	member, is := facts.Nodes[n.opts.Name]
-	if facts.Version > n.joinedAt && (!is || member.ID != n.store.Identity().NodeID) {
-		n.beginDoubt("the cluster's facts don't list this node")
+func (m *membership) checkOwnFacts() {
+	facts, _, _ := m.facts()
+	member, is := facts.Nodes[m.opts.Name]
+	if facts.Version > m.joinedAt && (!is || member.ID != m.directory()) {
+		m.beginDoubt("the cluster's facts don't list this node")
 	}
 }
 
 // beginDoubt has the voters on the facts asked whether this node is a member.
-func (n *Node) beginDoubt(why string) {
-	if !n.doubt.CompareAndSwap(nil, &why) {
+func (m *membership) beginDoubt(why string) {
+	if !m.doubt.CompareAndSwap(nil, &why) {
 		return
 	}
-	if ok, withheld := n.doubts.Allow(why, time.Now()); ok {
-		n.log.Warn("this node may have been removed: the voters on the facts are asked", "because", why, "not_logged_before", withheld)
+	if ok, withheld := m.doubts.Allow(why, time.Now()); ok {
+		m.log.Warn("this node may have been removed: the voters on the facts are asked", "because", why, "not_logged_before", withheld)
 	}
-	wake(n.voice.wake)
-	n.begin(n.settleDoubt)
+	m.wake()
+	m.background(m.settleDoubt)
 }
+
+// doubted reports whether the node may be no member any more.
+func (m *membership) doubted() bool { return m.doubt.Load() != nil }
 
 // errDoubt is why nothing is fetched from others.
 var errDoubt = errors.New("this node may have been removed")
@@ -85,29 +104,29 @@ const maxDoubtWait = 10 * helloInterval
 
 // settleDoubt asks until a majority has said that this node is no member, or all
 // that answer say that it is one.
-func (n *Node) settleDoubt() {
-	defer wake(n.voice.wake)
-	defer n.doubt.Store(nil)
+func (m *membership) settleDoubt() {
+	defer m.wake()
+	defer m.doubt.Store(nil)
 	wait := helloInterval
-	for n.Err() == nil {
-		facts, changed := n.meta.current()
-		v := n.askVoters(votersOf(facts), facts.Version)
-		denied := len(v.deny) >= majorityOfOthers(facts.MetaVoters(), n.opts.Name)
+	for m.failed() == nil {
+		facts, changed, _ := m.facts()
+		v := m.askVoters(votersOf(facts), facts.Version)
+		denied := len(v.deny) >= majorityOfOthers(facts.MetaVoters(), m.opts.Name)
 		if !denied && len(v.deny) > 0 && len(v.confirm) == 0 {
-			denied = n.askNewest(&v)
+			denied = m.askNewest(&v)
 		}
 		switch {
 		case denied:
-			n.fail(fmt.Errorf("%w: %s", ErrRemoved, v))
+			m.fail(fmt.Errorf("%w: %s", ErrRemoved, v))
 			return
 		case len(v.deny) == 0 && len(v.confirm) > 0:
 			return
 		}
 		if wait > helloInterval { // a removal that has just been decided is not known to all
-			n.stayInDoubt(v)
+			m.stayInDoubt(v)
 		}
 		select {
-		case <-n.quit:
+		case <-m.quit:
 			return
 		case <-changed:
 			wait = helloInterval
@@ -118,11 +137,11 @@ func (n *Node) settleDoubt() {
 }
 
 // stayInDoubt says what keeps this node from knowing whether it was removed.
-func (n *Node) stayInDoubt(v votes) {
-	why := fmt.Sprintf("this node was removed, or its cluster is gone: %s; if it was removed, stop it and delete %s", v, n.store.Dir())
-	n.doubt.Store(&why)
-	if ok, withheld := n.doubts.Allow(why, time.Now()); ok {
-		n.log.Warn(why, "not_logged_before", withheld)
+func (m *membership) stayInDoubt(v votes) {
+	why := fmt.Sprintf("this node was removed, or its cluster is gone: %s; if it was removed, stop it and delete %s", v, m.dir)
+	m.doubt.Store(&why)
+	if ok, withheld := m.doubts.Allow(why, time.Now()); ok {
+		m.log.Warn(why, "not_logged_before", withheld)
 	}
 }
 
@@ -165,7 +184,7 @@ func majorityOfOthers(voters []string, self string) int {
 // askNewest asks those that vote on the newest facts, as a voter that this node knows
 // names them, and adds what they say. It reports whether a majority of them denies
 // that this node is a member: more than one node, and none says otherwise.
-func (n *Node) askNewest(v *votes) bool {
+func (m *membership) askNewest(v *votes) bool {
 	voters, denials := v.newest.Voters, 0
 	rest := maps.Clone(voters)
 	for _, name := range slices.Concat(v.deny, v.silent) {
@@ -174,7 +193,7 @@ func (n *Node) askNewest(v *votes) bool {
 		}
 		delete(rest, name)
 	}
-	more := n.askVoters(rest, v.newest.Facts)
+	more := m.askVoters(rest, v.newest.Facts)
 	denials += len(more.deny)
 	v.deny, v.confirm, v.silent = append(v.deny, more.deny...), more.confirm, append(v.silent, more.silent...)
 	return denials > 1 && denials > len(voters)/2 && len(v.confirm) == 0
@@ -191,27 +210,27 @@ func votersOf(facts cluster.Facts) map[string]string {
 
 // askVoters asks each of the others of some nodes whether this one is a member. Facts
 // that are older than a version count for nothing.
-func (n *Node) askVoters(voters map[string]string, version uint64) (v votes) {
+func (m *membership) askVoters(voters map[string]string, version uint64) (v votes) {
 	ctx, cancel := context.WithTimeout(context.Background(), askTime)
 	defer cancel()
 	var mu sync.Mutex
 	var asking sync.WaitGroup
 	for name, id := range voters {
-		if name == n.opts.Name {
+		if name == m.opts.Name {
 			continue
 		}
 		asking.Go(func() {
-			q := question{Nonce: newInstance(), Node: n.opts.Name, ID: n.store.Identity().NodeID}
+			q := question{Nonce: newInstance(), Node: m.opts.Name, ID: m.directory()}
 			var a answer
-			from, err := n.askNode(ctx, n.names.Admin("node", name, "member"), q, &a)
+			from, err := m.askNode(ctx, m.names.Admin("node", name, "member"), q, &a)
 			mu.Lock()
 			defer mu.Unlock()
 			said := &v.silent
 			switch {
 			case err != nil:
-				n.log.Debug("no answer about the own membership", "from", name, "err", err)
-			case a.Nonce != q.Nonce || from.name != name || from.id != id || a.Facts < max(version, n.joinedAt):
-				n.distrust("answer", name, nil)
+				m.log.Debug("no answer about the own membership", "from", name, "err", err)
+			case a.Nonce != q.Nonce || from.name != name || from.id != id || a.Facts < max(version, m.joinedAt):
+				m.distrust("answer", name, nil)
 			case a.Member:
 				said = &v.confirm
 			default:
@@ -234,18 +253,18 @@ func (n *Node) askVoters(voters map[string]string, version uint64) (v votes) {
 const askTime = 2 * time.Second
 
 // onMember answers a node that asks whether it is a member.
-func (n *Node) onMember(_ context.Context, m *natslink.Message) (any, error) {
-	e, err := openEnvelope(m.Payload)
-	if err != nil || e.cluster != n.clusterID() || !n.proved(e, m.Subject) {
+func (m *membership) onMember(_ context.Context, request *natslink.Message) (any, error) {
+	e, err := openEnvelope(request.Payload)
+	if err != nil || e.cluster != m.clusterID() || !m.proved(e, request.Subject) {
 		return nil, errUnproved
 	}
 	var q question
 	if err := json.Unmarshal(e.body, &q); err != nil || len(q.Nonce) > 64 {
 		return nil, errUnproved
 	}
-	facts, _ := n.meta.current()
+	facts, _, _ := m.facts()
 	member, is := facts.Nodes[q.Node]
-	return n.envelope(answerTo(m.Subject), answer{
+	return m.envelope(answerTo(request.Subject), answer{
 		Nonce: q.Nonce, Member: is && member.ID == q.ID, Facts: facts.Version, Voters: votersOf(facts),
 	}), nil
 }
@@ -260,16 +279,16 @@ func answerTo(subject string) string { return subject + " answered" }
 var errUnsigned = errors.New("the answer is not signed by a node of this cluster")
 
 // askNode asks another node and takes its answer, which must be signed.
-func (n *Node) askNode(ctx context.Context, subject string, body, answer any) (envelope, error) {
-	m, err := n.request(ctx, subject, body)
+func (m *membership) askNode(ctx context.Context, subject string, body, answer any) (envelope, error) {
+	b, err := m.ask(ctx, subject, body)
 	if err != nil {
 		return envelope{}, err
 	}
-	e, err := openEnvelope(m)
+	e, err := openEnvelope(b)
 	if err != nil {
 		return e, err
 	}
-	if !n.proved(e, answerTo(subject)) {
+	if !m.proved(e, answerTo(subject)) {
 		return e, errUnsigned
 	}
 	return e, json.Unmarshal(e.body, answer)

@@ -1,0 +1,82 @@
+package broker
+
+import (
+	"context"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/cantuslog/cantus/broker/cluster"
+)
+
+// absences are the members that are away.
+type absences struct {
+	self    string
+	log     *slog.Logger
+	started time.Time // of this node
+	peers   *peers
+	facts   func() (facts cluster.Facts, changed <-chan struct{})
+
+	mu   sync.Mutex
+	away map[string]time.Time // since when
+}
+
+// run logs when a member goes away and when it is back, until ctx ends.
+func (a *absences) run(ctx context.Context) {
+	tick := time.NewTicker(helloInterval)
+	defer tick.Stop()
+	for {
+		facts, changed := a.facts()
+		a.look(time.Now())
+		look := tick.C
+		if len(facts.Nodes) < 2 {
+			look = nil // there is nobody else
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-changed:
+		case <-look:
+		}
+	}
+}
+
+// look compares the members that are there with those that were.
+func (a *absences) look(now time.Time) {
+	facts, _ := a.facts()
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for name := range facts.Nodes {
+		if name == a.self {
+			continue
+		}
+		q, heard := a.peers.get(name)
+		since, was := a.away[name]
+		switch alive := heard && now.Sub(q.at) < aliveTime; {
+		case alive && was:
+			delete(a.away, name)
+			a.log.Info("node is back", "node", name, "after", now.Sub(since).Round(time.Second/10))
+		case alive || was:
+		case !heard:
+			if now.Sub(a.started) > aliveTime {
+				a.away[name] = a.started.Local()
+				a.log.Warn("node is away", "node", name, "since", "this node started")
+			}
+		default:
+			a.away[name] = q.at
+			a.log.Warn("node is away", "node", name, "since", q.at.UTC().Format(time.RFC3339))
+		}
+	}
+	for name := range a.away {
+		if _, member := facts.Nodes[name]; !member {
+			delete(a.away, name)
+		}
+	}
+}
+
+// since returns when a member that is away was last heard, zero if it is not away.
+func (a *absences) since(name string) time.Time {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.away[name].UTC()
+}

@@ -1,0 +1,215 @@
+package broker
+
+import (
+	"errors"
+	"fmt"
+	"sync/atomic"
+	"time"
+
+	"github.com/cantuslog/cantus/broker/internal/loglimit"
+	"github.com/cantuslog/cantus/broker/internal/natslink"
+)
+
+// gossip is the exchange of status between nodes: it announces this node's, and
+// handles those of the others.
+type gossip struct {
+	*identity
+	peers      *peers
+	send       poster
+	node       gossipNode
+	now        chan struct{} // capacity 1: announce at once
+	stop       chan struct{} // closed when nothing is announced any more
+	strangers  loglimit.Once // instances of nodes that were warned of
+	foreigners atomic.Int64  // statuses of another cluster's nodes, while starting
+}
+
+// gossipNode is what the exchange needs of the node.
+type gossipNode struct {
+	describe    func(*hello) // adds the node's replicas and whether it is ready
+	measure     func(*hello) // notes how far another node's replicas are behind
+	heard       func(hello)  // acts on what a member has said
+	checkMember func(name, id string) error
+	nameTaken   func(hello) bool // by a member with another directory
+	isMember    func(name, id string) bool
+	routed      func(name, id string) bool // the node's NATS server is connected as a route
+	served      func() bool                // this node was ready once
+
+	allowLeading func()
+	fail         func(error)
+	failed       func() error
+}
+
+func newGossip(i *identity, p *peers, node gossipNode) *gossip {
+	return &gossip{identity: i, peers: p, node: node, now: make(chan struct{}, 1), stop: make(chan struct{})}
+}
+
+// onHello handles another node's status. One that is not signed with the cluster's
+// secret counts for founding and joining only.
+func (g *gossip) onHello(m *natslink.Message) {
+	e, err := openEnvelope(m.Payload)
+	switch {
+	case err != nil:
+		g.distrust("malformed", "", err)
+	case e.instance == g.instance:
+	case g.proved(e, m.Subject):
+		g.onSigned(e)
+	default:
+		g.onUnsigned(e)
+	}
+}
+
+// onSigned handles the status of a holder of the cluster's secret.
+func (g *gossip) onSigned(e envelope) {
+	h, err := decodeHello(e)
+	if err != nil {
+		g.distrust("malformed", e.name, err)
+		return
+	}
+	own := g.clusterID()
+	if e.cluster == "" || own == "" { // one of the two belongs to no cluster yet
+		g.onCandidate(h, true)
+		return
+	}
+	fresh, unheard := g.peers.fresh(h, e.number, time.Now())
+	if unheard {
+		g.announce() // which is what it has to repeat
+	}
+	if !fresh {
+		return
+	}
+	if err := g.checkPeer(h); err != nil {
+		g.reject(h, err)
+		return
+	}
+	if h.Name == g.opts.Name {
+		return
+	}
+	if err := g.node.checkMember(h.Name, h.NodeID); err != nil {
+		g.warnOf(h, err)
+		return
+	}
+	g.accept(h, e.number)
+	g.node.allowLeading()
+}
+
+// accept acts on what a member says.
+func (g *gossip) accept(h hello, number uint64) {
+	g.node.measure(&h)
+	if g.peers.believe(h, number, time.Now()) {
+		g.announce() // it does not know of us yet
+	}
+	g.node.heard(h)
+}
+
+// onUnsigned handles a status without a signature: a node that is being founded, or
+// waits to be added, has no secret to sign with.
+func (g *gossip) onUnsigned(e envelope) {
+	own := g.clusterID()
+	secret := g.currentSecret()
+	switch {
+	case own != "" && e.cluster != "":
+		g.distrust("signature", e.name, nil)
+		if e.cluster != own {
+			g.foreign(e)
+		}
+		return
+	case secret.Token || g.opts.ClusterSecret != "" || len(e.body) > maxUnsigned:
+		g.distrust("signature", e.name, nil)
+		return
+	}
+	h, err := decodeHello(e)
+	if err != nil {
+		g.distrust("malformed", e.name, err)
+		return
+	}
+	g.onCandidate(h, false)
+}
+
+// onCandidate handles the status of a node that belongs to no cluster yet, or that
+// this one receives while it belongs to none.
+func (g *gossip) onCandidate(h hello, proved bool) {
+	joins := g.clusterID() == "" && len(g.opts.Bootstrap) == 0 // it asks, and hears what is wrong
+	if err := g.checkPeer(h); err != nil && !joins {
+		g.warnOf(h, err)
+		return
+	}
+	if g.node.nameTaken(h) {
+		g.warnOf(h, fmt.Errorf("%w: it has the name of a member and another data directory", ErrNameTaken))
+		return
+	}
+	if g.peers.candidates.hear(h, proved, time.Now()) {
+		g.announce()
+	}
+	g.peers.wake()
+}
+
+// reject ignores a node that can't be one of this cluster, or stops this one, if it
+// is starting and the other one serves.
+func (g *gossip) reject(h hello, err error) {
+	serving := g.node.served()
+	if !serving && (h.Ready || errors.Is(err, ErrNameTaken)) {
+		g.node.fail(err)
+		return
+	}
+	g.warnOf(h, err)
+}
+
+// warnOf logs, once for each start of a node, why it is ignored.
+func (g *gossip) warnOf(h hello, err error) {
+	if g.strangers.First(h.Instance) {
+		g.log.Warn("a node that does not belong here is ignored", "node", h.Name, "err", err)
+	}
+}
+
+// foreign handles a status from another cluster. A node that was started on the
+// routes of another cluster must notice before it answers for that one. Anybody can
+// send such a status, so it is believed only if the NATS server of the node that it
+// names is connected as a route, the node is no member here, and it goes on.
+func (g *gossip) foreign(e envelope) {
+	serving := g.node.served()
+	if serving || e.id == "" || g.node.isMember(e.name, e.id) || !g.node.routed(e.name, e.id) {
+		return
+	}
+	if g.foreigners.Add(1) < foreignHellos {
+		return
+	}
+	g.node.fail(fmt.Errorf("%w: node %q is of the cluster %q with id %s, this one's data directory belongs to one of that name with id %s",
+		ErrIdentity, e.name, g.opts.Cluster, e.cluster, g.clusterID()))
+}
+
+// foreignHellos is how many are heard before a node that is starting gives way.
+const foreignHellos = 3
+
+// run announces this node's status, again and again, until stop is closed.
+func (g *gossip) run() {
+	tick := time.NewTicker(helloInterval)
+	defer tick.Stop()
+	for {
+		if g.node.failed() == nil { // a node that has failed is to count as away
+			subject := g.names.Admin("hello")
+			g.send.Send(natslink.AppendPub(nil, subject, g.envelope(subject, g.status())))
+		}
+		select {
+		case <-g.stop:
+			return
+		case <-tick.C:
+		case <-g.now:
+		}
+	}
+}
+
+// announce has the status sent now.
+func (g *gossip) announce() {
+	select {
+	case g.now <- struct{}{}:
+	default: // it is about to
+	}
+}
+
+// status returns what this node tells the others about itself.
+func (g *gossip) status() hello {
+	h := g.identity.hello()
+	h.Heard = g.peers.heardNow(time.Now())
+	g.node.describe(&h)
+	return h
+}

@@ -1,0 +1,218 @@
+package broker
+
+import (
+	"bytes"
+	"crypto/ecdh"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/cantuslog/cantus/broker/internal/loglimit"
+	"github.com/cantuslog/cantus/subjects"
+	"github.com/cantuslog/cantus/wal"
+)
+
+// identity is what this node is to the other nodes: its names, its data directory, and
+// the cluster's secret, with which it signs what it says.
+type identity struct {
+	opts     Options
+	names    subjects.Names
+	log      *slog.Logger
+	instance string // new at each start
+	started  time.Time
+	raftAddr string // where other nodes dial this one, "" for a node alone
+	stopping atomic.Bool
+	number   atomic.Uint64 // of the newest envelope
+
+	distrusted     loglimit.Interval
+	distrustedSeen *prometheus.CounterVec // messages that were not believed
+
+	// mu guards what follows. Messages of other nodes are handled before the data
+	// directory is open.
+	mu      sync.Mutex
+	nodeID  string            // of the data directory
+	planned wal.Identity      // what the directory is founded with, or opened as
+	founded *wal.Identity     // what it belongs to, nil until it is open
+	private *ecdh.PrivateKey  // while it is being founded: the secret is sealed for it
+	secret  wal.Secret        // the cluster's, zero until there is one
+	sealed  map[string][]byte // the secret, sealed for founders
+}
+
+func newIdentity(o Options, distrusted *prometheus.CounterVec) *identity {
+	return &identity{
+		opts: o, names: subjects.Names{Prefix: o.Prefix}, log: o.Logger, instance: newInstance(), started: time.Now().UTC(), distrustedSeen: distrusted,
+	}
+}
+
+// setFounded notes what the open data directory belongs to.
+func (i *identity) setFounded(id wal.Identity) {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	i.founded, i.nodeID = &id, id.NodeID
+}
+
+// clusterID returns the id of the cluster that this node belongs to, "" if it belongs
+// to none yet.
+func (i *identity) clusterID() string {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	if i.founded == nil {
+		return ""
+	}
+	return i.founded.ID
+}
+
+// directory returns the id of the data directory.
+func (i *identity) directory() string {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	return i.nodeID
+}
+
+// currentSecret returns the cluster's secret, zero if the node has none.
+func (i *identity) currentSecret() wal.Secret {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	return i.secret
+}
+
+// envelope returns a message to other nodes in an envelope, signed if the node has the
+// cluster's secret.
+func (i *identity) envelope(subject string, body any) []byte {
+	i.mu.Lock()
+	secret := i.secret
+	e := envelope{protocol: i.opts.protocol, name: i.opts.Name, id: i.nodeID, instance: i.instance, body: mustJSON(body)}
+	if i.founded != nil {
+		e.cluster = i.founded.ID
+	}
+	i.mu.Unlock()
+	e.number = i.number.Add(1)
+	if secret.Key == nil {
+		return e.encode(nil, subject)
+	}
+	return e.encode(messageKey(secret.Key, e.cluster), subject)
+}
+
+// proved reports whether an envelope was signed with the secret that this node has.
+func (i *identity) proved(e envelope, subject string) bool {
+	key := i.currentSecret().Key
+	return key != nil && e.mac != "-" && e.proves(messageKey(key, e.cluster), subject)
+}
+
+// hello returns the part of the node's status that it knows at any time.
+func (i *identity) hello() hello {
+	h := hello{
+		Name: i.opts.Name, Instance: i.instance, Started: i.started, Version: i.opts.Version, Protocol: i.opts.protocol,
+		Cluster: i.opts.Cluster, Raft: i.raftAddr, Standby: i.opts.Standby, Leaving: i.stopping.Load(),
+	}
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	h.NodeID = i.nodeID
+	if i.founded == nil {
+		h.Partitions, h.Replicas, h.Bootstrap = i.planned.Partitions, i.planned.Replicas, i.opts.Bootstrap
+		h.Keys = i.sealed
+		if i.private != nil {
+			h.Key = i.private.PublicKey().Bytes()
+		}
+		return h
+	}
+	h.ClusterID, h.Partitions, h.Replicas, h.Founders = i.founded.ID, i.founded.Partitions, i.founded.Replicas, i.founded.Founders
+	return h
+}
+
+// checkPeer returns why another node can't be one of this cluster, nil if it can.
+func (i *identity) checkPeer(h hello) error {
+	self := i.hello()
+	switch {
+	case h.Protocol != self.Protocol:
+		return fmt.Errorf("%w: node %q (version %s) speaks protocol %d of nodes, this one (version %s) %d", ErrProtocol, h.Name, h.Version, h.Protocol, self.Version, self.Protocol)
+	case h.Cluster != self.Cluster:
+		return fmt.Errorf("%w: node %q is of cluster %q, this one of %q", ErrIdentity, h.Name, h.Cluster, self.Cluster)
+	case h.ClusterID != "" && self.ClusterID != "" && h.ClusterID != self.ClusterID:
+		return fmt.Errorf("%w: node %q is of the cluster %q with id %s, this one's data directory belongs to one of that name with id %s", ErrIdentity, h.Name, h.Cluster, h.ClusterID, self.ClusterID)
+	case h.Name == self.Name && h.Started.Before(self.Started):
+		return fmt.Errorf("%w: another node named %q is running, since %s", ErrNameTaken, h.Name, h.Started.Format(time.RFC3339))
+	}
+	return nil
+}
+
+// distrust counts a message between nodes that is not believed, and logs some of
+// them. name is the sender's name, as the message says.
+func (i *identity) distrust(what, name string, err error) {
+	i.distrustedSeen.WithLabelValues(what).Inc()
+	ok, withheld := i.distrusted.Allow(time.Now())
+	if !ok {
+		return
+	}
+	args := []any{"what", what, "not_logged_before", withheld}
+	if name != "" {
+		args = append(args, "says_it_is", fmt.Sprintf("%.64q", name))
+	}
+	if err != nil {
+		args = append(args, "err", err)
+	}
+	i.log.Warn("a message for nodes is not believed: it may be from a stranger, or from a node that has no cluster secret, or another one", args...)
+}
+
+// derive returns a key of 32 bytes that the members of this cluster share, the
+// same for the same purpose, and nobody else has. The data directory is founded
+// by then.
+func (i *identity) derive(purpose string) []byte {
+	return deriveKey(i.currentSecret().Key, i.clusterID(), purpose)
+}
+
+// setSecret has the node use a secret from now on.
+func (i *identity) setSecret(s wal.Secret) {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	i.secret = s
+}
+
+// openSecret reads the secret of a data directory that is founded, or gives it
+// one if that can be.
+func (i *identity) openSecret(dir string) error {
+	have, err := wal.ReadSecret(dir)
+	if err == nil {
+		i.setSecret(have)
+		return i.checkToken(dir)
+	}
+	if !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("open %s: %w", dir, err)
+	}
+	founders := i.founded.Founders
+	_, founded := founders[i.opts.Name]
+	switch {
+	case i.opts.ClusterSecret != "":
+		have = tokenSecret(i.opts.ClusterSecret)
+	case len(founders) == 0 || len(founders) == 1 && founded:
+		have = newSecret()
+	default:
+		return fmt.Errorf("%w: %s belongs to a cluster and holds no cluster secret (cluster.key): "+
+			"give the same token to every node, with --cluster-secret-file", ErrIdentity, dir)
+	}
+	return i.keepSecret(dir, have)
+}
+
+// keepSecret writes a secret down and has the node use it.
+func (i *identity) keepSecret(dir string, s wal.Secret) error {
+	if err := wal.WriteSecret(dir, s); err != nil {
+		return fmt.Errorf("open %s: %w", dir, err)
+	}
+	i.setSecret(s)
+	return nil
+}
+
+// checkToken refuses a token that does not stand for the directory's secret.
+func (i *identity) checkToken(dir string) error {
+	if i.opts.ClusterSecret == "" || bytes.Equal(tokenSecret(i.opts.ClusterSecret).Key, i.secret.Key) {
+		return nil
+	}
+	return fmt.Errorf("%w: %s holds another cluster secret than the token that was given: give the cluster's own token; "+
+		"to change it, stop every node, remove cluster.key from each data directory, and start all with the new one", ErrIdentity, dir)
+}

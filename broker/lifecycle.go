@@ -1,0 +1,98 @@
+package broker
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// lifecycle is how far a node has come: starting, running, failed or closing.
+type lifecycle struct {
+	log     *slog.Logger
+	failing func(error) // called once, when the node fails
+
+	running context.Context // ended by cancel
+	cancel  context.CancelFunc
+	quit    chan struct{} // closed when the node begins to stop
+	mayLead chan struct{} // closed when the node may lead: see allowLeading
+
+	leadOnce  sync.Once
+	leadTimer *time.Timer
+
+	background sync.WaitGroup // goroutines that run until cancel
+	gossip     sync.WaitGroup
+	requests   sync.WaitGroup // goroutines that serve one request each
+
+	// draining is set, under drain, when no more requests are begun.
+	drain    sync.RWMutex
+	draining bool
+
+	closing  sync.Once
+	closeErr error
+	stopped  chan struct{} // closed when the node is closed or has failed
+	stopOnce sync.Once
+	err      atomic.Pointer[error]
+}
+
+func newLifecycle(log *slog.Logger) *lifecycle {
+	l := &lifecycle{log: log, quit: make(chan struct{}), mayLead: make(chan struct{}), stopped: make(chan struct{})}
+	l.running, l.cancel = context.WithCancel(context.Background())
+	return l
+}
+
+// leadAnywayTime is how long a node waits to hear of others before it leads what it
+// can lead by itself.
+const leadAnywayTime = 3 * time.Second
+
+// allowLeading lets the node lead. It is called when the node has heard another node
+// of its cluster: one that was started on another cluster's routes must notice that
+// before it answers for that cluster.
+func (l *lifecycle) allowLeading() { l.leadOnce.Do(func() { close(l.mayLead) }) }
+
+// fail stops the node's service because of an error that makes going on unsafe. The
+// owner sees Done and closes the node.
+func (l *lifecycle) fail(err error) {
+	if !l.err.CompareAndSwap(nil, &err) {
+		return
+	}
+	if errors.Is(err, ErrRemoved) {
+		l.log.Info("this node was removed from the cluster and stops", "reason", err)
+	} else {
+		l.log.Error("the node has failed and serves no more", "err", err)
+		l.failing(err)
+	}
+	l.cancel()
+	l.stop()
+}
+
+func (l *lifecycle) stop() { l.stopOnce.Do(func() { close(l.stopped) }) }
+
+// failure returns why the node stopped by itself, nil if it did not.
+func (l *lifecycle) failure() error {
+	if p := l.err.Load(); p != nil {
+		return *p
+	}
+	return nil
+}
+
+// begin runs fn on a goroutine that Close waits for, and reports whether it does: not
+// if the node is closing.
+func (l *lifecycle) begin(fn func()) bool {
+	l.drain.RLock()
+	defer l.drain.RUnlock()
+	if !l.draining {
+		l.requests.Go(fn)
+	}
+	return !l.draining
+}
+
+// endRequests waits for the requests that have begun. No more are begun.
+func (l *lifecycle) endRequests() {
+	l.drain.Lock()
+	l.draining = true
+	l.drain.Unlock()
+	l.requests.Wait()
+}

@@ -1,0 +1,408 @@
+package broker
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/cantuslog/cantus/broker/cluster"
+	"github.com/cantuslog/cantus/broker/internal/natslink"
+	"github.com/cantuslog/cantus/subjects"
+)
+
+// operations are what operators, and other nodes, ask for.
+type operations struct {
+	*identity
+	services
+	peers      *peers
+	meta       *meta
+	replicas   *replicaSet
+	membership *membership
+	absences   *absences
+	shared     *sharedSubjects
+	reads      connection
+	queueGroup func() string
+	status     func() hello // of this node
+}
+
+// operation serves one request of an operator, or of a node.
+type operation func(context.Context, *natslink.Message) (any, error)
+
+// handler returns a handler that serves each message on a goroutine of its own.
+func (o *operations) handler(ctx context.Context, serve operation) func(*natslink.Message) {
+	return func(m *natslink.Message) {
+		if m.Reply == "" {
+			return
+		}
+		o.background(func() {
+			body, err := serve(ctx, m)
+			if err == nil {
+				encoded, is := body.([]byte) // of one that nodes ask for
+				if !is {
+					encoded = mustJSON(body)
+				}
+				o.answer(natslink.AppendPub(nil, m.Reply, encoded))
+				return
+			}
+			e := operationError(err)
+			if e.Reason == subjects.Internal {
+				o.log.Error("operation failed", "subject", m.Subject, "err", err)
+			}
+			o.answer(appendRefusal(nil, m.Reply, e, subjects.AdminReply{Error: e}))
+		})
+	}
+}
+
+func (o *operations) answer(out []byte) {
+	if err := o.reads.Send(out); err != nil {
+		o.log.Debug("answer not sent", "err", err)
+	}
+}
+
+func operationError(err error) *subjects.Error {
+	switch {
+	case errors.Is(err, cluster.ErrCommand):
+		return subjects.Errorf(subjects.BadRequest, "%s", strings.TrimPrefix(err.Error(), cluster.ErrCommand.Error()+": "))
+	case errors.Is(err, cluster.ErrStale):
+		return subjects.Errorf(subjects.Unavailable, "others change the cluster at the same time: try again")
+	}
+	return wireError(err)
+}
+
+// subscribeLeader subscribes to what the leader of the facts answers.
+func (o *operations) subscribeLeader(ctx context.Context) ([]subscribed, error) {
+	return o.subscribe(ctx, map[string]operation{
+		o.names.Admin("join"):                o.onJoin,
+		o.names.Admin("cluster", "add"):      o.onAdd,
+		o.names.Admin("cluster", "remove"):   o.onRemove,
+		o.names.Admin("cluster", "drain"):    o.onDrain,
+		o.names.Admin("cluster", "undrain"):  o.nodeOperation("open to replicas again", cluster.Facts.Undrain),
+		o.names.Admin("cluster", "promote"):  o.nodeOperation("no standby any more", cluster.Facts.Promote),
+		o.names.Admin("cluster", "transfer"): o.onTransfer,
+		o.names.Admin("cluster", "move"):     o.onMove,
+		o.names.Admin("cluster", "balance"):  o.onBalance,
+	})
+}
+
+// subscribeNode subscribes to what any node, or this one in particular, answers.
+func (o *operations) subscribeNode(ctx context.Context) error {
+	if _, err := o.shared.add(o.names.Admin("status"), o.handler(ctx, o.onStatus)); err != nil {
+		return err
+	}
+	_, err := o.subscribe(ctx, map[string]operation{
+		o.names.Admin("node", o.opts.Name, "member"):  o.membership.onMember,
+		o.names.Admin("node", o.opts.Name, "rebuild"): o.onRebuild,
+	})
+	return err
+}
+
+func (o *operations) subscribe(ctx context.Context, all map[string]operation) (done []subscribed, err error) {
+	for subject, serve := range all {
+		id, err := o.reads.Subscribe(subject, o.queueGroup(), o.handler(ctx, serve))
+		if err != nil {
+			return done, err
+		}
+		done = append(done, subscribed{o.reads, id})
+	}
+	return done, nil
+}
+
+func needNode(r subjects.AdminRequest) error {
+	if r.Node == "" {
+		return subjects.Errorf(subjects.BadRequest, `body: node is missing: name the node, such as {"node":"n4"}`)
+	}
+	return nil
+}
+
+func needPartition(r subjects.AdminRequest) (int, error) {
+	if r.Partition == nil {
+		return 0, subjects.Errorf(subjects.BadRequest, `body: partition is missing, such as {"partition":0}`)
+	}
+	return *r.Partition, nil
+}
+
+// decide makes a change to the facts and says what was decided.
+func (o *operations) decide(ctx context.Context, compute func(cluster.Facts) (cluster.Command, error), done string, args ...any) (any, error) {
+	if err := o.meta.change(ctx, compute); err != nil {
+		return nil, err
+	}
+	return subjects.AdminReply{Done: fmt.Sprintf(done, args...)}, nil
+}
+
+func (o *operations) nodeOperation(became string, compute func(cluster.Facts, string) (cluster.Command, error)) operation {
+	return func(ctx context.Context, m *natslink.Message) (any, error) {
+		r, err := operationBody(m, "node")
+		if err = errors.Join(err, needNode(r)); err != nil {
+			return nil, err
+		}
+		return o.decide(ctx, func(f cluster.Facts) (cluster.Command, error) { return compute(f, r.Node) }, "node %s is %s", r.Node, became)
+	}
+}
+
+// onDrain takes off a node what others can hold. It answers when that is decided, and
+// says how much there is.
+func (o *operations) onDrain(ctx context.Context, m *natslink.Message) (any, error) {
+	if _, err := o.nodeOperation("draining", cluster.Facts.Drain)(ctx, m); err != nil {
+		return nil, err
+	}
+	r, err := operationBody(m, "node")
+	if err != nil {
+		return nil, err
+	}
+	move, stay := o.heldBy(o.meta.now(), r.Node, time.Now())
+	return subjects.AdminReply{Done: drained(r.Node, move, stay)}, nil
+}
+
+// drained says what becomes of the replicas of a node that is drained.
+func drained(node string, move, stay int) string {
+	moving, staying := count(move, "replica")+" to be moved to other nodes", count(stay, "replica")+" with nowhere else to go"
+	switch {
+	case move == 0 && stay == 0:
+		return fmt.Sprintf("node %s is drained: it holds no voting replicas", node)
+	case stay == 0:
+		return fmt.Sprintf("node %s is draining: %s", node, moving)
+	case move == 0:
+		return fmt.Sprintf("node %s is draining: %s", node, staying)
+	}
+	return fmt.Sprintf("node %s is draining: %s, %s", node, moving, staying)
+}
+
+// heldBy returns how many voting replicas a node has, or may have where a partition
+// has no leader, that are to go elsewhere, and how many stay.
+func (o *operations) heldBy(facts cluster.Facts, node string, now time.Time) (move, stay int) {
+	for p, names := range facts.Placement {
+		if slices.Contains(names, node) {
+			stay++
+			continue
+		}
+		if r, known := o.replicas.leaderReport(p, now); r.Voters[node] || !known {
+			move++
+		}
+	}
+	return move, stay
+}
+
+// onAdd makes a node that waits a member.
+func (o *operations) onAdd(ctx context.Context, m *natslink.Message) (any, error) {
+	r, err := operationBody(m, "node", "standby", "key")
+	if err = errors.Join(err, needNode(r)); err != nil {
+		return nil, err
+	}
+	facts, _ := o.meta.current()
+	if _, member := facts.Nodes[r.Node]; member {
+		return nil, subjects.Errorf(subjects.BadRequest, "node %q is a member already", r.Node)
+	}
+	q, err := o.awaitCandidate(ctx, r.Node, r.Key)
+	if err != nil {
+		return nil, err
+	}
+	member := cluster.Member{ID: q.NodeID, Standby: r.Standby || q.Standby, Key: fingerprint(q.Key)}
+	reply, err := o.decide(ctx, func(f cluster.Facts) (cluster.Command, error) { return f.Add(r.Node, member) }, "node %s is a member", r.Node)
+	if err == nil {
+		o.advise("member", map[string]any{"name": r.Node, "change": "added", "standby": member.Standby})
+	}
+	return reply, err
+}
+
+// awaitCandidate waits until a node is heard that wants to be added, for as long as
+// one that is there can keep silent: others may have heard it already.
+func (o *operations) awaitCandidate(ctx context.Context, name, key string) (candidate, error) {
+	ctx, cancel := context.WithTimeout(ctx, aliveTime)
+	defer cancel()
+	for {
+		heard := o.peers.next()
+		all := slices.DeleteFunc(o.peers.candidates.named(name, time.Now()), func(q candidate) bool {
+			return q.ClusterID != "" || key != "" && fingerprint(q.Key) != key
+		})
+		switch {
+		case len(all) == 1:
+			return all[0], nil
+		case len(all) > 1:
+			var keys []string
+			for _, q := range all {
+				keys = append(keys, fingerprint(q.Key))
+			}
+			return candidate{}, subjects.Errorf(subjects.BadRequest,
+				"%d nodes call themselves %q, with the keys %s: say which one is meant by its key", len(all), name, strings.Join(keys, ", "))
+		}
+		select {
+		case <-heard:
+		case <-ctx.Done():
+			return candidate{}, o.noCandidate(name, key)
+		}
+	}
+}
+
+// noCandidate says why there is no node to be added.
+func (o *operations) noCandidate(name, key string) error {
+	for _, q := range o.peers.candidates.named(name, time.Now()) {
+		if q.ClusterID == "" && key != "" {
+			return subjects.Errorf(subjects.BadRequest, "node %q is there with the key %s, and not with %s: compare it with the node's own log before you add it",
+				name, cmp.Or(fingerprint(q.Key), "(none)"), key)
+		}
+	}
+	return subjects.Errorf(subjects.BadRequest, "node %q is not there to be added: start it with --name %s and the --routes of this cluster first", name, name)
+}
+
+// onRemove takes everything off a node and then the node out of the cluster,
+// unless a partition would be left without a majority.
+func (o *operations) onRemove(ctx context.Context, m *natslink.Message) (any, error) {
+	r, err := operationBody(m, "node")
+	if err = errors.Join(err, needNode(r)); err != nil {
+		return nil, err
+	}
+	var left, replicas int
+	compute := func(f cluster.Facts) (cluster.Command, error) {
+		if err := o.mayLeave(f, r.Node); err != nil {
+			return cluster.Command{}, err
+		}
+		left = f.Hosting(r.Node)
+		replicas = f.Replicas
+		return f.Leave(r.Node)
+	}
+	if err := o.meta.change(ctx, compute); err != nil {
+		return nil, err
+	}
+	done := fmt.Sprintf("node %s is leaving: it is removed when its replicas are elsewhere", r.Node)
+	if left < replicas {
+		done = fmt.Sprintf("node %s is leaving: %d of the %d replicas of a partition are left then, and %d of them may fail; "+
+			"add a node to have %d again", r.Node, left, replicas, (left-1)/2, replicas)
+	}
+	return subjects.AdminReply{Done: done}, nil
+}
+
+// mayLeave refuses what would cost a partition, or the facts, their majority.
+func (o *operations) mayLeave(f cluster.Facts, node string) error {
+	now := time.Now()
+	there := func(name string) bool { return name == o.opts.Name || o.peers.alive(name, now) }
+	enough := func(what string, voters map[string]bool) error {
+		if !voters[node] {
+			return nil
+		}
+		rest, alive := 0, 0
+		for name, vote := range voters {
+			if vote && name != node {
+				rest++
+				if there(name) {
+					alive++
+				}
+			}
+		}
+		if rest > 0 && alive <= rest/2 {
+			return subjects.Errorf(subjects.Unavailable,
+				"without %s, %s would have %d of %d voters and no majority: bring others back first", node, what, alive, rest)
+		}
+		return nil
+	}
+	for p := range f.Placement {
+		r, ok := o.replicas.leaderReport(p, now)
+		if !ok {
+			return subjects.Errorf(subjects.Unavailable, "partition %d has no leader now: nothing can be taken off %s", p, node)
+		}
+		if err := enough(fmt.Sprintf("partition %d", p), r.Voters); err != nil {
+			return err
+		}
+	}
+	return enough("the cluster's facts", o.meta.report().Voters)
+}
+
+// onTransfer has a partition led by another of its replicas, now and later.
+func (o *operations) onTransfer(ctx context.Context, m *natslink.Message) (any, error) {
+	r, err := operationBody(m, "partition", "to")
+	p, pErr := needPartition(r)
+	if err = errors.Join(err, pErr); err != nil {
+		return nil, err
+	}
+	if r.To == "" {
+		return nil, subjects.Errorf(subjects.BadRequest, `body: to is missing: name the node that is to lead, such as {"partition":0,"to":"n2"}`)
+	}
+	return o.decide(ctx, func(f cluster.Facts) (cluster.Command, error) { return f.Lead(p, r.To) }, "partition %d is to be led by %s", p, r.To)
+}
+
+// onMove moves a replica.
+func (o *operations) onMove(ctx context.Context, m *natslink.Message) (any, error) {
+	r, err := operationBody(m, "partition", "node", "to")
+	p, pErr := needPartition(r)
+	if err = errors.Join(err, pErr, needNode(r)); err != nil {
+		return nil, err
+	}
+	if r.To == "" {
+		return nil, subjects.Errorf(subjects.BadRequest, `body: to is missing: name the node to move to, such as {"partition":0,"node":"n1","to":"n4"}`)
+	}
+	return o.decide(ctx, func(f cluster.Facts) (cluster.Command, error) { return f.Move(p, r.Node, r.To) },
+		"partition %d moves from %s to %s", p, r.Node, r.To)
+}
+
+// onBalance spreads replicas and leaders evenly.
+func (o *operations) onBalance(ctx context.Context, m *natslink.Message) (any, error) {
+	if err := noBody(m.Payload); err != nil {
+		return nil, err
+	}
+	facts, _ := o.meta.current()
+	c, uneven := facts.Balance()
+	if !uneven {
+		return subjects.AdminReply{Done: "replicas and leaders are even already"}, nil
+	}
+	return o.decide(ctx, func(f cluster.Facts) (cluster.Command, error) {
+		c, uneven := f.Balance()
+		if !uneven {
+			return c, cluster.ErrStale
+		}
+		return c, nil
+	}, "to get other replicas or another leader: %s", count(len(c.Placement), "partition"))
+}
+
+// onRebuild throws this node's replica of a partition away and has it fetched
+// from the others. It must not vote meanwhile: a fenced one has lost its vote.
+func (o *operations) onRebuild(_ context.Context, m *natslink.Message) (any, error) {
+	r, err := operationBody(m, "partition")
+	p, pErr := needPartition(r)
+	if err = errors.Join(err, pErr); err != nil {
+		return nil, err
+	}
+	s := o.replicas.get(p)
+	if s == nil || s.current() == nil {
+		return nil, subjects.Errorf(subjects.BadRequest, "node %s has no replica of partition %d", o.opts.Name, p)
+	}
+	leader, report, ok := o.peers.leader(p, time.Now())
+	switch {
+	case !ok || leader == o.opts.Name:
+		return nil, subjects.Errorf(subjects.Unavailable, "no other node leads partition %d: there is nothing to rebuild it from", p)
+	case s.current().fenced.Load() == nil:
+		s.current().retire("an operator has it rebuilt")
+		fallthrough
+	case report.Voters[o.opts.Name]:
+		o.background(func() { o.rebuildUnvoted(s, p) })
+	default:
+		s.askRebuild()
+	}
+	return subjects.AdminReply{Done: fmt.Sprintf("the replica of partition %d on %s is rebuilt from %s", p, o.opts.Name, leader)}, nil
+}
+
+// rebuildUnvoted waits until the leader has taken the fenced replica's vote,
+// and has it rebuilt.
+func (o *operations) rebuildUnvoted(s *slot, partition int) {
+	for {
+		heard := o.peers.next()
+		if _, r, ok := o.peers.leader(partition, time.Now()); ok && !r.Voters[o.opts.Name] {
+			s.askRebuild()
+			return
+		}
+		select {
+		case <-o.quit:
+			return
+		case <-heard:
+		}
+	}
+}
+
+func (s *slot) askRebuild() {
+	select {
+	case s.rebuilds <- struct{}{}:
+	default:
+	}
+}

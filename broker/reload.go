@@ -1,0 +1,64 @@
+package broker
+
+import (
+	"crypto/tls"
+	"errors"
+)
+
+// Reload takes from opts what may change while the node runs: NATSConfig, with the
+// certificates that it names, Credentials, QueueBytes, MinFreeBytes and CatchUpRate. It
+// does not look at the rest. Connections survive, except those that the new NATS
+// configuration does not allow. Certificates are used for connections made from
+// then on: those of clients, of routes and of replication.
+//
+// An error says what can't be reloaded; nothing has changed then.
+func (n *Node) Reload(opts Options) error {
+	n.reloading.Lock()
+	defer n.reloading.Unlock()
+	next := n.opts
+	next.NATSConfig, next.Credentials = opts.NATSConfig, opts.Credentials
+	next.QueueBytes, next.MinFreeBytes, next.CatchUpRate = opts.QueueBytes, opts.MinFreeBytes, opts.CatchUpRate
+	next, err := next.withDefaults()
+	if err != nil {
+		return err
+	}
+	if n.stopping.Load() || n.Err() != nil {
+		return errors.New("broker: the node is stopping")
+	}
+	if err := n.reloadNATS(next); err != nil {
+		return err
+	}
+	n.limits.reserve.Store(next.MinFreeBytes)
+	n.limits.queueBytes.Store(int64(next.QueueBytes))
+	if n.network != nil {
+		n.network.SetCatchUpRate(next.CatchUpRate)
+	}
+	for p := range n.replicas.open() { // one that is opened now takes it from limits
+		p.queue.resize(next.QueueBytes)
+		p.cursors.resize(next.QueueBytes)
+	}
+	n.space.check()
+	return nil
+}
+
+// NATSConfigDigest returns a digest of what the NATS configuration says, with the
+// files that it includes, and without those that it only names, such as
+// certificates; "" without a configuration.
+func (n *Node) NATSConfigDigest() string { return n.nats.ConfigDigest() }
+
+// reloadNATS passes the server its new configuration, and replication its TLS.
+func (n *Node) reloadNATS(o Options) error {
+	before := maxTransaction(n.nats.MaxPayload())
+	setTLS := func(*tls.Config) (restore func(), err error) { return func() {}, nil }
+	if n.network != nil {
+		setTLS = n.network.SetTLS
+	}
+	if err := n.nats.Reload(o.natsServer(), n.Partitions(), setTLS); err != nil {
+		return err
+	}
+	if now := maxTransaction(n.nats.MaxPayload()); now < before {
+		n.log.Warn("max_payload was lowered: stored transactions that are larger can't be read, and the node is not ready if there are any",
+			"largest_transaction", now, "before", before)
+	}
+	return nil
+}

@@ -1,0 +1,116 @@
+package broker
+
+import (
+	"iter"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/cantuslog/cantus/broker/cluster"
+	"github.com/cantuslog/cantus/raftstore"
+)
+
+// replicaSet are the node's places for replicas, one for each partition. It is empty
+// while the node is starting.
+type replicaSet struct {
+	peers *peers
+
+	mu  sync.Mutex
+	all []*slot // by partition
+}
+
+func (r *replicaSet) set(all []*slot) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.all = all
+}
+
+// list returns all places, none while the node is starting.
+func (r *replicaSet) list() []*slot {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.all
+}
+
+// get returns the place of a partition, nil if there is no such partition.
+func (r *replicaSet) get(partition int) *slot {
+	all := r.list()
+	if partition < 0 || partition >= len(all) {
+		return nil
+	}
+	return all[partition]
+}
+
+// open yields the replicas that are open.
+func (r *replicaSet) open() iter.Seq[*partition] {
+	return func(yield func(*partition) bool) {
+		for _, s := range r.list() {
+			if p := s.current(); p != nil && !yield(p) {
+				return
+			}
+		}
+	}
+}
+
+// compare compares the digests of this node's replicas with another node's.
+func (r *replicaSet) compare(h hello) {
+	for _, report := range h.Groups {
+		s := r.get(report.Partition)
+		if s == nil {
+			continue
+		}
+		if p := s.current(); p != nil && p.fenced.Load() == nil {
+			p.compare(h.Name, report)
+		}
+	}
+}
+
+// measure notes how far a node's replicas are behind this node's, at the time of its
+// status. By the time that somebody asks, these have more.
+func (r *replicaSet) measure(h *hello) {
+	for i := range h.Groups {
+		s := r.get(h.Groups[i].Partition)
+		if s == nil {
+			continue
+		}
+		if p := s.current(); p != nil {
+			h.Groups[i].measure(p.group)
+		}
+	}
+}
+
+// measure notes how far a replica is behind this node's replica of the same group.
+func (r *groupReport) measure(own *raftstore.Group) {
+	if applied := own.Applied(); applied > r.Applied {
+		r.behind = applied - r.Applied
+	}
+}
+
+// mayHold reports whether the group of any partition has, or may have, a node among
+// its members.
+func (r *replicaSet) mayHold(facts cluster.Facts, name string, now time.Time) bool {
+	for p := range facts.Placement {
+		if slices.Contains(facts.Placement[p], name) {
+			return true
+		}
+		report, ok := r.leaderReport(p, now)
+		if !ok {
+			return true // nobody can tell
+		}
+		if _, member := report.Voters[name]; member {
+			return true
+		}
+	}
+	return false
+}
+
+// leaderReport returns the report of a partition's leader, which may be this node.
+func (r *replicaSet) leaderReport(partition int, now time.Time) (groupReport, bool) {
+	_, report, ok := r.peers.leader(partition, now)
+	if p := r.get(partition).current(); p != nil {
+		if own := p.report(); own.leads() && (!ok || own.Term > report.Term) {
+			return own, true
+		}
+	}
+	return report, ok
+}

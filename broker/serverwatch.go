@@ -1,0 +1,135 @@
+package broker
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"sync/atomic"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/micro"
+
+	"github.com/cantuslog/cantus/broker/internal/natslink"
+	"github.com/cantuslog/cantus/broker/internal/natsserver"
+	"github.com/cantuslog/cantus/subjects"
+)
+
+// serverWatch looks whether the node's NATS server lets it serve.
+type serverWatch struct {
+	log        *slog.Logger
+	server     *natsserver.Server
+	names      subjects.Names
+	partitions func() int
+	links      []*natslink.Link // the node's own
+	reads      *natslink.Link
+	control    func() *nats.Conn // for requests to nodes, this one among them
+	serviceID  string            // in discovery
+
+	result atomic.Pointer[natsCheck]
+}
+
+// natsWatch is how often the node looks whether its NATS server lets it serve:
+// accounts may change from outside. Without a configuration file there is no way to
+// change them, and natsRest is enough.
+const (
+	natsWatch = time.Second
+	natsRest  = 10 * time.Second
+)
+
+// watchNATS keeps checked up to date.
+func (w *serverWatch) run(ctx context.Context) {
+	for {
+		err := w.check(ctx)
+		if ctx.Err() != nil {
+			return
+		}
+		last, now := w.latest(), natsCheck{err}
+		w.result.Store(&now)
+		switch {
+		case err == nil && last.err != nil:
+			w.log.Info("the NATS server lets the node serve again")
+		case err != nil && last.String() != now.String():
+			w.log.Error("the NATS server does not let the node serve", "err", err)
+		}
+		again := natsRest
+		if err != nil || w.server.Configured() {
+			again = natsWatch
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-w.server.Reloaded():
+		case <-time.After(again):
+		}
+	}
+}
+
+// natsCheck is what the newest look has shown.
+type natsCheck struct{ err error }
+
+func (c natsCheck) String() string { return fmt.Sprint(c.err) }
+
+func (w *serverWatch) latest() natsCheck {
+	if c := w.result.Load(); c != nil {
+		return *c
+	}
+	return natsCheck{}
+}
+
+// shadowedError says which subject mapping takes requests away from the node.
+type shadowedError string
+
+func (e shadowedError) Error() string { return string(e) }
+
+// checkNATS returns what keeps requests from the node: mappings that lead them
+// elsewhere, or anything that keeps it from hearing its own.
+func (w *serverWatch) check(ctx context.Context) error {
+	if err := w.checkMappings(); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, natslink.AuditTimeout)
+	defer cancel()
+	if err := w.reads.Flush(ctx); err != nil {
+		return err
+	}
+	subject := fmt.Sprintf("%s.%s.%s.%s", micro.APIPrefix, micro.PingVerb, natsserver.ServiceName, w.serviceID)
+	if _, err := w.control().RequestWithContext(ctx, subject, nil); err != nil {
+		return fmt.Errorf("the node does not hear its own requests: %w", err)
+	}
+	return nil
+}
+
+// checkMappings sees to it that appends by key are mapped, and no other subject
+// of the node's is: an account that is replaced loses the node's own mapping.
+func (w *serverWatch) checkMappings() error {
+	partitions := w.partitions()
+	what, keys, err := w.server.Shadowed(partitions)
+	if err != nil {
+		return err
+	}
+	if !keys {
+		w.log.Warn("appends by key are mapped again")
+		if err := w.server.MapKeys(partitions); err != nil {
+			return err
+		}
+	}
+	if what != "" {
+		return shadowedError(what)
+	}
+	return nil
+}
+
+// natsTrouble says what keeps the node from serving over its NATS server, "" if
+// nothing does.
+func (w *serverWatch) trouble() string {
+	for _, l := range w.links {
+		if why := l.Trouble(); why != "" {
+			return why
+		}
+	}
+	if err := w.latest().err; err != nil {
+		return err.Error()
+	}
+	return ""
+}
