@@ -191,7 +191,7 @@ func packages(t *testing.T) []listed {
 	return all
 }
 
-// folderOf gives the top-level folder of one of our packages.
+// folderOf returns the top-level folder of one of our packages.
 func folderOf(path string) string {
 	path, _, _ = strings.Cut(path, " ")
 	folder, _, _ := strings.Cut(strings.TrimPrefix(strings.TrimPrefix(path, module), "/"), "/")

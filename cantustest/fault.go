@@ -157,7 +157,7 @@ func (l *Log) Await(ctx context.Context, verb Verb, n int) error {
 	}
 }
 
-// meet gives the fault for a message.
+// meet returns the fault for a message.
 func (r *rules) meet(verb Verb, m *nats.Msg) Fault {
 	r.mu.Lock()
 	defer r.mu.Unlock()

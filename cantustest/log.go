@@ -135,7 +135,7 @@ func (l *Log) onClose(f func() error) error {
 // URL is where any NATS client connects.
 func (l *Log) URL() string { return l.url }
 
-// Connect gives a NATS connection that reconnects for ever, and at once. It is
+// Connect returns a NATS connection that reconnects for ever, and at once. It is
 // closed with the log.
 func (l *Log) Connect(opts ...nats.Option) (*nats.Conn, error) {
 	nc, err := nats.Connect(l.url, append([]nats.Option{
@@ -153,7 +153,7 @@ func (l *Log) Connect(opts ...nats.Option) (*nats.Conn, error) {
 	return nc, nil
 }
 
-// Client gives a client with a connection of its own. It is closed with the
+// Client returns a client with a connection of its own. It is closed with the
 // log. The log's prefix is put into opts.
 func (l *Log) Client(opts client.Options) (*client.Client, error) {
 	nc, err := l.Connect()
@@ -178,7 +178,7 @@ func (l *Log) NewClient(tb testing.TB, opts client.Options) *client.Client {
 	return c
 }
 
-// Transactions gives all that a partition holds, read past the relay's faults.
+// Transactions returns all that a partition holds, read past the relay's faults.
 func (l *Log) Transactions(ctx context.Context, partition int) ([]*client.Transaction, error) {
 	nc, err := l.node.Conn()
 	if err != nil {

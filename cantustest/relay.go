@@ -266,7 +266,7 @@ func sign(key ed25519.PrivateKey, partition int, packed []byte) nats.Header {
 	}
 }
 
-// pack gives a transaction of the feed as a packed message has it. So a fault meets
+// pack returns a transaction of the feed as a packed message has it. So a fault meets
 // each transaction alone, whichever form its followers listen to.
 func pack(m *nats.Msg) ([]byte, error) {
 	txid, err := strconv.ParseUint(m.Header.Get(subjects.HeaderTxid), 10, 64)

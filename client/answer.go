@@ -9,7 +9,7 @@ import (
 	"github.com/cantuslog/cantus/subjects"
 )
 
-// isNoResponders tells whether NATS itself answered, for want of anybody.
+// isNoResponders reports whether NATS itself answered, for want of anybody.
 func isNoResponders(m *nats.Msg) bool {
 	return len(m.Data) == 0 && m.Header.Get("Status") == "503"
 }
@@ -143,7 +143,7 @@ func (l *lane) refused(fl *flight, e *subjects.Error, mark uint64) {
 	l.again(fl.ch, refusal(*e, l.partition, "", mark), time.Now())
 }
 
-// isClosed tells whether err says that the NATS connection is closed for good.
+// isClosed reports whether err says that the NATS connection is closed for good.
 func isClosed(err error) bool {
 	return errors.Is(err, nats.ErrConnectionClosed) || errors.Is(err, nats.ErrConnectionDraining)
 }

@@ -61,10 +61,10 @@ func (ch *chunk) pick(from, to int, keep func(i int) bool) *chunk {
 	return out
 }
 
-// live tells whether the i-th transaction still waits for its outcome.
+// live reports whether the i-th transaction still waits for its outcome.
 func (ch *chunk) live(i int) bool { return !ch.items[i].f.settled.Load() }
 
-// compact gives a chunk without the settled, nil if none is left.
+// compact returns a chunk without the settled, nil if none is left.
 func (ch *chunk) compact() *chunk {
 	n := 0
 	for i := range ch.items {

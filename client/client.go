@@ -53,7 +53,7 @@ type Client struct {
 	runs []subjects.BatchRun // owned by the inbox goroutine
 }
 
-// New gives a client over nc, which stays the caller's: Close does not close
+// New returns a client over nc, which stays the caller's: Close does not close
 // it. Give nc unlimited reconnects; while it has no connection, what is
 // appended waits.
 func New(nc *nats.Conn, opts Options) (*Client, error) {
@@ -179,7 +179,7 @@ func (c *Client) AppendAsync(ctx context.Context, tx *Tx) (*Future, error) {
 	return f, nil
 }
 
-// lane gives the sender of a partition, and starts it with the first
+// lane returns the sender of a partition, and starts it with the first
 // transaction.
 func (c *Client) lane(partition int) (*lane, error) {
 	c.mu.Lock()

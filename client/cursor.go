@@ -38,7 +38,7 @@ type CursorMismatchError struct {
 	Position Position
 }
 
-// Unwrap gives the refusal.
+// Unwrap returns the refusal.
 func (e *CursorMismatchError) Unwrap() error { return &e.RefusedError }
 
 // Cursor names a cursor of a partition; name is one token of at most 64 bytes.

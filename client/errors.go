@@ -112,7 +112,7 @@ func (e *RefusedError) Is(target error) bool { s, ok := byReason[e.Reason]; retu
 // applied up to it meets none of them again. Conflicts lists all, the newest first.
 type ConflictError struct{ RefusedError }
 
-// Unwrap gives the refusal.
+// Unwrap returns the refusal.
 func (e *ConflictError) Unwrap() error { return &e.RefusedError }
 
 // UnknownOutcomeError is the error of a transaction that was sent and may or may not have
@@ -130,7 +130,7 @@ func (e *UnknownOutcomeError) Error() string {
 	return fmt.Sprintf("partition %d: outcome of message id %q unknown: %v", e.Partition, e.ID, e.Err)
 }
 
-// Unwrap gives ErrUnknown and the cause.
+// Unwrap returns ErrUnknown and the cause.
 func (e *UnknownOutcomeError) Unwrap() []error { return []error{ErrUnknown, e.Err} }
 
 // refusal makes the error of what a reply said.

@@ -14,7 +14,7 @@ import (
 	"github.com/cantuslog/cantus/client"
 )
 
-// exampleClient gives a client of a node within the process. A service would
+// exampleClient returns a client of a node within the process. A service would
 // use nats.Connect with nats.MaxReconnects(-1).
 func exampleClient() (c *client.Client, done func()) {
 	dir, err := os.MkdirTemp("", "cantus")

@@ -59,7 +59,7 @@ func checkPayloads(t testing.TB, seen []*client.Transaction, n int) {
 	}
 }
 
-// pinned gives a client that has its feed key from the start, and its connection.
+// pinned returns a client that has its feed key from the start, and its connection.
 func pinned(t testing.TB, l *cantustest.Log, key string) (*client.Client, *nats.Conn) {
 	t.Helper()
 	nc, err := l.Connect()

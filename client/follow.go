@@ -508,7 +508,7 @@ func (f *Follower) Wait(ctx context.Context, partition int, txid uint64) error {
 	return p.pos.wait(ctx, txid)
 }
 
-// All gives the transactions of a partition after a txid, once, in order, for
+// All returns the transactions of a partition after a txid, once, in order, for
 // ever: until the loop is left, or with the error that ends it. OnError and
 // OnStop of opts mean nothing here.
 func (c *Client) All(ctx context.Context, partition int, after uint64, opts FollowOptions) iter.Seq2[*Transaction, error] {

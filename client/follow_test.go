@@ -107,7 +107,7 @@ func TestFollowerMissesNothingThroughDisconnects(t *testing.T) {
 	checkSeen(t, seen(0), count)
 }
 
-// deafen gives a client that hears nothing of the feed, its connection, and
+// deafen returns a client that hears nothing of the feed, its connection, and
 // one that appends. Timeouts don't help the deaf one.
 func deafen(t *testing.T) (deaf *client.Client, nc *nats.Conn, c *client.Client) {
 	t.Helper()

@@ -73,7 +73,7 @@ func (f *Future) appendID(dst []byte) []byte {
 	return strconv.AppendUint(append(dst, f.lane.c.idPrefix...), f.number, 36)
 }
 
-// Wait gives the outcome. When ctx ends first it returns ctx's error, and the
+// Wait returns the outcome. When ctx ends first it returns ctx's error, and the
 // transaction stays on its way.
 func (f *Future) Wait(ctx context.Context) (Receipt, error) {
 	if f.done.Load() == alreadyDone {
@@ -87,7 +87,7 @@ func (f *Future) Wait(ctx context.Context) (Receipt, error) {
 	}
 }
 
-// settle sets the outcome and tells whether it was the first to do so, in
+// settle sets the outcome and reports whether it was the first to do so, in
 // which case the caller gives the room back.
 func (f *Future) settle(r Receipt, err error) bool {
 	if !f.settled.CompareAndSwap(false, true) {

@@ -10,13 +10,13 @@ import (
 	"github.com/cantuslog/cantus/subjects"
 )
 
-// Get gives one committed transaction. Errors: ErrAhead past the log's end,
+// Get returns one committed transaction. Errors: ErrAhead past the log's end,
 // ErrTrimmed. It asks until ctx ends.
 func (c *Client) Get(ctx context.Context, partition int, txid uint64) (*Transaction, error) {
 	return c.get(ctx, partition, subjects.GetRequest{Txid: txid})
 }
 
-// LastWriter gives the newest transaction that recorded, as write or append
+// LastWriter returns the newest transaction that recorded, as write or append
 // lock, a lock that overlaps this one. ErrNotFound says that none is known:
 // nobody recorded it, or so long ago that the partition has forgotten who.
 func (c *Client) LastWriter(ctx context.Context, partition int, lock string) (*Transaction, error) {

@@ -15,7 +15,7 @@ import (
 // replica and the server's default of syncing every two minutes, within the
 // process as well.
 
-// newStream gives a stream of its own.
+// newStream returns a stream of its own.
 func newStream(b *testing.B) jetstream.JetStream {
 	s, err := server.NewServer(&server.Options{DontListen: true, JetStream: true, StoreDir: b.TempDir(), NoSigs: true})
 	if err != nil {

@@ -161,7 +161,7 @@ func (l *lane) launch(ch *chunk, now time.Time) *flight {
 	return fl
 }
 
-// land takes the flight out of those in flight and tells whether it was among
+// land takes the flight out of those in flight and reports whether it was among
 // them.
 func (l *lane) land(fl *flight) bool {
 	i := slices.Index(l.flights, fl)

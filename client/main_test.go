@@ -22,7 +22,7 @@ func TestMain(m *testing.M) {
 	goleak.VerifyTestMain(m, goleak.IgnoreTopFunction("github.com/golang/glog.(*fileSink).flushDaemon"))
 }
 
-// soon gives a context that ends with the test, or with its patience.
+// soon returns a context that ends with the test, or with its patience.
 func soon(t testing.TB) context.Context {
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	t.Cleanup(cancel)
@@ -60,7 +60,7 @@ func connect(t testing.TB, n *broker.Node, opts ...nats.Option) *nats.Conn {
 	return nc
 }
 
-// newClient gives a client, closed in cleanup.
+// newClient returns a client, closed in cleanup.
 func newClient(t testing.TB, nc *nats.Conn, opts client.Options) *client.Client {
 	t.Helper()
 	c, err := client.New(nc, opts)
@@ -75,7 +75,7 @@ func newClient(t testing.TB, nc *nats.Conn, opts client.Options) *client.Client 
 	return c
 }
 
-// newLog gives a node with two partitions and a client of it.
+// newLog returns a node with two partitions and a client of it.
 func newLog(t testing.TB) (*broker.Node, *client.Client) {
 	t.Helper()
 	n := openNode(t, broker.Options{})

@@ -57,7 +57,7 @@ type proxy struct {
 	kept []*nats.Msg // answers that are late
 }
 
-// newProxy gives a proxy for batches, a client behind it and one that has the
+// newProxy returns a proxy for batches, a client behind it and one that has the
 // node to itself. next decides on each message.
 func newProxy(t testing.TB, opts client.Options, next func(m *nats.Msg) fault) (p *proxy, faulty, direct *client.Client) {
 	t.Helper()

@@ -46,7 +46,7 @@ func (r *room) drain() <-chan struct{} {
 	return r.idle
 }
 
-// fits tells whether size may enter; mu is held.
+// fits reports whether size may enter; mu is held.
 func (r *room) fits(size int) bool {
 	return r.count > 0 && (size <= r.bytes || r.bytes == r.all)
 }

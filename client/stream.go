@@ -411,7 +411,7 @@ func (s *stream) checkAgain() {
 	s.startRead()
 }
 
-// take gives what is queued, and waits for something if nothing is. With the
+// take returns what is queued, and waits for something if nothing is. With the
 // stream's end it gives why.
 func (s *stream) take(ctx context.Context) ([]entry, error) {
 	for {
@@ -514,7 +514,7 @@ func (s *stream) tickLocked(now time.Time) time.Time {
 	return now.Add(s.c.opts.AttemptTimeout)
 }
 
-// state gives what Progress shows.
+// state returns what Progress shows.
 func (s *stream) state() (p Progress) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -156,7 +156,7 @@ func (p *packedParser) add(list []string, value string) []string {
 	return p.names[start:len(p.names):len(p.names)]
 }
 
-// passes tells whether kinds and lock, where given, ask for t, as a node
+// passes reports whether kinds and lock, where given, ask for t, as a node
 // decides it.
 func (t *Transaction) passes(kinds []string, lock string) bool {
 	if len(kinds) > 0 && !slices.Contains(kinds, t.Kind) {

@@ -70,7 +70,7 @@ func (a *authority) write(file, kind string, der []byte) string {
 	return file
 }
 
-// sign gives the files of a certificate that is valid until a time, and its
+// sign returns the files of a certificate that is valid until a time, and its
 // key.
 func (a *authority) sign(name string, until time.Time) (certFile, keyFile string) {
 	a.t.Helper()

@@ -104,7 +104,7 @@ func (c *cluster) prepare(name string, args ...string) *node {
 	return n
 }
 
-// address gives one that a node can listen on, and no other does.
+// address returns one that a node can listen on, and no other does.
 func (c *cluster) address(name string) string {
 	address := ports.Free(c.tb)
 	if c.spaces != nil {
@@ -175,7 +175,7 @@ func (c *cluster) dial(name string) *client {
 	return client
 }
 
-// dialOnly gives a client that stays with one node.
+// dialOnly returns a client that stays with one node.
 func (c *cluster) dialOnly(n *node) *client {
 	c.tb.Helper()
 	client := dial(c.tb, n.url, nats.IgnoreDiscoveredServers())
@@ -366,7 +366,7 @@ func (c *cluster) until(ctx context.Context, what string, missing func(context.C
 	}
 }
 
-// leader gives the node that leads a partition, once one does and answers.
+// leader returns the node that leads a partition, once one does and answers.
 func (c *cluster) leader(ctx context.Context, client *client, partition int) (*node, error) {
 	var info partitionInfo
 	err := c.until(ctx, fmt.Sprintf("partition %d led", partition), func(ctx context.Context) string {

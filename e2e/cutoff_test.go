@@ -160,7 +160,7 @@ func checkFed(t *testing.T, feed *nats.Subscription, log []*nats.Msg) {
 	}
 }
 
-// others gives the nodes beside one.
+// others returns the nodes beside one.
 func (c *cluster) others(one *node) (others []*node) {
 	for _, n := range c.nodes {
 		if n != one {

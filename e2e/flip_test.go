@@ -241,7 +241,7 @@ func smallStore(t *testing.T, kill bool) (files, content) {
 	return snapshot(t, n.dir), want
 }
 
-// serveFlipped tells whether the directory is served as if nothing had
+// serveFlipped reports whether the directory is served as if nothing had
 // happened to it. What it serves must be right, and a refusal must say why, and
 // name the file that has the flipped byte.
 func serveFlipped(t *testing.T, dir, name string, want content) bool {

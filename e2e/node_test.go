@@ -279,7 +279,7 @@ func (t *tail) Write(b []byte) (int, error) {
 	return len(b), nil
 }
 
-// has tells whether a text is in what is kept.
+// has reports whether a text is in what is kept.
 func (t *tail) has(text string) bool { return strings.Contains(t.String(), text) }
 
 func (t *tail) String() string {

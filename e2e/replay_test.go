@@ -299,7 +299,7 @@ func checkLog(t *testing.T, h *history, partition int, log []*nats.Msg) {
 	}
 }
 
-// stamp gives a transaction's time in a form that sorts.
+// stamp returns a transaction's time in a form that sorts.
 func stamp(t *testing.T, m *nats.Msg) string {
 	t.Helper()
 	at, err := time.Parse(time.RFC3339Nano, m.Header.Get("Cantus-Time"))

@@ -46,7 +46,7 @@ func checkEnds(t *testing.T, p *process, words ...string) {
 	}
 }
 
-// serve gives the arguments that serve dir on free ports.
+// serve returns the arguments that serve dir on free ports.
 func serve(dir string, more ...string) []string { return (&node{dir: dir, args: more}).serveArgs() }
 
 func TestWrongDirectory(t *testing.T) {

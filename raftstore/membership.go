@@ -26,7 +26,7 @@ func (g *Group) AddReplica(ctx context.Context, node string) error {
 	})
 }
 
-// Promote gives a member a vote. The member should have caught up: until then
+// Promote makes a member a voter. The member should have caught up: until then
 // the group needs it for a majority and can't have it. The errors are those of
 // [Group.AddReplica], and one if the node is not a member.
 func (g *Group) Promote(ctx context.Context, node string) error {

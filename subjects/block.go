@@ -87,7 +87,7 @@ func cutLine(b []byte) (line, rest []byte, ok bool) {
 	return b[:i-1], b[i+1:], true
 }
 
-// isKey tells whether b can be a header's name: visible ASCII.
+// isKey reports whether b can be a header's name: visible ASCII.
 func isKey(b []byte) bool {
 	for _, c := range b {
 		if c <= ' ' || c >= 0x7f {

@@ -13,7 +13,7 @@ import (
 // field is one line of a header block.
 type field struct{ key, value string }
 
-// scan gives the fields of a block.
+// scan returns the fields of a block.
 func scan(block []byte) (fields []field, err error) {
 	err = subjects.ScanBlock(block, func(key, value []byte) error {
 		fields = append(fields, field{string(key), string(value)})

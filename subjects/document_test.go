@@ -38,7 +38,7 @@ func document(t *testing.T) string {
 	return string(b)
 }
 
-// tables gives the body rows of every table whose head has these cells first.
+// tables returns the body rows of every table whose head has these cells first.
 func tables(t *testing.T, head ...string) (rows [][]string) {
 	t.Helper()
 	inside, body := false, false
@@ -87,7 +87,7 @@ func firstColumn(t *testing.T, rows [][]string) (names []string) {
 	return slices.Compact(names)
 }
 
-// constants gives the exported constants of the package whose names begin so,
+// constants returns the exported constants of the package whose names begin so,
 // by name, as its source has them.
 func constants(t *testing.T, prefixes ...string) map[string]string {
 	t.Helper()
@@ -118,7 +118,7 @@ func constants(t *testing.T, prefixes ...string) map[string]string {
 	return found
 }
 
-// evaluate gives the value of a constant expression that names no other.
+// evaluate returns the value of a constant expression that names no other.
 func evaluate(t *testing.T, e ast.Expr) string {
 	t.Helper()
 	v, err := types.Eval(token.NewFileSet(), nil, token.NoPos, types.ExprString(e))
@@ -309,7 +309,7 @@ func decoded(t *testing.T, b []byte) (v any) {
 	return v
 }
 
-// dump gives the bytes of the example in hexadecimal behind a heading.
+// dump returns the bytes of the example in hexadecimal behind a heading.
 func dump(t *testing.T, heading string) []byte {
 	t.Helper()
 	_, rest, ok := strings.Cut(document(t), "\n"+heading+"\n")

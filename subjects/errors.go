@@ -38,7 +38,7 @@ var codes = map[Reason]int{
 	TooLarge: 413, IDReused: 422, Busy: 429, Internal: 500, Unavailable: 503, Unknown: 504, StorageFull: 507,
 }
 
-// Code gives the reason's numeric code, 500 for one that is not in the table.
+// Code returns the reason's numeric code, 500 for one that is not in the table.
 func (r Reason) Code() int {
 	if c, ok := codes[r]; ok {
 		return c
@@ -86,7 +86,7 @@ func Errorf(reason Reason, format string, args ...any) *Error {
 	return &Error{Code: reason.Code(), Reason: reason, Message: fmt.Sprintf(format, args...)}
 }
 
-// Error gives the reason and the message.
+// Error returns the reason and the message.
 func (e *Error) Error() string { return fmt.Sprintf("%s (%d): %s", e.Reason, e.Code, e.Message) }
 
 func badf(format string, args ...any) error { return Errorf(BadRequest, format, args...) }

@@ -116,7 +116,7 @@ var requestHeaders = []string{
 	HeaderKind, HeaderMsgID, HeaderExpectedLast,
 }
 
-// IsRequestHeader tells whether key is one of the headers that an append may
+// IsRequestHeader reports whether key is one of the headers that an append may
 // carry with a meaning.
 func IsRequestHeader(key string) bool { return slices.Contains(requestHeaders, key) }
 

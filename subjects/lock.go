@@ -82,7 +82,7 @@ func CheckLock(name string) error {
 	return nil
 }
 
-// CheckKind tells whether kind can be the last token of a feed subject: one
+// CheckKind reports whether kind can be the last token of a feed subject: one
 // token as in lock names, which may hold commas.
 func CheckKind(kind string) error {
 	if err := checkToken(kind); err != nil {
@@ -91,7 +91,7 @@ func CheckKind(kind string) error {
 	return nil
 }
 
-// CheckCursor tells whether name can name a cursor: one token as in lock
+// CheckCursor reports whether name can name a cursor: one token as in lock
 // names, which may hold commas.
 func CheckCursor(name string) error {
 	if err := checkToken(name); err != nil {
@@ -109,7 +109,7 @@ func CheckKey(key string) error {
 	return nil
 }
 
-// CheckMsgID tells whether id can be a message id: 1 to 128 bytes.
+// CheckMsgID reports whether id can be a message id: 1 to 128 bytes.
 func CheckMsgID(id string) error {
 	switch {
 	case id == "":
@@ -170,13 +170,13 @@ func checkRunes(token string) error {
 	return nil
 }
 
-// Overlap tells whether two lock names overlap: they are equal, or one is a
+// Overlap reports whether two lock names overlap: they are equal, or one is a
 // subtree that holds the other. Both are assumed to pass [CheckLock].
 func Overlap(a, b string) bool {
 	return a == b || holds(a, b) || holds(b, a)
 }
 
-// holds tells whether tree is a subtree that name, a point or a subtree of
+// holds reports whether tree is a subtree that name, a point or a subtree of
 // its own, lies in. What stands before the ">" of a lock name is empty or ends
 // in a dot, so that a prefix ends where a token does.
 func holds(tree, name string) bool {

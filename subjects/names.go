@@ -97,7 +97,7 @@ func (n Names) Admin(parts ...string) string {
 	return n.prefix() + ".admin." + strings.Join(parts, ".")
 }
 
-// CheckPrefix tells whether a prefix can begin every subject: one to four
+// CheckPrefix reports whether a prefix can begin every subject: one to four
 // plain NATS tokens, none of them starting with "$" (those are the server's).
 // The error is a plain one: prefixes come from operators, not over the wire.
 func CheckPrefix(prefix string) error {

@@ -26,7 +26,7 @@ func AppendPacked(dst []byte, t Packed) []byte {
 	return append(dst, t.Payload...)
 }
 
-// NextPacked gives the first transaction of a packed message, and what is
+// NextPacked returns the first transaction of a packed message, and what is
 // behind it. A message that is broken gives an error that says where.
 func NextPacked(message []byte) (t Packed, rest []byte, err error) {
 	if len(message) < packedHead {

@@ -150,7 +150,7 @@ func (a *applier) done() uint64 {
 	return a.applied
 }
 
-// wait blocks until Badger has frame seq, and tells whether it has.
+// wait blocks until Badger has frame seq, and reports whether it has.
 func (a *applier) wait(seq uint64) bool {
 	a.mu.Lock()
 	defer a.mu.Unlock()

@@ -158,7 +158,7 @@ func syncDir(dir string, which func(name string) bool) error {
 }
 
 // reclaim has Badger rewrite one value log of which more than half was deleted,
-// and tells whether there may be more. Badger would remove the old file while what
+// and reports whether there may be more. Badger would remove the old file while what
 // it moved is not synced yet; it keeps it for as long as there is an iterator.
 // Frames wait meanwhile, bounded as ever, and commits go on.
 func (s *Store) reclaim() (more bool, err error) {
@@ -198,7 +198,7 @@ func (s *Store) reclaim() (more bool, err error) {
 	return more, nil
 }
 
-// muchDeleted tells whether what was deleted is worth a compaction: a value log,
+// muchDeleted reports whether what was deleted is worth a compaction: a value log,
 // and as much as all tables, so that writing them anew costs less than it gives.
 func (s *Store) muchDeleted() bool {
 	if after := s.opts.mergeAfter; after > 0 {

@@ -89,7 +89,7 @@ func (w *BatchWriter) Count() int { return int(w.count) }
 // Size is the number of bytes so far.
 func (w *BatchWriter) Size() int { return len(w.buf) }
 
-// Finish gives the batch's bytes, which are the caller's from then on.
+// Finish returns the batch's bytes, which are the caller's from then on.
 func (w *BatchWriter) Finish() []byte {
 	binary.LittleEndian.PutUint32(w.buf[4:], w.count)
 	b := binary.LittleEndian.AppendUint32(w.buf, crc32.Checksum(w.buf, castagnoli))
@@ -192,11 +192,11 @@ type BatchReader struct {
 	err   error
 }
 
-// Read gives a reader that stands before the batch's first record.
+// Read returns a reader that stands before the batch's first record.
 func (b Batch) Read() BatchReader { return BatchReader{batch: b, rest: b.records} }
 
 // Next reads the next transaction into t, whose Locks are used again, and
-// tells whether there was one; Err tells why not.
+// reports whether there was one; Err tells why not.
 func (r *BatchReader) Next(t *Transaction) bool {
 	record, ok := r.next()
 	if !ok {
@@ -235,7 +235,7 @@ func (r *BatchReader) NextCursor(c *Cursor) bool {
 	return true
 }
 
-// NextRaw gives the next record as it was added.
+// NextRaw returns the next record as it was added.
 func (r *BatchReader) NextRaw() (record []byte, ok bool) { return r.next() }
 
 // Err is nil if the records ended where the batch says.

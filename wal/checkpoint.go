@@ -78,7 +78,7 @@ func (s *Store) runCheckpoints() {
 	}
 }
 
-// stepCheckpoint takes a checkpoint and tells whether there is one.
+// stepCheckpoint takes a checkpoint and reports whether there is one.
 func (s *Store) stepCheckpoint() bool {
 	err := s.takeCheckpoint()
 	switch {

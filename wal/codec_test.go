@@ -12,7 +12,7 @@ import (
 	"github.com/cantuslog/cantus/wal"
 )
 
-// chance gives a source of randomness whose seed a failing test tells.
+// chance returns a source of randomness whose seed a failing test tells.
 func chance(t testing.TB) *rand.Rand {
 	t.Helper()
 	seed := rand.Uint64()

@@ -100,7 +100,7 @@ func damages(t *testing.T, r *rand.Rand, dir string) (all []damage) {
 	return all
 }
 
-// written gives the offsets of bytes that are not zero, and of some that are.
+// written returns the offsets of bytes that are not zero, and of some that are.
 func written(path string) (offsets []int64, err error) {
 	b, err := os.ReadFile(path)
 	for i, c := range b {

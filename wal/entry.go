@@ -35,7 +35,7 @@ const (
 	entryHeader  = 18
 )
 
-// encode gives e as it is stored in the log of group, after so many
+// encode returns e as it is stored in the log of group, after so many
 // truncations of it.
 func (e *Entry) encode(group uint32, cuts uint64) []byte {
 	n := entryHeader + uvLen(uint64(len(e.Extensions))) + len(e.Extensions) + len(e.Data) + crcSize
@@ -85,7 +85,7 @@ func entrySum(group uint32, index, cuts uint64, body []byte) uint32 {
 	return crc32.Update(crc32.Checksum(where[:], castagnoli), castagnoli, body)
 }
 
-// entryData gives the data of an encoded entry of type 0 without checking it,
+// entryData returns the data of an encoded entry of type 0 without checking it,
 // nil for another type: for bytes that were encoded a moment ago.
 func entryData(b []byte) []byte {
 	if len(b) < entryHeader+1+crcSize || b[1] != 0 {

@@ -61,7 +61,7 @@ func EntryChecksum(group uint32, index, cuts uint64, b []byte) []byte {
 	return binary.LittleEndian.AppendUint32(nil, entrySum(group, index, cuts, b))
 }
 
-// WalkBadgerLog gives where the whole entries of one of Badger's logs end.
+// WalkBadgerLog returns where the whole entries of one of Badger's logs end.
 func WalkBadgerLog(path string) (end int64, err error) {
 	return walkBadgerLog(path, badgerLogHeader, -1)
 }

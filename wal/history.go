@@ -19,7 +19,7 @@ type span struct {
 	Cuts uint64 `json:"cuts"`
 }
 
-// cuts gives the number for index, 0 before the first span.
+// cuts returns the number for index, 0 before the first span.
 func (h history) cuts(index uint64) uint64 {
 	i := sort.Search(len(h), func(i int) bool { return h[i].From > index })
 	if i == 0 {
@@ -28,7 +28,7 @@ func (h history) cuts(index uint64) uint64 {
 	return h[i-1].Cuts
 }
 
-// appended gives h after the entry at index was appended.
+// appended returns h after the entry at index was appended.
 func (h history) appended(index, cuts uint64) history {
 	last := uint64(0)
 	if len(h) > 0 {
@@ -40,13 +40,13 @@ func (h history) appended(index, cuts uint64) history {
 	return append(slices.Clip(h), span{index, cuts})
 }
 
-// truncated gives h without the entries from index on.
+// truncated returns h without the entries from index on.
 func (h history) truncated(from uint64) history {
 	n := sort.Search(len(h), func(i int) bool { return h[i].From >= from })
 	return h[:n:n]
 }
 
-// trimmed gives h without the entries before index first.
+// trimmed returns h without the entries before index first.
 func (h history) trimmed(first uint64) history {
 	i := sort.Search(len(h), func(i int) bool { return h[i].From > first })
 	return h[max(i-1, 0):]

@@ -111,7 +111,7 @@ func randomID() string {
 	return hex.EncodeToString(r[:])
 }
 
-// Nominate gives the id that an empty or missing directory will have as a
+// Nominate returns the id that an empty or missing directory will have as a
 // node's once it is founded by [Open]. It is the same each time, also after a
 // crash. The errors to test for are [ErrInUse], [ErrReadOnly] and [ErrDamaged].
 func Nominate(dir string) (nodeID string, err error) {

@@ -189,7 +189,7 @@ func (l *Log) TrimHead(through uint64) error {
 	return err
 }
 
-// Meta gives the value that was last set for a name, nil if none. It is not
+// Meta returns the value that was last set for a name, nil if none. It is not
 // to be changed.
 func (l *Log) Meta(name string) []byte {
 	l.mu.RLock()
@@ -197,7 +197,7 @@ func (l *Log) Meta(name string) []byte {
 	return l.meta[name]
 }
 
-// Metas gives the names and values that begin with prefix.
+// Metas returns the names and values that begin with prefix.
 func (l *Log) Metas(prefix string) map[string][]byte {
 	l.mu.RLock()
 	defer l.mu.RUnlock()
@@ -237,7 +237,7 @@ func (l *Log) Void(index uint64) error {
 	return l.store.commit([]journal.Op{{Key: groupKey(opVoid, l.group), Value: indexValue(index)}})
 }
 
-// Voids gives the indexes of batches that did not count, in the order in which
+// Voids returns the indexes of batches that did not count, in the order in which
 // they were marked. The slice is not to be changed.
 func (l *Log) Voids() []uint64 {
 	l.mu.RLock()

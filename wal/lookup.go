@@ -9,7 +9,7 @@ import (
 	"github.com/dgraph-io/badger/v4"
 )
 
-// FindTx gives the index of the batch that holds a txid, looking no further
+// FindTx returns the index of the batch that holds a txid, looking no further
 // than index to: the caller knows up to where it has marked what is void. The
 // error is [ErrTrimmed] if txid is older than what is kept, or nothing up to
 // index to is, [ErrNotFound] if no batch up to there holds it, or as
@@ -81,7 +81,7 @@ func (l *Log) searchTx(txid uint64, from start, to uint64, voids []uint64) (uint
 	return 0, ErrNotFound
 }
 
-// transactions gives the batch in e if it is one of transactions. Its header
+// transactions returns the batch in e if it is one of transactions. Its header
 // alone is looked at: the entry's checksum covers it.
 func (e *Entry) transactions() (Batch, bool) {
 	if e.Type != 0 {
@@ -200,7 +200,7 @@ func (b *batches) run() {
 	}
 }
 
-// entry gives the batch in an entry, if it is the next one. Where no more is
+// entry returns the batch in an entry, if it is the next one. Where no more is
 // wanted, next is 0 then.
 func (b *batches) entry(e *Entry) (found bool, err error) {
 	if e.Type != 0 {

@@ -99,7 +99,7 @@ func (l *Log) look(index uint64) (moment, error) {
 	return at, nil
 }
 
-// cutSince tells whether a suffix was truncated since: what Badger has may be
+// cutSince reports whether a suffix was truncated since: what Badger has may be
 // another entry by now, or none, with the new one in memory.
 func (l *Log) cutSince(at moment) bool {
 	l.mu.RLock()
@@ -201,7 +201,7 @@ func (l *Log) whereIs(index uint64) (path string) {
 // memory or from the disk.
 func (l *Log) EntriesRead() uint64 { return l.read.Load() }
 
-// InMemory tells whether the entry at index would be read from memory.
+// InMemory reports whether the entry at index would be read from memory.
 func (l *Log) InMemory(index uint64) bool {
 	l.mu.RLock()
 	defer l.mu.RUnlock()

@@ -53,7 +53,7 @@ func writeSealed(path string, v any) error {
 	return journal.OSFS.SyncDir(filepath.Dir(path))
 }
 
-// readSealed gives fs.ErrNotExist if there is no file.
+// readSealed returns fs.ErrNotExist if there is no file.
 func readSealed(path string, v any) error {
 	b, err := os.ReadFile(path)
 	if err != nil {

@@ -490,7 +490,7 @@ func (s *Store) fail(cause error) {
 	}
 }
 
-// Failed gives the error that latched the store, nil while it works. It wraps
+// Failed returns the error that latched the store, nil while it works. It wraps
 // [ErrFailed].
 func (s *Store) Failed() error {
 	if p := s.failure.Load(); p != nil {
@@ -509,7 +509,7 @@ type Stats struct {
 	Applied uint64
 }
 
-// Stats gives the counters.
+// Stats returns the counters.
 func (s *Store) Stats() Stats {
 	return Stats{Journal: s.journal.Stats(), Applied: s.applier.done()}
 }

@@ -20,7 +20,7 @@ type tailEntry struct {
 	count uint32
 }
 
-// get gives the encoded entry at index, nil if the tail doesn't hold it.
+// get returns the encoded entry at index, nil if the tail doesn't hold it.
 func (t *tail) get(index uint64) []byte {
 	if index < t.base || index-t.base >= uint64(len(t.entries)) {
 		return nil

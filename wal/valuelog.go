@@ -110,7 +110,7 @@ func writableBadgerLogs(dir string) (names []string, err error) {
 	return names, err
 }
 
-// badgerLogEnds gives how far the writable log files in dir hold whole
+// badgerLogEnds returns how far the writable log files in dir hold whole
 // entries. known are the ends that were found before, from where it looks on.
 func badgerLogEnds(dir string, known map[string]badgerLogEnd) (map[string]badgerLogEnd, error) {
 	names, err := writableBadgerLogs(dir)

@@ -14,7 +14,7 @@ import (
 // digest(n) = SHA-256(digest(n-1) ‖ batch n), from 32 zero bytes on.
 type Digest [sha256.Size]byte
 
-// Next gives the digest after one more batch.
+// Next returns the digest after one more batch.
 func (d Digest) Next(batch []byte) Digest {
 	h := sha256.New()
 	h.Write(d[:])
@@ -43,7 +43,7 @@ type Base struct {
 
 const baseSize = 8 + sha256.Size
 
-// EncodeBase gives b as it is kept in a log's small state: the txid as 8
+// EncodeBase returns b as it is kept in a log's small state: the txid as 8
 // big-endian bytes, and the digest.
 func EncodeBase(b Base) []byte {
 	return append(binary.BigEndian.AppendUint64(make([]byte, 0, baseSize), b.Txid), b.Digest[:]...)

@@ -38,10 +38,10 @@ func newLease(k cursor, term time.Duration) *lease {
 // round is how long one look or renewal may take to count.
 func (l *lease) round() time.Duration { return l.term / 3 }
 
-// held tells whether it is held now.
+// held reports whether it is held now.
 func (l *lease) held() bool { return !l.until.IsZero() && l.now().Before(l.until) }
 
-// alive tells whether somebody, oneself included, holds or claims it, as far
+// alive reports whether somebody, oneself included, holds or claims it, as far
 // as was seen.
 func (l *lease) alive() bool { return l.seen.Txid != 0 && l.now().Sub(l.since) < l.term }
 

@@ -198,7 +198,7 @@ func (m *member) alone() bool {
 	return len(m.slots) > 1
 }
 
-// share gives the partitions that are the member's, as far as it sees. A slot
+// share returns the partitions that are the member's, as far as it sees. A slot
 // that is merely claimed counts too, everywhere: partitions have leases of their
 // own.
 func (m *member) share() (mine []int) {

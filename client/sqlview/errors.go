@@ -30,7 +30,7 @@ type away struct{ err error }
 func (e *away) Error() string { return "database: " + e.err.Error() }
 func (e *away) Unwrap() error { return e.err }
 
-// transient tells whether an error comes of the database's state and not of
+// transient reports whether an error comes of the database's state and not of
 // what it was asked. Drivers are known by the methods of their errors.
 func transient(err error) bool {
 	for _, known := range []error{driver.ErrBadConn, sql.ErrConnDone, context.Canceled, context.DeadlineExceeded, io.EOF, io.ErrUnexpectedEOF, net.ErrClosed} {
@@ -54,7 +54,7 @@ func transient(err error) bool {
 	return false
 }
 
-// codeOf gives an error's SQLite result code, or the class of its SQLSTATE.
+// codeOf returns an error's SQLite result code, or the class of its SQLSTATE.
 func codeOf(err error) (code int, class string) {
 	var sqlite interface {
 		error

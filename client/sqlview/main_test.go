@@ -83,7 +83,7 @@ func onEach(t *testing.T, test func(t *testing.T, d database)) {
 	}
 }
 
-// open gives connections of their own, as another process would have them.
+// open returns connections of their own, as another process would have them.
 func (d database) open(t testing.TB) *sql.DB {
 	t.Helper()
 	db, err := sql.Open(d.driver, d.dsn)

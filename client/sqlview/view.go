@@ -120,7 +120,7 @@ func (v *View) create(ctx context.Context) (err error) {
 	return err
 }
 
-// checked gives a partition's mark, having compared it with the log.
+// checked returns a partition's mark, having compared it with the log.
 func (v *View) checked(ctx context.Context, c *client.Client, partition int) (uint64, error) {
 	mark, stamped, err := v.marks.get(ctx, v.marks.db, partition)
 	if err != nil || mark == 0 || stamped == "" {

@@ -285,7 +285,7 @@ func (c *appendCmd) nobody(ctx context.Context, l *link) error {
 	return l.noLeader(ctx, n)
 }
 
-// passing tells whether a refusal is worth another try within seconds.
+// passing reports whether a refusal is worth another try within seconds.
 func passing(e *subjects.Error) bool {
 	return e != nil && (e.Reason == subjects.Unknown || e.Reason == subjects.Unavailable || e.Reason == subjects.Busy)
 }

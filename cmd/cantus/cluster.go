@@ -212,7 +212,7 @@ func (l *link) await(ctx context.Context, most time.Duration, done func(subjects
 	}
 }
 
-// settled tells whether every partition is where it is to be, led by who is
+// settled reports whether every partition is where it is to be, led by who is
 // to lead it.
 func settled(s subjects.ClusterStatus) bool {
 	for _, p := range s.Partitions {

@@ -185,7 +185,7 @@ func flagWords(cmd *kong.Node) []string {
 	return words
 }
 
-// takesPath tells whether a value names a file or a directory.
+// takesPath reports whether a value names a file or a directory.
 func takesPath(v *kong.Value) bool {
 	if v.Flag == nil {
 		return v.Name == "FILE" || v.Name == "DIR"
@@ -193,7 +193,7 @@ func takesPath(v *kong.Value) bool {
 	return v.Flag.PlaceHolder == "FILE" || v.Flag.PlaceHolder == "DIR"
 }
 
-// argumentWords gives what a command's first argument may be, "" for anything.
+// argumentWords returns what a command's first argument may be, "" for anything.
 func argumentWords(cmd *kong.Node) string {
 	if len(cmd.Children) > 0 {
 		return strings.Join(commandNames(cmd), " ")

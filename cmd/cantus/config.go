@@ -56,7 +56,7 @@ func loadConfig(file string, node *kong.Node) (configFile, error) {
 	return config, nil
 }
 
-// configEntries gives the lines of a document that is one map; an empty one
+// configEntries returns the lines of a document that is one map; an empty one
 // has none.
 func configEntries(file string, doc *ast.File) ([]*ast.MappingValueNode, error) {
 	var bodies []ast.Node
@@ -81,7 +81,7 @@ func configEntries(file string, doc *ast.File) ([]*ast.MappingValueNode, error) 
 	return nil, fmt.Errorf("--config %s is not a map of flags to values, such as \"partitions: 4\"", file)
 }
 
-// configFlags gives the flags of a command that a file may set.
+// configFlags returns the flags of a command that a file may set.
 func configFlags(node *kong.Node) map[string]*kong.Flag {
 	flags := map[string]*kong.Flag{}
 	for _, f := range node.Flags {
@@ -104,7 +104,7 @@ func unknownKey(at, key string, flags map[string]*kong.Flag) error {
 	return fmt.Errorf("%s: unknown key %q: the keys are %s", at, key, strings.Join(names, ", "))
 }
 
-// scalar gives a value as it is written, so that 4, "4" and 256MiB all reach
+// scalar returns a value as it is written, so that 4, "4" and 256MiB all reach
 // the flag as they would on the command line.
 func scalar(n ast.Node) (string, bool) {
 	switch n := n.(type) {
@@ -118,7 +118,7 @@ func scalar(n ast.Node) (string, bool) {
 	return "", false
 }
 
-// tryValue tells whether a flag takes value, and changes nothing.
+// tryValue reports whether a flag takes value, and changes nothing.
 func tryValue(flag *kong.Flag, value string) error {
 	set := flag.Set
 	defer func() { flag.Set = set }()

@@ -42,7 +42,7 @@ var packagePrefix = regexp.MustCompile(`(^|: |\n)(?:(?:wal|broker|raftstore): (?
 // errorText is an error's text for a person.
 func errorText(err error) string { return packagePrefix.ReplaceAllString(err.Error(), "$1") }
 
-// exitStatus gives the status that err ends the program with.
+// exitStatus returns the status that err ends the program with.
 func exitStatus(err error) int {
 	var f *failure
 	switch {

@@ -21,7 +21,7 @@ var samples = map[string]string{
 	"cluster-secret": "0123456789abcdef0123456789abcdef", "cluster-secret-file": "FILE", "insecure": "true",
 }
 
-// parseServe gives the values that serve's flags take from args, the
+// parseServe returns the values that serve's flags take from args, the
 // environment and a file.
 func parseServe(t *testing.T, args ...string) map[string]any {
 	t.Helper()

@@ -134,7 +134,7 @@ func (c *connection) options() ([]nats.Option, error) {
 	return opts, err
 }
 
-// tlsConfig gives what the TLS flags say, nil if there are none.
+// tlsConfig returns what the TLS flags say, nil if there are none.
 func (c *connection) tlsConfig() (*tls.Config, error) {
 	if (c.TLSCert == "") != (c.TLSKey == "") {
 		return nil, usagef("--tls-cert and --tls-key go together")
@@ -186,7 +186,7 @@ func isTimeout(err error) bool {
 	return ok && e.Op == "read" && e.Timeout()
 }
 
-// isTLSAlert tells whether the other side ended TLS, as a server does, some
+// isTLSAlert reports whether the other side ended TLS, as a server does, some
 // time after the handshake, that wants a client certificate.
 func isTLSAlert(err error) bool {
 	var e *net.OpError
@@ -210,7 +210,7 @@ func (l *link) trouble(why error) {
 	}
 }
 
-// untilTrouble gives a context that ends, with the trouble as its cause, when
+// untilTrouble returns a context that ends, with the trouble as its cause, when
 // no answer will come. The caller calls stop.
 func (l *link) untilTrouble(ctx context.Context) (_ context.Context, stop func()) {
 	ctx, cancel := context.WithCancelCause(ctx)
@@ -299,7 +299,7 @@ func (l *link) explain(err error) error {
 	return err
 }
 
-// refused gives the refusal that a message carries, nil if it carries none.
+// refused returns the refusal that a message carries, nil if it carries none.
 func refused(msg *nats.Msg) *subjects.Error {
 	if msg.Header.Get(subjects.HeaderErrorCode) == "" {
 		return nil

@@ -57,7 +57,7 @@ func (o *output) String() string {
 	return o.text.String()
 }
 
-// look gives the text so far, and a channel that is closed as it grows.
+// look returns the text so far, and a channel that is closed as it grows.
 func (o *output) look() (string, <-chan struct{}) {
 	o.mu.Lock()
 	defer o.mu.Unlock()

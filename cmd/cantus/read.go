@@ -120,10 +120,10 @@ func (r *reader) step(ctx context.Context) (done bool, err error) {
 	return r.full() || (!r.cmd.Follow && r.next > r.last), nil
 }
 
-// full tells whether --max is reached.
+// full reports whether --max is reached.
 func (r *reader) full() bool { return r.cmd.Max > 0 && r.printed >= int(r.cmd.Max) }
 
-// mends tells whether an error may go away while a follower waits.
+// mends reports whether an error may go away while a follower waits.
 func mends(err error) bool {
 	return errors.Is(err, errLinkLost) || errors.Is(err, nats.ErrTimeout) ||
 		errors.Is(err, context.DeadlineExceeded) || exitStatus(err) == exitUnavailable

@@ -128,7 +128,7 @@ func ellipsis(cut bool) string {
 	return ""
 }
 
-// printable gives the first n characters of s with everything escaped that
+// printable returns the first n characters of s with everything escaped that
 // would move a terminal's cursor or hide.
 func printable(s string, n int) string {
 	var b strings.Builder

@@ -166,7 +166,7 @@ func (c *cluster) stop() {
 	}
 }
 
-// freeAddrs gives n loopback addresses that nobody listened on a moment ago:
+// freeAddrs returns n loopback addresses that nobody listened on a moment ago:
 // members have to know each other's before they start.
 func freeAddrs(n int) (addrs []string, err error) {
 	for range n {

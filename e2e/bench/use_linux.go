@@ -15,7 +15,7 @@ func endWithParent(cmd *exec.Cmd) {
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 }
 
-// written gives the bytes that the device of a directory has written since
+// written returns the bytes that the device of a directory has written since
 // the machine started, after a sync of everything.
 func written(dir string) (bytes int64, ok bool) {
 	var stat unix.Stat_t

@@ -79,7 +79,7 @@ func (p *process) start() error {
 	}
 }
 
-// kill ends it as kill -9 does, and tells whether it had ended well before.
+// kill ends it as kill -9 does, and reports whether it had ended well before.
 func (p *process) kill() (done bool, err error) {
 	p.mu.Lock()
 	cmd, ended := p.cmd, p.ended

@@ -112,7 +112,7 @@ func killed(t *testing.T, db database) {
 	checkBooks(t, readLog(t, address), db.where, 50, 100, map[string]int{"a": transfers, "b": transfers})
 }
 
-// readLog gives all that is in the log.
+// readLog returns all that is in the log.
 func readLog(t *testing.T, address string) (all []*client.Transaction) {
 	t.Helper()
 	c := connect(t, address)
@@ -131,7 +131,7 @@ func readLog(t *testing.T, address string) (all []*client.Transaction) {
 	return all
 }
 
-// connect gives a client that outlives the node's restarts.
+// connect returns a client that outlives the node's restarts.
 func connect(t *testing.T, address string) *client.Client {
 	t.Helper()
 	nc, err := nats.Connect("nats://"+address, nats.MaxReconnects(-1), nats.ReconnectWait(50*time.Millisecond))

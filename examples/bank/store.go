@@ -125,7 +125,7 @@ func (s *store) account(ctx context.Context, db *sql.Tx, name string) (a account
 	return a, err
 }
 
-// done tells whether a request's transfer has been made.
+// done reports whether a request's transfer has been made.
 func (s *store) done(ctx context.Context, db *sql.Tx, request string) (bool, error) {
 	var n int
 	err := db.QueryRowContext(ctx, s.dialect.Statement(`SELECT COUNT(*) FROM transfers WHERE request = ?`), request).Scan(&n)

@@ -17,7 +17,7 @@ const lowest, highest = 10_000, 30_000
 // given are those that Free has given away.
 var given sync.Map
 
-// Free gives a host:port on loopback that nobody listens on now, and that it
+// Free returns a host:port on loopback that nobody listens on now, and that it
 // gives only once in a process.
 func Free(tb testing.TB) string {
 	tb.Helper()

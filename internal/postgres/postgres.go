@@ -79,7 +79,7 @@ func (s *Server) Close() error {
 	return os.RemoveAll(s.dir)
 }
 
-// find gives the folder of the newest server installed.
+// find returns the folder of the newest server installed.
 func find() (string, error) {
 	if path, err := exec.LookPath("initdb"); err == nil {
 		if path, err = filepath.EvalSymlinks(path); err == nil {

@@ -39,7 +39,7 @@ type writer struct {
 	running sync.WaitGroup
 }
 
-// newWriter gives a writer whose view is what apply makes of the log.
+// newWriter returns a writer whose view is what apply makes of the log.
 func newWriter(log Log, apply client.Handler) (*writer, error) {
 	nc, err := log.Connect()
 	if err != nil {
@@ -73,7 +73,7 @@ func (w *writer) close() error {
 	return err
 }
 
-// readAll gives all that partition 0 holds, with a connection of its own.
+// readAll returns all that partition 0 holds, with a connection of its own.
 func readAll(ctx context.Context, log Log) (all []*client.Transaction, err error) {
 	nc, err := log.Connect()
 	if err != nil {

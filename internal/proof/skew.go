@@ -84,7 +84,7 @@ func (s Skew) Run(ctx context.Context, log Log) (broken int, err error) {
 	return broken, nil
 }
 
-// round gives the accounts 100 together, has both writers take 100, and gives
+// round returns the accounts 100 together, has both writers take 100, and gives
 // what is left.
 func (s Skew) round(ctx context.Context, two []*skewed) (sum int, err error) {
 	last, err := two[0].app.Transact(ctx, 0, func(tx *client.Tx) error {

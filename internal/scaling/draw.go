@@ -89,7 +89,7 @@ func drawPanel(b *bytes.Buffer, y int, points []Point, curves ...curve) {
 	}
 }
 
-// short gives a number in three digits, more or less.
+// short returns a number in three digits, more or less.
 func short(v float64) string {
 	switch {
 	case v >= 1e6:

@@ -41,7 +41,7 @@ func sample(t *testing.T, closed bool) *journaltest.FS {
 	return sealed
 }
 
-// waitForSeal gives the files as a kill leaves them once the writer is idle.
+// waitForSeal returns the files as a kill leaves them once the writer is idle.
 func waitForSeal(t *testing.T, w *world) *journaltest.FS {
 	t.Helper()
 	for {

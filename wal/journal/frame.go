@@ -54,7 +54,7 @@ func (c codec) frame(dst []byte, seq uint64, groups ...[]Op) []byte {
 	return dst
 }
 
-// seal gives the empty frame that stands where frame seq will go and shows
+// seal returns the empty frame that stands where frame seq will go and shows
 // that all before it were synced.
 func (c codec) seal(seq uint64) []byte {
 	b := make([]byte, frameHeader)

@@ -248,7 +248,7 @@ func (j *Journal) adopt(ready []*segment) error {
 	return nil
 }
 
-// Seq gives the sequence number of the last frame that was synced; 0 if there
+// Seq returns the sequence number of the last frame that was synced; 0 if there
 // never was one.
 func (j *Journal) Seq() uint64 {
 	j.mu.Lock()
@@ -263,7 +263,7 @@ func (j *Journal) LastSegment() string {
 	return filepath.Join(j.dir, segmentName(j.live[len(j.live)-1].number))
 }
 
-// Err gives nil while the journal works, and after a failure the error that
+// Err returns nil while the journal works, and after a failure the error that
 // every Commit returns; it matches ErrFailed.
 func (j *Journal) Err() error {
 	j.mu.Lock()
@@ -271,7 +271,7 @@ func (j *Journal) Err() error {
 	return j.err
 }
 
-// Failed gives a channel that is closed when the journal fails.
+// Failed returns a channel that is closed when the journal fails.
 func (j *Journal) Failed() <-chan struct{} { return j.failed }
 
 // fail latches the first failure and gives the error to be returned.
@@ -303,7 +303,7 @@ type Stats struct {
 	Queued   int64 // bytes of operations that wait for the writer
 }
 
-// Stats gives the journal's figures.
+// Stats returns the journal's figures.
 func (j *Journal) Stats() Stats {
 	j.mu.Lock()
 	defer j.mu.Unlock()

@@ -35,7 +35,7 @@ func (j *Journal) Release(seq uint64) error {
 	return nil
 }
 
-// advance gives the checkpoint as it will be once seq is released.
+// advance returns the checkpoint as it will be once seq is released.
 func (j *Journal) advance(seq uint64) (checkpoint, error) {
 	j.mu.Lock()
 	defer j.mu.Unlock()

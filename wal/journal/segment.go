@@ -104,7 +104,7 @@ type window struct {
 
 const windowSize = 1 << 20
 
-// bytes gives the n bytes at off, which must be within the segment; they are
+// bytes returns the n bytes at off, which must be within the segment; they are
 // good until the next call.
 func (w *window) bytes(off, n int64) ([]byte, error) {
 	if off < w.start || off+n > w.start+int64(len(w.buf)) {
@@ -122,7 +122,7 @@ func (w *window) bytes(off, n int64) ([]byte, error) {
 	return w.buf[off-w.start:][:n], nil
 }
 
-// frame gives the frame at off if it is valid and its sequence number is from
+// frame returns the frame at off if it is valid and its sequence number is from
 // low to high, and nil otherwise.
 func (w *window) frame(c codec, off int64, low, high uint64) ([]byte, error) {
 	if w.size-off < frameHeader {

@@ -93,7 +93,7 @@ func (a *streamAtomic) prepare(s *slot) {
 	s.msg.Header[batchCommit] = []string{"1"}
 }
 
-// message gives the i-th message of a slot's batch.
+// message returns the i-th message of a slot's batch.
 func (a *streamAtomic) message(s *slot, i int) *nats.Msg {
 	if i < len(s.ahead) {
 		return s.ahead[i]
@@ -120,7 +120,7 @@ func (a *streamAtomic) judge(s *slot, m *nats.Msg) outcome {
 	return outcome{done: 1}
 }
 
-// newer tells whether more is known of any of a slot's keys than when its batch
+// newer reports whether more is known of any of a slot's keys than when its batch
 // was made.
 func (a *streamAtomic) newer(s *slot) bool {
 	for i, k := range s.keys {

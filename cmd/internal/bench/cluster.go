@@ -99,7 +99,7 @@ func (s *sitting) restart(ctx context.Context, c *cluster, i int) error {
 	return srv.await(ctx)
 }
 
-// nodeArgs gives the command lines of a Cantus cluster on dir.
+// nodeArgs returns the command lines of a Cantus cluster on dir.
 func (s *sitting) nodeArgs(dir string) ([][]string, error) {
 	w := s.workload
 	common := []string{
@@ -134,12 +134,12 @@ func (s *sitting) nodeArgs(dir string) ([][]string, error) {
 	return all, nil
 }
 
-// others gives all but the i-th.
+// others returns all but the i-th.
 func others(all []string, i int) []string {
 	return append(append([]string(nil), all[:i]...), all[i+1:]...)
 }
 
-// freeAddrs gives n loopback addresses that nobody listened on a moment ago.
+// freeAddrs returns n loopback addresses that nobody listened on a moment ago.
 // A node that is to come back where it was, and routes that are to be known
 // beforehand, need more than port 0.
 func freeAddrs(n int) (addrs []string, err error) {

@@ -308,7 +308,7 @@ func (s *sitting) streamClients(st *streams, kind streamKind, last []uint64) []d
 	return []driver{plain, golang}
 }
 
-// streamTails gives publishing clients with readers beside them. Which of the
+// streamTails returns publishing clients with readers beside them. Which of the
 // consumers tells sooner cannot be told by the rate, so that without a choice
 // it is the pulling one, which JetStream's documents recommend.
 func (s *sitting) streamTails(st *streams, publish driver) []driver {

@@ -61,7 +61,7 @@ func (g *gaps) ack(due, now int64) {
 	g.last, g.newest = max(g.last, now), max(g.newest, due)
 }
 
-// take gives the longest gap since it was last called.
+// take returns the longest gap since it was last called.
 func (g *gaps) take() time.Duration {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -70,7 +70,7 @@ func (g *gaps) take() time.Duration {
 	return time.Duration(worst)
 }
 
-// answered tells whether an append that was due after at is acknowledged.
+// answered reports whether an append that was due after at is acknowledged.
 func (g *gaps) answered(at int64) bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()

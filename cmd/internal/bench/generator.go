@@ -430,7 +430,7 @@ func noResponders(m *nats.Msg) bool {
 	return len(m.Data) == 0 && len(m.Header) > 0 && first(m.Header, "Status") == "503"
 }
 
-// first gives a header's first value without looking at its letter case.
+// first returns a header's first value without looking at its letter case.
 func first(h nats.Header, key string) string {
 	if v := h[key]; len(v) > 0 {
 		return v[0]

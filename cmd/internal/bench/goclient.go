@@ -132,7 +132,7 @@ func (a *goAppend) submit(ctx context.Context) error {
 	return nil
 }
 
-// next gives when the next transaction is, or was, due.
+// next returns when the next transaction is, or was, due.
 func (a *goAppend) next() (at int64, ok bool) {
 	if a.dues == nil {
 		at = a.clock.now()
@@ -255,7 +255,7 @@ func (d *dues) close() {
 	d.some.Broadcast()
 }
 
-// pop gives the oldest, and waits for one; ok is false when there are none and
+// pop returns the oldest, and waits for one; ok is false when there are none and
 // no more come.
 func (d *dues) pop() (at int64, ok bool) {
 	d.mu.Lock()

@@ -79,7 +79,7 @@ func (s *sitting) openStreams(ctx context.Context, c *cluster, kind streamKind, 
 	return st, nil
 }
 
-// streamLeader gives a function that names the leader of the first stream.
+// streamLeader returns a function that names the leader of the first stream.
 func streamLeader(c *cluster, st *streams) func(context.Context) (string, error) {
 	return func(ctx context.Context) (name string, err error) {
 		nc, err := connect(c.url(0), func(error) {})
@@ -183,7 +183,7 @@ func (st *streams) of(s *slot) int { return s.index % len(st.names) }
 
 func (st *streams) subject(stream, key int) string { return st.names[stream] + "." + st.keys.name(key) }
 
-// sequence gives a key's last sequence as a header has it.
+// sequence returns a key's last sequence as a header has it.
 func (st *streams) sequence(stream, key int) string {
 	return strconv.FormatUint(st.last[stream][key].Load(), 10)
 }
@@ -196,7 +196,7 @@ func (a *streamAppend) judge(s *slot, m *nats.Msg) outcome {
 	return a.rejected(s, jetstream.ErrorCode(code), string(m.Data))
 }
 
-// ackSequence gives the sequence of an answer that is not an error.
+// ackSequence returns the sequence of an answer that is not an error.
 func ackSequence(data []byte) (uint64, bool) {
 	seq, ok := scanUint(data, seqKey)
 	return seq, ok && !bytes.Contains(data, errorKey)
@@ -226,7 +226,7 @@ func (a *streamAppend) rejected(s *slot, code jetstream.ErrorCode, text string) 
 	return o
 }
 
-// newer tells whether more is known of a key than when a message was made. If
+// newer reports whether more is known of a key than when a message was made. If
 // not, what stands in the way is still in flight, and to try again at once
 // would be in vain.
 func (st *streams) newer(stream, key int, m *nats.Msg) bool {

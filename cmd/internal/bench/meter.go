@@ -32,7 +32,7 @@ func (l *latencies) record(d time.Duration) {
 
 func (l *latencies) merge(from *latencies) { l.h.Merge(from.h) }
 
-// quantile gives the latency that a share of q percent does not exceed; 0 if
+// quantile returns the latency that a share of q percent does not exceed; 0 if
 // nothing was recorded.
 func (l *latencies) quantile(q float64) time.Duration {
 	if l.h.TotalCount() == 0 {
@@ -41,7 +41,7 @@ func (l *latencies) quantile(q float64) time.Duration {
 	return time.Duration(l.h.ValueAtQuantile(q))
 }
 
-// max gives the longest latency; 0 if nothing was recorded.
+// max returns the longest latency; 0 if nothing was recorded.
 func (l *latencies) max() time.Duration { return l.quantile(100) }
 
 func (l *latencies) count() int64 { return l.h.TotalCount() }
@@ -110,7 +110,7 @@ func (c *clock) take(now int64, n int) bool {
 	return false
 }
 
-// spent tells whether there is no leave left for anything.
+// spent reports whether there is no leave left for anything.
 func (c *clock) spent() bool { return c.budget != nil && c.budget.Load() <= 0 }
 
 // giveBack takes back the leave to send n units.

@@ -91,7 +91,7 @@ type axis struct {
 	from, to  float64 // pixels
 }
 
-// axes gives a horizontal axis that holds every rate and a vertical one that
+// axes returns a horizontal axis that holds every rate and a vertical one that
 // holds every latency.
 func (r *Report) axes() (x, y axis) {
 	x = axis{math.Inf(1), math.Inf(-1), plotLeft, plotWidth - plotRight}
@@ -122,7 +122,7 @@ func (a *axis) round() {
 	a.low, a.high = math.Log10(marks[0]), math.Log10(marks[len(marks)-1])
 }
 
-// axisMarks gives the values 1, 2 and 5 times a power of ten, from one at or
+// axisMarks returns the values 1, 2 and 5 times a power of ten, from one at or
 // below low to one above high, both given as logarithms.
 func axisMarks(low, high float64) []float64 {
 	var marks []float64
@@ -217,7 +217,7 @@ func (s *series) marks(b *bytes.Buffer, x, y axis) {
 	}
 }
 
-// push gives how hard a point was pushed.
+// push returns how hard a point was pushed.
 func (*series) push(r *Result) string {
 	if r.Asked > 0 {
 		return short(r.Asked)

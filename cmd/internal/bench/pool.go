@@ -25,7 +25,7 @@ func newPool(prefix string, size int, skew float64) pool {
 	return p
 }
 
-// name gives the name of key i.
+// name returns the name of key i.
 func (p pool) name(i int) string {
 	var room [32]byte
 	b := append(room[:0], p.prefix...)
@@ -78,7 +78,7 @@ func newPayloads(rng *rand.Rand, size int, stamped bool) *payloads {
 	return &payloads{noise: noise, size: size, stamped: stamped}
 }
 
-// next gives the payload of a request sent at sent, which the caller must not
+// next returns the payload of a request sent at sent, which the caller must not
 // write to. It may take the memory of old, an earlier one that is done with.
 func (p *payloads) next(old []byte, sent int64) []byte {
 	p.at = (p.at + 61) & (64<<10 - 1)
@@ -90,7 +90,7 @@ func (p *payloads) next(old []byte, sent int64) []byte {
 	return b
 }
 
-// stamp gives the time in a stamped payload.
+// stamp returns the time in a stamped payload.
 func stamp(payload []byte) int64 {
 	if len(payload) < stampSize {
 		return 0

@@ -101,7 +101,7 @@ func (s *server) usage() usage {
 	return processUsage(s.cmd.Process.Pid)
 }
 
-// down tells whether the process has ended.
+// down reports whether the process has ended.
 func (s *server) down() bool {
 	if s.cmd == nil {
 		return false

@@ -19,7 +19,7 @@ import (
 // target is what a steady load appends to.
 type target interface {
 	subject() string
-	// acknowledged tells whether an answer says that an append is committed,
+	// acknowledged reports whether an answer says that an append is committed,
 	// later that it is to be sent again.
 	acknowledged(m *nats.Msg) (ok, later bool)
 	// stored is how many appends the log has.

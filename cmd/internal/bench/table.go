@@ -113,7 +113,7 @@ func (r *Result) row(out io.Writer) {
 		each(server), each(load), size(rss), size(anon), written, times, ends)
 }
 
-// share gives refusals as a number and as a share of all answers.
+// share returns refusals as a number and as a share of all answers.
 func share(refused, done uint64) string {
 	if refused == 0 {
 		return "0"
@@ -121,7 +121,7 @@ func share(refused, done uint64) string {
 	return fmt.Sprintf("%d (%.2f%%)", refused, 100*float64(refused)/float64(refused+done))
 }
 
-// count gives a number and its noun.
+// count returns a number and its noun.
 func count(n int, noun string) string {
 	if n == 1 {
 		return "1 " + noun

@@ -108,7 +108,7 @@ func (c *Command) workload() (*workload, error) {
 	return w, nil
 }
 
-// points gives the rounds' loads: one, or those of a sweep.
+// points returns the rounds' loads: one, or those of a sweep.
 func (c *Command) points(d defaults) []point {
 	inFlight := c.InFlight
 	paced := c.InFlight

@@ -104,7 +104,7 @@ type change struct {
 	file       *inode
 }
 
-// New gives an empty file system; seed decides what chance decides.
+// New returns an empty file system; seed decides what chance decides.
 func New(seed uint64) *FS {
 	return &FS{
 		rng: rand.New(rand.NewPCG(seed, 0)), dirs: map[string]bool{},
@@ -141,7 +141,7 @@ func (f *FS) Crashed() bool {
 	return f.crashed
 }
 
-// PowerCut gives what the disk holds when the power fails now. Who still uses
+// PowerCut returns what the disk holds when the power fails now. Who still uses
 // f gets ErrCrashed.
 func (f *FS) PowerCut() *FS {
 	f.mu.Lock()
@@ -163,7 +163,7 @@ func (f *FS) PowerCut() *FS {
 	return g
 }
 
-// Kill gives what the next process sees when this one is killed now: all that
+// Kill returns what the next process sees when this one is killed now: all that
 // was done, synced or not. Who still uses f gets ErrCrashed.
 func (f *FS) Kill() *FS {
 	f.mu.Lock()
@@ -175,7 +175,7 @@ func (f *FS) Kill() *FS {
 	return g
 }
 
-// Clone gives a file system whose disk holds what programs see in f now.
+// Clone returns a file system whose disk holds what programs see in f now.
 func (f *FS) Clone() *FS {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -260,7 +260,7 @@ func (c change) apply(names map[string]*inode) {
 	names[c.name] = c.file
 }
 
-// Files gives the names of all files.
+// Files returns the names of all files.
 func (f *FS) Files() []string {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -271,7 +271,7 @@ func (f *FS) Files() []string {
 	return names
 }
 
-// ReadFile gives a copy of a file's content, nil if there is none.
+// ReadFile returns a copy of a file's content, nil if there is none.
 func (f *FS) ReadFile(name string) []byte {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -410,7 +410,7 @@ func (f *FS) MkdirAll(dir string, _ os.FileMode) error {
 	return nil
 }
 
-// ReadDir gives the names of the files in a directory.
+// ReadDir returns the names of the files in a directory.
 func (f *FS) ReadDir(dir string) ([]string, error) {
 	dir = filepath.Clean(dir)
 	f.mu.Lock()

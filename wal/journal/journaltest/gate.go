@@ -25,7 +25,7 @@ type gateFile struct {
 	gate *Gate
 }
 
-// NewGate gives the operating system's file system, with its gate open.
+// NewGate returns the operating system's file system, with its gate open.
 func NewGate() *Gate { return &Gate{FS: journal.OSFS} }
 
 // OpenFile implements journal.FS.
@@ -53,7 +53,7 @@ func (g *Gate) Hold() (held <-chan struct{}, open func(err error)) {
 	}
 }
 
-// Fail gives writes and syncs err from now on; nil has them work again.
+// Fail makes writes and syncs fail with err from now on; nil makes them work again.
 func (g *Gate) Fail(err error) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
