@@ -185,7 +185,7 @@ func keep(t *testing.T, nc *nats.Conn, partition int, payload, id string) uint64
 	}
 }
 
-// leader gives the node that leads a partition, when one does.
+// leader returns the node that leads a partition, when one does.
 func (c *nodes) leader(partition int, by string) string {
 	c.t.Helper()
 	nc := c.conn(by)
@@ -239,7 +239,7 @@ func (c *nodes) operate(by string, r subjects.AdminRequest, subject ...string) (
 	return done
 }
 
-// settled tells whether everything is where it is to be, as a node sees it.
+// settled reports whether everything is where it is to be, as a node sees it.
 func settled(s subjects.ClusterStatus) bool {
 	for _, p := range s.Partitions {
 		voters := 0

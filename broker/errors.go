@@ -57,7 +57,7 @@ var wireErrors = []struct {
 	{wal.ErrDamaged, subjects.Internal, "stored data is damaged: the node's log says where"},
 }
 
-// wireError gives err as clients see it.
+// wireError returns err as clients see it.
 func wireError(err error) *subjects.Error {
 	var e *subjects.Error
 	if errors.As(err, &e) {

@@ -20,7 +20,7 @@ func Mark(n *Node, partition int) uint64 {
 	return 0
 }
 
-// Holds tells whether a node's replica is open.
+// Holds reports whether a node's replica is open.
 func Holds(n *Node, partition int) bool { return n.replicas.get(partition).current() != nil }
 
 // Contents reads a node's replica whole: the payloads, and the digest.
@@ -114,7 +114,7 @@ func Hear(n *Node, said []byte) {
 	n.gossip.accept(h, q.number)
 }
 
-// CaughtUp tells whether a node takes another's replica for level, and whether it
+// CaughtUp reports whether a node takes another's replica for level, and whether it
 // has heard of it lately.
 func CaughtUp(n *Node, other string, partition int) (level, heard bool) {
 	r, heard := n.peers.report(other, partition, time.Now())

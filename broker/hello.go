@@ -72,7 +72,7 @@ type groupReport struct {
 	behind uint64 // how many entries more this node's replica had applied when it came
 }
 
-// leads tells whether the report is a leader's.
+// leads reports whether the report is a leader's.
 func (r groupReport) leads() bool { return r.State == "leader" }
 
 // decodeHello reads the hello in an envelope, which it must agree with.

@@ -41,7 +41,7 @@ func ask(t *testing.T, nc *nats.Conn, subject, payload string, headers ...string
 // times are what no test can know beforehand.
 var times = regexp.MustCompile(`"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,9})?Z"`)
 
-// timeless gives a body with every time replaced.
+// timeless returns a body with every time replaced.
 func timeless(body []byte) string { return times.ReplaceAllString(string(body), `"T"`) }
 
 // wantBody compares a body byte by byte, but for times.
@@ -143,7 +143,7 @@ func number(t *testing.T, m *nats.Msg, header string) uint64 {
 	return n
 }
 
-// txids gives the ids of messages, and their payloads.
+// txids returns the ids of messages, and their payloads.
 func txids(t *testing.T, ms []*nats.Msg) (ids []uint64, payloads []string) {
 	t.Helper()
 	for _, m := range ms {

@@ -37,7 +37,7 @@ func (o Options) raftPort() (ports.Port, error) {
 	return ports.Port{Address: net.JoinHostPort(host, "0"), ChosenBy: "--raft"}, nil
 }
 
-// advertised gives the address at which other nodes reach a listener: what
+// advertised returns the address at which other nodes reach a listener: what
 // the operator says, or the address itself; for a listener on all interfaces,
 // the machine's name.
 func advertised(said string, addr net.Addr) (string, error) {

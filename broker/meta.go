@@ -74,7 +74,7 @@ func foundingVoters(self string, voters []string) []string {
 	return nil
 }
 
-// current gives the facts, and what is closed when they change.
+// current returns the facts, and what is closed when they change.
 func (m *meta) current() (cluster.Facts, <-chan struct{}) {
 	m.state.Lock()
 	defer m.state.Unlock()
@@ -314,7 +314,7 @@ func (m *meta) step(ctx context.Context) (done bool, err error) {
 	return done, nil
 }
 
-// names gives the members of a group, in order.
+// names returns the members of a group, in order.
 func names(members map[string]bool) []string { return slices.Sorted(maps.Keys(members)) }
 
 // transfer hands the leadership of the facts to another node.

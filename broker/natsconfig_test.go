@@ -291,7 +291,7 @@ func TestBadNATSConfigs(t *testing.T) {
 	works(t, func() *nats.Conn { _, nc := openNode(t, dir, broker.Options{NATSConfig: config(t, "")}); return nc }())
 }
 
-// operator gives a configuration in operator mode with a memory resolver.
+// operator returns a configuration in operator mode with a memory resolver.
 func operator(t *testing.T) string {
 	t.Helper()
 	key, err := nkeys.CreateOperator()
@@ -318,7 +318,7 @@ func TestOperatorMode(t *testing.T) {
 	works(t, connect(t, n, nats.UserCredentials(file)))
 }
 
-// operatorMode gives options of a node in operator mode, and its credentials file.
+// operatorMode returns options of a node in operator mode, and its credentials file.
 func operatorMode(t *testing.T) (opts broker.Options, file string) {
 	t.Helper()
 	seed := func(create func() (nkeys.KeyPair, error)) (nkeys.KeyPair, string) {

@@ -278,7 +278,7 @@ func (n *Node) openReplicas() (err error) {
 	return g.Wait()
 }
 
-// resolve gives the address at which a node said it is.
+// resolve returns the address at which a node said it is.
 func (n *Node) resolve(node string) (string, error) {
 	q, ok := n.peers.get(node)
 	if !ok || q.Raft == "" {

@@ -134,7 +134,7 @@ func (o Options) natsServer() natsserver.Options {
 	}
 }
 
-// clustered tells whether the node is one of several, or may come to be.
+// clustered reports whether the node is one of several, or may come to be.
 func (o Options) clustered() bool { return o.ClusterListen != "" || len(o.Routes) > 0 }
 
 const defaultPartitions = 4
@@ -238,7 +238,7 @@ func (o Options) checkCluster() error {
 	return nil
 }
 
-// set gives a zero option its default.
+// set returns a zero option its default.
 func set[T comparable](field *T, value T) {
 	var zero T
 	if *field == zero {

@@ -300,7 +300,7 @@ func (p *pacer) wake() {
 	p.changed = make(chan struct{})
 }
 
-// find tells whether one of this node's own connections subscribes to a subject.
+// find reports whether one of this node's own connections subscribes to a subject.
 func (p *pacer) find(reply string) side {
 	if p.server.Subscribed(reply) {
 		return here

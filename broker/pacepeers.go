@@ -40,7 +40,7 @@ const askAgain = 2 * time.Second
 // listedBytes bounds the subjects that an answer lists.
 const listedBytes = 64 << 10
 
-// alive gives the other nodes, and forgets those that have gone. It is called
+// alive returns the other nodes, and forgets those that have gone. It is called
 // with state held.
 func (p *pacer) alive() []string {
 	if !p.opts.clustered() {

@@ -164,7 +164,7 @@ func (p *peers) wake() {
 	p.changed = make(chan struct{})
 }
 
-// get gives what a node last said, if anything.
+// get returns what a node last said, if anything.
 func (p *peers) get(name string) (peer, bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -182,7 +182,7 @@ func (p *peers) setFull(name string) {
 	}
 }
 
-// all gives every node that was heard lately, in order of names.
+// all returns every node that was heard lately, in order of names.
 func (p *peers) all(now time.Time) []peer {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -202,19 +202,19 @@ func (p *peers) next() <-chan struct{} {
 	return p.changed
 }
 
-// alive tells whether a node was heard lately and is not stopping.
+// alive reports whether a node was heard lately and is not stopping.
 func (p *peers) alive(name string, now time.Time) bool {
 	q, ok := p.get(name)
 	return ok && now.Sub(q.at) < aliveTime && !q.Leaving
 }
 
-// steady tells whether a node has been alive for at least a time.
+// steady reports whether a node has been alive for at least a time.
 func (p *peers) steady(name string, for_ time.Duration, now time.Time) bool {
 	q, ok := p.get(name)
 	return ok && p.alive(name, now) && now.Sub(q.since) >= for_
 }
 
-// report gives what a living node says of its replica of a partition.
+// report returns what a living node says of its replica of a partition.
 func (p *peers) report(name string, partition int, now time.Time) (groupReport, bool) {
 	q, ok := p.get(name)
 	if !ok || now.Sub(q.at) >= aliveTime {
@@ -227,7 +227,7 @@ func (p *peers) report(name string, partition int, now time.Time) (groupReport, 
 	return q.Groups[i], true
 }
 
-// leader gives the newest leader's report of a partition, and its node.
+// leader returns the newest leader's report of a partition, and its node.
 func (p *peers) leader(partition int, now time.Time) (name string, r groupReport, ok bool) {
 	for _, q := range p.all(now) {
 		if g, has := p.report(q.Name, partition, now); has && g.leads() && (!ok || g.Term > r.Term) {

@@ -52,7 +52,7 @@ func (c *rawClient) request(t *testing.T, subject, block, payload string) {
 	c.send(t, fmt.Sprintf("HPUB %s answer %d %d\r\n%s%s\r\n", subject, len(block), len(block)+len(payload), block, payload))
 }
 
-// reply gives the next answer, headers included.
+// reply returns the next answer, headers included.
 func (c *rawClient) reply(t *testing.T) string {
 	t.Helper()
 	for {

@@ -130,7 +130,7 @@ func samePacked(t *testing.T, nc *nats.Conn, subject, body string, plain answers
 	}
 }
 
-// unpack gives a packed message's transactions as plain ones.
+// unpack returns a packed message's transactions as plain ones.
 func unpack(t *testing.T, m *nats.Msg) (all []*nats.Msg) {
 	t.Helper()
 	for data := m.Data; len(data) > 0; {
@@ -144,7 +144,7 @@ func unpack(t *testing.T, m *nats.Msg) (all []*nats.Msg) {
 	return all
 }
 
-// asMessage gives a packed transaction of partition 0 as a plain read has it.
+// asMessage returns a packed transaction of partition 0 as a plain read has it.
 func asMessage(t *testing.T, p subjects.Packed) *nats.Msg {
 	t.Helper()
 	m := nats.NewMsg("")

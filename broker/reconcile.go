@@ -106,7 +106,7 @@ func (w wantedGroup) promote(ctx context.Context, have map[string]bool) (bool, e
 // or the leadership.
 const promoteLag = 512
 
-// caughtUp tells whether a replica was level when it said what it has.
+// caughtUp reports whether a replica was level when it said what it has.
 func caughtUp(r groupReport) bool { return r.Applied > 0 && r.behind <= promoteLag }
 
 // demoteFenced takes the vote of a replica that does not have the same log,
@@ -152,7 +152,7 @@ func (w wantedGroup) remove(ctx context.Context, have map[string]bool) (bool, er
 	return false, nil
 }
 
-// complete tells whether everybody who is to have a vote has one.
+// complete reports whether everybody who is to have a vote has one.
 func (w wantedGroup) complete(have map[string]bool) bool {
 	for name, vote := range w.voters {
 		if vote && !have[name] {
@@ -162,7 +162,7 @@ func (w wantedGroup) complete(have map[string]bool) bool {
 	return true
 }
 
-// canSpare tells whether the voters without one are able to commit: a
+// canSpare reports whether the voters without one are able to commit: a
 // majority of them is there.
 func (w wantedGroup) canSpare(have map[string]bool, without string) bool {
 	voters, there := 0, 0

@@ -132,7 +132,7 @@ func TestCursorWritesAreNotReadAgain(t *testing.T) {
 	}
 }
 
-// runs gives a node whose log was written offline.
+// runs returns a node whose log was written offline.
 func runs(t *testing.T, write func(*logWriter)) (*broker.Node, *nats.Conn, string) {
 	t.Helper()
 	dir := t.TempDir()

@@ -78,7 +78,7 @@ func (s *slot) openLocal() error {
 	return s.open()
 }
 
-// mustFetch tells whether the log has to be fetched before the replica can
+// mustFetch reports whether the log has to be fetched before the replica can
 // be one.
 func (s *slot) mustFetch() bool {
 	return raftstore.Fetching(s.data) || s.data.LastIndex() == 0 && s.founders == nil
@@ -294,7 +294,7 @@ func (s *slot) watch(ctx context.Context, p *partition) ending {
 	}
 }
 
-// removed tells whether the group's leader, on another node, has taken this
+// removed reports whether the group's leader, on another node, has taken this
 // replica out.
 func (s *slot) removed() bool {
 	name, r, ok := s.peers.leader(s.id, time.Now())

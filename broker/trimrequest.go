@@ -57,7 +57,7 @@ func (p *partition) trimBatch(keep uint64) (batch []byte, id uint64) {
 	return w.Finish(), id
 }
 
-// keepFrom gives the oldest txid that a trim leaves wanted.
+// keepFrom returns the oldest txid that a trim leaves wanted.
 func (p *partition) keepFrom(body []byte) (uint64, error) {
 	var r subjects.TrimRequest
 	if err := smallJSON(body, &r); err != nil {

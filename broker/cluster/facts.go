@@ -46,7 +46,7 @@ type Member struct {
 	Leaving bool `json:"leaving,omitempty"`
 }
 
-// Found gives the facts of a new cluster. Founders are names and the ids of
+// Found returns the facts of a new cluster. Founders are names and the ids of
 // their data directories.
 func Found(founders map[string]string, partitions, replicas int) Facts {
 	f := Facts{Replicas: replicas, Nodes: map[string]Member{}, Placement: make([][]string, partitions)}
@@ -63,7 +63,7 @@ func Found(founders map[string]string, partitions, replicas int) Facts {
 	return f
 }
 
-// Clone gives a copy that shares nothing.
+// Clone returns a copy that shares nothing.
 func (f Facts) Clone() Facts {
 	f.Nodes = maps.Clone(f.Nodes)
 	f.Starts = maps.Clone(f.Starts)
@@ -91,7 +91,7 @@ func (f Facts) Followers(partition int) []string {
 	return names
 }
 
-// Hosts tells whether a node is to have a replica of a partition.
+// Hosts reports whether a node is to have a replica of a partition.
 func (f Facts) Hosts(node string, partition int) bool {
 	m, known := f.Nodes[node]
 	return known && (m.Standby && !m.Leaving || slices.Contains(f.Placement[partition], node))

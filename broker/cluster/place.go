@@ -6,7 +6,7 @@ import (
 	"slices"
 )
 
-// Add gives the command that makes a node a member. It takes replicas only
+// Add returns the command that makes a node a member. It takes replicas only
 // where a partition has fewer than it should.
 func (f Facts) Add(node string, m Member) (Command, error) {
 	if have, known := f.Nodes[node]; known {
@@ -20,7 +20,7 @@ func (f Facts) Add(node string, m Member) (Command, error) {
 	return f.command(AddNode, node, m, g.settle()), nil
 }
 
-// Drain gives the command that takes replicas and leadership off a node, as
+// Drain returns the command that takes replicas and leadership off a node, as
 // far as the other nodes can take them. Undrain gives the one that lets it
 // have some again; balance then spreads them.
 func (f Facts) Drain(node string) (Command, error) {
@@ -32,7 +32,7 @@ func (f Facts) Undrain(node string) (Command, error) {
 	return f.set(node, func(m *Member) error { m.Draining = false; return nil })
 }
 
-// Promote gives the command that makes a standby an ordinary node.
+// Promote returns the command that makes a standby an ordinary node.
 func (f Facts) Promote(node string) (Command, error) {
 	return f.set(node, func(m *Member) error {
 		if !m.Standby {
@@ -68,7 +68,7 @@ func (f Facts) Hosting(without string) (count int) {
 	return count
 }
 
-// Gone gives the command that removes a node that holds nothing any more.
+// Gone returns the command that removes a node that holds nothing any more.
 func (f Facts) Gone(node string) Command { return f.command(RemoveNode, node, Member{}, nil) }
 
 func (f Facts) set(node string, change func(*Member) error) (Command, error) {
@@ -84,7 +84,7 @@ func (f Facts) set(node string, change func(*Member) error) (Command, error) {
 	return f.command(SetNode, node, m, g.settle()), nil
 }
 
-// Lead gives the command that has a partition led by one of its replicas.
+// Lead returns the command that has a partition led by one of its replicas.
 func (f Facts) Lead(partition int, node string) (Command, error) {
 	names, err := f.placed(partition)
 	if err != nil {
@@ -127,7 +127,7 @@ func (f Facts) placed(partition int) ([]string, error) {
 	return f.Placement[partition], nil
 }
 
-// Balance gives the command that spreads replicas and leaders evenly with few
+// Balance returns the command that spreads replicas and leaders evenly with few
 // moves; false if they are.
 func (f Facts) Balance() (Command, bool) {
 	g := f.Clone()
@@ -142,7 +142,7 @@ func (f Facts) command(kind, node string, m Member, placement map[int][]string) 
 	return Command{Kind: kind, Version: f.Version, Node: node, Member: m, Placement: placement}
 }
 
-// settle gives the changes of placement that make it fit the members.
+// settle returns the changes of placement that make it fit the members.
 func (f Facts) settle() map[int][]string {
 	g := f.Clone()
 	g.fill()
@@ -212,7 +212,7 @@ func (f *Facts) loads() map[string]int {
 	return load
 }
 
-// least gives the node with the least load that is not among taken, "" if
+// least returns the node with the least load that is not among taken, "" if
 // there is none.
 func least(nodes []string, load map[string]int, taken []string) string {
 	best := ""

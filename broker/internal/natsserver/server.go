@@ -324,12 +324,12 @@ func findAccount(ns *server.Server, name string) (*server.Account, error) {
 	return a, nil
 }
 
-// Wanted tells whether anybody subscribes to subject.
+// Wanted reports whether anybody subscribes to subject.
 func (s *Server) Wanted(subject string) bool {
 	return !s.watchInterest || s.account.SubscriptionInterest(subject)
 }
 
-// Interested tells whether anybody is known to subscribe to subject, which for a
+// Interested reports whether anybody is known to subscribe to subject, which for a
 // while after a subscription on another node ended may be one who does no more.
 func (s *Server) Interested(subject string) bool { return s.account.SubscriptionInterest(subject) }
 

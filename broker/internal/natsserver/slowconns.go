@@ -16,7 +16,7 @@ type SlowConn struct {
 // slowListed bounds how many connections are looked at closely.
 const slowListed = 32
 
-// Behind gives the connections that are more than so many bytes behind.
+// Behind returns the connections that are more than so many bytes behind.
 func (s *Server) Behind(far int64) (b SlowConns) {
 	all, err := s.Connz(&server.ConnzOptions{Sort: server.ByPending, Limit: slowListed})
 	if err != nil {
