@@ -5,6 +5,7 @@ import (
 	"log/slog"
 	"runtime"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/cantuslog/cantus/raftstore"
@@ -29,7 +30,7 @@ type responder struct {
 	certified <-chan *batch
 	committed chan<- *batch
 
-	broken error // the first failure of a batch, which ended the session
+	broken atomic.Bool // a batch failed, which ended the session
 }
 
 // run answers batches in order, each when its outcome is known. What is
@@ -41,8 +42,7 @@ func (p *responder) run() {
 	for b := range p.certified {
 		err := p.await(b)
 		b.release()
-		if err != nil && p.broken == nil {
-			p.broken = err
+		if err != nil && !p.broken.Swap(true) {
 			p.end(err)
 		}
 		b.users.Store(1)
@@ -123,7 +123,7 @@ func (p *responder) reply(b *batch, err error) {
 	}
 	for _, d := range b.decided {
 		o := d.outcome
-		if d.dependsOn != 0 && p.broken != nil {
+		if d.dependsOn != 0 && p.broken.Load() {
 			o = outcome{err: subjects.Errorf(subjects.Unavailable, "it was refused because of a transaction that did not commit: nothing was done, try again")}
 		}
 		out = p.appendOutcome(out, d.r, o, mark)
@@ -136,7 +136,7 @@ func (p *responder) reply(b *batch, err error) {
 // verify turns `ahead` and `wrong_last` into `unavailable` unless a majority
 // confirms that this node still leads: a newer leader may have committed more.
 func (p *responder) verify(b *batch, mark uint64) {
-	confirmed := sync.OnceValue(func() bool { return p.broken == nil && p.confirmLeader() })
+	confirmed := sync.OnceValue(func() bool { return !p.broken.Load() && p.confirmLeader() })
 	for i := range b.decided {
 		d := &b.decided[i]
 		if d.outcome.err == nil {
