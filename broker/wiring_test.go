@@ -4,7 +4,7 @@ import (
 	"go/ast"
 	"go/parser"
 	"go/token"
-	"io/fs"
+	"path/filepath"
 	"strings"
 	"testing"
 )
@@ -14,13 +14,19 @@ import (
 func TestNoPartHasTheNode(t *testing.T) {
 	wiring := map[string]bool{"node.go": true, "wiring.go": true}
 	files := token.NewFileSet()
-	own := func(f fs.FileInfo) bool { return !strings.HasSuffix(f.Name(), "_test.go") }
-	packages, err := parser.ParseDir(files, ".", own, parser.SkipObjectResolution) //nolint:staticcheck // one folder, no build tags
+	names, err := filepath.Glob("*.go")
 	if err != nil {
 		t.Fatal(err)
 	}
 	fields := 0
-	for name, file := range packages["broker"].Files {
+	for _, name := range names {
+		if strings.HasSuffix(name, "_test.go") {
+			continue
+		}
+		file, err := parser.ParseFile(files, name, nil, parser.SkipObjectResolution)
+		if err != nil {
+			t.Fatal(err)
+		}
 		ast.Inspect(file, func(n ast.Node) bool {
 			if f, is := n.(*ast.FuncDecl); is && f.Recv != nil && namesNode(f.Recv.List[0].Type) {
 				if f.Body != nil {
