@@ -41,7 +41,7 @@ type endpoint struct {
 }
 
 // attach returns the endpoint of a group that is being opened.
-func (n *Network) attach(id uint32) (*endpoint, error) {
+func (n *Network) attach(id uint32, h *halt) (*endpoint, error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if n.ctx.Err() != nil {
@@ -51,7 +51,7 @@ func (n *Network) attach(id uint32) (*endpoint, error) {
 		return nil, fmt.Errorf("group %d is open on this network already", id)
 	}
 	e := &endpoint{
-		network: n, id: id, accepted: make(chan net.Conn),
+		network: n, id: id, halt: h, accepted: make(chan net.Conn),
 		outbound: map[*peernet.Conn]string{}, inbound: map[*peernet.Conn]struct{}{},
 	}
 	e.open, e.stop = context.WithCancel(n.ctx)

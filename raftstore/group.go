@@ -76,11 +76,10 @@ func (g *Group) connect(opts Options) error {
 	if name := opts.Network.peers.Node(); name != opts.Node {
 		return fmt.Errorf("a replica of %s can't be on the network of %s", opts.Node, name)
 	}
-	e, err := opts.Network.attach(opts.ID)
+	e, err := opts.Network.attach(opts.ID, g.log.halt)
 	if err != nil {
 		return err
 	}
-	e.halt = g.log.halt
 	g.network = newTransport(e, opts, &g.log.writes)
 	g.transport = g.network
 	return nil
