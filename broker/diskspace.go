@@ -1,6 +1,7 @@
 package broker
 
 import (
+	"context"
 	"errors"
 	"log/slog"
 	"strings"
@@ -177,8 +178,8 @@ func tooFew(full []string) string {
 const roomPatience = 3 * time.Second
 
 // awaitProposed returns nil once the entries proposed before the call are committed, or
-// do not wait for room. Otherwise a trim would wait behind them.
-func (p *partition) awaitProposed() error {
+// do not wait for room, and an error when ctx ends. Otherwise a trim would wait behind them.
+func (p *partition) awaitProposed(ctx context.Context) error {
 	last, began := p.group.Status().LastIndex, time.Now()
 	for p.group.Status().CommitIndex < last {
 		hasRoom, full := p.majorityHasRoom()
@@ -188,7 +189,11 @@ func (p *partition) awaitProposed() error {
 		if time.Since(began) > roomPatience {
 			return subjects.Errorf(subjects.StorageFull, "%s, not even for what was proposed before: free some there first", tooFew(full))
 		}
-		time.Sleep(roomPatience / 100)
+		select {
+		case <-time.After(roomPatience / 100):
+		case <-ctx.Done():
+			return subjects.Errorf(subjects.Unavailable, "the node stops: nothing was trimmed, try again")
+		}
 	}
 	return nil
 }

@@ -12,14 +12,14 @@ import (
 )
 
 // serveTrim trims the partition, by txid, age or size.
-func (p *partition) serveTrim(_ context.Context, m *natslink.Message) error {
+func (p *partition) serveTrim(ctx context.Context, m *natslink.Message) error {
 	keep, err := p.keepFrom(m.Payload)
 	if err != nil {
 		return err
 	}
 	reply := subjects.TrimReply{Partition: p.id}
 	if keep > 0 {
-		if err := p.awaitProposed(); err != nil {
+		if err := p.awaitProposed(ctx); err != nil {
 			return err
 		}
 		w, id := p.trimBatch(keep)

@@ -33,7 +33,7 @@ func (p *partition) mustFit(enc *encoder, t *wal.Transaction, payload, packed bo
 	old := p.unsendableNow()
 	if (old == nil || e.need > old.need) && p.unsendable.CompareAndSwap(old, e) && old == nil {
 		p.log.Error("a stored transaction can't be read, and the node is not ready: max_payload is less than when it was appended; "+
-			"there may be others, which are not logged, and the status names the largest that a read has met", "err", e)
+			"there may be others, which are not logged, and the status names the largest one found", "err", e)
 	}
 	refused := subjects.Errorf(subjects.TooLarge, "%s", e)
 	refused.Txid = t.Txid
