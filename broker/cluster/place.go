@@ -50,10 +50,8 @@ func (f Facts) Leave(node string) (Command, error) {
 	if err != nil {
 		return c, err
 	}
-	for _, name := range f.Names() {
-		if m := f.Nodes[name]; name != node && !m.Standby && !m.Leaving {
-			return c, nil
-		}
+	if f.Hosting(node) > 0 {
+		return c, nil
 	}
 	return c, fmt.Errorf("%w: %q is the last node that can hold partitions", ErrCommand, node)
 }
