@@ -157,27 +157,27 @@ func syncDir(dir string, which func(name string) bool) error {
 	return journal.OSFS.SyncDir(dir)
 }
 
-// reclaim has Badger rewrite one value log of which more than half was deleted,
-// and reports whether there may be more. Badger would remove the old file while what
+// reclaim has Badger rewrite one value log of which more than half was deleted, or
+// all but what there is room for, and reports whether there may be more. Badger would remove the old file while what
 // it moved is not synced yet; it keeps it for as long as there is an iterator.
 // Frames wait meanwhile, bounded as ever, and commits go on.
 func (s *Store) reclaim() (more bool, err error) {
 	s.checking.Lock()
 	defer s.checking.Unlock()
 	defer s.compactors.need()()
-	// Merging tables and rewriting a value log take space before they give any.
-	if err := spare(s.opts.FreeSpace, s.room.dir, s.room.floor+s.db.Opts().ValueLogFileSize); err != nil {
-		return false, err
-	}
-	if s.muchDeleted() {
+	if s.muchDeleted() && s.roomToCompact() {
 		if err := s.compact(); err != nil {
 			return false, err
 		}
 	}
+	ratio, err := s.discardRatio()
+	if err != nil {
+		return false, err
+	}
 	txn := s.db.NewTransaction(false)
 	guard := txn.NewIterator(badger.IteratorOptions{Prefix: []byte{opApplied}})
 	s.changing.Lock()
-	err = s.db.RunValueLogGC(0.5)
+	err = s.db.RunValueLogGC(ratio)
 	more = err == nil
 	merr := s.room.measure()
 	s.changing.Unlock()
@@ -204,11 +204,39 @@ func (s *Store) muchDeleted() bool {
 	if after := s.opts.mergeAfter; after > 0 {
 		return s.deleted.Load() >= after
 	}
-	tables := int64(0)
+	return s.deleted.Load() >= max(s.db.Opts().ValueLogFileSize, s.tableBytes())
+}
+
+// tableBytes returns the size of all of Badger's tables.
+func (s *Store) tableBytes() int64 {
+	bytes := int64(0)
 	for _, l := range s.db.Levels() {
-		tables += l.Size
+		bytes += l.Size
 	}
-	return s.deleted.Load() >= max(s.db.Opts().ValueLogFileSize, tables)
+	return bytes
+}
+
+// roomToCompact reports whether there is room for a compaction, which writes new
+// tables before it deletes old ones.
+func (s *Store) roomToCompact() bool {
+	return spare(s.opts.FreeSpace, s.room.dir, s.room.floor+min(s.tableBytes(), s.db.Opts().ValueLogFileSize)) == nil
+}
+
+// discardRatio returns how much of a value log must be deleted for it to be
+// rewritten, from 0.5 to 1: what is left of it is written anew before the file
+// is deleted, and there must be room for that. So a disk that is nearly full
+// still gets back the files of which nothing is left.
+func (s *Store) discardRatio() (float64, error) {
+	size := s.db.Opts().ValueLogFileSize
+	least := size / 64
+	if err := spare(s.opts.FreeSpace, s.room.dir, s.room.floor+least); err != nil {
+		return 0, err
+	}
+	have, err := s.opts.FreeSpace(s.room.dir)
+	if err != nil {
+		return 0, err
+	}
+	return max(0.5, 1-float64(max(have-s.room.floor, least))/float64(size)), nil
 }
 
 // compact has Badger bring its memtable and tables together: only then does it

@@ -86,3 +86,6 @@ func (s *Store) Uncompacted() bool { return !inOrder(s.db) }
 
 // CheckRoom looks whether there is room, as the store does each second.
 func (s *Store) CheckRoom() { s.checkRoom() }
+
+// Floor is the free space that Badger needs to begin new files.
+func (s *Store) Floor() int64 { return s.room.floor }

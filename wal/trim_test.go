@@ -4,6 +4,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -35,6 +36,36 @@ func TestTrimmedSpaceComesBack(t *testing.T) {
 		t.Fatal(err)
 	}
 	s = openStore(t, dir, opts)
+	if r := wal.VerifyLog(s.Log(0), wal.Base{Txid: count - kept}); r.Err != nil || r.LastTxid != count {
+		t.Fatalf("report %+v", r)
+	}
+}
+
+// TestTrimmedSpaceComesBackWithLittleSpaceLeft trims a log on a disk that has less
+// space left than a value log takes: it must be freed all the same.
+func TestTrimmedSpaceComesBackWithLittleSpaceLeft(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	opts := small()
+	opts.SegmentSize = 1 << 20
+	var free atomic.Int64
+	free.Store(1 << 40)
+	opts.FreeSpace = func(string) (int64, error) { return free.Load(), nil }
+	s := openStore(t, dir, opts)
+	const count, kept = 2_000, 100
+	appendMany(t, s.Log(0), count, 4<<10)
+	store := filepath.Join(dir, "store")
+	s.WaitApplied()
+	full := onDisk(t, store)
+	free.Store(s.Floor() + 128<<10)
+	if err := s.Log(0).TrimHead(count - kept); err != nil {
+		t.Fatal(err)
+	}
+	for deadline := time.Now().Add(time.Minute); onDisk(t, store) > full/4; time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("%d bytes were on the disk, and are still %d", full, onDisk(t, store))
+		}
+	}
 	if r := wal.VerifyLog(s.Log(0), wal.Base{Txid: count - kept}); r.Err != nil || r.LastTxid != count {
 		t.Fatalf("report %+v", r)
 	}
