@@ -93,7 +93,7 @@ func (p *process) await(o *output, text string, times int) (string, bool) {
 
 // passedOn names the script's variables that a background command gets.
 var passedOn = []string{
-	"PATH", "HOME", "TMPDIR", "WORK", "GOCOVERDIR",
+	"PATH", "HOME", "TMPDIR", "WORK", "GOCOVERDIR", "GODEBUG",
 	"CANTUS_SERVER", "CANTUS_NAME", "CANTUS_CONFIG",
 }
 

@@ -4,12 +4,9 @@ import (
 	"errors"
 	"log/slog"
 	"maps"
-	"os"
-	"os/signal"
 	"reflect"
 	"slices"
 	"strings"
-	"syscall"
 
 	"github.com/alecthomas/kong"
 
@@ -18,13 +15,6 @@ import (
 
 // reloadable are the flags of serve that a running node takes anew.
 var reloadable = []string{"nats-config", "credentials", "queue-size", "reserve", "catch-up-rate", "log-level"}
-
-// hangups returns SIGHUPs, which ask for a reload. Windows has none.
-func hangups() (signals <-chan os.Signal, stop func()) {
-	c := make(chan os.Signal, 1)
-	signal.Notify(c, syscall.SIGHUP)
-	return c, func() { signal.Stop(c) }
-}
 
 // flagValues are what a node runs with, by flag.
 type flagValues map[string]any

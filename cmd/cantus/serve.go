@@ -13,6 +13,7 @@ import (
 	"github.com/alecthomas/kong"
 
 	"github.com/cantuslog/cantus/broker"
+	"github.com/cantuslog/cantus/cmd/internal/hangup"
 )
 
 type serveCmd struct {
@@ -100,8 +101,7 @@ func (c *serveCmd) Run(ctx context.Context, p *program, parsed *kong.Context) er
 	if err != nil {
 		return err
 	}
-	hangups, stop := hangups() // one that comes early must not end the program
-	defer stop()
+	hangups := hangup.Signals()
 	var level slog.LevelVar
 	setLevel(&level, c.LogLevel)
 	opts.Logger = newLogger(p.errOut, &level, c.LogFormat)
