@@ -38,17 +38,22 @@ const (
 	scantRoom = 1 << 20
 )
 
-// startRoom returns how much is free beyond what the next start needs.
+// startRoom returns how much is free beyond what the next start needs, or less
+// where there is plenty. It looks at Badger's files only where there is not.
 func (s *Store) startRoom() (int64, error) {
 	have, err := s.opts.FreeSpace(s.room.dir)
 	if err != nil {
 		return 0, err
 	}
-	tables, err := memtableRoom(s.room.dir)
-	if err != nil {
-		return 0, err
+	left := have - s.room.floor - s.starting.owed.Load() - admittedRoom
+	b := s.db.Opts()
+	// A memtable's log is mapped at twice its limit.
+	most := int64(b.NumMemtables+1) * 2 * tableOf(b.MemTableSize)
+	if left > 2*most {
+		return left - most, nil
 	}
-	return have - s.room.floor - tables - s.starting.owed.Load() - admittedRoom, nil
+	tables, err := memtableRoom(s.room.dir)
+	return left - tables, err
 }
 
 // admit takes account of a frame that was synced and takes so many bytes in

@@ -247,7 +247,11 @@ func memtableRoom(dir string) (bytes int64, err error) {
 				n = info.Size() / 2
 			}
 		}
-		bytes += max(n, 0) * 3 / 2
+		bytes += tableOf(max(n, 0))
 	}
 	return bytes, err
 }
+
+// tableOf returns what the table takes, at most, that Badger makes of so many bytes of
+// a memtable's log.
+func tableOf(log int64) int64 { return log * 3 / 2 }
