@@ -141,6 +141,9 @@ func (c *appendCmd) payload(ctx context.Context, p *program) ([]byte, error) {
 		return nil, usagef("the payload has more than %d bytes, the most a transaction may have with its headers: split it",
 			subjects.MaxTransaction)
 	}
+	if len(data) == 0 && c.File == "" {
+		p.note("standard input was empty, and so is the payload")
+	}
 	return data, nil
 }
 

@@ -12,7 +12,10 @@ if (!/^\d+$/.test(partition ?? "") || !(count >= 0) || rest.length > 0) {
   console.error("usage: node follow.mjs URL PARTITION [COUNT], such as: node follow.mjs nats://127.0.0.1:4222 0");
   process.exit(2);
 }
-const nc = await connect({ servers: url, maxReconnectAttempts: -1 });
+const nc = await connect({ servers: url, maxReconnectAttempts: -1 }).catch((err) => {
+  console.error(`no connection to ${url}: ${err.message}; is a node running there?`);
+  process.exit(1);
+});
 let last = 0; // a service keeps it with what it makes of the transactions
 while (last < count) {
   try {

@@ -43,6 +43,16 @@ func TestFollowOfAPartitionThatDoesNotExist(t *testing.T) {
 	}
 }
 
+func TestWithoutANode(t *testing.T) {
+	for _, args := range [][]string{{"follow.mjs", "nats://127.0.0.1:1", "0"}, {"transact.mjs", "nats://127.0.0.1:1", "visits", "1"}} {
+		out, err := exec.CommandContext(t.Context(), "node", args...).CombinedOutput()
+		want := "no connection to nats://127.0.0.1:1: "
+		if err == nil || !strings.HasPrefix(string(out), want) || strings.Count(string(out), "\n") != 1 {
+			t.Errorf("%s ended with %v and says %q", args[0], err, out)
+		}
+	}
+}
+
 func TestFollowPrintsAll(t *testing.T) {
 	l := cantustest.New(t, cantustest.Options{})
 	c := l.NewClient(t, client.Options{})

@@ -14,7 +14,10 @@ if (!/^[+-]?\d+$/.test(amount ?? "") || rest.length > 0) {
   console.error("usage: node transact.mjs URL COUNTER AMOUNT, such as: node transact.mjs nats://127.0.0.1:4222 visits 1");
   process.exit(2);
 }
-const nc = await connect({ servers: url, maxReconnectAttempts: -1 });
+const nc = await connect({ servers: url, maxReconnectAttempts: -1 }).catch((err) => {
+  console.error(`no connection to ${url}: ${err.message}; is a node running there?`);
+  process.exit(1);
+});
 
 // The view: all counters, up to the txid last.
 const counters = new Map();
