@@ -3,7 +3,7 @@ GO ?= go
 # What the nearest release tag calls this commit, empty if there is none.
 VERSION ?= $(shell git describe --tags --match 'v[0-9]*' --dirty 2>/dev/null)
 
-.PHONY: help build test race lint vuln fuzz bench soak idle scaling bench-etcd e2e long cluster failover netfaults interop natscli postgres proof powercut fulldisk pictures clean
+.PHONY: help build test short race lint vuln fuzz bench soak idle scaling bench-etcd e2e long cluster failover netfaults interop natscli postgres proof powercut fulldisk pictures clean
 
 help: ## this list
 	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -13,6 +13,9 @@ build: ## bin/cantus, a static binary
 
 test: ## all tests that need nothing but Go
 	$(GO) test ./...
+
+short: ## what takes two minutes of them, for the time between two edits
+	$(GO) test -short ./...
 
 race: ## the packages with goroutines of their own, under the race detector
 	$(GO) test -race -timeout 20m ./subjects ./wal/... ./raftstore/... ./broker/... ./client/... ./cantustest ./cmd/...
@@ -47,16 +50,16 @@ e2e: ## the built binary from outside: replays, kills, bad input
 	$(GO) test -count=1 ./e2e/...
 
 cluster: ## clusters of real processes at full length: failing leaders, restarts, replaced nodes
-	$(GO) test -count=1 -timeout 60m -v -run '^TestCluster' ./e2e -args -long
+	CANTUS_LONG=1 $(GO) test -count=1 -timeout 60m -v -run '^TestCluster' ./e2e
 
 failover: ## how long a partition pauses when its leader is killed, or stopped
-	$(GO) test -count=1 -timeout 60m -v -run '^TestClusterFailoverPauses$$' ./e2e -args -long
+	CANTUS_LONG=1 $(GO) test -count=1 -timeout 60m -v -run '^TestClusterFailoverPauses$$' ./e2e
 
 netfaults: ## clusters in network namespaces with cut and slow links (root, iproute2, sch_netem)
-	$(GO) test -count=1 -timeout 60m -v -tags netfaults -run '^TestNet' ./e2e -args -long
+	CANTUS_LONG=1 $(GO) test -count=1 -timeout 60m -v -tags netfaults -run '^TestNet' ./e2e
 
 long: ## the tests that take samples, at full length: every damage, 20 kills on one and on four partitions
-	$(GO) test -count=1 -timeout 2h ./wal ./e2e -long
+	CANTUS_LONG=1 $(GO) test -count=1 -timeout 2h ./wal ./e2e
 
 interop: ## the same from Node.js and C (needs npm, cc and libnats-dev)
 	./.ci/interop
@@ -68,14 +71,14 @@ postgres: ## views and the bank on PostgreSQL (needs Debian's postgresql)
 	$(GO) test -count=1 -tags postgres ./client/sqlview ./examples/bank
 
 proof: ## the long tests of the client: kills, failures, skew, a million behind
-	$(GO) test -count=1 -timeout 60m -run 'Stale|Skew|CatchingUp' ./client -long -v
-	$(GO) test -count=1 -timeout 60m -tags postgres -run BooksAreRight ./examples/bank -long -v
+	CANTUS_LONG=1 $(GO) test -count=1 -timeout 60m -run 'Stale|Skew|CatchingUp' ./client -v
+	CANTUS_LONG=1 $(GO) test -count=1 -timeout 60m -tags postgres -run BooksAreRight ./examples/bank -v
 
 powercut: ## the store, and clusters' leaders, through power cuts on loop-mounted file systems (root)
-	$(GO) test -count=1 -tags powercut -run PowerFails -v ./wal ./e2e -long
+	CANTUS_LONG=1 $(GO) test -count=1 -tags powercut -run PowerFails -v ./wal ./e2e
 
 fulldisk: ## a node whose file system somebody else fills to the last byte (root)
-	$(GO) test -count=1 -tags fulldisk -run FullDisk -v ./e2e -long
+	CANTUS_LONG=1 $(GO) test -count=1 -tags fulldisk -run FullDisk -v ./e2e
 
 pictures: ## docs/pictures/*.svg from the sources beside them (with d2, built from .ci/pictures)
 	./.ci/pictures/run

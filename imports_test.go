@@ -77,12 +77,15 @@ func TestRoomsOfBroker(t *testing.T) {
 
 // testLayers says what a folder's tests may import beside that.
 var testLayers = map[string][]string{
+	"lockmgr":   {"internal"},
 	"wal":       {"internal"},
 	"raftstore": {"internal"},
 	"broker":    {"internal"},
 	"client":    {"broker", "cantustest", "internal"}, // nodes without ports, and what fails on demand
 	"e2e":       {"internal"},
 	"examples":  {"cantustest", "internal"},
+
+	"cantustest": {"internal"},
 }
 
 // testOwners says which folders' tests may import a module beside its owners:

@@ -16,6 +16,7 @@ import (
 
 	"github.com/cantuslog/cantus/broker"
 	"github.com/cantuslog/cantus/internal/ports"
+	"github.com/cantuslog/cantus/internal/testkit"
 	"github.com/cantuslog/cantus/subjects"
 )
 
@@ -157,16 +158,8 @@ func (c *nodes) conn(name string) *nats.Conn {
 	return nc
 }
 
-// eventually asks until what is true, which it is within our patience.
-func eventually(t *testing.T, what string, is func() bool) {
-	t.Helper()
-	for deadline := time.Now().Add(patience); !is(); {
-		if time.Now().After(deadline) {
-			t.Fatalf("still not: %s", what)
-		}
-		time.Sleep(5 * time.Millisecond)
-	}
-}
+// eventually polls until a condition holds.
+var eventually = testkit.Until
 
 // keep appends until it is done, as any client does that is told to try
 // again, and gives the txid.

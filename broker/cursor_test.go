@@ -16,6 +16,7 @@ import (
 	"github.com/nats-io/nats.go"
 
 	"github.com/cantuslog/cantus/broker"
+	"github.com/cantuslog/cantus/internal/testkit"
 	"github.com/cantuslog/cantus/subjects"
 )
 
@@ -214,7 +215,7 @@ func TestCursorsAfterRestart(t *testing.T) {
 func copyDir(t *testing.T, from, to string) {
 	t.Helper()
 	manifest := filepath.Join(from, "store", "MANIFEST")
-	for {
+	testkit.Until(t, "a copy within which no table changed", func() bool {
 		before, err := os.ReadFile(manifest)
 		if err != nil {
 			t.Fatal(err)
@@ -228,12 +229,13 @@ func copyDir(t *testing.T, from, to string) {
 			t.Fatal(copied)
 		}
 		if copied == nil && bytes.Equal(before, after) {
-			return
+			return true
 		}
 		if err := os.RemoveAll(to); err != nil { // the store's tables changed meanwhile
 			t.Fatal(err)
 		}
-	}
+		return false
+	})
 }
 
 func copyOnce(t *testing.T, from, to string) error {

@@ -10,11 +10,11 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
-	"time"
 
 	"github.com/nats-io/nats.go"
 	"go.uber.org/goleak"
 
+	"github.com/cantuslog/cantus/internal/testkit"
 	"github.com/cantuslog/cantus/raftstore"
 	"github.com/cantuslog/cantus/subjects"
 	"github.com/cantuslog/cantus/wal"
@@ -22,7 +22,7 @@ import (
 )
 
 // patience is how long a test waits for what must come.
-const patience = 30 * time.Second
+const patience = testkit.Patience
 
 func openGated(t *testing.T, dir string, opts Options) (*Node, *nats.Conn, *journaltest.Gate) {
 	t.Helper()
@@ -366,10 +366,10 @@ func TestTheDiskIsFullAllTheSame(t *testing.T) {
 	payload := bytes.Repeat([]byte("x"), 100_000)
 	fs.Fill(true)
 	appended := uint64(0)
-	for full := false; !full; {
+	testkit.Until(t, "the disk is full", func() bool {
 		m, err := nc.Request("cantus.append.0", payload, patience)
 		if errors.Is(err, nats.ErrNoResponders) {
-			continue // between two sessions
+			return false // between two sessions
 		}
 		var r subjects.Reply
 		if err == nil {
@@ -381,19 +381,20 @@ func TestTheDiskIsFullAllTheSame(t *testing.T) {
 		case r.Error == nil:
 			appended = r.Txid
 		case r.Error.Reason == subjects.StorageFull:
-			full = true
+			return true
 		case r.Error.Reason != subjects.Unavailable:
 			t.Fatalf("%+v", r.Error)
 		}
 		if appended > 100 {
 			t.Fatal("the disk does not fill")
 		}
-	}
+		return false
+	})
 	fs.Fill(false)
-	for {
+	testkit.Until(t, "there is room again", func() bool {
 		m, err := nc.Request("cantus.append.0", []byte("after"), patience)
 		if errors.Is(err, nats.ErrNoResponders) {
-			continue
+			return false
 		}
 		var r subjects.Reply
 		if err == nil {
@@ -406,12 +407,13 @@ func TestTheDiskIsFullAllTheSame(t *testing.T) {
 			if r.Txid != appended+1 {
 				t.Fatalf("txid %d after %d", r.Txid, appended)
 			}
-			break
+			return true
 		}
 		if r.Error.Reason != subjects.Unavailable && r.Error.Reason != subjects.StorageFull {
 			t.Fatalf("%+v", r.Error)
 		}
-	}
+		return false
+	})
 	if n.Err() != nil {
 		t.Fatal(n.Err())
 	}
@@ -425,10 +427,10 @@ func TestNoLeaderNoResponders(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, subject := range []string{"cantus.append.0", "cantus.append.key.k", "cantus.batch.0", "cantus.read.0", "cantus.get.0", "cantus.info.0", "cantus.cursor.0.c"} {
-		for {
+		testkit.Until(t, "nobody subscribes to "+subject, func() bool {
 			m, err := nc.Request(subject, nil, patience)
 			if errors.Is(err, nats.ErrNoResponders) {
-				break
+				return true
 			}
 			if err != nil {
 				t.Fatalf("%s: %v", subject, err)
@@ -437,7 +439,8 @@ func TestNoLeaderNoResponders(t *testing.T) {
 			if code := m.Header.Get(subjects.HeaderErrorCode); subject == "cantus.append.0" && code != "503" {
 				t.Fatalf("%s: %s", subject, m.Data)
 			}
-		}
+			return false
+		})
 	}
 	if n.Ready() {
 		t.Error("a node whose partition has no leader is ready")
@@ -456,12 +459,7 @@ func TestAVoidBatchIsUnavailable(t *testing.T) {
 	<-held
 	i := newInbox(t, nc)
 	i.send("void", idHeader, "m")
-	for flying := 0; flying == 0; { // until it is certified
-		flying = p.replica.certifier.stats().InFlight
-		if err := nc.Flush(); err != nil {
-			t.Fatal(err)
-		}
-	}
+	testkit.Until(t, "it is certified", func() bool { return p.replica.certifier.stats().InFlight > 0 })
 	open(nil)
 	if result, err := between.Wait(); err != nil || result.(applied).void {
 		t.Fatalf("%+v, %v", result, err)
@@ -470,10 +468,10 @@ func TestAVoidBatchIsUnavailable(t *testing.T) {
 	if r.Error == nil || r.Error.Reason != subjects.Unavailable {
 		t.Fatalf("%+v", r)
 	}
-	for {
+	testkit.Until(t, "it appends again", func() bool {
 		m, err := nc.Request("cantus.append.0", []byte("again"), patience)
 		if errors.Is(err, nats.ErrNoResponders) {
-			continue
+			return false
 		}
 		if err != nil {
 			t.Fatal(err)
@@ -481,10 +479,8 @@ func TestAVoidBatchIsUnavailable(t *testing.T) {
 		if err := json.Unmarshal(m.Data, &r); err != nil || r.Error != nil && r.Error.Reason != subjects.Unavailable {
 			t.Fatalf("%s", m.Data)
 		}
-		if r.Txid == 2 {
-			break
-		}
-	}
+		return r.Txid == 2
+	})
 }
 
 func TestWireErrors(t *testing.T) {

@@ -12,11 +12,12 @@ import (
 	"github.com/nats-io/nats.go"
 
 	"github.com/cantuslog/cantus/broker"
+	"github.com/cantuslog/cantus/internal/testkit"
 	"github.com/cantuslog/cantus/subjects"
 )
 
 // patience is how long a test waits for what must come.
-const patience = 30 * time.Second
+const patience = testkit.Patience
 
 // message makes a message with headers given as "Key", "value" pairs.
 func message(subject, payload string, headers ...string) *nats.Msg {

@@ -12,6 +12,7 @@ import (
 
 	"github.com/cantuslog/cantus/broker"
 	"github.com/cantuslog/cantus/internal/barenats"
+	"github.com/cantuslog/cantus/internal/testkit"
 )
 
 // websocketURL reads the file in which the NATS server says where it listens.
@@ -60,21 +61,22 @@ leafnodes { host: 127.0.0.1, port: -1 }`, dir))})
 		t.Fatal(err)
 	}
 	t.Cleanup(behind.Close)
-	for connected := false; !connected; { // the leaf has yet to hear of the node's subscriptions
+	testkit.Until(t, "the leaf has heard of the node's subscriptions", func() bool {
 		_, err := behind.Request("cantus.info.0", nil, patience)
-		if connected = err == nil; !connected && !errors.Is(err, nats.ErrNoResponders) {
+		if err != nil && !errors.Is(err, nats.ErrNoResponders) {
 			t.Fatal(err)
 		}
-	}
+		return err == nil
+	})
 	feed, err := behind.SubscribeSync("cantus.feed.>")
 	if err != nil {
 		t.Fatal(err)
 	}
-	for heard := false; !heard; { // and the node of the leaf's
+	testkit.Until(t, "the node has heard of the leaf's", func() bool {
 		works(t, behind)
 		_, err := feed.NextMsg(1)
-		heard = err == nil
-	}
+		return err == nil
+	})
 	for p := range 2 {
 		checkLog(t, behind, p)
 	}

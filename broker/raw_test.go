@@ -8,6 +8,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 )
 
 // rawClient speaks the NATS protocol by hand: it can send what no client
@@ -39,6 +40,9 @@ func (c *rawClient) send(t *testing.T, text string) {
 
 func (c *rawClient) line(t *testing.T) string {
 	t.Helper()
+	if err := c.conn.SetReadDeadline(time.Now().Add(patience)); err != nil {
+		t.Fatal(err)
+	}
 	line, err := c.r.ReadString('\n')
 	if err != nil {
 		t.Fatal(err)

@@ -9,22 +9,19 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go"
-	"go.uber.org/goleak"
 
 	"github.com/cantuslog/cantus/cantustest"
 	"github.com/cantuslog/cantus/client"
+	"github.com/cantuslog/cantus/internal/testkit"
 	"github.com/cantuslog/cantus/subjects"
 )
 
 func TestMain(m *testing.M) {
-	goleak.VerifyTestMain(m, goleak.IgnoreTopFunction("github.com/golang/glog.(*fileSink).flushDaemon"))
+	testkit.Main(m)
 }
 
-func soon(t testing.TB) context.Context {
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
-	t.Cleanup(cancel)
-	return ctx
-}
+// soon returns a context that ends a test that would hang.
+var soon = testkit.Soon
 
 // quick are options for tests in which tries fail.
 var quick = client.Options{AttemptTimeout: 100 * time.Millisecond, MinBackoff: time.Millisecond, MaxBackoff: 10 * time.Millisecond}
@@ -242,11 +239,11 @@ func TestCutOffClientsAreNotAnswered(t *testing.T) {
 		t.Fatal("appended while cut off")
 	}
 	l.Unblock()
-	for { // what was in flight may come in or not; the next does
-		if _, err := c.Append(soon(t), &client.Tx{Payload: []byte("x")}); err == nil {
-			return
-		}
-	}
+	// What was in flight may come in or not; the next does.
+	testkit.Until(t, "an append is answered", func() bool {
+		_, err := c.Append(soon(t), &client.Tx{Payload: []byte("x")})
+		return err == nil
+	})
 }
 
 func TestClosedLogGivesNothing(t *testing.T) {

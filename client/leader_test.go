@@ -12,6 +12,7 @@ import (
 
 	"github.com/cantuslog/cantus/broker"
 	"github.com/cantuslog/cantus/client"
+	"github.com/cantuslog/cantus/internal/testkit"
 )
 
 // patient are options with which nothing is sent again because time passes.
@@ -33,15 +34,8 @@ func newLeader(t testing.TB, nc *nats.Conn, partition int) {
 	}
 }
 
-// await waits until cond holds.
-func await(t testing.TB, what string, cond func() bool) {
-	t.Helper()
-	for end := time.Now().Add(patience); !cond(); time.Sleep(time.Millisecond) {
-		if time.Now().After(end) {
-			t.Fatalf("not %s within %v", what, patience)
-		}
-	}
-}
+// await polls until a condition holds.
+var await = testkit.Until
 
 func TestANewLeaderIsSentWhatWentUnanswered(t *testing.T) {
 	for _, f := range []fault{swallow, lose} {

@@ -1,33 +1,26 @@
 package client_test
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"testing"
 	"time"
 
 	"github.com/nats-io/nats.go"
-	"go.uber.org/goleak"
 
 	"github.com/cantuslog/cantus/broker"
 	"github.com/cantuslog/cantus/client"
+	"github.com/cantuslog/cantus/internal/testkit"
 )
 
-// patience ends a test that waits for what will not come. No test's outcome
-// depends on it otherwise.
-const patience = 2 * time.Minute
+const patience = testkit.Patience
 
 func TestMain(m *testing.M) {
-	goleak.VerifyTestMain(m, goleak.IgnoreTopFunction("github.com/golang/glog.(*fileSink).flushDaemon"))
+	testkit.Main(m)
 }
 
-// soon returns a context that ends with the test, or with its patience.
-func soon(t testing.TB) context.Context {
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
-	t.Cleanup(cancel)
-	return ctx
-}
+// soon returns a context that ends a test that would hang.
+var soon = testkit.Soon
 
 // openNode runs a node without ports.
 func openNode(t testing.TB, opts broker.Options) *broker.Node {

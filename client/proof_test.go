@@ -2,7 +2,6 @@ package client_test
 
 import (
 	"context"
-	"flag"
 	"fmt"
 	"runtime"
 	"testing"
@@ -12,9 +11,8 @@ import (
 	"github.com/cantuslog/cantus/cantustest"
 	"github.com/cantuslog/cantus/client"
 	"github.com/cantuslog/cantus/internal/proof"
+	"github.com/cantuslog/cantus/internal/testkit"
 )
-
-var long = flag.Bool("long", false, "run the tests at full length")
 
 // oneNode is a log of one node, which fails by a restart.
 type oneNode struct{ *cantustest.Log }
@@ -23,7 +21,7 @@ func (o oneNode) Fail(ctx context.Context) error { return o.Restart(ctx) }
 
 func newOneNode(t *testing.T) (context.Context, oneNode) {
 	limit := patience
-	if *long {
+	if testkit.Long() {
 		limit = 30 * time.Minute
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), limit)
@@ -33,7 +31,7 @@ func newOneNode(t *testing.T) (context.Context, oneNode) {
 
 func TestNothingIsComputedOnAStaleState(t *testing.T) {
 	p := proof.Probe{Writers: 4, Each: 40, Failures: 2}
-	if *long {
+	if testkit.Long() {
 		p = proof.Probe{Writers: 10, Each: 1000, Failures: 20}
 	}
 	ctx, log := newOneNode(t)
@@ -44,7 +42,7 @@ func TestNothingIsComputedOnAStaleState(t *testing.T) {
 
 func TestReadLocksKeepWritersFromSkew(t *testing.T) {
 	rounds := 20
-	if *long {
+	if testkit.Long() {
 		rounds = 10_000
 	}
 	for _, locked := range []bool{true, false} {
@@ -68,7 +66,7 @@ func TestReadLocksKeepWritersFromSkew(t *testing.T) {
 // grow with how far it is behind.
 func TestCatchingUpTakesBoundedMemory(t *testing.T) {
 	count := 20_000
-	if *long {
+	if testkit.Long() {
 		count = 1_000_000
 	}
 	n := openNode(t, broker.Options{Partitions: 1})

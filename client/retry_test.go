@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
-	"runtime"
 	"strings"
 	"sync"
 	"testing"
@@ -279,9 +278,7 @@ func TestNobodyThereIsWaitedFor(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for nc.Stats().InMsgs == 0 { // until nobody answered
-		runtime.Gosched()
-	}
+	await(t, "nobody answered", func() bool { return nc.Stats().InMsgs > 0 })
 	p := &proxy{t: t, nc: connect(t, n), next: always(pass)}
 	if _, err := p.nc.Subscribe(proxied+".batch.*", p.onBatch); err != nil {
 		t.Fatal(err)

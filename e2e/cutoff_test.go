@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go"
+
+	"github.com/cantuslog/cantus/internal/testkit"
 )
 
 // TestClusterCutOffLeader cuts a leader off from both others while clients
@@ -22,18 +24,13 @@ func TestClusterCutOffLeader(t *testing.T) {
 // TestClusterFarApart runs the same, and a piece of the history with all its
 // faults, over wires that take 20 ms each way.
 func TestClusterFarApart(t *testing.T) {
-	if !*long {
-		t.Skip("takes its time: make cluster")
-	}
+	testkit.OnlyLong(t, "minutes of a cluster: make cluster")
 	c := newWiredCluster(t, 3, "--partitions", "2", "--msg-id-window", "30m")
 	c.wires.delay = 20 * time.Millisecond
 	c.startAll()
 	c.settle()
-	commits, faults := 100, []fault{killed}
-	if *long {
-		commits, faults = 1000, []fault{killed, paused.lasting(5 * time.Second), c.cutOff().lasting(5 * time.Second)}
-	}
-	r := newReplayOf(t, loadHistory(t).head(t, commits), c, c.writers(), 1)
+	faults := []fault{killed, paused.lasting(5 * time.Second), c.cutOff().lasting(5 * time.Second)}
+	r := newReplayOf(t, loadHistory(t).head(t, 1000), c, c.writers(), 1)
 	replayFaults(t, c, r, 2*len(faults), faults...)
 	c.startAll()
 	c.settle()

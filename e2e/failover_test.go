@@ -8,20 +8,17 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go"
+
+	"github.com/cantuslog/cantus/internal/testkit"
 )
 
 // TestClusterFailoverPauses measures for how long a partition takes no appends
 // after its leader was killed, and after it was told to stop. The figures are
 // in the log of the test, which bounds none of them.
 func TestClusterFailoverPauses(t *testing.T) {
-	if !*long {
-		t.Skip("takes its time: make cluster")
-	}
+	testkit.OnlyLong(t, "minutes of a cluster: make cluster")
 	c := startCluster(t, 3)
-	times := 1
-	if *long {
-		times = 30
-	}
+	const times = 30
 	for _, end := range []struct {
 		signal string
 		end    func(*node) error

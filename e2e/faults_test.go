@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"golang.org/x/sync/errgroup"
+
+	"github.com/cantuslog/cantus/internal/testkit"
 )
 
 // gate holds back whoever has a number that is not released yet.
@@ -150,7 +152,7 @@ func TestClusterHistoryReplay(t *testing.T) {
 	c.startAll()
 	c.settle()
 	h, count, lasts := loadHistory(t), 30, 10*time.Second
-	if !*long {
+	if !testkit.Long() {
 		h, count, lasts = h.head(t, 3000), 3, 3*time.Second
 	}
 	r := newReplayOf(t, h, c, c.writers(), 0)
@@ -160,13 +162,8 @@ func TestClusterHistoryReplay(t *testing.T) {
 // TestClusterHistoryReplayFive does so with five nodes, each of which holds
 // some of the partitions.
 func TestClusterHistoryReplayFive(t *testing.T) {
-	if !*long {
-		t.Skip("takes its time: make cluster")
-	}
+	testkit.OnlyLong(t, "minutes of a cluster: make cluster")
 	h, count, lasts := loadHistory(t), 10, 10*time.Second
-	if !*long {
-		h, count, lasts = h.head(t, 1500), 2, 3*time.Second
-	}
 	c := startCluster(t, 5, "--msg-id-window", "30m", "--partitions", "5", "--replicas", "5")
 	r := newReplayOf(t, h, c, c.writers(), 0)
 	replayFaults(t, c, r, count, killed, paused.lasting(lasts))

@@ -14,6 +14,8 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go"
+
+	"github.com/cantuslog/cantus/internal/testkit"
 )
 
 const blockSize = 4096
@@ -182,7 +184,7 @@ func contentOf(t *testing.T, c *client, partitions int) content {
 func TestFlippedByte(t *testing.T) {
 	t.Parallel()
 	places := 2
-	if *long {
+	if testkit.Long() {
 		places = 25
 	}
 	seed := rand.Uint64()

@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cantuslog/cantus/internal/powercut"
+	"github.com/cantuslog/cantus/internal/testkit"
 )
 
 // disk is a file system of its own, which others than the node fill, too.
@@ -165,7 +166,7 @@ func (w *diskWriter) await(t *testing.T, n *node, what string, done func() bool)
 func TestFullDisk(t *testing.T) {
 	for _, size := range []int{100, 40_000} {
 		kind := map[int]string{100: "tmpfs", 40_000: "ext4"}[size]
-		if *long {
+		if testkit.Long() {
 			kind = [...]string{"tmpfs", "ext4"}[rand.IntN(2)]
 		}
 		t.Run(fmt.Sprintf("%d bytes on %s", size, kind), func(t *testing.T) {
@@ -174,7 +175,7 @@ func TestFullDisk(t *testing.T) {
 			c := dial(t, n.url)
 			w := startDiskWriter(t, c, size)
 			rounds := 4
-			if *long {
+			if testkit.Long() {
 				rounds = 40
 			}
 			for range rounds {

@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/cantuslog/cantus/internal/ports"
+	"github.com/cantuslog/cantus/internal/testkit"
 )
 
 // counter counts what many add to, and lets one wait for a count.
@@ -217,7 +218,7 @@ func TestHistoryReplayShared(t *testing.T) {
 		replays = append(replays, newReplay(t, share, n, p))
 	}
 	kills := 5
-	if *long {
+	if testkit.Long() {
 		kills = 20
 	}
 	replayKilled(t, n, kills, replays...)

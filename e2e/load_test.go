@@ -12,6 +12,8 @@ import (
 
 	"github.com/nats-io/nats.go"
 	"golang.org/x/sync/errgroup"
+
+	"github.com/cantuslog/cantus/internal/testkit"
 )
 
 // load is writers that append one transaction after the other, each until it
@@ -124,7 +126,7 @@ func TestClusterRollingRestart(t *testing.T) {
 	c := startCluster(t, 3, "--partitions", "3", "--msg-id-window", "30m")
 	l := startLoad(c, 3)
 	rounds := 1
-	if *long {
+	if testkit.Long() {
 		rounds = 10
 	}
 	for range rounds {

@@ -5,6 +5,8 @@ package e2e_test
 import (
 	"testing"
 	"time"
+
+	"github.com/cantuslog/cantus/internal/testkit"
 )
 
 // startSpaced starts three nodes, each in a network of its own, whose links
@@ -39,7 +41,7 @@ func TestNetCutOffLeader(t *testing.T) {
 // TestNetHistoryReplay replays the history while links go down.
 func TestNetHistoryReplay(t *testing.T) {
 	h, count := loadHistory(t), 12
-	if !*long {
+	if !testkit.Long() {
 		h, count = h.head(t, 2000), 3
 	}
 	c, s := startSpaced(t, "", "--partitions", "2", "--msg-id-window", "30m")

@@ -4,7 +4,6 @@ import (
 	"bufio"
 	"bytes"
 	"errors"
-	"flag"
 	"fmt"
 	"io"
 	"os"
@@ -17,19 +16,17 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/cantuslog/cantus/internal/testkit"
 )
 
-var long = flag.Bool("long", false, "run the tests at full length")
-
-// patience bounds waiting for what must come. It is no measure of speed: a
-// test that runs into it has found something stuck.
-const patience = time.Minute
+// patience bounds waiting for what must come.
+const patience = testkit.Patience
 
 // program is the path of the binary under test, built once.
 var program string
 
 func TestMain(m *testing.M) {
-	flag.Parse()
 	os.Exit(buildAndRun(m))
 }
 

@@ -9,6 +9,8 @@ import (
 
 	"github.com/nats-io/nats.go"
 	"golang.org/x/sync/errgroup"
+
+	"github.com/cantuslog/cantus/internal/testkit"
 )
 
 // overlaps are pairs of locks that overlap without being spelled alike.
@@ -23,7 +25,7 @@ var overlaps = []struct{ name, first, second string }{
 
 // overlapRounds is how often each pair is sent.
 func overlapRounds() int {
-	if *long {
+	if testkit.Long() {
 		return 300
 	}
 	return 60

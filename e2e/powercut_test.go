@@ -15,6 +15,7 @@ import (
 	"testing"
 
 	"github.com/cantuslog/cantus/internal/powercut"
+	"github.com/cantuslog/cantus/internal/testkit"
 )
 
 // TestClusterLeadersWhosePowerFails cuts a leader's power under load. Just before,
@@ -37,7 +38,7 @@ func TestClusterLeadersWhosePowerFails(t *testing.T) {
 	l := startLoad(c, 1)
 	watcher := c.dial(c.nodes[0].name)
 	rounds := 2
-	if *long {
+	if testkit.Long() {
 		rounds = 15
 	}
 	for range rounds {

@@ -9,6 +9,7 @@ import (
 	"github.com/nats-io/nats.go"
 
 	"github.com/cantuslog/cantus/internal/proof"
+	"github.com/cantuslog/cantus/internal/testkit"
 )
 
 // fallible is a cluster as a log whose leader can be taken away.
@@ -49,7 +50,7 @@ func (f fallible) Fail(ctx context.Context) error {
 // high-water marks while leaders are killed.
 func TestClusterNothingIsComputedOnAStaleState(t *testing.T) {
 	p := proof.Probe{Writers: 4, Each: 40, Failures: 2}
-	if *long {
+	if testkit.Long() {
 		p = proof.Probe{Writers: 10, Each: 1000, Failures: 20}
 	}
 	c := startCluster(t, 3, "--partitions", "1")
@@ -63,9 +64,7 @@ func TestClusterNothingIsComputedOnAStaleState(t *testing.T) {
 // TestClusterReadLocksKeepWritersFromSkew has writers on three nodes try to
 // break a limit that two accounts share.
 func TestClusterReadLocksKeepWritersFromSkew(t *testing.T) {
-	if !*long {
-		t.Skip("takes its time: make cluster")
-	}
+	testkit.OnlyLong(t, "minutes of a cluster: make cluster")
 	c := startCluster(t, 3, "--partitions", "1")
 	broken, err := proof.Skew{Rounds: 2000, ReadLocks: true}.Run(t.Context(), fallible{c})
 	if err != nil || broken > 0 {

@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/cantuslog/cantus/internal/testkit"
 	"github.com/cantuslog/cantus/raftstore"
 	"github.com/cantuslog/cantus/wal"
 	"github.com/cantuslog/cantus/wal/journal"
@@ -224,20 +225,8 @@ func (n *node) close() {
 	n.closeStore()
 }
 
-// until waits for a condition.
-func until(t testing.TB, what string, is func() bool) {
-	t.Helper()
-	deadline := time.Now().Add(time.Minute) // ends a test that would hang
-	for tick := time.NewTicker(2 * time.Millisecond); ; {
-		if is() {
-			tick.Stop()
-			return
-		}
-		if <-tick.C; time.Now().After(deadline) {
-			t.Fatalf("timed out waiting: %s", what)
-		}
-	}
-}
+// until polls until a condition holds.
+var until = testkit.Until
 
 // leader waits for a node that leads by its own account and has a majority.
 func (c *cluster) leader() (found *node) {

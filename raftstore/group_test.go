@@ -13,6 +13,7 @@ import (
 
 	"go.uber.org/goleak"
 
+	"github.com/cantuslog/cantus/internal/testkit"
 	"github.com/cantuslog/cantus/raftstore"
 	"github.com/cantuslog/cantus/wal"
 )
@@ -109,7 +110,7 @@ func lead(t *testing.T, g *raftstore.Group) {
 	for led := g.Leading(); !led; {
 		select {
 		case led = <-g.Leadership():
-		case <-t.Context().Done():
+		case <-time.After(testkit.Patience):
 			t.Fatal("no leader")
 		}
 	}

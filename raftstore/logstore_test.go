@@ -10,6 +10,7 @@ import (
 
 	"github.com/hashicorp/raft"
 
+	"github.com/cantuslog/cantus/internal/testkit"
 	"github.com/cantuslog/cantus/wal"
 	"github.com/cantuslog/cantus/wal/journal/journaltest"
 )
@@ -138,9 +139,7 @@ func leading(t *testing.T, log *wal.Log) *Group {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = g.Close() })
-	for led := g.Leading(); !led; {
-		led = <-g.Leadership()
-	}
+	testkit.Until(t, "it leads", g.Leading)
 	if err := g.Barrier(t.Context()); err != nil {
 		t.Fatal(err)
 	}
@@ -199,6 +198,9 @@ func TestAPendingTermIsStoredFirst(t *testing.T) {
 	large := make([]byte, 4<<10)
 	index := uint64(0)
 	for {
+		if index > 1000 {
+			t.Fatal("the disk does not fill")
+		}
 		err := s.StoreLog(&raft.Log{Index: index + 1, Term: 1, Data: large})
 		if errors.Is(err, wal.ErrNoSpace) {
 			break
@@ -208,9 +210,7 @@ func TestAPendingTermIsStoredFirst(t *testing.T) {
 		}
 		index++
 	}
-	for err := error(nil); err == nil; { // until there is no room even for a term
-		err = s.SetUint64([]byte("CurrentTime"), 1)
-	}
+	testkit.Until(t, "there is no room even for a term", func() bool { return s.SetUint64([]byte("CurrentTime"), 1) != nil })
 	if err := s.SetUint64([]byte(keyTerm), 2); err != nil {
 		t.Fatalf("raft would panic: %v", err)
 	}

@@ -118,7 +118,10 @@ func TestALeaderNoticesThatAFollowerHasLostEntries(t *testing.T) {
 	}
 	c.put("a")
 	var forgetful *node
-	for forgot := false; !forgot; { // repeat if another leader is elected in between
+	for forgot, tries := false, 0; !forgot; tries++ { // repeat if another leader is elected in between
+		if tries == 20 {
+			t.Fatal("the leaders change all the time")
+		}
 		leader := c.leader()
 		forgetful = c.others(leader)[0]
 		forgetful.down()

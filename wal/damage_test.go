@@ -3,7 +3,6 @@ package wal_test
 import (
 	"encoding/binary"
 	"errors"
-	"flag"
 	"fmt"
 	"io/fs"
 	"math/rand/v2"
@@ -12,10 +11,9 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/cantuslog/cantus/internal/testkit"
 	"github.com/cantuslog/cantus/wal"
 )
-
-var long = flag.Bool("long", false, "try everything, not a sample")
 
 // damage is something done to a file.
 type damage struct {
@@ -48,7 +46,7 @@ func remove(file string) damage {
 	return damage{file, "removed", os.Remove}
 }
 
-// damages are what is to be tried on the files below dir. With -long that is
+// damages are what is to be tried on the files below dir. With CANTUS_LONG=1 that is
 // every byte of small files and many of large ones, else what chance picks.
 func damages(t *testing.T, r *rand.Rand, dir string) (all []damage) {
 	t.Helper()
@@ -70,7 +68,7 @@ func damages(t *testing.T, r *rand.Rand, dir string) (all []damage) {
 			return nil
 		}
 		all = append(all, cut(file, 0), cut(file, size-1), cut(file, r.Int64N(size)))
-		if size <= 4096 && *long {
+		if size <= 4096 && testkit.Long() {
 			for off := range size {
 				all = append(all, flip(file, off, r.IntN(8)))
 			}
@@ -81,7 +79,7 @@ func damages(t *testing.T, r *rand.Rand, dir string) (all []damage) {
 			return err
 		}
 		n := 6
-		if *long {
+		if testkit.Long() {
 			n = 200
 		}
 		for range n {
@@ -93,7 +91,7 @@ func damages(t *testing.T, r *rand.Rand, dir string) (all []damage) {
 		t.Fatal(err)
 	}
 	const sample = 40
-	if !*long && len(all) > sample {
+	if !testkit.Long() && len(all) > sample {
 		r.Shuffle(len(all), func(i, j int) { all[i], all[j] = all[j], all[i] })
 		all = all[:sample]
 	}

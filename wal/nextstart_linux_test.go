@@ -73,6 +73,9 @@ func TestAFullDiskHasRoomForTheNextStart(t *testing.T) {
 			t.Fatalf("round %d: it ends at %d, %d were acknowledged", round, l.LastIndex(), last)
 		}
 		for s.CheckRoom(); !s.Tight(); {
+			if last*bytesEach > disk {
+				t.Fatal("the disk does not fill")
+			}
 			var some []wal.Entry
 			for range 10 {
 				last++

@@ -1,13 +1,14 @@
 package wal_test
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
 	"sync/atomic"
 	"testing"
-	"time"
 
+	"github.com/cantuslog/cantus/internal/testkit"
 	"github.com/cantuslog/cantus/wal"
 )
 
@@ -27,11 +28,7 @@ func TestTrimmedSpaceComesBack(t *testing.T) {
 	if err := s.Log(0).TrimHead(count - kept); err != nil {
 		t.Fatal(err)
 	}
-	for deadline := time.Now().Add(time.Minute); onDisk(t, store) > full/4; time.Sleep(time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatalf("%d bytes were on the disk, and are still %d", full, onDisk(t, store))
-		}
-	}
+	testkit.Until(t, fmt.Sprintf("of %d bytes on the disk most are freed", full), func() bool { return onDisk(t, store) <= full/4 })
 	if err := s.Close(); err != nil {
 		t.Fatal(err)
 	}
@@ -61,11 +58,7 @@ func TestTrimmedSpaceComesBackWithLittleSpaceLeft(t *testing.T) {
 	if err := s.Log(0).TrimHead(count - kept); err != nil {
 		t.Fatal(err)
 	}
-	for deadline := time.Now().Add(time.Minute); onDisk(t, store) > full/4; time.Sleep(time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatalf("%d bytes were on the disk, and are still %d", full, onDisk(t, store))
-		}
-	}
+	testkit.Until(t, fmt.Sprintf("of %d bytes on the disk most are freed", full), func() bool { return onDisk(t, store) <= full/4 })
 	if r := wal.VerifyLog(s.Log(0), wal.Base{Txid: count - kept}); r.Err != nil || r.LastTxid != count {
 		t.Fatalf("report %+v", r)
 	}

@@ -10,8 +10,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
+	"github.com/cantuslog/cantus/internal/testkit"
 	"github.com/cantuslog/cantus/wal"
 )
 
@@ -204,7 +204,7 @@ func copyOpen(t testing.TB, s *wal.Store, to string) {
 // copyBadger copies until no table came or went meanwhile.
 func copyBadger(t testing.TB, from, to string) {
 	t.Helper()
-	for {
+	testkit.Until(t, "a copy within which no table changed", func() bool {
 		before, err := os.ReadFile(filepath.Join(from, "MANIFEST"))
 		if err != nil {
 			t.Fatal(err)
@@ -215,12 +215,13 @@ func copyBadger(t testing.TB, from, to string) {
 			t.Fatal(err)
 		}
 		if bytes.Equal(before, after) {
-			return
+			return true
 		}
 		if err := os.RemoveAll(to); err != nil {
 			t.Fatal(err)
 		}
-	}
+		return false
+	})
 }
 
 // copyFiles copies the files in a directory, not those below, without their
@@ -245,12 +246,5 @@ func copyFiles(t testing.TB, from, to string) {
 	}
 }
 
-// eventually waits until done reports true.
-func eventually(t testing.TB, what string, done func() bool) {
-	t.Helper()
-	for began := time.Now(); !done(); time.Sleep(time.Millisecond) {
-		if time.Since(began) > time.Minute {
-			t.Fatalf("not within a minute: %s", what)
-		}
-	}
-}
+// eventually polls until a condition holds.
+var eventually = testkit.Until

@@ -1,19 +1,14 @@
 package group_test
 
 import (
-	"context"
 	"testing"
-	"time"
 
-	"go.uber.org/goleak"
+	"github.com/cantuslog/cantus/internal/testkit"
 )
 
 func TestMain(m *testing.M) {
-	goleak.VerifyTestMain(m, goleak.IgnoreTopFunction("github.com/golang/glog.(*fileSink).flushDaemon"))
+	testkit.Main(m)
 }
 
-func soon(t testing.TB) context.Context {
-	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
-	t.Cleanup(cancel)
-	return ctx
-}
+// soon returns a context that ends a test that would hang.
+var soon = testkit.Soon

@@ -7,21 +7,19 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"runtime"
 	"slices"
 	"strings"
 	"testing"
-	"time"
 
-	"go.uber.org/goleak"
 	_ "modernc.org/sqlite"
 
 	"github.com/cantuslog/cantus/cantustest"
 	"github.com/cantuslog/cantus/client"
 	"github.com/cantuslog/cantus/client/sqlview"
+	"github.com/cantuslog/cantus/internal/testkit"
 )
 
-const patience = 2 * time.Minute
+const patience = testkit.Patience
 
 // atEnd is called when all tests are over.
 var atEnd = func() error { return nil }
@@ -39,14 +37,11 @@ func (t tests) Run() int {
 }
 
 func TestMain(m *testing.M) {
-	goleak.VerifyTestMain(tests{m}, goleak.IgnoreTopFunction("github.com/golang/glog.(*fileSink).flushDaemon"))
+	testkit.Main(tests{m})
 }
 
-func soon(t testing.TB) context.Context {
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
-	t.Cleanup(cancel)
-	return ctx
-}
+// soon returns a context that ends a test that would hang.
+var soon = testkit.Soon
 
 // database is an empty database of some make.
 type database struct {
@@ -154,9 +149,7 @@ func run(t testing.TB, v *sqlview.View) (stop func()) {
 	}
 	t.Cleanup(stop)
 	for p := range 2 { // as long as it shows the end of an earlier run
-		for errors.Is(v.Progress(p).Err, context.Canceled) {
-			runtime.Gosched()
-		}
+		testkit.Until(t, "it runs again", func() bool { return !errors.Is(v.Progress(p).Err, context.Canceled) })
 	}
 	return stop
 }

@@ -10,12 +10,10 @@ import (
 	"strings"
 	"sync"
 	"testing"
-	"time"
-
-	"go.uber.org/goleak"
 
 	"github.com/cantuslog/cantus/cantustest"
 	"github.com/cantuslog/cantus/client"
+	"github.com/cantuslog/cantus/internal/testkit"
 )
 
 // tests runs all, and what comes after.
@@ -36,14 +34,11 @@ func (t tests) Run() int {
 }
 
 func TestMain(m *testing.M) {
-	goleak.VerifyTestMain(tests{m}, goleak.IgnoreTopFunction("github.com/golang/glog.(*fileSink).flushDaemon"))
+	testkit.Main(tests{m})
 }
 
-func soon(t testing.TB) context.Context {
-	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
-	t.Cleanup(cancel)
-	return ctx
-}
+// soon returns a context that ends a test that would hang.
+var soon = testkit.Soon
 
 // do runs commands as from a command line.
 func do(t *testing.T, l *cantustest.Log, db string, command string) (string, error) {

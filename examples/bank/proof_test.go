@@ -4,7 +4,6 @@ package main
 
 import (
 	"context"
-	"flag"
 	"fmt"
 	"math/rand/v2"
 	"path/filepath"
@@ -15,9 +14,8 @@ import (
 
 	"github.com/cantuslog/cantus/client"
 	"github.com/cantuslog/cantus/internal/ports"
+	"github.com/cantuslog/cantus/internal/testkit"
 )
-
-var long = flag.Bool("long", false, "run the tests at full length")
 
 // database is what the instances share, and the test may end and start again.
 type database struct {
@@ -40,7 +38,7 @@ func TestBooksAreRightThroughKills(t *testing.T) {
 
 func killed(t *testing.T, db database) {
 	transfers, kills, limit := 500, 6, 4*time.Minute
-	if *long {
+	if testkit.Long() {
 		transfers, kills, limit = 5000, 60, 30*time.Minute
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), limit)

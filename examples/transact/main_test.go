@@ -10,13 +10,12 @@ import (
 	"testing"
 	"time"
 
-	"go.uber.org/goleak"
-
 	"github.com/cantuslog/cantus/cantustest"
+	"github.com/cantuslog/cantus/internal/testkit"
 )
 
 func TestMain(m *testing.M) {
-	goleak.VerifyTestMain(m, goleak.IgnoreTopFunction("github.com/golang/glog.(*fileSink).flushDaemon"))
+	testkit.Main(m)
 }
 
 func TestNoneIsLost(t *testing.T) {

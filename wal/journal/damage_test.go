@@ -7,6 +7,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/cantuslog/cantus/internal/testkit"
 	"github.com/cantuslog/cantus/wal/journal"
 	"github.com/cantuslog/cantus/wal/journal/journaltest"
 )
@@ -44,16 +45,14 @@ func sample(t *testing.T, closed bool) *journaltest.FS {
 // waitForSeal returns the files as a kill leaves them once the writer is idle.
 func waitForSeal(t *testing.T, w *world) *journaltest.FS {
 	t.Helper()
-	for {
-		fs := w.fs.Clone()
-		rep, err := journal.Check(dir, journal.Options{FS: fs}, nil)
+	testkit.Until(t, "a journal that is sealed", func() bool {
+		rep, err := journal.Check(dir, journal.Options{FS: w.fs.Clone()}, nil)
 		if err != nil {
 			t.Fatal(err)
 		}
-		if rep.Proven && !rep.Closed && w.j.Stats().Ready > 0 {
-			return w.fs.Clone()
-		}
-	}
+		return rep.Proven && !rep.Closed && w.j.Stats().Ready > 0
+	})
+	return w.fs.Clone()
 }
 
 // describe writes a line that tells frames apart.

@@ -1,0 +1,38 @@
+package testkit_test
+
+import (
+	"testing"
+
+	"github.com/cantuslog/cantus/internal/testkit"
+)
+
+func TestLong(t *testing.T) {
+	for value, want := range map[string]bool{"": false, "0": false, "1": true, "true": true} {
+		t.Setenv("CANTUS_LONG", value)
+		if testkit.Long() != want {
+			t.Errorf("with %q: %v", value, !want)
+		}
+	}
+	t.Setenv("CANTUS_LONG", "yes, please")
+	defer func() {
+		if recover() == nil {
+			t.Error("a value that is neither 1 nor 0 is taken for one of them")
+		}
+	}()
+	testkit.Long()
+}
+
+func TestSized(t *testing.T) {
+	t.Setenv("CANTUS_LONG", "1")
+	if got := testkit.Sized(1, 2, 3); got != 3 {
+		t.Errorf("at full length %d", got)
+	}
+	t.Setenv("CANTUS_LONG", "")
+	want := 2
+	if testing.Short() {
+		want = 1
+	}
+	if got := testkit.Sized(1, 2, 3); got != want {
+		t.Errorf("otherwise %d, want %d", got, want)
+	}
+}
