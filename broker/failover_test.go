@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -78,46 +79,68 @@ func TestNobodyIsRefusedWhileALeaderStops(t *testing.T) {
 	if leader := c.leader(0, "n3"); leader != "n1" {
 		t.Fatalf("%s leads", leader)
 	}
-	stop := make(chan struct{})
 	var clients sync.WaitGroup
-	done := make([]int, 8)
+	stop := make(chan struct{})
+	end := sync.OnceFunc(func() { close(stop); clients.Wait() })
+	defer end()
+	var done [8]atomic.Int64 // acknowledged, by client
 	for i := range done {
 		nc := c.conn("n3")
-		clients.Go(func() {
-			for {
-				select {
-				case <-stop:
-					return
-				default:
-				}
-				id := fmt.Sprint(i, ".", done[i])
-				m, err := nc.RequestMsg(message("cantus.append.0", id, msgID, id), time.Second)
-				switch {
-				case errors.Is(err, nats.ErrTimeout): // it went to a server that had just lost its subscriber
-					continue
-				case err != nil:
-					t.Errorf("append %s: %v", id, err)
-					return
-				case m.Header.Get(subjects.HeaderError) != "":
-					t.Errorf("append %s: %s", id, m.Data)
-					return
-				}
-				done[i]++
-			}
-		})
+		clients.Go(func() { appendUntil(t, nc, i, &done[i], stop) })
 	}
+	// more returns what waits until each client has had n more appends acknowledged
+	// than now.
+	more := func(n int64, when string) func() {
+		var goal [len(done)]int64
+		for i := range done {
+			goal[i] = done[i].Load() + n
+		}
+		return func() {
+			t.Helper()
+			for i := range done {
+				eventually(t, fmt.Sprintf("appends of client %d %s", i, when), func() bool { return t.Failed() || done[i].Load() >= goal[i] })
+			}
+		}
+	}
+	more(2, "before the stop")()
+	inFlight := more(1, "in flight when the stop began")
 	c.stop("n1")
-	keep(t, c.conn("n3"), 0, "after", "after")
-	close(stop)
-	clients.Wait()
-	want := 1
-	for _, n := range done {
-		want += n
+	inFlight()
+	more(2, "after the stop")()
+	end()
+	want := 0
+	for i := range done {
+		want += int(done[i].Load())
 	}
 	if got := c.checkSame(0, "n2", "n3"); len(got) != want {
 		t.Errorf("%d transactions, %d were acknowledged", len(got), want)
 	}
 	t.Logf("%d appends", want)
+}
+
+// appendUntil appends without a pause, and counts what is acknowledged, until it
+// is told to stop. It takes no refusal.
+func appendUntil(t *testing.T, nc *nats.Conn, client int, done *atomic.Int64, stop <-chan struct{}) {
+	for {
+		select {
+		case <-stop:
+			return
+		default:
+		}
+		id := fmt.Sprint(client, ".", done.Load())
+		m, err := nc.RequestMsg(message("cantus.append.0", id, msgID, id), time.Second)
+		switch {
+		case errors.Is(err, nats.ErrTimeout): // it went to a server that had just lost its subscriber
+			continue
+		case err != nil:
+			t.Errorf("append %s: %v", id, err)
+			return
+		case m.Header.Get(subjects.HeaderError) != "":
+			t.Errorf("append %s: %s", id, m.Data)
+			return
+		}
+		done.Add(1)
+	}
 }
 
 func TestAllNodesRestart(t *testing.T) {
