@@ -2,13 +2,13 @@ package lockmgr
 
 import "hash/maphash"
 
-// ids remembers message ids by txid, and so by time, those in flight included. An
-// id that had expired when it was used again has two entries until the newer use
-// commits.
+// ids remembers message ids in the order of their txids, and so of their times,
+// those in flight included. An id that had expired when it was used again has two
+// entries until the newer use commits.
 type ids struct {
 	seed    maphash.Seed
 	records fifo[idRecord]
-	void    int   // how many records no longer count; never the oldest
+	void    int   // how many records are void; the oldest never is
 	byID    index // removed records stay in it until a shard is full
 }
 

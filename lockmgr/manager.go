@@ -228,8 +228,8 @@ func (m *Manager) commitTime(txid uint64, time int64) {
 }
 
 // Advance moves the partition's time forward to time, in Unix nanoseconds, without
-// a transaction: message ids that are too old by it are forgotten. A time that has
-// passed changes nothing.
+// a transaction: message ids that have expired by then are forgotten. An earlier
+// time changes nothing.
 func (m *Manager) Advance(time int64) {
 	m.mustNotRebuild()
 	m.time = max(m.time, time)
@@ -237,8 +237,8 @@ func (m *Manager) Advance(time int64) {
 }
 
 // OldestID returns the oldest committed transaction whose message id still counts at
-// a time, in Unix nanoseconds; 0 if none does. It takes time in proportion to the ids
-// that don't count any more.
+// now, in Unix nanoseconds; 0 if none does. It takes time in proportion to the number
+// of ids that no longer count.
 func (m *Manager) OldestID(now int64) (txid uint64) {
 	return m.ids.oldestSince(now-m.window, m.committed)
 }

@@ -158,7 +158,7 @@ func (s *logStore) writeAsync(logs []*raft.Log) bool {
 		entries[i] = toEntry(l)
 	}
 	s.writes.add(logs)
-	if !s.log.Promise(func(err error) { s.writeDone(len(logs), err) }, entries...) {
+	if !s.log.AppendAsync(func(err error) { s.writeDone(len(logs), err) }, entries...) {
 		s.writes.undo(logs)
 		return false
 	}

@@ -3,22 +3,22 @@ package subjects
 import "time"
 
 // AdminRequest is the body of an operation under "admin.cluster" and
-// "admin.node": the fields that the operation needs, no others.
+// "admin.node". It has the fields that the operation needs, and no others.
 type AdminRequest struct {
-	// Node is the one that is operated on, or moved from.
+	// Node is the node to operate on, or to move something from.
 	Node string `json:"node,omitempty"`
-	// To is the node that something is moved or transferred to.
+	// To is the node to move or transfer something to.
 	To        string `json:"to,omitempty"`
 	Partition *int   `json:"partition,omitempty"`
-	// Standby adds a node without votes.
+	// Standby adds the node without votes.
 	Standby bool `json:"standby,omitempty"`
-	// Key is the fingerprint of the key that a node which is added shows, as its
-	// status has it.
+	// Key is the fingerprint of the key of the node to add, as in its
+	// [NodeStatus].
 	Key string `json:"key,omitempty"`
 }
 
-// AdminReply is the answer to an operation. Done says in words what was
-// decided; it comes about by and by, as the status shows.
+// AdminReply is the answer to an operation. Done describes what was decided. The
+// nodes carry it out in the background; the status shows how far they are.
 type AdminReply struct {
 	Done  string `json:"done,omitempty"`
 	Error *Error `json:"error,omitempty"`
@@ -28,9 +28,9 @@ type AdminReply struct {
 type TrimRequest struct {
 	// Before is the oldest txid that is still wanted.
 	Before uint64 `json:"before,omitempty"`
-	// Age keeps the transactions of so long, such as "720h".
+	// Age keeps the transactions that are younger, such as "720h".
 	Age string `json:"age,omitempty"`
-	// Bytes keeps the newest so many bytes.
+	// Bytes keeps the newest transactions up to this many bytes.
 	Bytes uint64 `json:"bytes,omitempty"`
 }
 
@@ -38,17 +38,18 @@ type TrimRequest struct {
 type TrimReply struct {
 	Partition int    `json:"partition"`
 	FirstTxid uint64 `json:"first_txid"`
-	// Because says what keeps transactions that were to go, "" if nothing does.
+	// Because is the reason why the trim removes less than was asked for, "" for
+	// none.
 	Because string `json:"because,omitempty"`
 	Error   *Error `json:"error,omitempty"`
 }
 
-// ClusterStatus describes the cluster to operators, as one node sees it.
+// ClusterStatus describes the cluster for operators, as one node sees it.
 type ClusterStatus struct {
 	Cluster    string `json:"cluster"`
 	ID         string `json:"id"`
 	AnsweredBy string `json:"answered_by"`
-	// Facts is the version of what the nodes have agreed on.
+	// Facts is the version of the facts, on which the nodes have agreed.
 	Facts      uint64            `json:"facts"`
 	MetaLeader string            `json:"meta_leader"`
 	Replicas   int               `json:"replicas"`
@@ -65,36 +66,37 @@ type NodeStatus struct {
 	Alive   bool   `json:"alive"`
 	Ready   bool   `json:"ready"`
 	Unready string `json:"unready,omitempty"`
-	// StorageFull reports whether the node's disk has no room for transactions.
+	// StorageFull is true if the node's disk has no space for transactions.
 	StorageFull bool   `json:"storage_full,omitempty"`
 	Version     string `json:"version,omitempty"`
 	Raft        string `json:"raft,omitempty"`
-	// Replicas and Leads count the partitions that the node is to have and to
-	// lead; Leading those that it leads now.
+	// Replicas and Leads count the partitions that the node should have and lead.
+	// Leading counts those that it leads now.
 	Replicas int `json:"replicas"`
 	Leads    int `json:"leads"`
 	Leading  int `json:"leading"`
-	// Key is the fingerprint of the key that a waiting node shows, if it has no
-	// cluster secret.
+	// Key is the fingerprint of the key of a waiting node that has no cluster
+	// secret.
 	Key   string    `json:"key,omitempty"`
 	Since time.Time `json:"since,omitzero"`
-	// Away is when a node that is not alive was last heard.
+	// Away is when a node that is not alive was last heard of.
 	Away time.Time `json:"away_since,omitzero"`
 }
 
-// PartitionStatus describes where a partition is.
+// PartitionStatus describes a partition and its replicas.
 type PartitionStatus struct {
 	Partition int    `json:"partition"`
 	Leader    string `json:"leader"`
 	Term      uint64 `json:"term"`
-	// Placement is where it is to be; the first is to lead.
+	// Placement lists the nodes that should have a replica; the first should lead.
 	Placement []string        `json:"placement"`
 	Replicas  []ReplicaStatus `json:"replicas"`
-	// StorageFull is why appends are refused as [StorageFull], "" if they are not.
+	// StorageFull is the reason why appends are refused with [StorageFull], "" if
+	// they are not.
 	StorageFull string `json:"storage_full,omitempty"`
 }
 
-// ReplicaStatus describes a replica as its node last said.
+// ReplicaStatus describes a replica, as its node last reported it.
 type ReplicaStatus struct {
 	Name          string `json:"name"`
 	State         string `json:"state"`

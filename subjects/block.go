@@ -15,8 +15,8 @@ const blockStart = "NATS/1.0"
 
 // ScanBlock calls field for each line of a header block, in order, and stops
 // at the first error, which it returns. Key and value alias block; white
-// space around the value is cut off. An empty block has no fields. A block
-// that is malformed gives an error that says where; nothing is skipped.
+// space around the value is cut off. An empty block has no fields. The error for
+// a malformed block says where it is malformed; nothing is skipped.
 func ScanBlock(block []byte, field func(key, value []byte) error) error {
 	if len(block) == 0 {
 		return nil
@@ -56,8 +56,8 @@ func ScanBlock(block []byte, field func(key, value []byte) error) error {
 // AppendBlockStart appends the first line of a header block to dst.
 func AppendBlockStart(dst []byte) []byte { return append(dst, blockStart+"\r\n"...) }
 
-// AppendField appends one line of a header block to dst. The caller sees to
-// it that key and value hold no CR or LF.
+// AppendField appends one line of a header block to dst. The caller ensures that
+// key and value hold no CR or LF.
 func AppendField[S ~string | ~[]byte](dst []byte, key string, value S) []byte {
 	dst = append(dst, key...)
 	dst = append(dst, ": "...)
@@ -68,7 +68,7 @@ func AppendField[S ~string | ~[]byte](dst []byte, key string, value S) []byte {
 // AppendBlockEnd appends the empty line that ends a header block to dst.
 func AppendBlockEnd(dst []byte) []byte { return append(dst, "\r\n"...) }
 
-// trim cuts blanks off both ends, as bytes.Trim does, which takes longer.
+// trim is a faster bytes.Trim for blanks.
 func trim[S ~string | ~[]byte](b S) S {
 	for len(b) > 0 && (b[0] == ' ' || b[0] == '\t') {
 		b = b[1:]

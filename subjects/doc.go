@@ -1,10 +1,10 @@
-// Package subjects is the Go side of subjects.md: the names, headers, limits,
-// replies and error codes by which clients and nodes understand each other.
+// Package subjects is the Go side of subjects.md, the wire protocol between
+// clients and nodes: the names, headers, limits, replies and error codes.
 //
-// Its nouns are [Names] (the subjects under a prefix), [Reply], [BatchReply]
-// and [Error] (what a node answers), and the header block (what a message
-// carries beside its payload). It knows the wire and nothing else: no
-// connection, no storage. The tables of subjects.md are tested against it.
+// Its main types are [Names] (the subjects under a prefix), and [Reply],
+// [BatchReply] and [Error] (a node's answers). Other functions encode and decode
+// header blocks. The package has no connection and no storage. The tables of
+// subjects.md are tested against it.
 //
 // All functions are pure and safe for concurrent use.
 package subjects

@@ -2,18 +2,18 @@ package subjects
 
 import "fmt"
 
-// Reason is the one word that tells refusals apart. Clients decide by it and
-// by its code, never by a message's text.
+// Reason is one word for why a request was refused. Clients decide by it, or by its
+// code, and never by the text of the message.
 type Reason string
 
 // The reasons, grouped by what a client does next.
 const (
-	// Mend the request.
+	// Correct the request.
 	BadRequest Reason = "bad_request" // a header or body is malformed
 	TooLarge   Reason = "too_large"   // over a size limit
 	IDReused   Reason = "id_reused"   // the message id stands for another payload
 
-	// Apply what was missed, recompute, send again.
+	// Apply the missing transactions, compute again, send again.
 	Conflict  Reason = "conflict"   // a lock was recorded after the high-water mark
 	WrongLast Reason = "wrong_last" // the expected last sequence, or a cursor's expected position, is not the present one
 
@@ -21,24 +21,24 @@ const (
 	Trimmed  Reason = "trimmed"   // older than what is kept
 	NotFound Reason = "not_found" // no transaction is known to have recorded the lock
 
-	// Stop and look.
+	// Stop and investigate.
 	Ahead Reason = "ahead" // past the end of the log
 
-	// Again, later.
+	// Send again later.
 	Busy        Reason = "busy"         // a queue is full; nothing was done
-	Unavailable Reason = "unavailable"  // not the leader any more, or stopping; nothing was done
-	Unknown     Reason = "unknown"      // may or may not have committed: again with the same message id
-	StorageFull Reason = "storage_full" // no room on the leader's disk; nothing was committed
+	Unavailable Reason = "unavailable"  // no longer the leader, or stopping; nothing was done
+	Unknown     Reason = "unknown"      // may or may not have committed: send again with the same message id
+	StorageFull Reason = "storage_full" // no space on the leader's disk; nothing was committed
 	Internal    Reason = "internal"     // a defect or damage; the node's log says more
 )
 
-// codes is the one table of reasons and codes; subjects.md shows it.
+// codes is the table of reasons and codes; subjects.md has the same.
 var codes = map[Reason]int{
 	BadRequest: 400, NotFound: 404, Conflict: 409, WrongLast: 409, Trimmed: 410, Ahead: 412,
 	TooLarge: 413, IDReused: 422, Busy: 429, Internal: 500, Unavailable: 503, Unknown: 504, StorageFull: 507,
 }
 
-// Code returns the reason's numeric code, 500 for one that is not in the table.
+// Code returns the reason's numeric code, 500 for an unknown reason.
 func (r Reason) Code() int {
 	if c, ok := codes[r]; ok {
 		return c
@@ -60,28 +60,28 @@ type ConflictingLock struct {
 	Lock string `json:"lock"`
 	Mode string `json:"mode"`
 	Txid uint64 `json:"txid"`
-	// Forgotten reports that the partition does not know the lock any more, and Txid
-	// is the floor.
+	// Forgotten is true if the partition no longer knows the lock, and Txid is the
+	// floor.
 	Forgotten bool `json:"forgotten,omitempty"`
 }
 
-// Error is a refusal as it stands on the wire.
+// Error is a refusal as it is on the wire.
 type Error struct {
 	Code    int    `json:"code"`
 	Reason  Reason `json:"reason"`
 	Message string `json:"message"`
-	// Lock is, for conflict, the violated lock that was recorded last.
+	// Lock is, for a conflict, the violated lock that was recorded last.
 	Lock string `json:"lock,omitempty"`
-	// Txid is the transaction that recorded it, or the floor if it is forgotten; for
-	// id_reused, the one that has the message id.
+	// Txid is the transaction that recorded Lock, or the floor if that is forgotten;
+	// for id_reused, the transaction that has the message id.
 	Txid uint64 `json:"txid,omitempty"`
-	// Conflicts lists every lock that was violated, the newest first.
+	// Conflicts lists every violated lock, the most recently recorded first.
 	Conflicts []ConflictingLock `json:"conflicts,omitempty"`
-	// FirstTxid goes with trimmed: the oldest transaction kept.
+	// FirstTxid is, for trimmed, the oldest transaction that is kept.
 	FirstTxid uint64 `json:"first_txid,omitempty"`
 }
 
-// Errorf makes an Error of a reason; the code follows from it.
+// Errorf returns an Error with a reason, the reason's code, and a message.
 func Errorf(reason Reason, format string, args ...any) *Error {
 	return &Error{Code: reason.Code(), Reason: reason, Message: fmt.Sprintf(format, args...)}
 }

@@ -5,9 +5,9 @@ import (
 	"strings"
 )
 
-// The headers that Cantus gives a meaning to. Their spelling is exact: one
-// that differs in letter case only is refused, so that a typo never becomes
-// an unchecked commit.
+// The headers that have a meaning for Cantus. Their letter case matters: a header
+// that differs only in case is refused, so that a typo never becomes an unchecked
+// commit.
 const (
 	// HeaderHighWaterMark is the txid up to which the writer had applied the
 	// partition when it computed the transaction.
@@ -19,7 +19,7 @@ const (
 	HeaderReadLock = "Cantus-Read-Lock"
 	// HeaderAppendLock lists locks that are recorded on commit and not checked.
 	HeaderAppendLock = "Cantus-Append-Lock"
-	// HeaderKind names the sort of transaction.
+	// HeaderKind is the transaction's kind.
 	HeaderKind = "Cantus-Kind"
 	// HeaderMsgID is the writer's idempotency key.
 	HeaderMsgID = "Nats-Msg-Id"
@@ -31,15 +31,16 @@ const (
 	HeaderTxid = "Cantus-Txid"
 	// HeaderPartition is a transaction's partition, on the feed and in reads.
 	HeaderPartition = "Cantus-Partition"
-	// HeaderTime is when the leader certified a transaction (RFC 3339, ns).
+	// HeaderTime is when the leader certified a transaction (RFC 3339, to the
+	// nanosecond).
 	HeaderTime = "Cantus-Time"
-	// HeaderStoredMsgID gives back the writer's idempotency key.
+	// HeaderStoredMsgID is the writer's idempotency key, on the feed and in reads.
 	HeaderStoredMsgID = "Cantus-Msg-Id"
-	// HeaderNext is the `from` of the next read, at the end of a read.
+	// HeaderNext is, at the end of a read, the `from` of the next read.
 	HeaderNext = "Cantus-Next"
 
 	// HeaderPrevious is, in an answer to a read, the txid of the transaction that
-	// was sent before it in the same read, 0 for the first.
+	// was sent before this one, 0 for the first.
 	HeaderPrevious = "Cantus-Previous"
 	// HeaderLast is, at the end of a read, the txid of the last transaction sent,
 	// 0 for none.
@@ -64,33 +65,32 @@ const DefaultKind = "tx"
 // StatusEnd is the inline NATS status of the message that ends a read.
 const StatusEnd = "204"
 
-// Limits of the wire. They are part of the protocol and not configurable,
-// except that a NATS server with a smaller max_payload lowers MaxTransaction.
+// Limits of the protocol. They are not configurable, except that a NATS server
+// with a smaller max_payload lowers MaxTransaction.
 const (
-	// MaxTransaction is the most bytes a transaction has, payload and header
-	// block together.
+	// MaxTransaction is the most bytes of a transaction, payload and header block
+	// together.
 	MaxTransaction = 1_000_000
-	// MaxLocks is the most locks a transaction names.
+	// MaxLocks is the most locks of a transaction.
 	MaxLocks = 64
-	// MaxLockTokens is the most tokens a lock name has, a final ">" included.
+	// MaxLockTokens is the most tokens of a lock name, a final ">" included.
 	MaxLockTokens = 16
-	// MaxToken is the most bytes a token of a lock name, a kind or a cursor's
-	// name has.
+	// MaxToken is the most bytes of a token of a lock name, of a kind, and of a
+	// cursor's name.
 	MaxToken = 64
-	// MaxHeaders is the most header lines a transaction has, or a batch message.
+	// MaxHeaders is the most header lines of a transaction, or of a batch message.
 	MaxHeaders = 256
-	// MaxHeaderName is the most bytes the name of a header has.
+	// MaxHeaderName is the most bytes of a header's name.
 	MaxHeaderName = 128
-	// MaxBody is the most bytes a request's body has, of a request that takes
-	// JSON and is no read.
+	// MaxBody is the most bytes of a JSON request body, except that of a read.
 	MaxBody = 4_096
-	// MaxMsgID is the most bytes a message id has.
+	// MaxMsgID is the most bytes of a message id.
 	MaxMsgID = 128
-	// MaxBatch is the most transactions a batch message carries.
+	// MaxBatch is the most transactions in a batch message.
 	MaxBatch = 5_000
 	// MaxKinds is the most kinds one read may ask for.
 	MaxKinds = 64
-	// MaxReadBody is the most bytes a read's body has.
+	// MaxReadBody is the most bytes of a read's body.
 	MaxReadBody = 65_536
 	// MaxReadCount is the most transactions one read may ask for.
 	MaxReadCount = 65_536
@@ -98,42 +98,42 @@ const (
 	MaxReadBytes = 8 << 20
 	// MaxReadWaitSeconds is the longest a read may wait, in seconds.
 	MaxReadWaitSeconds = 60
-	// MaxCursors is the most cursors a partition has.
+	// MaxCursors is the most cursors of a partition.
 	MaxCursors = 10_000
 )
 
-// What a read gives that does not say.
+// Defaults of a read.
 const (
-	// DefaultReadCount is how many transactions it gives at most.
+	// DefaultReadCount is the most transactions that it returns.
 	DefaultReadCount = 256
-	// DefaultReadBytes is how many bytes they have together at most.
+	// DefaultReadBytes is the most bytes that they have together.
 	DefaultReadBytes = 1_000_000
 )
 
-// requestHeaders are the headers that an append may carry with a meaning.
+// requestHeaders are the headers with a meaning that an append may have.
 var requestHeaders = []string{
 	HeaderHighWaterMark, HeaderWriteLock, HeaderReadLock, HeaderAppendLock,
 	HeaderKind, HeaderMsgID, HeaderExpectedLast,
 }
 
-// IsRequestHeader reports whether key is one of the headers that an append may
-// carry with a meaning.
+// IsRequestHeader reports whether key is one of the headers with a meaning that an
+// append may have.
 func IsRequestHeader(key string) bool { return slices.Contains(requestHeaders, key) }
 
-// Treatment says what becomes of a header that has no meaning of its own.
+// Treatment says what a node does with a header that has no meaning for Cantus.
 type Treatment uint8
 
 const (
-	// Stored is the application's own: kept and given back.
+	// Stored headers are the application's: they are kept and returned by reads.
 	Stored Treatment = iota
-	// Ignored is NATS's own: neither looked at nor kept.
+	// Ignored headers are those of NATS: they are not kept.
 	Ignored
 )
 
-// CheckOtherHeader decides on a header of an append that is not one of those
-// with a meaning. A header that could be a slip is refused by name: an unknown
-// one in "Cantus-" or "Nats-Expected-", one that differs from a known one in
-// letter case, and those that NATS reads a status from.
+// CheckOtherHeader returns the treatment of a header of an append that has no
+// meaning for Cantus. It returns an error for a header that may be a mistake: an
+// unknown one that begins with "Cantus-" or "Nats-Expected-", one that differs from
+// a known one in letter case, and those from which NATS reads a status.
 func CheckOtherHeader(key string) (Treatment, error) {
 	for _, known := range requestHeaders {
 		if strings.EqualFold(key, known) {

@@ -7,11 +7,11 @@ import (
 	"strings"
 )
 
-// DefaultPrefix is the first token of every subject unless the operator
-// chose another.
+// DefaultPrefix is the first token of every subject, unless the operator chooses
+// another.
 const DefaultPrefix = "cantus"
 
-// MaxPartitions is the most partitions that a cluster has.
+// MaxPartitions is the most partitions of a cluster.
 const MaxPartitions = 1024
 
 // Names builds the subjects under a prefix. The zero value uses
@@ -32,74 +32,75 @@ func (n Names) of(verb string, partition int) string {
 	return n.prefix() + "." + verb + "." + strconv.Itoa(partition)
 }
 
-// Append is where one transaction is appended to a partition.
+// Append returns the subject to append one transaction to a partition.
 func (n Names) Append(partition int) string { return n.of("append", partition) }
 
-// AppendKey is where one transaction is appended to the partition that key
-// hashes to. The key is one NATS token.
+// AppendKey returns the subject to append one transaction to the partition that
+// key hashes to. The key is one NATS token.
 func (n Names) AppendKey(key string) string { return n.prefix() + ".append.key." + key }
 
-// KeyedAppend is what the NATS server maps AppendKey to. Key may be a wildcard,
-// for subscribing.
+// KeyedAppend returns the subject to which the NATS server maps AppendKey. A
+// subscriber may pass a wildcard for key.
 func (n Names) KeyedAppend(partition int, key string) string {
 	return n.of("append", partition) + "." + key
 }
 
-// PartitionOf is the partition that a key leads to, of so many: FNV-1a (32 bits) of
-// its bytes, modulo their number.
+// PartitionOf returns the partition of a key, of the given number: FNV-1a (32 bits)
+// of the key's bytes, modulo partitions.
 func PartitionOf(key string, partitions int) int {
 	h := fnv.New32a()
 	_, _ = h.Write([]byte(key)) // never fails
 	return int(h.Sum32() % uint32(partitions))
 }
 
-// Batch is where many independent transactions are appended in one message.
+// Batch returns the subject to append many independent transactions in one message.
 func (n Names) Batch(partition int) string { return n.of("batch", partition) }
 
-// Read is where the leader reads out committed transactions.
+// Read returns the subject to read committed transactions from the leader.
 func (n Names) Read(partition int) string { return n.of("read", partition) }
 
-// ReplicaRead is where any replica reads out committed transactions.
+// ReplicaRead returns the subject to read committed transactions from any replica.
 func (n Names) ReplicaRead(partition int) string { return n.of("replica.read", partition) }
 
-// Get is where one transaction is looked up.
+// Get returns the subject to look up one transaction.
 func (n Names) Get(partition int) string { return n.of("get", partition) }
 
-// Info is where any node describes the cluster.
+// Info returns the subject of the cluster's description, which any node answers.
 func (n Names) Info() string { return n.prefix() + ".info" }
 
-// PartitionInfo is where the leader describes its partition.
+// PartitionInfo returns the subject of a partition's description, which its leader
+// answers.
 func (n Names) PartitionInfo(partition int) string { return n.of("info", partition) }
 
-// Cursor is where a consumer's durable position is read and set. The name is
-// one NATS token.
+// Cursor returns the subject to read and set a consumer's durable position. The
+// name is one NATS token.
 func (n Names) Cursor(partition int, name string) string {
 	return n.of("cursor", partition) + "." + name
 }
 
-// Feed is where a partition's committed transactions of one kind are
-// published. Kind may be a wildcard, for subscribing.
+// Feed returns the subject on which a partition's committed transactions of one kind
+// are published. A subscriber may pass a wildcard for kind.
 func (n Names) Feed(partition int, kind string) string {
 	return n.of("feed", partition) + "." + kind
 }
 
-// PackedFeed is where a partition's committed transactions are published many in
-// a message.
+// PackedFeed returns the subject on which a partition's committed transactions are
+// published, many in a message.
 func (n Names) PackedFeed(partition int) string { return n.of("packed", partition) }
 
-// Advisory is where events of the named kind are published. Kind may be a
-// wildcard, for subscribing.
+// Advisory returns the subject on which events of a kind are published. A subscriber
+// may pass a wildcard for kind.
 func (n Names) Advisory(kind string) string { return n.prefix() + ".advisory." + kind }
 
-// Admin is where operations are asked for, and where nodes talk among
-// themselves: the parts are joined by dots behind "admin".
+// Admin returns a subject of an operator's request, or of messages between nodes:
+// the parts, joined by dots, after "admin".
 func (n Names) Admin(parts ...string) string {
 	return n.prefix() + ".admin." + strings.Join(parts, ".")
 }
 
-// CheckPrefix reports whether a prefix can begin every subject: one to four
-// plain NATS tokens, none of them starting with "$" (those are the server's).
-// The error is a plain one: prefixes come from operators, not over the wire.
+// CheckPrefix returns nil if every subject can begin with prefix: one to four plain
+// NATS tokens, none of which starts with "$" (the NATS server uses those). The error
+// is not an [Error]: prefixes come from operators, not over the wire.
 func CheckPrefix(prefix string) error {
 	tokens := strings.Split(prefix, ".")
 	if len(tokens) > 4 {

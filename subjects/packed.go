@@ -2,21 +2,21 @@ package subjects
 
 import "encoding/binary"
 
-// packedHead is what a packed transaction has before its header block.
+// packedHead is the size of a packed transaction's fields before its header block.
 const packedHead = 8 + 8 + 4 + 4
 
-// Packed is a transaction of a packed read or of the packed feed. One that was
-// taken off a message aliases it.
+// Packed is a transaction of a packed read or of the packed feed. If it was decoded
+// from a message it aliases that.
 type Packed struct {
 	Txid uint64
-	// Time is when the leader certified it, Unix nanoseconds.
+	// Time is when the leader certified it, in Unix nanoseconds.
 	Time int64
-	// Header is a header block, to be read with [ScanBlock].
+	// Header is a header block: see [ScanBlock].
 	Header  []byte
 	Payload []byte
 }
 
-// AppendPacked appends a transaction, as packed messages have it, to dst.
+// AppendPacked appends the packed form of a transaction to dst.
 func AppendPacked(dst []byte, t Packed) []byte {
 	dst = binary.BigEndian.AppendUint64(dst, t.Txid)
 	dst = binary.BigEndian.AppendUint64(dst, uint64(t.Time))
@@ -26,8 +26,8 @@ func AppendPacked(dst []byte, t Packed) []byte {
 	return append(dst, t.Payload...)
 }
 
-// NextPacked returns the first transaction of a packed message, and what is
-// behind it. A message that is broken gives an error that says where.
+// NextPacked returns the first transaction of a packed message, and the rest of the
+// message. The error for a malformed message says where it is malformed.
 func NextPacked(message []byte) (t Packed, rest []byte, err error) {
 	if len(message) < packedHead {
 		return t, nil, badf("the message ends within the %d bytes that a transaction begins with", packedHead)

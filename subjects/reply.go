@@ -7,17 +7,17 @@ type Reply struct {
 	Partition int       `json:"partition"`
 	Txid      uint64    `json:"txid,omitempty"`
 	Time      time.Time `json:"time,omitzero"`
-	// Duplicate says that the message id was seen before: Txid and Time are
-	// those of the first.
+	// Duplicate is true if the message id was used before: Txid and Time are then
+	// those of the first use.
 	Duplicate bool   `json:"duplicate,omitempty"`
 	Error     *Error `json:"error,omitempty"`
-	// HighWaterMark goes with a refusal: the partition's at that moment.
+	// HighWaterMark is, in a refusal, the partition's high-water mark at that moment.
 	HighWaterMark *uint64 `json:"high_water_mark,omitempty"`
 }
 
-// BatchReply is the answer to a batch message. Results hold one outcome for
-// each transaction sent, consecutive successes drawn together into runs.
-// Error is set, and Results empty, when the message as a whole was refused.
+// BatchReply is the answer to a batch message. Results has the outcome of each
+// transaction; consecutive successes are merged into runs. If the message as a
+// whole was refused, Error is set and Results is empty.
 type BatchReply struct {
 	Partition     int        `json:"partition"`
 	Results       []BatchRun `json:"results,omitempty"`
@@ -25,10 +25,9 @@ type BatchReply struct {
 	HighWaterMark *uint64    `json:"high_water_mark,omitempty"`
 }
 
-// BatchRun is the outcome of Count transactions of a batch message, from
-// position Index on (0 is the first). The i-th of a successful run has the
-// id Txid+i and the time Time + i nanoseconds. Duplicates and refusals stand
-// alone: their Count is 1.
+// BatchRun is the outcome of Count transactions of a batch message, from position
+// Index on, counted from 0. The i-th of a successful run has the txid Txid+i and the
+// time Time + i nanoseconds. For duplicates and refusals Count is 1.
 type BatchRun struct {
 	Index     int       `json:"index"`
 	Count     int       `json:"count"`
@@ -56,12 +55,13 @@ type GetRequest struct {
 	Lock string `json:"lock,omitempty"`
 }
 
-// CursorRequest is the body of a cursor write; an empty body reads.
+// CursorRequest is the body of a cursor write. A request with an empty body reads
+// the cursor.
 type CursorRequest struct {
 	// Txid is the position to set: the last transaction that was applied.
 	Txid *uint64 `json:"txid"`
-	// Expected is the position that the cursor must have now, 0 for one
-	// that was never set. Without it the cursor is set whatever it holds.
+	// Expected is the position that the cursor must have now, 0 for one that was
+	// never set. Without it the cursor is set whatever its position is.
 	Expected *uint64 `json:"expected,omitempty"`
 }
 
@@ -82,8 +82,8 @@ type ClusterInfo struct {
 	Version    string     `json:"version"`
 	Partitions int        `json:"partitions"`
 	Nodes      []NodeInfo `json:"nodes"`
-	// FeedKey is what the packed feed is verified with: an Ed25519 public key in
-	// base64. [ParseFeedKey] reads it.
+	// FeedKey is the public key that verifies the packed feed: Ed25519, in base64.
+	// [ParseFeedKey] decodes it.
 	FeedKey string `json:"feed_key"`
 }
 
@@ -96,16 +96,17 @@ type NodeInfo struct {
 // PartitionInfo describes a partition, as its leader sees it.
 type PartitionInfo struct {
 	Partition int `json:"partition"`
-	// FirstTxid is the oldest transaction kept; 1 if none was trimmed.
+	// FirstTxid is the oldest transaction that is kept; 1 if none was trimmed.
 	FirstTxid     uint64 `json:"first_txid"`
 	HighWaterMark uint64 `json:"high_water_mark"`
-	// Digest is the digest chain at HighWaterMark, in hexadecimal.
+	// Digest is the partition's digest at HighWaterMark, in hexadecimal.
 	Digest   string        `json:"digest"`
 	Leader   string        `json:"leader"`
 	Term     uint64        `json:"term"`
 	Replicas []ReplicaInfo `json:"replicas"`
 	Locks    LockInfo      `json:"locks"`
-	// StorageFull is why appends are refused as [StorageFull], "" if they are not.
+	// StorageFull is the reason why appends are refused with [StorageFull], "" if
+	// they are not.
 	StorageFull string `json:"storage_full,omitempty"`
 	Error       *Error `json:"error,omitempty"`
 }

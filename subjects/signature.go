@@ -20,8 +20,8 @@ var (
 	ErrForged   = errors.New("the signature was not made with the cluster's key")
 )
 
-// AppendFeedHash appends the hash of a packed feed message, as HeaderHashes lists
-// it: behind a blank unless it is the first.
+// AppendFeedHash appends the hash of a packed feed message to the value of
+// HeaderHashes, after a blank unless it is the first.
 func AppendFeedHash(dst, message []byte) []byte {
 	if len(dst) > 0 {
 		dst = append(dst, ' ')
@@ -30,7 +30,7 @@ func AppendFeedHash(dst, message []byte) []byte {
 	return base64.StdEncoding.AppendEncode(dst, sum[:])
 }
 
-// feedSigned returns the bytes that the signature of a feed message is of.
+// feedSigned returns the bytes that the signature of a feed message covers.
 func feedSigned(partition int, hashes string) []byte {
 	b := make([]byte, 0, 32+len(hashes))
 	b = append(b, "cantus packed feed\n"...)
@@ -38,13 +38,12 @@ func feedSigned(partition int, hashes string) []byte {
 	return append(append(b, '\n'), hashes...)
 }
 
-// SignFeed returns the signature, as HeaderSignature has it, for messages with
-// these hashes.
+// SignFeed returns the value of HeaderSignature for messages with these hashes.
 func SignFeed(key ed25519.PrivateKey, partition int, hashes string) string {
 	return base64.StdEncoding.EncodeToString(ed25519.Sign(key, feedSigned(partition, hashes)))
 }
 
-// FeedKey returns the text form of a key, as ClusterInfo has it.
+// FeedKey returns the text form of a key for [ClusterInfo].
 func FeedKey(key ed25519.PublicKey) string { return base64.StdEncoding.EncodeToString(key) }
 
 // ParseFeedKey returns the key whose text form is s.
@@ -62,11 +61,12 @@ type FeedVerifier struct {
 	Key       ed25519.PublicKey
 	Partition int
 
-	verified string // hashes: those of a signature that is good
+	verified string // the hashes of the last valid signature
 }
 
-// Verify returns nil if the leader made the message, whose headers are hashes and
-// signature. Where several messages share a signature, it is verified once.
+// Verify returns nil if the leader made the message, which has the given values of
+// HeaderHashes and HeaderSignature. A signature that several messages share is
+// verified once.
 func (v *FeedVerifier) Verify(hashes, signature string, message []byte) error {
 	if hashes == "" || signature == "" {
 		return ErrUnsigned
@@ -87,7 +87,7 @@ func (v *FeedVerifier) Verify(hashes, signature string, message []byte) error {
 	return nil
 }
 
-// listed reports whether a list separated by blanks has an item.
+// listed reports whether a list that is separated by blanks contains item.
 func listed(list, item string) bool {
 	for one := range strings.SplitSeq(list, " ") {
 		if one == item {

@@ -14,14 +14,14 @@ import (
 )
 
 const (
-	// applyQueue bounds the bytes that are synced in the journal and not yet
-	// in Badger; beyond it the journal's writer waits.
+	// applyQueue bounds the bytes that are synced in the journal and not yet in
+	// Badger. While it is full the journal's writer waits.
 	applyQueue = 64 << 20
-	// hintEntries and hintBytes are how far apart, at most, the batches are
-	// that a txid's lookup finds in one step: it reads forward from there.
+	// hintEntries and hintBytes bound the distance between two batches that have
+	// a key by txid. A lookup starts at such a key and reads forward.
 	hintEntries = 16
 	hintBytes   = 64 << 10
-	// writeOutBytes is after how many bytes Badger's are written out.
+	// writeOutBytes is how many bytes are applied between two calls of writeOut.
 	writeOutBytes = 4 << 20
 )
 
@@ -30,16 +30,16 @@ type frame struct {
 	ops []journal.Op
 }
 
-// applier plays synced frames into Badger, in order, in the background.
+// applier writes synced frames to Badger, in order, in the background.
 type applier struct {
 	store *Store
 
-	// hints, where each group's last hint is, and unwritten, the bytes that were
-	// applied since Badger's were written out, are owned by apply.
+	// Owned by apply: the newest hint of each group, and the bytes applied since
+	// the last writeOut.
 	hints     map[uint32]*hint
 	unwritten int
 
-	wanted atomic.Int64 // bytes that there was no room for
+	wanted atomic.Int64 // bytes that there was no space for
 
 	mu      sync.Mutex
 	changed sync.Cond
@@ -49,8 +49,8 @@ type applier struct {
 	closed  bool
 }
 
-// hint is the newest entry of a group that was given a txid's key, and how
-// many bytes have come since.
+// hint is the newest entry of a group that has a key by txid, and the bytes
+// applied since.
 type hint struct {
 	index uint64
 	bytes int
@@ -62,9 +62,9 @@ func newApplier(s *Store) *applier {
 	return a
 }
 
-// give hands over a frame of n bytes; it blocks while too much waits, unless
-// that is for want of room: no entries come then.
-func (a *applier) give(f frame, n int64) {
+// enqueue queues a frame of n bytes. It blocks while the queue is full, but not if
+// the disk is full: no entries are taken then.
+func (a *applier) enqueue(f frame, n int64) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	for a.bytes > applyQueue && !a.closed && a.store.Failed() == nil && !a.store.tight.Load() {
@@ -82,7 +82,7 @@ func (a *applier) backlog() int64 {
 	return a.bytes
 }
 
-// run applies frames until close, and what waits then.
+// run applies frames until close, and then the rest of the queue.
 func (a *applier) run() {
 	for {
 		frames, ok := a.take()
@@ -102,8 +102,8 @@ func (a *applier) run() {
 	}
 }
 
-// awaitRoom waits until there may be room; false says that the store is being
-// closed, and the frames stay in the journal.
+// awaitRoom waits until there may be space. It returns false if the store is
+// closing: the frames then stay in the journal.
 func (a *applier) awaitRoom() bool {
 	a.store.refuse()
 	a.mu.Lock()
@@ -115,8 +115,7 @@ func (a *applier) awaitRoom() bool {
 	return !a.closed
 }
 
-// take waits for frames and takes all there are; false says that there will be
-// no more.
+// take waits for frames and takes all of them. It returns false at the end.
 func (a *applier) take() ([]frame, bool) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -136,14 +135,14 @@ func (a *applier) close() {
 	a.changed.Broadcast()
 }
 
-// wake makes who waits look again whether the store has failed.
+// wake wakes all waiting goroutines, so that they notice a failed store.
 func (a *applier) wake() {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.changed.Broadcast()
 }
 
-// done is the last frame that Badger has.
+// done returns the last frame that Badger has.
 func (a *applier) done() uint64 {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -165,8 +164,8 @@ func (a *applier) wait(seq uint64) bool {
 
 // apply writes frames to Badger. It is idempotent: a replay may repeat frames.
 func (a *applier) apply(frames []frame) error {
-	a.store.changing.Lock()
-	defer a.store.changing.Unlock()
+	a.store.badgerWrite.Lock()
+	defer a.store.badgerWrite.Unlock()
 	d := a.demand(frames)
 	if err := a.store.prepare(d); err != nil {
 		a.wanted.Store(d.vlog + d.mem)
@@ -183,7 +182,7 @@ func (a *applier) apply(frames []frame) error {
 			case opEntry:
 				err = a.putEntry(wb, op)
 			case opTruncate:
-				// What goes must be visible first.
+				// The entries to delete must be visible first.
 				if err = wb.Flush(); err == nil {
 					err = a.truncate(keyGroup(op.Key), binary.BigEndian.Uint64(op.Value))
 				}
@@ -212,7 +211,7 @@ func (a *applier) apply(frames []frame) error {
 	return nil
 }
 
-// demand is what it takes to apply frames, without truncations.
+// demand returns the space that frames take in Badger, truncations aside.
 func (a *applier) demand(frames []frame) (d demand) {
 	threshold := a.store.db.Opts().ValueThreshold
 	const number = 8 // the size of an index as a value
@@ -228,7 +227,7 @@ func (a *applier) demand(frames []frame) (d demand) {
 	return d
 }
 
-// putEntry writes an entry, and now and then the key that finds it by txid.
+// putEntry writes an entry, and for some batches a key by txid.
 func (a *applier) putEntry(wb *badger.WriteBatch, op journal.Op) error {
 	if err := wb.Set(op.Key, op.Value); err != nil {
 		return err
@@ -245,15 +244,15 @@ func (a *applier) putEntry(wb *badger.WriteBatch, op journal.Op) error {
 	}
 	b, err := peekBatch(entryData(op.Value))
 	if err != nil || b.Kind != Transactions || b.Count == 0 {
-		return nil // not a batch that a txid is looked up in: the next one that is
+		return nil // no transactions: the next batch that has some gets the key
 	}
 	h.index, h.bytes = index, 0
 	return wb.Set(indexKey(opTx, group, b.First), indexValue(index))
 }
 
-// truncate deletes the entries of a group from an index on. The keys that lead
-// to them by txid stay: they are hints, and whoever follows one looks at what
-// it finds there. Only with the whole log they go too.
+// truncate deletes the entries of a group from an index on. Their keys by txid
+// stay unless the whole log goes: they are hints, and a lookup checks the entry
+// that it finds.
 func (a *applier) truncate(group uint32, from uint64) error {
 	l := a.store.Log(group)
 	l.removing.Lock()

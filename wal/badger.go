@@ -19,10 +19,10 @@ func (o Options) badgerOptions(dir string) badger.Options {
 	b := badger.DefaultOptions(dir).
 		WithSyncWrites(false).
 		WithDetectConflicts(false). // one writer
-		WithBypassLockGuard(true).  // the data directory has a lock
+		WithBypassLockGuard(true).  // the data directory has its own lock
 		WithNumVersionsToKeep(1).
 		WithValueThreshold(1 << 10).     // batches go to the value log, once
-		WithValueLogFileSize(128 << 20). // mapped as a whole; small so that trims free space
+		WithValueLogFileSize(128 << 20). // mapped whole; small, so that trims free space
 		WithVerifyValueChecksum(true).   // Badger believes a value's header otherwise, and panics
 		WithMemTableSize(16 << 20).      // keys and small values only
 		WithNumMemtables(3).
@@ -49,7 +49,7 @@ func (s *Store) openBadger() error {
 	db, err := tryBadger(o)
 	if err != nil {
 		if full := s.roomToOpen(o); full != nil {
-			return full // it ran out meanwhile
+			return full // the space ran out meanwhile
 		}
 		return fmt.Errorf("open %s: %w", o.Dir, blame(err))
 	}
@@ -58,8 +58,8 @@ func (s *Store) openBadger() error {
 	return err
 }
 
-// roomToOpen makes sure of the space that Badger takes when it opens: it begins
-// new files, and makes tables of the memtables of the last run.
+// roomToOpen returns ErrNoSpace unless there is the space that Badger takes when
+// it opens: it begins new files, and flushes the last run's memtables to tables.
 func (s *Store) roomToOpen(o badger.Options) error {
 	tables, err := memtableRoom(o.Dir)
 	if err != nil {
@@ -68,8 +68,8 @@ func (s *Store) roomToOpen(o badger.Options) error {
 	return spare(s.opts.FreeSpace, s.dir, floorOf(o)+tables)
 }
 
-// prepare makes ready for a write to Badger, which comes next. changing is held.
-// The error wraps ErrNoSpace if there is no space for it.
+// prepare reserves the space for a write to Badger, which must come next.
+// badgerWrite is held. The error wraps ErrNoSpace if there is no space.
 func (s *Store) prepare(d demand) error {
 	if err := s.room.take(d); err != nil {
 		return err
@@ -84,7 +84,7 @@ func tryBadger(o badger.Options) (db *badger.DB, err error) {
 	return badger.Open(o)
 }
 
-// blame makes an ErrDamaged of an error that is not the system's.
+// blame wraps an error in ErrDamaged unless the system caused it.
 func blame(err error) error {
 	if e, environmental := explain(err); environmental {
 		return e
@@ -95,8 +95,8 @@ func blame(err error) error {
 	return fmt.Errorf("%w: %w", ErrDamaged, err)
 }
 
-// recoverDamage makes an error out of a panic: Badger panics on some damage to
-// its files, and the system signals a mapped page that can't be read.
+// recoverDamage turns a panic into an error. Badger panics on some damage to its
+// files, and the system sends a signal for a mapped page that can't be read.
 func recoverDamage(err *error) {
 	if p := recover(); p != nil {
 		*err = fmt.Errorf("%w: badger: %v", ErrDamaged, p)
@@ -108,7 +108,7 @@ func recoverDamage(err *error) {
 func (s *Store) view(fn func(*badger.Txn) error) (err error) {
 	s.reading.RLock()
 	defer s.reading.RUnlock()
-	if s.unmapped {
+	if s.badgerClosed {
 		return ErrClosed
 	}
 	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
@@ -116,7 +116,7 @@ func (s *Store) view(fn func(*badger.Txn) error) (err error) {
 	return s.db.View(fn)
 }
 
-// badgerApplied gives the last frame that was applied to Badger, 0 if none.
+// badgerApplied returns the last frame that was applied to Badger, 0 if none.
 func (s *Store) badgerApplied() (seq uint64, err error) {
 	err = s.view(func(txn *badger.Txn) error {
 		item, err := txn.Get([]byte{opApplied})
@@ -132,15 +132,15 @@ func (s *Store) badgerApplied() (seq uint64, err error) {
 	return seq, err
 }
 
-// syncBadger syncs every file under dir that Badger writes to without syncing
-// it: value logs and memtable logs, also those of memtables that are rotated
-// and not yet flushed, which Badger's own Sync leaves out. A file that goes
-// away meanwhile was a memtable whose table Badger has synced.
+// syncBadger syncs the files under dir that Badger writes without syncing them:
+// value logs and memtable logs, including those of rotated memtables that are not
+// flushed yet, which Badger's own Sync leaves out. A file that disappears
+// meanwhile belonged to a memtable whose table Badger has synced.
 func syncBadger(dir string) error {
 	return syncDir(dir, isBadgerLog)
 }
 
-// syncDir syncs the files in dir that which chooses, and dir.
+// syncDir syncs the files in dir that which selects, and dir itself.
 func syncDir(dir string, which func(name string) bool) error {
 	names, err := os.ReadDir(dir)
 	if err != nil {
@@ -157,10 +157,11 @@ func syncDir(dir string, which func(name string) bool) error {
 	return journal.OSFS.SyncDir(dir)
 }
 
-// reclaim has Badger rewrite one value log of which more than half was deleted, or
-// all but what there is room for, and reports whether there may be more. Badger would remove the old file while what
-// it moved is not synced yet; it keeps it for as long as there is an iterator.
-// Frames wait meanwhile, bounded as ever, and commits go on.
+// reclaim has Badger rewrite one value log of which a large enough part was
+// deleted (see discardRatio), and reports whether there may be another one.
+// Badger would remove the old file before what it moved is synced; an open
+// iterator makes it keep the file until then. Meanwhile frames wait in the
+// applier's queue, and commits go on.
 func (s *Store) reclaim() (more bool, err error) {
 	s.checking.Lock()
 	defer s.checking.Unlock()
@@ -176,11 +177,11 @@ func (s *Store) reclaim() (more bool, err error) {
 	}
 	txn := s.db.NewTransaction(false)
 	guard := txn.NewIterator(badger.IteratorOptions{Prefix: []byte{opApplied}})
-	s.changing.Lock()
+	s.badgerWrite.Lock()
 	err = s.db.RunValueLogGC(ratio)
 	more = err == nil
 	merr := s.room.measure()
-	s.changing.Unlock()
+	s.badgerWrite.Unlock()
 	if more {
 		err = merr
 	}
@@ -188,9 +189,9 @@ func (s *Store) reclaim() (more bool, err error) {
 		err = syncBadger(filepath.Join(s.dir, badgerDir))
 	}
 	if err != nil && !errors.Is(err, badger.ErrNoRewrite) && !errors.Is(err, badger.ErrRejected) {
-		return false, err // and the guard stays: the old file is needed
+		return false, err // the iterator stays open: the old file is needed
 	}
-	// A reader may have taken a pointer into the old file.
+	// A reader may have a pointer into the old file.
 	s.reading.Lock()
 	guard.Close()
 	s.reading.Unlock()
@@ -198,8 +199,9 @@ func (s *Store) reclaim() (more bool, err error) {
 	return more, nil
 }
 
-// muchDeleted reports whether what was deleted is worth a compaction: a value log,
-// and as much as all tables, so that writing them anew costs less than it gives.
+// muchDeleted reports whether enough was deleted for a compaction: at least a
+// value log, and as much as all tables, so that rewriting the tables costs less
+// than it frees.
 func (s *Store) muchDeleted() bool {
 	if after := s.opts.mergeAfter; after > 0 {
 		return s.deleted.Load() >= after
@@ -216,16 +218,16 @@ func (s *Store) tableBytes() int64 {
 	return bytes
 }
 
-// roomToCompact reports whether there is room for a compaction, which writes new
+// roomToCompact reports whether there is space for a compaction, which writes new
 // tables before it deletes old ones.
 func (s *Store) roomToCompact() bool {
 	return spare(s.opts.FreeSpace, s.room.dir, s.room.floor+min(s.tableBytes(), s.db.Opts().ValueLogFileSize)) == nil
 }
 
-// discardRatio returns how much of a value log must be deleted for it to be
-// rewritten, from 0.5 to 1: what is left of it is written anew before the file
-// is deleted, and there must be room for that. So a disk that is nearly full
-// still gets back the files of which nothing is left.
+// discardRatio returns which part of a value log must be deleted for it to be
+// rewritten, from 0.5 to 1. The rest is rewritten before the file is deleted, and
+// there must be space for that. On a disk that is nearly full, files of which
+// nothing is left are still deleted.
 func (s *Store) discardRatio() (float64, error) {
 	size := s.db.Opts().ValueLogFileSize
 	least := size / 64
@@ -239,9 +241,9 @@ func (s *Store) discardRatio() (float64, error) {
 	return max(0.5, 1-float64(max(have-s.room.floor, least))/float64(size)), nil
 }
 
-// compact has Badger bring its memtable and tables together: only then does it
-// know what was deleted from the value logs. By itself it does so after so many
-// keys, and keys are few where entries are large.
+// compact has Badger flush its memtable and merge its tables. Only then does
+// Badger know what was deleted from the value logs. By itself it compacts after a
+// number of keys, and keys are few where entries are large.
 func (s *Store) compact() error {
 	s.deleted.Store(0)
 	if err := s.flushMemtable(); err != nil {
@@ -254,11 +256,11 @@ func (s *Store) compact() error {
 }
 
 // flushMemtable has Badger write its memtable to a table, and merge that with the
-// newest ones. There is one way to ask for it, which is to drop a prefix that is
-// there. Reads wait meanwhile.
+// newest ones. The only way to ask for that is to drop a prefix that exists.
+// Reads wait meanwhile.
 func (s *Store) flushMemtable() error {
-	s.changing.Lock()
-	defer s.changing.Unlock()
+	s.badgerWrite.Lock()
+	defer s.badgerWrite.Unlock()
 	wb := s.db.NewWriteBatch()
 	defer wb.Cancel()
 	if err := wb.Set([]byte{opScratch}, nil); err != nil {
@@ -270,8 +272,8 @@ func (s *Store) flushMemtable() error {
 	return errors.Join(s.db.DropPrefix([]byte{opScratch}), s.room.measure())
 }
 
-// badgerLogger passes Badger's log on. What Badger calls an error counts as a
-// failed write: some of its failures it only logs.
+// badgerLogger forwards Badger's log. A message at level error counts as a failed
+// write, since Badger only logs some of its failures.
 type badgerLogger struct {
 	log  *slog.Logger
 	fail func(error)

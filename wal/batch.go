@@ -7,7 +7,7 @@ import (
 	"math"
 )
 
-// BatchKind says what a batch's records are.
+// BatchKind is the kind of a batch's records.
 type BatchKind uint8
 
 // The kinds; their numbers are part of the format.
@@ -28,16 +28,16 @@ const (
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
-// BatchWriter puts records together into a batch. The zero value is ready
-// for Begin; it may be used again after Finish.
+// BatchWriter encodes records into a batch. The zero value is ready for Begin; it
+// may be used again after Finish.
 type BatchWriter struct {
 	buf   []byte
 	count uint32
 	first uint64
 }
 
-// Begin starts a batch of a kind with room for size bytes. first is the txid
-// of its first transaction, at the time its first record has.
+// Begin starts a batch of the given kind, with a buffer of size bytes. first is
+// the txid of its first transaction, and at the time of its first record.
 func (w *BatchWriter) Begin(kind BatchKind, first uint64, at int64, size int) {
 	w.buf = make([]byte, batchHeader, max(size, 512))
 	w.count, w.first = 0, first
@@ -46,16 +46,16 @@ func (w *BatchWriter) Begin(kind BatchKind, first uint64, at int64, size int) {
 	binary.LittleEndian.PutUint64(w.buf[16:], uint64(at))
 }
 
-// BeginIn starts a batch of transactions that are certified by the leader of a
-// term of Raft. The arguments are otherwise those of Begin.
+// BeginIn starts a batch of transactions that the leader of a Raft term has
+// certified. The other arguments are those of Begin.
 func (w *BatchWriter) BeginIn(term, first uint64, at int64, size int) {
 	w.Begin(Transactions, first, at, size)
 	w.buf[0] = batchVersion2
 	w.buf = binary.LittleEndian.AppendUint64(w.buf, term)
 }
 
-// Add appends a transaction. Its Txid and Time are not looked at: it takes
-// the next of the batch.
+// Add appends a transaction. It ignores t's Txid and Time: the transaction gets
+// the batch's next.
 func (w *BatchWriter) Add(t *Transaction) {
 	w.buf = t.appendRecord(w.buf)
 	w.count++
@@ -76,20 +76,19 @@ func (w *BatchWriter) AddCursor(c Cursor) {
 	w.count++
 }
 
-// AddRaw appends a record that is the caller's own: of a batch of commands, or
-// of trims.
+// AddRaw appends an encoded record, to a batch of commands or of trims.
 func (w *BatchWriter) AddRaw(record []byte) {
 	w.buf = appendBytes(w.buf, record)
 	w.count++
 }
 
-// Count is the number of records so far.
+// Count returns the number of records so far.
 func (w *BatchWriter) Count() int { return int(w.count) }
 
-// Size is the number of bytes so far.
+// Size returns the number of bytes so far.
 func (w *BatchWriter) Size() int { return len(w.buf) }
 
-// Finish returns the batch's bytes, which are the caller's from then on.
+// Finish returns the batch's bytes, which belong to the caller from then on.
 func (w *BatchWriter) Finish() []byte {
 	binary.LittleEndian.PutUint32(w.buf[4:], w.count)
 	b := binary.LittleEndian.AppendUint32(w.buf, crc32.Checksum(w.buf, castagnoli))
@@ -97,8 +96,8 @@ func (w *BatchWriter) Finish() []byte {
 	return b
 }
 
-// Cursor is one write of a consumer's position. It takes effect, when it is
-// applied, if the cursor then stands at Expected or nothing is expected.
+// Cursor is one write of a consumer's position. When it is applied it takes
+// effect if nothing is expected or the cursor is at Expected.
 type Cursor struct {
 	Name        []byte
 	Txid        uint64
@@ -108,23 +107,23 @@ type Cursor struct {
 
 const flagExpected = 1
 
-// Batch is a batch whose checksum was right. It aliases the bytes that it was
+// Batch is a batch whose checksum was correct. It aliases the bytes that it was
 // parsed from.
 type Batch struct {
 	Kind  BatchKind
 	Count int
-	// First is the txid of the first transaction, or for other kinds the
-	// last one before the batch.
+	// First is the txid of the first transaction; for other kinds, of the last
+	// one before the batch.
 	First uint64
-	// Time is that of the first record, Unix nanoseconds.
+	// Time is the time of the first record, in Unix nanoseconds.
 	Time int64
-	// Term is the one in which the transactions were certified, 0 if the batch
+	// Term is the term in which the transactions were certified, 0 if the batch
 	// does not say.
 	Term    uint64
 	records []byte
 }
 
-// ParseBatch checks b and gives the batch in it. The error wraps [ErrBatch].
+// ParseBatch checks b and returns the batch in it. The error wraps [ErrBatch].
 func ParseBatch(b []byte) (Batch, error) {
 	batch, err := peekBatch(b)
 	if err != nil {
@@ -137,7 +136,7 @@ func ParseBatch(b []byte) (Batch, error) {
 	return batch, nil
 }
 
-// peekBatch reads b's header and leaves its checksum alone.
+// peekBatch is ParseBatch without the checksum.
 func peekBatch(b []byte) (Batch, error) {
 	switch {
 	case len(b) < batchHeader+crcSize:
@@ -170,13 +169,13 @@ func peekBatch(b []byte) (Batch, error) {
 	return batch, nil
 }
 
-// OutOfTerm reports whether the batch was certified in another term than that
-// of the entry that holds it. It rests on what that leader took for the log's
-// end, and counts for nothing: see docs/adr/0016.
+// OutOfTerm reports whether the batch was certified in another term than that of
+// its entry. Such a batch was certified against another log's end, and is void:
+// see docs/adr/0016.
 func (b *Batch) OutOfTerm(entry uint64) bool { return b.Term != 0 && b.Term != entry }
 
-// Last is the txid of the batch's last transaction; for an empty batch or
-// another kind it is the one before First or First itself.
+// Last returns the txid of the batch's last transaction. For an empty batch that
+// is the one before First, and for other kinds First.
 func (b *Batch) Last() uint64 {
 	if b.Kind != Transactions {
 		return b.First
@@ -184,7 +183,7 @@ func (b *Batch) Last() uint64 {
 	return b.First + uint64(b.Count) - 1
 }
 
-// BatchReader goes through a batch's records in order.
+// BatchReader reads a batch's records in order.
 type BatchReader struct {
 	batch Batch
 	rest  []byte
@@ -192,11 +191,11 @@ type BatchReader struct {
 	err   error
 }
 
-// Read returns a reader that stands before the batch's first record.
+// Read returns a reader of the batch's records.
 func (b Batch) Read() BatchReader { return BatchReader{batch: b, rest: b.records} }
 
-// Next reads the next transaction into t, whose Locks are used again, and
-// reports whether there was one; Err tells why not.
+// Next reads the next transaction into t, reusing t.Locks, and reports whether
+// there was one. If not, Err returns the reason.
 func (r *BatchReader) Next(t *Transaction) bool {
 	record, ok := r.next()
 	if !ok {
@@ -210,7 +209,7 @@ func (r *BatchReader) Next(t *Transaction) bool {
 	return true
 }
 
-// Skip passes over n transactions without decoding them.
+// Skip skips n transactions without decoding them.
 func (r *BatchReader) Skip(n int) {
 	for range n {
 		if _, ok := r.next(); !ok {
@@ -238,7 +237,7 @@ func (r *BatchReader) NextCursor(c *Cursor) bool {
 // NextRaw returns the next record as it was added.
 func (r *BatchReader) NextRaw() (record []byte, ok bool) { return r.next() }
 
-// Err is nil if the records ended where the batch says.
+// Err returns nil if the records ended where the batch says.
 func (r *BatchReader) Err() error { return r.err }
 
 func (r *BatchReader) next() ([]byte, bool) {

@@ -8,11 +8,11 @@ import (
 	"syscall"
 )
 
-// causes are the system's errors that say nothing about what is stored, each
-// with what it means and what to do.
+// causes are errors of the system that do not show damage, with their meaning and
+// what to do about them.
 var causes = []struct {
 	errno syscall.Errno
-	kind  error // what the store calls it, nil if it has no name for it
+	kind  error // this package's error for it, or nil
 	cure  string
 }{
 	{syscall.ENOSPC, ErrNoSpace, "free some space, or some files if there is space, on this file system"},
@@ -27,15 +27,15 @@ var causes = []struct {
 	{syscall.ESTALE, nil, "the file system is not there any more: mount it again"},
 }
 
-// explain adds to an error of the system what it means, and the store's name
-// for it. environmental reports whether it was one: what is stored is then not
-// to blame.
+// explain adds the meaning to an error of the system, and wraps it in this
+// package's error for it. environmental reports whether err is such an error: what
+// is stored is then not damaged.
 func explain(err error) (explained error, environmental bool) {
 	if err == nil || errors.Is(err, errExplained) {
 		return err, err != nil
 	}
 	for _, c := range causes {
-		// Badger makes text of some errors.
+		// Badger keeps only the text of some errors.
 		if !errors.Is(err, c.errno) && !strings.Contains(err.Error(), c.errno.Error()) {
 			continue
 		}
@@ -50,7 +50,7 @@ func explain(err error) (explained error, environmental bool) {
 	return err, errors.Is(err, ErrNoSpace)
 }
 
-// errExplained is what every error that explain has been over matches.
+// errExplained is matched by every error that explain has returned.
 var errExplained = errors.New("explained")
 
 type explainedError struct {
@@ -62,7 +62,7 @@ func (e explainedError) Error() string        { return e.err.Error() + ": " + e.
 func (e explainedError) Unwrap() error        { return e.err }
 func (e explainedError) Is(target error) bool { return target == errExplained }
 
-// isNoSpace reports whether the file system, or a quota, has no room.
+// isNoSpace reports whether err says that the file system or a quota is full.
 func isNoSpace(err error) bool {
 	e, _ := explain(err)
 	return errors.Is(e, ErrNoSpace)

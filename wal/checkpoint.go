@@ -14,25 +14,25 @@ import (
 
 const checkpointName = "checkpoint.json"
 
-// checkpointFile is the state of all logs after journal frame Seq. What it
-// says of entries is in Badger, synced, when the file is written.
+// checkpointFile is the state of all logs after journal frame Seq. The entries
+// that it counts are in Badger, synced, before the file is written.
 type checkpointFile struct {
 	Seq  uint64     `json:"seq"`
 	Logs []logState `json:"logs"`
-	// BadgerLogs is how many bytes of Badger's log files were whole.
+	// BadgerLogs says how many bytes of Badger's log files were intact.
 	BadgerLogs map[string]badgerLogEnd `json:"badger_logs,omitempty"`
 }
 
-// logState is the small state of a log: what fold keeps.
+// logState is the small state of a log.
 type logState struct {
 	Group uint32            `json:"group"`
 	First uint64            `json:"first"`
 	Last  uint64            `json:"last"`
 	Meta  map[string][]byte `json:"meta,omitempty"`
 	Voids []uint64          `json:"voids,omitempty"`
-	Cuts  uint64            `json:"cuts,omitempty"`
-	// History is empty for a log that was never truncated.
-	History history `json:"history,omitempty"`
+	Epoch uint64            `json:"cuts,omitempty"`
+	// Epochs is empty for a log that was never truncated.
+	Epochs epochs `json:"history,omitempty"`
 }
 
 // readCheckpoint sets the logs to the last checkpoint.
@@ -47,20 +47,20 @@ func (s *Store) readCheckpoint() (saved checkpointFile, err error) {
 	}
 	for _, st := range saved.Logs {
 		l := s.log(st.Group)
-		l.first, l.last, l.voids, l.cuts, l.history = st.First, st.Last, st.Voids, st.Cuts, st.History
+		l.first, l.last, l.voids, l.epoch, l.epochs = st.First, st.Last, st.Voids, st.Epoch, st.Epochs
 		if st.Meta != nil {
 			l.meta = st.Meta
 		}
 	}
-	s.folded, s.checked = saved.Seq, saved.Seq
+	s.logsSeq, s.checked = saved.Seq, saved.Seq
 	return saved, nil
 }
 
-// runCheckpoints takes checkpoints as they are asked for, and watches over the
-// journal, which may fail while nobody writes.
+// runCheckpoints is the goroutine that takes checkpoints, reclaims space, and
+// notices a journal that fails while nothing is written.
 func (s *Store) runCheckpoints() {
 	failed := s.journal.Failed()
-	var reclaim <-chan time.Time // when to go on reclaiming, nil if nothing is left
+	var reclaim <-chan time.Time // the next time to reclaim; nil if nothing is left
 	for {
 		select {
 		case <-s.done:
@@ -78,7 +78,7 @@ func (s *Store) runCheckpoints() {
 	}
 }
 
-// stepCheckpoint takes a checkpoint and reports whether there is one.
+// stepCheckpoint takes a checkpoint and reports whether it succeeded.
 func (s *Store) stepCheckpoint() bool {
 	err := s.takeCheckpoint()
 	switch {
@@ -91,16 +91,16 @@ func (s *Store) stepCheckpoint() bool {
 	return err == nil && s.Failed() == nil
 }
 
-// reclaimShare is how many times as long as reclaiming takes it then pauses: it
-// takes processor time, and appends are not to feel it. A checkpoint ends a
-// pause, so that it keeps up with what is written.
+// After a piece of reclaiming there is a pause, reclaimShare times as long, so
+// that appends keep their processor time. A checkpoint ends a pause: reclaiming
+// keeps up with what is written.
 const reclaimShare = 4
 
-// reclaimLater is when it is tried again to reclaim space that can't be for want
-// of space.
+// reclaimLater is the time until the next attempt after there was too little space
+// to reclaim any.
 const reclaimLater = 10 * time.Second
 
-// stepReclaim reclaims a piece of space, and gives what says when to go on.
+// stepReclaim reclaims some space, and returns the timer for the next step.
 func (s *Store) stepReclaim() <-chan time.Time {
 	began := time.Now()
 	more, err := s.reclaim()
@@ -116,11 +116,10 @@ func (s *Store) stepReclaim() <-chan time.Time {
 	return time.After(reclaimShare * time.Since(began))
 }
 
-// takeCheckpoint makes everything up to the last folded frame durable outside
-// the journal, and lets go of the journal up to there. The order is what
-// makes it safe: Badger has the frames, Badger's files are synced, the logs'
-// state is written down, and only then do frames go. After [ErrNoSpace] it may
-// be tried again.
+// takeCheckpoint makes everything up to the newest frame durable outside the
+// journal, and releases the journal up to there. The order makes it safe: Badger
+// has the frames, Badger's files are synced, the logs' state is written, and only
+// then are frames released. After [ErrNoSpace] it may be tried again.
 func (s *Store) takeCheckpoint() error {
 	s.checking.Lock()
 	defer s.checking.Unlock()
@@ -133,7 +132,7 @@ func (s *Store) takeCheckpoint() error {
 	}
 	dir := filepath.Join(s.dir, badgerDir)
 	var err error
-	// In this order: what comes meanwhile is not covered by the sync.
+	// In this order, since later writes are not covered by the sync.
 	if at.BadgerLogs, err = badgerLogEnds(dir, s.badgerLogs); err != nil {
 		return err
 	}
@@ -156,18 +155,18 @@ func (s *Store) takeCheckpoint() error {
 	return nil
 }
 
-// state copies the logs' small state, and gives what a start would write again
-// without it.
+// state returns a copy of the logs' small state, and the bytes that a start
+// without this checkpoint would write to Badger again.
 func (s *Store) state() (at checkpointFile, owed int64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	at.Seq, owed = s.folded, s.starting.owed.Load()
+	at.Seq, owed = s.logsSeq, s.starting.owed.Load()
 	for _, group := range slices.Sorted(maps.Keys(s.logs)) {
 		l := s.logs[group]
 		l.mu.RLock()
 		at.Logs = append(at.Logs, logState{
 			Group: group, First: l.first, Last: l.last, Meta: maps.Clone(l.meta), Voids: slices.Clone(l.voids),
-			Cuts: l.cuts, History: l.history,
+			Epoch: l.epoch, Epochs: l.epochs,
 		})
 		l.mu.RUnlock()
 	}

@@ -7,19 +7,19 @@ import (
 	"time"
 )
 
-// closePatience is how long Close waits for a store that has failed: Badger
-// tries for ever to write its memtable down.
+// closePatience is how long Close waits for a failed store: Badger tries to flush
+// its memtable for ever.
 const closePatience = 10 * time.Second
 
-// Close waits for writes that are under way and stops the store, after a last
-// checkpoint if it has not failed; its error says that one or the other went
-// wrong. Later writes give [ErrClosed], and so do reads of what is not in
-// memory. It is idempotent.
+// Close waits for writes in progress, takes a last checkpoint unless the store has
+// failed, and stops the store. It returns an error if either failed. Later writes,
+// and reads of entries that are not in memory, return [ErrClosed]. Close is
+// idempotent.
 //
-// A store that has failed, or finds no room for what Badger writes when it is
-// closed, may be left as it is after some seconds. Close then says so, nothing
-// that was acknowledged is lost, and the directory stays this process's until
-// it ends, or until closing succeeds in the background.
+// If the store has failed, or there is no space for what Badger writes when it is
+// closed, Close gives up after some seconds and returns an error. Nothing that was
+// acknowledged is lost. The directory then stays locked until the process ends, or
+// until closing succeeds in the background.
 func (s *Store) Close() error {
 	s.closeOnce.Do(func() { s.closeErr = s.close() })
 	return s.closeErr
@@ -61,14 +61,14 @@ func (s *Store) stop() error {
 	return errors.Join(err, s.release())
 }
 
-// release closes what is open. Badger stays open, and the directory locked, for
-// as long as there is no room for closing it.
+// release closes what is open. Badger stays open, and the directory locked, while
+// there is no space for closing it.
 func (s *Store) release() (err error) {
 	if s.journal != nil {
 		err = fromJournal(s.journal.Close())
 	}
 	s.reading.Lock()
-	s.unmapped = true
+	s.badgerClosed = true
 	s.reading.Unlock()
 	if s.db == nil {
 		return errors.Join(err, s.unlock())
@@ -93,7 +93,7 @@ func (s *Store) unlock() error {
 	return unlockDir(s.lock)
 }
 
-// roomToClose makes sure that Badger can write its memtables down.
+// roomToClose returns ErrNoSpace unless Badger can flush its memtables.
 func (s *Store) roomToClose() error {
 	dir := filepath.Join(s.dir, badgerDir)
 	tables, err := memtableRoom(dir)
@@ -107,7 +107,7 @@ func (s *Store) roomToClose() error {
 	return err
 }
 
-// closeRoom is for what Badger writes beside tables when it is closed.
+// closeRoom is the space for what Badger writes besides tables when it is closed.
 const closeRoom = 256 << 10
 
 func closeBadger(db interface{ Close() error }) (err error) {

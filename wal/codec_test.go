@@ -178,10 +178,10 @@ func TestEveryFlippedBitOfAnEntryIsRefused(t *testing.T) {
 	for _, other := range []struct {
 		group uint32
 		index uint64
-		cuts  uint64
+		epoch uint64
 	}{{1, 5, 3}, {2, 4, 3}, {2, 6, 3}, {2, 5, 2}} {
-		if _, err := wal.DecodeEntry(other.group, other.index, other.cuts, b); !errors.Is(err, wal.ErrDamaged) {
-			t.Fatalf("taken for entry %d of group %d after %d cuts: %v", other.index, other.group, other.cuts, err)
+		if _, err := wal.DecodeEntry(other.group, other.index, other.epoch, b); !errors.Is(err, wal.ErrDamaged) {
+			t.Fatalf("taken for entry %d of group %d in epoch %d: %v", other.index, other.group, other.epoch, err)
 		}
 	}
 }

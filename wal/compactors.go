@@ -8,24 +8,24 @@ import (
 	"github.com/dgraph-io/badger/v4"
 )
 
-// Badger's compactors each look 20 times a second whether there is anything to do,
-// which is most of what an idle node would cost. There is something to do only when
-// memtables have become tables, so the compactors are stopped while hardly anything
-// is written and every level is in order.
+// Each of Badger's compactors checks 20 times a second whether there is anything
+// to compact, which would be most of an idle node's cost. There is only after
+// memtables have become tables, so the compactors are stopped while almost nothing
+// is written and every level is within its limits.
 
 const (
-	// compactorRest is for how long hardly anything is written, not restShare of a
-	// memtable, before Badger's compactors are stopped.
+	// Badger's compactors are stopped after compactorRest in which less than
+	// 1/restShare of a memtable was written.
 	compactorRest = 10 * time.Second
 	restShare     = 16
-	// wakeShare of a memtable is written before they run again. A table that is
-	// written without them is one of the 15 that Badger lets gather.
+	// They run again once 1/wakeShare of a memtable was written. Badger accepts 15
+	// tables that are not compacted.
 	wakeShare = 2
 )
 
-// Badger stops and starts its compactors around a Flatten, and exports no way to do
-// it alone. A version without these functions does not link; one whose functions take
-// other parameters does: see docs/adr/0025.
+// Badger stops and starts its compactors around a Flatten, and exports no other
+// way to do it. A version without these functions does not link; a version whose
+// functions take other parameters does: see docs/adr/0025.
 
 //go:linkname stopCompactions github.com/dgraph-io/badger/v4.(*DB).stopCompactions
 func stopCompactions(db *badger.DB)
@@ -33,7 +33,7 @@ func stopCompactions(db *badger.DB)
 //go:linkname startCompactions github.com/dgraph-io/badger/v4.(*DB).startCompactions
 func startCompactions(db *badger.DB)
 
-// compactors are Badger's. They run from when the store is opened.
+// compactors stops and starts Badger's compactors. They run when the store opens.
 type compactors struct {
 	db *badger.DB
 
@@ -44,7 +44,7 @@ type compactors struct {
 	since   time.Time // zero at first
 }
 
-// wrote takes note of bytes that are about to go into Badger's memtable.
+// wrote counts n bytes that are about to go into Badger's memtable.
 func (c *compactors) wrote(n int64) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -54,7 +54,7 @@ func (c *compactors) wrote(n int64) {
 	}
 }
 
-// need has the compactors run until done is called.
+// need keeps the compactors running until done is called.
 func (c *compactors) need() (done func()) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -67,7 +67,7 @@ func (c *compactors) need() (done func()) {
 	}
 }
 
-// run starts the compactors unless they run. mu is held.
+// run starts the compactors if they are stopped. mu is held.
 func (c *compactors) run() {
 	if c.resting {
 		startCompactions(c.db)
@@ -76,7 +76,7 @@ func (c *compactors) run() {
 	c.written, c.since = 0, time.Time{}
 }
 
-// look stops the compactors if there is nothing for them to do.
+// look stops the compactors if they have nothing to do.
 func (c *compactors) look(now time.Time, rest time.Duration) {
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -9,10 +9,10 @@ import (
 	"github.com/dgraph-io/badger/v4"
 )
 
-// removeTrimmed deletes what Badger holds of the log below its first index, in
-// the background, and has the space reclaimed if it is worth it. What is not got
-// to is deleted when the store is next opened: it is never read again in any
-// case.
+// removeTrimmed deletes the log's entries below its first index from Badger, in
+// the background, and has the space reclaimed if there is enough. Entries that
+// remain when the store closes are deleted after the next start. They are never
+// read again.
 func (l *Log) removeTrimmed() {
 	l.store.inBackground(func() {
 		if err := l.deleteBelow(); err != nil && l.store.Failed() == nil {
@@ -21,14 +21,14 @@ func (l *Log) removeTrimmed() {
 	})
 }
 
-// deleteBelow deletes in pieces, so that neither its memory nor the time for
-// which it holds others up depends on how much there is.
+// deleteBelow deletes in pieces, so that its memory and the time for which it
+// blocks writers have a bound.
 func (l *Log) deleteBelow() error {
 	l.mu.RLock()
 	first, emptied := l.first, l.emptied
 	l.mu.RUnlock()
-	// Entries that wait for Badger would come back after they were deleted.
-	if !l.store.applier.wait(l.store.lastFolded()) {
+	// Entries in the applier's queue would come back after the deletion.
+	if !l.store.applier.wait(l.store.lastLogsSeq()) {
 		return l.store.Failed()
 	}
 	for more := true; more; {
@@ -38,11 +38,11 @@ func (l *Log) deleteBelow() error {
 		default:
 		}
 		var err error
-		l.store.changing.Lock()
+		l.store.badgerWrite.Lock()
 		more, err = l.deletePiece(first, emptied)
-		l.store.changing.Unlock()
+		l.store.badgerWrite.Unlock()
 		if errors.Is(err, ErrNoSpace) {
-			select { // what is trimmed makes room: the next look may find some
+			select { // deleting makes space: there may be enough next time
 			case <-l.store.done:
 				return nil
 			case <-time.After(roomInterval):
@@ -59,8 +59,8 @@ func (l *Log) deleteBelow() error {
 	return nil
 }
 
-// deletePiece deletes some of what lies below index first, unless the log was
-// emptied meanwhile: it may then begin anew anywhere.
+// deletePiece deletes some of the entries below index first, unless the log was
+// emptied meanwhile: it may then begin at any index.
 func (l *Log) deletePiece(first, emptied uint64) (more bool, err error) {
 	l.removing.Lock()
 	defer l.removing.Unlock()
@@ -87,7 +87,7 @@ func (l *Log) deletePiece(first, emptied uint64) (more bool, err error) {
 	return false, nil
 }
 
-// valueIndex is the index that a txid's key points to.
+// valueIndex returns the index that a key by txid points to.
 func valueIndex(item *badger.Item) (index uint64, err error) {
 	err = item.Value(func(v []byte) error {
 		if len(v) != 8 {
@@ -99,8 +99,7 @@ func valueIndex(item *badger.Item) (index uint64, err error) {
 	return index, err
 }
 
-// deleteKeys deletes keys with a prefix, from start on, as long as goes says
-// so.
+// deleteKeys deletes keys with a prefix, from start on, while goes returns true.
 func (s *Store) deleteKeys(start, prefix []byte, goes func(*badger.Item) bool) error {
 	for {
 		keys, err := s.deleteSome(start, prefix, goes)
@@ -111,7 +110,7 @@ func (s *Store) deleteKeys(start, prefix []byte, goes func(*badger.Item) bool) e
 	}
 }
 
-// deleteSome is one piece of deleteKeys; it gives the keys that went.
+// deleteSome is one step of deleteKeys. It returns the deleted keys.
 func (s *Store) deleteSome(start, prefix []byte, goes func(*badger.Item) bool) (keys [][]byte, err error) {
 	const piece = 10_000
 	bytes := int64(0)

@@ -11,7 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// lockDir takes the directory for this process until unlockDir.
+// lockDir locks the directory for this process until unlockDir.
 func lockDir(dir string) (*os.File, error) {
 	path := filepath.Join(dir, lockFile)
 	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
@@ -31,13 +31,14 @@ func lockDir(dir string) (*os.File, error) {
 	return f, nil
 }
 
-// unlockDir lets the directory go at once. Closing the file alone would do so
-// only after a child process, forked meanwhile, has closed its copy.
+// unlockDir unlocks the directory at once. Closing the file alone would leave it
+// locked until a child process, forked meanwhile, has closed its copy.
 func unlockDir(f *os.File) error {
 	return errors.Join(unix.Flock(int(f.Fd()), unix.LOCK_UN), f.Close())
 }
 
-// FreeSpace is how many bytes of the file system under dir are free for us.
+// FreeSpace returns how many bytes of the file system under dir this process may
+// still use.
 func FreeSpace(dir string) (int64, error) {
 	var st unix.Statfs_t
 	if err := unix.Statfs(dir, &st); err != nil {
@@ -46,8 +47,8 @@ func FreeSpace(dir string) (int64, error) {
 	return int64(st.Bavail) * int64(st.Bsize), nil
 }
 
-// freeInodes is how many files can be made on the file system under dir, if it
-// counts them.
+// freeInodes returns how many files can be made on the file system under dir, if
+// it counts them.
 func freeInodes(dir string) (n int64, known bool) {
 	var st unix.Statfs_t
 	if err := unix.Statfs(dir, &st); err != nil || st.Files == 0 {

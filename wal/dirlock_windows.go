@@ -11,7 +11,7 @@ import (
 	"golang.org/x/sys/windows"
 )
 
-// lockDir takes the directory for this process until the file is closed.
+// lockDir locks the directory for this process until the file is closed.
 func lockDir(dir string) (*os.File, error) {
 	path := filepath.Join(dir, lockFile)
 	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
@@ -31,7 +31,8 @@ func lockDir(dir string) (*os.File, error) {
 
 func unlockDir(f *os.File) error { return f.Close() }
 
-// FreeSpace is how many bytes of the file system under dir are free for us.
+// FreeSpace returns how many bytes of the file system under dir this process may
+// still use.
 func FreeSpace(dir string) (int64, error) {
 	path, err := windows.UTF16PtrFromString(dir)
 	if err != nil {
@@ -44,5 +45,5 @@ func FreeSpace(dir string) (int64, error) {
 	return int64(free), nil
 }
 
-// freeInodes is not known: files are not counted there.
+// freeInodes reports nothing: Windows does not limit the number of files.
 func freeInodes(string) (n int64, known bool) { return 0, false }

@@ -6,22 +6,22 @@ import (
 	"hash/crc32"
 )
 
-// Entry is one entry of a log. Read back, its slices alias bytes that are
-// shared and must not be changed.
+// Entry is one entry of a log. The slices of an entry that was read are shared
+// and must not be changed.
 type Entry struct {
 	Index uint64
 	Term  uint64
-	// Type is the caller's; 0 says that Data is a batch.
+	// Type is defined by the caller; 0 means that Data is a batch.
 	Type uint8
-	// AppendedAt is Unix nanoseconds, 0 for none.
+	// AppendedAt is in Unix nanoseconds, 0 for none.
 	AppendedAt int64
 	Extensions []byte
 	Data       []byte
 }
 
-// NeedsRoom reports whether e is one of those that are not to be appended while a
-// store is [Store.Tight]: transactions and cursors, which come without end. Trims, commands
-// and what is the caller's own are small and few.
+// NeedsRoom reports whether e must not be appended while a store is
+// [Store.Tight]: it holds transactions or cursors, of which there is no end. Trims,
+// commands and entries of other types are small and few.
 func (e *Entry) NeedsRoom() bool {
 	if e.Type != 0 {
 		return false
@@ -35,9 +35,8 @@ const (
 	entryHeader  = 18
 )
 
-// encode returns e as it is stored in the log of group, after so many
-// truncations of it.
-func (e *Entry) encode(group uint32, cuts uint64) []byte {
+// encode returns e as it is stored in the log of group, in a truncation epoch.
+func (e *Entry) encode(group uint32, epoch uint64) []byte {
 	n := entryHeader + uvLen(uint64(len(e.Extensions))) + len(e.Extensions) + len(e.Data) + crcSize
 	b := make([]byte, 2, n)
 	b[0], b[1] = entryVersion, e.Type
@@ -45,17 +44,17 @@ func (e *Entry) encode(group uint32, cuts uint64) []byte {
 	b = binary.LittleEndian.AppendUint64(b, uint64(e.AppendedAt))
 	b = appendBytes(b, e.Extensions)
 	b = append(b, e.Data...)
-	return binary.LittleEndian.AppendUint32(b, entrySum(group, e.Index, cuts, b))
+	return binary.LittleEndian.AppendUint32(b, entrySum(group, e.Index, epoch, b))
 }
 
-// decodeEntry reads what is stored for (group, index, cuts). The error wraps
+// decodeEntry decodes the entry stored for (group, index, epoch). The error wraps
 // [ErrDamaged].
-func decodeEntry(group uint32, index, cuts uint64, b []byte) (Entry, error) {
+func decodeEntry(group uint32, index, epoch uint64, b []byte) (Entry, error) {
 	if len(b) < entryHeader+1+crcSize {
 		return Entry{}, fmt.Errorf("%w: entry %d of group %d: %d bytes are too few", ErrDamaged, index, group, len(b))
 	}
 	body := b[:len(b)-crcSize]
-	if entrySum(group, index, cuts, body) != binary.LittleEndian.Uint32(b[len(body):]) {
+	if entrySum(group, index, epoch, body) != binary.LittleEndian.Uint32(b[len(body):]) {
 		return Entry{}, fmt.Errorf("%w: entry %d of group %d: checksum is wrong", ErrDamaged, index, group)
 	}
 	if body[0] != entryVersion {
@@ -77,16 +76,16 @@ func decodeEntry(group uint32, index, cuts uint64, b []byte) (Entry, error) {
 	return e, nil
 }
 
-func entrySum(group uint32, index, cuts uint64, body []byte) uint32 {
+func entrySum(group uint32, index, epoch uint64, body []byte) uint32 {
 	var where [24]byte
 	binary.LittleEndian.PutUint64(where[:], uint64(group))
 	binary.LittleEndian.PutUint64(where[8:], index)
-	binary.LittleEndian.PutUint64(where[16:], cuts)
+	binary.LittleEndian.PutUint64(where[16:], epoch)
 	return crc32.Update(crc32.Checksum(where[:], castagnoli), castagnoli, body)
 }
 
-// entryData returns the data of an encoded entry of type 0 without checking it,
-// nil for another type: for bytes that were encoded a moment ago.
+// entryData returns the data of an encoded entry of type 0, and nil for another
+// type. It checks nothing: the bytes were encoded a moment ago.
 func entryData(b []byte) []byte {
 	if len(b) < entryHeader+1+crcSize || b[1] != 0 {
 		return nil

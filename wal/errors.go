@@ -2,7 +2,7 @@ package wal
 
 import "errors"
 
-// Met when opening a data directory.
+// Errors of opening a data directory.
 var (
 	// ErrInUse is returned when another process has the directory open.
 	ErrInUse = errors.New("wal: data directory is in use by another process")
@@ -15,19 +15,19 @@ var (
 	ErrReadOnly = errors.New("wal: data directory is not writable")
 )
 
-// Met at any time.
+// Errors of an open store.
 var (
-	// ErrDamaged is returned when stored bytes are not what was written. What
-	// is wrong and where goes with it.
+	// ErrDamaged is returned when stored bytes are not what was written. The
+	// message says what is wrong and where.
 	ErrDamaged = errors.New("wal: damaged")
 	// ErrFailed is returned by every write after one has failed, until the
 	// store is opened again.
 	ErrFailed = errors.New("wal: store has failed and takes no more writes")
-	// ErrNoSpace is returned when the disk has no room. Nothing was written.
+	// ErrNoSpace is returned when the disk is full. Nothing was written.
 	ErrNoSpace = errors.New("wal: no space left")
 	// ErrNotFound is returned for an index or txid that the log does not hold.
 	ErrNotFound = errors.New("wal: not found")
-	// ErrTrimmed is returned for a txid that is older than what is kept.
+	// ErrTrimmed is returned for a txid that was trimmed.
 	ErrTrimmed = errors.New("wal: trimmed")
 	// ErrClosed is returned after Close.
 	ErrClosed = errors.New("wal: closed")

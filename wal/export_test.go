@@ -17,7 +17,7 @@ var (
 )
 
 // Encode is how e is stored in the log of group.
-func (e *Entry) Encode(group uint32, cuts uint64) []byte { return e.encode(group, cuts) }
+func (e *Entry) Encode(group uint32, epoch uint64) []byte { return e.encode(group, epoch) }
 
 // SmallBadger makes Badger's files small, so that they rotate and are compacted.
 func (o Options) SmallBadger() Options {
@@ -39,7 +39,7 @@ func (o Options) Impatient() Options {
 type CheckpointFile = checkpointFile
 
 // WaitApplied blocks until Badger has all that was acknowledged.
-func (s *Store) WaitApplied() bool { return s.applier.wait(s.lastFolded()) }
+func (s *Store) WaitApplied() bool { return s.applier.wait(s.lastLogsSeq()) }
 
 // Checkpoint takes one now.
 func (s *Store) Checkpoint() error { return s.takeCheckpoint() }
@@ -57,8 +57,8 @@ func Checksum(b []byte) []byte {
 }
 
 // EntryChecksum is the end of an encoded entry.
-func EntryChecksum(group uint32, index, cuts uint64, b []byte) []byte {
-	return binary.LittleEndian.AppendUint32(nil, entrySum(group, index, cuts, b))
+func EntryChecksum(group uint32, index, epoch uint64, b []byte) []byte {
+	return binary.LittleEndian.AppendUint32(nil, entrySum(group, index, epoch, b))
 }
 
 // WalkBadgerLog returns where the whole entries of one of Badger's logs end.

@@ -10,10 +10,10 @@ import (
 	"sync"
 )
 
-// Generation is a part of a data directory's life. One begins when its node first
-// meets another one after a start, and now and then while it meets others. Its number alone says little: an
-// older copy of the directory comes to the same number once more, and then has
-// another nonce.
+// Generation is a period in the life of a data directory. A new one begins when
+// its node first meets another node after a start, and at intervals while it meets
+// others. An older copy of the directory reaches the same numbers again, but with
+// other nonces.
 type Generation struct {
 	Number uint64 `json:"number"`
 	Nonce  Nonce  `json:"nonce"`
@@ -25,7 +25,7 @@ type Nonce [16]byte
 // MarshalText returns the nonce in hexadecimal.
 func (n Nonce) MarshalText() ([]byte, error) { return hex.AppendEncode(nil, n[:]), nil }
 
-// UnmarshalText reads what MarshalText gave.
+// UnmarshalText decodes the result of MarshalText.
 func (n *Nonce) UnmarshalText(b []byte) error {
 	if len(b) != 2*len(n) {
 		return fmt.Errorf("a nonce has %d characters, not %d", 2*len(n), len(b))
@@ -37,13 +37,13 @@ func (n *Nonce) UnmarshalText(b []byte) error {
 const (
 	generationsFile = "generations.json"
 	witnessFile     = "peers.json"
-	// GenerationsKept is how many of the newest generations a directory knows.
+	// GenerationsKept is how many of its newest generations a directory keeps.
 	GenerationsKept = 128
 )
 
 // Generations returns the newest generations of the directory, at most
-// [GenerationsKept], rising, with consecutive numbers. The error wraps
-// [ErrDamaged] if they are not what was written.
+// [GenerationsKept], in ascending order with consecutive numbers. The error wraps
+// [ErrDamaged] if the file is not what was written.
 func (s *Store) Generations() ([]Generation, error) {
 	s.generating.Lock()
 	defer s.generating.Unlock()
@@ -64,8 +64,8 @@ func (s *Store) generations() (all []Generation, err error) {
 }
 
 // BeginGeneration begins a generation of the directory and returns the newest
-// ones, as Generations does. When it returns nil they survive power loss. If the
-// error wraps [ErrNoSpace], none has begun, and the ones returned are those before.
+// ones, as Generations does. When the error is nil they survive power loss. If it
+// wraps [ErrNoSpace], no generation has begun, and the earlier ones are returned.
 func (s *Store) BeginGeneration() ([]Generation, error) {
 	s.generating.Lock()
 	defer s.generating.Unlock()
@@ -86,7 +86,7 @@ func (s *Store) BeginGeneration() ([]Generation, error) {
 	return all, nil
 }
 
-// noSpace has an error wrap ErrNoSpace if there was no room.
+// noSpace wraps an error for a full disk in ErrNoSpace.
 func noSpace(err error) error {
 	if err != nil && isNoSpace(err) && !errors.Is(err, ErrNoSpace) {
 		return fmt.Errorf("%w: %w", ErrNoSpace, err)
@@ -94,8 +94,8 @@ func noSpace(err error) error {
 	return err
 }
 
-// Witness is what a directory remembers of other nodes' directories, by their
-// ids. It is safe for concurrent use.
+// Witness is what a directory has recorded about other nodes' directories, by
+// their ids. It is safe for concurrent use.
 type Witness struct {
 	path string
 
@@ -103,21 +103,21 @@ type Witness struct {
 	seen map[string]Seen
 }
 
-// Seen is what is remembered of a node's directory.
+// Seen is what is recorded about a node's directory.
 type Seen struct {
 	// Node is the node's name, and Newest the newest generation that it has
-	// shown.
+	// presented.
 	Node   string     `json:"node"`
 	Newest Generation `json:"newest"`
-	// Start is the one that began with the node's last start, if it has shown it.
+	// Start is the generation that began with the node's last start, if known.
 	Start Generation `json:"start,omitzero"`
-	// Older says that since then an older copy of the directory was met, and
+	// Older is true if an older copy of the directory was met since then, and
 	// refused.
 	Older bool `json:"older,omitempty"`
 }
 
-// Witness reads what the directory remembers of others. The error wraps
-// [ErrDamaged] if that is not what was written.
+// Witness reads what the directory has recorded about others. The error wraps
+// [ErrDamaged] if the file is not what was written.
 func (s *Store) Witness() (*Witness, error) {
 	w := &Witness{path: filepath.Join(s.dir, witnessFile), seen: map[string]Seen{}}
 	if err := readSealed(w.path, &w.seen); err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -126,7 +126,7 @@ func (s *Store) Witness() (*Witness, error) {
 	return w, nil
 }
 
-// Get returns what is remembered of the directory with an id.
+// Get returns the record of the directory with an id.
 func (w *Witness) Get(id string) (Seen, bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -134,10 +134,10 @@ func (w *Witness) Get(id string) (Seen, bool) {
 	return s, ok
 }
 
-// Update has change say what is to be remembered of the directory with an id,
-// given what was. When it returns nil that survives power loss. An error of
-// change is returned; what change returns with it is remembered nonetheless. If
-// the error wraps [ErrNoSpace] it is remembered until the process ends.
+// Update replaces the record of the directory with an id by the result of change.
+// When it returns nil the record survives power loss. An error of change is
+// returned; the record is replaced nonetheless. If the error wraps [ErrNoSpace]
+// the new record lasts until the process ends.
 func (w *Witness) Update(id string, change func(Seen) (Seen, error)) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()

@@ -17,8 +17,8 @@ import (
 // Format is the version of the data directory's layout.
 const Format = 1
 
-// Identity says whom a data directory belongs to. It is written when the
-// directory is founded and does not change.
+// Identity names the cluster and node that a data directory belongs to. It is
+// written when the directory is founded and never changes.
 type Identity struct {
 	Format int `json:"format"`
 	// Cluster is the cluster's name, ID its unique id.
@@ -27,24 +27,24 @@ type Identity struct {
 	Node       string    `json:"node"`
 	Partitions int       `json:"partitions"`
 	Founded    time.Time `json:"founded"`
-	// NodeID is the directory's own: a node that begins anew with an empty
-	// one is another node.
+	// NodeID identifies the directory. A node that starts again with an empty
+	// directory is another node.
 	NodeID string `json:"node_id"`
-	// Founders are the nodes that founded the cluster, and their NodeIDs;
-	// Replicas is how many of each partition there were to be.
+	// Founders are the nodes that founded the cluster, with their NodeIDs.
+	// Replicas is how many replicas each partition was to have.
 	Founders map[string]string `json:"founders,omitempty"`
 	Replicas int               `json:"replicas,omitempty"`
 }
 
 const (
 	identityFile = "cantus.json"
-	// foundingFile is there while a directory is being founded. What else is
-	// in it then holds nothing yet.
+	// foundingFile exists while a directory is being founded. The other files
+	// then hold nothing yet.
 	foundingFile = "founding"
 )
 
-// ReadIdentity tells whom dir belongs to. The error is fs.ErrNotExist for a
-// directory that was not founded, and wraps [ErrFormat] or [ErrDamaged].
+// ReadIdentity returns the identity of dir. The error is fs.ErrNotExist for a
+// directory that was not founded, and else wraps [ErrFormat] or [ErrDamaged].
 func ReadIdentity(dir string) (Identity, error) {
 	var id Identity
 	path := filepath.Join(dir, identityFile)
@@ -58,9 +58,9 @@ func ReadIdentity(dir string) (Identity, error) {
 	return id, nil
 }
 
-// identify reads dir's identity and compares it with want, of which zero
-// fields are taken as they are found. If dir is to be founded, fresh is true
-// and the identity is the one that it will have.
+// identify reads dir's identity and compares it with want; zero fields of want
+// match anything. If dir is to be founded, fresh is true and the identity is the
+// one that it will have.
 func identify(dir string, want Identity) (id Identity, fresh bool, err error) {
 	have, err := ReadIdentity(dir)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -111,9 +111,9 @@ func randomID() string {
 	return hex.EncodeToString(r[:])
 }
 
-// Nominate returns the id that an empty or missing directory will have as a
-// node's once it is founded by [Open]. It is the same each time, also after a
-// crash. The errors to test for are [ErrInUse], [ErrReadOnly] and [ErrDamaged].
+// Nominate returns the node id that an empty or missing directory will have once
+// [Open] has founded it. It is the same each time, also after a crash. The errors
+// to test for are [ErrInUse], [ErrReadOnly] and [ErrDamaged].
 func Nominate(dir string) (nodeID string, err error) {
 	defer func() {
 		if err != nil {
@@ -132,15 +132,15 @@ func Nominate(dir string) (nodeID string, err error) {
 	return nodeID, errors.Join(err, unlockDir(lock))
 }
 
-// journalID ties the journal's files to the directory's identity.
+// journalID derives the journal's store id from the directory's identity.
 func (id Identity) journalID() [16]byte {
 	sum := sha256.Sum256([]byte(id.ID))
 	return [16]byte(sum[:16])
 }
 
-// beginFounding makes sure that dir may be founded: that it is empty, or was
-// left by a founding that did not get to its end and is then emptied. It gives
-// the directory's id as a node's, which the founding mark holds.
+// beginFounding checks that dir may be founded: it is empty, or was left by an
+// unfinished founding and is then emptied. It returns the directory's node id,
+// which the founding file holds.
 func beginFounding(dir string) (nodeID string, err error) {
 	founding := filepath.Join(dir, foundingFile)
 	id, err := os.ReadFile(founding)
@@ -150,7 +150,7 @@ func beginFounding(dir string) (nodeID string, err error) {
 	if err != nil {
 		return "", err
 	}
-	if len(id) != len(randomID()) { // none yet, or a crash cut it short: nobody has heard of it
+	if len(id) != len(randomID()) { // none yet, or cut short by a crash: no other node knows it
 		id = []byte(randomID())
 		if err := writeSynced(founding, id); err != nil {
 			return "", err
@@ -171,7 +171,7 @@ func mustBeEmpty(dir string) error {
 	}
 	for _, n := range names {
 		switch n.Name() {
-		case lockFile, "lost+found": // the latter makes a file system's root
+		case lockFile, "lost+found": // the root of a file system has the latter
 		default:
 			return fmt.Errorf("%w: %s is missing, and %s holds %s: it is no data directory, or one whose identity was lost",
 				ErrDamaged, filepath.Join(dir, identityFile), dir, n.Name())
@@ -180,8 +180,8 @@ func mustBeEmpty(dir string) error {
 	return nil
 }
 
-// finishFounding writes what makes dir a data directory, once its parts are
-// there: they are durable before the identity is.
+// finishFounding writes the identity, which makes dir a data directory. The other
+// parts are durable before it is.
 func (s *Store) finishFounding() error {
 	all := func(string) bool { return true }
 	if err := syncDir(filepath.Join(s.dir, badgerDir), all); err != nil {
@@ -194,7 +194,7 @@ func (s *Store) finishFounding() error {
 	return writeSealed(filepath.Join(s.dir, identityFile), s.identity)
 }
 
-// endFounding removes the founding mark, also one that a crash has left.
+// endFounding removes the founding file, also one that a crash has left.
 func (s *Store) endFounding() error {
 	if err := removeNomineeKey(s.dir); err != nil {
 		return err
@@ -206,7 +206,7 @@ func (s *Store) endFounding() error {
 	return errors.Join(err, journal.OSFS.SyncDir(s.dir))
 }
 
-// makeDir makes dir and those above it, durably.
+// makeDir makes dir and its parents, durably.
 func makeDir(dir string) error {
 	if st, err := os.Stat(dir); err == nil && !st.IsDir() {
 		return fmt.Errorf("%s is a file: a data directory is needed", dir)

@@ -2,15 +2,15 @@ package wal
 
 import "encoding/binary"
 
-// Keys, of journal operations and of Badger. The first byte tells what it is;
-// the rest is big-endian, so that Badger sorts a log by index.
+// Keys of journal operations and of Badger. The first byte is the kind. Numbers
+// are big-endian, so that Badger sorts a log by index.
 const (
 	opEntry    = 'e' // + group + index: an entry. In Badger too.
 	opTx       = 't' // + group + txid: the index of the batch that begins there. In Badger only.
 	opMeta     = 'm' // + group + name: a log's small state
-	opVoid     = 'v' // + group: value is the index of a batch that did not count
-	opTruncate = 'x' // + group: value is the first index that goes; 1 if none stays
-	opTrim     = 'h' // + group: value is the first index that stays
+	opVoid     = 'v' // + group: value is the index of a void batch
+	opTruncate = 'x' // + group: value is the first index to remove; 1 for all
+	opTrim     = 'h' // + group: value is the first index to keep
 	opApplied  = 's' // the last journal frame that Badger has. In Badger only.
 	opScratch  = 'z' // written to be dropped. In Badger only.
 )

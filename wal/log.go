@@ -11,27 +11,29 @@ import (
 	"github.com/cantuslog/cantus/wal/journal"
 )
 
-// Log is one group's log of entries, dense by index, and the small state
-// that goes with it. Reads are safe for concurrent use, also beside writes.
-// Append and TruncateSuffix are called by one goroutine at a time, and so are
-// TruncateSuffix and TrimHead; SetMeta and Void may be called beside them.
+// Log is one group's log of entries, dense by index, and its small state. Reads
+// are safe for concurrent use, also with writes. Append, AppendAsync and
+// TruncateSuffix must not be called concurrently, nor TruncateSuffix and TrimHead.
+// SetMeta and Void may be called at any time.
 type Log struct {
 	store *Store
 	group uint32
 	read  atomic.Uint64 // entries
 
-	// mu guards what follows; only fold changes it.
+	// mu guards the fields below; only applyOp and a start change them, except
+	// lastAsync.
 	mu    sync.RWMutex
 	first uint64 // index of the oldest entry, 0 if there is none
 	last  uint64 // index of the newest entry, 0 if there is none
 	meta  map[string][]byte
 	voids []uint64
 	tail  tail
-	// promised is the newest entry that is or was on its way to the journal.
-	promised uint64
-	cuts     uint64 // how often a suffix was truncated
-	history  history
-	emptied  uint64 // how often nothing was left then
+	// lastAsync is the newest entry that AppendAsync has put on its way to the
+	// journal since the last truncation.
+	lastAsync uint64
+	epoch     uint64 // how often a suffix was truncated
+	epochs    epochs
+	emptied   uint64 // how often a truncation has left no entry
 
 	// removing guards removed, and orders deletions in Badger: those of
 	// trimmed entries against those of a log that begins anew.
@@ -43,8 +45,8 @@ func newLog(s *Store, group uint32) *Log {
 	return &Log{store: s, group: group, meta: map[string][]byte{}, tail: tail{most: s.opts.TailBytes}}
 }
 
-// fold brings the log's state forward by one synced operation.
-func (l *Log) fold(seq uint64, op journal.Op, applied uint64) {
+// applyOp applies one synced operation to the log's state in memory.
+func (l *Log) applyOp(seq uint64, op journal.Op, applied uint64) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	switch op.Key[0] {
@@ -53,14 +55,14 @@ func (l *Log) fold(seq uint64, op journal.Op, applied uint64) {
 		if l.first == 0 {
 			l.first = l.last
 		}
-		l.history = l.history.appended(l.last, l.cuts)
+		l.epochs = l.epochs.appended(l.last, l.epoch)
 		l.tail.put(seq, l.last, op.Value, applied)
 	case opTruncate:
 		l.truncate(binary.BigEndian.Uint64(op.Value))
 	case opTrim:
 		l.first = binary.BigEndian.Uint64(op.Value)
 		l.tail.trim(l.first)
-		l.history = l.history.trimmed(l.first)
+		l.epochs = l.epochs.trimmed(l.first)
 		l.voids = slices.DeleteFunc(slices.Clone(l.voids), func(v uint64) bool { return v < l.first })
 	case opVoid:
 		if index := binary.BigEndian.Uint64(op.Value); !slices.Contains(l.voids, index) {
@@ -77,24 +79,24 @@ func (l *Log) fold(seq uint64, op journal.Op, applied uint64) {
 }
 
 func (l *Log) truncate(from uint64) {
-	l.cuts++
-	l.last, l.promised = from-1, 0
+	l.epoch++
+	l.last, l.lastAsync = from-1, 0
 	if l.last < l.first {
 		l.first, l.last = 0, 0
 		l.emptied++
 	}
 	l.tail.truncate(from)
-	l.history = l.history.truncated(from)
+	l.epochs = l.epochs.truncated(from)
 	l.voids = slices.DeleteFunc(slices.Clone(l.voids), func(v uint64) bool { return v >= from })
 }
 
-// FirstIndex is the index of the oldest entry, 0 if there is none.
+// FirstIndex returns the index of the oldest entry, 0 if there is none.
 func (l *Log) FirstIndex() uint64 {
 	first, _ := l.ends()
 	return first
 }
 
-// LastIndex is the index of the newest entry, 0 if there is none.
+// LastIndex returns the index of the newest entry, 0 if there is none.
 func (l *Log) LastIndex() uint64 {
 	_, last := l.ends()
 	return last
@@ -106,10 +108,10 @@ func (l *Log) ends() (first, last uint64) {
 	return l.first, l.last
 }
 
-// Append adds entries, which continue the log without a gap; an empty log may
-// begin at any index. When it returns nil they survive power loss. All are in
-// one frame: none or all are there after a crash. It blocks for one or two
-// syncs; the entries' bytes are copied. The errors to test for are
+// Append adds entries, which must continue the log without a gap; an empty log
+// may begin at any index. When it returns nil they survive power loss. They are
+// in one frame: after a crash all of them are there, or none. Append blocks for
+// one or two syncs and copies the entries' bytes. The errors to test for are
 // [ErrNoSpace] (nothing was written), [ErrFailed] and [ErrClosed].
 func (l *Log) Append(entries ...Entry) error {
 	ops, err := l.appendOps(entries)
@@ -119,31 +121,33 @@ func (l *Log) Append(entries ...Entry) error {
 	return l.store.commit(ops)
 }
 
-// Promise is Append for who goes on before the entries are synced: if it
-// returns true, they have their place in the log and are synced before anything
-// that is written later; that can fail only with the store as a whole. then is
-// told the outcome, nil or an error that wraps [ErrFailed], once and in order,
-// when the entries can be read; it must not block or write to the store. False
-// says that nothing was done: Append can do it, or say why not. TruncateSuffix
-// is not to be called before all that was promised has its outcome.
-func (l *Log) Promise(then func(error), entries ...Entry) bool {
+// AppendAsync is Append without waiting for the sync. If it returns true, the
+// entries have their position in the log and will be synced before any later
+// write; only a failure of the whole store can prevent that. then is called once
+// with the outcome, nil or an error that wraps [ErrFailed], in order, as soon as
+// the entries can be read. It must not block or write to the store. If AppendAsync
+// returns false, nothing was done: the caller calls Append, which appends the
+// entries or returns the reason. TruncateSuffix must not be called before every
+// AppendAsync has its outcome.
+func (l *Log) AppendAsync(then func(error), entries ...Entry) bool {
 	ops, err := l.appendOps(entries)
-	if err != nil || !l.store.promise(ops, then) {
+	if err != nil || !l.store.commitAsync(ops, then) {
 		return false
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.promised = max(l.promised, entries[len(entries)-1].Index)
+	l.lastAsync = max(l.lastAsync, entries[len(entries)-1].Index)
 	return true
 }
 
-// appendOps gives what it takes to append entries, which must be the next ones.
+// appendOps returns the journal operations that append entries, which must be the
+// next ones.
 func (l *Log) appendOps(entries []Entry) ([]journal.Op, error) {
 	if l.store.overfull() && slices.ContainsFunc(entries, func(e Entry) bool { return e.NeedsRoom() }) {
 		return nil, fmt.Errorf("append to group %d: %w", l.group, ErrNoSpace)
 	}
 	l.mu.RLock()
-	next, cuts := max(l.last, l.promised)+1, l.cuts
+	next, epoch := max(l.last, l.lastAsync)+1, l.epoch
 	l.mu.RUnlock()
 	ops := make([]journal.Op, len(entries))
 	for i := range entries {
@@ -152,28 +156,28 @@ func (l *Log) appendOps(entries []Entry) ([]journal.Op, error) {
 			return nil, fmt.Errorf("append entry %d to group %d: the next index is %d", e.Index, l.group, next)
 		}
 		next = e.Index + 1
-		ops[i] = journal.Op{Key: indexKey(opEntry, l.group, e.Index), Value: e.encode(l.group, cuts)}
+		ops[i] = journal.Op{Key: indexKey(opEntry, l.group, e.Index), Value: e.encode(l.group, epoch)}
 	}
 	return ops, nil
 }
 
-// TruncateSuffix removes the entries from index from on, durably when it
-// returns nil. The error wraps [ErrNotFound] if the log does not hold from.
+// TruncateSuffix removes the entries from index from on. When it returns nil that
+// is durable. The error wraps [ErrNotFound] if the log does not hold from.
 func (l *Log) TruncateSuffix(from uint64) error {
 	first, last := l.ends()
 	if from > last || from < first || from == 0 {
 		return fmt.Errorf("truncate group %d from %d: %w: it holds %d to %d", l.group, from, ErrNotFound, first, last)
 	}
 	if from == first {
-		from = 1 // nothing stays, of what was trimmed before neither
+		from = 1 // no entry remains: delete the trimmed ones as well
 	}
 	return l.store.commit([]journal.Op{{Key: groupKey(opTruncate, l.group), Value: indexValue(from)}})
 }
 
-// TrimHead removes the entries up to and including index through, durably
-// when it returns nil. The newest entry can't be removed. The space on the disk
-// comes back in the background, and late: Badger learns what is dead as it
-// compacts its tables, which hold some 300,000 keys each.
+// TrimHead removes the entries up to and including index through. When it returns
+// nil that is durable. The newest entry can't be removed. The space on the disk is
+// freed later, in the background: Badger learns what was deleted when it compacts
+// its tables, which hold some 300,000 keys each.
 func (l *Log) TrimHead(through uint64) error {
 	first, last := l.ends()
 	if through >= last {
@@ -189,15 +193,15 @@ func (l *Log) TrimHead(through uint64) error {
 	return err
 }
 
-// Meta returns the value that was last set for a name, nil if none. It is not
-// to be changed.
+// Meta returns the value that was last set for a name, nil if there is none. The
+// caller must not change it.
 func (l *Log) Meta(name string) []byte {
 	l.mu.RLock()
 	defer l.mu.RUnlock()
 	return l.meta[name]
 }
 
-// Metas returns the names and values that begin with prefix.
+// Metas returns the values whose names begin with prefix, by name.
 func (l *Log) Metas(prefix string) map[string][]byte {
 	l.mu.RLock()
 	defer l.mu.RUnlock()
@@ -216,9 +220,9 @@ type Meta struct {
 	Value []byte
 }
 
-// SetMeta sets values, all or none, durably when it returns nil. They are
-// kept in memory and written whole at each checkpoint: keep them small. The
-// values are the store's from then on.
+// SetMeta sets values, all or none. When it returns nil they are durable. They
+// stay in memory and are written whole at each checkpoint: keep them small. The
+// caller must not change the values afterwards.
 func (l *Log) SetMeta(metas ...Meta) error {
 	ops := make([]journal.Op, len(metas))
 	for i, m := range metas {
@@ -227,9 +231,8 @@ func (l *Log) SetMeta(metas ...Meta) error {
 	return l.store.commit(ops)
 }
 
-// Void marks the batch at index as one that did not count: it carried other
-// txids than were due. Lookups by txid pass over it. The mark is durable when
-// it returns nil, and goes when the entry does.
+// Void marks the batch at index as void: it does not count. Lookups by txid skip
+// it. When Void returns nil the mark is durable. It is removed with the entry.
 func (l *Log) Void(index uint64) error {
 	if slices.Contains(l.Voids(), index) {
 		return nil
@@ -237,8 +240,8 @@ func (l *Log) Void(index uint64) error {
 	return l.store.commit([]journal.Op{{Key: groupKey(opVoid, l.group), Value: indexValue(index)}})
 }
 
-// Voids returns the indexes of batches that did not count, in the order in which
-// they were marked. The slice is not to be changed.
+// Voids returns the indexes of void batches in the order in which they were
+// marked. The caller must not change the slice.
 func (l *Log) Voids() []uint64 {
 	l.mu.RLock()
 	defer l.mu.RUnlock()

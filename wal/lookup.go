@@ -9,11 +9,10 @@ import (
 	"github.com/dgraph-io/badger/v4"
 )
 
-// FindTx returns the index of the batch that holds a txid, looking no further
-// than index to: the caller knows up to where it has marked what is void. The
-// error is [ErrTrimmed] if txid is older than what is kept, or nothing up to
-// index to is, [ErrNotFound] if no batch up to there holds it, or as
-// [Log.Entry] gives it.
+// FindTx returns the index of the batch that holds a txid, searching up to index
+// to: the caller has marked all void batches up to there. The error is
+// [ErrTrimmed] if txid, or every entry up to index to, was trimmed, [ErrNotFound]
+// if no batch up to there holds it, or one of those of [Log.Entry].
 func (l *Log) FindTx(txid, to uint64) (index uint64, err error) {
 	for {
 		first, _ := l.ends()
@@ -24,7 +23,7 @@ func (l *Log) FindTx(txid, to uint64) (index uint64, err error) {
 		if now, _ := l.ends(); now == first {
 			return 0, err
 		}
-		// Trimmed under the search: what it missed may only have moved on.
+		// The log was trimmed during the search, which may have missed an entry.
 	}
 }
 
@@ -49,11 +48,11 @@ func (l *Log) findTx(txid, to uint64) (index uint64, err error) {
 	return l.searchTx(txid, start, to, voids)
 }
 
-// start is where a search for a txid begins.
+// start is the place where a search for a txid begins.
 type start struct {
 	index uint64
 	found bool // the batch at index holds the txid
-	seen  bool // the batch before index is one of older txids
+	seen  bool // a batch before index holds older txids
 }
 
 // searchTx looks for txid from a start to index to.
@@ -81,8 +80,8 @@ func (l *Log) searchTx(txid uint64, from start, to uint64, voids []uint64) (uint
 	return 0, ErrNotFound
 }
 
-// transactions returns the batch in e if it is one of transactions. Its header
-// alone is looked at: the entry's checksum covers it.
+// transactions returns the batch in e if it holds transactions. It checks only
+// the header: the entry's checksum covers the rest.
 func (e *Entry) transactions() (Batch, bool) {
 	if e.Type != 0 {
 		return Batch{}, false
@@ -91,9 +90,9 @@ func (e *Entry) transactions() (Batch, bool) {
 	return b, err == nil && b.Kind == Transactions && b.Count > 0 && !b.OutOfTerm(e.Term)
 }
 
-// hintBefore gives where to search for txid: at a batch that holds it, behind
-// one near before it that the store knows, or at index first. Keys by txid are
-// hints: what a truncated log has left of them leads anywhere.
+// hintBefore returns where to search for txid: at a batch that holds it, after a
+// batch shortly before it, or at index first. Keys by txid are hints: those that a
+// truncation has left may point to any entry.
 func (l *Log) hintBefore(txid, first, to uint64, voids []uint64) (start, error) {
 	for below := txid; below > 0; {
 		index, at, err := l.hintAt(below)
@@ -120,7 +119,7 @@ func (l *Log) hintBefore(txid, first, to uint64, voids []uint64) (start, error) 
 	return start{index: first}, nil
 }
 
-// hintAt gives the index that the nearest key at or below txid points to, and
+// hintAt returns the index that the nearest key at or below txid points to, and
 // that key's txid; 0 if there is none.
 func (l *Log) hintAt(txid uint64) (index, at uint64, err error) {
 	err = l.store.view(func(txn *badger.Txn) error {
@@ -138,18 +137,17 @@ func (l *Log) hintAt(txid uint64) (index, at uint64, err error) {
 }
 
 // longRun is how many entries without a transaction are read before the next batch
-// is looked up. The applier gives the batch behind so many a key by its txid.
+// is looked up. The applier writes a key by txid for a batch after so long a run.
 const longRun = 4 * hintEntries
 
-// Batches reads the transactions' batches from the one that holds txid on, up
-// to index to, each with the index it has. Voided batches are left out, and long
-// runs of other entries between batches are passed over without being read. It
-// stops after the first error: [ErrTrimmed] if txid is older than what is
-// kept, [ErrNotFound] if it is newer than what index to holds, or as
-// [Log.Entry] gives it.
+// Batches iterates over the batches of transactions with their indexes, from the
+// one that holds txid up to index to. It leaves out void batches, and skips long
+// runs of other entries without reading them. It stops after the first error:
+// [ErrTrimmed] if txid was trimmed, [ErrNotFound] if it is newer than the
+// transactions up to index to, or one of those of [Log.Entry].
 //
-// Whoever knows the last txid up to index to stops there: that no batch comes
-// is only known after all entries were read.
+// A caller that knows the last txid up to index to should stop there: otherwise
+// all entries up to index to are read in search of another batch.
 func (l *Log) Batches(txid, to uint64) iter.Seq2[uint64, BatchOrError] {
 	return func(yield func(uint64, BatchOrError) bool) {
 		start, err := l.FindTx(txid, to)
@@ -164,16 +162,16 @@ func (l *Log) Batches(txid, to uint64) iter.Seq2[uint64, BatchOrError] {
 	}
 }
 
-// batches is Batches under way.
+// batches is the state of an iteration by Batches.
 type batches struct {
 	log   *Log
-	from  uint64 // the entry to go on at, 0 at the end
+	from  uint64 // the entry to continue at, 0 at the end
 	to    uint64
-	next  uint64 // the txid that comes next, 0 before the first batch
+	next  uint64 // the next txid, 0 before the first batch
 	yield func(uint64, BatchOrError) bool
 }
 
-// run reads on until the end, or a long run without transactions.
+// run reads until the end, or a long run without transactions.
 func (b *batches) run() {
 	start, others := b.from, 0
 	b.from = 0
@@ -200,8 +198,8 @@ func (b *batches) run() {
 	}
 }
 
-// entry returns the batch in an entry, if it is the next one. Where no more is
-// wanted, next is 0 then.
+// entry yields the batch in an entry, if it is the next one. If the consumer wants
+// no more, it sets next to 0.
 func (b *batches) entry(e *Entry) (found bool, err error) {
 	if e.Type != 0 {
 		return false, nil
@@ -211,7 +209,7 @@ func (b *batches) entry(e *Entry) (found bool, err error) {
 		return false, fmt.Errorf("%w: entry %d of group %d: %w", ErrDamaged, e.Index, b.log.group, err)
 	}
 	if batch.Kind != Transactions || batch.Count == 0 || b.next != 0 && batch.First != b.next || batch.OutOfTerm(e.Term) {
-		return false, nil // another kind, or void: it repeats or skips txids, or is of another term
+		return false, nil // another kind, or void: with wrong txids, or of another term
 	}
 	b.next = batch.Last() + 1
 	if !b.yield(e.Index, BatchOrError{Batch: batch}) {
@@ -221,7 +219,7 @@ func (b *batches) entry(e *Entry) (found bool, err error) {
 }
 
 // batchAt looks up the batch that begins at a txid, between index after and index
-// to; 0 says that it has to be searched for.
+// to. It returns 0 if the batch has to be searched for.
 func (l *Log) batchAt(txid, after, to uint64) (index uint64) {
 	l.mu.RLock()
 	voids := l.voids
@@ -247,7 +245,7 @@ func (l *Log) batchAt(txid, after, to uint64) (index uint64) {
 	return index
 }
 
-// BatchOrError is a batch, or why there is none.
+// BatchOrError is a batch, or the error in place of one.
 type BatchOrError struct {
 	Batch Batch
 	Err   error

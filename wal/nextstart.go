@@ -6,40 +6,41 @@ import (
 	"sync/atomic"
 )
 
-// A node that has filled its disk must be able to start again on it. A start
-// needs the room that Badger's opening does, and writes the frames to Badger
-// again that the last checkpoint does not cover. So entries are taken only while
-// that much is free, and some more for what is on its way and for small state.
+// A node that has filled its disk must be able to start again on it. A start needs
+// space for opening Badger, and writes the frames since the last checkpoint to
+// Badger again. So the store takes entries only while that much is free, with some
+// more for entries that were proposed already and for small state.
 //
-// Near the end the store makes room: a checkpoint lets go of frames, and the
-// journal's spare segments are removed.
+// When space runs short the store makes some: it takes a checkpoint, which
+// releases frames, and removes the journal's spare segments.
 
-// nextStart is what the next start needs.
+// nextStart keeps account of the space that the next start needs.
 type nextStart struct {
-	// owed is what the frames since the last checkpoint take in Badger's files.
-	// Store.mu is held by who adds to it.
+	// owed is how many bytes the frames since the last checkpoint take in Badger's
+	// files. Store.mu is held to add to it.
 	owed atomic.Int64
-	// left is how many bytes may be written, at most, before the free space is
-	// looked at again.
+	// left is how many bytes may be written before the free space is checked
+	// again.
 	left atomic.Int64
-	// scant says that no more entries are taken, for the next start's sake.
+	// scant is true while no entries are taken, to leave space for the next start.
 	scant atomic.Bool
 }
 
 const (
-	// admittedRoom is for what is written although no more entries are taken:
-	// entries that were proposed before, votes, markers, trims. An entry takes some
-	// four times its size: in the journal, in Badger, in the next start's Badger,
-	// and in a table.
+	// admittedRoom is the space for what is written while no entries are taken:
+	// entries that were proposed before, votes, snapshots, trims. An entry takes
+	// some four times its size: in the journal, in Badger, in Badger again at the
+	// next start, and in a table.
 	admittedRoom = 24 << 20
-	// lastRoom is the part of it that entries leave to what is small.
+	// lastRoom is the part of admittedRoom that entries leave to small state.
 	lastRoom = 4 << 20
-	// scantRoom is how much more must be free for entries to be taken again.
+	// scantRoom is how much more must be free before entries are taken again.
 	scantRoom = 1 << 20
 )
 
-// startRoom returns how much is free beyond what the next start needs, or less
-// where there is plenty. It looks at Badger's files only where there is not.
+// startRoom returns how many bytes are free beyond what the next start needs. If
+// there is plenty of space it returns a lower bound, without looking at Badger's
+// files.
 func (s *Store) startRoom() (int64, error) {
 	have, err := s.opts.FreeSpace(s.room.dir)
 	if err != nil {
@@ -56,23 +57,23 @@ func (s *Store) startRoom() (int64, error) {
 	return left - tables, err
 }
 
-// admit takes account of a frame that was synced and takes so many bytes in
-// Badger's logs. If the next start would have no room for it, no more entries are
-// taken. It is on the path of each frame, and looks at the disk only when it may
-// be full.
+// admit accounts for a synced frame that takes the given bytes in Badger's logs.
+// If the next start would have no space for it, no more entries are taken. It runs
+// for every frame, and checks the free space only when that may have run out.
 func (s *Store) admit(logs int64) {
-	// Now and at the next start: in a log, and perhaps in a table of half as much more.
+	// Now and at the next start: in a log, and in a table of up to half as much
+	// more.
 	if s.starting.left.Add(-4*logs) < 0 {
 		_ = s.lookStart()
 	}
 }
 
-// lookStart finds out whether there is room for the next start, and asks for a
-// checkpoint when that would make much of it.
+// lookStart checks whether there is space for the next start, and asks for a
+// checkpoint if that would free much.
 func (s *Store) lookStart() error {
 	left, err := s.startRoom()
 	if err != nil {
-		return nil //nolint:nilerr // what can't be known is left to the disk to say
+		return nil // unknown: a write will fail if the disk is full
 	}
 	s.starting.left.Store(left)
 	owed := s.starting.owed.Load()
@@ -88,7 +89,7 @@ func (s *Store) lookStart() error {
 	return nil
 }
 
-// checkStart is lookStart, and makes room where there is none.
+// checkStart is lookStart, but removes spare segments first if there is no space.
 func (s *Store) checkStart() error {
 	err := s.lookStart()
 	if err == nil || s.journal.Stats().Spares == 0 {
@@ -100,17 +101,17 @@ func (s *Store) checkStart() error {
 	return s.lookStart()
 }
 
-// TakesProposed reports whether there is room for so many bytes of entries that
-// were proposed before it was known that the store is [Store.Tight]. A replica
-// takes those so that its group can go on to a trim.
+// TakesProposed reports whether there is space for the given bytes of entries that
+// were proposed before the store was [Store.Tight]. A replica takes those, so that
+// its group can go on to commit a trim.
 func (s *Store) TakesProposed(bytes int64) bool {
 	left, err := s.startRoom()
 	return err != nil || left+admittedRoom-lastRoom >= 4*bytes
 }
 
-// roomForSegment returns an error if there is no room for so many bytes of
-// journal: they are written to Badger, and again by the next start. A segment that
-// a frame waits for may use admittedRoom.
+// roomForSegment returns an error if there is no space for the given bytes of
+// journal, which will also be written to Badger, and again by the next start. A
+// segment that a frame waits for may use admittedRoom.
 func (s *Store) roomForSegment(bytes int64, awaited bool) error {
 	left, err := s.startRoom()
 	if awaited {
@@ -122,8 +123,8 @@ func (s *Store) roomForSegment(bytes int64, awaited bool) error {
 	return nil
 }
 
-// settleStart takes a checkpoint of what was replayed if the next start might
-// find no room to replay it once more.
+// settleStart takes a checkpoint after a replay if the next start might find no
+// space to replay the same frames again.
 func (s *Store) settleStart() {
 	left, err := s.startRoom()
 	if err != nil || left > s.starting.owed.Load() {

@@ -9,16 +9,17 @@ import (
 	"github.com/dgraph-io/badger/v4"
 )
 
-// A scan reads from Badger in pieces, the first one small: many a reader wants
-// only a few entries.
+// A scan reads from Badger in pieces. The first one is small, since many readers
+// want only a few entries.
 const (
 	firstPiece   = 8 << 10
 	largestPiece = 1 << 20
 	pieceEntries = 1024
 )
 
-// Entry reads the entry at index. The error is [ErrNotFound] outside of the
-// log's ends, and wraps [ErrDamaged] if the log must hold it and does not.
+// Entry reads the entry at index. The error wraps [ErrNotFound] if index is not
+// between the log's ends, and [ErrDamaged] if the entry should be there and can't
+// be read.
 func (l *Log) Entry(index uint64) (Entry, error) {
 	for {
 		at, err := l.look(index)
@@ -32,18 +33,18 @@ func (l *Log) Entry(index uint64) (Entry, error) {
 		if err == nil {
 			l.read.Add(1)
 			var e Entry
-			if e, err = decodeEntry(l.group, index, at.history.cuts(index), value); err == nil {
+			if e, err = decodeEntry(l.group, index, at.epochs.at(index), value); err == nil {
 				return e, nil
 			}
 		}
-		if !l.cutSince(at) {
+		if !l.truncatedSince(at) {
 			return Entry{}, l.unreadable(index, err)
 		}
 	}
 }
 
-// Entries reads the entries from one index to another, both included. It
-// stops after the first error, which is as [Log.Entry] gives it. No lock is
+// Entries iterates over the entries from index from to index to, both included.
+// It stops after the first error, which is one of those of [Log.Entry]. No lock is
 // held while the loop's body runs.
 func (l *Log) Entries(from, to uint64) iter.Seq2[Entry, error] {
 	return func(yield func(Entry, error) bool) {
@@ -61,7 +62,7 @@ func (l *Log) Entries(from, to uint64) iter.Seq2[Entry, error] {
 				piece, err = l.loadPiece(index, to, at, room)
 				room = min(2*room, largestPiece)
 			}
-			if err != nil && l.cutSince(at) {
+			if err != nil && l.truncatedSince(at) {
 				continue
 			}
 			for _, e := range piece {
@@ -78,12 +79,12 @@ func (l *Log) Entries(from, to uint64) iter.Seq2[Entry, error] {
 	}
 }
 
-// moment is what a log says of an index at some moment.
+// moment is the state of a log at one moment, with respect to an index.
 type moment struct {
-	value   []byte // the encoded entry, if memory has it
-	stop    uint64 // else Badger has the entries up to here
-	cuts    uint64
-	history history
+	value  []byte // the encoded entry, if memory has it
+	stop   uint64 // if value is nil, Badger has the entries up to here
+	epoch  uint64
+	epochs epochs
 }
 
 func (l *Log) look(index uint64) (moment, error) {
@@ -92,19 +93,19 @@ func (l *Log) look(index uint64) (moment, error) {
 	if index == 0 || index < l.first || index > l.last {
 		return moment{}, ErrNotFound
 	}
-	at := moment{value: l.tail.get(index), stop: l.last, cuts: l.cuts, history: l.history}
+	at := moment{value: l.tail.get(index), stop: l.last, epoch: l.epoch, epochs: l.epochs}
 	if l.tail.base > index {
 		at.stop = min(at.stop, l.tail.base-1)
 	}
 	return at, nil
 }
 
-// cutSince reports whether a suffix was truncated since: what Badger has may be
-// another entry by now, or none, with the new one in memory.
-func (l *Log) cutSince(at moment) bool {
+// truncatedSince reports whether a suffix was truncated since at: Badger may then
+// hold another entry, or none, with the new one in memory.
+func (l *Log) truncatedSince(at moment) bool {
 	l.mu.RLock()
 	defer l.mu.RUnlock()
-	return l.cuts != at.cuts
+	return l.epoch != at.epoch
 }
 
 // load reads one encoded entry from Badger.
@@ -119,8 +120,8 @@ func (l *Log) load(index uint64) (value []byte, err error) {
 	return value, err
 }
 
-// loadPiece reads entries from Badger, index first and none after to, until
-// there are about room bytes. With an error it gives those before it.
+// loadPiece reads entries from Badger, from index to index to, until it has about
+// room bytes. With an error it returns the entries before it.
 func (l *Log) loadPiece(index, to uint64, at moment, room int) (piece []Entry, err error) {
 	to = min(to, at.stop)
 	err = l.store.view(func(txn *badger.Txn) error {
@@ -147,15 +148,15 @@ func (l *Log) loadPiece(index, to uint64, at moment, room int) (piece []Entry, e
 
 func (l *Log) appendEntry(to []Entry, index uint64, at moment) ([]Entry, error) {
 	l.read.Add(1)
-	e, err := decodeEntry(l.group, index, at.history.cuts(index), at.value)
+	e, err := decodeEntry(l.group, index, at.epochs.at(index), at.value)
 	if err != nil {
 		return to, err
 	}
 	return append(to, e), nil
 }
 
-// unreadable explains an entry that should be there. The log may have been
-// cut meanwhile: then it is only not found.
+// unreadable returns the error for an entry that should be there and can't be
+// read. If the log was trimmed or truncated meanwhile, that is ErrNotFound.
 func (l *Log) unreadable(index uint64, cause error) error {
 	first, last := l.ends()
 	switch {
@@ -169,9 +170,9 @@ func (l *Log) unreadable(index uint64, cause error) error {
 	return fmt.Errorf("%s: %w", l.whereIs(index), cause)
 }
 
-// whereIs names the files of which one is to blame for an entry at index that
-// can't be read: the value log that holds it, unless it is as Badger wrote it, or
-// those that led Badger there.
+// whereIs returns the files of which one is damaged when the entry at index can't
+// be read: the value log that holds it, or, if that is intact there, the files
+// that hold its key.
 func (l *Log) whereIs(index uint64) (path string) {
 	dir := filepath.Join(l.store.dir, badgerDir)
 	err := l.store.view(func(txn *badger.Txn) error {
@@ -198,7 +199,7 @@ func (l *Log) whereIs(index uint64) (path string) {
 }
 
 // EntriesRead returns how many entries were read since the store was opened, from
-// memory or from the disk.
+// memory and from disk.
 func (l *Log) EntriesRead() uint64 { return l.read.Load() }
 
 // InMemory reports whether the entry at index would be read from memory.

@@ -12,79 +12,81 @@ import (
 	"github.com/dgraph-io/badger/v4"
 )
 
-// Badger maps its files and writes by copying into the mapping. Their length is
-// set ahead, their blocks are not allocated: a copy into a page that the file
-// system has no block for ends the process with SIGBUS, on a goroutine of
-// Badger's where nothing can be done about it. So the store asks for the space
-// before Badger touches it:
+// Badger maps its files and writes by copying into the mapping. It sets their
+// length in advance but does not allocate their blocks. A copy into a page for
+// which the file system has no block ends the process with SIGBUS, on one of
+// Badger's goroutines, where it can't be handled. So the store reserves the space
+// before Badger writes:
 //
-//   - The newest value log and the newest memtable log are allocated ahead, a
-//     step at a time, by Store.prepare before each write to Badger.
-//   - A write after which Badger may begin a new file, write a table or merge
-//     some is let through only while floor bytes are free beyond its own size.
+//   - Store.prepare allocates blocks of the newest value log and the newest
+//     memtable log, a step at a time, before each write to Badger.
+//   - A write after which Badger may begin a new file, or write or merge tables,
+//     is allowed only while floor bytes are free beyond its own size.
 //   - Everything else that makes Badger write (opening, closing, collecting
-//     value logs) looks at the free space first.
+//     value logs) checks the free space first.
 //
-// Where there is no room the frames stay in the journal, whose segments are
-// allocated, and in memory, and entries are refused with ErrNoSpace until there
-// is. What remains is the moment between looking and writing: somebody else who
-// takes floor bytes in the second that a table takes to be written meets Badger
-// unprepared. Nothing is lost by that, as by any other kill.
+// Without enough space the frames stay in memory and in the journal, whose
+// segments are allocated, and entries are refused with ErrNoSpace until there is
+// space. One gap remains, between the check and the write: if another process
+// takes floor bytes in the second in which Badger writes a table, SIGBUS ends this
+// process. As with any other kill, nothing is lost.
 
-// room knows how much of Badger's newest files is allocated. Store.changing
-// guards all but dir, free and floor, which don't change.
+// room knows how much of Badger's newest files is allocated. Store.badgerWrite
+// guards all fields except dir, free and floor, which don't change.
 type room struct {
 	dir   string
 	free  func(dir string) (int64, error)
 	floor int64
 	vlog  growing
 	mem   growing
-	// owed is what the next start writes again: see nextStart.
+	// owed is how many bytes the next start writes again: see nextStart.
 	owed *atomic.Int64
 }
 
-// growing is the newest of Badger's files of one sort.
+// growing is the newest file of one of Badger's two kinds of logs.
 type growing struct {
 	name   string // a format for the number
 	number int
-	step   int64 // what is allocated ahead at most
-	used   int64 // bytes that were written to it, at most; -1 if that is not known
+	step   int64 // the most that is allocated beyond a write
+	used   int64 // upper bound of the bytes written to it; -1 if unknown
 	held   int64 // bytes that are allocated
-	// Once load reaches limit Badger begins the next file. For a value log it is
-	// what was written to it; for a memtable its memory, at most weight times that.
+	// Once load reaches limit Badger begins the next file. For a value log, load
+	// is the bytes written to it; for a memtable its memory, at most weight times
+	// those.
 	load, limit, weight int64
 }
 
-// valueLogName is the name of a value log, by its number.
+// valueLogName is the format of a value log's name.
 const valueLogName = "%06d.vlog"
 
 const (
-	// firstStep is what is allocated ahead in an empty file. It grows with what
-	// is in the file.
+	// firstStep is how much is allocated in advance in an empty file. The step
+	// grows with the file's content.
 	firstStep = 256 << 10
-	// spareRoom is for all that is small: manifest, checkpoint, directories.
+	// spareRoom is the space for everything small: manifest, checkpoint,
+	// directories.
 	spareRoom = 4 << 20
-	// spareInodes is how many files Badger and the journal may want to make.
+	// spareInodes is how many files Badger and the journal may need to make.
 	spareInodes = 16
-	// aheadRoom is free wherever files are allocated ahead.
+	// aheadRoom must stay free when files are allocated in advance.
 	aheadRoom = 32 << 20
-	// discardRoom is what Badger's count of deleted bytes takes for the first
+	// discardRoom is the size of Badger's file of deleted bytes, for the first
 	// 4,096 value logs.
 	discardRoom = 64 << 10
 
-	// These are what an entry takes beside its key and value, at most: in a log
-	// file, and in the memtable's memory; and what stands in the memtable for a
-	// value in the value log.
+	// The most that an entry takes in addition to its key and value, in a log file
+	// and in the memtable's memory, and the size of a pointer into the value log.
 	logRoom     = 40
 	nodeRoom    = 140
 	pointerRoom = 16
 )
 
-// demand is what a write to Badger takes, at most: in the value log, in the
-// memtable's log, and in the memtable.
+// demand is the most that a write to Badger takes, in bytes: in the value log, in
+// the memtable's log, and in the memtable.
 type demand struct{ vlog, mem, memory int64 }
 
-// put adds a key and its value. Values from threshold on go to the value log.
+// put adds a key and its value. Values of threshold bytes or more go to the value
+// log.
 func (d *demand) put(key, value int, threshold int64) {
 	if int64(value) >= threshold {
 		d.vlog += int64(key+value) + logRoom
@@ -94,7 +96,7 @@ func (d *demand) put(key, value int, threshold int64) {
 	d.memory += int64(key+value) + nodeRoom
 }
 
-// newRoom is for an open Badger in dir that has just begun new files.
+// newRoom returns the room of a Badger that was just opened, with new files.
 func newRoom(o Options, b badger.Options, owed *atomic.Int64) (*room, error) {
 	r := &room{
 		owed: owed, dir: b.Dir, free: o.FreeSpace, floor: floorOf(b),
@@ -111,12 +113,12 @@ func newRoom(o Options, b badger.Options, owed *atomic.Int64) (*room, error) {
 	return r, err
 }
 
-// floorOf is how much must be free for Badger to begin new files: a memtable
-// becomes a table, which is merged with others.
+// floorOf returns how many bytes must be free for Badger to begin new files: a
+// memtable becomes a table, which is merged with others.
 func floorOf(b badger.Options) int64 { return 2*b.MemTableSize + spareRoom }
 
-// measure finds out how much is in Badger's newest files, after something else
-// than a write that was taken account of.
+// measure finds out how much is in Badger's newest files, after Badger has written
+// anything that take has not counted.
 func (r *room) measure() error {
 	err := r.follow()
 	r.vlog.measure(r.dir)
@@ -124,7 +126,7 @@ func (r *room) measure() error {
 	return err
 }
 
-// follow goes on to Badger's newest files.
+// follow moves on to Badger's newest files.
 func (r *room) follow() error {
 	entries, err := os.ReadDir(r.dir)
 	if err != nil {
@@ -153,7 +155,7 @@ func (g *growing) measure(dir string) {
 
 func (g *growing) path(dir string) string { return filepath.Join(dir, fmt.Sprintf(g.name, g.number)) }
 
-// take makes sure of the space for a write, which comes next. The error wraps
+// take reserves the space for a write, which must come next. The error wraps
 // ErrNoSpace if there is none.
 func (r *room) take(d demand) error {
 	if !r.vlog.covers(d.vlog, d.vlog) || !r.mem.covers(d.mem, d.memory) {
@@ -173,8 +175,8 @@ func (r *room) take(d demand) error {
 	return nil
 }
 
-// covers reports whether the next n bytes are allocated, and Badger stays in
-// this file.
+// covers reports whether the next n bytes are allocated, and Badger does not begin
+// another file.
 func (g *growing) covers(n, load int64) bool {
 	return g.used >= 0 && g.used+n <= g.held && g.load+load < g.limit
 }
@@ -186,8 +188,8 @@ func (g *growing) add(n, load int64) {
 	}
 }
 
-// ahead returns how much may be allocated beyond a write, in each file: nothing
-// that the next start may need.
+// ahead returns how much may be allocated beyond a write, in each file, so that
+// the next start has the space that it needs.
 func (r *room) ahead(d demand) int64 {
 	have, err := r.free(r.dir)
 	if err != nil {
@@ -196,7 +198,7 @@ func (r *room) ahead(d demand) int64 {
 	return max(have-r.floor-d.vlog-d.mem-r.owed.Load()-aheadRoom, 0) / 2
 }
 
-// ahead allocates the next n bytes and a step beyond, of most bytes.
+// ahead allocates the next n bytes and a step of at most most bytes.
 func (g *growing) ahead(dir string, n, most int64) error {
 	if g.used < 0 || g.used+n <= g.held {
 		return nil
@@ -208,14 +210,15 @@ func (g *growing) ahead(dir string, n, most int64) error {
 	case err == nil:
 		g.held = end
 	case errors.Is(err, errors.ErrUnsupported):
-		g.used, err = -1, nil // what is free must do
+		g.used, err = -1, nil // rely on the free space
 	case isNoSpace(err):
 		err = fmt.Errorf("%w: %w", ErrNoSpace, err)
 	}
 	return err
 }
 
-// spare makes sure that so many bytes are free under dir, and files can be made.
+// spare returns an error that wraps ErrNoSpace unless the given bytes, and some
+// inodes, are free under dir.
 func spare(free func(string) (int64, error), dir string, bytes int64) error {
 	have, err := free(dir)
 	if err != nil {
@@ -232,7 +235,7 @@ func spare(free func(string) (int64, error), dir string, bytes int64) error {
 
 func mebibytes(n int64) string { return fmt.Sprintf("%.1f MiB", float64(n)/(1<<20)) }
 
-// memtableRoom is what the tables take, at most, that Badger makes of the
+// memtableRoom returns the most that the tables take that Badger makes of the
 // memtable logs in dir when it opens or closes.
 func memtableRoom(dir string) (bytes int64, err error) {
 	names, err := writableBadgerLogs(dir)
@@ -252,6 +255,6 @@ func memtableRoom(dir string) (bytes int64, err error) {
 	return bytes, err
 }
 
-// tableOf returns what the table takes, at most, that Badger makes of so many bytes of
-// a memtable's log.
+// tableOf returns the most that a table takes that Badger makes of a memtable log
+// of the given size.
 func tableOf(log int64) int64 { return log * 3 / 2 }

@@ -7,8 +7,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// allocate gives a file the blocks for its first so many bytes and leaves its
-// length. errors.ErrUnsupported says that the file system can't.
+// allocate allocates the blocks for a file's first bytes and keeps its length. The
+// error matches errors.ErrUnsupported if the file system can't.
 func allocate(path string, bytes int64) error {
 	f, err := os.OpenFile(path, os.O_RDWR, 0)
 	if err != nil {
@@ -26,15 +26,15 @@ func allocate(path string, bytes int64) error {
 	return errors.Join(err, f.Close())
 }
 
-// writtenBytes is how much of a file that is written from its beginning on was
-// written, up to a block more; -1 if that is not known.
+// writtenBytes returns how much was written to a file that is written in order, at
+// most a block too much; -1 if that is unknown.
 func writtenBytes(path string) int64 {
 	f, err := os.Open(path)
 	if err != nil {
 		return -1
 	}
 	defer f.Close()
-	end, err := f.Seek(0, unix.SEEK_HOLE) // what is allocated ahead counts as a hole
+	end, err := f.Seek(0, unix.SEEK_HOLE) // allocated blocks without data are a hole
 	if err != nil {
 		return -1
 	}

@@ -4,7 +4,7 @@ package wal
 
 import "errors"
 
-// allocate needs a call that only Linux has in this form.
+// allocate needs a system call that only Linux has in this form.
 func allocate(string, int64) error { return errors.ErrUnsupported }
 
 func writtenBytes(string) int64 { return -1 }

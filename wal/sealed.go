@@ -12,8 +12,8 @@ import (
 	"github.com/cantuslog/cantus/wal/journal"
 )
 
-// A sealed file is JSON, a line end, and the CRC-32C of that in hexadecimal
-// with a line end: readable, and a flipped byte shows.
+// A sealed file is a line of JSON, and a line with its CRC-32C in hexadecimal. It
+// is readable, and a flipped byte is detected.
 
 func seal(v any) ([]byte, error) {
 	b, err := json.MarshalIndent(v, "", "  ")
@@ -24,7 +24,7 @@ func seal(v any) ([]byte, error) {
 	return fmt.Appendf(b, "%08x\n", crc32.Checksum(b, castagnoli)), nil
 }
 
-// unseal reads what seal made; the error wraps ErrDamaged.
+// unseal decodes the result of seal. The error wraps ErrDamaged.
 func unseal(b []byte, v any) error {
 	cut := len(b) - 9
 	if cut < 1 || !bytes.Equal(b[cut:], fmt.Appendf(nil, "%08x\n", crc32.Checksum(b[:cut], castagnoli))) {
@@ -36,8 +36,7 @@ func unseal(b []byte, v any) error {
 	return nil
 }
 
-// writeSealed puts a sealed file in place of an old one, durably, or leaves
-// the old one.
+// writeSealed replaces a sealed file durably, or leaves the old one.
 func writeSealed(path string, v any) error {
 	b, err := seal(v)
 	if err != nil {
@@ -53,7 +52,8 @@ func writeSealed(path string, v any) error {
 	return journal.OSFS.SyncDir(filepath.Dir(path))
 }
 
-// readSealed returns fs.ErrNotExist if there is no file.
+// readSealed reads a sealed file into v. The error is fs.ErrNotExist if there is
+// no file.
 func readSealed(path string, v any) error {
 	b, err := os.ReadFile(path)
 	if err != nil {
@@ -74,8 +74,8 @@ func writeSynced(path string, b []byte) error {
 	return errors.Join(err, f.Sync(), f.Close())
 }
 
-// syncFile fsyncs a file of which somebody else holds another descriptor:
-// fsync is about the file, not the descriptor.
+// syncFile syncs a file that Badger has open: fsync applies to the file, not to
+// the descriptor.
 func syncFile(path string) error {
 	f, err := os.OpenFile(path, os.O_RDWR, 0)
 	if err != nil {

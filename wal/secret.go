@@ -12,14 +12,14 @@ import (
 // SecretSize is the size of a cluster's secret, in bytes.
 const SecretSize = 32
 
-// Secret is what the nodes of a cluster share, and what everything that they
-// prove to each other derives from. It is kept in the data directory, in a
-// file of its own that only the node's user can read, and never logged.
+// Secret is shared by the nodes of a cluster. Everything that they prove to each
+// other derives from it. It is kept in the data directory, in a file of its own
+// that only the node's user can read, and never logged.
 type Secret struct {
 	// Key has SecretSize bytes.
 	Key []byte `json:"key"`
-	// Token says that Key derives from a token that an operator gave to every
-	// node. Otherwise the founders made it.
+	// Token is true if Key derives from a token that an operator gave to every
+	// node. Otherwise the founders generated it.
 	Token bool `json:"token,omitempty"`
 }
 
@@ -29,8 +29,8 @@ const (
 	nomineeFile = "founding.key"
 )
 
-// ReadSecret returns the secret that dir holds. The error is fs.ErrNotExist if
-// it holds none, and wraps [ErrDamaged] if the file is not what was written.
+// ReadSecret returns the secret in dir. The error is fs.ErrNotExist if there is
+// none, and wraps [ErrDamaged] if the file is not what was written.
 func ReadSecret(dir string) (Secret, error) {
 	var s Secret
 	path := filepath.Join(dir, secretFile)
@@ -43,8 +43,8 @@ func ReadSecret(dir string) (Secret, error) {
 	return s, nil
 }
 
-// WriteSecret keeps s in dir. When it returns nil the secret survives power
-// loss. The caller has dir open, or has nominated it.
+// WriteSecret writes s to dir. When it returns nil the secret survives power loss.
+// The caller has dir open, or has nominated it.
 func WriteSecret(dir string, s Secret) error {
 	if len(s.Key) != SecretSize {
 		return fmt.Errorf("write %s: a secret has %d bytes, not %d", secretFile, SecretSize, len(s.Key))
@@ -52,9 +52,9 @@ func WriteSecret(dir string, s Secret) error {
 	return writeSealed(filepath.Join(dir, secretFile), s)
 }
 
-// NomineeKey returns 32 random bytes that belong to dir while it is being
-// founded: the same each time, also after a crash, until [Open] has founded it.
-// The caller has nominated dir.
+// NomineeKey returns 32 random bytes that belong to dir while it is being founded.
+// They are the same each time, also after a crash, until [Open] has founded it. The
+// caller has nominated dir.
 func NomineeKey(dir string) ([]byte, error) {
 	path := filepath.Join(dir, nomineeFile)
 	var key []byte
@@ -70,7 +70,7 @@ func NomineeKey(dir string) ([]byte, error) {
 	return key, writeSealed(path, key)
 }
 
-// removeNomineeKey forgets the key of a directory that is founded.
+// removeNomineeKey removes the nominee's key of a directory that is founded.
 func removeNomineeKey(dir string) error {
 	err := os.Remove(filepath.Join(dir, nomineeFile))
 	if errors.Is(err, fs.ErrNotExist) {

@@ -26,32 +26,31 @@ const (
 
 // Options configures a store. The zero value is the default.
 type Options struct {
-	// Identity is whom the directory is for. A new directory is founded with
-	// it; for an old one, fields that are not zero must be what it holds.
+	// Identity is the expected identity of the directory. A new directory is
+	// founded with it; an existing one must match the fields that are not zero.
 	Identity Identity
-	// TailBytes bounds the newest entries of each log that stay in memory
-	// although Badger has them, in bytes. Default 16 MiB.
+	// TailBytes bounds the bytes of each log's newest entries that stay in memory
+	// after Badger has them. Default 16 MiB.
 	TailBytes int
-	// CheckpointBytes is how many bytes of journal there are between
-	// checkpoints: more means fewer syncs of Badger's files and a longer
-	// replay after a crash. Default 128 MiB.
+	// CheckpointBytes is how many bytes are written to the journal between two
+	// checkpoints. More means fewer syncs of Badger's files and a longer replay
+	// after a crash. Default 128 MiB.
 	CheckpointBytes int64
-	// SegmentSize is the journal's, in bytes. Default 64 MiB.
+	// SegmentSize is the size of the journal's segments in bytes. Default 64 MiB.
 	SegmentSize int64
-	// FS is what the journal writes through. Default the operating system's.
+	// FS is the journal's file system. Default: the operating system's.
 	FS journal.FS
 	// FreeSpace returns how many bytes are free on the file system under a
 	// directory. Default [FreeSpace].
 	FreeSpace func(dir string) (int64, error)
-	// Logger takes what Badger and checkpoints have to say. Default: discarded.
+	// Logger logs messages of the store and of Badger. Default: none.
 	Logger *slog.Logger
 
-	// badger changes Badger's options, and mergeAfter, if set, is how many bytes
-	// are deleted before its tables are merged, so that tests meet with few bytes
-	// what otherwise takes many.
+	// For tests, which then need less data: badger changes Badger's options, and
+	// mergeAfter, if set, is how many bytes are deleted before tables are merged.
 	badger     func(badger.Options) badger.Options
 	mergeAfter int64
-	// patience is closePatience, and rest compactorRest, or less in tests.
+	// patience is closePatience and rest is compactorRest, except in tests.
 	patience, rest time.Duration
 }
 
@@ -77,7 +76,7 @@ func (o Options) withDefaults() Options {
 	return o
 }
 
-// Store is a node's data directory, open. It is safe for concurrent use.
+// Store is an open data directory. It is safe for concurrent use.
 type Store struct {
 	dir      string
 	opts     Options
@@ -86,56 +85,56 @@ type Store struct {
 	db       *badger.DB
 	journal  *journal.Journal
 
-	// mu guards logs, and orders folding against checkpoints.
-	mu     sync.Mutex
-	logs   map[uint32]*Log
-	folded uint64 // seq of the last frame folded into logs
+	// mu guards logs and logsSeq, and is held while a frame is applied to logs, so
+	// that a checkpoint sees whole frames.
+	mu      sync.Mutex
+	logs    map[uint32]*Log
+	logsSeq uint64 // seq of the last frame that logs have
 
-	// writing is held by who writes, and by Close to wait for them; it
-	// guards closed.
+	// writing guards closed. Writers hold it for reading; Close locks it to wait
+	// for them.
 	writing sync.RWMutex
 	closed  bool
-	// reading is held by who reads from Badger, and by who takes files away
-	// that they read from; it guards unmapped.
-	reading  sync.RWMutex
-	unmapped bool
+	// reading guards badgerClosed. Readers of Badger hold it for reading. It is
+	// locked while a file is removed that they may read.
+	reading      sync.RWMutex
+	badgerClosed bool
 
 	generating sync.Mutex // held while a generation begins
 
-	// changing is held by who writes to Badger: its collector reads, without
-	// a lock, what writing changes.
-	changing sync.Mutex
-	room     *room
-	// compactors are Badger's.
-	compactors compactors
-	// tight says that there is not enough room for what Badger may write. It is
-	// set when that is met, and looked at each second.
+	// badgerWrite is held for every write to Badger, and while Badger collects a
+	// value log: its collector reads without a lock what a write changes.
+	badgerWrite sync.Mutex
+	room        *room
+	compactors  compactors
+	// tight is true while there is not enough space for what Badger may write. It
+	// is set when a write meets that, and checked each second.
 	tight atomic.Bool
-	// starting is what the next start needs.
+	// starting accounts for what the next start needs.
 	starting nextStart
-	// short says that the log has told of a lack of room.
+	// short is true once the lack of space was logged.
 	short atomic.Bool
 
 	applier    *applier
-	checkpoint chan struct{} // asks for one; capacity 1
-	sinceCheck int64         // bytes folded since one was asked for; owned by synced
-	deleted    atomic.Int64  // bytes that Badger was told to delete since it was last compacted
+	checkpoint chan struct{} // a request for one; capacity 1
+	sinceCheck int64         // bytes synced since the last request; owned by synced
+	deleted    atomic.Int64  // bytes deleted from Badger since it was last compacted
 	checking   sync.Mutex    // held while one is taken, or space reclaimed; guards checked
 	checked    uint64        // seq of the last one
-	// missing are the memtable logs that the checkpoint knew and that were gone
-	// when the store was opened, for messages.
+	// missing are the memtable logs that the checkpoint lists and that were not
+	// there when the store was opened, for error messages.
 	missing []string
-	// badgerLogs is how far the last checkpoint found Badger's logs whole;
+	// badgerLogs says how far the last checkpoint found Badger's logs intact.
 	// checking guards it.
 	badgerLogs map[string]badgerLogEnd
 
-	done       chan struct{} // closed by Close: stops the background
+	done       chan struct{} // closed by Close: stops the background goroutines
 	background sync.WaitGroup
 	closeOnce  sync.Once
 	closeErr   error
 
-	opened  atomic.Bool   // Open is through
-	failed  chan struct{} // closed when the store latches
+	opened  atomic.Bool   // Open has succeeded
+	failed  chan struct{} // closed when the store fails
 	failure atomic.Pointer[error]
 }
 
@@ -165,7 +164,7 @@ func Open(dir string, opts Options) (*Store, error) {
 			l.removeTrimmed()
 		}
 	}
-	s.askCheckpoint(0) // replay may have left enough for one
+	s.askCheckpoint(0) // enough may have been replayed for one
 	return s, nil
 }
 
@@ -209,14 +208,14 @@ func (s *Store) open() (err error) {
 	if err = s.checkEnds(); err != nil {
 		return err
 	}
-	if err = s.Failed(); err != nil { // Badger has logged an error
+	if err = s.Failed(); err != nil { // Badger logged an error
 		return fmt.Errorf("%w: %w", ErrDamaged, err)
 	}
 	return nil
 }
 
-// mustBeWhole makes sure that the parts of a founded directory are there:
-// Badger and the journal would begin anew without them.
+// mustBeWhole checks that the parts of a founded directory are there: Badger and
+// the journal would start empty without them.
 func (s *Store) mustBeWhole() error {
 	manifest := filepath.Join(s.dir, badgerDir, badger.ManifestFilename)
 	if _, err := os.Stat(manifest); errors.Is(err, fs.ErrNotExist) {
@@ -236,7 +235,7 @@ func (s *Store) mustBeWhole() error {
 	return nil
 }
 
-// replay opens the journal and brings Badger and the logs to its end.
+// replay opens the journal and applies its frames to Badger and the logs.
 func (s *Store) replay(saved checkpointFile) error {
 	applied, err := s.badgerApplied()
 	if err != nil {
@@ -258,8 +257,8 @@ func (s *Store) replay(saved checkpointFile) error {
 		return fromJournal(err)
 	}
 	seq := s.journal.Seq()
-	if seq != s.folded {
-		return fmt.Errorf("%w: the journal in %s ends at frame %d, the logs at %d", ErrDamaged, s.journal.LastSegment(), seq, s.folded)
+	if seq != s.logsSeq {
+		return fmt.Errorf("%w: the journal in %s ends at frame %d, the logs at %d", ErrDamaged, s.journal.LastSegment(), seq, s.logsSeq)
 	}
 	if applied > seq {
 		return fmt.Errorf("%w: the journal in %s ends at frame %d, the store has %d", ErrDamaged, s.journal.LastSegment(), seq, applied)
@@ -270,8 +269,8 @@ func (s *Store) replay(saved checkpointFile) error {
 	return nil
 }
 
-// replayer takes frames from the journal. It applies many at once: one by one
-// it would take Badger longer than it took to write them.
+// replayer applies frames of the journal to Badger, many at once: one at a time
+// would take longer than writing them did.
 type replayer struct {
 	store  *Store
 	frames []frame
@@ -281,12 +280,12 @@ type replayer struct {
 func (r *replayer) frame(seq uint64, ops []journal.Op) error {
 	const atOnce = 4 << 20
 	s := r.store
-	if seq > s.folded+1 {
-		return fmt.Errorf("%w: the journal begins at frame %d, the checkpoint ends at %d", ErrDamaged, seq, s.folded)
+	if seq > s.logsSeq+1 {
+		return fmt.Errorf("%w: the journal begins at frame %d, the checkpoint ends at %d", ErrDamaged, seq, s.logsSeq)
 	}
 	n := opsBytes(ops)
-	if seq == s.folded+1 {
-		s.fold(seq, ops)
+	if seq == s.logsSeq+1 {
+		s.applyToLogs(seq, ops)
 		s.sinceCheck += n
 	}
 	r.frames = append(r.frames, frame{seq, ops})
@@ -305,7 +304,7 @@ func (r *replayer) flush() error {
 	return err
 }
 
-// fromJournal gives the journal's errors this package's names.
+// fromJournal wraps the journal's errors in this package's.
 func fromJournal(err error) error {
 	if err == nil {
 		return nil
@@ -325,8 +324,8 @@ func fromJournal(err error) error {
 	return err
 }
 
-// checkEnds makes sure that the store holds what the logs say they end in:
-// loss at an end would otherwise not show.
+// checkEnds checks that the store has the first and last entry of each log: a loss
+// at an end would not be noticed otherwise.
 func (s *Store) checkEnds() error {
 	for _, l := range s.allLogs() {
 		first, last := l.ends()
@@ -348,14 +347,14 @@ func (s *Store) allLogs() []*Log {
 	return slices.Collect(maps.Values(s.logs))
 }
 
-// Identity tells whom the directory belongs to.
+// Identity returns the directory's identity.
 func (s *Store) Identity() Identity { return s.identity }
 
-// Dir is the data directory.
+// Dir returns the path of the data directory.
 func (s *Store) Dir() string { return s.dir }
 
-// Log gives the log of a group, empty if it was never written to. The same
-// group gives the same Log.
+// Log returns the log of a group, which is empty if it was never written to. Calls
+// for one group return the same Log.
 func (s *Store) Log(group uint32) *Log {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -371,8 +370,8 @@ func (s *Store) log(group uint32) *Log {
 	return l
 }
 
-// commit writes ops through the journal; when it returns nil they are synced
-// and folded.
+// commit writes ops to the journal. When it returns nil they are synced and
+// applied to the logs.
 func (s *Store) commit(ops []journal.Op) error {
 	s.writing.RLock()
 	defer s.writing.RUnlock()
@@ -392,15 +391,15 @@ func (s *Store) commit(ops []journal.Op) error {
 	return fromJournal(err)
 }
 
-// promise is commit for who goes on without the outcome; false says that
-// nothing was done.
-func (s *Store) promise(ops []journal.Op, then func(error)) bool {
+// commitAsync is commit without waiting: see journal.CommitAsync. It returns false
+// if nothing was done.
+func (s *Store) commitAsync(ops []journal.Op, then func(error)) bool {
 	s.writing.RLock() // until the outcome is known
 	if s.closed || s.Failed() != nil {
 		s.writing.RUnlock()
 		return false
 	}
-	promised := s.journal.Promise(ops, func(err error) {
+	taken := s.journal.CommitAsync(ops, func(err error) {
 		if err != nil {
 			s.fail(err)
 		} else {
@@ -409,21 +408,21 @@ func (s *Store) promise(ops []journal.Op, then func(error)) bool {
 		then(fromJournal(err))
 		s.writing.RUnlock()
 	})
-	if !promised {
+	if !taken {
 		s.writing.RUnlock()
 	}
-	return promised
+	return taken
 }
 
 // synced is called by the journal for each frame, in order.
 func (s *Store) synced(seq uint64, ops []journal.Op) {
 	n := opsBytes(ops)
-	s.admit(s.fold(seq, ops))
-	s.applier.give(frame{seq, ops}, n)
+	s.admit(s.applyToLogs(seq, ops))
+	s.applier.enqueue(frame{seq, ops}, n)
 	s.askCheckpoint(n)
 }
 
-// askCheckpoint asks for a checkpoint once enough bytes were folded.
+// askCheckpoint asks for a checkpoint once enough bytes were synced.
 func (s *Store) askCheckpoint(n int64) {
 	if s.sinceCheck += n; s.sinceCheck < s.opts.CheckpointBytes {
 		return
@@ -435,30 +434,29 @@ func (s *Store) askCheckpoint(n int64) {
 func (s *Store) wakeCheckpoint() {
 	select {
 	case s.checkpoint <- struct{}{}:
-	default: // one is on its way
+	default: // there is a request already
 	}
 }
 
-// fold brings the logs' state in memory forward by one frame. Replay and
-// normal operation both come through here. It returns what the ops take in
-// Badger's logs.
-func (s *Store) fold(seq uint64, ops []journal.Op) (logs int64) {
+// applyToLogs applies one frame to the logs in memory, both at replay and in
+// normal operation. It returns the bytes that the ops take in Badger's logs.
+func (s *Store) applyToLogs(seq uint64, ops []journal.Op) (logs int64) {
 	applied := s.applier.done()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, op := range ops {
-		s.log(keyGroup(op.Key)).fold(seq, op, applied)
+		s.log(keyGroup(op.Key)).applyOp(seq, op, applied)
 	}
-	s.folded = seq
+	s.logsSeq = seq
 	d := s.applier.demand([]frame{{seq, ops}})
 	s.starting.owed.Add(d.vlog + d.mem)
 	return d.vlog + d.mem
 }
 
-func (s *Store) lastFolded() uint64 {
+func (s *Store) lastLogsSeq() uint64 {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.folded
+	return s.logsSeq
 }
 
 func opsBytes(ops []journal.Op) (n int64) {
@@ -468,8 +466,8 @@ func opsBytes(ops []journal.Op) (n int64) {
 	return n
 }
 
-// inBackground runs fn beside other work; Close waits for it. Once the store
-// is closing fn is not run.
+// inBackground runs fn on a goroutine that Close waits for. If the store is
+// closing fn does not run.
 func (s *Store) inBackground(fn func()) {
 	s.writing.RLock()
 	defer s.writing.RUnlock()
@@ -478,11 +476,11 @@ func (s *Store) inBackground(fn func()) {
 	}
 }
 
-// fail latches the store: every later write is refused.
+// fail latches the first failure: every later write returns ErrFailed.
 func (s *Store) fail(cause error) {
 	err := fmt.Errorf("%w: %w", ErrFailed, cause)
 	if s.failure.CompareAndSwap(nil, &err) {
-		if s.opened.Load() { // else Open says it
+		if s.opened.Load() { // otherwise Open returns it
 			s.opts.Logger.Error("store failed: nothing more is acknowledged until it is opened again", "err", cause)
 		}
 		close(s.failed)
@@ -490,8 +488,8 @@ func (s *Store) fail(cause error) {
 	}
 }
 
-// Failed returns the error that latched the store, nil while it works. It wraps
-// [ErrFailed].
+// Failed returns nil while the store works, and after a failure an error that
+// wraps [ErrFailed].
 func (s *Store) Failed() error {
 	if p := s.failure.Load(); p != nil {
 		return *p
@@ -499,10 +497,10 @@ func (s *Store) Failed() error {
 	return nil
 }
 
-// Failure is closed when the store latches.
+// Failure returns a channel that is closed when the store fails.
 func (s *Store) Failure() <-chan struct{} { return s.failed }
 
-// Stats are a store's counters since it was opened.
+// Stats are the counters of a store since it was opened.
 type Stats struct {
 	Journal journal.Stats
 	// Applied is the last journal frame that Badger has.

@@ -14,10 +14,10 @@ import (
 )
 
 // checkTables reads Badger's registry, its manifest and all of its tables before
-// Badger does. Badger reads tables in goroutines of its own, where one that is
-// cut short or damaged in the wrong place ends the process, opens without a
-// table whose checksum is wrong, and leaves goroutines behind when it does not
-// open. Tables hold keys and small values: most bytes are in value logs.
+// Badger does. Badger reads tables on goroutines of its own, where a truncated or
+// damaged table may end the process. It opens without a table whose checksum is
+// wrong, and leaks goroutines when it fails to open. Tables hold keys and small
+// values: most bytes are in value logs.
 func checkTables(o badger.Options) error {
 	f, err := os.Open(filepath.Join(o.Dir, badger.ManifestFilename))
 	if errors.Is(err, os.ErrNotExist) {
@@ -45,9 +45,9 @@ func checkTables(o badger.Options) error {
 	return nil
 }
 
-// checkRegistry reads Badger's registry of keys. The store encrypts nothing, so
-// there are none in it: one that is damaged is removed, and Badger makes another,
-// if no file says that it is encrypted.
+// checkRegistry reads Badger's registry of encryption keys. The store encrypts
+// nothing, so the registry is empty: if it is damaged and no file claims to be
+// encrypted, it is removed, and Badger makes another.
 func checkRegistry(o badger.Options, manifest badger.Manifest) error {
 	path := filepath.Join(o.Dir, badger.KeyRegistryFileName)
 	registry, err := badger.OpenKeyRegistry(badger.KeyRegistryOptions{Dir: o.Dir, ReadOnly: true})
@@ -100,7 +100,7 @@ func checkTable(path string, o badger.Options) (err error) {
 	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
 	defer func() {
 		if p := recover(); p != nil {
-			err = errNoTable // Badger believes what it reads
+			err = errNoTable // Badger panics on bad lengths and offsets
 		}
 	}()
 	t, err := table.OpenTable(file, table.Options{ChkMode: o.ChecksumVerificationMode})

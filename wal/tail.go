@@ -2,20 +2,20 @@ package wal
 
 import "slices"
 
-// tail holds the newest entries of a log, encoded, without a gap. An entry
-// stays at least until Badger has it, and then as long as there is room.
+// tail is the cache of a log's newest entries, encoded, without a gap. An entry
+// stays at least until Badger has it, and then as long as the cache has room.
 type tail struct {
 	entries []tailEntry // entries[i] has the index base+i
 	base    uint64
 	bytes   int
-	most    int // bytes kept of what Badger has
+	most    int // bytes kept of entries that Badger has
 }
 
 type tailEntry struct {
-	seq   uint64 // the journal frame it came in
+	seq   uint64 // its journal frame
 	value []byte
-	// The txids of its batch of transactions, so that a lookup decodes
-	// nothing; first is 0 if it is not one.
+	// The first and last txid of its batch of transactions, so that a lookup
+	// decodes nothing. first is 0 if the entry holds no such batch.
 	first uint64
 	count uint32
 }
@@ -28,8 +28,8 @@ func (t *tail) get(index uint64) []byte {
 	return t.entries[index-t.base].value
 }
 
-// put adds the entry behind the last one, and drops old ones that Badger
-// has, up to frame applied.
+// put appends an entry, and drops old ones that Badger has, up to frame applied,
+// beyond the cache's size.
 func (t *tail) put(seq, index uint64, value []byte, applied uint64) {
 	if index != t.base+uint64(len(t.entries)) {
 		t.entries, t.bytes, t.base = nil, 0, index
@@ -48,7 +48,7 @@ func (t *tail) put(seq, index uint64, value []byte, applied uint64) {
 	t.drop(drop)
 }
 
-// drop lets go of the n oldest entries, whose bytes are accounted for.
+// drop removes the n oldest entries, whose bytes the caller has subtracted.
 func (t *tail) drop(n int) {
 	clear(t.entries[:n])
 	t.entries = t.entries[n:]
@@ -81,8 +81,8 @@ func (t *tail) trim(first uint64) {
 	t.drop(n)
 }
 
-// find gives the newest batch of transactions up to index to that begins at or
-// before txid and is none of voids.
+// find returns the newest batch of transactions up to index to that begins at or
+// before txid and is not in voids.
 func (t *tail) find(txid, to uint64, voids []uint64) (index, last uint64, ok bool) {
 	if to < t.base || len(t.entries) == 0 {
 		return 0, 0, false

@@ -5,7 +5,7 @@ import (
 	"fmt"
 )
 
-// LockMode says what a lock is for.
+// LockMode says whether a lock is checked, recorded, or both.
 type LockMode uint8
 
 // The modes; their numbers are part of the format.
@@ -15,18 +15,18 @@ const (
 	AppendLock LockMode = 2 // recorded, not checked
 )
 
-// Lock is a lock that a transaction named.
+// Lock is a lock of a transaction.
 type Lock struct {
 	Mode LockMode
 	Name []byte
 }
 
-// Transaction is one transaction as it is stored. Decoded, its slices alias
-// the batch they come from and must not be changed.
+// Transaction is one transaction as it is stored. The slices of a decoded
+// transaction alias its batch and must not be changed.
 type Transaction struct {
-	// Txid and Time come from the batch: they are not part of the record.
+	// Txid and Time derive from the batch: they are not part of the record.
 	Txid uint64
-	// Time is when the leader certified it, Unix nanoseconds.
+	// Time is when the leader certified it, in Unix nanoseconds.
 	Time int64
 
 	Kind             []byte
@@ -45,7 +45,7 @@ const (
 	flagMsgID = 2
 )
 
-// recordSize is the length of t's record without the length in front of it.
+// recordSize returns the length of t's record without its length prefix.
 func (t *Transaction) recordSize() int {
 	n := 1 + uvLen(uint64(len(t.Kind))) + len(t.Kind) + uvLen(uint64(len(t.Locks))) +
 		uvLen(uint64(len(t.Header))) + len(t.Header) + len(t.Payload)
@@ -88,7 +88,7 @@ func (t *Transaction) appendRecord(dst []byte) []byte {
 	return append(dst, t.Payload...)
 }
 
-// decode reads a record (without its length) into t, reusing t.Locks.
+// decode decodes a record (without its length prefix) into t, reusing t.Locks.
 func (t *Transaction) decode(record []byte) error {
 	r := reader{b: record}
 	flags := r.byte()
@@ -104,7 +104,7 @@ func (t *Transaction) decode(record []byte) error {
 		t.MsgID = r.bytes()
 	}
 	n := r.uvarint()
-	if n > uint64(len(r.b)/2) { // a lock has two bytes at least
+	if n > uint64(len(r.b)/2) { // a lock has at least two bytes
 		return fmt.Errorf("%w: record counts %d locks in %d bytes", ErrBatch, n, len(r.b))
 	}
 	t.Locks = t.Locks[:0]
@@ -126,7 +126,7 @@ func (t *Transaction) decode(record []byte) error {
 	return nil
 }
 
-// reader takes fields off the front of b; short tells that b ended early.
+// reader decodes fields from the front of b; short is true if b ended early.
 type reader struct {
 	b     []byte
 	short bool
@@ -181,7 +181,7 @@ func appendBytes(dst, field []byte) []byte {
 	return append(dst, field...)
 }
 
-// uvLen is the length of v as an unsigned varint.
+// uvLen returns the length of v as an unsigned varint.
 func uvLen(v uint64) int {
 	n := 1
 	for ; v >= 0x80; v >>= 7 {

@@ -18,11 +18,11 @@ import (
 	"github.com/dgraph-io/badger/v4"
 )
 
-// Badger opens its newest value log and its memtable logs for writing and cuts
-// them at the first entry that does not check, as after a crash. A flipped bit
-// far from the end would so take everything behind it, intact as it may be.
-// So a checkpoint notes how far each of these files held whole entries when it
-// was synced, and up to there they are checked before Badger opens them.
+// Badger opens its newest value log and its memtable logs for writing and
+// truncates them at the first invalid entry, as after a crash. A flipped bit far
+// from the end would remove all the intact entries after it. So a checkpoint
+// records how far each of these files held whole entries when it was synced, and
+// they are checked up to there before Badger opens them.
 //
 // Their format (Badger 4): a header of 20 bytes, then entries of meta (1 byte),
 // user meta (1), key length, value length, expiry (unsigned varints), key,
@@ -30,21 +30,21 @@ import (
 
 const (
 	badgerLogHeader = 20
-	// badgerLogEntry bounds an entry: a length over it is not one.
+	// badgerLogEntry bounds the length of an entry.
 	badgerLogEntry = 1 << 30
 )
 
-// badgerLogEnd says how far a file was whole, and which one: Badger numbers its
-// memtable logs from 1 again once all have become tables, but begins each file
-// with random bytes.
+// badgerLogEnd says how far a file was intact, and identifies the file: Badger
+// numbers its memtable logs from 1 again once all have become tables, but begins
+// each file with random bytes.
 type badgerLogEnd struct {
 	Head []byte `json:"head"`
 	End  int64  `json:"end"`
 }
 
 // valueLogOf returns the name of the value log that holds an item's value, and
-// where in it the item's entry is; the name is "" if the value stands beside its
-// key. Badger only logs what it can't read, and does not export where it looked.
+// the place of the item's entry in it. The name is "" if the value is stored with
+// its key. Badger logs what it can't read, but does not return the place.
 func valueLogOf(item *badger.Item) (name string, offset, size int64) {
 	at := reflect.ValueOf(item).Elem().FieldByName("vptr")
 	if item.EstimatedSize() == item.KeySize()+int64(at.Len()) || at.Len() < 12 {
@@ -54,8 +54,8 @@ func valueLogOf(item *badger.Item) (name string, offset, size int64) {
 	return fmt.Sprintf(valueLogName, field(0)), int64(field(2)), int64(field(1))
 }
 
-// wholeLogEntry reports whether the file at path holds an entry of size bytes at
-// offset that is as Badger wrote it.
+// wholeLogEntry reports whether the file at path holds an intact entry of size
+// bytes at offset.
 func wholeLogEntry(path string, offset, size int64) bool {
 	if size <= crcSize || size > badgerLogEntry {
 		return false
@@ -73,9 +73,9 @@ func wholeLogEntry(path string, offset, size int64) bool {
 	return crc32.Checksum(body, castagnoli) == binary.BigEndian.Uint32(b[len(body):])
 }
 
-// keyHolders names the files of which one must have lost keys if Badger misses
-// some. Its tables were checked when it was opened, so it is the list of them, or
-// the log of a memtable that is gone.
+// keyHolders returns the files of which one must have lost keys if Badger misses
+// some: its tables were checked when it was opened, so it is the list of tables,
+// or the log of a memtable that is missing.
 func (s *Store) keyHolders() string {
 	names := []string{filepath.Join(s.dir, badgerDir, badger.ManifestFilename)}
 	for _, path := range s.missing {
@@ -88,15 +88,15 @@ func isBadgerLog(name string) bool {
 	return strings.HasSuffix(name, ".vlog") || strings.HasSuffix(name, ".mem")
 }
 
-// writableBadgerLogs names the files in dir that Badger may cut when it opens
-// them: every memtable log and the newest value log.
+// writableBadgerLogs returns the files in dir that Badger may truncate when it
+// opens them: every memtable log and the newest value log.
 func writableBadgerLogs(dir string) (names []string, err error) {
 	entries, err := os.ReadDir(dir)
 	if errors.Is(err, os.ErrNotExist) {
 		return nil, nil
 	}
 	newest := ""
-	for _, e := range entries { // sorted, and their numbers are of one width
+	for _, e := range entries { // sorted; the numbers have a fixed width
 		switch {
 		case strings.HasSuffix(e.Name(), ".mem"):
 			names = append(names, e.Name())
@@ -110,8 +110,8 @@ func writableBadgerLogs(dir string) (names []string, err error) {
 	return names, err
 }
 
-// badgerLogEnds returns how far the writable log files in dir hold whole
-// entries. known are the ends that were found before, from where it looks on.
+// badgerLogEnds returns how far the writable log files in dir hold whole entries.
+// It continues at known, the ends that were found before.
 func badgerLogEnds(dir string, known map[string]badgerLogEnd) (map[string]badgerLogEnd, error) {
 	names, err := writableBadgerLogs(dir)
 	if err != nil {
@@ -127,7 +127,7 @@ func badgerLogEnds(dir string, known map[string]badgerLogEnd) (map[string]badger
 			ends[name] = e
 		}
 		if errors.Is(err, os.ErrNotExist) {
-			delete(ends, name) // a memtable that became a table meanwhile
+			delete(ends, name) // the memtable became a table meanwhile
 		} else if err != nil {
 			return nil, err
 		}
@@ -135,9 +135,9 @@ func badgerLogEnds(dir string, known map[string]badgerLogEnd) (map[string]badger
 	return ends, nil
 }
 
-// checkBadgerLogs makes sure that the writable files hold whole entries as far
-// as a checkpoint has noted. It returns the memtable logs that are gone: either
-// they were no longer needed, or their entries are missed when they are read.
+// checkBadgerLogs checks that the writable files hold whole entries as far as a
+// checkpoint has recorded. It returns the missing memtable logs: either they were
+// no longer needed, or reading their entries will fail.
 func checkBadgerLogs(dir string, ends map[string]badgerLogEnd) (missing []string, err error) {
 	if err := removeEmptyLogs(dir, ends); err != nil {
 		return nil, err
@@ -170,8 +170,8 @@ func checkBadgerLogs(dir string, ends map[string]badgerLogEnd) (missing []string
 	return missing, nil
 }
 
-// endOf is where the file that begins with head was found to end, 0 if it is
-// not the one that e tells of.
+// endOf returns the recorded end of the file that begins with head, 0 if e is
+// about another file.
 func endOf(e badgerLogEnd, head []byte) int64 {
 	if !bytes.Equal(e.Head, head) {
 		return 0
@@ -193,10 +193,10 @@ func readBadgerLogHead(path string) ([]byte, error) {
 	return head[:n], err
 }
 
-// removeEmptyLogs removes log files of no length, which Badger would not open:
-// it was killed between creating one and giving it its size, or between cutting
-// one and removing it. Of value logs those that ends tells of must not be empty;
-// the names of memtable logs say nothing.
+// removeEmptyLogs removes empty log files, which Badger would fail to open. They
+// are left when the process is killed between creating a file and setting its
+// size, or between truncating a file and removing it. A value log that ends lists
+// must not be empty; memtable logs reuse their names.
 func removeEmptyLogs(dir string, ends map[string]badgerLogEnd) error {
 	entries, err := os.ReadDir(dir)
 	if errors.Is(err, os.ErrNotExist) {
@@ -221,9 +221,9 @@ func removeEmptyLogs(dir string, ends map[string]badgerLogEnd) error {
 	return nil
 }
 
-// walkBadgerLog goes through the entries of a file from an offset on, until one
-// is not whole, or offset to is reached if that is not negative. It gives the
-// offset behind the last whole one.
+// walkBadgerLog reads the entries of a file from an offset on, until one is not
+// whole, or until offset to if that is not negative. It returns the offset after
+// the last whole entry.
 func walkBadgerLog(path string, from, to int64) (end int64, err error) {
 	f, err := os.Open(path)
 	if err != nil {
@@ -250,7 +250,7 @@ func walkBadgerLog(path string, from, to int64) (end int64, err error) {
 		entry = entry[:n]
 		_, err := io.ReadFull(r, entry)
 		if err == io.EOF || err == io.ErrUnexpectedEOF {
-			break // Badger has cut it meanwhile: a memtable became a table
+			break // Badger truncated it meanwhile: the memtable became a table
 		}
 		if err != nil {
 			return 0, fmt.Errorf("read %s: %w", path, err)
@@ -264,8 +264,8 @@ func walkBadgerLog(path string, from, to int64) (end int64, err error) {
 	return end, nil
 }
 
-// badgerEntrySize reads the size of the entry that r stands before, checksum
-// included. ok is false if there is none.
+// badgerEntrySize returns the size of the next entry of r, including its checksum.
+// ok is false if there is none.
 func badgerEntrySize(r *bufio.Reader) (n int, ok bool) {
 	head, _ := r.Peek(2 + 3*binary.MaxVarintLen64)
 	if len(head) < 2 {

@@ -10,8 +10,8 @@ import (
 	"slices"
 )
 
-// Digest is the chain over a log's batches of transactions:
-// digest(n) = SHA-256(digest(n-1) ‖ batch n), from 32 zero bytes on.
+// Digest is an element of the digest chain over a log's batches of transactions:
+// digest(n) = SHA-256(digest(n-1) ‖ batch n), and digest(0) is 32 zero bytes.
 type Digest [sha256.Size]byte
 
 // Next returns the digest after one more batch.
@@ -24,13 +24,13 @@ func (d Digest) Next(batch []byte) Digest {
 	return next
 }
 
-// The names under which a node writes down points of a log's digest chain
-// with [Log.SetMeta], each as [EncodeBase] gives it.
+// The names under which a node stores points of a log's digest chain with
+// [Log.SetMeta], each encoded by [EncodeBase].
 const (
-	// MetaDigestBase is the point before the oldest batch kept; without it the
-	// chain starts at txid 0.
+	// MetaDigestBase is the point before the oldest batch that is kept. Without
+	// it the chain starts at txid 0.
 	MetaDigestBase = "digest.base"
-	// MetaDigestMark is the newest point that the node wrote down.
+	// MetaDigestMark is the newest point that the node has stored.
 	MetaDigestMark = "digest.mark"
 )
 
@@ -43,14 +43,14 @@ type Base struct {
 
 const baseSize = 8 + sha256.Size
 
-// EncodeBase returns b as it is kept in a log's small state: the txid as 8
-// big-endian bytes, and the digest.
+// EncodeBase returns b encoded for a log's small state: the txid as 8 big-endian
+// bytes, and the digest.
 func EncodeBase(b Base) []byte {
 	return append(binary.BigEndian.AppendUint64(make([]byte, 0, baseSize), b.Txid), b.Digest[:]...)
 }
 
-// DecodeBase reads what EncodeBase made; nil gives the zero Base. The error
-// wraps [ErrDamaged].
+// DecodeBase decodes the result of EncodeBase. Without bytes it returns the zero
+// Base. The error wraps [ErrDamaged].
 func DecodeBase(b []byte) (Base, error) {
 	if b == nil {
 		return Base{}, nil
@@ -61,32 +61,31 @@ func DecodeBase(b []byte) (Base, error) {
 	return Base{Txid: binary.BigEndian.Uint64(b), Digest: Digest(b[8:])}, nil
 }
 
-// PartitionReport is what [Verify] found in one group's log.
+// PartitionReport is the result of [Verify] for one group's log.
 type PartitionReport struct {
 	Group uint32
-	// FirstTxid and LastTxid are the oldest and the newest transaction kept.
-	// If there are none LastTxid is where the chain starts, 0 for a log that
-	// was never trimmed, and FirstTxid the one after it.
+	// FirstTxid and LastTxid are the oldest and the newest transaction that is
+	// kept. If there are none LastTxid is where the chain starts, 0 for a log that
+	// was never trimmed, and FirstTxid is the one after it.
 	FirstTxid, LastTxid uint64
 	Transactions        uint64
 	Entries             uint64
 	// Bytes is the size of the entries' data.
 	Bytes uint64
-	// Digest is the chain at LastTxid.
+	// Digest is the digest at LastTxid.
 	Digest Digest
-	// Marker is the txid at which the node last wrote its own digest down,
-	// 0 for never. It was compared.
-	Marker uint64
+	// Compared is the txid at which the node last stored its own digest, which was
+	// compared with Digest's chain; 0 for never.
+	Compared uint64
 	// Err wraps [ErrDamaged] if the log is not whole.
 	Err error
 }
 
-// Verify reads the data directory dir whole and calls report for each
-// partition, in order. It opens the directory as a node does, so that no
-// other process may have it open, and replays the journal if a crash left
-// something there. Its own error is as [Open] gives it, or
-// fs.ErrNotExist where there is no data directory; what is wrong with a
-// partition stands in its report.
+// Verify reads the whole data directory dir and calls report for each partition,
+// in order. It opens the directory as a node does: no other process may have it
+// open, and frames that a crash has left in the journal are replayed. Its error is
+// one of those of [Open], or fs.ErrNotExist if there is no data directory; an error
+// of a partition is in its report.
 func Verify(dir string, report func(PartitionReport)) error {
 	if _, err := ReadIdentity(dir); errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("verify: %s is not a data directory: %w", dir, err)
@@ -113,9 +112,9 @@ func verifyGroup(l *Log) PartitionReport {
 	return VerifyLog(l, base, mark)
 }
 
-// VerifyLog reads the whole log of l, checks every entry and every record and
-// computes the digest chain from base on. Each of marks from base on must be a
-// point of the chain; those before it are past checking.
+// VerifyLog reads the whole log l, checks every entry and record, and computes the
+// digest chain from base on. Each of marks after base must be a point of the chain;
+// those before base can't be checked.
 func VerifyLog(l *Log, base Base, marks ...Base) PartitionReport {
 	v := verification{
 		report: PartitionReport{Group: l.group, FirstTxid: base.Txid + 1, LastTxid: base.Txid, Digest: base.Digest},
@@ -147,13 +146,13 @@ func VerifyLog(l *Log, base Base, marks ...Base) PartitionReport {
 	return v.report
 }
 
-// verification is VerifyLog under way.
+// verification is the state of VerifyLog.
 type verification struct {
 	report PartitionReport
-	marks  []Base // not met yet, in order
+	marks  []Base // not compared yet, in order
 	voids  []uint64
 	record Transaction
-	// trimmed says that the log does not go back to its beginning.
+	// trimmed is true if the beginning of the log was trimmed.
 	trimmed bool
 }
 
@@ -189,9 +188,8 @@ func (v *verification) entry(e *Entry) error {
 	return v.compare()
 }
 
-// void looks at a batch that does not continue the txids. A node may not have
-// got to marking it; but where txids are skipped that are known to exist,
-// batches are missing.
+// void checks a batch that does not continue the txids. The node may not have
+// marked it yet. If it skips txids that exist, batches are missing.
 func (v *verification) void(index uint64, b Batch) error {
 	if slices.Contains(v.voids, index) || b.First <= v.report.LastTxid {
 		return nil
@@ -202,7 +200,7 @@ func (v *verification) void(index uint64, b Batch) error {
 	return nil
 }
 
-// compare compares the chain with the marks that it has come to.
+// compare compares the chain with the marks up to its end.
 func (v *verification) compare() error {
 	r := &v.report
 	for ; len(v.marks) > 0 && v.marks[0].Txid <= r.LastTxid; v.marks = v.marks[1:] {
@@ -213,7 +211,7 @@ func (v *verification) compare() error {
 		if m.Digest != r.Digest {
 			return fmt.Errorf("%w: the digest at txid %d is %x, the node wrote down %x", ErrDamaged, m.Txid, r.Digest, m.Digest)
 		}
-		r.Marker = m.Txid
+		r.Compared = m.Txid
 	}
 	return nil
 }

@@ -55,7 +55,7 @@ func TestVerifyReportsEveryPartition(t *testing.T) {
 	}
 	r := got[1]
 	if r.Err != nil || r.Group != 1 || r.FirstTxid != 1 || r.LastTxid != 80 || r.Transactions != 80 || r.Entries != 40 ||
-		r.Digest != points[40].Digest || r.Marker != 60 || r.Bytes == 0 {
+		r.Digest != points[40].Digest || r.Compared != 60 || r.Bytes == 0 {
 		t.Fatalf("report %+v", r)
 	}
 }
@@ -70,7 +70,7 @@ func TestVerifyGoesOnFromTheBaseOfATrimmedLog(t *testing.T) {
 		t.Fatal(err)
 	}
 	if r := reports(t, dir)[0]; r.Err != nil || r.FirstTxid != 21 || r.LastTxid != 80 || r.Transactions != 60 ||
-		r.Digest != points[40].Digest || r.Marker != 80 {
+		r.Digest != points[40].Digest || r.Compared != 80 {
 		t.Fatalf("report %+v", r)
 	}
 }

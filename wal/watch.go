@@ -13,11 +13,11 @@ import (
 	"github.com/cantuslog/cantus/wal/journal"
 )
 
-// roomInterval is how often it is looked whether there is room.
+// roomInterval is the time between two checks of the free space.
 const roomInterval = time.Second
 
-// watch looks, each second, whether the directory is still there and has room, and
-// whether Badger has anything to do.
+// watch checks each second whether the directory is still there and has space, and
+// whether Badger's compactors have anything to do.
 func (s *Store) watch() {
 	tick := time.NewTicker(roomInterval)
 	defer tick.Stop()
@@ -37,15 +37,15 @@ func (s *Store) watch() {
 	}
 }
 
-// checkPlace makes sure that the directory is where it was opened: what is
-// synced into one that was moved or deleted is not there for the next start.
+// checkPlace checks that the directory is where it was opened: the next start
+// would not find what is synced into one that was moved or deleted.
 func (s *Store) checkPlace() error {
 	if s.lock == nil {
 		return nil
 	}
 	opened, err := s.lock.Stat()
 	if err != nil {
-		return nil //nolint:nilerr // closed
+		return nil // closed
 	}
 	path := filepath.Join(s.dir, lockFile)
 	there, err := os.Stat(path)
@@ -62,8 +62,8 @@ func (s *Store) checkPlace() error {
 	return nil
 }
 
-// checkRoom takes entries, or takes none any more, by the free space. Badger and
-// the journal's next segment each need some.
+// checkRoom decides by the free space whether entries are taken. Badger and the
+// journal's next segment need some.
 func (s *Store) checkRoom() {
 	err := spare(s.opts.FreeSpace, s.room.dir, s.room.floor+s.applier.wanted.Load())
 	full := errors.Is(err, ErrNoSpace)
@@ -85,7 +85,7 @@ func (s *Store) checkRoom() {
 	}
 }
 
-// refuse takes no more entries until checkRoom finds room.
+// refuse stops taking entries until checkRoom finds space.
 func (s *Store) refuse() {
 	s.tight.Store(true)
 	if !s.short.Swap(true) {
@@ -93,13 +93,13 @@ func (s *Store) refuse() {
 	}
 }
 
-// Tight reports whether the file system has no room for more entries. The
-// caller then appends none that need room. What it has on its way already is still
-// taken into the journal, as long as that has room, and so is small state.
+// Tight reports whether the file system has no space for more entries. The caller
+// then appends none for which [Entry.NeedsRoom] is true. The journal still takes
+// entries that are on their way and small state, while its segment has room.
 func (s *Store) Tight() bool {
 	return s.tight.Load() || s.starting.scant.Load() || s.journal.Short()
 }
 
-// overfull reports whether the store refuses entries: it has no room, and what
-// waits for some fills the memory that it may use.
+// overfull reports whether the store refuses entries: the disk is full, and the
+// frames that wait for space fill the applier's queue.
 func (s *Store) overfull() bool { return s.tight.Load() && s.applier.backlog() > applyQueue }

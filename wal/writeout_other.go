@@ -2,5 +2,5 @@
 
 package wal
 
-// writeOut is for speed only, and needs a call that only Linux has.
+// writeOut is only for speed, and needs a system call that only Linux has.
 func writeOut(string) {}

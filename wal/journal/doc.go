@@ -1,16 +1,16 @@
-// Package journal is an append-only log of key operations, one synced write
-// for all that waits: a node's write-ahead log.
+// Package journal is a node's write-ahead log: an append-only log of key
+// operations with group commit.
 //
-// A Journal takes groups of operations (Op) by Commit. Those of all callers
-// that wait while a frame is being written are merged into the next one, which
-// is written and synced once. When Commit returns nil its operations survive
-// power loss, all of them or none, in the order in which commits were enqueued.
-// Open replays what was not released; Release lets go of the head. There is no
-// index and no reading but at Open. Everything passes through FS, a seam by
-// which tests fail and crash it at every operation.
+// Commit writes a group of operations (Op). While a frame is being written, the
+// groups of all waiting callers are merged into the next one, which is written
+// and synced once. When Commit returns nil its operations survive power loss,
+// all of them or none, in the order in which commits were enqueued. Release
+// drops frames at the head of the log that are safe elsewhere; Open replays the
+// others. There is no index, and frames are read only by Open. All access to the
+// disk passes through FS, so that tests can make every operation fail or crash.
 //
-// One goroutine writes, another makes the next segment ready. All methods may
-// be called concurrently. One process may have a journal open.
+// One goroutine writes frames, another prepares the next segment. All methods
+// may be called concurrently. Only one process may have a journal open.
 //
 // # Format
 //
@@ -21,7 +21,7 @@
 //	                        from the checkpoint's first on; the last one or two
 //	                        may have been made ready and hold no frame yet
 //	spare-…                 released segments, to be used again
-//	checkpoint.tmp, segment.tmp    in the making
+//	checkpoint.tmp, segment.tmp    not finished yet
 //
 // The checkpoint, and the start of each segment, is a label of 72 bytes:
 //
@@ -51,70 +51,73 @@
 //	uvarint  length of the value, unless it is a delete
 //	         key, value
 //
-// Sequence numbers are dense from 1. Frames that an earlier use has left in a
-// segment have lower numbers than any that may stand there now. The salt is
-// random, of 64 bits, the same in all files of a journal, and known to nobody
-// but the files: somebody who chooses keys and values cannot make bytes that
+// Sequence numbers are dense from 1. A recycled segment still contains frames of
+// its earlier use; their numbers are lower than any that is valid there now. The
+// salt is 64 random bits, the same in all files of a journal, and stored nowhere
+// else. A client that chooses keys and values therefore cannot make bytes that
 // pass for a frame.
 //
 // A frame without a body is a seal. It stands where the frame of its number
-// will go, and shows that all before it were synced.
+// will be written, and shows that all frames before it were synced.
 //
 // # Why a crash loses nothing
 //
-// Assumed is of the disk that a sector whose content a write does not change
-// keeps it, whatever happens; and of the file system that a rename is there or
-// not, and that renames and removals in a directory survive in their order.
+// The journal assumes that the disk keeps a sector whose content a write does
+// not change, whatever happens; that the file system renames atomically; and
+// that renames and removals in a directory survive in their order.
 //
-// Append. A frame is written and synced before the next one is begun, and
-// before anybody is told of it, so that at most the last frame can be torn. A
-// frame that is not valid therefore ends the log if nothing valid with its
-// number or a higher one follows, in the rest of the segment or in later ones.
-// If something does, the frame was synced once, and Open returns ErrDamaged.
-// What the torn frame leaves behind has no header that is valid and is written
-// over, or lies in a segment's unused end.
+// Append. A frame is written and synced before the next one is begun and before
+// its commits return, so at most the last frame can be torn. An invalid frame
+// therefore ends the log if no valid frame with its number or a higher one
+// follows, in the rest of the segment or in later ones. If one follows, the
+// invalid frame was synced once, and Open returns ErrDamaged. The remains of a
+// torn frame have no valid header. They are overwritten, or lie in the unused end
+// of a segment.
 //
-// After a failed write or sync the journal accepts nothing more. A sync that
-// failed may leave pages in memory that count as clean and never reached the
-// disk. Open therefore writes the last frame that it finds again, byte for
-// byte, before it syncs, unless a seal shows that it was synced.
+// After a failed write or sync the journal accepts nothing more. A failed sync
+// may leave pages in memory that count as clean and never reached the disk. Open
+// therefore rewrites the last frame that it finds, byte for byte, before it
+// syncs, unless a seal shows that the frame was synced.
 //
 // Seal. When the writer has nothing to write it puts a seal after the last
-// frame, without a sync. If it survives it proves something true; if it does
-// not, nothing is lost; it is written after that frame's sync and before the
-// next frame, which takes its place.
+// frame, without a sync. The seal is written after that frame's sync, so it is
+// true if it survives; if it does not, nothing is lost. The next frame overwrites
+// it.
 //
 // Roll. The next segment is made under a temporary name: allocated, labelled,
 // synced, then renamed, and the directory synced, all before the writer gets
 // it. So a segment with its own name has a whole label, and no number is
-// missing. Segments grow: one that is ready and too small for a commit is replaced
-// by a larger one of its number in the same way; it held no frame. Whether the end of the old one was used up does not matter: the log
-// goes on in the next segment if that begins with the number that is due. If
-// the first frame there is torn, the log's end is in the old segment, which may
-// have room for the next frame; the new segment waits with nothing valid in it.
+// missing. Segments grow: a prepared segment that is too small for a commit holds
+// no frame yet, and is replaced by a larger one of its number in the same way.
+// The old segment need not be full: the log continues in the next segment if that
+// begins with the expected number. If the first frame there is torn, the log ends
+// in the old segment, which may have room for the next frame; the new segment
+// waits with nothing valid in it.
 //
 // Release. The new checkpoint is written under a temporary name, synced,
-// renamed, and the directory synced. Before that the old one counts and all its
-// segments are there; only after it are segments before its first one touched.
-// A crash in between leaves some that Open puts aside. Open syncs the directory
-// first: the checkpoint that it reads must not be taken back afterwards.
+// renamed, and the directory synced. Until then the old checkpoint is valid and
+// all its segments are there; only then are segments before the new one's first
+// touched. A crash in between leaves some of them, which Open puts aside. Open
+// syncs the directory first: the checkpoint that it reads must not be undone
+// afterwards.
 //
 // Recycle. A released segment is renamed to a spare, and made into a segment
-// with a new number as above. Whichever of that survives, it is before the
-// checkpoint, a spare, or a segment that is ready. Its old frames are of lower
-// numbers than what is due.
+// with a new number as above. Whichever of these steps survives, the file is
+// before the checkpoint, a spare, or a prepared segment. The numbers of its old
+// frames are lower than the expected one.
 //
-// Create. First a segment is made, then the checkpoint. A segment without a
-// frame and without a checkpoint is what a crash in between leaves, and Open
-// begins again; frames without a checkpoint are damage.
+// Create. The first segment is made before the checkpoint. A crash in between
+// leaves a segment without a frame and no checkpoint, and Open begins again.
+// Frames without a checkpoint are damage.
 //
-// Close. The checkpoint notes the last frame. Whatever is missing when the
-// journal is opened next is damage; Open takes the note back before it returns.
+// Close. The checkpoint records the last frame. If that frame is missing when the
+// journal is next opened, that is damage. Open removes the record before it
+// returns.
 //
 // # What is not noticed
 //
-// Bytes changed in the last frame after a power cut that came before its seal
-// was written back look like a torn write, and the frame is dropped; so do the
-// last segments taken away, if the journal was not closed. After a kill
-// of the process the seal is there, and after Close the note.
+// Damage to the last frame looks like a torn write if the power failed before
+// its seal was written back, and the frame is dropped. The same holds for missing
+// last segments of a journal that was not closed. After a kill of the process the
+// seal is there, and after Close the record.
 package journal

@@ -10,15 +10,14 @@ var (
 	// ErrClosed is returned when the journal has been closed.
 	ErrClosed = errors.New("journal: closed")
 
-	// ErrFailed is returned when an operation on the disk has failed. Whether
-	// the frame that met the failure will be there after the next Open is not
-	// known; nothing after it is accepted. The journal stays so until it is
-	// opened again.
+	// ErrFailed is returned when an operation on the disk has failed. It is not
+	// known whether the frame that met the failure will be there after the next
+	// Open. The journal accepts nothing more until it is opened again.
 	ErrFailed = errors.New("journal: failed, to be opened again")
 
-	// ErrNoSpace is returned when the disk has no room. Unless the error also
-	// matches ErrFailed nothing was written, and the journal goes on working
-	// as soon as there is room.
+	// ErrNoSpace is returned when the disk is full. Unless the error also
+	// matches ErrFailed nothing was written, and the journal works again as soon
+	// as there is space.
 	ErrNoSpace = errors.New("journal: no space left")
 
 	// ErrTooLarge is returned when the operations of one Commit do not fit
@@ -40,21 +39,21 @@ var (
 	// this one does not know.
 	ErrVersion = errors.New("journal: unknown format version")
 
-	// ErrOtherStore is returned when the journal belongs to another store than
-	// Options.StoreID names.
+	// ErrOtherStore is returned when the journal belongs to a store other than
+	// the one that Options.StoreID names.
 	ErrOtherStore = errors.New("journal: belongs to another store")
 
-	// ErrOptions is returned when an option is out of its range.
+	// ErrOptions is returned when an option is out of range.
 	ErrOptions = errors.New("journal: bad option")
 )
 
-// damaged says what is wrong at an offset of a file.
+// damaged returns an error that matches ErrDamaged, for an offset of a file.
 func damaged(file string, off int64, format string, args ...any) error {
 	return fmt.Errorf("%s at offset %d: %s: %w", file, off, fmt.Sprintf(format, args...), ErrDamaged)
 }
 
-// noSpace makes ErrNoSpace out of the system's error for a full disk, and
-// leaves others as they are.
+// noSpace wraps the system's error for a full disk in ErrNoSpace, and returns
+// other errors unchanged.
 func noSpace(err error) error {
 	if err == nil || errors.Is(err, ErrNoSpace) || !isNoSpace(err) {
 		return err

@@ -13,14 +13,14 @@ const (
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
-// Op is one operation on a key: put, or delete if Delete is set, when Value
-// says nothing. Replay gives an empty slice for a nil one.
+// Op is one operation on a key: a put, or a delete if Delete is set; a delete
+// has no Value. Replay passes an empty slice in place of a nil one.
 type Op struct {
 	Key, Value []byte
 	Delete     bool
 }
 
-// codec makes and checks the frames of one journal.
+// codec encodes and checks the frames of one journal.
 type codec struct {
 	salt uint64
 	base uint32 // CRC-32C of the salt, where every frame's begins
@@ -54,8 +54,8 @@ func (c codec) frame(dst []byte, seq uint64, groups ...[]Op) []byte {
 	return dst
 }
 
-// seal returns the empty frame that stands where frame seq will go and shows
-// that all before it were synced.
+// seal returns the empty frame that is written where frame seq will go. It
+// shows that all frames before it were synced.
 func (c codec) seal(seq uint64) []byte {
 	b := make([]byte, frameHeader)
 	c.finish(b, seq, 0)
@@ -68,25 +68,26 @@ func (c codec) finish(frame []byte, seq uint64, length int) {
 	binary.LittleEndian.PutUint32(frame[4:], c.sum(frame))
 }
 
-// sum is the checksum over salt, length, sequence number, body and padding.
+// sum returns the checksum over salt, length, sequence number, body and padding.
 func (c codec) sum(frame []byte) uint32 {
 	crc := crc32.Update(c.base, castagnoli, frame[:4])
 	return crc32.Update(crc, castagnoli, frame[8:])
 }
 
-// header reads what a frame's first bytes claim, unchecked.
+// header returns what a frame's first bytes claim, unchecked.
 func (c codec) header(b []byte) (size int64, seq uint64) {
 	length := int64(binary.LittleEndian.Uint32(b))
 	return alignUp(frameHeader + length), binary.LittleEndian.Uint64(b[8:]) ^ c.salt
 }
 
-// valid says whether frame, as long as its header claims, is one that this
-// journal wrote.
+// valid reports whether this journal wrote frame, which is as long as its header
+// claims.
 func (c codec) valid(frame []byte) bool {
 	return binary.LittleEndian.Uint32(frame[4:]) == c.sum(frame)
 }
 
-// frameBody is the operations of a valid frame, without padding; empty for a seal.
+// frameBody returns the operations of a valid frame, without padding. A seal has
+// none.
 func frameBody(frame []byte) []byte {
 	return frame[frameHeader : frameHeader+binary.LittleEndian.Uint32(frame)]
 }
@@ -105,13 +106,13 @@ func appendOp(dst []byte, op *Op) []byte {
 
 var errBody = errors.New("operations do not parse")
 
-// decodeOps reads a frame's body. The operations point into it.
+// decodeOps decodes a frame's body. The operations alias it.
 func decodeOps(body []byte) ([]Op, error) {
 	count, rest, ok := uvarint(body)
 	if !ok || count == 0 || count > uint64(len(rest)) {
 		return nil, errBody
 	}
-	// The count may be a lie: what is set aside grows with what is found.
+	// The count may be wrong: memory is allocated only for what is found.
 	ops := make([]Op, 0, min(count, 1024))
 	for range count {
 		var op Op
@@ -149,7 +150,8 @@ func decodeOp(b []byte) (op Op, rest []byte, ok bool) {
 	return op, b[key+size:], true
 }
 
-// uvarint reads a number in its shortest form: one content, one encoding.
+// uvarint reads a number. It accepts the shortest form only, so that each content
+// has one encoding.
 func uvarint(b []byte) (v uint64, rest []byte, ok bool) {
 	v, n := binary.Uvarint(b)
 	if n <= 0 || n > 1 && b[n-1] == 0 {
@@ -158,7 +160,7 @@ func uvarint(b []byte) (v uint64, rest []byte, ok bool) {
 	return v, b[n:], true
 }
 
-// opsSize is the encoded size of operations, without their count.
+// opsSize returns the encoded size of operations, without their count.
 func opsSize(ops []Op) int64 {
 	var size int64
 	for i := range ops {
@@ -171,7 +173,7 @@ func opsSize(ops []Op) int64 {
 	return size
 }
 
-// frameSize is the size of a frame of count operations of the given size.
+// frameSize returns the size of a frame of count operations of the given size.
 func frameSize(count int, size int64) int64 {
 	return alignUp(frameHeader + int64(uvarintLen(uint64(count))) + size)
 }

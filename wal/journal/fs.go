@@ -5,47 +5,46 @@ import (
 	"os"
 )
 
-// FS is the seam between the journal and the disk: all that a journal reads
-// and writes passes through it. Package journaltest has one that crashes.
-// An FS must be safe for concurrent use.
+// FS is the file system that a journal reads and writes. Package journaltest has
+// one that crashes. An FS must be safe for concurrent use.
 type FS interface {
 	// OpenFile opens a file as os.OpenFile does. A created file is durable
 	// under its name only after SyncDir.
 	OpenFile(name string, flag int, perm os.FileMode) (File, error)
-	// Remove removes a file; durable after SyncDir.
+	// Remove removes a file. The removal is durable after SyncDir.
 	Remove(name string) error
-	// Rename puts a file under another name, in place of what is there, and in
-	// one step also for who looks after a crash; durable after SyncDir.
+	// Rename renames a file and replaces a file of the new name. It is atomic,
+	// also across a crash, and durable after SyncDir.
 	Rename(oldName, newName string) error
-	// ReadDir gives the names in a directory, in any order.
+	// ReadDir returns the names in a directory, in any order.
 	ReadDir(dir string) ([]string, error)
-	// MkdirAll makes a directory and those above it, if they are not there.
+	// MkdirAll makes a directory and its parents where they are missing.
 	MkdirAll(dir string, perm os.FileMode) error
 	// SyncDir makes the names in a directory durable.
 	SyncDir(dir string) error
 }
 
-// File is an open file. WriteAt never writes past what Allocate or Truncate
-// have made the file's size, but for files that are written whole.
+// File is an open file. The journal calls WriteAt only within the size that
+// Allocate or Truncate has set, except for files that it writes whole.
 type File interface {
 	io.ReaderAt
 	io.WriterAt
 	io.Closer
-	// Sync makes durable what was written, and the size.
+	// Sync makes the file's content and size durable.
 	Sync() error
-	// Allocate makes the file at least size bytes long and takes the room for
-	// them from the disk, without writing them: they read as zeros.
+	// Allocate makes the file at least size bytes long and reserves the space on
+	// the disk. Bytes that were never written read as zeros.
 	Allocate(size int64) error
 	// Truncate sets the size.
 	Truncate(size int64) error
-	// Size gives the size.
+	// Size returns the size.
 	Size() (int64, error)
 }
 
-// OSFS is the operating system's file system. On Linux its files sync with
-// fdatasync and allocate with fallocate; where a file system has no fallocate,
-// and on other systems, Allocate only sets the size, so that a full disk is met
-// when writing and fails the journal.
+// OSFS is the operating system's file system. On Linux its files use fdatasync
+// and fallocate. Where a file system has no fallocate, and on other systems,
+// Allocate only sets the size: a full disk then shows in a write, which fails the
+// journal.
 var OSFS FS = osFS{}
 
 type osFS struct{}
@@ -77,8 +76,8 @@ func (osFS) ReadDir(dir string) ([]string, error) {
 
 type osFile struct{ *os.File }
 
-// Sync fails for a file that has no name any more: whatever is synced into it is
-// gone with the process.
+// Sync fails for a file that was deleted: what is synced into it is lost when the
+// process ends.
 func (f osFile) Sync() error {
 	if err := dataSync(f.File); err != nil {
 		return err
@@ -96,7 +95,7 @@ func (f osFile) Size() (int64, error) {
 	return info.Size(), nil
 }
 
-// extend sets the size where room cannot be taken ahead.
+// extend sets the size where space cannot be reserved.
 func extend(f *os.File, size int64) error {
 	info, err := f.Stat()
 	if err != nil || info.Size() >= size {

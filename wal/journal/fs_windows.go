@@ -6,10 +6,10 @@ import (
 	"syscall"
 )
 
-// syncDir has nothing to do: a directory cannot be flushed by itself there.
+// syncDir does nothing: Windows cannot flush a directory by itself.
 func syncDir(string) error { return nil }
 
-// mustHaveName has nothing to do: an open file can't be deleted there.
+// mustHaveName does nothing: Windows does not delete open files.
 func mustHaveName(*os.File) error { return nil }
 
 func isNoSpace(err error) bool {

@@ -23,7 +23,7 @@ type Journal struct {
 	// Owned by the writer's goroutine, and by Open and Close before and after it.
 	active *segment
 	off    int64  // where in active the next frame goes
-	sealed bool   // a seal stands there
+	sealed bool   // there is a seal at off
 	frame  []byte // encoding buffer
 	roomy  int    // frames in a row that were far smaller than it
 
@@ -31,15 +31,15 @@ type Journal struct {
 	releasing sync.Mutex
 
 	mu      sync.Mutex // guards what follows
-	work    sync.Cond  // the writer waits: for commits, or closing
-	room    sync.Cond  // committers wait: for room in the queue
-	prepare sync.Cond  // the preparer waits: to be wanted, or stopped
-	ahead   sync.Cond  // the writer waits: for the preparer
+	work    sync.Cond  // the writer waits for commits, or for closing
+	room    sync.Cond  // committers wait for room in the queue
+	prepare sync.Cond  // the preparer waits for wanted, or stopped
+	ahead   sync.Cond  // the writer waits for the preparer
 	queue   []*commit
 	queued  int64 // bytes of operations in queue
 	left    int64 // bytes that the active segment has left for frames
-	// unwritten is how many bytes the frames will have, at most, of what is in
-	// the queue or being written.
+	// unwritten bounds the bytes of the frames of all commits that are in the
+	// queue or being written.
 	unwritten int64
 	closing   bool
 	err       error // the failure, once there is one
@@ -68,13 +68,13 @@ type extent struct{ number, first uint64 }
 
 // Open opens the journal in dir, or creates one if the directory is empty or
 // not there. It calls replay for every frame after the last Release, in order,
-// before it returns; the slices are the callee's. What it has replayed is
-// durable when it returns nil.
+// before it returns; replay may keep the slices. When Open returns nil the
+// replayed frames are durable.
 //
 // It returns ErrDamaged, ErrVersion or ErrOtherStore for a journal that it must
 // not touch; replay may by then have been called for the frames before the
-// damage. An error of replay ends Open and is wrapped. One process may
-// have the journal open; the caller sees to that.
+// damage. An error of replay ends Open and is wrapped. The caller ensures that
+// only one process has the journal open.
 func Open(dir string, opts Options, replay func(seq uint64, ops []Op) error) (*Journal, error) {
 	opts, err := opts.withDefaults()
 	if err != nil {
@@ -101,7 +101,7 @@ func Open(dir string, opts Options, replay func(seq uint64, ops []Op) error) (*J
 	return j, nil
 }
 
-// prepareDir sees to it that there is a journal in dir.
+// prepareDir creates a journal in dir if there is none.
 func prepareDir(opts Options, dir string) (listing, error) {
 	if err := opts.FS.MkdirAll(dir, 0o700); err != nil {
 		return listing{}, fmt.Errorf("open journal: %w", err)
@@ -116,9 +116,9 @@ func prepareDir(opts Options, dir string) (listing, error) {
 	return list(opts.FS, dir)
 }
 
-// create makes an empty journal: its first segment, then the checkpoint, which
-// makes it one. A crash in between leaves the segment without a frame in it,
-// and it is made anew; anything else without a checkpoint has lost it.
+// create makes an empty journal: its first segment, then the checkpoint. A crash
+// in between leaves a segment without a frame, which is made again. Any other
+// directory without a checkpoint has lost it.
 func create(opts Options, dir string, l listing) error {
 	for _, number := range l.segments {
 		path := filepath.Join(dir, segmentName(number))
@@ -148,7 +148,7 @@ func create(opts Options, dir string, l listing) error {
 	return err
 }
 
-// unused says whether no frame was ever written to a segment.
+// unused reports whether no frame was ever written to a segment.
 func unused(fsys FS, path string) (bool, error) {
 	f, err := fsys.OpenFile(path, os.O_RDONLY, 0)
 	if err != nil {
@@ -188,11 +188,11 @@ func newJournal(dir string, opts Options, r *recovery) *Journal {
 // takeOver makes what was recovered durable, marks the journal as open, and
 // puts the directory in order.
 func (j *Journal) takeOver(r *recovery, l listing) error {
-	if err := r.settle(); err != nil {
+	if err := r.rewriteLast(); err != nil {
 		return err
 	}
-	// The checkpoint that was read may be one that a process put there which
-	// died before it was durable: no segment may be used again on its word.
+	// The process that wrote the checkpoint may have died before the rename was
+	// durable. No segment may be recycled before it is.
 	if err := j.fs.SyncDir(j.dir); err != nil {
 		return err
 	}
@@ -227,8 +227,8 @@ func (j *Journal) takeOver(r *recovery, l listing) error {
 	return j.adopt(r.segments[r.tail+1:])
 }
 
-// adopt takes over the segments that were made ready and not used. Should one
-// be larger than is wanted now, it and those after it are removed.
+// adopt takes over the segments that were prepared and not used. A segment that
+// is larger than Options allow now is removed, with those after it.
 func (j *Journal) adopt(ready []*segment) error {
 	for len(ready) > 0 && ready[0].size <= j.opts.SegmentSize {
 		j.size = ready[0].size
@@ -237,7 +237,7 @@ func (j *Journal) adopt(ready []*segment) error {
 	if len(ready) > 0 {
 		j.number = ready[0].number
 	}
-	for _, s := range slices.Backward(ready) { // no gap shows at any moment
+	for _, s := range slices.Backward(ready) { // there is no gap at any moment
 		if err := errors.Join(s.file.Close(), j.fs.Remove(s.path)); err != nil {
 			return err
 		}
@@ -274,7 +274,7 @@ func (j *Journal) Err() error {
 // Failed returns a channel that is closed when the journal fails.
 func (j *Journal) Failed() <-chan struct{} { return j.failed }
 
-// fail latches the first failure and gives the error to be returned.
+// fail latches the first failure and returns the latched error.
 func (j *Journal) fail(err error) error {
 	j.mu.Lock()
 	defer j.mu.Unlock()
@@ -289,21 +289,21 @@ func (j *Journal) failLocked(err error) error {
 	return j.err
 }
 
-// Stats is what a journal has done since it was opened, and what it holds.
+// Stats are the counters of a journal since it was opened, and what it holds.
 type Stats struct {
 	Frames  uint64 // frames written
-	Commits uint64 // commits in them; Commits - Frames is what merging has saved
+	Commits uint64 // commits in them; Commits - Frames is the number of syncs saved
 	Ops     uint64 // operations in them
 	Bytes   uint64 // bytes of frames written, headers and padding included
 	Syncs   uint64 // syncs of frames
 
-	Segments int   // segments that hold frames which count
-	Ready    int   // segments made ready for the next roll
+	Segments int   // segments that hold frames not released
+	Ready    int   // segments prepared for the next roll
 	Spares   int   // released segments kept for use again
 	Queued   int64 // bytes of operations that wait for the writer
 }
 
-// Stats returns the journal's figures.
+// Stats returns the journal's counters.
 func (j *Journal) Stats() Stats {
 	j.mu.Lock()
 	defer j.mu.Unlock()
@@ -312,10 +312,10 @@ func (j *Journal) Stats() Stats {
 	return s
 }
 
-// Close writes what is queued, notes in the checkpoint where the log ends, and
-// waits for the journal's goroutines. Commits that come later, or wait for room
-// in the queue, return ErrClosed. If the journal has failed, Close says so.
-// Further calls wait for the first and return what it returned.
+// Close writes what is queued, records the end of the log in the checkpoint, and
+// waits for the journal's goroutines. Later commits, and those that wait for room
+// in the queue, return ErrClosed. If the journal has failed, Close returns that
+// error. Further calls wait for the first and return its result.
 func (j *Journal) Close() error {
 	j.mu.Lock()
 	if j.closing {
@@ -341,7 +341,7 @@ func (j *Journal) Close() error {
 	return j.closeErr
 }
 
-// markClosed notes the last frame, so that losing it later is noticed.
+// markClosed records the last frame, so that its later loss is noticed.
 func (j *Journal) markClosed() error {
 	j.releasing.Lock()
 	defer j.releasing.Unlock()

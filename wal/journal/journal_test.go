@@ -447,7 +447,7 @@ func testPromisesAreKeptOnAFullDisk(t *testing.T) {
 	synctest.Wait()
 	kept := make(chan error, 10)
 	promise := func(size int) bool {
-		return j.Promise(put("p", size), func(err error) { kept <- err })
+		return j.CommitAsync(put("p", size), func(err error) { kept <- err })
 	}
 	close(goOn)
 	synctest.Wait()
@@ -474,7 +474,7 @@ func testPromisesAreKeptOnAFullDisk(t *testing.T) {
 	if err := j.Close(); err != nil {
 		t.Fatal(err)
 	}
-	if promise(1) || j.Promise(nil, nil) {
+	if promise(1) || j.CommitAsync(nil, nil) {
 		t.Error("a closed journal promises")
 	}
 }

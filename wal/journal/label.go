@@ -15,8 +15,8 @@ const (
 	formatVersion = 1
 	labelSize     = 72
 
-	// labelBlock is what a segment sets aside for its label, so that writing
-	// frames never rewrites the disk block in which the label stands.
+	// labelBlock is the space that a segment reserves for its label, so that
+	// writing frames never rewrites the disk block that holds the label.
 	labelBlock = 4096
 
 	segmentMagic    = "CNTSseg\n"
@@ -29,14 +29,14 @@ const (
 	sparePrefix    = "spare-"
 )
 
-// identity is what all files of one journal have in common.
+// identity is the same in all files of one journal.
 type identity struct {
 	salt  uint64
 	store [16]byte
 }
 
-// label is the fixed record at the start of a segment, and the whole of a
-// checkpoint.
+// label is the fixed record at the start of a segment. A checkpoint is a label
+// alone.
 type label struct {
 	identity
 	fields [4]uint64
@@ -60,7 +60,7 @@ func labelSum(b []byte) uint32 {
 	return crc32.Update(crc, castagnoli, b[16:labelSize])
 }
 
-// decodeLabel reads a label. It looks at the version before the checksum, as
+// decodeLabel decodes a label. It checks the version before the checksum, since
 // only the magic and the version keep their place in other versions.
 func decodeLabel(file, magic string, b []byte) (l label, err error) {
 	if len(b) < labelSize {
@@ -83,12 +83,12 @@ func decodeLabel(file, magic string, b []byte) (l label, err error) {
 	return l, nil
 }
 
-// checkpoint says from where the journal counts.
+// checkpoint is where the part of the journal begins that is not released.
 type checkpoint struct {
 	identity
-	first    uint64 // number of the first segment that counts
+	first    uint64 // number of the first segment that is needed
 	base     uint64 // sequence number of the first frame in that segment
-	released uint64 // frames up to this one are held elsewhere
+	released uint64 // frames up to this one are safe elsewhere
 	last     uint64 // last frame, if closed; stillOpen otherwise
 }
 
@@ -112,7 +112,7 @@ func decodeCheckpoint(file string, b []byte) (checkpoint, error) {
 	return checkpoint{identity: l.identity, first: f[0], base: f[1], released: f[2], last: f[3]}, nil
 }
 
-// install writes the checkpoint in place of the one before: durable on nil. If
+// install replaces the checkpoint on disk, durably when it returns nil. If
 // renamed is false the old one is still there, whatever the error.
 func (c checkpoint) install(fs FS, dir string) (renamed bool, err error) {
 	temp := filepath.Join(dir, checkpointTemp)
@@ -120,7 +120,7 @@ func (c checkpoint) install(fs FS, dir string) (renamed bool, err error) {
 		return false, fmt.Errorf("write checkpoint: %w", err)
 	}
 	if err := fs.Rename(temp, filepath.Join(dir, checkpointName)); err != nil {
-		return true, fmt.Errorf("rename checkpoint: %w", err) // perhaps
+		return true, fmt.Errorf("rename checkpoint: %w", err) // it may have been renamed
 	}
 	if err := fs.SyncDir(dir); err != nil {
 		return true, fmt.Errorf("sync directory %s: %w", dir, err)
@@ -128,7 +128,7 @@ func (c checkpoint) install(fs FS, dir string) (renamed bool, err error) {
 	return true, nil
 }
 
-// writeFile writes a synced file of the given content.
+// writeFile writes and syncs a file of the given content.
 func writeFile(fs FS, name string, content []byte) error {
 	f, err := fs.OpenFile(name, os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o600)
 	if err != nil {

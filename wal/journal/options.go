@@ -9,15 +9,15 @@ const (
 	defaultMaxFrame    = 8 << 20
 	defaultMaxQueue    = 64 << 20
 
-	// maxSpares is how many released segments are kept for use again, beside the
-	// one that is made ready for the next roll.
+	// maxSpares is how many released segments are kept for use again, in addition
+	// to the one that is prepared for the next roll.
 	maxSpares = 2
 
 	minSegmentSize = 2 * labelBlock
 	maxSegmentSize = 1 << 30 // a frame's length is 32 bits, with room to spare
 )
 
-// Options says how a journal works. The zero value is the default.
+// Options configures a journal. The zero value is the default.
 type Options struct {
 	// FS is what the journal reads and writes through. Default OSFS.
 	FS FS
@@ -28,42 +28,42 @@ type Options struct {
 	// frames keep theirs. Default 64 MiB.
 	SegmentSize int64
 
-	// FirstSize is the size of a new journal's first segment, under the same
-	// rules. Each segment has twice the size of the one before, up to
-	// SegmentSize, so that a journal takes room in proportion to what was
-	// written. A Commit that is larger has its segment made for it, and waits
-	// for that. Default 1 MiB, or SegmentSize if that is less.
+	// FirstSize is the size of a new journal's first segment, within the same
+	// bounds. Each segment has twice the size of the one before, up to
+	// SegmentSize, so that a journal takes space in proportion to what was
+	// written. A Commit that does not fit waits until a large enough segment is
+	// made. Default 1 MiB, or SegmentSize if that is less.
 	FirstSize int64
 
-	// MaxFrame is the size in bytes at which merging stops. A single Commit
-	// that is larger gets a frame of its own. Larger means fewer syncs under
-	// load and a longer wait for the first of those merged. Default 8 MiB.
+	// MaxFrame is the size in bytes at which merging stops. A larger Commit gets
+	// a frame of its own. A larger MaxFrame means fewer syncs under load, and a
+	// longer wait for the first commit of a frame. Default 8 MiB.
 	MaxFrame int
 
 	// MaxQueue is how many bytes of operations may wait for the writer before
-	// Commit and Enqueue block. One Commit is always let in. Default 64 MiB.
+	// Commit and Enqueue block. An empty queue takes any one. Default 64 MiB.
 	MaxQueue int64
 
-	// Room is asked before a segment takes so many more bytes of the disk. If it
-	// returns an error, a smaller segment is tried, and ErrNoSpace returned if
-	// there is no room for one. If a frame waits for the segment, the smallest that
-	// holds it is asked for once more, as awaited. Nil leaves it to the disk to
-	// refuse.
+	// Room is called before a segment takes bytes more of the disk. If it returns
+	// an error, a smaller segment is tried, and if that fails too the commit
+	// returns ErrNoSpace. If a frame waits for the segment, Room is called once
+	// more with awaited set, for the smallest segment that holds the frame. If
+	// Room is nil only the disk limits segments.
 	Room func(bytes int64, awaited bool) error
 
-	// StoreID names the store that the journal belongs to. It is written into
-	// every file when the journal is created; Open refuses a journal with
-	// another one. The zero value takes any.
+	// StoreID identifies the store that the journal belongs to. It is written
+	// into every file when the journal is created; Open refuses a journal with
+	// another one. The zero value accepts any.
 	StoreID [16]byte
 
 	// Synced is called for every frame, in order, after it was synced and
 	// before any Commit in it returns. It runs on the writer's goroutine: while
-	// it blocks nothing is written, and who commits waits. It must not call
-	// the journal's Commit, Enqueue or Close. The slices are the callee's.
+	// it blocks nothing is written, and commits wait. It must not call the
+	// journal's Commit, Enqueue or Close. It may keep the slices.
 	Synced func(seq uint64, ops []Op)
 }
 
-// withDefaults fills in what is zero and checks what is not.
+// withDefaults returns o with defaults for zero fields, after checking the others.
 func (o Options) withDefaults() (Options, error) {
 	if o.FS == nil {
 		o.FS = OSFS
@@ -94,8 +94,8 @@ func (o Options) withDefaults() (Options, error) {
 	return o, nil
 }
 
-// sizeAfter is the size of the segment that follows one of a size, and holds a
-// frame of need bytes at least.
+// sizeAfter returns the size of the segment after one of the given size. It has
+// room for a frame of need bytes.
 func (o Options) sizeAfter(size, need int64) int64 {
 	next := max(2*size, o.FirstSize)
 	for next < labelBlock+need {

@@ -10,7 +10,7 @@ import (
 	"strings"
 )
 
-// listing is what a journal's directory holds, by name.
+// listing lists the files of a journal's directory.
 type listing struct {
 	checkpoint bool
 	segments   []uint64 // ascending
@@ -40,8 +40,7 @@ func list(fsys FS, dir string) (l listing, err error) {
 	return l, nil
 }
 
-// recovery reads a journal's directory. Open and Check share it; it changes
-// nothing.
+// recovery reads a journal's directory for Open and Check. It changes nothing.
 type recovery struct {
 	fs    FS
 	dir   string
@@ -53,18 +52,18 @@ type recovery struct {
 	segments []*segment // from ck.first on; open
 	windows  []byte     // the buffer, handed from window to window
 
-	// found by walk
+	// set by walk
 	next   uint64   // sequence number after the last frame
 	firsts []uint64 // of segments that hold frames, the first frame's
-	tail   int      // index of the segment that the next frame belongs in
+	tail   int      // index of the segment for the next frame
 	off    int64    // where in it
-	size   int64    // of the last frame, which ends at off; 0 if there is none
+	size   int64    // of the last frame, which ends at off; 0 for none
 	sealed bool     // the last frame is known to have been synced
 	frames uint64
 	bytes  int64
 }
 
-// load reads the checkpoint and opens the segments that count.
+// load reads the checkpoint and opens the segments from its first on.
 func (r *recovery) load(l listing, store [16]byte) error {
 	if err := r.loadCheckpoint(); err != nil {
 		return err
@@ -112,8 +111,8 @@ func (r *recovery) loadCheckpoint() error {
 	return err
 }
 
-// walk calls visit for every frame from the checkpoint's base on, in order, and
-// makes sure that what ends the log is its end.
+// walk calls visit for every frame from the checkpoint's base on, in order. It
+// returns ErrDamaged unless the place where valid frames stop is the log's end.
 func (r *recovery) walk(visit func(seq uint64, body []byte) error) error {
 	r.next, r.off = r.ck.base, labelBlock
 	ended := false // a segment without frames has been seen
@@ -135,10 +134,10 @@ func (r *recovery) walk(visit func(seq uint64, body []byte) error) error {
 	return r.checkEnd()
 }
 
-// walkSegment reads one segment's frames and gives the offset after the last.
+// walkSegment reads one segment's frames and returns the offset after the last.
 func (r *recovery) walkSegment(w *window, ended bool, visit func(uint64, []byte) error) (int64, error) {
 	off := int64(labelBlock)
-	from := off // where nothing that is valid may follow
+	from := off // no later frame may follow from here on
 	for !ended {
 		f, err := w.frame(r.codec, off, r.next, r.next)
 		if err != nil {
@@ -169,7 +168,7 @@ func (r *recovery) walkSegment(w *window, ended bool, visit func(uint64, []byte)
 	return off, nil
 }
 
-// checkEnd compares where the log ends with what the checkpoint knows of it.
+// checkEnd compares the log's end with the checkpoint.
 func (r *recovery) checkEnd() error {
 	last, path := r.next-1, r.segments[r.tail].path
 	if last < r.ck.released {
@@ -181,11 +180,11 @@ func (r *recovery) checkEnd() error {
 	return nil
 }
 
-// settle makes the last frame durable beyond doubt. After a sync that failed
-// the kernel may hold pages as clean that never reached the disk: reading them
-// back proves nothing, and neither does another sync, so the frame is written
-// again. Only the last one can be in that state.
-func (r *recovery) settle() error {
+// rewriteLast makes the last frame durable. After a failed sync the kernel may
+// count pages as clean that never reached the disk. Neither reading them back nor
+// another sync proves anything, so the frame is written again. Only the last
+// frame can be in that state.
+func (r *recovery) rewriteLast() error {
 	s := r.segments[r.tail]
 	if r.size > 0 && r.ck.last == stillOpen && !r.sealed {
 		b := make([]byte, r.size)
@@ -207,8 +206,8 @@ func (r *recovery) close() error {
 	return errors.Join(errs...)
 }
 
-// replayer makes a visitor for walk out of a caller's function: it skips what
-// was released and gives the callee bytes of its own.
+// replayer returns a function for walk that calls replay for each frame that is
+// not released, with bytes that replay may keep.
 func (r *recovery) replayer(replay func(seq uint64, ops []Op) error) func(uint64, []byte) error {
 	return func(seq uint64, body []byte) error {
 		if seq <= r.ck.released {
@@ -228,10 +227,10 @@ func (r *recovery) replayer(replay func(seq uint64, ops []Op) error) func(uint64
 	}
 }
 
-// Report is what Check has found.
+// Report is the result of Check.
 type Report struct {
 	StoreID  [16]byte
-	Released uint64 // frames up to this one are held elsewhere
+	Released uint64 // frames up to this one are safe elsewhere
 	Last     uint64 // the last frame; 0 if there never was one
 	Closed   bool   // the journal was closed and not opened since
 	Proven   bool   // it is certain that no synced frame followed Last
@@ -240,10 +239,10 @@ type Report struct {
 	Bytes    int64  // and their size
 }
 
-// Check reads the journal in dir without changing anything, calls visit (if
-// it is not nil) for each frame that Open would replay, and reports what is
-// there. Its errors are those that Open would return. Of the options it reads
-// FS and StoreID. The journal must not be open elsewhere.
+// Check reads the journal in dir without changing anything. It calls visit, if
+// that is not nil, for each frame that Open would replay. Its errors are those
+// that Open would return. It uses only the options FS and StoreID. The journal
+// must not be open elsewhere.
 func Check(dir string, opts Options, visit func(seq uint64, ops []Op) error) (rep Report, err error) {
 	if opts, err = opts.withDefaults(); err != nil {
 		return rep, err

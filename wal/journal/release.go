@@ -8,14 +8,14 @@ import (
 	"slices"
 )
 
-// Release says that the frames up to and including seq are held elsewhere and
-// need not be replayed any more. On nil that is durable, and the segments that
-// hold nothing else are free for use again. It blocks for two syncs. Releasing
-// what has been released before does nothing.
+// Release drops the frames up to and including seq, which are safe elsewhere and
+// need not be replayed any more. When it returns nil that is durable, and the
+// segments that hold no other frames can be used again. It blocks for two syncs.
+// Releasing a frame again does nothing.
 //
 // It returns ErrNotSynced if seq is past the last synced frame, ErrNoSpace if
-// there is no room for the new checkpoint (the old one then stands, and it may
-// be tried again), ErrClosed, or ErrFailed.
+// there is no space for the new checkpoint (the old one stays, and the caller may
+// try again), ErrClosed, or ErrFailed.
 func (j *Journal) Release(seq uint64) error {
 	j.releasing.Lock()
 	defer j.releasing.Unlock()
@@ -58,7 +58,7 @@ func (j *Journal) advance(seq uint64) (checkpoint, error) {
 	return ck, nil
 }
 
-// forget makes ck the checkpoint and gives the segments that lie before it.
+// forget makes ck the checkpoint and returns the segments before it.
 func (j *Journal) forget(ck checkpoint) (old []uint64) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
@@ -70,9 +70,9 @@ func (j *Journal) forget(ck checkpoint) (old []uint64) {
 	return old
 }
 
-// recycle puts segments before the checkpoint aside, or removes them if there
-// are spares enough. None of it needs to be durable: what comes back after a
-// crash is before the checkpoint still.
+// recycle makes spares of segments before the checkpoint, or removes them if
+// there are enough spares. Nothing of this needs to be durable: a segment that
+// comes back after a crash is still before the checkpoint.
 func (j *Journal) recycle(old []uint64) error {
 	for _, number := range slices.Backward(old) { // the newest are the largest
 		path := filepath.Join(j.dir, segmentName(number))
@@ -96,8 +96,8 @@ func (j *Journal) recycle(old []uint64) error {
 	return nil
 }
 
-// prepareSegments is the preparer's goroutine: it makes the next segment ready
-// before the writer needs it.
+// prepareSegments is the preparer's goroutine: it makes the next segment before
+// the writer needs it.
 func (j *Journal) prepareSegments() {
 	j.mu.Lock()
 	defer j.mu.Unlock()
@@ -112,8 +112,8 @@ func (j *Journal) prepareSegments() {
 	}
 }
 
-// prepareStep makes one segment. The caller holds mu, which is let go meanwhile.
-// It takes the place of the next one if that is too small for what the writer has.
+// prepareStep makes one segment. It replaces the prepared one if that is too
+// small for the writer's frame. The caller holds mu, which is unlocked meanwhile.
 func (j *Journal) prepareStep() {
 	number, spare, size := j.number, "", j.opts.sizeAfter(j.size, j.need)
 	replace := j.need > 0 && len(j.ready) > 0
@@ -145,10 +145,10 @@ func (j *Journal) prepareStep() {
 	j.ahead.Broadcast()
 }
 
-// makeSegment makes a segment of a size, of the spare one if there is one. A
-// spare that is larger stays so, unless no segment is to be that large. If there
-// is no room for the size, the segment is smaller, of need bytes at least. awaited
-// says that a frame waits for it.
+// makeSegment makes a segment of the given size, from the spare if there is one.
+// A larger spare keeps its size, unless that exceeds Options.SegmentSize. If there
+// is no space for the size, the segment is smaller, but has at least need bytes.
+// awaited is true if a frame waits for the segment.
 func (j *Journal) makeSegment(spare string, number uint64, size, need int64, awaited bool) (*segment, error) {
 	held := int64(0)
 	if spare != "" {
@@ -169,14 +169,14 @@ func (j *Journal) makeSegment(spare string, number uint64, size, need int64, awa
 	size, err := j.fit(size, held, max(need, j.opts.FirstSize), awaited)
 	if err != nil {
 		if spare != "" {
-			_ = j.fs.Remove(spare) // somebody else may need its room
+			_ = j.fs.Remove(spare) // others may need its space
 		}
 		return nil, err
 	}
 	s, err := makeSegment(j.fs, j.dir, spare, number, size, j.id)
 	if isNoSpace(err) {
-		// What was begun takes room that somebody else may need. If it cannot
-		// be removed it will be written over, or removed by the next Open.
+		// The unfinished file takes space that others may need. If it cannot be
+		// removed it will be overwritten, or removed by the next Open.
 		temp := spare
 		if temp == "" {
 			temp = filepath.Join(j.dir, segmentTemp)
@@ -186,8 +186,8 @@ func (j *Journal) makeSegment(spare string, number uint64, size, need int64, awa
 	return s, err
 }
 
-// fit returns the size of a segment for which there is room: size, or half of it,
-// and so on, but least bytes or more. It already holds some bytes of the disk.
+// fit returns the size of a segment for which there is space: size, or half of
+// it, and so on, but at least least bytes. The file already has held bytes.
 func (j *Journal) fit(size, held, least int64, awaited bool) (int64, error) {
 	if j.opts.Room == nil {
 		return size, nil
@@ -209,7 +209,7 @@ func (j *Journal) fit(size, held, least int64, awaited bool) (int64, error) {
 	}
 }
 
-// DropSpares removes the segments that are kept for use again.
+// DropSpares removes the segments that are kept as spares.
 func (j *Journal) DropSpares() error {
 	j.mu.Lock()
 	spares := j.spares
@@ -231,14 +231,14 @@ func (j *Journal) sizeOf(path string) (int64, error) {
 	return f.Size()
 }
 
-// Short reports whether there was no room for the segment after the active one.
-// Commits then use what the active one has left, and return ErrNoSpace once
+// Short reports whether there was no space for the segment after the active one.
+// Commits then use the rest of the active segment, and return ErrNoSpace once
 // they do not fit, large ones a little earlier. A caller that has both entries
-// and small state to commit holds the entries back while Short is true.
+// and small state to commit should hold the entries back while Short is true.
 func (j *Journal) Short() bool { return j.short.Load() }
 
 // Prepare makes the segment after the active one if it is missing. It returns
-// ErrNoSpace while there is no room for it, ErrClosed, or ErrFailed.
+// ErrNoSpace while there is no space for it, ErrClosed, or ErrFailed.
 func (j *Journal) Prepare() error { return j.prepareFor(0) }
 
 // prepareFor is Prepare for a frame of need bytes that waits for the segment.
@@ -264,8 +264,8 @@ func (j *Journal) prepareFor(need int64) error {
 }
 
 // nextSegment returns the segment after the active one, with room for a frame of
-// need bytes, and has the one after that made. An attempt that failed while
-// nobody needed its outcome is made again.
+// need bytes, and asks the preparer for the one after that. An earlier attempt
+// that failed before the segment was needed is repeated.
 func (j *Journal) nextSegment(need int64) (*segment, error) {
 	j.mu.Lock()
 	defer j.mu.Unlock()

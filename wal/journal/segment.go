@@ -57,10 +57,10 @@ func readSegmentLabel(f File, path string, size int64) (label, error) {
 	return decodeLabel(path, segmentMagic, b)
 }
 
-// makeSegment makes segment number ready for frames: from the file spare, or
-// from nothing if spare is empty. When it returns nil the label, the file's
-// size and its name are durable. After an error the segment is not there under
-// its name, or (when a directory could not be synced) nobody knows.
+// makeSegment prepares segment number for frames: from the file spare, or as a
+// new file if spare is empty. When it returns nil the label, the file's size and
+// its name are durable. After an error the segment is not there under its name;
+// if the directory could not be synced, that is uncertain.
 func makeSegment(fs FS, dir, spare string, number uint64, size int64, id identity) (_ *segment, err error) {
 	temp, flag := spare, os.O_RDWR
 	if spare == "" {
@@ -104,8 +104,8 @@ type window struct {
 
 const windowSize = 1 << 20
 
-// bytes returns the n bytes at off, which must be within the segment; they are
-// good until the next call.
+// bytes returns the n bytes at off, which must be within the segment. They are
+// valid until the next call.
 func (w *window) bytes(off, n int64) ([]byte, error) {
 	if off < w.start || off+n > w.start+int64(len(w.buf)) {
 		size := max(n, min(windowSize, w.size-off))
@@ -142,14 +142,14 @@ func (w *window) frame(c codec, off int64, low, high uint64) ([]byte, error) {
 	return b, nil
 }
 
-// zeros is what most of a segment holds that was never used before. A header
-// of zeros is none: its sequence number would be the salt.
+// zeros is what a new segment mostly holds. A header of zeros is not valid: its
+// sequence number would be the salt.
 const zeroSize = 4096
 
 var zeros = make([]byte, zeroSize)
 
-// find looks from off on for a valid frame with sequence number low or, within
-// reason, higher. It gives the offset, or -1.
+// find searches from off on for a valid frame whose sequence number is low or,
+// within reason, higher. It returns its offset, or -1.
 func (w *window) find(c codec, off int64, low uint64) (int64, error) {
 	const reason = 1 << 32
 	high := low + reason
@@ -162,7 +162,7 @@ func (w *window) find(c codec, off int64, low uint64) (int64, error) {
 		i := int64(0)
 		for ; i+frameHeader <= n; i += frameAlign {
 			if i%zeroSize == 0 && i+zeroSize <= n && bytes.Equal(b[i:i+zeroSize], zeros) {
-				i += zeroSize - frameHeader // no header lies wholly in there
+				i += zeroSize - frameHeader // no header is wholly in there
 				continue
 			}
 			if _, seq := c.header(b[i:]); seq < low || seq > high {
@@ -181,7 +181,7 @@ func (w *window) find(c codec, off int64, low uint64) (int64, error) {
 	return -1, nil
 }
 
-// readFull reads all of b; a file that ends before is an error.
+// readFull fills b. It returns io.ErrUnexpectedEOF if the file ends earlier.
 func readFull(f io.ReaderAt, b []byte, off int64) error {
 	n, err := f.ReadAt(b, off)
 	if n == len(b) {

@@ -153,7 +153,7 @@ func (w *world) checkReplay(got []uint64) {
 func (w *world) enqueue(ops []journal.Op) (wait func() error) {
 	if w.rng.IntN(2) == 0 {
 		outcome := make(chan error, 1)
-		if w.j.Promise(ops, func(err error) { outcome <- err }) {
+		if w.j.CommitAsync(ops, func(err error) { outcome <- err }) {
 			return func() error {
 				err := <-outcome
 				if err != nil && !errors.Is(err, journal.ErrFailed) {

@@ -7,9 +7,9 @@ import (
 
 const (
 	// smallFrame is the largest frame that may use keptRoom: a vote, a term, a
-	// marker.
+	// snapshot.
 	smallFrame = 4 << 10
-	// keptRoom is what large frames leave to small ones, in bytes: at most a
+	// keptRoom is how many bytes large frames leave to small ones: at most a
 	// sixteenth of the largest segment.
 	keptRoom = 64 << 10
 )
@@ -20,12 +20,12 @@ type commit struct {
 	size int64 // encoded
 	done chan struct{}
 	err  error // set before done is closed
-	// then is called in place of closing done, for a commit that was promised.
+	// then, if not nil, is called in place of closing done: see CommitAsync.
 	then func(error)
 }
 
-// alone is the size of the frame that the commit alone would make; frames of
-// many are no larger than those of each together.
+// alone returns the size of a frame with this commit only. A merged frame is at
+// most as large as the sum of those.
 func (c *commit) alone() int64 { return frameSize(len(c.ops), c.size) }
 
 func (c *commit) wait() error {
@@ -33,7 +33,7 @@ func (c *commit) wait() error {
 	return c.err
 }
 
-// finish tells the callers how it ended.
+// finish reports the outcome to the callers of batch.
 func finish(batch []*commit, err error) {
 	for _, c := range batch {
 		if c.then != nil {
@@ -45,21 +45,21 @@ func finish(batch []*commit, err error) {
 	}
 }
 
-// Commit writes ops, in their order, into one frame, possibly with those of
-// other callers around them, and returns nil when that frame has been synced.
-// It blocks until then. The slices, and the keys and values in them, are handed
-// over and must not be changed afterwards. No ops wait for what is queued
-// before them and write nothing.
+// Commit writes ops, in their order, into one frame, possibly together with
+// those of other callers, and returns nil when that frame has been synced. It
+// blocks until then. The caller must not change the slices, keys and values
+// afterwards. Without ops, Commit waits for everything queued before it and writes
+// nothing.
 //
 // It returns ErrTooLarge or ErrNoSpace when nothing was written, ErrClosed, or
 // ErrFailed when it is not known whether the operations will be there after the
 // next Open.
 func (j *Journal) Commit(ops []Op) error { return j.Enqueue(ops)() }
 
-// Enqueue is Commit in two steps: it returns as soon as ops have their place in
-// the order, and wait then returns what Commit would. Enqueue blocks only while
-// the queue is full. One goroutine's operations are logged in the order in
-// which it enqueues them. wait may be called any number of times, or never.
+// Enqueue is Commit in two steps: it returns as soon as ops are in the queue, and
+// wait then returns what Commit would. Enqueue blocks only while the queue is
+// full. One goroutine's operations are logged in the order in which it enqueues
+// them. wait may be called any number of times, or never.
 func (j *Journal) Enqueue(ops []Op) (wait func() error) {
 	c := &commit{ops: ops, size: opsSize(ops), done: make(chan struct{})}
 	if err := j.enqueue(c); err != nil {
@@ -68,14 +68,14 @@ func (j *Journal) Enqueue(ops []Op) (wait func() error) {
 	return c.wait
 }
 
-// Promise is Enqueue for who goes on without the outcome: when it returns true,
-// ops have their place in the order, and are synced later unless the journal
-// fails, whatever room there is on the disk. then is told the outcome, nil or
-// ErrFailed, once, in order, on the writer's goroutine, under the same terms as
-// Options.Synced. False says that nothing was done, since the segment may not
-// have room for it, or the queue, or the journal is closed or has failed: Commit
-// says which. Promise never blocks.
-func (j *Journal) Promise(ops []Op, then func(error)) bool {
+// CommitAsync is Commit without waiting. If it returns true, ops are in the queue
+// and will be synced unless the journal fails; a full disk does not prevent it.
+// then is called once with the outcome, nil or ErrFailed, in order, on the
+// writer's goroutine, under the rules of Options.Synced. If it returns false,
+// nothing was done: the active segment or the queue may not have room for ops, or
+// the journal is closed or has failed. Commit then returns the reason.
+// CommitAsync never blocks.
+func (j *Journal) CommitAsync(ops []Op, then func(error)) bool {
 	c := &commit{ops: ops, size: opsSize(ops), then: then}
 	j.mu.Lock()
 	defer j.mu.Unlock()
@@ -85,7 +85,7 @@ func (j *Journal) Promise(ops []Op, then func(error)) bool {
 	case len(j.queue) > 0 && j.queued+c.size > j.opts.MaxQueue:
 		return false
 	case j.unwritten+c.alone() > j.left-j.kept(c.alone()):
-		return false // making another segment may fail for want of space
+		return false // there may be no space for another segment
 	}
 	j.add(c)
 	return true
@@ -110,7 +110,7 @@ func (j *Journal) enqueue(c *commit) error {
 	return nil
 }
 
-// add puts a commit into the queue; mu is held.
+// add appends a commit to the queue; mu is held.
 func (j *Journal) add(c *commit) {
 	j.queue = append(j.queue, c)
 	j.queued += c.size
@@ -118,8 +118,8 @@ func (j *Journal) add(c *commit) {
 	j.work.Signal()
 }
 
-// write is the writer's goroutine: all frames are written here, and one is
-// synced before the next is begun.
+// write is the writer's goroutine. It writes all frames, and syncs each before it
+// begins the next.
 func (j *Journal) write() {
 	for {
 		batch := j.take()
@@ -136,8 +136,8 @@ func (j *Journal) write() {
 	}
 }
 
-// take waits for commits and takes from the queue what makes one frame. When
-// the journal is closing and nothing is queued it returns nil.
+// take waits for commits and takes those for one frame from the queue. It returns
+// nil when the journal is closing and the queue is empty.
 func (j *Journal) take() []*commit {
 	j.mu.Lock()
 	defer j.mu.Unlock()
@@ -160,7 +160,7 @@ func (j *Journal) take() []*commit {
 		if n > 0 && frameSize(ops, size+c.size) > limit {
 			break
 		}
-		if c.then != nil { // nothing may take what was promised into another segment
+		if c.then != nil { // only the active segment is certain to have room
 			limit = min(limit, j.left)
 		}
 		n++
@@ -173,8 +173,8 @@ func (j *Journal) take() []*commit {
 	return batch
 }
 
-// nextSize is the size of the segment after the active one, as far as it is not
-// made for what goes into it. The caller holds mu.
+// nextSize returns the size of the segment after the active one, unless a frame
+// makes it larger. The caller holds mu.
 func (j *Journal) nextSize() int64 {
 	if len(j.ready) > 0 {
 		return j.ready[0].size
@@ -182,7 +182,7 @@ func (j *Journal) nextSize() int64 {
 	return j.opts.sizeAfter(j.size, 0)
 }
 
-// step makes one frame of batch: written, synced and told to Synced on nil.
+// step writes batch as one frame, syncs it and calls Synced.
 func (j *Journal) step(batch []*commit) error {
 	if err := j.Err(); err != nil {
 		return err
@@ -198,8 +198,8 @@ func (j *Journal) step(batch []*commit) error {
 	}
 	seq := j.Seq() + 1
 	j.frame = j.codec.frame(j.frame[:0], seq, groups...)
-	promised := slices.ContainsFunc(batch, func(c *commit) bool { return c.then != nil })
-	if left := j.active.size - j.off - int64(len(j.frame)); left < j.kept(int64(len(j.frame))) && !promised {
+	async := slices.ContainsFunc(batch, func(c *commit) bool { return c.then != nil })
+	if left := j.active.size - j.off - int64(len(j.frame)); left < j.kept(int64(len(j.frame))) && !async {
 		if err := j.prepareFor(int64(len(j.frame))); err != nil {
 			return err
 		}
@@ -219,7 +219,7 @@ func (j *Journal) step(batch []*commit) error {
 	return nil
 }
 
-// append writes a frame where it belongs and syncs it. ErrNoSpace without
+// append writes a frame at the log's end and syncs it. ErrNoSpace without
 // ErrFailed means that nothing was written.
 func (j *Journal) append(frame []byte, seq uint64) error {
 	if j.active.size-j.off < int64(len(frame)) {
@@ -238,9 +238,9 @@ func (j *Journal) append(frame []byte, seq uint64) error {
 	return nil
 }
 
-// kept is how many bytes a frame of a size leaves to others in the active segment:
-// while there is no room for the next segment, small frames must still find
-// some.
+// kept returns how many bytes of the active segment a frame of the given size
+// must leave free: while there is no space for the next segment, small frames
+// must still fit.
 func (j *Journal) kept(frame int64) int64 {
 	if !j.short.Load() || frame <= smallFrame {
 		return 0
@@ -260,7 +260,7 @@ func (j *Journal) count(commits, ops, bytes int) {
 	j.stats.Bytes += uint64(bytes)
 }
 
-// trimBuffer lets a large encoding buffer go when frames have been small for a
+// trimBuffer frees a large encoding buffer when frames have been small for a
 // while.
 func (j *Journal) trimBuffer() {
 	const small, patience = 64 << 10, 64
@@ -273,8 +273,8 @@ func (j *Journal) trimBuffer() {
 	}
 }
 
-// seal notes, while there is nothing else to write, that the last frame was
-// synced. The note itself is not: the next frame takes its place.
+// seal writes a seal after the last frame, while there is nothing else to write.
+// It is not synced, and the next frame overwrites it.
 func (j *Journal) seal() {
 	j.sealed = true
 	if j.active.size-j.off < frameHeader {
@@ -285,14 +285,14 @@ func (j *Journal) seal() {
 	}
 }
 
-// roll makes the next segment the active one, for a frame seq of so many bytes.
+// roll makes the next segment the active one, for frame seq, which has the given
+// size.
 func (j *Journal) roll(seq uint64, bytes int64) error {
 	s, err := j.nextSegment(bytes)
 	if err != nil {
 		return err
 	}
-	// Everything in the old segment is synced, so that closing it cannot lose
-	// anything.
+	// Everything in the old segment is synced: closing it cannot lose anything.
 	_ = j.active.file.Close()
 	j.active, j.off = s, labelBlock
 	j.mu.Lock()

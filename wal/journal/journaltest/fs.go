@@ -1,10 +1,10 @@
-// Package journaltest has a file system in memory that fails and crashes where
-// a test says, for tests of what is built on package journal.
+// Package journaltest is an in-memory file system that fails and crashes where a
+// test says, for tests of packages built on package journal.
 //
-// It keeps apart what programs see (the page cache) and what the disk holds.
-// Writes and sizes reach the disk with Sync, names with SyncDir. A power cut
-// keeps of everything else what chance says: each write kept, lost or torn at
-// a boundary of 512 bytes, and of the changes to names the first few.
+// It separates what programs see (the page cache) from what the disk holds.
+// Writes and sizes reach the disk with Sync, names with SyncDir. At a power cut
+// chance decides about everything else: each write is kept, lost or torn at a
+// boundary of 512 bytes, and the first few changes to names are kept.
 package journaltest
 
 import (
@@ -27,7 +27,7 @@ var ErrInjected = errors.New("journaltest: injected failure")
 // ErrCrashed is returned by every operation after a crash.
 var ErrCrashed = errors.New("journaltest: crashed")
 
-// Kind is a sort of operation that changes something.
+// Kind is a kind of operation that changes the file system.
 type Kind string
 
 // The kinds.
@@ -42,25 +42,25 @@ const (
 	SyncDir  Kind = "syncdir"
 )
 
-// Outcome says what becomes of an operation that fails.
+// Outcome is the effect of an operation that fails.
 type Outcome int
 
 // The outcomes.
 const (
-	Lost Outcome = iota // it did nothing; a lost sync also forgets what was to be synced
-	Kept                // it did all that it should, and yet failed
-	Torn                // a write did part; others are as Lost or as Kept, by chance
+	Lost Outcome = iota // no effect; a lost sync also drops the unsynced writes
+	Kept                // the full effect, and yet an error
+	Torn                // a write has part of its effect; others are Lost or Kept, by chance
 )
 
 // Fault is one failure.
 type Fault struct {
 	At      int     // the operation that fails, counted from 1
-	Outcome Outcome // what becomes of it
-	Crash   bool    // nothing works after it
+	Outcome Outcome // its effect
+	Crash   bool    // every later operation returns ErrCrashed
 	Err     error   // what it returns; default ErrInjected
 }
 
-// Call is an operation about to be done, as a hook sees it.
+// Call is an operation about to run, as a hook sees it.
 type Call struct {
 	N    int // counted from 1
 	Kind Kind
@@ -97,14 +97,14 @@ type write struct {
 	size int64 // if data is nil: the new size
 }
 
-// change gives the name to a file, or takes it away; a rename also takes away
-// from, in the same step.
+// change adds or removes a name of a file; a rename also removes the name from,
+// in the same step.
 type change struct {
 	name, from string
 	file       *inode
 }
 
-// New returns an empty file system; seed decides what chance decides.
+// New returns an empty file system; seed seeds its random decisions.
 func New(seed uint64) *FS {
 	return &FS{
 		rng: rand.New(rand.NewPCG(seed, 0)), dirs: map[string]bool{},
@@ -112,37 +112,38 @@ func New(seed uint64) *FS {
 	}
 }
 
-// Fail arranges for a failure. The zero Fault takes it back.
+// Fail arranges for one failure. The zero Fault cancels it.
 func (f *FS) Fail(fault Fault) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.fault = fault
 }
 
-// Hook has fn called before every operation that changes something; an error
-// that it returns is that operation's, and nothing is done. fn must not use f.
+// Hook sets a function that is called before every operation that changes
+// something. If fn returns an error, the operation has no effect and returns that
+// error. fn must not use f.
 func (f *FS) Hook(fn func(Call) error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.hook = fn
 }
 
-// Ops gives how many operations have changed something, or tried to.
+// Ops returns the number of operations that changed something, or tried to.
 func (f *FS) Ops() int {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return f.ops
 }
 
-// Crashed says whether a fault has crashed f.
+// Crashed reports whether a fault has crashed f.
 func (f *FS) Crashed() bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return f.crashed
 }
 
-// PowerCut returns what the disk holds when the power fails now. Who still uses
-// f gets ErrCrashed.
+// PowerCut returns what the disk holds when the power fails now. Operations on f
+// return ErrCrashed from then on.
 func (f *FS) PowerCut() *FS {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -163,8 +164,8 @@ func (f *FS) PowerCut() *FS {
 	return g
 }
 
-// Kill returns what the next process sees when this one is killed now: all that
-// was done, synced or not. Who still uses f gets ErrCrashed.
+// Kill returns what the next process sees when this one is killed now: every
+// change, synced or not. Operations on f return ErrCrashed from then on.
 func (f *FS) Kill() *FS {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -193,7 +194,7 @@ func (f *FS) takeDirs(from *FS) {
 	}
 }
 
-// sorted ranges over files by name, so that chance meets them in one order.
+// sorted ranges over files by name, so that a seed always gives the same result.
 func sorted(files map[string]*inode) func(func(string, *inode) bool) {
 	names := make([]string, 0, len(files))
 	for name := range files {
@@ -224,7 +225,7 @@ func (f *FS) survive(file *inode) []byte {
 	return data
 }
 
-// tear does to data what a write does of which only some sectors arrive.
+// tear applies some of the sectors of a write to data.
 func (f *FS) tear(w write, data []byte) []byte {
 	for off := w.off; off < w.off+int64(len(w.data)); {
 		end := min((off/sector+1)*sector, w.off+int64(len(w.data)))
@@ -281,14 +282,14 @@ func (f *FS) ReadFile(name string) []byte {
 	return nil
 }
 
-// WriteFile puts a durable file in place, uncounted.
+// WriteFile creates or replaces a file durably. It is not counted.
 func (f *FS) WriteFile(name string, data []byte) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.put(name, data)
 }
 
-// Delete takes a file away durably, uncounted.
+// Delete removes a file durably. It is not counted.
 func (f *FS) Delete(name string) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -301,9 +302,9 @@ func (f *FS) put(name string, data []byte) {
 	f.names[name], f.durable[name] = file, file
 }
 
-// do counts an operation and does it, all or part or nothing of it. part does
-// what a torn one does; nil stands for Lost or Kept. lost, if not nil, is what
-// even a lost one does. f.mu is held.
+// do counts an operation and runs it in full, in part or not at all. part is the
+// effect of a torn operation; if it is nil chance chooses between Lost and Kept.
+// lost, if not nil, is the effect of a lost operation. f.mu is held.
 func (f *FS) do(kind Kind, name string, all, part, lost func()) error {
 	if f.crashed {
 		return ErrCrashed
@@ -334,7 +335,7 @@ func (f *FS) do(kind Kind, name string, all, part, lost func()) error {
 	return &os.PathError{Op: string(kind), Path: name, Err: err}
 }
 
-// OpenFile opens a file; creating one counts.
+// OpenFile opens a file. It is counted if it creates the file.
 func (f *FS) OpenFile(name string, flag int, _ os.FileMode) (journal.File, error) {
 	name = filepath.Clean(name)
 	f.mu.Lock()
@@ -387,7 +388,7 @@ func (f *FS) Rename(oldName, newName string) error {
 	return f.do(Rename, oldName, func() { f.change(change{name: newName, from: oldName, file: file}) }, nil, nil)
 }
 
-// SyncDir makes all changes to names durable, of whichever directory.
+// SyncDir makes all changes to names durable, in every directory.
 func (f *FS) SyncDir(dir string) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -476,7 +477,7 @@ func (h *handle) WriteAt(b []byte, off int64) (int, error) {
 	}
 	w := write{off: off, data: append([]byte{}, b...)}
 	torn := func() {
-		// What the page cache has of it, a power cut may still take away.
+		// The write is in the page cache: a power cut may still remove it.
 		after := h.fs.tear(w, append([]byte(nil), h.file.data...))
 		size := int64(len(after))
 		w.data = append([]byte{}, after[min(off, size):min(off+int64(len(b)), size)]...)
@@ -501,7 +502,7 @@ func (h *handle) Sync() error {
 		}
 		h.file.pending = nil
 	}
-	// As kernels do: what could not be written counts as clean afterwards.
+	// As in kernels, pages that could not be written count as clean afterwards.
 	lost := func() { h.file.pending = nil }
 	return h.fs.do(Sync, h.name, all, nil, lost)
 }

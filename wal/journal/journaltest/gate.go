@@ -9,7 +9,8 @@ import (
 )
 
 // Gate is a real file system with a gate in front of each sync: a test holds
-// syncs up, lets them through, or has them fail. It is safe for concurrent use.
+// syncs back, lets them through, or makes them fail. It is safe for concurrent
+// use.
 type Gate struct {
 	journal.FS
 
@@ -34,9 +35,9 @@ func (g *Gate) OpenFile(name string, flag int, perm os.FileMode) (journal.File, 
 	return gateFile{f, g}, err
 }
 
-// Hold makes syncs wait from now on; held is told of the first that does. Open
-// lets them go on, or, not nil, gives them and all later writes and syncs err.
-// It may be called more than once.
+// Hold makes syncs wait from now on; held receives when the first one waits. open
+// lets them continue; if err is not nil they, and all later writes and syncs,
+// return err. open may be called more than once.
 func (g *Gate) Hold() (held <-chan struct{}, open func(err error)) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -60,7 +61,7 @@ func (g *Gate) Fail(err error) {
 	g.fail = err
 }
 
-// Fill has there be no room for another file, or again.
+// Fill makes the disk full for new files, or not full again.
 func (g *Gate) Fill(full bool) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
