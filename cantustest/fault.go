@@ -26,18 +26,18 @@ const (
 
 // Fault is what becomes of a message. The zero value lets it pass.
 type Fault struct {
-	err     *subjects.Error
-	nobody  bool
-	ignore  bool // the request
-	lose    bool // the answer
-	twice   bool
-	repeat  bool // the answer
-	part    int  // of the answer that is lost, 1 for the first; 0 for none
-	delay   time.Duration
-	answers time.Duration
-	hold    <-chan struct{}
-	alter   bool
-	forge   bool
+	err          *subjects.Error
+	noResponders bool
+	drop         bool // the request
+	loseAnswer   bool // the answer
+	repeat       bool
+	repeatAnswer bool // the answer
+	losePart     int  // of the answer that is lost, 1 for the first; 0 for none
+	delay        time.Duration
+	answerDelay  time.Duration
+	release      <-chan struct{}
+	alter        bool
+	forge        bool
 }
 
 // Refuse answers with a refusal, and the log hears nothing. Where several
@@ -59,23 +59,23 @@ func RefuseConflict(lock string, txid uint64) Fault {
 }
 
 // NoResponders answers as NATS does where a partition has no leader.
-func NoResponders() Fault { return Fault{nobody: true} }
+func NoResponders() Fault { return Fault{noResponders: true} }
 
 // Drop loses the message: a request is neither carried out nor answered.
-func Drop() Fault { return Fault{ignore: true} }
+func Drop() Fault { return Fault{drop: true} }
 
 // LoseAnswer has the request carried out, and its answer lost.
-func LoseAnswer() Fault { return Fault{lose: true} }
+func LoseAnswer() Fault { return Fault{loseAnswer: true} }
 
 // LosePart has a read carried out, and one message of its answer lost: 1 is the
 // first. Its end, or a refusal, is not lost.
-func LosePart(n int) Fault { return Fault{part: n} }
+func LosePart(n int) Fault { return Fault{losePart: n} }
 
 // Repeat passes the message on twice; both requests are answered.
-func Repeat() Fault { return Fault{twice: true} }
+func Repeat() Fault { return Fault{repeat: true} }
 
 // RepeatAnswer gives each message of the answer twice.
-func RepeatAnswer() Fault { return Fault{repeat: true} }
+func RepeatAnswer() Fault { return Fault{repeatAnswer: true} }
 
 // Alter changes the payload of a transaction on the feed, behind the signature of
 // the packed form.
@@ -89,18 +89,18 @@ func Forge() Fault { return Fault{forge: true} }
 func Delay(d time.Duration) Fault { return Fault{delay: d} }
 
 // DelayAnswer gives the answer d later.
-func DelayAnswer(d time.Duration) Fault { return Fault{answers: d} }
+func DelayAnswer(d time.Duration) Fault { return Fault{answerDelay: d} }
 
 // Hold passes the message on when release is closed.
-func Hold(release <-chan struct{}) Fault { return Fault{hold: release} }
+func Hold(release <-chan struct{}) Fault { return Fault{release: release} }
 
 // rules says which message meets which fault.
 type rules struct {
-	mu   sync.Mutex
-	next map[Verb][]Fault
-	each map[Verb]func(*nats.Msg) Fault
-	seen map[Verb]int
-	came chan struct{} // closed at the next message; nil while nobody waits
+	mu      sync.Mutex
+	next    map[Verb][]Fault
+	funcs   map[Verb]func(*nats.Msg) Fault
+	seen    map[Verb]int
+	changed chan struct{} // closed at the next message; nil while nobody waits
 }
 
 // FailNext applies the fault to the next n messages of a verb, after those that
@@ -122,10 +122,10 @@ func (l *Log) FailNext(n int, verb Verb, fault Fault) {
 func (l *Log) FailFunc(verb Verb, decide func(m *nats.Msg) Fault) {
 	l.rules.mu.Lock()
 	defer l.rules.mu.Unlock()
-	if l.rules.each == nil {
-		l.rules.each = map[Verb]func(*nats.Msg) Fault{}
+	if l.rules.funcs == nil {
+		l.rules.funcs = map[Verb]func(*nats.Msg) Fault{}
 	}
-	l.rules.each[verb] = decide
+	l.rules.funcs[verb] = decide
 }
 
 // Seen is how many messages of the verb have come.
@@ -141,16 +141,16 @@ func (l *Log) Await(ctx context.Context, verb Verb, n int) error {
 	for {
 		r.mu.Lock()
 		seen := r.seen[verb]
-		if r.came == nil {
-			r.came = make(chan struct{})
+		if r.changed == nil {
+			r.changed = make(chan struct{})
 		}
-		came := r.came
+		changed := r.changed
 		r.mu.Unlock()
 		if seen >= n {
 			return nil
 		}
 		select {
-		case <-came:
+		case <-changed:
 		case <-ctx.Done():
 			return fmt.Errorf("%d of %d messages of %s have come: %w", seen, n, verb, context.Cause(ctx))
 		}
@@ -158,22 +158,22 @@ func (l *Log) Await(ctx context.Context, verb Verb, n int) error {
 }
 
 // meet returns the fault for a message.
-func (r *rules) meet(verb Verb, m *nats.Msg) Fault {
+func (r *rules) faultFor(verb Verb, m *nats.Msg) Fault {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.seen == nil {
 		r.seen = map[Verb]int{}
 	}
 	r.seen[verb]++
-	if r.came != nil {
-		close(r.came)
-		r.came = nil
+	if r.changed != nil {
+		close(r.changed)
+		r.changed = nil
 	}
 	if next := r.next[verb]; len(next) > 0 {
 		r.next[verb] = next[1:]
 		return next[0]
 	}
-	if decide := r.each[verb]; decide != nil {
+	if decide := r.funcs[verb]; decide != nil {
 		return decide(m)
 	}
 	return Fault{}

@@ -32,11 +32,11 @@ type Options struct {
 
 // Log is a running log.
 type Log struct {
-	opts  Options
-	dir   string
-	gate  gate
-	rules rules
-	key   ed25519.PrivateKey // signs the feed
+	opts   Options
+	dir    string
+	dialer dialer
+	rules  rules
+	key    ed25519.PrivateKey // signs the feed
 
 	node  *broker.Node
 	relay *relay
@@ -115,7 +115,7 @@ func (l *Log) Close() (err error) {
 	closers := l.closers
 	l.closers, l.closed = nil, true
 	l.mu.Unlock()
-	l.gate.set(true)
+	l.dialer.setBlocked(true)
 	for i := len(closers) - 1; i >= 0; i-- {
 		err = errors.Join(err, closers[i]())
 	}
@@ -139,7 +139,7 @@ func (l *Log) URL() string { return l.url }
 // closed with the log.
 func (l *Log) Connect(opts ...nats.Option) (*nats.Conn, error) {
 	nc, err := nats.Connect(l.url, append([]nats.Option{
-		nats.SetCustomDialer(&l.gate), nats.MaxReconnects(-1), nats.ReconnectWait(reconnectWait),
+		nats.SetCustomDialer(&l.dialer), nats.MaxReconnects(-1), nats.ReconnectWait(reconnectWait),
 		nats.ReconnectJitter(reconnectWait, reconnectWait),
 		nats.ErrorHandler(func(*nats.Conn, *nats.Subscription, error) {}), // cut connections are meant to be
 	}, opts...)...)
@@ -208,20 +208,20 @@ func (l *Log) Transactions(ctx context.Context, partition int) ([]*client.Transa
 
 // Disconnect ends all connections that the log gave. They come back at once;
 // what was on the wire is lost.
-func (l *Log) Disconnect() { l.gate.drop() }
+func (l *Log) Disconnect() { l.dialer.closeAll() }
 
 // Block ends all connections that the log gave and keeps them from coming back
 // until Unblock.
-func (l *Log) Block() { l.gate.set(true) }
+func (l *Log) Block() { l.dialer.setBlocked(true) }
 
 // Unblock undoes Block.
-func (l *Log) Unblock() { l.gate.set(false) }
+func (l *Log) Unblock() { l.dialer.setBlocked(false) }
 
 // Restart stops the node cleanly and starts it on the same directory and
 // port. Clients find it again by themselves.
 func (l *Log) Restart(ctx context.Context) error {
-	l.gate.set(true)
-	defer l.gate.set(false)
+	l.dialer.setBlocked(true)
+	defer l.dialer.setBlocked(false)
 	if err := l.stop(); err != nil {
 		return err
 	}

@@ -27,7 +27,7 @@ var soon = testkit.Soon
 var quick = client.Options{AttemptTimeout: 100 * time.Millisecond, MinBackoff: time.Millisecond, MaxBackoff: 10 * time.Millisecond}
 
 // holds checks that partition 0 holds just these payloads.
-func holds(t *testing.T, l *cantustest.Log, want ...string) {
+func wantPayloads(t *testing.T, l *cantustest.Log, want ...string) {
 	t.Helper()
 	all, err := l.Transactions(soon(t), 0)
 	if err != nil {
@@ -84,7 +84,7 @@ func TestClientsSeeALogUnderTheUsualPrefix(t *testing.T) {
 	if m, err = nc.RequestWithContext(ctx, "cantus.append.key.alice", nil); err != nil || len(m.Data) == 0 {
 		t.Fatalf("by key: %v", err)
 	}
-	holds(t, l, "a")
+	wantPayloads(t, l, "a")
 }
 
 func TestAppendsMeetFaults(t *testing.T) {
@@ -120,7 +120,7 @@ func TestAppendsMeetFaults(t *testing.T) {
 					t.Errorf("sent %d times, want %d", seen, tt.sends)
 				}
 			}
-			holds(t, l, "0", "1")
+			wantPayloads(t, l, "0", "1")
 		})
 	}
 }
@@ -224,7 +224,7 @@ func TestHeldIsReleased(t *testing.T) {
 	if _, err := c.Append(soon(t), &client.Tx{Payload: []byte("free")}); err != nil {
 		t.Fatal(err)
 	}
-	holds(t, l, "free")
+	wantPayloads(t, l, "free")
 	close(release)
 	if r, err := f.Wait(soon(t)); err != nil || r.Txid != 2 {
 		t.Fatalf("%+v, %v", r, err)

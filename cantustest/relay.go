@@ -27,17 +27,17 @@ type relay struct {
 	inbox string
 
 	closing chan struct{}
-	late    sync.WaitGroup
+	delayed sync.WaitGroup
 
-	mu    sync.Mutex
-	count uint64
-	asked map[string]*request // by the inbox of its answer
+	mu      sync.Mutex
+	lastID  uint64
+	pending map[string]*request // by the inbox of its answer
 }
 
 // request is one that was passed on.
 type request struct {
 	reply string
-	many  bool // answered by many messages
+	multi bool // answered by many messages
 	info  bool // about the cluster
 	fault Fault
 	parts int // of the answer that have come
@@ -50,7 +50,7 @@ func newRelay(n *broker.Node, outer string, rules *rules, key ed25519.PrivateKey
 	}
 	r := &relay{
 		nc: nc, outer: outer, rules: rules, key: key, inbox: nc.NewInbox() + ".",
-		closing: make(chan struct{}), asked: map[string]*request{},
+		closing: make(chan struct{}), pending: map[string]*request{},
 	}
 	if err := r.subscribe(n.Partitions()); err != nil {
 		r.close()
@@ -97,13 +97,13 @@ func (r *relay) close() {
 	r.mu.Lock() // handlers may run yet
 	close(r.closing)
 	r.mu.Unlock()
-	r.late.Wait()
+	r.delayed.Wait()
 	r.nc.Close()
 }
 
 // later does do when the fault's delay is over, and at once if it has none.
-func (r *relay) later(d time.Duration, hold <-chan struct{}, do func()) {
-	if d == 0 && hold == nil {
+func (r *relay) afterDelay(d time.Duration, release <-chan struct{}, do func()) {
+	if d == 0 && release == nil {
 		do()
 		return
 	}
@@ -114,14 +114,14 @@ func (r *relay) later(d time.Duration, hold <-chan struct{}, do func()) {
 		return
 	default:
 	}
-	r.late.Go(func() {
+	r.delayed.Go(func() {
 		over := make(<-chan time.Time)
-		if hold == nil {
+		if release == nil {
 			over = time.After(d)
 		}
 		select {
 		case <-over:
-		case <-hold:
+		case <-release:
 		case <-r.closing:
 			return
 		}
@@ -135,17 +135,17 @@ func (r *relay) publish(subject, reply string, header nats.Header, data []byte) 
 }
 
 func (r *relay) onRequest(verb Verb, m *nats.Msg) {
-	f := r.rules.meet(verb, m)
+	f := r.rules.faultFor(verb, m)
 	switch {
-	case f.ignore:
-	case f.nobody:
+	case f.drop:
+	case f.noResponders:
 		r.publish(m.Reply, "", nats.Header{"Status": {"503"}}, nil)
 	case f.err != nil:
 		r.refuse(m, f.err)
 	default:
-		r.later(f.delay, f.hold, func() {
+		r.afterDelay(f.delay, f.release, func() {
 			r.forward(verb, m, f)
-			if f.twice {
+			if f.repeat {
 				r.forward(verb, m, f)
 			}
 		})
@@ -158,9 +158,9 @@ func (r *relay) forward(verb Verb, m *nats.Msg, f Fault) {
 	reply := ""
 	if m.Reply != "" {
 		r.mu.Lock()
-		r.count++
-		reply = r.inbox + strconv.FormatUint(r.count, 36)
-		r.asked[reply] = &request{reply: m.Reply, many: verb == Read, info: m.Subject == r.outer+".info", fault: f}
+		r.lastID++
+		reply = r.inbox + strconv.FormatUint(r.lastID, 36)
+		r.pending[reply] = &request{reply: m.Reply, multi: verb == Read, info: m.Subject == r.outer+".info", fault: f}
 		r.mu.Unlock()
 	}
 	r.publish(subject, reply, m.Header, m.Data)
@@ -169,34 +169,34 @@ func (r *relay) forward(verb Verb, m *nats.Msg, f Fault) {
 // onAnswer brings a message of an answer back.
 func (r *relay) onAnswer(m *nats.Msg) {
 	r.mu.Lock()
-	q := r.asked[m.Subject]
-	ended := q != nil && (!q.many || m.Header.Get("Status") != "" || m.Header.Get(subjects.HeaderErrorCode) != "")
+	q := r.pending[m.Subject]
+	ended := q != nil && (!q.multi || m.Header.Get("Status") != "" || m.Header.Get(subjects.HeaderErrorCode) != "")
 	if ended {
-		delete(r.asked, m.Subject)
+		delete(r.pending, m.Subject)
 	}
-	lost := q == nil || q.fault.lose
+	lost := q == nil || q.fault.loseAnswer
 	if q != nil {
 		q.parts++
-		lost = lost || q.parts == q.fault.part && !ended
+		lost = lost || q.parts == q.fault.losePart && !ended
 	}
 	r.mu.Unlock()
 	if lost {
 		return
 	}
-	header, data := r.outwards(m.Header), m.Data
+	header, data := r.translateHeaders(m.Header), m.Data
 	if q.info {
-		data = r.withKey(data)
+		data = r.replaceFeedKey(data)
 	}
-	r.later(q.fault.answers, nil, func() {
+	r.afterDelay(q.fault.answerDelay, nil, func() {
 		r.publish(q.reply, "", header, data)
-		if q.fault.repeat {
+		if q.fault.repeatAnswer {
 			r.publish(q.reply, "", header, data)
 		}
 	})
 }
 
 // outwards has headers speak of the outer prefix.
-func (r *relay) outwards(h nats.Header) nats.Header {
+func (r *relay) translateHeaders(h nats.Header) nats.Header {
 	id := h.Get(subjects.HeaderMsgID)
 	if rest, ok := strings.CutPrefix(id, inner+"."); ok {
 		h.Set(subjects.HeaderMsgID, r.outer+"."+rest)
@@ -205,7 +205,7 @@ func (r *relay) outwards(h nats.Header) nats.Header {
 }
 
 // withKey has the node's description of the cluster name the relay's key.
-func (r *relay) withKey(body []byte) []byte {
+func (r *relay) replaceFeedKey(body []byte) []byte {
 	var info subjects.ClusterInfo
 	if json.Unmarshal(body, &info) != nil || info.FeedKey == "" {
 		return body // a refusal
@@ -215,8 +215,8 @@ func (r *relay) withKey(body []byte) []byte {
 }
 
 func (r *relay) onFeed(m *nats.Msg) {
-	f := r.rules.meet(Feed, m)
-	if f.ignore || f.lose || f.nobody || f.err != nil {
+	f := r.rules.faultFor(Feed, m)
+	if f.drop || f.loseAnswer || f.noResponders || f.err != nil {
 		return
 	}
 	packed, err := pack(m)
@@ -225,7 +225,7 @@ func (r *relay) onFeed(m *nats.Msg) {
 	}
 	names, partition := subjects.Names{Prefix: r.outer}, partitionOf(m.Subject)
 	signature := sign(r.key, partition, packed)
-	subject, header := r.outer+strings.TrimPrefix(m.Subject, inner), r.outwards(m.Header)
+	subject, header := r.outer+strings.TrimPrefix(m.Subject, inner), r.translateHeaders(m.Header)
 	if f.alter {
 		m.Data = append(slices.Clone(m.Data), " altered"...)
 		packed, _ = pack(m) // it could be packed before
@@ -234,7 +234,7 @@ func (r *relay) onFeed(m *nats.Msg) {
 		r.publish(names.PackedFeed(partition), "", signature, packed)
 		r.publish(subject, "", header, m.Data)
 	}
-	r.later(f.delay+f.answers, f.hold, func() {
+	r.afterDelay(f.delay+f.answerDelay, f.release, func() {
 		if f.forge {
 			forged := *m
 			forged.Data = []byte("forged")
@@ -243,7 +243,7 @@ func (r *relay) onFeed(m *nats.Msg) {
 			r.publish(subject, "", header, forged.Data)
 		}
 		publish()
-		if f.twice || f.repeat {
+		if f.repeat || f.repeatAnswer {
 			publish()
 		}
 	})

@@ -16,14 +16,14 @@ func isNoResponders(m *nats.Msg) bool {
 
 // answered takes the answer to a flight, on the inbox goroutine. runs is
 // memory that may be used; it is given back.
-func (l *lane) answered(fl *flight, m *nats.Msg, runs []subjects.BatchRun) []subjects.BatchRun {
+func (s *sender) onAnswer(a *attempt, m *nats.Msg, runs []subjects.BatchRun) []subjects.BatchRun {
 	if isNoResponders(m) {
-		l.refused(fl, nil, 0)
+		s.onRefused(a, nil, 0)
 		return runs
 	}
 	r, err := decodeBatch(m.Data, runs[:0])
 	if err != nil || r.Error == nil && len(r.Results) == 0 {
-		l.refused(fl, subjects.Errorf(subjects.Unknown, "the answer can't be read: %q", m.Data[:min(len(m.Data), 200)]), 0)
+		s.onRefused(a, subjects.Errorf(subjects.Unknown, "the answer can't be read: %q", m.Data[:min(len(m.Data), 200)]), 0)
 		return runs
 	}
 	mark := uint64(0)
@@ -31,36 +31,36 @@ func (l *lane) answered(fl *flight, m *nats.Msg, runs []subjects.BatchRun) []sub
 		mark = *r.HighWaterMark
 	}
 	if r.Error != nil {
-		l.refused(fl, r.Error, mark)
+		s.onRefused(a, r.Error, mark)
 		return runs
 	}
-	l.committed(fl, r.Results)
-	l.landed(fl, r.Results, mark)
+	s.completeCommitted(a, r.Results)
+	s.onResults(a, r.Results, mark)
 	return r.Results
 }
 
 // committed settles the successes of an answer. It needs no lock: a success is
 // the truth, whichever try it is of.
-func (l *lane) committed(fl *flight, runs []subjects.BatchRun) {
+func (s *sender) completeCommitted(a *attempt, runs []subjects.BatchRun) {
 	count, bytes := 0, 0
 	for _, run := range runs {
 		if run.Error != nil || run.Txid == 0 {
 			continue
 		}
-		for i := range covered(run, len(fl.ch.items)) {
-			f := fl.ch.items[run.Index+i].f
+		for i := range covered(run, len(a.batch.items)) {
+			f := a.batch.items[run.Index+i].future
 			r := Receipt{
-				Partition: l.partition, Txid: run.Txid + uint64(i),
+				Partition: s.partition, Txid: run.Txid + uint64(i),
 				Time: run.Time.Add(time.Duration(i)), Duplicate: run.Duplicate,
 			}
-			if f.settle(r, nil) {
+			if f.complete(r, nil) {
 				count++
 				bytes += f.size
 			}
 		}
 	}
 	if count > 0 {
-		l.c.room.leave(count, bytes)
+		s.c.limiter.release(count, bytes)
 	}
 }
 
@@ -74,73 +74,73 @@ func covered(run subjects.BatchRun, n int) int {
 
 // landed ends a flight whose transactions have outcomes of their own: refusals
 // are settled or sent again by themselves.
-func (l *lane) landed(fl *flight, runs []subjects.BatchRun, mark uint64) {
-	defer l.signal()
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if !l.land(fl) {
+func (s *sender) onResults(a *attempt, runs []subjects.BatchRun, mark uint64) {
+	defer s.signal()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !s.removeInflight(a) {
 		// Late: a refusal of this try says nothing of those after it.
 		return
 	}
-	l.failures, l.signs = 0, 0
+	s.failures, s.leaderChanges = 0, 0
 	clean := true
 	for _, run := range runs {
 		if run.Error == nil && !run.Duplicate && run.Txid != 0 {
-			l.overtaken(fl)
+			s.suspectEarlier(a)
 		}
-		if run.Error == nil || covered(run, len(fl.ch.items)) == 0 {
+		if run.Error == nil || covered(run, len(a.batch.items)) == 0 {
 			continue
 		}
-		f := fl.ch.items[run.Index].f
-		err := refusal(*run.Error, l.partition, f.ID(), mark)
-		f.last = err
-		switch courseOf(run.Error) {
+		f := a.batch.items[run.Index].future
+		err := refusal(*run.Error, s.partition, f.ID(), mark)
+		f.lastErr = err
+		switch dispositionOf(run.Error) {
 		case final:
-			l.settle(f, Receipt{}, err)
+			s.complete(f, Receipt{}, err)
 			continue
-		case again:
-			f.open--
+		case retryable:
+			f.uncertain--
 		}
 		clean = false
 	}
-	if rest := fl.ch.compact(); rest != nil { // also what the answer left out
-		rest.due = time.Now().Add(l.c.backoff(rest.tries + 1))
-		rest.tries++
-		l.enqueue(rest)
+	if rest := a.batch.compact(); rest != nil { // also what the answer left out
+		rest.notBefore = time.Now().Add(s.c.backoff(rest.attempts + 1))
+		rest.attempts++
+		s.enqueue(rest)
 		return
 	}
-	if clean && fl.ch.tries == 0 {
-		fl.ch.free()
+	if clean && a.batch.attempts == 0 {
+		a.batch.free()
 	}
 }
 
 // refused ends a flight whose message was refused as a whole; e is nil if
 // nobody answers for the partition.
-func (l *lane) refused(fl *flight, e *subjects.Error, mark uint64) {
-	defer l.signal()
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if !l.land(fl) {
+func (s *sender) onRefused(a *attempt, e *subjects.Error, mark uint64) {
+	defer s.signal()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !s.removeInflight(a) {
 		return
 	}
 	if e == nil {
-		l.known(fl.ch)
-		if err := l.c.nobody(l.partition); err != nil {
-			l.shut(err, fl.ch)
+		s.noteNotAppended(a.batch)
+		if err := s.c.onNoResponders(s.partition); err != nil {
+			s.closeLocked(err, a.batch)
 			return
 		}
-		l.again(fl.ch, ErrNoLeader, time.Now())
+		s.retryAfterBackoff(a.batch, ErrNoLeader, time.Now())
 		return
 	}
-	switch courseOf(e) {
+	switch dispositionOf(e) {
 	case final:
-		l.known(fl.ch)
-		l.divide(fl.ch, e, mark)
+		s.noteNotAppended(a.batch)
+		s.split(a.batch, e, mark)
 		return
-	case again:
-		l.known(fl.ch)
+	case retryable:
+		s.noteNotAppended(a.batch)
 	}
-	l.again(fl.ch, refusal(*e, l.partition, "", mark), time.Now())
+	s.retryAfterBackoff(a.batch, refusal(*e, s.partition, "", mark), time.Now())
 }
 
 // isClosed reports whether err says that the NATS connection is closed for good.

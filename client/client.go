@@ -18,37 +18,37 @@ import (
 
 // Client appends to a cluster and follows it.
 type Client struct {
-	nc       *nats.Conn
-	opts     Options
-	names    subjects.Names
-	inbox    string // answers to appends come to inbox + token
-	sub      *nats.Subscription
-	leaders  *nats.Subscription // advisories of new leaders
-	room     *room
-	window   window // of reads
-	feedKey  feedKey
-	idPrefix string // of message ids that are made up
-	ids      atomic.Uint64
-	epoch    atomic.Uint64 // rises when the connection is lost
-	size     atomic.Int64  // the cluster's number of partitions, 0 if not asked yet
+	nc         *nats.Conn
+	opts       Options
+	names      subjects.Names
+	inbox      string // answers to appends come to inbox + token
+	inboxSub   *nats.Subscription
+	leaderSub  *nats.Subscription // advisories of new leaders
+	limiter    *limiter
+	window     window // of reads
+	feedKey    feedKey
+	idPrefix   string // of message ids that are made up
+	ids        atomic.Uint64
+	epoch      atomic.Uint64 // rises when the connection is lost
+	partitions atomic.Int64  // the cluster's number of partitions, 0 if not asked yet
 
 	closing   chan struct{}
 	closeOnce sync.Once
 	running   sync.WaitGroup // lanes, streams, watch
 	status    chan nats.Status
 
-	mu      sync.Mutex
-	closed  error
-	drained bool // everything had its outcome before the client was closed
-	sizing  bool // the number of partitions is being asked for
-	lanes   map[int]*lane
-	streams map[*stream]struct{}
-	asking  map[*asking]struct{}
+	mu                 sync.Mutex
+	closed             error
+	drained            bool // everything had its outcome before the client was closed
+	fetchingPartitions bool // the number of partitions is being asked for
+	senders            map[int]*sender
+	streams            map[*stream]struct{}
+	requests           map[*pendingRequest]struct{}
 
 	// tokens guards flights
-	tokens  sync.Mutex
-	token   uint64
-	flights map[uint64]*flight
+	attemptsMu sync.Mutex
+	lastToken  uint64
+	attempts   map[uint64]*attempt
 
 	runs []subjects.BatchRun // owned by the inbox goroutine
 }
@@ -64,25 +64,25 @@ func New(nc *nats.Conn, opts Options) (*Client, error) {
 	c := &Client{
 		nc: nc, opts: opts, names: subjects.Names{Prefix: opts.Prefix},
 		inbox:    nc.NewInbox() + ".",
-		room:     newRoom(opts.MaxInFlight, opts.MaxInFlightBytes),
+		limiter:  newLimiter(opts.MaxInFlight, opts.MaxInFlightBytes),
 		idPrefix: rand.Text()[:16] + ".",
 		closing:  make(chan struct{}),
-		lanes:    map[int]*lane{}, streams: map[*stream]struct{}{}, asking: map[*asking]struct{}{}, flights: map[uint64]*flight{},
+		senders:  map[int]*sender{}, streams: map[*stream]struct{}{}, requests: map[*pendingRequest]struct{}{}, attempts: map[uint64]*attempt{},
 	}
 	if opts.FeedKey != "" {
 		c.feedKey.key, _ = subjects.ParseFeedKey(opts.FeedKey) // it was checked
 		c.feedKey.pinned = true
 	}
 	// One callback at a time: nats.go runs a subscription's on one goroutine.
-	if c.sub, err = c.subscribe(c.inbox+"*", c.onAnswer); err != nil {
+	if c.inboxSub, err = c.subscribe(c.inbox+"*", c.onAnswer); err != nil {
 		return nil, fmt.Errorf("subscribe to the inbox: %w", err)
 	}
-	if c.leaders, err = c.subscribe(c.names.Advisory("leader"), c.onLeader); err != nil {
-		_ = c.sub.Unsubscribe() // fails only where the connection is closed
+	if c.leaderSub, err = c.subscribe(c.names.Advisory("leader"), c.onLeader); err != nil {
+		_ = c.inboxSub.Unsubscribe() // fails only where the connection is closed
 		return nil, fmt.Errorf("subscribe to advisories: %w", err)
 	}
 	c.status = nc.StatusChanged(nats.CONNECTED, nats.RECONNECTING, nats.DISCONNECTED, nats.CLOSED)
-	c.running.Go(c.watch)
+	c.running.Go(c.watchConnection)
 	return c, nil
 }
 
@@ -110,7 +110,7 @@ func (c *Client) Close() error {
 	})
 	c.running.Wait()
 	var all error
-	for _, sub := range []*nats.Subscription{c.sub, c.leaders} {
+	for _, sub := range []*nats.Subscription{c.inboxSub, c.leaderSub} {
 		if err := sub.Unsubscribe(); err != nil && !isClosed(err) && sub.IsValid() {
 			all = errors.Join(all, err)
 		}
@@ -146,7 +146,7 @@ func (c *Client) Append(ctx context.Context, tx *Tx) (Receipt, error) {
 	if err != nil {
 		return Receipt{}, err
 	}
-	return f.lane.wait(ctx, f)
+	return f.sender.wait(ctx, f)
 }
 
 // AppendAsync accepts tx and returns before its outcome is known. It blocks only
@@ -161,19 +161,19 @@ func (c *Client) AppendAsync(ctx context.Context, tx *Tx) (*Future, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, context.Cause(ctx)
 	}
-	l, err := c.lane(tx.Partition)
+	s, err := c.sender(tx.Partition)
 	if err != nil {
 		return nil, err
 	}
-	f := &Future{lane: l, id: tx.ID, size: tx.size()}
+	f := &Future{sender: s, id: tx.ID, size: tx.size()}
 	if f.id == "" {
 		f.number = c.ids.Add(1)
 	}
-	if err := c.room.enter(ctx, f.size, c.opts.FailWhenFull, c.closing); err != nil {
+	if err := c.limiter.acquire(ctx, f.size, c.opts.FailWhenFull, c.closing); err != nil {
 		return nil, err
 	}
-	if err := l.add(tx, f); err != nil {
-		c.room.leave(1, f.size)
+	if err := s.add(tx, f); err != nil {
+		c.limiter.release(1, f.size)
 		return nil, err
 	}
 	return f, nil
@@ -181,22 +181,22 @@ func (c *Client) AppendAsync(ctx context.Context, tx *Tx) (*Future, error) {
 
 // lane returns the sender of a partition, and starts it with the first
 // transaction.
-func (c *Client) lane(partition int) (*lane, error) {
+func (c *Client) sender(partition int) (*sender, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.closed != nil {
 		return nil, c.closed
 	}
-	if err := c.missing(partition); err != nil {
+	if err := c.checkPartition(partition); err != nil {
 		return nil, err
 	}
-	l, ok := c.lanes[partition]
+	s, ok := c.senders[partition]
 	if !ok {
-		l = newLane(c, partition)
-		c.lanes[partition] = l
-		c.running.Go(l.run)
+		s = newSender(c, partition)
+		c.senders[partition] = s
+		c.running.Go(s.run)
 	}
-	return l, nil
+	return s, nil
 }
 
 // maxBatchBytes is how large a batch message may be now.
@@ -211,18 +211,18 @@ func (c *Client) backoff(failures int) time.Duration {
 	return backoff(failures, c.opts.MinBackoff, c.opts.MaxBackoff)
 }
 
-func (c *Client) register(fl *flight) {
-	c.tokens.Lock()
-	c.token++
-	fl.token = c.token
-	c.flights[fl.token] = fl
-	c.tokens.Unlock()
+func (c *Client) register(a *attempt) {
+	c.attemptsMu.Lock()
+	c.lastToken++
+	a.token = c.lastToken
+	c.attempts[a.token] = a
+	c.attemptsMu.Unlock()
 }
 
-func (c *Client) unregister(fl *flight) {
-	c.tokens.Lock()
-	delete(c.flights, fl.token)
-	c.tokens.Unlock()
+func (c *Client) unregister(a *attempt) {
+	c.attemptsMu.Lock()
+	delete(c.attempts, a.token)
+	c.attemptsMu.Unlock()
 }
 
 func (c *Client) replyTo(token uint64) string { return c.inbox + strconv.FormatUint(token, 36) }
@@ -232,18 +232,18 @@ func (c *Client) onAnswer(m *nats.Msg) {
 	if err != nil {
 		return
 	}
-	c.tokens.Lock()
-	fl := c.flights[token]
-	delete(c.flights, token)
-	c.tokens.Unlock()
-	if fl != nil {
+	c.attemptsMu.Lock()
+	a := c.attempts[token]
+	delete(c.attempts, token)
+	c.attemptsMu.Unlock()
+	if a != nil {
 		clear(c.runs[:cap(c.runs)])
-		c.runs = fl.lane.answered(fl, m, c.runs)[:0]
+		c.runs = a.sender.onAnswer(a, m, c.runs)[:0]
 	}
 }
 
 // watch tells lanes and streams of the connection's fate.
-func (c *Client) watch() {
+func (c *Client) watchConnection() {
 	for {
 		select {
 		case s, ok := <-c.status:
@@ -251,9 +251,9 @@ func (c *Client) watch() {
 			case !ok:
 				return
 			case s == nats.CONNECTED:
-				c.reconnected()
+				c.onReconnected()
 			case s == nats.CLOSED:
-				c.lost(fmt.Errorf("%w: %w", ErrClosed, nats.ErrConnectionClosed))
+				c.onConnectionClosed(fmt.Errorf("%w: %w", ErrClosed, nats.ErrConnectionClosed))
 			default:
 				c.epoch.Add(1)
 			}
@@ -263,47 +263,47 @@ func (c *Client) watch() {
 	}
 }
 
-func (c *Client) reconnected() {
-	lanes, streams := c.all()
-	for _, l := range lanes {
-		l.reconnected(c.epoch.Load())
+func (c *Client) onReconnected() {
+	senders, streams := c.sendersAndStreams()
+	for _, s := range senders {
+		s.onReconnected(c.epoch.Load())
 	}
 	for _, s := range streams {
-		s.reconnected()
+		s.onReconnected()
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	for a := range c.asking {
-		if a.epoch < c.epoch.Load() {
-			a.sendAgain(a.tries)
+	for r := range c.requests {
+		if r.epoch < c.epoch.Load() {
+			r.restart(r.attempts)
 		}
 	}
 }
 
 // lost ends everything: the connection is closed for good.
-func (c *Client) lost(err error) {
+func (c *Client) onConnectionClosed(err error) {
 	c.mu.Lock()
 	if c.closed == nil {
 		c.closed = err
 	}
 	c.mu.Unlock()
-	lanes, streams := c.all()
-	for _, l := range lanes {
-		l.close(err)
+	senders, streams := c.sendersAndStreams()
+	for _, s := range senders {
+		s.close(err)
 	}
 	for _, s := range streams {
 		s.end(err)
 	}
 }
 
-func (c *Client) all() (lanes []*lane, streams []*stream) {
+func (c *Client) sendersAndStreams() (senders []*sender, streams []*stream) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	for _, l := range c.lanes {
-		lanes = append(lanes, l)
+	for _, s := range c.senders {
+		senders = append(senders, s)
 	}
 	for s := range c.streams {
 		streams = append(streams, s)
 	}
-	return lanes, streams
+	return senders, streams
 }

@@ -91,7 +91,7 @@ func (k *Cursor) call(ctx context.Context, set *subjects.CursorRequest) (pos Pos
 		}
 		refused := refusal(*r.Error, k.partition, "", r.HighWaterMark)
 		if r.Error.Reason != subjects.WrongLast {
-			return refused, courseOf(r.Error) == final
+			return refused, dispositionOf(r.Error) == final
 		}
 		if try > 1 && pos.Txid == *set.Txid {
 			return nil, true

@@ -8,7 +8,7 @@ import (
 // Pending returns how many transactions were accepted by [Client.Append] or
 // [Client.AppendAsync] and have no outcome yet. Appends that still wait for
 // room do not count.
-func (c *Client) Pending() int { return c.room.taken() }
+func (c *Client) Pending() int { return c.limiter.inUse() }
 
 // Drain refuses new appends with [ErrDraining], waits until every transaction
 // accepted before has its outcome, and then closes the client as [Client.Close]
@@ -25,7 +25,7 @@ func (c *Client) Pending() int { return c.room.taken() }
 //
 // It may be called more than once, and must not be called by a handler.
 func (c *Client) Drain(ctx context.Context) error {
-	idle := c.room.drain()
+	idle := c.limiter.drain()
 	select {
 	case <-idle:
 	case <-c.closing:

@@ -146,18 +146,18 @@ func refusal(e subjects.Error, partition int, id string, mark uint64) error {
 }
 
 // course says what to do about a refusal.
-type course uint8
+type disposition uint8
 
 const (
-	final     course = iota // sending again is pointless
-	again                   // nothing was done: send again
-	uncertain               // it may have been done: send again
+	final     disposition = iota // sending again is pointless
+	retryable                    // nothing was done: send again
+	uncertain                    // it may have been done: send again
 )
 
-func courseOf(e *subjects.Error) course {
+func dispositionOf(e *subjects.Error) disposition {
 	switch e.Reason {
 	case subjects.Busy, subjects.Unavailable, subjects.StorageFull:
-		return again
+		return retryable
 	case subjects.Unknown, subjects.Internal:
 		return uncertain
 	}

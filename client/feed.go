@@ -17,17 +17,17 @@ import (
 
 // doubtEvery is how often a stream reads, and reports, at most because of
 // messages that don't verify.
-const doubtEvery = time.Second
+const recheckInterval = time.Second
 
 // errNoFeedKey says that a message came before there was a key. It may be good.
 var errNoFeedKey = errors.New("the cluster's key is not known")
 
 // subscribe begins to listen to the feed, and reads once more: what committed
 // meanwhile is on neither.
-func (s *stream) subscribe() {
-	feed, err := s.c.subscribe(s.c.names.PackedFeed(s.partition), s.onFeed)
+func (s *stream) subscribeFeed() {
+	feed, err := s.c.subscribe(s.c.names.PackedFeed(s.partition), s.onFeedMessage)
 	if err != nil {
-		s.failed(err)
+		s.readFailed(err)
 		return
 	}
 	s.feed = feed
@@ -35,28 +35,28 @@ func (s *stream) subscribe() {
 }
 
 // onFeed takes a message of the feed.
-func (s *stream) onFeed(m *nats.Msg) {
-	txs, err := s.verified(m)
+func (s *stream) onFeedMessage(m *nats.Msg) {
+	txs, err := s.verify(m)
 	if errors.Is(err, ErrFeed) {
 		s.c.askFeedKey()
 	}
-	each := share(m.Size(), len(txs))
+	each := bytesEach(m.Size(), len(txs))
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	now := time.Now()
 	if err != nil {
-		s.distrust(err, now)
+		s.onUnverified(err, now)
 		return
 	}
-	s.heard = now
+	s.lastHeard = now
 	for i := range txs {
-		s.fed(&txs[i], each)
+		s.onFeedTransaction(&txs[i], each)
 	}
 }
 
 // verified returns the transactions of a message that the leader made. It is called
 // for one message at a time.
-func (s *stream) verified(m *nats.Msg) ([]Transaction, error) {
+func (s *stream) verify(m *nats.Msg) ([]Transaction, error) {
 	key := s.c.feedKey.get()
 	if key == nil {
 		return nil, errNoFeedKey
@@ -73,35 +73,35 @@ func (s *stream) verified(m *nats.Msg) ([]Transaction, error) {
 
 // distrust deals with a message of the feed that can't be used: it may stand in the
 // place of one that could. mu is held.
-func (s *stream) distrust(err error, now time.Time) {
+func (s *stream) onUnverified(err error, now time.Time) {
 	if errors.Is(err, ErrFeed) {
 		s.rejected++
 		s.lastRejection = err
 	}
-	if s.doubt.IsZero() {
-		s.doubt = now
-		if next := s.doubted.Add(doubtEvery); next.After(now) {
-			s.doubt = next
+	if s.recheckAt.IsZero() {
+		s.recheckAt = now
+		if next := s.recheckedAt.Add(recheckInterval); next.After(now) {
+			s.recheckAt = next
 		}
-		signal(s.kick)
+		signal(s.wake)
 	}
 }
 
 // keyed reads: what was fed before the key was known was not used.
-func (s *stream) keyed() {
+func (s *stream) onFeedKey() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.feed != nil {
-		s.doubt = time.Now()
-		signal(s.kick)
+		s.recheckAt = time.Now()
+		signal(s.wake)
 	}
 }
 
 // report tells of messages that were rejected, and returns when there may be more to
 // tell, if that is before next.
-func (s *stream) report(now, next time.Time) time.Time {
+func (s *stream) reportRejected(now, next time.Time) time.Time {
 	s.mu.Lock()
-	count, err, due := s.rejected-s.reported, s.lastRejection, s.reportedAt.Add(doubtEvery)
+	count, err, due := s.rejected-s.reported, s.lastRejection, s.reportedAt.Add(recheckInterval)
 	if count == 0 || s.opts.OnRejected == nil {
 		s.mu.Unlock()
 		return next
@@ -120,18 +120,18 @@ func (s *stream) report(now, next time.Time) time.Time {
 }
 
 // fed takes a transaction of the feed.
-func (s *stream) fed(t *Transaction, size int) {
-	s.mark = max(s.mark, t.Txid)
+func (s *stream) onFeedTransaction(t *Transaction, size int) {
+	s.seenTxid = max(s.seenTxid, t.Txid)
 	switch {
 	case t.Txid < s.next || s.err != nil:
 	case s.read != nil:
-		s.keepAhead(t, size)
+		s.bufferAhead(t, size)
 	case t.Txid > s.next:
-		s.keepAhead(t, size)
-		if s.due.IsZero() {
+		s.bufferAhead(t, size)
+		if s.retryAt.IsZero() {
 			s.startRead()
 		}
-	case s.held > 0 && s.held+size > s.opts.BufferBytes:
+	case s.buffered > 0 && s.buffered+size > s.opts.BufferBytes:
 		// The handler is slow: what is dropped here is read later.
 	default:
 		s.accept(t, size)
@@ -141,7 +141,7 @@ func (s *stream) fed(t *Transaction, size int) {
 // accept takes the next transaction from the feed.
 func (s *stream) accept(t *Transaction, size int) {
 	if t.passes(s.opts.Kinds, s.opts.Lock) {
-		s.push(t, size)
+		s.enqueue(t, size)
 		return
 	}
 	s.skip(t.Txid)
@@ -149,23 +149,23 @@ func (s *stream) accept(t *Transaction, size int) {
 
 // keepAhead keeps what the feed says during a read: the newest run without a
 // gap.
-func (s *stream) keepAhead(t *Transaction, size int) {
-	if n := len(s.ahead); n > 0 && s.ahead[n-1].Txid+1 != t.Txid || s.aheadMem+size > aheadBytes {
-		s.ahead, s.aheadMem = nil, 0
+func (s *stream) bufferAhead(t *Transaction, size int) {
+	if n := len(s.ahead); n > 0 && s.ahead[n-1].Txid+1 != t.Txid || s.aheadSize+size > maxAheadBytes {
+		s.ahead, s.aheadSize = nil, 0
 	}
 	s.ahead = append(s.ahead, t)
-	s.aheadMem += size
+	s.aheadSize += size
 }
 
 // takeAhead goes on with what was kept, if it reaches back far enough.
-func (s *stream) takeAhead() {
-	if len(s.ahead) > 0 && s.ahead[0].Txid <= s.next && s.held+s.aheadMem <= s.opts.BufferBytes {
-		size := s.aheadMem / len(s.ahead)
+func (s *stream) useAhead() {
+	if len(s.ahead) > 0 && s.ahead[0].Txid <= s.next && s.buffered+s.aheadSize <= s.opts.BufferBytes {
+		size := s.aheadSize / len(s.ahead)
 		for _, t := range s.ahead {
 			if t.Txid == s.next {
 				s.accept(t, size)
 			}
 		}
 	}
-	s.ahead, s.aheadMem = nil, 0
+	s.ahead, s.aheadSize = nil, 0
 }

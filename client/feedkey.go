@@ -15,12 +15,12 @@ import (
 // feedKey is the key that messages of the feed are verified with: the one of
 // Options, or what cantus.info says.
 type feedKey struct {
-	mu     sync.Mutex
-	key    ed25519.PublicKey // nil while it is not known
-	pinned bool
-	asking bool
-	asked  time.Time // when it was last answered
-	why    error     // there is no answer; nil if there is one, or it is too early to say
+	mu      sync.Mutex
+	key     ed25519.PublicKey // nil while it is not known
+	pinned  bool
+	asking  bool
+	asked   time.Time // when it was last answered
+	lastErr error     // there is no answer; nil if there is one, or it is too early to say
 }
 
 func (k *feedKey) get() ed25519.PublicKey {
@@ -30,10 +30,10 @@ func (k *feedKey) get() ed25519.PublicKey {
 }
 
 // trouble returns why there is no key.
-func (k *feedKey) trouble() error {
+func (k *feedKey) fetchError() error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	return k.why
+	return k.lastErr
 }
 
 // askFeedKey has the key asked for, unless it is pinned. A message that an answer does
@@ -64,7 +64,7 @@ func (c *Client) fetchFeedKey() {
 			return
 		}
 		c.feedKey.mu.Lock()
-		c.feedKey.why = err
+		c.feedKey.lastErr = err
 		c.feedKey.mu.Unlock()
 		select {
 		case <-time.After(c.backoff(tries)):
@@ -93,12 +93,12 @@ func (c *Client) fetchFeedKeyOnce(ctx context.Context) error {
 	k := &c.feedKey
 	k.mu.Lock()
 	changed := !bytes.Equal(k.key, key)
-	k.key, k.why, k.asked, k.asking = key, nil, time.Now(), false
+	k.key, k.lastErr, k.asked, k.asking = key, nil, time.Now(), false
 	k.mu.Unlock()
 	if changed {
-		_, streams := c.all()
+		_, streams := c.sendersAndStreams()
 		for _, s := range streams {
-			s.keyed()
+			s.onFeedKey()
 		}
 	}
 	return nil

@@ -121,7 +121,7 @@ func (o *FollowOptions) readBytes() int { return min(o.BufferBytes/4, 1<<20) }
 // readCount is how many transactions a read of so many bytes asks for. Small ones are
 // mostly what comes with them, which a read's bytes don't count: as much again at
 // the most.
-func readCount(bytes int) int { return min(bytes/transactionCost, mostRead) }
+func readCount(bytes int) int { return min(bytes/transactionCost, maxReadCount) }
 
 // transactionCost is about what a transaction takes beside its message, in
 // bytes.
@@ -135,23 +135,23 @@ type Follower struct {
 	c      *Client
 	handle BatchHandler
 	opts   FollowOptions
-	parts  map[int]*followed // not changed after NewFollower
+	parts  map[int]*followedPartition // not changed after NewFollower
 }
 
 // followed is one partition's part of a Follower.
-type followed struct {
-	partition int
-	pos       position
-	mu        sync.Mutex
-	stream    *stream                 // nil before Run
-	trouble   error                   // of the handler, while it is retried
-	leave     context.CancelCauseFunc // ends the present stream; nil while there is none
-	moveTo    *uint64                 // where the next stream begins, if not behind pos
+type followedPartition struct {
+	partition  int
+	pos        position
+	mu         sync.Mutex
+	stream     *stream                 // nil before Run
+	handlerErr error                   // of the handler, while it is retried
+	cancel     context.CancelCauseFunc // ends the present stream; nil while there is none
+	moveTo     *uint64                 // where the next stream begins, if not behind pos
 }
 
-func (p *followed) troubled(err error) {
+func (p *followedPartition) setHandlerErr(err error) {
 	p.mu.Lock()
-	p.trouble = err
+	p.handlerErr = err
 	p.mu.Unlock()
 }
 
@@ -175,12 +175,12 @@ func (c *Client) NewBatchFollower(after Positions, handle BatchHandler, opts Fol
 	if err != nil {
 		return nil, err
 	}
-	f := &Follower{c: c, handle: handle, opts: opts, parts: map[int]*followed{}}
+	f := &Follower{c: c, handle: handle, opts: opts, parts: map[int]*followedPartition{}}
 	for p, txid := range after {
 		if p < 0 {
 			return nil, fmt.Errorf("%w: partition %d", ErrOptions, p)
 		}
-		f.parts[p] = &followed{partition: p, pos: position{applied: txid}}
+		f.parts[p] = &followedPartition{partition: p, pos: position{applied: txid}}
 	}
 	return f, nil
 }
@@ -225,9 +225,9 @@ func (f *Follower) Run(ctx context.Context) error {
 }
 
 // run follows one partition, wherever it is moved to.
-func (f *Follower) run(ctx context.Context, p *followed) error {
+func (f *Follower) run(ctx context.Context, p *followedPartition) error {
 	for {
-		err := f.runOn(ctx, p)
+		err := f.runStream(ctx, p)
 		var moved *MovedError
 		if !errors.As(err, &moved) {
 			p.pos.stop(err)
@@ -242,10 +242,10 @@ func (f *Follower) run(ctx context.Context, p *followed) error {
 }
 
 // begin notes how the stream that begins is left, and is told where it begins.
-func (p *followed) begin(leave context.CancelCauseFunc) {
+func (p *followedPartition) beginStream(cancel context.CancelCauseFunc) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.leave = leave
+	p.cancel = cancel
 	if p.moveTo != nil {
 		p.pos.move(*p.moveTo)
 		p.moveTo = nil
@@ -254,7 +254,7 @@ func (p *followed) begin(leave context.CancelCauseFunc) {
 
 // advance notes that the handler has applied up to txid, unless it was moved
 // meanwhile.
-func (p *followed) advance(txid uint64) {
+func (p *followedPartition) advance(txid uint64) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.moveTo == nil {
@@ -262,35 +262,35 @@ func (p *followed) advance(txid uint64) {
 	}
 }
 
-func (p *followed) ended() {
+func (p *followedPartition) endStream() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.leave = nil
+	p.cancel = nil
 }
 
 // runOn follows one partition from where it is.
-func (f *Follower) runOn(ctx context.Context, p *followed) error {
-	ctx, leave := context.WithCancelCause(ctx)
-	defer leave(nil)
-	p.begin(leave)
-	defer p.ended()
-	return f.c.stream(ctx, p.partition, p.pos.get(), f.opts, func(ctx context.Context, s *stream) error {
+func (f *Follower) runStream(ctx context.Context, p *followedPartition) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	p.beginStream(cancel)
+	defer p.endStream()
+	return f.c.withStream(ctx, p.partition, p.pos.get(), f.opts, func(ctx context.Context, s *stream) error {
 		p.mu.Lock()
 		p.stream = s
 		p.mu.Unlock()
 		p.pos.resume()
-		return drain(ctx, s, f.opts.MaxBatch, func(txs []*Transaction, upto uint64) error {
+		return deliver(ctx, s, f.opts.MaxBatch, func(txs []*Transaction, upTo uint64) error {
 			if err := f.apply(ctx, p, txs); err != nil {
 				return err
 			}
-			p.advance(upto)
+			p.advance(upTo)
 			return nil
 		})
 	})
 }
 
 // stream runs use with a stream, and its clock beside it.
-func (c *Client) stream(ctx context.Context, partition int, after uint64, opts FollowOptions, use func(context.Context, *stream) error) error {
+func (c *Client) withStream(ctx context.Context, partition int, after uint64, opts FollowOptions, use func(context.Context, *stream) error) error {
 	s, err := newStream(c, partition, after, opts)
 	if err != nil {
 		return err
@@ -304,27 +304,27 @@ func (c *Client) stream(ctx context.Context, partition int, after uint64, opts F
 	c.mu.Unlock()
 	defer c.running.Done()
 	ctx, cancel := context.WithCancel(ctx)
-	var clock sync.WaitGroup
-	defer clock.Wait()
+	var timers sync.WaitGroup
+	defer timers.Wait()
 	defer cancel()
 	defer s.close()
 	if err := s.open(); err != nil {
 		return err
 	}
-	clock.Go(func() { s.keep(ctx) })
+	timers.Go(func() { s.runTimers(ctx) })
 	return use(ctx, s)
 }
 
 // drain gives what comes to do, at most most transactions at once, and up to
 // where it was, until do returns an error or the stream ends.
-func drain(ctx context.Context, s *stream, most int, do func(txs []*Transaction, upto uint64) error) error {
+func deliver(ctx context.Context, s *stream, limit int, do func(txs []*Transaction, upTo uint64) error) error {
 	var txs []*Transaction
 	for {
 		queue, err := s.take(ctx)
 		if err != nil {
 			return err
 		}
-		held := 0
+		size := 0
 		for len(queue) > 0 {
 			select {
 			case <-ctx.Done():
@@ -334,39 +334,39 @@ func drain(ctx context.Context, s *stream, most int, do func(txs []*Transaction,
 			default:
 			}
 			txs = txs[:0]
-			var upto uint64
-			for len(queue) > 0 && len(txs) < most {
+			var upTo uint64
+			for len(queue) > 0 && len(txs) < limit {
 				e := queue[0]
 				queue[0], queue = entry{}, queue[1:] // not kept longer than the handler does
-				upto = e.upto
-				held += e.size
+				upTo = e.upTo
+				size += e.size
 				if e.tx != nil {
 					txs = append(txs, e.tx)
 				}
 			}
-			if err := do(txs, upto); err != nil {
+			if err := do(txs, upTo); err != nil {
 				return err
 			}
-			if held >= s.opts.readBytes() {
-				s.handled(held)
-				held = 0
+			if size >= s.opts.readBytes() {
+				s.handled(size)
+				size = 0
 			}
 		}
 		clear(txs)
-		s.handled(held)
+		s.handled(size)
 	}
 }
 
 // apply gives transactions to the handler, which may be none, and if it fails
 // one by one.
-func (f *Follower) apply(ctx context.Context, p *followed, txs []*Transaction) error {
+func (f *Follower) apply(ctx context.Context, p *followedPartition, txs []*Transaction) error {
 	if len(txs) > 1 {
 		err := f.handle(ctx, txs)
 		var moved *MovedError
 		if err == nil || errors.As(err, &moved) {
 			return err
 		}
-		p.troubled(err)
+		p.setHandlerErr(err)
 	}
 	for i, tx := range txs {
 		if err := f.applyOne(ctx, p, txs[i:i+1]); err != nil {
@@ -379,8 +379,8 @@ func (f *Follower) apply(ctx context.Context, p *followed, txs []*Transaction) e
 
 // applyOne calls the handler until it is content, or OnError decides
 // otherwise.
-func (f *Follower) applyOne(ctx context.Context, p *followed, one []*Transaction) error {
-	defer p.troubled(nil)
+func (f *Follower) applyOne(ctx context.Context, p *followedPartition, one []*Transaction) error {
+	defer p.setHandlerErr(nil)
 	tx := one[0]
 	for tries := 1; ; tries++ {
 		if ctx.Err() != nil {
@@ -405,7 +405,7 @@ func (f *Follower) applyOne(ctx context.Context, p *followed, one []*Transaction
 		default:
 			return fmt.Errorf("partition %d: txid %d: %w", tx.Partition, tx.Txid, err)
 		}
-		p.troubled(fmt.Errorf("txid %d, try %d: %w", tx.Txid, tries, err))
+		p.setHandlerErr(fmt.Errorf("txid %d, try %d: %w", tx.Txid, tries, err))
 		select {
 		case <-time.After(backoff(tries, f.opts.MinBackoff, f.opts.MaxBackoff)):
 		case <-ctx.Done():
@@ -429,8 +429,8 @@ func (f *Follower) Move(partition int, after uint64) error {
 	defer p.mu.Unlock()
 	p.moveTo = &after
 	p.pos.move(after)
-	if p.leave != nil {
-		p.leave(&MovedError{after})
+	if p.cancel != nil {
+		p.cancel(&MovedError{after})
 	}
 	return nil
 }
@@ -463,15 +463,15 @@ func (f *Follower) Progress(partition int) Progress {
 	}
 	applied := p.pos.get()
 	p.mu.Lock()
-	s, trouble := p.stream, p.trouble
+	s, handlerErr := p.stream, p.handlerErr
 	p.mu.Unlock()
 	var g Progress
 	if s != nil {
-		g = s.state()
+		g = s.progress()
 	}
 	g.Applied, g.HighWaterMark = applied, max(g.HighWaterMark, applied)
-	if trouble != nil {
-		g.Err = trouble
+	if handlerErr != nil {
+		g.Err = handlerErr
 	}
 	if err := p.pos.stopped(); err != nil {
 		g.Err = err
@@ -516,8 +516,8 @@ func (c *Client) All(ctx context.Context, partition int, after uint64, opts Foll
 		opts, err := opts.withDefaults()
 		left := errors.New("left")
 		if err == nil {
-			err = c.stream(ctx, partition, after, opts, func(ctx context.Context, s *stream) error {
-				return drain(ctx, s, 1, func(txs []*Transaction, _ uint64) error {
+			err = c.withStream(ctx, partition, after, opts, func(ctx context.Context, s *stream) error {
+				return deliver(ctx, s, 1, func(txs []*Transaction, _ uint64) error {
 					if len(txs) > 0 && !yield(txs[0], nil) {
 						return left
 					}

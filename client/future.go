@@ -21,23 +21,23 @@ type Receipt struct {
 
 // Future is a transaction on its way.
 type Future struct {
-	lane   *lane
+	sender *sender
 	id     string // as given
 	number uint64 // of the id that was made up
 	size   int    // of the room that it takes
 
 	// done is made for the first who waits; once the outcome is there it is
 	// alreadyDone.
-	done    atomic.Pointer[chan struct{}]
-	settled atomic.Bool
-	receipt Receipt // set before done is closed
-	err     error
+	done      atomic.Pointer[chan struct{}]
+	completed atomic.Bool
+	receipt   Receipt // set before done is closed
+	err       error
 
 	// lane.mu guards
-	deadline time.Time
-	sent     bool
-	open     int // tries that may have been carried out, for all that is known
-	last     error
+	deadline  time.Time
+	sent      bool
+	uncertain int // tries that may have been carried out, for all that is known
+	lastErr   error
 }
 
 var alreadyDone = func() *chan struct{} {
@@ -70,7 +70,7 @@ func (f *Future) appendID(dst []byte) []byte {
 	if f.id != "" {
 		return append(dst, f.id...)
 	}
-	return strconv.AppendUint(append(dst, f.lane.c.idPrefix...), f.number, 36)
+	return strconv.AppendUint(append(dst, f.sender.c.idPrefix...), f.number, 36)
 }
 
 // Wait returns the outcome. When ctx ends first it returns ctx's error, and the
@@ -89,8 +89,8 @@ func (f *Future) Wait(ctx context.Context) (Receipt, error) {
 
 // settle sets the outcome and reports whether it was the first to do so, in
 // which case the caller gives the room back.
-func (f *Future) settle(r Receipt, err error) bool {
-	if !f.settled.CompareAndSwap(false, true) {
+func (f *Future) complete(r Receipt, err error) bool {
+	if !f.completed.CompareAndSwap(false, true) {
 		return false
 	}
 	f.receipt, f.err = r, err
@@ -102,15 +102,15 @@ func (f *Future) settle(r Receipt, err error) bool {
 
 // giveUp is the error of a transaction that is not tried any more because of
 // cause; lane.mu is held.
-func (f *Future) giveUp(cause error) error {
+func (f *Future) incompleteError(cause error) error {
 	switch {
-	case f.last != nil:
-		cause = fmt.Errorf("%w; last try: %w", cause, f.last)
+	case f.lastErr != nil:
+		cause = fmt.Errorf("%w; last try: %w", cause, f.lastErr)
 	case f.sent:
 		cause = fmt.Errorf("%w; %w", cause, ErrNoAnswer)
 	}
-	if f.open > 0 {
-		return &UnknownOutcomeError{Partition: f.lane.partition, ID: f.ID(), Err: cause}
+	if f.uncertain > 0 {
+		return &UnknownOutcomeError{Partition: f.sender.partition, ID: f.ID(), Err: cause}
 	}
-	return fmt.Errorf("partition %d: not appended: %w", f.lane.partition, cause)
+	return fmt.Errorf("partition %d: not appended: %w", f.sender.partition, cause)
 }

@@ -6,7 +6,7 @@ import (
 )
 
 // Whoever waits, before the outcome is there, while it comes or after, is told.
-func TestAFutureTellsAllWhoWait(t *testing.T) {
+func TestAFutureWakesAllWaiters(t *testing.T) {
 	for range 20_000 {
 		f := &Future{}
 		var waiting sync.WaitGroup
@@ -23,7 +23,7 @@ func TestAFutureTellsAllWhoWait(t *testing.T) {
 			})
 		}
 		waiting.Go(func() {
-			if !f.settle(Receipt{Txid: 7}, nil) || f.settle(Receipt{Txid: 8}, nil) {
+			if !f.complete(Receipt{Txid: 7}, nil) || f.complete(Receipt{Txid: 8}, nil) {
 				t.Error("not settled once")
 			}
 		})

@@ -41,7 +41,7 @@ func (c *Client) get(ctx context.Context, partition int, what subjects.GetReques
 		if r.HighWaterMark != nil {
 			mark = *r.HighWaterMark
 		}
-		return refusal(*r.Error, partition, "", mark), courseOf(r.Error) == final
+		return refusal(*r.Error, partition, "", mark), dispositionOf(r.Error) == final
 	})
 	if err != nil {
 		return nil, fmt.Errorf("get from partition %d: %w", partition, err)

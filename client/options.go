@@ -84,14 +84,14 @@ func (o Options) withDefaults() (Options, error) {
 }
 
 type duration struct {
-	value  *time.Duration
-	normal time.Duration
+	value *time.Duration
+	def   time.Duration
 }
 
 func fillDurations(all map[string]duration) error {
 	for name, d := range all {
 		if *d.value == 0 {
-			*d.value = d.normal
+			*d.value = d.def
 		}
 		if *d.value < 0 {
 			return fmt.Errorf("%w: %s is %v", ErrOptions, name, *d.value)

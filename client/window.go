@@ -23,11 +23,11 @@ const (
 // window is the room that the reads of a client share. Streams that find none wait
 // in turn; each is kicked when it has a place.
 type window struct {
-	mu      sync.Mutex
-	used    int
-	heard   time.Time // an answer to any read
-	waiting []waiter
-	given   map[*stream]int // places that were not taken yet
+	mu         sync.Mutex
+	used       int
+	lastAnswer time.Time // an answer to any read
+	waiters    []waiter
+	grants     map[*stream]int // places that were not taken yet
 }
 
 type waiter struct {
@@ -37,21 +37,21 @@ type waiter struct {
 
 // enter takes room for a read, or has the stream wait for it. cost is what was
 // taken, which may be more or less than what is wanted now.
-func (w *window) enter(s *stream, want int) (cost int, ok bool) {
+func (w *window) acquire(s *stream, want int) (cost int, ok bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if cost, ok := w.given[s]; ok {
-		delete(w.given, s)
+	if cost, ok := w.grants[s]; ok {
+		delete(w.grants, s)
 		return cost, true
 	}
-	if slices.ContainsFunc(w.waiting, func(o waiter) bool { return o.s == s }) {
+	if slices.ContainsFunc(w.waiters, func(o waiter) bool { return o.s == s }) {
 		return 0, false
 	}
-	if len(w.waiting) == 0 && w.fits(want) {
+	if len(w.waiters) == 0 && w.fits(want) {
 		w.used += want
 		return want, true
 	}
-	w.waiting = append(w.waiting, waiter{s, want})
+	w.waiters = append(w.waiters, waiter{s, want})
 	return 0, false
 }
 
@@ -59,10 +59,10 @@ func (w *window) enter(s *stream, want int) (cost int, ok bool) {
 func (w *window) fits(cost int) bool { return w.used == 0 || w.used+cost <= windowBytes }
 
 // granted reports whether the stream has a place that it has not taken.
-func (w *window) granted(s *stream) bool {
+func (w *window) hasGrant(s *stream) bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	_, ok := w.given[s]
+	_, ok := w.grants[s]
 	return ok
 }
 
@@ -75,46 +75,46 @@ func (w *window) release(cost int) {
 
 func (w *window) releaseLocked(cost int) {
 	w.used -= cost
-	for len(w.waiting) > 0 && w.fits(w.waiting[0].cost) {
-		next := w.waiting[0]
-		w.waiting = w.waiting[1:]
+	for len(w.waiters) > 0 && w.fits(w.waiters[0].cost) {
+		next := w.waiters[0]
+		w.waiters = w.waiters[1:]
 		w.used += next.cost
-		if w.given == nil {
-			w.given = map[*stream]int{}
+		if w.grants == nil {
+			w.grants = map[*stream]int{}
 		}
-		w.given[next.s] = next.cost
-		signal(next.s.kick)
+		w.grants[next.s] = next.cost
+		signal(next.s.wake)
 	}
 }
 
 // leave takes a stream out of those that wait.
-func (w *window) leave(s *stream) {
+func (w *window) cancel(s *stream) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.waiting = slices.DeleteFunc(w.waiting, func(o waiter) bool { return o.s == s })
-	if cost, ok := w.given[s]; ok {
-		delete(w.given, s)
+	w.waiters = slices.DeleteFunc(w.waiters, func(o waiter) bool { return o.s == s })
+	if cost, ok := w.grants[s]; ok {
+		delete(w.grants, s)
 		w.releaseLocked(cost)
 	}
 }
 
 // hear notes that a read was answered.
-func (w *window) hear(now time.Time) {
+func (w *window) noteAnswer(now time.Time) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.heard = now
+	w.lastAnswer = now
 }
 
 // silent returns when a read that was last heard of at heard counts as lost. While
 // other reads are answered the line may just be slow.
-func (w *window) silent(heard time.Time, timeout time.Duration) time.Time {
+func (w *window) lostAt(heard time.Time, timeout time.Duration) time.Time {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if last := heard.Add(quietFactor * timeout); w.heard.Add(timeout).After(last) {
+	if last := heard.Add(quietFactor * timeout); w.lastAnswer.Add(timeout).After(last) {
 		return last
 	}
-	if w.heard.After(heard) {
-		return w.heard.Add(timeout)
+	if w.lastAnswer.After(heard) {
+		return w.lastAnswer.Add(timeout)
 	}
 	return heard.Add(timeout)
 }

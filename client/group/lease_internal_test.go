@@ -73,8 +73,8 @@ func (s *shared) Set(ctx context.Context, txid uint64) (client.Position, error) 
 func TestLeaseIsHeldByOneAtATime(t *testing.T) {
 	const term, members = 6 * time.Second, 4
 	for i, worst := range []time.Duration{term / 100, term / 3, term, 3 * term, term / 100, term / 3, term, 3 * term} {
-		quiet := i >= 4
-		t.Run(fmt.Sprintf("%v, quiet %v", worst, quiet), func(t *testing.T) {
+		byReading := i >= 4
+		t.Run(fmt.Sprintf("%v, quiet %v", worst, byReading), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				seed := rand.Uint64()
 				t.Logf("seed %d", seed)
@@ -88,22 +88,22 @@ func TestLeaseIsHeldByOneAtATime(t *testing.T) {
 					wg.Go(func() {
 						random := rand.New(rand.NewPCG(seed, uint64(i)))
 						l := newLease(s, term)
-						l.quiet = quiet
+						l.byReading = byReading
 						for time.Now().Before(end) {
 							ctx, cancel := context.WithTimeout(t.Context(), term/3)
-							_ = l.keep(ctx) // what failed counts as nothing done
+							_ = l.step(ctx) // what failed counts as nothing done
 							cancel()
 							mu.Lock()
 							if l.held() {
 								for j, other := range until {
 									if j != i && time.Now().Before(other) {
-										t.Errorf("%d holds it up to %v, and %d up to %v", i, l.until, j, other)
+										t.Errorf("%d holds it up to %v, and %d up to %v", i, l.heldUntil, j, other)
 									}
 								}
 								if until[i].Before(time.Now()) {
 									begins[i]++
 								}
-								until[i] = l.until
+								until[i] = l.heldUntil
 							}
 							mu.Unlock()
 							switch random.IntN(100) {
@@ -116,12 +116,12 @@ func TestLeaseIsHeldByOneAtATime(t *testing.T) {
 								cancel()
 							case 1: // a crash, and another in its place
 								mu.Lock()
-								if !l.until.IsZero() {
+								if !l.heldUntil.IsZero() {
 									until[i] = time.Time{}
 								}
 								mu.Unlock()
 								l = newLease(s, term)
-								l.quiet = quiet
+								l.byReading = byReading
 							}
 							time.Sleep(term / 4)
 						}
@@ -142,7 +142,7 @@ func TestLeaseIsHeldByOneAtATime(t *testing.T) {
 
 // TestSlotsAreWrittenForOthers has a member write its slot once while it is alone,
 // and be seen to live as soon as there is another.
-func TestSlotsAreWrittenForOthers(t *testing.T) {
+func TestMemberLeasesAreWrittenForOthers(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const term, members = 6 * time.Second, 4
 		var cursors []*shared
@@ -150,9 +150,9 @@ func TestSlotsAreWrittenForOthers(t *testing.T) {
 			cursors = append(cursors, &shared{random: rand.New(rand.NewPCG(1, 0)), worst: term / 100, pos: client.Position{HighWaterMark: 1}})
 		}
 		join := func() *member {
-			m := &member{slot: -1}
+			m := &member{number: -1}
 			for _, s := range cursors {
-				m.slots = append(m.slots, newLease(s, term))
+				m.memberLeases = append(m.memberLeases, newLease(s, term))
 			}
 			return m
 		}
@@ -164,22 +164,22 @@ func TestSlotsAreWrittenForOthers(t *testing.T) {
 		}
 		first, second := join(), join()
 		for hour := time.Now().Add(time.Hour); time.Now().Before(hour); time.Sleep(term / 4) {
-			if err := first.keepSlot(t.Context()); err != nil {
+			if err := first.renewMembership(t.Context()); err != nil {
 				t.Fatal(err)
 			}
 		}
 		if n := sets(); n > 2 {
 			t.Errorf("a member that is alone has written %d times in an hour", n)
 		}
-		mine, since := first.slot, time.Now()
+		mine, since := first.number, time.Now()
 		for hour := time.Now().Add(time.Hour); time.Now().Before(hour); time.Sleep(term / 4) {
-			if err := errors.Join(second.keepSlot(t.Context()), first.keepSlot(t.Context())); err != nil {
+			if err := errors.Join(second.renewMembership(t.Context()), first.renewMembership(t.Context())); err != nil {
 				t.Fatal(err)
 			}
-			if first.slot != mine || !second.slots[mine].alive() {
+			if first.number != mine || !second.memberLeases[mine].taken() {
 				t.Fatalf("after %v the first member is taken for dead", time.Since(since))
 			}
-			if time.Since(since) > 2*term && !first.slots[second.slot].alive() {
+			if time.Since(since) > 2*term && !first.memberLeases[second.number].taken() {
 				t.Fatal("the second member is taken for dead")
 			}
 		}

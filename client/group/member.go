@@ -21,14 +21,14 @@ type member struct {
 	handle client.Handler
 	opts   Options
 
-	home    int // the partition that the slots are in; -1: none has a transaction
-	slots   []*lease
-	slot    int   // that is held or claimed, -1: none
-	wanted  []int // the member's share, as last seen
-	leases  map[int]*lease
-	workers map[int]*worker
-	stopped map[int]error // partitions that an error stopped, sometime
-	told    []int
+	coordPartition int // the partition that the slots are in; -1: none has a transaction
+	memberLeases   []*lease
+	number         int   // that is held or claimed, -1: none
+	assigned       []int // the member's share, as last seen
+	leases         map[int]*lease
+	workers        map[int]*worker
+	failures       map[int]error // partitions that an error stopped, sometime
+	lastNotified   []int
 }
 
 // Join makes the process a member of the group until ctx ends: handle is
@@ -50,12 +50,12 @@ func Join(ctx context.Context, c *client.Client, name string, handle client.Hand
 		}
 	}
 	opts.Partitions = slices.Sorted(slices.Values(opts.Partitions))
-	m := &member{client: c, name: name, handle: handle, opts: opts, home: -1, slot: -1, leases: map[int]*lease{}, workers: map[int]*worker{}, stopped: map[int]error{}}
+	m := &member{client: c, name: name, handle: handle, opts: opts, coordPartition: -1, number: -1, leases: map[int]*lease{}, workers: map[int]*worker{}, failures: map[int]error{}}
 	for _, p := range opts.Partitions {
 		if m.leases[p], err = m.lease(p, name+"-lease"); err != nil {
 			return err
 		}
-		m.leases[p].quiet = true // its holder is known by the slots
+		m.leases[p].byReading = true // its holder is known by the slots
 	}
 	return m.run(ctx)
 }
@@ -88,36 +88,36 @@ func (m *member) run(ctx context.Context) error {
 func (m *member) round(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, m.opts.Lease/3)
 	defer cancel()
-	if err := m.findHome(ctx); err != nil || m.home < 0 {
+	if err := m.findCoordPartition(ctx); err != nil || m.coordPartition < 0 {
 		return err
 	}
 	var wg sync.WaitGroup
 	errs := make([]error, len(m.opts.Partitions), len(m.opts.Partitions)+1)
 	for i, p := range m.opts.Partitions {
 		// Also what is not wanted any more, as long as its handler runs.
-		if m.workers[p] != nil || slices.Contains(m.wanted, p) {
-			wg.Go(func() { errs[i] = m.leases[p].keep(ctx) })
+		if m.workers[p] != nil || slices.Contains(m.assigned, p) {
+			wg.Go(func() { errs[i] = m.leases[p].step(ctx) })
 		}
 	}
-	slot := m.keepSlot(ctx)
+	membership := m.renewMembership(ctx)
 	wg.Wait()
-	if slot == nil {
-		m.wanted = m.share()
+	if membership == nil {
+		m.assigned = m.assignment()
 	}
 	for i, p := range m.opts.Partitions {
-		errs[i] = errors.Join(errs[i], m.settle(ctx, p, slices.Contains(m.wanted, p)))
+		errs[i] = errors.Join(errs[i], m.reconcile(ctx, p, slices.Contains(m.assigned, p)))
 	}
-	m.tell()
-	return errors.Join(append(errs, slot)...)
+	m.notify()
+	return errors.Join(append(errs, membership)...)
 }
 
 // findHome finds the first partition with a transaction. Where that is another
 // than before, the slots there are looked at anew. One that does not answer
 // counts as empty: slots are for knowing each other, and nothing is lost if
 // that fails for a while.
-func (m *member) findHome(ctx context.Context) error {
+func (m *member) findCoordPartition(ctx context.Context) error {
 	for _, p := range m.opts.Partitions {
-		if p == m.home {
+		if p == m.coordPartition {
 			return nil
 		}
 		soon, cancel := context.WithTimeout(ctx, m.opts.Lease/10)
@@ -129,88 +129,88 @@ func (m *member) findHome(ctx context.Context) error {
 		if err != nil || mark == 0 {
 			continue
 		}
-		return m.moveTo(ctx, p)
+		return m.setCoordPartition(ctx, p)
 	}
 	return nil
 }
 
 // moveTo has the slots in a partition.
-func (m *member) moveTo(ctx context.Context, partition int) (err error) {
-	slots := make([]*lease, m.opts.MaxMembers)
-	for i := range slots {
-		if slots[i], err = m.lease(partition, fmt.Sprintf("%s-member-%d", m.name, i)); err != nil {
+func (m *member) setCoordPartition(ctx context.Context, partition int) (err error) {
+	leases := make([]*lease, m.opts.MaxMembers)
+	for i := range leases {
+		if leases[i], err = m.lease(partition, fmt.Sprintf("%s-member-%d", m.name, i)); err != nil {
 			return err
 		}
 	}
-	if m.slot >= 0 {
-		_ = m.slots[m.slot].release(ctx) // else it runs out
+	if m.number >= 0 {
+		_ = m.memberLeases[m.number].release(ctx) // else it runs out
 	}
-	m.home, m.slots, m.slot = partition, slots, -1
+	m.coordPartition, m.memberLeases, m.number = partition, leases, -1
 	return nil
 }
 
 // keepSlot looks at all slots and keeps the own one, or claims a free one. A
 // member that is alone need not be seen to live: it begins to renew its slot when
 // it sees another one, which has then looked at it for less than a lease.
-func (m *member) keepSlot(ctx context.Context) error {
+func (m *member) renewMembership(ctx context.Context) error {
 	var wg sync.WaitGroup
-	errs := make([]error, len(m.slots))
-	for i, l := range m.slots {
-		if i != m.slot {
-			wg.Go(func() { errs[i] = l.look(ctx) })
+	errs := make([]error, len(m.memberLeases))
+	for i, l := range m.memberLeases {
+		if i != m.number {
+			wg.Go(func() { errs[i] = l.read(ctx) })
 		}
 	}
 	wg.Wait()
-	if m.slot >= 0 {
-		m.slots[m.slot].quiet = m.alone() && errors.Join(errs...) == nil
-		errs[m.slot] = m.slots[m.slot].keep(ctx)
+	if m.number >= 0 {
+		m.memberLeases[m.number].byReading = m.alone() && errors.Join(errs...) == nil
+		errs[m.number] = m.memberLeases[m.number].step(ctx)
 	}
 	if err := errors.Join(errs...); err != nil {
 		return err
 	}
-	if m.slot >= 0 && m.slots[m.slot].mine.IsZero() {
-		m.slot = -1 // lost
+	if m.number >= 0 && m.memberLeases[m.number].ownTime.IsZero() {
+		m.number = -1 // lost
 	}
-	if m.slot >= 0 {
+	if m.number >= 0 {
 		return nil
 	}
 	var free []int
-	for i, l := range m.slots {
-		if !l.alive() {
+	for i, l := range m.memberLeases {
+		if !l.taken() {
 			free = append(free, i)
 		}
 	}
 	if len(free) == 0 {
 		return nil
 	}
-	m.slot = free[rand.N(len(free))]
-	return m.slots[m.slot].keep(ctx)
+	m.number = free[rand.N(len(free))]
+	return m.memberLeases[m.number].step(ctx)
 }
 
 // alone reports whether every other slot is free. Where there is only one, others
 // may stand by unseen.
 func (m *member) alone() bool {
-	for i, l := range m.slots {
-		if i != m.slot && l.alive() {
+	for i, l := range m.memberLeases {
+		if i != m.number && l.taken() {
 			return false
 		}
 	}
-	return len(m.slots) > 1
+	return len(m.memberLeases) > 1
 }
 
 // share returns the partitions that are the member's, as far as it sees. A slot
 // that is merely claimed counts too, everywhere: partitions have leases of their
 // own.
-func (m *member) share() (mine []int) {
-	if m.slot < 0 {
+func (m *member) assignment() (mine []int) {
+	if m.number < 0 {
 		return nil
 	}
 	rank, n := 0, 0
-	for i, l := range m.slots {
-		if i == m.slot {
+	for i, l := range m.memberLeases {
+		if i == m.number {
 			rank = n
 		}
-		if i == m.slot || l.alive() {
+		if i == m.number || l.taken() {
 			n++
 		}
 	}
@@ -223,21 +223,21 @@ func (m *member) share() (mine []int) {
 }
 
 // settle has the partition handled if it is held and wanted, and only then.
-func (m *member) settle(ctx context.Context, partition int, wanted bool) error {
+func (m *member) reconcile(ctx context.Context, partition int, wanted bool) error {
 	l, w := m.leases[partition], m.workers[partition]
 	if w != nil {
-		if wanted && l.held() && (!w.finished() || w.stopped() != nil) {
-			w.extend(l.until)
+		if wanted && l.held() && (!w.finished() || w.failure() != nil) {
+			w.extend(l.heldUntil)
 			return nil
 		}
-		w.end(ErrLost)
+		w.stop(ErrLost)
 		if !w.finished() {
 			return nil // a later round sees to it
 		}
 		m.forget(w)
 	}
 	if wanted && l.held() {
-		m.workers[partition] = m.begin(partition, l.until)
+		m.workers[partition] = m.begin(partition, l.heldUntil)
 		return nil
 	}
 	if !wanted {
@@ -248,22 +248,22 @@ func (m *member) settle(ctx context.Context, partition int, wanted bool) error {
 
 // forget drops a finished worker, and keeps why it stopped.
 func (m *member) forget(w *worker) {
-	if err := w.stopped(); err != nil {
-		m.stopped[w.partition] = err
+	if err := w.failure(); err != nil {
+		m.failures[w.partition] = err
 	}
 	delete(m.workers, w.partition)
 }
 
 // tell tells OnChange.
-func (m *member) tell() {
+func (m *member) notify() {
 	var now []int
 	for _, p := range m.opts.Partitions {
 		if m.workers[p] != nil {
 			now = append(now, p)
 		}
 	}
-	if !slices.Equal(now, m.told) {
-		m.told = now
+	if !slices.Equal(now, m.lastNotified) {
+		m.lastNotified = now
 		if m.opts.OnChange != nil {
 			m.opts.OnChange(slices.Clone(now))
 		}
@@ -276,16 +276,16 @@ func (m *member) leave(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), m.opts.Lease/3)
 	defer cancel()
 	for _, w := range m.workers {
-		w.end(context.Canceled)
+		w.stop(context.Canceled)
 	}
 	for p, w := range m.workers {
 		<-w.done
 		m.forget(w)
 		_ = m.leases[p].release(ctx) // else it runs out
 	}
-	m.tell()
-	if m.slot >= 0 {
-		_ = m.slots[m.slot].release(ctx)
+	m.notify()
+	if m.number >= 0 {
+		_ = m.memberLeases[m.number].release(ctx)
 	}
-	return errors.Join(slices.Collect(maps.Values(m.stopped))...)
+	return errors.Join(slices.Collect(maps.Values(m.failures))...)
 }

@@ -34,7 +34,7 @@ func (m *member) begin(partition int, until time.Time) *worker {
 func (w *worker) extend(until time.Time) { w.deadline.Reset(time.Until(until)) }
 
 // end has the handling end; finished tells when it has.
-func (w *worker) end(cause error) {
+func (w *worker) stop(cause error) {
 	w.deadline.Stop()
 	w.cancel(cause)
 }
@@ -50,7 +50,7 @@ func (w *worker) finished() bool {
 
 // stopped tells why a finished worker has stopped, if that was neither for its
 // lease nor because it was told to.
-func (w *worker) stopped() error {
+func (w *worker) failure() error {
 	if errors.Is(w.err, ErrLost) || errors.Is(w.err, context.Canceled) {
 		return nil
 	}
@@ -121,10 +121,10 @@ func (p *progress) move(ctx context.Context) error {
 		return nil
 	}
 	_, err := p.cursor.Move(ctx, applied, p.committed)
-	var elsewhere *client.CursorMismatchError
+	var mismatch *client.CursorMismatchError
 	switch {
-	case errors.As(err, &elsewhere):
-		return fmt.Errorf("%w: the position is at %d, and was left at %d", ErrLost, elsewhere.Position.Txid, p.committed)
+	case errors.As(err, &mismatch):
+		return fmt.Errorf("%w: the position is at %d, and was left at %d", ErrLost, mismatch.Position.Txid, p.committed)
 	case err != nil:
 		return err
 	}

@@ -25,10 +25,10 @@ var (
 
 // away is an error of the database, not of what was to be applied: it is tried
 // again whatever OnError says.
-type away struct{ err error }
+type databaseError struct{ err error }
 
-func (e *away) Error() string { return "database: " + e.err.Error() }
-func (e *away) Unwrap() error { return e.err }
+func (e *databaseError) Error() string { return "database: " + e.err.Error() }
+func (e *databaseError) Unwrap() error { return e.err }
 
 // transient reports whether an error comes of the database's state and not of
 // what it was asked. Drivers are known by the methods of their errors.
@@ -75,9 +75,9 @@ func codeOf(err error) (code int, class string) {
 
 // ofCommit sorts an error of a commit: one that the database gives a reason
 // for which is in the data, such as a deferred constraint, is Apply's.
-func ofCommit(err error) error {
+func commitError(err error) error {
 	if code, class := codeOf(err); (code != 0 || class != "") && !transient(err) {
 		return err
 	}
-	return &away{err}
+	return &databaseError{err}
 }

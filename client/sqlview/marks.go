@@ -47,12 +47,12 @@ func (m *marks) create(ctx context.Context, partitions []int) error {
 	return nil
 }
 
-type rower interface {
+type queryer interface {
 	QueryRowContext(ctx context.Context, query string, args ...any) *sql.Row
 }
 
 // get reads a partition's mark.
-func (m *marks) get(ctx context.Context, from rower, partition int) (txid uint64, stamp string, err error) {
+func (m *marks) get(ctx context.Context, from queryer, partition int) (txid uint64, stamp string, err error) {
 	var n int64
 	err = from.QueryRowContext(ctx, m.dialect.Statement(`SELECT txid, stamp FROM cantus_marks WHERE view = ? AND partition = ?`),
 		m.view, partition).Scan(&n, &stamp)

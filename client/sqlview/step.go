@@ -11,7 +11,7 @@ import (
 
 // handle applies transactions of one partition, those that the database does
 // not hold yet.
-func (v *View) handle(ctx context.Context, txs []*client.Transaction) error {
+func (v *View) applyAll(ctx context.Context, txs []*client.Transaction) error {
 	p := v.parts[txs[0].Partition]
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -43,17 +43,17 @@ func (v *View) handle(ctx context.Context, txs []*client.Transaction) error {
 func (v *View) step(ctx context.Context, p *part, txs []*client.Transaction) (mark uint64, err error) {
 	in, err := v.marks.db.BeginTx(ctx, nil)
 	if err != nil {
-		return 0, &away{err}
+		return 0, &databaseError{err}
 	}
 	defer in.Rollback() // does nothing after a commit
 	last := txs[len(txs)-1]
 	moved, err := v.marks.move(ctx, in, last, p.mark)
 	if err != nil {
-		return 0, &away{err}
+		return 0, &databaseError{err}
 	}
 	if !moved {
 		if mark, _, err = v.marks.get(ctx, in, last.Partition); err != nil {
-			return 0, &away{err}
+			return 0, &databaseError{err}
 		}
 		return mark, nil
 	}
@@ -63,17 +63,17 @@ func (v *View) step(ctx context.Context, p *part, txs []*client.Transaction) (ma
 		}
 	}
 	if err := in.Commit(); err != nil {
-		return 0, ofCommit(err)
+		return 0, commitError(err)
 	}
-	p.park = nil
+	p.parkErr = nil
 	return last.Txid, nil
 }
 
 // applyOne applies a transaction, or parks it if that was decided.
 func (v *View) applyOne(ctx context.Context, p *part, in *sql.Tx, tx *client.Transaction) error {
-	if p.park != nil && p.failed == tx.Txid {
-		if err := v.marks.park(ctx, in, tx, p.park); err != nil {
-			return &away{fmt.Errorf("park: %w", err)}
+	if p.parkErr != nil && p.failedTxid == tx.Txid {
+		if err := v.marks.park(ctx, in, tx, p.parkErr); err != nil {
+			return &databaseError{fmt.Errorf("park: %w", err)}
 		}
 		return nil
 	}
@@ -82,27 +82,27 @@ func (v *View) applyOne(ctx context.Context, p *part, in *sql.Tx, tx *client.Tra
 		return nil
 	}
 	if transient(err) {
-		return &away{err}
+		return &databaseError{err}
 	}
 	// A connection that broke may show as any error.
 	if rollback := in.Rollback(); rollback != nil && !errors.Is(rollback, sql.ErrTxDone) {
-		return &away{errors.Join(err, rollback)}
+		return &databaseError{errors.Join(err, rollback)}
 	}
 	if ping := v.marks.db.PingContext(ctx); ping != nil {
-		return &away{errors.Join(err, ping)}
+		return &databaseError{errors.Join(err, ping)}
 	}
 	return err
 }
 
 // onError is the follower's question about one transaction.
 func (v *View) onError(tx *client.Transaction, err error, _ int) client.Decision {
-	var database *away
+	var database *databaseError
 	if errors.As(err, &database) {
 		return client.DecideRetry
 	}
 	p := v.parts[tx.Partition]
-	if p.failed != tx.Txid {
-		p.failed, p.tries, p.park = tx.Txid, 0, nil
+	if p.failedTxid != tx.Txid {
+		p.failedTxid, p.tries, p.parkErr = tx.Txid, 0, nil
 	}
 	p.tries++
 	if v.opts.Follow.OnError == nil {
@@ -110,7 +110,7 @@ func (v *View) onError(tx *client.Transaction, err error, _ int) client.Decision
 	}
 	switch decision := v.opts.Follow.OnError(tx, err, p.tries); decision {
 	case client.DecideSkip:
-		p.park = err // and the next try does it
+		p.parkErr = err // and the next try does it
 		return client.DecideRetry
 	default:
 		return decision

@@ -51,9 +51,9 @@ type part struct {
 	mark uint64 // of the database, as last known
 
 	// owned by the partition's goroutine
-	failed uint64 // txid that Apply failed for
-	tries  int    // at it, in a row
-	park   error  // why it is to be parked; nil: it is not
+	failedTxid uint64 // txid that Apply failed for
+	tries      int    // at it, in a row
+	parkErr    error  // why it is to be parked; nil: it is not
 }
 
 // openTries is how often Open tries to create its tables.
@@ -92,7 +92,7 @@ func Open(ctx context.Context, c *client.Client, db *sql.DB, dialect Dialect, ap
 	}
 	after := client.Positions{}
 	for _, p := range opts.Partitions {
-		mark, err := v.checked(ctx, c, p)
+		mark, err := v.verifiedMark(ctx, c, p)
 		if err != nil {
 			return nil, err
 		}
@@ -102,7 +102,7 @@ func Open(ctx context.Context, c *client.Client, db *sql.DB, dialect Dialect, ap
 	follow := opts.Follow
 	follow.OnError = v.onError
 	var err error
-	v.follower, err = c.NewBatchFollower(after, v.handle, follow)
+	v.follower, err = c.NewBatchFollower(after, v.applyAll, follow)
 	return v, err
 }
 
@@ -121,7 +121,7 @@ func (v *View) create(ctx context.Context) (err error) {
 }
 
 // checked returns a partition's mark, having compared it with the log.
-func (v *View) checked(ctx context.Context, c *client.Client, partition int) (uint64, error) {
+func (v *View) verifiedMark(ctx context.Context, c *client.Client, partition int) (uint64, error) {
 	mark, stamped, err := v.marks.get(ctx, v.marks.db, partition)
 	if err != nil || mark == 0 || stamped == "" {
 		return mark, err
@@ -198,7 +198,7 @@ func (v *View) Reset(ctx context.Context, at client.Positions, load func(ctx con
 		return fmt.Errorf("reset: %w", err)
 	}
 	for _, p := range v.opts.Partitions {
-		if err := v.check(ctx, p); err != nil {
+		if err := v.checkMark(ctx, p); err != nil {
 			return err
 		}
 	}
@@ -216,13 +216,13 @@ func (v *View) watch(ctx context.Context) {
 			return
 		}
 		for _, p := range v.opts.Partitions {
-			_ = v.check(ctx, p) // a database that is away shows where it is written to
+			_ = v.checkMark(ctx, p) // a database that is away shows where it is written to
 		}
 	}
 }
 
 // check moves the partition's follower if its mark went back: it was reset.
-func (v *View) check(ctx context.Context, partition int) error {
+func (v *View) checkMark(ctx context.Context, partition int) error {
 	p := v.parts[partition]
 	p.mu.Lock()
 	defer p.mu.Unlock()

@@ -19,12 +19,12 @@ const partition = 0
 
 // The decisions against.
 var (
-	errFunds  = errors.New("not enough money")
-	errClosed = errors.New("no such account, or it is closed")
-	errExists = errors.New("the account exists already")
-	errMoney  = errors.New("the account is not empty")
-	errAmount = errors.New("the amount must be above 0, and 0 or more to open an account")
-	errSelf   = errors.New("from and to are the same account")
+	errInsufficient = errors.New("not enough money")
+	errClosed       = errors.New("no such account, or it is closed")
+	errExists       = errors.New("the account exists already")
+	errNotEmpty     = errors.New("the account is not empty")
+	errAmount       = errors.New("the amount must be above 0, and 0 or more to open an account")
+	errSelf         = errors.New("from and to are the same account")
 )
 
 // bank is an instance: a view that follows the log, and decisions by it.
@@ -83,9 +83,9 @@ func (b *bank) catchUp(ctx context.Context) error {
 
 // decide runs a function against the view, and appends what it puts into tx.
 // It runs again where the log had gone on in what it was decided by.
-func (b *bank) decide(ctx context.Context, by func(tx *client.Tx, db *sql.Tx) error) error {
+func (b *bank) decide(ctx context.Context, compute func(tx *client.Tx, db *sql.Tx) error) error {
 	_, err := b.transactor.Transact(ctx, partition, func(tx *client.Tx) error {
-		return b.view.Read(ctx, tx, func(db *sql.Tx) error { return by(tx, db) })
+		return b.view.Read(ctx, tx, func(db *sql.Tx) error { return compute(tx, db) })
 	})
 	return err
 }
@@ -103,7 +103,7 @@ func (b *bank) open(ctx context.Context, e opened) error {
 		if a.Name != "" {
 			return fmt.Errorf("open %s: %w", e.Account, errExists)
 		}
-		return put(tx, kindOpen, e)
+		return setEvent(tx, kindOpen, e)
 	})
 }
 
@@ -133,14 +133,14 @@ func (b *bank) transfer(ctx context.Context, e transferred) error {
 		case !to.Active:
 			return fmt.Errorf("transfer to %s: %w", e.To, errClosed)
 		case from.Balance < e.Amount:
-			return fmt.Errorf("transfer %d from %s, which has %d: %w", e.Amount, e.From, from.Balance, errFunds)
+			return fmt.Errorf("transfer %d from %s, which has %d: %w", e.Amount, e.From, from.Balance, errInsufficient)
 		}
-		return put(tx, kindTransfer, e)
+		return setEvent(tx, kindTransfer, e)
 	})
 }
 
 // deactivate ends an empty account.
-func (b *bank) deactivate(ctx context.Context, e closed) error {
+func (b *bank) closeAccount(ctx context.Context, e closed) error {
 	return b.decide(ctx, func(tx *client.Tx, db *sql.Tx) error {
 		a, err := b.store.account(ctx, db, e.Account)
 		switch {
@@ -149,8 +149,8 @@ func (b *bank) deactivate(ctx context.Context, e closed) error {
 		case !a.Active:
 			return fmt.Errorf("close %s: %w", e.Account, errClosed)
 		case a.Balance != 0:
-			return fmt.Errorf("close %s, which has %d: %w", e.Account, a.Balance, errMoney)
+			return fmt.Errorf("close %s, which has %d: %w", e.Account, a.Balance, errNotEmpty)
 		}
-		return put(tx, kindClose, e)
+		return setEvent(tx, kindClose, e)
 	})
 }

@@ -38,7 +38,7 @@ type closed struct {
 // not, nor does a transfer with the closing of a third account.
 func status(account string) string  { return "account." + account + ".status" }
 func balance(account string) string { return "account." + account + ".balance" }
-func whole(account string) string   { return "account." + account + ".>" }
+func subtree(account string) string { return "account." + account + ".>" }
 func request(id string) string      { return "request." + id }
 
 // lock names what the event was decided by and what it changes.
@@ -54,10 +54,10 @@ func (e transferred) lock(tx *client.Tx) {
 }
 
 // Closing is decided by all there is to the account.
-func (e closed) lock(tx *client.Tx) { tx.WriteLock(whole(e.Account)) }
+func (e closed) lock(tx *client.Tx) { tx.WriteLock(subtree(e.Account)) }
 
 // put makes the event the transaction's data.
-func put(tx *client.Tx, kind string, event interface{ lock(*client.Tx) }) error {
+func setEvent(tx *client.Tx, kind string, event interface{ lock(*client.Tx) }) error {
 	data, err := json.Marshal(event)
 	if err != nil {
 		return err

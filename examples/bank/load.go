@@ -24,14 +24,14 @@ type load struct {
 }
 
 // again is how long to wait before repeating what failed.
-const again = 50 * time.Millisecond
+const retryDelay = 50 * time.Millisecond
 
 func accountName(i int) string { return fmt.Sprintf("a%03d", i) }
 
 // run opens the accounts that are not there, and makes the transfers.
 func (l load) run(ctx context.Context, b *bank, w io.Writer) error {
 	for i := range l.accounts {
-		err := insist(ctx, func() error { return b.open(ctx, opened{accountName(i), l.each}) })
+		err := retryUntilDecided(ctx, func() error { return b.open(ctx, opened{accountName(i), l.each}) })
 		if err != nil && !errors.Is(err, errExists) {
 			return err
 		}
@@ -77,8 +77,8 @@ func (l load) transfer(ctx context.Context, b *bank, i int) error {
 		e := transferred{
 			Request: fmt.Sprintf("%s-%d", l.name, i), From: accountName(from), To: accountName(to), Amount: 1 + rand.N(l.each),
 		}
-		err := insist(ctx, func() error { return b.transfer(ctx, e) })
-		if !errors.Is(err, errFunds) && !errors.Is(err, errClosed) {
+		err := retryUntilDecided(ctx, func() error { return b.transfer(ctx, e) })
+		if !errors.Is(err, errInsufficient) && !errors.Is(err, errClosed) {
 			return err
 		}
 	}
@@ -86,19 +86,19 @@ func (l load) transfer(ctx context.Context, b *bank, i int) error {
 
 // insist repeats what failed for another reason than a decision: the log or
 // the database is away for a while. Requests are safe to repeat.
-func insist(ctx context.Context, do func() error) error {
+func retryUntilDecided(ctx context.Context, do func() error) error {
 	for {
 		err := do()
 		if err == nil || ctx.Err() != nil {
 			return errors.Join(err, context.Cause(ctx))
 		}
-		for _, decision := range []error{errFunds, errClosed, errExists, errMoney, errAmount, errSelf, client.ErrClosed} {
+		for _, decision := range []error{errInsufficient, errClosed, errExists, errNotEmpty, errAmount, errSelf, client.ErrClosed} {
 			if errors.Is(err, decision) {
 				return err
 			}
 		}
 		select {
-		case <-time.After(again):
+		case <-time.After(retryDelay):
 		case <-ctx.Done():
 		}
 	}

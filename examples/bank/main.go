@@ -90,7 +90,7 @@ func command(ctx context.Context, b *bank, name string, args []string, w io.Writ
 	case "transfer4":
 		return b.transfer(ctx, transferred{args[3], args[0], args[1], amount})
 	case "close1":
-		return b.deactivate(ctx, closed{args[0]})
+		return b.closeAccount(ctx, closed{args[0]})
 	case "show0":
 		if err := b.catchUp(ctx); err != nil {
 			return err

@@ -64,7 +64,7 @@ func (s *store) create(ctx context.Context) (err error) {
 			return nil
 		}
 		select {
-		case <-time.After(again):
+		case <-time.After(retryDelay):
 		case <-ctx.Done():
 			return errors.Join(err, context.Cause(ctx))
 		}
