@@ -9,22 +9,22 @@ import (
 
 const reconnectWait = 5 * time.Millisecond
 
-// gate dials for clients, and can shut.
+// dialer dials for clients. Its connections can be closed and blocked.
 type dialer struct {
 	mu      sync.Mutex
 	blocked bool
 	conns   map[*trackedConn]struct{}
 }
 
-// gated is a connection that was let through.
+// trackedConn is a connection that the dialer can close.
 type trackedConn struct {
 	net.Conn
 	dialer *dialer
 }
 
-var errBlocked = errors.New("cantustest: cut off")
+var errBlocked = errors.New("cantustest: connections are blocked")
 
-// Dial is nats.CustomDialer's.
+// Dial implements [nats.CustomDialer].
 func (d *dialer) Dial(network, address string) (net.Conn, error) {
 	d.mu.Lock()
 	blocked := d.blocked
@@ -56,7 +56,8 @@ func (c *trackedConn) Close() error {
 	return c.Conn.Close()
 }
 
-// set shuts or opens the gate. Shutting it ends what is through.
+// setBlocked blocks or unblocks new connections. Blocking also closes all
+// existing ones.
 func (d *dialer) setBlocked(blocked bool) {
 	d.mu.Lock()
 	d.blocked = blocked
@@ -66,13 +67,13 @@ func (d *dialer) setBlocked(blocked bool) {
 	}
 }
 
-// drop ends what is through.
+// closeAll closes all connections.
 func (d *dialer) closeAll() {
 	d.mu.Lock()
 	conns := d.conns
 	d.conns = nil
 	d.mu.Unlock()
 	for c := range conns {
-		_ = c.Conn.Close() // the client hears of it
+		_ = c.Conn.Close() // the client notices
 	}
 }

@@ -11,28 +11,28 @@ import (
 	"github.com/cantuslog/cantus/subjects"
 )
 
-// Verb is a sort of message.
+// Verb is a kind of message.
 type Verb string
 
-// The verbs.
+// Verbs.
 const (
-	Append Verb = "append" // append, append by key and batch
+	Append Verb = "append" // append, append by key, and batch
 	Read   Verb = "read"
 	Get    Verb = "get"
 	Info   Verb = "info"
 	Cursor Verb = "cursor"
-	Feed   Verb = "feed" // a transaction published
+	Feed   Verb = "feed" // a published transaction
 )
 
-// Fault is what becomes of a message. The zero value lets it pass.
+// Fault is what happens to a message. The zero value passes it on.
 type Fault struct {
 	err          *subjects.Error
 	noResponders bool
-	drop         bool // the request
-	loseAnswer   bool // the answer
+	drop         bool
+	loseAnswer   bool
 	repeat       bool
-	repeatAnswer bool // the answer
-	losePart     int  // of the answer that is lost, 1 for the first; 0 for none
+	repeatAnswer bool
+	losePart     int // the number of the lost message of the answer, from 1; 0: none
 	delay        time.Duration
 	answerDelay  time.Duration
 	release      <-chan struct{}
@@ -40,17 +40,17 @@ type Fault struct {
 	forge        bool
 }
 
-// Refuse answers with a refusal, and the log hears nothing. Where several
-// transactions came in one message each of them is refused. A conflict should name
-// its lock and txid.
+// Refuse replies with a refusal; the node does not get the request. If the
+// message contains several transactions, each of them is refused. A conflict
+// should have a Lock and a Txid.
 func Refuse(err *subjects.Error) Fault { return Fault{err: err} }
 
-// RefuseAs is Refuse with a reason alone.
+// RefuseAs is Refuse with a reason only.
 func RefuseAs(reason subjects.Reason) Fault {
 	return Refuse(subjects.Errorf(reason, "the test asked for this"))
 }
 
-// RefuseConflict is Refuse for a lock that txid recorded.
+// RefuseConflict is Refuse with a conflict over a lock that txid recorded.
 func RefuseConflict(lock string, txid uint64) Fault {
 	err := subjects.Errorf(subjects.Conflict, "the test asked for this")
 	err.Lock, err.Txid = lock, txid
@@ -58,53 +58,53 @@ func RefuseConflict(lock string, txid uint64) Fault {
 	return Refuse(err)
 }
 
-// NoResponders answers as NATS does where a partition has no leader.
+// NoResponders replies as NATS does if a partition has no leader.
 func NoResponders() Fault { return Fault{noResponders: true} }
 
-// Drop loses the message: a request is neither carried out nor answered.
+// Drop loses the message: a request is neither executed nor answered.
 func Drop() Fault { return Fault{drop: true} }
 
-// LoseAnswer has the request carried out, and its answer lost.
+// LoseAnswer executes the request and loses its answer.
 func LoseAnswer() Fault { return Fault{loseAnswer: true} }
 
-// LosePart has a read carried out, and one message of its answer lost: 1 is the
-// first. Its end, or a refusal, is not lost.
+// LosePart executes a read and loses the n-th message of its answer, n from 1.
+// It never loses the end of a read or a refusal.
 func LosePart(n int) Fault { return Fault{losePart: n} }
 
-// Repeat passes the message on twice; both requests are answered.
+// Repeat passes the message on twice. Both requests are answered.
 func Repeat() Fault { return Fault{repeat: true} }
 
-// RepeatAnswer gives each message of the answer twice.
+// RepeatAnswer sends each message of the answer twice.
 func RepeatAnswer() Fault { return Fault{repeatAnswer: true} }
 
-// Alter changes the payload of a transaction on the feed, behind the signature of
-// the packed form.
+// Alter changes the payload of a transaction on the feed and leaves the
+// signature of the packed form as it is.
 func Alter() Fault { return Fault{alter: true} }
 
-// Forge puts another transaction of the same txid on the feed, before the one of
-// the log. The packed form is signed with another key.
+// Forge publishes a forged transaction of the same txid on the feed before the
+// real one. Its packed form is signed with another key.
 func Forge() Fault { return Fault{forge: true} }
 
-// Delay passes the message on d later.
+// Delay passes the message on after d.
 func Delay(d time.Duration) Fault { return Fault{delay: d} }
 
-// DelayAnswer gives the answer d later.
+// DelayAnswer sends the answer after d.
 func DelayAnswer(d time.Duration) Fault { return Fault{answerDelay: d} }
 
 // Hold passes the message on when release is closed.
 func Hold(release <-chan struct{}) Fault { return Fault{release: release} }
 
-// rules says which message meets which fault.
+// rules selects the fault of each message.
 type rules struct {
 	mu      sync.Mutex
 	next    map[Verb][]Fault
 	funcs   map[Verb]func(*nats.Msg) Fault
 	seen    map[Verb]int
-	changed chan struct{} // closed at the next message; nil while nobody waits
+	changed chan struct{} // closed at the next message; nil if nobody waits
 }
 
 // FailNext applies the fault to the next n messages of a verb, after those that
-// earlier calls of FailNext claimed.
+// earlier calls of FailNext apply to.
 func (l *Log) FailNext(n int, verb Verb, fault Fault) {
 	l.rules.mu.Lock()
 	defer l.rules.mu.Unlock()
@@ -116,9 +116,9 @@ func (l *Log) FailNext(n int, verb Verb, fault Fault) {
 	}
 }
 
-// FailFunc has decide choose the fault of each message of the verb that FailNext
-// does not claim; nil lets them pass again. decide is called for one message at
-// a time; it must not keep or change it, nor call the log.
+// FailFunc calls decide for the fault of each message of the verb to which no
+// FailNext applies. A nil decide ends that. decide is not called concurrently;
+// it must not retain or change the message, nor call methods of the log.
 func (l *Log) FailFunc(verb Verb, decide func(m *nats.Msg) Fault) {
 	l.rules.mu.Lock()
 	defer l.rules.mu.Unlock()
@@ -128,14 +128,14 @@ func (l *Log) FailFunc(verb Verb, decide func(m *nats.Msg) Fault) {
 	l.rules.funcs[verb] = decide
 }
 
-// Seen is how many messages of the verb have come.
+// Seen returns the number of messages of the verb so far.
 func (l *Log) Seen(verb Verb) int {
 	l.rules.mu.Lock()
 	defer l.rules.mu.Unlock()
 	return l.rules.seen[verb]
 }
 
-// Await returns nil once n messages of the verb have come.
+// Await returns nil once there were n messages of the verb.
 func (l *Log) Await(ctx context.Context, verb Verb, n int) error {
 	r := &l.rules
 	for {
@@ -152,12 +152,12 @@ func (l *Log) Await(ctx context.Context, verb Verb, n int) error {
 		select {
 		case <-changed:
 		case <-ctx.Done():
-			return fmt.Errorf("%d of %d messages of %s have come: %w", seen, n, verb, context.Cause(ctx))
+			return fmt.Errorf("%d of %d %s messages so far: %w", seen, n, verb, context.Cause(ctx))
 		}
 	}
 }
 
-// meet returns the fault for a message.
+// faultFor counts a message and returns its fault.
 func (r *rules) faultFor(verb Verb, m *nats.Msg) Fault {
 	r.mu.Lock()
 	defer r.mu.Unlock()

@@ -16,17 +16,18 @@ import (
 	"github.com/cantuslog/cantus/subjects"
 )
 
-// inner is the prefix of the node behind the relay.
+// inner is the prefix of the subjects of the node behind the relay.
 const inner = "cantustest"
 
-// Options sets a Log up. The zero value is one of one partition.
+// Options configures a Log. The zero value selects one partition.
 type Options struct {
-	// Partitions is how many the log has. Default 1.
+	// Partitions is the number of partitions. Default 1.
 	Partitions int
-	// Prefix begins the subjects that clients use. Default "cantus".
+	// Prefix is the first token of the subjects that clients use. Default
+	// "cantus".
 	Prefix string
-	// Node has further options of the node. Its Partitions, Prefix and ClientListen are not
-	// looked at.
+	// Node has other options of the node. Its Partitions, Prefix and
+	// ClientListen are ignored.
 	Node broker.Options
 }
 
@@ -43,11 +44,11 @@ type Log struct {
 	url   string
 
 	mu      sync.Mutex
-	closers []func() error // of what Conn and Client gave, the last first
+	closers []func() error // of connections and clients; called in reverse order
 	closed  bool
 }
 
-// Open runs a log in a directory of its own, until Close.
+// Open runs a log in a new temporary directory, until Close is called.
 func Open(ctx context.Context, opts Options) (*Log, error) {
 	if opts.Partitions == 0 {
 		opts.Partitions = 1
@@ -56,7 +57,7 @@ func Open(ctx context.Context, opts Options) (*Log, error) {
 		opts.Prefix = subjects.DefaultPrefix
 	}
 	if opts.Prefix == inner {
-		return nil, fmt.Errorf("cantustest: prefix %q is the node's own: use another", inner)
+		return nil, fmt.Errorf("cantustest: prefix %q is reserved for the node: use another", inner)
 	}
 	dir, err := os.MkdirTemp("", "cantustest-")
 	if err != nil {
@@ -70,7 +71,7 @@ func Open(ctx context.Context, opts Options) (*Log, error) {
 	return l, nil
 }
 
-// New runs a log until the test and its cleanups are over.
+// New runs a log until the end of the test.
 func New(tb testing.TB, opts Options) *Log {
 	tb.Helper()
 	l, err := Open(tb.Context(), opts)
@@ -90,7 +91,7 @@ func (l *Log) start(ctx context.Context) (err error) {
 		return err
 	}
 	l.url = l.node.ClientURL()
-	l.opts.Node.ClientListen = l.url[len("nats://"):] // the same after a restart
+	l.opts.Node.ClientListen = l.url[len("nats://"):] // the same port after a restart
 	l.relay, err = newRelay(l.node, l.opts.Prefix, &l.rules, l.key)
 	return err
 }
@@ -108,7 +109,7 @@ func (l *Log) stop() error {
 	return err
 }
 
-// Close ends clients and connections that the log gave, the node, and removes
+// Close closes the log's clients and connections, stops the node and removes
 // its directory. It is idempotent.
 func (l *Log) Close() (err error) {
 	l.mu.Lock()
@@ -132,16 +133,16 @@ func (l *Log) onClose(f func() error) error {
 	return nil
 }
 
-// URL is where any NATS client connects.
+// URL returns the URL for NATS clients.
 func (l *Log) URL() string { return l.url }
 
-// Connect returns a NATS connection that reconnects for ever, and at once. It is
-// closed with the log.
+// Connect returns a NATS connection that reconnects without limit and at once.
+// It is closed with the log.
 func (l *Log) Connect(opts ...nats.Option) (*nats.Conn, error) {
 	nc, err := nats.Connect(l.url, append([]nats.Option{
 		nats.SetCustomDialer(&l.dialer), nats.MaxReconnects(-1), nats.ReconnectWait(reconnectWait),
 		nats.ReconnectJitter(reconnectWait, reconnectWait),
-		nats.ErrorHandler(func(*nats.Conn, *nats.Subscription, error) {}), // cut connections are meant to be
+		nats.ErrorHandler(func(*nats.Conn, *nats.Subscription, error) {}), // tests close connections on purpose
 	}, opts...)...)
 	if err != nil {
 		return nil, err
@@ -154,7 +155,7 @@ func (l *Log) Connect(opts ...nats.Option) (*nats.Conn, error) {
 }
 
 // Client returns a client with a connection of its own. It is closed with the
-// log. The log's prefix is put into opts.
+// log. The client's prefix is that of the log.
 func (l *Log) Client(opts client.Options) (*client.Client, error) {
 	nc, err := l.Connect()
 	if err != nil {
@@ -178,7 +179,8 @@ func (l *Log) NewClient(tb testing.TB, opts client.Options) *client.Client {
 	return c
 }
 
-// Transactions returns all that a partition holds, read past the relay's faults.
+// Transactions returns everything that a partition contains. It bypasses the
+// relay and its faults.
 func (l *Log) Transactions(ctx context.Context, partition int) ([]*client.Transaction, error) {
 	nc, err := l.node.Conn()
 	if err != nil {
@@ -206,19 +208,19 @@ func (l *Log) Transactions(ctx context.Context, partition int) ([]*client.Transa
 	return all, nil
 }
 
-// Disconnect ends all connections that the log gave. They come back at once;
+// Disconnect closes all connections made by the log. They reconnect at once;
 // what was on the wire is lost.
 func (l *Log) Disconnect() { l.dialer.closeAll() }
 
-// Block ends all connections that the log gave and keeps them from coming back
-// until Unblock.
+// Block closes all connections made by the log and keeps them from reconnecting
+// until Unblock is called.
 func (l *Log) Block() { l.dialer.setBlocked(true) }
 
 // Unblock undoes Block.
 func (l *Log) Unblock() { l.dialer.setBlocked(false) }
 
-// Restart stops the node cleanly and starts it on the same directory and
-// port. Clients find it again by themselves.
+// Restart stops the node cleanly and starts it again on the same directory and
+// port. Clients reconnect by themselves.
 func (l *Log) Restart(ctx context.Context) error {
 	l.dialer.setBlocked(true)
 	defer l.dialer.setBlocked(false)

@@ -23,7 +23,7 @@ func TestMain(m *testing.M) {
 // soon returns a context that ends a test that would hang.
 var soon = testkit.Soon
 
-// quick are options for tests in which tries fail.
+// quick are options for tests in which attempts fail.
 var quick = client.Options{AttemptTimeout: 100 * time.Millisecond, MinBackoff: time.Millisecond, MaxBackoff: 10 * time.Millisecond}
 
 // holds checks that partition 0 holds just these payloads.
@@ -236,7 +236,7 @@ func TestCutOffClientsAreNotAnswered(t *testing.T) {
 	c := l.NewClient(t, client.Options{Timeout: 50 * time.Millisecond})
 	l.Block()
 	if _, err := c.Append(soon(t), &client.Tx{Payload: []byte("lost")}); err == nil {
-		t.Fatal("appended while cut off")
+		t.Fatal("appended while blocked")
 	}
 	l.Unblock()
 	// What was in flight may come in or not; the next does.

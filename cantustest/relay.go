@@ -16,14 +16,13 @@ import (
 	"github.com/cantuslog/cantus/subjects"
 )
 
-// relay takes requests under the outer prefix, passes them on to the node
-// under its own, and brings the answers back. Messages that meet no fault keep their
-// order.
+// relay forwards requests from the outer prefix to the node's own prefix, and
+// the answers back. It preserves the order of messages without a fault.
 type relay struct {
 	nc    *nats.Conn
 	outer string
 	rules *rules
-	key   ed25519.PrivateKey // that the feed is signed with under the outer prefix
+	key   ed25519.PrivateKey // signs the feed under the outer prefix
 	inbox string
 
 	closing chan struct{}
@@ -31,16 +30,16 @@ type relay struct {
 
 	mu      sync.Mutex
 	lastID  uint64
-	pending map[string]*request // by the inbox of its answer
+	pending map[string]*request // by the inbox of the answer
 }
 
-// request is one that was passed on.
+// request is a request that was forwarded.
 type request struct {
 	reply string
-	multi bool // answered by many messages
+	multi bool // answered by several messages
 	info  bool // about the cluster
 	fault Fault
-	parts int // of the answer that have come
+	parts int // messages of the answer so far
 }
 
 func newRelay(n *broker.Node, outer string, rules *rules, key ed25519.PrivateKey) (*relay, error) {
@@ -59,8 +58,8 @@ func newRelay(n *broker.Node, outer string, rules *rules, key ed25519.PrivateKey
 	return r, nil
 }
 
-// subscribe listens for exactly the subjects that the node answers, so that
-// others have no responders here either.
+// subscribe subscribes to exactly the subjects that the node answers, so that
+// the others have no responders here either.
 func (r *relay) subscribe(partitions int) error {
 	names := subjects.Names{Prefix: r.outer}
 	on := map[string]Verb{names.AppendKey("*"): Append, names.Info(): Info}
@@ -94,14 +93,15 @@ func (r *relay) listen(subject string, handle nats.MsgHandler) error {
 }
 
 func (r *relay) close() {
-	r.mu.Lock() // handlers may run yet
+	r.mu.Lock() // handlers may still run
 	close(r.closing)
 	r.mu.Unlock()
 	r.delayed.Wait()
 	r.nc.Close()
 }
 
-// later does do when the fault's delay is over, and at once if it has none.
+// afterDelay calls do after d, or when release is closed if it is not nil. It
+// does so at once if there is neither.
 func (r *relay) afterDelay(d time.Duration, release <-chan struct{}, do func()) {
 	if d == 0 && release == nil {
 		do()
@@ -129,7 +129,8 @@ func (r *relay) afterDelay(d time.Duration, release <-chan struct{}, do func()) 
 	})
 }
 
-// publish sends, unless the relay is closed: then nobody waits any more.
+// publish ignores errors: once the relay is closed nobody waits for the
+// message.
 func (r *relay) publish(subject, reply string, header nats.Header, data []byte) {
 	_ = r.nc.PublishMsg(&nats.Msg{Subject: subject, Reply: reply, Header: header, Data: data})
 }
@@ -152,7 +153,7 @@ func (r *relay) onRequest(verb Verb, m *nats.Msg) {
 	}
 }
 
-// forward passes a request on.
+// forward sends a request to the node.
 func (r *relay) forward(verb Verb, m *nats.Msg, f Fault) {
 	subject := inner + strings.TrimPrefix(m.Subject, r.outer)
 	reply := ""
@@ -166,7 +167,7 @@ func (r *relay) forward(verb Verb, m *nats.Msg, f Fault) {
 	r.publish(subject, reply, m.Header, m.Data)
 }
 
-// onAnswer brings a message of an answer back.
+// onAnswer forwards one message of an answer.
 func (r *relay) onAnswer(m *nats.Msg) {
 	r.mu.Lock()
 	q := r.pending[m.Subject]
@@ -195,7 +196,7 @@ func (r *relay) onAnswer(m *nats.Msg) {
 	})
 }
 
-// outwards has headers speak of the outer prefix.
+// translateHeaders replaces the node's prefix in headers by the outer one.
 func (r *relay) translateHeaders(h nats.Header) nats.Header {
 	id := h.Get(subjects.HeaderMsgID)
 	if rest, ok := strings.CutPrefix(id, inner+"."); ok {
@@ -204,7 +205,8 @@ func (r *relay) translateHeaders(h nats.Header) nats.Header {
 	return h
 }
 
-// withKey has the node's description of the cluster name the relay's key.
+// replaceFeedKey replaces the feed key in a description of the cluster by the
+// relay's.
 func (r *relay) replaceFeedKey(body []byte) []byte {
 	var info subjects.ClusterInfo
 	if json.Unmarshal(body, &info) != nil || info.FeedKey == "" {
@@ -220,7 +222,7 @@ func (r *relay) onFeed(m *nats.Msg) {
 		return
 	}
 	packed, err := pack(m)
-	if err != nil { // it is the node's own
+	if err != nil { // impossible: the node made it
 		return
 	}
 	names, partition := subjects.Names{Prefix: r.outer}, partitionOf(m.Subject)
@@ -228,7 +230,7 @@ func (r *relay) onFeed(m *nats.Msg) {
 	subject, header := r.outer+strings.TrimPrefix(m.Subject, inner), r.translateHeaders(m.Header)
 	if f.alter {
 		m.Data = append(slices.Clone(m.Data), " altered"...)
-		packed, _ = pack(m) // it could be packed before
+		packed, _ = pack(m) // cannot fail: it succeeded before
 	}
 	publish := func() {
 		r.publish(names.PackedFeed(partition), "", signature, packed)
@@ -252,7 +254,7 @@ func (r *relay) onFeed(m *nats.Msg) {
 func newKey() ed25519.PrivateKey {
 	_, key, err := ed25519.GenerateKey(nil)
 	if err != nil {
-		panic(err) // only a reader of random bytes fails
+		panic(err) // reading random bytes cannot fail
 	}
 	return key
 }
@@ -266,8 +268,9 @@ func sign(key ed25519.PrivateKey, partition int, packed []byte) nats.Header {
 	}
 }
 
-// pack returns a transaction of the feed as a packed message has it. So a fault meets
-// each transaction alone, whichever form its followers listen to.
+// pack returns the packed form of a single transaction of the feed. The relay
+// always sends both forms, one transaction per message, so that a fault affects
+// exactly one.
 func pack(m *nats.Msg) ([]byte, error) {
 	txid, err := strconv.ParseUint(m.Header.Get(subjects.HeaderTxid), 10, 64)
 	if err != nil {
@@ -295,8 +298,8 @@ func (r *relay) onAdvisory(m *nats.Msg) {
 	r.publish(r.outer+strings.TrimPrefix(m.Subject, inner), "", m.Header, m.Data)
 }
 
-// refuse answers for the node: all at once, or each transaction of a batch
-// where the fault is with what it says.
+// refuse replies in place of the node. A refusal that concerns the contents of
+// a batch is sent for each of its transactions.
 func (r *relay) refuse(m *nats.Msg, err *subjects.Error) {
 	mark := uint64(0)
 	partition := partitionOf(m.Subject)
@@ -314,8 +317,7 @@ func (r *relay) refuse(m *nats.Msg, err *subjects.Error) {
 	}, mustJSON(subjects.Reply{Partition: partition, Error: err, HighWaterMark: &mark}))
 }
 
-// partitionOf finds the partition among a subject's tokens, 0 if there is
-// none.
+// partitionOf returns the partition in a subject, 0 if there is none.
 func partitionOf(subject string) int {
 	for token := range strings.SplitSeq(subject, ".") {
 		if n, err := strconv.Atoi(token); err == nil {
@@ -325,7 +327,7 @@ func partitionOf(subject string) int {
 	return 0
 }
 
-// frames counts the transactions of a batch message.
+// frames returns the number of transactions in a batch message.
 func frames(b []byte) (n int) {
 	for len(b) >= 8 {
 		size := 8 + int(binary.BigEndian.Uint32(b)) + int(binary.BigEndian.Uint32(b[4:]))
@@ -341,7 +343,7 @@ func frames(b []byte) (n int) {
 func mustJSON(v any) []byte {
 	b, err := json.Marshal(v)
 	if err != nil {
-		panic(err) // structs of numbers and strings
+		panic(err) // cannot fail for structs of numbers and strings
 	}
 	return b
 }

@@ -9,13 +9,14 @@ import (
 	"github.com/cantuslog/cantus/subjects"
 )
 
-// isNoResponders reports whether NATS itself answered, for want of anybody.
+// isNoResponders reports whether m is the NATS server's reply that a subject
+// has no subscribers.
 func isNoResponders(m *nats.Msg) bool {
 	return len(m.Data) == 0 && m.Header.Get("Status") == "503"
 }
 
-// answered takes the answer to a flight, on the inbox goroutine. runs is
-// memory that may be used; it is given back.
+// onAnswer handles the answer to an attempt. It decodes into runs, and returns
+// that memory for reuse.
 func (s *sender) onAnswer(a *attempt, m *nats.Msg, runs []subjects.BatchRun) []subjects.BatchRun {
 	if isNoResponders(m) {
 		s.onRefused(a, nil, 0)
@@ -23,7 +24,7 @@ func (s *sender) onAnswer(a *attempt, m *nats.Msg, runs []subjects.BatchRun) []s
 	}
 	r, err := decodeBatch(m.Data, runs[:0])
 	if err != nil || r.Error == nil && len(r.Results) == 0 {
-		s.onRefused(a, subjects.Errorf(subjects.Unknown, "the answer can't be read: %q", m.Data[:min(len(m.Data), 200)]), 0)
+		s.onRefused(a, subjects.Errorf(subjects.Unknown, "malformed answer: %q", m.Data[:min(len(m.Data), 200)]), 0)
 		return runs
 	}
 	mark := uint64(0)
@@ -39,8 +40,9 @@ func (s *sender) onAnswer(a *attempt, m *nats.Msg, runs []subjects.BatchRun) []s
 	return r.Results
 }
 
-// committed settles the successes of an answer. It needs no lock: a success is
-// the truth, whichever try it is of.
+// completeCommitted completes the transactions that the answer reports as
+// committed. It needs no lock: a success is true of whichever attempt it
+// answers.
 func (s *sender) completeCommitted(a *attempt, runs []subjects.BatchRun) {
 	count, bytes := 0, 0
 	for _, run := range runs {
@@ -64,7 +66,7 @@ func (s *sender) completeCommitted(a *attempt, runs []subjects.BatchRun) {
 	}
 }
 
-// covered is how many of n items the run is about.
+// covered returns how many of n items run describes, 0 if it is malformed.
 func covered(run subjects.BatchRun, n int) int {
 	if run.Index < 0 || run.Index >= n {
 		return 0
@@ -72,14 +74,14 @@ func covered(run subjects.BatchRun, n int) int {
 	return max(0, min(run.Count, n-run.Index))
 }
 
-// landed ends a flight whose transactions have outcomes of their own: refusals
-// are settled or sent again by themselves.
+// onResults ends an attempt whose transactions have outcomes of their own.
+// Refused transactions are completed or retried one by one.
 func (s *sender) onResults(a *attempt, runs []subjects.BatchRun, mark uint64) {
 	defer s.signal()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if !s.removeInflight(a) {
-		// Late: a refusal of this try says nothing of those after it.
+		// The attempt was abandoned. Its refusals say nothing about later ones.
 		return
 	}
 	s.failures, s.leaderChanges = 0, 0
@@ -103,7 +105,7 @@ func (s *sender) onResults(a *attempt, runs []subjects.BatchRun, mark uint64) {
 		}
 		clean = false
 	}
-	if rest := a.batch.compact(); rest != nil { // also what the answer left out
+	if rest := a.batch.compact(); rest != nil { // including transactions without a result
 		rest.notBefore = time.Now().Add(s.c.backoff(rest.attempts + 1))
 		rest.attempts++
 		s.enqueue(rest)
@@ -114,8 +116,8 @@ func (s *sender) onResults(a *attempt, runs []subjects.BatchRun, mark uint64) {
 	}
 }
 
-// refused ends a flight whose message was refused as a whole; e is nil if
-// nobody answers for the partition.
+// onRefused ends an attempt whose message was refused as a whole. e is nil if
+// the partition's subject has no subscribers.
 func (s *sender) onRefused(a *attempt, e *subjects.Error, mark uint64) {
 	defer s.signal()
 	s.mu.Lock()
@@ -143,7 +145,8 @@ func (s *sender) onRefused(a *attempt, e *subjects.Error, mark uint64) {
 	s.retryAfterBackoff(a.batch, refusal(*e, s.partition, "", mark), time.Now())
 }
 
-// isClosed reports whether err says that the NATS connection is closed for good.
+// isClosed reports whether err means that the NATS connection is closed for
+// good.
 func isClosed(err error) bool {
 	return errors.Is(err, nats.ErrConnectionClosed) || errors.Is(err, nats.ErrConnectionDraining)
 }

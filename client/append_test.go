@@ -103,7 +103,7 @@ func TestRefusalsSayAllThatTheReplySaid(t *testing.T) {
 		name string
 		tx   client.Tx
 		is   error
-		hold string // must stand in the refusal, printed
+		want string // printed form of the refusal
 	}{
 		{"conflict", client.Tx{WriteLocks: []string{"a"}, ReadLocks: []string{"b.>"}}, client.ErrConflict,
 			"b.> 2 [{b.> read 2 false} {a write 1 false}] 0 mark 2"},
@@ -121,8 +121,8 @@ func TestRefusalsSayAllThatTheReplySaid(t *testing.T) {
 				t.Fatalf("%T is no refusal", err)
 			}
 			said := fmt.Sprintf("%s %d %v %d mark %d", r.Lock, r.Txid, r.Conflicts, r.FirstTxid, r.HighWaterMark)
-			if tt.hold != "" && said != tt.hold {
-				t.Errorf("says %q, want %q", said, tt.hold)
+			if tt.want != "" && said != tt.want {
+				t.Errorf("says %q, want %q", said, tt.want)
 			}
 			if r.ID == "" || r.Code != r.Reason.Code() || r.Message == "" {
 				t.Errorf("incomplete: %+v", r)

@@ -5,20 +5,20 @@ import (
 	"time"
 )
 
-// chunk is a batch message and whom it is for. Once it was sent it does not
-// change: later tries send the same bytes.
+// batch is a message of several transactions, and their futures. Once it has
+// been sent it does not change: later attempts send the same bytes.
 type batch struct {
 	data      []byte
 	items     []item
-	seq       uint64 // order of beginning, within the lane
+	seq       uint64 // number in the order of creation, within the sender
 	attempts  int
-	notBefore time.Time // not sent before
+	notBefore time.Time // earliest time to send it
 }
 
-// item is one transaction's place in a chunk.
+// item is one transaction of a batch.
 type item struct {
 	future *Future
-	end    int // of its frame; it begins where the one before ends
+	end    int // end of its frame in data; it starts where the previous one ends
 }
 
 var batchPool = sync.Pool{New: func() any { return new(batch) }}
@@ -29,7 +29,7 @@ func newBatch(seq uint64) *batch {
 	return b
 }
 
-// free gives the chunk back. Nothing may refer to it any more.
+// free returns the batch to the pool. Nothing may refer to it any more.
 func (b *batch) free() {
 	clear(b.items)
 	batchPool.Put(b)
@@ -49,11 +49,12 @@ func (b *batch) frame(i int) []byte {
 	return b.data[start:b.items[i].end]
 }
 
-// pick makes a chunk of those items between from and to that keep says.
-func (b *batch) subset(from, to int, keep func(i int) bool) *batch {
+// subset returns a new batch of those items in [from, to) for which include
+// returns true.
+func (b *batch) subset(from, to int, include func(i int) bool) *batch {
 	out := &batch{seq: b.seq, attempts: b.attempts, notBefore: b.notBefore}
 	for i := from; i < to; i++ {
-		if keep(i) {
+		if include(i) {
 			out.data = append(out.data, b.frame(i)...)
 			out.items = append(out.items, item{b.items[i].future, len(out.data)})
 		}
@@ -61,10 +62,11 @@ func (b *batch) subset(from, to int, keep func(i int) bool) *batch {
 	return out
 }
 
-// live reports whether the i-th transaction still waits for its outcome.
+// isPending reports whether the i-th transaction has no outcome yet.
 func (b *batch) isPending(i int) bool { return !b.items[i].future.completed.Load() }
 
-// compact returns a chunk without the settled, nil if none is left.
+// compact returns a batch without the completed transactions, nil if none is
+// left.
 func (b *batch) compact() *batch {
 	n := 0
 	for i := range b.items {
@@ -81,10 +83,11 @@ func (b *batch) compact() *batch {
 	return b.subset(0, len(b.items), b.isPending)
 }
 
-// firstDeadline is the first deadline of those that wait, zero if none does;
-// lane.mu is held.
+// firstDeadline returns the earliest deadline of the pending transactions, zero
+// if there are none. The caller holds sender.mu.
 func (b *batch) firstDeadline() (first time.Time) {
-	// Deadlines rise with the items, for all have the same time.
+	// Deadlines increase with the index: all transactions have the same
+	// timeout.
 	for i := range b.items {
 		if b.isPending(i) {
 			return b.items[i].future.deadline

@@ -122,13 +122,13 @@ func TestTroubleIsVisible(t *testing.T) {
 	_, c := newLog(t)
 	appendMany(t, c, 0, 10)
 	poison := errors.New("poison")
-	tried, mend := make(chan struct{}, 100), make(chan struct{})
+	tried, repair := make(chan struct{}, 100), make(chan struct{})
 	f, err := c.NewFollower(map[int]uint64{0: 0}, func(_ context.Context, tx *client.Transaction) error {
 		if tx.Txid != 4 {
 			return nil
 		}
 		select {
-		case <-mend:
+		case <-repair:
 			return nil
 		default:
 			tried <- struct{}{}
@@ -143,11 +143,11 @@ func TestTroubleIsVisible(t *testing.T) {
 	}
 	run(t, f)
 	<-tried
-	<-tried // the first has been told
+	<-tried // the first has failed
 	if g := f.Progress(0); !errors.Is(g.Err, poison) || g.Lag() != 7 || g.Applied != 3 {
 		t.Errorf("%+v, lag %d", g, g.Lag())
 	}
-	close(mend)
+	close(repair)
 	if err := f.Wait(soon(t), 0, 10); err != nil {
 		t.Fatal(err)
 	}

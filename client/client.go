@@ -16,46 +16,46 @@ import (
 	"github.com/cantuslog/cantus/subjects"
 )
 
-// Client appends to a cluster and follows it.
+// Client appends transactions to a cluster and follows its partitions.
 type Client struct {
 	nc         *nats.Conn
 	opts       Options
 	names      subjects.Names
-	inbox      string // answers to appends come to inbox + token
+	inbox      string // replies to appends arrive at inbox + token
 	inboxSub   *nats.Subscription
-	leaderSub  *nats.Subscription // advisories of new leaders
+	leaderSub  *nats.Subscription // new-leader advisories
 	limiter    *limiter
-	window     window // of reads
+	window     window // of the reads in progress
 	feedKey    feedKey
-	idPrefix   string // of message ids that are made up
+	idPrefix   string // of generated message ids
 	ids        atomic.Uint64
-	epoch      atomic.Uint64 // rises when the connection is lost
-	partitions atomic.Int64  // the cluster's number of partitions, 0 if not asked yet
+	epoch      atomic.Uint64 // incremented when the connection is lost
+	partitions atomic.Int64  // the cluster's number of partitions, 0 while unknown
 
 	closing   chan struct{}
 	closeOnce sync.Once
-	running   sync.WaitGroup // lanes, streams, watch
+	running   sync.WaitGroup // senders, streams, watchConnection
 	status    chan nats.Status
 
 	mu                 sync.Mutex
 	closed             error
-	drained            bool // everything had its outcome before the client was closed
-	fetchingPartitions bool // the number of partitions is being asked for
+	drained            bool // all outcomes were known when the client was closed
+	fetchingPartitions bool // fetchPartitions is running
 	senders            map[int]*sender
 	streams            map[*stream]struct{}
 	requests           map[*pendingRequest]struct{}
 
-	// tokens guards flights
+	// attemptsMu guards lastToken and attempts.
 	attemptsMu sync.Mutex
 	lastToken  uint64
 	attempts   map[uint64]*attempt
 
-	runs []subjects.BatchRun // owned by the inbox goroutine
+	runs []subjects.BatchRun // reused by onAnswer, which runs on one goroutine
 }
 
-// New returns a client over nc, which stays the caller's: Close does not close
-// it. Give nc unlimited reconnects; while it has no connection, what is
-// appended waits.
+// New returns a client that uses nc. The caller keeps ownership of nc: Close
+// does not close it. Configure nc with unlimited reconnects; while it is
+// disconnected, appends wait.
 func New(nc *nats.Conn, opts Options) (*Client, error) {
 	opts, err := opts.withDefaults()
 	if err != nil {
@@ -70,15 +70,16 @@ func New(nc *nats.Conn, opts Options) (*Client, error) {
 		senders:  map[int]*sender{}, streams: map[*stream]struct{}{}, requests: map[*pendingRequest]struct{}{}, attempts: map[uint64]*attempt{},
 	}
 	if opts.FeedKey != "" {
-		c.feedKey.key, _ = subjects.ParseFeedKey(opts.FeedKey) // it was checked
+		c.feedKey.key, _ = subjects.ParseFeedKey(opts.FeedKey) // withDefaults has checked it
 		c.feedKey.pinned = true
 	}
-	// One callback at a time: nats.go runs a subscription's on one goroutine.
+	// nats.go runs the callbacks of a subscription on one goroutine, so
+	// onAnswer is never called concurrently.
 	if c.inboxSub, err = c.subscribe(c.inbox+"*", c.onAnswer); err != nil {
 		return nil, fmt.Errorf("subscribe to the inbox: %w", err)
 	}
 	if c.leaderSub, err = c.subscribe(c.names.Advisory("leader"), c.onLeader); err != nil {
-		_ = c.inboxSub.Unsubscribe() // fails only where the connection is closed
+		_ = c.inboxSub.Unsubscribe() // fails only if the connection is closed
 		return nil, fmt.Errorf("subscribe to advisories: %w", err)
 	}
 	c.status = nc.StatusChanged(nats.CONNECTED, nats.RECONNECTING, nats.DISCONNECTED, nats.CLOSED)
@@ -86,8 +87,9 @@ func New(nc *nats.Conn, opts Options) (*Client, error) {
 	return c, nil
 }
 
-// subscribe calls handle for each message, without nats.go's own limits: what
-// comes in is bounded by what was asked for, or by handle.
+// subscribe calls handle for each message. It removes the pending limits of
+// nats.go: the number of messages is bounded by what the client requested, or
+// by handle.
 func (c *Client) subscribe(subject string, handle nats.MsgHandler) (*nats.Subscription, error) {
 	sub, err := c.nc.Subscribe(subject, handle)
 	if err != nil {
@@ -96,10 +98,10 @@ func (c *Client) subscribe(subject string, handle nats.MsgHandler) (*nats.Subscr
 	return sub, sub.SetPendingLimits(-1, -1)
 }
 
-// Close ends all appends, followers and goroutines of the client. Transactions
-// in flight end with [ErrClosed], or with an [*UnknownOutcomeError] if they were
-// sent: [Client.Drain] waits for their outcomes first. Close is idempotent and
-// must not be called by a handler.
+// Close ends all appends, followers and goroutines of the client. A transaction
+// in flight ends with an [*UnknownOutcomeError] if it may have been appended,
+// and with [ErrClosed] otherwise; [Client.Drain] waits for the outcomes first.
+// Close is idempotent and must not be called by a handler.
 func (c *Client) Close() error {
 	c.closeOnce.Do(func() {
 		c.mu.Lock()
@@ -118,8 +120,8 @@ func (c *Client) Close() error {
 	return all
 }
 
-// untilClosed returns a context that ends when the client is closed, or cancel is
-// called.
+// untilClosed returns a context that ends when the client is closed or cancel
+// is called.
 func (c *Client) untilClosed() (ctx context.Context, cancel context.CancelFunc) {
 	ctx, cancel = context.WithCancel(context.Background())
 	c.running.Go(func() {
@@ -132,15 +134,15 @@ func (c *Client) untilClosed() (ctx context.Context, cancel context.CancelFunc) 
 	return ctx, cancel
 }
 
-// Append appends tx and waits for its outcome. When it returns a receipt, the
-// transaction is committed. An [*UnknownOutcomeError] says that it may or may not
-// be; every other error says that it is not, and will not be.
+// Append appends tx and waits for its outcome. If it returns a receipt, the
+// transaction is committed. An [*UnknownOutcomeError] means that it may or may
+// not be committed; every other error means that it is not committed and will
+// not be.
 //
-// When ctx ends first, the error is ctx's if every try so far is known to have
-// appended nothing, because it was not sent or was refused, and an
-// [*UnknownOutcomeError] if one may have. The other errors are a [*ConflictError]
-// or [*RefusedError], [ErrTimeout], [ErrNoPartition], [ErrFull], [ErrDraining] and
-// [ErrClosed].
+// If ctx ends first, the error is that of ctx if no attempt can have appended
+// the transaction, and an [*UnknownOutcomeError] otherwise. The other errors
+// are [*ConflictError], [*RefusedError], [ErrTimeout], [ErrNoPartition],
+// [ErrFull], [ErrDraining] and [ErrClosed].
 func (c *Client) Append(ctx context.Context, tx *Tx) (Receipt, error) {
 	f, err := c.AppendAsync(ctx, tx)
 	if err != nil {
@@ -149,11 +151,12 @@ func (c *Client) Append(ctx context.Context, tx *Tx) (Receipt, error) {
 	return f.sender.wait(ctx, f)
 }
 
-// AppendAsync accepts tx and returns before its outcome is known. It blocks only
-// while there is no room; ctx bounds that wait and nothing else. An error says
-// that nothing will be appended: a [*RefusedError] for a malformed tx,
-// [ErrNoPartition], [ErrFull], [ErrDraining], [ErrClosed], or ctx's. It keeps no
-// reference to tx.
+// AppendAsync accepts tx and returns before its outcome is known. It blocks
+// only while the limits of [Options.MaxInFlight] and [Options.MaxInFlightBytes]
+// are reached; ctx bounds that wait and nothing else. An error means that
+// nothing will be appended: a [*RefusedError] for a malformed tx,
+// [ErrNoPartition], [ErrFull], [ErrDraining], [ErrClosed], or the error of ctx.
+// AppendAsync does not retain tx.
 func (c *Client) AppendAsync(ctx context.Context, tx *Tx) (*Future, error) {
 	if err := tx.check(); err != nil {
 		return nil, err
@@ -179,8 +182,7 @@ func (c *Client) AppendAsync(ctx context.Context, tx *Tx) (*Future, error) {
 	return f, nil
 }
 
-// lane returns the sender of a partition, and starts it with the first
-// transaction.
+// sender returns the sender of a partition. It starts the sender on first use.
 func (c *Client) sender(partition int) (*sender, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -199,7 +201,7 @@ func (c *Client) sender(partition int) (*sender, error) {
 	return s, nil
 }
 
-// maxBatchBytes is how large a batch message may be now.
+// maxBatchBytes returns the current limit on the size of a batch message.
 func (c *Client) maxBatchBytes() int {
 	if most := int(c.nc.MaxPayload()); most > 0 {
 		return min(c.opts.MaxBatchBytes, most)
@@ -242,7 +244,8 @@ func (c *Client) onAnswer(m *nats.Msg) {
 	}
 }
 
-// watch tells lanes and streams of the connection's fate.
+// watchConnection reports changes of the connection's status to senders and
+// streams.
 func (c *Client) watchConnection() {
 	for {
 		select {
@@ -280,7 +283,8 @@ func (c *Client) onReconnected() {
 	}
 }
 
-// lost ends everything: the connection is closed for good.
+// onConnectionClosed ends all senders and streams: the connection was closed
+// for good.
 func (c *Client) onConnectionClosed(err error) {
 	c.mu.Lock()
 	if c.closed == nil {

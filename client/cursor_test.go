@@ -94,7 +94,7 @@ func TestMoversOfACursorDoNotOverwriteEachOther(t *testing.T) {
 	}
 }
 
-// The first answer is lost, so that the second try finds its own position.
+// The first answer is lost, so that the second attempt finds its own position.
 func TestUnansweredMoveIsFoundDone(t *testing.T) {
 	n := openNode(t, broker.Options{})
 	wire, lost := connect(t, n), false

@@ -1,4 +1,4 @@
-// Package client is the Go client of Cantus: it appends transactions, follows
+// Package client is the Go client of Cantus. It appends transactions, follows
 // partitions, and runs functions as transactions against a local view.
 //
 //	c, err := client.New(nc, client.Options{}) // nc is a *nats.Conn
@@ -16,60 +16,63 @@
 //
 // Its nouns:
 //
-//   - [Client], over a NATS connection that the caller owns.
-//   - [Tx], a transaction to append, and [Receipt], the proof that it committed.
-//   - [Follower], which hands every committed [Transaction] to a [Handler], once,
-//     in txid order and without a gap, for each partition by itself.
-//   - [Transactor], which runs a function at a known high-water mark of a local
-//     [View], appends what it made, and runs it again when it met a conflict.
-//   - [Cursor], a position that the log itself keeps.
+//   - [Client] uses a NATS connection that the caller owns.
+//   - [Tx] is a transaction to append, and [Receipt] the proof that it committed.
+//   - [Follower] passes every committed [Transaction] to a [Handler], once, in
+//     txid order and without a gap within each partition.
+//   - [Transactor] runs a function at a known high-water mark of a local [View],
+//     appends the transaction that it made, and runs it again after a conflict.
+//   - [Cursor] is a position that is stored in the log itself.
 //
 // Package [github.com/cantuslog/cantus/client/sqlview] is a [View] in a SQL
 // database, package [github.com/cantuslog/cantus/client/group] shares partitions
-// among consumers, and package [github.com/cantuslog/cantus/cantustest] runs a log
-// for tests.
+// among consumers, and package [github.com/cantuslog/cantus/cantustest] runs a
+// log for tests.
 //
-// It speaks what subjects.md says and nothing else, and needs only nats.go.
+// The client uses only the protocol of subjects.md, and depends only on nats.go.
 //
 // # Guarantees
 //
-// When [Client.Append] returns a [Receipt] the transaction is committed: synced on a
-// majority of the partition's replicas. It was appended exactly once however
-// often it had to be sent: every transaction has a message id, made up where
-// none was given, and is sent again with that id (after no answer, `unknown`,
-// `unavailable`, `busy`, "no responders", a lost connection) until it is
-// settled or its time is over. A refusal that sending again can't cure comes
-// back at once as a [*RefusedError] or [*ConflictError], which hold all that the
-// reply said. Where time ends before the outcome is known the error is an
-// [*UnknownOutcomeError] with the message id; every other error means that nothing
-// was appended.
+// When [Client.Append] returns a [Receipt], the transaction is committed: it is
+// synced on a majority of the partition's replicas. It was appended exactly
+// once, however often it was sent. Every transaction has a message id, which the
+// client generates if the caller sets none. The client resends the transaction
+// with that id (after a missing answer, `unknown`, `unavailable`, `busy`, "no
+// responders", or a lost connection) until it has an outcome or its time is
+// over. A refusal that resending cannot cure is returned at once, as a
+// [*RefusedError] or [*ConflictError], with everything that the reply said. If
+// the time is over before the outcome is known, the error is an
+// [*UnknownOutcomeError] with the message id. Every other error means that
+// nothing was appended.
 //
-// A node remembers ids for two minutes. [Options.Timeout] stays well below it.
+// A node remembers message ids for two minutes. The default of
+// [Options.Timeout] is well below that.
 //
 // # Batches
 //
 // Each partition has one sender. A transaction that comes while nothing is in
-// flight leaves at once. While three batches are in flight others gather, and
-// the next batch takes them all; no timer makes anyone wait. Transactions are
-// encoded into the batch where they gather, so that sending again is sending
-// the same bytes.
+// flight is sent at once. While three batches are in flight, transactions
+// gather, and the next batch takes them all. No timer delays anything. A
+// transaction is encoded once, when it is added to a batch, so every attempt
+// sends the same bytes.
 //
-// Transactions appended one after the other to one partition commit in that
-// order as long as none has to be sent again. No order is promised beyond that:
-// a writer that needs one waits for the receipt, or sets [Tx.ExpectedLast].
+// Transactions that are appended to one partition one after another commit in
+// that order, as long as none has to be resent. There is no other guarantee of
+// order: a writer that needs one waits for the receipt, or sets
+// [Tx.ExpectedLast].
 //
 // # Following
 //
-// A stream joins reads and the feed by txid. While it is behind it reads, the
-// next read asked for when the last one ended and the handler's backlog is
-// below [FollowOptions.BufferBytes]. Level, it takes the packed feed. A txid that
-// is not the next one, a reconnect and a silent feed each make it read. So nothing
-// that is lost on the wire, by a slow consumer or around a change of leader is
-// lost to the handler.
+// A follower combines reads and the feed by txid. While it is behind, it reads:
+// each read starts when the previous one has ended and the handler's backlog is
+// below [FollowOptions.BufferBytes]. Once it has caught up, it takes the packed
+// feed. It reads again after a txid that is not the next one, after a reconnect,
+// and when the feed is silent. So a message that is lost on the wire, by a slow
+// consumer or at a change of leader, is not lost to the handler.
 //
-// The feed is signed. A message that the cluster's key does not verify, whoever
-// sent it, is dropped and counted, and the stream reads. The key is asked for
-// unless [Options.FeedKey] has it.
+// The feed is signed. A message that does not verify with the cluster's key is
+// dropped and counted, and the follower reads. The client asks the cluster for
+// the key unless [Options.FeedKey] contains it.
 //
 //	feed ──► verified? txid == next? ──► queue ──► handler, one goroutine a partition
 //	          gap: read ──────►
@@ -77,6 +80,67 @@
 // # Concurrency
 //
 // All methods are safe for concurrent use, except that a [Tx] and a
-// [Transaction] belong to one goroutine at a time. Goroutines: one per client, one
-// per partition that was appended to, two per partition that is followed.
+// [Transaction] belong to one goroutine at a time. A client has one goroutine,
+// one for each partition that was appended to, and two for each partition that
+// is followed, in addition to nats.go's own: one per subscription, of which a
+// client has two and a followed partition has two.
 package client
+
+// Reading the source.
+//
+// An append goes through these files:
+//
+//	client.go   Append: checks the transaction, acquires, finds the sender
+//	tx.go       checks a transaction and encodes it as a frame
+//	limiter.go  limits what is in flight, over all partitions
+//	sender.go   fills batches, sends and resends them: one sender a partition
+//	batch.go    a message of several transactions, and their futures
+//	answer.go   handles a batch's answer (reply.go decodes it)
+//	future.go   the outcome of one transaction
+//	leader.go   what suggests that an answer is lost
+//	drain.go    waits for all outcomes
+//
+// A follower goes through these:
+//
+//	follow.go       Run: calls the handler, retries, moves
+//	stream.go       merges reads and the feed into one queue
+//	window.go       limits what all reads together have requested
+//	feed.go         verifies the feed (feedkey.go fetches its key)
+//	transaction.go  decodes transactions
+//	position.go     what the handler has applied; Wait waits for it
+//
+// Everything else, cursors included, is a request with one answer: request.go
+// has the loop of attempts, nopartition.go finds out that a partition does not
+// exist.
+//
+// Goroutines, and what each may block on:
+//
+//   - watchConnection, one a client: on changes of the connection's status.
+//   - sender.run, one for each partition appended to: on new transactions, its
+//     timer, and the connection while it publishes. It holds no lock then.
+//   - Follower.run, one for each followed partition: on the stream's queue, in
+//     the handler, and during back-offs.
+//   - stream.runTimers, one for each followed partition: on its timer, and in
+//     OnRejected.
+//   - The callbacks of subscriptions, on goroutines of nats.go: onAnswer and
+//     onLeader of the client, onReadMessage and onFeedMessage of a stream. They
+//     block on locks only.
+//   - fetchFeedKey and fetchPartitions, while needed: on answers.
+//
+// Close waits for the client's own goroutines and for streams, and so for a
+// handler that is running.
+//
+// Locks:
+//
+//   - Client.mu guards whether the client is closed, its senders, streams and
+//     pending requests, and the fields of the latter.
+//   - Client.attemptsMu guards the attempts by reply token.
+//   - sender.mu guards a sender's batches, their attempts, and the fields of
+//     Future that say so.
+//   - stream.mu guards a stream. Reads are published while it is held.
+//   - followedPartition.mu guards how a partition is moved and canceled.
+//   - The limiter, window, position and feedKey have a lock each.
+//
+// They are acquired in this order: sender.mu, stream.mu or followedPartition.mu;
+// then those of the limiter, window, position or feedKey; then Client.mu or
+// attemptsMu. No lock is held while a handler or OnRejected is called.

@@ -5,25 +5,25 @@ import (
 	"fmt"
 )
 
-// Pending returns how many transactions were accepted by [Client.Append] or
-// [Client.AppendAsync] and have no outcome yet. Appends that still wait for
-// room do not count.
+// Pending returns the number of transactions that [Client.Append] or
+// [Client.AppendAsync] accepted and that have no outcome yet. Appends that
+// still wait to be accepted do not count.
 func (c *Client) Pending() int { return c.limiter.inUse() }
 
-// Drain refuses new appends with [ErrDraining], waits until every transaction
-// accepted before has its outcome, and then closes the client as [Client.Close]
-// does. Appends that wait for room when Drain is called go through. Followers,
-// reads and cursors work until the client closes. Each transaction has the
-// whole of [Options.Timeout], so Drain takes no longer than that once the last
-// waiting append was let in.
+// Drain refuses new appends with [ErrDraining], waits until every accepted
+// transaction has its outcome, and then closes the client as [Client.Close]
+// does. Appends that wait to be accepted when Drain is called are still
+// accepted. Followers, reads and cursors work until the client closes. Each
+// transaction has the whole of [Options.Timeout], so Drain takes no longer than
+// that after the last waiting append was accepted.
 //
-// It returns nil once everything has an outcome, which a [Future] then returns
-// at once: a receipt or an error. If ctx ends first, Drain returns ctx's error
-// and the client goes on refusing appends: call Drain again, or Close to give
-// up on what is in flight. If somebody else closes the client or its connection
-// first, Drain returns ErrClosed.
+// Drain returns nil once every transaction has an outcome. [Future.Wait] then
+// returns at once, with a receipt or an error. If ctx ends first, Drain returns
+// its error and the client keeps refusing appends: call Drain again, or Close
+// to abandon the transactions in flight. If the client or its connection is
+// closed first, Drain returns [ErrClosed].
 //
-// It may be called more than once, and must not be called by a handler.
+// Drain may be called more than once. It must not be called by a handler.
 func (c *Client) Drain(ctx context.Context) error {
 	idle := c.limiter.drain()
 	select {
@@ -34,7 +34,7 @@ func (c *Client) Drain(ctx context.Context) error {
 	}
 	c.mu.Lock()
 	if c.closed == nil {
-		c.drained = true // not closing, so it was idle that ended the wait
+		c.drained = true // the client is not closing, so the wait ended because it is idle
 	}
 	err := c.closed
 	if c.drained {

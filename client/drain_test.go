@@ -10,8 +10,8 @@ import (
 	"github.com/cantuslog/cantus/client"
 )
 
-// draining is a client whose appends the log holds back until release, and a
-// Drain that has begun.
+// draining is a client whose appends the log delays until release is called, and
+// a call of Drain.
 type draining struct {
 	log     *cantustest.Log
 	c       *client.Client
@@ -20,13 +20,13 @@ type draining struct {
 	done    chan error       // of Drain
 }
 
-func deliver(t *testing.T, ctx context.Context) *draining {
+func drain(t *testing.T, ctx context.Context) *draining {
 	t.Helper()
 	d := &draining{log: cantustest.New(t, cantustest.Options{}), done: make(chan error, 1)}
 	d.c = d.log.NewClient(t, client.Options{})
-	size := make(chan struct{})
-	d.release = func() { close(size) }
-	d.log.FailNext(1, cantustest.Append, cantustest.Hold(size))
+	held := make(chan struct{})
+	d.release = func() { close(held) }
+	d.log.FailNext(1, cantustest.Append, cantustest.Hold(held))
 	d.append(t, nil)
 	if err := d.log.Await(soon(t), cantustest.Append, 1); err != nil {
 		t.Fatal(err)
@@ -77,7 +77,7 @@ func (d *draining) check(t *testing.T) {
 }
 
 func TestDrainWaitsForOutcomesAndCloses(t *testing.T) {
-	d := deliver(t, soon(t))
+	d := drain(t, soon(t))
 	if _, err := d.c.HighWaterMark(soon(t), 0); err != nil {
 		t.Errorf("a read while draining: %v", err)
 	}
@@ -101,7 +101,7 @@ func TestDrainWaitsForOutcomesAndCloses(t *testing.T) {
 
 func TestDrainEndsWithItsContext(t *testing.T) {
 	ctx, cancel := context.WithCancel(soon(t))
-	d := deliver(t, ctx)
+	d := drain(t, ctx)
 	cancel()
 	if err := <-d.done; !errors.Is(err, context.Canceled) {
 		t.Fatal(err)
@@ -118,7 +118,7 @@ func TestDrainEndsWithItsContext(t *testing.T) {
 }
 
 func TestCloseEndsADrain(t *testing.T) {
-	d := deliver(t, soon(t))
+	d := drain(t, soon(t))
 	if err := d.c.Close(); err != nil {
 		t.Fatal(err)
 	}

@@ -7,47 +7,48 @@ import (
 	"github.com/cantuslog/cantus/subjects"
 )
 
-// Met when calling.
+// Errors of calls.
 var (
 	// ErrClosed is returned when the client, or the NATS connection that it
-	// was given, is closed.
+	// uses, is closed.
 	ErrClosed = errors.New("client: closed")
 	// ErrDraining is returned for an append after [Client.Drain] was called.
 	ErrDraining = errors.New("client: draining")
-	// ErrFull is returned when as much is in flight as Options allow, and
-	// Options.FailWhenFull is set.
-	ErrFull = errors.New("client: too much in flight")
+	// ErrFull is returned when a limit on the transactions in flight is reached
+	// and [Options.FailWhenFull] is set.
+	ErrFull = errors.New("client: too many transactions in flight")
 	// ErrOptions is returned for an option that is out of its range.
 	ErrOptions = errors.New("client: option out of range")
-	// ErrFeed is in the chain of what FollowOptions.OnRejected is told.
-	ErrFeed = errors.New("client: a message of the feed is not the cluster's")
-	// ErrNoPartition is in the chain for a partition that the cluster does not
-	// have. Nothing was done.
+	// ErrFeed is wrapped by the errors passed to [FollowOptions.OnRejected].
+	ErrFeed = errors.New("client: message of the feed does not verify")
+	// ErrNoPartition is wrapped by errors about a partition that the cluster
+	// does not have. Nothing was done.
 	ErrNoPartition = errors.New("client: partition does not exist")
-	// ErrNotFollowed is returned for a partition that a Follower was not given.
+	// ErrNotFollowed is returned for a partition that the Follower does not
+	// follow.
 	ErrNotFollowed = errors.New("client: partition is not followed")
 )
 
-// Met when a transaction ends without a receipt.
+// Errors of transactions that end without a receipt.
 var (
-	// ErrUnknown is in the chain of every [*UnknownOutcomeError].
+	// ErrUnknown is wrapped by every [*UnknownOutcomeError].
 	ErrUnknown = errors.New("client: outcome unknown")
 	// ErrTimeout is returned when a transaction has no outcome within
-	// [Options.Timeout]. Nothing was appended, unless [ErrUnknown] is in the
-	// chain too.
+	// [Options.Timeout]. Nothing was appended, unless the error also wraps
+	// [ErrUnknown].
 	ErrTimeout = errors.New("client: timed out")
-	// ErrNoAnswer is in the chain when the last try had no answer in time.
+	// ErrNoAnswer is wrapped when the last attempt was not answered in time.
 	ErrNoAnswer = errors.New("client: no answer")
-	// ErrNoLeader is in the chain when nobody answers for the partition: it has
-	// no leader at the moment, or does not exist, as long as nobody says which
-	// (see ErrNoPartition).
+	// ErrNoLeader is wrapped when nobody answers for the partition: either it
+	// has no leader at the moment, or it does not exist and the client does not
+	// know that yet (see [ErrNoPartition]).
 	ErrNoLeader = errors.New("client: nobody answers for the partition")
-	// ErrAttempts is returned by Transact when each attempt met a conflict. The
-	// chain holds the last one.
+	// ErrAttempts is returned by [Transactor.Transact] when every attempt met a
+	// conflict. It wraps the last one.
 	ErrAttempts = errors.New("client: conflicts on every attempt")
 )
 
-// The reasons of refusals: errors.Is finds them in a [*RefusedError].
+// Reasons of refusals. A [*RefusedError] matches one of them with errors.Is.
 var (
 	ErrBadRequest = errors.New("client: bad request")
 	ErrConflict   = errors.New("client: conflict")
@@ -59,13 +60,13 @@ var (
 	ErrNotFound   = errors.New("client: not found")
 )
 
-// The reasons that are tried again: they show only in the chain of what ended
-// the trying.
+// Reasons for which the client retries. They are wrapped by the error that
+// ended the retries.
 var (
 	ErrBusy        = errors.New("client: busy")
 	ErrUnavailable = errors.New("client: unavailable")
-	ErrStorageFull = errors.New("client: no room on the leader's disk")
-	ErrInternal    = errors.New("client: a defect or damage on the node")
+	ErrStorageFull = errors.New("client: not enough disk space")
+	ErrInternal    = errors.New("client: internal error of the node")
 )
 
 var byReason = map[subjects.Reason]error{
@@ -75,28 +76,30 @@ var byReason = map[subjects.Reason]error{
 	subjects.StorageFull: ErrStorageFull, subjects.Internal: ErrInternal,
 }
 
-// RefusedError is the error of a refusal, with all that the reply said. Where it is
-// returned itself, and not as the last try of an [*UnknownOutcomeError], nothing was done.
+// RefusedError is a refusal, with everything that the reply said. Unless it is
+// wrapped by an [*UnknownOutcomeError] as the result of the last attempt,
+// nothing was done.
 type RefusedError struct {
 	Partition int
 	// ID is the transaction's message id, "" for a read.
 	ID string
-	// Reason is the one word to decide by, Code its number, Message text for
-	// people.
+	// Reason is the reason to decide by, Code its number, and Message a text
+	// for people.
 	Reason  subjects.Reason
 	Code    int
 	Message string
-	// HighWaterMark is the partition's when the answer was made; 0 if the
-	// client refused by itself.
+	// HighWaterMark is the partition's when it answered, or 0 if the client
+	// itself refused.
 	HighWaterMark uint64
-	// Lock goes with ErrConflict: the violated lock that was recorded last.
+	// Lock is set with ErrConflict: the violated lock that was recorded last.
 	Lock string
-	// Txid is the transaction that recorded it, or the partition's floor if it is
-	// forgotten (as Conflicts say); with ErrIDReused, the one that has the message id.
+	// Txid is the transaction that recorded Lock, or the partition's floor if
+	// that transaction is forgotten, as Conflicts says. With ErrIDReused it is
+	// the transaction that has the message id.
 	Txid uint64
-	// Conflicts goes with ErrConflict: every violated lock, the newest first.
+	// Conflicts is set with ErrConflict: every violated lock, newest first.
 	Conflicts []subjects.ConflictingLock
-	// FirstTxid goes with ErrTrimmed: the oldest transaction kept.
+	// FirstTxid is set with ErrTrimmed: the oldest transaction kept.
 	FirstTxid uint64
 }
 
@@ -104,25 +107,26 @@ func (e *RefusedError) Error() string {
 	return fmt.Sprintf("partition %d: %s (%d): %s", e.Partition, e.Reason, e.Code, e.Message)
 }
 
-// Is matches the sentinel of the reason.
+// Is reports whether target is the sentinel error of the reason.
 func (e *RefusedError) Is(target error) bool { s, ok := byReason[e.Reason]; return ok && s == target }
 
-// ConflictError is the refusal of a transaction whose locks were recorded after its
-// high-water mark. Txid is the newest of the conflicts: a writer that has
-// applied up to it meets none of them again. Conflicts lists all, the newest first.
+// ConflictError is the refusal of a transaction because its locks were recorded
+// after its high-water mark. Txid is the newest conflict: a writer that has
+// applied the partition up to it meets none of them again. Conflicts lists them
+// all, newest first.
 type ConflictError struct{ RefusedError }
 
 // Unwrap returns the refusal.
 func (e *ConflictError) Unwrap() error { return &e.RefusedError }
 
-// UnknownOutcomeError is the error of a transaction that was sent and may or may not have
-// committed. Who has to know reads the log: Transaction.ID is there.
-// Appending it again with the same ID is safe while the partition remembers
-// the id.
+// UnknownOutcomeError is the error of a transaction that may or may not have
+// committed. To find out, read the log: Transaction.ID is stored there.
+// Appending the transaction again with the same ID is safe while the partition
+// remembers the id.
 type UnknownOutcomeError struct {
 	Partition int
 	ID        string
-	// Err says what ended the wait, and how the last try ended.
+	// Err says what ended the wait, and how the last attempt ended.
 	Err error
 }
 
@@ -133,7 +137,7 @@ func (e *UnknownOutcomeError) Error() string {
 // Unwrap returns ErrUnknown and the cause.
 func (e *UnknownOutcomeError) Unwrap() []error { return []error{ErrUnknown, e.Err} }
 
-// refusal makes the error of what a reply said.
+// refusal converts the error of a reply.
 func refusal(e subjects.Error, partition int, id string, mark uint64) error {
 	r := RefusedError{
 		Partition: partition, ID: id, Reason: e.Reason, Code: e.Code, Message: e.Message, HighWaterMark: mark,
@@ -145,13 +149,13 @@ func refusal(e subjects.Error, partition int, id string, mark uint64) error {
 	return &r
 }
 
-// course says what to do about a refusal.
+// disposition says how the client reacts to a refusal.
 type disposition uint8
 
 const (
-	final     disposition = iota // sending again is pointless
-	retryable                    // nothing was done: send again
-	uncertain                    // it may have been done: send again
+	final     disposition = iota // resending is pointless
+	retryable                    // nothing was done: resend
+	uncertain                    // it may have been done: resend
 )
 
 func dispositionOf(e *subjects.Error) disposition {
@@ -161,7 +165,7 @@ func dispositionOf(e *subjects.Error) disposition {
 	case subjects.Unknown, subjects.Internal:
 		return uncertain
 	}
-	if e.Code >= 500 { // a reason of a later version
+	if e.Code >= 500 { // a reason unknown to this version
 		return uncertain
 	}
 	return final

@@ -11,19 +11,21 @@ import (
 	"github.com/cantuslog/cantus/subjects"
 )
 
-// The feed is signed by the partition's leader. What does not verify moves nothing:
-// no position, no mark, no clock. It is counted and reported, and since it may
-// stand in the place of a real message the stream reads, rarely.
+// The partition's leader signs the feed. A message that does not verify changes
+// no position, high-water mark or timer. It is counted and reported. It may
+// replace a real message, so the stream reads, at most once per
+// recheckInterval.
 
-// doubtEvery is how often a stream reads, and reports, at most because of
-// messages that don't verify.
+// recheckInterval is the minimum time between two reads, and between two
+// reports, because of messages that do not verify.
 const recheckInterval = time.Second
 
-// errNoFeedKey says that a message came before there was a key. It may be good.
-var errNoFeedKey = errors.New("the cluster's key is not known")
+// errNoFeedKey is the error of a message received before the key is known. The
+// message may be genuine.
+var errNoFeedKey = errors.New("the feed key is unknown")
 
-// subscribe begins to listen to the feed, and reads once more: what committed
-// meanwhile is on neither.
+// subscribeFeed subscribes to the feed and reads once more: what committed
+// after the last read and before the subscription is in neither.
 func (s *stream) subscribeFeed() {
 	feed, err := s.c.subscribe(s.c.names.PackedFeed(s.partition), s.onFeedMessage)
 	if err != nil {
@@ -34,7 +36,7 @@ func (s *stream) subscribeFeed() {
 	s.startRead()
 }
 
-// onFeed takes a message of the feed.
+// onFeedMessage handles a message of the feed.
 func (s *stream) onFeedMessage(m *nats.Msg) {
 	txs, err := s.verify(m)
 	if errors.Is(err, ErrFeed) {
@@ -54,8 +56,8 @@ func (s *stream) onFeedMessage(m *nats.Msg) {
 	}
 }
 
-// verified returns the transactions of a message that the leader made. It is called
-// for one message at a time.
+// verify returns the transactions of a message signed by the leader. It must
+// not be called concurrently.
 func (s *stream) verify(m *nats.Msg) ([]Transaction, error) {
 	key := s.c.feedKey.get()
 	if key == nil {
@@ -71,8 +73,8 @@ func (s *stream) verify(m *nats.Msg) ([]Transaction, error) {
 	return parsePacked(s.partition, m.Data)
 }
 
-// distrust deals with a message of the feed that can't be used: it may stand in the
-// place of one that could. mu is held.
+// onUnverified handles a message of the feed that cannot be used and may
+// replace a genuine one. The caller holds mu.
 func (s *stream) onUnverified(err error, now time.Time) {
 	if errors.Is(err, ErrFeed) {
 		s.rejected++
@@ -87,7 +89,8 @@ func (s *stream) onUnverified(err error, now time.Time) {
 	}
 }
 
-// keyed reads: what was fed before the key was known was not used.
+// onFeedKey schedules a read: messages that came before the key was known were
+// dropped.
 func (s *stream) onFeedKey() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -97,8 +100,8 @@ func (s *stream) onFeedKey() {
 	}
 }
 
-// report tells of messages that were rejected, and returns when there may be more to
-// tell, if that is before next.
+// reportRejected calls OnRejected if messages were rejected. It returns next,
+// or the earlier time at which there may be more to report.
 func (s *stream) reportRejected(now, next time.Time) time.Time {
 	s.mu.Lock()
 	count, err, due := s.rejected-s.reported, s.lastRejection, s.reportedAt.Add(recheckInterval)
@@ -119,7 +122,7 @@ func (s *stream) reportRejected(now, next time.Time) time.Time {
 	return next
 }
 
-// fed takes a transaction of the feed.
+// onFeedTransaction handles a transaction of the feed.
 func (s *stream) onFeedTransaction(t *Transaction, size int) {
 	s.seenTxid = max(s.seenTxid, t.Txid)
 	switch {
@@ -132,13 +135,13 @@ func (s *stream) onFeedTransaction(t *Transaction, size int) {
 			s.startRead()
 		}
 	case s.buffered > 0 && s.buffered+size > s.opts.BufferBytes:
-		// The handler is slow: what is dropped here is read later.
+		// The handler is slow. What is dropped here is read later.
 	default:
 		s.accept(t, size)
 	}
 }
 
-// accept takes the next transaction from the feed.
+// accept handles the next transaction in order, from the feed.
 func (s *stream) accept(t *Transaction, size int) {
 	if t.passes(s.opts.Kinds, s.opts.Lock) {
 		s.enqueue(t, size)
@@ -147,8 +150,8 @@ func (s *stream) accept(t *Transaction, size int) {
 	s.skip(t.Txid)
 }
 
-// keepAhead keeps what the feed says during a read: the newest run without a
-// gap.
+// bufferAhead stores a transaction that the feed delivered during a read. It
+// keeps the newest consecutive ones.
 func (s *stream) bufferAhead(t *Transaction, size int) {
 	if n := len(s.ahead); n > 0 && s.ahead[n-1].Txid+1 != t.Txid || s.aheadSize+size > maxAheadBytes {
 		s.ahead, s.aheadSize = nil, 0
@@ -157,7 +160,7 @@ func (s *stream) bufferAhead(t *Transaction, size int) {
 	s.aheadSize += size
 }
 
-// takeAhead goes on with what was kept, if it reaches back far enough.
+// useAhead accepts the stored transactions if they continue what was read.
 func (s *stream) useAhead() {
 	if len(s.ahead) > 0 && s.ahead[0].Txid <= s.next && s.buffered+s.aheadSize <= s.opts.BufferBytes {
 		size := s.aheadSize / len(s.ahead)

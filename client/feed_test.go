@@ -234,13 +234,13 @@ func TestWhatIsAlteredIsRead(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			l := cantustest.New(t, cantustest.Options{})
 			c := l.NewClient(t, still)
-			told := make(chan error, 100)
+			reports := make(chan error, 100)
 			f, seen := follow(t, c, map[int]uint64{0: 0}, client.FollowOptions{
 				IdleTimeout: time.Hour, OnRejected: func(partition int, count uint64, err error) {
 					if partition != 0 || count == 0 {
-						t.Errorf("told of %d messages of partition %d", count, partition)
+						t.Errorf("OnRejected got %d messages of partition %d", count, partition)
 					}
-					told <- err
+					reports <- err
 				},
 			})
 			const count = 3
@@ -254,11 +254,11 @@ func TestWhatIsAlteredIsRead(t *testing.T) {
 			checkPayloads(t, seen(0), count)
 			var err error
 			select {
-			case err = <-told:
+			case err = <-reports:
 			case <-soon(t).Done():
 			}
 			if !errors.Is(err, client.ErrFeed) || !errors.Is(err, subjects.ErrAltered) && !errors.Is(err, subjects.ErrForged) {
-				t.Errorf("told of %v", err)
+				t.Errorf("OnRejected got %v", err)
 			}
 		})
 	}
@@ -338,7 +338,7 @@ type scripted struct {
 	n   atomic.Int64 // reads
 }
 
-// script plays a node; read is told of each read, by its number from 1 on.
+// script plays a node; read is called for each read, by its number from 1 on.
 func script(t *testing.T, n *broker.Node, read func(s *scripted, m *nats.Msg, n int)) *scripted {
 	t.Helper()
 	s := &scripted{nc: connect(t, n)}

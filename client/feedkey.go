@@ -12,15 +12,15 @@ import (
 	"github.com/cantuslog/cantus/subjects"
 )
 
-// feedKey is the key that messages of the feed are verified with: the one of
-// Options, or what cantus.info says.
+// feedKey is the key that verifies messages of the feed: that of Options, or
+// the one that cantus.info returned.
 type feedKey struct {
 	mu      sync.Mutex
-	key     ed25519.PublicKey // nil while it is not known
+	key     ed25519.PublicKey // nil while unknown
 	pinned  bool
 	asking  bool
 	asked   time.Time // when it was last answered
-	lastErr error     // there is no answer; nil if there is one, or it is too early to say
+	lastErr error     // of the last request; nil if it succeeded, or none has ended
 }
 
 func (k *feedKey) get() ed25519.PublicKey {
@@ -29,16 +29,18 @@ func (k *feedKey) get() ed25519.PublicKey {
 	return k.key
 }
 
-// trouble returns why there is no key.
+// fetchError returns the error because of which the key is unknown, nil if it is known or being
+// fetched.
 func (k *feedKey) fetchError() error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	return k.lastErr
 }
 
-// askFeedKey has the key asked for, unless it is pinned. A message that an answer does
-// not verify may be of a cluster whose secret was changed since; but any message
-// may be forged, so an answer stands for an AttemptTimeout.
+// askFeedKey starts to fetch the key, unless it is configured. If a message
+// does not verify with the known key, the cluster's secret may have changed;
+// but messages can be forged, so a key is fetched at most once per
+// AttemptTimeout.
 func (c *Client) askFeedKey() {
 	k := &c.feedKey
 	k.mu.Lock()
@@ -54,11 +56,12 @@ func (c *Client) askFeedKey() {
 	}
 }
 
-// fetchFeedKey asks for the key until there is an answer or the client is closed.
+// fetchFeedKey requests the key until it gets an answer or the client is
+// closed.
 func (c *Client) fetchFeedKey() {
 	ctx, cancel := c.untilClosed()
 	defer cancel()
-	for tries := 1; ; tries++ {
+	for attempts := 1; ; attempts++ {
 		err := c.fetchFeedKeyOnce(ctx)
 		if err == nil {
 			return
@@ -67,7 +70,7 @@ func (c *Client) fetchFeedKey() {
 		c.feedKey.lastErr = err
 		c.feedKey.mu.Unlock()
 		select {
-		case <-time.After(c.backoff(tries)):
+		case <-time.After(c.backoff(attempts)):
 		case <-ctx.Done():
 		}
 		if ctx.Err() != nil || errors.Is(err, ErrClosed) {

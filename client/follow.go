@@ -11,77 +11,80 @@ import (
 	"github.com/cantuslog/cantus/subjects"
 )
 
-// Handler applies a committed transaction. ctx is that of Run, and ends with it.
+// Handler applies a committed transaction. ctx is derived from that of
+// [Follower.Run] and ends with it.
 //
-// Calls for one partition follow each other; those for different partitions run
-// at the same time. A handler may block for as long as it likes: its partition
-// waits, with at most [FollowOptions.BufferBytes] read ahead, and no other
-// partition does. It should return soon after ctx ends, because Run waits for it.
-// It may call the client's methods, but not Close or Drain, and it must not wait
-// for its own partition to get further.
+// Calls for one partition are sequential; those for different partitions are
+// concurrent. A handler may block as long as it likes: its partition waits,
+// with at most [FollowOptions.BufferBytes] read ahead, and no other partition
+// does. It should return soon after ctx ends, because Run waits for it. It may
+// call the client's methods except Close and Drain, and it must not wait for
+// its own partition to make progress.
 type Handler func(ctx context.Context, tx *Transaction) error
 
-// BatchHandler takes committed transactions of one partition, at least one, in
-// txid order: those that wait, so that its own costs are shared while it is
-// behind. It does all of them or none: after an error it gets them again, one by
-// one. The slice is its own until it returns.
+// BatchHandler applies committed transactions of one partition, at least one,
+// in txid order. It gets all that are waiting, so that its costs are shared
+// while it is behind. It must apply all of them or none: after an error it gets
+// them again, one by one. It must not retain the slice.
 type BatchHandler func(ctx context.Context, txs []*Transaction) error
 
-// MovedError is returned by a handler whose state has been set to another position,
-// and has not applied what it was given: the follower goes on behind After.
+// MovedError is returned by a handler that has applied nothing because its
+// state was set to another position. The follower continues after After.
 type MovedError struct{ After uint64 }
 
 func (m *MovedError) Error() string { return fmt.Sprintf("client: moved to txid %d", m.After) }
 
-// Decision says what becomes of a transaction that a handler returned an
-// error for.
+// Decision says how to proceed with a transaction whose handler returned an
+// error.
 type Decision uint8
 
-// The decisions.
+// Decisions.
 const (
-	// DecideStop ends the following of the partition. Others go on.
+	// DecideStop stops following the partition. Other partitions go on.
 	DecideStop Decision = iota
-	// DecideRetry gives it to the handler again after a back-off.
+	// DecideRetry calls the handler again after a back-off.
 	DecideRetry
-	// DecideSkip goes on behind it. A handler that has to keep the transaction
-	// stores it before it decides this.
+	// DecideSkip continues with the next transaction. If the skipped one is
+	// needed later, store it first.
 	DecideSkip
 )
 
-// FollowOptions configures following. The zero value gives all transactions
+// FollowOptions configures following. The zero value passes on all transactions
 // and stops a partition at the first error of its handler.
 type FollowOptions struct {
-	// Kinds lets only transactions of these kinds through.
+	// Kinds selects the transactions of these kinds.
 	Kinds []string
-	// Lock lets only those through that recorded an overlapping lock, as write
+	// Lock selects the transactions that recorded an overlapping lock, as write
 	// or append lock.
 	Lock string
-	// HeadersOnly leaves the payloads out.
+	// HeadersOnly leaves out the payloads.
 	HeadersOnly bool
 
 	// OnError decides about a transaction whose handler returned err, for the
-	// tries-th time in a row. It runs where the handler does. nil decides
-	// DecideStop every time, here and in package sqlview.
-	OnError func(tx *Transaction, err error, tries int) Decision
-	// MinBackoff and MaxBackoff bound the wait before a retry. Default 50 ms
+	// attempt-th time in a row. It is called on the goroutine of the handler. nil
+	// means DecideStop, here and in package sqlview.
+	OnError func(tx *Transaction, err error, attempt int) Decision
+	// MinBackoff and MaxBackoff bound the wait before a retry. Defaults 50 ms
 	// and 5 s.
 	MinBackoff, MaxBackoff time.Duration
-	// OnRejected is told that messages of the feed were dropped because they are
-	// not the cluster's, or can't be verified to be: how many since the last call, and why the
-	// last one. Nothing is lost; the stream reads. It is called at most once a
-	// second for each partition, and must not block.
+	// OnRejected is called when messages of the feed were dropped because their
+	// signatures do not verify: count is the number since the last call, err
+	// the reason of the last one. Nothing is lost, because the follower reads
+	// what it missed. OnRejected is called at most once a second for each
+	// partition, and must not block.
 	OnRejected func(partition int, count uint64, err error)
-	// OnStop is told when a partition stops with an error while others go on.
+	// OnStop is called when a partition stops with an error while others go on.
 	OnStop func(partition int, err error)
 
-	// MaxBatch is how many transactions a BatchHandler gets at most. Default 256.
+	// MaxBatch limits the transactions passed to a BatchHandler at once.
+	// Default 256.
 	MaxBatch int
 
-	// BufferBytes bounds what is read ahead of a partition's handler.
-	// Default 4 MiB; at least 64 KiB. One larger transaction goes alone.
+	// BufferBytes limits what is read ahead of a partition's handler. At least
+	// 64 KiB; default 4 MiB. A larger transaction is buffered alone.
 	BufferBytes int
-	// IdleTimeout is how long the feed may be silent before a read makes sure
-	// that nothing was missed. Default 5 s.
+	// IdleTimeout is how long the feed may be silent before a read checks that
+	// nothing was missed. Default 5 s.
 	IdleTimeout time.Duration
 }
 
@@ -114,23 +117,23 @@ func (o FollowOptions) withDefaults() (FollowOptions, error) {
 	})
 }
 
-// readBytes is how much one read asks for: a quarter of the buffer, so that
+// readBytes returns the size of a read: a quarter of the buffer, so that
 // reading goes on while the handler works.
 func (o *FollowOptions) readBytes() int { return min(o.BufferBytes/4, 1<<20) }
 
-// readCount is how many transactions a read of so many bytes asks for. Small ones are
-// mostly what comes with them, which a read's bytes don't count: as much again at
-// the most.
+// readCount returns how many transactions a read of this size asks for. The
+// size does not count their overhead, which dominates for small ones: this
+// limits the overhead to the same size.
 func readCount(bytes int) int { return min(bytes/transactionCost, maxReadCount) }
 
-// transactionCost is about what a transaction takes beside its message, in
-// bytes.
+// transactionCost is the approximate memory of a transaction beyond its
+// message, in bytes.
 const transactionCost = 256
 
 func (o *FollowOptions) filtered() bool { return len(o.Kinds) > 0 || o.Lock != "" }
 
-// Follower gives the transactions of partitions to a handler. It is a View of
-// what the handler has applied.
+// Follower passes the transactions of partitions to a handler. It is a [View]
+// of what the handler has applied.
 type Follower struct {
 	c      *Client
 	handle BatchHandler
@@ -138,15 +141,16 @@ type Follower struct {
 	parts  map[int]*followedPartition // not changed after NewFollower
 }
 
-// followed is one partition's part of a Follower.
+// followedPartition is the state of one partition of a Follower. mu guards the
+// fields below it.
 type followedPartition struct {
 	partition  int
 	pos        position
 	mu         sync.Mutex
 	stream     *stream                 // nil before Run
-	handlerErr error                   // of the handler, while it is retried
-	cancel     context.CancelCauseFunc // ends the present stream; nil while there is none
-	moveTo     *uint64                 // where the next stream begins, if not behind pos
+	handlerErr error                   // while the handler is retried
+	cancel     context.CancelCauseFunc // ends the current stream; nil if there is none
+	moveTo     *uint64                 // where the next stream starts, if not at pos
 }
 
 func (p *followedPartition) setHandlerErr(err error) {
@@ -155,12 +159,12 @@ func (p *followedPartition) setHandlerErr(err error) {
 	p.mu.Unlock()
 }
 
-// Positions holds a txid for each of some partitions: the last one that was
-// applied. 0 is the beginning of a partition.
+// Positions maps partitions to the last txid that was applied. 0 is the start
+// of a partition.
 type Positions map[int]uint64
 
-// NewFollower prepares to follow the partitions of after, each from behind its
-// position.
+// NewFollower returns a Follower of the partitions in after, each from the
+// transaction after its position on. It does nothing until Run is called.
 func (c *Client) NewFollower(after Positions, handle Handler, opts FollowOptions) (*Follower, error) {
 	opts.MaxBatch = 1
 	return c.NewBatchFollower(after, func(ctx context.Context, txs []*Transaction) error {
@@ -168,8 +172,7 @@ func (c *Client) NewFollower(after Positions, handle Handler, opts FollowOptions
 	}, opts)
 }
 
-// NewBatchFollower is NewFollower with a handler that takes several
-// transactions at once.
+// NewBatchFollower is NewFollower with a handler of several transactions.
 func (c *Client) NewBatchFollower(after Positions, handle BatchHandler, opts FollowOptions) (*Follower, error) {
 	opts, err := opts.withDefaults()
 	if err != nil {
@@ -185,7 +188,7 @@ func (c *Client) NewBatchFollower(after Positions, handle BatchHandler, opts Fol
 	return f, nil
 }
 
-// Follow is NewFollower and Run.
+// Follow creates a Follower and runs it.
 func (c *Client) Follow(ctx context.Context, after Positions, handle Handler, opts FollowOptions) error {
 	f, err := c.NewFollower(after, handle, opts)
 	if err != nil {
@@ -195,11 +198,11 @@ func (c *Client) Follow(ctx context.Context, after Positions, handle Handler, op
 }
 
 // Run calls the handler for every transaction of each partition, once, in txid
-// order, on a goroutine a partition, until ctx ends or all partitions have
-// stopped. It returns when no handler runs any more, with ctx's error or those
-// of the partitions: the handler's, ErrTrimmed or ErrAhead as *RefusedError,
-// ErrNoPartition, ErrClosed. After it returned, Run goes on where it was. It must not run twice
-// at a time.
+// order, until ctx ends or all partitions have stopped. Each partition has a
+// goroutine. Run returns when no handler runs any more, with the error of ctx
+// or those of the partitions: the handler's, [ErrTrimmed] or [ErrAhead] as a
+// [*RefusedError], [ErrNoPartition], [ErrClosed]. Called again, it continues
+// where it stopped. It must not be called concurrently.
 func (f *Follower) Run(ctx context.Context) error {
 	var wg sync.WaitGroup
 	errs := make(chan error, len(f.parts))
@@ -224,7 +227,7 @@ func (f *Follower) Run(ctx context.Context) error {
 	return errors.Join(all...)
 }
 
-// run follows one partition, wherever it is moved to.
+// run follows one partition, across moves.
 func (f *Follower) run(ctx context.Context, p *followedPartition) error {
 	for {
 		err := f.runStream(ctx, p)
@@ -234,14 +237,14 @@ func (f *Follower) run(ctx context.Context, p *followedPartition) error {
 			return err
 		}
 		p.mu.Lock()
-		if p.moveTo == nil { // else Move has said it, later
+		if p.moveTo == nil { // otherwise Move was called since
 			p.moveTo = &moved.After
 		}
 		p.mu.Unlock()
 	}
 }
 
-// begin notes how the stream that begins is left, and is told where it begins.
+// beginStream notes how the new stream is canceled, and sets where it starts.
 func (p *followedPartition) beginStream(cancel context.CancelCauseFunc) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -252,8 +255,8 @@ func (p *followedPartition) beginStream(cancel context.CancelCauseFunc) {
 	}
 }
 
-// advance notes that the handler has applied up to txid, unless it was moved
-// meanwhile.
+// advance notes that the handler has applied up to txid, unless it was moved in
+// the meantime.
 func (p *followedPartition) advance(txid uint64) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -268,7 +271,8 @@ func (p *followedPartition) endStream() {
 	p.cancel = nil
 }
 
-// runOn follows one partition from where it is.
+// runStream follows one partition from its position on, until it ends or is
+// moved.
 func (f *Follower) runStream(ctx context.Context, p *followedPartition) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
@@ -289,7 +293,7 @@ func (f *Follower) runStream(ctx context.Context, p *followedPartition) error {
 	})
 }
 
-// stream runs use with a stream, and its clock beside it.
+// withStream calls use with a new stream, whose timers it runs meanwhile.
 func (c *Client) withStream(ctx context.Context, partition int, after uint64, opts FollowOptions, use func(context.Context, *stream) error) error {
 	s, err := newStream(c, partition, after, opts)
 	if err != nil {
@@ -315,8 +319,9 @@ func (c *Client) withStream(ctx context.Context, partition int, after uint64, op
 	return use(ctx, s)
 }
 
-// drain gives what comes to do, at most most transactions at once, and up to
-// where it was, until do returns an error or the stream ends.
+// deliver passes what the stream yields to do, at most limit transactions at a
+// time, with the txid up to which that is complete. It returns when do returns
+// an error or the stream ends.
 func deliver(ctx context.Context, s *stream, limit int, do func(txs []*Transaction, upTo uint64) error) error {
 	var txs []*Transaction
 	for {
@@ -337,7 +342,7 @@ func deliver(ctx context.Context, s *stream, limit int, do func(txs []*Transacti
 			var upTo uint64
 			for len(queue) > 0 && len(txs) < limit {
 				e := queue[0]
-				queue[0], queue = entry{}, queue[1:] // not kept longer than the handler does
+				queue[0], queue = entry{}, queue[1:] // lets the handler's transactions be freed
 				upTo = e.upTo
 				size += e.size
 				if e.tx != nil {
@@ -357,8 +362,8 @@ func deliver(ctx context.Context, s *stream, limit int, do func(txs []*Transacti
 	}
 }
 
-// apply gives transactions to the handler, which may be none, and if it fails
-// one by one.
+// apply calls the handler with txs, which may be empty, and after an error with
+// one transaction at a time.
 func (f *Follower) apply(ctx context.Context, p *followedPartition, txs []*Transaction) error {
 	if len(txs) > 1 {
 		err := f.handle(ctx, txs)
@@ -377,12 +382,12 @@ func (f *Follower) apply(ctx context.Context, p *followedPartition, txs []*Trans
 	return nil
 }
 
-// applyOne calls the handler until it is content, or OnError decides
-// otherwise.
+// applyOne calls the handler until it returns nil or OnError decides not to
+// retry.
 func (f *Follower) applyOne(ctx context.Context, p *followedPartition, one []*Transaction) error {
 	defer p.setHandlerErr(nil)
 	tx := one[0]
-	for tries := 1; ; tries++ {
+	for attempt := 1; ; attempt++ {
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
@@ -396,7 +401,7 @@ func (f *Follower) applyOne(ctx context.Context, p *followedPartition, one []*Tr
 		}
 		decision := DecideStop
 		if f.opts.OnError != nil {
-			decision = f.opts.OnError(tx, err, tries)
+			decision = f.opts.OnError(tx, err, attempt)
 		}
 		switch decision {
 		case DecideSkip:
@@ -405,9 +410,9 @@ func (f *Follower) applyOne(ctx context.Context, p *followedPartition, one []*Tr
 		default:
 			return fmt.Errorf("partition %d: txid %d: %w", tx.Partition, tx.Txid, err)
 		}
-		p.setHandlerErr(fmt.Errorf("txid %d, try %d: %w", tx.Txid, tries, err))
+		p.setHandlerErr(fmt.Errorf("txid %d, attempt %d: %w", tx.Txid, attempt, err))
 		select {
-		case <-time.After(backoff(tries, f.opts.MinBackoff, f.opts.MaxBackoff)):
+		case <-time.After(backoff(attempt, f.opts.MinBackoff, f.opts.MaxBackoff)):
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		case <-f.c.closing:
@@ -416,10 +421,9 @@ func (f *Follower) applyOne(ctx context.Context, p *followedPartition, one []*Tr
 	}
 }
 
-// Move has the handler of a partition go on behind the txid after, because its
-// state was set to that position meanwhile. A call that is under way has its
-// ctx ended, and later ones are of that position. A handler itself returns
-// *MovedError instead.
+// Move makes the handler of a partition continue after the txid after, because
+// its state was set to that position. It cancels the context of a call in
+// progress. A handler returns a [*MovedError] instead of calling Move.
 func (f *Follower) Move(partition int, after uint64) error {
 	p, ok := f.parts[partition]
 	if !ok {
@@ -435,27 +439,26 @@ func (f *Follower) Move(partition int, after uint64) error {
 	return nil
 }
 
-// Progress is how far a Follower is with a partition.
+// Progress describes how far a Follower is with a partition.
 type Progress struct {
-	// Applied is the last txid that was handled or had not to be.
+	// Applied is the last txid that was applied or filtered out.
 	Applied uint64
-	// HighWaterMark is the highest txid heard of: the lag is what it is above
-	// Applied.
+	// HighWaterMark is the highest txid known.
 	HighWaterMark uint64
-	// Buffered is how many bytes wait for the handler.
+	// Buffered is the number of bytes that wait for the handler.
 	Buffered int
-	// Rejected is how many messages of the feed were dropped because they are not
-	// the cluster's: see FollowOptions.OnRejected.
+	// Rejected is the number of messages of the feed that were dropped: see
+	// [FollowOptions.OnRejected].
 	Rejected uint64
-	// Err says why the handler or reading fails at the moment, or why the
-	// partition stopped.
+	// Err is the current error of the handler or of reading, or the one that
+	// stopped the partition.
 	Err error
 }
 
-// Lag is how many transactions are known and not applied.
+// Lag returns the number of transactions that are known and not applied.
 func (p Progress) Lag() uint64 { return p.HighWaterMark - p.Applied }
 
-// Progress tells how far a partition is.
+// Progress returns how far a partition is.
 func (f *Follower) Progress(partition int) Progress {
 	p, ok := f.parts[partition]
 	if !ok {
@@ -479,8 +482,8 @@ func (f *Follower) Progress(partition int) Progress {
 	return g
 }
 
-// Positions returns the last txid applied of each partition: what the next
-// Follower goes on from.
+// Positions returns the last applied txid of each partition, to be passed to
+// the next Follower.
 func (f *Follower) Positions() Positions {
 	all := make(Positions, len(f.parts))
 	for p, part := range f.parts {
@@ -489,8 +492,8 @@ func (f *Follower) Positions() Positions {
 	return all
 }
 
-// Applied returns the last txid that the handler has applied, 0 for a
-// partition that is not followed.
+// Applied returns the last txid that the handler has applied, 0 for a partition
+// that is not followed.
 func (f *Follower) Applied(partition int) uint64 {
 	if p, ok := f.parts[partition]; ok {
 		return p.pos.get()
@@ -499,7 +502,7 @@ func (f *Follower) Applied(partition int) uint64 {
 }
 
 // Wait returns nil once the handler has applied the partition up to txid. It
-// returns an error when ctx ends, and when the partition has stopped before.
+// returns an error if ctx ends or the partition stops before that.
 func (f *Follower) Wait(ctx context.Context, partition int, txid uint64) error {
 	p, ok := f.parts[partition]
 	if !ok {
@@ -508,9 +511,9 @@ func (f *Follower) Wait(ctx context.Context, partition int, txid uint64) error {
 	return p.pos.wait(ctx, txid)
 }
 
-// All returns the transactions of a partition after a txid, once, in order, for
-// ever: until the loop is left, or with the error that ends it. OnError and
-// OnStop of opts mean nothing here.
+// All returns an iterator over the transactions of a partition after the txid
+// after, once each, in order. It waits for new ones, and ends only when the
+// loop is left or with an error. It ignores OnError and OnStop of opts.
 func (c *Client) All(ctx context.Context, partition int, after uint64, opts FollowOptions) iter.Seq2[*Transaction, error] {
 	return func(yield func(*Transaction, error) bool) {
 		opts, err := opts.withDefaults()

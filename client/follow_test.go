@@ -85,7 +85,7 @@ func TestFollowerGoesFromTheBeginningToTheFeed(t *testing.T) {
 	checkSeen(t, seen(1), 200)
 }
 
-// The follower's connection is cut again and again while others append.
+// The follower's connection is closed again and again while others append.
 func TestFollowerMissesNothingThroughDisconnects(t *testing.T) {
 	n := openNode(t, broker.Options{})
 	c := newClient(t, connect(t, n), client.Options{})
@@ -334,7 +334,7 @@ func TestPoisonIsDecidedUpon(t *testing.T) {
 	poison := errors.New("poison")
 	for _, tt := range []struct {
 		name     string
-		decision func(tries int) client.Decision
+		decision func(attempt int) client.Decision
 		handled  int // of partition 0, the poison included
 		stops    bool
 	}{
@@ -366,11 +366,11 @@ func TestPoisonIsDecidedUpon(t *testing.T) {
 				MinBackoff: time.Millisecond,
 			}
 			if tt.decision != nil {
-				opts.OnError = func(tx *client.Transaction, err error, tries int) client.Decision {
+				opts.OnError = func(tx *client.Transaction, err error, attempt int) client.Decision {
 					if tx.Txid != 3 || !errors.Is(err, poison) {
 						t.Errorf("asked about %d, %v", tx.Txid, err)
 					}
-					return tt.decision(tries)
+					return tt.decision(attempt)
 				}
 			}
 			f, err := c.NewFollower(map[int]uint64{0: 0, 1: 0}, func(_ context.Context, tx *client.Transaction) error {

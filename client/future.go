@@ -12,31 +12,31 @@ import (
 type Receipt struct {
 	Partition int
 	Txid      uint64
-	// Time is when the leader certified it.
+	// Time is when the leader certified the transaction.
 	Time time.Time
-	// Duplicate says that its message id was known already: of an earlier try
-	// whose answer was lost, or of an earlier transaction.
+	// Duplicate reports that the partition already knew the message id: from an
+	// earlier attempt whose answer was lost, or from an earlier transaction.
 	Duplicate bool
 }
 
-// Future is a transaction on its way.
+// Future is the outcome of an accepted transaction.
 type Future struct {
 	sender *sender
-	id     string // as given
-	number uint64 // of the id that was made up
-	size   int    // of the room that it takes
+	id     string // as set by the caller, or empty
+	number uint64 // of the generated id, if id is empty
+	size   int    // as charged to the limiter
 
-	// done is made for the first who waits; once the outcome is there it is
-	// alreadyDone.
+	// done is created by the first caller that waits. Once the outcome is known
+	// it is alreadyDone.
 	done      atomic.Pointer[chan struct{}]
 	completed atomic.Bool
 	receipt   Receipt // set before done is closed
 	err       error
 
-	// lane.mu guards
+	// Guarded by sender.mu.
 	deadline  time.Time
 	sent      bool
-	uncertain int // tries that may have been carried out, for all that is known
+	uncertain int // attempts that may have appended the transaction
 	lastErr   error
 }
 
@@ -46,7 +46,8 @@ var alreadyDone = func() *chan struct{} {
 	return &done
 }()
 
-// Done is closed when the outcome is known, or given up.
+// Done returns a channel that is closed when the outcome is known or the
+// transaction is abandoned.
 func (f *Future) Done() <-chan struct{} {
 	if done := f.done.Load(); done != nil {
 		return *done
@@ -58,7 +59,7 @@ func (f *Future) Done() <-chan struct{} {
 	return *f.done.Load()
 }
 
-// ID is the transaction's message id.
+// ID returns the transaction's message id.
 func (f *Future) ID() string {
 	if f.id != "" {
 		return f.id
@@ -73,8 +74,8 @@ func (f *Future) appendID(dst []byte) []byte {
 	return strconv.AppendUint(append(dst, f.sender.c.idPrefix...), f.number, 36)
 }
 
-// Wait returns the outcome. When ctx ends first it returns ctx's error, and the
-// transaction stays on its way.
+// Wait returns the outcome. If ctx ends first, Wait returns its error, and the
+// transaction is still attempted.
 func (f *Future) Wait(ctx context.Context) (Receipt, error) {
 	if f.done.Load() == alreadyDone {
 		return f.receipt, f.err
@@ -87,8 +88,8 @@ func (f *Future) Wait(ctx context.Context) (Receipt, error) {
 	}
 }
 
-// settle sets the outcome and reports whether it was the first to do so, in
-// which case the caller gives the room back.
+// complete sets the outcome and reports whether it did so first. The caller
+// that did releases f.size to the limiter.
 func (f *Future) complete(r Receipt, err error) bool {
 	if !f.completed.CompareAndSwap(false, true) {
 		return false
@@ -100,12 +101,12 @@ func (f *Future) complete(r Receipt, err error) bool {
 	return true
 }
 
-// giveUp is the error of a transaction that is not tried any more because of
-// cause; lane.mu is held.
+// incompleteError returns the error of a transaction that is no longer
+// attempted because of cause. The caller holds sender.mu.
 func (f *Future) incompleteError(cause error) error {
 	switch {
 	case f.lastErr != nil:
-		cause = fmt.Errorf("%w; last try: %w", cause, f.lastErr)
+		cause = fmt.Errorf("%w; last attempt: %w", cause, f.lastErr)
 	case f.sent:
 		cause = fmt.Errorf("%w; %w", cause, ErrNoAnswer)
 	}

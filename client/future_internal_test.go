@@ -5,7 +5,7 @@ import (
 	"testing"
 )
 
-// Whoever waits, before the outcome is there, while it comes or after, is told.
+// Every waiter gets the outcome, whether it waits before, while or after it is set.
 func TestAFutureWakesAllWaiters(t *testing.T) {
 	for range 20_000 {
 		f := &Future{}
@@ -24,7 +24,7 @@ func TestAFutureWakesAllWaiters(t *testing.T) {
 		}
 		waiting.Go(func() {
 			if !f.complete(Receipt{Txid: 7}, nil) || f.complete(Receipt{Txid: 8}, nil) {
-				t.Error("not settled once")
+				t.Error("not completed exactly once")
 			}
 		})
 		waiting.Wait()

@@ -10,15 +10,17 @@ import (
 	"github.com/cantuslog/cantus/subjects"
 )
 
-// Get returns one committed transaction. Errors: ErrAhead past the log's end,
-// ErrTrimmed. It asks until ctx ends.
+// Get returns one committed transaction. It returns [ErrAhead] for a txid
+// beyond the log's end and [ErrTrimmed] for one that was trimmed. It retries
+// until ctx ends.
 func (c *Client) Get(ctx context.Context, partition int, txid uint64) (*Transaction, error) {
 	return c.get(ctx, partition, subjects.GetRequest{Txid: txid})
 }
 
 // LastWriter returns the newest transaction that recorded, as write or append
-// lock, a lock that overlaps this one. ErrNotFound says that none is known:
-// nobody recorded it, or so long ago that the partition has forgotten who.
+// lock, a lock that overlaps this one. It returns [ErrNotFound] if nobody
+// recorded it, or so long ago that the partition has forgotten it. It retries
+// until ctx ends.
 func (c *Client) LastWriter(ctx context.Context, partition int, lock string) (*Transaction, error) {
 	return c.get(ctx, partition, subjects.GetRequest{Lock: lock})
 }
@@ -35,7 +37,7 @@ func (c *Client) get(ctx context.Context, partition int, what subjects.GetReques
 		}
 		var r subjects.Reply
 		if err := json.Unmarshal(m.Data, &r); err != nil || r.Error == nil {
-			return fmt.Errorf("a refusal that can't be read: %q", m.Data), false
+			return fmt.Errorf("malformed refusal: %q", m.Data), false
 		}
 		mark := uint64(0)
 		if r.HighWaterMark != nil {

@@ -7,8 +7,8 @@ import (
 	"github.com/cantuslog/cantus/subjects"
 )
 
-// Partitions tells how many partitions the cluster has. It asks once, and
-// again and again until ctx ends if nobody answers.
+// Partitions returns the number of partitions of the cluster. It asks once, and
+// retries until ctx ends if nobody answers.
 func (c *Client) Partitions(ctx context.Context) (int, error) {
 	if n := c.partitions.Load(); n > 0 {
 		return int(n), nil
@@ -36,8 +36,8 @@ func (c *Client) clusterInfo(ctx context.Context) (subjects.ClusterInfo, error) 
 	return info.ClusterInfo, nil
 }
 
-// Partition tells where a key's transactions go, as append by key does: by
-// FNV-1a of the key, modulo the number of partitions.
+// Partition returns the partition of a key, as append by key computes it: the
+// FNV-1a hash of the key modulo the number of partitions.
 func (c *Client) Partition(ctx context.Context, key string) (int, error) {
 	n, err := c.Partitions(ctx)
 	if err != nil {
@@ -46,8 +46,8 @@ func (c *Client) Partition(ctx context.Context, key string) (int, error) {
 	return subjects.PartitionOf(key, n), nil
 }
 
-// HighWaterMark asks the leader for the partition's high-water mark. It holds
-// all that was acknowledged before.
+// HighWaterMark asks the leader for the partition's high-water mark, which
+// includes everything acknowledged before the call. It retries until ctx ends.
 func (c *Client) HighWaterMark(ctx context.Context, partition int) (uint64, error) {
 	var info subjects.PartitionInfo
 	if err := c.requestJSON(ctx, partition, c.names.PartitionInfo(partition), &info, &info.Error); err != nil {

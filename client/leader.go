@@ -7,23 +7,24 @@ import (
 	"github.com/nats-io/nats.go"
 )
 
-// An answer can be lost: its leader dies, or hands over, with the request in
-// its hands. Nothing says so, and a try that waits for its whole AttemptTimeout costs
-// seconds where another leader serves after milliseconds. So these count as
-// signs that what is still unanswered may stay so:
+// An answer can be lost: its leader dies or transfers leadership before it
+// replies. Nothing announces that, and an attempt that waits for its whole
+// AttemptTimeout costs seconds where a new leader serves after milliseconds. So
+// three events suggest that a missing answer is lost:
 //
-//   - the advisory that a partition has a new leader;
+//   - an advisory that the partition has a new leader;
 //   - an answer to something that was sent later: a leader answers in order
 //     (appends only);
-//   - a connection that is back after it was lost, which leaves no doubt.
+//   - a reconnect after the connection was lost. This one is certain.
 //
-// A sign does not end a try at once. An answer may be on its way, and a leader
-// that is stopped passes on what waits for it; so the try has one back-off more.
-// Then it is sent again, under the message id that makes this safe. Anybody may
-// publish an advisory: the back-off doubles with each sign until something
-// succeeds, so that false ones cause no more sends than refusals would.
+// The first two do not end an attempt at once. The answer may be on its way,
+// and a leader that is stopped forwards its waiting requests; so the attempt
+// waits for one more back-off. Then the request is resent, with the same
+// message id, which makes that safe. Anybody may publish an advisory: the
+// back-off doubles with each one until something succeeds, so that forged
+// advisories cause no more sends than refusals would.
 
-// onLeader takes the advisory that a node has begun to serve a partition.
+// onLeader handles the advisory that a node has begun to serve a partition.
 func (c *Client) onLeader(m *nats.Msg) {
 	var news struct {
 		Partition *int `json:"partition"`

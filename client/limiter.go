@@ -5,37 +5,37 @@ import (
 	"sync"
 )
 
-// room bounds what is in flight, in transactions and bytes. Waiters are let in
-// in the order in which they came.
+// limiter limits the transactions in flight, by number and by bytes. Waiters
+// are served in order of arrival.
 type limiter struct {
 	mu        sync.Mutex
-	freeCount int // free
-	freeBytes int // free; negative while one larger than all is in
+	freeCount int
+	freeBytes int // negative while a transaction larger than maxBytes is in flight
 	maxCount  int
-	maxBytes  int // bytes
+	maxBytes  int
 	waiters   []*limiterWaiter
-	idle      chan struct{} // not nil: nobody may enter any more; closed once nobody is in
+	idle      chan struct{} // non-nil after drain; closed once nothing is in flight
 	isIdle    bool          // idle is closed
 }
 
 type limiterWaiter struct {
 	size    int
-	granted chan struct{} // closed when let in
+	granted chan struct{} // closed when acquired
 }
 
 func newLimiter(count, bytes int) *limiter {
 	return &limiter{freeCount: count, maxCount: count, freeBytes: bytes, maxBytes: bytes}
 }
 
-// taken returns how many transactions are in.
+// inUse returns the number of transactions in flight.
 func (l *limiter) inUse() int {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.maxCount - l.freeCount
 }
 
-// drain refuses all that would enter from now on, and returns a channel that is
-// closed once nobody is in or waits.
+// drain makes later calls of acquire fail, and returns a channel that is closed
+// once nothing is in flight and nobody waits.
 func (l *limiter) drain() <-chan struct{} {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -46,13 +46,15 @@ func (l *limiter) drain() <-chan struct{} {
 	return l.idle
 }
 
-// fits reports whether size may enter; mu is held.
+// fits reports whether a transaction of size can be admitted now. The caller
+// holds mu.
 func (l *limiter) fits(size int) bool {
 	return l.freeCount > 0 && (size <= l.freeBytes || l.freeBytes == l.maxBytes)
 }
 
-// enter takes room for one transaction and waits for it unless fail is set.
-// Closing closed ends the wait with ErrClosed. After drain it returns ErrDraining.
+// acquire admits one transaction of size bytes. If a limit is reached it waits,
+// or returns ErrFull if fail is set. Closing closed ends the wait with
+// ErrClosed. After drain it returns ErrDraining.
 func (l *limiter) acquire(ctx context.Context, size int, fail bool, closed <-chan struct{}) error {
 	l.mu.Lock()
 	if l.idle != nil {
@@ -82,8 +84,8 @@ func (l *limiter) acquire(ctx context.Context, size int, fail bool, closed <-cha
 	}
 }
 
-// giveUp takes w out of the line, or gives its room back if it was let in
-// meanwhile.
+// abandon removes w from the waiters, or releases what w acquired in the
+// meantime, and returns err.
 func (l *limiter) abandon(w *limiterWaiter, err error) error {
 	l.mu.Lock()
 	for i, o := range l.waiters {
@@ -99,7 +101,7 @@ func (l *limiter) abandon(w *limiterWaiter, err error) error {
 	return err
 }
 
-// leave gives the room of count transactions back.
+// release returns the capacity of count transactions.
 func (l *limiter) release(count, bytes int) {
 	l.mu.Lock()
 	l.freeCount += count
@@ -108,8 +110,8 @@ func (l *limiter) release(count, bytes int) {
 	l.mu.Unlock()
 }
 
-// admit lets in the first waiters that fit, and notes when nobody is left after
-// drain; mu is held.
+// grant serves the first waiters that fit, and closes idle if drain was called
+// and nothing is in flight. The caller holds mu.
 func (l *limiter) grant() {
 	for len(l.waiters) > 0 && l.fits(l.waiters[0].size) {
 		w := l.waiters[0]
@@ -118,7 +120,7 @@ func (l *limiter) grant() {
 		l.freeBytes -= w.size
 		close(w.granted)
 	}
-	// With nobody in, nobody waits: the first waiter fits.
+	// If nothing is in flight nobody waits, because the first waiter would fit.
 	if l.idle != nil && !l.isIdle && l.freeCount == l.maxCount {
 		l.isIdle = true
 		close(l.idle)

@@ -16,8 +16,8 @@ func closed(c <-chan struct{}) bool {
 	}
 }
 
-// Those that wait when the room is drained are let in; those that come later
-// are not.
+// Calls of acquire that wait when the limiter is drained succeed; later ones do
+// not.
 func TestADrainedLimiterServesWaiters(t *testing.T) { synctest.Test(t, drainedLimiterServesWaiters) }
 
 func drainedLimiterServesWaiters(t *testing.T) {
@@ -34,7 +34,7 @@ func drainedLimiterServesWaiters(t *testing.T) {
 
 	idle := l.drain()
 	if err := l.acquire(ctx, 1, false, never); !errors.Is(err, ErrDraining) {
-		t.Errorf("entered a drained room: %v", err)
+		t.Errorf("acquired from a drained limiter: %v", err)
 	}
 	l.release(1, 1)
 	if err := <-acquired; err != nil {
@@ -53,7 +53,7 @@ func drainedLimiterServesWaiters(t *testing.T) {
 	}
 }
 
-// A waiter that gives up may be the last that is waited for.
+// A waiter that gives up may be the last one.
 func TestADrainedLimiterIsIdleWhenItsLastWaiterLeaves(t *testing.T) {
 	synctest.Test(t, drainedLimiterIsIdleWhenItsLastWaiterLeaves)
 }
@@ -74,7 +74,7 @@ func drainedLimiterIsIdleWhenItsLastWaiterLeaves(t *testing.T) {
 	}
 	l.release(1, 1)
 	if !closed(idle) {
-		t.Error("not idle with nobody in")
+		t.Error("not idle with nothing in flight")
 	}
 }
 

@@ -5,11 +5,11 @@ import (
 	"fmt"
 )
 
-// Nobody answers for a partition that does not exist, as for one that has no leader
-// at the moment. So where nobody answers, the client asks once how many partitions
-// there are: the number is fixed when a cluster is founded.
+// Nobody answers for a partition that does not exist, nor for one that has no
+// leader at the moment. So if nobody answers, the client asks once for the
+// number of partitions, which is fixed when a cluster is founded.
 
-// noPartition is the error for a partition that the cluster does not have.
+// noPartitionError is the error for a partition that the cluster does not have.
 type noPartitionError struct{ partition, partitions int }
 
 func (e *noPartitionError) Error() string {
@@ -18,7 +18,8 @@ func (e *noPartitionError) Error() string {
 
 func (*noPartitionError) Is(target error) bool { return target == ErrNoPartition }
 
-// missing returns an error if the cluster is known not to have the partition.
+// checkPartition returns an error if the cluster is known not to have the
+// partition.
 func (c *Client) checkPartition(partition int) error {
 	if n := int(c.partitions.Load()); n > 0 && partition >= n {
 		return &noPartitionError{partition, n}
@@ -26,8 +27,9 @@ func (c *Client) checkPartition(partition int) error {
 	return nil
 }
 
-// nobody deals with the news that nobody answers for a partition. It returns an error
-// if that will stay so, and else has the cluster's size asked for, if it is not known.
+// onNoResponders handles an answer by NATS that nobody subscribes to the
+// partition's subject. It returns an error if the partition does not exist. If
+// that is not known, it starts to ask for the number of partitions.
 func (c *Client) onNoResponders(partition int) error {
 	if c.partitions.Load() > 0 {
 		return c.checkPartition(partition)
@@ -41,9 +43,9 @@ func (c *Client) onNoResponders(partition int) error {
 	return nil
 }
 
-// findSize asks for the number of partitions, and ends what waits for one that does
-// not exist. Without an answer, the next request that nobody answers has it asked for
-// again.
+// fetchPartitions asks for the number of partitions, and ends the senders and
+// streams of partitions that do not exist. If it gets no answer, the next call
+// of onNoResponders asks again.
 func (c *Client) fetchPartitions() {
 	ctx, cancel := c.untilClosed()
 	defer cancel()

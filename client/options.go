@@ -8,46 +8,50 @@ import (
 	"github.com/cantuslog/cantus/subjects"
 )
 
-// Options configures a Client. The zero value has every default.
+// Options configures a [Client]. The zero value selects the defaults.
 type Options struct {
-	// Prefix begins every subject, as the nodes' option. Default "cantus".
+	// Prefix is the first token of every subject, as configured on the nodes.
+	// Default "cantus".
 	Prefix string
 
-	// FeedKey is the key that the packed feed is verified with, as cantus.info and
-	// `cantus status --json` show it. Without one the client asks cantus.info: a
-	// stranger that can answer there in the nodes' place can then forge the feed.
+	// FeedKey is the public key that verifies the packed feed, as shown by
+	// cantus.info and `cantus status --json`. If it is empty, the client asks
+	// cantus.info for the key. An attacker that can answer that request can
+	// then forge the feed.
 	FeedKey string
 
-	// MaxInFlight is how many transactions may wait for their outcome, over all
-	// partitions. Default 8,192.
+	// MaxInFlight limits the number of transactions without an outcome, over
+	// all partitions. Default 8,192.
 	MaxInFlight int
-	// MaxInFlightBytes bounds them in bytes. One larger transaction is let
-	// through alone. Default 32 MiB.
+	// MaxInFlightBytes limits their size. A transaction larger than the limit
+	// is sent while no other is in flight. Default 32 MiB.
 	MaxInFlightBytes int
-	// FailWhenFull makes appends fail with ErrFull where they would wait for
-	// room.
+	// FailWhenFull makes appends fail with ErrFull instead of waiting while a
+	// limit is reached.
 	FailWhenFull bool
 
-	// MaxBatch is how many transactions go into one message, 1 to 5,000.
+	// MaxBatch limits the number of transactions in a message, 1 to 5,000.
 	// Default 2,000.
 	MaxBatch int
-	// MaxBatchBytes bounds a message; the server's max_payload does too. One
-	// larger transaction goes alone. Default 512 KiB.
+	// MaxBatchBytes limits the size of a message, as the server's max_payload
+	// does. A larger transaction is sent alone. Default 512 KiB.
 	MaxBatchBytes int
 
-	// AttemptTimeout is how long one try may go without an answer, unless there are
-	// signs that the answer is lost. Default 5 s.
+	// AttemptTimeout is how long one attempt waits for its answer. The wait is
+	// shorter if something indicates that the answer is lost. Default 5 s.
 	AttemptTimeout time.Duration
-	// Timeout is how long a transaction is tried, waiting included, from when
-	// it was accepted. It has to stay below the time for which nodes remember
-	// message ids, 2 minutes unless the operator chose otherwise. Default 1 minute.
+	// Timeout is how long the client attempts to append a transaction, from the
+	// moment it is accepted, waits included. It must be shorter than the time
+	// for which nodes remember message ids: 2 minutes unless the operator
+	// configured another. Default 1 minute.
 	Timeout time.Duration
-	// MinBackoff and MaxBackoff bound the wait between tries, which doubles
-	// and has some chance in it. Default 50 ms and 2 s.
+	// MinBackoff and MaxBackoff bound the wait between attempts, which doubles
+	// with each failure and is randomized. Defaults 50 ms and 2 s.
 	MinBackoff, MaxBackoff time.Duration
 }
 
-// withDefaults fills and checks o.
+// withDefaults returns o with defaults filled in, or an error for an option out
+// of its range.
 func (o Options) withDefaults() (Options, error) {
 	if o.Prefix == "" {
 		o.Prefix = subjects.DefaultPrefix
@@ -100,9 +104,9 @@ func fillDurations(all map[string]duration) error {
 	return nil
 }
 
-// backoff is how long to wait after n failures in a row (1 is the first):
-// doubling between least and most, and of that half to all by chance, so that
-// clients that failed together don't come back together.
+// backoff returns the wait after n consecutive failures, n from 1. The wait
+// doubles from least to most, and a random part of up to a half is subtracted,
+// so that clients that failed together do not retry together.
 func backoff(n int, least, most time.Duration) time.Duration {
 	d := most
 	if n-1 < 32 && least<<(n-1) < most && least<<(n-1) > 0 {

@@ -5,12 +5,13 @@ import (
 	"sync"
 )
 
-// position is how far a handler is, and who waits for it to be further.
+// position is the last txid that a handler has applied. Callers can wait for it
+// to advance.
 type position struct {
 	mu      sync.Mutex
 	applied uint64
-	err     error         // why nothing comes any more
-	changed chan struct{} // closed at the next change; nil while nobody waits
+	err     error         // what stopped the partition
+	changed chan struct{} // closed at the next change; nil if nobody waits
 }
 
 func (p *position) get() uint64 {
@@ -26,7 +27,7 @@ func (p *position) advance(txid uint64) {
 	p.wake()
 }
 
-// move sets the position, also backwards.
+// move sets the position, which may go back.
 func (p *position) move(txid uint64) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -60,7 +61,8 @@ func (p *position) wake() {
 	}
 }
 
-// wait returns nil once txid is applied, or why it won't be.
+// wait returns nil once txid is applied, or the error because of which it will
+// not be.
 func (p *position) wait(ctx context.Context, txid uint64) error {
 	for {
 		p.mu.Lock()

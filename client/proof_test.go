@@ -72,7 +72,7 @@ func TestCatchingUpTakesBoundedMemory(t *testing.T) {
 	n := openNode(t, broker.Options{Partitions: 1})
 	c := newClient(t, connect(t, n), client.Options{})
 	fillUp(t, c, count)
-	const buffer, slack = 1 << 20, 64 << 20 // what a node and a client keep anyway
+	const buffer, slack = 1 << 20, 64 << 20 // what a node and a client take anyway
 	before := liveHeap()
 	handled, most := 0, uint64(0)
 	for tx, err := range c.All(t.Context(), 0, 0, client.FollowOptions{BufferBytes: buffer}) {

@@ -165,7 +165,7 @@ func first(n int, f fault) func(*nats.Msg) fault {
 	}
 }
 
-// quick are options for tests in which tries fail.
+// quick are options for tests in which attempts fail.
 var quick = client.Options{
 	AttemptTimeout: 100 * time.Millisecond, MinBackoff: time.Millisecond, MaxBackoff: 20 * time.Millisecond, MaxBatch: 20,
 }

@@ -8,9 +8,9 @@ import (
 	"github.com/cantuslog/cantus/subjects"
 )
 
-// decodeBatch gives the answer to a batch message. Runs are appended to runs,
-// which is used again; only refusals are taken apart by encoding/json, and an
-// answer that is not in the form that nodes write.
+// decodeBatch decodes the answer to a batch message, and appends its results to
+// runs. It uses encoding/json only for refusals, and for answers in another
+// form than nodes write.
 func decodeBatch(body []byte, runs []subjects.BatchRun) (subjects.BatchReply, error) {
 	s := scanner{rest: body}
 	if r, ok := s.batch(runs); ok {
@@ -21,8 +21,8 @@ func decodeBatch(body []byte, runs []subjects.BatchRun) (subjects.BatchReply, er
 	return r, err
 }
 
-// scanner reads JSON that has its fields in the usual order and no white
-// space. Where that is not so, ok becomes false.
+// scanner reads JSON with the fields in the usual order and without white
+// space. Its methods return false for any other form.
 type scanner struct{ rest []byte }
 
 func (s *scanner) batch(runs []subjects.BatchRun) (r subjects.BatchReply, ok bool) {
@@ -108,7 +108,7 @@ func (s *scanner) number() (n uint64, ok bool) {
 	return n, true
 }
 
-// time reads up to the quotation mark behind it.
+// time reads up to and including the closing quotation mark.
 func (s *scanner) time() (t time.Time, ok bool) {
 	end := bytes.IndexByte(s.rest, '"')
 	if end < 0 {
@@ -131,8 +131,8 @@ func (s *scanner) refusal(r *subjects.BatchRun) bool {
 	return err == nil
 }
 
-// objectEnd is where the JSON object ends with which b begins, -1 if b does
-// not begin with a whole one.
+// objectEnd returns the end of the JSON object at the start of b, or -1 if b
+// does not start with a complete object.
 func objectEnd(b []byte) int {
 	depth, inString := 0, false
 	for i := 0; i < len(b); i++ {

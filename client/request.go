@@ -12,17 +12,18 @@ import (
 	"github.com/cantuslog/cantus/subjects"
 )
 
-// asking is a request, other than an append or a stream's read, that waits for
-// its answer or to be sent again. Client.mu guards its fields.
+// pendingRequest is a request that waits for its answer or for its next
+// attempt. Appends and the reads of streams have their own types. Client.mu
+// guards the fields.
 type pendingRequest struct {
 	c             *Client
-	partition     int // -1: any node answers
+	partition     int // whose leader answers; -1: any node
 	attempts      int
-	leaderChanges int                // of a new leader
-	shortened     int                // the try that a sign gives one more back-off
-	epoch         uint64             // of the connection, at the try
-	cancel        context.CancelFunc // of the try
-	skipWait      chan struct{}      // capacity 1: the wait for the next try is over
+	leaderChanges int                // advisories so far
+	shortened     int                // the last attempt that an advisory has shortened
+	epoch         uint64             // of the connection, during the attempt
+	cancel        context.CancelFunc // ends the attempt
+	skipWait      chan struct{}      // capacity 1: begin the next attempt now
 }
 
 func (c *Client) newRequest(partition int) *pendingRequest {
@@ -39,26 +40,27 @@ func (r *pendingRequest) done() {
 	r.c.mu.Unlock()
 }
 
-// try begins the next try, whose context ends with its AttemptTimeout or by sendAgain.
+// begin starts the next attempt. Its context ends after AttemptTimeout, or when
+// restart is called.
 func (r *pendingRequest) begin(ctx context.Context) (context.Context, context.CancelFunc) {
 	ctx, cancel := context.WithTimeout(ctx, r.c.opts.AttemptTimeout)
 	r.c.mu.Lock()
 	r.attempts++
 	r.cancel, r.epoch = cancel, r.c.epoch.Load()
 	select {
-	case <-r.skipWait: // said of the one before
+	case <-r.skipWait: // meant for the previous attempt
 	default:
 	}
 	r.c.mu.Unlock()
 	return ctx, cancel
 }
 
-// newLeader lets the try, or the wait that follows it, go on for one back-off
-// more; Client.mu is held.
+// onNewLeader makes the attempt, or the wait after it, end after one more
+// back-off. The caller holds Client.mu.
 func (r *pendingRequest) onNewLeader() {
 	attempt := r.attempts
 	if r.shortened == attempt {
-		return // advisories come as fast as anybody likes
+		return // anybody may publish any number of advisories
 	}
 	r.leaderChanges++
 	r.shortened = attempt
@@ -69,8 +71,8 @@ func (r *pendingRequest) onNewLeader() {
 	})
 }
 
-// sendAgain ends a try, by its number, and the wait that follows it; Client.mu
-// is held.
+// restart ends the attempt of that number and the wait after it. The caller
+// holds Client.mu.
 func (r *pendingRequest) restart(attempt int) {
 	if r.attempts == attempt && r.cancel != nil {
 		signal(r.skipWait)
@@ -78,8 +80,8 @@ func (r *pendingRequest) restart(attempt int) {
 	}
 }
 
-// askJSON requests JSON until it gets some, or a refusal that is final: refused
-// points into reply.
+// requestJSON requests JSON until it gets some, or a refusal that is final.
+// refused points to the field of reply that holds a refusal.
 func (c *Client) requestJSON(ctx context.Context, partition int, subject string, reply any, refused **subjects.Error) error {
 	return c.request(ctx, partition, subject, nil, func(m *nats.Msg, _ int) (error, bool) {
 		*refused = nil
@@ -93,15 +95,15 @@ func (c *Client) requestJSON(ctx context.Context, partition int, subject string,
 	})
 }
 
-// request sends until take is content with the answer, or says that its
-// error is final. The partition is the one whose leader answers, -1 if any node
-// does.
-func (c *Client) request(ctx context.Context, partition int, subject string, body []byte, accept func(m *nats.Msg, try int) (err error, done bool)) error {
+// request sends a request until accept reports that it is done. accept returns
+// the error of an answer, nil if the answer is good. partition is the one whose
+// leader answers, -1 if any node does.
+func (c *Client) request(ctx context.Context, partition int, subject string, body []byte, accept func(m *nats.Msg, attempt int) (err error, done bool)) error {
 	r := c.newRequest(partition)
 	defer r.done()
 	for attempts := 1; ; attempts++ {
-		try, cancel := r.begin(ctx)
-		m, err := c.nc.RequestWithContext(try, subject, body)
+		attemptCtx, cancel := r.begin(ctx)
+		m, err := c.nc.RequestWithContext(attemptCtx, subject, body)
 		cancel()
 		done := false
 		switch {
@@ -119,14 +121,14 @@ func (c *Client) request(ctx context.Context, partition int, subject string, bod
 			if missing := c.onNoResponders(partition); missing != nil {
 				return missing
 			}
-		case try.Err() != nil:
+		case attemptCtx.Err() != nil:
 			err = ErrNoAnswer
 		}
 		select {
 		case <-time.After(c.backoff(attempts)):
 		case <-r.skipWait:
 		case <-ctx.Done():
-			return fmt.Errorf("%w; last try: %w", context.Cause(ctx), err)
+			return fmt.Errorf("%w; last attempt: %w", context.Cause(ctx), err)
 		case <-c.closing:
 			return ErrClosed
 		}

@@ -6,7 +6,7 @@ import (
 	"time"
 )
 
-// A flood of advisories gives a try one more back-off, and not a timer for each.
+// A flood of advisories gives an attempt one more back-off, and not a timer for each.
 func TestAdvisoriesCountOnceForEachAttempt(t *testing.T) {
 	c := &Client{opts: Options{AttemptTimeout: time.Hour, MinBackoff: time.Hour, MaxBackoff: time.Hour}, requests: map[*pendingRequest]struct{}{}}
 	r := c.newRequest(0)
@@ -21,7 +21,7 @@ func TestAdvisoriesCountOnceForEachAttempt(t *testing.T) {
 		changes := r.leaderChanges
 		c.mu.Unlock()
 		if changes != attempt {
-			t.Fatalf("after %d tries and 1000 advisories in each, %d count", attempt, changes)
+			t.Fatalf("after %d attempts and 1000 advisories in each, %d count", attempt, changes)
 		}
 	}
 }

@@ -154,7 +154,7 @@ func TestFinalRefusalsAreNotSentAgain(t *testing.T) {
 	}
 }
 
-// Where the proxy answers, the only try is answered long before the deadline,
+// Where the proxy answers, the only attempt is answered long before the deadline,
 // and the next one is due long after it: what is known then depends on the
 // answer alone.
 func TestDeadlineSaysWhetherTheOutcomeIsKnown(t *testing.T) {
@@ -247,7 +247,7 @@ func (c cancelledOnWait) Done() <-chan struct{} {
 	return c.Context.Done()
 }
 
-// The receipts of a batch come in while those who wait for them give up: each
+// The receipts of a batch come in while their waiters give up: each
 // has its receipt whole, or an error.
 func TestCancelBesideTheAnswer(t *testing.T) {
 	_, c := newLog(t)
@@ -361,8 +361,8 @@ func TestClosedConnectionEndsEverything(t *testing.T) {
 
 func TestFullFailsOrWaits(t *testing.T) {
 	release := make(chan struct{})
-	hold := func(*nats.Msg) fault { <-release; return pass }
-	p, waits, direct := newProxy(t, client.Options{MaxInFlight: 2}, hold)
+	delay := func(*nats.Msg) fault { <-release; return pass }
+	p, waits, direct := newProxy(t, client.Options{MaxInFlight: 2}, delay)
 	fails := newClient(t, p.nc, client.Options{Prefix: proxied, MaxInFlight: 2, FailWhenFull: true})
 	narrow := newClient(t, p.nc, client.Options{Prefix: proxied, MaxInFlightBytes: 1, FailWhenFull: true})
 	ctx := soon(t)

@@ -14,12 +14,12 @@ import (
 	"github.com/cantuslog/cantus/subjects"
 )
 
-// flightDepth is how many batches of a partition may be in flight: as many as
-// the node keeps in flight itself. More would be smaller.
+// maxInflight is the number of batches of a partition that may be in flight,
+// the same as on the node. With more, batches would only be smaller.
 const maxInflight = 3
 
-// lane sends the transactions of one partition. Its goroutine is run; answers
-// come in on the client's inbox goroutine.
+// sender sends the transactions of one partition. Its goroutine executes run;
+// answers arrive on the goroutine of the client's inbox subscription.
 type sender struct {
 	c         *Client
 	partition int
@@ -27,26 +27,26 @@ type sender struct {
 	wake      chan struct{} // capacity 1: step has something to do
 
 	mu            sync.Mutex
-	seq           uint64   // of chunks
-	filling       *batch   // takes in what comes, nil if nothing has
-	queue         []*batch // to be sent (again), by seq
+	seq           uint64   // of the last batch
+	filling       *batch   // collects new transactions, nil if there are none
+	queue         []*batch // to be sent or resent, by seq
 	inflight      []*attempt
-	abandoned     []*attempt // gone without an answer; it may come yet
-	maxBatch      int        // of a chunk; a node may allow less than Options
+	abandoned     []*attempt // given up without an answer, which may still arrive
+	maxBatch      int        // transactions per batch; a node may allow fewer than Options
 	backoffUntil  time.Time  // nothing is sent before
-	failures      int        // in a row, of whole messages
-	leaderChanges int        // of a new leader, since the last success
+	failures      int        // consecutive refusals or losses of whole messages
+	leaderChanges int        // advisories since the last success
 	closed        error
 }
 
-// flight is one try of a chunk.
+// attempt is one transmission of a batch.
 type attempt struct {
 	sender    *sender
 	token     uint64
 	batch     *batch
 	sent      time.Time
-	expires   time.Time // without an answer it is sent again
-	suspected bool      // expires comes of a sign that the answer is lost
+	expires   time.Time // when to resend the batch if there is no answer
+	suspected bool      // expires was brought forward: the answer is probably lost
 	epoch     uint64    // of the connection
 }
 
@@ -64,7 +64,7 @@ func (s *sender) signal() {
 	}
 }
 
-// add takes a transaction in.
+// add adds a transaction to the batch that is being filled.
 func (s *sender) add(tx *Tx, f *Future) error {
 	now := time.Now()
 	f.deadline = now.Add(s.c.opts.Timeout)
@@ -92,7 +92,7 @@ func (s *sender) add(tx *Tx, f *Future) error {
 	return nil
 }
 
-// run sends until the client is closed.
+// run sends batches until the client is closed.
 func (s *sender) run() {
 	timer := time.NewTimer(time.Hour)
 	defer timer.Stop()
@@ -108,7 +108,8 @@ func (s *sender) run() {
 	}
 }
 
-// step does all that is due at now and gives the time of what is due next.
+// step does everything that is due at now, and returns when the next thing is
+// due.
 func (s *sender) step(now time.Time) time.Time {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -129,7 +130,7 @@ func (s *sender) step(now time.Time) time.Time {
 	return s.nextDue(now)
 }
 
-// take gives the next chunk to send, nil if none is due.
+// dequeue returns the next batch to send, nil if none is due.
 func (s *sender) dequeue(now time.Time) *batch {
 	for i := 0; i < len(s.queue); {
 		if now.Before(s.queue[i].notBefore) {
@@ -161,8 +162,8 @@ func (s *sender) beginAttempt(b *batch, now time.Time) *attempt {
 	return a
 }
 
-// land takes the flight out of those in flight and reports whether it was among
-// them.
+// removeInflight removes the attempt from those in flight and reports whether
+// it was among them.
 func (s *sender) removeInflight(a *attempt) bool {
 	i := slices.Index(s.inflight, a)
 	if i < 0 {
@@ -172,26 +173,26 @@ func (s *sender) removeInflight(a *attempt) bool {
 	return true
 }
 
-// enqueue puts a chunk among those to be sent.
+// enqueue inserts a batch into the queue, in the order of seq.
 func (s *sender) enqueue(b *batch) {
 	i, _ := slices.BinarySearchFunc(s.queue, b, func(a, b *batch) int {
 		if c := cmp.Compare(a.seq, b.seq); c != 0 {
 			return c
 		}
-		return -1 // behind its equals: parts of one chunk keep their order
+		return -1 // after its equals: parts of one batch stay in order
 	})
 	s.queue = slices.Insert(s.queue, i, b)
 }
 
-// again has the chunk sent again after a back-off, with all behind it: what
-// failed for one message will for the next.
+// retryAfterBackoff resends the batch after a back-off, during which nothing
+// else is sent either: the next message would most likely fail as well.
 func (s *sender) retryAfterBackoff(b *batch, err error, now time.Time) {
 	s.failures++
 	s.backoffUntil = now.Add(s.c.backoff(s.failures))
 	s.retry(b, err)
 }
 
-// retry has the chunk sent again.
+// retry queues the batch for another attempt.
 func (s *sender) retry(b *batch, err error) {
 	for i := range b.items {
 		b.items[i].future.lastErr = err
@@ -200,23 +201,24 @@ func (s *sender) retry(b *batch, err error) {
 	s.enqueue(b)
 }
 
-// unanswered gives a try up and has its chunk sent again. The answer may come
-// yet.
+// abandonAttempt stops waiting for an answer and retries the batch. A late
+// answer still counts.
 func (s *sender) abandonAttempt(a *attempt, err error) {
 	s.removeInflight(a)
 	s.abandoned = append(s.abandoned, a)
 	s.retry(a.batch, err)
 }
 
-// doubt lets a try go on without an answer for one back-off more.
+// suspect lets an attempt wait for one more back-off only: its answer is
+// probably lost.
 func (s *sender) suspect(a *attempt, now time.Time) {
 	if soon := now.Add(s.c.backoff(max(s.leaderChanges, a.batch.attempts+1))); soon.Before(a.expires) {
 		a.expires, a.suspected = soon, true
 	}
 }
 
-// newLeader deals with the news that the partition has a new leader: what is in
-// flight may never be answered, and what waits for one need not wait long.
+// onNewLeader handles the news of a new leader: attempts in flight may never be
+// answered, and batches that wait for a leader need not wait long.
 func (s *sender) onNewLeader(now time.Time) {
 	defer s.signal()
 	s.mu.Lock()
@@ -236,8 +238,8 @@ func (s *sender) onNewLeader(now time.Time) {
 	}
 }
 
-// overtaken doubts the tries from before fl, which has succeeded: a leader answers
-// in order.
+// suspectEarlier suspects the attempts made before a, which has succeeded: a
+// leader answers in order.
 func (s *sender) suspectEarlier(a *attempt) {
 	for _, other := range s.inflight {
 		if other.token < a.token {
@@ -246,10 +248,10 @@ func (s *sender) suspectEarlier(a *attempt) {
 	}
 }
 
-// notSent deals with a message that the connection did not take.
+// onPublishError handles a message that the connection did not accept.
 func (s *sender) onPublishError(a *attempt, err error) {
 	if !s.removeInflight(a) {
-		return // reconnected meanwhile, and sent again
+		return // reconnected in the meantime, and resent
 	}
 	s.c.unregister(a)
 	s.noteNotAppended(a.batch)
@@ -263,15 +265,16 @@ func (s *sender) onPublishError(a *attempt, err error) {
 	}
 }
 
-// known notes that the last try of ch did nothing.
+// noteNotAppended notes that the last attempt of b appended nothing.
 func (s *sender) noteNotAppended(b *batch) {
 	for i := range b.items {
 		b.items[i].future.uncertain--
 	}
 }
 
-// divide deals with a message that is refused as a whole for what is in it:
-// halves go on, so that one's fault is not everybody's; a single one is settled.
+// split handles the refusal of a whole message because of its contents. The
+// halves are sent separately, so that one transaction does not fail the others;
+// a single transaction is completed with the refusal.
 func (s *sender) split(b *batch, e *subjects.Error, mark uint64) {
 	n := len(b.items)
 	if n == 1 {
@@ -294,7 +297,7 @@ func (s *sender) complete(f *Future, r Receipt, err error) {
 	}
 }
 
-// expire ends tries that had no answer and transactions past their deadline.
+// expire ends attempts without an answer and transactions past their deadline.
 func (s *sender) expire(now time.Time) {
 	for _, a := range slices.Clone(s.inflight) {
 		s.expireItems(a.batch, now)
@@ -333,7 +336,7 @@ func (s *sender) expireItems(b *batch, now time.Time) {
 	}
 }
 
-// next gives the time at which step has something to do, if nothing happens.
+// nextDue returns when step has something to do if nothing happens before.
 func (s *sender) nextDue(now time.Time) time.Time {
 	next := now.Add(time.Hour)
 	sooner := func(t time.Time) {
@@ -362,15 +365,15 @@ func (s *sender) nextDue(now time.Time) time.Time {
 	return next
 }
 
-// cancel gives a transaction up for its caller's sake. What was sent may
-// commit all the same.
+// cancel abandons a transaction on behalf of its caller. If it was sent it may
+// still commit.
 func (s *sender) cancel(f *Future, cause error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.complete(f, Receipt{}, f.incompleteError(cause))
 }
 
-// reconnected sends again what the lost connection may have swallowed.
+// onReconnected resends what may have been lost with the previous connection.
 func (s *sender) onReconnected(epoch uint64) {
 	s.mu.Lock()
 	for _, a := range slices.Clone(s.inflight) {
@@ -384,7 +387,7 @@ func (s *sender) onReconnected(epoch uint64) {
 	s.signal()
 }
 
-// close settles all that waits with err and takes nothing in any more.
+// close completes all transactions with err and accepts no more.
 func (s *sender) close(err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -415,13 +418,13 @@ func (s *sender) closeLocked(err error, extra *batch) {
 	s.queue, s.inflight, s.abandoned, s.filling = nil, nil, nil, nil
 }
 
-// wait gives the outcome of f, which is given up when ctx ends.
+// wait returns the outcome of f, which it abandons when ctx ends.
 func (s *sender) wait(ctx context.Context, f *Future) (Receipt, error) {
 	select {
 	case <-f.Done():
 	case <-ctx.Done():
 		s.cancel(f, context.Cause(ctx))
-		<-f.Done() // who settled it first may not have written the outcome yet
+		<-f.Done() // another goroutine may have completed f and not yet set the outcome
 	}
 	return f.receipt, f.err
 }

@@ -9,8 +9,8 @@ import (
 	"github.com/cantuslog/cantus/broker"
 )
 
-// stillLane returns a lane whose clock is the test, and the messages that it
-// sends, which nobody answers.
+// idleSender returns a sender whose step the test calls, and the messages that
+// it sends, which nobody answers.
 func idleSender(t *testing.T, opts Options) (*sender, *nats.Subscription) {
 	t.Helper()
 	n, err := broker.Open(t.Context(), t.TempDir(), broker.Options{Partitions: 1})
@@ -49,8 +49,8 @@ func countSent(t *testing.T, sent *nats.Subscription, s *sender) int {
 	return n
 }
 
-// Advisories can be forged, as many as somebody likes: an append is sent no more
-// often for them than refusals would have it.
+// Anybody can forge any number of advisories: they cause no more sends of an append
+// than refusals would.
 func TestForgedAdvisoriesCauseFewSends(t *testing.T) {
 	s, sent := idleSender(t, Options{AttemptTimeout: time.Hour, Timeout: time.Hour})
 	if err := s.add(&Tx{Payload: []byte("x")}, &Future{sender: s, id: "x"}); err != nil {
@@ -69,11 +69,11 @@ func TestForgedAdvisoriesCauseFewSends(t *testing.T) {
 	}
 }
 
-// What waits in a back-off because nobody leads is sent once somebody does.
+// A batch that waits in a back-off because nobody leads is sent once somebody does.
 func TestANewLeaderEndsTheWaitForOne(t *testing.T) {
 	s, sent := idleSender(t, Options{AttemptTimeout: time.Hour, Timeout: time.Hour, MaxBackoff: time.Hour})
 	now := time.Now()
-	for i := range 2 { // one waits behind the lane's back-off, one behind its own
+	for i := range 2 { // one waits for the sender's back-off, one for its own
 		if err := s.add(&Tx{Payload: []byte("x")}, &Future{sender: s, id: "x"}); err != nil {
 			t.Fatal(err)
 		}

@@ -16,73 +16,75 @@ import (
 )
 
 const (
-	// mostRead bounds one read. With it a read of small transactions stays
-	// near readBytes in memory.
+	// maxReadCount limits the transactions of one read. With it, a read of
+	// small transactions takes not much more memory than readBytes.
 	maxReadCount = 4096
-	// aheadBytes bounds what is kept of the feed while a read goes on.
+	// maxAheadBytes limits what is kept of the feed while a read is in
+	// progress.
 	maxAheadBytes = 1 << 20
 )
 
-// stream puts reads and the feed of a partition together to one queue, in txid
-// order and without a gap. Messages come in on goroutines of nats.go, which it
-// never holds up; keep is its clock.
+// stream merges the reads and the feed of a partition into one queue, in txid
+// order and without a gap. Messages arrive on goroutines of nats.go, which it
+// never blocks; runTimers does what is due by the clock. The consumer calls
+// take and handled.
 type stream struct {
 	c             *Client
 	partition     int
 	opts          FollowOptions
-	inbox         string // answers to reads come to inbox + number of the read
-	requestSuffix string // what all reads have in common, behind from and their size
-	readSize      int    // that the next read asks for
+	inbox         string // replies to reads arrive at inbox + number of the read
+	requestSuffix string // the end of a request's JSON, the same for all reads
+	readSize      int    // bytes that the next read asks for
 	ready         chan struct{}
-	wake          chan struct{} // keep looks at its clock anew
+	wake          chan struct{} // capacity 1: runTimers recomputes what is due
 
 	mu              sync.Mutex
-	next            uint64 // what comes next into the queue
-	seenTxid        uint64 // the highest txid that came, in the queue or on the feed
-	readMark        uint64 // the high-water mark, as the last read that ended says it
+	next            uint64 // next txid to enqueue
+	seenTxid        uint64 // highest txid received, by a read or from the feed
+	readMark        uint64 // high-water mark at the end of the last read
 	queue           []entry
-	buffered        int         // bytes in the queue, and taken but not handled yet
-	read            *activeRead // that is waited for
+	buffered        int         // bytes in the queue, or taken and not yet handled
+	read            *activeRead // in progress, or nil
 	reads           uint64
-	ahead           []*Transaction // of the feed, a run without gaps, behind a read
+	ahead           []*Transaction // from the feed during a read: consecutive transactions
 	aheadSize       int
-	lastHeard       time.Time // of the feed, or that it has nothing
-	stalledReads    int       // reads in a row that ended without getting further
-	failures        int       // reads in a row
-	retryAt         time.Time // when to read after a failure; zero after none
-	lastErr         error     // of the last failure
-	leaderChanges   int       // of a new leader, since the last read that ended
-	leaderChangedAt time.Time // when the last one came
-	leaderCheckAt   time.Time // when to act on it; zero if there is nothing to do
-	err             error     // the end
+	lastHeard       time.Time // when the feed last said something, or a read found it up to date
+	stalledReads    int       // consecutive reads that made no progress
+	failures        int       // consecutive failed reads
+	retryAt         time.Time // when to read after a failure, zero if there was none
+	lastErr         error     // of the last read, nil if it succeeded
+	leaderChanges   int       // advisories since the last complete read
+	leaderChangedAt time.Time // when the last advisory came
+	leaderCheckAt   time.Time // when to act on it, zero if there is nothing to do
+	err             error     // what ended the stream
 	sub             *nats.Subscription
-	feed            *nats.Subscription // nil until the stream was level once
+	feed            *nats.Subscription // nil until the stream has caught up once
 
-	verifier subjects.FeedVerifier // used by onFeed alone
+	verifier subjects.FeedVerifier // used by onFeedMessage only
 
-	recheckAt, recheckedAt time.Time // when to read because of what was not verified; zero for never. And when that last was.
+	recheckAt, recheckedAt time.Time // when to read because of messages that could not be verified (zero: never), and when that was done last
 	rejected, reported     uint64    // messages of the feed
 	reportedAt             time.Time
 	lastRejection          error
 }
 
-// entry is a transaction, or the news that there is none for the handler up
-// to upto.
+// entry is a transaction, or the information that there is none for the handler
+// up to upTo.
 type entry struct {
 	tx   *Transaction
 	upTo uint64
 	size int
 }
 
-// reading is a read in progress. Each of its messages names the transaction that
-// was sent before it.
+// activeRead is a read in progress. Each of its messages names the transaction
+// that was sent before it.
 type activeRead struct {
 	subject   string
 	from      uint64
 	lastHeard time.Time // when its last message came
-	cost      int       // of the client's window
-	lastTxid  uint64    // txid of the last transaction that came, 0 for none
-	gap       error     // what is missing; what comes behind it is not taken
+	cost      int       // bytes acquired from the client's window
+	lastTxid  uint64    // last transaction received, 0 if there is none
+	gap       error     // says which messages are missing; later ones are ignored
 }
 
 func newStream(c *Client, partition int, after uint64, opts FollowOptions) (*stream, error) {
@@ -101,7 +103,7 @@ func newStream(c *Client, partition int, after uint64, opts FollowOptions) (*str
 	return s, nil
 }
 
-// open subscribes and begins to read.
+// open subscribes to replies and starts the first read.
 func (s *stream) open() error {
 	s.c.mu.Lock()
 	err := s.c.closed
@@ -124,7 +126,7 @@ func (s *stream) open() error {
 	return nil
 }
 
-// close takes the stream off the wire.
+// close ends the stream and its subscriptions.
 func (s *stream) close() {
 	s.c.mu.Lock()
 	delete(s.c.streams, s)
@@ -134,12 +136,12 @@ func (s *stream) close() {
 	defer s.mu.Unlock()
 	for _, sub := range []*nats.Subscription{s.sub, s.feed} {
 		if sub != nil {
-			_ = sub.Unsubscribe() // fails only where the connection is closed
+			_ = sub.Unsubscribe() // fails only if the connection is closed
 		}
 	}
 }
 
-// end ends the stream; what is queued can still be taken.
+// end ends the stream with err. What is queued can still be taken.
 func (s *stream) end(err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -155,7 +157,7 @@ func (s *stream) endLocked(err error) {
 	signal(s.ready)
 }
 
-// leaveRead takes no more of the read that is waited for.
+// abandonRead ignores the rest of the read in progress.
 func (s *stream) abandonRead() {
 	if s.read != nil {
 		s.c.window.release(s.read.cost)
@@ -170,16 +172,16 @@ func signal(ch chan struct{}) {
 	}
 }
 
-// startRead asks for what comes next, unless that is under way, or too much
-// waits for the handler: then handled will.
+// startRead requests the next transactions, unless a read is in progress or the
+// handler is too far behind: in that case handled starts the read.
 func (s *stream) startRead() {
 	if s.read != nil || s.err != nil || s.buffered > 0 && s.buffered+2*s.opts.readBytes() > s.opts.BufferBytes {
 		return
 	}
 	s.retryAt = time.Time{}
-	cost, ok := s.c.window.acquire(s, s.readSize+s.readSize/2) // headers come with the bytes
+	cost, ok := s.c.window.acquire(s, s.readSize+s.readSize/2) // an allowance for headers
 	if !ok {
-		return // until the clock is kicked
+		return // the window wakes runTimers
 	}
 	now := time.Now()
 	if !s.recheckAt.IsZero() {
@@ -200,7 +202,7 @@ func (s *stream) startRead() {
 	}
 }
 
-// failed gives the read up, and has another begin after a back-off.
+// readFailed abandons the read and schedules another one after a back-off.
 func (s *stream) readFailed(err error) {
 	s.abandonRead()
 	s.lastErr = err
@@ -209,7 +211,7 @@ func (s *stream) readFailed(err error) {
 	signal(s.wake)
 }
 
-// onRead takes a message of a read.
+// onReadMessage handles a message of a read.
 func (s *stream) onReadMessage(m *nats.Msg) {
 	var txs []Transaction
 	var previous uint64
@@ -226,7 +228,7 @@ func (s *stream) onReadMessage(m *nats.Msg) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.read == nil || s.read.subject != m.Subject {
-		return // of a read that was given up
+		return // of a read that was abandoned
 	}
 	s.read.lastHeard = now
 	switch {
@@ -247,12 +249,13 @@ func (s *stream) onReadMessage(m *nats.Msg) {
 	}
 }
 
-// took takes transactions of a read, which came in a message of a size, behind the
-// previous one. What is behind a hole is left: the read goes on to its end, and the
-// next one begins at the hole.
+// onTransactions handles the transactions of one message of a read. previous is
+// the txid that was sent before them, size that of the message. Transactions
+// after a gap are ignored: the read goes on to its end, and the next one starts
+// at the gap.
 func (s *stream) onTransactions(txs []Transaction, previous uint64, size int) {
 	r := s.read
-	if r.gap != nil || len(txs) == 0 || txs[len(txs)-1].Txid <= r.lastTxid { // the last is a repeat
+	if r.gap != nil || len(txs) == 0 || txs[len(txs)-1].Txid <= r.lastTxid { // the last case is a repetition
 		return
 	}
 	if previous != r.lastTxid {
@@ -267,22 +270,23 @@ func (s *stream) onTransactions(txs []Transaction, previous uint64, size int) {
 		case t.Txid == s.next || s.opts.filtered():
 			s.enqueue(t, each)
 		default:
-			s.readFailed(fmt.Errorf("read: txid %d came where %d was next", t.Txid, s.next))
+			s.readFailed(fmt.Errorf("read: got txid %d, want %d", t.Txid, s.next))
 			return
 		}
 	}
 }
 
-// lostError says that messages of a read are missing: the last one that came, and the one
-// that the next says was before it.
+// lostError says that messages of a read are missing: came is the last txid
+// received, sent the one that the next message names as its predecessor.
 func lostError(came, sent uint64) error {
-	return fmt.Errorf("read: up to txid %d came, %d was sent: messages were lost on the way", came, sent)
+	return fmt.Errorf("read: messages were lost: txid %d was received, %d was sent", came, sent)
 }
 
-// share is what each of so many transactions takes that came in a message of a size.
+// bytesEach returns the memory charged to each transaction of a message of size
+// bytes.
 func bytesEach(size, transactions int) int { return size/max(transactions, 1) + transactionCost }
 
-// push queues a transaction.
+// enqueue queues a transaction.
 func (s *stream) enqueue(t *Transaction, size int) {
 	if s.opts.HeadersOnly {
 		t.Payload = nil
@@ -296,11 +300,11 @@ func (s *stream) enqueue(t *Transaction, size int) {
 	}
 }
 
-// known is the highest txid known of. A mark that is not true is forgotten with the
-// next read.
+// highWaterMark returns the highest txid known. One that is not true is
+// forgotten with the next read.
 func (s *stream) highWaterMark() uint64 { return max(s.seenTxid, s.readMark) }
 
-// skip notes that the handler gets nothing up to upto.
+// skip notes that there is nothing for the handler up to upTo.
 func (s *stream) skip(upTo uint64) {
 	s.next = upTo + 1
 	if n := len(s.queue); n > 0 && s.queue[n-1].tx == nil {
@@ -313,14 +317,14 @@ func (s *stream) skip(upTo uint64) {
 	}
 }
 
-// ended takes the end of a read.
+// onReadEnd handles the end of a read.
 func (s *stream) onReadEnd(m *nats.Msg) {
 	next, err := strconv.ParseUint(m.Header.Get(subjects.HeaderNext), 10, 64)
 	mark, err2 := strconv.ParseUint(m.Header.Get(subjects.HeaderHighWaterMark), 10, 64)
 	last, err3 := strconv.ParseUint(m.Header.Get(subjects.HeaderLast), 10, 64)
 	switch {
 	case err != nil || err2 != nil || err3 != nil:
-		s.readFailed(fmt.Errorf("read: the end says next %q, mark %q and last %q", m.Header.Get(subjects.HeaderNext),
+		s.readFailed(fmt.Errorf("read: malformed end: next %q, mark %q, last %q", m.Header.Get(subjects.HeaderNext),
 			m.Header.Get(subjects.HeaderHighWaterMark), m.Header.Get(subjects.HeaderLast)))
 		return
 	case s.read.gap != nil:
@@ -330,7 +334,7 @@ func (s *stream) onReadEnd(m *nats.Msg) {
 		s.readFailed(lostError(s.read.lastTxid, last))
 		return
 	case next > s.next && next > mark+1:
-		s.readFailed(fmt.Errorf("read: the end says to go on at %d, behind the high-water mark %d", next, mark))
+		s.readFailed(fmt.Errorf("read: malformed end: next %d is beyond the high-water mark %d", next, mark))
 		return
 	}
 	if next > s.next && s.opts.filtered() {
@@ -350,9 +354,9 @@ func (s *stream) onReadEnd(m *nats.Msg) {
 		s.stalledReads = 0
 	}
 	switch {
-	case s.stalledReads > 1: // a read may well have been answered before the feed was ahead of it
+	case s.stalledReads > 1: // once is normal: the read may have been answered before the feed was ahead of it
 		s.failures = s.stalledReads - 2
-		s.readFailed(fmt.Errorf("read: nothing came from txid %d on, where %d is the last", s.next, s.highWaterMark()))
+		s.readFailed(fmt.Errorf("read: no transactions from txid %d on, although the high-water mark is %d", s.next, s.highWaterMark()))
 	case s.next <= s.highWaterMark():
 		s.startRead()
 	case s.feed == nil:
@@ -363,11 +367,11 @@ func (s *stream) onReadEnd(m *nats.Msg) {
 	}
 }
 
-// refused takes the refusal of a read.
+// onReadRefused handles the refusal of a read.
 func (s *stream) onReadRefused(m *nats.Msg) {
 	var r subjects.Reply
 	if err := json.Unmarshal(m.Data, &r); err != nil || r.Error == nil {
-		s.readFailed(fmt.Errorf("read: a refusal that can't be read: %q", m.Data))
+		s.readFailed(fmt.Errorf("read: malformed refusal: %q", m.Data))
 		return
 	}
 	mark := uint64(0)
@@ -382,7 +386,8 @@ func (s *stream) onReadRefused(m *nats.Msg) {
 	s.readFailed(err)
 }
 
-// reconnected reads: the feed, and answers to reads, may have been lost.
+// onReconnected starts a read: replies and messages of the feed may have been
+// lost.
 func (s *stream) onReconnected() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -391,9 +396,9 @@ func (s *stream) onReconnected() {
 	s.startRead()
 }
 
-// newLeader deals with the news that the partition has a new leader. The answer to
-// a read, and the last of the feed, may be lost; and what waits for a leader need
-// not wait long.
+// onNewLeader handles the news of a new leader. The reply to a read, and the
+// last messages of the feed, may be lost; and a read that waits for a leader
+// need not wait long.
 func (s *stream) onNewLeader(now time.Time) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -402,7 +407,8 @@ func (s *stream) onNewLeader(now time.Time) {
 	signal(s.wake)
 }
 
-// checkAgain reads anew, unless a read has been heard of since the news came.
+// checkAfterLeaderChange restarts the read, unless it was heard of after the
+// advisory.
 func (s *stream) checkAfterLeaderChange() {
 	s.leaderCheckAt = time.Time{}
 	if s.read != nil && s.read.lastHeard.Before(s.leaderChangedAt) {
@@ -411,8 +417,8 @@ func (s *stream) checkAfterLeaderChange() {
 	s.startRead()
 }
 
-// take returns what is queued, and waits for something if nothing is. With the
-// stream's end it gives why.
+// take returns what is queued. It waits until something is, or returns the
+// error that ended the stream.
 func (s *stream) take(ctx context.Context) ([]entry, error) {
 	for {
 		if err := ctx.Err(); err != nil {
@@ -437,7 +443,8 @@ func (s *stream) take(ctx context.Context) ([]entry, error) {
 	}
 }
 
-// handled gives the memory of what was taken back.
+// handled releases the memory of transactions that were taken, and reads on if
+// there is more.
 func (s *stream) handled(bytes int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -450,8 +457,8 @@ func (s *stream) handled(bytes int) {
 	}
 }
 
-// keep is the stream's clock until ctx ends: reads that went silent, reads
-// after a failure, and a feed that went silent.
+// runTimers does what is due by the clock until ctx ends: it abandons reads
+// that went silent, reads again after a failure, and checks a silent feed.
 func (s *stream) runTimers(ctx context.Context) {
 	timer := time.NewTimer(time.Hour)
 	defer timer.Stop()
@@ -467,7 +474,7 @@ func (s *stream) runTimers(ctx context.Context) {
 	}
 }
 
-// tick does what is due at now, and gives the time of the next.
+// tick does what is due at now, and returns when the next thing is due.
 func (s *stream) tick(now time.Time) time.Time {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -485,7 +492,7 @@ func (s *stream) tickLocked(now time.Time) time.Time {
 	switch {
 	case s.err != nil:
 	case s.read == nil && s.c.window.hasGrant(s):
-		if s.startRead(); s.read == nil { // too much waits for the handler
+		if s.startRead(); s.read == nil { // the handler is too far behind
 			s.c.window.cancel(s)
 		}
 	case s.read != nil:
@@ -514,7 +521,7 @@ func (s *stream) tickLocked(now time.Time) time.Time {
 	return now.Add(s.c.opts.AttemptTimeout)
 }
 
-// state returns what Progress shows.
+// progress returns the stream's part of a Progress.
 func (s *stream) progress() (p Progress) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -12,30 +12,31 @@ import (
 	"github.com/cantuslog/cantus/subjects"
 )
 
-// Transaction is a committed transaction, as followers get it. It is the
-// handler's to keep; but its memory is that of the message it came in, with up
-// to 128 KiB of its neighbours: who keeps a few of many clones what it needs.
+// Transaction is a committed transaction. The handler may retain it, but it
+// shares memory with its whole message, up to 128 KiB. To retain a few of many,
+// copy what you need.
 type Transaction struct {
 	Partition int
 	Txid      uint64
-	// Time is when the leader certified it; it rises strictly with Txid.
+	// Time is when the leader certified the transaction. It increases strictly
+	// with Txid.
 	Time time.Time
 	Kind string
-	// ID is the writer's message id, "" if none was sent.
+	// ID is the writer's message id, "" if it sent none.
 	ID string
-	// HighWaterMark is the writer's, 0 if none was sent.
+	// HighWaterMark is the writer's, 0 if it sent none.
 	HighWaterMark uint64
-	// The locks' names, each list in the order in which they were sent.
+	// The names of the locks, in the order in which they were sent.
 	WriteLocks, ReadLocks, AppendLocks []string
 	// Header is the application's, nil if there is none.
 	Header nats.Header
-	// Payload is nil where only headers are asked for.
+	// Payload is nil if only headers were requested.
 	Payload []byte
 }
 
 var errNotTransaction = errors.New("the message is not a transaction")
 
-// parseTransaction takes a transaction apart that is a message of its own.
+// parseTransaction parses a message that is a single transaction.
 func parseTransaction(m *nats.Msg) (*Transaction, error) {
 	t := &Transaction{Partition: -1, Payload: m.Data}
 	var err error
@@ -86,7 +87,7 @@ func parseTransaction(m *nats.Msg) (*Transaction, error) {
 	return t, nil
 }
 
-// parsePacked takes a message of a read or of the feed apart.
+// parsePacked parses a packed message, of a read or of the feed.
 func parsePacked(partition int, message []byte) ([]Transaction, error) {
 	txs := make([]Transaction, 0, len(message)/256+1)
 	var p packedParser
@@ -106,13 +107,13 @@ func parsePacked(partition int, message []byte) ([]Transaction, error) {
 	return txs, nil
 }
 
-// packedParser parses the header blocks of a message, whose lock names share
-// memory.
+// packedParser parses the header blocks of a message. Their lock names share
+// one array.
 type packedParser struct{ names []string }
 
 func (p *packedParser) parse(t *Transaction, block []byte) error {
-	all := string(block)                                              // what is kept is cut out of it
-	offset := func(part []byte) int { return cap(block) - cap(part) } // both end where block's array does
+	all := string(block)                                              // the values retained are substrings of it
+	offset := func(part []byte) int { return cap(block) - cap(part) } // block and its parts end at the same capacity
 	return subjects.ScanBlock(block, func(key, value []byte) error {
 		v := all[offset(value) : offset(value)+len(value)]
 		switch string(key) {
@@ -141,8 +142,8 @@ func (p *packedParser) parse(t *Transaction, block []byte) error {
 	})
 }
 
-// add appends the names in a header's value to a list of a transaction's. The
-// names of the first value lie in the memory that lists share.
+// add appends the lock names of a header's value to list. The names of the
+// first value are stored in the shared array.
 func (p *packedParser) add(list []string, value string) []string {
 	if list != nil {
 		return append(list, subjects.LockNames(value)...)
@@ -156,8 +157,8 @@ func (p *packedParser) add(list []string, value string) []string {
 	return p.names[start:len(p.names):len(p.names)]
 }
 
-// passes reports whether kinds and lock, where given, ask for t, as a node
-// decides it.
+// passes reports whether t matches kinds and lock, where given, by the rules of
+// a node.
 func (t *Transaction) passes(kinds []string, lock string) bool {
 	if len(kinds) > 0 && !slices.Contains(kinds, t.Kind) {
 		return false

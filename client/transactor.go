@@ -7,27 +7,29 @@ import (
 	"time"
 )
 
-// View is local state that a log is applied to. A [Follower] is one: that of what
-// its handler has applied. Both methods may be called at any time, by several
-// goroutines at once.
+// View is local state to which a log is applied. A [Follower] is the view of
+// what its handler has applied. Both methods may be called at any time and
+// concurrently.
 type View interface {
-	// Applied returns the last txid of the partition that the state holds, 0 if
-	// it holds none or does not follow the partition. What is read from the state
-	// afterwards holds at least that.
+	// Applied returns the last txid of the partition that the state contains, 0
+	// if it contains none or does not follow the partition. What is read from
+	// the state afterwards contains at least that.
 	Applied(partition int) uint64
-	// Wait returns nil once the state holds txid. It returns an error when ctx
-	// ends, and at once if the state does not follow the partition or has stopped
-	// following it.
+	// Wait returns nil once the state contains txid. It returns an error when
+	// ctx ends, and at once if the state does not follow the partition or has
+	// stopped following it.
 	Wait(ctx context.Context, partition int, txid uint64) error
 }
 
-// TransactorOptions configures a [Transactor]. The zero value has every default.
+// TransactorOptions configures a [Transactor]. The zero value selects the
+// defaults.
 type TransactorOptions struct {
-	// MaxAttempts is how often the function is run at most. Default 100.
+	// MaxAttempts limits how often the function is called. Default 100.
 	MaxAttempts int
-	// Timeout bounds Transact, beside its ctx. Default 1 minute.
+	// Timeout bounds Transact, in addition to its ctx. Default 1 minute.
 	Timeout time.Duration
-	// WaitApplied has Transact return only when the view holds the transaction.
+	// WaitApplied makes Transact return only when the view contains the
+	// transaction.
 	WaitApplied bool
 }
 
@@ -38,7 +40,7 @@ type Transactor struct {
 	opts TransactorOptions
 }
 
-// NewTransactor returns a [Transactor] over view.
+// NewTransactor returns a [Transactor] that uses view.
 func NewTransactor(c *Client, view View, opts TransactorOptions) (*Transactor, error) {
 	if opts.MaxAttempts == 0 {
 		opts.MaxAttempts = 100
@@ -52,18 +54,20 @@ func NewTransactor(c *Client, view View, opts TransactorOptions) (*Transactor, e
 	return &Transactor{c, view, opts}, nil
 }
 
-// Transact runs compute, which reads the view and makes a transaction: its
-// data, a read lock for all that it looked at and a write lock for what it changes. The view's high-water
-// mark is taken before, so that compute may see newer state, never older. The
-// transaction commits only if nothing that it names was recorded since. If something was, Transact waits
-// until the view holds it, and runs compute again, which has to be free of
-// side effects.
+// Transact calls compute, which reads the view and fills in a transaction: its
+// payload, a read lock for everything that it read, and a write lock for
+// everything that it changes. The view's high-water mark is taken before the
+// call, so compute may see newer state but never older. The transaction commits
+// only if none of its locks was recorded since. Otherwise Transact waits until
+// the view contains the conflicting transaction, and calls compute again, which
+// must be free of side effects.
 //
-// It returns the receipt once the transaction is committed, and with
-// TransactorOptions.WaitApplied once the view holds it: where that wait fails, the
-// receipt comes together with the error. If compute returns an error, that is returned; if it
-// does not call Set, the receipt and the error are zero. Nothing was appended in both cases. Other errors are Append's, and
-// ErrAttempts.
+// Transact returns the receipt once the transaction is committed, and with
+// [TransactorOptions.WaitApplied] once the view contains it; if that wait
+// fails, it returns both the receipt and the error. If compute returns an
+// error, Transact returns it; if compute does not call Set, Transact returns a
+// zero receipt and no error. In both cases nothing was appended. Other errors
+// are those of [Client.Append], and [ErrAttempts].
 func (t *Transactor) Transact(ctx context.Context, partition int, compute func(tx *Tx) error) (Receipt, error) {
 	ctx, cancel := context.WithTimeout(ctx, t.opts.Timeout)
 	defer cancel()
@@ -81,7 +85,7 @@ func (t *Transactor) Transact(ctx context.Context, partition int, compute func(t
 			return t.committed(ctx, r, err)
 		}
 		if err := t.view.Wait(ctx, partition, conflict.Txid); err != nil {
-			return Receipt{}, fmt.Errorf("wait for txid %d to be applied: %w; after: %w", conflict.Txid, err, conflict)
+			return Receipt{}, fmt.Errorf("wait until txid %d is applied: %w; conflict: %w", conflict.Txid, err, conflict)
 		}
 	}
 	return Receipt{}, fmt.Errorf("%w (%d): %w", ErrAttempts, t.opts.MaxAttempts, conflict)
@@ -92,7 +96,7 @@ func (t *Transactor) committed(ctx context.Context, r Receipt, err error) (Recei
 		return r, err
 	}
 	if err := t.view.Wait(ctx, r.Partition, r.Txid); err != nil {
-		return r, fmt.Errorf("committed as txid %d, wait for it to be applied: %w", r.Txid, err)
+		return r, fmt.Errorf("committed as txid %d; wait until it is applied: %w", r.Txid, err)
 	}
 	return r, nil
 }

@@ -11,35 +11,35 @@ import (
 	"github.com/cantuslog/cantus/subjects"
 )
 
-// Tx is a transaction to append, as its writer makes it; a [Transaction] is one
-// that committed. It may be used again once the append function has returned,
-// which keeps no reference to it.
+// Tx is a transaction to append; a [Transaction] is one that is committed. The
+// append functions do not retain it: it may be reused when they return.
 type Tx struct {
-	// Partition is where it goes. [Client.Partition] returns it for a key.
+	// Partition is the partition to append to. [Client.Partition] returns the
+	// partition of a key.
 	Partition int
 	// Payload is opaque, and may be empty.
 	Payload []byte
-	// Kind is one token that names the sort of transaction, "tx" if empty.
+	// Kind is one token that names the kind of transaction. "" means "tx".
 	Kind string
-	// Header is the application's own: stored, and given back to followers.
+	// Header is the application's own. It is stored, and passed to followers.
 	Header nats.Header
 
 	// HighWaterMark is the txid up to which the writer had applied the
-	// partition when it computed this transaction, 0 for nothing yet.
+	// partition when it computed this transaction, 0 for none.
 	HighWaterMark uint64
 	// WriteLocks are checked against HighWaterMark, and recorded on commit.
 	WriteLocks []string
-	// ReadLocks are checked, not recorded.
+	// ReadLocks are checked and not recorded.
 	ReadLocks []string
-	// AppendLocks are recorded on commit, not checked.
+	// AppendLocks are recorded on commit and not checked.
 	AppendLocks []string
 
-	// ID is the message id, at most 128 bytes. A transaction whose id the
-	// partition remembers is not appended again; its receipt is the first
-	// one's. Empty: one is made up.
+	// ID is the message id, at most 128 bytes. If the partition remembers it,
+	// the transaction is not appended again, and its receipt is that of the
+	// first. If ID is empty the client generates one.
 	ID string
-	// ExpectedLast lets it commit only if the partition's high-water mark is
-	// exactly this.
+	// ExpectedLast makes the transaction commit only if the partition's
+	// high-water mark equals it.
 	ExpectedLast *uint64
 
 	isSet bool
@@ -48,26 +48,27 @@ type Tx struct {
 // WriteLock adds locks that are checked, and recorded on commit.
 func (tx *Tx) WriteLock(locks ...string) { tx.WriteLocks = append(tx.WriteLocks, locks...) }
 
-// ReadLock adds locks that are checked: of what was read and not changed.
+// ReadLock adds locks that are checked and not recorded: those of what was read
+// and not changed.
 func (tx *Tx) ReadLock(locks ...string) { tx.ReadLocks = append(tx.ReadLocks, locks...) }
 
 // AppendLock adds locks that are recorded on commit and not checked.
 func (tx *Tx) AppendLock(locks ...string) { tx.AppendLocks = append(tx.AppendLocks, locks...) }
 
-// Set sets the kind ("" is "tx") and the payload, which may be empty.
+// Set sets the kind ("" means "tx") and the payload, which may be empty.
 func (tx *Tx) Set(kind string, payload []byte) {
 	tx.Kind, tx.Payload, tx.isSet = kind, payload, true
 }
 
 var lockHeaders = [...]string{subjects.HeaderWriteLock, subjects.HeaderReadLock, subjects.HeaderAppendLock}
 
-// lockFields are the fields that locks returns.
+// lockFields names the fields that locks returns.
 var lockFields = [...]string{"WriteLocks", "ReadLocks", "AppendLocks"}
 
 func (tx *Tx) locks() [3][]string { return [3][]string{tx.WriteLocks, tx.ReadLocks, tx.AppendLocks} }
 
-// check refuses what a node would refuse. It has to come before encoding: a
-// line end in a value would be a header of its own.
+// check refuses what a node would refuse. It must run before the transaction is
+// encoded: a line break in a value would begin another header.
 func (tx *Tx) check() error {
 	if err := tx.checkForm(); err != nil {
 		var e *subjects.Error
@@ -81,7 +82,7 @@ func (tx *Tx) check() error {
 
 func (tx *Tx) checkForm() error {
 	if tx.Partition < 0 {
-		return subjects.Errorf(subjects.BadRequest, "partition %d: they begin at 0", tx.Partition)
+		return subjects.Errorf(subjects.BadRequest, "partition %d: partitions are numbered from 0", tx.Partition)
 	}
 	n := 0
 	for mode, names := range tx.locks() {
@@ -121,18 +122,18 @@ func (tx *Tx) checkForm() error {
 
 func checkHeader(key string, values []string) error {
 	if subjects.IsRequestHeader(key) {
-		return subjects.Errorf(subjects.BadRequest, "header %q: a field of Tx stands for it", key)
+		return subjects.Errorf(subjects.BadRequest, "header %q: set the field of Tx instead", key)
 	}
 	if _, err := subjects.CheckOtherHeader(key); err != nil {
 		return err
 	}
 	for i := range len(key) {
 		if c := key[i]; c <= ' ' || c >= 0x7f || c == ':' {
-			return subjects.Errorf(subjects.BadRequest, "header %q: a name is visible ASCII without a colon", key)
+			return subjects.Errorf(subjects.BadRequest, "header %q: a name must be visible ASCII without a colon", key)
 		}
 	}
 	if key == "" {
-		return subjects.Errorf(subjects.BadRequest, "a header without a name")
+		return subjects.Errorf(subjects.BadRequest, "a header has no name")
 	}
 	for _, v := range values {
 		if err := checkValue(key, v); err != nil {
@@ -144,16 +145,16 @@ func checkHeader(key string, values []string) error {
 
 func checkValue(key, value string) error {
 	if strings.ContainsAny(value, "\r\n\x00") {
-		return subjects.Errorf(subjects.BadRequest, "header %q: a value holds no CR, LF or NUL", key)
+		return subjects.Errorf(subjects.BadRequest, "header %q: a value must not contain CR, LF or NUL", key)
 	}
 	return nil
 }
 
-// fieldBytes is what a header line has beside its key and value: ": " and
+// fieldBytes is the size of a header line without its key and value: ": " and
 // CR LF.
 const fieldBytes = 4
 
-// size is at least how many bytes appendFrame appends.
+// size returns an upper bound on the bytes that appendFrame appends.
 func (tx *Tx) size() int {
 	n := 8 + 160 + len(tx.Payload) + len(tx.Kind) + len(tx.ID)
 	for _, names := range tx.locks() {
@@ -169,8 +170,8 @@ func (tx *Tx) size() int {
 	return n
 }
 
-// appendFrame appends the transaction in the form that batches have: two
-// lengths, header block, payload.
+// appendFrame appends the transaction as a frame of a batch: two lengths, the
+// header block, the payload.
 func (tx *Tx) appendFrame(dst []byte, id []byte) []byte {
 	start := len(dst)
 	dst = append(dst, 0, 0, 0, 0, 0, 0, 0, 0)

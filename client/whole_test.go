@@ -101,7 +101,7 @@ func TestFollowersNoticeLostMessages(t *testing.T) {
 }
 
 // TestFollowersOverASlowLine follows many partitions at once over a line that
-// carries less than the node sends, with little room in the server.
+// carries less than the node sends, with a small buffer in the server.
 func TestFollowersOverASlowLine(t *testing.T) {
 	const partitions, count = 16, 100
 	config := filepath.Join(t.TempDir(), "nats.conf")
@@ -123,7 +123,7 @@ func TestFollowersOverASlowLine(t *testing.T) {
 	}
 	select {
 	case <-lost:
-		t.Error("the server cut the connection")
+		t.Error("the server closed the connection")
 	default:
 	}
 }

@@ -7,27 +7,27 @@ import (
 )
 
 const (
-	// windowBytes bounds what the reads of a client have asked for and not been
-	// given, of all partitions together. Over a quarter of a NATS server's usual
-	// max_pending (64 MiB) it would be the node that waits; and on a slow line
-	// each read waits behind all others.
+	// windowBytes limits the bytes that the reads of a client have requested
+	// and not received, over all partitions. With more than a quarter of a NATS
+	// server's usual max_pending (64 MiB), the node would have to wait; and on
+	// a slow connection each read waits behind all others.
 	windowBytes = 16 << 20
-	// firstRead is how many bytes the first read of a stream asks for: many find
-	// that they are level. Each further one asks for twice as many.
+	// firstRead is the size of a stream's first read: many streams find that
+	// they are up to date. The size doubles with each further read.
 	firstRead = 64 << 10
-	// quietFactor is how many AttemptTimeouts a read may be silent while others are
-	// answered.
+	// quietFactor is the number of AttemptTimeouts that a read may be silent
+	// while others are answered.
 	quietFactor = 4
 )
 
-// window is the room that the reads of a client share. Streams that find none wait
-// in turn; each is kicked when it has a place.
+// window is the flow-control window that the reads of a client share. Streams
+// that find it full wait in turn; each is woken when its read is granted.
 type window struct {
 	mu         sync.Mutex
 	used       int
-	lastAnswer time.Time // an answer to any read
+	lastAnswer time.Time // to any read
 	waiters    []waiter
-	grants     map[*stream]int // places that were not taken yet
+	grants     map[*stream]int // granted and not yet acquired
 }
 
 type waiter struct {
@@ -35,8 +35,9 @@ type waiter struct {
 	cost int
 }
 
-// enter takes room for a read, or has the stream wait for it. cost is what was
-// taken, which may be more or less than what is wanted now.
+// acquire takes window space for a read, or queues the stream for it. cost is
+// the space taken, which may differ from want if it was granted for an earlier
+// want.
 func (w *window) acquire(s *stream, want int) (cost int, ok bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -55,10 +56,12 @@ func (w *window) acquire(s *stream, want int) (cost int, ok bool) {
 	return 0, false
 }
 
-// fits is called with mu held. One read always does.
+// fits reports whether a read can start. One read always can. The caller holds
+// mu.
 func (w *window) fits(cost int) bool { return w.used == 0 || w.used+cost <= windowBytes }
 
-// granted reports whether the stream has a place that it has not taken.
+// hasGrant reports whether the stream was granted space that it has not
+// acquired.
 func (w *window) hasGrant(s *stream) bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -66,7 +69,7 @@ func (w *window) hasGrant(s *stream) bool {
 	return ok
 }
 
-// release gives the room of a read back.
+// release returns the space of a read.
 func (w *window) release(cost int) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -87,7 +90,7 @@ func (w *window) releaseLocked(cost int) {
 	}
 }
 
-// leave takes a stream out of those that wait.
+// cancel removes a stream from the waiters and returns its grant.
 func (w *window) cancel(s *stream) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -98,15 +101,15 @@ func (w *window) cancel(s *stream) {
 	}
 }
 
-// hear notes that a read was answered.
+// noteAnswer notes that a read was answered.
 func (w *window) noteAnswer(now time.Time) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.lastAnswer = now
 }
 
-// silent returns when a read that was last heard of at heard counts as lost. While
-// other reads are answered the line may just be slow.
+// lostAt returns when a read counts as lost that was last heard of at heard.
+// While other reads are answered, the connection may just be slow.
 func (w *window) lostAt(heard time.Time, timeout time.Duration) time.Time {
 	w.mu.Lock()
 	defer w.mu.Unlock()

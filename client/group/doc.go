@@ -1,6 +1,6 @@
-// Package group shares partitions among the members of a consumer group: each
-// partition is handled by one member at a time, and taken over when a member
-// goes.
+// Package group shares partitions among the members of a consumer group. Each
+// partition is handled by one member at a time, and is taken over when that
+// member leaves or dies.
 //
 //	err = group.Join(ctx, c, "mailer", func(_ context.Context, tx *client.Transaction) error {
 //		fmt.Printf("mail about order %d: %s\n", tx.Txid, tx.Payload)
@@ -9,59 +9,62 @@
 //
 // Its nouns:
 //
-//   - A member, a process that joined a group by name with [Join].
-//   - A lease, the right to handle a partition, or to count as a member.
-//   - A position, how far the group has handled a partition: a [client.Cursor].
+//   - A member is a process that joined a group by name with [Join].
+//   - A lease is the right to handle a partition, or to count as a member.
+//   - A position is how far the group has handled a partition: a
+//     [client.Cursor].
 //
-// It needs nothing but cursors, which any client of the log can read and set.
-// There is no coordinator and no message between members.
+// It needs only cursors, which any client of the log can read and set. There is
+// no coordinator, and members exchange no messages.
 //
 // # Guarantees
 //
 // Every transaction is handled at least once, in txid order within a partition.
-// The group's position is moved by compare-and-set alone, by a member that has
-// handled all transactions between: none is left out, and a member that lost
-// its partition unknowingly cannot move it back or over another's. What was
-// handled behind the position is handled again after a crash: up to
-// [Options.CommitInterval] of work.
+// The group's position moves only by compare-and-set, by a member that has
+// handled all transactions in between: none is skipped, and a member that has
+// lost its partition without noticing cannot move the position back or past
+// another member's. Transactions after the position are handled again after a
+// crash: up to [Options.CommitInterval] of work.
 //
-// Two members do not run the handler of a partition at one time, given that
+// Two members do not run the handler of a partition at the same time if
 //
-//   - their clocks run at the same rate, within a tenth (what time they show
-//     does not matter), and
-//   - a handler returns soon after its ctx ends, which it does when the lease
-//     ran out.
+//   - their clocks run at the same rate, within a tenth (the times that they show
+//     do not matter), and
+//   - a handler returns soon after its ctx ends, which happens when the lease
+//     expires.
 //
-// A process that is stopped in the middle of its handler for longer than a
-// lease breaks the second; its handler then may run beside the new one's, once,
-// and the position still has only one of them. Who needs more keeps the txid
-// with the effects, as package sqlview does.
+// A process that is suspended inside its handler for longer than a lease breaks
+// the second condition. Its handler may then run beside the new one, once, but
+// only one of them can move the position. For more than that, store the txid
+// together with the effects, as package sqlview does.
 //
-// # How
+// # How it works
 //
-// A lease is a cursor whose time counts, not its position: every set gives it a
-// new time, by the leader's clock, which no other set has. It is free when it
-// does not exist, or kept its time for a whole lease. To claim it is to set it,
-// and to find it with that very time a whole lease later. To hold it is to find
-// it with one's own time, at least every third of a lease; a member that could not
-// stops its handler when nine tenths of a lease have passed since it last asked
-// and found it so. So the old holder has stopped before the new one begins: the new
-// one's claim came after the old one last found the lease its own. A partition of a
-// member that died is handled again after two leases, one of a member that left
-// after one.
+// A lease is a cursor of which only the time matters: every set gives it a new
+// time, by the leader's clock, that no other set has. The lease is free if the
+// cursor does not exist, or if its time has not changed for the duration of a
+// lease. To claim a lease, a member sets it, and finds it with that same time a
+// full duration later. To hold it, the member must find it with its own time at
+// least every third of the duration. A member that fails to do so stops its
+// handler when nine tenths of the duration have passed since it last asked and
+// found its own time. So the old holder has stopped before the new one starts:
+// the claim came after the old holder last found the lease its own. A partition
+// of a member that died is handled again after two durations, one of a member
+// that left after one.
 //
-// A member first takes one of [Options.MaxMembers] leases on the first partition
-// that has any transaction. Everybody looks at them: with n of them taken, the
-// i-th member wants the partitions whose number modulo n is i, gives up others,
-// and claims those when they are free. While there are other members it sets its
-// own one every quarter of a lease, so that they see it live. It does not set the
-// leases of partitions, nor its own while it is alone: each set is an entry of the
-// log. So the lease of a partition that is quietly held looks free, and only the
-// member that is to have it claims it. Members that see different numbers for a while
-// take partitions from each other, never handle one together, and are at rest
-// after a lease or two.
+// A member first claims one of [Options.MaxMembers] leases on the first partition
+// that has a transaction, the coordination partition. Every member reads all of
+// them. If n are taken, the i-th member wants the partitions whose index modulo n
+// is i. It releases others, and claims those when they are free. While there are
+// other members, it sets its own lease every quarter of the duration, so that
+// they see it alive. It does not set the leases of partitions, nor its own while
+// it is alone, because each set is an entry in the log. So the lease of a
+// partition that is held looks free, and only the member to which the partition
+// is assigned claims it. Members that see different numbers for a while take
+// partitions from each other, never handle one at the same time, and are stable
+// after a duration or two.
 //
-// The cursors are, for a group g: g is the position, g-lease the lease of a
-// partition, g-member-0 and so on the members. A partition without any
+// The cursors of a group g are: g for the position, g-lease for the lease of a
+// partition, g-member-0 and so on for the members. A partition without a
 // transaction has no lease and needs none.
 package group

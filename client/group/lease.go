@@ -8,44 +8,46 @@ import (
 	"github.com/cantuslog/cantus/client"
 )
 
-var errLate = errors.New("group: the renewal took too long to count")
+var errLate = errors.New("group: the renewal took too long")
 
-// cursor is what a lease needs of one.
+// cursor is the part of a client.Cursor that a lease uses.
 type cursor interface {
 	Get(ctx context.Context) (client.Position, error)
 	Set(ctx context.Context, txid uint64) (client.Position, error)
 }
 
-// lease is the right to something, as one member sees it. It has no goroutine:
-// look and keep are called every third of a lease or so, by one at a time.
+// lease is the right to handle something, as one member sees it. It has no
+// goroutine: read and step are called about every third of a lease's duration,
+// not concurrently.
 type lease struct {
 	cursor    cursor
 	duration  time.Duration
 	now       func() time.Time
-	byReading bool // nobody needs to see it renewed: to hold it is to find it one's own
+	byReading bool // hold it by reading the cursor: nobody needs to see renewals
 
-	seen           client.Position // when it was last looked at
-	unchangedSince time.Time       // that it is seen so
-	ownTime        time.Time       // the time of the own last set; zero: not claimed
+	seen           client.Position // position when it was last read
+	unchangedSince time.Time       // since when seen is the same
+	ownTime        time.Time       // time of the own last set; zero: not claimed
 	claimedAt      time.Time       // when the claim was answered
-	heldUntil      time.Time       // held up to here; zero: not held
+	heldUntil      time.Time       // zero: not held
 }
 
 func newLease(k cursor, term time.Duration) *lease {
 	return &lease{cursor: k, duration: term, now: time.Now}
 }
 
-// round is how long one look or renewal may take to count.
+// renewLimit returns how long a read and a renewal may take together to be
+// valid.
 func (l *lease) renewLimit() time.Duration { return l.duration / 3 }
 
-// held reports whether it is held now.
+// held reports whether the lease is held now.
 func (l *lease) held() bool { return !l.heldUntil.IsZero() && l.now().Before(l.heldUntil) }
 
-// alive reports whether somebody, oneself included, holds or claims it, as far
-// as was seen.
+// taken reports whether any member, this one included, appears to hold or claim
+// the lease.
 func (l *lease) taken() bool { return l.seen.Txid != 0 && l.now().Sub(l.unchangedSince) < l.duration }
 
-// look reads the cursor.
+// read reads the cursor.
 func (l *lease) read(ctx context.Context) error {
 	pos, err := l.cursor.Get(ctx)
 	if err != nil {
@@ -62,7 +64,7 @@ func (l *lease) observe(pos client.Position) {
 	l.seen = pos
 }
 
-// set sets the cursor and tells its time.
+// set sets the cursor and notes its time.
 func (l *lease) set(ctx context.Context) error {
 	pos, err := l.cursor.Set(ctx, 1)
 	if err != nil {
@@ -73,11 +75,11 @@ func (l *lease) set(ctx context.Context) error {
 	return nil
 }
 
-// lose forgets claim and hold.
+// drop forgets a claim.
 func (l *lease) drop() { l.ownTime, l.heldUntil = time.Time{}, time.Time{} }
 
-// keep does one step towards holding the lease, or towards going on holding
-// it. An empty partition's is never held.
+// step makes one step towards holding the lease, or towards holding it longer.
+// The lease of an empty partition is never held.
 func (l *lease) step(ctx context.Context) error {
 	began := l.now()
 	if !l.heldUntil.IsZero() && !began.Before(l.heldUntil) {
@@ -93,10 +95,10 @@ func (l *lease) step(ctx context.Context) error {
 	case l.ownTime.IsZero():
 		return l.claim(ctx)
 	case l.seen.Txid == 0 || !l.seen.Time.Equal(l.ownTime):
-		l.drop() // to who set it last
+		l.drop() // another member has set it
 		return nil
 	case l.heldUntil.IsZero() && began.Sub(l.claimedAt) < l.duration:
-		return nil // others may come yet
+		return nil // others may still set it
 	case l.byReading:
 		l.heldUntil = began.Add(l.duration * 9 / 10) // a claimant that sets it after began waits for longer
 		return nil
@@ -104,7 +106,7 @@ func (l *lease) step(ctx context.Context) error {
 	return l.renew(ctx, began)
 }
 
-// claim sets the cursor if it is free.
+// claim sets the cursor if the lease is free.
 func (l *lease) claim(ctx context.Context) error {
 	if l.taken() {
 		return nil
@@ -116,16 +118,16 @@ func (l *lease) claim(ctx context.Context) error {
 	return nil
 }
 
-// renew sets the cursor, having found it with the own time since began. It
-// counts only if both took no longer than a round: a set that came late may
-// have come behind another's claim.
+// renew sets the cursor. The caller has read it since began, and found its own
+// time. The renewal is valid only if both took no longer than renewLimit: a set
+// that arrived late may have replaced another member's claim.
 func (l *lease) renew(ctx context.Context, began time.Time) error {
 	if err := l.set(ctx); err != nil {
 		return err
 	}
 	if l.now().Sub(began) > l.renewLimit() {
 		if l.heldUntil.IsZero() {
-			l.claimedAt = l.now() // not held yet: as if claimed only now
+			l.claimedAt = l.now() // not held yet: the claim starts anew
 		}
 		return errLate
 	}
@@ -133,7 +135,7 @@ func (l *lease) renew(ctx context.Context, began time.Time) error {
 	return nil
 }
 
-// release gives it to whoever wants it. What it was held for has to be over.
+// release makes the lease free. What it protected must have ended.
 func (l *lease) release(ctx context.Context) error {
 	if l.ownTime.IsZero() {
 		return nil
@@ -141,7 +143,7 @@ func (l *lease) release(ctx context.Context) error {
 	held := l.held()
 	l.drop()
 	if !held {
-		return nil // somebody else's by now, or a claim that runs out
+		return nil // another member has it by now, or the claim expires
 	}
 	_, err := l.cursor.Set(ctx, 0)
 	return err

@@ -68,7 +68,7 @@ func (s *shared) Set(ctx context.Context, txid uint64) (client.Position, error) 
 	})
 }
 
-// TestLeaseIsHeldByOneAtATime has members hold, lose, release and abandon a
+// TestLeaseIsHeldByOneAtATime has members acquire, lose, release and abandon a
 // lease for hours of synctest's time, whatever the wire does.
 func TestLeaseIsHeldByOneAtATime(t *testing.T) {
 	const term, members = 6 * time.Second, 4
@@ -134,14 +134,14 @@ func TestLeaseIsHeldByOneAtATime(t *testing.T) {
 						t.Errorf("%d never held it", i)
 					}
 				}
-				t.Logf("begun to hold %v times", begins)
+				t.Logf("acquired %v times", begins)
 			})
 		})
 	}
 }
 
-// TestSlotsAreWrittenForOthers has a member write its slot once while it is alone,
-// and be seen to live as soon as there is another.
+// TestMemberLeasesAreWrittenForOthers has a member write its lease once while it is
+// alone, and be seen to be alive as soon as there is another member.
 func TestMemberLeasesAreWrittenForOthers(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const term, members = 6 * time.Second, 4

@@ -13,28 +13,29 @@ import (
 	"github.com/cantuslog/cantus/client"
 )
 
-// member is a process's part in a group. One goroutine owns it; within a
-// round each lease has one of its own.
+// member is a process's part in a group. It is used by one goroutine, that of
+// Join; within a round, each lease has a goroutine of its own.
 type member struct {
 	client *client.Client
 	name   string
 	handle client.Handler
 	opts   Options
 
-	coordPartition int // the partition that the slots are in; -1: none has a transaction
+	coordPartition int // partition with the members' leases; -1: none has a transaction
 	memberLeases   []*lease
-	number         int   // that is held or claimed, -1: none
-	assigned       []int // the member's share, as last seen
+	number         int   // index in memberLeases of the lease held or claimed, -1: none
+	assigned       []int // partitions assigned to this member, as last computed
 	leases         map[int]*lease
 	workers        map[int]*worker
-	failures       map[int]error // partitions that an error stopped, sometime
+	failures       map[int]error // errors of partitions that have stopped
 	lastNotified   []int
 }
 
-// Join makes the process a member of the group until ctx ends: handle is
-// called for the transactions of its partitions, on a goroutine a partition.
-// It returns when no handler runs any more and the partitions are free for others,
-// with ctx's error and those of partitions that were stopped; at once for ErrOptions.
+// Join makes the process a member of the group until ctx ends. It calls handle
+// for the transactions of the partitions assigned to the member, on one
+// goroutine per partition. It returns when no handler runs any more and the
+// partitions are free for others, with the error of ctx and those of partitions
+// that stopped. It returns at once with ErrOptions.
 func Join(ctx context.Context, c *client.Client, name string, handle client.Handler, opts Options) error {
 	opts, err := opts.withDefaults(name)
 	if err != nil {
@@ -55,7 +56,7 @@ func Join(ctx context.Context, c *client.Client, name string, handle client.Hand
 		if m.leases[p], err = m.lease(p, name+"-lease"); err != nil {
 			return err
 		}
-		m.leases[p].byReading = true // its holder is known by the slots
+		m.leases[p].byReading = true // its holder is known by the members' leases
 	}
 	return m.run(ctx)
 }
@@ -68,23 +69,23 @@ func (m *member) lease(partition int, name string) (*lease, error) {
 	return newLease(k, m.opts.Lease), nil
 }
 
-// run does a round every third of a lease.
+// run executes a round every third of a lease.
 func (m *member) run(ctx context.Context) error {
 	for {
 		if err := m.round(ctx); errors.Is(err, client.ErrClosed) {
 			return errors.Join(err, m.leave(ctx))
 		}
 		select {
-		case <-time.After(m.opts.Lease / 4): // with what a round takes, within a third
+		case <-time.After(m.opts.Lease / 4): // plus a round's duration: at most a third
 		case <-ctx.Done():
 			return errors.Join(context.Cause(ctx), m.leave(ctx))
 		}
 	}
 }
 
-// round keeps the member's slot, sees who else there is, and keeps, claims or
-// gives up partitions. An error other than ErrClosed says that something could
-// not be asked, which the next round does again: what is held elsewhere goes on.
+// round renews the member's own lease, reads those of the other members, and
+// renews, claims or releases partitions. An error other than ErrClosed means
+// that a request failed, which the next round repeats. What is held stays held.
 func (m *member) round(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, m.opts.Lease/3)
 	defer cancel()
@@ -94,7 +95,8 @@ func (m *member) round(ctx context.Context) error {
 	var wg sync.WaitGroup
 	errs := make([]error, len(m.opts.Partitions), len(m.opts.Partitions)+1)
 	for i, p := range m.opts.Partitions {
-		// Also what is not wanted any more, as long as its handler runs.
+		// A partition that is no longer assigned is still held while its
+		// handler runs.
 		if m.workers[p] != nil || slices.Contains(m.assigned, p) {
 			wg.Go(func() { errs[i] = m.leases[p].step(ctx) })
 		}
@@ -111,10 +113,10 @@ func (m *member) round(ctx context.Context) error {
 	return errors.Join(append(errs, membership)...)
 }
 
-// findHome finds the first partition with a transaction. Where that is another
-// than before, the slots there are looked at anew. One that does not answer
-// counts as empty: slots are for knowing each other, and nothing is lost if
-// that fails for a while.
+// findCoordPartition finds the first partition with a transaction, and moves
+// the members' leases there if it was another before. A partition that does not
+// answer counts as empty: the leases are for discovery only, and nothing is
+// lost if that fails for a while.
 func (m *member) findCoordPartition(ctx context.Context) error {
 	for _, p := range m.opts.Partitions {
 		if p == m.coordPartition {
@@ -134,7 +136,7 @@ func (m *member) findCoordPartition(ctx context.Context) error {
 	return nil
 }
 
-// moveTo has the slots in a partition.
+// setCoordPartition changes to the members' leases in partition.
 func (m *member) setCoordPartition(ctx context.Context, partition int) (err error) {
 	leases := make([]*lease, m.opts.MaxMembers)
 	for i := range leases {
@@ -143,15 +145,16 @@ func (m *member) setCoordPartition(ctx context.Context, partition int) (err erro
 		}
 	}
 	if m.number >= 0 {
-		_ = m.memberLeases[m.number].release(ctx) // else it runs out
+		_ = m.memberLeases[m.number].release(ctx) // on failure it expires
 	}
 	m.coordPartition, m.memberLeases, m.number = partition, leases, -1
 	return nil
 }
 
-// keepSlot looks at all slots and keeps the own one, or claims a free one. A
-// member that is alone need not be seen to live: it begins to renew its slot when
-// it sees another one, which has then looked at it for less than a lease.
+// renewMembership reads all members' leases and renews the own one, or claims a
+// free one. A member that is alone need not be seen to be alive: it starts to
+// renew its lease when it sees another member, which has then watched the lease
+// for less than its duration.
 func (m *member) renewMembership(ctx context.Context) error {
 	var wg sync.WaitGroup
 	errs := make([]error, len(m.memberLeases))
@@ -187,8 +190,8 @@ func (m *member) renewMembership(ctx context.Context) error {
 	return m.memberLeases[m.number].step(ctx)
 }
 
-// alone reports whether every other slot is free. Where there is only one, others
-// may stand by unseen.
+// alone reports whether the leases of all other members are free. If there is
+// only one lease, other members may stand by unseen.
 func (m *member) alone() bool {
 	for i, l := range m.memberLeases {
 		if i != m.number && l.taken() {
@@ -198,9 +201,9 @@ func (m *member) alone() bool {
 	return len(m.memberLeases) > 1
 }
 
-// share returns the partitions that are the member's, as far as it sees. A slot
-// that is merely claimed counts too, everywhere: partitions have leases of their
-// own.
+// assignment returns the partitions assigned to the member, as far as it sees.
+// It counts members whose lease is merely claimed, as all members do:
+// partitions have leases of their own.
 func (m *member) assignment() (mine []int) {
 	if m.number < 0 {
 		return nil
@@ -222,7 +225,8 @@ func (m *member) assignment() (mine []int) {
 	return mine
 }
 
-// settle has the partition handled if it is held and wanted, and only then.
+// reconcile starts or stops the partition's worker: it runs if and only if the
+// partition is wanted and its lease is held.
 func (m *member) reconcile(ctx context.Context, partition int, wanted bool) error {
 	l, w := m.leases[partition], m.workers[partition]
 	if w != nil {
@@ -232,7 +236,7 @@ func (m *member) reconcile(ctx context.Context, partition int, wanted bool) erro
 		}
 		w.stop(ErrLost)
 		if !w.finished() {
-			return nil // a later round sees to it
+			return nil // a later round continues
 		}
 		m.forget(w)
 	}
@@ -246,7 +250,7 @@ func (m *member) reconcile(ctx context.Context, partition int, wanted bool) erro
 	return nil
 }
 
-// forget drops a finished worker, and keeps why it stopped.
+// forget removes a finished worker and stores its error.
 func (m *member) forget(w *worker) {
 	if err := w.failure(); err != nil {
 		m.failures[w.partition] = err
@@ -254,7 +258,7 @@ func (m *member) forget(w *worker) {
 	delete(m.workers, w.partition)
 }
 
-// tell tells OnChange.
+// notify calls OnChange if the partitions have changed.
 func (m *member) notify() {
 	var now []int
 	for _, p := range m.opts.Partitions {
@@ -270,7 +274,7 @@ func (m *member) notify() {
 	}
 }
 
-// leave stops all handling and frees what is held. It gives the errors of
+// leave stops all workers and releases what is held. It returns the errors of
 // partitions that had stopped.
 func (m *member) leave(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), m.opts.Lease/3)
@@ -281,7 +285,7 @@ func (m *member) leave(ctx context.Context) error {
 	for p, w := range m.workers {
 		<-w.done
 		m.forget(w)
-		_ = m.leases[p].release(ctx) // else it runs out
+		_ = m.leases[p].release(ctx) // on failure it expires
 	}
 	m.notify()
 	if m.number >= 0 {

@@ -87,7 +87,7 @@ func (c *crew) handle(_ context.Context, tx *client.Transaction) error {
 }
 
 // join adds a member, with a connection of its own. leave has it leave, crash
-// takes its connection away.
+// closes its connection.
 func (c *crew) join(name string, handle client.Handler) (leave func() error, crash func()) {
 	c.t.Helper()
 	nc, err := c.log.Connect()
@@ -124,7 +124,7 @@ func (c *crew) fill(partition, n int) {
 	}
 }
 
-// shared waits until members hold the partitions between them, each so many.
+// shared waits until the members hold these numbers of partitions.
 func (c *crew) shared(each map[string]int) {
 	c.t.Helper()
 	c.until(fmt.Sprint("shared as ", each), func() bool {
@@ -189,9 +189,9 @@ func TestMembersShareAndTakeOver(t *testing.T) {
 	leaveA, _ := c.join("a", c.handle)
 	c.shared(map[string]int{"a": 5})
 	_, crashB := c.join("b", c.handle)
-	c.until("two share", func() bool { return len(c.held["a"])+len(c.held["b"]) == 5 && len(c.held["b"]) >= 2 })
+	c.until("two members", func() bool { return len(c.held["a"])+len(c.held["b"]) == 5 && len(c.held["b"]) >= 2 })
 	_, _ = c.join("c", c.handle)
-	c.until("three share", func() bool {
+	c.until("three members", func() bool {
 		return len(c.held["a"])+len(c.held["b"])+len(c.held["c"]) == 5 && len(c.held["c"]) >= 1 && len(c.held["b"]) >= 1 && len(c.held["a"]) >= 1
 	})
 	for p := range partitions {
@@ -348,7 +348,7 @@ func TestOptionsAreChecked(t *testing.T) {
 	c := l.NewClient(t, client.Options{})
 	for name, opts := range map[string]group.Options{
 		"": {}, "a.b": {}, "members": {MaxMembers: 2000}, "lease": {Lease: time.Millisecond}, "commit": {CommitInterval: -1},
-		"a-name-that-leaves-no-room-for-what-is-put-behind-it-by-the-group": {},
+		"a-name-that-leaves-no-space-for-the-suffixes-of-a-group": {},
 	} {
 		if err := group.Join(soon(t), c, name, nil, opts); !errors.Is(err, group.ErrOptions) {
 			t.Errorf("%q: %v", name, err)
@@ -356,8 +356,8 @@ func TestOptionsAreChecked(t *testing.T) {
 	}
 }
 
-// TestIdlePartitionsAreNotWritten has two members hold partitions for several leases
-// without a write to them: only the members' own slots are renewed.
+// TestIdlePartitionsAreNotWritten has two members hold partitions for several lease times
+// without a write to them: only the members' own leases are renewed.
 func TestIdlePartitionsAreNotWritten(t *testing.T) {
 	t.Parallel()
 	const partitions = 4
@@ -376,10 +376,10 @@ func TestIdlePartitionsAreNotWritten(t *testing.T) {
 		return all
 	}
 	before := leases()
-	slot := cursor(t, cl, 0, "crew-member-0")
+	lease := cursor(t, cl, 0, "crew-member-0")
 	for renewed := 0; renewed < 10; { // four times a lease, as partitions' leases were
-		if now := cursor(t, cl, 0, "crew-member-0"); !now.Time.Equal(slot.Time) {
-			slot = now
+		if now := cursor(t, cl, 0, "crew-member-0"); !now.Time.Equal(lease.Time) {
+			lease = now
 			renewed++
 		}
 	}

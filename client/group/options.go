@@ -12,35 +12,35 @@ import (
 // ErrOptions is returned for an option that is out of its range.
 var ErrOptions = errors.New("group: option out of range")
 
-// ErrLost ends the handling of a partition whose lease ran out, or went to
+// ErrLost ends the handling of a partition whose lease expired or went to
 // another member.
 var ErrLost = errors.New("group: the partition's lease is lost")
 
-// maxName leaves room for what is put behind a group's name.
+// maxName leaves space for the suffixes of a group's name.
 const maxName = subjects.MaxToken - len("-member-1023")
 
-// Options configures a member. The zero value has every default. All members
-// of a group have to have the same, but for Follow and OnChange.
+// Options configures a member. The zero value selects the defaults. All members
+// of a group must have the same options, except Follow and OnChange.
 type Options struct {
-	// Partitions are those that the group handles. Default: all that the
-	// cluster has.
+	// Partitions are those that the group handles. Default: all partitions of
+	// the cluster.
 	Partitions []int
-	// MaxMembers is how many members share the partitions at most, 1 to 1,024;
-	// others stand by. Each member asks for so many cursors every third of a
-	// lease. Default 16.
+	// MaxMembers limits the members that have partitions, 1 to 1,024; others
+	// stand by. Each member reads this many cursors every third of a lease.
+	// Default 16.
 	MaxMembers int
-	// Lease is how long a member may be silent. Default 6 s, at least 50 ms. A
-	// member that is not alone says four times as often that it lives, and each time
-	// is an entry of the log of the group's first partition.
+	// Lease is how long a member may be silent, at least 50 ms. A member that
+	// is not alone renews its lease four times as often; each renewal is an
+	// entry in the log of the group's first partition. Default 6 s.
 	Lease time.Duration
-	// CommitInterval is how often the position is set, and so how much may be handled
-	// again after a crash. Each costs a commit of the log. Default 200 ms.
+	// CommitInterval is how often the position is set. Up to that much work is
+	// repeated after a crash. Each set is an entry in the log. Default 200 ms.
 	CommitInterval time.Duration
-	// Follow has filters, and what to do about errors. A partition that was
-	// stopped by its handler's error stays with its member, and stopped.
+	// Follow has filters and decides about errors. A partition that an error of
+	// its handler stopped stays with its member, stopped.
 	Follow client.FollowOptions
-	// OnChange is told which partitions the member handles, when that changes. It
-	// must not block.
+	// OnChange is called when the member's partitions change. It must not
+	// block.
 	OnChange func(partitions []int)
 }
 

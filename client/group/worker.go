@@ -15,11 +15,11 @@ type worker struct {
 	cancel    context.CancelCauseFunc
 	deadline  *time.Timer
 	done      chan struct{}
-	err       error // of the handling, once done is closed
+	err       error // of work, valid once done is closed
 }
 
-// begin starts to handle a partition, until the lease's end, which extend
-// moves, or end.
+// begin starts to handle a partition, until the lease expires, which extend
+// delays, or stop is called.
 func (m *member) begin(partition int, until time.Time) *worker {
 	ctx, cancel := context.WithCancelCause(context.Background())
 	w := &worker{partition: partition, cancel: cancel, done: make(chan struct{})}
@@ -33,7 +33,7 @@ func (m *member) begin(partition int, until time.Time) *worker {
 
 func (w *worker) extend(until time.Time) { w.deadline.Reset(time.Until(until)) }
 
-// end has the handling end; finished tells when it has.
+// stop cancels the handling; finished reports whether it has ended.
 func (w *worker) stop(cause error) {
 	w.deadline.Stop()
 	w.cancel(cause)
@@ -48,8 +48,8 @@ func (w *worker) finished() bool {
 	}
 }
 
-// stopped tells why a finished worker has stopped, if that was neither for its
-// lease nor because it was told to.
+// failure returns what stopped a finished worker, nil if it lost its lease
+// or was stopped.
 func (w *worker) failure() error {
 	if errors.Is(w.err, ErrLost) || errors.Is(w.err, context.Canceled) {
 		return nil
@@ -57,8 +57,8 @@ func (w *worker) failure() error {
 	return w.err
 }
 
-// work follows the partition from the group's position, and moves that behind
-// what was handled.
+// work follows the partition from the group's position on, and advances that
+// position.
 func (m *member) work(ctx context.Context, w *worker) error {
 	k, err := m.client.Cursor(w.partition, m.name)
 	if err != nil {
@@ -89,7 +89,7 @@ func (m *member) work(ctx context.Context, w *worker) error {
 	return errors.Join(err, p.move(last))
 }
 
-// progress moves the group's position in a partition.
+// progress advances the group's position in a partition.
 type progress struct {
 	cursor    *client.Cursor
 	follower  *client.Follower
@@ -97,8 +97,8 @@ type progress struct {
 	committed uint64
 }
 
-// commit moves the position now and then, until ctx ends. It returns an error
-// if the position is another's.
+// commit advances the position every so often, until ctx ends. It returns an
+// error if another member has moved the position.
 func (p *progress) commit(ctx context.Context, every time.Duration) error {
 	tick := time.NewTicker(max(every, time.Millisecond))
 	defer tick.Stop()
@@ -109,12 +109,12 @@ func (p *progress) commit(ctx context.Context, every time.Duration) error {
 			return nil
 		}
 		if err := p.move(ctx); errors.Is(err, ErrLost) {
-			return err // others are tried again
+			return err // other errors are retried
 		}
 	}
 }
 
-// move moves the position to what was handled.
+// move sets the position to what was handled.
 func (p *progress) move(ctx context.Context) error {
 	applied := p.follower.Applied(p.partition)
 	if applied == p.committed {
@@ -124,7 +124,7 @@ func (p *progress) move(ctx context.Context) error {
 	var mismatch *client.CursorMismatchError
 	switch {
 	case errors.As(err, &mismatch):
-		return fmt.Errorf("%w: the position is at %d, and was left at %d", ErrLost, mismatch.Position.Txid, p.committed)
+		return fmt.Errorf("%w: the position is at %d, expected %d", ErrLost, mismatch.Position.Txid, p.committed)
 	case err != nil:
 		return err
 	}

@@ -5,13 +5,13 @@ import (
 	"strings"
 )
 
-// Dialect is a database's way to write SQL.
+// Dialect is the SQL dialect of a database.
 type Dialect struct {
 	name     string
-	numbered bool // $1 where others write ?
+	numbered bool // $1 in place of ?
 }
 
-// The dialects.
+// Dialects.
 var (
 	SQLite     = Dialect{name: "sqlite"}
 	PostgreSQL = Dialect{name: "postgresql", numbered: true}
@@ -19,8 +19,8 @@ var (
 
 func (d Dialect) String() string { return d.name }
 
-// Statement has the dialect's placeholders where s has ?, which must not stand
-// within a string.
+// Statement returns s with each ? replaced by the dialect's placeholder. s must
+// not contain ? inside a string.
 func (d Dialect) Statement(s string) string {
 	if !d.numbered {
 		return s

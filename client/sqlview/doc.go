@@ -8,40 +8,41 @@
 //
 // Its nouns:
 //
-//   - [View], which follows partitions and hands each transaction to an [Apply]
+//   - [View] follows partitions and passes each transaction to an [Apply]
 //     function inside a database transaction.
-//   - The mark, the txid up to which a partition is in the database. It is moved
-//     by compare-and-set in the very transaction that applies.
-//   - [Parked], a transaction that [Apply] could not apply and that was set aside
-//     by decision.
+//   - The mark is the txid up to which a partition is in the database. It is moved
+//     by compare-and-set in the same database transaction that applies.
+//   - [Parked] is a transaction that [Apply] could not apply and that was set
+//     aside by decision.
 //
 // # Guarantees
 //
-// The database holds the effects of each transaction once, in txid order, with
-// nothing left out before the mark, whatever crashes when: the process, the
-// database, or the connection between them during a commit. Several views of
-// one name on one database, in one process or many, share that guarantee: the
-// instance that applies locks the mark's row, and one that comes second finds it
-// moved and goes on behind it. What [Apply] does outside of its database
-// transaction has no such guarantee.
+// The database contains the effects of each transaction once, in txid order,
+// with none missing before the mark, after any crash of the process or the
+// database, and after any loss of the connection between them, even during a
+// commit. Views of the same name on one database, in one process or many, share
+// that guarantee: the one that applies locks the row of the mark, and another
+// finds it moved and continues after it. What [Apply] does outside of its
+// database transaction has no such guarantee.
 //
-// What waits is applied together, up to [client.FollowOptions.MaxBatch] in one
-// database transaction, so that catching up shares commits.
+// Transactions that are waiting are applied together, up to
+// [client.FollowOptions.MaxBatch] in one database transaction, so that a view
+// that is behind catches up with fewer commits.
 //
 // # Errors
 //
-// A database that is away, busy or deadlocked is tried again for ever; Progress
-// shows its error. An error of Apply's own stops the partition, unless OnError of
-// [Options].Follow decides to try again, with back-off, or to park the
-// transaction. Parking stores it in the database with its error and moves the
-// mark, in one database transaction.
+// If the database is unavailable, busy or deadlocked, the view retries for ever;
+// Progress returns the error. An error of Apply itself stops the partition,
+// unless OnError of [Options].Follow decides to retry after a back-off, or to
+// park the transaction. Parking stores the transaction in the database with its
+// error and moves the mark, in one database transaction.
 //
 // # Databases
 //
-// SQLite and PostgreSQL, through whatever database/sql driver the caller opens;
-// tested with modernc.org/sqlite and pgx. SQLite wants a busy timeout and, for
-// readers beside the view, WAL. The isolation level is the database's default;
-// any will do.
+// The package supports SQLite and PostgreSQL, through any database/sql driver
+// that the caller opens. It is tested with modernc.org/sqlite and pgx. SQLite
+// needs a busy timeout, and WAL mode for readers beside the view. The isolation
+// level is the database's default; any level is sufficient.
 //
 // # Concurrency
 //

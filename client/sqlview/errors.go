@@ -9,29 +9,31 @@ import (
 	"net"
 )
 
-// Met when opening or running.
+// Errors of opening and running a view.
 var (
 	// ErrOptions is returned for an option that is out of its range.
 	ErrOptions = errors.New("sqlview: option out of range")
 	// ErrOtherLog is returned when the transaction at the database's mark is
-	// another one in the log: the database belongs to another log, or this one lost
-	// data.
+	// another one in the log: the database belongs to another log, or this log
+	// lost data.
 	ErrOtherLog = errors.New("sqlview: the database has applied another log")
-	// ErrNoPosition is returned when a partition's row is gone from cantus_marks.
+	// ErrNoPosition is returned when the row of a partition is missing in
+	// cantus_marks.
 	ErrNoPosition = errors.New("sqlview: the partition's mark is missing")
-	// ErrNotParked is returned for a transaction that is not parked (any more).
+	// ErrNotParked is returned for a transaction that is not parked, or not any
+	// more.
 	ErrNotParked = errors.New("sqlview: not parked")
 )
 
-// away is an error of the database, not of what was to be applied: it is tried
-// again whatever OnError says.
+// databaseError is an error of the database, not of what was applied. It is
+// retried whatever OnError decides.
 type databaseError struct{ err error }
 
 func (e *databaseError) Error() string { return "database: " + e.err.Error() }
 func (e *databaseError) Unwrap() error { return e.err }
 
-// transient reports whether an error comes of the database's state and not of
-// what it was asked. Drivers are known by the methods of their errors.
+// transient reports whether an error is due to the state of the database and
+// not to the statement. Errors of drivers are recognized by their methods.
 func transient(err error) bool {
 	for _, known := range []error{driver.ErrBadConn, sql.ErrConnDone, context.Canceled, context.DeadlineExceeded, io.EOF, io.ErrUnexpectedEOF, net.ErrClosed} {
 		if errors.Is(err, known) {
@@ -54,7 +56,8 @@ func transient(err error) bool {
 	return false
 }
 
-// codeOf returns an error's SQLite result code, or the class of its SQLSTATE.
+// codeOf returns the SQLite result code of an error, or the class of its
+// SQLSTATE.
 func codeOf(err error) (code int, class string) {
 	var sqlite interface {
 		error
@@ -73,8 +76,9 @@ func codeOf(err error) (code int, class string) {
 	return 0, ""
 }
 
-// ofCommit sorts an error of a commit: one that the database gives a reason
-// for which is in the data, such as a deferred constraint, is Apply's.
+// commitError classifies the error of a commit. If the database gives a reason
+// that lies in the data, such as a deferred constraint, it is an error of
+// Apply.
 func commitError(err error) error {
 	if code, class := codeOf(err); (code != 0 || class != "") && !transient(err) {
 		return err

@@ -11,8 +11,8 @@ import (
 	"github.com/cantuslog/cantus/client"
 )
 
-// The tables. A row of cantus_marks says how far a partition is in the
-// database; stamp is the time of that transaction, by which another log is told.
+// A row of cantus_marks says how far a partition is in the database; stamp is
+// the time of that transaction, which tells apart different logs.
 var tables = []string{
 	`CREATE TABLE IF NOT EXISTS cantus_marks (
 		view TEXT NOT NULL, partition BIGINT NOT NULL, txid BIGINT NOT NULL, stamp TEXT NOT NULL,
@@ -23,15 +23,15 @@ var tables = []string{
 		PRIMARY KEY (view, partition, txid))`,
 }
 
-// marks is the view's part of the two tables.
+// marks accesses the view's rows of the two tables.
 type marks struct {
 	db      *sql.DB
 	dialect Dialect
 	view    string
 }
 
-// create makes what is missing. Of several that do so at a time PostgreSQL may
-// refuse all but one, which then is to be tried again.
+// create creates missing tables and rows. If several instances do so
+// concurrently, PostgreSQL may refuse all but one; the caller retries.
 func (m *marks) create(ctx context.Context, partitions []int) error {
 	for _, s := range tables {
 		if _, err := m.db.ExecContext(ctx, s); err != nil {
@@ -51,7 +51,7 @@ type queryer interface {
 	QueryRowContext(ctx context.Context, query string, args ...any) *sql.Row
 }
 
-// get reads a partition's mark.
+// get returns a partition's mark.
 func (m *marks) get(ctx context.Context, from queryer, partition int) (txid uint64, stamp string, err error) {
 	var n int64
 	err = from.QueryRowContext(ctx, m.dialect.Statement(`SELECT txid, stamp FROM cantus_marks WHERE view = ? AND partition = ?`),
@@ -65,11 +65,11 @@ func (m *marks) get(ctx context.Context, from queryer, partition int) (txid uint
 	return uint64(n), stamp, nil
 }
 
-// move puts a partition's mark behind tx if it is at expected, and locks it
-// until the end of the database transaction.
+// move sets a partition's mark to tx if it is at expected, and locks it until
+// the end of the database transaction.
 func (m *marks) move(ctx context.Context, in *sql.Tx, tx *client.Transaction, expected uint64) (moved bool, err error) {
 	if tx.Txid > math.MaxInt64 {
-		return false, fmt.Errorf("txid %d is more than the database can hold", tx.Txid)
+		return false, fmt.Errorf("txid %d is beyond the range of a BIGINT", tx.Txid)
 	}
 	r, err := in.ExecContext(ctx, m.dialect.Statement(
 		`UPDATE cantus_marks SET txid = ?, stamp = ? WHERE view = ? AND partition = ? AND txid = ?`),
@@ -81,7 +81,7 @@ func (m *marks) move(ctx context.Context, in *sql.Tx, tx *client.Transaction, ex
 	return n == 1, err
 }
 
-// reset sets a partition's mark.
+// reset sets a partition's mark unconditionally.
 func (m *marks) reset(ctx context.Context, in *sql.Tx, partition int, txid uint64) error {
 	r, err := in.ExecContext(ctx, m.dialect.Statement(
 		`UPDATE cantus_marks SET txid = ?, stamp = '' WHERE view = ? AND partition = ?`), int64(txid), m.view, partition)

@@ -14,36 +14,36 @@ import (
 // Parked is a transaction that was set aside.
 type Parked struct {
 	Transaction *client.Transaction
-	// Err is what Apply said last.
+	// Err is the text of Apply's last error.
 	Err   string
 	Since time.Time
 }
 
-func (m *marks) park(ctx context.Context, in *sql.Tx, tx *client.Transaction, why error) error {
+func (m *marks) park(ctx context.Context, in *sql.Tx, tx *client.Transaction, cause error) error {
 	body, err := json.Marshal(tx)
 	if err != nil {
 		return err
 	}
 	_, err = in.ExecContext(ctx, m.dialect.Statement(
 		`INSERT INTO cantus_parked (view, partition, txid, body, error, since) VALUES (?, ?, ?, ?, ?, ?)`),
-		m.view, tx.Partition, int64(tx.Txid), string(body), strconv.Quote(why.Error()), time.Now().UTC().Format(time.RFC3339Nano))
+		m.view, tx.Partition, int64(tx.Txid), string(body), strconv.Quote(cause.Error()), time.Now().UTC().Format(time.RFC3339Nano))
 	return err
 }
 
-// Parked lists what is set aside, by partition and txid.
+// Parked returns the parked transactions, by partition and txid.
 func (v *View) Parked(ctx context.Context) (all []Parked, err error) {
 	rows, err := v.marks.db.QueryContext(ctx, v.marks.dialect.Statement(
 		`SELECT body, error, since FROM cantus_parked WHERE view = ? ORDER BY partition, txid`), v.marks.view)
 	if err != nil {
-		return nil, fmt.Errorf("list what is parked: %w", err)
+		return nil, fmt.Errorf("list parked transactions: %w", err)
 	}
 	defer rows.Close()
 	for rows.Next() {
-		var body, why, since string
-		if err := rows.Scan(&body, &why, &since); err != nil {
+		var body, reason, since string
+		if err := rows.Scan(&body, &reason, &since); err != nil {
 			return nil, err
 		}
-		p, err := readParked(body, why, since)
+		p, err := readParked(body, reason, since)
 		if err != nil {
 			return nil, err
 		}
@@ -52,28 +52,28 @@ func (v *View) Parked(ctx context.Context) (all []Parked, err error) {
 	return all, rows.Err()
 }
 
-func readParked(body, why, since string) (p Parked, err error) {
+func readParked(body, reason, since string) (p Parked, err error) {
 	p.Transaction = new(client.Transaction)
 	if err := json.Unmarshal([]byte(body), p.Transaction); err != nil {
-		return p, fmt.Errorf("a parked transaction: %w", err)
+		return p, fmt.Errorf("decode a parked transaction: %w", err)
 	}
-	if p.Err, err = strconv.Unquote(why); err != nil {
-		return p, fmt.Errorf("a parked transaction's error: %w", err)
+	if p.Err, err = strconv.Unquote(reason); err != nil {
+		return p, fmt.Errorf("decode the error of a parked transaction: %w", err)
 	}
 	p.Since, err = time.Parse(time.RFC3339Nano, since)
 	return p, err
 }
 
-// Resolve takes a transaction from what is parked and gives it to apply, in one
-// database transaction; it stays parked if apply fails. apply says what becomes
-// of it now: the view's own function, which then runs later than the log's
-// order says, or one that mends or drops it. nil drops it.
+// Resolve removes a parked transaction and passes it to apply, in one database
+// transaction; if apply fails, it stays parked. apply decides what becomes of
+// it: the view's own Apply applies it now, later than in the order of the log;
+// another function may correct it. A nil apply drops it.
 func (v *View) Resolve(ctx context.Context, partition int, txid uint64, apply Apply) error {
 	in, err := v.marks.db.BeginTx(ctx, nil)
 	if err != nil {
 		return err
 	}
-	defer in.Rollback() // does nothing after a commit
+	defer in.Rollback() // no effect after a commit
 	p, err := v.marks.unpark(ctx, in, partition, txid)
 	if err != nil {
 		return fmt.Errorf("partition %d: txid %d: %w", partition, txid, err)
@@ -86,17 +86,17 @@ func (v *View) Resolve(ctx context.Context, partition int, txid uint64, apply Ap
 	return in.Commit()
 }
 
-// unpark deletes the row first, which locks out whoever resolves it too.
+// unpark deletes the row first, which locks out others that resolve it.
 func (m *marks) unpark(ctx context.Context, in *sql.Tx, partition int, txid uint64) (p Parked, err error) {
-	var body, why, since string
+	var body, reason, since string
 	err = in.QueryRowContext(ctx, m.dialect.Statement(
 		`DELETE FROM cantus_parked WHERE view = ? AND partition = ? AND txid = ? RETURNING body, error, since`),
-		m.view, partition, int64(txid)).Scan(&body, &why, &since)
+		m.view, partition, int64(txid)).Scan(&body, &reason, &since)
 	if err == sql.ErrNoRows { //nolint:errorlint // database/sql gives it bare
 		return p, ErrNotParked
 	}
 	if err != nil {
 		return p, err
 	}
-	return readParked(body, why, since)
+	return readParked(body, reason, since)
 }

@@ -9,13 +9,13 @@ import (
 	"github.com/cantuslog/cantus/client"
 )
 
-// handle applies transactions of one partition, those that the database does
-// not hold yet.
+// applyAll applies those transactions of one partition that the database does
+// not contain yet.
 func (v *View) applyAll(ctx context.Context, txs []*client.Transaction) error {
 	p := v.parts[txs[0].Partition]
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if ctx.Err() != nil { // moved meanwhile: these do not follow the mark
+	if ctx.Err() != nil { // moved in the meantime: txs do not follow the mark
 		return context.Cause(ctx)
 	}
 	for {
@@ -37,15 +37,15 @@ func (v *View) applyAll(ctx context.Context, txs []*client.Transaction) error {
 	}
 }
 
-// step applies all of txs and moves the mark from where it is believed to be, in
-// one database transaction; or, where it is elsewhere, does nothing. It
-// gives the mark as it is then.
+// step applies all of txs and moves the mark, in one database transaction, if
+// the mark is where p has it. Otherwise it does nothing. It returns the mark as
+// it is afterwards.
 func (v *View) step(ctx context.Context, p *part, txs []*client.Transaction) (mark uint64, err error) {
 	in, err := v.marks.db.BeginTx(ctx, nil)
 	if err != nil {
 		return 0, &databaseError{err}
 	}
-	defer in.Rollback() // does nothing after a commit
+	defer in.Rollback() // no effect after a commit
 	last := txs[len(txs)-1]
 	moved, err := v.marks.move(ctx, in, last, p.mark)
 	if err != nil {
@@ -84,7 +84,7 @@ func (v *View) applyOne(ctx context.Context, p *part, in *sql.Tx, tx *client.Tra
 	if transient(err) {
 		return &databaseError{err}
 	}
-	// A connection that broke may show as any error.
+	// A broken connection may cause any error.
 	if rollback := in.Rollback(); rollback != nil && !errors.Is(rollback, sql.ErrTxDone) {
 		return &databaseError{errors.Join(err, rollback)}
 	}
@@ -94,7 +94,7 @@ func (v *View) applyOne(ctx context.Context, p *part, in *sql.Tx, tx *client.Tra
 	return err
 }
 
-// onError is the follower's question about one transaction.
+// onError is the OnError of the follower.
 func (v *View) onError(tx *client.Transaction, err error, _ int) client.Decision {
 	var database *databaseError
 	if errors.As(err, &database) {
@@ -102,15 +102,15 @@ func (v *View) onError(tx *client.Transaction, err error, _ int) client.Decision
 	}
 	p := v.parts[tx.Partition]
 	if p.failedTxid != tx.Txid {
-		p.failedTxid, p.tries, p.parkErr = tx.Txid, 0, nil
+		p.failedTxid, p.attempts, p.parkErr = tx.Txid, 0, nil
 	}
-	p.tries++
+	p.attempts++
 	if v.opts.Follow.OnError == nil {
 		return client.DecideStop
 	}
-	switch decision := v.opts.Follow.OnError(tx, err, p.tries); decision {
+	switch decision := v.opts.Follow.OnError(tx, err, p.attempts); decision {
 	case client.DecideSkip:
-		p.parkErr = err // and the next try does it
+		p.parkErr = err // the next attempt parks it
 		return client.DecideRetry
 	default:
 		return decision

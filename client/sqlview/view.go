@@ -12,30 +12,31 @@ import (
 	"github.com/cantuslog/cantus/client"
 )
 
-// Apply brings the database forward by one transaction. All that it does, it
-// does in db, which it neither commits nor rolls back. It may be called again for the same
-// transaction where the database transaction failed.
+// Apply applies one transaction to the database. It makes all its changes
+// through db, which it must neither commit nor roll back. It may be called
+// again for the same transaction if the database transaction failed.
 type Apply func(ctx context.Context, db *sql.Tx, tx *client.Transaction) error
 
 // Options configures a View. The zero value applies all transactions of all
 // partitions.
 type Options struct {
-	// Name tells views that share a database apart; views of one name share
+	// Name distinguishes the views in a database. Views of the same name share
 	// their marks. Default "main".
 	Name string
-	// Partitions are those to apply. Default: all that the cluster has.
+	// Partitions are the partitions to apply. Default: all partitions of the
+	// cluster.
 	Partitions []int
-	// Follow has the filters and the like. Its OnError decides about errors of
-	// Apply, never about those of a database that is away, which is tried again
-	// until it is back. DecideSkip parks the transaction. nil decides DecideStop
-	// every time: the partition stops at the first error of Apply.
+	// Follow has filters and other options of following. Its OnError decides
+	// about errors of Apply, never about an unavailable database, which is
+	// retried until it is back. DecideSkip parks the transaction. nil means
+	// DecideStop: the partition stops at the first error of Apply.
 	Follow client.FollowOptions
-	// PollInterval is how often the marks are looked at, in case another process
+	// PollInterval is how often the marks are read, in case another process
 	// resets the view. Default 1 s.
 	PollInterval time.Duration
 }
 
-// View applies a log to a database. It is a client.View.
+// View applies a log to a database. It implements [client.View].
 type View struct {
 	marks    marks
 	apply    Apply
@@ -44,24 +45,25 @@ type View struct {
 	parts    map[int]*part
 }
 
-// part is a partition's state.
+// part is the state of a partition.
 type part struct {
-	// mu is held while transactions are applied, and guards mark.
+	// mu is held while transactions are applied. It guards mark.
 	mu   sync.Mutex
 	mark uint64 // of the database, as last known
 
-	// owned by the partition's goroutine
-	failedTxid uint64 // txid that Apply failed for
-	tries      int    // at it, in a row
-	parkErr    error  // why it is to be parked; nil: it is not
+	// Owned by the partition's goroutine.
+	failedTxid uint64 // for which Apply failed
+	attempts   int    // failures in a row
+	parkErr    error  // reason to park it; nil: do not park
 }
 
-// openTries is how often Open tries to create its tables.
-const openTries = 10
+// openAttempts is how often Open attempts to create its tables.
+const openAttempts = 10
 
-// Open prepares the database: the tables cantus_marks and cantus_parked, and a
-// row for each partition. Run then goes on from the marks there. db stays the
-// caller's. Errors: ErrOptions, ErrOtherLog, client.ErrAhead.
+// Open creates the tables cantus_marks and cantus_parked and a row for each
+// partition, where they are missing. Run then continues from the marks there.
+// The caller keeps ownership of db. Errors: [ErrOptions], [ErrOtherLog],
+// [client.ErrAhead].
 func Open(ctx context.Context, c *client.Client, db *sql.DB, dialect Dialect, apply Apply, opts Options) (*View, error) {
 	if opts.Name == "" {
 		opts.Name = "main"
@@ -106,21 +108,21 @@ func Open(ctx context.Context, c *client.Client, db *sql.DB, dialect Dialect, ap
 	return v, err
 }
 
-// create makes the tables, again and again where others do so at this moment.
+// create creates the tables. It retries if other instances do so concurrently.
 func (v *View) create(ctx context.Context) (err error) {
-	for try := range openTries {
+	for attempt := range openAttempts {
 		if err = v.marks.create(ctx, v.opts.Partitions); err == nil || ctx.Err() != nil {
 			return err
 		}
 		select {
-		case <-time.After(time.Duration(try+1) * 20 * time.Millisecond):
+		case <-time.After(time.Duration(attempt+1) * 20 * time.Millisecond):
 		case <-ctx.Done():
 		}
 	}
 	return err
 }
 
-// checked returns a partition's mark, having compared it with the log.
+// verifiedMark returns a partition's mark after comparing it with the log.
 func (v *View) verifiedMark(ctx context.Context, c *client.Client, partition int) (uint64, error) {
 	mark, stamped, err := v.marks.get(ctx, v.marks.db, partition)
 	if err != nil || mark == 0 || stamped == "" {
@@ -129,19 +131,19 @@ func (v *View) verifiedMark(ctx context.Context, c *client.Client, partition int
 	tx, err := c.Get(ctx, partition, mark)
 	switch {
 	case errors.Is(err, client.ErrTrimmed):
-		return mark, nil // following will say so, unless nothing is missing
+		return mark, nil // following reports it if anything is missing
 	case err != nil:
 		return 0, err
 	case stamp(tx) != stamped:
-		return 0, fmt.Errorf("partition %d: txid %d is of %s in the log, and the database applied one of %s: %w",
+		return 0, fmt.Errorf("partition %d: txid %d has the time %s in the log, and %s in the database: %w",
 			partition, mark, stamp(tx), stamped, ErrOtherLog)
 	}
 	return mark, nil
 }
 
-// Run applies the log until ctx ends or all partitions have stopped. It
-// returns when nothing is applied any more, with ctx's error or the
-// partitions'. It must not run twice at a time.
+// Run applies the log until ctx ends or all partitions have stopped. It returns
+// when nothing is applied any more, with the error of ctx or those of the
+// partitions. It must not be called concurrently.
 func (v *View) Run(ctx context.Context) error {
 	watching, stop := context.WithCancel(ctx)
 	watched := make(chan struct{})
@@ -155,34 +157,35 @@ func (v *View) Run(ctx context.Context) error {
 }
 
 // Applied returns the last txid of a partition that the database is known to
-// hold.
+// contain.
 func (v *View) Applied(partition int) uint64 { return v.follower.Applied(partition) }
 
-// Wait returns nil once the database holds the partition up to txid.
+// Wait returns nil once the database contains the partition up to txid. It
+// returns an error if ctx ends or the partition stops before that.
 func (v *View) Wait(ctx context.Context, partition int, txid uint64) error {
 	return v.follower.Wait(ctx, partition, txid)
 }
 
-// Progress tells how far a partition is, and what is wrong with it.
+// Progress returns how far a partition is, and its current error.
 func (v *View) Progress(partition int) client.Progress { return v.follower.Progress(partition) }
 
-// Reset puts the view to another state, while it runs or not: load brings the
-// application's tables to what they are at these marks, and what is parked is
-// forgotten, all in one database transaction. Partitions without a mark begin
-// anew: with nil marks and a load that empties its tables the view is rebuilt
-// from the log's start. From a copy of the whole database there is nothing to
-// reset: its marks are in it.
+// Reset sets the view to another state, whether it runs or not. load sets the
+// application's tables to their state at the marks in at, and what is parked is
+// dropped, all in one database transaction. A partition without a mark starts
+// at 0: with a nil at and a load that empties its tables, the view is rebuilt
+// from the start of the log. After restoring a copy of the whole database, do
+// not call Reset: the copy contains its marks.
 func (v *View) Reset(ctx context.Context, at client.Positions, load func(ctx context.Context, db *sql.Tx) error) error {
 	for p := range at {
 		if _, ok := v.parts[p]; !ok {
-			return fmt.Errorf("%w: partition %d is not the view's", ErrOptions, p)
+			return fmt.Errorf("%w: partition %d is not in the view", ErrOptions, p)
 		}
 	}
 	in, err := v.marks.db.BeginTx(ctx, nil)
 	if err != nil {
 		return err
 	}
-	defer in.Rollback() // does nothing after a commit
+	defer in.Rollback() // no effect after a commit
 	for _, p := range slices.Sorted(slices.Values(v.opts.Partitions)) {
 		if err := v.marks.reset(ctx, in, p, at[p]); err != nil {
 			return fmt.Errorf("reset: %w", err)
@@ -205,7 +208,7 @@ func (v *View) Reset(ctx context.Context, at client.Positions, load func(ctx con
 	return nil
 }
 
-// watch looks at the marks until ctx ends.
+// watch reads the marks periodically until ctx ends.
 func (v *View) watch(ctx context.Context) {
 	tick := time.NewTicker(v.opts.PollInterval)
 	defer tick.Stop()
@@ -216,12 +219,13 @@ func (v *View) watch(ctx context.Context) {
 			return
 		}
 		for _, p := range v.opts.Partitions {
-			_ = v.checkMark(ctx, p) // a database that is away shows where it is written to
+			_ = v.checkMark(ctx, p) // an unavailable database is reported where it is written to
 		}
 	}
 }
 
-// check moves the partition's follower if its mark went back: it was reset.
+// checkMark moves the partition's follower if its mark went back: the view was
+// reset.
 func (v *View) checkMark(ctx context.Context, partition int) error {
 	p := v.parts[partition]
 	p.mu.Lock()
@@ -234,10 +238,10 @@ func (v *View) checkMark(ctx context.Context, partition int) error {
 	return v.follower.Move(partition, mark)
 }
 
-// Read runs look in a database transaction whose mark becomes that of tx: what
-// look sees holds the partition up to tx.HighWaterMark at least, whatever is
-// done to the database meanwhile. It is how a function given to
-// client.Transactor.Transact reads the view. look must not write.
+// Read calls look with a database transaction, and sets tx.HighWaterMark to the
+// mark in it: what look sees contains the partition at least up to that mark,
+// whatever happens to the database meanwhile. A function passed to
+// [client.Transactor.Transact] reads the view with it. look must not write.
 func (v *View) Read(ctx context.Context, tx *client.Tx, look func(db *sql.Tx) error) error {
 	in, err := v.marks.db.BeginTx(ctx, nil)
 	if err != nil {

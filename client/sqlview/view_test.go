@@ -212,7 +212,7 @@ func TestPoisonStopsOnlyItsPartition(t *testing.T) {
 	})
 }
 
-// Retried first; then parked by decision, and settled by another.
+// Retried first, then parked by decision, and resolved later.
 func TestPoisonIsParked(t *testing.T) {
 	onEach(t, func(t *testing.T, d database) {
 		l := cantustest.New(t, cantustest.Options{})
@@ -229,12 +229,12 @@ func TestPoisonIsParked(t *testing.T) {
 		var asked []string
 		v, db := openView(t, l, d, picky, sqlview.Options{Follow: client.FollowOptions{
 			MinBackoff: time.Millisecond,
-			OnError: func(tx *client.Transaction, err error, tries int) client.Decision {
+			OnError: func(tx *client.Transaction, err error, attempt int) client.Decision {
 				if !errors.Is(err, errPoison) {
 					t.Errorf("asked about %v", err)
 				}
-				asked = append(asked, fmt.Sprint(tx.Txid, ":", tries))
-				if tries < 3 {
+				asked = append(asked, fmt.Sprint(tx.Txid, ":", attempt))
+				if attempt < 3 {
 					return client.DecideRetry
 				}
 				return client.DecideSkip
@@ -256,7 +256,7 @@ func TestPoisonIsParked(t *testing.T) {
 			t.Errorf("parked %+v: %+v", p, p.Transaction)
 		}
 		if err := v.Resolve(soon(t), 0, 11, picky); !errors.Is(err, errPoison) {
-			t.Fatalf("settled by what can't: %v", err)
+			t.Fatalf("resolved by a function that fails: %v", err)
 		}
 		if err := v.Resolve(soon(t), 0, 11, insert); err != nil {
 			t.Fatal(err)
@@ -265,7 +265,7 @@ func TestPoisonIsParked(t *testing.T) {
 			t.Fatal(err)
 		}
 		if err := v.Resolve(soon(t), 0, 11, insert); !errors.Is(err, sqlview.ErrNotParked) {
-			t.Fatalf("settled twice: %v", err)
+			t.Fatalf("resolved twice: %v", err)
 		}
 		if parked, err = v.Parked(soon(t)); err != nil || len(parked) != 1 || parked[0].Transaction.Txid != 22 {
 			t.Fatalf("parked %v, %v", parked, err)

@@ -13,21 +13,22 @@ import (
 	"github.com/cantuslog/cantus/client/sqlview"
 )
 
-// partition holds all accounts: a transfer is one transaction, and those do
-// not span partitions.
+// partition contains all accounts: a transfer is one transaction, and a
+// transaction cannot span partitions.
 const partition = 0
 
-// The decisions against.
+// Reasons to refuse a command.
 var (
 	errInsufficient = errors.New("not enough money")
 	errClosed       = errors.New("no such account, or it is closed")
 	errExists       = errors.New("the account exists already")
 	errNotEmpty     = errors.New("the account is not empty")
-	errAmount       = errors.New("the amount must be above 0, and 0 or more to open an account")
+	errAmount       = errors.New("the amount must be positive, or not negative to open an account")
 	errSelf         = errors.New("from and to are the same account")
 )
 
-// bank is an instance: a view that follows the log, and decisions by it.
+// bank is one instance of the service: a view that follows the log, and the
+// commands that decide by it.
 type bank struct {
 	client     *client.Client
 	store      *store
@@ -38,7 +39,8 @@ type bank struct {
 	running sync.WaitGroup
 }
 
-// openBank begins to apply the log to the database.
+// openBank connects to the database at where, and starts to apply the log to
+// it.
 func openBank(ctx context.Context, nc *nats.Conn, where string) (*bank, error) {
 	c, err := client.New(nc, client.Options{})
 	if err != nil {
@@ -48,8 +50,9 @@ func openBank(ctx context.Context, nc *nats.Conn, where string) (*bank, error) {
 	if b.store, err = openStore(ctx, where); err != nil {
 		return nil, errors.Join(err, c.Close())
 	}
-	// Without OnError the view ends at a transaction that cannot be applied, and
-	// commands with it: the bank can do without none. Somebody has to look.
+	// Without OnError the view stops at a transaction that cannot be applied,
+	// and commands fail: the bank must not skip any. An operator has to look
+	// into it.
 	b.view, err = sqlview.Open(ctx, c, b.store.db, b.store.dialect, b.store.apply, sqlview.Options{
 		Name: "bank", Partitions: []int{partition},
 		Follow: client.FollowOptions{Kinds: []string{kindOpen, kindTransfer, kindClose}},
@@ -62,7 +65,7 @@ func openBank(ctx context.Context, nc *nats.Conn, where string) (*bank, error) {
 	}
 	running, cancel := context.WithCancel(context.Background())
 	b.stop = cancel
-	b.running.Go(func() { _ = b.view.Run(running) }) // who waits for the view hears of its end
+	b.running.Go(func() { _ = b.view.Run(running) }) // callers that wait for the view get its error
 	return b, nil
 }
 
@@ -72,7 +75,7 @@ func (b *bank) close() error {
 	return errors.Join(b.client.Close(), b.store.db.Close())
 }
 
-// catchUp waits until the view holds all that is in the log now.
+// catchUp waits until the view contains everything that is in the log now.
 func (b *bank) catchUp(ctx context.Context) error {
 	mark, err := b.client.HighWaterMark(ctx, partition)
 	if err != nil {
@@ -81,8 +84,8 @@ func (b *bank) catchUp(ctx context.Context) error {
 	return b.view.Wait(ctx, partition, mark)
 }
 
-// decide runs a function against the view, and appends what it puts into tx.
-// It runs again where the log had gone on in what it was decided by.
+// decide calls compute with the view, and appends the transaction that it
+// makes. It calls compute again if what it read has changed in the meantime.
 func (b *bank) decide(ctx context.Context, compute func(tx *client.Tx, db *sql.Tx) error) error {
 	_, err := b.transactor.Transact(ctx, partition, func(tx *client.Tx) error {
 		return b.view.Read(ctx, tx, func(db *sql.Tx) error { return compute(tx, db) })
@@ -90,7 +93,7 @@ func (b *bank) decide(ctx context.Context, compute func(tx *client.Tx, db *sql.T
 	return err
 }
 
-// open makes an account.
+// open opens an account.
 func (b *bank) open(ctx context.Context, e opened) error {
 	if e.Balance < 0 {
 		return fmt.Errorf("open %s with %d: %w", e.Account, e.Balance, errAmount)
@@ -107,7 +110,7 @@ func (b *bank) open(ctx context.Context, e opened) error {
 	})
 }
 
-// transfer moves money, once for each request: where that was done already it
+// transfer moves money, once per request: if the request was made before, it
 // does nothing.
 func (b *bank) transfer(ctx context.Context, e transferred) error {
 	if e.From == e.To {
@@ -139,7 +142,7 @@ func (b *bank) transfer(ctx context.Context, e transferred) error {
 	})
 }
 
-// deactivate ends an empty account.
+// closeAccount closes an empty account.
 func (b *bank) closeAccount(ctx context.Context, e closed) error {
 	return b.decide(ctx, func(tx *client.Tx, db *sql.Tx) error {
 		a, err := b.store.account(ctx, db, e.Account)

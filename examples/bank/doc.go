@@ -1,8 +1,9 @@
-// Bank is an example of a service on a log: accounts, transfers between them,
-// and closing them. No balance is ever negative, however many instances run.
+// Bank is an example of a service that uses a log: it opens and closes accounts,
+// and transfers money between them. No balance is ever negative, however many
+// instances run.
 //
-// It needs nothing but a node on this machine (cantus serve). In a clone of the
-// repository, write "go run ./examples/bank" for bank:
+// It needs only a node on this machine (cantus serve). In a clone of the
+// repository, replace bank by "go run ./examples/bank":
 //
 //	bank open alice 100
 //	bank open bob 0
@@ -16,17 +17,17 @@
 // Only an empty account can be closed. "bank watch" shows the accounts live until
 // it is interrupted.
 //
-// The bank shares partition 0 with whatever else is there: its transactions
-// have kinds of its own.
+// Other programs may use partition 0 too: the bank's transactions have kinds of
+// their own.
 //
-// The log is the truth. Each instance applies it to a database: SQLite in
-// bank.db, or what --db names (a file, or postgres://…). Instances may share a
-// database. An instance reads there what it decides by, and appends the decision
-// with the locks of what it read. If the database is lost, the next start
+// The log is the source of truth. Each instance applies it to a database: SQLite
+// in bank.db, or the one that --db names (a file, or postgres://…). Instances may
+// share a database. An instance decides by what it reads there, and appends its
+// decision with locks for what it read. If the database is lost, the next start
 // rebuilds it.
 //
-//   - event.go has the transactions, and the locks of each.
+//   - event.go defines the transactions and their locks.
 //   - store.go applies them to the database, and reads it.
-//   - bank.go decides.
-//   - watch.go shows the accounts live, load.go moves money at random.
+//   - bank.go makes the decisions.
+//   - watch.go shows the accounts live, load.go makes random transfers.
 package main

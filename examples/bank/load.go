@@ -13,22 +13,22 @@ import (
 	"github.com/cantuslog/cantus/client"
 )
 
-// load is money moved at random. Its requests have names, so that a load that
-// was killed goes on where it was: what is done is done once.
+// load makes random transfers. Its requests are numbered, so that a load that
+// was killed continues where it was, without moving money twice.
 type load struct {
 	name      string
 	accounts  int
-	each      int64 // what an account begins with
+	each      int64 // initial balance of an account
 	transfers int
 	workers   int
 }
 
-// again is how long to wait before repeating what failed.
+// retryDelay is the wait before a retry.
 const retryDelay = 50 * time.Millisecond
 
 func accountName(i int) string { return fmt.Sprintf("a%03d", i) }
 
-// run opens the accounts that are not there, and makes the transfers.
+// run opens the accounts that do not exist and makes the transfers.
 func (l load) run(ctx context.Context, b *bank, w io.Writer) error {
 	for i := range l.accounts {
 		err := retryUntilDecided(ctx, func() error { return b.open(ctx, opened{accountName(i), l.each}) })
@@ -66,8 +66,8 @@ func (l load) run(ctx context.Context, b *bank, w io.Writer) error {
 	return err
 }
 
-// transfer makes the i-th transfer: of some amount, between some accounts that
-// allow it.
+// transfer makes the i-th transfer, of a random amount between random accounts.
+// It draws again if they do not allow it.
 func (l load) transfer(ctx context.Context, b *bank, i int) error {
 	for {
 		from, to := rand.N(l.accounts), rand.N(l.accounts-1)
@@ -84,8 +84,8 @@ func (l load) transfer(ctx context.Context, b *bank, i int) error {
 	}
 }
 
-// insist repeats what failed for another reason than a decision: the log or
-// the database is away for a while. Requests are safe to repeat.
+// retryUntilDecided repeats do until it succeeds or the bank refuses: the log
+// or the database may be unavailable for a while. Requests are safe to repeat.
 func retryUntilDecided(ctx context.Context, do func() error) error {
 	for {
 		err := do()

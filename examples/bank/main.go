@@ -39,11 +39,11 @@ func main() {
 
 var errUsage = errors.New(usage)
 
-// run does what the command line says.
+// run executes the command line.
 func run(ctx context.Context, args []string, w io.Writer) error {
 	flags := flag.NewFlagSet("bank", flag.ContinueOnError)
 	flags.SetOutput(io.Discard)
-	url := flags.String("nats", "nats://127.0.0.1:4222", "where the log is")
+	url := flags.String("nats", "nats://127.0.0.1:4222", "URL of the log")
 	where := flags.String("db", "bank.db", "a SQLite file, or a PostgreSQL URL")
 	if err := flags.Parse(args); err != nil || flags.NArg() == 0 {
 		return errUsage
@@ -69,7 +69,7 @@ func run(ctx context.Context, args []string, w io.Writer) error {
 	return err
 }
 
-// command does one command.
+// command executes one command.
 func command(ctx context.Context, b *bank, name string, args []string, w io.Writer) error {
 	if name == "load" {
 		return loadCommand(ctx, b, args, w)
@@ -85,7 +85,7 @@ func command(ctx context.Context, b *bank, name string, args []string, w io.Writ
 	switch fmt.Sprint(name, len(args)) {
 	case "open2":
 		return b.open(ctx, opened{args[0], amount})
-	case "transfer3": // a request of its own: not safe to repeat
+	case "transfer3": // the generated request makes it unsafe to repeat
 		return b.transfer(ctx, transferred{nats.NewInbox()[len("_INBOX."):], args[0], args[1], amount})
 	case "transfer4":
 		return b.transfer(ctx, transferred{args[3], args[0], args[1], amount})
@@ -104,18 +104,18 @@ func command(ctx context.Context, b *bank, name string, args []string, w io.Writ
 		}
 		return b.catchUp(ctx)
 	}
-	return fmt.Errorf("%q is no command, or has the wrong arguments; %w", strings.Join(append([]string{name}, args...), " "), errUsage)
+	return fmt.Errorf("%q is not a command, or has wrong arguments; %w", strings.Join(append([]string{name}, args...), " "), errUsage)
 }
 
 func loadCommand(ctx context.Context, b *bank, args []string, w io.Writer) error {
 	l := load{}
 	flags := flag.NewFlagSet("load", flag.ContinueOnError)
 	flags.SetOutput(io.Discard)
-	flags.StringVar(&l.name, "name", "load", "of the load, which its requests have")
-	flags.IntVar(&l.accounts, "accounts", 50, "how many")
-	flags.Int64Var(&l.each, "each", 100, "what each account begins with")
-	flags.IntVar(&l.transfers, "transfers", 1000, "how many")
-	flags.IntVar(&l.workers, "workers", 8, "how many at a time")
+	flags.StringVar(&l.name, "name", "load", "prefix of the names of requests")
+	flags.IntVar(&l.accounts, "accounts", 50, "number of accounts")
+	flags.Int64Var(&l.each, "each", 100, "initial balance of each account")
+	flags.IntVar(&l.transfers, "transfers", 1000, "number of transfers")
+	flags.IntVar(&l.workers, "workers", 8, "number of concurrent transfers")
 	if err := flags.Parse(args); err != nil || flags.NArg() > 0 || l.accounts < 2 || l.each < 1 || l.workers < 1 {
 		return errUsage
 	}

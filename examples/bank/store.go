@@ -34,7 +34,7 @@ type store struct {
 	dialect sqlview.Dialect
 }
 
-// openStore opens PostgreSQL for a URL of it, and a SQLite file otherwise.
+// openStore opens PostgreSQL if where is its URL, and a SQLite file otherwise.
 func openStore(ctx context.Context, where string) (*store, error) {
 	s := &store{dialect: sqlview.SQLite}
 	driver, dsn := "sqlite", "file:"+where+"?_pragma=busy_timeout(10000)&_pragma=journal_mode(wal)&_pragma=synchronous(normal)"
@@ -51,8 +51,8 @@ func openStore(ctx context.Context, where string) (*store, error) {
 	return s, nil
 }
 
-// create makes the tables. Where another instance does so at this moment, both
-// databases may refuse, and it is tried again.
+// create creates the tables. It retries, because both databases may refuse if
+// another instance does the same at that moment.
 func (s *store) create(ctx context.Context) (err error) {
 	for range 20 {
 		err = nil
@@ -72,7 +72,7 @@ func (s *store) create(ctx context.Context) (err error) {
 	return err
 }
 
-// apply brings the view forward by one transaction.
+// apply applies one transaction to the view.
 func (s *store) apply(ctx context.Context, db *sql.Tx, tx *client.Transaction) error {
 	switch tx.Kind {
 	case kindOpen:
@@ -93,7 +93,7 @@ func (s *store) apply(ctx context.Context, db *sql.Tx, tx *client.Transaction) e
 	return fmt.Errorf("kind %q is not the bank's", tx.Kind)
 }
 
-// exec changes exactly one row.
+// exec executes a statement that must change exactly one row.
 func (s *store) exec(ctx context.Context, db *sql.Tx, statement string, args ...any) error {
 	r, err := db.ExecContext(ctx, s.dialect.Statement(statement), args...)
 	if err != nil {
@@ -105,7 +105,7 @@ func (s *store) exec(ctx context.Context, db *sql.Tx, statement string, args ...
 	return nil
 }
 
-// empty is what a rebuild begins with.
+// empty deletes all rows, for a rebuild.
 func (s *store) empty(ctx context.Context, db *sql.Tx) error {
 	for _, table := range []string{"accounts", "transfers"} {
 		if _, err := db.ExecContext(ctx, `DELETE FROM `+table); err != nil {
@@ -115,7 +115,7 @@ func (s *store) empty(ctx context.Context, db *sql.Tx) error {
 	return nil
 }
 
-// account reads one account; it is not Active if there is none.
+// account returns one account. It is not Active if it does not exist.
 func (s *store) account(ctx context.Context, db *sql.Tx, name string) (a account, err error) {
 	err = db.QueryRowContext(ctx, s.dialect.Statement(`SELECT name, balance, active FROM accounts WHERE name = ?`), name).
 		Scan(&a.Name, &a.Balance, &a.Active)
@@ -125,14 +125,14 @@ func (s *store) account(ctx context.Context, db *sql.Tx, name string) (a account
 	return a, err
 }
 
-// done reports whether a request's transfer has been made.
+// done reports whether a request's transfer was made.
 func (s *store) done(ctx context.Context, db *sql.Tx, request string) (bool, error) {
 	var n int
 	err := db.QueryRowContext(ctx, s.dialect.Statement(`SELECT COUNT(*) FROM transfers WHERE request = ?`), request).Scan(&n)
 	return n > 0, err
 }
 
-// accounts lists all, by name.
+// accounts returns all accounts, by name.
 func (s *store) accounts(ctx context.Context) (all []account, err error) {
 	rows, err := s.db.QueryContext(ctx, `SELECT name, balance, active FROM accounts ORDER BY name`)
 	if err != nil {

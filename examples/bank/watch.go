@@ -10,12 +10,12 @@ import (
 
 const (
 	clearScreen = "\x1b[H\x1b[2J"
-	// frameTime is the least time between two frames.
+	// frameTime is the minimum time between two frames.
 	frameTime = 100 * time.Millisecond
 	barWidth  = 40
 )
 
-// show draws the accounts once.
+// show prints the accounts once.
 func (b *bank) show(ctx context.Context, w io.Writer) error {
 	all, err := b.store.accounts(ctx)
 	if err != nil {
@@ -25,7 +25,7 @@ func (b *bank) show(ctx context.Context, w io.Writer) error {
 	return err
 }
 
-// watch draws the accounts anew whenever the view goes on, until ctx ends.
+// watch prints the accounts whenever the view changes, until ctx ends.
 func (b *bank) watch(ctx context.Context, w io.Writer) error {
 	for {
 		drawn := b.view.Applied(partition)
@@ -46,7 +46,7 @@ func (b *bank) watch(ctx context.Context, w io.Writer) error {
 	}
 }
 
-// frame is the accounts as a table with bars.
+// frame formats the accounts as a table with bars.
 func frame(all []account, mark, lag uint64) string {
 	var most, sum int64
 	width := len("account")

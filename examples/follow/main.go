@@ -1,11 +1,11 @@
-// Follow prints every transaction of a partition, from its first on and then
-// as they come:
+// Follow prints every transaction of a partition, from the first one on and
+// then as they commit:
 //
 //	go run ./examples/follow nats://127.0.0.1:4222 0
 //
-// It is the smallest follower. One that keeps its place remembers the last
-// txid that it handled, in its database (package sqlview) or in the log (package group),
-// and gives it where this one gives 0.
+// It is the smallest follower. To continue where it stopped, a follower stores
+// the last txid that it handled, in its database (package sqlview) or in the
+// log (package group), and passes it in place of the 0 here.
 package main
 
 import (

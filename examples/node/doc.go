@@ -1,7 +1,7 @@
-// Package node holds the smallest follower and the smallest transaction in
-// Node.js, with the NATS client as it comes from npm. Node.js 20 works,
-// although npm warns that the client asks for 22 or newer (EBADENGINE). In this
-// directory, with a node running:
+// Package node contains the smallest follower and the smallest transaction in
+// Node.js, with the NATS client from npm. Node.js 20 works, although npm warns
+// that the client requires 22 or newer (EBADENGINE). In this directory, with a
+// node running:
 //
 //	npm ci
 //	node follow.mjs nats://127.0.0.1:4222 0

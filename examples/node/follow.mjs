@@ -1,5 +1,5 @@
-// Prints every transaction of a partition, from its first on and then as they
-// come; with a third argument, only that many:
+// Prints every transaction of a partition, from the first one on and then as
+// they commit; with a third argument, only that many:
 //
 //	node follow.mjs nats://127.0.0.1:4222 0
 //
@@ -16,24 +16,25 @@ const nc = await connect({ servers: url, maxReconnectAttempts: -1 }).catch((err)
   console.error(`no connection to ${url}: ${err.message}; is a node running there?`);
   process.exit(1);
 });
-let last = 0; // a service keeps it with what it makes of the transactions
+let last = 0; // a service stores it with the effects of the transactions
 while (last < count) {
   try {
     const max = Math.min(256, count - last);
     for await (const tx of read(nc, partition, { from: last + 1, max, wait: "2s" })) {
-      if (tx.txid !== last + 1) break; // some were lost on the way: read again
+      if (tx.txid !== last + 1) break; // some were lost: read again
       console.log(tx.txid, tx.kind, tx.text);
       last = tx.txid;
     }
   } catch (err) {
     if (/^(trimmed|ahead|bad_request)/.test(err.message)) throw err;
     if (/^nobody answers/.test(err.message)) await mustExist(partition);
-    await new Promise((again) => setTimeout(again, 500)); // a leader is being found, say
+    await new Promise((resolve) => setTimeout(resolve, 500)); // perhaps there is no leader yet
   }
 }
 await nc.close();
 
-// Nobody answers for a partition that does not exist, as for one that has no leader.
+// mustExist throws if the partition does not exist. Nobody answers for such a
+// partition, nor for one that has no leader.
 async function mustExist(partition) {
   const info = await nc.request("cantus.info").then((m) => m.json(), () => undefined);
   if (partition >= info?.partitions) {

@@ -1,10 +1,10 @@
-// Adds to a counter in the log, and prints what it is then:
+// Adds to a counter in the log, and prints its new value:
 //
 //	node transact.mjs nats://127.0.0.1:4222 visits 1
 //
 // Install the NATS client first, with Node.js 22 or newer: npm ci
 //
-// However many run at a time, none is lost.
+// However many run concurrently, no addition is lost.
 import { randomUUID } from "node:crypto";
 import { connect, headers } from "@nats-io/transport-node";
 import { read } from "./read.mjs";
@@ -19,7 +19,7 @@ const nc = await connect({ servers: url, maxReconnectAttempts: -1 }).catch((err)
   process.exit(1);
 });
 
-// The view: all counters, up to the txid last.
+// The view: the value of every counter, up to the txid last.
 const counters = new Map();
 let last = 0;
 async function follow(txid) {
@@ -35,13 +35,13 @@ async function follow(txid) {
       }
     } catch (err) {
       if (/^(trimmed|ahead|bad_request)/.test(err.message)) throw err;
-      await new Promise((again) => setTimeout(again, 200)); // lost, or a leader is being found
+      await new Promise((resolve) => setTimeout(resolve, 200)); // lost, or there is no leader yet
     }
   }
 }
 
 // append sends one transaction until its outcome is known. The message id makes
-// sending it again safe.
+// it safe to resend.
 async function append(payload, fields) {
   const h = headers();
   for (const [key, value] of Object.entries({ ...fields, "Nats-Msg-Id": randomUUID() })) h.set(key, value);
@@ -50,9 +50,9 @@ async function append(payload, fields) {
       const reply = (await nc.request("cantus.append.0", payload, { headers: h, timeout: 5000 })).json();
       if (!reply.error || (reply.error.code < 500 && reply.error.code !== 429)) return reply;
     } catch {
-      // No answer, or nobody there.
+      // No answer, or no responders.
     }
-    await new Promise((again) => setTimeout(again, 50 + Math.random() * 200));
+    await new Promise((resolve) => setTimeout(resolve, 50 + Math.random() * 200));
   }
 }
 
@@ -68,6 +68,6 @@ for (;;) {
     break;
   }
   if (error.reason !== "conflict") throw new Error(error.message);
-  await follow(error.txid); // and compute it anew
+  await follow(error.txid); // and compute it again
 }
 await nc.close();

@@ -1,4 +1,4 @@
-// Package shell documents the smallest follower and the smallest transaction
-// with the nats command, in README.md. Its test sends the requests there as the
-// command would, and compares the answers.
+// Package shell documents, in README.md, the smallest follower and the smallest
+// transaction with the nats command. Its test sends the requests of README.md as
+// the command does, and compares the answers.
 package shell

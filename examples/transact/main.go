@@ -1,8 +1,9 @@
-// Transact adds to a counter in the log, and prints what it is then:
+// Transact adds to a counter in the log, and prints its new value:
 //
 //	go run ./examples/transact nats://127.0.0.1:4222 visits 1
 //
-// It is the smallest transaction: however many run at a time, none is lost.
+// It is the smallest transaction. However many run concurrently, no addition is
+// lost.
 package main
 
 import (
@@ -44,13 +45,13 @@ func arguments(args []string) (url, counter string, amount int, err error) {
 	return args[0], args[1], amount, nil
 }
 
-// counters is the local view: all counters, by what the log says.
+// counters is the local view: the value of every counter in the log.
 type counters struct {
 	mu  sync.Mutex
 	all map[string]int
 }
 
-// counted is the transaction's data: a counter and its new value.
+// counted is the transaction's payload: a counter and its new value.
 type counted struct {
 	Counter string `json:"counter"`
 	Value   int    `json:"value"`
@@ -85,7 +86,7 @@ func add(ctx context.Context, url, name string, amount int, w io.Writer) (err er
 	}
 	defer c.Close()
 
-	// The view follows the log. A service keeps it for all of its life.
+	// The view follows the log. A service runs it for as long as it lives.
 	view := &counters{all: map[string]int{}}
 	follower, err := c.NewFollower(client.Positions{0: 0}, view.apply, client.FollowOptions{Kinds: []string{"count"}})
 	if err != nil {
@@ -105,7 +106,7 @@ func add(ctx context.Context, url, name string, amount int, w io.Writer) (err er
 	if err != nil {
 		return err
 	}
-	// At first the view is empty: the conflict says how far it has to follow.
+	// At first the view is empty. The conflict says how far it has to follow.
 	value := 0
 	_, err = transactor.Transact(ctx, 0, func(tx *client.Tx) error {
 		value = view.get(name) + amount
