@@ -11,14 +11,15 @@ import (
 	"github.com/nats-io/nats.go"
 
 	"github.com/cantuslog/cantus/broker"
-	"github.com/cantuslog/cantus/internal/slowline"
+	"github.com/cantuslog/cantus/internal/relay"
+	"github.com/cantuslog/cantus/internal/testkit"
 	"github.com/cantuslog/cantus/subjects"
 )
 
 // slowly connects to a node over a slow line.
 func slowly(t *testing.T, n *broker.Node, rate int) *nats.Conn {
 	t.Helper()
-	nc, err := nats.Connect(slowline.New(t, n.ClientURL(), rate), nats.NoReconnect(), nats.Timeout(patience))
+	nc, err := nats.Connect(relay.Slow(t, n.ClientURL(), rate), nats.NoReconnect(), nats.Timeout(patience))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -143,6 +144,7 @@ func smallPending(t *testing.T) string { return config(t, "max_pending: 8388608"
 // TestParallelReadsAreWhole has a connection over a slow line, with little room in
 // the server, read much at once: each read is whole.
 func TestParallelReadsAreWhole(t *testing.T) {
+	testkit.NotShort(t, "it appends and reads some hundred megabytes")
 	const count = 400
 	n, nc := one(t, broker.Options{NATSConfig: smallPending(t)})
 	wide(t, nc, 0, count)

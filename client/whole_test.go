@@ -16,7 +16,8 @@ import (
 	"github.com/cantuslog/cantus/broker"
 	"github.com/cantuslog/cantus/cantustest"
 	"github.com/cantuslog/cantus/client"
-	"github.com/cantuslog/cantus/internal/slowline"
+	"github.com/cantuslog/cantus/internal/relay"
+	"github.com/cantuslog/cantus/internal/testkit"
 )
 
 // errDone ends a Follow that has seen what it came for.
@@ -103,6 +104,7 @@ func TestFollowersNoticeLostMessages(t *testing.T) {
 // TestFollowersOverASlowLine follows many partitions at once over a line that
 // carries less than the node sends, with a small buffer in the server.
 func TestFollowersOverASlowLine(t *testing.T) {
+	testkit.NotShort(t, "a line is slow")
 	const partitions, count = 16, 100
 	config := filepath.Join(t.TempDir(), "nats.conf")
 	if err := os.WriteFile(config, []byte("host: 127.0.0.1\nport: -1\nmax_pending: 8388608\n"), 0o600); err != nil {
@@ -110,7 +112,7 @@ func TestFollowersOverASlowLine(t *testing.T) {
 	}
 	n := openNode(t, broker.Options{Partitions: partitions, NATSConfig: config})
 	fillWide(t, newClient(t, connect(t, n), client.Options{}), partitions, count)
-	nc, err := nats.Connect(slowline.New(t, n.ClientURL(), 60<<20), nats.MaxReconnects(-1), nats.ReconnectWait(5*time.Millisecond), nats.Timeout(patience))
+	nc, err := nats.Connect(relay.Slow(t, n.ClientURL(), 60<<20), nats.MaxReconnects(-1), nats.ReconnectWait(5*time.Millisecond), nats.Timeout(patience))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -5,6 +5,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/cantuslog/cantus/internal/testkit"
 	"github.com/cantuslog/cantus/raftstore"
 	"github.com/cantuslog/cantus/wal"
 	"github.com/cantuslog/cantus/wal/journal/journaltest"
@@ -61,6 +62,7 @@ func (a asyncLeader) followersHave(t *testing.T, index uint64) {
 // the leader has synced them.
 func TestNothingIsCommittedThatTheLeaderHasNotSynced(t *testing.T) {
 	t.Parallel()
+	testkit.NotShort(t, "it waits for elections and time-outs")
 	a := newAsyncLeader(t)
 	outcome := make(chan error, 1)
 	go func() { _, err := a.proposal.Wait(); outcome <- err }()
@@ -98,6 +100,7 @@ func TestNothingIsCommittedThatTheLeaderHasNotSynced(t *testing.T) {
 // unknown to its proposer, and the other replicas agree on it.
 func TestAFailedSyncAfterReplication(t *testing.T) {
 	t.Parallel()
+	testkit.NotShort(t, "it waits for elections and time-outs")
 	a := newAsyncLeader(t)
 	a.open(errors.New("the disk is broken"))
 	if _, err := a.proposal.Wait(); !errors.Is(err, raftstore.ErrUnknown) {

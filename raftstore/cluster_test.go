@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"net"
 	"os"
@@ -14,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/cantuslog/cantus/internal/relay"
 	"github.com/cantuslog/cantus/internal/testkit"
 	"github.com/cantuslog/cantus/raftstore"
 	"github.com/cantuslog/cantus/wal"
@@ -42,7 +42,7 @@ type node struct {
 	opts    raftstore.NetworkOptions
 	store   *wal.Store
 	network *raftstore.Network
-	proxy   *proxy
+	proxy   *relay.Relay
 	group   *raftstore.Group
 	fsm     *machine
 	fs      journal.FS // nil for the operating system's
@@ -54,9 +54,21 @@ const theGroup = 7
 // theKey is the key of the clusters in tests.
 var theKey = bytes.Repeat([]byte("k"), 32)
 
+// inShort are the tests of clusters that run in short mode too.
+var inShort = map[string]bool{
+	"TestThreeReplicasApplyTheSame":                            true,
+	"TestAnotherLeadsWithAllThatWasAcknowledged":               true,
+	"TestCommittedEntriesAreNotGivenUpForALeaderThatLacksThem": true,
+	"TestAReplicaThatIsBehindFetchesAndCatchesUp":              true,
+	"TestReplicasComeAndGo":                                    true,
+}
+
 // newCluster makes nodes, their stores and networks; no group is open.
 func newCluster(t testing.TB, names ...string) *cluster {
 	t.Helper()
+	if !inShort[t.Name()] {
+		testkit.NotShort(t, "a cluster waits for elections and time-outs")
+	}
 	c := &cluster{t: t, names: names, heartbeat: 600 * time.Millisecond, nodes: map[string]*node{}, addresses: map[string]string{}, away: map[string]bool{}}
 	for _, name := range names {
 		n := &node{c: c, name: name, dir: t.TempDir(), opts: raftstore.NetworkOptions{Cluster: "c", Key: theKey}}
@@ -111,7 +123,7 @@ func (c *cluster) resolve(from, to string) (string, error) {
 		return a, nil
 	}
 	if n := c.nodes[to]; n != nil {
-		return n.proxy.way(from)
+		return n.proxy.Entry(from)
 	}
 	return "", fmt.Errorf("node %s is not known", to)
 }
@@ -134,7 +146,7 @@ func (c *cluster) heal(name string) {
 // refuse has each proxy refuse the nodes that are away. mu is held.
 func (c *cluster) refuse() {
 	for _, n := range c.nodes {
-		n.proxy.refuse(func(from string) bool { return c.away[from] || c.away[n.name] })
+		n.proxy.Refuse(func(from string) bool { return c.away[from] || c.away[n.name] })
 	}
 }
 
@@ -163,7 +175,7 @@ func (n *node) openNetwork() {
 	}
 	n.c.mu.Lock()
 	defer n.c.mu.Unlock()
-	n.proxy = newProxy(listener.Addr().String())
+	n.proxy = relay.New(n.c.t, listener.Addr().String())
 }
 
 // logger logs to standard error if RAFTSTORE_LOG is set: for looking into a
@@ -204,7 +216,7 @@ func (n *node) closeGroup() {
 
 func (n *node) closeNetwork() {
 	n.c.t.Helper()
-	n.proxy.close()
+	n.proxy.Close()
 	for range 2 {
 		if err := n.network.Close(); err != nil {
 			n.c.t.Errorf("close network of %s: %v", n.name, err)
@@ -315,196 +327,6 @@ func (n *node) distinct() (all []string) {
 		seen[data] = true
 	}
 	return all
-}
-
-// proxy forwards connections to a node until they are cut. Each dialer has an
-// address of its own for it.
-type proxy struct {
-	to      string
-	running sync.WaitGroup
-
-	mu      sync.Mutex
-	closed  bool
-	ways    map[string]net.Listener
-	refused map[string]bool // dialers that are cut off
-	conns   map[net.Conn]string
-	passed  int              // bytes that went to the dialers
-	most    int              // cut all connections once this many have passed, 0 for never
-	stalled [2]chan struct{} // by direction: nothing passes until it is closed; nil while all passes
-	held    int              // answers that wait for that
-}
-
-// The directions through a proxy.
-const (
-	requests = iota // from the dialer
-	answers
-)
-
-func newProxy(to string) *proxy {
-	return &proxy{to: to, ways: map[string]net.Listener{}, refused: map[string]bool{}, conns: map[net.Conn]string{}}
-}
-
-// way returns the address for a dialer. Nothing listens there any more once the
-// proxy is closed.
-func (p *proxy) way(from string) (string, error) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	l := p.ways[from]
-	if l == nil {
-		if p.closed {
-			return "", net.ErrClosed
-		}
-		var err error
-		if l, err = net.Listen("tcp", "127.0.0.1:0"); err != nil {
-			return "", err
-		}
-		p.ways[from] = l
-		p.running.Go(func() { p.accept(l, from) })
-	}
-	return l.Addr().String(), nil
-}
-
-func (p *proxy) accept(l net.Listener, from string) {
-	for {
-		conn, err := l.Accept()
-		if err != nil {
-			return
-		}
-		behind, err := net.Dial("tcp", p.to)
-		if err != nil {
-			_ = conn.Close()
-			continue
-		}
-		p.keep(from, conn, behind)
-		p.running.Go(func() { p.pass(behind, conn, requests) })
-		p.running.Go(func() { p.pass(conn, behind, answers) })
-	}
-}
-
-// keep registers both ends of a connection, so that they are cut with all
-// others: at once if the dialer is refused, or the proxy closed.
-func (p *proxy) keep(from string, conns ...net.Conn) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	for _, c := range conns {
-		p.conns[c] = from
-		if p.closed || p.refused[from] {
-			_ = c.Close()
-		}
-	}
-}
-
-// refuse cuts off the dialers that which selects, and no others, until it is
-// called again.
-func (p *proxy) refuse(which func(from string) bool) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	for from := range p.ways {
-		p.refused[from] = which(from)
-	}
-	for c, from := range p.conns {
-		if p.refused[from] {
-			_ = c.Close()
-		}
-	}
-}
-
-func (p *proxy) pass(to, from net.Conn, what int) {
-	_, _ = io.Copy(counter{p, to, what}, from)
-	_, _ = to.Close(), from.Close()
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	delete(p.conns, to)
-	delete(p.conns, from)
-}
-
-type counter struct {
-	p    *proxy
-	to   net.Conn
-	what int
-}
-
-func (c counter) Write(b []byte) (int, error) {
-	c.p.mu.Lock()
-	stalled := c.p.stalled[c.what]
-	if stalled != nil && c.what == answers {
-		c.p.held++
-	}
-	c.p.mu.Unlock()
-	if stalled != nil {
-		<-stalled
-	}
-	if c.what == requests {
-		return c.to.Write(b)
-	}
-	c.p.mu.Lock()
-	c.p.passed += len(b)
-	cut := c.p.most > 0 && c.p.passed > c.p.most
-	c.p.mu.Unlock()
-	if cut {
-		return 0, errors.New("cut")
-	}
-	return c.to.Write(b)
-}
-
-// limit cuts all connections once this many more bytes have passed; 0 removes
-// the limit.
-func (p *proxy) limit(bytes int) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.most = 0
-	if bytes > 0 {
-		p.most = p.passed + bytes
-	}
-}
-
-// stall lets nothing pass in some directions, and no connection end, until they
-// are resumed or the proxy is closed.
-func (p *proxy) stall(kinds ...int) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	for _, what := range kinds {
-		p.stalled[what] = make(chan struct{})
-	}
-}
-
-// resume ends a stall.
-func (p *proxy) resume(kinds ...int) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	for _, what := range kinds {
-		if p.stalled[what] != nil {
-			close(p.stalled[what])
-			p.stalled[what] = nil
-		}
-	}
-}
-
-// holding returns the number of replies that have been stalled.
-func (p *proxy) holding() int {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return p.held
-}
-
-func (p *proxy) cutAll() {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	for c := range p.conns {
-		_ = c.Close()
-	}
-}
-
-func (p *proxy) close() {
-	p.mu.Lock()
-	p.closed = true
-	for _, l := range p.ways {
-		_ = l.Close()
-	}
-	p.mu.Unlock()
-	p.cutAll()
-	p.resume(requests, answers)
-	p.running.Wait()
 }
 
 func timeout(t testing.TB) context.Context {

@@ -32,7 +32,7 @@ func TestADeadProcessIsNotWaitedFor(t *testing.T) {
 		{leader.name, follower.name}: closedPort(t),
 	}
 	c.mu.Unlock()
-	follower.proxy.cutAll()
+	follower.proxy.Cut()
 	until(t, "the follower leads", follower.group.Leading)
 	until(t, "the old leader follows", func() bool { return !leader.group.Leading() })
 	c.put("after")
@@ -48,7 +48,7 @@ func TestALeaderThatIsThereIsFollowed(t *testing.T) {
 	term := leader.group.Status().Term
 	for range 10 {
 		for _, n := range c.others(leader) {
-			n.proxy.cutAll()
+			n.proxy.Cut()
 		}
 		if err := leader.group.VerifyLeader(timeout(t), leader.group.Term()); err != nil {
 			t.Fatal(err)

@@ -134,7 +134,7 @@ func TestAFetchGoesOnAfterCutsAndCrashes(t *testing.T) {
 	n1, n2 := c.nodes["n1"], c.nodes["n2"]
 	fetched := uint64(0)
 	for cuts := 0; ; cuts++ {
-		n1.proxy.limit(2 << 20)
+		n1.proxy.Limit(2 << 20)
 		err := raftstore.Fetch(timeout(t), n2.network, theGroup, "n1", n2.log())
 		if err == nil {
 			if cuts < 2 {
@@ -166,7 +166,7 @@ func TestAFetchGoesOnAfterCutsAndCrashes(t *testing.T) {
 			t.Fatalf("open: %v", err)
 		}
 	}
-	n1.proxy.limit(0)
+	n1.proxy.Limit(0)
 	if raftstore.Fetching(n2.log()) {
 		t.Fatal("it is fetched, and being fetched")
 	}

@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/cantuslog/cantus/internal/relay"
 	"github.com/cantuslog/cantus/raftstore"
 )
 
@@ -144,7 +145,7 @@ func TestALastSnapshotInTheMiddleOfATransfer(t *testing.T) {
 			return false
 		}
 		for _, n := range c.nodes {
-			n.proxy.stall(requests, answers)
+			n.proxy.Stall(relay.Requests, relay.Replies)
 		}
 		g, ctx := leader.group, timeout(t)
 		transfers.Go(func() {
@@ -159,7 +160,7 @@ func TestALastSnapshotInTheMiddleOfATransfer(t *testing.T) {
 		}
 		transfers.Wait()
 		for _, n := range c.nodes { // a busy machine: it has stepped down
-			n.proxy.resume(requests, answers)
+			n.proxy.Resume(relay.Requests, relay.Replies)
 		}
 		return false
 	})

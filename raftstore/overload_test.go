@@ -3,6 +3,8 @@ package raftstore_test
 import (
 	"testing"
 	"time"
+
+	"github.com/cantuslog/cantus/internal/relay"
 )
 
 // Heartbeats are held up for several timeouts, on nodes that know that they are
@@ -19,14 +21,14 @@ func TestAStarvedNodeHoldsNoElection(t *testing.T) {
 		n.network.Starve(time.Minute)
 	}
 	for _, n := range c.nodes {
-		n.proxy.stall(requests, answers)
+		n.proxy.Stall(relay.Requests, relay.Replies)
 	}
 	until(t, "nothing is heard for four timeouts", func() bool { return leader.group.SilentFor() > 4*heartbeat })
 	if s := leader.group.Status(); s.State != "leader" || s.Term != term {
 		t.Errorf("it is %s of term %d, and was the leader of term %d", s.State, s.Term, term)
 	}
 	for _, n := range c.nodes {
-		n.proxy.resume(requests, answers)
+		n.proxy.Resume(relay.Requests, relay.Replies)
 	}
 	c.put("after")
 	if now := leader.group.Term(); now != term {

@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/cantuslog/cantus/internal/relay"
 	"github.com/cantuslog/cantus/raftstore"
 )
 
@@ -108,11 +109,11 @@ func TestALeaderIsNotConfirmedByAnswersOnTheirWay(t *testing.T) {
 		t.Errorf("it leads in an earlier term: %v", err)
 	}
 	for _, n := range c.others(leader) {
-		n.proxy.stall(answers)
+		n.proxy.Stall(relay.Replies)
 	}
 	for _, n := range c.others(leader) {
-		until(t, "an answer of "+n.name+" is on its way", func() bool { return n.proxy.holding() > 0 })
-		n.proxy.stall(requests)
+		until(t, "an answer of "+n.name+" is on its way", func() bool { return n.proxy.Held() > 0 })
+		n.proxy.Stall(relay.Requests)
 	}
 	verified := make(chan error, 1)
 	go func() { verified <- leader.group.VerifyLeader(timeout(t), term) }()
@@ -123,7 +124,7 @@ func TestALeaderIsNotConfirmedByAnswersOnTheirWay(t *testing.T) {
 		until(t, "a proposal is in the log", func() bool { return leader.log().LastIndex() > last })
 	}
 	for _, n := range c.others(leader) {
-		n.proxy.resume(answers)
+		n.proxy.Resume(relay.Replies)
 	}
 	if err := <-verified; !errors.Is(err, raftstore.ErrNotLeader) {
 		t.Errorf("confirmed by answers of before: %v", err)

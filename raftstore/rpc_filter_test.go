@@ -9,6 +9,7 @@ import (
 
 	"github.com/hashicorp/raft"
 
+	"github.com/cantuslog/cantus/internal/testkit"
 	"github.com/cantuslog/cantus/wal"
 )
 
@@ -179,6 +180,7 @@ func TestAFetchKeepsWhatIsCommitted(t *testing.T) {
 }
 
 func TestVeryLargeEntriesAreStoredInParts(t *testing.T) {
+	testkit.NotShort(t, "it waits for elections and time-outs")
 	s := &logStore{log: openLog(t, t.TempDir(), wal.Options{SegmentSize: 64 << 20})}
 	var logs []*raft.Log
 	data := make([]byte, 9<<20)

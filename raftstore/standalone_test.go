@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/cantuslog/cantus/internal/testkit"
 	"github.com/cantuslog/cantus/raftstore"
 	"github.com/cantuslog/cantus/wal"
 	"github.com/cantuslog/cantus/wal/journal/journaltest"
@@ -16,6 +17,7 @@ import (
 // soon after there is room, although its timeouts are long: they are for idle
 // groups.
 func TestAStandaloneReplicaLeadsAgainOnceThereIsRoom(t *testing.T) {
+	testkit.NotShort(t, "it waits for elections and time-outs")
 	fs := journaltest.NewGate()
 	g := openGroup(t, openStore(t, t.TempDir(), wal.Options{FS: fs, SegmentSize: 1 << 16}), &machine{})
 	fs.Fill(true)

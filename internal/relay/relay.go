@@ -1,0 +1,259 @@
+// Package relay is for tests: TCP connections that go through a Relay can be
+// cut, stalled and slowed down, and those of one dialer without the others.
+package relay
+
+import (
+	"net"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+)
+
+// Direction is one of the two ways through a connection.
+type Direction int
+
+// The directions of Stall and Resume.
+const (
+	Requests Direction = iota // from the dialer
+	Replies                   // to the dialer
+)
+
+// Relay carries connections to a target. Each dialer has an address of its own
+// for it. Its methods may be called at any time, by any goroutine.
+type Relay struct {
+	running sync.WaitGroup
+	ended   chan struct{} // closed by Close
+
+	mu      sync.Mutex
+	target  string
+	closed  bool
+	entries map[string]net.Listener // by dialer
+	refused map[string]bool         // dialers that are cut off
+	conns   map[net.Conn]string     // both ends of each connection, and its dialer
+	rate    int                     // bytes a second to the dialers of one connection, 0 for no bound
+	passed  int                     // bytes that went to the dialers
+	most    int                     // the connections end once passed is more; 0 for never
+	stalled [2]chan struct{}        // by direction: nothing passes until it is closed; nil while all passes
+	held    int                     // replies that have been stalled
+}
+
+// New returns a relay to an address. It is closed when the test ends.
+func New(tb testing.TB, target string) *Relay {
+	r := &Relay{
+		target: target, ended: make(chan struct{}),
+		entries: map[string]net.Listener{}, refused: map[string]bool{}, conns: map[net.Conn]string{},
+	}
+	tb.Cleanup(r.Close)
+	return r
+}
+
+// Slow returns the address of a relay to a NATS server's URL, with the same
+// scheme. It lets rate bytes a second through to each connection.
+func Slow(tb testing.TB, url string, rate int) string {
+	tb.Helper()
+	r := New(tb, strings.TrimPrefix(url, "nats://"))
+	r.rate = rate
+	address, err := r.Entry("client")
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return "nats://" + address
+}
+
+// Entry returns the address at which a dialer finds the target. After Close
+// nothing listens there any more, and a dialer without an entry gets
+// net.ErrClosed.
+func (r *Relay) Entry(dialer string) (string, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	l := r.entries[dialer]
+	if l == nil {
+		if r.closed {
+			return "", net.ErrClosed
+		}
+		var err error
+		if l, err = net.Listen("tcp", "127.0.0.1:0"); err != nil {
+			return "", err
+		}
+		r.entries[dialer] = l
+		r.running.Go(func() { r.accept(l, dialer) })
+	}
+	return l.Addr().String(), nil
+}
+
+// SetTarget changes where new connections go.
+func (r *Relay) SetTarget(address string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.target = address
+}
+
+func (r *Relay) accept(l net.Listener, dialer string) {
+	for {
+		near, err := l.Accept()
+		if err != nil {
+			return
+		}
+		r.mu.Lock()
+		target := r.target
+		r.mu.Unlock()
+		far, err := net.Dial("tcp", target)
+		if err != nil {
+			_ = near.Close()
+			continue
+		}
+		if r.rate > 0 { // what is on its way must not hide in buffers
+			_ = far.(*net.TCPConn).SetReadBuffer(64 << 10)
+			_ = near.(*net.TCPConn).SetWriteBuffer(64 << 10)
+		}
+		r.register(dialer, near, far)
+		r.running.Go(func() { r.carry(far, near, Requests) })
+		r.running.Go(func() { r.carry(near, far, Replies) })
+	}
+}
+
+// register has both ends of a connection cut with all others: at once if the
+// dialer is refused, or the relay closed.
+func (r *Relay) register(dialer string, ends ...net.Conn) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, c := range ends {
+		r.conns[c] = dialer
+		if r.closed || r.refused[dialer] {
+			_ = c.Close()
+		}
+	}
+}
+
+// carry copies one direction until either end is closed.
+func (r *Relay) carry(to, from net.Conn, way Direction) {
+	defer func() {
+		_, _ = to.Close(), from.Close()
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		delete(r.conns, to)
+		delete(r.conns, from)
+	}()
+	buffer := make([]byte, 16<<10)
+	for {
+		n, err := from.Read(buffer)
+		if n > 0 && !r.pass(n, way) {
+			return
+		}
+		if _, werr := to.Write(buffer[:n]); err != nil || werr != nil {
+			return
+		}
+		if r.rate == 0 || way == Requests {
+			continue
+		}
+		select {
+		case <-time.After(time.Duration(n) * time.Second / time.Duration(r.rate)): // the rate is what is tested
+		case <-r.ended:
+			return
+		}
+	}
+}
+
+// pass waits while a direction is stalled. It reports whether n more bytes may
+// pass.
+func (r *Relay) pass(n int, way Direction) bool {
+	r.mu.Lock()
+	stalled := r.stalled[way]
+	if stalled != nil && way == Replies {
+		r.held++
+	}
+	r.mu.Unlock()
+	if stalled != nil {
+		<-stalled
+	}
+	if way == Requests {
+		return true
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.passed += n
+	return r.most == 0 || r.passed <= r.most
+}
+
+// Refuse cuts off the dialers that which selects, and no others, until it is
+// called again. Their connections end.
+func (r *Relay) Refuse(which func(dialer string) bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for dialer := range r.entries {
+		r.refused[dialer] = which(dialer)
+	}
+	for c, dialer := range r.conns {
+		if r.refused[dialer] {
+			_ = c.Close()
+		}
+	}
+}
+
+// Limit ends all connections once this many more bytes have passed to the
+// dialers; 0 removes the limit.
+func (r *Relay) Limit(bytes int) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.most = 0
+	if bytes > 0 {
+		r.most = r.passed + bytes
+	}
+}
+
+// Stall lets nothing pass in some directions, and no connection end, until they
+// are resumed or the relay is closed.
+func (r *Relay) Stall(ways ...Direction) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, way := range ways {
+		if r.stalled[way] == nil {
+			r.stalled[way] = make(chan struct{})
+		}
+	}
+}
+
+// Resume ends a stall.
+func (r *Relay) Resume(ways ...Direction) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, way := range ways {
+		if r.stalled[way] != nil {
+			close(r.stalled[way])
+			r.stalled[way] = nil
+		}
+	}
+}
+
+// Held returns the number of replies that have been stalled.
+func (r *Relay) Held() int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.held
+}
+
+// Cut ends all connections. Dialers may connect again.
+func (r *Relay) Cut() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for c := range r.conns {
+		_ = c.Close()
+	}
+}
+
+// Close ends everything and waits for it. It may be called again.
+func (r *Relay) Close() {
+	r.mu.Lock()
+	if !r.closed {
+		close(r.ended)
+	}
+	r.closed = true
+	for _, l := range r.entries {
+		_ = l.Close()
+	}
+	r.mu.Unlock()
+	r.Cut()
+	r.Resume(Requests, Replies)
+	r.running.Wait()
+}

@@ -1,0 +1,138 @@
+package relay_test
+
+import (
+	"errors"
+	"io"
+	"net"
+	"testing"
+	"time"
+
+	"github.com/cantuslog/cantus/internal/relay"
+	"github.com/cantuslog/cantus/internal/testkit"
+)
+
+func TestMain(m *testing.M) { testkit.Main(m) }
+
+// echo returns the address of a server that sends back what it receives.
+func echo(t *testing.T) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = l.Close() })
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			go func() {
+				_, _ = io.Copy(c, c)
+				_ = c.Close()
+			}()
+		}
+	}()
+	return l.Addr().String()
+}
+
+func dial(t *testing.T, r *relay.Relay, dialer string) net.Conn {
+	t.Helper()
+	address, err := r.Entry(dialer)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := net.Dial("tcp", address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = c.Close() })
+	if err := c.SetDeadline(time.Now().Add(testkit.Patience)); err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+// say sends text and returns the error of having it back.
+func say(c net.Conn, text string) error {
+	if _, err := io.WriteString(c, text); err != nil {
+		return err
+	}
+	_, err := io.ReadFull(c, make([]byte, len(text)))
+	return err
+}
+
+func TestOneDialerIsRefusedAndTheOtherIsNot(t *testing.T) {
+	r := relay.New(t, echo(t))
+	a, b := dial(t, r, "a"), dial(t, r, "b")
+	if err := errors.Join(say(a, "x"), say(b, "x")); err != nil {
+		t.Fatal(err)
+	}
+	r.Refuse(func(dialer string) bool { return dialer == "a" })
+	if say(a, "x") == nil || say(dial(t, r, "a"), "x") == nil {
+		t.Error("what is refused gets through")
+	}
+	if err := say(b, "x"); err != nil {
+		t.Errorf("the other: %v", err)
+	}
+	r.Refuse(func(string) bool { return false })
+	if err := say(dial(t, r, "a"), "x"); err != nil {
+		t.Errorf("it is refused no longer: %v", err)
+	}
+}
+
+func TestStallHoldsBack(t *testing.T) {
+	r := relay.New(t, echo(t))
+	c := dial(t, r, "a")
+	r.Stall(relay.Replies)
+	said := make(chan error, 1)
+	go func() { said <- say(c, "x") }()
+	testkit.Until(t, "the reply is held", func() bool { return r.Held() == 1 })
+	if len(said) > 0 {
+		t.Error("the reply is there")
+	}
+	r.Resume(relay.Replies)
+	if err := <-said; err != nil {
+		t.Error(err)
+	}
+}
+
+func TestLimitEndsConnections(t *testing.T) {
+	r := relay.New(t, echo(t))
+	c := dial(t, r, "a")
+	r.Limit(3)
+	if err := say(c, "xyz"); err != nil {
+		t.Fatal(err)
+	}
+	if say(c, "x") == nil {
+		t.Error("more than the limit passes")
+	}
+	r.Limit(0)
+	if err := say(dial(t, r, "a"), "xyzxyz"); err != nil {
+		t.Errorf("there is no limit: %v", err)
+	}
+}
+
+func TestClosedRelayHasNoNewEntries(t *testing.T) {
+	r := relay.New(t, echo(t))
+	c := dial(t, r, "a")
+	r.Close()
+	if say(c, "x") == nil {
+		t.Error("it goes on")
+	}
+	if _, err := r.Entry("b"); !errors.Is(err, net.ErrClosed) {
+		t.Errorf("another entry: %v", err)
+	}
+}
+
+func TestSlow(t *testing.T) {
+	url := relay.Slow(t, "nats://"+echo(t), 1<<20)
+	c, err := net.Dial("tcp", url[len("nats://"):])
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	if err := say(c, string(make([]byte, 100_000))); err != nil {
+		t.Error(err)
+	}
+}
