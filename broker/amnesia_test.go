@@ -16,6 +16,7 @@ import (
 
 	"github.com/cantuslog/cantus/broker"
 	"github.com/cantuslog/cantus/internal/ports"
+	"github.com/cantuslog/cantus/internal/testkit"
 	"github.com/cantuslog/cantus/subjects"
 	"github.com/cantuslog/cantus/wal"
 )
@@ -129,6 +130,7 @@ func amnesiac(t *testing.T, witnessed bool) (*nodes, map[string]*listener) {
 // The older copy would elect itself, or another node that lacks as much, and
 // what was acknowledged would be gone. It is recognized by what n2 remembers.
 func TestAnOlderCopyOfADirectoryTakesNoPart(t *testing.T) {
+	testkit.NotShort(t, "nodes restart many times")
 	c, logs := amnesiac(t, true)
 	n2, n3 := c.begin("n2"), c.begin("n3")
 	eventually(t, "n3 says that it runs on an older copy", func() bool {
@@ -311,6 +313,7 @@ func TestAStartThatMeetsNobodyBeginsNoGeneration(t *testing.T) {
 // makes a majority that lacks what n1 has. When n1 comes back it gives nothing
 // up, and says so.
 func TestWhatAnOlderCopyHasLostIsNotGivenUp(t *testing.T) {
+	testkit.NotShort(t, "nodes restart many times")
 	c, logs := amnesiac(t, false)
 	c.start("n2", "n3")
 	c.fill("n2", "other", 3)

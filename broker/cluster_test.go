@@ -35,9 +35,21 @@ type nodes struct {
 	open map[string]*broker.Node
 }
 
+// inShort are the tests of clusters that run in short mode too.
+var inShort = map[string]bool{
+	"TestThreeNodesFoundAClusterInAnyOrder":        true,
+	"TestALeaderThatStopsHandsOver":                true,
+	"TestAllNodesRestart":                          true,
+	"TestANodeIsReplacedByAnother":                 true,
+	"TestAReplicaWithAnotherLogIsFencedAndRebuilt": true,
+}
+
 // newNodes prepares a cluster of so many founders and starts none.
 func newNodes(t *testing.T, count int, opts broker.Options) *nodes {
 	t.Helper()
+	if !inShort[t.Name()] {
+		testkit.NotShort(t, "a cluster waits for elections and time-outs")
+	}
 	c := &nodes{t: t, opts: opts, dirs: map[string]string{}, ports: map[string]string{}, open: map[string]*broker.Node{}}
 	if c.opts.Partitions == 0 {
 		c.opts.Partitions = 2

@@ -10,6 +10,7 @@ import (
 	"github.com/nats-io/nats.go"
 
 	"github.com/cantuslog/cantus/broker"
+	"github.com/cantuslog/cantus/internal/testkit"
 	"github.com/cantuslog/cantus/subjects"
 )
 
@@ -109,6 +110,7 @@ func TestOverlapInFlight(t *testing.T) {
 // Appends of all sizes, reads and a feed at once: the server reads from the
 // node as long as the node reads from it, and neither may wait for the other.
 func TestLargeMessagesBothWays(t *testing.T) {
+	testkit.NotShort(t, "it appends and reads some hundred megabytes")
 	n, nc := one(t, broker.Options{})
 	feed, err := nc.SubscribeSync("cantus.feed.0.>")
 	if err != nil {

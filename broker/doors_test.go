@@ -13,9 +13,11 @@ import (
 	"time"
 
 	"github.com/cantuslog/cantus/broker"
+	"github.com/cantuslog/cantus/internal/testkit"
 )
 
 func TestPortsAreNotOpenedToAnyone(t *testing.T) {
+	testkit.NotShort(t, "many nodes are started")
 	users := filepath.Join(t.TempDir(), "users.conf")
 	if err := os.WriteFile(users, []byte(`authorization { users = [ {user: a, password: b} ] }`), 0o600); err != nil {
 		t.Fatal(err)
@@ -47,6 +49,7 @@ func TestPortsAreNotOpenedToAnyone(t *testing.T) {
 }
 
 func TestDoorsSayWhatIsOpenAndToWhom(t *testing.T) {
+	testkit.NotShort(t, "many nodes are started")
 	for want, opts := range map[string]broker.Options{
 		"no port": {},
 		"anyone on this machine); routes on 127.0.0.1:": {ClientListen: "127.0.0.1:0", ClusterListen: "127.0.0.1:0", Bootstrap: []string{"n1"}},

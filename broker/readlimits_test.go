@@ -13,6 +13,7 @@ import (
 	"github.com/nats-io/nats.go"
 
 	"github.com/cantuslog/cantus/broker"
+	"github.com/cantuslog/cantus/internal/testkit"
 	"github.com/cantuslog/cantus/subjects"
 )
 
@@ -343,6 +344,7 @@ func TestReadsTakeTurns(t *testing.T) {
 // A read that gets no turn after it has waited for its client ends early, and says
 // where to go on: behind what it has sent.
 func TestAReadWithoutAnotherTurnEndsEarly(t *testing.T) {
+	testkit.NotShort(t, "reads wait for their turns to end")
 	const count = 500
 	n, nc := openNode(t, t.TempDir(), broker.Options{NATSConfig: smallPending(t), Partitions: 1})
 	wide(t, nc, 0, count)

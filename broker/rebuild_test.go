@@ -11,6 +11,7 @@ import (
 	"github.com/nats-io/nats.go"
 
 	"github.com/cantuslog/cantus/broker"
+	"github.com/cantuslog/cantus/internal/testkit"
 	"github.com/cantuslog/cantus/subjects"
 	"github.com/cantuslog/cantus/wal"
 )
@@ -39,6 +40,7 @@ func (h *history) newest(name string) uint64 {
 // forgotten more, never less than what lies behind the floor, and never what
 // is past it.
 func TestTablesAfterRestart(t *testing.T) {
+	testkit.NotShort(t, "nodes restart many times")
 	for seed := range uint64(3) {
 		t.Run(fmt.Sprint("seed ", seed), func(t *testing.T) { tablesAfterRestart(t, seed) })
 	}
@@ -183,6 +185,7 @@ func TestCertificationAfterRestart(t *testing.T) {
 // A batch whose txids are not due counts for nothing, wherever it lies in the
 // log.
 func TestVoidBatches(t *testing.T) {
+	testkit.NotShort(t, "nodes restart many times")
 	opts := broker.Options{Partitions: 1, Name: "n1", Cluster: "cantus"}
 	dir := t.TempDir()
 	n, nc := openNode(t, dir, opts)

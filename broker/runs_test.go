@@ -9,6 +9,7 @@ import (
 	"github.com/nats-io/nats.go"
 
 	"github.com/cantuslog/cantus/broker"
+	"github.com/cantuslog/cantus/internal/testkit"
 	"github.com/cantuslog/cantus/wal"
 )
 
@@ -290,6 +291,7 @@ func TestPointsAreThinnedOut(t *testing.T) {
 
 // Bytes count cursor writes, too.
 func TestATrimBySizeCutsAmongFewTransactions(t *testing.T) {
+	testkit.NotShort(t, "it appends and reads some hundred megabytes")
 	now := time.Now()
 	n, nc, dir := runs(t, func(w *logWriter) {
 		w.transaction(now)

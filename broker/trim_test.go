@@ -14,6 +14,7 @@ import (
 	"github.com/nats-io/nats.go"
 
 	"github.com/cantuslog/cantus/broker"
+	"github.com/cantuslog/cantus/internal/testkit"
 	"github.com/cantuslog/cantus/lockmgr"
 	"github.com/cantuslog/cantus/subjects"
 	"github.com/cantuslog/cantus/wal"
@@ -189,6 +190,7 @@ type trimmed struct {
 // A node that goes on after a trim, one that is killed and one that is stopped all
 // remember the same locks and ids, and have the same floor.
 func TestTablesAfterATrim(t *testing.T) {
+	testkit.NotShort(t, "nodes restart many times")
 	for seed := range uint64(4) {
 		t.Run(fmt.Sprint("seed ", seed), func(t *testing.T) {
 			h := &trimmed{t: t, r: rand.New(rand.NewPCG(seed, 11)), dir: t.TempDir(), first: 1, lots: seed%2 == 0}
@@ -322,6 +324,7 @@ func (h *trimmed) check(what string, got lockmgr.State) {
 // A node may be killed before each step of a cut: the snapshot is written first, then
 // entries go.
 func TestKilledWhileTheLogIsCut(t *testing.T) {
+	testkit.NotShort(t, "nodes restart many times")
 	for _, at := range []string{"mark", "cut"} {
 		t.Run("before the "+at, func(t *testing.T) {
 			opts := broker.Options{Partitions: 1}

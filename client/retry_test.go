@@ -14,6 +14,7 @@ import (
 
 	"github.com/cantuslog/cantus/broker"
 	"github.com/cantuslog/cantus/client"
+	"github.com/cantuslog/cantus/internal/testkit"
 	"github.com/cantuslog/cantus/subjects"
 )
 
@@ -158,6 +159,7 @@ func TestFinalRefusalsAreNotSentAgain(t *testing.T) {
 // and the next one is due long after it: what is known then depends on the
 // answer alone.
 func TestDeadlineSaysWhetherTheOutcomeIsKnown(t *testing.T) {
+	testkit.NotShort(t, "it waits for deadlines")
 	answered := client.Options{Timeout: time.Second, AttemptTimeout: patience, MinBackoff: time.Hour, MaxBackoff: time.Hour}
 	silent := client.Options{Timeout: time.Second, AttemptTimeout: 40 * time.Millisecond, MinBackoff: time.Millisecond}
 	outcomes := map[fault]bool{

@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/cantuslog/cantus/internal/ports"
+	"github.com/cantuslog/cantus/internal/testkit"
 )
 
 // cluster is several nodes that know each other. Their client and route ports
@@ -60,6 +61,9 @@ func newWiredCluster(tb testing.TB, founders int, common ...string) *cluster {
 }
 
 func (c *cluster) found(count int) {
+	if c.tb.Name() != "TestClusterRollingRestart" { // one of them is in short mode too
+		testkit.NotShort(c.tb, "a cluster of processes waits for elections and time-outs")
+	}
 	var names []string
 	for i := range count {
 		names = append(names, fmt.Sprintf("n%d", i+1))

@@ -183,6 +183,7 @@ func contentOf(t *testing.T, c *client, partitions int) content {
 // byte of what there was.
 func TestFlippedByte(t *testing.T) {
 	t.Parallel()
+	testkit.NotShort(t, "a node is started on each damaged copy of a directory")
 	places := 2
 	if testkit.Long() {
 		places = 25

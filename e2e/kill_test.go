@@ -204,6 +204,7 @@ func startKillable(t *testing.T) *node {
 // that was not answered is sent again and gets the txid of the first.
 func TestHistoryReplayKilled(t *testing.T) {
 	t.Parallel()
+	testkit.NotShort(t, "a process is killed again and again")
 	n := startKillable(t)
 	replayKilled(t, n, 20, newReplay(t, loadHistory(t), n, 0))
 }
@@ -212,6 +213,7 @@ func TestHistoryReplayKilled(t *testing.T) {
 // one write-ahead log, and kills the node under all of them.
 func TestHistoryReplayShared(t *testing.T) {
 	t.Parallel()
+	testkit.NotShort(t, "a process is killed again and again")
 	n := startKillable(t)
 	var replays []*replay
 	for p, share := range loadHistory(t).shares(t, 4) {

@@ -6,6 +6,8 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go"
+
+	"github.com/cantuslog/cantus/internal/testkit"
 )
 
 // TestOverlapInFlight sends two transactions back to back on one connection,
@@ -14,7 +16,7 @@ import (
 // mark: one of the two must win, and only one.
 func TestOverlapInFlight(t *testing.T) {
 	t.Parallel()
-	const rounds = 100
+	rounds := testkit.Sized(10, 100, 100)
 	n := startNode(t, t.TempDir())
 	c := dial(t, n.url)
 	for name, pair := range map[string][2]string{

@@ -9,11 +9,12 @@ import (
 	"testing"
 	"time"
 
+	"github.com/cantuslog/cantus/internal/testkit"
 	"github.com/cantuslog/cantus/lockmgr"
 )
 
 var (
-	histories = flag.Int("histories", 100_000, "random histories to run")
+	histories = flag.Int("histories", 0, "random histories to run; 0 is as many as the tier of tests wants")
 	seed      = flag.Uint64("seed", 0, "run the random history of this seed only")
 )
 
@@ -34,7 +35,11 @@ func TestRandomHistories(t *testing.T) {
 	// Each history leaves garbage and keeps nothing: collect seldom.
 	defer debug.SetGCPercent(debug.SetGCPercent(2000))
 	tally := map[string]int{}
-	for i := range *histories {
+	count := *histories
+	if count == 0 {
+		count = testkit.Sized(5_000, 100_000, 1_000_000)
+	}
+	for i := range count {
 		h := newHistory(t, uint64(i)+1)
 		h.tally = tally
 		h.run()
@@ -44,8 +49,8 @@ func TestRandomHistories(t *testing.T) {
 		"pass", "duplicate", "id_reused", "ahead", "wrong_last", "conflict",
 		"floor", "depends", "rollback", "rollback of some", "rebuild", "rebuild cut short", "forget", "advance", "foreign",
 	} {
-		if *histories >= 1000 && tally[what] < *histories/100 {
-			t.Errorf("%q came up %d times only in %d histories", what, tally[what], *histories)
+		if count >= 1000 && tally[what] < count/100 {
+			t.Errorf("%q came up %d times only in %d histories", what, tally[what], count)
 		}
 	}
 }

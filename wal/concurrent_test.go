@@ -7,6 +7,7 @@ import (
 	"sync/atomic"
 	"testing"
 
+	"github.com/cantuslog/cantus/internal/testkit"
 	"github.com/cantuslog/cantus/wal"
 )
 
@@ -41,7 +42,7 @@ func TestReadersBesideAWriter(t *testing.T) {
 	}
 	r := chance(t)
 	last, term := uint64(0), uint64(0)
-	for range 600 {
+	for range testkit.Sized(100, 600, 600) {
 		term++
 		for range 1 + r.IntN(4) {
 			last++
@@ -163,7 +164,7 @@ func TestReadersBesideTruncation(t *testing.T) {
 			}
 		})
 	}
-	for term := range uint64(150) {
+	for term := range testkit.Sized[uint64](15, 150, 150) {
 		var entries []wal.Entry
 		for i := l.LastIndex() + 1; i <= most; i++ {
 			entries = append(entries, wal.Entry{Index: i, Term: term, Data: batch(i, 2, "p")})

@@ -13,6 +13,7 @@ import (
 	"sync"
 	"testing"
 
+	"github.com/cantuslog/cantus/internal/testkit"
 	"github.com/cantuslog/cantus/wal"
 )
 
@@ -149,7 +150,7 @@ func TestNothingAcknowledgedIsLostWhenTheProcessIsKilled(t *testing.T) {
 	t.Parallel()
 	dir := filepath.Join(t.TempDir(), "data")
 	r := chance(t)
-	for range 8 {
+	for range testkit.Sized(2, 8, 8) {
 		cmd := child("append", dir)
 		out, err := cmd.StdoutPipe()
 		if err != nil {

@@ -9,6 +9,7 @@ import (
 
 	"go.uber.org/goleak"
 
+	"github.com/cantuslog/cantus/internal/testkit"
 	"github.com/cantuslog/cantus/wal"
 	"github.com/cantuslog/cantus/wal/journal/journaltest"
 )
@@ -112,7 +113,7 @@ func TestNothingIsLeftAfterARefusedOpen(t *testing.T) {
 func TestCloseBesideWriters(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
-	for range 5 {
+	for range testkit.Sized(2, 5, 5) {
 		s, err := wal.Open(dir, small())
 		if err != nil {
 			t.Fatal(err)

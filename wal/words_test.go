@@ -8,6 +8,7 @@ import (
 	"syscall"
 	"testing"
 
+	"github.com/cantuslog/cantus/internal/testkit"
 	"github.com/cantuslog/cantus/wal"
 	"github.com/cantuslog/cantus/wal/journal/journaltest"
 )
@@ -35,6 +36,7 @@ func TestADamagedKeyRegistryStopsNobody(t *testing.T) {
 // What opening says of a damaged file names it, and shows no panic's text.
 func TestDamageIsSaidOfTheFileThatHasIt(t *testing.T) {
 	t.Parallel()
+	testkit.NotShort(t, "hundreds of damaged copies of a directory are opened")
 	for _, pattern := range []string{"store/*.sst", "store/MANIFEST", "journal/checkpoint", "checkpoint.json", "cantus.json"} {
 		for _, at := range []int64{0, 9, 30, -1, -5, -13} {
 			dir := founded(t)

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/cantuslog/cantus/client"
+	"github.com/cantuslog/cantus/internal/testkit"
 )
 
 // shared is a cursor on a slow and lossy wire, in synctest's time.
@@ -82,7 +83,7 @@ func TestLeaseIsHeldByOneAtATime(t *testing.T) {
 				var mu sync.Mutex
 				until := make([]time.Time, members)
 				begins := make([]int, members)
-				end := time.Now().Add(4 * time.Hour)
+				end := time.Now().Add(testkit.Sized(time.Hour/2, 4*time.Hour, 24*time.Hour))
 				var wg sync.WaitGroup
 				for i := range members {
 					wg.Go(func() {

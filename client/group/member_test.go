@@ -14,6 +14,7 @@ import (
 	"github.com/cantuslog/cantus/cantustest"
 	"github.com/cantuslog/cantus/client"
 	"github.com/cantuslog/cantus/client/group"
+	"github.com/cantuslog/cantus/internal/testkit"
 )
 
 // quick is long enough for a loaded machine to renew in time.
@@ -181,6 +182,7 @@ func (c *crew) position(partition int) uint64 {
 
 func TestMembersShareAndTakeOver(t *testing.T) {
 	t.Parallel()
+	testkit.NotShort(t, "members wait for leases to end")
 	const partitions = 5
 	c := newCrew(t, partitions, group.Options{MaxMembers: 4})
 	for p := range partitions {
@@ -307,6 +309,7 @@ func TestEmptyPartitionsAreTakenUpWhenTheyGrow(t *testing.T) {
 // and go. What handle checks is that no two run at a time.
 func TestNoTwoHandleAPartitionAtATime(t *testing.T) {
 	t.Parallel()
+	testkit.NotShort(t, "members wait for leases to end")
 	c := newCrew(t, 2, group.Options{MaxMembers: 3})
 	n := 0
 	c.log.FailFunc(cantustest.Cursor, func(*nats.Msg) cantustest.Fault {
@@ -360,6 +363,7 @@ func TestOptionsAreChecked(t *testing.T) {
 // without a write to them: only the members' own leases are renewed.
 func TestIdlePartitionsAreNotWritten(t *testing.T) {
 	t.Parallel()
+	testkit.NotShort(t, "members wait for leases to end")
 	const partitions = 4
 	c := newCrew(t, partitions, group.Options{MaxMembers: 2})
 	for p := range partitions {
@@ -377,12 +381,14 @@ func TestIdlePartitionsAreNotWritten(t *testing.T) {
 	}
 	before := leases()
 	lease := cursor(t, cl, 0, "crew-member-0")
-	for renewed := 0; renewed < 10; { // four times a lease, as partitions' leases were
+	renewed := 0 // four times a lease, as partitions' leases were
+	testkit.Until(t, "ten renewals", func() bool {
 		if now := cursor(t, cl, 0, "crew-member-0"); !now.Time.Equal(lease.Time) {
 			lease = now
 			renewed++
 		}
-	}
+		return renewed >= 10
+	})
 	for p, now := range leases() {
 		if !now.Time.Equal(before[p].Time) || now.Txid != before[p].Txid {
 			t.Errorf("the lease of idle partition %d was written meanwhile: %v, was %v", p, now, before[p])

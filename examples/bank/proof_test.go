@@ -37,10 +37,7 @@ func TestBooksAreRightThroughKills(t *testing.T) {
 }
 
 func killed(t *testing.T, db database) {
-	transfers, kills, limit := 500, 6, 4*time.Minute
-	if testkit.Long() {
-		transfers, kills, limit = 5000, 60, 30*time.Minute
-	}
+	transfers, kills, limit := testkit.Sized(100, 500, 5000), testkit.Sized(1, 6, 60), testkit.Sized(4*time.Minute, 4*time.Minute, 30*time.Minute)
 	ctx, cancel := context.WithTimeout(t.Context(), limit)
 	defer cancel()
 	address := ports.Free(t)

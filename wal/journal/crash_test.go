@@ -45,6 +45,9 @@ func TestFailAtEveryOperation(t *testing.T) {
 
 func everyFault(t *testing.T, fault journaltest.Fault, after func(w *world, seed uint64)) {
 	t.Run("segments of one size", func(t *testing.T) { everyFaultWith(t, 8<<10, fault, after) })
+	if testing.Short() {
+		return
+	}
 	t.Run("segments that grow", func(t *testing.T) { everyFaultWith(t, 32<<10, fault, after) })
 }
 

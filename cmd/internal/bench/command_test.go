@@ -14,6 +14,7 @@ import (
 	"github.com/alecthomas/kong"
 
 	"github.com/cantuslog/cantus/cmd/internal/bench"
+	"github.com/cantuslog/cantus/internal/testkit"
 )
 
 func parse(t *testing.T, args ...string) *bench.Command {
@@ -80,6 +81,7 @@ func TestAppendBesideJetstream(t *testing.T) {
 
 func TestAppendOneAtATimeBesideJetstreamsGoClient(t *testing.T) {
 	t.Parallel()
+	testkit.NotShort(t, "servers are started and measured")
 	var r bench.Report
 	measure(t, &r, "append", "--vs", "jetstream", "--vs-client", "go", "--count", "20", "--conns", "1", "--in-flight", "1")
 	checkRounds(t, &r, peers, 20)
@@ -162,6 +164,7 @@ func TestBatchesAreCountedByTransaction(t *testing.T) {
 
 func TestTailBesideJetstream(t *testing.T) {
 	t.Parallel()
+	testkit.NotShort(t, "servers are started and measured")
 	for _, client := range []string{"plain", "go"} {
 		var r bench.Report
 		measure(t, &r, "tail", "--client", client, "--vs", "jetstream", "--vs-sync", "default", "--count", "50", "--readers", "2")
@@ -180,6 +183,7 @@ func TestTailBesideJetstream(t *testing.T) {
 
 func TestMixedAndGetBesideJetstream(t *testing.T) {
 	t.Parallel()
+	testkit.NotShort(t, "servers are started and measured")
 	var r bench.Report
 	measure(t, &r, "mixed", "--vs", "jetstream", "--vs-sync", "default", "--fill", "500", "--batch", "100", "--count", "400",
 		"--conns", "2", "--in-flight", "8")
@@ -196,6 +200,7 @@ func TestMixedAndGetBesideJetstream(t *testing.T) {
 // TestRateIsKept asks for less than any machine does.
 func TestRateIsKept(t *testing.T) {
 	t.Parallel()
+	testkit.NotShort(t, "servers are started and measured")
 	var r bench.Report
 	measure(t, &r, "append", "--vs", "jetstream", "--vs-sync", "default", "--vs-client", "go", "--locks", "0", "--rate", "500",
 		"--conns", "2", "--duration", "400ms", "--warm-up", "100ms")
@@ -215,6 +220,7 @@ func TestRateIsKept(t *testing.T) {
 // machine keeps up.
 func TestARateThatIsTooHighIsSaid(t *testing.T) {
 	t.Parallel()
+	testkit.NotShort(t, "servers are started and measured")
 	for _, client := range []string{"plain", "go"} {
 		var r bench.Report
 		measure(t, &r, "append", "--client", client, "--rate", "1000000", "--in-flight", "1", "--conns", "1",
@@ -227,6 +233,7 @@ func TestARateThatIsTooHighIsSaid(t *testing.T) {
 
 func TestASweepIsDrawn(t *testing.T) {
 	t.Parallel()
+	testkit.NotShort(t, "servers are started and measured")
 	var r bench.Report
 	svg := filepath.Join(t.TempDir(), "plot.svg")
 	measure(t, &r, "append", "--vs", "jetstream", "--vs-sync", "default", "--sweep-in-flight", "1,8", "--svg", svg,
@@ -257,6 +264,7 @@ func TestASweepIsDrawn(t *testing.T) {
 // TestFailoverOfOneNode is about what a client sees of a restart.
 func TestFailoverOfOneNode(t *testing.T) {
 	t.Parallel()
+	testkit.NotShort(t, "servers are started and measured")
 	for _, signal := range []string{"KILL", "TERM"} {
 		var r bench.FailoverReport
 		measure(t, &r, "failover", "--signal", signal, "--kills", "2", "--rate", "200", "--settle", "0s", "--warm-up", "0s", "--conns", "2",
@@ -277,6 +285,7 @@ func TestFailoverOfOneNode(t *testing.T) {
 
 func TestThreeNodes(t *testing.T) {
 	t.Parallel()
+	testkit.NotShort(t, "servers are started and measured")
 	var r bench.Report
 	measure(t, &r, "append", "--nodes", "3", "--count", "300", "--conns", "3", "--in-flight", "8", "--partitions", "2")
 	checkRounds(t, &r, []string{"cantus"}, 300)
@@ -287,6 +296,7 @@ func TestThreeNodes(t *testing.T) {
 
 func TestFailoverOfThreeNodes(t *testing.T) {
 	t.Parallel()
+	testkit.NotShort(t, "servers are started and measured")
 	var r bench.FailoverReport
 	measure(t, &r, "failover", "--nodes", "3", "--signal", "TERM", "--kills", "1", "--rate", "100", "--settle", "0s", "--warm-up", "0s")
 	if res := r.Results[0]; len(res.Pauses) != 1 || res.Stored != res.Acknowledged || res.Stored == 0 {
@@ -303,6 +313,7 @@ func TestFill(t *testing.T) {
 
 func TestTrimsBetweenRounds(t *testing.T) {
 	t.Parallel()
+	testkit.NotShort(t, "servers are started and measured")
 	var r bench.Report
 	measure(t, &r, "append", "--keep", "1", "--count", "100", "--conns", "2", "--partitions", "2")
 	checkRounds(t, &r, []string{"cantus"}, 100)
@@ -313,6 +324,7 @@ func TestTrimsBetweenRounds(t *testing.T) {
 
 func TestStartup(t *testing.T) {
 	t.Parallel()
+	testkit.NotShort(t, "servers are started and measured")
 	var r bench.StartupReport
 	measure(t, &r, "startup", "--fill", "500", "--batch", "100")
 	if r.AfterKill.Min <= 0 || r.AfterStop.Min <= 0 || len(r.Marks) != 1 || r.Marks[0] != 500 {
@@ -322,6 +334,7 @@ func TestStartup(t *testing.T) {
 
 func TestDataIsKeptAndAProfileWritten(t *testing.T) {
 	t.Parallel()
+	testkit.NotShort(t, "servers are started and measured")
 	data, profile := filepath.Join(t.TempDir(), "data"), filepath.Join(t.TempDir(), "cpu")
 	for range 2 {
 		var r bench.Report

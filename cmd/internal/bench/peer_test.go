@@ -6,6 +6,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/cantuslog/cantus/internal/testkit"
 	"github.com/cantuslog/cantus/subjects"
 )
 
@@ -29,6 +30,7 @@ func newSitting(t *testing.T, c *Command) *sitting {
 // each way that a peer is appended to.
 func TestThreeJetstreamServersReplicate(t *testing.T) {
 	t.Parallel()
+	testkit.NotShort(t, "servers are started and measured")
 	s := newSitting(t, &Command{
 		Workload: appendLoad, Nodes: 3, Partitions: 2, Locks: 2, Keys: 50, Conns: 4, InFlight: 4, Count: 100,
 	})
@@ -96,6 +98,7 @@ func firstAtTheLeader(t *testing.T, c *contestant) {
 }
 
 func TestNodesKnowEachOther(t *testing.T) {
+	testkit.NotShort(t, "servers are started and measured")
 	s := newSitting(t, &Command{Workload: appendLoad, Nodes: 3, Keys: 1})
 	all, err := s.nodeArgs("dir")
 	if err != nil {
