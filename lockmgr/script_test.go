@@ -1,24 +1,21 @@
 package lockmgr_test
 
 import (
-	"bytes"
-	"flag"
 	"fmt"
-	"os"
-	"path/filepath"
 	"strconv"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/cockroachdb/datadriven"
+
 	"github.com/cantuslog/cantus/lockmgr"
 )
 
-var update = flag.Bool("update", false, "rewrite the expected output in testdata")
-
 // TestScripts runs testdata/*.txt. A script is made of blocks: directives, one a
 // line, then ----, then what they print, up to an empty line. Lines
-// that start with # are comments. The directives:
+// that start with # are comments; -rewrite writes what is printed into the
+// files. The directives:
 //
 //	new [locks=N] [ids=N] [window=D]        a new Manager, an empty log
 //	certify [hwm=N] [last=N] [read=NAME]… [write=NAME]… [append=NAME]… [id=ID] [payload=P] [now=D]
@@ -35,71 +32,15 @@ var update = flag.Bool("update", false, "rewrite the expected output in testdata
 // Times are durations since the epoch; without one, a transaction is a
 // millisecond after the one before.
 func TestScripts(t *testing.T) {
-	files, err := filepath.Glob("testdata/*.txt")
-	if err != nil || len(files) == 0 {
-		t.Fatalf("no scripts: %v", err)
-	}
-	for _, file := range files {
-		t.Run(strings.TrimSuffix(filepath.Base(file), ".txt"), func(t *testing.T) { runScript(t, file) })
-	}
-}
-
-func runScript(t *testing.T, file string) {
-	want, err := os.ReadFile(file)
-	if err != nil {
-		t.Fatal(err)
-	}
-	s := newScript(t)
-	var got bytes.Buffer
-	lines := strings.Split(strings.TrimSuffix(string(want), "\n"), "\n")
-	for i := 0; i < len(lines); i++ {
-		fmt.Fprintln(&got, lines[i])
-		switch {
-		case lines[i] == "" || strings.HasPrefix(lines[i], "#"):
-		case lines[i] != "----":
-			s.where = fmt.Sprintf("%s:%d", file, i+1)
-			s.out.WriteString(s.run(strings.Fields(lines[i])))
-		default:
-			got.Write(s.out.Bytes())
-			s.out.Reset()
-			for i+1 < len(lines) && lines[i+1] != "" {
-				i++
-			}
-		}
-	}
-	if s.out.Len() > 0 {
-		t.Errorf("%s: the last block has no ----", file)
-	}
-	if *update {
-		if err := os.WriteFile(file, got.Bytes(), 0o644); err != nil {
-			t.Fatal(err)
-		}
-		return
-	}
-	diff(t, file, strings.TrimSuffix(got.String(), "\n"), lines)
-}
-
-func diff(t *testing.T, file, got string, want []string) {
-	t.Helper()
-	lines := strings.Split(got, "\n")
-	for i := range max(len(lines), len(want)) {
-		var g, w string
-		if i < len(lines) {
-			g = lines[i]
-		}
-		if i < len(want) {
-			w = want[i]
-		}
-		if g != w {
-			t.Fatalf("%s:%d:\n got %q\nwant %q\n(-update rewrites it)", file, i+1, g, w)
-		}
-	}
+	datadriven.Walk(t, "testdata", func(t *testing.T, path string) {
+		s := &script{t: t, m: lockmgr.New(lockmgr.Options{}), first: 1}
+		datadriven.RunTest(t, path, s.block)
+	})
 }
 
 type script struct {
-	t     *testing.T
-	where string
-	out   bytes.Buffer
+	t  *testing.T
+	at *datadriven.TestData // the directive that runs
 
 	m        *lockmgr.Manager
 	clock    int64
@@ -114,125 +55,139 @@ type logged struct {
 	tx   *lockmgr.Transaction
 }
 
-func newScript(t *testing.T) *script {
-	s := &script{t: t}
-	s.run([]string{"new"})
-	return s
+// block runs the directives of a block. To datadriven the first is a command and
+// the others are its input.
+func (s *script) block(t *testing.T, d *datadriven.TestData) string {
+	out := s.run(d)
+	for line := range strings.SplitSeq(d.Input, "\n") {
+		if line == "" || strings.HasPrefix(line, "#") {
+			continue
+		}
+		cmd, args, err := datadriven.ParseLine(line)
+		if err != nil {
+			d.Fatalf(t, "%v", err)
+		}
+		out += s.run(&datadriven.TestData{Pos: d.Pos + ", " + line, Cmd: cmd, CmdArgs: args})
+	}
+	return out
 }
 
-func (s *script) run(fields []string) string {
-	args := fields[1:]
+func (s *script) run(d *datadriven.TestData) string {
+	s.at = d
 	defer func() {
 		if err := lockmgr.Check(s.m); err != nil {
-			s.t.Errorf("%s: %v", s.where, err)
+			s.t.Errorf("%s: %v", d.Pos, err)
 		}
 	}()
-	switch fields[0] {
+	switch d.Cmd {
 	case "new":
-		return s.fresh(args)
+		return s.fresh()
 	case "certify":
-		l := s.parse(args)
+		l := s.parse()
 		v := s.m.Certify(l.tx, l.time)
 		if v.Outcome == lockmgr.Pass {
 			s.inFlight = append(s.inFlight, l)
 		}
 		return format(v)
 	case "record":
-		return s.record(args)
+		return s.record()
 	case "rollback":
-		from := s.number(args, "from")
-		s.m.Rollback(from)
+		s.m.Rollback(s.number("from"))
 		s.inFlight = s.inFlight[:s.m.Last()-s.m.Committed()]
 		return fmt.Sprintf("committed=%d last=%d\n", s.m.Committed(), s.m.Last())
 	case "forget":
-		s.first = s.number(args, "first")
+		s.first = s.number("first")
 		s.m.Forget(s.first)
 		return fmt.Sprintf("floor=%d\n", s.m.Stats().Floor)
 	case "advance":
-		now := int64(s.duration(strings.TrimPrefix(args[0], "now=")))
+		now := s.moment("now")
 		s.m.Advance(now)
 		s.time = max(s.time, now)
 		return ""
 	case "oldest":
-		return fmt.Sprintf("txid=%d\n", s.m.OldestID(int64(s.duration(strings.TrimPrefix(args[0], "now=")))))
+		return fmt.Sprintf("txid=%d\n", s.m.OldestID(s.moment("now")))
 	case "rebuild":
-		return s.rebuild(args)
+		return s.rebuild()
 	case "newest":
-		txid, exact := s.m.Newest(args[0])
+		txid, exact := s.m.Newest(d.CmdArgs[0].Key)
 		return fmt.Sprintf("txid=%d exact=%v\n", txid, exact)
 	case "table":
 		return s.table()
 	}
-	s.t.Fatalf("%s: no directive %q", s.where, fields[0])
+	d.Fatalf(s.t, "no directive %q", d.Cmd)
 	return ""
 }
 
-func (s *script) fresh(args []string) string {
+// number returns the value of an argument that must be there.
+func (s *script) number(key string) (n uint64) {
+	s.at.ScanArgs(s.t, key, &n)
+	return n
+}
+
+// moment returns the value of an argument, a duration since the epoch.
+func (s *script) moment(key string) int64 {
+	var value string
+	s.at.ScanArgs(s.t, key, &value)
+	return int64(s.duration(value))
+}
+
+func (s *script) duration(value string) time.Duration {
+	d, err := time.ParseDuration(value)
+	if err != nil {
+		s.at.Fatalf(s.t, "%v", err)
+	}
+	return d
+}
+
+func (s *script) fresh() string {
 	var opts lockmgr.Options
-	for _, arg := range args {
-		key, value, _ := strings.Cut(arg, "=")
-		switch key {
-		case "locks":
-			opts.Locks = int(s.parseUint(value))
-		case "ids":
-			opts.IDs = int(s.parseUint(value))
-		case "window":
-			opts.IDWindow = s.duration(value)
-		default:
-			s.t.Fatalf("%s: no option %q", s.where, key)
-		}
+	s.at.MaybeScanArgs(s.t, "locks", &opts.Locks)
+	s.at.MaybeScanArgs(s.t, "ids", &opts.IDs)
+	if s.at.HasArg("window") {
+		opts.IDWindow = time.Duration(s.moment("window"))
 	}
 	s.m, s.clock, s.log, s.first, s.inFlight, s.time = lockmgr.New(opts), 0, nil, 1, nil, 0
 	return ""
 }
 
 // record commits what is in flight, or, given a transaction, one that never was.
-func (s *script) record(args []string) string {
+func (s *script) record() string {
 	n, times := 1, 0
-	for _, arg := range args {
-		key, value, _ := strings.Cut(arg, "=")
-		switch key {
-		case "n":
-			n = int(s.parseUint(value))
-		case "times":
-			times = int(s.parseUint(value))
-		default:
-			times = max(times, 1)
-		}
+	isN := s.at.MaybeScanArgs(s.t, "n", &n)
+	if !s.at.MaybeScanArgs(s.t, "times", &times) && !isN && len(s.at.CmdArgs) > 0 {
+		times = 1
 	}
-	if times > 0 {
-		for range times {
-			l := s.parse(args)
-			for i := range l.tx.Locks {
-				txid := strconv.FormatUint(s.m.Committed()+1, 10)
-				l.tx.Locks[i].Name = strings.ReplaceAll(l.tx.Locks[i].Name, "%d", txid)
-			}
-			s.m.Record(s.m.Committed()+1, l.time, l.tx)
-			s.log = append(s.log, l)
+	for range times {
+		l := s.parse()
+		for i := range l.tx.Locks {
+			txid := strconv.FormatUint(s.m.Committed()+1, 10)
+			l.tx.Locks[i].Name = strings.ReplaceAll(l.tx.Locks[i].Name, "%d", txid)
 		}
-	} else {
-		for range n {
-			if len(s.inFlight) == 0 {
-				s.t.Fatalf("%s: nothing in flight", s.where)
-			}
-			s.m.Commit()
-			s.log, s.inFlight = append(s.log, s.inFlight[0]), s.inFlight[1:]
+		s.m.Record(s.m.Committed()+1, l.time, l.tx)
+		s.log = append(s.log, l)
+	}
+	for range n {
+		if times > 0 {
+			break
 		}
+		if len(s.inFlight) == 0 {
+			s.at.Fatalf(s.t, "nothing in flight")
+		}
+		s.m.Commit()
+		s.log, s.inFlight = append(s.log, s.inFlight[0]), s.inFlight[1:]
 	}
 	return fmt.Sprintf("committed=%d last=%d\n", s.m.Committed(), s.m.Last())
 }
 
 // rebuild also checks that a walk to the end results in the same state.
-func (s *script) rebuild(args []string) string {
+func (s *script) rebuild() string {
 	before := lockmgr.StateOf(s.m)
 	stop := s.first
-	if len(args) > 0 {
-		stop = s.number(args, "stop")
-	}
+	toTheEnd := !s.at.MaybeScanArgs(s.t, "stop", &stop)
 	s.inFlight = nil
 	walked := rebuild(s.m, s.log, s.time, s.first, stop)
-	if after := lockmgr.StateOf(s.m); len(args) == 0 && !after.Equal(before, true) {
-		s.t.Errorf("%s: rebuilt:\n got %+v\nwant %+v", s.where, after, before)
+	if after := lockmgr.StateOf(s.m); toTheEnd && !after.Equal(before, true) {
+		s.t.Errorf("%s: rebuilt:\n got %+v\nwant %+v", s.at.Pos, after, before)
 	}
 	return fmt.Sprintf("walked=%d floor=%d\n", walked, s.m.Stats().Floor)
 }
@@ -277,16 +232,16 @@ func (s *script) table() string {
 	return b.String()
 }
 
-func (s *script) parse(args []string) logged {
+// parse returns the transaction that the arguments describe, and its time.
+func (s *script) parse() logged {
 	tx := &lockmgr.Transaction{Fingerprint: lockmgr.Fingerprint(nil)}
 	now := s.clock + int64(time.Millisecond)
-	for _, arg := range args {
-		key, value, _ := strings.Cut(arg, "=")
-		switch key {
+	for _, arg := range s.at.CmdArgs {
+		switch value := arg.SingleVal(s.t); arg.Key {
 		case "hwm":
-			tx.HighWaterMark, tx.HasHighWaterMark = s.parseUint(value), true
+			tx.HighWaterMark, tx.HasHighWaterMark = s.number("hwm"), true
 		case "last":
-			tx.ExpectedLast, tx.HasExpectedLast = s.parseUint(value), true
+			tx.ExpectedLast, tx.HasExpectedLast = s.number("last"), true
 		case "read":
 			tx.Locks = append(tx.Locks, lockmgr.Lock{Mode: lockmgr.Read, Name: value})
 		case "write":
@@ -298,10 +253,10 @@ func (s *script) parse(args []string) logged {
 		case "payload":
 			tx.Fingerprint = lockmgr.Fingerprint([]byte(value))
 		case "now":
-			now = int64(s.duration(value))
+			now = s.moment("now")
 		case "times":
 		default:
-			s.t.Fatalf("%s: no argument %q", s.where, key)
+			s.at.Fatalf(s.t, "no argument %q", arg.Key)
 		}
 	}
 	s.clock = now
@@ -322,30 +277,4 @@ func format(v lockmgr.Verdict) string {
 	}
 	b.WriteByte('\n')
 	return b.String()
-}
-
-func (s *script) number(args []string, key string) uint64 {
-	for _, arg := range args {
-		if k, value, _ := strings.Cut(arg, "="); k == key {
-			return s.parseUint(value)
-		}
-	}
-	s.t.Fatalf("%s: %s= is missing", s.where, key)
-	return 0
-}
-
-func (s *script) parseUint(value string) uint64 {
-	n, err := strconv.ParseUint(value, 10, 64)
-	if err != nil {
-		s.t.Fatalf("%s: %v", s.where, err)
-	}
-	return n
-}
-
-func (s *script) duration(value string) time.Duration {
-	d, err := time.ParseDuration(value)
-	if err != nil {
-		s.t.Fatalf("%s: %v", s.where, err)
-	}
-	return d
 }
