@@ -1,18 +1,10 @@
 package broker_test
 
 import (
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
 	"crypto/tls"
-	"crypto/x509"
-	"crypto/x509/pkix"
 	"encoding/json"
-	"encoding/pem"
 	"errors"
 	"fmt"
-	"math/big"
-	"net"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -27,6 +19,8 @@ import (
 	"golang.org/x/crypto/bcrypt"
 
 	"github.com/cantuslog/cantus/broker"
+	"github.com/cantuslog/cantus/internal/testcert"
+	"github.com/cantuslog/cantus/internal/testkit"
 	"github.com/cantuslog/cantus/subjects"
 )
 
@@ -64,6 +58,7 @@ func works(t *testing.T, nc *nats.Conn) {
 }
 
 func TestNATSConfigAuthorization(t *testing.T) {
+	testkit.NotShort(t, "many nodes are started")
 	hash, err := bcrypt.GenerateFromPassword([]byte("p"), bcrypt.MinCost)
 	if err != nil {
 		t.Fatal(err)
@@ -112,50 +107,19 @@ func TestNATSConfigAuthorization(t *testing.T) {
 }
 
 func TestNATSConfigTLS(t *testing.T) {
-	cert, key, pool := certificate(t)
+	authority := testcert.NewAuthority(t)
+	cert, key := authority.Files("server", time.Now().Add(time.Hour))
 	for name, more := range map[string]string{"": "", "handshake first": "handshake_first: true"} {
 		t.Run("TLS "+name, func(t *testing.T) {
 			n, nc := openNode(t, t.TempDir(), broker.Options{NATSConfig: config(t, fmt.Sprintf("tls { cert_file: %q, key_file: %q, timeout: 5\n %s }", cert, key, more))})
 			works(t, nc)
-			opts := []nats.Option{nats.Secure(&tls.Config{RootCAs: pool, MinVersion: tls.VersionTLS12})}
+			opts := []nats.Option{nats.Secure(&tls.Config{RootCAs: authority.Pool(), MinVersion: tls.VersionTLS12})}
 			if more != "" {
 				opts = append(opts, nats.TLSHandshakeFirst())
 			}
 			works(t, connect(t, n, opts...))
 		})
 	}
-}
-
-// certificate makes one for 127.0.0.1.
-func certificate(t *testing.T) (certFile, keyFile string, pool *x509.CertPool) {
-	t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	template := &x509.Certificate{
-		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "test"}, IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)},
-		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour), IsCA: true, BasicConstraintsValid: true,
-	}
-	der, err := x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	secret, err := x509.MarshalECPrivateKey(key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	dir := t.TempDir()
-	certFile, keyFile = filepath.Join(dir, "cert.pem"), filepath.Join(dir, "key.pem")
-	certPEM := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})
-	err = errors.Join(os.WriteFile(certFile, certPEM, 0o600),
-		os.WriteFile(keyFile, pem.EncodeToMemory(&pem.Block{Type: "EC PRIVATE KEY", Bytes: secret}), 0o600))
-	if err != nil {
-		t.Fatal(err)
-	}
-	pool = x509.NewCertPool()
-	pool.AppendCertsFromPEM(certPEM)
-	return certFile, keyFile, pool
 }
 
 // A stream that captures the feed has each transaction once, although all of

@@ -4,7 +4,6 @@ import (
 	"bufio"
 	"context"
 	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"net"
@@ -15,6 +14,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/cantuslog/cantus/internal/testcert"
 )
 
 // TestClusterReload renews the certificates of a cluster that is written to, and
@@ -24,11 +25,11 @@ func TestClusterReload(t *testing.T) {
 	if runtime.GOOS == "windows" { // which has no SIGHUP
 		return
 	}
-	ours := newAuthority(t, "ours")
+	ours := testcert.NamedAuthority(t, "ours")
 	tomorrow := time.Now().Add(24 * time.Hour)
-	cert, key := ours.sign("node", tomorrow)
-	config := filepath.Join(ours.dir, "node.conf")
-	text := fmt.Sprintf("cert_file: %q, key_file: %q, ca_file: %q", cert, key, filepath.Join(ours.dir, "ca.crt"))
+	cert, key := ours.Files("node", tomorrow)
+	config := filepath.Join(ours.Dir, "node.conf")
+	text := fmt.Sprintf("cert_file: %q, key_file: %q, ca_file: %q", cert, key, ours.CAFile())
 	text = fmt.Sprintf("allow_non_tls: true\ntls { %s }\ncluster { tls { %s, verify: true } }\n", text, text)
 	if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
@@ -36,7 +37,7 @@ func TestClusterReload(t *testing.T) {
 	c := startCluster(t, 3, append([]string{"--nats-config", config}, steady...)...)
 	undisturbed(t, c, func(t *testing.T) {
 		old := presented(t, c, ours)
-		ours.sign("node", tomorrow) // into the same files
+		ours.Files("node", tomorrow) // into the same files
 		for _, n := range c.nodes {
 			if err := n.running().cmd.Process.Signal(syscall.SIGHUP); err != nil {
 				t.Fatal(err)
@@ -58,7 +59,7 @@ func TestClusterReload(t *testing.T) {
 
 // presented returns the serial numbers of the certificates that the nodes' ports
 // present.
-func presented(t *testing.T, c *cluster, ours *authority) map[string]string {
+func presented(t *testing.T, c *cluster, ours testcert.Authority) map[string]string {
 	t.Helper()
 	status, err := c.dial("n1").status(t.Context())
 	if err != nil {
@@ -75,7 +76,7 @@ func presented(t *testing.T, c *cluster, ours *authority) map[string]string {
 
 // serial dials a port and returns the serial number of its certificate. To clients
 // NATS says something in plain before.
-func serial(t *testing.T, ours *authority, address string, greeted bool) string {
+func serial(t *testing.T, ours testcert.Authority, address string, greeted bool) string {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
@@ -89,10 +90,8 @@ func serial(t *testing.T, ours *authority, address string, greeted bool) string 
 			t.Fatalf("%s began with %q, %v", address, line, err)
 		}
 	}
-	roots := x509.NewCertPool()
-	roots.AddCert(ours.cert)
-	pair, err := tls.LoadX509KeyPair(filepath.Join(ours.dir, "node.crt"), filepath.Join(ours.dir, "node.key"))
-	secure := tls.Client(conn, &tls.Config{RootCAs: roots, ServerName: "127.0.0.1", Certificates: []tls.Certificate{pair}, MinVersion: tls.VersionTLS12})
+	pair, err := tls.LoadX509KeyPair(filepath.Join(ours.Dir, "node.crt"), filepath.Join(ours.Dir, "node.key"))
+	secure := tls.Client(conn, &tls.Config{RootCAs: ours.Pool(), ServerName: "127.0.0.1", Certificates: []tls.Certificate{pair}, MinVersion: tls.VersionTLS12})
 	if err = errors.Join(err, secure.HandshakeContext(ctx)); err != nil {
 		t.Fatalf("%s: %v", address, err)
 	}

@@ -1,4 +1,4 @@
-// Package testcert makes the certificates of nodes in tests.
+// Package testcert makes the certificates of tests.
 package testcert
 
 import (
@@ -8,13 +8,20 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"encoding/pem"
 	"math/big"
+	"net"
+	"os"
+	"path/filepath"
 	"testing"
 	"time"
 )
 
-// Authority signs certificates of nodes.
+// Authority signs certificates of nodes and clients.
 type Authority struct {
+	// Dir holds ca.crt, its own certificate, and the files of Files.
+	Dir string
+
 	t    testing.TB
 	cert *x509.Certificate
 	key  *ecdsa.PrivateKey
@@ -23,12 +30,19 @@ type Authority struct {
 // NewAuthority returns a new authority.
 func NewAuthority(t testing.TB) Authority {
 	t.Helper()
-	a := Authority{t: t, key: newKey(t)}
-	template := &x509.Certificate{
-		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "authority"}, IsCA: true, BasicConstraintsValid: true,
-		KeyUsage: x509.KeyUsageCertSign, NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
-	}
+	return NamedAuthority(t, "authority")
+}
+
+// NamedAuthority returns a new authority of a name. A client offers no
+// certificate to a server that names other authorities than its own.
+func NamedAuthority(t testing.TB, name string) Authority {
+	t.Helper()
+	a := Authority{t: t, Dir: t.TempDir(), key: newKey(t)}
+	template := certificate(name, time.Now().Add(24*time.Hour))
+	template.IsCA, template.BasicConstraintsValid, template.KeyUsage = true, true, x509.KeyUsageCertSign
+	template.ExtKeyUsage = nil
 	a.cert = a.parse(x509.CreateCertificate(rand.Reader, template, template, &a.key.PublicKey, a.key))
+	a.write("ca.crt", "CERTIFICATE", a.cert.Raw)
 	return a
 }
 
@@ -39,6 +53,14 @@ func newKey(t testing.TB) *ecdsa.PrivateKey {
 		t.Fatal(err)
 	}
 	return key
+}
+
+func certificate(name string, until time.Time) *x509.Certificate {
+	return &x509.Certificate{
+		SerialNumber: big.NewInt(time.Now().UnixNano()), Subject: pkix.Name{CommonName: name},
+		NotBefore: time.Now().Add(-time.Hour), NotAfter: until, KeyUsage: x509.KeyUsageDigitalSignature,
+		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
+	}
 }
 
 func (a Authority) parse(der []byte, err error) *x509.Certificate {
@@ -53,17 +75,47 @@ func (a Authority) parse(der []byte, err error) *x509.Certificate {
 	return cert
 }
 
+func (a Authority) write(file, kind string, der []byte) string {
+	a.t.Helper()
+	file = filepath.Join(a.Dir, file)
+	if err := os.WriteFile(file, pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der}), 0o600); err != nil {
+		a.t.Fatal(err)
+	}
+	return file
+}
+
+// Pool returns a pool that trusts the authority alone.
+func (a Authority) Pool() *x509.CertPool {
+	pool := x509.NewCertPool()
+	pool.AddCert(a.cert)
+	return pool
+}
+
+// CAFile is the file of the authority's own certificate.
+func (a Authority) CAFile() string { return filepath.Join(a.Dir, "ca.crt") }
+
 // Config returns the configuration of a node of that name, as a server and as a
 // client.
 func (a Authority) Config(name string) *tls.Config {
 	a.t.Helper()
-	key := newKey(a.t)
-	cert := a.parse(x509.CreateCertificate(rand.Reader, &x509.Certificate{
-		SerialNumber: big.NewInt(2), Subject: pkix.Name{CommonName: name}, DNSNames: []string{name},
-		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
-		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
-	}, a.cert, &key.PublicKey, a.key))
-	pool := x509.NewCertPool()
-	pool.AddCert(a.cert)
-	return &tls.Config{RootCAs: pool, Certificates: []tls.Certificate{{Certificate: [][]byte{cert.Raw}, PrivateKey: key}}}
+	key, template := newKey(a.t), certificate(name, time.Now().Add(time.Hour))
+	template.DNSNames = []string{name}
+	cert := a.parse(x509.CreateCertificate(rand.Reader, template, a.cert, &key.PublicKey, a.key))
+	return &tls.Config{RootCAs: a.Pool(), Certificates: []tls.Certificate{{Certificate: [][]byte{cert.Raw}, PrivateKey: key}}}
+}
+
+// Files returns the files of a certificate and of its key, NAME.crt and NAME.key
+// in Dir. It is valid until a time, for 127.0.0.1, its name and the nodes n1 to
+// n9.
+func (a Authority) Files(name string, until time.Time) (certFile, keyFile string) {
+	a.t.Helper()
+	key, template := newKey(a.t), certificate(name, until)
+	template.DNSNames = []string{name, "n1", "n2", "n3", "n4", "n5", "n6", "n7", "n8", "n9"}
+	template.IPAddresses = []net.IP{net.IPv4(127, 0, 0, 1)}
+	cert := a.parse(x509.CreateCertificate(rand.Reader, template, a.cert, &key.PublicKey, a.key))
+	secret, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		a.t.Fatal(err)
+	}
+	return a.write(name+".crt", "CERTIFICATE", cert.Raw), a.write(name+".key", "PRIVATE KEY", secret)
 }
