@@ -38,9 +38,7 @@ type nodes struct {
 // inShort are the tests of clusters that run in short mode too.
 var inShort = map[string]bool{
 	"TestThreeNodesFoundAClusterInAnyOrder":        true,
-	"TestALeaderThatStopsHandsOver":                true,
 	"TestAllNodesRestart":                          true,
-	"TestANodeIsReplacedByAnother":                 true,
 	"TestAReplicaWithAnotherLogIsFencedAndRebuilt": true,
 }
 

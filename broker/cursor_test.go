@@ -164,6 +164,7 @@ func TestCursorLimit(t *testing.T) {
 }
 
 func TestCursorsAfterRestart(t *testing.T) {
+	testkit.NotShort(t, "it appends, trims and restarts again and again")
 	opts := broker.Options{Partitions: 1}
 	dir := t.TempDir()
 	n, nc := openNode(t, dir, opts)

@@ -12,6 +12,7 @@ import (
 	"github.com/nats-io/nats.go"
 
 	"github.com/cantuslog/cantus/broker"
+	"github.com/cantuslog/cantus/internal/testkit"
 	"github.com/cantuslog/cantus/subjects"
 )
 
@@ -192,6 +193,7 @@ func unconfigured(t *testing.T) map[string]func() (*broker.Node, []nats.Option) 
 
 // Whatever the NATS configuration says, nobody but nodes can feed or answer.
 func TestPermissionsByDefault(t *testing.T) {
+	testkit.NotShort(t, "many nodes are started")
 	for name, open := range unconfigured(t) {
 		t.Run(name, func(t *testing.T) {
 			n, as := open()

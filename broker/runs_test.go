@@ -94,6 +94,7 @@ func wantFewReads(t *testing.T, n *broker.Node, what string, do func()) {
 // Few transactions among many cursor writes: neither a reader nor a start goes
 // through all of them.
 func TestCursorWritesAreNotReadAgain(t *testing.T) {
+	testkit.NotShort(t, "it appends, trims and restarts again and again")
 	dir := t.TempDir()
 	n, nc := openNode(t, dir, broker.Options{Partitions: 1})
 	appendTx(t, nc, "cantus.append.0", "1", appendLock, "l1")
@@ -191,6 +192,7 @@ func wantVerified(t *testing.T, n *broker.Node, dir string, first, mark uint64) 
 // A partition can be cut where its transactions are of different hours, however few
 // they are; and the cursor writes between go with them.
 func TestATrimByAgeCutsAmongFewTransactions(t *testing.T) {
+	testkit.NotShort(t, "it appends, trims and restarts again and again")
 	now := time.Now()
 	n, nc, dir := runs(t, func(w *logWriter) {
 		for hours := 20; hours > 0; hours -= 2 {
@@ -207,6 +209,7 @@ func TestATrimByAgeCutsAmongFewTransactions(t *testing.T) {
 
 // One in which nothing is appended any more can be cut whole, as often as is wanted.
 func TestATrimByAgeCutsAnIdlePartition(t *testing.T) {
+	testkit.NotShort(t, "it appends, trims and restarts again and again")
 	long := time.Now().Add(-48 * time.Hour)
 	n, nc, dir := runs(t, func(w *logWriter) {
 		w.transaction(long)
@@ -234,6 +237,7 @@ func TestATrimByAgeCutsAnIdlePartition(t *testing.T) {
 
 // What lies before the first transaction kept goes when that one is there.
 func TestCursorWritesBeforeTheFirstTransactionGo(t *testing.T) {
+	testkit.NotShort(t, "it appends, trims and restarts again and again")
 	long := time.Now().Add(-48 * time.Hour)
 	n, nc, dir := runs(t, func(w *logWriter) {
 		w.transaction(long)

@@ -48,6 +48,7 @@ func TestATrimThatCutsNothingSaysWhy(t *testing.T) {
 
 // What was trimmed is gone from a restarted node's log: it could not know the id.
 func TestATrimKeepsMessageIDsThroughARestart(t *testing.T) {
+	testkit.NotShort(t, "it appends, trims and restarts again and again")
 	opts := broker.Options{Partitions: 1}
 	broker.PointEvery(&opts, 16)
 	dir := t.TempDir()
@@ -73,6 +74,7 @@ func TestATrimKeepsMessageIDsThroughARestart(t *testing.T) {
 // An id that does not count any more keeps nothing, also where nothing is appended
 // after it: the trim itself moves the partition's time on.
 func TestATrimGoesPastIDsThatDoNotCount(t *testing.T) {
+	testkit.NotShort(t, "it appends, trims and restarts again and again")
 	opts := broker.Options{Partitions: 1, MsgIDWindow: time.Second}
 	dir := t.TempDir()
 	n, nc := openNode(t, dir, opts)

@@ -61,9 +61,7 @@ func newWiredCluster(tb testing.TB, founders int, common ...string) *cluster {
 }
 
 func (c *cluster) found(count int) {
-	if c.tb.Name() != "TestClusterRollingRestart" { // one of them is in short mode too
-		testkit.NotShort(c.tb, "a cluster of processes waits for elections and time-outs")
-	}
+	testkit.NotShort(c.tb, "a cluster of processes waits for elections and time-outs") // TestReadmeThreeNodes has one
 	var names []string
 	for i := range count {
 		names = append(names, fmt.Sprintf("n%d", i+1))

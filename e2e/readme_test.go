@@ -12,8 +12,6 @@ import (
 	"regexp"
 	"strings"
 	"testing"
-
-	"github.com/cantuslog/cantus/internal/testkit"
 )
 
 // readme returns the command lines in a section of README.md, in order.
@@ -109,7 +107,6 @@ func TestReadmeQuickStart(t *testing.T) {
 // TestReadmeThreeNodes founds the cluster that README.md tells of, on other ports.
 func TestReadmeThreeNodes(t *testing.T) {
 	t.Parallel()
-	testkit.NotShort(t, "three nodes are started as the README does")
 	lines := readme(t, "Three nodes")
 	address := regexp.MustCompile(`127\.0\.0\.1:\d+`)
 	ports := map[string]string{}

@@ -38,8 +38,15 @@ func TestMain(m *testing.M) {
 //
 //	[tool:NAME]              the program NAME is installed; in CI it has to be
 func TestScripts(t *testing.T) {
+	dir, files := filepath.Join("testdata", "script"), []string(nil)
+	if testing.Short() { // the others start dozens of processes
+		for _, name := range []string{"append", "config", "follow", "read", "serve", "status"} {
+			files = append(files, filepath.Join(dir, name+".txtar"))
+		}
+		dir = ""
+	}
 	testscript.Run(t, testscript.Params{
-		Dir:                 filepath.Join("testdata", "script"),
+		Dir: dir, Files: files,
 		UpdateScripts:       *update,
 		RequireExplicitExec: true,
 		Setup: func(env *testscript.Env) error {

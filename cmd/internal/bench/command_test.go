@@ -92,6 +92,7 @@ func TestAppendOneAtATimeBesideJetstreamsGoClient(t *testing.T) {
 
 func TestAppendOnHotKeysMeetsConflictsAndGetsThrough(t *testing.T) {
 	t.Parallel()
+	testkit.NotShort(t, "servers are started and measured")
 	var r bench.Report
 	measure(t, &r, "append", "--vs", "jetstream", "--vs-sync", "default", "--vs-client", "go", "--count", "20",
 		"--conns", "2", "--in-flight", "2", "--keys", "2", "--locks", "2")
@@ -134,6 +135,7 @@ func TestReadBesideJetstream(t *testing.T) {
 
 func TestTheGoClientAppendsAndReads(t *testing.T) {
 	t.Parallel()
+	testkit.NotShort(t, "servers are started and measured")
 	var r bench.Report
 	measure(t, &r, "append", "--client", "go", "--count", "500", "--conns", "2", "--in-flight", "32", "--keys", "4",
 		"--skew", "0.99", "--partitions", "2")
@@ -151,6 +153,7 @@ func TestTheGoClientAppendsAndReads(t *testing.T) {
 
 func TestBatchesAreCountedByTransaction(t *testing.T) {
 	t.Parallel()
+	testkit.NotShort(t, "servers are started and measured")
 	var r bench.Report
 	measure(t, &r, "batch", "--vs", "jetstream", "--vs-sync", "default", "--count", "800", "--batch", "50", "--conns", "1",
 		"--in-flight", "2", "--locks", "2", "--keys", "100")
