@@ -11,7 +11,7 @@ import (
 	"github.com/cantuslog/cantus/subjects"
 )
 
-// In a test, New takes the place of Open and Close.
+// In a test, use New in place of Open and Close.
 func Example() {
 	ctx := context.Background()
 	l, err := cantustest.Open(ctx, cantustest.Options{})

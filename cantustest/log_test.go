@@ -26,7 +26,7 @@ var soon = testkit.Soon
 // quick are options for tests in which attempts fail.
 var quick = client.Options{AttemptTimeout: 100 * time.Millisecond, MinBackoff: time.Millisecond, MaxBackoff: 10 * time.Millisecond}
 
-// holds checks that partition 0 holds just these payloads.
+// wantPayloads checks that partition 0 contains exactly these payloads.
 func wantPayloads(t *testing.T, l *cantustest.Log, want ...string) {
 	t.Helper()
 	all, err := l.Transactions(soon(t), 0)
@@ -106,7 +106,7 @@ func TestAppendsMeetFaults(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			l := cantustest.New(t, cantustest.Options{})
 			opts := quick
-			if tt.sends > 0 { // no silence needed
+			if tt.sends > 0 { // no need to wait for silence
 				opts.AttemptTimeout = time.Minute
 			}
 			c := l.NewClient(t, opts)
@@ -163,7 +163,7 @@ func TestRefusedSaysWhatTheTestSays(t *testing.T) {
 	}
 }
 
-// What is done to the feed and to reads does not show to a follower.
+// Faults of the feed and of reads are not visible to a follower.
 func TestFollowerGetsAllThroughFaults(t *testing.T) {
 	l := cantustest.New(t, cantustest.Options{})
 	c := l.NewClient(t, quick)
@@ -239,7 +239,7 @@ func TestCutOffClientsAreNotAnswered(t *testing.T) {
 		t.Fatal("appended while blocked")
 	}
 	l.Unblock()
-	// What was in flight may come in or not; the next does.
+	// What was in flight may be appended or not; the next one is.
 	testkit.Until(t, "an append is answered", func() bool {
 		_, err := c.Append(soon(t), &client.Tx{Payload: []byte("x")})
 		return err == nil

@@ -138,9 +138,9 @@ func TestRefusalsSayAllThatTheReplySaid(t *testing.T) {
 	}
 }
 
-// What is malformed is refused before it is sent: a line end in a value would
-// be a header of its own, and a header that means something an unchecked
-// commit.
+// A malformed transaction is refused before it is sent: a line break in a value
+// would be a header of its own, and a header with a meaning would be an
+// unchecked commit.
 func TestMalformedIsRefusedWithoutSending(t *testing.T) {
 	n := openNode(t, broker.Options{})
 	nc := connect(t, n)

@@ -39,9 +39,9 @@ func TestBatchHandlerGetsWhatWaits(t *testing.T) {
 	}
 }
 
-// The poison is in a batch with others: each of those is applied once all the
-// same, and only the poison is decided upon.
-func TestFailedBatchIsGivenOneByOne(t *testing.T) {
+// A batch contains one transaction that fails. Every other one is applied
+// exactly once, and OnError is asked about the failing one only.
+func TestAFailedBatchIsHandledOneByOne(t *testing.T) {
 	_, c := newLog(t)
 	const count, poisoned = 100, 42
 	appendMany(t, c, 0, count)
@@ -117,8 +117,8 @@ func TestHandlerMovesItsFollower(t *testing.T) {
 	}
 }
 
-// While a handler is retried its error shows, and the lag.
-func TestTroubleIsVisible(t *testing.T) {
+// While a handler is retried, Progress has its error and the lag.
+func TestProgressHasTheHandlersError(t *testing.T) {
 	_, c := newLog(t)
 	appendMany(t, c, 0, 10)
 	poison := errors.New("poison")
@@ -156,8 +156,8 @@ func TestTroubleIsVisible(t *testing.T) {
 	}
 }
 
-// The handler's state is set to other positions from outside, while it runs,
-// while it is level, and while nobody runs it.
+// Move sets the position while the handler runs, while the follower has caught
+// up, and while it does not run.
 func TestMovedFromOutside(t *testing.T) {
 	_, c := newLog(t)
 	const count = 50

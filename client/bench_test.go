@@ -14,8 +14,8 @@ import (
 	"github.com/cantuslog/cantus/client"
 )
 
-// BenchmarkAppendAsync appends 256-byte payloads with one write lock each,
-// from one goroutine a partition.
+// BenchmarkAppendAsync appends 256-byte payloads with one write lock each, from
+// one goroutine per partition.
 func BenchmarkAppendAsync(b *testing.B) {
 	for _, partitions := range []int{1, 2} {
 		b.Run(fmt.Sprintf("partitions=%d", partitions), func(b *testing.B) {
@@ -58,7 +58,7 @@ func appendLoad(b *testing.B, c *client.Client, partition, n int) {
 	wg.Wait()
 }
 
-// BenchmarkAppend is one appender that waits for each receipt.
+// BenchmarkAppend measures one appender that waits for each receipt.
 func BenchmarkAppend(b *testing.B) {
 	_, c := newLog(b)
 	tx := &client.Tx{Payload: make([]byte, 256)}
@@ -69,7 +69,8 @@ func BenchmarkAppend(b *testing.B) {
 	}
 }
 
-// BenchmarkFollow catches up with 256-byte payloads, 100,000 behind.
+// BenchmarkFollow measures a follower that starts 100,000 transactions of 256
+// bytes behind.
 func BenchmarkFollow(b *testing.B) {
 	n := openNode(b, broker.Options{Partitions: 1})
 	c := newClient(b, connect(b, n), client.Options{})
@@ -91,8 +92,9 @@ func BenchmarkFollow(b *testing.B) {
 	b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "reads/s")
 }
 
-// BenchmarkLatency is the time from an append, its sync and commit included, to
-// a level follower's handler. Appends come at -latency.rate.
+// BenchmarkLatency measures the time from an append, its sync and commit
+// included, to the handler of a follower that has caught up. Appends come at
+// -latency.rate.
 func BenchmarkLatency(b *testing.B) {
 	n := openNode(b, broker.Options{Partitions: 1})
 	appender, c := newClient(b, connect(b, n), client.Options{}), newClient(b, connect(b, n), client.Options{})
@@ -114,11 +116,11 @@ func BenchmarkLatency(b *testing.B) {
 	reportLatency(b, handled)
 }
 
-// latencyRate is how many transactions a second come while latency is
-// measured: a tenth of what the machine can do, say.
+// latencyRate is the rate of appends while latency is measured: about a tenth
+// of what the machine can do.
 var latencyRate = flag.Int("latency.rate", 10_000, "appends a second while latency is measured")
 
-// pace calls send b.N times, evenly.
+// pace calls send b.N times, evenly spaced.
 func pace(b *testing.B, send func(payload []byte)) {
 	payload := make([]byte, 256)
 	began := time.Now()

@@ -21,7 +21,7 @@ type Client struct {
 	nc         *nats.Conn
 	opts       Options
 	names      subjects.Names
-	inbox      string // replies to appends arrive at inbox + token
+	inbox      string // answers to appends arrive at inbox + token
 	inboxSub   *nats.Subscription
 	leaderSub  *nats.Subscription // new-leader advisories
 	limiter    *limiter
@@ -37,6 +37,7 @@ type Client struct {
 	running   sync.WaitGroup // senders, streams, watchConnection
 	status    chan nats.Status
 
+	// mu guards the fields below, and those of pending requests.
 	mu                 sync.Mutex
 	closed             error
 	drained            bool // all outcomes were known when the client was closed

@@ -43,7 +43,7 @@ func TestCursorIsComparedAndSet(t *testing.T) {
 	if !errors.As(err, &elsewhere) || elsewhere.Position != set {
 		t.Fatalf("%v tells of %+v; want %+v", err, elsewhere, set)
 	}
-	// To where it stands: only the time is new.
+	// To its present position: only the time changes.
 	again, err := k.Move(ctx, 7, 7)
 	if err != nil || !again.Time.After(set.Time) {
 		t.Fatalf("%+v, %v; first %+v", again, err, set)
@@ -61,8 +61,8 @@ func TestCursorIsComparedAndSet(t *testing.T) {
 	wantErr(t, err, client.ErrOptions)
 }
 
-// Each adds one to the cursor until it has done so a number of times: none of
-// them overwrites another's.
+// Each goroutine increments the cursor a number of times. None overwrites an
+// increment of another.
 func TestMoversOfACursorDoNotOverwriteEachOther(t *testing.T) {
 	n, c := newLog(t)
 	const movers, each = 4, 10
@@ -94,7 +94,8 @@ func TestMoversOfACursorDoNotOverwriteEachOther(t *testing.T) {
 	}
 }
 
-// The first answer is lost, so that the second attempt finds its own position.
+// The first answer is lost, so the second attempt finds the cursor already
+// moved.
 func TestUnansweredMoveIsFoundDone(t *testing.T) {
 	n := openNode(t, broker.Options{})
 	wire, lost := connect(t, n), false
@@ -125,7 +126,7 @@ func TestUnansweredMoveIsFoundDone(t *testing.T) {
 	if pos, err := k.Move(soon(t), 5, 0); err != nil || pos.Txid != 5 || !lost {
 		t.Fatalf("%+v, %v", pos, err)
 	}
-	_, err = k.Move(soon(t), 5, 4) // and answered at once it is somebody else's
+	_, err = k.Move(soon(t), 5, 4) // a refusal that was not preceded by a lost answer is a mismatch
 	wantErr(t, err, client.ErrWrongLast)
 }
 

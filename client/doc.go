@@ -40,7 +40,7 @@
 // with that id (after a missing answer, `unknown`, `unavailable`, `busy`, "no
 // responders", or a lost connection) until it has an outcome or its time is
 // over. A refusal that resending cannot cure is returned at once, as a
-// [*RefusedError] or [*ConflictError], with everything that the reply said. If
+// [*RefusedError] or [*ConflictError], with everything that the answer said. If
 // the time is over before the outcome is known, the error is an
 // [*UnknownOutcomeError] with the message id. Every other error means that
 // nothing was appended.

@@ -54,7 +54,7 @@ func (d *draining) append(t *testing.T, refusal error) bool {
 	return true
 }
 
-// check checks that all that was accepted is in the log, and has a receipt.
+// check checks that everything accepted is in the log and has a receipt.
 func (d *draining) check(t *testing.T) {
 	t.Helper()
 	for i, f := range d.futures {

@@ -76,7 +76,7 @@ var byReason = map[subjects.Reason]error{
 	subjects.StorageFull: ErrStorageFull, subjects.Internal: ErrInternal,
 }
 
-// RefusedError is a refusal, with everything that the reply said. Unless it is
+// RefusedError is a refusal, with everything that the answer said. Unless it is
 // wrapped by an [*UnknownOutcomeError] as the result of the last attempt,
 // nothing was done.
 type RefusedError struct {
@@ -137,7 +137,7 @@ func (e *UnknownOutcomeError) Error() string {
 // Unwrap returns ErrUnknown and the cause.
 func (e *UnknownOutcomeError) Unwrap() []error { return []error{ErrUnknown, e.Err} }
 
-// refusal converts the error of a reply.
+// refusal converts the error of an answer.
 func refusal(e subjects.Error, partition int, id string, mark uint64) error {
 	r := RefusedError{
 		Partition: partition, ID: id, Reason: e.Reason, Code: e.Code, Message: e.Message, HighWaterMark: mark,

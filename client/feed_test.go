@@ -19,7 +19,8 @@ import (
 	"github.com/cantuslog/cantus/subjects"
 )
 
-// still are options with which neither timeouts nor silence have a follower read.
+// still are options with which neither a timeout nor a silent feed causes a
+// read.
 var (
 	still      = client.Options{AttemptTimeout: time.Hour, MinBackoff: time.Millisecond, MaxBackoff: 10 * time.Millisecond}
 	stillQuiet = client.FollowOptions{IdleTimeout: time.Hour}
@@ -35,8 +36,8 @@ func newKey(t testing.TB) (private ed25519.PrivateKey, text string) {
 	return private, subjects.FeedKey(public)
 }
 
-// packedOf returns a message of the packed feed of partition 0, signed unless the key
-// is nil.
+// packedOf returns a message of the packed feed of partition 0. It is signed
+// unless key is nil.
 func packedOf(subject string, key ed25519.PrivateKey, txid uint64, payload string) *nats.Msg {
 	m := nats.NewMsg(subject)
 	m.Data = subjects.AppendPacked(nil, subjects.Packed{Txid: txid, Time: 1, Payload: []byte(payload)})
@@ -59,7 +60,7 @@ func checkPayloads(t testing.TB, seen []*client.Transaction, n int) {
 	}
 }
 
-// pinned returns a client that has its feed key from the start, and its connection.
+// pinned returns a client with a configured feed key, and its connection.
 func pinned(t testing.TB, l *cantustest.Log, key string) (*client.Client, *nats.Conn) {
 	t.Helper()
 	nc, err := l.Connect()
@@ -85,7 +86,8 @@ func keyOf(t testing.TB, nc *nats.Conn) string {
 	return info.FeedKey
 }
 
-// level returns when the only follower of a pinned client listens to the feed.
+// level waits until the only follower of a pinned client is subscribed to the
+// feed.
 func level(t testing.TB, nc *nats.Conn) {
 	t.Helper()
 	const all = 4 // answers, advisories, reads, and the feed
@@ -95,8 +97,8 @@ func level(t testing.TB, nc *nats.Conn) {
 	}
 }
 
-// TestForgedFeedMessagesMoveNothing puts on the feed whatever a stranger can make, or
-// make of what it heard.
+// TestForgedFeedMessagesMoveNothing publishes on the feed what an attacker can
+// make up, or derive from messages that it received.
 func TestForgedFeedMessagesMoveNothing(t *testing.T) {
 	l := cantustest.New(t, cantustest.Options{Partitions: 2})
 	nc, err := l.Connect()
@@ -122,7 +124,7 @@ func TestForgedFeedMessagesMoveNothing(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		_ = heard[p].Unsubscribe() // fails where the connection is closed
+		_ = heard[p].Unsubscribe() // fails if the connection is closed
 	}
 	f, seen := follow(t, c, map[int]uint64{0: 0}, stillQuiet)
 	level(t, its)
@@ -165,7 +167,7 @@ func TestForgedFeedMessagesMoveNothing(t *testing.T) {
 			t.Fatalf("message %d: progress %+v", i, g)
 		}
 	}
-	for i := range 3 { // nothing stands in their place
+	for i := range 3 { // no genuine message takes their place
 		mustAppend(t, c, client.Tx{Payload: []byte(fmt.Sprint(3 + i))})
 	}
 	if err := f.Wait(soon(t), 0, 6); err != nil {
@@ -177,7 +179,8 @@ func TestForgedFeedMessagesMoveNothing(t *testing.T) {
 	}
 }
 
-// TestFeedMessagesMayComeAgain publishes what the leader signed once more.
+// TestFeedMessagesMayComeAgain publishes genuine messages of the feed a second
+// time.
 func TestFeedMessagesMayComeAgain(t *testing.T) {
 	l := cantustest.New(t, cantustest.Options{})
 	nc, err := l.Connect()
@@ -202,7 +205,7 @@ func TestFeedMessagesMayComeAgain(t *testing.T) {
 		}
 		all = append(all, m)
 	}
-	_ = heard.Unsubscribe() // fails where the connection is closed
+	_ = heard.Unsubscribe() // fails if the connection is closed
 	f, seen := follow(t, c, map[int]uint64{0: 0}, stillQuiet)
 	level(t, its)
 	rejected := f.Progress(0).Rejected
@@ -213,7 +216,7 @@ func TestFeedMessagesMayComeAgain(t *testing.T) {
 			}
 		}
 	}
-	if err := nc.Publish("cantus.packed.0", nil); err != nil { // when this is through, all are
+	if err := nc.Publish("cantus.packed.0", nil); err != nil { // once this has arrived, all have
 		t.Fatal(err)
 	}
 	await(t, "through", func() bool { return f.Progress(0).Rejected > rejected })
@@ -227,8 +230,8 @@ func TestFeedMessagesMayComeAgain(t *testing.T) {
 	}
 }
 
-// TestWhatIsAlteredIsRead alters the last message of all, and puts a forged one before
-// it. Nothing else has the follower read.
+// TestWhatIsAlteredIsRead alters the last message of the feed, and precedes it
+// with a forged one. Nothing else makes the follower read.
 func TestWhatIsAlteredIsRead(t *testing.T) {
 	for name, fault := range map[string]cantustest.Fault{"altered": cantustest.Alter(), "forged": cantustest.Forge()} {
 		t.Run(name, func(t *testing.T) {
@@ -300,13 +303,13 @@ func TestAPinnedFeedKey(t *testing.T) {
 	}
 }
 
-// TestWithoutAFeedKeyTheFeedIsNotUsed has nobody answer for the cluster. Then
-// somebody does.
+// TestWithoutAFeedKeyTheFeedIsNotUsed starts without an answer to cantus.info,
+// and then allows it.
 func TestWithoutAFeedKeyTheFeedIsNotUsed(t *testing.T) {
 	l := cantustest.New(t, cantustest.Options{})
 	l.FailFunc(cantustest.Info, func(*nats.Msg) cantustest.Fault { return cantustest.NoResponders() })
 	opts := still
-	opts.AttemptTimeout = 100 * time.Millisecond // for which info is tried before Progress says so
+	opts.AttemptTimeout = 100 * time.Millisecond // how long info is attempted before Progress has the error
 	c := l.NewClient(t, opts)
 	f, seen := follow(t, c, map[int]uint64{0: 0}, stillQuiet)
 	r := mustAppend(t, c, client.Tx{Payload: []byte("0")})
@@ -317,9 +320,9 @@ func TestWithoutAFeedKeyTheFeedIsNotUsed(t *testing.T) {
 	reads := l.Seen(cantustest.Read)
 	l.FailFunc(cantustest.Info, nil)
 	await(t, "keyed", func() bool { return f.Progress(0).Err == nil })
-	// It reads once more what was fed before.
+	// The follower reads what it dropped before.
 	await(t, "read", func() bool { return l.Seen(cantustest.Read) > reads })
-	l.FailFunc(cantustest.Read, func(*nats.Msg) cantustest.Fault { return cantustest.Drop() }) // the feed alone
+	l.FailFunc(cantustest.Read, func(*nats.Msg) cantustest.Fault { return cantustest.Drop() }) // leaves only the feed
 	r = mustAppend(t, c, client.Tx{Payload: []byte("1")})
 	if err := f.Wait(soon(t), 0, r.Txid); err != nil {
 		t.Fatal(err)
@@ -330,7 +333,7 @@ func TestWithoutAFeedKeyTheFeedIsNotUsed(t *testing.T) {
 	}
 }
 
-// scripted is a node that the test plays: info, reads, and the feed.
+// scripted is a node played by the test: info, reads, and the feed.
 type scripted struct {
 	nc  *nats.Conn
 	mu  sync.Mutex
@@ -338,7 +341,8 @@ type scripted struct {
 	n   atomic.Int64 // reads
 }
 
-// script plays a node; read is called for each read, by its number from 1 on.
+// script plays a node. It calls read for each read, with the read's number from
+// 1.
 func script(t *testing.T, n *broker.Node, read func(s *scripted, m *nats.Msg, n int)) *scripted {
 	t.Helper()
 	s := &scripted{nc: connect(t, n)}
@@ -360,7 +364,7 @@ func script(t *testing.T, n *broker.Node, read func(s *scripted, m *nats.Msg, n 
 	return s
 }
 
-// end ends a read that has sent nothing.
+// end sends the end of a read without transactions.
 func (s *scripted) end(m *nats.Msg, next, mark uint64) {
 	_ = s.nc.PublishMsg(&nats.Msg{Subject: m.Reply, Header: nats.Header{ // fails when the test is over
 		"Status": {"204"}, subjects.HeaderNext: {fmt.Sprint(next)}, subjects.HeaderHighWaterMark: {fmt.Sprint(mark)},
@@ -378,7 +382,7 @@ func (s *scripted) setKey(key string) {
 	s.key = key
 }
 
-// TestAChangedFeedKeyIsFound changes the cluster's key under a follower.
+// TestAChangedFeedKeyIsFound changes the cluster's key while a client follows.
 func TestAChangedFeedKeyIsFound(t *testing.T) {
 	var last atomic.Uint64
 	s := script(t, openNode(t, broker.Options{}), func(s *scripted, m *nats.Msg, _ int) { s.end(m, last.Load()+1, last.Load()) })
@@ -403,8 +407,8 @@ func TestAChangedFeedKeyIsFound(t *testing.T) {
 	checkPayloads(t, seen(0), 2)
 }
 
-// TestAnAbsurdMarkDoesNotKeepAFollowerReading has reads end as if the log went on for
-// ever.
+// TestAnAbsurdMarkDoesNotKeepAFollowerReading ends reads with a far too high
+// high-water mark.
 func TestAnAbsurdMarkDoesNotKeepAFollowerReading(t *testing.T) {
 	const absurd = 1 << 63
 	s := script(t, openNode(t, broker.Options{}), func(s *scripted, m *nats.Msg, _ int) { s.end(m, 1, absurd) })
@@ -418,8 +422,8 @@ func TestAnAbsurdMarkDoesNotKeepAFollowerReading(t *testing.T) {
 	}
 }
 
-// TestAnAbsurdEndIsForgotten has some reads end with a high-water mark, or a
-// position, that can't be. What is read then is right.
+// TestAnAbsurdEndIsForgotten ends some reads with an impossible high-water mark
+// or position. Later reads are correct.
 func TestAnAbsurdEndIsForgotten(t *testing.T) {
 	const absurd = 1 << 63
 	for _, opts := range []client.FollowOptions{{IdleTimeout: time.Hour}, {IdleTimeout: time.Hour, Kinds: []string{"a", "b"}}} {

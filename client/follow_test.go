@@ -17,7 +17,8 @@ import (
 	"github.com/cantuslog/cantus/subjects"
 )
 
-// follow runs a follower until the test ends, and gives what its handler saw.
+// follow runs a follower until the test ends. It returns a function that
+// returns the transactions that its handler got.
 func follow(t testing.TB, c *client.Client, after map[int]uint64, opts client.FollowOptions) (*client.Follower, func(partition int) []*client.Transaction) {
 	t.Helper()
 	var mu sync.Mutex
@@ -90,7 +91,7 @@ func TestFollowerMissesNothingThroughDisconnects(t *testing.T) {
 	n := openNode(t, broker.Options{})
 	c := newClient(t, connect(t, n), client.Options{})
 	nc := connect(t, n)
-	// Neither a timeout nor silence heals here, only the reconnect itself.
+	// Neither a timeout nor a silent feed causes a read, only the reconnect.
 	f, seen := follow(t, newClient(t, nc, client.Options{AttemptTimeout: time.Hour}), map[int]uint64{0: 0}, client.FollowOptions{IdleTimeout: time.Hour})
 	const count = 400
 	for i := range count {
@@ -107,8 +108,8 @@ func TestFollowerMissesNothingThroughDisconnects(t *testing.T) {
 	checkSeen(t, seen(0), count)
 }
 
-// deafen returns a client that hears nothing of the feed, its connection, and
-// one that appends. Timeouts don't help the deaf one.
+// deafen returns a client that receives nothing of the feed, its connection,
+// and a client that appends. Timeouts do not help the first client.
 func deafen(t *testing.T) (deaf *client.Client, nc *nats.Conn, c *client.Client) {
 	t.Helper()
 	n := openNode(t, broker.Options{})
@@ -155,8 +156,8 @@ func TestSilenceIsNotTakenForTheEnd(t *testing.T) {
 	checkSeen(t, seen(0), count)
 }
 
-// noise relays reads and the feed of a node to the prefix "proxied", and
-// drops, repeats and refuses some by chance.
+// noise relays reads and the feed of a node to the prefix "proxied", and drops,
+// repeats and refuses some at random.
 func noise(t *testing.T, nc *nats.Conn, random *rand.Rand) {
 	t.Helper()
 	var mu sync.Mutex
@@ -216,8 +217,9 @@ func TestFollowerMissesNothingOnANoisyWire(t *testing.T) {
 	c := newClient(t, connect(t, n), client.Options{})
 	noise(t, connect(t, n), rand.New(rand.NewPCG(seed, 0)))
 	opts := quick
-	// A read that is given up is still relayed to its end: were reads given up
-	// sooner than a busy machine relays one, it would never catch up.
+	// An abandoned read is still relayed to its end. With a timeout shorter
+	// than a busy machine takes to relay a read, the follower would never catch
+	// up.
 	opts.Prefix, opts.AttemptTimeout = proxied, 2*time.Second
 	noisy := newClient(t, connect(t, n), opts)
 	f, seen := follow(t, noisy, map[int]uint64{0: 0}, client.FollowOptions{IdleTimeout: 20 * time.Millisecond, BufferBytes: 64 << 10})
@@ -284,7 +286,7 @@ func TestSlowHandlerHoldsUpItsPartitionOnly(t *testing.T) {
 	}
 	run(t, f)
 	defer close(stuck)
-	const count = 2000 // far more than the stuck one's buffer
+	const count = 2000 // far more than the blocked one's buffer
 	for p := range 2 {
 		appendMany(t, c, p, count)
 	}
@@ -296,8 +298,8 @@ func TestSlowHandlerHoldsUpItsPartitionOnly(t *testing.T) {
 	}
 }
 
-// Two follow the same partition on one connection; one of them does not come
-// forward, and has missed nothing in the end.
+// Two followers of one partition share a connection. One of them is blocked for
+// a while, and gets everything in the end.
 func TestSlowFollowerDoesNotSlowOthers(t *testing.T) {
 	_, c := newLog(t)
 	const before, count = 2000, 4000 // many times the slow one's buffer
@@ -439,8 +441,8 @@ func TestStoppedFollowerGoesOnWhereItWas(t *testing.T) {
 	}
 }
 
-// A follower far behind reads as fast as its handler works, and holds no more
-// than its buffer.
+// A follower that is far behind reads as fast as its handler works, and buffers
+// no more than BufferBytes.
 func TestFarBehindCatchesUpInBoundedMemory(t *testing.T) {
 	_, c := newLog(t)
 	const count, size, buffer = 3000, 4096, 256 << 10

@@ -10,12 +10,12 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 )
 
-// What BenchmarkAppendAsync, BenchmarkFollow and BenchmarkLatency do, in
-// JetStream: asynchronous publish and ordered consumer, a file stream with one
-// replica and the server's default of syncing every two minutes, within the
-// process as well.
+// These benchmarks do what BenchmarkAppendAsync, BenchmarkFollow and
+// BenchmarkLatency do, in JetStream: asynchronous publish and ordered consumer,
+// a file stream with one replica and the server's default of syncing every two
+// minutes, within the process as well.
 
-// newStream returns a stream of its own.
+// newStream returns a new stream.
 func newStream(b *testing.B) jetstream.JetStream {
 	s, err := server.NewServer(&server.Options{DontListen: true, JetStream: true, StoreDir: b.TempDir(), NoSigs: true})
 	if err != nil {

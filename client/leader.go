@@ -8,7 +8,7 @@ import (
 )
 
 // An answer can be lost: its leader dies or transfers leadership before it
-// replies. Nothing announces that, and an attempt that waits for its whole
+// answers. Nothing announces that, and an attempt that waits for its whole
 // AttemptTimeout costs seconds where a new leader serves after milliseconds. So
 // three events suggest that a missing answer is lost:
 //
@@ -26,13 +26,13 @@ import (
 
 // onLeader handles the advisory that a node has begun to serve a partition.
 func (c *Client) onLeader(m *nats.Msg) {
-	var news struct {
+	var advisory struct {
 		Partition *int `json:"partition"`
 	}
-	if json.Unmarshal(m.Data, &news) != nil || news.Partition == nil {
+	if json.Unmarshal(m.Data, &advisory) != nil || advisory.Partition == nil {
 		return
 	}
-	p, now := *news.Partition, time.Now()
+	p, now := *advisory.Partition, time.Now()
 	c.mu.Lock()
 	snd := c.senders[p]
 	var streams []*stream

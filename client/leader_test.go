@@ -15,13 +15,13 @@ import (
 	"github.com/cantuslog/cantus/internal/testkit"
 )
 
-// patient are options with which nothing is sent again because time passes.
+// patient are options with which nothing is resent because of a timeout.
 var patient = client.Options{
 	AttemptTimeout: time.Hour, Timeout: time.Hour, MinBackoff: time.Millisecond, MaxBackoff: time.Millisecond, MaxBatch: 1, Prefix: proxied,
 }
 
-// newLeader publishes the advisory of a new leader to the clients behind a proxy,
-// and before it some that mean nothing to the partition.
+// newLeader publishes the advisory of a new leader to the clients of a proxy,
+// after some advisories that do not concern the partition.
 func newLeader(t testing.TB, nc *nats.Conn, partition int) {
 	t.Helper()
 	for _, body := range []string{
@@ -60,9 +60,9 @@ func TestANewLeaderIsSentWhatWentUnanswered(t *testing.T) {
 	}
 }
 
-// A leader answers in order: what came later is answered, so what came earlier
-// is lost.
-func TestAnAnswerToALaterOneIsASign(t *testing.T) {
+// A leader answers in order: if a later request is answered, the answer to an
+// earlier one is lost.
+func TestALaterAnswerSuggestsALostOne(t *testing.T) {
 	p, faulty, direct := newProxy(t, patient, first(1, swallow))
 	appendMany(t, faulty, 0, 3)
 	if n := p.messages(); n != 4 {
@@ -71,14 +71,14 @@ func TestAnAnswerToALaterOneIsASign(t *testing.T) {
 	checkOnce(t, direct, 0, 3)
 }
 
-// behind gives a client whose requests of a verb meet next, and come to a node if
-// that says so.
+// behind returns a client whose requests of a verb are passed to next, and
+// forwarded to a node if next returns true.
 func behind(t *testing.T, n *broker.Node, verb string, next func(m *nats.Msg) bool) (*client.Client, *nats.Conn) {
 	t.Helper()
 	nc := connect(t, n)
 	if _, err := nc.Subscribe(proxied+"."+verb+".>", func(m *nats.Msg) {
 		if next(m) {
-			// It fails only where the test is over.
+			// It fails only when the test is over.
 			_ = nc.PublishRequest("cantus"+strings.TrimPrefix(m.Subject, proxied), m.Reply, m.Data)
 		}
 	}); err != nil {
@@ -91,8 +91,8 @@ func behind(t *testing.T, n *broker.Node, verb string, next func(m *nats.Msg) bo
 	return newClient(t, own, patient), own
 }
 
-// Requests other than appends are sent again too, by a new leader's advisory
-// and by a lost connection.
+// Requests other than appends are also resent after a new leader's advisory and
+// after a lost connection.
 func TestOtherRequestsAreSentAgain(t *testing.T) {
 	n, direct := newLog(t)
 	appendMany(t, direct, 0, 3)
@@ -145,13 +145,13 @@ func TestOtherRequestsAreSentAgain(t *testing.T) {
 	}
 }
 
-// What was committed last may be missing from the feed of a leader that died.
-func TestANewLeadersLogIsReadByThoseWhoAreLevel(t *testing.T) {
+// The last transactions of a leader that died may be missing from the feed.
+func TestACaughtUpFollowerReadsAfterALeaderChange(t *testing.T) {
 	n, direct := newLog(t)
 	var reads atomic.Int64
 	c, own := behind(t, n, "read", func(*nats.Msg) bool { reads.Add(1); return true })
 	_, seen := follow(t, c, map[int]uint64{0: 0}, client.FollowOptions{IdleTimeout: time.Hour})
-	await(t, "level", func() bool { return reads.Load() == 2 }) // and now on a feed that says nothing
+	await(t, "level", func() bool { return reads.Load() == 2 }) // the follower has subscribed to a feed that is silent
 	if err := own.Flush(); err != nil {
 		t.Fatal(err)
 	}

@@ -43,7 +43,7 @@ func drainedLimiterServesWaiters(t *testing.T) {
 	if closed(idle) || closed(l.drain()) || l.inUse() != 1 {
 		t.Errorf("idle with %d in", l.inUse())
 	}
-	l.release(1, 1) // lets the second in, unless it has left
+	l.release(1, 1) // serves the second waiter, unless it has given up
 	leave()
 	if err := <-left; err == nil {
 		l.release(1, 1)

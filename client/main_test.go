@@ -40,7 +40,7 @@ func openNode(t testing.TB, opts broker.Options) *broker.Node {
 	return n
 }
 
-// connect gives a connection to a node, closed in cleanup.
+// connect returns a connection to a node. It is closed when the test ends.
 func connect(t testing.TB, n *broker.Node, opts ...nats.Option) *nats.Conn {
 	t.Helper()
 	nc, err := n.Conn(append([]nats.Option{
@@ -53,7 +53,7 @@ func connect(t testing.TB, n *broker.Node, opts ...nats.Option) *nats.Conn {
 	return nc
 }
 
-// newClient returns a client, closed in cleanup.
+// newClient returns a client. It is closed when the test ends.
 func newClient(t testing.TB, nc *nats.Conn, opts client.Options) *client.Client {
 	t.Helper()
 	c, err := client.New(nc, opts)
@@ -75,7 +75,7 @@ func newLog(t testing.TB) (*broker.Node, *client.Client) {
 	return n, newClient(t, connect(t, n), client.Options{})
 }
 
-// mustAppend appends and fails the test if that is refused.
+// mustAppend appends, and fails the test if that fails.
 func mustAppend(t testing.TB, c *client.Client, tx client.Tx) client.Receipt {
 	t.Helper()
 	r, err := c.Append(soon(t), &tx)
@@ -86,7 +86,7 @@ func mustAppend(t testing.TB, c *client.Client, tx client.Tx) client.Receipt {
 }
 
 // readAll reads a partition up to its present high-water mark and checks that
-// nothing is missing: the oracle of most tests.
+// nothing is missing. It is the oracle of most tests.
 func readAll(t testing.TB, c *client.Client, partition int) []*client.Transaction {
 	t.Helper()
 	ctx := soon(t)
@@ -132,7 +132,7 @@ func checkOnce(t testing.TB, c *client.Client, partition, n int) {
 }
 
 // appendMany appends payloads "0" to "n-1" without waiting in between, and
-// gives the receipts.
+// returns the receipts.
 func appendMany(t testing.TB, c *client.Client, partition, n int) []client.Receipt {
 	t.Helper()
 	ctx := soon(t)
@@ -161,7 +161,7 @@ func waitAll(t testing.TB, futures []*client.Future) []client.Receipt {
 	return receipts
 }
 
-// wantErr checks that err is target.
+// wantErr checks that err matches target.
 func wantErr(t testing.TB, err, target error) {
 	t.Helper()
 	if !errors.Is(err, target) {

@@ -9,8 +9,8 @@ import (
 	"github.com/cantuslog/cantus/client"
 )
 
-// Nobody answers for a partition that does not exist. Whoever asked for one waited
-// for ever, or for the whole deadline.
+// Nobody answers for a partition that does not exist. Calls return an error
+// instead of waiting for ever, or for the whole timeout.
 func TestAPartitionThatDoesNotExist(t *testing.T) {
 	_, known := newLog(t)
 	for name, ask := range map[string]func(context.Context, *client.Client) error{
@@ -48,7 +48,7 @@ func TestAPartitionThatDoesNotExist(t *testing.T) {
 			if _, err := known.Partitions(soon(t)); err != nil {
 				t.Fatal(err)
 			}
-			for _, c := range []*client.Client{c, known} { // one that has to ask, and one that need not
+			for _, c := range []*client.Client{c, known} { // one that has to ask, and one that knows
 				err := ask(soon(t), c)
 				if !errors.Is(err, client.ErrNoPartition) || !strings.Contains(err.Error(), "partition 9 does not exist: this cluster has 2 (0 to 1)") {
 					t.Errorf("it ends with %v", err)

@@ -65,9 +65,9 @@ func (o Options) withDefaults() (Options, error) {
 		}
 	}
 	for _, f := range []struct {
-		name         string
-		value        *int
-		normal, most int
+		name       string
+		value      *int
+		def, limit int
 	}{
 		{"MaxInFlight", &o.MaxInFlight, 8192, 1 << 30},
 		{"MaxInFlightBytes", &o.MaxInFlightBytes, 32 << 20, 1 << 40},
@@ -75,10 +75,10 @@ func (o Options) withDefaults() (Options, error) {
 		{"MaxBatchBytes", &o.MaxBatchBytes, 512 << 10, 64 << 20},
 	} {
 		if *f.value == 0 {
-			*f.value = f.normal
+			*f.value = f.def
 		}
-		if *f.value < 0 || *f.value > f.most {
-			return o, fmt.Errorf("%w: %s is %d: 1 to %d", ErrOptions, f.name, *f.value, f.most)
+		if *f.value < 0 || *f.value > f.limit {
+			return o, fmt.Errorf("%w: %s is %d: 1 to %d", ErrOptions, f.name, *f.value, f.limit)
 		}
 	}
 	return o, fillDurations(map[string]duration{

@@ -14,7 +14,7 @@ import (
 	"github.com/cantuslog/cantus/internal/testkit"
 )
 
-// oneNode is a log of one node, which fails by a restart.
+// oneNode is a log of one node. It fails by a restart.
 type oneNode struct{ *cantustest.Log }
 
 func (o oneNode) Fail(ctx context.Context) error { return o.Restart(ctx) }
@@ -62,8 +62,8 @@ func TestReadLocksKeepWritersFromSkew(t *testing.T) {
 	}
 }
 
-// A follower a million behind catches up, and what lives in memory does not
-// grow with how far it is behind.
+// A follower that is a million transactions behind catches up, and the live
+// memory does not depend on how far it is behind.
 func TestCatchingUpTakesBoundedMemory(t *testing.T) {
 	count := 20_000
 	if testkit.Long() {
@@ -95,7 +95,7 @@ func TestCatchingUpTakesBoundedMemory(t *testing.T) {
 	t.Logf("%d MiB before, at most %d MiB while catching up", before>>20, most>>20)
 }
 
-// fillUp appends so many transactions of 256 bytes with a lock.
+// fillUp appends count transactions of 256 bytes with a lock.
 func fillUp(t *testing.T, c *client.Client, count int) {
 	t.Helper()
 	futures := make(chan *client.Future, 8192)

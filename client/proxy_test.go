@@ -14,7 +14,7 @@ import (
 	"github.com/cantuslog/cantus/subjects"
 )
 
-// proxied is the prefix under which a proxy answers.
+// proxied is the prefix at which a proxy answers.
 const proxied = "proxied"
 
 // fault is what a proxy does to one message.
@@ -22,19 +22,19 @@ type fault uint8
 
 const (
 	pass     fault = iota
-	swallow        // not passed on, not answered
-	lose           // passed on, the answer lost
-	twice          // passed on twice, and both answers given
-	late           // passed on, the answer kept until the next one
-	garble         // passed on, an answer that can't be read
-	busy           // refused, not passed on
-	unavail        // refused, not passed on
-	full           // refused, not passed on
-	unknown        // passed on, and answered as unknown
-	internal       // passed on, and answered as internal
-	nobody         // not passed on; "no responders"
-	strange        // not passed on; a reason of a later version
-	faults         // how many there are
+	swallow        // not forwarded, not answered
+	lose           // forwarded, the answer lost
+	twice          // forwarded twice, and both answers returned
+	late           // forwarded, the answer delayed until the next one
+	garble         // forwarded, the answer malformed
+	busy           // refused, not forwarded
+	unavail        // refused, not forwarded
+	full           // refused, not forwarded
+	unknown        // forwarded, and answered as unknown
+	internal       // forwarded, and answered as internal
+	nobody         // not forwarded; "no responders"
+	strange        // not forwarded; a reason of a later version
+	faults         // number of faults
 )
 
 var faultNames = [...]string{"pass", "swallow", "lose", "twice", "late", "garble", "busy", "unavailable", "storage_full",
@@ -45,8 +45,7 @@ var refusals = map[fault]subjects.Reason{
 	unknown: subjects.Unknown, internal: subjects.Internal,
 }
 
-// proxy stands between clients and a node: what is sent to the prefix
-// "proxied" it passes on, with faults.
+// proxy forwards requests from the prefix "proxied" to a node, with faults.
 type proxy struct {
 	t  testing.TB
 	nc *nats.Conn
@@ -54,11 +53,11 @@ type proxy struct {
 	mu   sync.Mutex
 	next func(m *nats.Msg) fault
 	seen int
-	kept []*nats.Msg // answers that are late
+	kept []*nats.Msg // delayed answers
 }
 
-// newProxy returns a proxy for batches, a client behind it and one that has the
-// node to itself. next decides on each message.
+// newProxy returns a proxy for batches, a client of it, and a client that is
+// connected to the node directly. next decides on each message.
 func newProxy(t testing.TB, opts client.Options, next func(m *nats.Msg) fault) (p *proxy, faulty, direct *client.Client) {
 	t.Helper()
 	n := openNode(t, broker.Options{})
@@ -73,7 +72,7 @@ func newProxy(t testing.TB, opts client.Options, next func(m *nats.Msg) fault) (
 	return p, newClient(t, connect(t, n), opts), newClient(t, connect(t, n), client.Options{})
 }
 
-// messages is how many messages came.
+// messages returns the number of messages so far.
 func (p *proxy) messages() int {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -121,12 +120,12 @@ func (p *proxy) onBatch(m *nats.Msg) {
 	}
 }
 
-// forward passes a message on to the node and gives its answer.
+// forward forwards a message to the node and returns its answer.
 func (p *proxy) forward(m *nats.Msg) *nats.Msg {
 	to := &nats.Msg{Subject: "cantus" + strings.TrimPrefix(m.Subject, proxied), Header: m.Header, Data: m.Data}
 	answer, err := p.nc.RequestMsg(to, 30*time.Second)
 	if err != nil {
-		return nil // the client sends again
+		return nil // the client resends
 	}
 	return &nats.Msg{Subject: m.Reply, Header: answer.Header, Data: answer.Data}
 }
@@ -152,10 +151,10 @@ func (p *proxy) answer(m *nats.Msg) {
 	}
 }
 
-// always has every message meet f.
+// always applies f to every message.
 func always(f fault) func(*nats.Msg) fault { return func(*nats.Msg) fault { return f } }
 
-// first has the first n messages meet f, and others pass.
+// first applies f to the first n messages, and passes the others.
 func first(n int, f fault) func(*nats.Msg) fault {
 	return func(*nats.Msg) fault {
 		if n--; n >= 0 {

@@ -14,7 +14,7 @@ var replies = []string{
 	`{"partition":3,"results":[{"index":0,"count":1,"txid":790,"time":"2026-11-22T08:59:59.5Z","duplicate":true},{"index":1,"count":1,"error":{"code":409,"reason":"conflict","message":"a } \"{\" \\","lock":"a.\u003e","txid":815,"conflicts":[{"lock":"a.>","mode":"write","txid":815}]}},{"index":2,"count":1,"txid":5}],"high_water_mark":18446744073709551615}`,
 }
 
-// What nodes write is read by the scanner, not by its stand-in.
+// The scanner itself, and not encoding/json, reads what nodes write.
 func TestScannerReadsWhatNodesWrite(t *testing.T) {
 	for _, reply := range replies {
 		s := scanner{rest: []byte(reply)}
@@ -31,7 +31,8 @@ func TestOtherFormsAreReadToo(t *testing.T) {
 	}
 }
 
-// FuzzScanner checks that whatever the scanner reads encoding/json reads alike.
+// FuzzScanner checks that encoding/json agrees with everything that the scanner
+// reads.
 func FuzzScanner(f *testing.F) {
 	for _, reply := range replies {
 		f.Add([]byte(reply))

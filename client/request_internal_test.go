@@ -6,7 +6,8 @@ import (
 	"time"
 )
 
-// A flood of advisories gives an attempt one more back-off, and not a timer for each.
+// A flood of advisories gives an attempt one more back-off, and does not start
+// a timer for each.
 func TestAdvisoriesCountOnceForEachAttempt(t *testing.T) {
 	c := &Client{opts: Options{AttemptTimeout: time.Hour, MinBackoff: time.Hour, MaxBackoff: time.Hour}, requests: map[*pendingRequest]struct{}{}}
 	r := c.newRequest(0)

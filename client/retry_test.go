@@ -64,7 +64,8 @@ func TestExactlyOnceUnderRandomFaultsAndReconnects(t *testing.T) {
 	checkOnce(t, direct, 1, count)
 }
 
-// Without a timeout, only the reconnect has what was in flight sent again.
+// Without a timeout, only the reconnect makes the client resend what was in
+// flight.
 func TestReconnectSendsAgain(t *testing.T) {
 	n := openNode(t, broker.Options{})
 	nc := connect(t, n)
@@ -89,8 +90,9 @@ func TestReconnectSendsAgain(t *testing.T) {
 	checkOnce(t, newClient(t, connect(t, n), client.Options{}), 0, 10)
 }
 
-// A message is refused as a whole for one transaction: the others commit.
-func TestOnesFaultIsNotEverybodys(t *testing.T) {
+// If a message is refused as a whole because of one transaction, the others
+// commit.
+func TestOneRefusalDoesNotFailTheBatch(t *testing.T) {
 	for _, reason := range []subjects.Reason{subjects.TooLarge, subjects.BadRequest} {
 		t.Run(string(reason), func(t *testing.T) {
 			p, faulty, direct := newProxy(t, quick, first(1, swallow))
@@ -155,9 +157,8 @@ func TestFinalRefusalsAreNotSentAgain(t *testing.T) {
 	}
 }
 
-// Where the proxy answers, the only attempt is answered long before the deadline,
-// and the next one is due long after it: what is known then depends on the
-// answer alone.
+// The only attempt is answered long before the deadline, and the next one is
+// due long after it: what is known at the deadline depends on the answer alone.
 func TestDeadlineSaysWhetherTheOutcomeIsKnown(t *testing.T) {
 	testkit.NotShort(t, "it waits for deadlines")
 	answered := client.Options{Timeout: time.Second, AttemptTimeout: patience, MinBackoff: time.Hour, MaxBackoff: time.Hour}
@@ -167,7 +168,7 @@ func TestDeadlineSaysWhetherTheOutcomeIsKnown(t *testing.T) {
 		busy: true, unavail: true, full: true, nobody: true,
 	}
 	futures := map[fault]*client.Future{}
-	for f := range outcomes { // all of them first: their deadlines pass together
+	for f := range outcomes { // wait for all first: their deadlines are the same
 		opts := answered
 		if f == swallow || f == lose {
 			opts = silent
@@ -217,7 +218,7 @@ func TestCancelOfWhatWasNotSentKeepsItFromBeingSent(t *testing.T) {
 	opts := client.Options{MaxBatch: 1, AttemptTimeout: patience, Timeout: patience}
 	p, held, direct := newProxy(t, opts, func(*nats.Msg) fault { <-release; return pass })
 	var futures []*client.Future
-	for i := range 3 { // as many as may be in flight: the next has to wait
+	for i := range 3 { // as many as may be in flight: the next one waits
 		f, err := held.AppendAsync(soon(t), &client.Tx{Payload: []byte(fmt.Sprint(i))})
 		if err != nil {
 			t.Fatal(err)
@@ -249,8 +250,8 @@ func (c cancelledOnWait) Done() <-chan struct{} {
 	return c.Context.Done()
 }
 
-// The receipts of a batch come in while their waiters give up: each
-// has its receipt whole, or an error.
+// The receipts of a batch arrive while their waiters give up. Each waiter gets
+// either a complete receipt or an error.
 func TestCancelBesideTheAnswer(t *testing.T) {
 	_, c := newLog(t)
 	for range 50 {
@@ -399,8 +400,7 @@ func TestFullFailsOrWaits(t *testing.T) {
 	checkOnce(t, direct, 0, 10)
 }
 
-// A node is stopped and started again while appenders and a follower are at
-// work.
+// A node is stopped and started again while appenders and a follower run.
 func TestExactlyOnceThroughRestarts(t *testing.T) {
 	dir := t.TempDir()
 	listen := "127.0.0.1:0"

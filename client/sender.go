@@ -26,6 +26,7 @@ type sender struct {
 	subject   string
 	wake      chan struct{} // capacity 1: step has something to do
 
+	// mu guards the fields below.
 	mu            sync.Mutex
 	seq           uint64   // of the last batch
 	filling       *batch   // collects new transactions, nil if there are none

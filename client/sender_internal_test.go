@@ -36,7 +36,7 @@ func idleSender(t *testing.T, opts Options) (*sender, *nats.Subscription) {
 	return newSender(c, 0), sent
 }
 
-// countSent returns how many messages have come.
+// countSent returns the number of messages sent.
 func countSent(t *testing.T, sent *nats.Subscription, s *sender) int {
 	t.Helper()
 	if err := s.c.nc.Flush(); err != nil {
@@ -63,7 +63,7 @@ func TestForgedAdvisoriesCauseFewSends(t *testing.T) {
 			s.onNewLeader(now)
 		}
 	}
-	// Back-offs of 50 ms, 100 ms and so on up to 2 s, of each half to all.
+	// Back-offs of 50 ms, 100 ms and so on up to 2 s, each randomized.
 	if n := countSent(t, sent, s); n < 20 || n > 70 {
 		t.Errorf("%d sends in a minute, want one every second or two", n)
 	}

@@ -32,12 +32,13 @@ type stream struct {
 	c             *Client
 	partition     int
 	opts          FollowOptions
-	inbox         string // replies to reads arrive at inbox + number of the read
-	requestSuffix string // the end of a request's JSON, the same for all reads
-	readSize      int    // bytes that the next read asks for
-	ready         chan struct{}
+	inbox         string        // answers to reads arrive at inbox + number of the read
+	requestSuffix string        // the end of a request's JSON, the same for all reads
+	readSize      int           // bytes that the next read asks for
+	ready         chan struct{} // capacity 1: take looks at the queue again
 	wake          chan struct{} // capacity 1: runTimers recomputes what is due
 
+	// mu guards the fields below, except verifier.
 	mu              sync.Mutex
 	next            uint64 // next txid to enqueue
 	seenTxid        uint64 // highest txid received, by a read or from the feed
@@ -103,7 +104,7 @@ func newStream(c *Client, partition int, after uint64, opts FollowOptions) (*str
 	return s, nil
 }
 
-// open subscribes to replies and starts the first read.
+// open subscribes to answers and starts the first read.
 func (s *stream) open() error {
 	s.c.mu.Lock()
 	err := s.c.closed
@@ -215,13 +216,13 @@ func (s *stream) readFailed(err error) {
 func (s *stream) onReadMessage(m *nats.Msg) {
 	var txs []Transaction
 	var previous uint64
-	var parse, chain error
+	var parseErr, chainErr error
 	status := m.Header.Get("Status")
 	refused := m.Header.Get(subjects.HeaderErrorCode) != ""
 	if status == "" && !refused {
-		txs, parse = parsePacked(s.partition, m.Data)
-		previous, chain = strconv.ParseUint(m.Header.Get(subjects.HeaderPrevious), 10, 64)
-		parse = cmp.Or(parse, chain)
+		txs, parseErr = parsePacked(s.partition, m.Data)
+		previous, chainErr = strconv.ParseUint(m.Header.Get(subjects.HeaderPrevious), 10, 64)
+		parseErr = cmp.Or(parseErr, chainErr)
 	}
 	now := time.Now()
 	s.c.window.noteAnswer(now)
@@ -242,8 +243,8 @@ func (s *stream) onReadMessage(m *nats.Msg) {
 			return
 		}
 		s.readFailed(ErrNoLeader)
-	case parse != nil || status != "":
-		s.readFailed(fmt.Errorf("read: %w", cmp.Or(parse, errNotTransaction)))
+	case parseErr != nil || status != "":
+		s.readFailed(fmt.Errorf("read: %w", cmp.Or(parseErr, errNotTransaction)))
 	default:
 		s.onTransactions(txs, previous, m.Size())
 	}
@@ -276,10 +277,11 @@ func (s *stream) onTransactions(txs []Transaction, previous uint64, size int) {
 	}
 }
 
-// lostError says that messages of a read are missing: came is the last txid
-// received, sent the one that the next message names as its predecessor.
-func lostError(came, sent uint64) error {
-	return fmt.Errorf("read: messages were lost: txid %d was received, %d was sent", came, sent)
+// lostError says that messages of a read are missing: received is the
+// last txid that came, sent the one that the next message names as its
+// predecessor.
+func lostError(received, sent uint64) error {
+	return fmt.Errorf("read: messages were lost: txid %d was received, %d was sent", received, sent)
 }
 
 // bytesEach returns the memory charged to each transaction of a message of size
@@ -300,8 +302,8 @@ func (s *stream) enqueue(t *Transaction, size int) {
 	}
 }
 
-// highWaterMark returns the highest txid known. One that is not true is
-// forgotten with the next read.
+// highWaterMark returns the highest txid known. A wrong mark in the end of a read
+// is replaced by the next read.
 func (s *stream) highWaterMark() uint64 { return max(s.seenTxid, s.readMark) }
 
 // skip notes that there is nothing for the handler up to upTo.
@@ -386,7 +388,7 @@ func (s *stream) onReadRefused(m *nats.Msg) {
 	s.readFailed(err)
 }
 
-// onReconnected starts a read: replies and messages of the feed may have been
+// onReconnected starts a read: answers and messages of the feed may have been
 // lost.
 func (s *stream) onReconnected() {
 	s.mu.Lock()
@@ -396,7 +398,7 @@ func (s *stream) onReconnected() {
 	s.startRead()
 }
 
-// onNewLeader handles the news of a new leader. The reply to a read, and the
+// onNewLeader handles the news of a new leader. The answer to a read, and the
 // last messages of the feed, may be lost; and a read that waits for a leader
 // need not wait long.
 func (s *stream) onNewLeader(now time.Time) {

@@ -13,7 +13,7 @@ import (
 	"github.com/cantuslog/cantus/subjects"
 )
 
-// A packed transaction is parsed to what its message alone is.
+// A packed transaction is parsed to the same value as a message of its own.
 func TestPackedTransactionsAreLikeOthers(t *testing.T) {
 	at := time.Date(2026, 11, 22, 9, 0, 0, 1, time.UTC)
 	block := func(fields ...string) []byte {
@@ -66,7 +66,7 @@ func TestPackedTransactionsAreLikeOthers(t *testing.T) {
 	if w, a := want[slices.IndexFunc(want, func(t Transaction) bool { return t.Txid == 5 })].WriteLocks, []string{"e", "f.>", "g"}; !slices.Equal(w, a) {
 		t.Errorf("a list of locks is read as %q, want %q", w, a)
 	}
-	if len(got) == 5 { // lists of names that are grown leave their neighbours alone
+	if len(got) == 5 { // appending to one list of names does not change others
 		for i := range got {
 			got[i].WriteLocks, got[i].AppendLocks = append(got[i].WriteLocks, "grown"), append(got[i].AppendLocks, "grown")
 		}

@@ -15,7 +15,7 @@ import (
 	"github.com/cantuslog/cantus/client"
 )
 
-// balances is a view: for each name the last amount written. Transactions are
+// balances is a view: the last amount written for each name. Transactions are
 // "name=amount", separated by spaces.
 type balances struct {
 	mu  sync.Mutex
@@ -42,7 +42,7 @@ func (b *balances) get(name string) int {
 	return b.all[name]
 }
 
-// newTransactor returns a transactor over balances of its own, with a connection of its own.
+// newTransactor returns a transactor with balances and a connection of its own.
 func newTransactor(t testing.TB, n *broker.Node, opts client.TransactorOptions) (*client.Transactor, *balances, *client.Follower) {
 	t.Helper()
 	c := newClient(t, connect(t, n), client.Options{})
@@ -59,7 +59,7 @@ func newTransactor(t testing.TB, n *broker.Node, opts client.TransactorOptions) 
 	return transactor, b, f
 }
 
-// While the function runs, what it has read is overtaken, and the view follows.
+// While the function runs, what it has read changes, and the view follows.
 func TestMarkIsTakenBeforeTheFunctionRuns(t *testing.T) {
 	n := openNode(t, broker.Options{Partitions: 1})
 	transactor, view, f := newTransactor(t, n, client.TransactorOptions{})
@@ -121,13 +121,13 @@ func TestTransactReturnsWhenTheViewHoldsIt(t *testing.T) {
 	}
 }
 
-// stale is a view that says it holds nothing, whatever it waited for.
+// stale is a view that says it contains nothing, even after a wait.
 type stale struct{ waited atomic.Int64 }
 
 func (s *stale) Applied(int) uint64                            { return 0 }
 func (s *stale) Wait(_ context.Context, _ int, _ uint64) error { s.waited.Add(1); return nil }
 
-// stuck is a view that nothing comes to.
+// stuck is a view that gets no transactions.
 type stuck struct{ stale }
 
 func (s *stuck) Wait(ctx context.Context, _ int, _ uint64) error { <-ctx.Done(); return ctx.Err() }

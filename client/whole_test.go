@@ -20,11 +20,11 @@ import (
 	"github.com/cantuslog/cantus/internal/testkit"
 )
 
-// errDone ends a Follow that has seen what it came for.
+// errDone ends a Follow that has seen everything it needs.
 var errDone = errors.New("done")
 
-// fillWide appends count transactions of 16 KiB to each partition, kinds a and b in
-// turn, their payload beginning with their txid.
+// fillWide appends count transactions of 16 KiB to each partition, of kinds a
+// and b in turn. Their payloads begin with their txids.
 func fillWide(t testing.TB, c *client.Client, partitions, count int) {
 	t.Helper()
 	rest := strings.Repeat("x", 16<<10)
@@ -85,8 +85,8 @@ func followWhole(t *testing.T, c *client.Client, partitions, count int, opts cli
 
 var filters = []client.FollowOptions{{Kinds: []string{"a"}}, {Lock: "l.1"}, {}}
 
-// TestFollowersNoticeLostMessages loses messages out of the middle of reads. With
-// filters no gap of txids shows it.
+// TestFollowersNoticeLostMessages loses messages in the middle of reads. If
+// there are filters, no gap of txids shows that.
 func TestFollowersNoticeLostMessages(t *testing.T) {
 	const count = 300
 	l := cantustest.New(t, cantustest.Options{})
@@ -101,8 +101,8 @@ func TestFollowersNoticeLostMessages(t *testing.T) {
 	}
 }
 
-// TestFollowersOverASlowLine follows many partitions at once over a line that
-// carries less than the node sends, with a small buffer in the server.
+// TestFollowersOverASlowLine follows many partitions at once over a connection
+// that carries less than the node sends, with a small buffer in the server.
 func TestFollowersOverASlowLine(t *testing.T) {
 	testkit.NotShort(t, "a line is slow")
 	const partitions, count = 16, 100

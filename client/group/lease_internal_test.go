@@ -14,7 +14,7 @@ import (
 	"github.com/cantuslog/cantus/internal/testkit"
 )
 
-// shared is a cursor on a slow and lossy wire, in synctest's time.
+// shared is a cursor over a slow and lossy connection, in synctest's time.
 type shared struct {
 	mu     sync.Mutex
 	pos    client.Position
@@ -24,7 +24,7 @@ type shared struct {
 	sets   int
 }
 
-// delay is mostly short, and now and then as long as the worst.
+// delay returns a delay that is mostly short and sometimes up to worst.
 func (s *shared) delay() time.Duration {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -34,8 +34,8 @@ func (s *shared) delay() time.Duration {
 	return time.Duration(s.random.Int64N(int64(s.worst / 50)))
 }
 
-// call is done at some moment, and answered later, unless ctx ends before:
-// then it may be done all the same.
+// call executes do after a delay, and answers after another one. If ctx ends
+// before that, do may still be executed.
 func (s *shared) call(ctx context.Context, do func()) (client.Position, error) {
 	answer := make(chan client.Position, 1)
 	there, back := s.delay(), s.delay()
@@ -69,8 +69,8 @@ func (s *shared) Set(ctx context.Context, txid uint64) (client.Position, error) 
 	})
 }
 
-// TestLeaseIsHeldByOneAtATime has members acquire, lose, release and abandon a
-// lease for hours of synctest's time, whatever the wire does.
+// TestLeaseIsHeldByOneAtATime lets members acquire, lose, release and abandon a
+// lease for hours of synctest's time, with any delays.
 func TestLeaseIsHeldByOneAtATime(t *testing.T) {
 	const term, members = 6 * time.Second, 4
 	for i, worst := range []time.Duration{term / 100, term / 3, term, 3 * term, term / 100, term / 3, term, 3 * term} {
@@ -92,7 +92,7 @@ func TestLeaseIsHeldByOneAtATime(t *testing.T) {
 						l.byReading = byReading
 						for time.Now().Before(end) {
 							ctx, cancel := context.WithTimeout(t.Context(), term/3)
-							_ = l.step(ctx) // what failed counts as nothing done
+							_ = l.step(ctx) // a failed step does nothing
 							cancel()
 							mu.Lock()
 							if l.held() {
@@ -108,14 +108,14 @@ func TestLeaseIsHeldByOneAtATime(t *testing.T) {
 							}
 							mu.Unlock()
 							switch random.IntN(100) {
-							case 0: // what it was held for is over first
+							case 0: // what the lease protected ends first
 								mu.Lock()
 								until[i] = time.Time{}
 								mu.Unlock()
 								ctx, cancel := context.WithTimeout(t.Context(), term/3)
 								_ = l.release(ctx)
 								cancel()
-							case 1: // a crash, and another in its place
+							case 1: // a crash; a new member takes its place
 								mu.Lock()
 								if !l.heldUntil.IsZero() {
 									until[i] = time.Time{}
@@ -141,8 +141,9 @@ func TestLeaseIsHeldByOneAtATime(t *testing.T) {
 	}
 }
 
-// TestMemberLeasesAreWrittenForOthers has a member write its lease once while it is
-// alone, and be seen to be alive as soon as there is another member.
+// TestMemberLeasesAreWrittenForOthers checks that a member sets its lease once
+// while it is alone, and is seen to be alive as soon as there is another
+// member.
 func TestMemberLeasesAreWrittenForOthers(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const term, members = 6 * time.Second, 4

@@ -20,14 +20,14 @@ import (
 // quick is long enough for a loaded machine to renew in time.
 const quick = time.Second
 
-// crew is the group's members and what they have handled.
+// crew is the members of a group and what they have handled.
 type crew struct {
 	t    *testing.T
 	log  *cantustest.Log
 	opts group.Options
 
 	mu      sync.Mutex
-	inside  map[int]int // handlers that run, by partition
+	inside  map[int]int // running handlers, by partition
 	handled map[int][]uint64
 	held    map[string][]int
 	changed chan struct{} // closed at the next change
@@ -52,7 +52,7 @@ func (c *crew) change(do func()) {
 	c.changed = make(chan struct{})
 }
 
-// until waits for something to be so.
+// until waits until so returns true.
 func (c *crew) until(what string, so func() bool) {
 	c.t.Helper()
 	ctx := soon(c.t)
@@ -73,7 +73,7 @@ func (c *crew) until(what string, so func() bool) {
 	}
 }
 
-// handle notes each call, and that no other runs for the partition.
+// handle records a call, and checks that no other runs for the partition.
 func (c *crew) handle(_ context.Context, tx *client.Transaction) error {
 	c.change(func() {
 		if c.inside[tx.Partition]++; c.inside[tx.Partition] > 1 {
@@ -87,7 +87,7 @@ func (c *crew) handle(_ context.Context, tx *client.Transaction) error {
 	return nil
 }
 
-// join adds a member, with a connection of its own. leave has it leave, crash
+// join adds a member with a connection of its own. leave makes it leave, crash
 // closes its connection.
 func (c *crew) join(name string, handle client.Handler) (leave func() error, crash func()) {
 	c.t.Helper()
@@ -145,8 +145,8 @@ func (c *crew) shared(each map[string]int) {
 	})
 }
 
-// handledAll waits until all n of a partition were handled, and checks that
-// each run of them is in order and without a gap.
+// handledAll waits until all n transactions of a partition were handled, and
+// checks that each member handled a sequence in order and without a gap.
 func (c *crew) handledAll(partition, n int) {
 	c.t.Helper()
 	c.until(fmt.Sprint("all of partition ", partition), func() bool {
@@ -214,7 +214,7 @@ func TestMembersShareAndTakeOver(t *testing.T) {
 	}
 }
 
-// A clean leave sets the position to what was handled: nothing is handled
+// A member that leaves sets the position to what it handled: nothing is handled
 // twice.
 func TestLeavingLosesNothing(t *testing.T) {
 	t.Parallel()
@@ -235,8 +235,8 @@ func TestLeavingLosesNothing(t *testing.T) {
 	}
 }
 
-// The position is moved by somebody else: the member does not move it back,
-// and goes on from there.
+// If somebody else moves the position, the member does not move it back, and
+// continues from there.
 func TestMovedPositionIsNotOverwritten(t *testing.T) {
 	t.Parallel()
 	c := newCrew(t, 1, group.Options{})
@@ -264,14 +264,14 @@ func TestMovedPositionIsNotOverwritten(t *testing.T) {
 	}
 }
 
-// What stops one partition does not stop another, and shows when leaving.
+// An error that stops one partition does not stop another. Join returns it.
 func TestPoisonStopsItsPartitionOnly(t *testing.T) {
 	t.Parallel()
 	c := newCrew(t, 2, group.Options{})
 	poison := errors.New("poison")
 	c.fill(0, 10)
 	c.fill(1, 10)
-	met := make(chan struct{}, 100) // again after a lease that ran out
+	met := make(chan struct{}, 100) // a lease may expire, and the transaction is handled again
 	leave, _ := c.join("a", func(ctx context.Context, tx *client.Transaction) error {
 		if tx.Partition == 0 && tx.Txid == 4 {
 			met <- struct{}{}
@@ -292,7 +292,7 @@ func TestPoisonStopsItsPartitionOnly(t *testing.T) {
 	}
 }
 
-// A group begins on a log without any transaction.
+// A group starts on a log without a transaction.
 func TestEmptyPartitionsAreTakenUpWhenTheyGrow(t *testing.T) {
 	t.Parallel()
 	c := newCrew(t, 3, group.Options{})
@@ -305,8 +305,8 @@ func TestEmptyPartitionsAreTakenUpWhenTheyGrow(t *testing.T) {
 	c.handledAll(1, 5)
 }
 
-// Requests and answers about cursors are lost at random while members come
-// and go. What handle checks is that no two run at a time.
+// Requests and answers about cursors are lost at random while members come and
+// go. handle checks that no two handlers run at a time.
 func TestNoTwoHandleAPartitionAtATime(t *testing.T) {
 	t.Parallel()
 	testkit.NotShort(t, "members wait for leases to end")
@@ -324,7 +324,7 @@ func TestNoTwoHandleAPartitionAtATime(t *testing.T) {
 		}
 		return cantustest.Fault{}
 	})
-	const rounds = 2 // hours of it are simulated for the lease alone
+	const rounds = 2 // TestLeaseIsHeldByOneAtATime simulates hours of it
 	var leavers []func() error
 	for i := range rounds {
 		leave, crash := c.join(fmt.Sprint("m", 2*i), c.handle)
@@ -359,8 +359,9 @@ func TestOptionsAreChecked(t *testing.T) {
 	}
 }
 
-// TestIdlePartitionsAreNotWritten has two members hold partitions for several lease times
-// without a write to them: only the members' own leases are renewed.
+// TestIdlePartitionsAreNotWritten has two members hold partitions for several
+// lease times without a write to them: only the members' own leases are
+// renewed.
 func TestIdlePartitionsAreNotWritten(t *testing.T) {
 	t.Parallel()
 	testkit.NotShort(t, "members wait for leases to end")

@@ -24,7 +24,7 @@ const patience = testkit.Patience
 // atEnd is called when all tests are over.
 var atEnd = func() error { return nil }
 
-// tests runs all of them, and what comes after.
+// tests runs all tests, and then atEnd.
 type tests struct{ m *testing.M }
 
 func (t tests) Run() int {
@@ -43,16 +43,16 @@ func TestMain(m *testing.M) {
 // soon returns a context that ends a test that would hang.
 var soon = testkit.Soon
 
-// database is an empty database of some make.
+// database is an empty database.
 type database struct {
 	dialect sqlview.Dialect
 	driver  string
 	dsn     string
-	// copy gives the connection string of a copy of it.
+	// copy returns the connection string of a copy of it.
 	copy func(t *testing.T) string
 }
 
-// databases makes one of each make that this build tests.
+// databases has a constructor for each kind of database that this build tests.
 var databases = map[string]func(t *testing.T) database{"sqlite": newSQLite}
 
 func newSQLite(t *testing.T) database {
@@ -71,14 +71,14 @@ func newSQLite(t *testing.T) database {
 	return d
 }
 
-// onEach runs a test on each make of database.
+// onEach runs a test on each kind of database.
 func onEach(t *testing.T, test func(t *testing.T, d database)) {
 	for name, make := range databases {
 		t.Run(name, func(t *testing.T) { test(t, make(t)) })
 	}
 }
 
-// open returns connections of their own, as another process would have them.
+// open returns separate connections, as another process would have them.
 func (d database) open(t testing.TB) *sql.DB {
 	t.Helper()
 	db, err := sql.Open(d.driver, d.dsn)
@@ -89,11 +89,12 @@ func (d database) open(t testing.TB) *sql.DB {
 	return db
 }
 
-// at is the database behind another connection string.
+// at returns the database at another connection string.
 func (d database) at(dsn string) database { d.dsn = dsn; return d }
 
-// The tests' view keeps the payloads in the order of being applied: applied
-// twice, left out or out of order shows. Its statement is the same in all dialects.
+// The view of these tests stores the payloads in the order in which they are
+// applied, so that it shows if any is applied twice, left out or out of order.
+// Its statement is the same in all dialects.
 const journal = `CREATE TABLE IF NOT EXISTS journal (partition BIGINT, txid BIGINT, payload TEXT)`
 
 func insert(ctx context.Context, db *sql.Tx, tx *client.Transaction) error {
@@ -104,7 +105,7 @@ func insert(ctx context.Context, db *sql.Tx, tx *client.Transaction) error {
 
 var errPoison = errors.New("poison")
 
-// picky is insert, but for payloads that begin with "poison".
+// picky is insert, except that it fails for payloads that begin with "poison".
 func picky(ctx context.Context, db *sql.Tx, tx *client.Transaction) error {
 	if err := insert(ctx, db, tx); err != nil {
 		return err
@@ -122,7 +123,7 @@ func prepare(t testing.TB, db *sql.DB) {
 	}
 }
 
-// openView opens a view with connections and a client of its own, and does not
+// openView opens a view with connections and a client of its own. It does not
 // run it.
 func openView(t testing.TB, l *cantustest.Log, d database, apply sqlview.Apply, opts sqlview.Options) (*sqlview.View, *sql.DB) {
 	t.Helper()
@@ -141,14 +142,14 @@ func run(t testing.TB, v *sqlview.View) (stop func()) {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		_ = v.Run(ctx) // tests that expect an error look at Progress
+		_ = v.Run(ctx) // tests that expect an error use Progress
 	}()
 	stop = func() {
 		cancel()
 		<-done
 	}
 	t.Cleanup(stop)
-	for p := range 2 { // as long as it shows the end of an earlier run
+	for p := range 2 { // while Progress has the end of an earlier run
 		testkit.Until(t, "it runs again", func() bool { return !errors.Is(v.Progress(p).Err, context.Canceled) })
 	}
 	return stop
@@ -179,8 +180,8 @@ func fill(t testing.TB, l *cantustest.Log, partition, n int) {
 	}
 }
 
-// checkJournal checks that the database holds just what the log does, but for
-// the txids left out.
+// checkJournal checks that the database contains exactly what the log contains,
+// except the txids left out.
 func checkJournal(t testing.TB, l *cantustest.Log, db *sql.DB, partition int, without ...uint64) {
 	t.Helper()
 	want, err := l.Transactions(soon(t), partition)

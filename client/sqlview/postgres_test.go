@@ -31,14 +31,14 @@ func init() {
 	atEnd = func() error {
 		s, err := server()
 		if err != nil {
-			return nil // a test has said so
+			return nil // a test has reported it
 		}
 		return s.Close()
 	}
 }
 
-// The server is killed while a view catches up: nobody is asked about it, and
-// each transaction is applied once.
+// The server is killed while a view catches up: OnError is not called, and each
+// transaction is applied once.
 func TestServerThatFallsIsWaitedFor(t *testing.T) {
 	s := postgres.Start(t)
 	d := database{dialect: sqlview.PostgreSQL, driver: "pgx", dsn: s.Database(t)}

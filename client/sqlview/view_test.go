@@ -27,7 +27,7 @@ func TestViewHoldsWhatTheLogHolds(t *testing.T) {
 		wait(t, v, 0, 700)
 		wait(t, v, 1, 50)
 		stop()
-		fill(t, l, 0, 10) // while nobody runs
+		fill(t, l, 0, 10) // while no view runs
 		stop = run(t, v)
 		wait(t, v, 0, 710)
 		stop()
@@ -67,7 +67,7 @@ func TestInstancesShareADatabase(t *testing.T) {
 				fill(t, l, p, count)
 			}
 			wg.Wait()
-			for i := range instances - 1 { // one is stopped wherever it is
+			for i := range instances - 1 { // at any point
 				for p := range 2 {
 					wait(t, views[i], p, uint64((round+1)*count))
 				}
@@ -83,7 +83,7 @@ func TestInstancesShareADatabase(t *testing.T) {
 }
 
 // Commits fail at random: before anything is done, after it is done, and in
-// between, as when a connection breaks.
+// between, as they do when a connection breaks.
 func TestFailedTransactionsAreAppliedOnce(t *testing.T) {
 	onEach(t, func(t *testing.T, d database) {
 		l := cantustest.New(t, cantustest.Options{})
@@ -97,7 +97,7 @@ func TestFailedTransactionsAreAppliedOnce(t *testing.T) {
 			calls++
 			switch {
 			case calls%13 == 0:
-				return in.Commit() // applied in part, and the mark moved: Apply's fault
+				return in.Commit() // applied in part, with the mark moved: a mistake of Apply
 			case calls%7 == 0:
 				return in.Rollback()
 			case calls%5 == 0:
@@ -114,7 +114,7 @@ func TestFailedTransactionsAreAppliedOnce(t *testing.T) {
 	})
 }
 
-// coded are errors as drivers give them.
+// stateError and codeError are errors of the form that drivers return.
 type stateError string
 
 func (e stateError) Error() string    { return "SQLSTATE " + string(e) }
@@ -125,9 +125,9 @@ type codeError int
 func (e codeError) Error() string { return fmt.Sprint("code ", int(e)) }
 func (e codeError) Code() int     { return int(e) }
 
-// What comes of the database's state, and not of the transaction, is tried
-// again without a question.
-func TestDatabasesTroubleIsNoQuestion(t *testing.T) {
+// Errors due to the state of the database, and not to the transaction, are
+// retried without a call of OnError.
+func TestDatabaseErrorsAreRetried(t *testing.T) {
 	l := cantustest.New(t, cantustest.Options{})
 	fill(t, l, 0, 10)
 	trouble := []error{
@@ -156,8 +156,8 @@ func TestDatabasesTroubleIsNoQuestion(t *testing.T) {
 	checkJournal(t, l, db, 0)
 }
 
-// These are the transaction's own, by the database's word.
-func TestConstraintsAreAQuestion(t *testing.T) {
+// The database reports that these errors are due to the transaction.
+func TestConstraintErrorsAreDecidedByOnError(t *testing.T) {
 	onEach(t, func(t *testing.T, d database) {
 		l := cantustest.New(t, cantustest.Options{})
 		fill(t, l, 0, 10)
@@ -197,7 +197,7 @@ func TestPoisonStopsOnlyItsPartition(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		v, db := openView(t, l, d, picky, sqlview.Options{}) // no OnError stops, as in package client
+		v, db := openView(t, l, d, picky, sqlview.Options{}) // without OnError it stops, as in package client
 		run(t, v)
 		fill(t, l, 1, 100)
 		wait(t, v, 1, 100)
@@ -284,7 +284,7 @@ func TestViewIsRebuilt(t *testing.T) {
 		wait(t, v, 0, half)
 		snapshot := d.at(d.copy(t)) // while it runs
 
-		// A copy of the database goes on by itself.
+		// A copy of the database continues by itself.
 		fill(t, l, 0, half)
 		wait(t, v, 0, 2*half)
 		restored, copied := openView(t, l, snapshot, insert, sqlview.Options{})
@@ -295,7 +295,8 @@ func TestViewIsRebuilt(t *testing.T) {
 		wait(t, restored, 0, 2*half)
 		checkJournal(t, l, copied, 0)
 
-		// From the log's start, while an instance runs, and by another that does not.
+		// From the log's start, while one instance runs, and by another that
+		// does not run.
 		other, _ := openView(t, l, d, insert, sqlview.Options{})
 		var emptied int64 // rows
 		empty := func(ctx context.Context, in *sql.Tx) error {
@@ -308,7 +309,7 @@ func TestViewIsRebuilt(t *testing.T) {
 		if err := other.Reset(soon(t), nil, empty); err != nil {
 			t.Fatal(err)
 		}
-		if emptied != 2*half { // the other one may have begun anew by now
+		if emptied != 2*half { // the other instance may have started to apply again by now
 			t.Fatalf("%d rows deleted, want %d", emptied, 2*half)
 		}
 		run(t, other)
@@ -316,7 +317,7 @@ func TestViewIsRebuilt(t *testing.T) {
 		checkJournal(t, l, db, 0)
 		stop()
 
-		// By the instance itself, to a state in the middle, without anything
+		// By the instance itself, to a position in the middle, without anything
 		// new in the log.
 		run(t, v)
 		err := v.Reset(soon(t), map[int]uint64{0: half}, func(ctx context.Context, in *sql.Tx) error {
@@ -329,7 +330,7 @@ func TestViewIsRebuilt(t *testing.T) {
 		wait(t, v, 0, 2*half)
 		checkJournal(t, l, db, 0)
 
-		// What load refuses has not happened.
+		// If load fails, nothing has changed.
 		broken := errors.New("broken")
 		err = v.Reset(soon(t), nil, func(ctx context.Context, in *sql.Tx) error { return errors.Join(empty(ctx, in), broken) })
 		if !errors.Is(err, broken) {
@@ -339,8 +340,8 @@ func TestViewIsRebuilt(t *testing.T) {
 	})
 }
 
-// One instance alone runs, and the reset comes from another process: it
-// notices though the log does not grow.
+// One instance runs, and another process resets the view. The instance notices
+// although the log does not grow.
 func TestResetByOthersIsNoticed(t *testing.T) {
 	onEach(t, func(t *testing.T, d database) {
 		l := cantustest.New(t, cantustest.Options{})
@@ -389,7 +390,7 @@ func TestFilteredViewIsNotTakenForReset(t *testing.T) {
 		}
 	}
 	wait(t, v, 0, 60)
-	for range 5 { // times that the marks were looked at
+	for range 5 { // reads of the marks
 		before := l.Seen(cantustest.Read)
 		if _, err := c.Append(soon(t), &client.Tx{Kind: "noise"}); err != nil {
 			t.Fatal(err)

@@ -16,10 +16,10 @@ import (
 	"github.com/cantuslog/cantus/internal/testkit"
 )
 
-// tests runs all, and what comes after.
+// tests runs all tests, and then atEnd.
 type tests struct{ m *testing.M }
 
-// atEnd are called when all tests are over.
+// atEnd are called after all tests.
 var atEnd []func() error
 
 func (t tests) Run() int {
@@ -40,7 +40,7 @@ func TestMain(m *testing.M) {
 // soon returns a context that ends a test that would hang.
 var soon = testkit.Soon
 
-// do runs commands as from a command line.
+// do runs a command line.
 func do(t *testing.T, l *cantustest.Log, db string, command string) (string, error) {
 	t.Helper()
 	var out bytes.Buffer
@@ -81,14 +81,14 @@ func TestCommands(t *testing.T) {
 		}
 	}
 	const want = "account      balance\nalice              0 closed\nbob              100 ████████████████████████████████████████\nall              100 at txid 6, 0 behind\n"
-	for _, file := range []string{db, filepath.Join(t.TempDir(), "new.db")} { // the second is built anew
+	for _, file := range []string{db, filepath.Join(t.TempDir(), "new.db")} { // the second one is rebuilt
 		if out, err := do(t, l, file, "show"); err != nil || out != want {
 			t.Errorf("show: %v\n%s\nwant\n%s", err, out, want)
 		}
 	}
 }
 
-// A screen is what watch draws on.
+// screen is what watch prints on.
 type screen struct {
 	mu     sync.Mutex
 	drawn  string
@@ -136,7 +136,7 @@ func TestWatchDrawsWhatOthersDo(t *testing.T) {
 	}
 }
 
-// The bank does not mind what else is in its partition.
+// The bank ignores other transactions in its partition.
 func TestOthersShareThePartition(t *testing.T) {
 	l := cantustest.New(t, cantustest.Options{})
 	db := filepath.Join(t.TempDir(), "bank.db")
@@ -161,7 +161,8 @@ func TestOthersShareThePartition(t *testing.T) {
 	}
 }
 
-// What is the bank's and cannot be applied ends every command, and is named.
+// A transaction of the bank that cannot be applied fails every command, with an
+// error that names it.
 func TestACommandEndsAtWhatCannotBeApplied(t *testing.T) {
 	l := cantustest.New(t, cantustest.Options{})
 	if _, err := l.NewClient(t, client.Options{}).Append(soon(t), &client.Tx{Payload: []byte("?"), Kind: kindOpen}); err != nil {
@@ -175,7 +176,7 @@ func TestACommandEndsAtWhatCannotBeApplied(t *testing.T) {
 	}
 }
 
-// Many at a time on one instance, and the books are right.
+// Many concurrent transfers on one instance leave the books correct.
 func TestLoadKeepsTheBooks(t *testing.T) {
 	l := cantustest.New(t, cantustest.Options{})
 	db := filepath.Join(t.TempDir(), "bank.db")

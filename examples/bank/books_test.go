@@ -8,9 +8,9 @@ import (
 	"github.com/cantuslog/cantus/client"
 )
 
-// checkBooks is the oracle: it keeps the books by the log alone, finds no
-// balance negative at any time and the sum constant, each request of the loads
-// done once; and then holds the database against them, row by row.
+// checkBooks is the oracle: it computes the accounts from the log alone, checks
+// that no balance is ever negative, that the sum is constant and that each
+// request of the loads is executed once, and compares the database row by row.
 func checkBooks(t *testing.T, txs []*client.Transaction, where string, accounts int, each int64, loads map[string]int) {
 	t.Helper()
 	balances, requests := map[string]int64{}, map[string]uint64{}

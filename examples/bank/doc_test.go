@@ -10,7 +10,7 @@ import (
 )
 
 // TestTheDocumentsCommandsRunInOrder runs the command lines of the package's
-// documentation from top to bottom, but for those that go on for long.
+// documentation in order, except those that take long.
 func TestTheDocumentsCommandsRunInOrder(t *testing.T) {
 	text, err := os.ReadFile("doc.go")
 	if err != nil {

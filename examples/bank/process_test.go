@@ -14,7 +14,7 @@ import (
 	"testing"
 )
 
-// programs are built once: the bank and the node.
+// programs builds the bank and the node once.
 var programs = sync.OnceValues(func() (dir string, err error) {
 	if dir, err = os.MkdirTemp("", "bank-"); err != nil {
 		return "", err
@@ -28,16 +28,16 @@ var programs = sync.OnceValues(func() (dir string, err error) {
 	return dir, nil
 })
 
-// process is a program that is started again whenever it is killed.
+// process is a program that is started again after it is killed.
 type process struct {
 	t    *testing.T
 	args []string
-	// ready has start wait for a line on standard output.
+	// ready makes start wait for a line on standard output.
 	ready bool
 
 	mu    sync.Mutex
 	cmd   *exec.Cmd
-	ended chan error // of the present one
+	ended chan error // of the current process
 }
 
 func (p *process) start() error {
@@ -79,7 +79,7 @@ func (p *process) start() error {
 	}
 }
 
-// kill ends it as kill -9 does, and reports whether it had ended well before.
+// kill kills the process, and reports whether it had ended successfully before.
 func (p *process) kill() (done bool, err error) {
 	p.mu.Lock()
 	cmd, ended := p.cmd, p.ended
@@ -87,7 +87,7 @@ func (p *process) kill() (done bool, err error) {
 	if cmd == nil {
 		return false, nil
 	}
-	_ = cmd.Process.Kill() // it may have ended
+	_ = cmd.Process.Kill() // it may have ended already
 	err = <-ended
 	ended <- err
 	var exit *exec.ExitError
@@ -97,7 +97,7 @@ func (p *process) kill() (done bool, err error) {
 	return err == nil, err
 }
 
-// wait returns when it has ended by itself.
+// wait waits until the process ends by itself.
 func (p *process) wait(ctx context.Context) error {
 	p.mu.Lock()
 	ended := p.ended

@@ -17,19 +17,19 @@ import (
 	"github.com/cantuslog/cantus/internal/testkit"
 )
 
-// database is what the instances share, and the test may end and start again.
+// database is shared by the instances. The test may stop and restart it.
 type database struct {
 	where   string
 	restart func(ctx context.Context) error // nil: it is a file
 }
 
-// databases makes one of each make that this build tests.
+// databases has a constructor for each kind of database that this build tests.
 var databases = map[string]func(t *testing.T) database{
 	"sqlite": func(t *testing.T) database { return database{where: filepath.Join(t.TempDir(), "bank.db")} },
 }
 
-// TestBooksAreRightThroughKills has two instances on one database move money
-// at random, and kills them, the node and the database server again and again.
+// TestBooksAreRightThroughKills has two instances on one database make random
+// transfers, and repeatedly kills them, the node and the database server.
 func TestBooksAreRightThroughKills(t *testing.T) {
 	for name, make := range databases {
 		t.Run(name, func(t *testing.T) { killed(t, make(t)) })
@@ -78,8 +78,9 @@ func killed(t *testing.T, db database) {
 			t.Fatal(err)
 		}
 	}
-	// Kills follow what is in the log, not the clock: each falls somewhere in a
-	// stretch of its own, and a fifth of the transfers is left after the last.
+	// Kills depend on the length of the log, not on the clock: each happens
+	// within a stretch of its own, and a fifth of the transfers follows the
+	// last one.
 	stretch := float64(2*transfers) * 0.8 / float64(kills)
 	next, i := stretch*rand.Float64(), 0
 	for tx, err := range connect(t, address).All(ctx, partition, 0, client.FollowOptions{}) {
@@ -107,7 +108,7 @@ func killed(t *testing.T, db database) {
 	checkBooks(t, readLog(t, address), db.where, 50, 100, map[string]int{"a": transfers, "b": transfers})
 }
 
-// readLog returns all that is in the log.
+// readLog returns everything in the log.
 func readLog(t *testing.T, address string) (all []*client.Transaction) {
 	t.Helper()
 	c := connect(t, address)
@@ -126,7 +127,7 @@ func readLog(t *testing.T, address string) (all []*client.Transaction) {
 	return all
 }
 
-// connect returns a client that outlives the node's restarts.
+// connect returns a client that survives restarts of the node.
 func connect(t *testing.T, address string) *client.Client {
 	t.Helper()
 	nc, err := nats.Connect("nats://"+address, nats.MaxReconnects(-1), nats.ReconnectWait(50*time.Millisecond))

@@ -16,7 +16,7 @@ func TestMain(m *testing.M) {
 	testkit.Main(m)
 }
 
-// paper stops what writes on it when it holds what is wanted.
+// paper is a writer that fails once it contains what is wanted.
 type paper struct {
 	strings.Builder
 	want string

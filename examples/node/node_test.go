@@ -57,7 +57,7 @@ func TestFollowPrintsAll(t *testing.T) {
 	l := cantustest.New(t, cantustest.Options{})
 	c := l.NewClient(t, client.Options{})
 	want, first := "", ""
-	for i := range 300 { // more than one read gives
+	for i := range 300 { // more than one read returns
 		if _, err := c.Append(t.Context(), &client.Tx{Payload: fmt.Append(nil, i), Kind: "n"}); err != nil {
 			t.Fatal(err)
 		}

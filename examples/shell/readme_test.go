@@ -12,7 +12,7 @@ import (
 	"github.com/cantuslog/cantus/cantustest"
 )
 
-// request is a line of the document: what is sent, and what is to be answered.
+// request is a line of the document, with the expected answers.
 type request struct {
 	line    string
 	msg     *nats.Msg
@@ -20,8 +20,7 @@ type request struct {
 	answers []string
 }
 
-// words takes a command line apart as a shell does, as far as the document
-// needs it.
+// words splits a command line as a shell does, as far as the document needs it.
 func words(line string) (all []string) {
 	for _, w := range regexp.MustCompile(`'[^']*'|\S+`).FindAllString(line, -1) {
 		all = append(all, strings.Trim(w, "'"))
@@ -109,7 +108,7 @@ func TestTheDocumentsRequestsAreAnsweredSo(t *testing.T) {
 			}
 			pattern := "^" + strings.ReplaceAll(regexp.QuoteMeta(want), "…", ".*") + "$"
 			if len(m.Data) == 0 {
-				m.Data = []byte("nil body") // what the command shows
+				m.Data = []byte("nil body") // what the command prints
 			}
 			if !regexp.MustCompile(pattern).Match(m.Data) {
 				t.Errorf("%s\nis answered\n%s\nand not\n%s", r.line, m.Data, want)
