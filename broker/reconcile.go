@@ -33,10 +33,19 @@ func handOvers(version uint64) func(version uint64) bool {
 	}
 }
 
+// members are what a group's leader reads and changes of its group.
+type members interface {
+	Status() raftstore.Status
+	AddReplica(ctx context.Context, name string) error
+	Promote(ctx context.Context, name string) error
+	Demote(ctx context.Context, name string) error
+	Remove(ctx context.Context, name string) error
+}
+
 // wantedGroup is what the members of a Raft group are to be, and what brings
 // it about: its leader compares, again and again, and takes one step at a time.
 type wantedGroup struct {
-	group  *raftstore.Group
+	group  members
 	self   string
 	voters map[string]bool // who is to be a member, and whether with a vote
 	// transfer hands leadership over, or begins to.
