@@ -109,22 +109,31 @@ package client
 //	transaction.go  decodes transactions
 //	position.go     what the handler has applied; Wait waits for it
 //
-// Everything else, cursors included, is a request with one answer: request.go
-// has the loop of attempts, nopartition.go finds out that a partition does not
-// exist.
+// Everything else is a request with one answer:
+//
+//	request.go      the loop of attempts
+//	info.go         partitions, high-water marks
+//	get.go          single transactions
+//	cursor.go       cursors
+//	nopartition.go  finds out that a partition does not exist
+//
+// transactor.go runs functions as transactions, by means of Append and a View.
+// options.go and errors.go have what their names say.
 //
 // Goroutines, and what each may block on:
 //
-//   - watchConnection, one a client: on changes of the connection's status.
+//   - watchConnection, one a client: on changes of the connection's status. When
+//     the connection is back it requests reads, and may block on the connection.
 //   - sender.run, one for each partition appended to: on new transactions, its
 //     timer, and the connection while it publishes. It holds no lock then.
 //   - Follower.run, one for each followed partition: on the stream's queue, in
-//     the handler, and during back-offs.
-//   - stream.runTimers, one for each followed partition: on its timer, and in
-//     OnRejected.
+//     the handler, during back-offs, and on the connection while it requests a
+//     read.
+//   - stream.runTimers, one for each followed partition: on its timer, on the
+//     connection while it requests a read, and in OnRejected.
 //   - The callbacks of subscriptions, on goroutines of nats.go: onAnswer and
-//     onLeader of the client, onReadMessage and onFeedMessage of a stream. They
-//     block on locks only.
+//     onLeader of the client, which block on locks only, and onReadMessage and
+//     onFeedMessage of a stream, which may also request a read.
 //   - fetchFeedKey and fetchPartitions, while needed: on answers.
 //
 // Close waits for the client's own goroutines and for streams, and so for a

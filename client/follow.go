@@ -61,8 +61,8 @@ type FollowOptions struct {
 	HeadersOnly bool
 
 	// OnError decides about a transaction whose handler returned err, for the
-	// attempt-th time in a row. It is called on the goroutine of the handler. nil
-	// means DecideStop, here and in package sqlview.
+	// attempt-th time in a row. It is called on the goroutine of the handler.
+	// nil means DecideStop, here and in package sqlview.
 	OnError func(tx *Transaction, err error, attempt int) Decision
 	// MinBackoff and MaxBackoff bound the wait before a retry. Defaults 50 ms
 	// and 5 s.
@@ -293,7 +293,8 @@ func (f *Follower) runStream(ctx context.Context, p *followedPartition) error {
 	})
 }
 
-// withStream calls use with a new stream, whose timers it runs meanwhile.
+// withStream opens a stream, runs its timers, and calls use with it. It closes
+// the stream when use returns.
 func (c *Client) withStream(ctx context.Context, partition int, after uint64, opts FollowOptions, use func(context.Context, *stream) error) error {
 	s, err := newStream(c, partition, after, opts)
 	if err != nil {
@@ -441,7 +442,7 @@ func (f *Follower) Move(partition int, after uint64) error {
 
 // Progress describes how far a Follower is with a partition.
 type Progress struct {
-	// Applied is the last txid that was applied or filtered out.
+	// Applied is the last txid that was applied, skipped or filtered out.
 	Applied uint64
 	// HighWaterMark is the highest txid known.
 	HighWaterMark uint64

@@ -218,7 +218,7 @@ func (s *sender) suspect(a *attempt, now time.Time) {
 	}
 }
 
-// onNewLeader handles the news of a new leader: attempts in flight may never be
+// onNewLeader handles an advisory of a new leader: attempts in flight may never be
 // answered, and batches that wait for a leader need not wait long.
 func (s *sender) onNewLeader(now time.Time) {
 	defer s.signal()

@@ -398,7 +398,7 @@ func (s *stream) onReconnected() {
 	s.startRead()
 }
 
-// onNewLeader handles the news of a new leader. The answer to a read, and the
+// onNewLeader handles an advisory of a new leader. The answer to a read, and the
 // last messages of the feed, may be lost; and a read that waits for a leader
 // need not wait long.
 func (s *stream) onNewLeader(now time.Time) {
@@ -409,8 +409,8 @@ func (s *stream) onNewLeader(now time.Time) {
 	signal(s.wake)
 }
 
-// checkAfterLeaderChange restarts the read, unless it was heard of after the
-// advisory.
+// checkAfterLeaderChange restarts the read, unless a message of it came after
+// the advisory.
 func (s *stream) checkAfterLeaderChange() {
 	s.leaderCheckAt = time.Time{}
 	if s.read != nil && s.read.lastHeard.Before(s.leaderChangedAt) {

@@ -38,6 +38,13 @@
 // only one of them can move the position. For more than that, store the txid
 // together with the effects, as package sqlview does.
 //
+// # Concurrency
+//
+// The handler is called concurrently for different partitions. [Join] runs the
+// member's rounds on the caller's goroutine, on which it also calls OnChange. Each
+// partition that the member handles has the goroutines of a [client.Follower], and
+// one that commits the position.
+//
 // # How it works
 //
 // A lease is a cursor of which only the time matters: every set gives it a new

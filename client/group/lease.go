@@ -27,13 +27,13 @@ type lease struct {
 
 	seen           client.Position // position when it was last read
 	unchangedSince time.Time       // since when seen is the same
-	ownTime        time.Time       // time of the own last set; zero: not claimed
+	ownTime        time.Time       // time of this member's last set; zero: not claimed
 	claimedAt      time.Time       // when the claim was answered
 	heldUntil      time.Time       // zero: not held
 }
 
-func newLease(k cursor, term time.Duration) *lease {
-	return &lease{cursor: k, duration: term, now: time.Now}
+func newLease(k cursor, duration time.Duration) *lease {
+	return &lease{cursor: k, duration: duration, now: time.Now}
 }
 
 // renewLimit returns how long a read and a renewal may take together to be
@@ -127,7 +127,7 @@ func (l *lease) renew(ctx context.Context, began time.Time) error {
 	}
 	if l.now().Sub(began) > l.renewLimit() {
 		if l.heldUntil.IsZero() {
-			l.claimedAt = l.now() // not held yet: the claim starts anew
+			l.claimedAt = l.now() // not held yet: the claim starts again
 		}
 		return errLate
 	}

@@ -35,7 +35,7 @@ type member struct {
 // for the transactions of the partitions assigned to the member, on one
 // goroutine per partition. It returns when no handler runs any more and the
 // partitions are free for others, with the error of ctx and those of partitions
-// that stopped. It returns at once with ErrOptions.
+// that stopped. If an option is invalid, it returns ErrOptions at once.
 func Join(ctx context.Context, c *client.Client, name string, handle client.Handler, opts Options) error {
 	opts, err := opts.withDefaults(name)
 	if err != nil {
@@ -151,8 +151,8 @@ func (m *member) setCoordPartition(ctx context.Context, partition int) (err erro
 	return nil
 }
 
-// renewMembership reads all members' leases and renews the own one, or claims a
-// free one. A member that is alone need not be seen to be alive: it starts to
+// renewMembership reads all members' leases and renews that of this member, or
+// claims a free one. A member that is alone need not be seen to be alive: it starts to
 // renew its lease when it sees another member, which has then watched the lease
 // for less than its duration.
 func (m *member) renewMembership(ctx context.Context) error {
@@ -226,7 +226,8 @@ func (m *member) assignment() (mine []int) {
 }
 
 // reconcile starts or stops the partition's worker: it runs if and only if the
-// partition is wanted and its lease is held.
+// partition is wanted and its lease is held. A worker that failed is not started
+// again while that is so.
 func (m *member) reconcile(ctx context.Context, partition int, wanted bool) error {
 	l, w := m.leases[partition], m.workers[partition]
 	if w != nil {

@@ -12,7 +12,7 @@ import (
 )
 
 // A row of cantus_marks says how far a partition is in the database; stamp is
-// the time of that transaction, which tells apart different logs.
+// the time of that transaction, which distinguishes this log from others.
 var tables = []string{
 	`CREATE TABLE IF NOT EXISTS cantus_marks (
 		view TEXT NOT NULL, partition BIGINT NOT NULL, txid BIGINT NOT NULL, stamp TEXT NOT NULL,

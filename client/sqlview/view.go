@@ -61,7 +61,7 @@ type part struct {
 const openAttempts = 10
 
 // Open creates the tables cantus_marks and cantus_parked and a row for each
-// partition, where they are missing. Run then continues from the marks there.
+// partition, unless they exist. Run then continues from the marks there.
 // The caller keeps ownership of db. Errors: [ErrOptions], [ErrOtherLog],
 // [client.ErrAhead].
 func Open(ctx context.Context, c *client.Client, db *sql.DB, dialect Dialect, apply Apply, opts Options) (*View, error) {
