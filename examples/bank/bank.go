@@ -39,15 +39,15 @@ type bank struct {
 	running sync.WaitGroup
 }
 
-// openBank connects to the database at where, and starts to apply the log to
+// openBank connects to the database at location, and starts to apply the log to
 // it.
-func openBank(ctx context.Context, nc *nats.Conn, where string) (*bank, error) {
+func openBank(ctx context.Context, nc *nats.Conn, location string) (*bank, error) {
 	c, err := client.New(nc, client.Options{})
 	if err != nil {
 		return nil, err
 	}
 	b := &bank{client: c}
-	if b.store, err = openStore(ctx, where); err != nil {
+	if b.store, err = openStore(ctx, location); err != nil {
 		return nil, errors.Join(err, c.Close())
 	}
 	// Without OnError the view stops at a transaction that cannot be applied,

@@ -11,7 +11,7 @@ import (
 // checkBooks is the oracle: it computes the accounts from the log alone, checks
 // that no balance is ever negative, that the sum is constant and that each
 // request of the loads is executed once, and compares the database row by row.
-func checkBooks(t *testing.T, txs []*client.Transaction, where string, accounts int, each int64, loads map[string]int) {
+func checkBooks(t *testing.T, txs []*client.Transaction, location string, accounts int, each int64, loads map[string]int) {
 	t.Helper()
 	balances, requests := map[string]int64{}, map[string]uint64{}
 	for _, tx := range txs {
@@ -52,7 +52,7 @@ func checkBooks(t *testing.T, txs []*client.Transaction, where string, accounts 
 	if len(requests) != want {
 		t.Errorf("%d transfers, want %d", len(requests), want)
 	}
-	checkDatabase(t, where, balances, requests, int64(accounts)*each)
+	checkDatabase(t, location, balances, requests, int64(accounts)*each)
 }
 
 func decode(t *testing.T, tx *client.Transaction, e any) {
@@ -62,9 +62,9 @@ func decode(t *testing.T, tx *client.Transaction, e any) {
 	}
 }
 
-func checkDatabase(t *testing.T, where string, balances map[string]int64, requests map[string]uint64, total int64) {
+func checkDatabase(t *testing.T, location string, balances map[string]int64, requests map[string]uint64, total int64) {
 	t.Helper()
-	s, err := openStore(soon(t), where)
+	s, err := openStore(soon(t), location)
 	if err != nil {
 		t.Fatal(err)
 	}

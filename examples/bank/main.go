@@ -44,7 +44,7 @@ func run(ctx context.Context, args []string, w io.Writer) error {
 	flags := flag.NewFlagSet("bank", flag.ContinueOnError)
 	flags.SetOutput(io.Discard)
 	url := flags.String("nats", "nats://127.0.0.1:4222", "URL of the log")
-	where := flags.String("db", "bank.db", "a SQLite file, or a PostgreSQL URL")
+	location := flags.String("db", "bank.db", "a SQLite file, or a PostgreSQL URL")
 	if err := flags.Parse(args); err != nil || flags.NArg() == 0 {
 		return errUsage
 	}
@@ -56,7 +56,7 @@ func run(ctx context.Context, args []string, w io.Writer) error {
 	if !nc.IsConnected() {
 		fmt.Fprintf(os.Stderr, "bank: no node at %s yet: waiting for one\n", *url)
 	}
-	b, err := openBank(ctx, nc, *where)
+	b, err := openBank(ctx, nc, *location)
 	if err != nil {
 		return err
 	}

@@ -12,7 +12,7 @@ import (
 func init() {
 	databases["postgresql"] = func(t *testing.T) database {
 		s := postgres.Start(t)
-		return database{where: s.Database(t), restart: func(ctx context.Context) error {
+		return database{location: s.Database(t), restart: func(ctx context.Context) error {
 			s.Kill()
 			return s.Start(ctx)
 		}}

@@ -19,13 +19,13 @@ import (
 
 // database is shared by the instances. The test may stop and restart it.
 type database struct {
-	where   string
-	restart func(ctx context.Context) error // nil: it is a file
+	location string
+	restart  func(ctx context.Context) error // nil: it is a file
 }
 
 // databases has a constructor for each kind of database that this build tests.
 var databases = map[string]func(t *testing.T) database{
-	"sqlite": func(t *testing.T) database { return database{where: filepath.Join(t.TempDir(), "bank.db")} },
+	"sqlite": func(t *testing.T) database { return database{location: filepath.Join(t.TempDir(), "bank.db")} },
 }
 
 // TestBooksAreRightThroughKills has two instances on one database make random
@@ -43,7 +43,7 @@ func killed(t *testing.T, db database) {
 	address := ports.Free(t)
 	node := &process{t: t, ready: true, args: []string{"cantus", "serve", "--data", t.TempDir(), "--partitions", "1", "--listen", address, "--http", "127.0.0.1:0"}}
 	instance := func(name string) *process {
-		return &process{t: t, args: []string{"bank", "--nats", "nats://" + address, "--db", db.where,
+		return &process{t: t, args: []string{"bank", "--nats", "nats://" + address, "--db", db.location,
 			"load", "--name", name, "--transfers", fmt.Sprint(transfers), "--accounts", "50", "--workers", "4"}}
 	}
 	all := []*process{node, instance("a"), instance("b")}
@@ -105,7 +105,7 @@ func killed(t *testing.T, db database) {
 	if fallen < kills/2 {
 		t.Errorf("%d of %d kills met nothing: too few transfers for them", kills-fallen, kills)
 	}
-	checkBooks(t, readLog(t, address), db.where, 50, 100, map[string]int{"a": transfers, "b": transfers})
+	checkBooks(t, readLog(t, address), db.location, 50, 100, map[string]int{"a": transfers, "b": transfers})
 }
 
 // readLog returns everything in the log.

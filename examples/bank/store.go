@@ -34,19 +34,19 @@ type store struct {
 	dialect sqlview.Dialect
 }
 
-// openStore opens PostgreSQL if where is its URL, and a SQLite file otherwise.
-func openStore(ctx context.Context, where string) (*store, error) {
+// openStore opens PostgreSQL if location is its URL, and a SQLite file otherwise.
+func openStore(ctx context.Context, location string) (*store, error) {
 	s := &store{dialect: sqlview.SQLite}
-	driver, dsn := "sqlite", "file:"+where+"?_pragma=busy_timeout(10000)&_pragma=journal_mode(wal)&_pragma=synchronous(normal)"
-	if strings.HasPrefix(where, "postgres://") || strings.HasPrefix(where, "host=") {
-		s.dialect, driver, dsn = sqlview.PostgreSQL, "pgx", where
+	driver, dsn := "sqlite", "file:"+location+"?_pragma=busy_timeout(10000)&_pragma=journal_mode(wal)&_pragma=synchronous(normal)"
+	if strings.HasPrefix(location, "postgres://") || strings.HasPrefix(location, "host=") {
+		s.dialect, driver, dsn = sqlview.PostgreSQL, "pgx", location
 	}
 	var err error
 	if s.db, err = sql.Open(driver, dsn); err != nil {
 		return nil, err
 	}
 	if err := s.create(ctx); err != nil {
-		return nil, errors.Join(fmt.Errorf("database %s: %w", where, err), s.db.Close())
+		return nil, errors.Join(fmt.Errorf("database %s: %w", location, err), s.db.Close())
 	}
 	return s, nil
 }
