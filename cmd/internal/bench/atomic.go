@@ -10,22 +10,22 @@ import (
 	"github.com/nats-io/nuid"
 )
 
-// Headers of an atomic batch publish: messages with one id are stored
-// together, or none of them, when the one that commits has come.
+// Headers of an atomic batch publish: all messages with one id are stored when the
+// message that commits arrives, or none of them.
 const (
 	batchID       = "Nats-Batch-Id"
 	batchSequence = "Nats-Batch-Sequence"
 	batchCommit   = "Nats-Batch-Commit"
 )
 
-// streamAtomic publishes atomic batches. With locks, a batch is one
-// transaction: a message with a condition for each key, of which the first
-// carries the payload and the others are empty, so that no more is stored than
-// has to be. Without, it is as many transactions as it has messages.
+// streamAtomic publishes atomic batches. With locks, a batch is one transaction: a
+// message with a condition for each key. The first has the payload and the others
+// are empty, so that no more is stored than necessary. Without locks, each message
+// is a transaction.
 //
-// The messages go out one behind the other and only the last one asks for an
-// answer. The protocol also knows an answer to the first, which costs a round
-// trip before the rest.
+// The messages are sent at once and only the last one asks for an answer. The
+// protocol also has an answer to the first, which would cost a round trip before
+// the others.
 type streamAtomic struct {
 	streams  *streams
 	messages int
@@ -46,7 +46,7 @@ func newStreamAtomic(st *streams, w *workload, conn int) *streamAtomic {
 	return a
 }
 
-func (a *streamAtomic) compose(s *slot) int {
+func (a *streamAtomic) compose(s *pending) int {
 	if s.keys == nil {
 		a.prepare(s)
 	}
@@ -76,8 +76,8 @@ func (a *streamAtomic) compose(s *slot) int {
 	return 1
 }
 
-// prepare makes a slot's messages.
-func (a *streamAtomic) prepare(s *slot) {
+// prepare makes a request's messages.
+func (a *streamAtomic) prepare(s *pending) {
 	s.keys = make([]int, a.messages)
 	s.ahead = make([]*nats.Msg, a.messages-1)
 	for i := range s.ahead {
@@ -93,15 +93,15 @@ func (a *streamAtomic) prepare(s *slot) {
 	s.msg.Header[batchCommit] = []string{"1"}
 }
 
-// message returns the i-th message of a slot's batch.
-func (a *streamAtomic) message(s *slot, i int) *nats.Msg {
+// message returns the i-th message of a request's batch.
+func (a *streamAtomic) message(s *pending, i int) *nats.Msg {
 	if i < len(s.ahead) {
 		return s.ahead[i]
 	}
 	return s.msg
 }
 
-func (a *streamAtomic) judge(s *slot, m *nats.Msg) outcome {
+func (a *streamAtomic) judge(s *pending, m *nats.Msg) outcome {
 	seq, ok := ackSequence(m.Data)
 	if !ok {
 		code, _ := scanUint(m.Data, []byte(`"err_code":`))
@@ -120,9 +120,9 @@ func (a *streamAtomic) judge(s *slot, m *nats.Msg) outcome {
 	return outcome{done: 1}
 }
 
-// newer reports whether more is known of any of a slot's keys than when its batch
-// was made.
-func (a *streamAtomic) newer(s *slot) bool {
+// newer reports whether a newer sequence is known of any of a request's keys than
+// when its batch was made.
+func (a *streamAtomic) newer(s *pending) bool {
 	for i, k := range s.keys {
 		if a.streams.newer(a.streams.of(s), k, a.message(s, i)) {
 			return true
@@ -147,7 +147,7 @@ func newStreamGet(st *streams, last []uint64, conn int) *streamGet {
 	return g
 }
 
-func (g *streamGet) compose(s *slot) int {
+func (g *streamGet) compose(s *pending) int {
 	st := s.index % len(g.subjects)
 	s.buf = append(s.buf[:0], `{"seq":`...)
 	s.buf = append(strconv.AppendUint(s.buf, 1+g.rng.Uint64N(g.last[st]), 10), '}')
@@ -155,12 +155,12 @@ func (g *streamGet) compose(s *slot) int {
 	return 1
 }
 
-func (g *streamGet) judge(s *slot, m *nats.Msg) outcome {
+func (g *streamGet) judge(s *pending, m *nats.Msg) outcome {
 	if first(m.Header, jetstream.SequenceHeader) != "" {
 		return outcome{done: 1}
 	}
 	if first(m.Header, "Status") == "404" {
-		return outcome{busy: true} // a replica that has not come so far
+		return outcome{busy: true} // the replica is behind
 	}
 	return outcome{err: fmt.Errorf("%w to %s: %s %s", ErrAnswer, s.msg.Subject, first(m.Header, "Status"), m.Data)}
 }

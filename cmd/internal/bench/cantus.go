@@ -12,11 +12,10 @@ import (
 	"github.com/cantuslog/cantus/subjects"
 )
 
-// cantusAppend appends transactions with write locks to Cantus. Its
-// high-water mark of a partition is the newest txid that it has read in an
-// answer on this connection, as with a writer that follows the feed: what
-// others have in flight on the same key is a conflict, which is rare where
-// the pool is large.
+// cantusAppend appends transactions with write locks to Cantus. Its high-water mark
+// of a partition is the newest txid in an answer on this connection, as of a writer
+// that follows the feed. Transactions of others in flight on the same key are
+// conflicts, which are rare if the pool is large.
 type cantusAppend struct {
 	subjects []string // by partition
 	marks    []uint64 // by partition
@@ -38,7 +37,7 @@ func newCantusAppend(w *workload, names subjects.Names, keys pool, marks []uint6
 	return a
 }
 
-func (a *cantusAppend) compose(s *slot) int {
+func (a *cantusAppend) compose(s *pending) int {
 	p := s.index % len(a.subjects)
 	m := s.msg
 	m.Subject = a.subjects[p]
@@ -67,7 +66,7 @@ func (a *cantusAppend) compose(s *slot) int {
 	return 1
 }
 
-func (a *cantusAppend) judge(s *slot, m *nats.Msg) outcome {
+func (a *cantusAppend) judge(s *pending, m *nats.Msg) outcome {
 	p := s.index % len(a.marks)
 	txid, ok := scanUint(m.Data, txidKey)
 	if len(m.Header) == 0 && ok {
@@ -76,8 +75,8 @@ func (a *cantusAppend) judge(s *slot, m *nats.Msg) outcome {
 	}
 	switch code := first(m.Header, subjects.HeaderErrorCode); code {
 	case "409":
-		// The refusal names the newest transaction that stood in the way; a
-		// writer that has applied up to it is not held up by it again.
+		// The refusal names the newest conflicting transaction: a writer that has
+		// applied it does not conflict with it again.
 		a.marks[p] = max(a.marks[p], txid)
 		return outcome{refused: true}
 	case "429", "503":
@@ -94,8 +93,8 @@ func answerError(subject string, m *nats.Msg) error {
 	return fmt.Errorf("%w to %s: %s %s", ErrAnswer, subject, first(m.Header, subjects.HeaderError), text)
 }
 
-// partitionInfos asks a cluster about each partition. A partition that is
-// without a leader just now is asked again.
+// partitionInfos asks a cluster about each partition, and repeats that while a
+// partition has no leader.
 func partitionInfos(ctx context.Context, url string, names subjects.Names, partitions int) ([]subjects.PartitionInfo, error) {
 	nc, err := connect(url, func(error) {})
 	if err != nil {
@@ -112,7 +111,7 @@ func partitionInfos(ctx context.Context, url string, names subjects.Names, parti
 			if noResponders(m) {
 				return fmt.Errorf("%w to %s: there is no leader", ErrAnswer, names.PartitionInfo(p))
 			}
-			infos[p] = subjects.PartitionInfo{} // without the error of an earlier try
+			infos[p] = subjects.PartitionInfo{} // drop an error of an earlier attempt
 			if err := json.Unmarshal(m.Data, &infos[p]); err != nil || infos[p].Error != nil {
 				return answerError(names.PartitionInfo(p), m)
 			}
@@ -125,7 +124,7 @@ func partitionInfos(ctx context.Context, url string, names subjects.Names, parti
 	return infos, nil
 }
 
-// trimTo trims each partition to about so many bytes as the workload keeps.
+// trimTo trims each partition to about the bytes that the workload keeps.
 func trimTo(ctx context.Context, url string, names subjects.Names, w *workload) error {
 	body, err := json.Marshal(subjects.TrimRequest{Bytes: uint64(w.Keep)})
 	if err != nil {
@@ -150,7 +149,7 @@ func trimTo(ctx context.Context, url string, names subjects.Names, w *workload) 
 	return nil
 }
 
-// highWaterMarks asks for the present mark of each partition.
+// highWaterMarks returns the current high-water mark of each partition.
 func highWaterMarks(ctx context.Context, url string, names subjects.Names, partitions int) ([]uint64, error) {
 	infos, err := partitionInfos(ctx, url, names, partitions)
 	if err != nil {

@@ -10,10 +10,10 @@ import (
 	"github.com/cantuslog/cantus/subjects"
 )
 
-// cantusBatch appends transactions in batch messages, as fast as a node takes
-// them. To fill, they have no locks, or each an append lock of its own if
-// unique is set: recorded, so that it fills the table, and never in conflict.
-// As a load of its own they have write locks from a pool.
+// cantusBatch appends transactions in batch messages, as fast as a node accepts
+// them. To fill a partition they have no locks, or, if unique is set, each has an
+// append lock of its own, which fills the lock table and never conflicts. In the
+// batch workload they have write locks from a pool.
 type cantusBatch struct {
 	subjects []string
 	batch    int
@@ -48,13 +48,13 @@ func newCantusBatch(w *workload, names subjects.Names, keys pool, marks []uint64
 	return f
 }
 
-func (f *cantusBatch) compose(s *slot) int {
+func (f *cantusBatch) compose(s *pending) int {
 	p := s.index % len(f.subjects)
 	s.msg.Subject = f.subjects[p]
 	if s.again {
 		return f.batch
 	}
-	// The buffer is the slot's: nats.go has copied it when Publish returns.
+	// The buffer belongs to the request: Publish has copied it when it returns.
 	b := s.msg.Data[:0]
 	for range f.batch {
 		at := len(b)
@@ -96,7 +96,7 @@ func (f *cantusBatch) header(b []byte, partition int) []byte {
 	return subjects.AppendBlockEnd(b)
 }
 
-func (f *cantusBatch) judge(s *slot, m *nats.Msg) outcome {
+func (f *cantusBatch) judge(s *pending, m *nats.Msg) outcome {
 	switch first(m.Header, subjects.HeaderErrorCode) {
 	case "429", "503":
 		return outcome{busy: true}
@@ -110,7 +110,7 @@ func (f *cantusBatch) judge(s *slot, m *nats.Msg) outcome {
 	switch {
 	case known == 0 && r.busy:
 		return outcome{busy: true}
-	case known == f.batch, r.busy: // what was not done is sent again as something new
+	case known == f.batch, r.busy: // transactions that were not done are sent again as new ones
 		return outcome{done: r.committed, lost: r.refused, unknown: r.unknown > 0}
 	}
 	return outcome{err: answerError(s.msg.Subject, m)}

@@ -9,12 +9,12 @@ import (
 	"github.com/cantuslog/cantus/subjects"
 )
 
-// cantusRead reads a partition from its first transaction to its last with
-// several reads in flight, each of a run of its own, and begins again at the
-// end. A read that the byte limit cut short is continued from where it ended.
+// cantusRead reads a partition from its first transaction to its last, with several
+// reads of successive ranges in flight, and starts again at the end. A read that
+// ended at the byte limit is continued.
 type cantusRead struct {
 	subject  string
-	first    uint64 // the oldest transaction kept
+	first    uint64 // the oldest transaction
 	last     uint64 // the newest when the round began
 	next     uint64 // the first that no read has asked for
 	max      int
@@ -27,7 +27,7 @@ func newCantusRead(w *workload, names subjects.Names, partition int, first, last
 	}
 }
 
-func (r *cantusRead) compose(s *slot) int {
+func (r *cantusRead) compose(s *pending) int {
 	if !s.again {
 		if r.next > r.last {
 			r.next = r.first
@@ -46,7 +46,7 @@ func (r *cantusRead) compose(s *slot) int {
 	return int(s.limit - s.next)
 }
 
-func (r *cantusRead) judge(s *slot, m *nats.Msg) outcome {
+func (r *cantusRead) judge(s *pending, m *nats.Msg) outcome {
 	if first(m.Header, subjects.HeaderTxid) != "" {
 		return outcome{done: 1, more: true}
 	}
@@ -80,7 +80,7 @@ func newCantusGet(w *workload, names subjects.Names, marks []uint64, conn int) *
 	return g
 }
 
-func (g *cantusGet) compose(s *slot) int {
+func (g *cantusGet) compose(s *pending) int {
 	p := s.index % len(g.subjects)
 	s.buf = append(s.buf[:0], `{"txid":`...)
 	s.buf = append(strconv.AppendUint(s.buf, 1+g.rng.Uint64N(g.last[p]), 10), '}')
@@ -88,7 +88,7 @@ func (g *cantusGet) compose(s *slot) int {
 	return 1
 }
 
-func (g *cantusGet) judge(s *slot, m *nats.Msg) outcome {
+func (g *cantusGet) judge(s *pending, m *nats.Msg) outcome {
 	if first(m.Header, subjects.HeaderTxid) != "" {
 		return outcome{done: 1}
 	}
@@ -99,23 +99,23 @@ func (g *cantusGet) judge(s *slot, m *nats.Msg) outcome {
 	return outcome{err: answerError(s.msg.Subject, m)}
 }
 
-// mixed is appends with lookups between them.
+// mixed sends appends and lookups.
 type mixed struct {
 	appends, lookups traffic
 	percent          int // of lookups
 	rng              *rand.Rand
 }
 
-func (x *mixed) compose(s *slot) int {
+func (x *mixed) compose(s *pending) int {
 	if !s.again && x.rng.IntN(100) < x.percent {
 		s.op = lookupOp
 	}
 	return x.of(s).compose(s)
 }
 
-func (x *mixed) judge(s *slot, m *nats.Msg) outcome { return x.of(s).judge(s, m) }
+func (x *mixed) judge(s *pending, m *nats.Msg) outcome { return x.of(s).judge(s, m) }
 
-func (x *mixed) of(s *slot) traffic {
+func (x *mixed) of(s *pending) traffic {
 	if s.op == lookupOp {
 		return x.lookups
 	}

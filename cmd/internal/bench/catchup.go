@@ -6,15 +6,15 @@ import (
 	"sync/atomic"
 )
 
-// catchUp is a worker that reads a log from its first transaction to its last
-// as it was when the round began, and begins again at the end.
+// catchUp is a worker that reads a log from its first transaction to the one that
+// was the last when the round began, and starts again at the end.
 type catchUp struct {
 	clock  *clock
 	counts *meter
 	fail   func(error)
 	last   uint64
-	// read reads once, giving each transaction to the pass, until the pass is
-	// over or ctx ends.
+	// read reads the log once and calls message for each transaction, until the
+	// pass is over or ctx ends.
 	read func(ctx context.Context, p *pass) error
 	shut func() // ends the connection
 
@@ -22,7 +22,7 @@ type catchUp struct {
 	ended  chan struct{}
 }
 
-func newCatchUp(at seat, last uint64, read func(context.Context, *pass) error, shut func()) *catchUp {
+func newCatchUp(at workerConfig, last uint64, read func(context.Context, *pass) error, shut func()) *catchUp {
 	return &catchUp{
 		clock: at.clock, counts: newMeter(at.clock, at.tally), fail: at.fail, last: last, read: read, shut: shut,
 		cancel: func() {}, ended: make(chan struct{}),
@@ -54,16 +54,15 @@ func (r *catchUp) close()                { r.cancel(); r.shut() }
 // pass is one reading of a log.
 type pass struct {
 	reader *catchUp
-	seen   uint64 // of the goroutine that messages come on
+	seen   uint64 // used only by the goroutine that receives messages
 	once   sync.Once
 	over   atomic.Bool
-	end    chan struct{} // closed when the last has come, or the round is over
+	end    chan struct{} // closed after the last transaction, or when the round is over
 	began  int64
 }
 
-// message counts a transaction. Their order and number are the client's
-// promise: a sequence of its own would have to be taken from the message, at a
-// cost.
+// message counts a transaction. It relies on the client for order and completeness:
+// decoding a sequence number from each message would take time.
 func (p *pass) message() {
 	if p.over.Load() {
 		return

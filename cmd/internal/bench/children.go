@@ -13,7 +13,7 @@ import (
 	"github.com/cantuslog/cantus/internal/barenats"
 )
 
-// serveJetstream is the peer's process. Its output has an address of the same
+// serveJetstream runs the peer's process. Its output has an address of the same
 // form as a node's.
 func (c *Command) serveJetstream(ctx context.Context, out io.Writer) error {
 	ctx, stop := signal.NotifyContext(ctx, os.Interrupt, syscall.SIGTERM)
@@ -31,8 +31,8 @@ func (c *Command) serveJetstream(ctx context.Context, out io.Writer) error {
 	return nil
 }
 
-// serveNode is a node's process where a profile of it is wanted; otherwise
-// `cantus serve` is.
+// serveNode runs a node's process if its profile is wanted. Otherwise that is
+// `cantus serve`.
 func (c *Command) serveNode(ctx context.Context, out io.Writer) error {
 	ctx, stop := signal.NotifyContext(ctx, os.Interrupt, syscall.SIGTERM)
 	defer stop()

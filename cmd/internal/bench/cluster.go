@@ -9,25 +9,25 @@ import (
 	"strings"
 )
 
-// cluster is the servers of a contestant: one, or several that replicate.
+// cluster is the servers of a system: one, or several that replicate.
 type cluster struct {
 	name  string
 	nodes []*server
-	dir   string // where the servers' data is; "" if not known
-	// leader names the node that leads the first partition or stream; nil
-	// where there is but one node, or that is not known.
+	dir   string // the servers' data directory; "" if unknown
+	// leader returns the node that leads the first partition or stream. It is nil
+	// if there is only one node, or if that is unknown.
 	leader func(ctx context.Context) (string, error)
-	first  int // the leader's place in nodes, as of the last lead
+	first  int // the leader's index in nodes when lead was last called
 }
 
-// nodeName is what node i is called.
+// nodeName returns the name of node i.
 func nodeName(i int) string { return fmt.Sprint("n", i+1) }
 
-// url gives the address that a connection goes to: the leader's for the
-// first, the next node's for the next.
+// url returns the address for a connection: the leader's for the first, the next
+// node's for the next.
 func (c *cluster) url(conn int) string { return c.nodes[(c.first+conn)%len(c.nodes)].url }
 
-// urls gives all addresses, for a client that goes from one to another.
+// urls returns all addresses, for a client that reconnects to other nodes.
 func (c *cluster) urls() string {
 	var all []string
 	for _, n := range c.nodes {
@@ -36,7 +36,7 @@ func (c *cluster) urls() string {
 	return strings.Join(all, ",")
 }
 
-// lead finds out who leads now.
+// lead finds the leader.
 func (c *cluster) lead(ctx context.Context) error {
 	if c.leader == nil || len(c.nodes) == 1 {
 		return nil
@@ -64,7 +64,7 @@ func (c *cluster) usage() []usage {
 
 // startCluster starts a process for each list of arguments and returns once
 // all are ready: nodes that found a cluster wait for each other.
-func (s *sitting) startCluster(ctx context.Context, name, dir string, args [][]string) (*cluster, error) {
+func (s *benchRun) startCluster(ctx context.Context, name, dir string, args [][]string) (*cluster, error) {
 	c := &cluster{name: name, dir: dir}
 	for i, a := range args {
 		label := name
@@ -86,9 +86,9 @@ func (s *sitting) startCluster(ctx context.Context, name, dir string, args [][]s
 	return c, nil
 }
 
-// restart starts node i of a cluster again, with its old arguments. It has
-// ended before.
-func (s *sitting) restart(ctx context.Context, c *cluster, i int) error {
+// restart starts node i of a cluster, which has ended, again with the same
+// arguments.
+func (s *benchRun) restart(ctx context.Context, c *cluster, i int) error {
 	old := c.nodes[i]
 	srv, err := launch(old.name, old.args...)
 	if err != nil {
@@ -100,7 +100,7 @@ func (s *sitting) restart(ctx context.Context, c *cluster, i int) error {
 }
 
 // nodeArgs returns the command lines of a Cantus cluster on dir.
-func (s *sitting) nodeArgs(dir string) ([][]string, error) {
+func (s *benchRun) nodeArgs(dir string) ([][]string, error) {
 	w := s.workload
 	common := []string{
 		"--http", "off", "--prefix", s.Prefix, "--partitions", fmt.Sprint(w.Partitions), "--log-level", "warn",
@@ -134,14 +134,13 @@ func (s *sitting) nodeArgs(dir string) ([][]string, error) {
 	return all, nil
 }
 
-// others returns all but the i-th.
+// others returns all elements but the i-th.
 func others(all []string, i int) []string {
 	return append(append([]string(nil), all[:i]...), all[i+1:]...)
 }
 
-// freeAddrs returns n loopback addresses that nobody listened on a moment ago.
-// A node that is to come back where it was, and routes that are to be known
-// beforehand, need more than port 0.
+// freeAddrs returns n loopback addresses that were free a moment ago. Port 0 is not
+// enough for a node that restarts at the same address, nor for routes.
 func freeAddrs(n int) (addrs []string, err error) {
 	for range n {
 		l, err1 := net.Listen("tcp", "127.0.0.1:0")

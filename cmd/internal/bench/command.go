@@ -39,7 +39,7 @@ type Command struct {
 	Duration time.Duration `placeholder:"TIME" default:"10s" help:"How long a round is measured."`
 	Count    int64         `placeholder:"N" help:"End a round after so many transactions instead, without warm-up."`
 	WarmUp   time.Duration `placeholder:"TIME" default:"2s" help:"How long a round runs before it is measured."`
-	Rounds   int           `placeholder:"N" default:"3" help:"Rounds; contestants take turns."`
+	Rounds   int           `placeholder:"N" default:"3" help:"Rounds; systems take turns."`
 
 	SweepInFlight []int     `placeholder:"N,…" help:"Measure with each of these in flight on a connection."`
 	SweepRate     []float64 `placeholder:"N,…" help:"Measure at each of these rates."`
@@ -59,7 +59,7 @@ type Command struct {
 	JSON bool `name:"json" help:"Print the report as JSON."`
 
 	Profile string `hidden:"" placeholder:"FILE" type:"path" help:"Write a CPU profile of the node."`
-	// What bench starts itself with: see children.go.
+	// Arguments of the processes that bench starts: see children.go.
 	ServeJetstream string `hidden:"" placeholder:"DIR" type:"path"`
 	ServeNode      string `hidden:"" placeholder:"DIR" type:"path"`
 	ServeConfig    string `hidden:"" placeholder:"FILE" type:"path"`
@@ -67,10 +67,10 @@ type Command struct {
 	SyncAlways     bool   `hidden:""`
 }
 
-// Run measures what the flags say and prints the report on out, and a line
-// for each second on errOut. It returns ErrFlags before it has done anything
-// if they make no sense. Cancelling ctx ends it early, without a report;
-// servers that it started have ended when it returns.
+// Run measures what the flags say, and prints the report to out and a line for each
+// second to errOut. If the flags are invalid it does nothing and returns ErrFlags.
+// If ctx is cancelled it returns early, without a report. The servers that it
+// started have ended when it returns.
 func (c *Command) Run(ctx context.Context, out, errOut io.Writer) error {
 	switch {
 	case c.ServeJetstream != "":
@@ -85,10 +85,10 @@ func (c *Command) Run(ctx context.Context, out, errOut io.Writer) error {
 	if err := subjects.CheckPrefix(c.Prefix); err != nil {
 		return fmt.Errorf("%w: %w", ErrFlags, err)
 	}
-	// The load shares the processors with what it measures: collect garbage
-	// less often, there is little of it that stays.
+	// The load shares the processors with the servers: collect garbage less often.
+	// Little memory stays in use.
 	defer debug.SetGCPercent(debug.SetGCPercent(800))
-	s := &sitting{Command: c, workload: w, names: subjects.Names{Prefix: c.Prefix}, out: out, errOut: errOut}
+	s := &benchRun{Command: c, workload: w, names: subjects.Names{Prefix: c.Prefix}, out: out, errOut: errOut}
 	defer s.close()
 	return s.run(ctx)
 }

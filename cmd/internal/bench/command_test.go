@@ -242,7 +242,7 @@ func TestASweepIsDrawn(t *testing.T) {
 	measure(t, &r, "append", "--vs", "jetstream", "--vs-sync", "default", "--sweep-in-flight", "1,8", "--svg", svg,
 		"--count", "50", "--conns", "2")
 	if len(r.Results) != 6 || r.Results[0].InFlight != 1 || r.Results[1].InFlight != 8 || r.Results[2].Name == "cantus" {
-		t.Fatalf("%d results, want two for each of three contestants: %+v", len(r.Results), r.Results)
+		t.Fatalf("%d results, want two for each of three systems: %+v", len(r.Results), r.Results)
 	}
 	text, err := os.ReadFile(svg)
 	if err != nil {

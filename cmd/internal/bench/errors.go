@@ -3,17 +3,16 @@ package bench
 import "errors"
 
 var (
-	// ErrFlags is returned when flags contradict each other or lie out of
-	// their range; the text says which, and what would be right.
+	// ErrFlags is returned when flags contradict each other or are out of range.
+	// The message says which, and what would be right.
 	ErrFlags = errors.New("bench: flags")
-	// ErrServer is returned when a server that bench started does not get
-	// ready, or ends by itself; the text holds the end of what it printed.
+	// ErrServer is returned when a server that bench started does not become
+	// ready, or ends by itself. The message has the end of its output.
 	ErrServer = errors.New("bench: server")
-	// ErrStalled is returned when requests are in flight and nothing has been
-	// answered for a long time.
+	// ErrStalled is returned when requests are in flight and none was answered for
+	// a long time.
 	ErrStalled = errors.New("bench: no answers")
-	// ErrAnswer is returned when a server gives an answer that the workload
-	// has no use for: an error other than a conflict or a full queue, or one
-	// that cannot be understood.
+	// ErrAnswer is returned when a server sends an unexpected answer: an error
+	// other than a conflict or a full queue, or one that cannot be decoded.
 	ErrAnswer = errors.New("bench: unexpected answer")
 )

@@ -20,38 +20,37 @@ type FailoverReport struct {
 	Notes   []string         `json:"notes,omitempty"`
 }
 
-// FailoverResult is what happened to one contestant.
+// FailoverResult is the result of one system.
 type FailoverResult struct {
 	Name     string `json:"name"`
 	Settings string `json:"settings"`
-	// Pauses are the longest gap between acknowledged appends from each kill
-	// to the next, in seconds, and Pause sums them up.
+	// Pauses are the longest gaps between acknowledged appends after each kill, in
+	// seconds. Pause summarizes them.
 	Pauses []float64 `json:"pauses_seconds"`
 	Pause  Spread    `json:"pause_seconds"`
-	// Quantiles are an append's latency from when it was due to when it was
-	// acknowledged, sent again as often as it took.
+	// Quantiles are the latencies of appends from when they were due to when they
+	// were acknowledged, with all resends.
 	Quantiles
-	// Acknowledged is how many appends were; each has an id of its own.
-	// Stored is how many the log has: the same, if nothing was lost or done
-	// twice.
+	// Acknowledged counts the acknowledged appends; each has an id of its own.
+	// Stored counts those in the log: the same, if nothing was lost or done twice.
 	Acknowledged uint64 `json:"acknowledged"`
 	Stored       uint64 `json:"stored"`
-	// Resent is how often an append was sent again.
+	// Resent counts how often appends were sent again.
 	Resent uint64 `json:"resent"`
 }
 
 // resumeTimeout is how long a cluster may take to take appends again.
 const resumeTimeout = 2 * time.Minute
 
-// gaps is the time between acknowledged appends, over all connections.
+// gaps measures the time between acknowledged appends, over all connections.
 type gaps struct {
 	mu     sync.Mutex
-	last   int64 // when the last one came
-	newest int64 // when the youngest acknowledged one was due
+	last   int64 // when the last acknowledgement arrived
+	newest int64 // when the newest acknowledged append was due
 	worst  int64
 }
 
-// ack notes that an append that was due at due was acknowledged at now.
+// ack records that an append due at due was acknowledged at now.
 func (g *gaps) ack(due, now int64) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -70,7 +69,7 @@ func (g *gaps) take() time.Duration {
 	return time.Duration(worst)
 }
 
-// answered reports whether an append that was due after at is acknowledged.
+// answered reports whether an append due after at was acknowledged.
 func (g *gaps) answered(at int64) bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -78,8 +77,8 @@ func (g *gaps) answered(at int64) bool {
 }
 
 // failover ends the leader again and again under a steady load.
-func (s *sitting) failover(ctx context.Context) error {
-	r := &FailoverReport{Nodes: s.workload.Nodes, Signal: s.Signal, Rate: s.workload.Points[0].Rate, Size: s.workload.Size}
+func (s *benchRun) failover(ctx context.Context) error {
+	r := &FailoverReport{Nodes: s.workload.Nodes, Signal: s.Signal, Rate: s.workload.Levels[0].Rate, Size: s.workload.Size}
 	own, err := s.cantusCluster(ctx)
 	if err != nil {
 		return err
@@ -105,9 +104,8 @@ func (s *sitting) failover(ctx context.Context) error {
 	return s.printFailover(r)
 }
 
-// stopAll ends a cluster before the next one's turn, which is to have the
-// machine for itself.
-func (s *sitting) stopAll(c *cluster) error {
+// stopAll ends a cluster, so that the next one has the machine to itself.
+func (s *benchRun) stopAll(c *cluster) error {
 	for _, srv := range c.nodes {
 		if err := srv.stop(); err != nil {
 			return err
@@ -116,7 +114,7 @@ func (s *sitting) stopAll(c *cluster) error {
 	return nil
 }
 
-func (s *sitting) peerFailover(ctx context.Context, sync string) (*FailoverResult, error) {
+func (s *benchRun) peerFailover(ctx context.Context, sync string) (*FailoverResult, error) {
 	c, err := s.startJetstream(ctx, sync)
 	if err != nil {
 		return nil, err
@@ -134,9 +132,9 @@ func (s *sitting) peerFailover(ctx context.Context, sync string) (*FailoverResul
 	return res, s.stopAll(c)
 }
 
-// suffer puts a steady load on a cluster, ends its leader so often as was
-// asked for, and tells what clients saw.
-func (s *sitting) suffer(ctx context.Context, c *cluster, t target) (*FailoverResult, error) {
+// suffer puts a steady load on a cluster, ends its leader as often as the flags
+// say, and returns what clients saw.
+func (s *benchRun) suffer(ctx context.Context, c *cluster, t target) (*FailoverResult, error) {
 	before, err := t.stored(ctx, c)
 	if err != nil {
 		return nil, err
@@ -167,8 +165,8 @@ func (s *sitting) suffer(ctx context.Context, c *cluster, t target) (*FailoverRe
 	return res, nil
 }
 
-// pauses ends the leader, waits, lets it come back, and waits again.
-func (s *sitting) pauses(ctx context.Context, c *cluster, load *steadyLoad, res *FailoverResult) error {
+// pauses ends the leader, waits, restarts it, and waits again.
+func (s *benchRun) pauses(ctx context.Context, c *cluster, load *steadyLoad, res *FailoverResult) error {
 	if err := load.awaitAnswer(ctx); err != nil {
 		return err
 	}
@@ -184,8 +182,8 @@ func (s *sitting) pauses(ctx context.Context, c *cluster, load *steadyLoad, res 
 		if err := s.end(c.nodes[victim]); err != nil {
 			return err
 		}
-		// Where others carry on, the node comes back after they have: the pause
-		// is then not about its start.
+		// If there are other nodes, the node restarts after one of them has taken
+		// over, so that the pause does not include its start.
 		if len(c.nodes) > 1 {
 			if err := load.awaitAnswer(ctx); err != nil {
 				return err
@@ -208,8 +206,8 @@ func (s *sitting) pauses(ctx context.Context, c *cluster, load *steadyLoad, res 
 	return nil
 }
 
-// end ends a node in the way that was asked for.
-func (s *sitting) end(srv *server) error {
+// end ends a node with the signal of the flags.
+func (s *benchRun) end(srv *server) error {
 	if s.Signal == "TERM" {
 		return srv.stop()
 	}
@@ -228,7 +226,7 @@ func sleep(ctx context.Context, d time.Duration) error {
 	}
 }
 
-func (s *sitting) printFailover(r *FailoverReport) error {
+func (s *benchRun) printFailover(r *FailoverReport) error {
 	if s.JSON {
 		e := json.NewEncoder(s.out)
 		e.SetIndent("", "  ")

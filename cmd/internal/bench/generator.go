@@ -11,60 +11,60 @@ import (
 	"github.com/nats-io/nats.go"
 )
 
-// backoff is how long a request waits that was answered with "later".
+// backoff is how long a request waits after the answer was "later".
 const backoff = 2 * time.Millisecond
 
 // worker is one connection under load.
 type worker interface {
-	// start sends the first requests and returns; at a fixed rate it only
-	// makes ready for them.
+	// start sends the first requests and returns; at a fixed rate it only prepares
+	// them.
 	start() error
-	// done is closed when nothing is in flight any more, and none will be.
+	// done is closed when nothing is in flight any more and nothing will be sent.
 	done() <-chan struct{}
 	meter() *meter
 	// close ends the worker whatever it is doing.
 	close()
 }
 
-// pacedWorker is a worker that can be told when to send.
+// pacedWorker is a worker that sends at given times.
 type pacedWorker interface {
 	worker
-	// due says that a request falls due at a time that has just come. It does
-	// not block.
+	// due is called when a request becomes due, at the time at. It does not block.
 	due(at int64)
-	// finish says that no more will.
+	// finish is called when no more requests become due.
 	finish()
 }
 
-// seat is a worker's place in a round.
-type seat struct {
+// workerConfig configures a worker of a round.
+type workerConfig struct {
 	conn     int
 	url      string
 	inFlight int
 	clock    *clock
 	tally    *tally
 	fail     func(error)
-	// answered is told when the answer to what was sent, or due, at sent came.
+	// answered is called when an answer arrives, with the time at which its request
+	// was sent, or due.
 	answered func(sent, now int64)
 }
 
-// traffic is what one connection says to one server. A connection calls it
-// from one goroutine at a time.
+// traffic makes the requests of one connection and decodes their answers. A
+// connection calls it from one goroutine at a time.
 type traffic interface {
-	// compose makes the slot's next message in s.msg; its Reply is set. If
-	// s.again is set, it is the last one once more, brought up to date. It
-	// returns how many units the message is about.
-	compose(s *slot) (units int)
-	// judge reads an answer.
-	judge(s *slot, m *nats.Msg) outcome
+	// compose makes the next message in s.msg, whose Reply is set. If s.again is
+	// set, it updates the last message. It returns the number of units in the
+	// message.
+	compose(s *pending) (units int)
+	// judge decodes an answer.
+	judge(s *pending, m *nats.Msg) outcome
 }
 
-// slot is one of a connection's requests in flight, with what its traffic
-// wants to remember about it.
-type slot struct {
+// pending is one of a connection's requests in flight, with its traffic's state. It
+// is reused for the next request.
+type pending struct {
 	index int
 	msg   *nats.Msg
-	ahead []*nats.Msg // sent before it: the rest of a batch whose answer is msg's
+	ahead []*nats.Msg // sent before msg: the other messages of its batch
 	sent  int64       // when it was first sent, or due
 	op    op
 	again bool
@@ -72,15 +72,15 @@ type slot struct {
 
 	flying bool
 	at     int64  // when it was last published
-	round  uint64 // changes when an answer is given up, so that a late one is not the next request's
+	round  uint64 // changes when an answer is given up, so that a late one is ignored
 
 	subject string
 	payload []byte
 	header  nats.Header // of an append
-	buf     []byte      // what it has made itself of a message
+	buf     []byte      // buffer for a message
 	keys    []int       // the keys that it locks
-	next    uint64      // where it reads on
-	limit   uint64      // where it ends reading
+	next    uint64      // the next txid to read
+	limit   uint64      // where reading ends
 }
 
 // outcome is what an answer means.
@@ -88,19 +88,19 @@ type outcome struct {
 	done    int   // units that were done
 	lost    int   // units that were refused and will not be sent again
 	refused bool  // a conflict
-	unknown bool  // the answer says that whether it was done cannot be known
+	unknown bool  // the answer says that the outcome is unknown
 	silent  bool  // there was no answer
-	wait    bool  // a conflict with something that is still in flight, and not known
-	busy    bool  // to be sent again later
-	again   bool  // to be sent again, brought up to date
+	wait    bool  // a conflict with a request that is still in flight
+	busy    bool  // send it again later
+	again   bool  // update it and send it again
 	more    bool  // other messages of the same answer follow
-	err     error // the round is over
+	err     error // ends the round
 }
 
-// link is a worker that speaks plain NATS: one connection, one inbox
-// subscription, a token for each request in flight. Everything happens in the
-// subscription's callback, so that a request costs no goroutine.
-type link struct {
+// plainWorker is a worker that uses plain NATS: one connection, one inbox
+// subscription, and a token for each request in flight. It does everything in the
+// subscription's callback, so that a request needs no goroutine.
+type plainWorker struct {
 	nc      *nats.Conn
 	sub     *nats.Subscription
 	traffic traffic
@@ -109,35 +109,35 @@ type link struct {
 	told    func(sent, now int64)
 	fail    func(error)
 	inbox   string // ends in a dot, before the token
-	// publishMsg sends; it is the connection's unless another client's
-	// interface is to be measured.
+	// publishMsg sends a message. It is the connection's method unless another
+	// client is measured.
 	publishMsg func(*nats.Msg) error
 
-	mu       sync.Mutex // guards what follows, against retries, start and the pacer
-	slots    []slot
-	free     []*slot // at a fixed rate: those that are not in flight
-	patient  bool    // do not give answers up: somebody else does
-	overdue  []int64 // and when requests fell due that found none free
-	finished bool    // no more will fall due
+	mu       sync.Mutex // guards the fields below against retries, start and the pacer
+	requests []pending
+	free     []*pending // at a fixed rate: those that are not in flight
+	patient  bool       // do not give up answers: the client does
+	overdue  []int64    // due times of requests for which none was free
+	finished bool       // no more requests become due
 	inFlight int
 	ended    chan struct{}
 	closed   bool
 }
 
-// newLink prepares the slots on a connection of its own.
-func newLink(at seat, t traffic) (*link, error) {
-	l := &link{
+// newPlainWorker prepares the requests of a worker, on a connection of its own.
+func newPlainWorker(at workerConfig, t traffic) (*plainWorker, error) {
+	l := &plainWorker{
 		traffic: t, clock: at.clock, counts: newMeter(at.clock, at.tally), told: at.answered, fail: at.fail, ended: make(chan struct{}),
-		inbox: nats.NewInbox() + ".", slots: make([]slot, at.inFlight),
+		inbox: nats.NewInbox() + ".", requests: make([]pending, at.inFlight),
 	}
 	var err error
 	if l.nc, err = connect(at.url, l.failUnlessClosed); err != nil {
 		return nil, err
 	}
 	l.publishMsg = l.nc.PublishMsg
-	for i := range l.slots {
-		l.slots[i] = slot{index: i, msg: &nats.Msg{}}
-		l.slots[i].msg.Reply = l.replyTo(&l.slots[i])
+	for i := range l.requests {
+		l.requests[i] = pending{index: i, msg: &nats.Msg{}}
+		l.requests[i].msg.Reply = l.replyTo(&l.requests[i])
 	}
 	if l.sub, err = l.nc.Subscribe(l.inbox+"*", l.receive); err == nil {
 		err = l.sub.SetPendingLimits(-1, -1)
@@ -152,8 +152,8 @@ func newLink(at seat, t traffic) (*link, error) {
 	return l, nil
 }
 
-// connect opens a connection that does not come back by itself: a round that
-// lost it is no good.
+// connect opens a connection that does not reconnect: a round that has lost its
+// connection is invalid.
 func connect(url string, fail func(error)) (*nats.Conn, error) {
 	nc, err := nats.Connect(url, nats.Name("cantus bench"), nats.NoReconnect(), nats.Timeout(10*time.Second),
 		nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) { fail(err) }),
@@ -168,7 +168,7 @@ func connect(url string, fail func(error)) (*nats.Conn, error) {
 	return nc, nil
 }
 
-func (l *link) failUnlessClosed(err error) {
+func (l *plainWorker) failUnlessClosed(err error) {
 	l.mu.Lock()
 	closed := l.closed
 	l.mu.Unlock()
@@ -177,14 +177,14 @@ func (l *link) failUnlessClosed(err error) {
 	}
 }
 
-func (l *link) start() error {
+func (l *plainWorker) start() error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	for i := range l.slots {
+	for i := range l.requests {
 		if l.clock.paced {
-			l.free = append(l.free, &l.slots[len(l.slots)-1-i])
+			l.free = append(l.free, &l.requests[len(l.requests)-1-i])
 		} else {
-			l.send(&l.slots[i], l.clock.now())
+			l.send(&l.requests[i], l.clock.now())
 		}
 	}
 	l.endIfIdle()
@@ -194,27 +194,26 @@ func (l *link) start() error {
 	return nil
 }
 
-// replyTo is where a slot's answer goes: its number, and its round behind a
-// dash.
-func (l *link) replyTo(s *slot) string {
+// replyTo returns the subject of a request's answer, which ends in its number, a
+// dash and its round.
+func (l *plainWorker) replyTo(s *pending) string {
 	return l.inbox + strconv.Itoa(s.index) + "-" + strconv.FormatUint(s.round, 36)
 }
 
-// answerLimit is how long a request may go without an answer. NATS delivers at
-// most once: what was on its way to a leader that is not one any more is lost.
+// answerLimit is how long a request waits for an answer. NATS delivers at most once:
+// a request to a node that is no longer the leader is lost.
 const answerLimit = 10 * time.Second
 
-// expire gives up answers that have not come for too long, and calls itself
-// again.
-func (l *link) expire() {
+// expire gives up answers that are overdue, and schedules its next call.
+func (l *plainWorker) expire() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.closed || stopped(l.ended) {
 		return
 	}
 	now := l.clock.now()
-	for i := range l.slots {
-		if s := &l.slots[i]; s.flying && now-s.at > int64(answerLimit) {
+	for i := range l.requests {
+		if s := &l.requests[i]; s.flying && now-s.at > int64(answerLimit) {
 			s.round++
 			s.msg.Reply = l.replyTo(s)
 			l.conclude(s, outcome{silent: true}, now)
@@ -224,7 +223,7 @@ func (l *link) expire() {
 }
 
 // due implements pacedWorker.
-func (l *link) due(at int64) {
+func (l *plainWorker) due(at int64) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.overdue = append(l.overdue, at)
@@ -232,7 +231,7 @@ func (l *link) due(at int64) {
 }
 
 // finish implements pacedWorker.
-func (l *link) finish() {
+func (l *plainWorker) finish() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.finished = true
@@ -244,34 +243,34 @@ func (l *link) finish() {
 	l.endIfIdle()
 }
 
-// catchUp sends what is due while there are slots for it. mu is held.
-func (l *link) catchUp() {
+// catchUp sends overdue requests up to the limit in flight. mu is held.
+func (l *plainWorker) catchUp() {
 	for len(l.overdue) > 0 && len(l.free) > 0 {
 		s, at := l.free[len(l.free)-1], l.overdue[0]
 		l.free = l.free[:len(l.free)-1]
 		if l.overdue = l.overdue[1:]; len(l.overdue) == 0 {
-			l.overdue = l.overdue[:0:0] // let go of what was sent
+			l.overdue = l.overdue[:0:0] // free the memory
 		}
 		l.send(s, at)
 	}
 }
 
-func (l *link) done() <-chan struct{} { return l.ended }
+func (l *plainWorker) done() <-chan struct{} { return l.ended }
 
-func (l *link) meter() *meter { return l.counts }
+func (l *plainWorker) meter() *meter { return l.counts }
 
-func (l *link) close() {
+func (l *plainWorker) close() {
 	l.mu.Lock()
 	l.closed = true
 	l.mu.Unlock()
 	l.nc.Close()
 }
 
-// send sends the slot's next request, which was due at at, if the clock allows
-// one. mu is held.
-func (l *link) send(s *slot, at int64) {
+// send composes and sends a request that was due at at, if the clock allows one. mu
+// is held.
+func (l *plainWorker) send(s *pending, at int64) {
 	s.units = l.compose(s, at)
-	// What was due in time is sent, though the pacer be late.
+	// A request that was due in time is sent even if the pacer is late.
 	if !l.clock.take(at, s.units) {
 		if l.clock.paced {
 			l.free = append(l.free, s)
@@ -281,12 +280,12 @@ func (l *link) send(s *slot, at int64) {
 	l.publish(s)
 }
 
-func (l *link) compose(s *slot, at int64) int {
+func (l *plainWorker) compose(s *pending, at int64) int {
 	s.sent, s.op = at, mainOp
 	return l.traffic.compose(s)
 }
 
-func (l *link) publish(s *slot) {
+func (l *plainWorker) publish(s *pending) {
 	l.inFlight++
 	s.flying, s.at = true, l.clock.now()
 	for _, m := range s.ahead {
@@ -300,8 +299,8 @@ func (l *link) publish(s *slot) {
 	}
 }
 
-// resend sends the slot's request once more. mu is held.
-func (l *link) resend(s *slot) {
+// resend sends the request once more. mu is held.
+func (l *plainWorker) resend(s *pending) {
 	if l.clock.now() >= l.clock.until {
 		s.again = false
 		l.counts.miss(s.sent, l.clock.now())
@@ -314,7 +313,7 @@ func (l *link) resend(s *slot) {
 
 // later resends after a while; the request stays in flight until then. mu is
 // held.
-func (l *link) later(s *slot) {
+func (l *plainWorker) later(s *pending) {
 	l.inFlight++
 	time.AfterFunc(backoff, func() {
 		l.mu.Lock()
@@ -327,7 +326,7 @@ func (l *link) later(s *slot) {
 	})
 }
 
-func (l *link) endIfIdle() {
+func (l *plainWorker) endIfIdle() {
 	if l.inFlight == 0 && (l.finished || !l.clock.paced) {
 		select {
 		case <-l.ended:
@@ -338,15 +337,15 @@ func (l *link) endIfIdle() {
 }
 
 // receive is the subscription's callback.
-func (l *link) receive(m *nats.Msg) {
+func (l *plainWorker) receive(m *nats.Msg) {
 	number, _, _ := strings.Cut(m.Subject[len(l.inbox):], "-")
 	index, err := strconv.Atoi(number)
-	if err != nil || index >= len(l.slots) {
+	if err != nil || index >= len(l.requests) {
 		return
 	}
-	l.settle(&l.slots[index], func(s *slot) outcome {
+	l.complete(&l.requests[index], func(s *pending) outcome {
 		if m.Subject != s.msg.Reply && s.msg.Reply != "" {
-			return outcome{more: true} // it was given up
+			return outcome{more: true} // the answer was given up
 		}
 		if noResponders(m) {
 			return outcome{busy: true}
@@ -355,8 +354,8 @@ func (l *link) receive(m *nats.Msg) {
 	})
 }
 
-// settle counts an answer to a slot's request and sends what comes next.
-func (l *link) settle(s *slot, judge func(*slot) outcome) {
+// complete counts an answer to a request and sends the next one.
+func (l *plainWorker) complete(s *pending, judge func(*pending) outcome) {
 	now := l.clock.now()
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -366,8 +365,9 @@ func (l *link) settle(s *slot, judge func(*slot) outcome) {
 	l.conclude(s, judge(s), now)
 }
 
-// conclude does what an outcome asks for. mu is held.
-func (l *link) conclude(s *slot, o outcome, now int64) {
+// conclude counts an outcome, and sends the request again or the next one. mu is
+// held.
+func (l *plainWorker) conclude(s *pending, o outcome, now int64) {
 	if o.err != nil {
 		go l.fail(o.err)
 		return
@@ -414,8 +414,8 @@ func (l *link) conclude(s *slot, o outcome, now int64) {
 	l.endIfIdle()
 }
 
-// next puts a slot that is done to its next use. mu is held.
-func (l *link) next(s *slot, now int64) {
+// next reuses a request that is done for the next one. mu is held.
+func (l *plainWorker) next(s *pending, now int64) {
 	if !l.clock.paced {
 		l.send(s, now)
 		return
@@ -430,7 +430,7 @@ func noResponders(m *nats.Msg) bool {
 	return len(m.Data) == 0 && len(m.Header) > 0 && first(m.Header, "Status") == "503"
 }
 
-// first returns a header's first value without looking at its letter case.
+// first returns a header's first value, ignoring the key's letter case.
 func first(h nats.Header, key string) string {
 	if v := h[key]; len(v) > 0 {
 		return v[0]
@@ -438,7 +438,7 @@ func first(h nats.Header, key string) string {
 	return ""
 }
 
-// request sends one request outside of a round and gives its answer.
+// request sends one request outside of a round and returns its answer.
 func request(ctx context.Context, nc *nats.Conn, subject string, data []byte) (*nats.Msg, error) {
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
@@ -449,8 +449,8 @@ func request(ctx context.Context, nc *nats.Conn, subject string, data []byte) (*
 	return m, nil
 }
 
-// again tries until it succeeds, or for settleTimeout: right after a start or
-// a change of leaders what is asked for may not be there yet.
+// again calls try until it succeeds, or for settleTimeout: it may fail right after a
+// start or a change of leaders.
 func again(ctx context.Context, try func() error) error {
 	const settleTimeout = time.Minute
 	ctx, cancel := context.WithTimeout(ctx, settleTimeout)

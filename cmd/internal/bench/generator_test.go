@@ -12,9 +12,9 @@ import (
 // echo is a traffic of numbered requests.
 type echo struct{ judged chan string }
 
-func (echo) compose(s *slot) int { s.msg.Subject, s.msg.Data = "echo", []byte("request"); return 1 }
+func (echo) compose(s *pending) int { s.msg.Subject, s.msg.Data = "echo", []byte("request"); return 1 }
 
-func (e echo) judge(_ *slot, m *nats.Msg) outcome {
+func (e echo) judge(_ *pending, m *nats.Msg) outcome {
 	e.judged <- string(m.Data)
 	return outcome{done: 1}
 }
@@ -42,7 +42,7 @@ func TestAnAnswerThatNeverComesIsGivenUp(t *testing.T) {
 	}
 	c := newClock(task{limits: limits{count: 1}})
 	e := echo{make(chan string, 10)}
-	l, err := newLink(seat{url: ns.ClientURL(), inFlight: 1, clock: c, tally: &tally{}, answered: func(int64, int64) {}, fail: func(err error) { t.Error(err) }}, e)
+	l, err := newPlainWorker(workerConfig{url: ns.ClientURL(), inFlight: 1, clock: c, tally: &tally{}, answered: func(int64, int64) {}, fail: func(err error) { t.Error(err) }}, e)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -63,7 +63,7 @@ func TestAnAnswerThatNeverComesIsGivenUp(t *testing.T) {
 		t.Fatalf("%d given up before their time", got)
 	}
 	l.mu.Lock()
-	l.slots[0].at -= int64(answerLimit + time.Second)
+	l.requests[0].at -= int64(answerLimit + time.Second)
 	l.mu.Unlock()
 	l.expire()
 	second := next()

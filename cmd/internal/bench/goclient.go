@@ -15,10 +15,10 @@ import (
 	"github.com/cantuslog/cantus/subjects"
 )
 
-// goAppend appends through the Go client, which gathers what comes while
-// batches are in flight into the next one. One goroutine appends, another
-// waits for the outcomes in their order: one that comes before that of an
-// earlier transaction counts as late as that one.
+// goAppend appends with the Go client, which merges transactions into the next batch
+// while batches are in flight. One goroutine appends, another waits for the outcomes
+// in order: an outcome that arrives before an earlier transaction's counts as late as
+// that one.
 type goAppend struct {
 	nc       *nats.Conn
 	client   *client.Client
@@ -26,22 +26,22 @@ type goAppend struct {
 	counts   *meter
 	answered func(sent, now int64)
 	fail     func(error)
-	dues     *dues // nil in a closed loop
+	schedule *schedule // nil in a closed loop
 
 	pool     pool
 	rng      *rand.Rand
 	payloads *payloads
 	marks    []atomic.Uint64 // by partition
 
-	window  chan *flight // those that are not in flight
-	flights chan *flight
-	ended   chan struct{}
-	cancel  context.CancelFunc
+	window   chan *goRequest // those that are not in flight
+	requests chan *goRequest
+	ended    chan struct{}
+	cancel   context.CancelFunc
 }
 
-// flight is a transaction on its way. There are thousands, and each is small so
-// that they stay in the processor's cache.
-type flight struct {
+// goRequest is a transaction in flight. There are thousands, and they are small so
+// that they fit in the processor's cache.
+type goRequest struct {
 	partition int
 	sent      int64
 	keys      []int // that it locks
@@ -49,7 +49,7 @@ type flight struct {
 	future    *client.Future
 }
 
-func newGoAppend(at seat, w *workload, prefix string, keys pool, marks []uint64) (*goAppend, error) {
+func newGoAppend(at workerConfig, w *workload, prefix string, keys pool, marks []uint64) (*goAppend, error) {
 	nc, err := connect(at.url, at.fail)
 	if err != nil {
 		return nil, err
@@ -64,20 +64,20 @@ func newGoAppend(at seat, w *workload, prefix string, keys pool, marks []uint64)
 		nc: nc, client: cl, clock: at.clock, counts: newMeter(at.clock, at.tally), answered: at.answered, fail: at.fail,
 		pool: keys, rng: rng, payloads: newPayloads(rng, w.Size, w.Kind == tailLoad),
 		marks:  make([]atomic.Uint64, w.Partitions),
-		window: make(chan *flight, at.inFlight), flights: make(chan *flight, at.inFlight),
+		window: make(chan *goRequest, at.inFlight), requests: make(chan *goRequest, at.inFlight),
 		ended: make(chan struct{}), cancel: func() {},
 	}
 	for p, mark := range marks {
 		a.marks[p].Store(mark)
 	}
-	flights, keyed := make([]flight, at.inFlight), make([]int, at.inFlight*w.Locks)
-	for i := range flights {
-		f := &flights[i]
+	requests, keyed := make([]goRequest, at.inFlight), make([]int, at.inFlight*w.Locks)
+	for i := range requests {
+		f := &requests[i]
 		f.partition, f.keys = i%w.Partitions, keyed[i*w.Locks:(i+1)*w.Locks]
 		a.window <- f
 	}
 	if at.clock.paced {
-		a.dues = newDues()
+		a.schedule = newSchedule()
 	}
 	return a, nil
 }
@@ -86,7 +86,7 @@ func (a *goAppend) start() error {
 	ctx, cancel := context.WithCancel(context.Background())
 	a.cancel = cancel
 	go func() {
-		defer close(a.flights)
+		defer close(a.requests)
 		if err := a.submit(ctx); err != nil && ctx.Err() == nil {
 			a.fail(err)
 		}
@@ -100,12 +100,12 @@ func (a *goAppend) start() error {
 	return nil
 }
 
-// submit appends until the clock gives no more leave, and then takes back all
-// flights, so that those that are tried again have come to their end.
+// submit appends until the clock allows no more, and then waits for all requests,
+// including those that are tried again.
 func (a *goAppend) submit(ctx context.Context) error {
 	var tx client.Tx
 	for {
-		var f *flight
+		var f *goRequest
 		select {
 		case f = <-a.window:
 		case <-ctx.Done():
@@ -134,12 +134,12 @@ func (a *goAppend) submit(ctx context.Context) error {
 
 // next returns when the next transaction is, or was, due.
 func (a *goAppend) next() (at int64, ok bool) {
-	if a.dues == nil {
+	if a.schedule == nil {
 		at = a.clock.now()
 		return at, a.clock.take(at, 1)
 	}
 	for {
-		at, ok = a.dues.pop()
+		at, ok = a.schedule.pop()
 		now := a.clock.now()
 		switch {
 		case !ok:
@@ -151,11 +151,11 @@ func (a *goAppend) next() (at int64, ok bool) {
 	}
 }
 
-// grace is how late after a round's end what was due in it is still sent.
+// grace is how long after a round's end a request that was due in it is still sent.
 const grace = 50 * time.Millisecond
 
-// append appends what a flight is about; tx is scratch.
-func (a *goAppend) append(ctx context.Context, tx *client.Tx, f *flight) (err error) {
+// append appends the transaction of a request; tx is scratch.
+func (a *goAppend) append(ctx context.Context, tx *client.Tx, f *goRequest) (err error) {
 	tx.Partition, tx.Payload = f.partition, f.payload
 	tx.WriteLocks = tx.WriteLocks[:0]
 	for _, k := range f.keys {
@@ -167,14 +167,14 @@ func (a *goAppend) append(ctx context.Context, tx *client.Tx, f *flight) (err er
 	if f.future, err = a.client.AppendAsync(ctx, tx); err != nil {
 		return fmt.Errorf("append: %w", err)
 	}
-	a.flights <- f
+	a.requests <- f
 	return nil
 }
 
 // collect waits for outcomes until submit has ended.
 func (a *goAppend) collect(ctx context.Context) error {
 	var tx client.Tx
-	for f := range a.flights {
+	for f := range a.requests {
 		receipt, err := f.future.Wait(ctx)
 		now := a.clock.now()
 		if err == nil {
@@ -212,52 +212,52 @@ func (a *goAppend) saw(partition int, txid uint64) {
 	}
 }
 
-func (a *goAppend) due(at int64)          { a.dues.push(at) }
-func (a *goAppend) finish()               { a.dues.close() }
+func (a *goAppend) due(at int64)          { a.schedule.push(at) }
+func (a *goAppend) finish()               { a.schedule.close() }
 func (a *goAppend) done() <-chan struct{} { return a.ended }
 func (a *goAppend) meter() *meter         { return a.counts }
 
 func (a *goAppend) close() {
 	a.cancel()
-	if a.dues != nil {
-		a.dues.close()
+	if a.schedule != nil {
+		a.schedule.close()
 	}
 	_ = a.client.Close()
 	a.nc.Close()
 }
 
-// dues is the times at which requests fell due that have not been sent.
-type dues struct {
+// schedule is a queue of the due times of requests that are not sent yet.
+type schedule struct {
 	mu     sync.Mutex
 	some   sync.Cond
 	at     []int64
 	closed bool
 }
 
-func newDues() *dues {
-	d := &dues{}
+func newSchedule() *schedule {
+	d := &schedule{}
 	d.some.L = &d.mu
 	return d
 }
 
-func (d *dues) push(at int64) {
+func (d *schedule) push(at int64) {
 	d.mu.Lock()
 	d.at = append(d.at, at)
 	d.mu.Unlock()
 	d.some.Signal()
 }
 
-// close says that no more come.
-func (d *dues) close() {
+// close ends the schedule: no more due times are pushed.
+func (d *schedule) close() {
 	d.mu.Lock()
 	d.closed = true
 	d.mu.Unlock()
 	d.some.Broadcast()
 }
 
-// pop returns the oldest, and waits for one; ok is false when there are none and
-// no more come.
-func (d *dues) pop() (at int64, ok bool) {
+// pop waits for a due time and returns the oldest. ok is false when the schedule is
+// closed and empty.
+func (d *schedule) pop() (at int64, ok bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	for len(d.at) == 0 && !d.closed {
@@ -270,9 +270,9 @@ func (d *dues) pop() (at int64, ok bool) {
 	return at, true
 }
 
-// newFollowCatchUp reads a partition through the Go client from its first kept
-// transaction to its last.
-func newFollowCatchUp(at seat, prefix string, info subjects.PartitionInfo) (*catchUp, error) {
+// newFollowCatchUp reads a partition with the Go client from its oldest transaction
+// to its last.
+func newFollowCatchUp(at workerConfig, prefix string, info subjects.PartitionInfo) (*catchUp, error) {
 	nc, err := connect(at.url, at.fail)
 	if err != nil {
 		return nil, err

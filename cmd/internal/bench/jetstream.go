@@ -20,16 +20,15 @@ const expectedSubject = "Nats-Expected-Last-Subject-Sequence"
 const (
 	wrongLastSequence         = 10071
 	wrongLastSequenceConstant = 10164 // the same, without the sequence
-	expectedNotReady          = 10163 // the condition cannot be looked up yet
+	expectedNotReady          = 10163 // the condition cannot be checked yet
 	tooManyRequests           = 10167
-	atomicIncomplete          = 10176 // what comes of a batch whose begin was refused
+	atomicIncomplete          = 10176 // the beginning of the batch was refused
 	atomicTooMany             = 10210 // too many batches are open
 )
 
-// streams is one JetStream stream for each partition that Cantus has, and what
-// the load knows about them: the last sequence of each key's subject, shared
-// by all connections, so that no connection is refused for what it could have
-// known.
+// streams is one JetStream stream for each partition of Cantus, with the last known
+// sequence of each key's subject. All connections share that, so that none is
+// refused because of what another already knows.
 type streams struct {
 	names    []string
 	expected bool // publishes carry a condition
@@ -37,7 +36,7 @@ type streams struct {
 	last     [][]atomic.Uint64 // by stream and key; empty for plain streams
 }
 
-// streamKind says what is done with a stream.
+// streamKind says how a stream is used.
 type streamKind struct {
 	name     string
 	expected bool
@@ -47,7 +46,7 @@ type streamKind struct {
 
 // openStreams creates streams on file storage. A cluster that was just started
 // may need some time for it.
-func (s *sitting) openStreams(ctx context.Context, c *cluster, kind streamKind, keys pool) (*streams, error) {
+func (s *benchRun) openStreams(ctx context.Context, c *cluster, kind streamKind, keys pool) (*streams, error) {
 	nc, err := connect(c.url(0), func(error) {})
 	if err != nil {
 		return nil, err
@@ -79,7 +78,7 @@ func (s *sitting) openStreams(ctx context.Context, c *cluster, kind streamKind, 
 	return st, nil
 }
 
-// streamLeader returns a function that names the leader of the first stream.
+// streamLeader returns a function that returns the leader of the first stream.
 func streamLeader(c *cluster, st *streams) func(context.Context) (string, error) {
 	return func(ctx context.Context) (name string, err error) {
 		nc, err := connect(c.url(0), func(error) {})
@@ -107,8 +106,8 @@ func streamLeader(c *cluster, st *streams) func(context.Context) (string, error)
 	}
 }
 
-// lastSequences asks for the last sequence of each stream.
-func (s *sitting) lastSequences(ctx context.Context, c *cluster, st *streams) ([]uint64, error) {
+// lastSequences returns the last sequence of each stream.
+func (s *benchRun) lastSequences(ctx context.Context, c *cluster, st *streams) ([]uint64, error) {
 	var last []uint64
 	for _, name := range st.names {
 		n, err := s.messages(ctx, c, name)
@@ -123,8 +122,8 @@ func (s *sitting) lastSequences(ctx context.Context, c *cluster, st *streams) ([
 	return last, nil
 }
 
-// messages asks how many messages a stream holds, none of which was deleted.
-func (s *sitting) messages(ctx context.Context, c *cluster, name string) (uint64, error) {
+// messages returns the number of messages in a stream, none of which was deleted.
+func (s *benchRun) messages(ctx context.Context, c *cluster, name string) (uint64, error) {
 	nc, err := connect(c.url(0), func(error) {})
 	if err != nil {
 		return 0, err
@@ -141,8 +140,8 @@ func (s *sitting) messages(ctx context.Context, c *cluster, name string) (uint64
 	return stream.CachedInfo().State.LastSeq, nil
 }
 
-// streamAppend publishes to a stream, one message a transaction: without a
-// condition all on one subject, with one to a key's subject.
+// streamAppend publishes to a stream, one message a transaction: to one subject
+// without a condition, or to a key's subject with one.
 type streamAppend struct {
 	streams  *streams
 	rng      *rand.Rand
@@ -154,7 +153,7 @@ func newStreamAppend(st *streams, w *workload, conn int) *streamAppend {
 	return &streamAppend{streams: st, rng: rng, payloads: newPayloads(rng, w.Size, w.Kind == tailLoad)}
 }
 
-func (a *streamAppend) compose(s *slot) int {
+func (a *streamAppend) compose(s *pending) int {
 	m := s.msg
 	if !s.again {
 		s.payload = a.payloads.next(s.payload, s.sent)
@@ -178,17 +177,17 @@ func (a *streamAppend) compose(s *slot) int {
 	return 1
 }
 
-// of gives the stream that a slot publishes to.
-func (st *streams) of(s *slot) int { return s.index % len(st.names) }
+// of returns the stream to which a request publishes.
+func (st *streams) of(s *pending) int { return s.index % len(st.names) }
 
 func (st *streams) subject(stream, key int) string { return st.names[stream] + "." + st.keys.name(key) }
 
-// sequence returns a key's last sequence as a header has it.
+// sequence returns a key's last sequence as the value of a header.
 func (st *streams) sequence(stream, key int) string {
 	return strconv.FormatUint(st.last[stream][key].Load(), 10)
 }
 
-func (a *streamAppend) judge(s *slot, m *nats.Msg) outcome {
+func (a *streamAppend) judge(s *pending, m *nats.Msg) outcome {
 	if seq, ok := ackSequence(m.Data); ok {
 		return a.accepted(s, seq)
 	}
@@ -202,16 +201,17 @@ func ackSequence(data []byte) (uint64, bool) {
 	return seq, ok && !bytes.Contains(data, errorKey)
 }
 
-// accepted notes what the key's last sequence now is.
-func (a *streamAppend) accepted(s *slot, seq uint64) outcome {
+// accepted records the key's new last sequence.
+func (a *streamAppend) accepted(s *pending, seq uint64) outcome {
 	if a.streams.expected {
 		a.streams.saw(a.streams.of(s), s.keys[0], seq)
 	}
 	return outcome{done: 1}
 }
 
-// rejected notes what a failed condition says the key's last sequence is.
-func (a *streamAppend) rejected(s *slot, code jetstream.ErrorCode, text string) outcome {
+// rejected records the key's last sequence that the error for a failed condition
+// contains.
+func (a *streamAppend) rejected(s *pending, code jetstream.ErrorCode, text string) outcome {
 	o, known := rejection(code)
 	switch {
 	case !known, o.refused && !a.streams.expected:
@@ -226,14 +226,14 @@ func (a *streamAppend) rejected(s *slot, code jetstream.ErrorCode, text string) 
 	return o
 }
 
-// newer reports whether more is known of a key than when a message was made. If
-// not, what stands in the way is still in flight, and to try again at once
-// would be in vain.
+// newer reports whether a newer sequence of a key is known than when a message was
+// made. If not, the conflicting message is still in flight, and trying again at once
+// would fail.
 func (st *streams) newer(stream, key int, m *nats.Msg) bool {
 	return st.sequence(stream, key) != m.Header[expectedSubject][0]
 }
 
-// rejection tells what an error of a conditional publish means, if it is one
+// rejection returns the outcome for an error of a conditional publish, if it is one
 // that the load expects.
 func rejection(code jetstream.ErrorCode) (o outcome, known bool) {
 	switch code {

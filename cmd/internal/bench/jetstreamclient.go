@@ -11,24 +11,24 @@ import (
 )
 
 // asyncWorker publishes with the Go client's asynchronous interface, which
-// JetStream's documents recommend where throughput matters.
+// JetStream's documents recommend for throughput.
 type asyncWorker struct {
 	append *streamAppend
-	link   *link // its connection, clock, slots and end; not its inbox
+	plain  *plainWorker // for its connection, clock and requests; its inbox is unused
 	js     jetstream.JetStream
-	bySent map[*nats.Msg]*slot
+	bySent map[*nats.Msg]*pending
 }
 
-func newAsyncWorker(at seat, a *streamAppend) (*asyncWorker, error) {
-	l, err := newLink(at, a)
+func newAsyncWorker(at workerConfig, a *streamAppend) (*asyncWorker, error) {
+	l, err := newPlainWorker(at, a)
 	if err != nil {
 		return nil, err
 	}
-	w := &asyncWorker{append: a, link: l, bySent: make(map[*nats.Msg]*slot, at.inFlight)}
+	w := &asyncWorker{append: a, plain: l, bySent: make(map[*nats.Msg]*pending, at.inFlight)}
 	l.patient = true // the client has a limit of its own
-	for i := range l.slots {
-		l.slots[i].msg.Reply = ""
-		w.bySent[l.slots[i].msg] = &l.slots[i]
+	for i := range l.requests {
+		l.requests[i].msg.Reply = ""
+		w.bySent[l.requests[i].msg] = &l.requests[i]
 	}
 	w.js, err = jetstream.New(l.nc, jetstream.WithPublishAsyncMaxPending(at.inFlight),
 		jetstream.WithPublishAsyncTimeout(answerLimit),
@@ -45,28 +45,28 @@ func newAsyncWorker(at seat, a *streamAppend) (*asyncWorker, error) {
 }
 
 func (w *asyncWorker) acked(_ jetstream.JetStream, m *nats.Msg, ack *jetstream.PubAck) {
-	w.link.settle(w.bySent[m], func(s *slot) outcome { return w.append.accepted(s, ack.Sequence) })
+	w.plain.complete(w.bySent[m], func(s *pending) outcome { return w.append.accepted(s, ack.Sequence) })
 }
 
 func (w *asyncWorker) failed(_ jetstream.JetStream, m *nats.Msg, err error) {
 	var api *jetstream.APIError
 	switch {
 	case errors.Is(err, jetstream.ErrAsyncPublishTimeout):
-		w.link.settle(w.bySent[m], func(*slot) outcome { return outcome{silent: true} })
+		w.plain.complete(w.bySent[m], func(*pending) outcome { return outcome{silent: true} })
 		return
 	case !errors.As(err, &api):
-		w.link.failUnlessClosed(err)
+		w.plain.failUnlessClosed(err)
 		return
 	}
-	w.link.settle(w.bySent[m], func(s *slot) outcome { return w.append.rejected(s, api.ErrorCode, api.Description) })
+	w.plain.complete(w.bySent[m], func(s *pending) outcome { return w.append.rejected(s, api.ErrorCode, api.Description) })
 }
 
-func (w *asyncWorker) start() error          { return w.link.start() }
-func (w *asyncWorker) due(at int64)          { w.link.due(at) }
-func (w *asyncWorker) finish()               { w.link.finish() }
-func (w *asyncWorker) done() <-chan struct{} { return w.link.done() }
-func (w *asyncWorker) meter() *meter         { return w.link.meter() }
-func (w *asyncWorker) close()                { w.link.close() }
+func (w *asyncWorker) start() error          { return w.plain.start() }
+func (w *asyncWorker) due(at int64)          { w.plain.due(at) }
+func (w *asyncWorker) finish()               { w.plain.finish() }
+func (w *asyncWorker) done() <-chan struct{} { return w.plain.done() }
+func (w *asyncWorker) meter() *meter         { return w.plain.meter() }
+func (w *asyncWorker) close()                { w.plain.close() }
 
 // syncWorker publishes one message at a time and waits for its answer, with
 // the Go client's synchronous interface.
@@ -81,7 +81,7 @@ type syncWorker struct {
 	cancel context.CancelFunc
 }
 
-func newSyncWorker(at seat, a *streamAppend) (*syncWorker, error) {
+func newSyncWorker(at workerConfig, a *streamAppend) (*syncWorker, error) {
 	nc, err := connect(at.url, func(error) {})
 	if err != nil {
 		return nil, err
@@ -106,7 +106,7 @@ func (w *syncWorker) start() error {
 
 func (w *syncWorker) run(ctx context.Context) {
 	defer close(w.ended)
-	s := &slot{msg: &nats.Msg{}}
+	s := &pending{msg: &nats.Msg{}}
 	for {
 		now := w.clock.now()
 		if !s.again {

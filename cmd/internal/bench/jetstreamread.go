@@ -8,19 +8,17 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 )
 
-// pullBuffer is how many messages the ordered consumer buffers. Of 500 (the
-// client's default), 2,000, 10,000 and 50,000 it is where catching up stops
-// getting quicker.
+// pullBuffer is how many messages the ordered consumer buffers. Of 500 (the client's
+// default), 2,000, 10,000 and 50,000, a larger one is not faster.
 const pullBuffer = 10_000
 
-// consumption reads a stream with an ordered consumer, the Go client's
-// interface for that.
+// consumption reads a stream with an ordered consumer of the Go client.
 type consumption struct {
 	nc     *nats.Conn
 	js     jetstream.JetStream
 	stream string
-	push   bool // the older, pushing ordered consumer
-	new    bool // only what comes from now on
+	push   bool // use the older ordered push consumer
+	new    bool // only new messages
 }
 
 func newConsumption(url, stream string, push, onlyNew bool) (*consumption, error) {
@@ -36,7 +34,7 @@ func newConsumption(url, stream string, push, onlyNew bool) (*consumption, error
 	return &consumption{nc: nc, js: js, stream: stream, push: push, new: onlyNew}, nil
 }
 
-// consume gives each message's payload to handle until stop is called.
+// consume calls handle with each message's payload until stop is called.
 func (c *consumption) consume(ctx context.Context, handle func(payload []byte)) (stop func(), err error) {
 	if c.push {
 		return c.pushed(handle)
@@ -73,7 +71,7 @@ func (c *consumption) pushed(handle func(payload []byte)) (stop func(), err erro
 }
 
 // newStreamCatchUp reads a stream to its last sequence.
-func newStreamCatchUp(at seat, stream string, last uint64, push bool) (*catchUp, error) {
+func newStreamCatchUp(at workerConfig, stream string, last uint64, push bool) (*catchUp, error) {
 	c, err := newConsumption(at.url, stream, push, false)
 	if err != nil {
 		return nil, err

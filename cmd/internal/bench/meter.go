@@ -8,8 +8,7 @@ import (
 	"github.com/HdrHistogram/hdrhistogram-go"
 )
 
-// The range of latencies that are told apart: what is shorter or longer
-// counts as the nearest end.
+// The range of latencies: those that are shorter or longer count as the nearest end.
 const (
 	shortest = time.Microsecond
 	longest  = 5 * time.Minute
@@ -46,19 +45,19 @@ func (l *latencies) max() time.Duration { return l.quantile(100) }
 
 func (l *latencies) count() int64 { return l.h.TotalCount() }
 
-// op is a sort of request whose latencies are kept apart.
+// op is a kind of request with latencies of its own.
 type op uint8
 
 const (
-	mainOp     op = iota // what the workload is about
+	mainOp     op = iota // the workload's main request
 	lookupOp             // a lookup between appends
 	deliveryOp           // from when an append was sent, or due, to when a reader had it
-	afterOp              // from when an append's answer came to then, 0 if it came first
+	afterOp              // from when an append's answer arrived to then, 0 if the reader was first
 	ops
 )
 
-// tally is the latencies of one or more workers: with thousands of
-// connections a set for each would be gigabytes.
+// tally holds the latencies of one or more workers: with thousands of connections, a
+// set for each would take gigabytes.
 type tally struct {
 	mu      sync.Mutex
 	latency [ops]*latencies // nil where nothing was recorded
@@ -73,7 +72,7 @@ func (t *tally) record(o op, d time.Duration) {
 	t.latency[o].record(d)
 }
 
-// addTo adds what was recorded. Readers may be recording still.
+// addTo adds the recorded latencies to sum. Readers may still be recording.
 func (t *tally) addTo(o op, sum *latencies) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -82,23 +81,24 @@ func (t *tally) addTo(o op, sum *latencies) {
 	}
 }
 
-// clock is a round's time, in nanoseconds since it began. It does not change
+// clock is a round's time, in nanoseconds since its start. Its fields do not change
 // while workers use it.
 type clock struct {
 	epoch time.Time
-	from  int64 // answers count from here on
-	until int64 // and up to here, when sending ends
-	// paced says that requests fall due at times of their own, and latencies
-	// count by when they were due, not by when they were answered: otherwise
-	// the answers that a pause held up beyond the end would be left out.
+	from  int64 // when counting begins
+	until int64 // when counting and sending end
+	// paced is true at a fixed rate. Latencies then count by when the request was
+	// due, not by when it was answered: otherwise answers that a pause has delayed
+	// beyond the end would be left out.
 	paced bool
-	// budget is how many units may still be sent; nil if only time limits.
+	// budget is how many units may still be sent; nil for no limit but time.
 	budget *atomic.Int64
 }
 
 func (c *clock) now() int64 { return int64(time.Since(c.epoch)) }
 
-// take asks for leave to send a request of n units at now.
+// take reports whether a request of n units may be sent at now, and takes it off the
+// budget.
 func (c *clock) take(now int64, n int) bool {
 	if now >= c.until {
 		return false
@@ -110,33 +110,33 @@ func (c *clock) take(now int64, n int) bool {
 	return false
 }
 
-// spent reports whether there is no leave left for anything.
+// spent reports whether the budget is used up.
 func (c *clock) spent() bool { return c.budget != nil && c.budget.Load() <= 0 }
 
-// giveBack takes back the leave to send n units.
+// giveBack returns n units to the budget.
 func (c *clock) giveBack(n int) {
 	if c.budget != nil {
 		c.budget.Add(int64(n))
 	}
 }
 
-// meter counts what one worker got done. The atomic fields may be read at any
-// time; the others belong to the worker until it has ended.
+// meter counts the results of one worker. The atomic fields may be read at any time;
+// the others belong to the worker until it has ended.
 type meter struct {
 	clock *clock
 	tally *tally
 
 	// Over the whole round, warm-up included.
 	done, refused, busy atomic.Uint64
-	// lastAt is when the last answer came.
+	// lastAt is when the last answer arrived.
 	lastAt atomic.Int64
 
 	// Within the round's window.
 	counted, countedRefused, countedBusy uint64
-	// missed is how many requests fell due and were not done when all ended.
+	// missed counts the requests that were due and not done at the end.
 	missed uint64
-	// Whether they were done is not known: of unknown an answer says so,
-	// silent had none.
+	// Requests with an unknown outcome: of unknown the answer says so, silent had no
+	// answer.
 	unknown, silent uint64
 }
 
@@ -162,7 +162,7 @@ func (m *meter) refuse(now int64, n int) {
 	}
 }
 
-// hold counts an answer at now that asks to come again later.
+// hold counts an answer at now that says to try again later.
 func (m *meter) hold(now int64) {
 	m.busy.Add(1)
 	if m.counts(now) {
@@ -170,11 +170,10 @@ func (m *meter) hold(now int64) {
 	}
 }
 
-// took notes that a request sent, or due, at sent was done with at now.
+// took records that a request sent, or due, at sent was done at now.
 func (m *meter) took(o op, sent, now int64) { m.lasted(o, sent, sent, now) }
 
-// lasted notes that something about a request sent, or due, at sent lasted from
-// from to now.
+// lasted records a latency from from to now for a request sent, or due, at sent.
 func (m *meter) lasted(o op, sent, from, now int64) {
 	at := now
 	if m.clock.paced {
@@ -185,8 +184,8 @@ func (m *meter) lasted(o op, sent, from, now int64) {
 	}
 }
 
-// lose notes at now that a request's outcome will not be known. It counts with
-// the time that it took to give it up.
+// lose records at now that a request's outcome is unknown. It counts with the time
+// until it was given up.
 func (m *meter) lose(sent, now int64, silent bool) {
 	if silent {
 		m.silent++
@@ -196,8 +195,8 @@ func (m *meter) lose(sent, now int64, silent bool) {
 	m.took(mainOp, sent, now)
 }
 
-// miss notes, at a fixed rate, that a request that was due at due had not been
-// done at now, when the round ended: its latency is at least what had passed.
+// miss records, at a fixed rate, that a request due at due was not done when the
+// round ended at now: its latency is at least that time.
 func (m *meter) miss(due, now int64) {
 	if m.clock.paced && m.counts(due) {
 		m.missed++

@@ -5,9 +5,9 @@ import (
 	"time"
 )
 
-// pacer tells workers when requests fall due: evenly spaced, and at times that
-// do not depend on answers. So a server that pauses meets all that would have
-// come meanwhile, and the time that they wait counts.
+// pacer calls workers when requests are due: at evenly spaced times that do not
+// depend on answers. So requests that are due during a pause of the server count
+// with the time that they wait.
 type pacer struct {
 	clock   *clock
 	rate    float64
@@ -15,19 +15,18 @@ type pacer struct {
 }
 
 const (
-	// shortestNap is how long it sleeps at least: above 5,000 a second several
-	// requests are sent together, rather than a thread woken for each, which on few
-	// cores would cost the server more than the requests do. They are as late as
-	// they are, by when they were due.
+	// shortestNap is the shortest sleep. Above 5,000 requests a second several are
+	// sent together: on few cores, waking a thread for each would cost the server
+	// more than the requests do. Their latency counts from when they were due.
 	shortestNap = 200 * time.Microsecond
-	// longestNap bounds how late it notices that it is to stop.
+	// longestNap bounds how late the pacer notices that it must stop.
 	longestNap = 50 * time.Millisecond
 )
 
 // run returns at the clock's end, or when stop is closed.
 func (p *pacer) run(stop <-chan struct{}) {
-	// A thread of its own can sleep for less than the runtime's timers do,
-	// which may be a millisecond late where nothing else goes on.
+	// A thread of its own can sleep more precisely than the runtime's timers, which
+	// may be a millisecond late in an idle process.
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	defer func() {

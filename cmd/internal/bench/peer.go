@@ -11,12 +11,12 @@ import (
 // maxAtomicBatch is how many messages an atomic batch of JetStream may have.
 const maxAtomicBatch = 1000
 
-// peerReplicas is how many replicas a peer's stream has: as Cantus by
-// default, 3 or as many as there are nodes.
+// peerReplicas returns how many replicas a peer's stream has: 3, or the number of
+// nodes if that is less, as in Cantus by default.
 func peerReplicas(nodes int) int { return min(nodes, 3) }
 
 // startJetstream starts the peer's servers: as many as Cantus has.
-func (s *sitting) startJetstream(ctx context.Context, sync string) (*cluster, error) {
+func (s *benchRun) startJetstream(ctx context.Context, sync string) (*cluster, error) {
 	dir, err := s.tempDir("jetstream-" + sync)
 	if err != nil {
 		return nil, err
@@ -44,8 +44,8 @@ func (s *sitting) startJetstream(ctx context.Context, sync string) (*cluster, er
 	return s.startCluster(ctx, name, dir, args)
 }
 
-// peerConfig is a nats-server configuration: the defaults, but for room for as
-// many atomic batches at a time as the load wants to have open.
+// peerConfig returns a nats-server configuration: the defaults, except that it allows
+// as many open atomic batches as the load needs.
 func peerConfig(name string, routes []string, i int) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "server_name: %s\n", name)
@@ -60,7 +60,7 @@ func peerConfig(name string, routes []string, i int) string {
 	return b.String()
 }
 
-// peerSettings says how the peer was run, for the report.
+// peerSettings describes the peer's settings for the report.
 func peerSettings(nodes int, sync string) string {
 	every := "sync_interval default: files are synced every two minutes"
 	if sync == "always" {

@@ -10,9 +10,9 @@ import (
 	"github.com/cantuslog/cantus/subjects"
 )
 
-// newSitting makes a sitting of a command that is complete as kong would make
+// newRun returns a run of a command that is complete as kong would make
 // it; its servers end with the test.
-func newSitting(t *testing.T, c *Command) *sitting {
+func newRun(t *testing.T, c *Command) *benchRun {
 	t.Helper()
 	c.Prefix, c.VsClient, c.Dir = "cantus", "plain", t.TempDir()
 	c.Partitions, c.Batch, c.Readers, c.Rounds, c.Kills = max(c.Partitions, 1), 10, 1, 1, max(c.Kills, 1)
@@ -21,7 +21,7 @@ func newSitting(t *testing.T, c *Command) *sitting {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := &sitting{Command: c, workload: w, names: subjects.Names{Prefix: c.Prefix}, out: io.Discard, errOut: io.Discard}
+	s := &benchRun{Command: c, workload: w, names: subjects.Names{Prefix: c.Prefix}, out: io.Discard, errOut: io.Discard}
 	t.Cleanup(s.close)
 	return s
 }
@@ -31,7 +31,7 @@ func newSitting(t *testing.T, c *Command) *sitting {
 func TestThreeJetstreamServersReplicate(t *testing.T) {
 	t.Parallel()
 	testkit.NotShort(t, "servers are started and measured")
-	s := newSitting(t, &Command{
+	s := newRun(t, &Command{
 		Workload: appendLoad, Nodes: 3, Partitions: 2, Locks: 2, Keys: 50, Conns: 4, InFlight: 4, Count: 100,
 	})
 	c, err := s.startJetstream(t.Context(), "default")
@@ -45,7 +45,7 @@ func TestThreeJetstreamServersReplicate(t *testing.T) {
 	var names []string
 	for _, p := range peers {
 		names = append(names, p.name)
-		sample, err := measure(t.Context(), task{p.name, 4, s.workload.Points[0], 64, s.workload.limits}, p, p.clients[0], io.Discard)
+		sample, err := measure(t.Context(), task{p.name, 4, s.workload.Levels[0], 64, s.workload.limits}, p, p.clients[0], io.Discard)
 		if err != nil {
 			t.Fatalf("%s: %v", p.name, err)
 		}
@@ -55,7 +55,7 @@ func TestThreeJetstreamServersReplicate(t *testing.T) {
 	}
 	want := "jetstream R3 default plain, jetstream R3 default expected, jetstream R3 default atomic"
 	if got := strings.Join(names, ", "); got != want {
-		t.Errorf("contestants %s, want %s", got, want)
+		t.Errorf("systems %s, want %s", got, want)
 	}
 	replicas(t, s, c)
 	firstAtTheLeader(t, peers[0])
@@ -63,7 +63,7 @@ func TestThreeJetstreamServersReplicate(t *testing.T) {
 
 // replicas checks that a transaction of two locks is two messages, and each
 // on three replicas.
-func replicas(t *testing.T, s *sitting, c *cluster) {
+func replicas(t *testing.T, s *benchRun, c *cluster) {
 	t.Helper()
 	var stored uint64
 	for _, name := range []string{"atomic0", "atomic1"} {
@@ -83,7 +83,7 @@ func replicas(t *testing.T, s *sitting, c *cluster) {
 	}
 }
 
-func firstAtTheLeader(t *testing.T, c *contestant) {
+func firstAtTheLeader(t *testing.T, c *system) {
 	t.Helper()
 	name, err := c.leader(t.Context())
 	if err != nil {
@@ -99,7 +99,7 @@ func firstAtTheLeader(t *testing.T, c *contestant) {
 
 func TestNodesKnowEachOther(t *testing.T) {
 	testkit.NotShort(t, "servers are started and measured")
-	s := newSitting(t, &Command{Workload: appendLoad, Nodes: 3, Keys: 1})
+	s := newRun(t, &Command{Workload: appendLoad, Nodes: 3, Keys: 1})
 	all, err := s.nodeArgs("dir")
 	if err != nil {
 		t.Fatal(err)

@@ -8,7 +8,7 @@ import (
 	"strconv"
 )
 
-// The plot's measures, in pixels.
+// The plot's dimensions, in pixels.
 const (
 	plotWidth, plotHeight = 960, 600
 	plotLeft, plotTop     = 80, 70
@@ -16,20 +16,19 @@ const (
 	legendLine            = 18
 )
 
-// palette tells series apart, also for those who do not see red and green
-// alike (M. Okabe, K. Ito).
+// palette has colors that color-blind readers can distinguish (M. Okabe, K. Ito).
 var palette = []string{"#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000"}
 
-// series is a contestant's way through a sweep.
+// series is one system's results in a sweep.
 type series struct {
 	name   string
 	color  string
 	points []*Result
 }
 
-// plot draws throughput against latency as an SVG: a solid line through the
-// medians of a contestant's points, a dashed one through their 99th
-// percentiles, and at each point how hard it was pushed.
+// plot draws throughput against latency as an SVG: for each system a solid line
+// through the medians and a dashed one through the 99th percentiles, with the load
+// level at each point.
 func (r *Report) plot() []byte {
 	all := r.series()
 	x, y := r.axes()
@@ -64,7 +63,7 @@ func (r *Report) plot() []byte {
 	return b.Bytes()
 }
 
-// pushed says what the numbers at the points are.
+// pushed describes the numbers at the points.
 func (r *Report) pushed() string {
 	if len(r.Results) > 0 && r.Results[0].Asked > 0 {
 		return "requests a second that fell due"
@@ -85,14 +84,13 @@ func (r *Report) series() []*series {
 	return all
 }
 
-// axis puts values on a line, by their logarithm.
+// axis is a logarithmic axis.
 type axis struct {
 	low, high float64 // powers of ten
 	from, to  float64 // pixels
 }
 
-// axes returns a horizontal axis that holds every rate and a vertical one that
-// holds every latency.
+// axes returns a horizontal axis for all rates and a vertical one for all latencies.
 func (r *Report) axes() (x, y axis) {
 	x = axis{math.Inf(1), math.Inf(-1), plotLeft, plotWidth - plotRight}
 	y = axis{math.Inf(1), math.Inf(-1), plotHeight - plotBottom, plotTop}
@@ -106,14 +104,14 @@ func (r *Report) axes() (x, y axis) {
 	return x, y
 }
 
-// hold widens the axis to a value above 0.
+// hold extends the axis to a value above 0.
 func (a *axis) hold(v float64) {
 	if v > 0 {
 		a.low, a.high = min(a.low, math.Log10(v)), max(a.high, math.Log10(v))
 	}
 }
 
-// round moves the ends outwards to 1, 2 or 5 times a power of ten.
+// round extends the ends to 1, 2 or 5 times a power of ten.
 func (a *axis) round() {
 	if a.low > a.high { // nothing to show
 		a.low, a.high = 0, 1
@@ -122,8 +120,8 @@ func (a *axis) round() {
 	a.low, a.high = math.Log10(marks[0]), math.Log10(marks[len(marks)-1])
 }
 
-// axisMarks returns the values 1, 2 and 5 times a power of ten, from one at or
-// below low to one above high, both given as logarithms.
+// axisMarks returns the values 1, 2 and 5 times a power of ten, from the last at or
+// below low to the first above high, which are logarithms.
 func axisMarks(low, high float64) []float64 {
 	var marks []float64
 	for e := math.Floor(low); ; e++ {
@@ -163,8 +161,7 @@ func short(v float64) string {
 	return fmt.Sprintf("%g", round3(v))
 }
 
-// round3 rounds to three significant digits, which drops what the arithmetic
-// of floating point adds.
+// round3 rounds to three significant digits, which removes floating-point noise.
 func round3(v float64) float64 {
 	rounded, _ := strconv.ParseFloat(strconv.FormatFloat(v, 'g', 3, 64), 64)
 	return rounded
@@ -179,10 +176,10 @@ func vertical(b *bytes.Buffer, at float64) {
 }
 
 func text(b *bytes.Buffer, x, y float64, anchor, color string, size int, s string) {
-	// The white rim keeps it readable where lines cross it.
+	// The white outline keeps it readable where lines cross it.
 	fmt.Fprintf(b, `<text x="%.1f" y="%.1f" text-anchor="%s" fill="%s" font-size="%d" stroke="#fff" stroke-width="3" paint-order="stroke">`,
 		x, y, anchor, color, size)
-	_ = xml.EscapeText(b, []byte(s)) // a buffer takes everything
+	_ = xml.EscapeText(b, []byte(s)) // writing to a buffer never fails
 	b.WriteString("</text>\n")
 }
 
@@ -217,7 +214,7 @@ func (s *series) marks(b *bytes.Buffer, x, y axis) {
 	}
 }
 
-// push returns how hard a point was pushed.
+// push returns the load level of a result.
 func (*series) push(r *Result) string {
 	if r.Asked > 0 {
 		return short(r.Asked)

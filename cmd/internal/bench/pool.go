@@ -7,16 +7,16 @@ import (
 	"strconv"
 )
 
-// pool is a set of key names, all of one length. They are made as they are taken:
-// to look one up in a million waits longer for memory.
+// pool is a set of key names, all of one length. A name is made when it is used:
+// looking up one of a million would take longer.
 type pool struct {
 	prefix string
 	digits int
 	size   int
-	zipf   *zipf // nil if all keys are taken alike
+	zipf   *zipf // nil for a uniform distribution
 }
 
-// newPool makes the names prefix0000000 to prefix<size-1>, taken with a skew.
+// newPool returns a pool of the names prefix0000000 to prefix<size-1>, with a skew.
 func newPool(prefix string, size int, skew float64) pool {
 	p := pool{prefix: prefix, digits: len(strconv.Itoa(size - 1)), size: size}
 	if skew > 0 {
@@ -38,14 +38,13 @@ func (p pool) name(i int) string {
 	return string(b)
 }
 
-// pick fills keys with different keys at random. There must be no more of
-// them than the pool has.
+// pick fills keys with distinct random keys. The pool must have at least as many.
 func (p pool) pick(rng *rand.Rand, keys []int) {
 	for i := range keys {
 		k := p.draw(rng)
 		for tries := 0; slices.Contains(keys[:i], k); tries++ {
 			if k = p.draw(rng); tries > 10 {
-				k = rng.IntN(p.size) // a few keys take nearly all draws
+				k = rng.IntN(p.size) // with much skew a few keys take nearly all draws
 			}
 		}
 		keys[i] = k
@@ -59,7 +58,7 @@ func (p pool) draw(rng *rand.Rand) int {
 	return rng.IntN(p.size)
 }
 
-// payloads gives payloads of one size that differ and do not compress.
+// payloads makes distinct payloads of one size that do not compress.
 type payloads struct {
 	noise   []byte
 	size    int
@@ -67,7 +66,7 @@ type payloads struct {
 	stamped bool // each begins with the time at which it was sent
 }
 
-// stampSize is how many bytes of a payload the time takes.
+// stampSize is the size of the time in a payload.
 const stampSize = 8
 
 func newPayloads(rng *rand.Rand, size int, stamped bool) *payloads {
@@ -78,8 +77,8 @@ func newPayloads(rng *rand.Rand, size int, stamped bool) *payloads {
 	return &payloads{noise: noise, size: size, stamped: stamped}
 }
 
-// next returns the payload of a request sent at sent, which the caller must not
-// write to. It may take the memory of old, an earlier one that is done with.
+// next returns the payload of a request sent at sent. The caller must not write to
+// it. It may reuse the memory of old, an earlier payload.
 func (p *payloads) next(old []byte, sent int64) []byte {
 	p.at = (p.at + 61) & (64<<10 - 1)
 	b := p.noise[p.at : p.at+p.size : p.at+p.size]

@@ -19,30 +19,30 @@ type Report struct {
 	Keys       int       `json:"keys"`
 	Skew       float64   `json:"skew"`
 	Partitions int       `json:"partitions"`
-	// Results are by contestant, and for each by point of the sweep.
+	// Results are by system, and for each by load level.
 	Results []Result `json:"results"`
 	Notes   []string `json:"notes,omitempty"`
 }
 
-// Result is one contestant's rounds at one load.
+// Result is the result of one system's rounds at one load level.
 type Result struct {
 	Name     string `json:"name"`
 	Client   string `json:"client"`
 	Settings string `json:"settings"`
-	// InFlight is requests in flight on a connection, at most; Asked the
-	// requests a second that fell due, 0 in a closed loop.
+	// InFlight is the most requests in flight on a connection. Asked is the
+	// requests a second that were due, 0 in a closed loop.
 	InFlight int     `json:"in_flight"`
 	Asked    float64 `json:"asked_rate,omitempty"`
 	// Rate is in transactions a second.
 	Rate Spread `json:"rate"`
 	Quantiles
-	// Others are the latencies of other requests: of lookups between appends,
-	// and from an append to its readers.
+	// Others are other latencies: of lookups between appends, and from an append to
+	// its readers.
 	Others map[string]Quantiles `json:"other_latencies,omitempty"`
-	// Ratio is Cantus's rate divided by this one's, round by round; missing
-	// for Cantus.
+	// Ratio is Cantus's rate divided by this one, round by round; missing for
+	// Cantus.
 	Ratio *Spread `json:"ratio,omitempty"`
-	// Written is device bytes for each payload byte; missing where unknown.
+	// Written is device bytes for each payload byte; missing if unknown.
 	Written *Spread  `json:"device_bytes_per_payload_byte,omitempty"`
 	Rounds  []Sample `json:"rounds"`
 }
@@ -63,14 +63,14 @@ func quantiles(l *latencies) Quantiles {
 	}
 }
 
-// Spread is the middle and the ends of several rounds.
+// Spread is the median and the range of several rounds.
 type Spread struct {
 	Median float64 `json:"median"`
 	Min    float64 `json:"min"`
 	Max    float64 `json:"max"`
 }
 
-// spread summarizes values, of which there must be one.
+// spread summarizes values, which must not be empty.
 func spread(values []float64) Spread {
 	v := slices.Sorted(slices.Values(values))
 	mid := v[len(v)/2]
@@ -80,17 +80,17 @@ func spread(values []float64) Spread {
 	return Spread{Median: mid, Min: v[0], Max: v[len(v)-1]}
 }
 
-// report draws samples together, which are by contestant, point and round.
-func (s *sitting) report(contestants []*contestant, samples [][][]Sample) *Report {
+// report summarizes samples, which are by system, load level and round.
+func (s *benchRun) report(systems []*system, samples [][][]Sample) *Report {
 	w := s.workload
 	r := &Report{
 		Workload: w.Kind, Started: time.Now(), CPUs: runtime.NumCPU(), Nodes: w.Nodes, Conns: w.Conns,
 		Size: w.Size, Locks: w.Locks, Keys: w.Keys, Skew: w.Skew, Partitions: w.Partitions, Notes: s.notes,
 	}
-	for i, c := range contestants {
-		for p, point := range w.Points {
+	for i, c := range systems {
+		for p, level := range w.Levels {
 			result := newResult(c.name, c.clients[0].name, samples[i][p])
-			result.Settings, result.InFlight, result.Asked = c.settings, point.InFlight, point.Rate
+			result.Settings, result.InFlight, result.Asked = c.settings, level.InFlight, level.Rate
 			if i > 0 {
 				result.Ratio = ratio(samples[0][p], samples[i][p])
 			}
@@ -131,7 +131,7 @@ func newResult(name, client string, samples []Sample) Result {
 	return r
 }
 
-// ratio compares rounds of the same turn; nil if a peer did nothing.
+// ratio compares rounds of the same turn. It returns nil if a peer did nothing.
 func ratio(own, peer []Sample) *Spread {
 	var ratios []float64
 	for i := range min(len(own), len(peer)) {
@@ -148,7 +148,7 @@ func ratio(own, peer []Sample) *Spread {
 
 func milliseconds(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }
 
-func (s *sitting) print(r *Report) error {
+func (s *benchRun) print(r *Report) error {
 	if s.JSON {
 		e := json.NewEncoder(s.out)
 		e.SetIndent("", "  ")

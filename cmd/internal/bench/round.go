@@ -11,16 +11,15 @@ import (
 	"time"
 )
 
-// stallTimeout is how long nothing may be answered while something is in
-// flight.
+// stallTimeout is how long requests may be in flight without any answer.
 const stallTimeout = 30 * time.Second
 
-// contestant is a cluster with a workload on it.
-type contestant struct {
+// system is a system under test: a cluster, with clients for the workload.
+type system struct {
 	*cluster
-	// settings says how it was run, in words.
+	// settings describes its settings for the report.
 	settings string
-	// clients are the ways to put the load on it; the quickest is used.
+	// clients are the ways to put the load on it; the fastest is used.
 	clients []driver
 	// prepare is called before each round, if set.
 	prepare func(ctx context.Context) error
@@ -29,32 +28,32 @@ type contestant struct {
 // driver makes the workers of a round.
 type driver struct {
 	name   string
-	worker func(at seat) (worker, error)
-	// reader makes a worker beside them that sees what they append; there
-	// are readers of them. nil if there is none.
-	reader  func(at seat) (reader, error)
+	worker func(at workerConfig) (worker, error)
+	// reader, if not nil, makes one of readers workers that receive the appended
+	// transactions.
+	reader  func(at workerConfig) (reader, error)
 	readers int
 }
 
-// limits are what ends a round.
+// limits say when a round ends.
 type limits struct {
 	warmUp, duration time.Duration
-	count            int64 // 0 if only time ends it
+	count            int64 // 0 for no limit but time
 }
 
-// task is what a round is asked for.
+// task describes a round.
 type task struct {
 	label string
 	conns int
-	point point
+	level loadLevel
 	size  int // payload of a unit, which the device's bytes are set against; 0 if that is not wanted
 	limits
 }
 
-// tallies is how many sets of latencies a round has at most.
+// tallies is the most sets of latencies of a round.
 const tallies = 16
 
-// round is one contestant under load.
+// round is one measurement of a system.
 type round struct {
 	task
 	errOut  io.Writer
@@ -67,7 +66,7 @@ type round struct {
 }
 
 // measure runs one round with a client.
-func measure(ctx context.Context, t task, c *contestant, cl driver, errOut io.Writer) (Sample, error) {
+func measure(ctx context.Context, t task, c *system, cl driver, errOut io.Writer) (Sample, error) {
 	if err := c.lead(ctx); err != nil {
 		return Sample{}, err
 	}
@@ -80,7 +79,7 @@ func measure(ctx context.Context, t task, c *contestant, cl driver, errOut io.Wr
 	wroteBefore, known := disk.written()
 	r := &round{task: t, errOut: errOut, cluster: c.cluster, clock: newClock(t), failure: failure{hit: make(chan struct{})}}
 	defer r.close()
-	if err := r.seat(cl); err != nil {
+	if err := r.makeWorkers(cl); err != nil {
 		return Sample{}, err
 	}
 	s, err := r.run(ctx)
@@ -95,7 +94,7 @@ func measure(ctx context.Context, t task, c *contestant, cl driver, errOut io.Wr
 }
 
 func newClock(t task) *clock {
-	c := &clock{epoch: time.Now(), from: int64(t.warmUp), until: int64(t.warmUp + t.duration), paced: t.point.Rate > 0}
+	c := &clock{epoch: time.Now(), from: int64(t.warmUp), until: int64(t.warmUp + t.duration), paced: t.level.Rate > 0}
 	if t.count > 0 {
 		c.from, c.until, c.budget = 0, math.MaxInt64, &atomic.Int64{}
 		c.budget.Store(t.count)
@@ -103,14 +102,14 @@ func newClock(t task) *clock {
 	return c
 }
 
-// seat makes the round's workers and readers.
-func (r *round) seat(cl driver) error {
+// makeWorkers makes the round's workers and readers.
+func (r *round) makeWorkers(cl driver) error {
 	for range min(r.conns, tallies) {
 		r.tallies = append(r.tallies, &tally{})
 	}
-	at := func(i int) seat {
-		return seat{
-			conn: i, url: r.cluster.url(i), inFlight: r.point.InFlight, clock: r.clock,
+	at := func(i int) workerConfig {
+		return workerConfig{
+			conn: i, url: r.cluster.url(i), inFlight: r.level.InFlight, clock: r.clock,
 			tally: r.tallies[i%len(r.tallies)], fail: r.failure.set, answered: r.answered,
 		}
 	}
@@ -131,7 +130,7 @@ func (r *round) seat(cl driver) error {
 	return nil
 }
 
-// answered tells the readers of an append's answer.
+// answered passes an append's answer to the readers.
 func (r *round) answered(sent, now int64) {
 	for _, rd := range r.readers {
 		rd.answered(sent, now)
@@ -147,10 +146,10 @@ func (r *round) close() {
 	}
 }
 
-// run lets the workers loose and waits until they have ended.
+// run starts the workers and waits until they have ended.
 func (r *round) run(ctx context.Context) (Sample, error) {
-	// Connections were opened since the clock was made; the round's time
-	// begins only now. No worker has looked at the clock yet.
+	// The round's time begins now: connections were opened since the clock was made.
+	// No worker has read the clock yet.
 	r.clock.epoch = time.Now()
 	for _, w := range r.workers {
 		if err := w.start(); err != nil {
@@ -185,13 +184,12 @@ func (r *round) run(ctx context.Context) (Sample, error) {
 	return r.sample(before, after), nil
 }
 
-// pace starts a pacer if the round has a fixed rate; what it returns waits
-// for its end.
+// pace starts a pacer if the round has a fixed rate. stop waits for its end.
 func (r *round) pace() (stop func(), err error) {
 	if !r.clock.paced {
 		return func() {}, nil
 	}
-	p := &pacer{clock: r.clock, rate: r.point.Rate}
+	p := &pacer{clock: r.clock, rate: r.level.Rate}
 	for _, w := range r.workers {
 		pw, ok := w.(pacedWorker)
 		if !ok {
@@ -221,7 +219,7 @@ func (f *failure) set(err error) {
 	})
 }
 
-// standing is what had been used at a moment.
+// standing is the resources used so far at some moment.
 type standing struct {
 	servers []usage
 	load    usage
@@ -231,7 +229,7 @@ func (r *round) stand() standing {
 	return standing{servers: r.cluster.usage(), load: processUsage(os.Getpid())}
 }
 
-// watch prints a line each second, takes what was used at both ends of the
+// watch prints a line each second, measures the resources used at both ends of the
 // window, and returns when the workers have ended.
 func (r *round) watch(ctx context.Context, all <-chan struct{}) (before, after standing, err error) {
 	tick := time.NewTicker(time.Second)
@@ -272,7 +270,7 @@ func (r *round) watch(ctx context.Context, all <-chan struct{}) (before, after s
 	}
 }
 
-// progress prints what was done since the last time, when done was last.
+// progress prints what was done since the last call, which returned last.
 func (r *round) progress(last uint64) uint64 {
 	done, refused, busy := r.done(), uint64(0), uint64(0)
 	for _, w := range r.workers {
@@ -307,7 +305,7 @@ func (r *round) lastAt() int64 {
 	return at
 }
 
-// sample draws the meters of ended workers together.
+// sample summarizes the meters of the workers, which have ended.
 func (r *round) sample(before, after standing) Sample {
 	var s Sample
 	for _, w := range r.workers {

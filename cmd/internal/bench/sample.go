@@ -1,30 +1,30 @@
 package bench
 
-// Sample is one round of one contestant.
+// Sample is the result of one round of one system.
 type Sample struct {
 	Seconds float64 `json:"seconds"`
 	Done    uint64  `json:"done"`
 	Refused uint64  `json:"refused"`
 	Busy    uint64  `json:"busy"`
-	// Missed is how many requests, at a fixed rate, had fallen due and were
-	// not done at the end; latencies count them with the time so far.
+	// Missed is how many requests, at a fixed rate, were due and not done at the
+	// end; latencies count them with the time until then.
 	Missed uint64 `json:"missed,omitempty"`
-	// Unknown is how many requests, of the whole round, had an answer that
-	// leaves open whether they were done, and Silent had none for 10 seconds.
-	// They count with the time that they took.
+	// Unknown is how many requests of the whole round had an answer that says that
+	// the outcome is unknown. Silent had no answer for 10 seconds. Both count with
+	// the time that they took.
 	Unknown uint64 `json:"unknown,omitempty"`
 	Silent  uint64 `json:"silent,omitempty"`
 	// Rate is in transactions a second.
 	Rate float64 `json:"rate"`
 	// ServerCPU, of all nodes, and LoadCPU are processor seconds within the
-	// window, or 0 where they cannot be known.
+	// window, or 0 if unknown.
 	ServerCPU float64 `json:"server_cpu_seconds"`
 	LoadCPU   float64 `json:"load_cpu_seconds"`
 	// RSS and Anon are the largest node's resident memory at the end, in
 	// bytes.
 	RSS  int64 `json:"rss_bytes"`
 	Anon int64 `json:"rss_anon_bytes"`
-	// Nodes are the same of each node.
+	// Nodes are the same for each node.
 	Nodes []NodeUse `json:"nodes,omitempty"`
 	// Written is bytes that the device wrote for all nodes, over the whole
 	// round and its sync, for each byte of payload; negative if it is not
@@ -45,7 +45,7 @@ type NodeUse struct {
 	Anon int64   `json:"rss_anon_bytes"`
 }
 
-// useOf sets what nodes used between two moments.
+// useOf sets the resources that nodes used between two moments.
 func (s *Sample) useOf(before, after []usage) {
 	for i := range min(len(before), len(after)) {
 		if !before[i].Known || !after[i].Known {

@@ -7,10 +7,9 @@ import (
 	"github.com/cantuslog/cantus/subjects"
 )
 
-// Answers are short JSON objects of a known make, and come a hundred thousand
-// times a second: finding one number in them costs a twentieth of decoding
-// them. Text within an answer cannot be mistaken for a key, as its quotes are
-// escaped.
+// Answers are short JSON objects of a known form, a hundred thousand a second.
+// Finding one number takes a twentieth of the time for decoding. Text in an answer
+// can't be mistaken for a key, since its quotes are escaped.
 var (
 	txidKey  = []byte(`"txid":`)
 	seqKey   = []byte(`"seq":`)
@@ -31,15 +30,15 @@ func scanUint(data, key []byte) (n uint64, ok bool) {
 	return n, ok
 }
 
-// runs is what a batch's answer says.
+// runs is the content of a batch's answer.
 type runs struct {
 	committed, refused int // transactions; refused by a conflict
-	unknown            int // of which it is not known
+	unknown            int // with an unknown outcome
 	busy               bool
-	mark               uint64 // the newest txid that is named
+	mark               uint64 // the newest txid in the answer
 }
 
-// scanRuns reads a batch's answer. One that cannot be read says nothing.
+// scanRuns decodes a batch's answer. For a malformed answer it returns no runs.
 func scanRuns(data []byte) (r runs) {
 	var reply subjects.BatchReply
 	if json.Unmarshal(data, &reply) != nil {

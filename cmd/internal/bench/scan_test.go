@@ -59,7 +59,7 @@ func TestScanRunsCountsWhatWasCommitted(t *testing.T) {
 
 func TestAppendAnswersAreUnderstood(t *testing.T) {
 	a := &cantusAppend{marks: []uint64{5}}
-	s := &slot{msg: &nats.Msg{Subject: "cantus.append.0"}}
+	s := &pending{msg: &nats.Msg{Subject: "cantus.append.0"}}
 	refusal := func(code string, e *subjects.Error) *nats.Msg {
 		return &nats.Msg{Header: nats.Header{subjects.HeaderErrorCode: {code}}, Data: encode(t, subjects.Reply{Error: e})}
 	}
@@ -84,11 +84,11 @@ func TestAppendAnswersAreUnderstood(t *testing.T) {
 
 func TestReadsGoOnWhereTheyWereCutShort(t *testing.T) {
 	r := &cantusRead{subject: "cantus.read.0", first: 1, last: 25, next: 1, max: 10, maxBytes: 1000}
-	a, b := &slot{msg: &nats.Msg{}}, &slot{msg: &nats.Msg{}}
+	a, b := &pending{msg: &nats.Msg{}}, &pending{msg: &nats.Msg{}}
 	end := func(next string) *nats.Msg {
 		return &nats.Msg{Header: nats.Header{"Status": {"204"}, subjects.HeaderNext: {next}}}
 	}
-	want := func(s *slot, from uint64, most int) {
+	want := func(s *pending, from uint64, most int) {
 		t.Helper()
 		var req subjects.ReadRequest
 		if err := json.Unmarshal(s.msg.Data, &req); err != nil || req.From != from || req.Max != most {

@@ -14,26 +14,26 @@ import (
 	"time"
 )
 
-// How long a server may take. Starting includes recovery, which a startup
-// measurement exists to see the end of.
+// How long a server may take. A start includes recovery, which the startup workload
+// measures.
 const (
 	startTimeout = 10 * time.Minute
 	stopTimeout  = time.Minute
 )
 
-// server is a process of this program's own executable that serves NATS
-// clients on a loopback port, or somebody else's that is only an address.
+// server is a process of this executable that serves NATS clients on a loopback
+// port, or the address of a server of --server.
 type server struct {
 	name    string
 	url     string
 	args    []string
-	cmd     *exec.Cmd // nil if somebody else's
+	cmd     *exec.Cmd // nil for a server of --server
 	began   time.Time
 	ready   time.Duration
-	address chan string // gets the address once
+	address chan string // receives the address once
 	tail    *tail
 	ended   chan struct{} // closed when the process has ended
-	err     error         // how, then
+	err     error         // its error, set before
 }
 
 var natsURL = regexp.MustCompile(`nats://[^\s",]+`)
@@ -141,7 +141,7 @@ func (s *server) kill() {
 	<-s.ended
 }
 
-// tail keeps the end of what is written to it.
+// tail is a writer that keeps the end of what is written.
 type tail struct {
 	mu   sync.Mutex
 	text []byte

@@ -7,9 +7,9 @@ import (
 	"time"
 )
 
-// StartupReport is what `cantus bench startup --json` prints. Times are from
-// the start of the process to its ready line, in seconds. The system's caches
-// are warm: the files were written or read shortly before.
+// StartupReport is the output of `cantus bench startup --json`. Times are from the
+// start of the process to its ready line, in seconds. The page cache is warm: the
+// files were written or read shortly before.
 type StartupReport struct {
 	Filled     int64   `json:"filled"`
 	Size       int     `json:"size"`
@@ -22,9 +22,9 @@ type StartupReport struct {
 	Rounds     int     `json:"rounds"`
 }
 
-// startup fills a node, then ends it in both ways in turns and measures how
-// long it takes until it is ready again.
-func (s *sitting) startup(ctx context.Context) error {
+// startup fills a node, then stops and kills it in turns and measures how long it
+// takes until it is ready again.
+func (s *benchRun) startup(ctx context.Context) error {
 	c, err := s.cantusCluster(ctx)
 	if err != nil {
 		return err
@@ -61,7 +61,7 @@ func (s *sitting) startup(ctx context.Context) error {
 	return s.printStartup(r)
 }
 
-func (s *sitting) comeBack(ctx context.Context, c *cluster, how string, times *[]float64, r *StartupReport) error {
+func (s *benchRun) comeBack(ctx context.Context, c *cluster, how string, times *[]float64, r *StartupReport) error {
 	if err := s.restart(ctx, c, 0); err != nil {
 		return fmt.Errorf("start of the node that was %s: %w", how, err)
 	}
@@ -73,7 +73,7 @@ func (s *sitting) comeBack(ctx context.Context, c *cluster, how string, times *[
 	return nil
 }
 
-func (s *sitting) printStartup(r *StartupReport) error {
+func (s *benchRun) printStartup(r *StartupReport) error {
 	if s.JSON {
 		e := json.NewEncoder(s.out)
 		e.SetIndent("", "  ")

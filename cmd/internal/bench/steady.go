@@ -16,13 +16,13 @@ import (
 	"github.com/cantuslog/cantus/subjects"
 )
 
-// target is what a steady load appends to.
+// target is the partition or stream that a steady load appends to.
 type target interface {
 	subject() string
-	// acknowledged reports whether an answer says that an append is committed,
-	// later that it is to be sent again.
+	// acknowledged reports whether an answer says that an append is committed;
+	// later, whether it must be sent again.
 	acknowledged(m *nats.Msg) (ok, later bool)
-	// stored is how many appends the log has.
+	// stored returns how many appends the log has.
 	stored(ctx context.Context, c *cluster) (uint64, error)
 }
 
@@ -52,15 +52,15 @@ func (t cantusTarget) stored(ctx context.Context, c *cluster) (uint64, error) {
 
 // streamTarget is the first of a peer's streams.
 type streamTarget struct {
-	sitting *sitting
+	run     *benchRun
 	cluster *cluster
 	streams *streams
 }
 
 func (t streamTarget) subject() string { return t.streams.names[0] + ".plain" }
 
-// acknowledged takes every error for one that passes: while a stream has no
-// leader there are several.
+// acknowledged treats every error as transient: a stream without a leader returns
+// several.
 func (streamTarget) acknowledged(m *nats.Msg) (ok, later bool) {
 	_, ok = ackSequence(m.Data)
 	return ok, !ok
@@ -68,25 +68,25 @@ func (streamTarget) acknowledged(m *nats.Msg) (ok, later bool) {
 
 func (t streamTarget) stored(ctx context.Context, c *cluster) (n uint64, err error) {
 	err = again(ctx, func() error {
-		n, err = t.sitting.messages(ctx, c, t.streams.names[0])
+		n, err = t.run.messages(ctx, c, t.streams.names[0])
 		return err
 	})
 	return n, err
 }
 
-// When an append is sent again. A pause is seen by the appends that fall due
-// meanwhile; those before them back off, as the protocol asks of clients, or
-// they would be a load of their own on the election that they wait for.
+// When an append is sent again. Appends that are due during a pause measure it. Those
+// before them back off, as the protocol asks of clients: otherwise they would put
+// load on the election that they wait for.
 const (
-	// answerTimeout is how long an append may go without an answer: it may
-	// have been lost with a node.
+	// answerTimeout is how long an append waits for an answer, which may have been
+	// lost with a node.
 	answerTimeout = 250 * time.Millisecond
 	minRetry      = 50 * time.Millisecond
 	maxRetry      = 2 * time.Second
 )
 
-// steadyLoad appends at a fixed rate whatever happens, each append with a
-// message id, and sends again what was not acknowledged.
+// steadyLoad appends at a fixed rate, each append with a message id, and resends
+// those that are not acknowledged.
 type steadyLoad struct {
 	clock  *clock
 	tally  *tally
@@ -102,7 +102,7 @@ func newSteadyLoad(c *cluster, t target, w *workload, fail func(error)) (*steady
 		clock: &clock{epoch: time.Now(), until: math.MaxInt64, paced: true},
 		tally: &tally{}, gaps: &gaps{}, stop: make(chan struct{}),
 	}
-	l.pacer = &pacer{clock: l.clock, rate: w.Points[0].Rate}
+	l.pacer = &pacer{clock: l.clock, rate: w.Levels[0].Rate}
 	for i := range w.Conns {
 		p, err := newProber(l, c, t, w, i, fail)
 		if err != nil {
@@ -138,7 +138,7 @@ func (l *steadyLoad) finish(ctx context.Context) error {
 	return nil
 }
 
-// close ends the load whatever it is doing.
+// close ends the load at once.
 func (l *steadyLoad) close() {
 	if !stopped(l.stop) {
 		close(l.stop)
@@ -149,8 +149,7 @@ func (l *steadyLoad) close() {
 	l.paced.Wait()
 }
 
-// awaitAnswer waits until an append that falls due from now on is
-// acknowledged.
+// awaitAnswer waits until an append that is due from now on is acknowledged.
 func (l *steadyLoad) awaitAnswer(ctx context.Context) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, resumeTimeout,
 		fmt.Errorf("%w: no append is acknowledged for %v", ErrStalled, resumeTimeout))
@@ -187,7 +186,7 @@ func (l *steadyLoad) resent() (n uint64) {
 	return n
 }
 
-// prober is one connection of a steady load, which goes from node to node.
+// prober is one connection of a steady load, which reconnects to other nodes.
 type prober struct {
 	nc       *nats.Conn
 	target   target
@@ -203,7 +202,7 @@ type prober struct {
 	next     uint64
 	waiting  map[uint64]*probe
 	finished bool
-	ended    chan struct{} // closed when all is acknowledged, or it was closed
+	ended    chan struct{} // closed when everything is acknowledged, or by close
 }
 
 // probe is an append that is not acknowledged yet.
@@ -211,7 +210,7 @@ type probe struct {
 	msg   *nats.Msg
 	due   int64
 	again int64         // when to send it again
-	wait  time.Duration // before the next try, doubled by each
+	wait  time.Duration // before the next attempt, doubled each time
 }
 
 func newProber(l *steadyLoad, c *cluster, t target, w *workload, conn int, fail func(error)) (*prober, error) {
@@ -221,8 +220,8 @@ func newProber(l *steadyLoad, c *cluster, t target, w *workload, conn int, fail 
 		fail: fail, waiting: map[uint64]*probe{}, ended: make(chan struct{}),
 	}
 	var err error
-	// What is published while there is no connection is not to be buffered: it
-	// is sent again anyhow.
+	// Messages are not buffered while there is no connection: they are sent again in
+	// any case.
 	p.nc, err = nats.Connect(c.url(conn)+","+c.urls(), nats.Name("cantus bench"), nats.DontRandomize(),
 		nats.MaxReconnects(-1), nats.ReconnectWait(10*time.Millisecond), nats.ReconnectJitter(0, 0), nats.ReconnectBufSize(-1),
 		nats.ErrorHandler(func(*nats.Conn, *nats.Subscription, error) {})) // connections are lost on purpose
@@ -265,7 +264,7 @@ func (p *prober) due(at int64) {
 func (p *prober) send(w *probe) {
 	w.wait = min(max(2*w.wait, minRetry), maxRetry)
 	w.again = p.clock.now() + int64(max(w.wait, answerTimeout))
-	_ = p.nc.PublishMsg(w.msg) // what did not get out is sent again
+	_ = p.nc.PublishMsg(w.msg) // if it fails it is sent again
 }
 
 // finish implements pacedWorker.
@@ -276,7 +275,7 @@ func (p *prober) finish() {
 	p.endIfIdle()
 }
 
-// endIfIdle closes ended once. mu is held.
+// endIfIdle closes ended, once, if nothing is left to do. mu is held.
 func (p *prober) endIfIdle() {
 	if p.finished && len(p.waiting) == 0 && !stopped(p.ended) {
 		close(p.ended)
@@ -307,7 +306,7 @@ func (p *prober) receive(m *nats.Msg) {
 	}
 }
 
-// repeat sends again what is due for it, until all is acknowledged.
+// repeat resends appends when it is time, until everything is acknowledged.
 func (p *prober) repeat() {
 	tick := time.NewTicker(minRetry / 10)
 	defer tick.Stop()

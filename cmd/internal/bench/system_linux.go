@@ -18,8 +18,8 @@ func deviceOf(dir string) device {
 
 func syncAll() { unix.Sync() }
 
-// endWithParent has a server killed if bench is: a round that was killed
-// leaves nothing behind that uses the machine.
+// endWithParent has a server killed when bench is killed, so that it does not go on
+// using the machine.
 func endWithParent(cmd *exec.Cmd) {
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 }
@@ -27,5 +27,5 @@ func endWithParent(cmd *exec.Cmd) {
 // nap blocks the thread for d, give or take 50 µs.
 func nap(d time.Duration) {
 	t := unix.NsecToTimespec(int64(d))
-	_ = unix.Nanosleep(&t, nil) // a signal ends it early; the caller looks again
+	_ = unix.Nanosleep(&t, nil) // a signal may end it early; the caller checks the time
 }

@@ -31,7 +31,7 @@ func (r *Report) table(out io.Writer) error {
 	return nil
 }
 
-// headline says what was asked of everybody.
+// headline describes the workload.
 func (r *Report) headline() string {
 	text := fmt.Sprintf("%s: %d connections, %d-byte payloads, %s", r.Workload, r.Conns, r.Size, count(r.Nodes, "node"))
 	switch r.Workload {
@@ -44,8 +44,8 @@ func (r *Report) headline() string {
 	return text + fmt.Sprintf(", %s; %s", count(r.Partitions, "partition"), count(r.CPUs, "processor"))
 }
 
-// details prints what there is to say about each contestant, once for each,
-// and what the table has no room for.
+// details prints each system's settings, and the figures for which the table has no
+// column.
 func (r *Report) details(out io.Writer) {
 	said := map[string]bool{}
 	for i, res := range r.Results {
@@ -77,7 +77,7 @@ func (r *Report) details(out io.Writer) {
 }
 
 func (r *Result) load() string {
-	return point{InFlight: r.InFlight, Rate: r.Asked}.String()
+	return loadLevel{InFlight: r.InFlight, Rate: r.Asked}.String()
 }
 
 func (r *Result) row(out io.Writer) {

@@ -13,34 +13,34 @@ import (
 	"github.com/cantuslog/cantus/subjects"
 )
 
-// reader sees what the workers of its round append.
+// reader receives the transactions that the workers of its round append.
 type reader interface {
-	// catchUp waits until it has seen so many transactions since it was made,
-	// or none have come for a while: a feed may miss some.
+	// catchUp waits until it has received total transactions, or none for a while:
+	// a feed may miss some.
 	catchUp(total uint64)
-	// answered says that the answer to what was sent, or due, at sent came.
+	// answered is called when an answer arrives to a request sent, or due, at sent.
 	answered(sent, now int64)
 	close()
 }
 
-// tailReader notes how long after it was sent, and how long after its answer, each
-// transaction came, from the time in its payload.
+// tailReader measures how long after it was sent, and after its answer, each
+// transaction arrived, by the time in its payload.
 type tailReader struct {
 	counts *meter
 	seen   atomic.Uint64
 	stop   func()
 
 	mu sync.Mutex
-	// first is when the first of two things happened, a transaction's answer and
-	// its arrival here, by when it was sent. Two sent at one moment, on different
-	// connections, are taken for one another.
+	// first is, by the time when a transaction was sent, the time of the first of two
+	// events: its answer, and its arrival here. Two that were sent at the same
+	// nanosecond on different connections are confused.
 	first map[int64]int64
 }
 
 // patience is how long nothing may come before a reader gives the rest up.
 const patience = 500 * time.Millisecond
 
-func newTailReader(at seat) *tailReader {
+func newTailReader(at workerConfig) *tailReader {
 	return &tailReader{counts: newMeter(at.clock, at.tally), stop: func() {}, first: map[int64]int64{}}
 }
 
@@ -59,7 +59,7 @@ func (r *tailReader) answered(sent, now int64) {
 	}
 }
 
-// meet notes an event, and gives when the other one was if it was before.
+// meet records an event, and returns the time of the other one if that was before.
 func (r *tailReader) meet(sent, now int64) (before int64, second bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -85,8 +85,8 @@ func (r *tailReader) catchUp(total uint64) {
 
 func (r *tailReader) close() { r.stop() }
 
-// newFeedReader takes the feed of every partition, with plain NATS.
-func newFeedReader(at seat, names subjects.Names, partitions int) (reader, error) {
+// newFeedReader subscribes to the feed of every partition, with plain NATS.
+func newFeedReader(at workerConfig, names subjects.Names, partitions int) (reader, error) {
 	nc, err := connect(at.url, at.fail)
 	if err != nil {
 		return nil, err
@@ -111,7 +111,7 @@ func newFeedReader(at seat, names subjects.Names, partitions int) (reader, error
 }
 
 // newFollowReader follows every partition with the Go client.
-func newFollowReader(at seat, prefix string, marks []uint64) (reader, error) {
+func newFollowReader(at workerConfig, prefix string, marks []uint64) (reader, error) {
 	nc, err := connect(at.url, at.fail)
 	if err != nil {
 		return nil, err
@@ -147,8 +147,8 @@ func newFollowReader(at seat, prefix string, marks []uint64) (reader, error) {
 	return r, nil
 }
 
-// newStreamTail takes what comes to each stream with an ordered consumer.
-func newStreamTail(at seat, st *streams, push bool) (reader, error) {
+// newStreamTail reads new messages of each stream with an ordered consumer.
+func newStreamTail(at workerConfig, st *streams, push bool) (reader, error) {
 	r := newTailReader(at)
 	var stops []func()
 	r.stop = func() {

@@ -7,12 +7,12 @@ import (
 	"time"
 )
 
-// usage is what a process has used. Known is false where the system does not
-// tell (it is read from /proc).
+// usage is the resources that a process has used. Known is false on systems without
+// /proc.
 type usage struct {
 	Known bool
 	CPU   time.Duration // user and system, since it began
-	RSS   int64         // resident, bytes; mapped files are part of it
+	RSS   int64         // resident, bytes, including mapped files
 	Anon  int64         // resident and not backed by a file, bytes
 }
 
@@ -34,8 +34,8 @@ func processUsage(pid int) usage {
 }
 
 func parseUsage(stat, status string) usage {
-	// The program's name, in parentheses, may hold spaces: fields count from
-	// behind it. User and system time are the 14th and 15th of all.
+	// The program's name, in parentheses, may contain spaces: fields are counted
+	// after it. User and system time are the 14th and 15th of all.
 	fields := strings.Fields(stat[strings.LastIndexByte(stat, ')')+1:])
 	if len(fields) < 13 {
 		return usage{}
@@ -61,14 +61,14 @@ func statusBytes(status, key string) int64 {
 	return 0
 }
 
-// device is the block device that a directory lies on.
+// device is the block device that holds a directory.
 type device struct {
 	major, minor uint32
 	known        bool
 }
 
-// written gives the bytes written to the device since the machine started,
-// after everything that waits to be written has been.
+// written returns the bytes written to the device since the machine started, after a
+// sync of everything.
 func (d device) written() (bytes int64, ok bool) {
 	if !d.known {
 		return 0, false
@@ -81,8 +81,8 @@ func (d device) written() (bytes int64, ok bool) {
 	return parseDiskstats(string(stats), d)
 }
 
-// parseDiskstats finds the device's line; its tenth field counts sectors of
-// 512 bytes, whatever the device's own are.
+// parseDiskstats returns the bytes of the device's line. Its tenth field counts
+// sectors of 512 bytes, whatever the device's sector size is.
 func parseDiskstats(stats string, d device) (bytes int64, ok bool) {
 	major, minor := strconv.Itoa(int(d.major)), strconv.Itoa(int(d.minor))
 	for line := range strings.Lines(stats) {

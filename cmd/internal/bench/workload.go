@@ -22,11 +22,11 @@ const (
 	startupLoad  = "startup"
 )
 
-// pacedInFlight bounds what a connection has in flight at a fixed rate: room
+// pacedInFlight bounds the requests in flight on a connection at a fixed rate: enough
 // for a pause of some seconds.
 const pacedInFlight = 16_384
 
-// defaults are the numbers that depend on the workload.
+// defaults are the defaults that depend on the workload.
 type defaults struct {
 	conns, inFlight int
 	fill            int64
@@ -44,29 +44,29 @@ var defaultsOf = map[string]defaults{
 	startupLoad:  {2, 4, 1_000_000},
 }
 
-// failoverRate is the steady load of failover where no other is asked for.
+// failoverRate is the default rate of failover.
 const failoverRate = 1000
 
-// point is how hard a round pushes: InFlight requests on each connection, or
-// Rate requests a second over all of them.
-type point struct {
+// loadLevel is the load of a round: InFlight requests on each connection, or Rate
+// requests a second over all of them.
+type loadLevel struct {
 	InFlight int
 	Rate     float64 // 0: as fast as answers come
 }
 
-func (p point) String() string {
+func (p loadLevel) String() string {
 	if p.Rate > 0 {
 		return fmt.Sprintf("%g/s", p.Rate)
 	}
 	return fmt.Sprint(p.InFlight)
 }
 
-// workload is what is asked of each contestant; its numbers are in range.
+// workload is the load on each system; its numbers are in range.
 type workload struct {
 	Kind               string
 	Nodes              int
 	Conns              int
-	Points             []point
+	Levels             []loadLevel
 	Size, Locks, Keys  int
 	Skew               float64
 	Gets, Readers      int
@@ -78,7 +78,7 @@ type workload struct {
 	limits             limits
 }
 
-// workload checks the flags, and fills in the defaults that depend on others.
+// workload checks the flags and fills in defaults that depend on other flags.
 func (c *Command) workload() (*workload, error) {
 	w := &workload{
 		Kind: c.Workload, Nodes: c.Nodes, Conns: c.Conns, Size: c.Size, Locks: c.Locks, Keys: c.Keys, Skew: c.Skew,
@@ -99,7 +99,7 @@ func (c *Command) workload() (*workload, error) {
 	if w.Fill > 0 {
 		w.Batch = int(min(int64(w.Batch), w.Fill))
 	}
-	w.Points = c.points(d)
+	w.Levels = c.levels(d)
 	for _, check := range []func(*workload) error{c.checkRanges, c.checkPoints, c.checkServers, c.checkPeer, c.checkKind} {
 		if err := check(w); err != nil {
 			return nil, fmt.Errorf("%w: %w", ErrFlags, err)
@@ -108,8 +108,8 @@ func (c *Command) workload() (*workload, error) {
 	return w, nil
 }
 
-// points returns the rounds' loads: one, or those of a sweep.
-func (c *Command) points(d defaults) []point {
+// levels returns the rounds' load levels: one, or those of a sweep.
+func (c *Command) levels(d defaults) []loadLevel {
 	inFlight := c.InFlight
 	paced := c.InFlight
 	if inFlight == 0 {
@@ -119,24 +119,24 @@ func (c *Command) points(d defaults) []point {
 	if c.SVG != "" && len(sweep)+len(c.SweepRate) == 0 {
 		sweep = []int{1, 4, 16, 64, 256}
 	}
-	var points []point
+	var levels []loadLevel
 	for _, n := range sweep {
-		points = append(points, point{InFlight: n})
+		levels = append(levels, loadLevel{InFlight: n})
 	}
 	for _, r := range c.SweepRate {
-		points = append(points, point{InFlight: paced, Rate: r})
+		levels = append(levels, loadLevel{InFlight: paced, Rate: r})
 	}
 	rate := c.Rate
 	if rate == 0 && c.Workload == failoverLoad {
 		rate = failoverRate
 	}
 	switch {
-	case len(points) > 0:
-		return points
+	case len(levels) > 0:
+		return levels
 	case rate != 0:
-		return []point{{InFlight: paced, Rate: rate}}
+		return []loadLevel{{InFlight: paced, Rate: rate}}
 	}
-	return []point{{InFlight: inFlight}}
+	return []loadLevel{{InFlight: inFlight}}
 }
 
 func (c *Command) checkRanges(w *workload) error {
@@ -198,7 +198,7 @@ func (c *Command) checkPoints(w *workload) error {
 	if len(c.SweepInFlight) > 0 && c.InFlight != 0 {
 		return fmt.Errorf("--in-flight and --sweep-in-flight: one of them")
 	}
-	for _, p := range w.Points {
+	for _, p := range w.Levels {
 		switch {
 		case p.InFlight < 1 || p.InFlight > 100_000:
 			return fmt.Errorf("%d in flight: it must be from 1 to 100000", p.InFlight)
@@ -215,7 +215,7 @@ func (c *Command) checkPoints(w *workload) error {
 			return fmt.Errorf("%s has no sweep: leave --svg, --sweep-in-flight and --sweep-rate out", w.Kind)
 		}
 	}
-	if c.SVG != "" && len(w.Points) < 2 {
+	if c.SVG != "" && len(w.Levels) < 2 {
 		return fmt.Errorf("--svg draws a sweep: it needs at least two values in --sweep-in-flight or --sweep-rate")
 	}
 	return nil
@@ -280,5 +280,5 @@ func (c *Command) checkKind(w *workload) error {
 	return nil
 }
 
-// fillLimits ends a fill when all is appended.
+// fillLimits returns the limits of a fill, which ends when everything is appended.
 func (w *workload) fillLimits() limits { return limits{count: w.Fill, duration: time.Hour} }

@@ -5,14 +5,13 @@ import (
 	"math/rand/v2"
 )
 
-// maxSkew bounds the exponent: beyond it there is but one key.
+// maxSkew bounds the exponent: beyond it all draws are of one key.
 const maxSkew = 10
 
 // zipf draws numbers from 0 to n-1, number i with a weight of (i+1)^-s, by
 // rejection-inversion (W. Hörmann, G. Derflinger, "Rejection-inversion to
-// generate variates from monotone discrete distributions", 1996): no table,
-// and any s above 0, also below 1, which math/rand's does not take. It is
-// read only.
+// generate variates from monotone discrete distributions", 1996). It needs no table
+// and accepts any s above 0, also below 1, unlike math/rand. It is read only.
 type zipf struct {
 	s, n          float64
 	first, last   float64 // hIntegral at 1.5, less 1, and at n+0.5
@@ -39,19 +38,19 @@ func (z *zipf) draw(rng *rand.Rand) int {
 
 func (z *zipf) weight(x float64) float64 { return math.Exp(-z.s * math.Log(x)) }
 
-// integral is the weight's, from 1 to x.
+// integral returns the integral of the weight from 1 to x.
 func (z *zipf) integral(x float64) float64 {
 	log := math.Log(x)
 	return log * expm1Over((1-z.s)*log)
 }
 
-// inverse is integral's.
+// inverse is the inverse of integral.
 func (z *zipf) inverse(x float64) float64 {
 	t := math.Max(x*(1-z.s), -1)
 	return math.Exp(x * log1pOver(t))
 }
 
-// expm1Over is (e^x - 1)/x, also near 0.
+// expm1Over returns (e^x - 1)/x, also near 0.
 func expm1Over(x float64) float64 {
 	if math.Abs(x) > 1e-8 {
 		return math.Expm1(x) / x
@@ -59,7 +58,7 @@ func expm1Over(x float64) float64 {
 	return 1 + x/2
 }
 
-// log1pOver is log(1+x)/x, also near 0.
+// log1pOver returns log(1+x)/x, also near 0.
 func log1pOver(x float64) float64 {
 	if math.Abs(x) > 1e-8 {
 		return math.Log1p(x) / x

@@ -12,41 +12,41 @@ import (
 	"github.com/cantuslog/cantus/subjects"
 )
 
-// sitting is one run of bench: the servers that take part, and what they do.
-type sitting struct {
+// benchRun is one run of bench, with the servers that it has started.
+type benchRun struct {
 	*Command
 	workload *workload
 	names    subjects.Names
 	out      io.Writer
 	errOut   io.Writer
 
-	servers []*server // started here, ended by close
+	servers []*server // started by this run, ended by close
 	temp    string    // removed by close
-	filled  int       // makes the lock names of each fill its own
+	filled  int       // makes the lock names of each fill unique
 	notes   []string
 }
 
-func (s *sitting) run(ctx context.Context) error {
+func (s *benchRun) run(ctx context.Context) error {
 	switch s.workload.Kind {
 	case startupLoad:
 		return s.startup(ctx)
 	case failoverLoad:
 		return s.failover(ctx)
 	}
-	contestants, err := s.contestants(ctx)
+	systems, err := s.systems(ctx)
 	if err != nil {
 		return err
 	}
-	for _, c := range contestants {
+	for _, c := range systems {
 		if err := s.chooseClient(ctx, c); err != nil {
 			return err
 		}
 	}
-	samples, err := s.measureAll(ctx, contestants)
+	samples, err := s.measureAll(ctx, systems)
 	if err != nil {
 		return err
 	}
-	r := s.report(contestants, samples)
+	r := s.report(systems, samples)
 	if s.SVG != "" {
 		if err := os.WriteFile(s.SVG, r.plot(), 0o644); err != nil {
 			return fmt.Errorf("plot: %w", err)
@@ -55,22 +55,22 @@ func (s *sitting) run(ctx context.Context) error {
 	return s.print(r)
 }
 
-// measureAll measures each contestant at each point in turns, and gives the
-// samples by contestant, point and round.
-func (s *sitting) measureAll(ctx context.Context, contestants []*contestant) ([][][]Sample, error) {
+// measureAll measures the systems in turns at each load level, and returns the
+// samples by system, load level and round.
+func (s *benchRun) measureAll(ctx context.Context, systems []*system) ([][][]Sample, error) {
 	w := s.workload
-	samples := make([][][]Sample, len(contestants))
+	samples := make([][][]Sample, len(systems))
 	for i := range samples {
-		samples[i] = make([][]Sample, len(w.Points))
+		samples[i] = make([][]Sample, len(w.Levels))
 	}
 	for n := range w.Rounds {
-		for p, point := range w.Points {
-			for i, c := range contestants {
+		for p, level := range w.Levels {
+			for i, c := range systems {
 				label := fmt.Sprintf("round %d/%d %s", n+1, w.Rounds, c.name)
-				if len(w.Points) > 1 {
-					label += " at " + point.String()
+				if len(w.Levels) > 1 {
+					label += " at " + level.String()
 				}
-				sample, err := measure(ctx, task{label, w.Conns, point, w.Size, w.limits}, c, c.clients[0], s.errOut)
+				sample, err := measure(ctx, task{label, w.Conns, level, w.Size, w.limits}, c, c.clients[0], s.errOut)
 				if err != nil {
 					return nil, fmt.Errorf("%s: %w", label, err)
 				}
@@ -81,8 +81,8 @@ func (s *sitting) measureAll(ctx context.Context, contestants []*contestant) ([]
 	return samples, nil
 }
 
-// close ends what was started. Its servers have nothing to lose.
-func (s *sitting) close() {
+// close kills the servers and removes temporary files.
+func (s *benchRun) close() {
 	for _, srv := range s.servers {
 		if srv.down() {
 			continue
@@ -98,15 +98,15 @@ func (s *sitting) close() {
 	}
 }
 
-func (s *sitting) note(format string, args ...any) {
+func (s *benchRun) note(format string, args ...any) {
 	text := fmt.Sprintf(format, args...)
 	s.notes = append(s.notes, text)
 	fmt.Fprintln(s.errOut, text)
 }
 
-// chooseClient leaves a contestant the quickest of its clients, as tried at
-// the sitting's heaviest load.
-func (s *sitting) chooseClient(ctx context.Context, c *contestant) error {
+// chooseClient keeps only the fastest of a system's clients, as measured at the run's
+// highest load level.
+func (s *benchRun) chooseClient(ctx context.Context, c *system) error {
 	if len(c.clients) < 2 {
 		return nil
 	}
@@ -114,7 +114,7 @@ func (s *sitting) chooseClient(ctx context.Context, c *contestant) error {
 	if s.Count > 0 {
 		lim = limits{count: s.Count}
 	}
-	heaviest := s.workload.Points[len(s.workload.Points)-1]
+	heaviest := s.workload.Levels[len(s.workload.Levels)-1]
 	rates := make([]float64, len(c.clients))
 	best := 0
 	for i, cl := range c.clients {
@@ -136,8 +136,8 @@ func (s *sitting) chooseClient(ctx context.Context, c *contestant) error {
 	return nil
 }
 
-// tempDir makes a directory that is removed at the end.
-func (s *sitting) tempDir(name string) (string, error) {
+// tempDir makes a directory that close removes.
+func (s *benchRun) tempDir(name string) (string, error) {
 	if s.temp == "" {
 		dir, err := os.MkdirTemp(s.Dir, "cantus-bench-")
 		if err != nil {

@@ -8,19 +8,19 @@ import (
 	"time"
 )
 
-func (s *sitting) contestants(ctx context.Context) ([]*contestant, error) {
+func (s *benchRun) systems(ctx context.Context) ([]*system, error) {
 	keys := newPool("k", s.workload.Keys, s.workload.Skew)
 	own, err := s.cantus(ctx, keys)
 	if err != nil {
 		return nil, err
 	}
-	all := []*contestant{own}
+	all := []*system{own}
 	if !slices.Contains(s.Vs, "jetstream") {
 		return all, nil
 	}
 	syncs := s.VsSync
 	if k := s.workload.Kind; k == readLoad || k == getLoad {
-		syncs = []string{"default"} // what was written how is all one to a read
+		syncs = []string{"default"} // how data was synced does not matter to reads
 	}
 	for _, sync := range syncs {
 		c, err := s.startJetstream(ctx, sync)
@@ -36,9 +36,9 @@ func (s *sitting) contestants(ctx context.Context) ([]*contestant, error) {
 	return all, nil
 }
 
-// cantusCluster gives the cluster to measure: somebody else's, or one that is
-// started for it.
-func (s *sitting) cantusCluster(ctx context.Context) (*cluster, error) {
+// cantusCluster returns the cluster to measure: that of --server, or one that it
+// starts.
+func (s *benchRun) cantusCluster(ctx context.Context) (*cluster, error) {
 	if len(s.Server) > 0 {
 		c := &cluster{name: "cantus"}
 		for _, url := range s.Server {
@@ -71,16 +71,16 @@ func (s *sitting) cantusCluster(ctx context.Context) (*cluster, error) {
 	return c, nil
 }
 
-// cantus makes Cantus a contestant.
-func (s *sitting) cantus(ctx context.Context, keys pool) (*contestant, error) {
+// cantus returns Cantus as a system.
+func (s *benchRun) cantus(ctx context.Context, keys pool) (*system, error) {
 	cl, err := s.cantusCluster(ctx)
 	if err != nil {
 		return nil, err
 	}
 	w := s.workload
-	c := &contestant{cluster: cl, settings: "synced on a majority of replicas before an answer; default settings"}
+	c := &system{cluster: cl, settings: "synced on a majority of replicas before an answer; default settings"}
 	if w.Kind == fillLoad {
-		// The fill itself is what is measured.
+		// The fill itself is measured.
 		w.limits = w.fillLimits()
 		c.clients = []driver{s.fillClient()}
 		return c, nil
@@ -110,21 +110,21 @@ func (s *sitting) cantus(ctx context.Context, keys pool) (*contestant, error) {
 		return err
 	}
 	if s.Client == "go" {
-		c.clients = []driver{{name: "the Go client", worker: func(at seat) (worker, error) {
+		c.clients = []driver{{name: "the Go client", worker: func(at workerConfig) (worker, error) {
 			return newGoAppend(at, w, s.Prefix, keys, marks)
 		}}}
 	} else {
-		c.clients = []driver{{name: "plain requests", worker: func(at seat) (worker, error) {
-			return newLink(at, s.cantusTraffic(keys, marks, at.conn))
+		c.clients = []driver{{name: "plain requests", worker: func(at workerConfig) (worker, error) {
+			return newPlainWorker(at, s.cantusTraffic(keys, marks, at.conn))
 		}}}
 	}
 	if w.Kind == tailLoad {
 		cl := &c.clients[0]
 		cl.readers = w.Readers
-		cl.reader = func(at seat) (reader, error) { return newFeedReader(at, s.names, w.Partitions) }
+		cl.reader = func(at workerConfig) (reader, error) { return newFeedReader(at, s.names, w.Partitions) }
 		if cl.name += ", readers on the feed"; s.Client == "go" {
 			cl.name = "the Go client, readers with Follow"
-			cl.reader = func(at seat) (reader, error) { return newFollowReader(at, s.Prefix, marks) }
+			cl.reader = func(at workerConfig) (reader, error) { return newFollowReader(at, s.Prefix, marks) }
 		}
 	}
 	return c, nil
@@ -134,7 +134,7 @@ func nothingToRead(partition int) error {
 	return fmt.Errorf("%w: partition %d has nothing to read: --fill gives it something", ErrFlags, partition)
 }
 
-func (s *sitting) cantusTraffic(keys pool, marks []uint64, conn int) traffic {
+func (s *benchRun) cantusTraffic(keys pool, marks []uint64, conn int) traffic {
 	w := s.workload
 	switch w.Kind {
 	case batchLoad:
@@ -150,7 +150,7 @@ func (s *sitting) cantusTraffic(keys pool, marks []uint64, conn int) traffic {
 	return newCantusAppend(w, s.names, keys, marks, conn)
 }
 
-func (s *sitting) cantusReadClient(ctx context.Context, c *contestant) error {
+func (s *benchRun) cantusReadClient(ctx context.Context, c *system) error {
 	w := s.workload
 	infos, err := partitionInfos(ctx, c.url(0), s.names, w.Partitions)
 	if err != nil {
@@ -162,32 +162,32 @@ func (s *sitting) cantusReadClient(ctx context.Context, c *contestant) error {
 		}
 	}
 	if s.Client == "go" {
-		c.clients = []driver{{name: "the Go client's Follow", worker: func(at seat) (worker, error) {
+		c.clients = []driver{{name: "the Go client's Follow", worker: func(at workerConfig) (worker, error) {
 			return newFollowCatchUp(at, s.Prefix, infos[at.conn%w.Partitions])
 		}}}
 		return nil
 	}
-	c.clients = []driver{{name: "plain requests", worker: func(at seat) (worker, error) {
+	c.clients = []driver{{name: "plain requests", worker: func(at workerConfig) (worker, error) {
 		p := at.conn % w.Partitions
 		first := max(infos[p].FirstTxid, 1)
-		return newLink(at, newCantusRead(w, s.names, p, first, infos[p].HighWaterMark))
+		return newPlainWorker(at, newCantusRead(w, s.names, p, first, infos[p].HighWaterMark))
 	}}}
 	return nil
 }
 
-func (s *sitting) fillClient() driver {
+func (s *benchRun) fillClient() driver {
 	s.filled++
 	run := strconv.FormatInt(time.Now().UnixNano(), 36) + strconv.Itoa(s.filled)
-	return driver{name: "batch messages", worker: func(at seat) (worker, error) {
-		return newLink(at, newCantusFill(s.workload, s.names, at.conn, run))
+	return driver{name: "batch messages", worker: func(at workerConfig) (worker, error) {
+		return newPlainWorker(at, newCantusFill(s.workload, s.names, at.conn, run))
 	}}
 }
 
-// fill appends what is to be there before anything is measured.
-func (s *sitting) fill(ctx context.Context, cl *cluster) error {
-	// A partial last batch is not made: the number is rounded down.
-	t := task{"fill", 2, point{InFlight: max(4, s.workload.Partitions)}, 0, s.workload.fillLimits()}
-	sample, err := measure(ctx, t, &contestant{cluster: cl}, s.fillClient(), s.errOut)
+// fill appends the transactions that must be there before anything is measured.
+func (s *benchRun) fill(ctx context.Context, cl *cluster) error {
+	// The number is rounded down to whole batches.
+	t := task{"fill", 2, loadLevel{InFlight: max(4, s.workload.Partitions)}, 0, s.workload.fillLimits()}
+	sample, err := measure(ctx, t, &system{cluster: cl}, s.fillClient(), s.errOut)
 	if err != nil {
 		return fmt.Errorf("fill: %w", err)
 	}
@@ -196,11 +196,11 @@ func (s *sitting) fill(ctx context.Context, cl *cluster) error {
 	return nil
 }
 
-// jetstream makes JetStream with a sync setting one contestant or more. For
-// appends they are plain publishes, publishes with a condition, which is the
-// nearest to a write lock, and with several locks atomic batches with a
-// condition for each.
-func (s *sitting) jetstream(ctx context.Context, c *cluster, sync string, keys pool) ([]*contestant, error) {
+// jetstream returns JetStream, with a sync setting, as one or more systems. For
+// appends these are plain publishes; publishes with a condition, which are closest
+// to a write lock; and, with several locks, atomic batches with a condition for
+// each.
+func (s *benchRun) jetstream(ctx context.Context, c *cluster, sync string, keys pool) ([]*system, error) {
 	w := s.workload
 	plain, expected := streamKind{name: "plain"}, streamKind{name: "expected", expected: true}
 	atomic := streamKind{name: "atomic", expected: w.Locks > 0, atomic: true}
@@ -208,7 +208,7 @@ func (s *sitting) jetstream(ctx context.Context, c *cluster, sync string, keys p
 	switch w.Kind {
 	case readLoad:
 		peer, err := s.streamRead(ctx, c, sync)
-		return []*contestant{peer}, err
+		return []*system{peer}, err
 	case getLoad:
 		kinds = []streamKind{{name: "plain", direct: true}}
 	case mixedLoad:
@@ -230,9 +230,9 @@ func (s *sitting) jetstream(ctx context.Context, c *cluster, sync string, keys p
 			kinds = append(kinds, expected, atomic)
 		}
 	}
-	var all []*contestant
+	var all []*system
 	for _, kind := range kinds {
-		peer, err := s.streamContestant(ctx, c, kind, sync, keys)
+		peer, err := s.streamSystem(ctx, c, kind, sync, keys)
 		if err != nil {
 			return nil, err
 		}
@@ -241,8 +241,8 @@ func (s *sitting) jetstream(ctx context.Context, c *cluster, sync string, keys p
 	return all, nil
 }
 
-// streamContestant makes streams of a kind a contestant.
-func (s *sitting) streamContestant(ctx context.Context, c *cluster, kind streamKind, sync string, keys pool) (*contestant, error) {
+// streamSystem returns streams of a kind as a system.
+func (s *benchRun) streamSystem(ctx context.Context, c *cluster, kind streamKind, sync string, keys pool) (*system, error) {
 	w := s.workload
 	st, err := s.openStreams(ctx, c, kind, keys)
 	if err != nil {
@@ -251,7 +251,7 @@ func (s *sitting) streamContestant(ctx context.Context, c *cluster, kind streamK
 	own := *c
 	own.name += " " + kind.name
 	own.leader = streamLeader(&own, st)
-	peer := &contestant{cluster: &own, settings: peerSettings(w.Nodes, sync)}
+	peer := &system{cluster: &own, settings: peerSettings(w.Nodes, sync)}
 	var last []uint64
 	if kind.direct {
 		if last, err = s.fillStreams(ctx, peer, st); err != nil {
@@ -262,7 +262,7 @@ func (s *sitting) streamContestant(ctx context.Context, c *cluster, kind streamK
 	return peer, nil
 }
 
-func (s *sitting) streamTraffic(st *streams, kind streamKind, last []uint64, conn int) traffic {
+func (s *benchRun) streamTraffic(st *streams, kind streamKind, last []uint64, conn int) traffic {
 	w := s.workload
 	switch {
 	case kind.atomic:
@@ -278,21 +278,21 @@ func (s *sitting) streamTraffic(st *streams, kind streamKind, last []uint64, con
 	return newStreamAppend(st, w, conn)
 }
 
-func (s *sitting) streamClients(st *streams, kind streamKind, last []uint64) []driver {
+func (s *benchRun) streamClients(st *streams, kind streamKind, last []uint64) []driver {
 	w := s.workload
-	plain := driver{name: "plain requests", worker: func(at seat) (worker, error) {
-		return newLink(at, s.streamTraffic(st, kind, last, at.conn))
+	plain := driver{name: "plain requests", worker: func(at workerConfig) (worker, error) {
+		return newPlainWorker(at, s.streamTraffic(st, kind, last, at.conn))
 	}}
 	if kind.atomic || kind.direct {
-		// nats.go has nothing of its own for atomic batches, and for lookups
-		// only what waits for each answer.
+		// nats.go has no call for atomic batches, and for lookups only one that
+		// waits for each answer.
 		return []driver{plain}
 	}
-	golang := driver{name: "js.PublishMsgAsync", worker: func(at seat) (worker, error) {
+	golang := driver{name: "js.PublishMsgAsync", worker: func(at workerConfig) (worker, error) {
 		return newAsyncWorker(at, newStreamAppend(st, w, at.conn))
 	}}
-	if len(w.Points) == 1 && w.Points[0].InFlight == 1 {
-		golang = driver{name: "js.PublishMsg", worker: func(at seat) (worker, error) {
+	if len(w.Levels) == 1 && w.Levels[0].InFlight == 1 {
+		golang = driver{name: "js.PublishMsg", worker: func(at workerConfig) (worker, error) {
 			return newSyncWorker(at, newStreamAppend(st, w, at.conn))
 		}}
 	}
@@ -308,51 +308,51 @@ func (s *sitting) streamClients(st *streams, kind streamKind, last []uint64) []d
 	return []driver{plain, golang}
 }
 
-// streamTails returns publishing clients with readers beside them. Which of the
-// consumers tells sooner cannot be told by the rate, so that without a choice
-// it is the pulling one, which JetStream's documents recommend.
-func (s *sitting) streamTails(st *streams, publish driver) []driver {
+// streamTails returns publishing clients with readers. The rate does not show which
+// kind of consumer is faster, so the default is the pull consumer, which
+// JetStream's documents recommend.
+func (s *benchRun) streamTails(st *streams, publish driver) []driver {
 	push := s.VsClient == "push"
 	if publish.name += ", readers with the pull ordered consumer"; push {
 		publish.name = "plain requests, readers with the push ordered consumer"
 	}
 	publish.readers = s.workload.Readers
-	publish.reader = func(at seat) (reader, error) { return newStreamTail(at, st, push) }
+	publish.reader = func(at workerConfig) (reader, error) { return newStreamTail(at, st, push) }
 	return []driver{publish}
 }
 
-// fillStreams publishes what is to be read, and gives the last sequence of
-// each stream.
-func (s *sitting) fillStreams(ctx context.Context, c *contestant, st *streams) ([]uint64, error) {
+// fillStreams publishes the messages to read, and returns the last sequence of each
+// stream.
+func (s *benchRun) fillStreams(ctx context.Context, c *system, st *streams) ([]uint64, error) {
 	w := s.workload
 	plain := *st
 	plain.expected = false
-	filler := driver{name: "plain requests", worker: func(at seat) (worker, error) {
-		return newLink(at, newStreamAppend(&plain, w, at.conn))
+	filler := driver{name: "plain requests", worker: func(at workerConfig) (worker, error) {
+		return newPlainWorker(at, newStreamAppend(&plain, w, at.conn))
 	}}
 	n := int64(len(st.names))
 	fill := max(w.Fill/n, 1)
-	t := task{"fill " + c.name, 8, point{InFlight: 256}, 0, limits{count: fill * n, duration: time.Hour}}
+	t := task{"fill " + c.name, 8, loadLevel{InFlight: 256}, 0, limits{count: fill * n, duration: time.Hour}}
 	if _, err := measure(ctx, t, c, filler, s.errOut); err != nil {
 		return nil, fmt.Errorf("fill %s: %w", c.name, err)
 	}
 	return s.lastSequences(ctx, c.cluster, st)
 }
 
-// streamRead fills streams and makes reading them a contestant.
-func (s *sitting) streamRead(ctx context.Context, c *cluster, sync string) (*contestant, error) {
+// streamRead fills streams and returns reading them as a system.
+func (s *benchRun) streamRead(ctx context.Context, c *cluster, sync string) (*system, error) {
 	st, err := s.openStreams(ctx, c, streamKind{name: "read"}, pool{})
 	if err != nil {
 		return nil, err
 	}
 	c.leader = streamLeader(c, st)
-	peer := &contestant{cluster: c, settings: peerSettings(s.workload.Nodes, sync)}
+	peer := &system{cluster: c, settings: peerSettings(s.workload.Nodes, sync)}
 	last, err := s.fillStreams(ctx, peer, st)
 	if err != nil {
 		return nil, err
 	}
 	reader := func(name string, push bool) driver {
-		return driver{name: name, worker: func(at seat) (worker, error) {
+		return driver{name: name, worker: func(at workerConfig) (worker, error) {
 			i := at.conn % len(st.names)
 			return newStreamCatchUp(at, st.names[i], last[i], push)
 		}}
