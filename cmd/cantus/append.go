@@ -52,7 +52,7 @@ Exit status: 3 after a conflict: read up to the txid it names, compute again, ap
 
 // Run appends one transaction.
 func (c *appendCmd) Run(ctx context.Context, p *program) error {
-	if err := c.settle(); err != nil {
+	if err := c.checkArgs(); err != nil {
 		return err
 	}
 	msg, err := c.message()
@@ -74,9 +74,9 @@ func (c *appendCmd) Run(ctx context.Context, p *program) error {
 	return c.print(p, reply)
 }
 
-// settle sorts the arguments and refuses what cannot be right, before
+// checkArgs assigns the arguments and refuses those that cannot be right, before
 // anything is read or sent.
-func (c *appendCmd) settle() error {
+func (c *appendCmd) checkArgs() error {
 	switch {
 	case c.Key != "" && c.File != "":
 		return usagef("give either the partition P or --key, not both")
@@ -112,9 +112,9 @@ func (c *appendCmd) settle() error {
 	return nil
 }
 
-// payload reads what is to be appended, and no more than can be. When ctx ends
-// it returns at once: a read from a terminal or a pipe goes on until it gets
-// something, or the program ends.
+// payload reads the payload, and no more than can be appended. It returns when ctx
+// ends; its read from a terminal or a pipe then goes on until something arrives or
+// the program ends.
 func (c *appendCmd) payload(ctx context.Context, p *program) ([]byte, error) {
 	in := p.in
 	switch c.File {
@@ -164,18 +164,18 @@ func readAll(ctx context.Context, in io.Reader) (data []byte, err error) {
 	}
 }
 
-// isTerminal reports whether somebody types what is read from in.
+// isTerminal reports whether in is a terminal.
 func isTerminal(in io.Reader) bool {
 	f, ok := in.(*os.File)
 	return ok && term.IsTerminal(int(f.Fd()))
 }
 
-// message makes the request, but for its payload.
+// message makes the request, without its payload.
 func (c *appendCmd) message() (*nats.Msg, error) {
 	names := subjects.Names{Prefix: string(c.Prefix)}
 	msg := nats.NewMsg(names.AppendKey(c.Key))
 	if c.Key == "" {
-		n, _ := strconv.Atoi(c.Partition) // settle has checked it
+		n, _ := strconv.Atoi(c.Partition) // checkArgs has checked it
 		msg.Subject = names.Append(n)
 	}
 	for _, line := range c.Headers {
@@ -205,8 +205,8 @@ func addLocks(h nats.Header, key string, locks []lockName) {
 	}
 }
 
-// splitHeader takes "Key: value" apart. NATS would carry some malformed
-// headers as something else, so they are refused here.
+// splitHeader splits "Key: value". NATS would send some malformed headers as
+// something else, so they are refused here.
 func splitHeader(line string) (key, value string, err error) {
 	key, value, ok := strings.Cut(line, ":")
 	value = strings.Trim(value, " \t")
@@ -226,9 +226,9 @@ func splitHeader(line string) (key, value string, err error) {
 	return key, value, nil
 }
 
-// send asks until there is a firm outcome, and begins no new try when the
-// timeout is over. Repeats are safe because they carry the same message id.
-func (c *appendCmd) send(ctx context.Context, l *link, msg *nats.Msg) (*subjects.Reply, error) {
+// send sends the request until the outcome is known, or the timeout is over.
+// Repeating it is safe because it has the same message id.
+func (c *appendCmd) send(ctx context.Context, l *natsConn, msg *nats.Msg) (*subjects.Reply, error) {
 	enough := time.After(l.timeout)
 	inDoubt := false // an earlier try may have committed
 	for {
@@ -257,14 +257,14 @@ func (c *appendCmd) send(ctx context.Context, l *link, msg *nats.Msg) (*subjects
 	}
 }
 
-// try asks once. Its error is exitUnknown's if the request may have reached
-// the node all the same.
-func (c *appendCmd) try(ctx context.Context, l *link, msg *nats.Msg) (*subjects.Reply, error) {
+// try sends the request once. Its error has the status exitUnknown if the node may
+// have received the request.
+func (c *appendCmd) try(ctx context.Context, l *natsConn, msg *nats.Msg) (*subjects.Reply, error) {
 	answer, err := l.request(ctx, msg)
 	switch {
 	case errors.Is(err, nats.ErrNoResponders):
 		return nil, c.nobody(ctx, l)
-	case errors.Is(err, errLinkLost), errors.Is(err, context.DeadlineExceeded), errors.Is(err, context.Canceled):
+	case errors.Is(err, errConnLost), errors.Is(err, context.DeadlineExceeded), errors.Is(err, context.Canceled):
 		return nil, failf(exitUnknown, "%w", err)
 	case err != nil:
 		return nil, l.explain(err)
@@ -276,8 +276,8 @@ func (c *appendCmd) try(ctx context.Context, l *link, msg *nats.Msg) (*subjects.
 	return reply, nil
 }
 
-// nobody says why an append had no responder.
-func (c *appendCmd) nobody(ctx context.Context, l *link) error {
+// nobody returns why an append had no responder.
+func (c *appendCmd) nobody(ctx context.Context, l *natsConn) error {
 	if c.Key != "" {
 		if _, err := l.cluster(ctx); err != nil {
 			return err
@@ -288,7 +288,7 @@ func (c *appendCmd) nobody(ctx context.Context, l *link) error {
 	return l.noLeader(ctx, n)
 }
 
-// passing reports whether a refusal is worth another try within seconds.
+// passing reports whether another attempt within seconds may succeed.
 func passing(e *subjects.Error) bool {
 	return e != nil && (e.Reason == subjects.Unknown || e.Reason == subjects.Unavailable || e.Reason == subjects.Busy)
 }
@@ -315,8 +315,8 @@ func (c *appendCmd) print(p *program, r *subjects.Reply) error {
 	return advise(r, hwm)
 }
 
-// advise words a refusal for a person. Most of the node's messages say what
-// to do; those about the log's state can say it in this command's flags.
+// advise rewords a refusal for the terminal. Most of the node's messages say what to
+// do; for those about the log's state it names this command's flags.
 func advise(r *subjects.Reply, hwm uint64) error {
 	switch {
 	case r.Error.Reason == subjects.Conflict:

@@ -31,7 +31,7 @@ type clusterCmd struct {
 const clusterHelp = `Operations are decided by the cluster and come about by and by, while writes go on; "cantus cluster status" shows how
 far they are. --wait returns when they are done.`
 
-// waiting is the flag of operations that take their time.
+// waiting is the flag of operations that take time.
 type waiting struct {
 	Wait duration `placeholder:"TIME" help:"Wait so long, at most, until it has come about."`
 }
@@ -64,7 +64,7 @@ func (c *clusterStatusCmd) Run(ctx context.Context, p *program) error {
 	return printCluster(p.out, s)
 }
 
-func (l *link) clusterStatus(ctx context.Context) (s subjects.ClusterStatus, err error) {
+func (l *natsConn) clusterStatus(ctx context.Context) (s subjects.ClusterStatus, err error) {
 	err = l.ask(ctx, l.names.Admin("status"), nil, &s)
 	if errors.Is(err, nats.ErrNoResponders) {
 		_, err = l.cluster(ctx)
@@ -76,7 +76,8 @@ func (l *link) clusterStatus(ctx context.Context) (s subjects.ClusterStatus, err
 	return s, l.explain(err)
 }
 
-// replicasOf says how many replicas a partition is to have, and has at least.
+// replicasOf describes how many replicas a partition should have, and how many it has
+// at least.
 func replicasOf(s subjects.ClusterStatus) string {
 	least := s.Replicas
 	for _, p := range s.Partitions {
@@ -137,7 +138,7 @@ func printCluster(w io.Writer, s subjects.ClusterStatus) error {
 	return nil
 }
 
-// printFull says why a partition takes no appends.
+// printFull prints why a partition accepts no appends.
 func printFull(w io.Writer, partition int, why string) {
 	if why != "" {
 		fmt.Fprintf(w, "partition %d refuses appends: %s\n", partition, why)
@@ -149,7 +150,7 @@ func replicaList(replicas []subjects.ReplicaStatus) string {
 	for _, r := range replicas {
 		word := fmt.Sprintf("%s:%d", r.Name, r.HighWaterMark)
 		if r.State == "away" {
-			word = r.Name // nobody knows how far it is
+			word = r.Name // its position is unknown
 		}
 		if r.Voter {
 			word += "+"
@@ -165,8 +166,8 @@ func replicaList(replicas []subjects.ReplicaStatus) string {
 	return strings.Join(words, " ")
 }
 
-// operate asks for an operation, says what was decided and, if asked, waits
-// until done finds it in the status.
+// operate requests an operation, prints what was decided and, with --wait, waits until
+// done returns true for the status.
 func (c *connection) operate(ctx context.Context, p *program, subject []string, body subjects.AdminRequest, wait duration, done func(subjects.ClusterStatus) bool) error {
 	l, err := c.open(ctx, "cluster "+subject[len(subject)-1])
 	if err != nil {
@@ -193,8 +194,8 @@ func (c *connection) operate(ctx context.Context, p *program, subject []string, 
 	return l.await(ctx, time.Duration(wait), done)
 }
 
-// await asks for the status until done finds in it what it looks for.
-func (l *link) await(ctx context.Context, most time.Duration, done func(subjects.ClusterStatus) bool) error {
+// await requests the status until done returns true for it.
+func (l *natsConn) await(ctx context.Context, most time.Duration, done func(subjects.ClusterStatus) bool) error {
 	const again = 200 * time.Millisecond
 	deadline := time.NewTimer(most)
 	defer deadline.Stop()
@@ -212,8 +213,8 @@ func (l *link) await(ctx context.Context, most time.Duration, done func(subjects
 	}
 }
 
-// settled reports whether every partition is where it is to be, led by who is
-// to lead it.
+// settled reports whether every partition is where it should be, and is led by the
+// node that should lead it.
 func settled(s subjects.ClusterStatus) bool {
 	for _, p := range s.Partitions {
 		voters := 0
@@ -320,7 +321,7 @@ func (c *clusterDrainCmd) Run(ctx context.Context, p *program) error {
 	return err
 }
 
-// held returns how many voting replicas a node has, and how many it is to have.
+// held returns how many voting replicas a node has, and how many it should have.
 func held(s subjects.ClusterStatus, node string) (has, wanted int) {
 	for _, p := range s.Partitions {
 		if slices.ContainsFunc(p.Replicas, func(r subjects.ReplicaStatus) bool { return r.Voter && r.Name == node }) {

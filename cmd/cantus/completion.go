@@ -31,8 +31,8 @@ func (c *completionCmd) Run(k *kong.Kong, p *program) error {
 	return fishCompletion(p.out, k.Model.Node)
 }
 
-// The scripts are static: they are made from the grammar once, and call
-// nothing when the user presses tab.
+// The scripts are static: they are generated from the grammar, and run no command
+// when the user presses tab.
 
 func bashCompletion(w io.Writer, app *kong.Node) error {
 	var b strings.Builder
@@ -155,8 +155,8 @@ func commandNames(app *kong.Node) []string {
 	return names
 }
 
-// commandFlags lists a command's flags, --help among them.
-// Those of a command with commands of its own are theirs, each once.
+// commandFlags returns a command's flags, including --help. For a command with
+// subcommands it returns the flags of those, each once.
 func commandFlags(cmd *kong.Node) []*kong.Flag {
 	var flags []*kong.Flag
 	for _, group := range cmd.AllFlags(true) {
@@ -185,7 +185,7 @@ func flagWords(cmd *kong.Node) []string {
 	return words
 }
 
-// takesPath reports whether a value names a file or a directory.
+// takesPath reports whether a value is a file or a directory.
 func takesPath(v *kong.Value) bool {
 	if v.Flag == nil {
 		return v.Name == "FILE" || v.Name == "DIR"

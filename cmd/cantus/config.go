@@ -13,12 +13,12 @@ import (
 	"github.com/goccy/go-yaml/parser"
 )
 
-// configFile is what a configuration file sets: flags by name. It stands
-// behind the command line and the environment, before the defaults.
+// configFile holds the flags that a configuration file sets, by name. The command line
+// and the environment have precedence over it, and it over the defaults.
 type configFile map[string]string
 
-// loadConfig reads a YAML file whose keys are flags of node, and tries each
-// value on its flag. Its errors name file, line and key.
+// loadConfig reads a YAML file whose keys are flags of node, and checks each value
+// with its flag. Its errors name file, line and key.
 func loadConfig(file string, node *kong.Node) (configFile, error) {
 	text, err := os.ReadFile(file)
 	if err != nil {
@@ -56,7 +56,7 @@ func loadConfig(file string, node *kong.Node) (configFile, error) {
 	return config, nil
 }
 
-// configEntries returns the lines of a document that is one map; an empty one
+// configEntries returns the entries of a document that is one map. An empty document
 // has none.
 func configEntries(file string, doc *ast.File) ([]*ast.MappingValueNode, error) {
 	var bodies []ast.Node
@@ -104,8 +104,8 @@ func unknownKey(at, key string, flags map[string]*kong.Flag) error {
 	return fmt.Errorf("%s: unknown key %q: the keys are %s", at, key, strings.Join(names, ", "))
 }
 
-// scalar returns a value as it is written, so that 4, "4" and 256MiB all reach
-// the flag as they would on the command line.
+// scalar returns a value as text, so that the flag parses 4, "4" and 256MiB as on the
+// command line.
 func scalar(n ast.Node) (string, bool) {
 	switch n := n.(type) {
 	case *ast.StringNode:
@@ -118,7 +118,7 @@ func scalar(n ast.Node) (string, bool) {
 	return "", false
 }
 
-// tryValue reports whether a flag takes value, and changes nothing.
+// tryValue returns nil if a flag accepts value. It changes nothing.
 func tryValue(flag *kong.Flag, value string) error {
 	set := flag.Set
 	defer func() { flag.Set = set }()
@@ -128,7 +128,7 @@ func tryValue(flag *kong.Flag, value string) error {
 		err = checkEnum(flag, value)
 	}
 	if inner := errors.Unwrap(err); inner != nil {
-		return inner // without the flag's name, which the caller says
+		return inner // without the flag's name, which the caller adds
 	}
 	return err
 }
@@ -143,8 +143,8 @@ func checkEnum(flag *kong.Flag, value string) error {
 // Validate implements [kong.Resolver].
 func (configFile) Validate(*kong.Application) error { return nil }
 
-// Resolve implements [kong.Resolver]. Kong asks it for flags that are not on
-// the command line; what the environment sets, kong has applied already.
+// Resolve implements [kong.Resolver]. Kong calls it for flags that are not on the
+// command line, after it has applied the environment.
 func (c configFile) Resolve(_ *kong.Context, _ *kong.Path, flag *kong.Flag) (any, error) {
 	value, ok := c[flag.Name]
 	if !ok {

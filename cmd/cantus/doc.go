@@ -5,11 +5,10 @@
 // NATS like any other client; verify checks a data directory that no node
 // has open. "cantus COMMAND --help" is the reference.
 //
-// The package holds flags, files, signals and words for people, and nothing
-// of how a node works. Its nouns are the program, which main starts and
-// tests can start; a command, one struct of flags with a Run method each;
-// the link, a client command's NATS connection; and the failure, an error
-// with an exit status.
+// The package handles flags, files, signals and messages for people; how a node
+// works is in package broker. Its main types are program, which main and the tests
+// start; the commands, each a struct of flags with a Run method; natsConn, a client
+// command's NATS connection; and failure, an error with an exit status.
 //
 // # Exit status
 //

@@ -19,8 +19,8 @@ const (
 	exitUnknown     = 5
 )
 
-// failure is an error with the exit status that it ends the program with.
-// An error that is no failure means exitFailed.
+// failure is an error with the exit status of the program. An error that is not a
+// failure means exitFailed.
 type failure struct {
 	status int
 	err    error
@@ -35,11 +35,11 @@ func failf(status int, format string, args ...any) error {
 
 func usagef(format string, args ...any) error { return failf(exitUsage, format, args...) }
 
-// packagePrefix is what begins the text of a package's error, which says nothing to
-// a person: the package, and for an option that it is one.
+// packagePrefix matches the beginning of an error's text that means nothing to a
+// user: the package's name, and the word for an option.
 var packagePrefix = regexp.MustCompile(`(^|: |\n)(?:(?:wal|broker|raftstore): (?:option out of range: )?|cluster: bad command: )`)
 
-// errorText is an error's text for a person.
+// errorText returns an error's text for the user.
 func errorText(err error) string { return packagePrefix.ReplaceAllString(err.Error(), "$1") }
 
 // exitStatus returns the status that err ends the program with.
@@ -68,7 +68,7 @@ var statuses = map[subjects.Reason]int{
 	subjects.Unknown:     exitUnknown,
 }
 
-// refusal makes the failure for what a node refused.
+// refusal returns the failure for a node's refusal.
 func refusal(e *subjects.Error) error {
 	status, ok := statuses[e.Reason]
 	if !ok {

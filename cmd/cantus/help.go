@@ -7,7 +7,7 @@ import (
 	"github.com/alecthomas/kong"
 )
 
-// printHelp is kong's help, with the examples at the end of the overview.
+// printHelp prints kong's help, with the examples at the end of the overview.
 func printHelp(options kong.HelpOptions, ctx *kong.Context) error {
 	if err := kong.DefaultHelpPrinter(options, ctx); err != nil {
 		return err
@@ -19,7 +19,7 @@ func printHelp(options kong.HelpOptions, ctx *kong.Context) error {
 	return err
 }
 
-// describeValue is a flag's or an argument's line in the help: what it is,
+// describeValue returns a flag's or an argument's text in the help: its description,
 // its default and its environment variable.
 func describeValue(v *kong.Value) string {
 	var extra []string

@@ -2,8 +2,8 @@ package main
 
 import "slices"
 
-// nearest gives the candidate that word was most likely meant to be, "" if
-// none is within a third of word's letters.
+// nearest returns the candidate that is most similar to word, "" if none differs in
+// less than a third of its letters.
 func nearest(word string, candidates []string) string {
 	best, bestDistance := "", max(len(word)/3, 2)+1
 	for _, c := range candidates {
@@ -14,8 +14,8 @@ func nearest(word string, candidates []string) string {
 	return best
 }
 
-// editDistance is Levenshtein's: how many bytes must be put in, taken out or
-// changed to make b of a.
+// editDistance returns the Levenshtein distance: how many bytes must be inserted,
+// removed or changed to turn a into b.
 func editDistance(a, b string) int {
 	row := make([]int, len(b)+1)
 	for j := range row {

@@ -133,10 +133,10 @@ func start(ts *testscript.TestScript, name string, args ...string) *process {
 	}()
 	// One that hangs ends, and shows its goroutines, before the test's time
 	// is over: after that nobody could see them.
-	dump := time.AfterFunc(patience(ts), func() { p.cmd.Process.Signal(syscall.SIGQUIT) }) //nolint:errcheck // it may have ended
+	dump := time.AfterFunc(patience(ts), func() { p.cmd.Process.Signal(syscall.SIGQUIT) }) // it may have ended
 	ts.Defer(func() {
 		dump.Stop()
-		p.cmd.Process.Kill() //nolint:errcheck // it may have ended
+		p.cmd.Process.Kill() // it may have ended
 		<-p.ended
 	})
 	all[name] = p
@@ -224,8 +224,8 @@ func cmdStopped(ts *testscript.TestScript, neg bool, args []string) {
 		ts.Check(p.cmd.Process.Signal(signals[args[2]]))
 	}
 	<-p.ended
-	io.WriteString(ts.Stdout(), p.stdout.String()) //nolint:errcheck // a buffer
-	io.WriteString(ts.Stderr(), p.stderr.String()) //nolint:errcheck // a buffer
+	io.WriteString(ts.Stdout(), p.stdout.String()) // a buffer
+	io.WriteString(ts.Stderr(), p.stderr.String()) // a buffer
 	if got := strconv.Itoa(p.cmd.ProcessState.ExitCode()); got != args[1] {
 		ts.Fatalf("%s exited with %s, want %s\n%s%s", args[0], got, args[1], &p.stdout, &p.stderr)
 	}

@@ -49,8 +49,8 @@ Examples:
   cantus read 0 --follow                     all of partition 0, then what comes
   cantus status                              partitions, leaders, high-water marks`
 
-// run does what the arguments say and gives the exit status. Cancelling ctx
-// stops it cleanly.
+// run executes the command line and returns the exit status. Cancelling ctx stops it
+// cleanly.
 func (p *program) run(ctx context.Context, args []string) int {
 	exited := false
 	parser, err := newParser(p, func(int) { exited = true })
@@ -75,14 +75,14 @@ func (p *program) run(ctx context.Context, args []string) int {
 	return exitStatus(err)
 }
 
-// complain prints an error for a person.
+// complain prints an error for the user.
 func (p *program) complain(err error) {
 	if err != nil {
 		fmt.Fprintf(p.errOut, "cantus: %s\n", errorText(err))
 	}
 }
 
-// note tells a person something that is no error.
+// note prints a message for the user that is not an error.
 func (p *program) note(format string, args ...any) {
 	fmt.Fprintf(p.errOut, "cantus: "+format+"\n", args...)
 }
@@ -125,7 +125,7 @@ func spellHelp(args []string) []string {
 	return args
 }
 
-// parseFailure words what kong found wrong with the command line.
+// parseFailure rewords kong's error about the command line.
 func parseFailure(parser *kong.Kong, args []string, err error) error {
 	commands := commandNames(parser.Model.Node)
 	if len(args) == 0 {
@@ -151,16 +151,16 @@ func parseFailure(parser *kong.Kong, args []string, err error) error {
 	return errors.New(text)
 }
 
-// What kong says of a flag at the end of the line, and of an argument that is
-// not there.
+// Kong's errors for a flag at the end of the line, and for a missing argument.
 var (
 	flagWithoutValue = regexp.MustCompile(`^--([a-z-]+): (?:expected .* but got "EOL"|missing value)`)
 	missingArgument  = regexp.MustCompile(`^expected "<(.+?)>`)
 	dashedValue      = regexp.MustCompile(`^--([a-z-]+): expected .* but got "(-[^"]*)"`)
 )
 
-// misplaced words values that stand where the parser does not look for them: after a
-// flag and with a dash, and without the flags that a command needs; "" for all else.
+// misplaced returns an error text for values that the parser does not accept where
+// they are: after a flag and with a dash, and without the flags that a command needs.
+// It returns "" for anything else.
 func misplaced(err error, args []string, text string) string {
 	parse, ok := errors.AsType[*kong.ParseError](err)
 	if !ok || parse.Context == nil {
@@ -197,8 +197,8 @@ func misplaced(err error, args []string, text string) string {
 	return fmt.Sprintf("%s; did you mean %q?", text, strings.Join(words, " "))
 }
 
-// missingValue words that a flag has no value, or that an argument is missing,
-// and says what it could be; "" for all else.
+// missingValue returns an error text for a flag without a value or a missing argument,
+// with an example. It returns "" for anything else.
 func missingValue(err error, text string) string {
 	parse, ok := errors.AsType[*kong.ParseError](err)
 	if !ok || parse.Context == nil {
@@ -225,7 +225,7 @@ func missingValue(err error, text string) string {
 	return ""
 }
 
-// valueExample says what the value of a flag looks like.
+// valueExample returns an example of a flag's value.
 func valueExample(f *kong.Flag) string {
 	switch {
 	case f.Enum != "":

@@ -39,28 +39,28 @@ Examples:
   cantus read 0 --lock account.42 --max 10`
 }
 
-// followWait is how long a read waits at the end of the log. It bounds
-// nothing: the next read follows at once.
+// followWait is how long a read waits at the end of the log. The next read follows at
+// once.
 const followWait = 30 * time.Second
 
 // reader is a read in progress, over as many requests as it takes.
 type reader struct {
 	cmd  *readCmd
 	p    *program
-	link *link
+	conn *natsConn
 	out  *bufio.Writer
 
 	next     uint64 // the first transaction not yet printed or filtered out
-	last     uint64 // where to stop, 0 for not known or never
+	last     uint64 // where to stop; 0 for unknown or never
 	printed  int
-	troubled bool // the last request failed, and it was said
-	lost     int  // requests in a row that brought nothing, with messages lost on the way
+	troubled bool // the last request failed, and that was reported
+	lost     int  // successive requests without a result because messages were lost
 }
 
-// errLost is returned for an answer of which messages are missing.
+// errLost is returned for an answer with missing messages.
 var errLost = errors.New("messages of the answer were lost on the way")
 
-// lostTries is how many requests in a row may bring nothing for that reason.
+// lostTries is how many successive requests may fail with errLost.
 const lostTries = 20
 
 // Run reads until the end, or until ctx is cancelled.
@@ -73,7 +73,7 @@ func (c *readCmd) Run(ctx context.Context, p *program) error {
 		return err
 	}
 	defer l.close()
-	r := &reader{cmd: c, p: p, link: l, out: bufio.NewWriter(p.out), next: uint64(c.From)}
+	r := &reader{cmd: c, p: p, conn: l, out: bufio.NewWriter(p.out), next: uint64(c.From)}
 	for {
 		done, err := r.step(ctx)
 		if ferr := r.out.Flush(); ferr != nil {
@@ -81,7 +81,7 @@ func (c *readCmd) Run(ctx context.Context, p *program) error {
 		}
 		switch {
 		case c.Follow && ctx.Err() != nil:
-			return nil // being interrupted is how following ends
+			return nil // an interrupt is the normal end of following
 		case err != nil:
 			return l.explain(err)
 		case done:
@@ -90,8 +90,8 @@ func (c *readCmd) Run(ctx context.Context, p *program) error {
 	}
 }
 
-// step makes one request and prints what it brings; done says that there is
-// nothing more to ask for.
+// step makes one request and prints its transactions. done is true if there is nothing
+// more to read.
 func (r *reader) step(ctx context.Context) (done bool, err error) {
 	next := r.next
 	from, mark, err := r.page(ctx)
@@ -99,10 +99,10 @@ func (r *reader) step(ctx context.Context) (done bool, err error) {
 		r.lost = 0
 	}
 	if errors.Is(err, errLost) && r.lost < lostTries {
-		return r.full(), nil // on from where it is
+		return r.full(), nil // continue after the last transaction
 	}
 	if errors.Is(err, nats.ErrNoResponders) {
-		err = r.link.noLeader(ctx, int(r.cmd.Partition))
+		err = r.conn.noLeader(ctx, int(r.cmd.Partition))
 	}
 	switch {
 	case err != nil && r.cmd.Follow && mends(err):
@@ -123,17 +123,17 @@ func (r *reader) step(ctx context.Context) (done bool, err error) {
 // full reports whether --max is reached.
 func (r *reader) full() bool { return r.cmd.Max > 0 && r.printed >= int(r.cmd.Max) }
 
-// mends reports whether an error may go away while a follower waits.
+// mends reports whether an error may be transient for a follower.
 func mends(err error) bool {
-	return errors.Is(err, errLinkLost) || errors.Is(err, nats.ErrTimeout) ||
+	return errors.Is(err, errConnLost) || errors.Is(err, nats.ErrTimeout) ||
 		errors.Is(err, context.DeadlineExceeded) || exitStatus(err) == exitUnavailable
 }
 
-// await says once what is wrong, and pauses before the next try.
+// await reports an error once, and pauses before the next attempt.
 func (r *reader) await(ctx context.Context, why error) error {
 	if !r.troubled {
 		r.troubled = true
-		r.p.note("%v; waiting", r.link.explain(why))
+		r.p.note("%v; waiting", r.conn.explain(why))
 	}
 	select {
 	case <-ctx.Done():
@@ -142,18 +142,18 @@ func (r *reader) await(ctx context.Context, why error) error {
 	return nil
 }
 
-// page makes one read request and prints its transactions. It gives where the
-// next read starts and the high-water mark.
+// page makes one read request and prints its transactions. It returns where the next
+// read starts, and the high-water mark.
 func (r *reader) page(ctx context.Context) (from, mark uint64, err error) {
-	ctx, stop := r.link.untilTrouble(ctx)
+	ctx, stop := r.conn.untilTrouble(ctx)
 	defer stop()
-	inbox := r.link.nc.NewInbox()
-	sub, err := r.link.nc.SubscribeSync(inbox)
+	inbox := r.conn.nc.NewInbox()
+	sub, err := r.conn.nc.SubscribeSync(inbox)
 	if err != nil {
 		return 0, 0, err
 	}
-	defer sub.Unsubscribe() //nolint:errcheck // the connection may be gone
-	// A page is bounded by the request, so nothing in it may be dropped.
+	defer sub.Unsubscribe() // the connection may be gone
+	// The request bounds a page, so there is no limit here that drops messages.
 	if err := sub.SetPendingLimits(-1, -1); err != nil {
 		return 0, 0, err
 	}
@@ -161,10 +161,10 @@ func (r *reader) page(ctx context.Context) (from, mark uint64, err error) {
 	if err != nil {
 		return 0, 0, err
 	}
-	if err := r.link.nc.PublishRequest(r.link.names.Read(int(r.cmd.Partition)), inbox, body); err != nil {
+	if err := r.conn.nc.PublishRequest(r.conn.names.Read(int(r.cmd.Partition)), inbox, body); err != nil {
 		return 0, 0, err
 	}
-	wait := r.link.timeout
+	wait := r.conn.timeout
 	if r.cmd.Follow {
 		wait += followWait
 	}
@@ -173,7 +173,7 @@ func (r *reader) page(ctx context.Context) (from, mark uint64, err error) {
 		if err != nil {
 			return 0, 0, err
 		}
-		wait = r.link.timeout
+		wait = r.conn.timeout
 		if msg.Header.Get("Status") == subjects.StatusEnd {
 			return endOfPage(msg, last)
 		}
@@ -210,7 +210,8 @@ func nextMessage(ctx context.Context, sub *nats.Subscription, wait time.Duration
 	return msg, err
 }
 
-// endOfPage takes the end of an answer whose last transaction to come was last.
+// endOfPage checks the end of an answer, of which last was the last transaction
+// received.
 func endOfPage(msg *nats.Msg, last uint64) (from, mark uint64, err error) {
 	if msg.Header.Get(subjects.HeaderLast) != strconv.FormatUint(last, 10) {
 		return 0, 0, errLost
@@ -221,8 +222,8 @@ func endOfPage(msg *nats.Msg, last uint64) (from, mark uint64, err error) {
 	return from, mark, err
 }
 
-// take prints one transaction of an answer, unless it was printed before or lies past
-// the end. It has to be the one that was sent behind last.
+// take prints one transaction of an answer, unless it was printed before or is past
+// the end. It must be the one that was sent after last.
 func (r *reader) take(msg *nats.Msg, last uint64) (txid uint64, err error) {
 	t, err := parseTransaction(msg, r.cmd.HeadersOnly)
 	if err != nil {
@@ -252,7 +253,7 @@ func readRefusal(e *subjects.Error) error {
 	if e.Reason == subjects.Trimmed && e.FirstTxid > 0 {
 		return failf(exitStatus(err), "%w; the oldest transaction kept is %d: --from %d", err, e.FirstTxid, e.FirstTxid)
 	}
-	// A person has mistyped a txid more often than the log has lost transactions.
+	// A mistyped txid is more likely than a log that has lost transactions.
 	if what, _, ok := strings.Cut(e.Message, ": it comes from another log"); e.Reason == subjects.Ahead && ok {
 		return failf(exitStatus(err), "%s", what)
 	}

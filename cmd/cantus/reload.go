@@ -13,10 +13,10 @@ import (
 	"github.com/cantuslog/cantus/broker"
 )
 
-// reloadable are the flags of serve that a running node takes anew.
+// reloadable are the flags of serve that a running node reloads.
 var reloadable = []string{"nats-config", "credentials", "queue-size", "reserve", "catch-up-rate", "log-level"}
 
-// flagValues are what a node runs with, by flag.
+// flagValues are a node's settings, by flag.
 type flagValues map[string]any
 
 func valuesOf(flags []*kong.Flag) flagValues {
@@ -27,8 +27,9 @@ func valuesOf(flags []*kong.Flag) flagValues {
 	return values
 }
 
-// reload reads configuration file and environment again and gives the node what it
-// can take. running is what it runs with. A mistake changes nothing.
+// reload reads the configuration file and the environment again and applies the
+// reloadable flags to the node. running is its current settings. If there is a mistake
+// nothing changes.
 func (p *program) reload(node *broker.Node, running flagValues, level *slog.LevelVar, log *slog.Logger) {
 	next, values, err := p.parseServe()
 	was := node.NATSConfigDigest()
@@ -63,8 +64,7 @@ func (p *program) reload(node *broker.Node, running flagValues, level *slog.Leve
 	}
 }
 
-// parseServe parses the command line again, as it is with the configuration file
-// of now.
+// parseServe parses the command line again, with the current configuration file.
 func (p *program) parseServe() (*serveCmd, flagValues, error) {
 	g := &grammar{}
 	parser, err := p.parser(g, func(int) {})

@@ -72,7 +72,7 @@ func (c *statusCmd) Run(ctx context.Context, p *program) error {
 const askAtOnce = 64
 
 // partitions asks the leader of each partition, or says why it did not answer.
-func (c *statusCmd) partitions(ctx context.Context, l *link, n int) ([]subjects.PartitionInfo, []error) {
+func (c *statusCmd) partitions(ctx context.Context, l *natsConn, n int) ([]subjects.PartitionInfo, []error) {
 	infos, errs := make([]subjects.PartitionInfo, n), make([]error, n)
 	var next atomic.Int64
 	var asking sync.WaitGroup

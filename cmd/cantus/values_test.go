@@ -134,7 +134,7 @@ func TestThePartitionOfAnAppend(t *testing.T) {
 	n := numbers[reflect.TypeFor[partition]()]
 	for _, text := range slices.DeleteFunc(slices.Clone(n.bad), func(s string) bool { return s == "" }) {
 		c := appendCmd{Partition: text}
-		if err := c.settle(); exitStatus(err) != exitUsage || !strings.Contains(err.Error(), n.right) {
+		if err := c.checkArgs(); exitStatus(err) != exitUsage || !strings.Contains(err.Error(), n.right) {
 			t.Errorf("append %s: %v", text, err)
 		}
 	}

@@ -75,7 +75,7 @@ func respond(msg *nats.Msg, body any) {
 		reply.Header.Set(subjects.HeaderErrorCode, strconv.Itoa(r.Error.Code))
 		reply.Header.Set(subjects.HeaderError, r.Error.Error())
 	}
-	msg.RespondMsg(reply) //nolint:errcheck // the client's timeout tells
+	msg.RespondMsg(reply) // the client's timeout tells
 }
 
 // lastSent is the txid of the last transaction sent to a reply subject.
@@ -92,7 +92,7 @@ func respondTx(msg *nats.Msg, txid uint64, payload string) {
 	reply.Header.Set(subjects.HeaderPrevious, fmt.Sprint(previous))
 	lastSent.Store(msg.Reply, txid)
 	reply.Data = []byte(payload)
-	msg.RespondMsg(reply) //nolint:errcheck // the client's timeout tells
+	msg.RespondMsg(reply) // the client's timeout tells
 }
 
 // respondEnd ends a read.
@@ -103,7 +103,7 @@ func respondEnd(msg *nats.Msg, next, mark uint64) {
 	reply.Header.Set(subjects.HeaderLast, fmt.Sprint(last))
 	reply.Header.Set(subjects.HeaderNext, strconv.FormatUint(next, 10))
 	reply.Header.Set(subjects.HeaderHighWaterMark, strconv.FormatUint(mark, 10))
-	msg.RespondMsg(reply) //nolint:errcheck // the client's timeout tells
+	msg.RespondMsg(reply) // the client's timeout tells
 }
 
 // cantus runs the program against the wire.
@@ -333,7 +333,7 @@ func TestReadNoticesLostMessages(t *testing.T) {
 	w := newWire(t)
 	w.answer("cantus.read.0", func(n int, msg *nats.Msg) {
 		var req subjects.ReadRequest
-		json.Unmarshal(msg.Data, &req) //nolint:errcheck // zero fails the test
+		json.Unmarshal(msg.Data, &req) // zero fails the test
 		for id := req.From; id <= 9; id++ {
 			if id%3 != 0 { // not of the kind
 				continue
@@ -367,7 +367,7 @@ func TestReadEndsAtTheMarkOfItsStart(t *testing.T) {
 	w := newWire(t)
 	w.answer("cantus.read.0", func(_ int, msg *nats.Msg) {
 		var req subjects.ReadRequest
-		json.Unmarshal(msg.Data, &req) //nolint:errcheck // zero fails the test
+		json.Unmarshal(msg.Data, &req) // zero fails the test
 		for id := req.From; id < req.From+2; id++ {
 			respondTx(msg, id, fmt.Sprint(id))
 		}
@@ -393,7 +393,7 @@ func TestTrimmedSaysWhereToStart(t *testing.T) {
 
 func TestAnswersThatAreNone(t *testing.T) {
 	w := newWire(t)
-	garbage := func(_ int, msg *nats.Msg) { msg.Respond([]byte("garbage")) } //nolint:errcheck // the client's timeout tells
+	garbage := func(_ int, msg *nats.Msg) { msg.Respond([]byte("garbage")) } // the client's timeout tells
 	for _, s := range []string{"cantus.append.0", "cantus.read.0", "cantus.get.0", "cantus.info"} {
 		w.answer(s, garbage)
 	}

@@ -36,25 +36,25 @@ type connection struct {
 	TLSKey   string      `group:"connection" name:"tls-key" placeholder:"FILE" env:"CANTUS_TLS_KEY" type:"existingfile" help:"PEM file of its key."`
 }
 
-// link is a client command's connection. One goroutine uses it.
-type link struct {
+// natsConn is a client command's connection. One goroutine uses it.
+type natsConn struct {
 	nc      *nats.Conn
 	names   subjects.Names
 	server  string
 	timeout time.Duration
 
 	mu        sync.Mutex  // guards onTrouble
-	onTrouble func(error) // told why no answer will come, nil for nobody
+	onTrouble func(error) // called with the reason when no answer will come; may be nil
 }
 
-// errLinkLost is the trouble that what was asked, or its answer, may have
+// errConnLost is the trouble that what was asked, or its answer, may have
 // been lost with the connection. It comes back by itself.
-var errLinkLost = errors.New("connection lost")
+var errConnLost = errors.New("connection lost")
 
 // open connects, and fails at once if no server is there, or when ctx ends. The caller
-// closes the link.
-func (c *connection) open(ctx context.Context, command string) (*link, error) {
-	l := &link{
+// closes it.
+func (c *connection) open(ctx context.Context, command string) (*natsConn, error) {
+	l := &natsConn{
 		names:   subjects.Names{Prefix: string(c.Prefix)},
 		server:  c.Server,
 		timeout: time.Duration(c.Timeout),
@@ -69,7 +69,7 @@ func (c *connection) open(ctx context.Context, command string) (*link, error) {
 		nats.Timeout(l.timeout),
 		nats.MaxReconnects(-1),
 		nats.ReconnectWait(250*time.Millisecond),
-		nats.DisconnectErrHandler(func(*nats.Conn, error) { l.trouble(errLinkLost) }),
+		nats.DisconnectErrHandler(func(*nats.Conn, error) { l.trouble(errConnLost) }),
 		nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) {
 			if errors.Is(err, nats.ErrPermissionViolation) {
 				l.trouble(c.forbidden(err))
@@ -134,7 +134,7 @@ func (c *connection) options() ([]nats.Option, error) {
 	return opts, err
 }
 
-// tlsConfig returns what the TLS flags say, nil if there are none.
+// tlsConfig returns the configuration of the TLS flags, nil if there are none.
 func (c *connection) tlsConfig() (*tls.Config, error) {
 	if (c.TLSCert == "") != (c.TLSKey == "") {
 		return nil, usagef("--tls-cert and --tls-key go together")
@@ -180,14 +180,14 @@ func connectFailure(server string, err error) error {
 	return failf(exitUnavailable, "connect to %s: %w", server, err)
 }
 
-// isTimeout reports whether a connection was made and nothing came over it.
+// isTimeout reports whether a connection was made and nothing was received.
 func isTimeout(err error) bool {
 	e, ok := errors.AsType[*net.OpError](err)
 	return ok && e.Op == "read" && e.Timeout()
 }
 
-// isTLSAlert reports whether the other side ended TLS, as a server does, some
-// time after the handshake, that wants a client certificate.
+// isTLSAlert reports whether the other side ended TLS. A server that requires a client
+// certificate does so some time after the handshake.
 func isTLSAlert(err error) bool {
 	var e *net.OpError
 	return errors.As(err, &e) && e.Op == "remote error"
@@ -198,11 +198,11 @@ func isURLError(err error) bool {
 	return errors.As(err, &e)
 }
 
-func (l *link) close() { l.nc.Close() }
+func (l *natsConn) close() { l.nc.Close() }
 
-// trouble runs in the connection's goroutines when what was asked will not be
+// trouble is called on the connection's goroutines when a request will not be
 // answered.
-func (l *link) trouble(why error) {
+func (l *natsConn) trouble(why error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.onTrouble != nil {
@@ -210,9 +210,9 @@ func (l *link) trouble(why error) {
 	}
 }
 
-// untilTrouble returns a context that ends, with the trouble as its cause, when
-// no answer will come. The caller calls stop.
-func (l *link) untilTrouble(ctx context.Context) (_ context.Context, stop func()) {
+// untilTrouble returns a context that is cancelled, with the reason as its cause, when
+// no answer will come. The caller must call stop.
+func (l *natsConn) untilTrouble(ctx context.Context) (_ context.Context, stop func()) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -225,9 +225,9 @@ func (l *link) untilTrouble(ctx context.Context) (_ context.Context, stop func()
 	}
 }
 
-// request sends msg and waits for the one answer, for the link's timeout at
+// request sends msg and waits for the one answer, for the connection's timeout at
 // most. Nobody there is nats.ErrNoResponders.
-func (l *link) request(ctx context.Context, msg *nats.Msg) (*nats.Msg, error) {
+func (l *natsConn) request(ctx context.Context, msg *nats.Msg) (*nats.Msg, error) {
 	ctx, stop := l.untilTrouble(ctx)
 	defer stop()
 	ctx, cancel := context.WithTimeout(ctx, l.timeout)
@@ -240,7 +240,7 @@ func (l *link) request(ctx context.Context, msg *nats.Msg) (*nats.Msg, error) {
 }
 
 // ask sends a JSON request, nil for an empty one, and decodes the answer.
-func (l *link) ask(ctx context.Context, subject string, request, answer any) error {
+func (l *natsConn) ask(ctx context.Context, subject string, request, answer any) error {
 	msg := nats.NewMsg(subject)
 	if request != nil {
 		var err error
@@ -261,8 +261,8 @@ func (l *link) ask(ctx context.Context, subject string, request, answer any) err
 	return nil
 }
 
-// cluster asks any node what cluster this is.
-func (l *link) cluster(ctx context.Context) (subjects.ClusterInfo, error) {
+// cluster asks any node for the cluster's description.
+func (l *natsConn) cluster(ctx context.Context) (subjects.ClusterInfo, error) {
 	var info subjects.ClusterInfo
 	err := l.ask(ctx, l.names.Info(), nil, &info)
 	if errors.Is(err, nats.ErrNoResponders) {
@@ -272,8 +272,8 @@ func (l *link) cluster(ctx context.Context) (subjects.ClusterInfo, error) {
 	return info, l.explain(err)
 }
 
-// noLeader finds out why nobody answers for a partition.
-func (l *link) noLeader(ctx context.Context, p int) error {
+// noLeader returns why no leader answers for a partition.
+func (l *natsConn) noLeader(ctx context.Context, p int) error {
 	info, err := l.cluster(ctx)
 	switch {
 	case err != nil:
@@ -284,14 +284,15 @@ func (l *link) noLeader(ctx context.Context, p int) error {
 	return failf(exitUnavailable, "partition %d has no leader at the moment: try again", p)
 }
 
-// explain words an error of the connection for a person; others pass.
-func (l *link) explain(err error) error {
+// explain rewords an error of the connection for the user, and returns other errors
+// unchanged.
+func (l *natsConn) explain(err error) error {
 	switch {
 	case errors.Is(err, context.Canceled):
 		return errors.New("interrupted")
 	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, nats.ErrTimeout):
 		return failf(exitUnavailable, "no answer from %s within %v: --timeout waits longer", l.server, l.timeout)
-	case errors.Is(err, errLinkLost):
+	case errors.Is(err, errConnLost):
 		return failf(exitUnavailable, "lost the connection to %s", l.server)
 	case errors.Is(err, nats.ErrMaxPayload):
 		return usagef("too large for the NATS server: its max_payload is %d bytes", l.nc.MaxPayload())
@@ -299,7 +300,7 @@ func (l *link) explain(err error) error {
 	return err
 }
 
-// refused returns the refusal that a message carries, nil if it carries none.
+// refused returns the refusal in a message, nil if there is none.
 func refused(msg *nats.Msg) *subjects.Error {
 	if msg.Header.Get(subjects.HeaderErrorCode) == "" {
 		return nil
