@@ -529,7 +529,7 @@ func (c *Client) All(ctx context.Context, partition int, after uint64, opts Foll
 				})
 			})
 		}
-		if err != left { //nolint:errorlint // this very one
+		if err != left { // this very one
 			yield(nil, err)
 		}
 	}

@@ -6,6 +6,7 @@ import "strings"
 // certified, and whether it is recorded when that commits.
 type Mode uint8
 
+// The modes.
 const (
 	Read   Mode = iota // checked, not recorded
 	Write              // checked and recorded

@@ -4,6 +4,7 @@ package lockmgr
 // clients see.
 type Outcome uint8
 
+// The outcomes.
 const (
 	Pass       Outcome = iota // in flight from now on
 	Duplicate                 // a repeat of a transaction that passed before

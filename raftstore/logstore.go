@@ -182,6 +182,7 @@ func (s *logStore) removePartial(why error, from, to uint64) error {
 		return why
 	}
 	if err := s.log.TruncateSuffix(from); err != nil {
+		//nolint:errorlint // no caller may take this for either error
 		return fmt.Errorf("entries %d to %d were stored and can't be removed: %v, after: %v", from, to-1, err, why)
 	}
 	return why

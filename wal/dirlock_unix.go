@@ -17,7 +17,7 @@ func lockDir(dir string) (*os.File, error) {
 	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
 		if errors.Is(err, unix.EROFS) || errors.Is(err, unix.EACCES) || errors.Is(err, unix.EPERM) {
-			return nil, fmt.Errorf("%w: %v", ErrReadOnly, err)
+			return nil, fmt.Errorf("%w: %w", ErrReadOnly, err)
 		}
 		return nil, err
 	}

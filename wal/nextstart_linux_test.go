@@ -22,7 +22,7 @@ func withDisk(size int64, dir string) wal.Options {
 		used := int64(0)
 		err := filepath.WalkDir(dir, func(path string, _ fs.DirEntry, err error) error {
 			used += int64(allocated(path))
-			return nil //nolint:nilerr // it is gone
+			return nil // it is gone
 		})
 		return max(size-used, 0), err
 	}

@@ -165,6 +165,7 @@ func (l *Log) unreadable(index uint64, cause error) error {
 	case errors.Is(cause, ErrClosed):
 		return cause
 	case !errors.Is(cause, ErrDamaged):
+		//nolint:errorlint // Badger's errors are not part of the interface
 		cause = fmt.Errorf("%w: entry %d of group %d can't be read: %v", ErrDamaged, index, l.group, cause)
 	}
 	return fmt.Errorf("%s: %w", l.whereIs(index), cause)

@@ -27,7 +27,7 @@ func (f Facts) Drain(node string) (Command, error) {
 	return f.set(node, func(m *Member) error { m.Draining = true; return nil })
 }
 
-// Undrain: see Drain.
+// Undrain lets a drained node have replicas and leadership again.
 func (f Facts) Undrain(node string) (Command, error) {
 	return f.set(node, func(m *Member) error { m.Draining = false; return nil })
 }

@@ -19,8 +19,6 @@ import (
 	"github.com/cantuslog/cantus/internal/testkit"
 )
 
-const patience = testkit.Patience
-
 // atEnd is called when all tests are over.
 var atEnd = func() error { return nil }
 

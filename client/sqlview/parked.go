@@ -92,7 +92,7 @@ func (m *marks) unpark(ctx context.Context, in *sql.Tx, partition int, txid uint
 	err = in.QueryRowContext(ctx, m.dialect.Statement(
 		`DELETE FROM cantus_parked WHERE view = ? AND partition = ? AND txid = ? RETURNING body, error, since`),
 		m.view, partition, int64(txid)).Scan(&body, &reason, &since)
-	if err == sql.ErrNoRows { //nolint:errorlint // database/sql gives it bare
+	if err == sql.ErrNoRows { // database/sql gives it bare
 		return p, ErrNotParked
 	}
 	if err != nil {

@@ -92,6 +92,7 @@ var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 // Purpose is what a connection is for. Its values are part of the protocol.
 type Purpose uint8
 
+// The purposes.
 const (
 	Raft          Purpose = 1 // requests and responses of a Raft group
 	Fetch         Purpose = 2 // a copy of a group's log

@@ -8,6 +8,7 @@ type SlowConns struct {
 	More bool       `json:"more,omitempty"` // there are others
 }
 
+// SlowConn is a connection that reads too slowly, with what it subscribes to.
 type SlowConn struct {
 	Account  string   `json:"account"`
 	Subjects []string `json:"subjects"` // that it subscribes to

@@ -71,6 +71,7 @@ func (s *server) await(ctx context.Context) error {
 		s.ready = time.Since(s.began)
 		return nil
 	case <-s.ended:
+		//nolint:errorlint // s.err may be nil
 		return fmt.Errorf("%w %s ended before it was ready (%v): %s", ErrServer, s.name, s.err, s.tail)
 	case <-timeout.C:
 		s.kill()
@@ -127,7 +128,7 @@ func (s *server) stop() error {
 		return fmt.Errorf("%w %s did not stop within %v and was killed: %s", ErrServer, s.name, stopTimeout, s.tail)
 	}
 	if s.err != nil {
-		return fmt.Errorf("%w %s: %v: %s", ErrServer, s.name, s.err, s.tail)
+		return fmt.Errorf("%w %s: %w: %s", ErrServer, s.name, s.err, s.tail)
 	}
 	return nil
 }
