@@ -1,3 +1,3 @@
-// Package internal holds what tests of several folders share, and the bare NATS
-// server of the benchmark.
+// Package internal holds packages that tests of several folders share, and the bare
+// NATS server of the benchmark.
 package internal

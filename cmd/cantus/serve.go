@@ -210,7 +210,7 @@ func (c *serveCmd) options() (broker.Options, error) {
 	}, err
 }
 
-// readyLine is what serve prints once it serves; programs wait for it.
+// readyLine is the line that serve prints once it serves; programs wait for it.
 func readyLine(nats, http string) string {
 	var b strings.Builder
 	b.WriteString("cantus: ready")

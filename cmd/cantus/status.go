@@ -29,7 +29,7 @@ replicas at the same txid have in common.
 Exit status: 4 if a partition has no leader.`
 }
 
-// status is what --json prints.
+// status is the output of --json.
 type status struct {
 	Cluster    subjects.ClusterInfo     `json:"cluster"`
 	Partitions []subjects.PartitionInfo `json:"partitions"`
@@ -68,10 +68,10 @@ func (c *statusCmd) Run(ctx context.Context, p *program) error {
 	return err
 }
 
-// askAtOnce is how many partitions are asked at a time.
+// askAtOnce is how many partitions are asked concurrently.
 const askAtOnce = 64
 
-// partitions asks the leader of each partition, or says why it did not answer.
+// partitions asks the leader of each partition, and returns its answer or an error.
 func (c *statusCmd) partitions(ctx context.Context, l *natsConn, n int) ([]subjects.PartitionInfo, []error) {
 	infos, errs := make([]subjects.PartitionInfo, n), make([]error, n)
 	var next atomic.Int64

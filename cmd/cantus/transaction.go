@@ -14,9 +14,8 @@ import (
 	"github.com/cantuslog/cantus/subjects"
 )
 
-// transaction is a committed transaction, in the form that --json prints.
-// A payload that is UTF-8 stands in Payload, any other in PayloadBase64; a
-// read of headers alone has neither.
+// transaction is a committed transaction, in the form of --json. A payload that is
+// UTF-8 is in Payload, any other in PayloadBase64. A read of headers alone has neither.
 type transaction struct {
 	Partition     int                 `json:"partition"`
 	Txid          uint64              `json:"txid"`
@@ -34,7 +33,7 @@ type transaction struct {
 	data []byte
 }
 
-// parseTransaction makes a transaction of a message of a read or a get.
+// parseTransaction decodes a message of a read or a get.
 func parseTransaction(msg *nats.Msg, headersOnly bool) (*transaction, error) {
 	h := msg.Header
 	t := &transaction{
@@ -85,12 +84,12 @@ func (t *transaction) setPayload(data []byte) {
 	t.Payload = &text
 }
 
-// line is the transaction on one line: txid, time, kind, locks, payload.
+// line returns the transaction as one line: txid, time, kind, locks, payload.
 func (t *transaction) line() string {
 	return fmt.Sprintf("%d  %s  %s  %s  %s", t.Txid, stamp(t.Time), printable(t.Kind, 64), t.locks(), t.excerpt())
 }
 
-// locks lists the locks with the first letters of their modes, "-" for none.
+// locks returns the locks with the first letters of their modes, "-" for none.
 func (t *transaction) locks() string {
 	var all []string
 	for _, mode := range []struct {
@@ -128,8 +127,8 @@ func ellipsis(cut bool) string {
 	return ""
 }
 
-// printable returns the first n characters of s with everything escaped that
-// would move a terminal's cursor or hide.
+// printable returns the first n characters of s. It escapes everything that is
+// invisible or would move a terminal's cursor.
 func printable(s string, n int) string {
 	var b strings.Builder
 	for _, r := range s {
@@ -147,7 +146,7 @@ func printable(s string, n int) string {
 	return b.String()
 }
 
-// stamp gives a time in RFC 3339 with all nine digits, so that columns line up.
+// stamp formats a time in RFC 3339 with all nine digits, so that columns are aligned.
 func stamp(t time.Time) string { return t.UTC().Format("2006-01-02T15:04:05.000000000Z07:00") }
 
 // printJSON writes v as one line.

@@ -16,15 +16,15 @@ import (
 	"github.com/cantuslog/cantus/subjects"
 )
 
-// The types of flag values. Each is checked as it is read, from wherever it
-// comes, so that the error can name the flag, the variable or the line; and
-// each error says what would be right.
+// The types of flag values. Each is checked when it is parsed, whatever its source is,
+// so that the error can name the flag, the variable or the line. Each error says what
+// would be right.
 
 // maxPartitions is the most partitions that a cluster can be founded with.
 const maxPartitions = subjects.MaxPartitions
 
-// How numbers are written. The packages that parse them take more than anybody
-// means: signs, a comma inside a number, and the other bases of Go.
+// The syntax of numbers. The packages that parse them accept more: signs, a comma
+// inside a number, and Go's other bases.
 var (
 	wholeForm  = regexp.MustCompile(`^[0-9]+(_[0-9]+)*$`)
 	numberForm = regexp.MustCompile(`^-?[0-9]+(\.[0-9]+)?(e[0-9]+)?$`)
@@ -38,7 +38,7 @@ func whole(text []byte, least, most int64) (int64, bool) {
 	return n, err == nil && wholeForm.Match(text) && n >= least && n <= most
 }
 
-// strictNumbers has flags of Go's own types take what the other flags do.
+// strictNumbers makes flags of Go's own types accept the same syntax.
 func strictNumbers() []kong.Option {
 	return []kong.Option{
 		kong.TypeMapper(reflect.TypeFor[time.Duration](), word(func(text string, to reflect.Value) error {
@@ -59,8 +59,8 @@ func strictNumbers() []kong.Option {
 	}
 }
 
-// setWhole sets an integer. One below 0 stands for a default, or is out of the
-// flag's range, which its command says.
+// setWhole sets an integer. A negative one is a default, or out of the flag's range,
+// which its command reports.
 func setWhole(text string, to reflect.Value) error {
 	digits, negative := strings.CutPrefix(text, "-")
 	n, ok := whole([]byte(digits), 0, math.MaxInt64)
@@ -74,7 +74,7 @@ func setWhole(text string, to reflect.Value) error {
 	return nil
 }
 
-// word has set parse the next word of a command line.
+// word calls set with the next word of a command line.
 func word(set func(text string, to reflect.Value) error) kong.Mapper {
 	return kong.MapperFunc(func(ctx *kong.DecodeContext, to reflect.Value) error {
 		var text string
@@ -109,7 +109,7 @@ func (c *count) UnmarshalText(text []byte) error {
 	return nil
 }
 
-// partitionCount is how many partitions a cluster has, 0 if that is left open.
+// partitionCount is how many partitions a cluster has, 0 for unspecified.
 type partitionCount int
 
 func (c *partitionCount) UnmarshalText(text []byte) error {
@@ -145,7 +145,7 @@ func (t *txid) UnmarshalText(text []byte) error {
 	return nil
 }
 
-// duration is a time of more than nothing.
+// duration is a positive duration.
 type duration time.Duration
 
 func (d *duration) UnmarshalText(text []byte) error {
@@ -160,7 +160,7 @@ func (d *duration) UnmarshalText(text []byte) error {
 	return nil
 }
 
-// listenAddr is a host:port to listen on; port 0 takes a free one.
+// listenAddr is a host:port to listen on; port 0 chooses a free one.
 type listenAddr string
 
 func (a *listenAddr) UnmarshalText(text []byte) error {
@@ -285,8 +285,8 @@ func (l *lockName) UnmarshalText(text []byte) error {
 	return nil
 }
 
-// plain takes the wire's reason and code off an error about a name: on the
-// command line they say nothing.
+// plain removes the protocol's reason and code from an error about a name: they mean
+// nothing on the command line.
 func plain(err error) error {
 	if e, ok := err.(*subjects.Error); ok {
 		return fmt.Errorf("%s", e.Message)

@@ -18,7 +18,7 @@ func (*versionCmd) Run(p *program) error {
 	return err
 }
 
-// develVersion is that of builds between releases: the next one's, and before it.
+// develVersion is the version of builds between releases: a pre-release of the next.
 const develVersion = "0.1.0-dev"
 
 // buildVersion returns the program's semantic version.
@@ -30,14 +30,14 @@ func buildVersion() string {
 	return versionOf(version, info)
 }
 
-// versionOf returns the version that the linker was given, or else the module's,
-// where it is a release. Other builds have develVersion with the commit, or with
-// what the linker was given, as build metadata.
+// versionOf returns the version that the linker was given, or the module's version, if
+// that is a release. For other builds it returns develVersion with the commit, or the
+// linker's version, as build metadata.
 func versionOf(linked string, info *debug.BuildInfo) string {
 	if linked != "" {
 		v := strings.TrimPrefix(linked, "v")
 		if m := described.FindStringSubmatch(v); m != nil {
-			v = m[1] + "+" + m[2] // with a hyphen it would be a version before the tag's
+			v = m[1] + "+" + m[2] // with a hyphen it would be a pre-release of the tag
 		}
 		if subjects.CheckVersion(v) == nil {
 			return v
@@ -59,15 +59,16 @@ func versionOf(linked string, info *debug.BuildInfo) string {
 	return withBuild(strings.Join(build, "."))
 }
 
-// described matches a tag and what git describe says of the commits since, and of
-// changes that are not committed.
+// described matches the output of git describe: a tag, the commits since, and whether
+// there are uncommitted changes.
 var described = regexp.MustCompile(`^(.*?)-(\d+-g[0-9a-f]+(?:-dirty)?|dirty)$`)
 
-// pseudoVersion matches what Go calls a commit between releases: it ends in the
+// pseudoVersion matches Go's version of a commit between releases, which ends in the
 // commit's time and hash.
 var pseudoVersion = regexp.MustCompile(`[-.]\d{14}-[0-9a-f]{12}(\+|$)`)
 
-// withBuild returns develVersion with build metadata, as far as its grammar goes.
+// withBuild returns develVersion with build metadata, without the characters that its
+// grammar does not allow.
 func withBuild(build string) string {
 	build = strings.Trim(regexp.MustCompile(`[^0-9A-Za-z]+`).ReplaceAllString(build, "."), ".")
 	if build == "" {

@@ -13,7 +13,7 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 )
 
-// load is the writers, and what they know of the keys.
+// load is the writers, and the known revisions of the keys.
 type load struct {
 	options   *options
 	clients   []*clientv3.Client
@@ -40,7 +40,7 @@ func (l *load) close() {
 	}
 }
 
-// count is what writers got done in a round's window.
+// count counts the transactions of writers in a round's window.
 type count struct {
 	done, refused, all uint64 // all: done in the whole round
 	latency            *hdrhistogram.Histogram
@@ -126,7 +126,7 @@ func (w *writer) run(ctx context.Context) error {
 	return nil
 }
 
-// pick fills keys with different ones at random.
+// pick fills keys with distinct random keys.
 func (w *writer) pick(keys []int) {
 	for i := range keys {
 	again:
@@ -139,7 +139,7 @@ func (w *writer) pick(keys []int) {
 	}
 }
 
-// try sends a transaction once, with what is known of its keys.
+// try sends a transaction once, with the known revisions of its keys.
 func (w *writer) try(ctx context.Context, keys []int, payload string) (committed bool, err error) {
 	var compare []clientv3.Cmp
 	var puts, gets []clientv3.Op
@@ -168,7 +168,7 @@ func (w *writer) try(ctx context.Context, keys []int, payload string) (committed
 	return r.Succeeded, nil
 }
 
-// saw notes a key's revision.
+// saw records a key's revision.
 func (l *load) saw(key int, revision int64) {
 	at := &l.revisions[key]
 	for known := at.Load(); known < revision; known = at.Load() {
@@ -178,7 +178,7 @@ func (l *load) saw(key int, revision int64) {
 	}
 }
 
-// note counts an answer that has just come.
+// note counts an answer that has just arrived.
 func (w *writer) note(done bool, sent time.Time) {
 	now := time.Now()
 	w.mu.Lock()

@@ -26,8 +26,8 @@ type options struct {
 	JSON            bool
 }
 
-// errFlags is returned for a command line that makes no sense; the text says
-// what would be right.
+// errFlags is returned for an invalid command line. The message says what would be
+// right.
 var errFlags = errors.New("flags")
 
 func main() {
@@ -44,7 +44,7 @@ func main() {
 	os.Exit(1)
 }
 
-// run is the program without its process. Cancelling ctx ends it early.
+// run executes the command line. Cancelling ctx ends it early.
 func run(ctx context.Context, args []string, out, errOut io.Writer) error {
 	if len(args) > 0 && args[0] == memberVerb {
 		return serveMember(ctx, args[1:], out)

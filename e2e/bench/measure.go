@@ -114,7 +114,7 @@ func cantusRound(ctx context.Context, o *options) (Sample, error) {
 	return s, nil
 }
 
-// newReport draws the rounds together.
+// newReport summarizes the rounds.
 func newReport(o *options, own, peer []Sample) *Report {
 	r := &Report{
 		Workload: "append", Started: time.Now(), CPUs: runtime.NumCPU(), Nodes: o.Members, Conns: o.Conns, Size: o.Size,

@@ -21,7 +21,7 @@ import (
 	"go.etcd.io/etcd/server/v3/embed"
 )
 
-// memberVerb is what this program starts itself with as a member.
+// memberVerb is the argument with which this program starts itself as a member.
 const memberVerb = "member"
 
 // startTimeout is how long a cluster may take to have a leader.
@@ -75,10 +75,10 @@ type member struct {
 	stderr tail
 	ready  chan struct{}
 	ended  chan struct{}
-	err    error // how it ended
+	err    error // of the process, once it has ended
 }
 
-// cluster is the members, and the directory that all their data is in.
+// cluster is the members, and the directory of their data.
 type cluster struct {
 	members []*member
 	dir     string
@@ -151,7 +151,7 @@ func launch(name, dir, client, peer, cluster string) (*member, error) {
 	return m, nil
 }
 
-// stop ends all members. They have nothing to lose.
+// stop kills all members.
 func (c *cluster) stop() {
 	for _, m := range c.members {
 		_ = m.cmd.Process.Signal(syscall.SIGTERM)
@@ -166,8 +166,8 @@ func (c *cluster) stop() {
 	}
 }
 
-// freeAddrs returns n loopback addresses that nobody listened on a moment ago:
-// members have to know each other's before they start.
+// freeAddrs returns n loopback addresses that were free a moment ago: members must
+// know each other's addresses before they start.
 func freeAddrs(n int) (addrs []string, err error) {
 	for range n {
 		l, err1 := net.Listen("tcp", "127.0.0.1:0")
@@ -180,7 +180,7 @@ func freeAddrs(n int) (addrs []string, err error) {
 	return addrs, nil
 }
 
-// tail keeps the end of what is written to it.
+// tail is a writer that keeps the end of what is written.
 type tail struct {
 	mu   sync.Mutex
 	text []byte

@@ -8,7 +8,7 @@ import (
 	"time"
 )
 
-// Report is what is printed, with the names of `cantus bench --json`.
+// Report is the output, with the names of `cantus bench --json`.
 type Report struct {
 	Workload   string    `json:"workload"`
 	Started    time.Time `json:"started"`
@@ -44,7 +44,7 @@ type Quantiles struct {
 	Max  float64 `json:"max_ms"`
 }
 
-// Sample is one round. Written is negative where it is not known.
+// Sample is one round. Written is negative if unknown.
 type Sample struct {
 	Seconds   float64 `json:"seconds"`
 	Done      uint64  `json:"done"`
@@ -58,14 +58,14 @@ type Sample struct {
 	quantiles Quantiles
 }
 
-// Spread is the middle and the ends of several rounds.
+// Spread is the median and the range of several rounds.
 type Spread struct {
 	Median float64 `json:"median"`
 	Min    float64 `json:"min"`
 	Max    float64 `json:"max"`
 }
 
-// spread summarizes values; nil if there is none.
+// spread summarizes values. It returns nil if there are none.
 func spread(values []float64) *Spread {
 	if len(values) == 0 {
 		return nil
@@ -103,7 +103,7 @@ func newResult(name, client, settings string, o *options, rounds []Sample) Resul
 	return r
 }
 
-// ratio divides Cantus's rate by etcd's, round by round; nil if etcd did
+// ratio divides Cantus's rate by etcd's, round by round. It returns nil if etcd did
 // nothing.
 func ratio(own, peer []Sample) *Spread {
 	var ratios []float64

@@ -6,7 +6,7 @@ import (
 	"strings"
 )
 
-// use is what processes have used; all of it 0 where the system does not tell.
+// use is the resources that processes have used; zero on systems without /proc.
 type use struct {
 	cpu float64 // seconds
 	rss int64   // bytes, of the largest
@@ -20,8 +20,8 @@ func useOf(pids ...int) (all use) {
 		if err1 != nil || err2 != nil {
 			return use{}
 		}
-		// Behind the program's name in parentheses: user and system time are
-		// the 14th and 15th field of all, in hundredths of a second.
+		// Fields are counted after the program's name in parentheses. User and system
+		// time are the 14th and 15th of all, in hundredths of a second.
 		fields := strings.Fields(string(stat[strings.LastIndexByte(string(stat), ')')+1:]))
 		pages := strings.Fields(string(statm))
 		if len(fields) < 13 || len(pages) < 2 {
@@ -36,7 +36,7 @@ func useOf(pids ...int) (all use) {
 	return all
 }
 
-// pids are the members' processes.
+// pids returns the members' process ids.
 func (c *cluster) pids() (all []int) {
 	for _, m := range c.members {
 		all = append(all, m.cmd.Process.Pid)

@@ -1,5 +1,5 @@
-// Package barenats runs a nats-server without Cantus: the peer that benchmarks
-// measure against, and the wire that tests of clients run on.
+// Package barenats runs a nats-server without Cantus, as the peer of benchmarks and
+// for tests of clients.
 package barenats
 
 import (
@@ -23,11 +23,11 @@ const startTimeout = 30 * time.Second
 
 // Options configures a server. The zero value listens on a free loopback port.
 type Options struct {
-	// Listen is the host:port for clients; port 0 takes a free one. Default
-	// "127.0.0.1:0", or what ConfigFile says.
+	// Listen is the host:port for clients; port 0 chooses a free one. Default
+	// "127.0.0.1:0", or the address in ConfigFile.
 	Listen string
-	// ConfigFile is a nats-server configuration file; the other fields go
-	// before what it says.
+	// ConfigFile is a nats-server configuration file. The other fields have
+	// precedence over it.
 	ConfigFile string
 	// JetStream turns JetStream on, with its data in StoreDir.
 	JetStream bool
@@ -45,9 +45,9 @@ type Server struct {
 	once   sync.Once
 }
 
-// Run starts a nats-server of the version that is linked in, and returns once
-// it accepts clients. The server does not log and handles no signals; the
-// caller ends it with [Server.Close]. ctx bounds the start only.
+// Run starts the nats-server that is linked in, and returns once it accepts clients.
+// The server does not log and handles no signals; the caller ends it with
+// [Server.Close]. ctx bounds only the start.
 func Run(ctx context.Context, opts Options) (*Server, error) {
 	conf, err := configure(opts)
 	if err != nil {

@@ -1,4 +1,4 @@
-// Package ports finds ports for tests of nodes that come back on theirs.
+// Package ports finds ports for tests of nodes that restart on the same port.
 package ports
 
 import (
@@ -9,16 +9,15 @@ import (
 	"testing"
 )
 
-// Ports are looked for below what the kernel gives to outgoing connections:
-// clients that redial a dead node would some day get its very port, and sit on
-// it.
+// Ports are chosen below the range of outgoing connections: a client that redials a
+// dead node could otherwise get the node's own port, and keep it.
 const lowest, highest = 10_000, 30_000
 
-// given are those that Free has given away.
+// given are the ports that Free has returned.
 var given sync.Map
 
-// Free returns a host:port on loopback that nobody listens on now, and that it
-// gives only once in a process.
+// Free returns a host:port on loopback that is free now. It returns each port only
+// once in a process.
 func Free(tb testing.TB) string {
 	tb.Helper()
 	for range 1000 {

@@ -1,7 +1,7 @@
 //go:build unix
 
-// Package postgres runs a PostgreSQL server in a directory of its own, for
-// tests: no port, no settings of the machine's, gone with the test.
+// Package postgres runs a PostgreSQL server for a test, in a directory of its own,
+// without a port and without the machine's settings. It is removed with the test.
 //
 // The server's programs come with Debian's package postgresql. PostgreSQL
 // refuses to run as root; started by root it runs as the user postgres, or
@@ -26,7 +26,7 @@ import (
 
 // Server is a running server.
 type Server struct {
-	programs string // the folder of initdb and its like
+	programs string // the folder of initdb and the other programs
 	dir      string // holds the socket, and the data
 	as       *syscall.Credential
 	cmd      *exec.Cmd
@@ -34,11 +34,11 @@ type Server struct {
 	names    atomic.Int64
 }
 
-// startTime bounds the wait for a server that does not come up.
+// startTime bounds the wait for a server to become ready.
 const startTime = time.Minute
 
-// Start runs a server until the test is over. Where PostgreSQL is not
-// installed, the test fails.
+// Start runs a server until the test is over. If PostgreSQL is not installed, the test
+// fails.
 func Start(tb testing.TB) *Server {
 	tb.Helper()
 	s, err := Open(tb.Context())
@@ -135,10 +135,10 @@ func (s *Server) run(name string, args ...string) error {
 	return nil
 }
 
-// Start starts the server, after a Kill too, and returns when it takes
+// Start starts the server, also after a Kill, and returns when it accepts
 // connections.
 func (s *Server) Start(ctx context.Context) error {
-	// fsync matters to a machine that loses power; tests kill processes.
+	// fsync matters when a machine loses power; tests only kill processes.
 	s.cmd = s.command("postgres", "-D", s.data(), "-k", s.dir, "-c", "listen_addresses=", "-c", "fsync=off", "-c", "max_connections=200")
 	var said bytes.Buffer
 	s.cmd.Stderr = &said
@@ -164,19 +164,19 @@ func (s *Server) Start(ctx context.Context) error {
 	return nil
 }
 
-// Kill ends the server as kill -9 does, and its children with it. It returns
-// when it is gone; Start then recovers.
+// Kill ends the server and its children as kill -9 does, and returns when they have
+// ended. Start then recovers.
 func (s *Server) Kill() {
 	if s.cmd == nil {
 		return
 	}
-	_ = s.cmd.Process.Signal(syscall.SIGQUIT) // its children go too; nothing is written down
+	_ = s.cmd.Process.Signal(syscall.SIGQUIT) // ends the children too, and writes nothing
 	err := <-s.exited
 	s.exited <- err
 }
 
-// Database makes an empty database and gives the connection string of it, in
-// the form that pgx and libpq take.
+// Database makes an empty database and returns its connection string, in the form of
+// pgx and libpq.
 func (s *Server) Database(tb testing.TB) string {
 	tb.Helper()
 	name := fmt.Sprintf("test%d", s.names.Add(1))
@@ -186,7 +186,7 @@ func (s *Server) Database(tb testing.TB) string {
 	return s.dsn(name)
 }
 
-// Copy makes a database that holds what pg_dump gives of another.
+// Copy makes a database from a pg_dump of another one.
 func (s *Server) Copy(tb testing.TB, dsn string) string {
 	tb.Helper()
 	file := filepath.Join(s.dir, fmt.Sprintf("dump%d", s.names.Add(1)))

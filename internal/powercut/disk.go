@@ -1,7 +1,7 @@
 //go:build linux
 
-// Package powercut gives tests file systems of their own whose power can be
-// cut. They need root, a loop device, ext4 and util-linux.
+// Package powercut makes file systems for tests whose power can be cut. It needs root,
+// a loop device, ext4 and util-linux.
 package powercut
 
 import (
@@ -14,22 +14,22 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Of linux/fs/ext4/ext4.h: the file system stops where it stands, and what its
-// own log has not written goes too.
+// From linux/fs/ext4/ext4.h: the file system stops at once, and loses what its own log
+// has not written.
 const (
 	ext4Shutdown   = 0x8004587d // EXT4_IOC_SHUTDOWN
 	withoutLogSync = 2          // EXT4_GOING_FLAGS_NOLOGFLUSH
 )
 
-// Disk is a mounted file system. Its methods end the test if they fail.
+// Disk is a mounted file system. If a method fails it ends the test.
 type Disk struct {
 	tb    testing.TB
 	image string
-	// Mount is where it is mounted.
+	// Mount is the mount point.
 	Mount string
 }
 
-// New makes a disk of a size, such as "1G", which is gone after the test.
+// New makes a disk of a size, such as "1G". It is removed after the test.
 func New(tb testing.TB, size string) *Disk {
 	tb.Helper()
 	d := &Disk{tb: tb, image: filepath.Join(tb.TempDir(), "image"), Mount: tb.TempDir()}
@@ -40,7 +40,7 @@ func New(tb testing.TB, size string) *Disk {
 	return d
 }
 
-// Freeze has whoever writes or syncs wait, until Thaw.
+// Freeze makes writes and syncs wait until Thaw.
 func (d *Disk) Freeze() {
 	d.tb.Helper()
 	d.run("fsfreeze", "-f", d.Mount)
@@ -52,7 +52,7 @@ func (d *Disk) Thaw() {
 	d.run("fsfreeze", "-u", d.Mount)
 }
 
-// Cut cuts the power. A sync that meets it may return as if it were one.
+// Cut cuts the power. A sync at that moment may succeed without effect.
 func (d *Disk) Cut() {
 	d.tb.Helper()
 	f, err := os.Open(d.Mount)
@@ -64,7 +64,7 @@ func (d *Disk) Cut() {
 	}
 }
 
-// Return mounts the disk again, with what it has kept. Nobody may use it any
+// Return mounts the disk again, with what it has kept. No process may use it any
 // more.
 func (d *Disk) Return() {
 	d.tb.Helper()

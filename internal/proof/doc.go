@@ -1,10 +1,10 @@
-// Package proof holds the tests of what the log promises its writers, in a form
-// that runs against any log: one node or several.
+// Package proof holds the tests of the log's guarantees to writers. They run against
+// any log: one node or several.
 //
-//   - Probe has writers compute from their own high-water marks while leaders
-//     fall, and looks for anything that was computed on a stale state.
-//   - Skew has two writers read two accounts and write one each, and looks for the
-//     joint limit being broken.
+//   - Probe has writers compute from their own high-water marks while leaders fail,
+//     and searches the log for anything that was computed on a stale state.
+//   - Skew has two writers read two accounts and write one each, and checks that the
+//     joint limit holds.
 package proof
 
 import (
@@ -17,18 +17,18 @@ import (
 	"github.com/cantuslog/cantus/client"
 )
 
-// Log is what is tested. It has the default prefix.
+// Log is the log under test. It has the default prefix.
 type Log interface {
-	// Connect gives a connection of its own that outlives failures: it
-	// reconnects for ever, to whatever node is there. The caller closes it.
+	// Connect returns a new connection that survives failures: it reconnects for
+	// ever, to any node. The caller closes it.
 	Connect(opts ...nats.Option) (*nats.Conn, error)
-	// Fail takes the leader of partition 0 away, however its log may fall, and
+	// Fail makes the leader of partition 0 fail, in a way of the log's choice, and
 	// returns when the partition is served again.
 	Fail(ctx context.Context) error
 }
 
-// writer is an application: a view that follows partition 0, and transactions
-// by it.
+// writer is an application: a view that follows partition 0, and appends transactions
+// that were computed from it.
 type writer struct {
 	nc       *nats.Conn
 	client   *client.Client
@@ -39,7 +39,7 @@ type writer struct {
 	running sync.WaitGroup
 }
 
-// newWriter returns a writer whose view is what apply makes of the log.
+// newWriter returns a writer whose view applies transactions with apply.
 func newWriter(log Log, apply client.Handler) (*writer, error) {
 	nc, err := log.Connect()
 	if err != nil {
@@ -61,7 +61,7 @@ func newWriter(log Log, apply client.Handler) (*writer, error) {
 	}
 	ctx, stop := context.WithCancel(context.Background())
 	w.stop = stop
-	w.running.Go(func() { _ = w.follower.Run(ctx) }) // who waits for the view hears of its end
+	w.running.Go(func() { _ = w.follower.Run(ctx) }) // waiting for the view returns its error
 	return w, nil
 }
 
@@ -73,7 +73,7 @@ func (w *writer) close() error {
 	return err
 }
 
-// readAll returns all that partition 0 holds, with a connection of its own.
+// readAll returns all transactions of partition 0, read on a new connection.
 func readAll(ctx context.Context, log Log) (all []*client.Transaction, err error) {
 	nc, err := log.Connect()
 	if err != nil {

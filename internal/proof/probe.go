@@ -12,17 +12,18 @@ import (
 	"github.com/cantuslog/cantus/client"
 )
 
-// Probe is Waltz's: each writer's payload is its high-water mark plus one, all
-// under one write lock. So in the log every payload is its own txid, unless
-// something was computed on a stale state, lost, or done twice.
+// Probe is a test of Waltz: each writer's payload is its high-water mark plus one, and
+// all use one write lock. So every payload in the log is its own txid, unless something
+// was computed on a stale state, lost, or done twice.
 type Probe struct {
-	// Writers append Each transactions each, with connections of their own.
+	// Writers is the number of writers. Each appends Each transactions, on a
+	// connection of its own.
 	Writers, Each int
-	// Failures is how often the leader is taken away meanwhile.
+	// Failures is how often the leader fails meanwhile.
 	Failures int
 }
 
-// Run runs the probe on a log that is empty, and returns what it found wrong.
+// Run runs the probe on an empty log. It returns an error if a guarantee was broken.
 func (p Probe) Run(ctx context.Context, log Log) (err error) {
 	writers := make([]*writer, p.Writers)
 	defer func() {
@@ -49,7 +50,7 @@ func (p Probe) Run(ctx context.Context, log Log) (err error) {
 	return r.check(ctx, log)
 }
 
-// probing is a probe under way.
+// probing is the state of a running probe.
 type probing struct {
 	committed atomic.Int64
 	moved     chan struct{} // capacity 1: committed has risen
@@ -59,7 +60,7 @@ type probing struct {
 	unknown int             // outcomes that writers gave up on
 }
 
-// write makes a writer's transactions.
+// write appends a writer's transactions.
 func (r *probing) write(ctx context.Context, w *writer, count int) error {
 	for range count {
 		receipt, err := w.app.Transact(ctx, 0, func(tx *client.Tx) error {
@@ -92,7 +93,7 @@ func (r *probing) write(ctx context.Context, w *writer, count int) error {
 	return nil
 }
 
-// fail takes the leader away, evenly over the transactions.
+// fail makes the leader fail, evenly spread over the transactions.
 func (r *probing) fail(ctx context.Context, log Log, p Probe) error {
 	for i := range p.Failures {
 		at := int64((i + 1) * p.Writers * p.Each / (p.Failures + 1))
@@ -110,7 +111,7 @@ func (r *probing) fail(ctx context.Context, log Log, p Probe) error {
 	return nil
 }
 
-// check reads the log anew.
+// check reads the whole log and checks it.
 func (r *probing) check(ctx context.Context, log Log) error {
 	all, err := readAll(ctx, log)
 	if err != nil {

@@ -18,8 +18,8 @@ import (
 // either appends.
 type Skew struct {
 	Rounds int
-	// ReadLocks has them name what they read. Without, the limit breaks: it
-	// shows that the test can see.
+	// ReadLocks makes the writers name what they read as read locks. Without them
+	// the limit is broken, which shows that the test detects that.
 	ReadLocks bool
 }
 
@@ -49,7 +49,7 @@ func (a *accounts) get(name string) int {
 	return a.all[name]
 }
 
-// skewed is one of the two.
+// skewed is one of the two writers.
 type skewed struct {
 	*writer
 	view  *accounts
@@ -57,7 +57,7 @@ type skewed struct {
 	other string
 }
 
-// Run runs the rounds and tells in how many of them the limit was broken.
+// Run runs the rounds and returns in how many of them the limit was broken.
 func (s Skew) Run(ctx context.Context, log Log) (broken int, err error) {
 	var two []*skewed
 	defer func() {
@@ -84,8 +84,8 @@ func (s Skew) Run(ctx context.Context, log Log) (broken int, err error) {
 	return broken, nil
 }
 
-// round returns the accounts 100 together, has both writers take 100, and gives
-// what is left.
+// round fills the accounts up to 100 together, has both writers take 100, and returns
+// the rest.
 func (s Skew) round(ctx context.Context, two []*skewed) (sum int, err error) {
 	last, err := two[0].app.Transact(ctx, 0, func(tx *client.Tx) error {
 		tx.WriteLock("0", "1")
@@ -107,15 +107,15 @@ func (s Skew) round(ctx context.Context, two []*skewed) (sum int, err error) {
 	if err := group.Wait(); err != nil {
 		return 0, err
 	}
-	// Both have applied what they wrote; the first also what the second did.
+	// Both have applied their own transactions; the first also applies the second's.
 	if err := two[0].follower.Wait(ctx, 0, two[1].follower.Applied(0)); err != nil {
 		return 0, err
 	}
 	return two[0].view.get("0") + two[0].view.get("1"), nil
 }
 
-// take takes 100 if the sum allows it. When it computes for the first time it
-// waits until the other has, too.
+// take takes 100 if the sum allows it. After its first computation it waits until the
+// other writer has computed, too.
 func (w *skewed) take(ctx context.Context, computed *sync.WaitGroup, readLocks bool) error {
 	var once sync.Once
 	_, err := w.app.Transact(ctx, 0, func(tx *client.Tx) error {

@@ -1,5 +1,5 @@
-// Package relay is for tests: TCP connections that go through a Relay can be
-// cut, stalled and slowed down, and those of one dialer without the others.
+// Package relay has a TCP proxy for tests: connections through a Relay can be cut,
+// stalled and slowed down, also those of one dialer alone.
 package relay
 
 import (
@@ -10,7 +10,7 @@ import (
 	"time"
 )
 
-// Direction is one of the two ways through a connection.
+// Direction is one of the two directions of a connection.
 type Direction int
 
 // The directions of Stall and Resume.
@@ -19,8 +19,8 @@ const (
 	Replies                   // to the dialer
 )
 
-// Relay carries connections to a target. Each dialer has an address of its own
-// for it. Its methods may be called at any time, by any goroutine.
+// Relay forwards connections to a target. Each dialer has its own address for it. It is
+// safe for concurrent use.
 type Relay struct {
 	running sync.WaitGroup
 	ended   chan struct{} // closed by Close
@@ -31,10 +31,10 @@ type Relay struct {
 	entries map[string]net.Listener // by dialer
 	refused map[string]bool         // dialers that are cut off
 	conns   map[net.Conn]string     // both ends of each connection, and its dialer
-	rate    int                     // bytes a second to the dialers of one connection, 0 for no bound
-	passed  int                     // bytes that went to the dialers
-	most    int                     // the connections end once passed is more; 0 for never
-	stalled [2]chan struct{}        // by direction: nothing passes until it is closed; nil while all passes
+	rate    int                     // bytes a second to the dialer of each connection; 0 for no limit
+	passed  int                     // bytes sent to the dialers
+	most    int                     // connections are cut once passed is more; 0 for never
+	stalled [2]chan struct{}        // by direction: nothing passes until it is closed; nil if not stalled
 	held    int                     // replies that have been stalled
 }
 
@@ -48,8 +48,8 @@ func New(tb testing.TB, target string) *Relay {
 	return r
 }
 
-// Slow returns the address of a relay to a NATS server's URL, with the same
-// scheme. It lets rate bytes a second through to each connection.
+// Slow returns the URL of a relay to a NATS server's URL, with the same scheme. It
+// forwards rate bytes a second to each connection.
 func Slow(tb testing.TB, url string, rate int) string {
 	tb.Helper()
 	r := New(tb, strings.TrimPrefix(url, "nats://"))
@@ -61,9 +61,8 @@ func Slow(tb testing.TB, url string, rate int) string {
 	return "nats://" + address
 }
 
-// Entry returns the address at which a dialer finds the target. After Close
-// nothing listens there any more, and a dialer without an entry gets
-// net.ErrClosed.
+// Entry returns the address at which a dialer reaches the target. After Close nothing
+// listens there any more, and Entry returns net.ErrClosed for a new dialer.
 func (r *Relay) Entry(dialer string) (string, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -103,7 +102,7 @@ func (r *Relay) accept(l net.Listener, dialer string) {
 			_ = near.Close()
 			continue
 		}
-		if r.rate > 0 { // what is on its way must not hide in buffers
+		if r.rate > 0 { // buffers would hide the delay
 			_ = far.(*net.TCPConn).SetReadBuffer(64 << 10)
 			_ = near.(*net.TCPConn).SetWriteBuffer(64 << 10)
 		}
@@ -113,8 +112,8 @@ func (r *Relay) accept(l net.Listener, dialer string) {
 	}
 }
 
-// register has both ends of a connection cut with all others: at once if the
-// dialer is refused, or the relay closed.
+// register adds both ends of a connection to those that are cut. It cuts them at once
+// if the dialer is refused, or the relay closed.
 func (r *Relay) register(dialer string, ends ...net.Conn) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
