@@ -91,10 +91,32 @@ func (c *connection) open(ctx context.Context, command string) (*natsConn, error
 			return nil, connectFailure(c.Server, r.err)
 		}
 		l.nc = r.nc
+		if err := l.checkInbox(ctx, c); err != nil {
+			l.close()
+			return nil, err
+		}
 		return l, nil
 	case <-ctx.Done():
 		return nil, l.explain(ctx.Err())
 	}
+}
+
+// checkInbox fails if the NATS server does not let the user subscribe to its
+// inbox. A request would be carried out all the same, and its answer never come.
+func (l *natsConn) checkInbox(ctx context.Context, c *connection) error {
+	ctx, cancel := context.WithTimeout(ctx, l.timeout)
+	defer cancel()
+	sub, err := l.nc.SubscribeSync(l.nc.NewInbox())
+	if err != nil {
+		return err
+	}
+	if err := l.nc.FlushWithContext(ctx); err != nil {
+		return l.explain(err)
+	}
+	if err := l.nc.LastError(); errors.Is(err, nats.ErrPermissionViolation) {
+		return c.forbidden(err)
+	}
+	return sub.Unsubscribe()
 }
 
 // forbidden is the failure for what the NATS server does not permit.
@@ -103,7 +125,7 @@ func (c *connection) forbidden(err error) error {
 	if strings.Contains(err.Error(), fmt.Sprintf("Subscription to \"%s.", c.Inbox)) {
 		hint = ": give --inbox-prefix, such as _INBOX_" + cmp.Or(c.User, "operator")
 	}
-	return usagef("the NATS server forbids it to this user: %w%s", err, hint)
+	return usagef("the NATS server does not permit this user to do that: %w%s", err, hint)
 }
 
 func (c *connection) options() ([]nats.Option, error) {

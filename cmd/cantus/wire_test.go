@@ -424,7 +424,7 @@ func TestUserMayNot(t *testing.T) {
 	status, out, _ := w.cantus("x", "append", "0", "--user", "node", "--password", "secret")
 	w.expect(status, exitDone, out, "1 ")
 	status, _, errOut := w.cantus("x", "append", "0", "--user", "reader", "--password", "secret")
-	w.expect(status, exitUsage, errOut, "forbids it to this user")
+	w.expect(status, exitUsage, errOut, "does not permit this user")
 }
 
 // With --wait the last word is that the node was removed, not that it will be.
