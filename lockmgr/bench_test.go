@@ -44,7 +44,7 @@ func warm(names []string) *lockmgr.Manager {
 }
 
 // BenchmarkCertifyRecord certifies a transaction with one write lock of a million
-// known names and records it, with so many in flight at a time.
+// known names and records it, with many in flight at a time.
 func BenchmarkCertifyRecord(b *testing.B) {
 	for _, shape := range shapes {
 		names := millionNames(shape.of)

@@ -96,7 +96,7 @@ func TestScanBlockRefuses(t *testing.T) {
 	}
 }
 
-// TestScanBlockStops sees to it that the first refusal is the answer.
+// TestScanBlockStops checks that ScanBlock returns the first error.
 func TestScanBlockStops(t *testing.T) {
 	refusal, calls := errors.New("no"), 0
 	err := subjects.ScanBlock([]byte("NATS/1.0\r\nA: 1\r\nB: 2\r\n\r\n"), func(_, _ []byte) error {

@@ -77,7 +77,7 @@ func code(t *testing.T, cell string) string {
 	return parts[1]
 }
 
-// firstColumn gives the names in the first cells of tables, sorted, each once.
+// firstColumn returns the names in the first cells of tables, sorted, each once.
 func firstColumn(t *testing.T, rows [][]string) (names []string) {
 	t.Helper()
 	for _, r := range rows {
@@ -256,7 +256,7 @@ func TestDocumentedOverlap(t *testing.T) {
 }
 
 // TestDocumentedJSON decodes every example strictly into the type that stands
-// above it, and sees to it that nothing is lost and nothing is left out.
+// above it, and checks that nothing is lost and nothing is left out.
 func TestDocumentedJSON(t *testing.T) {
 	types := map[string]any{
 		"Reply": new(subjects.Reply), "BatchReply": new(subjects.BatchReply), "ReadRequest": new(subjects.ReadRequest),

@@ -12,8 +12,7 @@ import (
 
 func ptr[T any](v T) *T { return &v }
 
-// TestJSON holds every body to the bytes that are promised, and sees to it
-// that they are read back.
+// TestJSON checks that every body is encoded as documented, and is decoded again.
 func TestJSON(t *testing.T) {
 	at := time.Date(2026, 11, 22, 9, 0, 0, 123456789, time.UTC)
 	conflict := &subjects.Error{
@@ -91,7 +90,7 @@ func TestErrorSaysAll(t *testing.T) {
 	}
 }
 
-// TestReasonsIsACopy sees to it that nobody can change the one table.
+// TestReasonsIsACopy checks that no caller can change the table.
 func TestReasonsIsACopy(t *testing.T) {
 	subjects.Reasons()[subjects.Busy] = 1
 	if c := subjects.Busy.Code(); c != 429 {

@@ -9,7 +9,7 @@ import (
 	"github.com/cantuslog/cantus/wal"
 )
 
-// sized is a batch of n transactions in about so many bytes.
+// sized returns a batch of n transactions with about the given bytes.
 func sized(first uint64, n, bytes int) []byte {
 	return batch(first, n, strings.Repeat("x", max(bytes/n-60, 1)))
 }
@@ -46,8 +46,8 @@ func BenchmarkAppend(b *testing.B) {
 	}
 }
 
-// filled is a log of n entries of so many transactions each, whose memory holds
-// next to nothing.
+// filled returns a log of n entries with the given number of transactions each, of
+// which almost none is in memory.
 func filled(b *testing.B, dir string, n, transactions int) (*wal.Store, *wal.Log) {
 	s := openStore(b, dir, wal.Options{TailBytes: 1})
 	l := s.Log(0)

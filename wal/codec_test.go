@@ -12,7 +12,7 @@ import (
 	"github.com/cantuslog/cantus/wal"
 )
 
-// chance returns a source of randomness whose seed a failing test tells.
+// chance returns a source of randomness. A failing test logs its seed.
 func chance(t testing.TB) *rand.Rand {
 	t.Helper()
 	seed := rand.Uint64()
@@ -224,8 +224,7 @@ func TestTransactionBatchWithImpossibleTxidsIsRefused(t *testing.T) {
 	}
 }
 
-// reseal gives b the checksum that makes it a batch, so that a fuzzer gets at
-// what is behind it.
+// reseal sets b's checksum, so that a fuzzer reaches the code after its check.
 func reseal(b []byte) []byte {
 	if len(b) < 4 {
 		return b

@@ -96,7 +96,7 @@ func crashEntries(index uint64, n int) []wal.Entry {
 }
 
 // acks reads what a child prints, and calls enough once it has printed n lines.
-// It gives the last index of each group, then and in the end.
+// It returns the last index of each group, then and in the end.
 func acks(t *testing.T, out io.Reader, n int, enough func()) (then, last [crashGroups]uint64) {
 	t.Helper()
 	lines := bufio.NewScanner(out)

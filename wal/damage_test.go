@@ -110,7 +110,7 @@ func written(path string) (offsets []int64, err error) {
 }
 
 // mustNotLie opens a damaged directory: it says so when opened or when read, or
-// everything in it is right. It tells which of them.
+// everything in it is right. It returns which.
 func mustNotLie(t *testing.T, dir, file string, logs []*model) (verdict string) {
 	t.Helper()
 	s, err := wal.Open(dir, small())

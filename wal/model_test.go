@@ -66,7 +66,7 @@ func (m *model) trim(through uint64) {
 	}
 }
 
-// find is what FindTx must give.
+// find returns what FindTx must return.
 func (m *model) find(txid, to uint64) (uint64, error) {
 	if txid == 0 || to == 0 || len(m.entries) == 0 {
 		return 0, wal.ErrNotFound

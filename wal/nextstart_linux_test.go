@@ -13,8 +13,8 @@ import (
 	"github.com/cantuslog/cantus/wal"
 )
 
-// withDisk has a store in dir find what a disk of so many bytes has left beside the
-// directory.
+// withDisk returns the options of a store for which the disk of dir has size bytes, and
+// holds nothing else.
 func withDisk(size int64, dir string) wal.Options {
 	opts := small()
 	opts.SegmentSize, opts.CheckpointBytes = 8<<20, 1<<30

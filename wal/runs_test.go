@@ -44,7 +44,7 @@ func TestReadersPassOverLongRuns(t *testing.T) {
 						t.Fatalf("from %d: %+v, want txid %d", from, b, next)
 					}
 					if next = b.Batch.Last() + 1; next > runs*count {
-						break // as who knows the last txid does
+						break // as a caller that knows the last txid does
 					}
 				}
 				if next != runs*count+1 {
@@ -65,8 +65,8 @@ func TestReadersPassOverLongRuns(t *testing.T) {
 	}
 }
 
-// appendCursors appends so many entries of one cursor write each, and returns the
-// next index.
+// appendCursors appends count entries of one cursor write each, and returns the next
+// index.
 func appendCursors(t *testing.T, l *wal.Log, count int) (next uint64) {
 	t.Helper()
 	var entries []wal.Entry

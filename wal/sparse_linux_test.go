@@ -42,7 +42,7 @@ func copyFile(from, to string) error {
 	return out.Truncate(st.Size())
 }
 
-// allocated is how much room a file takes, 0 if it is gone.
+// allocated returns how much space a file takes, 0 if it does not exist.
 func allocated(path string) int {
 	var st unix.Stat_t
 	if err := unix.Stat(path, &st); err != nil {

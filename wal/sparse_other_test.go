@@ -12,7 +12,7 @@ func copyFile(from, to string) error {
 	return os.WriteFile(to, b, 0o600)
 }
 
-// allocated is how much room a file takes, as far as its length tells.
+// allocated returns a file's length.
 func allocated(path string) int {
 	info, err := os.Stat(path)
 	if err != nil {

@@ -64,7 +64,7 @@ func TestTrimmedSpaceComesBackWithLittleSpaceLeft(t *testing.T) {
 	}
 }
 
-// appendMany appends so many entries of about so many bytes.
+// appendMany appends count entries of about size bytes.
 func appendMany(t *testing.T, l *wal.Log, count, size int) {
 	t.Helper()
 	var entries []wal.Entry

@@ -190,7 +190,7 @@ func (w *world) crash() {
 	w.store = openStore(w.t, left, small())
 }
 
-// copyOpen copies the directory of an open store that nobody writes to. The
+// copyOpen copies the directory of an open store while nothing is written. The
 // journal comes last: Badger is never ahead of it.
 func copyOpen(t testing.TB, s *wal.Store, to string) {
 	t.Helper()

@@ -55,7 +55,7 @@ func waitForSeal(t *testing.T, w *world) *journaltest.FS {
 	return w.fs.Clone()
 }
 
-// describe writes a line that tells frames apart.
+// describe writes a line that identifies a frame.
 func describe(b *strings.Builder, seq uint64, ops []journal.Op) {
 	b.WriteString(strconv.FormatUint(seq, 10))
 	for _, op := range ops {
@@ -78,7 +78,7 @@ func replayed(fs *journaltest.FS) (string, error) {
 	return b.String(), err
 }
 
-// reopened is what replayed gives, but by Open.
+// reopened returns what replayed does, but uses Open.
 func reopened(fs *journaltest.FS) (string, error) {
 	var b strings.Builder
 	j, err := journal.Open(dir, journal.Options{FS: fs, SegmentSize: 8 << 10}, func(seq uint64, ops []journal.Op) error {

@@ -99,7 +99,7 @@ func TestMergesWhatWaits(t *testing.T) {
 }
 
 // TestQueueIsBounded: with the writer held up, Enqueue blocks once MaxQueue
-// bytes wait, and Close frees who is blocked.
+// bytes wait, and Close wakes blocked callers.
 func TestQueueIsBounded(t *testing.T) { synctest.Test(t, testQueueIsBounded) }
 
 func testQueueIsBounded(t *testing.T) {
@@ -420,12 +420,14 @@ func TestOtherSegmentSize(t *testing.T) {
 	}
 }
 
-// TestPromisesAreKeptOnAFullDisk: what was promised is written though another
-// segment can't be made; what comes before and behind it is refused for want of
-// space, and nothing takes a promise along into a segment that isn't there.
-func TestPromisesAreKeptOnAFullDisk(t *testing.T) { synctest.Test(t, testPromisesAreKeptOnAFullDisk) }
+// TestAsyncCommitsAreKeptOnAFullDisk checks that an asynchronous commit is written
+// although another segment can't be made. Commits before and after it are refused, and
+// none is merged with it into a frame for which there is no segment.
+func TestAsyncCommitsAreKeptOnAFullDisk(t *testing.T) {
+	synctest.Test(t, testAsyncCommitsAreKeptOnAFullDisk)
+}
 
-func testPromisesAreKeptOnAFullDisk(t *testing.T) {
+func testAsyncCommitsAreKeptOnAFullDisk(t *testing.T) {
 	fs := journaltest.New(1)
 	goOn := make(chan struct{})
 	j := mustOpen(t, dir, journal.Options{FS: fs, SegmentSize: 64 << 10, Synced: func(seq uint64, _ []journal.Op) {
@@ -446,36 +448,36 @@ func testPromisesAreKeptOnAFullDisk(t *testing.T) {
 	j.Enqueue(put("b", 50_000)) // in the next segment, which is the last one
 	synctest.Wait()
 	kept := make(chan error, 10)
-	promise := func(size int) bool {
+	async := func(size int) bool {
 		return j.CommitAsync(put("p", size), func(err error) { kept <- err })
 	}
 	close(goOn)
 	synctest.Wait()
-	if !promise(5000) || <-kept != nil {
+	if !async(5000) || <-kept != nil {
 		t.Error("there is room for this")
 	}
-	if promise(10_000) {
+	if async(10_000) {
 		t.Error("there is no room for this")
 	}
 	j.Enqueue(put("c", 100))
-	if !promise(1000) {
+	if !async(1000) {
 		t.Error("there is room for both")
 	}
-	large := j.Enqueue(put("d", 50_000)) // fits into a frame with the promise, but not into the segment
+	large := j.Enqueue(put("d", 50_000)) // fits into a frame with the asynchronous commit, but not into the segment
 	if err := <-kept; err != nil {
-		t.Errorf("the promise was broken: %v", err)
+		t.Errorf("the asynchronous commit was lost: %v", err)
 	}
 	if err := large(); !errors.Is(err, journal.ErrNoSpace) {
 		t.Errorf("without a segment: %v", err)
 	}
-	if !promise(1000) || <-kept != nil {
+	if !async(1000) || <-kept != nil {
 		t.Error("there is room for this too")
 	}
 	if err := j.Close(); err != nil {
 		t.Fatal(err)
 	}
-	if promise(1) || j.CommitAsync(nil, nil) {
-		t.Error("a closed journal promises")
+	if async(1) || j.CommitAsync(nil, nil) {
+		t.Error("a closed journal takes an asynchronous commit")
 	}
 }
 

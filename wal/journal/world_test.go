@@ -31,7 +31,7 @@ type world struct {
 
 	next     uint64   // number of the next commit
 	order    []uint64 // commits that may be in the log, as they were enqueued
-	acked    int      // so many of order must be there
+	acked    int      // how many of order must be there
 	tried    uint64   // Release was asked for commits up to this number,
 	released uint64   // and returned nil up to this one
 
@@ -60,8 +60,8 @@ func (w *world) options() journal.Options {
 	}
 }
 
-// ops makes commit number c: some puts and deletes from which parse tells
-// which they are, and whether they are all there and unchanged.
+// ops returns commit number c: some puts and deletes from which parse finds c, and
+// whether all are there and unchanged.
 func ops(c uint64, rng *rand.Rand) []journal.Op {
 	n := 1 + rng.IntN(3)
 	all := make([]journal.Op, n)
@@ -149,7 +149,7 @@ func (w *world) checkReplay(got []uint64) {
 	w.t.Fatalf("replayed %v\nof %v, %d acknowledged, released %d, perhaps %d", got, w.order, w.acked, w.released, w.tried)
 }
 
-// enqueue enqueues a commit, as a promise or not.
+// enqueue enqueues a commit, asynchronously or not.
 func (w *world) enqueue(ops []journal.Op) (wait func() error) {
 	if w.rng.IntN(2) == 0 {
 		outcome := make(chan error, 1)
@@ -157,7 +157,7 @@ func (w *world) enqueue(ops []journal.Op) (wait func() error) {
 			return func() error {
 				err := <-outcome
 				if err != nil && !errors.Is(err, journal.ErrFailed) {
-					w.t.Errorf("a promise was broken, and the journal has not failed: %v", err)
+					w.t.Errorf("an asynchronous commit was lost, and the journal has not failed: %v", err)
 				}
 				return err
 			}
