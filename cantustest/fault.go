@@ -38,6 +38,10 @@ type Fault struct {
 	release      <-chan struct{}
 	alter        bool
 	forge        bool
+	whole        bool            // err is of the message, not of each transaction
+	answerErr    *subjects.Error // replaces the answer
+	garble       bool            // the answer
+	lateAnswer   bool
 }
 
 // Refuse replies with a refusal; the node does not get the request. If the
@@ -58,6 +62,9 @@ func RefuseConflict(lock string, txid uint64) Fault {
 	return Refuse(err)
 }
 
+// RefuseMessage is Refuse for the message as a whole, whatever it contains.
+func RefuseMessage(err *subjects.Error) Fault { return Fault{err: err, whole: true} }
+
 // NoResponders replies as NATS does if a partition has no leader.
 func NoResponders() Fault { return Fault{noResponders: true} }
 
@@ -66,6 +73,20 @@ func Drop() Fault { return Fault{drop: true} }
 
 // LoseAnswer executes the request and loses its answer.
 func LoseAnswer() Fault { return Fault{loseAnswer: true} }
+
+// AnswerAs executes the request and replaces its answer with a refusal, such as
+// one of the reason unknown.
+func AnswerAs(reason subjects.Reason) Fault {
+	return Fault{answerErr: subjects.Errorf(reason, "the test asked for this")}
+}
+
+// GarbleAnswer executes the request and replaces its answer with the beginning of
+// one.
+func GarbleAnswer() Fault { return Fault{garble: true} }
+
+// LateAnswer executes the request and delays its answer until another request
+// comes, of any verb.
+func LateAnswer() Fault { return Fault{lateAnswer: true} }
 
 // LosePart executes a read and loses the n-th message of its answer, n from 1.
 // It never loses the end of a read or a refusal.

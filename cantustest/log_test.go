@@ -102,6 +102,9 @@ func TestAppendsMeetFaults(t *testing.T) {
 		"answer twice":  {cantustest.RepeatAnswer(), 1},
 		"delayed":       {cantustest.Delay(time.Millisecond), 1},
 		"answered late": {cantustest.DelayAnswer(time.Millisecond), 1},
+		"answered as":   {cantustest.AnswerAs(subjects.Unknown), 2},
+		"garbled":       {cantustest.GarbleAnswer(), 2},
+		"kept":          {cantustest.LateAnswer(), 0},
 	} {
 		t.Run(name, func(t *testing.T) {
 			l := cantustest.New(t, cantustest.Options{})

@@ -31,13 +31,15 @@ type relay struct {
 	mu      sync.Mutex
 	lastID  uint64
 	pending map[string]*request // by the inbox of the answer
+	late    []func()            // send the answers that LateAnswer keeps
 }
 
 // request is a request that was forwarded.
 type request struct {
 	reply string
-	multi bool // answered by several messages
-	info  bool // about the cluster
+	to    string // the subject
+	multi bool   // answered by several messages
+	info  bool   // about the cluster
 	fault Fault
 	parts int // messages of the answer so far
 }
@@ -136,13 +138,20 @@ func (r *relay) publish(subject, reply string, header nats.Header, data []byte) 
 }
 
 func (r *relay) onRequest(verb Verb, m *nats.Msg) {
+	r.mu.Lock()
+	late := r.late
+	r.late = nil
+	r.mu.Unlock()
+	for _, send := range late {
+		send()
+	}
 	f := r.rules.faultFor(verb, m)
 	switch {
 	case f.drop:
 	case f.noResponders:
 		r.publish(m.Reply, "", nats.Header{"Status": {"503"}}, nil)
 	case f.err != nil:
-		r.refuse(m, f.err)
+		r.refuse(m, f.err, f.whole)
 	default:
 		r.afterDelay(f.delay, f.release, func() {
 			r.forward(verb, m, f)
@@ -161,7 +170,7 @@ func (r *relay) forward(verb Verb, m *nats.Msg, f Fault) {
 		r.mu.Lock()
 		r.lastID++
 		reply = r.inbox + strconv.FormatUint(r.lastID, 36)
-		r.pending[reply] = &request{reply: m.Reply, multi: verb == Read, info: m.Subject == r.outer+".info", fault: f}
+		r.pending[reply] = &request{reply: m.Reply, to: m.Subject, multi: verb == Read, info: m.Subject == r.outer+".info", fault: f}
 		r.mu.Unlock()
 	}
 	r.publish(subject, reply, m.Header, m.Data)
@@ -188,12 +197,25 @@ func (r *relay) onAnswer(m *nats.Msg) {
 	if q.info {
 		data = r.replaceFeedKey(data)
 	}
-	r.afterDelay(q.fault.answerDelay, nil, func() {
+	switch {
+	case q.fault.answerErr != nil:
+		header, data = refusal(q.to, q.fault.answerErr)
+	case q.fault.garble:
+		header, data = nil, []byte(`{"partition":0,"results":[{"ind`)
+	}
+	send := func() {
 		r.publish(q.reply, "", header, data)
 		if q.fault.repeatAnswer {
 			r.publish(q.reply, "", header, data)
 		}
-	})
+	}
+	if q.fault.lateAnswer {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		r.late = append(r.late, send)
+		return
+	}
+	r.afterDelay(q.fault.answerDelay, nil, send)
 }
 
 // translateHeaders replaces the node's prefix in headers by the outer one.
@@ -300,10 +322,10 @@ func (r *relay) onAdvisory(m *nats.Msg) {
 
 // refuse replies in place of the node. A refusal that concerns the contents of
 // a batch is sent for each of its transactions.
-func (r *relay) refuse(m *nats.Msg, err *subjects.Error) {
+func (r *relay) refuse(m *nats.Msg, err *subjects.Error, whole bool) {
 	mark := uint64(0)
 	partition := partitionOf(m.Subject)
-	if strings.HasPrefix(m.Subject, r.outer+".batch.") && err.Code < 500 && err.Reason != subjects.Busy {
+	if !whole && strings.HasPrefix(m.Subject, r.outer+".batch.") && err.Code < 500 && err.Reason != subjects.Busy {
 		reply := subjects.BatchReply{Partition: partition, HighWaterMark: &mark}
 		for i := range frames(m.Data) {
 			reply.Results = append(reply.Results, subjects.BatchRun{Index: i, Count: 1, Error: err})
@@ -311,10 +333,17 @@ func (r *relay) refuse(m *nats.Msg, err *subjects.Error) {
 		r.publish(m.Reply, "", nil, mustJSON(reply))
 		return
 	}
-	r.publish(m.Reply, "", nats.Header{
+	header, data := refusal(m.Subject, err)
+	r.publish(m.Reply, "", header, data)
+}
+
+// refusal returns the answer that refuses a request to a subject.
+func refusal(subject string, err *subjects.Error) (nats.Header, []byte) {
+	mark := uint64(0)
+	return nats.Header{
 		subjects.HeaderErrorCode: {strconv.Itoa(err.Code)},
 		subjects.HeaderError:     {string(err.Reason) + ": " + err.Message},
-	}, mustJSON(subjects.Reply{Partition: partition, Error: err, HighWaterMark: &mark}))
+	}, mustJSON(subjects.Reply{Partition: partitionOf(subject), Error: err, HighWaterMark: &mark})
 }
 
 // partitionOf returns the partition in a subject, 0 if there is none.

@@ -1,15 +1,12 @@
 package client_test
 
 import (
-	"encoding/json"
-	"strings"
-	"sync"
 	"testing"
 	"time"
 
 	"github.com/nats-io/nats.go"
 
-	"github.com/cantuslog/cantus/broker"
+	"github.com/cantuslog/cantus/cantustest"
 	"github.com/cantuslog/cantus/client"
 	"github.com/cantuslog/cantus/subjects"
 )
@@ -45,111 +42,65 @@ var refusals = map[fault]subjects.Reason{
 	unknown: subjects.Unknown, internal: subjects.Internal,
 }
 
-// proxy forwards requests from the prefix "proxied" to a node, with faults.
-type proxy struct {
-	t  testing.TB
-	nc *nats.Conn
-
-	mu   sync.Mutex
-	next func(m *nats.Msg) fault
-	seen int
-	kept []*nats.Msg // delayed answers
+var faultsOf = map[fault]cantustest.Fault{
+	pass: {}, swallow: cantustest.Drop(), lose: cantustest.LoseAnswer(), twice: cantustest.Repeat(),
+	late: cantustest.LateAnswer(), garble: cantustest.GarbleAnswer(),
+	busy: cantustest.RefuseAs(subjects.Busy), unavail: cantustest.RefuseAs(subjects.Unavailable), full: cantustest.RefuseAs(subjects.StorageFull),
+	unknown: cantustest.AnswerAs(subjects.Unknown), internal: cantustest.AnswerAs(subjects.Internal),
+	nobody:  cantustest.NoResponders(),
+	strange: cantustest.Refuse(&subjects.Error{Code: 599, Reason: "strange", Message: "?"}),
 }
 
-// newProxy returns a proxy for batches, a client of it, and a client that is
-// connected to the node directly. next decides on each message.
+// proxy is a log that clients find at the prefix "proxied". What they append
+// meets faults.
+type proxy struct {
+	t   testing.TB
+	log *cantustest.Log
+	nc  *nats.Conn
+}
+
+// openProxy returns a proxy. next decides on each append.
+func openProxy(t testing.TB, next func(m *nats.Msg) fault) *proxy {
+	t.Helper()
+	p := &proxy{t: t, log: cantustest.New(t, cantustest.Options{Partitions: 2, Prefix: proxied})}
+	p.nc = p.connect()
+	p.fail(next)
+	return p
+}
+
+// fail has next decide on each append from now on.
+func (p *proxy) fail(next func(m *nats.Msg) fault) {
+	p.log.FailFunc(cantustest.Append, func(m *nats.Msg) cantustest.Fault { return faultsOf[next(m)] })
+}
+
+// newProxy returns a proxy, a client of it, and a client that is connected to
+// the node directly.
 func newProxy(t testing.TB, opts client.Options, next func(m *nats.Msg) fault) (p *proxy, faulty, direct *client.Client) {
 	t.Helper()
-	n := openNode(t, broker.Options{})
-	p = &proxy{t: t, nc: connect(t, n), next: next}
-	if _, err := p.nc.Subscribe(proxied+".batch.*", p.onBatch); err != nil {
-		t.Fatal(err)
-	}
-	if err := p.nc.Flush(); err != nil {
-		t.Fatal(err)
-	}
+	p = openProxy(t, next)
 	opts.Prefix = proxied
-	return p, newClient(t, connect(t, n), opts), newClient(t, connect(t, n), client.Options{})
+	return p, newClient(t, p.connect(), opts), p.direct()
 }
 
-// messages returns the number of messages so far.
-func (p *proxy) messages() int {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return p.seen
-}
-
-func (p *proxy) onBatch(m *nats.Msg) {
-	p.mu.Lock()
-	p.seen++
-	f := p.next(m)
-	kept := p.kept
-	p.kept = nil
-	p.mu.Unlock()
-	switch f {
-	case swallow:
-	case nobody:
-		p.answer(&nats.Msg{Subject: m.Reply, Header: nats.Header{"Status": {"503"}}})
-	case busy, unavail, full:
-		p.refuse(m, refusals[f])
-	case strange:
-		p.answerJSON(m, subjects.Reply{Error: &subjects.Error{Code: 599, Reason: "strange", Message: "?"}})
-	default:
-		answer := p.forward(m)
-		if answer == nil {
-			return
-		}
-		switch f {
-		case pass:
-			p.answer(answer)
-		case late:
-			p.mu.Lock()
-			p.kept = append(p.kept, answer)
-			p.mu.Unlock()
-		case twice:
-			p.answer(answer)
-			p.answer(p.forward(m))
-		case garble:
-			p.answer(&nats.Msg{Subject: m.Reply, Data: []byte(`{"partition":0,"results":[{"ind`)})
-		case unknown, internal:
-			p.refuse(m, refusals[f])
-		}
-	}
-	for _, k := range kept {
-		p.answer(k)
-	}
-}
-
-// forward forwards a message to the node and returns its answer.
-func (p *proxy) forward(m *nats.Msg) *nats.Msg {
-	to := &nats.Msg{Subject: "cantus" + strings.TrimPrefix(m.Subject, proxied), Header: m.Header, Data: m.Data}
-	answer, err := p.nc.RequestMsg(to, 30*time.Second)
+// connect returns a connection, closed in cleanup.
+func (p *proxy) connect() *nats.Conn {
+	p.t.Helper()
+	nc, err := p.log.Connect()
 	if err != nil {
-		return nil // the client resends
+		p.t.Fatal(err)
 	}
-	return &nats.Msg{Subject: m.Reply, Header: answer.Header, Data: answer.Data}
+	p.t.Cleanup(nc.Close)
+	return nc
 }
 
-func (p *proxy) refuse(m *nats.Msg, reason subjects.Reason) {
-	p.answerJSON(m, subjects.Reply{Error: subjects.Errorf(reason, "so the proxy says")})
+// direct returns a client that meets no faults: it uses the node's own prefix.
+func (p *proxy) direct() *client.Client {
+	p.t.Helper()
+	return newClient(p.t, p.connect(), client.Options{Prefix: "cantustest"})
 }
 
-func (p *proxy) answerJSON(m *nats.Msg, v any) {
-	body, err := json.Marshal(v)
-	if err != nil {
-		p.t.Error(err)
-	}
-	p.answer(&nats.Msg{Subject: m.Reply, Header: nats.Header{subjects.HeaderErrorCode: {"0"}}, Data: body})
-}
-
-func (p *proxy) answer(m *nats.Msg) {
-	if m == nil {
-		return
-	}
-	if err := p.nc.PublishMsg(m); err != nil {
-		p.t.Logf("answer: %v", err)
-	}
-}
+// messages returns the number of messages with appends so far.
+func (p *proxy) messages() int { return p.log.Seen(cantustest.Append) }
 
 // always applies f to every message.
 func always(f fault) func(*nats.Msg) fault { return func(*nats.Msg) fault { return f } }

@@ -13,6 +13,7 @@ import (
 	"github.com/nats-io/nats.go"
 
 	"github.com/cantuslog/cantus/broker"
+	"github.com/cantuslog/cantus/cantustest"
 	"github.com/cantuslog/cantus/client"
 	"github.com/cantuslog/cantus/internal/testkit"
 	"github.com/cantuslog/cantus/subjects"
@@ -33,10 +34,9 @@ func TestExactlyOnceUnderRandomFaultsAndReconnects(t *testing.T) {
 	seed := rand.Uint64()
 	t.Logf("seed %d", seed)
 	random := rand.New(rand.NewPCG(seed, 0))
-	n := openNode(t, broker.Options{})
-	nc := connect(t, n)
-	p := &proxy{t: t, nc: connect(t, n)}
-	p.next = func(*nats.Msg) fault {
+	p := openProxy(t, always(pass))
+	nc := p.connect()
+	p.fail(func(*nats.Msg) fault {
 		if random.IntN(20) == 0 {
 			if err := nc.ForceReconnect(); err != nil {
 				t.Error(err)
@@ -46,13 +46,10 @@ func TestExactlyOnceUnderRandomFaultsAndReconnects(t *testing.T) {
 			return pass
 		}
 		return fault(random.IntN(int(faults)))
-	}
-	if _, err := p.nc.Subscribe(proxied+".batch.*", p.onBatch); err != nil {
-		t.Fatal(err)
-	}
+	})
 	opts := quick
 	opts.Prefix, opts.MaxInFlight = proxied, 50
-	faulty, direct := newClient(t, nc, opts), newClient(t, connect(t, n), client.Options{})
+	faulty, direct := newClient(t, nc, opts), p.direct()
 	const count = 1500
 	receipts := appendMany(t, faulty, 1, count)
 	txs := readAll(t, direct, 1)
@@ -67,11 +64,10 @@ func TestExactlyOnceUnderRandomFaultsAndReconnects(t *testing.T) {
 // Without a timeout, only the reconnect makes the client resend what was in
 // flight.
 func TestReconnectSendsAgain(t *testing.T) {
-	n := openNode(t, broker.Options{})
-	nc := connect(t, n)
-	p := &proxy{t: t, nc: connect(t, n)}
+	p := openProxy(t, always(pass))
+	nc := p.connect()
 	lost := 3
-	p.next = func(*nats.Msg) fault {
+	p.fail(func(*nats.Msg) fault {
 		if lost--; lost < 0 {
 			return pass
 		}
@@ -81,13 +77,10 @@ func TestReconnectSendsAgain(t *testing.T) {
 			}
 		}
 		return swallow
-	}
-	if _, err := p.nc.Subscribe(proxied+".batch.*", p.onBatch); err != nil {
-		t.Fatal(err)
-	}
+	})
 	c := newClient(t, nc, client.Options{Prefix: proxied, AttemptTimeout: time.Hour, Timeout: time.Hour, MaxBatch: 1})
 	appendMany(t, c, 0, 10)
-	checkOnce(t, newClient(t, connect(t, n), client.Options{}), 0, 10)
+	checkOnce(t, p.direct(), 0, 10)
 }
 
 // If a message is refused as a whole because of one transaction, the others
@@ -95,14 +88,13 @@ func TestReconnectSendsAgain(t *testing.T) {
 func TestOneRefusalDoesNotFailTheBatch(t *testing.T) {
 	for _, reason := range []subjects.Reason{subjects.TooLarge, subjects.BadRequest} {
 		t.Run(string(reason), func(t *testing.T) {
-			p, faulty, direct := newProxy(t, quick, first(1, swallow))
-			p.next = func(m *nats.Msg) fault {
+			p, faulty, direct := newProxy(t, quick, always(pass))
+			p.log.FailFunc(cantustest.Append, func(m *nats.Msg) cantustest.Fault {
 				if strings.Contains(string(m.Data), "\r\n\r\n7\x00") || strings.HasSuffix(string(m.Data), "\r\n\r\n7") {
-					p.refuse(m, reason)
-					return swallow
+					return cantustest.RefuseMessage(subjects.Errorf(reason, "the test asked for this"))
 				}
-				return pass
-			}
+				return cantustest.Fault{}
+			})
 			ctx := soon(t)
 			var futures []*client.Future
 			const count = 40
@@ -136,15 +128,12 @@ func TestFinalRefusalsAreNotSentAgain(t *testing.T) {
 		subjects.BadRequest, subjects.Conflict, subjects.WrongLast, subjects.Ahead, subjects.TooLarge, subjects.IDReused, "later_4xx",
 	} {
 		t.Run(string(reason), func(t *testing.T) {
-			p, faulty, _ := newProxy(t, quick, always(swallow))
-			p.next = func(m *nats.Msg) fault {
-				e := subjects.Errorf(reason, "no")
-				if reason == "later_4xx" {
-					e.Code = 418
-				}
-				p.answerJSON(m, subjects.BatchReply{Results: []subjects.BatchRun{{Index: 0, Count: 1, Error: e}}})
-				return swallow
+			p, faulty, _ := newProxy(t, quick, always(pass))
+			e := subjects.Errorf(reason, "no")
+			if reason == "later_4xx" {
+				e.Code = 418
 			}
+			p.log.FailFunc(cantustest.Append, func(*nats.Msg) cantustest.Fault { return cantustest.Refuse(e) })
 			_, err := faulty.Append(soon(t), &client.Tx{Payload: []byte("x")})
 			var r *client.RefusedError
 			if !errors.As(err, &r) || r.Reason != reason {
@@ -282,8 +271,11 @@ func TestNobodyThereIsWaitedFor(t *testing.T) {
 		t.Fatal(err)
 	}
 	await(t, "nobody answered", func() bool { return nc.Stats().InMsgs > 0 })
-	p := &proxy{t: t, nc: connect(t, n), next: always(pass)}
-	if _, err := p.nc.Subscribe(proxied+".batch.*", p.onBatch); err != nil {
+	relay := connect(t, n)
+	if _, err := relay.Subscribe(proxied+".batch.*", func(m *nats.Msg) {
+		m.Subject, m.Sub = "cantus"+strings.TrimPrefix(m.Subject, proxied), nil
+		_ = relay.PublishMsg(m) // fails when the test is over
+	}); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := f.Wait(soon(t)); err != nil {
