@@ -5,22 +5,32 @@ import (
 	"time"
 
 	"github.com/cantuslog/cantus/broker/internal/natslink"
+	"github.com/cantuslog/cantus/subjects"
 )
 
-// advisory returns the commands that publish an event.
-func (n *Node) advisory(kind string, fields map[string]any) []byte {
-	fields["type"], fields["node"], fields["time"] = kind, n.opts.Name, time.Now().UTC()
-	return natslink.AppendPub(nil, n.names.Advisory(kind), mustJSON(fields))
+// advisories publishes events of the node. It publishes nothing before sender is set.
+type advisories struct {
+	node   string
+	names  subjects.Names
+	sender poster
 }
 
-// advise publishes an event.
-func (n *Node) advise(kind string, fields map[string]any) { n.sender.Send(n.advisory(kind, fields)) }
+// encode returns the commands that publish an event.
+func (a *advisories) encode(event string, fields map[string]any) []byte {
+	fields["type"], fields["node"], fields["time"] = event, a.node, time.Now().UTC()
+	return natslink.AppendPub(nil, a.names.Advisory(event), mustJSON(fields))
+}
 
-func label(partition int) string { return strconv.Itoa(partition) }
-
-// adviseFailure publishes that the node has failed, if it can.
-func (n *Node) adviseFailure(err error) {
-	if n.sender != nil {
-		n.advise("failed", map[string]any{"error": err.Error()})
+// publish publishes an event.
+func (a *advisories) publish(event string, fields map[string]any) {
+	if a.sender != nil {
+		a.sender.Send(a.encode(event, fields))
 	}
 }
+
+// publishFailure publishes that the node has failed.
+func (a *advisories) publishFailure(err error) {
+	a.publish("failed", map[string]any{"error": err.Error()})
+}
+
+func label(partition int) string { return strconv.Itoa(partition) }

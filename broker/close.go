@@ -1,57 +1,41 @@
 package broker
 
 import (
-	"context"
 	"errors"
-	"log/slog"
 	"sync"
 
-	"github.com/cantuslog/cantus/broker/internal/natslink"
 	"github.com/cantuslog/cantus/raftstore"
 )
 
-// Close stops the node: no more requests are taken in, those that were are
-// answered, what it leads is handed over to other nodes, the state is marked
-// so that the next start replays little, and the stores are closed. It is
-// idempotent and returns when all is done.
+// Close stops the node. It accepts no more requests, replies to those that it has
+// accepted, transfers leadership to other nodes, takes a snapshot of every replica so
+// that the next start replays little, and closes the stores. Close is idempotent and
+// returns when all of this is done.
 func (n *Node) Close() error {
 	n.life.closing.Do(func() { n.life.closeErr = n.close() })
 	return n.life.closeErr
 }
 
-// close is the one place that says in which order things stop.
+// close stops the node's parts. The order in which they stop is stated here only.
 func (n *Node) close() (err error) {
-	n.stopping.Store(true)
-	n.gossip.announce() // nobody is to transfer anything to this node now
+	n.identity.stopping.Store(true)
+	n.gossip.announce() // no node is to transfer leadership to this one now
 	close(n.life.quit)
 	if n.life.leadTimer != nil {
 		n.life.leadTimer.Stop()
 	}
-	n.life.cancel() // sessions: unsubscribe, complete, answer, transfer leadership
+	n.life.cancel() // sessions: unsubscribe, complete, reply, transfer leadership
 	httpEnded := make(chan error, 1)
 	go func() { httpEnded <- n.http.stop() }()
 	n.life.background.Wait()
 	n.life.endRequests()
 	if n.meta != nil {
-		n.meta.handOver()
+		n.meta.transferAway()
 	}
 	err = errors.Join(<-httpEnded, n.closeGroups())
 	close(n.gossip.stop)
 	n.life.gossip.Wait()
-	for _, s := range []*natslink.Sender{n.sender, n.readSender} {
-		if s != nil {
-			s.Close()
-		}
-	}
-	if n.control != nil {
-		n.control.Close()
-	}
-	for _, l := range []*natslink.Link{n.appends, n.reads, n.feeds} {
-		if l != nil {
-			flushLink(l, n.log)
-			l.Close()
-		}
-	}
+	n.conns.close(n.identity.log)
 	if n.nats != nil {
 		n.nats.Shutdown()
 		n.nats.WaitForShutdown()
@@ -69,7 +53,8 @@ func (n *Node) close() (err error) {
 	return err
 }
 
-// closeGroups marks and closes the replicas.
+// closeGroups closes the replicas. Unless the node has failed, it takes a snapshot of
+// each first.
 func (n *Node) closeGroups() error {
 	var groups []*raftstore.Group
 	for p := range n.replicas.open() {
@@ -91,13 +76,4 @@ func (n *Node) closeGroups() error {
 	}
 	closing.Wait()
 	return errors.Join(errs...)
-}
-
-// flushLink waits until the NATS server has passed on what was sent.
-func flushLink(l *natslink.Link, log *slog.Logger) {
-	ctx, cancel := context.WithTimeout(context.Background(), unsubscribeTime)
-	defer cancel()
-	if err := l.Flush(ctx); err != nil {
-		log.Debug("last answers may be lost", "link", l.Name(), "err", err)
-	}
 }

@@ -34,14 +34,15 @@
 // A Node makes its parts, opens and closes them (node.go, wiring.go, close.go).
 // No part has the node: each states what it needs.
 //
-//	identity    names, the cluster's secret, signatures
-//	gossip      the exchange of status between nodes; peers are what was heard
-//	founding    a new directory founds a cluster or joins one
-//	membership  whether this node still is a member
-//	meta        the facts: who is a member, where replicas are (package cluster)
-//	operations  what operators ask for
-//	slot        a partition's place: opens, fetches and deletes its replica
-//	generations older copies of data directories are recognized
+//	identity           names, the cluster's secret, signatures
+//	gossip             the exchange of status between nodes
+//	peers              the other nodes' last statuses
+//	bootstrap          a new directory founds a cluster or joins one
+//	membership         whether this node is still a member
+//	meta               the replicated facts: members and placement (package cluster)
+//	operations         the requests of operators
+//	replicaController  opens, fetches and deletes this node's replica of a partition
+//	generations        the recognition of older copies of data directories
 //
 // The connections to the NATS server and the server itself are packages of their
 // own, internal/natslink and internal/natsserver.

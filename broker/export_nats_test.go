@@ -22,7 +22,7 @@ func Dir(n *Node) string { return n.store.Dir() }
 // Objections is how often the NATS server has objected to what a node's own
 // connections said.
 func Objections(n *Node) (count int64) {
-	for _, l := range []*natslink.Link{n.appends, n.reads, n.feeds} {
+	for _, l := range []*natslink.Link{n.conns.appends, n.conns.reads, n.conns.feeds} {
 		count += l.Errors()
 	}
 	return count

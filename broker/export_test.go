@@ -56,7 +56,7 @@ func Diverge(n *Node, partition int) {
 // Fed is how many messages the node has published for the feed, -1 if it
 // can't be told.
 func Fed(n *Node) int64 {
-	if n.feeds.Flush(context.Background()) != nil {
+	if n.conns.feeds.Flush(context.Background()) != nil {
 		return -1
 	}
 	all, err := n.nats.Connz(&server.ConnzOptions{})
@@ -98,7 +98,7 @@ func FirstEntryTxid(n *Node, partition int) uint64 {
 
 // HoldFeed keeps the feed from being sent until release.
 func HoldFeed(n *Node) (release func()) {
-	return n.feeds.Pause()
+	return n.conns.feeds.Pause()
 }
 
 // HelloOf is what a node says to the others.
@@ -122,7 +122,7 @@ func CaughtUp(n *Node, other string, partition int) (level, heard bool) {
 }
 
 // Derive is the key that a node derives for a purpose.
-func Derive(n *Node, purpose string) [32]byte { return [32]byte(n.derive(purpose)) }
+func Derive(n *Node, purpose string) [32]byte { return [32]byte(n.identity.derive(purpose)) }
 
 // FreeSpace has the node take what free says for the free bytes of its disk.
 func FreeSpace(o *Options, free func() int64) {
@@ -195,7 +195,7 @@ func Fenced(n *Node, partition int) string {
 }
 
 // NodeConn connects to a node as it does itself.
-func NodeConn(n *Node) (*nats.Conn, error) { return n.dial(n.nats.NodeUser()) }
+func NodeConn(n *Node) (*nats.Conn, error) { return connect(n.nats, n.nats.NodeUser()) }
 
 // HoldScans has no read go through a log until release is called. It waits for
 // those that do.
@@ -221,7 +221,7 @@ func QueueSizes(n *Node, partition int) [3]int {
 
 // RaftAddr returns the host:port at which other nodes reach this one for
 // replication, "" if it is alone.
-func (n *Node) RaftAddr() string { return n.raftAddr }
+func (n *Node) RaftAddr() string { return n.identity.raftAddr }
 
 // Denied is how it is said that nodes deny that this one is a member.
 func Denied(by ...string) string { return votes{deny: by}.String() }

@@ -41,7 +41,7 @@ func Entries(n *Node, partition int) (held, read uint64) {
 func PointEvery(o *Options, transactions uint64) { o.pointEvery = transactions }
 
 // Trimming has a function called before each step of trimming a log.
-func Trimming(o *Options, step func(string)) { o.cutting = step }
+func Trimming(o *Options, step func(string)) { o.trimming = step }
 
 // Replica returns a value that identifies the replica of a partition, which changes
 // when another takes its place; nil if there is none.

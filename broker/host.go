@@ -10,7 +10,6 @@ import (
 
 	"github.com/cantuslog/cantus/broker/cluster"
 	"github.com/cantuslog/cantus/broker/internal/natslink"
-	"github.com/cantuslog/cantus/lockmgr"
 	"github.com/cantuslog/cantus/raftstore"
 	"github.com/cantuslog/cantus/subjects"
 	"github.com/cantuslog/cantus/wal"
@@ -98,26 +97,4 @@ type diskSpace interface {
 	hasRoom(node string, now time.Time) (room, full bool)
 	setFull(full bool)              // notes whether this node is full, and informs the others
 	takesProposed(bytes int64) bool // whether there is room for entries proposed before
-}
-
-// host returns what the node gives to a partition that it opens.
-func (n *Node) host() host {
-	return host{
-		name: n.opts.Name, names: n.names, partitions: n.store.Identity().Partitions, clustered: n.opts.clustered(), log: n.log,
-		now: time.Now, queueBytes: int(n.limits.queueBytes.Load()), replica: replicaOptionsOf(n.opts), trimming: n.opts.cutting,
-		nats: n.nats, appends: n.appends, reads: n.reads, feeds: n.feeds, sender: n.sender, readSender: n.readSender,
-		queueGroup: n.queueGroup(), feedKey: n.feedKey(), pacer: n.pacer, advise: n.advise, encodeAdvisory: n.advisory,
-		metrics: n.metrics, stats: n.stats,
-		inflight: n.limits.inflight, scans: n.limits.scans, space: n.space,
-		startRead: func(serve func()) error { return n.limits.startRead(n.life, serve) },
-		peers:     n.peers, facts: n.meta.current, mayLead: n.life.mayLead, announce: n.gossip.announce, groupOptions: n.groupOptions,
-		fail: n.life.fail, failed: n.Err, background: n.background,
-	}
-}
-
-func replicaOptionsOf(o Options) replicaOptions {
-	return replicaOptions{
-		locks:      lockmgr.Options{Locks: o.MaxLocks, IDs: o.MaxMsgIDs, IDWindow: o.MsgIDWindow},
-		pointEvery: o.pointEvery,
-	}
 }

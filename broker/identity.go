@@ -3,6 +3,8 @@ package broker
 import (
 	"bytes"
 	"crypto/ecdh"
+	"crypto/ed25519"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -160,11 +162,30 @@ func (i *identity) distrust(what, name string, err error) {
 	i.log.Warn("a message for nodes is not believed: it may be from a stranger, or from a node that has no cluster secret, or another one", args...)
 }
 
+// setPlanned sets what the data directory is to belong to.
+func (i *identity) setPlanned(id wal.Identity) {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	i.planned = id
+}
+
 // derive returns a key of 32 bytes that the members of this cluster share, the
 // same for the same purpose, and nobody else has. The data directory is founded
 // by then.
 func (i *identity) derive(purpose string) []byte {
 	return deriveKey(i.currentSecret().Key, i.clusterID(), purpose)
+}
+
+// queueGroup returns the queue group of the nodes that answer requests. No client knows
+// its name, so that none can join it and take requests: see docs/adr/0021.
+func (i *identity) queueGroup() string {
+	return "cantus-" + hex.EncodeToString(i.derive("queue group")[:16])
+}
+
+// feedKey returns the key that signs the packed feed. It is the same on each of the
+// cluster's nodes: see docs/adr/0022.
+func (i *identity) feedKey() ed25519.PrivateKey {
+	return ed25519.NewKeyFromSeed(i.derive("packed feed"))
 }
 
 // setSecret has the node use a secret from now on.

@@ -9,23 +9,20 @@ import (
 	"github.com/cantuslog/cantus/broker/internal/ports"
 )
 
-// listenRaft takes the replication port, whose address the hellos tell.
-func (n *Node) listenRaft() (err error) {
-	if !n.opts.clustered() {
-		return nil
-	}
-	p, err := n.opts.raftPort()
+// listenRaft opens the replication port. It returns the address that other nodes dial.
+func listenRaft(o Options) (l net.Listener, address string, err error) {
+	p, err := o.raftPort()
 	if err != nil {
-		return err
+		return nil, "", err
 	}
-	if n.listener, err = p.Listen(); err != nil {
-		return err
+	if l, err = p.Listen(); err != nil {
+		return nil, "", err
 	}
-	n.raftAddr, err = advertised(n.opts.RaftAdvertise, n.listener.Addr())
-	return err
+	address, err = advertised(o.RaftAdvertise, l.Addr())
+	return l, address, err
 }
 
-// raftPort is the port for replication.
+// raftPort returns the port for replication.
 func (o Options) raftPort() (ports.Port, error) {
 	if o.RaftListen != "" {
 		return ports.Port{Address: o.RaftListen, ChosenBy: "--raft"}, nil
@@ -37,13 +34,12 @@ func (o Options) raftPort() (ports.Port, error) {
 	return ports.Port{Address: net.JoinHostPort(host, "0"), ChosenBy: "--raft"}, nil
 }
 
-// advertised returns the address at which other nodes reach a listener: what
-// the operator says, or the address itself; for a listener on all interfaces,
-// the machine's name.
-func advertised(said string, addr net.Addr) (string, error) {
+// advertised returns the address at which other nodes reach a listener: the configured
+// one, or the listener's own, with the machine's name if it listens on all interfaces.
+func advertised(configured string, addr net.Addr) (string, error) {
 	host, port, err := net.SplitHostPort(addr.String())
-	if said != "" || err != nil {
-		return said, err
+	if configured != "" || err != nil {
+		return configured, err
 	}
 	if ip := net.ParseIP(host); ip != nil && ip.IsUnspecified() {
 		if host, err = os.Hostname(); err != nil {
@@ -53,13 +49,13 @@ func advertised(said string, addr net.Addr) (string, error) {
 	return net.JoinHostPort(host, port), nil
 }
 
-// httpPort is the port for health and metrics.
+// httpPort returns the port for health and metrics.
 func (o Options) httpPort() ports.Port { return ports.Port{Address: o.HTTPListen, ChosenBy: "--http"} }
 
-// rehearse returns what would end the start of a node after its directory was
-// founded, as far as that can be known before: the NATS configuration, and the
-// ports. A try that fails leaves no directory behind that holds what was wrong in it.
-func rehearse(o Options) error {
+// checkStart returns an error that would end a node's start after its directory is
+// written, as far as it can be known before: a bad NATS configuration, or a port in
+// use. Otherwise a failed start would leave a directory with the wrong options in it.
+func checkStart(o Options) error {
 	if o.ClusterSecret != "" {
 		o.routePassword = routePassword(tokenSecret(o.ClusterSecret), o.Cluster)
 	}

@@ -46,8 +46,8 @@ type membership struct {
 	*identity
 	dir        string // the data directory
 	facts      func() (facts cluster.Facts, changed <-chan struct{}, open bool)
-	ask        func(ctx context.Context, subject string, body any) ([]byte, error)
-	wake       func() // called when doubt begins and ends
+	request    func(ctx context.Context, subject string, body any) ([]byte, error) // to other nodes
+	wake       func()                                                              // called when doubt begins and ends
 	quit       <-chan struct{}
 	fail       func(error)
 	failed     func() error
@@ -253,9 +253,9 @@ func (m *membership) askVoters(voters map[string]string, version uint64) (v vote
 const askTime = 2 * time.Second
 
 // onMember answers a node that asks whether it is a member.
-func (m *membership) onMember(_ context.Context, request *natslink.Message) (any, error) {
-	e, err := openEnvelope(request.Payload)
-	if err != nil || e.cluster != m.clusterID() || !m.proved(e, request.Subject) {
+func (m *membership) onMember(_ context.Context, asked *natslink.Message) (any, error) {
+	e, err := openEnvelope(asked.Payload)
+	if err != nil || e.cluster != m.clusterID() || !m.proved(e, asked.Subject) {
 		return nil, errUnproved
 	}
 	var q question
@@ -264,7 +264,7 @@ func (m *membership) onMember(_ context.Context, request *natslink.Message) (any
 	}
 	facts, _, _ := m.facts()
 	member, is := facts.Nodes[q.Node]
-	return m.envelope(answerTo(request.Subject), answer{
+	return m.envelope(answerTo(asked.Subject), answer{
 		Nonce: q.Nonce, Member: is && member.ID == q.ID, Facts: facts.Version, Voters: votersOf(facts),
 	}), nil
 }
@@ -280,7 +280,7 @@ var errUnsigned = errors.New("the answer is not signed by a node of this cluster
 
 // askNode asks another node and takes its answer, which must be signed.
 func (m *membership) askNode(ctx context.Context, subject string, body, answer any) (envelope, error) {
-	b, err := m.ask(ctx, subject, body)
+	b, err := m.request(ctx, subject, body)
 	if err != nil {
 		return envelope{}, err
 	}

@@ -47,9 +47,9 @@ type meta struct {
 
 // open opens the replica's group.
 func (m *meta) open(groupOptions func(id uint32, log *wal.Log, fsm raftstore.FSM, logger *slog.Logger) raftstore.Options) error {
-	m.facts, m.changed = foundingFacts(*m.founded), make(chan struct{})
+	m.facts, m.changed = bootstrapFacts(*m.founded), make(chan struct{})
 	opts := groupOptions(metaGroup, m.stored, m, m.log.With("group", "meta"))
-	opts.Voters, opts.HaltedItself = foundingVoters(m.opts.Name, m.facts.MetaVoters()), m.contradicted
+	opts.Voters, opts.HaltedItself = bootstrapVoters(m.opts.Name, m.facts.MetaVoters()), m.contradicted
 	var err error
 	if m.group, err = raftstore.Open(opts); err != nil {
 		return fmt.Errorf("facts of the cluster: %w", err)
@@ -57,8 +57,8 @@ func (m *meta) open(groupOptions func(id uint32, log *wal.Log, fsm raftstore.FSM
 	return nil
 }
 
-// foundingFacts are the same on every node of a cluster.
-func foundingFacts(id wal.Identity) cluster.Facts {
+// bootstrapFacts are the same on every node of a cluster.
+func bootstrapFacts(id wal.Identity) cluster.Facts {
 	founders, replicas := id.Founders, id.Replicas
 	if len(founders) == 0 { // founded by a version that did not say
 		founders = map[string]string{id.Node: id.NodeID}
@@ -66,8 +66,8 @@ func foundingFacts(id wal.Identity) cluster.Facts {
 	return cluster.Found(founders, id.Partitions, max(replicas, 1))
 }
 
-// foundingVoters gives who founds a group, to those who do.
-func foundingVoters(self string, voters []string) []string {
+// bootstrapVoters gives who founds a group, to those who do.
+func bootstrapVoters(self string, voters []string) []string {
 	if slices.Contains(voters, self) {
 		return voters
 	}
@@ -324,8 +324,9 @@ func (m *meta) transfer(ctx context.Context, to string) error {
 	return err
 }
 
-// handOver passes the leadership of the facts on before the node stops.
-func (m *meta) handOver() {
+// transferAway transfers the leadership of the facts to another node, before this one
+// stops.
+func (m *meta) transferAway() {
 	if !m.group.Leading() || len(m.group.Status().Replicas) < 2 {
 		return
 	}

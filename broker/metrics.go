@@ -57,11 +57,11 @@ func newMetrics() *metrics {
 
 // watched is what the gauges show.
 type watched struct {
-	ready func() bool
-	free  func() int64 // bytes on the disk
-	full  func() bool  // the node takes no more transactions
-	store *wal.Store
-	slots []*slot
+	ready       func() bool
+	free        func() int64 // bytes on the disk
+	full        func() bool  // the node takes no more transactions
+	store       *wal.Store
+	controllers []*replicaController
 }
 
 // watch adds the gauges that are read off the node when it is scraped.
@@ -90,12 +90,12 @@ func (m *metrics) watch(w watched) {
 	gauge("journal_bytes", "Bytes that the write-ahead log has written since it was opened.", func() float64 {
 		return float64(w.store.Stats().Journal.Bytes)
 	})
-	for _, s := range w.slots {
+	for _, c := range w.controllers {
 		of := func(name, help string, value func(*partition) float64) {
 			m.registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
-				Namespace: "cantus", Name: name, Help: help, ConstLabels: prometheus.Labels{"partition": label(s.id)},
+				Namespace: "cantus", Name: name, Help: help, ConstLabels: prometheus.Labels{"partition": label(c.id)},
 			}, func() float64 {
-				if p := s.current(); p != nil {
+				if p := c.current(); p != nil {
 					return value(p)
 				}
 				return 0

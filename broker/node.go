@@ -2,10 +2,8 @@ package broker
 
 import (
 	"context"
-	"crypto/ed25519"
 	"errors"
 	"fmt"
-	"log/slog"
 	"net"
 	"sync"
 	"time"
@@ -13,31 +11,29 @@ import (
 	"github.com/nats-io/nats.go"
 	"golang.org/x/sync/errgroup"
 
-	"github.com/cantuslog/cantus/broker/cluster"
 	"github.com/cantuslog/cantus/broker/internal/natslink"
 	"github.com/cantuslog/cantus/broker/internal/natsserver"
 	"github.com/cantuslog/cantus/raftstore"
 	"github.com/cantuslog/cantus/wal"
 )
 
-// Node is a running node. It wires its parts together, opens them and closes them.
+// Node is a running node. It makes its parts, opens them and closes them. Each part
+// states what it needs; none has the Node.
 type Node struct {
-	*identity
+	identity   *identity
+	advisories *advisories
 	peers      *peers
 	gossip     *gossip
-	founding   *founding
+	bootstrap  *bootstrap
 	membership *membership
 	shared     *sharedSubjects
 	pacer      *pacer
 
-	nats *natsserver.Server
-	// The node's connections to its own server: a slow reader of one kind of
-	// message does not hold up the others.
-	appends, reads, feeds *natslink.Link
-	sender, readSender    *natslink.Sender
-	watch                 *serverWatch
-	listener              net.Listener // for replication, until network has it
-	http                  *httpServer
+	nats     *natsserver.Server
+	conns    *connections
+	watch    *serverWatch
+	listener net.Listener // for replication, until network has it
+	http     *httpServer
 
 	// mu guards what a node that is starting does not have yet.
 	mu          sync.Mutex
@@ -47,8 +43,7 @@ type Node struct {
 	meta        *meta
 	operations  *operations
 	absences    *absences
-	control     *nats.Conn // for requests to other nodes
-	served      bool       // it was ready once
+	served      bool // it was ready once
 	replicas    *replicaSet
 
 	metrics   *metrics
@@ -71,10 +66,10 @@ func Open(ctx context.Context, dir string, opts Options) (*Node, error) {
 		return nil, err
 	}
 	m := newMetrics()
-	n := &Node{identity: newIdentity(opts, m.distrusted), metrics: m, stats: newServiceStats(), limits: newLimits(opts), life: newLifecycle(opts.Logger)}
-	n.peers = newPeers(n.instance, n.number.Load)
-	n.replicas = &replicaSet{peers: n.peers}
-	n.life.failing = n.adviseFailure
+	n := &Node{
+		identity: newIdentity(opts, m.distrusted), conns: &connections{}, metrics: m, stats: newServiceStats(), limits: newLimits(opts),
+		life: newLifecycle(opts.Logger),
+	}
 	n.wire()
 	if err := n.open(ctx, dir); err != nil {
 		return nil, errors.Join(err, n.Close())
@@ -82,131 +77,133 @@ func Open(ctx context.Context, dir string, opts Options) (*Node, error) {
 	return n, nil
 }
 
+// open opens the node's parts. A directory that belongs to no cluster yet is opened
+// only once its node has founded or joined one, which it does over NATS.
 func (n *Node) open(ctx context.Context, dir string) error {
-	running := n.life.running
 	if err := ctx.Err(); err != nil {
 		return fmt.Errorf("open %s: %w", dir, err)
 	}
-	n.membership.dir = dir
-	id, known, err := n.founding.identify(dir)
+	known, err := n.openKnown(dir)
 	if err != nil {
 		return err
-	}
-	n.identity.mu.Lock()
-	n.planned = id
-	n.identity.mu.Unlock()
-	if known {
-		if n.founding.fresh {
-			if err := rehearse(n.opts); err != nil {
-				return err
-			}
-		}
-		if err := n.openStore(dir, id); err != nil {
-			return err
-		}
-		id = n.store.Identity()
 	}
 	if err := n.openNATS(ctx, known); err != nil {
 		return err
 	}
-	if n.opts.HTTPListen != "" {
-		if n.http, err = startHTTP(n.opts, n.metrics, n.unready); err != nil {
+	if n.identity.opts.HTTPListen != "" {
+		if n.http, err = startHTTP(n.identity.opts, n.metrics, n.unready); err != nil {
 			return err
 		}
 	}
 	if !known {
-		if id, err = n.founding.run(ctx); err != nil {
-			return err
-		}
-		n.membership.joinedAt = n.founding.joinedAt
-		if err := n.openStore(dir, id); err != nil {
-			return err
-		}
-		if err := n.nats.MapKeys(id.Partitions); err != nil {
+		if err := n.openNew(ctx, dir); err != nil {
 			return err
 		}
 	}
 	if err := n.openReplicas(); err != nil {
 		return err
 	}
-	background := &n.life.background
-	background.Go(func() { n.pacer.answer(running) })
-	background.Go(func() { n.watchStore(running) })
-	n.space.check()
-	background.Go(func() { n.meta.run(running) })
-	background.Go(func() { n.absences.run(running) })
-	if n.network != nil {
-		background.Go(func() { n.generations.run(running) })
+	n.runParts(n.life.running)
+	return n.serve(ctx)
+}
+
+// openKnown opens the store of a data directory that belongs to a cluster, or to a
+// node that is none; known is false for one that belongs to none yet.
+func (n *Node) openKnown(dir string) (known bool, err error) {
+	n.membership.dir = dir
+	id, known, err := n.bootstrap.identify(dir)
+	if err != nil {
+		return false, err
 	}
-	for _, s := range n.replicas.list() {
-		background.Go(func() { s.run(running) })
+	n.identity.setPlanned(id)
+	if !known {
+		return false, nil
 	}
-	return n.serve(ctx, running)
+	if n.bootstrap.fresh {
+		if err := checkStart(n.identity.opts); err != nil {
+			return false, err
+		}
+	}
+	return true, n.openStore(dir, id)
+}
+
+// openNew waits until this node has founded or joined a cluster, and opens the store
+// of its data directory.
+func (n *Node) openNew(ctx context.Context, dir string) error {
+	id, err := n.bootstrap.run(ctx)
+	if err != nil {
+		return err
+	}
+	n.membership.joinedAt = n.bootstrap.joinedAt
+	if err := n.openStore(dir, id); err != nil {
+		return err
+	}
+	return n.nats.MapKeys(id.Partitions)
 }
 
 func (n *Node) openStore(dir string, id wal.Identity) error {
-	opts := n.opts.store
-	opts.Identity, opts.TailBytes, opts.Logger = id, n.opts.CacheBytes/id.Partitions, n.log
+	opts := n.identity.opts.store
+	opts.Identity, opts.TailBytes, opts.Logger = id, n.identity.opts.CacheBytes/id.Partitions, n.identity.log
 	store, err := wal.Open(dir, opts)
 	if err != nil {
 		return err
 	}
-	g := &generations{
-		identity: n.identity, services: n.services(), peers: n.peers, facts: func() cluster.Facts { return n.openMeta().now() },
-		greet: n.greet, reconnect: n.reconnect,
-	}
+	g := n.newGenerations()
 	err = g.open(store)
 	n.mu.Lock()
 	n.store, n.generations = store, g // statuses are handled already, and use both
 	n.mu.Unlock()
-	n.space = newSpace(n, store)
+	n.space = n.newSpace(store)
 	n.identity.setFounded(store.Identity())
 	if err != nil {
 		return fmt.Errorf("open %s: %w", dir, err)
 	}
-	return n.openSecret(dir)
+	return n.identity.openSecret(dir)
 }
 
-// openNATS starts the NATS server and, in a cluster, has the node heard and
-// hear the others.
+// openNATS starts the NATS server and connects the node to it. In a cluster, the node
+// then announces itself and hears the others.
 func (n *Node) openNATS(ctx context.Context, known bool) (err error) {
 	partitions := 0
 	if known {
 		partitions = n.store.Identity().Partitions
 	}
-	if err := n.listenRaft(); err != nil {
+	i := n.identity
+	if i.opts.clustered() {
+		if n.listener, i.raftAddr, err = listenRaft(i.opts); err != nil {
+			return err
+		}
+	}
+	i.opts.routePassword = routePassword(i.currentSecret(), i.opts.Cluster)
+	opts := i.opts
+	if i.opts.clustered() {
+		// A NATS server drops the connection of one that has the name of another. A
+		// node must be able to hear that its own name is taken.
+		opts.Name = natsserver.ServerName(opts.Name, i.directory())
+	}
+	if n.nats, err = natsserver.Start(ctx, opts.natsServer(), partitions, i.log); err != nil {
 		return err
 	}
-	n.opts.routePassword = routePassword(n.currentSecret(), n.opts.Cluster)
-	opts := n.opts
-	if n.opts.clustered() {
-		// NATS servers hang up on one that has the name of another. A node must be
-		// able to hear that its own name is taken.
-		opts.Name = natsserver.ServerName(opts.Name, n.directory())
-	}
-	if n.nats, err = natsserver.Start(ctx, opts.natsServer(), partitions, n.log); err != nil {
+	if err := n.conns.open(n.nats, i.names, i.log); err != nil {
 		return err
 	}
-	if err := n.openLinks(); err != nil {
-		return err
-	}
-	if err := n.openControl(); err != nil {
-		return err
-	}
-	n.watch = &serverWatch{
-		log: n.log, server: n.nats, names: n.names, partitions: func() int { return n.store.Identity().Partitions },
-		links: []*natslink.Link{n.appends, n.reads, n.feeds}, reads: n.reads, control: n.controlConn,
-	}
-	if !n.opts.clustered() {
+	n.wireConnections()
+	if !i.opts.clustered() {
 		n.life.allowLeading()
 		return nil
 	}
+	return n.startGossip()
+}
+
+// startGossip begins to announce the node's status and to handle those of others.
+func (n *Node) startGossip() error {
+	i := n.identity
 	for subject, handle := range map[string]func(*natslink.Message){
-		n.names.Admin("hello"):             n.gossip.onHello,
-		n.names.Admin("pace"):              n.pacer.onQuestion,
-		n.names.Admin("pace", n.opts.Name): n.pacer.onAnswer,
+		i.names.Admin("hello"):             n.gossip.onHello,
+		i.names.Admin("pace"):              n.pacer.onQuestion,
+		i.names.Admin("pace", i.opts.Name): n.pacer.onAnswer,
 	} {
-		if _, err := n.reads.Subscribe(subject, "", handle); err != nil {
+		if _, err := n.conns.reads.Subscribe(subject, "", handle); err != nil {
 			return err
 		}
 	}
@@ -215,36 +212,11 @@ func (n *Node) openNATS(ctx context.Context, known bool) (err error) {
 	return nil
 }
 
-func (n *Node) openLinks() (err error) {
-	for _, l := range []struct {
-		name string
-		at   **natslink.Link
-	}{{"appends", &n.appends}, {"reads", &n.reads}, {"feed", &n.feeds}} {
-		*l.at, err = natslink.Open(natslink.Options{
-			Name: l.name, Dial: n.nats.InProcessConn, User: n.nats.NodeUser,
-			Subscriptions: n.nats.Subscriptions, MaxReply: n.nats.MaxReply(), Forbidden: natsserver.ForbiddenReplies(n.names, l.at == &n.appends),
-		}, n.log)
-		if err != nil {
-			return err
-		}
-	}
-	n.nats.SetLinks(n.appends, n.reads, n.feeds)
-	n.sender, n.readSender = natslink.NewSender(n.appends, n.log), natslink.NewSender(n.reads, n.log)
-	n.gossip.send, n.shared.reads, n.shared.refusals = n.sender, n.reads, n.readSender
-	n.pacer = newPacer(n.identity, n.nats, n.peers, n.reads, n.readSender)
-	return nil
-}
-
-// openReplicas opens the facts, and side by side all replicas that can be
-// opened from what the node has: each rebuilds its tables.
-func (n *Node) openReplicas() (err error) {
+// openReplicas opens the facts, and then, side by side, all replicas whose logs need
+// not be fetched: each rebuilds its tables.
+func (n *Node) openReplicas() error {
 	if n.listener != nil {
-		network, err := raftstore.NewNetwork(raftstore.NetworkOptions{
-			Node: n.opts.Name, ID: n.store.Identity().NodeID, Cluster: n.store.Identity().ID, Key: n.derive("replication"),
-			Member: n.checkMember, Claims: n.generations.claims, CheckClaims: n.generations.check,
-			Listener: n.listener, Resolve: n.resolve,
-			TLS: n.nats.ClusterTLS(), CatchUpRate: n.opts.CatchUpRate, Logger: n.log,
-		})
+		network, err := raftstore.NewNetwork(n.networkOptions())
 		if err != nil {
 			return err
 		}
@@ -252,86 +224,93 @@ func (n *Node) openReplicas() (err error) {
 		n.network, n.listener = network, nil
 		n.mu.Unlock()
 	}
-	m := &meta{
-		identity: n.identity, services: n.services(), stored: n.store.Log(metaGroup), peers: n.peers, replicas: n.replicas, starts: n.generations, greet: n.greet,
-	}
-	m.operations = &operations{
-		identity: n.identity, services: n.services(), peers: n.peers, meta: m, replicas: n.replicas, membership: n.membership, shared: n.shared,
-		reads: n.reads, queueGroup: n.queueGroup, status: n.gossip.status,
-	}
-	m.operations.absences = &absences{self: n.opts.Name, log: n.log, started: n.started, peers: n.peers, facts: m.current, away: map[string]time.Time{}}
+	m := n.newMeta()
 	if err := m.open(n.groupOptions); err != nil {
 		return err
 	}
-	slots := make([]*slot, n.store.Identity().Partitions)
-	for i := range slots {
-		slots[i] = newSlot(n.slotNode(i, m), i, n.log.With("partition", i), n.store.Log(uint32(i)))
+	controllers := make([]*replicaController, n.store.Identity().Partitions)
+	for i := range controllers {
+		controllers[i] = newReplicaController(n.controllerConfig(i, m), i, n.identity.log.With("partition", i), n.store.Log(uint32(i)))
 	}
 	n.mu.Lock()
 	n.meta, n.operations, n.absences = m, m.operations, m.operations.absences
 	n.mu.Unlock()
-	n.replicas.set(slots)
+	n.replicas.set(controllers)
 	var g errgroup.Group
-	for _, s := range slots {
-		g.Go(s.openLocal)
+	for _, c := range controllers {
+		g.Go(c.openLocal)
 	}
 	return g.Wait()
 }
 
-// resolve returns the address at which a node said it is.
-func (n *Node) resolve(node string) (string, error) {
-	q, ok := n.peers.get(node)
-	if !ok || q.Raft == "" {
-		return "", fmt.Errorf("node %s was not heard of yet", node)
-	}
-	if n.opts.reroute != nil {
-		return n.opts.reroute(node, q.Raft), nil
-	}
-	return q.Raft, nil
-}
-
-// groupOptions are those that all groups of the node have in common.
-func (n *Node) groupOptions(id uint32, log *wal.Log, fsm raftstore.FSM, logger *slog.Logger) raftstore.Options {
-	o := raftstore.Options{Node: n.opts.Name, Network: n.network, ID: id, Log: log, FSM: fsm, Logger: logger}
+// runParts starts the parts that have goroutines of their own, until ctx ends.
+func (n *Node) runParts(ctx context.Context) {
+	background := &n.life.background
+	background.Go(func() { n.pacer.answer(ctx) })
+	background.Go(func() { n.watchStore(ctx) })
+	n.space.check()
+	background.Go(func() { n.meta.run(ctx) })
+	background.Go(func() { n.absences.run(ctx) })
 	if n.network != nil {
-		o.HeartbeatTimeout, o.ElectionTimeout = n.opts.ElectionTimeout, n.opts.ElectionTimeout
+		background.Go(func() { n.generations.run(ctx) })
 	}
-	return o
+	for _, c := range n.replicas.list() {
+		background.Go(func() { c.run(ctx) })
+	}
 }
 
-// serve subscribes to what is the node's and not a partition's, and waits
-// until every partition is served.
-func (n *Node) serve(ctx, running context.Context) error {
-	id := n.store.Identity()
-	info := &clusterInfo{
-		self: n.opts.Name, cluster: id.Cluster, version: n.opts.Version, partitions: id.Partitions, feedKey: n.feedKey().Public().(ed25519.PublicKey),
-		peers: n.peers, facts: n.meta.current, ready: n.Ready, stats: n.stats, answers: n.readSender,
-	}
-	if _, err := n.shared.add(n.names.Info(), info.serve); err != nil {
+// serve subscribes to the node's own subjects, and waits until every partition is
+// served.
+func (n *Node) serve(ctx context.Context) error {
+	if _, err := n.shared.add(n.identity.names.Info(), n.newClusterInfo().serve); err != nil {
 		return err
 	}
-	if err := n.operations.subscribeNode(running); err != nil {
+	if err := n.operations.subscribeNode(n.life.running); err != nil {
 		return err
 	}
 	if err := n.shared.update(); err != nil {
 		return err
 	}
-	n.life.background.Go(func() { n.shared.run(running) })
-	d := newDiscovery(n.opts.Prefix, n.opts.Name, id.Cluster, n.opts.Version, n.stats)
-	if err := startDiscovery(d, n.reads, n.readSender); err != nil {
+	n.life.background.Go(func() { n.shared.run(n.life.running) })
+	if err := n.startDiscovery(); err != nil {
+		return err
+	}
+	n.metrics.watch(watched{ready: n.Ready, free: n.space.free.Load, full: n.space.isFull, store: n.store, controllers: n.replicas.list()})
+	if err := n.awaitServed(ctx); err != nil {
+		return err
+	}
+	if err := n.shared.update(); err != nil {
+		return err
+	}
+	n.mu.Lock()
+	n.served = true
+	n.mu.Unlock()
+	return n.conns.reads.Flush(ctx)
+}
+
+// startDiscovery makes the node known to NATS service discovery, by which it also
+// checks that it hears its own requests.
+func (n *Node) startDiscovery() error {
+	i := n.identity
+	d := newDiscovery(i.opts.Prefix, i.opts.Name, n.store.Identity().Cluster, i.opts.Version, n.stats)
+	if err := startDiscovery(d, n.conns.reads, n.conns.readSender); err != nil {
 		return err
 	}
 	n.watch.serviceID = d.id
 	if err := n.watch.checkMappings(); err != nil {
 		return err
 	}
-	n.life.background.Go(func() { n.watch.run(running) })
-	n.metrics.watch(watched{ready: n.Ready, free: n.space.free.Load, full: n.space.isFull, store: n.store, slots: n.replicas.list()})
+	n.life.background.Go(func() { n.watch.run(n.life.running) })
+	return nil
+}
+
+// awaitServed waits until every partition is served.
+func (n *Node) awaitServed(ctx context.Context) error {
 	tick := time.NewTicker(2 * time.Millisecond)
 	defer tick.Stop()
 	for why := n.unserved(); why != ""; why = n.unserved() {
 		if err := n.refusal(); err != nil {
-			return err // the operator has to change something
+			return err
 		}
 		select {
 		case <-tick.C:
@@ -341,17 +320,25 @@ func (n *Node) serve(ctx, running context.Context) error {
 			return fmt.Errorf("%s: %w", why, ctx.Err())
 		}
 	}
-	if err := n.shared.update(); err != nil {
-		return err
-	}
-	n.mu.Lock()
-	n.served = true
-	n.mu.Unlock()
-	return n.reads.Flush(ctx)
+	return nil
 }
 
-// watchStore stops the node when its storage fails, and looks after the room
-// on the disk.
+// refusal returns what an operator has to change before the node can serve: the NATS
+// server refuses its subscriptions.
+func (n *Node) refusal() error {
+	if err := n.conns.refusal(); err != nil {
+		return err
+	}
+	for p := range n.replicas.open() {
+		if refused := p.refused.Load(); refused != nil {
+			return *refused
+		}
+	}
+	return nil
+}
+
+// watchStore stops the node when its storage fails, and checks every second whether
+// the disk has room.
 func (n *Node) watchStore(ctx context.Context) {
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
@@ -368,11 +355,11 @@ func (n *Node) watchStore(ctx context.Context) {
 	}
 }
 
-// Ready reports whether every replica of this node serves, or follows one that does,
-// and can be read as a whole.
+// Ready reports whether every replica of this node serves its partition, or follows a
+// replica that does, and can be read as a whole.
 func (n *Node) Ready() bool { return n.unready() == "" }
 
-// unready says what keeps the node from being ready, "" if nothing does.
+// unready returns what keeps the node from being ready, "" if nothing does.
 func (n *Node) unready() string {
 	if why := n.unserved(); why != "" {
 		return why
@@ -385,15 +372,15 @@ func (n *Node) unready() string {
 	return ""
 }
 
-// unserved says what keeps the node from serving, "" if nothing does.
+// unserved returns what keeps the node from serving, "" if nothing does.
 func (n *Node) unserved() string {
 	if err := n.Err(); err != nil {
 		return err.Error()
 	}
-	meta := n.openMeta()
+	meta := n.currentMeta()
 	doubt := n.membership.doubt.Load()
 	switch {
-	case n.stopping.Load():
+	case n.identity.stopping.Load():
 		return "stopping"
 	case doubt != nil:
 		return *doubt
@@ -408,22 +395,22 @@ func (n *Node) unserved() string {
 	case meta.group.Status().Leader == "":
 		return "the cluster's facts have no leader"
 	}
-	for _, s := range n.replicas.list() {
-		if why := s.unserved(); why != "" {
+	for _, c := range n.replicas.list() {
+		if why := c.unserved(); why != "" {
 			return why
 		}
 	}
 	return ""
 }
 
-// Done is closed when the node has stopped serving: by Close, or by itself
-// because its storage failed, which [Node.Err] tells.
+// Done returns a channel that is closed when the node has stopped serving: by Close, or
+// by itself because of an error, which [Node.Err] returns.
 func (n *Node) Done() <-chan struct{} { return n.life.stopped }
 
-// Err tells why the node stopped by itself, nil if it did not.
+// Err returns why the node stopped by itself, nil if it did not.
 func (n *Node) Err() error { return n.life.failure() }
 
-// ClientURL is where NATS clients connect, "" if no port is open.
+// ClientURL returns the URL at which NATS clients connect, "" if no port is open.
 func (n *Node) ClientURL() string {
 	if n.nats.Addr() == nil {
 		return ""
@@ -431,7 +418,7 @@ func (n *Node) ClientURL() string {
 	return n.nats.ClientURL()
 }
 
-// HTTPAddr is the host:port of health and metrics, "" if none is open.
+// HTTPAddr returns the host:port of health and metrics, "" if it is not open.
 func (n *Node) HTTPAddr() string {
 	if n.http == nil {
 		return ""
@@ -439,8 +426,24 @@ func (n *Node) HTTPAddr() string {
 	return n.http.addr
 }
 
-// Partitions is the number of partitions.
+// Partitions returns the number of partitions.
 func (n *Node) Partitions() int { return len(n.replicas.list()) }
 
-// Name is the node's name in its cluster.
-func (n *Node) Name() string { return n.opts.Name }
+// Name returns the node's name in its cluster.
+func (n *Node) Name() string { return n.identity.opts.Name }
+
+// Doors describes in one line which ports are open, and to whom.
+func (n *Node) Doors() string {
+	ports := openPorts{server: n.nats, replication: n.network}
+	if n.http != nil {
+		ports.http = n.http.addr
+	}
+	return ports.String()
+}
+
+// Conn opens a connection to the node within the process, without any port. It has the
+// permissions of an application: it can't publish or subscribe to the subjects that
+// are for nodes only. The caller closes it.
+func (n *Node) Conn(opts ...nats.Option) (*nats.Conn, error) {
+	return connect(n.nats, n.nats.AppUser(), opts...)
+}

@@ -6,13 +6,20 @@ import (
 	"strings"
 
 	"github.com/cantuslog/cantus/broker/internal/natsserver"
+	"github.com/cantuslog/cantus/raftstore"
 )
 
-// Doors says in a line which ports are open, and to whom.
-func (n *Node) Doors() string {
+// openPorts are the open ports of a node.
+type openPorts struct {
+	server      *natsserver.Server
+	replication *raftstore.Network // nil on a node that is no cluster
+	http        string             // address, "" if it is not open
+}
+
+// String describes in one line which ports are open, and to whom.
+func (p openPorts) String() string {
 	var all []string
-	clients, routes := n.nats.OpenTo()
-	door := func(what, address, who string) {
+	add := func(what, address, who string) {
 		if host, _, err := net.SplitHostPort(address); err == nil && who == "anyone" {
 			who = "anyone that reaches it"
 			if natsserver.IsLoopback(host) {
@@ -21,21 +28,22 @@ func (n *Node) Doors() string {
 		}
 		all = append(all, fmt.Sprintf("%s on %s (%s)", what, address, who))
 	}
-	if a := n.nats.Addr(); a != nil {
-		door("clients", a.String(), clients)
+	clients, routes := p.server.OpenTo()
+	if a := p.server.Addr(); a != nil {
+		add("clients", a.String(), clients)
 	}
-	if a := n.nats.ClusterAddr(); a != nil {
-		door("routes", a.String(), routes)
+	if a := p.server.ClusterAddr(); a != nil {
+		add("routes", a.String(), routes)
 	}
-	if n.network != nil {
+	if p.replication != nil {
 		who := "members with the cluster's secret"
-		if n.nats.ClusterTLS() != nil {
+		if p.server.ClusterTLS() != nil {
 			who += " and a certificate"
 		}
-		door("replication", n.network.Addr().String(), who)
+		add("replication", p.replication.Addr().String(), who)
 	}
-	if n.http != nil {
-		door("http", n.http.addr, "anyone")
+	if p.http != "" {
+		add("http", p.http, "anyone")
 	}
 	if len(all) == 0 {
 		return "no port"

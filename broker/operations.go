@@ -25,7 +25,6 @@ type operations struct {
 	absences   *absences
 	shared     *sharedSubjects
 	reads      connection
-	queueGroup func() string
 	status     func() hello // of this node
 }
 
@@ -364,32 +363,32 @@ func (o *operations) onRebuild(_ context.Context, m *natslink.Message) (any, err
 	if err = errors.Join(err, pErr); err != nil {
 		return nil, err
 	}
-	s := o.replicas.get(p)
-	if s == nil || s.current() == nil {
+	c := o.replicas.get(p)
+	if c == nil || c.current() == nil {
 		return nil, subjects.Errorf(subjects.BadRequest, "node %s has no replica of partition %d", o.opts.Name, p)
 	}
 	leader, report, ok := o.peers.leader(p, time.Now())
 	switch {
 	case !ok || leader == o.opts.Name:
 		return nil, subjects.Errorf(subjects.Unavailable, "no other node leads partition %d: there is nothing to rebuild it from", p)
-	case s.current().fenced.Load() == nil:
-		s.current().retire("an operator has it rebuilt")
+	case c.current().fenced.Load() == nil:
+		c.current().retire("an operator has it rebuilt")
 		fallthrough
 	case report.Voters[o.opts.Name]:
-		o.background(func() { o.rebuildUnvoted(s, p) })
+		o.background(func() { o.rebuildUnvoted(c, p) })
 	default:
-		s.askRebuild()
+		c.requestRebuild()
 	}
 	return subjects.AdminReply{Done: fmt.Sprintf("the replica of partition %d on %s is rebuilt from %s", p, o.opts.Name, leader)}, nil
 }
 
 // rebuildUnvoted waits until the leader has taken the fenced replica's vote,
 // and has it rebuilt.
-func (o *operations) rebuildUnvoted(s *slot, partition int) {
+func (o *operations) rebuildUnvoted(c *replicaController, partition int) {
 	for {
 		heard := o.peers.next()
 		if _, r, ok := o.peers.leader(partition, time.Now()); ok && !r.Voters[o.opts.Name] {
-			s.askRebuild()
+			c.requestRebuild()
 			return
 		}
 		select {
@@ -397,12 +396,5 @@ func (o *operations) rebuildUnvoted(s *slot, partition int) {
 			return
 		case <-heard:
 		}
-	}
-}
-
-func (s *slot) askRebuild() {
-	select {
-	case s.rebuilds <- struct{}{}:
-	default:
 	}
 }

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/cantuslog/cantus/broker/internal/natsserver"
+	"github.com/cantuslog/cantus/lockmgr"
 	"github.com/cantuslog/cantus/subjects"
 	"github.com/cantuslog/cantus/wal"
 )
@@ -119,11 +120,19 @@ type Options struct {
 	protocol      int
 	// pointEvery takes the place of the constant, if it is not 0.
 	pointEvery uint64
-	// cutting is called before each step of cutting a log's head.
-	cutting func(step string)
+	// trimming is called before each step of trimming a log.
+	trimming func(step string)
 	// reroute says where a node is dialed for replication, in place of where it
 	// said that it is.
 	reroute func(node, address string) string
+}
+
+// replica returns the options of each replica.
+func (o Options) replica() replicaOptions {
+	return replicaOptions{
+		locks:      lockmgr.Options{Locks: o.MaxLocks, IDs: o.MaxMsgIDs, IDWindow: o.MsgIDWindow},
+		pointEvery: o.pointEvery,
+	}
 }
 
 // natsServer are the options of the embedded NATS server.

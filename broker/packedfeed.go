@@ -8,12 +8,6 @@ import (
 	"github.com/cantuslog/cantus/wal"
 )
 
-// feedKey returns the key that signs the packed feed, the same on each of the cluster's
-// nodes: see docs/adr/0022.
-func (n *Node) feedKey() ed25519.PrivateKey {
-	return ed25519.NewKeyFromSeed(n.derive("packed feed"))
-}
-
 // signedPacker packs transactions into messages of the packed feed. Several messages
 // share a signature, which costs as much as the encoding of some hundred transactions.
 type signedPacker struct {

@@ -15,14 +15,14 @@ import (
 func (n *Node) Reload(opts Options) error {
 	n.reloading.Lock()
 	defer n.reloading.Unlock()
-	next := n.opts
+	next := n.identity.opts
 	next.NATSConfig, next.Credentials = opts.NATSConfig, opts.Credentials
 	next.QueueBytes, next.MinFreeBytes, next.CatchUpRate = opts.QueueBytes, opts.MinFreeBytes, opts.CatchUpRate
 	next, err := next.withDefaults()
 	if err != nil {
 		return err
 	}
-	if n.stopping.Load() || n.Err() != nil {
+	if n.identity.stopping.Load() || n.Err() != nil {
 		return errors.New("broker: the node is stopping")
 	}
 	if err := n.reloadNATS(next); err != nil {
@@ -57,7 +57,7 @@ func (n *Node) reloadNATS(o Options) error {
 		return err
 	}
 	if now := maxTransaction(n.nats.MaxPayload()); now < before {
-		n.log.Warn("max_payload was lowered: stored transactions that are larger can't be read, and the node is not ready if there are any",
+		n.identity.log.Warn("max_payload was lowered: stored transactions that are larger can't be read, and the node is not ready if there are any",
 			"largest_transaction", now, "before", before)
 	}
 	return nil

@@ -10,30 +10,30 @@ import (
 	"github.com/cantuslog/cantus/raftstore"
 )
 
-// replicaSet are the node's places for replicas, one for each partition. It is empty
-// while the node is starting.
+// replicaSet holds the controllers of the node's replicas, one for each partition. It
+// is empty while the node is starting.
 type replicaSet struct {
 	peers *peers
 
 	mu  sync.Mutex
-	all []*slot // by partition
+	all []*replicaController // by partition
 }
 
-func (r *replicaSet) set(all []*slot) {
+func (r *replicaSet) set(all []*replicaController) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.all = all
 }
 
-// list returns all places, none while the node is starting.
-func (r *replicaSet) list() []*slot {
+// list returns all controllers, none while the node is starting.
+func (r *replicaSet) list() []*replicaController {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.all
 }
 
-// get returns the place of a partition, nil if there is no such partition.
-func (r *replicaSet) get(partition int) *slot {
+// get returns the controller of a partition, nil if there is no such partition.
+func (r *replicaSet) get(partition int) *replicaController {
 	all := r.list()
 	if partition < 0 || partition >= len(all) {
 		return nil
@@ -44,8 +44,8 @@ func (r *replicaSet) get(partition int) *slot {
 // open yields the replicas that are open.
 func (r *replicaSet) open() iter.Seq[*partition] {
 	return func(yield func(*partition) bool) {
-		for _, s := range r.list() {
-			if p := s.current(); p != nil && !yield(p) {
+		for _, c := range r.list() {
+			if p := c.current(); p != nil && !yield(p) {
 				return
 			}
 		}
@@ -55,11 +55,11 @@ func (r *replicaSet) open() iter.Seq[*partition] {
 // compare compares the digests of this node's replicas with another node's.
 func (r *replicaSet) compare(h hello) {
 	for _, report := range h.Groups {
-		s := r.get(report.Partition)
-		if s == nil {
+		c := r.get(report.Partition)
+		if c == nil {
 			continue
 		}
-		if p := s.current(); p != nil && p.fenced.Load() == nil {
+		if p := c.current(); p != nil && p.fenced.Load() == nil {
 			p.compare(h.Name, report)
 		}
 	}
@@ -69,11 +69,11 @@ func (r *replicaSet) compare(h hello) {
 // status. By the time that somebody asks, these have more.
 func (r *replicaSet) measure(h *hello) {
 	for i := range h.Groups {
-		s := r.get(h.Groups[i].Partition)
-		if s == nil {
+		c := r.get(h.Groups[i].Partition)
+		if c == nil {
 			continue
 		}
-		if p := s.current(); p != nil {
+		if p := c.current(); p != nil {
 			h.Groups[i].measure(p.group)
 		}
 	}

@@ -2,7 +2,6 @@ package broker
 
 import (
 	"context"
-	"encoding/hex"
 	"errors"
 	"log/slog"
 	"time"
@@ -99,10 +98,4 @@ func unsubscribeAll(all []subscribed, log *slog.Logger) {
 			log.Debug("unsubscribe", "err", err)
 		}
 	}
-}
-
-// queueGroup is the queue group of the nodes that answer requests. No client knows its
-// name, so that no client can join it and take requests: see docs/adr/0021.
-func (n *Node) queueGroup() string {
-	return "cantus-" + hex.EncodeToString(n.derive("queue group")[:16])
 }

@@ -2,56 +2,88 @@ package broker
 
 import (
 	"context"
+	"crypto/ed25519"
+	"fmt"
+	"log/slog"
+	"time"
 
 	"github.com/cantuslog/cantus/broker/cluster"
+	"github.com/cantuslog/cantus/broker/internal/natslink"
+	"github.com/cantuslog/cantus/raftstore"
 	"github.com/cantuslog/cantus/wal"
 )
 
-// wire makes the parts that listen and speak before the data directory is open. A
-// part states what it needs; none has the node.
+// wire makes the parts that a node has before its data directory is open.
 func (n *Node) wire() {
-	openFacts := func() (facts cluster.Facts, changed <-chan struct{}, open bool) {
-		m := n.openMeta()
-		if m == nil {
-			return facts, nil, false
-		}
-		facts, changed = m.current()
-		return facts, changed, true
-	}
-	n.gossip = newGossip(n.identity, n.peers, gossipNode{
+	i := n.identity
+	n.advisories = &advisories{node: i.opts.Name, names: i.names}
+	n.life.failing = n.advisories.publishFailure
+	n.peers = newPeers(i.instance, i.number.Load)
+	n.replicas = &replicaSet{peers: n.peers}
+	n.gossip = newGossip(i, n.peers, gossipNode{
 		describe: n.describe, measure: n.measure, heard: n.heard,
 		checkMember: n.checkMember, isMember: n.isMember,
-		nameTaken: func(h hello) bool { return n.openMeta().nameTaken(h) },
+		nameTaken: func(h hello) bool { return n.currentMeta().nameTaken(h) },
 		routed:    func(name, id string) bool { return n.nats.Routed(name, id) },
 		served:    n.wasServed, allowLeading: n.life.allowLeading, fail: n.life.fail, failed: n.life.failure,
 	})
-	n.founding = &founding{
-		identity: n.identity, peers: n.peers, ask: n.request, announce: n.gossip.announce, stopped: n.life.stopped, failed: n.life.failure,
+	n.bootstrap = &bootstrap{
+		identity: i, peers: n.peers, request: n.request, announce: n.gossip.announce, stopped: n.life.stopped, failed: n.life.failure,
 		sealedFor: map[string]string{},
 	}
-	t := &touch{peers: n.peers, meta: n.openMeta, failed: n.life.failure, mayLead: n.life.mayLead}
+	t := &touch{peers: n.peers, meta: n.currentMeta, failed: n.life.failure, mayLead: n.life.mayLead}
 	n.shared = &sharedSubjects{
-		self: n.opts.Name, log: n.log, clustered: n.opts.clustered(), queueGroup: n.queueGroup, touch: t,
+		self: i.opts.Name, log: i.log, clustered: i.opts.clustered(), queueGroup: i.queueGroup, touch: t,
 		wake: make(chan struct{}, 1), all: map[*sharedSubject]struct{}{},
 	}
 	n.membership = &membership{
-		identity: n.identity, facts: openFacts, ask: n.request, wake: func() { wake(n.shared.wake) }, quit: n.life.quit,
+		identity: i, facts: n.factsIfOpen, request: n.request, wake: func() { wake(n.shared.wake) }, quit: n.life.quit,
 		fail: n.life.fail, failed: n.life.failure, background: n.background,
 	}
 	t.doubted, n.shared.check = n.membership.doubted, n.membership.checkOwnFacts
 }
 
+// wireConnections gives the node's connections to the parts that use them, and makes
+// the parts that need the NATS server.
+func (n *Node) wireConnections() {
+	c := n.conns
+	n.advisories.sender, n.gossip.send = c.sender, c.sender
+	n.shared.reads, n.shared.refusals = c.reads, c.readSender
+	n.pacer = newPacer(n.identity, n.nats, n.peers, c.reads, c.readSender)
+	n.watch = &serverWatch{
+		log: n.identity.log, server: n.nats, names: n.identity.names, partitions: func() int { return n.store.Identity().Partitions },
+		links: []*natslink.Link{c.appends, c.reads, c.feeds}, reads: c.reads, control: c.controlConn,
+	}
+}
+
 func (n *Node) services() services {
-	return services{fail: n.life.fail, failed: n.life.failure, advise: n.advise, background: n.background, quit: n.life.quit}
+	return services{fail: n.life.fail, failed: n.life.failure, advise: n.advisories.publish, background: n.background, quit: n.life.quit}
 }
 
 func (n *Node) background(fn func()) { n.life.begin(fn) }
 
-// openMeta returns the node's replica of the facts, nil while the node is starting.
-func (n *Node) openMeta() *meta {
+// request sends a signed request to another node, or to the leader of the facts, and
+// returns the reply.
+func (n *Node) request(ctx context.Context, subject string, body any) ([]byte, error) {
+	return n.conns.request(ctx, subject, n.identity.envelope(subject, body))
+}
+
+// currentMeta returns the node's replica of the facts, nil while the node is starting.
+func (n *Node) currentMeta() *meta {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	return n.meta
+}
+
+// factsIfOpen returns the facts and a channel that is closed when they change; open is
+// false while the node is starting.
+func (n *Node) factsIfOpen() (facts cluster.Facts, changed <-chan struct{}, open bool) {
+	m := n.currentMeta()
+	if m == nil {
+		return facts, nil, false
+	}
+	facts, changed = m.current()
+	return facts, changed, true
 }
 
 func (n *Node) wasServed() bool {
@@ -60,19 +92,104 @@ func (n *Node) wasServed() bool {
 	return n.served
 }
 
-// slotNode returns what the node gives to the place of a partition's replica.
-func (n *Node) slotNode(partition int, m *meta) slotNode {
-	return slotNode{
-		self: n.opts.Name, names: n.names, founders: foundingVoters(n.opts.Name, foundingFacts(n.store.Identity()).Voters(partition)),
+func (n *Node) newGenerations() *generations {
+	return &generations{
+		identity: n.identity, services: n.services(), peers: n.peers, facts: func() cluster.Facts { return n.currentMeta().now() },
+		greet: n.greet, reconnect: n.reconnect,
+	}
+}
+
+func (n *Node) newSpace(store *wal.Store) *space {
+	return &space{
+		self: n.identity.opts.Name, log: n.identity.log, store: store, peers: n.peers, reserved: &n.limits.reserve, read: n.identity.opts.freeSpace,
+		advise: n.advisories.publish, announce: n.gossip.announce,
+	}
+}
+
+func (n *Node) networkOptions() raftstore.NetworkOptions {
+	i, id := n.identity, n.store.Identity()
+	return raftstore.NetworkOptions{
+		Node: i.opts.Name, ID: id.NodeID, Cluster: id.ID, Key: i.derive("replication"),
+		Member: n.checkMember, Claims: n.generations.claims, CheckClaims: n.generations.check,
+		Listener: n.listener, Resolve: n.resolve,
+		TLS: n.nats.ClusterTLS(), CatchUpRate: i.opts.CatchUpRate, Logger: i.log,
+	}
+}
+
+// resolve returns the address at which another node said it is.
+func (n *Node) resolve(node string) (string, error) {
+	q, ok := n.peers.get(node)
+	if !ok || q.Raft == "" {
+		return "", fmt.Errorf("node %s was not heard of yet", node)
+	}
+	if reroute := n.identity.opts.reroute; reroute != nil {
+		return reroute(node, q.Raft), nil
+	}
+	return q.Raft, nil
+}
+
+// groupOptions returns the options that all groups of the node have in common.
+func (n *Node) groupOptions(id uint32, log *wal.Log, fsm raftstore.FSM, logger *slog.Logger) raftstore.Options {
+	o := raftstore.Options{Node: n.identity.opts.Name, Network: n.network, ID: id, Log: log, FSM: fsm, Logger: logger}
+	if n.network != nil {
+		o.HeartbeatTimeout, o.ElectionTimeout = n.identity.opts.ElectionTimeout, n.identity.opts.ElectionTimeout
+	}
+	return o
+}
+
+// newMeta makes the node's replica of the facts, with the operations that its leader
+// serves.
+func (n *Node) newMeta() *meta {
+	i, services := n.identity, n.services()
+	m := &meta{
+		identity: i, services: services, stored: n.store.Log(metaGroup), peers: n.peers, replicas: n.replicas, starts: n.generations, greet: n.greet,
+	}
+	m.operations = &operations{
+		identity: i, services: services, peers: n.peers, meta: m, replicas: n.replicas, membership: n.membership, shared: n.shared,
+		reads: n.conns.reads, status: n.gossip.status,
+	}
+	m.operations.absences = &absences{self: i.opts.Name, log: i.log, started: i.started, peers: n.peers, facts: m.current, away: map[string]time.Time{}}
+	return m
+}
+
+// controllerConfig returns the configuration of a partition's replicaController.
+func (n *Node) controllerConfig(partition int, m *meta) controllerConfig {
+	self := n.identity.opts.Name
+	return controllerConfig{
+		self: self, names: n.identity.names, founders: bootstrapVoters(self, bootstrapFacts(n.store.Identity()).Voters(partition)),
 		peers: n.peers, facts: m.current, shared: n.shared, network: n.network, host: n.host, full: n.space.isFull,
 		doubted: n.membership.doubted, fail: n.life.fail,
 		unfenced: func(partition int) { n.metrics.diverged.WithLabelValues(label(partition)).Set(0) },
 	}
 }
 
-// describe adds to the node's status what it says of its replicas.
+// host returns what a partition needs of the node.
+func (n *Node) host() host {
+	i, c := n.identity, n.conns
+	return host{
+		name: i.opts.Name, names: i.names, partitions: n.store.Identity().Partitions, clustered: i.opts.clustered(), log: i.log,
+		now: time.Now, queueBytes: int(n.limits.queueBytes.Load()), replica: i.opts.replica(), trimming: i.opts.trimming,
+		nats: n.nats, appends: c.appends, reads: c.reads, feeds: c.feeds, sender: c.sender, readSender: c.readSender,
+		queueGroup: i.queueGroup(), feedKey: i.feedKey(), pacer: n.pacer, advise: n.advisories.publish, encodeAdvisory: n.advisories.encode,
+		metrics: n.metrics, stats: n.stats,
+		inflight: n.limits.inflight, scans: n.limits.scans, space: n.space,
+		startRead: func(serve func()) error { return n.limits.startRead(n.life, serve) },
+		peers:     n.peers, facts: n.meta.current, mayLead: n.life.mayLead, announce: n.gossip.announce, groupOptions: n.groupOptions,
+		fail: n.life.fail, failed: n.Err, background: n.background,
+	}
+}
+
+func (n *Node) newClusterInfo() *clusterInfo {
+	i, id := n.identity, n.store.Identity()
+	return &clusterInfo{
+		self: i.opts.Name, cluster: id.Cluster, version: i.opts.Version, partitions: id.Partitions, feedKey: i.feedKey().Public().(ed25519.PublicKey),
+		peers: n.peers, facts: n.meta.current, ready: n.Ready, stats: n.stats, answers: n.conns.readSender,
+	}
+}
+
+// describe adds the node's replicas, and whether it is ready, to its status.
 func (n *Node) describe(h *hello) {
-	m := n.openMeta()
+	m := n.currentMeta()
 	if m == nil {
 		return
 	}
@@ -88,29 +205,31 @@ func (n *Node) describe(h *hello) {
 	h.Ready = h.Unready == ""
 }
 
-// measure notes how far another node's replicas are behind this node's.
+// measure sets in another node's status how far its replicas are behind this node's.
 func (n *Node) measure(h *hello) {
 	n.replicas.measure(h)
-	if m := n.openMeta(); m != nil && h.Meta != nil {
+	if m := n.currentMeta(); m != nil && h.Meta != nil {
 		h.Meta.measure(m.group)
 	}
 }
 
-// heard acts on what a member has said.
+// heard handles a member's status.
 func (n *Node) heard(h hello) {
-	if n.generations.vouched(h.NodeID) { // else it says it again, and has shaken hands by then
+	// A status whose node has not proved its directory yet is not compared. The node
+	// repeats it, and will have connected by then.
+	if n.generations.vouched(h.NodeID) {
 		n.replicas.compare(h)
-		n.openMeta().compare(h)
+		n.currentMeta().compare(h)
 	}
 	n.membership.check(h)
 }
 
-func (n *Node) checkMember(name, id string) error { return n.openMeta().checkMember(name, id) }
+func (n *Node) checkMember(name, id string) error { return n.currentMeta().checkMember(name, id) }
 
-// isMember reports whether the facts have a node.
+// isMember reports whether a node is a member by the facts that this node has.
 func (n *Node) isMember(name, id string) bool {
-	facts := foundingFacts(n.store.Identity())
-	if m := n.openMeta(); m != nil {
+	facts := bootstrapFacts(n.store.Identity())
+	if m := n.currentMeta(); m != nil {
 		facts, _ = m.current()
 	}
 	member, is := facts.Nodes[name]
@@ -120,19 +239,13 @@ func (n *Node) isMember(name, id string) bool {
 // greet connects to another node, so that each shows the other its generations.
 func (n *Node) greet(ctx context.Context, node string) error { return n.network.Handshake(ctx, node) }
 
-// reconnect breaks the node's connections to others.
+// reconnect closes the replication connections to other nodes, which are then made
+// again.
 func (n *Node) reconnect() {
 	n.mu.Lock()
 	network := n.network
 	n.mu.Unlock()
 	if network != nil {
 		network.Reconnect()
-	}
-}
-
-func newSpace(n *Node, store *wal.Store) *space {
-	return &space{
-		self: n.opts.Name, log: n.log, store: store, peers: n.peers, reserved: &n.limits.reserve, read: n.opts.freeSpace,
-		advise: n.advise, announce: n.gossip.announce,
 	}
 }

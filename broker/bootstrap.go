@@ -19,10 +19,10 @@ import (
 
 // founding brings a new data directory into a cluster: as one of its founders, or as
 // that of a node which is added.
-type founding struct {
+type bootstrap struct {
 	*identity
 	peers    *peers
-	ask      func(ctx context.Context, subject string, body any) ([]byte, error) // of other nodes
+	request  func(ctx context.Context, subject string, body any) ([]byte, error) // to other nodes
 	announce func()                                                              // has the node's status sent now
 	stopped  <-chan struct{}
 	failed   func() error
@@ -35,16 +35,16 @@ type founding struct {
 
 // identify returns what dir belongs to; known is false if that is yet to be agreed
 // on with other nodes.
-func (f *founding) identify(dir string) (id wal.Identity, known bool, err error) {
-	id = wal.Identity{Cluster: f.opts.Cluster, Node: f.opts.Name, Partitions: f.opts.Partitions}
+func (b *bootstrap) identify(dir string) (id wal.Identity, known bool, err error) {
+	id = wal.Identity{Cluster: b.opts.Cluster, Node: b.opts.Name, Partitions: b.opts.Partitions}
 	have, err := wal.ReadIdentity(dir)
 	switch {
 	case err == nil:
 		id.Partitions = have.Partitions
-		if f.opts.Partitions != 0 {
-			id.Partitions = f.opts.Partitions // for the store to compare
+		if b.opts.Partitions != 0 {
+			id.Partitions = b.opts.Partitions // for the store to compare
 		}
-		return id, true, f.checkBootstrap(dir, have)
+		return id, true, b.checkBootstrap(dir, have)
 	}
 	if id.Partitions == 0 {
 		id.Partitions = defaultPartitions
@@ -52,25 +52,25 @@ func (f *founding) identify(dir string) (id wal.Identity, known bool, err error)
 	if !errors.Is(err, fs.ErrNotExist) {
 		return id, true, nil // the store says better why
 	}
-	f.fresh = true
-	id.Replicas = f.opts.Replicas
-	if !f.opts.clustered() || len(f.opts.Bootstrap) == 1 {
+	b.fresh = true
+	id.Replicas = b.opts.Replicas
+	if !b.opts.clustered() || len(b.opts.Bootstrap) == 1 {
 		return id, true, nil
 	}
 	nodeID, err := wal.Nominate(dir)
 	if err != nil {
 		return id, false, err
 	}
-	f.mu.Lock()
-	f.nodeID = nodeID
-	f.mu.Unlock()
-	return id, false, f.nominate(dir)
+	b.mu.Lock()
+	b.nodeID = nodeID
+	b.mu.Unlock()
+	return id, false, b.nominate(dir)
 }
 
 // checkBootstrap refuses a founding that is not the one that was.
-func (f *founding) checkBootstrap(dir string, have wal.Identity) error {
+func (b *bootstrap) checkBootstrap(dir string, have wal.Identity) error {
 	was := slices.Sorted(maps.Keys(have.Founders))
-	now := slices.Sorted(slices.Values(f.opts.Bootstrap))
+	now := slices.Sorted(slices.Values(b.opts.Bootstrap))
 	if len(now) > 0 && !slices.Equal(was, now) {
 		return fmt.Errorf("%w: %s belongs to a cluster that was founded by %s, not by %s: start it without bootstrap",
 			ErrIdentity, dir, strings.Join(was, ","), strings.Join(now, ","))
@@ -80,46 +80,46 @@ func (f *founding) checkBootstrap(dir string, have wal.Identity) error {
 
 // run waits until the founders agree, or until this node was added to a cluster, and
 // returns the identity that its data directory will have.
-func (f *founding) run(ctx context.Context) (wal.Identity, error) {
+func (b *bootstrap) run(ctx context.Context) (wal.Identity, error) {
 	tick := time.NewTicker(helloInterval)
 	defer tick.Stop()
 	for said := ""; ; {
-		heard := f.peers.next()
-		id, waiting, err := f.tryFounding(ctx)
+		heard := b.peers.next()
+		id, waiting, err := b.try(ctx)
 		if err != nil || waiting == "" {
 			return id, err
 		}
 		if waiting != said {
-			f.log.Info("waiting", "for", waiting)
+			b.log.Info("waiting", "for", waiting)
 			said = waiting
 		}
 		select {
 		case <-heard:
 		case <-tick.C:
-		case <-f.stopped:
-			return id, f.failed()
+		case <-b.stopped:
+			return id, b.failed()
 		case <-ctx.Done():
 			return id, fmt.Errorf("waiting for %s: %w", waiting, ctx.Err())
 		}
 	}
 }
 
-func (f *founding) tryFounding(ctx context.Context) (id wal.Identity, waiting string, err error) {
-	if len(f.opts.Bootstrap) == 0 {
-		return f.askToJoin(ctx)
+func (b *bootstrap) try(ctx context.Context) (id wal.Identity, waiting string, err error) {
+	if len(b.opts.Bootstrap) == 0 {
+		return b.askToJoin(ctx)
 	}
-	founders, waiting, err := f.founders(time.Now())
+	founders, waiting, err := b.founders(time.Now())
 	if err != nil || waiting != "" {
 		return id, waiting, err
 	}
-	if err := f.exchangeSecret(founders); err != nil {
+	if err := b.exchangeSecret(founders); err != nil {
 		return id, "", err
 	}
 	others := map[string]hello{}
 	for name, q := range founders {
 		others[name] = q.hello
 	}
-	id, waiting, err = found(f.identity.hello(), f.planned, others)
+	id, waiting, err = newCluster(b.identity.hello(), b.planned, others)
 	if err != nil || waiting != "" {
 		return id, waiting, err
 	}
@@ -127,13 +127,13 @@ func (f *founding) tryFounding(ctx context.Context) (id wal.Identity, waiting st
 }
 
 // founders are the other founders that are heard.
-func (f *founding) founders(now time.Time) (all map[string]candidate, waiting string, err error) {
+func (b *bootstrap) founders(now time.Time) (all map[string]candidate, waiting string, err error) {
 	all = map[string]candidate{}
-	for _, q := range f.peers.candidates.alive(now) {
+	for _, q := range b.peers.candidates.alive(now) {
 		other, twice := all[q.Name]
 		switch {
-		case q.Name == f.opts.Name: // it is not this node's affair who calls itself so too
-		case !slices.Contains(f.opts.Bootstrap, q.Name):
+		case q.Name == b.opts.Name: // it is not this node's affair who calls itself so too
+		case !slices.Contains(b.opts.Bootstrap, q.Name):
 			if q.ClusterID != "" && q.Ready {
 				return nil, "", fmt.Errorf("%w: cluster %q exists already, founded by %s: start this node without bootstrap and add it",
 					ErrIdentity, q.Cluster, strings.Join(slices.Sorted(maps.Keys(q.Founders)), ","))
@@ -170,7 +170,7 @@ func unproved(cluster string, founders map[string]candidate) (waiting string) {
 // with this very node among the founders. Only when all are heard is it known
 // who is wrong: a node that gave up at the first one that differs would do so
 // though all the others agree with it.
-func found(self hello, id wal.Identity, others map[string]hello) (_ wal.Identity, waiting string, err error) {
+func newCluster(self hello, id wal.Identity, others map[string]hello) (_ wal.Identity, waiting string, err error) {
 	var missing, differ []string
 	agree := 1
 	for _, name := range self.Bootstrap {
@@ -249,42 +249,42 @@ type joinReply struct {
 }
 
 // askToJoin asks the cluster whether this node was added to it.
-func (f *founding) askToJoin(ctx context.Context) (id wal.Identity, waiting string, err error) {
-	id = f.planned
-	if !slices.ContainsFunc(f.peers.candidates.alive(time.Now()), func(q candidate) bool { return q.ClusterID != "" }) {
-		return id, fmt.Sprintf("a node of cluster %q to be heard", f.opts.Cluster), nil
+func (b *bootstrap) askToJoin(ctx context.Context) (id wal.Identity, waiting string, err error) {
+	id = b.planned
+	if !slices.ContainsFunc(b.peers.candidates.alive(time.Now()), func(q candidate) bool { return q.ClusterID != "" }) {
+		return id, fmt.Sprintf("a node of cluster %q to be heard", b.opts.Cluster), nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, helloInterval)
 	defer cancel()
-	subject := f.names.Admin("join")
-	b, err := f.ask(ctx, subject, f.identity.hello())
+	subject := b.names.Admin("join")
+	data, err := b.request(ctx, subject, b.identity.hello())
 	if err != nil {
-		return id, fmt.Sprintf("a node of cluster %q to answer", f.opts.Cluster), nil
+		return id, fmt.Sprintf("a node of cluster %q to answer", b.opts.Cluster), nil
 	}
-	e, err := openEnvelope(b)
-	if err != nil || f.opts.ClusterSecret != "" && !f.proved(e, answerTo(subject)) {
-		return id, fmt.Sprintf("an answer of cluster %q that is signed with its secret", f.opts.Cluster), nil
+	e, err := openEnvelope(data)
+	if err != nil || b.opts.ClusterSecret != "" && !b.proved(e, answerTo(subject)) {
+		return id, fmt.Sprintf("an answer of cluster %q that is signed with its secret", b.opts.Cluster), nil
 	}
-	if e.protocol != f.opts.protocol {
-		return id, "", fmt.Errorf("%w: node %q speaks protocol %d of nodes, this one (version %s) %d", ErrProtocol, e.name, e.protocol, f.opts.Version, f.opts.protocol)
+	if e.protocol != b.opts.protocol {
+		return id, "", fmt.Errorf("%w: node %q speaks protocol %d of nodes, this one (version %s) %d", ErrProtocol, e.name, e.protocol, b.opts.Version, b.opts.protocol)
 	}
 	var r joinReply
 	if err := json.Unmarshal(e.body, &r); err != nil {
-		return id, fmt.Sprintf("an answer of cluster %q that can be read", f.opts.Cluster), nil
+		return id, fmt.Sprintf("an answer of cluster %q that can be read", b.opts.Cluster), nil
 	}
 	switch {
 	case r.Error != nil:
 		return id, "", fmt.Errorf("%w: %s", ErrIdentity, r.Error.Message)
 	case r.Waiting != "":
 		return id, r.Waiting, nil
-	case f.opts.Partitions != 0 && f.opts.Partitions != r.Parts:
-		return id, "", fmt.Errorf("%w: the cluster has %s, not %d", ErrIdentity, count(r.Parts, "partition"), f.opts.Partitions)
+	case b.opts.Partitions != 0 && b.opts.Partitions != r.Parts:
+		return id, "", fmt.Errorf("%w: the cluster has %s, not %d", ErrIdentity, count(r.Parts, "partition"), b.opts.Partitions)
 	}
-	if waiting, err := f.takeSecret(e, r, subject); err != nil || waiting != "" {
+	if waiting, err := b.takeSecret(e, r, subject); err != nil || waiting != "" {
 		return id, waiting, err
 	}
 	id.ID, id.Partitions, id.Replicas, id.Founders = r.ID, r.Parts, r.Repl, r.Found
-	f.joinedAt = r.Facts
+	b.joinedAt = r.Facts
 	return id, "", nil
 }
 

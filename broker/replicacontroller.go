@@ -1,0 +1,336 @@
+package broker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/cantuslog/cantus/broker/cluster"
+	"github.com/cantuslog/cantus/broker/internal/loglimit"
+	"github.com/cantuslog/cantus/raftstore"
+	"github.com/cantuslog/cantus/subjects"
+	"github.com/cantuslog/cantus/wal"
+)
+
+// replicaController keeps this node's replica of one partition as the facts say. Each
+// node has a controller for every partition, whether or not it holds a replica of it.
+//
+// One goroutine, run, does everything in turn. While the facts give the node a
+// replica, ensure opens it, and fetches its log from another node first if it has to;
+// serve then runs the partition until awaitEnd returns a reason to end it, and closes
+// the replica. While the facts give the node none, deleteReplica deletes what an
+// earlier one left. Raft decides when a replica may go: the leader removes it from the
+// group before its node deletes it.
+type replicaController struct {
+	controllerConfig
+	id   int
+	log  *slog.Logger
+	data *wal.Log
+
+	rebuilds chan struct{} // capacity 1: delete the replica and fetch it again
+
+	mu        sync.Mutex
+	partition *partition // nil while there is no replica
+	progress  string     // why there is none
+
+	// Owned by run.
+	logged  loglimit.Repeats // why there is no replica
+	backoff time.Duration    // the last wait after a failed fetch
+}
+
+// controllerConfig is what a replicaController needs of the node.
+type controllerConfig struct {
+	self     string
+	names    subjects.Names
+	founders []string // the group's first voters, nil unless this node is one of them
+	peers    *peers
+	facts    func() (facts cluster.Facts, changed <-chan struct{})
+	shared   *sharedSubjects
+	network  *raftstore.Network // nil on a node that is no cluster
+	host     func() host        // for the replica
+	full     func() bool        // the node takes no more transactions
+	doubted  func() bool        // the node may have been removed
+	fail     func(error)
+	unfenced func(partition int) // a fenced replica was deleted
+}
+
+func newReplicaController(config controllerConfig, id int, log *slog.Logger, data *wal.Log) *replicaController {
+	return &replicaController{controllerConfig: config, id: id, log: log, data: data, rebuilds: make(chan struct{}, 1)}
+}
+
+// current returns the replica, nil if there is none.
+func (c *replicaController) current() *partition {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.partition
+}
+
+func (c *replicaController) set(p *partition, progress string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.partition, c.progress = p, progress
+}
+
+func (c *replicaController) wanted(f cluster.Facts) bool { return f.Hosts(c.self, c.id) }
+
+// openLocal opens the replica if the facts give the node one, and its log need not be
+// fetched first.
+func (c *replicaController) openLocal() error {
+	facts, _ := c.facts()
+	if !c.wanted(facts) || c.mustFetch() {
+		return nil
+	}
+	return c.open()
+}
+
+// mustFetch reports whether the log has to be fetched before the replica can be
+// opened.
+func (c *replicaController) mustFetch() bool {
+	return raftstore.Fetching(c.data) || c.data.LastIndex() == 0 && c.founders == nil
+}
+
+func (c *replicaController) open() error {
+	p, err := openPartition(c.host(), c.id, c.data, c.founders)
+	if err != nil {
+		return err
+	}
+	c.set(p, "")
+	return nil
+}
+
+// run controls the replica until ctx ends.
+func (c *replicaController) run(ctx context.Context) {
+	for ctx.Err() == nil {
+		facts, changed := c.facts()
+		p := c.current()
+		switch {
+		case p != nil:
+			c.serve(ctx, p)
+		case c.wanted(facts):
+			if err := c.ensure(ctx); err != nil && ctx.Err() == nil {
+				c.awaitRetry(ctx, err, changed)
+			}
+		default:
+			c.deleteReplica()
+			select {
+			case <-ctx.Done():
+			case <-changed:
+			}
+		}
+	}
+}
+
+// maxFetchWait is the longest wait between two attempts to fetch a log.
+const maxFetchWait = 10 * helloInterval
+
+// awaitRetry logs why there is no replica and waits before the next attempt. The wait
+// doubles each time that another node sends nothing, and ends when the facts change.
+func (c *replicaController) awaitRetry(ctx context.Context, err error, changed <-chan struct{}) {
+	wait := helloInterval
+	switch {
+	case errors.Is(err, errDoubt): // which is logged for all partitions together
+	case errors.Is(err, errNoSource), errors.Is(err, errFull):
+		c.logAbsence(err)
+	default:
+		c.logAbsence(err)
+		c.backoff = min(max(2*c.backoff, helloInterval), maxFetchWait)
+		wait = c.backoff
+	}
+	select {
+	case <-ctx.Done():
+	case <-changed:
+		c.backoff = 0
+	case <-time.After(wait):
+	}
+}
+
+// logAbsence logs why there is no replica. It withholds a reason that was logged
+// lately.
+func (c *replicaController) logAbsence(err error) {
+	if ok, withheld := c.logged.Allow(err.Error(), time.Now()); ok {
+		c.log.Info("the replica is not here yet", "err", err, "not_logged_before", withheld)
+	}
+}
+
+// deleteReplica deletes what an earlier replica has left.
+func (c *replicaController) deleteReplica() {
+	if c.data.LastIndex() == 0 {
+		return
+	}
+	if err := raftstore.Reset(c.data); err != nil {
+		c.log.Warn("the removed replica's log is not deleted", "err", err)
+		return
+	}
+	c.log.Info("replica removed")
+}
+
+// ensure opens the replica, and fetches its log from another node first if it has to.
+func (c *replicaController) ensure(ctx context.Context) error {
+	if c.mustFetch() {
+		if err := c.fetch(ctx); err != nil {
+			return err
+		}
+	}
+	if err := c.open(); err != nil {
+		err = fmt.Errorf("partition %d: %w", c.id, err)
+		c.fail(err)
+		return err
+	}
+	return nil
+}
+
+var errNoSource = errors.New("no node is there that has a replica to fetch from")
+
+// fetch fetches the log from the leader, or without one from the replica that has
+// applied most.
+func (c *replicaController) fetch(ctx context.Context) error {
+	switch {
+	case c.full():
+		return errFull
+	case c.doubted():
+		return errDoubt
+	}
+	now := time.Now()
+	from, _, ok := c.peers.leader(c.id, now)
+	best := uint64(0)
+	for _, q := range c.peers.all(now) {
+		if r, has := c.peers.report(q.Name, c.id, now); !ok && has && r.Fenced == "" && r.Applied > best {
+			from, best = q.Name, r.Applied
+		}
+	}
+	if from == "" || c.network == nil {
+		return errNoSource
+	}
+	c.set(nil, "is fetched from "+from)
+	if ok, _ := c.logged.Allow("from "+from, time.Now()); ok {
+		c.log.Info("fetching the log", "from", from)
+	}
+	began := time.Now()
+	if err := raftstore.Fetch(ctx, c.network, uint32(c.id), from, c.data); err != nil {
+		return fmt.Errorf("fetch from %s: %w", from, err)
+	}
+	c.backoff, c.logged = 0, loglimit.Repeats{}
+	c.log.Info("log fetched", "from", from, "entries", c.data.LastIndex(), "took", time.Since(began))
+	return nil
+}
+
+// endReason is why a replica ends.
+type endReason uint8
+
+const (
+	stopping   endReason = iota // the node stops
+	unwanted                    // the facts and its group have it elsewhere
+	behind                      // its log ends before that of the others begins
+	rebuilding                  // an operator asked for it
+)
+
+// serve runs the partition until its replica ends. It then closes the replica, and
+// deletes it or fetches what it lacks; a node that stops closes its replicas later.
+func (c *replicaController) serve(ctx context.Context, p *partition) {
+	running, cancel := context.WithCancel(ctx)
+	end, err := c.shared.add(c.names.ReplicaRead(c.id), p.onRead(running, p.serveReplicaRead))
+	if err != nil && ctx.Err() == nil {
+		c.log.Warn("replica reads are not served", "err", err)
+	}
+	var serving sync.WaitGroup
+	serving.Go(func() { p.run(running) })
+	why := c.awaitEnd(ctx, p)
+	cancel()
+	serving.Wait()
+	end()
+	if why == stopping {
+		return
+	}
+	c.set(nil, "is to be fetched anew")
+	c.log.Info("replica ends", "because", [...]string{behind: "the others have trimmed what it misses", unwanted: "it was moved away", rebuilding: "it is rebuilt"}[why])
+	if err := p.group.Close(); err != nil {
+		c.log.Warn("close replica", "err", err)
+	}
+	if why == behind {
+		c.refetch(ctx)
+		return
+	}
+	if err := raftstore.Reset(c.data); err != nil {
+		c.fail(fmt.Errorf("partition %d: delete the replica: %w", c.id, err))
+		return
+	}
+	c.unfence()
+}
+
+// unfence deletes the fence of a replica that was deleted.
+func (c *replicaController) unfence() {
+	c.unfenced(c.id)
+	if err := c.data.SetMeta(wal.Meta{Name: metaFenced}); err != nil {
+		c.log.Warn("the fence is still written down", "err", err)
+	}
+}
+
+// refetch fetches what a log lacks that others have trimmed. What the log has beyond
+// that stays.
+func (c *replicaController) refetch(ctx context.Context) {
+	for ctx.Err() == nil {
+		err := c.fetch(ctx)
+		if err == nil {
+			return
+		}
+		_, changed := c.facts()
+		c.awaitRetry(ctx, err, changed)
+	}
+}
+
+// awaitEnd blocks until the replica must end, and returns why.
+func (c *replicaController) awaitEnd(ctx context.Context, p *partition) endReason {
+	for {
+		facts, changed := c.facts()
+		heard := c.peers.next()
+		if !c.wanted(facts) && c.removed() {
+			return unwanted
+		}
+		if c.wanted(facts) {
+			heard = nil
+		}
+		select {
+		case <-ctx.Done():
+			return stopping
+		case <-p.group.Behind():
+			return behind
+		case <-c.rebuilds:
+			return rebuilding
+		case <-changed:
+		case <-heard:
+		}
+	}
+}
+
+// removed reports whether the group's leader, on another node, has removed this
+// replica.
+func (c *replicaController) removed() bool {
+	name, r, ok := c.peers.leader(c.id, time.Now())
+	if !ok || name == c.self {
+		return false
+	}
+	_, member := r.Voters[c.self]
+	return !member
+}
+
+// requestRebuild has the replica deleted and fetched again.
+func (c *replicaController) requestRebuild() { wake(c.rebuilds) }
+
+// unserved returns what keeps the partition from being served, or this node's replica
+// from following its leader; "" if nothing does.
+func (c *replicaController) unserved() string {
+	facts, _ := c.facts()
+	if !c.wanted(facts) {
+		return ""
+	}
+	c.mu.Lock()
+	p, progress := c.partition, c.progress
+	c.mu.Unlock()
+	if p == nil {
+		return fmt.Sprintf("partition %d %s", c.id, progress)
+	}
+	return p.unserved()
+}
