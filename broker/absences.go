@@ -9,7 +9,7 @@ import (
 	"github.com/cantuslog/cantus/broker/cluster"
 )
 
-// absences are the members that are away.
+// absences tracks the members that are away.
 type absences struct {
 	self    string
 	log     *slog.Logger
@@ -18,10 +18,10 @@ type absences struct {
 	facts   func() (facts cluster.Facts, changed <-chan struct{})
 
 	mu   sync.Mutex
-	away map[string]time.Time // since when
+	away map[string]time.Time // by member: since when it is away
 }
 
-// run logs when a member goes away and when it is back, until ctx ends.
+// run logs when a member goes away and when it comes back, until ctx ends.
 func (a *absences) run(ctx context.Context) {
 	tick := time.NewTicker(helloInterval)
 	defer tick.Stop()
@@ -30,7 +30,7 @@ func (a *absences) run(ctx context.Context) {
 		a.look(time.Now())
 		look := tick.C
 		if len(facts.Nodes) < 2 {
-			look = nil // there is nobody else
+			look = nil // there is no other node
 		}
 		select {
 		case <-ctx.Done():
@@ -41,7 +41,7 @@ func (a *absences) run(ctx context.Context) {
 	}
 }
 
-// look compares the members that are there with those that were.
+// look updates away and logs the changes.
 func (a *absences) look(now time.Time) {
 	facts, _ := a.facts()
 	a.mu.Lock()

@@ -17,8 +17,9 @@ import (
 	"github.com/cantuslog/cantus/wal"
 )
 
-// founding brings a new data directory into a cluster: as one of its founders, or as
-// that of a node which is added.
+// bootstrap brings a new data directory into a cluster. If the options name the
+// founders, its node founds the cluster with them; otherwise it waits until an operator
+// adds it to one. It runs on the goroutine that opens the node, before there is a store.
 type bootstrap struct {
 	*identity
 	peers    *peers
@@ -27,14 +28,14 @@ type bootstrap struct {
 	stopped  <-chan struct{}
 	failed   func() error
 
-	fresh     bool              // the data directory belonged to nothing when the node was started
+	fresh     bool              // the data directory belonged to nothing when the node started
 	dir       string            // the data directory
 	sealedFor map[string]string // founders that the secret was sealed for, and their keys
-	joinedAt  uint64            // a version of the facts that has this node, if it has just joined
+	joinedAt  uint64            // a version of the facts that lists this node, if it has just joined
 }
 
-// identify returns what dir belongs to; known is false if that is yet to be agreed
-// on with other nodes.
+// identify returns what dir belongs to; known is false if other nodes have to agree on
+// that first.
 func (b *bootstrap) identify(dir string) (id wal.Identity, known bool, err error) {
 	id = wal.Identity{Cluster: b.opts.Cluster, Node: b.opts.Name, Partitions: b.opts.Partitions}
 	have, err := wal.ReadIdentity(dir)
@@ -50,7 +51,7 @@ func (b *bootstrap) identify(dir string) (id wal.Identity, known bool, err error
 		id.Partitions = defaultPartitions
 	}
 	if !errors.Is(err, fs.ErrNotExist) {
-		return id, true, nil // the store says better why
+		return id, true, nil // opening the store returns a better error
 	}
 	b.fresh = true
 	id.Replicas = b.opts.Replicas
@@ -67,7 +68,8 @@ func (b *bootstrap) identify(dir string) (id wal.Identity, known bool, err error
 	return id, false, b.nominate(dir)
 }
 
-// checkBootstrap refuses a founding that is not the one that was.
+// checkBootstrap returns an error if the options name other founders than the
+// directory.
 func (b *bootstrap) checkBootstrap(dir string, have wal.Identity) error {
 	was := slices.Sorted(maps.Keys(have.Founders))
 	now := slices.Sorted(slices.Values(b.opts.Bootstrap))
@@ -78,20 +80,20 @@ func (b *bootstrap) checkBootstrap(dir string, have wal.Identity) error {
 	return nil
 }
 
-// run waits until the founders agree, or until this node was added to a cluster, and
-// returns the identity that its data directory will have.
+// run waits until the founders agree, or until this node is added to a cluster. It
+// returns the identity for the data directory.
 func (b *bootstrap) run(ctx context.Context) (wal.Identity, error) {
 	tick := time.NewTicker(helloInterval)
 	defer tick.Stop()
-	for said := ""; ; {
+	for logged := ""; ; {
 		heard := b.peers.next()
 		id, waiting, err := b.try(ctx)
 		if err != nil || waiting == "" {
 			return id, err
 		}
-		if waiting != said {
+		if waiting != logged {
 			b.log.Info("waiting", "for", waiting)
-			said = waiting
+			logged = waiting
 		}
 		select {
 		case <-heard:
@@ -104,6 +106,7 @@ func (b *bootstrap) run(ctx context.Context) (wal.Identity, error) {
 	}
 }
 
+// try makes one attempt. It returns an identity, or what it waits for.
 func (b *bootstrap) try(ctx context.Context) (id wal.Identity, waiting string, err error) {
 	if len(b.opts.Bootstrap) == 0 {
 		return b.askToJoin(ctx)
@@ -126,13 +129,13 @@ func (b *bootstrap) try(ctx context.Context) (id wal.Identity, waiting string, e
 	return id, unproved(id.ID, founders), nil
 }
 
-// founders are the other founders that are heard.
+// founders returns the other founders that were heard lately, by name.
 func (b *bootstrap) founders(now time.Time) (all map[string]candidate, waiting string, err error) {
 	all = map[string]candidate{}
 	for _, q := range b.peers.candidates.alive(now) {
 		other, twice := all[q.Name]
 		switch {
-		case q.Name == b.opts.Name: // it is not this node's affair who calls itself so too
+		case q.Name == b.opts.Name: // the other node of that name reports the conflict, or is started later
 		case !slices.Contains(b.opts.Bootstrap, q.Name):
 			if q.ClusterID != "" && q.Ready {
 				return nil, "", fmt.Errorf("%w: cluster %q exists already, founded by %s: start this node without bootstrap and add it",
@@ -147,8 +150,8 @@ func (b *bootstrap) founders(now time.Time) (all map[string]candidate, waiting s
 	return all, waiting, nil
 }
 
-// unproved says which founders have not proved yet that they have the secret; one
-// that has founded the cluster is enough.
+// unproved returns which founders have not proved yet that they have the secret, ""
+// if all have. One that has founded the cluster is enough.
 func unproved(cluster string, founders map[string]candidate) (waiting string) {
 	var without []string
 	for _, name := range slices.Sorted(maps.Keys(founders)) {
@@ -165,11 +168,11 @@ func unproved(cluster string, founders map[string]candidate) (waiting string) {
 	return "founders " + strings.Join(without, ",") + " to have the cluster's secret"
 }
 
-// found decides on a founding from what this node and the other founders say.
-// All must be there and say the same; or one of them has founded the cluster
-// with this very node among the founders. Only when all are heard is it known
-// who is wrong: a node that gave up at the first one that differs would do so
-// though all the others agree with it.
+// newCluster returns the identity of the cluster that this node and the other founders
+// found. All must be there and be configured alike; or one of them has founded the
+// cluster already, with this very node as a founder. Only when all are heard does a node
+// know whether it is itself configured wrongly. If it failed at the first one that
+// differs, it would do so even if all the others agree with it.
 func newCluster(self hello, id wal.Identity, others map[string]hello) (_ wal.Identity, waiting string, err error) {
 	var missing, differ []string
 	agree := 1
@@ -208,7 +211,8 @@ func newCluster(self hello, id wal.Identity, others map[string]hello) (_ wal.Ide
 	return id, "", nil
 }
 
-// difference says what another founder says otherwise, "" if nothing.
+// difference returns how another founder's configuration differs from this node's, ""
+// if it does not.
 func difference(self, other hello) string {
 	sorted := func(names []string) string { return strings.Join(slices.Sorted(slices.Values(names)), ",") }
 	switch {
@@ -226,7 +230,7 @@ func difference(self, other hello) string {
 	return ""
 }
 
-// clusterID is the same for whoever knows the founders.
+// clusterID returns the id of the cluster that some nodes found.
 func clusterID(founders map[string]string) string {
 	h := sha256.New()
 	for _, name := range slices.Sorted(maps.Keys(founders)) {
@@ -235,20 +239,20 @@ func clusterID(founders map[string]string) string {
 	return hex.EncodeToString(h.Sum(nil)[:16])
 }
 
-// joinReply is what the cluster says to a node that wants to be added.
+// joinReply is the reply to a node that asks to join.
 type joinReply struct {
 	Waiting string            `json:"waiting,omitempty"` // for what
 	ID      string            `json:"id,omitempty"`
 	Parts   int               `json:"partitions,omitempty"`
 	Repl    int               `json:"replicas,omitempty"`
 	Found   map[string]string `json:"founders,omitempty"`
-	Facts   uint64            `json:"facts,omitempty"` // a version that has the node as a member
-	// Sealed is the cluster's secret for a node that showed a key.
+	Facts   uint64            `json:"facts,omitempty"` // a version that lists the node
+	// Sealed is the cluster's secret, sealed for a node that showed a key.
 	Sealed []byte          `json:"sealed,omitempty"`
 	Error  *subjects.Error `json:"error,omitempty"`
 }
 
-// askToJoin asks the cluster whether this node was added to it.
+// askToJoin asks the cluster whether this node has been added to it.
 func (b *bootstrap) askToJoin(ctx context.Context) (id wal.Identity, waiting string, err error) {
 	id = b.planned
 	if !slices.ContainsFunc(b.peers.candidates.alive(time.Now()), func(q candidate) bool { return q.ClusterID != "" }) {
@@ -280,7 +284,7 @@ func (b *bootstrap) askToJoin(ctx context.Context) (id wal.Identity, waiting str
 	case b.opts.Partitions != 0 && b.opts.Partitions != r.Parts:
 		return id, "", fmt.Errorf("%w: the cluster has %s, not %d", ErrIdentity, count(r.Parts, "partition"), b.opts.Partitions)
 	}
-	if waiting, err := b.takeSecret(e, r, subject); err != nil || waiting != "" {
+	if waiting, err := b.openReply(e, r, subject); err != nil || waiting != "" {
 		return id, waiting, err
 	}
 	id.ID, id.Partitions, id.Replicas, id.Founders = r.ID, r.Parts, r.Repl, r.Found
@@ -288,7 +292,7 @@ func (b *bootstrap) askToJoin(ctx context.Context) (id wal.Identity, waiting str
 	return id, "", nil
 }
 
-// waitingToBeAdded says what a node waits for that was not added yet.
+// waitingToBeAdded returns what a node that has not been added yet waits for.
 func waitingToBeAdded(h hello) string {
 	with := ""
 	if len(h.Key) > 0 {

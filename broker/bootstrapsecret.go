@@ -11,8 +11,8 @@ import (
 	"github.com/cantuslog/cantus/wal"
 )
 
-// nominate prepares a directory that is yet to be founded: it has the secret of a
-// token, or a key to show to those that hand one out.
+// nominate prepares a directory that belongs to no cluster yet. It gets the secret that
+// the token stands for, or a key, for which other nodes seal the secret.
 func (b *bootstrap) nominate(dir string) error {
 	b.dir = dir
 	if b.opts.ClusterSecret != "" {
@@ -32,8 +32,8 @@ func (b *bootstrap) nominate(dir string) error {
 	if len(b.opts.Bootstrap) == 0 {
 		return nil
 	}
-	// A founder that was stopped may have handed the secret out, or proved to
-	// others that it has it.
+	// A founder that was stopped earlier may have sent the secret to others already,
+	// or proved to them that it has it.
 	have, err := wal.ReadSecret(dir)
 	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, wal.ErrDamaged) {
 		return nil
@@ -44,20 +44,20 @@ func (b *bootstrap) nominate(dir string) error {
 	return err
 }
 
-// exchangeSecret gets one secret to all founders that were given no token: the
-// first by name makes it and seals it for each of the others. Everyone writes it
-// down before it proves that it has it, and nobody founds before all have.
+// exchangeSecret brings one secret to all founders, unless they have a token. The first
+// founder by name makes it and seals it for each of the others. Each founder writes it
+// down before it proves that it has it, and none founds the cluster before all have.
 func (b *bootstrap) exchangeSecret(founders map[string]candidate) error {
 	if b.opts.ClusterSecret != "" {
 		return nil
 	}
 	maker := slices.Min(b.opts.Bootstrap)
 	if b.opts.Name == maker {
-		return b.handOutSecret(founders)
+		return b.distributeSecret(founders)
 	}
 	for _, q := range founders {
 		if q.proved {
-			return nil // others have the one that this node has
+			return nil // the others have this node's secret
 		}
 	}
 	q := founders[maker]
@@ -76,15 +76,15 @@ func (b *bootstrap) exchangeSecret(founders map[string]candidate) error {
 	if err := b.keepSecret(b.dir, s); err != nil {
 		return err
 	}
-	b.peers.candidates.doubtAll()
-	b.log.Info("the cluster's secret has come", "from", maker, "key", fingerprint(b.private.PublicKey().Bytes()))
+	b.peers.candidates.resetProofs()
+	b.log.Info("received the cluster's secret", "from", maker, "key", fingerprint(b.private.PublicKey().Bytes()))
 	b.announce()
 	return nil
 }
 
-// handOutSecret makes the secret, and seals it for the founders that have none and
-// say the same as this node.
-func (b *bootstrap) handOutSecret(founders map[string]candidate) error {
+// distributeSecret makes the secret, and seals it for the founders that have none and
+// are configured like this node.
+func (b *bootstrap) distributeSecret(founders map[string]candidate) error {
 	if b.currentSecret().Key == nil {
 		if err := b.keepSecret(b.dir, newSecret()); err != nil {
 			return err
@@ -104,7 +104,7 @@ func (b *bootstrap) handOutSecret(founders map[string]candidate) error {
 				continue
 			}
 			b.sealedFor[name], sealed[name], changed = to, box, true
-			b.log.Info("the cluster's secret is handed to a founder", "node", name, "key", fingerprint(q.Key))
+			b.log.Info("the cluster's secret is sent to a founder", "node", name, "key", fingerprint(q.Key))
 			continue
 		}
 		sealed[name] = self.Keys[name]
@@ -118,11 +118,11 @@ func (b *bootstrap) handOutSecret(founders map[string]candidate) error {
 	return nil
 }
 
-// takeSecret takes the secret out of the answer to a node that joins, which must
-// be signed with it. waiting says what is wrong with it.
-func (b *bootstrap) takeSecret(e envelope, r joinReply, subject string) (waiting string, err error) {
+// openReply opens the secret in the reply to a node that joins, and writes it down. The
+// reply must be signed with that secret. If it is not, waiting says what to wait for.
+func (b *bootstrap) openReply(e envelope, r joinReply, subject string) (waiting string, err error) {
 	if b.opts.ClusterSecret != "" {
-		return "", nil // the answer was signed with it
+		return "", nil // the reply was signed with it
 	}
 	s, err := unwrapSecret(r.Sealed, b.private, sealContext(b.opts.Cluster, b.opts.Name, b.nodeID))
 	if err != nil || e.cluster != r.ID || !e.proves(messageKey(s.Key, e.cluster), answerTo(subject)) {

@@ -7,9 +7,10 @@ import (
 	"time"
 )
 
-// candidates are nodes that belong to no cluster yet, or that are heard by one
-// that does not. Their words are not believed: they say who wants to be a founder
-// or to be added, and with which key.
+// candidates are the nodes that belong to no cluster yet. A node that belongs to none
+// itself counts every node that it hears as a candidate. What candidates say is not
+// trusted: it only tells which nodes want to found or join the cluster, and with which
+// keys.
 type candidates struct {
 	mu  sync.Mutex
 	all map[string]candidate // by name and node id
@@ -21,21 +22,21 @@ type candidate struct {
 	proved bool      // it has the cluster's secret
 }
 
-// maxCandidates bounds how many are remembered. The oldest makes room.
+// maxCandidates bounds how many are remembered. The oldest is forgotten first.
 const maxCandidates = 64
 
 func newCandidates() *candidates { return &candidates{all: map[string]candidate{}} }
 
-// hear takes a hello in; anew is true for a node that has begun anew, or has come
-// by the secret.
-func (c *candidates) hear(h hello, proved bool, now time.Time) (anew bool) {
+// hear records a hello. It reports whether the node is new, has restarted, or has got
+// the secret since.
+func (c *candidates) hear(h hello, proved bool, now time.Time) (changed bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	h.Groups, h.Meta, h.Members, h.Heard = nil, nil, nil, nil
 	key := h.Name + " " + h.NodeID
 	last, known := c.all[key]
 	if known && last.proved && !proved && last.Instance == h.Instance {
-		return false // somebody else says this
+		return false // it is not from that node, which would prove itself
 	}
 	if !known && len(c.all) >= maxCandidates {
 		c.forgetOldest()
@@ -44,8 +45,8 @@ func (c *candidates) hear(h hello, proved bool, now time.Time) (anew bool) {
 	return !known || last.Instance != h.Instance || last.proved != proved
 }
 
-// forgetOldest forgets the one that was not heard for longest; those that have
-// proved themselves stay if others are there. mu is held.
+// forgetOldest forgets the candidate that has been silent for longest. It forgets one
+// that has the secret only if all have. mu is held.
 func (c *candidates) forgetOldest() {
 	oldest := ""
 	for key, q := range c.all {
@@ -57,8 +58,9 @@ func (c *candidates) forgetOldest() {
 	delete(c.all, oldest)
 }
 
-// doubtAll has all prove anew that they have the secret, which is another now.
-func (c *candidates) doubtAll() {
+// resetProofs forgets which candidates have proved that they have the secret, because
+// the secret has changed.
+func (c *candidates) resetProofs() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for key, q := range c.all {
@@ -67,7 +69,7 @@ func (c *candidates) doubtAll() {
 	}
 }
 
-// alive returns those that were heard lately, in order of names.
+// alive returns the candidates that were heard lately, in order of names.
 func (c *candidates) alive(now time.Time) (all []candidate) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -82,7 +84,7 @@ func (c *candidates) alive(now time.Time) (all []candidate) {
 	return all
 }
 
-// named returns those of a name that were heard lately.
+// named returns the candidates of a name that were heard lately.
 func (c *candidates) named(name string, now time.Time) (all []candidate) {
 	for _, q := range c.alive(now) {
 		if q.Name == name {

@@ -8,20 +8,20 @@ import (
 	"github.com/cantuslog/cantus/wal"
 )
 
-// claims are what a node says of its data directory whenever it connects to
-// another one, and what it remembers of the other's.
+// claims are what a node says when it connects to another one: the generations of its
+// own data directory, and what it remembers of the other's.
 type claims struct {
 	id    string           // of the directory
-	start uint64           // number of the generation that began with the node's start
-	own   []wal.Generation // the newest ones, rising
+	start uint64           // number of the first generation of this run of the node
+	own   []wal.Generation // the newest generations, in ascending order
 	yours remembered
 }
 
-// remembered is what a node remembers of another's directory.
+// remembered is what a node remembers of another node's directory.
 type remembered struct {
-	id     string // of the directory; "" for nothing
+	id     string // of the directory; "" if nothing is remembered
 	newest wal.Generation
-	older  bool // an older copy of it was met since
+	older  bool // an older copy was seen since
 }
 
 const claimsVersion = 1
@@ -50,7 +50,7 @@ func (c claims) encode() []byte {
 	return append(b, older)
 }
 
-// decodeClaims reads what encode made.
+// decodeClaims decodes what encode has encoded.
 func decodeClaims(b []byte) (c claims, err error) {
 	take := func(n int) []byte {
 		if len(b) < n {
@@ -62,7 +62,7 @@ func decodeClaims(b []byte) (c claims, err error) {
 		return taken
 	}
 	if v := take(1)[0]; err == nil && v != claimsVersion {
-		return c, fmt.Errorf("%w: version %d is not known, %d is", errClaims, v, claimsVersion)
+		return c, fmt.Errorf("%w: version %d is not supported, only %d is", errClaims, v, claimsVersion)
 	}
 	c.id = string(take(int(take(1)[0])))
 	c.start = binary.BigEndian.Uint64(take(8))
@@ -79,12 +79,12 @@ func decodeClaims(b []byte) (c claims, err error) {
 	c.yours.newest.Nonce = wal.Nonce(take(len(wal.Nonce{})))
 	c.yours.older = take(1)[0] != 0
 	if err == nil && len(b) > 0 {
-		err = fmt.Errorf("%w: %d bytes behind them", errClaims, len(b))
+		err = fmt.Errorf("%w: %d bytes too many", errClaims, len(b))
 	}
 	return c, err
 }
 
-// began returns the generation that the node's last start began, if it is still
+// began returns the first generation of this run of the node, zero if it is no longer
 // among those shown.
 func (c claims) began() wal.Generation {
 	for _, g := range c.own {
@@ -95,9 +95,9 @@ func (c claims) began() wal.Generation {
 	return wal.Generation{}
 }
 
-// follows returns nil if a directory that shows these generations can have
-// come from the state in which it had shown one before. Otherwise it is a copy
-// of an older state.
+// follows returns nil if a directory that shows the generations own can be a later state
+// of the one that has shown the generation shown. Otherwise it is a copy of an earlier
+// state. older says that such a copy was seen before.
 func follows(own []wal.Generation, shown wal.Generation, older bool) error {
 	switch {
 	case shown.Number == 0:
@@ -114,5 +114,5 @@ func follows(own []wal.Generation, shown wal.Generation, older bool) error {
 	case older:
 		return fmt.Errorf("an older copy was met, and generation %d, which the right one has shown, is not among those that it still knows", shown.Number)
 	}
-	return nil // it was away for long
+	return nil // the directory was not seen for long, and shows newer generations only
 }

@@ -10,33 +10,33 @@ import (
 	"github.com/cantuslog/cantus/wal"
 )
 
-// chainPoint is a point of a replica's digest chain: the end of a batch, and
-// the index of the entry that holds it, 0 if that is not known.
+// chainPoint is a point of a replica's digest chain: the digest at the end of a batch, and
+// the index of the batch's entry, 0 if it is not known.
 type chainPoint struct {
 	wal.Base
 	Index uint64 `json:",omitempty"`
 }
 
-// digests remembers the newest points of a replica's digest chain, so that
-// replicas can compare theirs.
+// digests remembers the newest points of a replica's digest chain, for comparison with
+// other replicas.
 type digests struct {
 	mu     sync.Mutex
-	points []chainPoint // rising
-	// Of the entries behind since, up to applied, all that hold a batch which
-	// counts are among points.
+	points []chainPoint // in ascending order
+	// The batch of every entry after since, up to applied, is among points unless it
+	// was void.
 	since, applied uint64
 }
 
 const (
-	// digestPoints is how many batches back a comparison reaches.
+	// digestPoints is how many batches are remembered at most.
 	digestPoints = 1024
-	// digestsSaid is how many points a hello carries: the end, and some before
-	// it that others will have got to.
-	digestsSaid = 4
+	// digestsSent is how many points a hello carries: the newest, and some older ones
+	// that replicas which are behind have as well.
+	digestsSent = 4
 )
 
-// begin begins at a point that a snapshot holds, with all before an index behind
-// it. Tests do without digests.
+// begin starts the chain at the point of a snapshot that covers the entries up to index.
+// d may be nil, in tests.
 func (d *digests) begin(b wal.Base, index uint64) {
 	if d == nil {
 		return
@@ -46,6 +46,7 @@ func (d *digests) begin(b wal.Base, index uint64) {
 	d.points, d.since, d.applied = []chainPoint{{Base: b}}, index, index
 }
 
+// add adds the next point.
 func (d *digests) add(p chainPoint) {
 	if d == nil {
 		return
@@ -60,8 +61,8 @@ func (d *digests) add(p chainPoint) {
 	d.points = append(d.points, p)
 }
 
-// passed notes that an entry was applied, whether it counts or not.
-func (d *digests) passed(index uint64) {
+// setApplied records that an entry was applied, whether its batch is void or not.
+func (d *digests) setApplied(index uint64) {
 	if d == nil {
 		return
 	}
@@ -70,18 +71,18 @@ func (d *digests) passed(index uint64) {
 	d.applied = index
 }
 
-// newest returns the points to tell others.
+// newest returns the points for a hello.
 func (d *digests) newest() []chainPoint {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	var said []chainPoint
-	for i, back := len(d.points)-1, 1; i >= 0 && len(said) < digestsSaid; i, back = i-back, back*4 {
-		said = append(said, d.points[i])
+	var sent []chainPoint
+	for i, back := len(d.points)-1, 1; i >= 0 && len(sent) < digestsSent; i, back = i-back, back*4 {
+		sent = append(sent, d.points[i])
 	}
-	return said
+	return sent
 }
 
-// comparison is what comes of comparing chains.
+// comparison is the result of comparing digest chains.
 type comparison uint8
 
 const (
@@ -90,10 +91,10 @@ const (
 	different
 )
 
-// compare compares another replica's points with this one's, and returns the
-// txid of the first that differs. They differ if there are two digests at one
-// txid, if one batch is in two entries, or if this replica has applied the
-// entry of a batch and did not count it.
+// compare compares another replica's points with this one's, and returns the txid of the
+// first that differs. The logs differ if they have two digests at one txid, if they have
+// one batch in two entries, or if this replica has applied the entry of a point and has
+// no batch there.
 func (d *digests) compare(theirs []chainPoint) (comparison, uint64) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -118,20 +119,20 @@ const metaFenced = "fenced"
 
 var errFenced = errors.New("broker: replica is fenced")
 
-// fence ends the replica's part in its group for good: it neither votes nor
-// leads nor acknowledges until an operator has it rebuilt.
-func (p *partition) fence(why string) { p.ceaseFor(why, true) }
+// fence halts the replica durably: it neither votes nor leads nor acknowledges until an
+// operator has it rebuilt.
+func (p *partition) fence(why string) { p.fenceAnd(why, true) }
 
-// retire ends the replica's service and has its leader take its vote, so that it
-// can be rebuilt. Until then it votes and acknowledges.
-func (p *partition) retire(why string) { p.ceaseFor(why, false) }
+// retire fences the replica so that its leader takes its vote and it can be rebuilt, and
+// lets it vote and acknowledge until then.
+func (p *partition) retire(why string) { p.fenceAnd(why, false) }
 
-func (p *partition) ceaseFor(why string, halts bool) {
+func (p *partition) fenceAnd(why string, halt bool) {
 	if !p.fenced.CompareAndSwap(nil, &why) {
 		return
 	}
 	<-p.opened
-	if halts && p.group != nil {
+	if halt && p.group != nil {
 		p.group.Halt(fmt.Errorf("%w: %s", errFenced, why))
 	}
 	p.log.Error("replica fenced: it takes no part until it is rebuilt from the others (cantus cluster rebuild); keep a copy of the data directory first: it may hold what they have lost", "because", why)

@@ -13,27 +13,27 @@ import (
 	"github.com/cantuslog/cantus/wal"
 )
 
-// A node is full if its disk has less free space than its reserve, or than its next
-// start needs. As a leader it then refuses transactions. As a follower it refuses
-// its leader's entries, and the partition goes on with the others.
+// A node is full if its disk has less free space than its reserve, or than its next start
+// needs. As a leader it then refuses transactions. As a follower it rejects its leader's
+// entries, and the partition continues with the other replicas.
 //
-// Each node says in its hellos whether it is full, and a leader also learns it from
-// the refusal. Where no majority has room, the leader refuses transactions and says
-// so. Its followers, although full, then take the entries that it had proposed
-// before, as far as the room that each keeps for them goes (wal.Store.TakesProposed):
-// behind those is the trim that makes room. Elections, trims and the cluster's facts
-// are small, and always taken.
+// Each node says in its hellos whether it is full, and a leader also learns it from a
+// rejection. If no majority has room, the leader refuses transactions and says so in its
+// hellos. Its followers, although full, then accept the entries that it had proposed
+// before, as far as the room that each keeps for them allows (wal.Store.TakesProposed):
+// the trim that makes room comes after those entries. Votes, trims and the cluster's facts
+// are small, and always accepted.
 
-// errFull is returned when a log is not fetched for want of room.
+// errFull is returned when a log is not fetched because the disk is full.
 var errFull = errors.New("this node's disk is full")
 
-// space knows whether this node and others have room on their disks.
+// space reports whether this node and others have room on their disks. It is a diskSpace.
 type space struct {
 	self     string
 	log      *slog.Logger
 	store    *wal.Store
 	peers    *peers
-	reserved *atomic.Int64 // bytes
+	reserved *atomic.Int64 // bytes; see Options.MinFreeBytes
 	read     func(dir string) (free int64, err error)
 	advise   func(event string, fields map[string]any)
 	announce func() // has the node's status sent now
@@ -42,7 +42,7 @@ type space struct {
 	free atomic.Int64 // bytes free on the disk
 }
 
-// check looks whether the disk has room, and announces a change.
+// check checks whether the disk has room, and announces a change.
 func (s *space) check() {
 	free, err := s.read(s.store.Dir())
 	if err != nil {
@@ -53,7 +53,7 @@ func (s *space) check() {
 	s.setFull(free < s.reserve() || s.store.Tight())
 }
 
-// setFull notes whether the node is full, and announces a change.
+// setFull sets whether the node is full, and announces a change.
 func (s *space) setFull(full bool) {
 	if full == s.low.Swap(full) {
 		return
@@ -64,21 +64,20 @@ func (s *space) setFull(full bool) {
 	s.announce()
 }
 
-// isTight reports whether this node's store accepts nothing more; isLow, whether its
-// disk has less free space than the reserve, as of a second ago; isFull, whether this
-// node takes no more transactions for either reason.
+// isTight reports whether this node's store accepts nothing more. isLow reports whether its
+// disk had less free space than the reserve at the last check. isFull reports either.
 func (s *space) isTight() bool { return s.store.Tight() }
 func (s *space) isLow() bool   { return s.low.Load() }
 func (s *space) isFull() bool  { return s.isLow() || s.isTight() }
 
 func (s *space) reserve() int64 { return s.reserved.Load() }
 
-// takesProposed reports whether there is room for entries of so many bytes that were
-// proposed before their leader refused transactions.
-func (s *space) takesProposed(bytes int64) bool { return s.store.TakesProposed(bytes) }
+// takesProposed reports whether there is room for entries of n bytes that were proposed
+// before their leader refused transactions.
+func (s *space) takesProposed(n int64) bool { return s.store.TakesProposed(n) }
 
-// hasRoom reports whether a node accepts transactions, as far as is known, and
-// whether it is full if it does not.
+// hasRoom reports whether a node is known to have room, and whether it is known to be
+// full. Neither is the case if the node is away.
 func (s *space) hasRoom(name string, now time.Time) (room, full bool) {
 	if name == s.self {
 		full = s.isFull()
@@ -116,8 +115,8 @@ func (p *partition) isDiskBlocked() bool {
 	return !hasRoom && len(full) > 0
 }
 
-// updateDiskBlocked updates diskBlocked on a leader. If it changes, the followers are
-// informed soon: they wait for that before they accept entries proposed before.
+// updateDiskBlocked updates diskBlocked on a leader. A change is announced at once: the
+// followers wait for it before they accept the entries proposed before.
 func (p *partition) updateDiskBlocked() {
 	p.diskBlockedMu.Lock()
 	defer p.diskBlockedMu.Unlock()
@@ -129,30 +128,32 @@ func (p *partition) updateDiskBlocked() {
 	}
 }
 
-// peerFull notes that a peer has refused this leader's entries for want of room.
+// peerFull is called when a peer has rejected this leader's entries because its disk is
+// full.
 func (p *partition) peerFull(name string) {
 	p.host.peers.setFull(name)
 	select {
 	case <-p.opened:
-		p.updateDiskBlocked() // also before it serves: entries of the last term may wait
+		p.updateDiskBlocked() // even before a session begins: entries of the last term may wait
 	default:
 	}
 }
 
-// rejectsEntries reports whether this replica, as a follower, rejects entries of some
-// bytes for want of room. It accepts them once its leader refuses transactions: they
+// rejectsEntries reports whether this replica, as a follower, rejects entries of n bytes
+// because its disk is full. It accepts them once its leader refuses transactions: they
 // were proposed before that, and there are few of them.
-func (p *partition) rejectsEntries(bytes int) bool {
+func (p *partition) rejectsEntries(n int) bool {
 	space := p.host.space
 	if !space.isFull() {
 		return false
 	}
-	space.setFull(true) // the leader is to hear it now
+	space.setFull(true) // announces it to the leader now
 	_, leader, ok := p.host.peers.leader(p.id, time.Now())
-	return !ok || leader.Full == "" || !space.takesProposed(int64(bytes))
+	return !ok || leader.Full == "" || !space.takesProposed(int64(n))
 }
 
-// fullError returns why the partition accepts no transactions, nil if it does.
+// fullError returns an error if the partition accepts no transactions because of full
+// disks.
 func (p *partition) fullError() error {
 	const until = "nothing is appended until there is room: free some there, or trim"
 	name := p.host.name
@@ -173,12 +174,12 @@ func tooFew(full []string) string {
 	return "too few of the partition's nodes have room on their disks, " + strings.Join(full, " and ") + " none"
 }
 
-// roomPatience is how long an entry that needs no room waits for entries before it for
-// which there is none.
+// roomPatience is how long a trim waits for the commit of earlier entries for which there
+// is no room.
 const roomPatience = 3 * time.Second
 
-// awaitProposed returns nil once the entries proposed before the call are committed, or
-// do not wait for room, and an error when ctx ends. Otherwise a trim would wait behind them.
+// awaitProposed waits until the entries proposed before the call are committed, or do not
+// wait for room. Otherwise a trim would wait behind them without a limit.
 func (p *partition) awaitProposed(ctx context.Context) error {
 	last, began := p.group.Status().LastIndex, time.Now()
 	for p.group.Status().CommitIndex < last {
@@ -198,8 +199,8 @@ func (p *partition) awaitProposed(ctx context.Context) error {
 	return nil
 }
 
-// outcome returns the outcome of a proposal, or an error if that waits for room on disks
-// for longer than roomPatience.
+// outcome waits for the outcome of a proposal. It returns an error if the proposal waits
+// longer than roomPatience for room on disks.
 func (p *partition) outcome(of raftstore.Proposal) (applied, error) {
 	type outcome struct {
 		result any
@@ -225,7 +226,7 @@ func (p *partition) outcome(of raftstore.Proposal) (applied, error) {
 	}
 }
 
-// fullText returns fullError's text, "" if there is room.
+// fullText returns the text of fullError, "" if there is room.
 func (p *partition) fullText() string {
 	if err := p.fullError(); err != nil {
 		return err.Error()

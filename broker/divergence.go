@@ -10,22 +10,21 @@ import (
 	"github.com/cantuslog/cantus/raftstore"
 )
 
-// Replicas of a group have the same log, or one of them is broken. Which one is
-// for the group's voters to say, not for whoever says hello. Each node compares
-// the points of the digest chains that others tell with its own, and remembers
-// how the last comparison with each of them came out.
+// The replicas of a group have the same log, or one of them is broken. A majority of the
+// group's voters decides which one, not any single report. Hellos carry points of the
+// senders' digest chains. Each node compares them with its own, and remembers the result
+// of the last comparison with each replica.
 //
-//   - If a majority of the voters differs from this replica, it is wrong. It is
+//   - If a majority of the voters differs from this replica, this replica is wrong. It is
 //     fenced, durably, until an operator has it rebuilt.
-//   - If it differs from its leader, and no majority agrees with it, it may be
-//     wrong. It takes no part until that is known, and says so. Nothing is
-//     written down: one report alone decides nothing for good.
-//   - If it agrees with a majority of the voters, it goes on.
+//   - If it differs from its leader, and no majority agrees with it, it may be wrong. It
+//     takes no part, and reports that, until the voters decide. This is not durable.
+//   - If it agrees with a majority of the voters, it continues.
 
-// verdicts are how comparisons with other replicas came out.
+// verdicts holds the results of the last comparisons with other replicas.
 type verdicts struct {
 	mu sync.Mutex
-	by map[string]verdict
+	by map[string]verdict // by node
 }
 
 type verdict struct {
@@ -33,8 +32,7 @@ type verdict struct {
 	txid uint64
 }
 
-// set notes how a comparison came out; one without a common point says nothing
-// new.
+// set records a result. One without a common point leaves the earlier result.
 func (v *verdicts) set(name string, is verdict) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
@@ -46,15 +44,15 @@ func (v *verdicts) set(name string, is verdict) {
 	}
 }
 
-// drop forgets about a replica that is no measure any more.
+// drop forgets the result for a replica that no longer counts.
 func (v *verdicts) drop(name string) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	delete(v.by, name)
 }
 
-// count counts the voters that agree with this replica, itself among them if it
-// votes, and those that differ. The worst of these is the leader, if it does.
+// count counts the voters that agree with this replica, itself included if it votes, and
+// those that differ. Of the latter it names the leader if that is among them.
 func (v *verdicts) count(self, leader string, replicas []raftstore.Replica) (c tally) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
@@ -80,15 +78,16 @@ func (v *verdicts) count(self, leader string, replicas []raftstore.Replica) (c t
 	return c
 }
 
-// tally is what a group's voters say of this node's replica.
+// tally counts a group's voters by whether they agree with this node's replica.
 type tally struct {
 	agree, differ, majority int
 	leader                  bool   // the leader differs
-	other                   string // one that differs
-	txid                    uint64 // from there on
+	other                   string // a voter that differs
+	txid                    uint64 // the first one that differs
 }
 
-// compare compares the replica with another one, and does what follows.
+// compare compares the replica with another node's, and fences, disputes or resumes it
+// according to the result.
 func (p *partition) compare(name string, r groupReport) {
 	if why := r.Forgot[p.host.name]; why != "" && r.leads() {
 		p.accuser.Store(&name)
@@ -122,13 +121,13 @@ func (p *partition) compare(name string, r groupReport) {
 		p.dispute(fmt.Sprintf("its log differs from that of its leader %s at txid %d, and no majority of voters is there to say which of the two is wrong: "+
 			"start the others", c.other, c.txid))
 	case p.accuser.Load() == nil && (c.agree >= c.majority || c.differ == 0):
-		p.settleDispute()
+		p.endDispute()
 	}
 }
 
 var errDisputed = errors.New("broker: replica takes no part for now")
 
-// dispute has the replica take no part until it is known whether it is wrong.
+// dispute halts the replica until it is known whether its log is wrong.
 func (p *partition) dispute(why string) {
 	if p.fenced.Load() != nil || !p.disputed.CompareAndSwap(nil, &why) {
 		return
@@ -142,15 +141,15 @@ func (p *partition) dispute(why string) {
 	}
 }
 
-// settleDispute has the replica take part again.
-func (p *partition) settleDispute() {
+// endDispute resumes a replica that dispute has halted.
+func (p *partition) endDispute() {
 	if why := p.disputed.Swap(nil); why != nil && p.fenced.Load() == nil {
 		p.log.Info("replica takes part again: a majority of the voters has its log", "was", *why)
 		p.group.Resume()
 	}
 }
 
-// contradicted takes why raft has halted the replica.
+// contradicted is called when the group has halted itself because of err.
 func (p *partition) contradicted(err error) {
 	if errors.Is(err, raftstore.ErrTermBack) {
 		p.host.fail(fmt.Errorf("partition %d: %w", p.id, err))
@@ -159,7 +158,8 @@ func (p *partition) contradicted(err error) {
 	p.fence(err.Error())
 }
 
-// peerForgot takes that a member has lost entries. It gets no more of them.
+// peerForgot is called when a member has lost entries that it had acknowledged. The
+// leader sends it no more.
 func (p *partition) peerForgot(peer string, has, had uint64) {
 	why := fmt.Sprintf("its newest entry is %d, and it had acknowledged %d", has, had)
 	p.log.Error("a replica has lost entries that it had acknowledged, and counts for nothing: its data directory was put back to an older state; "+
@@ -168,8 +168,7 @@ func (p *partition) peerForgot(peer string, has, had uint64) {
 	p.host.announce()
 }
 
-// compare compares the facts with another node's. A node whose facts are wrong can't
-// go on.
+// compare compares the facts with another node's. A node with wrong facts stops.
 func (m *meta) compare(h hello) {
 	if m == nil || h.Meta == nil {
 		return
@@ -193,9 +192,9 @@ func (m *meta) compare(h hello) {
 	}
 }
 
-var errFacts = errors.New("broker: this node's facts of the cluster are not the others'")
+var errFacts = errors.New("broker: this node's facts differ from the other nodes'")
 
-// dispute has the replica of the facts take no part while why is not nil.
+// dispute halts the replica of the facts because of why, or resumes it if why is nil.
 func (m *meta) dispute(why error) {
 	if why == nil {
 		if m.disputed.Swap(nil) != nil {
@@ -210,9 +209,9 @@ func (m *meta) dispute(why error) {
 	}
 }
 
-// contradicted takes why raft has halted the replica of the facts. The node ends,
-// once the others have heard what it remembers of their directories: one of them
-// may be an older copy, and not know.
+// contradicted is called when the group of the facts has halted itself because of err.
+// The node stops, but first connects to the others, which then learn what it remembers of
+// their directories: one of them may run on an older copy without knowing it.
 func (m *meta) contradicted(err error) {
 	m.background(func() {
 		m.greetMembers()
@@ -221,10 +220,10 @@ func (m *meta) contradicted(err error) {
 	})
 }
 
-// lastGreetings bounds how long a node that ends greets others.
+// lastGreetings bounds how long a node that stops connects to others.
 const lastGreetings = 5 * time.Second
 
-// greetMembers connects to every other member once, whether or not it accepts.
+// greetMembers connects to every other member once. It ignores errors.
 func (m *meta) greetMembers() {
 	ctx, cancel := context.WithTimeout(context.Background(), lastGreetings)
 	defer cancel()
@@ -234,7 +233,7 @@ func (m *meta) greetMembers() {
 		if name != m.opts.Name {
 			greeting.Go(func() {
 				if err := m.greet(ctx, name); err != nil {
-					m.log.Debug("greet a member", "node", name, "err", err)
+					m.log.Debug("connect to a member", "node", name, "err", err)
 				}
 			})
 		}

@@ -96,10 +96,10 @@ func TestChainsAreComparedByTxidAndEntry(t *testing.T) {
 	var d digests
 	d.begin(wal.Base{Txid: 10, Digest: wal.Digest{1}}, 20)
 	d.add(point(15, 2, 22))
-	d.passed(22)
-	d.passed(23) // it did not count
+	d.setApplied(22)
+	d.setApplied(23) // it did not count
 	d.add(point(18, 3, 24))
-	d.passed(24)
+	d.setApplied(24)
 	for what, c := range map[string]struct {
 		theirs []chainPoint
 		want   comparison
@@ -124,7 +124,7 @@ func TestChainsAreComparedByTxidAndEntry(t *testing.T) {
 	}
 	for i := range uint64(3 * digestPoints) { // it stays bounded, and knows what it has dropped
 		d.add(point(100+i, 5, 100+i))
-		d.passed(100 + i)
+		d.setApplied(100 + i)
 	}
 	if len(d.points) > digestPoints {
 		t.Errorf("%d points", len(d.points))

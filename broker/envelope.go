@@ -12,27 +12,27 @@ import (
 	"strings"
 )
 
-// What nodes say to each other over NATS comes in an envelope: a line of text,
-// and a body in JSON.
+// An envelope carries each message between nodes over NATS: a line of text, and a body in
+// JSON.
 //
 //	CANTUS2 <cluster id> <node> <node id> <instance> <number> <signature>
 //
-// The signature is an HMAC over the subject, the line without it, and the body,
-// with a key that derives from the cluster's secret and its id. Any client of the
-// NATS server can publish on these subjects, so nothing is believed without one.
-// "-" stands for what is not there: the cluster's id and the signature of a node
-// that belongs to no cluster yet.
+// The signature is an HMAC over the subject, the line without the signature, and the
+// body. Its key derives from the cluster's secret and id. Any client of the NATS server
+// can publish on these subjects, so no message is trusted without a signature. "-" stands
+// for an empty field: a node that belongs to no cluster yet has no cluster id and no
+// signature.
 //
-// The number rises with each envelope that an instance, a run of a node, sends.
+// The number rises with each envelope that an instance, one run of a node, sends.
 type envelope struct {
 	protocol int
-	cluster  string // "" of a node that belongs to none yet
+	cluster  string // "" for a node that belongs to none yet
 	name     string
 	id       string // of the data directory
 	instance string
 	number   uint64
 
-	mac    string // as it came
+	mac    string // as received
 	signed string // the line without the signature
 	body   []byte
 }
@@ -41,13 +41,13 @@ const (
 	envelopeMagic = "CANTUS"
 	// maxEnvelopeLine bounds the line.
 	maxEnvelopeLine = 1024
-	// maxUnsigned bounds a body that nobody vouches for.
+	// maxUnsigned bounds a body without a valid signature.
 	maxUnsigned = 64 << 10
 )
 
-var errEnvelope = errors.New("no message of a Cantus node of this version")
+var errEnvelope = errors.New("not a message of a Cantus node of this version")
 
-// dash stands for an empty field.
+// dash returns "-" for an empty field.
 func dash(s string) string {
 	if s == "" {
 		return "-"
@@ -62,12 +62,12 @@ func undash(s string) string {
 	return s
 }
 
-// line is the envelope's line without the signature.
+// line returns the envelope's line without the signature.
 func (e envelope) line() string {
 	return fmt.Sprintf("%s%d %s %s %s %s %d", envelopeMagic, e.protocol, dash(e.cluster), e.name, dash(e.id), e.instance, e.number)
 }
 
-// encode returns the envelope with its signature; without one if key is nil.
+// encode returns the envelope in its form on the wire. It is not signed if key is nil.
 func (e envelope) encode(key []byte, subject string) []byte {
 	e.signed, e.mac = e.line(), "-"
 	if key != nil {
@@ -87,13 +87,13 @@ func (e envelope) sign(key []byte, subject string) []byte {
 	return mac.Sum(nil)
 }
 
-// proves reports whether the envelope was signed with a key, for a subject.
+// proves reports whether the envelope was signed with a key for a subject.
 func (e envelope) proves(key []byte, subject string) bool {
 	mac, err := hex.DecodeString(e.mac)
 	return err == nil && hmac.Equal(mac, e.sign(key, subject))
 }
 
-// openEnvelope reads an envelope, which aliases b. Nothing in it is proved.
+// openEnvelope decodes an envelope, which aliases b. It does not check the signature.
 func openEnvelope(b []byte) (e envelope, err error) {
 	line, _, ok := bytes.Cut(b[:min(len(b), maxEnvelopeLine)], []byte{'\n'})
 	if !ok || !bytes.HasPrefix(line, []byte(envelopeMagic)) {
@@ -116,9 +116,9 @@ func openEnvelope(b []byte) (e envelope, err error) {
 	return e, nil
 }
 
-// messageKey is what nodes sign envelopes with: the members of a cluster, and,
-// for the empty id, nodes that found or join one and have its secret already.
+// messageKey returns the key with which the members of a cluster sign envelopes. Nodes
+// that have the secret but belong to no cluster yet use the one for the empty id.
 func messageKey(secret []byte, cluster string) []byte { return deriveKey(secret, cluster, "messages") }
 
-// newInstance names a run of a node, or is a nonce: it is not to be guessed.
+// newInstance returns a name for a run of a node, or a nonce, that can't be guessed.
 func newInstance() string { return rand.Text() }

@@ -15,59 +15,60 @@ import (
 	"github.com/cantuslog/cantus/wal"
 )
 
-// Raft rests on it that no voter forgets what it has acknowledged. A data
-// directory that is put back from an older copy of itself, by a snapshot of a
-// virtual machine or from a backup, is such a voter, and nothing in it shows
-// that. So every directory counts its generations, each with a random nonce. One
-// begins before the node first connects to another after its start, and again
-// every generationTime. A node that meets nobody begins none: an older copy could
-// otherwise begin so many alone that what peers remember is no longer among
-// those it shows. Nodes tell each other their newest generations at the beginning of every
-// connection, and remember, durably and before anything else passes, the newest
-// of each other. A directory that does not show what it had shown before is an
-// older copy. The connection is refused at both ends, and with it all votes and
-// entries.
+// Raft assumes that no voter forgets what it has acknowledged. A data directory that is
+// replaced by an older copy of itself, from a snapshot of a virtual machine or from a
+// backup, breaks that, and nothing in the directory shows it. So every directory counts
+// its generations, each with a random nonce. A generation begins before the node first
+// connects to another node after its start, and then every generationTime. A node that
+// meets no other node begins none. Otherwise an older copy could begin so many alone that
+// the generation which its peers remember is no longer among those that it shows.
 //
-// The node itself hears it from whoever refuses it, as what that one remembers.
-// It then refuses all connections, and when a majority of the voters on the
-// facts has said so, it stops. What one node knows the facts spread: they hold
-// the last start of each member.
+// At the beginning of every connection, nodes tell each other their newest generations.
+// Each remembers the newest generation of the other, durably, before anything else is
+// sent. A directory that does not show the generation that it has shown before is an
+// older copy. Both ends then refuse the connection, and with it all votes and entries.
 //
-// An older copy from within the same generation is not recognized, nor one that
-// nobody is left to recognize: see docs/adr/0016.
+// A node learns that it runs on an older copy from the nodes that refuse it: they tell it
+// what they remember. It then refuses all connections, and stops when a majority of the
+// voters on the facts has said so. The facts spread this knowledge: they hold the last
+// start of each member.
+//
+// An older copy from within the same generation is not recognized, and neither is one
+// that no other node remembers: see docs/adr/0016.
 
-// generationTime is how long a generation lasts: older copies are recognized
-// that were made before the current one.
+// generationTime is how long a generation lasts. An older copy is recognized if it was
+// made before the current generation.
 const generationTime = time.Minute
 
-// staleClaims is how long claims may be on their way that another connection has
-// overtaken.
-const staleClaims = 10 * time.Second
+// claimsInTransit is how long claims may take to arrive. Within that time, another
+// connection may bring newer ones first.
+const claimsInTransit = 10 * time.Second
 
-// generations are what the node knows of its own directory and of others'.
+// generations keeps what the node knows of its own directory and of the others'. Its
+// methods run on the goroutines of connections, and on run's.
 type generations struct {
 	*identity
 	services
 	store     *wal.Store
 	witness   *wal.Witness
 	peers     *peers
-	facts     func() cluster.Facts // none while the node is starting
-	greet     func(ctx context.Context, node string) error
-	reconnect func() // breaks the connections to other nodes
+	facts     func() cluster.Facts                         // none while the node is starting
+	greet     func(ctx context.Context, node string) error // connects to another node
+	reconnect func()                                       // closes the connections to other nodes
 
 	state  sync.Mutex // guards what follows
 	own    []wal.Generation
-	due    bool                 // the next is to begin before anything is claimed
-	start  uint64               // number of the first that began since this start, 0 if none has
-	raised map[string]time.Time // when another directory last showed a newer one, by its id
-	denied map[string]string    // by nodes that know this directory as an older copy, and why
-	told   map[string]bool      // ids of older copies that were complained about
-	shown  map[string]bool      // ids of directories that have shown their generations, and are no older copies
+	due    bool                 // the next generation begins before the next claims
+	start  uint64               // number of the first generation of this run of the node, 0 if none has begun
+	raised map[string]time.Time // by the id of another directory: when it last showed a newer generation
+	denied map[string]string    // by node: why it considers this directory an older copy
+	logged map[string]bool      // ids of older copies that were logged
+	proven map[string]bool      // ids of directories that have shown that they are not older copies
 }
 
-// open reads what the directory holds of its generations.
+// open reads the directory's generations, and what it remembers of others.
 func (g *generations) open(s *wal.Store) (err error) {
-	g.raised, g.denied, g.told, g.shown = map[string]time.Time{}, map[string]string{}, map[string]bool{}, map[string]bool{}
+	g.raised, g.denied, g.logged, g.proven = map[string]time.Time{}, map[string]string{}, map[string]bool{}, map[string]bool{}
 	g.store, g.due = s, true
 	if g.witness, err = s.Witness(); err != nil {
 		return err
@@ -76,15 +77,15 @@ func (g *generations) open(s *wal.Store) (err error) {
 	return err
 }
 
-// refresh begins a generation if one is due. Without room on the disk there is none,
-// and the last one goes on.
+// refresh begins a generation if one is due. If the disk has no room for it, the last
+// one continues.
 func (g *generations) refresh() {
 	g.state.Lock()
 	defer g.state.Unlock()
 	if !g.due {
 		return
 	}
-	g.due = false // a failure is not tried again before the next is due
+	g.due = false // after a failure, the next attempt is when the next generation is due
 	own, err := g.store.BeginGeneration()
 	if err != nil {
 		g.log.Warn("no new generation of the data directory: older copies of it are not recognized for longer", "err", err)
@@ -96,14 +97,14 @@ func (g *generations) refresh() {
 	}
 }
 
-// claims returns what this node says to another one.
+// claims returns the claims that this node makes to another one.
 func (g *generations) claims(peer string) []byte {
 	g.refresh()
 	c := claims{id: g.store.Identity().NodeID, yours: remembered{id: g.idOf(peer)}}
 	if c.yours.id != "" {
 		seen, _ := g.witness.Get(c.yours.id)
 		c.yours.newest, c.yours.older = seen.Newest, seen.Older
-		if at := g.notedStart(c.yours.id); at.Number > seen.Newest.Number {
+		if at := g.recordedStart(c.yours.id); at.Number > seen.Newest.Number {
 			c.yours.newest = at
 		}
 	}
@@ -113,7 +114,7 @@ func (g *generations) claims(peer string) []byte {
 	return c.encode()
 }
 
-// idOf returns the id of a node's directory, "" if it is not known.
+// idOf returns the id of a node's directory, "" if this node does not know it.
 func (g *generations) idOf(peer string) string {
 	if m := g.facts().Nodes[peer]; m.ID != "" {
 		return m.ID
@@ -122,8 +123,8 @@ func (g *generations) idOf(peer string) string {
 	return q.NodeID
 }
 
-// notedStart returns the last start of a directory that the facts know.
-func (g *generations) notedStart(id string) (at wal.Generation) {
+// recordedStart returns the last start of a directory that the facts have.
+func (g *generations) recordedStart(id string) (at wal.Generation) {
 	s, known := g.facts().Starts[id]
 	if !known || at.Nonce.UnmarshalText([]byte(s.Nonce)) != nil {
 		return wal.Generation{}
@@ -132,14 +133,15 @@ func (g *generations) notedStart(id string) (at wal.Generation) {
 	return at
 }
 
-// check judges what another node claims. Its error refuses the connection.
+// check checks the claims of another node. If it returns an error, the connection is
+// refused.
 func (g *generations) check(peer string, b []byte) error {
 	c, err := decodeClaims(b)
 	if err != nil {
 		return err
 	}
 	if c.yours.id == g.store.Identity().NodeID {
-		g.hear(peer, c.yours)
+		g.onRemembered(peer, c.yours)
 	}
 	if err := g.examine(peer, c); err != nil {
 		return err
@@ -152,10 +154,10 @@ func (g *generations) check(peer string, b []byte) error {
 	return nil
 }
 
-// examine compares what another directory shows with what it had shown before,
-// and remembers it.
+// examine compares the generations that another directory shows with the one that it had
+// shown before, and remembers the newest.
 func (g *generations) examine(peer string, c claims) error {
-	noted := g.notedStart(c.id)
+	recorded := g.recordedStart(c.id)
 	var newest wal.Generation
 	if n := len(c.own); n > 0 {
 		newest = c.own[n-1]
@@ -163,7 +165,7 @@ func (g *generations) examine(peer string, c claims) error {
 	err := g.witness.Update(c.id, func(seen wal.Seen) (wal.Seen, error) {
 		why := follows(c.own, seen.Newest, seen.Older)
 		if why == nil {
-			why = follows(c.own, noted, seen.Older)
+			why = follows(c.own, recorded, seen.Older)
 		}
 		if why != nil {
 			if g.overtaken(c.id) {
@@ -181,50 +183,50 @@ func (g *generations) examine(peer string, c claims) error {
 		return seen, nil
 	})
 	g.state.Lock()
-	g.shown[c.id] = err == nil || errors.Is(err, wal.ErrNoSpace)
+	g.proven[c.id] = err == nil || errors.Is(err, wal.ErrNoSpace)
 	g.state.Unlock()
 	switch {
 	case errors.Is(err, ErrOlderCopy):
-		g.complain(peer, c.id, err)
-	case errors.Is(err, wal.ErrNoSpace): // it is remembered until the process ends
+		g.reportOlderCopy(peer, c.id, err)
+	case errors.Is(err, wal.ErrNoSpace): // it is remembered until this process ends
 		g.log.Warn("no room to write down what another node has shown", "node", peer, "err", err)
 		return nil
 	}
 	return err
 }
 
-// vouched reports whether a directory has shown, since this node started, that it
-// is no older copy. What a node says of its log counts against this one only
-// then: a majority may consist of those that have lost what this one has.
+// vouched reports whether a directory has shown, since this node started, that it is not
+// an older copy. Only then may what its node says of its log count against this node's
+// log: a majority may consist of nodes that have lost what this one has.
 func (g *generations) vouched(id string) bool {
 	g.state.Lock()
 	defer g.state.Unlock()
-	return g.shown[id]
+	return g.proven[id]
 }
 
-var errOvertaken = errors.New("what the node claims is out of date by now: connect again")
+var errOvertaken = errors.New("the node's claims are out of date: connect again")
 
+// raise records that a directory has shown a newer generation now.
 func (g *generations) raise(id string) {
 	g.state.Lock()
 	defer g.state.Unlock()
 	g.raised[id] = time.Now()
 }
 
-// overtaken reports whether a directory has shown a newer generation just now,
-// so that claims from before may still be on their way.
+// overtaken reports whether a directory has shown a newer generation within
+// claimsInTransit, so that older claims may arrive after newer ones.
 func (g *generations) overtaken(id string) bool {
 	g.state.Lock()
 	defer g.state.Unlock()
 	at, ok := g.raised[id]
-	return ok && time.Since(at) < staleClaims
+	return ok && time.Since(at) < claimsInTransit
 }
 
-// complain says once of a directory that it is an older copy, and has its node
-// hear why it is refused.
-func (g *generations) complain(peer, id string, err error) {
+// reportOlderCopy logs and publishes, once for each directory, that it is an older copy.
+func (g *generations) reportOlderCopy(peer, id string, err error) {
 	g.state.Lock()
-	first := !g.told[id]
-	g.told[id] = true
+	first := !g.logged[id]
+	g.logged[id] = true
 	g.state.Unlock()
 	if first {
 		g.log.Error("a node runs on an older copy of its data directory: it has lost what it acknowledged since, and is refused; "+
@@ -234,31 +236,31 @@ func (g *generations) complain(peer, id string, err error) {
 	}
 }
 
-// hear takes what another node remembers of this one's directory.
-func (g *generations) hear(peer string, r remembered) {
+// onRemembered handles what another node remembers of this node's directory.
+func (g *generations) onRemembered(peer string, r remembered) {
 	g.state.Lock()
 	err := follows(g.own, r.newest, r.older)
-	_, was := g.denied[peer]
+	_, denied := g.denied[peer]
 	if err == nil {
 		delete(g.denied, peer)
 	} else {
 		g.denied[peer] = err.Error()
 	}
 	voters := g.facts().MetaVoters()
-	saying := 0
+	denials := 0
 	for name := range g.denied {
 		if slices.Contains(voters, name) {
-			saying++
+			denials++
 		}
 	}
 	why := g.whyLocked()
 	g.state.Unlock()
 	switch {
 	case err == nil:
-	case saying > len(voters)/2:
+	case denials > len(voters)/2:
 		g.fail(fmt.Errorf("%w: %s. It lacks what this node has acknowledged since it was made, and must not vote. "+
 			"Remove the node from the cluster, give it an empty data directory, and add it again; or start it on the right directory", ErrOlderCopy, why))
-	case !was:
+	case !denied:
 		g.log.Error("the data directory is an older copy of itself: this node takes no part; "+
 			"start it on the newer one, or remove the node from the cluster, give it an empty directory and add it again "+
 			"(docs/guide.md, \"Older copies of a directory\")", "says", peer, "because", why)
@@ -266,8 +268,8 @@ func (g *generations) hear(peer string, r remembered) {
 	}
 }
 
-// whyLocked says who denies this directory, and why, "" if nobody does. state is
-// held.
+// whyLocked returns which nodes consider this directory an older copy, and why, "" if
+// none does. state is held.
 func (g *generations) whyLocked() string {
 	var all []string
 	for _, name := range slices.Sorted(maps.Keys(g.denied)) {
@@ -276,7 +278,8 @@ func (g *generations) whyLocked() string {
 	return strings.Join(all, "; ")
 }
 
-// why says which nodes deny this directory, "" if none does.
+// why returns which nodes consider this directory an older copy, and why, "" if none
+// does.
 func (g *generations) why() string {
 	if g == nil {
 		return ""
@@ -286,7 +289,7 @@ func (g *generations) why() string {
 	return g.whyLocked()
 }
 
-// run has generations begin, and tells the other members of each, until ctx ends.
+// run begins generations and connects to the other members to show them, until ctx ends.
 func (g *generations) run(ctx context.Context) {
 	next := time.NewTicker(generationTime)
 	defer next.Stop()
@@ -318,9 +321,9 @@ func (g *generations) run(ctx context.Context) {
 	}
 }
 
-// notes returns a command that notes a start of a member which the facts don't
-// know yet; false says that they know all.
-func (g *generations) notes(f cluster.Facts) (c cluster.Command, ok bool) {
+// startToRecord returns a command that records a member's newest start in the facts;
+// false if they have the starts of all members.
+func (g *generations) startToRecord(f cluster.Facts) (c cluster.Command, ok bool) {
 	for _, name := range f.Names() {
 		id := f.Nodes[name].ID
 		at := g.lastStart(id)
@@ -334,7 +337,7 @@ func (g *generations) notes(f cluster.Facts) (c cluster.Command, ok bool) {
 	return c, false
 }
 
-// lastStart returns the last start of a directory that this node knows.
+// lastStart returns the last start of a directory that this node knows of.
 func (g *generations) lastStart(id string) wal.Generation {
 	if id != g.store.Identity().NodeID {
 		seen, _ := g.witness.Get(id)

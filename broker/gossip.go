@@ -10,8 +10,8 @@ import (
 	"github.com/cantuslog/cantus/broker/internal/natslink"
 )
 
-// gossip is the exchange of status between nodes: it announces this node's, and
-// handles those of the others.
+// gossip exchanges statuses with the other nodes: a goroutine, run, announces this
+// node's every helloInterval, and the reading goroutine of the link handles theirs.
 type gossip struct {
 	*identity
 	peers      *peers
@@ -19,17 +19,17 @@ type gossip struct {
 	node       gossipNode
 	now        chan struct{} // capacity 1: announce at once
 	stop       chan struct{} // closed when nothing is announced any more
-	strangers  loglimit.Once // instances of nodes that were warned of
-	foreigners atomic.Int64  // statuses of another cluster's nodes, while starting
+	warned     loglimit.Once // by instance: nodes that a warning was logged for
+	foreigners atomic.Int64  // statuses of another cluster's nodes, counted while starting
 }
 
-// gossipNode is what the exchange needs of the node.
+// gossipNode is what gossip needs of the node.
 type gossipNode struct {
 	describe    func(*hello) // adds the node's replicas and whether it is ready
-	measure     func(*hello) // notes how far another node's replicas are behind
-	heard       func(hello)  // acts on what a member has said
+	measure     func(*hello) // sets how far another node's replicas are behind
+	heard       func(hello)  // handles a member's status
 	checkMember func(name, id string) error
-	nameTaken   func(hello) bool // by a member with another directory
+	nameTaken   func(hello) bool // a member with another directory has the name
 	isMember    func(name, id string) bool
 	routed      func(name, id string) bool // the node's NATS server is connected as a route
 	served      func() bool                // this node was ready once
@@ -43,8 +43,8 @@ func newGossip(i *identity, p *peers, node gossipNode) *gossip {
 	return &gossip{identity: i, peers: p, node: node, now: make(chan struct{}, 1), stop: make(chan struct{})}
 }
 
-// onHello handles another node's status. One that is not signed with the cluster's
-// secret counts for founding and joining only.
+// onHello handles another node's status. A status that is not signed with the cluster's
+// secret is used to found and join clusters only.
 func (g *gossip) onHello(m *natslink.Message) {
 	e, err := openEnvelope(m.Payload)
 	switch {
@@ -58,7 +58,7 @@ func (g *gossip) onHello(m *natslink.Message) {
 	}
 }
 
-// onSigned handles the status of a holder of the cluster's secret.
+// onSigned handles the status of a node that has the cluster's secret.
 func (g *gossip) onSigned(e envelope) {
 	h, err := decodeHello(e)
 	if err != nil {
@@ -72,7 +72,7 @@ func (g *gossip) onSigned(e envelope) {
 	}
 	fresh, unheard := g.peers.fresh(h, e.number, time.Now())
 	if unheard {
-		g.announce() // which is what it has to repeat
+		g.announce() // so that the node can list it as heard, which proves that it is not a replay
 	}
 	if !fresh {
 		return
@@ -92,17 +92,17 @@ func (g *gossip) onSigned(e envelope) {
 	g.node.allowLeading()
 }
 
-// accept acts on what a member says.
+// accept handles the status of a member.
 func (g *gossip) accept(h hello, number uint64) {
 	g.node.measure(&h)
-	if g.peers.believe(h, number, time.Now()) {
-		g.announce() // it does not know of us yet
+	if g.peers.accept(h, number, time.Now()) {
+		g.announce() // it has not heard this node yet
 	}
 	g.node.heard(h)
 }
 
-// onUnsigned handles a status without a signature: a node that is being founded, or
-// waits to be added, has no secret to sign with.
+// onUnsigned handles a status without a valid signature. A node that founds a cluster,
+// or waits to be added to one, has no secret to sign with yet.
 func (g *gossip) onUnsigned(e envelope) {
 	own := g.clusterID()
 	secret := g.currentSecret()
@@ -128,7 +128,7 @@ func (g *gossip) onUnsigned(e envelope) {
 // onCandidate handles the status of a node that belongs to no cluster yet, or that
 // this one receives while it belongs to none.
 func (g *gossip) onCandidate(h hello, proved bool) {
-	joins := g.clusterID() == "" && len(g.opts.Bootstrap) == 0 // it asks, and hears what is wrong
+	joins := g.clusterID() == "" && len(g.opts.Bootstrap) == 0 // the cluster's reply says what is wrong
 	if err := g.checkPeer(h); err != nil && !joins {
 		g.warnOf(h, err)
 		return
@@ -143,8 +143,8 @@ func (g *gossip) onCandidate(h hello, proved bool) {
 	g.peers.wake()
 }
 
-// reject ignores a node that can't be one of this cluster, or stops this one, if it
-// is starting and the other one serves.
+// reject ignores a node that can't belong to this cluster. If this node is starting and
+// the other one serves, it is this node that does not belong there, and it stops.
 func (g *gossip) reject(h hello, err error) {
 	serving := g.node.served()
 	if !serving && (h.Ready || errors.Is(err, ErrNameTaken)) {
@@ -154,17 +154,17 @@ func (g *gossip) reject(h hello, err error) {
 	g.warnOf(h, err)
 }
 
-// warnOf logs, once for each start of a node, why it is ignored.
+// warnOf logs why a node is ignored, once for each of its instances.
 func (g *gossip) warnOf(h hello, err error) {
-	if g.strangers.First(h.Instance) {
+	if g.warned.First(h.Instance) {
 		g.log.Warn("a node that does not belong here is ignored", "node", h.Name, "err", err)
 	}
 }
 
-// foreign handles a status from another cluster. A node that was started on the
-// routes of another cluster must notice before it answers for that one. Anybody can
-// send such a status, so it is believed only if the NATS server of the node that it
-// names is connected as a route, the node is no member here, and it goes on.
+// foreign handles a status from another cluster. A node that was started with the routes
+// of another cluster must notice that before it answers requests there. Anyone can send
+// such a status. So it counts only if the NATS server of its node is connected as a
+// route, and the node is not a member here; and several are needed.
 func (g *gossip) foreign(e envelope) {
 	serving := g.node.served()
 	if serving || e.id == "" || g.node.isMember(e.name, e.id) || !g.node.routed(e.name, e.id) {
@@ -177,15 +177,16 @@ func (g *gossip) foreign(e envelope) {
 		ErrIdentity, e.name, g.opts.Cluster, e.cluster, g.clusterID()))
 }
 
-// foreignHellos is how many are heard before a node that is starting gives way.
+// foreignHellos is how many statuses of another cluster end a node that is starting.
 const foreignHellos = 3
 
-// run announces this node's status, again and again, until stop is closed.
+// run announces this node's status every helloInterval, and at once when announce is
+// called, until stop is closed.
 func (g *gossip) run() {
 	tick := time.NewTicker(helloInterval)
 	defer tick.Stop()
 	for {
-		if g.node.failed() == nil { // a node that has failed is to count as away
+		if g.node.failed() == nil { // the others should see a failed node as away
 			subject := g.names.Admin("hello")
 			g.send.Send(natslink.AppendPub(nil, subject, g.envelope(subject, g.status())))
 		}
@@ -198,15 +199,15 @@ func (g *gossip) run() {
 	}
 }
 
-// announce has the status sent now.
+// announce has the status sent at once.
 func (g *gossip) announce() {
 	select {
 	case g.now <- struct{}{}:
-	default: // it is about to
+	default: // it is about to be sent
 	}
 }
 
-// status returns what this node tells the others about itself.
+// status returns this node's status.
 func (g *gossip) status() hello {
 	h := g.identity.hello()
 	h.Heard = g.peers.heardNow(time.Now())

@@ -8,12 +8,11 @@ import (
 	"github.com/cantuslog/cantus/subjects"
 )
 
-// protocolVersion is what nodes speak among themselves: hellos, facts, and
-// what they ask of each other. Nodes of different versions don't form a
-// cluster: see docs/adr/0008.
+// protocolVersion is the version of the protocol between nodes: hellos, facts, and
+// requests. Nodes with different versions don't form a cluster: see docs/adr/0008.
 const protocolVersion = 2
 
-// hello is what a node says of itself to the others, again and again.
+// hello is a node's status, which it announces to the others every helloInterval.
 type hello struct {
 	Name     string    `json:"name"`
 	NodeID   string    `json:"node_id"`
@@ -39,11 +38,11 @@ type hello struct {
 	Facts   uint64   `json:"facts,omitempty"`   // the version that it has applied
 	Members []string `json:"members,omitempty"`
 
-	// Heard are the instances of members that this node hears: to those it
-	// proves that this hello is not an old one.
+	// Heard lists the instances that this node hears. It proves to each of them that
+	// this hello is not a replay.
 	Heard []seen `json:"heard,omitempty"`
-	// Key is the public key of a node that has no cluster secret yet, and Keys
-	// is the secret, sealed for each founder that showed one.
+	// Key is the public key of a node that has no cluster secret yet. Keys holds the
+	// secret, sealed for each founder that showed a key.
 	Key  []byte            `json:"key,omitempty"`
 	Keys map[string][]byte `json:"keys,omitempty"`
 
@@ -51,11 +50,11 @@ type hello struct {
 	Groups []groupReport `json:"groups,omitempty"`
 }
 
-// groupReport is what a node says of one of its replicas.
+// groupReport is a node's report of one of its replicas.
 type groupReport struct {
 	Partition int             `json:"partition"`
 	State     string          `json:"state"`
-	Serves    bool            `json:"serves,omitempty"` // it leads, and takes requests
+	Serves    bool            `json:"serves,omitempty"` // it leads and accepts requests
 	Term      uint64          `json:"term"`
 	Applied   uint64          `json:"applied"` // index
 	Commit    uint64          `json:"commit"`  // index, as far as it knows
@@ -63,25 +62,26 @@ type groupReport struct {
 	First     uint64          `json:"first"`
 	Digests   []chainPoint    `json:"digests,omitempty"`
 	Fenced    string          `json:"fenced,omitempty"`
-	Full      string          `json:"full,omitempty"`   // why it takes no transactions, by a leader
-	Voters    map[string]bool `json:"voters,omitempty"` // the group's members, by a leader
-	// Forgot says, by a leader, of members that have lost what they acknowledged
-	// to it.
+	Full      string          `json:"full,omitempty"`   // of a leader: why it takes no transactions
+	Voters    map[string]bool `json:"voters,omitempty"` // of a leader: the group's members, and whether they vote
+	// Forgot, of a leader, lists members that have lost entries that they had
+	// acknowledged to it, and what they have lost.
 	Forgot map[string]string `json:"forgot,omitempty"`
 
-	behind uint64 // how many entries more this node's replica had applied when it came
+	behind uint64 // how many more entries this node's replica had applied when the report came
 }
 
-// leads reports whether the report is a leader's.
+// leads reports whether the replica is its group's leader.
 func (r groupReport) leads() bool { return r.State == "leader" }
 
-// decodeHello reads the hello in an envelope, which it must agree with.
+// decodeHello decodes the hello in an envelope. It must name the same node as the
+// envelope.
 func decodeHello(e envelope) (h hello, err error) {
 	if err := json.Unmarshal(e.body, &h); err != nil {
 		return h, err
 	}
 	if h.Name != e.name || h.NodeID != e.id || h.Instance != e.instance || h.ClusterID != e.cluster || h.Protocol != e.protocol {
-		return h, errors.New("the hello is another node's than the envelope")
+		return h, errors.New("the hello is not of the same node as the envelope")
 	}
 	return h, subjects.CheckKind(h.Name)
 }

@@ -15,8 +15,8 @@ import (
 	"github.com/cantuslog/cantus/wal"
 )
 
-// host is what a partition is given by the node that holds it. A partition knows
-// nothing else of its node, so tests can replace each part.
+// host is what a partition needs of its node. A partition knows nothing else of its node,
+// so tests can replace each part.
 type host struct {
 	name       string // of the node
 	names      subjects.Names
@@ -26,11 +26,11 @@ type host struct {
 	now        func() time.Time // for the times of transactions
 	queueBytes int              // capacity of each queue
 	replica    replicaOptions
-	// trimming is called before each step of trimming a log, if not nil. It is for
+	// trimming, if not nil, is called before each step of trimming a log. It is for
 	// tests.
 	trimming func(step string)
 
-	// Messages. The senders never block, unlike the connections.
+	// Messages. Connections may block; senders never do.
 	nats               natsInfo
 	appends, reads     connection
 	feeds              transmitter
@@ -45,7 +45,7 @@ type host struct {
 
 	// Limits that all partitions of the node share.
 	inflight  *inflightLimit
-	scans     *semaphore.Weighted // reads that go through a log
+	scans     *semaphore.Weighted // reads that search a log
 	startRead func(serve func()) error
 	space     diskSpace
 
@@ -60,13 +60,13 @@ type host struct {
 	background   func(func()) // runs a function that Close waits for
 }
 
-// natsInfo is what the data path asks of the NATS server: what it takes, and who
-// subscribes.
+// natsInfo is what the data path needs to know of the NATS server: its limits, and which
+// subjects have subscribers.
 type natsInfo interface {
 	MaxPayload() int                // bytes of a message, headers included
 	LimitsChanged() <-chan struct{} // closed when MaxPayload changes
-	Wanted(subject string) bool     // whether a message to subject need be sent at all
-	Interested(subject string) bool // whether somebody is known to subscribe
+	Wanted(subject string) bool     // whether subject may have a subscriber
+	Interested(subject string) bool // whether subject is known to have a subscriber
 }
 
 // transmitter sends whole protocol commands to the NATS server. It may block.
@@ -74,7 +74,7 @@ type transmitter interface {
 	Send(commands []byte) error
 }
 
-// poster sends whole protocol commands to the NATS server, later and in order. It
+// poster queues whole protocol commands for the NATS server, and sends them in order. It
 // never blocks.
 type poster interface {
 	Send(commands []byte)
@@ -88,13 +88,13 @@ type connection interface {
 	Confirm(ctx context.Context, ids ...int) error // waits until subscriptions are in force
 }
 
-// diskSpace says whether nodes have room for transactions.
+// diskSpace reports whether nodes have room for transactions.
 type diskSpace interface {
 	isTight() bool  // this node's store accepts nothing more
 	isLow() bool    // less than the reserve is free on this node's disk
 	isFull() bool   // either
 	reserve() int64 // bytes
 	hasRoom(node string, now time.Time) (room, full bool)
-	setFull(full bool)              // notes whether this node is full, and informs the others
+	setFull(full bool)              // sets whether this node is full, and announces a change
 	takesProposed(bytes int64) bool // whether there is room for entries proposed before
 }

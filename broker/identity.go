@@ -20,30 +20,30 @@ import (
 	"github.com/cantuslog/cantus/wal"
 )
 
-// identity is what this node is to the other nodes: its names, its data directory, and
-// the cluster's secret, with which it signs what it says.
+// identity is what this node is to the other nodes: its name, its data directory, and the
+// cluster's secret, with which it signs its messages.
 type identity struct {
 	opts     Options
 	names    subjects.Names
 	log      *slog.Logger
 	instance string // new at each start
 	started  time.Time
-	raftAddr string // where other nodes dial this one, "" for a node alone
+	raftAddr string // address that other nodes dial, "" on a node that is no cluster
 	stopping atomic.Bool
 	number   atomic.Uint64 // of the newest envelope
 
 	distrusted     loglimit.Interval
-	distrustedSeen *prometheus.CounterVec // messages that were not believed
+	distrustedSeen *prometheus.CounterVec // messages that were rejected
 
-	// mu guards what follows. Messages of other nodes are handled before the data
+	// mu guards the fields below. Messages of other nodes are handled before the data
 	// directory is open.
 	mu      sync.Mutex
 	nodeID  string            // of the data directory
-	planned wal.Identity      // what the directory is founded with, or opened as
-	founded *wal.Identity     // what it belongs to, nil until it is open
-	private *ecdh.PrivateKey  // while it is being founded: the secret is sealed for it
-	secret  wal.Secret        // the cluster's, zero until there is one
-	sealed  map[string][]byte // the secret, sealed for founders
+	planned wal.Identity      // what the directory is to belong to
+	founded *wal.Identity     // what the directory belongs to, nil until it is open
+	private *ecdh.PrivateKey  // of a node that belongs to no cluster yet: the secret is sealed for it
+	secret  wal.Secret        // the cluster's, zero until the node has it
+	sealed  map[string][]byte // by founder: the secret, sealed
 }
 
 func newIdentity(o Options, distrusted *prometheus.CounterVec) *identity {
@@ -52,15 +52,15 @@ func newIdentity(o Options, distrusted *prometheus.CounterVec) *identity {
 	}
 }
 
-// setFounded notes what the open data directory belongs to.
+// setFounded sets what the open data directory belongs to.
 func (i *identity) setFounded(id wal.Identity) {
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	i.founded, i.nodeID = &id, id.NodeID
 }
 
-// clusterID returns the id of the cluster that this node belongs to, "" if it belongs
-// to none yet.
+// clusterID returns the id of the cluster that this node belongs to, "" if it belongs to
+// none yet.
 func (i *identity) clusterID() string {
 	i.mu.Lock()
 	defer i.mu.Unlock()
@@ -84,8 +84,8 @@ func (i *identity) currentSecret() wal.Secret {
 	return i.secret
 }
 
-// envelope returns a message to other nodes in an envelope, signed if the node has the
-// cluster's secret.
+// envelope returns a message to other nodes in its envelope. It is signed if the node has
+// the cluster's secret.
 func (i *identity) envelope(subject string, body any) []byte {
 	i.mu.Lock()
 	secret := i.secret
@@ -101,13 +101,13 @@ func (i *identity) envelope(subject string, body any) []byte {
 	return e.encode(messageKey(secret.Key, e.cluster), subject)
 }
 
-// proved reports whether an envelope was signed with the secret that this node has.
+// proved reports whether an envelope is signed with the cluster's secret.
 func (i *identity) proved(e envelope, subject string) bool {
 	key := i.currentSecret().Key
 	return key != nil && e.mac != "-" && e.proves(messageKey(key, e.cluster), subject)
 }
 
-// hello returns the part of the node's status that it knows at any time.
+// hello returns the node's status without its replicas.
 func (i *identity) hello() hello {
 	h := hello{
 		Name: i.opts.Name, Instance: i.instance, Started: i.started, Version: i.opts.Version, Protocol: i.opts.protocol,
@@ -128,7 +128,7 @@ func (i *identity) hello() hello {
 	return h
 }
 
-// checkPeer returns why another node can't be one of this cluster, nil if it can.
+// checkPeer returns an error if another node can't belong to this node's cluster.
 func (i *identity) checkPeer(h hello) error {
 	self := i.hello()
 	switch {
@@ -144,8 +144,8 @@ func (i *identity) checkPeer(h hello) error {
 	return nil
 }
 
-// distrust counts a message between nodes that is not believed, and logs some of
-// them. name is the sender's name, as the message says.
+// distrust counts a message between nodes that is rejected, and logs some of them. name
+// is the sender's name, according to the message.
 func (i *identity) distrust(what, name string, err error) {
 	i.distrustedSeen.WithLabelValues(what).Inc()
 	ok, withheld := i.distrusted.Allow(time.Now())
@@ -159,7 +159,7 @@ func (i *identity) distrust(what, name string, err error) {
 	if err != nil {
 		args = append(args, "err", err)
 	}
-	i.log.Warn("a message for nodes is not believed: it may be from a stranger, or from a node that has no cluster secret, or another one", args...)
+	i.log.Warn("a message between nodes is rejected: its sender is not a node, or has no cluster secret, or another one", args...)
 }
 
 // setPlanned sets what the data directory is to belong to.
@@ -169,9 +169,8 @@ func (i *identity) setPlanned(id wal.Identity) {
 	i.planned = id
 }
 
-// derive returns a key of 32 bytes that the members of this cluster share, the
-// same for the same purpose, and nobody else has. The data directory is founded
-// by then.
+// derive returns a key of 32 bytes for a purpose, which only the members of this cluster
+// can derive. The data directory must be open.
 func (i *identity) derive(purpose string) []byte {
 	return deriveKey(i.currentSecret().Key, i.clusterID(), purpose)
 }
@@ -188,15 +187,15 @@ func (i *identity) feedKey() ed25519.PrivateKey {
 	return ed25519.NewKeyFromSeed(i.derive("packed feed"))
 }
 
-// setSecret has the node use a secret from now on.
+// setSecret sets the cluster's secret.
 func (i *identity) setSecret(s wal.Secret) {
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	i.secret = s
 }
 
-// openSecret reads the secret of a data directory that is founded, or gives it
-// one if that can be.
+// openSecret reads the secret of an open data directory. If it has none, openSecret
+// writes one: that of the token, or a new one if there are no other founders.
 func (i *identity) openSecret(dir string) error {
 	have, err := wal.ReadSecret(dir)
 	if err == nil {
@@ -220,7 +219,7 @@ func (i *identity) openSecret(dir string) error {
 	return i.keepSecret(dir, have)
 }
 
-// keepSecret writes a secret down and has the node use it.
+// keepSecret writes a secret to the data directory and sets it.
 func (i *identity) keepSecret(dir string, s wal.Secret) error {
 	if err := wal.WriteSecret(dir, s); err != nil {
 		return fmt.Errorf("open %s: %w", dir, err)
@@ -229,7 +228,8 @@ func (i *identity) keepSecret(dir string, s wal.Secret) error {
 	return nil
 }
 
-// checkToken refuses a token that does not stand for the directory's secret.
+// checkToken returns an error if there is a token for another secret than the
+// directory's.
 func (i *identity) checkToken(dir string) error {
 	if i.opts.ClusterSecret == "" || bytes.Equal(tokenSecret(i.opts.ClusterSecret).Key, i.secret.Key) {
 		return nil

@@ -7,7 +7,7 @@ import (
 	"github.com/cantuslog/cantus/subjects"
 )
 
-// onJoin answers a node that wants to be added. The leader of the facts does.
+// onJoin answers a node that asks to join. Only the leader of the facts does.
 func (o *operations) onJoin(_ context.Context, m *natslink.Message) (any, error) {
 	r, err := o.join(m)
 	if err != nil {

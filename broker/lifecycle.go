@@ -9,12 +9,12 @@ import (
 	"time"
 )
 
-// lifecycle is how far a node has come: starting, running, failed or closing.
+// lifecycle holds the state of a node: starting, running, failed or closing.
 type lifecycle struct {
 	log     *slog.Logger
 	failing func(error) // called once, when the node fails
 
-	running context.Context // ended by cancel
+	running context.Context // canceled by cancel, when the node closes or has failed
 	cancel  context.CancelFunc
 	quit    chan struct{} // closed when the node begins to stop
 	mayLead chan struct{} // closed when the node may lead: see allowLeading
@@ -22,13 +22,13 @@ type lifecycle struct {
 	leadOnce  sync.Once
 	leadTimer *time.Timer
 
-	background sync.WaitGroup // goroutines that run until cancel
+	background sync.WaitGroup // goroutines that run until running is canceled
 	gossip     sync.WaitGroup
 	requests   sync.WaitGroup // goroutines that serve one request each
 
-	// draining is set, under drain, when no more requests are begun.
-	drain    sync.RWMutex
-	draining bool
+	// ended says that no more requests may begin. endMu guards it.
+	endMu sync.RWMutex
+	ended bool
 
 	closing  sync.Once
 	closeErr error
@@ -43,17 +43,17 @@ func newLifecycle(log *slog.Logger) *lifecycle {
 	return l
 }
 
-// leadAnywayTime is how long a node waits to hear of others before it leads what it
-// can lead by itself.
+// leadAnywayTime is how long a node waits to hear another node before it leads without
+// having heard one.
 const leadAnywayTime = 3 * time.Second
 
-// allowLeading lets the node lead. It is called when the node has heard another node
-// of its cluster: one that was started on another cluster's routes must notice that
-// before it answers for that cluster.
+// allowLeading lets the node lead. It is called when the node has heard another node of
+// its cluster: a node that was started with another cluster's routes must notice that
+// before it answers that cluster's requests.
 func (l *lifecycle) allowLeading() { l.leadOnce.Do(func() { close(l.mayLead) }) }
 
-// fail stops the node's service because of an error that makes going on unsafe. The
-// owner sees Done and closes the node.
+// fail stops the node's service because of an error that makes it unsafe to continue. The
+// caller of Open sees Done and closes the node.
 func (l *lifecycle) fail(err error) {
 	if !l.err.CompareAndSwap(nil, &err) {
 		return
@@ -78,21 +78,21 @@ func (l *lifecycle) failure() error {
 	return nil
 }
 
-// begin runs fn on a goroutine that Close waits for, and reports whether it does: not
-// if the node is closing.
+// begin runs fn on a goroutine that Close waits for. It does nothing and returns false if
+// the node is closing.
 func (l *lifecycle) begin(fn func()) bool {
-	l.drain.RLock()
-	defer l.drain.RUnlock()
-	if !l.draining {
+	l.endMu.RLock()
+	defer l.endMu.RUnlock()
+	if !l.ended {
 		l.requests.Go(fn)
 	}
-	return !l.draining
+	return !l.ended
 }
 
-// endRequests waits for the requests that have begun. No more are begun.
+// endRequests lets no more requests begin, and waits for those that have.
 func (l *lifecycle) endRequests() {
-	l.drain.Lock()
-	l.draining = true
-	l.drain.Unlock()
+	l.endMu.Lock()
+	l.ended = true
+	l.endMu.Unlock()
 	l.requests.Wait()
 }

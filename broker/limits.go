@@ -7,12 +7,12 @@ import (
 	"golang.org/x/sync/semaphore"
 )
 
-// limits bound what a node does at a time. Reload changes the sizes.
+// limits bound what a node does at a time. Reload changes reserve and queueBytes.
 type limits struct {
 	reserve, queueBytes atomic.Int64
 	inflight            *inflightLimit      // batches of all partitions
 	reading             *semaphore.Weighted // reads being served
-	readsNow            atomic.Int64        // their number
+	readsNow            atomic.Int64        // number of reads being served
 	scans               *semaphore.Weighted // reads that go through a log
 }
 

@@ -18,61 +18,62 @@ import (
 	"github.com/cantuslog/cantus/subjects"
 )
 
-// What one node says ends no process. A node that hears that it is no member asks
-// those that vote on the facts, as it knows them, and stops when a majority says so
-// too. Some of those may be gone since; then a majority of the voters that one of the
-// others names will do. Until then the node is not ready, and answers nothing that
-// others can answer.
+// A node does not stop because one other node says that it is not a member. It asks the
+// nodes that vote on the facts, as it knows them, and stops when a majority of them says
+// so too. Some of them may have been removed since. Then a majority of the voters on the
+// newest facts that one of the others has is enough. Until the node knows, it is not
+// ready, and answers no request that other nodes can answer.
 
-// question is what a node asks of another.
+// question is a question to another node.
 type question struct {
 	Nonce string `json:"nonce"` // the answer repeats it
-	// Node and ID are the node whose membership is asked for.
+	// Node and ID are the node that may be a member.
 	Node string `json:"node"`
 	ID   string `json:"id"`
 }
 
-// answer is the other's.
+// answer is the answer to a question.
 type answer struct {
 	Nonce  string `json:"nonce"`
 	Member bool   `json:"member"`
 	Facts  uint64 `json:"facts"` // the version that says so
-	// Voters are those that vote on these facts, and the ids of their directories.
+	// Voters are the nodes that vote on these facts, with the ids of their directories.
 	Voters map[string]string `json:"voters,omitempty"`
 }
 
-// membership finds out whether this node still is a member of its cluster.
+// membership finds out whether this node is still a member of its cluster. A goroutine,
+// resolveDoubt, runs while there is doubt.
 type membership struct {
 	*identity
 	dir        string // the data directory
 	facts      func() (facts cluster.Facts, changed <-chan struct{}, open bool)
 	request    func(ctx context.Context, subject string, body any) ([]byte, error) // to other nodes
-	wake       func()                                                              // called when doubt begins and ends
+	wake       func()                                                              // called when a doubt begins or ends
 	quit       <-chan struct{}
 	fail       func(error)
 	failed     func() error
 	background func(func()) // runs a function that Close waits for
 
-	joinedAt uint64                 // see founding
-	doubt    atomic.Pointer[string] // why the node may be no member any more
+	joinedAt uint64                 // see bootstrap
+	doubt    atomic.Pointer[string] // why the node may no longer be a member
 	doubts   loglimit.Repeats
 }
 
-// check looks whether a member has this node among the members: it may have been
+// check begins to doubt if a member's facts do not list this node: it may have been
 // removed while it was away.
 func (m *membership) check(h hello) {
 	facts, _, open := m.facts()
-	if !open || len(h.Members) == 0 { // a node that is starting knows of nobody yet
+	if !open || len(h.Members) == 0 { // a node that is starting lists no members
 		return
 	}
 	if h.Facts < max(facts.Version, m.joinedAt) || slices.Contains(h.Members, m.opts.Name) {
 		return
 	}
-	m.beginDoubt(h.Name + " says that this node is no member of the cluster")
+	m.beginDoubt(h.Name + " says that this node is not a member of the cluster")
 }
 
-// checkOwnFacts begins to doubt when the facts that this node has don't list it:
-// it is not told of its own removal, but of what came after.
+// checkOwnFacts begins to doubt if this node's own facts do not list it. The entry that
+// removes a node is not sent to it, but later ones may be.
 func (m *membership) checkOwnFacts() {
 	facts, _, _ := m.facts()
 	member, is := facts.Nodes[m.opts.Name]
@@ -81,7 +82,7 @@ func (m *membership) checkOwnFacts() {
 	}
 }
 
-// beginDoubt has the voters on the facts asked whether this node is a member.
+// beginDoubt begins to ask the voters on the facts whether this node is a member.
 func (m *membership) beginDoubt(why string) {
 	if !m.doubt.CompareAndSwap(nil, &why) {
 		return
@@ -90,21 +91,21 @@ func (m *membership) beginDoubt(why string) {
 		m.log.Warn("this node may have been removed: the voters on the facts are asked", "because", why, "not_logged_before", withheld)
 	}
 	m.wake()
-	m.background(m.settleDoubt)
+	m.background(m.resolveDoubt)
 }
 
-// doubted reports whether the node may be no member any more.
+// doubted reports whether the node may no longer be a member.
 func (m *membership) doubted() bool { return m.doubt.Load() != nil }
 
-// errDoubt is why nothing is fetched from others.
+// errDoubt is returned when a log is not fetched because the node may have been removed.
 var errDoubt = errors.New("this node may have been removed")
 
 // maxDoubtWait is the longest wait between two rounds of asking.
 const maxDoubtWait = 10 * helloInterval
 
-// settleDoubt asks until a majority has said that this node is no member, or all
-// that answer say that it is one.
-func (m *membership) settleDoubt() {
+// resolveDoubt asks the voters until a majority says that this node is not a member, or
+// all that answer say that it is one.
+func (m *membership) resolveDoubt() {
 	defer m.wake()
 	defer m.doubt.Store(nil)
 	wait := helloInterval
@@ -122,8 +123,8 @@ func (m *membership) settleDoubt() {
 		case len(v.deny) == 0 && len(v.confirm) > 0:
 			return
 		}
-		if wait > helloInterval { // a removal that has just been decided is not known to all
-			m.stayInDoubt(v)
+		if wait > helloInterval { // not at once: not all voters know yet of a removal just decided
+			m.reportDoubt(v)
 		}
 		select {
 		case <-m.quit:
@@ -136,8 +137,8 @@ func (m *membership) settleDoubt() {
 	}
 }
 
-// stayInDoubt says what keeps this node from knowing whether it was removed.
-func (m *membership) stayInDoubt(v votes) {
+// reportDoubt logs why this node cannot know yet whether it was removed.
+func (m *membership) reportDoubt(v votes) {
 	why := fmt.Sprintf("this node was removed, or its cluster is gone: %s; if it was removed, stop it and delete %s", v, m.dir)
 	m.doubt.Store(&why)
 	if ok, withheld := m.doubts.Allow(why, time.Now()); ok {
@@ -145,7 +146,7 @@ func (m *membership) stayInDoubt(v votes) {
 	}
 }
 
-// votes are what the voters on the facts say of this node's membership.
+// votes are the voters' answers about this node's membership.
 type votes struct {
 	deny, confirm, silent []string
 	newest                answer // the denial with the newest facts
@@ -171,8 +172,8 @@ func (v votes) String() string {
 	return strings.Join(all, ", ")
 }
 
-// majorityOfOthers is how many of the voters but this node make a majority of all,
-// or all of them, where it takes this node to make one.
+// majorityOfOthers returns how many of the voters, not counting this node, make a
+// majority of all. It returns their number if they make none without this node.
 func majorityOfOthers(voters []string, self string) int {
 	others := len(voters)
 	if slices.Contains(voters, self) {
@@ -181,9 +182,9 @@ func majorityOfOthers(voters []string, self string) int {
 	return max(1, min(len(voters)/2+1, others))
 }
 
-// askNewest asks those that vote on the newest facts, as a voter that this node knows
-// names them, and adds what they say. It reports whether a majority of them denies
-// that this node is a member: more than one node, and none says otherwise.
+// askNewest asks the voters on the newest facts that an answer has shown, and adds their
+// answers. It reports whether a majority of them, at least two nodes, says that this node
+// is not a member, and none that it is.
 func (m *membership) askNewest(v *votes) bool {
 	voters, denials := v.newest.Voters, 0
 	rest := maps.Clone(voters)
@@ -199,7 +200,7 @@ func (m *membership) askNewest(v *votes) bool {
 	return denials > 1 && denials > len(voters)/2 && len(v.confirm) == 0
 }
 
-// votersOf are the members that vote on facts, and the ids of their directories.
+// votersOf returns the members that vote on facts, with the ids of their directories.
 func votersOf(facts cluster.Facts) map[string]string {
 	all := map[string]string{}
 	for _, name := range facts.MetaVoters() {
@@ -208,8 +209,8 @@ func votersOf(facts cluster.Facts) map[string]string {
 	return all
 }
 
-// askVoters asks each of the others of some nodes whether this one is a member. Facts
-// that are older than a version count for nothing.
+// askVoters asks each of some nodes whether this node is a member. It ignores answers by
+// facts that are older than a version.
 func (m *membership) askVoters(voters map[string]string, version uint64) (v votes) {
 	ctx, cancel := context.WithTimeout(context.Background(), askTime)
 	defer cancel()
@@ -225,21 +226,21 @@ func (m *membership) askVoters(voters map[string]string, version uint64) (v vote
 			from, err := m.askNode(ctx, m.names.Admin("node", name, "member"), q, &a)
 			mu.Lock()
 			defer mu.Unlock()
-			said := &v.silent
+			list := &v.silent
 			switch {
 			case err != nil:
-				m.log.Debug("no answer about the own membership", "from", name, "err", err)
+				m.log.Debug("no answer whether this node is a member", "from", name, "err", err)
 			case a.Nonce != q.Nonce || from.name != name || from.id != id || a.Facts < max(version, m.joinedAt):
 				m.distrust("answer", name, nil)
 			case a.Member:
-				said = &v.confirm
+				list = &v.confirm
 			default:
-				said = &v.deny
+				list = &v.deny
 				if a.Facts >= v.newest.Facts {
 					v.newest = a
 				}
 			}
-			*said = append(*said, name)
+			*list = append(*list, name)
 		})
 	}
 	asking.Wait()
@@ -249,7 +250,7 @@ func (m *membership) askVoters(voters map[string]string, version uint64) (v vote
 	return v
 }
 
-// askTime bounds waiting for another node's answer.
+// askTime bounds the wait for other nodes' answers.
 const askTime = 2 * time.Second
 
 // onMember answers a node that asks whether it is a member.
@@ -269,16 +270,16 @@ func (m *membership) onMember(_ context.Context, asked *natslink.Message) (any, 
 	}), nil
 }
 
-// errUnproved refuses what only nodes may ask.
+// errUnproved refuses a request that is not from a node of the cluster.
 var errUnproved = subjects.Errorf(subjects.BadRequest, "only nodes of this cluster are answered here")
 
-// answerTo is the subject that an answer to a request is signed for: it can't be
-// taken for a request.
+// answerTo returns the subject that the answer to a request is signed for. It differs
+// from the request's, so that an answer can't be used as a request.
 func answerTo(subject string) string { return subject + " answered" }
 
 var errUnsigned = errors.New("the answer is not signed by a node of this cluster")
 
-// askNode asks another node and takes its answer, which must be signed.
+// askNode sends a request to another node and decodes its answer, which must be signed.
 func (m *membership) askNode(ctx context.Context, subject string, body, answer any) (envelope, error) {
 	b, err := m.request(ctx, subject, body)
 	if err != nil {

@@ -23,6 +23,10 @@ import (
 const metaGroup = math.MaxUint32
 
 // meta is this node's replica of the cluster's facts. It is a raftstore.FSM.
+//
+// A goroutine, run, waits until this node leads the group. While it does, lead serves
+// the requests of operators, and changes the group's members to what the facts say.
+// Apply and Snapshot run on the group's goroutine.
 type meta struct {
 	*identity
 	services
@@ -30,14 +34,16 @@ type meta struct {
 	group      *raftstore.Group
 	peers      *peers
 	replicas   *replicaSet
-	starts     *generations // whose starts the facts note
-	operations *operations  // that their leader answers
+	starts     *generations // the starts of members that are recorded in the facts
+	operations *operations  // served while this node leads
 	greet      func(ctx context.Context, node string) error
-	// chain are the digests of the facts after each entry.
+	// chain holds the digests of the facts after each entry.
 	chain    digests
 	verdicts verdicts
-	disputed atomic.Pointer[error] // why it takes no part for now
-	gave     bool                  // leadership was handed over in this term; run owns it
+	disputed atomic.Pointer[error] // why the replica takes no part for now
+	// transferred says that this node has transferred leadership since it began to
+	// lead. run owns it.
+	transferred bool
 
 	state   sync.Mutex // guards what follows
 	facts   cluster.Facts
@@ -57,16 +63,17 @@ func (m *meta) open(groupOptions func(id uint32, log *wal.Log, fsm raftstore.FSM
 	return nil
 }
 
-// bootstrapFacts are the same on every node of a cluster.
+// bootstrapFacts returns the facts of a new cluster, the same on each of its nodes.
 func bootstrapFacts(id wal.Identity) cluster.Facts {
 	founders, replicas := id.Founders, id.Replicas
-	if len(founders) == 0 { // founded by a version that did not say
+	if len(founders) == 0 { // founded by a version that recorded no founders
 		founders = map[string]string{id.Node: id.NodeID}
 	}
-	return cluster.Found(founders, id.Partitions, max(replicas, 1))
+	return cluster.Bootstrap(founders, id.Partitions, max(replicas, 1))
 }
 
-// bootstrapVoters gives who founds a group, to those who do.
+// bootstrapVoters returns the first voters of a group on a node that is one of them, nil
+// on others.
 func bootstrapVoters(self string, voters []string) []string {
 	if slices.Contains(voters, self) {
 		return voters
@@ -74,14 +81,14 @@ func bootstrapVoters(self string, voters []string) []string {
 	return nil
 }
 
-// current returns the facts, and what is closed when they change.
+// current returns the facts, and a channel that is closed when they change.
 func (m *meta) current() (cluster.Facts, <-chan struct{}) {
 	m.state.Lock()
 	defer m.state.Unlock()
-	return m.facts, m.changed // a change replaces the facts, it does not touch them
+	return m.facts, m.changed // a change replaces the facts and leaves these as they are
 }
 
-// now returns the current facts, none while the node is starting.
+// now returns the current facts, zero while the node is starting.
 func (m *meta) now() cluster.Facts {
 	if m == nil {
 		return cluster.Facts{}
@@ -99,7 +106,7 @@ func (m *meta) Apply(entries []raftstore.Committed) []any {
 		m.index = e.Index
 		results[i] = m.apply(e)
 		m.chain.add(chainPoint{wal.Base{Txid: e.Index, Digest: m.digest()}, e.Index})
-		m.chain.passed(e.Index)
+		m.chain.setApplied(e.Index)
 	}
 	close(m.changed)
 	m.changed = make(chan struct{})
@@ -135,7 +142,7 @@ func decodeCommand(data []byte) (c cluster.Command, err error) {
 	r := b.Read()
 	record, ok := r.NextRaw()
 	if !ok || b.Kind != wal.Commands || b.Count != 1 {
-		return c, fmt.Errorf("%w: batch of kind %d is no command", wal.ErrFormat, b.Kind)
+		return c, fmt.Errorf("%w: batch of kind %d is not a command", wal.ErrFormat, b.Kind)
 	}
 	if err := json.Unmarshal(record, &c); err != nil {
 		return c, fmt.Errorf("%w: command: %w", wal.ErrFormat, err)
@@ -143,8 +150,8 @@ func decodeCommand(data []byte) (c cluster.Command, err error) {
 	return c, nil
 }
 
-// factsMark is what a snapshot holds: all facts.
-type factsMark struct {
+// metaSnapshot is the state in a snapshot.
+type metaSnapshot struct {
 	Index uint64        `json:"index"`
 	Facts cluster.Facts `json:"facts"`
 }
@@ -153,12 +160,12 @@ type factsMark struct {
 func (m *meta) Snapshot() raftstore.Snapshot {
 	m.state.Lock()
 	defer m.state.Unlock()
-	return raftstore.Snapshot{State: mustJSON(factsMark{m.index, m.facts})}
+	return raftstore.Snapshot{State: mustJSON(metaSnapshot{m.index, m.facts})}
 }
 
 // Restore sets the facts to those of a snapshot.
 func (m *meta) Restore(state []byte) error {
-	var s factsMark
+	var s metaSnapshot
 	if err := json.Unmarshal(state, &s); err != nil {
 		return fmt.Errorf("%w: snapshot of the facts: %w", wal.ErrDamaged, err)
 	}
@@ -169,8 +176,8 @@ func (m *meta) Restore(state []byte) error {
 	return nil
 }
 
-// change makes a change to the facts: it computes a command from the present
-// ones until one takes effect. Only the leader can.
+// change changes the facts. It calls compute for a command and proposes it, and does so
+// again if the facts have changed in between. Only the leader can.
 func (m *meta) change(ctx context.Context, compute func(cluster.Facts) (cluster.Command, error)) error {
 	for {
 		facts, _ := m.current()
@@ -189,7 +196,7 @@ func (m *meta) change(ctx context.Context, compute func(cluster.Facts) (cluster.
 	}
 }
 
-// report is what the node says of its replica of the facts.
+// report returns the node's report of its replica of the facts.
 func (m *meta) report() groupReport {
 	r := statusReport(m.group.Status())
 	facts, _ := m.current()
@@ -197,7 +204,7 @@ func (m *meta) report() groupReport {
 	return r
 }
 
-// statusReport is the part of a report that Raft knows.
+// statusReport returns the part of a report that Raft knows.
 func statusReport(s raftstore.Status) groupReport {
 	r := groupReport{State: s.State, Term: s.Term, Applied: s.AppliedIndex, Commit: s.CommitIndex}
 	if s.State == "leader" {
@@ -209,7 +216,7 @@ func statusReport(s raftstore.Status) groupReport {
 	return r
 }
 
-// run leads the facts whenever this node does, until ctx ends.
+// run calls lead whenever this node leads the group, until ctx ends.
 func (m *meta) run(ctx context.Context) {
 	for {
 		select {
@@ -218,9 +225,9 @@ func (m *meta) run(ctx context.Context) {
 		case <-m.group.Leadership():
 		}
 		for m.group.Leading() && ctx.Err() == nil {
-			m.gave = false
+			m.transferred = false
 			if err := m.lead(ctx); err != nil && ctx.Err() == nil {
-				logEnd(m.log, "leading the facts ended", err, m.gave)
+				logEnd(m.log, "leading the facts ended", err, m.transferred)
 				select {
 				case <-ctx.Done():
 				case <-time.After(leadPause):
@@ -230,8 +237,8 @@ func (m *meta) run(ctx context.Context) {
 	}
 }
 
-// lead answers operations and sees to it that the facts are replicated on
-// those that they name, until leadership is lost or ctx ends.
+// lead serves operators' requests and changes the group's members to what the facts
+// say, until leadership is lost or ctx ends.
 func (m *meta) lead(ctx context.Context) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
@@ -249,7 +256,7 @@ func (m *meta) lead(ctx context.Context) error {
 		_, changed := m.current()
 		done, err := m.step(ctx)
 		if err != nil && ctx.Err() == nil {
-			m.log.Debug("the facts' replicas are not as they should be yet", "err", err)
+			m.log.Debug("the group of the facts is not as they say yet", "err", err)
 		}
 		again := tick.C
 		if done && !m.opts.clustered() {
@@ -266,8 +273,8 @@ func (m *meta) lead(ctx context.Context) error {
 	}
 }
 
-// step brings the group of the facts one step nearer to what they say, and
-// removes members that have left. It reports whether all is as it should be.
+// step takes one step: it changes a member of the group, records a start of a member, or
+// removes a member that has left. It reports whether there was nothing to do.
 func (m *meta) step(ctx context.Context) (done bool, err error) {
 	facts, _ := m.current()
 	voters := facts.MetaVoters()
@@ -278,7 +285,7 @@ func (m *meta) step(ctx context.Context) (done bool, err error) {
 		}
 	}
 	now := time.Now()
-	w := wantedGroup{
+	w := desiredGroup{
 		group: m.group, transfer: m.transfer, self: m.opts.Name, voters: want, preferred: m.opts.Name,
 		report: func(name string) (groupReport, bool) {
 			q, ok := m.peers.get(name)
@@ -287,13 +294,13 @@ func (m *meta) step(ctx context.Context) (done bool, err error) {
 			}
 			return *q.Meta, true
 		},
-		steady:  func(name string) bool { return m.peers.steady(name, steadyTime, now) },
-		handing: func() bool { return false },
+		steady:      func(name string) bool { return m.peers.steady(name, steadyTime, now) },
+		mayTransfer: func() bool { return false },
 	}
 	if done, err := w.step(ctx); err != nil || !done {
 		return false, err
 	}
-	if c, ok := m.starts.notes(facts); ok {
+	if c, ok := m.starts.startToRecord(facts); ok {
 		result, err := m.group.Propose(encodeCommand(c)).Wait()
 		if refused, is := result.(error); err == nil && is && !errors.Is(refused, cluster.ErrCommand) {
 			err = refused
@@ -304,7 +311,7 @@ func (m *meta) step(ctx context.Context) (done bool, err error) {
 	for name, member := range facts.Nodes {
 		done = done && !member.Leaving
 		if member.Leaving && !m.replicas.mayHold(facts, name, now) {
-			if err := m.change(ctx, func(f cluster.Facts) (cluster.Command, error) { return f.Gone(name), nil }); err != nil {
+			if err := m.change(ctx, func(f cluster.Facts) (cluster.Command, error) { return f.Remove(name), nil }); err != nil {
 				return false, err
 			}
 			m.advise("member", map[string]any{"name": name, "change": "removed"})
@@ -314,13 +321,13 @@ func (m *meta) step(ctx context.Context) (done bool, err error) {
 	return done, nil
 }
 
-// names returns the members of a group, in order.
+// names returns the names of a group's members, in order.
 func names(members map[string]bool) []string { return slices.Sorted(maps.Keys(members)) }
 
-// transfer hands the leadership of the facts to another node.
+// transfer transfers the leadership of the facts to another node.
 func (m *meta) transfer(ctx context.Context, to string) error {
 	err := m.group.Transfer(ctx, to)
-	m.gave = m.gave || err == nil
+	m.transferred = m.transferred || err == nil
 	return err
 }
 
@@ -333,13 +340,13 @@ func (m *meta) transferAway() {
 	ctx, cancel := context.WithTimeout(context.Background(), transferTime)
 	defer cancel()
 	if err := m.group.Transfer(ctx, ""); err != nil {
-		m.log.Debug("leadership of the facts was not handed over", "err", err)
+		m.log.Debug("leadership of the facts was not transferred", "err", err)
 	}
 }
 
-// checkMember refuses a holder of the secret that is no member. While this node
-// can't know the members, since it follows no leader of the facts, it accepts any:
-// nodes that were added while it was away must be able to bring it up to date.
+// checkMember returns an error if a node that has the secret is not a member. While this
+// node follows no leader of the facts, it can't know the members and returns nil for any
+// node: nodes that were added while it was away must be able to bring it up to date.
 func (m *meta) checkMember(name, id string) error {
 	if m == nil {
 		return nil

@@ -14,7 +14,8 @@ import (
 	"github.com/cantuslog/cantus/subjects"
 )
 
-// operations are what operators, and other nodes, ask for.
+// operations serves the requests of operators, and of other nodes to the leader of the
+// facts.
 type operations struct {
 	*identity
 	services
@@ -28,10 +29,11 @@ type operations struct {
 	status     func() hello // of this node
 }
 
-// operation serves one request of an operator, or of a node.
+// operation serves one request. It returns a body to encode as JSON, or the bytes of the
+// reply.
 type operation func(context.Context, *natslink.Message) (any, error)
 
-// handler returns a handler that serves each message on a goroutine of its own.
+// handler returns a message handler that runs serve on a goroutine of its own.
 func (o *operations) handler(ctx context.Context, serve operation) func(*natslink.Message) {
 	return func(m *natslink.Message) {
 		if m.Reply == "" {
@@ -40,7 +42,7 @@ func (o *operations) handler(ctx context.Context, serve operation) func(*natslin
 		o.background(func() {
 			body, err := serve(ctx, m)
 			if err == nil {
-				encoded, is := body.([]byte) // of one that nodes ask for
+				encoded, is := body.([]byte) // an envelope
 				if !is {
 					encoded = mustJSON(body)
 				}
@@ -72,7 +74,7 @@ func operationError(err error) *subjects.Error {
 	return wireError(err)
 }
 
-// subscribeLeader subscribes to what the leader of the facts answers.
+// subscribeLeader subscribes to the requests that the leader of the facts serves.
 func (o *operations) subscribeLeader(ctx context.Context) ([]subscribed, error) {
 	return o.subscribe(ctx, map[string]operation{
 		o.names.Admin("join"):                o.onJoin,
@@ -87,7 +89,8 @@ func (o *operations) subscribeLeader(ctx context.Context) ([]subscribed, error) 
 	})
 }
 
-// subscribeNode subscribes to what any node, or this one in particular, answers.
+// subscribeNode subscribes to the requests that any node serves, and to those for this
+// node.
 func (o *operations) subscribeNode(ctx context.Context) error {
 	if _, err := o.shared.add(o.names.Admin("status"), o.handler(ctx, o.onStatus)); err != nil {
 		return err
@@ -124,7 +127,7 @@ func needPartition(r subjects.AdminRequest) (int, error) {
 	return *r.Partition, nil
 }
 
-// decide makes a change to the facts and says what was decided.
+// decide changes the facts and returns a reply that says how.
 func (o *operations) decide(ctx context.Context, compute func(cluster.Facts) (cluster.Command, error), done string, args ...any) (any, error) {
 	if err := o.meta.change(ctx, compute); err != nil {
 		return nil, err
@@ -142,8 +145,8 @@ func (o *operations) nodeOperation(became string, compute func(cluster.Facts, st
 	}
 }
 
-// onDrain takes off a node what others can hold. It answers when that is decided, and
-// says how much there is.
+// onDrain drains a node. It replies when that is decided, and says how many replicas are
+// to move.
 func (o *operations) onDrain(ctx context.Context, m *natslink.Message) (any, error) {
 	if _, err := o.nodeOperation("draining", cluster.Facts.Drain)(ctx, m); err != nil {
 		return nil, err
@@ -156,7 +159,7 @@ func (o *operations) onDrain(ctx context.Context, m *natslink.Message) (any, err
 	return subjects.AdminReply{Done: drained(r.Node, move, stay)}, nil
 }
 
-// drained says what becomes of the replicas of a node that is drained.
+// drained describes what happens to the replicas of a node that is drained.
 func drained(node string, move, stay int) string {
 	moving, staying := count(move, "replica")+" to be moved to other nodes", count(stay, "replica")+" with nowhere else to go"
 	switch {
@@ -170,8 +173,8 @@ func drained(node string, move, stay int) string {
 	return fmt.Sprintf("node %s is draining: %s, %s", node, moving, staying)
 }
 
-// heldBy returns how many voting replicas a node has, or may have where a partition
-// has no leader, that are to go elsewhere, and how many stay.
+// heldBy returns how many voting replicas of a node are to move to others, and how many
+// stay. It counts a partition without a leader as one that moves.
 func (o *operations) heldBy(facts cluster.Facts, node string, now time.Time) (move, stay int) {
 	for p, names := range facts.Placement {
 		if slices.Contains(names, node) {
@@ -185,7 +188,7 @@ func (o *operations) heldBy(facts cluster.Facts, node string, now time.Time) (mo
 	return move, stay
 }
 
-// onAdd makes a node that waits a member.
+// onAdd makes a candidate a member.
 func (o *operations) onAdd(ctx context.Context, m *natslink.Message) (any, error) {
 	r, err := operationBody(m, "node", "standby", "key")
 	if err = errors.Join(err, needNode(r)); err != nil {
@@ -207,8 +210,8 @@ func (o *operations) onAdd(ctx context.Context, m *natslink.Message) (any, error
 	return reply, err
 }
 
-// awaitCandidate waits until a node is heard that wants to be added, for as long as
-// one that is there can keep silent: others may have heard it already.
+// awaitCandidate returns the candidate of a name, and of a key if there is one. It waits
+// for it to be heard for up to aliveTime: other nodes may have heard it before this one.
 func (o *operations) awaitCandidate(ctx context.Context, name, key string) (candidate, error) {
 	ctx, cancel := context.WithTimeout(ctx, aliveTime)
 	defer cancel()
@@ -236,7 +239,7 @@ func (o *operations) awaitCandidate(ctx context.Context, name, key string) (cand
 	}
 }
 
-// noCandidate says why there is no node to be added.
+// noCandidate returns an error that says why there is no candidate.
 func (o *operations) noCandidate(name, key string) error {
 	for _, q := range o.peers.candidates.named(name, time.Now()) {
 		if q.ClusterID == "" && key != "" {
@@ -247,8 +250,8 @@ func (o *operations) noCandidate(name, key string) error {
 	return subjects.Errorf(subjects.BadRequest, "node %q is not there to be added: start it with --name %s and the --routes of this cluster first", name, name)
 }
 
-// onRemove takes everything off a node and then the node out of the cluster,
-// unless a partition would be left without a majority.
+// onRemove moves everything from a node and then removes it from the cluster, unless that
+// would leave a partition without a majority.
 func (o *operations) onRemove(ctx context.Context, m *natslink.Message) (any, error) {
 	r, err := operationBody(m, "node")
 	if err = errors.Join(err, needNode(r)); err != nil {
@@ -274,7 +277,8 @@ func (o *operations) onRemove(ctx context.Context, m *natslink.Message) (any, er
 	return subjects.AdminReply{Done: done}, nil
 }
 
-// mayLeave refuses what would cost a partition, or the facts, their majority.
+// mayLeave returns an error if a partition, or the facts, would have no majority without a
+// node.
 func (o *operations) mayLeave(f cluster.Facts, node string) error {
 	now := time.Now()
 	there := func(name string) bool { return name == o.opts.Name || o.peers.alive(name, now) }
@@ -300,7 +304,7 @@ func (o *operations) mayLeave(f cluster.Facts, node string) error {
 	for p := range f.Placement {
 		r, ok := o.replicas.leaderReport(p, now)
 		if !ok {
-			return subjects.Errorf(subjects.Unavailable, "partition %d has no leader now: nothing can be taken off %s", p, node)
+			return subjects.Errorf(subjects.Unavailable, "partition %d has no leader now: nothing can be moved from %s", p, node)
 		}
 		if err := enough(fmt.Sprintf("partition %d", p), r.Voters); err != nil {
 			return err
@@ -309,7 +313,8 @@ func (o *operations) mayLeave(f cluster.Facts, node string) error {
 	return enough("the cluster's facts", o.meta.report().Voters)
 }
 
-// onTransfer has a partition led by another of its replicas, now and later.
+// onTransfer makes another of a partition's replicas its leader, now and whenever it can
+// lead.
 func (o *operations) onTransfer(ctx context.Context, m *natslink.Message) (any, error) {
 	r, err := operationBody(m, "partition", "to")
 	p, pErr := needPartition(r)
@@ -322,7 +327,7 @@ func (o *operations) onTransfer(ctx context.Context, m *natslink.Message) (any, 
 	return o.decide(ctx, func(f cluster.Facts) (cluster.Command, error) { return f.Lead(p, r.To) }, "partition %d is to be led by %s", p, r.To)
 }
 
-// onMove moves a replica.
+// onMove moves a replica to another node.
 func (o *operations) onMove(ctx context.Context, m *natslink.Message) (any, error) {
 	r, err := operationBody(m, "partition", "node", "to")
 	p, pErr := needPartition(r)
@@ -355,8 +360,9 @@ func (o *operations) onBalance(ctx context.Context, m *natslink.Message) (any, e
 	}, "to get other replicas or another leader: %s", count(len(c.Placement), "partition"))
 }
 
-// onRebuild throws this node's replica of a partition away and has it fetched
-// from the others. It must not vote meanwhile: a fenced one has lost its vote.
+// onRebuild deletes this node's replica of a partition and fetches it again from the
+// others. The replica must have no vote then, so it is fenced first: the leader takes the
+// vote of a fenced replica.
 func (o *operations) onRebuild(_ context.Context, m *natslink.Message) (any, error) {
 	r, err := operationBody(m, "partition")
 	p, pErr := needPartition(r)
@@ -382,8 +388,8 @@ func (o *operations) onRebuild(_ context.Context, m *natslink.Message) (any, err
 	return subjects.AdminReply{Done: fmt.Sprintf("the replica of partition %d on %s is rebuilt from %s", p, o.opts.Name, leader)}, nil
 }
 
-// rebuildUnvoted waits until the leader has taken the fenced replica's vote,
-// and has it rebuilt.
+// rebuildUnvoted waits until the leader has taken the replica's vote, and then requests
+// the rebuild.
 func (o *operations) rebuildUnvoted(c *replicaController, partition int) {
 	for {
 		heard := o.peers.next()

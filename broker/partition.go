@@ -13,8 +13,8 @@ import (
 	"github.com/cantuslog/cantus/wal"
 )
 
-// partition is this node's part in one partition: a replica of its state,
-// and, while it leads, the session that serves it.
+// partition is this node's replica of one partition: its log, its state and its Raft
+// group, and, while it leads, the session that serves it.
 type partition struct {
 	id        int
 	host      host
@@ -27,33 +27,33 @@ type partition struct {
 	busyReply busyReply // when a queue is full
 	metrics   partitionMetrics
 
-	serving atomic.Bool // a session of this node's is under way
+	serving atomic.Bool // a session of this node serves the partition
 	// readTerm is the latest term in which this node led and had applied every entry
 	// committed in earlier terms.
 	readTerm atomic.Uint64
-	caughtUp atomic.Bool // it has had everything that its leader had, once
+	caughtUp atomic.Bool // the replica has caught up with its leader once
 	// diskBlocked is the latest result of isDiskBlocked, while this replica leads.
 	diskBlocked   atomic.Bool
 	diskBlockedMu sync.Mutex // held while diskBlocked is updated
 
 	digests        digests
-	endSession     atomic.Pointer[context.CancelCauseFunc] // ends the present session
+	endSession     atomic.Pointer[context.CancelCauseFunc] // ends the current session
 	transferring   bool                                    // the last session ended for a transfer, and none served since; owned by run
 	transferFailed atomic.Int64                            // when a transfer failed last, Unix nanoseconds
 	refused        atomic.Pointer[natslink.RefusedError]   // why a session can't serve: the NATS server refused a subscription
 	fenced         atomic.Pointer[string]                  // why it must not serve: its log differs from the others'
 	opened         chan struct{}                           // closed when group is set, or will never be
-	// disputed is why it takes no part for now: its log may be the one that differs.
+	// disputed is why the replica takes no part for now: its log may be the wrong one.
 	disputed atomic.Pointer[string]
 	verdicts verdicts
-	accuser  atomic.Pointer[string] // the leader that says that it has lost entries
+	accuser  atomic.Pointer[string] // the leader that says that this replica has lost entries
 	// unsendable is the largest transaction that was found to be too large for the
 	// NATS server's max_payload.
 	unsendable atomic.Pointer[unsendableError]
 }
 
 // openPartition restores the partition's state from its log and starts its replica.
-// voters are those that found its group, nil unless this node founds it.
+// voters are the group's first members, nil unless this node is one of them.
 func openPartition(h host, id int, log *wal.Log, voters []string) (*partition, error) {
 	p := &partition{
 		id: id, host: h, log: h.log.With("partition", id),
@@ -82,7 +82,7 @@ func openPartition(h host, id int, log *wal.Log, voters []string) (*partition, e
 	return p, nil
 }
 
-// report returns what the node tells the others about its replica.
+// report returns the node's report of its replica.
 func (p *partition) report() groupReport {
 	r := statusReport(p.group.Status())
 	at := p.replica.position()
@@ -101,11 +101,11 @@ func (p *partition) report() groupReport {
 	return r
 }
 
-// hasCaughtUp reports whether the replica is at most promoteLag entries behind what
+// hasCaughtUp reports whether the replica is at most maxLag entries behind what
 // its leader last reported as committed.
 func (p *partition) hasCaughtUp(r groupReport) bool {
 	_, leader, ok := p.host.peers.leader(p.id, time.Now())
-	return ok && r.Applied+promoteLag >= leader.Commit
+	return ok && r.Applied+maxLag >= leader.Commit
 }
 
 // unserved returns why the partition is not served, or this replica follows no leader;

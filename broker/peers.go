@@ -13,44 +13,43 @@ const (
 	aliveTime = 5 * helloInterval
 )
 
-// peers are the other members, as they say of themselves, and the candidates.
+// peers holds the newest hello of each other member, and the candidates.
 //
-// A hello that was signed may be an old one that somebody sends again. So each
-// node lists the instances that it hears, with the newest number of each. What an
-// instance says first is believed when it lists this node's own instance with a
-// number that this node had not sent when it last believed another instance of
-// that name; from then on numbers rise. That needs no clock, nothing that is
-// kept on disk, and no message of its own.
+// A signed hello may be a replay. So each node lists, in its hellos, the instances that
+// it hears, with the newest number of each. The first hello of an instance is accepted
+// only if it lists this node's own instance with a number that this node had not yet sent
+// when it last accepted another instance of that name. From then on the numbers must
+// rise. This needs no clock, nothing on disk, and no messages of its own.
 type peers struct {
-	self       string // this node's instance
-	said       func() uint64
+	self       string        // this node's instance
+	sent       func() uint64 // the newest number that this node has sent
 	candidates *candidates
 
 	mu       sync.Mutex
 	heard    map[string]peer
-	pending  map[string][]pending // by name: instances that are not believed yet, the newest first
-	switched map[string]uint64    // by name: what this node had said when it last believed a new instance
+	pending  map[string][]pending // by name: instances that are not accepted yet, the newest first
+	switched map[string]uint64    // by name: the newest number sent when an instance was last accepted
 	changed  chan struct{}        // closed at the next hello, then replaced
 }
 
-// seen is an instance of a node, and the number of the newest envelope of it.
+// seen is an instance of a node, and the number of its newest envelope.
 type seen struct {
 	Instance string `json:"instance"`
 	Number   uint64 `json:"number"`
 }
 
-// pending is an instance that is not believed yet.
+// pending is an instance that is not accepted yet.
 type pending struct {
 	seen
 	at time.Time
 }
 
 const (
-	// pendingTime is how long an instance is remembered that is not believed.
+	// pendingTime is how long an instance is remembered that is not accepted.
 	pendingTime = 10 * time.Second
-	// maxPending bounds the instances of one name that are not believed yet.
+	// maxPending bounds the instances of one name that are not accepted yet.
 	maxPending = 4
-	// maxPeers bounds the names that are remembered of holders of the secret.
+	// maxPeers bounds the names of nodes with the secret that are remembered.
 	maxPeers = 1024
 )
 
@@ -59,18 +58,18 @@ type peer struct {
 	hello
 	number uint64
 	at     time.Time // of the last hello
-	since  time.Time // when it was first heard without a pause after
+	since  time.Time // since when it has been heard without a pause
 }
 
-func newPeers(instance string, said func() uint64) *peers {
+func newPeers(instance string, sent func() uint64) *peers {
 	return &peers{
-		self: instance, said: said, candidates: newCandidates(), heard: map[string]peer{},
+		self: instance, sent: sent, candidates: newCandidates(), heard: map[string]peer{},
 		pending: map[string][]pending{}, switched: map[string]uint64{}, changed: make(chan struct{}),
 	}
 }
 
-// fresh reports whether a hello that was signed is no old one. unheard says that
-// its instance was not known, so that this node is to say that it hears it.
+// fresh reports whether a signed hello is not a replay. unheard says that its instance
+// was unknown; this node should announce at once that it hears it.
 func (p *peers) fresh(h hello, number uint64, now time.Time) (fresh, unheard bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -94,40 +93,40 @@ func (p *peers) fresh(h hello, number uint64, now time.Time) (fresh, unheard boo
 	return false, true
 }
 
-// heardUs reports whether a hello was said after this node had last believed a
-// new instance of that name. mu is held.
+// heardUs reports whether a hello was sent after this node had last accepted an instance
+// of that name. mu is held.
 func (p *peers) heardUs(h hello) bool {
 	return slices.ContainsFunc(h.Heard, func(s seen) bool { return s.Instance == p.self && s.Number > p.switched[h.Name] })
 }
 
-// believe takes in a hello that is fresh; anew is true for a node that has begun
-// anew.
-func (p *peers) believe(h hello, number uint64, now time.Time) (anew bool) {
+// accept records a hello that is fresh. It reports whether it is the first of its
+// instance.
+func (p *peers) accept(h hello, number uint64, now time.Time) (first bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	last, known := p.heard[h.Name]
 	if known && last.Instance != h.Instance && last.Started.After(h.Started) && now.Sub(last.at) < aliveTime {
-		return false // two go by this name: the later one is listened to until it goes
+		return false // of two running instances with one name, the later one counts
 	}
 	if !known && len(p.heard) >= maxPeers {
 		return false
 	}
-	anew = !known || last.Instance != h.Instance
+	first = !known || last.Instance != h.Instance
 	since := last.since
-	if anew || now.Sub(last.at) > aliveTime {
+	if first || now.Sub(last.at) > aliveTime {
 		since = now
 	}
-	if anew {
-		p.switched[h.Name] = p.said()
+	if first {
+		p.switched[h.Name] = p.sent()
 		p.pending[h.Name] = slices.DeleteFunc(p.pending[h.Name], func(q pending) bool { return q.Instance == h.Instance })
 	}
 	p.heard[h.Name] = peer{hello: h, number: number, at: now, since: since}
 	close(p.changed)
 	p.changed = make(chan struct{})
-	return anew
+	return first
 }
 
-// heardNow lists the instances that are heard, believed or not.
+// heardNow returns the instances that are heard, accepted or not.
 func (p *peers) heardNow(now time.Time) []seen {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -146,7 +145,7 @@ func (p *peers) heardNow(now time.Time) []seen {
 	return all
 }
 
-// forget drops instances that were not believed for long. mu is held.
+// forget forgets instances that have not been accepted within pendingTime. mu is held.
 func (p *peers) forget(now time.Time) {
 	for name, all := range p.pending {
 		all = slices.DeleteFunc(all, func(q pending) bool { return now.Sub(q.at) > pendingTime })
@@ -156,7 +155,7 @@ func (p *peers) forget(now time.Time) {
 	}
 }
 
-// wake has those go on that wait for something to be heard.
+// wake closes the channel that next has returned.
 func (p *peers) wake() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -164,7 +163,7 @@ func (p *peers) wake() {
 	p.changed = make(chan struct{})
 }
 
-// get returns what a node last said, if anything.
+// get returns a node's last hello, if there is one.
 func (p *peers) get(name string) (peer, bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -172,7 +171,7 @@ func (p *peers) get(name string) (peer, bool) {
 	return q, ok
 }
 
-// setFull notes that a node is full, until its next hello says whether it is.
+// setFull records that a node is full, until its next hello.
 func (p *peers) setFull(name string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -182,7 +181,7 @@ func (p *peers) setFull(name string) {
 	}
 }
 
-// all returns every node that was heard lately, in order of names.
+// all returns the nodes that were heard within aliveTime, in order of names.
 func (p *peers) all(now time.Time) []peer {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -195,26 +194,26 @@ func (p *peers) all(now time.Time) []peer {
 	return alive
 }
 
-// next is closed when anything is heard after the call.
+// next returns a channel that is closed when the next hello is heard.
 func (p *peers) next() <-chan struct{} {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.changed
 }
 
-// alive reports whether a node was heard lately and is not stopping.
+// alive reports whether a node was heard within aliveTime and is not stopping.
 func (p *peers) alive(name string, now time.Time) bool {
 	q, ok := p.get(name)
 	return ok && now.Sub(q.at) < aliveTime && !q.Leaving
 }
 
 // steady reports whether a node has been alive for at least a time.
-func (p *peers) steady(name string, for_ time.Duration, now time.Time) bool {
+func (p *peers) steady(name string, least time.Duration, now time.Time) bool {
 	q, ok := p.get(name)
-	return ok && p.alive(name, now) && now.Sub(q.since) >= for_
+	return ok && p.alive(name, now) && now.Sub(q.since) >= least
 }
 
-// report returns what a living node says of its replica of a partition.
+// report returns a living node's report of its replica of a partition.
 func (p *peers) report(name string, partition int, now time.Time) (groupReport, bool) {
 	q, ok := p.get(name)
 	if !ok || now.Sub(q.at) >= aliveTime {
@@ -227,7 +226,8 @@ func (p *peers) report(name string, partition int, now time.Time) (groupReport, 
 	return q.Groups[i], true
 }
 
-// leader returns the newest leader's report of a partition, and its node.
+// leader returns the leader of a partition and its report. If several nodes report that
+// they lead, it returns the one with the highest term.
 func (p *peers) leader(partition int, now time.Time) (name string, r groupReport, ok bool) {
 	for _, q := range p.all(now) {
 		if g, has := p.report(q.Name, partition, now); has && g.leads() && (!ok || g.Term > r.Term) {

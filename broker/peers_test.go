@@ -45,7 +45,7 @@ func TestWhichHellosAreOldOnes(t *testing.T) {
 			t.Errorf("step %d, %s %d: fresh is %t, unheard %t", i, step.instance, step.number, fresh, unheard)
 		}
 		if fresh {
-			p.believe(h, step.number, now)
+			p.accept(h, step.number, now)
 		}
 	}
 }
@@ -71,7 +71,7 @@ func TestNamesThatAreRememberedAreBounded(t *testing.T) {
 		t.Errorf("%d names are pending that were not heard for long", n-1)
 	}
 	for i := range 2 * maxPeers {
-		p.believe(hello{Name: fmt.Sprint("x", i), Instance: "i"}, 1, now)
+		p.accept(hello{Name: fmt.Sprint("x", i), Instance: "i"}, 1, now)
 	}
 	if n := len(p.heard); n != maxPeers {
 		t.Errorf("%d names are heard", n)

@@ -8,19 +8,19 @@ import (
 )
 
 const (
-	// chunkBytes is about how much of the log the walk holds at a time: it walks
-	// backwards, and the log is read forwards.
+	// chunkBytes is about how much of the log the walk holds in memory: it goes
+	// backwards, and each chunk is read forwards.
 	chunkBytes = 4 << 20
-	// chunkEntries is how many entries it holds at first, and again after a stretch
-	// without transactions.
+	// chunkEntries is how many entries it reads at first, and again after it has skipped
+	// entries without transactions.
 	chunkEntries = 16
-	// walkTransactions bounds the walk where few transactions record locks.
+	// walkTransactions bounds the walk if few transactions record locks.
 	walkTransactions = 8_000_000
 )
 
-// rebuild fills the lock table and the message ids from the log's tail, newest first. It
-// ends when they are full or the log begins. It also ends when as many locks were
-// recorded as the table has room for, though under fewer names, and no older message id
+// rebuild fills the lock table and the message ids from the end of the log, newest first,
+// until they are full or it reaches the log's beginning. It also stops once it has seen as
+// many locks as the table has room for, though of fewer names, and no older message id
 // counts: older locks are then below the floor. r.mu is held.
 func (r *replica) rebuild(s snapshotState) error {
 	err := r.certifier.rebuild(s.Txid, s.Time, s.First, func(older func(*wal.Transaction) bool) error { return r.walk(s, older) })
@@ -31,7 +31,8 @@ func (r *replica) rebuild(s snapshotState) error {
 	return nil
 }
 
-// walk passes transactions to older, the newest first.
+// walk passes the log's transactions to older, the newest first, until older returns
+// false.
 func (r *replica) walk(s snapshotState, older func(*wal.Transaction) bool) error {
 	w := walk{r: r, older: older, next: s.Txid, oldestID: s.Time - int64(r.window), voids: r.log.Voids()}
 	entries := uint64(chunkEntries)
@@ -56,21 +57,21 @@ func (r *replica) walk(s snapshotState, older func(*wal.Transaction) bool) error
 	return nil
 }
 
-// walk walks the log backwards.
+// walk is the state of a walk backwards through the log.
 type walk struct {
 	r        *replica
-	older    func(*wal.Transaction) bool // takes one, and reports whether older ones matter
-	next     uint64                      // the txid that it expects next
+	older    func(*wal.Transaction) bool // records one, and reports whether older ones matter
+	next     uint64                      // the txid that must come next
 	oldestID int64                       // message ids of transactions before this time don't count
 	voids    []uint64
-	met      bool // there was a batch among the last entries
+	met      bool // there was a batch in the last chunk
 	locks    int  // recorded so far
 	count    int  // transactions so far
 	tx       []wal.Transaction
 }
 
-// entries walks the entries from..to, the last first. size is about how many bytes they
-// have; more is false when the walk may end.
+// entries walks the entries from..to, the last first. size is about their size in bytes;
+// more is false when the walk may end.
 func (w *walk) entries(from, to uint64) (size int, more bool, err error) {
 	var batches []wal.Batch
 	for e, err := range w.r.log.Entries(from, to) {
@@ -102,8 +103,8 @@ func (w *walk) entries(from, to uint64) (size int, more bool, err error) {
 	return size, true, nil
 }
 
-// skip returns the entry of the transaction that comes next, up to an entry, if there
-// was none among the last entries; otherwise 0.
+// skip returns the index of the entry, up to index to, of the transaction that comes next,
+// if there was none in the last chunk; otherwise 0.
 func (w *walk) skip(to uint64) (index uint64) {
 	if w.met {
 		return 0
@@ -133,7 +134,7 @@ func (w *walk) batch(b wal.Batch) (more bool, err error) {
 			if w.locks >= w.r.capacity || w.count >= walkTransactions {
 				return false, nil
 			}
-			t.MsgID = nil // spare the hashing
+			t.MsgID = nil // saves hashing it
 		}
 		if !w.older(t) {
 			return false, nil

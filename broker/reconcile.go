@@ -10,22 +10,23 @@ import (
 )
 
 const (
-	// steadyTime is how long a node has to be there before it is given
-	// something that would be missed if it went again.
+	// steadyTime is how long a node must have been up before leadership is moved to
+	// it, so that a node that comes and goes does not cause failovers.
 	steadyTime = 2 * time.Second
 	// stepTime bounds one change of a group's members.
 	stepTime = 5 * time.Second
-	// handOverPause keeps a leader from handing over right after it began, or
-	// after it failed to.
-	handOverPause = 3 * time.Second
+	// transferPause is the least time from the beginning of a leadership, or from a
+	// failed transfer, to the next transfer for balance.
+	transferPause = 3 * time.Second
 )
 
-// handOvers says when leadership may be handed over for balance: at once when
-// the facts have changed, which somebody wanted, and else after a while.
-func handOvers(version uint64) func(version uint64) bool {
+// transferLimit returns a function that reports whether leadership may be transferred
+// for balance: at once when the facts have a new version, since an operator may wait
+// for that, and otherwise once in transferPause.
+func transferLimit(version uint64) func(version uint64) bool {
 	last := time.Now()
 	return func(now uint64) bool {
-		if now == version && time.Since(last) < handOverPause {
+		if now == version && time.Since(last) < transferPause {
 			return false
 		}
 		version, last = now, time.Now()
@@ -33,7 +34,7 @@ func handOvers(version uint64) func(version uint64) bool {
 	}
 }
 
-// members are what a group's leader reads and changes of its group.
+// members are the parts of a group that its leader reads and changes. Tests replace them.
 type members interface {
 	Status() raftstore.Status
 	AddReplica(ctx context.Context, name string) error
@@ -42,28 +43,28 @@ type members interface {
 	Remove(ctx context.Context, name string) error
 }
 
-// wantedGroup is what the members of a Raft group are to be, and what brings
-// it about: its leader compares, again and again, and takes one step at a time.
-type wantedGroup struct {
+// desiredGroup is the membership that a Raft group is to have. The group's leader
+// compares it with the actual one again and again, and takes one step at a time
+// towards it.
+type desiredGroup struct {
 	group  members
 	self   string
-	voters map[string]bool // who is to be a member, and whether with a vote
-	// transfer hands leadership over, or begins to.
+	voters map[string]bool // the members, and whether they vote
+	// transfer transfers leadership, or begins to.
 	transfer func(ctx context.Context, to string) error
-	// preferred is who is to lead.
+	// preferred is the member that is to lead.
 	preferred string
 	report    func(name string) (groupReport, bool) // of a living node's replica
 	steady    func(name string) bool
-	// handing is told when leadership is about to be handed over for no need
-	// but balance; false says that it is too early to.
-	handing func() bool
+	// mayTransfer is called before a transfer of leadership for mere balance, and
+	// reports whether it may take place now.
+	mayTransfer func() bool
 }
 
-// step takes the next step, if there is one; done says that there is none to
-// take at present. The order is what keeps a group able to commit: a replica
-// is added without a vote, gets one when it has caught up, and nobody goes
-// before all who are to stay can vote.
-func (w wantedGroup) step(ctx context.Context) (done bool, err error) {
+// step takes the next step. It reports whether there was none to take. The order of the
+// steps keeps the group able to commit: a replica is added without a vote and gets one
+// when it has caught up, and none is removed before all that stay can vote.
+func (w desiredGroup) step(ctx context.Context) (done bool, err error) {
 	ctx, cancel := context.WithTimeout(ctx, stepTime)
 	defer cancel()
 	status := w.group.Status()
@@ -75,7 +76,7 @@ func (w wantedGroup) step(ctx context.Context) (done bool, err error) {
 		have[r.Name] = r.Voter
 	}
 	for _, step := range []func(context.Context, map[string]bool) (bool, error){
-		w.demoteFenced, w.add, w.promote, w.demote, w.remove, w.handOver,
+		w.demoteFenced, w.add, w.promote, w.demote, w.remove, w.transferToPreferred,
 	} {
 		if taken, err := step(ctx, have); taken || err != nil {
 			return false, err
@@ -84,8 +85,8 @@ func (w wantedGroup) step(ctx context.Context) (done bool, err error) {
 	return true, nil
 }
 
-// add takes in who is missing, once it has a replica to be one with.
-func (w wantedGroup) add(ctx context.Context, have map[string]bool) (bool, error) {
+// add adds a missing member, once its node has opened its replica.
+func (w desiredGroup) add(ctx context.Context, have map[string]bool) (bool, error) {
 	for _, name := range names(w.voters) {
 		if _, member := have[name]; member {
 			continue
@@ -97,8 +98,8 @@ func (w wantedGroup) add(ctx context.Context, have map[string]bool) (bool, error
 	return false, nil
 }
 
-// promote gives votes to who has caught up.
-func (w wantedGroup) promote(ctx context.Context, have map[string]bool) (bool, error) {
+// promote gives a vote to a member that has caught up.
+func (w desiredGroup) promote(ctx context.Context, have map[string]bool) (bool, error) {
 	for _, name := range names(w.voters) {
 		voter, member := have[name]
 		if !member || voter || !w.voters[name] {
@@ -111,16 +112,16 @@ func (w wantedGroup) promote(ctx context.Context, have map[string]bool) (bool, e
 	return false, nil
 }
 
-// promoteLag is how many entries a replica may be behind for being given a vote,
-// or the leadership.
-const promoteLag = 512
+// maxLag is how many entries a replica may be behind and still count as caught up. Only
+// then does it get a vote or the leadership.
+const maxLag = 512
 
-// caughtUp reports whether a replica was level when it said what it has.
-func caughtUp(r groupReport) bool { return r.Applied > 0 && r.behind <= promoteLag }
+// caughtUp reports whether a replica had caught up when it sent its report.
+func caughtUp(r groupReport) bool { return r.Applied > 0 && r.behind <= maxLag }
 
-// demoteFenced takes the vote of a replica that does not have the same log,
-// so that it can be rebuilt.
-func (w wantedGroup) demoteFenced(ctx context.Context, have map[string]bool) (bool, error) {
+// demoteFenced takes the vote from a replica whose log differs from the others', so
+// that it can be rebuilt.
+func (w desiredGroup) demoteFenced(ctx context.Context, have map[string]bool) (bool, error) {
 	for _, name := range names(have) {
 		if r, there := w.report(name); have[name] && there && r.Fenced != "" && name != w.self && w.canSpare(have, name) {
 			return true, w.group.Demote(ctx, name)
@@ -129,12 +130,12 @@ func (w wantedGroup) demoteFenced(ctx context.Context, have map[string]bool) (bo
 	return false, nil
 }
 
-// demote takes the vote of who is to follow only.
-func (w wantedGroup) demote(ctx context.Context, have map[string]bool) (bool, error) {
+// demote takes the vote from a member that is to follow without one.
+func (w desiredGroup) demote(ctx context.Context, have map[string]bool) (bool, error) {
 	for _, name := range names(have) {
 		if vote, wanted := w.voters[name]; have[name] && wanted && !vote && w.complete(have) && w.canSpare(have, name) {
 			if name == w.self {
-				return true, w.transfer(ctx, w.successor(have))
+				return true, w.transfer(ctx, w.pickTransferee(have))
 			}
 			return true, w.group.Demote(ctx, name)
 		}
@@ -142,8 +143,8 @@ func (w wantedGroup) demote(ctx context.Context, have map[string]bool) (bool, er
 	return false, nil
 }
 
-// remove takes out who is not to be a member. Its leader hands over first.
-func (w wantedGroup) remove(ctx context.Context, have map[string]bool) (bool, error) {
+// remove removes a member that is not desired. A leader transfers its leadership first.
+func (w desiredGroup) remove(ctx context.Context, have map[string]bool) (bool, error) {
 	for _, name := range names(have) {
 		if _, wanted := w.voters[name]; wanted {
 			continue
@@ -153,7 +154,7 @@ func (w wantedGroup) remove(ctx context.Context, have map[string]bool) (bool, er
 		case name != w.self:
 			return true, w.group.Remove(ctx, name)
 		default:
-			if to := w.successor(have); to != "" {
+			if to := w.pickTransferee(have); to != "" {
 				return true, w.transfer(ctx, to)
 			}
 		}
@@ -161,8 +162,8 @@ func (w wantedGroup) remove(ctx context.Context, have map[string]bool) (bool, er
 	return false, nil
 }
 
-// complete reports whether everybody who is to have a vote has one.
-func (w wantedGroup) complete(have map[string]bool) bool {
+// complete reports whether every member that is to have a vote has one.
+func (w desiredGroup) complete(have map[string]bool) bool {
 	for name, vote := range w.voters {
 		if vote && !have[name] {
 			return false
@@ -171,9 +172,9 @@ func (w wantedGroup) complete(have map[string]bool) bool {
 	return true
 }
 
-// canSpare reports whether the voters without one are able to commit: a
-// majority of them is there.
-func (w wantedGroup) canSpare(have map[string]bool, without string) bool {
+// canSpare reports whether the group can commit without one of its voters: a majority
+// of the others is there.
+func (w desiredGroup) canSpare(have map[string]bool, without string) bool {
 	voters, there := 0, 0
 	for name, vote := range have {
 		if !vote || name == without {
@@ -187,9 +188,9 @@ func (w wantedGroup) canSpare(have map[string]bool, without string) bool {
 	return voters > 0 && there > voters/2
 }
 
-// successor is who could lead: one that is to have a vote, has it and is
-// there; "" if nobody.
-func (w wantedGroup) successor(have map[string]bool) string {
+// pickTransferee returns a member to transfer leadership to, "" if there is none: it is
+// there, has a vote, and is to keep it.
+func (w desiredGroup) pickTransferee(have map[string]bool) string {
 	candidates := names(have)
 	if have[w.preferred] {
 		candidates = slices.Insert(candidates, 0, w.preferred)
@@ -202,28 +203,29 @@ func (w wantedGroup) successor(have map[string]bool) string {
 	return ""
 }
 
-// handOver lets the preferred replica lead when it has been there for a while.
-func (w wantedGroup) handOver(ctx context.Context, have map[string]bool) (bool, error) {
+// transferToPreferred transfers leadership to the preferred member once it has been up
+// for steadyTime.
+func (w desiredGroup) transferToPreferred(ctx context.Context, have map[string]bool) (bool, error) {
 	if w.preferred == w.self || !have[w.preferred] || !w.steady(w.preferred) {
 		return false, nil
 	}
 	r, there := w.report(w.preferred)
-	if !there || r.Fenced != "" || !caughtUp(r) || !w.handing() {
+	if !there || r.Fenced != "" || !caughtUp(r) || !w.mayTransfer() {
 		return false, nil
 	}
 	if err := w.transfer(ctx, w.preferred); err != nil {
-		return true, fmt.Errorf("hand over to %s: %w", w.preferred, err)
+		return true, fmt.Errorf("transfer leadership to %s: %w", w.preferred, err)
 	}
 	return true, nil
 }
 
-// reconcile brings the partition's group to what the facts say, while this
-// node leads it.
+// reconcile changes the members and the leader of the partition's group to what the
+// facts say, while this node leads it.
 func (p *partition) reconcile(ctx context.Context) {
 	tick := time.NewTicker(helloInterval)
 	defer tick.Stop()
 	facts, _ := p.host.facts()
-	handing := handOvers(facts.Version)
+	mayTransfer := transferLimit(facts.Version)
 	for {
 		facts, changed := p.host.facts()
 		want := map[string]bool{}
@@ -235,7 +237,7 @@ func (p *partition) reconcile(ctx context.Context) {
 		}
 		now := time.Now()
 		p.updateDiskBlocked()
-		w := wantedGroup{
+		w := desiredGroup{
 			group: p.group, transfer: p.requestTransfer, self: p.host.name, voters: want, preferred: p.leaderWithRoom(facts.Voters(p.id), now),
 			report: func(name string) (groupReport, bool) {
 				if !p.host.peers.alive(name, now) {
@@ -247,11 +249,11 @@ func (p *partition) reconcile(ctx context.Context) {
 				q, _ := p.host.peers.get(name)
 				return q.Ready && p.host.peers.steady(name, steadyTime, now)
 			},
-			handing: func() bool { return handing(facts.Version) },
+			mayTransfer: func() bool { return mayTransfer(facts.Version) },
 		}
 		done, err := w.step(ctx)
 		if err != nil && ctx.Err() == nil {
-			p.log.Debug("the group is not as it should be yet", "err", err)
+			p.log.Debug("the group is not as the facts say yet", "err", err)
 		}
 		again := tick.C
 		if done && !p.host.clustered {

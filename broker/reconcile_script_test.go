@@ -39,7 +39,7 @@ func TestReconcileScripts(t *testing.T) {
 
 type reconcileScript struct {
 	t    *testing.T
-	want wantedGroup
+	want desiredGroup
 	// members are those of the group, and whether they vote.
 	members map[string]bool
 	reports map[string]groupReport
@@ -124,7 +124,7 @@ func (s *reconcileScript) step() (done bool) {
 	w.group = s
 	w.report = func(name string) (groupReport, bool) { r, up := s.reports[name]; return r, up }
 	w.steady = func(name string) bool { return !s.fresh[name] }
-	w.handing = func() bool { return !s.early }
+	w.mayTransfer = func() bool { return !s.early }
 	w.transfer = func(_ context.Context, to string) error {
 		return s.change("transfer to", to, func() { s.want.self = to })
 	}
@@ -165,7 +165,7 @@ func (s *reconcileScript) change(what, name string, do func()) error {
 	return nil
 }
 
-// The methods below are those of a group that wantedGroup uses.
+// The methods below are those of a group that desiredGroup uses.
 
 func (s *reconcileScript) Status() raftstore.Status {
 	status := raftstore.Status{State: "leader"}

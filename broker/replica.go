@@ -18,24 +18,24 @@ import (
 	"github.com/cantuslog/cantus/wal"
 )
 
-// replica is the state of one partition on this node: a function of the
-// partition's log. It is a raftstore.FSM.
+// replica is the state of one partition on this node: a function of the partition's log.
+// It is a raftstore.FSM.
 //
-// Apply and Restore alone change it. Each entry is applied under mu, the lock
-// table in the certifier included, so that position returns the high-water mark,
-// the index and the first txid of one and the same moment.
+// Only Apply and Restore change it. Each entry is applied under mu, to the lock table in
+// the certifier too, so that position returns the high-water mark, the index and the first
+// txid of the same moment.
 type replica struct {
 	log       *wal.Log
 	certifier *certifier
-	damage    func(error)   // called with an error that makes the state untrustworthy
+	damage    func(error)   // called with an error after which the state can't be trusted
 	capacity  int           // of the lock table
 	window    time.Duration // message ids are remembered for
-	every     uint64        // a trim point is set at least after this many transactions
-	// mark is the high-water mark. It changes under mu, and may be read without it
-	// where an old value does.
+	every     uint64        // the most transactions between two trim points
+	// mark is the high-water mark. It changes under mu. Readers that can use an old
+	// value read it without mu.
 	mark atomic.Uint64
 
-	mu         sync.Mutex // guards what follows
+	mu         sync.Mutex // guards the fields below
 	digest     wal.Digest
 	index      uint64 // of the last entry applied
 	lastTime   int64  // of the last transaction
@@ -43,16 +43,16 @@ type replica struct {
 	cursors    map[string]cursor
 	dirty      map[string]bool // cursors that may not be in a stored snapshot yet
 	changed    chan struct{}   // closed when the high-water mark rises, then replaced
-	trimPoints []trimPoint     // rising
+	trimPoints []trimPoint     // in ascending order
 	thinned    bool            // stored snapshots may hold trim points that were dropped
 	lastPoint  logPosition     // of the newest trim point, or of the log's beginning
-	bytes      uint64          // of all entries, the trimmed ones too
-	behind     uint64          // of them, of those behind the last transaction
+	bytes      uint64          // of all entries, including trimmed ones
+	behind     uint64          // of the entries after the last transaction
 	base       wal.Base        // the chain before the oldest transaction kept
 	trimIndex  uint64          // index through which the log is to be trimmed
 
 	trimmed chan struct{} // capacity 1: trimIndex has moved
-	chain   *digests      // remembers the digest after each batch, and every entry
+	chain   *digests      // the digest after each batch
 }
 
 // logPosition is a position in the log, by time and by the bytes before it.
@@ -108,7 +108,7 @@ func (r *replica) Apply(entries []raftstore.Committed) []any {
 			r.damage(fmt.Errorf("apply entry %d: %w", e.Index, err))
 			a = applied{failed: true}
 		}
-		r.chain.passed(e.Index)
+		r.chain.setApplied(e.Index)
 		a.taken, a.synced, a.begun, a.done = e.Taken, e.Synced, begun, time.Now()
 		results[i] = a
 	}
@@ -194,7 +194,7 @@ func (r *replica) applyCursors(e raftstore.Committed, b wal.Batch) (applied, err
 	return a, records.Err()
 }
 
-// snapshotState is what a snapshot holds of a replica.
+// snapshotState is the state of a replica in a snapshot.
 type snapshotState struct {
 	Index  uint64 `json:"index"`
 	Txid   uint64 `json:"txid"`
@@ -202,8 +202,8 @@ type snapshotState struct {
 	First  uint64 `json:"first"`
 	Digest []byte `json:"digest"`
 	Bytes  uint64 `json:"bytes"`
-	Cut    uint64 `json:"cut,omitempty"`
-	// The rest is missing in snapshots of the first nodes.
+	Trim   uint64 `json:"cut,omitempty"`
+	// The fields below are missing in snapshots of the first versions.
 	LastTime    int64  `json:"last_time,omitempty"`
 	Behind      uint64 `json:"behind,omitempty"`
 	NewestTime  int64  `json:"newest_time,omitempty"`
@@ -216,17 +216,17 @@ const (
 	metaBase   = wal.MetaDigestBase
 )
 
-// Snapshot describes the state.
+// Snapshot returns the state, and the metadata that changed since the last snapshot.
 func (r *replica) Snapshot() raftstore.Snapshot {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	s := snapshotState{
-		Index: r.index, Txid: r.mark.Load(), Time: r.certifier.time(), First: r.first, Digest: r.digest[:], Bytes: r.bytes, Cut: r.trimIndex,
+		Index: r.index, Txid: r.mark.Load(), Time: r.certifier.time(), First: r.first, Digest: r.digest[:], Bytes: r.bytes, Trim: r.trimIndex,
 		LastTime: r.lastTime, Behind: r.behind, NewestTime: r.lastPoint.time, NewestBytes: r.lastPoint.bytes,
 	}
 	state, err := json.Marshal(s)
 	if err != nil {
-		panic("broker: encode mark: " + err.Error())
+		panic("broker: encode snapshot: " + err.Error())
 	}
 	metas := []wal.Meta{{Name: metaMark, Value: append(binary.BigEndian.AppendUint64(nil, s.Txid), r.digest[:]...)}}
 	for name := range r.dirty {
@@ -235,7 +235,7 @@ func (r *replica) Snapshot() raftstore.Snapshot {
 			m.Value = binary.BigEndian.AppendUint64(binary.BigEndian.AppendUint64(nil, c.Txid), uint64(c.Time))
 		}
 		if bytes.Equal(m.Value, r.log.Meta(m.Name)) {
-			delete(r.dirty, name) // an earlier mark was stored with it
+			delete(r.dirty, name) // an earlier snapshot has stored it
 			continue
 		}
 		metas = append(metas, m)
@@ -243,8 +243,8 @@ func (r *replica) Snapshot() raftstore.Snapshot {
 	return raftstore.Snapshot{State: state, Metas: append(metas, r.snapshotTrimPoints()...)}
 }
 
-// Restore sets the state to a snapshot's and rebuilds the tables from the log's
-// tail.
+// Restore sets the state to a snapshot's, and rebuilds the tables from the end of the
+// log.
 func (r *replica) Restore(state []byte) error {
 	var s snapshotState
 	if err := json.Unmarshal(state, &s); err != nil || len(s.Digest) != sha256.Size {
@@ -253,7 +253,7 @@ func (r *replica) Restore(state []byte) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.index, r.first, r.digest = s.Index, s.First, wal.Digest(s.Digest)
-	r.bytes, r.behind, r.trimIndex = s.Bytes, s.Behind, s.Cut
+	r.bytes, r.behind, r.trimIndex = s.Bytes, s.Behind, s.Trim
 	r.lastPoint = logPosition{s.NewestTime, s.NewestBytes}
 	if r.lastTime = s.LastTime; r.lastTime == 0 {
 		r.lastTime = s.Time
@@ -277,7 +277,7 @@ func (r *replica) Restore(state []byte) error {
 	return r.rebuild(s)
 }
 
-// position is the state that readers need, all of one moment.
+// position is the state that readers need, all of the same moment.
 type position struct {
 	mark    uint64 // high-water mark
 	index   uint64 // no later entry may be shown

@@ -65,8 +65,8 @@ func (r *replicaSet) compare(h hello) {
 	}
 }
 
-// measure notes how far a node's replicas are behind this node's, at the time of its
-// status. By the time that somebody asks, these have more.
+// measure sets in a node's status how far its replicas are behind this node's. It must be
+// called when the status arrives: later, this node's replicas have more entries.
 func (r *replicaSet) measure(h *hello) {
 	for i := range h.Groups {
 		c := r.get(h.Groups[i].Partition)
@@ -79,15 +79,14 @@ func (r *replicaSet) measure(h *hello) {
 	}
 }
 
-// measure notes how far a replica is behind this node's replica of the same group.
+// measure sets how far a replica is behind this node's replica of the same group.
 func (r *groupReport) measure(own *raftstore.Group) {
 	if applied := own.Applied(); applied > r.Applied {
 		r.behind = applied - r.Applied
 	}
 }
 
-// mayHold reports whether the group of any partition has, or may have, a node among
-// its members.
+// mayHold reports whether a node is, or may be, a member of any partition's group.
 func (r *replicaSet) mayHold(facts cluster.Facts, name string, now time.Time) bool {
 	for p := range facts.Placement {
 		if slices.Contains(facts.Placement[p], name) {
@@ -95,7 +94,7 @@ func (r *replicaSet) mayHold(facts cluster.Facts, name string, now time.Time) bo
 		}
 		report, ok := r.leaderReport(p, now)
 		if !ok {
-			return true // nobody can tell
+			return true // it is not known
 		}
 		if _, member := report.Voters[name]; member {
 			return true

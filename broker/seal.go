@@ -14,16 +14,16 @@ import (
 	"github.com/cantuslog/cantus/wal"
 )
 
-// A node that has no secret yet shows a public key (X25519) for which others seal
-// the secret: a key of its own for each sealing, with what both keys have in common
-// as the key of AES-256-GCM.
+// A node that has no secret yet shows a public key (X25519), and another node seals the
+// secret for it: it makes a key pair for this one box, and encrypts the secret by
+// AES-256-GCM with a key that derives from the Diffie-Hellman secret of the two key pairs.
 
 const publicKeySize = 32
 
-var errSealed = errors.New("what holds the cluster's secret can't be opened")
+var errSealed = errors.New("the sealed cluster secret can't be opened")
 
-// wrapSecret seals a secret for the holder of a public key. Only context that is
-// the same opens it.
+// wrapSecret seals a secret for the holder of a public key. Opening it takes the same
+// context.
 func wrapSecret(s wal.Secret, public []byte, context string) ([]byte, error) {
 	to, err := ecdh.X25519().NewPublicKey(public)
 	if err != nil {
@@ -45,7 +45,7 @@ func wrapSecret(s wal.Secret, public []byte, context string) ([]byte, error) {
 	return box.Seal(own.PublicKey().Bytes(), make([]byte, box.NonceSize()), mustJSON(s), nil), nil
 }
 
-// unwrapSecret opens what wrapSecret made.
+// unwrapSecret opens a secret that wrapSecret has sealed.
 func unwrapSecret(b []byte, private *ecdh.PrivateKey, context string) (s wal.Secret, err error) {
 	if len(b) < publicKeySize {
 		return s, errSealed
@@ -78,10 +78,11 @@ func sealingBox(shared, from, to []byte, context string) (cipher.AEAD, error) {
 	return cipher.NewGCM(block)
 }
 
-// sealContext says whom a secret is sealed for.
+// sealContext returns the context for a secret that is sealed for a node.
 func sealContext(cluster, name, id string) string { return fmt.Sprintf("%s/%s/%s", cluster, name, id) }
 
-// fingerprint is what operators compare of a public key, "" without one.
+// fingerprint returns the fingerprint of a public key, which operators compare; "" for
+// no key.
 func fingerprint(public []byte) string {
 	if len(public) == 0 {
 		return ""

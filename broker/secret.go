@@ -9,8 +9,8 @@ import (
 	"github.com/cantuslog/cantus/wal"
 )
 
-// The nodes of a cluster share one secret. Whatever they prove to each other,
-// or keep from others, uses a key that derives from it: see docs/adr/0018.
+// The nodes of a cluster share one secret. Every key that they sign or encrypt with
+// derives from it: see docs/adr/0018.
 
 // minToken is the least length of a cluster's token, in bytes.
 const minToken = 32
@@ -20,24 +20,24 @@ func tokenSecret(token string) wal.Secret {
 	return wal.Secret{Key: deriveKey([]byte(token), "", "cluster secret"), Token: true}
 }
 
-// deriveKey returns 32 bytes for a purpose.
+// deriveKey returns a key of 32 bytes for a purpose.
 func deriveKey(secret []byte, salt, purpose string) []byte {
 	key, err := hkdf.Key(sha256.New, secret, []byte(salt), "cantus "+purpose, sha256.Size)
 	if err != nil {
-		panic(err) // only for a length that SHA-256 can't give
+		panic(err) // cannot happen: SHA-256 allows this length
 	}
 	return key
 }
 
 func newSecret() wal.Secret {
 	s := wal.Secret{Key: make([]byte, wal.SecretSize)}
-	_, _ = rand.Read(s.Key) // never fails, says crypto/rand
+	_, _ = rand.Read(s.Key) // never fails: see crypto/rand
 	return s
 }
 
-// routePassword returns the password of route ports that goes with a token. It
-// can't depend on the cluster's id: a node that founds or joins one does not know
-// it yet. Without a token there is none, or such a node could not come.
+// routePassword returns the password of route ports that derives from a token, "" without
+// a token. It can't depend on the cluster's id: a node that founds or joins a cluster does
+// not know it yet. It can't derive from a secret without a token for the same reason.
 func routePassword(s wal.Secret, cluster string) string {
 	if !s.Token {
 		return ""

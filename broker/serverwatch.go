@@ -15,7 +15,7 @@ import (
 	"github.com/cantuslog/cantus/subjects"
 )
 
-// serverWatch looks whether the node's NATS server lets it serve.
+// serverWatch checks whether the node's NATS server lets it serve.
 type serverWatch struct {
 	log        *slog.Logger
 	server     *natsserver.Server
@@ -29,15 +29,16 @@ type serverWatch struct {
 	result atomic.Pointer[natsCheck]
 }
 
-// natsWatch is how often the node looks whether its NATS server lets it serve:
-// accounts may change from outside. Without a configuration file there is no way to
-// change them, and natsRest is enough.
+// checkInterval is the time between two checks if the NATS server has a configuration
+// file, so that its accounts may change, or after a failed check. Otherwise it is
+// checkIntervalFixed.
 const (
-	natsWatch = time.Second
-	natsRest  = 10 * time.Second
+	checkInterval      = time.Second
+	checkIntervalFixed = 10 * time.Second
 )
 
-// watchNATS keeps checked up to date.
+// run checks again and again, and when the NATS server has reloaded its configuration,
+// until ctx ends.
 func (w *serverWatch) run(ctx context.Context) {
 	for {
 		err := w.check(ctx)
@@ -52,9 +53,9 @@ func (w *serverWatch) run(ctx context.Context) {
 		case err != nil && last.String() != now.String():
 			w.log.Error("the NATS server does not let the node serve", "err", err)
 		}
-		again := natsRest
+		again := checkIntervalFixed
 		if err != nil || w.server.Configured() {
-			again = natsWatch
+			again = checkInterval
 		}
 		select {
 		case <-ctx.Done():
@@ -65,11 +66,12 @@ func (w *serverWatch) run(ctx context.Context) {
 	}
 }
 
-// natsCheck is what the newest look has shown.
+// natsCheck is the result of a check.
 type natsCheck struct{ err error }
 
 func (c natsCheck) String() string { return fmt.Sprint(c.err) }
 
+// latest returns the result of the latest check.
 func (w *serverWatch) latest() natsCheck {
 	if c := w.result.Load(); c != nil {
 		return *c
@@ -77,13 +79,13 @@ func (w *serverWatch) latest() natsCheck {
 	return natsCheck{}
 }
 
-// shadowedError says which subject mapping takes requests away from the node.
+// shadowedError names the subject mapping that keeps requests from the node.
 type shadowedError string
 
 func (e shadowedError) Error() string { return string(e) }
 
-// checkNATS returns what keeps requests from the node: mappings that lead them
-// elsewhere, or anything that keeps it from hearing its own.
+// check returns an error if requests do not reach the node: mappings redirect them, or the
+// node does not hear its own.
 func (w *serverWatch) check(ctx context.Context) error {
 	if err := w.checkMappings(); err != nil {
 		return err
@@ -100,8 +102,9 @@ func (w *serverWatch) check(ctx context.Context) error {
 	return nil
 }
 
-// checkMappings sees to it that appends by key are mapped, and no other subject
-// of the node's is: an account that is replaced loses the node's own mapping.
+// checkMappings maps appends by key if they are not mapped: an account that is replaced
+// loses the node's mapping. It returns an error if another of the node's subjects is
+// mapped.
 func (w *serverWatch) checkMappings() error {
 	partitions := w.partitions()
 	what, keys, err := w.server.Shadowed(partitions)
@@ -120,8 +123,8 @@ func (w *serverWatch) checkMappings() error {
 	return nil
 }
 
-// natsTrouble says what keeps the node from serving over its NATS server, "" if
-// nothing does.
+// trouble returns what keeps the node from serving over its NATS server, "" if nothing
+// does.
 func (w *serverWatch) trouble() string {
 	for _, l := range w.links {
 		if why := l.Trouble(); why != "" {

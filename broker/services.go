@@ -1,6 +1,6 @@
 package broker
 
-// services are what every part of a node may ask of it.
+// services are the functions of a node that several of its parts need.
 type services struct {
 	fail       func(error)                               // stops the node
 	failed     func() error                              // why it was stopped, nil if it was not

@@ -12,11 +12,11 @@ import (
 	"github.com/cantuslog/cantus/subjects"
 )
 
-// Any node answers questions about the cluster, and any replica reads; the NATS
-// server chooses which. A node that has lost touch with the cluster must not be
-// chosen: one that was removed, and is started again on its old directory, would
-// answer with the cluster of that time. So such subjects are subscribed to only
-// while the node is in touch.
+// Any node answers requests about the cluster, and any replica serves replica reads; the
+// NATS server chooses which. It must not choose a node that has lost touch with the
+// cluster: one that was removed, and is started again on its old directory, would answer
+// with what the cluster was then. So a node subscribes to these subjects only while it is
+// in touch.
 
 // sharedSubjects are the subjects that any node answers.
 type sharedSubjects struct {
@@ -27,38 +27,38 @@ type sharedSubjects struct {
 	refusals   poster
 	queueGroup func() string
 	touch      *touch
-	check      func() // looks whether the facts still have this node
+	check      func() // begins a doubt if the facts no longer list this node
 
-	wake chan struct{} // capacity 1: look again
+	wake chan struct{} // capacity 1: update now
 
 	mu  sync.Mutex
-	on  bool // the subjects are subscribed to
+	on  bool // the node is subscribed to the subjects
 	all map[*sharedSubject]struct{}
 }
 
-// sharedSubject is one of them.
+// sharedSubject is one of sharedSubjects.
 type sharedSubject struct {
 	subject string
 	handle  func(*natslink.Message)
-	id      int
+	id      int // of the subscription, while on
 }
 
-// touch knows whether this node is in touch with its cluster.
+// touch determines whether this node is in touch with its cluster.
 type touch struct {
 	peers   *peers
 	meta    func() *meta // nil while the node is starting
 	doubted func() bool  // the node may have been removed
 	failed  func() error
 	mayLead <-chan struct{}
-	ledAt   atomic.Int64 // when the facts last had a leader here, Unix nanoseconds; 0 for never
+	ledAt   atomic.Int64 // when this node last saw a leader of the facts, Unix nanoseconds; 0 for never
 }
 
-// leaderlessTime is how long a node counts as in touch after it last followed a
-// leader of the facts: an election is no reason to be silent.
+// leaderlessTime is how long a node counts as in touch after it last saw a leader of the
+// facts, so that it answers during an election.
 const leaderlessTime = 2 * aliveTime
 
-// ok reports whether this node knows the cluster as it is now, or no other node knows
-// it better.
+// ok reports whether this node is in touch: it follows a leader of the facts, or no other
+// node is known to.
 func (t *touch) ok() bool {
 	meta, now := t.meta(), time.Now()
 	switch {
@@ -83,11 +83,10 @@ func (t *touch) ok() bool {
 	return true
 }
 
-// add has this node answer a subject that any other answers too, while it is in
-// touch. end ends that.
+// add adds a subject, to which the node subscribes while it is in touch. end removes it.
 func (s *sharedSubjects) add(subject string, handle func(*natslink.Message)) (end func(), err error) {
 	c := &sharedSubject{subject: subject, handle: func(m *natslink.Message) {
-		if m.Reply != "" && !s.touch.ok() { // it came before the subscription ended
+		if m.Reply != "" && !s.touch.ok() { // the message came before the subscription ended
 			e := subjects.Errorf(subjects.Unavailable, "node %s is out of touch with its cluster: ask again", s.self)
 			s.refusals.Send(appendRefusal(nil, m.Reply, e, map[string]any{"error": e}))
 			return
@@ -112,7 +111,7 @@ func (s *sharedSubjects) add(subject string, handle func(*natslink.Message)) (en
 	}, nil
 }
 
-// update begins or ends the subscriptions, depending on whether the node is in touch.
+// update subscribes or unsubscribes, depending on whether the node is in touch.
 func (s *sharedSubjects) update() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -147,7 +146,7 @@ func (s *sharedSubjects) run(ctx context.Context) {
 	for {
 		s.check()
 		if err := s.update(); err != nil && ctx.Err() == nil {
-			s.log.Warn("questions about the cluster are not answered", "err", err)
+			s.log.Warn("requests about the cluster are not answered", "err", err)
 		}
 		select {
 		case <-ctx.Done():

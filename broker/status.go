@@ -46,6 +46,7 @@ func (o *operations) onStatus(_ context.Context, m *natslink.Message) (any, erro
 	return s, nil
 }
 
+// namesOf returns the names of nodes, in order.
 func namesOf(said map[string]hello) []string {
 	var names []string
 	for name := range said {

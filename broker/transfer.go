@@ -17,13 +17,13 @@ import (
 // transferError ends a session whose leadership is to go to another node.
 type transferError struct{ to string }
 
-func (e transferError) Error() string { return "leadership is handed over to " + e.to }
+func (e transferError) Error() string { return "leadership is transferred to " + e.to }
 
 // requestTransfer ends the session that is under way so that its leadership goes to
 // a node, unless such a transfer has just failed.
 func (p *partition) requestTransfer(_ context.Context, to string) error {
-	if since := time.Since(time.Unix(0, p.transferFailed.Load())); since < handOverPause {
-		return fmt.Errorf("leadership could not be handed over %v ago", since.Round(time.Millisecond))
+	if since := time.Since(time.Unix(0, p.transferFailed.Load())); since < transferPause {
+		return fmt.Errorf("leadership could not be transferred %v ago", since.Round(time.Millisecond))
 	}
 	if end := p.endSession.Load(); end != nil {
 		(*end)(transferError{to})
@@ -35,7 +35,7 @@ func (p *partition) requestTransfer(_ context.Context, to string) error {
 const transferTime = 2 * time.Second
 
 // transferLeadership makes a node the leader, or for "" the one that pickTransferee
-// returns. It reports whether another node leads then.
+// returns. It reports whether this node no longer leads.
 func (p *partition) transferLeadership(to string) bool {
 	if !p.group.Leading() {
 		return true
@@ -50,13 +50,13 @@ func (p *partition) transferLeadership(to string) bool {
 	defer cancel()
 	err := p.group.Transfer(ctx, to)
 	if err != nil {
-		p.log.Warn("leadership was not handed over", "to", to, "err", err)
+		p.log.Warn("leadership was not transferred", "to", to, "err", err)
 	}
 	return err == nil
 }
 
-// pickTransferee returns the other voter that has most of the log, "" if none is
-// alive.
+// pickTransferee returns the other living voter that has applied most, "" if there is
+// none.
 func (p *partition) pickTransferee() (name string) {
 	now := time.Now()
 	best := uint64(0)
@@ -106,7 +106,7 @@ func (p *partition) closeQueues(newLeader bool) {
 	}
 }
 
-// forward sends messages again, for the node that leads now.
+// forward publishes messages again, for the node that leads now.
 func (p *partition) forward(ms []*natslink.Message) {
 	for _, m := range ms {
 		p.host.sender.Send(natslink.AppendForward(nil, m))

@@ -37,7 +37,7 @@ func TestAHandOverIsNoWarning(t *testing.T) {
 	leader := c.leader(1, "n4")
 	c.stop(leader)
 	for _, want := range []string{
-		"partition=0 because=\"leadership is handed over to " + to, // whoever led by then
+		"partition=0 because=\"leadership is transferred to " + to, // whoever led by then
 		"level=INFO msg=\"leading the facts ended\" node=" + facts,
 		"level=INFO msg=\"leading ended\" node=" + leader + " partition=1 because=\"the node stops",
 	} {

@@ -41,7 +41,7 @@ func wantDuplicate(t *testing.T, nc *nats.Conn, payload, id string, txid uint64)
 func TestATrimThatCutsNothingSaysWhy(t *testing.T) {
 	_, nc := one(t, broker.Options{Partitions: 1})
 	fillTo(t, nc, 3)
-	if r := trim(t, nc, `{"before":3}`); r.FirstTxid != 1 || !strings.Contains(r.Because, "no such place between transactions 1 and 3") {
+	if r := trim(t, nc, `{"before":3}`); r.FirstTxid != 1 || !strings.Contains(r.Because, "no such point between transactions 1 and 3") {
 		t.Errorf("the answer is %+v", r)
 	}
 }
@@ -327,7 +327,7 @@ func (h *trimmed) check(what string, got lockmgr.State) {
 // entries go.
 func TestKilledWhileTheLogIsCut(t *testing.T) {
 	testkit.NotShort(t, "nodes restart many times")
-	for _, at := range []string{"mark", "cut"} {
+	for _, at := range []string{"snapshot", "trim"} {
 		t.Run("before the "+at, func(t *testing.T) {
 			opts := broker.Options{Partitions: 1}
 			broker.PointEvery(&opts, 8)

@@ -14,19 +14,19 @@ import (
 )
 
 // trimPoint is a position up to which the log can be trimmed: the end of a batch of
-// transactions, and what must be known of the log before it. Trim points follow from
-// the log alone, so they are the same on every replica.
+// transactions, with the digest of the log up to there. Trim points are a function of the
+// log, so they are the same on every replica.
 type trimPoint struct {
-	wal.Base        // the txid and the digest there
-	index    uint64 // the last entry before the next batch of transactions, as far as known
-	time     int64  // of the transaction
+	wal.Base        // the batch's last txid, and the digest there
+	index    uint64 // the last known entry before the next batch of transactions
+	time     int64  // of the last transaction
 	bytes    uint64 // of all entries up to the batch
 }
 
 // A batch ends in a trim point if a multiple of pointEvery is among its txids, or
 // pointBytes of entries or pointTime nanoseconds lie between it and the last trim
-// point. The second and third let a partition be trimmed that has few transactions
-// and many cursor writes.
+// point. The last two allow a partition to be trimmed that has few transactions and many
+// cursor writes.
 const (
 	pointEvery = 1 << 16
 	pointBytes = 16 << 20
@@ -65,7 +65,7 @@ func (r *replica) countBatch(e raftstore.Committed, b wal.Batch) {
 	if n := len(r.trimPoints); n > 0 && r.trimPoints[n-1].Txid == b.First-1 {
 		r.trimPoints[n-1].index = e.Index - 1
 	}
-	if r.first == b.First && r.first > 1 { // entries before the first transaction kept are of no use
+	if r.first == b.First && r.first > 1 { // entries before the first transaction kept are not needed
 		r.trimThrough(e.Index - 1)
 	}
 	if r.lastPoint.time == 0 {
@@ -87,10 +87,10 @@ func (r *replica) countOther(e raftstore.Committed) {
 	r.behind += uint64(len(e.Data))
 }
 
-// thin drops trim points if there are too many, so that the distance between them
+// thin drops trim points if there are too many. The distance between those that are left
 // grows with their age, to about a hundredth of it. r.mu is held.
 func (r *replica) thin() {
-	for len(r.trimPoints) > 2*maxTrimPoints { // of a version that kept them all
+	for len(r.trimPoints) > 2*maxTrimPoints { // an older version kept all of them
 		var kept []trimPoint
 		for i := 0; i < len(r.trimPoints); i += 2 {
 			kept = append(kept, r.trimPoints[i])
@@ -109,7 +109,7 @@ func (r *replica) thin() {
 	}
 }
 
-// trimThrough has runTrims trim the log through an index. r.mu is held.
+// trimThrough makes runTrims trim the log through an index. r.mu is held.
 func (r *replica) trimThrough(index uint64) {
 	r.trimIndex = index
 	select {
@@ -154,7 +154,7 @@ func (r *replica) snapshotTrimPoints() []wal.Meta {
 	for _, p := range r.trimPoints {
 		held[p.name()] = true
 	}
-	r.thinned = false // unless a mark with the deletions is still to be stored
+	r.thinned = false // unless there are deletions that no stored snapshot has
 	for name := range r.log.Metas(metaPoint) {
 		if !held[name] {
 			metas = append(metas, wal.Meta{Name: name})
@@ -167,10 +167,10 @@ func (r *replica) snapshotTrimPoints() []wal.Meta {
 	return append(metas, wal.Meta{Name: metaBase, Value: base})
 }
 
-// applyTrims moves the beginning of the log, on every replica alike, to the last trim
-// point below the record's txid. The replica forgets the locks and message ids of the
-// transactions before it at the same position of the log, since neither a restart nor
-// another replica could rebuild them from the transactions kept.
+// applyTrims moves the beginning of the log to the last trim point below the record's
+// txid, on every replica alike. The replica also forgets the locks and message ids of the
+// transactions before that point, since a replica that restarts can't rebuild them from
+// the transactions kept.
 //
 // The leader that made the record ensured that no message id is forgotten that still
 // counts. Only the leader can: a follower may remember ids for longer, and forgets here
@@ -190,9 +190,9 @@ func (r *replica) applyTrims(e raftstore.Committed, b wal.Batch) (applied, error
 	return applied{}, records.Err()
 }
 
-// trim drops what lies before the last trim point below a txid. If the log holds no
-// transaction from that txid on, entry index, which holds the trim record, is such a
-// point.
+// trim drops the transactions before the last trim point below txid keep. If there are no
+// transactions from keep on, the entry before index, which is that of the trim record, is
+// a trim point too.
 func (r *replica) trim(keep, index uint64) {
 	n := 0
 	for n < len(r.trimPoints) && r.trimPoints[n].Txid < keep {
@@ -214,22 +214,22 @@ func (r *replica) trim(keep, index uint64) {
 	r.trimThrough(at.index)
 }
 
-// keepFrom returns the first txid to keep if transactions older than a time, and more
-// bytes than keepBytes, are trimmed; 0 if nothing can be. olderThan is Unix
-// nanoseconds; 0 stands for no bound, in either argument.
+// keepFrom returns the first txid to keep if transactions from before olderThan, in Unix
+// nanoseconds, are trimmed, and all but the last keepBytes of the log. It returns 0 if
+// nothing can be trimmed. Either argument may be 0 for no bound.
 func (r *replica) keepFrom(olderThan int64, keepBytes uint64) (keep uint64) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	goes := func(at int64, bytes uint64) bool {
+	trimmable := func(at int64, bytes uint64) bool {
 		return (olderThan == 0 || at < olderThan) && (keepBytes == 0 || bytes+keepBytes <= r.bytes)
 	}
 	for _, p := range r.trimPoints {
-		if !goes(p.time, p.bytes) {
+		if !trimmable(p.time, p.bytes) {
 			return keep
 		}
 		keep = p.Txid + 1
 	}
-	if last := r.mark.Load(); last > 0 && goes(r.lastTime, r.bytes-r.behind) {
+	if last := r.mark.Load(); last > 0 && trimmable(r.lastTime, r.bytes-r.behind) {
 		return last + 1
 	}
 	return keep
@@ -248,8 +248,8 @@ func (p *partition) runTrims(stop <-chan struct{}) {
 	}
 }
 
-// trimLog trims the log if a trim was applied. It reports the oldest transaction kept
-// unless that is reported already, and returns it.
+// trimLog trims the log if a trim record was applied. It returns the oldest transaction
+// kept, and logs and publishes it unless it is reported.
 func (p *partition) trimLog(reported uint64) uint64 {
 	r := p.replica
 	r.mu.Lock()
@@ -262,14 +262,14 @@ func (p *partition) trimLog(reported uint64) uint64 {
 	if step == nil {
 		step = func(string) {}
 	}
-	step("mark")
+	step("snapshot")
 	err := p.group.Snapshot()
 	if err == nil {
-		step("cut")
+		step("trim")
 		err = p.group.Trim(through)
 	}
 	if err != nil {
-		p.log.Warn("trimmed transactions keep their space for now", "err", err)
+		p.log.Warn("trimmed transactions still use disk space", "err", err)
 		return reported
 	}
 	if txid != reported {

@@ -35,7 +35,7 @@ func (p *partition) serveTrim(ctx context.Context, m *natslink.Message) error {
 		case id > 0:
 			reply.Because = fmt.Sprintf("the message id of transaction %d still counts: ids are remembered for %v; trim again when they are not", id, p.replica.window)
 		case first < keep:
-			reply.Because = fmt.Sprintf("the log can be cut after %d transactions, 16 MiB or an hour, and there is no such place between transactions %d and %d", pointEvery, first, keep)
+			reply.Because = fmt.Sprintf("the log can be trimmed every %d transactions, 16 MiB or hour, and there is no such point between transactions %d and %d", pointEvery, first, keep)
 		}
 	}
 	reply.FirstTxid = p.replica.position().first
@@ -43,12 +43,12 @@ func (p *partition) serveTrim(ctx context.Context, m *natslink.Message) error {
 	return nil
 }
 
-// trimBatch returns the batch that trims what is older than txid keep, and than the
-// oldest transaction whose message id still counts: no replica could remember the id
-// after a restart. If it is that which decides, id is its txid.
+// trimBatch returns the batch that trims the transactions before txid keep. It keeps those
+// from the oldest transaction on whose message id still counts: no replica could remember
+// that id after a restart. If that transaction is before keep, id is its txid.
 //
-// The batch's time is the partition's from then on, so that an id which does not
-// count any more here does not count afterwards either.
+// The batch's time becomes the partition's time, so that an id which no longer counts now
+// does not count afterwards either.
 func (p *partition) trimBatch(keep uint64) (batch []byte, id uint64) {
 	keep, id, last, now := p.replica.certifier.trimFrom(keep)
 	var w wal.BatchWriter
@@ -57,7 +57,7 @@ func (p *partition) trimBatch(keep uint64) (batch []byte, id uint64) {
 	return w.Finish(), id
 }
 
-// keepFrom returns the oldest txid that a trim leaves wanted.
+// keepFrom returns the oldest txid that a trim request wants to keep.
 func (p *partition) keepFrom(body []byte) (uint64, error) {
 	var r subjects.TrimRequest
 	if err := smallJSON(body, &r); err != nil {

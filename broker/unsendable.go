@@ -8,8 +8,8 @@ import (
 	"github.com/cantuslog/cantus/wal"
 )
 
-// unsendableError is met with a stored transaction whose message is larger than the
-// NATS server takes: max_payload was larger when it was appended. See findUnsendable.
+// unsendableError is returned for a stored transaction whose message is larger than the
+// NATS server accepts: max_payload was larger when it was appended. See findUnsendable.
 type unsendableError struct {
 	txid       uint64
 	need, most int // bytes
@@ -20,16 +20,16 @@ func (e *unsendableError) Error() string {
 		e.txid, e.need, e.most, e.need)
 }
 
-// mustFit refuses a transaction that can't be sent, and has the node's status and log
-// say so.
+// mustFit returns an error for a transaction that can't be sent. The node's log and status
+// then show it.
 func (p *partition) mustFit(enc *encoder, t *wal.Transaction, payload, packed bool, most int) error {
 	need := enc.size(t, payload, packed, most)
 	if need <= most {
 		return nil
 	}
 	e := &unsendableError{t.Txid, need, most}
-	// The status shows the largest one found. The log has one line for the partition:
-	// there may be thousands of such transactions.
+	// The status shows the largest one found. Only the first is logged: there may be
+	// thousands.
 	old := p.unsendableNow()
 	if (old == nil || e.need > old.need) && p.unsendable.CompareAndSwap(old, e) && old == nil {
 		p.log.Error("a stored transaction can't be read, and the node is not ready: max_payload is less than when it was appended; "+
@@ -40,9 +40,9 @@ func (p *partition) mustFit(enc *encoder, t *wal.Transaction, payload, packed bo
 	return refused
 }
 
-// findUnsendable searches the log for transactions that are too large for the NATS
-// server, until ctx ends. It reads nothing while max_payload allows every transaction
-// that was ever allowed, as the default does.
+// findUnsendable searches the log for transactions that are too large for the NATS server,
+// until ctx ends. It reads nothing while max_payload is large enough for every possible
+// transaction, as it is by default.
 func (p *partition) findUnsendable(ctx context.Context) {
 	next, most := uint64(0), 0
 	for ctx.Err() == nil {
@@ -64,8 +64,8 @@ func (p *partition) findUnsendable(ctx context.Context) {
 	}
 }
 
-// findUnsendableTo checks the transactions from next to at, and returns the txid after
-// the last one checked. It ignores what can't be read, which reads and scrubs report.
+// findUnsendableTo checks the transactions from next to at, and returns the txid after the
+// last one checked. It ignores read errors, which reads and scrubs report.
 func (p *partition) findUnsendableTo(ctx context.Context, next uint64, at position, most int) uint64 {
 	next = max(next, at.first)
 	if next > at.mark {
@@ -78,7 +78,7 @@ func (p *partition) findUnsendableTo(ctx context.Context, next uint64, at positi
 			return next
 		}
 		for records := b.Batch.Read(); records.Next(&t); {
-			_ = p.mustFit(&enc, &t, true, false, most) // notes one that does not fit
+			_ = p.mustFit(&enc, &t, true, false, most) // records one that does not fit
 			next = t.Txid + 1
 		}
 		if next > at.mark {
@@ -88,8 +88,8 @@ func (p *partition) findUnsendableTo(ctx context.Context, next uint64, at positi
 	return next
 }
 
-// unsendableNow returns the transaction that is known to be too large, nil if there
-// is none any more: max_payload was raised, or the transaction was trimmed.
+// unsendableNow returns the largest transaction that is known to be too large, nil if
+// there is none: max_payload may have been raised since, or the transaction trimmed.
 func (p *partition) unsendableNow() *unsendableError {
 	e := p.unsendable.Load()
 	if e == nil || e.need > p.host.nats.MaxPayload() && e.txid >= p.replica.position().first {

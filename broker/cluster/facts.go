@@ -7,23 +7,24 @@ import (
 	"slices"
 )
 
-// Facts are what the nodes of a cluster agree on.
+// Facts are what the nodes of a cluster agree on: the members, and where each
+// partition's replicas belong.
 type Facts struct {
 	// Version counts the commands that took effect.
 	Version uint64 `json:"version"`
-	// Replicas is how many voters a partition is to have, if there are as
-	// many nodes.
+	// Replicas is how many voters each partition is to have, if there are as many
+	// nodes.
 	Replicas int `json:"replicas"`
 	// Nodes are the members, by name.
 	Nodes map[string]Member `json:"nodes"`
-	// Placement lists each partition's voters. The first is to lead.
+	// Placement lists the voters of each partition. The first is to lead it.
 	Placement [][]string `json:"placement"`
-	// Starts are the last starts of the members' data directories, by their ids.
+	// Starts are the last starts of members, by the ids of their data directories.
 	Starts map[string]Start `json:"starts,omitempty"`
 }
 
-// Start is a start of a node on its data directory. An older copy of the
-// directory comes to the same number again, with another nonce.
+// Start is one start of a node on its data directory. If an older copy of the directory
+// is started, it uses the same number again, with another nonce.
 type Start struct {
 	Number uint64 `json:"number"`
 	Nonce  string `json:"nonce"`
@@ -31,24 +32,24 @@ type Start struct {
 
 // Member is a node of the cluster.
 type Member struct {
-	// ID is the one that the node's data directory was given: a node that has
-	// lost its directory is another one.
+	// ID is the id of the node's data directory. A node that has lost its directory
+	// comes back as another member.
 	ID string `json:"id"`
-	// Key is the fingerprint of the key that the node showed when it was added,
-	// for which the cluster's secret is sealed when it joins. Empty for a founder
-	// and for a node that has the secret by a token.
+	// Key is the fingerprint of the key that the node showed when it was added. The
+	// cluster's secret is sealed for that key when the node joins. It is empty for a
+	// founder, and for a node that has the secret from a token.
 	Key string `json:"key,omitempty"`
 	// Standby says that the node follows every partition without a vote.
 	Standby bool `json:"standby,omitempty"`
 	// Draining says that the node is to hold and lead as little as possible.
 	Draining bool `json:"draining,omitempty"`
-	// Leaving says that the node is removed once it holds nothing.
+	// Leaving says that the node is removed once it has no replicas.
 	Leaving bool `json:"leaving,omitempty"`
 }
 
-// Found returns the facts of a new cluster. Founders are names and the ids of
-// their data directories.
-func Found(founders map[string]string, partitions, replicas int) Facts {
+// Bootstrap returns the facts of a new cluster. founders maps names of nodes to the ids
+// of their data directories.
+func Bootstrap(founders map[string]string, partitions, replicas int) Facts {
 	f := Facts{Replicas: replicas, Nodes: map[string]Member{}, Placement: make([][]string, partitions)}
 	for name, id := range founders {
 		f.Nodes[name] = Member{ID: id}
@@ -63,7 +64,7 @@ func Found(founders map[string]string, partitions, replicas int) Facts {
 	return f
 }
 
-// Clone returns a copy that shares nothing.
+// Clone returns a deep copy.
 func (f Facts) Clone() Facts {
 	f.Nodes = maps.Clone(f.Nodes)
 	f.Starts = maps.Clone(f.Starts)
@@ -74,12 +75,12 @@ func (f Facts) Clone() Facts {
 	return f
 }
 
-// Voters are the replicas with a vote that a partition is to have; the first
-// is to lead. Not to be changed.
+// Voters returns the nodes that are to have a voting replica of a partition; the first
+// is to lead. The caller must not change the slice.
 func (f Facts) Voters(partition int) []string { return f.Placement[partition] }
 
-// Followers are the replicas without a vote that a partition is to have, in
-// order.
+// Followers returns the nodes that are to have a replica of a partition without a vote,
+// in order.
 func (f Facts) Followers(partition int) []string {
 	var names []string
 	for name, m := range f.Nodes {
@@ -97,8 +98,9 @@ func (f Facts) Hosts(node string, partition int) bool {
 	return known && (m.Standby && !m.Leaving || slices.Contains(f.Placement[partition], node))
 }
 
-// MetaVoters are the members that vote on the facts themselves: all, up to
-// five. The first five names in order do, those that may hold replicas first.
+// MetaVoters returns the members that vote on the facts themselves, five at most. They
+// are the first names in order of the members that may hold replicas, or of the standbys
+// if there are no others.
 func (f Facts) MetaVoters() []string {
 	const most = 5
 	var able, other []string
@@ -111,17 +113,17 @@ func (f Facts) MetaVoters() []string {
 			able = append(able, name)
 		}
 	}
-	if len(able) == 0 { // never without any
+	if len(able) == 0 {
 		able = other
 	}
 	n := min(most, len(able))
-	if n%2 == 0 && n == most-1 { // four vote no safer than three, and slower
+	if n%2 == 0 && n == most-1 { // four tolerate no more failures than three, and are slower
 		n--
 	}
 	return able[:n]
 }
 
-// Names are the members' names, in order.
+// Names returns the members' names, in order.
 func (f Facts) Names() []string { return slices.Sorted(maps.Keys(f.Nodes)) }
 
 // The kinds of commands.
@@ -136,27 +138,26 @@ const (
 // Command is a change to the facts.
 type Command struct {
 	Kind string `json:"kind"`
-	// Version is that of the facts which the command was computed from. It
-	// takes effect only on those.
+	// Version is the version of the facts that the command was computed from. The
+	// command takes effect only on that version.
 	Version uint64 `json:"version"`
-	// Node and Member are what is added, removed or set.
+	// Node and Member are the member that is added, removed or set.
 	Node   string `json:"node,omitempty"`
 	Member Member `json:"member,omitzero"`
-	// Start is what is noted of the member with the id Member.ID.
+	// Start is the start of the member with the id Member.ID.
 	Start Start `json:"start,omitzero"`
-	// Placement is set with any kind: the partitions whose replicas change.
+	// Placement, with any kind, has the new voters of the partitions that change.
 	Placement map[int][]string `json:"placement,omitempty"`
 }
 
-// ErrStale is returned for a command that was computed from other facts than
-// the present ones: compute it anew.
+// ErrStale is returned for a command that was computed from an older version of the
+// facts. Compute it again.
 var ErrStale = errors.New("cluster: the facts have changed")
 
-// ErrCommand is returned for a command that makes no sense of these facts.
+// ErrCommand is returned for a command that is not possible with these facts.
 var ErrCommand = errors.New("cluster: bad command")
 
-// Apply changes the facts by a command, or gives the error and changes
-// nothing.
+// Apply changes the facts by a command. If it returns an error, they are unchanged.
 func (f *Facts) Apply(c Command) error {
 	if c.Kind == NoteStart {
 		return f.noteStart(c)
@@ -176,8 +177,8 @@ func (f *Facts) Apply(c Command) error {
 	return nil
 }
 
-// noteStart notes a newer start of a member. It changes nothing that another
-// command could have been computed from, and leaves the version.
+// noteStart records a newer start of a member. No other command depends on starts, so
+// the version stays.
 func (f *Facts) noteStart(c Command) error {
 	have, known := f.Nodes[c.Node]
 	switch {
@@ -227,7 +228,7 @@ func (f *Facts) apply(c Command) error {
 	return nil
 }
 
-// check makes sure that every partition is on members that may hold it.
+// check returns an error if a partition is on a node that may not hold it.
 func (f *Facts) check() error {
 	for p, names := range f.Placement {
 		if len(names) == 0 {

@@ -57,7 +57,7 @@ func spread(counts map[string]int, nodes []string) int {
 func TestFoundingSpreadsReplicasAndLeaders(t *testing.T) {
 	for nodes := 1; nodes <= 7; nodes++ {
 		for _, partitions := range []int{1, 4, 16, 17} {
-			f := cluster.Found(founders(nodes), partitions, 3)
+			f := cluster.Bootstrap(founders(nodes), partitions, 3)
 			checkFacts(t, f)
 			replicas, leads := f.Sizes()
 			if a, b := spread(replicas, f.Names()), spread(leads, f.Names()); a > min(3, nodes) || b > 1 {
@@ -68,7 +68,7 @@ func TestFoundingSpreadsReplicasAndLeaders(t *testing.T) {
 }
 
 func TestReplacingANodeMovesWhatItHad(t *testing.T) {
-	f := cluster.Found(founders(3), 4, 3)
+	f := cluster.Bootstrap(founders(3), 4, 3)
 	c, err := f.Add("n4", cluster.Member{ID: "id4"})
 	mustApply(t, &f, c, err)
 	if replicas, _ := f.Sizes(); replicas["n4"] != 0 {
@@ -83,14 +83,14 @@ func TestReplacingANodeMovesWhatItHad(t *testing.T) {
 	if spread(leads, []string{"n2", "n3", "n4"}) > 1 {
 		t.Errorf("leads %v", leads)
 	}
-	mustApply(t, &f, f.Gone("n1"), nil)
+	mustApply(t, &f, f.Remove("n1"), nil)
 	if got := f.Names(); !slices.Equal(got, []string{"n2", "n3", "n4"}) {
 		t.Errorf("members are %v", got)
 	}
 }
 
 func TestLeavingShrinksWhereNobodyElseIs(t *testing.T) {
-	f := cluster.Found(founders(3), 4, 3)
+	f := cluster.Bootstrap(founders(3), 4, 3)
 	c, err := f.Leave("n2")
 	mustApply(t, &f, c, err)
 	for p, names := range f.Placement {
@@ -98,7 +98,7 @@ func TestLeavingShrinksWhereNobodyElseIs(t *testing.T) {
 			t.Errorf("partition %d is on %v", p, names)
 		}
 	}
-	mustApply(t, &f, f.Gone("n2"), nil)
+	mustApply(t, &f, f.Remove("n2"), nil)
 	c, err = f.Add("n5", cluster.Member{ID: "id5"})
 	mustApply(t, &f, c, err)
 	for p, names := range f.Placement {
@@ -109,21 +109,21 @@ func TestLeavingShrinksWhereNobodyElseIs(t *testing.T) {
 }
 
 func TestTheLastNodeStays(t *testing.T) {
-	f := cluster.Found(founders(1), 2, 3)
+	f := cluster.Bootstrap(founders(1), 2, 3)
 	if _, err := f.Leave("n1"); !errors.Is(err, cluster.ErrCommand) {
 		t.Errorf("got %v", err)
 	}
 }
 
 func TestDrainingTakesLeadershipAndWhatOthersCanTake(t *testing.T) {
-	f := cluster.Found(founders(3), 3, 3)
+	f := cluster.Bootstrap(founders(3), 3, 3)
 	c, err := f.Drain("n1")
 	mustApply(t, &f, c, err)
 	replicas, leads := f.Sizes()
 	if replicas["n1"] != 3 || leads["n1"] != 0 {
 		t.Errorf("where nobody else is: replicas %v, leads %v", replicas, leads)
 	}
-	g := cluster.Found(founders(4), 4, 3)
+	g := cluster.Bootstrap(founders(4), 4, 3)
 	c, err = g.Drain("n1")
 	mustApply(t, &g, c, err)
 	if replicas, _ := g.Sizes(); replicas["n1"] != 0 {
@@ -141,7 +141,7 @@ func TestDrainingTakesLeadershipAndWhatOthersCanTake(t *testing.T) {
 }
 
 func TestStandbysFollowEverythingAndVoteOnNothing(t *testing.T) {
-	f := cluster.Found(founders(3), 4, 3)
+	f := cluster.Bootstrap(founders(3), 4, 3)
 	c, err := f.Add("n4", cluster.Member{ID: "id4", Standby: true})
 	mustApply(t, &f, c, err)
 	for p := range f.Placement {
@@ -160,7 +160,7 @@ func TestStandbysFollowEverythingAndVoteOnNothing(t *testing.T) {
 }
 
 func TestCommandsThatMakeNoSense(t *testing.T) {
-	f := cluster.Found(founders(4), 2, 3)
+	f := cluster.Bootstrap(founders(4), 2, 3)
 	away := ""
 	for _, n := range f.Names() {
 		if !slices.Contains(f.Voters(0), n) {
@@ -186,7 +186,7 @@ func TestCommandsThatMakeNoSense(t *testing.T) {
 			c := cluster.Command{Kind: cluster.Place, Placement: map[int][]string{0: {}}}
 			return c, f.Apply(c)
 		},
-		"remove what holds replicas": func() (cluster.Command, error) { c := f.Gone(at); return c, f.Apply(c) },
+		"remove what holds replicas": func() (cluster.Command, error) { c := f.Remove(at); return c, f.Apply(c) },
 		"an unknown kind":            func() (cluster.Command, error) { c := cluster.Command{Kind: "x"}; return c, f.Apply(c) },
 	} {
 		if _, err := try(); !errors.Is(err, cluster.ErrCommand) {
@@ -206,7 +206,7 @@ func TestCommandsThatMakeNoSense(t *testing.T) {
 func TestAnyOperationsKeepTheFactsWhole(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		n := rapid.IntRange(1, 6).Draw(t, "nodes")
-		f := cluster.Found(founders(n), rapid.IntRange(1, 12).Draw(t, "partitions"), 3)
+		f := cluster.Bootstrap(founders(n), rapid.IntRange(1, 12).Draw(t, "partitions"), 3)
 		g := f.Clone()
 		for range rapid.IntRange(1, 20).Draw(t, "operations") {
 			node := fmt.Sprintf("n%d", rapid.IntRange(1, 8).Draw(t, "node"))
@@ -227,7 +227,7 @@ func TestAnyOperationsKeepTheFactsWhole(t *testing.T) {
 			case "leave":
 				c, err = f.Leave(node)
 			case "gone":
-				c = f.Gone(node)
+				c = f.Remove(node)
 			case "lead":
 				c, err = f.Lead(p, node)
 			case "move":

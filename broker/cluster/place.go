@@ -6,8 +6,8 @@ import (
 	"slices"
 )
 
-// Add returns the command that makes a node a member. It takes replicas only
-// where a partition has fewer than it should.
+// Add returns the command that makes a node a member. The node gets replicas only of
+// partitions that have fewer than they should.
 func (f Facts) Add(node string, m Member) (Command, error) {
 	if have, known := f.Nodes[node]; known {
 		if have.ID == m.ID {
@@ -17,17 +17,17 @@ func (f Facts) Add(node string, m Member) (Command, error) {
 	}
 	g := f.Clone()
 	g.Nodes[node] = m
-	return f.command(AddNode, node, m, g.settle()), nil
+	return f.command(AddNode, node, m, g.placementChanges()), nil
 }
 
-// Drain returns the command that takes replicas and leadership off a node, as
-// far as the other nodes can take them. Undrain gives the one that lets it
-// have some again; balance then spreads them.
+// Drain returns the command that moves replicas and leadership from a node to others,
+// as far as these can take them.
 func (f Facts) Drain(node string) (Command, error) {
 	return f.set(node, func(m *Member) error { m.Draining = true; return nil })
 }
 
-// Undrain lets a drained node have replicas and leadership again.
+// Undrain returns the command that lets a drained node have replicas again. Balance then
+// moves some to it.
 func (f Facts) Undrain(node string) (Command, error) {
 	return f.set(node, func(m *Member) error { m.Draining = false; return nil })
 }
@@ -43,8 +43,8 @@ func (f Facts) Promote(node string) (Command, error) {
 	})
 }
 
-// Leave gives the command that takes everything off a node that is to be
-// removed. Partitions shrink where there are not enough other nodes.
+// Leave returns the command that moves everything from a node that is to be removed.
+// Partitions have fewer replicas then if there are not enough other nodes.
 func (f Facts) Leave(node string) (Command, error) {
 	c, err := f.set(node, func(m *Member) error { m.Leaving = true; return nil })
 	if err != nil {
@@ -56,7 +56,7 @@ func (f Facts) Leave(node string) (Command, error) {
 	return c, fmt.Errorf("%w: %q is the last node that can hold partitions", ErrCommand, node)
 }
 
-// Hosting returns how many nodes can hold partitions without one of them.
+// Hosting returns how many nodes can hold partitions, not counting one of them.
 func (f Facts) Hosting(without string) (count int) {
 	for name, m := range f.Nodes {
 		if name != without && !m.Standby && !m.Leaving {
@@ -66,8 +66,8 @@ func (f Facts) Hosting(without string) (count int) {
 	return count
 }
 
-// Gone returns the command that removes a node that holds nothing any more.
-func (f Facts) Gone(node string) Command { return f.command(RemoveNode, node, Member{}, nil) }
+// Remove returns the command that removes a node that has no replicas any more.
+func (f Facts) Remove(node string) Command { return f.command(RemoveNode, node, Member{}, nil) }
 
 func (f Facts) set(node string, change func(*Member) error) (Command, error) {
 	m, known := f.Nodes[node]
@@ -79,10 +79,11 @@ func (f Facts) set(node string, change func(*Member) error) (Command, error) {
 	}
 	g := f.Clone()
 	g.Nodes[node] = m
-	return f.command(SetNode, node, m, g.settle()), nil
+	return f.command(SetNode, node, m, g.placementChanges()), nil
 }
 
-// Lead returns the command that has a partition led by one of its replicas.
+// Lead returns the command that makes a node the leader of a partition of which it has
+// a replica.
 func (f Facts) Lead(partition int, node string) (Command, error) {
 	names, err := f.placed(partition)
 	if err != nil {
@@ -96,7 +97,7 @@ func (f Facts) Lead(partition int, node string) (Command, error) {
 	return f.command(Place, "", Member{}, map[int][]string{partition: names}), nil
 }
 
-// Move gives the command that moves a replica from one node to another.
+// Move returns the command that moves a replica from one node to another.
 func (f Facts) Move(partition int, from, to string) (Command, error) {
 	names, err := f.placed(partition)
 	if err != nil {
@@ -125,8 +126,8 @@ func (f Facts) placed(partition int) ([]string, error) {
 	return f.Placement[partition], nil
 }
 
-// Balance returns the command that spreads replicas and leaders evenly with few
-// moves; false if they are.
+// Balance returns the command that spreads replicas and leaders evenly, with few moves;
+// false if they are spread evenly already.
 func (f Facts) Balance() (Command, bool) {
 	g := f.Clone()
 	g.fill()
@@ -140,8 +141,8 @@ func (f Facts) command(kind, node string, m Member, placement map[int][]string) 
 	return Command{Kind: kind, Version: f.Version, Node: node, Member: m, Placement: placement}
 }
 
-// settle returns the changes of placement that make it fit the members.
-func (f Facts) settle() map[int][]string {
+// placementChanges returns the changes of placement that the current members require.
+func (f Facts) placementChanges() map[int][]string {
 	g := f.Clone()
 	g.fill()
 	g.spreadLeaders()
@@ -158,7 +159,7 @@ func (f Facts) changes(to Facts) map[int][]string {
 	return changed
 }
 
-// able are the nodes that may take replicas, in order.
+// able returns the nodes that may take replicas, in order.
 func (f *Facts) able() []string {
 	return slices.DeleteFunc(f.Names(), func(n string) bool {
 		m := f.Nodes[n]
@@ -166,9 +167,9 @@ func (f *Facts) able() []string {
 	})
 }
 
-// fill gives each partition as many replicas as it should have, on nodes that
-// may have them. What is on a draining node stays there if nobody else can
-// take it; what is on a leaving one never does, unless it is all there is.
+// fill gives each partition as many replicas as it should have, on nodes that may have
+// them. A replica on a draining node stays there if no other node can take it. One on a
+// leaving node stays only if it is the partition's last.
 func (f *Facts) fill() {
 	able := f.able()
 	load := f.loads()
@@ -199,7 +200,7 @@ func (f *Facts) fill() {
 	}
 }
 
-// loads counts the replicas on each node.
+// loads returns the number of replicas on each node.
 func (f *Facts) loads() map[string]int {
 	load := map[string]int{}
 	for _, names := range f.Placement {
@@ -210,8 +211,7 @@ func (f *Facts) loads() map[string]int {
 	return load
 }
 
-// least returns the node with the least load that is not among taken, "" if
-// there is none.
+// least returns the node with the least load that is not in taken, "" if there is none.
 func least(nodes []string, load map[string]int, taken []string) string {
 	best := ""
 	for _, n := range nodes {
@@ -222,8 +222,8 @@ func least(nodes []string, load map[string]int, taken []string) string {
 	return best
 }
 
-// spread moves replicas from the nodes with most to those with least, until
-// no node has two more than another.
+// spread moves replicas from the nodes that have most to those that have least, until no
+// node has two more than another.
 func (f *Facts) spread() {
 	able := f.able()
 	for {
@@ -254,30 +254,30 @@ func (f *Facts) move(able []string, load map[string]int) (partition, replica int
 	return -1, 0, ""
 }
 
-// spreadLeaders has every node that may lead be the first of about as many
-// partitions, changing as few as it can: while one leads two more than
-// another, leadership is passed on along the shortest way between them.
+// spreadLeaders makes every node that may lead the first of about as many partitions,
+// with few changes: while one node leads two more than another, leadership shifts along
+// the shortest path between them.
 func (f *Facts) spreadLeaders() {
 	able := f.able()
-	for p, names := range f.Placement { // nobody draining leads where another can
+	for p, names := range f.Placement { // no draining node leads where another can
 		if i := slices.IndexFunc(names, func(n string) bool { return slices.Contains(able, n) }); i > 0 {
-			f.lead(p, names[i])
+			f.setLeader(p, names[i])
 		}
 	}
-	for f.passOn(able) {
+	for f.shiftLeader(able) {
 	}
 }
 
-func (f *Facts) lead(p int, node string) {
+func (f *Facts) setLeader(p int, node string) {
 	names := f.Placement[p]
 	i := slices.Index(names, node)
 	names[0], names[i] = names[i], names[0]
 }
 
-// passOn makes leadership more even by one, if it can. It walks breadth first
-// from the node that leads most: an edge leads from a partition's leader to
-// each of its other replicas.
-func (f *Facts) passOn(able []string) bool {
+// shiftLeader makes leadership more even by one, and reports whether it could. It
+// searches breadth first from the node that leads most: an edge goes from a partition's
+// leader to each of its other replicas.
+func (f *Facts) shiftLeader(able []string) bool {
 	count := map[string]int{}
 	for _, names := range f.Placement {
 		count[names[0]]++
@@ -294,7 +294,7 @@ func (f *Facts) passOn(able []string) bool {
 			if count[start]-count[at] >= 2 {
 				for at != start {
 					s := came[at]
-					f.lead(s.partition, at)
+					f.setLeader(s.partition, at)
 					at = s.from
 				}
 				return true
@@ -315,8 +315,7 @@ func (f *Facts) passOn(able []string) bool {
 	return false
 }
 
-// Sizes counts, for tests and people, the replicas and the leaderships that
-// each node is to have.
+// Sizes returns the numbers of replicas and of leaderships that each node is to have.
 func (f Facts) Sizes() (replicas, leads map[string]int) {
 	replicas, leads = maps.Clone(f.loads()), map[string]int{}
 	for _, names := range f.Placement {

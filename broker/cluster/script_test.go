@@ -61,7 +61,7 @@ func (s *script) run(d *datadriven.TestData) string {
 		d.ScanArgs(s.t, "nodes", &nodes)
 		d.ScanArgs(s.t, "partitions", &partitions)
 		d.MaybeScanArgs(s.t, "replicas", &replicas)
-		s.f = cluster.Found(founders(nodes), partitions, replicas)
+		s.f = cluster.Bootstrap(founders(nodes), partitions, replicas)
 		checkFacts(s.t, s.f)
 		return ""
 	case "facts":
@@ -116,7 +116,7 @@ func (s *script) command(d *datadriven.TestData) (cluster.Command, error) {
 	case "leave":
 		return s.f.Leave(node)
 	case "gone":
-		return s.f.Gone(node), nil
+		return s.f.Remove(node), nil
 	}
 	d.Fatalf(s.t, "no directive %q", d.Cmd)
 	return cluster.Command{}, nil
