@@ -135,7 +135,7 @@ func (b *bootstrap) founders(now time.Time) (all map[string]candidate, waiting s
 	for _, q := range b.peers.candidates.alive(now) {
 		other, twice := all[q.Name]
 		switch {
-		case q.Name == b.opts.Name: // the other node of that name reports the conflict, or is started later
+		case q.Name == b.opts.Name: // another node with this node's name does not count
 		case !slices.Contains(b.opts.Bootstrap, q.Name):
 			if q.ClusterID != "" && q.Ready {
 				return nil, "", fmt.Errorf("%w: cluster %q exists already, founded by %s: start this node without bootstrap and add it",
