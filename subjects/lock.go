@@ -146,11 +146,11 @@ func badByte(c byte) error {
 	case '*', '>':
 		return fmt.Errorf("%q is a wildcard: only a last token may be \">\", and no other wildcard is allowed", c)
 	case '.':
-		return errors.New("it holds a dot, which separates tokens")
+		return errors.New("it contains a dot, which separates tokens")
 	case ' ', '\t', '\n', '\v', '\f', '\r':
-		return fmt.Errorf("it holds white space (%q)", c)
+		return fmt.Errorf("it contains white space (%q)", c)
 	}
-	return fmt.Errorf("it holds a control character (%q)", c)
+	return fmt.Errorf("it contains a control character (%q)", c)
 }
 
 func checkRunes(token string) error {
@@ -162,9 +162,9 @@ func checkRunes(token string) error {
 		case r == '*' || r == '>' || r == '.' || r == ' ':
 			return badByte(byte(r))
 		case unicode.IsSpace(r):
-			return fmt.Errorf("it holds white space (%q)", r)
+			return fmt.Errorf("it contains white space (%q)", r)
 		case unicode.IsControl(r):
-			return fmt.Errorf("it holds a control character (%q)", r)
+			return fmt.Errorf("it contains a control character (%q)", r)
 		}
 	}
 	return nil

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -17,7 +18,7 @@ import (
 
 type clusterCmd struct {
 	Status   clusterStatusCmd   `cmd:"" help:"Show nodes, and where each partition is."`
-	Add      clusterAddCmd      `cmd:"" help:"Make a node that waits a member."`
+	Add      clusterAddCmd      `cmd:"" help:"Add a waiting node to the cluster."`
 	Remove   clusterRemoveCmd   `cmd:"" help:"Take everything off a node, and then the node out of the cluster."`
 	Drain    clusterDrainCmd    `cmd:"" help:"Take replicas and leadership off a node, as far as others can take them."`
 	Undrain  clusterUndrainCmd  `cmd:"" help:"Let a drained node have replicas and leadership again."`
@@ -25,15 +26,15 @@ type clusterCmd struct {
 	Transfer clusterTransferCmd `cmd:"" help:"Have a partition led by another of its replicas, now and later."`
 	Move     clusterMoveCmd     `cmd:"" help:"Move a replica from one node to another."`
 	Balance  clusterBalanceCmd  `cmd:"" help:"Spread replicas and leaders evenly."`
-	Rebuild  clusterRebuildCmd  `cmd:"" help:"Throw a replica away and fetch it anew from the others."`
+	Rebuild  clusterRebuildCmd  `cmd:"" help:"Delete a replica and fetch it again from the others."`
 }
 
-const clusterHelp = `Operations are decided by the cluster and come about by and by, while writes go on; "cantus cluster status" shows how
+const clusterHelp = `Operations are decided by the cluster and are carried out in the background, while writes go on; "cantus cluster status" shows how
 far they are. --wait returns when they are done.`
 
 // waiting is the flag of operations that take time.
 type waiting struct {
-	Wait duration `placeholder:"TIME" help:"Wait so long, at most, until it has come about."`
+	Wait duration `placeholder:"TIME" help:"Wait at most this long until it is done."`
 }
 
 type clusterStatusCmd struct {
@@ -106,7 +107,7 @@ func printCluster(w io.Writer, s subjects.ClusterStatus) error {
 				ready += " since " + n.Away.Format(time.RFC3339)
 			}
 		case !n.Ready:
-			ready = "no: " + n.Unready
+			ready = "no: " + cmp.Or(n.Unready, "waits to be added")
 		}
 		if n.Alive && n.StorageFull {
 			ready += ", disk full"

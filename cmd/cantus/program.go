@@ -28,7 +28,7 @@ type grammar struct {
 	Get        getCmd        `cmd:"" help:"Show one transaction, by its id or a lock."`
 	Status     statusCmd     `cmd:"" help:"Show the cluster and its partitions."`
 	Cluster    clusterCmd    `cmd:"" help:"Operate a cluster: nodes, replicas, leaders."`
-	Trim       trimCmd       `cmd:"" help:"Give up a partition's oldest transactions."`
+	Trim       trimCmd       `cmd:"" help:"Delete a partition's oldest transactions."`
 	Verify     verifyCmd     `cmd:"" help:"Check a data directory that no node has open."`
 	Bench      benchCmd      `cmd:"" help:"Measure a node, and JetStream beside it."`
 	Completion completionCmd `cmd:"" help:"Print a shell completion script."`

@@ -56,7 +56,7 @@ func (p *program) reload(node *broker.Node, running flagValues, level *slog.Leve
 		}
 	}
 	if len(changed) == 0 {
-		changed = []string{"nothing, unless certificates"}
+		changed = []string{"nothing, except perhaps certificates"}
 	}
 	log.Info("reloaded: the NATS configuration, certificates, log level and limits", "changed", strings.Join(changed, ","))
 	if len(restart) > 0 {

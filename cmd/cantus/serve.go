@@ -17,7 +17,7 @@ import (
 )
 
 type serveCmd struct {
-	Config string `placeholder:"FILE" env:"CANTUS_CONFIG" help:"YAML file of these flags, such as \"partitions: 8\". The command line and the environment go before it."`
+	Config string `placeholder:"FILE" env:"CANTUS_CONFIG" help:"YAML file of these flags, such as \"partitions: 8\". The command line and the environment take precedence."`
 
 	Name        token          `placeholder:"NAME" default:"n1" env:"CANTUS_NAME" help:"The node's name in its cluster."`
 	ClusterName token          `placeholder:"NAME" default:"cantus" env:"CANTUS_CLUSTER_NAME" help:"The cluster's name; fixed when the data directory is founded."`
@@ -28,11 +28,11 @@ type serveCmd struct {
 	Listen      listenAddr   `placeholder:"HOST:PORT" default:"127.0.0.1:4222" env:"CANTUS_LISTEN" help:"Where NATS clients connect; port 0 takes a free one."`
 	HTTP        optionalAddr `name:"http" placeholder:"HOST:PORT" default:"127.0.0.1:8222" env:"CANTUS_HTTP" help:"Where /healthz, /readyz and /metrics are; port 0 takes a free one; off for none."`
 	Pprof       bool         `env:"CANTUS_PPROF" help:"Serve Go profiles on /debug/pprof too; --http must be on loopback."`
-	NATSConfig  string       `name:"nats-config" placeholder:"FILE" env:"CANTUS_NATS_CONFIG" type:"existingfile" help:"nats-server configuration for TLS, accounts, websocket, leaf nodes and the rest; what it says goes before --listen, and a port in it without a host is open on every interface."`
+	NATSConfig  string       `name:"nats-config" placeholder:"FILE" env:"CANTUS_NATS_CONFIG" type:"existingfile" help:"nats-server configuration for TLS, accounts, websocket, leaf nodes and the rest; it takes precedence over --listen, and a port in it without a host is open on every interface."`
 	Account     string       `placeholder:"NAME" env:"CANTUS_ACCOUNT" help:"NATS account that the subjects live in, where --nats-config has accounts. [default the global account]"`
 	Credentials string       `placeholder:"FILE" env:"CANTUS_CREDENTIALS" type:"existingfile" help:"NATS credentials for the node's own connections, where --nats-config has operators."`
 
-	ClusterListen listenAddr   `group:"cluster" name:"cluster" placeholder:"HOST:PORT" env:"CANTUS_CLUSTER" help:"NATS route port, where the other nodes of a cluster come to."`
+	ClusterListen listenAddr   `group:"cluster" name:"cluster" placeholder:"HOST:PORT" env:"CANTUS_CLUSTER" help:"NATS route port, where the other nodes connect."`
 	Routes        addresses    `group:"cluster" placeholder:"HOST:PORT,…" env:"CANTUS_ROUTES" help:"Route ports of other nodes, separated by commas; one is enough, NATS gossips the rest."`
 	Raft          listenAddr   `group:"cluster" placeholder:"HOST:PORT" env:"CANTUS_RAFT" help:"Replication port; the other nodes learn it over NATS. [default the host of --cluster and a free port]"`
 	RaftAdvertise addresses    `group:"cluster" placeholder:"HOST:PORT" env:"CANTUS_RAFT_ADVERTISE" help:"What the other nodes dial, where it differs from --raft."`
@@ -42,7 +42,7 @@ type serveCmd struct {
 	Insecure      bool         `group:"cluster" env:"CANTUS_INSECURE" help:"Open the client port and the route port to whoever reaches them: without it they listen on loopback only, unless --nats-config asks clients for something, and nodes share a token, a password or certificates."`
 	Replicas      replicaCount `group:"cluster" placeholder:"N" default:"3" env:"CANTUS_REPLICAS" help:"Replicas of a partition, 1, 3 or 5, or as many as there are nodes; fixed when the cluster is founded."`
 	Standby       bool         `group:"cluster" env:"CANTUS_STANDBY" help:"Once added, follow every partition without a vote."`
-	Heartbeat     duration     `group:"cluster" placeholder:"TIME" default:"500ms" env:"CANTUS_HEARTBEAT" help:"How long a follower hears nothing of its leader before it stands for election."`
+	Heartbeat     duration     `group:"cluster" placeholder:"TIME" default:"500ms" env:"CANTUS_HEARTBEAT" help:"The election timeout: how long a follower hears nothing from its leader before it stands for election."`
 	CatchUpRate   byteSize     `group:"cluster" placeholder:"SIZE" default:"16MiB" env:"CANTUS_CATCH_UP_RATE" help:"Bytes a second that are sent, at most, to replicas that are far behind."`
 
 	Locks       count    `group:"limits" placeholder:"N" default:"1000000" env:"CANTUS_LOCKS" help:"Recorded locks that a partition knows exactly; about 100 bytes of memory each."`
@@ -52,7 +52,7 @@ type serveCmd struct {
 	TailSize    byteSize `group:"limits" placeholder:"SIZE" default:"64MiB" env:"CANTUS_TAIL_SIZE" help:"Newest entries kept in memory for reads, for the whole node."`
 	Reserve     byteSize `group:"limits" placeholder:"SIZE" default:"256MiB" env:"CANTUS_RESERVE" help:"Free disk space under which appends are refused as storage_full. What the next start needs, 66 MiB and more, is kept free in any case."`
 
-	LogLevel  string `group:"log" enum:"debug,info,warn,error" placeholder:"LEVEL" default:"info" env:"CANTUS_LOG_LEVEL" help:"Least level to log, on standard error."`
+	LogLevel  string `group:"log" enum:"debug,info,warn,error" placeholder:"LEVEL" default:"info" env:"CANTUS_LOG_LEVEL" help:"Lowest level to log, on standard error."`
 	LogFormat string `group:"log" enum:"text,json" placeholder:"FORMAT" default:"text" env:"CANTUS_LOG_FORMAT" help:"Form of the log."`
 }
 
@@ -61,8 +61,8 @@ func (*serveCmd) Help() string {
 SIGINT and SIGTERM stop it cleanly, a second one at once. SIGHUP has it read --config and --nats-config again, with the
 certificates: connections go on, and what can't change while it runs is named in the log.
 
-A flag may also be an environment variable, named in brackets, or a key of the --config file; the command line goes first,
-then the environment, then the file. Sizes take units: 64MiB, 1GiB, 500MB.
+A flag may also be an environment variable, named in brackets, or a key of the --config file; the command line takes precedence
+over the environment, and that over the file. Sizes take units: 64MiB, 1GiB, 500MB.
 
 Examples:
 
