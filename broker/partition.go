@@ -128,3 +128,16 @@ func (p *partition) unserved() string {
 	}
 	return ""
 }
+
+// onAppend queues appends and batches. It runs on the reading goroutine of the
+// connection and must not block.
+func (p *partition) onAppend(m *natslink.Message) { p.enqueue(p.queue, m) }
+
+func (p *partition) enqueue(q *queue, m *natslink.Message) {
+	switch q.put(m) {
+	case full:
+		p.rejectBusy(m)
+	case closed:
+		p.rejectUnavailable([]*natslink.Message{m})
+	}
+}

@@ -9,19 +9,6 @@ import (
 	"github.com/cantuslog/cantus/subjects"
 )
 
-// onAppend queues appends and batches. It runs on the reading goroutine of the
-// connection and must not block.
-func (p *partition) onAppend(m *natslink.Message) { p.enqueue(p.queue, m) }
-
-func (p *partition) enqueue(q *queue, m *natslink.Message) {
-	switch q.put(m) {
-	case full:
-		p.rejectBusy(m)
-	case closed:
-		p.rejectUnavailable([]*natslink.Message{m})
-	}
-}
-
 func busyError(partition int) *subjects.Error {
 	return subjects.Errorf(subjects.Busy, "partition %d has too many requests waiting: back off and try again", partition)
 }
