@@ -31,10 +31,10 @@ var (
 	// ErrProtocol is returned when the other nodes are of a version that this
 	// one can't work with.
 	ErrProtocol = errors.New("broker: other nodes speak another protocol")
-	// ErrRemoved is what [Node.Err] gives after the node was removed from its
+	// ErrRemoved is what [Node.Err] returns after the node was removed from its
 	// cluster.
 	ErrRemoved = errors.New("broker: node was removed from its cluster")
-	// ErrOlderCopy is what [Node.Err] gives after the other nodes have found that
+	// ErrOlderCopy is what [Node.Err] returns after the other nodes have found that
 	// the data directory is an older copy of itself.
 	ErrOlderCopy = errors.New("broker: data directory is an older copy of itself")
 	// ErrOptions is returned for an option that is out of its range.
@@ -71,8 +71,8 @@ func wireError(err error) *subjects.Error {
 	return subjects.Errorf(subjects.Internal, "internal error: the node's log says more")
 }
 
-// aheadError refuses a txid that a partition has not come to. It never comes of being
-// slow: the client speaks of another log, or this one has lost transactions.
+// aheadError refuses a txid that lies beyond a partition's end. A slow node is never
+// the reason: the client means another log, or this one has lost transactions.
 func aheadError(what string, txid uint64, partition int, last uint64) *subjects.Error {
 	return subjects.Errorf(subjects.Ahead,
 		"%s %d is ahead of partition %d, whose last txid is %d: it comes from another log, or this log has lost transactions; stop, and check that cluster and partition are the right ones",

@@ -340,8 +340,6 @@ func (n *Node) refusal() error {
 // watchStore stops the node when its storage fails, and checks every second whether
 // the disk has room.
 func (n *Node) watchStore(ctx context.Context) {
-	tick := time.NewTicker(time.Second)
-	defer tick.Stop()
 	for {
 		select {
 		case <-ctx.Done():
@@ -349,7 +347,7 @@ func (n *Node) watchStore(ctx context.Context) {
 		case <-n.store.Failure():
 			n.life.fail(n.store.Failed())
 			return
-		case <-tick.C:
+		case <-n.store.RoomChecked():
 			n.space.check()
 		}
 	}

@@ -12,23 +12,23 @@ import (
 	"github.com/cantuslog/cantus/broker/internal/natsserver"
 )
 
-// A NATS server drops what comes for a connection that is more than three
-// quarters of max_pending behind, and closes one that is further behind than
-// that. The pacer keeps reads from getting a connection there: they send no
-// faster than their clients take.
+// A NATS server drops messages for a connection that is more than three quarters of
+// max_pending behind, and closes a connection that falls further behind. The pacer
+// prevents reads from filling a connection that far: it makes them send no faster
+// than their clients receive.
 //
-// What a read sends is counted. Once so much was sent, by all reads together,
-// that a connection which was near enough when it was last looked at may be too
-// far behind, the next chunk of a read waits for another look: for how far behind
-// each connection of the node's own server is, and, in a cluster, for what the
-// other nodes say of theirs. A question to them is sent behind the data that it
-// is about, on the same connection, so an answer also says that the data got
-// through. The usual look finds nobody far behind, and all reads go on.
+// The pacer counts what all reads together send. A look measures how far behind each
+// connection of the node's own server is and, in a cluster, asks the other nodes
+// about theirs. When the bytes sent since the last look could push a connection too
+// far behind, the next chunk of a read waits for another look. A question to other
+// nodes is sent after the data that it is about, on the same connection, so an answer
+// also confirms that the data arrived. Usually no connection is far behind, and all
+// reads continue.
 //
-// If it finds some, their subscriptions tell which reads have to wait. Those look
-// again and again; others go on. A read that can send nothing for takeTime ends.
-// Nothing depends on any of this but speed: a client sees for itself whether
-// anything was lost.
+// If some are, their subscriptions tell which reads have to wait. Those look again
+// until their connection catches up; the others continue. A read that can send
+// nothing for takeTime ends. Correctness does not depend on the pacer: a client
+// detects by itself whether anything was lost.
 type pacer struct {
 	*identity
 	server  *natsserver.Server
@@ -43,7 +43,7 @@ type pacer struct {
 	there   meter      // to those of other nodes' servers, as far as is known
 	looking bool
 	looked  time.Time // when the newest look began
-	rest    time.Time // there is no other look before, unless all reads wait for it
+	rest    time.Time // the earliest time of the next look, unless all reads wait for it
 	found   natsserver.SlowConns
 	peers   map[string]*peerPace
 	asked   uint64    // number of the newest question
@@ -54,8 +54,8 @@ type pacer struct {
 
 // meter counts the bytes that reads send.
 type meter struct {
-	admitted, written int64 // since ever
-	base              int64 // of written, what the newest look knows of
+	admitted, written int64 // since the node started
+	base              int64 // the part of written that the newest look covers
 }
 
 func (m *meter) room(size, most int64) bool {
@@ -63,16 +63,16 @@ func (m *meter) room(size, most int64) bool {
 }
 
 const (
-	// takeTime is how long a read waits for its client to take anything.
+	// takeTime is how long a read waits for its client to receive anything.
 	takeTime = 5 * time.Second
-	// guessTime bounds the wait of a read whose connection can't be told.
+	// guessTime bounds the wait of a read whose connection is not known.
 	guessTime = 100 * time.Millisecond
 	// answerTime is how long a read waits for other nodes' answers before it
 	// finds out whether they are needed.
 	answerTime = 250 * time.Millisecond
-	// paceStep is about how often a read that waits looks again.
+	// paceStep is about how often a waiting read looks again.
 	paceStep = 5 * time.Millisecond
-	// smallRead is sent without a look of its own.
+	// smallRead is the size up to which a read is sent without a look of its own.
 	smallRead = 64 << 10
 )
 
@@ -86,7 +86,8 @@ func newPacer(i *identity, s *natsserver.Server, members *peers, reads transmitt
 	}
 }
 
-// far is how many bytes behind a connection has to catch up first.
+// far returns from how many bytes on a connection that is behind has to catch up
+// before it is sent more.
 func (p *pacer) far() int64 { return p.server.MaxPending() / 4 }
 
 // paced is one read's part.
@@ -247,11 +248,11 @@ func (c *paced) judge(b natsserver.SlowConns, at time.Time) pacing {
 }
 
 // importedReply begins the reply subjects that a NATS server makes for requests
-// of other accounts. Who subscribes there can't be told.
+// of other accounts. The subscribers of such subjects are not known.
 const importedReply = "_R_."
 
-// refresh has what the read lacks found out, unless that is under way, and
-// returns what is closed when anything new is known.
+// refresh looks up what is not known about the read's connection, unless that is under
+// way. It returns a channel that is closed when anything new is known.
 func (p *pacer) refresh(c *paced, size int64, waited time.Duration) <-chan struct{} {
 	now := time.Now()
 	p.state.Lock()

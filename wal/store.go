@@ -129,6 +129,7 @@ type Store struct {
 	badgerLogs map[string]badgerLogEnd
 
 	done       chan struct{} // closed by Close: stops the background goroutines
+	roomLooks  chan struct{} // see RoomChecked
 	background sync.WaitGroup
 	closeOnce  sync.Once
 	closeErr   error
@@ -145,7 +146,7 @@ type Store struct {
 func Open(dir string, opts Options) (*Store, error) {
 	s := &Store{
 		dir: dir, opts: opts.withDefaults(), logs: map[uint32]*Log{},
-		checkpoint: make(chan struct{}, 1), done: make(chan struct{}), failed: make(chan struct{}),
+		checkpoint: make(chan struct{}, 1), done: make(chan struct{}), roomLooks: make(chan struct{}, 1), failed: make(chan struct{}),
 	}
 	s.applier = newApplier(s)
 	if err := s.open(); err != nil {
@@ -499,6 +500,11 @@ func (s *Store) Failed() error {
 
 // Failure returns a channel that is closed when the store fails.
 func (s *Store) Failure() <-chan struct{} { return s.failed }
+
+// RoomChecked returns a channel that receives each second, after the store has looked
+// at the free space. Whatever else is to be checked then needs no timer of its own,
+// which would wake an idle process once more. A late receiver misses some.
+func (s *Store) RoomChecked() <-chan struct{} { return s.roomLooks }
 
 // Stats are the counters of a store since it was opened.
 type Stats struct {

@@ -34,6 +34,10 @@ func (s *Store) watch() {
 		if s.Failed() == nil {
 			s.compactors.look(time.Now(), s.opts.rest)
 		}
+		select {
+		case s.roomLooks <- struct{}{}:
+		default:
+		}
 	}
 }
 

@@ -359,7 +359,7 @@ func (c *clusterPromoteCmd) Run(ctx context.Context, p *program) error {
 
 type clusterTransferCmd struct {
 	Partition partition `arg:"" name:"P" help:"The partition."`
-	To        token     `required:"" placeholder:"NODE" help:"Who is to lead it."`
+	To        token     `required:"" placeholder:"NODE" help:"The node that is to lead it."`
 	waiting
 	connection
 }

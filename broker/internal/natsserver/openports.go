@@ -10,10 +10,11 @@ import (
 	"github.com/nats-io/nats-server/v2/server"
 )
 
-// routeUserName is whom nodes with a token are to each other's route ports.
+// routeUserName is the user name with which nodes that share a token connect to each
+// other's route ports.
 const routeUserName = "cantus"
 
-// openTo say who is let in at the ports of the NATS server.
+// openTo describes, for the log, which clients each port of the NATS server accepts.
 type openTo struct{ clients, routes string }
 
 func openToOf(opts *server.Options, o Options) openTo {
@@ -46,8 +47,8 @@ func IsLoopback(host string) bool {
 	return host == "localhost" || ip != nil && ip.IsLoopback()
 }
 
-// checkOpen refuses to open a port to whoever reaches it, unless that is on this
-// machine or the operator says so.
+// checkOpen refuses to open a port without authentication, unless it is a loopback
+// port or the operator asks for it.
 func checkOpen(opts *server.Options, o Options) error {
 	d := openToOf(opts, o)
 	switch {

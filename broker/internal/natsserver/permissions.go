@@ -126,7 +126,7 @@ func (a *access) apply(opts *server.Options, o Options) (r rights, err error) {
 		r.node, r.app = natslink.User{File: o.Credentials}, natslink.User{File: o.Credentials}
 		return r, nil
 	case o.Account != "" && len(opts.Users) == 0 && len(opts.Nkeys) == 0:
-		return r, fmt.Errorf("the NATS configuration has no users, so that nobody could come to account %q", o.Account)
+		return r, fmt.Errorf("the NATS configuration has no users, so nobody could connect to account %q", o.Account)
 	case opts.Authorization != "" && r.how != byToken:
 		return r, errors.New("the NATS configuration has a token beside proxies: give it users instead")
 	case opts.Websocket.Username != "" || opts.Websocket.Token != "" || opts.MQTT.Username != "" || opts.MQTT.Token != "":
@@ -163,8 +163,8 @@ func admissionOf(opts *server.Options, o Options) admission {
 	return anybody
 }
 
-// gapsOf returns who may come to the nodes' subjects although they are no nodes,
-// since the server does not look at users there.
+// gapsOf names the connections that can use the nodes' own subjects although they
+// belong to no node, because the server applies no user's permissions to them.
 func gapsOf(opts *server.Options, how admission) (gaps []string) {
 	if how == elsewhere {
 		gaps = append(gaps, "users of operators and JWTs")
@@ -218,8 +218,8 @@ func (a *access) applyUsers(opts *server.Options) error {
 	return nil
 }
 
-// mutesLeaves reports whether leaf nodes may come to the node's account, but as no
-// user that can send requests: see restrict.
+// mutesLeaves reports whether leaf nodes can connect to the node's account, but only
+// as a user that cannot send requests: see restrict.
 func (a *access) mutesLeaves(opts *server.Options) bool {
 	l := &opts.LeafNode
 	if l.Port == 0 || l.Username != "" || l.Nkey != "" || len(l.Users) > 0 {

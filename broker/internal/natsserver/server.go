@@ -135,7 +135,7 @@ func (s *Server) logGaps() {
 	}
 }
 
-// setLeafAccount remembers the account that leaf nodes without a name come to.
+// setLeafAccount stores the account of leaf nodes that connect without a user.
 func (s *Server) setLeafAccount(ns *server.Server, opts *server.Options) error {
 	account, err := findAccount(ns, opts.LeafNode.Account)
 	if err == nil {
@@ -329,8 +329,8 @@ func (s *Server) Wanted(subject string) bool {
 	return !s.watchInterest || s.account.SubscriptionInterest(subject)
 }
 
-// Interested reports whether anybody is known to subscribe to subject, which for a
-// while after a subscription on another node ended may be one who does no more.
+// Interested reports whether a subscription to subject is known. One on another
+// node may have ended a short while ago.
 func (s *Server) Interested(subject string) bool { return s.account.SubscriptionInterest(subject) }
 
 // AccountName is the name of the account that the nodes' subjects live in.
