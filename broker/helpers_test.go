@@ -103,7 +103,7 @@ func collect(t *testing.T, nc *nats.Conn, subject, body string) answers {
 	return begin(t, nc, subject, body)(t)
 }
 
-// begin sends a request and gives what waits for its answers.
+// begin sends a request and returns a function that waits for its answers.
 func begin(t *testing.T, nc *nats.Conn, subject, body string) func(*testing.T) answers {
 	t.Helper()
 	inbox := nc.NewRespInbox()
@@ -114,24 +114,35 @@ func begin(t *testing.T, nc *nats.Conn, subject, body string) func(*testing.T) a
 	if err := nc.PublishRequest(subject, inbox, []byte(body)); err != nil {
 		t.Fatal(err)
 	}
-	return func(t *testing.T) (a answers) {
+	return func(t *testing.T) answers {
 		t.Helper()
-		defer func() { _ = sub.Unsubscribe() }()
-		for {
-			m, err := sub.NextMsg(patience)
-			if err != nil {
-				t.Fatalf("%s %s: %v after %d transactions", subject, body, err, len(a.transactions))
-			}
-			switch {
-			case m.Header.Get("Status") == subjects.StatusEnd:
-				a.end, a.next, a.mark = m, number(t, m, subjects.HeaderNext), number(t, m, subjects.HeaderHighWaterMark)
-				return a
-			case m.Header.Get(subjects.HeaderErrorCode) != "" || m.Header.Get("Status") != "":
-				a.refusal = m
-				return a
-			}
-			a.transactions = append(a.transactions, m)
+		a, err := receive(t, sub)
+		if err != nil {
+			t.Fatalf("%s %s: %v after %d transactions", subject, body, err, len(a.transactions))
 		}
+		return a
+	}
+}
+
+// receive waits for the answers to a read. The error is that of the subscription,
+// such as nats.ErrNoResponders.
+func receive(t *testing.T, sub *nats.Subscription) (a answers, err error) {
+	t.Helper()
+	defer func() { _ = sub.Unsubscribe() }()
+	for {
+		m, err := sub.NextMsg(patience)
+		if err != nil {
+			return a, err
+		}
+		switch {
+		case m.Header.Get("Status") == subjects.StatusEnd:
+			a.end, a.next, a.mark = m, number(t, m, subjects.HeaderNext), number(t, m, subjects.HeaderHighWaterMark)
+			return a, nil
+		case m.Header.Get(subjects.HeaderErrorCode) != "" || m.Header.Get("Status") != "":
+			a.refusal = m
+			return a, nil
+		}
+		a.transactions = append(a.transactions, m)
 	}
 }
 
