@@ -224,23 +224,6 @@ func (s *Store) roomToCompact() bool {
 	return spare(s.opts.FreeSpace, s.room.dir, s.room.floor+min(s.tableBytes(), s.db.Opts().ValueLogFileSize)) == nil
 }
 
-// discardRatio returns which part of a value log must be deleted for it to be
-// rewritten, from 0.5 to 1. The rest is rewritten before the file is deleted, and
-// there must be space for that. On a disk that is nearly full, files of which
-// nothing is left are still deleted.
-func (s *Store) discardRatio() (float64, error) {
-	size := s.db.Opts().ValueLogFileSize
-	least := size / 64
-	if err := spare(s.opts.FreeSpace, s.room.dir, s.room.floor+least); err != nil {
-		return 0, err
-	}
-	have, err := s.opts.FreeSpace(s.room.dir)
-	if err != nil {
-		return 0, err
-	}
-	return max(0.5, 1-float64(max(have-s.room.floor, least))/float64(size)), nil
-}
-
 // compact has Badger flush its memtable and merge its tables. Only then does
 // Badger know what was deleted from the value logs. By itself it compacts after a
 // number of keys, and keys are few where entries are large.

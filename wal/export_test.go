@@ -89,3 +89,6 @@ func (s *Store) CheckRoom() { s.checkRoom() }
 
 // Floor is the free space that Badger needs to begin new files.
 func (s *Store) Floor() int64 { return s.room.floor }
+
+// Reclaim has one value log rewritten, if that is worth it and there is space.
+func (s *Store) Reclaim() (more bool, err error) { return s.reclaim() }

@@ -1,6 +1,7 @@
 package wal_test
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -60,6 +61,53 @@ func TestTrimmedSpaceComesBackWithLittleSpaceLeft(t *testing.T) {
 	}
 	testkit.Until(t, fmt.Sprintf("of %d bytes on the disk most are freed", full), func() bool { return onDisk(t, store) <= full/4 })
 	if r := wal.VerifyLog(s.Log(0), wal.Base{Txid: count - kept}); r.Err != nil || r.LastTxid != count {
+		t.Fatalf("report %+v", r)
+	}
+}
+
+// TestDiscardCountsAreNotBelieved has Badger count a value log as deleted that is needed
+// as a whole. With little space left it must not be rewritten: the copy would not fit.
+func TestDiscardCountsAreNotBelieved(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	opts := small()
+	s := openStore(t, dir, opts)
+	const count = 1_000
+	appendMany(t, s.Log(0), count, 4<<10)
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	store := filepath.Join(dir, "store")
+	logs, err := filepath.Glob(filepath.Join(store, "*.vlog"))
+	if err != nil || len(logs) < 3 {
+		t.Fatal(logs, err)
+	}
+	counts, err := os.OpenFile(filepath.Join(store, "DISCARD"), os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := counts.WriteAt([]byte{7: 1, 12: 1, 31: 0}, 0); err != nil { // 16 MiB of number 1
+		t.Fatal(err)
+	}
+	if err := counts.Close(); err != nil {
+		t.Fatal(err)
+	}
+	var free atomic.Int64
+	free.Store(1 << 40)
+	opts.FreeSpace = func(string) (int64, error) { return free.Load(), nil }
+	s = openStore(t, dir, opts)
+	free.Store(s.Floor() + 128<<10)
+	if more, err := s.Reclaim(); more || !errors.Is(err, wal.ErrNoSpace) {
+		t.Errorf("reclaimed %v, with %v", more, err)
+	}
+	if _, err := os.Stat(logs[0]); err != nil {
+		t.Error(err)
+	}
+	free.Store(1 << 40)
+	if more, err := s.Reclaim(); !more || err != nil {
+		t.Errorf("with space for it: reclaimed %v, with %v", more, err)
+	}
+	if r := wal.VerifyLog(s.Log(0), wal.Base{}); r.Err != nil || r.LastTxid != count {
 		t.Fatalf("report %+v", r)
 	}
 }

@@ -1,0 +1,90 @@
+package wal
+
+import (
+	"encoding/binary"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"github.com/dgraph-io/badger/v4"
+)
+
+// Badger rewrites the value log of which it believes most was deleted: it copies what
+// is left into the newest one, and then deletes the file. The copy needs space, and
+// Badger does not look whether there is any.
+//
+// Badger counts the deleted bytes of each file in DISCARD while it compacts, before
+// the compaction itself is on disk. After a crash in between, it counts them again. So
+// the count can be too high, and where space is short it is not relied upon: the
+// store adds up by itself what is left of the file.
+
+// discardFile holds Badger's counts (Badger 4): for each value log its number and
+// its deleted bytes, 8 bytes each, big-endian. Number 0 ends the list.
+const discardFile = "DISCARD"
+
+// discardRatio returns which part of a value log must be deleted for it to be
+// rewritten, from 0.5 to 1, such that there is space for the rest. So a disk that is
+// nearly full gets back the files of which nothing is left. The error wraps
+// ErrNoSpace if there is no space to rewrite the file that is next.
+func (s *Store) discardRatio() (float64, error) {
+	size := s.db.Opts().ValueLogFileSize
+	least := size / 64
+	if err := spare(s.opts.FreeSpace, s.room.dir, s.room.floor+least); err != nil {
+		return 0, err
+	}
+	have, err := s.opts.FreeSpace(s.room.dir)
+	if err != nil {
+		return 0, err
+	}
+	have = max(have-s.room.floor, least)
+	if have >= size { // whatever is left of the file
+		return 0.5, nil
+	}
+	name, err := mostDiscarded(s.room.dir)
+	if err != nil {
+		return 0, err
+	}
+	left, err := s.leftIn(name)
+	if err != nil {
+		return 0, err
+	}
+	if left > have {
+		return 0, fmt.Errorf("%w: %s are left of %s, and %s are free to copy them to", ErrNoSpace, mebibytes(left), name, mebibytes(have))
+	}
+	return max(0.5, 1-float64(have)/float64(size)), nil
+}
+
+// mostDiscarded returns the name of the value log that Badger rewrites next, by its
+// own count.
+func mostDiscarded(dir string) (name string, err error) {
+	b, err := os.ReadFile(filepath.Join(dir, discardFile))
+	if err != nil {
+		return "", err
+	}
+	var most uint64
+	for ; len(b) >= 16 && binary.BigEndian.Uint64(b) != 0; b = b[16:] {
+		if n := binary.BigEndian.Uint64(b[8:]); n > most {
+			name, most = fmt.Sprintf(valueLogName, binary.BigEndian.Uint64(b)), n
+		}
+	}
+	return name, nil
+}
+
+// leftIn returns how many bytes of a value log Badger still needs. It walks through
+// all keys.
+func (s *Store) leftIn(name string) (bytes int64, err error) {
+	if name == "" {
+		return 0, nil
+	}
+	err = s.view(func(txn *badger.Txn) error {
+		it := txn.NewIterator(badger.IteratorOptions{})
+		defer it.Close()
+		for it.Rewind(); it.Valid(); it.Next() {
+			if file, _, size := valueLogOf(it.Item()); file == name {
+				bytes += size
+			}
+		}
+		return nil
+	})
+	return bytes, err
+}
