@@ -31,7 +31,7 @@ func TestNoConditionHidesATest(t *testing.T) {
 		t.Fatal(err)
 	}
 	scripts := string(ci) + string(interop)
-	// Only the race detector's run, which is one more, may be short.
+	// Only the race detector's runs, which are one more, may be short.
 	all := regexp.MustCompile(`(?m)^go test (.* )?\./\.\.\.$`).FindString(scripts)
 	if all == "" || strings.Contains(strings.ReplaceAll(scripts, "-race -short", ""), "-short") {
 		t.Error(".ci/run does not run all tests, or leaves out those that -short does")
