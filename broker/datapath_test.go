@@ -194,21 +194,24 @@ func TestTheDataPathInVirtualTime(t *testing.T) {
 		d := newDataPath(t)
 		defer d.stop()
 
-		d.send("r1", "first", write, "a", mark, "0", subjects.HeaderMsgID, "m")
+		// The requests that come while it is in flight are sequenced when they are as
+		// large: with the last one.
+		first := strings.Repeat("first ", 1_000)
+		d.send("r1", first, write, "a", mark, "0", subjects.HeaderMsgID, "m")
 		synctest.Wait() // it is alone, and leaves at once
 		d.send("r2", "second", write, "a", mark, "0")
-		d.send("r3", "first", write, "a", mark, "0", subjects.HeaderMsgID, "m")
 		d.send("r4", "malformed", mark, "x")
 		d.send("r5", "other", write, "b", mark, "0")
+		d.send("r3", first, write, "a", mark, "0", subjects.HeaderMsgID, "m")
 		d.want(0) // what depends on a batch in flight is not answered before it
 
 		time.Sleep(2 * time.Millisecond)
 		d.want(2*time.Millisecond, `r1 {"partition":0,"txid":1,"time":"2000-01-01T00:00:00Z"}`)
-		if feed := d.feed.take(); len(feed) != 1 || feed[0] != "cantus.feed.0.tx first" {
+		if feed := d.feed.take(); len(feed) != 1 || feed[0] != "cantus.feed.0.tx "+first {
 			t.Errorf("feed: %q", feed)
 		}
 
-		time.Sleep(2 * time.Millisecond) // the others waited until as many bytes as in flight were there
+		time.Sleep(2 * time.Millisecond)
 		d.want(4*time.Millisecond,
 			`r5 {"partition":0,"txid":2,"time":"2000-01-01T00:00:00.`,
 			`r4 {"partition":0,"error":{"code":400,"reason":"bad_request"`,
@@ -225,10 +228,10 @@ func TestASessionThatFailsAnswersEverything(t *testing.T) {
 		d := newDataPath(t)
 		defer d.stop()
 		d.group.fail = raftstore.ErrNotLeader
-		d.send("r1", "first", write, "a", mark, "0")
+		d.send("r1", strings.Repeat("first ", 1_000), write, "a", mark, "0")
 		synctest.Wait()
 		d.send("r2", "second", write, "a", mark, "0")
-		d.send("r3", "third", write, "b", mark, "0")
+		d.send("r3", strings.Repeat("third ", 1_000), write, "b", mark, "0") // both are sequenced
 		d.want(0)
 		time.Sleep(10 * time.Millisecond)
 		d.want(10*time.Millisecond,

@@ -128,11 +128,11 @@ type Store struct {
 	// checking guards it.
 	badgerLogs map[string]badgerLogEnd
 
-	done       chan struct{} // closed by Close: stops the background goroutines
-	roomLooks  chan struct{} // see RoomChecked
-	background sync.WaitGroup
-	closeOnce  sync.Once
-	closeErr   error
+	done        chan struct{} // closed by Close: stops the background goroutines
+	roomChecked chan struct{} // see RoomChecked
+	background  sync.WaitGroup
+	closeOnce   sync.Once
+	closeErr    error
 
 	opened  atomic.Bool   // Open has succeeded
 	failed  chan struct{} // closed when the store fails
@@ -146,7 +146,7 @@ type Store struct {
 func Open(dir string, opts Options) (*Store, error) {
 	s := &Store{
 		dir: dir, opts: opts.withDefaults(), logs: map[uint32]*Log{},
-		checkpoint: make(chan struct{}, 1), done: make(chan struct{}), roomLooks: make(chan struct{}, 1), failed: make(chan struct{}),
+		checkpoint: make(chan struct{}, 1), done: make(chan struct{}), roomChecked: make(chan struct{}, 1), failed: make(chan struct{}),
 	}
 	s.applier = newApplier(s)
 	if err := s.open(); err != nil {
@@ -501,10 +501,10 @@ func (s *Store) Failed() error {
 // Failure returns a channel that is closed when the store fails.
 func (s *Store) Failure() <-chan struct{} { return s.failed }
 
-// RoomChecked returns a channel that receives each second, after the store has looked
-// at the free space. Whatever else is to be checked then needs no timer of its own,
-// which would wake an idle process once more. A late receiver misses some.
-func (s *Store) RoomChecked() <-chan struct{} { return s.roomLooks }
+// RoomChecked returns a channel that receives a value each second, after the store
+// has checked the free space. A caller with checks of its own does them then, so that
+// an idle process wakes once and not twice. A slow receiver misses values.
+func (s *Store) RoomChecked() <-chan struct{} { return s.roomChecked }
 
 // Stats are the counters of a store since it was opened.
 type Stats struct {

@@ -35,7 +35,7 @@ func (s *Store) watch() {
 			s.compactors.look(time.Now(), s.opts.rest)
 		}
 		select {
-		case s.roomLooks <- struct{}{}:
+		case s.roomChecked <- struct{}{}:
 		default:
 		}
 	}

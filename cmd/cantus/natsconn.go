@@ -102,7 +102,7 @@ func (c *connection) open(ctx context.Context, command string) (*natsConn, error
 }
 
 // checkInbox fails if the NATS server does not let the user subscribe to its
-// inbox. A request would be carried out all the same, and its answer never come.
+// inbox. A request would still be carried out, but its answer would never arrive.
 func (l *natsConn) checkInbox(ctx context.Context, c *connection) error {
 	ctx, cancel := context.WithTimeout(ctx, l.timeout)
 	defer cancel()
