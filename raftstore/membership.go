@@ -19,7 +19,7 @@ func (g *Group) AddReplica(ctx context.Context, node string) error {
 		return g.awaitConfiguration(ctx)
 	}
 	if g.network != nil && g.Leading() { // this may be another node with that name
-		g.network.peer(raft.ServerID(node)).acks.reset()
+		g.network.peer(raft.ServerID(node)).replaced()
 	}
 	return g.change(ctx, func(timeout time.Duration) raft.Future {
 		return g.raft.AddNonvoter(raft.ServerID(node), raft.ServerAddress(node), 0, timeout)

@@ -16,6 +16,10 @@ import (
 //
 // Raft itself only sees that the peer rejects a request, and sends it the
 // entries that it lacks.
+//
+// Another replica of the same name gets peerAcks of its own: see peer.replaced. A
+// request uses those that were current when it began, so a late reply says nothing
+// about the new replica.
 type peerAcks struct {
 	mu       sync.Mutex
 	term     uint64 // the term in which index was acknowledged
@@ -33,7 +37,7 @@ func (g *Group) PeersThatLostEntries() map[string]string {
 	}
 	var all map[string]string
 	for _, r := range g.replicas() {
-		m := &g.network.peer(raft.ServerID(r.Name)).acks
+		m := g.network.peer(raft.ServerID(r.Name)).acks.Load()
 		m.mu.Lock()
 		if m.lost != 0 {
 			if all == nil {
@@ -108,13 +112,9 @@ func (m *peerAcks) check(last uint64) error {
 	return nil
 }
 
-// reset forgets everything: the name may be that of another replica from now
-// on.
-func (m *peerAcks) reset() {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	m.term, m.index, m.pipeline, m.lost = 0, 0, 0, 0
-}
+// replaced forgets what the peer has acknowledged: its name may be that of another
+// replica from now on.
+func (p *peer) replaced() { p.acks.Store(&peerAcks{}) }
 
 // recordLoss records that the peer has lost an entry that it had. first reports
 // whether no loss was known before.
@@ -127,9 +127,9 @@ func (m *peerAcks) recordLoss(had uint64) (first bool) {
 }
 
 // reportLoss records that a peer has lost entries, reports it to the owner
-// once, and returns an error.
-func (t *transport) reportLoss(id raft.ServerID, p *peer, has, had uint64) error {
-	if p.acks.recordLoss(had) && t.peerLostEntries != nil {
+// once, and returns an error. acks are those that the request began with.
+func (t *transport) reportLoss(id raft.ServerID, p *peer, acks *peerAcks, has, had uint64) error {
+	if acks.recordLoss(had) && acks == p.acks.Load() && t.peerLostEntries != nil {
 		t.peerLostEntries(string(id), has, had)
 	}
 	return fmt.Errorf("%w: its newest is %d, and was %d", errLostEntries, has, had)

@@ -22,6 +22,7 @@ type pipeline struct {
 	raft.AppendPipeline
 	transport *transport
 	peer      *peer
+	acks      *peerAcks // of the peer when the pipeline began
 
 	// About the last request that was sent. The sending goroutine owns them.
 	term   uint64
@@ -40,17 +41,19 @@ func (t *transport) AppendEntriesPipeline(id raft.ServerID, to raft.ServerAddres
 	if err := t.end.halt.err(); err != nil {
 		return nil, err
 	}
-	if err := t.peer(id).acks.check(0); err != nil {
+	p := t.peer(id)
+	acks := p.acks.Load()
+	if err := acks.check(0); err != nil {
 		return nil, err
 	}
-	if t.lags(t.peer(id).stored.Load()) {
+	if t.lags(p.stored.Load()) {
 		return nil, raft.ErrPipelineReplicationNotSupported
 	}
-	p, err := t.NetworkTransport.AppendEntriesPipeline(id, to)
+	pipe, err := t.NetworkTransport.AppendEntriesPipeline(id, to)
 	if err != nil {
 		return nil, err
 	}
-	return &pipeline{AppendPipeline: p, transport: t, peer: t.peer(id)}, nil
+	return &pipeline{AppendPipeline: pipe, transport: t, peer: p, acks: acks}, nil
 }
 
 // errLags ends a pipeline.
@@ -80,7 +83,7 @@ func (p *pipeline) AppendEntries(q *raft.AppendEntriesRequest, a *raft.AppendEnt
 	}
 	if p.term != q.Term {
 		p.term = q.Term
-		p.peer.acks.recordPipeline(q.Term)
+		p.acks.recordPipeline(q.Term)
 	}
 	f, err := p.AppendPipeline.AppendEntries(q, a)
 	if err == nil {
@@ -121,7 +124,7 @@ func (t *transport) InstallSnapshot(id raft.ServerID, to raft.ServerAddress, q *
 	if err != nil {
 		return err
 	}
-	if err := errors.Join(t.end.halt.err(), t.peer(id).acks.check(0)); err != nil {
+	if err := errors.Join(t.end.halt.err(), t.peer(id).acks.Load().check(0)); err != nil {
 		return err
 	}
 	return t.retry(id, q.Term, func() error {

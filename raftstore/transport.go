@@ -78,7 +78,7 @@ type peer struct {
 	// leads. It did so in reply to a heartbeat that was sent at asked or later.
 	term  uint64
 	asked time.Time
-	acks  peerAcks
+	acks  atomic.Pointer[peerAcks]
 }
 
 // recordConfirmation records that the peer has confirmed this replica as the
@@ -154,6 +154,7 @@ func (t *transport) peer(id raft.ServerID) *peer {
 	p := t.peers[id]
 	if p == nil {
 		p = &peer{}
+		p.replaced()
 		t.peers[id] = p
 	}
 	return p
@@ -206,7 +207,8 @@ func (t *transport) AppendEntries(id raft.ServerID, to raft.ServerAddress, q *ra
 	}
 	q.LeaderCommitIndex = t.writes.limit(q.LeaderCommitIndex)
 	p := t.peer(id)
-	had, err := p.acks.beforeRequest(q)
+	acks := p.acks.Load()
+	had, err := acks.beforeRequest(q)
 	if err != nil {
 		return err
 	}
@@ -221,9 +223,9 @@ func (t *transport) AppendEntries(id raft.ServerID, to raft.ServerAddress, q *ra
 	case err != nil:
 	case a.Success:
 		p.stored.Store(lastIndexAfter(q))
-		p.acks.record(q.Term, lastIndexAfter(q))
+		acks.record(q.Term, lastIndexAfter(q))
 	case a.Term == q.Term && a.LastLog < had:
-		return t.reportLoss(id, p, a.LastLog, had)
+		return t.reportLoss(id, p, acks, a.LastLog, had)
 	}
 	return err
 }
@@ -253,13 +255,14 @@ func (t *transport) sendHeartbeat(id raft.ServerID, to raft.ServerAddress, q *ra
 		delay = 0
 	}
 	batcher := t.end.network.heartbeatsTo(string(to))
-	had := p.acks.newest(q.Term)
+	acks := p.acks.Load()
+	had := acks.newest(q.Term)
 	term, asked := q.Term, time.Now()
 	h := batcher.enqueue(t.end.id, term, delay, func(a raft.AppendEntriesResponse) {
 		if a.Success && a.Term == term && a.LastLog < had {
-			_ = t.reportLoss(id, p, a.LastLog, had)
+			_ = t.reportLoss(id, p, acks, a.LastLog, had)
 		}
-		if p.acks.check(a.LastLog) != nil {
+		if acks.check(a.LastLog) != nil {
 			return // a peer that has lost entries confirms nothing
 		}
 		if a.Success {
@@ -275,7 +278,7 @@ func (t *transport) sendHeartbeat(id raft.ServerID, to raft.ServerAddress, q *ra
 		t.end.abortTo(string(to))
 		return err
 	}
-	if err := p.acks.check(0); err != nil {
+	if err := acks.check(0); err != nil {
 		return err
 	}
 	*a = reply
