@@ -8,6 +8,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/nats-io/nats.go"
+
 	"github.com/cantuslog/cantus/broker"
 	"github.com/cantuslog/cantus/subjects"
 )
@@ -203,6 +205,10 @@ func TestOperationsThatMakeNoSense(t *testing.T) {
 			}
 		})
 	}
-	m := ask(t, nc, "cantus.admin.trim.0", `{"before":2}`)
+	var m *nats.Msg
+	eventually(t, "a majority confirms the leader", func() bool {
+		m = ask(t, nc, "cantus.admin.trim.0", `{"before":2}`)
+		return !strings.Contains(string(m.Data), `"unavailable"`)
+	})
 	wantRefusal(t, m, subjects.Ahead)
 }

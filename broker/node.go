@@ -1,6 +1,7 @@
 package broker
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -317,7 +318,7 @@ func (n *Node) awaitServed(ctx context.Context) error {
 		case <-n.life.stopped:
 			return n.Err()
 		case <-ctx.Done():
-			return fmt.Errorf("%s: %w", why, ctx.Err())
+			return fmt.Errorf("%s: %w", cmp.Or(n.unserved(), why), ctx.Err()) // why may be old
 		}
 	}
 	return nil
