@@ -494,7 +494,9 @@ func TestSegmentsGrow(t *testing.T) {
 		}
 		return total
 	}
-	if s := size(); s > 3*8<<10 {
+	// A segment, the next one of twice its size, and a checkpoint: the next one
+	// may not be there yet.
+	if s := size(); s > 3*8<<10+4096 {
 		t.Errorf("an empty journal has %d bytes", s)
 	}
 	written := int64(0)
