@@ -13,68 +13,71 @@ import (
 )
 
 const (
-	// MaxFrame bounds the payload of a frame, in bytes. It is as large as the
-	// buffers of hashicorp/raft's transport: a full buffer is one frame, which
-	// is read into its place without a copy.
+	// MaxFrame bounds the payload of a frame, in bytes. It is the size of the
+	// buffers of hashicorp/raft's transport, so that a full buffer is one frame,
+	// which the peer reads into its buffer without a copy.
 	MaxFrame    = 256 << 10
 	frameHeader = 8
-	// smallFrame is the size up to which copying a payload behind its header is
-	// cheaper than writing both in parts.
+	// smallFrame is the size up to which it is cheaper to copy a payload behind
+	// its header, and write both at once, than to use writev.
 	smallFrame = 4 << 10
-	// readAhead is the size of the read buffer: a small frame takes one read.
-	readAhead = 16 << 10
-	// stallTimeout is how long a peer that dialed may stall within a frame, or
-	// not read what is sent to it.
+	// readBuffer is the size of the read buffer. A small frame takes one read.
+	readBuffer = 16 << 10
+	// stallTimeout is how long a peer that dialed may take to send the rest of a
+	// frame, or to read what is sent to it.
 	stallTimeout = 30 * time.Second
 )
 
 var errFrame = errors.New("malformed frame")
 
-// Conn is a connection after its handshake: a stream of bytes, carried in frames
-// with checksums. A frame is
+// Conn is a connection after its handshake. It carries a stream of bytes in
+// frames with checksums. A frame is
 //
 //	0     4  length of the payload, 1 to 262,144, big-endian
 //	4     4  CRC-32C of the payload, big-endian
 //	8        payload
 //
-// A frame is checked before any of its bytes is used. One goroutine at a time
-// reads, and one writes. Its owner closes it.
+// A frame's checksum is verified before any of its bytes is returned. At any
+// time at most one goroutine reads and one writes. The owner of the connection
+// closes it.
 type Conn struct {
 	net.Conn
-	r       *bufio.Reader
-	rest    []byte // of the last frame, not read yet
-	frame   []byte // holds frames that don't fit into the reader's buffer
-	out     []byte // header, or a whole frame, to be written
-	gather  bool   // write header and payload together
-	inbound bool   // dialed by the peer: its users set no deadlines
+	r        *bufio.Reader
+	rest     []byte // of the current frame, not returned by Read yet
+	frame    []byte // holds a frame that is larger than the caller's buffer
+	out      []byte // the header, or a whole frame, to be written
+	coalesce bool   // write header and payload in one call, however large
+	inbound  bool   // dialed by the peer: its users set no deadlines
 
 	purpose Purpose
 	peer    string // the node at the other end
 	group   uint32
 
 	closing sync.Once
-	network *Network // forgets the connection when it is closed; nil in tests
+	network *Network // tracks the connection until it is closed; nil in tests
 	onClose func()   // may be nil
 }
 
-// newConn returns a Conn of a connection whose handshake r has read.
-func newConn(conn net.Conn, r *bufio.Reader, gather, inbound bool) *Conn {
-	return &Conn{Conn: conn, r: r, out: make([]byte, frameHeader, 64), gather: gather, inbound: inbound}
+// newConn returns a Conn over a connection whose handshake is done. r is the
+// reader that the handshake used: it may hold bytes of the first frame.
+func newConn(conn net.Conn, r *bufio.Reader, coalesce, inbound bool) *Conn {
+	return &Conn{Conn: conn, r: r, out: make([]byte, frameHeader, 64), coalesce: coalesce, inbound: inbound}
 }
 
 // Peer returns the name of the node at the other end.
 func (c *Conn) Peer() string { return c.peer }
 
-// Group returns the group that the connection is for, 0 where its purpose has
-// none.
+// Group returns the group that the connection belongs to, 0 if its purpose has
+// no groups.
 func (c *Conn) Group() uint32 { return c.group }
 
-// OnClose has f called once when the owner closes the connection. It is set
-// before the connection is passed to another goroutine.
+// OnClose arranges for f to be called once, when the owner closes the
+// connection. It must be called before the connection is passed to another
+// goroutine.
 func (c *Conn) OnClose(f func()) { c.onClose = f }
 
-// Read reads from the current frame, or the next one. The error wraps errFrame,
-// or is the connection's.
+// Read reads from the current frame, or from the next one. The error wraps
+// errFrame, or is the connection's.
 func (c *Conn) Read(p []byte) (int, error) {
 	if len(c.rest) == 0 {
 		n, err := c.next(p)
@@ -87,8 +90,8 @@ func (c *Conn) Read(p []byte) (int, error) {
 	return n, nil
 }
 
-// next reads a frame. It reads into p and returns the length if the frame fits
-// there, else into rest and returns 0.
+// next reads a frame. If the frame fits into p, next reads it there and returns
+// its length. Otherwise it sets rest to the frame and returns 0.
 func (c *Conn) next(p []byte) (int, error) {
 	size, sum, err := c.header()
 	if err != nil {
@@ -102,7 +105,7 @@ func (c *Conn) next(p []byte) (int, error) {
 		payload = c.frame
 	}
 	payload = payload[:size]
-	if err := c.within(size, func() error { _, err := io.ReadFull(c.r, payload); return err }); err != nil {
+	if err := c.finishRead(size, func() error { _, err := io.ReadFull(c.r, payload); return err }); err != nil {
 		return 0, unexpectedEOF(err)
 	}
 	if crc32.Checksum(payload, castagnoli) != sum {
@@ -121,7 +124,7 @@ func (c *Conn) header() (size int, sum uint32, err error) {
 		return 0, 0, err
 	}
 	var head []byte
-	err = c.within(frameHeader, func() error { head, err = c.r.Peek(frameHeader); return err })
+	err = c.finishRead(frameHeader, func() error { head, err = c.r.Peek(frameHeader); return err })
 	if err != nil {
 		return 0, 0, unexpectedEOF(err)
 	}
@@ -134,9 +137,10 @@ func (c *Conn) header() (size int, sum uint32, err error) {
 	return int(n), sum, err
 }
 
-// within reads the rest of a frame that has begun: the peer must not stall in
-// the middle of it.
-func (c *Conn) within(size int, read func() error) error {
+// finishRead calls read, which reads size more bytes of a frame that has begun.
+// On an inbound connection it sets a deadline, unless they are buffered: the
+// peer must not stall within a frame.
+func (c *Conn) finishRead(size int, read func() error) error {
 	if !c.inbound || c.r.Buffered() >= size {
 		return read()
 	}
@@ -146,7 +150,7 @@ func (c *Conn) within(size int, read func() error) error {
 	return err
 }
 
-// unexpectedEOF turns io.EOF, within a frame, into io.ErrUnexpectedEOF.
+// unexpectedEOF maps io.EOF, which ended a frame early, to io.ErrUnexpectedEOF.
 func unexpectedEOF(err error) error {
 	if errors.Is(err, io.EOF) {
 		return io.ErrUnexpectedEOF
@@ -154,7 +158,7 @@ func unexpectedEOF(err error) error {
 	return err
 }
 
-// Write writes p in as many frames as it takes.
+// Write writes p, in several frames if it is longer than MaxFrame.
 func (c *Conn) Write(p []byte) (written int, err error) {
 	if c.inbound {
 		_ = c.SetWriteDeadline(time.Now().Add(stallTimeout))
@@ -173,7 +177,7 @@ func (c *Conn) Write(p []byte) (written int, err error) {
 func (c *Conn) writeFrame(payload []byte) error {
 	c.out = binary.BigEndian.AppendUint32(c.out[:0], uint32(len(payload)))
 	c.out = binary.BigEndian.AppendUint32(c.out, crc32.Checksum(payload, castagnoli))
-	if c.gather || len(payload) <= smallFrame {
+	if c.coalesce || len(payload) <= smallFrame {
 		c.out = append(c.out, payload...)
 		_, err := c.Conn.Write(c.out)
 		return err
@@ -183,7 +187,7 @@ func (c *Conn) writeFrame(payload []byte) error {
 	return err
 }
 
-// Close closes the connection, and calls the function of OnClose.
+// Close closes the connection, and calls the function set by OnClose.
 func (c *Conn) Close() error {
 	err := c.Conn.Close()
 	c.closing.Do(func() {
@@ -197,6 +201,6 @@ func (c *Conn) Close() error {
 	return err
 }
 
-// Abort breaks the connection: reads and writes fail, and so its owner closes
-// it. Any goroutine may call it.
+// Abort breaks the connection: its owner's reads and writes fail, and the owner
+// then closes it. Any goroutine may call Abort.
 func (c *Conn) Abort() { _ = c.Conn.Close() }

@@ -9,10 +9,10 @@ import (
 	"time"
 )
 
-// Dial connects to a node, for a purpose and a group, 0 where the purpose has
-// none. The caller owns the connection and closes it. Dial takes at most five
-// seconds, and ends early when ctx does or the network is closed. The errors to
-// test for are [ErrRefused], [ErrClosed] and ctx's.
+// Dial connects to a node for a purpose and a group; the group is 0 if the
+// purpose has no groups. The caller owns the connection and closes it. Dial
+// takes at most five seconds, and fails early if ctx ends or the network is
+// closed. The errors to test for are [ErrRefused], [ErrClosed] and ctx's.
 func (n *Network) Dial(ctx context.Context, node string, purpose Purpose, group uint32) (*Conn, error) {
 	c, err := n.dial(ctx, greeting{purpose: purpose, group: group, from: n.opts.Node, id: n.opts.ID, to: node})
 	if err == nil && !n.track(c) {
@@ -24,9 +24,9 @@ func (n *Network) Dial(ctx context.Context, node string, purpose Purpose, group 
 	return c, nil
 }
 
-// Handshake connects to a node for the handshake alone: each end checks what
-// the other one claims. The error is the connection's, or says how one end has
-// refused the other.
+// Handshake connects to a node, does the handshake, in which each end checks the
+// other's claims, and disconnects. The error is the connection's, or contains
+// the reason why one end has refused the other.
 func (n *Network) Handshake(ctx context.Context, node string) error {
 	c, err := n.Dial(ctx, node, handshakeOnly, 0)
 	if err != nil {
@@ -37,7 +37,7 @@ func (n *Network) Handshake(ctx context.Context, node string) error {
 
 func (n *Network) dial(ctx context.Context, g greeting) (*Conn, error) {
 	if len(g.to) > maxName {
-		return nil, fmt.Errorf("its name has %d bytes, the limit is %d", len(g.to), maxName)
+		return nil, fmt.Errorf("the node's name has %d bytes, the limit is %d", len(g.to), maxName)
 	}
 	ctx, cancel := context.WithTimeout(ctx, handshakeTimeout)
 	defer cancel()
@@ -61,20 +61,22 @@ func (n *Network) dialAddress(ctx context.Context, address string, g greeting) (
 	if err != nil {
 		return nil, err
 	}
-	c, err := n.introduce(ctx, conn, g)
+	c, err := n.clientHandshake(ctx, conn, g)
 	if err != nil {
 		_ = conn.Close()
 	}
 	return c, err
 }
 
-// probePauses are the pauses before each probe of PortClosed: when a process
-// dies, the system may close its connections before its listener.
+// probePauses are the pauses before the probes of PortClosed. When a process
+// dies, the operating system may close its connections before its listener, so
+// one probe is not enough.
 var probePauses = []time.Duration{5 * time.Millisecond, 20 * time.Millisecond, 100 * time.Millisecond}
 
-// PortClosed reports whether nothing listens at a node's address although its
-// machine answers: the node's process is not running. It probes for about 100 ms,
-// and returns false when ctx ends, or when anything else keeps it from knowing.
+// PortClosed reports whether a node's machine refuses connections to the node's
+// address, which means that the node's process is not running. It probes for
+// about 100 ms. It returns false if ctx ends, or if a probe fails in any other
+// way.
 func (n *Network) PortClosed(ctx context.Context, node string) bool {
 	for _, pause := range probePauses {
 		select {

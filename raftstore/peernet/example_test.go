@@ -9,7 +9,7 @@ import (
 	"github.com/cantuslog/cantus/raftstore/peernet"
 )
 
-// Two nodes; n2 answers what n1 dials it for.
+// The node n1 dials n2, which serves the connection.
 func Example() {
 	addresses := map[string]string{}
 	open := func(node string) *peernet.Network {

@@ -11,8 +11,8 @@ import (
 	"time"
 )
 
-// receive does the handshake of a connection that a peer has dialed.
-func (n *Network) receive(conn net.Conn) (*Conn, error) {
+// serverHandshake does the handshake of an inbound connection.
+func (n *Network) serverHandshake(conn net.Conn) (*Conn, error) {
 	_ = conn.SetDeadline(time.Now().Add(handshakeTimeout))
 	var secure *tls.Conn
 	if server := n.tls.Load().server; server != nil {
@@ -22,8 +22,8 @@ func (n *Network) receive(conn net.Conn) (*Conn, error) {
 		}
 		conn = secure
 	}
-	r := bufio.NewReaderSize(conn, readAhead)
-	g, err := n.answer(conn, r, secure)
+	r := bufio.NewReaderSize(conn, readBuffer)
+	g, err := n.authenticateDialer(conn, r, secure)
 	if err != nil {
 		return nil, err
 	}
@@ -31,20 +31,21 @@ func (n *Network) receive(conn net.Conn) (*Conn, error) {
 	return n.established(newConn(conn, r, secure != nil, true), g, g.from), nil
 }
 
-// established fills in what the handshake has agreed on.
+// established sets the fields of a Conn that the handshake has determined.
 func (n *Network) established(c *Conn, g greeting, peer string) *Conn {
 	c.network, c.purpose, c.peer, c.group = n, g.purpose, peer, g.group
 	return c
 }
 
-// answer has a dialer prove that it belongs to this cluster. Only then it tells
-// the dialer anything.
-func (n *Network) answer(conn net.Conn, r *bufio.Reader, secure *tls.Conn) (g greeting, err error) {
+// authenticateDialer is the listener's part of the handshake messages. Until the
+// dialer has proved that it belongs to this cluster, it sends nothing but a
+// nonce.
+func (n *Network) authenticateDialer(conn net.Conn, r *bufio.Reader, secure *tls.Conn) (g greeting, err error) {
 	binding, err := channelBinding(secure)
 	if err != nil {
 		return g, err
 	}
-	said := newTranscript(n.opts.Key, n.opts.Cluster, binding)
+	tr := newTranscript(n.opts.Key, n.opts.Cluster, binding)
 	theirs, err := readOpening(r)
 	if err != nil {
 		return g, err
@@ -53,52 +54,53 @@ func (n *Network) answer(conn net.Conn, r *bufio.Reader, secure *tls.Conn) (g gr
 	if _, err := conn.Write(nonce); err != nil {
 		return g, err
 	}
-	said.add(theirs)
-	said.add(nonce)
-	b, err := said.receive(r, stepGreeting, maxGreeting)
+	tr.add(theirs)
+	tr.add(nonce)
+	b, err := tr.receive(r, stepGreeting, maxGreeting)
 	if err != nil {
 		return g, err
 	}
 	if g, err = decodeGreeting(b); err == nil {
-		err = n.examine(g, secure)
+		err = n.checkGreeting(g, secure)
 	}
 	if err != nil {
-		_ = said.send(conn, stepAnswer, refusal(refusalText(err)))
+		_ = tr.send(conn, stepAnswer, encodeRefusal(refusalText(err)))
 		return g, err
 	}
 	claims, err := n.claims(g.from)
 	if err != nil {
 		return g, err
 	}
-	if err := said.send(conn, stepAnswer, welcome(claims)); err != nil {
+	if err := tr.send(conn, stepAnswer, encodeWelcome(claims)); err != nil {
 		return g, err
 	}
-	if b, err = said.receive(r, stepVerdict, maxAnswer); err != nil {
+	if b, err = tr.receive(r, stepVerdict, maxAnswer); err != nil {
 		return g, err
 	}
 	if _, err = decodeAnswer(b); err != nil {
-		return g, fmt.Errorf("by %s: %w", g.from, err)
+		return g, fmt.Errorf("%s: %w", g.from, err)
 	}
 	return g, nil
 }
 
-// refusalText returns the text that tells a peer why it is refused.
+// refusalText returns the reason for a refusal, as the peer receives it.
 func refusalText(err error) string {
-	if refused, is := errors.AsType[refusedError](err); is {
+	if refused, ok := errors.AsType[refusedError](err); ok {
 		return refused.text
 	}
 	return err.Error()
 }
 
-// NoGroupError says that a node has no open replica of a group. A Handler's
-// Accept returns it; it is logged at the debug level only.
+// NoGroupError is returned by a Handler's Accept if the node has no open replica
+// of the group. The network logs it at the debug level.
 type NoGroupError uint32
 
 func (g NoGroupError) Error() string { return fmt.Sprintf("no replica of group %d here", uint32(g)) }
 
-// examine returns an error if a peer that has the key has dialed the wrong node,
-// is not a member, or wants something that is not here.
-func (n *Network) examine(g greeting, secure *tls.Conn) error {
+// checkGreeting returns an error if a peer that has the key dialed the wrong
+// node, is not a member, has unacceptable claims, or asks for a purpose or group
+// that this node does not serve.
+func (n *Network) checkGreeting(g greeting, secure *tls.Conn) error {
 	if g.to != n.opts.Node {
 		return refusedError{fmt.Sprintf("I am %s, not %s", n.opts.Node, g.to)}
 	}
@@ -115,8 +117,8 @@ func (n *Network) examine(g greeting, secure *tls.Conn) error {
 	if err := n.checkClaims(g.from, g.claims); err != nil {
 		return refusedError{err.Error()}
 	}
-	h, is := n.handlers[g.purpose]
-	if !is {
+	h, ok := n.handlers[g.purpose]
+	if !ok {
 		return fmt.Errorf("purpose %d is not served here", g.purpose)
 	}
 	if h.Accept != nil {
@@ -125,7 +127,7 @@ func (n *Network) examine(g greeting, secure *tls.Conn) error {
 	return nil
 }
 
-// claims returns what this node claims to a peer.
+// claims returns this node's claims to a peer.
 func (n *Network) claims(peer string) ([]byte, error) {
 	if n.opts.Claims == nil {
 		return nil, nil
@@ -144,9 +146,9 @@ func (n *Network) checkClaims(peer string, claims []byte) error {
 	return n.opts.CheckClaims(peer, claims)
 }
 
-// introduce does the handshake of a connection that was dialed.
-func (n *Network) introduce(ctx context.Context, conn net.Conn, g greeting) (*Conn, error) {
-	dialed := conn // conn may change while this is called
+// clientHandshake does the handshake of an outbound connection.
+func (n *Network) clientHandshake(ctx context.Context, conn net.Conn, g greeting) (*Conn, error) {
+	dialed := conn // conn is assigned below, while AfterFunc's function may run
 	defer context.AfterFunc(ctx, func() { _ = dialed.SetDeadline(time.Unix(1, 0)) })()
 	config := n.tls.Load().client
 	if config != nil {
@@ -160,16 +162,17 @@ func (n *Network) introduce(ctx context.Context, conn net.Conn, g greeting) (*Co
 		}
 		conn = secure
 	}
-	r := bufio.NewReaderSize(conn, readAhead)
-	if err := n.greet(conn, r, g); err != nil {
+	r := bufio.NewReaderSize(conn, readBuffer)
+	if err := n.authenticateListener(conn, r, g); err != nil {
 		return nil, err
 	}
 	return n.established(newConn(conn, r, config != nil, false), g, g.to), nil
 }
 
-// greet proves to a listener that this node belongs to its cluster, and has it
-// prove the same.
-func (n *Network) greet(conn net.Conn, r *bufio.Reader, g greeting) error {
+// authenticateListener is the dialer's part of the handshake messages. It proves
+// to the listener that this node belongs to the cluster, and checks the
+// listener's proof of the same.
+func (n *Network) authenticateListener(conn net.Conn, r *bufio.Reader, g greeting) error {
 	secure, _ := conn.(*tls.Conn)
 	binding, err := channelBinding(secure)
 	if err != nil {
@@ -178,31 +181,31 @@ func (n *Network) greet(conn net.Conn, r *bufio.Reader, g greeting) error {
 	if g.claims, err = n.claims(g.to); err != nil {
 		return err
 	}
-	said := newTranscript(n.opts.Key, n.opts.Cluster, binding)
-	ours, theirs := opening(newNonce()), make([]byte, nonceSize)
+	tr := newTranscript(n.opts.Key, n.opts.Cluster, binding)
+	ours, theirs := encodeOpening(newNonce()), make([]byte, nonceSize)
 	if _, err := conn.Write(ours); err != nil {
 		return err
 	}
 	if _, err := io.ReadFull(r, theirs); err != nil {
-		return hungUp(err)
+		return peerClosed(err)
 	}
-	said.add(ours)
-	said.add(theirs)
-	if err := said.send(conn, stepGreeting, g.encode()); err != nil {
+	tr.add(ours)
+	tr.add(theirs)
+	if err := tr.send(conn, stepGreeting, g.encode()); err != nil {
 		return err
 	}
-	b, err := said.receive(r, stepAnswer, maxAnswer)
+	b, err := tr.receive(r, stepAnswer, maxAnswer)
 	if errors.Is(err, errProof) {
 		return errNoAnswer
 	} else if err != nil {
-		return hungUp(err)
+		return peerClosed(err)
 	}
 	claims, err := decodeAnswer(b)
 	if err != nil {
 		return err
 	}
 	if err := n.checkClaims(g.to, claims); err != nil {
-		return errors.Join(fmt.Errorf("refused: %w", err), said.send(conn, stepVerdict, refusal(err.Error())))
+		return errors.Join(fmt.Errorf("refused: %w", err), tr.send(conn, stepVerdict, encodeRefusal(err.Error())))
 	}
-	return said.send(conn, stepVerdict, welcome(nil))
+	return tr.send(conn, stepVerdict, encodeWelcome(nil))
 }

@@ -15,14 +15,13 @@ import (
 	"unicode/utf8"
 )
 
-// A connection begins with a handshake, behind the TLS handshake where there is
-// TLS: both ends prove that they have the cluster's key. The dialer goes first,
-// and until its proof is checked the listener has said nothing but 32 random
-// bytes.
+// A connection begins with a handshake, after the TLS handshake if TLS is used.
+// Both ends prove that they have the cluster's key. The dialer proves it first:
+// until it has, the listener sends nothing but 32 random bytes.
 //
 //	dialer    opening: magic, version, a nonce
 //	listener  a nonce
-//	dialer    greeting: what it wants, both names, its claims; proof
+//	dialer    greeting: purpose, group, both names, its claims; proof
 //	listener  answer: welcome and its claims, or a refusal; proof
 //	dialer    verdict: welcome, or a refusal; proof
 //
@@ -31,19 +30,19 @@ import (
 //	offset  size
 //	     0     8  "CANTUSRP"
 //	     8     2  version, 2
-//	    10     2  length of what follows, 36
+//	    10     2  length of the rest, 36
 //	    12    32  the dialer's nonce
-//	    44     4  checksum of all before it
+//	    44     4  checksum of the bytes before it
 //
-// Magic, version and length stay as they are in later versions. The listener
+// Later versions keep the layout of magic, version and length. The listener
 // replies with its nonce of 32 bytes. Each of the other three messages is a
-// length (2 bytes), a body of that length, and a proof (32). The body of the
-// greeting is
+// length (2 bytes), a body of that length, and a proof (32 bytes). The body of
+// the greeting is
 //
-//	0     1  purpose: 1 Raft, 2 fetch, 3 heartbeats, 4 nothing but the handshake
-//	1     4  group; 0 where the purpose has none
+//	0     1  purpose: 1 Raft, 2 fetch, 3 heartbeats, 4 handshake only
+//	1     4  group; 0 if the purpose has no groups
 //	5        three names, each one byte of length and that many bytes: the dialing
-//	         node, the id of its data directory, the node that it means to reach
+//	         node, the id of its data directory, the node that it wants to reach
 //	end      the dialer's claims, at most 4 KiB
 //
 // The bodies of the answer and the verdict are
@@ -51,23 +50,25 @@ import (
 //	0     1  status: 0 welcome, 1 refused
 //	1        the listener's claims (none in the verdict), or the reason
 //
-// A proof is HMAC-SHA256 with the cluster's key over the step ("dialer greets",
-// "listener answers" or "dialer agrees") and the SHA-256 of all that was said:
-// the cluster's id and the channel binding, each with its length in 4 bytes, the
-// opening, the listener's nonce, and the length, body and proof of each message
-// so far. The channel binding is what TLS exports under
-// "EXPORTER-cantus-replication", 32 bytes, and empty without TLS; only the two
-// ends of one TLS connection know it. So a proof is good for this connection,
-// this step in it, and these names and claims.
+// A proof is the HMAC-SHA256, with the cluster's key, of the step's name
+// ("dialer greets", "listener answers" or "dialer agrees") and the SHA-256 of
+// the transcript. The transcript is the cluster's id and the channel binding,
+// each after its length in 4 bytes, the opening, the listener's nonce, and the
+// length, body and proof of each message so far. The channel binding is the 32
+// bytes that TLS exports under "EXPORTER-cantus-replication", which only the
+// two ends of that TLS connection can compute. Without TLS it is empty. So a
+// proof is valid only on one connection, for one step, and for these names and
+// claims.
 //
 // The listener closes the connection without a reply if the opening is
 // malformed, the greeting has no valid proof, or the dialer takes longer than
-// five seconds. Only a dialer with a valid proof learns why it is refused.
+// five seconds. Only a dialer with a valid proof receives the reason for a
+// refusal.
 const (
 	preambleMagic   = "CANTUSRP"
 	preambleVersion = 2
-	// preambleHead is the size of what all versions have in common: magic,
-	// version, and the length of the rest.
+	// preambleHead is the size of the part that all versions have in common:
+	// magic, version, and the length of the rest.
 	preambleHead = len(preambleMagic) + 2 + 2
 	openingSize  = preambleHead + nonceSize + crcSize
 	nonceSize    = 32
@@ -76,9 +77,9 @@ const (
 	minKey = 32
 	// maxName bounds the names of nodes and clusters, in bytes.
 	maxName = 255
-	// maxClaims bounds what an end may claim, in bytes.
+	// maxClaims bounds the claims of one end, in bytes.
 	maxClaims = 4 << 10
-	// maxRefusal bounds the text of a refusal.
+	// maxRefusal bounds the text of a refusal, in bytes.
 	maxRefusal = 1024
 	// maxGreeting bounds the body of a greeting, in bytes.
 	maxGreeting = 1 + 4 + 3*(1+maxName) + maxClaims
@@ -89,7 +90,7 @@ const (
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
-// Purpose is what a connection is for. Its values are part of the protocol.
+// Purpose is the use of a connection. Its values are part of the protocol.
 type Purpose uint8
 
 // The purposes.
@@ -97,10 +98,11 @@ const (
 	Raft          Purpose = 1 // requests and responses of a Raft group
 	Fetch         Purpose = 2 // a copy of a group's log
 	Heartbeats    Purpose = 3 // the heartbeats of all groups
-	handshakeOnly Purpose = 4 // nothing but the handshake
+	handshakeOnly Purpose = 4 // closed after the handshake
 )
 
-// greeting says what a dialer wants, and from which node.
+// greeting is a dialer's request: what the connection is for, and between which
+// nodes.
 type greeting struct {
 	purpose Purpose
 	group   uint32
@@ -116,54 +118,54 @@ var (
 	errGreeting   = errors.New("malformed greeting")
 	errProof      = errors.New("it does not prove that it has the cluster's secret")
 	errNoAnswer   = errors.New("the listener is not a replication port of this cluster")
-	errHungUp     = errors.New("it closed the connection: it may be of another cluster, or have another cluster secret")
+	errPeerClosed = errors.New("it closed the connection: it may be of another cluster, or have another cluster secret")
 )
 
-// versionError says that an opening has an unknown version.
+// versionError is the error for an opening of an unknown version.
 type versionError uint16
 
 func (v versionError) Error() string {
 	return fmt.Sprintf("protocol version %d is not supported, only %d", uint16(v), preambleVersion)
 }
 
-// refusedError is a refusal of a connection.
+// refusedError is the error for a refused connection.
 type refusedError struct{ text string }
 
 func (e refusedError) Error() string { return "refused: " + e.text }
 
 func (e refusedError) Is(target error) bool { return target == ErrRefused }
 
-// transcript hashes what both ends of a connection have said so far.
+// transcript hashes the messages of both ends of a connection.
 type transcript struct {
 	key  []byte
-	said hash.Hash
+	hash hash.Hash
 }
 
-// newTranscript returns an empty transcript. binding is the channel binding, nil
-// without TLS.
+// newTranscript returns a transcript without messages. binding is the channel
+// binding, nil without TLS.
 func newTranscript(key []byte, cluster string, binding []byte) *transcript {
-	t := &transcript{key: key, said: sha256.New()}
+	t := &transcript{key: key, hash: sha256.New()}
 	for _, b := range [][]byte{[]byte(cluster), binding} {
-		t.said.Write(binary.BigEndian.AppendUint32(nil, uint32(len(b))))
-		t.said.Write(b)
+		t.hash.Write(binary.BigEndian.AppendUint32(nil, uint32(len(b))))
+		t.hash.Write(b)
 	}
 	return t
 }
 
-func (t *transcript) add(b []byte) { t.said.Write(b) }
+func (t *transcript) add(b []byte) { t.hash.Write(b) }
 
-// The steps that have a proof.
+// The names of the steps that have a proof.
 const (
 	stepGreeting = "dialer greets"
 	stepAnswer   = "listener answers"
 	stepVerdict  = "dialer agrees"
 )
 
-// proof returns the proof of a step, over all that was added.
+// proof returns the proof of a step over the transcript so far.
 func (t *transcript) proof(step string) []byte {
 	mac := hmac.New(sha256.New, t.key)
 	mac.Write([]byte(step))
-	mac.Write(t.said.Sum(nil))
+	mac.Write(t.hash.Sum(nil))
 	return mac.Sum(nil)
 }
 
@@ -178,8 +180,8 @@ func (t *transcript) send(w io.Writer, step string, body []byte) error {
 	return err
 }
 
-// receive reads a message that send wrote and returns its body, of at most limit
-// bytes. It reads nothing beyond the message.
+// receive reads a message in the form that send writes, checks its proof, and
+// returns its body, of at most limit bytes. It reads nothing beyond the message.
 func (t *transcript) receive(r io.Reader, step string, limit int) ([]byte, error) {
 	b := make([]byte, 2)
 	if _, err := io.ReadFull(r, b); err != nil {
@@ -201,8 +203,8 @@ func (t *transcript) receive(r io.Reader, step string, limit int) ([]byte, error
 	return b[2 : 2+n], nil
 }
 
-// opening encodes an opening.
-func opening(nonce []byte) []byte {
+// encodeOpening returns the opening with a nonce.
+func encodeOpening(nonce []byte) []byte {
 	b := append(make([]byte, 0, openingSize), preambleMagic...)
 	b = binary.BigEndian.AppendUint16(b, preambleVersion)
 	b = binary.BigEndian.AppendUint16(b, nonceSize+crcSize)
@@ -210,8 +212,8 @@ func opening(nonce []byte) []byte {
 	return binary.BigEndian.AppendUint32(b, crc32.Checksum(b, castagnoli))
 }
 
-// readOpening reads an opening and nothing beyond it. The error wraps
-// errNoPreamble or errPreamble, or is a versionError or the reader's.
+// readOpening reads an opening, and nothing beyond it. The error wraps
+// errNoPreamble or errPreamble, is a versionError, or is the reader's.
 func readOpening(r io.Reader) ([]byte, error) {
 	b := make([]byte, openingSize)
 	if _, err := io.ReadFull(r, b[:len(preambleMagic)]); err != nil {
@@ -241,7 +243,7 @@ func readOpening(r io.Reader) ([]byte, error) {
 
 func newNonce() []byte {
 	b := make([]byte, nonceSize)
-	_, _ = rand.Read(b) // never fails, says crypto/rand
+	_, _ = rand.Read(b) // crypto/rand: it never returns an error
 	return b
 }
 
@@ -282,19 +284,19 @@ const (
 	statusRefused byte = 1
 )
 
-// welcome encodes a welcome with claims.
-func welcome(claims []byte) []byte { return append([]byte{statusWelcome}, claims...) }
+// encodeWelcome returns the body of a welcome.
+func encodeWelcome(claims []byte) []byte { return append([]byte{statusWelcome}, claims...) }
 
-// refusal encodes a refusal with its text.
-func refusal(text string) []byte {
+// encodeRefusal returns the body of a refusal. It truncates a long text.
+func encodeRefusal(text string) []byte {
 	if len(text) > maxRefusal {
 		text = text[:maxRefusal]
 	}
 	return append([]byte{statusRefused}, text...)
 }
 
-// decodeAnswer returns the claims of a welcome. For a refusal the error is a
-// refusedError.
+// decodeAnswer decodes the body of an answer or a verdict. It returns the claims
+// of a welcome. For a refusal, the error is a refusedError.
 func decodeAnswer(b []byte) (claims []byte, err error) {
 	switch {
 	case len(b) == 0 || b[0] > statusRefused:
@@ -308,7 +310,7 @@ func decodeAnswer(b []byte) (claims []byte, err error) {
 }
 
 // channelBinding returns a secret that only the two ends of a TLS connection
-// know, nil without TLS: a proof that covers it can't be relayed to another
+// know, or nil without TLS. A proof that covers it can't be relayed to another
 // connection.
 func channelBinding(secure *tls.Conn) ([]byte, error) {
 	if secure == nil {
@@ -322,10 +324,10 @@ func channelBinding(secure *tls.Conn) ([]byte, error) {
 	return b, nil
 }
 
-// hungUp turns the end of the stream into errHungUp.
-func hungUp(err error) error {
+// peerClosed maps the end of the stream to errPeerClosed.
+func peerClosed(err error) error {
 	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
-		return errHungUp
+		return errPeerClosed
 	}
 	return err
 }

@@ -29,7 +29,7 @@ func TestGreetingRoundTrip(t *testing.T) {
 			t.Errorf("got %+v, %v, want %+v", got, err, g)
 		}
 		if len(b) > maxGreeting {
-			t.Errorf("it has %d bytes, more than %d", len(b), maxGreeting)
+			t.Errorf("the greeting has %d bytes, more than %d", len(b), maxGreeting)
 		}
 	}
 }
@@ -52,7 +52,7 @@ func TestGreetingErrors(t *testing.T) {
 }
 
 func TestOpeningErrors(t *testing.T) {
-	good := opening(newNonce())
+	good := encodeOpening(newNonce())
 	change := func(at int, b ...byte) []byte {
 		return append(append(bytes.Clone(good[:at]), b...), good[at+len(b):]...)
 	}
@@ -78,11 +78,11 @@ func TestOpeningErrors(t *testing.T) {
 }
 
 func TestAnswers(t *testing.T) {
-	if claims, err := decodeAnswer(welcome([]byte("claims"))); err != nil || string(claims) != "claims" {
+	if claims, err := decodeAnswer(encodeWelcome([]byte("claims"))); err != nil || string(claims) != "claims" {
 		t.Errorf("got %q, %v", claims, err)
 	}
 	for _, text := range []string{"I am n1, not n2", strings.Repeat("x", 2*maxRefusal), "\xff"} {
-		if _, err := decodeAnswer(refusal(text)); !errors.As(err, new(refusedError)) {
+		if _, err := decodeAnswer(encodeRefusal(text)); !errors.As(err, new(refusedError)) {
 			t.Errorf("got %v", err)
 		}
 	}
@@ -93,16 +93,15 @@ func TestAnswers(t *testing.T) {
 	}
 }
 
-// A proof is valid for what was said, in its place, on its connection, and for
-// its key and cluster alone.
-func TestProofsAreForOneConversation(t *testing.T) {
-	said := func(key []byte, cluster, binding, before string) *transcript {
+// A proof is valid only for its step, connection, transcript, key and cluster.
+func TestAProofIsValidForOneHandshake(t *testing.T) {
+	after := func(key []byte, cluster, binding, before string) *transcript {
 		tr := newTranscript(key, cluster, []byte(binding))
 		tr.add([]byte(before))
 		return tr
 	}
 	var sent bytes.Buffer
-	if err := said(testKey, "c", "b", "nonces").send(&sent, stepGreeting, []byte("body")); err != nil {
+	if err := after(testKey, "c", "b", "nonces").send(&sent, stepGreeting, []byte("body")); err != nil {
 		t.Fatal(err)
 	}
 	b := sent.Bytes()
@@ -114,15 +113,15 @@ func TestProofsAreForOneConversation(t *testing.T) {
 		b    []byte
 		ok   bool
 	}{
-		"the same":           {said(testKey, "c", "b", "nonces"), stepGreeting, b, true},
-		"another key":        {said(bytes.Repeat([]byte("x"), minKey), "c", "b", "nonces"), stepGreeting, b, false},
-		"another cluster":    {said(testKey, "d", "b", "nonces"), stepGreeting, b, false},
-		"another connection": {said(testKey, "c", "x", "nonces"), stepGreeting, b, false},
-		"names that run on":  {said(testKey, "cb", "", "nonces"), stepGreeting, b, false},
-		"other nonces":       {said(testKey, "c", "b", "others"), stepGreeting, b, false},
-		"another step":       {said(testKey, "c", "b", "nonces"), stepAnswer, b, false},
-		"a flipped bit":      {said(testKey, "c", "b", "nonces"), stepGreeting, flipped, false},
-		"too long":           {said(testKey, "c", "b", "nonces"), stepGreeting, append([]byte{0xff, 0xff}, b[2:]...), false},
+		"the same":           {after(testKey, "c", "b", "nonces"), stepGreeting, b, true},
+		"another key":        {after(bytes.Repeat([]byte("x"), minKey), "c", "b", "nonces"), stepGreeting, b, false},
+		"another cluster":    {after(testKey, "d", "b", "nonces"), stepGreeting, b, false},
+		"another connection": {after(testKey, "c", "x", "nonces"), stepGreeting, b, false},
+		"names that run on":  {after(testKey, "cb", "", "nonces"), stepGreeting, b, false},
+		"other nonces":       {after(testKey, "c", "b", "others"), stepGreeting, b, false},
+		"another step":       {after(testKey, "c", "b", "nonces"), stepAnswer, b, false},
+		"a flipped bit":      {after(testKey, "c", "b", "nonces"), stepGreeting, flipped, false},
+		"too long":           {after(testKey, "c", "b", "nonces"), stepGreeting, append([]byte{0xff, 0xff}, b[2:]...), false},
 	} {
 		got, err := c.tr.receive(bytes.NewReader(c.b), c.step, 100)
 		if c.ok && (err != nil || string(got) != "body") || !c.ok && !errors.Is(err, errProof) {
@@ -132,9 +131,9 @@ func TestProofsAreForOneConversation(t *testing.T) {
 }
 
 func FuzzPreamble(f *testing.F) {
-	f.Add(opening(newNonce()))
+	f.Add(encodeOpening(newNonce()))
 	f.Add(greeting{Raft, 7, "n1", "id", "n2", []byte("claims")}.encode())
-	f.Add(refusal("no"))
+	f.Add(encodeRefusal("no"))
 	f.Add([]byte(preambleMagic + "\x00\x02\xff\xff"))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		if o, err := readOpening(bytes.NewReader(b)); err == nil && !bytes.HasPrefix(b, o) {
@@ -148,8 +147,7 @@ func FuzzPreamble(f *testing.F) {
 	})
 }
 
-// capture is a connection that keeps what is written, and from which in is
-// read.
+// capture is a connection that records writes to out, and reads from in.
 type capture struct {
 	net.Conn
 	in  io.Reader
@@ -161,13 +159,13 @@ func (c *capture) Write(p []byte) (int, error) { return c.out.Write(p) }
 
 func reading(b []byte) *Conn {
 	c := &capture{in: bytes.NewReader(b)}
-	return newConn(c, bufio.NewReaderSize(c, readAhead), false, false)
+	return newConn(c, bufio.NewReaderSize(c, readBuffer), false, false)
 }
 
 func TestFramesCarryAStream(t *testing.T) {
-	for _, gather := range []bool{false, true} {
+	for _, coalesce := range []bool{false, true} {
 		c := &capture{}
-		w := newConn(c, nil, gather, false)
+		w := newConn(c, nil, coalesce, false)
 		var want []byte
 		for _, n := range []int{1, 7, 0, smallFrame, smallFrame + 1, MaxFrame, MaxFrame + 1, 3*MaxFrame + 5} {
 			p := bytes.Repeat([]byte{byte(n)}, n)
@@ -216,8 +214,8 @@ func TestMalformedFrames(t *testing.T) {
 		"only the header": {good[:8], io.ErrUnexpectedEOF},
 		"the end":         {nil, io.EOF},
 	} {
-		for _, room := range []int{1, 100} {
-			n, err := reading(x.b).Read(make([]byte, room))
+		for _, size := range []int{1, 100} {
+			n, err := reading(x.b).Read(make([]byte, size))
 			if n != 0 || !errors.Is(err, x.want) {
 				t.Errorf("%s: got %d, %v, want %v", what, n, err, x.want)
 			}
@@ -236,7 +234,7 @@ func FuzzFrames(f *testing.F) {
 		for n := 0; ; {
 			m, err := r.Read(make([]byte, 1+random.IntN(100)))
 			if n += m; n > len(b) {
-				t.Fatalf("%d bytes came out of %d", n, len(b))
+				t.Fatalf("read %d bytes out of %d", n, len(b))
 			}
 			if err != nil {
 				return

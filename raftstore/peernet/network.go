@@ -19,18 +19,19 @@ import (
 const (
 	// handshakeTimeout is how long a peer has for TLS and the handshake.
 	handshakeTimeout = 5 * time.Second
-	// maxHandshakes bounds the inbound connections that are in their handshake.
-	// A new one beyond it closes the oldest, since members take milliseconds.
+	// maxHandshakes bounds the inbound connections in their handshake. One more
+	// closes the oldest: a member's handshake takes milliseconds, so the oldest
+	// is the least likely to be a member's.
 	maxHandshakes = 256
-	// warnInterval is the least time between two warnings about peers.
+	// warnInterval is the minimum time between two warnings about peers.
 	warnInterval = 10 * time.Second
 )
 
 var (
-	// ErrClosed is returned by a network that is closed.
+	// ErrClosed is returned after Close.
 	ErrClosed = errors.New("peernet: closed")
 	// ErrRefused is returned when a peer refuses a connection. The error's text
-	// says why.
+	// contains the reason.
 	ErrRefused = errors.New("peernet: refused")
 )
 
@@ -39,82 +40,89 @@ var (
 type Options struct {
 	// Node is this node's name.
 	Node string
-	// ID is the id of this node's data directory. The handshake tells it to peers.
+	// ID is the id of this node's data directory. The handshake sends it to
+	// peers.
 	ID string
 	// Cluster is the cluster's unique id, and Key a secret of at least 32 bytes
-	// that its members share. A peer that does not prove that it has both gets
-	// no answer: its connection is closed.
+	// that its members share. The network closes the connection of a peer that
+	// does not prove that it has both, without a reply.
 	Cluster string
 	Key     []byte
-	// Member refuses a peer that has the key but is not a member, by its name
-	// and the id of its data directory. The peer gets the text of its error. It
-	// is called for each connection that a peer dials, concurrently, and must
-	// answer from memory. Default: all peers are members.
+	// Member returns an error if a peer that has the key is not a member. node
+	// is the peer's name, id that of its data directory. The error refuses the
+	// connection, and the peer receives its text. Member is called for each
+	// inbound connection, concurrently, and must not block. Default: all peers
+	// are members.
 	Member func(node, id string) error
-	// Claims returns what this node claims to a peer, at most 4 KiB, and
-	// CheckClaims judges what a peer claims. Claims go in both directions, after
-	// the proof of the peer's identity, which covers them, and before anything
-	// else. An error of CheckClaims refuses the connection at both ends, with
-	// its text. Both are called concurrently. Default: this node claims nothing
-	// and accepts all claims.
+	// Claims returns this node's claims to a peer, at most 4 KiB. CheckClaims
+	// checks those of a peer. The handshake carries claims in both directions,
+	// and its proofs cover them. An error from CheckClaims refuses the
+	// connection, and both ends receive its text. Both functions are called
+	// concurrently. Default: this node claims nothing and accepts all claims.
 	Claims      func(peer string) []byte
 	CheckClaims func(peer string, claims []byte) error
 	// Listener accepts the peers' connections. The Network owns it and closes
-	// it, also when New fails.
+	// it, even if New fails.
 	Listener net.Listener
 	// Resolve returns the host and port of a node. It is called for each
-	// connection, since an address may change, concurrently, and must answer
-	// from memory.
+	// connection, since addresses may change. Calls are concurrent and must not
+	// block.
 	Resolve func(node string) (hostport string, err error)
 	// TLS makes connections mutually authenticated; nil leaves them plain. The
-	// network uses it as server and as client. A node's certificate must be
-	// valid for the node's name, or for ServerName where that is set, and for
-	// both uses. ClientCAs and RootCAs hold the authorities; one of them may
-	// stand for both.
+	// network uses it both as server and as client. A node's certificate must be
+	// valid for both uses, and for the node's name, or for ServerName if that is
+	// set. ClientCAs and RootCAs hold the authorities; if one of them is nil,
+	// the other is used for both.
 	TLS *tls.Config
 	// CatchUpRate bounds the bytes per second that pass [Network.Throttle]: the
-	// old entries that the node sends to replicas that are behind. More brings
-	// them up to date sooner and leaves less of the disk and the network for new
-	// entries. At least 1 MiB; default 16 MiB; negative for no bound.
+	// old entries that the node sends to replicas that are behind. A higher rate
+	// brings them up to date sooner, and leaves less of the disk and the network
+	// for new entries. The minimum is 1 MiB, the default 16 MiB; a negative rate
+	// means no bound.
 	CatchUpRate int64
-	// Logger receives messages about connections. Default: they are discarded.
+	// Logger receives messages about connections. Default: discarded.
 	Logger *slog.Logger
 }
 
 // Handler serves the connections of one purpose.
 type Handler struct {
-	// Accept refuses a connection for a group that this node cannot serve. It is
-	// called in the handshake, and the peer gets the text of its error. nil
-	// accepts all groups.
+	// Accept returns an error if this node cannot serve a group. It is called
+	// during the handshake. The error refuses the connection, and the peer
+	// receives its text. If Accept is nil, all groups are accepted.
 	Accept func(group uint32) error
-	// Serve is called for each connection, on a goroutine of its own. It owns
-	// the connection and closes it, or passes it on to a new owner.
+	// Serve is called for each connection, in its own goroutine. It owns the
+	// connection: it closes it, or passes it to another owner.
 	Serve func(*Conn)
 }
 
-// Network is a node's end of the connections between nodes: a listener, and the
-// dialing of other nodes by name.
+// Network is a node's end of the connections between nodes. It listens, and
+// dials other nodes by name.
+//
+// One goroutine accepts connections. Each accepted connection has a goroutine
+// that does the handshake and then calls the handler. Dial uses the caller's
+// goroutine. Close ends all of them: it closes the listener and breaks the
+// connections, so that every read and write fails.
 type Network struct {
 	opts     Options
 	tls      atomic.Pointer[tlsConfigs]
-	limiter  *rate.Limiter // nil without a bound
+	limiter  *rate.Limiter // nil if the rate is not bounded
 	log      *slog.Logger
-	handlers map[Purpose]Handler // set before Serve, constant from then on
+	handlers map[Purpose]Handler // set before Serve is called, then constant
 
-	ctx     context.Context // ends when the network is closed
+	ctx     context.Context // done when the network is closed
 	cancel  context.CancelFunc
-	running sync.WaitGroup
+	running sync.WaitGroup // the goroutines of accept and admit
 
-	// mu guards what follows.
+	// mu guards the fields below. It is not held during I/O.
 	mu          sync.Mutex
-	conns       map[net.Conn]struct{} // in their inbound handshake, or a *Conn that is not closed
-	handshaking []net.Conn            // inbound, oldest first
+	conns       map[net.Conn]struct{} // inbound connections in their handshake, and open *Conns
+	handshaking []net.Conn            // inbound connections in their handshake, oldest first
 	warned      time.Time             // when Warn last logged
-	suppressed  int                   // warnings since
+	suppressed  int                   // warnings not logged since
 }
 
-// New returns a network that can dial. It accepts connections once [Network.Serve]
-// is called.
+// New returns a network that can dial. It accepts connections after
+// [Network.Serve] is called.
 func New(opts Options) (*Network, error) {
 	n, err := newNetwork(opts)
 	if err != nil {
@@ -137,7 +145,7 @@ func newNetwork(opts Options) (*Network, error) {
 	case len(opts.Key) < minKey:
 		return nil, fmt.Errorf("the cluster's key has %d bytes: it must have %d", len(opts.Key), minKey)
 	case opts.Listener == nil || opts.Resolve == nil:
-		return nil, errors.New("a listener and a way to resolve nodes are needed")
+		return nil, errors.New("the options must have a listener and a function that resolves nodes")
 	case opts.CatchUpRate > 0 && opts.CatchUpRate < minCatchUpRate:
 		return nil, fmt.Errorf("the catch-up rate is %d bytes a second, the minimum is %d", opts.CatchUpRate, minCatchUpRate)
 	}
@@ -157,11 +165,12 @@ func newNetwork(opts Options) (*Network, error) {
 	return n, nil
 }
 
-// Handle sets the handler of a purpose. It is called before [Network.Serve].
+// Handle sets the handler of a purpose. It must be called before
+// [Network.Serve].
 func (n *Network) Handle(purpose Purpose, h Handler) { n.handlers[purpose] = h }
 
-// Serve begins to accept connections, and returns. It is called once.
-func (n *Network) Serve() { n.running.Go(n.accept) }
+// Serve starts accepting connections and returns. It must be called only once.
+func (n *Network) Serve() { n.running.Go(n.acceptLoop) }
 
 // Node returns this node's name.
 func (n *Network) Node() string { return n.opts.Node }
@@ -169,8 +178,8 @@ func (n *Network) Node() string { return n.opts.Node }
 // Addr returns the address of the listener.
 func (n *Network) Addr() net.Addr { return n.opts.Listener.Addr() }
 
-// Close breaks all connections and waits for the handlers. Owners of connections
-// must still close them. Close is idempotent.
+// Close breaks all connections and waits for the handlers. The owners of the
+// connections must still close them. Close is idempotent.
 func (n *Network) Close() error {
 	n.cancel()
 	err := n.opts.Listener.Close()
@@ -182,8 +191,8 @@ func (n *Network) Close() error {
 	return err
 }
 
-// Reconnect breaks all connections. Their owners dial again as they need them,
-// and each new connection begins with the handshake.
+// Reconnect breaks all connections. Their owners dial again when they need to,
+// and each new connection begins with a handshake.
 func (n *Network) Reconnect() { n.breakAll() }
 
 // breakAll breaks all connections that exist. Their owners close them.
@@ -192,7 +201,7 @@ func (n *Network) breakAll() {
 	all := slices.Collect(maps.Keys(n.conns))
 	n.mu.Unlock()
 	for _, conn := range all {
-		if c, is := conn.(*Conn); is {
+		if c, ok := conn.(*Conn); ok {
 			c.Abort()
 			continue
 		}
@@ -200,8 +209,8 @@ func (n *Network) breakAll() {
 	}
 }
 
-// accept starts a goroutine for each connection.
-func (n *Network) accept() {
+// acceptLoop accepts connections until the network is closed.
+func (n *Network) acceptLoop() {
 	for pause := time.Duration(0); ; {
 		conn, err := n.opts.Listener.Accept()
 		switch {
@@ -210,7 +219,7 @@ func (n *Network) accept() {
 			n.admit(conn)
 		case n.ctx.Err() != nil || errors.Is(err, net.ErrClosed):
 			return
-		default: // out of file descriptors, perhaps
+		default: // for example, no file descriptor is left
 			n.Warn("connection could not be accepted", "err", err)
 			pause = min(max(2*pause, 5*time.Millisecond), time.Second)
 			select {
@@ -221,8 +230,8 @@ func (n *Network) accept() {
 	}
 }
 
-// admit does the handshake of an accepted connection and serves it, on a
-// goroutine of its own.
+// admit starts a goroutine that does the handshake of an accepted connection
+// and then serves it.
 func (n *Network) admit(conn net.Conn) {
 	n.beginHandshake(conn)
 	if !n.track(conn) {
@@ -231,7 +240,7 @@ func (n *Network) admit(conn net.Conn) {
 	}
 	n.running.Go(func() {
 		defer n.untrack(conn)
-		c, err := n.receive(conn)
+		c, err := n.serverHandshake(conn)
 		n.endHandshake(conn)
 		switch {
 		case err != nil:
@@ -243,7 +252,7 @@ func (n *Network) admit(conn net.Conn) {
 	})
 }
 
-// beginHandshake records that a connection begins its handshake. If there are
+// beginHandshake adds a connection to those in their handshake. If there are
 // too many, it closes the oldest.
 func (n *Network) beginHandshake(conn net.Conn) {
 	n.mu.Lock()
@@ -255,7 +264,7 @@ func (n *Network) beginHandshake(conn net.Conn) {
 	n.handshaking = append(n.handshaking, conn)
 }
 
-// endHandshake records that a handshake is over.
+// endHandshake removes a connection from those in their handshake.
 func (n *Network) endHandshake(conn net.Conn) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -264,8 +273,8 @@ func (n *Network) endHandshake(conn net.Conn) {
 	}
 }
 
-// track has breakAll break a connection, until untrack. If the network is
-// closed already, it closes the connection and returns false.
+// track adds a connection to those that breakAll breaks. If the network is
+// already closed, it closes the connection and returns false.
 func (n *Network) track(conn net.Conn) bool {
 	n.mu.Lock()
 	closed := n.ctx.Err() != nil
@@ -285,8 +294,8 @@ func (n *Network) untrack(conn net.Conn) {
 	delete(n.conns, conn)
 }
 
-// logRefused logs a connection that was refused. A peer that is too early or too
-// late for a group is nothing special.
+// logRefused logs a refused connection. A connection for a group that is not
+// open is routine, since nodes open and close a group at different times.
 func (n *Network) logRefused(conn net.Conn, err error) {
 	args := []any{"remote", conn.RemoteAddr().String(), "err", err}
 	switch {
@@ -298,8 +307,8 @@ func (n *Network) logRefused(conn net.Conn, err error) {
 	}
 }
 
-// Warn logs a warning about peers, at most one in ten seconds: what peers do
-// wrong they may do often. The next warning says how many were not logged.
+// Warn logs a warning about peers, at most one in ten seconds: a faulty peer may
+// cause many. The next warning reports how many were not logged.
 func (n *Network) Warn(msg string, args ...any) {
 	n.mu.Lock()
 	now := time.Now()

@@ -22,12 +22,13 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// theGroup is the only group that nodes in tests have.
+// theGroup is the only group of the nodes in tests.
 const theGroup = 7
 
 var theKey = bytes.Repeat([]byte("k"), 32)
 
-// cluster is some nodes in this process, connected over the loopback.
+// cluster is a set of nodes in this process, connected over the loopback
+// interface.
 type cluster struct {
 	t     *testing.T
 	nodes map[string]*node
@@ -36,14 +37,14 @@ type cluster struct {
 	addresses map[string]string
 }
 
-// node is a node that echoes what it receives for theGroup.
+// node is a node that echoes the bytes that it receives for theGroup.
 type node struct {
 	c       *cluster
 	name    string
 	network *peernet.Network
 }
 
-// newCluster returns nodes whose options change has changed; it may be nil.
+// newCluster opens nodes. change changes their options; it may be nil.
 func newCluster(t *testing.T, change func(*peernet.Options), names ...string) *cluster {
 	t.Helper()
 	c := &cluster{t: t, nodes: map[string]*node{}, addresses: map[string]string{}}
@@ -72,7 +73,7 @@ func listen(t *testing.T) net.Listener {
 func (c *cluster) resolve(node string) (string, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if a, known := c.addresses[node]; known {
+	if a, ok := c.addresses[node]; ok {
 		return a, nil
 	}
 	return "", fmt.Errorf("node %s is not known", node)
@@ -132,8 +133,9 @@ func timeout(t *testing.T) context.Context {
 	return ctx
 }
 
-// exchange connects to a node and has it echo a message. The listener may refuse
-// a TLS dialer after the dialer's part of the handshake, so both are needed.
+// exchange connects to a node and has it echo a message. Dialing alone is not
+// enough: the listener may refuse a TLS dialer after the dialer's part of the
+// handshake.
 func (n *node) exchange(to string, group uint32) error {
 	c, err := n.network.Dial(timeout(n.c.t), to, peernet.Fetch, group)
 	if err != nil {
@@ -141,20 +143,20 @@ func (n *node) exchange(to string, group uint32) error {
 	}
 	defer c.Close()
 	_ = c.SetDeadline(time.Now().Add(time.Minute))
-	said, heard := []byte("hello"), make([]byte, 5)
-	if _, err := c.Write(said); err != nil {
+	sent, received := []byte("hello"), make([]byte, 5)
+	if _, err := c.Write(sent); err != nil {
 		return err
 	}
-	if _, err := io.ReadFull(c, heard); err != nil {
+	if _, err := io.ReadFull(c, received); err != nil {
 		return err
 	}
-	if !bytes.Equal(said, heard) {
-		n.c.t.Errorf("said %q, heard %q", said, heard)
+	if !bytes.Equal(sent, received) {
+		n.c.t.Errorf("sent %q, received %q", sent, received)
 	}
 	return nil
 }
 
-// check fails the test unless the error contains want, or is nil for "".
+// check fails the test unless err contains want, or is nil if want is "".
 func check(t *testing.T, err error, want string) {
 	t.Helper()
 	if want == "" && err != nil || want != "" && (err == nil || !strings.Contains(err.Error(), want)) {
@@ -162,8 +164,8 @@ func check(t *testing.T, err error, want string) {
 	}
 }
 
-// Members are not kept out by any number of connections that say nothing.
-func TestSilentConnectionsMakeRoom(t *testing.T) {
+// However many connections stay silent, members can connect.
+func TestSilentConnectionsDoNotExcludeMembers(t *testing.T) {
 	t.Parallel()
 	c := newCluster(t, nil, "n1", "n2")
 	for range 300 {
@@ -189,11 +191,11 @@ func TestASilentConnectionIsClosed(t *testing.T) {
 		t.Fatal(err)
 	}
 	if answer, err := io.ReadAll(conn); errors.Is(err, os.ErrDeadlineExceeded) || len(answer) > 0 {
-		t.Fatalf("it says %q, %v", answer, err)
+		t.Fatalf("got %q, %v", answer, err)
 	}
 }
 
-// A peer that has the key but is not a member is told so, and gets nothing.
+// A peer that has the key but is not a member is refused, and learns the reason.
 func TestANonMemberWithTheKeyIsRefused(t *testing.T) {
 	t.Parallel()
 	c := newCluster(t, nil, "n1", "n2")
@@ -202,13 +204,13 @@ func TestANonMemberWithTheKeyIsRefused(t *testing.T) {
 			if node == "n2" && id == "d2" {
 				return nil
 			}
-			return fmt.Errorf("%s (%s) is no member", node, id)
+			return fmt.Errorf("%s (%s) is not a member", node, id)
 		}
 	})
 	n2 := c.nodes["n2"]
 	n2.reopen(func(o *peernet.Options) { o.ID = "d1" })
 	err := n2.exchange("n1", theGroup)
-	check(t, err, "n2 (d1) is no member")
+	check(t, err, "n2 (d1) is not a member")
 	if !errors.Is(err, peernet.ErrRefused) {
 		t.Errorf("got %v, want it to wrap ErrRefused", err)
 	}
@@ -216,8 +218,7 @@ func TestANonMemberWithTheKeyIsRefused(t *testing.T) {
 	check(t, n2.exchange("n1", theGroup), "")
 }
 
-// Claims are checked in both directions before anything else, and both ends
-// learn of a refusal.
+// Claims are checked in both directions, and both ends learn of a refusal.
 func TestClaims(t *testing.T) {
 	t.Parallel()
 	for what, x := range map[string]struct{ refuses, want string }{
@@ -225,10 +226,10 @@ func TestClaims(t *testing.T) {
 		"the dialer refuses":   {"n2", "n1 claims "},
 		"the listener refuses": {"n1", "n2 claims "},
 	} {
-		heard := make(chan string, 10)
-		next := func() string { // both ends have judged when the exchange is over
+		checked := make(chan string, 10)
+		next := func() string { // both ends have checked the claims once exchange returns
 			select {
-			case claims := <-heard:
+			case claims := <-checked:
 				return claims
 			default:
 				return "nothing"
@@ -238,7 +239,7 @@ func TestClaims(t *testing.T) {
 			name := o.Node
 			o.Claims = func(peer string) []byte { return []byte("to " + peer + " from " + name) }
 			o.CheckClaims = func(peer string, claims []byte) error {
-				heard <- string(claims)
+				checked <- string(claims)
 				if name == x.refuses {
 					return fmt.Errorf("%s claims %s", peer, claims)
 				}
@@ -247,11 +248,11 @@ func TestClaims(t *testing.T) {
 		}, "n1", "n2")
 		check(t, c.nodes["n2"].exchange("n1", theGroup), x.want)
 		if got := next(); got != "to n1 from n2" {
-			t.Errorf("%s: the listener heard %q", what, got)
+			t.Errorf("%s: the listener received %q", what, got)
 		}
 		if x.refuses != "n1" {
 			if got := next(); got != "to n2 from n1" {
-				t.Errorf("%s: the dialer heard %q", what, got)
+				t.Errorf("%s: the dialer received %q", what, got)
 			}
 		}
 	}
@@ -263,13 +264,13 @@ func TestClaims(t *testing.T) {
 	check(t, c.nodes["n2"].exchange("n1", theGroup), "claims have 4097 bytes")
 }
 
-// The dialer's error says what differs.
+// The dialer's error contains the reason.
 func TestDialErrors(t *testing.T) {
 	t.Parallel()
 	c := newCluster(t, nil, "n1", "n2")
 	n2 := c.nodes["n2"]
 	check(t, n2.exchange("n1", 3), "no replica of group 3 here")
-	check(t, n2.exchange(strings.Repeat("n", 300), 3), "its name has 300 bytes")
+	check(t, n2.exchange(strings.Repeat("n", 300), 3), "the node's name has 300 bytes")
 	c.setAddress("n5", c.nodes["n1"].network.Addr().String())
 	check(t, n2.exchange("n5", theGroup), "I am n1, not n5")
 	_, err := n2.network.Dial(timeout(t), "n1", peernet.Raft, theGroup)
@@ -290,7 +291,7 @@ func TestDialErrors(t *testing.T) {
 		conn, err := other.Accept()
 		if err == nil {
 			_, _ = io.CopyN(io.Discard, conn, 10)
-			_, _ = fmt.Fprint(conn, "220 mail.example.com ESMTP, with more words than a nonce has bytes, and some more of them; then more still\r\n")
+			_, _ = fmt.Fprint(conn, "220 mail.example.com ESMTP, a greeting that is longer than the nonce and the answer that the dialer reads\r\n")
 			_, _ = io.Copy(io.Discard, conn)
 			_ = conn.Close()
 		}
@@ -307,8 +308,8 @@ func TestHandshakeLeavesNoConnection(t *testing.T) {
 	check(t, c.nodes["n2"].network.Handshake(timeout(t), "n9"), "node n9 is not known")
 }
 
-// Connections that wait for their peer end when either network closes them all,
-// and Close waits for the handlers.
+// A read that waits for the peer fails when either network is closed or
+// reconnects. The owner still has to close the connection.
 func TestCloseAndReconnectBreakConnections(t *testing.T) {
 	t.Parallel()
 	for what, end := range map[string]func(c *cluster){
@@ -333,10 +334,10 @@ func TestCloseAndReconnectBreakConnections(t *testing.T) {
 		go end(c)
 		_ = conn.SetDeadline(time.Now().Add(time.Minute))
 		if _, err := conn.Read(make([]byte, 1)); err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
-			t.Errorf("%s: the connection goes on: %v", what, err)
+			t.Errorf("%s: the connection is not broken: %v", what, err)
 		}
 		if closed {
-			t.Errorf("%s: the connection was closed by another than its owner", what)
+			t.Errorf("%s: OnClose was called before the owner closed the connection", what)
 		}
 		if _ = conn.Close(); !closed {
 			t.Errorf("%s: the owner closed the connection, and OnClose was not called", what)
@@ -344,26 +345,24 @@ func TestCloseAndReconnectBreakConnections(t *testing.T) {
 	}
 }
 
-// TestPortClosed tells a process that is gone from one that is there, and from a
-// node whose address is not known.
 func TestPortClosed(t *testing.T) {
 	t.Parallel()
 	c := newCluster(t, nil, "n1", "n2")
 	n2 := c.nodes["n2"].network
 	if n2.PortClosed(timeout(t), "n1") {
-		t.Error("a port that is open is taken for closed")
+		t.Error("true for an open port")
 	}
 	if n2.PortClosed(timeout(t), "n9") {
-		t.Error("a node without an address is taken for gone")
+		t.Error("true for a node without an address")
 	}
 	c.nodes["n1"].close()
 	if !n2.PortClosed(timeout(t), "n1") {
-		t.Error("a port that is closed is taken for open")
+		t.Error("false for a closed port")
 	}
 	ended, cancel := context.WithCancel(t.Context())
 	cancel()
 	if n2.PortClosed(ended, "n1") {
-		t.Error("it answered after its context had ended")
+		t.Error("true after the context ended")
 	}
 }
 
@@ -393,7 +392,7 @@ func TestPeersWithoutTheRightCertificateAreRefused(t *testing.T) {
 			t.Parallel()
 			err := exchange(t, c)
 			if err == nil {
-				t.Fatal("it was let in")
+				t.Fatal("the connection was accepted")
 			}
 			t.Log(err)
 		})
@@ -416,12 +415,12 @@ func TestInvalidOptions(t *testing.T) {
 		"cluster's id":    func(o *peernet.Options) { o.Cluster = strings.Repeat("x", 256) },
 		"cluster's key":   func(o *peernet.Options) { o.Key = o.Key[:31] },
 		"directory's id":  func(o *peernet.Options) { o.ID = strings.Repeat("x", 256) },
-		"resolve":         func(o *peernet.Options) { o.Resolve = nil },
+		"resolves nodes":  func(o *peernet.Options) { o.Resolve = nil },
 		"the minimum is":  func(o *peernet.Options) { o.CatchUpRate = 1000 },
 		"no authority":    func(o *peernet.Options) { o.TLS = &tls.Config{} },
 		"no certificate":  func(o *peernet.Options) { o.TLS = &tls.Config{RootCAs: a.Config("n1").RootCAs} },
 		"":                func(*peernet.Options) {},
-		"listener and a ": func(o *peernet.Options) { _ = o.Listener.Close(); o.Listener = nil },
+		"have a listener": func(o *peernet.Options) { _ = o.Listener.Close(); o.Listener = nil },
 	} {
 		listener := listen(t)
 		opts := peernet.Options{
@@ -434,7 +433,7 @@ func TestInvalidOptions(t *testing.T) {
 			_ = n.Close()
 		}
 		if _, err := listener.Accept(); err == nil {
-			t.Errorf("%q: the listener is open", want)
+			t.Errorf("%q: the listener is still open", want)
 		}
 	}
 }

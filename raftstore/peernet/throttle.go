@@ -11,7 +11,8 @@ const (
 	minCatchUpRate     = 1 << 20
 )
 
-// newLimiter returns a limiter of bytes per second, nil for a negative rate.
+// newLimiter returns a limiter of bytes per second, or nil if the rate is
+// negative.
 func newLimiter(bytes int64) *rate.Limiter {
 	if bytes < 0 {
 		return nil
@@ -30,23 +31,23 @@ func setRate(l *rate.Limiter, bytes int64) {
 	l.SetBurst(int(min(bytes/4, 4<<20)))
 }
 
-// SetCatchUpRate changes the bytes per second that Options.CatchUpRate bounds, 0
-// for the default. It does nothing if they have no bound.
+// SetCatchUpRate changes the bound that Options.CatchUpRate has set; 0 means the
+// default. It has no effect if the options set no bound.
 func (n *Network) SetCatchUpRate(bytes int64) {
 	if n.limiter != nil {
 		setRate(n.limiter, bytes)
 	}
 }
 
-// Throttle blocks until the node may send this many bytes of old entries. The
-// error is ctx's.
+// Throttle blocks until the node may send this many bytes of old entries. It
+// returns an error only if ctx ends.
 func (n *Network) Throttle(ctx context.Context, bytes int) error {
 	for n.limiter != nil && bytes > 0 {
-		some := min(bytes, n.limiter.Burst())
-		if err := n.limiter.WaitN(ctx, some); err != nil {
+		part := min(bytes, n.limiter.Burst())
+		if err := n.limiter.WaitN(ctx, part); err != nil {
 			return err
 		}
-		bytes -= some
+		bytes -= part
 	}
 	return nil
 }

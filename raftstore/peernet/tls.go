@@ -6,7 +6,7 @@ import (
 	"fmt"
 )
 
-// tlsConfigs are the TLS configurations of accepted and of dialed connections,
+// tlsConfigs are the TLS configurations of inbound and of outbound connections,
 // both nil without TLS.
 type tlsConfigs struct{ server, client *tls.Config }
 
@@ -18,9 +18,9 @@ func newTLSConfigs(c *tls.Config) (*tlsConfigs, error) {
 	return &tlsConfigs{server, client}, err
 }
 
-// SetTLS changes the certificates and authorities of future connections;
-// existing connections go on. It returns a function that undoes the change. TLS
-// can't be turned on or off: peers would not follow at once.
+// SetTLS changes the certificates and authorities of future connections, and
+// keeps existing connections. It returns a function that undoes the change. TLS
+// can't be turned on or off, since the peers could not do so at the same time.
 func (n *Network) SetTLS(c *tls.Config) (restore func(), err error) {
 	old := n.tls.Load()
 	if (c == nil) != (old.server == nil) {
@@ -34,7 +34,7 @@ func (n *Network) SetTLS(c *tls.Config) (restore func(), err error) {
 	return func() { n.tls.Store(old) }, nil
 }
 
-// mutualTLS returns the configurations of both ends, made from the node's one.
+// mutualTLS derives the configurations of both ends from the node's one.
 func mutualTLS(c *tls.Config) (server, client *tls.Config, err error) {
 	if c.RootCAs == nil && c.ClientCAs == nil {
 		return nil, nil, errors.New("TLS names no authority: set RootCAs to the authority that signs the nodes' certificates")
@@ -59,14 +59,16 @@ func mutualTLS(c *tls.Config) (server, client *tls.Config, err error) {
 	return server, client, nil
 }
 
-// checkPeer returns an error unless the dialer's certificate is that of the node
-// that it claims to be, or for the one name that all nodes share.
-func checkPeer(state tls.ConnectionState, name, from string) error {
+// checkPeer returns an error unless the dialer's certificate is valid for
+// serverName, the one name that all nodes share, or if that is "" for from, the
+// node that the dialer claims to be.
+func checkPeer(state tls.ConnectionState, serverName, from string) error {
+	name := serverName
 	if name == "" {
 		name = from
 	}
 	if len(state.PeerCertificates) == 0 {
-		return errors.New("there is no certificate")
+		return errors.New("the peer has no certificate")
 	}
 	if err := state.PeerCertificates[0].VerifyHostname(name); err != nil {
 		return fmt.Errorf("the certificate is not for %s", name)
