@@ -48,6 +48,7 @@ func newNodes(t *testing.T, count int, opts broker.Options) *nodes {
 	if !inShort[t.Name()] {
 		testkit.NotShort(t, "a cluster waits for elections and time-outs")
 	}
+	testkit.Parallel(t)
 	c := &nodes{t: t, opts: opts, dirs: map[string]string{}, ports: map[string]string{}, open: map[string]*broker.Node{}}
 	if c.opts.Partitions == 0 {
 		c.opts.Partitions = 2

@@ -18,9 +18,15 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/cantuslog/cantus/broker"
+	"github.com/cantuslog/cantus/internal/testkit"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	if err := testkit.AtOnce(max(4, runtime.GOMAXPROCS(0))); err != nil {
+		panic(err)
+	}
+	goleak.VerifyTestMain(m)
+}
 
 // mustNotOpen opens a node that can't be, and then makes sure that nothing
 // stayed behind: a node opens on the directory with opts afterwards.

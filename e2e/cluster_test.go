@@ -62,6 +62,9 @@ func newWiredCluster(tb testing.TB, founders int, common ...string) *cluster {
 
 func (c *cluster) found(count int) {
 	testkit.NotShort(c.tb, "a cluster of processes waits for elections and time-outs") // TestReadmeThreeNodes has one
+	if t, ok := c.tb.(*testing.T); ok {
+		testkit.Parallel(t)
+	}
 	var names []string
 	for i := range count {
 		names = append(names, fmt.Sprintf("n%d", i+1))

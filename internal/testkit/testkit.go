@@ -9,6 +9,7 @@ package testkit
 
 import (
 	"context"
+	"flag"
 	"fmt"
 	"os"
 	"strconv"
@@ -74,6 +75,15 @@ func NotShort(t testing.TB, reason string) {
 	}
 }
 
+// Parallel lets a test that waits more than it computes run beside others. At
+// full length it runs alone, as its figures are quoted.
+func Parallel(t *testing.T) {
+	t.Helper()
+	if !Long() {
+		t.Parallel()
+	}
+}
+
 // Sized returns how much a test does in each tier: less in short mode, more at
 // full length.
 func Sized[T any](short, usual, full T) T {
@@ -84,6 +94,19 @@ func Sized[T any](short, usual, full T) T {
 		return short
 	}
 	return usual
+}
+
+// AtOnce sets how many parallel tests run at the same time, unless the command
+// line says it: more than there are processors, for tests that wait more than
+// they compute. Call it from TestMain, before the tests run.
+func AtOnce(n int) error {
+	flag.Parse()
+	given := false
+	flag.Visit(func(f *flag.Flag) { given = given || f.Name == "test.parallel" })
+	if given {
+		return nil
+	}
+	return flag.Set("test.parallel", strconv.Itoa(n))
 }
 
 // Main runs a package's tests and fails if goroutines are left when they are
