@@ -23,7 +23,7 @@ type absences struct {
 
 // run logs when a member goes away and when it comes back, until ctx ends.
 func (a *absences) run(ctx context.Context) {
-	tick := time.NewTicker(helloInterval)
+	tick := time.NewTicker(announceInterval)
 	defer tick.Stop()
 	for {
 		facts, changed := a.facts()

@@ -72,7 +72,7 @@ func (c *nodes) begin(name string) <-chan error {
 	return ended
 }
 
-// fill appends so many transactions by a node.
+// fill appends count transactions through a node.
 func (c *nodes) fill(by, what string, count int) {
 	c.t.Helper()
 	nc := c.conn(by)
@@ -100,7 +100,7 @@ func amnesiac(t *testing.T, witnessed bool) (*nodes, map[string]*listener) {
 		c.options(name) // makes its log
 	}
 	c.start(c.names...)
-	c.settle("n1")
+	c.awaitPlaced("n1")
 	c.fill("n1", "both", 5)
 	c.checkSame(0, c.names...)
 	c.stop("n3")
@@ -166,7 +166,7 @@ func TestAnOlderCopyOfADirectoryTakesNoPart(t *testing.T) {
 	if err := <-n3; err != nil {
 		t.Fatal(err)
 	}
-	c.settle("n1")
+	c.awaitPlaced("n1")
 	c.fill("n3", "after", 3)
 	if got := c.checkSame(0, c.names...); len(got) != 28 {
 		t.Errorf("of 28 transactions %d are there", len(got))
@@ -178,7 +178,7 @@ func TestAnOlderCopyOfADirectoryTakesNoPart(t *testing.T) {
 func TestTwoOlderCopiesLeaveNoMajority(t *testing.T) {
 	c := newNodes(t, 3, broker.Options{Partitions: 1})
 	c.start(c.names...)
-	c.settle("n1")
+	c.awaitPlaced("n1")
 	older := map[string]func(){}
 	for _, name := range []string{"n2", "n3"} {
 		c.stop(name)
@@ -188,7 +188,7 @@ func TestTwoOlderCopiesLeaveNoMajority(t *testing.T) {
 			return broker.Witnessed(c.node("n1"), c.node(name)) == broker.Generation(c.node(name))
 		})
 	}
-	c.settle("n1")
+	c.awaitPlaced("n1")
 	c.fill("n1", "lost", 5)
 	c.checkSame(0, c.names...)
 	for _, name := range c.names {

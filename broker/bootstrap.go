@@ -83,7 +83,7 @@ func (b *bootstrap) checkBootstrap(dir string, have wal.Identity) error {
 // run waits until the founders agree, or until this node is added to a cluster. It
 // returns the identity for the data directory.
 func (b *bootstrap) run(ctx context.Context) (wal.Identity, error) {
-	tick := time.NewTicker(helloInterval)
+	tick := time.NewTicker(announceInterval)
 	defer tick.Stop()
 	for logged := ""; ; {
 		heard := b.peers.next()
@@ -118,11 +118,11 @@ func (b *bootstrap) try(ctx context.Context) (id wal.Identity, waiting string, e
 	if err := b.exchangeSecret(founders); err != nil {
 		return id, "", err
 	}
-	others := map[string]hello{}
+	others := map[string]announcement{}
 	for name, q := range founders {
-		others[name] = q.hello
+		others[name] = q.announcement
 	}
-	id, waiting, err = newCluster(b.identity.hello(), b.planned, others)
+	id, waiting, err = newCluster(b.identity.announcement(), b.planned, others)
 	if err != nil || waiting != "" {
 		return id, waiting, err
 	}
@@ -173,7 +173,7 @@ func unproved(cluster string, founders map[string]candidate) (waiting string) {
 // cluster already, with this very node as a founder. Only when all are heard does a node
 // know whether it is itself configured wrongly. If it failed at the first one that
 // differs, it would do so even if all the others agree with it.
-func newCluster(self hello, id wal.Identity, others map[string]hello) (_ wal.Identity, waiting string, err error) {
+func newCluster(self announcement, id wal.Identity, others map[string]announcement) (_ wal.Identity, waiting string, err error) {
 	var missing, differ []string
 	agree := 1
 	for _, name := range self.Bootstrap {
@@ -199,7 +199,7 @@ func newCluster(self hello, id wal.Identity, others map[string]hello) (_ wal.Ide
 	case len(missing) == 0 && len(differ) >= agree:
 		return id, "", fmt.Errorf("%w: this node can't found the cluster: %s", ErrIdentity, strings.Join(differ, "; "))
 	case len(differ) > 0:
-		return id, "founders that differ to be mended: " + strings.Join(differ, "; "), nil
+		return id, "founders that differ to be corrected: " + strings.Join(differ, "; "), nil
 	case len(missing) > 0:
 		return id, "founders " + strings.Join(missing, ","), nil
 	}
@@ -213,7 +213,7 @@ func newCluster(self hello, id wal.Identity, others map[string]hello) (_ wal.Ide
 
 // difference returns how another founder's configuration differs from this node's, ""
 // if it does not.
-func difference(self, other hello) string {
+func difference(self, other announcement) string {
 	sorted := func(names []string) string { return strings.Join(slices.Sorted(slices.Values(names)), ",") }
 	switch {
 	case other.ClusterID != "" && other.Founders[self.Name] != "":
@@ -258,10 +258,10 @@ func (b *bootstrap) askToJoin(ctx context.Context) (id wal.Identity, waiting str
 	if !slices.ContainsFunc(b.peers.candidates.alive(time.Now()), func(q candidate) bool { return q.ClusterID != "" }) {
 		return id, fmt.Sprintf("a node of cluster %q to be heard", b.opts.Cluster), nil
 	}
-	ctx, cancel := context.WithTimeout(ctx, helloInterval)
+	ctx, cancel := context.WithTimeout(ctx, announceInterval)
 	defer cancel()
 	subject := b.names.Admin("join")
-	data, err := b.request(ctx, subject, b.identity.hello())
+	data, err := b.request(ctx, subject, b.identity.announcement())
 	if err != nil {
 		return id, fmt.Sprintf("a node of cluster %q to answer", b.opts.Cluster), nil
 	}
@@ -293,7 +293,7 @@ func (b *bootstrap) askToJoin(ctx context.Context) (id wal.Identity, waiting str
 }
 
 // waitingToBeAdded returns what a node that has not been added yet waits for.
-func waitingToBeAdded(h hello) string {
+func waitingToBeAdded(h announcement) string {
 	with := ""
 	if len(h.Key) > 0 {
 		with = " --key " + fingerprint(h.Key)

@@ -90,10 +90,10 @@ func (b *bootstrap) distributeSecret(founders map[string]candidate) error {
 			return err
 		}
 	}
-	self, changed := b.identity.hello(), false
+	self, changed := b.identity.announcement(), false
 	sealed := map[string][]byte{}
 	for name, q := range founders {
-		if q.proved || len(q.Key) == 0 || difference(self, q.hello) != "" {
+		if q.proved || len(q.Key) == 0 || difference(self, q.announcement) != "" {
 			continue
 		}
 		to := q.NodeID + string(q.Key)

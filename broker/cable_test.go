@@ -5,8 +5,8 @@ import (
 	"github.com/cantuslog/cantus/internal/relay"
 )
 
-// cableTo has what a node and each other one say to each other for replication
-// go through relays, and returns what cuts them and mends them again. It is
+// cableTo sends the replication traffic between a node and each other node
+// through relays, and returns a function that cuts and restores them. It is
 // called before the nodes are started.
 func (c *nodes) cableTo(name string) (cut func(bool)) {
 	c.t.Helper()

@@ -17,8 +17,8 @@ type candidates struct {
 }
 
 type candidate struct {
-	hello
-	at     time.Time // of the last hello
+	announcement
+	at     time.Time // of the last announcement
 	proved bool      // it has the cluster's secret
 }
 
@@ -27,9 +27,9 @@ const maxCandidates = 64
 
 func newCandidates() *candidates { return &candidates{all: map[string]candidate{}} }
 
-// hear records a hello. It reports whether the node is new, has restarted, or has got
-// the secret since.
-func (c *candidates) hear(h hello, proved bool, now time.Time) (changed bool) {
+// hear records an announcement. It reports whether the node is new, has
+// restarted, or has got the secret since.
+func (c *candidates) hear(h announcement, proved bool, now time.Time) (changed bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	h.Groups, h.Meta, h.Members, h.Heard = nil, nil, nil, nil

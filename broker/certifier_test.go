@@ -28,7 +28,7 @@ func TestRandomHistoriesOfACertifier(t *testing.T) {
 	}
 	t.Logf("%v", tally)
 	for _, what := range []string{
-		"certify", "pass", "conflict", "duplicate", "id_reused", "depends", "commit", "foreign", "foreign over flight",
+		"certify", "pass", "conflict", "duplicate", "id_reused", "depends", "commit", "foreign", "foreign with batches in flight",
 		"late", "rollback", "rebuild", "advance", "nothing passed",
 	} {
 		if tally[what] < histories/20 {
@@ -156,10 +156,10 @@ func (h *certifierHistory) commit() {
 	}
 	data := bytes.Clone(h.inFlight[0].data)
 	h.inFlight = h.inFlight[1:]
-	flying := h.c.stats().InFlight
+	before := h.c.stats().InFlight
 	n := h.apply(data)
-	if got := h.c.stats().InFlight; got != flying-n {
-		h.fatalf("%d transactions are in flight after a batch of %d of %d", got, n, flying)
+	if got := h.c.stats().InFlight; got != before-n {
+		h.fatalf("%d transactions are in flight after a batch of %d of %d", got, n, before)
 	}
 	h.tally["commit"]++
 }
@@ -189,7 +189,7 @@ func (h *certifierHistory) late() {
 // record commits a batch that is not in flight.
 func (h *certifierHistory) record(data []byte, what string) {
 	if len(h.inFlight) > 0 {
-		h.tally["foreign over flight"]++
+		h.tally["foreign with batches in flight"]++
 	}
 	h.rolledBack()
 	h.apply(data)

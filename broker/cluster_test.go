@@ -42,7 +42,7 @@ var inShort = map[string]bool{
 	"TestAReplicaWithAnotherLogIsFencedAndRebuilt": true,
 }
 
-// newNodes prepares a cluster of so many founders and starts none.
+// newNodes prepares a cluster of count founders and starts none.
 func newNodes(t *testing.T, count int, opts broker.Options) *nodes {
 	t.Helper()
 	if !inShort[t.Name()] {
@@ -172,8 +172,8 @@ func (c *nodes) conn(name string) *nats.Conn {
 // eventually polls until a condition holds.
 var eventually = testkit.Until
 
-// keep appends until it is done, as any client does that is told to try
-// again, and gives the txid.
+// keep appends until it succeeds, like any client that is told to try again,
+// and returns the txid.
 func keep(t *testing.T, nc *nats.Conn, partition int, payload, id string) uint64 {
 	t.Helper()
 	for deadline := time.Now().Add(patience); ; {
@@ -243,8 +243,9 @@ func (c *nodes) operate(by string, r subjects.AdminRequest, subject ...string) (
 	return done
 }
 
-// settled reports whether everything is where it is to be, as a node sees it.
-func settled(s subjects.ClusterStatus) bool {
+// placed reports whether every replica and leader is where the placement wants
+// it, as a node sees it.
+func placed(s subjects.ClusterStatus) bool {
 	for _, p := range s.Partitions {
 		voters := 0
 		for _, r := range p.Replicas {
@@ -262,9 +263,10 @@ func settled(s subjects.ClusterStatus) bool {
 	return true
 }
 
-func (c *nodes) settle(by string) {
+// awaitPlaced waits until a node sees everything in its place.
+func (c *nodes) awaitPlaced(by string) {
 	c.t.Helper()
-	eventually(c.t, "everything is in its place", func() bool { return settled(c.status(by)) })
+	eventually(c.t, "everything is in its place", func() bool { return placed(c.status(by)) })
 }
 
 // checkSame is the oracle of a cluster: every node that holds a partition has

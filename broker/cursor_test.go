@@ -55,8 +55,8 @@ func TestCursors(t *testing.T) {
 	}
 }
 
-// Many set a cursor to the same position at the same moment: each is told
-// another time, and who finds its own there was the last.
+// When several clients set a cursor to the same position at the same moment,
+// each gets another time. The one whose time the cursor has was the last.
 func TestEachCursorSetHasATimeOfItsOwn(t *testing.T) {
 	_, nc := one(t, broker.Options{})
 	fill(t, nc)

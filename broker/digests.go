@@ -30,8 +30,8 @@ type digests struct {
 const (
 	// digestPoints is how many batches are remembered at most.
 	digestPoints = 1024
-	// digestsSent is how many points a hello carries: the newest, and some older ones
-	// that replicas which are behind have as well.
+	// digestsSent is how many points an announcement carries: the newest, and
+	// some older ones that replicas which are behind have as well.
 	digestsSent = 4
 )
 
@@ -71,7 +71,7 @@ func (d *digests) setApplied(index uint64) {
 	d.applied = index
 }
 
-// newest returns the points for a hello.
+// newest returns the points for an announcement.
 func (d *digests) newest() []chainPoint {
 	d.mu.Lock()
 	defer d.mu.Unlock()

@@ -17,12 +17,13 @@ import (
 // needs. As a leader it then refuses transactions. As a follower it rejects its leader's
 // entries, and the partition continues with the other replicas.
 //
-// Each node says in its hellos whether it is full, and a leader also learns it from a
-// rejection. If no majority has room, the leader refuses transactions and says so in its
-// hellos. Its followers, although full, then accept the entries that it had proposed
-// before, as far as the room that each keeps for them allows (wal.Store.TakesProposed):
-// the trim that makes room comes after those entries. Votes, trims and the cluster's facts
-// are small, and always accepted.
+// Each node says in its announcements whether it is full, and a leader also
+// learns it from a rejection. If no majority has room, the leader refuses
+// transactions and says so in its announcements. Its followers, although full,
+// then accept the entries that it had proposed before, as far as the room that
+// each keeps for them allows (wal.Store.TakesProposed): the trim that makes
+// room comes after those entries. Votes, trims and the cluster's facts are
+// small, and always accepted.
 
 // errFull is returned when a log is not fetched because the disk is full.
 var errFull = errors.New("this node's disk is full")

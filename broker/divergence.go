@@ -10,10 +10,11 @@ import (
 	"github.com/cantuslog/cantus/raftstore"
 )
 
-// The replicas of a group have the same log, or one of them is broken. A majority of the
-// group's voters decides which one, not any single report. Hellos carry points of the
-// senders' digest chains. Each node compares them with its own, and remembers the result
-// of the last comparison with each replica.
+// The replicas of a group have the same log, or one of them is broken. A
+// majority of the group's voters decides which one, not any single report.
+// Announcements carry points of the senders' digest chains. Each node compares
+// them with its own, and remembers the result of the last comparison with each
+// replica.
 //
 //   - If a majority of the voters differs from this replica, this replica is wrong. It is
 //     fenced, durably, until an operator has it rebuilt.
@@ -169,7 +170,7 @@ func (p *partition) peerForgot(peer string, has, had uint64) {
 }
 
 // compare compares the facts with another node's. A node with wrong facts stops.
-func (m *meta) compare(h hello) {
+func (m *meta) compare(h announcement) {
 	if m == nil || h.Meta == nil {
 		return
 	}

@@ -151,13 +151,13 @@ func TestOnlyVotersSayWhichReplicaIsWrong(t *testing.T) {
 		differ   string
 		want     tally
 	}{
-		"all agree":                     {group("abc", ""), "bc", "", tally{agree: 3, majority: 2}},
-		"one differs, one is away":      {group("abc", ""), "", "b", tally{agree: 1, differ: 1, majority: 2, other: "b", leader: true}},
-		"the other one differs":         {group("abc", ""), "", "c", tally{agree: 1, differ: 1, majority: 2, other: "c"}},
-		"both differ":                   {group("abc", ""), "", "bc", tally{agree: 1, differ: 2, majority: 2, other: "b", leader: true}},
-		"strangers differ":              {group("abc", ""), "b", "xyz", tally{agree: 2, majority: 2}},
-		"followers without vote differ": {group("abc", "de"), "b", "de", tally{agree: 2, majority: 2}},
-		"this one has no vote":          {group("bcd", "a"), "b", "cd", tally{agree: 1, differ: 2, majority: 2, other: "c"}},
+		"all agree":                      {group("abc", ""), "bc", "", tally{agree: 3, majority: 2}},
+		"one differs, one is away":       {group("abc", ""), "", "b", tally{agree: 1, differ: 1, majority: 2, other: "b", leader: true}},
+		"the other one differs":          {group("abc", ""), "", "c", tally{agree: 1, differ: 1, majority: 2, other: "c"}},
+		"both differ":                    {group("abc", ""), "", "bc", tally{agree: 1, differ: 2, majority: 2, other: "b", leader: true}},
+		"those outside the group differ": {group("abc", ""), "b", "xyz", tally{agree: 2, majority: 2}},
+		"followers without vote differ":  {group("abc", "de"), "b", "de", tally{agree: 2, majority: 2}},
+		"this one has no vote":           {group("bcd", "a"), "b", "cd", tally{agree: 1, differ: 2, majority: 2, other: "c"}},
 	} {
 		var v verdicts
 		for _, name := range c.equal {

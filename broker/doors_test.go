@@ -94,18 +94,18 @@ func TestDoorsAfterAReload(t *testing.T) {
 }
 
 // A server without the token can't become a route.
-func TestAStrangerIsNoRoute(t *testing.T) {
+func TestAnIntruderIsNoRoute(t *testing.T) {
 	c := openNodes(t, 3, broker.Options{Partitions: 1, ClusterSecret: token})
-	c.prepare("stranger")
-	o := c.options("stranger")
+	c.prepare("intruder")
+	o := c.options("intruder")
 	log := &buffer{}
 	o.Name, o.Bootstrap, o.ClusterSecret, o.Logger = "x", []string{"x"}, strings.Repeat("y", 32), slog.New(slog.NewTextHandler(log, nil))
-	n, err := broker.Open(t.Context(), c.dirs["stranger"], o)
+	n, err := broker.Open(t.Context(), c.dirs["intruder"], o)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer n.Close()
-	eventually(t, "it is turned away", func() bool { return log.count("Authorization Violation") > 0 })
+	eventually(t, "it is rejected", func() bool { return log.count("Authorization Violation") > 0 })
 	if s := c.status("n1"); len(s.Nodes) != 3 {
 		t.Errorf("the cluster sees %v", s.Nodes)
 	}
@@ -146,7 +146,7 @@ func TestANodeThatIsAwayIsSaidOnce(t *testing.T) {
 		}
 	}
 	c.start(c.names...)
-	c.settle("n1")
+	c.awaitPlaced("n1")
 	c.stop("n3")
 	var since time.Time
 	eventually(t, "the status says since when n3 is away", func() bool {

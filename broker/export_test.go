@@ -101,12 +101,12 @@ func HoldFeed(n *Node) (release func()) {
 	return n.conns.feeds.Pause()
 }
 
-// HelloOf is what a node says to the others.
-func HelloOf(n *Node) []byte { return mustJSON(n.gossip.status()) }
+// AnnouncementOf is what a node says to the others.
+func AnnouncementOf(n *Node) []byte { return mustJSON(n.gossip.status()) }
 
 // Hear has a node hear that, as from a member that proves itself.
 func Hear(n *Node, said []byte) {
-	var h hello
+	var h announcement
 	if err := json.Unmarshal(said, &h); err != nil {
 		panic(err)
 	}
@@ -161,7 +161,7 @@ func Remembers(n *Node, name string) bool {
 	return false
 }
 
-// LookForAway has a node look who is away, as it does again and again.
+// LookForAway has a node check which nodes are away, as it does periodically.
 func LookForAway(n *Node) { n.absences.look(time.Now()) }
 
 // InDoubt reports whether a node asks whether it is still a member.

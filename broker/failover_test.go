@@ -38,7 +38,7 @@ func TestThreeNodesFoundAClusterInAnyOrder(t *testing.T) {
 			t.Errorf("partition %d is placed on %v", p.Partition, p.Placement)
 		}
 	}
-	c.settle("n1")
+	c.awaitPlaced("n1")
 	for i, p := range []int{0, 1} {
 		if id := keep(t, c.conn(c.names[i]), p, "hello", "first"); id != 1 {
 			t.Errorf("partition %d: the first txid is %d", p, id)
@@ -51,7 +51,7 @@ func TestThreeNodesFoundAClusterInAnyOrder(t *testing.T) {
 
 func TestALeaderThatStopsHandsOver(t *testing.T) {
 	c := openNodes(t, 3, broker.Options{Partitions: 1})
-	c.settle("n1")
+	c.awaitPlaced("n1")
 	nc := c.conn("n3")
 	for i := range 50 {
 		keep(t, nc, 0, fmt.Sprint(i), fmt.Sprint(i))
@@ -66,7 +66,7 @@ func TestALeaderThatStopsHandsOver(t *testing.T) {
 		t.Errorf("a repeat got txid %d from the new leader", id)
 	}
 	c.start("n1")
-	c.settle("n2")
+	c.awaitPlaced("n2")
 	c.checkSame(0, c.names...)
 }
 
@@ -75,7 +75,7 @@ func TestALeaderThatStopsHandsOver(t *testing.T) {
 // goes to the next one.
 func TestNobodyIsRefusedWhileALeaderStops(t *testing.T) {
 	c := openNodes(t, 3, broker.Options{Partitions: 1})
-	c.settle("n1")
+	c.awaitPlaced("n1")
 	if leader := c.leader(0, "n3"); leader != "n1" {
 		t.Fatalf("%s leads", leader)
 	}
@@ -189,7 +189,7 @@ func TestANodeIsReplacedByAnother(t *testing.T) {
 	if log.count("level=ERROR") > 0 || log.count("this node was removed from the cluster") != 1 {
 		t.Errorf("a removal that was asked for is logged as\n%s", log.b.String())
 	}
-	c.settle("n4")
+	c.awaitPlaced("n4")
 	for p := range 2 {
 		if got := c.checkSame(p, "n2", "n3", "n4"); len(got) != 20 {
 			t.Errorf("partition %d holds %d", p, len(got))
@@ -200,7 +200,7 @@ func TestANodeIsReplacedByAnother(t *testing.T) {
 
 func TestAReplicaWithAnotherLogIsFencedAndRebuilt(t *testing.T) {
 	c := openNodes(t, 3, broker.Options{Partitions: 1})
-	c.settle("n1")
+	c.awaitPlaced("n1")
 	nc := c.conn("n1")
 	keep(t, nc, 0, "a", "a")
 	broker.Diverge(c.node("n2"), 0)
@@ -209,7 +209,7 @@ func TestAReplicaWithAnotherLogIsFencedAndRebuilt(t *testing.T) {
 	keep(t, nc, 0, "c", "c")
 	c.operate("n3", subjects.AdminRequest{Partition: new(int)}, "node", "n2", "rebuild")
 	eventually(t, "n2 serves again", func() bool { return c.node("n2").Ready() })
-	c.settle("n1")
+	c.awaitPlaced("n1")
 	if got := c.checkSame(0, c.names...); !slices.Equal(got, []string{"a", "b", "c"}) {
 		t.Errorf("got %v", got)
 	}

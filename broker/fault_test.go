@@ -107,7 +107,7 @@ const (
 )
 
 // A refusal that rests on what is in flight is told when that has committed.
-func TestRefusalsWaitForTheirGround(t *testing.T) {
+func TestRefusalsWaitForWhatTheyDependOn(t *testing.T) {
 	_, nc, fs := openGated(t, t.TempDir(), Options{})
 	i := newInbox(t, nc)
 	i.send("before", write, "old", mark, "0")
@@ -121,7 +121,7 @@ func TestRefusalsWaitForTheirGround(t *testing.T) {
 	i.send("first again", write, "a", mark, "1", idHeader, "m") // another payload
 	i.send("wrong", subjects.HeaderExpectedLast, "1")
 	i.send("malformed", write, "b")
-	// A refusal without ground in flight does wait for its turn, no more.
+	// A refusal that depends on nothing in flight waits only for its turn.
 	for _, payload := range []string{"first", "conflict", "first again", "wrong"} {
 		i.unanswered(payload)
 	}
@@ -138,8 +138,8 @@ func TestRefusalsWaitForTheirGround(t *testing.T) {
 	}
 }
 
-// When storage fails, nobody hears a success that the log does not hold, and
-// nobody a refusal whose ground is gone.
+// When storage fails, no client gets a success that the log does not hold, or a
+// refusal that depends on a transaction that was lost.
 func TestStorageFails(t *testing.T) {
 	defer goleak.VerifyNone(t, goleak.IgnoreCurrent())
 	dir := t.TempDir()
@@ -195,7 +195,7 @@ func TestStorageFails(t *testing.T) {
 	}
 	i.send("last")
 	if r := i.reply("last"); r.Txid != 3 {
-		t.Errorf("what was turned away is in the log: %+v", r)
+		t.Errorf("what was rejected is in the log: %+v", r)
 	}
 	nc.Close()
 	if err := n.Close(); err != nil {

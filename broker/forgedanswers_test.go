@@ -73,9 +73,9 @@ func (i *impostor) questions() int {
 // signed, and only as the answer to its own question.
 func TestForgedAnswersAboutAMembership(t *testing.T) {
 	c := openNodes(t, 3, broker.Options{Partitions: 1})
-	c.settle("n1")
+	c.awaitPlaced("n1")
 	n1, denies := c.node("n1"), map[string]any{}
-	if err := json.Unmarshal(broker.HelloOf(c.node("n2")), &denies); err != nil {
+	if err := json.Unmarshal(broker.AnnouncementOf(c.node("n2")), &denies); err != nil {
 		t.Fatal(err)
 	}
 	denies["members"], denies["facts"] = []string{"n2"}, 1<<40

@@ -47,7 +47,7 @@ func TestAFounderThatDiffersIsRefusedAndSaysHow(t *testing.T) {
 				go func() { started <- c.tryStart(n) }()
 			}
 			c.mustNotStart("n3", test.change, broker.ErrIdentity, test.text)
-			c.start("n3") // mended; the others have waited
+			c.start("n3") // corrected; the others have waited
 			for range 2 {
 				if err := <-started; err != nil {
 					t.Fatal(err)
@@ -152,7 +152,7 @@ func TestGarbageOnTheReplicationPortDisturbsNobody(t *testing.T) {
 
 func TestRemovingWhatWouldCostTheMajorityIsRefused(t *testing.T) {
 	c := openNodes(t, 3, broker.Options{Partitions: 1})
-	c.settle("n1")
+	c.awaitPlaced("n1")
 	c.stop("n3")
 	nc := c.conn("n1")
 	eventually(t, "n3 is known to be away", func() bool {
@@ -169,7 +169,7 @@ func TestRemovingWhatWouldCostTheMajorityIsRefused(t *testing.T) {
 	}
 	c.operate("n1", subjects.AdminRequest{Node: "n3"}, "cluster", "remove")
 	eventually(t, "the dead node is gone", func() bool { return len(c.status("n1").Nodes) == 2 })
-	c.settle("n1")
+	c.awaitPlaced("n1")
 	keep(t, nc, 0, "goes on", "x")
 	c.checkSame(0, "n1", "n2")
 }
@@ -181,7 +181,7 @@ func TestOperationsThatMakeNoSense(t *testing.T) {
 		"add nobody":             {"cluster.add", `{}`, "node is missing"},
 		"add who is not there":   {"cluster.add", `{"node":"n9"}`, "not there to be added"},
 		"add a member":           {"cluster.add", `{"node":"n2"}`, "is a member already"},
-		"remove a stranger":      {"cluster.remove", `{"node":"n9"}`, "is not a member"},
+		"remove an unknown node": {"cluster.remove", `{"node":"n9"}`, "is not a member"},
 		"an unknown field":       {"cluster.drain", `{"nod":"n1"}`, "nod"},
 		"broken JSON":            {"cluster.drain", `{`, "body"},
 		"transfer to nobody":     {"cluster.transfer", `{"partition":0}`, "to is missing"},

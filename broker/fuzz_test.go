@@ -63,7 +63,7 @@ func FuzzRequest(f *testing.F) {
 			}
 			return
 		}
-		// What stands in the block as a lock is a lock of the request.
+		// Each lock that the block names is a lock of the request.
 		named := 0
 		for _, line := range strings.Split(block, "\r\n") {
 			for _, h := range lockHeaders {

@@ -293,7 +293,7 @@ func (g *generations) why() string {
 func (g *generations) run(ctx context.Context) {
 	next := time.NewTicker(generationTime)
 	defer next.Stop()
-	retry := time.NewTicker(helloInterval)
+	retry := time.NewTicker(announceInterval)
 	defer retry.Stop()
 	refused := map[string]string{}
 	for greeted := map[string]bool{}; ; {

@@ -10,8 +10,9 @@ import (
 	"github.com/cantuslog/cantus/broker/internal/natslink"
 )
 
-// gossip exchanges statuses with the other nodes: a goroutine, run, announces this
-// node's every helloInterval, and the reading goroutine of the link handles theirs.
+// gossip exchanges statuses with the other nodes: a goroutine, run, announces
+// this node's every announceInterval, and the reading goroutine of the link
+// handles theirs.
 type gossip struct {
 	*identity
 	peers      *peers
@@ -25,11 +26,11 @@ type gossip struct {
 
 // gossipNode is what gossip needs of the node.
 type gossipNode struct {
-	describe    func(*hello) // adds the node's replicas and whether it is ready
-	measure     func(*hello) // sets how far another node's replicas are behind
-	heard       func(hello)  // handles a member's status
+	describe    func(*announcement) // adds the node's replicas and whether it is ready
+	measure     func(*announcement) // sets how far another node's replicas are behind
+	heard       func(announcement)  // handles a member's status
 	checkMember func(name, id string) error
-	nameTaken   func(hello) bool // a member with another directory has the name
+	nameTaken   func(announcement) bool // a member with another directory has the name
 	isMember    func(name, id string) bool
 	routed      func(name, id string) bool // the node's NATS server is connected as a route
 	served      func() bool                // this node was ready once
@@ -43,9 +44,9 @@ func newGossip(i *identity, p *peers, node gossipNode) *gossip {
 	return &gossip{identity: i, peers: p, node: node, now: make(chan struct{}, 1), stop: make(chan struct{})}
 }
 
-// onHello handles another node's status. A status that is not signed with the cluster's
-// secret is used to found and join clusters only.
-func (g *gossip) onHello(m *natslink.Message) {
+// onAnnouncement handles another node's status. A status that is not signed
+// with the cluster's secret is used to found and join clusters only.
+func (g *gossip) onAnnouncement(m *natslink.Message) {
 	e, err := openEnvelope(m.Payload)
 	switch {
 	case err != nil:
@@ -60,7 +61,7 @@ func (g *gossip) onHello(m *natslink.Message) {
 
 // onSigned handles the status of a node that has the cluster's secret.
 func (g *gossip) onSigned(e envelope) {
-	h, err := decodeHello(e)
+	h, err := decodeAnnouncement(e)
 	if err != nil {
 		g.distrust("malformed", e.name, err)
 		return
@@ -93,7 +94,7 @@ func (g *gossip) onSigned(e envelope) {
 }
 
 // accept handles the status of a member.
-func (g *gossip) accept(h hello, number uint64) {
+func (g *gossip) accept(h announcement, number uint64) {
 	g.node.measure(&h)
 	if g.peers.accept(h, number, time.Now()) {
 		g.announce() // it has not heard this node yet
@@ -117,7 +118,7 @@ func (g *gossip) onUnsigned(e envelope) {
 		g.distrust("signature", e.name, nil)
 		return
 	}
-	h, err := decodeHello(e)
+	h, err := decodeAnnouncement(e)
 	if err != nil {
 		g.distrust("malformed", e.name, err)
 		return
@@ -127,7 +128,7 @@ func (g *gossip) onUnsigned(e envelope) {
 
 // onCandidate handles the status of a node that belongs to no cluster yet, or that
 // this one receives while it belongs to none.
-func (g *gossip) onCandidate(h hello, proved bool) {
+func (g *gossip) onCandidate(h announcement, proved bool) {
 	joins := g.clusterID() == "" && len(g.opts.Bootstrap) == 0 // the cluster's reply says what is wrong
 	if err := g.checkPeer(h); err != nil && !joins {
 		g.warnOf(h, err)
@@ -145,7 +146,7 @@ func (g *gossip) onCandidate(h hello, proved bool) {
 
 // reject ignores a node that can't belong to this cluster. If this node is starting and
 // the other one serves, it is this node that does not belong there, and it stops.
-func (g *gossip) reject(h hello, err error) {
+func (g *gossip) reject(h announcement, err error) {
 	serving := g.node.served()
 	if !serving && (h.Ready || errors.Is(err, ErrNameTaken)) {
 		g.node.fail(err)
@@ -155,7 +156,7 @@ func (g *gossip) reject(h hello, err error) {
 }
 
 // warnOf logs why a node is ignored, once for each of its instances.
-func (g *gossip) warnOf(h hello, err error) {
+func (g *gossip) warnOf(h announcement, err error) {
 	if g.warned.First(h.Instance) {
 		g.log.Warn("a node that does not belong here is ignored", "node", h.Name, "err", err)
 	}
@@ -170,20 +171,21 @@ func (g *gossip) foreign(e envelope) {
 	if serving || e.id == "" || g.node.isMember(e.name, e.id) || !g.node.routed(e.name, e.id) {
 		return
 	}
-	if g.foreigners.Add(1) < foreignHellos {
+	if g.foreigners.Add(1) < foreignAnnouncements {
 		return
 	}
 	g.node.fail(fmt.Errorf("%w: node %q is of the cluster %q with id %s, this one's data directory belongs to one of that name with id %s",
 		ErrIdentity, e.name, g.opts.Cluster, e.cluster, g.clusterID()))
 }
 
-// foreignHellos is how many statuses of another cluster end a node that is starting.
-const foreignHellos = 3
+// foreignAnnouncements is how many statuses of another cluster end a node that
+// is starting.
+const foreignAnnouncements = 3
 
-// run announces this node's status every helloInterval, and at once when announce is
-// called, until stop is closed.
+// run announces this node's status every announceInterval, and at once when
+// announce is called, until stop is closed.
 func (g *gossip) run() {
-	tick := time.NewTicker(helloInterval)
+	tick := time.NewTicker(announceInterval)
 	defer tick.Stop()
 	for {
 		if g.node.failed() == nil { // the others should see a failed node as away
@@ -208,8 +210,8 @@ func (g *gossip) announce() {
 }
 
 // status returns this node's status.
-func (g *gossip) status() hello {
-	h := g.identity.hello()
+func (g *gossip) status() announcement {
+	h := g.identity.announcement()
 	h.Heard = g.peers.heardNow(time.Now())
 	g.node.describe(&h)
 	return h

@@ -29,7 +29,7 @@ func message(subject, payload string, headers ...string) *nats.Msg {
 	return m
 }
 
-// ask sends a request and gives the answer's headers and body.
+// ask sends a request and returns the answer.
 func ask(t *testing.T, nc *nats.Conn, subject, payload string, headers ...string) *nats.Msg {
 	t.Helper()
 	answer, err := nc.RequestMsg(message(subject, payload, headers...), patience)
@@ -53,7 +53,8 @@ func wantBody(t *testing.T, m *nats.Msg, want string) {
 	}
 }
 
-// wantRefusal checks code and reason in headers and body and gives the error.
+// wantRefusal checks code and reason in headers and body, and returns the
+// error.
 func wantRefusal(t *testing.T, m *nats.Msg, reason subjects.Reason) *subjects.Error {
 	t.Helper()
 	var r struct {

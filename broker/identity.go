@@ -107,9 +107,9 @@ func (i *identity) proved(e envelope, subject string) bool {
 	return key != nil && e.mac != "-" && e.proves(messageKey(key, e.cluster), subject)
 }
 
-// hello returns the node's status without its replicas.
-func (i *identity) hello() hello {
-	h := hello{
+// announcement returns the node's status without its replicas.
+func (i *identity) announcement() announcement {
+	h := announcement{
 		Name: i.opts.Name, Instance: i.instance, Started: i.started, Version: i.opts.Version, Protocol: i.opts.protocol,
 		Cluster: i.opts.Cluster, Raft: i.raftAddr, Standby: i.opts.Standby, Leaving: i.stopping.Load(),
 	}
@@ -129,8 +129,8 @@ func (i *identity) hello() hello {
 }
 
 // checkPeer returns an error if another node can't belong to this node's cluster.
-func (i *identity) checkPeer(h hello) error {
-	self := i.hello()
+func (i *identity) checkPeer(h announcement) error {
+	self := i.announcement()
 	switch {
 	case h.Protocol != self.Protocol:
 		return fmt.Errorf("%w: node %q (version %s) speaks protocol %d of nodes, this one (version %s) %d", ErrProtocol, h.Name, h.Version, h.Protocol, self.Version, self.Protocol)

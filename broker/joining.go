@@ -28,7 +28,7 @@ func (o *operations) join(m *natslink.Message) (r joinReply, err error) {
 	if !proved && len(e.body) > maxUnsigned {
 		return r, errUnproved
 	}
-	h, err := decodeHello(e)
+	h, err := decodeAnnouncement(e)
 	if err != nil {
 		return r, subjects.Errorf(subjects.BadRequest, "body: %s", err)
 	}

@@ -61,7 +61,7 @@ type membership struct {
 
 // check begins to doubt if a member's facts do not list this node: it may have been
 // removed while it was away.
-func (m *membership) check(h hello) {
+func (m *membership) check(h announcement) {
 	facts, _, open := m.facts()
 	if !open || len(h.Members) == 0 { // a node that is starting lists no members
 		return
@@ -101,14 +101,14 @@ func (m *membership) doubted() bool { return m.doubt.Load() != nil }
 var errDoubt = errors.New("this node may have been removed")
 
 // maxDoubtWait is the longest wait between two rounds of asking.
-const maxDoubtWait = 10 * helloInterval
+const maxDoubtWait = 10 * announceInterval
 
 // resolveDoubt asks the voters until a majority says that this node is not a member, or
 // all that answer say that it is one.
 func (m *membership) resolveDoubt() {
 	defer m.wake()
 	defer m.doubt.Store(nil)
-	wait := helloInterval
+	wait := announceInterval
 	for m.failed() == nil {
 		facts, changed, _ := m.facts()
 		v := m.askVoters(votersOf(facts), facts.Version)
@@ -123,14 +123,14 @@ func (m *membership) resolveDoubt() {
 		case len(v.deny) == 0 && len(v.confirm) > 0:
 			return
 		}
-		if wait > helloInterval { // not at once: not all voters know yet of a removal just decided
+		if wait > announceInterval { // not at once: not all voters know yet of a removal just decided
 			m.reportDoubt(v)
 		}
 		select {
 		case <-m.quit:
 			return
 		case <-changed:
-			wait = helloInterval
+			wait = announceInterval
 		case <-time.After(wait):
 			wait = min(2*wait, maxDoubtWait)
 		}

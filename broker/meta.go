@@ -250,7 +250,7 @@ func (m *meta) lead(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	tick := time.NewTicker(helloInterval)
+	tick := time.NewTicker(announceInterval)
 	defer tick.Stop()
 	for {
 		_, changed := m.current()
@@ -367,7 +367,7 @@ func (m *meta) checkMember(name, id string) error {
 
 // nameTaken reports whether a node that belongs to no cluster yet has the name of a
 // member of this one, and another data directory.
-func (m *meta) nameTaken(h hello) bool {
+func (m *meta) nameTaken(h announcement) bool {
 	if m == nil || h.ClusterID != "" {
 		return false
 	}

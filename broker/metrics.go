@@ -78,7 +78,7 @@ func (m *metrics) watch(w watched) {
 	gauge("disk_free_bytes", "Bytes free on the file system of the data directory, as of a second ago.", func() float64 {
 		return float64(w.free())
 	})
-	gauge("disk_full", "1 if this node takes no more transactions for want of room on its disk.", func() float64 {
+	gauge("disk_full", "1 if this node takes no more transactions because its disk has no room.", func() float64 {
 		if w.full() {
 			return 1
 		}

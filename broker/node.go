@@ -200,7 +200,7 @@ func (n *Node) openNATS(ctx context.Context, known bool) (err error) {
 func (n *Node) startGossip() error {
 	i := n.identity
 	for subject, handle := range map[string]func(*natslink.Message){
-		i.names.Admin("hello"):             n.gossip.onHello,
+		i.names.Admin("hello"):             n.gossip.onAnnouncement,
 		i.names.Admin("pace"):              n.pacer.onQuestion,
 		i.names.Admin("pace", i.opts.Name): n.pacer.onAnswer,
 	} {

@@ -26,7 +26,7 @@ type operations struct {
 	absences   *absences
 	shared     *sharedSubjects
 	reads      connection
-	status     func() hello // of this node
+	status     func() announcement // of this node
 }
 
 // operation serves one request. It returns a body to encode as JSON, or the bytes of the

@@ -109,8 +109,8 @@ type Options struct {
 
 	// Logger receives the node's log. Default: it is discarded.
 	Logger *slog.Logger
-	// Version is the program's semantic version, which info, discovery and hellos show.
-	// Default "0.0.0-dev".
+	// Version is the program's semantic version, which info, discovery and
+	// announcements show. Default "0.0.0-dev".
 	Version string
 
 	// Tests set these. In store, Identity, TailBytes and Logger are ignored.

@@ -120,8 +120,8 @@ const (
 	held                  // the read's connection is far behind
 )
 
-// wait returns nil when the read may send so many bytes, which are counted as
-// under way then: written has to be called. The error is errNotTaken,
+// wait blocks until the read may send size bytes, counts them as under way, and
+// returns nil; the caller must then call written. The error is errNotTaken,
 // errNoSubscriber or ctx's.
 func (c *paced) wait(ctx context.Context, size int) error {
 	if err := ctx.Err(); err != nil {
@@ -289,7 +289,8 @@ func (p *pacer) look() {
 	p.wake()
 }
 
-// restAfter gives when to look again, so that looking takes little of the time.
+// restAfter returns when to check again, so that checks take little of the
+// time.
 func restAfter(began time.Time) time.Time {
 	now := time.Now()
 	return now.Add(max(paceStep, 10*now.Sub(began)))

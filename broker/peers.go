@@ -8,17 +8,18 @@ import (
 )
 
 const (
-	helloInterval = 500 * time.Millisecond
-	// aliveTime is how long a node counts as alive after its last hello.
-	aliveTime = 5 * helloInterval
+	announceInterval = 500 * time.Millisecond
+	// aliveTime is how long a node counts as alive after its last announcement.
+	aliveTime = 5 * announceInterval
 )
 
-// peers holds the newest hello of each other member, and the candidates.
+// peers holds the newest announcement of each other member, and the candidates.
 //
-// A signed hello may be a replay. So each node lists, in its hellos, the instances that
-// it hears, with the newest number of each. The first hello of an instance is accepted
-// only if it lists this node's own instance with a number that this node had not yet sent
-// when it last accepted another instance of that name. From then on the numbers must
+// A signed announcement may be a replay. So each node lists, in its
+// announcements, the instances that it hears, with the newest number of each.
+// The first announcement of an instance is accepted only if it lists this
+// node's own instance with a number that this node had not yet sent when it
+// last accepted another instance of that name. From then on the numbers must
 // rise. This needs no clock, nothing on disk, and no messages of its own.
 type peers struct {
 	self       string        // this node's instance
@@ -29,7 +30,7 @@ type peers struct {
 	heard    map[string]peer
 	pending  map[string][]pending // by name: instances that are not accepted yet, the newest first
 	switched map[string]uint64    // by name: the newest number sent when an instance was last accepted
-	changed  chan struct{}        // closed at the next hello, then replaced
+	changed  chan struct{}        // closed at the next announcement, then replaced
 }
 
 // seen is an instance of a node, and the number of its newest envelope.
@@ -55,9 +56,9 @@ const (
 
 // peer is another node.
 type peer struct {
-	hello
+	announcement
 	number uint64
-	at     time.Time // of the last hello
+	at     time.Time // of the last announcement
 	since  time.Time // since when it has been heard without a pause
 }
 
@@ -68,9 +69,10 @@ func newPeers(instance string, sent func() uint64) *peers {
 	}
 }
 
-// fresh reports whether a signed hello is not a replay. unheard says that its instance
-// was unknown; this node should announce at once that it hears it.
-func (p *peers) fresh(h hello, number uint64, now time.Time) (fresh, unheard bool) {
+// fresh reports whether a signed announcement is not a replay. unheard says
+// that its instance was unknown; this node should announce at once that it
+// hears it.
+func (p *peers) fresh(h announcement, number uint64, now time.Time) (fresh, unheard bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if last, known := p.heard[h.Name]; known && last.Instance == h.Instance {
@@ -93,15 +95,15 @@ func (p *peers) fresh(h hello, number uint64, now time.Time) (fresh, unheard boo
 	return false, true
 }
 
-// heardUs reports whether a hello was sent after this node had last accepted an instance
-// of that name. mu is held.
-func (p *peers) heardUs(h hello) bool {
+// heardUs reports whether an announcement was sent after this node had last
+// accepted an instance of that name. mu is held.
+func (p *peers) heardUs(h announcement) bool {
 	return slices.ContainsFunc(h.Heard, func(s seen) bool { return s.Instance == p.self && s.Number > p.switched[h.Name] })
 }
 
-// accept records a hello that is fresh. It reports whether it is the first of its
-// instance.
-func (p *peers) accept(h hello, number uint64, now time.Time) (first bool) {
+// accept records an announcement that is fresh. It reports whether it is the
+// first of its instance.
+func (p *peers) accept(h announcement, number uint64, now time.Time) (first bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	last, known := p.heard[h.Name]
@@ -120,7 +122,7 @@ func (p *peers) accept(h hello, number uint64, now time.Time) (first bool) {
 		p.switched[h.Name] = p.sent()
 		p.pending[h.Name] = slices.DeleteFunc(p.pending[h.Name], func(q pending) bool { return q.Instance == h.Instance })
 	}
-	p.heard[h.Name] = peer{hello: h, number: number, at: now, since: since}
+	p.heard[h.Name] = peer{announcement: h, number: number, at: now, since: since}
 	close(p.changed)
 	p.changed = make(chan struct{})
 	return first
@@ -163,7 +165,7 @@ func (p *peers) wake() {
 	p.changed = make(chan struct{})
 }
 
-// get returns a node's last hello, if there is one.
+// get returns a node's last announcement, if there is one.
 func (p *peers) get(name string) (peer, bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -171,7 +173,7 @@ func (p *peers) get(name string) (peer, bool) {
 	return q, ok
 }
 
-// setFull records that a node is full, until its next hello.
+// setFull records that a node is full, until its next announcement.
 func (p *peers) setFull(name string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -194,7 +196,7 @@ func (p *peers) all(now time.Time) []peer {
 	return alive
 }
 
-// next returns a channel that is closed when the next hello is heard.
+// next returns a channel that is closed when the next announcement is heard.
 func (p *peers) next() <-chan struct{} {
 	p.mu.Lock()
 	defer p.mu.Unlock()

@@ -8,7 +8,7 @@ import (
 
 // An instance that is not known yet is believed once it has heard this one, and has
 // heard it since another instance of its name was believed last.
-func TestWhichHellosAreOldOnes(t *testing.T) {
+func TestWhichAnnouncementsAreOldOnes(t *testing.T) {
 	said := uint64(0)
 	p, now := newPeers("me", func() uint64 { return said }), time.Now()
 	for i, step := range []struct {
@@ -33,7 +33,7 @@ func TestWhichHellosAreOldOnes(t *testing.T) {
 		{instance: "a", number: 8, hears: "me", heard: 20},
 		{instance: "b", number: 3, fresh: true},
 	} {
-		h := hello{Name: "n2", Instance: step.instance, Heard: []seen{{"x", 99}}}
+		h := announcement{Name: "n2", Instance: step.instance, Heard: []seen{{"x", 99}}}
 		if step.hears != "" {
 			h.Heard = append(h.Heard, seen{step.hears, step.heard})
 		}
@@ -50,35 +50,35 @@ func TestWhichHellosAreOldOnes(t *testing.T) {
 	}
 }
 
-// However many names the holders of the secret make up, a node remembers only so
-// many.
+// A node remembers a bounded number of names, however many the holders of the
+// secret make up.
 func TestNamesThatAreRememberedAreBounded(t *testing.T) {
 	p, now := newPeers("me", func() uint64 { return 0 }), time.Now()
 	for i := range 2 * maxPeers {
-		p.fresh(hello{Name: fmt.Sprint("x", i), Instance: "i"}, 1, now)
+		p.fresh(announcement{Name: fmt.Sprint("x", i), Instance: "i"}, 1, now)
 	}
 	if n := len(p.pending); n != maxPeers {
 		t.Errorf("%d names are pending", n)
 	}
 	for i := range 2 * maxPending {
-		p.fresh(hello{Name: "x1", Instance: fmt.Sprint("other", i)}, 1, now)
+		p.fresh(announcement{Name: "x1", Instance: fmt.Sprint("other", i)}, 1, now)
 	}
 	if n := len(p.pending["x1"]); n != maxPending {
 		t.Errorf("%d instances of one name are pending", n)
 	}
-	p.fresh(hello{Name: "late", Instance: "i"}, 1, now.Add(2*pendingTime))
+	p.fresh(announcement{Name: "late", Instance: "i"}, 1, now.Add(2*pendingTime))
 	if n := len(p.pending); n != 1 {
 		t.Errorf("%d names are pending that were not heard for long", n-1)
 	}
 	for i := range 2 * maxPeers {
-		p.accept(hello{Name: fmt.Sprint("x", i), Instance: "i"}, 1, now)
+		p.accept(announcement{Name: fmt.Sprint("x", i), Instance: "i"}, 1, now)
 	}
 	if n := len(p.heard); n != maxPeers {
 		t.Errorf("%d names are heard", n)
 	}
 	c := newCandidates()
 	for i := range 2 * maxCandidates {
-		c.hear(hello{Name: fmt.Sprint("x", i), NodeID: "x"}, false, now)
+		c.hear(announcement{Name: fmt.Sprint("x", i), NodeID: "x"}, false, now)
 	}
 	if len(c.all) > maxCandidates {
 		t.Errorf("%d candidates are remembered", len(c.all))

@@ -264,7 +264,7 @@ func TestPermissionsStayNarrow(t *testing.T) {
 		t.Fatal(err)
 	}
 	if m := ask(t, nc, "a", ""); string(m.Data) != "yes" {
-		t.Errorf("who may respond only answers %q", m.Data)
+		t.Errorf("a user that may only respond answers %q", m.Data)
 	}
 }
 

@@ -14,7 +14,7 @@ import (
 	"github.com/cantuslog/cantus/subjects"
 )
 
-// load appends many transactions in batch messages; it gives how many.
+// load appends many transactions in batch messages, and returns how many.
 func load(t *testing.T, nc *nats.Conn, partition, messages, size int) int {
 	t.Helper()
 	const each = 5000
@@ -42,9 +42,9 @@ func load(t *testing.T, nc *nats.Conn, partition, messages, size int) int {
 	return messages * each
 }
 
-func TestTrimCutsTheSameOnEveryReplicaAndANewOneGetsTheRest(t *testing.T) {
+func TestTrimRemovesTheSameOnEveryReplicaAndANewOneGetsTheRest(t *testing.T) {
 	c := openNodes(t, 3, broker.Options{Partitions: 1})
-	c.settle("n1")
+	c.awaitPlaced("n1")
 	nc := c.conn("n1")
 	total := load(t, nc, 0, 40, 16)
 	keep(t, nc, 0, "last", "last")
@@ -54,7 +54,7 @@ func TestTrimCutsTheSameOnEveryReplicaAndANewOneGetsTheRest(t *testing.T) {
 		t.Fatalf("trim answered %s", m.Data)
 	}
 	for _, name := range c.names {
-		eventually(t, name+" has cut its log", func() bool { return broker.FirstEntryTxid(c.node(name), 0) == r.FirstTxid })
+		eventually(t, name+" has trimmed its log", func() bool { return broker.FirstEntryTxid(c.node(name), 0) == r.FirstTxid })
 	}
 	if got := collect(t, nc, "cantus.read.0", `{"from":1}`); got.refusal == nil {
 		t.Error("what was trimmed is read")
@@ -73,7 +73,7 @@ func TestTrimCutsTheSameOnEveryReplicaAndANewOneGetsTheRest(t *testing.T) {
 	if err := <-joined; err != nil {
 		t.Fatal(err)
 	}
-	c.settle("n4")
+	c.awaitPlaced("n4")
 	kept := total + 1 - int(r.FirstTxid) + 1
 	if got := c.checkSame(0, "n1", "n3", "n4"); len(got) != kept {
 		t.Errorf("%d are kept, not %d", len(got), kept)
@@ -94,7 +94,7 @@ func (c *nodes) addWhenThere(name string, standby bool) {
 
 func TestAReplicaThatWasAwayWhileOthersTrimmedFetchesTheRest(t *testing.T) {
 	c := openNodes(t, 3, broker.Options{Partitions: 1})
-	c.settle("n1")
+	c.awaitPlaced("n1")
 	nc := c.conn("n1")
 	load(t, nc, 0, 4, 16)
 	c.stop("n3")
@@ -105,11 +105,11 @@ func TestAReplicaThatWasAwayWhileOthersTrimmedFetchesTheRest(t *testing.T) {
 		t.Fatalf("trim answered %s", m.Data)
 	}
 	for _, name := range []string{"n1", "n2"} {
-		eventually(t, name+" has cut its log", func() bool { return broker.FirstEntryTxid(c.node(name), 0) == r.FirstTxid })
+		eventually(t, name+" has trimmed its log", func() bool { return broker.FirstEntryTxid(c.node(name), 0) == r.FirstTxid })
 	}
 	c.start("n3")
 	c.checkSame(0, c.names...)
-	c.settle("n3")
+	c.awaitPlaced("n3")
 }
 
 func TestAStandbyFollowsAndIsPromoted(t *testing.T) {
@@ -135,7 +135,7 @@ func TestAStandbyFollowsAndIsPromoted(t *testing.T) {
 	c.operate("n4", subjects.AdminRequest{Node: "n4"}, "cluster", "promote")
 	c.operate("n4", subjects.AdminRequest{Node: "n1"}, "cluster", "remove")
 	<-c.node("n1").Done()
-	c.settle("n4")
+	c.awaitPlaced("n4")
 	for p := range 2 {
 		c.checkSame(p, "n2", "n3", "n4")
 	}
@@ -143,7 +143,7 @@ func TestAStandbyFollowsAndIsPromoted(t *testing.T) {
 
 func TestLeadersAreSpreadTransferredAndDrained(t *testing.T) {
 	c := openNodes(t, 3, broker.Options{Partitions: 6})
-	c.settle("n1")
+	c.awaitPlaced("n1")
 	eventually(t, "each leads two of six", func() bool {
 		return !slices.ContainsFunc(c.status("n2").Nodes, func(n subjects.NodeStatus) bool { return n.Leading != 2 })
 	})
@@ -168,13 +168,13 @@ func TestLeadersAreSpreadTransferredAndDrained(t *testing.T) {
 // more is appended, the more the leader has by the time that it looks.
 func TestAReplicaIsLevelHoweverMuchIsAppended(t *testing.T) {
 	c := openNodes(t, 2, broker.Options{Partitions: 1}) // both have to store everything
-	c.settle("n1")
+	c.awaitPlaced("n1")
 	name, other := c.leader(0, "n1"), "n1"
 	if name == "n1" {
 		other = "n2"
 	}
 	leader, nc := c.node(name), c.conn(name)
-	old := broker.HelloOf(c.node(other))
+	old := broker.AnnouncementOf(c.node(other))
 	const more = 600 // more than what counts as level
 	for i := range more {
 		keep(t, nc, 0, "x", fmt.Sprint("first ", i))
@@ -185,7 +185,7 @@ func TestAReplicaIsLevelHoweverMuchIsAppended(t *testing.T) {
 		return heard && !level
 	})
 	eventually(t, "it is level", func() bool {
-		broker.Hear(leader, broker.HelloOf(c.node(other)))
+		broker.Hear(leader, broker.AnnouncementOf(c.node(other)))
 		level, heard := broker.CaughtUp(leader, other, 0)
 		return heard && level
 	})
@@ -203,7 +203,7 @@ func TestALeaderWithoutAMajorityDoesNotSayWhereTheLogEnds(t *testing.T) {
 	c := newNodes(t, 3, broker.Options{Partitions: 1})
 	cut := c.cableTo("n1")
 	c.start(c.names...)
-	c.settle("n1")
+	c.awaitPlaced("n1")
 	nc := c.conn("n1")
 	keep(t, nc, 0, "committed", "committed")
 	requests := map[string]*nats.Msg{
@@ -249,7 +249,7 @@ func TestALeaderWithoutAMajorityRefusesAndNothingOfItIsSeen(t *testing.T) {
 	c := newNodes(t, 3, broker.Options{Partitions: 1})
 	cut := c.cableTo("n1")
 	c.start(c.names...)
-	c.settle("n1")
+	c.awaitPlaced("n1")
 	nc := c.conn("n1")
 	keep(t, nc, 0, "committed", "committed")
 	feed, err := nc.SubscribeSync("cantus.feed.0.>")
@@ -307,7 +307,7 @@ func TestReplicaReadsWaitForWhatIsNotThereYet(t *testing.T) {
 
 func TestAppendByKeyReachesTheLeaderFromAnyNode(t *testing.T) {
 	c := openNodes(t, 3, broker.Options{Partitions: 4})
-	c.settle("n1")
+	c.awaitPlaced("n1")
 	want := map[string]int{}
 	for _, name := range c.names {
 		nc := c.conn(name)

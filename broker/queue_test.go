@@ -9,9 +9,9 @@ import (
 	"github.com/cantuslog/cantus/broker/internal/natslink"
 )
 
-// TestAQueueWaitsForWhatIsInFlight: a message alone is taken at once; beside
-// messages in flight, when as many wait, when they have landed, or when there is
-// a whole batch.
+// TestAQueueWaitsForWhatIsInFlight: a single message is taken at once. While
+// messages are in flight, the queue waits until as many are queued, until those
+// in flight are done, or until there is a whole batch.
 func TestAQueueWaitsForWhatIsInFlight(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const each = 1000
@@ -69,7 +69,7 @@ func TestAQueueWaitsForWhatIsInFlight(t *testing.T) {
 		put(batchBytes / each)
 		must(true, "a whole batch waits")
 		take()
-		q.addInflight(-20 << 20) // more than ever flew
+		q.addInflight(-20 << 20) // more than was ever in flight
 		wait()
 		cancel()
 		must(true, "the end")

@@ -96,7 +96,7 @@ func TestReads(t *testing.T) {
 	}
 }
 
-// samePacked sees to it that a packed read gives what a plain one gave.
+// samePacked checks that a packed read returns the same as a plain one.
 func samePacked(t *testing.T, nc *nats.Conn, subject, body string, plain answers) {
 	t.Helper()
 	if body = strings.TrimSpace(body); body == "" || body == "{}" {

@@ -222,7 +222,7 @@ func (w desiredGroup) transferToPreferred(ctx context.Context, have map[string]b
 // reconcile changes the members and the leader of the partition's group to what the
 // facts say, while this node leads it.
 func (p *partition) reconcile(ctx context.Context) {
-	tick := time.NewTicker(helloInterval)
+	tick := time.NewTicker(announceInterval)
 	defer tick.Stop()
 	facts, _ := p.host.facts()
 	mayTransfer := transferLimit(facts.Version)

@@ -31,7 +31,7 @@ func (c *nodes) remove(name string) {
 	c.mu.Lock()
 	delete(c.open, name)
 	c.mu.Unlock()
-	c.settle("n1")
+	c.awaitPlaced("n1")
 }
 
 // again opens a node in the background, with a log of its own. The channel has what
@@ -56,7 +56,7 @@ func (c *nodes) again(name string) (log *buffer, opened <-chan error, stop func(
 // those that it would have to ask are gone. It must not answer for the cluster.
 func TestARemovedNodeWhoseClusterIsGoneAnswersNothing(t *testing.T) {
 	c := openNodes(t, 3, broker.Options{Partitions: 2})
-	c.settle("n1")
+	c.awaitPlaced("n1")
 	c.remove("n3")
 	c.remove("n2")
 
@@ -89,7 +89,7 @@ func TestARemovedNodeWhoseClusterIsGoneAnswersNothing(t *testing.T) {
 // now.
 func TestARemovedNodeAsksThoseThatVoteNow(t *testing.T) {
 	c := openNodes(t, 3, broker.Options{Partitions: 2})
-	c.settle("n1")
+	c.awaitPlaced("n1")
 	c.remove("n3")
 	c.remove("n2")
 	c.prepare("n4")
@@ -101,7 +101,7 @@ func TestARemovedNodeAsksThoseThatVoteNow(t *testing.T) {
 	}
 	eventually(t, "n4 votes", func() bool {
 		s := c.status("n1")
-		return settled(s) && slices.Contains(s.Partitions[0].Placement, "n4")
+		return placed(s) && slices.Contains(s.Partitions[0].Placement, "n4")
 	})
 	c.stop("n1")
 
@@ -128,7 +128,7 @@ func TestADrainedNodeThatKeepsItsReplicas(t *testing.T) {
 // A node that is asked to give everything up is not drained before it has.
 func TestADrainedNodeIsSaidToBeDrainedWhenItIs(t *testing.T) {
 	c := openNodes(t, 4, broker.Options{Partitions: 2, Replicas: 3})
-	c.settle("n1")
+	c.awaitPlaced("n1")
 	held := 0
 	for _, p := range c.status("n1").Partitions {
 		if slices.Contains(p.Placement, "n4") {

@@ -124,19 +124,19 @@ func (c *replicaController) run(ctx context.Context) {
 }
 
 // maxFetchWait is the longest wait between two attempts to fetch a log.
-const maxFetchWait = 10 * helloInterval
+const maxFetchWait = 10 * announceInterval
 
 // awaitRetry logs why there is no replica and waits before the next attempt. The wait
 // doubles each time that another node sends nothing, and ends when the facts change.
 func (c *replicaController) awaitRetry(ctx context.Context, err error, changed <-chan struct{}) {
-	wait := helloInterval
+	wait := announceInterval
 	switch {
 	case errors.Is(err, errDoubt): // which is logged for all partitions together
 	case errors.Is(err, errNoSource), errors.Is(err, errFull):
 		c.logAbsence(err)
 	default:
 		c.logAbsence(err)
-		c.backoff = min(max(2*c.backoff, helloInterval), maxFetchWait)
+		c.backoff = min(max(2*c.backoff, announceInterval), maxFetchWait)
 		wait = c.backoff
 	}
 	select {

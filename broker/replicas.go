@@ -53,7 +53,7 @@ func (r *replicaSet) open() iter.Seq[*partition] {
 }
 
 // compare compares the digests of this node's replicas with another node's.
-func (r *replicaSet) compare(h hello) {
+func (r *replicaSet) compare(h announcement) {
 	for _, report := range h.Groups {
 		c := r.get(report.Partition)
 		if c == nil {
@@ -67,7 +67,7 @@ func (r *replicaSet) compare(h hello) {
 
 // measure sets in a node's status how far its replicas are behind this node's. It must be
 // called when the status arrives: later, this node's replicas have more entries.
-func (r *replicaSet) measure(h *hello) {
+func (r *replicaSet) measure(h *announcement) {
 	for i := range h.Groups {
 		c := r.get(h.Groups[i].Partition)
 		if c == nil {

@@ -153,7 +153,7 @@ func wantKept(t *testing.T, n *broker.Node, nc *nats.Conn, dir string, first, ma
 	t.Helper()
 	for range 2 {
 		var held uint64
-		eventually(t, "the log is cut", func() bool {
+		eventually(t, "the log is trimmed", func() bool {
 			held, _ = broker.Entries(n, 0)
 			return broker.Trimmed(n, 0)
 		})
@@ -189,9 +189,9 @@ func wantVerified(t *testing.T, n *broker.Node, dir string, first, mark uint64) 
 	}
 }
 
-// A partition can be cut where its transactions are of different hours, however few
-// they are; and the cursor writes between go with them.
-func TestATrimByAgeCutsAmongFewTransactions(t *testing.T) {
+// A partition can be trimmed where its transactions are of different hours,
+// however few they are; and the cursor writes between go with them.
+func TestATrimByAgeRemovesFewTransactions(t *testing.T) {
 	testkit.NotShort(t, "it appends, trims and restarts again and again")
 	now := time.Now()
 	n, nc, dir := runs(t, func(w *logWriter) {
@@ -207,8 +207,9 @@ func TestATrimByAgeCutsAmongFewTransactions(t *testing.T) {
 	wantKept(t, n, nc, dir, 6, 10, 5*502)
 }
 
-// One in which nothing is appended any more can be cut whole, as often as is wanted.
-func TestATrimByAgeCutsAnIdlePartition(t *testing.T) {
+// A partition in which nothing is appended any more can be trimmed whole,
+// repeatedly.
+func TestATrimByAgeEmptiesAnIdlePartition(t *testing.T) {
 	testkit.NotShort(t, "it appends, trims and restarts again and again")
 	long := time.Now().Add(-48 * time.Hour)
 	n, nc, dir := runs(t, func(w *logWriter) {
@@ -222,7 +223,7 @@ func TestATrimByAgeCutsAnIdlePartition(t *testing.T) {
 	if r := trim(t, nc, `{"age":"24h"}`); r.FirstTxid != 3 {
 		t.Fatalf("%+v", r)
 	}
-	eventually(t, "the log is cut", func() bool { return broker.Trimmed(n, 0) })
+	eventually(t, "the log is trimmed", func() bool { return broker.Trimmed(n, 0) })
 	nc.Close()
 	if err := n.Close(); err != nil {
 		t.Fatal(err)
@@ -258,8 +259,8 @@ func TestCursorWritesBeforeTheFirstTransactionGo(t *testing.T) {
 	wantKept(t, n, nc, dir, 2, 2, 20)
 }
 
-// However long a log is, the places where it can be cut are no more than so many, in
-// memory and in what is stored.
+// The trim points of a log are bounded, in memory and in what is stored,
+// however long it is.
 func TestPointsAreThinnedOut(t *testing.T) {
 	opts := broker.Options{Partitions: 1}
 	broker.PointEvery(&opts, 1)

@@ -137,7 +137,7 @@ func (s *sharedSubjects) update() error {
 
 // run keeps the subscriptions up to date until ctx ends.
 func (s *sharedSubjects) run(ctx context.Context) {
-	tick := time.NewTicker(helloInterval)
+	tick := time.NewTicker(announceInterval)
 	defer tick.Stop()
 	look := tick.C
 	if !s.clustered {

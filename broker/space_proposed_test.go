@@ -102,7 +102,7 @@ func TestFullFollowersTakeWhatWasProposed(t *testing.T) {
 		broker.PointEvery(o, 16)
 	}
 	c.start(c.names...)
-	c.settle("n1")
+	c.awaitPlaced("n1")
 	leader := c.leader(0, "n1")
 	nc := c.conn(leader)
 	fillTo(t, nc, 200)

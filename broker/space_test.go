@@ -37,7 +37,7 @@ func TestFullReplicas(t *testing.T) {
 		broker.FreeSpace(o, d[name].Load)
 	}
 	c.start(c.names...)
-	c.settle("n1")
+	c.awaitPlaced("n1")
 	leader := c.leader(0, "n1")
 	var followers []string
 	for _, name := range c.names {
@@ -105,13 +105,13 @@ func TestFullReplicas(t *testing.T) {
 	d.fill(t, c, false, first)
 	d.fill(t, c, false, second)
 	last = more()
-	eventually(t, "who has room leads", func() bool { return c.leader(0, leader) != leader })
+	eventually(t, "a node with room leads", func() bool { return c.leader(0, leader) != leader })
 	last = more()
 	d.fill(t, c, false, leader)
 	for _, name := range c.names {
 		eventually(t, name+" has all", func() bool { return broker.Mark(c.node(name), 0) >= last })
 	}
-	c.settle("n1")
+	c.awaitPlaced("n1")
 	c.checkSame(0, c.names...)
 	eventually(t, "nothing is said to be full", func() bool {
 		s := c.status(leader)

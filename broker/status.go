@@ -22,9 +22,9 @@ func (o *operations) onStatus(_ context.Context, m *natslink.Message) (any, erro
 		Cluster: id.Cluster, ID: id.ID, AnsweredBy: o.opts.Name, Facts: facts.Version,
 		MetaLeader: o.meta.group.Status().Leader, Replicas: facts.Replicas,
 	}
-	said := map[string]hello{o.opts.Name: o.status()}
+	said := map[string]announcement{o.opts.Name: o.status()}
 	for _, q := range o.peers.all(now) {
-		said[q.Name] = q.hello
+		said[q.Name] = q.announcement
 	}
 	for p := range facts.Placement {
 		s.Partitions = append(s.Partitions, partitionStatus(p, facts, said))
@@ -38,7 +38,7 @@ func (o *operations) onStatus(_ context.Context, m *natslink.Message) (any, erro
 	}
 	for _, q := range o.peers.candidates.alive(now) {
 		if _, member := facts.Nodes[q.Name]; !member && q.ClusterID == "" {
-			one := nodeStatus(q.Name, facts, map[string]hello{q.Name: q.hello})
+			one := nodeStatus(q.Name, facts, map[string]announcement{q.Name: q.announcement})
 			one.Key = fingerprint(q.Key)
 			s.Nodes = append(s.Nodes, one)
 		}
@@ -47,7 +47,7 @@ func (o *operations) onStatus(_ context.Context, m *natslink.Message) (any, erro
 }
 
 // namesOf returns the names of nodes, in order.
-func namesOf(said map[string]hello) []string {
+func namesOf(said map[string]announcement) []string {
 	var names []string
 	for name := range said {
 		names = append(names, name)
@@ -56,7 +56,7 @@ func namesOf(said map[string]hello) []string {
 	return names
 }
 
-func nodeStatus(name string, facts cluster.Facts, said map[string]hello) subjects.NodeStatus {
+func nodeStatus(name string, facts cluster.Facts, said map[string]announcement) subjects.NodeStatus {
 	m, member := facts.Nodes[name]
 	h, alive := said[name]
 	s := subjects.NodeStatus{Name: name, State: "member", Alive: alive, Ready: h.Ready, Unready: h.Unready, Version: h.Version, Raft: h.Raft, Since: h.Started, StorageFull: h.Full}
@@ -86,7 +86,7 @@ func nodeStatus(name string, facts cluster.Facts, said map[string]hello) subject
 	return s
 }
 
-func partitionStatus(partition int, facts cluster.Facts, said map[string]hello) subjects.PartitionStatus {
+func partitionStatus(partition int, facts cluster.Facts, said map[string]announcement) subjects.PartitionStatus {
 	s := subjects.PartitionStatus{Partition: partition, Placement: facts.Placement[partition]}
 	var leader groupReport
 	reports := map[string]groupReport{}

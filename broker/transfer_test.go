@@ -16,7 +16,7 @@ func TestAHandOverIsNoWarning(t *testing.T) {
 		o.Logger = slog.New(slog.NewTextHandler(log, nil)).With("node", name)
 	}
 	c.start(c.names...)
-	c.settle("n4")
+	c.awaitPlaced("n4")
 	s := c.status("n4")
 	p, from, to := 0, c.leader(0, "n4"), ""
 	for _, name := range s.Partitions[0].Placement {
@@ -46,7 +46,7 @@ func TestAHandOverIsNoWarning(t *testing.T) {
 		}
 	}
 	if n := log.count("level=WARN msg=\"leading"); n > 0 {
-		t.Errorf("%d hand-overs are warnings", n)
+		t.Errorf("%d leadership transfers are warnings", n)
 	}
 	if t.Failed() {
 		t.Log(log.b.String())

@@ -37,8 +37,8 @@ func wantDuplicate(t *testing.T, nc *nats.Conn, payload, id string, txid uint64)
 	}
 }
 
-// A trim that finds no place to cut the log yet says so.
-func TestATrimThatCutsNothingSaysWhy(t *testing.T) {
+// A trim that finds no trim point yet says so.
+func TestATrimThatRemovesNothingSaysWhy(t *testing.T) {
 	_, nc := one(t, broker.Options{Partitions: 1})
 	fillTo(t, nc, 3)
 	if r := trim(t, nc, `{"before":3}`); r.FirstTxid != 1 || !strings.Contains(r.Because, "no such point between transactions 1 and 3") {
@@ -62,7 +62,7 @@ func TestATrimKeepsMessageIDsThroughARestart(t *testing.T) {
 		t.Fatalf("the id of %d counts, and the trim says %+v", first, r)
 	}
 	wantDuplicate(t, nc, "x", "k1", first)
-	eventually(t, "the log is cut", func() bool { return broker.Trimmed(n, 0) })
+	eventually(t, "the log is trimmed", func() bool { return broker.Trimmed(n, 0) })
 	killed := t.TempDir()
 	copyDir(t, dir, killed)
 	_, other := openNode(t, killed, opts)
@@ -119,7 +119,7 @@ func TestARebuiltReplicaKnowsTheIDsAfterATrim(t *testing.T) {
 	opts := broker.Options{Partitions: 1}
 	broker.PointEvery(&opts, 16)
 	c := openNodes(t, 3, opts)
-	c.settle("n1")
+	c.awaitPlaced("n1")
 	nc := c.conn("n3")
 	first := keep(t, nc, 0, "x", "k1")
 	// Trims beside appends: a batch may be certified before a trim is proposed, and
@@ -144,7 +144,7 @@ func TestARebuiltReplicaKnowsTheIDsAfterATrim(t *testing.T) {
 	fillTo(t, nc, 1000)
 	trim(t, nc, `{"before":900}`)
 	for _, name := range c.names {
-		eventually(t, name+" has cut its log", func() bool { return broker.Trimmed(c.node(name), 0) })
+		eventually(t, name+" has trimmed its log", func() bool { return broker.Trimmed(c.node(name), 0) })
 	}
 	old := broker.Replica(c.node("n2"), 0)
 	c.operate("n3", subjects.AdminRequest{Partition: new(int)}, "node", "n2", "rebuild")
@@ -152,7 +152,7 @@ func TestARebuiltReplicaKnowsTheIDsAfterATrim(t *testing.T) {
 		now := broker.Replica(c.node("n2"), 0)
 		return now != nil && now != old && c.node("n2").Ready()
 	})
-	c.settle("n1")
+	c.awaitPlaced("n1")
 	wantSameTables(t, c, "n1", "n2", "n3")
 	c.operate("n3", subjects.AdminRequest{Partition: new(int), To: "n2"}, "cluster", "transfer")
 	eventually(t, "n2 leads", func() bool { return c.leader(0, "n3") == "n2" })
@@ -227,8 +227,8 @@ func (h *trimmed) round() {
 	if h.r.IntN(3) == 0 {
 		h.append() // behind the trim
 	}
-	eventually(h.t, "the log is cut", func() bool { return broker.Trimmed(h.n, 0) })
-	want, cuttable := broker.Tables(h.n, 0), broker.TrimPoints(h.n, 0)
+	eventually(h.t, "the log is trimmed", func() bool { return broker.Trimmed(h.n, 0) })
+	want, points := broker.Tables(h.n, 0), broker.TrimPoints(h.n, 0)
 	h.check("running", want)
 	if h.r.IntN(2) == 0 {
 		killed := h.t.TempDir()
@@ -243,8 +243,8 @@ func (h *trimmed) round() {
 	if got := broker.Tables(h.n, 0); !got.Equal(want, true) {
 		h.t.Fatalf("after a restart:\n got %+v\nwant %+v", got, want)
 	}
-	if got := broker.TrimPoints(h.n, 0); got != cuttable {
-		h.t.Fatalf("after a restart:\n got %s\nwant %s", got, cuttable)
+	if got := broker.TrimPoints(h.n, 0); got != points {
+		h.t.Fatalf("after a restart:\n got %s\nwant %s", got, points)
 	}
 }
 
@@ -323,9 +323,9 @@ func (h *trimmed) check(what string, got lockmgr.State) {
 	}
 }
 
-// A node may be killed before each step of a cut: the snapshot is written first, then
-// entries go.
-func TestKilledWhileTheLogIsCut(t *testing.T) {
+// A node may be killed before each step of a trim: the snapshot is written
+// first, then entries are deleted.
+func TestKilledDuringATrim(t *testing.T) {
 	testkit.NotShort(t, "nodes restart many times")
 	for _, at := range []string{"snapshot", "trim"} {
 		t.Run("before the "+at, func(t *testing.T) {
@@ -358,7 +358,7 @@ func TestKilledWhileTheLogIsCut(t *testing.T) {
 			if got := broker.Tables(n, 0); !got.Equal(want, true) {
 				t.Fatalf("after the kill:\n got %+v\nwant %+v", got, want)
 			}
-			eventually(t, "the log is cut", func() bool { return broker.FirstEntryTxid(n, 0) == r.FirstTxid })
+			eventually(t, "the log is trimmed", func() bool { return broker.FirstEntryTxid(n, 0) == r.FirstTxid })
 		})
 	}
 }

@@ -23,7 +23,7 @@ func (n *Node) wire() {
 	n.gossip = newGossip(i, n.peers, gossipNode{
 		describe: n.describe, measure: n.measure, heard: n.heard,
 		checkMember: n.checkMember, isMember: n.isMember,
-		nameTaken: func(h hello) bool { return n.currentMeta().nameTaken(h) },
+		nameTaken: func(h announcement) bool { return n.currentMeta().nameTaken(h) },
 		routed:    func(name, id string) bool { return n.nats.Routed(name, id) },
 		served:    n.wasServed, allowLeading: n.life.allowLeading, fail: n.life.fail, failed: n.life.failure,
 	})
@@ -188,7 +188,7 @@ func (n *Node) newClusterInfo() *clusterInfo {
 }
 
 // describe adds the node's replicas, and whether it is ready, to its status.
-func (n *Node) describe(h *hello) {
+func (n *Node) describe(h *announcement) {
 	m := n.currentMeta()
 	if m == nil {
 		return
@@ -206,7 +206,7 @@ func (n *Node) describe(h *hello) {
 }
 
 // measure sets in another node's status how far its replicas are behind this node's.
-func (n *Node) measure(h *hello) {
+func (n *Node) measure(h *announcement) {
 	n.replicas.measure(h)
 	if m := n.currentMeta(); m != nil && h.Meta != nil {
 		h.Meta.measure(m.group)
@@ -214,7 +214,7 @@ func (n *Node) measure(h *hello) {
 }
 
 // heard handles a member's status.
-func (n *Node) heard(h hello) {
+func (n *Node) heard(h announcement) {
 	// A status whose node has not proved its directory yet is not compared. The node
 	// repeats it, and will have connected by then.
 	if n.generations.vouched(h.NodeID) {

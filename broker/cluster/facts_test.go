@@ -171,14 +171,14 @@ func TestCommandsThatMakeNoSense(t *testing.T) {
 	for name, try := range map[string]func() (cluster.Command, error){
 		"add a member":             func() (cluster.Command, error) { return f.Add("n1", cluster.Member{ID: "id1"}) },
 		"add a name that is taken": func() (cluster.Command, error) { return f.Add("n1", cluster.Member{ID: "other"}) },
-		"drain a stranger":         func() (cluster.Command, error) { return f.Drain("n9") },
+		"drain an unknown node":    func() (cluster.Command, error) { return f.Drain("n9") },
 		"promote what is none":     func() (cluster.Command, error) { return f.Promote("n1") },
 		"lead from outside":        func() (cluster.Command, error) { return f.Lead(0, away) },
 		"lead nothing":             func() (cluster.Command, error) { return f.Lead(7, at) },
 		"move from outside":        func() (cluster.Command, error) { return f.Move(0, away, at) },
 		"move to where it is":      func() (cluster.Command, error) { return f.Move(0, at, f.Voters(0)[1]) },
-		"move to a stranger":       func() (cluster.Command, error) { return f.Move(0, at, "n9") },
-		"place on a stranger": func() (cluster.Command, error) {
+		"move to an unknown node":  func() (cluster.Command, error) { return f.Move(0, at, "n9") },
+		"place on an unknown node": func() (cluster.Command, error) {
 			c := cluster.Command{Kind: cluster.Place, Placement: map[int][]string{0: {"n9"}}}
 			return c, f.Apply(c)
 		},

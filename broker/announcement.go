@@ -8,12 +8,14 @@ import (
 	"github.com/cantuslog/cantus/subjects"
 )
 
-// protocolVersion is the version of the protocol between nodes: hellos, facts, and
-// requests. Nodes with different versions don't form a cluster: see docs/adr/0008.
+// protocolVersion is the version of the protocol between nodes: announcements,
+// facts, and requests. Nodes with different versions don't form a cluster: see
+// docs/adr/0008.
 const protocolVersion = 2
 
-// hello is a node's status, which it announces to the others every helloInterval.
-type hello struct {
+// announcement is a node's status, which it announces to the others every
+// announceInterval.
+type announcement struct {
 	Name     string    `json:"name"`
 	NodeID   string    `json:"node_id"`
 	Instance string    `json:"instance"` // new at each start
@@ -38,8 +40,8 @@ type hello struct {
 	Facts   uint64   `json:"facts,omitempty"`   // the version that it has applied
 	Members []string `json:"members,omitempty"`
 
-	// Heard lists the instances that this node hears. It proves to each of them that
-	// this hello is not a replay.
+	// Heard lists the instances that this node hears. It proves to each of them
+	// that this announcement is not a replay.
 	Heard []seen `json:"heard,omitempty"`
 	// Key is the public key of a node that has no cluster secret yet. Keys holds the
 	// secret, sealed for each founder that showed a key.
@@ -74,14 +76,14 @@ type groupReport struct {
 // leads reports whether the replica is its group's leader.
 func (r groupReport) leads() bool { return r.State == "leader" }
 
-// decodeHello decodes the hello in an envelope. It must name the same node as the
-// envelope.
-func decodeHello(e envelope) (h hello, err error) {
+// decodeAnnouncement decodes the announcement in an envelope. It must name the
+// same node as the envelope.
+func decodeAnnouncement(e envelope) (h announcement, err error) {
 	if err := json.Unmarshal(e.body, &h); err != nil {
 		return h, err
 	}
 	if h.Name != e.name || h.NodeID != e.id || h.Instance != e.instance || h.ClusterID != e.cluster || h.Protocol != e.protocol {
-		return h, errors.New("the hello is not of the same node as the envelope")
+		return h, errors.New("the announcement and its envelope name different nodes")
 	}
 	return h, subjects.CheckKind(h.Name)
 }

@@ -21,7 +21,7 @@ import (
 	"github.com/cantuslog/cantus/wal"
 )
 
-const helloSubject = "cantus.admin.hello"
+const announcementSubject = "cantus.admin.hello"
 
 // nodeConn is a connection without the permissions that clients of a node have,
 // such as one to another NATS server of the same cluster.
@@ -35,8 +35,9 @@ func (c *nodes) nodeConn(name string) *nats.Conn {
 	return nc
 }
 
-// helloAs is a hello of a node, as whoever has listened can make it.
-func helloAs(s subjects.ClusterStatus, name, raft string, more map[string]any) map[string]any {
+// announcementAs is an announcement of a node, as whoever has listened can make
+// it.
+func announcementAs(s subjects.ClusterStatus, name, raft string, more map[string]any) map[string]any {
 	h := map[string]any{
 		"name": name, "node_id": "d-" + name, "instance": "i-" + name, "started": time.Now().Add(time.Hour), "protocol": 2,
 		"cluster": s.Cluster, "cluster_id": s.ID, "raft": raft, "ready": true, "facts": 1 << 40, "members": []string{"n1", "n2", "n3"},
@@ -59,7 +60,7 @@ func (c *nodes) heardBy(nc *nats.Conn, names ...string) {
 	if err != nil {
 		c.t.Fatal(err)
 	}
-	if err := nc.Publish(helloSubject, fmt.Appendf(nil, "CANTUS2 - %s x %s 1 -\n%s", newcomer, newcomer, body)); err != nil {
+	if err := nc.Publish(announcementSubject, fmt.Appendf(nil, "CANTUS2 - %s x %s 1 -\n%s", newcomer, newcomer, body)); err != nil {
 		c.t.Fatal(err)
 	}
 	for _, name := range names {
@@ -83,7 +84,7 @@ func (c *nodes) undisturbed(nc *nats.Conn) {
 		}
 	}
 	keep(c.t, c.nodeConn("n1"), 0, "undisturbed", fmt.Sprint("undisturbed ", time.Now()))
-	c.settle("n1")
+	c.awaitPlaced("n1")
 }
 
 // logged has the nodes log to a buffer.
@@ -105,13 +106,13 @@ func (c *nodes) notDoubted(log *buffer) {
 	}
 }
 
-// One message of a stranger, "n1, n2 and n3 are no members", ended all three.
-func TestAStrangerThatSaysThatNobodyIsAMember(t *testing.T) {
+// One message of an intruder, "n1, n2 and n3 are no members", ended all three.
+func TestAnIntruderThatSaysThatNobodyIsAMember(t *testing.T) {
 	c := newNodes(t, 3, broker.Options{Partitions: 1})
 	log := c.logged()
 	c.start(c.names...)
-	c.settle("n1")
-	s := c.newStranger("n1")
+	c.awaitPlaced("n1")
+	s := c.newIntruder("n1")
 	s.overhear(anything, c.names...)
 	for _, name := range c.names {
 		s.lie(name, map[string]any{"members": []string{"n9"}, "facts": 1 << 40})
@@ -120,14 +121,14 @@ func TestAStrangerThatSaysThatNobodyIsAMember(t *testing.T) {
 	c.notDoubted(log)
 }
 
-// Hellos that told of another log fenced every replica, for good.
-func TestAStrangerThatTellsOfAnotherLog(t *testing.T) {
+// Announcements that told of another log fenced every replica, for good.
+func TestAnIntruderThatTellsOfAnotherLog(t *testing.T) {
 	c := openNodes(t, 3, broker.Options{Partitions: 1})
-	c.settle("n1")
+	c.awaitPlaced("n1")
 	for i := range 4 {
 		keep(t, c.conn("n1"), 0, "x", fmt.Sprint(i))
 	}
-	s := c.newStranger("n1")
+	s := c.newIntruder("n1")
 	digests := func(body map[string]any) []any {
 		groups, _ := body["groups"].([]any)
 		if len(groups) == 0 {
@@ -155,14 +156,14 @@ func TestAStrangerThatTellsOfAnotherLog(t *testing.T) {
 // partition.
 func TestOnlyVotersSayThatAReplicaIsWrong(t *testing.T) {
 	c := openNodes(t, 3, broker.Options{Partitions: 1})
-	c.settle("n1")
+	c.awaitPlaced("n1")
 	for i := range 4 {
 		keep(t, c.conn("n1"), 0, "x", fmt.Sprint(i))
 	}
 	n := c.node("n1")
 	for i := range 6 {
 		var h map[string]any
-		if err := json.Unmarshal(broker.HelloOf(c.node("n2")), &h); err != nil { // a directory that has shown its generations
+		if err := json.Unmarshal(broker.AnnouncementOf(c.node("n2")), &h); err != nil { // a directory that has shown its generations
 			t.Fatal(err)
 		}
 		h["name"] = fmt.Sprint("x", i)
@@ -190,12 +191,12 @@ func TestOnlyVotersSayThatAReplicaIsWrong(t *testing.T) {
 	}
 }
 
-// Hellos in the nodes' names with another replication address kept a cluster
-// down.
-func TestAStrangerThatSpeaksInTheNodesNames(t *testing.T) {
+// Announcements in the nodes' names with another replication address kept a
+// cluster down.
+func TestAnIntruderThatSpeaksInTheNodesNames(t *testing.T) {
 	c := openNodes(t, 3, broker.Options{Partitions: 1})
-	c.settle("n1")
-	s := c.newStranger("n1")
+	c.awaitPlaced("n1")
+	s := c.newIntruder("n1")
 	s.overhear(anything, c.names...)
 	lying := make(chan struct{})
 	go func() {
@@ -221,7 +222,7 @@ func TestInventedNamesAreNotRemembered(t *testing.T) {
 	nc := c.nodeConn("n1")
 	s := c.status("n1")
 	for i := range 4_000 {
-		h := helloAs(s, fmt.Sprint("x", i), "127.0.0.1:1", nil)
+		h := announcementAs(s, fmt.Sprint("x", i), "127.0.0.1:1", nil)
 		body, err := json.Marshal(h)
 		if i%2 == 0 { // of a node that waits to be added
 			h["cluster_id"] = ""
@@ -231,7 +232,7 @@ func TestInventedNamesAreNotRemembered(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := nc.Publish(helloSubject, body); err != nil {
+		if err := nc.Publish(announcementSubject, body); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -245,11 +246,11 @@ func TestInventedNamesAreNotRemembered(t *testing.T) {
 
 // What a member once said, said again by somebody else, is worth nothing: neither
 // to a node that heard it, nor to one that has started since.
-func TestReplayedHellos(t *testing.T) {
+func TestReplayedAnnouncements(t *testing.T) {
 	c := openNodes(t, 3, broker.Options{Partitions: 1})
-	c.settle("n1")
+	c.awaitPlaced("n1")
 	nc := c.nodeConn("n2")
-	sub, err := nc.SubscribeSync(helloSubject)
+	sub, err := nc.SubscribeSync(announcementSubject)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -266,7 +267,7 @@ func TestReplayedHellos(t *testing.T) {
 	_ = sub.Unsubscribe()
 	replay := func() {
 		for _, b := range old {
-			if err := nc.Publish(helloSubject, b); err != nil {
+			if err := nc.Publish(announcementSubject, b); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -288,7 +289,7 @@ func TestReplayedHellos(t *testing.T) {
 		c.heardBy(nc, "n1", "n2")
 		for _, name := range []string{"n1", "n2"} {
 			if alive(name) {
-				t.Fatalf("a replayed hello brings n3 back to %s", name)
+				t.Fatalf("a replayed announcement brings n3 back to %s", name)
 			}
 		}
 	}
@@ -300,9 +301,9 @@ func TestReplayedHellos(t *testing.T) {
 // Not even a member ends another by its word.
 func TestOneMemberThatDeniesAnother(t *testing.T) {
 	c := openNodes(t, 3, broker.Options{Partitions: 1})
-	c.settle("n1")
+	c.awaitPlaced("n1")
 	var h map[string]any
-	if err := json.Unmarshal(broker.HelloOf(c.node("n1")), &h); err != nil {
+	if err := json.Unmarshal(broker.AnnouncementOf(c.node("n1")), &h); err != nil {
 		t.Fatal(err)
 	}
 	h["members"], h["facts"] = []string{"n1"}, 1<<40
@@ -324,9 +325,9 @@ func TestARemovedMemberWithTheOldSecret(t *testing.T) {
 	c := newNodes(t, 3, broker.Options{Partitions: 1})
 	log := c.logged()
 	c.start(c.names...)
-	c.settle("n1")
+	c.awaitPlaced("n1")
 	key, s := broker.Derive(c.node("n3"), "replication"), c.status("n1")
-	speaker, signs := c.newStranger("n1"), broker.Derive(c.node("n3"), "messages")
+	speaker, signs := c.newIntruder("n1"), broker.Derive(c.node("n3"), "messages")
 	speaker.key = signs[:]
 	speaker.overhear(anything, "n1", "n2", "n3")
 	c.operate("n1", subjects.AdminRequest{Node: "n3"}, "cluster", "remove")
@@ -337,7 +338,7 @@ func TestARemovedMemberWithTheOldSecret(t *testing.T) {
 	}
 	_ = removed.Close()
 	c.names = []string{"n1", "n2"}
-	c.settle("n1")
+	c.awaitPlaced("n1")
 
 	id, err := wal.ReadIdentity(c.dirs["n3"])
 	if err != nil {
@@ -381,11 +382,11 @@ func TestARemovedMemberWithTheOldSecret(t *testing.T) {
 	c.notDoubted(log)
 }
 
-// A stranger must not be able to keep a node from starting by its name.
-func TestAStrangerWithTheNameOfANodeThatStarts(t *testing.T) {
+// An intruder must not be able to keep a node from starting by its name.
+func TestAnIntruderWithTheNameOfANodeThatStarts(t *testing.T) {
 	c := openNodes(t, 3, broker.Options{Partitions: 1})
-	c.settle("n1")
-	s := c.newStranger("n1")
+	c.awaitPlaced("n1")
+	s := c.newIntruder("n1")
 	s.overhear(anything, c.names...)
 	c.stop("n3")
 	lying := make(chan struct{})

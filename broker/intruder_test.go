@@ -15,10 +15,10 @@ import (
 	"github.com/nats-io/nats.go"
 )
 
-// stranger listens to the nodes and repeats what they say, altered. It knows
-// everything that a hello has to get right: ids, instances, numbers, and whom the
-// nodes hear. Only the key is missing, unless it has one.
-type stranger struct {
+// intruder listens to the nodes and repeats what they say, altered. It knows
+// everything that an announcement has to get right: ids, instances, numbers,
+// and whom the nodes hear. Only the key is missing, unless it has one.
+type intruder struct {
 	t    *testing.T
 	nc   *nats.Conn
 	sub  *nats.Subscription
@@ -29,29 +29,30 @@ type stranger struct {
 	key       []byte
 }
 
-// overheard is a hello of a node: the fields of its line, and the body.
+// overheard is an announcement of a node: the fields of its line, and the body.
 type overheard struct {
 	line []string
 	body map[string]any
 }
 
-// firstLie is the number of a stranger's first hello. Nodes don't get that far.
+// firstLie is the number of an intruder's first announcement. Nodes don't get
+// that far.
 const firstLie = 1 << 40
 
-// newStranger connects one to a node's server.
-func (c *nodes) newStranger(at string) *stranger {
+// newIntruder connects one to a node's server.
+func (c *nodes) newIntruder(at string) *intruder {
 	c.t.Helper()
-	s := &stranger{t: c.t, nc: c.nodeConn(at), said: map[string]overheard{}, instances: map[string]bool{}, number: firstLie}
+	s := &intruder{t: c.t, nc: c.nodeConn(at), said: map[string]overheard{}, instances: map[string]bool{}, number: firstLie}
 	var err error
-	if s.sub, err = s.nc.SubscribeSync(helloSubject); err != nil {
+	if s.sub, err = s.nc.SubscribeSync(announcementSubject); err != nil {
 		c.t.Fatal(err)
 	}
 	return s
 }
 
-// listen takes the next hello in, and returns the node's name; "" if it is a lie,
-// or there is none.
-func (s *stranger) listen() (name string) {
+// listen takes the next announcement in, and returns the node's name; "" if it
+// is a lie, or there is none.
+func (s *intruder) listen() (name string) {
 	m, err := s.sub.NextMsg(patience)
 	if err != nil {
 		return ""
@@ -69,7 +70,7 @@ func (s *stranger) listen() (name string) {
 }
 
 // overhear listens until each node has said what is wanted.
-func (s *stranger) overhear(want func(body map[string]any) bool, names ...string) {
+func (s *intruder) overhear(want func(body map[string]any) bool, names ...string) {
 	s.t.Helper()
 	missing := slices.Clone(names)
 	eventually(s.t, fmt.Sprint(names, " are overheard"), func() bool {
@@ -84,7 +85,7 @@ func anything(map[string]any) bool { return true }
 
 // lie publishes what a node has said last, with some of it changed: under the
 // signature that was there, and in the form of the first protocol, which had none.
-func (s *stranger) lie(name string, change map[string]any) {
+func (s *intruder) lie(name string, change map[string]any) {
 	last := s.said[name]
 	body, line := maps.Clone(last.body), slices.Clone(last.line)
 	var heard []map[string]any
@@ -102,11 +103,11 @@ func (s *stranger) lie(name string, change map[string]any) {
 	}
 	if s.key != nil {
 		mac := hmac.New(sha256.New, s.key)
-		fmt.Fprintf(mac, "%s\n%s\n%s", helloSubject, strings.Join(line[:6], " "), b)
+		fmt.Fprintf(mac, "%s\n%s\n%s", announcementSubject, strings.Join(line[:6], " "), b)
 		line[6] = hex.EncodeToString(mac.Sum(nil))
 	}
 	for _, text := range []string{strings.Join(line, " ") + "\n" + string(b), string(b)} {
-		if err := s.nc.Publish(helloSubject, []byte(text)); err != nil {
+		if err := s.nc.Publish(announcementSubject, []byte(text)); err != nil {
 			s.t.Error(err)
 		}
 	}

@@ -1,0 +1,304 @@
+package cantus_test
+
+import (
+	"bytes"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+)
+
+// retired is a word or a phrase that the project no longer uses.
+type retired struct {
+	// pattern is a regular expression. A space in it also matches a line break,
+	// with the mark of a comment.
+	pattern string
+	instead string // what to write
+	bad     string // a text that pattern must find, one per line
+	// legit, if set, matches longer phrases in which the words are right. A match
+	// of pattern within one of them does not count.
+	legit string
+	good  string            // texts in which nothing may be found, one per line
+	files map[string]string // files in which the word stays, and why
+}
+
+// retiredWords is the list. It has words of an earlier idiom of the code, and
+// constructions that are not plain English.
+var retiredWords = []retired{
+	// Names.
+	{
+		pattern: `\b[fF]lights?\b|flightDepth`, instead: "batch, in-flight batch, inflight",
+		legit: `[iI]n( |-)flight\b|flight recorder`,
+		bad:   "type flight struct\nthe flights of a session", good: "a batch in flight\nan in-flight batch\ninFlight",
+	},
+	{
+		pattern: `[fF]lying|\b(fly|flies|flew)\b|\b(has|have|had) landed\b`, instead: "in flight, inflight; propose; acknowledged",
+		bad: "n.flying\nwhat flew for a lock\nwhen they have landed",
+	},
+	{
+		pattern: `\b(un)?[sS]ettl(e|es|ed|er|ing)([A-Z]\w*)?\b|[a-z]Settl`, instead: "complete, answer, resolve; converge, placed",
+		legit: `--settle\b|\bSettle time\.Duration|\bSettle < 0|"negative settling"|[a-z]\.Settle\b`,
+		bad:   "c.settle()\nthe settler\nunsettled\nTestCloseSettlesIt", good: "setTLS\ncantus bench failover --settle 2s",
+	},
+	{
+		pattern: `\b[rR]oster|[cC]ontestant|\b[sS]eats?\b|\b[sS]ittings?\b|\bdues\b`, instead: "request pool; system under test; worker configuration; run; schedule",
+		legit: `"kitten", "sitting"`,
+		bad:   "the roster\nContestants take turns\na seat\nof this sitting\ndues",
+	},
+	{
+		pattern: `turnBack|turnAway|[tT]urned[aA]way|[tT]urn(s|ed|ing)? (away|back)\b`, instead: "reject, refuse",
+		bad: "p.turnBack(m)\ncheckTurnedAway\nit is turned away",
+	},
+	{
+		pattern: `makeWay|letGo|\blet(s|ting)? go\b|passOn\b|handOver|\bhand-overs?\b|hands? over to|\bheirs?\b|awaitSuccessor|lastWords|last words`,
+		instead: "transfer, requestTransfer, forward, transferee, flush; release, remove",
+		bad:     "p.makeWay()\nletGo\nthe oldest are not let go\na hand-over\nits heir\nits last words", good: "it hands over a message",
+	},
+	{
+		pattern: `\b[dD]eaf(en)?\b|\b[iI]ntake\b`, instead: "draining, drain; without a feed; paused",
+		bad: "deaf *node\nn.intake",
+	},
+	{
+		pattern: `takeBack|oweTerm|raiseHead|\b[oO]we[sd]?\b`, instead: "undo, flushPendingTerm, trimPrefix; pending, due",
+		bad: "l.takeBack()\nowed atomic.Int64\nl.oweTerm()",
+	},
+	{
+		pattern: `[oO]rphan`, instead: "a group whose leader's process has ended",
+		bad: "orphaned groups",
+	},
+	{
+		pattern: `[sS]tranger`, instead: "outsider, intruder; unknown node; newcomer",
+		bad: "a stranger's message\nnewStranger",
+	},
+	{
+		pattern: `[nN]amesake|complainOf|\b[cC]omplain`, instead: "name conflict, node with another's name; report, reject",
+		bad: "c.namesake()\np.complain(err)\nwhat was complained of",
+	},
+	{
+		pattern: `[wW]orthwhile|\b[bB]eaten\b|\b[bB]eats?\b|\b[hH]urry\b`, instead: "shouldFlush; heartbeat, handler; flush",
+		bad: "q.worthwhile()\nbeaten\na beat", good: "a heartbeat",
+	},
+	{
+		pattern: `\b[hH]ellos\b|[a-z]Hellos?\b|\bhello[A-Z{]|\b(a|A|the|The|each|every|this|last|next|first|newest|old|older|signed|replayed) hello\b|[)*( ]hello( \{|\)|$)`,
+		instead: "announcement",
+		legit:   `dmin\("?hello|dmin\.hello`,
+		bad:     "it says so in its hellos\nhelloInterval\nfunc decodeHello\neach hello lists\nfunc (h hello)", good: "cantus.admin.hello\necho hello | cantus append",
+	},
+	{
+		pattern: `\b[gG]round(ed)?\b|\b[uU]nsure`, instead: "dependsOn, the transaction that it depends on; unconfirmed",
+		legit: `ground truth`,
+		bad:   "refusals wait for their ground\ngrounded\nunsure", good: "in the background\nthe ground truth",
+	},
+	{
+		pattern: `\b[mM]end(s|ed|ing)?\b`, instead: "repair, correct, heal, resolve; transient (of an error)",
+		bad: "mends(err)\nwhen it is mended", good: "we recommend it",
+	},
+	{
+		pattern: `\bcuttable\b|\b(cuts?|cutting) (its|the|a|that|every|each|raft's)( \w+'s)? (log|logs|head)\b|\b([lL]ogs?|head|[oO]ne in which nothing is appended any more) (is|are|was|were|can be|has been) cut\b([^-, ]| [^os])|` +
+			`\bcut at a point\b|\bplaces? (where|before what) [^.]{0,60}cut\b|\bsteps? of a cut\b|\b[tT]he cut is made\b|\bcan cut once\b`,
+		instead: "trim, trim point (of the head); truncate (of the end)",
+		bad:     "n1 has cut its log\nthe log is cut.\nthe log is cut whole\ncuttable\nRaft never cuts the log's head",
+		good:    "nodes that can be cut off\na log that is cut short\na table cut short\na power cut",
+	},
+	{
+		pattern: `\b[pP]romises?\b`, instead: "asynchronous write, AppendAsync",
+		bad: "wal.Log.Promise",
+	},
+	{
+		pattern: `\b[mM]arkers?\b`, instead: "snapshot",
+		legit: "[\"`]marker[\"`]",
+		bad:   "the last marker", good: "stored under the key `marker`",
+	},
+
+	// Constructions.
+	{
+		pattern: `\b(for|by|of|to|from|with|and|or|than|as|but|is|are) who\b|(^|[^?a-z]\n|[.;:)] |// |# |")[wW]ho (\w)|\bled by who\b`,
+		instead: "a noun: whoever, the client that, the node that",
+		legit:   `\b[wW]ho\b[^.;?]*\?|\| who \w+ \||"who \w+", `,
+		bad:     "an API for who cannot wait\nby who sends it\n// Who waits is served in turn.\nit ends; who waits gets an error",
+		good:    "Who wrote it?\na client who asks\nthose who know\nanyone who can publish",
+	},
+	{
+		pattern: `\b[tT]ell(s|ing)? (whether|if)\b`, instead: "reports whether",
+		legit: `can'?(not|t)? (always )?tell (whether|if)`,
+		bad:   "isOpen tells whether it is open", good: "a reader can tell whether it has everything",
+	},
+	{
+		pattern: `// [a-zA-Z]\w*(, [^,.]*,)? gives (the|how|what|who|when|whether|its|up to)\b|\b(and|it|; it|that) gives (how|what|who|its payloads|the (txid|payload|error|answer|longest|address|digest)\w*)\b`,
+		instead: "returns",
+		legit:   `gives the [^.\n]{1,40} to (the|a|its|each)\b`,
+		bad:     "// size gives the size\nload appends; it gives how many", good: "// promote gives a vote to a member\nif Badger gives its disk space back",
+	},
+	{
+		pattern: `\b[aA]s of (a|an|the|who|what|its|their|each)\b`, instead: "as for, the same as, like; at",
+		legit: `as of (a|the) (second ago|version|moment|time)`,
+		bad:   "errors are as of a batch", good: "as of a second ago",
+	},
+	{
+		pattern: `\bso many\b`, instead: "a number: n, this many, that many",
+		legit: `(?:not|are|were|be|in) so many\b|so many [^.]{1,60}\bthat\b`,
+		bad:   "it takes so many bytes\nno more than so many",
+		good:  "there are not so many\nso many keys that some share a hash",
+	},
+	{
+		pattern: `\b[lL]ook(s|ed|ing)? whether\b|\bsee(s|n)? to it that\b|\bbring(s)? about\b|\bfor want of\b|\btakes? account of\b|\blook(s)? (again )?who\b`,
+		instead: "checks whether, ensures that, causes, for lack of, without, considers",
+		bad:     "it looks whether there is room\nsees to it that it is there\nfor want of an answer",
+	},
+	{
+		pattern: `\b[wW]hat stands\b|\bstands? in (the|one|a|no|it|each|Badger's)\b|\bnumbers stand\b`, instead: "is in",
+		legit: `\bstand in the way\b`,
+		bad:   "What stands in the block\nit stands in the code", good: "they cannot stand in for it\nit must not stand in the way",
+	},
+	{
+		pattern: `\b[oO]f before\b|\bnodes? of before\b`, instead: "earlier, older, before it",
+		legit: `\bof before (the|a|an|it|its|that|this|they|he)\b`,
+		bad:   "Nodes of before cut at fewer",
+	},
+}
+
+// notChecked are the files and folders that may use retired words.
+var notChecked = map[string]string{
+	"CHANGELOG.md":                "it names what was renamed",
+	"docs/performance-history.md": "it is a diary, in the words of its days",
+	"words_test.go":               "it has the list",
+	"raftstore/":                  "",
+	"client/":                     "",
+	"cmd/":                        "",
+	"cantustest/":                 "",
+	"docs/":                       "",
+	"e2e/":                        "",
+	"examples/":                   "",
+	"internal/":                   "",
+	"lockmgr/":                    "",
+	"subjects/":                   "",
+	"wal/":                        "",
+	"README.md":                   "",
+	"subjects.md":                 "",
+	"glossary_test.go":            "",
+	"Makefile":                    "",
+	"broker/internal/":            "",
+}
+
+// space matches a space of a pattern in the text of a file.
+const space = `(?:[ \t]+|[ \t]*\r?\n[ \t]*(?:(?://|#|\*|>)[ \t]*)?)`
+
+// compiled has the regular expressions of patterns.
+var compiled = map[string]*regexp.Regexp{}
+
+// compile returns the regular expression of a pattern.
+func compile(pattern string) *regexp.Regexp {
+	if e := compiled[pattern]; e != nil {
+		return e
+	}
+	var b strings.Builder
+	class := false
+	for i, r := range pattern {
+		switch {
+		case r == '[' && (i == 0 || pattern[i-1] != '\\'):
+			class = true
+		case r == ']':
+			class = false
+		case r == ' ' && !class:
+			b.WriteString(space)
+			continue
+		}
+		b.WriteRune(r)
+	}
+	compiled[pattern] = regexp.MustCompile(`(?m)` + b.String())
+	return compiled[pattern]
+}
+
+// find returns where in a text a word is used.
+func (r retired) find(text []byte) (all [][]int) {
+	all = compile(r.pattern).FindAllIndex(text, -1)
+	if r.legit == "" || all == nil {
+		return all
+	}
+	legit := compile(r.legit).FindAllIndex(text, -1)
+	return slices.DeleteFunc(all, func(at []int) bool {
+		return slices.ContainsFunc(legit, func(l []int) bool { return l[0] < at[1] && at[0] < l[1] })
+	})
+}
+
+// TestNoRetiredWords looks for words and constructions that the project no longer
+// uses.
+func TestNoRetiredWords(t *testing.T) {
+	files, needed := 0, map[string]bool{}
+	err := filepath.WalkDir(".", func(path string, entry fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		if entry.IsDir() {
+			if slices.Contains([]string{".git", "node_modules", "fuzz"}, entry.Name()) {
+				return fs.SkipDir
+			}
+			return nil
+		}
+		if !isProse(path) {
+			return nil
+		}
+		for name := range notChecked {
+			if path == name || strings.HasSuffix(name, "/") && strings.HasPrefix(path, name) {
+				return nil
+			}
+		}
+		text, err := os.ReadFile(path)
+		if err != nil {
+			return err
+		}
+		files++
+		for _, r := range retiredWords {
+			for _, at := range r.find(text) {
+				if _, stays := r.files[path]; stays {
+					needed[r.pattern+path] = true
+					continue
+				}
+				line := 1 + bytes.Count(text[:at[0]], []byte("\n"))
+				t.Errorf("%s:%d: %q is retired: write %s", path, line, text[at[0]:at[1]], r.instead)
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if files < 100 {
+		t.Errorf("%d files: the test would see little", files)
+	}
+	for _, r := range retiredWords {
+		for path := range r.files {
+			if !needed[r.pattern+path] {
+				t.Errorf("%s no longer needs its exception from %q", path, r.pattern)
+			}
+		}
+	}
+}
+
+// isProse reports whether a file is read by people.
+func isProse(path string) bool {
+	return slices.Contains([]string{".go", ".md", ".txtar", ".txt", ".sh", ".d2", ".yml"}, filepath.Ext(path)) ||
+		path == "Makefile" || filepath.Dir(path) == ".ci"
+}
+
+// TestRetiredWordsAreFound checks the patterns against their examples.
+func TestRetiredWordsAreFound(t *testing.T) {
+	for _, r := range retiredWords {
+		for _, bad := range strings.Split(r.bad, "\n") {
+			if len(r.find([]byte(bad))) == 0 {
+				t.Errorf("%q does not find %q", r.pattern, bad)
+			}
+			if broken := strings.ReplaceAll(bad, " ", "\n\t// "); !strings.HasPrefix(bad, "//") && !strings.Contains(bad, "(") && len(r.find([]byte(broken))) == 0 {
+				t.Errorf("%q does not find %q over lines", r.pattern, bad)
+			}
+		}
+		for _, good := range strings.Split(r.good, "\n") {
+			if len(r.find([]byte(good))) > 0 {
+				t.Errorf("%q finds %q", r.pattern, good)
+			}
+		}
+	}
+}
