@@ -10,8 +10,8 @@ import (
 	"testing"
 )
 
-// TestGlossaryWordsAreInUse checks that each word of the glossary stands in the
-// code, in a comment or a name of its own, and that the rows are in alphabetical
+// TestGlossaryWordsAreInUse checks that the code uses each word of the
+// glossary, in a comment or as a name, and that the rows are in alphabetical
 // order, each word once.
 func TestGlossaryWordsAreInUse(t *testing.T) {
 	words := glossaryWords(t)

@@ -152,7 +152,7 @@ func TestProgressHasTheHandlersError(t *testing.T) {
 		t.Fatal(err)
 	}
 	if g := f.Progress(0); g.Err != nil || g.Lag() != 0 {
-		t.Errorf("mended: %+v", g)
+		t.Errorf("after the repair: %+v", g)
 	}
 }
 

@@ -128,7 +128,7 @@ func TestForgedFeedMessagesMoveNothing(t *testing.T) {
 	}
 	f, seen := follow(t, c, map[int]uint64{0: 0}, stillQuiet)
 	level(t, its)
-	stranger, _ := newKey(t)
+	foreign, _ := newKey(t)
 	made := func(change func(m *nats.Msg)) *nats.Msg {
 		m := nats.NewMsg("cantus.packed.0")
 		m.Data = append([]byte(nil), real[0].Data...)
@@ -143,9 +143,9 @@ func TestForgedFeedMessagesMoveNothing(t *testing.T) {
 	for i, m := range []*nats.Msg{
 		packedOf("cantus.packed.0", nil, 4, "forged"),
 		packedOf("cantus.packed.0", nil, absurd, "forged"),
-		packedOf("cantus.packed.0", stranger, 4, "forged"),
-		packedOf("cantus.packed.0", stranger, absurd, "forged"),
-		packedOf("cantus.packed.0", stranger, 1<<64-1, "forged"),
+		packedOf("cantus.packed.0", foreign, 4, "forged"),
+		packedOf("cantus.packed.0", foreign, absurd, "forged"),
+		packedOf("cantus.packed.0", foreign, 1<<64-1, "forged"),
 		made(func(m *nats.Msg) { m.Data[7] = 4 }),                                                   // its txid
 		made(func(m *nats.Msg) { m.Data[0] = 0x80 }),                                                // its txid, absurd
 		made(func(m *nats.Msg) { m.Data = packedOf("", nil, 4, "forged").Data }),                    // another payload

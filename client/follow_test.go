@@ -108,9 +108,9 @@ func TestFollowerMissesNothingThroughDisconnects(t *testing.T) {
 	checkSeen(t, seen(0), count)
 }
 
-// deafen returns a client that receives nothing of the feed, its connection,
-// and a client that appends. Timeouts do not help the first client.
-func deafen(t *testing.T) (deaf *client.Client, nc *nats.Conn, c *client.Client) {
+// withoutFeed returns a client that receives nothing of the feed, its
+// connection, and a client that appends. Timeouts do not help the first client.
+func withoutFeed(t *testing.T) (unfed *client.Client, nc *nats.Conn, c *client.Client) {
 	t.Helper()
 	n := openNode(t, broker.Options{})
 	wire, nc := connect(t, n), connect(t, n)
@@ -123,13 +123,13 @@ func deafen(t *testing.T) (deaf *client.Client, nc *nats.Conn, c *client.Client)
 	if err := wire.Flush(); err != nil {
 		t.Fatal(err)
 	}
-	deaf = newClient(t, nc, client.Options{Prefix: proxied, AttemptTimeout: time.Hour})
-	return deaf, nc, newClient(t, connect(t, n), client.Options{})
+	unfed = newClient(t, nc, client.Options{Prefix: proxied, AttemptTimeout: time.Hour})
+	return unfed, nc, newClient(t, connect(t, n), client.Options{})
 }
 
 func TestReconnectHealsALostLastTransaction(t *testing.T) {
-	deaf, nc, c := deafen(t)
-	f, seen := follow(t, deaf, map[int]uint64{0: 0}, client.FollowOptions{IdleTimeout: time.Hour})
+	unfed, nc, c := withoutFeed(t)
+	f, seen := follow(t, unfed, map[int]uint64{0: 0}, client.FollowOptions{IdleTimeout: time.Hour})
 	const count = 20
 	for range count {
 		r := mustAppend(t, c, client.Tx{})
@@ -144,8 +144,8 @@ func TestReconnectHealsALostLastTransaction(t *testing.T) {
 }
 
 func TestSilenceIsNotTakenForTheEnd(t *testing.T) {
-	deaf, _, c := deafen(t)
-	f, seen := follow(t, deaf, map[int]uint64{0: 0}, client.FollowOptions{IdleTimeout: 10 * time.Millisecond})
+	unfed, _, c := withoutFeed(t)
+	f, seen := follow(t, unfed, map[int]uint64{0: 0}, client.FollowOptions{IdleTimeout: 10 * time.Millisecond})
 	const count = 20
 	for range count {
 		r := mustAppend(t, c, client.Tx{})

@@ -302,7 +302,7 @@ func TestWaitThatEndsLeavesTheTransactionOnItsWay(t *testing.T) {
 	checkOnce(t, direct, 0, 1)
 }
 
-func TestCloseSettlesWhatWaits(t *testing.T) {
+func TestCloseFailsWhatWaits(t *testing.T) {
 	came := make(chan struct{}, 10)
 	p, _, _ := newProxy(t, client.Options{}, func(*nats.Msg) fault { came <- struct{}{}; return swallow })
 	c, err := client.New(p.nc, client.Options{Prefix: proxied, MaxBatch: 1})

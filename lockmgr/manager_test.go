@@ -107,9 +107,9 @@ func TestManyNames(t *testing.T) {
 	}
 }
 
-// Among so many keys some ten pairs share a whole 32-bit hash, whatever the seed:
-// names of one parent, names of one last token, prefixes, and ids. What tells them
-// apart is the key itself.
+// Among 300,000 keys some ten pairs share a whole 32-bit hash, whatever the
+// seed: names of one parent, names of one last token, prefixes, and ids. What
+// tells them apart is the key itself.
 func TestHashCollisions(t *testing.T) {
 	const n = 300_000
 	for _, of := range []func(i int) string{shapes[0].of, shapes[1].of} {

@@ -368,7 +368,7 @@ func TestDocumentedPacked(t *testing.T) {
 	}
 }
 
-// TestDocumentedWords looks for the constants that stand in no table.
+// TestDocumentedWords checks the constants that are in no table.
 func TestDocumentedWords(t *testing.T) {
 	text := document(t)
 	for name, value := range constants(t, "Status", "DefaultKind", "DefaultPrefix") {

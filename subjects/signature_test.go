@@ -16,7 +16,7 @@ func feedKey(seed string) (ed25519.PrivateKey, ed25519.PublicKey) {
 
 func TestVerifyFeed(t *testing.T) {
 	private, public := feedKey("the cluster's")
-	stranger, _ := feedKey("a stranger's")
+	foreign, _ := feedKey("another's")
 	one, two := []byte("one"), []byte("two")
 	own := string(subjects.AppendFeedHash(nil, one))
 	both := string(subjects.AppendFeedHash([]byte(own), two))
@@ -39,7 +39,7 @@ func TestVerifyFeed(t *testing.T) {
 		"fewer hashes than signed":       {own, good, "one", subjects.ErrForged},
 		"a hash that was not signed":     {string(subjects.AppendFeedHash([]byte(both), []byte("three"))), good, "three", subjects.ErrForged},
 		"of another partition":           {both, subjects.SignFeed(private, 8, both), "one", subjects.ErrForged},
-		"of a stranger":                  {both, subjects.SignFeed(stranger, 7, both), "one", subjects.ErrForged},
+		"by another key":                 {both, subjects.SignFeed(foreign, 7, both), "one", subjects.ErrForged},
 		"a signature that is cut off":    {both, good[:40], "one", subjects.ErrForged},
 		"a signature that is not base64": {both, "?", "one", subjects.ErrForged},
 	} {

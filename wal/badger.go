@@ -54,7 +54,7 @@ func (s *Store) openBadger() error {
 		return fmt.Errorf("open %s: %w", o.Dir, blame(err))
 	}
 	s.db, s.compactors.db = db, db
-	s.room, err = newRoom(s.opts, db.Opts(), &s.starting.owed)
+	s.room, err = newRoom(s.opts, db.Opts(), &s.starting.replayBytes)
 	return err
 }
 

@@ -123,7 +123,7 @@ func (s *Store) stepReclaim() <-chan time.Time {
 func (s *Store) takeCheckpoint() error {
 	s.checking.Lock()
 	defer s.checking.Unlock()
-	at, owed := s.state()
+	at, replayBytes := s.state()
 	if at.Seq == s.checked {
 		return nil
 	}
@@ -149,7 +149,7 @@ func (s *Store) takeCheckpoint() error {
 	if err != nil {
 		return err
 	}
-	s.starting.owed.Add(-owed)
+	s.starting.replayBytes.Add(-replayBytes)
 	s.checked, s.badgerLogs = at.Seq, at.BadgerLogs
 	s.opts.Logger.Debug("checkpoint taken", "seq", at.Seq)
 	return nil
@@ -157,10 +157,10 @@ func (s *Store) takeCheckpoint() error {
 
 // state returns a copy of the logs' small state, and the bytes that a start
 // without this checkpoint would write to Badger again.
-func (s *Store) state() (at checkpointFile, owed int64) {
+func (s *Store) state() (at checkpointFile, replayBytes int64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	at.Seq, owed = s.logsSeq, s.starting.owed.Load()
+	at.Seq, replayBytes = s.logsSeq, s.starting.replayBytes.Load()
 	for _, group := range slices.Sorted(maps.Keys(s.logs)) {
 		l := s.logs[group]
 		l.mu.RLock()
@@ -170,5 +170,5 @@ func (s *Store) state() (at checkpointFile, owed int64) {
 		})
 		l.mu.RUnlock()
 	}
-	return at, owed
+	return at, replayBytes
 }

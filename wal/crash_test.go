@@ -106,7 +106,7 @@ func acks(t *testing.T, out io.Reader, n int, enough func()) (then, last [crashG
 			if seen < n {
 				t.Fatalf("child says %q", lines.Text())
 			}
-			break // its last words
+			break // the line that it was writing when it was killed
 		}
 		last[group] = index
 		if seen == n {

@@ -9,9 +9,9 @@ import (
 	"github.com/dgraph-io/badger/v4"
 )
 
-// Badger rewrites the value log of which it believes most was deleted: it copies what
-// is left into the newest one, and then deletes the file. The copy needs space, and
-// Badger does not look whether there is any.
+// Badger rewrites the value log of which it believes most was deleted: it
+// copies what is left into the newest one, and then deletes the file. The copy
+// needs space, and Badger does not check that there is any.
 //
 // Badger counts the deleted bytes of each file in DISCARD while it compacts, before
 // the compaction itself is on disk. After a crash in between, it counts them again. So

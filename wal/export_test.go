@@ -69,7 +69,7 @@ func WalkBadgerLog(path string) (end int64, err error) {
 // SealOf is the end of a sealed file.
 func SealOf(b []byte) []byte { return fmt.Appendf(nil, "%08x\n", crc32.Checksum(b, castagnoli)) }
 
-// CompactorsRest looks at a time whether Badger's compactors are to rest, and
+// CompactorsRest decides whether Badger's compactors are to rest at a time, and
 // reports whether they do.
 func (s *Store) CompactorsRest(now time.Time) bool {
 	s.compactors.look(now, compactorRest)
@@ -84,7 +84,7 @@ func (s *Store) NeedCompactors() (done func()) { return s.compactors.need() }
 // Uncompacted reports whether Badger has anything to compact.
 func (s *Store) Uncompacted() bool { return !inOrder(s.db) }
 
-// CheckRoom looks whether there is room, as the store does each second.
+// CheckRoom checks the free space, as the store does each second.
 func (s *Store) CheckRoom() { s.checkRoom() }
 
 // Floor is the free space that Badger needs to begin new files.

@@ -20,7 +20,8 @@ func faulty(fs *journaltest.FS) wal.Options {
 	return opts
 }
 
-// tally is what a run was told, against which what is found later is held.
+// tally is what a run tried and what was acknowledged. What is found later is
+// checked against it.
 type tally struct {
 	appended, tried uint64 // last index acknowledged, and last one tried
 	set, setTried   uint64 // the same of a counter in the log's small state
@@ -50,8 +51,9 @@ func numbered(index uint64) wal.Entry {
 	return wal.Entry{Index: index, Term: 1, Data: batch(index, 1, fmt.Sprintf("%0300d", index))}
 }
 
-// settle compares what is there with what was told, and goes on from there.
-func (a *tally) settle(l *wal.Log) error {
+// check compares what the log holds with what was acknowledged and tried, and
+// continues from there.
+func (a *tally) check(l *wal.Log) error {
 	last := l.LastIndex()
 	if last < a.appended || last > a.tried {
 		return fmt.Errorf("log ends at %d: %d was acknowledged and %d tried", last, a.appended, a.tried)
@@ -115,10 +117,10 @@ func TestEveryJournalFaultLatches(t *testing.T) {
 		if err != nil {
 			t.Fatalf("fault %+v: %v", fault, err)
 		}
-		if err := told.settle(s.Log(0)); err != nil {
+		if err := told.check(s.Log(0)); err != nil {
 			t.Fatalf("fault %+v: %v", fault, err)
 		}
-		if err := errors.Join(told.run(s.Log(0), 3), told.settle(s.Log(0)), s.Close()); err != nil {
+		if err := errors.Join(told.run(s.Log(0), 3), told.check(s.Log(0)), s.Close()); err != nil {
 			t.Fatalf("fault %+v, going on: %v", fault, err)
 		}
 	}
@@ -175,11 +177,11 @@ func TestFullDiskIsSaidAndSurvived(t *testing.T) {
 		told.tried, told.setTried = told.appended, told.set
 		full.Store(false)
 	}
-	if err := errors.Join(told.run(s.Log(0), 10), told.settle(s.Log(0)), s.Close()); err != nil {
+	if err := errors.Join(told.run(s.Log(0), 10), told.check(s.Log(0)), s.Close()); err != nil {
 		t.Fatal(err)
 	}
 	s = openStore(t, dir, faulty(fs.Kill()))
-	if err := told.settle(s.Log(0)); err != nil {
+	if err := told.check(s.Log(0)); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -209,7 +211,7 @@ func TestEntriesOnTheirWayAreTaken(t *testing.T) {
 	if s.CheckRoom(); s.Tight() {
 		t.Fatal("there is room, and the store is tight")
 	}
-	if err := told.settle(s.Log(0)); err != nil {
+	if err := told.check(s.Log(0)); err != nil {
 		t.Fatal(err)
 	}
 }

@@ -33,7 +33,7 @@ func TestGenerationsAreCountedAndKept(t *testing.T) {
 		}
 	}
 	if first := before[0].Number; first == 1 {
-		t.Error("the oldest ones are not let go")
+		t.Error("the oldest ones are not removed")
 	}
 }
 

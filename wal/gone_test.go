@@ -81,7 +81,7 @@ func TestADirectoryThatIsMovedFailsTheStore(t *testing.T) {
 		copyFiles(t, filepath.Join(dir+"2", part), filepath.Join(copied, part))
 	}
 	s = openStore(t, copied, wal.Options{})
-	if err := told.settle(s.Log(0)); err != nil {
+	if err := told.check(s.Log(0)); err != nil {
 		t.Fatal(err)
 	}
 }

@@ -14,11 +14,12 @@ import (
 // When space runs short the store makes some: it takes a checkpoint, which
 // releases frames, and removes the journal's spare segments.
 
-// nextStart keeps account of the space that the next start needs.
+// nextStart tracks the space that the next start needs.
 type nextStart struct {
-	// owed is how many bytes the frames since the last checkpoint take in Badger's
-	// files. Store.mu is held to add to it.
-	owed atomic.Int64
+	// replayBytes is how many bytes the frames since the last checkpoint take
+	// in Badger's files, and so how many the next start writes again. Store.mu
+	// is held to add to it.
+	replayBytes atomic.Int64
 	// left is how many bytes may be written before the free space is checked
 	// again.
 	left atomic.Int64
@@ -46,7 +47,7 @@ func (s *Store) startRoom() (int64, error) {
 	if err != nil {
 		return 0, err
 	}
-	left := have - s.room.floor - s.starting.owed.Load() - admittedRoom
+	left := have - s.room.floor - s.starting.replayBytes.Load() - admittedRoom
 	b := s.db.Opts()
 	// A memtable's log is mapped at twice its limit.
 	most := int64(b.NumMemtables+1) * 2 * tableOf(b.MemTableSize)
@@ -76,8 +77,8 @@ func (s *Store) lookStart() error {
 		return nil // unknown: a write will fail if the disk is full
 	}
 	s.starting.left.Store(left)
-	owed := s.starting.owed.Load()
-	if owed > scantRoom && left < owed {
+	replayBytes := s.starting.replayBytes.Load()
+	if replayBytes > scantRoom && left < replayBytes {
 		s.wakeCheckpoint()
 	}
 	if s.starting.scant.Load() {
@@ -123,11 +124,11 @@ func (s *Store) roomForSegment(bytes int64, awaited bool) error {
 	return nil
 }
 
-// settleStart takes a checkpoint after a replay if the next start might find no
-// space to replay the same frames again.
-func (s *Store) settleStart() {
+// checkpointForNextStart takes a checkpoint after a replay if the next start
+// might find no space to replay the same frames again.
+func (s *Store) checkpointForNextStart() {
 	left, err := s.startRoom()
-	if err != nil || left > s.starting.owed.Load() {
+	if err != nil || left > s.starting.replayBytes.Load() {
 		return
 	}
 	if err := s.takeCheckpoint(); err != nil && s.Failed() == nil && !errors.Is(err, ErrNoSpace) {

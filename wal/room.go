@@ -39,8 +39,8 @@ type room struct {
 	floor int64
 	vlog  growing
 	mem   growing
-	// owed is how many bytes the next start writes again: see nextStart.
-	owed *atomic.Int64
+	// replayBytes is how many bytes the next start writes again: see nextStart.
+	replayBytes *atomic.Int64
 }
 
 // growing is the newest file of one of Badger's two kinds of logs.
@@ -97,9 +97,9 @@ func (d *demand) put(key, value int, threshold int64) {
 }
 
 // newRoom returns the room of a Badger that was just opened, with new files.
-func newRoom(o Options, b badger.Options, owed *atomic.Int64) (*room, error) {
+func newRoom(o Options, b badger.Options, replayBytes *atomic.Int64) (*room, error) {
 	r := &room{
-		owed: owed, dir: b.Dir, free: o.FreeSpace, floor: floorOf(b),
+		replayBytes: replayBytes, dir: b.Dir, free: o.FreeSpace, floor: floorOf(b),
 		vlog: growing{name: valueLogName, limit: b.ValueLogFileSize, step: 8 << 20, weight: 1},
 		mem:  growing{name: "%05d.mem", limit: b.MemTableSize, step: 4 << 20, weight: 5},
 	}
@@ -195,7 +195,7 @@ func (r *room) ahead(d demand) int64 {
 	if err != nil {
 		return 0
 	}
-	return max(have-r.floor-d.vlog-d.mem-r.owed.Load()-aheadRoom, 0) / 2
+	return max(have-r.floor-d.vlog-d.mem-r.replayBytes.Load()-aheadRoom, 0) / 2
 }
 
 // ahead allocates the next n bytes and a step of at most most bytes.

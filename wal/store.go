@@ -155,7 +155,7 @@ func Open(dir string, opts Options) (*Store, error) {
 		return nil, fmt.Errorf("open %s: %w", dir, err)
 	}
 	s.opened.Store(true)
-	s.settleStart()
+	s.checkpointForNextStart()
 	s.checkRoom()
 	s.background.Go(s.applier.run)
 	s.background.Go(s.runCheckpoints)
@@ -450,7 +450,7 @@ func (s *Store) applyToLogs(seq uint64, ops []journal.Op) (logs int64) {
 	}
 	s.logsSeq = seq
 	d := s.applier.demand([]frame{{seq, ops}})
-	s.starting.owed.Add(d.vlog + d.mem)
+	s.starting.replayBytes.Add(d.vlog + d.mem)
 	return d.vlog + d.mem
 }
 

@@ -61,7 +61,7 @@ func TestCrashAfterReopeningIsNotTakenForDamage(t *testing.T) {
 	left := t.TempDir()
 	copyOpen(t, s, left)
 	s = openStore(t, left, small())
-	if err := told.settle(s.Log(0)); err != nil {
+	if err := told.check(s.Log(0)); err != nil {
 		t.Fatal(err)
 	}
 }

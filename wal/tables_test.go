@@ -43,7 +43,7 @@ func TestCheckpointsWhileMemtablesBecomeTables(t *testing.T) {
 	}
 	s = openStore(t, dir, small())
 	told := tally{appended: 4_000, tried: 4_000}
-	if err := told.settle(s.Log(0)); err != nil {
+	if err := told.check(s.Log(0)); err != nil {
 		t.Fatal(err)
 	}
 }

@@ -214,9 +214,9 @@ func (l *natsConn) await(ctx context.Context, most time.Duration, done func(subj
 	}
 }
 
-// settled reports whether every partition is where it should be, and is led by the
-// node that should lead it.
-func settled(s subjects.ClusterStatus) bool {
+// placed reports whether the replicas of every partition are on the nodes of
+// its placement, and the preferred node leads it.
+func placed(s subjects.ClusterStatus) bool {
 	for _, p := range s.Partitions {
 		voters := 0
 		for _, r := range p.Replicas {
@@ -265,7 +265,7 @@ func (c *clusterAddCmd) Run(ctx context.Context, p *program) error {
 	return c.operate(ctx, p, []string{"cluster", "add"}, subjects.AdminRequest{Node: string(c.Node), Standby: c.Standby, Key: c.Key}, c.Wait,
 		func(s subjects.ClusterStatus) bool {
 			n, ok := nodeOf(s, string(c.Node))
-			return ok && n.Ready && settled(s)
+			return ok && n.Ready && placed(s)
 		})
 }
 
@@ -288,7 +288,7 @@ func (c *clusterRemoveCmd) Run(ctx context.Context, p *program) error {
 	err := c.operate(ctx, p, []string{"cluster", "remove"}, subjects.AdminRequest{Node: string(c.Node)}, c.Wait,
 		func(s subjects.ClusterStatus) bool {
 			n, ok := nodeOf(s, string(c.Node))
-			return (!ok || n.State == "waiting") && settled(s)
+			return (!ok || n.State == "waiting") && placed(s)
 		})
 	if err == nil && c.Wait > 0 {
 		_, err = fmt.Fprintf(p.out, "node %s was removed\n", c.Node)
@@ -309,7 +309,7 @@ func (c *clusterDrainCmd) Run(ctx context.Context, p *program) error {
 		func(s subjects.ClusterStatus) bool {
 			var here int
 			here, stay = held(s, string(c.Node))
-			return here == stay && settled(s)
+			return here == stay && placed(s)
 		})
 	if err != nil || c.Wait == 0 {
 		return err
@@ -343,7 +343,7 @@ type clusterUndrainCmd struct {
 
 // Run ends a drain.
 func (c *clusterUndrainCmd) Run(ctx context.Context, p *program) error {
-	return c.operate(ctx, p, []string{"cluster", "undrain"}, subjects.AdminRequest{Node: string(c.Node)}, c.Wait, settled)
+	return c.operate(ctx, p, []string{"cluster", "undrain"}, subjects.AdminRequest{Node: string(c.Node)}, c.Wait, placed)
 }
 
 type clusterPromoteCmd struct {
@@ -354,7 +354,7 @@ type clusterPromoteCmd struct {
 
 // Run promotes a standby.
 func (c *clusterPromoteCmd) Run(ctx context.Context, p *program) error {
-	return c.operate(ctx, p, []string{"cluster", "promote"}, subjects.AdminRequest{Node: string(c.Node)}, c.Wait, settled)
+	return c.operate(ctx, p, []string{"cluster", "promote"}, subjects.AdminRequest{Node: string(c.Node)}, c.Wait, placed)
 }
 
 type clusterTransferCmd struct {
@@ -367,7 +367,7 @@ type clusterTransferCmd struct {
 // Run transfers leadership.
 func (c *clusterTransferCmd) Run(ctx context.Context, p *program) error {
 	id := int(c.Partition)
-	return c.operate(ctx, p, []string{"cluster", "transfer"}, subjects.AdminRequest{Partition: &id, To: string(c.To)}, c.Wait, settled)
+	return c.operate(ctx, p, []string{"cluster", "transfer"}, subjects.AdminRequest{Partition: &id, To: string(c.To)}, c.Wait, placed)
 }
 
 type clusterMoveCmd struct {
@@ -382,7 +382,7 @@ type clusterMoveCmd struct {
 func (c *clusterMoveCmd) Run(ctx context.Context, p *program) error {
 	id := int(c.Partition)
 	return c.operate(ctx, p, []string{"cluster", "move"},
-		subjects.AdminRequest{Partition: &id, Node: string(c.From), To: string(c.To)}, c.Wait, settled)
+		subjects.AdminRequest{Partition: &id, Node: string(c.From), To: string(c.To)}, c.Wait, placed)
 }
 
 type clusterBalanceCmd struct {
@@ -392,7 +392,7 @@ type clusterBalanceCmd struct {
 
 // Run balances the cluster.
 func (c *clusterBalanceCmd) Run(ctx context.Context, p *program) error {
-	return c.operate(ctx, p, []string{"cluster", "balance"}, subjects.AdminRequest{}, c.Wait, settled)
+	return c.operate(ctx, p, []string{"cluster", "balance"}, subjects.AdminRequest{}, c.Wait, placed)
 }
 
 type clusterRebuildCmd struct {
@@ -419,7 +419,7 @@ func (c *clusterRebuildCmd) Run(ctx context.Context, p *program) error {
 					return false
 				}
 			}
-			return settled(s)
+			return placed(s)
 		})
 }
 
@@ -427,13 +427,13 @@ type trimCmd struct {
 	Partition partition `arg:"" name:"P" help:"The partition."`
 	Before    txid      `placeholder:"TXID" xor:"what" help:"Trim what is older than this transaction."`
 	Age       duration  `placeholder:"TIME" xor:"what" help:"Trim what is older than this, in hours, minutes and seconds: 720h for 30 days."`
-	Size      byteSize  `placeholder:"SIZE" xor:"what" help:"Keep about so many bytes of the newest, such as 10GiB."`
+	Size      byteSize  `placeholder:"SIZE" xor:"what" help:"Keep about this many bytes of the newest, such as 10GiB."`
 	connection
 }
 
 func (*trimCmd) Help() string {
-	return `The oldest transactions of the partition are given up, the same ones on every replica. The cut is made at the last of the
-places before what is to stay where the log can be cut; there is one after 65,536 transactions, 16 MiB or an hour. Prints
+	return `The oldest transactions of the partition are deleted, the same ones on every replica. A log can be trimmed at trim points
+only: there is one after 65,536 transactions, 16 MiB or an hour, and the last one before what is to stay counts. Prints
 the oldest transaction that is kept, and on standard error why it is older than it could be: transactions whose message
 ids are still remembered stay. Readers that ask for an older one are refused as "trimmed".
 

@@ -65,18 +65,18 @@ func (p *program) run(ctx context.Context, args []string) int {
 	case exited: // --help was answered while parsing
 		return exitDone
 	case err != nil:
-		p.complain(parseFailure(parser, args, err))
+		p.printError(parseFailure(parser, args, err))
 		return exitUsage
 	}
 	kctx.BindTo(ctx, (*context.Context)(nil))
 	kctx.Bind(p)
 	err = kctx.Run()
-	p.complain(err)
+	p.printError(err)
 	return exitStatus(err)
 }
 
-// complain prints an error for the user.
-func (p *program) complain(err error) {
+// printError prints an error for the user, if there is one.
+func (p *program) printError(err error) {
 	if err != nil {
 		fmt.Fprintf(p.errOut, "cantus: %s\n", errorText(err))
 	}

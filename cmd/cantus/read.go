@@ -105,7 +105,7 @@ func (r *reader) step(ctx context.Context) (done bool, err error) {
 		err = r.conn.noLeader(ctx, int(r.cmd.Partition))
 	}
 	switch {
-	case err != nil && r.cmd.Follow && mends(err):
+	case err != nil && r.cmd.Follow && isTransient(err):
 		return false, r.await(ctx, err)
 	case err != nil:
 		return false, err
@@ -123,8 +123,9 @@ func (r *reader) step(ctx context.Context) (done bool, err error) {
 // full reports whether --max is reached.
 func (r *reader) full() bool { return r.cmd.Max > 0 && r.printed >= int(r.cmd.Max) }
 
-// mends reports whether an error may be transient for a follower.
-func mends(err error) bool {
+// isTransient reports whether a follower may succeed after an error if it tries
+// again.
+func isTransient(err error) bool {
 	return errors.Is(err, errConnLost) || errors.Is(err, nats.ErrTimeout) ||
 		errors.Is(err, context.DeadlineExceeded) || exitStatus(err) == exitUnavailable
 }

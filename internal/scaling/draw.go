@@ -21,7 +21,7 @@ const (
 type curve struct {
 	color, name string
 	dashed      bool
-	below       bool // where its numbers stand
+	below       bool // whether its numbers are drawn below it
 	of          func(Point) float64
 }
 

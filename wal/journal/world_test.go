@@ -84,7 +84,7 @@ func filler(c uint64, i, n int) []byte {
 	return b
 }
 
-// parse returns the commits in ops, and complains of any that is not whole.
+// parse returns the commits in ops. One that is not whole fails the test.
 func (w *world) parse(ops []journal.Op) (numbers []uint64) {
 	w.t.Helper()
 	for i := 0; i < len(ops); {

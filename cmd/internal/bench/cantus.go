@@ -12,10 +12,10 @@ import (
 	"github.com/cantuslog/cantus/subjects"
 )
 
-// cantusAppend appends transactions with write locks to Cantus. Its high-water mark
-// of a partition is the newest txid in an answer on this connection, as of a writer
-// that follows the feed. Transactions of others in flight on the same key are
-// conflicts, which are rare if the pool is large.
+// cantusAppend appends transactions with write locks to Cantus. Its high-water
+// mark of a partition is the newest txid in an answer on this connection, like
+// that of a writer that follows the feed. Transactions of others in flight on
+// the same key are conflicts, which are rare if the pool is large.
 type cantusAppend struct {
 	subjects []string // by partition
 	marks    []uint64 // by partition

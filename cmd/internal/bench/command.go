@@ -12,7 +12,7 @@ import (
 
 // Command is the flags of `cantus bench`; kong fills it.
 type Command struct {
-	Workload string `arg:"" optional:"" default:"append" enum:"append,batch,read,tail,get,mixed,failover,fill,startup" help:"append: single appends; batch: batch messages; read: catch-up reads; tail: from an append to its readers; get: random lookups; mixed: appends and lookups; failover: the pause when a leader dies; fill: batch messages until so many are in; startup: time until a node is ready again."`
+	Workload string `arg:"" optional:"" default:"append" enum:"append,batch,read,tail,get,mixed,failover,fill,startup" help:"append: single appends; batch: batch messages; read: catch-up reads; tail: from an append to its readers; get: random lookups; mixed: appends and lookups; failover: the pause when a leader dies; fill: batch messages until the partition has as many as asked for; startup: time until a node is ready again."`
 
 	Nodes      int      `placeholder:"N" default:"1" help:"Nodes that bench starts, 1, 3 or 5, each a process of its own on loopback; as many servers of a peer, with 3 replicas where there are 3 or 5."`
 	Server     []string `placeholder:"URL" help:"A running cluster to measure; several nodes separated by commas. [default: bench starts its own]"`
@@ -27,7 +27,7 @@ type Command struct {
 	VsClient string   `placeholder:"CLIENT" enum:"auto,plain,go,pull,push" default:"auto" help:"How the peer is talked to: plain requests or go, its Go client; for reads its pull or push ordered consumer; auto tries what there is and takes the quicker."`
 
 	Conns    int     `placeholder:"N" help:"Connections, spread over the nodes; the first goes to the leader's. [default 8; 1 for read and tail, 2 for batch and fill]"`
-	InFlight int     `placeholder:"N" help:"Requests in flight on each connection; with --rate no more than so many. [default 256; 2 for read, 4 for batch and fill, 1 for tail; 16384 with --rate]"`
+	InFlight int     `placeholder:"N" help:"Requests in flight on each connection; with --rate no more than this. [default 256; 2 for read, 4 for batch and fill, 1 for tail; 16384 with --rate]"`
 	Rate     float64 `placeholder:"N" help:"Requests a second over all connections, evenly spaced; latency counts from when a request was due. [default: as fast as answers come]"`
 	Size     int     `placeholder:"BYTES" default:"256" help:"Payload of a transaction."`
 	Locks    int     `placeholder:"N" default:"1" help:"Write locks of a transaction; 0 appends without condition."`
@@ -37,7 +37,7 @@ type Command struct {
 	Readers  int     `placeholder:"N" default:"1" help:"Readers of each partition in tail."`
 
 	Duration time.Duration `placeholder:"TIME" default:"10s" help:"How long a round is measured."`
-	Count    int64         `placeholder:"N" help:"End a round after so many transactions instead, without warm-up."`
+	Count    int64         `placeholder:"N" help:"End a round after this many transactions instead, without warm-up."`
 	WarmUp   time.Duration `placeholder:"TIME" default:"2s" help:"How long a round runs before it is measured."`
 	Rounds   int           `placeholder:"N" default:"3" help:"Rounds; systems take turns."`
 
@@ -49,7 +49,7 @@ type Command struct {
 	Signal string        `placeholder:"SIGNAL" enum:"KILL,TERM" default:"KILL" help:"How failover ends the leader: KILL as a crash would, TERM as an operator would."`
 	Settle time.Duration `placeholder:"TIME" default:"2s" help:"How long failover waits between a node's return and the next kill."`
 
-	Keep        int64 `placeholder:"BYTES" help:"Trim Cantus's partitions to about so many bytes each before every round. [default: nothing is trimmed]"`
+	Keep        int64 `placeholder:"BYTES" help:"Trim Cantus's partitions to about this many bytes each before every round. [default: nothing is trimmed]"`
 	Fill        int64 `placeholder:"N" default:"-1" help:"Transactions to append in batches before anything is measured. [default 1000000 for read, get, fill and startup, 100000 for mixed, 0 for others]"`
 	Batch       int   `placeholder:"N" default:"1000" help:"Transactions in a batch message."`
 	UniqueLocks bool  `help:"Give each filled transaction an append lock of its own."`

@@ -43,7 +43,7 @@ func measure(t *testing.T, report any, args ...string) {
 	}
 }
 
-// checkRounds is for rounds that end by count: each did exactly so many.
+// checkRounds checks rounds that end by count: each did exactly count requests.
 func checkRounds(t *testing.T, r *bench.Report, names []string, count uint64) {
 	t.Helper()
 	var got []string

@@ -70,9 +70,9 @@ type pending struct {
 	again bool
 	units int
 
-	flying bool
-	at     int64  // when it was last published
-	round  uint64 // changes when an answer is given up, so that a late one is ignored
+	inFlight bool
+	at       int64  // when it was last published
+	round    uint64 // changes when an answer is given up, so that a late one is ignored
 
 	subject string
 	payload []byte
@@ -213,7 +213,7 @@ func (l *plainWorker) expire() {
 	}
 	now := l.clock.now()
 	for i := range l.requests {
-		if s := &l.requests[i]; s.flying && now-s.at > int64(answerLimit) {
+		if s := &l.requests[i]; s.inFlight && now-s.at > int64(answerLimit) {
 			s.round++
 			s.msg.Reply = l.replyTo(s)
 			l.conclude(s, outcome{silent: true}, now)
@@ -287,7 +287,7 @@ func (l *plainWorker) compose(s *pending, at int64) int {
 
 func (l *plainWorker) publish(s *pending) {
 	l.inFlight++
-	s.flying, s.at = true, l.clock.now()
+	s.inFlight, s.at = true, l.clock.now()
 	for _, m := range s.ahead {
 		if err := l.publishMsg(m); err != nil {
 			go l.failUnlessClosed(err)
@@ -382,7 +382,7 @@ func (l *plainWorker) conclude(s *pending, o outcome, now int64) {
 		return
 	}
 	l.inFlight--
-	s.flying = false
+	s.inFlight = false
 	switch {
 	case o.unknown, o.silent:
 		l.counts.lose(s.sent, now, o.silent)
@@ -449,11 +449,11 @@ func request(ctx context.Context, nc *nats.Conn, subject string, data []byte) (*
 	return m, nil
 }
 
-// again calls try until it succeeds, or for settleTimeout: it may fail right after a
-// start or a change of leaders.
+// again calls try until it succeeds, or for retryTimeout: it may fail right
+// after a start or a change of leaders.
 func again(ctx context.Context, try func() error) error {
-	const settleTimeout = time.Minute
-	ctx, cancel := context.WithTimeout(ctx, settleTimeout)
+	const retryTimeout = time.Minute
+	ctx, cancel := context.WithTimeout(ctx, retryTimeout)
 	defer cancel()
 	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()
