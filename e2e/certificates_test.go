@@ -36,10 +36,10 @@ func TestClusterCertificates(t *testing.T) {
 		for i, s := range []struct {
 			name, config string
 			heard        string // what the members log
-			says         string // what the stranger logs
+			says         string // what the rejected node logs
 		}{
 			// A TLS client keeps a certificate to itself that the other side would not trust.
-			{"of another authority", natsConfig(t, "stranger", tomorrow, theirs, ours), "client didn't provide a certificate", "waiting"},
+			{"of another authority", natsConfig(t, "outsider", tomorrow, theirs, ours), "client didn't provide a certificate", "waiting"},
 			{"expired", natsConfig(t, "late", time.Now().Add(-time.Minute), ours, ours), "expired", "waiting"},
 			{"that trusts another authority", natsConfig(t, "distrustful", tomorrow, ours, theirs), "bad certificate", "signed by unknown authority"},
 			{"without one", "", "TLS route handshake error: tls: first record does not look like a TLS handshake", "waiting"},
@@ -77,7 +77,7 @@ func (c *cluster) awaitLogOfAny(t *testing.T, text string) {
 	}
 }
 
-// checkReplicationTLS comes to a replication port as a stranger does that
+// checkReplicationTLS connects to a replication port like an outsider that
 // knows everything but has no good certificate.
 func checkReplicationTLS(t *testing.T, c *cluster, ours, theirs testcert.Authority) {
 	t.Helper()
@@ -102,7 +102,7 @@ func checkReplicationTLS(t *testing.T, c *cluster, ours, theirs testcert.Authori
 		// An application may have one of the same authority: it gets no further.
 		"good":                 {pair(ours, "raft-good", tomorrow), nonce},
 		"none":                 {nil, 0},
-		"of another authority": {pair(theirs, "raft-stranger", tomorrow), 0},
+		"of another authority": {pair(theirs, "raft-outsider", tomorrow), 0},
 		"expired":              {pair(ours, "raft-late", time.Now().Add(-time.Minute)), 0},
 	} {
 		var heard []byte

@@ -39,7 +39,7 @@ type place interface {
 	enter(node string) (command []string)
 }
 
-// newCluster prepares so many founders and starts none.
+// newCluster prepares a cluster of founders and starts none.
 func newCluster(tb testing.TB, founders int, common ...string) *cluster {
 	c := &cluster{tb: tb, common: common, routes: map[string]string{}}
 	c.found(founders)
@@ -125,7 +125,7 @@ func startCluster(tb testing.TB, founders int, common ...string) *cluster {
 	tb.Helper()
 	c := newCluster(tb, founders, common...)
 	c.startAll()
-	c.settle()
+	c.awaitPlaced()
 	return c
 }
 
@@ -165,8 +165,8 @@ func (c *cluster) node(name string) *node {
 // that hangs gives none.
 const clientLimit = 2 * time.Second
 
-// dial gives a client that knows all nodes and is connected to the one that is
-// named. It leaves a node that hangs.
+// dial returns a client that knows all nodes and is connected to the named one.
+// It leaves a node that hangs.
 func (c *cluster) dial(name string) *client {
 	c.tb.Helper()
 	urls := []string{c.node(name).url}
@@ -263,10 +263,10 @@ func (c *client) status(ctx context.Context) (clusterStatus, error) {
 	return s, nil
 }
 
-// unsettled says what is not in its place yet: every member serves, every
-// replica votes and has everything, and every partition is led by who is to
-// lead it.
-func (s clusterStatus) unsettled() string {
+// misplaced describes what is not in its place yet, "" if all is: every member
+// serves, every replica votes and has everything, and every partition is led by
+// its preferred node.
+func (s clusterStatus) misplaced() string {
 	for _, n := range s.Nodes {
 		if n.State == "member" && !(n.Alive && n.Ready) {
 			return fmt.Sprintf("node %s is not ready: %s", n.Name, cmp.Or(n.Unready, "away"))
@@ -290,17 +290,17 @@ func (s clusterStatus) unsettled() string {
 	return ""
 }
 
-// settle returns when everything is in its place.
-func (c *cluster) settle() {
+// awaitPlaced waits until everything is in its place.
+func (c *cluster) awaitPlaced() {
 	c.tb.Helper()
 	client := c.dial(c.nodes[0].name)
 	defer client.nc.Close()
-	if err := c.until(c.tb.Context(), "settled", func(ctx context.Context) string {
+	if err := c.until(c.tb.Context(), "placed", func(ctx context.Context) string {
 		s, err := client.status(ctx)
 		if err != nil {
 			return err.Error()
 		}
-		return s.unsettled()
+		return s.misplaced()
 	}); err != nil {
 		c.tb.Fatal(err)
 	}
@@ -317,7 +317,8 @@ func (c *cluster) awaitOther(ctx context.Context, client *client, n *node) error
 	})
 }
 
-// awaitReady returns when every node serves; under load nothing settles.
+// awaitReady waits until every node serves. Under load not everything gets into
+// its place.
 func (c *cluster) awaitReady(ctx context.Context, client *client) error {
 	return c.until(ctx, "ready", func(ctx context.Context) string {
 		s, err := client.status(ctx)
@@ -393,7 +394,7 @@ func (c *cluster) leader(ctx context.Context, client *client, partition int) (*n
 // what it holds of the partition is what want has.
 func (c *cluster) checkSame(t *testing.T, partition int, want []*nats.Msg) {
 	t.Helper()
-	c.settle()
+	c.awaitPlaced()
 	client := c.dial(c.nodes[0].name)
 	info := mustInfo(t, client, partition)
 	c.awaitMark(client, partition, info.HighWaterMark)

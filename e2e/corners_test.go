@@ -10,8 +10,8 @@ import (
 	"golang.org/x/sync/errgroup"
 )
 
-// TestCommitRule walks the table of who is refused after whom: the columns
-// are what is asked for at a mark, the rows what somebody committed after it.
+// TestCommitRule tries which locks conflict: the columns are the locks that a
+// transaction has at a mark, the rows those that were committed after it.
 func TestCommitRule(t *testing.T) {
 	t.Parallel()
 	n := startNode(t, t.TempDir())

@@ -17,7 +17,7 @@ import (
 func TestClusterCutOffLeader(t *testing.T) {
 	c := newWiredCluster(t, 3, "--partitions", "1")
 	c.startAll()
-	c.settle()
+	c.awaitPlaced()
 	checkCutOff(t, c, c.cutOff())
 }
 
@@ -28,12 +28,12 @@ func TestClusterFarApart(t *testing.T) {
 	c := newWiredCluster(t, 3, "--partitions", "2", "--msg-id-window", "30m")
 	c.wires.delay = 20 * time.Millisecond
 	c.startAll()
-	c.settle()
+	c.awaitPlaced()
 	faults := []fault{killed, paused.lasting(5 * time.Second), c.cutOff().lasting(5 * time.Second)}
 	r := newReplayOf(t, loadHistory(t).head(t, 1000), c, c.writers(), 1)
 	replayFaults(t, c, r, 2*len(faults), faults...)
 	c.startAll()
-	c.settle()
+	c.awaitPlaced()
 	checkCutOff(t, c, c.cutOff())
 }
 
@@ -68,7 +68,7 @@ func checkCutOff(t *testing.T, c *cluster, cut fault) {
 	if err := cut.heal(leader); err != nil {
 		t.Fatal(err)
 	}
-	c.settle()
+	c.awaitPlaced()
 	again := c.mustKeep(inside, 0, lost[0])
 	if again.Duplicate {
 		t.Errorf("%s, sent to a leader without a majority, is there as txid %d", lost[0], again.Txid)
@@ -90,8 +90,8 @@ func checkCutOff(t *testing.T, c *cluster, cut fault) {
 	c.checkSame(t, 0, log)
 }
 
-// appendInVain sends to a leader that was cut off until nobody takes it any
-// more, and gives what it sent.
+// appendInVain appends to a leader that was cut off until it no longer accepts
+// requests, and returns the payloads.
 func (c *cluster) appendInVain(t *testing.T, client *client) (lost []string) {
 	t.Helper()
 	for deadline := time.Now().Add(patience); ; {

@@ -44,11 +44,11 @@ func rounded(all []time.Duration) (out []time.Duration) {
 }
 
 // measurePause ends the leader of partition 0 while appends come in every few
-// milliseconds through another node, and starts it again. It gives the longest
-// time between two acknowledgements.
+// milliseconds through another node, and starts it again. It returns the
+// longest time between two acknowledgements.
 func (c *cluster) measurePause(t *testing.T, end func(*node) error) time.Duration {
 	t.Helper()
-	c.settle()
+	c.awaitPlaced()
 	watcher := c.dial(c.nodes[0].name)
 	defer watcher.nc.Close()
 	leader, err := c.leader(t.Context(), watcher, 0)
@@ -122,7 +122,7 @@ func (p *probe) answered(m *nats.Msg) {
 	p.acked.add()
 }
 
-// await returns after so many more acknowledgements.
+// await waits for more acknowledgements.
 func (p *probe) await(t *testing.T, more int) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
@@ -139,8 +139,8 @@ func (p *probe) reset() {
 	p.acks = p.acks[len(p.acks)-1:]
 }
 
-// stop ends the probe and gives the longest time between two acknowledgements
-// that ended after a moment.
+// stop ends the probe, and returns the longest time between two
+// acknowledgements of which the second came after the given moment.
 func (p *probe) stop(after time.Time) (longest time.Duration) {
 	close(p.ending)
 	p.running.Wait()

@@ -138,7 +138,7 @@ func replayFaults(t *testing.T, c *cluster, r *replay, count int, faults ...faul
 	if r.resent == 0 {
 		t.Errorf("nothing had to be sent again: %d faults did not meet the load", count)
 	}
-	c.settle()
+	c.awaitPlaced()
 	r.repeat(t, random)
 	r.check(t)
 	log := r.drained(t)
@@ -150,7 +150,7 @@ func replayFaults(t *testing.T, c *cluster, r *replay, count int, faults ...faul
 func TestClusterHistoryReplay(t *testing.T) {
 	c := newWiredCluster(t, 3, "--msg-id-window", "30m", "--partitions", "2")
 	c.startAll()
-	c.settle()
+	c.awaitPlaced()
 	h, count, lasts := loadHistory(t), 30, 10*time.Second
 	if !testkit.Long() {
 		h, count, lasts = h.head(t, 3000), 3, 3*time.Second
@@ -169,7 +169,7 @@ func TestClusterHistoryReplayFive(t *testing.T) {
 	replayFaults(t, c, r, count, killed, paused.lasting(lasts))
 }
 
-// writers gives a client for each writer, on different nodes.
+// writers returns a client for each writer, on different nodes.
 func (c *cluster) writers() (clients []*client) {
 	for i := range writers {
 		clients = append(clients, c.dial(c.nodes[i%len(c.nodes)].name))

@@ -54,7 +54,7 @@ func (d disk) free() int64 {
 	return int64(st.Bavail) * st.Bsize
 }
 
-// fill takes all of it but so many bytes.
+// fill takes all of the space but leave bytes.
 func (d disk) fill(leave int64) {
 	f, err := os.OpenFile(filepath.Join(d.path, "somebody-elses"), os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
@@ -271,7 +271,7 @@ func TestFullDiskOfFiles(t *testing.T) {
 			}
 			p := n.running()
 			select {
-			case <-p.lines: // so many are enough
+			case <-p.lines: // it serves: this many are enough
 				n.kill()
 			case <-p.done:
 				if text := mustEnd(t, p); !strings.Contains(text, "no space left") || !strings.Contains(text, "files") || strings.Contains(text, "damaged") {

@@ -28,7 +28,7 @@ func TestFullDisksOfFollowers(t *testing.T) {
 	}
 	c.found(3)
 	c.startAll()
-	c.settle()
+	c.awaitPlaced()
 	client := c.dial("n1")
 	client.limit = patience
 	leader, err := c.leader(t.Context(), client, 0)

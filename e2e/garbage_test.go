@@ -96,8 +96,8 @@ func TestClusterHearsGarbage(t *testing.T) {
 	})
 }
 
-// checkSaid says something to a replication port and wants to be hung up on,
-// having heard no more than so many bytes and nothing that tells of the cluster.
+// checkSaid sends said to a replication port, which must close the connection
+// and reveal nothing of the cluster. It may answer with most bytes.
 func checkSaid(t *testing.T, address string, said []byte, most int) {
 	t.Helper()
 	conn, err := net.Dial("tcp", address)

@@ -55,8 +55,8 @@ func (c *counter) reach(ctx context.Context, want int) error {
 // errOver ends the killing when the replays have come to their end.
 var errOver = errors.New("the replays are over")
 
-// killer kills the node under replays until so many kills have met the load:
-// until, that is, requests went unanswered and were sent again after each.
+// killer kills the node under replays until want kills have met the load: after
+// each of them, requests went unanswered and were sent again.
 type killer struct {
 	node    *node
 	random  *rand.Rand
@@ -64,7 +64,7 @@ type killer struct {
 	between int // most requests from one kill to the next
 
 	sent  *counter // requests, repeats aside
-	again *counter // requests that were sent again for want of an answer
+	again *counter // requests that were sent again because no answer came
 
 	kills, met, stops int
 }

@@ -85,7 +85,7 @@ func (l *load) acknowledged(partition int, payload string, r reply) error {
 	return nil
 }
 
-// stop ends the writers; what they have sent is settled.
+// stop ends the writers, after every outcome is known.
 func (l *load) stop(t *testing.T) {
 	t.Helper()
 	close(l.stopping)
@@ -102,7 +102,7 @@ func (l *load) stop(t *testing.T) {
 // and nothing less, and the same on every node.
 func (l *load) check(t *testing.T) {
 	t.Helper()
-	l.cluster.settle()
+	l.cluster.awaitPlaced()
 	client := l.cluster.dial(l.cluster.nodes[0].name)
 	var logs [][]*nats.Msg
 	for p := range l.partitions {

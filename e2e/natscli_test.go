@@ -19,8 +19,8 @@ import (
 	"time"
 )
 
-// natsLine is a command line of a document: what stands in it, and what the
-// document says that it prints, if anything.
+// natsLine is a command line of a document, with what the document says that it
+// prints, if anything.
 type natsLine struct {
 	command string
 	prints  string // "…" stands for anything
@@ -116,8 +116,8 @@ var natsDocuments = map[string]natsDocument{
 	},
 }
 
-// TestNATSCommand runs every command line with nats that the documents hold, as
-// it stands there, with the real command, and looks at what it prints.
+// TestNATSCommand runs every line with nats in the documents, unchanged, with
+// the real command, and checks what it prints.
 func TestNATSCommand(t *testing.T) {
 	nats := filepath.Join(t.TempDir(), "nats")
 	build := exec.CommandContext(t.Context(), "go", "-C", filepath.Join("..", ".ci", "tools"), "build", "-o", nats, "github.com/nats-io/natscli/nats")

@@ -20,7 +20,7 @@ func startSpaced(t *testing.T, delay string, common ...string) (*cluster, *space
 	c := &cluster{tb: t, common: common, routes: map[string]string{}, spaces: s}
 	c.found(3)
 	c.startAll()
-	c.settle()
+	c.awaitPlaced()
 	return c, s
 }
 

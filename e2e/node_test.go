@@ -157,8 +157,8 @@ func (n *node) serving() <-chan struct{} {
 	return n.ready
 }
 
-// unready must come before the process is ended: who waits for serving then
-// waits for the next start.
+// unready must be called before the process is ended: whoever waits for the
+// node to serve then waits for the next start.
 func (n *node) unready() *process {
 	n.mu.Lock()
 	defer n.mu.Unlock()

@@ -29,8 +29,8 @@ func newLockHistory(log []*nats.Msg) *lockHistory {
 	return h
 }
 
-// newest gives the newest transaction up to and with limit that recorded a
-// lock overlapping the given one; 0 is none.
+// newest returns the newest transaction up to and including limit that recorded
+// a lock overlapping the given one; 0 is none.
 func (h *lockHistory) newest(lock string, limit uint64) uint64 {
 	if !strings.HasSuffix(lock, ">") {
 		found := newestUpTo(h.byLock[lock], limit)

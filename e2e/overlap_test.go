@@ -76,7 +76,7 @@ func TestClusterOverlapWhileLeadersChange(t *testing.T) {
 	}
 	stop()
 	t.Logf("%d changes of the leader; the first won %d rounds, the second %d", changes(), won["first"], won["second"])
-	c.settle()
+	c.awaitPlaced()
 	log := drain(t, c.dial(c.nodes[0].name), 0)
 	if len(log) != round {
 		t.Errorf("%d rounds left %d transactions", round, len(log))
@@ -84,7 +84,7 @@ func TestClusterOverlapWhileLeadersChange(t *testing.T) {
 	c.checkSame(t, 0, log)
 }
 
-// contest runs one round and gives who won.
+// contest runs one round, and returns which message won.
 func (c *cluster) contest(t *testing.T, client *client, round int, first, second string) string {
 	t.Helper()
 	var mark uint64
@@ -103,7 +103,7 @@ func (c *cluster) contest(t *testing.T, client *client, round int, first, second
 		msgs[i] = appendMsg(0, name, "Cantus-Write-Lock", locks[i], "Cantus-High-Water-Mark", fmt.Sprint(mark),
 			"Nats-Msg-Id", fmt.Sprintf("%s-%d", name, round))
 	}
-	answers, err := c.settleAll(t.Context(), client, msgs...)
+	answers, err := c.sendAll(t.Context(), client, msgs...)
 	if err != nil {
 		t.Fatalf("round %d: %v", round, err)
 	}
@@ -121,11 +121,11 @@ func (c *cluster) contest(t *testing.T, client *client, round int, first, second
 	return ""
 }
 
-// settleAll sends messages back to back, and each of them again until its
-// outcome is known.
-func (c *cluster) settleAll(ctx context.Context, client *client, msgs ...*nats.Msg) ([]reply, error) {
+// sendAll sends messages back to back, and repeats each until its outcome is
+// known.
+func (c *cluster) sendAll(ctx context.Context, client *client, msgs ...*nats.Msg) ([]reply, error) {
 	answers := make([]reply, len(msgs))
-	var settling errgroup.Group
+	var sending errgroup.Group
 	for i, m := range msgs {
 		inbox := nats.NewInbox()
 		sub, err := client.nc.SubscribeSync(inbox)
@@ -136,7 +136,7 @@ func (c *cluster) settleAll(ctx context.Context, client *client, msgs ...*nats.M
 		if err := client.nc.PublishMsg(&nats.Msg{Subject: m.Subject, Reply: inbox, Header: m.Header, Data: m.Data}); err != nil {
 			return nil, err
 		}
-		settling.Go(func() (err error) {
+		sending.Go(func() (err error) {
 			sent := false
 			answers[i], _, err = retry(ctx, c, client, func() (reply, error) {
 				if sent {
@@ -148,7 +148,7 @@ func (c *cluster) settleAll(ctx context.Context, client *client, msgs ...*nats.M
 			return err
 		})
 	}
-	return answers, settling.Wait()
+	return answers, sending.Wait()
 }
 
 // answerTo waits for the answer to what was sent with a reply subject.

@@ -34,7 +34,7 @@ func TestClusterLeadersWhosePowerFails(t *testing.T) {
 	}
 	c.found(3)
 	c.startAll()
-	c.settle()
+	c.awaitPlaced()
 	l := startLoad(c, 1)
 	watcher := c.dial(c.nodes[0].name)
 	rounds := 2
@@ -45,8 +45,9 @@ func TestClusterLeadersWhosePowerFails(t *testing.T) {
 		if err := l.reach(t.Context(), 0, 1+rand.N(200)); err != nil {
 			t.Fatal(err)
 		}
-		// A leader that came back is given its place again: not in the middle of that.
-		if err := c.until(t.Context(), "led by who should", func(ctx context.Context) string {
+		// A leader that came back leads again after a while: wait until it
+		// does.
+		if err := c.until(t.Context(), "led by its preferred node", func(ctx context.Context) string {
 			s, err := watcher.status(ctx)
 			if err != nil || len(s.Partitions) == 0 {
 				return fmt.Sprint(err)
@@ -79,7 +80,7 @@ func TestClusterLeadersWhosePowerFails(t *testing.T) {
 	l.check(t)
 }
 
-// reach returns when so many more appends to a partition were acknowledged.
+// reach waits until more appends to a partition are acknowledged.
 func (l *load) reach(ctx context.Context, partition, more int) error {
 	count := func() int {
 		l.mu.Lock()
@@ -97,11 +98,11 @@ func (l *load) reach(ctx context.Context, partition, more int) error {
 
 // failPower has the leader's disk d take nothing until the follower that will be
 // killed has synced something which the leader has not; then both end.
-func (c *cluster) failPower(t *testing.T, leader *node, d *powercut.Disk, killed, deaf *node) {
+func (c *cluster) failPower(t *testing.T, leader *node, d *powercut.Disk, killed, paused *node) {
 	t.Helper()
 	near := c.dialOnly(killed)
 	defer near.nc.Close()
-	if err := deaf.pause(); err != nil {
+	if err := paused.pause(); err != nil {
 		t.Fatal(err)
 	}
 	before := killed.frames(t)

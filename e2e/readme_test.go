@@ -34,21 +34,21 @@ func readme(t *testing.T, section string) (lines []string) {
 	return lines
 }
 
-// stranger runs the lines of a document in an empty directory, as somebody does
-// that has nothing but the binary.
-type stranger struct {
+// newcomer runs the lines of a document in an empty directory, with nothing but
+// the binary.
+type newcomer struct {
 	t   *testing.T
 	dir string
 	env []string
 }
 
-func newStranger(t *testing.T, env ...string) *stranger {
+func newNewcomer(t *testing.T, env ...string) *newcomer {
 	path := "PATH=" + filepath.Dir(program) + ":" + os.Getenv("PATH")
-	return &stranger{t, t.TempDir(), append(append(os.Environ(), path), env...)}
+	return &newcomer{t, t.TempDir(), append(append(os.Environ(), path), env...)}
 }
 
 // run runs a line and returns what it printed, and its exit status.
-func (s *stranger) run(line string) (string, int) {
+func (s *newcomer) run(line string) (string, int) {
 	s.t.Helper()
 	cmd := exec.CommandContext(s.t.Context(), "sh", "-c", line)
 	cmd.Dir, cmd.Env = s.dir, s.env
@@ -60,7 +60,7 @@ func (s *stranger) run(line string) (string, int) {
 }
 
 // serve starts a node with a line, until the test ends.
-func (s *stranger) serve(line string) *node {
+func (s *newcomer) serve(line string) *node {
 	s.t.Helper()
 	n := newNode(s.t, "", s.dir)
 	cmd := exec.Command(program, strings.Fields(line)[1:]...)
@@ -75,7 +75,7 @@ func (s *stranger) serve(line string) *node {
 // TestReadmeQuickStart follows the quick start from its top to its bottom.
 func TestReadmeQuickStart(t *testing.T) {
 	t.Parallel()
-	s := newStranger(t, "CANTUS_LISTEN=127.0.0.1:0", "CANTUS_HTTP=127.0.0.1:0")
+	s := newNewcomer(t, "CANTUS_LISTEN=127.0.0.1:0", "CANTUS_HTTP=127.0.0.1:0")
 	statuses := []int{0, 3, 0, 0, 0}
 	done := 0
 	for _, line := range readme(t, "Quick start") {
@@ -121,7 +121,7 @@ func TestReadmeThreeNodes(t *testing.T) {
 			return ports[a]
 		})
 	}
-	s := newStranger(t)
+	s := newNewcomer(t)
 	var nodes []*node
 	env := ""
 	for _, line := range lines {

@@ -41,8 +41,8 @@ func undisturbed(t *testing.T, c *cluster, during func(*testing.T)) {
 // because the machine is slow.
 var steady = []string{"--partitions", "2", "--heartbeat", "3s", "--msg-id-window", "30m"}
 
-// checkTurnedAway wants a node to be refused, in words.
-func checkTurnedAway(t *testing.T, n *node, words ...string) {
+// checkRejected starts a node, which must end with an error that has the words.
+func checkRejected(t *testing.T, n *node, words ...string) {
 	t.Helper()
 	if err := n.launch(); err != nil {
 		t.Fatal(err)
@@ -50,9 +50,9 @@ func checkTurnedAway(t *testing.T, n *node, words ...string) {
 	checkEnds(t, n.running(), words...)
 }
 
-// TestClusterRefusesStrangers starts nodes that can't belong to a cluster,
+// TestClusterRefusesForeignNodes starts nodes that can't belong to a cluster,
 // while it serves.
-func TestClusterRefusesStrangers(t *testing.T) {
+func TestClusterRefusesForeignNodes(t *testing.T) {
 	c := startCluster(t, 3, steady...)
 	undisturbed(t, c, func(t *testing.T) {
 		for _, s := range []struct {
@@ -69,7 +69,7 @@ func TestClusterRefusesStrangers(t *testing.T) {
 				if err := alone.stop(); err != nil {
 					t.Fatal(err)
 				}
-				checkTurnedAway(t, n, `of the cluster "cantus" with id`, "this one's data directory belongs to one of that name with id")
+				checkRejected(t, n, `of the cluster "cantus" with id`, "this one's data directory belongs to one of that name with id")
 			}},
 			{"directory of a node alone", func(t *testing.T) {
 				n := c.prepare("n4")
@@ -80,19 +80,19 @@ func TestClusterRefusesStrangers(t *testing.T) {
 				if err := alone.stop(); err != nil {
 					t.Fatal(err)
 				}
-				checkTurnedAway(t, n, "with id")
+				checkRejected(t, n, "with id")
 			}},
 			{"name of a node that runs", func(t *testing.T) {
-				checkTurnedAway(t, c.namesake("n2"), `node`, `"n2"`)
+				checkRejected(t, c.sameName("n2"), `node`, `"n2"`)
 			}},
 			{"name of a node that runs, as a founder", func(t *testing.T) {
-				checkTurnedAway(t, c.namesake("n2", "--bootstrap", "n1,n2,n3"), "another", "n2")
+				checkRejected(t, c.sameName("n2", "--bootstrap", "n1,n2,n3"), "another", "n2")
 			}},
 			{"founder of an own cluster", func(t *testing.T) {
-				checkTurnedAway(t, c.prepare("n4", "--bootstrap", "n1,n2,n4"), "founded by n1,n2,n3")
+				checkRejected(t, c.prepare("n4", "--bootstrap", "n1,n2,n4"), "founded by n1,n2,n3")
 			}},
 			{"founder among others", func(t *testing.T) {
-				checkTurnedAway(t, c.prepare("n4", "--bootstrap", "n4,n5,n6"), "exists already, founded by n1,n2,n3", "without bootstrap")
+				checkRejected(t, c.prepare("n4", "--bootstrap", "n4,n5,n6"), "exists already, founded by n1,n2,n3", "without bootstrap")
 			}},
 			{"another number of partitions", func(t *testing.T) {
 				n := c.prepare("n7", "--partitions", "7")
@@ -124,9 +124,9 @@ func TestClusterRefusesStrangers(t *testing.T) {
 	})
 }
 
-// namesake prepares a node with another's name, an empty directory and ports
+// sameName prepares a node with another's name, an empty directory and ports
 // of its own.
-func (c *cluster) namesake(name string, args ...string) *node {
+func (c *cluster) sameName(name string, args ...string) *node {
 	routes := c.routes[name]
 	delete(c.routes, name)
 	n := c.prepare(name, args...)
@@ -152,8 +152,8 @@ func (c *cluster) awaitLog(t *testing.T, n *node, text string) {
 	}
 }
 
-// TestClusterFounding has founders that don't agree: nothing is founded until
-// who is wrong has been put right.
+// TestClusterFounding starts founders that don't agree: nothing is founded
+// until the wrong one is corrected.
 func TestClusterFounding(t *testing.T) {
 	for _, wrong := range []struct {
 		name  string
@@ -173,7 +173,7 @@ func TestClusterFounding(t *testing.T) {
 				}
 			}
 			bad := newNode(t, "n3", right.dir, append(onlyAddresses(right.args), wrong.args...)...)
-			checkTurnedAway(t, bad, "this node can't found the cluster", wrong.words)
+			checkRejected(t, bad, "this node can't found the cluster", wrong.words)
 			if err := right.launch(); err != nil {
 				t.Fatal(err)
 			}
@@ -182,7 +182,7 @@ func TestClusterFounding(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			c.settle()
+			c.awaitPlaced()
 			c.mustKeep(c.dial("n1"), 0, "founded")
 		})
 	}
@@ -198,16 +198,16 @@ func onlyAddresses(args []string) (kept []string) {
 	return kept
 }
 
-// TestClusterFoundedOnce starts founders of a cluster once more: with the same
-// bootstrap it is looked at no more, with another it is refused, and one that
-// has lost its directory is not taken for who it was.
+// TestClusterFoundedOnce starts founders of a cluster once more: the same
+// bootstrap list is ignored, another one is an error, and a founder that has
+// lost its directory is not accepted as the node that it was.
 func TestClusterFoundedOnce(t *testing.T) {
 	c := startCluster(t, 3, "--partitions", "2", "--msg-id-window", "30m")
 	client := c.dial("n1")
 	c.mustKeep(client, 0, "first")
 	c.stopAll()
 	c.startAll()
-	c.settle()
+	c.awaitPlaced()
 	again := c.mustKeep(client, 0, "first")
 	if again.Txid != 1 || !again.Duplicate {
 		t.Errorf("founded once more, the first transaction is %v", again)
@@ -218,15 +218,15 @@ func TestClusterFoundedOnce(t *testing.T) {
 		t.Fatal(err)
 	}
 	other := newNode(t, "n3", n.dir, append(onlyAddresses(n.args), "--bootstrap", "n3,n4,n5")...)
-	checkTurnedAway(t, other, "founded by n1,n2,n3, not by n3,n4,n5")
+	checkRejected(t, other, "founded by n1,n2,n3, not by n3,n4,n5")
 	empty := newNode(t, "n3", t.TempDir(), n.args...)
-	checkTurnedAway(t, empty, "whose data directory was another", "remove that node and add this one")
+	checkRejected(t, empty, "whose data directory was another", "remove that node and add this one")
 	joins := newNode(t, "n3", t.TempDir(), append(onlyAddresses(n.args), "--partitions", "2")...)
-	checkTurnedAway(t, joins, `a node "n3" with another data directory is a member of the cluster`)
+	checkRejected(t, joins, `a node "n3" with another data directory is a member of the cluster`)
 	if err := n.start(); err != nil {
 		t.Fatal(err)
 	}
-	c.settle()
+	c.awaitPlaced()
 	c.mustKeep(client, 0, "second")
 	log := drain(t, c.dial("n1"), 0)
 	c.checkSame(t, 0, log)

@@ -22,14 +22,14 @@ const writers = 8
 // replay is the history on its way through a node.
 //
 // Eight writers take the commits from one queue, each taking the next when it
-// is done with its last. What brings the file's order about for each path is
-// this: a writer that has taken a commit waits until every commit that this
+// is done with its last. What causes the file's order for each path is this:
+// a writer that has taken a commit waits until every commit that this
 // one builds on is acknowledged, to whichever writer. That is hearsay, as
 // when a colleague says "I have pushed"; whether the writer's own view has it
 // is another matter. It writes down what its view shows as the last commit of
 // each path and sends that along with its mark. A view that is behind must be
 // refused; the writer then applies up to the transaction that was named and
-// sends again. So the locks alone see to it that what is written down is true.
+// sends again. So only the locks ensure that what is written down is true.
 //
 // Every other writer looks at the feed only when it was refused, so that
 // there is much to refuse.

@@ -48,8 +48,8 @@ func runAs(args ...string) (*process, error) {
 	return runWith(&syscall.SysProcAttr{Credential: &syscall.Credential{Uid: nobody, Gid: nobody}}, args...)
 }
 
-// protect takes the right to write from a tree until the test ends, and sees
-// to it that the program can get there.
+// protect makes a tree read-only until the test ends, and its path accessible
+// to the program.
 func protect(t *testing.T, dir string) {
 	t.Helper()
 	root := os.Geteuid() == 0

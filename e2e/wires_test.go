@@ -20,7 +20,7 @@ type wires struct {
 
 	mu      sync.Mutex
 	cut     map[string]bool
-	changed chan struct{} // closed when something is cut or mended, then replaced
+	changed chan struct{} // closed when something is cut or restored, then replaced
 	conns   map[net.Conn]bool
 	closed  chan struct{}
 	running sync.WaitGroup
@@ -42,7 +42,7 @@ func (w *wires) close() {
 	w.running.Wait()
 }
 
-// set cuts a node off, or mends that.
+// set cuts a node off, or reconnects it.
 func (w *wires) set(node string, cut bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -51,8 +51,8 @@ func (w *wires) set(node string, cut bool) {
 	w.changed = make(chan struct{})
 }
 
-// pass returns when nothing is cut between two nodes; false says that all is
-// over.
+// pass blocks while the wire between two nodes is cut. It returns false when
+// the wires are closed.
 func (w *wires) pass(from, to string) bool {
 	for {
 		w.mu.Lock()
@@ -69,10 +69,10 @@ func (w *wires) pass(from, to string) bool {
 	}
 }
 
-// lay gives the address of a wire to what listens at target on the node to.
-// who tells from a connection's beginning which node it comes from, and gives
-// back what it has read of it.
-func (w *wires) lay(to, target string, who func(near, far net.Conn) (from string, read []byte, err error)) string {
+// lay returns the address of a wire to the listener at target on the node to.
+// identify finds out from the beginning of a connection which node it comes
+// from, and returns what it has read.
+func (w *wires) lay(to, target string, identify func(near, far net.Conn) (from string, read []byte, err error)) string {
 	w.tb.Helper()
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -86,7 +86,7 @@ func (w *wires) lay(to, target string, who func(near, far net.Conn) (from string
 				return // the test ends
 			}
 			if w.hold(conn) {
-				w.running.Go(func() { w.connect(conn, to, target, who) })
+				w.running.Go(func() { w.connect(conn, to, target, identify) })
 			}
 		}
 	})
@@ -114,14 +114,14 @@ func (w *wires) drop(c net.Conn) {
 	delete(w.conns, c)
 }
 
-func (w *wires) connect(near net.Conn, to, target string, who func(near, far net.Conn) (string, []byte, error)) {
+func (w *wires) connect(near net.Conn, to, target string, identify func(near, far net.Conn) (string, []byte, error)) {
 	defer w.drop(near)
 	far, err := net.Dial("tcp", target)
 	if err != nil || !w.hold(far) {
 		return // nobody is there: the other end hears it
 	}
 	defer w.drop(far)
-	from, read, err := who(near, far)
+	from, read, err := identify(near, far)
 	if err != nil || !w.pass(from, to) {
 		return
 	}
@@ -181,9 +181,9 @@ func from(node string) func(near, far net.Conn) (string, []byte, error) {
 	return func(net.Conn, net.Conn) (string, []byte, error) { return node, nil, nil }
 }
 
-// fromGreeting reads who dials the replication port. It passes the opening (48
-// bytes) and the answering nonce (32 bytes) on; then come a length, kind, group,
-// and the names, the dialing node's first.
+// fromGreeting returns the node that dials the replication port. It passes the
+// opening (48 bytes) and the answering nonce (32 bytes) on; then come a length,
+// kind, group, and the names, the dialing node's first.
 func fromGreeting(near, far net.Conn) (string, []byte, error) {
 	if _, err := io.CopyN(far, near, 48); err != nil {
 		return "", nil, err
