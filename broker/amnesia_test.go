@@ -329,7 +329,7 @@ func TestWhatAnOlderCopyHasLostIsNotGivenUp(t *testing.T) {
 		n1 <- err
 	}()
 	eventually(t, "n1 keeps what it has, and n3 says what it is", func() bool {
-		refuses := logs["n1"].heard("committed entries would be cut") || logs["n1"].heard("differ from those of")
+		refuses := logs["n1"].heard("committed entries would be removed") || logs["n1"].heard("differ from those of")
 		return refuses && logs["n3"].heard("older copy")
 	})
 	for _, name := range []string{"n2", "n3"} {

@@ -9,41 +9,49 @@ import (
 	"github.com/hashicorp/raft"
 )
 
-// asyncWrites holds the entries that a leader has passed to the journal and
-// that are not synced yet. It sends them to its followers at the same time, so
+// asyncWrites holds the entries that a leader has passed to the journal and that
+// are not synced yet. The leader sends them to its followers in the meantime, so
 // that all replicas write in parallel (Ongaro, "Consensus: Bridging Theory and
 // Practice", 10.2.1).
 //
-// Raft takes these entries for synced here and may call them committed. Nobody
-// else learns of that before they are synced: commit indexes on their way to
-// followers are limited to what lies before them (limit), and the FSM does not
-// apply them (waitSynced). So a committed entry is on the leader's disk too, as
-// it would be without asynchronous writes.
+// Raft assumes that these entries are synced here, and may consider them
+// committed. This has no effect before they are synced: commit indexes sent to
+// followers are limited to the entries before them (limit), and the FSM does not
+// apply them (waitSynced). So a committed entry is always on the leader's disk
+// too, as it would be without asynchronous writes.
+//
+// Four kinds of goroutines use it. Raft's main goroutine adds entries, and waits
+// for all of them before it stores a term or a vote, or truncates the log. The
+// journal's callback reports their outcome; it does not block. Raft's goroutines
+// for the peers read entries and limit commit indexes. The FSM's goroutine waits
+// until the entries that it is to apply are synced. A failed write ends every
+// wait with its error.
 type asyncWrites struct {
-	mu      sync.Mutex
+	mu      sync.Mutex  // guards all fields; not held while waiting
 	entries []*raft.Log // dense, in order
-	err     error       // why the oldest, and so all of them, will never be synced
-	// changed is closed at the next change; nil if nobody waits.
+	err     error       // why the oldest entry, and so every entry, will never be synced
+	// changed is closed at the next change; nil if no goroutine waits.
 	changed chan struct{}
-	// synced holds when entries were synced, by index modulo its length.
-	synced [rememberedSyncs]struct {
+	// synced holds the times when entries were synced, by index modulo its
+	// length.
+	synced [syncTimes]struct {
 		index uint64
 		at    time.Time
 	}
 }
 
-// rememberedSyncs is the number of entries for which the time of their sync is
-// remembered: more than raft stores at once.
-const rememberedSyncs = 2 * maxAppend
+// syncTimes is the number of entries whose sync times are kept: more than raft
+// stores at once.
+const syncTimes = 2 * maxAppend
 
-// add adds entries, before they are passed to the journal.
+// add adds entries. It is called before they are passed to the journal.
 func (w *asyncWrites) add(logs []*raft.Log) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.entries = append(w.entries, logs...)
 }
 
-// undo removes the newest entries again: the journal did not accept them.
+// undo removes the newest entries, which the journal has not accepted.
 func (w *asyncWrites) undo(logs []*raft.Log) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -64,7 +72,7 @@ func (w *asyncWrites) completed(n int, err error) {
 	w.notifyLocked()
 }
 
-// recordSynced records that entries of this leader are synced now.
+// recordSynced records that entries of this leader are now synced.
 func (w *asyncWrites) recordSynced(logs []*raft.Log) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -74,17 +82,17 @@ func (w *asyncWrites) recordSynced(logs []*raft.Log) {
 func (w *asyncWrites) recordSyncedLocked(logs []*raft.Log) {
 	now := time.Now()
 	for _, l := range logs {
-		s := &w.synced[l.Index%rememberedSyncs]
+		s := &w.synced[l.Index%syncTimes]
 		s.index, s.at = l.Index, now
 	}
 }
 
-// syncedAt returns when an entry of this leader was synced, the zero time if
-// that is not known any more.
+// syncedAt returns the time when an entry of this leader was synced, or the zero
+// time if it is not known.
 func (w *asyncWrites) syncedAt(index uint64) (at time.Time) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if s := w.synced[index%rememberedSyncs]; s.index == index {
+	if s := w.synced[index%syncTimes]; s.index == index {
 		at = s.at
 	}
 	return at
@@ -98,7 +106,7 @@ func (w *asyncWrites) notifyLocked() {
 	}
 }
 
-// get returns the entry at an index, nil if it is not one of these.
+// get returns the entry at an index, or nil if w does not hold it.
 func (w *asyncWrites) get(index uint64) *raft.Log {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -108,7 +116,7 @@ func (w *asyncWrites) get(index uint64) *raft.Log {
 	return w.entries[index-w.entries[0].Index]
 }
 
-// limit returns an index, or the one before the oldest entry if that is less.
+// limit returns the lower of index and the index before the oldest entry.
 func (w *asyncWrites) limit(index uint64) uint64 {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -118,11 +126,11 @@ func (w *asyncWrites) limit(index uint64) uint64 {
 	return min(index, w.entries[0].Index-1)
 }
 
-// allEntries is an index for waitSynced: everything is before it.
+// allEntries is the argument of waitSynced to wait for every entry.
 const allEntries = math.MaxUint64
 
-// waitSynced blocks until everything up to an index is synced. An error says
-// that it never will be.
+// waitSynced blocks until the entries up to index are synced. It returns an
+// error if they never will be.
 func (w *asyncWrites) waitSynced(index uint64) error {
 	for {
 		w.mu.Lock()

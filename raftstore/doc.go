@@ -1,76 +1,77 @@
-// Package raftstore runs Raft groups. It is not a store: the data is in the logs
-// of package wal.
+// Package raftstore runs Raft groups. It does not store their data: that is in
+// the logs of package wal.
 //
-// One group for each partition replicates that partition's log by
+// Each partition has a group, which replicates the partition's log with
 // hashicorp/raft. The log that Raft replicates is the transaction log itself:
-// there is no copy of the data in the state machine and none in snapshots. A
-// snapshot is metadata: an index, a term, the configuration and a few bytes of
-// the FSM's. It is taken often, so that a restart replays little. Raft never
-// cuts the log's head; [Group.Trim] does.
+// neither the state machine nor a snapshot has a copy of the data. A snapshot
+// is metadata: an index, a term, the configuration and a few bytes from the
+// FSM. Snapshots are frequent, so that a restart replays little. Raft never
+// trims the log; [Group.Trim] does.
 //
-// Its nouns are [Group], one replica of one group; [FSM], the state machine
-// that a group's committed entries are applied to; and [Network], which
-// connects the groups of a node with their replicas on other nodes.
+// The main types are [Group], one replica of one group; [FSM], the state machine
+// that applies a group's committed entries; and [Network], which connects a
+// node's groups with their replicas on other nodes.
 //
-// When a [Proposal] has succeeded, its entry is synced on this replica and on a
-// majority of the group's voters, and applied by this replica's FSM. When it
-// fails with [ErrNotLeader], nothing was done; with [ErrUnknown], the outcome
-// is not known yet.
+// When a [Proposal] succeeds, its entry is synced on this replica and on a
+// majority of the group's voters, and this replica's FSM has applied it. If it
+// fails with [ErrNotLeader], nothing was done; with [ErrUnknown], the entry may
+// or may not be committed.
 //
-// Groups are safe for concurrent use. The package knows nothing of NATS or of
-// locks, and it alone imports hashicorp/raft. A peer that has proved that it
-// has the cluster's key is taken to be honest: it may be broken, old, or lost,
-// but it does not lie. Terms that no election can have produced are rejected
-// all the same.
+// Groups are safe for concurrent use. The package does not depend on NATS or on
+// locks, and no other package imports hashicorp/raft. A peer that has proved
+// that it has the cluster's key is trusted to be honest: it may be faulty or
+// outdated, but it is not malicious. Even so, terms that no election can have
+// produced are rejected.
 //
 // # Reading the source
 //
-// The files, in the order in which an entry passes them:
+// The files, in the order in which an entry passes through them:
 //
 //   - group.go: [Group.Propose] passes the entry to raft, [Proposal.Wait]
 //     returns its outcome. Also open, close, barrier and status.
-//   - logstore.go: the leader stores the entry. async_writes.go: its followers
-//     get it while the leader's disk still writes.
-//   - transport.go, pipeline.go: the leader sends the entry, and retries while
-//     that matters. peer_acks.go: it remembers what each peer has acknowledged.
+//   - logstore.go: the leader stores the entry. async_writes.go: the leader
+//     sends it to its followers while its own disk is still writing it.
+//   - transport.go, pipeline.go: the leader sends the entry, and retries for as
+//     long as it leads. peer_acks.go: it records what each peer has acknowledged.
 //   - network.go, endpoint.go: the node's network and a group's end of it.
 //     Package peernet has the connections: the handshake, TLS and frames. For
 //     Raft they carry the stream of hashicorp/raft's network transport.
-//   - rpc_filter.go: on the follower the entry passes the filter before raft
-//     sees it, and is stored by the follower's logstore.go.
+//   - rpc_filter.go: the follower filters the request before raft handles it.
+//     Then the follower's logstore.go stores the entry.
 //   - fsm.go: once committed, the entry is applied.
 //   - snapshotter.go, snapshot_store.go: a snapshot is taken after many
 //     entries.
 //
-// Beside that path:
+// The other files:
 //
 //   - heartbeat_send.go, heartbeat_receive.go, heartbeat_bypass.go: heartbeats,
-//     batched for all groups of two nodes.
-//   - failover.go: an election at once when a leader's process is gone.
-//     starvation.go: none while the node is only short of processor time.
+//     batched for all groups that two nodes share.
+//   - failover.go: an immediate election when a leader's process has died.
+//     starvation.go: no election if a node is only short of processor time.
 //     standalone.go: a replica without peers.
-//   - membership.go: changes of members, leadership transfer.
-//   - fetch_client.go, fetch_server.go, fetch_wire.go, fetch_state.go: a copy
-//     of another replica's log.
-//   - halt.go: a replica that takes no part in its group.
+//   - membership.go: membership changes, leadership transfer.
+//   - fetch_client.go, fetch_server.go, fetch_wire.go, fetch_state.go: a replica
+//     copies another replica's log.
+//   - halt.go: a replica that is excluded from its group.
 //   - options.go, errors.go, logging.go.
 //
 // # A replica that is behind
 //
-// A snapshot without the log before it is no state, so none is ever installed
-// from another node. A replica that lacks what the leader has trimmed learns of
-// it ([Group.Behind]), is closed, and gets another replica's whole log
-// ([Fetch]) before it is opened again. Until then the log can't be opened: its
-// replica may have acknowledged entries, which count as committed, and must not
-// vote without them.
+// A snapshot is useless without the log before it, so a replica never installs
+// another replica's. If the leader has trimmed entries that a replica lacks,
+// [Group.Behind] signals it. The replica is closed, copies another replica's
+// whole log ([Fetch]), and is opened again. Until the fetch is done, the log
+// can't be opened: the replica may have acknowledged entries, which count as
+// committed, and must not vote without them.
 //
-// The newest entry that the replica may have acknowledged is remembered in the
-// log's small state when the fetch begins, or when the log is reset. A fetch
-// from a replica whose snapshot is less up to date than that, by Raft's own
-// comparison of term and index, fails with [ErrStale]. An entry of an older
-// term than the snapshot's, at a later index, is no loss: it can't have been
-// committed.
+// The log's small state records the newest entry that the replica may have
+// acknowledged, from the moment when the fetch begins or the log is reset. A
+// fetch fails with [ErrStale] if the other replica's snapshot is less up to date
+// than that entry, by Raft's comparison of term and index. An entry of an older
+// term than the snapshot's, at a later index, can't have been committed, so it
+// need not be fetched.
 //
-// A leader that offers a snapshot to a replica that has fetched meanwhile is
-// told that it is installed if the log holds what it covers.
+// A leader may offer a snapshot to a replica that has fetched the log in the
+// meantime. If the log holds the entries that the snapshot covers, the replica
+// replies that the snapshot is installed.
 package raftstore

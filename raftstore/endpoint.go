@@ -13,34 +13,36 @@ import (
 	"github.com/cantuslog/cantus/raftstore/peernet"
 )
 
-// endpoint is a group's end of its node's network: the connections that raft
-// uses, and those of fetches that are served.
+// endpoint is a group's end of its node's network. It owns the group's
+// connections: those of raft, inbound and outbound, and those of fetches that
+// the group serves. Raft's goroutines use the former, the goroutines of
+// peernet's handlers deliver them or serve the latter.
 type endpoint struct {
 	network          *Network
 	id               uint32
-	group            atomic.Pointer[Group] // nil until it is open
-	accepted         chan net.Conn
+	group            atomic.Pointer[Group]          // nil until the group is open
+	accepted         chan net.Conn                  // from deliver to raft's Accept
 	heartbeatHandler atomic.Pointer[func(raft.RPC)] // raft's handler, set by raft
 	halt             *halt
 	// bypass decides which heartbeats may go to heartbeatHandler.
 	bypass heartbeatBypass
 
-	dialing  context.Context // ends with stopDialing
-	stopDial context.CancelFunc
-	open     context.Context // ends with close
-	stop     context.CancelFunc
+	ctx        context.Context // done after close; parent of dialCtx
+	cancel     context.CancelFunc
+	dialCtx    context.Context // done after stopDialing
+	cancelDial context.CancelFunc
 	// users counts the open inbound connections and the heartbeats that are
 	// being handled. close waits for them.
 	users sync.WaitGroup
 
-	// mu guards what follows. Nothing is added to outbound once dialing has
-	// ended, nor to inbound once open has.
+	// mu guards the fields below. No connection is added to outbound after
+	// dialCtx is done, nor to inbound after ctx is.
 	mu       sync.Mutex
 	outbound map[*peernet.Conn]string // the node at the other end
 	inbound  map[*peernet.Conn]struct{}
 }
 
-// attach returns the endpoint of a group that is being opened.
+// attach creates the endpoint of a group that is being opened.
 func (n *Network) attach(id uint32, h *halt) (*endpoint, error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -48,36 +50,38 @@ func (n *Network) attach(id uint32, h *halt) (*endpoint, error) {
 		return nil, ErrClosed
 	}
 	if n.groups[id] != nil {
-		return nil, fmt.Errorf("group %d is open on this network already", id)
+		return nil, fmt.Errorf("group %d is already open on this network", id)
 	}
 	e := &endpoint{
 		network: n, id: id, halt: h, accepted: make(chan net.Conn),
 		outbound: map[*peernet.Conn]string{}, inbound: map[*peernet.Conn]struct{}{},
 	}
-	e.open, e.stop = context.WithCancel(n.ctx)
-	e.dialing, e.stopDial = context.WithCancel(e.open)
+	e.ctx, e.cancel = context.WithCancel(n.ctx)
+	e.dialCtx, e.cancelDial = context.WithCancel(e.ctx)
 	n.groups[id] = e
 	return e, nil
 }
 
-// deliver hands a connection from a peer to raft, which closes it.
+// deliver passes an inbound connection to raft, which closes it. It blocks until
+// raft accepts it or the endpoint is closed.
 func (e *endpoint) deliver(c *peernet.Conn) {
 	if !e.addInbound(c) {
 		return
 	}
 	select {
 	case e.accepted <- c:
-	case <-e.open.Done():
+	case <-e.ctx.Done():
 		_ = c.Close()
 	}
 }
 
-// addInbound adds a connection to inbound, and to users, until it is closed. If
-// the endpoint is closed, it closes the connection and returns false.
+// addInbound adds a connection to inbound and users, until the connection is
+// closed. If the endpoint is closed, addInbound closes the connection and
+// returns false.
 func (e *endpoint) addInbound(c *peernet.Conn) bool {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	if e.open.Err() != nil {
+	if e.ctx.Err() != nil {
 		_ = c.Close()
 		return false
 	}
@@ -94,7 +98,7 @@ func (e *endpoint) addInbound(c *peernet.Conn) bool {
 
 // dial connects to the group's replica on a node.
 func (e *endpoint) dial(node string, timeout time.Duration) (net.Conn, error) {
-	ctx, cancel := context.WithTimeout(e.dialing, timeout)
+	ctx, cancel := context.WithTimeout(e.dialCtx, timeout)
 	defer cancel()
 	c, err := e.network.dial(ctx, node, peernet.Raft, e.id)
 	if err != nil {
@@ -102,7 +106,7 @@ func (e *endpoint) dial(node string, timeout time.Duration) (net.Conn, error) {
 	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	if e.dialing.Err() != nil {
+	if e.dialCtx.Err() != nil {
 		_ = c.Close()
 		return nil, ErrClosed
 	}
@@ -115,8 +119,8 @@ func (e *endpoint) dial(node string, timeout time.Duration) (net.Conn, error) {
 	return c, nil
 }
 
-// abortTo breaks the connections that were dialed to a node: it does not
-// answer, and requests on them would wait for long.
+// abortTo breaks the connections to a node that does not reply to heartbeats:
+// requests on them would wait for their timeout.
 func (e *endpoint) abortTo(node string) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -129,7 +133,7 @@ func (e *endpoint) abortTo(node string) {
 
 // stopDialing breaks all dialed connections, and prevents new ones.
 func (e *endpoint) stopDialing() {
-	e.stopDial()
+	e.cancelDial()
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	for c := range e.outbound {
@@ -147,8 +151,8 @@ func (e *endpoint) abort() {
 	}
 }
 
-// close takes the endpoint off the network, breaks its connections and waits
-// for their users.
+// close removes the endpoint from the network, breaks its connections and waits
+// for users.
 func (e *endpoint) close() {
 	n := e.network
 	n.mu.Lock()
@@ -156,14 +160,13 @@ func (e *endpoint) close() {
 		delete(n.groups, e.id)
 	}
 	n.mu.Unlock()
-	e.stop()
+	e.cancel()
 	e.abort()
 	e.users.Wait()
 }
 
-// streamLayer is an endpoint in the form that raft's transport uses. Of the
-// group's two transports only one listens for connections from peers; both
-// dial.
+// streamLayer adapts an endpoint to raft.StreamLayer. A group has two of raft's
+// transports: both dial, but only one accepts the peers' connections.
 type streamLayer struct {
 	*endpoint
 	listens bool
@@ -179,7 +182,7 @@ func (s streamLayer) Accept() (net.Conn, error) {
 	select {
 	case c := <-accepted:
 		return c, nil
-	case <-s.open.Done():
+	case <-s.ctx.Done():
 		return nil, net.ErrClosed
 	}
 }
@@ -188,10 +191,10 @@ func (s streamLayer) Dial(to raft.ServerAddress, timeout time.Duration) (net.Con
 	return s.dial(string(to), timeout)
 }
 
-// Close ends Accept of both transports, if this is the one that listens.
+// Close unblocks Accept of both transports, if this is the one that listens.
 func (s streamLayer) Close() error {
 	if s.listens {
-		s.stop()
+		s.cancel()
 	}
 	return nil
 }

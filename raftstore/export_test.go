@@ -16,5 +16,5 @@ func (g *Group) Urgent() bool { return g.network.urgent.Load() > 0 }
 
 // Retries reports whether a request to a peer is being retried.
 func (g *Group) Retries(peer string) bool {
-	return g.network.peer(raft.ServerID(peer)).blocked.Load() > 0
+	return g.network.peer(raft.ServerID(peer)).retrying.Load() > 0
 }

@@ -9,26 +9,30 @@ import (
 	"github.com/hashicorp/raft"
 )
 
-// When a process dies, its system closes its connections and refuses new ones.
-// Its followers use that: they need not wait for the heartbeat timeout, and
-// then for all of them to have waited.
+// When a process dies, its operating system closes its connections and refuses
+// new ones. The followers of its leaders detect that, and elect a new leader
+// without waiting for the heartbeat timeout.
 //
-// A follower learns of it when the last connection breaks on which the node
-// sent heartbeats. It probes the node's port; if that is closed
+// A follower checks a node when the last connection on which the node sent
+// heartbeats breaks. It probes the node's port. If the port is closed
 // (peernet.Network.PortClosed), each group whose leader was on the node
-// campaigns. The voters that are left do so one after another, a share of the
+// campaigns. The remaining voters do so one after another, a fraction of the
 // heartbeat timeout apart, until one of them leads; the order differs between
-// groups. A node that is silent for another reason (cut off, frozen, its
-// machine gone) is found by the timeouts, as always.
+// groups. If the node is silent for another reason (partitioned, frozen, its
+// machine is down), Raft's timeouts apply as usual.
 //
-// All this is for speed only: Raft decides who is elected.
+// The probe runs on the goroutine of the connection's handler, and the wait for
+// a voter's turn on one goroutine for each group. Both end when the network is
+// closed, the latter also when the group is.
+//
+// All this only makes a failover faster: Raft decides which replica is elected.
 
-// staggerShare divides the heartbeat timeout: followers campaign one after
-// another, heartbeatTimeout/staggerShare apart.
-const staggerShare = 5
+// staggerFraction divides the heartbeat timeout: voters campaign one after
+// another, heartbeatTimeout/staggerFraction apart.
+const staggerFraction = 5
 
-// heartbeatConnEnded handles the end of a connection on which a node has sent
-// heartbeats.
+// heartbeatConnEnded is called when a connection on which a node has sent
+// heartbeats has ended.
 func (n *Network) heartbeatConnEnded(node string) {
 	if n.hasHeartbeatConn(node) || !n.peers.PortClosed(n.ctx, node) || n.hasHeartbeatConn(node) {
 		return
@@ -41,53 +45,53 @@ func (n *Network) heartbeatConnEnded(node string) {
 	}
 }
 
-// hasHeartbeatConn reports whether a node has a connection open for its
-// heartbeats.
+// hasHeartbeatConn reports whether a node has an open connection to this one for
+// its heartbeats.
 func (n *Network) hasHeartbeatConn(node string) bool {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	return n.heartbeatConns[node] > 0
 }
 
-// leaderGone has this replica campaign, when its turn comes, if the leader of
-// its group was on a node whose process is gone and no other leader is known by
-// then.
-func (e *endpoint) leaderGone(gone string) {
+// leaderGone is called after the process of a node has died. If the group's
+// leader was on the node, leaderGone waits for this replica's turn, and starts
+// an election if no other leader is known by then.
+func (e *endpoint) leaderGone(node string) {
 	g := e.group.Load()
 	if g == nil {
 		return
 	}
 	var voters []string
 	for _, r := range g.replicas() {
-		if r.Voter && r.Name != gone {
+		if r.Voter && r.Name != node {
 			voters = append(voters, r.Name)
 		}
 	}
 	slices.Sort(voters)
 	i := slices.Index(voters, g.node)
-	if i < 0 || g.Halted() != nil || !g.follows(gone) {
+	if i < 0 || g.Halted() != nil || !g.follows(node) {
 		return
 	}
 	turn := (i + int(e.id)) % len(voters)
 	select {
-	case <-e.open.Done():
+	case <-e.ctx.Done():
 		return
-	case <-time.After(time.Duration(turn) * g.heartbeatTimeout / staggerShare):
+	case <-time.After(time.Duration(turn) * g.heartbeatTimeout / staggerFraction):
 	}
-	if g.follows(gone) && !e.network.hasHeartbeatConn(gone) {
-		g.info("the leader's process is gone: standing for election", "leader", gone)
-		g.campaign(e.open)
+	if g.follows(node) && !e.network.hasHeartbeatConn(node) {
+		g.info("the leader's process has ended: starting an election", "leader", node)
+		g.campaign(e.ctx)
 	}
 }
 
-// follows reports whether this replica takes a node for the leader.
+// follows reports whether this replica follows a leader on a node.
 func (g *Group) follows(node string) bool {
 	_, leader := g.raft.LeaderWithID()
 	return string(leader) == node && g.raft.State() == raft.Follower
 }
 
-// campaign begins an election, as if the leader had transferred its leadership
-// to this replica.
+// campaign starts an election, in the way in which a leader has a transferee
+// start one.
 func (g *Group) campaign(ctx context.Context) {
 	rpc := raft.RPC{
 		Command:  &raft.TimeoutNowRequest{RPCHeader: raft.RPCHeader{ProtocolVersion: raft.ProtocolVersionMax}},

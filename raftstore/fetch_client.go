@@ -14,22 +14,29 @@ import (
 )
 
 const (
-	// fetchPiece is about the size of the entries that are stored at once, in bytes.
-	fetchPiece = 1 << 20
-	// fetchEntries bounds their number.
-	fetchEntries = 256
+	// fetchBatchBytes is the approximate size, in bytes, of the entries that are
+	// stored at once.
+	fetchBatchBytes = 1 << 20
+	// fetchBatchEntries bounds their number.
+	fetchBatchEntries = 256
 	// fetchTimeout is how long the other end may take to send a message.
 	fetchTimeout = time.Minute
 )
 
-// Fetch brings an empty or outdated log to what the replica on a node keeps:
-// all entries from its first to its last snapshot, and that snapshot with the
-// FSM's metas. [Open] then continues by ordinary replication. Nothing else may
-// use the log. The memory that Fetch takes does not grow with the log.
+// Fetch copies the log of the replica on a node to an empty or outdated log: all
+// entries up to the replica's last snapshot, that snapshot, and the FSM's metas.
+// After [Open], replication continues from there. Nothing else may use the log
+// meanwhile. Fetch uses a bounded amount of memory, however large the log.
 //
-// Until Fetch has returned nil, [Fetching] is true. After an error, or a crash,
-// call it again, for the same node or another: it continues where it was. The
-// errors to test for are [ErrStale], ctx's, and those of package wal.
+// [Fetching] reports true until Fetch returns nil. After an error or a crash,
+// call Fetch again, for the same node or another: it resumes. The errors to test
+// for are [ErrStale], ctx's, and those of package wal.
+//
+// A fetch has one goroutine at each end: Fetch's caller reads from the connection
+// and writes to the disk, and the other node's handler reads from its disk and
+// writes to the connection, at the catch-up rate. If one is slow, the other
+// blocks on the connection. ctx ends the fetch, and so does closing the network
+// or, at the other end, the group.
 func Fetch(ctx context.Context, n *Network, group uint32, from string, log *wal.Log) error {
 	if err := fetch(ctx, n, group, from, log); err != nil {
 		if ctx.Err() != nil {
@@ -56,19 +63,19 @@ func fetch(ctx context.Context, n *Network, group uint32, from string, log *wal.
 	return f.run()
 }
 
-// fetcher is the end of a fetch that receives the log.
+// fetcher is the receiving end of a fetch.
 type fetcher struct {
 	log      *wal.Log
 	conn     *fetchConn
 	state    fetchState
-	head     fetchHead
+	header   fetchHeader
 	snapshot storedSnapshot
 	entries  []wal.Entry // received and not stored yet
-	bytes    int
+	bytes    int         // about their size
 }
 
 func (f *fetcher) run() error {
-	if err := f.ask(); err != nil {
+	if err := f.request(); err != nil {
 		return err
 	}
 	for {
@@ -77,50 +84,51 @@ func (f *fetcher) run() error {
 			return err
 		}
 		switch kind {
-		case fetchEntry:
-			if err := f.take(b); err != nil {
+		case msgEntry:
+			if err := f.add(b); err != nil {
 				return err
 			}
-		case fetchEnd:
+		case msgEnd:
 			if err := f.store(); err != nil {
 				return err
 			}
 			return f.finish()
 		default:
-			return fmt.Errorf("%w: %q instead of an entry", errFetch, kind)
+			return fmt.Errorf("%w: got message %q, want an entry", errFetch, kind)
 		}
 	}
 }
 
-// ask sends the index to begin at, and receives and checks the head.
-func (f *fetcher) ask() error {
-	want := binary.BigEndian.AppendUint64(nil, f.log.LastIndex()+1)
-	if err := errors.Join(f.conn.send(fetchAsk, want), f.conn.w.Flush()); err != nil {
+// request sends the index of the first entry to send, and receives and checks
+// the header.
+func (f *fetcher) request() error {
+	first := binary.BigEndian.AppendUint64(nil, f.log.LastIndex()+1)
+	if err := errors.Join(f.conn.send(msgRequest, first), f.conn.w.Flush()); err != nil {
 		return err
 	}
 	kind, b, err := f.conn.receive()
 	if err != nil {
 		return err
 	}
-	if kind != fetchBegin {
-		return fmt.Errorf("%w: %q instead of the head", errFetch, kind)
+	if kind != msgHeader {
+		return fmt.Errorf("%w: got message %q, want the header", errFetch, kind)
 	}
-	if err := json.Unmarshal(b, &f.head); err != nil {
-		return fmt.Errorf("%w: head: %w", errFetch, err)
+	if err := json.Unmarshal(b, &f.header); err != nil {
+		return fmt.Errorf("%w: header: %w", errFetch, err)
 	}
-	if f.snapshot, err = f.head.snapshot(); err != nil {
+	if f.snapshot, err = f.header.snapshot(); err != nil {
 		return err
 	}
 	snap := f.snapshot
-	if own := max(storedTerm(f.log), f.state.OwedTerm); implausibleTerm(own, snap.Term) {
+	if own := max(storedTerm(f.log), f.state.AckedTerm); implausibleTerm(own, snap.Term) {
 		return fmt.Errorf("%w: its snapshot is of term %d, this replica is in term %d: %w", errFetch, snap.Term, own, errImplausibleTerm)
 	}
-	if snap.Term < f.state.OwedTerm || snap.Term == f.state.OwedTerm && snap.Index < f.state.OwedIndex {
+	if snap.Term < f.state.AckedTerm || snap.Term == f.state.AckedTerm && snap.Index < f.state.AckedIndex {
 		return fmt.Errorf("%w: its snapshot is at entry %d of term %d, and this replica had entry %d of term %d",
-			ErrStale, snap.Index, snap.Term, f.state.OwedIndex, f.state.OwedTerm)
+			ErrStale, snap.Index, snap.Term, f.state.AckedIndex, f.state.AckedTerm)
 	}
-	if first, last := f.log.FirstIndex(), f.log.LastIndex(); last > 0 && f.head.First > last+1 {
-		return f.log.TruncateSuffix(first) // the entries to come don't continue it
+	if first, last := f.log.FirstIndex(), f.log.LastIndex(); last > 0 && f.header.First > last+1 {
+		return f.log.TruncateSuffix(first) // there would be a gap before the fetched entries
 	}
 	return nil
 }
@@ -133,26 +141,26 @@ func (f *fetcher) next() uint64 {
 	if last := f.log.LastIndex(); last > 0 {
 		return last + 1
 	}
-	return f.head.First
+	return f.header.First
 }
 
-// take takes an entry, and stores the received entries once there are enough.
-func (f *fetcher) take(b []byte) error {
+// add decodes an entry and adds it to the batch. It stores a full batch.
+func (f *fetcher) add(b []byte) error {
 	e, err := decodeFetched(b)
 	if err != nil {
 		return err
 	}
 	if next := f.next(); e.Index != next || e.Index > f.snapshot.Index {
-		return fmt.Errorf("%w: entry %d came, and %d of %d is next", errFetch, e.Index, next, f.snapshot.Index)
+		return fmt.Errorf("%w: got entry %d, want %d of %d", errFetch, e.Index, next, f.snapshot.Index)
 	}
 	f.entries = append(f.entries, e)
-	if f.bytes += len(b); f.bytes >= fetchPiece || len(f.entries) == fetchEntries {
+	if f.bytes += len(b); f.bytes >= fetchBatchBytes || len(f.entries) == fetchBatchEntries {
 		return f.store()
 	}
 	return nil
 }
 
-// store appends the received entries to the log.
+// store appends the batch to the log.
 func (f *fetcher) store() error {
 	if len(f.entries) == 0 {
 		return nil
@@ -163,22 +171,23 @@ func (f *fetcher) store() error {
 	return err
 }
 
-// finish makes the log complete: it can be opened.
+// finish checks the log against the snapshot, and stores the snapshot and all
+// else that the log needs to be opened.
 func (f *fetcher) finish() error {
 	snap := f.snapshot
 	e, err := f.log.Entry(snap.Index)
 	if err != nil {
-		return fmt.Errorf("%w: entry %d, which the snapshot is at: %w", errFetch, snap.Index, err)
+		return fmt.Errorf("%w: entry %d, the snapshot's: %w", errFetch, snap.Index, err)
 	}
 	if e.Term != snap.Term {
-		return fmt.Errorf("%w: entry %d is of term %d here, and of %d there", errFetch, snap.Index, e.Term, snap.Term)
+		return fmt.Errorf("%w: entry %d has term %d in the log, and term %d in the snapshot", errFetch, snap.Index, e.Term, snap.Term)
 	}
-	if f.log.FirstIndex() < f.head.First {
-		if err := f.log.TrimHead(f.head.First - 1); err != nil {
+	if f.log.FirstIndex() < f.header.First {
+		if err := f.log.TrimHead(f.header.First - 1); err != nil {
 			return err
 		}
 	}
-	for _, index := range f.head.Voids {
+	for _, index := range f.header.Voids {
 		if err := f.log.Void(index); err != nil {
 			return err
 		}
@@ -186,16 +195,17 @@ func (f *fetcher) finish() error {
 	return f.log.SetMeta(f.metas()...)
 }
 
-// metas returns the snapshot and all that is stored with it. The log is
-// complete once they are stored.
+// metas returns the snapshot and everything that is stored together with it:
+// the FSM's metas, the snapshot's term if raft's is older, and the end of the
+// fetch.
 func (f *fetcher) metas() []wal.Meta {
 	var metas []wal.Meta
 	for _, name := range stateMetas(f.log) {
-		if _, stays := f.head.Metas[name]; !stays {
+		if _, ok := f.header.Metas[name]; !ok {
 			metas = append(metas, wal.Meta{Name: name})
 		}
 	}
-	for name, v := range f.head.Metas {
+	for name, v := range f.header.Metas {
 		metas = append(metas, wal.Meta{Name: name, Value: append([]byte{}, v...)})
 	}
 	if storedTerm(f.log) < f.snapshot.Term {

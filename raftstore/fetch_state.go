@@ -12,32 +12,33 @@ import (
 	"github.com/cantuslog/cantus/wal"
 )
 
-// metaFetching is the key of the fetchState in the log's small state. It is
-// there from the moment when a fetch begins, or the log is reset, until a fetch
-// has ended.
+// metaFetching is the key of the fetchState in the log's small state. It is set
+// from the moment when a fetch begins, or the log is reset, until a fetch is
+// complete.
 const metaFetching = "fetching"
 
-// fetchState says how far a fetch is. Its form is stored.
+// fetchState is the progress of a fetch. It is stored in this form.
 type fetchState struct {
-	// OwedIndex and OwedTerm are those of the newest entry that the replica may
-	// have acknowledged. It must not vote without what is committed up to there.
-	OwedIndex uint64 `json:"owed_index"`
-	OwedTerm  uint64 `json:"owed_term"`
+	// AckedIndex and AckedTerm are those of the newest entry that the replica may
+	// have acknowledged. Until it has the committed entries up to there, it must
+	// not vote.
+	AckedIndex uint64 `json:"owed_index"`
+	AckedTerm  uint64 `json:"owed_term"`
 	// Keep is the newest entry that was known to be committed when the fetch
-	// began. Cut says that the entries behind it have been removed.
-	Keep uint64 `json:"keep"`
-	Cut  bool   `json:"cut"`
+	// began. Truncated reports that the entries after it have been removed.
+	Keep      uint64 `json:"keep"`
+	Truncated bool   `json:"cut"`
 }
 
-// Fetching reports whether a fetch of the log has begun and not ended, or the
-// log was reset. Such a log can't be opened: it may lack what the replica has
-// acknowledged, and the replica would vote without it.
+// Fetching reports whether a fetch of the log is incomplete, or the log was
+// reset and not fetched since. Such a log can't be opened: it may lack entries
+// that the replica has acknowledged, and the replica must not vote without them.
 func Fetching(log *wal.Log) bool { return log.Meta(metaFetching) != nil }
 
-// Reset removes the log's entries, its snapshot and the FSM's metas. Raft's
-// term and vote stay. [Fetching] is true from then on. The log must not be
-// open. When it returns nil this is durable; after an error or a crash, call it
-// again.
+// Reset removes the log's entries, its snapshot and the FSM's metas. It keeps
+// Raft's term and vote. [Fetching] reports true from then on. The log must not
+// be in use. When Reset returns nil, the change is durable; after an error or a
+// crash, call it again.
 func Reset(log *wal.Log) error {
 	if err := reset(log); err != nil {
 		return fmt.Errorf("reset log: %w", err)
@@ -50,7 +51,7 @@ func reset(log *wal.Log) error {
 	if err != nil {
 		return err
 	}
-	f.Keep, f.Cut = 0, false
+	f.Keep, f.Truncated = 0, false // all entries are to be removed
 	metas := []wal.Meta{f.meta()}
 	for _, name := range stateMetas(log) {
 		metas = append(metas, wal.Meta{Name: name})
@@ -58,11 +59,11 @@ func reset(log *wal.Log) error {
 	if err := log.SetMeta(metas...); err != nil {
 		return err
 	}
-	return cutForFetch(log, &f)
+	return truncateForFetch(log, &f)
 }
 
-// loadFetchState returns the stored state of a fetch, or the state in which one
-// would begin.
+// loadFetchState returns the stored state of a fetch. If there is none, it
+// returns the state with which a fetch begins.
 func loadFetchState(log *wal.Log) (fetchState, error) {
 	var f fetchState
 	if v := log.Meta(metaFetching); v != nil {
@@ -71,19 +72,19 @@ func loadFetchState(log *wal.Log) (fetchState, error) {
 		}
 		return f, nil
 	}
-	f.OwedIndex = log.LastIndex()
-	if f.OwedIndex > 0 {
-		f.OwedTerm = lastTerm(log)
+	f.AckedIndex = log.LastIndex()
+	if f.AckedIndex > 0 {
+		f.AckedTerm = lastTerm(log)
 	}
 	snap, err := snapshotStore{log}.load()
-	if err == nil && snap.Index >= log.FirstIndex() && snap.Index <= f.OwedIndex {
+	if err == nil && snap.Index >= log.FirstIndex() && snap.Index <= f.AckedIndex {
 		f.Keep = snap.Index
 	}
-	return f, nil // a snapshot that can't be read is as good as none
+	return f, nil // a snapshot that can't be read counts as none
 }
 
-// lastTerm returns the term of the last entry, or if that can't be read a term
-// that is not older.
+// lastTerm returns the term of the last entry. If that can't be read, it returns
+// raft's current term, which is not older.
 func lastTerm(log *wal.Log) uint64 {
 	if e, err := log.Entry(log.LastIndex()); err == nil {
 		return e.Term
@@ -107,20 +108,20 @@ func (f fetchState) meta() wal.Meta {
 	return wal.Meta{Name: metaFetching, Value: v}
 }
 
-// stateMetas returns the keys of the snapshot and the FSM's metas.
+// stateMetas returns the keys of the snapshot and of the FSM's metas.
 func stateMetas(log *wal.Log) []string {
 	names := slices.Collect(maps.Keys(log.Metas("")))
 	return slices.DeleteFunc(names, func(name string) bool { return !isState(name) })
 }
 
-// isState reports whether a key is that of the snapshot or of a meta of the
-// FSM, and not raft's or a fetch's.
+// isState reports whether a key is that of the snapshot or of one of the FSM's
+// metas.
 func isState(name string) bool {
 	return name != metaFetching && !strings.HasPrefix(name, stablePrefix)
 }
 
-// beginFetch records that a fetch has begun, removes what is not known to be
-// committed, and returns the state of the fetch.
+// beginFetch records that a fetch has begun, removes the entries that are not
+// known to be committed, and returns the state of the fetch.
 func beginFetch(log *wal.Log) (fetchState, error) {
 	f, err := loadFetchState(log)
 	if err != nil {
@@ -131,13 +132,13 @@ func beginFetch(log *wal.Log) (fetchState, error) {
 			return f, err
 		}
 	}
-	err = cutForFetch(log, &f)
+	err = truncateForFetch(log, &f)
 	return f, err
 }
 
-// cutForFetch removes the entries behind the one to keep.
-func cutForFetch(log *wal.Log, f *fetchState) error {
-	if f.Cut {
+// truncateForFetch removes the entries after f.Keep, if that is not done yet.
+func truncateForFetch(log *wal.Log, f *fetchState) error {
+	if f.Truncated {
 		return nil
 	}
 	first, last := log.FirstIndex(), log.LastIndex()
@@ -146,6 +147,6 @@ func cutForFetch(log *wal.Log, f *fetchState) error {
 			return err
 		}
 	}
-	f.Cut = true
+	f.Truncated = true
 	return log.SetMeta(f.meta())
 }

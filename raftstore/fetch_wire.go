@@ -14,33 +14,36 @@ import (
 	"github.com/cantuslog/cantus/wal"
 )
 
-// A fetch is an exchange of messages. A message has a byte that says what it
-// is, the length of its body (4 bytes, at most 64 MiB), and the body. Integers
-// are big-endian.
+// A fetch is an exchange of messages. A message is its kind (1 byte), the length
+// of its body (4 bytes, at most 64 MiB), and the body. Integers are big-endian.
+// The client sends one message,
 //
-//	a  to the server: the index of the first entry that is wanted, 8 bytes
-//	b  from it: a fetchHead in JSON, which says what is to come
-//	e  from it: an entry: index, term, and time (8 bytes each), type (1),
-//	   length of the extensions (unsigned varint), extensions, data
-//	z  from it: the end
-//	x  from it: an error, as a text
+//	a  request: the index of the first entry to send, 8 bytes
+//
+// and the server replies with a header, entries, and an end or an error:
+//
+//	b  header: a fetchHeader in JSON
+//	e  entry: index, term, and time (8 bytes each), type (1), length of the
+//	   extensions (unsigned varint), extensions, data
+//	z  end, without a body
+//	x  error: its text
 const (
-	fetchAsk   byte = 'a'
-	fetchBegin byte = 'b'
-	fetchEntry byte = 'e'
-	fetchEnd   byte = 'z'
-	fetchError byte = 'x'
+	msgRequest byte = 'a'
+	msgHeader  byte = 'b'
+	msgEntry   byte = 'e'
+	msgEnd     byte = 'z'
+	msgError   byte = 'x'
 )
 
-// maxMessage bounds the body of a message, in bytes. It is more than an entry
-// or a head has.
+// maxMessage bounds the body of a message, in bytes. Entries and headers are
+// smaller.
 const maxMessage = 64 << 20
 
 var errFetch = errors.New("malformed fetch")
 
-// fetchHead says what a fetch is to bring.
-type fetchHead struct {
-	// First is the index of the first entry that is kept.
+// fetchHeader is everything but the entries that a fetch copies.
+type fetchHeader struct {
+	// First is the index of the server's first entry.
 	First uint64 `json:"first"`
 	// Metas are the snapshot and the FSM's metas.
 	Metas map[string][]byte `json:"metas"`
@@ -48,8 +51,8 @@ type fetchHead struct {
 	Voids []uint64 `json:"voids,omitempty"`
 }
 
-// snapshot returns the snapshot in the head, checked.
-func (h fetchHead) snapshot() (storedSnapshot, error) {
+// snapshot decodes and checks the snapshot in the header.
+func (h fetchHeader) snapshot() (storedSnapshot, error) {
 	var snap storedSnapshot
 	if err := json.Unmarshal(h.Metas[metaSnapshot], &snap); err != nil {
 		return snap, fmt.Errorf("%w: snapshot: %w", errFetch, err)
@@ -67,14 +70,14 @@ type fetchConn struct {
 	w *bufio.Writer
 }
 
-// send writes a message. It is buffered.
+// send writes a message to the buffer.
 func (c *fetchConn) send(kind byte, parts ...[]byte) error {
 	n := 0
 	for _, p := range parts {
 		n += len(p)
 	}
-	head := binary.BigEndian.AppendUint32([]byte{kind}, uint32(n))
-	_, err := c.w.Write(head)
+	prefix := binary.BigEndian.AppendUint32([]byte{kind}, uint32(n))
+	_, err := c.w.Write(prefix)
 	for _, p := range parts {
 		if err == nil {
 			_, err = c.w.Write(p)
@@ -83,28 +86,28 @@ func (c *fetchConn) send(kind byte, parts ...[]byte) error {
 	return err
 }
 
-// receive returns the next message. A fetchError from the other end is an
-// error.
+// receive reads the next message. It returns the text of a msgError as an error.
 func (c *fetchConn) receive() (kind byte, b []byte, err error) {
 	_ = c.SetReadDeadline(time.Now().Add(fetchTimeout))
-	var head [5]byte
-	if _, err := io.ReadFull(c.r, head[:]); err != nil {
+	var prefix [5]byte
+	if _, err := io.ReadFull(c.r, prefix[:]); err != nil {
 		return 0, nil, unexpectedEOF(err)
 	}
-	n := binary.BigEndian.Uint32(head[1:])
+	n := binary.BigEndian.Uint32(prefix[1:])
 	if n > maxMessage {
 		return 0, nil, fmt.Errorf("%w: a message's length can't be %d", errFetch, n)
 	}
 	if b, err = readPieces(c.r, int(n)); err != nil {
 		return 0, nil, unexpectedEOF(err)
 	}
-	if head[0] == fetchError {
-		return 0, nil, fmt.Errorf("the other replica says: %s", b)
+	if prefix[0] == msgError {
+		return 0, nil, fmt.Errorf("the other replica: %s", b)
 	}
-	return head[0], b, nil
+	return prefix[0], b, nil
 }
 
-// unexpectedEOF turns io.EOF, within a message, into io.ErrUnexpectedEOF.
+// unexpectedEOF maps io.EOF, which ended a message early, to
+// io.ErrUnexpectedEOF.
 func unexpectedEOF(err error) error {
 	if errors.Is(err, io.EOF) {
 		return io.ErrUnexpectedEOF
@@ -112,8 +115,8 @@ func unexpectedEOF(err error) error {
 	return err
 }
 
-// readPieces reads n bytes. It allocates memory as they arrive, since n may be
-// wrong.
+// readPieces reads n bytes. It allocates memory as they arrive, since n is the
+// peer's claim.
 func readPieces(r io.Reader, n int) ([]byte, error) {
 	const piece = 1 << 20
 	b := make([]byte, 0, min(n, piece))
@@ -128,7 +131,7 @@ func readPieces(r io.Reader, n int) ([]byte, error) {
 	return b, nil
 }
 
-// encodeFetched encodes all of an entry but its data, which follows.
+// encodeFetched encodes the fields of an entry that precede its data.
 func encodeFetched(e *wal.Entry) []byte {
 	b := binary.BigEndian.AppendUint64(nil, e.Index)
 	b = binary.BigEndian.AppendUint64(b, e.Term)

@@ -10,20 +10,21 @@ import (
 	"github.com/cantuslog/cantus/wal"
 )
 
-// FSM is the state machine that committed entries are applied to. Its methods
-// are called by one goroutine at a time.
+// FSM is a state machine that applies committed entries. Its methods are called
+// by one goroutine at a time.
 type FSM interface {
 	// Apply applies committed entries, in order, and returns a result for each.
-	// The proposer of an entry gets its result.
+	// [Proposal.Wait] returns an entry's result to its proposer.
 	Apply(entries []Committed) []any
-	// Snapshot describes the state after the last Apply. It is called between
-	// two Applies, after many entries or some seconds, and when the group
-	// closes. Committed entries wait while it runs: its cost must depend on
-	// what changed since the last one, or on state that is small, and it must
-	// do no I/O.
+	// Snapshot returns a snapshot of the state after the last Apply. It is called
+	// between two calls of Apply, after many entries or some seconds, and when
+	// the group closes. Committed entries wait while it runs, so it must do no
+	// I/O, and its cost must depend only on small state, or on what has changed
+	// since the last snapshot.
 	Snapshot() Snapshot
-	// Restore sets the state to what Snapshot once described. It is called at
-	// most once, before any Apply. If it is not called, the FSM begins empty.
+	// Restore sets the state to that of a snapshot. It is called at most once,
+	// before the first Apply. If it is not called, the FSM begins with an empty
+	// state.
 	Restore(state []byte) error
 }
 
@@ -32,30 +33,32 @@ type Committed struct {
 	Index uint64
 	Term  uint64
 	Data  []byte
-	// Taken is when this replica, leading, accepted the entry, and Synced when it
-	// had synced it. Both are zero where that is not known, as on followers.
+	// Taken is the time when this replica, as the leader, accepted the entry, and
+	// Synced the time when it had synced it. Both are zero if they are not known,
+	// as on followers.
 	Taken, Synced time.Time
 }
 
-// Snapshot describes a state in brief.
+// Snapshot is the metadata of a state.
 type Snapshot struct {
-	// State is a few bytes, the argument of Restore.
+	// State is the argument of Restore. It should be a few bytes.
 	State []byte
-	// Metas are stored in the log's small state together with it, all or none.
+	// Metas are stored in the log's small state, atomically with State.
 	Metas []wal.Meta
 }
 
-// fsmAdapter is raft's view of an FSM.
+// fsmAdapter adapts an FSM to raft.BatchingFSM.
 type fsmAdapter struct {
 	fsm         FSM
 	writes      *asyncWrites
 	snapshotter *snapshotter
-	// restored receives the error of Restore: raft only logs it.
-	restored *error
+	// restoreErr, if not nil, receives the error of Restore, which raft only
+	// logs.
+	restoreErr *error
 }
 
-// notSynced is the result of an entry that raft took for committed and that
-// could not be synced here. It was not applied, and nothing after it will be.
+// notSynced is the result of an entry that raft considers committed but that
+// could not be synced here. Neither it nor a later entry is applied.
 type notSynced struct{ err error }
 
 func (a fsmAdapter) Apply(l *raft.Log) any { return a.ApplyBatch([]*raft.Log{l})[0] }
@@ -75,7 +78,7 @@ func (a fsmAdapter) ApplyBatch(logs []*raft.Log) []any {
 	for i := range entries {
 		e := &entries[i]
 		if e.Synced = a.writes.syncedAt(e.Index); e.Synced.IsZero() {
-			e.Taken = time.Time{} // it is by the leader's clock
+			e.Taken = time.Time{} // another replica accepted it, by its clock
 		}
 	}
 	results := a.fsm.Apply(entries)
@@ -83,7 +86,7 @@ func (a fsmAdapter) ApplyBatch(logs []*raft.Log) []any {
 	if len(results) == len(logs) {
 		return results
 	}
-	all := make([]any, len(logs)) // configurations have no result
+	all := make([]any, len(logs)) // the FSM returns no result for a configuration
 	for i, l := range logs {
 		if l.Type == raft.LogCommand {
 			all[i], results = results[0], results[1:]
@@ -101,13 +104,13 @@ func (a fsmAdapter) Restore(r io.ReadCloser) error {
 		return err
 	}
 	err = a.fsm.Restore(state)
-	if a.restored != nil {
-		*a.restored = err
+	if a.restoreErr != nil {
+		*a.restoreErr = err
 	}
 	return err
 }
 
-// fsmSnapshot is a Snapshot on its way into the snapshotStore.
+// fsmSnapshot adapts a Snapshot to raft.FSMSnapshot.
 type fsmSnapshot struct{ snapshot Snapshot }
 
 func (m fsmSnapshot) Persist(sink raft.SnapshotSink) error {
@@ -115,7 +118,7 @@ func (m fsmSnapshot) Persist(sink raft.SnapshotSink) error {
 	if !ok {
 		return errForeignSink
 	}
-	s.own, s.metas = true, m.snapshot.Metas
+	s.local, s.metas = true, m.snapshot.Metas
 	if _, err := s.Write(m.snapshot.State); err != nil {
 		return err
 	}

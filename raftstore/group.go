@@ -12,7 +12,12 @@ import (
 	"github.com/hashicorp/raft"
 )
 
-// Group is one replica of a Raft group, running.
+// Group is a running replica of a Raft group.
+//
+// Raft runs its own goroutines: the main one, which also stores entries; one that
+// calls the FSM; one that takes snapshots; and, on a leader, at least two for
+// each peer. The group adds one, the request filter's. A Group's methods wait for
+// raft's goroutines, never the other way round.
 type Group struct {
 	node             string
 	log              *logStore
@@ -20,8 +25,8 @@ type Group struct {
 	electionTimeout  time.Duration
 	raft             *raft.Raft
 	transport        raft.Transport
-	network          *transport           // transport, nil without a network
-	inmem            *raft.InmemTransport // transport of a standalone replica, else nil
+	network          *transport           // the transport if there is a network, else nil
+	inmem            *raft.InmemTransport // the transport of a standalone replica, else nil
 	snapshotter      *snapshotter
 	info             func(msg string, args ...any)
 	warn             func(msg string, args ...any)
@@ -29,27 +34,31 @@ type Group struct {
 	closeOnce        sync.Once
 	closeErr         error
 
-	// entering is held for reading while something is put into raft's queues, and
-	// locked by Close to wait for that. It guards closed.
-	entering sync.RWMutex
-	closed   bool
-	// outstanding counts what is in raft's queues or log without an outcome.
+	// enqueueing is read-locked while a call adds something to raft's queues.
+	// Close locks it, to wait for those calls. It guards closed.
+	enqueueing sync.RWMutex
+	closed     bool
+	// outstanding counts the proposals and other requests in raft's queues or log
+	// that have no outcome yet.
 	outstanding atomic.Int64
 }
 
 // Open starts the replica. It bootstraps the group if the log is empty and
-// Voters is set, restores the FSM from the last snapshot, and returns; entries
-// after the snapshot are applied once a leader is known. It returns
+// Voters is set, restores the FSM from the last snapshot, and returns. The
+// entries after the snapshot are applied once a leader is known. Open returns
 // [ErrFetching] for a log that is being fetched: see [Fetching]. An error that
-// wraps [wal.ErrDamaged] says that the log can't be read.
+// wraps [wal.ErrDamaged] means that the log can't be read.
 func Open(opts Options) (*Group, error) {
-	g := &Group{node: opts.Node, log: &logStore{log: opts.Log, standalone: opts.Network == nil, halt: &halt{haltedItself: opts.HaltedItself}}, info: func(string, ...any) {}, warn: func(string, ...any) {}}
+	g := &Group{
+		node: opts.Node, info: func(string, ...any) {}, warn: func(string, ...any) {},
+		log: &logStore{log: opts.Log, standalone: opts.Network == nil, halt: &halt{haltedItself: opts.HaltedItself}},
+	}
 	g.log.halt.request(opts.Halted)
 	if opts.Logger != nil {
 		g.info, g.warn = opts.Logger.Info, opts.Logger.Warn
 	}
 	opts.logger = raftLogger(opts.Logger, &g.closing)
-	opts, config, err := opts.filled()
+	opts, config, err := opts.withDefaults()
 	if err != nil {
 		return nil, err
 	}
@@ -66,7 +75,7 @@ func Open(opts Options) (*Group, error) {
 	return g, nil
 }
 
-// connect makes the transport.
+// connect creates the transport.
 func (g *Group) connect(opts Options) error {
 	if opts.Network == nil {
 		_, g.inmem = raft.NewInmemTransport(raft.ServerAddress(opts.Node))
@@ -85,7 +94,7 @@ func (g *Group) connect(opts Options) error {
 	return nil
 }
 
-// start bootstraps the group if need be, and runs raft.
+// start bootstraps the group if necessary, and starts raft.
 func (g *Group) start(config *raft.Config, opts Options) (err error) {
 	snapshots := snapshotStore{opts.Log}
 	if err := bootstrap(config, g.log, snapshots, g.transport, opts); err != nil {
@@ -95,33 +104,33 @@ func (g *Group) start(config *raft.Config, opts Options) (err error) {
 		return err
 	}
 	defer func() { // raft panics if it can't read an entry
-		if r, is := recover().(error); is {
+		if r, ok := recover().(error); ok {
 			err = fmt.Errorf("start raft: %w", r)
 		}
 	}()
-	var restored error
-	g.raft, err = raft.NewRaft(config, fsmAdapter{opts.FSM, &g.log.writes, g.snapshotter, &restored}, g.log, g.log, snapshots, g.transport)
-	if err != nil && restored != nil {
-		return fmt.Errorf("restore the state: %w", restored)
+	var restoreErr error
+	g.raft, err = raft.NewRaft(config, fsmAdapter{opts.FSM, &g.log.writes, g.snapshotter, &restoreErr}, g.log, g.log, snapshots, g.transport)
+	if err != nil && restoreErr != nil {
+		return fmt.Errorf("restore the state: %w", restoreErr)
 	}
 	if err != nil {
 		return fmt.Errorf("start raft: %w", err)
 	}
 	g.log.raft.Store(g.raft)
 	if g.network != nil {
-		g.raft.RegisterObserver(raft.NewObserver(nil, false, g.network.end.bypass.revoke))
-		g.network.use(g)
+		g.raft.RegisterObserver(raft.NewObserver(nil, false, g.network.endpoint.bypass.revoke))
+		g.network.setGroup(g)
 	} else {
 		g.leadStandalone()
 	}
 	return nil
 }
 
-// bootstrap gives a new group its first configuration, if this replica is one
-// of its founders and has no log.
+// bootstrap stores the first configuration of a new group, if Voters is set and
+// the log is empty.
 func bootstrap(c *raft.Config, store *logStore, snapshots snapshotStore, t raft.Transport, opts Options) error {
-	has, err := raft.HasExistingState(store, store, snapshots)
-	if err != nil || has || opts.Network != nil && len(opts.Voters) == 0 {
+	exists, err := raft.HasExistingState(store, store, snapshots)
+	if err != nil || exists || opts.Network != nil && len(opts.Voters) == 0 {
 		return err
 	}
 	var config raft.Configuration
@@ -136,19 +145,20 @@ func bootstrap(c *raft.Config, store *logStore, snapshots snapshotStore, t raft.
 	return nil
 }
 
-// Leadership returns a channel that receives true when this replica becomes
-// leader and false when it stops being leader. It holds the newest change only.
+// Leadership returns a channel that receives true when this replica becomes the
+// leader and false when it is no longer the leader. A change replaces an older
+// one that was not received.
 func (g *Group) Leadership() <-chan bool { return g.raft.LeaderCh() }
 
 // Leading reports whether this replica believes that it leads.
 func (g *Group) Leading() bool { return g.raft.State() == raft.Leader }
 
 // Propose proposes an entry. It does not wait for the outcome, but blocks while
-// raft has many proposals waiting. Proposals made one after another are in the
-// log in that order, if they are in it. The group owns data from then on.
+// raft's queue is full. Proposals that are made one after another, and that are
+// appended, are in the log in that order. The group owns data from then on.
 func (g *Group) Propose(data []byte) Proposal {
-	g.entering.RLock()
-	defer g.entering.RUnlock()
+	g.enqueueing.RLock()
+	defer g.enqueueing.RUnlock()
 	if g.closed {
 		return Proposal{}
 	}
@@ -163,9 +173,9 @@ type Proposal struct {
 }
 
 // Wait blocks until the entry is committed and applied here, and returns the
-// FSM's result; or until it is known that the entry was not appended
-// ([ErrNotLeader], [ErrClosed], [wal.ErrNoSpace]), or that its outcome can't be
-// known ([ErrUnknown]). It is called once.
+// FSM's result. The error is [ErrNotLeader], [ErrClosed] or [wal.ErrNoSpace] if
+// the entry was not appended, and [ErrUnknown] if its outcome can't be known.
+// Wait must be called only once.
 func (p Proposal) Wait() (result any, err error) {
 	if p.future == nil {
 		return nil, ErrClosed
@@ -176,34 +186,34 @@ func (p Proposal) Wait() (result any, err error) {
 		return nil, proposalError(err)
 	}
 	result = p.future.Response()
-	if n, is := result.(notSynced); is {
+	if n, ok := result.(notSynced); ok {
 		return nil, fmt.Errorf("%w: it could not be synced: %w", ErrUnknown, n.err)
 	}
 	return result, nil
 }
 
-// Barrier returns nil when everything that was committed before is applied here
-// and this replica leads. It blocks until then, until leadership is lost
-// ([ErrNotLeader]), or until ctx ends; the barrier itself then goes on. After
-// Close it returns [ErrClosed].
+// Barrier returns nil when this replica leads and has applied every entry that
+// was committed before the call. It returns [ErrNotLeader] if this replica does
+// not lead or loses the leadership, [ErrClosed] after Close, and ctx's error if
+// ctx ends; the barrier itself then remains in the log.
 func (g *Group) Barrier(ctx context.Context) error {
 	return g.await(ctx, func() raft.Future { return g.raft.Barrier(0) }, notLeading)
 }
 
-// Term returns the term that this replica is in.
+// Term returns this replica's current term.
 func (g *Group) Term() uint64 { return g.raft.CurrentTerm() }
 
-// Applied returns Status's AppliedIndex.
+// Applied returns the AppliedIndex of [Group.Status].
 func (g *Group) Applied() uint64 { return g.raft.AppliedIndex() }
 
 // VerifyLeader returns nil when a majority has confirmed that this replica
 // leads in a term, in reply to heartbeats that were sent after the call. If a
-// barrier has passed in that term, what this replica has applied is then the
-// latest. The errors are those of [Group.Barrier].
+// barrier has succeeded in that term, this replica has then applied every entry
+// that was committed before the call. The errors are those of [Group.Barrier].
 //
-// Raft's own VerifyLeader accepts any reply, also one that was on its way
-// before the call, or lay unread while this process was stopped. Here it only
-// has heartbeats sent and detects the loss of leadership.
+// Raft's own VerifyLeader accepts any reply, even one that was sent before the
+// call, or that this process received before it was suspended. Here it only
+// triggers heartbeats and detects the loss of leadership.
 func (g *Group) VerifyLeader(ctx context.Context, term uint64) error {
 	defer g.expediteHeartbeats()()
 	began := time.Now()
@@ -212,7 +222,7 @@ func (g *Group) VerifyLeader(ctx context.Context, term uint64) error {
 			return err
 		}
 		if now := g.Term(); now != term {
-			return notLeading(fmt.Errorf("term %d is over, the current term is %d", term, now))
+			return notLeading(fmt.Errorf("term %d has ended, the current term is %d", term, now))
 		}
 		if g.confirmed(term, began) {
 			return nil
@@ -223,20 +233,20 @@ func (g *Group) VerifyLeader(ctx context.Context, term uint64) error {
 // confirmed reports whether a majority has replied to heartbeats of a term that
 // were sent at since or later.
 func (g *Group) confirmed(term uint64, since time.Time) bool {
-	voters, confirm := 0, 0
+	voters, confirmed := 0, 0
 	for _, r := range g.replicas() {
 		if !r.Voter {
 			continue
 		}
 		voters++
 		if r.Name == g.node || g.network != nil && g.network.peer(raft.ServerID(r.Name)).confirmedSince(term, since) {
-			confirm++
+			confirmed++
 		}
 	}
-	return confirm > voters/2
+	return confirmed > voters/2
 }
 
-// expediteHeartbeats has heartbeats sent without delay until done is called.
+// expediteHeartbeats sends heartbeats without delay until done is called.
 func (g *Group) expediteHeartbeats() (done func()) {
 	if g.network == nil {
 		return func() {}
@@ -246,15 +256,15 @@ func (g *Group) expediteHeartbeats() (done func()) {
 
 func notLeading(err error) error { return fmt.Errorf("%w: %w", ErrNotLeader, err) }
 
-// await puts a question to raft and waits for the answer. explain maps an error
-// of raft.
-func (g *Group) await(ctx context.Context, ask func() raft.Future, explain func(error) error) error {
-	f := g.ask(ask)
+// await makes a request to raft and waits for its outcome. mapError maps raft's
+// error.
+func (g *Group) await(ctx context.Context, request func() raft.Future, mapError func(error) error) error {
+	f := g.enqueue(request)
 	if f == nil {
 		return ErrClosed
 	}
 	done := make(chan error, 1)
-	go func() { // ends when raft answers, at the latest in Close
+	go func() { // ends when raft sets the outcome, in Close at the latest
 		err := f.Error()
 		g.outstanding.Add(-1)
 		done <- err
@@ -264,24 +274,24 @@ func (g *Group) await(ctx context.Context, ask func() raft.Future, explain func(
 		return ctx.Err()
 	case err := <-done:
 		if err != nil {
-			return explain(err)
+			return mapError(err)
 		}
 		return nil
 	}
 }
 
-// ask puts a question to raft. It returns nil if the group is closed.
-func (g *Group) ask(question func() raft.Future) raft.Future {
-	g.entering.RLock()
-	defer g.entering.RUnlock()
+// enqueue makes a request to raft. It returns nil if the group is closed.
+func (g *Group) enqueue(request func() raft.Future) raft.Future {
+	g.enqueueing.RLock()
+	defer g.enqueueing.RUnlock()
 	if g.closed {
 		return nil
 	}
 	g.outstanding.Add(1)
-	return question()
+	return request()
 }
 
-// Snapshot takes a snapshot now, if there is anything new.
+// Snapshot takes a snapshot now, if entries were applied since the last one.
 func (g *Group) Snapshot() error { return g.snapshot(g.raft) }
 
 func (g *Group) snapshot(r *raft.Raft) error {
@@ -297,8 +307,8 @@ func (g *Group) snapshot(r *raft.Raft) error {
 	return err
 }
 
-// snapshotIfRunning is Snapshot for the snapshotter: it does nothing before
-// raft runs, and returns ErrClosed once the group is closing.
+// snapshotIfRunning is Snapshot for the snapshotter. It does nothing before raft
+// is started, and returns ErrClosed once the group is closing.
 func (g *Group) snapshotIfRunning() error {
 	r := g.log.raft.Load()
 	if g.closing.Load() {
@@ -310,9 +320,8 @@ func (g *Group) snapshotIfRunning() error {
 	return g.snapshot(r)
 }
 
-// Trim removes the log's entries up to and including index through, as far as
-// raft can do without them: the entry of the last snapshot and what follows it
-// stay.
+// Trim removes the log's entries up to and including index through. It keeps the
+// entries that raft needs: that of the last snapshot and those after it.
 func (g *Group) Trim(through uint64) error {
 	snap, err := snapshotStore{g.log.log}.load()
 	if err != nil || snap.Index == 0 {
@@ -321,10 +330,10 @@ func (g *Group) Trim(through uint64) error {
 	return g.log.trim(min(through, snap.Index-1))
 }
 
-// Behind returns a channel that is closed when the leader has trimmed what this
-// replica's log lacks. The replica gets no more entries then: its owner closes
-// it, calls [Fetch] and opens it again. Without a network the channel is nil,
-// and never ready.
+// Behind returns a channel that is closed when the leader has trimmed entries
+// that this replica lacks. The replica then receives no more entries: its owner
+// closes it, calls [Fetch] and opens it again. Without a network the channel is
+// nil.
 func (g *Group) Behind() <-chan struct{} {
 	if g.network == nil {
 		return nil
@@ -332,16 +341,16 @@ func (g *Group) Behind() <-chan struct{} {
 	return g.network.filter.behind
 }
 
-// Status is the state of a group as a replica sees it.
+// Status is the state of a group as known to a replica.
 type Status struct {
 	Leader string // "" if none is known
 	Term   uint64
 	// State is "leader", "follower", "candidate" or "shutdown".
 	State    string
 	Replicas []Replica
-	// CommitIndex is the newest entry known to be committed. The entries up to
-	// AppliedIndex were passed to the FSM, which may still be applying the last
-	// of them. LastIndex is the newest entry in the log.
+	// CommitIndex is the newest entry known to be committed. AppliedIndex is the
+	// newest that was passed to the FSM, which may still be applying it.
+	// LastIndex is the newest entry in the log.
 	CommitIndex, AppliedIndex, LastIndex uint64
 }
 
@@ -351,8 +360,8 @@ type Replica struct {
 	Voter bool
 }
 
-// Status returns the group's state as this replica sees it now. It does not
-// block.
+// Status returns the current state of the group, as known to this replica. It
+// does not block.
 func (g *Group) Status() Status {
 	_, leader := g.raft.LeaderWithID()
 	return Status{
@@ -382,43 +391,45 @@ func stateName(s raft.RaftState) string {
 	}
 }
 
-// Close stops the replica and waits for it. What was proposed before gets its
-// outcome first: a leader that can't commit it steps down, and the outcome is
-// unknown. Close is idempotent.
+// Close stops the replica and waits until it has stopped. Before that, proposals
+// in progress get their outcome: a leader that can't commit them steps down, and
+// their outcome is unknown. Close is idempotent.
 func (g *Group) Close() error { return g.close(func() {}) }
 
 // CloseWithSnapshot takes a last snapshot and closes. The next start then
-// replays little, and knows the commit index even if it starts alone. A failure
-// to take the snapshot is logged and not returned.
+// replays little, and knows the commit index even if no other replica is
+// running. A failure to take the snapshot is logged and not returned.
 func (g *Group) CloseWithSnapshot() error { return g.close(g.takeLastSnapshot) }
 
+// close stops accepting calls, waits until raft has answered those before,
+// stops replication, calls last, and stops raft and the transport.
 func (g *Group) close(last func()) error {
 	g.closeOnce.Do(func() {
-		g.entering.Lock()
+		g.enqueueing.Lock()
 		g.closed = true
-		g.entering.Unlock()
+		g.enqueueing.Unlock()
 		g.drainQueues()
 		g.closing.Store(true)
 		if g.network != nil {
-			g.network.end.stopDialing()
+			g.network.endpoint.stopDialing()
 		}
 		last()
 		g.closeErr = errors.Join(g.raft.Shutdown().Error(), g.closeTransport())
-		_ = g.log.writes.waitSynced(allEntries) // nothing uses the log any more
+		_ = g.log.writes.waitSynced(allEntries) // after this, nothing uses the log
 	})
 	return g.closeErr
 }
 
-// takeLastSnapshot takes a snapshot once nothing more is replicated. Raft takes
-// none during a leadership transfer, which it gives up after an election
-// timeout, so it retries.
+// takeLastSnapshot takes a snapshot after replication has stopped. Raft rejects
+// it during a leadership transfer, which it abandons after an election timeout,
+// so takeLastSnapshot retries.
 func (g *Group) takeLastSnapshot() {
 	err := g.Snapshot()
 	for since := time.Now(); errors.Is(err, raft.ErrLeadershipTransferInProgress) && time.Since(since) < 4*g.electionTimeout; err = g.Snapshot() {
 		time.Sleep(lastSnapshotPause)
 	}
 	if err != nil {
-		g.warn("no snapshot taken at close: the next start replays more", "err", err)
+		g.warn("no snapshot taken at close: the next start replays more entries", "err", err)
 	}
 }
 
@@ -432,21 +443,22 @@ func (g *Group) closeTransport() error {
 	return nil
 }
 
-// drainTimeout is how long proposals may take to commit once the group is being
-// closed.
+// drainTimeout is how long Close waits for proposals to commit.
 const drainTimeout = 2 * time.Second
 
-// drainQueues waits until raft has handled what is in its queues: it never
-// answers what is still there when it shuts down.
+// drainQueues waits until raft has handled the requests in its queues. Raft
+// never answers those that are there when it shuts down.
 func (g *Group) drainQueues() {
 	if g.outstanding.Load() == 0 {
 		return
 	}
 	if g.network != nil {
-		// A leader that is cut off steps down, and so answers everything.
-		defer time.AfterFunc(drainTimeout, g.network.end.stopDialing).Stop()
+		// A leader without connections steps down, and so answers all requests.
+		defer time.AfterFunc(drainTimeout, g.network.endpoint.stopDialing).Stop()
 	}
 	defer g.expediteHeartbeats()()
-	_ = g.raft.Barrier(0).Error() // both queues are first in, first out
+	// Raft has two queues. It has handled a queue when it answers a request at
+	// the end of it.
+	_ = g.raft.Barrier(0).Error()
 	_ = g.raft.VerifyLeader().Error()
 }

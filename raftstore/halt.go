@@ -6,77 +6,79 @@ import (
 	"sync/atomic"
 )
 
-// halt says whether a replica takes part in its group. A halted replica neither
-// votes nor asks for votes, neither sends nor accepts entries, and answers no
-// heartbeat: to the others it is away. Its log stays readable.
+// halt records whether a replica is excluded from its group. A halted replica
+// neither votes nor requests votes, neither sends nor accepts entries, and
+// answers no heartbeat: to the others it seems to be down. Its log can still be
+// read.
 type halt struct {
 	// haltedItself is Options.HaltedItself; it may be nil.
 	haltedItself func(error)
-	reason       atomic.Pointer[error] // nil while the replica takes part
+	current      atomic.Pointer[error] // what err returns; nil unless the replica is halted
 
-	mu        sync.Mutex
-	requested error // why its owner has halted it
-	own       error // why it has halted by itself, for good
+	mu        sync.Mutex // guards the fields below, and changes of current
+	requested error      // the reason of Halt, nil after Resume
+	permanent error      // why the replica has halted itself, or nil
 }
 
-// err returns why the replica is halted, nil if it takes part.
+// err returns an error if the replica is halted.
 func (h *halt) err() error {
 	if h == nil {
 		return nil
 	}
-	if why := h.reason.Load(); why != nil {
-		return *why
+	if err := h.current.Load(); err != nil {
+		return *err
 	}
 	return nil
 }
 
-// request halts the replica for a reason of its owner, or for nil ends that.
-func (h *halt) request(why error) {
+// request halts the replica at the request of its owner. If reason is nil, it
+// ends that request.
+func (h *halt) request(reason error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	h.requested = why
-	h.update()
+	h.requested = reason
+	h.updateLocked()
 }
 
-// haltForGood halts the replica for good, since raft would have it do what no
-// replica ever does, and returns the error.
-func (h *halt) haltForGood(why error) error {
+// haltItself halts the replica permanently, because raft asked it for something
+// that no correct replica does. It returns reason.
+func (h *halt) haltItself(reason error) error {
 	if h == nil {
-		return why
+		return reason
 	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if h.own == nil {
-		h.own = why
-		h.update()
+	if h.permanent == nil {
+		h.permanent = reason
+		h.updateLocked()
 		if h.haltedItself != nil {
-			go h.haltedItself(why) // does not block raft's goroutine
+			go h.haltedItself(reason) // it must not block raft's goroutine
 		}
 	}
-	return why
+	return reason
 }
 
-func (h *halt) update() {
-	why := h.own
-	if why == nil {
-		why = h.requested
+func (h *halt) updateLocked() {
+	reason := h.permanent
+	if reason == nil {
+		reason = h.requested
 	}
-	if why == nil {
-		h.reason.Store(nil)
+	if reason == nil {
+		h.current.Store(nil)
 		return
 	}
-	why = fmt.Errorf("%w: %w", ErrHalted, why)
-	h.reason.Store(&why)
+	err := fmt.Errorf("%w: %w", ErrHalted, reason)
+	h.current.Store(&err)
 }
 
 // Halt excludes the replica from its group: it neither votes nor leads, and
-// acknowledges nothing, but can be read. The peers get the reason.
+// acknowledges nothing, but its log can be read. Its peers receive the reason.
 func (g *Group) Halt(why error) { g.log.halt.request(why) }
 
-// Resume ends a Halt. A replica that halted by itself stays halted.
+// Resume ends a Halt. A replica that has halted itself stays halted.
 func (g *Group) Resume() { g.log.halt.request(nil) }
 
-// Halted returns why the replica takes no part in its group, nil if it does.
-// The error wraps [ErrHalted], and [ErrCommittedCut] or [ErrTermBack] if the
-// replica has halted by itself.
+// Halted returns nil if the replica takes part in its group. Otherwise the error
+// contains the reason. It wraps [ErrHalted], and if the replica has halted
+// itself, [ErrCommittedCut] or [ErrTermBack].
 func (g *Group) Halted() error { return g.log.halt.err() }

@@ -79,7 +79,7 @@ func TestANewerTermWaitsForRaftsMainGoroutine(t *testing.T) {
 	barrier := g.raft.Barrier(0) // it is synced before raft goes on
 	<-held
 
-	n := g.network.end.network
+	n := g.network.endpoint.network
 	var answers []byte
 	answered := make(chan bool, 1)
 	go func() { answered <- n.handleNow(&answers, 1, "n2", 1, term+5) }()
@@ -113,7 +113,7 @@ func TestANewerTermWaitsForRaftsMainGoroutine(t *testing.T) {
 // goroutine.
 func TestHeartbeatsDoNotRaceWithElections(t *testing.T) {
 	g, _ := lonely(t, 20*time.Millisecond, "n1", "n2", "n3")
-	n := g.network.end.network
+	n := g.network.endpoint.network
 	var beside atomic.Int64 // heartbeats answered beside raft's main goroutine
 	deadline := time.Now().Add(testkit.Patience)
 	for round := 0; round < 40 || beside.Load() == 0; round++ {
@@ -166,7 +166,7 @@ func TestHeartbeatsDoNotRaceWithElections(t *testing.T) {
 // answered beside it from then on.
 func TestNoHeartbeatIsAnsweredBesideAnElectionThatBegins(t *testing.T) {
 	g, _ := lonely(t, time.Second, "n1", "n2", "n3")
-	e := g.network.end
+	e := g.network.endpoint
 	n, term := e.network, g.Term()+1
 	if a := n.handleInMain(1, "n2", 1, term); len(a) == 0 || a[4] != heartbeatAccepted {
 		t.Fatalf("the first heartbeat is answered with %x", a)
@@ -178,7 +178,7 @@ func TestNoHeartbeatIsAnsweredBesideAnElectionThatBegins(t *testing.T) {
 	begun, goOn := make(chan struct{}), make(chan struct{})
 	var once sync.Once
 	g.raft.RegisterObserver(raft.NewObserver(nil, false, func(o *raft.Observation) bool {
-		if l, is := o.Data.(raft.LeaderObservation); is && l.LeaderID == "" {
+		if l, ok := o.Data.(raft.LeaderObservation); ok && l.LeaderID == "" {
 			e.bypass.revoke(o) // whichever of the two observers comes first
 			once.Do(func() { close(begun); <-goOn })
 		}

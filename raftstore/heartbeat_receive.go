@@ -11,9 +11,9 @@ import (
 	"github.com/cantuslog/cantus/raftstore/peernet"
 )
 
-// serveHeartbeats serves a connection that carries a peer's heartbeats. When it
-// is the last one from that peer and breaks, the peer's process may be gone:
-// see failover.go.
+// serveHeartbeats serves a connection that carries a peer's heartbeats. If the
+// peer has no other such connection when it breaks, the peer's process may have
+// died: see failover.go.
 func (n *Network) serveHeartbeats(conn *peernet.Conn) {
 	from := conn.Peer()
 	n.countHeartbeatConns(from, +1)
@@ -23,12 +23,13 @@ func (n *Network) serveHeartbeats(conn *peernet.Conn) {
 }
 
 // handleHeartbeats passes a peer's heartbeats to their groups and sends the
-// replies. Replies that raft can give at once go out together. A heartbeat that
-// must pass raft's main goroutine, which may be busy, waits in a goroutine of
-// its own, so that the others don't wait for it.
+// replies. The handler's goroutine reads the messages. It answers in one message
+// the heartbeats that bypass raft's main goroutine. Each of the others waits for
+// its main goroutine, which may be busy, in a new goroutine, so that it does not
+// delay the rest. It waits for replyTimeout at most.
 func (n *Network) handleHeartbeats(conn *peernet.Conn, from string) {
 	defer conn.Close()
-	var writing sync.Mutex
+	var writing sync.Mutex // held while a reply is written
 	reply := func(records []byte) {
 		out := binary.BigEndian.AppendUint32(make([]byte, 0, 4+len(records)), uint32(len(records)/heartbeatReplySize))
 		writing.Lock()
@@ -60,7 +61,7 @@ func (n *Network) handleHeartbeats(conn *peernet.Conn, from string) {
 	}
 }
 
-// heartbeatRequest returns a heartbeat as a request to raft.
+// heartbeatRequest returns raft's form of a heartbeat.
 func heartbeatRequest(from string, term uint64) *raft.AppendEntriesRequest {
 	return &raft.AppendEntriesRequest{
 		RPCHeader: raft.RPCHeader{ProtocolVersion: raft.ProtocolVersionMax, ID: []byte(from), Addr: []byte(from)},
@@ -68,8 +69,8 @@ func heartbeatRequest(from string, term uint64) *raft.AppendEntriesRequest {
 	}
 }
 
-// handleNow appends the reply to a heartbeat if raft can give it at once. It
-// returns false if raft's main goroutine must give it.
+// handleNow appends the reply to a heartbeat. It returns false if raft's main
+// goroutine has to answer the heartbeat.
 func (n *Network) handleNow(to *[]byte, id uint32, from string, group uint32, term uint64) bool {
 	e := n.endpoint(group)
 	if e == nil || !e.acquire() {
@@ -88,15 +89,15 @@ func (n *Network) handleNow(to *[]byte, id uint32, from string, group uint32, te
 	return ok
 }
 
-// handleInMain returns the reply of raft's main goroutine to a heartbeat, nil
-// if there is none in time.
+// handleInMain returns the reply of raft's main goroutine to a heartbeat, or nil
+// after a timeout.
 func (n *Network) handleInMain(id uint32, from string, group uint32, term uint64) []byte {
 	e := n.endpoint(group)
 	if e == nil || !e.acquire() {
 		return appendHeartbeatReply(nil, id, heartbeatNoGroup, raft.AppendEntriesResponse{})
 	}
 	defer e.users.Done()
-	a, ok := e.askMain(from, heartbeatRequest(from, term))
+	a, ok := e.sendToMain(from, heartbeatRequest(from, term))
 	if !ok {
 		return nil
 	}
@@ -116,12 +117,12 @@ func appendHeartbeatReply(to []byte, id uint32, status byte, a raft.AppendEntrie
 	return binary.BigEndian.AppendUint64(to, a.LastLog)
 }
 
-// acquire keeps the endpoint's close from returning until users.Done. It
-// returns false if the endpoint is closed.
+// acquire adds a user to the endpoint; the caller calls users.Done. It returns
+// false if the endpoint is closed.
 func (e *endpoint) acquire() bool {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	if e.open.Err() != nil {
+	if e.ctx.Err() != nil {
 		return false
 	}
 	e.users.Add(1)

@@ -17,31 +17,37 @@ import (
 )
 
 // A leader sends a heartbeat to each follower in each of its groups. On an idle
-// node with many partitions they are most of the work. So the heartbeats of all
-// groups that a node leads and a peer follows share one connection, and those
-// that are due at about the same time share one message.
+// node with many partitions, heartbeats are most of the work. So the heartbeats
+// of all groups that a node leads and a peer follows share one connection, and
+// those that are due at about the same time share one message.
 //
-// Raft asks for a heartbeat in its goroutine for a peer
-// (transport.sendHeartbeat). The heartbeat is queued in the batcher of that
-// peer, which sends its queue when the first heartbeat in it is due, or at once
-// when somebody waits for confirmation (flushNow). A goroutine for each
-// connection reads the replies and hands each to the heartbeat that it answers.
-// Raft's goroutine waits for that reply, up to a timeout; when it ends without
-// any reply on the connection, the connection is dropped, and the next
-// heartbeat dials again.
+// Three kinds of goroutines meet here. Raft has one for each group and peer; it
+// enqueues a heartbeat (transport.sendHeartbeat) and blocks in await until the
+// reply, a timeout, or the group's close. The timer of a peer's batcher runs
+// flush when the first heartbeat in the queue is due, or at once if a caller
+// waits for confirmation (flushNow); flush may block while it dials and writes.
+// A goroutine for each connection reads the replies and completes the heartbeats
+// that they answer; it blocks only on the connection. If no reply at all arrives
+// on the connection until a timeout, await drops the connection, and the next
+// flush dials again.
 //
-// A message has a count (4 bytes, 1 to 4,096), big-endian like all numbers, and
+// heartbeatBatcher.flushing lets only one flush run at a time; it may be held for
+// seconds. The two locks named mu are held only briefly, and never both at once:
+// the batcher's guards the queue and the timer, the connection's guards the
+// heartbeats that wait for a reply.
+//
+// A message is a count (4 bytes, 1 to 4,096), big-endian like all numbers, and
 // that many heartbeats. The replies come in messages of the same form, in any
-// order and grouping. From the leader's node:
+// order and grouping. A heartbeat is
 //
 //	0     4  id, which the reply repeats
 //	4     4  group
 //	8     8  term
 //
-// and from the follower's:
+// and a reply
 //
 //	 0     4  id
-//	 4     1  0 the replica is in a newer term, 1 it follows, 2 there is none
+//	 4     1  0 the replica is in a newer term, 1 it follows, 2 there is no replica
 //	 5     8  the replica's term
 //	13     8  the index of its last entry
 const (
@@ -55,16 +61,16 @@ const (
 
 // The status in a reply.
 const (
-	heartbeatRejected byte = iota // the group follows another leader
+	heartbeatRejected byte = iota // the replica is in a newer term
 	heartbeatAccepted
-	heartbeatNoGroup // there is no replica of the group
+	heartbeatNoGroup // the node has no replica of the group, or it is halted
 )
 
 // queuedHeartbeat is a heartbeat that waits to be sent, or for its reply.
 type queuedHeartbeat struct {
 	group   uint32
 	term    uint64
-	due     time.Time // it is sent by then
+	due     time.Time // sent by then at the latest
 	reply   raft.AppendEntriesResponse
 	err     error
 	onReply func(raft.AppendEntriesResponse) // called with the reply, however late; may be nil
@@ -81,30 +87,30 @@ type heartbeatBatcher struct {
 	network *Network
 	node    string
 
-	// flushing is held while dialing and writing.
+	// flushing is held while a flush dials and writes.
 	flushing sync.Mutex
-	// mu guards what follows.
+	// mu guards the fields below.
 	mu    sync.Mutex
 	queue []*queuedHeartbeat
-	timer *time.Timer    // flushes the queue
-	due   time.Time      // when timer fires; zero if it is not set
-	conn  *heartbeatConn // nil while there is none
+	timer *time.Timer    // calls flush
+	due   time.Time      // when timer fires; zero if it is stopped
+	conn  *heartbeatConn // nil if there is no connection
 }
 
-// heartbeatConn is a connection that carries heartbeats to a peer, and its
-// replies.
+// heartbeatConn is a connection that carries heartbeats to a peer, and the
+// replies to them.
 type heartbeatConn struct {
 	conn      *peernet.Conn
 	lastReply atomic.Int64 // when the last replies arrived, Unix nanoseconds
 
-	// mu guards what follows.
+	// mu guards the fields below.
 	mu      sync.Mutex
-	pending map[uint32]*queuedHeartbeat
-	lastID  uint32 // the newest id
-	err     error  // why it is closed; nil while it is open
+	pending map[uint32]*queuedHeartbeat // sent and not answered, by id
+	lastID  uint32
+	err     error // why the connection is closed; nil while it is open
 }
 
-// heartbeatsTo returns the batcher for a node. It makes one if there is none.
+// heartbeatsTo returns the batcher for a node. It creates it on first use.
 func (n *Network) heartbeatsTo(node string) *heartbeatBatcher {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -119,7 +125,7 @@ func (n *Network) heartbeatsTo(node string) *heartbeatBatcher {
 }
 
 // enqueue queues a heartbeat, to be sent within delay. onReply is called with
-// the reply, also if it comes after await has given up; it may be nil.
+// the reply, even if it arrives after await has returned; it may be nil.
 func (b *heartbeatBatcher) enqueue(group uint32, term uint64, delay time.Duration, onReply func(raft.AppendEntriesResponse)) *queuedHeartbeat {
 	h := &queuedHeartbeat{group: group, term: term, due: time.Now().Add(delay), onReply: onReply, done: make(chan struct{})}
 	b.mu.Lock()
@@ -132,13 +138,14 @@ func (b *heartbeatBatcher) enqueue(group uint32, term uint64, delay time.Duratio
 	return h
 }
 
-// await returns the reply to a heartbeat, or an error: ctx's, the connection's,
-// or errNoHeartbeatReply when timeout has passed since the heartbeat was due.
-// At the beginning and after every step it asks presume whether to assume
-// success without waiting for the reply. The heartbeat is sent all the same.
-func (b *heartbeatBatcher) await(ctx context.Context, h *queuedHeartbeat, timeout, step time.Duration, presume func() bool) (raft.AppendEntriesResponse, error) {
+// await waits for the reply to a heartbeat and returns it. The error is ctx's,
+// the connection's, or errNoHeartbeatReply if timeout has passed since the
+// heartbeat was due. At the beginning and after every step, await calls
+// presumeSuccess; if that returns true, await returns success without waiting
+// for the reply. The heartbeat is sent nevertheless.
+func (b *heartbeatBatcher) await(ctx context.Context, h *queuedHeartbeat, timeout, step time.Duration, presumeSuccess func() bool) (raft.AppendEntriesResponse, error) {
 	presumed := raft.AppendEntriesResponse{Term: h.term, Success: true}
-	if presume() {
+	if presumeSuccess() {
 		return presumed, nil
 	}
 	tick := time.NewTimer(time.Until(h.due) + min(step, timeout))
@@ -152,7 +159,7 @@ func (b *heartbeatBatcher) await(ctx context.Context, h *queuedHeartbeat, timeou
 		case now := <-tick.C:
 			left := h.due.Add(timeout).Sub(now)
 			switch {
-			case presume():
+			case presumeSuccess():
 				return presumed, nil
 			case left <= 0:
 				b.dropIfSilent(h.due)
@@ -163,7 +170,7 @@ func (b *heartbeatBatcher) await(ctx context.Context, h *queuedHeartbeat, timeou
 	}
 }
 
-// flushNow has the queue sent at once.
+// flushNow makes the timer fire at once, if the queue is not empty.
 func (b *heartbeatBatcher) flushNow() {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -189,13 +196,13 @@ func (b *heartbeatBatcher) flush() {
 				return
 			}
 		}
-		some := batch[:min(len(batch), maxHeartbeatBatch)]
-		if err := conn.send(some); err != nil {
+		part := batch[:min(len(batch), maxHeartbeatBatch)]
+		if err := conn.send(part); err != nil {
 			b.dropConn(conn, err)
 			failAll(batch, err)
 			return
 		}
-		batch = batch[len(some):]
+		batch = batch[len(part):]
 	}
 }
 
@@ -206,7 +213,7 @@ func failAll(batch []*queuedHeartbeat, err error) {
 }
 
 // complete sets the outcome of a heartbeat, unless it has one. If the heartbeat
-// was given to a connection, its mu is held.
+// was passed to a connection, the caller holds the connection's mu.
 func (h *queuedHeartbeat) complete(err error) {
 	select {
 	case <-h.done:
@@ -216,15 +223,15 @@ func (h *queuedHeartbeat) complete(err error) {
 	}
 }
 
-// close stops the timer and waits for a flush that is running. The network is
-// closed already, so nothing more is dialed.
+// close stops the timer and waits for a running flush. It is called after the
+// network is closed, so a later flush can't dial.
 func (b *heartbeatBatcher) close() {
 	b.timer.Stop()
 	b.flushing.Lock()
 	defer b.flushing.Unlock()
 }
 
-// connect dials the peer and starts to read its replies.
+// connect dials the peer and starts the goroutine that reads its replies.
 func (b *heartbeatBatcher) connect() (*heartbeatConn, error) {
 	conn, err := b.network.dial(b.network.ctx, b.node, peernet.Heartbeats, 0)
 	if err != nil {
@@ -238,8 +245,8 @@ func (b *heartbeatBatcher) connect() (*heartbeatConn, error) {
 	return c, nil
 }
 
-// dropConn closes a connection and fails the heartbeats that wait for its
-// replies.
+// dropConn closes a connection and fails the heartbeats that wait for a reply on
+// it.
 func (b *heartbeatBatcher) dropConn(c *heartbeatConn, err error) {
 	b.mu.Lock()
 	if b.conn == c {
@@ -289,8 +296,8 @@ func (c *heartbeatConn) send(batch []*queuedHeartbeat) error {
 	return err
 }
 
-// readReplies hands replies to their heartbeats until the connection breaks,
-// and returns why it did.
+// readReplies handles replies until the connection breaks. It returns the
+// connection's error.
 func (c *heartbeatConn) readReplies() error {
 	for {
 		records, err := readRecords(c.conn, heartbeatReplySize)
@@ -304,7 +311,7 @@ func (c *heartbeatConn) readReplies() error {
 	}
 }
 
-// handleReply completes the heartbeat that a reply answers, if it still waits.
+// handleReply completes the heartbeat that a reply answers, if it is pending.
 func (c *heartbeatConn) handleReply(r []byte) {
 	id := binary.BigEndian.Uint32(r)
 	c.mu.Lock()
@@ -335,7 +342,7 @@ func readRecords(r io.Reader, size int) ([]byte, error) {
 	}
 	n := binary.BigEndian.Uint32(head[:])
 	if n == 0 || n > maxHeartbeatBatch {
-		return nil, fmt.Errorf("%w: there can't be %d in a message", errMalformedHeartbeats, n)
+		return nil, fmt.Errorf("%w: a message can't have %d records", errMalformedHeartbeats, n)
 	}
 	records := make([]byte, int(n)*size)
 	if _, err := io.ReadFull(r, records); err != nil {

@@ -10,14 +10,14 @@ import (
 	"github.com/hashicorp/go-hclog"
 )
 
-// warnEvery is the least time between two warnings of one kind by raft.
-const warnEvery = 10 * time.Second
+// warnInterval is the minimum time between two warnings with the same message.
+const warnInterval = 10 * time.Second
 
-// raftLogger returns a logger for raft that writes to l at a lower level. What
-// raft calls an error is most often a peer that is away, and its warnings are
-// routine. What it repeats many times a second while a peer is away is logged
-// once in a while. Nothing above the debug level is logged while the group is
-// closing.
+// raftLogger returns a logger for raft that writes to l at a lower level. Raft's
+// errors become warnings, since most mean that a peer is down, and everything
+// else becomes a debug message. Warnings are rate-limited: raft repeats them many
+// times a second while a peer is down. While the group is closing, all messages
+// are debug messages.
 func raftLogger(l *slog.Logger, closing *atomic.Bool) hclog.Logger {
 	h := hclog.NewInterceptLogger(&hclog.LoggerOptions{Level: hclog.Debug, Output: io.Discard})
 	if l != nil {
@@ -31,7 +31,7 @@ type logSink struct {
 	closing *atomic.Bool
 
 	mu     sync.Mutex
-	warned map[string]time.Time // when, by message; raft's messages are constant
+	warned map[string]time.Time // time of the last warning, by message; raft's messages are constant
 }
 
 func (s *logSink) Accept(_ string, level hclog.Level, msg string, args ...any) {
@@ -42,11 +42,12 @@ func (s *logSink) Accept(_ string, level hclog.Level, msg string, args ...any) {
 	s.log.Debug("raft: "+msg, args...)
 }
 
+// due reports whether a warning may be logged, and if so records it.
 func (s *logSink) due(msg string) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	now := time.Now()
-	if now.Sub(s.warned[msg]) < warnEvery {
+	if now.Sub(s.warned[msg]) < warnInterval {
 		return false
 	}
 	s.warned[msg] = now

@@ -16,41 +16,44 @@ import (
 // logStore is raft's LogStore and StableStore over a log of package wal.
 //
 // A leader stores commands asynchronously: StoreLogs returns while the journal
-// still writes them, and raft sends them to the followers meanwhile
-// (asyncWrites). Everything else is synced when it is stored, and is stored
-// behind all entries that are being written.
+// still writes them, and raft sends them to the followers in the meantime
+// (asyncWrites). Every other write, and all entries before it, are synced when it
+// returns.
 //
-// hashicorp/raft panics if it can't store its term, but a host that embeds a
-// node must survive a full disk. So SetUint64 reports success for a term that
-// it could not store, keeps it as pendingTerm, and stores it before whatever
-// comes next.
+// hashicorp/raft panics if it can't store its term, but a process that embeds a
+// node must survive a full disk. So SetUint64 reports success for a term that it
+// could not store. It keeps the term as pendingTerm, and stores it before
+// anything else.
+//
+// Raft writes from its main goroutine and reads from many. Trim is called by the
+// owner's goroutine.
 type logStore struct {
 	log  *wal.Log
 	halt *halt // nil in some tests
-	// raft is the instance that stores here, nil until it runs.
-	raft   atomic.Pointer[raft.Raft]
-	writes asyncWrites
-	failed sync.Once
-	// standalone says that there is no network, and so no other voter.
+	// raft is the instance that stores here, nil until it is started.
+	raft     atomic.Pointer[raft.Raft]
+	writes   asyncWrites
+	stepDown sync.Once // after a failed asynchronous write
+	// standalone means that there is no network, and so no other voter.
 	standalone bool
-	// recent caches the newest entries, by index modulo its length: each is soon
-	// read again, for every follower, to be applied, and as the predecessor of
-	// the next.
+	// recent caches the newest entries, by index modulo its length. Each is read
+	// several times soon after it is stored: for every follower, to be applied,
+	// and as the predecessor of the next.
 	recent [4]atomic.Pointer[raft.Log]
 
-	// mu guards pendingTerm, a term that could not be stored, nil if there is
-	// none. Nothing else is stored before it.
+	// mu guards pendingTerm, a term that could not be stored, or nil. Nothing
+	// else is stored before it. mu is held while the term is written.
 	mu          sync.Mutex
 	pendingTerm []byte
 
-	// truncating is held while the log is being shortened, at either end.
+	// truncating is held while either end of the log is removed.
 	truncating sync.Mutex
 }
 
 func (s *logStore) FirstIndex() (uint64, error) { return s.log.FirstIndex(), nil }
 func (s *logStore) LastIndex() (uint64, error)  { return s.log.LastIndex(), nil }
 
-// GetLog returns raft.ErrLogNotFound itself, unwrapped: raft compares it.
+// GetLog returns raft.ErrLogNotFound unwrapped, because raft compares it with ==.
 func (s *logStore) GetLog(index uint64, l *raft.Log) error {
 	if entry := s.writes.get(index); entry != nil {
 		*l = *entry
@@ -76,18 +79,18 @@ func (s *logStore) GetLog(index uint64, l *raft.Log) error {
 
 func (s *logStore) StoreLog(l *raft.Log) error { return s.StoreLogs([]*raft.Log{l}) }
 
-// maxStoreBytes is about how many bytes are stored at once: they must fit into a
-// segment of the journal.
+// maxStoreBytes is the approximate number of bytes that are stored at once. They
+// must fit into a segment of the journal.
 const maxStoreBytes = 24 << 20
 
 // StoreLogs stores entries, in one write unless they are very large. When it
-// returns nil they are synced, or on a leader being written and in s.writes.
+// returns nil, they are synced, or, on a leader, in s.writes until they are.
 func (s *logStore) StoreLogs(logs []*raft.Log) error {
 	if err := errors.Join(s.halt.err(), s.flushPendingTerm()); err != nil {
 		return err
 	}
-	leads := s.canReplicateEarly(logs)
-	if leads && s.writeAsync(logs) {
+	async := s.canReplicateEarly(logs)
+	if async && s.writeAsync(logs) {
 		s.cacheRecent(logs)
 		return nil
 	}
@@ -104,13 +107,13 @@ func (s *logStore) StoreLogs(logs []*raft.Log) error {
 		entries, bytes = entries[:0], 0
 	}
 	s.cacheRecent(logs)
-	if leads {
+	if async {
 		s.writes.recordSynced(logs)
 	}
 	return nil
 }
 
-// cacheRecent puts the newest of logs into the cache.
+// cacheRecent adds the newest of logs to the cache.
 func (s *logStore) cacheRecent(logs []*raft.Log) {
 	for _, l := range logs[max(0, len(logs)-len(s.recent)):] {
 		s.recent[l.Index%uint64(len(s.recent))].Store(l)
@@ -132,10 +135,11 @@ func toEntry(l *raft.Log) wal.Entry {
 	return e
 }
 
-// canReplicateEarly reports whether entries may go to the followers before they
-// are synced here: they are a leader's commands. (The goroutine that stores is
-// also the one that makes this replica lead or not.) Raft acts on a change of
-// members as soon as it takes it for committed, so that is synced first.
+// canReplicateEarly reports whether entries may be sent to the followers before
+// they are synced here. They must be a leader's commands: raft acts on a
+// membership change as soon as it considers it committed, so that is synced
+// first. The state can't change in between, since raft stores entries on the
+// goroutine that also changes its state.
 func (s *logStore) canReplicateEarly(logs []*raft.Log) bool {
 	if r := s.raft.Load(); r == nil || r.State() != raft.Leader {
 		return false
@@ -150,8 +154,8 @@ func (s *logStore) canReplicateEarly(logs []*raft.Log) bool {
 	return bytes < maxStoreBytes
 }
 
-// writeAsync has the log write entries, which are in s.writes until they are
-// synced. It returns false if the log can't do so.
+// writeAsync starts writing entries, which are in s.writes until they are
+// synced. It returns false if the log can't write them asynchronously.
 func (s *logStore) writeAsync(logs []*raft.Log) bool {
 	entries := make([]wal.Entry, len(logs))
 	for i, l := range logs {
@@ -166,30 +170,31 @@ func (s *logStore) writeAsync(logs []*raft.Log) bool {
 }
 
 // writeDone handles the outcome of the n oldest asynchronous writes. After a
-// failure the leader steps down: raft does so when it can't store.
+// failure it proposes a barrier: raft can't store that, and so steps down.
 func (s *logStore) writeDone(n int, err error) {
 	s.writes.completed(n, err)
 	if err != nil {
-		s.failed.Do(func() { go s.raft.Load().Barrier(0) })
+		s.stepDown.Do(func() { go s.raft.Load().Barrier(0) })
 	}
 }
 
-// removePartial is called after a failed store. It removes the entries from
-// index from on if those before index to were stored, and returns why the
-// others were not: raft assumes that none was stored.
-func (s *logStore) removePartial(why error, from, to uint64) error {
+// removePartial is called after a store has failed with cause. If the entries
+// from index from to to-1 were stored, it removes them, since raft assumes that
+// a failed store has stored nothing. It returns cause, or an error if the
+// entries can't be removed.
+func (s *logStore) removePartial(cause error, from, to uint64) error {
 	if from == to {
-		return why
+		return cause
 	}
 	if err := s.log.TruncateSuffix(from); err != nil {
-		//nolint:errorlint // no caller may take this for either error
-		return fmt.Errorf("entries %d to %d were stored and can't be removed: %v, after: %v", from, to-1, err, why)
+		//nolint:errorlint // a caller must not mistake this for either error
+		return fmt.Errorf("entries %d to %d were stored and can't be removed: %v, after: %v", from, to-1, err, cause)
 	}
-	return why
+	return cause
 }
 
-// DeleteRange removes a conflicting suffix. Raft is configured never to cut the
-// head; any other range is a defect.
+// DeleteRange removes a conflicting suffix. Raft is configured never to trim the
+// log, so any other range is a bug.
 func (s *logStore) DeleteRange(from, to uint64) error {
 	if last := s.log.LastIndex(); to < last {
 		return fmt.Errorf("delete entries %d to %d: only a suffix is ever deleted, and the last is %d", from, to, last)
@@ -203,9 +208,9 @@ func (s *logStore) DeleteRange(from, to uint64) error {
 	return s.log.TruncateSuffix(from)
 }
 
-// checkTruncation halts the replica if it would give up entries that it knows
-// to be committed. Another leader can't have others in their place, unless a
-// replica has lost what it acknowledged.
+// checkTruncation halts the replica if it would remove entries that it knows to
+// be committed. A leader can only have other entries in their place if a replica
+// has lost entries that it had acknowledged.
 func (s *logStore) checkTruncation(from uint64) error {
 	snap, err := snapshotStore{s.log}.load()
 	if err != nil {
@@ -218,8 +223,8 @@ func (s *logStore) checkTruncation(from uint64) error {
 	if from > committed {
 		return nil
 	}
-	return s.halt.haltForGood(fmt.Errorf("%w: a leader has other entries from %d on, and this replica knows that the entries up to %d are committed: "+
-		"a replica of the group has lost what it acknowledged", ErrCommittedCut, from, committed))
+	return s.halt.haltItself(fmt.Errorf("%w: a leader has other entries from %d on, and this replica knows that the entries up to %d are committed: "+
+		"a replica of the group has lost entries that it had acknowledged", ErrCommittedCut, from, committed))
 }
 
 // trim removes the entries up to and including index through.
@@ -244,17 +249,17 @@ func (s *logStore) Set(key, value []byte) error {
 		err = s.set(string(key), value)
 	}
 	if s.standalone && errors.Is(err, wal.ErrNoSpace) {
-		// Raft stores its votes here, and would wait for an election to time out.
-		// Nobody else learns of this vote, and it has no effect until there is
-		// room.
+		// Raft stores its votes with Set, and after an error would wait for the
+		// election timeout. A standalone replica votes only for itself, and the
+		// vote has no effect until an entry can be stored.
 		return nil
 	}
 	return err
 }
 
-// set stores a value, behind all asynchronous writes. A leader that comes to
-// follow another one stores the new term first: so when it tells the new leader
-// what it has, all of that is synced.
+// set stores a value after all asynchronous writes are synced. When a leader
+// becomes a follower, it stores the new term first. So all entries in its log
+// are synced before it reports its last index to the new leader.
 func (s *logStore) set(key string, value []byte) error {
 	if err := s.writes.waitSynced(allEntries); err != nil {
 		return err
@@ -262,8 +267,7 @@ func (s *logStore) set(key string, value []byte) error {
 	return s.log.SetMeta(wal.Meta{Name: stablePrefix + key, Value: append([]byte{}, value...)})
 }
 
-// flushPendingTerm stores the term that could not be stored before, if there is
-// one.
+// flushPendingTerm stores pendingTerm, if there is one.
 func (s *logStore) flushPendingTerm() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -281,26 +285,26 @@ func (s *logStore) Get(key []byte) ([]byte, error) {
 	return s.log.Meta(stablePrefix + string(key)), nil
 }
 
-// SetUint64 stores a number. A term that it can't store becomes pendingTerm,
-// and it reports success, since raft would panic. The term is stored before
-// whatever comes next, so no vote is given and no entry acknowledged in a term
-// that could be forgotten.
+// SetUint64 stores a number. If it can't store a term, it keeps it as
+// pendingTerm and returns nil, since raft would panic on an error. The term is
+// stored before anything else, so this replica neither votes nor acknowledges an
+// entry in a term that it could forget.
 func (s *logStore) SetUint64(key []byte, n uint64) error {
 	value := binary.BigEndian.AppendUint64(nil, n)
 	if string(key) != keyTerm {
-		if have, err := s.GetUint64(key); err != nil || n < have {
-			return errors.Join(err, s.haltOnOlderTerm(string(key), have, n))
+		if current, err := s.GetUint64(key); err != nil || n < current {
+			return errors.Join(err, s.haltOnOlderTerm(string(key), current, n))
 		}
 		return s.Set(key, value)
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	have := storedTerm(s.log)
+	current := storedTerm(s.log)
 	if s.pendingTerm != nil {
-		have = binary.BigEndian.Uint64(s.pendingTerm)
+		current = binary.BigEndian.Uint64(s.pendingTerm)
 	}
-	if n < have { // raft panics on an error; a halted replica does no harm
-		_ = s.haltOnOlderTerm(keyTerm, have, n)
+	if n < current { // not an error, since raft would panic; the replica is halted
+		_ = s.haltOnOlderTerm(keyTerm, current, n)
 		return nil
 	}
 	if s.pendingTerm = nil; s.set(keyTerm, value) != nil {
@@ -309,10 +313,10 @@ func (s *logStore) SetUint64(key []byte, n uint64) error {
 	return nil
 }
 
-// haltOnOlderTerm halts the replica: no term, of its own or of its last vote,
-// is ever followed by a lower one.
-func (s *logStore) haltOnOlderTerm(key string, have, n uint64) error {
-	return s.halt.haltForGood(fmt.Errorf("%w: %s is %d and would become %d", ErrTermBack, key, have, n))
+// haltOnOlderTerm halts the replica, because raft would replace a stored term,
+// its own or that of its last vote, by a lower one.
+func (s *logStore) haltOnOlderTerm(key string, current, n uint64) error {
+	return s.halt.haltItself(fmt.Errorf("%w: %s is %d and would become %d", ErrTermBack, key, current, n))
 }
 
 func (s *logStore) GetUint64(key []byte) (uint64, error) {

@@ -10,15 +10,15 @@ import (
 	"github.com/hashicorp/raft"
 )
 
-// AddReplica makes a node's replica a member without a vote. It does nothing if
-// the replica is a member already, with a vote or without. When it returns nil,
-// the change is committed. The errors are [ErrNotLeader], [ErrUnknown],
-// [ErrClosed], and ctx's if that ends first: the change may then still be made.
+// AddReplica adds a node's replica to the group as a nonvoter. It does nothing if
+// the replica is already a member, voter or not. When it returns nil, the change
+// is committed. The errors are [ErrNotLeader], [ErrUnknown], [ErrClosed], and
+// ctx's if ctx ends first: the change may then still be made.
 func (g *Group) AddReplica(ctx context.Context, node string) error {
 	if _, member := g.member(node); member && g.Leading() {
 		return g.awaitConfiguration(ctx)
 	}
-	if g.network != nil && g.Leading() { // this may be another node with that name
+	if g.network != nil && g.Leading() { // it may be a new replica of an old name
 		g.network.peer(raft.ServerID(node)).replaced()
 	}
 	return g.change(ctx, func(timeout time.Duration) raft.Future {
@@ -26,24 +26,24 @@ func (g *Group) AddReplica(ctx context.Context, node string) error {
 	})
 }
 
-// Promote makes a member a voter. The member should have caught up: until then
-// the group needs it for a majority and can't have it. The errors are those of
-// [Group.AddReplica], and one if the node is not a member.
+// Promote makes a member a voter. The member should have caught up: until it has,
+// it counts in the size of a majority and can't be part of one. The errors are
+// those of [Group.AddReplica], and one if the node is not a member.
 func (g *Group) Promote(ctx context.Context, node string) error {
 	r, member := g.member(node)
 	switch {
 	case member && r.Voter && g.Leading():
 		return g.awaitConfiguration(ctx)
 	case !member && g.Leading():
-		return fmt.Errorf("promote %s: it is no replica of the group: add it first", node)
+		return fmt.Errorf("promote %s: it is not a member of the group: add it first", node)
 	}
 	return g.change(ctx, func(timeout time.Duration) raft.Future {
 		return g.raft.AddVoter(raft.ServerID(node), raft.ServerAddress(node), 0, timeout)
 	})
 }
 
-// Demote takes a member's vote away. A leader that demotes itself steps down.
-// The errors are those of [Group.AddReplica].
+// Demote makes a voter a nonvoter. A leader that demotes itself steps down. The
+// errors are those of [Group.AddReplica].
 func (g *Group) Demote(ctx context.Context, node string) error {
 	if r, member := g.member(node); (!member || !r.Voter) && g.Leading() {
 		return g.awaitConfiguration(ctx)
@@ -65,8 +65,8 @@ func (g *Group) Remove(ctx context.Context, node string) error {
 	})
 }
 
-// awaitConfiguration returns nil when the newest configuration is committed:
-// the caller has looked at one that may not be.
+// awaitConfiguration returns nil when the current configuration, which the caller
+// has seen, is committed.
 func (g *Group) awaitConfiguration(ctx context.Context) error { return g.Barrier(ctx) }
 
 func (g *Group) member(node string) (Replica, bool) {
@@ -78,34 +78,34 @@ func (g *Group) member(node string) (Replica, bool) {
 	return all[i], true
 }
 
-// changeTimeout is how long a change of members waits for the one before, if
-// ctx has no deadline.
+// changeTimeout is how long a membership change waits for the one before, if ctx
+// has no deadline.
 const changeTimeout = 30 * time.Second
 
-// change makes a change of members. Raft makes one after another.
-func (g *Group) change(ctx context.Context, ask func(timeout time.Duration) raft.Future) error {
+// change makes a membership change. Raft makes one change at a time.
+func (g *Group) change(ctx context.Context, request func(timeout time.Duration) raft.Future) error {
 	timeout := changeTimeout
 	if at, ok := ctx.Deadline(); ok {
 		timeout = max(time.Until(at), time.Millisecond)
 	}
-	return g.await(ctx, func() raft.Future { return ask(timeout) }, proposalError)
+	return g.await(ctx, func() raft.Future { return request(timeout) }, proposalError)
 }
 
 // reachableTimeouts is the number of heartbeat timeouts within which a voter
 // must have replied to be a transferee.
 const reachableTimeouts = 2
 
-// Transfer transfers leadership to a voter, or for "" to any one that has
-// replied lately. It returns nil when this replica no longer leads. Until it
-// returns, proposals are rejected; if it fails, this replica goes on leading.
-// The error is [ErrNotLeader] if it does not lead.
+// Transfer transfers leadership to a voter, or if to is "" to any voter that has
+// replied recently. It returns nil when this replica no longer leads. Proposals
+// are rejected until Transfer returns. If it fails, this replica still leads,
+// unless the error is [ErrNotLeader].
 func (g *Group) Transfer(ctx context.Context, to string) error {
 	if !g.Leading() {
 		return fmt.Errorf("%w: there is no leadership to transfer", ErrNotLeader)
 	}
 	candidates := []string{to}
 	if to == "" {
-		candidates = g.successors()
+		candidates = g.transferees()
 	}
 	errs := []error{}
 	for _, node := range candidates {
@@ -124,9 +124,9 @@ func (g *Group) Transfer(ctx context.Context, to string) error {
 	return errors.Join(errs...)
 }
 
-// successors returns the other voters that can be reached, latest contact
-// first.
-func (g *Group) successors() []string {
+// transferees returns the other voters that can be reached, the one with the
+// latest contact first.
+func (g *Group) transferees() []string {
 	var names []string
 	for _, r := range g.replicas() {
 		if r.Voter && r.Name != g.node && g.reachable(r.Name) {
@@ -146,24 +146,24 @@ func (g *Group) lastContact(node string) int64 {
 	return g.network.peer(raft.ServerID(node)).lastContact.Load()
 }
 
-// reachable reports whether a peer has replied lately and no request to it is
-// being retried. If raft were asked twice to transfer to a peer that it can't
-// send to, it would reject proposals for good.
+// reachable reports whether a peer has replied recently and no request to it is
+// being retried. Two attempts to transfer to a peer that can't be reached would
+// make raft reject proposals permanently.
 func (g *Group) reachable(node string) bool {
 	if g.network == nil {
 		return false
 	}
 	since := time.Now().UnixNano() - g.lastContact(node)
-	return since < int64(reachableTimeouts*g.heartbeatTimeout) && g.network.peer(raft.ServerID(node)).blocked.Load() == 0
+	return since < int64(reachableTimeouts*g.heartbeatTimeout) && g.network.peer(raft.ServerID(node)).retrying.Load() == 0
 }
 
 func (g *Group) transferTo(ctx context.Context, node string) error {
 	r, member := g.member(node)
 	switch {
 	case !member || !r.Voter:
-		return errors.New("it has no vote")
+		return errors.New("it is not a voter")
 	case node == g.node:
-		return errors.New("it leads")
+		return errors.New("it is the leader")
 	case !g.reachable(node):
 		return errors.New("it can't be reached")
 	}

@@ -106,7 +106,7 @@ func TestTransfer(t *testing.T) {
 	if leader = c.leader(); leader == was {
 		t.Log("it was elected again at once")
 	}
-	for to, want := range map[string]string{leader.name: "it leads", "n9": "no vote"} {
+	for to, want := range map[string]string{leader.name: "it is the leader", "n9": "not a voter"} {
 		if err := leader.group.Transfer(timeout(t), to); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("to %s: %v, want %q", to, err, want)
 		}

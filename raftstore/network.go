@@ -21,25 +21,26 @@ type NetworkOptions = peernet.Options
 type Network struct {
 	peers *peernet.Network
 
-	// ctx ends when the network is closed, before peers is closed: it releases
-	// handlers that wait for a group.
+	// ctx is done when the network is closed, before peers is closed: it
+	// unblocks handlers that wait for a group.
 	ctx     context.Context
 	cancel  context.CancelFunc
 	running sync.WaitGroup
 
-	// mu guards what follows.
-	mu             sync.Mutex
-	groups         map[uint32]*endpoint
-	batchers       map[string]*heartbeatBatcher // heartbeats to each peer
-	heartbeatConns map[string]int               // connections for heartbeats, by the node that sends them
+	starved starvation // has its own lock
 
-	starved  starvation
-	shortest time.Duration // of the groups' heartbeat timeouts; mu guards it
-	adapted  bool          // timeouts are longer than the groups' own; mu guards it
+	// mu guards the fields below.
+	mu              sync.Mutex
+	groups          map[uint32]*endpoint
+	batchers        map[string]*heartbeatBatcher // by the peer that heartbeats are sent to
+	heartbeatConns  map[string]int               // open connections for heartbeats, by the node that sends them
+	shortestTimeout time.Duration                // of the groups' heartbeat timeouts
+	adapted         bool                         // raft's timeouts are longer than the groups' own
 }
 
-// NewNetwork opens the node's network and accepts connections. It refuses those
-// for a group that is not open. It owns the listener, also when it fails.
+// NewNetwork opens the node's network and accepts connections. It refuses
+// connections for a group that is not open. It owns the listener, even if it
+// fails.
 func NewNetwork(opts NetworkOptions) (*Network, error) {
 	peers, err := peernet.New(opts)
 	if err != nil {
@@ -47,8 +48,8 @@ func NewNetwork(opts NetworkOptions) (*Network, error) {
 	}
 	n := &Network{peers: peers, groups: map[uint32]*endpoint{}, batchers: map[string]*heartbeatBatcher{}, heartbeatConns: map[string]int{}}
 	n.ctx, n.cancel = context.WithCancel(context.Background())
-	peers.Handle(peernet.Raft, peernet.Handler{Accept: n.hasGroup, Serve: n.serveGroup((*endpoint).deliver)})
-	peers.Handle(peernet.Fetch, peernet.Handler{Accept: n.hasGroup, Serve: n.serveGroup((*endpoint).serveFetch)})
+	peers.Handle(peernet.Raft, peernet.Handler{Accept: n.checkGroup, Serve: n.serveGroup((*endpoint).deliver)})
+	peers.Handle(peernet.Fetch, peernet.Handler{Accept: n.checkGroup, Serve: n.serveGroup((*endpoint).serveFetch)})
 	peers.Handle(peernet.Heartbeats, peernet.Handler{Serve: n.serveHeartbeats})
 	peers.Serve()
 	n.running.Go(n.watchStarvation)
@@ -58,15 +59,14 @@ func NewNetwork(opts NetworkOptions) (*Network, error) {
 // Addr returns the address of the listener.
 func (n *Network) Addr() net.Addr { return n.peers.Addr() }
 
-// Close breaks all connections and waits for everything that the network runs.
-// Groups that are open on it go on without their peers; close them first. Close
-// is idempotent.
-//
-// The order matters. Handlers that wait for a group end with ctx, the others
-// with their connections, so peers.Close, which waits for both, comes second.
-// Only handlers and batchers start goroutines in running, so it is waited for
-// last.
+// Close breaks all connections and waits for the network's goroutines. Groups
+// that are still open on it continue without their peers; close them first.
+// Close is idempotent.
 func (n *Network) Close() error {
+	// The order matters. Handlers that wait for a group end when ctx does, the
+	// others when their connections break, so peers.Close, which waits for all
+	// handlers, comes second. Only handlers and batchers start goroutines in
+	// running, so Close waits for it last.
 	n.cancel()
 	err := n.peers.Close()
 	n.mu.Lock()
@@ -82,24 +82,24 @@ func (n *Network) Close() error {
 	return err
 }
 
-// Handshake connects to a node for the handshake alone: each end checks what
-// the other one claims. The error is the connection's, or says how one end has
-// refused the other.
+// Handshake connects to a node, does the handshake, in which each end checks the
+// other's claims, and disconnects. The error is the connection's, or contains
+// the reason why one end has refused the other.
 func (n *Network) Handshake(ctx context.Context, node string) error {
 	return n.peers.Handshake(ctx, node)
 }
 
-// Reconnect breaks all connections. They are made anew as they are needed, and
-// begin with the handshake.
+// Reconnect breaks all connections. New ones are made when they are needed, and
+// begin with a handshake.
 func (n *Network) Reconnect() { n.peers.Reconnect() }
 
-// SetTLS changes the certificates and authorities of future connections;
-// existing connections go on. It returns a function that undoes the change. TLS
-// can't be turned on or off: peers would not follow at once.
+// SetTLS changes the certificates and authorities of future connections, and
+// keeps existing connections. It returns a function that undoes the change. TLS
+// can't be turned on or off, since the peers could not do so at the same time.
 func (n *Network) SetTLS(c *tls.Config) (restore func(), err error) { return n.peers.SetTLS(c) }
 
-// SetCatchUpRate changes the bytes per second that NetworkOptions.CatchUpRate
-// bounds, 0 for the default. It does nothing if they have no bound.
+// SetCatchUpRate changes the bound that NetworkOptions.CatchUpRate has set; 0
+// means the default. It has no effect if the options set no bound.
 func (n *Network) SetCatchUpRate(bytes int64) { n.peers.SetCatchUpRate(bytes) }
 
 // dial connects to a node. The error wraps ErrClosed if the network is closed.
@@ -111,26 +111,27 @@ func (n *Network) dial(ctx context.Context, node string, purpose peernet.Purpose
 	return c, err
 }
 
-// endpoint returns the end of a group that is open, else nil.
+// endpoint returns a group's endpoint, nil if the group is not open.
 func (n *Network) endpoint(group uint32) *endpoint {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	return n.groups[group]
 }
 
-// hasGroup returns an error for peers if a group is not open.
-func (n *Network) hasGroup(group uint32) error {
+// checkGroup returns a NoGroupError if a group is not open.
+func (n *Network) checkGroup(group uint32) error {
 	if n.endpoint(group) == nil {
 		return peernet.NoGroupError(group)
 	}
 	return nil
 }
 
-// serveGroup returns a handler of connections for open groups.
+// serveGroup returns a handler that calls serve with the endpoint of the
+// connection's group.
 func (n *Network) serveGroup(serve func(*endpoint, *peernet.Conn)) func(*peernet.Conn) {
 	return func(c *peernet.Conn) {
 		e := n.endpoint(c.Group())
-		if e == nil { // closed meanwhile
+		if e == nil { // closed since the handshake
 			_ = c.Close()
 			return
 		}

@@ -11,15 +11,15 @@ import (
 	"github.com/cantuslog/cantus/wal"
 )
 
-// Options configures a group. Node, Log and FSM are required; of the others
-// zero is the default.
+// Options configures a group. Node, Log and FSM are required. The zero value of
+// each other field is its default.
 type Options struct {
-	// Node is this replica's name among the group's.
+	// Node is the name of this replica's node, unique in the group.
 	Node string
-	// Voters bootstraps the group if its log is empty. Every initial replica is
-	// given the same. Without it, on a network, a replica with an empty log
-	// waits for a leader that has added it. A replica that has lost its log
-	// must not bootstrap the group again: it has voted before.
+	// Voters bootstraps the group if the log is empty. It must be the same on all
+	// initial replicas. If it is empty, a replica on a network with an empty log
+	// waits for a leader that adds it. A replica that has lost its log must not
+	// bootstrap the group again, since it may already have voted.
 	Voters []string
 	Log    *wal.Log
 	FSM    FSM
@@ -30,62 +30,64 @@ type Options struct {
 	ID      uint32
 
 	// HeartbeatTimeout is how long a follower waits for a heartbeat before it
-	// stands for election. ElectionTimeout, which must not be shorter, is how
-	// long an election may take before the next. Shorter timeouts find a new
+	// starts an election. ElectionTimeout, which must not be shorter, is how long
+	// an election may take before the next one. Shorter timeouts find a new
 	// leader sooner; longer ones are less likely to replace a leader that is
-	// only slow. Default 500 ms each; 1 minute without a network, where raft
-	// would only wake to find that it still leads.
+	// only slow. Default: 500 ms each; 1 minute without a network, where the
+	// timeouts have no use.
 	HeartbeatTimeout, ElectionTimeout time.Duration
-	// SnapshotInterval is the time between the moment when enough entries are
-	// new and the snapshot, up to twice as long. Shorter means less to replay
-	// after a crash. Default 5 s.
+	// SnapshotInterval is the time from the moment when there are enough new
+	// entries until a snapshot is taken; it may be up to twice as long. A shorter
+	// interval leaves less to replay after a crash. Default 5 s.
 	SnapshotInterval time.Duration
-	// SnapshotEntries is the number of new entries that a snapshot is taken after.
-	// Default 256.
+	// SnapshotEntries is the number of new entries after which a snapshot is
+	// scheduled. Default 256.
 	SnapshotEntries uint64
-	// Full reports whether this replica, following, has no room for entries of so
-	// many bytes. It is called for each request with entries that need room. Default:
-	// it always has room.
+	// Full reports whether a follower has no room for this many bytes of entries.
+	// It is called for each request with entries that need room. Default: there
+	// is always room.
 	Full func(bytes int) bool
-	// PeerFull is called when a peer refuses entries of this replica's, leading,
-	// because it has no room. The entries are sent again. The function must not
-	// block. May be nil.
+	// PeerFull is called on a leader when a peer rejects entries because it has
+	// no room. The leader retries. PeerFull must not block. It may be nil.
 	PeerFull func(peer string)
-	// Halted opens the replica halted, for this reason: see [Group.Halt].
+	// Halted, if not nil, is the reason to open the replica halted: see
+	// [Group.Halt].
 	Halted error
-	// HaltedItself is called once, on a goroutine of its own, when the replica
-	// has halted by itself. The error says why, and wraps [ErrCommittedCut] or
-	// [ErrTermBack]. May be nil.
+	// HaltedItself is called once, in its own goroutine, when the replica has
+	// halted itself. The error contains the reason, and wraps [ErrCommittedCut]
+	// or [ErrTermBack]. It may be nil.
 	HaltedItself func(error)
 
-	// PeerLostEntries is called once when a peer has lost entries that it had
-	// acknowledged to this replica, leading: its newest entry is has, and was had
-	// at least. The peer gets no more entries and counts for no majority until it
-	// has them again or is added anew. The function must not block. May be nil.
+	// PeerLostEntries is called once on a leader when a peer has lost entries
+	// that it had acknowledged to this leader: its last entry is has, and had it
+	// had acknowledged. The peer receives no entries and counts for no majority
+	// until it has them again or is added anew. The function must not block. It
+	// may be nil.
 	PeerLostEntries func(peer string, has, had uint64)
 
-	// Logger receives what raft and the group log. Default: discarded.
+	// Logger receives the messages of raft and the group. Default: discarded.
 	Logger *slog.Logger
 
 	logger hclog.Logger // writes raft's log to Logger
 }
 
 const (
-	// standaloneTimeout is the timeout of a group without a network.
+	// standaloneTimeout is the default timeout of a group without a network.
 	standaloneTimeout = time.Minute
-	// snapshotNever is how often raft looks by the clock whether to take a
-	// snapshot: snapshotter.go decides that.
+	// snapshotNever is the interval of raft's own snapshots: the snapshotter
+	// takes them instead.
 	snapshotNever = 365 * 24 * time.Hour
-	// commitTimeout is about how long a follower waits to learn that the last
-	// entry is committed, if no other entry follows.
+	// commitTimeout is about how long it takes until a follower learns that the
+	// last entry is committed, if no other entry follows.
 	commitTimeout = 40 * time.Millisecond
 	// maxAppend bounds the entries in one request, and the proposals that are
 	// stored at once.
 	maxAppend = 32
 )
 
-// filled returns the options with their defaults, and raft's configuration.
-func (o Options) filled() (Options, *raft.Config, error) {
+// withDefaults returns the options with their defaults, and raft's
+// configuration.
+func (o Options) withDefaults() (Options, *raft.Config, error) {
 	if o.HeartbeatTimeout == 0 {
 		o.HeartbeatTimeout = standaloneTimeout
 		if o.Network != nil {
@@ -101,7 +103,7 @@ func (o Options) filled() (Options, *raft.Config, error) {
 	c.LeaderLeaseTimeout = o.HeartbeatTimeout
 	c.CommitTimeout = commitTimeout
 	c.MaxAppendEntries = maxAppend
-	// A removed replica stays, as a follower without a leader.
+	// A removed replica remains a follower without a leader.
 	c.ShutdownOnRemove = false
 	c.SnapshotInterval = snapshotNever
 	if o.SnapshotInterval == 0 {
@@ -110,8 +112,7 @@ func (o Options) filled() (Options, *raft.Config, error) {
 	if o.SnapshotEntries == 0 {
 		o.SnapshotEntries = 256
 	}
-	// Trim cuts the log's head; raft never does.
-	c.TrailingLogs = 1<<64 - 1
+	c.TrailingLogs = 1<<64 - 1 // raft never trims the log; Group.Trim does
 	c.BatchApplyCh = true
 	c.NoLegacyTelemetry = true
 	c.Logger = o.logger

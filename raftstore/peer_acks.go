@@ -8,126 +8,126 @@ import (
 	"github.com/hashicorp/raft"
 )
 
-// peerAcks is what a leader remembers that a peer has acknowledged. If the
-// peer's log is shorter later, though it follows the same leader in the same
-// term, the peer has lost entries: its directory was put back to an older
-// state. What it acknowledged may count as committed only because of it, and it
-// would vote for a leader that lacks that.
+// peerAcks records which entries a peer has acknowledged to this leader. If the
+// peer's log is shorter later, while it follows the same leader in the same
+// term, then the peer has lost entries: its directory was restored to an older
+// state. Those entries may be committed only because the peer acknowledged them,
+// and now it could elect a leader that lacks them.
 //
-// Raft itself only sees that the peer rejects a request, and sends it the
-// entries that it lacks.
+// Raft would not notice: it would see that the peer rejects a request, and send
+// the missing entries.
 //
-// Another replica of the same name gets peerAcks of its own: see peer.replaced. A
-// request uses those that were current when it began, so a late reply says nothing
-// about the new replica.
+// A new replica of the same name gets new peerAcks: see peer.replaced. A request
+// keeps using the peerAcks that were current when it began, so a late reply does
+// not affect the new replica.
 type peerAcks struct {
-	mu       sync.Mutex
-	term     uint64 // the term in which index was acknowledged
-	index    uint64 // the newest entry that the peer is known to have acknowledged
-	pipeline uint64 // the term of the pipeline that the last requests went through, or 0
-	lost     uint64 // not 0: the peer has lost entries, and had this one
+	mu       sync.Mutex // guards all fields
+	term     uint64     // the term in which index was acknowledged
+	index    uint64     // the newest entry that the peer is known to have acknowledged
+	pipeline uint64     // if the last requests went through a pipeline, its term; else 0
+	lost     uint64     // if the peer has lost entries, the newest that it had acknowledged; else 0
 }
 
 // PeersThatLostEntries returns the members that have lost entries which they
-// had acknowledged to this replica, leading, and for each a text that says what
-// it had.
+// had acknowledged to this leader, and for each a text that names the newest
+// such entry.
 func (g *Group) PeersThatLostEntries() map[string]string {
 	if g.network == nil {
 		return nil
 	}
 	var all map[string]string
 	for _, r := range g.replicas() {
-		m := g.network.peer(raft.ServerID(r.Name)).acks.Load()
-		m.mu.Lock()
-		if m.lost != 0 {
+		a := g.network.peer(raft.ServerID(r.Name)).acks.Load()
+		a.mu.Lock()
+		if a.lost != 0 {
 			if all == nil {
 				all = map[string]string{}
 			}
-			all[r.Name] = fmt.Sprintf("it had acknowledged entry %d", m.lost)
+			all[r.Name] = fmt.Sprintf("it had acknowledged entry %d", a.lost)
 		}
-		m.mu.Unlock()
+		a.mu.Unlock()
 	}
 	return all
 }
 
-// errLostEntries says that a peer has lost entries that it had acknowledged.
 var errLostEntries = errors.New("the peer has lost entries that it had acknowledged")
 
-// record records that the peer has acknowledged an entry, and with it all
-// before.
-func (m *peerAcks) record(term, index uint64) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if term > m.term {
-		m.term, m.index = term, 0
+// record records that the peer has acknowledged the entries up to index.
+func (a *peerAcks) record(term, index uint64) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if term > a.term {
+		a.term, a.index = term, 0
 	}
-	if term == m.term {
-		m.index = max(m.index, index)
+	if term == a.term {
+		a.index = max(a.index, index)
 	}
 }
 
-// recordPipeline records that requests of a term go through a pipeline from now
-// on. Only raft sees their acknowledgements.
-func (m *peerAcks) recordPipeline(term uint64) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	m.pipeline = term
+// recordPipeline records that the next requests of a term go through a pipeline.
+// Only raft sees the replies to them.
+func (a *peerAcks) recordPipeline(term uint64) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.pipeline = term
 }
 
-// beforeRequest returns the newest entry that the peer has acknowledged before
-// a request is sent outside of a pipeline. The first such request after a
-// pipeline begins at what raft knows to be acknowledged, if both are of one
-// term. (The first request of a term begins at the leader's own end instead.)
-func (m *peerAcks) beforeRequest(q *raft.AppendEntriesRequest) (index uint64, err error) {
-	m.mu.Lock()
-	behind := m.pipeline == q.Term
-	m.pipeline = 0
-	m.mu.Unlock()
-	if behind {
-		m.record(q.Term, q.PrevLogEntry)
+// beforeRequest is called before a request is sent outside of a pipeline. It
+// returns the newest entry that the peer has acknowledged. The first such
+// request after a pipeline of the same term begins after the last entry that
+// raft knows to be acknowledged, so beforeRequest records that entry. (The first
+// request of a term begins at the end of the leader's log instead.)
+func (a *peerAcks) beforeRequest(q *raft.AppendEntriesRequest) (index uint64, err error) {
+	a.mu.Lock()
+	afterPipeline := a.pipeline == q.Term
+	a.pipeline = 0
+	a.mu.Unlock()
+	if afterPipeline {
+		a.record(q.Term, q.PrevLogEntry)
 	}
-	return m.newest(q.Term), m.check(0)
+	return a.lastAcked(q.Term), a.check(0)
 }
 
-// newest returns the newest entry that the peer is known to have acknowledged
+// lastAcked returns the newest entry that the peer is known to have acknowledged
 // in a term.
-func (m *peerAcks) newest(term uint64) uint64 {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if m.term != term {
+func (a *peerAcks) lastAcked(term uint64) uint64 {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.term != term {
 		return 0
 	}
-	return m.index
+	return a.index
 }
 
-// check returns errLostEntries if the peer has lost entries and its last entry
-// is before what it had.
-func (m *peerAcks) check(last uint64) error {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if m.lost != 0 && last < m.lost {
+// check returns errLostEntries if the peer has lost entries and last, its last
+// entry, is still before the newest one that it had acknowledged. Once the peer
+// has that entry again, check forgets the loss.
+func (a *peerAcks) check(last uint64) error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.lost != 0 && last < a.lost {
 		return errLostEntries
 	}
-	m.lost = 0
+	a.lost = 0
 	return nil
 }
 
-// replaced forgets what the peer has acknowledged: its name may be that of another
-// replica from now on.
+// replaced discards what the peer has acknowledged: from now on its name may be
+// that of a new replica.
 func (p *peer) replaced() { p.acks.Store(&peerAcks{}) }
 
-// recordLoss records that the peer has lost an entry that it had. first reports
-// whether no loss was known before.
-func (m *peerAcks) recordLoss(had uint64) (first bool) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	first = m.lost == 0
-	m.lost = max(m.lost, had)
+// recordLoss records that the peer has lost entry had, which it had
+// acknowledged. It reports whether this is the first known loss.
+func (a *peerAcks) recordLoss(had uint64) (first bool) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	first = a.lost == 0
+	a.lost = max(a.lost, had)
 	return first
 }
 
-// reportLoss records that a peer has lost entries, reports it to the owner
-// once, and returns an error. acks are those that the request began with.
+// reportLoss records that a peer has lost entries, calls peerLostEntries the
+// first time, and returns an error. acks are those that the request began with.
 func (t *transport) reportLoss(id raft.ServerID, p *peer, acks *peerAcks, has, had uint64) error {
 	if acks.recordLoss(had) && acks == p.acks.Load() && t.peerLostEntries != nil {
 		t.peerLostEntries(string(id), has, had)

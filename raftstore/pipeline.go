@@ -10,35 +10,41 @@ import (
 	"github.com/hashicorp/raft"
 )
 
-// idleResend is how long a pipeline leaves out requests that tell the peer
-// nothing new.
-const idleResend = 500 * time.Millisecond
+// resendInterval is how long a pipeline skips redundant requests before it sends
+// one again.
+const resendInterval = 500 * time.Millisecond
 
-// pipeline is raft's pipeline, with two changes: old entries are throttled, and
-// it is quiet while nothing happens. Raft itself would repeat the commit index
-// to every peer of every group many times a second. Leases and elections don't
-// depend on it, since heartbeats take another way.
+// pipeline is raft's pipeline to a peer, with two changes: it throttles old
+// entries, and it skips redundant requests. On an idle node, raft would repeat
+// the commit index to every peer of every group many times a second. Leases and
+// elections don't depend on these requests, since heartbeats are sent
+// separately.
+//
+// Raft's goroutine for the peer sends requests through AppendEntries. It blocks
+// in throttleOld, and while maxInFlight requests have no reply. Other goroutines
+// of raft receive the replies; this package does not see them.
 type pipeline struct {
 	raft.AppendPipeline
 	transport *transport
 	peer      *peer
 	acks      *peerAcks // of the peer when the pipeline began
 
-	// About the last request that was sent. The sending goroutine owns them.
-	term   uint64
-	commit uint64
-	last   uint64 // the index up to which entries were sent
-	missed int64
-	at     time.Time
-	asked  time.Time // when a request was last left out
+	// The state of the last request that was sent. The sending goroutine owns
+	// these fields.
+	term           uint64
+	sentCommit     uint64 // its commit index
+	sentIndex      uint64 // the last entry that was sent
+	sentUnanswered int64  // peer.unanswered when it was sent
+	sentAt         time.Time
+	skippedAt      time.Time // when a redundant request was last skipped
 }
 
-// AppendEntriesPipeline implements raft.Transport. It refuses a pipeline for a
+// AppendEntriesPipeline implements raft.Transport. It returns an error for a
 // peer that has to catch up: through a pipeline raft sends one request for each
-// new entry, or in each commitTimeout; without one it sends requests as fast as
-// they are answered.
+// new entry and one in each commitTimeout; without one it sends the next request
+// as soon as the last is answered.
 func (t *transport) AppendEntriesPipeline(id raft.ServerID, to raft.ServerAddress) (raft.AppendPipeline, error) {
-	if err := t.end.halt.err(); err != nil {
+	if err := t.endpoint.halt.err(); err != nil {
 		return nil, err
 	}
 	p := t.peer(id)
@@ -56,19 +62,19 @@ func (t *transport) AppendEntriesPipeline(id raft.ServerID, to raft.ServerAddres
 	return &pipeline{AppendPipeline: pipe, transport: t, peer: p, acks: acks}, nil
 }
 
-// errLags ends a pipeline.
+// errLags closes a pipeline.
 var errLags = errors.New("the peer has to catch up")
 
-// lags reports whether a peer whose last entry is at index has to catch up.
+// lags reports whether a peer that has the entries up to index has to catch up.
 func (t *transport) lags(index uint64) bool {
 	r := t.raft.Load()
 	return r != nil && index+2*maxAppend < r.LastIndex()
 }
 
-// AppendEntries sends a request, unless it is redundant: then it returns a nil
-// future, which raft does not use.
+// AppendEntries sends a request, unless it is redundant. Raft does not use the
+// future, so it is nil for a skipped request.
 func (p *pipeline) AppendEntries(q *raft.AppendEntriesRequest, a *raft.AppendEntriesResponse) (raft.AppendFuture, error) {
-	if err := p.transport.end.halt.err(); err != nil {
+	if err := p.transport.endpoint.halt.err(); err != nil {
 		return nil, err
 	}
 	q.LeaderCommitIndex = p.transport.writes.limit(q.LeaderCommitIndex)
@@ -87,35 +93,35 @@ func (p *pipeline) AppendEntries(q *raft.AppendEntriesRequest, a *raft.AppendEnt
 	}
 	f, err := p.AppendPipeline.AppendEntries(q, a)
 	if err == nil {
-		p.commit, p.last, p.missed, p.at = q.LeaderCommitIndex, lastIndexAfter(q), p.peer.unanswered.Load(), time.Now()
+		p.sentCommit, p.sentIndex, p.sentUnanswered, p.sentAt = q.LeaderCommitIndex, lastIndexAfter(q), p.peer.unanswered.Load(), time.Now()
 	}
 	return f, err
 }
 
-// redundant reports whether the peer has been sent all that q says and has
-// replied to heartbeats since, so that it has not restarted. A leader that
-// transfers its leadership calls it without a pause until the peer has caught
-// up, so it slows such a caller down.
+// redundant reports whether q contains nothing new, and the peer has replied to
+// all heartbeats since the last request, so that it has not restarted. During a
+// leadership transfer, raft sends requests in a busy loop until the peer has
+// caught up; redundant slows that loop down.
 func (p *pipeline) redundant(q *raft.AppendEntriesRequest) bool {
 	now := time.Now()
-	if len(q.Entries) > 0 || q.LeaderCommitIndex != p.commit || q.PrevLogEntry != p.last ||
-		p.peer.unanswered.Load() != p.missed || now.Sub(p.at) > idleResend {
+	if len(q.Entries) > 0 || q.LeaderCommitIndex != p.sentCommit || q.PrevLogEntry != p.sentIndex ||
+		p.peer.unanswered.Load() != p.sentUnanswered || now.Sub(p.sentAt) > resendInterval {
 		return false
 	}
-	if now.Sub(p.asked) < time.Millisecond {
+	if now.Sub(p.skippedAt) < time.Millisecond {
 		time.Sleep(time.Millisecond)
 	}
-	p.asked = time.Now()
+	p.skippedAt = time.Now()
 	return true
 }
 
-// maxSnapshotState bounds the FSM's state, in bytes, in a snapshot that is offered
-// to a peer.
+// maxSnapshotState bounds the FSM's state, in bytes, in a snapshot that is
+// offered to a peer.
 const maxSnapshotState = 64 << 20
 
 // InstallSnapshot implements raft.Transport. A peer that is behind does not
-// install the snapshot: it fetches what it lacks, which takes a while. The
-// request is retried until the peer has done so.
+// install the snapshot: it fetches the log, which takes a while. The request is
+// retried until the peer has done so.
 func (t *transport) InstallSnapshot(id raft.ServerID, to raft.ServerAddress, q *raft.InstallSnapshotRequest, a *raft.InstallSnapshotResponse, state io.Reader) error {
 	if q.Size > maxSnapshotState {
 		return fmt.Errorf("a snapshot's state of %d bytes is too large", q.Size)
@@ -124,7 +130,7 @@ func (t *transport) InstallSnapshot(id raft.ServerID, to raft.ServerAddress, q *
 	if err != nil {
 		return err
 	}
-	if err := errors.Join(t.end.halt.err(), t.peer(id).acks.Load().check(0)); err != nil {
+	if err := errors.Join(t.endpoint.halt.err(), t.peer(id).acks.Load().check(0)); err != nil {
 		return err
 	}
 	return t.retry(id, q.Term, func() error {

@@ -13,21 +13,26 @@ import (
 	"github.com/cantuslog/cantus/wal"
 )
 
-// rpcFilter is the request filter: it handles the requests of peers on their way
-// to raft. hashicorp/raft does not expect a log whose head is trimmed by others,
-// nor a snapshot that is not a copy of the state; and it trusts terms that no
+// rpcFilter is the request filter: it handles the requests of peers before raft
+// does. hashicorp/raft does not expect that its log is trimmed by others, nor
+// that a snapshot is not a copy of the state; and it trusts terms that no
 // election can have produced. The filter
 //
 //   - rejects all requests while the replica is halted,
 //   - rejects terms that are implausibly high,
 //   - rejects entries while the disk is full,
-//   - removes from a request what lies before the head of the log,
-//   - answers offers of a snapshot itself, since no snapshot is installed from
-//     another node.
+//   - removes the entries before the log's first from a request,
+//   - answers InstallSnapshot itself, since a replica never installs another
+//     one's snapshot.
+//
+// Its one goroutine, run, receives requests from raft's transport and passes
+// them to raft's main goroutine, one at a time. It blocks while that goroutine
+// is busy. It ends when ctx, the endpoint's, is done. Heartbeats don't pass the
+// filter, see heartbeat_receive.go.
 type rpcFilter struct {
 	in   <-chan raft.RPC
 	out  chan raft.RPC
-	open context.Context
+	ctx  context.Context
 	log  *wal.Log
 	full func(bytes int) bool // Options.Full; may be nil
 	raft atomic.Pointer[raft.Raft]
@@ -35,30 +40,31 @@ type rpcFilter struct {
 
 	warn func(msg string, args ...any) // nil in some tests
 
-	behind     chan struct{} // closed when the replica lacks what the leader has trimmed
+	behind     chan struct{} // closed when the leader has trimmed entries that the replica lacks
 	behindOnce sync.Once
 	running    sync.WaitGroup
 }
 
-func newRPCFilter(in <-chan raft.RPC, open context.Context, log *wal.Log, h *halt, full func(bytes int) bool, warn func(string, ...any)) *rpcFilter {
-	f := &rpcFilter{in: in, out: make(chan raft.RPC), open: open, log: log, halt: h, full: full, warn: warn, behind: make(chan struct{})}
+func newRPCFilter(ctx context.Context, in <-chan raft.RPC, log *wal.Log, h *halt, full func(bytes int) bool, warn func(string, ...any)) *rpcFilter {
+	f := &rpcFilter{in: in, out: make(chan raft.RPC), ctx: ctx, log: log, halt: h, full: full, warn: warn, behind: make(chan struct{})}
 	f.running.Go(f.run)
 	return f
 }
 
+// wait waits until run has returned.
 func (f *rpcFilter) wait() { f.running.Wait() }
 
 func (f *rpcFilter) run() {
 	for {
 		select {
-		case <-f.open.Done():
+		case <-f.ctx.Done():
 			return
 		case rpc := <-f.in:
 			if !f.filter(&rpc) {
 				continue
 			}
 			select {
-			case <-f.open.Done():
+			case <-f.ctx.Done():
 				return
 			case f.out <- rpc:
 			}
@@ -67,9 +73,9 @@ func (f *rpcFilter) run() {
 }
 
 // maxTermLead is how far a peer's term may be ahead of this replica's. An
-// election raises the term by one: no peer that works gets so far ahead. A term
-// near the largest number would end the group for good, since there is none
-// after it.
+// election increments the term, so a correct peer never gets this far ahead. If
+// a group adopted a term near the largest number, it would soon have no term for
+// another election.
 const maxTermLead = 1 << 32
 
 // implausibleTerm reports whether a peer's term is further ahead of this
@@ -79,7 +85,7 @@ func implausibleTerm(own, term uint64) bool { return term > own && term-own > ma
 // errImplausibleTerm rejects a request whose term is implausible.
 var errImplausibleTerm = errors.New("the term is further ahead than elections can have brought it")
 
-// requestTerm returns the term of a request, 0 for one that has none.
+// requestTerm returns the term of a request, 0 if it has none.
 func requestTerm(command any) uint64 {
 	switch q := command.(type) {
 	case *raft.AppendEntriesRequest:
@@ -102,11 +108,12 @@ func (f *rpcFilter) term() uint64 {
 	return storedTerm(f.log)
 }
 
-// filter reports whether raft should handle a request. If not, it has replied.
+// filter reports whether raft should handle a request. If not, filter has
+// replied to it.
 func (f *rpcFilter) filter(rpc *raft.RPC) bool {
 	if err := f.halt.err(); err != nil {
 		if rpc.Reader != nil {
-			_, _ = io.Copy(io.Discard, rpc.Reader) // the next request comes after it
+			_, _ = io.Copy(io.Discard, rpc.Reader) // it precedes the next request
 		}
 		rpc.Respond(nil, err)
 		return false
@@ -116,7 +123,7 @@ func (f *rpcFilter) filter(rpc *raft.RPC) bool {
 			f.warn("request refused: the peer's term is implausibly high", "term", term, "own", f.term())
 		}
 		if rpc.Reader != nil {
-			_, _ = io.Copy(io.Discard, rpc.Reader) // the next request comes after it
+			_, _ = io.Copy(io.Discard, rpc.Reader) // it precedes the next request
 		}
 		rpc.Respond(nil, errImplausibleTerm)
 		return false
@@ -128,28 +135,28 @@ func (f *rpcFilter) filter(rpc *raft.RPC) bool {
 			return false
 		}
 		f.trimPrefix(q)
-		// Entries behind those of the request may be another leader's, even if
-		// this log is longer: raft would take them for committed.
+		// If this log is longer than the request's entries, the rest may be
+		// another leader's, but raft would consider it committed.
 		q.LeaderCommitIndex = min(q.LeaderCommitIndex, lastIndexAfter(q))
 	case *raft.InstallSnapshotRequest:
-		_, _ = io.Copy(io.Discard, rpc.Reader) // the next request comes after it
+		_, _ = io.Copy(io.Discard, rpc.Reader) // it precedes the next request
 		rpc.Respond(f.answerInstall(q))
 		return false
 	}
 	return true
 }
 
-// errFull answers a leader whose entries this replica has no room for. Raft
-// itself must not reject them: its leader would take that to mean that the logs
-// differ, and look for the point where they do.
+// errFull is the reply to a leader if this replica has no room for its entries.
+// It is an error and not one of raft's rejections, from which the leader would
+// infer that the logs differ, and search for the entry from which they do.
 var errFull = errors.New("this replica has no room for entries")
 
-// isFull reports whether a peer answered with errFull. Only the text of an
-// error crosses the wire.
+// isFull reports whether a peer replied with errFull. A reply carries only the
+// error's text.
 func isFull(err error) bool { return err != nil && strings.HasSuffix(err.Error(), errFull.Error()) }
 
-// needsRoom reports whether a request has entries that a full disk does not
-// accept.
+// needsRoom reports whether a request has entries that a replica rejects while
+// its disk is full.
 func needsRoom(q *raft.AppendEntriesRequest) bool {
 	for _, l := range q.Entries {
 		if e := toEntry(l); e.NeedsRoom() {
@@ -167,10 +174,10 @@ func entryBytes(q *raft.AppendEntriesRequest) (n int) {
 	return n
 }
 
-// trimPrefix removes from a request what lies before the head of this log. A
-// leader that has lost track of this replica's position may begin there. What
-// was trimmed, and the oldest entry kept, is committed, so every leader has the
-// same.
+// trimPrefix removes the entries up to the first of this log from a request. A
+// leader that does not know this replica's position may begin before it. The
+// trimmed entries and the first one in the log are committed, so every leader
+// has the same.
 func (f *rpcFilter) trimPrefix(q *raft.AppendEntriesRequest) {
 	first := f.log.FirstIndex()
 	if first <= 1 || q.PrevLogEntry >= first {
@@ -178,7 +185,7 @@ func (f *rpcFilter) trimPrefix(q *raft.AppendEntriesRequest) {
 	}
 	oldest, err := f.log.Entry(first)
 	if err != nil {
-		return // raft rejects the request
+		return // raft will reject the request
 	}
 	for len(q.Entries) > 0 && q.Entries[0].Index <= first {
 		q.Entries = q.Entries[1:]
@@ -188,10 +195,10 @@ func (f *rpcFilter) trimPrefix(q *raft.AppendEntriesRequest) {
 
 var errBehind = errors.New("this replica lacks entries that the leader has trimmed: it has to fetch them")
 
-// answerInstall answers a leader that offers a snapshot because it has trimmed
-// what it takes for this replica's next entries. If the log holds what the
-// snapshot covers, that is as good as having installed it: the leader goes on
-// from there. Otherwise the replica is behind.
+// answerInstall returns the reply to a leader that offers a snapshot, because it
+// has trimmed the entries that it believes this replica needs next. If the log
+// holds the entries that the snapshot covers, the reply is that the snapshot is
+// installed, and the leader continues after it. Otherwise the replica is behind.
 func (f *rpcFilter) answerInstall(q *raft.InstallSnapshotRequest) (any, error) {
 	a := &raft.InstallSnapshotResponse{RPCHeader: raft.RPCHeader{ProtocolVersion: raft.ProtocolVersionMax}, Term: q.Term}
 	if r := f.raft.Load(); r != nil && r.CurrentTerm() > q.Term {
@@ -206,8 +213,8 @@ func (f *rpcFilter) answerInstall(q *raft.InstallSnapshotRequest) (any, error) {
 	return a, errBehind
 }
 
-// covers reports whether the log holds, or held and trimmed, what a leader's
-// snapshot at an index covers.
+// covers reports whether the log holds, or held before it was trimmed, the
+// entries that a leader's snapshot covers.
 func (f *rpcFilter) covers(index, term uint64) bool {
 	first, last := f.log.FirstIndex(), f.log.LastIndex()
 	if first == 0 || index > last {
@@ -220,8 +227,8 @@ func (f *rpcFilter) covers(index, term uint64) bool {
 	return err == nil && e.Term == term
 }
 
-// rejectsTerm reports whether a heartbeat's term is implausible, and if so logs
-// it.
+// rejectsTerm reports whether a heartbeat's term is implausible. It logs such a
+// heartbeat.
 func (e *endpoint) rejectsTerm(term uint64) bool {
 	g := e.group.Load()
 	if g == nil || !implausibleTerm(g.raft.CurrentTerm(), term) {

@@ -150,7 +150,7 @@ func TestAFetchKeepsWhatIsCommitted(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if want := (fetchState{OwedIndex: 20, OwedTerm: 2, Keep: 15}); f != want {
+	if want := (fetchState{AckedIndex: 20, AckedTerm: 2, Keep: 15}); f != want {
 		t.Fatalf("%+v, want %+v", f, want)
 	}
 	if err := log.SetMeta(f.meta(), wal.Meta{Name: metaSnapshot}); err != nil { // and here it crashes
@@ -161,7 +161,7 @@ func TestAFetchKeepsWhatIsCommitted(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if want := (fetchState{OwedIndex: 20, OwedTerm: 2, Keep: 15, Cut: true}); f != want || log.FirstIndex() != 10 || log.LastIndex() != 15 {
+		if want := (fetchState{AckedIndex: 20, AckedTerm: 2, Keep: 15, Truncated: true}); f != want || log.FirstIndex() != 10 || log.LastIndex() != 15 {
 			t.Fatalf("%+v, and it holds %d to %d", f, log.FirstIndex(), log.LastIndex())
 		}
 	}
@@ -174,7 +174,7 @@ func TestAFetchKeepsWhatIsCommitted(t *testing.T) {
 	if err := Reset(log); err != nil {
 		t.Fatal(err)
 	}
-	if f, err = beginFetch(log); err != nil || f.OwedIndex != 20 || f.OwedTerm != 2 || log.LastIndex() != 0 {
+	if f, err = beginFetch(log); err != nil || f.AckedIndex != 20 || f.AckedTerm != 2 || log.LastIndex() != 0 {
 		t.Fatalf("%+v, %v", f, err)
 	}
 }
@@ -210,7 +210,7 @@ func TestVeryLargeEntriesAreStoredInParts(t *testing.T) {
 func TestOnlyOldEntriesAreThrottled(t *testing.T) {
 	sent := 0
 	tr := &transport{
-		end:      &endpoint{dialing: t.Context()},
+		endpoint: &endpoint{dialCtx: t.Context()},
 		inMemory: func(index uint64) bool { return index > 10 },
 		throttle: func(ctx context.Context, bytes int) error {
 			sent += bytes
@@ -236,7 +236,7 @@ func TestOnlyOldEntriesAreThrottled(t *testing.T) {
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	tr.end.dialing = ctx
+	tr.endpoint.dialCtx = ctx
 	if err := tr.throttleOld(request(1, 1)); err == nil {
 		t.Error("it was sent beyond the rate")
 	}

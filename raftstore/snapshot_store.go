@@ -12,12 +12,11 @@ import (
 	"github.com/cantuslog/cantus/wal"
 )
 
-// metaSnapshot is the key of the snapshot in the log's small state. Fetches
-// send it too.
+// metaSnapshot is the key of the snapshot in the log's small state, and in the
+// header of a fetch.
 const metaSnapshot = "marker"
 
-// storedSnapshot is a snapshot in its stored form. The newest replaces the
-// last.
+// storedSnapshot is a snapshot in its stored form.
 type storedSnapshot struct {
 	Index       uint64             `json:"index"`
 	Term        uint64             `json:"term"`
@@ -26,10 +25,11 @@ type storedSnapshot struct {
 	State       []byte             `json:"state"`
 }
 
-// snapshotStore is raft's SnapshotStore. It holds one snapshot, in the log's
-// small state.
+// snapshotStore is raft's SnapshotStore. It holds only the newest snapshot, in
+// the log's small state.
 type snapshotStore struct{ log *wal.Log }
 
+// load returns the snapshot, or the zero value if there is none.
 func (s snapshotStore) load() (storedSnapshot, error) {
 	var snap storedSnapshot
 	v := s.log.Meta(metaSnapshot)
@@ -70,16 +70,16 @@ func (s snapshotStore) Create(_ raft.SnapshotVersion, index, term uint64, config
 	return &snapshotSink{log: s.log, snapshot: storedSnapshot{Index: index, Term: term, Config: config, ConfigIndex: configIndex}}, nil
 }
 
-// snapshotSink receives the FSM's bytes and stores the snapshot when it is
+// snapshotSink receives the FSM's state and stores the snapshot when it is
 // closed.
 type snapshotSink struct {
 	log      *wal.Log
 	snapshot storedSnapshot
 	state    bytes.Buffer
-	// own says that this replica's FSM made the snapshot: another replica's would
-	// come without the entries before it.
-	own bool
-	// metas are stored with the snapshot, all or none.
+	// local means that this replica's FSM has made the snapshot. Another
+	// replica's is rejected, since the log may lack the entries before it.
+	local bool
+	// metas are stored atomically with the snapshot.
 	metas  []wal.Meta
 	closed bool
 }
@@ -87,7 +87,7 @@ type snapshotSink struct {
 func (s *snapshotSink) ID() string { return metaSnapshot }
 
 func (s *snapshotSink) Write(p []byte) (int, error) {
-	if !s.own {
+	if !s.local {
 		return 0, errForeignSnapshot
 	}
 	return s.state.Write(p)
@@ -103,7 +103,7 @@ func (s *snapshotSink) Close() error {
 		return nil
 	}
 	s.closed = true
-	if !s.own {
+	if !s.local {
 		return errForeignSnapshot
 	}
 	s.snapshot.State = s.state.Bytes()
@@ -115,6 +115,6 @@ func (s *snapshotSink) Close() error {
 }
 
 var (
-	errForeignSink     = errors.New("raftstore: a snapshot is stored in its own store only")
-	errForeignSnapshot = errors.New("raftstore: another replica's snapshot is no state without its log")
+	errForeignSink     = errors.New("raftstore: the sink is not one of the group's own store")
+	errForeignSnapshot = errors.New("raftstore: another replica's snapshot can't be installed without its log")
 )

@@ -9,16 +9,17 @@ import (
 	"github.com/hashicorp/raft"
 )
 
-// snapshotter takes a snapshot some time after enough entries were applied.
-// Raft itself would look by the clock, in every group, whether there is
-// anything new.
+// snapshotter takes a snapshot some time after enough entries were applied. Raft
+// itself would use a timer in every group to check whether there is anything
+// new. The FSM's goroutine schedules a snapshot, and a timer's goroutine takes
+// it, at most one at a time.
 type snapshotter struct {
-	entries   uint64        // new entries that a snapshot is taken after
-	interval  time.Duration // from then until the snapshot, up to twice as long
+	entries   uint64        // number of new entries after which a snapshot is scheduled
+	interval  time.Duration // minimum time from then until the snapshot; the maximum is twice as long
 	snapshot  func() error
 	warn      func(msg string, args ...any)
-	scheduled atomic.Bool   // take will be called
-	applied   atomic.Uint64 // the index of the last entry applied
+	scheduled atomic.Bool   // a timer will call take
+	applied   atomic.Uint64 // the index of the last applied entry
 	last      atomic.Uint64 // the index of the last snapshot
 }
 
@@ -36,17 +37,17 @@ func (s *snapshotter) recordLast(at snapshotStore) error {
 	return err
 }
 
-// recordApplied records that the entries up to index were applied, and
-// schedules a snapshot after enough of them.
+// recordApplied records that the entries up to index were applied. It schedules
+// a snapshot if there are enough new ones.
 func (s *snapshotter) recordApplied(index uint64) {
 	s.applied.Store(index)
 	if index >= s.last.Load()+s.entries && s.scheduled.CompareAndSwap(false, true) {
-		time.AfterFunc(s.interval+rand.N(s.interval), s.take) // groups spread out
+		time.AfterFunc(s.interval+rand.N(s.interval), s.take) // not all groups at once
 	}
 }
 
-// take takes a snapshot, and schedules another if that failed or enough entries
-// are new again.
+// take takes a snapshot. It schedules the next one if it fails, or if there are
+// enough new entries again.
 func (s *snapshotter) take() {
 	err := s.snapshot()
 	s.scheduled.Store(false)

@@ -8,37 +8,43 @@ import (
 )
 
 // A node with more work than its processors can do is late with everything, its
-// heartbeats included: Go has no priorities. Raft would then elect another
-// leader, which has as little time, and the work of elections would add to the
-// load. So the timeouts adapt, as in an accrual failure detector (Hayashibara
-// et al., "The φ Accrual Failure Detector", 2004), in three steps:
+// heartbeats included: Go's scheduler has no priorities. Raft would then elect
+// another leader, which is as starved as the first, and the elections would add
+// to the load. So the timeouts adapt, as in an accrual failure detector
+// (Hayashibara et al., "The φ Accrual Failure Detector", 2004):
 //
 //   - Each node measures how late its own goroutines run, and how far apart the
 //     heartbeats of each peer arrive.
-//   - A follower waits several times as long as what it measured before it
-//     stands for election.
-//   - A leader that is late itself does not take the silence of a follower for
-//     a lost connection. It leads for as long as its followers wait.
+//   - A follower waits a multiple of the measured time before it starts an
+//     election.
+//   - A leader on a late node does not take the silence of a follower for a lost
+//     connection. It leads for as long as its followers wait.
 //
 // Only the speed of a failover depends on this. A leader whose process dies is
-// still replaced at once, since its connections break (failover.go), and reads
-// that must be current are confirmed by real replies ([Group.VerifyLeader]).
+// still replaced at once, since its connections break (failover.go), and
+// linearizable reads are confirmed by real replies ([Group.VerifyLeader]).
+//
+// One goroutine for each network, watchStarvation, measures and adapts the
+// timeouts on every tick. The goroutines that receive heartbeats record their
+// arrival, and those that send them read the current timeout. starvation.mu
+// guards the measurements and is held only briefly; Network.mu may be held when
+// it is locked, but not the other way round.
 const (
-	// starvationTick is how often the node measures how late it runs.
+	// starvationTick is the interval at which the node measures its lateness.
 	starvationTick = 50 * time.Millisecond
-	// starvationWindow is how long a measurement counts, at least.
+	// starvationWindow is the minimum time for which a measurement counts.
 	starvationWindow = 5 * time.Second
-	// lateFactor is the timeout as a multiple of the node's own lateness: a
-	// heartbeat and its reply wait for a processor about five times, on two
-	// nodes.
+	// lateFactor is the timeout as a multiple of the node's own lateness. A
+	// heartbeat and its reply wait for a processor about five times on each of
+	// two nodes.
 	lateFactor = 10
 	// gapFactor is the timeout as a multiple of the longest gap between
-	// heartbeats. A leader that is on time leaves gaps of less than a third of
-	// the heartbeat timeout.
+	// heartbeats. The gaps of a leader that is on time are shorter than a third
+	// of the heartbeat timeout.
 	gapFactor = 3
-	// longGap is the length up to which a gap counts while the timeouts are
-	// shorter.
-	longGap = time.Second
+	// minGapLimit is the minimum of the limit above which a gap does not count;
+	// the limit is the timeout, if that is longer.
+	minGapLimit = time.Second
 	// maxTimeout bounds the adapted timeouts.
 	maxTimeout = 10 * time.Second
 )
@@ -68,23 +74,23 @@ func (p *peak) rotate(now time.Time) {
 	}
 }
 
-// starvation is what a node measures of its own lateness and of its peers. It
-// is safe for concurrent use.
+// starvation holds a node's measurements of its own lateness and of its peers'
+// heartbeats. It is safe for concurrent use.
 type starvation struct {
-	mu    sync.Mutex
-	due   time.Time // when the ticker should run next
+	mu    sync.Mutex // guards all fields
+	due   time.Time  // when the next tick is due
 	late  peak
-	fixed time.Duration // for tests: the timeout, if it is not 0
+	fixed time.Duration // if not 0, the timeout; set by tests
 	peers map[string]*arrivals
 }
 
-// arrivals are the arrivals of a peer's heartbeats.
+// arrivals measures the arrivals of a peer's heartbeats.
 type arrivals struct {
 	last time.Time
 	gap  peak
 }
 
-// recordTick records that the ticker ran, and when it is due next.
+// recordTick records a tick, and when the next is due.
 func (s *starvation) recordTick(now, next time.Time) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -94,8 +100,8 @@ func (s *starvation) recordTick(now, next time.Time) {
 	s.due = next
 }
 
-// recordArrival records heartbeats of a peer. A gap so long that followers have
-// given the peer up does not count: it did not lead, or was away.
+// recordArrival records the arrival of a peer's heartbeats. A gap that is longer
+// than the timeout does not count: the peer led no group, or was unreachable.
 func (s *starvation) recordArrival(peer string, now time.Time) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -107,21 +113,21 @@ func (s *starvation) recordArrival(peer string, now time.Time) {
 		}
 		s.peers[peer] = a
 	}
-	if gap := now.Sub(a.last); gap < max(longGap, s.timeoutLocked(now)) {
+	if gap := now.Sub(a.last); gap < max(minGapLimit, s.timeoutLocked(now)) {
 		a.gap.add(gap, now)
 	}
 	a.last = now
 }
 
-// forgetPeer forgets a peer's arrivals: its connection is gone.
+// forgetPeer deletes the measurements of a peer that has no connection any more.
 func (s *starvation) forgetPeer(peer string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	delete(s.peers, peer)
 }
 
-// latenessLocked returns how late the node has been lately, including a tick
-// that is overdue now. mu is held.
+// latenessLocked returns the node's recent lateness, including that of a tick
+// that is overdue now.
 func (s *starvation) latenessLocked(now time.Time) time.Duration {
 	late := s.late.max(now)
 	if !s.due.IsZero() {
@@ -130,7 +136,7 @@ func (s *starvation) latenessLocked(now time.Time) time.Duration {
 	return late
 }
 
-// timeout returns how long a replica whose timeout is base waits at present.
+// timeout returns the current timeout of a replica whose own timeout is base.
 func (s *starvation) timeout(base time.Duration, now time.Time) time.Duration {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -148,7 +154,7 @@ func (s *starvation) timeoutLocked(now time.Time) time.Duration {
 	return min(want, maxTimeout)
 }
 
-// watchStarvation measures how late the node is and adapts the timeouts of its
+// watchStarvation measures the node's lateness and adapts the timeouts of its
 // groups, until the network is closed.
 func (n *Network) watchStarvation() {
 	tick := time.NewTimer(starvationTick)
@@ -157,7 +163,7 @@ func (n *Network) watchStarvation() {
 		now := time.Now()
 		n.starved.recordTick(now, now.Add(starvationTick))
 		tick.Reset(starvationTick)
-		n.adapt(now)
+		n.adaptTimeouts(now)
 		select {
 		case <-n.ctx.Done():
 			return
@@ -166,20 +172,20 @@ func (n *Network) watchStarvation() {
 	}
 }
 
-// recordTimeout records a group's heartbeat timeout, if it is the shortest.
+// recordTimeout lowers shortestTimeout to a group's heartbeat timeout.
 func (n *Network) recordTimeout(timeout time.Duration) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if n.shortest == 0 || timeout < n.shortest {
-		n.shortest = timeout
+	if n.shortestTimeout == 0 || timeout < n.shortestTimeout {
+		n.shortestTimeout = timeout
 	}
 }
 
-// adapt sets the timeouts that all groups need now. It does nothing while the
-// node is on time.
-func (n *Network) adapt(now time.Time) {
+// adaptTimeouts sets the current timeouts of all groups. It does nothing while
+// the node is on time.
+func (n *Network) adaptTimeouts(now time.Time) {
 	n.mu.Lock()
-	late := n.starved.timeout(0, now) > n.shortest
+	late := n.starved.timeout(0, now) > n.shortestTimeout
 	if !late && !n.adapted {
 		n.mu.Unlock()
 		return
@@ -194,36 +200,36 @@ func (n *Network) adapt(now time.Time) {
 	n.mu.Unlock()
 	for _, g := range groups {
 		want := g.heartbeatTimeout
-		if g.raft.State() != raft.Leader { // a leader would send heartbeats less often
+		if g.raft.State() != raft.Leader { // a longer timeout would make a leader send heartbeats less often
 			want = n.starved.timeout(g.heartbeatTimeout, now)
 		}
 		g.setTimeout(want)
 	}
 }
 
-// setTimeout changes how long raft waits for its leader, if the difference is
-// large enough to matter.
+// setTimeout changes raft's heartbeat timeout, if the difference is large enough
+// to matter.
 func (g *Group) setTimeout(want time.Duration) {
-	have := g.raft.ReloadableConfig()
-	if want != g.heartbeatTimeout && want < have.HeartbeatTimeout*5/4 && want > have.HeartbeatTimeout*3/5 ||
-		want == have.HeartbeatTimeout {
+	config := g.raft.ReloadableConfig()
+	if want != g.heartbeatTimeout && want < config.HeartbeatTimeout*5/4 && want > config.HeartbeatTimeout*3/5 ||
+		want == config.HeartbeatTimeout {
 		return
 	}
-	have.HeartbeatTimeout, have.ElectionTimeout = want, max(want, g.electionTimeout)
-	if err := g.raft.ReloadConfig(have); err != nil {
+	config.HeartbeatTimeout, config.ElectionTimeout = want, max(want, g.electionTimeout)
+	if err := g.raft.ReloadConfig(config); err != nil {
 		g.warn("the timeouts can't be adapted", "timeout", want, "err", err)
 	}
 }
 
-// presumesFollowing reports whether this node is so late that the silence of a
-// peer says nothing of the peer yet. A peer that has rejected a leader of this
-// term is not silent.
+// presumesFollowing reports whether a peer should be presumed to follow although
+// it is silent, because this node is late itself. A peer that has rejected this
+// term or a newer one of this replica's is not presumed to follow.
 func (t *transport) presumesFollowing(p *peer, term uint64) bool {
 	if p.rejectedTerm.Load() >= term {
 		return false
 	}
 	now := time.Now()
-	timeout := t.end.network.starved.timeout(t.heartbeatTimeout, now)
+	timeout := t.endpoint.network.starved.timeout(t.heartbeatTimeout, now)
 	silent := now.Sub(time.Unix(0, p.lastContact.Load()))
 	return timeout > t.heartbeatTimeout && silent < timeout*4/5
 }

@@ -74,8 +74,8 @@ func TestTimeoutsFollowGapsBetweenHeartbeats(t *testing.T) {
 // A peer that says that there is a newer term is not late, and its reply is
 // waited for.
 func TestOnlySilenceIsPresumed(t *testing.T) {
-	tr := &transport{end: &endpoint{network: &Network{}}, heartbeatTimeout: time.Second}
-	tr.end.network.starved.fixed = time.Minute
+	tr := &transport{endpoint: &endpoint{network: &Network{}}, heartbeatTimeout: time.Second}
+	tr.endpoint.network.starved.fixed = time.Minute
 	p := &peer{}
 	p.lastContact.Store(time.Now().UnixNano())
 	if !tr.presumesFollowing(p, 5) {

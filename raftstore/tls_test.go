@@ -13,7 +13,7 @@ func secureCluster(t *testing.T, configs map[string]*tls.Config) *cluster {
 	t.Helper()
 	var names []string
 	for _, name := range []string{"n1", "n2", "n3"} {
-		if _, is := configs[name]; is {
+		if _, ok := configs[name]; ok {
 			names = append(names, name)
 		}
 	}

@@ -231,7 +231,7 @@ func TestAGroupIsOpenOnceOnANetwork(t *testing.T) {
 	n1.open("n1")
 	opts := n1.options("n1")
 	opts.Log = n1.store.Log(6)
-	if _, err := raftstore.Open(opts); err == nil || !strings.Contains(err.Error(), "open on this network already") {
+	if _, err := raftstore.Open(opts); err == nil || !strings.Contains(err.Error(), "already open on this network") {
 		t.Errorf("got %v", err)
 	}
 	opts.ID, opts.Node = 6, "n2"
