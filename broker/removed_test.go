@@ -39,7 +39,11 @@ func (c *nodes) remove(name string) {
 func (c *nodes) again(name string) (log *buffer, opened <-chan error, stop func()) {
 	log = &buffer{}
 	o := c.options(name)
-	o.Logger = slog.New(slog.NewTextHandler(log, nil))
+	handlers := []slog.Handler{slog.NewTextHandler(log, nil)}
+	if o.Logger != nil { // see options
+		handlers = append(handlers, o.Logger.Handler())
+	}
+	o.Logger = slog.New(slog.NewMultiHandler(handlers...))
 	ctx, cancel := context.WithCancel(c.t.Context())
 	done := make(chan error, 1)
 	go func() {
