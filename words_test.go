@@ -126,15 +126,23 @@ var retiredWords = []retired{
 		good:    "Who wrote it?\na client who asks\nthose who know\nanyone who can publish",
 	},
 	{
-		pattern: `\b[tT]ell(s|ing)? (whether|if)\b`, instead: "reports whether",
+		pattern: `\b[tT]ell(s|ing)? (whether|if)\b|// \w+ tells [^.\n]{1,40} whether\b`, instead: "reports whether",
 		legit: `can'?(not|t)? (always )?tell (whether|if)`,
-		bad:   "isOpen tells whether it is open", good: "a reader can tell whether it has everything",
+		bad:   "isOpen tells whether it is open\n// exists tells for each path whether it is there", good: "a reader can tell whether it has everything",
 	},
 	{
 		pattern: `// [a-zA-Z]\w*(, [^,.]*,)? gives (the|how|what|who|when|whether|its|up to|an? \w+ (that|for|of|in|by|from))\b|\b(and|it|; it|that) gives (how|what|who|its payloads|the (txid|payload|error|answer|longest|address|digest)\w*)\b`,
 		instead: "returns",
 		legit:   `gives the [^.\n]{1,40} to (the|a|its|each)\b`,
 		bad:     "// size gives the size\nload appends; it gives how many", good: "// promote gives a vote to a member\nif Badger gives its disk space back",
+	},
+	{
+		pattern: `// (Test|check|must|want|same)\w* wants\b`, instead: "checks that",
+		bad: "// checkSent wants the headers back", good: "a reader wants the newest",
+	},
+	{
+		pattern: `\bhung up\b|\bhang(s|ing)? up\b|\b[bB]efall`, instead: "closes the connection; happens to",
+		bad: "it hangs up on it\nwhat befalls a node",
 	},
 	{
 		pattern: `\b[aA]s of (a|an|the|who|what|its|their|each)\b`, instead: "as for, the same as, like; at",

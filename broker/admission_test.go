@@ -31,12 +31,12 @@ func feeds(t *testing.T, nc *nats.Conn) bool {
 // quiet keeps a permission error from being printed.
 var quiet = nats.ErrorHandler(func(*nats.Conn, *nats.Subscription, error) {})
 
-// A server without users lets clients in that give a name or a token, as any NATS
-// server does, and does not tell them that they need one.
+// A server without users admits clients that send a name or a token, as any
+// NATS server does, and does not tell them to authenticate.
 func TestNamesWithoutUsers(t *testing.T) {
 	n, _ := openNode(t, t.TempDir(), broker.Options{NATSConfig: config(t, ""), Partitions: 1})
-	// The first INFO is what a client goes by. Later ones, which the server sends for
-	// other reasons, say what holds without no_auth_user.
+	// Clients use the first INFO. Later ones, which the server sends for other
+	// reasons, do not take no_auth_user into account.
 	raw, err := net.Dial("tcp", strings.TrimPrefix(n.ClientURL(), "nats://"))
 	if err != nil {
 		t.Fatal(err)
@@ -83,7 +83,7 @@ func leafOf(t *testing.T, n *broker.Node, as *url.Userinfo) *nats.Conn {
 	return nc
 }
 
-// received returns a message that has come, nil if none has.
+// received returns a message that has arrived, nil if there is none.
 func received(sub *nats.Subscription) *nats.Msg {
 	m, err := sub.NextMsg(1)
 	if err != nil {
@@ -92,7 +92,8 @@ func received(sub *nats.Subscription) *nats.Msg {
 	return m
 }
 
-// A leaf node's clients append, read and hear the feed, and can't feed.
+// A leaf node's clients append, read and follow the feed, and can't publish on
+// it.
 func TestLeafNodes(t *testing.T) {
 	for name, c := range map[string]struct {
 		config string
@@ -135,8 +136,8 @@ func TestLeafNodes(t *testing.T) {
 	}
 }
 
-// A reload adds the permissions to the new configuration, for connections that are
-// open too.
+// A reload adds the permissions to the new configuration, also for connections
+// that are open.
 func TestReloadKeepsPermissions(t *testing.T) {
 	const wide = `permissions: {publish: ">", subscribe: ">"}`
 	conf := config(t, `authorization { users: [ {user: u, password: p}, {user: gone, password: p} ] }`)
@@ -160,8 +161,8 @@ func TestReloadKeepsPermissions(t *testing.T) {
 	}
 }
 
-// A token can be added and changed while the node runs; what a reload can't do
-// changes nothing.
+// A token can be added and changed while the node runs. A reload that asks for
+// what can't change changes nothing.
 func TestReloadOfATokenAndUsers(t *testing.T) {
 	conf := config(t, "")
 	opts := broker.Options{NATSConfig: conf, Partitions: 1}
@@ -199,7 +200,7 @@ func TestReloadOfATokenAndUsers(t *testing.T) {
 	works(t, inside)
 }
 
-// rewrite writes a configuration anew.
+// rewrite writes a new version of a configuration.
 func rewrite(t *testing.T, conf, text string) {
 	t.Helper()
 	if err := os.WriteFile(conf, []byte("host: 127.0.0.1\nport: -1\n"+text), 0o600); err != nil {
@@ -215,7 +216,7 @@ func reload(t *testing.T, n *broker.Node, opts broker.Options, text string) {
 	}
 }
 
-// A node says at its start whom it can't keep off its subjects.
+// When it starts, a node logs which clients it can't keep off its subjects.
 func TestGapsAreNamed(t *testing.T) {
 	operators, _ := operatorMode(t)
 	for want, opts := range map[string]broker.Options{
@@ -239,8 +240,8 @@ func TestGapsAreNamed(t *testing.T) {
 	}
 }
 
-// The limits that a reload changes count at once; one that is out of range changes
-// nothing.
+// The limits that a reload changes take effect at once. One that is out of
+// range changes nothing.
 func TestReloadOfLimits(t *testing.T) {
 	const free = 1 << 30
 	opts := broker.Options{Partitions: 1, MinFreeBytes: free / 2, QueueBytes: 8 << 20}
@@ -268,8 +269,8 @@ func TestReloadOfLimits(t *testing.T) {
 	works(t, nc)
 }
 
-// A mapping that leaves the configuration is gone, also if it was the only one: requests
-// go to the partition again, and nothing else does.
+// A mapping that is removed from the configuration ends, even if it was the
+// only one: requests go to the partition again, and nothing else does.
 func TestAReloadRemovesMappings(t *testing.T) {
 	file := config(t, "")
 	n, _ := openNode(t, t.TempDir(), broker.Options{Partitions: 2, NATSConfig: file})

@@ -21,7 +21,7 @@ import (
 	"github.com/cantuslog/cantus/wal"
 )
 
-// listener is a slog.Handler that tells of errors.
+// listener is a slog.Handler that keeps the errors.
 type listener struct {
 	mu   sync.Mutex
 	said []string
@@ -38,7 +38,7 @@ func (l *listener) Handle(_ context.Context, r slog.Record) error {
 	return nil
 }
 
-// heard reports whether an error was logged that says something.
+// heard reports whether an error with a text was logged.
 func (l *listener) heard(text string) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -50,7 +50,8 @@ func (l *listener) heard(text string) bool {
 	return false
 }
 
-// save copies a stopped node's directory, and returns what puts it back.
+// save copies a stopped node's directory, and returns a function that restores
+// it.
 func (c *nodes) save(name string) (restore func()) {
 	c.t.Helper()
 	saved := c.t.TempDir()
@@ -65,7 +66,7 @@ func (c *nodes) save(name string) (restore func()) {
 	}
 }
 
-// begin starts a node that may not come to serve, and tells how its start ends.
+// begin starts a node that may never serve, and returns how its start ended.
 func (c *nodes) begin(name string) <-chan error {
 	ended := make(chan error, 1)
 	go func() { ended <- c.tryStart(name) }()
@@ -84,8 +85,8 @@ func (c *nodes) fill(by, what string, count int) {
 }
 
 // amnesiac is a cluster whose node n3 runs on an older copy of its directory
-// when it is started next. Before, n1 and n3 have acknowledged transactions that
-// n2 does not have.
+// when it is next started. Before, n1 and n3 have acknowledged transactions
+// that n2 does not have.
 func amnesiac(t *testing.T, witnessed bool) (*nodes, map[string]*listener) {
 	t.Helper()
 	c := newNodes(t, 3, broker.Options{Partitions: 1})
@@ -128,7 +129,8 @@ func amnesiac(t *testing.T, witnessed bool) (*nodes, map[string]*listener) {
 }
 
 // The older copy would elect itself, or another node that lacks as much, and
-// what was acknowledged would be gone. It is recognized by what n2 remembers.
+// acknowledged transactions would be lost. It is recognized by what n2
+// remembers.
 func TestAnOlderCopyOfADirectoryTakesNoPart(t *testing.T) {
 	testkit.NotShort(t, "nodes restart many times")
 	c, logs := amnesiac(t, true)
@@ -173,8 +175,9 @@ func TestAnOlderCopyOfADirectoryTakesNoPart(t *testing.T) {
 	}
 }
 
-// Two older copies leave no majority. The older copies say what they are, the right
-// node gives out what it has, and serves again once one of the newer directories is back.
+// Two older copies leave no majority. They report what they are, the right node
+// serves replica reads, and leads again once one of the newer directories is
+// back.
 func TestTwoOlderCopiesLeaveNoMajority(t *testing.T) {
 	c := newNodes(t, 3, broker.Options{Partitions: 1})
 	c.start(c.names...)
@@ -228,8 +231,9 @@ func TestTwoOlderCopiesLeaveNoMajority(t *testing.T) {
 	}
 }
 
-// checkSaved copies partition 0 of a node that follows no leader to a new cluster, as
-// the guide says, and checks that each transaction is what it was.
+// checkSaved copies partition 0 of a node that follows no leader to a new
+// cluster, as the guide describes, and checks that each transaction is
+// unchanged.
 func checkSaved(t *testing.T, address string, count int) {
 	t.Helper()
 	nc, err := nats.Connect("nats://" + address)
@@ -246,7 +250,8 @@ func checkSaved(t *testing.T, address string, count int) {
 		if err := nc.PublishRequest("cantus.replica.read.0", sub.Subject, []byte(`{"from":1}`)); err != nil {
 			t.Fatal(err)
 		}
-		// The older copies stop to serve theirs: a request to one may meet nobody.
+		// The older copies stop serving theirs: a request to one may have no
+		// responder.
 		from, err = receive(t, sub)
 		return err == nil && len(from.transactions) == count
 	})
@@ -281,8 +286,8 @@ func checkSaved(t *testing.T, address string, count int) {
 	}
 }
 
-// An older copy can't begin generations by itself until nobody knows those that
-// it shows: a start that meets no other node begins none.
+// An older copy can't begin generations alone until no node knows those that it
+// shows: a start that meets no other node begins none.
 func TestAStartThatMeetsNobodyBeginsNoGeneration(t *testing.T) {
 	c := openNodes(t, 3, broker.Options{Partitions: 1})
 	before := broker.Generation(c.node("n3"))
@@ -314,8 +319,8 @@ func TestAStartThatMeetsNobodyBeginsNoGeneration(t *testing.T) {
 }
 
 // n2 was away when n3 was started last, and can't know. With the older copy it
-// makes a majority that lacks what n1 has. When n1 comes back it gives nothing
-// up, and says so.
+// makes a majority that lacks entries of n1. When n1 comes back it discards
+// nothing, and reports that.
 func TestWhatAnOlderCopyHasLostIsNotGivenUp(t *testing.T) {
 	testkit.NotShort(t, "nodes restart many times")
 	c, logs := amnesiac(t, false)

@@ -76,7 +76,8 @@ func TestAppendReplies(t *testing.T) {
 	}
 }
 
-// What is forgotten has no recorder: a refusal says so, and does not make one up.
+// A lock that is forgotten has no recorder: a refusal says so, and does not
+// invent one.
 func TestConflictsBehindTheFloor(t *testing.T) {
 	_, nc := one(t, broker.Options{MaxLocks: 2})
 	for _, l := range []string{"a", "b", "c", "d"} {
@@ -210,8 +211,9 @@ func TestSizeLimit(t *testing.T) {
 	}
 }
 
-// What a client sends without a space behind the colon comes back with one:
-// what was within the limit must not come back larger than any client takes.
+// A header that a client sends without a space after the colon is returned with
+// one: a message within the limits must not become larger than any client
+// accepts.
 func TestHeadersThatGrowCountAsTheyComeBack(t *testing.T) {
 	n, nc := one(t, broker.Options{ClientListen: "127.0.0.1:0"})
 	raw := dialRaw(t, n.ClientURL())
@@ -230,8 +232,8 @@ func TestHeadersThatGrowCountAsTheyComeBack(t *testing.T) {
 	}
 }
 
-// A header block that NATS clients pass over as if it were none must never
-// let a transaction in without its locks.
+// A malformed header block, which NATS clients ignore, must never let a
+// transaction commit without its locks.
 func TestMalformedHeaderBlocks(t *testing.T) {
 	n, nc := one(t, broker.Options{ClientListen: "127.0.0.1:0"})
 	appendTx(t, nc, "cantus.append.0", "x", appendLock, "a")
@@ -300,8 +302,8 @@ func TestNobodyServesOtherPartitions(t *testing.T) {
 	}
 }
 
-// A request without a reply subject is carried out; that it was refused is
-// told by an advisory.
+// A request without a reply subject is carried out. If it is refused, an
+// advisory says so.
 func TestAppendWithoutReplySubject(t *testing.T) {
 	_, nc := one(t, broker.Options{})
 	advisories, err := nc.SubscribeSync("cantus.advisory.refused")

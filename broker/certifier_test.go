@@ -12,10 +12,10 @@ import (
 	"github.com/cantuslog/cantus/wal"
 )
 
-// TestRandomHistoriesOfACertifier runs a certifier through random histories, and
-// holds its table after each step against one that is made anew from what was
-// committed and what is in flight: what was certified is in the table until it is
-// committed or rolled back, and nothing else is.
+// TestRandomHistoriesOfACertifier runs a certifier through random histories.
+// After each step it compares its table with one that is built anew from what
+// was committed and what is in flight: a certified transaction is in the table
+// until it is committed or rolled back, and nothing else is.
 func TestRandomHistoriesOfACertifier(t *testing.T) {
 	tally := map[string]int{}
 	const histories = 200
@@ -232,7 +232,7 @@ func (h *certifierHistory) rebuild() {
 	h.tally["rebuild"]++
 }
 
-// check holds the table against one that is made anew.
+// check compares the table with one that is built anew.
 func (h *certifierHistory) check() {
 	h.t.Helper()
 	want := lockmgr.New(h.opts)

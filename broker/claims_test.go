@@ -8,8 +8,8 @@ import (
 	"github.com/cantuslog/cantus/wal"
 )
 
-// generationsOf are those from number first on, with nonces that a letter tells
-// apart.
+// generationsOf returns generations from number first on, one for each byte of
+// nonces.
 func generationsOf(first uint64, nonces string) (all []wal.Generation) {
 	for i := range nonces {
 		all = append(all, wal.Generation{Number: first + uint64(i), Nonce: wal.Nonce{nonces[i]}})

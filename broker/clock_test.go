@@ -11,8 +11,8 @@ import (
 )
 
 // A clock that goes back does not take the log's time back with it: after a
-// transaction of the future each one is a little later still, those in flight
-// together included.
+// transaction with a time in the future, each one is a little later, also those
+// that are in flight together.
 func TestTimeNeverGoesBack(t *testing.T) {
 	opts := broker.Options{Partitions: 1}
 	dir := t.TempDir()

@@ -35,7 +35,7 @@ type nodes struct {
 	open map[string]*broker.Node
 }
 
-// inShort are the tests of clusters that run in short mode too.
+// inShort lists the tests with clusters that run in short mode too.
 var inShort = map[string]bool{
 	"TestThreeNodesFoundAClusterInAnyOrder":        true,
 	"TestAllNodesRestart":                          true,
@@ -64,7 +64,7 @@ func newNodes(t *testing.T, count int, opts broker.Options) *nodes {
 	return c
 }
 
-// openNodes starts a cluster and returns when it serves.
+// openNodes starts a cluster, and returns when it serves.
 func openNodes(t *testing.T, count int, opts broker.Options) *nodes {
 	t.Helper()
 	c := newNodes(t, count, opts)
@@ -76,7 +76,8 @@ func (c *nodes) prepare(name string) {
 	c.dirs[name], c.ports[name] = c.t.TempDir(), ports.Free(c.t)
 }
 
-// options are those of one node: a founder's, or of one that is added later.
+// options returns the options of one node, a founder or one that is added
+// later.
 func (c *nodes) options(name string) broker.Options {
 	o := c.opts
 	o.Name, o.ClusterListen, o.Routes = name, c.ports[name], nil
@@ -102,7 +103,7 @@ func (c *nodes) options(name string) broker.Options {
 	return o
 }
 
-// start opens nodes side by side.
+// start opens nodes concurrently.
 func (c *nodes) start(names ...string) {
 	c.t.Helper()
 	errs := make([]error, len(names))
@@ -189,7 +190,7 @@ func keep(t *testing.T, nc *nats.Conn, partition int, payload, id string) uint64
 	}
 }
 
-// leader returns the node that leads a partition, when one does.
+// leader returns the node that leads a partition, once there is one.
 func (c *nodes) leader(partition int, by string) string {
 	c.t.Helper()
 	nc := c.conn(by)
@@ -217,7 +218,7 @@ func (c *nodes) status(by string) subjects.ClusterStatus {
 	return s
 }
 
-// operate asks for an operation until it is accepted.
+// operate requests an operation until it is accepted.
 func (c *nodes) operate(by string, r subjects.AdminRequest, subject ...string) (done string) {
 	c.t.Helper()
 	body, err := json.Marshal(r)
@@ -270,8 +271,8 @@ func (c *nodes) awaitPlaced(by string) {
 }
 
 // checkSame is the oracle of a cluster: every node that holds a partition has
-// the same log of it, whole up to the leader's high-water mark, and the same
-// digest. It gives the payloads.
+// the same log, complete up to the leader's high-water mark, and the same
+// digest. It returns the payloads.
 func (c *nodes) checkSame(partition int, by ...string) []string {
 	c.t.Helper()
 	nc := c.conn(by[0])

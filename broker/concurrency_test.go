@@ -14,9 +14,9 @@ import (
 	"github.com/cantuslog/cantus/subjects"
 )
 
-// Sixteen clients want the same lock. Each computes its transaction from the
-// state that it knows, "the last one plus one"; a transaction that was let in
-// past another would show as a number that is there twice.
+// Sixteen clients compete for the same lock. Each computes its transaction from
+// the state that it knows, "the last one plus one". Two transactions that both
+// committed from the same state would have the same number.
 func TestHotLock(t *testing.T) {
 	n, nc := one(t, broker.Options{})
 	const clients, each = 16, 25
@@ -69,8 +69,8 @@ func tryAppend(nc *nats.Conn, payload string, headers ...string) (r subjects.Rep
 	return r, err
 }
 
-// Plain then subtree, literal then subtree, subtree then a wider one, each
-// pair pipelined on one connection from the same state: one of the two wins.
+// Plain then subtree, literal then subtree, subtree then a wider one: each pair
+// is pipelined on one connection from the same state, and one of the two wins.
 func TestOverlapInFlight(t *testing.T) {
 	_, nc := one(t, broker.Options{})
 	at := uint64(0)
@@ -108,7 +108,7 @@ func TestOverlapInFlight(t *testing.T) {
 }
 
 // Appends of all sizes, reads and a feed at once: the server reads from the
-// node as long as the node reads from it, and neither may wait for the other.
+// node only while the node reads from it, and neither may wait for the other.
 func TestLargeMessagesBothWays(t *testing.T) {
 	testkit.NotShort(t, "it appends and reads some hundred megabytes")
 	n, nc := one(t, broker.Options{})

@@ -93,8 +93,8 @@ func TestEachCursorSetHasATimeOfItsOwn(t *testing.T) {
 	}
 }
 
-// Of many that move a cursor from the same position at the same moment, one
-// does.
+// Of many clients that move a cursor from the same position at the same moment,
+// one succeeds.
 func TestOneCursorWriteWins(t *testing.T) {
 	_, nc := one(t, broker.Options{})
 	fill(t, nc)
@@ -212,7 +212,7 @@ func TestCursorsAfterRestart(t *testing.T) {
 	check(nc, want)
 }
 
-// copyDir copies a data directory that is in use: what a crash leaves.
+// copyDir copies a data directory that is in use, as a crash would leave it.
 func copyDir(t *testing.T, from, to string) {
 	t.Helper()
 	manifest := filepath.Join(from, "store", "MANIFEST")
@@ -241,8 +241,8 @@ func copyDir(t *testing.T, from, to string) {
 
 func copyOnce(t *testing.T, from, to string) error {
 	t.Helper()
-	// Copying a file that is written to is no snapshot of it. Nothing is
-	// written here: the node is idle.
+	// A copy of a file that is being written is no snapshot. Nothing is written
+	// here: the node is idle.
 	if err := os.CopyFS(filepath.Join(to, "copy"), os.DirFS(from)); err != nil {
 		return err
 	}

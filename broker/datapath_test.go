@@ -194,8 +194,8 @@ func TestTheDataPathInVirtualTime(t *testing.T) {
 		d := newDataPath(t)
 		defer d.stop()
 
-		// The requests that come while it is in flight are sequenced when they are as
-		// large: with the last one.
+		// The requests that arrive while it is in flight are sequenced once
+		// they are as large: with the last one.
 		first := strings.Repeat("first ", 1_000)
 		d.send("r1", first, write, "a", mark, "0", subjects.HeaderMsgID, "m")
 		synctest.Wait() // it is alone, and leaves at once

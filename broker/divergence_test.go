@@ -9,8 +9,8 @@ import (
 	"github.com/cantuslog/cantus/wal"
 )
 
-// A batch that was certified in another term than its entry's is void, and one
-// that does not say in which is not.
+// A batch that was certified in another term than its entry's is void; one that
+// does not name a term is not.
 func TestABatchOfAnotherTermIsVoid(t *testing.T) {
 	s, err := wal.Open(t.TempDir(), wal.Options{Identity: wal.Identity{Cluster: "c", Node: "n1", Partitions: 1}})
 	if err != nil {
@@ -56,9 +56,9 @@ func TestABatchOfAnotherTermIsVoid(t *testing.T) {
 	}
 }
 
-// A replica with another history than its leader meets batches that go on from a
-// transaction it does not have, and may be older than its last one. They are void:
-// the digests say the rest.
+// A replica with another history than its leader gets batches that follow a
+// transaction that it does not have, and may be older than its last one. They
+// are void: the digests reveal the divergence.
 func TestABatchFromThePastIsVoid(t *testing.T) {
 	s, err := wal.Open(t.TempDir(), wal.Options{Identity: wal.Identity{Cluster: "c", Node: "n1", Partitions: 1}})
 	if err != nil {
@@ -134,7 +134,7 @@ func TestChainsAreComparedByTxidAndEntry(t *testing.T) {
 	}
 }
 
-// The voters decide, not whoever speaks.
+// The voters decide, not any single report.
 func TestOnlyVotersSayWhichReplicaIsWrong(t *testing.T) {
 	group := func(voters string, others string) (all []raftstore.Replica) {
 		for _, v := range voters {

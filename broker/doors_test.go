@@ -67,7 +67,7 @@ func TestDoorsSayWhatIsOpenAndToWhom(t *testing.T) {
 	}
 }
 
-// After a reload that failed the doors are what they were.
+// After a reload that failed, the open ports are unchanged.
 func TestDoorsAfterAReload(t *testing.T) {
 	const asks = `authorization { token: "a-token-of-the-test" }`
 	conf := config(t, "")
@@ -111,7 +111,7 @@ func TestAnIntruderIsNoRoute(t *testing.T) {
 	}
 }
 
-// buffer is where a log goes that is read while it is written.
+// buffer holds a log that is read while it is written.
 type buffer struct {
 	mu sync.Mutex
 	b  bytes.Buffer
@@ -123,7 +123,7 @@ func (b *buffer) Write(p []byte) (int, error) {
 	return b.b.Write(p)
 }
 
-// count is how many lines have a text.
+// count returns how many lines contain a text.
 func (b *buffer) count(text string) (n int) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -135,8 +135,8 @@ func (b *buffer) count(text string) (n int) {
 	return n
 }
 
-// A node that is away cost every other one 240 lines a minute, and none of them
-// said that it is away.
+// A node that was away made every other one log 240 lines a minute, none of
+// which said so.
 func TestANodeThatIsAwayIsSaidOnce(t *testing.T) {
 	c := newNodes(t, 3, broker.Options{Partitions: 1})
 	log := &buffer{}

@@ -12,7 +12,7 @@ import (
 	"github.com/cantuslog/cantus/wal"
 )
 
-// Mark is the high-water mark of a node's replica, 0 if it has none.
+// Mark returns the high-water mark of a node's replica, 0 if it has none.
 func Mark(n *Node, partition int) uint64 {
 	if p := n.replicas.get(partition).current(); p != nil {
 		return p.replica.position().mark
@@ -23,7 +23,7 @@ func Mark(n *Node, partition int) uint64 {
 // Holds reports whether a node's replica is open.
 func Holds(n *Node, partition int) bool { return n.replicas.get(partition).current() != nil }
 
-// Contents reads a node's replica whole: the payloads, and the digest.
+// Contents reads a node's whole replica: the payloads, and the digest.
 func Contents(n *Node, partition int) (payloads []string, digest string, err error) {
 	p := n.replicas.get(partition).current()
 	at := p.replica.position()
@@ -45,7 +45,7 @@ func Contents(n *Node, partition int) (payloads []string, digest string, err err
 	return payloads, hex.EncodeToString(p.replica.digest[:]), nil
 }
 
-// Diverge makes a node's replica believe in another log.
+// Diverge changes the digest of a node's replica.
 func Diverge(n *Node, partition int) {
 	p := n.replicas.get(partition).current()
 	p.replica.mu.Lock()
@@ -53,8 +53,8 @@ func Diverge(n *Node, partition int) {
 	p.replica.digest[0] ^= 1
 }
 
-// Fed is how many messages the node has published for the feed, -1 if it
-// can't be told.
+// Fed returns how many messages the node has published for the feed, -1 if that
+// is not known.
 func Fed(n *Node) int64 {
 	if n.conns.feeds.Flush(context.Background()) != nil {
 		return -1
@@ -71,15 +71,17 @@ func Fed(n *Node) int64 {
 	return -1
 }
 
-// SpeakProtocol has a node speak another protocol of nodes.
+// SpeakProtocol returns a change of options that sets the version of the
+// protocol between nodes.
 func SpeakProtocol(version int) func(*Options) {
 	return func(o *Options) { o.protocol = version }
 }
 
-// Reroute has a node dial others where the function says.
+// Reroute has a node dial the others at the addresses that the function
+// returns.
 func Reroute(o *Options, to func(node, address string) string) { o.reroute = to }
 
-// FirstEntryTxid is the first txid in a node's stored log.
+// FirstEntryTxid returns the first txid in a node's stored log.
 func FirstEntryTxid(n *Node, partition int) uint64 {
 	p := n.replicas.get(partition).current()
 	if p == nil {
@@ -96,15 +98,16 @@ func FirstEntryTxid(n *Node, partition int) uint64 {
 	return 0
 }
 
-// HoldFeed keeps the feed from being sent until release.
+// HoldFeed stops the feed until release is called.
 func HoldFeed(n *Node) (release func()) {
 	return n.conns.feeds.Pause()
 }
 
-// AnnouncementOf is what a node says to the others.
+// AnnouncementOf returns a node's announcement.
 func AnnouncementOf(n *Node) []byte { return mustJSON(n.gossip.status()) }
 
-// Hear has a node hear that, as from a member that proves itself.
+// Hear passes an announcement to a node, as from a member with a valid
+// signature.
 func Hear(n *Node, said []byte) {
 	var h announcement
 	if err := json.Unmarshal(said, &h); err != nil {
@@ -114,31 +117,31 @@ func Hear(n *Node, said []byte) {
 	n.gossip.accept(h, q.number)
 }
 
-// CaughtUp reports whether a node takes another's replica for level, and whether it
-// has heard of it lately.
+// CaughtUp reports whether a node considers another's replica caught up, and
+// whether it has heard of it lately.
 func CaughtUp(n *Node, other string, partition int) (level, heard bool) {
 	r, heard := n.peers.report(other, partition, time.Now())
 	return caughtUp(r), heard
 }
 
-// Derive is the key that a node derives for a purpose.
+// Derive returns the key that a node derives for a purpose.
 func Derive(n *Node, purpose string) [32]byte { return [32]byte(n.identity.derive(purpose)) }
 
-// FreeSpace has the node take what free says for the free bytes of its disk.
+// FreeSpace sets the function that returns the free bytes of a node's disk.
 func FreeSpace(o *Options, free func() int64) {
 	o.freeSpace = func(string) (int64, error) { return free(), nil }
 }
 
-// Full reports whether the node takes no more transactions.
+// Full reports whether a node accepts no more transactions.
 func Full(n *Node) bool { return n.space.isFull() }
 
-// Reading is how many reads a node serves.
+// Reading returns how many reads a node serves.
 func Reading(n *Node) int { return int(n.limits.readsNow.Load()) }
 
-// LastIndex is the newest entry in a replica's log.
+// LastIndex returns the index of the newest entry in a replica's log.
 func LastIndex(n *Node, partition int) uint64 { return n.replicas.get(partition).data.LastIndex() }
 
-// Remembered is how many nodes a node remembers.
+// Remembered returns how many nodes a node remembers.
 func Remembered(n *Node) int {
 	p := n.peers
 	p.mu.Lock()
@@ -148,7 +151,7 @@ func Remembered(n *Node) int {
 	return len(p.heard) + len(p.pending) + len(p.candidates.all)
 }
 
-// Remembers reports whether a node has heard of one that belongs to no cluster.
+// Remembers reports whether a node has heard of a candidate.
 func Remembers(n *Node, name string) bool {
 	c := n.peers.candidates
 	c.mu.Lock()
@@ -164,11 +167,12 @@ func Remembers(n *Node, name string) bool {
 // LookForAway has a node check which nodes are away, as it does periodically.
 func LookForAway(n *Node) { n.absences.look(time.Now()) }
 
-// InDoubt reports whether a node asks whether it is still a member.
+// InDoubt reports whether a node is asking the others whether it is still a
+// member.
 func InDoubt(n *Node) bool { return n.membership.doubted() }
 
-// Generation is the number of the newest generation of a node's data directory,
-// and Witnessed that of the newest which another node has seen of it.
+// Generation returns the number of the newest generation of a node's data
+// directory, and Witnessed that of the newest one that another node has seen.
 func Generation(n *Node) uint64 {
 	n.generations.state.Lock()
 	defer n.generations.state.Unlock()
@@ -184,7 +188,7 @@ func Witnessed(n, of *Node) uint64 {
 	return seen.Newest.Number
 }
 
-// Fenced is why a node's replica is fenced, "" if it is not.
+// Fenced returns why a node's replica is fenced, "" if it is not.
 func Fenced(n *Node, partition int) string {
 	if p := n.replicas.get(partition).current(); p != nil {
 		if why := p.fenced.Load(); why != nil {
@@ -194,21 +198,22 @@ func Fenced(n *Node, partition int) string {
 	return ""
 }
 
-// NodeConn connects to a node as it does itself.
+// NodeConn connects to a node like the node itself.
 func NodeConn(n *Node) (*nats.Conn, error) { return connect(n.nats, n.nats.NodeUser()) }
 
-// HoldScans has no read go through a log until release is called. It waits for
-// those that do.
+// HoldScans waits until no read scans a log, and lets none begin until release
+// is called.
 func HoldScans(ctx context.Context, n *Node) (release func(), err error) {
 	most := scansAtOnce()
 	return func() { n.limits.scans.Release(most) }, n.limits.scans.Acquire(ctx, most)
 }
 
-// WrapSecret and UnwrapSecret are what a node that is added gets the secret by.
+// WrapSecret and UnwrapSecret seal and open the secret for a node that is
+// added.
 var WrapSecret, UnwrapSecret = wrapSecret, unwrapSecret
 
-// QueueSizes are how many bytes may wait in front of a partition: of appends, of
-// cursors, and of either in a partition that is opened next.
+// QueueSizes returns how many bytes may wait in front of a partition: of
+// appends, of cursors, and of either in a partition that is opened next.
 func QueueSizes(n *Node, partition int) [3]int {
 	p := n.replicas.get(partition).current()
 	most := func(q *queue) int {
@@ -223,10 +228,11 @@ func QueueSizes(n *Node, partition int) [3]int {
 // replication, "" if it is alone.
 func (n *Node) RaftAddr() string { return n.identity.raftAddr }
 
-// Denied is how it is said that nodes deny that this one is a member.
+// Denied returns how a node reports that others deny its membership.
 func Denied(by ...string) string { return votes{deny: by}.String() }
 
-// StoreSpace has the node's store take what free says for the free bytes of its disk.
+// StoreSpace sets the function that returns the free bytes of the disk of a
+// node's store.
 func StoreSpace(o *Options, free func() int64) {
 	o.store.FreeSpace = func(string) (int64, error) { return free(), nil }
 }

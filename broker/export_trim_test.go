@@ -6,7 +6,7 @@ import (
 	"github.com/cantuslog/cantus/lockmgr"
 )
 
-// Tables is what a node's replica remembers of locks and message ids.
+// Tables describes the locks and message ids that a node's replica remembers.
 func Tables(n *Node, partition int) lockmgr.State {
 	r := n.replicas.get(partition).current().replica
 	r.certifier.mu.Lock()
@@ -22,7 +22,8 @@ func TrimPoints(n *Node, partition int) string {
 	return fmt.Sprintf("first %d base %v time %d %d newest %v bytes %d %d cut %d points %v", r.first, r.base, r.certifier.time(), r.lastTime, r.lastPoint, r.bytes, r.behind, r.trimIndex, r.trimPoints)
 }
 
-// Trimmed reports whether a node's replica has dropped all entries that were trimmed.
+// Trimmed reports whether a node's replica has deleted all entries that were
+// trimmed.
 func Trimmed(n *Node, partition int) bool {
 	p := n.replicas.get(partition).current()
 	p.replica.mu.Lock()
@@ -30,8 +31,8 @@ func Trimmed(n *Node, partition int) bool {
 	return p.store.FirstIndex() > p.replica.trimIndex
 }
 
-// Entries is how many entries a node's log of a partition holds, and how many were
-// read of it since the node was opened.
+// Entries returns how many entries a node's log of a partition holds, and how
+// many of them were read since the node was opened.
 func Entries(n *Node, partition int) (held, read uint64) {
 	p := n.replicas.get(partition).current()
 	return p.store.LastIndex() + 1 - p.store.FirstIndex(), p.store.EntriesRead()
@@ -40,7 +41,7 @@ func Entries(n *Node, partition int) (held, read uint64) {
 // PointEvery sets how many transactions lie between trim points.
 func PointEvery(o *Options, transactions uint64) { o.pointEvery = transactions }
 
-// Trimming has a function called before each step of trimming a log.
+// Trimming sets a function that is called before each step of trimming a log.
 func Trimming(o *Options, step func(string)) { o.trimming = step }
 
 // Replica returns a value that identifies the replica of a partition, which changes

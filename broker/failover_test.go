@@ -70,9 +70,9 @@ func TestALeaderThatStopsHandsOver(t *testing.T) {
 	c.checkSame(0, c.names...)
 }
 
-// TestNobodyIsRefusedWhileALeaderStops has clients that take no refusal send
-// appends while their partition's leader is stopped: what comes in meanwhile
-// goes to the next one.
+// TestNobodyIsRefusedWhileALeaderStops stops a partition's leader while clients
+// append that accept no refusal: requests that arrive meanwhile are forwarded
+// to the next leader.
 func TestNobodyIsRefusedWhileALeaderStops(t *testing.T) {
 	c := openNodes(t, 3, broker.Options{Partitions: 1})
 	c.awaitPlaced("n1")
@@ -88,8 +88,8 @@ func TestNobodyIsRefusedWhileALeaderStops(t *testing.T) {
 		nc := c.conn("n3")
 		clients.Go(func() { appendUntil(t, nc, i, &done[i], stop) })
 	}
-	// more returns what waits until each client has had n more appends acknowledged
-	// than now.
+	// more returns a function that waits until each client has had n more
+	// appends acknowledged.
 	more := func(n int64, when string) func() {
 		var goal [len(done)]int64
 		for i := range done {
@@ -118,8 +118,8 @@ func TestNobodyIsRefusedWhileALeaderStops(t *testing.T) {
 	t.Logf("%d appends", want)
 }
 
-// appendUntil appends without a pause, and counts what is acknowledged, until it
-// is told to stop. It takes no refusal.
+// appendUntil appends continuously, and counts what is acknowledged, until it
+// is told to stop. A refusal is an error.
 func appendUntil(t *testing.T, nc *nats.Conn, client int, done *atomic.Int64, stop <-chan struct{}) {
 	for {
 		select {

@@ -21,7 +21,7 @@ import (
 	"github.com/cantuslog/cantus/wal/journal/journaltest"
 )
 
-// patience is how long a test waits for what must come.
+// patience is how long a test waits for an event.
 const patience = testkit.Patience
 
 func openGated(t *testing.T, dir string, opts Options) (*Node, *nats.Conn, *journaltest.Gate) {
@@ -48,8 +48,8 @@ func openOne(t *testing.T, dir string, opts Options) (*Node, *nats.Conn) {
 	return n, nc
 }
 
-// inbox sends appends and gathers their replies, in the order in which they
-// were sent: payload is a transaction's name.
+// inbox sends appends and collects their replies in the order in which they
+// were sent. A transaction is identified by its payload.
 type inbox struct {
 	t   *testing.T
 	nc  *nats.Conn
@@ -106,7 +106,8 @@ const (
 	idHeader = subjects.HeaderMsgID
 )
 
-// A refusal that rests on what is in flight is told when that has committed.
+// A refusal that depends on a transaction in flight is sent when that has
+// committed.
 func TestRefusalsWaitForWhatTheyDependOn(t *testing.T) {
 	_, nc, fs := openGated(t, t.TempDir(), Options{})
 	i := newInbox(t, nc)
@@ -188,7 +189,7 @@ func TestStorageFails(t *testing.T) {
 
 	n, nc = openOne(t, dir, Options{})
 	i = newInbox(t, nc)
-	// Whether it was written before it failed nobody knew; the id tells.
+	// Nobody knew whether it was written before the failure; the id tells.
 	i.send("in flight", write, "a", mark, "1", idHeader, "m")
 	if r := i.reply("in flight"); r.Txid != 2 {
 		t.Errorf("sent again: %+v", r)
@@ -203,7 +204,8 @@ func TestStorageFails(t *testing.T) {
 	}
 }
 
-// Acknowledged is in the log, under a load that meets the failure anywhere.
+// Every acknowledged append is in the log, under a load that meets the failure
+// anywhere.
 func TestStorageFailsUnderLoad(t *testing.T) {
 	defer goleak.VerifyNone(t, goleak.IgnoreCurrent())
 	dir := t.TempDir()
@@ -259,7 +261,7 @@ func TestStorageFailsUnderLoad(t *testing.T) {
 	}
 }
 
-// A full queue refuses what comes, and keeps what it has.
+// A full queue refuses new requests, and keeps those that it has.
 func TestBusy(t *testing.T) {
 	n, nc, fs := openGated(t, t.TempDir(), Options{QueueBytes: 1 << 16})
 	i := newInbox(t, nc)
@@ -287,7 +289,7 @@ func TestBusy(t *testing.T) {
 			t.Fatalf("reply %+v", r.Error)
 		}
 	}
-	// The node had three batches of what came first in flight at most.
+	// At most three batches of the first requests were in flight.
 	if busy == 0 || len(accepted) == 0 || len(accepted)+busy != sent {
 		t.Fatalf("%d accepted, %d busy", len(accepted), busy)
 	}
@@ -356,8 +358,8 @@ func TestStorageFull(t *testing.T) {
 	_ = n
 }
 
-// A disk that is full although its reserve was not touched: nothing is lost,
-// nothing is done, and it goes on when there is room.
+// A disk that is full although its reserve was not used: nothing is lost,
+// nothing is done, and the node continues when there is space.
 func TestTheDiskIsFullAllTheSame(t *testing.T) {
 	fs := journaltest.NewGate()
 	opts := Options{store: wal.Options{FS: fs, SegmentSize: 1 << 20}}
@@ -419,7 +421,8 @@ func TestTheDiskIsFullAllTheSame(t *testing.T) {
 	}
 }
 
-// Without a leader nobody subscribes, and NATS says so at once, by key too.
+// Without a leader nobody subscribes, and NATS says so at once, also for
+// appends by key.
 func TestNoLeaderNoResponders(t *testing.T) {
 	n, nc := openOne(t, t.TempDir(), Options{})
 	p := n.replicas.get(0).current()
@@ -447,7 +450,8 @@ func TestNoLeaderNoResponders(t *testing.T) {
 	}
 }
 
-// A batch that comes out of turn is void: its transactions were not done.
+// A batch that is committed out of turn is void: its transactions were not
+// done.
 func TestAVoidBatchIsUnavailable(t *testing.T) {
 	n, nc, fs := openGated(t, t.TempDir(), Options{})
 	p := n.replicas.get(0).current()

@@ -99,7 +99,7 @@ func TestFeed(t *testing.T) {
 	}
 }
 
-// feedVerifier verifies the packed feed of a partition with the key that the cluster
+// feedVerifier verifies the packed feed of a partition with the key that info
 // shows.
 func feedVerifier(t *testing.T, nc *nats.Conn, partition int) subjects.FeedVerifier {
 	t.Helper()
@@ -112,7 +112,8 @@ func feedVerifier(t *testing.T, nc *nats.Conn, partition int) subjects.FeedVerif
 	return subjects.FeedVerifier{Key: key, Partition: partition}
 }
 
-// What committed together shares packed messages, as far as these stay small.
+// Transactions that commit together share packed messages, as far as these stay
+// small.
 func TestPackedFeedMessages(t *testing.T) {
 	n, nc := one(t, broker.Options{})
 	sub, err := nc.SubscribeSync("cantus.packed.0")
@@ -141,8 +142,8 @@ func TestPackedFeedMessages(t *testing.T) {
 	}
 }
 
-// What is committed together is more than one signature covers, and messages stay
-// within what the server takes.
+// Transactions that commit together are more than one signature covers, and
+// messages stay within the server's limit.
 func TestPackedFeedWithLittleRoom(t *testing.T) {
 	config := filepath.Join(t.TempDir(), "nats.conf")
 	if err := os.WriteFile(config, []byte("host: 127.0.0.1\nport: -1\nmax_payload: 8192\n"), 0o600); err != nil {
@@ -186,8 +187,8 @@ func TestPackedFeedWithLittleRoom(t *testing.T) {
 	}
 }
 
-// Answers do not wait for a feed that is behind, and it misses nothing: not what
-// its publisher had no room for either.
+// Replies do not wait for a feed that is behind, and the feed misses nothing,
+// not even what its publisher had no space for.
 func TestAFeedThatIsBehindHoldsNoAnswersUp(t *testing.T) {
 	n, nc := one(t, broker.Options{})
 	sub, err := nc.SubscribeSync("cantus.feed.0.>")
@@ -212,7 +213,7 @@ func TestAFeedThatIsBehindHoldsNoAnswersUp(t *testing.T) {
 	}
 }
 
-// Nothing is put on the wire for kinds that nobody listens to.
+// Nothing is published for kinds without a subscriber.
 func TestTheFeedIsPublishedForListenersOnly(t *testing.T) {
 	n, nc := one(t, broker.Options{})
 	sub, err := nc.SubscribeSync("cantus.feed.0.wanted")

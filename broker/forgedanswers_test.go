@@ -19,8 +19,8 @@ import (
 	"github.com/cantuslog/cantus/wal"
 )
 
-// An impostor answers a node's questions about its membership in the name of nodes
-// that are away.
+// An impostor answers a node's questions about its membership, in the name of
+// nodes that are away.
 type impostor struct {
 	nc     *nats.Conn
 	status subjects.ClusterStatus
@@ -31,8 +31,8 @@ type impostor struct {
 	real  map[string][]byte // what each node has answered before
 }
 
-// answer forges an answer to the first question to a node, and then says again what
-// the node has answered to another one.
+// answer forges an answer to the first question to a node. To later ones it
+// replays the node's answer to another question.
 func (i *impostor) answer(m *nats.Msg) {
 	name := strings.Split(m.Subject, ".")[3]
 	i.mu.Lock()
@@ -46,8 +46,8 @@ func (i *impostor) answer(m *nats.Msg) {
 	_ = m.Respond(said)
 }
 
-// denial returns an answer with everything but the right signature: n2's has none,
-// n3's is signed with another key.
+// denial returns an answer that is correct except for the signature: n2's has
+// none, n3's is signed with another key.
 func (i *impostor) denial(name string, m *nats.Msg) []byte {
 	var q struct{ Nonce string }
 	_, body, _ := strings.Cut(string(m.Data), "\n")
@@ -62,15 +62,15 @@ func (i *impostor) denial(name string, m *nats.Msg) []byte {
 	return []byte(line + " " + sign + "\n" + body)
 }
 
-// questions is how often the node that was asked least was asked.
+// questions returns how often the node that was asked least was asked.
 func (i *impostor) questions() int {
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	return min(i.asked["n2"], i.asked["n3"])
 }
 
-// A node that asks the others whether it is a member believes only what they have
-// signed, and only as the answer to its own question.
+// A node that asks the others whether it is a member believes only signed
+// answers, and only to its own question.
 func TestForgedAnswersAboutAMembership(t *testing.T) {
 	c := openNodes(t, 3, broker.Options{Partitions: 1})
 	c.awaitPlaced("n1")
@@ -123,8 +123,8 @@ func TestForgedAnswersAboutAMembership(t *testing.T) {
 	}
 }
 
-// A secret that was sealed for a node is opened by nobody else, for nothing else,
-// and not if a bit of it differs.
+// A secret that was sealed for a node can be opened by no other, for no other
+// purpose, and not if a bit of it differs.
 func TestASealedSecret(t *testing.T) {
 	key, err := ecdh.X25519().GenerateKey(rand.Reader)
 	if err != nil {

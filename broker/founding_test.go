@@ -14,7 +14,7 @@ import (
 	"github.com/cantuslog/cantus/subjects"
 )
 
-// mustNotStart opens a node with options of its own and expects it to be refused.
+// mustNotStart opens a node with options of its own and expects an error.
 func (c *nodes) mustNotStart(name string, change func(*broker.Options), want error, text string) {
 	c.t.Helper()
 	o := c.options(name)
@@ -95,7 +95,7 @@ func TestANameThatIsTakenIsRefused(t *testing.T) {
 	o.Name = "n2"
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
-	// Whoever of the cluster answers first has a reason of its own.
+	// Each member that may answer first gives its own reason.
 	if _, err := broker.Open(ctx, c.dirs["impostor"], o); !errors.Is(err, broker.ErrNameTaken) && !errors.Is(err, broker.ErrIdentity) {
 		t.Fatalf("the impostor: %v", err)
 	}
@@ -179,7 +179,7 @@ func TestOperationsThatMakeNoSense(t *testing.T) {
 	nc := c.conn("n1")
 	for name, test := range map[string]struct{ subject, body, text string }{
 		"add nobody":             {"cluster.add", `{}`, "node is missing"},
-		"add who is not there":   {"cluster.add", `{"node":"n9"}`, "not there to be added"},
+		"add an absent node":     {"cluster.add", `{"node":"n9"}`, "not there to be added"},
 		"add a member":           {"cluster.add", `{"node":"n2"}`, "is a member already"},
 		"remove an unknown node": {"cluster.remove", `{"node":"n9"}`, "is not a member"},
 		"an unknown field":       {"cluster.drain", `{"nod":"n1"}`, "nod"},

@@ -80,8 +80,8 @@ func FuzzRequest(f *testing.F) {
 				t.Fatalf("lock %q without a mark in %q", l.Name, block)
 			}
 		}
-		// It comes back from the log as it went in, and as it is read it is no
-		// larger than allowed and well-formed.
+		// It is read back from the log unchanged, and the answer to a read is
+		// well-formed and no larger than allowed.
 		var w wal.BatchWriter
 		w.Begin(wal.Transactions, 1, 1, 0)
 		w.Add(&r.tx)

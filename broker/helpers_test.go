@@ -16,10 +16,10 @@ import (
 	"github.com/cantuslog/cantus/subjects"
 )
 
-// patience is how long a test waits for what must come.
+// patience is how long a test waits for an event.
 const patience = testkit.Patience
 
-// message makes a message with headers given as "Key", "value" pairs.
+// message makes a message. headers are "Key", "value" pairs.
 func message(subject, payload string, headers ...string) *nats.Msg {
 	m := nats.NewMsg(subject)
 	m.Data = []byte(payload)
@@ -39,13 +39,13 @@ func ask(t *testing.T, nc *nats.Conn, subject, payload string, headers ...string
 	return answer
 }
 
-// times are what no test can know beforehand.
+// times matches times, which no test can know beforehand.
 var times = regexp.MustCompile(`"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,9})?Z"`)
 
 // timeless returns a body with every time replaced.
 func timeless(body []byte) string { return times.ReplaceAllString(string(body), `"T"`) }
 
-// wantBody compares a body byte by byte, but for times.
+// wantBody compares a body byte by byte, except for times.
 func wantBody(t *testing.T, m *nats.Msg, want string) {
 	t.Helper()
 	if got := timeless(m.Data); got != want {
@@ -90,7 +90,7 @@ func item(payload string, headers ...string) []byte {
 	return append(append(b, block...), payload...)
 }
 
-// answers is all that a read, or the like, is answered with.
+// answers is everything that a read is answered with.
 type answers struct {
 	transactions []*nats.Msg
 	end          *nats.Msg // the message of status 204; nil if it was refused
@@ -98,7 +98,7 @@ type answers struct {
 	next, mark   uint64
 }
 
-// collect sends a request and gathers its answers up to the end.
+// collect sends a request and collects its answers up to the end.
 func collect(t *testing.T, nc *nats.Conn, subject, body string) answers {
 	t.Helper()
 	return begin(t, nc, subject, body)(t)
@@ -165,8 +165,8 @@ func txids(t *testing.T, ms []*nats.Msg) (ids []uint64, payloads []string) {
 	return ids, payloads
 }
 
-// checkLog is the oracle of every log: what is read has dense txids from 1 and
-// times that rise, and info agrees about the end.
+// checkLog is the oracle of every log: a read returns dense txids from 1 and
+// rising times, and info agrees about the end.
 func checkLog(t *testing.T, nc *nats.Conn, partition int) []*nats.Msg {
 	t.Helper()
 	ms := readAll(t, nc, partition, 1)

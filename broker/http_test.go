@@ -14,7 +14,7 @@ import (
 	"github.com/cantuslog/cantus/broker"
 )
 
-// get asks for a path with a Host header and others, and returns the status.
+// get requests a path with a Host header and others, and returns the status.
 func get(t *testing.T, n *broker.Node, path, host string, headers ...string) (status int) {
 	t.Helper()
 	r, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://"+n.HTTPAddr()+path, nil)
@@ -44,8 +44,9 @@ func TestProfilesAreOffByDefault(t *testing.T) {
 	mustNotOpen(t, t.TempDir(), broker.Options{HTTPListen: "0.0.0.0:0", Profiles: true}, broker.ErrOptions, "loopback")
 }
 
-// A web page in a browser of the machine must not get at the profiles: neither
-// under a name of its own that leads to 127.0.0.1, nor from another site.
+// A web page in a browser on the same machine must not reach the profiles:
+// neither under a name of its own that resolves to 127.0.0.1, nor from another
+// site.
 func TestProfilesAreForThisMachine(t *testing.T) {
 	n, _ := one(t, broker.Options{HTTPListen: "127.0.0.1:0", Profiles: true})
 	for _, host := range []string{"localhost", "localhost:8222", "127.0.0.1:1", "[::1]:8222", "[::1]", n.HTTPAddr()} {
@@ -80,7 +81,7 @@ func TestHTTPLimits(t *testing.T) {
 	}
 }
 
-// However many connections somebody opens, the node holds a bounded number of
+// However many connections a client opens, the node holds a bounded number of
 // them, and answers others meanwhile.
 func TestHTTPConnections(t *testing.T) {
 	n, _ := one(t, broker.Options{HTTPListen: "127.0.0.1:0"})
@@ -109,7 +110,8 @@ func TestHTTPConnections(t *testing.T) {
 	}
 }
 
-// A node that stops answers what it was asked before, and waits for no more.
+// A node that stops answers requests that it had before, and waits for no
+// others.
 func TestHTTPEndsWithTheNode(t *testing.T) {
 	n, _ := one(t, broker.Options{HTTPListen: "127.0.0.1:0", Profiles: true})
 	idle, err := net.Dial("tcp", n.HTTPAddr()) // sends nothing

@@ -15,9 +15,9 @@ import (
 	"github.com/nats-io/nats.go"
 )
 
-// intruder listens to the nodes and repeats what they say, altered. It knows
-// everything that an announcement has to get right: ids, instances, numbers,
-// and whom the nodes hear. Only the key is missing, unless it has one.
+// intruder listens to the nodes and repeats their announcements, altered. It
+// knows everything that an announcement needs: ids, instances, numbers, and
+// which instances the nodes hear. Only the key is missing, unless it has one.
 type intruder struct {
 	t    *testing.T
 	nc   *nats.Conn
@@ -29,7 +29,7 @@ type intruder struct {
 	key       []byte
 }
 
-// overheard is an announcement of a node: the fields of its line, and the body.
+// overheard is a node's announcement: the fields of its line, and the body.
 type overheard struct {
 	line []string
 	body map[string]any
@@ -39,7 +39,7 @@ type overheard struct {
 // that far.
 const firstLie = 1 << 40
 
-// newIntruder connects one to a node's server.
+// newIntruder connects an intruder to a node's server.
 func (c *nodes) newIntruder(at string) *intruder {
 	c.t.Helper()
 	s := &intruder{t: c.t, nc: c.nodeConn(at), said: map[string]overheard{}, instances: map[string]bool{}, number: firstLie}
@@ -50,8 +50,8 @@ func (c *nodes) newIntruder(at string) *intruder {
 	return s
 }
 
-// listen takes the next announcement in, and returns the node's name; "" if it
-// is a lie, or there is none.
+// listen receives the next announcement, and returns the node's name; "" if it
+// is forged, or there is none.
 func (s *intruder) listen() (name string) {
 	m, err := s.sub.NextMsg(patience)
 	if err != nil {
@@ -69,7 +69,7 @@ func (s *intruder) listen() (name string) {
 	return o.line[2]
 }
 
-// overhear listens until each node has said what is wanted.
+// overhear listens until each node has sent an announcement that want accepts.
 func (s *intruder) overhear(want func(body map[string]any) bool, names ...string) {
 	s.t.Helper()
 	missing := slices.Clone(names)
@@ -83,8 +83,8 @@ func (s *intruder) overhear(want func(body map[string]any) bool, names ...string
 
 func anything(map[string]any) bool { return true }
 
-// lie publishes what a node has said last, with some of it changed: under the
-// signature that was there, and in the form of the first protocol, which had none.
+// lie publishes a node's last announcement with some changes: with the old
+// signature, and in the form of the first protocol, which had none.
 func (s *intruder) lie(name string, change map[string]any) {
 	last := s.said[name]
 	body, line := maps.Clone(last.body), slices.Clone(last.line)

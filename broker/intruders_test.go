@@ -35,8 +35,8 @@ func (c *nodes) nodeConn(name string) *nats.Conn {
 	return nc
 }
 
-// announcementAs is an announcement of a node, as whoever has listened can make
-// it.
+// announcementAs returns an announcement of a node, as anyone who listens could
+// make it.
 func announcementAs(s subjects.ClusterStatus, name, raft string, more map[string]any) map[string]any {
 	h := map[string]any{
 		"name": name, "node_id": "d-" + name, "instance": "i-" + name, "started": time.Now().Add(time.Hour), "protocol": 2,
@@ -68,8 +68,8 @@ func (c *nodes) heardBy(nc *nats.Conn, names ...string) {
 	}
 }
 
-// undisturbed makes sure that all nodes have heard what was published on a
-// connection, serve on, and know where the others are.
+// undisturbed checks that all nodes, having heard what was published on a
+// connection, still serve and know the others' addresses.
 func (c *nodes) undisturbed(nc *nats.Conn) {
 	c.t.Helper()
 	c.heardBy(nc, c.names...)
@@ -96,7 +96,7 @@ func (c *nodes) logged() *buffer {
 	return log
 }
 
-// notDoubted makes sure that no node has taken itself for one that was removed.
+// notDoubted checks that no node considers itself removed.
 func (c *nodes) notDoubted(log *buffer) {
 	c.t.Helper()
 	for _, name := range c.names {
@@ -106,7 +106,8 @@ func (c *nodes) notDoubted(log *buffer) {
 	}
 }
 
-// One message of an intruder, "n1, n2 and n3 are no members", ended all three.
+// One message of an intruder, "n1, n2 and n3 are no members", ended all three
+// nodes.
 func TestAnIntruderThatSaysThatNobodyIsAMember(t *testing.T) {
 	c := newNodes(t, 3, broker.Options{Partitions: 1})
 	log := c.logged()
@@ -121,7 +122,7 @@ func TestAnIntruderThatSaysThatNobodyIsAMember(t *testing.T) {
 	c.notDoubted(log)
 }
 
-// Announcements that told of another log fenced every replica, for good.
+// Forged announcements of another log fenced every replica for good.
 func TestAnIntruderThatTellsOfAnotherLog(t *testing.T) {
 	c := openNodes(t, 3, broker.Options{Partitions: 1})
 	c.awaitPlaced("n1")
@@ -152,8 +153,8 @@ func TestAnIntruderThatTellsOfAnotherLog(t *testing.T) {
 	}
 }
 
-// Even what proves itself is no measure of a replica unless it votes on the
-// partition.
+// The progress of a replica without a vote does not count, even if its
+// announcement is signed.
 func TestOnlyVotersSayThatAReplicaIsWrong(t *testing.T) {
 	c := openNodes(t, 3, broker.Options{Partitions: 1})
 	c.awaitPlaced("n1")
@@ -191,8 +192,8 @@ func TestOnlyVotersSayThatAReplicaIsWrong(t *testing.T) {
 	}
 }
 
-// Announcements in the nodes' names with another replication address kept a
-// cluster down.
+// Forged announcements in the nodes' names, with another replication address,
+// kept a cluster down.
 func TestAnIntruderThatSpeaksInTheNodesNames(t *testing.T) {
 	c := openNodes(t, 3, broker.Options{Partitions: 1})
 	c.awaitPlaced("n1")
@@ -244,8 +245,8 @@ func TestInventedNamesAreNotRemembered(t *testing.T) {
 	}
 }
 
-// What a member once said, said again by somebody else, is worth nothing: neither
-// to a node that heard it, nor to one that has started since.
+// An old announcement of a member that is replayed has no effect: neither on a
+// node that heard it, nor on one that has started since.
 func TestReplayedAnnouncements(t *testing.T) {
 	c := openNodes(t, 3, broker.Options{Partitions: 1})
 	c.awaitPlaced("n1")
@@ -298,7 +299,7 @@ func TestReplayedAnnouncements(t *testing.T) {
 	c.undisturbed(nc)
 }
 
-// Not even a member ends another by its word.
+// Not even a member's announcement ends another member.
 func TestOneMemberThatDeniesAnother(t *testing.T) {
 	c := openNodes(t, 3, broker.Options{Partitions: 1})
 	c.awaitPlaced("n1")
@@ -319,8 +320,8 @@ func TestOneMemberThatDeniesAnother(t *testing.T) {
 	c.undisturbed(c.nodeConn("n1"))
 }
 
-// A member that was removed still has the secret. Its word counts for nothing,
-// and it gets nothing.
+// A member that was removed still has the secret. Its announcements count for
+// nothing, and it gets nothing.
 func TestARemovedMemberWithTheOldSecret(t *testing.T) {
 	c := newNodes(t, 3, broker.Options{Partitions: 1})
 	log := c.logged()
@@ -407,8 +408,8 @@ func TestAnIntruderWithTheNameOfANodeThatStarts(t *testing.T) {
 	<-lying
 }
 
-// With a token nobody founds or joins who does not have it, and nodes that have it
-// do.
+// In a cluster with a token, only nodes that have it found the cluster or join
+// it.
 func TestAClusterWithAToken(t *testing.T) {
 	c := newNodes(t, 3, broker.Options{Partitions: 1, ClusterSecret: token})
 	c.start(c.names...)
@@ -435,8 +436,8 @@ func TestAClusterWithAToken(t *testing.T) {
 	c.checkSame(0, c.names...)
 }
 
-// A node that is added without a token shows a key, and gets the secret sealed for
-// it alone.
+// A node that is added without a token shows a key, and gets the secret sealed
+// for that key.
 func TestANodeThatIsAddedGetsTheSecret(t *testing.T) {
 	c := openNodes(t, 3, broker.Options{Partitions: 1})
 	c.prepare("n4")

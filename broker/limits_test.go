@@ -11,8 +11,8 @@ import (
 	"github.com/cantuslog/cantus/subjects"
 )
 
-// TestRequestsHaveLimits has requests that are just small enough, and ones that
-// are just too large.
+// TestRequestsHaveLimits sends requests that are just small enough, and ones
+// that are just too large.
 func TestRequestsHaveLimits(t *testing.T) {
 	_, nc := one(t, broker.Options{})
 	headers := func(n, name int) (all []string) {
@@ -57,8 +57,8 @@ func TestRequestsHaveLimits(t *testing.T) {
 	}
 }
 
-// TestOperationsTakeTheirFieldsOnly wants a field that an operation has no use
-// for refused by name: the operator means something by it.
+// TestOperationsTakeTheirFieldsOnly checks that an operation refuses a field
+// that it has no use for, and names it: the operator means something by it.
 func TestOperationsTakeTheirFieldsOnly(t *testing.T) {
 	_, nc := one(t, broker.Options{})
 	for subject, bodies := range map[string][]string{

@@ -34,7 +34,7 @@ func config(t *testing.T, text string) string {
 	return path
 }
 
-// connect dials the node's port as a client would.
+// connect dials the node's port like a client.
 func connect(t *testing.T, n *broker.Node, opts ...nats.Option) *nats.Conn {
 	t.Helper()
 	nc, err := nats.Connect(n.ClientURL(), append(opts, nats.NoReconnect())...)
@@ -193,7 +193,7 @@ func TestSmallMaxPayload(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	// The largest one comes back by all ways.
+	// The largest one is returned by every kind of read.
 	if r := appendTx(t, nc, "cantus.append.0", strings.Repeat("x", 20_000-1024)); r.Txid != 1 {
 		t.Fatalf("%+v", r.Error)
 	}
@@ -203,7 +203,7 @@ func TestSmallMaxPayload(t *testing.T) {
 	if len(collect(t, nc, "cantus.read.0", "").transactions) != 1 {
 		t.Fatal("it is not read")
 	}
-	// Refusals may be larger than what they refuse, and must come too.
+	// Refusals may be larger than what they refuse, and must arrive too.
 	name := strings.TrimSuffix(strings.Repeat(strings.Repeat("x", 60)+".", 4), ".")
 	var headers []string
 	for i := range 60 {

@@ -100,7 +100,7 @@ func (o *operated) encode(c jwt.Claims, by nkeys.KeyPair) string {
 	return token
 }
 
-// write writes the configuration with an account that change has changed.
+// write writes the configuration with an account that change has modified.
 func (o *operated) write(change func(*jwt.AccountClaims)) {
 	o.t.Helper()
 	claims := jwt.NewAccountClaims(o.accountID)
@@ -118,8 +118,8 @@ func (o *operated) options() broker.Options {
 	return broker.Options{NATSConfig: o.conf, Credentials: o.file, Account: o.accountID}
 }
 
-// TestAccountThatChanges has an account lose what the node needs of it, and get it
-// back: the node is not ready meanwhile, and says why.
+// TestAccountThatChanges takes from an account what the node needs of it, and
+// gives it back: the node is not ready meanwhile, and says why.
 func TestAccountThatChanges(t *testing.T) {
 	o := newOperated(t)
 	n, nc := openNode(t, t.TempDir(), o.options())
@@ -166,11 +166,12 @@ func TestAccountThatChanges(t *testing.T) {
 	_ = n
 }
 
-// A reply subject can be so long that an answer to it is no line that the server
-// takes: it must not cost the node its connection.
+// A reply subject can be so long that the line of an answer to it exceeds the
+// server's limit: it must not cost the node its connection.
 func TestReplySubjectTooLong(t *testing.T) {
 	n, nc := one(t, broker.Options{Prefix: "c", ClientListen: "127.0.0.1:0"})
-	// Its sizes take more room in an answer's line than a read's subject in its own.
+	// The sizes take more space in an answer's line than a read's subject in
+	// its own.
 	if r := appendTx(t, nc, "c.append.0", strings.Repeat("x", 900_000), "X", strings.Repeat("x", 20_000)); r.Error != nil {
 		t.Fatal(r.Error)
 	}

@@ -15,7 +15,7 @@ import (
 	"github.com/cantuslog/cantus/internal/testkit"
 )
 
-// websocketURL reads the file in which the NATS server says where it listens.
+// websocketURL reads the file in which the NATS server writes where it listens.
 func websocketURL(t *testing.T, dir string) string {
 	t.Helper()
 	var ports struct{ WebSocket []string }
@@ -30,8 +30,8 @@ func websocketURL(t *testing.T, dir string) string {
 	return ports.WebSocket[0]
 }
 
-// What a nats-server configuration opens beside the client port leads to the
-// node just as well: a websocket, and a server that is a leaf.
+// The other listeners that a nats-server configuration can open also lead to
+// the node: a websocket, and a server that is a leaf.
 func TestWebsocketAndLeafNode(t *testing.T) {
 	dir := t.TempDir()
 	openNode(t, t.TempDir(), broker.Options{NATSConfig: config(t, fmt.Sprintf(`ports_file_dir: %q

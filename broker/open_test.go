@@ -28,8 +28,8 @@ func TestMain(m *testing.M) {
 	goleak.VerifyTestMain(m)
 }
 
-// mustNotOpen opens a node that can't be, and then makes sure that nothing
-// stayed behind: a node opens on the directory with opts afterwards.
+// mustNotOpen expects an error from opening a node, and then checks that
+// nothing was left behind: a node opens on the directory with opts afterwards.
 func mustNotOpen(t *testing.T, dir string, bad broker.Options, want error, words ...string) {
 	t.Helper()
 	before := goleak.IgnoreCurrent()

@@ -218,7 +218,7 @@ func (p *pacer) near(c *paced, size int64, peers int) pacing {
 	return c.judge(p.found, p.looked)
 }
 
-// judge tells a read whether it goes to one of the connections that are behind.
+// judge returns how the read must be paced, given the connections that are behind.
 func (c *paced) judge(b natsserver.SlowConns, at time.Time) pacing {
 	if len(b.Slow) == 0 {
 		return free

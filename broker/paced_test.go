@@ -44,9 +44,9 @@ func wide(t *testing.T, nc *nats.Conn, partition, count int) {
 	}
 }
 
-// wholly reads a partition of wide from one end to the other, in as many reads as
-// it takes, and fails the test if any of them has a hole: by what is in the log, and
-// by what the answers say of themselves.
+// wholly reads a partition of wide from end to end, in as many reads as it
+// takes, and fails the test if any of them has a gap: compared with the log,
+// and with what the answers say of themselves.
 func wholly(t *testing.T, nc *nats.Conn, subject, options string, step, count uint64) {
 	from, want := uint64(1), uint64(1)
 	for tries := 0; from <= count; tries++ {
@@ -116,7 +116,7 @@ func wholly(t *testing.T, nc *nats.Conn, subject, options string, step, count ui
 	}
 }
 
-// manyReads has one connection read a partition many times at once.
+// manyReads reads a partition many times at once on one connection.
 func manyReads(t *testing.T, nc *nats.Conn, partition, count int) {
 	t.Helper()
 	names := subjects.Names{}
@@ -137,12 +137,12 @@ func manyReads(t *testing.T, nc *nats.Conn, partition, count int) {
 	reads.Wait()
 }
 
-// smallPending is a configuration of a NATS server that lets its clients be no more
-// than 8 MiB behind.
+// smallPending is a configuration of a NATS server that lets its clients be at
+// most 8 MiB behind.
 func smallPending(t *testing.T) string { return config(t, "max_pending: 8388608") }
 
-// TestParallelReadsAreWhole has a connection over a slow line, with little room in
-// the server, read much at once: each read is whole.
+// TestParallelReadsAreWhole reads much at once on a connection with a slow line
+// and a small buffer in the server: each read is complete.
 func TestParallelReadsAreWhole(t *testing.T) {
 	testkit.NotShort(t, "it appends and reads some hundred megabytes")
 	const count = 400
@@ -151,7 +151,8 @@ func TestParallelReadsAreWhole(t *testing.T) {
 	manyReads(t, slowly(t, n, 60<<20), 0, count)
 }
 
-// TestParallelReadsAreWholeAcrossNodes does that through each node of a cluster.
+// TestParallelReadsAreWholeAcrossNodes does the same through each node of a
+// cluster.
 func TestParallelReadsAreWholeAcrossNodes(t *testing.T) {
 	const count = 200
 	c := openNodes(t, 3, broker.Options{NATSConfig: smallPending(t), Partitions: 1})

@@ -6,8 +6,8 @@ import (
 	"time"
 )
 
-// An instance that is not known yet is believed once it has heard this one, and has
-// heard it since another instance of its name was believed last.
+// An unknown instance is accepted once it has heard this one, and has heard it
+// since another instance of its name was accepted last.
 func TestWhichAnnouncementsAreOldOnes(t *testing.T) {
 	said := uint64(0)
 	p, now := newPeers("me", func() uint64 { return said }), time.Now()

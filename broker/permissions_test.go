@@ -30,7 +30,7 @@ func documented(t *testing.T, name string) string {
 	return string(found[1])
 }
 
-// requests are what anybody may try to ask, one of each sort.
+// requests has one request of each kind that a client may try.
 var requests = map[string]string{
 	"cantus.append.0": "x", "cantus.append.key.alice": "x", "cantus.append.key.bob": "x",
 	"cantus.batch.0": string(item("x")), "cantus.read.0": "", "cantus.replica.read.0": "", "cantus.get.0": `{"txid":1}`,
@@ -38,8 +38,8 @@ var requests = map[string]string{
 	"cantus.admin.status": "", "cantus.admin.trim.0": `{"before":1}`, "cantus.admin.cluster.balance": "", "$SRV.PING.cantus": "",
 }
 
-// publications are what only nodes publish, subscriptions what somebody may try
-// to subscribe to.
+// publications are what only nodes publish; subscriptions are what a client may
+// try to subscribe to.
 var (
 	publications = []string{"cantus.packed.0", "cantus.feed.0.tx", "cantus.advisory.leader", "cantus.admin.hello", "cantus.admin.join", "cantus.admin.node.n1.member",
 		"cantus.admin.pace", "cantus.admin.pace.n1", "$SYS.REQ.USER.INFO", "$SYS.REQ.ACCOUNT.PING.CONNZ"}
@@ -68,8 +68,8 @@ var (
 	}
 )
 
-// refused does something on a connection of its own and reports whether the NATS
-// server forbids it.
+// refused does something on a connection of its own, and reports whether the
+// NATS server forbids it.
 func refused(t *testing.T, n *broker.Node, do func(*nats.Conn) error, opts ...nats.Option) bool {
 	t.Helper()
 	nc := connect(t, n, append(opts, nats.ErrorHandler(func(*nats.Conn, *nats.Subscription, error) {}))...)
@@ -229,7 +229,7 @@ func TestPermissionsByDefault(t *testing.T) {
 	}
 }
 
-// What a configuration allows is not more than before.
+// A configuration permits no more than before.
 func TestPermissionsStayNarrow(t *testing.T) {
 	n, nc := openNode(t, t.TempDir(), broker.Options{NATSConfig: config(t, `authorization { users: [
 		{user: u, password: p, permissions: {publish: "cantus.append.0", subscribe: "_INBOX.>"}},
@@ -310,8 +310,8 @@ func TestNobodyTakesRequests(t *testing.T) {
 	}
 }
 
-// Where a node can't add permissions, nobody joins the queue group that leaders
-// answer in all the same.
+// Where a node can't add permissions, still no client can join the queue group
+// that leaders answer in.
 func TestNobodyTakesRequestsInOperatorMode(t *testing.T) {
 	opts, file := operatorMode(t)
 	n, nc := openNode(t, t.TempDir(), opts)
@@ -329,8 +329,8 @@ func TestNobodyTakesRequestsInOperatorMode(t *testing.T) {
 	}
 }
 
-// A node does not publish to its own subjects, or to the server's, for whoever
-// may ask it something.
+// A node does not publish to its own subjects, or to the server's, on behalf of
+// a client.
 func TestAnswersAreNoRequests(t *testing.T) {
 	n, nc := openNode(t, t.TempDir(), broker.Options{NATSConfig: config(t, "")})
 	watch, err := nc.SubscribeSync("cantus.packed.*")

@@ -83,7 +83,7 @@ func TestTrimRemovesTheSameOnEveryReplicaAndANewOneGetsTheRest(t *testing.T) {
 	c.checkSame(0, "n4", "n1")
 }
 
-// addWhenThere adds a node once it asks to be.
+// addWhenThere adds a node once it asks to join.
 func (c *nodes) addWhenThere(name string, standby bool) {
 	c.t.Helper()
 	eventually(c.t, name+" waits to be added", func() bool {
@@ -164,8 +164,8 @@ func TestLeadersAreSpreadTransferredAndDrained(t *testing.T) {
 	}
 }
 
-// What a replica says that it has is compared with what the leader had then: the
-// more is appended, the more the leader has by the time that it looks.
+// A replica's report is compared with what the leader had when it was sent: the
+// more is appended, the more the leader has when it compares.
 func TestAReplicaIsLevelHoweverMuchIsAppended(t *testing.T) {
 	c := openNodes(t, 2, broker.Options{Partitions: 1}) // both have to store everything
 	c.awaitPlaced("n1")
@@ -197,8 +197,8 @@ func TestAReplicaIsLevelHoweverMuchIsAppended(t *testing.T) {
 	}
 }
 
-// A leader that is cut off can't know that something is past the end of the log:
-// the others may have gone on.
+// A leader that is cut off can't know what is past the end of the log: the
+// others may have committed more.
 func TestALeaderWithoutAMajorityDoesNotSayWhereTheLogEnds(t *testing.T) {
 	c := newNodes(t, 3, broker.Options{Partitions: 1})
 	cut := c.cableTo("n1")
@@ -283,7 +283,7 @@ func TestALeaderWithoutAMajorityRefusesAndNothingOfItIsSeen(t *testing.T) {
 	}
 }
 
-// wantOneOf checks that an answer refuses for one of some reasons.
+// wantOneOf checks that an answer is a refusal for one of some reasons.
 func wantOneOf(t *testing.T, m *nats.Msg, reasons ...subjects.Reason) {
 	t.Helper()
 	var r subjects.Reply

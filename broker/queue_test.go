@@ -76,7 +76,7 @@ func TestAQueueWaitsForWhatIsInFlight(t *testing.T) {
 	})
 }
 
-// TestAQueueWhoseOldestMessageIsOldIsFull: what comes then would wait as long.
+// TestAQueueWhoseOldestMessageIsOldIsFull: a new message would wait as long.
 func TestAQueueWhoseOldestMessageIsOldIsFull(t *testing.T) {
 	q := newQueue(8 << 20)
 	q.open()

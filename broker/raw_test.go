@@ -50,7 +50,7 @@ func (c *rawClient) line(t *testing.T) string {
 	return strings.TrimRight(line, "\r\n")
 }
 
-// request publishes with a header block as it is.
+// request publishes a message with the header block as it is.
 func (c *rawClient) request(t *testing.T, subject, block, payload string) {
 	t.Helper()
 	c.send(t, fmt.Sprintf("HPUB %s answer %d %d\r\n%s%s\r\n", subject, len(block), len(block)+len(payload), block, payload))

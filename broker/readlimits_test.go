@@ -17,8 +17,8 @@ import (
 	"github.com/cantuslog/cantus/subjects"
 )
 
-// TestBodiesThatAreNotWhatTheySeem wants refused what encoding/json takes for
-// something else than its sender means.
+// TestBodiesThatAreNotWhatTheySeem checks that bodies are refused that
+// encoding/json would accept with another meaning than the sender's.
 func TestBodiesThatAreNotWhatTheySeem(t *testing.T) {
 	_, nc := one(t, broker.Options{})
 	appendTx(t, nc, "cantus.append.0", "x", "Cantus-Append-Lock", "a.\U0001F600")
@@ -61,7 +61,7 @@ func TestBodiesThatAreNotWhatTheySeem(t *testing.T) {
 	}
 }
 
-// logged gathers what a node logs.
+// logged collects what a node logs.
 type logged struct {
 	mu   sync.Mutex
 	text bytes.Buffer
@@ -174,8 +174,8 @@ func TestStoredTransactionsTooLargeToSendAreLoggedOnce(t *testing.T) {
 	}
 }
 
-// Nobody has to read a transaction before the node knows that it can't send it: neither
-// after a start nor after a reload.
+// The node knows that it can't send a transaction before any client reads it:
+// both after a start and after a reload.
 func TestStoredTransactionsTooLargeToSendAreFound(t *testing.T) {
 	dir, conf := t.TempDir(), config(t, "")
 	n, nc := openNode(t, dir, broker.Options{Partitions: 2, NATSConfig: conf})
@@ -234,8 +234,8 @@ func TestStoredTransactionsThatCanBeSentAgain(t *testing.T) {
 	}
 }
 
-// TestUnanswerableRequests sends requests whose reply subject is so long that the
-// answer would have the server cut the node's connection.
+// TestUnanswerableRequests sends requests whose reply subject is so long that
+// the server would close the node's connection because of the answer.
 func TestUnanswerableRequests(t *testing.T) {
 	var log logged
 	n, nc := one(t, broker.Options{Prefix: "c", NATSConfig: config(t, ""), Logger: log.logger()})
@@ -260,8 +260,8 @@ func TestUnanswerableRequests(t *testing.T) {
 	}
 }
 
-// TestUnwantedReadsEnd has clients leave while their reads wait: the node stops
-// waiting.
+// TestUnwantedReadsEnd disconnects clients while their reads wait: the node
+// stops waiting.
 func TestUnwantedReadsEnd(t *testing.T) {
 	n, nc := one(t, broker.Options{})
 	inbox := nc.NewRespInbox()
@@ -306,8 +306,8 @@ accounts {
 	}
 }
 
-// Reads take turns at going through the log. Those that wait for long are refused,
-// appends go on, and whoever only waits at the log's end takes no turn.
+// Reads take turns at scanning the log. Those that wait too long are refused,
+// appends continue, and reads that only wait at the log's end take no turn.
 func TestReadsTakeTurns(t *testing.T) {
 	n, nc := openNode(t, t.TempDir(), broker.Options{Partitions: 1})
 	appendTx(t, nc, "cantus.append.0", "1")
@@ -341,8 +341,8 @@ func TestReadsTakeTurns(t *testing.T) {
 	}
 }
 
-// A read that gets no turn after it has waited for its client ends early, and says
-// where to go on: behind what it has sent.
+// A read that gets no further turn after it has waited for its client ends
+// early, and says where to continue: after what it has sent.
 func TestAReadWithoutAnotherTurnEndsEarly(t *testing.T) {
 	testkit.NotShort(t, "reads wait for their turns to end")
 	const count = 500

@@ -16,7 +16,7 @@ import (
 	"github.com/cantuslog/cantus/wal"
 )
 
-// history is what was committed, and the oracle for what may be.
+// history is what was committed, and the oracle for what may commit.
 type history struct {
 	locks [][]string // of transaction i+1, those that it recorded
 	ids   []string   // of transaction i+1, "" for none
@@ -24,7 +24,7 @@ type history struct {
 
 func (h *history) last() uint64 { return uint64(len(h.locks)) }
 
-// newest is the newest transaction that recorded a lock overlapping name.
+// newest returns the newest transaction that recorded a lock overlapping name.
 func (h *history) newest(name string) uint64 {
 	for i := len(h.locks) - 1; i >= 0; i-- {
 		for _, l := range h.locks[i] {
@@ -37,8 +37,7 @@ func (h *history) newest(name string) uint64 {
 }
 
 // After a restart the tables refuse what they refused before. They may have
-// forgotten more, never less than what lies behind the floor, and never what
-// is past it.
+// forgotten more than before, but nothing past the floor.
 func TestTablesAfterRestart(t *testing.T) {
 	testkit.NotShort(t, "nodes restart many times")
 	for seed := range uint64(3) {
@@ -97,9 +96,9 @@ func tablesAfterRestart(t *testing.T, seed uint64) {
 	}
 }
 
-// check asks the node about locks and ids, without appending anything: every
-// question also expects a last sequence that is not the last, which is looked
-// at after ids and before locks; so locks are asked for by get.
+// check asks the node about locks and ids without appending anything: every
+// request also expects a wrong last txid, which is checked after ids and before
+// locks; so locks are looked up by get.
 func (h *history) check(t *testing.T, nc *nats.Conn, r *rand.Rand, opts broker.Options, lockName func() string) {
 	t.Helper()
 	floor := info(t, nc, 0).Locks.Floor
@@ -182,8 +181,7 @@ func TestCertificationAfterRestart(t *testing.T) {
 	}
 }
 
-// A batch whose txids are not due counts for nothing, wherever it lies in the
-// log.
+// A batch with the wrong txids counts for nothing, wherever it is in the log.
 func TestVoidBatches(t *testing.T) {
 	testkit.NotShort(t, "nodes restart many times")
 	opts := broker.Options{Partitions: 1, Name: "n1", Cluster: "cantus"}
@@ -237,8 +235,8 @@ func TestVoidBatches(t *testing.T) {
 	}
 }
 
-// TestStoredNamesWithCommas opens a log of a time when a lock name could hold a
-// comma: it is read back and counts in conflicts under that name.
+// TestStoredNamesWithCommas opens an older log, in which a lock name could hold
+// a comma: it is read back, and counts in conflicts under that name.
 func TestStoredNamesWithCommas(t *testing.T) {
 	opts := broker.Options{Partitions: 1, Name: "n1", Cluster: "cantus"}
 	dir := t.TempDir()
@@ -272,7 +270,7 @@ func TestStoredNamesWithCommas(t *testing.T) {
 	}
 }
 
-// appendEntry puts a batch into the log that no session would.
+// appendEntry appends a batch to the log that no session would.
 func appendEntry(t *testing.T, dir string, first uint64, lock string) {
 	t.Helper()
 	s, err := wal.Open(dir, wal.Options{})

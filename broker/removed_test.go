@@ -15,7 +15,7 @@ import (
 	"github.com/cantuslog/cantus/subjects"
 )
 
-// remove takes a node out of the cluster, and closes it once it has stopped.
+// remove removes a node from the cluster, and closes it once it has stopped.
 func (c *nodes) remove(name string) {
 	c.t.Helper()
 	const warning = "replicas of a partition are left then"
@@ -34,8 +34,8 @@ func (c *nodes) remove(name string) {
 	c.awaitPlaced("n1")
 }
 
-// again opens a node in the background, with a log of its own. The channel has what
-// Open returns; stop ends the wait for it.
+// again opens a node in the background, with a log of its own. The channel
+// receives the result of Open; stop ends the wait for it.
 func (c *nodes) again(name string) (log *buffer, opened <-chan error, stop func()) {
 	log = &buffer{}
 	o := c.options(name)
@@ -56,8 +56,8 @@ func (c *nodes) again(name string) (log *buffer, opened <-chan error, stop func(
 	return log, done, cancel
 }
 
-// A removed node that is started again can't tell by itself that it was removed, if
-// those that it would have to ask are gone. It must not answer for the cluster.
+// A removed node that is started again can't know that it was removed if the
+// nodes that it would ask are gone. It must not answer for the cluster.
 func TestARemovedNodeWhoseClusterIsGoneAnswersNothing(t *testing.T) {
 	c := openNodes(t, 3, broker.Options{Partitions: 2})
 	c.awaitPlaced("n1")
@@ -89,8 +89,8 @@ func TestARemovedNodeWhoseClusterIsGoneAnswersNothing(t *testing.T) {
 	}
 }
 
-// Of the voters that a removed node knows one is gone for good. It asks those that vote
-// now.
+// One of the voters that a removed node knows is gone for good. The node asks
+// the current voters.
 func TestARemovedNodeAsksThoseThatVoteNow(t *testing.T) {
 	c := openNodes(t, 3, broker.Options{Partitions: 2})
 	c.awaitPlaced("n1")
@@ -123,13 +123,14 @@ func TestARemovedNodeAsksThoseThatVoteNow(t *testing.T) {
 	}
 }
 
-// What has nowhere else to go stays on a node that is drained, which the answer says.
+// Replicas that can't move elsewhere stay on a node that is drained, and the
+// answer says so.
 func TestADrainedNodeThatKeepsItsReplicas(t *testing.T) {
 	_, nc := openNode(t, t.TempDir(), broker.Options{Name: "n1", Partitions: 4})
 	wantBody(t, ask(t, nc, subjects.Names{}.Admin("cluster", "drain"), `{"node":"n1"}`), `{"done":"node n1 is draining: 4 replicas with nowhere else to go"}`)
 }
 
-// A node that is asked to give everything up is not drained before it has.
+// A node that is drained completely is not done before it holds nothing.
 func TestADrainedNodeIsSaidToBeDrainedWhenItIs(t *testing.T) {
 	c := openNodes(t, 4, broker.Options{Partitions: 2, Replicas: 3})
 	c.awaitPlaced("n1")

@@ -34,8 +34,7 @@ func recordBatch(t *testing.T, r *replica, data []byte) {
 	}
 }
 
-// wantNewest holds the committed recorder of a lock and what is in flight against
-// what they should be.
+// wantNewest checks the committed recorder of a lock and the newest in flight.
 func wantNewest(t *testing.T, r *replica, lock string, txid uint64, inFlight int) {
 	t.Helper()
 	if got, _ := r.certifier.newest(lock); got != txid {
@@ -62,7 +61,7 @@ func TestABatchOfThisLeaderStaysInFlightUntilItCommits(t *testing.T) {
 	wantNewest(t, r, "b", 2, 0)
 }
 
-// Another leader's batch takes the place of what this one had in flight.
+// Another leader's batch replaces what this one had in flight.
 func TestAForeignBatchTakesBackWhatIsInFlight(t *testing.T) {
 	foreign := certifyAppend(t, newTestReplica(), "foreign")
 	r := newTestReplica()

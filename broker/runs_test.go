@@ -13,8 +13,8 @@ import (
 	"github.com/cantuslog/cantus/wal"
 )
 
-// logWriter puts entries into the log of a directory that no node has open, as a
-// leader would, at any time.
+// logWriter appends entries, with any time, to the log of a directory that no
+// node has open, as a leader would.
 type logWriter struct {
 	t    *testing.T
 	log  *wal.Log
@@ -23,7 +23,7 @@ type logWriter struct {
 	tx   []wal.Entry
 }
 
-// writeLog writes to partition 0, whose high-water mark is given.
+// writeLog writes to partition 0 of a directory, whose high-water mark is mark.
 func writeLog(t *testing.T, dir string, mark uint64, write func(*logWriter)) {
 	t.Helper()
 	s, err := wal.Open(dir, wal.Options{})
@@ -81,7 +81,8 @@ func (w *logWriter) transaction(at time.Time) {
 	w.add(b.Finish())
 }
 
-// wantFewReads has no more entries be read than few of all that the log holds.
+// wantFewReads checks that no more than few of all the entries in the log were
+// read.
 func wantFewReads(t *testing.T, n *broker.Node, what string, do func()) {
 	t.Helper()
 	_, before := broker.Entries(n, 0)
@@ -236,7 +237,8 @@ func TestATrimByAgeEmptiesAnIdlePartition(t *testing.T) {
 	wantKept(t, n, nc, dir, 3, 2, 20)
 }
 
-// What lies before the first transaction kept goes when that one is there.
+// Everything before the first transaction kept is deleted once that is
+// committed.
 func TestCursorWritesBeforeTheFirstTransactionGo(t *testing.T) {
 	testkit.NotShort(t, "it appends, trims and restarts again and again")
 	long := time.Now().Add(-48 * time.Hour)
@@ -308,7 +310,7 @@ func TestATrimBySizeCutsAmongFewTransactions(t *testing.T) {
 	if r := trim(t, nc, `{"bytes":100000000}`); r.FirstTxid != 1 {
 		t.Fatalf("all is kept that was asked for, and %+v", r)
 	}
-	// After 16 MiB there is a point: behind 3 and 5.
+	// There is a trim point after 16 MiB: after 3 and 5.
 	if r := trim(t, nc, `{"bytes":16000000}`); r.FirstTxid != 4 {
 		t.Fatalf("%+v", r)
 	}

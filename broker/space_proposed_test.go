@@ -16,13 +16,13 @@ import (
 )
 
 const (
-	// lastRoom leaves a store room for what was proposed before it was full.
+	// lastRoom leaves a store space for what was proposed before it was full.
 	lastRoom = 54 << 20
-	// noRoom leaves it none.
+	// noRoom leaves it no space.
 	noRoom = 1 << 20
 )
 
-// writers append without a pause, each of them one transaction at a time.
+// writers append continuously, each of them one transaction at a time.
 type writers struct {
 	stop            chan struct{}
 	running         sync.WaitGroup
@@ -69,8 +69,8 @@ func (w *writers) note(m *nats.Msg, err error) {
 	}
 }
 
-// end stops them: each request must have had an answer, and no other than that it
-// was done or that there is no room.
+// end stops them. Each request must have been answered, either as done or as
+// refused because there is no space.
 func (w *writers) end(t *testing.T) {
 	t.Helper()
 	select {
@@ -85,11 +85,11 @@ func (w *writers) end(t *testing.T) {
 	}
 }
 
-// TestFullFollowersTakeWhatWasProposed fills both followers' disks under load. What
-// the leader had proposed before it knew is committed, other appends are refused as
-// storage_full, and a trim passes. Without a byte left, the trim is refused and says
-// what to do, and what waits is committed when there is room. It takes some seconds:
-// disks are looked at each second.
+// TestFullFollowersTakeWhatWasProposed fills both followers' disks under load.
+// What the leader had proposed before it knew is committed, other appends are
+// refused as storage_full, and a trim succeeds. Without a byte left, the trim
+// is refused and says what to do, and what waits is committed when there is
+// space. It takes some seconds: the free space is checked each second.
 func TestFullFollowersTakeWhatWasProposed(t *testing.T) {
 	c := newNodes(t, 3, broker.Options{Partitions: 1})
 	d := disks{}

@@ -14,7 +14,7 @@ import (
 	"github.com/cantuslog/cantus/subjects"
 )
 
-// disks are the nodes' free bytes, as the nodes are told.
+// disks are the nodes' free bytes, as reported to them.
 type disks map[string]*atomic.Int64
 
 func (d disks) fill(t *testing.T, c *nodes, full bool, name string) {
@@ -24,8 +24,8 @@ func (d disks) fill(t *testing.T, c *nodes, full bool, name string) {
 }
 
 // TestFullReplicas fills the disks of one, two and three of three nodes. The
-// partition goes on as long as a majority has room, a full replica takes
-// nothing and leads nothing, and all are the same when there is room again.
+// partition accepts appends while a majority has space, a full replica accepts
+// and leads nothing, and all have the same log when there is space again.
 func TestFullReplicas(t *testing.T) {
 	c := newNodes(t, 3, broker.Options{Partitions: 1})
 	d := disks{}
@@ -101,7 +101,7 @@ func TestFullReplicas(t *testing.T) {
 	d.fill(t, c, true, leader)
 	refused()
 
-	// There is room on the followers alone: one of them leads.
+	// Only the followers have space: one of them leads.
 	d.fill(t, c, false, first)
 	d.fill(t, c, false, second)
 	last = more()

@@ -8,7 +8,7 @@ import (
 	"github.com/cantuslog/cantus/subjects"
 )
 
-// Whoever reads a log for warnings finds none for what an operator asked for.
+// An operation that an operator asked for logs no warnings.
 func TestAHandOverIsNoWarning(t *testing.T) {
 	c := newNodes(t, 4, broker.Options{Partitions: 2, Replicas: 3})
 	log := &buffer{}

@@ -46,7 +46,8 @@ func TestATrimThatRemovesNothingSaysWhy(t *testing.T) {
 	}
 }
 
-// What was trimmed is gone from a restarted node's log: it could not know the id.
+// Trimmed transactions are not in a restarted node's log: it could not know the
+// id.
 func TestATrimKeepsMessageIDsThroughARestart(t *testing.T) {
 	testkit.NotShort(t, "it appends, trims and restarts again and again")
 	opts := broker.Options{Partitions: 1}
@@ -71,7 +72,7 @@ func TestATrimKeepsMessageIDsThroughARestart(t *testing.T) {
 	wantDuplicate(t, nc, "x", "k1", first)
 }
 
-// An id that does not count any more keeps nothing, also where nothing is appended
+// An id that no longer counts keeps no transaction, even if nothing is appended
 // after it: the trim itself moves the partition's time on.
 func TestATrimGoesPastIDsThatDoNotCount(t *testing.T) {
 	testkit.NotShort(t, "it appends, trims and restarts again and again")
@@ -114,7 +115,8 @@ func fillTo(t *testing.T, nc *nats.Conn, txid uint64) {
 	}
 }
 
-// A replica that was made anew from what is kept refuses the same ids when it leads.
+// A replica that is rebuilt from what is kept refuses the same ids when it
+// leads.
 func TestARebuiltReplicaKnowsTheIDsAfterATrim(t *testing.T) {
 	opts := broker.Options{Partitions: 1}
 	broker.PointEvery(&opts, 16)
@@ -122,8 +124,8 @@ func TestARebuiltReplicaKnowsTheIDsAfterATrim(t *testing.T) {
 	c.awaitPlaced("n1")
 	nc := c.conn("n3")
 	first := keep(t, nc, 0, "x", "k1")
-	// Trims beside appends: a batch may be certified before a trim is proposed, and
-	// stand behind it in the log.
+	// Trims beside appends: a batch may be certified before a trim is proposed,
+	// and follow it in the log.
 	filled := make(chan struct{})
 	go func() {
 		defer close(filled)
@@ -285,7 +287,7 @@ func (h *trimmed) append() {
 	h.locks, h.ids, h.times = append(h.locks, recorded), append(h.ids, id), append(h.times, r.Time.UnixNano())
 }
 
-// check works out what is to be remembered, from all that ever happened.
+// check computes what must be remembered from the whole history.
 func (h *trimmed) check(what string, got lockmgr.State) {
 	h.t.Helper()
 	var known []lockmgr.TrackedLock

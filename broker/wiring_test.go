@@ -9,9 +9,9 @@ import (
 	"testing"
 )
 
-// No part of a node has the node: each states what it needs. So only node.go, where
-// Open is, has a field, a parameter or a result of its type; and its methods are in the
-// files that open, wire, reload and close a node.
+// No part of a node has the node: each states what it needs. So only node.go,
+// with Open, has a field, a parameter or a result of type *Node; and the
+// methods of Node are in the files that open, wire, reload and close it.
 func TestNoPartHasTheNode(t *testing.T) {
 	own := map[string]bool{"node.go": true, "wiring.go": true, "reload.go": true, "close.go": true}
 	files := token.NewFileSet()

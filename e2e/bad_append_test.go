@@ -22,8 +22,8 @@ type bad struct {
 	names   string // what the message must name
 }
 
-// checkBad sends each request to the subject, one after the other on one
-// connection, and wants each refused as it says with nothing appended.
+// checkBad sends each request to the subject on one connection, and checks that
+// each is refused as its entry says and that nothing is appended.
 func checkBad(t *testing.T, n *node, subject string, partition int, cases []bad) {
 	t.Helper()
 	c, r := dial(t, n.url), dialRaw(t, n.url)
@@ -39,8 +39,8 @@ func checkBad(t *testing.T, n *node, subject string, partition int, cases []bad)
 	}
 }
 
-// checkRefused wants an answer to be the refusal with that code and reason,
-// in the body and in the headers, and its message to hold names.
+// checkRefused checks that an answer is a refusal with the given code and
+// reason, in the body and in the headers, and that its message contains names.
 func checkRefused(t *testing.T, m *nats.Msg, code int, reason, names string) {
 	t.Helper()
 	var answer reply
@@ -180,8 +180,8 @@ func TestBadLocks(t *testing.T) {
 	checkBad(t, n, appnd0, 0, cases)
 }
 
-// TestGoodAtTheLimit is the other side of the tables above: what is just
-// within the limits commits, and comes back as it was sent.
+// TestGoodAtTheLimit complements the tables above: a request exactly at the
+// limits commits, and is read back as it was sent.
 func TestGoodAtTheLimit(t *testing.T) {
 	t.Parallel()
 	n := startNode(t, t.TempDir())
@@ -228,8 +228,8 @@ func TestGoodAtTheLimit(t *testing.T) {
 	}
 }
 
-// checkSent wants the headers of a request given back, but for those that are
-// NATS's own and those that come back under another name.
+// checkSent checks that the headers of a request are read back, except NATS's
+// own and those that are returned under another name.
 func checkSent(t *testing.T, m *nats.Msg, block []byte) {
 	t.Helper()
 	want := nats.Header{}

@@ -14,7 +14,7 @@ import (
 // maxBatch is the most transactions a batch message may carry.
 const maxBatch = 5_000
 
-// batchReply is what a batch is answered with.
+// batchReply is the answer to a batch.
 type batchReply struct {
 	Partition int      `json:"partition"`
 	Error     *refusal `json:"error"`
@@ -40,8 +40,8 @@ func lengths(head, payload uint32) []byte {
 	return binary.BigEndian.AppendUint32(binary.BigEndian.AppendUint32(nil, head), payload)
 }
 
-// TestBadBatch wants a message that is not sound as a whole to do nothing at
-// all, however sound its beginning is.
+// TestBadBatch checks that a malformed batch message has no effect, however
+// much of it is well-formed.
 func TestBadBatch(t *testing.T) {
 	t.Parallel()
 	n := startNode(t, t.TempDir())
@@ -75,7 +75,7 @@ func TestBadBatch(t *testing.T) {
 	checkBad(t, n, "cantus.batch.0", 0, cases)
 }
 
-// TestBatchTooMany is a batch of one transaction more than is allowed.
+// TestBatchTooMany sends a batch of one transaction more than is allowed.
 func TestBatchTooMany(t *testing.T) {
 	t.Parallel()
 	n := startNode(t, t.TempDir())
@@ -90,8 +90,8 @@ func TestBatchTooMany(t *testing.T) {
 	}
 }
 
-// TestBatchNoise sends random bytes and damaged batches: each is answered,
-// and what is committed is only ever what was framed.
+// TestBatchNoise sends random bytes and damaged batches: each is answered, and
+// only transactions that were framed are committed.
 func TestBatchNoise(t *testing.T) {
 	t.Parallel()
 	n := startNode(t, t.TempDir())
@@ -112,7 +112,8 @@ func TestBatchNoise(t *testing.T) {
 	}
 }
 
-// TestBatchOutcomes gives each transaction of a batch its own outcome.
+// TestBatchOutcomes checks that each transaction of a batch has its own
+// outcome.
 func TestBatchOutcomes(t *testing.T) {
 	t.Parallel()
 	n := startNode(t, t.TempDir())

@@ -28,7 +28,7 @@ func TestMessageIDReused(t *testing.T) {
 		}
 	}
 	checkReused()
-	// The id stands for its payload before any lock is looked at.
+	// The id identifies its payload before any lock is checked.
 	mustAppend(t, c, 1, "hot", "Cantus-Append-Lock", "hot")
 	stale := mustAppend(t, c, 1, "one", "Nats-Msg-Id", "id-1", "Cantus-Write-Lock", "hot", "Cantus-High-Water-Mark", "0")
 	if stale.Txid != first.Txid || !stale.Duplicate {
@@ -58,8 +58,8 @@ func TestMessageIDReused(t *testing.T) {
 	}
 }
 
-// TestWithoutReply sends what nobody can be answered for: what is good
-// commits, what is not is told to whoever listens to advisories.
+// TestWithoutReply sends appends without a reply subject: the valid ones
+// commit, the others are reported in advisories.
 func TestWithoutReply(t *testing.T) {
 	t.Parallel()
 	n := startNode(t, t.TempDir())
@@ -97,8 +97,8 @@ func TestWithoutReply(t *testing.T) {
 	}
 }
 
-// nextAdvisory returns the next advisory that holds a refusal for reason;
-// others may come in between.
+// nextAdvisory returns the next advisory of a refusal for reason, skipping
+// others.
 func nextAdvisory(t *testing.T, sub *nats.Subscription, reason string) *nats.Msg {
 	t.Helper()
 	for {

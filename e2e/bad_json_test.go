@@ -22,7 +22,7 @@ type badJSON struct {
 
 func broken(body, names string) badJSON { return badJSON{body, names, 400, "bad_request"} }
 
-// brokenEverywhere is what no subject that takes JSON may take.
+// brokenEverywhere are bodies that every subject with a JSON body must refuse.
 var brokenEverywhere = []badJSON{
 	broken("{", ""), broken("}", ""), broken("[]", ""), broken(`"x"`, ""), broken("7", ""), broken("true", ""),
 	broken(`{"txid":1,}`, ""), broken(`{"txid":1} {"txid":2}`, ""), broken(`{"txid":1}x`, ""), broken("{\"txid\":1}\x00", ""),
@@ -86,7 +86,7 @@ func TestBadJSON(t *testing.T) {
 	}
 }
 
-// cursorReply is what a cursor answers.
+// cursorReply is the answer to a cursor request.
 type cursorReply struct {
 	Partition     int      `json:"partition"`
 	Name          string   `json:"name"`
@@ -95,7 +95,7 @@ type cursorReply struct {
 	Error         *refusal `json:"error"`
 }
 
-// cursor reads a cursor, or with a body sets it.
+// cursor reads a cursor, or sets it if there is a body.
 func cursor(t *testing.T, c *client, partition int, name, body string) cursorReply {
 	t.Helper()
 	m := nats.NewMsg(fmt.Sprintf("cantus.cursor.%d.%s", partition, name))
@@ -111,7 +111,8 @@ func cursor(t *testing.T, c *client, partition int, name, body string) cursorRep
 	return r
 }
 
-// TestNoSuchPartition wants NATS itself to answer, at once, that nobody does.
+// TestNoSuchPartition checks that NATS itself answers at once that there are no
+// responders.
 func TestNoSuchPartition(t *testing.T) {
 	t.Parallel()
 	n := startNode(t, t.TempDir(), "--partitions", "4")
@@ -132,8 +133,8 @@ func TestNoSuchPartition(t *testing.T) {
 	}
 }
 
-// TestLongPoll wants a read at the end to wait for what comes, and to end
-// empty when nothing does.
+// TestLongPoll checks that a read at the end waits for new transactions, and
+// ends empty if there are none.
 func TestLongPoll(t *testing.T) {
 	t.Parallel()
 	n := startNode(t, t.TempDir())
@@ -161,8 +162,8 @@ func TestLongPoll(t *testing.T) {
 	}
 }
 
-// TestReadFilters wants filters to leave out just what they name, and Next to
-// go on behind what was looked at.
+// TestReadFilters checks that filters leave out exactly what they name, and
+// that a read continues from Next after what was examined.
 func TestReadFilters(t *testing.T) {
 	t.Parallel()
 	n := startNode(t, t.TempDir())

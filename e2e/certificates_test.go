@@ -26,8 +26,8 @@ func natsConfig(t *testing.T, name string, until time.Time, by, trusted testcert
 	return file
 }
 
-// TestClusterCertificates runs a cluster over mutual TLS, and has nodes come
-// to it that have no certificate, or not a good one.
+// TestClusterCertificates runs a cluster over mutual TLS. Nodes without a
+// certificate, or without a valid one, try to join.
 func TestClusterCertificates(t *testing.T) {
 	tomorrow := time.Now().Add(24 * time.Hour)
 	ours, theirs := testcert.NamedAuthority(t, "ours"), testcert.NamedAuthority(t, "theirs")
@@ -38,7 +38,8 @@ func TestClusterCertificates(t *testing.T) {
 			heard        string // what the members log
 			says         string // what the rejected node logs
 		}{
-			// A TLS client keeps a certificate to itself that the other side would not trust.
+			// A TLS client does not send a certificate that the other side
+			// would not trust.
 			{"of another authority", natsConfig(t, "outsider", tomorrow, theirs, ours), "client didn't provide a certificate", "waiting"},
 			{"expired", natsConfig(t, "late", time.Now().Add(-time.Minute), ours, ours), "expired", "waiting"},
 			{"that trusts another authority", natsConfig(t, "distrustful", tomorrow, ours, theirs), "bad certificate", "signed by unknown authority"},
@@ -62,7 +63,7 @@ func TestClusterCertificates(t *testing.T) {
 	})
 }
 
-// awaitLogOfAny returns when one of the members has logged a text.
+// awaitLogOfAny waits until one of the members has logged a text.
 func (c *cluster) awaitLogOfAny(t *testing.T, text string) {
 	t.Helper()
 	if err := c.until(t.Context(), fmt.Sprintf("logged %q by a member", text), func(context.Context) string {
@@ -99,7 +100,8 @@ func checkReplicationTLS(t *testing.T, c *cluster, ours, theirs testcert.Authori
 		certs []tls.Certificate
 		heard int
 	}{
-		// An application may have one of the same authority: it gets no further.
+		// An application may have one of the same authority: it gets only the
+		// nonce.
 		"good":                 {pair(ours, "raft-good", tomorrow), nonce},
 		"none":                 {nil, 0},
 		"of another authority": {pair(theirs, "raft-outsider", tomorrow), 0},

@@ -13,7 +13,7 @@ import (
 	"github.com/nats-io/nats.go"
 )
 
-// reply is what an append is answered with.
+// reply is the answer to an append.
 type reply struct {
 	Partition     int      `json:"partition"`
 	Txid          uint64   `json:"txid"`
@@ -46,7 +46,7 @@ func (r reply) String() string {
 	return fmt.Sprintf("%d %s: %s", r.Error.Code, r.Error.Reason, r.Error.Message)
 }
 
-// partitionInfo is what cantus.info.<p> answers, as far as it is needed.
+// partitionInfo is the answer of cantus.info.<p>, as far as it is needed.
 type partitionInfo struct {
 	Partition     int      `json:"partition"`
 	FirstTxid     uint64   `json:"first_txid"`
@@ -68,33 +68,34 @@ type partitionInfo struct {
 	} `json:"locks"`
 }
 
-// readEnd is what the last message of a read says.
+// readEnd is the last message of a read.
 type readEnd struct {
 	next, highWaterMark uint64
 }
 
-// errDropped ends a request whose connection broke: nobody knows whether it
+// errDropped ends a request whose connection broke: it is not known whether it
 // was carried out.
 var errDropped = errors.New("the connection broke")
 
-// client is a NATS connection that reconnects for ever and whose requests end
-// with errDropped when the connection breaks under them.
+// client is a NATS connection that reconnects forever. Its requests end with
+// errDropped when the connection breaks.
 type client struct {
 	nc *nats.Conn
-	// limit is how long an answer may take; overdue is what a request then
-	// ends with.
+	// limit is how long an answer may take; after that a request ends with
+	// overdue.
 	limit   time.Duration
 	overdue error
 
 	mu sync.Mutex
-	// session ends when the connection breaks; up is closed while it stands.
+	// session ends when the connection breaks; up is closed while there is a
+	// connection.
 	session    context.Context
 	endSession context.CancelFunc
 	up         chan struct{}
 }
 
-// errNoAnswer ends a request that went unanswered for longer than a client of
-// a cluster waits: nobody knows whether it was carried out.
+// errNoAnswer ends a request that was not answered within clientLimit: it is
+// not known whether it was carried out.
 var errNoAnswer = errors.New("no answer in time")
 
 func dial(tb testing.TB, url string, opts ...nats.Option) *client {
@@ -103,7 +104,8 @@ func dial(tb testing.TB, url string, opts ...nats.Option) *client {
 	c.connected(nil)
 	opts = append(opts, nats.MaxReconnects(-1), nats.ReconnectWait(5*time.Millisecond),
 		nats.ReconnectJitter(0, 0), nats.DisconnectErrHandler(c.disconnected), nats.ReconnectHandler(c.connected),
-		// A subscription that overflows is part of the tests, not worth a line each.
+		// Subscriptions overflow in these tests on purpose: they are not
+		// logged.
 		nats.ErrorHandler(func(*nats.Conn, *nats.Subscription, error) {}))
 	nc, err := nats.Connect(url, opts...)
 	if err != nil {
@@ -132,14 +134,14 @@ func (c *client) disconnected(*nats.Conn, error) {
 	}
 }
 
-// standing is closed while the connection stands.
+// standing is closed while there is a connection.
 func (c *client) standing() <-chan struct{} {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.up
 }
 
-// within derives a context that ends with the connection or when the answer is
+// within derives a context that ends with the connection, or when the answer is
 // overdue.
 func (c *client) within(ctx context.Context) (context.Context, func()) {
 	c.mu.Lock()
@@ -166,7 +168,7 @@ func (c *client) request(ctx context.Context, m *nats.Msg) (*nats.Msg, error) {
 	return answer, err
 }
 
-// append sends one transaction. Headers come as key, value, key, value.
+// append sends one transaction. headers are keys, each followed by its value.
 func (c *client) append(ctx context.Context, subject string, payload []byte, headers ...string) (reply, error) {
 	m := nats.NewMsg(subject)
 	m.Data = payload
@@ -184,7 +186,7 @@ func (c *client) appendMsg(ctx context.Context, m *nats.Msg) (reply, error) {
 	return decodeReply(answer)
 }
 
-// decodeReply checks what holds of every answer to an append.
+// decodeReply checks what is true of every answer to an append.
 func decodeReply(answer *nats.Msg) (reply, error) {
 	var r reply
 	if err := json.Unmarshal(answer.Data, &r); err != nil {
@@ -204,13 +206,13 @@ func decodeReply(answer *nats.Msg) (reply, error) {
 	return r, nil
 }
 
-// read asks once and returns the transactions and the end, or the refusal.
+// read sends one read request, and returns the transactions and the end, or the
+// refusal.
 func (c *client) read(ctx context.Context, partition int, request map[string]any) ([]*nats.Msg, readEnd, *refusal, error) {
 	return c.readFrom(ctx, "read", partition, request)
 }
 
-// readFrom asks what answers reads: the leader ("read") or any replica
-// ("replica.read").
+// readFrom reads from the leader ("read") or from any replica ("replica.read").
 func (c *client) readFrom(ctx context.Context, verb string, partition int, request map[string]any) ([]*nats.Msg, readEnd, *refusal, error) {
 	body, err := json.Marshal(request)
 	if err != nil {
@@ -247,7 +249,7 @@ func (c *client) readRaw(ctx context.Context, subject string, body []byte) (got 
 			return nil, end, r.Error, err
 		}
 		if m.Header.Get("Status") == "" {
-			// The chain belongs to the read, and not to the transaction.
+			// The digest chain belongs to the read, not to the transaction.
 			if last, chain := previous, m.Header.Get("Cantus-Previous"); chain != last {
 				return nil, end, nil, fmt.Errorf("txid %s follows %q: the one before it was %q", m.Header.Get("Cantus-Txid"), chain, last)
 			}
@@ -270,7 +272,7 @@ func decodeEnd(m *nats.Msg) (readEnd, error) {
 	return readEnd{next: next, highWaterMark: mark}, nil
 }
 
-// drain reads a partition from its first transaction to its end.
+// drain reads a whole partition.
 func drain(tb testing.TB, c *client, partition int) []*nats.Msg {
 	tb.Helper()
 	var all []*nats.Msg
@@ -314,7 +316,7 @@ func mustInfo(tb testing.TB, c *client, partition int) partitionInfo {
 	return info
 }
 
-// txid reads the id off a transaction on the feed or in a read; 0 is none.
+// txid returns the txid of a transaction on the feed or in a read; 0 is none.
 func txid(m *nats.Msg) uint64 {
 	id, err := strconv.ParseUint(m.Header.Get("Cantus-Txid"), 10, 64)
 	if err != nil {
@@ -323,9 +325,9 @@ func txid(m *nats.Msg) uint64 {
 	return id
 }
 
-// service is a node or a cluster, as one who sends again waits for it.
+// service is a node or a cluster, as seen by a client that retries.
 type service interface {
-	// await returns when it is time for one more try.
+	// await waits until it is time for the next attempt.
 	await(ctx context.Context, tries int) error
 }
 
@@ -339,9 +341,9 @@ func (n *node) await(ctx context.Context, _ int) error {
 	}
 }
 
-// retry calls do until it is answered, each time when the service is there and
-// the connection stands. What do returns besides what leaves the outcome open
-// and a refusal to try again is the result.
+// retry calls do until the outcome is known, each time once the service is up
+// and there is a connection. It returns the first result of do that is neither
+// an unknown outcome nor a refusal to try again.
 func retry(ctx context.Context, s service, c *client, do func() (reply, error)) (r reply, tries int, err error) {
 	for tries = 1; ; tries++ {
 		if err := s.await(ctx, tries); err != nil {

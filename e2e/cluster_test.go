@@ -22,7 +22,7 @@ import (
 )
 
 // cluster is several nodes that know each other. Their client and route ports
-// stay the same through restarts.
+// stay the same across restarts.
 type cluster struct {
 	tb     testing.TB
 	common []string // arguments of every node
@@ -33,7 +33,7 @@ type cluster struct {
 	disks  func(node string) (dir string) // nil if data is where temporary files are
 }
 
-// place is where nodes have a network of their own.
+// place is where nodes run, each in a network of its own.
 type place interface {
 	host(node string) string
 	enter(node string) (command []string)
@@ -46,11 +46,10 @@ func newCluster(tb testing.TB, founders int, common ...string) *cluster {
 	return c
 }
 
-// newWiredCluster is one whose nodes can be cut off from each other.
+// newWiredCluster is newCluster with nodes that can be cut off from each other.
 func newWiredCluster(tb testing.TB, founders int, common ...string) *cluster {
 	tb.Helper()
-	// What nodes hear of each other's route ports must not lead them around
-	// the wires.
+	// The route ports that nodes tell each other must not lead past the wires.
 	config := filepath.Join(tb.TempDir(), "nats.conf")
 	if err := os.WriteFile(config, []byte("cluster { advertise: \"127.0.0.1:1\" }\n"), 0o600); err != nil {
 		tb.Fatal(err)
@@ -75,7 +74,7 @@ func (c *cluster) found(count int) {
 	}
 }
 
-// prepare makes a node that is to reach those that there are.
+// prepare makes a node that knows the addresses of the existing ones.
 func (c *cluster) prepare(name string, args ...string) *node {
 	if c.routes[name] == "" {
 		c.routes[name] = c.address(name)
@@ -109,7 +108,7 @@ func (c *cluster) prepare(name string, args ...string) *node {
 	return n
 }
 
-// address returns one that a node can listen on, and no other does.
+// address returns one that a node can listen on, and that no other uses.
 func (c *cluster) address(name string) string {
 	address := ports.Free(c.tb)
 	if c.spaces != nil {
@@ -119,8 +118,8 @@ func (c *cluster) address(name string) string {
 	return address
 }
 
-// startCluster returns when every node says that it serves and leads what it
-// is to lead.
+// startCluster starts a cluster, and returns when every node serves and leads
+// the partitions that it should lead.
 func startCluster(tb testing.TB, founders int, common ...string) *cluster {
 	tb.Helper()
 	c := newCluster(tb, founders, common...)
@@ -129,7 +128,7 @@ func startCluster(tb testing.TB, founders int, common ...string) *cluster {
 	return c
 }
 
-// startAll starts nodes side by side, as they wait for each other.
+// startAll starts all nodes concurrently, since they wait for each other.
 func (c *cluster) startAll() {
 	c.tb.Helper()
 	var starting errgroup.Group
@@ -141,7 +140,7 @@ func (c *cluster) startAll() {
 	}
 }
 
-// stopAll stops nodes side by side.
+// stopAll stops all nodes concurrently.
 func (c *cluster) stopAll() {
 	c.tb.Helper()
 	var stopping errgroup.Group
@@ -188,7 +187,7 @@ func (c *cluster) dialOnly(n *node) *client {
 	return client
 }
 
-// keep appends until it is done, as a client does that is told to try again.
+// keep appends until it succeeds, like a client that is told to try again.
 func (c *cluster) keep(ctx context.Context, client *client, m *nats.Msg) (reply, error) {
 	r, _, err := retry(ctx, c, client, func() (reply, error) { return client.appendMsg(ctx, m) })
 	if err == nil && r.Error != nil {
@@ -197,7 +196,7 @@ func (c *cluster) keep(ctx context.Context, client *client, m *nats.Msg) (reply,
 	return r, err
 }
 
-// mustKeep is keep where nothing but a txid will do.
+// mustKeep is keep, but any failure fails the test.
 func (c *cluster) mustKeep(client *client, partition int, payload string) reply {
 	c.tb.Helper()
 	r, err := c.keep(c.tb.Context(), client, appendMsg(partition, payload, "Nats-Msg-Id", payload))
@@ -207,7 +206,7 @@ func (c *cluster) mustKeep(client *client, partition int, payload string) reply 
 	return r
 }
 
-// await paces a client that sends again, as the protocol asks for.
+// await paces a client that retries, as the protocol asks for.
 func (c *cluster) await(ctx context.Context, tries int) error {
 	if tries == 1 {
 		return nil
@@ -221,7 +220,7 @@ func (c *cluster) await(ctx context.Context, tries int) error {
 	}
 }
 
-// clusterStatus is what cantus.admin.status answers, as far as it is needed.
+// clusterStatus is the answer of cantus.admin.status, as far as it is needed.
 type clusterStatus struct {
 	ID         string   `json:"id"`
 	MetaLeader string   `json:"meta_leader"`
@@ -306,7 +305,7 @@ func (c *cluster) awaitPlaced() {
 	}
 }
 
-// awaitOther returns when a node other than n leads partition 0.
+// awaitOther waits until a node other than n leads partition 0.
 func (c *cluster) awaitOther(ctx context.Context, client *client, n *node) error {
 	return c.until(ctx, "led by another than "+n.name, func(ctx context.Context) string {
 		info, err := client.info(ctx, 0)
@@ -334,7 +333,7 @@ func (c *cluster) awaitReady(ctx context.Context, client *client) error {
 	})
 }
 
-// awaitMark returns when every replica of a partition knows that all is
+// awaitMark waits until every replica of a partition knows that everything is
 // committed up to a transaction.
 func (c *cluster) awaitMark(client *client, partition int, mark uint64) {
 	c.tb.Helper()
@@ -354,7 +353,7 @@ func (c *cluster) awaitMark(client *client, partition int, mark uint64) {
 	}
 }
 
-// until asks until nothing is missing.
+// until calls missing until it returns "", at most for patience.
 func (c *cluster) until(ctx context.Context, what string, missing func(context.Context) string) error {
 	for deadline := time.Now().Add(patience); ; {
 		why := missing(ctx)
@@ -372,7 +371,8 @@ func (c *cluster) until(ctx context.Context, what string, missing func(context.C
 	}
 }
 
-// leader returns the node that leads a partition, once one does and answers.
+// leader returns the node that leads a partition, once there is one and it
+// answers.
 func (c *cluster) leader(ctx context.Context, client *client, partition int) (*node, error) {
 	var info partitionInfo
 	err := c.until(ctx, fmt.Sprintf("partition %d led", partition), func(ctx context.Context) string {
@@ -388,10 +388,10 @@ func (c *cluster) leader(ctx context.Context, client *client, partition int) (*n
 	return c.node(info.Leader), nil
 }
 
-// checkSame stops all nodes, verifies their directories and compares them:
-// the same last txids and digests everywhere, and those that info gave. Then
-// each node is started by itself, without a majority, and drained as it is;
-// what it holds of the partition is what want has.
+// checkSame stops all nodes, verifies their directories and compares them: all
+// must have the last txids and digests that info returned. Then it starts each
+// node alone, without a majority, and reads the partition from it: the node
+// must have exactly what want has.
 func (c *cluster) checkSame(t *testing.T, partition int, want []*nats.Msg) {
 	t.Helper()
 	c.awaitPlaced()
@@ -425,7 +425,7 @@ func (c *cluster) checkSame(t *testing.T, partition int, want []*nats.Msg) {
 	}
 }
 
-// verifiedOf reduces what verify prints to what replicas have in common: the
+// verifiedOf reduces the output of verify to what replicas have in common: the
 // last txid and the digest of each partition.
 func verifiedOf(t *testing.T, stdout string) string {
 	t.Helper()
@@ -441,7 +441,7 @@ func verifiedOf(t *testing.T, stdout string) string {
 	return report.String()
 }
 
-// checkAlone drains one node's replica with no other node there.
+// checkAlone reads one node's replica while no other node runs.
 func (c *cluster) checkAlone(t *testing.T, n *node, partition int, want []*nats.Msg) {
 	t.Helper()
 	if err := n.launch(); err != nil {

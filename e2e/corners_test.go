@@ -38,7 +38,8 @@ func TestCommitRule(t *testing.T) {
 				}
 				if want {
 					newLockHistory(drain(t, c, 0)).checkRefusal(t, *answer.Error, first.Txid-1, map[string]string{"Write": "write", "Read": "read"}[asked], []string{name})
-					// At a mark that has the named one applied, the retry passes.
+					// At a mark that includes the transaction named in the
+					// conflict, the retry commits.
 					headers[1] = strconv.FormatUint(answer.Error.Txid, 10)
 					mustAppend(t, c, 0, "asked again", headers...)
 				}
@@ -47,8 +48,8 @@ func TestCommitRule(t *testing.T) {
 	}
 }
 
-// TestOneNameTwoModes wants a transaction that names a lock twice to be
-// checked and recorded like any other, and not to meet itself.
+// TestOneNameTwoModes checks that a transaction that names a lock twice is
+// checked and recorded like any other, and does not conflict with itself.
 func TestOneNameTwoModes(t *testing.T) {
 	t.Parallel()
 	n := startNode(t, t.TempDir())
@@ -68,10 +69,10 @@ func TestOneNameTwoModes(t *testing.T) {
 	}
 }
 
-// TestCounter is a chain that breaks if even one transaction commits on a
-// stale state: each payload is its writer's mark plus one, all under one
-// lock, so that in the log every payload must equal its own txid. Writers
-// come at one mark together, and one wins.
+// TestCounter is a chain that breaks if even one transaction commits on a stale
+// state: each payload is its writer's mark plus one, all under one lock, so
+// that in the log every payload must equal its own txid. Several writers append
+// at the same mark, and one wins.
 func TestCounter(t *testing.T) {
 	t.Parallel()
 	const contenders, each = 8, 50
@@ -115,8 +116,8 @@ func count(ctx context.Context, c *client, times int) error {
 	return nil
 }
 
-// TestFarBehind asks at a mark that 10,000 commits have passed: what nobody
-// touched since is free, what somebody did is not.
+// TestFarBehind appends at a mark that 10,000 commits have passed: locks that
+// none of them recorded are free, the others conflict.
 func TestFarBehind(t *testing.T) {
 	t.Parallel()
 	n := startNode(t, t.TempDir())
@@ -140,8 +141,8 @@ func TestFarBehind(t *testing.T) {
 	mustAppend(t, c, 0, "free", "Cantus-Write-Lock", "l.10000", "Cantus-Write-Lock", "m", "Cantus-High-Water-Mark", "0")
 }
 
-// TestStaleAfterRestart comes back to a restarted node with what was known
-// before: the locks are as they were.
+// TestStaleAfterRestart appends to a restarted node with marks of before the
+// restart: the locks are as they were.
 func TestStaleAfterRestart(t *testing.T) {
 	t.Parallel()
 	n := startNode(t, t.TempDir())
@@ -176,7 +177,7 @@ func TestStaleAfterRestart(t *testing.T) {
 	}
 }
 
-// TestAppendByKey wants each key to have its partition, always the same one.
+// TestAppendByKey checks that each key has a partition, always the same one.
 func TestAppendByKey(t *testing.T) {
 	t.Parallel()
 	n := startNode(t, t.TempDir())
@@ -199,7 +200,7 @@ func TestAppendByKey(t *testing.T) {
 	}
 }
 
-// TestCursor sets, compares and reads back.
+// TestCursor sets, compares and reads cursors.
 func TestCursor(t *testing.T) {
 	t.Parallel()
 	n := startNode(t, t.TempDir())

@@ -12,7 +12,7 @@ import (
 	"github.com/cantuslog/cantus/internal/testkit"
 )
 
-// TestClusterCutOffLeader cuts a leader off from both others while clients
+// TestClusterCutOffLeader cuts a leader off from both other nodes while clients
 // still reach it.
 func TestClusterCutOffLeader(t *testing.T) {
 	c := newWiredCluster(t, 3, "--partitions", "1")
@@ -21,8 +21,8 @@ func TestClusterCutOffLeader(t *testing.T) {
 	checkCutOff(t, c, c.cutOff())
 }
 
-// TestClusterFarApart runs the same, and a piece of the history with all its
-// faults, over wires that take 20 ms each way.
+// TestClusterFarApart does the same, and replays a part of the history with all
+// its faults, over wires with a delay of 20 ms in each direction.
 func TestClusterFarApart(t *testing.T) {
 	testkit.OnlyLong(t, "minutes of a cluster: make cluster")
 	c := newWiredCluster(t, 3, "--partitions", "2", "--msg-id-window", "30m")
@@ -37,10 +37,11 @@ func TestClusterFarApart(t *testing.T) {
 	checkCutOff(t, c, c.cutOff())
 }
 
-// checkCutOff has the leader of partition 0 cut off under writers on both
-// sides. Whoever is with it is refused, or hears nothing, and never sees what
-// is not committed; the others go on. When it is healed it gives up what it
-// had alone, and has what the others have.
+// checkCutOff cuts the leader of partition 0 off while writers on both sides
+// append. Clients of the cut-off node are refused or get no answer, and never
+// see what is not committed; the other nodes continue. When the node is
+// reconnected it discards its uncommitted entries, and its log becomes that of
+// the others.
 func checkCutOff(t *testing.T, c *cluster, cut fault) {
 	t.Helper()
 	watcher := c.dial(c.nodes[0].name)
@@ -117,7 +118,7 @@ func (c *cluster) appendInVain(t *testing.T, client *client) (lost []string) {
 	}
 }
 
-// checkUnseen reads from a node that was cut off, in every way.
+// checkUnseen reads from a node that was cut off, by every kind of read.
 func (c *cluster) checkUnseen(t *testing.T, client *client, lost []string) {
 	t.Helper()
 	got, _, refused, err := client.readFrom(t.Context(), "replica.read", 0, map[string]any{})
@@ -140,7 +141,7 @@ func (c *cluster) checkUnseen(t *testing.T, client *client, lost []string) {
 	}
 }
 
-// checkFed wants everything on a feed to be in the log just so.
+// checkFed checks that everything on a feed is in the log, unchanged.
 func checkFed(t *testing.T, feed *nats.Subscription, log []*nats.Msg) {
 	t.Helper()
 	for {
@@ -157,7 +158,7 @@ func checkFed(t *testing.T, feed *nats.Subscription, log []*nats.Msg) {
 	}
 }
 
-// others returns the nodes beside one.
+// others returns all nodes but one.
 func (c *cluster) others(one *node) (others []*node) {
 	for _, n := range c.nodes {
 		if n != one {

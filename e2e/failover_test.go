@@ -12,9 +12,9 @@ import (
 	"github.com/cantuslog/cantus/internal/testkit"
 )
 
-// TestClusterFailoverPauses measures for how long a partition takes no appends
-// after its leader was killed, and after it was told to stop. The figures are
-// in the log of the test, which bounds none of them.
+// TestClusterFailoverPauses measures for how long a partition accepts no
+// appends after its leader was killed, and after its leader was stopped. It
+// logs the figures; it does not check them.
 func TestClusterFailoverPauses(t *testing.T) {
 	testkit.OnlyLong(t, "minutes of a cluster: make cluster")
 	c := startCluster(t, 3)
@@ -43,8 +43,8 @@ func rounded(all []time.Duration) (out []time.Duration) {
 	return out
 }
 
-// measurePause ends the leader of partition 0 while appends come in every few
-// milliseconds through another node, and starts it again. It returns the
+// measurePause ends the leader of partition 0 and starts it again, while
+// appends come in through another node every few milliseconds. It returns the
 // longest time between two acknowledgements.
 func (c *cluster) measurePause(t *testing.T, end func(*node) error) time.Duration {
 	t.Helper()
@@ -73,7 +73,7 @@ func (c *cluster) measurePause(t *testing.T, end func(*node) error) time.Duratio
 	return pause
 }
 
-// probe sends appends at a steady pace, whatever becomes of those before.
+// probe sends appends at a steady pace, and does not wait for the answers.
 type probe struct {
 	client  *client
 	sub     *nats.Subscription

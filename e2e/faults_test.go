@@ -13,7 +13,7 @@ import (
 	"github.com/cantuslog/cantus/internal/testkit"
 )
 
-// gate holds back whoever has a number that is not released yet.
+// gate blocks callers whose number is not released yet.
 type gate struct {
 	mu       sync.Mutex
 	released int
@@ -22,7 +22,7 @@ type gate struct {
 
 func newGate() *gate { return &gate{more: make(chan struct{})} }
 
-// release lets pass all numbers below.
+// release lets all numbers below pass.
 func (g *gate) release(below int) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -31,7 +31,7 @@ func (g *gate) release(below int) {
 	g.more = make(chan struct{})
 }
 
-// pass returns when the number is released; a nil gate is open.
+// pass blocks until the number is released; a nil gate is open.
 func (g *gate) pass(ctx context.Context, number int) error {
 	for g != nil {
 		g.mu.Lock()
@@ -49,8 +49,8 @@ func (g *gate) pass(ctx context.Context, number int) error {
 	return nil
 }
 
-// fault is something that befalls a node: it begins, lasts for a while and is
-// healed.
+// fault is something that happens to a node: it begins, lasts for a while and
+// is healed.
 type fault struct {
 	name        string
 	begin, heal func(*node) error
@@ -60,10 +60,10 @@ type fault struct {
 // killed is a node that dies and is started again at once.
 var killed = fault{name: "killed", begin: func(n *node) error { n.kill(); return nil }, heal: (*node).start}
 
-// paused is a node that stops in its tracks and goes on later, unaware of it.
+// paused is a node whose process is stopped for a while without noticing it.
 var paused = fault{name: "paused", begin: (*node).pause, heal: (*node).resume}
 
-// cutOff is a node that hears nothing of the others, nor they of it.
+// cutOff is a node without a connection to the others.
 func (c *cluster) cutOff() fault {
 	return fault{
 		name:  "cut off",
@@ -72,15 +72,15 @@ func (c *cluster) cutOff() fault {
 	}
 }
 
-// lasting is the same fault for longer or shorter.
+// lasting returns the same fault with another duration.
 func (f fault) lasting(d time.Duration) fault {
 	f.lasts = d
 	return f
 }
 
-// befall has the fault hit a node. halfway is called when it has begun, and
-// before when it is about to be healed.
-func (f fault) befall(ctx context.Context, n *node, halfway, before func()) error {
+// strike applies the fault to a node. It calls halfway when the fault has
+// begun, and before when it is about to be healed.
+func (f fault) strike(ctx context.Context, n *node, halfway, before func()) error {
 	if err := f.begin(n); err != nil {
 		return fmt.Errorf("node %s is to be %s: %w", n.name, f.name, err)
 	}
@@ -97,10 +97,10 @@ func (f fault) befall(ctx context.Context, n *node, halfway, before func()) erro
 	return nil
 }
 
-// replayFaults runs a replay while one leader after the other is hit. The
-// history is dealt out in as many parts as there are faults: each fault falls
-// into the first third of its part, the second is written meanwhile, and the
-// third when the node comes back.
+// replayFaults runs a replay while one leader after the other gets the fault.
+// The history is split into as many parts as there are faults: each fault
+// begins in the first third of its part, the second third is written meanwhile,
+// and the last after the node is back.
 func replayFaults(t *testing.T, c *cluster, r *replay, count int, faults ...fault) {
 	t.Helper()
 	seed := rand.Uint64()
@@ -123,7 +123,7 @@ func replayFaults(t *testing.T, c *cluster, r *replay, count int, faults ...faul
 				return fmt.Errorf("fault %d: %w", i, err)
 			}
 			f, began := faults[i%len(faults)], time.Now()
-			if err := f.befall(ctx, n, func() { r.gate.release(to - part) }, func() { r.gate.release(to) }); err != nil {
+			if err := f.strike(ctx, n, func() { r.gate.release(to - part) }, func() { r.gate.release(to) }); err != nil {
 				return fmt.Errorf("fault %d: %w", i, err)
 			}
 			t.Logf("fault %d: leader %s %s for %v", i, n.name, f.name, time.Since(began).Round(time.Millisecond))

@@ -245,8 +245,8 @@ func smallStore(t *testing.T, kill bool) (files, content) {
 }
 
 // serveFlipped reports whether the directory is served as if nothing had
-// happened to it. What it serves must be right, and a refusal must say why, and
-// name the file that has the flipped byte.
+// happened to it. What it serves must be right. A refusal must say why, and
+// name the file with the flipped byte.
 func serveFlipped(t *testing.T, dir, name string, want content) bool {
 	t.Helper()
 	p, err := run(serve(dir)...)

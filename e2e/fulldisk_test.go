@@ -21,7 +21,7 @@ import (
 	"github.com/cantuslog/cantus/internal/testkit"
 )
 
-// disk is a file system of its own, which others than the node fill, too.
+// disk is a file system that not only the node fills.
 type disk struct {
 	tb   testing.TB
 	path string
@@ -83,7 +83,7 @@ func (d disk) empty() {
 	}
 }
 
-// mustEnd returns what a process that ends by itself has to say.
+// mustEnd returns the output of a process that ends by itself.
 func mustEnd(t *testing.T, p *process) string {
 	t.Helper()
 	select {
@@ -104,7 +104,7 @@ func mustNotTrace(t *testing.T, p *process) {
 	}
 }
 
-// writer appends without a pause and counts what is acknowledged.
+// writer appends continuously, and counts what is acknowledged.
 type diskWriter struct {
 	acked atomic.Uint64
 	full  atomic.Uint64 // refused as storage_full
@@ -160,9 +160,9 @@ func (w *diskWriter) await(t *testing.T, n *node, what string, done func() bool)
 	}
 }
 
-// TestFullDisk has somebody else fill a node's file system to the last byte,
-// again and again, under load: the node answers storage_full, is read as ever,
-// and goes on when there is room. A start on a full disk ends with one line.
+// TestFullDisk fills a node's file system to the last byte, again and again,
+// under load: the node answers storage_full, still serves reads, and continues
+// when there is space. A start on a full disk ends with one line.
 func TestFullDisk(t *testing.T) {
 	for _, size := range []int{100, 40_000} {
 		kind := map[int]string{100: "tmpfs", 40_000: "ext4"}[size]
@@ -228,8 +228,9 @@ func TestFullDisk(t *testing.T) {
 	}
 }
 
-// TestFullDiskOfFiles takes all files of a file system that has space: a start
-// says so, whether the directory is new or not, and does not speak of damage.
+// TestFullDiskOfFiles uses up all files of a file system that has space: a
+// start says so, whether the directory is new or not, and does not report
+// damage.
 func TestFullDiskOfFiles(t *testing.T) {
 	d := newDisk(t, "tmpfs", "768M,nr_inodes=200")
 	fill := func(leave int) (taken []string) {

@@ -13,9 +13,10 @@ import (
 	"github.com/nats-io/nats.go"
 )
 
-// TestFullDisksOfFollowers lets both followers of three nodes fill their disks by
-// what they replicate, while the leader has room. Every append is answered, with a
-// txid or storage_full. A trim passes, and without a byte left is answered too.
+// TestFullDisksOfFollowers has both followers of three nodes fill their disks
+// with what they replicate, while the leader has space. Every append is
+// answered, with a txid or storage_full. A trim succeeds, and is answered even
+// if no byte is free.
 func TestFullDisksOfFollowers(t *testing.T) {
 	disks := map[string]disk{}
 	c := &cluster{

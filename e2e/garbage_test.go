@@ -11,13 +11,13 @@ import (
 	"time"
 )
 
-// opening is what a node says first on another's replication port.
+// opening is a node's first message on another's replication port.
 func opening() []byte {
 	b := append([]byte("CANTUSRP\x00\x02\x00\x24"), noise(32)...)
 	return binary.BigEndian.AppendUint32(b, checksum(b))
 }
 
-// greeting is what it says next, with a proof that is none.
+// greeting is its second message, with an invalid proof.
 func greeting(kind byte, from, to string) []byte {
 	body := []byte{kind, 0, 0, 0, 0}
 	for _, s := range []string{from, "id", to} {
@@ -41,9 +41,9 @@ func flipped(b []byte, at int) []byte {
 	return b
 }
 
-// TestClusterHearsGarbage says all sorts of nonsense to the replication port
-// of a leader, and what a node would say that has no secret. It is told nothing,
-// each connection is ended, and the cluster goes on.
+// TestClusterHearsGarbage sends malformed messages to the replication port of a
+// leader, and those of a node that has no secret. Nothing is revealed, each
+// connection is closed, and the cluster continues.
 func TestClusterHearsGarbage(t *testing.T) {
 	c := startCluster(t, 3, steady...)
 	status, err := c.dial("n1").status(t.Context())
@@ -80,7 +80,7 @@ func TestClusterHearsGarbage(t *testing.T) {
 		} {
 			t.Run(name, func(t *testing.T) { checkSaid(t, address, g.said, g.most) })
 		}
-		// Many that say nothing at all don't keep others away.
+		// Many idle connections don't keep nodes away.
 		for range 200 {
 			idle, err := net.Dial("tcp", address)
 			if err != nil {
@@ -108,11 +108,11 @@ func checkSaid(t *testing.T, address string, said []byte, most int) {
 	if err := conn.SetDeadline(time.Now().Add(patience)); err != nil {
 		t.Fatal(err)
 	}
-	_, _ = conn.Write(said) // it may hang up before it has heard it all
+	_, _ = conn.Write(said) // it may close the connection before it has read everything
 	_ = conn.(*net.TCPConn).CloseWrite()
 	heard, err := io.ReadAll(conn)
 	if ne, ok := err.(net.Error); ok && ne.Timeout() {
-		t.Fatalf("not hung up on after %v", patience)
+		t.Fatalf("the connection is still open after %v", patience)
 	}
 	if len(heard) > most {
 		t.Errorf("it was answered %q, want at most %d bytes", heard, most)

@@ -10,8 +10,9 @@ import (
 	"time"
 )
 
-// TestDirectoryThatGoesAway deletes or moves a node's data directory under it.
-// Told to stop, it stops, and into deleted files nothing is acknowledged.
+// TestDirectoryThatGoesAway deletes or moves a node's data directory while it
+// runs. The node still stops on a signal, and acknowledges nothing that goes to
+// deleted files.
 func TestDirectoryThatGoesAway(t *testing.T) {
 	t.Parallel()
 	for name, away := range map[string]func(dir string) error{

@@ -54,7 +54,7 @@ type step struct {
 	after []int
 }
 
-// history is the file, and what a replay of it must lead to.
+// history is the file, and the state that a replay of it must lead to.
 type history struct {
 	// commits holds, for each line of the file, its steps.
 	commits [][]int
@@ -62,7 +62,7 @@ type history struct {
 	byID    map[string]int
 	// order is, for each path, the steps that touched it.
 	order map[string][]string
-	// exists tells for each path whether its last step left it there.
+	// exists reports for each path whether its last step left it there.
 	exists map[string]bool
 }
 
@@ -70,9 +70,9 @@ func newHistory() *history {
 	return &history{byID: map[string]int{}, order: map[string][]string{}, exists: map[string]bool{}}
 }
 
-// shares deals the paths out to partitions by their top folder; a commit has
-// a share in each partition that it touches, and there its shares are a
-// history of their own.
+// shares distributes the paths over partitions by their top folder. A commit
+// has a share in each partition that it touches; the shares in one partition
+// are a history of their own.
 func (h *history) shares(tb testing.TB, partitions int) []*history {
 	tb.Helper()
 	shares := make([]*history, partitions)
@@ -103,7 +103,7 @@ func (h *history) shares(tb testing.TB, partitions int) []*history {
 	return shares
 }
 
-// head is the history of the first commits.
+// head returns the history of the first commits.
 func (h *history) head(tb testing.TB, commits int) *history {
 	head := newHistory()
 	for _, steps := range h.commits[:commits] {
@@ -117,7 +117,7 @@ func (h *history) head(tb testing.TB, commits int) *history {
 	return head
 }
 
-// loadHistory reads testdata. Its answers come from the file alone.
+// loadHistory reads testdata. The expected state comes from the file alone.
 func loadHistory(tb testing.TB) *history {
 	tb.Helper()
 	file, err := os.Open("testdata/nats-server-history.jsonl.gz")
@@ -148,8 +148,8 @@ func loadHistory(tb testing.TB) *history {
 	return h
 }
 
-// add appends a commit's steps: one if it is small enough to be locked whole,
-// else one for each 64 of its paths.
+// add appends a commit's steps: one if it is small enough to be locked as a
+// whole, otherwise one for each 64 of its paths.
 func (h *history) add(tb testing.TB, c commit, line []byte) {
 	if len(c.Files) <= maxLocks {
 		h.commits = append(h.commits, []int{h.addStep(tb, c, line)})

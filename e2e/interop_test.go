@@ -46,8 +46,9 @@ func TestInteropNodeJS(t *testing.T) {
 	}
 }
 
-// TestInteropNodeJSReplay has the history replayed by a program that knows NATS and
-// the wire, and holds what its writers were told against the log and the file.
+// TestInteropNodeJSReplay has a program in JavaScript replay the history, which
+// knows NATS and the protocol only, and checks the answers that its writers got
+// against the log and the file.
 func TestInteropNodeJSReplay(t *testing.T) {
 	t.Parallel()
 	n := startNode(t, t.TempDir())

@@ -15,7 +15,7 @@ import (
 	"github.com/cantuslog/cantus/internal/testkit"
 )
 
-// counter counts what many add to, and lets one wait for a count.
+// counter is a count that many goroutines add to, and that others can wait for.
 type counter struct {
 	mu    sync.Mutex
 	count int
@@ -40,7 +40,7 @@ func (c *counter) now() int {
 	return c.count
 }
 
-// reach returns nil when the count is at least want.
+// reach blocks until the count is at least want.
 func (c *counter) reach(ctx context.Context, want int) error {
 	for c.now() < want {
 		select {
@@ -52,7 +52,7 @@ func (c *counter) reach(ctx context.Context, want int) error {
 	return nil
 }
 
-// errOver ends the killing when the replays have come to their end.
+// errOver ends the killing when the replays are over.
 var errOver = errors.New("the replays are over")
 
 // killer kills the node under replays until want kills have met the load: after
@@ -70,8 +70,8 @@ type killer struct {
 }
 
 // run kills until enough kills have met the load. After every fourth it also
-// stops the node cleanly, which leaves another sort of directory to the kills
-// that follow.
+// stops the node cleanly, which leaves another kind of directory to the next
+// kills.
 //
 // A kill falls at any moment up to two milliseconds after a request was sent:
 // an answer alone would be a bad moment to wait for, because nothing may be on
@@ -106,7 +106,7 @@ func (k *killer) run(ctx context.Context) error {
 	}
 }
 
-// replayKilled runs replays side by side and kills their node under them.
+// replayKilled runs replays concurrently, and kills their node meanwhile.
 func replayKilled(t *testing.T, n *node, kills int, replays ...*replay) {
 	t.Helper()
 	seed := rand.Uint64()
@@ -154,8 +154,8 @@ func replayKilled(t *testing.T, n *node, kills int, replays ...*replay) {
 	checkDigest(t, n, replays[0].clients[0])
 }
 
-// repeat sends some of the acknowledged requests once more: whatever has been
-// done to the node since, the answer is the first one, and nothing is added.
+// repeat sends some of the acknowledged requests again: the answer must be the
+// first one, whatever happened to the node since, and nothing may be appended.
 func (r *replay) repeat(t *testing.T, random *rand.Rand) {
 	t.Helper()
 	for range 200 {
@@ -170,8 +170,8 @@ func (r *replay) repeat(t *testing.T, random *rand.Rand) {
 	}
 }
 
-// killAndStart kills the node and starts it again; one time in four that
-// start is killed too, at any moment of it.
+// killAndStart kills the node and starts it again. One time in four it also
+// kills that start, at a random moment.
 func killAndStart(n *node, random *rand.Rand) error {
 	n.kill()
 	if random.IntN(4) == 0 {
@@ -191,8 +191,8 @@ func killAndStart(n *node, random *rand.Rand) error {
 	return n.start()
 }
 
-// startKillable starts a node that keeps its port, and knows message ids for
-// longer than any machine needs for the test.
+// startKillable starts a node that keeps its port, and remembers message ids
+// for longer than the test takes on any machine.
 func startKillable(t *testing.T) *node {
 	t.Helper()
 	return startNode(t, t.TempDir(), "--listen", ports.Free(t), "--msg-id-window", "30m")
@@ -210,7 +210,7 @@ func TestHistoryReplayKilled(t *testing.T) {
 }
 
 // TestHistoryReplayShared spreads the paths over four partitions, which share
-// one write-ahead log, and kills the node under all of them.
+// one write-ahead log, and kills the node during all four replays.
 func TestHistoryReplayShared(t *testing.T) {
 	t.Parallel()
 	testkit.NotShort(t, "a process is killed again and again")

@@ -16,8 +16,8 @@ import (
 	"github.com/cantuslog/cantus/internal/testkit"
 )
 
-// load is writers that append one transaction after the other, each until it
-// is acknowledged, while something is done to their cluster.
+// load is writers that append one transaction after the other, repeating each
+// until it is acknowledged, while something happens to their cluster.
 type load struct {
 	cluster    *cluster
 	partitions int
@@ -31,7 +31,7 @@ type load struct {
 	until []time.Time         // when that ended
 }
 
-// startLoad has a few writers for each partition, on different nodes.
+// startLoad starts a few writers for each partition, on different nodes.
 func startLoad(c *cluster, partitions int) *load {
 	l := &load{
 		cluster: c, partitions: partitions, stopping: make(chan struct{}),
@@ -98,8 +98,8 @@ func (l *load) stop(t *testing.T) {
 	}
 }
 
-// check wants each partition's log to be what was acknowledged, nothing more
-// and nothing less, and the same on every node.
+// check checks that each partition's log is exactly what was acknowledged, and
+// the same on every node.
 func (l *load) check(t *testing.T) {
 	t.Helper()
 	l.cluster.awaitPlaced()
@@ -121,7 +121,7 @@ func (l *load) check(t *testing.T) {
 }
 
 // TestClusterRollingRestart restarts one node after the other under load, as
-// for an upgrade: each when the one before is ready.
+// for an upgrade, each when the one before is ready.
 func TestClusterRollingRestart(t *testing.T) {
 	c := startCluster(t, 3, "--partitions", "3", "--msg-id-window", "30m")
 	l := startLoad(c, 3)
@@ -140,8 +140,8 @@ func TestClusterRollingRestart(t *testing.T) {
 	l.check(t)
 }
 
-// TestClusterReplaceEveryNode adds new nodes and removes the founders, one at
-// a time and under load, and throws away what these had.
+// TestClusterReplaceEveryNode adds new nodes and removes the founders, one at a
+// time and under load, and deletes the founders' directories.
 func TestClusterReplaceEveryNode(t *testing.T) {
 	c := startCluster(t, 3, "--partitions", "2", "--msg-id-window", "30m")
 	l := startLoad(c, 2)
@@ -152,7 +152,7 @@ func TestClusterReplaceEveryNode(t *testing.T) {
 	l.check(t)
 }
 
-// replace puts a new node into another's place.
+// replace replaces one node by a new one.
 func (c *cluster) replace(t *testing.T, old *node, name string) {
 	t.Helper()
 	fresh := c.prepare(name)
@@ -180,7 +180,7 @@ func (c *cluster) replace(t *testing.T, old *node, name string) {
 	}
 }
 
-// awaitHeard returns when a node says that another one waits to be added.
+// awaitHeard waits until a node reports that another one waits to be added.
 func (c *cluster) awaitHeard(t *testing.T, name string, by *node) {
 	t.Helper()
 	client := c.dialOnly(by)
@@ -198,8 +198,8 @@ func (c *cluster) awaitHeard(t *testing.T, name string, by *node) {
 	}
 }
 
-// operate has the program carry out an operation and waits until it has come
-// about.
+// operate carries out an operation with the program, and waits until it is
+// done.
 func (c *cluster) operate(t *testing.T, args ...string) {
 	t.Helper()
 	args = append([]string{"cluster"}, args...)

@@ -51,10 +51,11 @@ func natsLines(text string) (all []natsLine) {
 	return all
 }
 
-// natsDocument is how the command lines of a document are tried: on a node that
-// was prepared for them, in their order. Each prints something that matches all
-// of its patterns. One that goes on until it is stopped does so once act was done,
-// which happens on a node beside, so that the document's own holds nothing else.
+// natsDocument describes how the command lines of a document are tried: in
+// their order, on a node that was prepared for them. Each prints something that
+// matches all of its patterns. A command that does not end by itself is stopped
+// after act was done. act happens on another node, so that the document's own
+// holds nothing else.
 type natsDocument struct {
 	prepare func(*testing.T, *client)
 	prints  map[string][]string
@@ -66,7 +67,7 @@ func appendAlways(partition int) func(*testing.T, *client) {
 	return func(t *testing.T, c *client) { mustAppend(t, c, partition, "seen on the feed") }
 }
 
-// refuseSilently has an append refused that nobody waits for.
+// refuseSilently sends an append without a reply subject that is refused.
 func refuseSilently(t *testing.T, c *client) {
 	t.Helper()
 	m := appendMsg(0, "", "Cantus-Nonsense", "x")
@@ -189,9 +190,9 @@ func (d natsDocument) try(t *testing.T, nats string, lines []natsLine) {
 	}
 }
 
-// runNATS runs a command line. One that goes on is stopped when it has printed
-// what it should; act is done again and again until then, since nobody can tell
-// when it listens.
+// runNATS runs a command line. A command that does not end by itself is stopped
+// when it has printed what it should. Until then act is repeated, since it is
+// not known when the command has subscribed.
 func runNATS(t *testing.T, env []string, l natsLine, patterns []string, act func(), goesOn bool) (printed string, err error) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
@@ -232,7 +233,8 @@ func runNATS(t *testing.T, env []string, l natsLine, patterns []string, act func
 	return printed, missing(printed, patterns)
 }
 
-// missing says which pattern does not match what was printed.
+// missing returns an error that names a pattern that does not match what was
+// printed, nil if all match.
 func missing(printed string, patterns []string) error {
 	for _, p := range patterns {
 		if !regexp.MustCompile(p).MatchString(printed) {

@@ -20,7 +20,7 @@ import (
 	"github.com/cantuslog/cantus/internal/testkit"
 )
 
-// patience bounds waiting for what must come.
+// patience bounds how long tests wait for an event.
 const patience = testkit.Patience
 
 // program is the path of the binary under test, built once.
@@ -50,14 +50,14 @@ type node struct {
 	name string // in its cluster, "" for a node alone
 	dir  string
 	args []string
-	// within is the command that runs the program elsewhere, if any.
+	// within is the command that runs the program in another network, if any.
 	within []string
 
 	mu sync.Mutex
 	// ready is closed while the process serves; kill and stop replace it.
 	ready   chan struct{}
 	process *process
-	// url is where the last start served.
+	// url is the address at which the last start served.
 	url  string
 	http string
 }
@@ -71,8 +71,8 @@ type process struct {
 	err    error         // what Wait said, once done is closed
 }
 
-// startNode serves on dir until the test ends. Without a --listen among the
-// args it takes a free port.
+// startNode serves dir until the test ends. Without a --listen among the args
+// it takes a free port.
 func startNode(tb testing.TB, dir string, args ...string) *node {
 	tb.Helper()
 	n := newNode(tb, "", dir, args...)
@@ -104,7 +104,8 @@ func (n *node) start() error {
 	return n.awaitReady()
 }
 
-// launch runs the program; it may be waiting for others before it serves.
+// launch runs the program. It does not wait until it serves, which may depend
+// on other nodes.
 func (n *node) launch() error {
 	line := append(slices.Clone(n.within), program)
 	p, err := runCommand(exec.Command(line[0], append(line[1:], n.serveArgs()...)...))
@@ -124,7 +125,7 @@ func (n *node) running() *process {
 	return n.process
 }
 
-// awaitReady returns when what was launched says that it serves.
+// awaitReady waits until the node that was launched serves.
 func (n *node) awaitReady() error {
 	p := n.running()
 	select {
@@ -170,7 +171,7 @@ func (n *node) unready() *process {
 	return n.process
 }
 
-// kill ends the process as kill -9 does and returns when it is gone.
+// kill ends the process like kill -9, and returns when it has ended.
 func (n *node) kill() {
 	if p := n.unready(); p != nil {
 		p.kill()
@@ -183,7 +184,7 @@ func (n *node) pause() error { return n.running().cmd.Process.Signal(syscall.SIG
 // resume has a paused process go on.
 func (n *node) resume() error { return n.running().cmd.Process.Signal(syscall.SIGCONT) }
 
-// stop ends the process as a supervisor does and returns how that went.
+// stop ends the process like a supervisor, and returns how it ended.
 func (n *node) stop() error {
 	p := n.unready()
 	if err := p.cmd.Process.Signal(syscall.SIGTERM); err != nil {
@@ -202,7 +203,7 @@ func (n *node) stop() error {
 
 func run(args ...string) (*process, error) { return runWith(nil, args...) }
 
-// runWith starts the program with attributes of its own.
+// runWith starts the program with the given process attributes.
 func runWith(attributes *syscall.SysProcAttr, args ...string) (*process, error) {
 	cmd := exec.Command(program, args...)
 	cmd.SysProcAttr = attributes

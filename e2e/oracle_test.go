@@ -8,9 +8,9 @@ import (
 	"github.com/nats-io/nats.go"
 )
 
-// lockHistory knows for each lock which transactions recorded it, and tells
-// from that what a refusal must say. It is the contract's rule, spelled out
-// over the whole log.
+// lockHistory knows for each lock which transactions recorded it, and derives
+// from that what a refusal must say. It is the rule of the contract, spelled
+// out over the whole log.
 type lockHistory struct {
 	byLock map[string][]uint64 // rising
 }
@@ -61,7 +61,7 @@ func newestUpTo(recorded []uint64, limit uint64) uint64 {
 	return recorded[i-1]
 }
 
-// overlap goes token by token, unlike the node, which compares prefixes.
+// overlap compares token by token, unlike the node, which compares prefixes.
 func overlap(a, b string) bool {
 	x, y := strings.Split(a, "."), strings.Split(b, ".")
 	for i := 0; ; i++ {
@@ -76,9 +76,9 @@ func overlap(a, b string) bool {
 	}
 }
 
-// checkRefusal tests a conflict against the log. The node knew at least what
-// it named; so up to the newest transaction that it named, its list must be
-// the very list that the log gives.
+// checkRefusal checks a conflict against the log. The node knew at least the
+// transactions that it named. So up to the newest of these, its list must be
+// the one that follows from the log.
 func (h *lockHistory) checkRefusal(t *testing.T, r refusal, mark uint64, mode string, locks []string) {
 	t.Helper()
 	var want []conflict

@@ -53,9 +53,9 @@ func TestClusterOverlapInFlight(t *testing.T) {
 	c.checkSame(t, 0, drain(t, c.dial(c.nodes[0].name), 0))
 }
 
-// TestClusterOverlapWhileLeadersChange does so while leadership is handed from
-// node to node and leaders are killed. Either may win then, since a request
-// may have to be sent again; but one of them does, and only one.
+// TestClusterOverlapWhileLeadersChange does so while leadership is transferred
+// from node to node and leaders are killed. Either transaction may win then,
+// since a request may have to be sent again; but exactly one does.
 func TestClusterOverlapWhileLeadersChange(t *testing.T) {
 	c := startCluster(t, 3, "--partitions", "1", "--msg-id-window", "30m")
 	changes, stop := changeLeaders(t, c)
@@ -151,7 +151,7 @@ func (c *cluster) sendAll(ctx context.Context, client *client, msgs ...*nats.Msg
 	return answers, sending.Wait()
 }
 
-// answerTo waits for the answer to what was sent with a reply subject.
+// answerTo waits for the answer to a message with a reply subject.
 func (c *client) answerTo(ctx context.Context, sub *nats.Subscription) (reply, error) {
 	ctx, done := c.within(ctx)
 	defer done()
@@ -167,8 +167,8 @@ func (c *client) answerTo(ctx context.Context, sub *nats.Subscription) (reply, e
 	return decodeReply(m)
 }
 
-// changeLeaders has partition 0 led by one node after the other until stop is
-// called: it is handed over, or the leader is killed.
+// changeLeaders changes the leader of partition 0 until stop is called: it
+// transfers leadership, or kills the leader. changes returns how often.
 func changeLeaders(t *testing.T, c *cluster) (changes func() int, stop func()) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
@@ -203,7 +203,7 @@ func (c *cluster) changeLeader(ctx context.Context, watcher *client, count *atom
 	}
 }
 
-// transfer has partition 0 led by a node, and returns when it is.
+// transfer transfers partition 0 to a node, and returns when the node leads.
 func (c *cluster) transfer(ctx context.Context, client *client, to *node) error {
 	return c.until(ctx, "led by "+to.name, func(ctx context.Context) string {
 		if info, err := client.info(ctx, 0); err == nil && info.Leader == to.name {
@@ -216,7 +216,7 @@ func (c *cluster) transfer(ctx context.Context, client *client, to *node) error 
 	})
 }
 
-// ignoreEnd drops the error of something that was told to end.
+// ignoreEnd drops the error of a command that was stopped.
 func ignoreEnd(ctx context.Context, err error) error {
 	if ctx.Err() != nil {
 		return nil

@@ -18,11 +18,12 @@ import (
 	"github.com/cantuslog/cantus/internal/testkit"
 )
 
-// TestClusterLeadersWhosePowerFails cuts a leader's power under load. Just before,
-// its disk takes nothing for a moment, and one of its followers hears nothing: if
-// anything is acknowledged then, the other follower alone has it. That one is
-// killed when the power fails, so the leader, with what its disk has kept, and the
-// follower that heard nothing go on by themselves. It needs root and loop devices.
+// TestClusterLeadersWhosePowerFails cuts a leader's power under load. Just
+// before, its disk syncs nothing for a moment, and one of its followers is
+// paused: if anything is acknowledged then, only the other follower has it.
+// That one is killed when the power fails, so the leader, with what its disk
+// has kept, and the follower that was paused continue by themselves. It needs
+// root and loop devices.
 func TestClusterLeadersWhosePowerFails(t *testing.T) {
 	disks := map[string]*powercut.Disk{}
 	c := &cluster{
@@ -96,8 +97,8 @@ func (l *load) reach(ctx context.Context, partition, more int) error {
 	})
 }
 
-// failPower has the leader's disk d take nothing until the follower that will be
-// killed has synced something which the leader has not; then both end.
+// failPower freezes the leader's disk d until the follower that will be killed
+// has synced an entry that the leader has not; then both end.
 func (c *cluster) failPower(t *testing.T, leader *node, d *powercut.Disk, killed, paused *node) {
 	t.Helper()
 	near := c.dialOnly(killed)
@@ -108,7 +109,7 @@ func (c *cluster) failPower(t *testing.T, leader *node, d *powercut.Disk, killed
 	before := killed.frames(t)
 	d.Freeze()
 	defer func() {
-		// What waits for the disk gets no further than it is.
+		// Paused, the leader acknowledges nothing that waits for the disk.
 		if err := leader.pause(); err != nil {
 			t.Error(err)
 		}
@@ -131,8 +132,8 @@ func (c *cluster) failPower(t *testing.T, leader *node, d *powercut.Disk, killed
 	}); err != nil {
 		t.Error(err)
 	}
-	// The leader has heard of it when it has answered this, and so have clients
-	// if they were told.
+	// When the leader has answered this, it knows that the follower has the
+	// entry, and so do clients if it has acknowledged it.
 	for range 3 {
 		if info, err := near.info(t.Context(), 0); err != nil || info.Leader != leader.name {
 			t.Errorf("%s leads, %v", info.Leader, err)

@@ -12,7 +12,7 @@ import (
 	"github.com/cantuslog/cantus/internal/testkit"
 )
 
-// fallible is a cluster as a log whose leader can be taken away.
+// fallible is a cluster as a proof.Log whose leader can be killed.
 type fallible struct{ *cluster }
 
 // Connect implements proof.Log.
@@ -27,8 +27,8 @@ func (f fallible) Connect(opts ...nats.Option) (*nats.Conn, error) {
 	}, opts...)...)
 }
 
-// Fail implements proof.Log: the leader is killed, and started again once
-// another serves. All are level before the next one falls.
+// Fail implements proof.Log: it kills the leader, and starts it again once
+// another node leads. The next one fails only when all replicas have caught up.
 func (f fallible) Fail(ctx context.Context) error {
 	client := f.dial(f.nodes[0].name)
 	defer client.nc.Close()
@@ -62,7 +62,7 @@ func TestClusterNothingIsComputedOnAStaleState(t *testing.T) {
 }
 
 // TestClusterReadLocksKeepWritersFromSkew has writers on three nodes try to
-// break a limit that two accounts share.
+// violate a limit that two accounts share.
 func TestClusterReadLocksKeepWritersFromSkew(t *testing.T) {
 	testkit.OnlyLong(t, "minutes of a cluster: make cluster")
 	c := startCluster(t, 3, "--partitions", "1")

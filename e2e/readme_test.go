@@ -59,7 +59,7 @@ func (s *newcomer) run(line string) (string, int) {
 	return string(out), cmd.ProcessState.ExitCode()
 }
 
-// serve starts a node with a line, until the test ends.
+// serve starts a node with a command line; it is killed when the test ends.
 func (s *newcomer) serve(line string) *node {
 	s.t.Helper()
 	n := newNode(s.t, "", s.dir)
@@ -72,7 +72,7 @@ func (s *newcomer) serve(line string) *node {
 	return n
 }
 
-// TestReadmeQuickStart follows the quick start from its top to its bottom.
+// TestReadmeQuickStart follows the quick start of README.md.
 func TestReadmeQuickStart(t *testing.T) {
 	t.Parallel()
 	s := newNewcomer(t, "CANTUS_LISTEN=127.0.0.1:0", "CANTUS_HTTP=127.0.0.1:0")
@@ -104,7 +104,8 @@ func TestReadmeQuickStart(t *testing.T) {
 	}
 }
 
-// TestReadmeThreeNodes founds the cluster that README.md tells of, on other ports.
+// TestReadmeThreeNodes founds the cluster that README.md describes, on other
+// ports.
 func TestReadmeThreeNodes(t *testing.T) {
 	t.Parallel()
 	lines := readme(t, "Three nodes")

@@ -12,9 +12,8 @@ import (
 	"github.com/cantuslog/cantus/internal/ports"
 )
 
-// undisturbed starts a cluster with writers, and checks at the end that all of
-// them were served by the same leaders as in the beginning, and by nodes that
-// ran all the time.
+// undisturbed starts a cluster with writers, and checks at the end that the
+// leaders are those of the beginning, and that no node has ended.
 func undisturbed(t *testing.T, c *cluster, during func(*testing.T)) {
 	t.Helper()
 	l := startLoad(c, 2)
@@ -37,8 +36,8 @@ func undisturbed(t *testing.T, c *cluster, during func(*testing.T)) {
 	l.check(t)
 }
 
-// steady are arguments of clusters in which no node is to stand for election
-// because the machine is slow.
+// steady are arguments of clusters in which no node should stand for election
+// only because the machine is slow.
 var steady = []string{"--partitions", "2", "--heartbeat", "3s", "--msg-id-window", "30m"}
 
 // checkRejected starts a node, which must end with an error that has the words.
@@ -139,7 +138,7 @@ func without(args []string, flag, value string) (rest []string) {
 	return strings.Split(strings.Replace("\x00"+strings.Join(args, "\x00")+"\x00", "\x00"+flag+"\x00"+value+"\x00", "\x00", 1), "\x00")[1 : len(args)-1]
 }
 
-// awaitLog returns when a node has logged a text.
+// awaitLog waits until a node has logged a text.
 func (c *cluster) awaitLog(t *testing.T, n *node, text string) {
 	t.Helper()
 	if err := c.until(t.Context(), fmt.Sprintf("logged %q", text), func(context.Context) string {
@@ -188,7 +187,7 @@ func TestClusterFounding(t *testing.T) {
 	}
 }
 
-// onlyAddresses drops what is said of the founding.
+// onlyAddresses drops the arguments for founding.
 func onlyAddresses(args []string) (kept []string) {
 	for i := 0; i < len(args); i += 2 {
 		if args[i] != "--bootstrap" && args[i] != "--partitions" {
@@ -234,8 +233,8 @@ func TestClusterFoundedOnce(t *testing.T) {
 
 var peakMemory = regexp.MustCompile(`VmHWM:\s+(\d+) kB`)
 
-// peak is the most memory that a process has had, in bytes; 0 where the system
-// does not tell.
+// peak returns the most memory that a process has had, in bytes; 0 where the
+// system does not report it.
 func (p *process) peak(t *testing.T) uint64 {
 	t.Helper()
 	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", p.cmd.Process.Pid))

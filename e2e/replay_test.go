@@ -19,7 +19,7 @@ import (
 
 const writers = 8
 
-// replay is the history on its way through a node.
+// replay replays the history through a node.
 //
 // Eight writers take the commits from one queue, each taking the next when it
 // is done with its last. What causes the file's order for each path is this:
@@ -40,22 +40,22 @@ type replay struct {
 	clients   []*client
 	views     []*view
 
-	// gate holds back commits that are not to be written yet; nil is open.
+	// gate blocks commits that are not to be written yet; nil is open.
 	gate *gate
 
 	mu    sync.Mutex
 	next  int             // the next commit to take
 	done  []chan struct{} // for each step, closed when it is acknowledged
 	acked []reply         // for each step
-	// sent and again hear of each request and of each that is sent again; they
-	// are for whoever kills the node.
+	// sent and again count the requests, and those that are sent again. A
+	// killer waits for them.
 	sent, again *counter
 	refusals    []refused
 	resent      int // requests that were sent again because no answer came
 	duplicates  int // of those, how many the first one's answer came back for
 }
 
-// refused is a conflict as a writer met it.
+// refused is a conflict that a writer got.
 type refused struct {
 	step int
 	mark uint64
@@ -100,7 +100,7 @@ func (r *replay) run(ctx context.Context) error {
 	return group.Wait()
 }
 
-// take gives a writer its next commit.
+// take returns a writer's next commit.
 func (r *replay) take() (commit int, ok bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -171,7 +171,7 @@ func (r *replay) append(ctx context.Context, writer, i int) error {
 	}
 }
 
-// message makes a step's request as the view stands.
+// message builds a step's request from the writer's view.
 func (r *replay) message(i int, v *view) *nats.Msg {
 	s := r.steps[i]
 	m := nats.NewMsg("cantus.append." + strconv.Itoa(r.partition))
@@ -203,14 +203,14 @@ func (r *replay) acknowledged(i int, answer reply, tries int) error {
 	return nil
 }
 
-// entry is a committed transaction as it was read back.
+// entry is a committed transaction that was read back.
 type entry struct {
 	commit
 	*nats.Msg
 	locks []string
 }
 
-// check drains the partition and compares it with the file, with what was
+// check reads the partition and compares it with the file, with what was
 // acknowledged and with what was refused.
 func (r *replay) check(t *testing.T) {
 	t.Helper()
@@ -232,7 +232,7 @@ func (r *replay) drained(t *testing.T) []*nats.Msg {
 	return drain(t, r.clients[0], r.partition)
 }
 
-// checkAnswers holds the writers' answers against the log.
+// checkAnswers checks the writers' answers against the log.
 func (r *replay) checkAnswers(t *testing.T) {
 	t.Helper()
 	log := r.drained(t)
@@ -255,9 +255,9 @@ func (r *replay) checkAnswers(t *testing.T) {
 	}
 }
 
-// checkLog compares a drained partition with the file: each step there once,
-// each path's order the file's, each transaction computed on the state just
-// before it, the final state right, and every header as it was sent.
+// checkLog compares a partition with the file: each step must be there once,
+// the steps of each path in the file's order, each transaction computed on the
+// state just before it, the final state right, and every header as it was sent.
 func checkLog(t *testing.T, h *history, partition int, log []*nats.Msg) {
 	t.Helper()
 	order, exists := map[string][]string{}, map[string]bool{}
@@ -374,8 +374,8 @@ func TestHistoryReplay(t *testing.T) {
 	checkDigest(t, n, r.clients[0])
 }
 
-// checkFeed wants a subscriber that was there from the beginning and kept up
-// to have been sent what a read gives, all of it and in order.
+// checkFeed checks that a subscriber that followed from the beginning got
+// everything that a read returns, in order.
 func checkFeed(t *testing.T, feed *nats.Subscription, log []*nats.Msg) {
 	t.Helper()
 	for i, want := range log {
@@ -389,8 +389,8 @@ func checkFeed(t *testing.T, feed *nats.Subscription, log []*nats.Msg) {
 	}
 }
 
-// checkDigest stops the node and has its files verified: every partition's
-// digest must come out as the node last gave it.
+// checkDigest stops the node and verifies its files: the digest of every
+// partition must be the one that the node reported last.
 func checkDigest(t *testing.T, n *node, c *client) {
 	t.Helper()
 	var digests []string

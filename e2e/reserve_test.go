@@ -7,9 +7,9 @@ import (
 	"testing"
 )
 
-// TestFullDiskByItself lets a node alone fill a small file system, with a reserve
-// that is small: once it has answered storage_full it starts again there, after
-// a stop and a kill, and goes on when there is room.
+// TestFullDiskByItself has a standalone node fill a small file system, with a
+// small reserve. Once it has answered storage_full it must start again, after a
+// stop and after a kill, and continue when there is space.
 func TestFullDiskByItself(t *testing.T) {
 	for _, reserve := range []string{"1MiB", "64MiB"} {
 		t.Run(reserve, func(t *testing.T) {

@@ -53,8 +53,8 @@ func TestOverlapInFlight(t *testing.T) {
 	}
 }
 
-// checkOneWins wants the first to be committed and the second refused for it:
-// one connection's requests are taken in order.
+// checkOneWins checks that the first is committed and the second refused
+// because of it: requests of one connection are handled in order.
 func checkOneWins(t *testing.T, round int, mark uint64, answers []reply, second string) {
 	t.Helper()
 	won, lost := answers[0], answers[1]
@@ -70,8 +70,8 @@ func checkOneWins(t *testing.T, round int, mark uint64, answers []reply, second 
 	}
 }
 
-// TestApartInFlight is the other side: locks that look alike but do not
-// overlap, and read locks beside each other, all commit.
+// TestApartInFlight is the opposite: locks that look alike but do not overlap,
+// and read locks of the same name, all commit.
 func TestApartInFlight(t *testing.T) {
 	t.Parallel()
 	n := startNode(t, t.TempDir())
@@ -110,8 +110,8 @@ func appendMsg(partition int, payload string, headers ...string) *nats.Msg {
 	return m
 }
 
-// pipeline sends all before it takes the first answer, and returns the
-// answers in the order of the requests.
+// pipeline sends all requests before it receives the first answer, and returns
+// the answers in the order of the requests.
 func pipeline(t *testing.T, c *client, msgs ...*nats.Msg) []reply {
 	t.Helper()
 	subs := make([]*nats.Subscription, len(msgs))

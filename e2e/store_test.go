@@ -12,7 +12,7 @@ import (
 )
 
 // checkNoStart runs the program, which must end by itself with a failure that
-// says each of the words, without having served.
+// contains each of the words, without having served.
 func checkNoStart(t *testing.T, args []string, words ...string) {
 	t.Helper()
 	p, err := run(args...)

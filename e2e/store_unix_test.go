@@ -9,8 +9,8 @@ import (
 	"testing"
 )
 
-// nobody is a user without rights; root, whom no mode bits stop, runs the
-// program as that one.
+// nobody is a user without rights. Root, who is not bound by file modes, runs
+// the program as that user.
 const nobody = 65534
 
 func TestReadOnlyDirectory(t *testing.T) {

@@ -8,9 +8,9 @@ import (
 	"github.com/nats-io/nats.go"
 )
 
-// view is one writer's own picture of a partition: for each path the step
-// that last touched it. It is kept from the feed, whose channel is short on
-// purpose, and healed by reads wherever the feed has left something out.
+// view is one writer's view of a partition: for each path the step that last
+// touched it. It follows the feed, with a channel that is short on purpose, and
+// reads what the feed left out.
 type view struct {
 	service   service
 	client    *client
@@ -33,7 +33,7 @@ func newView(s service, c *client, partition int) (*view, error) {
 	return v, c.nc.Flush()
 }
 
-// apply takes the transaction that follows the mark.
+// apply applies the transaction that follows the mark.
 func (v *view) apply(m *nats.Msg) error {
 	if id := txid(m); id != v.mark+1 {
 		return fmt.Errorf("transaction %d follows %d", id, v.mark)
@@ -49,7 +49,8 @@ func (v *view) apply(m *nats.Msg) error {
 	return nil
 }
 
-// takeFed applies what the feed has brought so far, and reads what it left out.
+// takeFed applies the transactions that have come on the feed, and reads those
+// that it left out.
 func (v *view) takeFed(ctx context.Context) error {
 	for {
 		select {
@@ -81,7 +82,7 @@ func (v *view) takeOne(ctx context.Context, m *nats.Msg) error {
 	return v.apply(m)
 }
 
-// catchUp returns when the view has applied the transaction to.
+// catchUp reads until the view has applied the transaction to.
 func (v *view) catchUp(ctx context.Context, to uint64) error {
 	if err := v.takeFed(ctx); err != nil {
 		return err

@@ -11,9 +11,9 @@ import (
 	"time"
 )
 
-// wires carries what nodes say to each other, so that a node can be cut off
-// from the others and its clients still reach it. What is sent over a cut
-// wire is neither lost nor refused: it waits, as TCP's does.
+// wires carries the traffic between nodes, so that a node can be cut off from
+// the others while clients still reach it. What is sent over a cut wire is
+// neither lost nor refused: it waits, as with TCP.
 type wires struct {
 	tb    testing.TB
 	delay time.Duration // of each direction; set before the nodes start
@@ -93,7 +93,8 @@ func (w *wires) lay(to, target string, identify func(near, far net.Conn) (from s
 	return listener.Addr().String()
 }
 
-// hold has close end a connection.
+// hold registers a connection for close. It reports false, and closes the
+// connection, if the wires are closed.
 func (w *wires) hold(c net.Conn) bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -135,13 +136,13 @@ func (w *wires) connect(near net.Conn, to, target string, identify func(near, fa
 	back.Wait()
 }
 
-// chunk is what was read at once, and when it is due at the other end.
+// chunk is the result of one read, and when it is due at the other end.
 type chunk struct {
 	data []byte
 	due  time.Time
 }
 
-// carry copies one direction until either end is gone.
+// carry copies one direction until either end is closed.
 func (w *wires) carry(into io.Writer, out io.Reader, from, to string) {
 	chunks, gone := make(chan chunk, 1024), make(chan struct{})
 	defer close(gone)

@@ -84,8 +84,8 @@ func TestEveryFlagThreeWays(t *testing.T) {
 	}
 }
 
-// TestEveryFlagReachesTheNode wants each flag but those of logging to change
-// what the node is opened with.
+// TestEveryFlagReachesTheNode checks that each flag, except those of logging,
+// changes the options that the node is opened with.
 func TestEveryFlagReachesTheNode(t *testing.T) {
 	there := filepath.Join(t.TempDir(), "there")
 	if err := os.WriteFile(there, []byte(samples["cluster-secret"]+"\n"), 0o600); err != nil {
