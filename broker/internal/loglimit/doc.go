@@ -1,4 +1,7 @@
-// Package loglimit keeps what happens again and again, or what strangers can
-// cause, from filling a log. Its nouns are [Interval], [Repeats] and [Once];
-// their zero values are ready for use, and they are safe for concurrent use.
+// Package loglimit limits how often messages are logged that would otherwise
+// fill a log: those that repeat, and those that anyone on the network can cause.
+//
+// [Interval] limits all messages of one kind, [Repeats] those with the same text,
+// and [Once] allows one message for each key. Their zero values are ready for
+// use. They are safe for concurrent use.
 package loglimit

@@ -5,57 +5,59 @@ import (
 	"time"
 )
 
-// Interval lets through one thing in a while, and counts the others.
+// Interval allows one event every ten seconds, and counts the others.
 type Interval struct {
-	mu   sync.Mutex
-	last time.Time
-	more int
+	mu       sync.Mutex
+	last     time.Time // of the last event that was allowed
+	withheld int       // events since
 }
 
-// interval is how often something that strangers can bring about is logged.
+// interval is the minimum time between two events that an Interval allows.
 const interval = 10 * time.Second
 
-// Allow reports whether it is time again, and how many were not let through since.
+// Allow reports whether an event is allowed. If so, it also returns the number of
+// events that were not allowed since the last one.
 func (l *Interval) Allow(now time.Time) (ok bool, withheld int) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if !l.last.IsZero() && now.Sub(l.last) < interval {
-		l.more++
+		l.withheld++
 		return false, 0
 	}
-	withheld, l.more, l.last = l.more, 0, now
+	withheld, l.withheld, l.last = l.withheld, 0, now
 	return true, withheld
 }
 
-// Repeats lets each text through once in a while.
+// Repeats allows each text once a minute.
 type Repeats struct {
 	mu  sync.Mutex
 	all map[string]*repeat
 }
 
 type repeat struct {
-	last time.Time
-	more int
+	last     time.Time // when the text was last allowed
+	withheld int       // how often it was not, since
 }
 
 const (
-	// repeatInterval is how often the same text is logged.
+	// repeatInterval is the minimum time between two uses of a text that are
+	// allowed.
 	repeatInterval = time.Minute
-	// maxRepeats bounds the texts that are remembered.
+	// maxRepeats bounds the texts that are kept. Beyond it all are discarded.
 	maxRepeats = 256
 )
 
-// Allow reports whether it is time for a text again, and how often it was not let
-// through since.
+// Allow reports whether a text is allowed. If so, it also returns how often the
+// text was not allowed since the last time.
 func (r *Repeats) Allow(text string, now time.Time) (ok bool, withheld int) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if q := r.all[text]; q != nil {
 		if now.Sub(q.last) < repeatInterval {
-			q.more++
+			q.withheld++
 			return false, 0
 		}
-		withheld, q.more, q.last = q.more, 0, now
+		withheld, q.withheld, q.last = q.withheld, 0, now
 		return true, withheld
 	}
 	if r.all == nil || len(r.all) >= maxRepeats {
@@ -65,25 +67,26 @@ func (r *Repeats) Allow(text string, now time.Time) (ok bool, withheld int) {
 	return true, 0
 }
 
-// Once remembers what was complained of. When there is too much it forgets.
+// Once records which keys were used.
 type Once struct {
 	mu   sync.Mutex
-	said map[string]bool
+	seen map[string]bool
 }
 
-// maxOnce bounds what is remembered.
+// maxOnce bounds the keys that are kept. Beyond it all are discarded, so a key
+// may be the first again.
 const maxOnce = 256
 
-// First reports whether it is asked for key the first time.
+// First reports whether it is called for a key for the first time.
 func (o *Once) First(key string) bool {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	if o.said[key] {
+	if o.seen[key] {
 		return false
 	}
-	if o.said == nil || len(o.said) >= maxOnce {
-		o.said = map[string]bool{}
+	if o.seen == nil || len(o.seen) >= maxOnce {
+		o.seen = map[string]bool{}
 	}
-	o.said[key] = true
+	o.seen[key] = true
 	return true
 }

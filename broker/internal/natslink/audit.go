@@ -9,26 +9,28 @@ import (
 )
 
 // audits compare the subscriptions that the link has requested with those that
-// the server has. The server answers a SUB that it refuses, or a subscription
-// that it revokes, with an -ERR that often does not name it. So the link compares
-// whenever the server reports any error: that is exact, whatever the reason. It
-// requests what is missing again each second, until the server accepts it.
+// the server has. When the server refuses or revokes a subscription, it sends an
+// -ERR that often does not name the subscription. So after any -ERR the link
+// compares all of them. It requests the missing ones again each second, until the
+// server accepts them.
 type audits struct {
-	errors    atomic.Int64  // -ERRs so far
-	audited   atomic.Int64  // those of them that an audit has seen
-	lastError atomic.Value  // the newest, a string
+	errors    atomic.Int64  // number of -ERRs so far
+	audited   atomic.Int64  // value of errors at the last audit
+	lastError atomic.Value  // the text of the newest -ERR, a string
 	wake      chan struct{} // capacity 1
 	running   sync.WaitGroup
 
+	// auditing is held during an audit, which waits for the server.
 	auditing sync.Mutex
-	// refused holds why the server lacks a subscription; Link.handling guards it.
+	// refused has the reason of each subscription that the server lacks, by id.
+	// Link.handling guards it.
 	refused map[int]string
 }
 
 func newAudits() audits { return audits{wake: make(chan struct{}, 1), refused: map[int]string{}} }
 
 const (
-	// AuditTimeout bounds one comparison with the server.
+	// AuditTimeout bounds one audit.
 	AuditTimeout = 5 * time.Second
 	// RetryInterval is how long the link waits before it requests a refused
 	// subscription again.
@@ -42,21 +44,22 @@ func (e RefusedError) Error() string {
 	return fmt.Sprintf("the NATS server refuses the node's subscription to %s: %s", e.subject, e.reason)
 }
 
-// onError has an audit done because of an -ERR. It runs on the reading goroutine.
+// onError handles an -ERR: it requests an audit. It runs on the reading
+// goroutine.
 func (l *Link) onError(reason string) {
 	l.log.Warn("the NATS server reports an error", "link", l.opts.Name, "message", reason)
 	l.audits.lastError.Store(reason)
 	l.audits.errors.Add(1)
 	select {
 	case l.audits.wake <- struct{}{}:
-	default: // an audit is due
+	default: // an audit is already requested
 	}
 }
 
-// runAudits audits after each error of the server, and requests again what it
-// refused.
+// runAudits does an audit after each error of the server, and again each second
+// while the server refuses a subscription.
 func (l *Link) runAudits() {
-	var again <-chan time.Time
+	var retry <-chan time.Time
 	for {
 		renew := false
 		select {
@@ -64,9 +67,9 @@ func (l *Link) runAudits() {
 			return
 		case <-l.audits.wake:
 			if l.audits.errors.Load() == l.audits.audited.Load() {
-				continue // seen by an audit already
+				continue // Confirm has done the audit
 			}
-		case <-again:
+		case <-retry:
 			renew = true
 		}
 		ctx, cancel := context.WithTimeout(context.Background(), AuditTimeout)
@@ -75,22 +78,22 @@ func (l *Link) runAudits() {
 		if err != nil {
 			l.log.Debug("subscriptions not compared with the server's", "link", l.opts.Name, "err", err)
 		}
-		again = nil
+		retry = nil
 		if err != nil || l.Trouble() != "" {
-			again = time.After(RetryInterval)
+			retry = time.After(RetryInterval)
 		}
 	}
 }
 
-// audit compares the subscriptions with the server's. With renew it requests the
-// refused ones again first.
+// audit compares the subscriptions with the server's. If renew is set, it first
+// requests the refused ones again.
 func (l *Link) audit(ctx context.Context, renew bool) error {
 	if l.opts.Subscriptions == nil {
 		return nil
 	}
 	l.audits.auditing.Lock()
 	defer l.audits.auditing.Unlock()
-	asked := l.requested(renew)
+	requested := l.requested(renew)
 	if err := l.Flush(ctx); err != nil {
 		return err
 	}
@@ -105,11 +108,11 @@ func (l *Link) audit(ctx context.Context, renew bool) error {
 	reason, _ := l.audits.lastError.Load().(string)
 	l.handling.Lock()
 	defer l.handling.Unlock()
-	for id := range asked {
-		s, known := l.handlers[id]
+	for id := range requested {
+		s, ok := l.handlers[id]
 		_, refused := l.audits.refused[id]
 		switch {
-		case !known || s.ending || has[id]:
+		case !ok || s.ending || has[id]:
 			delete(l.audits.refused, id)
 		case !refused:
 			l.audits.refused[id] = reason
@@ -120,19 +123,20 @@ func (l *Link) audit(ctx context.Context, renew bool) error {
 	return nil
 }
 
-// requested returns the ids of the subscriptions that the server was asked for.
+// requested returns the ids of the subscriptions that the link has requested. If
+// renew is set, it requests the refused ones again.
 func (l *Link) requested(renew bool) map[int]bool {
 	l.writing.Lock()
 	defer l.writing.Unlock()
 	l.handling.RLock()
 	defer l.handling.RUnlock()
-	asked := make(map[int]bool, len(l.handlers))
+	ids := make(map[int]bool, len(l.handlers))
 	var out []byte
 	for id, s := range l.handlers {
 		if s.ending {
 			continue
 		}
-		asked[id] = true
+		ids[id] = true
 		if _, refused := l.audits.refused[id]; refused && renew {
 			out = appendSub(out, s.subject, s.queue, id)
 		}
@@ -140,10 +144,11 @@ func (l *Link) requested(renew bool) map[int]bool {
 	if err := l.write(out); err != nil {
 		l.log.Debug("subscriptions not renewed", "link", l.opts.Name, "err", err)
 	}
-	return asked
+	return ids
 }
 
-// Confirm returns nil once the server has accepted subscriptions, and a
+// Confirm waits until the server has processed the link's subscriptions. It
+// returns nil if the server has accepted those with the given ids, and a
 // [RefusedError] if it refuses one of them.
 func (l *Link) Confirm(ctx context.Context, ids ...int) error {
 	if err := l.Flush(ctx); err != nil {
@@ -164,8 +169,8 @@ func (l *Link) Confirm(ctx context.Context, ids ...int) error {
 	return nil
 }
 
-// Trouble returns why the link does not receive all messages that it should, ""
-// if it does.
+// Trouble returns the reason why the link may miss messages, "" if it receives
+// all of them.
 func (l *Link) Trouble() string {
 	l.mu.Lock()
 	lost := l.lost && !l.closed
@@ -179,8 +184,8 @@ func (l *Link) Trouble() string {
 	return ""
 }
 
-// Refusal returns a [RefusedError] if the server refuses a subscription, nil if it
-// refuses none.
+// Refusal returns a [RefusedError] if the server refuses a subscription, else
+// nil.
 func (l *Link) Refusal() error {
 	l.handling.RLock()
 	defer l.handling.RUnlock()
@@ -190,13 +195,13 @@ func (l *Link) Refusal() error {
 	return nil
 }
 
-// lastError returns the server's newest error.
+// lastError returns the text of the server's newest error, for Trouble.
 func (l *Link) lastError() string {
 	if reason, ok := l.audits.lastError.Load().(string); ok {
 		return reason
 	}
-	return "it is dialed again"
+	return "dialing again"
 }
 
-// Errors is how many errors the server has reported.
+// Errors returns the number of errors that the server has reported.
 func (l *Link) Errors() int64 { return l.audits.errors.Load() }

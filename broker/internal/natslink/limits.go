@@ -4,43 +4,44 @@ import (
 	"bytes"
 )
 
-// ControlLineMargin is how many bytes the first line of an answer has beside its
-// subject.
+// ControlLineMargin is the maximum number of bytes that the first line of a reply
+// has besides its subject.
 const ControlLineMargin = 32
 
-// limits are the server's for what a connection sends. It closes a connection that
-// exceeds them, and with it everything that the connection serves.
+// limits are the server's limits for the commands of a connection. The server
+// closes a connection that exceeds them, and so ends all its subscriptions.
 type limits struct {
 	payload int // bytes of a message, headers included; 0 if it is not known yet
 	control int // bytes of a command's first line
 }
 
-// acceptable returns commands without those that the server does not accept.
-func (l *Link) acceptable(commands []byte) []byte {
+// withinLimits returns commands without the messages that exceed the server's
+// limits, and logs those.
+func (l *Link) withinLimits(commands []byte) []byte {
 	now := limits{payload: int(l.maxPayload.Load()), control: int(l.maxReply.Load()) + ControlLineMargin}
-	kept, dropped := now.keep(commands)
+	kept, dropped := now.filter(commands)
 	if dropped > 0 {
-		l.log.Error("messages are larger than the NATS server takes, and were not sent",
+		l.log.Error("messages exceed the limits of the NATS server, and were not sent",
 			"link", l.opts.Name, "messages", dropped, "max_payload", now.payload, "max_control_line", now.control)
 	}
 	return kept
 }
 
-// keep returns commands without the messages that are too large, and their number.
-// It is the last line of defense: code that makes messages that can become too
-// large refuses them in time, with a reason.
-func (m limits) keep(commands []byte) (kept []byte, dropped int) {
+// filter returns commands without the messages that are too large, and the number
+// of those. It is the last line of defense: code that creates messages of
+// unbounded size checks them itself, and replies with a reason.
+func (m limits) filter(commands []byte) (kept []byte, dropped int) {
 	if m.control <= ControlLineMargin { // not known yet
 		return commands, 0
 	}
 	if len(commands) <= m.control && (m.payload == 0 || len(commands) <= m.payload) {
 		return commands, 0
 	}
-	start := 0 // of what is to be kept, and not yet in kept
+	start := 0 // of the commands to keep that are not in kept yet
 	for at := 0; at < len(commands); {
 		end := at + bytes.IndexByte(commands[at:], '\n') + 1
 		if end == at {
-			break // not a whole command
+			break // the command is incomplete
 		}
 		line := bytes.TrimRight(commands[at:end], "\r\n")
 		next, size := end, 0

@@ -18,12 +18,24 @@ import (
 )
 
 // Link is the node's own connection to its NATS server.
+//
+// Its reading goroutine (run) handles all that the server sends, calls the
+// handlers, and dials again when the connection breaks. It must never wait for a
+// write: the server may read from the link only after the link has read from it.
+// So it sends a PONG, and renews the subscriptions of a new connection, on
+// separate goroutines. A second permanent goroutine (runAudits) compares the
+// subscriptions with the server's. Both end in Close.
+//
+// writing may be held for as long as the server does not read. handling and mu
+// are held only briefly: handling guards the subscriptions, mu the connection. A
+// goroutine that needs several locks takes them in the order writing, handling,
+// mu.
 type Link struct {
 	opts   Options
 	log    *slog.Logger
-	warned time.Time // when a forbidden reply was last logged; owned by the reader
+	warned time.Time // when a forbidden reply was last logged; owned by the reading goroutine
 
-	// handling guards handlers; it is never held while one runs.
+	// handling guards handlers and nextID. It is not held while a handler runs.
 	handling sync.RWMutex
 	handlers map[int]subscription
 	nextID   int
@@ -34,27 +46,27 @@ type Link struct {
 	maxPayload atomic.Int64
 	maxReply   atomic.Int64 // see Options.MaxReply
 
-	// writing is held while writing, which blocks while the server does not
-	// read. Closing the connection ends that, and needs only mu.
+	// writing is held during a write, which blocks while the server does not
+	// read. Closing the connection unblocks the write, and needs only mu.
 	writing sync.Mutex
 
-	// mu guards what follows.
+	// mu guards the fields below.
 	mu       sync.Mutex
 	conn     net.Conn     // for writing
-	dialed   net.Conn     // the newest, also during its handshake
-	pings    []chan error // they wait for the server's PONGs, in order
+	dialed   net.Conn     // the newest connection, even if its handshake is not done
+	pings    []chan error // waiting for the server's PONGs, in order
 	closed   bool
-	lost     bool   // the connection ended, and there is no new one yet
+	lost     bool   // the connection broke, and there is no new one yet
 	clientID uint64 // the server's number for the connection
 
-	closing chan struct{} // closed by close
+	closing chan struct{} // closed by Close
 	done    chan struct{} // closed when run has returned
 }
 
 type subscription struct {
 	subject, queue string
 	handle         func(*Message)
-	ending         bool // unsubscribed; messages under way are still handled
+	ending         bool // unsubscribed; messages that the server has already sent are still handled
 }
 
 // Message is a received message. Its slices share one buffer, which belongs
@@ -62,7 +74,7 @@ type subscription struct {
 type Message struct {
 	Subject  string
 	Reply    string
-	Header   []byte // a header block, nil if there was none
+	Header   []byte // the header block, nil if there is none
 	Payload  []byte
 	Received time.Time
 }
@@ -71,27 +83,28 @@ type Message struct {
 type Options struct {
 	Name string // of the connection, in logs and at the server
 	Dial func() (net.Conn, error)
-	// User returns what the connection proves itself with. It is called for
-	// each new connection.
+	// User returns the connection's credentials. It is called for each new
+	// connection.
 	User func() User
-	// Subscriptions returns the ids of a client's subscriptions at the server.
-	// If it is nil, subscriptions are not audited.
+	// Subscriptions returns the ids of the subscriptions that the server has for
+	// a client. If it is nil, subscriptions are not audited.
 	Subscriptions func(clientID uint64) (map[int]bool, error)
-	// MaxReply is the longest reply subject, in bytes, of a message that can be
-	// answered. Messages with a longer one are dropped; 0 accepts any.
+	// MaxReply is the maximum length, in bytes, of a reply subject to which the
+	// node can reply. Messages with a longer one are dropped. 0 means no limit.
 	MaxReply int64
-	// Forbidden reports whether the node must not answer to a subject.
-	// Messages that ask for that are not handled. It may be nil.
+	// Forbidden reports whether the node must not reply to a subject. Messages
+	// with such a reply subject are dropped. It may be nil.
 	Forbidden func(reply string) bool
 }
 
 var (
-	// ErrClosed is returned by calls on a closed link.
+	// ErrClosed is returned by the methods of a closed link.
 	ErrClosed = errors.New("broker: connection to the NATS server is closed")
 	errLost   = errors.New("broker: connection to the NATS server was lost")
 )
 
-// Open connects and returns once the server has accepted the connection.
+// Open connects to the server. It returns when the server has accepted the
+// connection.
 func Open(o Options, log *slog.Logger) (*Link, error) {
 	l := &Link{
 		opts: o, log: log, audits: newAudits(),
@@ -107,22 +120,23 @@ func Open(o Options, log *slog.Logger) (*Link, error) {
 	return l, nil
 }
 
-// Name is the connection's name.
+// Name returns the connection's name.
 func (l *Link) Name() string { return l.opts.Name }
 
-// MaxPayload is the server's limit for a message of this connection, in bytes;
-// 0 until the server has sent it.
+// MaxPayload returns the server's limit for a message of this connection, in
+// bytes; 0 until the server has sent it.
 func (l *Link) MaxPayload() int64 { return l.maxPayload.Load() }
 
-// SetLimits tells the link that the server's max_payload has changed from one
-// value to another, and what [Options.MaxReply] is now. The server announces no
-// change: a connection whose account has no limit of its own has the new one.
+// SetLimits sets new limits after a reload of the server, which does not announce
+// them. payloadBefore and payload are the old and the new max_payload; the new
+// one has no effect if the connection's account has a limit of its own. maxReply
+// is as in [Options].
 func (l *Link) SetLimits(payloadBefore, payload, maxReply int64) {
 	l.maxReply.Store(maxReply)
 	l.maxPayload.CompareAndSwap(payloadBefore, payload)
 }
 
-// Pause holds back what is sent over the link until resume is called.
+// Pause blocks all writes to the link until resume is called.
 func (l *Link) Pause() (resume func()) {
 	l.writing.Lock()
 	return l.writing.Unlock
@@ -150,17 +164,19 @@ func (l *Link) connect() (*bufio.Reader, error) {
 	return r, nil
 }
 
-// track stores conn where Close finds it. It returns false if the link is closed.
-func (l *Link) track(conn net.Conn, as *net.Conn) bool {
+// track sets a field to conn, so that Close closes conn. It returns false if the
+// link is closed.
+func (l *Link) track(conn net.Conn, field *net.Conn) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if !l.closed {
-		*as = conn
+		*field = conn
 	}
 	return !l.closed
 }
 
-// handshakeTimeout bounds the handshake: a server that stops may never answer.
+// handshakeTimeout bounds the handshake: a server that is stopping may never
+// answer.
 const handshakeTimeout = 10 * time.Second
 
 func (l *Link) handshake(conn net.Conn, r *bufio.Reader) error {
@@ -173,14 +189,15 @@ func (l *Link) handshake(conn net.Conn, r *bufio.Reader) error {
 	}
 	info, ok := l.info(line)
 	if !ok {
-		return fmt.Errorf("the server began with %q", bytes.TrimSpace(line))
+		return fmt.Errorf("the server sent %q, not INFO", bytes.TrimSpace(line))
 	}
 	command, err := l.opts.User().connect(l.opts.Name, info.Nonce)
 	if err != nil {
 		return err
 	}
 	command = append(command, "PING\r\n"...)
-	// The pipe has no buffer: write beside reading.
+	// The connection is a pipe without a buffer: reading must not wait for the
+	// write.
 	sent := make(chan error, 1)
 	go func() { _, err := conn.Write(command); sent <- err }()
 	for {
@@ -191,20 +208,21 @@ func (l *Link) handshake(conn net.Conn, r *bufio.Reader) error {
 		case bytes.HasPrefix(line, []byte("PONG")):
 			return errors.Join(<-sent, conn.SetDeadline(time.Time{}))
 		case bytes.HasPrefix(line, []byte("-ERR")):
-			return fmt.Errorf("the server said %q", bytes.TrimSpace(line))
+			return fmt.Errorf("the server sent %q", bytes.TrimSpace(line))
 		}
 	}
 }
 
-// serverInfo is what the server says of itself and of the connection.
+// serverInfo is the part of the server's INFO that the link uses.
 type serverInfo struct {
 	Nonce      string `json:"nonce"`
 	ClientID   uint64 `json:"client_id"`
 	MaxPayload int64  `json:"max_payload"`
 }
 
-// info parses an INFO line and stores what it says. The server sends another one
-// when it knows the account, which may have lower limits.
+// info parses an INFO line and stores the limit and the connection's number. The
+// server sends another INFO when it knows the account, which may have a lower
+// limit.
 func (l *Link) info(line []byte) (info serverInfo, ok bool) {
 	body, ok := bytes.CutPrefix(line, []byte("INFO "))
 	if !ok || json.Unmarshal(body, &info) != nil {
@@ -221,7 +239,7 @@ func (l *Link) info(line []byte) (info serverInfo, ok bool) {
 	return info, true
 }
 
-// run reads until Close, over as many connections as it takes.
+// run reads from the connection, and from those that replace it, until Close.
 func (l *Link) run(r *bufio.Reader) {
 	defer close(l.done)
 	for {
@@ -239,8 +257,8 @@ func (l *Link) run(r *bufio.Reader) {
 	}
 }
 
-// disconnect ends a connection that is not read any more, so that the server does
-// not take it for a subscriber, and nobody waits for an answer on it.
+// disconnect closes a connection that the link no longer reads, so that the
+// server removes its subscriptions. It fails the pings that wait for a PONG.
 func (l *Link) disconnect() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -257,19 +275,19 @@ func (l *Link) reconnect() (*bufio.Reader, error) {
 	for {
 		r, err := l.connect()
 		if err == nil {
-			go l.renew() // reading must go on meanwhile
+			go l.renew() // the reading goroutine must not wait for a write
 			return r, nil
 		}
 		select {
 		case <-l.closing:
 			return nil, err
-		case <-time.After(100 * time.Millisecond): // the server is starting, stopping or overloaded
+		case <-time.After(100 * time.Millisecond): // the server may be starting, stopping or overloaded
 		}
 	}
 }
 
-// renew subscribes again, on a new connection. It holds writing throughout, so
-// that an UNSUB is sent after it.
+// renew requests all subscriptions on a new connection. It holds writing
+// throughout, so that an UNSUB follows the SUB that it ends.
 func (l *Link) renew() {
 	l.writing.Lock()
 	defer l.writing.Unlock()
@@ -286,9 +304,9 @@ func (l *Link) renew() {
 	}
 }
 
-// read handles what the server sends until the connection ends.
+// read handles the server's commands until the connection breaks.
 func (l *Link) read(r *bufio.Reader) error {
-	var received time.Time // when the contents of r were
+	var received time.Time // when the contents of r arrived
 	for {
 		empty := r.Buffered() == 0
 		line, err := r.ReadSlice('\n')
@@ -318,21 +336,21 @@ func (l *Link) read(r *bufio.Reader) error {
 	}
 }
 
-// receive reads one message, whose control line (without its verb) is
-// "subject sid [reply] [header bytes] total bytes".
+// receive reads a message and calls its handler. line is the control line without
+// its verb: "subject sid [reply] [header bytes] total bytes".
 func (l *Link) receive(r *bufio.Reader, line []byte, headers bool, received time.Time) error {
 	c, ok := parseControl(line, headers)
 	if !ok {
 		return fmt.Errorf("malformed control line %q", line)
 	}
 	l.handling.RLock()
-	s, known := l.handlers[c.id]
+	s, ok := l.handlers[c.id]
 	l.handling.RUnlock()
-	// One buffer holds the whole message. The next read overwrites the line.
+	// One buffer holds the whole message, since the next read overwrites line.
 	buffer := make([]byte, len(c.reply)+c.total)
 	n := copy(buffer, c.reply)
-	m := &Message{Subject: s.subject, Reply: text(buffer[:n]), Received: received}
-	if known && m.Subject != string(c.subject) { // a wildcard's
+	m := &Message{Subject: s.subject, Reply: unsafeString(buffer[:n]), Received: received}
+	if ok && m.Subject != string(c.subject) { // the subscription has a wildcard
 		m.Subject = string(c.subject)
 	}
 	body := buffer[n:]
@@ -346,17 +364,17 @@ func (l *Link) receive(r *bufio.Reader, line []byte, headers bool, received time
 		m.Header = body[:c.header:c.header]
 	}
 	m.Payload = body[c.header:]
-	if most := l.maxReply.Load(); most > 0 && int64(n) > most {
-		l.log.Warn("request dropped: its reply subject is too long to be answered", "link", l.opts.Name, "subject", m.Subject, "bytes", n, "most", most)
+	if limit := l.maxReply.Load(); limit > 0 && int64(n) > limit {
+		l.log.Warn("request dropped: its reply subject is too long to be answered", "link", l.opts.Name, "subject", m.Subject, "bytes", n, "most", limit)
 		return nil
 	}
 	switch {
-	case !known:
+	case !ok:
 	case l.opts.Forbidden != nil && m.Reply != "" && l.opts.Forbidden(m.Reply):
 		if received.Sub(l.warned) > time.Second {
 			l.warned = received
 			l.log.Warn("a request was ignored: its reply subject is the node's own or the NATS server's",
-				"subject", clip([]byte(m.Subject)), "reply", clip(buffer[:n]))
+				"subject", abbreviate([]byte(m.Subject)), "reply", abbreviate(buffer[:n]))
 		}
 	default:
 		s.handle(m)
@@ -364,11 +382,14 @@ func (l *Link) receive(r *bufio.Reader, line []byte, headers bool, received time
 	return nil
 }
 
-// Subscribe has handle called for each message on subject, on the link's one
-// reading goroutine: it must not block. With a queue that is not "", its members
-// share the messages. The id is for [Link.Confirm] and [Link.Unsubscribe].
+// Subscribe subscribes to a subject. handle is called for each message, on the
+// link's only reading goroutine: it must not block. If queue is not "", its
+// members share the messages. The id is for [Link.Confirm] and
+// [Link.Unsubscribe].
 func (l *Link) Subscribe(subject, queue string, handle func(*Message)) (id int, err error) {
-	l.writing.Lock() // an audit sees it requested, or not at all
+	// writing is held throughout, so that an audit never sees a subscription that
+	// is in handlers and not requested yet.
+	l.writing.Lock()
 	defer l.writing.Unlock()
 	l.handling.Lock()
 	l.nextID++
@@ -378,8 +399,9 @@ func (l *Link) Subscribe(subject, queue string, handle func(*Message)) (id int, 
 	return id, l.write(appendSub(nil, subject, queue, id))
 }
 
-// Unsubscribe ends subscriptions. When it returns nil, everything that the server
-// sent to them has been handled; on an error the rest is dropped.
+// Unsubscribe ends subscriptions. When it returns nil, all messages that the
+// server sent to them have been handled. After an error, messages that have not
+// been handled are dropped.
 func (l *Link) Unsubscribe(ctx context.Context, ids ...int) error {
 	var out []byte
 	l.handling.Lock()
@@ -403,16 +425,16 @@ func (l *Link) Unsubscribe(ctx context.Context, ids ...int) error {
 	return err
 }
 
-// Flush returns nil when the server has processed everything sent before, and
-// everything that it sent until then has been handled. It returns an error if the
-// connection is lost meanwhile.
+// Flush returns nil when the server has processed all commands sent before the
+// call, and all messages that it had sent by then have been handled. It returns
+// an error if the connection breaks in the meantime.
 func (l *Link) Flush(ctx context.Context) error {
-	answered := make(chan error, 1)
-	if err := l.ping(answered); err != nil {
+	pong := make(chan error, 1)
+	if err := l.ping(pong); err != nil {
 		return err
 	}
 	select {
-	case err := <-answered:
+	case err := <-pong:
 		return err
 	case <-l.done:
 		return ErrClosed
@@ -421,17 +443,18 @@ func (l *Link) Flush(ctx context.Context) error {
 	}
 }
 
-// ping asks the server for a PONG. When it comes, nil is sent to answered.
-func (l *Link) ping(answered chan error) error {
+// ping sends a PING. pong receives nil when the server's PONG arrives, or an
+// error if the connection breaks.
+func (l *Link) ping(pong chan error) error {
 	l.writing.Lock()
 	defer l.writing.Unlock()
 	l.mu.Lock()
-	l.pings = append(l.pings, answered)
+	l.pings = append(l.pings, pong)
 	l.mu.Unlock()
 	err := l.write([]byte("PING\r\n"))
 	if err != nil {
 		l.mu.Lock()
-		l.pings = slices.DeleteFunc(l.pings, func(c chan error) bool { return c == answered })
+		l.pings = slices.DeleteFunc(l.pings, func(c chan error) bool { return c == pong })
 		l.mu.Unlock()
 	}
 	return err
@@ -446,8 +469,8 @@ func (l *Link) pong() {
 	}
 }
 
-// Send writes whole protocol commands. It blocks while the server is not
-// reading.
+// Send writes complete protocol commands. It blocks while the server does not
+// read.
 func (l *Link) Send(commands []byte) error {
 	l.writing.Lock()
 	defer l.writing.Unlock()
@@ -465,11 +488,11 @@ func (l *Link) write(commands []byte) error {
 	if closed {
 		return ErrClosed
 	}
-	_, err := conn.Write(l.acceptable(commands))
+	_, err := conn.Write(l.withinLimits(commands))
 	return err
 }
 
-// Close ends the link and waits for its reader. It is idempotent.
+// Close closes the link and waits for its goroutines. It is idempotent.
 func (l *Link) Close() {
 	l.mu.Lock()
 	if !l.closed {

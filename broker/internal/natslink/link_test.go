@@ -17,7 +17,7 @@ import (
 	"go.uber.org/goleak"
 )
 
-// scripted is a NATS server of which a test plays the part.
+// scripted is a NATS server whose part the test plays.
 type scripted struct{ conns chan net.Conn }
 
 func newScripted() *scripted { return &scripted{make(chan net.Conn, 8)} }
@@ -35,7 +35,7 @@ type serverEnd struct {
 	r    *bufio.Reader
 }
 
-// next takes the next connection, before any handshake.
+// next returns the next connection, before its handshake.
 func (s *scripted) next(t *testing.T) *serverEnd {
 	t.Helper()
 	conn := <-s.conns
@@ -43,13 +43,13 @@ func (s *scripted) next(t *testing.T) *serverEnd {
 	return &serverEnd{t, conn, bufio.NewReader(conn)}
 }
 
-// accept takes the next connection and shakes hands.
+// accept returns the next connection, after its handshake.
 func (s *scripted) accept(t *testing.T) *serverEnd {
 	t.Helper()
 	p := s.next(t)
 	p.say("INFO {\"nonce\":\"n\"}\r\n")
-	if hello := p.line(); !strings.HasPrefix(hello, "CONNECT {") {
-		t.Fatalf("the link began with %q", hello)
+	if first := p.line(); !strings.HasPrefix(first, "CONNECT {") {
+		t.Fatalf("the link began with %q", first)
 	}
 	p.expect("PING")
 	p.say("PONG\r\n")
@@ -59,7 +59,7 @@ func (s *scripted) accept(t *testing.T) *serverEnd {
 func (p *serverEnd) say(text string) {
 	p.t.Helper()
 	if _, err := p.conn.Write([]byte(text)); err != nil {
-		p.t.Fatalf("say %q: %v", text, err)
+		p.t.Fatalf("send %q: %v", text, err)
 	}
 }
 
@@ -75,7 +75,7 @@ func (p *serverEnd) line() string {
 func (p *serverEnd) expect(want string) {
 	p.t.Helper()
 	if got := p.line(); got != want {
-		p.t.Fatalf("the link said %q, not %q", got, want)
+		p.t.Fatalf("the link sent %q, want %q", got, want)
 	}
 }
 
@@ -98,7 +98,7 @@ func openLink(t *testing.T, auth User) (*Link, *scripted, *serverEnd) {
 	return l, s, p
 }
 
-// received collects what a link hands over.
+// received collects the messages of a subscription.
 type received chan Message
 
 func (r received) handle(m *Message) { r <- *m }
@@ -124,7 +124,7 @@ func TestLinkReceives(t *testing.T) {
 		"MSG a.c 1 reply.to 0\r\n\r\n" +
 		"HMSG a.* 1 12 15\r\nNATS/1.0\r\n\r\nxyz\r\n" +
 		"HMSG a.d 1 back 12 12\r\nNATS/1.0\r\n\r\n\r\n" +
-		"MSG a.b 99 2\r\nno\r\n" + // of a subscription that is not known
+		"MSG a.b 99 2\r\nno\r\n" + // for an unknown subscription
 		"MSG a.e 1 3\r\nend\r\n")
 	for _, want := range []Message{
 		{Subject: "a.b", Payload: []byte("hello")},
@@ -143,7 +143,7 @@ func TestLinkReceives(t *testing.T) {
 
 func TestLinkDialsAgain(t *testing.T) {
 	for name, end := range map[string]func(*serverEnd){
-		"cut":                       func(p *serverEnd) { _ = p.conn.Close() },
+		"closed by the server":      func(p *serverEnd) { _ = p.conn.Close() },
 		"malformed control line":    func(p *serverEnd) { p.say("MSG a.b\r\n") },
 		"not a number":              func(p *serverEnd) { p.say("MSG a.b 1 x\r\n") },
 		"negative":                  func(p *serverEnd) { p.say("MSG a.b 1 -1\r\n") },
@@ -155,9 +155,10 @@ func TestLinkDialsAgain(t *testing.T) {
 			l, s, p := openLink(t, User{})
 			r := subscribe(t, l, p, "a.b", "", "SUB a.b 1")
 			end(p)
-			// The old connection must end, or the server would go on sending to it.
+			// The link must close the old connection, or the server would keep
+			// sending to it.
 			if _, err := p.r.ReadByte(); err == nil {
-				t.Fatal("the link says more on a connection that it gave up")
+				t.Fatal("the link sends on a connection that it should have closed")
 			}
 			p = s.accept(t)
 			p.expect("SUB a.b 1")
@@ -198,9 +199,9 @@ func TestLinkFlush(t *testing.T) {
 	first, second, third := begin(), begin(), begin()
 	first.cancel()
 	if err := <-first.result; !errors.Is(err, context.Canceled) {
-		t.Fatalf("a flush that was given up: %v", err)
+		t.Fatalf("a canceled flush: %v", err)
 	}
-	p.say("PONG\r\n") // the first one's, whom nobody waits for
+	p.say("PONG\r\n") // for the first flush, which was canceled
 	p.say("PONG\r\n")
 	if err := <-second.result; err != nil {
 		t.Fatal(err)
@@ -212,10 +213,10 @@ func TestLinkFlush(t *testing.T) {
 	}
 	_ = p.conn.Close()
 	if err := <-third.result; !errors.Is(err, errLost) {
-		t.Fatalf("a flush whose connection was cut: %v", err)
+		t.Fatalf("a flush whose connection broke: %v", err)
 	}
 	p = s.accept(t)
-	p.say("PONG\r\n") // unasked for
+	p.say("PONG\r\n") // without a PING
 	fourth := begin()
 	p.say("PONG\r\n")
 	if err := <-fourth.result; err != nil {
@@ -223,7 +224,7 @@ func TestLinkFlush(t *testing.T) {
 	}
 }
 
-func TestLinkAnswersPingsAndPassesErrorsOver(t *testing.T) {
+func TestLinkAnswersPingsAndSurvivesErrors(t *testing.T) {
 	l, _, p := openLink(t, User{})
 	r := subscribe(t, l, p, "a", "", "SUB a 1")
 	p.say("PING\r\n")
@@ -234,8 +235,8 @@ func TestLinkAnswersPingsAndPassesErrorsOver(t *testing.T) {
 	}
 }
 
-// What was sent to a subscription before it ended is still handled; nothing
-// of it is subscribed to again.
+// Messages that were sent to a subscription before it ended are still handled. A
+// new connection does not renew it.
 func TestLinkUnsubscribes(t *testing.T) {
 	l, s, p := openLink(t, User{})
 	a := subscribe(t, l, p, "a", "", "SUB a 1")
@@ -260,7 +261,7 @@ func TestLinkUnsubscribes(t *testing.T) {
 	p.say("PING\r\n")
 	p.expect("PONG")
 	if len(a) != 0 {
-		t.Fatal("a message came in after unsubscribe had returned")
+		t.Fatal("a message was handled after Unsubscribe had returned")
 	}
 }
 
@@ -269,7 +270,7 @@ func TestLinkCloses(t *testing.T) {
 		l, _, p := openLink(t, User{})
 		result := make(chan error, 1)
 		go func() { result <- l.Send([]byte("PUB a 1\r\nx\r\n")) }()
-		if c, err := p.r.ReadByte(); c != 'P' || err != nil { // it is in the middle of it
+		if c, err := p.r.ReadByte(); c != 'P' || err != nil { // the link is writing
 			t.Fatal(c, err)
 		}
 		p.r = nil
@@ -283,10 +284,10 @@ func TestLinkCloses(t *testing.T) {
 			t.Fatalf("flush: %v", err)
 		}
 	})
-	t.Run("while it shakes hands again", func(t *testing.T) {
+	t.Run("during the handshake of a new connection", func(t *testing.T) {
 		l, s, p := openLink(t, User{})
 		_ = p.conn.Close()
-		s.next(t) // says nothing
+		s.next(t) // the server sends nothing
 		l.Close()
 	})
 	t.Run("while it can't dial", func(t *testing.T) {
@@ -299,15 +300,15 @@ func TestLinkCloses(t *testing.T) {
 
 func TestLinkDoesNotOpen(t *testing.T) {
 	defer goleak.VerifyNone(t, goleak.IgnoreCurrent())
-	none := errors.New("nobody there")
-	if _, err := Open(Options{Name: "test", Dial: func() (net.Conn, error) { return nil, none }, User: func() User { return User{} }}, slog.New(slog.DiscardHandler)); !errors.Is(err, none) {
+	errDial := errors.New("connection refused")
+	if _, err := Open(Options{Name: "test", Dial: func() (net.Conn, error) { return nil, errDial }, User: func() User { return User{} }}, slog.New(slog.DiscardHandler)); !errors.Is(err, errDial) {
 		t.Fatalf("got %v", err)
 	}
 	for name, greeting := range map[string]string{
-		"not NATS":       "HTTP/1.1 400 Bad Request\r\n",
-		"not JSON":       "INFO {\r\n",
-		"cut":            "INFO ",
-		"a long nothing": strings.Repeat("x", 200<<10),
+		"not NATS":        "HTTP/1.1 400 Bad Request\r\n",
+		"not JSON":        "INFO {\r\n",
+		"an unended line": "INFO ",
+		"a long line":     strings.Repeat("x", 200<<10),
 	} {
 		s := newScripted()
 		var talking sync.WaitGroup
@@ -333,8 +334,8 @@ func TestLinkDoesNotOpen(t *testing.T) {
 	talking.Wait()
 }
 
-// Whoever writes while the server writes must get through: the server reads
-// from a link only as long as the link reads from it.
+// The link reads while it writes. The server reads from a link only if the link
+// reads from it, so otherwise both would block.
 func TestLinkReadsWhileItWrites(t *testing.T) {
 	l, _, p := openLink(t, User{})
 	const messages, size = 200, 100_000
@@ -379,11 +380,11 @@ func FuzzReceive(f *testing.F) {
 	f.Add("PING\r\nPONG\r\n-ERR 'x'\r\nINFO {}\r\n")
 	f.Fuzz(func(t *testing.T, input string) {
 		if len(input) > 1<<12 || strings.Contains(input, "PING") {
-			return // a PING is answered on a goroutine, which needs a connection
+			return // the link would answer on a connection, and has none
 		}
 		for _, line := range strings.SplitAfter(input, "\n") {
 			if c, ok := parseControl([]byte(line), true); ok && c.total > 1<<20 {
-				return // room is made for what the server announces
+				return // the link allocates the size that the server announces
 			}
 			if c, ok := parseControl([]byte(line), false); ok && c.total > 1<<20 {
 				return

@@ -7,7 +7,7 @@ import (
 	"unsafe"
 )
 
-// controlLine is a message's first line. Its slices alias the line.
+// controlLine is the parsed first line of a message. Its slices alias the line.
 type controlLine struct {
 	subject, reply []byte
 	id             int
@@ -44,7 +44,8 @@ func parseControl(line []byte, headers bool) (c controlLine, ok bool) {
 	return c, ok1 && ok2 && ok3 && c.header <= c.total
 }
 
-// parseSize parses a number of at most 9 digits: the server sends no larger one.
+// parseSize parses a number of at most 9 digits. The server never sends a larger
+// one.
 func parseSize(digits []byte) (n int, ok bool) {
 	if len(digits) == 0 || len(digits) > 9 {
 		return 0, false
@@ -65,7 +66,7 @@ func appendSub(dst []byte, subject, queue string, id int) []byte {
 	return fmt.Appendf(dst, "SUB %s %d\r\n", subject, id)
 }
 
-// AppendPub appends a message without headers.
+// AppendPub appends a PUB command: a message without headers.
 func AppendPub[S ~string | ~[]byte](dst []byte, subject string, payload S) []byte {
 	dst = append(dst, "PUB "...)
 	dst = append(dst, subject...)
@@ -76,7 +77,7 @@ func AppendPub[S ~string | ~[]byte](dst []byte, subject string, payload S) []byt
 	return append(dst, "\r\n"...)
 }
 
-// AppendHPub appends a message with a header block.
+// AppendHPub appends an HPUB command: a message with a header block.
 func AppendHPub(dst []byte, subject string, header, payload []byte) []byte {
 	dst = append(dst, "HPUB "...)
 	dst = append(dst, subject...)
@@ -90,7 +91,7 @@ func AppendHPub(dst []byte, subject string, header, payload []byte) []byte {
 	return append(dst, "\r\n"...)
 }
 
-// AppendForward appends a message as it was received, with its subject and reply
+// AppendForward appends a received message unchanged, with its subject and reply
 // subject, so that another node answers it.
 func AppendForward(dst []byte, m *Message) []byte {
 	to := m.Subject
@@ -103,11 +104,12 @@ func AppendForward(dst []byte, m *Message) []byte {
 	return AppendHPub(dst, to, m.Header, m.Payload)
 }
 
-// text returns b as a string that shares its memory. b must not change any more.
-func text(b []byte) string { return unsafe.String(unsafe.SliceData(b), len(b)) }
+// unsafeString returns a string that shares b's memory. b must not change
+// afterwards.
+func unsafeString(b []byte) string { return unsafe.String(unsafe.SliceData(b), len(b)) }
 
-// clip returns b as a string for a log, cut to 64 bytes.
-func clip(b []byte) string {
+// abbreviate returns the first 64 bytes of b as a string, for a log.
+func abbreviate(b []byte) string {
 	if len(b) > 64 {
 		return string(b[:64]) + "…"
 	}

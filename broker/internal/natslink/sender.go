@@ -5,23 +5,24 @@ import (
 	"sync"
 )
 
-// Sender sends over a link for goroutines that must not block. The links' own
-// readers are such goroutines: the server may not read from them before they read
-// from it.
+// Sender sends over a link on behalf of goroutines that must not block, such as a
+// link's reading goroutine: the server may read from a link only after the link
+// has read from it. Send only appends to a buffer; the sender's own goroutine
+// writes it.
 type Sender struct {
 	link *Link
 	log  *slog.Logger
 
-	mu     sync.Mutex
+	mu     sync.Mutex // guards buffer and closed
 	buffer []byte
-	ready  chan struct{} // capacity 1: buffer holds something
+	ready  chan struct{} // capacity 1: buffer is not empty
 	done   chan struct{} // closed when run has returned
 	closed bool
 }
 
-// maxSenderBytes bounds what waits to be sent. The rest is dropped, and logged. It
-// consists of answers that nothing was done, and a client that receives no answer
-// has to assume just that.
+// maxSenderBytes bounds the buffer. Commands beyond it are dropped, and that is
+// logged. They are refusals, advisories and messages to other nodes: all of them
+// may be lost, as any NATS message may.
 const maxSenderBytes = 64 << 20
 
 // NewSender starts a sender. The caller closes it.
@@ -31,7 +32,7 @@ func NewSender(l *Link, log *slog.Logger) *Sender {
 	return s
 }
 
-// Send queues whole protocol commands. It does not block.
+// Send queues complete protocol commands. It does not block.
 func (s *Sender) Send(commands []byte) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -39,7 +40,7 @@ func (s *Sender) Send(commands []byte) {
 		return
 	}
 	if len(s.buffer)+len(commands) > maxSenderBytes {
-		s.log.Warn("answers dropped: the NATS server does not read them")
+		s.log.Warn("messages dropped: the NATS server does not read them")
 		return
 	}
 	s.buffer = append(s.buffer, commands...)
@@ -62,7 +63,7 @@ func (s *Sender) run() {
 	}
 }
 
-// Close sends what is queued and ends the sender. It is idempotent.
+// Close sends the queued commands and stops the sender. It is idempotent.
 func (s *Sender) Close() {
 	s.mu.Lock()
 	if !s.closed {

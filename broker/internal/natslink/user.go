@@ -10,23 +10,24 @@ import (
 	"github.com/nats-io/nkeys"
 )
 
-// User is what a connection within the process proves itself with.
+// User is the credentials of a connection within the process. One of its fields
+// is set, or none if the server requires no authentication.
 type User struct {
 	Key   nkeys.KeyPair
 	Token string
-	File  string // of NATS credentials (JWT and seed)
+	File  string // a file with NATS credentials (JWT and seed)
 }
 
-// PublicKey returns the public key of a user, which is its name.
+// PublicKey returns a key pair's public key, which is the user's name.
 func PublicKey(key nkeys.KeyPair) string {
 	public, err := key.PublicKey()
 	if err != nil {
-		panic("broker: public key: " + err.Error()) // the key was made by this process
+		panic("broker: public key: " + err.Error()) // this process has generated the key
 	}
 	return public
 }
 
-// Options returns the user as options of nats.go.
+// Options returns the credentials as options of nats.go.
 func (u User) Options() []nats.Option {
 	switch {
 	case u.File != "":
@@ -68,7 +69,8 @@ func (u User) connect(name, nonce string) ([]byte, error) {
 	return fmt.Appendf(nil, "CONNECT %s\r\n", b), nil
 }
 
-// sign answers the server's challenge with the key of a credentials file.
+// sign signs the server's nonce with the key of a credentials file. It also
+// returns the file's JWT.
 func sign(file, nonce string) (jwt, signature string, err error) {
 	b, err := os.ReadFile(file)
 	if err != nil {

@@ -1,7 +1,6 @@
 // Package natsserver is the NATS server that is embedded in a node: its
-// configuration, who is let in and with which permissions, its limits, and its
-// reload.
+// configuration, authentication, permissions, limits and reload.
 //
-// Its nouns are [Server] and [Options]. It knows the subjects of the log, and
-// nothing of nodes, partitions or replication.
+// The main types are [Server] and [Options]. The package depends on the log's
+// subjects, but not on nodes, partitions or replication.
 package natsserver

@@ -14,48 +14,51 @@ import (
 	"github.com/cantuslog/cantus/subjects"
 )
 
-// The least that a nats-server configuration may allow for the node to serve.
+// The minimum limits of a nats-server configuration with which the node can
+// serve.
 const (
-	leastPayload     = 8 << 10
-	leastConns       = 8       // the node has four itself
-	leastControlLine = 1 << 10 // the node's subjects, and clients' reply subjects
-	leastPending     = 8 << 20 // requests that wait to be taken in by the node
-	leastWriteTime   = 100 * time.Millisecond
+	minPayload       = 8 << 10
+	minConns         = 8       // the node itself has four
+	minControlLine   = 1 << 10 // for the node's subjects, and clients' reply subjects
+	minPending       = 8 << 20 // for requests that the node has not read yet
+	minWriteDeadline = 100 * time.Millisecond
 )
 
-// checkNATSOptions refuses limits that the node cannot serve within. What it can't
-// compute, it is told when it runs: see audits and natsTrouble.
+// checkNATSOptions returns an error if a limit is too low for the node to serve.
+// It can't check the limits of accounts and users; the audits of package natslink
+// detect their effect while the node runs.
 func checkNATSOptions(opts *server.Options) error {
 	for _, l := range []struct {
 		name        string
-		is, least   any
+		value, min  any
 		tooSmall    bool
 		consequence string
 	}{
-		{"max_payload", opts.MaxPayload, leastPayload, opts.MaxPayload < leastPayload, "answers are larger"},
-		{"max_connections", opts.MaxConn, leastConns, opts.MaxConn != 0 && opts.MaxConn < leastConns, "the node itself has four"},
-		{"max_control_line", opts.MaxControlLine, leastControlLine, opts.MaxControlLine < leastControlLine, "subjects are longer"},
-		{"max_pending", opts.MaxPending, leastPending, opts.MaxPending != 0 && opts.MaxPending < leastPending, "a burst of requests would end the node's own connection"},
-		{"write_deadline", opts.WriteDeadline, leastWriteTime, opts.WriteDeadline != 0 && opts.WriteDeadline < leastWriteTime, "the node's own connection would not last"},
+		{"max_payload", opts.MaxPayload, minPayload, opts.MaxPayload < minPayload, "answers are larger"},
+		{"max_connections", opts.MaxConn, minConns, opts.MaxConn != 0 && opts.MaxConn < minConns, "the node itself has four"},
+		{"max_control_line", opts.MaxControlLine, minControlLine, opts.MaxControlLine < minControlLine, "subjects are longer"},
+		{"max_pending", opts.MaxPending, minPending, opts.MaxPending != 0 && opts.MaxPending < minPending, "a burst of requests would end the node's own connection"},
+		{"write_deadline", opts.WriteDeadline, minWriteDeadline, opts.WriteDeadline != 0 && opts.WriteDeadline < minWriteDeadline, "the node's own connection would not last"},
 	} {
 		if l.tooSmall {
-			return fmt.Errorf("NATS server: %s %v is too small: at least %v is needed, since %s", l.name, l.is, l.least, l.consequence)
+			return fmt.Errorf("NATS server: %s %v is too small: at least %v is needed, since %s", l.name, l.value, l.min, l.consequence)
 		}
 	}
 	return nil
 }
 
-// setLimits takes the server's limits.
+// setLimits stores the limits of a configuration, and passes them to the node's
+// links.
 func (s *Server) setLimits(opts *server.Options) {
 	s.maxPending.Store(opts.MaxPending)
 	if opts.MaxPending == 0 {
 		s.maxPending.Store(server.MAX_PENDING_SIZE)
 	}
 	s.maxReply.Store(int64(opts.MaxControlLine) - natslink.ControlLineMargin)
-	was := s.payloadLimit.Swap(int64(opts.MaxPayload))
-	if own := s.links.Load(); own != nil {
-		for _, l := range *own {
-			l.SetLimits(was, int64(opts.MaxPayload), s.maxReply.Load())
+	before := s.payloadLimit.Swap(int64(opts.MaxPayload))
+	if links := s.links.Load(); links != nil {
+		for _, l := range *links {
+			l.SetLimits(before, int64(opts.MaxPayload), s.maxReply.Load())
 		}
 	}
 	next := make(chan struct{})
@@ -64,48 +67,52 @@ func (s *Server) setLimits(opts *server.Options) {
 	}
 }
 
-// MaxPending is how many bytes the server lets a connection be behind.
+// MaxPending returns the maximum number of bytes that the server buffers for a
+// connection.
 func (s *Server) MaxPending() int64 { return s.maxPending.Load() }
 
-// MaxReply is the longest reply subject of a request that can be answered.
+// MaxReply returns the maximum length, in bytes, of the reply subject of a
+// request that can be answered.
 func (s *Server) MaxReply() int64 { return s.maxReply.Load() }
 
-// LimitsChanged returns a channel that is closed when the limits are set anew.
+// LimitsChanged returns a channel that is closed when the limits are next set.
 func (s *Server) LimitsChanged() <-chan struct{} { return *s.changed.Load() }
 
-// MaxPayload is the most bytes that a message of the node may have: the server's
-// limit, or less if the account allows less.
+// MaxPayload returns the maximum size, in bytes, of a message of the node: the
+// server's limit, or that of the account if it is lower.
 func (s *Server) MaxPayload() int {
-	most := s.payloadLimit.Load()
-	if own := s.links.Load(); own != nil {
-		for _, l := range *own {
+	limit := s.payloadLimit.Load()
+	if links := s.links.Load(); links != nil {
+		for _, l := range *links {
 			if n := l.MaxPayload(); n > 0 {
-				most = min(most, n)
+				limit = min(limit, n)
 			}
 		}
 	}
-	return int(most)
+	return int(limit)
 }
 
-// Subscriptions returns the ids of a connection's subscriptions.
+// Subscriptions returns the ids of a connection's subscriptions. client is the
+// server's number for the connection.
 func (s *Server) Subscriptions(client uint64) (map[int]bool, error) {
 	z, err := s.Connz(&server.ConnzOptions{CID: client, SubscriptionsDetail: true, Subscriptions: true})
 	if err != nil {
 		return nil, fmt.Errorf("subscriptions of connection %d: %w", client, err)
 	}
-	has := map[int]bool{}
+	ids := map[int]bool{}
 	for _, c := range z.Conns {
 		for _, d := range c.SubsDetail {
 			if id, err := strconv.Atoi(d.Sid); err == nil {
-				has[id] = true
+				ids[id] = true
 			}
 		}
 	}
-	return has, nil
+	return ids, nil
 }
 
-// Shadowed says which subject mapping takes requests away from the node, "" if none
-// does, and whether appends by key are mapped.
+// Shadowed checks the account's subject mappings. what describes one that diverts
+// requests from the node, or is "" if there is none. keys reports whether appends
+// by key are mapped to partitions.
 func (s *Server) Shadowed(partitions int) (what string, keys bool, err error) {
 	z, err := s.Accountz(&server.AccountzOptions{Account: s.account.GetName()})
 	if err != nil || z.Account == nil {
@@ -127,7 +134,7 @@ func (s *Server) Shadowed(partitions int) (what string, keys bool, err error) {
 	return "", keys, nil
 }
 
-// served yields what nodes answer requests on.
+// served yields the subjects on which nodes answer requests.
 func served(names subjects.Names, partitions int) iter.Seq[string] {
 	return func(yield func(string) bool) {
 		for _, s := range []string{names.AppendKey("*"), names.Info(), names.Admin(">")} {

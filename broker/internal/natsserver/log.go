@@ -9,10 +9,11 @@ import (
 	"github.com/cantuslog/cantus/broker/internal/loglimit"
 )
 
-// serverLogger passes the server's log on, and what it could not start for.
+// serverLogger writes the NATS server's messages to the node's log. fatal
+// receives the reason why the server can't start.
 type serverLogger struct {
 	log     *slog.Logger
-	fatal   chan string // the first only
+	fatal   chan string // capacity 1; later messages are dropped
 	repeats *loglimit.Repeats
 }
 
@@ -22,32 +23,32 @@ func (l serverLogger) Noticef(format string, v ...any) {
 func (l serverLogger) Warnf(format string, v ...any)  { l.warn(fmt.Sprintf(format, v...)) }
 func (l serverLogger) Errorf(format string, v ...any) { l.warn(fmt.Sprintf(format, v...)) }
 
-// numbers are what differs in a text that is said again and again: ports, and
-// counts of connections and attempts.
+// numbers matches the parts that differ between repetitions of a message: ports,
+// and the numbers of connections and attempts.
 var numbers = regexp.MustCompile(`[: ][0-9]+`)
 
-// Of routes between nodes whose tokens differ: what the one that dials is told,
-// and what the one that refuses says.
+// Messages about a route between nodes whose tokens differ: that of the node that
+// dials, and that of the node that refuses the connection.
 var (
 	routeRefused = regexp.MustCompile(`^(\S+:\d+) - rid:\d+ .*Route Error 'Authorization Violation'`)
 	routeRefuses = regexp.MustCompile(`^(\S+:\d+) - rid:\d+ - authentication error`)
 )
 
-// routeHint says what the NATS server's text about a route means for a node, ""
-// for other texts.
+// routeHint explains a message about a refused route. It returns "" for other
+// messages.
 func routeHint(text string) string {
-	const means = "it has another token, or none (--cluster-secret-file)"
+	const cause = "it has another token, or none (--cluster-secret-file)"
 	if m := routeRefused.FindStringSubmatch(text); m != nil {
-		return fmt.Sprintf(": %s refuses this node: %s", m[1], means)
+		return fmt.Sprintf(": %s refuses this node: %s", m[1], cause)
 	}
 	if m := routeRefuses.FindStringSubmatch(text); m != nil {
-		return fmt.Sprintf(": this node refuses the one at %s: %s", m[1], means)
+		return fmt.Sprintf(": this node refuses the one at %s: %s", m[1], cause)
 	}
 	return ""
 }
 
-// warn logs a text, and the same one again once in a while: the server tries a
-// route that is away, and says so, every second.
+// warn logs a message as a warning, and limits its repetitions: while a node is
+// down, the server tries the route to it, and logs that, every second.
 func (l serverLogger) warn(text string) {
 	ok, withheld := l.repeats.Allow(numbers.ReplaceAllString(text, "#"), time.Now())
 	text += routeHint(text)

@@ -9,8 +9,8 @@ import (
 	"github.com/cantuslog/cantus/broker/internal/loglimit"
 )
 
-// The NATS server says the same of a route that is away again and again.
-func TestTheSameWarningIsLoggedOnceInAWhile(t *testing.T) {
+// While a node is down, the NATS server repeats its messages about the route.
+func TestARepeatedWarningIsLoggedOncePerInterval(t *testing.T) {
 	var log bytes.Buffer
 	l := serverLogger{slog.New(slog.NewTextHandler(&log, nil)), nil, &loglimit.Repeats{}}
 	for attempt := range 500 {
@@ -18,11 +18,11 @@ func TestTheSameWarningIsLoggedOnceInAWhile(t *testing.T) {
 		l.Warnf("127.0.0.1:%d - rid:%d - Router connection closed", 40_000+attempt, attempt)
 	}
 	if n := strings.Count(log.String(), "\n"); n != 2 {
-		t.Errorf("%d lines of 1000 are logged:\n%s", n, log.String())
+		t.Errorf("%d messages of 1000 are logged:\n%s", n, log.String())
 	}
 }
 
-// Nodes whose tokens differ say so, whichever of them dials.
+// If the tokens of two nodes differ, both log it, whichever of them dials.
 func TestARefusedRouteIsExplained(t *testing.T) {
 	var log bytes.Buffer
 	l := serverLogger{slog.New(slog.NewTextHandler(&log, nil)), nil, &loglimit.Repeats{}}
@@ -36,6 +36,6 @@ func TestARefusedRouteIsExplained(t *testing.T) {
 		}
 	}
 	if strings.Count(log.String(), "token") != 2 {
-		t.Errorf("a client is no route:\n%s", log.String())
+		t.Errorf("a client is taken for a route:\n%s", log.String())
 	}
 }

@@ -10,16 +10,17 @@ import (
 	"github.com/nats-io/nats-server/v2/server"
 )
 
-// routeUserName is the user name with which nodes that share a token connect to each
-// other's route ports.
+// routeUserName is the user name with which nodes that share a token connect to
+// each other's route ports.
 const routeUserName = "cantus"
 
-// openTo describes, for the log, which clients each port of the NATS server accepts.
+// openTo describes, for the log, which connections the client port and the route
+// port accept.
 type openTo struct{ clients, routes string }
 
 func openToOf(opts *server.Options, o Options) openTo {
 	d := openTo{clients: "anyone", routes: "anyone"}
-	if asksClients(opts) {
+	if authenticatesClients(opts) {
 		d.clients = "whoever the NATS configuration lets in"
 	}
 	switch {
@@ -27,28 +28,32 @@ func openToOf(opts *server.Options, o Options) openTo {
 		d.routes = "holders of the cluster's token"
 	case opts.Cluster.Username != "" || opts.Cluster.Password != "":
 		d.routes = "servers with the configured password"
-	case verifies(opts.Cluster.TLSConfig):
+	case verifiesCertificates(opts.Cluster.TLSConfig):
 		d.routes = "servers with a certificate"
 	}
 	return d
 }
 
-// asksClients reports whether the NATS configuration asks clients for anything.
-func asksClients(opts *server.Options) bool {
+// authenticatesClients reports whether the NATS configuration requires clients to
+// authenticate.
+func authenticatesClients(opts *server.Options) bool {
 	return len(opts.Users) > 0 || len(opts.Nkeys) > 0 || opts.Username != "" || opts.Password != "" || opts.Authorization != "" ||
 		len(opts.TrustedOperators) > 0 || len(opts.TrustedKeys) > 0 || opts.AuthCallout != nil || opts.TLSVerify || opts.TLSMap
 }
 
-func verifies(c *tls.Config) bool { return c != nil && c.ClientAuth == tls.RequireAndVerifyClientCert }
+func verifiesCertificates(c *tls.Config) bool {
+	return c != nil && c.ClientAuth == tls.RequireAndVerifyClientCert
+}
 
-// IsLoopback reports whether only this machine reaches a host that is listened on.
+// IsLoopback reports whether a port that is opened on host can only be reached
+// from this machine.
 func IsLoopback(host string) bool {
 	ip := net.ParseIP(strings.Trim(host, "[]"))
 	return host == "localhost" || ip != nil && ip.IsLoopback()
 }
 
-// checkOpen refuses to open a port without authentication, unless it is a loopback
-// port or the operator asks for it.
+// checkOpen returns an error if a port would be open without authentication,
+// unless it is a loopback port or Options.Insecure is set.
 func checkOpen(opts *server.Options, o Options) error {
 	d := openToOf(opts, o)
 	switch {
@@ -63,7 +68,7 @@ func checkOpen(opts *server.Options, o Options) error {
 	return nil
 }
 
-// onPort says where a port is opened.
+// onPort describes where a port is opened.
 func onPort(host string, n int) string {
 	address := net.JoinHostPort(host, strconv.Itoa(max(n, 0)))
 	if ip := net.ParseIP(host); host == "" || ip != nil && ip.IsUnspecified() {

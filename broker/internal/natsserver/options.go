@@ -1,17 +1,17 @@
 package natsserver
 
-// Options are what the server needs of a node's options.
+// Options are the options of a node that concern its NATS server.
 type Options struct {
 	Name, Cluster, Prefix       string
 	ClientListen, ClusterListen string
 	Routes                      []string
-	ConfigFile                  string // of nats-server
+	ConfigFile                  string // a configuration of nats-server
 	Account, Credentials        string
 	Insecure                    bool
-	// RoutePassword is what servers of the cluster's nodes prove themselves with
-	// to each other, "" if nothing is asked of them.
+	// RoutePassword authenticates the servers of the cluster's nodes to each
+	// other. If it is "", they need no password.
 	RoutePassword string
 }
 
-// clustered reports whether the server is to be one of several.
+// clustered reports whether the server is one of several.
 func (o Options) clustered() bool { return o.ClusterListen != "" || len(o.Routes) > 0 }

@@ -20,26 +20,26 @@ import (
 	"github.com/cantuslog/cantus/subjects"
 )
 
-// Some subjects are the nodes' own: only they publish the feed, and only they
-// answer requests. NATS enforces it by permissions, so every user of the node's
-// account gets them, whether the configuration says so or not: see
-// docs/adr/0021. The node itself connects as a user of its own without them, and
-// the application that embeds it as another user with them.
+// Some subjects are reserved for nodes: only nodes publish the feed, and only
+// nodes answer requests. NATS permissions enforce that, so the node adds them to
+// every user of its account: see docs/adr/0021. The node itself connects as a
+// user without these permissions, and the application that embeds it as another
+// user with them.
 
-// ServiceName is the name of the nodes among NATS services.
+// ServiceName is the name of the nodes' NATS service.
 const ServiceName = "cantus"
 
-// nodePublishes are the subjects that only nodes publish.
+// nodePublishes returns the subjects on which only nodes may publish.
 func nodePublishes(names subjects.Names) []string {
 	return []string{
 		names.Prefix + ".feed.>", names.Prefix + ".packed.>", names.Prefix + ".advisory.>",
 		names.Admin("hello"), names.Admin("join"), names.Admin("node", "*", "member"),
 		names.Admin("pace"), names.Admin("pace", ">"),
-		"$SYS.REQ.>", // the server answers wherever it is asked to, the nodes' subjects included
+		"$SYS.REQ.>", // the server replies to any subject, those of the nodes included
 	}
 }
 
-// nodeSubscribes are the subjects that only nodes subscribe to.
+// nodeSubscribes returns the subjects to which only nodes may subscribe.
 func nodeSubscribes(names subjects.Names) []string {
 	return []string{
 		names.Prefix + ".append.>", names.Prefix + ".batch.>", names.Prefix + ".read.>", names.Prefix + ".replica.>",
@@ -48,11 +48,12 @@ func nodeSubscribes(names subjects.Names) []string {
 	}
 }
 
-// ForbiddenReplies returns a function that reports whether a node must not answer
-// to a subject. The node may publish anywhere, and answers hold what clients
-// stored: whoever may ask could have it append, feed or administer in its own name.
-// What a JetStream consumer delivers is to be acknowledged to the server, where
-// acks are allowed: no answer to an append is one.
+// ForbiddenReplies returns a function that reports whether a node must not reply
+// to a subject. The node may publish on any subject, and its replies contain data
+// of clients. Without this check, a client could choose a reply subject with
+// which the node appends, publishes the feed or administers on its behalf. If
+// acks is set, the reply subjects of JetStream messages are allowed: a reply to
+// an append is never a valid acknowledgement.
 func ForbiddenReplies(names subjects.Names, acks bool) func(reply string) bool {
 	own := []string{
 		names.Prefix + ".append.", names.Prefix + ".batch.", names.Prefix + ".read.", names.Prefix + ".replica.",
@@ -69,37 +70,38 @@ func ForbiddenReplies(names subjects.Names, acks bool) func(reply string) bool {
 	}
 }
 
-// access makes the node and its application users of the NATS server, and keeps
-// every other user off the nodes' subjects.
+// access adds users for the node and its application to a configuration of the
+// NATS server, and denies the nodes' subjects to all other users.
 type access struct {
 	names   subjects.Names
-	account string // that the nodes' subjects live in
+	account string // of the nodes' subjects
 
-	// The same for every configuration, so that connections survive a reload.
+	// The same for every configuration, so that the node's connections survive a
+	// reload.
 	nodeKey, appKey     nkeys.KeyPair
 	nodeToken, appToken string
 }
 
-// rights are what access has made of a configuration.
+// rights are the result of access.apply for a configuration.
 type rights struct {
-	how       admission
-	node, app natslink.User // of the node, and of the application that it is embedded in
-	token     string        // that admits clients; may be a bcrypt hash
-	digest    string        // of what the configuration says, with the files that it includes
-	gaps      []string      // whom the node can't keep off its subjects
-	mute      bool          // leaf nodes may come, and none can send requests
-	others    []string      // the accounts that have users, where the node's, the global one, has none
+	how           authMethod
+	node, app     natslink.User // of the node, and of the application that embeds it
+	token         string        // of clients; may be a bcrypt hash
+	digest        string        // of the configuration and the files that it includes
+	gaps          []string      // connections to which the node can't deny its subjects
+	mutedLeaves   bool          // leaf nodes can connect, but none can send requests
+	otherAccounts []string      // the accounts that have users, if only the node's, the global one, has none
 }
 
-// admission is how a configuration tells clients from others. A running server
-// can't change it.
-type admission string
+// authMethod is how the server authenticates clients. It can't change while the
+// server runs.
+type authMethod string
 
 const (
-	anybody   admission = "no users"
-	byToken   admission = "a token"
-	byUsers   admission = "users"
-	elsewhere admission = "operators and JWTs"
+	byNothing authMethod = "no users"
+	byToken   authMethod = "a token"
+	byUsers   authMethod = "users"
+	byJWT     authMethod = "operators and JWTs"
 )
 
 func newAccess(o Options) (*access, error) {
@@ -113,16 +115,15 @@ func newAccess(o Options) (*access, error) {
 	return a, errors.Join(err1, err2)
 }
 
-// apply adds the node's users and the permissions to a configuration as it was
-// read.
+// apply adds the node's users and the permissions to a configuration.
 func (a *access) apply(opts *server.Options, o Options) (r rights, err error) {
-	r = rights{how: admissionOf(opts, o), node: natslink.User{Token: a.nodeToken}, app: natslink.User{Token: a.appToken}, token: opts.Authorization, digest: opts.ConfigDigest()}
+	r = rights{how: authMethodOf(opts, o), node: natslink.User{Token: a.nodeToken}, app: natslink.User{Token: a.appToken}, token: opts.Authorization, digest: opts.ConfigDigest()}
 	r.gaps = gapsOf(opts, r.how)
 	switch {
-	case r.how == elsewhere && o.Credentials == "":
+	case r.how == byJWT && o.Credentials == "":
 		return r, errors.New("the NATS configuration uses operators and JWTs: " +
 			"give the node a user of its own with a credentials file")
-	case r.how == elsewhere:
+	case r.how == byJWT:
 		r.node, r.app = natslink.User{File: o.Credentials}, natslink.User{File: o.Credentials}
 		return r, nil
 	case o.Account != "" && len(opts.Users) == 0 && len(opts.Nkeys) == 0:
@@ -134,39 +135,40 @@ func (a *access) apply(opts *server.Options, o Options) (r rights, err error) {
 			"give it users (authorization { users: [...] }), with allowed_connection_types")
 	case r.how == byUsers:
 		r.node, r.app = natslink.User{Key: a.nodeKey}, natslink.User{Key: a.appKey}
-		r.others = a.otherAccounts(opts)
+		r.otherAccounts = a.otherAccounts(opts)
 		err := a.applyUsers(opts)
-		r.mute = a.mutesLeaves(opts)
+		r.mutedLeaves = a.mutesLeaves(opts)
 		return r, err
-	case r.how == anybody: // so that the server doesn't tell clients that they need a name
+	case r.how == byNothing: // or the server's INFO would require authentication
 		_, app := a.users(opts)
 		opts.Nkeys, opts.NoAuthUser = []*server.NkeyUser{app}, app.Nkey
-		opts.AuthTimeout = cmp.Or(opts.AuthTimeout, anybodyTimeout.Seconds())
+		opts.AuthTimeout = cmp.Or(opts.AuthTimeout, noAuthTimeout.Seconds())
 	}
 	return r, nil
 }
 
-// anybodyTimeout is how long a client may take to introduce itself where it needs
-// no name: on a busy machine that may be long.
-const anybodyTimeout = time.Minute
+// noAuthTimeout is how long a client may take to send CONNECT if it need not
+// authenticate. It is long, because the machine may be busy.
+const noAuthTimeout = time.Minute
 
-func admissionOf(opts *server.Options, o Options) admission {
+func authMethodOf(opts *server.Options, o Options) authMethod {
 	switch {
 	case o.Credentials != "" || len(opts.TrustedOperators) > 0 || len(opts.TrustedKeys) > 0:
-		return elsewhere
+		return byJWT
 	case len(opts.Users) > 0 || len(opts.Nkeys) > 0 || opts.Username != "" || opts.AuthCallout != nil,
 		opts.ProxyRequired || opts.Proxies != nil:
 		return byUsers
 	case opts.Authorization != "":
 		return byToken
 	}
-	return anybody
+	return byNothing
 }
 
-// gapsOf names the connections that can use the nodes' own subjects although they
-// belong to no node, because the server applies no user's permissions to them.
-func gapsOf(opts *server.Options, how admission) (gaps []string) {
-	if how == elsewhere {
+// gapsOf returns the kinds of connections that can use the nodes' subjects
+// although they belong to no node, because the node can't add permissions to
+// them.
+func gapsOf(opts *server.Options, how authMethod) (gaps []string) {
+	if how == byJWT {
 		gaps = append(gaps, "users of operators and JWTs")
 	}
 	if opts.AuthCallout != nil {
@@ -186,11 +188,11 @@ func gapsOf(opts *server.Options, how admission) (gaps []string) {
 
 // applyUsers is apply for a configuration with users.
 func (a *access) applyUsers(opts *server.Options) error {
-	anonymous, err := admitsAnybody(opts)
+	anonymous, err := admitsAnonymous(opts)
 	if err != nil {
 		return err
 	}
-	if opts.Username != "" { // as one of several users it can have permissions
+	if opts.Username != "" { // only a user in the list can have permissions
 		opts.Users = append(opts.Users, &server.User{Username: opts.Username, Password: opts.Password})
 		opts.Username, opts.Password = "", ""
 	}
@@ -209,7 +211,7 @@ func (a *access) applyUsers(opts *server.Options) error {
 	if anonymous {
 		opts.NoAuthUser = app.Nkey
 		if l := &opts.LeafNode; l.Port != 0 && l.Username == "" && l.Nkey == "" && len(l.Users) == 0 {
-			l.Users = []*server.User{{}} // leaf nodes without a name, as before
+			l.Users = []*server.User{{}} // leaf nodes without a user can still connect
 		}
 	}
 	if opts.AuthCallout != nil {
@@ -218,8 +220,8 @@ func (a *access) applyUsers(opts *server.Options) error {
 	return nil
 }
 
-// mutesLeaves reports whether leaf nodes can connect to the node's account, but only
-// as a user that cannot send requests: see restrict.
+// mutesLeaves reports whether leaf nodes can connect to the node's account, but
+// only as users that can't send requests: see restrict.
 func (a *access) mutesLeaves(opts *server.Options) bool {
 	l := &opts.LeafNode
 	if l.Port == 0 || l.Username != "" || l.Nkey != "" || len(l.Users) > 0 {
@@ -244,8 +246,7 @@ func (a *access) users(opts *server.Options) (node, app *server.NkeyUser) {
 	return node, app
 }
 
-// in reports whether account is the node's. Users without one belong to the
-// global account.
+// in reports whether account is the node's. A nil account is the global one.
 func (a *access) in(account *server.Account) bool {
 	name := server.DEFAULT_GLOBAL_ACCOUNT
 	if account != nil {
@@ -254,7 +255,8 @@ func (a *access) in(account *server.Account) bool {
 	return a.account == name
 }
 
-// leafOnly reports whether a user may only connect as a leaf node.
+// leafOnly reports whether a user with these connection types may only connect as
+// a leaf node.
 func leafOnly(types map[string]struct{}) bool {
 	for t := range types {
 		if !strings.HasPrefix(strings.ToUpper(t), jwt.ConnectionTypeLeafnode) {
@@ -264,10 +266,10 @@ func leafOnly(types map[string]struct{}) bool {
 	return len(types) > 0
 }
 
-// restrict returns permissions that keep to what p allows, and off the nodes'
-// subjects. It does not change p, which users may share. A leaf node may
-// subscribe to what nodes do: where it is denied that, NATS does not let it
-// publish there either.
+// restrict returns p without permission to use the nodes' subjects. It does not
+// change p, which users may share. It does not deny a leaf node subscriptions,
+// because NATS does not let a leaf node publish on a subject to which it may not
+// subscribe.
 func (a *access) restrict(p *server.Permissions, leaf bool) *server.Permissions {
 	restricted := &server.Permissions{}
 	if p != nil {
@@ -294,9 +296,9 @@ func deny(p *server.SubjectPermission, also []string) *server.SubjectPermission 
 	return denied
 }
 
-// admitsAnybody reports whether a configuration lets clients in that give no
+// admitsAnonymous reports whether a configuration admits clients without a user
 // name: it has no users at all, or only those of the system account.
-func admitsAnybody(opts *server.Options) (bool, error) {
+func admitsAnonymous(opts *server.Options) (bool, error) {
 	if opts.NoAuthUser != "" || opts.Username != "" || opts.AuthCallout != nil {
 		return false, nil
 	}
@@ -323,19 +325,19 @@ func admitsAnybody(opts *server.Options) (bool, error) {
 	return true, nil
 }
 
-// door admits clients where there are no users: the server itself knows no
-// permissions then.
-type door struct {
+// authenticator authenticates clients if the configuration has no users. The
+// server itself could not apply permissions to them.
+type authenticator struct {
 	nats         *Server
 	client, leaf *server.Permissions
 }
 
-func newDoor(s *Server, a *access) *door {
-	return &door{nats: s, client: a.restrict(nil, false), leaf: a.restrict(nil, true)}
+func newAuthenticator(s *Server, a *access) *authenticator {
+	return &authenticator{nats: s, client: a.restrict(nil, false), leaf: a.restrict(nil, true)}
 }
 
 // Check implements server.Authentication.
-func (d *door) Check(c server.ClientAuthentication) bool {
+func (d *authenticator) Check(c server.ClientAuthentication) bool {
 	given, rights := c.GetOpts().Token, d.nats.rights.Load()
 	switch {
 	case sameSecret(rights.node.Token, given):
@@ -350,7 +352,7 @@ func (d *door) Check(c server.ClientAuthentication) bool {
 	return true
 }
 
-// sameSecret compares a secret of a configuration with the one that a client gave.
+// sameSecret reports whether a client's secret is that of a configuration.
 func sameSecret(configured, given string) bool {
 	if hashed(configured) {
 		return bcrypt.CompareHashAndPassword([]byte(configured), []byte(given)) == nil
@@ -358,5 +360,5 @@ func sameSecret(configured, given string) bool {
 	return subtle.ConstantTimeCompare([]byte(configured), []byte(given)) == 1
 }
 
-// hashed reports whether the configuration gives a bcrypt hash of a secret.
+// hashed reports whether a secret in a configuration is a bcrypt hash.
 func hashed(secret string) bool { return strings.HasPrefix(secret, "$2") && len(secret) == 60 }

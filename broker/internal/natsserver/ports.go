@@ -10,8 +10,8 @@ import (
 	"github.com/cantuslog/cantus/broker/internal/ports"
 )
 
-// tryNATSPorts returns an error if the NATS server can't have one of its ports. The
-// server itself says less.
+// tryNATSPorts returns an error if the NATS server can't open one of its ports.
+// The server's own error does not name the option that chose the port.
 func tryNATSPorts(opts *server.Options, o Options) error {
 	const file = "the NATS configuration"
 	chosenBy := func(flag, address, host string, n int) string {
@@ -22,7 +22,7 @@ func tryNATSPorts(opts *server.Options, o Options) error {
 	}
 	var all []ports.Port
 	add := func(by, host string, n int) {
-		if n > 0 { // any other is none, or a free one
+		if n > 0 { // 0 means no port, a negative number any free one
 			all = append(all, ports.Port{Address: net.JoinHostPort(host, strconv.Itoa(n)), ChosenBy: by})
 		}
 	}
@@ -39,8 +39,8 @@ func tryNATSPorts(opts *server.Options, o Options) error {
 	return ports.Try(all, ErrNotReady)
 }
 
-// Check returns what would keep a server with these options from starting, as far
-// as that can be known before: the configuration, and the ports.
+// Check returns an error if a server with these options could not start because
+// of its configuration or its ports.
 func Check(o Options) error {
 	access, err := newAccess(o)
 	if err != nil {

@@ -11,22 +11,22 @@ import (
 	"github.com/cantuslog/cantus/subjects"
 )
 
-// Reload takes a new configuration, and the TLS of routes for setTLS. Connections
-// survive, except those that the configuration does not allow. On an error nothing
-// has changed.
+// Reload loads a new configuration. It passes the TLS configuration of the routes
+// to setTLS. Existing connections continue, except those that the configuration
+// does not allow. After an error, nothing has changed.
 func (s *Server) Reload(o Options, partitions int, setTLS func(*tls.Config) (restore func(), err error)) (err error) {
-	was := s.openTo.Load()
+	before := s.openTo.Load()
 	defer func() {
 		if err != nil {
-			s.openTo.Store(was)
+			s.openTo.Store(before)
 		}
 	}()
 	opts, rights, err := s.prepare(o, s.Name())
 	if err != nil {
 		return err
 	}
-	if was := s.rights.Load().how; rights.how != was && (was != anybody || rights.how != byToken) {
-		return fmt.Errorf("the NATS configuration %s changes from %s to %s: that takes a restart", o.ConfigFile, was, rights.how)
+	if how := s.rights.Load().how; rights.how != how && (how != byNothing || rights.how != byToken) {
+		return fmt.Errorf("the NATS configuration %s changes from %s to %s: that takes a restart", o.ConfigFile, how, rights.how)
 	}
 	if err := prepareAccount(opts, o, s.names, partitions); err != nil {
 		return err
@@ -35,7 +35,8 @@ func (s *Server) Reload(o Options, partitions int, setTLS func(*tls.Config) (res
 	if err != nil {
 		return err
 	}
-	// The server asks again for everybody that is connected.
+	// ReloadOptions authenticates the existing connections again, so it needs the
+	// new rights.
 	old := s.rights.Swap(&rights)
 	if err := s.ReloadOptions(opts); err != nil {
 		s.rights.Store(old)
@@ -50,13 +51,13 @@ func (s *Server) Reload(o Options, partitions int, setTLS func(*tls.Config) (res
 	s.configured.Store(o.ConfigFile != "")
 	select {
 	case s.reloaded <- struct{}{}:
-	default: // the watch is about to look
+	default: // the receiver has not handled an earlier reload yet
 	}
 	return nil
 }
 
-// prepareAccount sees to it that the account is still there, and maps appends by
-// key in it.
+// prepareAccount returns an error if the configuration lacks the node's account.
+// Otherwise it maps appends by key in that account.
 func prepareAccount(opts *server.Options, o Options, names subjects.Names, partitions int) error {
 	name := o.Account
 	if name == "" {
@@ -68,14 +69,14 @@ func prepareAccount(opts *server.Options, o Options, names subjects.Names, parti
 		}
 	}
 	if o.Account != "" && len(opts.TrustedOperators) == 0 && len(opts.TrustedKeys) == 0 {
-		return fmt.Errorf("the NATS configuration %s has no account %q any more, which the node's subjects live in", o.ConfigFile, o.Account)
+		return fmt.Errorf("the NATS configuration %s no longer has the account %q, which the node's subjects are in", o.ConfigFile, o.Account)
 	}
 	return nil
 }
 
-// removeMappings removes from the global account the subject mappings that the options
-// have no more. A server that is reloaded keeps them if the options do not name that
-// account at all.
+// removeMappings removes the subject mappings of the global account, unless the
+// options define that account: a reload keeps the old mappings of an account that
+// the options do not mention.
 func (s *Server) removeMappings(opts *server.Options, names subjects.Names) error {
 	named := func(a *server.Account) bool { return a.GetName() == server.DEFAULT_GLOBAL_ACCOUNT }
 	if slices.ContainsFunc(opts.Accounts, named) {
@@ -97,8 +98,8 @@ func (s *Server) removeMappings(opts *server.Options, names subjects.Names) erro
 	return nil
 }
 
-// CurrentUser has a connection use the credentials that the node has when it
-// connects.
+// CurrentUser is an option of nats.go. It makes a connection use the node's
+// credentials at the time when it connects.
 func (s *Server) CurrentUser() nats.Option {
 	return func(o *nats.Options) error {
 		for _, option := range s.rights.Load().node.Options() {

@@ -28,20 +28,20 @@ type Server struct {
 	*server.Server
 	log     *slog.Logger
 	names   subjects.Names
-	account *server.Account // that the nodes' subjects live in
+	account *server.Account // of the nodes' subjects
 	access  *access
 	rights  atomic.Pointer[rights]
 	openTo  atomic.Pointer[openTo]
-	// leafAccount is the account of leaf nodes that connect without a name.
+	// leafAccount is the account of leaf nodes that connect without a user name.
 	leafAccount atomic.Pointer[server.Account]
 	// payloadLimit is the server's max_payload. The account of a connection may
-	// allow less, which the node's own links are told.
+	// have a lower limit, which the server sends to the node's links.
 	payloadLimit atomic.Int64
 	links        atomic.Pointer[[]*natslink.Link]
 	maxPending   atomic.Int64
 	maxReply     atomic.Int64
-	// watchInterest says that the account's subscriptions show whether anybody
-	// wants a feed message. Gateways hide theirs.
+	// watchInterest is set if the server knows all subscriptions to the feed. It
+	// does not know those behind gateways.
 	watchInterest bool
 	configured    atomic.Bool
 	reloaded      chan struct{}                 // capacity 1
@@ -49,9 +49,9 @@ type Server struct {
 	clusterTLS    *tls.Config
 }
 
-// Start starts the embedded server and makes the account ready: append
-// by key is mapped to partitions by the server itself, unless their number is
-// not known yet (0).
+// Start starts the embedded server. It returns when the server accepts clients.
+// The account of the nodes' subjects then maps appends by key to partitions,
+// unless partitions, their number, is 0, which means that it is not known yet.
 func Start(ctx context.Context, o Options, partitions int, log *slog.Logger) (*Server, error) {
 	access, err := newAccess(o)
 	if err != nil {
@@ -66,8 +66,8 @@ func Start(ctx context.Context, o Options, partitions int, log *slog.Logger) (*S
 	if err := errors.Join(checkAccount(opts, o), tryNATSPorts(opts, o)); err != nil {
 		return nil, err
 	}
-	if rights.how == anybody || rights.how == byToken {
-		opts.CustomClientAuthentication = newDoor(s, access)
+	if rights.how == byNothing || rights.how == byToken {
+		opts.CustomClientAuthentication = newAuthenticator(s, access)
 	}
 	s.rights.Store(&rights)
 	s.logGaps()
@@ -89,10 +89,10 @@ func Start(ctx context.Context, o Options, partitions int, log *slog.Logger) (*S
 	return s, nil
 }
 
-// ServerName is what a node's server is called, but for what makes it unique.
+// ServerName returns the name of a node's server without its random suffix.
 func ServerName(node, id string) string { return node + "-" + id[:min(8, len(id))] }
 
-// Routed reports whether the server of a node is connected as a route.
+// Routed reports whether this server has a route to the server of a node.
 func (s *Server) Routed(node, id string) bool {
 	all, err := s.Routez(&server.RoutezOptions{})
 	if err != nil {
@@ -103,8 +103,8 @@ func (s *Server) Routed(node, id string) bool {
 	})
 }
 
-// prepare returns the server's options, checked, with the node's own users, and
-// what the node has made of them.
+// prepare returns the server's options, checked and with the node's users added,
+// and the rights that result.
 func (s *Server) prepare(o Options, name string) (*server.Options, rights, error) {
 	opts, err := natsOptions(o, name)
 	if err != nil {
@@ -119,13 +119,13 @@ func (s *Server) prepare(o Options, name string) (*server.Options, rights, error
 	return opts, r, checkNATSOptions(opts)
 }
 
-// logGaps logs whom the node can't keep off its subjects, and whom it keeps off
-// though that was hardly meant: everybody, where an account is missing.
+// logGaps logs which connections have more rights than they should, and which
+// have fewer than the configuration probably intends.
 func (s *Server) logGaps() {
-	if s.rights.Load().mute {
+	if s.rights.Load().mutedLeaves {
 		s.log.Warn(`leaf nodes can't send requests: none of the account's users has allowed_connection_types: ["LEAFNODE"]`)
 	}
-	if others := s.rights.Load().others; len(others) > 0 {
+	if others := s.rights.Load().otherAccounts; len(others) > 0 {
 		s.log.Warn("no user of the NATS configuration is in the account that the subjects live in (the global one): give --account, one of " +
 			strings.Join(others, ", "))
 	}
@@ -135,7 +135,7 @@ func (s *Server) logGaps() {
 	}
 }
 
-// setLeafAccount stores the account of leaf nodes that connect without a user.
+// setLeafAccount sets leafAccount.
 func (s *Server) setLeafAccount(ns *server.Server, opts *server.Options) error {
 	account, err := findAccount(ns, opts.LeafNode.Account)
 	if err == nil {
@@ -144,7 +144,7 @@ func (s *Server) setLeafAccount(ns *server.Server, opts *server.Options) error {
 	return err
 }
 
-// mapKeys has an account map appends by key to partitions.
+// mapKeys adds a subject mapping from appends by key to partitions to an account.
 func mapKeys(account *server.Account, names subjects.Names, partitions int) error {
 	to := fmt.Sprintf("%s.append.{{partition(%d,1)}}.{{wildcard(1)}}", names.Prefix, partitions)
 	if err := account.AddMapping(names.AppendKey("*"), to); err != nil {
@@ -153,12 +153,12 @@ func mapKeys(account *server.Account, names subjects.Names, partitions int) erro
 	return nil
 }
 
-// serverStart is how long a server may take until it accepts clients. It is
-// generous because JetStream, where it is on, recovers its streams first.
-const serverStart = 30 * time.Second
+// startTimeout is how long a server may take until it accepts clients. It is
+// long, because JetStream, if enabled, first recovers its streams.
+const startTimeout = 30 * time.Second
 
-// startServer starts a NATS server, after prepare has done what must come
-// before, and returns once it accepts clients.
+// startServer creates a NATS server, calls prepare, and starts the server. It
+// returns when the server accepts clients.
 func startServer(ctx context.Context, opts *server.Options, log *slog.Logger, prepare func(*server.Server) error) (*server.Server, error) {
 	ns, err := server.NewServer(opts)
 	if err != nil {
@@ -171,7 +171,7 @@ func startServer(ctx context.Context, opts *server.Options, log *slog.Logger, pr
 		return nil, err
 	}
 	ns.Start()
-	for deadline := time.Now().Add(serverStart); !ns.ReadyForConnections(50 * time.Millisecond); {
+	for deadline := time.Now().Add(startTimeout); !ns.ReadyForConnections(50 * time.Millisecond); {
 		select {
 		case text := <-logger.fatal:
 			err = fmt.Errorf("%w: %s", ErrNotReady, text)
@@ -179,7 +179,7 @@ func startServer(ctx context.Context, opts *server.Options, log *slog.Logger, pr
 			err = fmt.Errorf("%w: %w", ErrNotReady, ctx.Err())
 		default:
 			if time.Now().After(deadline) {
-				err = fmt.Errorf("%w after %v", ErrNotReady, serverStart)
+				err = fmt.Errorf("%w after %v", ErrNotReady, startTimeout)
 			}
 		}
 		if err != nil {
@@ -191,8 +191,8 @@ func startServer(ctx context.Context, opts *server.Options, log *slog.Logger, pr
 	return ns, nil
 }
 
-// configError puts what the NATS server finds wrong with a file, one a line, into one
-// line.
+// configError wraps an error of the NATS server about a configuration file. It
+// joins the lines of one that has several.
 func configError(file string, err error) error {
 	if found := strings.TrimSpace(err.Error()); found != err.Error() {
 		return fmt.Errorf("NATS configuration %s: %s", file, strings.ReplaceAll(found, "\n", "; "))
@@ -200,15 +200,18 @@ func configError(file string, err error) error {
 	return fmt.Errorf("NATS configuration %s: %w", file, err)
 }
 
-// defaultName is what the server is called if no file says it.
+// defaultName returns the server's name for a configuration that sets none.
 func defaultName(o Options) string {
-	if o.clustered() { // servers of one name don't connect: a node is to be told that its name is taken
+	// Servers with the same name don't connect to each other. With a random
+	// suffix they do, and a node whose name is taken learns of that.
+	if o.clustered() {
 		return o.Name + "-" + rand.Text()[:8]
 	}
 	return o.Name
 }
 
-// natsOptions are the operator's configuration file, or our defaults.
+// natsOptions returns the server's options: those of the configuration file, then
+// those of the node, then the defaults.
 func natsOptions(o Options, name string) (*server.Options, error) {
 	opts := &server.Options{}
 	if o.ConfigFile != "" {
@@ -222,10 +225,10 @@ func natsOptions(o Options, name string) (*server.Options, error) {
 		if err != nil {
 			return nil, fmt.Errorf("listen address: %w", err)
 		}
-		if opts.Host == "" && opts.Port == 0 { // the file goes first
+		if opts.Host == "" && opts.Port == 0 { // the file takes precedence
 			opts.Host, opts.Port = host, port
 		}
-	case o.ConfigFile == "" && o.clustered(): // the server routes only if it listens
+	case o.ConfigFile == "" && o.clustered(): // without a client port, the server has no routes
 		opts.Host, opts.Port = "127.0.0.1", server.RANDOM_PORT
 	case o.ConfigFile == "":
 		opts.DontListen = true
@@ -243,21 +246,22 @@ func natsOptions(o Options, name string) (*server.Options, error) {
 		return nil, err
 	}
 	opts.ReconnectErrorReports = cmp.Or(opts.ReconnectErrorReports, 60)
-	opts.NoSigs = true // the program's, not the server's
-	// A slow subscriber of the feed loses messages and reads them again; with
-	// the stall it would hold up everybody's answers.
+	opts.NoSigs = true // the program handles signals, not the server
+	// The server would slow a producer down for a slow subscriber. But the node
+	// also sends everyone's replies, and a slow subscriber of the feed can read
+	// the messages that it misses.
 	opts.NoFastProducerStall = true
 	return opts, nil
 }
 
-// A node that hangs must not swallow requests for long: its routes are given
-// up after about four seconds. Those of a dead one end at once.
+// A node that hangs must not receive requests for long, so its routes are closed
+// after about four seconds. The routes of a dead process close at once.
 const (
 	routePing    = time.Second
 	routePingMax = 3
 )
 
-// routeOptions adds what makes the server one of several.
+// routeOptions sets the options of the server's routes, if it is one of several.
 func routeOptions(opts *server.Options, o Options) error {
 	if !o.clustered() {
 		return nil
@@ -267,13 +271,13 @@ func routeOptions(opts *server.Options, o Options) error {
 		return fmt.Errorf("cluster address: %w", err)
 	}
 	c := &opts.Cluster
-	if c.Host == "" && c.Port == 0 { // the file goes first
+	if c.Host == "" && c.Port == 0 { // the file takes precedence
 		c.Host, c.Port = host, port
 	}
 	c.Name = cmp.Or(c.Name, o.Cluster)
 	if o.RoutePassword != "" && c.Username == "" && c.Password == "" {
 		c.Username, c.Password = routeUserName, o.RoutePassword
-		for _, u := range opts.Routes { // of the file
+		for _, u := range opts.Routes { // those of the file
 			if u.User == nil {
 				u.User = routeUser(c)
 			}
@@ -290,7 +294,8 @@ func routeOptions(opts *server.Options, o Options) error {
 	return nil
 }
 
-// routeUser is whom the server is to its peers, where routes need a user.
+// routeUser returns the user with which the server connects to its peers, nil if
+// routes need none.
 func routeUser(c *server.ClusterOpts) *url.Userinfo {
 	if c.Username == "" {
 		return nil
@@ -324,29 +329,30 @@ func findAccount(ns *server.Server, name string) (*server.Account, error) {
 	return a, nil
 }
 
-// Wanted reports whether anybody subscribes to subject.
+// Wanted reports whether there may be a subscription to subject.
 func (s *Server) Wanted(subject string) bool {
 	return !s.watchInterest || s.account.SubscriptionInterest(subject)
 }
 
-// Interested reports whether a subscription to subject is known. One on another
-// node may have ended a short while ago.
+// Interested reports whether the server knows a subscription to subject. One on
+// another node may have ended a moment ago.
 func (s *Server) Interested(subject string) bool { return s.account.SubscriptionInterest(subject) }
 
-// AccountName is the name of the account that the nodes' subjects live in.
+// AccountName returns the name of the account of the nodes' subjects.
 func (s *Server) AccountName() string { return s.account.GetName() }
 
-// NodeUser is the user that the node itself connects as.
+// NodeUser returns the user as which the node itself connects.
 func (s *Server) NodeUser() natslink.User { return s.rights.Load().node }
 
-// AppUser is the user of the application that embeds the node.
+// AppUser returns the user of the application that embeds the node.
 func (s *Server) AppUser() natslink.User { return s.rights.Load().app }
 
 // ConfigDigest returns a digest of the configuration and the files that it
 // includes, "" without a configuration.
 func (s *Server) ConfigDigest() string { return s.rights.Load().digest }
 
-// ClusterTLS is what routes are secured with, nil if they are not.
+// ClusterTLS returns the TLS configuration of the routes, nil if they don't use
+// TLS.
 func (s *Server) ClusterTLS() *tls.Config { return s.clusterTLS }
 
 // Configured reports whether the server has a configuration file.
@@ -355,21 +361,23 @@ func (s *Server) Configured() bool { return s.configured.Load() }
 // Reloaded receives a value after a reload.
 func (s *Server) Reloaded() <-chan struct{} { return s.reloaded }
 
-// SetLinks tells the server which connections are the node's own. Their limits
-// follow those of the server.
+// SetLinks sets the node's own connections. The server passes changes of its
+// limits to them.
 func (s *Server) SetLinks(links ...*natslink.Link) { s.links.Store(&links) }
 
-// OpenTo says who is let in at the ports for clients and for routes.
+// OpenTo describes, for the log, which connections the client port and the route
+// port accept.
 func (s *Server) OpenTo() (clients, routes string) {
 	to := s.openTo.Load()
 	return to.clients, to.routes
 }
 
-// MapKeys has the account map appends by key to partitions.
+// MapKeys adds a subject mapping from appends by key to partitions to the
+// account of the nodes' subjects.
 func (s *Server) MapKeys(partitions int) error { return mapKeys(s.account, s.names, partitions) }
 
-// Subscribed reports whether one of this server's own connections subscribes to a
-// subject.
+// Subscribed reports whether a connection to this server, not to another one of
+// the cluster, subscribes to a subject.
 func (s *Server) Subscribed(subject string) bool {
 	c, err := s.Connz(&server.ConnzOptions{Account: s.AccountName(), FilterSubject: subject, Limit: 1})
 	return err == nil && c.NumConns > 0

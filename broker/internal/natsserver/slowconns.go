@@ -5,21 +5,21 @@ import "github.com/nats-io/nats-server/v2/server"
 // SlowConns are the connections of one server that are far behind.
 type SlowConns struct {
 	Slow []SlowConn `json:"slow,omitempty"`
-	More bool       `json:"more,omitempty"` // there are others
+	More bool       `json:"more,omitempty"` // the list is incomplete
 }
 
-// SlowConn is a connection that reads too slowly, with what it subscribes to.
+// SlowConn is a connection that reads too slowly.
 type SlowConn struct {
 	Account  string   `json:"account"`
-	Subjects []string `json:"subjects"` // that it subscribes to
+	Subjects []string `json:"subjects"` // of its subscriptions
 }
 
-// slowListed bounds how many connections are looked at closely.
-const slowListed = 32
+// maxSlowConns bounds the connections that Behind lists.
+const maxSlowConns = 32
 
-// Behind returns the connections that are more than so many bytes behind.
+// Behind returns the connections for which the server buffers at least far bytes.
 func (s *Server) Behind(far int64) (b SlowConns) {
-	all, err := s.Connz(&server.ConnzOptions{Sort: server.ByPending, Limit: slowListed})
+	all, err := s.Connz(&server.ConnzOptions{Sort: server.ByPending, Limit: maxSlowConns})
 	if err != nil {
 		return b
 	}
@@ -27,7 +27,7 @@ func (s *Server) Behind(far int64) (b SlowConns) {
 		if int64(c.Pending) < far {
 			break
 		}
-		b.More = i == slowListed-1
+		b.More = i == maxSlowConns-1
 		one, err := s.Connz(&server.ConnzOptions{CID: c.Cid, Subscriptions: true, Username: true})
 		if err != nil || len(one.Conns) == 0 {
 			continue
@@ -41,12 +41,12 @@ func (s *Server) Behind(far int64) (b SlowConns) {
 	return b
 }
 
-// Cut leaves out subjects that do not fit into a number of bytes.
-func (b *SlowConns) Cut(most int) {
+// Cut removes subjects so that the rest fit into limit bytes of JSON.
+func (b *SlowConns) Cut(limit int) {
 	for i := range b.Slow {
 		s := &b.Slow[i]
 		for j, subject := range s.Subjects {
-			if most -= len(subject) + 3; most < 0 {
+			if limit -= len(subject) + 3; limit < 0 {
 				s.Subjects, b.More = s.Subjects[:j], true
 				break
 			}

@@ -1,2 +1,3 @@
-// Package ports opens ports, and says which option chose one that is taken.
+// Package ports opens ports. Its error for a port that is taken names the option
+// that chose the port.
 package ports

@@ -7,11 +7,11 @@ import (
 	"syscall"
 )
 
-// Port is one that the node is to listen on, and what chose it.
+// Port is an address to listen on, and the option that chose it.
 type Port struct{ Address, ChosenBy string }
 
-// Error is the error for a port that the node can't have. It is of kind, if
-// that is not nil.
+// Error is the error for a port that can't be opened. It wraps kind, if that is
+// not nil, and err.
 type Error struct {
 	Port
 	kind, err error
@@ -35,7 +35,7 @@ func (e *Error) Unwrap() []error {
 	return []error{e.kind, e.err}
 }
 
-// Listen takes a port.
+// Listen opens a port. The error is an *Error.
 func (p Port) Listen() (net.Listener, error) {
 	l, err := net.Listen("tcp", p.Address)
 	if err != nil {
@@ -44,7 +44,8 @@ func (p Port) Listen() (net.Listener, error) {
 	return l, nil
 }
 
-// Try takes and releases ports. Its error is of kind too.
+// Try checks whether ports can be opened: it opens and closes them. Its error
+// also wraps kind.
 func Try(all []Port, kind error) error {
 	for _, p := range all {
 		l, err := p.Listen()
