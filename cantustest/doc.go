@@ -4,7 +4,7 @@
 //	l, err := cantustest.Open(ctx, cantustest.Options{}) // in a test: New(t, …)
 //	l.FailNext(1, cantustest.Append, cantustest.LoseAnswer())
 //	c, err := l.Client(opts)
-//	r, err := c.Append(ctx, &client.Tx{Payload: []byte("hello")})
+//	r, err := c.Append(ctx, &client.Request{Payload: []byte("hello")})
 //	all, err := l.Transactions(ctx, 0)
 //
 // Its nouns:

@@ -30,7 +30,7 @@ func Example() {
 	if err != nil {
 		log.Fatal(err)
 	}
-	r, err := c.Append(ctx, &client.Tx{Payload: []byte("hello")})
+	r, err := c.Append(ctx, &client.Request{Payload: []byte("hello")})
 	fmt.Println(r.Txid, err)
 	all, err := l.Transactions(ctx, 0)
 	fmt.Println(len(all), err)

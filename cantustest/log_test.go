@@ -49,12 +49,12 @@ func TestClientsSeeALogUnderTheUsualPrefix(t *testing.T) {
 	if n, err := c.Partitions(ctx); err != nil || n != 3 {
 		t.Fatalf("%d partitions, %v", n, err)
 	}
-	r, err := c.Append(ctx, &client.Tx{Payload: []byte("a"), WriteLocks: []string{"x"}, ID: "mine"})
+	r, err := c.Append(ctx, &client.Request{Payload: []byte("a"), WriteLocks: []string{"x"}, ID: "mine"})
 	if err != nil || r.Txid != 1 {
 		t.Fatalf("%+v, %v", r, err)
 	}
 	var conflict *client.ConflictError
-	if _, err = c.Append(ctx, &client.Tx{WriteLocks: []string{"x"}}); !errors.As(err, &conflict) || conflict.Txid != 1 {
+	if _, err = c.Append(ctx, &client.Request{WriteLocks: []string{"x"}}); !errors.As(err, &conflict) || conflict.Txid != 1 {
 		t.Fatalf("%v", err)
 	}
 	nc, err := l.Connect()
@@ -68,7 +68,7 @@ func TestClientsSeeALogUnderTheUsualPrefix(t *testing.T) {
 	if err := nc.Flush(); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := c.Append(ctx, &client.Tx{Partition: 1, Payload: []byte("b"), Kind: "pay"}); err != nil {
+	if _, err := c.Append(ctx, &client.Request{Partition: 1, Payload: []byte("b"), Kind: "pay"}); err != nil {
 		t.Fatal(err)
 	}
 	m, err := feed.NextMsgWithContext(ctx)
@@ -115,7 +115,7 @@ func TestAppendsMeetFaults(t *testing.T) {
 			c := l.NewClient(t, opts)
 			l.FailNext(1, cantustest.Append, tt.fault)
 			for i := range 2 {
-				if _, err := c.Append(soon(t), &client.Tx{Payload: fmt.Append(nil, i)}); err != nil {
+				if _, err := c.Append(soon(t), &client.Request{Payload: fmt.Append(nil, i)}); err != nil {
 					t.Fatal(err)
 				}
 				seen := l.Seen(cantustest.Append)
@@ -132,13 +132,13 @@ func TestRefusedSaysWhatTheTestSays(t *testing.T) {
 	l := cantustest.New(t, cantustest.Options{})
 	c := l.NewClient(t, client.Options{})
 	l.FailNext(1, cantustest.Append, cantustest.RefuseConflict("account.42", 7))
-	_, err := c.Append(soon(t), &client.Tx{})
+	_, err := c.Append(soon(t), &client.Request{})
 	var conflict *client.ConflictError
 	if !errors.As(err, &conflict) || conflict.Txid != 7 || conflict.Lock != "account.42" || len(conflict.Conflicts) != 1 {
 		t.Fatalf("%v", err)
 	}
 	l.FailNext(1, cantustest.Append, cantustest.RefuseAs(subjects.IDReused))
-	if _, err = c.Append(soon(t), &client.Tx{}); !errors.Is(err, client.ErrIDReused) {
+	if _, err = c.Append(soon(t), &client.Request{}); !errors.Is(err, client.ErrIDReused) {
 		t.Fatal(err)
 	}
 	k, err := c.Cursor(0, "a")
@@ -192,7 +192,7 @@ func TestFollowerGetsAllThroughFaults(t *testing.T) {
 		}, client.FollowOptions{IdleTimeout: 10 * time.Millisecond})
 	}()
 	for i := range count {
-		if _, err := c.Append(ctx, &client.Tx{}); err != nil {
+		if _, err := c.Append(ctx, &client.Request{}); err != nil {
 			t.Fatal(err)
 		}
 		switch i {
@@ -217,14 +217,14 @@ func TestHeldIsReleased(t *testing.T) {
 	c := l.NewClient(t, client.Options{})
 	release := make(chan struct{})
 	l.FailNext(1, cantustest.Append, cantustest.Hold(release))
-	f, err := c.AppendAsync(soon(t), &client.Tx{Payload: []byte("held")})
+	f, err := c.AppendAsync(soon(t), &client.Request{Payload: []byte("held")})
 	if err != nil {
 		t.Fatal(err)
 	}
 	if err := l.Await(soon(t), cantustest.Append, 1); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := c.Append(soon(t), &client.Tx{Payload: []byte("free")}); err != nil {
+	if _, err := c.Append(soon(t), &client.Request{Payload: []byte("free")}); err != nil {
 		t.Fatal(err)
 	}
 	wantPayloads(t, l, "free")
@@ -238,13 +238,13 @@ func TestCutOffClientsAreNotAnswered(t *testing.T) {
 	l := cantustest.New(t, cantustest.Options{})
 	c := l.NewClient(t, client.Options{Timeout: 50 * time.Millisecond})
 	l.Block()
-	if _, err := c.Append(soon(t), &client.Tx{Payload: []byte("lost")}); err == nil {
+	if _, err := c.Append(soon(t), &client.Request{Payload: []byte("lost")}); err == nil {
 		t.Fatal("appended while blocked")
 	}
 	l.Unblock()
 	// What was in flight may be appended or not; the next one is.
 	testkit.Until(t, "an append is answered", func() bool {
-		_, err := c.Append(soon(t), &client.Tx{Payload: []byte("x")})
+		_, err := c.Append(soon(t), &client.Request{Payload: []byte("x")})
 		return err == nil
 	})
 }

@@ -17,18 +17,18 @@ import (
 
 func TestAppendedComesBackWhole(t *testing.T) {
 	_, c := newLog(t)
-	mustAppend(t, c, client.Tx{Partition: 1, Payload: []byte("first"), WriteLocks: []string{"account.42"}})
-	tx := client.Tx{
+	mustAppend(t, c, client.Request{Partition: 1, Payload: []byte("first"), WriteLocks: []string{"account.42"}})
+	req := client.Request{
 		Partition: 1, Payload: []byte("body\x00\r\n"), Kind: "pay", ID: "my id",
 		Header: nats.Header{"App": {"a", "b"}}, HighWaterMark: 1,
 		WriteLocks: []string{"account.42", "account.7"}, ReadLocks: []string{"limits.>"}, AppendLocks: []string{"audit"},
 	}
-	r := mustAppend(t, c, tx)
+	r := mustAppend(t, c, req)
 	if r.Txid != 2 || r.Partition != 1 || r.Duplicate || r.Time.IsZero() {
 		t.Fatalf("receipt %+v", r)
 	}
 	got := readAll(t, c, 1)[1]
-	want := fmt.Sprint("pay", "my id", uint64(1), tx.WriteLocks, tx.ReadLocks, tx.AppendLocks, tx.Header, string(tx.Payload), r.Time)
+	want := fmt.Sprint("pay", "my id", uint64(1), req.WriteLocks, req.ReadLocks, req.AppendLocks, req.Header, string(req.Payload), r.Time)
 	if s := fmt.Sprint(got.Kind, got.ID, got.HighWaterMark, got.WriteLocks, got.ReadLocks, got.AppendLocks, got.Header, string(got.Payload), got.Time); s != want {
 		t.Errorf("read\n %s\nwant\n %s", s, want)
 	}
@@ -68,7 +68,7 @@ func TestAppendersShareBatchesAndGetTheirOwnReceipts(t *testing.T) {
 		wg.Go(func() {
 			for i := range each {
 				payload := fmt.Sprint(w*each + i)
-				r, err := c.Append(ctx, &client.Tx{Partition: w % 2, Payload: []byte(payload)})
+				r, err := c.Append(ctx, &client.Request{Partition: w % 2, Payload: []byte(payload)})
 				if err != nil {
 					t.Errorf("append: %v", err)
 					return
@@ -96,25 +96,25 @@ func TestAppendersShareBatchesAndGetTheirOwnReceipts(t *testing.T) {
 func TestRefusalsSayAllThatTheReplySaid(t *testing.T) {
 	_, c := newLog(t)
 	ctx := soon(t)
-	mustAppend(t, c, client.Tx{Payload: []byte("1"), WriteLocks: []string{"a"}, ID: "one"})
-	mustAppend(t, c, client.Tx{Payload: []byte("2"), AppendLocks: []string{"b.1"}})
+	mustAppend(t, c, client.Request{Payload: []byte("1"), WriteLocks: []string{"a"}, ID: "one"})
+	mustAppend(t, c, client.Request{Payload: []byte("2"), AppendLocks: []string{"b.1"}})
 	expected := uint64(1)
 	for _, tt := range []struct {
 		name string
-		tx   client.Tx
+		req  client.Request
 		is   error
 		want string // printed form of the refusal
 	}{
-		{"conflict", client.Tx{WriteLocks: []string{"a"}, ReadLocks: []string{"b.>"}}, client.ErrConflict,
+		{"conflict", client.Request{WriteLocks: []string{"a"}, ReadLocks: []string{"b.>"}}, client.ErrConflict,
 			"b.> 2 [{b.> read 2 false} {a write 1 false}] 0 mark 2"},
-		{"wrong last", client.Tx{ExpectedLast: &expected}, client.ErrWrongLast, " 0 [] 0 mark 2"},
-		{"ahead", client.Tx{HighWaterMark: 9}, client.ErrAhead, " 0 [] 0 mark 2"},
-		{"id reused", client.Tx{ID: "one", Payload: []byte("other")}, client.ErrIDReused, " 1 [] 0 mark 2"},
-		{"too large", client.Tx{Payload: make([]byte, 1_000_001)}, client.ErrTooLarge, " 0 [] 0 mark 2"},
-		{"over max_payload", client.Tx{Payload: make([]byte, 2<<20)}, client.ErrTooLarge, ""},
+		{"wrong last", client.Request{ExpectedLast: &expected}, client.ErrWrongLast, " 0 [] 0 mark 2"},
+		{"ahead", client.Request{HighWaterMark: 9}, client.ErrAhead, " 0 [] 0 mark 2"},
+		{"id reused", client.Request{ID: "one", Payload: []byte("other")}, client.ErrIDReused, " 1 [] 0 mark 2"},
+		{"too large", client.Request{Payload: make([]byte, 1_000_001)}, client.ErrTooLarge, " 0 [] 0 mark 2"},
+		{"over max_payload", client.Request{Payload: make([]byte, 2<<20)}, client.ErrTooLarge, ""},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			_, err := c.Append(ctx, &tt.tx)
+			_, err := c.Append(ctx, &tt.req)
 			wantErr(t, err, tt.is)
 			var r *client.RefusedError
 			if !errors.As(err, &r) {
@@ -149,7 +149,7 @@ func TestMalformedIsRefusedWithoutSending(t *testing.T) {
 	for i := range many {
 		many[i] = fmt.Sprint("l", i)
 	}
-	for name, tx := range map[string]client.Tx{
+	for name, req := range map[string]client.Request{
 		"partition":         {Partition: -1},
 		"lock":              {WriteLocks: []string{"a b"}},
 		"injected lock":     {AppendLocks: []string{"a\r\nCantus-Kind: x"}},
@@ -168,7 +168,7 @@ func TestMalformedIsRefusedWithoutSending(t *testing.T) {
 		"header line end":   {Header: nats.Header{"A": {"x\ny"}}},
 	} {
 		before := nc.Stats().OutMsgs
-		_, err := c.AppendAsync(soon(t), &tx)
+		_, err := c.AppendAsync(soon(t), &req)
 		if !errors.Is(err, client.ErrBadRequest) {
 			t.Errorf("%s: %v", name, err)
 		}
@@ -184,15 +184,15 @@ func TestMalformedIsRefusedWithoutSending(t *testing.T) {
 func TestOneRefusedDoesNotStopItsBatch(t *testing.T) {
 	_, c := newLog(t)
 	ctx := soon(t)
-	mustAppend(t, c, client.Tx{Payload: []byte("x"), WriteLocks: []string{"a"}})
+	mustAppend(t, c, client.Request{Payload: []byte("x"), WriteLocks: []string{"a"}})
 	var futures []*client.Future
 	const count = 300
 	for i := range count {
-		tx := &client.Tx{Payload: []byte(fmt.Sprint(i))}
+		req := &client.Request{Payload: []byte(fmt.Sprint(i))}
 		if i%3 == 0 {
-			tx.WriteLock("a") // at mark 0
+			req.WriteLock("a") // at mark 0
 		}
-		f, err := c.AppendAsync(ctx, tx)
+		f, err := c.AppendAsync(ctx, req)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -217,9 +217,9 @@ func TestOneRefusedDoesNotStopItsBatch(t *testing.T) {
 
 func TestSameIDIsAppendedOnce(t *testing.T) {
 	_, c := newLog(t)
-	tx := client.Tx{Payload: []byte("0"), ID: "once"}
-	first := mustAppend(t, c, tx)
-	again := mustAppend(t, c, tx)
+	req := client.Request{Payload: []byte("0"), ID: "once"}
+	first := mustAppend(t, c, req)
+	again := mustAppend(t, c, req)
 	if again.Txid != first.Txid || !again.Duplicate || first.Duplicate || !again.Time.Equal(first.Time) {
 		t.Errorf("first %+v, again %+v", first, again)
 	}
@@ -265,7 +265,7 @@ func TestClosedClientTakesNothingIn(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := c.Append(soon(t), &client.Tx{}); err != nil {
+	if _, err := c.Append(soon(t), &client.Request{}); err != nil {
 		t.Fatal(err)
 	}
 	for range 2 {
@@ -273,7 +273,7 @@ func TestClosedClientTakesNothingIn(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	_, err = c.Append(soon(t), &client.Tx{})
+	_, err = c.Append(soon(t), &client.Request{})
 	wantErr(t, err, client.ErrClosed)
 	err = c.Follow(soon(t), map[int]uint64{0: 0}, func(context.Context, *client.Transaction) error { return nil }, client.FollowOptions{})
 	wantErr(t, err, client.ErrClosed)

@@ -35,9 +35,9 @@ func (b *batch) free() {
 	batchPool.Put(b)
 }
 
-func (b *batch) add(tx *Tx, f *Future) {
+func (b *batch) add(req *Request, f *Future) {
 	var id [128]byte
-	b.data = tx.appendFrame(b.data, f.appendID(id[:0]))
+	b.data = req.appendFrame(b.data, f.appendID(id[:0]))
 	b.items = append(b.items, item{f, len(b.data)})
 }
 

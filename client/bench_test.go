@@ -35,7 +35,7 @@ func BenchmarkAppendAsync(b *testing.B) {
 
 func appendLoad(b *testing.B, c *client.Client, partition, n int) {
 	ctx := context.Background()
-	tx := &client.Tx{Partition: partition, Payload: make([]byte, 256), WriteLocks: []string{""}}
+	req := &client.Request{Partition: partition, Payload: make([]byte, 256), WriteLocks: []string{""}}
 	futures := make(chan *client.Future, 1<<16)
 	var wg sync.WaitGroup
 	wg.Go(func() {
@@ -46,8 +46,8 @@ func appendLoad(b *testing.B, c *client.Client, partition, n int) {
 		}
 	})
 	for i := range n {
-		tx.WriteLocks[0] = fmt.Sprintf("account.%d", i)
-		f, err := c.AppendAsync(ctx, tx)
+		req.WriteLocks[0] = fmt.Sprintf("account.%d", i)
+		f, err := c.AppendAsync(ctx, req)
 		if err != nil {
 			b.Error(err)
 			break
@@ -61,9 +61,9 @@ func appendLoad(b *testing.B, c *client.Client, partition, n int) {
 // BenchmarkAppend measures one appender that waits for each receipt.
 func BenchmarkAppend(b *testing.B) {
 	_, c := newLog(b)
-	tx := &client.Tx{Payload: make([]byte, 256)}
+	req := &client.Request{Payload: make([]byte, 256)}
 	for b.Loop() {
-		if _, err := c.Append(context.Background(), tx); err != nil {
+		if _, err := c.Append(context.Background(), req); err != nil {
 			b.Fatal(err)
 		}
 	}
@@ -109,7 +109,7 @@ func BenchmarkLatency(b *testing.B) {
 	run(b, f)
 	pace(b, func(payload []byte) {
 		binary.BigEndian.PutUint64(payload, uint64(time.Now().UnixNano()))
-		if _, err := appender.AppendAsync(context.Background(), &client.Tx{Payload: payload}); err != nil {
+		if _, err := appender.AppendAsync(context.Background(), &client.Request{Payload: payload}); err != nil {
 			b.Error(err)
 		}
 	})

@@ -44,7 +44,7 @@ type Client struct {
 	fetchingPartitions bool // fetchPartitions is running
 	senders            map[int]*sender
 	streams            map[*stream]struct{}
-	requests           map[*pendingRequest]struct{}
+	calls              map[*call]struct{}
 
 	// attemptsMu guards lastToken and attempts.
 	attemptsMu sync.Mutex
@@ -68,7 +68,7 @@ func New(nc *nats.Conn, opts Options) (*Client, error) {
 		limiter:  newLimiter(opts.MaxInFlight, opts.MaxInFlightBytes),
 		idPrefix: rand.Text()[:16] + ".",
 		closing:  make(chan struct{}),
-		senders:  map[int]*sender{}, streams: map[*stream]struct{}{}, requests: map[*pendingRequest]struct{}{}, attempts: map[uint64]*attempt{},
+		senders:  map[int]*sender{}, streams: map[*stream]struct{}{}, calls: map[*call]struct{}{}, attempts: map[uint64]*attempt{},
 	}
 	if opts.FeedKey != "" {
 		c.feedKey.key, _ = subjects.ParseFeedKey(opts.FeedKey) // withDefaults has checked it
@@ -135,7 +135,7 @@ func (c *Client) untilClosed() (ctx context.Context, cancel context.CancelFunc) 
 	return ctx, cancel
 }
 
-// Append appends tx and waits for its outcome. If it returns a receipt, the
+// Append appends req and waits for its outcome. If it returns a receipt, the
 // transaction is committed. An [*UnknownOutcomeError] means that it may or may
 // not be committed; every other error means that it is not committed and will
 // not be.
@@ -144,39 +144,39 @@ func (c *Client) untilClosed() (ctx context.Context, cancel context.CancelFunc) 
 // the transaction, and an [*UnknownOutcomeError] otherwise. The other errors
 // are [*ConflictError], [*RefusedError], [ErrTimeout], [ErrNoPartition],
 // [ErrFull], [ErrDraining] and [ErrClosed].
-func (c *Client) Append(ctx context.Context, tx *Tx) (Receipt, error) {
-	f, err := c.AppendAsync(ctx, tx)
+func (c *Client) Append(ctx context.Context, req *Request) (Receipt, error) {
+	f, err := c.AppendAsync(ctx, req)
 	if err != nil {
 		return Receipt{}, err
 	}
 	return f.sender.wait(ctx, f)
 }
 
-// AppendAsync accepts tx and returns before its outcome is known. It blocks
+// AppendAsync accepts req and returns before its outcome is known. It blocks
 // only while the limits of [Options.MaxInFlight] and [Options.MaxInFlightBytes]
 // are reached; ctx bounds that wait and nothing else. An error means that
-// nothing will be appended: a [*RefusedError] for a malformed tx,
+// nothing will be appended: a [*RefusedError] for a malformed req,
 // [ErrNoPartition], [ErrFull], [ErrDraining], [ErrClosed], or the error of ctx.
-// AppendAsync does not retain tx.
-func (c *Client) AppendAsync(ctx context.Context, tx *Tx) (*Future, error) {
-	if err := tx.check(); err != nil {
+// AppendAsync does not retain req.
+func (c *Client) AppendAsync(ctx context.Context, req *Request) (*Future, error) {
+	if err := req.check(); err != nil {
 		return nil, err
 	}
 	if err := ctx.Err(); err != nil {
 		return nil, context.Cause(ctx)
 	}
-	s, err := c.sender(tx.Partition)
+	s, err := c.sender(req.Partition)
 	if err != nil {
 		return nil, err
 	}
-	f := &Future{sender: s, id: tx.ID, size: tx.size()}
+	f := &Future{sender: s, id: req.ID, size: req.size()}
 	if f.id == "" {
 		f.number = c.ids.Add(1)
 	}
 	if err := c.limiter.acquire(ctx, f.size, c.opts.FailWhenFull, c.closing); err != nil {
 		return nil, err
 	}
-	if err := s.add(tx, f); err != nil {
+	if err := s.add(req, f); err != nil {
 		c.limiter.release(1, f.size)
 		return nil, err
 	}
@@ -277,7 +277,7 @@ func (c *Client) onReconnected() {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	for r := range c.requests {
+	for r := range c.calls {
 		if r.epoch < c.epoch.Load() {
 			r.restart(r.attempts)
 		}

@@ -81,7 +81,7 @@ func (k *Cursor) call(ctx context.Context, set *subjects.CursorRequest) (pos Pos
 			return pos, err
 		}
 	}
-	err = k.c.request(ctx, k.partition, k.c.names.Cursor(k.partition, k.name), body, func(m *nats.Msg, attempt int) (error, bool) {
+	err = k.c.call(ctx, k.partition, k.c.names.Cursor(k.partition, k.name), body, func(m *nats.Msg, attempt int) (error, bool) {
 		var r subjects.CursorReply
 		if err := json.Unmarshal(m.Data, &r); err != nil {
 			return err, false

@@ -143,7 +143,7 @@ func TestCursorOfAPartitionThatIsNotThere(t *testing.T) {
 func TestGetGivesOneTransaction(t *testing.T) {
 	_, c := newLog(t)
 	for i := range 3 {
-		mustAppend(t, c, client.Tx{Payload: fmt.Append(nil, i), AppendLocks: []string{fmt.Sprintf("a.%d", i%2)}})
+		mustAppend(t, c, client.Request{Payload: fmt.Append(nil, i), AppendLocks: []string{fmt.Sprintf("a.%d", i%2)}})
 	}
 	tx, err := c.Get(soon(t), 0, 2)
 	if err != nil || tx.Txid != 2 || string(tx.Payload) != "1" {

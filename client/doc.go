@@ -2,7 +2,7 @@
 // partitions, and runs functions as transactions against a local view.
 //
 //	c, err := client.New(nc, client.Options{}) // nc is a *nats.Conn
-//	receipt, err := c.Append(ctx, &client.Tx{
+//	receipt, err := c.Append(ctx, &client.Request{
 //		Payload:       []byte(`{"balance":90}`),
 //		WriteLocks:    []string{"account.42"},
 //		HighWaterMark: 0, // how far the writer had applied the partition
@@ -17,7 +17,7 @@
 // Its nouns:
 //
 //   - [Client] uses a NATS connection that the caller owns.
-//   - [Tx] is a transaction to append, and [Receipt] the proof that it committed.
+//   - [Request] is a transaction to append, and [Receipt] the proof that it committed.
 //   - [Follower] passes every committed [Transaction] to a [Handler], once, in
 //     txid order and without a gap within each partition.
 //   - [Transactor] runs a function at a known high-water mark of a local [View],
@@ -59,7 +59,7 @@
 // Transactions that are appended to one partition one after another commit in
 // that order, as long as none has to be resent. There is no other guarantee of
 // order: a writer that needs one waits for the receipt, or sets
-// [Tx.ExpectedLast].
+// [Request.ExpectedLast].
 //
 // # Following
 //
@@ -79,7 +79,7 @@
 //
 // # Concurrency
 //
-// All methods are safe for concurrent use, except that a [Tx] and a
+// All methods are safe for concurrent use, except that a [Request] and a
 // [Transaction] belong to one goroutine at a time. A client has one goroutine,
 // one for each partition that was appended to, and two for each partition that
 // is followed, in addition to nats.go's own: one per subscription, of which a
@@ -90,8 +90,8 @@ package client
 //
 // An append goes through these files:
 //
-//	client.go   Append: checks the transaction, acquires, finds the sender
-//	tx.go       checks a transaction and encodes it as a frame
+//	client.go   Append: checks the request, acquires, finds the sender
+//	request.go  checks a request and encodes it as a frame
 //	limiter.go  limits what is in flight, over all partitions
 //	sender.go   fills batches, sends and resends them: one sender a partition
 //	batch.go    a message of several transactions, and their futures
@@ -111,7 +111,7 @@ package client
 //
 // Everything else is a request with one answer:
 //
-//	request.go      the loop of attempts
+//	call.go         the loop of attempts
 //	info.go         partitions, high-water marks
 //	get.go          single transactions
 //	cursor.go       cursors

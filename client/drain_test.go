@@ -43,7 +43,7 @@ func drain(t *testing.T, ctx context.Context) *draining {
 // append appends, and reports whether that failed with refusal.
 func (d *draining) append(t *testing.T, refusal error) bool {
 	t.Helper()
-	f, err := d.c.AppendAsync(soon(t), &client.Tx{Payload: fmt.Append(nil, len(d.futures))})
+	f, err := d.c.AppendAsync(soon(t), &client.Request{Payload: fmt.Append(nil, len(d.futures))})
 	if err == nil {
 		d.futures = append(d.futures, f)
 		return false
@@ -91,7 +91,7 @@ func TestDrainWaitsForOutcomesAndCloses(t *testing.T) {
 		t.Fatal(err)
 	}
 	d.check(t)
-	if _, err := d.c.AppendAsync(soon(t), &client.Tx{}); !errors.Is(err, client.ErrClosed) {
+	if _, err := d.c.AppendAsync(soon(t), &client.Request{}); !errors.Is(err, client.ErrClosed) {
 		t.Errorf("an append after Drain: %v", err)
 	}
 	if err := d.c.Drain(soon(t)); err != nil {
@@ -137,7 +137,7 @@ func TestDrainOfAnIdleClientCloses(t *testing.T) {
 	if err := c.Drain(soon(t)); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := c.Append(soon(t), &client.Tx{}); !errors.Is(err, client.ErrClosed) {
+	if _, err := c.Append(soon(t), &client.Request{}); !errors.Is(err, client.ErrClosed) {
 		t.Errorf("an append after Drain: %v", err)
 	}
 }

@@ -59,7 +59,7 @@ func Example() {
 		log.Fatal(err)
 	}
 	defer c.Close()
-	receipt, err := c.Append(ctx, &client.Tx{
+	receipt, err := c.Append(ctx, &client.Request{
 		Payload:       []byte(`{"balance":90}`),
 		WriteLocks:    []string{"account.42"},
 		HighWaterMark: 0,
@@ -86,12 +86,12 @@ func ExampleClient_Append() {
 	defer done()
 	ctx := context.Background()
 
-	tx := client.Tx{Payload: []byte(`{"balance":90}`), HighWaterMark: 0, WriteLocks: []string{"account.42"}}
-	r, err := c.Append(ctx, &tx)
+	req := client.Request{Payload: []byte(`{"balance":90}`), HighWaterMark: 0, WriteLocks: []string{"account.42"}}
+	r, err := c.Append(ctx, &req)
 	fmt.Println(r.Txid, err)
 
 	// The same mark again: since then account.42 was written.
-	_, err = c.Append(ctx, &tx)
+	_, err = c.Append(ctx, &req)
 	var conflict *client.ConflictError
 	if errors.As(err, &conflict) {
 		fmt.Println(conflict.Lock, "was written by", conflict.Txid)
@@ -105,7 +105,7 @@ func ExampleClient_Follow() {
 	c, done := exampleClient()
 	defer done()
 	for _, word := range []string{"one", "two", "three"} {
-		if _, err := c.Append(context.Background(), &client.Tx{Payload: []byte(word)}); err != nil {
+		if _, err := c.Append(context.Background(), &client.Request{Payload: []byte(word)}); err != nil {
 			log.Fatal(err)
 		}
 	}
@@ -146,9 +146,9 @@ func ExampleTransactor_Transact() {
 		log.Fatal(err)
 	}
 	for range 3 {
-		r, err := transactor.Transact(ctx, 0, func(tx *client.Tx) error {
-			tx.WriteLock("counter")
-			tx.Set("count", fmt.Append(nil, counter+1))
+		r, err := transactor.Transact(ctx, 0, func(req *client.Request) error {
+			req.WriteLock("counter")
+			req.Set("count", fmt.Append(nil, counter+1))
 			return nil
 		})
 		fmt.Println(r.Txid, counter, err)
@@ -168,7 +168,7 @@ func ExampleClient_AppendAsync() {
 
 	var futures []*client.Future
 	for i := range 3 { // they share a batch
-		f, err := c.AppendAsync(ctx, &client.Tx{Payload: fmt.Append(nil, i)})
+		f, err := c.AppendAsync(ctx, &client.Request{Payload: fmt.Append(nil, i)})
 		if err != nil {
 			log.Fatal(err)
 		}
@@ -189,7 +189,7 @@ func ExampleClient_All() {
 	defer done()
 	ctx := context.Background()
 	for _, kind := range []string{"pay", "noise", "pay"} {
-		if _, err := c.Append(ctx, &client.Tx{Kind: kind}); err != nil {
+		if _, err := c.Append(ctx, &client.Request{Kind: kind}); err != nil {
 			log.Fatal(err)
 		}
 	}
@@ -211,7 +211,7 @@ func ExampleFollower_Progress() {
 	c, done := exampleClient()
 	defer done()
 	ctx, stop := context.WithCancel(context.Background())
-	if _, err := c.Append(ctx, &client.Tx{}); err != nil {
+	if _, err := c.Append(ctx, &client.Request{}); err != nil {
 		log.Fatal(err)
 	}
 	f, err := c.NewFollower(client.Positions{0: 0}, func(context.Context, *client.Transaction) error { return nil }, client.FollowOptions{})
@@ -236,7 +236,7 @@ func ExampleCursor() {
 	defer done()
 	ctx := context.Background()
 	for range 5 {
-		if _, err := c.Append(ctx, &client.Tx{}); err != nil {
+		if _, err := c.Append(ctx, &client.Request{}); err != nil {
 			log.Fatal(err)
 		}
 	}

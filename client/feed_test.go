@@ -168,7 +168,7 @@ func TestForgedFeedMessagesMoveNothing(t *testing.T) {
 		}
 	}
 	for i := range 3 { // no genuine message takes their place
-		mustAppend(t, c, client.Tx{Payload: []byte(fmt.Sprint(3 + i))})
+		mustAppend(t, c, client.Request{Payload: []byte(fmt.Sprint(3 + i))})
 	}
 	if err := f.Wait(soon(t), 0, 6); err != nil {
 		t.Fatal(err)
@@ -220,7 +220,7 @@ func TestFeedMessagesMayComeAgain(t *testing.T) {
 		t.Fatal(err)
 	}
 	await(t, "through", func() bool { return f.Progress(0).Rejected > rejected })
-	mustAppend(t, c, client.Tx{Payload: []byte(fmt.Sprint(count))})
+	mustAppend(t, c, client.Request{Payload: []byte(fmt.Sprint(count))})
 	if err := f.Wait(soon(t), 0, count+1); err != nil {
 		t.Fatal(err)
 	}
@@ -249,7 +249,7 @@ func TestWhatIsAlteredIsRead(t *testing.T) {
 			const count = 3
 			for i := range count {
 				l.FailNext(1, cantustest.Feed, fault)
-				r := mustAppend(t, c, client.Tx{Payload: []byte(fmt.Sprint(i))})
+				r := mustAppend(t, c, client.Request{Payload: []byte(fmt.Sprint(i))})
 				if err := f.Wait(soon(t), 0, r.Txid); err != nil {
 					t.Fatal(err)
 				}
@@ -283,7 +283,7 @@ func TestAPinnedFeedKey(t *testing.T) {
 	level(t, goods)
 	level(t, others)
 	for i := range 2 {
-		r := mustAppend(t, good, client.Tx{Payload: []byte(fmt.Sprint(i))})
+		r := mustAppend(t, good, client.Request{Payload: []byte(fmt.Sprint(i))})
 		for _, f := range []*client.Follower{followed, deceived} {
 			if err := f.Wait(soon(t), 0, r.Txid); err != nil {
 				t.Fatal(err)
@@ -312,7 +312,7 @@ func TestWithoutAFeedKeyTheFeedIsNotUsed(t *testing.T) {
 	opts.AttemptTimeout = 100 * time.Millisecond // how long info is attempted before Progress has the error
 	c := l.NewClient(t, opts)
 	f, seen := follow(t, c, map[int]uint64{0: 0}, stillQuiet)
-	r := mustAppend(t, c, client.Tx{Payload: []byte("0")})
+	r := mustAppend(t, c, client.Request{Payload: []byte("0")})
 	if err := f.Wait(soon(t), 0, r.Txid); err != nil {
 		t.Fatal(err)
 	}
@@ -323,7 +323,7 @@ func TestWithoutAFeedKeyTheFeedIsNotUsed(t *testing.T) {
 	// The follower reads what it dropped before.
 	await(t, "read", func() bool { return l.Seen(cantustest.Read) > reads })
 	l.FailFunc(cantustest.Read, func(*nats.Msg) cantustest.Fault { return cantustest.Drop() }) // leaves only the feed
-	r = mustAppend(t, c, client.Tx{Payload: []byte("1")})
+	r = mustAppend(t, c, client.Request{Payload: []byte("1")})
 	if err := f.Wait(soon(t), 0, r.Txid); err != nil {
 		t.Fatal(err)
 	}

@@ -73,7 +73,7 @@ func TestFollowerGoesFromTheBeginningToTheFeed(t *testing.T) {
 	}
 	for i := range 200 {
 		for p := range 2 {
-			r := mustAppend(t, c, client.Tx{Partition: p, Payload: []byte(fmt.Sprint(i))})
+			r := mustAppend(t, c, client.Request{Partition: p, Payload: []byte(fmt.Sprint(i))})
 			if err := f.Wait(soon(t), p, r.Txid); err != nil {
 				t.Fatal(err)
 			}
@@ -95,7 +95,7 @@ func TestFollowerMissesNothingThroughDisconnects(t *testing.T) {
 	f, seen := follow(t, newClient(t, nc, client.Options{AttemptTimeout: time.Hour}), map[int]uint64{0: 0}, client.FollowOptions{IdleTimeout: time.Hour})
 	const count = 400
 	for i := range count {
-		mustAppend(t, c, client.Tx{Payload: []byte(fmt.Sprint(i))})
+		mustAppend(t, c, client.Request{Payload: []byte(fmt.Sprint(i))})
 		if i%10 == 0 {
 			if err := nc.ForceReconnect(); err != nil {
 				t.Fatal(err)
@@ -132,7 +132,7 @@ func TestReconnectHealsALostLastTransaction(t *testing.T) {
 	f, seen := follow(t, unfed, map[int]uint64{0: 0}, client.FollowOptions{IdleTimeout: time.Hour})
 	const count = 20
 	for range count {
-		r := mustAppend(t, c, client.Tx{})
+		r := mustAppend(t, c, client.Request{})
 		if err := nc.ForceReconnect(); err != nil {
 			t.Fatal(err)
 		}
@@ -148,7 +148,7 @@ func TestSilenceIsNotTakenForTheEnd(t *testing.T) {
 	f, seen := follow(t, unfed, map[int]uint64{0: 0}, client.FollowOptions{IdleTimeout: 10 * time.Millisecond})
 	const count = 20
 	for range count {
-		r := mustAppend(t, c, client.Tx{})
+		r := mustAppend(t, c, client.Request{})
 		if err := f.Wait(soon(t), 0, r.Txid); err != nil {
 			t.Fatal(err)
 		}
@@ -226,7 +226,7 @@ func TestFollowerMissesNothingOnANoisyWire(t *testing.T) {
 	const count = 1200
 	appendMany(t, c, 0, count/2)
 	for i := range count / 2 {
-		mustAppend(t, c, client.Tx{Payload: []byte(fmt.Sprint(i))})
+		mustAppend(t, c, client.Request{Payload: []byte(fmt.Sprint(i))})
 	}
 	if err := f.Wait(soon(t), 0, count); err != nil {
 		t.Fatal(err)
@@ -237,7 +237,7 @@ func TestFollowerMissesNothingOnANoisyWire(t *testing.T) {
 func TestFiltersDecideAsTheNodeDoes(t *testing.T) {
 	_, c := newLog(t)
 	write := func(i int) {
-		mustAppend(t, c, client.Tx{
+		mustAppend(t, c, client.Request{
 			Payload: []byte(fmt.Sprint(i)), Kind: fmt.Sprint("k", i%4), Header: nats.Header{"I": {fmt.Sprint(i)}},
 			AppendLocks: []string{fmt.Sprintf("account.%d", i%3)},
 		})
@@ -404,7 +404,7 @@ func TestPoisonIsDecidedUpon(t *testing.T) {
 				t.Errorf("handled %v times, want %d and 5", handled, tt.handled)
 			}
 			// The other partition goes on.
-			r := mustAppend(t, c, client.Tx{Partition: 1})
+			r := mustAppend(t, c, client.Request{Partition: 1})
 			if err := f.Wait(soon(t), 1, r.Txid); err != nil {
 				t.Fatal(err)
 			}
@@ -449,7 +449,7 @@ func TestFarBehindCatchesUpInBoundedMemory(t *testing.T) {
 	ctx := soon(t)
 	var futures []*client.Future
 	for range count {
-		f, err := c.AppendAsync(ctx, &client.Tx{Payload: make([]byte, size)})
+		f, err := c.AppendAsync(ctx, &client.Request{Payload: make([]byte, size)})
 		if err != nil {
 			t.Fatal(err)
 		}

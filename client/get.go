@@ -30,7 +30,7 @@ func (c *Client) get(ctx context.Context, partition int, what subjects.GetReques
 	if err != nil {
 		return nil, err
 	}
-	err = c.request(ctx, partition, c.names.Get(partition), body, func(m *nats.Msg, _ int) (error, bool) {
+	err = c.call(ctx, partition, c.names.Get(partition), body, func(m *nats.Msg, _ int) (error, bool) {
 		if m.Header.Get(subjects.HeaderErrorCode) == "" {
 			tx, err = parseTransaction(m)
 			return err, err == nil

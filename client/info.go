@@ -30,7 +30,7 @@ func (c *Client) clusterInfo(ctx context.Context) (subjects.ClusterInfo, error) 
 		subjects.ClusterInfo
 		Error *subjects.Error `json:"error"`
 	}
-	if err := c.requestJSON(ctx, -1, c.names.Info(), &info, &info.Error); err != nil {
+	if err := c.callJSON(ctx, -1, c.names.Info(), &info, &info.Error); err != nil {
 		return info.ClusterInfo, fmt.Errorf("cluster info: %w", err)
 	}
 	return info.ClusterInfo, nil
@@ -50,7 +50,7 @@ func (c *Client) Partition(ctx context.Context, key string) (int, error) {
 // includes everything acknowledged before the call. It retries until ctx ends.
 func (c *Client) HighWaterMark(ctx context.Context, partition int) (uint64, error) {
 	var info subjects.PartitionInfo
-	if err := c.requestJSON(ctx, partition, c.names.PartitionInfo(partition), &info, &info.Error); err != nil {
+	if err := c.callJSON(ctx, partition, c.names.PartitionInfo(partition), &info, &info.Error); err != nil {
 		return 0, fmt.Errorf("info of partition %d: %w", partition, err)
 	}
 	return info.HighWaterMark, nil

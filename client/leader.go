@@ -41,7 +41,7 @@ func (c *Client) onLeader(m *nats.Msg) {
 			streams = append(streams, s)
 		}
 	}
-	for r := range c.requests {
+	for r := range c.calls {
 		if r.partition == p {
 			r.onNewLeader()
 		}

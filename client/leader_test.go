@@ -43,7 +43,7 @@ func TestANewLeaderIsSentWhatWentUnanswered(t *testing.T) {
 			p, faulty, direct := newProxy(t, patient, first(3, f))
 			var futures []*client.Future
 			for i := range 3 {
-				future, err := faulty.AppendAsync(soon(t), &client.Tx{Payload: []byte(fmt.Sprint(i))})
+				future, err := faulty.AppendAsync(soon(t), &client.Request{Payload: []byte(fmt.Sprint(i))})
 				if err != nil {
 					t.Fatal(err)
 				}

@@ -76,11 +76,11 @@ func newLog(t testing.TB) (*broker.Node, *client.Client) {
 }
 
 // mustAppend appends, and fails the test if that fails.
-func mustAppend(t testing.TB, c *client.Client, tx client.Tx) client.Receipt {
+func mustAppend(t testing.TB, c *client.Client, req client.Request) client.Receipt {
 	t.Helper()
-	r, err := c.Append(soon(t), &tx)
+	r, err := c.Append(soon(t), &req)
 	if err != nil {
-		t.Fatalf("append %q: %v", tx.Payload, err)
+		t.Fatalf("append %q: %v", req.Payload, err)
 	}
 	return r
 }
@@ -138,7 +138,7 @@ func appendMany(t testing.TB, c *client.Client, partition, n int) []client.Recei
 	ctx := soon(t)
 	var futures []*client.Future
 	for i := range n {
-		f, err := c.AppendAsync(ctx, &client.Tx{Partition: partition, Payload: []byte(fmt.Sprint(i))})
+		f, err := c.AppendAsync(ctx, &client.Request{Partition: partition, Payload: []byte(fmt.Sprint(i))})
 		if err != nil {
 			t.Fatalf("append %d: %v", i, err)
 		}

@@ -24,7 +24,7 @@ func TestAPartitionThatDoesNotExist(t *testing.T) {
 			return err
 		},
 		"append": func(ctx context.Context, c *client.Client) error {
-			_, err := c.Append(ctx, &client.Tx{Partition: 9})
+			_, err := c.Append(ctx, &client.Request{Partition: 9})
 			return err
 		},
 		"high-water mark": func(ctx context.Context, c *client.Client) error {

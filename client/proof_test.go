@@ -102,10 +102,10 @@ func fillUp(t *testing.T, c *client.Client, count int) {
 	appended := make(chan error, 1)
 	go func() {
 		defer close(futures)
-		tx := &client.Tx{Payload: make([]byte, 256), AppendLocks: []string{""}}
+		req := &client.Request{Payload: make([]byte, 256), AppendLocks: []string{""}}
 		for i := range count {
-			tx.AppendLocks[0] = fmt.Sprintf("account.%d", i%1000)
-			f, err := c.AppendAsync(context.Background(), tx)
+			req.AppendLocks[0] = fmt.Sprintf("account.%d", i%1000)
+			f, err := c.AppendAsync(context.Background(), req)
 			if err != nil {
 				appended <- err
 				return

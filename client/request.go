@@ -1,136 +1,210 @@
 package client
 
 import (
-	"context"
-	"encoding/json"
+	"encoding/binary"
 	"errors"
-	"fmt"
-	"time"
+	"strconv"
+	"strings"
 
 	"github.com/nats-io/nats.go"
 
 	"github.com/cantuslog/cantus/subjects"
 )
 
-// pendingRequest is a request that waits for its answer or for its next
-// attempt. Appends and the reads of streams have their own types. Client.mu
-// guards the fields.
-type pendingRequest struct {
-	c             *Client
-	partition     int // whose leader answers; -1: any node
-	attempts      int
-	leaderChanges int                // advisories so far
-	shortened     int                // the last attempt that an advisory has shortened
-	epoch         uint64             // of the connection, during the attempt
-	cancel        context.CancelFunc // ends the attempt
-	skipWait      chan struct{}      // capacity 1: begin the next attempt now
+// Request is a transaction to append; a [Transaction] is one that is committed. The
+// append functions do not retain it: it may be reused when they return.
+type Request struct {
+	// Partition is the partition to append to. [Client.Partition] returns the
+	// partition of a key.
+	Partition int
+	// Payload is opaque, and may be empty.
+	Payload []byte
+	// Kind is one token that names the kind of transaction. "" means "tx".
+	Kind string
+	// Header is the application's own. It is stored, and passed to followers.
+	Header nats.Header
+
+	// HighWaterMark is the txid up to which the writer had applied the
+	// partition when it computed this transaction, 0 for none.
+	HighWaterMark uint64
+	// WriteLocks are checked against HighWaterMark, and recorded on commit.
+	WriteLocks []string
+	// ReadLocks are checked and not recorded.
+	ReadLocks []string
+	// AppendLocks are recorded on commit and not checked.
+	AppendLocks []string
+
+	// ID is the message id, at most 128 bytes. If the partition remembers it,
+	// the transaction is not appended again, and its receipt is that of the
+	// first. If ID is empty the client generates one.
+	ID string
+	// ExpectedLast makes the transaction commit only if the partition's
+	// high-water mark equals it.
+	ExpectedLast *uint64
+
+	isSet bool
 }
 
-func (c *Client) newRequest(partition int) *pendingRequest {
-	r := &pendingRequest{c: c, partition: partition, skipWait: make(chan struct{}, 1)}
-	c.mu.Lock()
-	c.requests[r] = struct{}{}
-	c.mu.Unlock()
-	return r
+// WriteLock adds locks that are checked, and recorded on commit.
+func (req *Request) WriteLock(locks ...string) { req.WriteLocks = append(req.WriteLocks, locks...) }
+
+// ReadLock adds locks that are checked and not recorded: those of what was read
+// and not changed.
+func (req *Request) ReadLock(locks ...string) { req.ReadLocks = append(req.ReadLocks, locks...) }
+
+// AppendLock adds locks that are recorded on commit and not checked.
+func (req *Request) AppendLock(locks ...string) { req.AppendLocks = append(req.AppendLocks, locks...) }
+
+// Set sets the kind ("" means "tx") and the payload, which may be empty.
+func (req *Request) Set(kind string, payload []byte) {
+	req.Kind, req.Payload, req.isSet = kind, payload, true
 }
 
-func (r *pendingRequest) done() {
-	r.c.mu.Lock()
-	delete(r.c.requests, r)
-	r.c.mu.Unlock()
+var lockHeaders = [...]string{subjects.HeaderWriteLock, subjects.HeaderReadLock, subjects.HeaderAppendLock}
+
+// lockFields names the fields that locks returns.
+var lockFields = [...]string{"WriteLocks", "ReadLocks", "AppendLocks"}
+
+func (req *Request) locks() [3][]string {
+	return [3][]string{req.WriteLocks, req.ReadLocks, req.AppendLocks}
 }
 
-// begin starts the next attempt. Its context ends after AttemptTimeout, or when
-// restart is called.
-func (r *pendingRequest) begin(ctx context.Context) (context.Context, context.CancelFunc) {
-	ctx, cancel := context.WithTimeout(ctx, r.c.opts.AttemptTimeout)
-	r.c.mu.Lock()
-	r.attempts++
-	r.cancel, r.epoch = cancel, r.c.epoch.Load()
-	select {
-	case <-r.skipWait: // meant for the previous attempt
-	default:
-	}
-	r.c.mu.Unlock()
-	return ctx, cancel
-}
-
-// onNewLeader makes the attempt, or the wait after it, end after one more
-// back-off. The caller holds Client.mu.
-func (r *pendingRequest) onNewLeader() {
-	attempt := r.attempts
-	if r.shortened == attempt {
-		return // anybody may publish any number of advisories
-	}
-	r.leaderChanges++
-	r.shortened = attempt
-	time.AfterFunc(r.c.backoff(max(r.leaderChanges, attempt)), func() {
-		r.c.mu.Lock()
-		defer r.c.mu.Unlock()
-		r.restart(attempt)
-	})
-}
-
-// restart ends the attempt of that number and the wait after it. The caller
-// holds Client.mu.
-func (r *pendingRequest) restart(attempt int) {
-	if r.attempts == attempt && r.cancel != nil {
-		signal(r.skipWait)
-		r.cancel()
-	}
-}
-
-// requestJSON requests JSON until it gets some, or a refusal that is final.
-// refused points to the field of reply that holds a refusal.
-func (c *Client) requestJSON(ctx context.Context, partition int, subject string, reply any, refused **subjects.Error) error {
-	return c.request(ctx, partition, subject, nil, func(m *nats.Msg, _ int) (error, bool) {
-		*refused = nil
-		if err := json.Unmarshal(m.Data, reply); err != nil {
-			return err, false
+// check refuses what a node would refuse. It must run before the transaction is
+// encoded: a line break in a value would begin another header.
+func (req *Request) check() error {
+	if err := req.checkForm(); err != nil {
+		var e *subjects.Error
+		if !errors.As(err, &e) {
+			e = subjects.Errorf(subjects.BadRequest, "%v", err)
 		}
-		if *refused == nil {
-			return nil, true
-		}
-		return *refused, dispositionOf(*refused) == final
-	})
+		return refusal(*e, req.Partition, req.ID, 0)
+	}
+	return nil
 }
 
-// request sends a request until accept reports that it is done. accept returns
-// the error of an answer, nil if the answer is good. partition is the one whose
-// leader answers, -1 if any node does.
-func (c *Client) request(ctx context.Context, partition int, subject string, body []byte, accept func(m *nats.Msg, attempt int) (err error, done bool)) error {
-	r := c.newRequest(partition)
-	defer r.done()
-	for attempts := 1; ; attempts++ {
-		attemptCtx, cancel := r.begin(ctx)
-		m, err := c.nc.RequestWithContext(attemptCtx, subject, body)
-		cancel()
-		done := false
-		switch {
-		case err == nil:
-			if err, done = accept(m, attempts); done {
+func (req *Request) checkForm() error {
+	if req.Partition < 0 {
+		return subjects.Errorf(subjects.BadRequest, "partition %d: partitions are numbered from 0", req.Partition)
+	}
+	n := 0
+	for mode, names := range req.locks() {
+		n += len(names)
+		for i, name := range names {
+			if name == "" {
+				return subjects.Errorf(subjects.BadRequest, "%s[%d] is empty: a lock needs a name, such as %q", lockFields[mode], i, "account.42")
+			}
+			if err := subjects.CheckLock(name); err != nil {
 				return err
 			}
-		case isClosed(err):
-			return fmt.Errorf("%w: %w", ErrClosed, err)
-		case errors.Is(err, nats.ErrNoResponders):
-			err = ErrNoLeader
-			if partition < 0 {
-				break
-			}
-			if missing := c.onNoResponders(partition); missing != nil {
-				return missing
-			}
-		case attemptCtx.Err() != nil:
-			err = ErrNoAnswer
-		}
-		select {
-		case <-time.After(c.backoff(attempts)):
-		case <-r.skipWait:
-		case <-ctx.Done():
-			return fmt.Errorf("%w; last attempt: %w", context.Cause(ctx), err)
-		case <-c.closing:
-			return ErrClosed
 		}
 	}
+	if n > subjects.MaxLocks {
+		return subjects.Errorf(subjects.BadRequest, "%d locks: at most %d", n, subjects.MaxLocks)
+	}
+	if req.Kind != "" {
+		if err := subjects.CheckKind(req.Kind); err != nil {
+			return err
+		}
+	}
+	if req.ID != "" {
+		if err := subjects.CheckMsgID(req.ID); err != nil {
+			return err
+		}
+		if err := checkValue(subjects.HeaderMsgID, req.ID); err != nil {
+			return err
+		}
+	}
+	for key, values := range req.Header {
+		if err := checkHeader(key, values); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func checkHeader(key string, values []string) error {
+	if subjects.IsRequestHeader(key) {
+		return subjects.Errorf(subjects.BadRequest, "header %q: set the field of Request instead", key)
+	}
+	if _, err := subjects.CheckOtherHeader(key); err != nil {
+		return err
+	}
+	for i := range len(key) {
+		if c := key[i]; c <= ' ' || c >= 0x7f || c == ':' {
+			return subjects.Errorf(subjects.BadRequest, "header %q: a name must be visible ASCII without a colon", key)
+		}
+	}
+	if key == "" {
+		return subjects.Errorf(subjects.BadRequest, "a header has no name")
+	}
+	for _, v := range values {
+		if err := checkValue(key, v); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func checkValue(key, value string) error {
+	if strings.ContainsAny(value, "\r\n\x00") {
+		return subjects.Errorf(subjects.BadRequest, "header %q: a value must not contain CR, LF or NUL", key)
+	}
+	return nil
+}
+
+// fieldBytes is the size of a header line without its key and value: ": " and
+// CR LF.
+const fieldBytes = 4
+
+// size returns an upper bound on the bytes that appendFrame appends.
+func (req *Request) size() int {
+	n := 8 + 160 + len(req.Payload) + len(req.Kind) + len(req.ID)
+	for _, names := range req.locks() {
+		for _, name := range names {
+			n += len(subjects.HeaderAppendLock) + len(name) + fieldBytes
+		}
+	}
+	for key, values := range req.Header {
+		for _, v := range values {
+			n += len(key) + len(v) + fieldBytes
+		}
+	}
+	return n
+}
+
+// appendFrame appends the transaction as a frame of a batch: two lengths, the
+// header block, the payload.
+func (req *Request) appendFrame(dst []byte, id []byte) []byte {
+	start := len(dst)
+	dst = append(dst, 0, 0, 0, 0, 0, 0, 0, 0)
+	dst = subjects.AppendBlockStart(dst)
+	dst = subjects.AppendField(dst, subjects.HeaderMsgID, id)
+	if req.HighWaterMark != 0 || len(req.WriteLocks)+len(req.ReadLocks) > 0 {
+		dst = appendNumber(dst, subjects.HeaderHighWaterMark, req.HighWaterMark)
+	}
+	if req.ExpectedLast != nil {
+		dst = appendNumber(dst, subjects.HeaderExpectedLast, *req.ExpectedLast)
+	}
+	if req.Kind != "" {
+		dst = subjects.AppendField(dst, subjects.HeaderKind, req.Kind)
+	}
+	for i, names := range req.locks() {
+		dst = subjects.AppendLocks(dst, lockHeaders[i], names...)
+	}
+	for key, values := range req.Header {
+		for _, v := range values {
+			dst = subjects.AppendField(dst, key, v)
+		}
+	}
+	dst = subjects.AppendBlockEnd(dst)
+	binary.BigEndian.PutUint32(dst[start:], uint32(len(dst)-start-8))
+	binary.BigEndian.PutUint32(dst[start+4:], uint32(len(req.Payload)))
+	return append(dst, req.Payload...)
+}
+
+func appendNumber(dst []byte, key string, n uint64) []byte {
+	dst = append(dst, key...)
+	dst = append(dst, ": "...)
+	dst = strconv.AppendUint(dst, n, 10)
+	return append(dst, "\r\n"...)
 }

@@ -99,7 +99,7 @@ func TestOneRefusalDoesNotFailTheBatch(t *testing.T) {
 			var futures []*client.Future
 			const count = 40
 			for i := range count {
-				f, err := faulty.AppendAsync(ctx, &client.Tx{Payload: []byte(fmt.Sprint(i))})
+				f, err := faulty.AppendAsync(ctx, &client.Request{Payload: []byte(fmt.Sprint(i))})
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -134,7 +134,7 @@ func TestFinalRefusalsAreNotSentAgain(t *testing.T) {
 				e.Code = 418
 			}
 			p.log.FailFunc(cantustest.Append, func(*nats.Msg) cantustest.Fault { return cantustest.Refuse(e) })
-			_, err := faulty.Append(soon(t), &client.Tx{Payload: []byte("x")})
+			_, err := faulty.Append(soon(t), &client.Request{Payload: []byte("x")})
 			var r *client.RefusedError
 			if !errors.As(err, &r) || r.Reason != reason {
 				t.Fatalf("error %v", err)
@@ -164,7 +164,7 @@ func TestDeadlineSaysWhetherTheOutcomeIsKnown(t *testing.T) {
 		}
 		_, faulty, _ := newProxy(t, opts, always(f))
 		var err error
-		if futures[f], err = faulty.AppendAsync(soon(t), &client.Tx{Payload: []byte("x"), ID: "mine"}); err != nil {
+		if futures[f], err = faulty.AppendAsync(soon(t), &client.Request{Payload: []byte("x"), ID: "mine"}); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -197,7 +197,7 @@ func TestCancelOfWhatWasSentIsUnknown(t *testing.T) {
 	_, faulty, _ := newProxy(t, client.Options{}, func(*nats.Msg) fault { came <- struct{}{}; return swallow })
 	ctx, cancel := context.WithCancel(soon(t))
 	go func() { <-came; cancel() }()
-	_, err := faulty.Append(ctx, &client.Tx{Payload: []byte("x")})
+	_, err := faulty.Append(ctx, &client.Request{Payload: []byte("x")})
 	wantErr(t, err, client.ErrUnknown)
 	wantErr(t, err, context.Canceled)
 }
@@ -208,14 +208,14 @@ func TestCancelOfWhatWasNotSentKeepsItFromBeingSent(t *testing.T) {
 	p, held, direct := newProxy(t, opts, func(*nats.Msg) fault { <-release; return pass })
 	var futures []*client.Future
 	for i := range 3 { // as many as may be in flight: the next one waits
-		f, err := held.AppendAsync(soon(t), &client.Tx{Payload: []byte(fmt.Sprint(i))})
+		f, err := held.AppendAsync(soon(t), &client.Request{Payload: []byte(fmt.Sprint(i))})
 		if err != nil {
 			t.Fatal(err)
 		}
 		futures = append(futures, f)
 	}
 	ctx, cancel := context.WithCancel(soon(t))
-	_, err := held.Append(cancelledOnWait{ctx, cancel}, &client.Tx{Payload: []byte("cancelled")})
+	_, err := held.Append(cancelledOnWait{ctx, cancel}, &client.Request{Payload: []byte("cancelled")})
 	wantErr(t, err, context.Canceled)
 	if errors.Is(err, client.ErrUnknown) {
 		t.Errorf("it can't have been sent, and the outcome is said to be unknown: %v", err)
@@ -248,7 +248,7 @@ func TestCancelBesideTheAnswer(t *testing.T) {
 		var wg sync.WaitGroup
 		for range 100 {
 			wg.Go(func() {
-				r, err := c.Append(ctx, &client.Tx{})
+				r, err := c.Append(ctx, &client.Request{})
 				cancel()
 				if err == nil && (r.Txid == 0 || r.Time.IsZero()) {
 					t.Errorf("appended, and the receipt is %+v", r)
@@ -266,7 +266,7 @@ func TestNobodyThereIsWaitedFor(t *testing.T) {
 	opts.Prefix = proxied
 	nc := connect(t, n)
 	faulty, direct := newClient(t, nc, opts), newClient(t, connect(t, n), client.Options{})
-	f, err := faulty.AppendAsync(soon(t), &client.Tx{Payload: []byte("0")})
+	f, err := faulty.AppendAsync(soon(t), &client.Request{Payload: []byte("0")})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -287,7 +287,7 @@ func TestNobodyThereIsWaitedFor(t *testing.T) {
 func TestWaitThatEndsLeavesTheTransactionOnItsWay(t *testing.T) {
 	release := make(chan struct{})
 	_, faulty, direct := newProxy(t, client.Options{}, func(*nats.Msg) fault { <-release; return pass })
-	f, err := faulty.AppendAsync(soon(t), &client.Tx{Payload: []byte("0")})
+	f, err := faulty.AppendAsync(soon(t), &client.Request{Payload: []byte("0")})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -311,7 +311,7 @@ func TestCloseFailsWhatWaits(t *testing.T) {
 	}
 	var futures []*client.Future
 	for range 5 { // three are in flight, two wait
-		f, err := c.AppendAsync(soon(t), &client.Tx{})
+		f, err := c.AppendAsync(soon(t), &client.Request{})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -338,7 +338,7 @@ func TestClosedConnectionEndsEverything(t *testing.T) {
 	n := openNode(t, broker.Options{})
 	nc := connect(t, n)
 	c := newClient(t, nc, client.Options{})
-	mustAppend(t, c, client.Tx{Payload: []byte("0")})
+	mustAppend(t, c, client.Request{Payload: []byte("0")})
 	handled := make(chan struct{})
 	followed := make(chan error)
 	go func() {
@@ -350,7 +350,7 @@ func TestClosedConnectionEndsEverything(t *testing.T) {
 	<-handled
 	nc.Close()
 	wantErr(t, <-followed, client.ErrClosed)
-	_, err := c.Append(soon(t), &client.Tx{})
+	_, err := c.Append(soon(t), &client.Request{})
 	wantErr(t, err, client.ErrClosed)
 }
 
@@ -363,25 +363,25 @@ func TestFullFailsOrWaits(t *testing.T) {
 	ctx := soon(t)
 	var futures []*client.Future
 	for i, c := range []*client.Client{waits, waits, fails, fails, narrow} {
-		f, err := c.AppendAsync(ctx, &client.Tx{Payload: []byte(fmt.Sprint(i))})
+		f, err := c.AppendAsync(ctx, &client.Request{Payload: []byte(fmt.Sprint(i))})
 		if err != nil {
 			t.Fatal(err)
 		}
 		futures = append(futures, f)
 	}
 	for _, c := range []*client.Client{fails, narrow} {
-		_, err := c.AppendAsync(ctx, &client.Tx{})
+		_, err := c.AppendAsync(ctx, &client.Request{})
 		wantErr(t, err, client.ErrFull)
 	}
 	ended, cancel := context.WithCancel(ctx)
 	failed := make(chan error)
-	go func() { _, err := waits.AppendAsync(ended, &client.Tx{}); failed <- err }()
+	go func() { _, err := waits.AppendAsync(ended, &client.Request{}); failed <- err }()
 	cancel()
 	wantErr(t, <-failed, context.Canceled)
 	var wg sync.WaitGroup
 	for i := 5; i < 10; i++ {
 		wg.Go(func() {
-			if _, err := waits.Append(ctx, &client.Tx{Payload: []byte(fmt.Sprint(i))}); err != nil {
+			if _, err := waits.Append(ctx, &client.Request{Payload: []byte(fmt.Sprint(i))}); err != nil {
 				t.Error(err)
 			}
 		})
@@ -419,7 +419,7 @@ func TestExactlyOnceThroughRestarts(t *testing.T) {
 	wg.Go(func() {
 		var futures []*client.Future
 		for i := range rounds * each {
-			f, err := c.AppendAsync(ctx, &client.Tx{Payload: []byte(fmt.Sprint(i))})
+			f, err := c.AppendAsync(ctx, &client.Request{Payload: []byte(fmt.Sprint(i))})
 			if err != nil {
 				t.Error(err)
 				return

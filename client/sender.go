@@ -66,7 +66,7 @@ func (s *sender) signal() {
 }
 
 // add adds a transaction to the batch that is being filled.
-func (s *sender) add(tx *Tx, f *Future) error {
+func (s *sender) add(req *Request, f *Future) error {
 	now := time.Now()
 	f.deadline = now.Add(s.c.opts.Timeout)
 	s.mu.Lock()
@@ -84,7 +84,7 @@ func (s *sender) add(tx *Tx, f *Future) error {
 		b = newBatch(s.seq)
 		s.filling = b
 	}
-	b.add(tx, f)
+	b.add(req, f)
 	first := len(b.items) == 1
 	s.mu.Unlock()
 	if first {

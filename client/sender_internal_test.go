@@ -53,7 +53,7 @@ func countSent(t *testing.T, sent *nats.Subscription, s *sender) int {
 // than refusals would.
 func TestForgedAdvisoriesCauseFewSends(t *testing.T) {
 	s, sent := idleSender(t, Options{AttemptTimeout: time.Hour, Timeout: time.Hour})
-	if err := s.add(&Tx{Payload: []byte("x")}, &Future{sender: s, id: "x"}); err != nil {
+	if err := s.add(&Request{Payload: []byte("x")}, &Future{sender: s, id: "x"}); err != nil {
 		t.Fatal(err)
 	}
 	now := time.Now()
@@ -74,7 +74,7 @@ func TestANewLeaderEndsTheWaitForOne(t *testing.T) {
 	s, sent := idleSender(t, Options{AttemptTimeout: time.Hour, Timeout: time.Hour, MaxBackoff: time.Hour})
 	now := time.Now()
 	for i := range 2 { // one waits for the sender's back-off, one for its own
-		if err := s.add(&Tx{Payload: []byte("x")}, &Future{sender: s, id: "x"}); err != nil {
+		if err := s.add(&Request{Payload: []byte("x")}, &Future{sender: s, id: "x"}); err != nil {
 			t.Fatal(err)
 		}
 		b := s.filling

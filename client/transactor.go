@@ -68,19 +68,19 @@ func NewTransactor(c *Client, view View, opts TransactorOptions) (*Transactor, e
 // error, Transact returns it; if compute does not call Set, Transact returns a
 // zero receipt and no error. In both cases nothing was appended. Other errors
 // are those of [Client.Append], and [ErrAttempts].
-func (t *Transactor) Transact(ctx context.Context, partition int, compute func(tx *Tx) error) (Receipt, error) {
+func (t *Transactor) Transact(ctx context.Context, partition int, compute func(req *Request) error) (Receipt, error) {
 	ctx, cancel := context.WithTimeout(ctx, t.opts.Timeout)
 	defer cancel()
 	var conflict *ConflictError
 	for range t.opts.MaxAttempts {
-		tx := &Tx{Partition: partition, HighWaterMark: t.view.Applied(partition)}
-		if err := compute(tx); err != nil {
+		req := &Request{Partition: partition, HighWaterMark: t.view.Applied(partition)}
+		if err := compute(req); err != nil {
 			return Receipt{}, err
 		}
-		if !tx.isSet && tx.Payload == nil {
+		if !req.isSet && req.Payload == nil {
 			return Receipt{}, nil
 		}
-		r, err := t.c.Append(ctx, tx)
+		r, err := t.c.Append(ctx, req)
 		if !errors.As(err, &conflict) {
 			return t.committed(ctx, r, err)
 		}

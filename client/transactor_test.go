@@ -65,13 +65,13 @@ func TestMarkIsTakenBeforeTheFunctionRuns(t *testing.T) {
 	transactor, view, f := newTransactor(t, n, client.TransactorOptions{})
 	other := newClient(t, connect(t, n), client.Options{})
 	runs := 0
-	_, err := transactor.Transact(soon(t), 0, func(tx *client.Tx) error {
-		tx.WriteLock("a")
-		tx.Set("", fmt.Appendf(nil, "a=%d", view.get("a")+1))
+	_, err := transactor.Transact(soon(t), 0, func(req *client.Request) error {
+		req.WriteLock("a")
+		req.Set("", fmt.Appendf(nil, "a=%d", view.get("a")+1))
 		if runs++; runs > 1 {
 			return nil
 		}
-		r := mustAppend(t, other, client.Tx{AppendLocks: []string{"a"}, Payload: []byte("a=10")})
+		r := mustAppend(t, other, client.Request{AppendLocks: []string{"a"}, Payload: []byte("a=10")})
 		return f.Wait(soon(t), 0, r.Txid)
 	})
 	if err != nil {
@@ -86,13 +86,13 @@ func TestTransactAppendsNothingWithoutData(t *testing.T) {
 	n := openNode(t, broker.Options{Partitions: 1})
 	transactor, _, _ := newTransactor(t, n, client.TransactorOptions{})
 	mine := errors.New("mine")
-	_, err := transactor.Transact(soon(t), 0, func(tx *client.Tx) error {
-		tx.Set("", []byte("a=1"))
+	_, err := transactor.Transact(soon(t), 0, func(req *client.Request) error {
+		req.Set("", []byte("a=1"))
 		return mine
 	})
 	wantErr(t, err, mine)
-	r, err := transactor.Transact(soon(t), 0, func(tx *client.Tx) error {
-		tx.WriteLock("a")
+	r, err := transactor.Transact(soon(t), 0, func(req *client.Request) error {
+		req.WriteLock("a")
 		return nil
 	})
 	if err != nil || r != (client.Receipt{}) {
@@ -107,9 +107,9 @@ func TestTransactReturnsWhenTheViewHoldsIt(t *testing.T) {
 	n := openNode(t, broker.Options{Partitions: 1})
 	transactor, view, f := newTransactor(t, n, client.TransactorOptions{WaitApplied: true})
 	for i := range 50 {
-		r, err := transactor.Transact(soon(t), 0, func(tx *client.Tx) error {
-			tx.WriteLock("a")
-			tx.Set("set", fmt.Appendf(nil, "a=%d", i))
+		r, err := transactor.Transact(soon(t), 0, func(req *client.Request) error {
+			req.WriteLock("a")
+			req.Set("set", fmt.Appendf(nil, "a=%d", i))
 			return nil
 		})
 		if err != nil {
@@ -134,10 +134,10 @@ func (s *stuck) Wait(ctx context.Context, _ int, _ uint64) error { <-ctx.Done();
 
 func TestTransactGivesUp(t *testing.T) {
 	_, c := newLog(t)
-	mustAppend(t, c, client.Tx{WriteLocks: []string{"a"}})
-	compute := func(tx *client.Tx) error {
-		tx.WriteLock("a")
-		tx.Set("", nil)
+	mustAppend(t, c, client.Request{WriteLocks: []string{"a"}})
+	compute := func(req *client.Request) error {
+		req.WriteLock("a")
+		req.Set("", nil)
 		return nil
 	}
 	view := &stale{}
@@ -164,7 +164,7 @@ func TestTransactGivesUp(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	r, err := transactor.Transact(soon(t), 0, func(tx *client.Tx) error { tx.Set("", nil); return nil })
+	r, err := transactor.Transact(soon(t), 0, func(req *client.Request) error { req.Set("", nil); return nil })
 	wantErr(t, err, context.DeadlineExceeded)
 	if r.Txid != 2 {
 		t.Errorf("committed, and the receipt is %+v", r)

@@ -31,7 +31,7 @@ func fillWide(t testing.TB, c *client.Client, partitions, count int) {
 	var futures []*client.Future
 	for p := range partitions {
 		for i := 1; i <= count; i++ {
-			f, err := c.AppendAsync(soon(t), &client.Tx{
+			f, err := c.AppendAsync(soon(t), &client.Request{
 				Partition: p, Kind: string(rune('b' - i%2)), AppendLocks: []string{fmt.Sprint("l.", i%2)}, Payload: fmt.Appendf(nil, "%08d%s", i, rest),
 			})
 			if err != nil {

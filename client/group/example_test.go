@@ -23,7 +23,7 @@ func ExampleJoin() {
 		log.Fatal(err)
 	}
 	for _, order := range []string{"shoes", "hat"} {
-		if _, err := c.Append(ctx, &client.Tx{Payload: []byte(order)}); err != nil {
+		if _, err := c.Append(ctx, &client.Request{Payload: []byte(order)}); err != nil {
 			log.Fatal(err)
 		}
 	}

@@ -119,7 +119,7 @@ func (c *crew) fill(partition, n int) {
 	c.t.Helper()
 	cl := c.log.NewClient(c.t, client.Options{})
 	for range n {
-		if _, err := cl.Append(soon(c.t), &client.Tx{Partition: partition}); err != nil {
+		if _, err := cl.Append(soon(c.t), &client.Request{Partition: partition}); err != nil {
 			c.t.Fatal(err)
 		}
 	}

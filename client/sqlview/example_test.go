@@ -57,8 +57,8 @@ func Example() {
 		log.Fatal(err)
 	}
 	for range 2 {
-		r, err := transactor.Transact(ctx, 0, func(tx *client.Tx) error {
-			return view.Read(ctx, tx, func(db *sql.Tx) error {
+		r, err := transactor.Transact(ctx, 0, func(req *client.Request) error {
+			return view.Read(ctx, req, func(db *sql.Tx) error {
 				var hats int
 				if err := db.QueryRowContext(ctx, `SELECT hats FROM stock`).Scan(&hats); err != nil {
 					return err
@@ -66,8 +66,8 @@ func Example() {
 				if hats < 2 {
 					return fmt.Errorf("%d hats are left", hats)
 				}
-				tx.WriteLock("stock.hats")
-				tx.Set("order", nil)
+				req.WriteLock("stock.hats")
+				req.Set("order", nil)
 				return nil
 			})
 		})

@@ -167,7 +167,7 @@ func fill(t testing.TB, l *cantustest.Log, partition, n int) {
 	futures := make([]*client.Future, n)
 	for i := range futures {
 		var err error
-		if futures[i], err = c.AppendAsync(soon(t), &client.Tx{Partition: partition, Payload: fmt.Append(nil, i)}); err != nil {
+		if futures[i], err = c.AppendAsync(soon(t), &client.Request{Partition: partition, Payload: fmt.Append(nil, i)}); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -238,17 +238,17 @@ func (v *View) checkMark(ctx context.Context, partition int) error {
 	return v.follower.Move(partition, mark)
 }
 
-// Read calls look with a database transaction, and sets tx.HighWaterMark to the
+// Read calls look with a database transaction, and sets req.HighWaterMark to the
 // mark in it: what look sees contains the partition at least up to that mark,
 // whatever happens to the database meanwhile. A function passed to
 // [client.Transactor.Transact] reads the view with it. look must not write.
-func (v *View) Read(ctx context.Context, tx *client.Tx, look func(db *sql.Tx) error) error {
+func (v *View) Read(ctx context.Context, req *client.Request, look func(db *sql.Tx) error) error {
 	in, err := v.marks.db.BeginTx(ctx, nil)
 	if err != nil {
 		return err
 	}
 	defer in.Rollback() // nothing was written
-	if tx.HighWaterMark, _, err = v.marks.get(ctx, in, tx.Partition); err != nil {
+	if req.HighWaterMark, _, err = v.marks.get(ctx, in, req.Partition); err != nil {
 		return err
 	}
 	return look(in)

@@ -193,7 +193,7 @@ func TestPoisonStopsOnlyItsPartition(t *testing.T) {
 		l := cantustest.New(t, cantustest.Options{Partitions: 2})
 		c := l.NewClient(t, client.Options{})
 		for _, payload := range []string{"a", "poison", "b"} {
-			if _, err := c.Append(soon(t), &client.Tx{Payload: []byte(payload)}); err != nil {
+			if _, err := c.Append(soon(t), &client.Request{Payload: []byte(payload)}); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -222,7 +222,7 @@ func TestPoisonIsParked(t *testing.T) {
 			if i == 10 || i == 20 || i == 21 {
 				payload = fmt.Sprint("poison ", i)
 			}
-			if _, err := c.Append(soon(t), &client.Tx{Payload: []byte(payload), WriteLocks: []string{fmt.Sprint(i)}, ID: fmt.Sprint("id", i)}); err != nil {
+			if _, err := c.Append(soon(t), &client.Request{Payload: []byte(payload), WriteLocks: []string{fmt.Sprint(i)}, ID: fmt.Sprint("id", i)}); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -385,14 +385,14 @@ func TestFilteredViewIsNotTakenForReset(t *testing.T) {
 		if i%20 == 0 {
 			kind = "pay"
 		}
-		if _, err := c.Append(soon(t), &client.Tx{Kind: kind}); err != nil {
+		if _, err := c.Append(soon(t), &client.Request{Kind: kind}); err != nil {
 			t.Fatal(err)
 		}
 	}
 	wait(t, v, 0, 60)
 	for range 5 { // reads of the marks
 		before := l.Seen(cantustest.Read)
-		if _, err := c.Append(soon(t), &client.Tx{Kind: "noise"}); err != nil {
+		if _, err := c.Append(soon(t), &client.Request{Kind: "noise"}); err != nil {
 			t.Fatal(err)
 		}
 		wait(t, v, 0, v.Progress(0).HighWaterMark)

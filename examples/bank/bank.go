@@ -86,9 +86,9 @@ func (b *bank) catchUp(ctx context.Context) error {
 
 // decide calls compute with the view, and appends the transaction that it
 // makes. It calls compute again if what it read has changed in the meantime.
-func (b *bank) decide(ctx context.Context, compute func(tx *client.Tx, db *sql.Tx) error) error {
-	_, err := b.transactor.Transact(ctx, partition, func(tx *client.Tx) error {
-		return b.view.Read(ctx, tx, func(db *sql.Tx) error { return compute(tx, db) })
+func (b *bank) decide(ctx context.Context, compute func(req *client.Request, db *sql.Tx) error) error {
+	_, err := b.transactor.Transact(ctx, partition, func(req *client.Request) error {
+		return b.view.Read(ctx, req, func(db *sql.Tx) error { return compute(req, db) })
 	})
 	return err
 }
@@ -98,7 +98,7 @@ func (b *bank) open(ctx context.Context, e opened) error {
 	if e.Balance < 0 {
 		return fmt.Errorf("open %s with %d: %w", e.Account, e.Balance, errAmount)
 	}
-	return b.decide(ctx, func(tx *client.Tx, db *sql.Tx) error {
+	return b.decide(ctx, func(req *client.Request, db *sql.Tx) error {
 		a, err := b.store.account(ctx, db, e.Account)
 		if err != nil {
 			return err
@@ -106,7 +106,7 @@ func (b *bank) open(ctx context.Context, e opened) error {
 		if a.Name != "" {
 			return fmt.Errorf("open %s: %w", e.Account, errExists)
 		}
-		return setEvent(tx, kindOpen, e)
+		return setEvent(req, kindOpen, e)
 	})
 }
 
@@ -119,7 +119,7 @@ func (b *bank) transfer(ctx context.Context, e transferred) error {
 	if e.Amount <= 0 {
 		return fmt.Errorf("transfer %d from %s to %s: %w", e.Amount, e.From, e.To, errAmount)
 	}
-	return b.decide(ctx, func(tx *client.Tx, db *sql.Tx) error {
+	return b.decide(ctx, func(req *client.Request, db *sql.Tx) error {
 		if done, err := b.store.done(ctx, db, e.Request); done || err != nil {
 			return err
 		}
@@ -138,13 +138,13 @@ func (b *bank) transfer(ctx context.Context, e transferred) error {
 		case from.Balance < e.Amount:
 			return fmt.Errorf("transfer %d from %s, which has %d: %w", e.Amount, e.From, from.Balance, errInsufficient)
 		}
-		return setEvent(tx, kindTransfer, e)
+		return setEvent(req, kindTransfer, e)
 	})
 }
 
 // closeAccount closes an empty account.
 func (b *bank) closeAccount(ctx context.Context, e closed) error {
-	return b.decide(ctx, func(tx *client.Tx, db *sql.Tx) error {
+	return b.decide(ctx, func(req *client.Request, db *sql.Tx) error {
 		a, err := b.store.account(ctx, db, e.Account)
 		switch {
 		case err != nil:
@@ -154,6 +154,6 @@ func (b *bank) closeAccount(ctx context.Context, e closed) error {
 		case a.Balance != 0:
 			return fmt.Errorf("close %s, which has %d: %w", e.Account, a.Balance, errNotEmpty)
 		}
-		return setEvent(tx, kindClose, e)
+		return setEvent(req, kindClose, e)
 	})
 }

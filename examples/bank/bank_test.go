@@ -143,7 +143,7 @@ func TestOthersShareThePartition(t *testing.T) {
 	c := l.NewClient(t, client.Options{})
 	other := func() {
 		for _, kind := range []string{"deposit", "", "open"} {
-			if _, err := c.Append(soon(t), &client.Tx{Payload: []byte(`{"amount":100}`), Kind: kind, AppendLocks: []string{"account.42"}}); err != nil {
+			if _, err := c.Append(soon(t), &client.Request{Payload: []byte(`{"amount":100}`), Kind: kind, AppendLocks: []string{"account.42"}}); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -165,7 +165,7 @@ func TestOthersShareThePartition(t *testing.T) {
 // error that names it.
 func TestACommandEndsAtWhatCannotBeApplied(t *testing.T) {
 	l := cantustest.New(t, cantustest.Options{})
-	if _, err := l.NewClient(t, client.Options{}).Append(soon(t), &client.Tx{Payload: []byte("?"), Kind: kindOpen}); err != nil {
+	if _, err := l.NewClient(t, client.Options{}).Append(soon(t), &client.Request{Payload: []byte("?"), Kind: kindOpen}); err != nil {
 		t.Fatal(err)
 	}
 	for _, command := range []string{"show", "open alice 100", "watch"} {

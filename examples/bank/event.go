@@ -42,28 +42,28 @@ func subtree(account string) string { return "account." + account + ".>" }
 func request(id string) string      { return "request." + id }
 
 // lock names what the event depends on and what it changes.
-func (e opened) lock(tx *client.Tx) { tx.WriteLock(status(e.Account), balance(e.Account)) }
+func (e opened) lock(req *client.Request) { req.WriteLock(status(e.Account), balance(e.Account)) }
 
 // A transfer depends on the sender's balance, on both accounts being open, and
 // on the request being new. It adds to the receiver's balance whatever that is,
 // so that lock is recorded and not checked.
-func (e transferred) lock(tx *client.Tx) {
-	tx.WriteLock(request(e.Request), balance(e.From))
-	tx.ReadLock(status(e.From), status(e.To))
-	tx.AppendLock(balance(e.To))
+func (e transferred) lock(req *client.Request) {
+	req.WriteLock(request(e.Request), balance(e.From))
+	req.ReadLock(status(e.From), status(e.To))
+	req.AppendLock(balance(e.To))
 }
 
 // Closing depends on everything about the account.
-func (e closed) lock(tx *client.Tx) { tx.WriteLock(subtree(e.Account)) }
+func (e closed) lock(req *client.Request) { req.WriteLock(subtree(e.Account)) }
 
 // setEvent sets the transaction's kind, payload and locks to those of the
 // event.
-func setEvent(tx *client.Tx, kind string, event interface{ lock(*client.Tx) }) error {
+func setEvent(req *client.Request, kind string, event interface{ lock(*client.Request) }) error {
 	data, err := json.Marshal(event)
 	if err != nil {
 		return err
 	}
-	event.lock(tx)
-	tx.Set(kind, data)
+	event.lock(req)
+	req.Set(kind, data)
 	return nil
 }

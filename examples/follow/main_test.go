@@ -46,7 +46,7 @@ func TestAllIsPrinted(t *testing.T) {
 	l := cantustest.New(t, cantustest.Options{Partitions: 2})
 	c := l.NewClient(t, client.Options{})
 	for _, word := range []string{"one", "two"} {
-		if _, err := c.Append(ctx, &client.Tx{Partition: 1, Payload: []byte(word), Kind: "word"}); err != nil {
+		if _, err := c.Append(ctx, &client.Request{Partition: 1, Payload: []byte(word), Kind: "word"}); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -58,7 +58,7 @@ func TestFollowPrintsAll(t *testing.T) {
 	c := l.NewClient(t, client.Options{})
 	want, first := "", ""
 	for i := range 300 { // more than one read returns
-		if _, err := c.Append(t.Context(), &client.Tx{Payload: fmt.Append(nil, i), Kind: "n"}); err != nil {
+		if _, err := c.Append(t.Context(), &client.Request{Payload: fmt.Append(nil, i), Kind: "n"}); err != nil {
 			t.Fatal(err)
 		}
 		want += fmt.Sprintf("%d n %d\n", i+1, i)
@@ -78,7 +78,7 @@ func TestFollowPrintsAll(t *testing.T) {
 func TestFollowReadsAgainAfterALoss(t *testing.T) {
 	l := cantustest.New(t, cantustest.Options{})
 	c := l.NewClient(t, client.Options{})
-	if _, err := c.Append(t.Context(), &client.Tx{Payload: []byte("a"), Kind: "n"}); err != nil {
+	if _, err := c.Append(t.Context(), &client.Request{Payload: []byte("a"), Kind: "n"}); err != nil {
 		t.Fatal(err)
 	}
 	for name, fault := range map[string]cantustest.Fault{"request": cantustest.Drop(), "end": cantustest.LosePart(2), "answer": cantustest.LosePart(1)} {

@@ -108,14 +108,14 @@ func add(ctx context.Context, url, name string, amount int, w io.Writer) (err er
 	}
 	// At first the view is empty. The conflict says how far it has to follow.
 	value := 0
-	_, err = transactor.Transact(ctx, 0, func(tx *client.Tx) error {
+	_, err = transactor.Transact(ctx, 0, func(req *client.Request) error {
 		value = view.get(name) + amount
 		data, err := json.Marshal(counted{name, value})
 		if err != nil {
 			return err
 		}
-		tx.WriteLock("counter." + name)
-		tx.Set("count", data)
+		req.WriteLock("counter." + name)
+		req.Set("count", data)
 		return nil
 	})
 	if err != nil {

@@ -63,9 +63,9 @@ type probing struct {
 // write appends a writer's transactions.
 func (r *probing) write(ctx context.Context, w *writer, count int) error {
 	for range count {
-		receipt, err := w.app.Transact(ctx, 0, func(tx *client.Tx) error {
-			tx.WriteLock("probe")
-			tx.Set("probe", fmt.Append(nil, tx.HighWaterMark+1))
+		receipt, err := w.app.Transact(ctx, 0, func(req *client.Request) error {
+			req.WriteLock("probe")
+			req.Set("probe", fmt.Append(nil, req.HighWaterMark+1))
 			return nil
 		})
 		switch {

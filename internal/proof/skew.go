@@ -87,9 +87,9 @@ func (s Skew) Run(ctx context.Context, log Log) (broken int, err error) {
 // round fills the accounts up to 100 together, has both writers take 100, and returns
 // the rest.
 func (s Skew) round(ctx context.Context, two []*skewed) (sum int, err error) {
-	last, err := two[0].app.Transact(ctx, 0, func(tx *client.Tx) error {
-		tx.WriteLock("0", "1")
-		tx.Set("", []byte("0=100 1=0"))
+	last, err := two[0].app.Transact(ctx, 0, func(req *client.Request) error {
+		req.WriteLock("0", "1")
+		req.Set("", []byte("0=100 1=0"))
 		return nil
 	})
 	if err != nil {
@@ -118,17 +118,17 @@ func (s Skew) round(ctx context.Context, two []*skewed) (sum int, err error) {
 // other writer has computed, too.
 func (w *skewed) take(ctx context.Context, computed *sync.WaitGroup, readLocks bool) error {
 	var once sync.Once
-	_, err := w.app.Transact(ctx, 0, func(tx *client.Tx) error {
+	_, err := w.app.Transact(ctx, 0, func(req *client.Request) error {
 		mine, allowed := w.view.get(w.mine), w.view.get(w.mine)+w.view.get(w.other) >= 100
 		once.Do(func() { computed.Done(); computed.Wait() })
 		if !allowed {
 			return nil
 		}
 		if readLocks {
-			tx.ReadLock(w.other)
+			req.ReadLock(w.other)
 		}
-		tx.WriteLock(w.mine)
-		tx.Set("", fmt.Appendf(nil, "%s=%d", w.mine, mine-100))
+		req.WriteLock(w.mine)
+		req.Set("", fmt.Appendf(nil, "%s=%d", w.mine, mine-100))
 		return nil
 	})
 	return err

@@ -103,7 +103,7 @@ func (a *goAppend) start() error {
 // submit appends until the clock allows no more, and then waits for all requests,
 // including those that are tried again.
 func (a *goAppend) submit(ctx context.Context) error {
-	var tx client.Tx
+	var req client.Request
 	for {
 		var f *goRequest
 		select {
@@ -118,7 +118,7 @@ func (a *goAppend) submit(ctx context.Context) error {
 		}
 		f.sent, f.payload = at, a.payloads.next(f.payload, at)
 		a.pool.pick(a.rng, f.keys)
-		if err := a.append(ctx, &tx, f); err != nil {
+		if err := a.append(ctx, &req, f); err != nil {
 			return err
 		}
 	}
@@ -155,16 +155,16 @@ func (a *goAppend) next() (at int64, ok bool) {
 const grace = 50 * time.Millisecond
 
 // append appends the transaction of a request; tx is scratch.
-func (a *goAppend) append(ctx context.Context, tx *client.Tx, f *goRequest) (err error) {
-	tx.Partition, tx.Payload = f.partition, f.payload
-	tx.WriteLocks = tx.WriteLocks[:0]
+func (a *goAppend) append(ctx context.Context, req *client.Request, f *goRequest) (err error) {
+	req.Partition, req.Payload = f.partition, f.payload
+	req.WriteLocks = req.WriteLocks[:0]
 	for _, k := range f.keys {
-		tx.WriteLocks = append(tx.WriteLocks, a.pool.name(k))
+		req.WriteLocks = append(req.WriteLocks, a.pool.name(k))
 	}
 	if len(f.keys) > 0 {
-		tx.HighWaterMark = a.marks[f.partition].Load()
+		req.HighWaterMark = a.marks[f.partition].Load()
 	}
-	if f.future, err = a.client.AppendAsync(ctx, tx); err != nil {
+	if f.future, err = a.client.AppendAsync(ctx, req); err != nil {
 		return fmt.Errorf("append: %w", err)
 	}
 	a.requests <- f
@@ -173,7 +173,7 @@ func (a *goAppend) append(ctx context.Context, tx *client.Tx, f *goRequest) (err
 
 // collect waits for outcomes until submit has ended.
 func (a *goAppend) collect(ctx context.Context) error {
-	var tx client.Tx
+	var req client.Request
 	for f := range a.requests {
 		receipt, err := f.future.Wait(ctx)
 		now := a.clock.now()
@@ -192,7 +192,7 @@ func (a *goAppend) collect(ctx context.Context) error {
 		a.saw(f.partition, conflict.Txid)
 		a.counts.refuse(now, 1)
 		if now < a.clock.until {
-			if err := a.append(ctx, &tx, f); err != nil {
+			if err := a.append(ctx, &req, f); err != nil {
 				return err
 			}
 			continue

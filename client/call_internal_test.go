@@ -9,8 +9,8 @@ import (
 // A flood of advisories gives an attempt one more back-off, and does not start
 // a timer for each.
 func TestAdvisoriesCountOnceForEachAttempt(t *testing.T) {
-	c := &Client{opts: Options{AttemptTimeout: time.Hour, MinBackoff: time.Hour, MaxBackoff: time.Hour}, requests: map[*pendingRequest]struct{}{}}
-	r := c.newRequest(0)
+	c := &Client{opts: Options{AttemptTimeout: time.Hour, MinBackoff: time.Hour, MaxBackoff: time.Hour}, calls: map[*call]struct{}{}}
+	r := c.newCall(0)
 	defer r.done()
 	for attempt := 1; attempt <= 3; attempt++ {
 		_, cancel := r.begin(context.Background())

@@ -1,0 +1,135 @@
+package client
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/nats-io/nats.go"
+
+	"github.com/cantuslog/cantus/subjects"
+)
+
+// call is a request that waits for its answer or for its next attempt. Appends
+// and the reads of streams have their own types. Client.mu guards the fields.
+type call struct {
+	c             *Client
+	partition     int // whose leader answers; -1: any node
+	attempts      int
+	leaderChanges int                // advisories so far
+	shortened     int                // the last attempt that an advisory has shortened
+	epoch         uint64             // of the connection, during the attempt
+	cancel        context.CancelFunc // ends the attempt
+	skipWait      chan struct{}      // capacity 1: begin the next attempt now
+}
+
+func (c *Client) newCall(partition int) *call {
+	r := &call{c: c, partition: partition, skipWait: make(chan struct{}, 1)}
+	c.mu.Lock()
+	c.calls[r] = struct{}{}
+	c.mu.Unlock()
+	return r
+}
+
+func (r *call) done() {
+	r.c.mu.Lock()
+	delete(r.c.calls, r)
+	r.c.mu.Unlock()
+}
+
+// begin starts the next attempt. Its context ends after AttemptTimeout, or when
+// restart is called.
+func (r *call) begin(ctx context.Context) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithTimeout(ctx, r.c.opts.AttemptTimeout)
+	r.c.mu.Lock()
+	r.attempts++
+	r.cancel, r.epoch = cancel, r.c.epoch.Load()
+	select {
+	case <-r.skipWait: // meant for the previous attempt
+	default:
+	}
+	r.c.mu.Unlock()
+	return ctx, cancel
+}
+
+// onNewLeader makes the attempt, or the wait after it, end after one more
+// back-off. The caller holds Client.mu.
+func (r *call) onNewLeader() {
+	attempt := r.attempts
+	if r.shortened == attempt {
+		return // anybody may publish any number of advisories
+	}
+	r.leaderChanges++
+	r.shortened = attempt
+	time.AfterFunc(r.c.backoff(max(r.leaderChanges, attempt)), func() {
+		r.c.mu.Lock()
+		defer r.c.mu.Unlock()
+		r.restart(attempt)
+	})
+}
+
+// restart ends the attempt of that number and the wait after it. The caller
+// holds Client.mu.
+func (r *call) restart(attempt int) {
+	if r.attempts == attempt && r.cancel != nil {
+		signal(r.skipWait)
+		r.cancel()
+	}
+}
+
+// callJSON requests JSON until it gets some, or a refusal that is final.
+// refused points to the field of reply that holds a refusal.
+func (c *Client) callJSON(ctx context.Context, partition int, subject string, reply any, refused **subjects.Error) error {
+	return c.call(ctx, partition, subject, nil, func(m *nats.Msg, _ int) (error, bool) {
+		*refused = nil
+		if err := json.Unmarshal(m.Data, reply); err != nil {
+			return err, false
+		}
+		if *refused == nil {
+			return nil, true
+		}
+		return *refused, dispositionOf(*refused) == final
+	})
+}
+
+// request sends a request until accept reports that it is done. accept returns
+// the error of an answer, nil if the answer is good. partition is the one whose
+// leader answers, -1 if any node does.
+func (c *Client) call(ctx context.Context, partition int, subject string, body []byte, accept func(m *nats.Msg, attempt int) (err error, done bool)) error {
+	r := c.newCall(partition)
+	defer r.done()
+	for attempts := 1; ; attempts++ {
+		attemptCtx, cancel := r.begin(ctx)
+		m, err := c.nc.RequestWithContext(attemptCtx, subject, body)
+		cancel()
+		done := false
+		switch {
+		case err == nil:
+			if err, done = accept(m, attempts); done {
+				return err
+			}
+		case isClosed(err):
+			return fmt.Errorf("%w: %w", ErrClosed, err)
+		case errors.Is(err, nats.ErrNoResponders):
+			err = ErrNoLeader
+			if partition < 0 {
+				break
+			}
+			if missing := c.onNoResponders(partition); missing != nil {
+				return missing
+			}
+		case attemptCtx.Err() != nil:
+			err = ErrNoAnswer
+		}
+		select {
+		case <-time.After(c.backoff(attempts)):
+		case <-r.skipWait:
+		case <-ctx.Done():
+			return fmt.Errorf("%w; last attempt: %w", context.Cause(ctx), err)
+		case <-c.closing:
+			return ErrClosed
+		}
+	}
+}
