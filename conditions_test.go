@@ -17,10 +17,10 @@ var notInCI = map[string]string{
 	"powercut":  "needs loop-mounted file systems",
 }
 
-// TestNoConditionHidesATest checks that whatever a test depends on is there where
-// CI runs: what is missing there is never tested, and nobody notices. A test may
-// be left out for its length only (testkit.NotShort, testkit.OnlyLong), and CI
-// leaves out nothing of the first kind.
+// TestNoConditionHidesATest checks that CI has everything that a test depends
+// on: what is missing there would never be tested, and nobody would notice. A
+// test may be skipped for its length only (testkit.NotShort, testkit.OnlyLong),
+// and CI skips nothing of the first kind.
 func TestNoConditionHidesATest(t *testing.T) {
 	ci, err := os.ReadFile(".ci/run")
 	if err != nil {

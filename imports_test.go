@@ -12,8 +12,8 @@ import (
 
 const module = "github.com/cantuslog/cantus"
 
-// layers says which of the module's packages each folder may import, itself
-// aside. It is the house of docs/architecture.md.
+// layers lists which of the module's packages each folder may import, besides
+// itself. docs/architecture.md describes the layers.
 var layers = map[string][]string{
 	"subjects":  {},
 	"lockmgr":   {},
@@ -75,7 +75,7 @@ func TestRoomsOfBroker(t *testing.T) {
 	}
 }
 
-// testLayers says what a folder's tests may import beside that.
+// testLayers lists what a folder's tests may import besides.
 var testLayers = map[string][]string{
 	"lockmgr":   {"internal"},
 	"wal":       {"internal"},
@@ -110,8 +110,8 @@ var owners = map[string][]string{
 	"github.com/cockroachdb/datadriven": {}, // scripts of tests
 }
 
-// TestImportsRunDownwards checks the imports of every package and of its
-// tests against layers and owners. lockmgr, its tests aside, is also held to the
+// TestImportsRunDownwards checks the imports of every package and of its tests
+// against layers and owners. lockmgr, except for its tests, may only import the
 // standard library.
 func TestImportsRunDownwards(t *testing.T) {
 	for _, p := range packages(t) {

@@ -118,7 +118,7 @@ func BenchmarkCertifyRefuse(b *testing.B) {
 	}
 }
 
-// BenchmarkNewestSubtree asks for all that is below a prefix.
+// BenchmarkNewestSubtree looks up the subtree of a prefix.
 func BenchmarkNewestSubtree(b *testing.B) {
 	m := warm(millionNames(shapes[1].of))
 	for _, name := range []string{">", "bank.>", "bank.482913.>", "bank.482913.balance"} {
@@ -144,7 +144,7 @@ func BenchmarkRecordOlder(b *testing.B) {
 	}
 }
 
-// BenchmarkRollback takes one transaction of a thousand in flight back.
+// BenchmarkRollback rolls back one of a thousand transactions in flight.
 func BenchmarkRollback(b *testing.B) {
 	names := millionNames(shapes[0].of)
 	m := lockmgr.New(lockmgr.Options{})
@@ -158,7 +158,8 @@ func BenchmarkRollback(b *testing.B) {
 	}
 }
 
-// BenchmarkMemory reports the heap that a million tracked names, or ids, take: each.
+// BenchmarkMemory reports the heap that each of a million tracked names, or
+// ids, takes.
 func BenchmarkMemory(b *testing.B) {
 	for _, shape := range shapes {
 		b.Run(shape.name, func(b *testing.B) {

@@ -6,8 +6,8 @@ import (
 	"github.com/cantuslog/cantus/lockmgr"
 )
 
-// Two writers transfer money at the same high-water mark. Their accounts overlap,
-// so one of them has to look again.
+// Two writers transfer money at the same high-water mark. Their accounts
+// overlap, so one of them has to compute its transaction again.
 func Example() {
 	m := lockmgr.New(lockmgr.Options{})
 	transfer := func(from, to string, mark uint64) *lockmgr.Transaction {

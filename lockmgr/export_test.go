@@ -2,7 +2,7 @@ package lockmgr
 
 import "fmt"
 
-// Check returns the first thing found wrong with a Manager's structures.
+// Check returns the first error in a Manager's structures.
 func Check(m *Manager) error {
 	pending := map[uint32]uint64{}
 	for txid, refs := range m.inflight.all(m.committed + 1) {
@@ -29,8 +29,8 @@ func Check(m *Manager) error {
 	return nil
 }
 
-// check holds the table against what it says of each lock, and against the locks
-// that are pending, with their newest recorder in flight.
+// check compares the table's counts with its locks, and with the locks that are
+// pending, with their newest recorder in flight.
 func (t *table) check(pending map[uint32]uint64) error {
 	var all []uint32
 	last := ^uint64(0)
@@ -74,7 +74,7 @@ func (t *table) check(pending map[uint32]uint64) error {
 	return nil
 }
 
-// checkLock checks one lock and counts it in the prefixes it stands under.
+// checkLock checks one lock, and counts it in each of its prefixes.
 func (t *table) checkLock(i uint32, pending uint64, want map[uint32]*prefix) error {
 	l := t.locks.at(i)
 	name := t.name(i)
@@ -115,7 +115,7 @@ func (t *table) checkLock(i uint32, pending uint64, want map[uint32]*prefix) err
 	}
 }
 
-// check looks every id up that is held.
+// check looks up every id that is held.
 func (s *ids) check() error {
 	void := 0
 	for i := s.records.first; i < s.records.next; i++ {

@@ -16,7 +16,7 @@ func writes(names ...string) *lockmgr.Transaction {
 	return tx
 }
 
-// Callers' names lie in buffers that they use again.
+// Callers reuse the buffers that contain the names.
 func TestNamesAreCopied(t *testing.T) {
 	long := strings.Repeat("x", 64)
 	buffer := []byte("account." + long + ".balance")
@@ -43,8 +43,8 @@ func TestNamesAreCopied(t *testing.T) {
 	}
 }
 
-// Tokens of every length are found again, as point, prefix and after others took
-// the room of those forgotten.
+// Tokens of every length are found again, as point and as prefix, and after
+// others have reused the space of forgotten ones.
 func TestTokenLengths(t *testing.T) {
 	m := lockmgr.New(lockmgr.Options{Locks: 300})
 	txid := uint64(0)
@@ -65,7 +65,7 @@ func TestTokenLengths(t *testing.T) {
 	}
 }
 
-// A deep name costs a prefix for each token, and frees all of them.
+// A deep name takes a prefix for each token, and frees all of them.
 func TestDeepNames(t *testing.T) {
 	m := lockmgr.New(lockmgr.Options{Locks: 1})
 	deep := strings.Repeat("deep.", 15) + "end"
@@ -80,8 +80,8 @@ func TestDeepNames(t *testing.T) {
 	}
 }
 
-// A table of many names is found whole, through all of its growing, and its room is
-// used again.
+// In a table of many names all are found while it grows, and its space is
+// reused.
 func TestManyNames(t *testing.T) {
 	const n = 50_000
 	m := lockmgr.New(lockmgr.Options{Locks: n / 2})
@@ -208,8 +208,8 @@ func TestFingerprint(t *testing.T) {
 	}
 }
 
-// Ids come and go many times over, in a table that keeps a few: those that are
-// remembered are found, and no others.
+// Ids are added and forgotten many times, in a table that keeps a few: those
+// that are remembered are found, and no others.
 func TestIDsComeAndGo(t *testing.T) {
 	const keep, n = 3000, 200_000
 	id := func(i int) *lockmgr.Transaction {
@@ -250,7 +250,7 @@ func TestStrings(t *testing.T) {
 		"duplicate": lockmgr.Duplicate.String(),
 		"id_reused": lockmgr.IDReused.String(),
 		"ahead":     lockmgr.Ahead.String(),
-		// The wire's word for it.
+		// Named as on the wire.
 		"wrong_last": lockmgr.WrongLast.String(),
 		"conflict":   lockmgr.Conflicted.String(),
 	} {

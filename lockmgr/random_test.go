@@ -25,14 +25,14 @@ var names = []string{
 	">", "a.>", "b.>", "a.b.>", "a.b.b.>", "b.a.>",
 }
 
-// TestRandomHistories runs a Manager beside a twin through random histories and
-// compares every verdict, and the whole state again and again.
+// TestRandomHistories runs a Manager and a twin through random histories. It
+// compares every verdict, and often the whole state.
 func TestRandomHistories(t *testing.T) {
 	if *seed != 0 {
 		newHistory(t, *seed).run()
 		return
 	}
-	// Each history leaves garbage and keeps nothing: collect seldom.
+	// Each history leaves garbage and keeps nothing: collect rarely.
 	defer debug.SetGCPercent(debug.SetGCPercent(2000))
 	tally := map[string]int{}
 	count := *histories
@@ -71,7 +71,8 @@ func newHistory(t *testing.T, seed uint64) *history {
 	opts := lockmgr.Options{Locks: 1 + r.IntN(6), IDs: 1 + r.IntN(4), IDWindow: time.Duration(1 + r.IntN(30))}
 	h := &history{t: t, seed: seed, rand: r, tally: map[string]int{}}
 	h.m, h.w = lockmgr.New(opts), &twin{opts: opts, first: 1}
-	// Half of the histories keep to a few names, so that locks meet more often.
+	// Half of the histories use a few names only, so that locks meet more
+	// often.
 	h.names = names
 	if r.IntN(2) == 0 {
 		h.names = make([]string, 5)
@@ -159,8 +160,8 @@ func (h *history) certify() {
 	}
 }
 
-// checkTruth holds a verdict against all that was ever recorded: no conflict is
-// missed, and none is false for a writer at or past the floor.
+// checkTruth compares a verdict with everything that was ever recorded: no
+// conflict is missed, and none is false for a writer at or past the floor.
 func (h *history) checkTruth(tx *lockmgr.Transaction, v lockmgr.Verdict) {
 	if v.Outcome == lockmgr.Pass {
 		for _, l := range tx.Locks {
@@ -195,8 +196,9 @@ func (h *history) record() {
 	}
 }
 
-// foreign records what this Manager never certified, as a follower does. Ids come
-// again sooner than the window allows there, which must not matter.
+// foreign records transactions that this Manager never certified, like a
+// follower. Ids repeat sooner than the window allows there, which must not
+// matter.
 func (h *history) foreign() {
 	h.m.Rollback(h.m.Committed() + 1)
 	h.w.inFlight = nil
@@ -231,7 +233,7 @@ func (h *history) forget() {
 	h.compare()
 }
 
-// advance moves the time on, now and then past what is in flight.
+// advance moves the time on, sometimes past what is in flight.
 func (h *history) advance() {
 	if h.rand.IntN(2) == 0 {
 		h.now += h.rand.Int64N(40)
@@ -242,7 +244,7 @@ func (h *history) advance() {
 	h.compare()
 }
 
-// rebuild makes the state anew, and goes on with it.
+// rebuild builds the state anew from the log, and continues with it.
 func (h *history) rebuild() {
 	h.w.inFlight = nil
 	stop := h.w.first
@@ -261,7 +263,7 @@ func (h *history) rebuild() {
 	h.compare()
 }
 
-// compare holds the whole state against the twin's.
+// compare compares the whole state with the twin's.
 func (h *history) compare() {
 	h.t.Helper()
 	got := lockmgr.StateOf(h.m)

@@ -150,7 +150,8 @@ func (s *script) fresh() string {
 	return ""
 }
 
-// record commits what is in flight, or, given a transaction, one that never was.
+// record commits the oldest transactions in flight, or, if a transaction is
+// given, one that was never in flight.
 func (s *script) record() string {
 	n, times := 1, 0
 	isN := s.at.MaybeScanArgs(s.t, "n", &n)
@@ -192,9 +193,9 @@ func (s *script) rebuild() string {
 	return fmt.Sprintf("walked=%d floor=%d\n", walked, s.m.Stats().Floor)
 }
 
-// rebuild makes a Manager's state anew from a log, whose first kept transaction is
-// first, walking down to stop at most; advanced is the time of the newest advance.
-// It returns how many were walked.
+// rebuild builds a Manager's state anew from a log, whose first kept
+// transaction is first, walking down to stop at most; advanced is the time of
+// the newest advance.
 func rebuild(m *lockmgr.Manager, log []logged, advanced int64, first, stop uint64) int {
 	committed := uint64(len(log))
 	last := advanced

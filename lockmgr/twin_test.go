@@ -8,9 +8,9 @@ import (
 	"github.com/cantuslog/cantus/lockmgr"
 )
 
-// twin says what a Manager must say, from a list of everything that ever happened.
-// It remembers no table: what the capacity leaves known is worked out from the
-// list each time, and overlap is decided token by token.
+// twin computes a Manager's results from a list of everything that ever
+// happened. It has no table: it computes what is still known from the list each
+// time, and decides overlap token by token.
 type twin struct {
 	opts     lockmgr.Options
 	log      []logged // txid 1 first; forgotten ones too
@@ -84,7 +84,7 @@ func addID(known []lockmgr.TrackedID, txid uint64, l logged) []lockmgr.TrackedID
 	return append(known, lockmgr.TrackedID{ID: l.tx.ID, Txid: txid, Time: l.time, Fingerprint: l.tx.Fingerprint})
 }
 
-// certify works out a verdict and changes nothing.
+// certify computes a verdict and changes nothing.
 func (w *twin) certify(tx *lockmgr.Transaction, now int64) lockmgr.Verdict {
 	if v := w.duplicate(tx, now); v.Outcome != lockmgr.Pass {
 		return v
@@ -139,7 +139,8 @@ func (w *twin) duplicate(tx *lockmgr.Transaction, now int64) lockmgr.Verdict {
 	return lockmgr.Verdict{}
 }
 
-// newest looks at the transactions in flight, then at the known locks, then at the floor.
+// newest tries the transactions in flight, then the known locks, then the
+// floor.
 func (w *twin) newest(name string, known []lockmgr.TrackedLock, floor uint64) (txid uint64, forgotten bool) {
 	if txid := w.ever(name, w.committed()); txid > 0 {
 		return txid, false

@@ -26,7 +26,7 @@ import (
 	"github.com/cantuslog/cantus/subjects"
 )
 
-// These tests hold subjects.md and the code to each other, in both directions.
+// These tests compare subjects.md with the code, in both directions.
 
 // document reads subjects.md.
 func document(t *testing.T) string {
@@ -212,8 +212,8 @@ func TestDocumentedLimits(t *testing.T) {
 	}
 }
 
-// TestDocumentedReadFields holds the table of a read's fields to the type, and
-// its numbers to the limits.
+// TestDocumentedReadFields compares the table of a read's fields with the type,
+// and its numbers with the limits.
 func TestDocumentedReadFields(t *testing.T) {
 	var fields []string
 	for f := range reflect.TypeFor[subjects.ReadRequest]().Fields() {
@@ -255,7 +255,7 @@ func TestDocumentedOverlap(t *testing.T) {
 	}
 }
 
-// TestDocumentedJSON decodes every example strictly into the type that stands
+// TestDocumentedJSON decodes every example strictly into the type that is named
 // above it, and checks that nothing is lost and nothing is left out.
 func TestDocumentedJSON(t *testing.T) {
 	types := map[string]any{
@@ -332,8 +332,8 @@ func dump(t *testing.T, heading string) []byte {
 	return b
 }
 
-// TestDocumentedBatch holds the batch message in hexadecimal to what the code
-// makes of the same two transactions.
+// TestDocumentedBatch compares the batch message in hexadecimal with the
+// encoding of the same two transactions.
 func TestDocumentedBatch(t *testing.T) {
 	got := dump(t, "## Batch")
 	var want []byte
@@ -353,7 +353,7 @@ func TestDocumentedBatch(t *testing.T) {
 	}
 }
 
-// TestDocumentedPacked does so for a packed message.
+// TestDocumentedPacked does the same for a packed message.
 func TestDocumentedPacked(t *testing.T) {
 	at := time.Date(2026, 11, 22, 9, 0, 0, 123456789, time.UTC).UnixNano()
 	want := subjects.AppendPacked(nil, subjects.Packed{
@@ -378,8 +378,8 @@ func TestDocumentedWords(t *testing.T) {
 	}
 }
 
-// TestDocumentedSignature holds the example of a signature to the code, and the
-// code to the example.
+// TestDocumentedSignature checks the example of a signature with the code, and
+// the code with the example.
 func TestDocumentedSignature(t *testing.T) {
 	_, rest, ok := strings.Cut(document(t), "```signature\n")
 	if !ok {

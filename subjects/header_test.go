@@ -46,8 +46,8 @@ func TestCheckOtherHeader(t *testing.T) {
 	}
 }
 
-// TestLetterCaseOfEveryHeader tries every header with a meaning in other
-// letters: none may pass for the application's or NATS's.
+// TestLetterCaseOfEveryHeader tries every header with a meaning in another
+// letter case: none may be taken for the application's or NATS's.
 func TestLetterCaseOfEveryHeader(t *testing.T) {
 	n := 0
 	for _, key := range constants(t, "Header") {

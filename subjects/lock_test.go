@@ -166,7 +166,7 @@ func TestCheckMsgID(t *testing.T) {
 	checkRefused(t, subjects.CheckMsgID(strings.Repeat("x", 129)), subjects.BadRequest, "Nats-Msg-Id", "129", "128")
 }
 
-// twinCheck is CheckLock as its definition reads.
+// twinCheck is CheckLock by its definition.
 func twinCheck(name string) bool {
 	all := strings.Split(name, ".")
 	if len(all) > 16 || strings.Contains(name, ",") {

@@ -49,7 +49,7 @@ func randomTransaction(r *rand.Rand) wal.Transaction {
 	return t
 }
 
-// plain is t without the difference between an empty slice and none.
+// plain returns t with nil for each empty slice.
 func plain(t wal.Transaction) wal.Transaction {
 	for _, b := range []*[]byte{&t.Kind, &t.MsgID, &t.Header, &t.Payload} {
 		*b = append([]byte{}, *b...)
@@ -232,7 +232,8 @@ func reseal(b []byte) []byte {
 	return append(b[:len(b)-4:len(b)-4], wal.Checksum(b[:len(b)-4])...)
 }
 
-// bounded fails if fn allocates much more than n bytes of input warrant.
+// bounded fails the test if fn allocates much more than n bytes of input
+// warrant.
 func bounded(t *testing.T, n int, fn func()) {
 	t.Helper()
 	var before, after runtime.MemStats
@@ -270,7 +271,8 @@ func FuzzParseBatch(f *testing.F) {
 	})
 }
 
-// readAll reads every record, and writes the batch anew: it must read the same.
+// readAll reads every record, and writes the batch again: that must read the
+// same.
 func readAll(t *testing.T, batch wal.Batch) {
 	var w wal.BatchWriter
 	if w.Begin(batch.Kind, batch.First, batch.Time, 0); batch.Term != 0 {

@@ -9,8 +9,8 @@ import (
 	"github.com/cantuslog/cantus/wal"
 )
 
-// TestCompactorsRest has Badger's compactors stop when nothing is written, and run
-// when tables come to be.
+// TestCompactorsRest checks that Badger's compactors stop when nothing is
+// written, and run when there are new tables.
 func TestCompactorsRest(t *testing.T) {
 	opts := small()
 	opts.CheckpointBytes = 1 << 30 // no checkpoint has them run
@@ -56,7 +56,7 @@ func TestCompactorsRest(t *testing.T) {
 	}
 }
 
-// compacting is how many of Badger's compactors run in this process.
+// compacting returns how many of Badger's compactors run in this process.
 func compacting(t *testing.T) int {
 	t.Helper()
 	var stacks bytes.Buffer

@@ -11,9 +11,9 @@ import (
 	"github.com/cantuslog/cantus/wal"
 )
 
-// TestReadersBesideAWriter has a log that is appended to, truncated above what
-// is committed and trimmed below, and readers that must see what is committed
-// as it was written, and of the rest never damage.
+// TestReadersBesideAWriter appends to a log, truncates it above what is
+// committed and trims it below, while readers read. They must read what is
+// committed as it was written, and the rest without an error of damage.
 func TestReadersBesideAWriter(t *testing.T) {
 	t.Parallel()
 	const perBatch = 3
@@ -72,7 +72,7 @@ func TestReadersBesideAWriter(t *testing.T) {
 	readers.Wait()
 }
 
-// readOnce reads in one of the ways that there are.
+// readOnce reads in one of the possible ways.
 func readOnce(l *wal.Log, committed, perBatch uint64) error {
 	first, last := l.FirstIndex(), l.LastIndex()
 	if first == 0 {
@@ -134,8 +134,9 @@ func checkTx(l *wal.Log, txid, committed, perBatch, at uint64, err error) error 
 	return nil
 }
 
-// TestReadersBesideTruncation has readers on entries that Badger has, while
-// they are truncated and appended anew: each is read as one or the other.
+// TestReadersBesideTruncation truncates entries that Badger has and appends
+// others in their place, while readers read them: each is read as the old or
+// the new one.
 func TestReadersBesideTruncation(t *testing.T) {
 	t.Parallel()
 	s := openStore(t, t.TempDir(), small())

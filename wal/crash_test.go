@@ -17,8 +17,8 @@ import (
 	"github.com/cantuslog/cantus/wal"
 )
 
-// envChild makes the test binary a child that does what it says with the
-// directory that its argument names.
+// envChild turns the test binary into a child that does what the variable names
+// with the directory in its argument.
 const envChild = "CANTUS_WAL_CHILD"
 
 func TestMain(m *testing.M) {
@@ -53,8 +53,8 @@ func crashing() wal.Options {
 	return opts
 }
 
-// appendForever appends to several logs at once, and prints what was
-// acknowledged as soon as it was.
+// appendForever appends to several logs at once, and prints each
+// acknowledgement at once.
 func appendForever(dir string) error {
 	s, err := wal.Open(dir, crashing())
 	if err != nil {
@@ -82,7 +82,7 @@ func appendForever(dir string) error {
 	return errors.Join(errs...)
 }
 
-// crashEntries are what their indexes say, some of them large.
+// crashEntries are determined by their indexes; some are large.
 func crashEntries(index uint64, n int) []wal.Entry {
 	var entries []wal.Entry
 	for i := index; i < index+uint64(n); i++ {
@@ -95,8 +95,8 @@ func crashEntries(index uint64, n int) []wal.Entry {
 	return entries
 }
 
-// acks reads what a child prints, and calls enough once it has printed n lines.
-// It returns the last index of each group, then and in the end.
+// acks reads a child's output, and calls enough once it has printed n lines. It
+// returns the last index of each group, at that moment and in the end.
 func acks(t *testing.T, out io.Reader, n int, enough func()) (then, last [crashGroups]uint64) {
 	t.Helper()
 	lines := bufio.NewScanner(out)

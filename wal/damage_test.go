@@ -15,7 +15,7 @@ import (
 	"github.com/cantuslog/cantus/wal"
 )
 
-// damage is something done to a file.
+// damage is a change of a file.
 type damage struct {
 	file string // below the data directory
 	what string
@@ -46,8 +46,9 @@ func remove(file string) damage {
 	return damage{file, "removed", os.Remove}
 }
 
-// damages are what is to be tried on the files below dir. With CANTUS_LONG=1 that is
-// every byte of small files and many of large ones, else what chance picks.
+// damages returns the changes to try on the files below dir. With CANTUS_LONG=1
+// these are every byte of small files and many of large ones, otherwise a
+// random selection.
 func damages(t *testing.T, r *rand.Rand, dir string) (all []damage) {
 	t.Helper()
 	err := filepath.WalkDir(dir, func(path string, e fs.DirEntry, err error) error {
@@ -109,8 +110,8 @@ func written(path string) (offsets []int64, err error) {
 	return offsets, err
 }
 
-// mustNotLie opens a damaged directory: it says so when opened or when read, or
-// everything in it is right. It returns which.
+// mustNotLie opens a damaged directory. Either opening or reading reports the
+// damage, or all content is right. It returns which.
 func mustNotLie(t *testing.T, dir, file string, logs []*model) (verdict string) {
 	t.Helper()
 	s, err := wal.Open(dir, small())
@@ -145,7 +146,7 @@ func mustNotLie(t *testing.T, dir, file string, logs []*model) (verdict string) 
 	return verdict
 }
 
-// mustName demands that what is said of damage names the file that has it.
+// mustName checks that an error of damage names the damaged file.
 func mustName(t *testing.T, err error, path string) {
 	t.Helper()
 	if !strings.Contains(err.Error(), path) {
@@ -230,7 +231,7 @@ func TestDamageIsSaidAndNothingWrongIsServed(t *testing.T) {
 	}
 }
 
-// A journal that lost its end shows in what Badger has already.
+// A journal that lost its end is recognized by what Badger has already.
 func TestJournalThatEndsBeforeBadgerIsDamage(t *testing.T) {
 	t.Parallel()
 	opts := small()
@@ -267,9 +268,9 @@ func TestOldCheckpointIsDamage(t *testing.T) {
 	}
 }
 
-// A MANIFEST that ends early, at a place where Badger could have ended it, makes
-// Badger find older versions of keys. What they lead to is not blamed on the
-// files that hold it.
+// After a MANIFEST that ends early, where Badger could have ended it, Badger
+// finds older versions of keys. The error does not blame the files that hold
+// what these lead to.
 func TestAManifestThatEndsEarlyIsNamed(t *testing.T) {
 	t.Parallel()
 	testkit.NotShort(t, "hundreds of damaged copies of a directory are opened")

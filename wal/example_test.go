@@ -7,8 +7,8 @@ import (
 	"github.com/cantuslog/cantus/wal"
 )
 
-// A partition's log: two batches are appended, found by txid after the store
-// was opened again, and the first is trimmed.
+// A partition's log: two batches are appended, and found by txid after the
+// store was opened again; then the first is trimmed.
 func Example() {
 	dir, err := os.MkdirTemp("", "cantus")
 	if err != nil {
@@ -61,8 +61,8 @@ func Example() {
 	// <nil>
 }
 
-// A transaction's bytes are the same in the journal, in Badger and on the
-// wire between nodes; what was changed on the way is refused.
+// A transaction's bytes are the same in the journal, in Badger and on the wire
+// between nodes. Changed bytes are an error.
 func ExampleParseBatch() {
 	var w wal.BatchWriter
 	w.Begin(wal.Transactions, 7, 1000, 0)

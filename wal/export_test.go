@@ -16,7 +16,7 @@ var (
 	Unseal      = unseal
 )
 
-// Encode is how e is stored in the log of group.
+// Encode returns e as it is stored in the log of group.
 func (e *Entry) Encode(group uint32, epoch uint64) []byte { return e.encode(group, epoch) }
 
 // SmallBadger makes Badger's files small, so that they rotate and are compacted.
@@ -29,44 +29,44 @@ func (o Options) SmallBadger() Options {
 	return o
 }
 
-// Impatient makes Close wait a moment only for a store that has failed.
+// Impatient makes Close wait only a moment for a store that has failed.
 func (o Options) Impatient() Options {
 	o.patience = 100 * time.Millisecond
 	return o
 }
 
-// CheckpointFile is what a checkpoint file holds.
+// CheckpointFile is the content of a checkpoint file.
 type CheckpointFile = checkpointFile
 
 // WaitApplied blocks until Badger has all that was acknowledged.
 func (s *Store) WaitApplied() bool { return s.applier.wait(s.lastLogsSeq()) }
 
-// Checkpoint takes one now.
+// Checkpoint takes a checkpoint now.
 func (s *Store) Checkpoint() error { return s.takeCheckpoint() }
 
-// WithoutCheckpoint runs fn while none is taken.
+// WithoutCheckpoint runs fn while no checkpoint is taken.
 func (s *Store) WithoutCheckpoint(fn func()) {
 	s.checking.Lock()
 	defer s.checking.Unlock()
 	fn()
 }
 
-// Checksum is the end of a batch whose other bytes are b.
+// Checksum returns the checksum at the end of a batch whose other bytes are b.
 func Checksum(b []byte) []byte {
 	return binary.LittleEndian.AppendUint32(nil, crc32.Checksum(b, castagnoli))
 }
 
-// EntryChecksum is the end of an encoded entry.
+// EntryChecksum returns the checksum at the end of an encoded entry.
 func EntryChecksum(group uint32, index, epoch uint64, b []byte) []byte {
 	return binary.LittleEndian.AppendUint32(nil, entrySum(group, index, epoch, b))
 }
 
-// WalkBadgerLog returns where the whole entries of one of Badger's logs end.
+// WalkBadgerLog returns where the complete entries of one of Badger's logs end.
 func WalkBadgerLog(path string) (end int64, err error) {
 	return walkBadgerLog(path, badgerLogHeader, -1)
 }
 
-// SealOf is the end of a sealed file.
+// SealOf returns the end of a sealed file.
 func SealOf(b []byte) []byte { return fmt.Appendf(nil, "%08x\n", crc32.Checksum(b, castagnoli)) }
 
 // CompactorsRest decides whether Badger's compactors are to rest at a time, and
@@ -78,7 +78,7 @@ func (s *Store) CompactorsRest(now time.Time) bool {
 	return s.compactors.resting
 }
 
-// NeedCompactors has them run until done is called.
+// NeedCompactors keeps the compactors running until done is called.
 func (s *Store) NeedCompactors() (done func()) { return s.compactors.need() }
 
 // Uncompacted reports whether Badger has anything to compact.
@@ -87,8 +87,8 @@ func (s *Store) Uncompacted() bool { return !inOrder(s.db) }
 // CheckRoom checks the free space, as the store does each second.
 func (s *Store) CheckRoom() { s.checkRoom() }
 
-// Floor is the free space that Badger needs to begin new files.
+// Floor returns the free space that Badger needs to begin new files.
 func (s *Store) Floor() int64 { return s.room.floor }
 
-// Reclaim has one value log rewritten, if that is worth it and there is space.
+// Reclaim rewrites one value log, if that is worth it and there is space.
 func (s *Store) Reclaim() (more bool, err error) { return s.reclaim() }

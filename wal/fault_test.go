@@ -13,7 +13,8 @@ import (
 	"github.com/cantuslog/cantus/wal/journal/journaltest"
 )
 
-// faulty is small, with a journal that rolls and is released all the time.
+// faulty returns options of a small store, whose journal begins and releases
+// segments all the time.
 func faulty(fs *journaltest.FS) wal.Options {
 	opts := small()
 	opts.FS, opts.SegmentSize, opts.CheckpointBytes = fs, 8<<10, 3<<10
@@ -27,7 +28,7 @@ type tally struct {
 	set, setTried   uint64 // the same of a counter in the log's small state
 }
 
-// run writes n times or until an error.
+// run writes n times, or until an error.
 func (a *tally) run(l *wal.Log, n int) error {
 	for range n {
 		if a.tried%5 == 4 {
@@ -46,7 +47,7 @@ func (a *tally) run(l *wal.Log, n int) error {
 	return nil
 }
 
-// numbered is the entry with an index in the tests of faults and crashes.
+// numbered returns the entry with an index in the tests of faults and crashes.
 func numbered(index uint64) wal.Entry {
 	return wal.Entry{Index: index, Term: 1, Data: batch(index, 1, fmt.Sprintf("%0300d", index))}
 }
@@ -126,7 +127,8 @@ func TestEveryJournalFaultLatches(t *testing.T) {
 	}
 }
 
-// mustBeLatched checks that nothing more is taken; err is the failed write's.
+// mustBeLatched checks that nothing more is written; err is that of the failed
+// write.
 func mustBeLatched(t *testing.T, s *wal.Store, err error) {
 	t.Helper()
 	if err != nil && !errors.Is(err, wal.ErrFailed) {
@@ -147,8 +149,8 @@ func mustBeLatched(t *testing.T, s *wal.Store, err error) {
 	}
 }
 
-// TestFullDiskIsSaidAndSurvived takes the journal all room: writes that find
-// none are refused and nothing else, until there is room again.
+// TestFullDiskIsSaidAndSurvived takes all space from the journal: writes that
+// need some fail, and no others, until there is space again.
 func TestFullDiskIsSaidAndSurvived(t *testing.T) {
 	t.Parallel()
 	fs := journaltest.New(1)
@@ -186,8 +188,8 @@ func TestFullDiskIsSaidAndSurvived(t *testing.T) {
 	}
 }
 
-// A leader finds out that there is no room while entries are on their way. Their
-// failure would end its leadership, so they are taken into the journal.
+// A leader learns that there is no space while entries are on their way. Their
+// failure would end its leadership, so the journal takes them.
 func TestEntriesOnTheirWayAreTaken(t *testing.T) {
 	t.Parallel()
 	var free atomic.Int64

@@ -26,8 +26,8 @@ func closeInTime(t *testing.T, s *wal.Store) error {
 	}
 }
 
-// A directory that is deleted under a store takes nothing more: not one write is
-// acknowledged once the journal's files are gone.
+// A directory is deleted while a store is open: no write is acknowledged once
+// the journal's files are gone.
 func TestNothingIsAcknowledgedIntoADeletedDirectory(t *testing.T) {
 	t.Parallel()
 	dir := filepath.Join(t.TempDir(), "data")
@@ -51,8 +51,8 @@ func TestNothingIsAcknowledgedIntoADeletedDirectory(t *testing.T) {
 	}
 }
 
-// A directory that is moved away is noticed, and what was acknowledged until
-// then is in it.
+// A directory that is moved away is noticed, and contains what was acknowledged
+// until then.
 func TestADirectoryThatIsMovedFailsTheStore(t *testing.T) {
 	t.Parallel()
 	dir := filepath.Join(t.TempDir(), "data")

@@ -13,7 +13,7 @@ import (
 	"github.com/cantuslog/cantus/wal"
 )
 
-// founded is a data directory with an entry in it, closed.
+// founded returns a closed data directory with an entry in it.
 func founded(t *testing.T) string {
 	t.Helper()
 	dir := filepath.Join(t.TempDir(), "a", "b") // made as well
@@ -27,8 +27,8 @@ func founded(t *testing.T) string {
 	return dir
 }
 
-// mustRefuse opens dir and wants an error, after which the directory is as it
-// was.
+// mustRefuse opens dir and expects an error, after which the directory is
+// unchanged.
 func mustRefuse(t *testing.T, dir string, opts wal.Options, want error) {
 	t.Helper()
 	before := listing(t, dir)
@@ -44,7 +44,7 @@ func mustRefuse(t *testing.T, dir string, opts wal.Options, want error) {
 	}
 }
 
-// listing is what is in a directory, the lock aside.
+// listing lists the files in a directory, except the lock.
 func listing(t *testing.T, dir string) []byte {
 	t.Helper()
 	var b bytes.Buffer
@@ -161,8 +161,8 @@ func TestForeignFilesAreLeftAlone(t *testing.T) {
 	}
 }
 
-// TestFoundingMayBeInterrupted leaves a directory as a crash would between any
-// two steps of its founding.
+// TestFoundingMayBeInterrupted creates the directory that a crash would leave
+// between any two steps of its founding.
 func TestFoundingMayBeInterrupted(t *testing.T) {
 	t.Parallel()
 	for n, left := range [][]string{

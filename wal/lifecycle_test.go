@@ -23,7 +23,7 @@ func openFiles(t *testing.T) int {
 	return len(names)
 }
 
-// mustNotLeak runs fn and looks for goroutines and files that are left.
+// mustNotLeak runs fn, and checks that no goroutines and open files are left.
 func mustNotLeak(t *testing.T, fn func()) {
 	t.Helper()
 	running, files := goleak.IgnoreCurrent(), openFiles(t)
@@ -108,8 +108,8 @@ func TestNothingIsLeftAfterARefusedOpen(t *testing.T) {
 	}
 }
 
-// TestCloseBesideWriters closes while everything is under way: what was
-// acknowledged is there afterwards, and the rest was told ErrClosed.
+// TestCloseBesideWriters closes a store while everything runs: what was
+// acknowledged is there afterwards, and all other writes returned ErrClosed.
 func TestCloseBesideWriters(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()

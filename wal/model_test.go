@@ -12,7 +12,7 @@ import (
 	"github.com/cantuslog/cantus/wal"
 )
 
-// model is what a log must be: the dumb way.
+// model is the simplest implementation of a log.
 type model struct {
 	first   uint64 // index of entries[0]; 0 if there are none
 	entries []modelEntry
@@ -21,7 +21,8 @@ type model struct {
 
 type modelEntry struct {
 	entry wal.Entry
-	// txid and count are of its batch of transactions; count 0 for others.
+	// txid and count are those of a batch of transactions; count is 0 for other
+	// entries.
 	txid, count uint64
 	void        bool
 }
@@ -35,7 +36,7 @@ func (m *model) last() uint64 {
 	return m.first + uint64(len(m.entries)) - 1
 }
 
-// lastTx is the newest txid that counts.
+// lastTx returns the newest txid that counts.
 func (m *model) lastTx() uint64 {
 	for _, e := range slices.Backward(m.entries) {
 		if e.count > 0 && !e.void {
@@ -90,7 +91,7 @@ func (m *model) find(txid, to uint64) (uint64, error) {
 	return 0, wal.ErrNotFound
 }
 
-// checkLog is the oracle: it compares everything that can be asked of a log.
+// checkLog is the oracle: it compares all that a log can return.
 func checkLog(t testing.TB, l *wal.Log, m *model) {
 	t.Helper()
 	if l.FirstIndex() != m.first || l.LastIndex() != m.last() {

@@ -13,8 +13,8 @@ import (
 	"github.com/cantuslog/cantus/wal"
 )
 
-// withDisk returns the options of a store for which the disk of dir has size bytes, and
-// holds nothing else.
+// withDisk returns the options of a store for which the disk of dir has size
+// bytes, and contains nothing else.
 func withDisk(size int64, dir string) wal.Options {
 	opts := small()
 	opts.SegmentSize, opts.CheckpointBytes = 8<<20, 1<<30
@@ -29,8 +29,8 @@ func withDisk(size int64, dir string) wal.Options {
 	return opts
 }
 
-// killedCopy copies a directory with what is allocated ahead in its files, as a
-// killed process leaves it.
+// killedCopy copies a directory with the space that is allocated ahead in its
+// files, as a killed process leaves it.
 func killedCopy(t *testing.T, s *wal.Store, to string) {
 	t.Helper()
 	from := s.Dir()
@@ -55,8 +55,8 @@ func killedCopy(t *testing.T, s *wal.Store, to string) {
 	}
 }
 
-// A store that has filled its disk by itself starts again on it, after a kill and
-// after a stop, and once more after that.
+// A store that has filled its disk by itself starts again on it, after a kill
+// and after a stop, and once more after that.
 func TestAFullDiskHasRoomForTheNextStart(t *testing.T) {
 	t.Parallel()
 	const bytesEach, disk = 20_000, 48 << 20
@@ -88,8 +88,8 @@ func TestAFullDiskHasRoomForTheNextStart(t *testing.T) {
 		if round == 0 && last*bytesEach < disk/16 {
 			t.Errorf("it is full after %d bytes", last*bytesEach)
 		}
-		// What was proposed before is taken still, whatever the journal has left, and
-		// what is small after that.
+		// The store still takes what was proposed before, whatever the journal
+		// has left, and small state after that.
 		for range 10 { // 5 MB
 			if !s.TakesProposed(500_000) {
 				t.Fatalf("round %d: it does not take what was proposed", round)

@@ -35,7 +35,7 @@ func TestNothingAcknowledgedIsLostWhenThePowerFails(t *testing.T) {
 		if r.IntN(3) == 0 {
 			lines = 1 + r.IntN(5) // just founded, or just opened
 		}
-		// A sync that meets the cut may return nil here, where a real one
+		// A sync during the power cut may return nil here, where a real one
 		// would not return: only what was acknowledged before counts.
 		acked, _ := acks(t, out, lines, disk.Cut)
 		_ = cmd.Process.Kill()

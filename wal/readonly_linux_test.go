@@ -12,8 +12,8 @@ import (
 	"github.com/cantuslog/cantus/wal"
 )
 
-// asNobody runs fn without root's leave to write everywhere, where the test
-// has it.
+// asNobody runs fn without root's right to write everywhere, if the test has
+// it.
 func asNobody(t *testing.T, fn func()) {
 	t.Helper()
 	if os.Getuid() == 0 {

@@ -7,8 +7,8 @@ import (
 	"github.com/cantuslog/cantus/wal"
 )
 
-// TestReadersPassOverLongRuns has few transactions among many cursor writes, and
-// readers that are not to go through all of them.
+// TestReadersPassOverLongRuns writes few transactions among many cursor writes.
+// Readers must not read all of these.
 func TestReadersPassOverLongRuns(t *testing.T) {
 	t.Parallel()
 	for _, where := range []string{"in memory", "on disk"} {

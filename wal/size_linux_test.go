@@ -8,7 +8,8 @@ import (
 	"github.com/cantuslog/cantus/wal"
 )
 
-// sizes are the blocks that the files below a directory take, and their lengths.
+// sizes returns the blocks that the files below a directory take, and their
+// lengths.
 func sizes(t *testing.T, dir string) (blocks, lengths int) {
 	t.Helper()
 	err := filepath.WalkDir(dir, func(path string, e fs.DirEntry, err error) error {
@@ -28,7 +29,8 @@ func sizes(t *testing.T, dir string) (blocks, lengths int) {
 	return blocks, lengths
 }
 
-// An empty log takes little room, open and closed, and again after some starts.
+// An empty log takes little space, open and closed, and again after some
+// starts.
 func TestAnEmptyDirectoryIsSmall(t *testing.T) {
 	t.Parallel()
 	const most = 8 << 20

@@ -45,7 +45,7 @@ func TestEntriesSurviveReopen(t *testing.T) {
 }
 
 // Badger numbers its memtable logs from 1 again after a clean close: what the
-// checkpoint says of the old one must not be held against the new one.
+// checkpoint says of the old one must not be compared with the new one.
 func TestCrashAfterReopeningIsNotTakenForDamage(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()

@@ -8,7 +8,7 @@ import (
 )
 
 // TestCheckpointsWhileMemtablesBecomeTables takes checkpoints while Badger
-// rotates, flushes and removes its files all the time.
+// continuously rotates, flushes and removes its files.
 func TestCheckpointsWhileMemtablesBecomeTables(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()

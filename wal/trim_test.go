@@ -13,8 +13,8 @@ import (
 	"github.com/cantuslog/cantus/wal"
 )
 
-// TestTrimmedSpaceComesBack trims a log to which nothing is written any more:
-// what it takes on the disk must come down all the same.
+// TestTrimmedSpaceComesBack trims a log that is no longer written to: the space
+// that it takes must still be freed.
 func TestTrimmedSpaceComesBack(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
@@ -39,8 +39,8 @@ func TestTrimmedSpaceComesBack(t *testing.T) {
 	}
 }
 
-// TestTrimmedSpaceComesBackWithLittleSpaceLeft trims a log on a disk that has less
-// space left than a value log takes: it must be freed all the same.
+// TestTrimmedSpaceComesBackWithLittleSpaceLeft trims a log on a disk that has
+// less space left than a value log takes: it must still be freed.
 func TestTrimmedSpaceComesBackWithLittleSpaceLeft(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
@@ -65,8 +65,9 @@ func TestTrimmedSpaceComesBackWithLittleSpaceLeft(t *testing.T) {
 	}
 }
 
-// TestDiscardCountsAreNotBelieved has Badger count a value log as deleted that is needed
-// as a whole. With little space left it must not be rewritten: the copy would not fit.
+// TestDiscardCountsAreNotBelieved makes Badger count a value log as deleted
+// that is needed as a whole. With little space left it must not be rewritten:
+// the copy would not fit.
 func TestDiscardCountsAreNotBelieved(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
@@ -128,7 +129,7 @@ func appendMany(t *testing.T, l *wal.Log, count, size int) {
 	}
 }
 
-// onDisk is how much room the files in a directory take.
+// onDisk returns how much space the files in a directory take.
 func onDisk(t *testing.T, dir string) (bytes int) {
 	t.Helper()
 	names, err := os.ReadDir(dir)

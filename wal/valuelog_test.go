@@ -14,7 +14,7 @@ import (
 	"github.com/cantuslog/cantus/wal"
 )
 
-// Badger, killed between creating a file and giving it its size, leaves it
+// If Badger is killed between creating a file and setting its size, the file is
 // empty.
 func TestEmptyBadgerFilesAreNoDamage(t *testing.T) {
 	dir := t.TempDir()
@@ -33,8 +33,8 @@ func TestEmptyBadgerFilesAreNoDamage(t *testing.T) {
 	checkWhole(t, again, 3)
 }
 
-// The same, where the last checkpoint told of an earlier file of that name, and
-// where it was an old value log that Badger was about to remove.
+// The same, if the last checkpoint described an earlier file of that name, and
+// if it was an old value log that Badger was about to remove.
 func TestEmptyBadgerFilesOfOldNamesAreNoDamage(t *testing.T) {
 	dir := t.TempDir()
 	s := openStore(t, dir, small())
@@ -56,8 +56,8 @@ func TestEmptyBadgerFilesOfOldNamesAreNoDamage(t *testing.T) {
 	checkWhole(t, openStore(t, dir, small()), 3)
 }
 
-// Badger would cut the file at the flipped byte, and take with it the intact
-// entries behind.
+// Badger would truncate the file at the flipped byte, together with the intact
+// entries after it.
 func TestFlippedByteInValueLogIsNotCutAway(t *testing.T) {
 	dir := t.TempDir()
 	s := openStore(t, dir, small())
@@ -93,7 +93,7 @@ func TestFlippedByteInValueLogIsNotCutAway(t *testing.T) {
 	}
 }
 
-// Badger does not look at its older value logs when it opens, and believes the
+// Badger does not read its older value logs when it opens, and trusts the
 // lengths that it reads there.
 func TestFlippedHeaderInOldValueLogIsSaid(t *testing.T) {
 	t.Parallel()
@@ -127,9 +127,9 @@ func TestFlippedHeaderInOldValueLogIsSaid(t *testing.T) {
 	}
 }
 
-// FuzzBadgerLog reads whatever bytes as one of Badger's logs: what counts as
-// whole entries ends within the file, is followed by none, and does not depend
-// on what comes behind it.
+// FuzzBadgerLog reads arbitrary bytes as one of Badger's logs: the complete
+// entries end within the file, no complete one follows, and the result does not
+// depend on what comes after it.
 func FuzzBadgerLog(f *testing.F) {
 	header := make([]byte, 20)
 	entry := []byte{0, 0, 1, 2, 0, 'k', 'v', 'w'} // meta, user meta, lengths, expiry, key, value

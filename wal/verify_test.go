@@ -19,8 +19,8 @@ func reports(t *testing.T, dir string) []wal.PartitionReport {
 	return got
 }
 
-// chain appends batches and stores the digest as a node does. It returns the points of
-// the chain, including its beginning.
+// chain appends batches and stores the digest like a node. It returns the
+// points of the chain, including its beginning.
 func chain(t *testing.T, l *wal.Log, batches int) []wal.Base {
 	t.Helper()
 	points := []wal.Base{{}}
@@ -164,7 +164,7 @@ func TestVerifyPassesOverVoidBatches(t *testing.T) {
 }
 
 // A batch that was certified in another term than its entry's counts for
-// nothing, in the chain and in lookups of its txids.
+// nothing, in the chain and in lookups by txid.
 func TestABatchOfAnotherTermCountsForNothing(t *testing.T) {
 	dir := t.TempDir()
 	s := openStore(t, dir, small())

@@ -13,7 +13,7 @@ import (
 	"github.com/cantuslog/cantus/wal/journal/journaltest"
 )
 
-// A registry of keys that holds none is made anew when it is damaged.
+// An empty key registry that is damaged is created again.
 func TestADamagedKeyRegistryStopsNobody(t *testing.T) {
 	t.Parallel()
 	for _, size := range []int64{0, 5, 20} {
@@ -33,7 +33,8 @@ func TestADamagedKeyRegistryStopsNobody(t *testing.T) {
 	}
 }
 
-// What opening says of a damaged file names it, and shows no panic's text.
+// The error of opening a damaged file names it, and contains no text of a
+// panic.
 func TestDamageIsSaidOfTheFileThatHasIt(t *testing.T) {
 	t.Parallel()
 	testkit.NotShort(t, "hundreds of damaged copies of a directory are opened")
@@ -69,7 +70,7 @@ func TestDamageIsSaidOfTheFileThatHasIt(t *testing.T) {
 	}
 }
 
-// An entry that can't be read names the value log that has it.
+// The error for an entry that can't be read names its value log.
 func TestAnUnreadableEntryNamesItsValueLog(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
@@ -104,7 +105,7 @@ func TestAnUnreadableEntryNamesItsValueLog(t *testing.T) {
 	}
 }
 
-// What the system refuses is called what it is.
+// Errors of the operating system keep their meaning.
 func TestWhatTheSystemRefusesIsNotCalledDamage(t *testing.T) {
 	t.Parallel()
 	dir := founded(t)
@@ -116,7 +117,7 @@ func TestWhatTheSystemRefusesIsNotCalledDamage(t *testing.T) {
 	}
 	openStore(t, dir, small())
 
-	// There is space, and no inode left: a file can't be created.
+	// There is space, but no inode left: a file can't be created.
 	for _, errno := range []syscall.Errno{syscall.ENOSPC, syscall.EDQUOT} {
 		fs := journaltest.New(1)
 		fs.Hook(func(c journaltest.Call) error {

@@ -15,7 +15,8 @@ import (
 	"github.com/cantuslog/cantus/wal"
 )
 
-// small crosses the borders between memory, Badger and checkpoints often.
+// small returns options with which a store often crosses the borders between
+// memory, Badger and checkpoints.
 func small() wal.Options {
 	return wal.Options{
 		Identity:  wal.Identity{Cluster: "c", Node: "n1", Partitions: 2},
@@ -37,7 +38,7 @@ func openStore(t testing.TB, dir string, opts wal.Options) *wal.Store {
 	return s
 }
 
-// world is a store beside models of its logs, and what a test may do to both.
+// world is a store, models of its logs, and what a test may do to both.
 type world struct {
 	t     testing.TB
 	r     *rand.Rand
@@ -75,7 +76,7 @@ func (w *world) must(what string, err error) {
 	}
 }
 
-// step does one thing at random.
+// step does one random thing.
 func (w *world) step() {
 	group := w.r.IntN(len(w.logs))
 	l, m := w.store.Log(uint32(group)), w.logs[group]
@@ -128,7 +129,7 @@ func (w *world) append(l *wal.Log, m *model) {
 	}
 }
 
-// entry makes up the next one of a log.
+// entry returns a next entry of a log.
 func (w *world) entry(index uint64, m *model) modelEntry {
 	e := modelEntry{entry: wal.Entry{Index: index, Term: w.r.Uint64N(9), AppendedAt: w.r.Int64N(3)}}
 	kind := w.r.IntN(10)
@@ -151,7 +152,7 @@ func (w *world) entry(index uint64, m *model) modelEntry {
 			e.txid++
 		}
 	}
-	// Now and then large enough for Badger's value log.
+	// Sometimes large enough for Badger's value log.
 	payload := strings.Repeat("p", w.r.IntN(2)*w.r.IntN(2)*w.r.IntN(3000))
 	e.entry.Data = batch(e.txid, int(e.count), fmt.Sprint(payload, w.r.Uint32()))
 	return e
@@ -179,8 +180,8 @@ func (w *world) reopen() {
 	w.store = openStore(w.t, w.dir, small())
 }
 
-// crash goes on with what a process that is killed now would leave, and worse:
-// Badger's files are of different moments.
+// crash continues with what a process that is killed now would leave, and
+// worse: Badger's files are of different moments.
 func (w *world) crash() {
 	w.t.Helper()
 	left := w.t.TempDir()
@@ -201,7 +202,7 @@ func copyOpen(t testing.TB, s *wal.Store, to string) {
 	})
 }
 
-// copyBadger copies until no table came or went meanwhile.
+// copyBadger copies until no table was created or removed meanwhile.
 func copyBadger(t testing.TB, from, to string) {
 	t.Helper()
 	testkit.Until(t, "a copy within which no table changed", func() bool {
@@ -224,8 +225,8 @@ func copyBadger(t testing.TB, from, to string) {
 	})
 }
 
-// copyFiles copies the files in a directory, not those below, without their
-// holes: some are mapped far beyond what is in them.
+// copyFiles copies the files in a directory, without subdirectories and without
+// their holes: some are mapped far beyond their content.
 func copyFiles(t testing.TB, from, to string) {
 	t.Helper()
 	names, err := os.ReadDir(from)

@@ -7,7 +7,7 @@ import (
 	"github.com/cantuslog/cantus/subjects"
 )
 
-// Nobody knows how far a replica is that is away: no position is shown.
+// The progress of a replica that is away is not known: no position is shown.
 func TestReplicaList(t *testing.T) {
 	t.Parallel()
 	got := replicaList([]subjects.ReplicaStatus{
@@ -21,7 +21,7 @@ func TestReplicaList(t *testing.T) {
 	}
 }
 
-// What is full is said of the node and of the partition.
+// Both the node and the partition show what is full.
 func TestStatusSaysWhatIsFull(t *testing.T) {
 	t.Parallel()
 	const why = "less than 1024 bytes are free on the node's disk: nothing is appended until there is room"

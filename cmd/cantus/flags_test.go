@@ -9,8 +9,8 @@ import (
 	"testing"
 )
 
-// samples gives for each flag of serve, --config aside, a value that is not
-// its default. FILE stands for the path of a file that is there.
+// samples has for each flag of serve, except --config, a value that is not its
+// default. FILE stands for the path of a file that exists.
 var samples = map[string]string{
 	"name": "n7", "cluster-name": "blue", "data": "/elsewhere", "partitions": "9", "prefix": "bank.log",
 	"listen": "127.0.0.1:7001", "http": "127.0.0.1:7002", "nats-config": "FILE", "account": "APP", "credentials": "FILE",
@@ -42,9 +42,9 @@ func parseServe(t *testing.T, args ...string) map[string]any {
 	return values
 }
 
-// TestEveryFlagThreeWays sets each of serve's flags on the command line, by
-// its environment variable and in a file: the outcome is the same, and nothing
-// else changes.
+// TestEveryFlagThreeWays sets each of serve's flags on the command line, by its
+// environment variable and in a file: the result is the same, and nothing else
+// changes.
 func TestEveryFlagThreeWays(t *testing.T) {
 	dir := t.TempDir()
 	there := filepath.Join(dir, "there")
@@ -117,8 +117,8 @@ func TestEveryFlagReachesTheNode(t *testing.T) {
 	}
 }
 
-// FuzzConfig reads whatever bytes as a configuration file: it is refused, or
-// every key that it gives is a flag with a value that the flag takes.
+// FuzzConfig reads arbitrary bytes as a configuration file: it is refused, or
+// each of its keys is a flag with a value that the flag takes.
 func FuzzConfig(f *testing.F) {
 	for _, s := range []string{
 		"", "name: n7\n", "partitions: 4\nlocks: 1_000\n", "queue-size: 8MiB # eight\n", "name: [a, b]\n", "name: a\nname: b\n",

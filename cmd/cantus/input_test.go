@@ -8,8 +8,8 @@ import (
 	"testing"
 )
 
-// An append that waits for its payload ends when it is interrupted, though
-// nothing comes and the other end stays open.
+// An append that waits for its payload ends when it is interrupted, although
+// its input stays open and empty.
 func TestAnInterruptEndsTheWaitForAPayload(t *testing.T) {
 	in, keepOpen, err := os.Pipe()
 	if err != nil {
@@ -29,8 +29,8 @@ func TestAnInterruptEndsTheWaitForAPayload(t *testing.T) {
 	}
 }
 
-// Only somebody who types is told how to end the payload. The null device is
-// a character device too.
+// Only on a terminal the user is told how to end the payload. The null device
+// is a character device too.
 func TestTheNullDeviceIsNoTerminal(t *testing.T) {
 	null, err := os.Open(os.DevNull)
 	if err != nil {
@@ -43,8 +43,8 @@ func TestTheNullDeviceIsNoTerminal(t *testing.T) {
 	}
 }
 
-// Each command line lacks something; the message says what and shows how it
-// looks.
+// Each command line lacks something. The message says what, and shows what it
+// looks like.
 func TestWhatIsMissingIsNamed(t *testing.T) {
 	for line, want := range map[string]string{
 		"cluster balance --wait":   "--wait needs a value, such as --wait=5s",

@@ -76,8 +76,8 @@ func TestScripts(t *testing.T) {
 	})
 }
 
-// haveTool reports whether a program is installed. Where CI runs, one that is
-// missing is an error: a test that it hides would pass for good.
+// haveTool reports whether a program is installed. In CI a missing one is an
+// error: a test that it hides would pass forever.
 func haveTool(name string) (bool, error) {
 	_, err := exec.LookPath(name)
 	if err != nil && os.Getenv("CI") != "" {

@@ -34,7 +34,8 @@ type process struct {
 	err    error // of Wait, once ended is closed
 }
 
-// output collects what a process prints and wakes those who wait for it.
+// output collects what a process prints, and wakes the goroutines that wait for
+// it.
 type output struct {
 	mu    sync.Mutex
 	text  bytes.Buffer
@@ -57,7 +58,8 @@ func (o *output) String() string {
 	return o.text.String()
 }
 
-// look returns the text so far, and a channel that is closed as it grows.
+// look returns the text so far, and a channel that is closed when there is
+// more.
 func (o *output) look() (string, <-chan struct{}) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -131,8 +133,8 @@ func start(ts *testscript.TestScript, name string, args ...string) *process {
 		p.err = p.cmd.Wait()
 		close(p.ended)
 	}()
-	// One that hangs ends, and shows its goroutines, before the test's time
-	// is over: after that nobody could see them.
+	// A process that hangs is ended, and prints its goroutines, before the
+	// test's time is over: after that nobody could see them.
 	dump := time.AfterFunc(patience(ts), func() { p.cmd.Process.Signal(syscall.SIGQUIT) }) // it may have ended
 	ts.Defer(func() {
 		dump.Stop()

@@ -11,8 +11,8 @@ import (
 	"github.com/alecthomas/kong"
 )
 
-// Of each type of number that flags and arguments have: what it takes, what it
-// refuses although a parser of Go's may take it, and what the refusal says is right.
+// For each type of number that flags and arguments have: what it takes, what it
+// refuses although Go's parser may take it, and what the error says is right.
 var numbers = map[reflect.Type]struct {
 	good, bad []string
 	right     string
@@ -75,8 +75,9 @@ var numbers = map[reflect.Type]struct {
 	},
 }
 
-// TestNumbersOfTheCommandLine gives every flag and every argument that is a number,
-// of every command, what it takes and what it must refuse.
+// TestNumbersOfTheCommandLine sets every flag and every argument that is a
+// number, of every command, to values that it takes and to values that it must
+// refuse.
 func TestNumbersOfTheCommandLine(t *testing.T) {
 	parser, err := newParser(&program{out: io.Discard, errOut: io.Discard}, func(int) {})
 	if err != nil {

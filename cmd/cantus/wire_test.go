@@ -18,15 +18,15 @@ import (
 	"github.com/cantuslog/cantus/subjects"
 )
 
-// wire plays a node's part by script, for answers that a real one gives only
-// in trouble: a NATS server, and responders that a test puts behind it.
+// wire plays a node by script, for answers that a real one sends only after a
+// failure: a NATS server, and responders that a test connects to it.
 type wire struct {
 	t   *testing.T
 	nc  *nats.Conn
 	url string
 }
 
-// newWire starts one. The tests on it run beside each other: some wait for a
+// newWire starts a wire. The tests that use it run in parallel: some wait for a
 // timeout.
 func newWire(t *testing.T) *wire {
 	t.Helper()
@@ -49,7 +49,7 @@ func configuredWire(t *testing.T, config string, options ...nats.Option) *wire {
 	return &wire{t: t, nc: nc, url: server.ClientURL()}
 }
 
-// answer puts a responder behind a subject; n counts its requests from 1.
+// answer adds a responder to a subject; n counts its requests from 1.
 func (w *wire) answer(subject string, f func(n int, msg *nats.Msg)) {
 	w.t.Helper()
 	n := 0
@@ -78,7 +78,8 @@ func respond(msg *nats.Msg, body any) {
 	msg.RespondMsg(reply) // the client's timeout tells
 }
 
-// lastSent is the txid of the last transaction sent to a reply subject.
+// lastSent is the txid of the last transaction that was sent to a reply
+// subject.
 var lastSent sync.Map
 
 // respondTx answers a read with one transaction.
@@ -314,8 +315,8 @@ func TestReadHasNoGapAndNoRepeat(t *testing.T) {
 			respondEnd(msg, 5, 4)
 		}
 	})
-	// Following waits 30 seconds longer than --timeout for what broke off, so
-	// the break is tested by two runs: one that fails, one that goes on.
+	// Following waits 30 seconds longer than --timeout after an interruption.
+	// So two runs test it: one that fails, and one that continues.
 	status, out, errOut := w.cantus("", "read", "0", "--timeout", "1s")
 	w.expect(status, exitUnavailable, errOut, "no answer")
 	if got := txids(out); !slices.Equal(got, []string{"1", "2"}) {
@@ -328,7 +329,7 @@ func TestReadHasNoGapAndNoRepeat(t *testing.T) {
 	}
 }
 
-// TestReadNoticesLostMessages loses messages at each place of an answer.
+// TestReadNoticesLostMessages loses messages at each position of an answer.
 func TestReadNoticesLostMessages(t *testing.T) {
 	w := newWire(t)
 	w.answer("cantus.read.0", func(n int, msg *nats.Msg) {
@@ -427,7 +428,8 @@ func TestUserMayNot(t *testing.T) {
 	w.expect(status, exitUsage, errOut, "does not permit this user")
 }
 
-// With --wait the last word is that the node was removed, not that it will be.
+// With --wait the last line says that the node was removed, not that it will
+// be.
 func TestRemoveSaysThatItIsDone(t *testing.T) {
 	w := newWire(t)
 	w.answer("cantus.admin.cluster.remove", func(_ int, msg *nats.Msg) {

@@ -12,8 +12,8 @@ import (
 )
 
 // BenchmarkCommit measures commits on the real file system, into segments that
-// have been written before; device/payload is what the device that dir is on
-// wrote (CANTUS_BENCH_DEVICE, say vda) per byte of values.
+// have been written before. device/payload is how much the device of dir
+// (CANTUS_BENCH_DEVICE, such as vda) wrote per byte of values.
 func BenchmarkCommit(b *testing.B) {
 	for _, size := range []int{300, 300 << 10} {
 		for _, callers := range []int{1, 64} {
@@ -97,8 +97,8 @@ func BenchmarkBareSync(b *testing.B) {
 	}
 }
 
-// deviceBytes is what the device has written since the machine was started; 0
-// if it is not known.
+// deviceBytes returns how much the device has written since the machine was
+// started; 0 if that is not known.
 func deviceBytes() int64 {
 	stats, _ := os.ReadFile("/proc/diskstats")
 	for line := range strings.Lines(string(stats)) {

@@ -13,9 +13,9 @@ var outcomes = map[string]journaltest.Outcome{
 	"lost": journaltest.Lost, "kept": journaltest.Kept, "torn": journaltest.Torn,
 }
 
-// TestCrashAtEveryOperation stops the world at the k-th operation on the disk,
-// for each k until none is hit, by a power cut or by the death of the process,
-// and again by a power cut soon after it came back.
+// TestCrashAtEveryOperation stops at the k-th operation on the disk, for each k
+// until there is none, by a power cut or by the end of the process, and again
+// by a power cut soon after the restart.
 func TestCrashAtEveryOperation(t *testing.T) {
 	everyFault(t, journaltest.Fault{Crash: true}, func(w *world, seed uint64) {
 		if seed%2 == 0 {
@@ -31,8 +31,8 @@ func TestCrashAtEveryOperation(t *testing.T) {
 }
 
 // TestFailAtEveryOperation has the k-th operation fail while the machine stays
-// up: the journal latches, is opened again on what the page cache shows, is
-// used, and then the power is cut, which shows what never reached the disk.
+// up: the journal latches, is opened again on what the page cache has, and is
+// used. Then the power is cut, which shows what never reached the disk.
 func TestFailAtEveryOperation(t *testing.T) {
 	everyFault(t, journaltest.Fault{}, func(w *world, _ uint64) {
 		w.mustWork(w.fs.Kill())
@@ -85,8 +85,8 @@ func everyFaultWith(t *testing.T, largest int64, fault journaltest.Fault, after 
 	}
 }
 
-// TestFailedSyncLatches: every commit after a failed write or sync gets the
-// same error, and Release and Close say so too.
+// TestFailedSyncLatches: every commit after a failed write or sync returns the
+// same error, and so do Release and Close.
 func TestFailedSyncLatches(t *testing.T) {
 	for _, kind := range []journaltest.Kind{journaltest.Write, journaltest.Sync} {
 		t.Run(string(kind), func(t *testing.T) {

@@ -12,8 +12,8 @@ import (
 	"github.com/cantuslog/cantus/wal/journal/journaltest"
 )
 
-// sample is a small journal of several segments, the first ones released,
-// closed or killed.
+// sample returns a small journal of several segments, of which the first ones
+// were released, after Close or after a kill.
 func sample(t *testing.T, closed bool) *journaltest.FS {
 	t.Helper()
 	w := newWorld(t, 7)
@@ -42,7 +42,7 @@ func sample(t *testing.T, closed bool) *journaltest.FS {
 	return sealed
 }
 
-// waitForSeal returns the files as a kill leaves them once the writer is idle.
+// waitForSeal returns the files that a kill leaves once the writer is idle.
 func waitForSeal(t *testing.T, w *world) *journaltest.FS {
 	t.Helper()
 	testkit.Until(t, "a journal that is sealed", func() bool {
@@ -78,7 +78,7 @@ func replayed(fs *journaltest.FS) (string, error) {
 	return b.String(), err
 }
 
-// reopened returns what replayed does, but uses Open.
+// reopened is replayed with Open.
 func reopened(fs *journaltest.FS) (string, error) {
 	var b strings.Builder
 	j, err := journal.Open(dir, journal.Options{FS: fs, SegmentSize: 8 << 10}, func(seq uint64, ops []journal.Op) error {
@@ -91,7 +91,7 @@ func reopened(fs *journaltest.FS) (string, error) {
 	return b.String(), j.Close()
 }
 
-// TestEveryFlippedByte changes each byte of each file in turn. Either it is
+// TestEveryFlippedByte changes each byte of each file in turn. Either that is
 // noticed, or the same is replayed as without it.
 func TestEveryFlippedByte(t *testing.T) {
 	for name, closed := range map[string]bool{"closed": true, "killed": false} {
@@ -133,8 +133,8 @@ func TestEveryFlippedByte(t *testing.T) {
 				}
 				fs.WriteFile(file, content)
 			}
-			// Every byte of a frame that counts, of the checkpoint, and of two
-			// segments' labels at the least.
+			// At least every byte of a frame that counts, of the checkpoint,
+			// and of two segments' labels.
 			if least := int(rep.Bytes) + 72 + 2*56; !closed && !testing.Short() && noticed < least {
 				t.Errorf("%d changes noticed, want at least %d", noticed, least)
 			}
@@ -142,7 +142,7 @@ func TestEveryFlippedByte(t *testing.T) {
 	}
 }
 
-// TestMissingAndShortened takes each file away, and cuts each short.
+// TestMissingAndShortened removes and shortens each file.
 func TestMissingAndShortened(t *testing.T) {
 	for _, closed := range []bool{true, false} {
 		fs := sample(t, closed)
@@ -177,8 +177,9 @@ func TestMissingAndShortened(t *testing.T) {
 	}
 }
 
-// TestLostEnd takes whole frames away from the end of a log that the checkpoint
-// knows to have been longer: because it was closed, or because it was released.
+// TestLostEnd removes whole frames from the end of a log that was longer
+// according to the checkpoint: because it was closed, or because it was
+// released.
 func TestLostEnd(t *testing.T) {
 	closed := sample(t, true)
 	whole, err := journal.Check(dir, journal.Options{FS: closed}, nil)
@@ -220,9 +221,9 @@ func TestLostEnd(t *testing.T) {
 	}
 }
 
-// TestTornLastFrame: a last frame of which each possible front part is missing
-// is dropped if it may be that it was never synced, and the log goes on in its
-// place. That the frame before it was synced is known, and a change there
+// TestTornLastFrame removes each possible beginning of the last frame: the
+// frame is dropped if it may never have been synced, and the log continues in
+// its place. The frame before it is known to be synced, so a change there is
 // noticed.
 func TestTornLastFrame(t *testing.T) {
 	w := newWorld(t, 3)
@@ -272,7 +273,7 @@ func TestTornLastFrame(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	// With its seal in place the frame is known to have been synced.
+	// With its seal the frame is known to have been synced.
 	torn := append(append([]byte{}, old[:begin+1]...), now[begin+1:]...)
 	after.WriteFile(path, torn)
 	if _, err := replayed(after); !errors.Is(err, journal.ErrDamaged) {

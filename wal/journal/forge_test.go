@@ -8,8 +8,8 @@ import (
 	"github.com/cantuslog/cantus/wal/journal/journaltest"
 )
 
-// forged makes a frame with a given salt, as anyone can who has read the format's
-// description.
+// forged makes a frame with a given salt, as anyone could after reading the
+// description of the format.
 func forged(salt, seq uint64) []byte {
 	b := binary.LittleEndian.AppendUint32(nil, 4)
 	b = append(b, 0, 0, 0, 0)

@@ -10,7 +10,7 @@ import (
 	"testing"
 )
 
-// bytesFile is a file for reading only.
+// bytesFile is a read-only file.
 type bytesFile struct{ *bytes.Reader }
 
 func (bytesFile) WriteAt([]byte, int64) (int, error) { return 0, io.ErrClosedPipe }
@@ -65,8 +65,8 @@ func FuzzDecodeOps(f *testing.F) {
 	})
 }
 
-// FuzzSegment reads whatever bytes as a segment: only frames that the codec
-// made may come out, whatever is around them.
+// FuzzSegment reads arbitrary bytes as a segment: only frames that the codec
+// made may be read, whatever is around them.
 func FuzzSegment(f *testing.F) {
 	c := newCodec(99)
 	good := make([]byte, labelBlock)
@@ -110,7 +110,7 @@ func FuzzLabel(f *testing.F) {
 	})
 }
 
-// TestBodyBounds are lengths that would overflow if they were believed.
+// TestBodyBounds tries lengths that would overflow if they were trusted.
 func TestBodyBounds(t *testing.T) {
 	huge := binary.AppendUvarint(nil, math.MaxUint64)
 	for _, body := range [][]byte{

@@ -98,7 +98,7 @@ func TestMergesWhatWaits(t *testing.T) {
 	}
 }
 
-// TestQueueIsBounded: with the writer held up, Enqueue blocks once MaxQueue
+// TestQueueIsBounded: while the writer is blocked, Enqueue blocks once MaxQueue
 // bytes wait, and Close wakes blocked callers.
 func TestQueueIsBounded(t *testing.T) { synctest.Test(t, testQueueIsBounded) }
 
@@ -176,7 +176,8 @@ func TestReleaseRecycles(t *testing.T) {
 		}
 		most = max(most, len(fs.Files()))
 	}
-	// Live, ready, spare, one in the making; the checkpoint and its temporary.
+	// The active segment, a ready one, a spare one, one being made; the
+	// checkpoint and its temporary file.
 	if most > 3+1+2+1+2 {
 		t.Errorf("%d files at once", most)
 	}
@@ -201,8 +202,8 @@ func TestClosed(t *testing.T) {
 	}
 }
 
-// TestNoSpace: a full disk is met when the next segment is made. The commit
-// that needs it fails with nothing written, and works again once there is room.
+// TestNoSpace: the disk is full when the next segment is made. The commit that
+// needs it fails with nothing written, and succeeds once there is space.
 func TestNoSpace(t *testing.T) {
 	for _, kind := range []journaltest.Kind{journaltest.Allocate, journaltest.Create} {
 		t.Run(string(kind), func(t *testing.T) {
@@ -280,9 +281,9 @@ func TestNoSpaceForCheckpoint(t *testing.T) {
 	mustClose(t, j)
 }
 
-// TestHostilePayload commits values that hold whole frames of this journal,
-// with each sequence number that may come, and tears the frame around them.
-// Without the salt, which only the files know, they would pass.
+// TestHostilePayload commits values that contain whole frames of this journal,
+// with each possible sequence number, and tears the frame around them. Without
+// the salt, which only the files have, they would be accepted.
 func TestHostilePayload(t *testing.T) {
 	fs := journaltest.New(1)
 	opts := journal.Options{FS: fs, SegmentSize: 64 << 10}
@@ -299,9 +300,9 @@ func TestHostilePayload(t *testing.T) {
 	mustClose(t, j)
 	path := filepath.Join(dir, "0000000000000001.seg")
 	content := fs.ReadFile(path)
-	// What a crash in the middle of frame 2 leaves: its head of 24 bytes is
-	// missing, the payload is there, where frames may begin, and after it
-	// nothing of the log has been written.
+	// The state after a crash in the middle of frame 2: its header of 24 bytes
+	// is missing, the payload is there, where frames may begin, and nothing of
+	// the log has been written after it.
 	at := bytes.LastIndex(content, payload)
 	second := bytes.LastIndex(content[:at], payload)
 	if second%8 != 0 {
@@ -319,8 +320,8 @@ func TestHostilePayload(t *testing.T) {
 	mustClose(t, j)
 }
 
-// TestConcurrent: many goroutines commit, release and look, with small
-// segments so that all of it happens at once.
+// TestConcurrent: many goroutines commit, release and read the state, with
+// small segments so that all of it happens at once.
 func TestConcurrent(t *testing.T) {
 	var mu sync.Mutex
 	seen := map[string]int{}
@@ -387,8 +388,8 @@ func TestBadPlaces(t *testing.T) {
 	}
 }
 
-// TestReadOnly has every change refused, as a read-only file system does: a
-// test that runs as root cannot have that from permissions.
+// TestReadOnly refuses every change, like a read-only file system: a test that
+// runs as root can't use permissions for that.
 func TestReadOnly(t *testing.T) {
 	for name, fs := range map[string]*journaltest.FS{"new": journaltest.New(1), "old": sample(t, true)} {
 		fs.Hook(func(journaltest.Call) error { return syscall.EROFS })
@@ -481,9 +482,9 @@ func testAsyncCommitsAreKeptOnAFullDisk(t *testing.T) {
 	}
 }
 
-// TestSegmentsGrow: a journal takes room in proportion to what was written, and
-// keeps its largest segments for use again. A commit that is larger than the
-// next segment has one made for it; without room for that, others go on.
+// TestSegmentsGrow: a journal takes space in proportion to what was written,
+// and reuses its largest segments. For a commit that is larger than the next
+// segment, one is made; without space for that, other commits still succeed.
 func TestSegmentsGrow(t *testing.T) {
 	fs := journaltest.New(1)
 	opts := journal.Options{FS: fs, FirstSize: 8 << 10, SegmentSize: 64 << 10}

@@ -6,8 +6,8 @@ import (
 	"pgregory.net/rapid"
 )
 
-// TestRandomOperations does what chance says, in whichever order, and compares
-// with a list of commits after each opening.
+// TestRandomOperations does random operations in random order, and compares the
+// journal with a list of commits after each opening.
 func TestRandomOperations(t *testing.T) {
 	rapid.Check(t, func(rt *rapid.T) {
 		w := newWorld(t, rapid.Uint64().Draw(rt, "seed"))

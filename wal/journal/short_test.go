@@ -9,9 +9,9 @@ import (
 	"github.com/cantuslog/cantus/wal/journal/journaltest"
 )
 
-// TestShort fills the disk while a segment is active and the next one is made: it
-// is known at once, not when that segment is used up, and large frames leave
-// room to small ones.
+// TestShort fills the disk while a segment is active and the next one is made:
+// the journal knows at once, not when that segment is used up, and large frames
+// leave space to small ones.
 func TestShort(t *testing.T) {
 	fs := journaltest.New(1)
 	j := mustOpen(t, dir, journal.Options{FS: fs, SegmentSize: 1 << 20}, nil)

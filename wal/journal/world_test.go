@@ -17,7 +17,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 const dir = "/j"
 
-// world is a journal on a file system that fails, beside what must hold of it:
+// world is a journal on a file system that fails, and what must be true of it:
 // the commits in order, up to where they were acknowledged, and from where they
 // were released.
 type world struct {
@@ -25,8 +25,8 @@ type world struct {
 	fs  *journaltest.FS
 	j   *journal.Journal
 	rng *rand.Rand
-	// largest is the size of the largest segments. Where they grow, some commits
-	// are larger than the first ones.
+	// largest is the size of the largest segments. If segments grow, some
+	// commits are larger than the first ones.
 	largest int64
 
 	next     uint64   // number of the next commit
@@ -60,8 +60,8 @@ func (w *world) options() journal.Options {
 	}
 }
 
-// ops returns commit number c: some puts and deletes from which parse finds c, and
-// whether all are there and unchanged.
+// ops returns commit number c: some puts and deletes from which parse can tell
+// c, and whether all are there and unchanged.
 func ops(c uint64, rng *rand.Rand) []journal.Op {
 	n := 1 + rng.IntN(3)
 	all := make([]journal.Op, n)
@@ -166,7 +166,8 @@ func (w *world) enqueue(ops []journal.Op) (wait func() error) {
 	return w.j.Enqueue(ops)
 }
 
-// commit enqueues n commits, waits for all, and notes which were acknowledged.
+// commit enqueues n commits, waits for all, and records which were
+// acknowledged.
 func (w *world) commit(n int) error {
 	w.t.Helper()
 	waits := make([]func() error, n)
@@ -209,8 +210,7 @@ func (w *world) release(seq uint64) error {
 	return err
 }
 
-// run is a life of a journal with every sort of operation in it, until the
-// first error.
+// run executes every kind of operation on a journal, until the first error.
 func (w *world) run() error {
 	for range 3 {
 		if err := w.open(); err != nil {
@@ -239,7 +239,7 @@ func (w *world) life() error {
 }
 
 // mustWork opens the journal after whatever has happened, and uses it. The file
-// system of the one before has crashed, or that one is closed.
+// system of the previous one has crashed, or that one is closed.
 func (w *world) mustWork(fs *journaltest.FS) {
 	w.t.Helper()
 	if w.j != nil {

@@ -30,7 +30,7 @@ func parse(t *testing.T, args ...string) *bench.Command {
 	return &c
 }
 
-// measure runs bench with few rounds, short ones, and gives its report.
+// measure runs bench with few short rounds, and reads its report.
 func measure(t *testing.T, report any, args ...string) {
 	t.Helper()
 	var out, errOut bytes.Buffer
@@ -157,7 +157,7 @@ func TestBatchesAreCountedByTransaction(t *testing.T) {
 	var r bench.Report
 	measure(t, &r, "batch", "--vs", "jetstream", "--vs-sync", "default", "--count", "800", "--batch", "50", "--conns", "1",
 		"--in-flight", "2", "--locks", "2", "--keys", "100")
-	// Refused ones are not sent again, and less than a batch is not sent.
+	// Refused requests are not sent again, and an incomplete batch is not sent.
 	if s := r.Results[0].Rounds[0]; s.Done <= 750 || s.Done > 800 || s.Refused == 0 {
 		t.Errorf("%d done and %d refused; want about 800, and some with 100 locks of a batch out of 100 keys", s.Done, s.Refused)
 	}
@@ -200,7 +200,7 @@ func TestMixedAndGetBesideJetstream(t *testing.T) {
 	checkRounds(t, &r, []string{"cantus", "jetstream R1 default plain"}, 400)
 }
 
-// TestRateIsKept asks for less than any machine does.
+// TestRateIsKept asks for a rate that every machine reaches.
 func TestRateIsKept(t *testing.T) {
 	t.Parallel()
 	testkit.NotShort(t, "servers are started and measured")
@@ -211,15 +211,15 @@ func TestRateIsKept(t *testing.T) {
 		if res.Asked != 500 || res.P50 <= 0 {
 			t.Errorf("%s: asked for %v a second, p50 %v ms", res.Name, res.Asked, res.P50)
 		}
-		// All 200 that fell due within the window were sent; how many were
-		// answered within it is the machine's affair.
+		// All 200 that were due within the window were sent. How many were
+		// answered within it depends on the machine.
 		if done := res.Rounds[0].Done; done > 250 {
 			t.Errorf("%s: %d done at 500 a second in 0.4 s", res.Name, done)
 		}
 	}
 }
 
-// TestARateThatIsTooHighIsSaid has one request in flight at most, so that no
+// TestARateThatIsTooHighIsSaid has at most one request in flight, so that no
 // machine keeps up.
 func TestARateThatIsTooHighIsSaid(t *testing.T) {
 	t.Parallel()
@@ -264,7 +264,7 @@ func TestASweepIsDrawn(t *testing.T) {
 	}
 }
 
-// TestFailoverOfOneNode is about what a client sees of a restart.
+// TestFailoverOfOneNode measures a restart as a client sees it.
 func TestFailoverOfOneNode(t *testing.T) {
 	t.Parallel()
 	testkit.NotShort(t, "servers are started and measured")

@@ -19,9 +19,9 @@ func (e echo) judge(_ *pending, m *nats.Msg) outcome {
 	return outcome{done: 1}
 }
 
-// TestAnAnswerThatNeverComesIsGivenUp swallows a request. When it is given up
-// another is sent, and an answer to the first that comes after all is not
-// taken for the second's.
+// TestAnAnswerThatNeverComesIsGivenUp drops a request. When it is given up
+// another one is sent. A late answer to the first is not counted as the
+// second's.
 func TestAnAnswerThatNeverComesIsGivenUp(t *testing.T) {
 	ns, err := barenats.Run(t.Context(), barenats.Options{})
 	if err != nil {

@@ -61,9 +61,9 @@ func TestMeterCountsWithinTheWindowOnly(t *testing.T) {
 	}
 }
 
-// TestPacedLatencyCountsByWhenItWasDue is about what coordinated omission
-// would leave out: the answers that come after the window, and the requests
-// that were never sent.
+// TestPacedLatencyCountsByWhenItWasDue checks that coordinated omission hides
+// nothing: answers that come after the window count, and so do requests that
+// were never sent.
 func TestPacedLatencyCountsByWhenItWasDue(t *testing.T) {
 	m := newMeter(&clock{from: 100_000, until: 200_000, paced: true}, &tally{})
 	m.took(mainOp, 99_999, 150_000)

@@ -10,8 +10,8 @@ import (
 	"github.com/cantuslog/cantus/subjects"
 )
 
-// newRun returns a run of a command that is complete as kong would make
-// it; its servers end with the test.
+// newRun returns a run of a command with the defaults that kong would set; its
+// servers end with the test.
 func newRun(t *testing.T, c *Command) *benchRun {
 	t.Helper()
 	c.Prefix, c.VsClient, c.Dir = "cantus", "plain", t.TempDir()
@@ -27,7 +27,7 @@ func newRun(t *testing.T, c *Command) *benchRun {
 }
 
 // TestThreeJetstreamServersReplicate appends to streams of three replicas in
-// each way that a peer is appended to.
+// every way that bench does.
 func TestThreeJetstreamServersReplicate(t *testing.T) {
 	t.Parallel()
 	testkit.NotShort(t, "servers are started and measured")
@@ -61,8 +61,8 @@ func TestThreeJetstreamServersReplicate(t *testing.T) {
 	firstAtTheLeader(t, peers[0])
 }
 
-// replicas checks that a transaction of two locks is two messages, and each
-// on three replicas.
+// replicas checks that a transaction of two locks is two messages, each on
+// three replicas.
 func replicas(t *testing.T, s *benchRun, c *cluster) {
 	t.Helper()
 	var stored uint64

@@ -5,8 +5,8 @@ import (
 	"testing"
 )
 
-// TestZipfDrawsByWeight compares what is drawn with the weights themselves,
-// below, at and above an exponent of 1.
+// TestZipfDrawsByWeight compares the frequency of numbers with their weights,
+// for exponents below, at and above 1.
 func TestZipfDrawsByWeight(t *testing.T) {
 	const n, draws = 20, 200_000
 	for _, s := range []float64{0.5, 0.99, 1, 2} {
