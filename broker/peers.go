@@ -71,28 +71,33 @@ func newPeers(instance string, sent func() uint64) *peers {
 
 // fresh reports whether a signed announcement is not a replay. unheard says
 // that its instance was unknown; this node should announce at once that it
-// hears it.
+// hears it. An instance is listed as heard also if its first announcement is
+// fresh: if this node then does not accept it as a member, it has to hear that
+// from this node, and believes nothing of a node that does not hear it.
 func (p *peers) fresh(h announcement, number uint64, now time.Time) (fresh, unheard bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if last, known := p.heard[h.Name]; known && last.Instance == h.Instance {
 		return number > last.number, false
 	}
-	if p.heardUs(h) {
-		return true, false
-	}
 	p.forget(now)
-	if _, known := p.pending[h.Name]; !known && len(p.pending) >= maxPeers {
-		return false, false
+	return p.heardUs(h), p.hear(h, number, now)
+}
+
+// hear records an instance as pending. It reports whether the instance was
+// unknown. If too many names are pending, it records nothing. mu is held.
+func (p *peers) hear(h announcement, number uint64, now time.Time) (unheard bool) {
+	all, known := p.pending[h.Name]
+	if !known && len(p.pending) >= maxPeers {
+		return false
 	}
-	all := p.pending[h.Name]
 	if i := slices.IndexFunc(all, func(q pending) bool { return q.Instance == h.Instance }); i >= 0 {
 		all[i].Number = max(all[i].Number, number)
-		return false, false
+		return false
 	}
 	all = slices.Insert(all, 0, pending{seen{h.Instance, number}, now})
 	p.pending[h.Name] = all[:min(len(all), maxPending)]
-	return false, true
+	return true
 }
 
 // heardUs reports whether an announcement was sent after this node had last

@@ -2,6 +2,7 @@ package broker
 
 import (
 	"fmt"
+	"slices"
 	"testing"
 	"time"
 )
@@ -47,6 +48,24 @@ func TestWhichAnnouncementsAreOldOnes(t *testing.T) {
 		if fresh {
 			p.accept(h, step.number, now)
 		}
+	}
+}
+
+// A node that is no member hears so only from a node that lists it as heard,
+// also if its first announcement that comes through is known to be fresh.
+func TestWhatIsFreshAndNotAcceptedIsHeard(t *testing.T) {
+	p, now := newPeers("me", func() uint64 { return 1 }), time.Now()
+	p.accept(announcement{Name: "n3", Instance: "before its removal"}, 7, now)
+	again := announcement{Name: "n3", Instance: "again", Heard: []seen{{"me", 2}}}
+	if fresh, unheard := p.fresh(again, 3, now); !fresh || !unheard {
+		t.Errorf("fresh is %t, unheard %t", fresh, unheard)
+	}
+	if all := p.heardNow(now); !slices.Contains(all, seen{"again", 3}) {
+		t.Errorf("these are heard: %v", all)
+	}
+	p.accept(again, 3, now)
+	if n := len(p.pending["n3"]); n != 0 {
+		t.Errorf("%d instances are pending though one is accepted", n)
 	}
 }
 
