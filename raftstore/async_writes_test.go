@@ -11,8 +11,8 @@ import (
 	"github.com/cantuslog/cantus/wal/journal/journaltest"
 )
 
-// asyncLeader is a group of three whose leader's disk is blocked, with an entry
-// that the followers have and the leader has not synced.
+// asyncLeader is a group of three replicas. The leader's disk is blocked: the
+// followers have an entry that the leader has not synced.
 type asyncLeader struct {
 	*cluster
 	leader   *node
@@ -37,7 +37,7 @@ func newAsyncLeader(t *testing.T) asyncLeader {
 	a.leader = a.cluster.leader()
 	a.put("first")
 	for _, n := range a.nodes {
-		until(t, "they are level", func() bool { return len(n.fsm.all()) == 1 })
+		until(t, n.name+" has caught up", func() bool { return len(n.fsm.all()) == 1 })
 	}
 	_, a.open = disks[a.leader.name].Hold()
 	t.Cleanup(func() { a.open(nil) }) // if the test fails
@@ -45,7 +45,7 @@ func newAsyncLeader(t *testing.T) asyncLeader {
 	a.proposal = a.leader.group.Propose([]byte("second"))
 	a.followersHave(t, a.index)
 	if a.leader.log().LastIndex() >= a.index {
-		t.Fatal("the leader has synced it: the test does not see")
+		t.Fatal("the leader has synced the entry: the test proves nothing")
 	}
 	return a
 }
@@ -53,35 +53,34 @@ func newAsyncLeader(t *testing.T) asyncLeader {
 func (a asyncLeader) followersHave(t *testing.T, index uint64) {
 	t.Helper()
 	for _, n := range a.others(a.leader) {
-		until(t, "the followers have it", func() bool { return n.log().LastIndex() == index })
+		until(t, n.name+" has the entry", func() bool { return n.log().LastIndex() == index })
 	}
 }
 
-// TestNothingIsCommittedThatTheLeaderHasNotSynced: followers get entries while
-// the leader still writes them, and no replica takes them for committed before
-// the leader has synced them.
+// Followers receive entries while the leader is still writing them. No replica
+// considers an entry committed before the leader has synced it.
 func TestNothingIsCommittedThatTheLeaderHasNotSynced(t *testing.T) {
 	t.Parallel()
 	testkit.NotShort(t, "it waits for elections and time-outs")
 	a := newAsyncLeader(t)
 	outcome := make(chan error, 1)
 	go func() { _, err := a.proposal.Wait(); outcome <- err }()
-	// Raft takes the third entry for committed, and its requests from now on
-	// would say so. A follower that has the fourth has handled everything that
-	// came with the third.
-	until(t, "raft takes it for committed", func() bool { return a.leader.group.RaftCommitIndex() >= a.index })
+	// Raft considers the second entry committed, so its next requests would
+	// contain that commit index. A follower that has the fourth entry has handled
+	// the request with the third.
+	until(t, "raft considers the entry committed", func() bool { return a.leader.group.RaftCommitIndex() >= a.index })
 	third := a.leader.group.Propose([]byte("third"))
 	a.followersHave(t, a.index+1)
 	fourth := a.leader.group.Propose([]byte("fourth"))
 	a.followersHave(t, a.index+2)
 	for _, n := range a.nodes {
 		if s := n.group.Status(); s.CommitIndex >= a.index || len(n.fsm.all()) != 1 {
-			t.Errorf("%s takes entry %d for committed: %+v", n.name, a.index, s)
+			t.Errorf("%s considers entry %d committed: %+v", n.name, a.index, s)
 		}
 	}
 	select {
 	case err := <-outcome:
-		t.Fatalf("it was answered: %v", err)
+		t.Fatalf("the proposal has an outcome: %v", err)
 	default:
 	}
 	a.open(nil)
@@ -91,13 +90,13 @@ func TestNothingIsCommittedThatTheLeaderHasNotSynced(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, n := range a.nodes {
-		until(t, "all apply them", func() bool { return len(n.fsm.all()) == 4 })
+		until(t, n.name+" has applied all", func() bool { return len(n.fsm.all()) == 4 })
 	}
 }
 
 // The followers have an entry that the leader then fails to sync. The leader
-// applies nothing more, and another replica leads. The entry's outcome is
-// unknown to its proposer, and the other replicas agree on it.
+// applies nothing more, and another replica is elected. The proposer gets
+// ErrUnknown, and the other replicas agree on the outcome.
 func TestAFailedSyncAfterReplication(t *testing.T) {
 	t.Parallel()
 	testkit.NotShort(t, "it waits for elections and time-outs")
@@ -106,19 +105,19 @@ func TestAFailedSyncAfterReplication(t *testing.T) {
 	if _, err := a.proposal.Wait(); !errors.Is(err, raftstore.ErrUnknown) {
 		t.Fatalf("outcome: %v", err)
 	}
-	until(t, "it leads no more", func() bool { return !a.leader.group.Leading() })
+	until(t, "the leader has stepped down", func() bool { return !a.leader.group.Leading() })
 	if _, err := a.leader.group.Propose([]byte("third")).Wait(); err == nil {
-		t.Fatal("it went on")
+		t.Fatal("the old leader accepted a proposal")
 	}
 	if n := len(a.leader.fsm.all()); n != 1 {
-		t.Fatalf("it applied %d entries", n)
+		t.Fatalf("the old leader applied %d entries", n)
 	}
 	if !errors.Is(a.leader.store.Failed(), wal.ErrFailed) {
-		t.Fatal("its store has not failed")
+		t.Fatal("the old leader's store has not failed")
 	}
 	a.leader.closeGroup()
 	a.put("fourth")
 	for _, n := range a.others(a.leader) {
-		until(t, "they agree", func() bool { return len(n.fsm.all()) == 3 })
+		until(t, n.name+" has applied all", func() bool { return len(n.fsm.all()) == 3 })
 	}
 }

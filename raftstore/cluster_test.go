@@ -20,8 +20,8 @@ import (
 	"github.com/cantuslog/cantus/wal/journal"
 )
 
-// cluster is a set of nodes in this process, each with a store, a network and a
-// replica of each group, connected over the loopback.
+// cluster is a set of nodes in this process, connected over the loopback
+// interface. Each has a store, a network and a replica of theGroup.
 type cluster struct {
 	t         testing.TB
 	names     []string
@@ -29,9 +29,9 @@ type cluster struct {
 	heartbeat time.Duration // the groups' timeout
 
 	mu        sync.Mutex
-	addresses map[string]string    // of nodes that are not reached through a proxy
-	away      map[string]bool      // nodes that are cut off
-	reroutes  map[[2]string]string // where one node finds another, if that differs from where others do
+	addresses map[string]string    // of nodes that are reached without a proxy
+	away      map[string]bool      // nodes that are disconnected
+	reroutes  map[[2]string]string // the address that one node has for another, if it differs from the others'
 }
 
 // node is one node of a cluster. Fields that are nil are not open.
@@ -45,25 +45,26 @@ type node struct {
 	proxy   *relay.Relay
 	group   *raftstore.Group
 	fsm     *machine
-	fs      journal.FS // nil for the operating system's
-	fails   bool       // closing its store may fail
+	fs      journal.FS // nil means the operating system's
+	fails   bool       // closing the store may fail
 }
 
+// theGroup is the id of the group in tests.
 const theGroup = 7
 
 // theKey is the key of the clusters in tests.
 var theKey = bytes.Repeat([]byte("k"), 32)
 
-// inShort are the tests of clusters that run in short mode too.
+// inShort lists the tests with clusters that also run in short mode.
 var inShort = map[string]bool{
 	"TestThreeReplicasApplyTheSame":                            true,
-	"TestAnotherLeadsWithAllThatWasAcknowledged":               true,
-	"TestCommittedEntriesAreNotGivenUpForALeaderThatLacksThem": true,
+	"TestANewLeaderHasAllAcknowledgedEntries":                  true,
+	"TestCommittedEntriesAreNotRemovedForALeaderThatLacksThem": true,
 	"TestAReplicaThatIsBehindFetchesAndCatchesUp":              true,
 	"TestReplicasComeAndGo":                                    true,
 }
 
-// newCluster makes nodes, their stores and networks; no group is open.
+// newCluster opens the stores and networks of nodes, but no group.
 func newCluster(t testing.TB, names ...string) *cluster {
 	t.Helper()
 	if !inShort[t.Name()] {
@@ -92,8 +93,8 @@ func startCluster(t testing.TB, names ...string) (*cluster, *node) {
 	return c, c.leader()
 }
 
-// startSlowCluster bootstraps a group with a heartbeat timeout of its own. It
-// does not wait for a leader.
+// startSlowCluster bootstraps a group with another heartbeat timeout than that of
+// startCluster. It does not wait for a leader.
 func startSlowCluster(t testing.TB, heartbeat time.Duration, names ...string) *cluster {
 	t.Helper()
 	c := newCluster(t, names...)
@@ -114,12 +115,12 @@ func (c *cluster) resolve(from, to string) (string, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.away[from] || c.away[to] {
-		return "", fmt.Errorf("%s is cut off from %s", to, from)
+		return "", fmt.Errorf("%s is disconnected from %s", to, from)
 	}
-	if a, set := c.reroutes[[2]string{from, to}]; set {
+	if a, ok := c.reroutes[[2]string{from, to}]; ok {
 		return a, nil
 	}
-	if a, known := c.addresses[to]; known {
+	if a, ok := c.addresses[to]; ok {
 		return a, nil
 	}
 	if n := c.nodes[to]; n != nil {
@@ -128,23 +129,23 @@ func (c *cluster) resolve(from, to string) (string, error) {
 	return "", fmt.Errorf("node %s is not known", to)
 }
 
-// cut takes a node off the network; heal puts it back.
-func (c *cluster) cut(name string) {
+// disconnect disconnects a node from the others; reconnect undoes that.
+func (c *cluster) disconnect(name string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.away[name] = true
-	c.refuse()
+	c.updateProxiesLocked()
 }
 
-func (c *cluster) heal(name string) {
+func (c *cluster) reconnect(name string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	delete(c.away, name)
-	c.refuse()
+	c.updateProxiesLocked()
 }
 
-// refuse has each proxy refuse the nodes that are away. mu is held.
-func (c *cluster) refuse() {
+// updateProxiesLocked makes each proxy refuse the nodes that are disconnected.
+func (c *cluster) updateProxiesLocked() {
 	for _, n := range c.nodes {
 		n.proxy.Refuse(func(from string) bool { return c.away[from] || c.away[n.name] })
 	}
@@ -178,8 +179,7 @@ func (n *node) openNetwork() {
 	n.proxy = relay.New(n.c.t, listener.Addr().String())
 }
 
-// logger logs to standard error if RAFTSTORE_LOG is set: for looking into a
-// test.
+// logger logs to standard error if RAFTSTORE_LOG is set, to debug a test.
 func logger(name string) *slog.Logger {
 	if os.Getenv("RAFTSTORE_LOG") == "" {
 		return nil
@@ -240,7 +240,7 @@ func (n *node) close() {
 // until polls until a condition holds.
 var until = testkit.Until
 
-// leader waits for a node that leads by its own account and has a majority.
+// leader waits for a node that leads and has a majority.
 func (c *cluster) leader() (found *node) {
 	c.t.Helper()
 	until(c.t, "a leader", func() bool {
@@ -273,8 +273,8 @@ func (c *cluster) others(n *node) (all []*node) {
 	return all
 }
 
-// put proposes an entry to the leader until it has succeeded. On a busy machine
-// leaders change; the entry may then be in the log twice.
+// put proposes an entry to the leader until that succeeds. If leaders change, as
+// they do on a busy machine, the entry may be in the log twice.
 func (c *cluster) put(data string) {
 	c.t.Helper()
 	until(c.t, "proposal "+data[:min(len(data), 20)], func() bool {
@@ -293,8 +293,8 @@ func (c *cluster) mayFail(err error) {
 	}
 }
 
-// applied waits until nodes have applied the wanted entries, in order, each
-// counted once.
+// applied waits until nodes have applied the wanted entries, in order. It ignores
+// repetitions of an entry.
 func applied(t testing.TB, want []string, nodes ...*node) {
 	t.Helper()
 	for _, n := range nodes {
@@ -305,19 +305,19 @@ func applied(t testing.TB, want []string, nodes ...*node) {
 	}
 }
 
-// ends waits until what nodes have applied ends with the wanted entries.
+// ends waits until the last entries that nodes have applied are the wanted ones.
 func ends(t testing.TB, want []string, nodes ...*node) {
 	t.Helper()
 	for _, n := range nodes {
-		until(t, fmt.Sprintf("%s ends in %.20q", n.name, want[len(want)-1]), func() bool {
+		until(t, fmt.Sprintf("the last entry of %s is %.20q", n.name, want[len(want)-1]), func() bool {
 			all := n.distinct()
 			return len(all) >= len(want) && slices.Equal(all[len(all)-len(want):], want)
 		})
 	}
 }
 
-// distinct returns what a node has applied, each entry once. Entries before its
-// snapshot are "" and are all returned.
+// distinct returns the entries that a node has applied, without repetitions. The
+// entries before its snapshot are all returned, as "".
 func (n *node) distinct() (all []string) {
 	seen := map[string]bool{}
 	for _, data := range n.fsm.all() {

@@ -6,8 +6,8 @@ import (
 	"testing"
 )
 
-// The package document is a map of the files: it names each of them.
-func TestTheDocumentNamesEveryFile(t *testing.T) {
+// The package comment names every file.
+func TestThePackageCommentNamesEveryFile(t *testing.T) {
 	doc, err := os.ReadFile("doc.go")
 	if err != nil {
 		t.Fatal(err)

@@ -14,7 +14,7 @@ func ExampleNetwork() {
 		return
 	}
 	network, err := raftstore.NewNetwork(raftstore.NetworkOptions{
-		Node: "n1", Cluster: "9f2c", Key: make([]byte, 32), Listener: listener, // take a secret one
+		Node: "n1", Cluster: "9f2c", Key: make([]byte, 32), Listener: listener, // use a secret key
 		Resolve: func(node string) (string, error) { return node + ".example.com:4250", nil },
 	})
 	if err != nil {

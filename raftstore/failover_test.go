@@ -6,7 +6,7 @@ import (
 	"time"
 )
 
-// closedPort returns an address where nothing listens.
+// closedPort returns an address on which nothing listens.
 func closedPort(t *testing.T) string {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -17,9 +17,9 @@ func closedPort(t *testing.T) string {
 	return l.Addr().String()
 }
 
-// A follower finds nothing where its leader was, while the leader lives and the
-// third replica follows it. By timeouts the follower would never be elected,
-// since the third would not vote for it.
+// The leader's port is closed for a follower, while the leader is running and the
+// third replica follows it. The follower is elected at once. After a heartbeat
+// timeout it would not be, since the third replica would not vote for it.
 func TestADeadProcessIsNotWaitedFor(t *testing.T) {
 	t.Parallel()
 	c, leader := startCluster(t, "n1", "n2", "n3")
@@ -38,9 +38,9 @@ func TestADeadProcessIsNotWaitedFor(t *testing.T) {
 	c.put("after")
 }
 
-// The connections between a leader and its followers break, again and again.
-// The leader is where it was, and goes on leading.
-func TestALeaderThatIsThereIsFollowed(t *testing.T) {
+// The connections between a leader and its followers break repeatedly. The leader
+// is still running, so it stays the leader.
+func TestBrokenConnectionsCauseNoElection(t *testing.T) {
 	t.Parallel()
 	c := startSlowCluster(t, 4*time.Second, "n1", "n2", "n3") // the leader must not step down on a busy machine
 	c.put("before")
@@ -56,6 +56,6 @@ func TestALeaderThatIsThereIsFollowed(t *testing.T) {
 	}
 	c.put("after")
 	if s := leader.group.Status(); s.Term != term || s.State != "leader" {
-		t.Errorf("it is %s in term %d, was leader in %d", s.State, s.Term, term)
+		t.Errorf("the leader of term %d is %s in term %d", term, s.State, s.Term)
 	}
 }

@@ -11,7 +11,7 @@ import (
 	"github.com/cantuslog/cantus/wal"
 )
 
-// putMany puts entries of about size bytes, numbered from from+1 on, and
+// putMany puts count entries of about size bytes, numbered from from on, and
 // returns them.
 func (c *cluster) putMany(from, count, size int) (all []string) {
 	c.t.Helper()
@@ -22,14 +22,14 @@ func (c *cluster) putMany(from, count, size int) (all []string) {
 	return all
 }
 
-// putAll puts entries, some at a time. Those behind one that failed are put
-// again, in order.
+// putAll puts entries, 16 at a time. If one fails, putAll puts it and those after
+// it again, in order.
 func (c *cluster) putAll(all []string) {
 	c.t.Helper()
-	for some := range slices.Chunk(all, 16) {
+	for batch := range slices.Chunk(all, 16) {
 		leader := c.leader().group
 		var ps []raftstore.Proposal
-		for _, data := range some {
+		for _, data := range batch {
 			ps = append(ps, leader.Propose([]byte(data)))
 		}
 		failed := false
@@ -37,7 +37,7 @@ func (c *cluster) putAll(all []string) {
 			_, err := p.Wait()
 			if c.mayFail(err); err != nil || failed {
 				failed = true
-				c.put(some[i])
+				c.put(batch[i])
 			}
 		}
 	}
@@ -59,8 +59,8 @@ func trim(t *testing.T, n *node, through uint64) {
 	}
 }
 
-// sameLog checks that two logs are the same, from the same head to the end of
-// the shorter one.
+// sameLog checks that two logs have the same first index and the same entries, up
+// to the end of the shorter one.
 func sameLog(t *testing.T, a, b *wal.Log) {
 	t.Helper()
 	if a.FirstIndex() != b.FirstIndex() {
@@ -106,7 +106,7 @@ func TestANewReplicaFetchesATrimmedLog(t *testing.T) {
 		t.Fatalf("voids %v", got)
 	}
 	if string(n2.log().Meta("count")) != string(n1.log().Meta("count")) {
-		t.Fatal("the FSM's metas did not come")
+		t.Fatal("the FSM's metas were not fetched")
 	}
 	n2.open()
 	for _, add := range []func() error{
@@ -123,34 +123,34 @@ func TestANewReplicaFetchesATrimmedLog(t *testing.T) {
 	}
 	select {
 	case <-n2.group.Behind():
-		t.Fatal("a replica that has fetched is behind")
+		t.Fatal("the replica is behind after the fetch")
 	default:
 	}
 }
 
-func TestAFetchGoesOnAfterCutsAndCrashes(t *testing.T) {
+func TestAFetchResumesAfterBrokenConnectionsAndCrashes(t *testing.T) {
 	t.Parallel()
 	c, _ := solo(t, 200, 50_000)
 	n1, n2 := c.nodes["n1"], c.nodes["n2"]
 	fetched := uint64(0)
-	for cuts := 0; ; cuts++ {
+	for failures := 0; ; failures++ {
 		n1.proxy.Limit(2 << 20)
 		err := raftstore.Fetch(timeout(t), n2.network, theGroup, "n1", n2.log())
 		if err == nil {
-			if cuts < 2 {
-				t.Fatalf("it took %d cuts: nothing was resumed", cuts)
+			if failures < 2 {
+				t.Fatalf("the fetch failed %d times: nothing was resumed", failures)
 			}
 			break
 		}
 		if !raftstore.Fetching(n2.log()) {
-			t.Fatalf("after %v: it is not being fetched", err)
+			t.Fatalf("after %v: Fetching is false", err)
 		}
 		if last := n2.log().LastIndex(); last <= fetched {
-			t.Fatalf("after %v: it ends at %d, it did at %d before", err, last, fetched)
+			t.Fatalf("after %v: the log ends at entry %d, before at %d", err, last, fetched)
 		} else {
 			fetched = last
 		}
-		if cuts%2 == 0 { // the node restarts
+		if failures%2 == 0 { // the node restarts
 			n2.closeNetwork()
 			n2.closeStore()
 			n2.openStore()
@@ -168,7 +168,7 @@ func TestAFetchGoesOnAfterCutsAndCrashes(t *testing.T) {
 	}
 	n1.proxy.Limit(0)
 	if raftstore.Fetching(n2.log()) {
-		t.Fatal("it is fetched, and being fetched")
+		t.Fatal("Fetching is true after the fetch")
 	}
 	sameLog(t, n1.log(), n2.log())
 	n2.open()
@@ -211,7 +211,7 @@ func TestAReplicaThatIsBehindFetchesAndCatchesUp(t *testing.T) {
 	sameLog(t, late.log(), other.log())
 	select {
 	case <-late.group.Behind():
-		t.Fatal("it is behind again")
+		t.Fatal("the replica is behind after the fetch")
 	default:
 	}
 }
@@ -225,7 +225,7 @@ func TestResetKeepsTheTermAndFetchesAnew(t *testing.T) {
 	n.closeGroup()
 	raftMetas := n.log().Metas("raft/")
 	if len(raftMetas) == 0 {
-		t.Fatal("raft keeps its term elsewhere: this test is blind")
+		t.Fatal("raft's term is stored under another key: the test proves nothing")
 	}
 	for range 2 {
 		if err := raftstore.Reset(n.log()); err != nil {
@@ -234,7 +234,7 @@ func TestResetKeepsTheTermAndFetchesAnew(t *testing.T) {
 	}
 	for crash := range 2 {
 		if !raftstore.Fetching(n.log()) || n.log().LastIndex() != 0 || n.log().Meta("count") != nil || n.log().Meta("marker") != nil {
-			t.Fatal("it is not reset")
+			t.Fatal("the log is not reset")
 		}
 		for name, v := range raftMetas {
 			if string(n.log().Meta(name)) != string(v) {
@@ -258,18 +258,18 @@ func TestResetKeepsTheTermAndFetchesAnew(t *testing.T) {
 	ends(t, c.putMany(50, 10, 10), n, leader)
 }
 
-// What a replica has acknowledged may be committed. It must not be opened
-// without it, although another replica that lags keeps less.
+// The entries that a replica has acknowledged may be committed. It must not be
+// opened without them, so it must not fetch from a replica that lacks them.
 func TestAFetchFromAReplicaThatLagsIsRefused(t *testing.T) {
 	t.Parallel()
 	c, leader := startCluster(t, "n1", "n2", "n3")
 	applied(t, c.putMany(0, 10, 10), c.nodes["n1"], c.nodes["n2"], c.nodes["n3"])
 	lags, n := c.others(leader)[0], c.others(leader)[1]
-	c.cut(lags.name)
+	c.disconnect(lags.name)
 	c.putMany(10, 10, 10) // n has acknowledged these
 	n.closeGroup()
-	leader.closeGroup() // nobody can bring the other one up to date
-	c.heal(lags.name)
+	leader.closeGroup() // so that the lagging replica can't catch up
+	c.reconnect(lags.name)
 	if err := raftstore.Reset(n.log()); err != nil {
 		t.Fatal(err)
 	}
@@ -304,7 +304,7 @@ func TestFetchErrors(t *testing.T) {
 			t.Errorf("got %v, want %q", err, step.want)
 		}
 		if !raftstore.Fetching(n2.log()) {
-			t.Error("it is not being fetched")
+			t.Error("Fetching is false after a failed fetch")
 		}
 	}
 }
@@ -326,7 +326,7 @@ func TestTrimKeepsWhatRaftNeeds(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	// Each is opened again, and another leads.
+	// Each replica restarts, the leader last.
 	for _, n := range append(c.others(leader), leader) {
 		n.closeGroup()
 		n.open()

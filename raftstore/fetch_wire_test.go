@@ -11,7 +11,7 @@ func FuzzFetchedEntry(f *testing.F) {
 	f.Add(make([]byte, 25))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		if e, err := decodeFetched(b); err == nil && e.Index > 0 && len(e.Data) > len(b) {
-			t.Error("an entry is longer than what it is in")
+			t.Error("the entry is longer than its message")
 		}
 	})
 }

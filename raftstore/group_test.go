@@ -20,15 +20,15 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// machine is an FSM that keeps all that was applied.
+// machine is an FSM that records the applied entries.
 type machine struct {
 	mu       sync.Mutex
 	applied  []string
 	snapshot int           // the number of entries that the last snapshot covers
-	restored int           // the number of entries that Restore brought
-	forget   bool          // keep nothing
-	hold     chan struct{} // if not nil, Apply waits for it to be closed
-	held     chan struct{} // receives when Apply waits
+	restored int           // the number of entries that the restored snapshot covers
+	forget   bool          // record nothing
+	hold     chan struct{} // if not nil, Apply waits until it is closed
+	held     chan struct{} // receives a value when Apply waits
 }
 
 func (m *machine) Apply(entries []raftstore.Committed) []any {
@@ -196,7 +196,7 @@ func TestRestartWithASnapshotReplaysTheRest(t *testing.T) {
 
 	s = openStore(t, dir, wal.Options{})
 	if first := s.Log(0).FirstIndex(); first != 1 {
-		t.Fatalf("the log begins at %d: raft must not cut its head", first)
+		t.Fatalf("the log begins at %d: raft must not trim it", first)
 	}
 	fsm := &machine{}
 	g = openGroup(t, s, fsm)
@@ -208,7 +208,7 @@ func TestRestartWithASnapshotReplaysTheRest(t *testing.T) {
 	}
 }
 
-func TestSnapshotsBesideProposalsLoseNothing(t *testing.T) {
+func TestSnapshotsDuringProposalsLoseNothing(t *testing.T) {
 	dir := t.TempDir()
 	s := openStore(t, dir, wal.Options{})
 	fsm := &machine{}
@@ -232,17 +232,17 @@ func TestSnapshotsBesideProposalsLoseNothing(t *testing.T) {
 	}
 	close(stop)
 	snapshots.Wait()
-	marked := fsm.snapshot
+	covered := fsm.snapshot
 	closeAll(t, g, s)
 
 	s = openStore(t, dir, wal.Options{})
 	again := &machine{}
 	openGroup(t, s, again)
-	if again.restored != marked || len(again.all()) != 200 {
-		t.Fatalf("restored %d of %d marked, then %d", again.restored, marked, len(again.all()))
+	if again.restored != covered || len(again.all()) != 200 {
+		t.Fatalf("restored %d entries of a snapshot of %d, %d in the end", again.restored, covered, len(again.all()))
 	}
-	for i, data := range again.all()[marked:] {
-		if data != fmt.Sprint(marked+i) {
+	for i, data := range again.all()[covered:] {
+		if data != fmt.Sprint(covered+i) {
 			t.Fatalf("entry %d after the snapshot is %q", i, data)
 		}
 	}
@@ -296,9 +296,9 @@ func TestAfterClose(t *testing.T) {
 	}
 }
 
-// A proposal that raft has not handled when the group is closed must still get
-// an outcome.
-func TestCloseBesideProposalsLeavesNobodyWaiting(t *testing.T) {
+// Proposals that raft has not handled when the group is closed still get an
+// outcome.
+func TestCloseDuringProposalsLeavesNoneWaiting(t *testing.T) {
 	for range 5 {
 		s := openStore(t, t.TempDir(), wal.Options{})
 		fsm := &machine{}
@@ -348,7 +348,7 @@ func TestBarrierWithACancelledContext(t *testing.T) {
 	g := openGroup(t, s, fsm)
 	fsm.held, fsm.hold = make(chan struct{}, 1), make(chan struct{})
 	p := g.Propose([]byte("x"))
-	<-fsm.held // the FSM blocks, and with it what is behind
+	<-fsm.held // the FSM blocks, and so does the barrier
 	ctx, cancel := context.WithCancel(t.Context())
 	result := make(chan error, 1)
 	go func() { result <- g.Barrier(ctx) }()
@@ -375,8 +375,7 @@ func closeAll(t *testing.T, g *raftstore.Group, s *wal.Store) {
 	}
 }
 
-// A standalone replica has no heartbeat to wait for, however long its timeouts
-// are.
+// A standalone replica does not wait for its timeouts, however long they are.
 func TestAStandaloneReplicaLeadsAtOnce(t *testing.T) {
 	dir := t.TempDir()
 	for range 2 { // when it bootstraps the group, and when the group exists
@@ -411,8 +410,8 @@ var errSpoiled = errors.New("the state has spoiled")
 
 func (*spoiled) Restore([]byte) error { return errSpoiled }
 
-// A replica that can't restore its state says why, not only that it can't.
-func TestAFailedRestoreSaysItsReason(t *testing.T) {
+// The error for a state that can't be restored contains the FSM's error.
+func TestAFailedRestoreReturnsTheReason(t *testing.T) {
 	s := openStore(t, t.TempDir(), wal.Options{})
 	g := openGroup(t, s, &machine{})
 	propose(t, g, "a")

@@ -18,13 +18,12 @@ import (
 	"github.com/cantuslog/cantus/raftstore/peernet"
 )
 
-// heartbeatPeer is a node that heartbeats are sent to. The test sends its
-// replies.
+// heartbeatPeer is a node that receives heartbeats. The test sends its replies.
 type heartbeatPeer struct {
 	t       *testing.T
 	network *peernet.Network
 	conns   chan *peernet.Conn
-	batcher *heartbeatBatcher // sends to it
+	batcher *heartbeatBatcher // of another node, sends to this one
 }
 
 func newHeartbeatPeer(t *testing.T) *heartbeatPeer {
@@ -39,7 +38,7 @@ func newHeartbeatPeer(t *testing.T) *heartbeatPeer {
 	var err error
 	p.network, err = peernet.New(peernet.Options{
 		Node: "n2", Cluster: "c", Key: testKey, Listener: listen(),
-		Resolve: func(string) (string, error) { return "", errors.New("it dials nobody") },
+		Resolve: func(string) (string, error) { return "", errors.New("this node dials no other") },
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -62,14 +61,14 @@ func newHeartbeatPeer(t *testing.T) *heartbeatPeer {
 	return p
 }
 
-// accept returns the connection that is made to the peer.
+// accept returns the next connection to the peer.
 func (p *heartbeatPeer) accept() *peernet.Conn {
 	p.t.Helper()
 	c := within(p.t, "a connection", p.conns)
 	p.t.Cleanup(func() { _ = c.Close() })
 	_ = c.SetDeadline(time.Now().Add(time.Minute))
 	if c.Peer() != "n1" || c.Group() != 0 {
-		p.t.Fatalf("it is from %s, for group %d", c.Peer(), c.Group())
+		p.t.Fatalf("a connection from %s for group %d", c.Peer(), c.Group())
 	}
 	return c
 }
@@ -81,8 +80,8 @@ type sent struct {
 	err    error
 }
 
-// send sends a heartbeat of each group, in term 10 times its number, within
-// delay or when the batcher is flushed.
+// send sends a heartbeat of each group within delay, or when the batcher is
+// flushed. The term of a group is 10 times its number.
 func (p *heartbeatPeer) send(delay, patience time.Duration, groups ...uint32) <-chan sent {
 	outcomes := make(chan sent, len(groups))
 	var all sync.WaitGroup
@@ -113,15 +112,16 @@ func TestHeartbeatsShareAMessage(t *testing.T) {
 	c := p.accept()
 	records, err := readRecords(c, heartbeatSize)
 	if err != nil || len(records) != 3*heartbeatSize {
-		t.Fatalf("%d bytes, %v, want 3 in h message", len(records), err)
+		t.Fatalf("%d bytes, %v, want 3 heartbeats in one message", len(records), err)
 	}
-	// The last is answered first; there is no group 1, and 2 rejects the term.
+	// The replies come in reverse order. There is no group 1, and group 2 rejects
+	// the term.
 	all := slices.Collect(slices.Chunk(records, heartbeatSize))
 	slices.Reverse(all)
 	for _, r := range all {
 		group, term := binary.BigEndian.Uint32(r[4:]), binary.BigEndian.Uint64(r[8:])
 		if term != 10*uint64(group) {
-			t.Errorf("group %d is in term %d", group, term)
+			t.Errorf("the term of group %d is %d", group, term)
 		}
 		a := append(slices.Clone(r[:4]), []byte{0, heartbeatNoGroup, heartbeatRejected, heartbeatAccepted}[group])
 		a = binary.BigEndian.AppendUint64(a, term+1)
@@ -131,7 +131,7 @@ func TestHeartbeatsShareAMessage(t *testing.T) {
 		o := <-outcomes
 		if o.group == 1 {
 			if !errors.As(o.err, new(peernet.NoGroupError)) {
-				t.Errorf("a group that is not there: %v", o.err)
+				t.Errorf("a group that the peer does not have: %v", o.err)
 			}
 			continue
 		}
@@ -148,11 +148,11 @@ func TestHeartbeatsShareAMessage(t *testing.T) {
 	}
 	_ = c.Close()
 	if o := <-next; o.err == nil {
-		t.Error("a heartbeat whose connection broke was answered")
+		t.Error("a heartbeat succeeded although its connection broke")
 	}
 }
 
-func TestAPeerThatIsSilentLosesItsConnection(t *testing.T) {
+func TestTheConnectionToASilentPeerIsDropped(t *testing.T) {
 	t.Parallel()
 	p := newHeartbeatPeer(t)
 	long := p.send(time.Hour, time.Hour, 1)
@@ -163,10 +163,10 @@ func TestAPeerThatIsSilentLosesItsConnection(t *testing.T) {
 	}
 	short := p.send(0, 10*time.Millisecond, 2)
 	if o := <-short; !errors.Is(o.err, errNoHeartbeatReply) {
-		t.Errorf("it ended with %v", o.err)
+		t.Errorf("the heartbeat that timed out: %v", o.err)
 	}
 	if o := <-long; !errors.Is(o.err, errNoHeartbeatReply) {
-		t.Errorf("what waited on the same connection ended with %v", o.err)
+		t.Errorf("the other heartbeat on the connection: %v", o.err)
 	}
 	if _, err := io.Copy(io.Discard, c); err != nil {
 		t.Errorf("the connection is not closed: %v", err)
@@ -179,23 +179,23 @@ func TestAPeerThatIsSilentLosesItsConnection(t *testing.T) {
 	}
 	p.batcher.dropIfSilent(time.Now().Add(time.Hour))
 	if o := <-again; o.err == nil {
-		t.Error("it was answered")
+		t.Error("a heartbeat succeeded although its connection was dropped")
 	}
 }
 
-func TestHeartbeatsOfANodeThatIsAway(t *testing.T) {
+func TestHeartbeatsToANodeThatIsDown(t *testing.T) {
 	t.Parallel()
 	p := newHeartbeatPeer(t)
 	_ = p.network.Close()
 	for range 2 {
 		if o := <-p.send(0, time.Hour, 1); o.err == nil {
-			t.Error("it was answered")
+			t.Error("a heartbeat to a node that is down succeeded")
 		}
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	cancel()
 	if _, err := p.batcher.await(ctx, p.batcher.enqueue(1, 1, time.Hour, nil), time.Hour, time.Hour, never); !errors.Is(err, context.Canceled) {
-		t.Errorf("cancelled: %v", err)
+		t.Errorf("await with a canceled context: %v", err)
 	}
 }
 

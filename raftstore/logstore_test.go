@@ -114,7 +114,7 @@ func TestOutcomes(t *testing.T) {
 			t.Errorf("%v: the cause is lost in %v", c.raft, got)
 		}
 		if errors.Is(got, ErrNotLeader) && errors.Is(got, ErrUnknown) {
-			t.Errorf("%v: both not done and unknown", c.raft)
+			t.Errorf("%v: %v is both ErrNotLeader and ErrUnknown", c.raft, got)
 		}
 	}
 }
@@ -139,16 +139,16 @@ func leading(t *testing.T, log *wal.Log) *Group {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = g.Close() })
-	testkit.Until(t, "it leads", g.Leading)
+	testkit.Until(t, "the replica leads", g.Leading)
 	if err := g.Barrier(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	return g
 }
 
-// A failed store makes the group useless but must not end the process: raft
+// A group whose store has failed is unusable, but must not end the process: raft
 // panics if it can't store its term.
-func TestALatchedStoreDoesNotPanic(t *testing.T) {
+func TestAFailedStoreDoesNotPanic(t *testing.T) {
 	dir := t.TempDir()
 	fs := journaltest.NewGate()
 	log := openLog(t, dir, wal.Options{FS: fs})
@@ -167,13 +167,13 @@ func TestALatchedStoreDoesNotPanic(t *testing.T) {
 			t.Fatalf("got %v", err)
 		}
 	}
-	// It stands for election: the term rises in memory only, and its own vote
-	// does not make it leader again.
+	// The replica starts an election. Its term increases in memory only, and it
+	// is not elected by its own vote.
 	for g.Status().Term == term {
 		select {
 		case led := <-g.Leadership():
 			if led {
-				t.Fatal("it leads again without a store")
+				t.Fatal("the replica leads again although its store has failed")
 			}
 		default:
 		}
@@ -186,8 +186,8 @@ func TestALatchedStoreDoesNotPanic(t *testing.T) {
 	}
 }
 
-// What could not be stored for lack of room may be stored later, and then the
-// term is stored first.
+// Once there is room again, a term that could not be stored on the full disk is
+// stored before anything else.
 func TestAPendingTermIsStoredFirst(t *testing.T) {
 	fs := journaltest.NewGate()
 	s := &logStore{log: openLog(t, t.TempDir(), wal.Options{FS: fs, SegmentSize: 1 << 16})}
@@ -220,7 +220,7 @@ func TestAPendingTermIsStoredFirst(t *testing.T) {
 	if err := s.SetUint64([]byte("LastVoteTerm"), 2); !errors.Is(err, wal.ErrNoSpace) {
 		t.Fatalf("a vote in a term that is not stored: %v", err)
 	}
-	s.standalone = true // the vote is for itself, and the entry that would make it leader is not stored either
+	s.standalone = true // a vote for itself has no effect, since the entry that begins its term can't be stored either
 	if err := errors.Join(s.SetUint64([]byte("LastVoteTerm"), 2), s.Set([]byte("LastVoteCand"), []byte("n1"))); err != nil {
 		t.Fatalf("the only voter's vote: %v", err)
 	}
@@ -258,12 +258,12 @@ func TestACancelledSnapshotIsNotStored(t *testing.T) {
 	}
 }
 
-// A replica that would have to give up what it knows to be committed, its term
-// or its vote, halts and does nothing more.
-func TestStoredStateDoesNotGoBack(t *testing.T) {
+// A replica halts itself rather than remove committed entries, or replace its
+// term or vote by an older one. It then stores nothing more.
+func TestStoredStateNeverRegresses(t *testing.T) {
 	open := func(t *testing.T) (*logStore, chan error) {
-		told := make(chan error, 1)
-		s := &logStore{log: openLog(t, t.TempDir(), wal.Options{}), halt: &halt{haltedItself: func(err error) { told <- err }}}
+		halted := make(chan error, 1)
+		s := &logStore{log: openLog(t, t.TempDir(), wal.Options{}), halt: &halt{haltedItself: func(err error) { halted <- err }}}
 		for i := range uint64(5) {
 			if err := s.StoreLog(&raft.Log{Index: i + 1, Term: 1}); err != nil {
 				t.Fatal(err)
@@ -273,7 +273,7 @@ func TestStoredStateDoesNotGoBack(t *testing.T) {
 			s.log.SetMeta(wal.Meta{Name: metaSnapshot, Value: []byte(`{"index":3,"term":1}`)})); err != nil {
 			t.Fatal(err)
 		}
-		return s, told
+		return s, halted
 	}
 	for what, c := range map[string]struct {
 		do   func(*logStore) error
@@ -290,19 +290,19 @@ func TestStoredStateDoesNotGoBack(t *testing.T) {
 		}, ErrTermBack},
 	} {
 		t.Run(what, func(t *testing.T) {
-			s, told := open(t)
+			s, halted := open(t)
 			if err := errors.Join(s.SetUint64([]byte(keyTerm), 7), s.SetUint64([]byte("LastVoteTerm"), 7), s.DeleteRange(4, 5)); err != nil {
-				t.Fatalf("what may be done: %v", err)
+				t.Fatalf("an allowed change: %v", err)
 			}
 			if err := c.do(s); !errors.Is(err, c.want) {
-				t.Fatalf("it was given up: %v", err)
+				t.Fatalf("got %v, want %v", err, c.want)
 			}
-			if err := <-told; !errors.Is(err, c.want) {
-				t.Errorf("its owner is told %v", err)
+			if err := <-halted; !errors.Is(err, c.want) {
+				t.Errorf("haltedItself is called with %v, want %v", err, c.want)
 			}
 			for _, err := range []error{s.StoreLog(&raft.Log{Index: 4, Term: 2}), s.SetUint64([]byte("LastVoteTerm"), 9), s.Set([]byte("LastVoteCand"), []byte("n2"))} {
 				if !errors.Is(err, ErrHalted) {
-					t.Errorf("it went on: %v", err)
+					t.Errorf("a change after the halt: %v", err)
 				}
 			}
 			if term, err := s.GetUint64([]byte(keyTerm)); err != nil || term != 7 {

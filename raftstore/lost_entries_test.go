@@ -8,7 +8,7 @@ import (
 	"github.com/cantuslog/cantus/raftstore"
 )
 
-// down stops a node's replica and store; up starts them again.
+// down closes a node's replica and store; up opens them again.
 func (n *node) down() {
 	n.c.t.Helper()
 	if err := n.group.CloseWithSnapshot(); err != nil {
@@ -47,9 +47,9 @@ func (n *node) save() (restore func()) {
 	}
 }
 
-// One replica has lost what it acknowledged, and votes for a leader that never
-// had it. The replica that has it does not give it up.
-func TestCommittedEntriesAreNotGivenUpForALeaderThatLacksThem(t *testing.T) {
+// One replica has lost entries that it had acknowledged, and votes for a leader
+// that never had them. The replica that still has them does not remove them.
+func TestCommittedEntriesAreNotRemovedForALeaderThatLacksThem(t *testing.T) {
 	t.Parallel()
 	c, _ := startCluster(t, "n1", "n2", "n3")
 	c.put("a")
@@ -71,19 +71,19 @@ func TestCommittedEntriesAreNotGivenUpForALeaderThatLacksThem(t *testing.T) {
 	absent.up(nil)
 	c.put("other")
 
-	told := make(chan error, 1)
-	leader.up(func(o *raftstore.Options) { o.HaltedItself = func(err error) { told <- err } })
+	halted := make(chan error, 1)
+	leader.up(func(o *raftstore.Options) { o.HaltedItself = func(err error) { halted <- err } })
 	last := leader.log().LastIndex()
-	until(t, "it is told", func() bool { return len(told) > 0 })
-	if err := <-told; !errors.Is(err, raftstore.ErrCommittedCut) {
-		t.Errorf("it is told %v", err)
+	until(t, "the replica halts itself", func() bool { return len(halted) > 0 })
+	if err := <-halted; !errors.Is(err, raftstore.ErrCommittedCut) {
+		t.Errorf("HaltedItself is called with %v", err)
 	}
 	if err := leader.group.Halted(); !errors.Is(err, raftstore.ErrHalted) || !errors.Is(err, raftstore.ErrCommittedCut) {
-		t.Errorf("it takes part: %v", err)
+		t.Errorf("Halted returns %v", err)
 	}
 	c.put("more")
 	if now := leader.log().LastIndex(); now != last {
-		t.Errorf("its log ended at %d, and ends at %d", last, now)
+		t.Errorf("the log of the halted replica ended at entry %d, now at %d", last, now)
 	}
 	found := false
 	for e, err := range leader.log().Entries(1, last) {
@@ -93,15 +93,15 @@ func TestCommittedEntriesAreNotGivenUpForALeaderThatLacksThem(t *testing.T) {
 		found = found || string(e.Data) == "d"
 	}
 	if !found {
-		t.Error("what was acknowledged is gone")
+		t.Error("an acknowledged entry is lost")
 	}
 	if _, err := leader.group.Propose([]byte("mine")).Wait(); err == nil {
-		t.Error("it acknowledges")
+		t.Error("the halted replica acknowledges a proposal")
 	}
 }
 
-// A follower restarts with an older copy of its directory, and its leader is
-// the one to which it had acknowledged more.
+// A follower restarts with an older copy of its directory. Its leader is still
+// the one to which it had acknowledged more entries.
 func TestALeaderNoticesThatAFollowerHasLostEntries(t *testing.T) {
 	t.Parallel()
 	c, _ := startCluster(t, "n1", "n2", "n3")
@@ -109,11 +109,11 @@ func TestALeaderNoticesThatAFollowerHasLostEntries(t *testing.T) {
 		peer     string
 		has, had uint64
 	}
-	told := make(chan lost, 10)
-	for _, n := range c.nodes { // with the callback set
+	reported := make(chan lost, 10)
+	for _, n := range c.nodes { // open again with the callback set
 		n.down()
 		n.up(func(o *raftstore.Options) {
-			o.PeerLostEntries = func(peer string, has, had uint64) { told <- lost{peer, has, had} }
+			o.PeerLostEntries = func(peer string, has, had uint64) { reported <- lost{peer, has, had} }
 		})
 	}
 	c.put("a")
@@ -133,38 +133,38 @@ func TestALeaderNoticesThatAFollowerHasLostEntries(t *testing.T) {
 		leader = c.leader()
 		term := leader.group.Term()
 		had := forgetful.log().LastIndex()
-		until(t, "it has all", func() bool {
+		until(t, "the follower has all entries", func() bool {
 			had = forgetful.log().LastIndex()
 			return had == leader.log().LastIndex()
 		})
 		if forgetful == leader {
 			continue
 		}
-		c.put("e") // is sent after those before were acknowledged
+		c.put("e") // sent after the earlier entries were acknowledged
 		forgetful.down()
 		restore()
 		forgetful.up(nil)
-		until(t, "it is noticed", func() bool { return len(told) > 0 || c.leader().group.Term() != term })
+		until(t, "the leader reports the loss", func() bool { return len(reported) > 0 || c.leader().group.Term() != term })
 		if leader.group.Term() != term {
-			for len(told) > 0 {
-				<-told
+			for len(reported) > 0 {
+				<-reported
 			}
 			continue
 		}
 		forgot = true
-		if l := <-told; l.peer != forgetful.name || l.has >= l.had {
-			t.Errorf("the leader is told %+v", l)
+		if l := <-reported; l.peer != forgetful.name || l.has >= l.had {
+			t.Errorf("the leader reports %+v", l)
 		}
 		if f := leader.group.PeersThatLostEntries(); len(f) != 1 || f[forgetful.name] == "" {
-			t.Errorf("it says that %v have forgotten", f)
+			t.Errorf("PeersThatLostEntries returns %v", f)
 		}
 	}
-	// The follower gets nothing and counts for nothing; a new replica in its place
-	// does both.
+	// The follower receives no entries and does not count for a majority. A new
+	// replica in its place does both.
 	last := forgetful.log().LastIndex()
 	c.put("f")
 	if now := forgetful.log().LastIndex(); now != last {
-		t.Errorf("it got entries %d to %d", last+1, now)
+		t.Errorf("the follower received entries %d to %d", last+1, now)
 	}
 	leader := c.leader()
 	if err := leader.group.Remove(t.Context(), forgetful.name); err != nil {
@@ -181,21 +181,21 @@ func TestALeaderNoticesThatAFollowerHasLostEntries(t *testing.T) {
 		t.Fatal(err)
 	}
 	if f := leader.group.PeersThatLostEntries(); len(f) != 0 {
-		t.Errorf("%v have forgotten", f)
+		t.Errorf("PeersThatLostEntries returns %v", f)
 	}
 	ends(t, []string{"f"}, forgetful)
 }
 
-// A leader that led before and was replaced meanwhile does not expect a
-// follower to have what the follower acknowledged to nobody.
-func TestALeaderOfANewTermBlamesNobody(t *testing.T) {
+// A leader is replaced and elected again. It does not report a follower for the
+// lack of entries that the follower never acknowledged.
+func TestALeaderOfANewTermReportsNoLoss(t *testing.T) {
 	t.Parallel()
 	c, _ := startCluster(t, "n1", "n2", "n3")
-	told := make(chan string, 10)
+	reported := make(chan string, 10)
 	for _, n := range c.nodes {
 		n.down()
 		n.up(func(o *raftstore.Options) {
-			o.PeerLostEntries = func(peer string, _, _ uint64) { told <- peer }
+			o.PeerLostEntries = func(peer string, _, _ uint64) { reported <- peer }
 		})
 	}
 	c.put("a")
@@ -204,21 +204,21 @@ func TestALeaderOfANewTermBlamesNobody(t *testing.T) {
 	applied(t, []string{"a"}, leader, next, behind)
 	c.put("b") // through the pipelines
 	applied(t, []string{"a", "b"}, leader, next, behind)
-	handOver := func(to *node) {
+	transfer := func(to *node) {
 		until(t, to.name+" leads", func() bool {
 			_ = c.leader().group.Transfer(t.Context(), to.name) // it may not be reachable yet
 			return to.group.Leading()
 		})
 	}
-	handOver(next)
+	transfer(next)
 	behind.down()
 	c.put("c")
 	ends(t, []string{"c"}, leader, next)
-	handOver(leader)
+	transfer(leader)
 	behind.up(nil)
 	c.put("d")
 	ends(t, []string{"c", "d"}, behind)
-	if len(told) > 0 {
-		t.Errorf("%s is said to have lost entries that it never had", <-told)
+	if len(reported) > 0 {
+		t.Errorf("%s is reported to have lost entries that it never had", <-reported)
 	}
 }

@@ -14,7 +14,7 @@ import (
 	"github.com/cantuslog/cantus/raftstore"
 )
 
-// members returns the names of the replicas as a node sees them, voters with a
+// members returns the names of the replicas that a node knows, voters with a
 // star.
 func members(n *node) (all []string) {
 	for _, r := range n.group.Status().Replicas {
@@ -53,7 +53,7 @@ func TestReplicasComeAndGo(t *testing.T) {
 		{func(g *raftstore.Group) error { return g.Remove(ctx, "n2") }, "n1* n3*"},
 		{func(g *raftstore.Group) error { return g.AddReplica(ctx, "n2") }, "n1* n2 n3*"},
 	} {
-		until(t, "members "+step.want, func() bool { // on a busy machine leaders change
+		until(t, "members "+step.want, func() bool { // retried, since leaders may change on a busy machine
 			leader := c.leader()
 			err := step.do(leader.group)
 			c.mayFail(err)
@@ -61,7 +61,7 @@ func TestReplicasComeAndGo(t *testing.T) {
 		})
 	}
 	applied(t, want, n2, n3)
-	until(t, "a stranger is not promoted", func() bool {
+	until(t, "a node that is not a member is not promoted", func() bool {
 		err := c.leader().group.Promote(ctx, "n4")
 		return err != nil && strings.Contains(err.Error(), "add it first")
 	})
@@ -75,7 +75,7 @@ func TestReplicasComeAndGo(t *testing.T) {
 	}
 	// A leader that removes itself steps down, and stays open.
 	until(t, "n1 leads", func() bool { return n1.group.Leading() || c.leader().group.Transfer(ctx, "n1") == nil })
-	until(t, "n1 has gone", func() bool {
+	until(t, "n1 is removed", func() bool {
 		c.mayFail(c.leader().group.Remove(ctx, "n1"))
 		return n3.group.Leading() && !n1.group.Leading()
 	})
@@ -94,54 +94,54 @@ func TestTransfer(t *testing.T) {
 	c, leader := startCluster(t, "n1", "n2", "n3")
 	for range 3 {
 		to := c.others(leader)[0]
-		// Until peers have replied to heartbeats none counts as reachable.
-		until(t, "the leader hands over", func() bool { return leader.group.Transfer(timeout(t), to.name) == nil })
+		// A peer only counts as reachable once it has replied to a heartbeat.
+		until(t, "leadership is transferred to "+to.name, func() bool { return leader.group.Transfer(timeout(t), to.name) == nil })
 		if leader.group.Leading() {
-			t.Fatal("it leads still")
+			t.Fatal("the old leader still leads")
 		}
 		leader = c.leader()
 	}
-	until(t, "the leader hands over to any", func() bool { return leader.group.Transfer(timeout(t), "") == nil })
-	was := leader
-	if leader = c.leader(); leader == was {
-		t.Log("it was elected again at once")
+	until(t, "leadership is transferred to any replica", func() bool { return leader.group.Transfer(timeout(t), "") == nil })
+	previous := leader
+	if leader = c.leader(); leader == previous {
+		t.Log("the old leader was elected again at once")
 	}
 	for to, want := range map[string]string{leader.name: "it is the leader", "n9": "not a voter"} {
 		if err := leader.group.Transfer(timeout(t), to); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("to %s: %v, want %q", to, err, want)
 		}
 	}
-	// A transfer to a node that is away fails, however often it is tried, and
-	// proposals go on.
-	gone := c.others(leader)[0]
-	gone.closeGroup()
-	c.put("it notices")
-	until(t, "the leader knows that the other is away", func() bool {
-		err := leader.group.Transfer(timeout(t), gone.name)
+	// However often it is tried, a transfer to a node that is down fails, and
+	// proposals still succeed.
+	closed := c.others(leader)[0]
+	closed.closeGroup()
+	c.put("a")
+	until(t, "the leader knows that "+closed.name+" is down", func() bool {
+		err := leader.group.Transfer(timeout(t), closed.name)
 		return err != nil && strings.Contains(err.Error(), "can't be reached")
 	})
-	c.put("it goes on")
-	until(t, "the leader hands over to the one that is left", func() bool {
+	c.put("b")
+	until(t, "leadership is transferred to the other replica", func() bool {
 		return !leader.group.Leading() || leader.group.Transfer(timeout(t), "") == nil
 	})
-	c.put("and on")
+	c.put("c")
 }
 
-// A leader is closed while it transfers leadership to a replica that does not
-// answer any more, as when all nodes of a cluster are stopped at once. What it
-// has applied is known at the next start, although no other replica is there.
+// A leader is closed while it transfers leadership to a replica that no longer
+// replies, as when all nodes of a cluster are stopped at once. The next start
+// knows what the leader had applied, although no other replica is running.
 func TestALastSnapshotInTheMiddleOfATransfer(t *testing.T) {
 	t.Parallel()
-	c := startSlowCluster(t, 4*time.Second, "n1", "n2", "n3") // the leader goes on leading while nobody replies
+	c := startSlowCluster(t, 4*time.Second, "n1", "n2", "n3") // the leader must not step down while no replica replies
 	c.put("last")
 	var leader *node
 	var transfers sync.WaitGroup
-	until(t, "leadership is being handed over", func() bool {
+	until(t, "a leadership transfer is in progress", func() bool {
 		leader = c.leader()
 		for _, n := range c.others(leader) {
-			until(t, "they are level", func() bool { return len(n.fsm.all()) == len(leader.fsm.all()) })
+			until(t, n.name+" has caught up", func() bool { return len(n.fsm.all()) == len(leader.fsm.all()) })
 		}
-		if leader.group.VerifyLeader(timeout(t), leader.group.Term()) != nil { // heartbeats are answered
+		if leader.group.VerifyLeader(timeout(t), leader.group.Term()) != nil { // the peers have replied to heartbeats
 			return false
 		}
 		for _, n := range c.nodes {
@@ -154,12 +154,12 @@ func TestALastSnapshotInTheMiddleOfATransfer(t *testing.T) {
 			}
 		})
 		for g.Leading() {
-			if underWay(t, g) {
+			if transferring(t, g) {
 				return true
 			}
 		}
 		transfers.Wait()
-		for _, n := range c.nodes { // a busy machine: it has stepped down
+		for _, n := range c.nodes { // the leader has stepped down, on a busy machine: try again
 			n.proxy.Resume(relay.Requests, relay.Replies)
 		}
 		return false
@@ -173,19 +173,19 @@ func TestALastSnapshotInTheMiddleOfATransfer(t *testing.T) {
 	leader.openNetwork()
 	leader.open()
 	if leader.fsm.restored != applied || applied == 0 {
-		t.Errorf("it started at %d entries, %d were applied", leader.fsm.restored, applied)
+		t.Errorf("restored %d entries, %d were applied", leader.fsm.restored, applied)
 	}
 }
 
-// underWay reports whether a leadership transfer is under way.
-func underWay(t *testing.T, g *raftstore.Group) bool {
+// transferring reports whether a leadership transfer is in progress.
+func transferring(t *testing.T, g *raftstore.Group) bool {
 	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer cancel()
 	err := g.Barrier(ctx)
 	return err != nil && strings.Contains(err.Error(), "transfer in progress")
 }
 
-func TestAChangeOfMembersWithoutAMajority(t *testing.T) {
+func TestAMembershipChangeWithoutAMajority(t *testing.T) {
 	t.Parallel()
 	c, leader := startCluster(t, "n1", "n2", "n3")
 	for _, n := range c.others(leader) {
@@ -198,7 +198,7 @@ func TestAChangeOfMembersWithoutAMajority(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	if err := leader.group.AddReplica(ctx, "n4"); err == nil {
-		t.Fatal("it was added")
+		t.Fatal("the replica was added")
 	}
 	leader.closeGroup()
 }

@@ -7,8 +7,8 @@ import (
 	"github.com/cantuslog/cantus/internal/relay"
 )
 
-// Heartbeats are held up for several timeouts, on nodes that know that they are
-// late themselves. They go on in the same term.
+// Heartbeats are delayed by several timeouts between nodes that have measured
+// that they are late themselves. The leader stays the leader, in the same term.
 func TestAStarvedNodeHoldsNoElection(t *testing.T) {
 	t.Parallel()
 	const heartbeat = 300 * time.Millisecond
@@ -23,15 +23,15 @@ func TestAStarvedNodeHoldsNoElection(t *testing.T) {
 	for _, n := range c.nodes {
 		n.proxy.Stall(relay.Requests, relay.Replies)
 	}
-	until(t, "nothing is heard for four timeouts", func() bool { return leader.group.SilentFor() > 4*heartbeat })
+	until(t, "no reply arrives for four timeouts", func() bool { return leader.group.SilentFor() > 4*heartbeat })
 	if s := leader.group.Status(); s.State != "leader" || s.Term != term {
-		t.Errorf("it is %s of term %d, and was the leader of term %d", s.State, s.Term, term)
+		t.Errorf("the leader of term %d is %s in term %d", term, s.State, s.Term)
 	}
 	for _, n := range c.nodes {
 		n.proxy.Resume(relay.Requests, relay.Replies)
 	}
 	c.put("after")
 	if now := leader.group.Term(); now != term {
-		t.Errorf("term %d at the end, and %d at the beginning", now, term)
+		t.Errorf("the term is %d, was %d", now, term)
 	}
 }

@@ -16,7 +16,7 @@ import (
 
 func TestThreeReplicasApplyTheSame(t *testing.T) {
 	t.Parallel()
-	c := startSlowCluster(t, time.Second, "n1", "n2", "n3") // a slow machine must not cause an election
+	c := startSlowCluster(t, time.Second, "n1", "n2", "n3") // no election on a slow machine
 	c.leader()
 	var want []string
 	for i := range 50 {
@@ -29,7 +29,7 @@ func TestThreeReplicasApplyTheSame(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, n := range c.nodes {
-		until(t, n.name+" has all", func() bool {
+		until(t, n.name+" has applied all", func() bool {
 			s := n.group.Status()
 			return s.Leader == leader.name && len(s.Replicas) == 3 && s.CommitIndex == s.LastIndex && s.AppliedIndex == s.LastIndex
 		})
@@ -41,7 +41,7 @@ func TestThreeReplicasApplyTheSame(t *testing.T) {
 	}
 }
 
-func TestAnotherLeadsWithAllThatWasAcknowledged(t *testing.T) {
+func TestANewLeaderHasAllAcknowledgedEntries(t *testing.T) {
 	t.Parallel()
 	c, leader := startCluster(t, "n1", "n2", "n3")
 	var want []string
@@ -59,19 +59,19 @@ func TestAnotherLeadsWithAllThatWasAcknowledged(t *testing.T) {
 	applied(t, want, leader)
 }
 
-// The proposals of a leader that is cut off get an outcome: nobody waits for
-// ever, and the entries that did not reach the others are gone when it is back.
-func TestALeaderThatIsCutOff(t *testing.T) {
+// The proposals of a leader that is disconnected get an outcome. Their entries are
+// removed when the leader is connected again.
+func TestADisconnectedLeader(t *testing.T) {
 	t.Parallel()
 	c, leader := startCluster(t, "n1", "n2", "n3")
 	want := c.putMany(0, 10, 10)
 	applied(t, want, c.others(leader)...)
-	c.cut(leader.name)
+	c.disconnect(leader.name)
 	failed := 0
 	for i := range 5 {
 		_, err := leader.group.Propose(fmt.Append(nil, "lost ", i)).Wait()
 		if !errors.Is(err, raftstore.ErrUnknown) && !errors.Is(err, raftstore.ErrNotLeader) {
-			t.Fatalf("a proposal to a leader that is cut off: %v", err)
+			t.Fatalf("a proposal to a disconnected leader: %v", err)
 		}
 		failed++
 	}
@@ -86,19 +86,19 @@ func TestALeaderThatIsCutOff(t *testing.T) {
 		want = append(want, fmt.Sprint("kept ", i))
 		c.put(want[len(want)-1])
 	}
-	c.heal(leader.name)
+	c.reconnect(leader.name)
 	applied(t, want, c.nodes["n1"], c.nodes["n2"], c.nodes["n3"])
 	t.Logf("%d proposals failed; the log ended at %d", failed, stale)
 	sameLog(t, c.nodes["n1"].log(), c.nodes["n2"].log())
 	sameLog(t, c.nodes["n1"].log(), c.nodes["n3"].log())
 }
 
-// A leader is confirmed only by replies to what it sends after the question. A
-// reply that was sent before may arrive late, as late as a stopped process
-// reads it: another replica may lead by then.
-func TestALeaderIsNotConfirmedByAnswersOnTheirWay(t *testing.T) {
+// Only replies to heartbeats that are sent after the call of VerifyLeader confirm
+// a leader. An earlier reply may arrive late, for example because the process was
+// suspended, and another replica may lead by then.
+func TestAnEarlierReplyDoesNotConfirmALeader(t *testing.T) {
 	t.Parallel()
-	c := startSlowCluster(t, 2*time.Second, "n1", "n2", "n3") // it goes on leading for this long
+	c := startSlowCluster(t, 2*time.Second, "n1", "n2", "n3") // it leads for this long without replies
 	leader := c.leader()
 	term := leader.group.Term()
 	c.put("x")
@@ -106,19 +106,19 @@ func TestALeaderIsNotConfirmedByAnswersOnTheirWay(t *testing.T) {
 		t.Fatal(err)
 	}
 	if err := leader.group.VerifyLeader(timeout(t), term-1); !errors.Is(err, raftstore.ErrNotLeader) {
-		t.Errorf("it leads in an earlier term: %v", err)
+		t.Errorf("confirmed for an earlier term: %v", err)
 	}
 	for _, n := range c.others(leader) {
 		n.proxy.Stall(relay.Replies)
 	}
 	for _, n := range c.others(leader) {
-		until(t, "an answer of "+n.name+" is on its way", func() bool { return n.proxy.Held() > 0 })
+		until(t, "a reply of "+n.name+" is held back", func() bool { return n.proxy.Held() > 0 })
 		n.proxy.Stall(relay.Requests)
 	}
 	verified := make(chan error, 1)
 	go func() { verified <- leader.group.VerifyLeader(timeout(t), term) }()
-	until(t, "the leader has been asked", leader.group.Urgent)
-	for i := range 10 { // once raft has handled these, it has handled the question too
+	until(t, "VerifyLeader is waiting", leader.group.Urgent)
+	for i := range 10 { // once raft has handled these, it has handled the request of VerifyLeader too
 		last := leader.log().LastIndex()
 		leader.group.Propose(fmt.Append(nil, i))
 		until(t, "a proposal is in the log", func() bool { return leader.log().LastIndex() > last })
@@ -127,12 +127,12 @@ func TestALeaderIsNotConfirmedByAnswersOnTheirWay(t *testing.T) {
 		n.proxy.Resume(relay.Replies)
 	}
 	if err := <-verified; !errors.Is(err, raftstore.ErrNotLeader) {
-		t.Errorf("confirmed by answers of before: %v", err)
+		t.Errorf("confirmed by earlier replies: %v", err)
 	}
 }
 
-// A leader that is closed while its followers store nothing must end, and so
-// must every call that waits for it.
+// A leader can be closed while its followers are down, and every proposal gets an
+// outcome.
 func TestCloseWithoutAMajority(t *testing.T) {
 	t.Parallel()
 	c, leader := startCluster(t, "n1", "n2", "n3")
@@ -151,8 +151,8 @@ func TestCloseWithoutAMajority(t *testing.T) {
 	}
 }
 
-// failedAppends counts what raft logs when a request with entries has failed. Raft
-// backs off from a peer after each.
+// failedAppends is a log handler that counts raft's failed requests with entries.
+// Raft backs off from a peer after each.
 type failedAppends struct {
 	slog.Handler
 	count atomic.Int64
@@ -167,10 +167,10 @@ func (f *failedAppends) Handle(_ context.Context, r slog.Record) error {
 	return nil
 }
 
-// A follower that was away gets new entries soon after it is back, however long
-// it was away: the transport retries for raft, which hears of no failure and so
-// does not back off from the follower.
-func TestAFollowerThatWasAwayIsBackSoon(t *testing.T) {
+// A follower that was down receives new entries soon after it is up again, however
+// long it was down: the transport retries on raft's behalf, so raft sees no failed
+// request and does not back off.
+func TestRaftDoesNotBackOffFromAFollower(t *testing.T) {
 	t.Parallel()
 	c := startSlowCluster(t, 2*time.Second, "n1", "n2", "n3") // a slow machine must not cause an election
 	failed := &failedAppends{Handler: slog.DiscardHandler}
@@ -193,7 +193,7 @@ func TestAFollowerThatWasAwayIsBackSoon(t *testing.T) {
 		n.closeGroup()
 		n.closeNetwork()
 		put()
-		until(t, "the leader misses the follower", func() bool {
+		until(t, "the leader retries", func() bool {
 			return leader.group.Retries(n.name) || leader.group.Term() != term || failed.count.Load() > before
 		})
 		for range 10 {
@@ -207,16 +207,16 @@ func TestAFollowerThatWasAwayIsBackSoon(t *testing.T) {
 			continue
 		}
 		if count > 0 {
-			t.Errorf("raft was told of %d failures, and backs off", count)
+			t.Errorf("raft saw %d failed requests, and backs off", count)
 		}
 		return
 	}
 	t.Error("the leaders change all the time")
 }
 
-// A follower that restarts must learn what is committed although nothing new
-// is: its leader has told it before.
-func TestAFollowerThatWasStartedAnewLearnsWhatIsCommitted(t *testing.T) {
+// A follower that restarts learns the commit index again, although its leader has
+// sent it before and there are no new entries.
+func TestARestartedFollowerLearnsTheCommitIndex(t *testing.T) {
 	t.Parallel()
 	c, leader := startCluster(t, "n1", "n2", "n3")
 	want := c.putMany(0, 10, 10)

@@ -13,8 +13,8 @@ import (
 	"github.com/cantuslog/cantus/wal"
 )
 
-// trimmed returns a log of entries 1 to 20, of term 2 from entry 11 on, trimmed
-// to begin at entry 10.
+// trimmed returns a log with the entries 10 to 20. Those from 11 on have term 2,
+// entry 10 has term 1.
 func trimmed(t *testing.T) *wal.Log {
 	t.Helper()
 	log := openLog(t, t.TempDir(), wal.Options{})
@@ -37,7 +37,7 @@ func entries(from, to uint64) (all []*raft.Log) {
 }
 
 func TestRequestsThatBeginBeforeTheHead(t *testing.T) {
-	i := &rpcFilter{log: trimmed(t)}
+	f := &rpcFilter{log: trimmed(t)}
 	for what, c := range map[string]struct {
 		prev, first, last           uint64 // of the request
 		wantPrev, wantTerm, wantOne uint64 // after the filter
@@ -52,20 +52,20 @@ func TestRequestsThatBeginBeforeTheHead(t *testing.T) {
 		"right behind it":         {10, 11, 12, 10, 1, 11, 2},
 	} {
 		q := &raft.AppendEntriesRequest{PrevLogEntry: c.prev, PrevLogTerm: 1 + c.prev/11, Entries: entries(c.first, c.last)}
-		if !i.filter(&raft.RPC{Command: q}) {
-			t.Errorf("%s: raft is not to see it", what)
+		if !f.filter(&raft.RPC{Command: q}) {
+			t.Errorf("%s: the request was rejected", what)
 		}
 		if q.PrevLogEntry != c.wantPrev || q.PrevLogTerm != c.wantTerm || len(q.Entries) != c.left ||
 			c.left > 0 && q.Entries[0].Index != c.wantOne {
-			t.Errorf("%s: became %d of term %d and %d entries", what, q.PrevLogEntry, q.PrevLogTerm, len(q.Entries))
+			t.Errorf("%s: the request begins after entry %d of term %d and has %d entries", what, q.PrevLogEntry, q.PrevLogTerm, len(q.Entries))
 		}
 	}
 }
 
-// A replica's log may be longer than what a request covers, with entries that
-// another leader has replaced. The request does not commit them.
-func TestOnlyWhatARequestCoversIsCommitted(t *testing.T) {
-	i := &rpcFilter{log: trimmed(t)}
+// A replica's log may have entries after those of a request, which the leader
+// does not have. The request's commit index must not commit them.
+func TestARequestCommitsNoEntriesAfterItsOwn(t *testing.T) {
+	f := &rpcFilter{log: trimmed(t)}
 	for what, c := range map[string]struct {
 		prev, first, last, commit, want uint64
 	}{
@@ -75,7 +75,7 @@ func TestOnlyWhatARequestCoversIsCommitted(t *testing.T) {
 		"less than it has":     {12, 13, 15, 13, 13},
 	} {
 		q := &raft.AppendEntriesRequest{PrevLogEntry: c.prev, PrevLogTerm: 1 + c.prev/11, Entries: entries(c.first, c.last), LeaderCommitIndex: c.commit}
-		if !i.filter(&raft.RPC{Command: q}) || q.LeaderCommitIndex != c.want {
+		if !f.filter(&raft.RPC{Command: q}) || q.LeaderCommitIndex != c.want {
 			t.Errorf("%s: committed up to %d, want %d", what, q.LeaderCommitIndex, c.want)
 		}
 	}
@@ -94,12 +94,12 @@ func TestSnapshotsFromALeader(t *testing.T) {
 		"another one there":      {15, 3, false},
 		"another one at its end": {20, 7, false},
 	} {
-		i := &rpcFilter{log: trimmed(t), behind: make(chan struct{})}
+		f := &rpcFilter{log: trimmed(t), behind: make(chan struct{})}
 		answers := make(chan raft.RPCResponse, 1)
 		rest := strings.NewReader("state")
 		q := &raft.InstallSnapshotRequest{Term: 9, LastLogIndex: c.index, LastLogTerm: c.term, Size: 5}
-		if i.filter(&raft.RPC{Command: q, Reader: rest, RespChan: answers}) {
-			t.Errorf("%s: raft is to see it", what)
+		if f.filter(&raft.RPC{Command: q, Reader: rest, RespChan: answers}) {
+			t.Errorf("%s: the request was passed to raft", what)
 		}
 		a := <-answers
 		if got := a.Response.(*raft.InstallSnapshotResponse).Success; got != c.has || (a.Error == nil) != c.has {
@@ -109,19 +109,19 @@ func TestSnapshotsFromALeader(t *testing.T) {
 			t.Errorf("%s: the state is left in the stream", what)
 		}
 		select {
-		case <-i.behind:
+		case <-f.behind:
 			if c.has {
-				t.Errorf("%s: it is behind", what)
+				t.Errorf("%s: the replica is behind", what)
 			}
 		default:
 			if !c.has {
-				t.Errorf("%s: it is not behind", what)
+				t.Errorf("%s: the replica is not behind", what)
 			}
 		}
 	}
 }
 
-// Another replica's snapshot must not be stored, whichever way it comes.
+// Another replica's snapshot is not stored, whether its state is empty or not.
 func TestAForeignSnapshotIsNotStored(t *testing.T) {
 	m := snapshotStore{openLog(t, t.TempDir(), wal.Options{})}
 	for _, state := range []string{"", "state"} {
@@ -139,8 +139,9 @@ func TestAForeignSnapshotIsNotStored(t *testing.T) {
 	}
 }
 
-// A log is cut behind its snapshot when a fetch begins, also if the node
-// crashes right after it has recorded that; and what the log had is remembered.
+// When a fetch begins, the entries after the log's snapshot are removed, and the
+// index and term of its last entry are recorded, even if the node crashes in
+// between.
 func TestAFetchKeepsWhatIsCommitted(t *testing.T) {
 	log := trimmed(t)
 	if err := log.SetMeta(wal.Meta{Name: metaSnapshot, Value: []byte(`{"index":15,"term":2}`)}); err != nil {
@@ -153,7 +154,7 @@ func TestAFetchKeepsWhatIsCommitted(t *testing.T) {
 	if want := (fetchState{AckedIndex: 20, AckedTerm: 2, Keep: 15}); f != want {
 		t.Fatalf("%+v, want %+v", f, want)
 	}
-	if err := log.SetMeta(f.meta(), wal.Meta{Name: metaSnapshot}); err != nil { // and here it crashes
+	if err := log.SetMeta(f.meta(), wal.Meta{Name: metaSnapshot}); err != nil { // beginFetch crashes after this
 		t.Fatal(err)
 	}
 	for range 2 {
@@ -162,14 +163,14 @@ func TestAFetchKeepsWhatIsCommitted(t *testing.T) {
 			t.Fatal(err)
 		}
 		if want := (fetchState{AckedIndex: 20, AckedTerm: 2, Keep: 15, Truncated: true}); f != want || log.FirstIndex() != 10 || log.LastIndex() != 15 {
-			t.Fatalf("%+v, and it holds %d to %d", f, log.FirstIndex(), log.LastIndex())
+			t.Fatalf("%+v, the log has entries %d to %d", f, log.FirstIndex(), log.LastIndex())
 		}
 	}
-	if err := log.Append(wal.Entry{Index: 16, Term: 2}); err != nil { // was fetched
+	if err := log.Append(wal.Entry{Index: 16, Term: 2}); err != nil { // a fetched entry
 		t.Fatal(err)
 	}
 	if _, err = beginFetch(log); err != nil || log.LastIndex() != 16 {
-		t.Fatalf("%v: what was fetched is gone", err)
+		t.Fatalf("%v: the fetched entry is lost", err)
 	}
 	if err := Reset(log); err != nil {
 		t.Fatal(err)
@@ -191,7 +192,7 @@ func TestVeryLargeEntriesAreStoredInParts(t *testing.T) {
 		t.Fatal(err)
 	}
 	if last := s.log.LastIndex(); last != 9 {
-		t.Fatalf("it ends at %d", last)
+		t.Fatalf("the log ends at entry %d", last)
 	}
 	// If a part can't be stored, the parts before it are removed.
 	for i, l := range logs {
@@ -202,11 +203,11 @@ func TestVeryLargeEntriesAreStoredInParts(t *testing.T) {
 		t.Fatal("a gap was stored")
 	}
 	if last := s.log.LastIndex(); last != 9 {
-		t.Fatalf("it ends at %d: part of it is there", last)
+		t.Fatalf("the log ends at entry %d: a part was not removed", last)
 	}
 }
 
-// Old entries are throttled, and those in memory are not.
+// Old entries are throttled. Entries in memory are not.
 func TestOnlyOldEntriesAreThrottled(t *testing.T) {
 	sent := 0
 	tr := &transport{
@@ -238,7 +239,7 @@ func TestOnlyOldEntriesAreThrottled(t *testing.T) {
 	cancel()
 	tr.endpoint.dialCtx = ctx
 	if err := tr.throttleOld(request(1, 1)); err == nil {
-		t.Error("it was sent beyond the rate")
+		t.Error("throttleOld ignored the limiter's error")
 	}
 }
 
@@ -260,17 +261,17 @@ func TestImplausibleTerms(t *testing.T) {
 			t.Errorf("%s: %t", what, got)
 		}
 	}
-	i := &rpcFilter{log: trimmed(t), behind: make(chan struct{})}
+	f := &rpcFilter{log: trimmed(t), behind: make(chan struct{})}
 	for _, q := range []any{
 		&raft.AppendEntriesRequest{Term: 1 << 63}, &raft.RequestVoteRequest{Term: 1 << 63},
 		&raft.RequestPreVoteRequest{Term: 1 << 63}, &raft.InstallSnapshotRequest{Term: 1 << 63},
 	} {
 		answers := make(chan raft.RPCResponse, 1)
-		if i.filter(&raft.RPC{Command: q, Reader: strings.NewReader("state"), RespChan: answers}) {
-			t.Errorf("raft is to see %T", q)
+		if f.filter(&raft.RPC{Command: q, Reader: strings.NewReader("state"), RespChan: answers}) {
+			t.Errorf("%T was passed to raft", q)
 		}
 		if r := <-answers; !errors.Is(r.Error, errImplausibleTerm) {
-			t.Errorf("%T is answered %v", q, r.Error)
+			t.Errorf("the reply to %T is %v", q, r.Error)
 		}
 	}
 }

@@ -13,16 +13,15 @@ import (
 	"github.com/cantuslog/cantus/wal/journal/journaltest"
 )
 
-// A standalone replica that steps down because its disk is full leads again
-// soon after there is room, although its timeouts are long: they are for idle
-// groups.
+// A standalone replica that has stepped down because its disk was full leads again
+// soon after there is room, although its timeouts are long.
 func TestAStandaloneReplicaLeadsAgainOnceThereIsRoom(t *testing.T) {
 	testkit.NotShort(t, "it waits for elections and time-outs")
 	fs := journaltest.NewGate()
 	g := openGroup(t, openStore(t, t.TempDir(), wal.Options{FS: fs, SegmentSize: 1 << 16}), &machine{})
 	fs.Fill(true)
 	term, large := g.Term(), string(make([]byte, 4<<10))
-	for err := error(nil); err == nil || g.Leading() || g.Term() < term+2; { // and an election had no room for its vote
+	for err := error(nil); err == nil || g.Leading() || g.Term() < term+2; { // until it has no room for its vote either
 		if _, err = g.Propose([]byte(large)).Wait(); t.Context().Err() != nil {
 			t.Fatal("the disk does not get full")
 		}
@@ -35,14 +34,13 @@ func TestAStandaloneReplicaLeadsAgainOnceThereIsRoom(t *testing.T) {
 		case <-g.Leadership():
 		case <-time.After(10 * time.Millisecond):
 		case <-ctx.Done():
-			t.Fatal("it leads no more")
+			t.Fatal("the replica does not lead again")
 		}
 	}
 	propose(t, g, "x")
 }
 
-// Snapshots are taken after enough entries, also if others are taken in
-// between.
+// Snapshots are taken after enough entries, even if others are taken in between.
 func TestSnapshotsComeAfterEnoughEntries(t *testing.T) {
 	s := openStore(t, t.TempDir(), wal.Options{})
 	m := &machine{}
@@ -61,7 +59,7 @@ func TestSnapshotsComeAfterEnoughEntries(t *testing.T) {
 			}
 		}
 	}
-	for m.covered() <= 90 { // at least when the last ten were new
+	for m.covered() <= 90 { // the last snapshot covers all but ten at most
 		select {
 		case <-t.Context().Done():
 			t.Fatalf("the last snapshot covers %d of 100", m.covered())

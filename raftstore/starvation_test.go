@@ -58,7 +58,7 @@ func TestTimeoutsFollowGapsBetweenHeartbeats(t *testing.T) {
 	}
 	hear("n2", 1100*time.Millisecond)
 	if got := s.timeout(base, at); got != gapFactor*1100*time.Millisecond {
-		t.Errorf("after a gap of 1.1 s, which is within the timeout by now: a timeout of %v", got)
+		t.Errorf("after a gap of 1.1 s, which is shorter than the adapted timeout: a timeout of %v", got)
 	}
 	s.forgetPeer("n2")
 	if got := s.timeout(base, at); got != base {
@@ -71,34 +71,33 @@ func TestTimeoutsFollowGapsBetweenHeartbeats(t *testing.T) {
 	}
 }
 
-// A peer that says that there is a newer term is not late, and its reply is
-// waited for.
+// A silent peer is presumed to follow, one that has rejected the term is not.
 func TestOnlySilenceIsPresumed(t *testing.T) {
 	tr := &transport{endpoint: &endpoint{network: &Network{}}, heartbeatTimeout: time.Second}
 	tr.endpoint.network.starved.fixed = time.Minute
 	p := &peer{}
 	p.lastContact.Store(time.Now().UnixNano())
 	if !tr.presumesFollowing(p, 5) {
-		t.Error("a peer that was heard a moment ago is taken for lost")
+		t.Error("a peer that has just replied is not presumed to follow")
 	}
 	p.rejectedTerm.Store(5)
 	if tr.presumesFollowing(p, 5) {
-		t.Error("a peer that has refused term 5 is presumed to follow in it")
+		t.Error("a peer that has rejected term 5 is presumed to follow in it")
 	}
 	if !tr.presumesFollowing(p, 6) {
-		t.Error("a peer that has refused term 5 is not presumed to follow in term 6")
+		t.Error("a peer that has rejected term 5 is not presumed to follow in term 6")
 	}
 }
 
-// Starve has the node's groups wait for timeout, as if the node had been late.
+// Starve sets the timeout of the node's groups, as if the node had been late.
 func (n *Network) Starve(timeout time.Duration) {
 	n.starved.mu.Lock()
 	defer n.starved.mu.Unlock()
 	n.starved.fixed = timeout
 }
 
-// SilentFor returns how long a leader has had no reply to its heartbeats from
-// any other voter.
+// SilentFor returns the time since a leader has last received a reply to a
+// heartbeat.
 func (g *Group) SilentFor() time.Duration {
 	newest := int64(0)
 	for _, r := range g.replicas() {

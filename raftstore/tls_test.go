@@ -7,8 +7,8 @@ import (
 	"github.com/cantuslog/cantus/internal/testcert"
 )
 
-// secureCluster returns a cluster of nodes with these configurations, nil for
-// plain connections.
+// secureCluster returns a cluster of the nodes in configs, with these TLS
+// configurations.
 func secureCluster(t *testing.T, configs map[string]*tls.Config) *cluster {
 	t.Helper()
 	var names []string

@@ -19,16 +19,16 @@ import (
 	"github.com/cantuslog/cantus/raftstore"
 )
 
-// said is what both ends have said on a connection. It is written from the
-// description of the protocol in package peernet, not with its code.
-type said struct {
+// dialer is a dialer's end of a connection during the handshake. It is written
+// from the description of the protocol in package peernet, not with its code.
+type dialer struct {
 	conn net.Conn
 	key  []byte
-	all  hash.Hash
+	hash hash.Hash // of the transcript
 }
 
 // approach opens a connection to a node and exchanges nonces.
-func approach(t *testing.T, n *node, key []byte, cluster string) *said {
+func approach(t *testing.T, n *node, key []byte, cluster string) *dialer {
 	t.Helper()
 	conn, err := net.Dial("tcp", n.network.Addr().String())
 	if err != nil {
@@ -36,10 +36,10 @@ func approach(t *testing.T, n *node, key []byte, cluster string) *said {
 	}
 	t.Cleanup(func() { _ = conn.Close() })
 	_ = conn.SetDeadline(time.Now().Add(time.Minute))
-	s := &said{conn, key, sha256.New()}
+	s := &dialer{conn, key, sha256.New()}
 	for _, b := range []string{cluster, ""} {
-		s.all.Write(binary.BigEndian.AppendUint32(nil, uint32(len(b))))
-		s.all.Write([]byte(b))
+		s.hash.Write(binary.BigEndian.AppendUint32(nil, uint32(len(b))))
+		s.hash.Write([]byte(b))
 	}
 	nonce := make([]byte, 32)
 	if _, err := conn.Write(opening()); err != nil {
@@ -48,8 +48,8 @@ func approach(t *testing.T, n *node, key []byte, cluster string) *said {
 	if _, err := io.ReadFull(conn, nonce); err != nil {
 		t.Fatal(err)
 	}
-	s.all.Write(opening())
-	s.all.Write(nonce)
+	s.hash.Write(opening())
+	s.hash.Write(nonce)
 	return s
 }
 
@@ -57,34 +57,34 @@ func opening() []byte {
 	return sealed(append([]byte("CANTUSRP\x00\x02\x00\x24"), make([]byte, 32)...))
 }
 
-// say sends a message with its proof.
-func (s *said) say(step string, body []byte) {
+// send sends a message with its proof.
+func (s *dialer) send(step string, body []byte) {
 	b := append(binary.BigEndian.AppendUint16(nil, uint16(len(body))), body...)
-	s.all.Write(b)
+	s.hash.Write(b)
 	proof := s.proof(step)
-	s.all.Write(proof)
+	s.hash.Write(proof)
 	_, _ = s.conn.Write(append(b, proof...))
 }
 
-func (s *said) proof(step string) []byte {
+func (s *dialer) proof(step string) []byte {
 	mac := hmac.New(sha256.New, s.key)
 	mac.Write([]byte(step))
-	mac.Write(s.all.Sum(nil))
+	mac.Write(s.hash.Sum(nil))
 	return mac.Sum(nil)
 }
 
-// rest returns all that the node sends until it closes the connection.
-func (s *said) rest(t *testing.T) string {
+// rest returns the bytes that the node sends until it closes the connection.
+func (s *dialer) rest(t *testing.T) string {
 	t.Helper()
 	b, err := io.ReadAll(s.conn)
 	if errors.Is(err, os.ErrDeadlineExceeded) {
-		t.Fatal("it does not close the connection")
+		t.Fatal("the node does not close the connection")
 	}
 	return string(b)
 }
 
-// heard returns the node's answer. It checks the proof.
-func (s *said) heard(t *testing.T) string {
+// answer returns the body of the node's answer. It checks the proof.
+func (s *dialer) answer(t *testing.T) string {
 	t.Helper()
 	b := make([]byte, 2)
 	if _, err := io.ReadFull(s.conn, b); err != nil {
@@ -95,11 +95,11 @@ func (s *said) heard(t *testing.T) string {
 		t.Fatal(err)
 	}
 	body, proof := b[:len(b)-32], b[len(b)-32:]
-	s.all.Write(body)
+	s.hash.Write(body)
 	if !bytes.Equal(proof, s.proof("listener answers")) {
-		t.Error("the answer has no proof")
+		t.Error("the answer's proof is wrong")
 	}
-	s.all.Write(proof)
+	s.hash.Write(proof)
 	return string(body[2:])
 }
 
@@ -112,20 +112,20 @@ func greeting(kind byte, group uint32, from, id, to string) []byte {
 	return b
 }
 
+// sealed appends a checksum.
 func sealed(b []byte) []byte {
 	return binary.BigEndian.AppendUint32(b, crc32.Checksum(b, crc32.MakeTable(crc32.Castagnoli)))
 }
 
-// frame returns a frame.
 func frame(payload []byte) []byte {
 	b := binary.BigEndian.AppendUint32(nil, uint32(len(payload)))
 	b = binary.BigEndian.AppendUint32(b, crc32.Checksum(payload, crc32.MakeTable(crc32.Castagnoli)))
 	return append(b, payload...)
 }
 
-// ask sends bytes to a node and returns all that it sends until it closes the
-// connection.
-func ask(t *testing.T, n *node, b []byte) string {
+// exchange sends bytes to a node and returns the bytes that the node sends until
+// it closes the connection.
+func exchange(t *testing.T, n *node, b []byte) string {
 	t.Helper()
 	conn, err := net.Dial("tcp", n.network.Addr().String())
 	if err != nil {
@@ -133,15 +133,15 @@ func ask(t *testing.T, n *node, b []byte) string {
 	}
 	defer conn.Close()
 	_ = conn.SetDeadline(time.Now().Add(time.Minute))
-	_, _ = conn.Write(b) // the node may close the connection in the middle
+	_, _ = conn.Write(b) // it fails if the node closes the connection early
 	answer, err := io.ReadAll(conn)
 	if errors.Is(err, os.ErrDeadlineExceeded) {
-		t.Fatalf("%.40q: it does not close the connection", b)
+		t.Fatalf("%.40q: the node does not close the connection", b)
 	}
 	return string(answer)
 }
 
-func TestUnauthenticatedPeersDisturbNobody(t *testing.T) {
+func TestUnauthenticatedPeersHaveNoEffect(t *testing.T) {
 	t.Parallel()
 	c, leader := startCluster(t, "n1", "n2", "n3")
 	c.heartbeat = time.Second
@@ -159,29 +159,29 @@ func TestUnauthenticatedPeersDisturbNobody(t *testing.T) {
 		"a flipped bit":    append(bytes.Clone(good[:20]), append([]byte{good[20] ^ 4}, good[21:]...)...),
 		"an oversized one": append(bytes.Clone(good[:10]), 0xff, 0xff, 0, 0),
 	} {
-		if got := ask(t, n, b); got != "" {
-			t.Errorf("%s: it says %q", what, got)
+		if got := exchange(t, n, b); got != "" {
+			t.Errorf("%s: got %q", what, got)
 		}
 	}
 	// A peer without a proof gets a nonce and nothing else.
-	if got := ask(t, n, append(bytes.Clone(good), garbage...)); len(got) > 32 {
-		t.Errorf("it says %q", got)
+	if got := exchange(t, n, append(bytes.Clone(good), garbage...)); len(got) > 32 {
+		t.Errorf("got %q", got)
 	}
-	for what, s := range map[string]*said{
+	for what, s := range map[string]*dialer{
 		"another key":     approach(t, n, bytes.Repeat([]byte("x"), 32), "c"),
 		"another cluster": approach(t, n, theKey, "d"),
 	} {
-		s.say("dialer greets", greeting(1, theGroup, "n9", "", n.name))
+		s.send("dialer greets", greeting(1, theGroup, "n9", "", n.name))
 		if got := s.rest(t); got != "" {
-			t.Errorf("%s: it says %q", what, got)
+			t.Errorf("%s: got %q", what, got)
 		}
 	}
 	refused := func(what, want string, g []byte) {
 		t.Helper()
 		s := approach(t, n, theKey, "c")
-		s.say("dialer greets", g)
-		if got := s.heard(t); got != "\x01"+want {
-			t.Errorf("%s: it says %q, want %q", what, got, want)
+		s.send("dialer greets", g)
+		if got := s.answer(t); got != "\x01"+want {
+			t.Errorf("%s: got %q, want %q", what, got, want)
 		}
 	}
 	refused("a wrong node", "I am "+n.name+", not n0", greeting(1, theGroup, "n9", "", "n0"))
@@ -201,15 +201,15 @@ func TestUnauthenticatedPeersDisturbNobody(t *testing.T) {
 		"a huge fetch":       {2, frame([]byte("a\xff\x00\x00\x00"))},
 	} {
 		s := approach(t, n, theKey, "c")
-		s.say("dialer greets", greeting(x.kind, theGroup, "n9", "", n.name))
-		if got := s.heard(t); got != "\x00" {
-			t.Errorf("%s: it says %q", what, got)
+		s.send("dialer greets", greeting(x.kind, theGroup, "n9", "", n.name))
+		if got := s.answer(t); got != "\x00" {
+			t.Errorf("%s: got %q", what, got)
 		}
-		s.say("dialer agrees", []byte{0})
+		s.send("dialer agrees", []byte{0})
 		_, _ = s.conn.Write(x.b)
 		s.rest(t)
 	}
-	// Peers that send nothing, or only a part, block nobody.
+	// Connections that send nothing, or only part of an opening, block no others.
 	for i := range 20 {
 		conn, err := net.Dial("tcp", n.network.Addr().String())
 		if err != nil {
@@ -246,8 +246,8 @@ func TestAGroupIsOpenOnceOnANetwork(t *testing.T) {
 	n1.closeGroup()
 }
 
-// voteRequest returns a RequestVote as raft's transport encodes it: the number
-// of the request, and a map in msgpack.
+// voteRequest returns a RequestVote as raft's transport encodes it: the type of
+// the request, and a map in msgpack.
 func voteRequest(kind byte, from string, term uint64) []byte {
 	text := func(b []byte, s string) []byte { return append(append(b, 0xa0|byte(len(s))), s...) }
 	number := func(b []byte, n uint64) []byte { return binary.BigEndian.AppendUint64(append(b, 0xcf), n) }
@@ -261,8 +261,8 @@ func voteRequest(kind byte, from string, term uint64) []byte {
 	return number(text(b, "LastLogTerm"), term)
 }
 
-// There is no term after the largest: a group that adopted it could never elect
-// a leader again. Not even a member can make it do so.
+// A group that adopted the largest term could never elect a leader again, since
+// there is no term after it. Not even a member can make it do so.
 func TestAnImplausibleTermHasNoEffect(t *testing.T) {
 	t.Parallel()
 	c, leader := startCluster(t, "n1", "n2", "n3")
@@ -270,23 +270,23 @@ func TestAnImplausibleTermHasNoEffect(t *testing.T) {
 	for _, n := range c.nodes {
 		for _, kind := range []byte{1, 4} { // a vote and a pre-vote
 			s := approach(t, n, theKey, "c")
-			s.say("dialer greets", greeting(1, theGroup, "n2", "", n.name))
-			s.heard(t)
-			s.say("dialer agrees", []byte{0})
+			s.send("dialer greets", greeting(1, theGroup, "n2", "", n.name))
+			s.answer(t)
+			s.send("dialer agrees", []byte{0})
 			if _, err := s.conn.Write(frame(voteRequest(kind, "n2", most))); err != nil {
 				t.Fatal(err)
 			}
 			answer := make([]byte, 100)
 			if _, err := io.ReadFull(s.conn, answer[:60]); err != nil || !strings.Contains(string(answer), "the term is further ahead") {
-				t.Errorf("request %d is answered %q, %v", kind, answer, err)
+				t.Errorf("the reply to request %d is %q, %v", kind, answer, err)
 			}
 		}
 		s := approach(t, n, theKey, "c")
-		s.say("dialer greets", greeting(3, 0, "n2", "", n.name))
-		s.heard(t)
-		s.say("dialer agrees", []byte{0})
-		beat := binary.BigEndian.AppendUint32([]byte{0, 0, 0, 1, 0, 0, 0, 9}, theGroup)
-		if _, err := s.conn.Write(frame(binary.BigEndian.AppendUint64(beat, most))); err != nil {
+		s.send("dialer greets", greeting(3, 0, "n2", "", n.name))
+		s.answer(t)
+		s.send("dialer agrees", []byte{0})
+		heartbeat := binary.BigEndian.AppendUint32([]byte{0, 0, 0, 1, 0, 0, 0, 9}, theGroup)
+		if _, err := s.conn.Write(frame(binary.BigEndian.AppendUint64(heartbeat, most))); err != nil {
 			t.Fatal(err)
 		}
 		if _, err := io.ReadFull(s.conn, make([]byte, 8+4+21)); err != nil {
