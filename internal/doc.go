@@ -1,3 +1,3 @@
-// Package internal holds packages that tests of several folders share, and the bare
-// NATS server of the benchmark.
+// Package internal holds packages that the tests of several folders share, and
+// the benchmark's NATS server without Cantus.
 package internal

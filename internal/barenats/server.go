@@ -1,5 +1,5 @@
-// Package barenats runs a nats-server without Cantus, as the peer of benchmarks and
-// for tests of clients.
+// Package barenats runs a nats-server without Cantus, for the benchmark's
+// comparison and for tests of clients.
 package barenats
 
 import (
@@ -14,24 +14,24 @@ import (
 	"github.com/nats-io/nats-server/v2/server"
 )
 
-// ErrNotReady is returned when the server does not accept clients: its port is
-// taken, or the context ended first.
+// ErrNotReady is returned if the server does not accept clients, for example
+// because its port is taken, or because the context ended first.
 var ErrNotReady = errors.New("barenats: server not ready")
 
-// startTimeout bounds the wait for a server that neither serves nor fails.
+// startTimeout bounds how long Run waits for the server to accept clients.
 const startTimeout = 30 * time.Second
 
 // Options configures a server. The zero value listens on a free loopback port.
 type Options struct {
-	// Listen is the host:port for clients; port 0 chooses a free one. Default
+	// Listen is the host:port for clients; port 0 means any free port. Default
 	// "127.0.0.1:0", or the address in ConfigFile.
 	Listen string
-	// ConfigFile is a nats-server configuration file. The other fields have
+	// ConfigFile is a nats-server configuration file. The other fields take
 	// precedence over it.
 	ConfigFile string
-	// JetStream turns JetStream on, with its data in StoreDir.
+	// JetStream enables JetStream.
 	JetStream bool
-	// StoreDir is JetStream's directory.
+	// StoreDir is JetStream's data directory.
 	StoreDir string
 	// SyncAlways syncs each write before it is acknowledged, as the setting
 	// `sync_interval: always` does. Otherwise files are synced every two
@@ -45,9 +45,9 @@ type Server struct {
 	once   sync.Once
 }
 
-// Run starts the nats-server that is linked in, and returns once it accepts clients.
-// The server does not log and handles no signals; the caller ends it with
-// [Server.Close]. ctx bounds only the start.
+// Run starts a nats-server in this process, and returns when it accepts clients.
+// The server does not log and does not handle signals. The caller stops it with
+// [Server.Close]. ctx only bounds the start.
 func Run(ctx context.Context, opts Options) (*Server, error) {
 	conf, err := configure(opts)
 	if err != nil {
@@ -72,7 +72,7 @@ func Run(ctx context.Context, opts Options) (*Server, error) {
 	return s, nil
 }
 
-// await returns nil once the server accepts clients.
+// await returns nil when the server accepts clients.
 func await(ctx context.Context, ns *server.Server, fatal fatalLog) error {
 	ctx, cancel := context.WithTimeout(ctx, startTimeout)
 	defer cancel()
@@ -121,10 +121,10 @@ func configure(opts Options) (*server.Options, error) {
 	return conf, nil
 }
 
-// ClientURL returns where clients connect, "nats://127.0.0.1:4222".
+// ClientURL returns the URL for clients, such as "nats://127.0.0.1:4222".
 func (s *Server) ClientURL() string { return s.server.ClientURL() }
 
-// Close stops the server and waits until it has ended. It is idempotent.
+// Close stops the server and waits until it has stopped. It is idempotent.
 func (s *Server) Close() {
 	s.once.Do(func() {
 		s.server.Shutdown()

@@ -35,7 +35,7 @@ func TestBareServerHasJetStream(t *testing.T) {
 	}
 	server.Close()
 	server.Close()
-	<-closed // the connection does not outlive the server
+	<-closed // Close ends the connection
 }
 
 func TestBareServerRefusesBadAddresses(t *testing.T) {
@@ -47,7 +47,7 @@ func TestBareServerRefusesBadAddresses(t *testing.T) {
 	}
 }
 
-func TestBareServerSaysWhenItsPortIsTaken(t *testing.T) {
+func TestBareServerWithATakenPort(t *testing.T) {
 	taken, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)

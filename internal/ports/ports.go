@@ -1,4 +1,5 @@
-// Package ports finds ports for tests of nodes that restart on the same port.
+// Package ports finds free ports for tests in which nodes restart on the same
+// port.
 package ports
 
 import (
@@ -9,20 +10,20 @@ import (
 	"testing"
 )
 
-// Ports are chosen below the range of outgoing connections: a client that redials a
-// dead node could otherwise get the node's own port, and keep it.
+// The range is below that of ephemeral ports. Otherwise a client that redials a
+// dead node could get the node's port as its own local port, and keep it.
 const lowest, highest = 10_000, 30_000
 
-// given are the ports that Free has returned.
-var given sync.Map
+// returned has the addresses that Free has returned.
+var returned sync.Map
 
-// Free returns a host:port on loopback that is free now. It returns each port only
-// once in a process.
+// Free returns a host:port on the loopback interface that is free at the moment.
+// It returns each port only once in a process.
 func Free(tb testing.TB) string {
 	tb.Helper()
 	for range 1000 {
 		address := net.JoinHostPort("127.0.0.1", strconv.Itoa(lowest+rand.IntN(highest-lowest)))
-		if _, taken := given.LoadOrStore(address, true); taken {
+		if _, before := returned.LoadOrStore(address, true); before {
 			continue
 		}
 		l, err := net.Listen("tcp", address)

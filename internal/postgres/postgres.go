@@ -1,11 +1,10 @@
 //go:build unix
 
-// Package postgres runs a PostgreSQL server for a test, in a directory of its own,
-// without a port and without the machine's settings. It is removed with the test.
+// Package postgres runs a PostgreSQL server for tests, in a temporary directory,
+// with a Unix socket and no port, and independent of the machine's configuration.
 //
-// The server's programs come with Debian's package postgresql. PostgreSQL
-// refuses to run as root; started by root it runs as the user postgres, or
-// nobody.
+// The server's programs are those of Debian's package postgresql. PostgreSQL
+// refuses to run as root, so root runs it as the user postgres or nobody.
 package postgres
 
 import (
@@ -27,18 +26,18 @@ import (
 // Server is a running server.
 type Server struct {
 	programs string // the folder of initdb and the other programs
-	dir      string // holds the socket, and the data
+	dir      string // of the socket and the data
 	as       *syscall.Credential
 	cmd      *exec.Cmd
 	exited   chan error
 	names    atomic.Int64
 }
 
-// startTime bounds the wait for a server to become ready.
-const startTime = time.Minute
+// startTimeout bounds how long Start waits for the server to accept connections.
+const startTimeout = time.Minute
 
-// Start runs a server until the test is over. If PostgreSQL is not installed, the test
-// fails.
+// Start runs a server until the test ends. If PostgreSQL is not installed, the
+// test fails.
 func Start(tb testing.TB) *Server {
 	tb.Helper()
 	s, err := Open(tb.Context())
@@ -53,7 +52,7 @@ func Start(tb testing.TB) *Server {
 	return s
 }
 
-// Open runs a server until Close.
+// Open runs a server until Close is called.
 func Open(ctx context.Context) (*Server, error) {
 	programs, err := find()
 	if err != nil {
@@ -64,7 +63,7 @@ func Open(ctx context.Context) (*Server, error) {
 		return nil, err
 	}
 	s := &Server{programs: programs, dir: dir}
-	if err := s.found(); err != nil {
+	if err := s.initialize(); err != nil {
 		return nil, errors.Join(err, s.Close())
 	}
 	if err := s.Start(ctx); err != nil {
@@ -73,13 +72,14 @@ func Open(ctx context.Context) (*Server, error) {
 	return s, nil
 }
 
-// Close ends the server and removes its directory.
+// Close stops the server and removes its directory.
 func (s *Server) Close() error {
 	s.Kill()
 	return os.RemoveAll(s.dir)
 }
 
-// find returns the folder of the newest server installed.
+// find returns the folder of initdb: the one in PATH, or that of the newest server
+// installed.
 func find() (string, error) {
 	if path, err := exec.LookPath("initdb"); err == nil {
 		if path, err = filepath.EvalSymlinks(path); err == nil {
@@ -93,20 +93,20 @@ func find() (string, error) {
 	return filepath.Dir(all[len(all)-1]), nil
 }
 
-// found makes the data directory.
-func (s *Server) found() error {
+// initialize creates the data directory.
+func (s *Server) initialize() error {
 	if os.Geteuid() == 0 {
-		who, err := user.Lookup("postgres")
+		u, err := user.Lookup("postgres")
 		if err != nil {
-			if who, err = user.Lookup("nobody"); err != nil {
+			if u, err = user.Lookup("nobody"); err != nil {
 				return err
 			}
 		}
-		uid, err := strconv.Atoi(who.Uid)
+		uid, err := strconv.Atoi(u.Uid)
 		if err != nil {
 			return err
 		}
-		gid, err := strconv.Atoi(who.Gid)
+		gid, err := strconv.Atoi(u.Gid)
 		if err != nil {
 			return err
 		}
@@ -135,27 +135,28 @@ func (s *Server) run(name string, args ...string) error {
 	return nil
 }
 
-// Start starts the server, also after a Kill, and returns when it accepts
-// connections.
+// Start starts the server, for the first time or after Kill, and returns when it
+// accepts connections.
 func (s *Server) Start(ctx context.Context) error {
-	// fsync matters when a machine loses power; tests only kill processes.
+	// Without fsync data can only be lost in a power failure, and tests only kill
+	// processes.
 	s.cmd = s.command("postgres", "-D", s.data(), "-k", s.dir, "-c", "listen_addresses=", "-c", "fsync=off", "-c", "max_connections=200")
-	var said bytes.Buffer
-	s.cmd.Stderr = &said
-	s.cmd.WaitDelay = time.Second // its children hold the pipe a little longer
+	var stderr bytes.Buffer
+	s.cmd.Stderr = &stderr
+	s.cmd.WaitDelay = time.Second // the server's children may hold the pipe longer than it does
 	if err := s.cmd.Start(); err != nil {
 		return err
 	}
 	exited := make(chan error, 1)
 	s.exited = exited
 	go func(cmd *exec.Cmd) { exited <- cmd.Wait() }(s.cmd)
-	ctx, cancel := context.WithTimeout(ctx, startTime)
+	ctx, cancel := context.WithTimeout(ctx, startTimeout)
 	defer cancel()
 	for s.run("pg_isready", "-q", "-d", "postgres") != nil {
 		select {
 		case err := <-exited:
 			exited <- err
-			return fmt.Errorf("postgres ended: %w\n%s", err, said.String())
+			return fmt.Errorf("postgres ended: %w\n%s", err, stderr.String())
 		case <-ctx.Done():
 			return fmt.Errorf("postgres is not ready: %w", context.Cause(ctx))
 		case <-time.After(20 * time.Millisecond):
@@ -164,8 +165,8 @@ func (s *Server) Start(ctx context.Context) error {
 	return nil
 }
 
-// Kill ends the server and its children as kill -9 does, and returns when they have
-// ended. Start then recovers.
+// Kill ends the server and its children without a shutdown, as kill -9 would, and
+// returns when they have ended. After the next Start the server recovers.
 func (s *Server) Kill() {
 	if s.cmd == nil {
 		return
@@ -175,8 +176,8 @@ func (s *Server) Kill() {
 	s.exited <- err
 }
 
-// Database makes an empty database and returns its connection string, in the form of
-// pgx and libpq.
+// Database creates an empty database and returns its connection string, in the
+// form of pgx and libpq.
 func (s *Server) Database(tb testing.TB) string {
 	tb.Helper()
 	name := fmt.Sprintf("test%d", s.names.Add(1))
@@ -186,7 +187,8 @@ func (s *Server) Database(tb testing.TB) string {
 	return s.dsn(name)
 }
 
-// Copy makes a database from a pg_dump of another one.
+// Copy copies a database by pg_dump and pg_restore, and returns the copy's
+// connection string.
 func (s *Server) Copy(tb testing.TB, dsn string) string {
 	tb.Helper()
 	file := filepath.Join(s.dir, fmt.Sprintf("dump%d", s.names.Add(1)))

@@ -1,7 +1,7 @@
 //go:build linux
 
-// Package powercut makes file systems for tests whose power can be cut. It needs root,
-// a loop device, ext4 and util-linux.
+// Package powercut creates file systems for tests that simulate a power failure.
+// It needs root, a loop device, ext4 and util-linux.
 package powercut
 
 import (
@@ -14,14 +14,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// From linux/fs/ext4/ext4.h: the file system stops at once, and loses what its own log
-// has not written.
+// From linux/fs/ext4/ext4.h: the file system shuts down at once, without flushing
+// its journal.
 const (
 	ext4Shutdown   = 0x8004587d // EXT4_IOC_SHUTDOWN
 	withoutLogSync = 2          // EXT4_GOING_FLAGS_NOLOGFLUSH
 )
 
-// Disk is a mounted file system. If a method fails it ends the test.
+// Disk is a mounted file system. A method that fails ends the test.
 type Disk struct {
 	tb    testing.TB
 	image string
@@ -29,7 +29,7 @@ type Disk struct {
 	Mount string
 }
 
-// New makes a disk of a size, such as "1G". It is removed after the test.
+// New creates a disk of a size, such as "1G". It is removed after the test.
 func New(tb testing.TB, size string) *Disk {
 	tb.Helper()
 	d := &Disk{tb: tb, image: filepath.Join(tb.TempDir(), "image"), Mount: tb.TempDir()}
@@ -40,7 +40,7 @@ func New(tb testing.TB, size string) *Disk {
 	return d
 }
 
-// Freeze makes writes and syncs wait until Thaw.
+// Freeze blocks writes and syncs until Thaw.
 func (d *Disk) Freeze() {
 	d.tb.Helper()
 	d.run("fsfreeze", "-f", d.Mount)
@@ -52,7 +52,8 @@ func (d *Disk) Thaw() {
 	d.run("fsfreeze", "-u", d.Mount)
 }
 
-// Cut cuts the power. A sync at that moment may succeed without effect.
+// Cut simulates a power failure. A sync at that moment may return success without
+// effect.
 func (d *Disk) Cut() {
 	d.tb.Helper()
 	f, err := os.Open(d.Mount)
@@ -64,8 +65,8 @@ func (d *Disk) Cut() {
 	}
 }
 
-// Return mounts the disk again, with what it has kept. No process may use it any
-// more.
+// Return mounts the disk again, with the data that survived. No process may be
+// using the disk.
 func (d *Disk) Return() {
 	d.tb.Helper()
 	d.run("umount", d.Mount)

@@ -1,10 +1,11 @@
-// Package proof holds the tests of the log's guarantees to writers. They run against
-// any log: one node or several.
+// Package proof tests the log's guarantees to writers. The tests run against any
+// log, of one node or of several.
 //
-//   - Probe has writers compute from their own high-water marks while leaders fail,
-//     and searches the log for anything that was computed on a stale state.
-//   - Skew has two writers read two accounts and write one each, and checks that the
-//     joint limit holds.
+//   - In Probe, writers compute transactions from their high-water marks while
+//     leaders fail. Then the log must have none that was computed from a stale
+//     state.
+//   - In Skew, two writers read two accounts and each writes one. The limit on the
+//     accounts' sum must hold.
 package proof
 
 import (
@@ -19,16 +20,16 @@ import (
 
 // Log is the log under test. It has the default prefix.
 type Log interface {
-	// Connect returns a new connection that survives failures: it reconnects for
-	// ever, to any node. The caller closes it.
+	// Connect returns a new connection that survives failures: it reconnects
+	// without limit, to any node. The caller closes it.
 	Connect(opts ...nats.Option) (*nats.Conn, error)
-	// Fail makes the leader of partition 0 fail, in a way of the log's choice, and
-	// returns when the partition is served again.
+	// Fail makes the leader of partition 0 fail in some way, and returns when the
+	// partition is available again.
 	Fail(ctx context.Context) error
 }
 
-// writer is an application: a view that follows partition 0, and appends transactions
-// that were computed from it.
+// writer is an application: it has a view that follows partition 0, and appends
+// transactions that are computed from the view.
 type writer struct {
 	nc       *nats.Conn
 	client   *client.Client
@@ -61,7 +62,7 @@ func newWriter(log Log, apply client.Handler) (*writer, error) {
 	}
 	ctx, stop := context.WithCancel(context.Background())
 	w.stop = stop
-	w.running.Go(func() { _ = w.follower.Run(ctx) }) // waiting for the view returns its error
+	w.running.Go(func() { _ = w.follower.Run(ctx) }) // Follower.Wait returns its error
 	return w, nil
 }
 

@@ -12,18 +12,20 @@ import (
 	"github.com/cantuslog/cantus/client"
 )
 
-// Probe is a test of Waltz: each writer's payload is its high-water mark plus one, and
-// all use one write lock. So every payload in the log is its own txid, unless something
-// was computed on a stale state, lost, or done twice.
+// Probe is a test of Waltz. The payload of each transaction is its writer's
+// high-water mark plus one, and all transactions have the same write lock. So each
+// payload is the transaction's own txid, unless one was computed from a stale
+// state, lost, or appended twice.
 type Probe struct {
-	// Writers is the number of writers. Each appends Each transactions, on a
-	// connection of its own.
+	// Writers is the number of writers. Each appends Each transactions, on its own
+	// connection.
 	Writers, Each int
-	// Failures is how often the leader fails meanwhile.
+	// Failures is how often the leader fails during the test.
 	Failures int
 }
 
-// Run runs the probe on an empty log. It returns an error if a guarantee was broken.
+// Run runs the probe on an empty log. It returns an error if a guarantee was
+// violated.
 func (p Probe) Run(ctx context.Context, log Log) (err error) {
 	writers := make([]*writer, p.Writers)
 	defer func() {
@@ -38,7 +40,7 @@ func (p Probe) Run(ctx context.Context, log Log) (err error) {
 			return err
 		}
 	}
-	r := &probing{known: map[uint64]bool{}, moved: make(chan struct{}, 1)}
+	r := &probing{known: map[uint64]bool{}, progress: make(chan struct{}, 1)}
 	group, running := errgroup.WithContext(ctx)
 	for _, w := range writers {
 		group.Go(func() error { return r.write(running, w, p.Each) })
@@ -53,11 +55,11 @@ func (p Probe) Run(ctx context.Context, log Log) (err error) {
 // probing is the state of a running probe.
 type probing struct {
 	committed atomic.Int64
-	moved     chan struct{} // capacity 1: committed has risen
+	progress  chan struct{} // capacity 1: committed has increased
 
 	mu      sync.Mutex
-	known   map[uint64]bool // txids that writers have receipts for
-	unknown int             // outcomes that writers gave up on
+	known   map[uint64]bool // txids of which writers have receipts
+	unknown int             // number of transactions whose outcome is unknown
 }
 
 // write appends a writer's transactions.
@@ -75,7 +77,7 @@ func (r *probing) write(ctx context.Context, w *writer, count int) error {
 			r.known[receipt.Txid] = true
 			r.mu.Unlock()
 			if twice {
-				return fmt.Errorf("txid %d was given to two transactions", receipt.Txid)
+				return fmt.Errorf("two transactions have the txid %d", receipt.Txid)
 			}
 		case errors.Is(err, client.ErrUnknown) && ctx.Err() == nil:
 			r.mu.Lock()
@@ -86,20 +88,20 @@ func (r *probing) write(ctx context.Context, w *writer, count int) error {
 		}
 		r.committed.Add(1)
 		select {
-		case r.moved <- struct{}{}:
+		case r.progress <- struct{}{}:
 		default:
 		}
 	}
 	return nil
 }
 
-// fail makes the leader fail, evenly spread over the transactions.
+// fail makes the leader fail at even intervals, measured in transactions.
 func (r *probing) fail(ctx context.Context, log Log, p Probe) error {
 	for i := range p.Failures {
 		at := int64((i + 1) * p.Writers * p.Each / (p.Failures + 1))
 		for r.committed.Load() < at {
 			select {
-			case <-r.moved:
+			case <-r.progress:
 			case <-ctx.Done():
 				return context.Cause(ctx)
 			}
@@ -119,18 +121,18 @@ func (r *probing) check(ctx context.Context, log Log) error {
 	}
 	for i, tx := range all {
 		if tx.Txid != uint64(i+1) {
-			return fmt.Errorf("txid %d comes behind %d", tx.Txid, i)
+			return fmt.Errorf("txid %d follows %d", tx.Txid, i)
 		}
 		if string(tx.Payload) != fmt.Sprint(tx.Txid) {
-			return fmt.Errorf("txid %d was computed as %s, on a stale state", tx.Txid, tx.Payload)
+			return fmt.Errorf("txid %d was computed as %s, from a stale state", tx.Txid, tx.Payload)
 		}
 		delete(r.known, tx.Txid)
 	}
 	if len(r.known) > 0 {
 		return fmt.Errorf("%d transactions have receipts and are not in the log", len(r.known))
 	}
-	if least := int(r.committed.Load()) - r.unknown; len(all) < least || len(all) > least+r.unknown {
-		return fmt.Errorf("%d transactions are in the log: %d were committed, of %d the outcome is unknown", len(all), least, r.unknown)
+	if committed := int(r.committed.Load()) - r.unknown; len(all) < committed || len(all) > committed+r.unknown {
+		return fmt.Errorf("the log has %d transactions: %d were committed, and the outcome of %d is unknown", len(all), committed, r.unknown)
 	}
 	return nil
 }

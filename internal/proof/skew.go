@@ -13,17 +13,17 @@ import (
 	"github.com/cantuslog/cantus/client"
 )
 
-// Skew is the test for write skew: two writers read both of two accounts, which
-// may not fall below zero together, and take from one each. Both compute before
-// either appends.
+// Skew is a test for write skew. Two writers read two accounts, whose sum must not
+// become negative, and each withdraws from one of them. Both compute their
+// transactions before either appends.
 type Skew struct {
 	Rounds int
-	// ReadLocks makes the writers name what they read as read locks. Without them
-	// the limit is broken, which shows that the test detects that.
+	// ReadLocks makes the writers add read locks for what they read. Without read
+	// locks the limit is violated, which shows that the test can detect it.
 	ReadLocks bool
 }
 
-// accounts is a view: transactions are "name=amount", separated by spaces.
+// accounts is a view. A transaction is "name=amount" pairs, separated by spaces.
 type accounts struct {
 	mu  sync.Mutex
 	all map[string]int
@@ -57,7 +57,8 @@ type skewed struct {
 	other string
 }
 
-// Run runs the rounds and returns in how many of them the limit was broken.
+// Run runs the rounds. It returns the number of rounds in which the limit was
+// violated.
 func (s Skew) Run(ctx context.Context, log Log) (broken int, err error) {
 	var two []*skewed
 	defer func() {
@@ -84,8 +85,8 @@ func (s Skew) Run(ctx context.Context, log Log) (broken int, err error) {
 	return broken, nil
 }
 
-// round fills the accounts up to 100 together, has both writers take 100, and returns
-// the rest.
+// round sets the sum of the accounts to 100, lets both writers withdraw 100, and
+// returns the new sum.
 func (s Skew) round(ctx context.Context, two []*skewed) (sum int, err error) {
 	last, err := two[0].app.Transact(ctx, 0, func(req *client.Request) error {
 		req.WriteLock("0", "1")
@@ -102,21 +103,22 @@ func (s Skew) round(ctx context.Context, two []*skewed) (sum int, err error) {
 	computed.Add(2)
 	group, running := errgroup.WithContext(ctx)
 	for _, w := range two {
-		group.Go(func() error { return w.take(running, &computed, s.ReadLocks) })
+		group.Go(func() error { return w.withdraw(running, &computed, s.ReadLocks) })
 	}
 	if err := group.Wait(); err != nil {
 		return 0, err
 	}
-	// Both have applied their own transactions; the first also applies the second's.
+	// Each writer has applied its own transaction. The first waits for the
+	// second's.
 	if err := two[0].follower.Wait(ctx, 0, two[1].follower.Applied(0)); err != nil {
 		return 0, err
 	}
 	return two[0].view.get("0") + two[0].view.get("1"), nil
 }
 
-// take takes 100 if the sum allows it. After its first computation it waits until the
-// other writer has computed, too.
-func (w *skewed) take(ctx context.Context, computed *sync.WaitGroup, readLocks bool) error {
+// withdraw withdraws 100 if the sum allows it. After its first computation it waits
+// until the other writer has also computed.
+func (w *skewed) withdraw(ctx context.Context, computed *sync.WaitGroup, readLocks bool) error {
 	var once sync.Once
 	_, err := w.app.Transact(ctx, 0, func(req *client.Request) error {
 		mine, allowed := w.view.get(w.mine), w.view.get(w.mine)+w.view.get(w.other) >= 100

@@ -1,5 +1,5 @@
-// Package relay has a TCP proxy for tests: connections through a Relay can be cut,
-// stalled and slowed down, also those of one dialer alone.
+// Package relay is a TCP proxy for tests. Connections through a Relay can be
+// broken, stalled and slowed down, and the dialers can be refused one by one.
 package relay
 
 import (
@@ -19,8 +19,11 @@ const (
 	Replies                   // to the dialer
 )
 
-// Relay forwards connections to a target. Each dialer has its own address for it. It is
+// Relay forwards connections to a target. Each dialer has its own address. It is
 // safe for concurrent use.
+//
+// A goroutine for each dialer accepts connections, and each connection has one
+// goroutine for each direction. A stall blocks them until Resume or Close.
 type Relay struct {
 	running sync.WaitGroup
 	ended   chan struct{} // closed by Close
@@ -29,13 +32,13 @@ type Relay struct {
 	target  string
 	closed  bool
 	entries map[string]net.Listener // by dialer
-	refused map[string]bool         // dialers that are cut off
-	conns   map[net.Conn]string     // both ends of each connection, and its dialer
-	rate    int                     // bytes a second to the dialer of each connection; 0 for no limit
-	passed  int                     // bytes sent to the dialers
-	most    int                     // connections are cut once passed is more; 0 for never
-	stalled [2]chan struct{}        // by direction: nothing passes until it is closed; nil if not stalled
-	held    int                     // replies that have been stalled
+	refused map[string]bool         // by dialer
+	conns   map[net.Conn]string     // both ends of each connection, with the dialer
+	rate    int                     // limit in bytes a second of each connection's replies; 0 means none
+	passed  int                     // bytes of replies, of all connections
+	limit   int                     // connections break when passed exceeds it; 0 means never
+	stalled [2]chan struct{}        // by direction: closed by Resume; nil if not stalled
+	held    int                     // number of replies that were stalled
 }
 
 // New returns a relay to an address. It is closed when the test ends.
@@ -48,8 +51,8 @@ func New(tb testing.TB, target string) *Relay {
 	return r
 }
 
-// Slow returns the URL of a relay to a NATS server's URL, with the same scheme. It
-// forwards rate bytes a second to each connection.
+// Slow returns the URL of a relay to the NATS server at url. The relay forwards
+// rate bytes a second to each connection.
 func Slow(tb testing.TB, url string, rate int) string {
 	tb.Helper()
 	r := New(tb, strings.TrimPrefix(url, "nats://"))
@@ -61,8 +64,8 @@ func Slow(tb testing.TB, url string, rate int) string {
 	return "nats://" + address
 }
 
-// Entry returns the address at which a dialer reaches the target. After Close nothing
-// listens there any more, and Entry returns net.ErrClosed for a new dialer.
+// Entry returns the address at which a dialer reaches the target. After Close, it
+// returns net.ErrClosed for a new dialer.
 func (r *Relay) Entry(dialer string) (string, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -81,7 +84,7 @@ func (r *Relay) Entry(dialer string) (string, error) {
 	return l.Addr().String(), nil
 }
 
-// SetTarget changes where new connections go.
+// SetTarget changes the target of new connections.
 func (r *Relay) SetTarget(address string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -102,18 +105,18 @@ func (r *Relay) accept(l net.Listener, dialer string) {
 			_ = near.Close()
 			continue
 		}
-		if r.rate > 0 { // buffers would hide the delay
+		if r.rate > 0 { // larger buffers would hide the delay
 			_ = far.(*net.TCPConn).SetReadBuffer(64 << 10)
 			_ = near.(*net.TCPConn).SetWriteBuffer(64 << 10)
 		}
 		r.register(dialer, near, far)
-		r.running.Go(func() { r.carry(far, near, Requests) })
-		r.running.Go(func() { r.carry(near, far, Replies) })
+		r.running.Go(func() { r.forward(far, near, Requests) })
+		r.running.Go(func() { r.forward(near, far, Replies) })
 	}
 }
 
-// register adds both ends of a connection to those that are cut. It cuts them at once
-// if the dialer is refused, or the relay closed.
+// register adds both ends of a connection to conns. It closes them if the dialer
+// is refused or the relay is closed.
 func (r *Relay) register(dialer string, ends ...net.Conn) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -125,8 +128,8 @@ func (r *Relay) register(dialer string, ends ...net.Conn) {
 	}
 }
 
-// carry copies one direction until either end is closed.
-func (r *Relay) carry(to, from net.Conn, way Direction) {
+// forward copies one direction of a connection until either end is closed.
+func (r *Relay) forward(to, from net.Conn, way Direction) {
 	defer func() {
 		_, _ = to.Close(), from.Close()
 		r.mu.Lock()
@@ -147,15 +150,15 @@ func (r *Relay) carry(to, from net.Conn, way Direction) {
 			continue
 		}
 		select {
-		case <-time.After(time.Duration(n) * time.Second / time.Duration(r.rate)): // the rate is what is tested
+		case <-time.After(time.Duration(n) * time.Second / time.Duration(r.rate)):
 		case <-r.ended:
 			return
 		}
 	}
 }
 
-// pass waits while a direction is stalled. It reports whether n more bytes may
-// pass.
+// pass waits while a direction is stalled. It reports whether n more bytes may be
+// forwarded.
 func (r *Relay) pass(n int, way Direction) bool {
 	r.mu.Lock()
 	stalled := r.stalled[way]
@@ -172,11 +175,11 @@ func (r *Relay) pass(n int, way Direction) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.passed += n
-	return r.most == 0 || r.passed <= r.most
+	return r.limit == 0 || r.passed <= r.limit
 }
 
-// Refuse cuts off the dialers that which selects, and no others, until it is
-// called again. Their connections end.
+// Refuse refuses the dialers that which selects, and no others, until it is called
+// again. It closes their connections.
 func (r *Relay) Refuse(which func(dialer string) bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -190,19 +193,19 @@ func (r *Relay) Refuse(which func(dialer string) bool) {
 	}
 }
 
-// Limit ends all connections once this many more bytes have passed to the
-// dialers; 0 removes the limit.
+// Limit breaks the connections once this many more bytes were forwarded to the
+// dialers. 0 removes the limit.
 func (r *Relay) Limit(bytes int) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.most = 0
+	r.limit = 0
 	if bytes > 0 {
-		r.most = r.passed + bytes
+		r.limit = r.passed + bytes
 	}
 }
 
-// Stall lets nothing pass in some directions, and no connection end, until they
-// are resumed or the relay is closed.
+// Stall stops forwarding in some directions until they are resumed or the relay is
+// closed. The connections stay open.
 func (r *Relay) Stall(ways ...Direction) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -225,14 +228,14 @@ func (r *Relay) Resume(ways ...Direction) {
 	}
 }
 
-// Held returns the number of replies that have been stalled.
+// Held returns the number of replies that were stalled.
 func (r *Relay) Held() int {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.held
 }
 
-// Cut ends all connections. Dialers may connect again.
+// Cut breaks all connections. Dialers may connect again.
 func (r *Relay) Cut() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -241,7 +244,8 @@ func (r *Relay) Cut() {
 	}
 }
 
-// Close ends everything and waits for it. It may be called again.
+// Close closes the relay and its connections, and waits for its goroutines. It is
+// idempotent.
 func (r *Relay) Close() {
 	r.mu.Lock()
 	if !r.closed {

@@ -53,8 +53,8 @@ func dial(t *testing.T, r *relay.Relay, dialer string) net.Conn {
 	return c
 }
 
-// say sends text and returns the error of having it back.
-func say(c net.Conn, text string) error {
+// exchange sends text and reads it back.
+func exchange(c net.Conn, text string) error {
 	if _, err := io.WriteString(c, text); err != nil {
 		return err
 	}
@@ -65,34 +65,34 @@ func say(c net.Conn, text string) error {
 func TestOneDialerIsRefusedAndTheOtherIsNot(t *testing.T) {
 	r := relay.New(t, echo(t))
 	a, b := dial(t, r, "a"), dial(t, r, "b")
-	if err := errors.Join(say(a, "x"), say(b, "x")); err != nil {
+	if err := errors.Join(exchange(a, "x"), exchange(b, "x")); err != nil {
 		t.Fatal(err)
 	}
 	r.Refuse(func(dialer string) bool { return dialer == "a" })
-	if say(a, "x") == nil || say(dial(t, r, "a"), "x") == nil {
-		t.Error("what is refused gets through")
+	if exchange(a, "x") == nil || exchange(dial(t, r, "a"), "x") == nil {
+		t.Error("a refused dialer is connected")
 	}
-	if err := say(b, "x"); err != nil {
-		t.Errorf("the other: %v", err)
+	if err := exchange(b, "x"); err != nil {
+		t.Errorf("the other dialer: %v", err)
 	}
 	r.Refuse(func(string) bool { return false })
-	if err := say(dial(t, r, "a"), "x"); err != nil {
-		t.Errorf("it is refused no longer: %v", err)
+	if err := exchange(dial(t, r, "a"), "x"); err != nil {
+		t.Errorf("a dialer that is no longer refused: %v", err)
 	}
 }
 
-func TestStallHoldsBack(t *testing.T) {
+func TestStallHoldsReplies(t *testing.T) {
 	r := relay.New(t, echo(t))
 	c := dial(t, r, "a")
 	r.Stall(relay.Replies)
-	said := make(chan error, 1)
-	go func() { said <- say(c, "x") }()
+	result := make(chan error, 1)
+	go func() { result <- exchange(c, "x") }()
 	testkit.Until(t, "the reply is held", func() bool { return r.Held() == 1 })
-	if len(said) > 0 {
-		t.Error("the reply is there")
+	if len(result) > 0 {
+		t.Error("a reply arrived during the stall")
 	}
 	r.Resume(relay.Replies)
-	if err := <-said; err != nil {
+	if err := <-result; err != nil {
 		t.Error(err)
 	}
 }
@@ -101,15 +101,15 @@ func TestLimitEndsConnections(t *testing.T) {
 	r := relay.New(t, echo(t))
 	c := dial(t, r, "a")
 	r.Limit(3)
-	if err := say(c, "xyz"); err != nil {
+	if err := exchange(c, "xyz"); err != nil {
 		t.Fatal(err)
 	}
-	if say(c, "x") == nil {
-		t.Error("more than the limit passes")
+	if exchange(c, "x") == nil {
+		t.Error("more bytes than the limit were forwarded")
 	}
 	r.Limit(0)
-	if err := say(dial(t, r, "a"), "xyzxyz"); err != nil {
-		t.Errorf("there is no limit: %v", err)
+	if err := exchange(dial(t, r, "a"), "xyzxyz"); err != nil {
+		t.Errorf("without a limit: %v", err)
 	}
 }
 
@@ -117,8 +117,8 @@ func TestClosedRelayHasNoNewEntries(t *testing.T) {
 	r := relay.New(t, echo(t))
 	c := dial(t, r, "a")
 	r.Close()
-	if say(c, "x") == nil {
-		t.Error("it goes on")
+	if exchange(c, "x") == nil {
+		t.Error("the connection is still open")
 	}
 	if _, err := r.Entry("b"); !errors.Is(err, net.ErrClosed) {
 		t.Errorf("another entry: %v", err)
@@ -132,7 +132,7 @@ func TestSlow(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer c.Close()
-	if err := say(c, string(make([]byte, 100_000))); err != nil {
+	if err := exchange(c, string(make([]byte, 100_000))); err != nil {
 		t.Error(err)
 	}
 }

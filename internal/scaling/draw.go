@@ -7,7 +7,7 @@ import (
 	"strconv"
 )
 
-// The plot's measures, in pixels: two panels over one axis.
+// The plot's dimensions, in pixels. It has two panels above one axis.
 const (
 	width, panel      = 720, 190
 	left, right       = 76, 24
@@ -21,11 +21,11 @@ const (
 type curve struct {
 	color, name string
 	dashed      bool
-	below       bool // whether its numbers are drawn below it
+	below       bool // the labels are below the line
 	of          func(Point) float64
 }
 
-// draw draws throughput and latency of the points as an SVG, on logarithmic
+// draw returns an SVG of the points' throughput and latency, on logarithmic
 // scales.
 func draw(d dimension, points []Point) []byte {
 	var b bytes.Buffer
@@ -44,19 +44,19 @@ func draw(d dimension, points []Point) []byte {
 	return b.Bytes()
 }
 
-// x is where the i-th of n points is.
+// x returns the horizontal position of the i-th of n points.
 func x(i, n int) float64 {
 	return left + (float64(i)+0.5)*float64(width-left-right)/float64(n)
 }
 
 func drawPanel(b *bytes.Buffer, y int, points []Point, curves ...curve) {
-	least, most := math.Inf(1), 0.0
+	lowest, highest := math.Inf(1), 0.0
 	for _, c := range curves {
 		for _, p := range points {
-			least, most = min(least, c.of(p)), max(most, c.of(p))
+			lowest, highest = min(lowest, c.of(p)), max(highest, c.of(p))
 		}
 	}
-	low, high := math.Floor(math.Log10(least)), math.Ceil(math.Log10(most*1.3))
+	low, high := math.Floor(math.Log10(lowest)), math.Ceil(math.Log10(highest*1.3))
 	at := func(v float64) float64 {
 		return float64(y) + panel*(high-math.Log10(v))/(high-low)
 	}
@@ -89,7 +89,7 @@ func drawPanel(b *bytes.Buffer, y int, points []Point, curves ...curve) {
 	}
 }
 
-// short returns a number in three digits, more or less.
+// short formats a number with about three digits.
 func short(v float64) string {
 	switch {
 	case v >= 1e6:
@@ -102,7 +102,7 @@ func short(v float64) string {
 	return strconv.FormatFloat(v, 'g', 3, 64)
 }
 
-// grouped puts commas into a number.
+// grouped formats a number with commas between thousands.
 func grouped(n int) string {
 	s := strconv.Itoa(n)
 	for i := len(s) - 3; i > 0; i -= 3 {

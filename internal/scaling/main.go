@@ -1,7 +1,7 @@
-// Command scaling measures how the cost of an append grows with one thing at a
-// time (partitions, payload, locks, connections, the log's length), and draws a
-// plot of each: `make scaling`. It runs cantus bench, which starts a node of its own
-// for each point.
+// Command scaling measures how the cost of an append grows with one parameter at
+// a time (partitions, payload, locks, connections, the log's length), and draws a
+// plot of each: `make scaling`. It runs cantus bench, which starts a new node for
+// each point.
 package main
 
 import (
@@ -17,7 +17,7 @@ import (
 	"strings"
 )
 
-// dimension is one thing that grows.
+// dimension is one parameter of the benchmark.
 type dimension struct {
 	name, title, unit string
 	values            []int
@@ -32,7 +32,7 @@ var dimensions = []dimension{
 		return []string{"--nodes", "3", "--partitions", strconv.Itoa(v)}
 	}},
 	{"payload", "Payload", "bytes", []int{64, 256, 1 << 10, 4 << 10, 16 << 10, 64 << 10, 256 << 10}, func(v int) []string {
-		// At most 32 MiB are in flight: a node takes 64.
+		// At most 32 MiB are in flight: a node's limit is 64 MiB.
 		return []string{"--size", strconv.Itoa(v), "--in-flight", strconv.Itoa(max(1, min(256, 4<<20/v)))}
 	}},
 	{"locks", "Write locks of a transaction", "locks", []int{0, 1, 4, 16, 64}, func(v int) []string {
@@ -48,12 +48,12 @@ var dimensions = []dimension{
 
 func main() {
 	log.SetFlags(0)
-	bin := flag.String("bin", "bin/cantus", "the binary that is measured")
-	out := flag.String("out", "docs/scaling", "where plots and points go")
+	bin := flag.String("bin", "bin/cantus", "the binary to measure")
+	out := flag.String("out", "docs/scaling", "directory for the plots and points")
 	only := flag.String("only", "", "dimensions to measure, separated by commas; all if empty")
-	dir := flag.String("dir", "", "where data directories are made; the system's place for temporary files if empty")
-	redraw := flag.Bool("draw", false, "measure nothing: draw what was measured before")
-	rounds := flag.Int("rounds", 3, "rounds of each point; medians are drawn")
+	dir := flag.String("dir", "", "parent of the data directories; the system's directory for temporary files if empty")
+	redraw := flag.Bool("draw", false, "measure nothing: draw the points of an earlier run")
+	rounds := flag.Int("rounds", 3, "rounds of each point; the plots show medians")
 	flag.Parse()
 	if err := os.MkdirAll(*out, 0o755); err != nil {
 		log.Fatal(err)
@@ -74,15 +74,15 @@ func main() {
 	}
 }
 
-// Point is what was measured at one value.
+// Point is the measurement at one value of the parameter.
 type Point struct {
 	Value   int     `json:"value"`
 	Command string  `json:"command"`
 	Rate    float64 `json:"per_second"`
 	P50     float64 `json:"p50_ms"`
 	P99     float64 `json:"p99_ms"`
-	CPU     float64 `json:"server_cpu_us"` // of a transaction, all nodes
-	Anon    float64 `json:"anonymous_mb"`  // of the largest node
+	CPU     float64 `json:"server_cpu_us"` // for each transaction, on all nodes
+	Anon    float64 `json:"anonymous_mb"`  // of the node with the most
 	Written float64 `json:"device_bytes_per_payload_byte"`
 }
 
@@ -112,7 +112,7 @@ func (d dimension) measure(bin, out, dir string, rounds int) error {
 	return os.WriteFile(filepath.Join(out, d.name+".svg"), draw(d, points), 0o644)
 }
 
-// redraw draws the points that were written before.
+// redraw draws the points of an earlier run.
 func (d dimension) redraw(out string) error {
 	b, err := os.ReadFile(filepath.Join(out, d.name+".json"))
 	if err != nil {
@@ -147,7 +147,7 @@ func (p *Point) run(cmd *exec.Cmd) error {
 		}
 	}
 	if err := json.Unmarshal(b, &report); err != nil || len(report.Results) != 1 {
-		return fmt.Errorf("a report that can't be read: %w", err)
+		return fmt.Errorf("malformed report: %w", err)
 	}
 	r := report.Results[0]
 	p.Rate, p.P50, p.P99, p.Written = r.Rate.Median, r.P50, r.P99, r.Written.Median

@@ -1,4 +1,4 @@
-// Package testcert makes the certificates of tests.
+// Package testcert creates certificates for tests.
 package testcert
 
 import (
@@ -19,7 +19,8 @@ import (
 
 // Authority signs certificates of nodes and clients.
 type Authority struct {
-	// Dir holds ca.crt, its own certificate, and the files of Files.
+	// Dir has ca.crt, the authority's own certificate, and the files that Files
+	// creates.
 	Dir string
 
 	t    testing.TB
@@ -33,8 +34,9 @@ func NewAuthority(t testing.TB) Authority {
 	return NamedAuthority(t, "authority")
 }
 
-// NamedAuthority returns a new authority of a name. A client offers no
-// certificate to a server that names other authorities than its own.
+// NamedAuthority returns a new authority with a name. Authorities that a test
+// must tell apart need different names: a client sends no certificate to a server
+// that requests one of another authority.
 func NamedAuthority(t testing.TB, name string) Authority {
 	t.Helper()
 	a := Authority{t: t, Dir: t.TempDir(), key: newKey(t)}
@@ -84,18 +86,18 @@ func (a Authority) write(file, kind string, der []byte) string {
 	return file
 }
 
-// Pool returns a pool that trusts the authority alone.
+// Pool returns a pool with only this authority.
 func (a Authority) Pool() *x509.CertPool {
 	pool := x509.NewCertPool()
 	pool.AddCert(a.cert)
 	return pool
 }
 
-// CAFile is the file of the authority's own certificate.
+// CAFile returns the path of the authority's own certificate.
 func (a Authority) CAFile() string { return filepath.Join(a.Dir, "ca.crt") }
 
-// Config returns the configuration of a node of that name, as a server and as a
-// client.
+// Config returns the TLS configuration of a node with a name, for use as a server
+// and as a client.
 func (a Authority) Config(name string) *tls.Config {
 	a.t.Helper()
 	key, template := newKey(a.t), certificate(name, time.Now().Add(time.Hour))
@@ -104,9 +106,9 @@ func (a Authority) Config(name string) *tls.Config {
 	return &tls.Config{RootCAs: a.Pool(), Certificates: []tls.Certificate{{Certificate: [][]byte{cert.Raw}, PrivateKey: key}}}
 }
 
-// Files returns the files of a certificate and of its key, NAME.crt and NAME.key
-// in Dir. It is valid until a time, for 127.0.0.1, its name and the nodes n1 to
-// n9.
+// Files creates a certificate and its key, and returns their files, NAME.crt and
+// NAME.key in Dir. The certificate is valid until a time, for 127.0.0.1, its name,
+// and the names n1 to n9.
 func (a Authority) Files(name string, until time.Time) (certFile, keyFile string) {
 	a.t.Helper()
 	key, template := newKey(a.t), certificate(name, until)

@@ -1,10 +1,9 @@
-// Package testkit holds what the tests of several packages share: how long a
-// test waits, which tier runs, and what must not be left behind.
+// Package testkit holds helpers that the tests of several packages share: waiting,
+// the tiers of tests, and the check for leaked goroutines.
 //
-// Tests come in three tiers. go test -short leaves out or shrinks what takes
-// longest; it is for the minute between two edits. go test runs everything,
-// parts of it as a sample. With CANTUS_LONG=1 in the environment the samples
-// grow to full length.
+// Tests come in three tiers. go test -short skips or shortens the longest tests;
+// it is for quick runs between edits. go test runs all tests, but some only as
+// samples. With CANTUS_LONG=1 in the environment, they run at full length.
 package testkit
 
 import (
@@ -19,8 +18,8 @@ import (
 	"go.uber.org/goleak"
 )
 
-// Patience is how long a test waits for what must come. It only ends a test
-// that would hang: no other outcome depends on it.
+// Patience is how long a test waits for an event that must happen. It only ends
+// tests that would hang: no other outcome depends on it.
 const Patience = 2 * time.Minute
 
 // Soon returns a context that ends with the test, or after Patience.
@@ -30,36 +29,36 @@ func Soon(t testing.TB) context.Context {
 	return ctx
 }
 
-// Until polls until is reports true. It fails the test if that takes longer than
-// Patience; what says what was awaited.
-func Until(t testing.TB, what string, is func() bool) {
+// Until polls until a condition holds. It fails the test after Patience. what
+// describes the condition.
+func Until(t testing.TB, what string, condition func() bool) {
 	t.Helper()
-	for deadline := time.Now().Add(Patience); !is(); time.Sleep(time.Millisecond) {
+	for deadline := time.Now().Add(Patience); !condition(); time.Sleep(time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatalf("timed out after %v waiting: %s", Patience, what)
 		}
 	}
 }
 
-// long is the name of the variable that turns on the longest tier.
+// long is the environment variable that selects the longest tier.
 const long = "CANTUS_LONG"
 
-// Long reports whether tests run at full length. Benchmarks and stress tests
-// that take samples otherwise try everything then.
+// Long reports whether tests run at full length. It panics if CANTUS_LONG is not a
+// boolean.
 func Long() bool {
 	v := os.Getenv(long)
 	if v == "" {
 		return false
 	}
-	is, err := strconv.ParseBool(v)
+	set, err := strconv.ParseBool(v)
 	if err != nil {
 		panic(fmt.Sprintf("%s is %q: set it to 1, or not at all", long, v))
 	}
-	return is
+	return set
 }
 
-// OnlyLong skips a test unless tests run at full length. The reason says what
-// takes the time.
+// OnlyLong skips a test unless tests run at full length. reason says why the test
+// is long.
 func OnlyLong(t testing.TB, reason string) {
 	t.Helper()
 	if !Long() {
@@ -67,7 +66,7 @@ func OnlyLong(t testing.TB, reason string) {
 	}
 }
 
-// NotShort skips a test in short mode. The reason says what takes the time.
+// NotShort skips a test in short mode. reason says why the test is long.
 func NotShort(t testing.TB, reason string) {
 	t.Helper()
 	if testing.Short() {
@@ -75,8 +74,9 @@ func NotShort(t testing.TB, reason string) {
 	}
 }
 
-// Parallel lets a test that waits more than it computes run beside others. At
-// full length it runs alone, as its figures are quoted.
+// Parallel marks a test as parallel, unless tests run at full length, when the
+// test's measurements must not be disturbed. It is for tests that wait more than
+// they compute.
 func Parallel(t *testing.T) {
 	t.Helper()
 	if !Long() {
@@ -84,8 +84,8 @@ func Parallel(t *testing.T) {
 	}
 }
 
-// Sized returns how much a test does in each tier: less in short mode, more at
-// full length.
+// Sized returns the size of a test in the current tier: short in short mode, full
+// at full length, otherwise usual.
 func Sized[T any](short, usual, full T) T {
 	switch {
 	case Long():
@@ -96,21 +96,21 @@ func Sized[T any](short, usual, full T) T {
 	return usual
 }
 
-// AtOnce sets how many parallel tests run at the same time, unless the command
-// line says it: more than there are processors, for tests that wait more than
-// they compute. Call it from TestMain, before the tests run.
+// AtOnce sets the number of tests that run in parallel, unless the command line
+// sets it. Tests that wait more than they compute can be more than there are
+// processors. It is called from TestMain, before the tests run.
 func AtOnce(n int) error {
 	flag.Parse()
-	given := false
-	flag.Visit(func(f *flag.Flag) { given = given || f.Name == "test.parallel" })
-	if given {
+	set := false
+	flag.Visit(func(f *flag.Flag) { set = set || f.Name == "test.parallel" })
+	if set {
 		return nil
 	}
 	return flag.Set("test.parallel", strconv.Itoa(n))
 }
 
-// Main runs a package's tests and fails if goroutines are left when they are
-// over. Call it from TestMain. Badger's logger starts one that never ends.
+// Main runs a package's tests, and fails if goroutines are left afterwards, other
+// than that of Badger's logger, which never ends. It is called from TestMain.
 func Main(m goleak.TestingM) {
 	goleak.VerifyTestMain(m, goleak.IgnoreTopFunction("github.com/golang/glog.(*fileSink).flushDaemon"))
 }
