@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"sync"
 	"testing"
@@ -121,6 +122,13 @@ func (b *buffer) Write(p []byte) (int, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return b.b.Write(p)
+}
+
+// matches reports whether a line matches a regular expression.
+func (b *buffer) matches(pattern string) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return regexp.MustCompile(pattern).Match(b.b.Bytes())
 }
 
 // count returns how many lines contain a text.

@@ -54,7 +54,7 @@ func appendTx(t *testing.T, nc *nats.Conn, subject, payload string, headers ...s
 
 func request(t *testing.T, nc *nats.Conn, m *nats.Msg, reply any) *nats.Msg {
 	t.Helper()
-	answer, err := nc.RequestMsg(m, 30*time.Second)
+	answer, err := nc.RequestMsg(m, patience)
 	if err != nil {
 		t.Fatalf("request %s: %v", m.Subject, err)
 	}
@@ -81,7 +81,7 @@ func readAll(t *testing.T, nc *nats.Conn, partition int, from uint64) []*nats.Ms
 		}
 		n := len(all)
 		for {
-			m, err := sub.NextMsg(30 * time.Second)
+			m, err := sub.NextMsg(patience)
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -36,17 +36,18 @@ func TestAHandOverIsNoWarning(t *testing.T) {
 	<-c.node(facts).Done()
 	leader := c.leader(1, "n4")
 	c.stop(leader)
-	for _, want := range []string{
-		"partition=0 because=\"leadership is transferred to " + to, // whoever led by then
-		"level=INFO msg=\"leading the facts ended\" node=" + facts,
-		"level=INFO msg=\"leading ended\" node=" + leader + " partition=1 because=\"the node stops",
+	for _, want := range []string{ // whoever led partition 0 by then
+		`level=INFO msg="leading ended" node=n\d partition=0 because="leadership is transferred to ` + to,
+		`level=INFO msg="leading the facts ended" node=` + facts,
+		`level=INFO msg="leading ended" node=` + leader + ` partition=1 because="the node stops`,
 	} {
-		if log.count(want) == 0 {
+		if !log.matches(want) {
 			t.Errorf("not logged: %s", want)
 		}
 	}
-	if n := log.count("level=WARN msg=\"leading"); n > 0 {
-		t.Errorf("%d leadership transfers are warnings", n)
+	// A leader that an election deposes on a busy machine does warn.
+	if log.matches(`level=WARN msg="leading.* because="(leadership is transferred|the node stops)`) {
+		t.Error("a leadership transfer is a warning")
 	}
 	if t.Failed() {
 		t.Log(log.b.String())
