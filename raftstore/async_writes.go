@@ -9,23 +9,23 @@ import (
 	"github.com/hashicorp/raft"
 )
 
-// asyncWrites holds the entries that a leader has passed to the journal and that
-// are not synced yet. The leader sends them to its followers in the meantime, so
-// that all replicas write in parallel (Ongaro, "Consensus: Bridging Theory and
-// Practice", 10.2.1).
+// asyncWrites holds the entries that a leader has passed to the journal and
+// that are not synced yet. The leader sends them to its followers in the
+// meantime, so that all replicas write in parallel (Ongaro, "Consensus:
+// Bridging Theory and Practice", 10.2.1).
 //
 // Raft assumes that these entries are synced here, and may consider them
 // committed. This has no effect before they are synced: commit indexes sent to
-// followers are limited to the entries before them (limit), and the FSM does not
-// apply them (waitSynced). So a committed entry is always on the leader's disk
-// too, as it would be without asynchronous writes.
+// followers are limited to the entries before them (limit), and the FSM does
+// not apply them (waitSynced). So a committed entry is always on the leader's
+// disk too, as it would be without asynchronous writes.
 //
-// Four kinds of goroutines use it. Raft's main goroutine adds entries, and waits
-// for all of them before it stores a term or a vote, or truncates the log. The
-// journal's callback reports their outcome; it does not block. Raft's goroutines
-// for the peers read entries and limit commit indexes. The FSM's goroutine waits
-// until the entries that it is to apply are synced. A failed write ends every
-// wait with its error.
+// Four kinds of goroutines use it. Raft's main goroutine adds entries, and
+// waits for all of them before it stores a term or a vote, or truncates the
+// log. The journal's callback reports their outcome; it does not block. Raft's
+// goroutines for the peers read entries and limit commit indexes. The FSM's
+// goroutine waits until the entries that it is to apply are synced. A failed
+// write ends every wait with its error.
 type asyncWrites struct {
 	mu      sync.Mutex  // guards all fields; not held while waiting
 	entries []*raft.Log // dense, in order
@@ -87,8 +87,8 @@ func (w *asyncWrites) recordSyncedLocked(logs []*raft.Log) {
 	}
 }
 
-// syncedAt returns the time when an entry of this leader was synced, or the zero
-// time if it is not known.
+// syncedAt returns the time when an entry of this leader was synced, or the
+// zero time if it is not known.
 func (w *asyncWrites) syncedAt(index uint64) (at time.Time) {
 	w.mu.Lock()
 	defer w.mu.Unlock()

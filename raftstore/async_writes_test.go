@@ -66,8 +66,8 @@ func TestNothingIsCommittedThatTheLeaderHasNotSynced(t *testing.T) {
 	outcome := make(chan error, 1)
 	go func() { _, err := a.proposal.Wait(); outcome <- err }()
 	// Raft considers the second entry committed, so its next requests would
-	// contain that commit index. A follower that has the fourth entry has handled
-	// the request with the third.
+	// contain that commit index. A follower that has the fourth entry has
+	// handled the request with the third.
 	until(t, "raft considers the entry committed", func() bool { return a.leader.group.RaftCommitIndex() >= a.index })
 	third := a.leader.group.Propose([]byte("third"))
 	a.followersHave(t, a.index+1)

@@ -93,8 +93,8 @@ func startCluster(t testing.TB, names ...string) (*cluster, *node) {
 	return c, c.leader()
 }
 
-// startSlowCluster bootstraps a group with another heartbeat timeout than that of
-// startCluster. It does not wait for a leader.
+// startSlowCluster bootstraps a group with another heartbeat timeout than that
+// of startCluster. It does not wait for a leader.
 func startSlowCluster(t testing.TB, heartbeat time.Duration, names ...string) *cluster {
 	t.Helper()
 	c := newCluster(t, names...)
@@ -273,8 +273,8 @@ func (c *cluster) others(n *node) (all []*node) {
 	return all
 }
 
-// put proposes an entry to the leader until that succeeds. If leaders change, as
-// they do on a busy machine, the entry may be in the log twice.
+// put proposes an entry to the leader until that succeeds. If leaders change,
+// as they do on a busy machine, the entry may be in the log twice.
 func (c *cluster) put(data string) {
 	c.t.Helper()
 	until(c.t, "proposal "+data[:min(len(data), 20)], func() bool {
@@ -293,8 +293,8 @@ func (c *cluster) mayFail(err error) {
 	}
 }
 
-// applied waits until nodes have applied the wanted entries, in order. It ignores
-// repetitions of an entry.
+// applied waits until nodes have applied the wanted entries, in order. It
+// ignores repetitions of an entry.
 func applied(t testing.TB, want []string, nodes ...*node) {
 	t.Helper()
 	for _, n := range nodes {
@@ -305,7 +305,8 @@ func applied(t testing.TB, want []string, nodes ...*node) {
 	}
 }
 
-// ends waits until the last entries that nodes have applied are the wanted ones.
+// ends waits until the last entries that nodes have applied are the wanted
+// ones.
 func ends(t testing.TB, want []string, nodes ...*node) {
 	t.Helper()
 	for _, n := range nodes {
@@ -316,8 +317,8 @@ func ends(t testing.TB, want []string, nodes ...*node) {
 	}
 }
 
-// distinct returns the entries that a node has applied, without repetitions. The
-// entries before its snapshot are all returned, as "".
+// distinct returns the entries that a node has applied, without repetitions.
+// The entries before its snapshot are all returned, as "".
 func (n *node) distinct() (all []string) {
 	seen := map[string]bool{}
 	for _, data := range n.fsm.all() {

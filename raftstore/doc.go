@@ -8,9 +8,9 @@
 // FSM. Snapshots are frequent, so that a restart replays little. Raft never
 // trims the log; [Group.Trim] does.
 //
-// The main types are [Group], one replica of one group; [FSM], the state machine
-// that applies a group's committed entries; and [Network], which connects a
-// node's groups with their replicas on other nodes.
+// The main types are [Group], one replica of one group; [FSM], the state
+// machine that applies a group's committed entries; and [Network], which
+// connects a node's groups with their replicas on other nodes.
 //
 // When a [Proposal] succeeds, its entry is synced on this replica and on a
 // majority of the group's voters, and this replica's FSM has applied it. If it
@@ -32,7 +32,8 @@
 //   - logstore.go: the leader stores the entry. async_writes.go: the leader
 //     sends it to its followers while its own disk is still writing it.
 //   - transport.go, pipeline.go: the leader sends the entry, and retries for as
-//     long as it leads. peer_acks.go: it records what each peer has acknowledged.
+//     long as it leads. peer_acks.go: it records what each peer has
+//     acknowledged.
 //   - network.go, endpoint.go: the node's network and a group's end of it.
 //     Package peernet has the connections: the handshake, TLS and frames. For
 //     Raft they carry the stream of hashicorp/raft's network transport.
@@ -50,8 +51,8 @@
 //     starvation.go: no election if a node is only short of processor time.
 //     standalone.go: a replica without peers.
 //   - membership.go: membership changes, leadership transfer.
-//   - fetch_client.go, fetch_server.go, fetch_wire.go, fetch_state.go: a replica
-//     copies another replica's log.
+//   - fetch_client.go, fetch_server.go, fetch_wire.go, fetch_state.go: a
+//     replica copies another replica's log.
 //   - halt.go: a replica that is excluded from its group.
 //   - options.go, errors.go, logging.go.
 //
@@ -66,10 +67,10 @@
 //
 // The log's small state records the newest entry that the replica may have
 // acknowledged, from the moment when the fetch begins or the log is reset. A
-// fetch fails with [ErrStale] if the other replica's snapshot is less up to date
-// than that entry, by Raft's comparison of term and index. An entry of an older
-// term than the snapshot's, at a later index, can't have been committed, so it
-// need not be fetched.
+// fetch fails with [ErrStale] if the other replica's snapshot is less up to
+// date than that entry, by Raft's comparison of term and index. An entry of an
+// older term than the snapshot's, at a later index, can't have been committed,
+// so it need not be fetched.
 //
 // A leader may offer a snapshot to a replica that has fetched the log in the
 // meantime. If the log holds the entries that the snapshot covers, the replica

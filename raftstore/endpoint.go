@@ -62,8 +62,8 @@ func (n *Network) attach(id uint32, h *halt) (*endpoint, error) {
 	return e, nil
 }
 
-// deliver passes an inbound connection to raft, which closes it. It blocks until
-// raft accepts it or the endpoint is closed.
+// deliver passes an inbound connection to raft, which closes it. It blocks
+// until raft accepts it or the endpoint is closed.
 func (e *endpoint) deliver(c *peernet.Conn) {
 	if !e.addInbound(c) {
 		return

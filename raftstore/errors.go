@@ -13,8 +13,9 @@ import (
 var (
 	// ErrNotLeader is returned if this replica does not lead. Nothing was done.
 	ErrNotLeader = errors.New("raftstore: not the leader")
-	// ErrUnknown is returned if this replica lost the leadership, or its storage
-	// failed, after the proposal. The entry may or may not be committed.
+	// ErrUnknown is returned if this replica lost the leadership, or its
+	// storage failed, after the proposal. The entry may or may not be
+	// committed.
 	ErrUnknown = errors.New("raftstore: outcome unknown")
 	// ErrClosed is returned after Close. Nothing was done.
 	ErrClosed = errors.New("raftstore: closed")
@@ -38,9 +39,9 @@ var (
 )
 
 // proposalError maps raft's error for a proposal to one of this package. The
-// outcome is unknown unless the proposal was certainly rejected. A leader stores
-// an entry before it sends it to any follower, so an entry that it had no room
-// for is on no replica.
+// outcome is unknown unless the proposal was certainly rejected. A leader
+// stores an entry before it sends it to any follower, so an entry that it had
+// no room for is on no replica.
 func proposalError(err error) error {
 	switch {
 	case err == nil:

@@ -6,8 +6,8 @@ import "github.com/hashicorp/raft"
 // yet.
 func (g *Group) RaftCommitIndex() uint64 { return g.raft.CommitIndex() }
 
-// HasHeartbeatConn reports whether a node has an open connection to this one for
-// its heartbeats.
+// HasHeartbeatConn reports whether a node has an open connection to this one
+// for its heartbeats.
 func (n *Network) HasHeartbeatConn(node string) bool { return n.hasHeartbeatConn(node) }
 
 // Urgent reports whether a caller waits for replies to the group's heartbeats.

@@ -45,8 +45,8 @@ func (n *Network) heartbeatConnEnded(node string) {
 	}
 }
 
-// hasHeartbeatConn reports whether a node has an open connection to this one for
-// its heartbeats.
+// hasHeartbeatConn reports whether a node has an open connection to this one
+// for its heartbeats.
 func (n *Network) hasHeartbeatConn(node string) bool {
 	n.mu.Lock()
 	defer n.mu.Unlock()

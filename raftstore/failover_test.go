@@ -17,9 +17,10 @@ func closedPort(t *testing.T) string {
 	return l.Addr().String()
 }
 
-// The leader's port is closed for a follower, while the leader is running and the
-// third replica follows it. The follower is elected at once. After a heartbeat
-// timeout it would not be, since the third replica would not vote for it.
+// The leader's port is closed for a follower, while the leader is running and
+// the third replica follows it. The follower is elected at once. After a
+// heartbeat timeout it would not be, since the third replica would not vote for
+// it.
 func TestADeadProcessIsNotWaitedFor(t *testing.T) {
 	t.Parallel()
 	c, leader := startCluster(t, "n1", "n2", "n3")
@@ -38,8 +39,8 @@ func TestADeadProcessIsNotWaitedFor(t *testing.T) {
 	c.put("after")
 }
 
-// The connections between a leader and its followers break repeatedly. The leader
-// is still running, so it stays the leader.
+// The connections between a leader and its followers break repeatedly. The
+// leader is still running, so it stays the leader.
 func TestBrokenConnectionsCauseNoElection(t *testing.T) {
 	t.Parallel()
 	c := startSlowCluster(t, 4*time.Second, "n1", "n2", "n3") // the leader must not step down on a busy machine

@@ -14,8 +14,8 @@ import (
 )
 
 const (
-	// fetchBatchBytes is the approximate size, in bytes, of the entries that are
-	// stored at once.
+	// fetchBatchBytes is the approximate size, in bytes, of the entries that
+	// are stored at once.
 	fetchBatchBytes = 1 << 20
 	// fetchBatchEntries bounds their number.
 	fetchBatchEntries = 256
@@ -23,20 +23,21 @@ const (
 	fetchTimeout = time.Minute
 )
 
-// Fetch copies the log of the replica on a node to an empty or outdated log: all
-// entries up to the replica's last snapshot, that snapshot, and the FSM's metas.
-// After [Open], replication continues from there. Nothing else may use the log
-// meanwhile. Fetch uses a bounded amount of memory, however large the log.
+// Fetch copies the log of the replica on a node to an empty or outdated log:
+// all entries up to the replica's last snapshot, that snapshot, and the FSM's
+// metas. After [Open], replication continues from there. Nothing else may use
+// the log meanwhile. Fetch uses a bounded amount of memory, however large the
+// log.
 //
 // [Fetching] reports true until Fetch returns nil. After an error or a crash,
-// call Fetch again, for the same node or another: it resumes. The errors to test
-// for are [ErrStale], ctx's, and those of package wal.
+// call Fetch again, for the same node or another: it resumes. The errors to
+// test for are [ErrStale], ctx's, and those of package wal.
 //
-// A fetch has one goroutine at each end: Fetch's caller reads from the connection
-// and writes to the disk, and the other node's handler reads from its disk and
-// writes to the connection, at the catch-up rate. If one is slow, the other
-// blocks on the connection. ctx ends the fetch, and so does closing the network
-// or, at the other end, the group.
+// A fetch has one goroutine at each end: Fetch's caller reads from the
+// connection and writes to the disk, and the other node's handler reads from
+// its disk and writes to the connection, at the catch-up rate. If one is slow,
+// the other blocks on the connection. ctx ends the fetch, and so does closing
+// the network or, at the other end, the group.
 func Fetch(ctx context.Context, n *Network, group uint32, from string, log *wal.Log) error {
 	if err := fetch(ctx, n, group, from, log); err != nil {
 		if ctx.Err() != nil {

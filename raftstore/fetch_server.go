@@ -36,8 +36,8 @@ func (e *endpoint) serveFetch(conn *peernet.Conn) {
 }
 
 // sendLog receives the request and sends the header, the entries from the
-// requested one to the snapshot's, and the end. It returns the number of entries
-// sent.
+// requested one to the snapshot's, and the end. It returns the number of
+// entries sent.
 func (e *endpoint) sendLog(c *fetchConn) (sent int, err error) {
 	kind, b, err := c.receive()
 	if err != nil {
@@ -85,7 +85,8 @@ func (e *endpoint) sendEntry(c *fetchConn, entry *wal.Entry) error {
 	return c.send(msgEntry, fields, entry.Data)
 }
 
-// fetchBarrierTimeout bounds how long a snapshot for a fetch waits for a barrier.
+// fetchBarrierTimeout bounds how long a snapshot for a fetch waits for a
+// barrier.
 const fetchBarrierTimeout = 5 * time.Second
 
 // snapshotForFetch takes a snapshot. A leader waits for a barrier first: the

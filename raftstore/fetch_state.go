@@ -19,9 +19,9 @@ const metaFetching = "fetching"
 
 // fetchState is the progress of a fetch. It is stored in this form.
 type fetchState struct {
-	// AckedIndex and AckedTerm are those of the newest entry that the replica may
-	// have acknowledged. Until it has the committed entries up to there, it must
-	// not vote.
+	// AckedIndex and AckedTerm are those of the newest entry that the replica
+	// may have acknowledged. Until it has the committed entries up to there, it
+	// must not vote.
 	AckedIndex uint64 `json:"owed_index"`
 	AckedTerm  uint64 `json:"owed_term"`
 	// Keep is the newest entry that was known to be committed when the fetch
@@ -32,7 +32,8 @@ type fetchState struct {
 
 // Fetching reports whether a fetch of the log is incomplete, or the log was
 // reset and not fetched since. Such a log can't be opened: it may lack entries
-// that the replica has acknowledged, and the replica must not vote without them.
+// that the replica has acknowledged, and the replica must not vote without
+// them.
 func Fetching(log *wal.Log) bool { return log.Meta(metaFetching) != nil }
 
 // Reset removes the log's entries, its snapshot and the FSM's metas. It keeps
@@ -83,8 +84,8 @@ func loadFetchState(log *wal.Log) (fetchState, error) {
 	return f, nil // a snapshot that can't be read counts as none
 }
 
-// lastTerm returns the term of the last entry. If that can't be read, it returns
-// raft's current term, which is not older.
+// lastTerm returns the term of the last entry. If that can't be read, it
+// returns raft's current term, which is not older.
 func lastTerm(log *wal.Log) uint64 {
 	if e, err := log.Entry(log.LastIndex()); err == nil {
 		return e.Term

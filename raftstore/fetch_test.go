@@ -22,8 +22,8 @@ func (c *cluster) putMany(from, count, size int) (all []string) {
 	return all
 }
 
-// putAll puts entries, 16 at a time. If one fails, putAll puts it and those after
-// it again, in order.
+// putAll puts entries, 16 at a time. If one fails, putAll puts it and those
+// after it again, in order.
 func (c *cluster) putAll(all []string) {
 	c.t.Helper()
 	for batch := range slices.Chunk(all, 16) {
@@ -59,8 +59,8 @@ func trim(t *testing.T, n *node, through uint64) {
 	}
 }
 
-// sameLog checks that two logs have the same first index and the same entries, up
-// to the end of the shorter one.
+// sameLog checks that two logs have the same first index and the same entries,
+// up to the end of the shorter one.
 func sameLog(t *testing.T, a, b *wal.Log) {
 	t.Helper()
 	if a.FirstIndex() != b.FirstIndex() {

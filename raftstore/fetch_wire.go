@@ -14,9 +14,9 @@ import (
 	"github.com/cantuslog/cantus/wal"
 )
 
-// A fetch is an exchange of messages. A message is its kind (1 byte), the length
-// of its body (4 bytes, at most 64 MiB), and the body. Integers are big-endian.
-// The client sends one message,
+// A fetch is an exchange of messages. A message is its kind (1 byte), the
+// length of its body (4 bytes, at most 64 MiB), and the body. Integers are
+// big-endian. The client sends one message,
 //
 //	a  request: the index of the first entry to send, 8 bytes
 //
@@ -86,7 +86,8 @@ func (c *fetchConn) send(kind byte, parts ...[]byte) error {
 	return err
 }
 
-// receive reads the next message. It returns the text of a msgError as an error.
+// receive reads the next message. It returns the text of a msgError as an
+// error.
 func (c *fetchConn) receive() (kind byte, b []byte, err error) {
 	_ = c.SetReadDeadline(time.Now().Add(fetchTimeout))
 	var prefix [5]byte

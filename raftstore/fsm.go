@@ -16,11 +16,11 @@ type FSM interface {
 	// Apply applies committed entries, in order, and returns a result for each.
 	// [Proposal.Wait] returns an entry's result to its proposer.
 	Apply(entries []Committed) []any
-	// Snapshot returns a snapshot of the state after the last Apply. It is called
-	// between two calls of Apply, after many entries or some seconds, and when
-	// the group closes. Committed entries wait while it runs, so it must do no
-	// I/O, and its cost must depend only on small state, or on what has changed
-	// since the last snapshot.
+	// Snapshot returns a snapshot of the state after the last Apply. It is
+	// called between two calls of Apply, after many entries or some seconds,
+	// and when the group closes. Committed entries wait while it runs, so it
+	// must do no I/O, and its cost must depend only on small state, or on what
+	// has changed since the last snapshot.
 	Snapshot() Snapshot
 	// Restore sets the state to that of a snapshot. It is called at most once,
 	// before the first Apply. If it is not called, the FSM begins with an empty
@@ -33,9 +33,9 @@ type Committed struct {
 	Index uint64
 	Term  uint64
 	Data  []byte
-	// Taken is the time when this replica, as the leader, accepted the entry, and
-	// Synced the time when it had synced it. Both are zero if they are not known,
-	// as on followers.
+	// Taken is the time when this replica, as the leader, accepted the entry,
+	// and Synced the time when it had synced it. Both are zero if they are not
+	// known, as on followers.
 	Taken, Synced time.Time
 }
 

@@ -14,10 +14,10 @@ import (
 
 // Group is a running replica of a Raft group.
 //
-// Raft runs its own goroutines: the main one, which also stores entries; one that
-// calls the FSM; one that takes snapshots; and, on a leader, at least two for
-// each peer. The group adds one, the request filter's. A Group's methods wait for
-// raft's goroutines, never the other way round.
+// Raft runs its own goroutines: the main one, which also stores entries; one
+// that calls the FSM; one that takes snapshots; and, on a leader, at least two
+// for each peer. The group adds one, the request filter's. A Group's methods
+// wait for raft's goroutines, never the other way round.
 type Group struct {
 	node             string
 	log              *logStore
@@ -38,8 +38,8 @@ type Group struct {
 	// Close locks it, to wait for those calls. It guards closed.
 	enqueueing sync.RWMutex
 	closed     bool
-	// outstanding counts the proposals and other requests in raft's queues or log
-	// that have no outcome yet.
+	// outstanding counts the proposals and other requests in raft's queues or
+	// log that have no outcome yet.
 	outstanding atomic.Int64
 }
 
@@ -307,8 +307,8 @@ func (g *Group) snapshot(r *raft.Raft) error {
 	return err
 }
 
-// snapshotIfRunning is Snapshot for the snapshotter. It does nothing before raft
-// is started, and returns ErrClosed once the group is closing.
+// snapshotIfRunning is Snapshot for the snapshotter. It does nothing before
+// raft is started, and returns ErrClosed once the group is closing.
 func (g *Group) snapshotIfRunning() error {
 	r := g.log.raft.Load()
 	if g.closing.Load() {
@@ -320,8 +320,8 @@ func (g *Group) snapshotIfRunning() error {
 	return g.snapshot(r)
 }
 
-// Trim removes the log's entries up to and including index through. It keeps the
-// entries that raft needs: that of the last snapshot and those after it.
+// Trim removes the log's entries up to and including index through. It keeps
+// the entries that raft needs: that of the last snapshot and those after it.
 func (g *Group) Trim(through uint64) error {
 	snap, err := snapshotStore{g.log.log}.load()
 	if err != nil || snap.Index == 0 {
@@ -348,8 +348,8 @@ type Status struct {
 	// State is "leader", "follower", "candidate" or "shutdown".
 	State    string
 	Replicas []Replica
-	// CommitIndex is the newest entry known to be committed. AppliedIndex is the
-	// newest that was passed to the FSM, which may still be applying it.
+	// CommitIndex is the newest entry known to be committed. AppliedIndex is
+	// the newest that was passed to the FSM, which may still be applying it.
 	// LastIndex is the newest entry in the log.
 	CommitIndex, AppliedIndex, LastIndex uint64
 }
@@ -391,9 +391,9 @@ func stateName(s raft.RaftState) string {
 	}
 }
 
-// Close stops the replica and waits until it has stopped. Before that, proposals
-// in progress get their outcome: a leader that can't commit them steps down, and
-// their outcome is unknown. Close is idempotent.
+// Close stops the replica and waits until it has stopped. Before that,
+// proposals in progress get their outcome: a leader that can't commit them
+// steps down, and their outcome is unknown. Close is idempotent.
 func (g *Group) Close() error { return g.close(func() {}) }
 
 // CloseWithSnapshot takes a last snapshot and closes. The next start then

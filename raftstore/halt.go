@@ -78,7 +78,7 @@ func (g *Group) Halt(why error) { g.log.halt.request(why) }
 // Resume ends a Halt. A replica that has halted itself stays halted.
 func (g *Group) Resume() { g.log.halt.request(nil) }
 
-// Halted returns nil if the replica takes part in its group. Otherwise the error
-// contains the reason. It wraps [ErrHalted], and if the replica has halted
-// itself, [ErrCommittedCut] or [ErrTermBack].
+// Halted returns nil if the replica takes part in its group. Otherwise the
+// error contains the reason. It wraps [ErrHalted], and if the replica has
+// halted itself, [ErrCommittedCut] or [ErrTermBack].
 func (g *Group) Halted() error { return g.log.halt.err() }

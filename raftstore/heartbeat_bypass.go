@@ -10,23 +10,25 @@ import (
 
 // heartbeatBypass decides which heartbeats of a group may bypass raft's main
 // goroutine. That goroutine may be writing to the disk for longer than a
-// heartbeat can wait, so raft lets a transport pass heartbeats to its handler on
-// another goroutine. But the handler treats a heartbeat like any other request:
-// it may raise the term and step down while the main goroutine still acts as
-// the leader of the old term. The main goroutine would then write entries of a
-// term that it never led.
+// heartbeat can wait, so raft lets a transport pass heartbeats to its handler
+// on another goroutine. But the handler treats a heartbeat like any other
+// request: it may raise the term and step down while the main goroutine still
+// acts as the leader of the old term. The main goroutine would then write
+// entries of a term that it never led.
 //
-// So a heartbeat goes to the main goroutine (sendToMain) like any other request,
-// unless that goroutine already follows this leader in this term (bypassMain).
-// In that case the handler only changes the time of the last contact.
+// So a heartbeat goes to the main goroutine (sendToMain) like any other
+// request, unless that goroutine already follows this leader in this term
+// (bypassMain). In that case the handler only changes the time of the last
+// contact.
 //
 // Raft stops following in three cases: it starts an election, it sees a newer
 // term, or a leader asks it to start an election. In each of them the main
 // goroutine first clears the leader and notifies its observers, which it waits
 // for. The observer here, revoke, locks mu, and bypassMain holds mu from its
 // check until the handler has returned. So no heartbeat bypasses the main
-// goroutine once that has begun to stop following. revoke also increments epoch,
-// so that an earlier reply of the main goroutine does not renew the permission.
+// goroutine once that has begun to stop following. revoke also increments
+// epoch, so that an earlier reply of the main goroutine does not renew the
+// permission.
 type heartbeatBypass struct {
 	mu     sync.Mutex // guards the next three fields
 	epoch  uint64     // number of times that raft has cleared its leader
@@ -37,12 +39,12 @@ type heartbeatBypass struct {
 	queued atomic.Int64
 }
 
-// maxQueuedHeartbeats bounds the heartbeats of a group that wait for raft's main
-// goroutine. The first of them times out long before the limit is reached.
+// maxQueuedHeartbeats bounds the heartbeats of a group that wait for raft's
+// main goroutine. The first of them times out long before the limit is reached.
 const maxQueuedHeartbeats = 64
 
-// revoke withdraws the permission when raft clears its leader. It is an observer
-// of raft, which calls it on the main goroutine.
+// revoke withdraws the permission when raft clears its leader. It is an
+// observer of raft, which calls it on the main goroutine.
 func (b *heartbeatBypass) revoke(o *raft.Observation) bool {
 	if l, ok := o.Data.(raft.LeaderObservation); ok && l.LeaderID == "" {
 		b.mu.Lock()
@@ -70,8 +72,8 @@ func (b *heartbeatBypass) allow(epoch, term uint64, leader string) {
 	}
 }
 
-// bypassMain answers a heartbeat without raft's main goroutine. It returns false
-// if the heartbeat has to go to that goroutine.
+// bypassMain answers a heartbeat without raft's main goroutine. It returns
+// false if the heartbeat has to go to that goroutine.
 func (e *endpoint) bypassMain(from string, q *raft.AppendEntriesRequest) (a raft.AppendEntriesResponse, ok bool) {
 	b := &e.bypass
 	b.mu.Lock()
@@ -93,8 +95,8 @@ func (e *endpoint) bypassMain(from string, q *raft.AppendEntriesRequest) (a raft
 	return a, false
 }
 
-// sendToMain passes a heartbeat to raft's main goroutine and waits for the reply
-// for as long as the leader does. It returns false if there is no reply.
+// sendToMain passes a heartbeat to raft's main goroutine and waits for the
+// reply for as long as the leader does. It returns false if there is no reply.
 func (e *endpoint) sendToMain(from string, q *raft.AppendEntriesRequest) (a raft.AppendEntriesResponse, ok bool) {
 	b := &e.bypass
 	defer b.queued.Add(-1)

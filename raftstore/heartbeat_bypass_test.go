@@ -108,8 +108,9 @@ func TestANewerTermWaitsForRaftsMainGoroutine(t *testing.T) {
 	}
 }
 
-// Heartbeats arrive while the replica starts elections. Its term never decreases,
-// and heartbeats of the leader that it follows bypass raft's main goroutine.
+// Heartbeats arrive while the replica starts elections. Its term never
+// decreases, and heartbeats of the leader that it follows bypass raft's main
+// goroutine.
 func TestHeartbeatsDoNotRaceWithElections(t *testing.T) {
 	g, _ := isolated(t, 20*time.Millisecond, "n1", "n2", "n3")
 	n := g.network.endpoint.network
@@ -162,8 +163,8 @@ func TestHeartbeatsDoNotRaceWithElections(t *testing.T) {
 }
 
 // Raft's main goroutine is about to stop following: it has cleared its leader,
-// but has not changed its term and state yet. From then on no heartbeat bypasses
-// it.
+// but has not changed its term and state yet. From then on no heartbeat
+// bypasses it.
 func TestNoHeartbeatBypassesAnElectionThatBegins(t *testing.T) {
 	g, _ := isolated(t, time.Second, "n1", "n2", "n3")
 	e := g.network.endpoint

@@ -23,10 +23,10 @@ func (n *Network) serveHeartbeats(conn *peernet.Conn) {
 }
 
 // handleHeartbeats passes a peer's heartbeats to their groups and sends the
-// replies. The handler's goroutine reads the messages. It answers in one message
-// the heartbeats that bypass raft's main goroutine. Each of the others waits for
-// its main goroutine, which may be busy, in a new goroutine, so that it does not
-// delay the rest. It waits for replyTimeout at most.
+// replies. The handler's goroutine reads the messages. It answers in one
+// message the heartbeats that bypass raft's main goroutine. Each of the others
+// waits for its main goroutine, which may be busy, in a new goroutine, so that
+// it does not delay the rest. It waits for replyTimeout at most.
 func (n *Network) handleHeartbeats(conn *peernet.Conn, from string) {
 	defer conn.Close()
 	var writing sync.Mutex // held while a reply is written
@@ -89,8 +89,8 @@ func (n *Network) handleNow(to *[]byte, id uint32, from string, group uint32, te
 	return ok
 }
 
-// handleInMain returns the reply of raft's main goroutine to a heartbeat, or nil
-// after a timeout.
+// handleInMain returns the reply of raft's main goroutine to a heartbeat, or
+// nil after a timeout.
 func (n *Network) handleInMain(id uint32, from string, group uint32, term uint64) []byte {
 	e := n.endpoint(group)
 	if e == nil || !e.acquire() {

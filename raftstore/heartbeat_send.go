@@ -26,15 +26,15 @@ import (
 // reply, a timeout, or the group's close. The timer of a peer's batcher runs
 // flush when the first heartbeat in the queue is due, or at once if a caller
 // waits for confirmation (flushNow); flush may block while it dials and writes.
-// A goroutine for each connection reads the replies and completes the heartbeats
-// that they answer; it blocks only on the connection. If no reply at all arrives
-// on the connection until a timeout, await drops the connection, and the next
-// flush dials again.
+// A goroutine for each connection reads the replies and completes the
+// heartbeats that they answer; it blocks only on the connection. If no reply at
+// all arrives on the connection until a timeout, await drops the connection,
+// and the next flush dials again.
 //
-// heartbeatBatcher.flushing lets only one flush run at a time; it may be held for
-// seconds. The two locks named mu are held only briefly, and never both at once:
-// the batcher's guards the queue and the timer, the connection's guards the
-// heartbeats that wait for a reply.
+// heartbeatBatcher.flushing lets only one flush run at a time; it may be held
+// for seconds. The two locks named mu are held only briefly, and never both at
+// once: the batcher's guards the queue and the timer, the connection's guards
+// the heartbeats that wait for a reply.
 //
 // A message is a count (4 bytes, 1 to 4,096), big-endian like all numbers, and
 // that many heartbeats. The replies come in messages of the same form, in any
@@ -47,7 +47,7 @@ import (
 // and a reply
 //
 //	 0     4  id
-//	 4     1  0 the replica is in a newer term, 1 it follows, 2 there is no replica
+//	 4     1  0 the replica is in a newer term, 1 it follows, 2 no replica
 //	 5     8  the replica's term
 //	13     8  the index of its last entry
 const (
@@ -245,8 +245,8 @@ func (b *heartbeatBatcher) connect() (*heartbeatConn, error) {
 	return c, nil
 }
 
-// dropConn closes a connection and fails the heartbeats that wait for a reply on
-// it.
+// dropConn closes a connection and fails the heartbeats that wait for a reply
+// on it.
 func (b *heartbeatBatcher) dropConn(c *heartbeatConn, err error) {
 	b.mu.Lock()
 	if b.conn == c {

@@ -114,8 +114,8 @@ func TestHeartbeatsShareAMessage(t *testing.T) {
 	if err != nil || len(records) != 3*heartbeatSize {
 		t.Fatalf("%d bytes, %v, want 3 heartbeats in one message", len(records), err)
 	}
-	// The replies come in reverse order. There is no group 1, and group 2 rejects
-	// the term.
+	// The replies come in reverse order. There is no group 1, and group 2
+	// rejects the term.
 	all := slices.Collect(slices.Chunk(records, heartbeatSize))
 	slices.Reverse(all)
 	for _, r := range all {

@@ -13,11 +13,11 @@ import (
 // warnInterval is the minimum time between two warnings with the same message.
 const warnInterval = 10 * time.Second
 
-// raftLogger returns a logger for raft that writes to l at a lower level. Raft's
-// errors become warnings, since most mean that a peer is down, and everything
-// else becomes a debug message. Warnings are rate-limited: raft repeats them many
-// times a second while a peer is down. While the group is closing, all messages
-// are debug messages.
+// raftLogger returns a logger for raft that writes to l at a lower level.
+// Raft's errors become warnings, since most mean that a peer is down, and
+// everything else becomes a debug message. Warnings are rate-limited: raft
+// repeats them many times a second while a peer is down. While the group is
+// closing, all messages are debug messages.
 func raftLogger(l *slog.Logger, closing *atomic.Bool) hclog.Logger {
 	h := hclog.NewInterceptLogger(&hclog.LoggerOptions{Level: hclog.Debug, Output: io.Discard})
 	if l != nil {

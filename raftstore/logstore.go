@@ -17,16 +17,16 @@ import (
 //
 // A leader stores commands asynchronously: StoreLogs returns while the journal
 // still writes them, and raft sends them to the followers in the meantime
-// (asyncWrites). Every other write, and all entries before it, are synced when it
-// returns.
+// (asyncWrites). Every other write, and all entries before it, are synced when
+// it returns.
 //
 // hashicorp/raft panics if it can't store its term, but a process that embeds a
-// node must survive a full disk. So SetUint64 reports success for a term that it
-// could not store. It keeps the term as pendingTerm, and stores it before
+// node must survive a full disk. So SetUint64 reports success for a term that
+// it could not store. It keeps the term as pendingTerm, and stores it before
 // anything else.
 //
-// Raft writes from its main goroutine and reads from many. Trim is called by the
-// owner's goroutine.
+// Raft writes from its main goroutine and reads from many. Trim is called by
+// the owner's goroutine.
 type logStore struct {
 	log  *wal.Log
 	halt *halt // nil in some tests
@@ -36,9 +36,9 @@ type logStore struct {
 	stepDown sync.Once // after a failed asynchronous write
 	// standalone means that there is no network, and so no other voter.
 	standalone bool
-	// recent caches the newest entries, by index modulo its length. Each is read
-	// several times soon after it is stored: for every follower, to be applied,
-	// and as the predecessor of the next.
+	// recent caches the newest entries, by index modulo its length. Each is
+	// read several times soon after it is stored: for every follower, to be
+	// applied, and as the predecessor of the next.
 	recent [4]atomic.Pointer[raft.Log]
 
 	// mu guards pendingTerm, a term that could not be stored, or nil. Nothing
@@ -53,7 +53,8 @@ type logStore struct {
 func (s *logStore) FirstIndex() (uint64, error) { return s.log.FirstIndex(), nil }
 func (s *logStore) LastIndex() (uint64, error)  { return s.log.LastIndex(), nil }
 
-// GetLog returns raft.ErrLogNotFound unwrapped, because raft compares it with ==.
+// GetLog returns raft.ErrLogNotFound unwrapped, because raft compares it with
+// ==.
 func (s *logStore) GetLog(index uint64, l *raft.Log) error {
 	if entry := s.writes.get(index); entry != nil {
 		*l = *entry
@@ -79,8 +80,8 @@ func (s *logStore) GetLog(index uint64, l *raft.Log) error {
 
 func (s *logStore) StoreLog(l *raft.Log) error { return s.StoreLogs([]*raft.Log{l}) }
 
-// maxStoreBytes is the approximate number of bytes that are stored at once. They
-// must fit into a segment of the journal.
+// maxStoreBytes is the approximate number of bytes that are stored at once.
+// They must fit into a segment of the journal.
 const maxStoreBytes = 24 << 20
 
 // StoreLogs stores entries, in one write unless they are very large. When it
@@ -193,8 +194,8 @@ func (s *logStore) removePartial(cause error, from, to uint64) error {
 	return cause
 }
 
-// DeleteRange removes a conflicting suffix. Raft is configured never to trim the
-// log, so any other range is a bug.
+// DeleteRange removes a conflicting suffix. Raft is configured never to trim
+// the log, so any other range is a bug.
 func (s *logStore) DeleteRange(from, to uint64) error {
 	if last := s.log.LastIndex(); to < last {
 		return fmt.Errorf("delete entries %d to %d: only a suffix is ever deleted, and the last is %d", from, to, last)
@@ -209,8 +210,8 @@ func (s *logStore) DeleteRange(from, to uint64) error {
 }
 
 // checkTruncation halts the replica if it would remove entries that it knows to
-// be committed. A leader can only have other entries in their place if a replica
-// has lost entries that it had acknowledged.
+// be committed. A leader can only have other entries in their place if a
+// replica has lost entries that it had acknowledged.
 func (s *logStore) checkTruncation(from uint64) error {
 	snap, err := snapshotStore{s.log}.load()
 	if err != nil {
@@ -287,8 +288,8 @@ func (s *logStore) Get(key []byte) ([]byte, error) {
 
 // SetUint64 stores a number. If it can't store a term, it keeps it as
 // pendingTerm and returns nil, since raft would panic on an error. The term is
-// stored before anything else, so this replica neither votes nor acknowledges an
-// entry in a term that it could forget.
+// stored before anything else, so this replica neither votes nor acknowledges
+// an entry in a term that it could forget.
 func (s *logStore) SetUint64(key []byte, n uint64) error {
 	value := binary.BigEndian.AppendUint64(nil, n)
 	if string(key) != keyTerm {

@@ -146,8 +146,8 @@ func leading(t *testing.T, log *wal.Log) *Group {
 	return g
 }
 
-// A group whose store has failed is unusable, but must not end the process: raft
-// panics if it can't store its term.
+// A group whose store has failed is unusable, but must not end the process:
+// raft panics if it can't store its term.
 func TestAFailedStoreDoesNotPanic(t *testing.T) {
 	dir := t.TempDir()
 	fs := journaltest.NewGate()

@@ -10,10 +10,10 @@ import (
 	"github.com/hashicorp/raft"
 )
 
-// AddReplica adds a node's replica to the group as a nonvoter. It does nothing if
-// the replica is already a member, voter or not. When it returns nil, the change
-// is committed. The errors are [ErrNotLeader], [ErrUnknown], [ErrClosed], and
-// ctx's if ctx ends first: the change may then still be made.
+// AddReplica adds a node's replica to the group as a nonvoter. It does nothing
+// if the replica is already a member, voter or not. When it returns nil, the
+// change is committed. The errors are [ErrNotLeader], [ErrUnknown],
+// [ErrClosed], and ctx's if ctx ends first: the change may then still be made.
 func (g *Group) AddReplica(ctx context.Context, node string) error {
 	if _, member := g.member(node); member && g.Leading() {
 		return g.awaitConfiguration(ctx)
@@ -26,9 +26,9 @@ func (g *Group) AddReplica(ctx context.Context, node string) error {
 	})
 }
 
-// Promote makes a member a voter. The member should have caught up: until it has,
-// it counts in the size of a majority and can't be part of one. The errors are
-// those of [Group.AddReplica], and one if the node is not a member.
+// Promote makes a member a voter. The member should have caught up: until it
+// has, it counts in the size of a majority and can't be part of one. The errors
+// are those of [Group.AddReplica], and one if the node is not a member.
 func (g *Group) Promote(ctx context.Context, node string) error {
 	r, member := g.member(node)
 	switch {
@@ -65,8 +65,8 @@ func (g *Group) Remove(ctx context.Context, node string) error {
 	})
 }
 
-// awaitConfiguration returns nil when the current configuration, which the caller
-// has seen, is committed.
+// awaitConfiguration returns nil when the current configuration, which the
+// caller has seen, is committed.
 func (g *Group) awaitConfiguration(ctx context.Context) error { return g.Barrier(ctx) }
 
 func (g *Group) member(node string) (Replica, bool) {
@@ -78,8 +78,8 @@ func (g *Group) member(node string) (Replica, bool) {
 	return all[i], true
 }
 
-// changeTimeout is how long a membership change waits for the one before, if ctx
-// has no deadline.
+// changeTimeout is how long a membership change waits for the one before, if
+// ctx has no deadline.
 const changeTimeout = 30 * time.Second
 
 // change makes a membership change. Raft makes one change at a time.
@@ -95,10 +95,10 @@ func (g *Group) change(ctx context.Context, request func(timeout time.Duration) 
 // must have replied to be a transferee.
 const reachableTimeouts = 2
 
-// Transfer transfers leadership to a voter, or if to is "" to any voter that has
-// replied recently. It returns nil when this replica no longer leads. Proposals
-// are rejected until Transfer returns. If it fails, this replica still leads,
-// unless the error is [ErrNotLeader].
+// Transfer transfers leadership to a voter, or if to is "" to any voter that
+// has replied recently. It returns nil when this replica no longer leads.
+// Proposals are rejected until Transfer returns. If it fails, this replica
+// still leads, unless the error is [ErrNotLeader].
 func (g *Group) Transfer(ctx context.Context, to string) error {
 	if !g.Leading() {
 		return fmt.Errorf("%w: there is no leadership to transfer", ErrNotLeader)

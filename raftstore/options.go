@@ -16,10 +16,10 @@ import (
 type Options struct {
 	// Node is the name of this replica's node, unique in the group.
 	Node string
-	// Voters bootstraps the group if the log is empty. It must be the same on all
-	// initial replicas. If it is empty, a replica on a network with an empty log
-	// waits for a leader that adds it. A replica that has lost its log must not
-	// bootstrap the group again, since it may already have voted.
+	// Voters bootstraps the group if the log is empty. It must be the same on
+	// all initial replicas. If it is empty, a replica on a network with an
+	// empty log waits for a leader that adds it. A replica that has lost its
+	// log must not bootstrap the group again, since it may already have voted.
 	Voters []string
 	Log    *wal.Log
 	FSM    FSM
@@ -30,22 +30,22 @@ type Options struct {
 	ID      uint32
 
 	// HeartbeatTimeout is how long a follower waits for a heartbeat before it
-	// starts an election. ElectionTimeout, which must not be shorter, is how long
-	// an election may take before the next one. Shorter timeouts find a new
-	// leader sooner; longer ones are less likely to replace a leader that is
-	// only slow. Default: 500 ms each; 1 minute without a network, where the
+	// starts an election. ElectionTimeout, which must not be shorter, is how
+	// long an election may take before the next one. Shorter timeouts find a
+	// new leader sooner; longer ones are less likely to replace a leader that
+	// is only slow. Default: 500 ms each; 1 minute without a network, where the
 	// timeouts have no use.
 	HeartbeatTimeout, ElectionTimeout time.Duration
 	// SnapshotInterval is the time from the moment when there are enough new
-	// entries until a snapshot is taken; it may be up to twice as long. A shorter
-	// interval leaves less to replay after a crash. Default 5 s.
+	// entries until a snapshot is taken; it may be up to twice as long. A
+	// shorter interval leaves less to replay after a crash. Default 5 s.
 	SnapshotInterval time.Duration
 	// SnapshotEntries is the number of new entries after which a snapshot is
 	// scheduled. Default 256.
 	SnapshotEntries uint64
-	// Full reports whether a follower has no room for this many bytes of entries.
-	// It is called for each request with entries that need room. Default: there
-	// is always room.
+	// Full reports whether a follower has no room for this many bytes of
+	// entries. It is called for each request with entries that need room.
+	// Default: there is always room.
 	Full func(bytes int) bool
 	// PeerFull is called on a leader when a peer rejects entries because it has
 	// no room. The leader retries. PeerFull must not block. It may be nil.
@@ -59,10 +59,10 @@ type Options struct {
 	HaltedItself func(error)
 
 	// PeerLostEntries is called once on a leader when a peer has lost entries
-	// that it had acknowledged to this leader: its last entry is has, and had it
-	// had acknowledged. The peer receives no entries and counts for no majority
-	// until it has them again or is added anew. The function must not block. It
-	// may be nil.
+	// that it had acknowledged to this leader: its last entry is has, and had
+	// it had acknowledged. The peer receives no entries and counts for no
+	// majority until it has them again or is added again. The function must not
+	// block. It may be nil.
 	PeerLostEntries func(peer string, has, had uint64)
 
 	// Logger receives the messages of raft and the group. Default: discarded.

@@ -11,15 +11,15 @@ import (
 // peerAcks records which entries a peer has acknowledged to this leader. If the
 // peer's log is shorter later, while it follows the same leader in the same
 // term, then the peer has lost entries: its directory was restored to an older
-// state. Those entries may be committed only because the peer acknowledged them,
-// and now it could elect a leader that lacks them.
+// state. Those entries may be committed only because the peer acknowledged
+// them, and now it could elect a leader that lacks them.
 //
 // Raft would not notice: it would see that the peer rejects a request, and send
 // the missing entries.
 //
-// A new replica of the same name gets new peerAcks: see peer.replaced. A request
-// keeps using the peerAcks that were current when it began, so a late reply does
-// not affect the new replica.
+// A new replica of the same name gets new peerAcks: see peer.replaced. A
+// request keeps using the peerAcks that were current when it began, so a late
+// reply does not affect the new replica.
 type peerAcks struct {
 	mu       sync.Mutex // guards all fields
 	term     uint64     // the term in which index was acknowledged
@@ -64,8 +64,8 @@ func (a *peerAcks) record(term, index uint64) {
 	}
 }
 
-// recordPipeline records that the next requests of a term go through a pipeline.
-// Only raft sees the replies to them.
+// recordPipeline records that the next requests of a term go through a
+// pipeline. Only raft sees the replies to them.
 func (a *peerAcks) recordPipeline(term uint64) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -75,8 +75,8 @@ func (a *peerAcks) recordPipeline(term uint64) {
 // beforeRequest is called before a request is sent outside of a pipeline. It
 // returns the newest entry that the peer has acknowledged. The first such
 // request after a pipeline of the same term begins after the last entry that
-// raft knows to be acknowledged, so beforeRequest records that entry. (The first
-// request of a term begins at the end of the leader's log instead.)
+// raft knows to be acknowledged, so beforeRequest records that entry. (The
+// first request of a term begins at the end of the leader's log instead.)
 func (a *peerAcks) beforeRequest(q *raft.AppendEntriesRequest) (index uint64, err error) {
 	a.mu.Lock()
 	afterPipeline := a.pipeline == q.Term
@@ -88,8 +88,8 @@ func (a *peerAcks) beforeRequest(q *raft.AppendEntriesRequest) (index uint64, er
 	return a.lastAcked(q.Term), a.check(0)
 }
 
-// lastAcked returns the newest entry that the peer is known to have acknowledged
-// in a term.
+// lastAcked returns the newest entry that the peer is known to have
+// acknowledged in a term.
 func (a *peerAcks) lastAcked(term uint64) uint64 {
 	a.mu.Lock()
 	defer a.mu.Unlock()

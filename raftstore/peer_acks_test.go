@@ -7,8 +7,8 @@ import (
 )
 
 // A peer is replaced while requests to it are in flight. The new replica of the
-// same name has no entries, and answers the requests. The leader does not report
-// a loss.
+// same name has no entries, and answers the requests. The leader does not
+// report a loss.
 func TestALateReplyReportsNoLossOfANewReplica(t *testing.T) {
 	reports := 0
 	tr := &transport{peers: map[raft.ServerID]*peer{}, peerLostEntries: func(string, uint64, uint64) { reports++ }}

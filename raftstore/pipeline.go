@@ -10,8 +10,8 @@ import (
 	"github.com/hashicorp/raft"
 )
 
-// resendInterval is how long a pipeline skips redundant requests before it sends
-// one again.
+// resendInterval is how long a pipeline skips redundant requests before it
+// sends one again.
 const resendInterval = 500 * time.Millisecond
 
 // pipeline is raft's pipeline to a peer, with two changes: it throttles old
@@ -21,8 +21,8 @@ const resendInterval = 500 * time.Millisecond
 // separately.
 //
 // Raft's goroutine for the peer sends requests through AppendEntries. It blocks
-// in throttleOld, and while maxInFlight requests have no reply. Other goroutines
-// of raft receive the replies; this package does not see them.
+// in throttleOld, and while maxInFlight requests have no reply. Other
+// goroutines of raft receive the replies; this package does not see them.
 type pipeline struct {
 	raft.AppendPipeline
 	transport *transport
@@ -41,8 +41,8 @@ type pipeline struct {
 
 // AppendEntriesPipeline implements raft.Transport. It returns an error for a
 // peer that has to catch up: through a pipeline raft sends one request for each
-// new entry and one in each commitTimeout; without one it sends the next request
-// as soon as the last is answered.
+// new entry and one in each commitTimeout; without one it sends the next
+// request as soon as the last is answered.
 func (t *transport) AppendEntriesPipeline(id raft.ServerID, to raft.ServerAddress) (raft.AppendPipeline, error) {
 	if err := t.endpoint.halt.err(); err != nil {
 		return nil, err

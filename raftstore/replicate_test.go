@@ -59,8 +59,8 @@ func TestANewLeaderHasAllAcknowledgedEntries(t *testing.T) {
 	applied(t, want, leader)
 }
 
-// The proposals of a leader that is disconnected get an outcome. Their entries are
-// removed when the leader is connected again.
+// The proposals of a leader that is disconnected get an outcome. Their entries
+// are removed when the leader is connected again.
 func TestADisconnectedLeader(t *testing.T) {
 	t.Parallel()
 	c, leader := startCluster(t, "n1", "n2", "n3")
@@ -93,9 +93,9 @@ func TestADisconnectedLeader(t *testing.T) {
 	sameLog(t, c.nodes["n1"].log(), c.nodes["n3"].log())
 }
 
-// Only replies to heartbeats that are sent after the call of VerifyLeader confirm
-// a leader. An earlier reply may arrive late, for example because the process was
-// suspended, and another replica may lead by then.
+// Only replies to heartbeats that are sent after the call of VerifyLeader
+// confirm a leader. An earlier reply may arrive late, for example because the
+// process was suspended, and another replica may lead by then.
 func TestAnEarlierReplyDoesNotConfirmALeader(t *testing.T) {
 	t.Parallel()
 	c := startSlowCluster(t, 2*time.Second, "n1", "n2", "n3") // it leads for this long without replies
@@ -131,8 +131,8 @@ func TestAnEarlierReplyDoesNotConfirmALeader(t *testing.T) {
 	}
 }
 
-// A leader can be closed while its followers are down, and every proposal gets an
-// outcome.
+// A leader can be closed while its followers are down, and every proposal gets
+// an outcome.
 func TestCloseWithoutAMajority(t *testing.T) {
 	t.Parallel()
 	c, leader := startCluster(t, "n1", "n2", "n3")
@@ -151,8 +151,8 @@ func TestCloseWithoutAMajority(t *testing.T) {
 	}
 }
 
-// failedAppends is a log handler that counts raft's failed requests with entries.
-// Raft backs off from a peer after each.
+// failedAppends is a log handler that counts raft's failed requests with
+// entries. Raft backs off from a peer after each.
 type failedAppends struct {
 	slog.Handler
 	count atomic.Int64
@@ -167,9 +167,9 @@ func (f *failedAppends) Handle(_ context.Context, r slog.Record) error {
 	return nil
 }
 
-// A follower that was down receives new entries soon after it is up again, however
-// long it was down: the transport retries on raft's behalf, so raft sees no failed
-// request and does not back off.
+// A follower that was down receives new entries soon after it is up again,
+// however long it was down: the transport retries on raft's behalf, so raft
+// sees no failed request and does not back off.
 func TestRaftDoesNotBackOffFromAFollower(t *testing.T) {
 	t.Parallel()
 	c := startSlowCluster(t, 2*time.Second, "n1", "n2", "n3") // a slow machine must not cause an election
@@ -214,8 +214,8 @@ func TestRaftDoesNotBackOffFromAFollower(t *testing.T) {
 	t.Error("the leaders change all the time")
 }
 
-// A follower that restarts learns the commit index again, although its leader has
-// sent it before and there are no new entries.
+// A follower that restarts learns the commit index again, although its leader
+// has sent it before and there are no new entries.
 func TestARestartedFollowerLearnsTheCommitIndex(t *testing.T) {
 	t.Parallel()
 	c, leader := startCluster(t, "n1", "n2", "n3")

@@ -74,8 +74,8 @@ func (f *rpcFilter) run() {
 
 // maxTermLead is how far a peer's term may be ahead of this replica's. An
 // election increments the term, so a correct peer never gets this far ahead. If
-// a group adopted a term near the largest number, it would soon have no term for
-// another election.
+// a group adopted a term near the largest number, it would soon have no term
+// for another election.
 const maxTermLead = 1 << 32
 
 // implausibleTerm reports whether a peer's term is further ahead of this
@@ -195,10 +195,11 @@ func (f *rpcFilter) trimPrefix(q *raft.AppendEntriesRequest) {
 
 var errBehind = errors.New("this replica lacks entries that the leader has trimmed: it has to fetch them")
 
-// answerInstall returns the reply to a leader that offers a snapshot, because it
-// has trimmed the entries that it believes this replica needs next. If the log
-// holds the entries that the snapshot covers, the reply is that the snapshot is
-// installed, and the leader continues after it. Otherwise the replica is behind.
+// answerInstall returns the reply to a leader that offers a snapshot, because
+// it has trimmed the entries that it believes this replica needs next. If the
+// log holds the entries that the snapshot covers, the reply is that the
+// snapshot is installed, and the leader continues after it. Otherwise the
+// replica is behind.
 func (f *rpcFilter) answerInstall(q *raft.InstallSnapshotRequest) (any, error) {
 	a := &raft.InstallSnapshotResponse{RPCHeader: raft.RPCHeader{ProtocolVersion: raft.ProtocolVersionMax}, Term: q.Term}
 	if r := f.raft.Load(); r != nil && r.CurrentTerm() > q.Term {

@@ -13,8 +13,8 @@ import (
 	"github.com/cantuslog/cantus/wal"
 )
 
-// trimmed returns a log with the entries 10 to 20. Those from 11 on have term 2,
-// entry 10 has term 1.
+// trimmed returns a log with the entries 10 to 20. Those from 11 on have term
+// 2, entry 10 has term 1.
 func trimmed(t *testing.T) *wal.Log {
 	t.Helper()
 	log := openLog(t, t.TempDir(), wal.Options{})
@@ -139,9 +139,9 @@ func TestAForeignSnapshotIsNotStored(t *testing.T) {
 	}
 }
 
-// When a fetch begins, the entries after the log's snapshot are removed, and the
-// index and term of its last entry are recorded, even if the node crashes in
-// between.
+// When a fetch begins, the entries after the log's snapshot are removed, and
+// the index and term of its last entry are recorded, even if the node crashes
+// in between.
 func TestAFetchKeepsWhatIsCommitted(t *testing.T) {
 	log := trimmed(t)
 	if err := log.SetMeta(wal.Meta{Name: metaSnapshot, Value: []byte(`{"index":15,"term":2}`)}); err != nil {

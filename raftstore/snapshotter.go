@@ -9,10 +9,10 @@ import (
 	"github.com/hashicorp/raft"
 )
 
-// snapshotter takes a snapshot some time after enough entries were applied. Raft
-// itself would use a timer in every group to check whether there is anything
-// new. The FSM's goroutine schedules a snapshot, and a timer's goroutine takes
-// it, at most one at a time.
+// snapshotter takes a snapshot some time after enough entries were applied.
+// Raft itself would use a timer in every group to check whether there is
+// anything new. The FSM's goroutine schedules a snapshot, and a timer's
+// goroutine takes it, at most one at a time.
 type snapshotter struct {
 	entries   uint64        // number of new entries after which a snapshot is scheduled
 	interval  time.Duration // minimum time from then until the snapshot; the maximum is twice as long

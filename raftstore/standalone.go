@@ -7,10 +7,10 @@ import (
 	"github.com/hashicorp/raft"
 )
 
-// A standalone replica, one without a network, has no peers, so it does not need
-// raft's timeouts: it starts an election when it is opened, and again after it
-// has stepped down, as it does when it can't store entries. Its timeouts are
-// long, so that raft does not wake idle groups.
+// A standalone replica, one without a network, has no peers, so it does not
+// need raft's timeouts: it starts an election when it is opened, and again
+// after it has stepped down, as it does when it can't store entries. Its
+// timeouts are long, so that raft does not wake idle groups.
 
 // campaignRetry is how long a standalone replica waits before it starts another
 // election.

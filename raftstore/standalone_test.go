@@ -13,8 +13,8 @@ import (
 	"github.com/cantuslog/cantus/wal/journal/journaltest"
 )
 
-// A standalone replica that has stepped down because its disk was full leads again
-// soon after there is room, although its timeouts are long.
+// A standalone replica that has stepped down because its disk was full leads
+// again soon after there is room, although its timeouts are long.
 func TestAStandaloneReplicaLeadsAgainOnceThereIsRoom(t *testing.T) {
 	testkit.NotShort(t, "it waits for elections and time-outs")
 	fs := journaltest.NewGate()
@@ -40,7 +40,8 @@ func TestAStandaloneReplicaLeadsAgainOnceThereIsRoom(t *testing.T) {
 	propose(t, g, "x")
 }
 
-// Snapshots are taken after enough entries, even if others are taken in between.
+// Snapshots are taken after enough entries, even if others are taken in
+// between.
 func TestSnapshotsComeAfterEnoughEntries(t *testing.T) {
 	s := openStore(t, t.TempDir(), wal.Options{})
 	m := &machine{}

@@ -17,8 +17,8 @@ import (
 //     heartbeats of each peer arrive.
 //   - A follower waits a multiple of the measured time before it starts an
 //     election.
-//   - A leader on a late node does not take the silence of a follower for a lost
-//     connection. It leads for as long as its followers wait.
+//   - A leader on a late node does not take the silence of a follower for a
+//     lost connection. It leads for as long as its followers wait.
 //
 // Only the speed of a failover depends on this. A leader whose process dies is
 // still replaced at once, since its connections break (failover.go), and
@@ -100,8 +100,9 @@ func (s *starvation) recordTick(now, next time.Time) {
 	s.due = next
 }
 
-// recordArrival records the arrival of a peer's heartbeats. A gap that is longer
-// than the timeout does not count: the peer led no group, or was unreachable.
+// recordArrival records the arrival of a peer's heartbeats. A gap that is
+// longer than the timeout does not count: the peer led no group, or was
+// unreachable.
 func (s *starvation) recordArrival(peer string, now time.Time) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -119,7 +120,8 @@ func (s *starvation) recordArrival(peer string, now time.Time) {
 	a.last = now
 }
 
-// forgetPeer deletes the measurements of a peer that has no connection any more.
+// forgetPeer deletes the measurements of a peer whose last connection has
+// closed.
 func (s *starvation) forgetPeer(peer string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -207,8 +209,8 @@ func (n *Network) adaptTimeouts(now time.Time) {
 	}
 }
 
-// setTimeout changes raft's heartbeat timeout, if the difference is large enough
-// to matter.
+// setTimeout changes raft's heartbeat timeout, if the difference is large
+// enough to matter.
 func (g *Group) setTimeout(want time.Duration) {
 	config := g.raft.ReloadableConfig()
 	if want != g.heartbeatTimeout && want < config.HeartbeatTimeout*5/4 && want > config.HeartbeatTimeout*3/5 ||
@@ -221,9 +223,10 @@ func (g *Group) setTimeout(want time.Duration) {
 	}
 }
 
-// presumesFollowing reports whether a peer should be presumed to follow although
-// it is silent, because this node is late itself. A peer that has rejected this
-// term or a newer one of this replica's is not presumed to follow.
+// presumesFollowing reports whether a peer should be presumed to follow
+// although it is silent, because this node is late itself. A peer that has
+// rejected this term or a newer one of this replica's is not presumed to
+// follow.
 func (t *transport) presumesFollowing(p *peer, term uint64) bool {
 	if p.rejectedTerm.Load() >= term {
 		return false

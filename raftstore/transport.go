@@ -41,9 +41,10 @@ const (
 // the peer can't be reached; and in throttleOld, for the catch-up rate. They
 // stop blocking when dialCtx is done. No lock is held while a request is sent.
 //
-// After a failed request, raft backs off from the peer by up to ten seconds, and
-// a peer that returns meanwhile would have to wait. So retry repeats the request
-// on raft's behalf until the peer replies, for as long as this replica leads.
+// After a failed request, raft backs off from the peer by up to ten seconds,
+// and a peer that returns meanwhile would have to wait. So retry repeats the
+// request on raft's behalf until the peer replies, for as long as this replica
+// leads.
 type transport struct {
 	*raft.NetworkTransport // sends entries, and receives all requests of peers
 	control                *raft.NetworkTransport
@@ -80,9 +81,9 @@ type peer struct {
 	acks         atomic.Pointer[peerAcks]
 
 	mu sync.Mutex // guards the fields below
-	// confirmedTerm is the newest term in which the peer has confirmed that this
-	// replica leads, by its reply to a heartbeat that was sent at confirmedAt or
-	// later.
+	// confirmedTerm is the newest term in which the peer has confirmed that
+	// this replica leads, by its reply to a heartbeat that was sent at
+	// confirmedAt or later.
 	confirmedTerm uint64
 	confirmedAt   time.Time
 }
@@ -343,9 +344,9 @@ func (t *transport) retry(id raft.ServerID, term uint64, try func() error) error
 	return err
 }
 
-// shouldRetry reports whether this replica still leads in a term and the peer is
-// a member of the group. It returns false during a leadership transfer: if the
-// transferee can't be reached, raft would wait for the retries, and reject
+// shouldRetry reports whether this replica still leads in a term and the peer
+// is a member of the group. It returns false during a leadership transfer: if
+// the transferee can't be reached, raft would wait for the retries, and reject
 // proposals meanwhile.
 func (t *transport) shouldRetry(id raft.ServerID, term uint64) bool {
 	r := t.raft.Load()

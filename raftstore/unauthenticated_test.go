@@ -123,8 +123,8 @@ func frame(payload []byte) []byte {
 	return append(b, payload...)
 }
 
-// exchange sends bytes to a node and returns the bytes that the node sends until
-// it closes the connection.
+// exchange sends bytes to a node and returns the bytes that the node sends
+// until it closes the connection.
 func exchange(t *testing.T, n *node, b []byte) string {
 	t.Helper()
 	conn, err := net.Dial("tcp", n.network.Addr().String())
@@ -209,7 +209,8 @@ func TestUnauthenticatedPeersHaveNoEffect(t *testing.T) {
 		_, _ = s.conn.Write(x.b)
 		s.rest(t)
 	}
-	// Connections that send nothing, or only part of an opening, block no others.
+	// Connections that send nothing, or only part of an opening, block no
+	// others.
 	for i := range 20 {
 		conn, err := net.Dial("tcp", n.network.Addr().String())
 		if err != nil {

@@ -45,9 +45,9 @@ type Server struct {
 	once   sync.Once
 }
 
-// Run starts a nats-server in this process, and returns when it accepts clients.
-// The server does not log and does not handle signals. The caller stops it with
-// [Server.Close]. ctx only bounds the start.
+// Run starts a nats-server in this process, and returns when it accepts
+// clients. The server does not log and does not handle signals. The caller
+// stops it with [Server.Close]. ctx only bounds the start.
 func Run(ctx context.Context, opts Options) (*Server, error) {
 	conf, err := configure(opts)
 	if err != nil {

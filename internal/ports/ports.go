@@ -17,8 +17,8 @@ const lowest, highest = 10_000, 30_000
 // returned has the addresses that Free has returned.
 var returned sync.Map
 
-// Free returns a host:port on the loopback interface that is free at the moment.
-// It returns each port only once in a process.
+// Free returns a host:port on the loopback interface that is free at the
+// moment. It returns each port only once in a process.
 func Free(tb testing.TB) string {
 	tb.Helper()
 	for range 1000 {

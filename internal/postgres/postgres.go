@@ -1,7 +1,8 @@
 //go:build unix
 
-// Package postgres runs a PostgreSQL server for tests, in a temporary directory,
-// with a Unix socket and no port, and independent of the machine's configuration.
+// Package postgres runs a PostgreSQL server for tests, in a temporary
+// directory, with a Unix socket and no port, and independent of the machine's
+// configuration.
 //
 // The server's programs are those of Debian's package postgresql. PostgreSQL
 // refuses to run as root, so root runs it as the user postgres or nobody.
@@ -33,7 +34,8 @@ type Server struct {
 	names    atomic.Int64
 }
 
-// startTimeout bounds how long Start waits for the server to accept connections.
+// startTimeout bounds how long Start waits for the server to accept
+// connections.
 const startTimeout = time.Minute
 
 // Start runs a server until the test ends. If PostgreSQL is not installed, the
@@ -78,8 +80,8 @@ func (s *Server) Close() error {
 	return os.RemoveAll(s.dir)
 }
 
-// find returns the folder of initdb: the one in PATH, or that of the newest server
-// installed.
+// find returns the folder of initdb: the one in PATH, or that of the newest
+// server installed.
 func find() (string, error) {
 	if path, err := exec.LookPath("initdb"); err == nil {
 		if path, err = filepath.EvalSymlinks(path); err == nil {
@@ -135,11 +137,11 @@ func (s *Server) run(name string, args ...string) error {
 	return nil
 }
 
-// Start starts the server, for the first time or after Kill, and returns when it
-// accepts connections.
+// Start starts the server, for the first time or after Kill, and returns when
+// it accepts connections.
 func (s *Server) Start(ctx context.Context) error {
-	// Without fsync data can only be lost in a power failure, and tests only kill
-	// processes.
+	// Without fsync data can only be lost in a power failure, and tests only
+	// kill processes.
 	s.cmd = s.command("postgres", "-D", s.data(), "-k", s.dir, "-c", "listen_addresses=", "-c", "fsync=off", "-c", "max_connections=200")
 	var stderr bytes.Buffer
 	s.cmd.Stderr = &stderr
@@ -165,8 +167,8 @@ func (s *Server) Start(ctx context.Context) error {
 	return nil
 }
 
-// Kill ends the server and its children without a shutdown, as kill -9 would, and
-// returns when they have ended. After the next Start the server recovers.
+// Kill ends the server and its children without a shutdown, as kill -9 would,
+// and returns when they have ended. After the next Start the server recovers.
 func (s *Server) Kill() {
 	if s.cmd == nil {
 		return

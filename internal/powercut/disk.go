@@ -1,7 +1,7 @@
 //go:build linux
 
-// Package powercut creates file systems for tests that simulate a power failure.
-// It needs root, a loop device, ext4 and util-linux.
+// Package powercut creates file systems for tests that simulate a power
+// failure. It needs root, a loop device, ext4 and util-linux.
 package powercut
 
 import (
@@ -14,8 +14,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// From linux/fs/ext4/ext4.h: the file system shuts down at once, without flushing
-// its journal.
+// From linux/fs/ext4/ext4.h: the file system shuts down at once, without
+// flushing its journal.
 const (
 	ext4Shutdown   = 0x8004587d // EXT4_IOC_SHUTDOWN
 	withoutLogSync = 2          // EXT4_GOING_FLAGS_NOLOGFLUSH
@@ -52,8 +52,8 @@ func (d *Disk) Thaw() {
 	d.run("fsfreeze", "-u", d.Mount)
 }
 
-// Cut simulates a power failure. A sync at that moment may return success without
-// effect.
+// Cut simulates a power failure. A sync at that moment may return success
+// without effect.
 func (d *Disk) Cut() {
 	d.tb.Helper()
 	f, err := os.Open(d.Mount)

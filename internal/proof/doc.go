@@ -1,11 +1,11 @@
-// Package proof tests the log's guarantees to writers. The tests run against any
-// log, of one node or of several.
+// Package proof tests the log's guarantees to writers. The tests run against
+// any log, of one node or of several.
 //
 //   - In Probe, writers compute transactions from their high-water marks while
 //     leaders fail. Then the log must have none that was computed from a stale
 //     state.
-//   - In Skew, two writers read two accounts and each writes one. The limit on the
-//     accounts' sum must hold.
+//   - In Skew, two writers read two accounts and each writes one. The limit on
+//     the accounts' sum must hold.
 package proof
 
 import (
@@ -23,8 +23,8 @@ type Log interface {
 	// Connect returns a new connection that survives failures: it reconnects
 	// without limit, to any node. The caller closes it.
 	Connect(opts ...nats.Option) (*nats.Conn, error)
-	// Fail makes the leader of partition 0 fail in some way, and returns when the
-	// partition is available again.
+	// Fail makes the leader of partition 0 fail in some way, and returns when
+	// the partition is available again.
 	Fail(ctx context.Context) error
 }
 

@@ -13,12 +13,12 @@ import (
 )
 
 // Probe is a test of Waltz. The payload of each transaction is its writer's
-// high-water mark plus one, and all transactions have the same write lock. So each
-// payload is the transaction's own txid, unless one was computed from a stale
-// state, lost, or appended twice.
+// high-water mark plus one, and all transactions have the same write lock. So
+// each payload is the transaction's own txid, unless one was computed from a
+// stale state, lost, or appended twice.
 type Probe struct {
-	// Writers is the number of writers. Each appends Each transactions, on its own
-	// connection.
+	// Writers is the number of writers. Each appends Each transactions, on its
+	// own connection.
 	Writers, Each int
 	// Failures is how often the leader fails during the test.
 	Failures int

@@ -13,17 +13,19 @@ import (
 	"github.com/cantuslog/cantus/client"
 )
 
-// Skew is a test for write skew. Two writers read two accounts, whose sum must not
-// become negative, and each withdraws from one of them. Both compute their
+// Skew is a test for write skew. Two writers read two accounts, whose sum must
+// not become negative, and each withdraws from one of them. Both compute their
 // transactions before either appends.
 type Skew struct {
 	Rounds int
-	// ReadLocks makes the writers add read locks for what they read. Without read
-	// locks the limit is violated, which shows that the test can detect it.
+	// ReadLocks makes the writers add read locks for what they read. Without
+	// read locks the limit is violated, which shows that the test can detect
+	// it.
 	ReadLocks bool
 }
 
-// accounts is a view. A transaction is "name=amount" pairs, separated by spaces.
+// accounts is a view. A transaction is "name=amount" pairs, separated by
+// spaces.
 type accounts struct {
 	mu  sync.Mutex
 	all map[string]int
@@ -85,8 +87,8 @@ func (s Skew) Run(ctx context.Context, log Log) (broken int, err error) {
 	return broken, nil
 }
 
-// round sets the sum of the accounts to 100, lets both writers withdraw 100, and
-// returns the new sum.
+// round sets the sum of the accounts to 100, lets both writers withdraw 100,
+// and returns the new sum.
 func (s Skew) round(ctx context.Context, two []*skewed) (sum int, err error) {
 	last, err := two[0].app.Transact(ctx, 0, func(req *client.Request) error {
 		req.WriteLock("0", "1")
@@ -116,8 +118,8 @@ func (s Skew) round(ctx context.Context, two []*skewed) (sum int, err error) {
 	return two[0].view.get("0") + two[0].view.get("1"), nil
 }
 
-// withdraw withdraws 100 if the sum allows it. After its first computation it waits
-// until the other writer has also computed.
+// withdraw withdraws 100 if the sum allows it. After its first computation it
+// waits until the other writer has also computed.
 func (w *skewed) withdraw(ctx context.Context, computed *sync.WaitGroup, readLocks bool) error {
 	var once sync.Once
 	_, err := w.app.Transact(ctx, 0, func(req *client.Request) error {

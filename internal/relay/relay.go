@@ -19,8 +19,8 @@ const (
 	Replies                   // to the dialer
 )
 
-// Relay forwards connections to a target. Each dialer has its own address. It is
-// safe for concurrent use.
+// Relay forwards connections to a target. Each dialer has its own address. It
+// is safe for concurrent use.
 //
 // A goroutine for each dialer accepts connections, and each connection has one
 // goroutine for each direction. A stall blocks them until Resume or Close.
@@ -64,8 +64,8 @@ func Slow(tb testing.TB, url string, rate int) string {
 	return "nats://" + address
 }
 
-// Entry returns the address at which a dialer reaches the target. After Close, it
-// returns net.ErrClosed for a new dialer.
+// Entry returns the address at which a dialer reaches the target. After Close,
+// it returns net.ErrClosed for a new dialer.
 func (r *Relay) Entry(dialer string) (string, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -115,8 +115,8 @@ func (r *Relay) accept(l net.Listener, dialer string) {
 	}
 }
 
-// register adds both ends of a connection to conns. It closes them if the dialer
-// is refused or the relay is closed.
+// register adds both ends of a connection to conns. It closes them if the
+// dialer is refused or the relay is closed.
 func (r *Relay) register(dialer string, ends ...net.Conn) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -157,8 +157,8 @@ func (r *Relay) forward(to, from net.Conn, way Direction) {
 	}
 }
 
-// pass waits while a direction is stalled. It reports whether n more bytes may be
-// forwarded.
+// pass waits while a direction is stalled. It reports whether n more bytes may
+// be forwarded.
 func (r *Relay) pass(n int, way Direction) bool {
 	r.mu.Lock()
 	stalled := r.stalled[way]
@@ -178,8 +178,8 @@ func (r *Relay) pass(n int, way Direction) bool {
 	return r.limit == 0 || r.passed <= r.limit
 }
 
-// Refuse refuses the dialers that which selects, and no others, until it is called
-// again. It closes their connections.
+// Refuse refuses the dialers that which selects, and no others, until it is
+// called again. It closes their connections.
 func (r *Relay) Refuse(which func(dialer string) bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -204,8 +204,8 @@ func (r *Relay) Limit(bytes int) {
 	}
 }
 
-// Stall stops forwarding in some directions until they are resumed or the relay is
-// closed. The connections stay open.
+// Stall stops forwarding in some directions until they are resumed or the relay
+// is closed. The connections stay open.
 func (r *Relay) Stall(ways ...Direction) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -244,8 +244,8 @@ func (r *Relay) Cut() {
 	}
 }
 
-// Close closes the relay and its connections, and waits for its goroutines. It is
-// idempotent.
+// Close closes the relay and its connections, and waits for its goroutines. It
+// is idempotent.
 func (r *Relay) Close() {
 	r.mu.Lock()
 	if !r.closed {

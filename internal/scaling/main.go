@@ -1,7 +1,7 @@
-// Command scaling measures how the cost of an append grows with one parameter at
-// a time (partitions, payload, locks, connections, the log's length), and draws a
-// plot of each: `make scaling`. It runs cantus bench, which starts a new node for
-// each point.
+// Command scaling measures how the cost of an append grows with one parameter
+// at a time (partitions, payload, locks, connections, the log's length), and
+// draws a plot of each: `make scaling`. It runs cantus bench, which starts a
+// new node for each point.
 package main
 
 import (

@@ -35,8 +35,8 @@ func NewAuthority(t testing.TB) Authority {
 }
 
 // NamedAuthority returns a new authority with a name. Authorities that a test
-// must tell apart need different names: a client sends no certificate to a server
-// that requests one of another authority.
+// must tell apart need different names: a client sends no certificate to a
+// server that requests one of another authority.
 func NamedAuthority(t testing.TB, name string) Authority {
 	t.Helper()
 	a := Authority{t: t, Dir: t.TempDir(), key: newKey(t)}
@@ -96,8 +96,8 @@ func (a Authority) Pool() *x509.CertPool {
 // CAFile returns the path of the authority's own certificate.
 func (a Authority) CAFile() string { return filepath.Join(a.Dir, "ca.crt") }
 
-// Config returns the TLS configuration of a node with a name, for use as a server
-// and as a client.
+// Config returns the TLS configuration of a node with a name, for use as a
+// server and as a client.
 func (a Authority) Config(name string) *tls.Config {
 	a.t.Helper()
 	key, template := newKey(a.t), certificate(name, time.Now().Add(time.Hour))
@@ -106,9 +106,9 @@ func (a Authority) Config(name string) *tls.Config {
 	return &tls.Config{RootCAs: a.Pool(), Certificates: []tls.Certificate{{Certificate: [][]byte{cert.Raw}, PrivateKey: key}}}
 }
 
-// Files creates a certificate and its key, and returns their files, NAME.crt and
-// NAME.key in Dir. The certificate is valid until a time, for 127.0.0.1, its name,
-// and the names n1 to n9.
+// Files creates a certificate and its key, and returns their files, NAME.crt
+// and NAME.key in Dir. The certificate is valid until a time, for 127.0.0.1,
+// its name, and the names n1 to n9.
 func (a Authority) Files(name string, until time.Time) (certFile, keyFile string) {
 	a.t.Helper()
 	key, template := newKey(a.t), certificate(name, until)

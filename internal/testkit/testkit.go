@@ -1,9 +1,10 @@
-// Package testkit holds helpers that the tests of several packages share: waiting,
-// the tiers of tests, and the check for leaked goroutines.
+// Package testkit holds helpers that the tests of several packages share:
+// waiting, the tiers of tests, and the check for leaked goroutines.
 //
-// Tests come in three tiers. go test -short skips or shortens the longest tests;
-// it is for quick runs between edits. go test runs all tests, but some only as
-// samples. With CANTUS_LONG=1 in the environment, they run at full length.
+// Tests come in three tiers. go test -short skips or shortens the longest
+// tests; it is for quick runs between edits. go test runs all tests, but some
+// only as samples. With CANTUS_LONG=1 in the environment, they run at full
+// length.
 package testkit
 
 import (
@@ -43,8 +44,8 @@ func Until(t testing.TB, what string, condition func() bool) {
 // long is the environment variable that selects the longest tier.
 const long = "CANTUS_LONG"
 
-// Long reports whether tests run at full length. It panics if CANTUS_LONG is not a
-// boolean.
+// Long reports whether tests run at full length. It panics if CANTUS_LONG is
+// not a boolean.
 func Long() bool {
 	v := os.Getenv(long)
 	if v == "" {
@@ -57,8 +58,8 @@ func Long() bool {
 	return set
 }
 
-// OnlyLong skips a test unless tests run at full length. reason says why the test
-// is long.
+// OnlyLong skips a test unless tests run at full length. reason says why the
+// test is long.
 func OnlyLong(t testing.TB, reason string) {
 	t.Helper()
 	if !Long() {
@@ -75,8 +76,8 @@ func NotShort(t testing.TB, reason string) {
 }
 
 // Parallel marks a test as parallel, unless tests run at full length, when the
-// test's measurements must not be disturbed. It is for tests that wait more than
-// they compute.
+// test's measurements must not be disturbed. It is for tests that wait more
+// than they compute.
 func Parallel(t *testing.T) {
 	t.Helper()
 	if !Long() {
@@ -84,8 +85,8 @@ func Parallel(t *testing.T) {
 	}
 }
 
-// Sized returns the size of a test in the current tier: short in short mode, full
-// at full length, otherwise usual.
+// Sized returns the size of a test in the current tier: short in short mode,
+// full at full length, otherwise usual.
 func Sized[T any](short, usual, full T) T {
 	switch {
 	case Long():
@@ -109,8 +110,9 @@ func AtOnce(n int) error {
 	return flag.Set("test.parallel", strconv.Itoa(n))
 }
 
-// Main runs a package's tests, and fails if goroutines are left afterwards, other
-// than that of Badger's logger, which never ends. It is called from TestMain.
+// Main runs a package's tests, and fails if goroutines are left afterwards,
+// other than that of Badger's logger, which never ends. It is called from
+// TestMain.
 func Main(m goleak.TestingM) {
 	goleak.VerifyTestMain(m, goleak.IgnoreTopFunction("github.com/golang/glog.(*fileSink).flushDaemon"))
 }

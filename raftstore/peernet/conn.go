@@ -14,8 +14,8 @@ import (
 
 const (
 	// MaxFrame bounds the payload of a frame, in bytes. It is the size of the
-	// buffers of hashicorp/raft's transport, so that a full buffer is one frame,
-	// which the peer reads into its buffer without a copy.
+	// buffers of hashicorp/raft's transport, so that a full buffer is one
+	// frame, which the peer reads into its buffer without a copy.
 	MaxFrame    = 256 << 10
 	frameHeader = 8
 	// smallFrame is the size up to which it is cheaper to copy a payload behind
@@ -23,8 +23,8 @@ const (
 	smallFrame = 4 << 10
 	// readBuffer is the size of the read buffer. A small frame takes one read.
 	readBuffer = 16 << 10
-	// stallTimeout is how long a peer that dialed may take to send the rest of a
-	// frame, or to read what is sent to it.
+	// stallTimeout is how long a peer that dialed may take to send the rest of
+	// a frame, or to read what is sent to it.
 	stallTimeout = 30 * time.Second
 )
 

@@ -8,11 +8,11 @@
 //
 // A connection begins with a handshake, in which both ends prove that they have
 // the cluster's key before either reveals anything else (handshake.go; the
-// messages are in messages.go). A peer that has the key is trusted to be honest:
-// it may be faulty or outdated, but it is not malicious. After the handshake
-// the connection carries a stream of bytes in frames with checksums (conn.go).
-// TLS is optional (tls.go). Without TLS, an attacker that can alter packets can
-// hijack a connection after its handshake.
+// messages are in messages.go). A peer that has the key is trusted to be
+// honest: it may be faulty or outdated, but it is not malicious. After the
+// handshake the connection carries a stream of bytes in frames with checksums
+// (conn.go). TLS is optional (tls.go). Without TLS, an attacker that can alter
+// packets can hijack a connection after its handshake.
 //
 // [Network.Close] breaks all connections and waits for the handlers. It does
 // not unblock a handler that waits for something other than its connection: the

@@ -37,8 +37,8 @@ func (n *Network) established(c *Conn, g greeting, peer string) *Conn {
 	return c
 }
 
-// authenticateDialer is the listener's part of the handshake messages. Until the
-// dialer has proved that it belongs to this cluster, it sends nothing but a
+// authenticateDialer is the listener's part of the handshake messages. Until
+// the dialer has proved that it belongs to this cluster, it sends nothing but a
 // nonce.
 func (n *Network) authenticateDialer(conn net.Conn, r *bufio.Reader, secure *tls.Conn) (g greeting, err error) {
 	binding, err := channelBinding(secure)
@@ -91,15 +91,15 @@ func refusalText(err error) string {
 	return err.Error()
 }
 
-// NoGroupError is returned by a Handler's Accept if the node has no open replica
-// of the group. The network logs it at the debug level.
+// NoGroupError is returned by a Handler's Accept if the node has no open
+// replica of the group. The network logs it at the debug level.
 type NoGroupError uint32
 
 func (g NoGroupError) Error() string { return fmt.Sprintf("no replica of group %d here", uint32(g)) }
 
 // checkGreeting returns an error if a peer that has the key dialed the wrong
-// node, is not a member, has unacceptable claims, or asks for a purpose or group
-// that this node does not serve.
+// node, is not a member, has unacceptable claims, or asks for a purpose or
+// group that this node does not serve.
 func (n *Network) checkGreeting(g greeting, secure *tls.Conn) error {
 	if g.to != n.opts.Node {
 		return refusedError{fmt.Sprintf("I am %s, not %s", n.opts.Node, g.to)}
@@ -169,8 +169,8 @@ func (n *Network) clientHandshake(ctx context.Context, conn net.Conn, g greeting
 	return n.established(newConn(conn, r, config != nil, false), g, g.to), nil
 }
 
-// authenticateListener is the dialer's part of the handshake messages. It proves
-// to the listener that this node belongs to the cluster, and checks the
+// authenticateListener is the dialer's part of the handshake messages. It
+// proves to the listener that this node belongs to the cluster, and checks the
 // listener's proof of the same.
 func (n *Network) authenticateListener(conn net.Conn, r *bufio.Reader, g greeting) error {
 	secure, _ := conn.(*tls.Conn)

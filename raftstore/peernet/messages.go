@@ -181,7 +181,8 @@ func (t *transcript) send(w io.Writer, step string, body []byte) error {
 }
 
 // receive reads a message in the form that send writes, checks its proof, and
-// returns its body, of at most limit bytes. It reads nothing beyond the message.
+// returns its body, of at most limit bytes. It reads nothing beyond the
+// message.
 func (t *transcript) receive(r io.Reader, step string, limit int) ([]byte, error) {
 	b := make([]byte, 2)
 	if _, err := io.ReadFull(r, b); err != nil {
@@ -295,8 +296,8 @@ func encodeRefusal(text string) []byte {
 	return append([]byte{statusRefused}, text...)
 }
 
-// decodeAnswer decodes the body of an answer or a verdict. It returns the claims
-// of a welcome. For a refusal, the error is a refusedError.
+// decodeAnswer decodes the body of an answer or a verdict. It returns the
+// claims of a welcome. For a refusal, the error is a refusedError.
 func decodeAnswer(b []byte) (claims []byte, err error) {
 	switch {
 	case len(b) == 0 || b[0] > statusRefused:

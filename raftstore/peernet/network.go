@@ -69,16 +69,16 @@ type Options struct {
 	// block.
 	Resolve func(node string) (hostport string, err error)
 	// TLS makes connections mutually authenticated; nil leaves them plain. The
-	// network uses it both as server and as client. A node's certificate must be
-	// valid for both uses, and for the node's name, or for ServerName if that is
-	// set. ClientCAs and RootCAs hold the authorities; if one of them is nil,
-	// the other is used for both.
+	// network uses it both as server and as client. A node's certificate must
+	// be valid for both uses, and for the node's name, or for ServerName if
+	// that is set. ClientCAs and RootCAs hold the authorities; if one of them
+	// is nil, the other is used for both.
 	TLS *tls.Config
 	// CatchUpRate bounds the bytes per second that pass [Network.Throttle]: the
-	// old entries that the node sends to replicas that are behind. A higher rate
-	// brings them up to date sooner, and leaves less of the disk and the network
-	// for new entries. The minimum is 1 MiB, the default 16 MiB; a negative rate
-	// means no bound.
+	// old entries that the node sends to replicas that are behind. A higher
+	// rate brings them up to date sooner, and leaves less of the disk and the
+	// network for new entries. The minimum is 1 MiB, the default 16 MiB; a
+	// negative rate means no bound.
 	CatchUpRate int64
 	// Logger receives messages about connections. Default: discarded.
 	Logger *slog.Logger
@@ -307,8 +307,8 @@ func (n *Network) logRefused(conn net.Conn, err error) {
 	}
 }
 
-// Warn logs a warning about peers, at most one in ten seconds: a faulty peer may
-// cause many. The next warning reports how many were not logged.
+// Warn logs a warning about peers, at most one in ten seconds: a faulty peer
+// may cause many. The next warning reports how many were not logged.
 func (n *Network) Warn(msg string, args ...any) {
 	n.mu.Lock()
 	now := time.Now()

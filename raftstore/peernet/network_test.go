@@ -195,7 +195,8 @@ func TestASilentConnectionIsClosed(t *testing.T) {
 	}
 }
 
-// A peer that has the key but is not a member is refused, and learns the reason.
+// A peer that has the key but is not a member is refused, and learns the
+// reason.
 func TestANonMemberWithTheKeyIsRefused(t *testing.T) {
 	t.Parallel()
 	c := newCluster(t, nil, "n1", "n2")

@@ -31,8 +31,8 @@ func setRate(l *rate.Limiter, bytes int64) {
 	l.SetBurst(int(min(bytes/4, 4<<20)))
 }
 
-// SetCatchUpRate changes the bound that Options.CatchUpRate has set; 0 means the
-// default. It has no effect if the options set no bound.
+// SetCatchUpRate changes the bound that Options.CatchUpRate has set; 0 means
+// the default. It has no effect if the options set no bound.
 func (n *Network) SetCatchUpRate(bytes int64) {
 	if n.limiter != nil {
 		setRate(n.limiter, bytes)

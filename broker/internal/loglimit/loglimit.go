@@ -15,8 +15,8 @@ type Interval struct {
 // interval is the minimum time between two events that an Interval allows.
 const interval = 10 * time.Second
 
-// Allow reports whether an event is allowed. If so, it also returns the number of
-// events that were not allowed since the last one.
+// Allow reports whether an event is allowed. If so, it also returns the number
+// of events that were not allowed since the last one.
 func (l *Interval) Allow(now time.Time) (ok bool, withheld int) {
 	l.mu.Lock()
 	defer l.mu.Unlock()

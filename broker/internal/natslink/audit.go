@@ -9,10 +9,10 @@ import (
 )
 
 // audits compare the subscriptions that the link has requested with those that
-// the server has. When the server refuses or revokes a subscription, it sends an
-// -ERR that often does not name the subscription. So after any -ERR the link
-// compares all of them. It requests the missing ones again each second, until the
-// server accepts them.
+// the server has. When the server refuses or revokes a subscription, it sends
+// an -ERR that often does not name the subscription. So after any -ERR the link
+// compares all of them. It requests the missing ones again each second, until
+// the server accepts them.
 type audits struct {
 	errors    atomic.Int64  // number of -ERRs so far
 	audited   atomic.Int64  // value of errors at the last audit
@@ -123,8 +123,8 @@ func (l *Link) audit(ctx context.Context, renew bool) error {
 	return nil
 }
 
-// requested returns the ids of the subscriptions that the link has requested. If
-// renew is set, it requests the refused ones again.
+// requested returns the ids of the subscriptions that the link has requested.
+// If renew is set, it requests the refused ones again.
 func (l *Link) requested(renew bool) map[int]bool {
 	l.writing.Lock()
 	defer l.writing.Unlock()

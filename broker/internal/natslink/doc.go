@@ -8,12 +8,12 @@
 // The package does not use nats.go, for two reasons. A message with a malformed
 // header block must be refused, but nats.go delivers it without headers, which
 // would turn a checked append into an unchecked one. And a handler that runs on
-// the reading goroutine and never blocks can answer `busy` when a queue is full;
-// a subscription of nats.go would drop the message.
+// the reading goroutine and never blocks can answer `busy` when a queue is
+// full; a subscription of nats.go would drop the message.
 //
 // A link dials again when its connection breaks, for example after the process
-// was suspended for a long time, and renews its subscriptions. Messages that are
-// sent in between are lost, as they are for any NATS client.
+// was suspended for a long time, and renews its subscriptions. Messages that
+// are sent in between are lost, as they are for any NATS client.
 //
 // All methods are safe for concurrent use.
 package natslink

@@ -4,8 +4,8 @@ import (
 	"bytes"
 )
 
-// ControlLineMargin is the maximum number of bytes that the first line of a reply
-// has besides its subject.
+// ControlLineMargin is the maximum number of bytes that the first line of a
+// reply has besides its subject.
 const ControlLineMargin = 32
 
 // limits are the server's limits for the commands of a connection. The server
@@ -27,9 +27,9 @@ func (l *Link) withinLimits(commands []byte) []byte {
 	return kept
 }
 
-// filter returns commands without the messages that are too large, and the number
-// of those. It is the last line of defense: code that creates messages of
-// unbounded size checks them itself, and replies with a reason.
+// filter returns commands without the messages that are too large, and the
+// number of those. It is the last line of defense: code that creates messages
+// of unbounded size checks them itself, and replies with a reason.
 func (m limits) filter(commands []byte) (kept []byte, dropped int) {
 	if m.control <= ControlLineMargin { // not known yet
 		return commands, 0

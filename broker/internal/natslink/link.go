@@ -20,16 +20,16 @@ import (
 // Link is the node's own connection to its NATS server.
 //
 // Its reading goroutine (run) handles all that the server sends, calls the
-// handlers, and dials again when the connection breaks. It must never wait for a
-// write: the server may read from the link only after the link has read from it.
-// So it sends a PONG, and renews the subscriptions of a new connection, on
+// handlers, and dials again when the connection breaks. It must never wait for
+// a write: the server may read from the link only after the link has read from
+// it. So it sends a PONG, and renews the subscriptions of a new connection, on
 // separate goroutines. A second permanent goroutine (runAudits) compares the
 // subscriptions with the server's. Both end in Close.
 //
 // writing may be held for as long as the server does not read. handling and mu
-// are held only briefly: handling guards the subscriptions, mu the connection. A
-// goroutine that needs several locks takes them in the order writing, handling,
-// mu.
+// are held only briefly: handling guards the subscriptions, mu the connection.
+// A goroutine that needs several locks takes them in the order writing,
+// handling, mu.
 type Link struct {
 	opts   Options
 	log    *slog.Logger
@@ -86,8 +86,8 @@ type Options struct {
 	// User returns the connection's credentials. It is called for each new
 	// connection.
 	User func() User
-	// Subscriptions returns the ids of the subscriptions that the server has for
-	// a client. If it is nil, subscriptions are not audited.
+	// Subscriptions returns the ids of the subscriptions that the server has
+	// for a client. If it is nil, subscriptions are not audited.
 	Subscriptions func(clientID uint64) (map[int]bool, error)
 	// MaxReply is the maximum length, in bytes, of a reply subject to which the
 	// node can reply. Messages with a longer one are dropped. 0 means no limit.
@@ -127,10 +127,10 @@ func (l *Link) Name() string { return l.opts.Name }
 // bytes; 0 until the server has sent it.
 func (l *Link) MaxPayload() int64 { return l.maxPayload.Load() }
 
-// SetLimits sets new limits after a reload of the server, which does not announce
-// them. payloadBefore and payload are the old and the new max_payload; the new
-// one has no effect if the connection's account has a limit of its own. maxReply
-// is as in [Options].
+// SetLimits sets new limits after a reload of the server, which does not
+// announce them. payloadBefore and payload are the old and the new max_payload;
+// the new one has no effect if the connection's account has a limit of its own.
+// maxReply is as in [Options].
 func (l *Link) SetLimits(payloadBefore, payload, maxReply int64) {
 	l.maxReply.Store(maxReply)
 	l.maxPayload.CompareAndSwap(payloadBefore, payload)
@@ -164,8 +164,8 @@ func (l *Link) connect() (*bufio.Reader, error) {
 	return r, nil
 }
 
-// track sets a field to conn, so that Close closes conn. It returns false if the
-// link is closed.
+// track sets a field to conn, so that Close closes conn. It returns false if
+// the link is closed.
 func (l *Link) track(conn net.Conn, field *net.Conn) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -220,9 +220,9 @@ type serverInfo struct {
 	MaxPayload int64  `json:"max_payload"`
 }
 
-// info parses an INFO line and stores the limit and the connection's number. The
-// server sends another INFO when it knows the account, which may have a lower
-// limit.
+// info parses an INFO line and stores the limit and the connection's number.
+// The server sends another INFO when it knows the account, which may have a
+// lower limit.
 func (l *Link) info(line []byte) (info serverInfo, ok bool) {
 	body, ok := bytes.CutPrefix(line, []byte("INFO "))
 	if !ok || json.Unmarshal(body, &info) != nil {
@@ -336,8 +336,8 @@ func (l *Link) read(r *bufio.Reader) error {
 	}
 }
 
-// receive reads a message and calls its handler. line is the control line without
-// its verb: "subject sid [reply] [header bytes] total bytes".
+// receive reads a message and calls its handler. line is the control line
+// without its verb: "subject sid [reply] [header bytes] total bytes".
 func (l *Link) receive(r *bufio.Reader, line []byte, headers bool, received time.Time) error {
 	c, ok := parseControl(line, headers)
 	if !ok {
@@ -387,8 +387,8 @@ func (l *Link) receive(r *bufio.Reader, line []byte, headers bool, received time
 // members share the messages. The id is for [Link.Confirm] and
 // [Link.Unsubscribe].
 func (l *Link) Subscribe(subject, queue string, handle func(*Message)) (id int, err error) {
-	// writing is held throughout, so that an audit never sees a subscription that
-	// is in handlers and not requested yet.
+	// writing is held throughout, so that an audit never sees a subscription
+	// that is in handlers and not requested yet.
 	l.writing.Lock()
 	defer l.writing.Unlock()
 	l.handling.Lock()

@@ -235,8 +235,8 @@ func TestLinkAnswersPingsAndSurvivesErrors(t *testing.T) {
 	}
 }
 
-// Messages that were sent to a subscription before it ended are still handled. A
-// new connection does not renew it.
+// Messages that were sent to a subscription before it ended are still handled.
+// A new connection does not renew it.
 func TestLinkUnsubscribes(t *testing.T) {
 	l, s, p := openLink(t, User{})
 	a := subscribe(t, l, p, "a", "", "SUB a 1")

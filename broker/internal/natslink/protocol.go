@@ -44,8 +44,8 @@ func parseControl(line []byte, headers bool) (c controlLine, ok bool) {
 	return c, ok1 && ok2 && ok3 && c.header <= c.total
 }
 
-// parseSize parses a number of at most 9 digits. The server never sends a larger
-// one.
+// parseSize parses a number of at most 9 digits. The server never sends a
+// larger one.
 func parseSize(digits []byte) (n int, ok bool) {
 	if len(digits) == 0 || len(digits) > 9 {
 		return 0, false
@@ -91,8 +91,8 @@ func AppendHPub(dst []byte, subject string, header, payload []byte) []byte {
 	return append(dst, "\r\n"...)
 }
 
-// AppendForward appends a received message unchanged, with its subject and reply
-// subject, so that another node answers it.
+// AppendForward appends a received message unchanged, with its subject and
+// reply subject, so that another node answers it.
 func AppendForward(dst []byte, m *Message) []byte {
 	to := m.Subject
 	if m.Reply != "" {

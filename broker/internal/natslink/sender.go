@@ -5,10 +5,10 @@ import (
 	"sync"
 )
 
-// Sender sends over a link on behalf of goroutines that must not block, such as a
-// link's reading goroutine: the server may read from a link only after the link
-// has read from it. Send only appends to a buffer; the sender's own goroutine
-// writes it.
+// Sender sends over a link on behalf of goroutines that must not block, such as
+// a link's reading goroutine: the server may read from a link only after the
+// link has read from it. Send only appends to a buffer; the sender's own
+// goroutine writes it.
 type Sender struct {
 	link *Link
 	log  *slog.Logger
@@ -21,8 +21,8 @@ type Sender struct {
 }
 
 // maxSenderBytes bounds the buffer. Commands beyond it are dropped, and that is
-// logged. They are refusals, advisories and messages to other nodes: all of them
-// may be lost, as any NATS message may.
+// logged. They are refusals, advisories and messages to other nodes: all of
+// them may be lost, as any NATS message may.
 const maxSenderBytes = 64 << 20
 
 // NewSender starts a sender. The caller closes it.

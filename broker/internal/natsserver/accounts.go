@@ -14,8 +14,8 @@ func usersByJWT(opts *server.Options) bool {
 	return len(opts.TrustedOperators) > 0 || len(opts.TrustedKeys) > 0
 }
 
-// accountNames returns the names of the accounts of a configuration, without the
-// system account and the global one.
+// accountNames returns the names of the accounts of a configuration, without
+// the system account and the global one.
 func accountNames(opts *server.Options) (names []string) {
 	for _, a := range opts.Accounts {
 		if name := a.GetName(); name != opts.SystemAccount && name != server.DEFAULT_SYSTEM_ACCOUNT && name != server.DEFAULT_GLOBAL_ACCOUNT {

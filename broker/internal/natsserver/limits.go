@@ -24,9 +24,9 @@ const (
 	minWriteDeadline = 100 * time.Millisecond
 )
 
-// checkNATSOptions returns an error if a limit is too low for the node to serve.
-// It can't check the limits of accounts and users; the audits of package natslink
-// detect their effect while the node runs.
+// checkNATSOptions returns an error if a limit is too low for the node to
+// serve. It can't check the limits of accounts and users; the audits of package
+// natslink detect their effect while the node runs.
 func checkNATSOptions(opts *server.Options) error {
 	for _, l := range []struct {
 		name        string
@@ -110,9 +110,9 @@ func (s *Server) Subscriptions(client uint64) (map[int]bool, error) {
 	return ids, nil
 }
 
-// Shadowed checks the account's subject mappings. what describes one that diverts
-// requests from the node, or is "" if there is none. keys reports whether appends
-// by key are mapped to partitions.
+// Shadowed checks the account's subject mappings. what describes one that
+// diverts requests from the node, or is "" if there is none. keys reports
+// whether appends by key are mapped to partitions.
 func (s *Server) Shadowed(partitions int) (what string, keys bool, err error) {
 	z, err := s.Accountz(&server.AccountzOptions{Account: s.account.GetName()})
 	if err != nil || z.Account == nil {

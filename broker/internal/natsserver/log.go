@@ -23,12 +23,12 @@ func (l serverLogger) Noticef(format string, v ...any) {
 func (l serverLogger) Warnf(format string, v ...any)  { l.warn(fmt.Sprintf(format, v...)) }
 func (l serverLogger) Errorf(format string, v ...any) { l.warn(fmt.Sprintf(format, v...)) }
 
-// numbers matches the parts that differ between repetitions of a message: ports,
-// and the numbers of connections and attempts.
+// numbers matches the parts that differ between repetitions of a message:
+// ports, and the numbers of connections and attempts.
 var numbers = regexp.MustCompile(`[: ][0-9]+`)
 
-// Messages about a route between nodes whose tokens differ: that of the node that
-// dials, and that of the node that refuses the connection.
+// Messages about a route between nodes whose tokens differ: that of the node
+// that dials, and that of the node that refuses the connection.
 var (
 	routeRefused = regexp.MustCompile(`^(\S+:\d+) - rid:\d+ .*Route Error 'Authorization Violation'`)
 	routeRefuses = regexp.MustCompile(`^(\S+:\d+) - rid:\d+ - authentication error`)

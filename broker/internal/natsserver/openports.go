@@ -14,8 +14,8 @@ import (
 // each other's route ports.
 const routeUserName = "cantus"
 
-// openTo describes, for the log, which connections the client port and the route
-// port accept.
+// openTo describes, for the log, which connections the client port and the
+// route port accept.
 type openTo struct{ clients, routes string }
 
 func openToOf(opts *server.Options, o Options) openTo {
@@ -34,8 +34,8 @@ func openToOf(opts *server.Options, o Options) openTo {
 	return d
 }
 
-// authenticatesClients reports whether the NATS configuration requires clients to
-// authenticate.
+// authenticatesClients reports whether the NATS configuration requires clients
+// to authenticate.
 func authenticatesClients(opts *server.Options) bool {
 	return len(opts.Users) > 0 || len(opts.Nkeys) > 0 || opts.Username != "" || opts.Password != "" || opts.Authorization != "" ||
 		len(opts.TrustedOperators) > 0 || len(opts.TrustedKeys) > 0 || opts.AuthCallout != nil || opts.TLSVerify || opts.TLSMap

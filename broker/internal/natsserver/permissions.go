@@ -21,10 +21,10 @@ import (
 )
 
 // Some subjects are reserved for nodes: only nodes publish the feed, and only
-// nodes answer requests. NATS permissions enforce that, so the node adds them to
-// every user of its account: see docs/adr/0021. The node itself connects as a
-// user without these permissions, and the application that embeds it as another
-// user with them.
+// nodes answer requests. NATS permissions enforce that, so the node adds them
+// to every user of its account: see docs/adr/0021. The node itself connects as
+// a user without these permissions, and the application that embeds it as
+// another user with them.
 
 // ServiceName is the name of the nodes' NATS service.
 const ServiceName = "cantus"
@@ -48,12 +48,12 @@ func nodeSubscribes(names subjects.Names) []string {
 	}
 }
 
-// ForbiddenReplies returns a function that reports whether a node must not reply
-// to a subject. The node may publish on any subject, and its replies contain data
-// of clients. Without this check, a client could choose a reply subject with
-// which the node appends, publishes the feed or administers on its behalf. If
-// acks is set, the reply subjects of JetStream messages are allowed: a reply to
-// an append is never a valid acknowledgement.
+// ForbiddenReplies returns a function that reports whether a node must not
+// reply to a subject. The node may publish on any subject, and its replies
+// contain data of clients. Without this check, a client could choose a reply
+// subject with which the node appends, publishes the feed or administers on its
+// behalf. If acks is set, the reply subjects of JetStream messages are allowed:
+// a reply to an append is never a valid acknowledgement.
 func ForbiddenReplies(names subjects.Names, acks bool) func(reply string) bool {
 	own := []string{
 		names.Prefix + ".append.", names.Prefix + ".batch.", names.Prefix + ".read.", names.Prefix + ".replica.",
@@ -76,8 +76,8 @@ type access struct {
 	names   subjects.Names
 	account string // of the nodes' subjects
 
-	// The same for every configuration, so that the node's connections survive a
-	// reload.
+	// The same for every configuration, so that the node's connections survive
+	// a reload.
 	nodeKey, appKey     nkeys.KeyPair
 	nodeToken, appToken string
 }
@@ -255,8 +255,8 @@ func (a *access) in(account *server.Account) bool {
 	return a.account == name
 }
 
-// leafOnly reports whether a user with these connection types may only connect as
-// a leaf node.
+// leafOnly reports whether a user with these connection types may only connect
+// as a leaf node.
 func leafOnly(types map[string]struct{}) bool {
 	for t := range types {
 		if !strings.HasPrefix(strings.ToUpper(t), jwt.ConnectionTypeLeafnode) {
@@ -268,8 +268,8 @@ func leafOnly(types map[string]struct{}) bool {
 
 // restrict returns p without permission to use the nodes' subjects. It does not
 // change p, which users may share. It does not deny a leaf node subscriptions,
-// because NATS does not let a leaf node publish on a subject to which it may not
-// subscribe.
+// because NATS does not let a leaf node publish on a subject to which it may
+// not subscribe.
 func (a *access) restrict(p *server.Permissions, leaf bool) *server.Permissions {
 	restricted := &server.Permissions{}
 	if p != nil {

@@ -11,9 +11,9 @@ import (
 	"github.com/cantuslog/cantus/subjects"
 )
 
-// Reload loads a new configuration. It passes the TLS configuration of the routes
-// to setTLS. Existing connections continue, except those that the configuration
-// does not allow. After an error, nothing has changed.
+// Reload loads a new configuration. It passes the TLS configuration of the
+// routes to setTLS. Existing connections continue, except those that the
+// configuration does not allow. After an error, nothing has changed.
 func (s *Server) Reload(o Options, partitions int, setTLS func(*tls.Config) (restore func(), err error)) (err error) {
 	before := s.openTo.Load()
 	defer func() {
@@ -35,8 +35,8 @@ func (s *Server) Reload(o Options, partitions int, setTLS func(*tls.Config) (res
 	if err != nil {
 		return err
 	}
-	// ReloadOptions authenticates the existing connections again, so it needs the
-	// new rights.
+	// ReloadOptions authenticates the existing connections again, so it needs
+	// the new rights.
 	old := s.rights.Swap(&rights)
 	if err := s.ReloadOptions(opts); err != nil {
 		s.rights.Store(old)
@@ -56,8 +56,8 @@ func (s *Server) Reload(o Options, partitions int, setTLS func(*tls.Config) (res
 	return nil
 }
 
-// prepareAccount returns an error if the configuration lacks the node's account.
-// Otherwise it maps appends by key in that account.
+// prepareAccount returns an error if the configuration lacks the node's
+// account. Otherwise it maps appends by key in that account.
 func prepareAccount(opts *server.Options, o Options, names subjects.Names, partitions int) error {
 	name := o.Account
 	if name == "" {
@@ -75,8 +75,8 @@ func prepareAccount(opts *server.Options, o Options, names subjects.Names, parti
 }
 
 // removeMappings removes the subject mappings of the global account, unless the
-// options define that account: a reload keeps the old mappings of an account that
-// the options do not mention.
+// options define that account: a reload keeps the old mappings of an account
+// that the options do not mention.
 func (s *Server) removeMappings(opts *server.Options, names subjects.Names) error {
 	named := func(a *server.Account) bool { return a.GetName() == server.DEFAULT_GLOBAL_ACCOUNT }
 	if slices.ContainsFunc(opts.Accounts, named) {

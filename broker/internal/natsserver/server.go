@@ -32,7 +32,8 @@ type Server struct {
 	access  *access
 	rights  atomic.Pointer[rights]
 	openTo  atomic.Pointer[openTo]
-	// leafAccount is the account of leaf nodes that connect without a user name.
+	// leafAccount is the account of leaf nodes that connect without a user
+	// name.
 	leafAccount atomic.Pointer[server.Account]
 	// payloadLimit is the server's max_payload. The account of a connection may
 	// have a lower limit, which the server sends to the node's links.
@@ -40,8 +41,8 @@ type Server struct {
 	links        atomic.Pointer[[]*natslink.Link]
 	maxPending   atomic.Int64
 	maxReply     atomic.Int64
-	// watchInterest is set if the server knows all subscriptions to the feed. It
-	// does not know those behind gateways.
+	// watchInterest is set if the server knows all subscriptions to the feed.
+	// It does not know those behind gateways.
 	watchInterest bool
 	configured    atomic.Bool
 	reloaded      chan struct{}                 // capacity 1
@@ -103,8 +104,8 @@ func (s *Server) Routed(node, id string) bool {
 	})
 }
 
-// prepare returns the server's options, checked and with the node's users added,
-// and the rights that result.
+// prepare returns the server's options, checked and with the node's users
+// added, and the rights that result.
 func (s *Server) prepare(o Options, name string) (*server.Options, rights, error) {
 	opts, err := natsOptions(o, name)
 	if err != nil {
@@ -144,7 +145,8 @@ func (s *Server) setLeafAccount(ns *server.Server, opts *server.Options) error {
 	return err
 }
 
-// mapKeys adds a subject mapping from appends by key to partitions to an account.
+// mapKeys adds a subject mapping from appends by key to partitions to an
+// account.
 func mapKeys(account *server.Account, names subjects.Names, partitions int) error {
 	to := fmt.Sprintf("%s.append.{{partition(%d,1)}}.{{wildcard(1)}}", names.Prefix, partitions)
 	if err := account.AddMapping(names.AppendKey("*"), to); err != nil {
@@ -210,8 +212,8 @@ func defaultName(o Options) string {
 	return o.Name
 }
 
-// natsOptions returns the server's options: those of the configuration file, then
-// those of the node, then the defaults.
+// natsOptions returns the server's options: those of the configuration file,
+// then those of the node, then the defaults.
 func natsOptions(o Options, name string) (*server.Options, error) {
 	opts := &server.Options{}
 	if o.ConfigFile != "" {
@@ -254,14 +256,15 @@ func natsOptions(o Options, name string) (*server.Options, error) {
 	return opts, nil
 }
 
-// A node that hangs must not receive requests for long, so its routes are closed
-// after about four seconds. The routes of a dead process close at once.
+// A node that hangs must not receive requests for long, so its routes are
+// closed after about four seconds. The routes of a dead process close at once.
 const (
 	routePing    = time.Second
 	routePingMax = 3
 )
 
-// routeOptions sets the options of the server's routes, if it is one of several.
+// routeOptions sets the options of the server's routes, if it is one of
+// several.
 func routeOptions(opts *server.Options, o Options) error {
 	if !o.clustered() {
 		return nil
@@ -294,8 +297,8 @@ func routeOptions(opts *server.Options, o Options) error {
 	return nil
 }
 
-// routeUser returns the user with which the server connects to its peers, nil if
-// routes need none.
+// routeUser returns the user with which the server connects to its peers, nil
+// if routes need none.
 func routeUser(c *server.ClusterOpts) *url.Userinfo {
 	if c.Username == "" {
 		return nil
@@ -365,8 +368,8 @@ func (s *Server) Reloaded() <-chan struct{} { return s.reloaded }
 // limits to them.
 func (s *Server) SetLinks(links ...*natslink.Link) { s.links.Store(&links) }
 
-// OpenTo describes, for the log, which connections the client port and the route
-// port accept.
+// OpenTo describes, for the log, which connections the client port and the
+// route port accept.
 func (s *Server) OpenTo() (clients, routes string) {
 	to := s.openTo.Load()
 	return to.clients, to.routes

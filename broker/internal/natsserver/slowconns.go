@@ -17,7 +17,8 @@ type SlowConn struct {
 // maxSlowConns bounds the connections that Behind lists.
 const maxSlowConns = 32
 
-// Behind returns the connections for which the server buffers at least far bytes.
+// Behind returns the connections for which the server buffers at least far
+// bytes.
 func (s *Server) Behind(far int64) (b SlowConns) {
 	all, err := s.Connz(&server.ConnzOptions{Sort: server.ByPending, Limit: maxSlowConns})
 	if err != nil {

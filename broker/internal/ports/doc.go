@@ -1,3 +1,3 @@
-// Package ports opens ports. Its error for a port that is taken names the option
-// that chose the port.
+// Package ports opens ports. Its error for a port that is taken names the
+// option that chose the port.
 package ports
