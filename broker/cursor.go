@@ -120,10 +120,10 @@ func (p *partition) commitCursors(calls []cursorCall) ([]cursorResult, error) {
 	if w.Count() == 0 {
 		return nil, nil
 	}
-	if err := p.fullError(); err != nil {
+	if err := p.gate.fullError(); err != nil {
 		return nil, err
 	}
-	a, err := p.outcome(p.group.Propose(w.Finish()))
+	a, err := p.gate.outcome(p.group.Propose(w.Finish()))
 	if err != nil {
 		return nil, err
 	}

@@ -23,7 +23,7 @@ func (p *partition) serveInfo(ctx context.Context, m *natslink.Message) error {
 }
 
 func (p *partition) info() subjects.PartitionInfo {
-	status, now, full := p.group.Status(), time.Now(), p.fullText()
+	status, now, full := p.group.Status(), time.Now(), p.gate.fullText()
 	r := p.replica
 	r.mu.Lock()
 	defer r.mu.Unlock()

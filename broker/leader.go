@@ -19,7 +19,7 @@ const leadPause = 20 * time.Millisecond
 func (p *partition) run(ctx context.Context) {
 	var background sync.WaitGroup
 	background.Go(func() { p.runTrims(ctx.Done()) })
-	background.Go(func() { p.findUnsendable(ctx) })
+	background.Go(func() { p.unsendable.find(ctx) })
 	defer background.Wait()
 	for {
 		select {
@@ -155,7 +155,7 @@ func (p *partition) sessionConfig(term uint64, end func(error)) sessionConfig {
 	return sessionConfig{
 		partition: p.id, partitions: h.partitions, names: h.names, term: term, log: p.log, metrics: &p.metrics, stages: h.metrics.stages,
 		queue: p.queue, certifier: p.replica.certifier, inflight: h.inflight,
-		propose: func(data []byte) proposal { return p.group.Propose(data) }, rejected: p.fullError,
+		propose: func(data []byte) proposal { return p.group.Propose(data) }, rejected: p.gate.fullError,
 		mark: func() uint64 { return p.replica.position().mark }, confirmLeader: func() bool { return p.confirmLeader(term) }, end: end,
 		nats: h.nats, replies: h.appends, feeds: h.feeds, feedKey: h.feedKey, adviseRefused: p.adviseRefused,
 	}

@@ -364,7 +364,7 @@ func (n *Node) unready() string {
 		return why
 	}
 	for p := range n.replicas.open() {
-		if e := p.unsendableNow(); e != nil {
+		if e := p.unsendable.now(); e != nil {
 			return fmt.Sprintf("partition %d can't be read as a whole: %s", p.id, e)
 		}
 	}

@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
-	"sync"
 	"sync/atomic"
 	"time"
 
@@ -32,9 +31,6 @@ type partition struct {
 	// committed in earlier terms.
 	readTerm atomic.Uint64
 	caughtUp atomic.Bool // the replica has caught up with its leader once
-	// diskBlocked is the latest result of isDiskBlocked, while this replica leads.
-	diskBlocked   atomic.Bool
-	diskBlockedMu sync.Mutex // held while diskBlocked is updated
 
 	digests        digests
 	endSession     atomic.Pointer[context.CancelCauseFunc] // ends the current session
@@ -44,12 +40,11 @@ type partition struct {
 	fenced         atomic.Pointer[string]                  // why it must not serve: its log differs from the others'
 	opened         chan struct{}                           // closed when group is set, or will never be
 	// disputed is why the replica takes no part for now: its log may be the wrong one.
-	disputed atomic.Pointer[string]
-	verdicts verdicts
-	accuser  atomic.Pointer[string] // the leader that says that this replica has lost entries
-	// unsendable is the largest transaction that was found to be too large for the
-	// NATS server's max_payload.
-	unsendable atomic.Pointer[unsendableError]
+	disputed   atomic.Pointer[string]
+	verdicts   verdicts
+	accuser    atomic.Pointer[string] // the leader that says that this replica has lost entries
+	gate       diskGate
+	unsendable unsendable
 }
 
 // openPartition restores the partition's state from its log and starts its replica.
@@ -63,12 +58,14 @@ func openPartition(h host, id int, log *wal.Log, voters []string) (*partition, e
 		opened:    make(chan struct{}),
 	}
 	p.replica = newReplica(p.store, h.replica, h.now, h.fail, &p.digests)
+	p.unsendable = unsendable{partition: id, names: h.names, log: p.log, store: log, nats: h.nats, position: p.replica.position}
+	p.gate = diskGate{partition: id, self: h.name, space: h.space, peers: h.peers, announce: h.announce, queues: []*queue{p.queue, p.cursors}, opened: p.opened}
 	if why := p.store.Meta(metaFenced); why != nil {
 		text := string(why)
 		p.fenced.Store(&text)
 	}
 	opts := h.groupOptions(uint32(id), p.store, p.replica, p.log)
-	opts.Voters, opts.Full, opts.PeerFull = voters, p.rejectsEntries, p.peerFull
+	opts.Voters, opts.Full, opts.PeerFull = voters, p.gate.rejectsEntries, p.gate.peerFull
 	opts.HaltedItself, opts.PeerLostEntries = p.contradicted, p.peerForgot
 	if why := p.fenced.Load(); why != nil {
 		opts.Halted = fmt.Errorf("%w: %s", errFenced, *why)
@@ -78,7 +75,7 @@ func openPartition(h host, id int, log *wal.Log, voters []string) (*partition, e
 	if err != nil {
 		return nil, fmt.Errorf("partition %d: %w", id, err)
 	}
-	p.group = group
+	p.group, p.gate.group = group, group
 	return p, nil
 }
 
@@ -93,7 +90,7 @@ func (p *partition) report() groupReport {
 	}
 	if r.leads() {
 		r.Forgot = p.group.PeersThatLostEntries()
-		r.Full = p.fullText()
+		r.Full = p.gate.fullText()
 	}
 	if r.leads() || r.Applied >= r.Commit && r.Commit > 0 && p.hasCaughtUp(r) {
 		p.caughtUp.Store(true)

@@ -163,7 +163,7 @@ func (p *partition) get(reply string, txid uint64) error {
 		break
 	}
 	enc := encoder{partition: p.id, names: p.host.names}
-	if err := p.mustFit(&enc, &t, true, false, p.host.nats.MaxPayload()); err != nil {
+	if err := p.unsendable.mustFit(&enc, &t, true, false, p.host.nats.MaxPayload()); err != nil {
 		return err
 	}
 	return p.host.reads.Send(enc.append(nil, reply, &t, true))

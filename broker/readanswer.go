@@ -213,7 +213,7 @@ func (r *readAnswer) wanted(ctx context.Context) error {
 }
 
 func (r *readAnswer) add(ctx context.Context, t *wal.Transaction, size int) error {
-	if err := r.p.mustFit(&r.enc, t, r.q.payload, r.q.packed, r.most); err != nil {
+	if err := r.p.unsendable.mustFit(&r.enc, t, r.q.payload, r.q.packed, r.most); err != nil {
 		return err
 	}
 	if r.q.packed {

@@ -19,11 +19,11 @@ func (p *partition) serveTrim(ctx context.Context, m *natslink.Message) error {
 	}
 	reply := subjects.TrimReply{Partition: p.id}
 	if keep > 0 {
-		if err := p.awaitProposed(ctx); err != nil {
+		if err := p.gate.awaitProposed(ctx); err != nil {
 			return err
 		}
 		w, id := p.trimBatch(keep)
-		a, err := p.outcome(p.group.Propose(w))
+		a, err := p.gate.outcome(p.group.Propose(w))
 		if err != nil {
 			return err
 		}
