@@ -2,8 +2,6 @@ package broker
 
 import (
 	"cmp"
-	"errors"
-	"fmt"
 	"slices"
 	"sync"
 
@@ -113,37 +111,4 @@ func (d *digests) compare(theirs []chainPoint) (comparison, uint64) {
 		}
 	}
 	return result, 0
-}
-
-const metaFenced = "fenced"
-
-var errFenced = errors.New("broker: replica is fenced")
-
-// fence halts the replica durably: it neither votes nor leads nor acknowledges until an
-// operator has it rebuilt.
-func (p *partition) fence(why string) { p.fenceAnd(why, true) }
-
-// retire fences the replica so that its leader takes its vote and it can be rebuilt, and
-// lets it vote and acknowledge until then.
-func (p *partition) retire(why string) { p.fenceAnd(why, false) }
-
-func (p *partition) fenceAnd(why string, halt bool) {
-	if !p.fenced.CompareAndSwap(nil, &why) {
-		return
-	}
-	<-p.opened
-	if halt && p.group != nil {
-		p.group.Halt(fmt.Errorf("%w: %s", errFenced, why))
-	}
-	p.log.Error("replica fenced: it takes no part until it is rebuilt from the others (cantus cluster rebuild); keep a copy of the data directory first: it may hold what they have lost", "because", why)
-	p.host.advise("diverged", map[string]any{"partition": p.id, "because": why})
-	p.host.metrics.diverged.WithLabelValues(label(p.id)).Set(1)
-	if end := p.endSession.Load(); end != nil {
-		(*end)(errFenced)
-	}
-	p.host.background(func() {
-		if err := p.store.SetMeta(wal.Meta{Name: metaFenced, Value: []byte(why)}); err != nil {
-			p.log.Warn("the fence is not written down", "err", err)
-		}
-	})
 }

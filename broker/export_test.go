@@ -191,7 +191,7 @@ func Witnessed(n, of *Node) uint64 {
 // Fenced returns why a node's replica is fenced, "" if it is not.
 func Fenced(n *Node, partition int) string {
 	if p := n.replicas.get(partition).current(); p != nil {
-		if why := p.fenced.Load(); why != nil {
+		if why := p.fencing.fenced.Load(); why != nil {
 			return *why
 		}
 	}

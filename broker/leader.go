@@ -8,6 +8,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/cantuslog/cantus/broker/internal/natslink"
 	"github.com/cantuslog/cantus/raftstore"
 )
 
@@ -86,8 +87,8 @@ func (p *partition) runLeader(ctx context.Context) error {
 	case <-ctx.Done():
 		return ctx.Err()
 	}
-	if why := p.fenced.Load(); why != nil {
-		p.transferLeadership("")
+	if why := p.fencing.fenced.Load(); why != nil {
+		p.transfer.leadership("")
 		return fmt.Errorf("%w: %s", errFenced, *why)
 	}
 	term := p.group.Term()
@@ -108,7 +109,7 @@ func (p *partition) runLeader(ctx context.Context) error {
 	})
 	p.queue.open()
 	p.cursors.open()
-	p.endSession.Store(&cancel)
+	p.session.cancel.Store(&cancel)
 	newSession(p.sessionConfig(term, cancel)).start(ctx, &background)
 	background.Go(func() { p.writeCursors(ctx, term) })
 	background.Go(func() { p.reconcile(ctx) })
@@ -140,11 +141,11 @@ func (p *partition) finishTransfer(why error, session *sync.WaitGroup) bool {
 		return false
 	}
 	session.Wait() // batches in flight are answered, new messages wait
-	if p.transferLeadership(transfer.to) {
-		return p.awaitNewLeader()
+	if p.transfer.leadership(transfer.to) {
+		return p.transfer.awaitNewLeader()
 	}
 	if asked {
-		p.transferFailed.Store(time.Now().UnixNano())
+		p.transfer.failed.Store(time.Now().UnixNano())
 	}
 	return false
 }
@@ -158,5 +159,28 @@ func (p *partition) sessionConfig(term uint64, end func(error)) sessionConfig {
 		propose: func(data []byte) proposal { return p.group.Propose(data) }, rejected: p.gate.fullError,
 		mark: func() uint64 { return p.replica.position().mark }, confirmLeader: func() bool { return p.confirmLeader(term) }, end: end,
 		nats: h.nats, replies: h.appends, feeds: h.feeds, feedKey: h.feedKey, adviseRefused: p.adviseRefused,
+	}
+}
+
+// closeQueues closes the queues. Messages that wait in them are forwarded to the new
+// leader, if one serves the partition, and rejected otherwise.
+func (p *partition) closeQueues(newLeader bool) {
+	for _, q := range []struct {
+		*queue
+		subject string
+	}{{p.queue, p.host.names.Append(p.id)}, {p.cursors, p.host.names.Cursor(p.id, "any")}} {
+		rest := q.close()
+		if newLeader && p.host.nats.Interested(q.subject) {
+			p.forward(rest)
+		} else {
+			p.rejectUnavailable(rest)
+		}
+	}
+}
+
+// forward publishes messages again, for the node that leads now.
+func (p *partition) forward(ms []*natslink.Message) {
+	for _, m := range ms {
+		p.host.sender.Send(natslink.AppendForward(nil, m))
 	}
 }

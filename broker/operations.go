@@ -377,8 +377,8 @@ func (o *operations) onRebuild(_ context.Context, m *natslink.Message) (any, err
 	switch {
 	case !ok || leader == o.opts.Name:
 		return nil, subjects.Errorf(subjects.Unavailable, "no other node leads partition %d: there is nothing to rebuild it from", p)
-	case c.current().fenced.Load() == nil:
-		c.current().retire("an operator has it rebuilt")
+	case c.current().fencing.fenced.Load() == nil:
+		c.current().fencing.retire("an operator has it rebuilt")
 		fallthrough
 	case report.Voters[o.opts.Name]:
 		o.background(func() { o.rebuildUnvoted(c, p) })

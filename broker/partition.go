@@ -1,7 +1,6 @@
 package broker
 
 import (
-	"context"
 	"fmt"
 	"log/slog"
 	"sync/atomic"
@@ -29,20 +28,16 @@ type partition struct {
 	serving atomic.Bool // a session of this node serves the partition
 	// readTerm is the latest term in which this node led and had applied every entry
 	// committed in earlier terms.
-	readTerm atomic.Uint64
-	caughtUp atomic.Bool // the replica has caught up with its leader once
+	readTerm     atomic.Uint64
+	caughtUp     atomic.Bool                           // the replica has caught up with its leader once
+	transferring bool                                  // the last session ended for a transfer, and none served since; owned by run
+	refused      atomic.Pointer[natslink.RefusedError] // why a session can't serve: the NATS server refused a subscription
+	opened       chan struct{}                         // closed when group is set, or will never be
 
-	digests        digests
-	endSession     atomic.Pointer[context.CancelCauseFunc] // ends the current session
-	transferring   bool                                    // the last session ended for a transfer, and none served since; owned by run
-	transferFailed atomic.Int64                            // when a transfer failed last, Unix nanoseconds
-	refused        atomic.Pointer[natslink.RefusedError]   // why a session can't serve: the NATS server refused a subscription
-	fenced         atomic.Pointer[string]                  // why it must not serve: its log differs from the others'
-	opened         chan struct{}                           // closed when group is set, or will never be
-	// disputed is why the replica takes no part for now: its log may be the wrong one.
-	disputed   atomic.Pointer[string]
-	verdicts   verdicts
-	accuser    atomic.Pointer[string] // the leader that says that this replica has lost entries
+	digests    digests
+	session    sessionEnd
+	fencing    fencing
+	transfer   transfer
 	gate       diskGate
 	unsendable unsendable
 }
@@ -60,22 +55,22 @@ func openPartition(h host, id int, log *wal.Log, voters []string) (*partition, e
 	p.replica = newReplica(p.store, h.replica, h.now, h.fail, &p.digests)
 	p.unsendable = unsendable{partition: id, names: h.names, log: p.log, store: log, nats: h.nats, position: p.replica.position}
 	p.gate = diskGate{partition: id, self: h.name, space: h.space, peers: h.peers, announce: h.announce, queues: []*queue{p.queue, p.cursors}, opened: p.opened}
-	if why := p.store.Meta(metaFenced); why != nil {
-		text := string(why)
-		p.fenced.Store(&text)
+	p.fencing = fencing{
+		partition: id, self: h.name, log: p.log, store: log, digests: &p.digests, session: &p.session,
+		diverged: func() { h.metrics.diverged.WithLabelValues(label(id)).Set(1) },
+		advise:   h.advise, announce: h.announce, fail: h.fail, background: h.background, opened: p.opened,
 	}
+	p.transfer = transfer{partition: id, log: p.log, peers: h.peers, session: &p.session}
 	opts := h.groupOptions(uint32(id), p.store, p.replica, p.log)
 	opts.Voters, opts.Full, opts.PeerFull = voters, p.gate.rejectsEntries, p.gate.peerFull
-	opts.HaltedItself, opts.PeerLostEntries = p.contradicted, p.peerForgot
-	if why := p.fenced.Load(); why != nil {
-		opts.Halted = fmt.Errorf("%w: %s", errFenced, *why)
-	}
+	opts.HaltedItself, opts.PeerLostEntries = p.fencing.contradicted, p.fencing.peerForgot
+	opts.Halted = p.fencing.load()
 	defer close(p.opened)
 	group, err := raftstore.Open(opts)
 	if err != nil {
 		return nil, fmt.Errorf("partition %d: %w", id, err)
 	}
-	p.group, p.gate.group = group, group
+	p.group, p.gate.group, p.fencing.group, p.transfer.group = group, group, group, group
 	return p, nil
 }
 
@@ -85,7 +80,7 @@ func (p *partition) report() groupReport {
 	at := p.replica.position()
 	r.Serves = p.serving.Load()
 	r.Partition, r.Txid, r.First, r.Digests = p.id, at.mark, at.first, p.digests.newest()
-	if why := p.fenced.Load(); why != nil {
+	if why := p.fencing.fenced.Load(); why != nil {
 		r.Fenced = *why
 	}
 	if r.leads() {
@@ -110,10 +105,10 @@ func (p *partition) hasCaughtUp(r groupReport) bool {
 func (p *partition) unserved() string {
 	status := p.group.Status()
 	switch {
-	case p.fenced.Load() != nil:
-		return fmt.Sprintf("partition %d is fenced: %s", p.id, *p.fenced.Load())
-	case p.disputed.Load() != nil:
-		return fmt.Sprintf("partition %d takes no part: %s", p.id, *p.disputed.Load())
+	case p.fencing.fenced.Load() != nil:
+		return fmt.Sprintf("partition %d is fenced: %s", p.id, *p.fencing.fenced.Load())
+	case p.fencing.disputed.Load() != nil:
+		return fmt.Sprintf("partition %d takes no part: %s", p.id, *p.fencing.disputed.Load())
 	case status.Leader == "":
 		return fmt.Sprintf("partition %d follows no leader", p.id)
 	case p.refused.Load() != nil:

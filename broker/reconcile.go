@@ -238,7 +238,7 @@ func (p *partition) reconcile(ctx context.Context) {
 		now := time.Now()
 		p.gate.update()
 		w := desiredGroup{
-			group: p.group, transfer: p.requestTransfer, self: p.host.name, voters: want, preferred: p.gate.leaderWithRoom(facts.Voters(p.id), now),
+			group: p.group, transfer: p.transfer.request, self: p.host.name, voters: want, preferred: p.gate.leaderWithRoom(facts.Voters(p.id), now),
 			report: func(name string) (groupReport, bool) {
 				if !p.host.peers.alive(name, now) {
 					return groupReport{}, false

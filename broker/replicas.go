@@ -59,8 +59,8 @@ func (r *replicaSet) compare(h announcement) {
 		if c == nil {
 			continue
 		}
-		if p := c.current(); p != nil && p.fenced.Load() == nil {
-			p.compare(h.Name, report)
+		if p := c.current(); p != nil && p.fencing.fenced.Load() == nil {
+			p.fencing.compare(h.Name, report)
 		}
 	}
 }

@@ -70,7 +70,7 @@ func (p *partition) subscribeAll(ctx context.Context) ([]subscribed, error) {
 		}
 		p.refused.Store(&refused)
 		unsubscribeAll(all, p.log)
-		if to := p.pickTransferee(); to != "" && p.requestTransfer(ctx, to) == nil {
+		if to := p.transfer.pickTransferee(); to != "" && p.transfer.request(ctx, to) == nil {
 			return nil, err
 		}
 		select {

@@ -3,66 +3,87 @@ package broker
 import (
 	"context"
 	"fmt"
+	"log/slog"
+	"sync/atomic"
 	"time"
 
-	"github.com/cantuslog/cantus/broker/internal/natslink"
+	"github.com/cantuslog/cantus/raftstore"
 )
 
-// A transfer of leadership begins with requestTransfer, which ends the session that
+// A transfer of leadership begins with request, which ends the session that
 // is under way. runLeader then waits until every batch in flight is answered, while
 // new messages wait in the queues, makes the transferee the leader and forwards the
 // queues to it once it serves the partition. If the transfer fails, this node leads
 // on, in a new session.
+
+// transfer moves a partition's leadership from this node to another.
+type transfer struct {
+	partition int
+	log       *slog.Logger
+	group     *raftstore.Group
+	peers     *peers
+	session   *sessionEnd
+	failed    atomic.Int64 // when a transfer failed last, Unix nanoseconds
+}
+
+// sessionEnd ends the session that is under way, if there is one.
+type sessionEnd struct {
+	cancel atomic.Pointer[context.CancelCauseFunc]
+}
+
+func (s *sessionEnd) end(why error) {
+	if cancel := s.cancel.Load(); cancel != nil {
+		(*cancel)(why)
+	}
+}
 
 // transferError ends a session whose leadership is to go to another node.
 type transferError struct{ to string }
 
 func (e transferError) Error() string { return "leadership is transferred to " + e.to }
 
-// requestTransfer ends the session that is under way so that its leadership goes to
+// request ends the session that is under way so that its leadership goes to
 // a node, unless such a transfer has just failed.
-func (p *partition) requestTransfer(_ context.Context, to string) error {
-	if since := time.Since(time.Unix(0, p.transferFailed.Load())); since < transferPause {
+func (t *transfer) request(_ context.Context, to string) error {
+	if since := time.Since(time.Unix(0, t.failed.Load())); since < transferPause {
 		return fmt.Errorf("leadership could not be transferred %v ago", since.Round(time.Millisecond))
 	}
-	if end := p.endSession.Load(); end != nil {
-		(*end)(transferError{to})
-	}
+	t.session.end(transferError{to})
 	return nil
 }
 
 // transferTime bounds one transfer of leadership.
 const transferTime = 2 * time.Second
 
-// transferLeadership makes a node the leader, or for "" the one that pickTransferee
+// leadership makes a node the leader, or for "" the one that pickTransferee
 // returns. It reports whether this node no longer leads.
-func (p *partition) transferLeadership(to string) bool {
-	if !p.group.Leading() {
+func (t *transfer) leadership(to string) bool {
+	if !t.group.Leading() {
 		return true
 	}
 	if to == "" {
-		to = p.pickTransferee()
+		to = t.pickTransferee()
 	}
 	if to == "" {
 		return false
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), transferTime)
 	defer cancel()
-	err := p.group.Transfer(ctx, to)
+	err := t.group.Transfer(ctx, to)
 	if err != nil {
-		p.log.Warn("leadership was not transferred", "to", to, "err", err)
+		t.log.Warn("leadership was not transferred", "to", to, "err", err)
 	}
 	return err == nil
 }
 
 // pickTransferee returns the other living voter that has applied most, "" if there is
 // none.
-func (p *partition) pickTransferee() (name string) {
+func (t *transfer) pickTransferee() (name string) {
 	now := time.Now()
 	best := uint64(0)
-	for _, r := range p.group.Status().Replicas {
-		g, there := p.host.peers.report(r.Name, p.id, now)
-		if there && r.Voter && p.host.peers.alive(r.Name, now) && g.Fenced == "" && g.Applied >= best {
+	for _, r := range t.group.Status().Replicas {
+		g, there := t.peers.report(r.Name, t.partition, now)
+		if there && r.Voter && t.peers.alive(r.Name, now) && g.Fenced == "" && g.Applied >= best {
 			name, best = r.Name, g.Applied
 		}
 	}
@@ -74,12 +95,12 @@ const newLeaderTime = 500 * time.Millisecond
 
 // awaitNewLeader waits until another node says that it serves the partition, and
 // reports whether one did within newLeaderTime.
-func (p *partition) awaitNewLeader() bool {
+func (t *transfer) awaitNewLeader() bool {
 	patience := time.NewTimer(newLeaderTime)
 	defer patience.Stop()
 	for {
-		heard := p.host.peers.next()
-		if _, r, ok := p.host.peers.leader(p.id, time.Now()); ok && r.Serves && r.Term >= p.group.Status().Term {
+		heard := t.peers.next()
+		if _, r, ok := t.peers.leader(t.partition, time.Now()); ok && r.Serves && r.Term >= t.group.Status().Term {
 			return true
 		}
 		select {
@@ -87,28 +108,5 @@ func (p *partition) awaitNewLeader() bool {
 		case <-patience.C:
 			return false
 		}
-	}
-}
-
-// closeQueues closes the queues. Messages that wait in them are forwarded to the new
-// leader, if one serves the partition, and rejected otherwise.
-func (p *partition) closeQueues(newLeader bool) {
-	for _, q := range []struct {
-		*queue
-		subject string
-	}{{p.queue, p.host.names.Append(p.id)}, {p.cursors, p.host.names.Cursor(p.id, "any")}} {
-		rest := q.close()
-		if newLeader && p.host.nats.Interested(q.subject) {
-			p.forward(rest)
-		} else {
-			p.rejectUnavailable(rest)
-		}
-	}
-}
-
-// forward publishes messages again, for the node that leads now.
-func (p *partition) forward(ms []*natslink.Message) {
-	for _, m := range ms {
-		p.host.sender.Send(natslink.AppendForward(nil, m))
 	}
 }

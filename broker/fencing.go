@@ -1,0 +1,157 @@
+package broker
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync/atomic"
+
+	"github.com/cantuslog/cantus/raftstore"
+	"github.com/cantuslog/cantus/wal"
+)
+
+// fencing keeps a replica out of its group while its log is wrong, or may be. See
+// verdicts.
+type fencing struct {
+	partition  int
+	self       string // this node
+	log        *slog.Logger
+	store      *wal.Log // holds why the replica is fenced
+	digests    *digests
+	session    *sessionEnd
+	diverged   func() // counts the replica as fenced
+	advise     func(event string, fields map[string]any)
+	announce   func()           // has the node's status sent soon
+	fail       func(error)      // stops the node
+	background func(func())     // runs a function that Close waits for
+	group      *raftstore.Group // set when opened is closed; nil if it could not be opened
+	opened     <-chan struct{}
+
+	fenced   atomic.Pointer[string] // why the replica must not serve: its log differs from the others'
+	disputed atomic.Pointer[string] // why it takes no part for now: its log may be the wrong one
+	accuser  atomic.Pointer[string] // the leader that says that it has lost entries
+	verdicts verdicts
+}
+
+// load reads whether the replica was fenced when the node stopped. It returns nil if it
+// was not.
+func (f *fencing) load() error {
+	why := f.store.Meta(metaFenced)
+	if why == nil {
+		return nil
+	}
+	text := string(why)
+	f.fenced.Store(&text)
+	return fmt.Errorf("%w: %s", errFenced, text)
+}
+
+const metaFenced = "fenced"
+
+var errFenced = errors.New("broker: replica is fenced")
+
+// fence halts the replica durably: it neither votes nor leads nor acknowledges until an
+// operator has it rebuilt.
+func (f *fencing) fence(why string) { f.fenceAnd(why, true) }
+
+// retire fences the replica so that its leader takes its vote and it can be rebuilt, and
+// lets it vote and acknowledge until then.
+func (f *fencing) retire(why string) { f.fenceAnd(why, false) }
+
+func (f *fencing) fenceAnd(why string, halt bool) {
+	if !f.fenced.CompareAndSwap(nil, &why) {
+		return
+	}
+	<-f.opened
+	if halt && f.group != nil {
+		f.group.Halt(fmt.Errorf("%w: %s", errFenced, why))
+	}
+	f.log.Error("replica fenced: it takes no part until it is rebuilt from the others (cantus cluster rebuild); keep a copy of the data directory first: it may hold what they have lost", "because", why)
+	f.advise("diverged", map[string]any{"partition": f.partition, "because": why})
+	f.diverged()
+	f.session.end(errFenced)
+	f.background(func() {
+		if err := f.store.SetMeta(wal.Meta{Name: metaFenced, Value: []byte(why)}); err != nil {
+			f.log.Warn("the fence is not written down", "err", err)
+		}
+	})
+}
+
+// compare compares the replica with another node's, and fences, disputes or resumes it
+// according to the result.
+func (f *fencing) compare(name string, r groupReport) {
+	if why := r.Forgot[f.self]; why != "" && r.leads() {
+		f.accuser.Store(&name)
+		f.dispute(fmt.Sprintf("its leader %s says that it has lost entries: %s", name, why))
+		return
+	} else if by := f.accuser.Load(); by != nil && *by == name {
+		f.accuser.Store(nil)
+	}
+	if r.Fenced != "" {
+		f.verdicts.drop(name)
+		return
+	}
+	result, txid := f.digests.compare(r.Digests)
+	f.verdicts.set(name, verdict{result, txid})
+	if result == nothing {
+		return
+	}
+	status := f.group.Status()
+	leader := status.Leader
+	if r.leads() && r.Term >= status.Term {
+		leader = name
+	}
+	c := f.verdicts.count(f.self, leader, status.Replicas)
+	if result == different {
+		f.log.Warn("replicas have different logs", "other", name, "txid", txid, "agree", c.agree, "differ", c.differ, "majority", c.majority)
+	}
+	switch {
+	case c.differ >= c.majority:
+		f.fence(fmt.Sprintf("its log differs from that of %s, and of %d of the %d voters that make a majority, at txid %d", c.other, c.differ, c.majority, c.txid))
+	case c.leader && c.agree < c.majority:
+		f.dispute(fmt.Sprintf("its log differs from that of its leader %s at txid %d, and no majority of voters is there to say which of the two is wrong: "+
+			"start the others", c.other, c.txid))
+	case f.accuser.Load() == nil && (c.agree >= c.majority || c.differ == 0):
+		f.endDispute()
+	}
+}
+
+var errDisputed = errors.New("broker: replica takes no part for now")
+
+// dispute halts the replica until it is known whether its log is wrong.
+func (f *fencing) dispute(why string) {
+	if f.fenced.Load() != nil || !f.disputed.CompareAndSwap(nil, &why) {
+		return
+	}
+	f.log.Error("replica takes no part: it may have lost or changed what was acknowledged", "because", why)
+	f.advise("diverged", map[string]any{"partition": f.partition, "because": why})
+	err := fmt.Errorf("%w: %s", errDisputed, why)
+	f.group.Halt(err)
+	f.session.end(err)
+}
+
+// endDispute resumes a replica that dispute has halted.
+func (f *fencing) endDispute() {
+	if why := f.disputed.Swap(nil); why != nil && f.fenced.Load() == nil {
+		f.log.Info("replica takes part again: a majority of the voters has its log", "was", *why)
+		f.group.Resume()
+	}
+}
+
+// contradicted is called when the group has halted itself because of err.
+func (f *fencing) contradicted(err error) {
+	if errors.Is(err, raftstore.ErrTermBack) {
+		f.fail(fmt.Errorf("partition %d: %w", f.partition, err))
+		return
+	}
+	f.fence(err.Error())
+}
+
+// peerForgot is called when a member has lost entries that it had acknowledged. The
+// leader sends it no more.
+func (f *fencing) peerForgot(peer string, has, had uint64) {
+	why := fmt.Sprintf("its newest entry is %d, and it had acknowledged %d", has, had)
+	f.log.Error("a replica has lost entries that it had acknowledged, and counts for nothing: its data directory was put back to an older state; "+
+		"remove the node, give it an empty directory and add it again", "peer", peer, "has", has, "had", had)
+	f.advise("amnesia", map[string]any{"partition": f.partition, "member": peer, "because": why})
+	f.announce()
+}
