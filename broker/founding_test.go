@@ -177,6 +177,12 @@ func TestRemovingWhatWouldCostTheMajorityIsRefused(t *testing.T) {
 func TestOperationsThatMakeNoSense(t *testing.T) {
 	c := openNodes(t, 3, broker.Options{Partitions: 1})
 	nc := c.conn("n1")
+	leader := ""
+	eventually(t, "the preferred node leads", func() bool {
+		s := c.status("n1")
+		leader = s.Partitions[0].Leader
+		return placed(s)
+	})
 	for name, test := range map[string]struct{ subject, body, text string }{
 		"add nobody":             {"cluster.add", `{}`, "node is missing"},
 		"add an absent node":     {"cluster.add", `{"node":"n9"}`, "not there to be added"},
@@ -190,6 +196,7 @@ func TestOperationsThatMakeNoSense(t *testing.T) {
 		"move to where it is":    {"cluster.move", `{"partition":0,"node":"n1","to":"n2"}`, "is on \"n2\" already"},
 		"promote an ordinary":    {"cluster.promote", `{"node":"n1"}`, "not a standby"},
 		"rebuild what is none":   {"node.n1.rebuild", `{"partition":7}`, "has no replica of partition 7"},
+		"rebuild the leader":     {"node." + leader + ".rebuild", `{"partition":0}`, `transfer its leadership first, as "cantus cluster transfer 0 --to NODE" does`},
 		"trim by nothing":        {"trim.0", `{}`, "exactly one of"},
 		"trim by two":            {"trim.0", `{"before":1,"bytes":5}`, "exactly one of"},
 		"trim by what is no age": {"trim.0", `{"age":"old"}`, "is not a time"},

@@ -374,9 +374,15 @@ func (o *operations) onRebuild(_ context.Context, m *natslink.Message) (any, err
 		return nil, subjects.Errorf(subjects.BadRequest, "node %s has no replica of partition %d", o.opts.Name, p)
 	}
 	leader, report, ok := o.peers.leader(p, time.Now())
+	status := c.current().group.Status()
 	switch {
+	case status.Leader == o.opts.Name && len(status.Replicas) == 1:
+		return nil, subjects.Errorf(subjects.BadRequest, "node %s has the only replica of partition %d: there is nothing to rebuild it from", o.opts.Name, p)
+	case status.Leader == o.opts.Name:
+		return nil, subjects.Errorf(subjects.BadRequest,
+			`node %s leads partition %d: transfer its leadership first, as "cantus cluster transfer %d --to NODE" does`, o.opts.Name, p, p)
 	case !ok || leader == o.opts.Name:
-		return nil, subjects.Errorf(subjects.Unavailable, "no other node leads partition %d: there is nothing to rebuild it from", p)
+		return nil, subjects.Errorf(subjects.Unavailable, "partition %d has no leader at the moment to rebuild the replica from: try again", p)
 	case c.current().fencing.fenced.Load() == nil:
 		c.current().fencing.retire("an operator has it rebuilt")
 		fallthrough

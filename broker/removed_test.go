@@ -130,6 +130,17 @@ func TestADrainedNodeThatKeepsItsReplicas(t *testing.T) {
 	wantBody(t, ask(t, nc, subjects.Names{}.Admin("cluster", "drain"), `{"node":"n1"}`), `{"done":"node n1 is draining: 4 replicas with nowhere else to go"}`)
 }
 
+// The only replica of a partition is not deleted to be fetched again: a retry
+// would not help, and the answer does not ask for one.
+func TestTheOnlyReplicaIsNotRebuilt(t *testing.T) {
+	_, nc := openNode(t, t.TempDir(), broker.Options{Name: "n1", Partitions: 1})
+	keep(t, nc, 0, "led", "x")
+	m := ask(t, nc, subjects.Names{}.Admin("node", "n1", "rebuild"), `{"partition":0}`)
+	if e := wantRefusal(t, m, subjects.BadRequest); !strings.Contains(e.Message, "n1 has the only replica") {
+		t.Errorf("refused with %q", e.Message)
+	}
+}
+
 // A node that is drained completely is not done before it holds nothing.
 func TestADrainedNodeIsSaidToBeDrainedWhenItIs(t *testing.T) {
 	c := openNodes(t, 4, broker.Options{Partitions: 2, Replicas: 3})

@@ -77,17 +77,25 @@ func (l *natsConn) clusterStatus(ctx context.Context) (s subjects.ClusterStatus,
 	return s, l.explain(err)
 }
 
-// replicasOf describes how many replicas a partition should have, and how many it has
-// at least.
+// replicasOf describes how many replicas each partition has at least, and if
+// those are too few, how many it should have.
 func replicasOf(s subjects.ClusterStatus) string {
-	least := s.Replicas
+	least, nodes := s.Replicas, 0
 	for _, p := range s.Partitions {
 		least = min(least, len(p.Replicas))
 	}
-	if least == s.Replicas {
-		return plural(s.Replicas, "replica")
+	for _, n := range s.Nodes {
+		if n.State == "member" {
+			nodes++
+		}
 	}
-	return fmt.Sprintf("%d of %s", least, plural(s.Replicas, "replica"))
+	switch {
+	case least == s.Replicas:
+		return plural(s.Replicas, "replica") + " per partition"
+	case nodes < s.Replicas:
+		return fmt.Sprintf("%s per partition (%d once %d nodes can hold them)", plural(least, "replica"), s.Replicas, s.Replicas)
+	}
+	return fmt.Sprintf("%d of %s per partition", least, plural(s.Replicas, "replica"))
 }
 
 func printCluster(w io.Writer, s subjects.ClusterStatus) error {
@@ -95,7 +103,7 @@ func printCluster(w io.Writer, s subjects.ClusterStatus) error {
 	if leader == "" {
 		leader = "nobody"
 	}
-	fmt.Fprintf(w, "cluster %s, id %s, %s per partition; operations are decided by %s\n\n", s.Cluster, s.ID, replicasOf(s), leader)
+	fmt.Fprintf(w, "cluster %s, id %s, %s; operations are decided by %s\n\n", s.Cluster, s.ID, replicasOf(s), leader)
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(t, "NODE\tSTATE\tREADY\tHOLDS\tLEADS\tLEADS NOW\tREPLICATION\tVERSION")
 	for _, n := range s.Nodes {
@@ -302,23 +310,33 @@ type clusterDrainCmd struct {
 	connection
 }
 
+func (*clusterDrainCmd) Help() string {
+	return `Where there are not enough other nodes, the node keeps its replicas, and leads none that another node can lead.
+
+` + clusterHelp + `
+
+Exit status: 1 if --wait ends with replicas that no other node can take, 4 if some are still to be moved.`
+}
+
 // Run drains a node.
 func (c *clusterDrainCmd) Run(ctx context.Context, p *program) error {
-	stay := 0
+	here, stay := 0, 0
 	err := c.operate(ctx, p, []string{"cluster", "drain"}, subjects.AdminRequest{Node: string(c.Node)}, c.Wait,
 		func(s subjects.ClusterStatus) bool {
-			var here int
 			here, stay = held(s, string(c.Node))
 			return here == stay && placed(s)
 		})
+	if err != nil && here > stay {
+		return failf(exitStatus(err), "%w; node %s still has %s to move", err, c.Node, plural(here-stay, "replica"))
+	}
 	if err != nil || c.Wait == 0 {
 		return err
 	}
-	done := fmt.Sprintf("node %s is drained: it holds no voting replicas", c.Node)
 	if stay > 0 {
-		done = fmt.Sprintf("node %s keeps %s with nowhere else to go", c.Node, plural(stay, "replica"))
+		return failf(exitFailed, "node %s is not empty: it keeps %s that no other node can take; add a node, or end the drain with \"cantus cluster undrain %s\"",
+			c.Node, plural(stay, "replica"), c.Node)
 	}
-	_, err = fmt.Fprintln(p.out, done)
+	_, err = fmt.Fprintf(p.out, "node %s is drained: it holds no voting replicas\n", c.Node)
 	return err
 }
 
@@ -404,7 +422,7 @@ type clusterRebuildCmd struct {
 
 func (*clusterRebuildCmd) Help() string {
 	return `For a replica that was fenced because its log differs from the others'. It loses its vote, is thrown away and fetched from
-the leader, and votes again when it has everything.
+the leader, and votes again when it has everything. A replica that leads is not rebuilt: transfer its leadership first.
 
 ` + clusterHelp
 }

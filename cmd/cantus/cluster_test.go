@@ -40,3 +40,22 @@ func TestStatusSaysWhatIsFull(t *testing.T) {
 		t.Error(text)
 	}
 }
+
+// A cluster of fewer nodes than replicas lacks nodes, not replicas.
+func TestReplicasOf(t *testing.T) {
+	t.Parallel()
+	member := func(n int) []subjects.NodeStatus { return make([]subjects.NodeStatus, n) }
+	for want, s := range map[string]subjects.ClusterStatus{
+		"1 replica per partition":                                {Replicas: 1, Nodes: member(1), Partitions: []subjects.PartitionStatus{{Replicas: make([]subjects.ReplicaStatus, 1)}}},
+		"1 replica per partition (3 once 3 nodes can hold them)": {Replicas: 3, Nodes: member(1), Partitions: []subjects.PartitionStatus{{Replicas: make([]subjects.ReplicaStatus, 1)}}},
+		"2 of 3 replicas per partition":                          {Replicas: 3, Nodes: member(3), Partitions: []subjects.PartitionStatus{{Replicas: make([]subjects.ReplicaStatus, 3)}, {Replicas: make([]subjects.ReplicaStatus, 2)}}},
+		"3 replicas per partition":                               {Replicas: 3, Nodes: member(4), Partitions: []subjects.PartitionStatus{{Replicas: make([]subjects.ReplicaStatus, 3)}}},
+	} {
+		for i := range s.Nodes {
+			s.Nodes[i].State = "member"
+		}
+		if got := replicasOf(s); got != want {
+			t.Errorf("%q, want %q", got, want)
+		}
+	}
+}

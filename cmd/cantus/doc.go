@@ -13,7 +13,8 @@
 // # Exit status
 //
 //	0  done
-//	1  it failed: damage found, storage failed, no such transaction
+//	1  it failed: damage found, storage failed, no such transaction, a txid past
+//	   the end of the log
 //	2  the command line, the configuration or the request is wrong
 //	3  conflict: others committed first; apply what they did, compute again
 //	4  nothing was done: no server, no leader or a full queue; try again later

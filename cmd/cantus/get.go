@@ -29,7 +29,9 @@ func (*getCmd) Help() string {
 
   cantus get 0 812
   cantus get 0 --lock account.42 --json
-  cantus get 0 812 --payload >transfer.json`
+  cantus get 0 812 --payload >transfer.json
+
+Exit status: 1 if there is no such transaction.`
 }
 
 // Run shows one transaction.

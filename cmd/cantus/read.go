@@ -36,7 +36,9 @@ Examples:
 
   cantus read 0
   cantus read 0 --from 813 --follow --json | jq .payload
-  cantus read 0 --lock account.42 --max 10`
+  cantus read 0 --lock account.42 --max 10
+
+Exit status: 1 if --from is more than one past the last transaction, or was trimmed.`
 }
 
 // followWait is how long a read waits at the end of the log. The next read follows at

@@ -448,3 +448,25 @@ func TestRemoveSaysThatItIsDone(t *testing.T) {
 		}
 	}
 }
+
+// A drain that leaves replicas on the node is not done: a script that stops the
+// node next has to know.
+func TestDrainFailsIfReplicasStay(t *testing.T) {
+	w := newWire(t)
+	w.answer("cantus.admin.cluster.drain", func(_ int, msg *nats.Msg) {
+		respond(msg, subjects.AdminReply{Done: "node n1 is draining"})
+	})
+	here := []subjects.ReplicaStatus{{Name: "n1", Voter: true}}
+	s := subjects.ClusterStatus{Partitions: []subjects.PartitionStatus{{Leader: "n1", Placement: []string{"n1"}, Replicas: here}}}
+	w.answer("cantus.admin.status", func(_ int, msg *nats.Msg) { respond(msg, s) })
+	status, _, errOut := w.cantus("", "cluster", "drain", "n1", "--wait", "30s")
+	w.expect(status, exitFailed, errOut, "node n1 is not empty: it keeps 1 replica that no other node can take")
+
+	s.Partitions[0].Placement = []string{"n2"}
+	status, _, errOut = w.cantus("", "cluster", "drain", "n1", "--wait", "1ms")
+	w.expect(status, exitUnavailable, errOut, "node n1 still has 1 replica to move")
+
+	s.Partitions[0].Leader, s.Partitions[0].Replicas = "n2", []subjects.ReplicaStatus{{Name: "n2", Voter: true}}
+	status, out, _ := w.cantus("", "cluster", "drain", "n1", "--wait", "30s")
+	w.expect(status, exitDone, out, "node n1 is drained: it holds no voting replicas")
+}
