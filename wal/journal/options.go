@@ -41,7 +41,7 @@ type Options struct {
 	MaxFrame int
 
 	// MaxQueue is how many bytes of operations may wait for the writer before
-	// Commit and Enqueue block. An empty queue takes any one. Default 64 MiB.
+	// Commit blocks. An empty queue takes any one. Default 64 MiB.
 	MaxQueue int64
 
 	// Room is called before a segment takes bytes more of the disk. If it returns
@@ -59,7 +59,7 @@ type Options struct {
 	// Synced is called for every frame, in order, after it was synced and
 	// before any Commit in it returns. It runs on the writer's goroutine: while
 	// it blocks nothing is written, and commits wait. It must not call the
-	// journal's Commit, Enqueue or Close. It may keep the slices.
+	// journal's Commit or Close. It may keep the slices.
 	Synced func(seq uint64, ops []Op)
 }
 

@@ -54,13 +54,13 @@ func finish(batch []*commit, err error) {
 // It returns ErrTooLarge or ErrNoSpace when nothing was written, ErrClosed, or
 // ErrFailed when it is not known whether the operations will be there after the
 // next Open.
-func (j *Journal) Commit(ops []Op) error { return j.Enqueue(ops)() }
+func (j *Journal) Commit(ops []Op) error { return j.submit(ops)() }
 
-// Enqueue is Commit in two steps: it returns as soon as ops are in the queue, and
-// wait then returns what Commit would. Enqueue blocks only while the queue is
+// submit is Commit in two steps: it returns as soon as ops are in the queue, and
+// wait then returns what Commit would. submit blocks only while the queue is
 // full. One goroutine's operations are logged in the order in which it enqueues
 // them. wait may be called any number of times, or never.
-func (j *Journal) Enqueue(ops []Op) (wait func() error) {
+func (j *Journal) submit(ops []Op) (wait func() error) {
 	c := &commit{ops: ops, size: opsSize(ops), done: make(chan struct{})}
 	if err := j.enqueue(c); err != nil {
 		return func() error { return err }
