@@ -31,7 +31,8 @@ func TestNoConditionHidesATest(t *testing.T) {
 		t.Fatal(err)
 	}
 	scripts := string(ci) + string(interop)
-	// Only one more run, under the race detector, may be short: the benchmark's.
+	// Only one more run, under the race detector, may be short: the
+	// benchmark's.
 	all := regexp.MustCompile(`(?m)^go test (.* )?\./\.\.\.$`).FindString(scripts)
 	if all == "" || strings.Contains(strings.ReplaceAll(scripts, "-race -short -timeout 5m ./cmd/internal/bench", ""), "-short") {
 		t.Error(".ci/run does not run all tests, or leaves out those that -short does")

@@ -25,7 +25,8 @@ func TestGlossaryWordsAreInUse(t *testing.T) {
 	}
 	code := sources(t)
 	for _, word := range words {
-		// Words of several parts may be broken over lines, or joined by hyphens.
+		// Words of several parts may be broken over lines, or joined by
+		// hyphens.
 		pattern := strings.ReplaceAll(regexp.QuoteMeta(word), " ", "[ -]")
 		if !regexp.MustCompile(`(?i)\b` + pattern + `(s|es|d|ed)?\b`).MatchString(code) {
 			t.Errorf("the code does not use %q: take it out of docs/glossary.md, or say what it is called now", word)

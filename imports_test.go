@@ -39,8 +39,8 @@ var banned = map[string][]string{
 	"raftstore/peernet": {"github.com/hashicorp/raft", module + "/raftstore", module + "/wal"},
 }
 
-// inBroker says which other packages of broker each package below it may import. None
-// imports broker itself.
+// inBroker says which other packages of broker each package below it may
+// import. None imports broker itself.
 var inBroker = map[string][]string{
 	"broker/cluster":             {},
 	"broker/internal/loglimit":   {},
@@ -49,8 +49,8 @@ var inBroker = map[string][]string{
 	"broker/internal/ports":      {},
 }
 
-// TestRoomsOfBroker checks that the packages below broker do not import each other's
-// insides.
+// TestRoomsOfBroker checks that the packages below broker do not import each
+// other's insides.
 func TestRoomsOfBroker(t *testing.T) {
 	seen := 0
 	for _, p := range packages(t) {

@@ -16,9 +16,9 @@ import (
 var publicPackages = []string{"client", "client/sqlview", "client/group", "cantustest", "broker", "lockmgr"}
 
 // TestPackageDocsBeginWithAProgram checks that the program in a package's
-// documentation is code that compiles and runs: its lines are those of one of the
-// package's examples, in order. It may leave lines out, such as the handling of
-// errors, and add comments.
+// documentation is code that compiles and runs: its lines are those of one of
+// the package's examples, in order. It may leave lines out, such as the
+// handling of errors, and add comments.
 func TestPackageDocsBeginWithAProgram(t *testing.T) {
 	for _, dir := range publicPackages {
 		program := programOf(t, dir)

@@ -22,8 +22,8 @@ type retired struct {
 	pattern string
 	instead string // what to write
 	bad     string // a text that pattern must find, one per line
-	// legit, if set, matches longer phrases in which the words are right. A match
-	// of pattern within one of them does not count.
+	// legit, if set, matches longer phrases in which the words are right. A
+	// match of pattern within one of them does not count.
 	legit string
 	good  string            // texts in which nothing may be found, one per line
 	files map[string]string // files in which the word stays, and why
@@ -230,8 +230,8 @@ func (f finder) find(text []byte) [][]int {
 	})
 }
 
-// TestNoRetiredWords looks for words and constructions that the project no longer
-// uses.
+// TestNoRetiredWords looks for words and constructions that the project no
+// longer uses.
 func TestNoRetiredWords(t *testing.T) {
 	files := proseFiles(t)
 	if len(files) < 400 {

@@ -74,7 +74,8 @@ func (a *absences) look(now time.Time) {
 	}
 }
 
-// since returns when a member that is away was last heard, zero if it is not away.
+// since returns when a member that is away was last heard, zero if it is not
+// away.
 func (a *absences) since(name string) time.Time {
 	a.mu.Lock()
 	defer a.mu.Unlock()

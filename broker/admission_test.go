@@ -17,8 +17,8 @@ import (
 	"github.com/cantuslog/cantus/subjects"
 )
 
-// feeds reports whether a client may publish what only nodes do. The client must
-// be able to append.
+// feeds reports whether a client may publish what only nodes do. The client
+// must be able to append.
 func feeds(t *testing.T, nc *nats.Conn) bool {
 	t.Helper()
 	works(t, nc)
@@ -55,7 +55,8 @@ func TestNamesWithoutUsers(t *testing.T) {
 	}
 }
 
-// leafOf starts a NATS server that is a leaf node of a node, and connects to it.
+// leafOf starts a NATS server that is a leaf node of a node, and connects to
+// it.
 func leafOf(t *testing.T, n *broker.Node, as *url.Userinfo) *nats.Conn {
 	t.Helper()
 	at := &url.URL{Scheme: "nats-leaf", Host: broker.LeafAddress(n), User: as}

@@ -8,7 +8,8 @@ import (
 	"github.com/cantuslog/cantus/subjects"
 )
 
-// advisories publishes events of the node. It publishes nothing before sender is set.
+// advisories publishes events of the node. It publishes nothing before sender
+// is set.
 type advisories struct {
 	node   string
 	names  subjects.Names

@@ -43,8 +43,8 @@ type announcement struct {
 	// Heard lists the instances that this node hears. It proves to each of them
 	// that this announcement is not a replay.
 	Heard []seen `json:"heard,omitempty"`
-	// Key is the public key of a node that has no cluster secret yet. Keys holds the
-	// secret, sealed for each founder that showed a key.
+	// Key is the public key of a node that has no cluster secret yet. Keys
+	// holds the secret, sealed for each founder that showed a key.
 	Key  []byte            `json:"key,omitempty"`
 	Keys map[string][]byte `json:"keys,omitempty"`
 

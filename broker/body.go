@@ -28,8 +28,8 @@ func noBody(body []byte) error {
 	return nil
 }
 
-// operationBody decodes an operation's body, which may have only the fields that the
-// operation takes.
+// operationBody decodes an operation's body, which may have only the fields
+// that the operation takes.
 func operationBody(m *natslink.Message, takes ...string) (r subjects.AdminRequest, err error) {
 	if err := smallJSON(m.Payload, &r); err != nil {
 		return r, err

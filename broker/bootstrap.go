@@ -18,8 +18,9 @@ import (
 )
 
 // bootstrap brings a new data directory into a cluster. If the options name the
-// founders, its node founds the cluster with them; otherwise it waits until an operator
-// adds it to one. It runs on the goroutine that opens the node, before there is a store.
+// founders, its node founds the cluster with them; otherwise it waits until an
+// operator adds it to one. It runs on the goroutine that opens the node, before
+// there is a store.
 type bootstrap struct {
 	*identity
 	peers    *peers
@@ -34,8 +35,8 @@ type bootstrap struct {
 	joinedAt  uint64            // a version of the facts that lists this node, if it has just joined
 }
 
-// identify returns what dir belongs to; known is false if other nodes have to agree on
-// that first.
+// identify returns what dir belongs to; known is false if other nodes have to
+// agree on that first.
 func (b *bootstrap) identify(dir string) (id wal.Identity, known bool, err error) {
 	id = wal.Identity{Cluster: b.opts.Cluster, Node: b.opts.Name, Partitions: b.opts.Partitions}
 	have, err := wal.ReadIdentity(dir)
@@ -80,8 +81,8 @@ func (b *bootstrap) checkBootstrap(dir string, have wal.Identity) error {
 	return nil
 }
 
-// run waits until the founders agree, or until this node is added to a cluster. It
-// returns the identity for the data directory.
+// run waits until the founders agree, or until this node is added to a cluster.
+// It returns the identity for the data directory.
 func (b *bootstrap) run(ctx context.Context) (wal.Identity, error) {
 	tick := time.NewTicker(announceInterval)
 	defer tick.Stop()
@@ -150,8 +151,8 @@ func (b *bootstrap) founders(now time.Time) (all map[string]candidate, waiting s
 	return all, waiting, nil
 }
 
-// unproved returns which founders have not proved yet that they have the secret, ""
-// if all have. One that has founded the cluster is enough.
+// unproved returns which founders have not proved yet that they have the
+// secret, "" if all have. One that has founded the cluster is enough.
 func unproved(cluster string, founders map[string]candidate) (waiting string) {
 	var without []string
 	for _, name := range slices.Sorted(maps.Keys(founders)) {
@@ -168,11 +169,12 @@ func unproved(cluster string, founders map[string]candidate) (waiting string) {
 	return "founders " + strings.Join(without, ",") + " to have the cluster's secret"
 }
 
-// newCluster returns the identity of the cluster that this node and the other founders
-// found. All must be there and be configured alike; or one of them has founded the
-// cluster already, with this very node as a founder. Only when all are heard does a node
-// know whether it is itself configured wrongly. If it failed at the first one that
-// differs, it would do so even if all the others agree with it.
+// newCluster returns the identity of the cluster that this node and the other
+// founders found. All must be there and be configured alike; or one of them has
+// founded the cluster already, with this very node as a founder. Only when all
+// are heard does a node know whether it is itself configured wrongly. If it
+// failed at the first one that differs, it would do so even if all the others
+// agree with it.
 func newCluster(self announcement, id wal.Identity, others map[string]announcement) (_ wal.Identity, waiting string, err error) {
 	var missing, differ []string
 	agree := 1
@@ -211,8 +213,8 @@ func newCluster(self announcement, id wal.Identity, others map[string]announceme
 	return id, "", nil
 }
 
-// difference returns how another founder's configuration differs from this node's, ""
-// if it does not.
+// difference returns how another founder's configuration differs from this
+// node's, "" if it does not.
 func difference(self, other announcement) string {
 	sorted := func(names []string) string { return strings.Join(slices.Sorted(slices.Values(names)), ",") }
 	switch {

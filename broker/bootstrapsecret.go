@@ -11,8 +11,9 @@ import (
 	"github.com/cantuslog/cantus/wal"
 )
 
-// nominate prepares a directory that belongs to no cluster yet. It gets the secret that
-// the token stands for, or a key, for which other nodes seal the secret.
+// nominate prepares a directory that belongs to no cluster yet. It gets the
+// secret that the token stands for, or a key, for which other nodes seal the
+// secret.
 func (b *bootstrap) nominate(dir string) error {
 	b.dir = dir
 	if b.opts.ClusterSecret != "" {
@@ -32,8 +33,8 @@ func (b *bootstrap) nominate(dir string) error {
 	if len(b.opts.Bootstrap) == 0 {
 		return nil
 	}
-	// A founder that was stopped earlier may have sent the secret to others already,
-	// or proved to them that it has it.
+	// A founder that was stopped earlier may have sent the secret to others
+	// already, or proved to them that it has it.
 	have, err := wal.ReadSecret(dir)
 	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, wal.ErrDamaged) {
 		return nil
@@ -44,9 +45,10 @@ func (b *bootstrap) nominate(dir string) error {
 	return err
 }
 
-// exchangeSecret brings one secret to all founders, unless they have a token. The first
-// founder by name makes it and seals it for each of the others. Each founder writes it
-// down before it proves that it has it, and none founds the cluster before all have.
+// exchangeSecret brings one secret to all founders, unless they have a token.
+// The first founder by name makes it and seals it for each of the others. Each
+// founder writes it down before it proves that it has it, and none founds the
+// cluster before all have.
 func (b *bootstrap) exchangeSecret(founders map[string]candidate) error {
 	if b.opts.ClusterSecret != "" {
 		return nil
@@ -82,8 +84,8 @@ func (b *bootstrap) exchangeSecret(founders map[string]candidate) error {
 	return nil
 }
 
-// distributeSecret makes the secret, and seals it for the founders that have none and
-// are configured like this node.
+// distributeSecret makes the secret, and seals it for the founders that have
+// none and are configured like this node.
 func (b *bootstrap) distributeSecret(founders map[string]candidate) error {
 	if b.currentSecret().Key == nil {
 		if err := b.keepSecret(b.dir, newSecret()); err != nil {
@@ -118,8 +120,9 @@ func (b *bootstrap) distributeSecret(founders map[string]candidate) error {
 	return nil
 }
 
-// openReply opens the secret in the reply to a node that joins, and writes it down. The
-// reply must be signed with that secret. If it is not, waiting says what to wait for.
+// openReply opens the secret in the reply to a node that joins, and writes it
+// down. The reply must be signed with that secret. If it is not, waiting says
+// what to wait for.
 func (b *bootstrap) openReply(e envelope, r joinReply, subject string) (waiting string, err error) {
 	if b.opts.ClusterSecret != "" {
 		return "", nil // the reply was signed with it

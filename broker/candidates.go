@@ -7,10 +7,10 @@ import (
 	"time"
 )
 
-// candidates are the nodes that belong to no cluster yet. A node that belongs to none
-// itself counts every node that it hears as a candidate. What candidates say is not
-// trusted: it only tells which nodes want to found or join the cluster, and with which
-// keys.
+// candidates are the nodes that belong to no cluster yet. A node that belongs
+// to none itself counts every node that it hears as a candidate. What
+// candidates say is not trusted: it only tells which nodes want to found or
+// join the cluster, and with which keys.
 type candidates struct {
 	mu  sync.Mutex
 	all map[string]candidate // by name and node id
@@ -45,8 +45,8 @@ func (c *candidates) hear(h announcement, proved bool, now time.Time) (changed b
 	return !known || last.Instance != h.Instance || last.proved != proved
 }
 
-// forgetOldest forgets the candidate that has been silent for longest. It forgets one
-// that has the secret only if all have. mu is held.
+// forgetOldest forgets the candidate that has been silent for longest. It
+// forgets one that has the secret only if all have. mu is held.
 func (c *candidates) forgetOldest() {
 	oldest := ""
 	for key, q := range c.all {
@@ -58,8 +58,8 @@ func (c *candidates) forgetOldest() {
 	delete(c.all, oldest)
 }
 
-// resetProofs forgets which candidates have proved that they have the secret, because
-// the secret has changed.
+// resetProofs forgets which candidates have proved that they have the secret,
+// because the secret has changed.
 func (c *candidates) resetProofs() {
 	c.mu.Lock()
 	defer c.mu.Unlock()

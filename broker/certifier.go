@@ -20,9 +20,9 @@ import (
 //
 // Two goroutines change the state. The sequencer of a session calls certify.
 // The replica calls record, advance, forget and rebuild as it applies entries,
-// and holds its own mutex meanwhile: a goroutine that has seen a verdict and then reads
-// the replica's position finds at least the state that the verdict depends on. The
-// order of the locks is replica.mu, then certifier.mu.
+// and holds its own mutex meanwhile: a goroutine that has seen a verdict and
+// then reads the replica's position finds at least the state that the verdict
+// depends on. The order of the locks is replica.mu, then certifier.mu.
 type certifier struct {
 	now func() time.Time
 
@@ -36,9 +36,9 @@ type certifier struct {
 	cert lockmgr.Transaction // scratch of record and rebuild
 }
 
-// certifiedBatch is a batch in flight. Its bytes identify it when they come back
-// as a committed entry: they hold the term, the first txid and the time, which no
-// other batch has.
+// certifiedBatch is a batch in flight. Its bytes identify it when they come
+// back as a committed entry: they hold the term, the first txid and the time,
+// which no other batch has.
 type certifiedBatch struct {
 	data  []byte
 	count int
@@ -90,8 +90,8 @@ func (c *certifier) certify(term uint64, rs []*request) (out certification) {
 	return out
 }
 
-// nextTime returns the time, or a later one, if it lies after every time that was
-// given or applied before. mu is held.
+// nextTime returns the time, or a later one, if it lies after every time that
+// was given or applied before. mu is held.
 func (c *certifier) nextTime() int64 {
 	return max(c.now().UnixNano(), c.table.Time()+1, c.given+1)
 }
@@ -118,9 +118,9 @@ func (c *certifier) repeats(rs []*request) []refusal {
 	return out
 }
 
-// record applies a committed batch, and returns the last txid committed then. If
-// it is the oldest batch in flight, its transactions are in the table already.
-// Any other means that nothing in flight commits as it was certified.
+// record applies a committed batch, and returns the last txid committed then.
+// If it is the oldest batch in flight, its transactions are in the table
+// already. Any other means that nothing in flight commits as it was certified.
 func (c *certifier) record(data []byte, b wal.Batch) (committed uint64, err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -140,8 +140,8 @@ func (c *certifier) record(data []byte, b wal.Batch) (committed uint64, err erro
 	return c.table.Committed(), records.Err()
 }
 
-// rollback removes every transaction in flight from the table. A batch that commits all
-// the same is then recorded from its bytes.
+// rollback removes every transaction in flight from the table. A batch that
+// commits all the same is then recorded from its bytes.
 func (c *certifier) rollback() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -183,17 +183,18 @@ func (c *certifier) advance(at int64) {
 	c.table.Advance(at)
 }
 
-// forget forgets locks and message ids recorded before a txid, at which the log begins
-// now.
+// forget forgets locks and message ids recorded before a txid, at which the log
+// begins now.
 func (c *certifier) forget(first uint64) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.table.Forget(first)
 }
 
-// trimFrom lowers keep, the txid to trim the log up to, to the oldest transaction
-// whose message id still counts at the returned time, which is the time to record
-// the trim with. held is that transaction, 0 if it is not what decides.
+// trimFrom lowers keep, the txid to trim the log up to, to the oldest
+// transaction whose message id still counts at the returned time, which is the
+// time to record the trim with. held is that transaction, 0 if it is not what
+// decides.
 func (c *certifier) trimFrom(keep uint64) (from, held, committed uint64, at int64) {
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -8,8 +8,8 @@ import (
 	"github.com/cantuslog/cantus/wal"
 )
 
-// claims are what a node says when it connects to another one: the generations of its
-// own data directory, and what it remembers of the other's.
+// claims are what a node says when it connects to another one: the generations
+// of its own data directory, and what it remembers of the other's.
 type claims struct {
 	id    string           // of the directory
 	start uint64           // number of the first generation of this run of the node
@@ -84,8 +84,8 @@ func decodeClaims(b []byte) (c claims, err error) {
 	return c, err
 }
 
-// began returns the first generation of this run of the node, zero if it is no longer
-// among those shown.
+// began returns the first generation of this run of the node, zero if it is no
+// longer among those shown.
 func (c claims) began() wal.Generation {
 	for _, g := range c.own {
 		if g.Number == c.start {
@@ -95,9 +95,9 @@ func (c claims) began() wal.Generation {
 	return wal.Generation{}
 }
 
-// follows returns nil if a directory that shows the generations own can be a later state
-// of the one that has shown the generation shown. Otherwise it is a copy of an earlier
-// state. older says that such a copy was seen before.
+// follows returns nil if a directory that shows the generations own can be a
+// later state of the one that has shown the generation shown. Otherwise it is a
+// copy of an earlier state. older says that such a copy was seen before.
 func follows(own []wal.Generation, shown wal.Generation, older bool) error {
 	switch {
 	case shown.Number == 0:

@@ -7,16 +7,17 @@ import (
 	"github.com/cantuslog/cantus/raftstore"
 )
 
-// Close stops the node. It accepts no more requests, replies to those that it has
-// accepted, transfers leadership to other nodes, takes a snapshot of every replica so
-// that the next start replays little, and closes the stores. Close is idempotent and
-// returns when all of this is done.
+// Close stops the node. It accepts no more requests, replies to those that it
+// has accepted, transfers leadership to other nodes, takes a snapshot of every
+// replica so that the next start replays little, and closes the stores. Close
+// is idempotent and returns when all of this is done.
 func (n *Node) Close() error {
 	n.life.closing.Do(func() { n.life.closeErr = n.close() })
 	return n.life.closeErr
 }
 
-// close stops the node's parts. The order in which they stop is stated here only.
+// close stops the node's parts. The order in which they stop is stated here
+// only.
 func (n *Node) close() (err error) {
 	n.identity.stopping.Store(true)
 	n.gossip.announce() // no node is to transfer leadership to this one now
@@ -53,8 +54,8 @@ func (n *Node) close() (err error) {
 	return err
 }
 
-// closeGroups closes the replicas. Unless the node has failed, it takes a snapshot of
-// each first.
+// closeGroups closes the replicas. Unless the node has failed, it takes a
+// snapshot of each first.
 func (n *Node) closeGroups() error {
 	var groups []*raftstore.Group
 	for p := range n.replicas.open() {

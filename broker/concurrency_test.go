@@ -71,8 +71,8 @@ func tryAppend(nc *nats.Conn, payload string, headers ...string) (r subjects.Rep
 		if err := json.Unmarshal(m.Data, &r); err != nil {
 			return r, err
 		}
-		// A loaded machine keeps requests waiting for so long that later ones are
-		// refused.
+		// A loaded machine keeps requests waiting for so long that later ones
+		// are refused.
 		if r.Error == nil || r.Error.Reason != subjects.Busy {
 			return r, nil
 		}

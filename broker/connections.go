@@ -14,11 +14,11 @@ import (
 	"github.com/cantuslog/cantus/subjects"
 )
 
-// connections are the node's own connections to its NATS server. They are nil until
-// open has opened them.
+// connections are the node's own connections to its NATS server. They are nil
+// until open has opened them.
 type connections struct {
-	// Each kind of message has a link of its own, so that a slow reader of one kind
-	// does not hold up the others.
+	// Each kind of message has a link of its own, so that a slow reader of one
+	// kind does not hold up the others.
 	appends, reads, feeds *natslink.Link
 	sender, readSender    *natslink.Sender
 
@@ -57,7 +57,8 @@ func (c *connections) openControl(server *natsserver.Server) error {
 	return nil
 }
 
-// controlConn returns the connection for requests, nil before open has opened it.
+// controlConn returns the connection for requests, nil before open has opened
+// it.
 func (c *connections) controlConn() *nats.Conn {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -73,8 +74,8 @@ func (c *connections) request(ctx context.Context, subject string, data []byte) 
 	return m.Data, nil
 }
 
-// refusal returns why the NATS server refuses the node's subscriptions, nil if it does
-// not. An operator has to change its configuration then.
+// refusal returns why the NATS server refuses the node's subscriptions, nil if
+// it does not. An operator has to change its configuration then.
 func (c *connections) refusal() error {
 	for _, l := range []*natslink.Link{c.appends, c.reads} {
 		if err := l.Refusal(); err != nil {

@@ -16,8 +16,8 @@ import (
 	"github.com/cantuslog/cantus/subjects"
 )
 
-// dataPath is a partition's data path in a synctest bubble: its messages and its
-// group are fakes, its clock is the bubble's.
+// dataPath is a partition's data path in a synctest bubble: its messages and
+// its group are fakes, its clock is the bubble's.
 type dataPath struct {
 	t       *testing.T
 	p       *partition
@@ -66,8 +66,8 @@ func (d *dataPath) stop() {
 	d.running.Wait()
 }
 
-// send delivers a message as the connection's reading goroutine does. headers are
-// "Key", "value" pairs.
+// send delivers a message as the connection's reading goroutine does. headers
+// are "Key", "value" pairs.
 func (d *dataPath) send(reply, payload string, headers ...string) {
 	var block []byte
 	if len(headers) > 0 {
@@ -80,7 +80,8 @@ func (d *dataPath) send(reply, payload string, headers ...string) {
 	d.p.onAppend(&natslink.Message{Subject: "cantus.append.0", Reply: reply, Header: block, Payload: []byte(payload), Received: time.Now()})
 }
 
-// want checks the replies since the last call, and how long after the beginning it is.
+// want checks the replies since the last call, and how long after the beginning
+// it is.
 func (d *dataPath) want(after time.Duration, replies ...string) {
 	d.t.Helper()
 	synctest.Wait()
@@ -186,8 +187,8 @@ func (fakeNATS) LimitsChanged() <-chan struct{} { return nil }
 func (fakeNATS) Wanted(subject string) bool     { return subject == "cantus.feed.0.tx" }
 func (fakeNATS) Interested(string) bool         { return false }
 
-// TestTheDataPathInVirtualTime drives messages from the queue to the replies and the
-// feed, without a NATS server, a group or a disk.
+// TestTheDataPathInVirtualTime drives messages from the queue to the replies
+// and the feed, without a NATS server, a group or a disk.
 func TestTheDataPathInVirtualTime(t *testing.T) {
 	const write, mark = subjects.HeaderWriteLock, subjects.HeaderHighWaterMark
 	synctest.Test(t, func(t *testing.T) {
@@ -220,8 +221,8 @@ func TestTheDataPathInVirtualTime(t *testing.T) {
 	})
 }
 
-// TestASessionThatFailsAnswersEverything: the batch whose proposal fails, those behind
-// it, and refusals that depend on them.
+// TestASessionThatFailsAnswersEverything: the batch whose proposal fails, those
+// behind it, and refusals that depend on them.
 func TestASessionThatFailsAnswersEverything(t *testing.T) {
 	const write, mark = subjects.HeaderWriteLock, subjects.HeaderHighWaterMark
 	synctest.Test(t, func(t *testing.T) {

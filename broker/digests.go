@@ -8,20 +8,20 @@ import (
 	"github.com/cantuslog/cantus/wal"
 )
 
-// chainPoint is a point of a replica's digest chain: the digest at the end of a batch, and
-// the index of the batch's entry, 0 if it is not known.
+// chainPoint is a point of a replica's digest chain: the digest at the end of a
+// batch, and the index of the batch's entry, 0 if it is not known.
 type chainPoint struct {
 	wal.Base
 	Index uint64 `json:",omitempty"`
 }
 
-// digests remembers the newest points of a replica's digest chain, for comparison with
-// other replicas.
+// digests remembers the newest points of a replica's digest chain, for
+// comparison with other replicas.
 type digests struct {
 	mu     sync.Mutex
 	points []chainPoint // in ascending order
-	// The batch of every entry after since, up to applied, is among points unless it
-	// was void.
+	// The batch of every entry after since, up to applied, is among points
+	// unless it was void.
 	since, applied uint64
 }
 
@@ -33,8 +33,8 @@ const (
 	digestsSent = 4
 )
 
-// begin starts the chain at the point of a snapshot that covers the entries up to index.
-// d may be nil, in tests.
+// begin starts the chain at the point of a snapshot that covers the entries up
+// to index. d may be nil, in tests.
 func (d *digests) begin(b wal.Base, index uint64) {
 	if d == nil {
 		return
@@ -59,7 +59,8 @@ func (d *digests) add(p chainPoint) {
 	d.points = append(d.points, p)
 }
 
-// setApplied records that an entry was applied, whether its batch is void or not.
+// setApplied records that an entry was applied, whether its batch is void or
+// not.
 func (d *digests) setApplied(index uint64) {
 	if d == nil {
 		return
@@ -89,10 +90,10 @@ const (
 	different
 )
 
-// compare compares another replica's points with this one's, and returns the txid of the
-// first that differs. The logs differ if they have two digests at one txid, if they have
-// one batch in two entries, or if this replica has applied the entry of a point and has
-// no batch there.
+// compare compares another replica's points with this one's, and returns the
+// txid of the first that differs. The logs differ if they have two digests at
+// one txid, if they have one batch in two entries, or if this replica has
+// applied the entry of a point and has no batch there.
 func (d *digests) compare(theirs []chainPoint) (comparison, uint64) {
 	d.mu.Lock()
 	defer d.mu.Unlock()

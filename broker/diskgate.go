@@ -11,8 +11,8 @@ import (
 	"github.com/cantuslog/cantus/subjects"
 )
 
-// diskGate decides, by the room on the disks of a partition's replicas, whether a
-// leader accepts transactions and a follower its leader's entries. See space.
+// diskGate decides, by the room on the disks of a partition's replicas, whether
+// a leader accepts transactions and a follower its leader's entries. See space.
 type diskGate struct {
 	partition int
 	self      string // this node
@@ -48,7 +48,8 @@ func (g *diskGate) majorityHasRoom() (hasRoom bool, full []string) {
 	return room > voters/2, full
 }
 
-// isBlocked reports whether transactions can't be committed because of full disks.
+// isBlocked reports whether transactions can't be committed because of full
+// disks.
 func (g *diskGate) isBlocked() bool {
 	hasRoom, full := g.majorityHasRoom()
 	return !hasRoom && len(full) > 0
@@ -68,8 +69,8 @@ func (g *diskGate) update() {
 	}
 }
 
-// peerFull is called when a peer has rejected this leader's entries because its disk is
-// full.
+// peerFull is called when a peer has rejected this leader's entries because its
+// disk is full.
 func (g *diskGate) peerFull(name string) {
 	g.peers.setFull(name)
 	select {
@@ -79,9 +80,9 @@ func (g *diskGate) peerFull(name string) {
 	}
 }
 
-// rejectsEntries reports whether this replica, as a follower, rejects entries of n bytes
-// because its disk is full. It accepts them once its leader refuses transactions: they
-// were proposed before that, and there are few of them.
+// rejectsEntries reports whether this replica, as a follower, rejects entries
+// of n bytes because its disk is full. It accepts them once its leader refuses
+// transactions: they were proposed before that, and there are few of them.
 func (g *diskGate) rejectsEntries(n int) bool {
 	if !g.space.isFull() {
 		return false
@@ -91,8 +92,8 @@ func (g *diskGate) rejectsEntries(n int) bool {
 	return !ok || leader.Full == "" || !g.space.takesProposed(int64(n))
 }
 
-// fullError returns an error if the partition accepts no transactions because of full
-// disks.
+// fullError returns an error if the partition accepts no transactions because
+// of full disks.
 func (g *diskGate) fullError() error {
 	const until = "nothing is appended until there is room: free some there, or trim"
 	name := g.self
@@ -113,12 +114,13 @@ func tooFew(full []string) string {
 	return "too few of the partition's nodes have room on their disks, " + strings.Join(full, " and ") + " none"
 }
 
-// roomPatience is how long a trim waits for the commit of earlier entries for which there
-// is no room.
+// roomPatience is how long a trim waits for the commit of earlier entries for
+// which there is no room.
 const roomPatience = 3 * time.Second
 
-// awaitProposed waits until the entries proposed before the call are committed, or do not
-// wait for room. Otherwise a trim would wait behind them without a limit.
+// awaitProposed waits until the entries proposed before the call are committed,
+// or do not wait for room. Otherwise a trim would wait behind them without a
+// limit.
 func (g *diskGate) awaitProposed(ctx context.Context) error {
 	last, began := g.group.Status().LastIndex, time.Now()
 	for g.group.Status().CommitIndex < last {
@@ -138,8 +140,8 @@ func (g *diskGate) awaitProposed(ctx context.Context) error {
 	return nil
 }
 
-// outcome waits for the outcome of a proposal. It returns an error if the proposal waits
-// longer than roomPatience for room on disks.
+// outcome waits for the outcome of a proposal. It returns an error if the
+// proposal waits longer than roomPatience for room on disks.
 func (g *diskGate) outcome(of raftstore.Proposal) (applied, error) {
 	type outcome struct {
 		result any
@@ -173,8 +175,8 @@ func (g *diskGate) fullText() string {
 	return ""
 }
 
-// leaderWithRoom returns the first of voters that accepts transactions, or the first of
-// all if none does.
+// leaderWithRoom returns the first of voters that accepts transactions, or the
+// first of all if none does.
 func (g *diskGate) leaderWithRoom(voters []string, now time.Time) string {
 	for _, name := range voters {
 		if room, _ := g.space.hasRoom(name, now); room {

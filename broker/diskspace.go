@@ -9,9 +9,10 @@ import (
 	"github.com/cantuslog/cantus/wal"
 )
 
-// A node is full if its disk has less free space than its reserve, or than its next start
-// needs. As a leader it then refuses transactions. As a follower it rejects its leader's
-// entries, and the partition continues with the other replicas.
+// A node is full if its disk has less free space than its reserve, or than its
+// next start needs. As a leader it then refuses transactions. As a follower it
+// rejects its leader's entries, and the partition continues with the other
+// replicas.
 //
 // Each node says in its announcements whether it is full, and a leader also
 // learns it from a rejection. If no majority has room, the leader refuses
@@ -24,7 +25,8 @@ import (
 // errFull is returned when a log is not fetched because the disk is full.
 var errFull = errors.New("this node's disk is full")
 
-// space reports whether this node and others have room on their disks. It is a diskSpace.
+// space reports whether this node and others have room on their disks. It is a
+// diskSpace.
 type space struct {
 	self     string
 	log      *slog.Logger
@@ -61,20 +63,21 @@ func (s *space) setFull(full bool) {
 	s.announce()
 }
 
-// isTight reports whether this node's store accepts nothing more. isLow reports whether its
-// disk had less free space than the reserve at the last check. isFull reports either.
+// isTight reports whether this node's store accepts nothing more. isLow reports
+// whether its disk had less free space than the reserve at the last check.
+// isFull reports either.
 func (s *space) isTight() bool { return s.store.Tight() }
 func (s *space) isLow() bool   { return s.low.Load() }
 func (s *space) isFull() bool  { return s.isLow() || s.isTight() }
 
 func (s *space) reserve() int64 { return s.reserved.Load() }
 
-// takesProposed reports whether there is room for entries of n bytes that were proposed
-// before their leader refused transactions.
+// takesProposed reports whether there is room for entries of n bytes that were
+// proposed before their leader refused transactions.
 func (s *space) takesProposed(n int64) bool { return s.store.TakesProposed(n) }
 
-// hasRoom reports whether a node is known to have room, and whether it is known to be
-// full. Neither is the case if the node is away.
+// hasRoom reports whether a node is known to have room, and whether it is known
+// to be full. Neither is the case if the node is away.
 func (s *space) hasRoom(name string, now time.Time) (room, full bool) {
 	if name == s.self {
 		full = s.isFull()

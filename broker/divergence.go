@@ -52,8 +52,9 @@ func (v *verdicts) drop(name string) {
 	delete(v.by, name)
 }
 
-// count counts the voters that agree with this replica, itself included if it votes, and
-// those that differ. Of the latter it names the leader if that is among them.
+// count counts the voters that agree with this replica, itself included if it
+// votes, and those that differ. Of the latter it names the leader if that is
+// among them.
 func (v *verdicts) count(self, leader string, replicas []raftstore.Replica) (c tally) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
@@ -87,7 +88,8 @@ type tally struct {
 	txid                    uint64 // the first one that differs
 }
 
-// compare compares the facts with another node's. A node with wrong facts stops.
+// compare compares the facts with another node's. A node with wrong facts
+// stops.
 func (m *meta) compare(h announcement) {
 	if m == nil || h.Meta == nil {
 		return
@@ -113,7 +115,8 @@ func (m *meta) compare(h announcement) {
 
 var errFacts = errors.New("broker: this node's facts differ from the other nodes'")
 
-// dispute halts the replica of the facts because of why, or resumes it if why is nil.
+// dispute halts the replica of the facts because of why, or resumes it if why
+// is nil.
 func (m *meta) dispute(why error) {
 	if why == nil {
 		if m.disputed.Swap(nil) != nil {
@@ -128,9 +131,10 @@ func (m *meta) dispute(why error) {
 	}
 }
 
-// contradicted is called when the group of the facts has halted itself because of err.
-// The node stops, but first connects to the others, which then learn what it remembers of
-// their directories: one of them may run on an older copy without knowing it.
+// contradicted is called when the group of the facts has halted itself because
+// of err. The node stops, but first connects to the others, which then learn
+// what it remembers of their directories: one of them may run on an older copy
+// without knowing it.
 func (m *meta) contradicted(err error) {
 	m.background(func() {
 		m.greetMembers()

@@ -12,18 +12,19 @@ import (
 	"strings"
 )
 
-// An envelope carries each message between nodes over NATS: a line of text, and a body in
-// JSON.
+// An envelope carries each message between nodes over NATS: a line of text, and
+// a body in JSON.
 //
 //	CANTUS2 <cluster id> <node> <node id> <instance> <number> <signature>
 //
-// The signature is an HMAC over the subject, the line without the signature, and the
-// body. Its key derives from the cluster's secret and id. Any client of the NATS server
-// can publish on these subjects, so no message is trusted without a signature. "-" stands
-// for an empty field: a node that belongs to no cluster yet has no cluster id and no
-// signature.
+// The signature is an HMAC over the subject, the line without the signature,
+// and the body. Its key derives from the cluster's secret and id. Any client of
+// the NATS server can publish on these subjects, so no message is trusted
+// without a signature. "-" stands for an empty field: a node that belongs to no
+// cluster yet has no cluster id and no signature.
 //
-// The number rises with each envelope that an instance, one run of a node, sends.
+// The number rises with each envelope that an instance, one run of a node,
+// sends.
 type envelope struct {
 	protocol int
 	cluster  string // "" for a node that belongs to none yet
@@ -67,7 +68,8 @@ func (e envelope) line() string {
 	return fmt.Sprintf("%s%d %s %s %s %s %d", envelopeMagic, e.protocol, dash(e.cluster), e.name, dash(e.id), e.instance, e.number)
 }
 
-// encode returns the envelope in its form on the wire. It is not signed if key is nil.
+// encode returns the envelope in its form on the wire. It is not signed if key
+// is nil.
 func (e envelope) encode(key []byte, subject string) []byte {
 	e.signed, e.mac = e.line(), "-"
 	if key != nil {
@@ -93,7 +95,8 @@ func (e envelope) proves(key []byte, subject string) bool {
 	return err == nil && hmac.Equal(mac, e.sign(key, subject))
 }
 
-// openEnvelope decodes an envelope, which aliases b. It does not check the signature.
+// openEnvelope decodes an envelope, which aliases b. It does not check the
+// signature.
 func openEnvelope(b []byte) (e envelope, err error) {
 	line, _, ok := bytes.Cut(b[:min(len(b), maxEnvelopeLine)], []byte{'\n'})
 	if !ok || !bytes.HasPrefix(line, []byte(envelopeMagic)) {
@@ -116,9 +119,11 @@ func openEnvelope(b []byte) (e envelope, err error) {
 	return e, nil
 }
 
-// messageKey returns the key with which the members of a cluster sign envelopes. Nodes
-// that have the secret but belong to no cluster yet use the one for the empty id.
+// messageKey returns the key with which the members of a cluster sign
+// envelopes. Nodes that have the secret but belong to no cluster yet use the
+// one for the empty id.
 func messageKey(secret []byte, cluster string) []byte { return deriveKey(secret, cluster, "messages") }
 
-// newInstance returns a name for a run of a node, or a nonce, that can't be guessed.
+// newInstance returns a name for a run of a node, or a nonce, that can't be
+// guessed.
 func newInstance() string { return rand.Text() }

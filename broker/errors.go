@@ -34,8 +34,8 @@ var (
 	// ErrRemoved is what [Node.Err] returns after the node was removed from its
 	// cluster.
 	ErrRemoved = errors.New("broker: node was removed from its cluster")
-	// ErrOlderCopy is what [Node.Err] returns after the other nodes have found that
-	// the data directory is an older copy of itself.
+	// ErrOlderCopy is what [Node.Err] returns after the other nodes have found
+	// that the data directory is an older copy of itself.
 	ErrOlderCopy = errors.New("broker: data directory is an older copy of itself")
 	// ErrOptions is returned for an option that is out of its range.
 	ErrOptions = natsserver.ErrOptions
@@ -71,15 +71,17 @@ func wireError(err error) *subjects.Error {
 	return subjects.Errorf(subjects.Internal, "internal error: the node's log says more")
 }
 
-// aheadError refuses a txid that lies beyond a partition's end. A slow node is never
-// the reason: the client means another log, or this one has lost transactions.
+// aheadError refuses a txid that lies beyond a partition's end. A slow node is
+// never the reason: the client means another log, or this one has lost
+// transactions.
 func aheadError(what string, txid uint64, partition int, last uint64) *subjects.Error {
 	return subjects.Errorf(subjects.Ahead,
 		"%s %d is ahead of partition %d, whose last txid is %d: it comes from another log, or this log has lost transactions; stop, and check that cluster and partition are the right ones",
 		what, txid, partition, last)
 }
 
-// count writes how many there are of something, such as "1 replica" and "2 replicas".
+// count writes how many there are of something, such as "1 replica" and "2
+// replicas".
 func count(n int, noun string) string {
 	if n == 1 {
 		return "1 " + noun

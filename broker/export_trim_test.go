@@ -14,7 +14,8 @@ func Tables(n *Node, partition int) lockmgr.State {
 	return lockmgr.StateOf(r.certifier.table)
 }
 
-// TrimPoints describes where a node's replica begins, and where it can be trimmed.
+// TrimPoints describes where a node's replica begins, and where it can be
+// trimmed.
 func TrimPoints(n *Node, partition int) string {
 	r := n.replicas.get(partition).current().replica
 	r.mu.Lock()
@@ -44,8 +45,8 @@ func PointEvery(o *Options, transactions uint64) { o.pointEvery = transactions }
 // Trimming sets a function that is called before each step of trimming a log.
 func Trimming(o *Options, step func(string)) { o.trimming = step }
 
-// Replica returns a value that identifies the replica of a partition, which changes
-// when another takes its place; nil if there is none.
+// Replica returns a value that identifies the replica of a partition, which
+// changes when another takes its place; nil if there is none.
 func Replica(n *Node, partition int) any {
 	if p := n.replicas.get(partition).current(); p != nil {
 		return p
@@ -53,7 +54,8 @@ func Replica(n *Node, partition int) any {
 	return nil
 }
 
-// CountTrimPoints returns how many trim points a node's replica has, and how many are stored.
+// CountTrimPoints returns how many trim points a node's replica has, and how
+// many are stored.
 func CountTrimPoints(n *Node, partition int) (held, stored int) {
 	p := n.replicas.get(partition).current()
 	p.replica.mu.Lock()

@@ -10,8 +10,8 @@ import (
 	"github.com/cantuslog/cantus/wal"
 )
 
-// fencing keeps a replica out of its group while its log is wrong, or may be. See
-// verdicts.
+// fencing keeps a replica out of its group while its log is wrong, or may be.
+// See verdicts.
 type fencing struct {
 	partition  int
 	self       string // this node
@@ -33,8 +33,8 @@ type fencing struct {
 	verdicts verdicts
 }
 
-// load reads whether the replica was fenced when the node stopped. It returns nil if it
-// was not.
+// load reads whether the replica was fenced when the node stopped. It returns
+// nil if it was not.
 func (f *fencing) load() error {
 	why := f.store.Meta(metaFenced)
 	if why == nil {
@@ -49,12 +49,12 @@ const metaFenced = "fenced"
 
 var errFenced = errors.New("broker: replica is fenced")
 
-// fence halts the replica durably: it neither votes nor leads nor acknowledges until an
-// operator has it rebuilt.
+// fence halts the replica durably: it neither votes nor leads nor acknowledges
+// until an operator has it rebuilt.
 func (f *fencing) fence(why string) { f.fenceAnd(why, true) }
 
-// retire fences the replica so that its leader takes its vote and it can be rebuilt, and
-// lets it vote and acknowledge until then.
+// retire fences the replica so that its leader takes its vote and it can be
+// rebuilt, and lets it vote and acknowledge until then.
 func (f *fencing) retire(why string) { f.fenceAnd(why, false) }
 
 func (f *fencing) fenceAnd(why string, halt bool) {
@@ -76,8 +76,8 @@ func (f *fencing) fenceAnd(why string, halt bool) {
 	})
 }
 
-// compare compares the replica with another node's, and fences, disputes or resumes it
-// according to the result.
+// compare compares the replica with another node's, and fences, disputes or
+// resumes it according to the result.
 func (f *fencing) compare(name string, r groupReport) {
 	if why := r.Forgot[f.self]; why != "" && r.leads() {
 		f.accuser.Store(&name)
@@ -146,8 +146,8 @@ func (f *fencing) contradicted(err error) {
 	f.fence(err.Error())
 }
 
-// peerForgot is called when a member has lost entries that it had acknowledged. The
-// leader sends it no more.
+// peerForgot is called when a member has lost entries that it had acknowledged.
+// The leader sends it no more.
 func (f *fencing) peerForgot(peer string, has, had uint64) {
 	why := fmt.Sprintf("its newest entry is %d, and it had acknowledged %d", has, had)
 	f.log.Error("a replica has lost entries that it had acknowledged, and counts for nothing: its data directory was put back to an older state; "+

@@ -15,37 +15,39 @@ import (
 	"github.com/cantuslog/cantus/wal"
 )
 
-// Raft assumes that no voter forgets what it has acknowledged. A data directory that is
-// replaced by an older copy of itself, from a snapshot of a virtual machine or from a
-// backup, breaks that, and nothing in the directory shows it. So every directory counts
-// its generations, each with a random nonce. A generation begins before the node first
-// connects to another node after its start, and then every generationTime. A node that
-// meets no other node begins none. Otherwise an older copy could begin so many alone that
-// the generation which its peers remember is no longer among those that it shows.
+// Raft assumes that no voter forgets what it has acknowledged. A data directory
+// that is replaced by an older copy of itself, from a snapshot of a virtual
+// machine or from a backup, breaks that, and nothing in the directory shows it.
+// So every directory counts its generations, each with a random nonce. A
+// generation begins before the node first connects to another node after its
+// start, and then every generationTime. A node that meets no other node begins
+// none. Otherwise an older copy could begin so many alone that the generation
+// which its peers remember is no longer among those that it shows.
 //
-// At the beginning of every connection, nodes tell each other their newest generations.
-// Each remembers the newest generation of the other, durably, before anything else is
-// sent. A directory that does not show the generation that it has shown before is an
-// older copy. Both ends then refuse the connection, and with it all votes and entries.
+// At the beginning of every connection, nodes tell each other their newest
+// generations. Each remembers the newest generation of the other, durably,
+// before anything else is sent. A directory that does not show the generation
+// that it has shown before is an older copy. Both ends then refuse the
+// connection, and with it all votes and entries.
 //
-// A node learns that it runs on an older copy from the nodes that refuse it: they tell it
-// what they remember. It then refuses all connections, and stops when a majority of the
-// voters on the facts has said so. The facts spread this knowledge: they hold the last
-// start of each member.
+// A node learns that it runs on an older copy from the nodes that refuse it:
+// they tell it what they remember. It then refuses all connections, and stops
+// when a majority of the voters on the facts has said so. The facts spread this
+// knowledge: they hold the last start of each member.
 //
-// An older copy from within the same generation is not recognized, and neither is one
-// that no other node remembers: see docs/adr/0016.
+// An older copy from within the same generation is not recognized, and neither
+// is one that no other node remembers: see docs/adr/0016.
 
-// generationTime is how long a generation lasts. An older copy is recognized if it was
-// made before the current generation.
+// generationTime is how long a generation lasts. An older copy is recognized if
+// it was made before the current generation.
 const generationTime = time.Minute
 
-// claimsInTransit is how long claims may take to arrive. Within that time, another
-// connection may bring newer ones first.
+// claimsInTransit is how long claims may take to arrive. Within that time,
+// another connection may bring newer ones first.
 const claimsInTransit = 10 * time.Second
 
-// generations keeps what the node knows of its own directory and of the others'. Its
-// methods run on the goroutines of connections, and on run's.
+// generations keeps what the node knows of its own directory and of the
+// others'. Its methods run on the goroutines of connections, and on run's.
 type generations struct {
 	*identity
 	services
@@ -77,8 +79,8 @@ func (g *generations) open(s *wal.Store) (err error) {
 	return err
 }
 
-// refresh begins a generation if one is due. If the disk has no room for it, the last
-// one continues.
+// refresh begins a generation if one is due. If the disk has no room for it,
+// the last one continues.
 func (g *generations) refresh() {
 	g.state.Lock()
 	defer g.state.Unlock()
@@ -133,8 +135,8 @@ func (g *generations) recordedStart(id string) (at wal.Generation) {
 	return at
 }
 
-// check checks the claims of another node. If it returns an error, the connection is
-// refused.
+// check checks the claims of another node. If it returns an error, the
+// connection is refused.
 func (g *generations) check(peer string, b []byte) error {
 	c, err := decodeClaims(b)
 	if err != nil {
@@ -154,8 +156,8 @@ func (g *generations) check(peer string, b []byte) error {
 	return nil
 }
 
-// examine compares the generations that another directory shows with the one that it had
-// shown before, and remembers the newest.
+// examine compares the generations that another directory shows with the one
+// that it had shown before, and remembers the newest.
 func (g *generations) examine(peer string, c claims) error {
 	recorded := g.recordedStart(c.id)
 	var newest wal.Generation
@@ -195,9 +197,10 @@ func (g *generations) examine(peer string, c claims) error {
 	return err
 }
 
-// vouched reports whether a directory has shown, since this node started, that it is not
-// an older copy. Only then may what its node says of its log count against this node's
-// log: a majority may consist of nodes that have lost what this one has.
+// vouched reports whether a directory has shown, since this node started, that
+// it is not an older copy. Only then may what its node says of its log count
+// against this node's log: a majority may consist of nodes that have lost what
+// this one has.
 func (g *generations) vouched(id string) bool {
 	g.state.Lock()
 	defer g.state.Unlock()
@@ -222,7 +225,8 @@ func (g *generations) overtaken(id string) bool {
 	return ok && time.Since(at) < claimsInTransit
 }
 
-// reportOlderCopy logs and publishes, once for each directory, that it is an older copy.
+// reportOlderCopy logs and publishes, once for each directory, that it is an
+// older copy.
 func (g *generations) reportOlderCopy(peer, id string, err error) {
 	g.state.Lock()
 	first := !g.logged[id]
@@ -268,8 +272,8 @@ func (g *generations) onRemembered(peer string, r remembered) {
 	}
 }
 
-// whyLocked returns which nodes consider this directory an older copy, and why, "" if
-// none does. state is held.
+// whyLocked returns which nodes consider this directory an older copy, and why,
+// "" if none does. state is held.
 func (g *generations) whyLocked() string {
 	var all []string
 	for _, name := range slices.Sorted(maps.Keys(g.denied)) {
@@ -278,8 +282,8 @@ func (g *generations) whyLocked() string {
 	return strings.Join(all, "; ")
 }
 
-// why returns which nodes consider this directory an older copy, and why, "" if none
-// does.
+// why returns which nodes consider this directory an older copy, and why, "" if
+// none does.
 func (g *generations) why() string {
 	if g == nil {
 		return ""
@@ -289,7 +293,8 @@ func (g *generations) why() string {
 	return g.whyLocked()
 }
 
-// run begins generations and connects to the other members to show them, until ctx ends.
+// run begins generations and connects to the other members to show them, until
+// ctx ends.
 func (g *generations) run(ctx context.Context) {
 	next := time.NewTicker(generationTime)
 	defer next.Stop()
@@ -321,8 +326,8 @@ func (g *generations) run(ctx context.Context) {
 	}
 }
 
-// startToRecord returns a command that records a member's newest start in the facts;
-// false if they have the starts of all members.
+// startToRecord returns a command that records a member's newest start in the
+// facts; false if they have the starts of all members.
 func (g *generations) startToRecord(f cluster.Facts) (c cluster.Command, ok bool) {
 	for _, name := range f.Names() {
 		id := f.Nodes[name].ID

@@ -102,8 +102,8 @@ func (g *gossip) accept(h announcement, number uint64) {
 	g.node.heard(h)
 }
 
-// onUnsigned handles a status without a valid signature. A node that founds a cluster,
-// or waits to be added to one, has no secret to sign with yet.
+// onUnsigned handles a status without a valid signature. A node that founds a
+// cluster, or waits to be added to one, has no secret to sign with yet.
 func (g *gossip) onUnsigned(e envelope) {
 	own := g.clusterID()
 	secret := g.currentSecret()
@@ -126,8 +126,8 @@ func (g *gossip) onUnsigned(e envelope) {
 	g.onCandidate(h, false)
 }
 
-// onCandidate handles the status of a node that belongs to no cluster yet, or that
-// this one receives while it belongs to none.
+// onCandidate handles the status of a node that belongs to no cluster yet, or
+// that this one receives while it belongs to none.
 func (g *gossip) onCandidate(h announcement, proved bool) {
 	joins := g.clusterID() == "" && len(g.opts.Bootstrap) == 0 // the cluster's reply says what is wrong
 	if err := g.checkPeer(h); err != nil && !joins {
@@ -144,8 +144,9 @@ func (g *gossip) onCandidate(h announcement, proved bool) {
 	g.peers.wake()
 }
 
-// reject ignores a node that can't belong to this cluster. If this node is starting and
-// the other one serves, it is this node that does not belong there, and it stops.
+// reject ignores a node that can't belong to this cluster. If this node is
+// starting and the other one serves, it is this node that does not belong
+// there, and it stops.
 func (g *gossip) reject(h announcement, err error) {
 	serving := g.node.served()
 	if !serving && (h.Ready || errors.Is(err, ErrNameTaken)) {
@@ -162,10 +163,11 @@ func (g *gossip) warnOf(h announcement, err error) {
 	}
 }
 
-// foreign handles a status from another cluster. A node that was started with the routes
-// of another cluster must notice that before it answers requests there. Anyone can send
-// such a status. So it counts only if the NATS server of its node is connected as a
-// route, and the node is not a member here; and several are needed.
+// foreign handles a status from another cluster. A node that was started with
+// the routes of another cluster must notice that before it answers requests
+// there. Anyone can send such a status. So it counts only if the NATS server of
+// its node is connected as a route, and the node is not a member here; and
+// several are needed.
 func (g *gossip) foreign(e envelope) {
 	serving := g.node.served()
 	if serving || e.id == "" || g.node.isMember(e.name, e.id) || !g.node.routed(e.name, e.id) {

@@ -125,8 +125,8 @@ func begin(t *testing.T, nc *nats.Conn, subject, body string) func(*testing.T) a
 	}
 }
 
-// receive waits for the answers to a read. The error is that of the subscription,
-// such as nats.ErrNoResponders.
+// receive waits for the answers to a read. The error is that of the
+// subscription, such as nats.ErrNoResponders.
 func receive(t *testing.T, sub *nats.Subscription) (a answers, err error) {
 	t.Helper()
 	defer func() { _ = sub.Unsubscribe() }()

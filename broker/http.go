@@ -31,8 +31,8 @@ type httpServer struct {
 	ended  sync.WaitGroup
 }
 
-// startHTTP serves health and metrics, and profiles where the operator asks for them.
-// unready returns why the node is not ready, "" if it is.
+// startHTTP serves health and metrics, and profiles where the operator asks for
+// them. unready returns why the node is not ready, "" if it is.
 func startHTTP(o Options, m *metrics, unready func() string) (*httpServer, error) {
 	l, err := o.httpPort().Listen()
 	if err != nil {

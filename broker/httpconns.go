@@ -7,10 +7,10 @@ import (
 	"sync"
 )
 
-// httpListener keeps at most a number of connections open. For one more it closes the
-// oldest on which no request is being answered, so that clients that connect and send
-// nothing, or half a request, do not keep probes out. If every connection has a request,
-// it closes the new one.
+// httpListener keeps at most a number of connections open. For one more it
+// closes the oldest on which no request is being answered, so that clients that
+// connect and send nothing, or half a request, do not keep probes out. If every
+// connection has a request, it closes the new one.
 type httpListener struct {
 	net.Listener
 	most int
@@ -91,7 +91,8 @@ func (l *httpListener) count() int {
 
 type httpConnKey struct{}
 
-// withConn lets handler mark the connection of a request; see http.Server.ConnContext.
+// withConn lets handler mark the connection of a request; see
+// http.Server.ConnContext.
 func withConn(ctx context.Context, c net.Conn) context.Context {
 	return context.WithValue(ctx, httpConnKey{}, c)
 }

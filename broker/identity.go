@@ -20,8 +20,8 @@ import (
 	"github.com/cantuslog/cantus/wal"
 )
 
-// identity is what this node is to the other nodes: its name, its data directory, and the
-// cluster's secret, with which it signs its messages.
+// identity is what this node is to the other nodes: its name, its data
+// directory, and the cluster's secret, with which it signs its messages.
 type identity struct {
 	opts     Options
 	names    subjects.Names
@@ -35,8 +35,8 @@ type identity struct {
 	distrusted     loglimit.Interval
 	distrustedSeen *prometheus.CounterVec // messages that were rejected
 
-	// mu guards the fields below. Messages of other nodes are handled before the data
-	// directory is open.
+	// mu guards the fields below. Messages of other nodes are handled before
+	// the data directory is open.
 	mu      sync.Mutex
 	nodeID  string            // of the data directory
 	planned wal.Identity      // what the directory is to belong to
@@ -59,8 +59,8 @@ func (i *identity) setFounded(id wal.Identity) {
 	i.founded, i.nodeID = &id, id.NodeID
 }
 
-// clusterID returns the id of the cluster that this node belongs to, "" if it belongs to
-// none yet.
+// clusterID returns the id of the cluster that this node belongs to, "" if it
+// belongs to none yet.
 func (i *identity) clusterID() string {
 	i.mu.Lock()
 	defer i.mu.Unlock()
@@ -84,8 +84,8 @@ func (i *identity) currentSecret() wal.Secret {
 	return i.secret
 }
 
-// envelope returns a message to other nodes in its envelope. It is signed if the node has
-// the cluster's secret.
+// envelope returns a message to other nodes in its envelope. It is signed if
+// the node has the cluster's secret.
 func (i *identity) envelope(subject string, body any) []byte {
 	i.mu.Lock()
 	secret := i.secret
@@ -128,7 +128,8 @@ func (i *identity) announcement() announcement {
 	return h
 }
 
-// checkPeer returns an error if another node can't belong to this node's cluster.
+// checkPeer returns an error if another node can't belong to this node's
+// cluster.
 func (i *identity) checkPeer(h announcement) error {
 	self := i.announcement()
 	switch {
@@ -144,8 +145,8 @@ func (i *identity) checkPeer(h announcement) error {
 	return nil
 }
 
-// distrust counts a message between nodes that is rejected, and logs some of them. name
-// is the sender's name, according to the message.
+// distrust counts a message between nodes that is rejected, and logs some of
+// them. name is the sender's name, according to the message.
 func (i *identity) distrust(what, name string, err error) {
 	i.distrustedSeen.WithLabelValues(what).Inc()
 	ok, withheld := i.distrusted.Allow(time.Now())
@@ -169,20 +170,21 @@ func (i *identity) setPlanned(id wal.Identity) {
 	i.planned = id
 }
 
-// derive returns a key of 32 bytes for a purpose, which only the members of this cluster
-// can derive. The data directory must be open.
+// derive returns a key of 32 bytes for a purpose, which only the members of
+// this cluster can derive. The data directory must be open.
 func (i *identity) derive(purpose string) []byte {
 	return deriveKey(i.currentSecret().Key, i.clusterID(), purpose)
 }
 
-// queueGroup returns the queue group of the nodes that answer requests. No client knows
-// its name, so that none can join it and take requests: see docs/adr/0021.
+// queueGroup returns the queue group of the nodes that answer requests. No
+// client knows its name, so that none can join it and take requests: see
+// docs/adr/0021.
 func (i *identity) queueGroup() string {
 	return "cantus-" + hex.EncodeToString(i.derive("queue group")[:16])
 }
 
-// feedKey returns the key that signs the packed feed. It is the same on each of the
-// cluster's nodes: see docs/adr/0022.
+// feedKey returns the key that signs the packed feed. It is the same on each of
+// the cluster's nodes: see docs/adr/0022.
 func (i *identity) feedKey() ed25519.PrivateKey {
 	return ed25519.NewKeyFromSeed(i.derive("packed feed"))
 }
@@ -194,8 +196,9 @@ func (i *identity) setSecret(s wal.Secret) {
 	i.secret = s
 }
 
-// openSecret reads the secret of an open data directory. If it has none, openSecret
-// writes one: that of the token, or a new one if there are no other founders.
+// openSecret reads the secret of an open data directory. If it has none,
+// openSecret writes one: that of the token, or a new one if there are no other
+// founders.
 func (i *identity) openSecret(dir string) error {
 	have, err := wal.ReadSecret(dir)
 	if err == nil {

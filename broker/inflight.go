@@ -9,8 +9,8 @@ import (
 	"golang.org/x/sync/semaphore"
 )
 
-// batch is a batch in flight: from the sequencer, which certifies and proposes it,
-// through the responder to the publisher. It carries the requests that were
+// batch is a batch in flight: from the sequencer, which certifies and proposes
+// it, through the responder to the publisher. It carries the requests that were
 // certified together, those that did not pass included.
 type batch struct {
 	certification
@@ -34,8 +34,8 @@ type proposal interface {
 	Wait() (result any, err error)
 }
 
-// decided is an outcome other than the request's own commit. If dependsOn is not
-// 0, it holds only if that transaction, which is in flight, commits.
+// decided is an outcome other than the request's own commit. If dependsOn is
+// not 0, it holds only if that transaction, which is in flight, commits.
 type decided struct {
 	r         *request
 	outcome   outcome

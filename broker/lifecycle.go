@@ -43,17 +43,17 @@ func newLifecycle(log *slog.Logger) *lifecycle {
 	return l
 }
 
-// leadAnywayTime is how long a node waits to hear another node before it leads without
-// having heard one.
+// leadAnywayTime is how long a node waits to hear another node before it leads
+// without having heard one.
 const leadAnywayTime = 3 * time.Second
 
-// allowLeading lets the node lead. It is called when the node has heard another node of
-// its cluster: a node that was started with another cluster's routes must notice that
-// before it answers that cluster's requests.
+// allowLeading lets the node lead. It is called when the node has heard another
+// node of its cluster: a node that was started with another cluster's routes
+// must notice that before it answers that cluster's requests.
 func (l *lifecycle) allowLeading() { l.leadOnce.Do(func() { close(l.mayLead) }) }
 
-// fail stops the node's service because of an error that makes it unsafe to continue. The
-// caller of Open sees Done and closes the node.
+// fail stops the node's service because of an error that makes it unsafe to
+// continue. The caller of Open sees Done and closes the node.
 func (l *lifecycle) fail(err error) {
 	if !l.err.CompareAndSwap(nil, &err) {
 		return
@@ -78,8 +78,8 @@ func (l *lifecycle) failure() error {
 	return nil
 }
 
-// begin runs fn on a goroutine that Close waits for. It does nothing and returns false if
-// the node is closing.
+// begin runs fn on a goroutine that Close waits for. It does nothing and
+// returns false if the node is closing.
 func (l *lifecycle) begin(fn func()) bool {
 	l.endMu.RLock()
 	defer l.endMu.RUnlock()

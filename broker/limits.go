@@ -7,7 +7,8 @@ import (
 	"golang.org/x/sync/semaphore"
 )
 
-// limits bound what a node does at a time. Reload changes reserve and queueBytes.
+// limits bound what a node does at a time. Reload changes reserve and
+// queueBytes.
 type limits struct {
 	reserve, queueBytes atomic.Int64
 	inflight            *inflightLimit      // batches of all partitions
@@ -25,8 +26,8 @@ func newLimits(o Options) *limits {
 	return l
 }
 
-// startRead runs serve on a goroutine that Close waits for, unless the node is closing
-// or serves too many reads.
+// startRead runs serve on a goroutine that Close waits for, unless the node is
+// closing or serves too many reads.
 func (l *limits) startRead(life *lifecycle, serve func()) error {
 	if !l.reading.TryAcquire(1) {
 		return errTooManyReads

@@ -9,7 +9,8 @@ import (
 	"github.com/cantuslog/cantus/broker/internal/ports"
 )
 
-// listenRaft opens the replication port. It returns the address that other nodes dial.
+// listenRaft opens the replication port. It returns the address that other
+// nodes dial.
 func listenRaft(o Options) (l net.Listener, address string, err error) {
 	p, err := o.raftPort()
 	if err != nil {
@@ -34,8 +35,9 @@ func (o Options) raftPort() (ports.Port, error) {
 	return ports.Port{Address: net.JoinHostPort(host, "0"), ChosenBy: "--raft"}, nil
 }
 
-// advertised returns the address at which other nodes reach a listener: the configured
-// one, or the listener's own, with the machine's name if it listens on all interfaces.
+// advertised returns the address at which other nodes reach a listener: the
+// configured one, or the listener's own, with the machine's name if it listens
+// on all interfaces.
 func advertised(configured string, addr net.Addr) (string, error) {
 	host, port, err := net.SplitHostPort(addr.String())
 	if configured != "" || err != nil {
@@ -52,9 +54,10 @@ func advertised(configured string, addr net.Addr) (string, error) {
 // httpPort returns the port for health and metrics.
 func (o Options) httpPort() ports.Port { return ports.Port{Address: o.HTTPListen, ChosenBy: "--http"} }
 
-// checkStart returns an error that would end a node's start after its directory is
-// written, as far as it can be known before: a bad NATS configuration, or a port in
-// use. Otherwise a failed start would leave a directory with the wrong options in it.
+// checkStart returns an error that would end a node's start after its directory
+// is written, as far as it can be known before: a bad NATS configuration, or a
+// port in use. Otherwise a failed start would leave a directory with the wrong
+// options in it.
 func checkStart(o Options) error {
 	if o.ClusterSecret != "" {
 		o.routePassword = routePassword(tokenSecret(o.ClusterSecret), o.Cluster)

@@ -6,7 +6,8 @@ import "github.com/cantuslog/cantus/subjects"
 const feedRoom = 1024
 
 // maxTransaction returns the most bytes that a transaction may have: the
-// protocol's limit, or less if the NATS server's limit for a message is smaller.
+// protocol's limit, or less if the NATS server's limit for a message is
+// smaller.
 func maxTransaction(maxPayload int) int { return min(subjects.MaxTransaction, maxPayload-feedRoom) }
 
 // maxBatch returns how many transactions a batch message may carry without its

@@ -18,11 +18,12 @@ import (
 	"github.com/cantuslog/cantus/subjects"
 )
 
-// A node does not stop because one other node says that it is not a member. It asks the
-// nodes that vote on the facts, as it knows them, and stops when a majority of them says
-// so too. Some of them may have been removed since. Then a majority of the voters on the
-// newest facts that one of the others has is enough. Until the node knows, it is not
-// ready, and answers no request that other nodes can answer.
+// A node does not stop because one other node says that it is not a member. It
+// asks the nodes that vote on the facts, as it knows them, and stops when a
+// majority of them says so too. Some of them may have been removed since. Then
+// a majority of the voters on the newest facts that one of the others has is
+// enough. Until the node knows, it is not ready, and answers no request that
+// other nodes can answer.
 
 // question is a question to another node.
 type question struct {
@@ -37,12 +38,13 @@ type answer struct {
 	Nonce  string `json:"nonce"`
 	Member bool   `json:"member"`
 	Facts  uint64 `json:"facts"` // the version that says so
-	// Voters are the nodes that vote on these facts, with the ids of their directories.
+	// Voters are the nodes that vote on these facts, with the ids of their
+	// directories.
 	Voters map[string]string `json:"voters,omitempty"`
 }
 
-// membership finds out whether this node is still a member of its cluster. A goroutine,
-// resolveDoubt, runs while there is doubt.
+// membership finds out whether this node is still a member of its cluster. A
+// goroutine, resolveDoubt, runs while there is doubt.
 type membership struct {
 	*identity
 	dir        string // the data directory
@@ -59,8 +61,8 @@ type membership struct {
 	doubts   loglimit.Repeats
 }
 
-// check begins to doubt if a member's facts do not list this node: it may have been
-// removed while it was away.
+// check begins to doubt if a member's facts do not list this node: it may have
+// been removed while it was away.
 func (m *membership) check(h announcement) {
 	facts, _, open := m.facts()
 	if !open || len(h.Members) == 0 { // a node that is starting lists no members
@@ -72,8 +74,8 @@ func (m *membership) check(h announcement) {
 	m.beginDoubt(h.Name + " says that this node is not a member of the cluster")
 }
 
-// checkOwnFacts begins to doubt if this node's own facts do not list it. The entry that
-// removes a node is not sent to it, but later ones may be.
+// checkOwnFacts begins to doubt if this node's own facts do not list it. The
+// entry that removes a node is not sent to it, but later ones may be.
 func (m *membership) checkOwnFacts() {
 	facts, _, _ := m.facts()
 	member, is := facts.Nodes[m.opts.Name]
@@ -82,7 +84,8 @@ func (m *membership) checkOwnFacts() {
 	}
 }
 
-// beginDoubt begins to ask the voters on the facts whether this node is a member.
+// beginDoubt begins to ask the voters on the facts whether this node is a
+// member.
 func (m *membership) beginDoubt(why string) {
 	if !m.doubt.CompareAndSwap(nil, &why) {
 		return
@@ -97,14 +100,15 @@ func (m *membership) beginDoubt(why string) {
 // doubted reports whether the node may no longer be a member.
 func (m *membership) doubted() bool { return m.doubt.Load() != nil }
 
-// errDoubt is returned when a log is not fetched because the node may have been removed.
+// errDoubt is returned when a log is not fetched because the node may have been
+// removed.
 var errDoubt = errors.New("this node may have been removed")
 
 // maxDoubtWait is the longest wait between two rounds of asking.
 const maxDoubtWait = 10 * announceInterval
 
-// resolveDoubt asks the voters until a majority says that this node is not a member, or
-// all that answer say that it is one.
+// resolveDoubt asks the voters until a majority says that this node is not a
+// member, or all that answer say that it is one.
 func (m *membership) resolveDoubt() {
 	defer m.wake()
 	defer m.doubt.Store(nil)
@@ -172,8 +176,9 @@ func (v votes) String() string {
 	return strings.Join(all, ", ")
 }
 
-// majorityOfOthers returns how many of the voters, not counting this node, make a
-// majority of all. It returns their number if they make none without this node.
+// majorityOfOthers returns how many of the voters, not counting this node, make
+// a majority of all. It returns their number if they make none without this
+// node.
 func majorityOfOthers(voters []string, self string) int {
 	others := len(voters)
 	if slices.Contains(voters, self) {
@@ -182,9 +187,9 @@ func majorityOfOthers(voters []string, self string) int {
 	return max(1, min(len(voters)/2+1, others))
 }
 
-// askNewest asks the voters on the newest facts that an answer has shown, and adds their
-// answers. It reports whether a majority of them, at least two nodes, says that this node
-// is not a member, and none that it is.
+// askNewest asks the voters on the newest facts that an answer has shown, and
+// adds their answers. It reports whether a majority of them, at least two
+// nodes, says that this node is not a member, and none that it is.
 func (m *membership) askNewest(v *votes) bool {
 	voters, denials := v.newest.Voters, 0
 	rest := maps.Clone(voters)
@@ -200,7 +205,8 @@ func (m *membership) askNewest(v *votes) bool {
 	return denials > 1 && denials > len(voters)/2 && len(v.confirm) == 0
 }
 
-// votersOf returns the members that vote on facts, with the ids of their directories.
+// votersOf returns the members that vote on facts, with the ids of their
+// directories.
 func votersOf(facts cluster.Facts) map[string]string {
 	all := map[string]string{}
 	for _, name := range facts.MetaVoters() {
@@ -209,8 +215,8 @@ func votersOf(facts cluster.Facts) map[string]string {
 	return all
 }
 
-// askVoters asks each of some nodes whether this node is a member. It ignores answers by
-// facts that are older than a version.
+// askVoters asks each of some nodes whether this node is a member. It ignores
+// answers by facts that are older than a version.
 func (m *membership) askVoters(voters map[string]string, version uint64) (v votes) {
 	ctx, cancel := context.WithTimeout(context.Background(), askTime)
 	defer cancel()
@@ -273,13 +279,14 @@ func (m *membership) onMember(_ context.Context, asked *natslink.Message) (any, 
 // errUnproved refuses a request that is not from a node of the cluster.
 var errUnproved = subjects.Errorf(subjects.BadRequest, "only nodes of this cluster are answered here")
 
-// answerTo returns the subject that the answer to a request is signed for. It differs
-// from the request's, so that an answer can't be used as a request.
+// answerTo returns the subject that the answer to a request is signed for. It
+// differs from the request's, so that an answer can't be used as a request.
 func answerTo(subject string) string { return subject + " answered" }
 
 var errUnsigned = errors.New("the answer is not signed by a node of this cluster")
 
-// askNode sends a request to another node and decodes its answer, which must be signed.
+// askNode sends a request to another node and decodes its answer, which must be
+// signed.
 func (m *membership) askNode(ctx context.Context, subject string, body, answer any) (envelope, error) {
 	b, err := m.request(ctx, subject, body)
 	if err != nil {

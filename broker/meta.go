@@ -24,9 +24,9 @@ const metaGroup = math.MaxUint32
 
 // meta is this node's replica of the cluster's facts. It is a raftstore.FSM.
 //
-// A goroutine, run, waits until this node leads the group. While it does, lead serves
-// the requests of operators, and changes the group's members to what the facts say.
-// Apply and Snapshot run on the group's goroutine.
+// A goroutine, run, waits until this node leads the group. While it does, lead
+// serves the requests of operators, and changes the group's members to what the
+// facts say. Apply and Snapshot run on the group's goroutine.
 type meta struct {
 	*identity
 	services
@@ -41,8 +41,8 @@ type meta struct {
 	chain    digests
 	verdicts verdicts
 	disputed atomic.Pointer[error] // why the replica takes no part for now
-	// transferred says that this node has transferred leadership since it began to
-	// lead. run owns it.
+	// transferred says that this node has transferred leadership since it began
+	// to lead. run owns it.
 	transferred bool
 
 	state   sync.Mutex // guards what follows
@@ -63,7 +63,8 @@ func (m *meta) open(groupOptions func(id uint32, log *wal.Log, fsm raftstore.FSM
 	return nil
 }
 
-// bootstrapFacts returns the facts of a new cluster, the same on each of its nodes.
+// bootstrapFacts returns the facts of a new cluster, the same on each of its
+// nodes.
 func bootstrapFacts(id wal.Identity) cluster.Facts {
 	founders, replicas := id.Founders, id.Replicas
 	if len(founders) == 0 { // founded by a version that recorded no founders
@@ -72,8 +73,8 @@ func bootstrapFacts(id wal.Identity) cluster.Facts {
 	return cluster.Bootstrap(founders, id.Partitions, max(replicas, 1))
 }
 
-// bootstrapVoters returns the first voters of a group on a node that is one of them, nil
-// on others.
+// bootstrapVoters returns the first voters of a group on a node that is one of
+// them, nil on others.
 func bootstrapVoters(self string, voters []string) []string {
 	if slices.Contains(voters, self) {
 		return voters
@@ -176,8 +177,8 @@ func (m *meta) Restore(state []byte) error {
 	return nil
 }
 
-// change changes the facts. It calls compute for a command and proposes it, and does so
-// again if the facts have changed in between. Only the leader can.
+// change changes the facts. It calls compute for a command and proposes it, and
+// does so again if the facts have changed in between. Only the leader can.
 func (m *meta) change(ctx context.Context, compute func(cluster.Facts) (cluster.Command, error)) error {
 	for {
 		facts, _ := m.current()
@@ -237,8 +238,8 @@ func (m *meta) run(ctx context.Context) {
 	}
 }
 
-// lead serves operators' requests and changes the group's members to what the facts
-// say, until leadership is lost or ctx ends.
+// lead serves operators' requests and changes the group's members to what the
+// facts say, until leadership is lost or ctx ends.
 func (m *meta) lead(ctx context.Context) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
@@ -273,8 +274,9 @@ func (m *meta) lead(ctx context.Context) error {
 	}
 }
 
-// step takes one step: it changes a member of the group, records a start of a member, or
-// removes a member that has left. It reports whether there was nothing to do.
+// step takes one step: it changes a member of the group, records a start of a
+// member, or removes a member that has left. It reports whether there was
+// nothing to do.
 func (m *meta) step(ctx context.Context) (done bool, err error) {
 	facts, _ := m.current()
 	voters := facts.MetaVoters()
@@ -331,8 +333,8 @@ func (m *meta) transfer(ctx context.Context, to string) error {
 	return err
 }
 
-// transferAway transfers the leadership of the facts to another node, before this one
-// stops.
+// transferAway transfers the leadership of the facts to another node, before
+// this one stops.
 func (m *meta) transferAway() {
 	if !m.group.Leading() || len(m.group.Status().Replicas) < 2 {
 		return
@@ -344,9 +346,10 @@ func (m *meta) transferAway() {
 	}
 }
 
-// checkMember returns an error if a node that has the secret is not a member. While this
-// node follows no leader of the facts, it can't know the members and returns nil for any
-// node: nodes that were added while it was away must be able to bring it up to date.
+// checkMember returns an error if a node that has the secret is not a member.
+// While this node follows no leader of the facts, it can't know the members and
+// returns nil for any node: nodes that were added while it was away must be
+// able to bring it up to date.
 func (m *meta) checkMember(name, id string) error {
 	if m == nil {
 		return nil
@@ -365,8 +368,8 @@ func (m *meta) checkMember(name, id string) error {
 	return fmt.Errorf("node %s is no member of this cluster: it was removed, or never added", name)
 }
 
-// nameTaken reports whether a node that belongs to no cluster yet has the name of a
-// member of this one, and another data directory.
+// nameTaken reports whether a node that belongs to no cluster yet has the name
+// of a member of this one, and another data directory.
 func (m *meta) nameTaken(h announcement) bool {
 	if m == nil || h.ClusterID != "" {
 		return false

@@ -282,7 +282,8 @@ func TestOperatorMode(t *testing.T) {
 	works(t, connect(t, n, nats.UserCredentials(file)))
 }
 
-// operatorMode returns options of a node in operator mode, and its credentials file.
+// operatorMode returns options of a node in operator mode, and its credentials
+// file.
 func operatorMode(t *testing.T) (opts broker.Options, file string) {
 	t.Helper()
 	seed := func(create func() (nkeys.KeyPair, error)) (nkeys.KeyPair, string) {

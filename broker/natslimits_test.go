@@ -45,8 +45,8 @@ func TestNATSConfigThatDoesNotLetTheNodeServe(t *testing.T) {
 	}
 }
 
-// operated is a NATS configuration in operator mode, of which the account's limits
-// change.
+// operated is a NATS configuration in operator mode, of which the account's
+// limits change.
 type operated struct {
 	t                     *testing.T
 	operator, account     nkeys.KeyPair

@@ -18,8 +18,8 @@ import (
 	"github.com/cantuslog/cantus/wal"
 )
 
-// Node is a running node. It makes its parts, opens them and closes them. Each part
-// states what it needs; none has the Node.
+// Node is a running node. It makes its parts, opens them and closes them. Each
+// part states what it needs; none has the Node.
 type Node struct {
 	identity   *identity
 	advisories *advisories
@@ -78,8 +78,8 @@ func Open(ctx context.Context, dir string, opts Options) (*Node, error) {
 	return n, nil
 }
 
-// open opens the node's parts. A directory that belongs to no cluster yet is opened
-// only once its node has founded or joined one, which it does over NATS.
+// open opens the node's parts. A directory that belongs to no cluster yet is
+// opened only once its node has founded or joined one, which it does over NATS.
 func (n *Node) open(ctx context.Context, dir string) error {
 	if err := ctx.Err(); err != nil {
 		return fmt.Errorf("open %s: %w", dir, err)
@@ -108,8 +108,8 @@ func (n *Node) open(ctx context.Context, dir string) error {
 	return n.serve(ctx)
 }
 
-// openKnown opens the store of a data directory that belongs to a cluster, or to a
-// node that is none; known is false for one that belongs to none yet.
+// openKnown opens the store of a data directory that belongs to a cluster, or
+// to a node that is none; known is false for one that belongs to none yet.
 func (n *Node) openKnown(dir string) (known bool, err error) {
 	n.membership.dir = dir
 	id, known, err := n.bootstrap.identify(dir)
@@ -128,8 +128,8 @@ func (n *Node) openKnown(dir string) (known bool, err error) {
 	return true, n.openStore(dir, id)
 }
 
-// openNew waits until this node has founded or joined a cluster, and opens the store
-// of its data directory.
+// openNew waits until this node has founded or joined a cluster, and opens the
+// store of its data directory.
 func (n *Node) openNew(ctx context.Context, dir string) error {
 	id, err := n.bootstrap.run(ctx)
 	if err != nil {
@@ -162,8 +162,8 @@ func (n *Node) openStore(dir string, id wal.Identity) error {
 	return n.identity.openSecret(dir)
 }
 
-// openNATS starts the NATS server and connects the node to it. In a cluster, the node
-// then announces itself and hears the others.
+// openNATS starts the NATS server and connects the node to it. In a cluster,
+// the node then announces itself and hears the others.
 func (n *Node) openNATS(ctx context.Context, known bool) (err error) {
 	partitions := 0
 	if known {
@@ -178,8 +178,8 @@ func (n *Node) openNATS(ctx context.Context, known bool) (err error) {
 	i.opts.routePassword = routePassword(i.currentSecret(), i.opts.Cluster)
 	opts := i.opts
 	if i.opts.clustered() {
-		// A NATS server drops the connection of one that has the name of another. A
-		// node must be able to hear that its own name is taken.
+		// A NATS server drops the connection of one that has the name of
+		// another. A node must be able to hear that its own name is taken.
 		opts.Name = natsserver.ServerName(opts.Name, i.directory())
 	}
 	if n.nats, err = natsserver.Start(ctx, opts.natsServer(), partitions, i.log); err != nil {
@@ -196,7 +196,8 @@ func (n *Node) openNATS(ctx context.Context, known bool) (err error) {
 	return n.startGossip()
 }
 
-// startGossip begins to announce the node's status and to handle those of others.
+// startGossip begins to announce the node's status and to handle those of
+// others.
 func (n *Node) startGossip() error {
 	i := n.identity
 	for subject, handle := range map[string]func(*natslink.Message){
@@ -213,8 +214,8 @@ func (n *Node) startGossip() error {
 	return nil
 }
 
-// openReplicas opens the facts, and then, side by side, all replicas whose logs need
-// not be fetched: each rebuilds its tables.
+// openReplicas opens the facts, and then, side by side, all replicas whose logs
+// need not be fetched: each rebuilds its tables.
 func (n *Node) openReplicas() error {
 	if n.listener != nil {
 		network, err := raftstore.NewNetwork(n.networkOptions())
@@ -260,8 +261,8 @@ func (n *Node) runParts(ctx context.Context) {
 	}
 }
 
-// serve subscribes to the node's own subjects, and waits until every partition is
-// served.
+// serve subscribes to the node's own subjects, and waits until every partition
+// is served.
 func (n *Node) serve(ctx context.Context) error {
 	if _, err := n.shared.add(n.identity.names.Info(), n.newClusterInfo().serve); err != nil {
 		return err
@@ -289,8 +290,8 @@ func (n *Node) serve(ctx context.Context) error {
 	return n.conns.reads.Flush(ctx)
 }
 
-// startDiscovery makes the node known to NATS service discovery, by which it also
-// checks that it hears its own requests.
+// startDiscovery makes the node known to NATS service discovery, by which it
+// also checks that it hears its own requests.
 func (n *Node) startDiscovery() error {
 	i := n.identity
 	d := newDiscovery(i.opts.Prefix, i.opts.Name, n.store.Identity().Cluster, i.opts.Version, n.stats)
@@ -324,8 +325,8 @@ func (n *Node) awaitServed(ctx context.Context) error {
 	return nil
 }
 
-// refusal returns what an operator has to change before the node can serve: the NATS
-// server refuses its subscriptions.
+// refusal returns what an operator has to change before the node can serve: the
+// NATS server refuses its subscriptions.
 func (n *Node) refusal() error {
 	if err := n.conns.refusal(); err != nil {
 		return err
@@ -338,8 +339,8 @@ func (n *Node) refusal() error {
 	return nil
 }
 
-// watchStore stops the node when its storage fails, and checks every second whether
-// the disk has room.
+// watchStore stops the node when its storage fails, and checks every second
+// whether the disk has room.
 func (n *Node) watchStore(ctx context.Context) {
 	for {
 		select {
@@ -354,8 +355,8 @@ func (n *Node) watchStore(ctx context.Context) {
 	}
 }
 
-// Ready reports whether every replica of this node serves its partition, or follows a
-// replica that does, and can be read as a whole.
+// Ready reports whether every replica of this node serves its partition, or
+// follows a replica that does, and can be read as a whole.
 func (n *Node) Ready() bool { return n.unready() == "" }
 
 // unready returns what keeps the node from being ready, "" if nothing does.
@@ -402,14 +403,15 @@ func (n *Node) unserved() string {
 	return ""
 }
 
-// Done returns a channel that is closed when the node has stopped serving: by Close, or
-// by itself because of an error, which [Node.Err] returns.
+// Done returns a channel that is closed when the node has stopped serving: by
+// Close, or by itself because of an error, which [Node.Err] returns.
 func (n *Node) Done() <-chan struct{} { return n.life.stopped }
 
 // Err returns why the node stopped by itself, nil if it did not.
 func (n *Node) Err() error { return n.life.failure() }
 
-// ClientURL returns the URL at which NATS clients connect, "" if no port is open.
+// ClientURL returns the URL at which NATS clients connect, "" if no port is
+// open.
 func (n *Node) ClientURL() string {
 	if n.nats.Addr() == nil {
 		return ""
@@ -440,9 +442,9 @@ func (n *Node) Doors() string {
 	return ports.String()
 }
 
-// Conn opens a connection to the node within the process, without any port. It has the
-// permissions of an application: it can't publish or subscribe to the subjects that
-// are for nodes only. The caller closes it.
+// Conn opens a connection to the node within the process, without any port. It
+// has the permissions of an application: it can't publish or subscribe to the
+// subjects that are for nodes only. The caller closes it.
 func (n *Node) Conn(opts ...nats.Option) (*nats.Conn, error) {
 	return connect(n.nats, n.nats.AppUser(), opts...)
 }

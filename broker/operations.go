@@ -14,8 +14,8 @@ import (
 	"github.com/cantuslog/cantus/subjects"
 )
 
-// operations serves the requests of operators, and of other nodes to the leader of the
-// facts.
+// operations serves the requests of operators, and of other nodes to the leader
+// of the facts.
 type operations struct {
 	*identity
 	services
@@ -29,8 +29,8 @@ type operations struct {
 	status     func() announcement // of this node
 }
 
-// operation serves one request. It returns a body to encode as JSON, or the bytes of the
-// reply.
+// operation serves one request. It returns a body to encode as JSON, or the
+// bytes of the reply.
 type operation func(context.Context, *natslink.Message) (any, error)
 
 // handler returns a message handler that runs serve on a goroutine of its own.
@@ -74,7 +74,8 @@ func operationError(err error) *subjects.Error {
 	return wireError(err)
 }
 
-// subscribeLeader subscribes to the requests that the leader of the facts serves.
+// subscribeLeader subscribes to the requests that the leader of the facts
+// serves.
 func (o *operations) subscribeLeader(ctx context.Context) ([]subscribed, error) {
 	return o.subscribe(ctx, map[string]operation{
 		o.names.Admin("join"):                o.onJoin,
@@ -89,8 +90,8 @@ func (o *operations) subscribeLeader(ctx context.Context) ([]subscribed, error) 
 	})
 }
 
-// subscribeNode subscribes to the requests that any node serves, and to those for this
-// node.
+// subscribeNode subscribes to the requests that any node serves, and to those
+// for this node.
 func (o *operations) subscribeNode(ctx context.Context) error {
 	if _, err := o.shared.add(o.names.Admin("status"), o.handler(ctx, o.onStatus)); err != nil {
 		return err
@@ -145,8 +146,8 @@ func (o *operations) nodeOperation(became string, compute func(cluster.Facts, st
 	}
 }
 
-// onDrain drains a node. It replies when that is decided, and says how many replicas are
-// to move.
+// onDrain drains a node. It replies when that is decided, and says how many
+// replicas are to move.
 func (o *operations) onDrain(ctx context.Context, m *natslink.Message) (any, error) {
 	if _, err := o.nodeOperation("draining", cluster.Facts.Drain)(ctx, m); err != nil {
 		return nil, err
@@ -173,8 +174,8 @@ func drained(node string, move, stay int) string {
 	return fmt.Sprintf("node %s is draining: %s, %s", node, moving, staying)
 }
 
-// heldBy returns how many voting replicas of a node are to move to others, and how many
-// stay. It counts a partition without a leader as one that moves.
+// heldBy returns how many voting replicas of a node are to move to others, and
+// how many stay. It counts a partition without a leader as one that moves.
 func (o *operations) heldBy(facts cluster.Facts, node string, now time.Time) (move, stay int) {
 	for p, names := range facts.Placement {
 		if slices.Contains(names, node) {
@@ -210,8 +211,9 @@ func (o *operations) onAdd(ctx context.Context, m *natslink.Message) (any, error
 	return reply, err
 }
 
-// awaitCandidate returns the candidate of a name, and of a key if there is one. It waits
-// for it to be heard for up to aliveTime: other nodes may have heard it before this one.
+// awaitCandidate returns the candidate of a name, and of a key if there is one.
+// It waits for it to be heard for up to aliveTime: other nodes may have heard
+// it before this one.
 func (o *operations) awaitCandidate(ctx context.Context, name, key string) (candidate, error) {
 	ctx, cancel := context.WithTimeout(ctx, aliveTime)
 	defer cancel()
@@ -250,8 +252,8 @@ func (o *operations) noCandidate(name, key string) error {
 	return subjects.Errorf(subjects.BadRequest, "node %q is not there to be added: start it with --name %s and the --routes of this cluster first", name, name)
 }
 
-// onRemove moves everything from a node and then removes it from the cluster, unless that
-// would leave a partition without a majority.
+// onRemove moves everything from a node and then removes it from the cluster,
+// unless that would leave a partition without a majority.
 func (o *operations) onRemove(ctx context.Context, m *natslink.Message) (any, error) {
 	r, err := operationBody(m, "node")
 	if err = errors.Join(err, needNode(r)); err != nil {
@@ -277,8 +279,8 @@ func (o *operations) onRemove(ctx context.Context, m *natslink.Message) (any, er
 	return subjects.AdminReply{Done: done}, nil
 }
 
-// mayLeave returns an error if a partition, or the facts, would have no majority without a
-// node.
+// mayLeave returns an error if a partition, or the facts, would have no
+// majority without a node.
 func (o *operations) mayLeave(f cluster.Facts, node string) error {
 	now := time.Now()
 	there := func(name string) bool { return name == o.opts.Name || o.peers.alive(name, now) }
@@ -313,8 +315,8 @@ func (o *operations) mayLeave(f cluster.Facts, node string) error {
 	return enough("the cluster's facts", o.meta.report().Voters)
 }
 
-// onTransfer makes another of a partition's replicas its leader, now and whenever it can
-// lead.
+// onTransfer makes another of a partition's replicas its leader, now and
+// whenever it can lead.
 func (o *operations) onTransfer(ctx context.Context, m *natslink.Message) (any, error) {
 	r, err := operationBody(m, "partition", "to")
 	p, pErr := needPartition(r)
@@ -360,9 +362,9 @@ func (o *operations) onBalance(ctx context.Context, m *natslink.Message) (any, e
 	}, "to get other replicas or another leader: %s", count(len(c.Placement), "partition"))
 }
 
-// onRebuild deletes this node's replica of a partition and fetches it again from the
-// others. The replica must have no vote then, so it is fenced first: the leader takes the
-// vote of a fenced replica.
+// onRebuild deletes this node's replica of a partition and fetches it again
+// from the others. The replica must have no vote then, so it is fenced first:
+// the leader takes the vote of a fenced replica.
 func (o *operations) onRebuild(_ context.Context, m *natslink.Message) (any, error) {
 	r, err := operationBody(m, "partition")
 	p, pErr := needPartition(r)
@@ -394,8 +396,8 @@ func (o *operations) onRebuild(_ context.Context, m *natslink.Message) (any, err
 	return subjects.AdminReply{Done: fmt.Sprintf("the replica of partition %d on %s is rebuilt from %s", p, o.opts.Name, leader)}, nil
 }
 
-// rebuildUnvoted waits until the leader has taken the replica's vote, and then requests
-// the rebuild.
+// rebuildUnvoted waits until the leader has taken the replica's vote, and then
+// requests the rebuild.
 func (o *operations) rebuildUnvoted(c *replicaController, partition int) {
 	for {
 		heard := o.peers.next()

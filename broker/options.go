@@ -14,29 +14,31 @@ import (
 	"github.com/cantuslog/cantus/wal"
 )
 
-// Options configures a node. The zero value is a node for embedding: it opens no port, and
-// every option has its default.
+// Options configures a node. The zero value is a node for embedding: it opens
+// no port, and every option has its default.
 type Options struct {
 	// Name is the node's name in its cluster, one NATS token. Default "n1".
 	Name string
-	// Cluster is the cluster's name, one NATS token. It is stored in the data directory
-	// and must not change. Default "cantus".
+	// Cluster is the cluster's name, one NATS token. It is stored in the data
+	// directory and must not change. Default "cantus".
 	Cluster string
-	// Partitions is the number of partitions, 1 to 1,024. It is stored in the data
-	// directory and must not change. Default: what the directory has, or 4 for a new
-	// one.
+	// Partitions is the number of partitions, 1 to 1,024. It is stored in the
+	// data directory and must not change. Default: what the directory has, or 4
+	// for a new one.
 	Partitions int
 	// Prefix begins every subject. Default "cantus".
 	Prefix string
 
-	// ClientListen is the host:port for NATS clients; port 0 takes a free one. Empty
-	// opens no port, or in a cluster one on loopback: clients use [Node.Conn].
+	// ClientListen is the host:port for NATS clients; port 0 takes a free one.
+	// Empty opens no port, or in a cluster one on loopback: clients use
+	// [Node.Conn].
 	ClientListen string
-	// HTTPListen is the host:port for health and metrics; port 0 takes a free one. It
-	// needs no password: keep it off public networks. Empty opens none.
+	// HTTPListen is the host:port for health and metrics; port 0 takes a free
+	// one. It needs no password: keep it off public networks. Empty opens none.
 	HTTPListen string
-	// Profiles serves the profiles of runtime/pprof below /debug/pprof/ on HTTPListen,
-	// which must then be on loopback. They show the process's memory.
+	// Profiles serves the profiles of runtime/pprof below /debug/pprof/ on
+	// HTTPListen, which must then be on loopback. They show the process's
+	// memory.
 	Profiles bool
 	// NATSConfig is a nats-server configuration file. It takes precedence over
 	// ClientListen. A port in it without a host is open on every interface.
@@ -44,67 +46,70 @@ type Options struct {
 	// Account is the NATS account of the node's subjects, if NATSConfig defines
 	// accounts. Default: the server's global account.
 	Account string
-	// Credentials is a NATS credentials file for the node's own connections. It is
-	// needed if NATSConfig has operators and accounts as JWTs.
+	// Credentials is a NATS credentials file for the node's own connections. It
+	// is needed if NATSConfig has operators and accounts as JWTs.
 	Credentials string
 
-	// ClusterListen is the host:port of the NATS route port, through which the nodes of
-	// a cluster find each other. Routes are the route ports of other nodes: one is
-	// enough, NATS gossips the rest. If both are empty, the node is no cluster.
+	// ClusterListen is the host:port of the NATS route port, through which the
+	// nodes of a cluster find each other. Routes are the route ports of other
+	// nodes: one is enough, NATS gossips the rest. If both are empty, the node
+	// is no cluster.
 	ClusterListen string
 	Routes        []string
 	// RaftListen is the host:port for replication; port 0 takes a free one.
-	// Default: the host of ClusterListen and a free port. RaftAdvertise is the address
-	// that the other nodes dial, if it differs from RaftListen.
+	// Default: the host of ClusterListen and a free port. RaftAdvertise is the
+	// address that the other nodes dial, if it differs from RaftListen.
 	RaftListen, RaftAdvertise string
-	// Bootstrap names the nodes that found the cluster, this one among them. It must be
-	// the same on each of them, and is used only while the data directory is new. If it
-	// is empty, the node waits until an operator adds it to a cluster.
+	// Bootstrap names the nodes that found the cluster, this one among them. It
+	// must be the same on each of them, and is used only while the data
+	// directory is new. If it is empty, the node waits until an operator adds
+	// it to a cluster.
 	Bootstrap []string
-	// ClusterSecret is a token of at least 32 characters, which every node of the
-	// cluster has and which is kept secret: with it the nodes prove to each other that
-	// they belong to the cluster. Without it the founders make a secret of their own,
-	// and trust each other on first use. Either is stored in the data directory, so
-	// that later starts need no token.
+	// ClusterSecret is a token of at least 32 characters, which every node of
+	// the cluster has and which is kept secret: with it the nodes prove to each
+	// other that they belong to the cluster. Without it the founders make a
+	// secret of their own, and trust each other on first use. Either is stored
+	// in the data directory, so that later starts need no token.
 	ClusterSecret string
-	// Insecure allows ports that are open to anyone that reaches them. Without it a node
-	// refuses to listen, except on loopback, for clients that need no credentials, and
-	// for routes without ClusterSecret, a password or certificates.
+	// Insecure allows ports that are open to anyone that reaches them. Without
+	// it a node refuses to listen, except on loopback, for clients that need no
+	// credentials, and for routes without ClusterSecret, a password or
+	// certificates.
 	Insecure bool
-	// Replicas is the number of voters of each partition, 1, 3 or 5. It is fixed when
-	// the cluster is founded. Partitions have fewer while there are fewer nodes. Default
-	// 3.
+	// Replicas is the number of voters of each partition, 1, 3 or 5. It is
+	// fixed when the cluster is founded. Partitions have fewer while there are
+	// fewer nodes. Default 3.
 	Replicas int
 	// Standby makes a node that is added follow every partition without a vote.
 	Standby bool
-	// ElectionTimeout is how long a follower waits for its leader before it campaigns,
-	// and how long an election may take before the next. A shorter timeout means shorter
-	// pauses when a leader dies, and more needless elections on slow networks. Default
-	// 500 ms.
+	// ElectionTimeout is how long a follower waits for its leader before it
+	// campaigns, and how long an election may take before the next. A shorter
+	// timeout means shorter pauses when a leader dies, and more needless
+	// elections on slow networks. Default 500 ms.
 	ElectionTimeout time.Duration
-	// CatchUpRate bounds, in bytes a second, what the node sends to replicas that are far
-	// behind. A lower rate leaves more of the processors and the disk to new
-	// transactions. Default 16 MiB.
+	// CatchUpRate bounds, in bytes a second, what the node sends to replicas
+	// that are far behind. A lower rate leaves more of the processors and the
+	// disk to new transactions. Default 16 MiB.
 	CatchUpRate int64
 
-	// MaxLocks is the capacity of each partition's lock table, in locks of about 100
-	// bytes of memory. Default 1,000,000.
+	// MaxLocks is the capacity of each partition's lock table, in locks of
+	// about 100 bytes of memory. Default 1,000,000.
 	MaxLocks int
-	// MaxMsgIDs is how many message ids each partition remembers at most, at about 100
-	// bytes of memory each. Default 1,000,000.
+	// MaxMsgIDs is how many message ids each partition remembers at most, at
+	// about 100 bytes of memory each. Default 1,000,000.
 	MaxMsgIDs int
 	// MsgIDWindow is how long a message id is remembered. Default 2 minutes.
 	MsgIDWindow time.Duration
-	// QueueBytes bounds the requests that wait for a partition; beyond it, requests are
-	// refused as busy. A message, which may be a batch, counts its headers and payload,
-	// and 256 bytes more. A message larger than the bound is accepted if none waits.
-	// Default 32 MiB.
+	// QueueBytes bounds the requests that wait for a partition; beyond it,
+	// requests are refused as busy. A message, which may be a batch, counts its
+	// headers and payload, and 256 bytes more. A message larger than the bound
+	// is accepted if none waits. Default 32 MiB.
 	QueueBytes int
-	// CacheBytes bounds the newest entries that the whole node keeps in memory for
-	// reads. Default 64 MiB.
+	// CacheBytes bounds the newest entries that the whole node keeps in memory
+	// for reads. Default 64 MiB.
 	CacheBytes int
-	// MinFreeBytes is the free disk space, in bytes, below which appends are refused as
-	// storage_full. Default 256 MiB.
+	// MinFreeBytes is the free disk space, in bytes, below which appends are
+	// refused as storage_full. Default 256 MiB.
 	MinFreeBytes int64
 
 	// Logger receives the node's log. Default: it is discarded.
@@ -123,8 +128,8 @@ type Options struct {
 	pointEvery uint64
 	// trimming is called before each step of trimming a log.
 	trimming func(step string)
-	// reroute returns the address at which another node is dialed for replication, given
-	// the one that it has announced.
+	// reroute returns the address at which another node is dialed for
+	// replication, given the one that it has announced.
 	reroute func(node, address string) string
 }
 
@@ -149,8 +154,8 @@ func (o Options) clustered() bool { return o.ClusterListen != "" || len(o.Routes
 
 const defaultPartitions = 4
 
-// withDefaults returns the options with defaults for zero values, or an error if one is
-// out of range.
+// withDefaults returns the options with defaults for zero values, or an error
+// if one is out of range.
 func (o Options) withDefaults() (Options, error) {
 	set(&o.Name, "n1")
 	set(&o.Cluster, "cantus")

@@ -12,23 +12,23 @@ import (
 	"github.com/cantuslog/cantus/broker/internal/natsserver"
 )
 
-// A NATS server drops messages for a connection that is more than three quarters of
-// max_pending behind, and closes a connection that falls further behind. The pacer
-// prevents reads from filling a connection that far: it makes them send no faster
-// than their clients receive.
+// A NATS server drops messages for a connection that is more than three
+// quarters of max_pending behind, and closes a connection that falls further
+// behind. The pacer prevents reads from filling a connection that far: it makes
+// them send no faster than their clients receive.
 //
-// The pacer counts what all reads together send. A look measures how far behind each
-// connection of the node's own server is and, in a cluster, asks the other nodes
-// about theirs. When the bytes sent since the last look could push a connection too
-// far behind, the next chunk of a read waits for another look. A question to other
-// nodes is sent after the data that it is about, on the same connection, so an answer
-// also confirms that the data arrived. Usually no connection is far behind, and all
-// reads continue.
+// The pacer counts what all reads together send. A look measures how far behind
+// each connection of the node's own server is and, in a cluster, asks the other
+// nodes about theirs. When the bytes sent since the last look could push a
+// connection too far behind, the next chunk of a read waits for another look. A
+// question to other nodes is sent after the data that it is about, on the same
+// connection, so an answer also confirms that the data arrived. Usually no
+// connection is far behind, and all reads continue.
 //
-// If some are, their subscriptions tell which reads have to wait. Those look again
-// until their connection catches up; the others continue. A read that can send
-// nothing for takeTime ends. Correctness does not depend on the pacer: a client
-// detects by itself whether anything was lost.
+// If some are, their subscriptions tell which reads have to wait. Those look
+// again until their connection catches up; the others continue. A read that can
+// send nothing for takeTime ends. Correctness does not depend on the pacer: a
+// client detects by itself whether anything was lost.
 type pacer struct {
 	*identity
 	server  *natsserver.Server
@@ -72,7 +72,8 @@ const (
 	answerTime = 250 * time.Millisecond
 	// paceStep is about how often a waiting read looks again.
 	paceStep = 5 * time.Millisecond
-	// smallRead is the size up to which a read is sent without a look of its own.
+	// smallRead is the size up to which a read is sent without a look of its
+	// own.
 	smallRead = 64 << 10
 )
 
@@ -86,8 +87,8 @@ func newPacer(i *identity, s *natsserver.Server, members *peers, reads transmitt
 	}
 }
 
-// far returns from how many bytes on a connection that is behind has to catch up
-// before it is sent more.
+// far returns from how many bytes on a connection that is behind has to catch
+// up before it is sent more.
 func (p *pacer) far() int64 { return p.server.MaxPending() / 4 }
 
 // paced is one read's part.
@@ -203,8 +204,8 @@ func (p *pacer) admit(c *paced, size int64, waited time.Duration) bool {
 	return true
 }
 
-// share is how much this node's reads may send between two looks: the others send
-// to the same connections.
+// share is how much this node's reads may send between two looks: the others
+// send to the same connections.
 func (p *pacer) share(peers int) int64 { return p.far() / int64(peers+1) }
 
 // near judges a read by the newest look at this node's server.
@@ -218,7 +219,8 @@ func (p *pacer) near(c *paced, size int64, peers int) pacing {
 	return c.judge(p.found, p.looked)
 }
 
-// judge returns how the read must be paced, given the connections that are behind.
+// judge returns how the read must be paced, given the connections that are
+// behind.
 func (c *paced) judge(b natsserver.SlowConns, at time.Time) pacing {
 	if len(b.Slow) == 0 {
 		return free
@@ -251,8 +253,8 @@ func (c *paced) judge(b natsserver.SlowConns, at time.Time) pacing {
 // of other accounts. The subscribers of such subjects are not known.
 const importedReply = "_R_."
 
-// refresh looks up what is not known about the read's connection, unless that is under
-// way. It returns a channel that is closed when anything new is known.
+// refresh looks up what is not known about the read's connection, unless that
+// is under way. It returns a channel that is closed when anything new is known.
 func (p *pacer) refresh(c *paced, size int64, waited time.Duration) <-chan struct{} {
 	now := time.Now()
 	p.state.Lock()
@@ -302,7 +304,8 @@ func (p *pacer) wake() {
 	p.changed = make(chan struct{})
 }
 
-// find reports whether one of this node's own connections subscribes to a subject.
+// find reports whether one of this node's own connections subscribes to a
+// subject.
 func (p *pacer) find(reply string) side {
 	if p.server.Subscribed(reply) {
 		return here

@@ -27,8 +27,8 @@ func slowly(t *testing.T, n *broker.Node, rate int) *nats.Conn {
 	return nc
 }
 
-// wide appends transactions of 16 KiB to a partition, kinds a and b in turn, each
-// with its txid as the first of its payload.
+// wide appends transactions of 16 KiB to a partition, kinds a and b in turn,
+// each with its txid as the first of its payload.
 func wide(t *testing.T, nc *nats.Conn, partition, count int) {
 	t.Helper()
 	for from := 1; from <= count; from += 50 {

@@ -18,8 +18,8 @@ type peerPace struct {
 	found  natsserver.SlowConns
 }
 
-// paceQuestion asks the other nodes which of their connections are far behind. It
-// is sent behind the data that it is about.
+// paceQuestion asks the other nodes which of their connections are far behind.
+// It is sent behind the data that it is about.
 type paceQuestion struct {
 	Node   string `json:"node"`
 	Number uint64 `json:"number"`
@@ -117,7 +117,8 @@ func (p *pacer) onQuestion(m *natslink.Message) {
 	}
 }
 
-// open reads what another node of the cluster says, and reports whether it is one.
+// open reads what another node of the cluster says, and reports whether it is
+// one.
 func (p *pacer) open(m *natslink.Message, v any) bool {
 	e, err := openEnvelope(m.Payload)
 	return err == nil && e.protocol == p.opts.protocol && e.cluster != "" && p.proved(e, m.Subject) && json.Unmarshal(e.body, v) == nil

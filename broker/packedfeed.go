@@ -8,8 +8,9 @@ import (
 	"github.com/cantuslog/cantus/wal"
 )
 
-// signedPacker packs transactions into messages of the packed feed. Several messages
-// share a signature, which costs as much as the encoding of some hundred transactions.
+// signedPacker packs transactions into messages of the packed feed. Several
+// messages share a signature, which costs as much as the encoding of some
+// hundred transactions.
 type signedPacker struct {
 	subject   string
 	partition int
@@ -21,8 +22,8 @@ type signedPacker struct {
 	header []byte // reused
 }
 
-// add adds t to the last message. If that would become too large, t begins the next
-// one.
+// add adds t to the last message. If that would become too large, t begins the
+// next one.
 func (k *signedPacker) add(e *encoder, t *wal.Transaction) {
 	start, before := 0, len(k.pack)
 	if n := len(k.ends); n > 0 {

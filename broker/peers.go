@@ -152,7 +152,8 @@ func (p *peers) heardNow(now time.Time) []seen {
 	return all
 }
 
-// forget forgets instances that have not been accepted within pendingTime. mu is held.
+// forget forgets instances that have not been accepted within pendingTime. mu
+// is held.
 func (p *peers) forget(now time.Time) {
 	for name, all := range p.pending {
 		all = slices.DeleteFunc(all, func(q pending) bool { return now.Sub(q.at) > pendingTime })
@@ -233,8 +234,8 @@ func (p *peers) report(name string, partition int, now time.Time) (groupReport, 
 	return q.Groups[i], true
 }
 
-// leader returns the leader of a partition and its report. If several nodes report that
-// they lead, it returns the one with the highest term.
+// leader returns the leader of a partition and its report. If several nodes
+// report that they lead, it returns the one with the highest term.
 func (p *peers) leader(partition int, now time.Time) (name string, r groupReport, ok bool) {
 	for _, q := range p.all(now) {
 		if g, has := p.report(q.Name, partition, now); has && g.leads() && (!ok || g.Term > r.Term) {

@@ -15,9 +15,9 @@ const (
 	mutexProfileRatio = 100    // contended locks to a sample
 )
 
-// addProfiles serves runtime/pprof's profiles below /debug/pprof/ of a listener on
-// loopback. Blocking and contention, which cost something to watch, are watched for
-// as long as such a profile is asked for, by its parameter seconds.
+// addProfiles serves runtime/pprof's profiles below /debug/pprof/ of a listener
+// on loopback. Blocking and contention, which cost something to watch, are
+// watched for as long as such a profile is asked for, by its parameter seconds.
 func addProfiles(mux *http.ServeMux, address string) {
 	var watching sync.Mutex // one at a time
 	during := func(profile string, set func(on bool)) http.HandlerFunc {
@@ -59,8 +59,8 @@ func localOnly(address string, next http.HandlerFunc) http.HandlerFunc {
 	}
 }
 
-// isLocalHost reports whether a Host header names this machine, or the listener's
-// own address.
+// isLocalHost reports whether a Host header names this machine, or the
+// listener's own address.
 func isLocalHost(host, address string) bool {
 	name, _, err := net.SplitHostPort(host)
 	if err != nil {

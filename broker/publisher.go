@@ -68,8 +68,8 @@ func (p *publisher) followed(b *batch) bool {
 // delivers the first transactions of a batch while later ones are encoded.
 const feedPart = 16 << 10
 
-// publishPacked packs a batch's transactions, and sends the packed messages once
-// there are enough for a signature.
+// publishPacked packs a batch's transactions, and sends the packed messages
+// once there are enough for a signature.
 func (p *publisher) publishPacked(b *batch, pack *signedPacker, buf []byte) {
 	for _, r := range b.passed {
 		if pack.add(&p.enc, &r.tx); pack.full() {
@@ -78,8 +78,8 @@ func (p *publisher) publishPacked(b *batch, pack *signedPacker, buf []byte) {
 	}
 }
 
-// publish publishes, one to a message, the transactions of a batch whose subject
-// has a subscriber. They are encoded in buf as far as it has room.
+// publish publishes, one to a message, the transactions of a batch whose
+// subject has a subscriber. They are encoded in buf as far as it has room.
 func (p *publisher) publish(b *batch, buf []byte) {
 	out := buf
 	var wanted bool

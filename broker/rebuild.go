@@ -11,17 +11,18 @@ const (
 	// chunkBytes is about how much of the log the walk holds in memory: it goes
 	// backwards, and each chunk is read forwards.
 	chunkBytes = 4 << 20
-	// chunkEntries is how many entries it reads at first, and again after it has skipped
-	// entries without transactions.
+	// chunkEntries is how many entries it reads at first, and again after it
+	// has skipped entries without transactions.
 	chunkEntries = 16
 	// walkTransactions bounds the walk if few transactions record locks.
 	walkTransactions = 8_000_000
 )
 
-// rebuild fills the lock table and the message ids from the end of the log, newest first,
-// until they are full or it reaches the log's beginning. It also stops once it has seen as
-// many locks as the table has room for, though of fewer names, and no older message id
-// counts: older locks are then below the floor. r.mu is held.
+// rebuild fills the lock table and the message ids from the end of the log,
+// newest first, until they are full or it reaches the log's beginning. It also
+// stops once it has seen as many locks as the table has room for, though of
+// fewer names, and no older message id counts: older locks are then below the
+// floor. r.mu is held.
 func (r *replica) rebuild(s snapshotState) error {
 	err := r.certifier.rebuild(s.Txid, s.Time, s.First, func(older func(*wal.Transaction) bool) error { return r.walk(s, older) })
 	if err != nil {
@@ -31,8 +32,8 @@ func (r *replica) rebuild(s snapshotState) error {
 	return nil
 }
 
-// walk passes the log's transactions to older, the newest first, until older returns
-// false.
+// walk passes the log's transactions to older, the newest first, until older
+// returns false.
 func (r *replica) walk(s snapshotState, older func(*wal.Transaction) bool) error {
 	w := walk{r: r, older: older, next: s.Txid, oldestID: s.Time - int64(r.window), voids: r.log.Voids()}
 	entries := uint64(chunkEntries)
@@ -70,8 +71,8 @@ type walk struct {
 	tx       []wal.Transaction
 }
 
-// entries walks the entries from..to, the last first. size is about their size in bytes;
-// more is false when the walk may end.
+// entries walks the entries from..to, the last first. size is about their size
+// in bytes; more is false when the walk may end.
 func (w *walk) entries(from, to uint64) (size int, more bool, err error) {
 	var batches []wal.Batch
 	for e, err := range w.r.log.Entries(from, to) {
@@ -103,8 +104,8 @@ func (w *walk) entries(from, to uint64) (size int, more bool, err error) {
 	return size, true, nil
 }
 
-// skip returns the index of the entry, up to index to, of the transaction that comes next,
-// if there was none in the last chunk; otherwise 0.
+// skip returns the index of the entry, up to index to, of the transaction that
+// comes next, if there was none in the last chunk; otherwise 0.
 func (w *walk) skip(to uint64) (index uint64) {
 	if w.met {
 		return 0

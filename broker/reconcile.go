@@ -10,19 +10,19 @@ import (
 )
 
 const (
-	// steadyTime is how long a node must have been up before leadership is moved to
-	// it, so that a node that comes and goes does not cause failovers.
+	// steadyTime is how long a node must have been up before leadership is
+	// moved to it, so that a node that comes and goes does not cause failovers.
 	steadyTime = 2 * time.Second
 	// stepTime bounds one change of a group's members.
 	stepTime = 5 * time.Second
-	// transferPause is the least time from the beginning of a leadership, or from a
-	// failed transfer, to the next transfer for balance.
+	// transferPause is the least time from the beginning of a leadership, or
+	// from a failed transfer, to the next transfer for balance.
 	transferPause = 3 * time.Second
 )
 
-// transferLimit returns a function that reports whether leadership may be transferred
-// for balance: at once when the facts have a new version, since an operator may wait
-// for that, and otherwise once in transferPause.
+// transferLimit returns a function that reports whether leadership may be
+// transferred for balance: at once when the facts have a new version, since an
+// operator may wait for that, and otherwise once in transferPause.
 func transferLimit(version uint64) func(version uint64) bool {
 	last := time.Now()
 	return func(now uint64) bool {
@@ -34,7 +34,8 @@ func transferLimit(version uint64) func(version uint64) bool {
 	}
 }
 
-// members are the parts of a group that its leader reads and changes. Tests replace them.
+// members are the parts of a group that its leader reads and changes. Tests
+// replace them.
 type members interface {
 	Status() raftstore.Status
 	AddReplica(ctx context.Context, name string) error
@@ -43,9 +44,9 @@ type members interface {
 	Remove(ctx context.Context, name string) error
 }
 
-// desiredGroup is the membership that a Raft group is to have. The group's leader
-// compares it with the actual one again and again, and takes one step at a time
-// towards it.
+// desiredGroup is the membership that a Raft group is to have. The group's
+// leader compares it with the actual one again and again, and takes one step at
+// a time towards it.
 type desiredGroup struct {
 	group  members
 	self   string
@@ -56,14 +57,15 @@ type desiredGroup struct {
 	preferred string
 	report    func(name string) (groupReport, bool) // of a living node's replica
 	steady    func(name string) bool
-	// mayTransfer is called before a transfer of leadership for mere balance, and
-	// reports whether it may take place now.
+	// mayTransfer is called before a transfer of leadership for mere balance,
+	// and reports whether it may take place now.
 	mayTransfer func() bool
 }
 
-// step takes the next step. It reports whether there was none to take. The order of the
-// steps keeps the group able to commit: a replica is added without a vote and gets one
-// when it has caught up, and none is removed before all that stay can vote.
+// step takes the next step. It reports whether there was none to take. The
+// order of the steps keeps the group able to commit: a replica is added without
+// a vote and gets one when it has caught up, and none is removed before all
+// that stay can vote.
 func (w desiredGroup) step(ctx context.Context) (done bool, err error) {
 	ctx, cancel := context.WithTimeout(ctx, stepTime)
 	defer cancel()
@@ -112,15 +114,15 @@ func (w desiredGroup) promote(ctx context.Context, have map[string]bool) (bool, 
 	return false, nil
 }
 
-// maxLag is how many entries a replica may be behind and still count as caught up. Only
-// then does it get a vote or the leadership.
+// maxLag is how many entries a replica may be behind and still count as caught
+// up. Only then does it get a vote or the leadership.
 const maxLag = 512
 
 // caughtUp reports whether a replica had caught up when it sent its report.
 func caughtUp(r groupReport) bool { return r.Applied > 0 && r.behind <= maxLag }
 
-// demoteFenced takes the vote from a replica whose log differs from the others', so
-// that it can be rebuilt.
+// demoteFenced takes the vote from a replica whose log differs from the
+// others', so that it can be rebuilt.
 func (w desiredGroup) demoteFenced(ctx context.Context, have map[string]bool) (bool, error) {
 	for _, name := range names(have) {
 		if r, there := w.report(name); have[name] && there && r.Fenced != "" && name != w.self && w.canSpare(have, name) {
@@ -143,7 +145,8 @@ func (w desiredGroup) demote(ctx context.Context, have map[string]bool) (bool, e
 	return false, nil
 }
 
-// remove removes a member that is not desired. A leader transfers its leadership first.
+// remove removes a member that is not desired. A leader transfers its
+// leadership first.
 func (w desiredGroup) remove(ctx context.Context, have map[string]bool) (bool, error) {
 	for _, name := range names(have) {
 		if _, wanted := w.voters[name]; wanted {
@@ -172,8 +175,8 @@ func (w desiredGroup) complete(have map[string]bool) bool {
 	return true
 }
 
-// canSpare reports whether the group can commit without one of its voters: a majority
-// of the others is there.
+// canSpare reports whether the group can commit without one of its voters: a
+// majority of the others is there.
 func (w desiredGroup) canSpare(have map[string]bool, without string) bool {
 	voters, there := 0, 0
 	for name, vote := range have {
@@ -188,8 +191,8 @@ func (w desiredGroup) canSpare(have map[string]bool, without string) bool {
 	return voters > 0 && there > voters/2
 }
 
-// pickTransferee returns a member to transfer leadership to, "" if there is none: it is
-// there, has a vote, and is to keep it.
+// pickTransferee returns a member to transfer leadership to, "" if there is
+// none: it is there, has a vote, and is to keep it.
 func (w desiredGroup) pickTransferee(have map[string]bool) string {
 	candidates := names(have)
 	if have[w.preferred] {
@@ -203,8 +206,8 @@ func (w desiredGroup) pickTransferee(have map[string]bool) string {
 	return ""
 }
 
-// transferToPreferred transfers leadership to the preferred member once it has been up
-// for steadyTime.
+// transferToPreferred transfers leadership to the preferred member once it has
+// been up for steadyTime.
 func (w desiredGroup) transferToPreferred(ctx context.Context, have map[string]bool) (bool, error) {
 	if w.preferred == w.self || !have[w.preferred] || !w.steady(w.preferred) {
 		return false, nil
@@ -219,8 +222,8 @@ func (w desiredGroup) transferToPreferred(ctx context.Context, have map[string]b
 	return true, nil
 }
 
-// reconcile changes the members and the leader of the partition's group to what the
-// facts say, while this node leads it.
+// reconcile changes the members and the leader of the partition's group to what
+// the facts say, while this node leads it.
 func (p *partition) reconcile(ctx context.Context) {
 	tick := time.NewTicker(announceInterval)
 	defer tick.Stop()

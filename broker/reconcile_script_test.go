@@ -15,8 +15,8 @@ import (
 )
 
 // TestReconcileScripts runs testdata/reconcile/*.txt; -rewrite writes what is
-// printed into the files. The first line of a block is a directive, and so is each
-// other one up to ----. The directives:
+// printed into the files. The first line of a block is a directive, and so is
+// each other one up to ----. The directives:
 //
 //	group leader=NODE voters=(…) [learners=(…)]  the members that the group has
 //	want voters=(…) [learners=(…)]               those that it is to have; the first is to lead
@@ -27,9 +27,9 @@ import (
 //	step                                         take one step
 //	run                                          take steps until there is none
 //
-// A replica that is empty has applied nothing; a node that is fresh has not been
-// up for long. Steps print what they do, and at last the members: voters, then
-// learners in brackets, and the leader with a star.
+// A replica that is empty has applied nothing; a node that is fresh has not
+// been up for long. Steps print what they do, and at last the members: voters,
+// then learners in brackets, and the leader with a star.
 func TestReconcileScripts(t *testing.T) {
 	datadriven.Walk(t, "testdata/reconcile", func(t *testing.T, path string) {
 		s := &reconcileScript{t: t}

@@ -5,11 +5,12 @@ import (
 	"errors"
 )
 
-// Reload takes from opts what may change while the node runs: NATSConfig, with the
-// certificates that it names, Credentials, QueueBytes, MinFreeBytes and CatchUpRate. It
-// does not look at the rest. Connections survive, except those that the new NATS
-// configuration does not allow. Certificates are used for connections made from
-// then on: those of clients, of routes and of replication.
+// Reload takes from opts what may change while the node runs: NATSConfig, with
+// the certificates that it names, Credentials, QueueBytes, MinFreeBytes and
+// CatchUpRate. It does not look at the rest. Connections survive, except those
+// that the new NATS configuration does not allow. Certificates are used for
+// connections made from then on: those of clients, of routes and of
+// replication.
 //
 // An error says what can't be reloaded; nothing has changed then.
 func (n *Node) Reload(opts Options) error {
@@ -41,8 +42,8 @@ func (n *Node) Reload(opts Options) error {
 	return nil
 }
 
-// NATSConfigDigest returns a digest of what the NATS configuration says, with the
-// files that it includes, and without those that it only names, such as
+// NATSConfigDigest returns a digest of what the NATS configuration says, with
+// the files that it includes, and without those that it only names, such as
 // certificates; "" without a configuration.
 func (n *Node) NATSConfigDigest() string { return n.nats.ConfigDigest() }
 

@@ -18,12 +18,12 @@ import (
 	"github.com/cantuslog/cantus/wal"
 )
 
-// replica is the state of one partition on this node: a function of the partition's log.
-// It is a raftstore.FSM.
+// replica is the state of one partition on this node: a function of the
+// partition's log. It is a raftstore.FSM.
 //
-// Only Apply and Restore change it. Each entry is applied under mu, to the lock table in
-// the certifier too, so that position returns the high-water mark, the index and the first
-// txid of the same moment.
+// Only Apply and Restore change it. Each entry is applied under mu, to the lock
+// table in the certifier too, so that position returns the high-water mark, the
+// index and the first txid of the same moment.
 type replica struct {
 	log       *wal.Log
 	certifier *certifier
@@ -31,8 +31,8 @@ type replica struct {
 	capacity  int           // of the lock table
 	window    time.Duration // message ids are remembered for
 	every     uint64        // the most transactions between two trim points
-	// mark is the high-water mark. It changes under mu. Readers that can use an old
-	// value read it without mu.
+	// mark is the high-water mark. It changes under mu. Readers that can use an
+	// old value read it without mu.
 	mark atomic.Uint64
 
 	mu         sync.Mutex // guards the fields below
@@ -73,8 +73,8 @@ type applied struct {
 	failed  bool           // the replica could not apply it, and its node stops
 	cursors []cursorResult // of a batch of cursor writes, one for each
 
-	// On the leader, when raft accepted the entry, when it was synced, and when its
-	// application began and ended.
+	// On the leader, when raft accepted the entry, when it was synced, and when
+	// its application began and ended.
 	taken, synced, begun, done time.Time
 }
 
@@ -83,8 +83,8 @@ type cursorResult struct {
 	done bool // false: it was not at the expected position
 }
 
-// replicaOptions are what the state of a replica depends on beside its log. Every
-// replica of a partition must have the same.
+// replicaOptions are what the state of a replica depends on beside its log.
+// Every replica of a partition must have the same.
 type replicaOptions struct {
 	locks      lockmgr.Options
 	pointEvery uint64 // for tests; 0 is pointEvery
@@ -135,9 +135,10 @@ func (r *replica) apply(e raftstore.Committed) (applied, error) {
 	return applied{}, fmt.Errorf("%w: batches of kind %d are not known to this version", wal.ErrFormat, b.Kind)
 }
 
-// applyTransactions records a batch's transactions. A batch is void, on every replica
-// alike, if its first txid does not follow on the last one, if its time is before the
-// last one's, or if it was certified in another term than its entry's.
+// applyTransactions records a batch's transactions. A batch is void, on every
+// replica alike, if its first txid does not follow on the last one, if its time
+// is before the last one's, or if it was certified in another term than its
+// entry's.
 func (r *replica) applyTransactions(e raftstore.Committed, b wal.Batch) (applied, error) {
 	if b.First != r.mark.Load()+1 || b.OutOfTerm(e.Term) || !r.inTime(b) {
 		return applied{void: true}, r.log.Void(e.Index)
@@ -152,9 +153,9 @@ func (r *replica) applyTransactions(e raftstore.Committed, b wal.Batch) (applied
 	return applied{}, err
 }
 
-// inTime reports whether a batch's times follow on the last transaction's. Those of a
-// leader that knew that transaction do. They do not in a replica that has another
-// history than its leader, which the digests then show.
+// inTime reports whether a batch's times follow on the last transaction's.
+// Those of a leader that knew that transaction do. They do not in a replica
+// that has another history than its leader, which the digests then show.
 func (r *replica) inTime(b wal.Batch) bool {
 	return b.Time >= r.lastTime && b.Time <= math.MaxInt64-int64(b.Count) // only Apply changes lastTime
 }
@@ -216,7 +217,8 @@ const (
 	metaBase   = wal.MetaDigestBase
 )
 
-// Snapshot returns the state, and the metadata that changed since the last snapshot.
+// Snapshot returns the state, and the metadata that changed since the last
+// snapshot.
 func (r *replica) Snapshot() raftstore.Snapshot {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -243,8 +245,8 @@ func (r *replica) Snapshot() raftstore.Snapshot {
 	return raftstore.Snapshot{State: state, Metas: append(metas, r.snapshotTrimPoints()...)}
 }
 
-// Restore sets the state to a snapshot's, and rebuilds the tables from the end of the
-// log.
+// Restore sets the state to a snapshot's, and rebuilds the tables from the end
+// of the log.
 func (r *replica) Restore(state []byte) error {
 	var s snapshotState
 	if err := json.Unmarshal(state, &s); err != nil || len(s.Digest) != sha256.Size {

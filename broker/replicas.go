@@ -10,8 +10,8 @@ import (
 	"github.com/cantuslog/cantus/raftstore"
 )
 
-// replicaSet holds the controllers of the node's replicas, one for each partition. It
-// is empty while the node is starting.
+// replicaSet holds the controllers of the node's replicas, one for each
+// partition. It is empty while the node is starting.
 type replicaSet struct {
 	peers *peers
 
@@ -65,8 +65,9 @@ func (r *replicaSet) compare(h announcement) {
 	}
 }
 
-// measure sets in a node's status how far its replicas are behind this node's. It must be
-// called when the status arrives: later, this node's replicas have more entries.
+// measure sets in a node's status how far its replicas are behind this node's.
+// It must be called when the status arrives: later, this node's replicas have
+// more entries.
 func (r *replicaSet) measure(h *announcement) {
 	for i := range h.Groups {
 		c := r.get(h.Groups[i].Partition)
@@ -79,14 +80,16 @@ func (r *replicaSet) measure(h *announcement) {
 	}
 }
 
-// measure sets how far a replica is behind this node's replica of the same group.
+// measure sets how far a replica is behind this node's replica of the same
+// group.
 func (r *groupReport) measure(own *raftstore.Group) {
 	if applied := own.Applied(); applied > r.Applied {
 		r.behind = applied - r.Applied
 	}
 }
 
-// mayHold reports whether a node is, or may be, a member of any partition's group.
+// mayHold reports whether a node is, or may be, a member of any partition's
+// group.
 func (r *replicaSet) mayHold(facts cluster.Facts, name string, now time.Time) bool {
 	for p := range facts.Placement {
 		if slices.Contains(facts.Placement[p], name) {
@@ -103,7 +106,8 @@ func (r *replicaSet) mayHold(facts cluster.Facts, name string, now time.Time) bo
 	return false
 }
 
-// leaderReport returns the report of a partition's leader, which may be this node.
+// leaderReport returns the report of a partition's leader, which may be this
+// node.
 func (r *replicaSet) leaderReport(partition int, now time.Time) (groupReport, bool) {
 	_, report, ok := r.peers.leader(partition, now)
 	if p := r.get(partition).current(); p != nil {

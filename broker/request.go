@@ -12,8 +12,8 @@ import (
 	"github.com/cantuslog/cantus/wal"
 )
 
-// request is one transaction to be appended. Its slices alias the message that it was
-// received in.
+// request is one transaction to be appended. Its slices alias the message that
+// it was received in.
 type request struct {
 	reply string // the reply subject, "" for none
 	batch *batchMessage
@@ -50,7 +50,8 @@ func (a *requestArena) add(reply string) *request {
 	return r
 }
 
-// free returns the arena to the pool. Nothing may refer to its requests any more.
+// free returns the arena to the pool. Nothing may refer to its requests any
+// more.
 func (a *requestArena) free() {
 	for i := range a.n {
 		r := &a.blocks[i/arenaBlock][i%arenaBlock]
@@ -74,8 +75,8 @@ const (
 	seenExpected
 )
 
-// decode reads the header block and the payload of an append into r. The error tells
-// the client what is wrong and what would be right.
+// decode reads the header block and the payload of an append into r. The error
+// tells the client what is wrong and what would be right.
 func (r *request) decode(header, payload []byte, limit int) *subjects.Error {
 	r.tx.Payload = payload
 	r.size = len(payload)
@@ -84,8 +85,9 @@ func (r *request) decode(header, payload []byte, limit int) *subjects.Error {
 			return wireError(err)
 		}
 	}
-	// The size counts in which the transaction is sent to readers, which may be more
-	// than that in which it was received: "Key:value" is sent as "Key: value".
+	// The size counts in which the transaction is sent to readers, which may be
+	// more than that in which it was received: "Key:value" is sent as "Key:
+	// value".
 	if n := max(r.size, len(header)+len(payload)); n > limit {
 		return subjects.Errorf(subjects.TooLarge,
 			"the transaction has %d bytes with its headers: at most %d are allowed", n, limit)
@@ -105,7 +107,8 @@ func (r *request) decode(header, payload []byte, limit int) *subjects.Error {
 
 var defaultKind = []byte(subjects.DefaultKind)
 
-// checkMark refuses a checked lock without a high-water mark to check it against.
+// checkMark refuses a checked lock without a high-water mark to check it
+// against.
 func (r *request) checkMark() *subjects.Error {
 	if r.cert.HasHighWaterMark {
 		return nil
@@ -159,8 +162,8 @@ func (r *request) field(key, value []byte) error {
 	return r.other(key, value)
 }
 
-// checkHeader refuses the nth header of a block if n is too large or the header's name
-// too long.
+// checkHeader refuses the nth header of a block if n is too large or the
+// header's name too long.
 func checkHeader(n int, key []byte) error {
 	if n > subjects.MaxHeaders {
 		return subjects.Errorf(subjects.BadRequest, "there are more than %d headers", subjects.MaxHeaders)
@@ -171,8 +174,8 @@ func checkHeader(n int, key []byte) error {
 	return nil
 }
 
-// other reads a header that has no meaning here: the application's own is kept, one of
-// NATS is ignored, and one that looks like a typing error is refused.
+// other reads a header that has no meaning here: the application's own is kept,
+// one of NATS is ignored, and one that looks like a typing error is refused.
 func (r *request) other(key, value []byte) error {
 	verdict, err := subjects.CheckOtherHeader(text(key))
 	if err != nil || verdict == subjects.Ignored {
@@ -198,7 +201,8 @@ func (r *request) locks(header string, mode lockmgr.Mode, stored wal.LockMode, v
 	return nil
 }
 
-// noName refuses a list of locks whose name number n is empty, or that is empty.
+// noName refuses a list of locks whose name number n is empty, or that is
+// empty.
 func noName(header string, value []byte, n int, empty bool) error {
 	if empty {
 		return subjects.Errorf(subjects.BadRequest, `%s is empty: leave it out, or give lock names, such as "account.42,account.43"`, header)
@@ -245,8 +249,8 @@ func (r *request) number(which seenHeaders, name string, value []byte) (uint64, 
 	return n, nil
 }
 
-// text returns b as a string without copying it: b must not change while the string is
-// used. Messages' buffers never do.
+// text returns b as a string without copying it: b must not change while the
+// string is used. Messages' buffers never do.
 func text(b []byte) string { return unsafe.String(unsafe.SliceData(b), len(b)) }
 
 func clip(b []byte) string {
@@ -256,8 +260,8 @@ func clip(b []byte) string {
 	return string(b)
 }
 
-// batchMessage gathers the outcomes of a batch message's transactions, which are
-// answered together.
+// batchMessage gathers the outcomes of a batch message's transactions, which
+// are answered together.
 type batchMessage struct {
 	reply    string
 	left     int // outcomes still missing; owned by the responder
@@ -272,8 +276,8 @@ type outcome struct {
 	err       *subjects.Error
 }
 
-// onlyOwnHeaders returns a function that refuses, on a batch message, headers of a
-// transaction, which belong in the message's items.
+// onlyOwnHeaders returns a function that refuses, on a batch message, headers
+// of a transaction, which belong in the message's items.
 func onlyOwnHeaders() func(key, value []byte) error {
 	n := 0
 	return func(key, _ []byte) error {
@@ -299,10 +303,10 @@ type batchItems struct {
 	rest  []byte // the next one and those after it
 }
 
-// parseBatch checks a batch message, whose payload holds for each transaction the
-// lengths of its header block and its payload (4 bytes each, big-endian), then both.
-// It may hold at most most transactions. An error concerns the message as a whole:
-// none of its transactions is appended.
+// parseBatch checks a batch message, whose payload holds for each transaction
+// the lengths of its header block and its payload (4 bytes each, big-endian),
+// then both. It may hold at most most transactions. An error concerns the
+// message as a whole: none of its transactions is appended.
 func parseBatch(m *natslink.Message, most int) (batchItems, *subjects.Error) {
 	if err := subjects.ScanBlock(m.Header, onlyOwnHeaders()); err != nil {
 		return batchItems{}, wireError(err)

@@ -14,16 +14,17 @@ import (
 	"github.com/cantuslog/cantus/wal"
 )
 
-// A node that has no secret yet shows a public key (X25519), and another node seals the
-// secret for it: it makes a key pair for this one box, and encrypts the secret by
-// AES-256-GCM with a key that derives from the Diffie-Hellman secret of the two key pairs.
+// A node that has no secret yet shows a public key (X25519), and another node
+// seals the secret for it: it makes a key pair for this one box, and encrypts
+// the secret by AES-256-GCM with a key that derives from the Diffie-Hellman
+// secret of the two key pairs.
 
 const publicKeySize = 32
 
 var errSealed = errors.New("the sealed cluster secret can't be opened")
 
-// wrapSecret seals a secret for the holder of a public key. Opening it takes the same
-// context.
+// wrapSecret seals a secret for the holder of a public key. Opening it takes
+// the same context.
 func wrapSecret(s wal.Secret, public []byte, context string) ([]byte, error) {
 	to, err := ecdh.X25519().NewPublicKey(public)
 	if err != nil {
@@ -81,8 +82,8 @@ func sealingBox(shared, from, to []byte, context string) (cipher.AEAD, error) {
 // sealContext returns the context for a secret that is sealed for a node.
 func sealContext(cluster, name, id string) string { return fmt.Sprintf("%s/%s/%s", cluster, name, id) }
 
-// fingerprint returns the fingerprint of a public key, which operators compare; "" for
-// no key.
+// fingerprint returns the fingerprint of a public key, which operators compare;
+// "" for no key.
 func fingerprint(public []byte) string {
 	if len(public) == 0 {
 		return ""

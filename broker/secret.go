@@ -9,8 +9,8 @@ import (
 	"github.com/cantuslog/cantus/wal"
 )
 
-// The nodes of a cluster share one secret. Every key that they sign or encrypt with
-// derives from it: see docs/adr/0018.
+// The nodes of a cluster share one secret. Every key that they sign or encrypt
+// with derives from it: see docs/adr/0018.
 
 // minToken is the least length of a cluster's token, in bytes.
 const minToken = 32
@@ -35,9 +35,10 @@ func newSecret() wal.Secret {
 	return s
 }
 
-// routePassword returns the password of route ports that derives from a token, "" without
-// a token. It can't depend on the cluster's id: a node that founds or joins a cluster does
-// not know it yet. It can't derive from a secret without a token for the same reason.
+// routePassword returns the password of route ports that derives from a token,
+// "" without a token. It can't depend on the cluster's id: a node that founds
+// or joins a cluster does not know it yet. It can't derive from a secret
+// without a token for the same reason.
 func routePassword(s wal.Secret, cluster string) string {
 	if !s.Token {
 		return ""

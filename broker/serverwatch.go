@@ -29,16 +29,16 @@ type serverWatch struct {
 	result atomic.Pointer[natsCheck]
 }
 
-// checkInterval is the time between two checks if the NATS server has a configuration
-// file, so that its accounts may change, or after a failed check. Otherwise it is
-// checkIntervalFixed.
+// checkInterval is the time between two checks if the NATS server has a
+// configuration file, so that its accounts may change, or after a failed check.
+// Otherwise it is checkIntervalFixed.
 const (
 	checkInterval      = time.Second
 	checkIntervalFixed = 10 * time.Second
 )
 
-// run checks again and again, and when the NATS server has reloaded its configuration,
-// until ctx ends.
+// run checks again and again, and when the NATS server has reloaded its
+// configuration, until ctx ends.
 func (w *serverWatch) run(ctx context.Context) {
 	for {
 		err := w.check(ctx)
@@ -84,8 +84,8 @@ type shadowedError string
 
 func (e shadowedError) Error() string { return string(e) }
 
-// check returns an error if requests do not reach the node: mappings redirect them, or the
-// node does not hear its own.
+// check returns an error if requests do not reach the node: mappings redirect
+// them, or the node does not hear its own.
 func (w *serverWatch) check(ctx context.Context) error {
 	if err := w.checkMappings(); err != nil {
 		return err
@@ -102,9 +102,9 @@ func (w *serverWatch) check(ctx context.Context) error {
 	return nil
 }
 
-// checkMappings maps appends by key if they are not mapped: an account that is replaced
-// loses the node's mapping. It returns an error if another of the node's subjects is
-// mapped.
+// checkMappings maps appends by key if they are not mapped: an account that is
+// replaced loses the node's mapping. It returns an error if another of the
+// node's subjects is mapped.
 func (w *serverWatch) checkMappings() error {
 	partitions := w.partitions()
 	what, keys, err := w.server.Shadowed(partitions)
@@ -123,8 +123,8 @@ func (w *serverWatch) checkMappings() error {
 	return nil
 }
 
-// trouble returns what keeps the node from serving over its NATS server, "" if nothing
-// does.
+// trouble returns what keeps the node from serving over its NATS server, "" if
+// nothing does.
 func (w *serverWatch) trouble() string {
 	for _, l := range w.links {
 		if why := l.Trouble(); why != "" {

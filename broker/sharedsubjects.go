@@ -12,11 +12,11 @@ import (
 	"github.com/cantuslog/cantus/subjects"
 )
 
-// Any node answers requests about the cluster, and any replica serves replica reads; the
-// NATS server chooses which. It must not choose a node that has lost touch with the
-// cluster: one that was removed, and is started again on its old directory, would answer
-// with what the cluster was then. So a node subscribes to these subjects only while it is
-// in touch.
+// Any node answers requests about the cluster, and any replica serves replica
+// reads; the NATS server chooses which. It must not choose a node that has lost
+// touch with the cluster: one that was removed, and is started again on its old
+// directory, would answer with what the cluster was then. So a node subscribes
+// to these subjects only while it is in touch.
 
 // sharedSubjects are the subjects that any node answers.
 type sharedSubjects struct {
@@ -53,12 +53,12 @@ type touch struct {
 	ledAt   atomic.Int64 // when this node last saw a leader of the facts, Unix nanoseconds; 0 for never
 }
 
-// leaderlessTime is how long a node counts as in touch after it last saw a leader of the
-// facts, so that it answers during an election.
+// leaderlessTime is how long a node counts as in touch after it last saw a
+// leader of the facts, so that it answers during an election.
 const leaderlessTime = 2 * aliveTime
 
-// ok reports whether this node is in touch: it follows a leader of the facts, or no other
-// node is known to.
+// ok reports whether this node is in touch: it follows a leader of the facts,
+// or no other node is known to.
 func (t *touch) ok() bool {
 	meta, now := t.meta(), time.Now()
 	switch {
@@ -83,7 +83,8 @@ func (t *touch) ok() bool {
 	return true
 }
 
-// add adds a subject, to which the node subscribes while it is in touch. end removes it.
+// add adds a subject, to which the node subscribes while it is in touch. end
+// removes it.
 func (s *sharedSubjects) add(subject string, handle func(*natslink.Message)) (end func(), err error) {
 	c := &sharedSubject{subject: subject, handle: func(m *natslink.Message) {
 		if m.Reply != "" && !s.touch.ok() { // the message came before the subscription ended

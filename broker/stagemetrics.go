@@ -6,10 +6,10 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 )
 
-// stageMetrics are histograms of the time that appends spend in each stage, one value
-// for each batch and stage. Their sum is the time that the batch's oldest message spent
-// on this node. A leader writes to its disk while the followers write to theirs:
-// replicate is the time that they take longer.
+// stageMetrics are histograms of the time that appends spend in each stage, one
+// value for each batch and stage. Their sum is the time that the batch's oldest
+// message spent on this node. A leader writes to its disk while the followers
+// write to theirs: replicate is the time that they take longer.
 type stageMetrics struct {
 	queue     prometheus.Observer // from the server's socket to the sequencer
 	certify   prometheus.Observer
@@ -34,7 +34,8 @@ func newStageMetrics(r prometheus.Registerer) stageMetrics {
 	}
 }
 
-// observe observes a batch that was committed and whose replies were sent at now.
+// observe observes a batch that was committed and whose replies were sent at
+// now.
 func (s stageMetrics) observe(b *batch, now time.Time) {
 	a := b.applied
 	if a.taken.IsZero() {

@@ -13,8 +13,9 @@ import (
 	"github.com/cantuslog/cantus/subjects"
 )
 
-// strictJSON decodes a request's body, a JSON object; an empty body sets nothing. It
-// refuses unknown fields, anything after the object, and text that is not Unicode.
+// strictJSON decodes a request's body, a JSON object; an empty body sets
+// nothing. It refuses unknown fields, anything after the object, and text that
+// is not Unicode.
 func strictJSON(body []byte, v any) error {
 	trimmed := strings.TrimSpace(text(body))
 	if trimmed == "" {
@@ -76,8 +77,9 @@ func kindOf(t reflect.Type) string {
 	}
 }
 
-// checkUnicode refuses text that encoding/json silently replaces by U+FFFD: bytes that
-// are not UTF-8, and half a surrogate pair. The name would be another than the client's.
+// checkUnicode refuses text that encoding/json silently replaces by U+FFFD:
+// bytes that are not UTF-8, and half a surrogate pair. The name would be
+// another than the client's.
 func checkUnicode(body string) error {
 	if !utf8.ValidString(body) {
 		return subjects.Errorf(subjects.BadRequest, "body: it is not valid UTF-8, which JSON is written in")
@@ -112,9 +114,9 @@ func unicodeEscape(s string) (r rune, ok bool) {
 	return rune(n), err == nil
 }
 
-// checkFields refuses what encoding/json accepts: a field given twice, a field in
-// another letter case than ours, which is lower throughout, and null, which encoding/json
-// treats like a missing field.
+// checkFields refuses what encoding/json accepts: a field given twice, a field
+// in another letter case than ours, which is lower throughout, and null, which
+// encoding/json treats like a missing field.
 func checkFields(body string) error {
 	d := json.NewDecoder(strings.NewReader(body))
 	seen := map[string]bool{}

@@ -10,11 +10,11 @@ import (
 	"github.com/cantuslog/cantus/raftstore"
 )
 
-// A transfer of leadership begins with request, which ends the session that
-// is under way. runLeader then waits until every batch in flight is answered, while
-// new messages wait in the queues, makes the transferee the leader and forwards the
-// queues to it once it serves the partition. If the transfer fails, this node leads
-// on, in a new session.
+// A transfer of leadership begins with request, which ends the session that is
+// under way. runLeader then waits until every batch in flight is answered,
+// while new messages wait in the queues, makes the transferee the leader and
+// forwards the queues to it once it serves the partition. If the transfer
+// fails, this node leads on, in a new session.
 
 // transfer moves a partition's leadership from this node to another.
 type transfer struct {
@@ -76,8 +76,8 @@ func (t *transfer) leadership(to string) bool {
 	return err == nil
 }
 
-// pickTransferee returns the other living voter that has applied most, "" if there is
-// none.
+// pickTransferee returns the other living voter that has applied most, "" if
+// there is none.
 func (t *transfer) pickTransferee() (name string) {
 	now := time.Now()
 	best := uint64(0)
@@ -90,11 +90,12 @@ func (t *transfer) pickTransferee() (name string) {
 	return name
 }
 
-// newLeaderTime is how long messages wait for the new leader to serve the partition.
+// newLeaderTime is how long messages wait for the new leader to serve the
+// partition.
 const newLeaderTime = 500 * time.Millisecond
 
-// awaitNewLeader waits until another node says that it serves the partition, and
-// reports whether one did within newLeaderTime.
+// awaitNewLeader waits until another node says that it serves the partition,
+// and reports whether one did within newLeaderTime.
 func (t *transfer) awaitNewLeader() bool {
 	patience := time.NewTimer(newLeaderTime)
 	defer patience.Stop()

@@ -10,8 +10,9 @@ import (
 	"github.com/cantuslog/cantus/wal"
 )
 
-// unsendableError is returned for a stored transaction whose message is larger than the
-// NATS server accepts: max_payload was larger when it was appended. See unsendable.
+// unsendableError is returned for a stored transaction whose message is larger
+// than the NATS server accepts: max_payload was larger when it was appended.
+// See unsendable.
 type unsendableError struct {
 	txid       uint64
 	need, most int // bytes
@@ -22,7 +23,8 @@ func (e *unsendableError) Error() string {
 		e.txid, e.need, e.most, e.need)
 }
 
-// unsendable finds the stored transactions of a partition that are too large to send.
+// unsendable finds the stored transactions of a partition that are too large to
+// send.
 type unsendable struct {
 	partition int
 	names     subjects.Names
@@ -34,16 +36,16 @@ type unsendable struct {
 	largest atomic.Pointer[unsendableError]
 }
 
-// mustFit returns an error for a transaction that can't be sent. The node's log and status
-// then show it.
+// mustFit returns an error for a transaction that can't be sent. The node's log
+// and status then show it.
 func (u *unsendable) mustFit(enc *encoder, t *wal.Transaction, payload, packed bool, most int) error {
 	need := enc.size(t, payload, packed, most)
 	if need <= most {
 		return nil
 	}
 	e := &unsendableError{t.Txid, need, most}
-	// The status shows the largest one found. Only the first is logged: there may be
-	// thousands.
+	// The status shows the largest one found. Only the first is logged: there
+	// may be thousands.
 	old := u.now()
 	if (old == nil || e.need > old.need) && u.largest.CompareAndSwap(old, e) && old == nil {
 		u.log.Error("a stored transaction can't be read, and the node is not ready: max_payload is less than when it was appended; "+
@@ -54,9 +56,9 @@ func (u *unsendable) mustFit(enc *encoder, t *wal.Transaction, payload, packed b
 	return refused
 }
 
-// find searches the log for transactions that are too large for the NATS server,
-// until ctx ends. It reads nothing while max_payload is large enough for every possible
-// transaction, as it is by default.
+// find searches the log for transactions that are too large for the NATS
+// server, until ctx ends. It reads nothing while max_payload is large enough
+// for every possible transaction, as it is by default.
 func (u *unsendable) find(ctx context.Context) {
 	next, most := uint64(0), 0
 	for ctx.Err() == nil {
@@ -78,8 +80,8 @@ func (u *unsendable) find(ctx context.Context) {
 	}
 }
 
-// findTo checks the transactions from next to at, and returns the txid after the
-// last one checked. It ignores read errors, which reads and scrubs report.
+// findTo checks the transactions from next to at, and returns the txid after
+// the last one checked. It ignores read errors, which reads and scrubs report.
 func (u *unsendable) findTo(ctx context.Context, next uint64, at position, most int) uint64 {
 	next = max(next, at.first)
 	if next > at.mark {
@@ -103,7 +105,8 @@ func (u *unsendable) findTo(ctx context.Context, next uint64, at position, most 
 }
 
 // now returns the largest transaction that is known to be too large, nil if
-// there is none: max_payload may have been raised since, or the transaction trimmed.
+// there is none: max_payload may have been raised since, or the transaction
+// trimmed.
 func (u *unsendable) now() *unsendableError {
 	e := u.largest.Load()
 	if e == nil || e.need > u.nats.MaxPayload() && e.txid >= u.position().first {

@@ -21,8 +21,8 @@
 // with [Log.Restart].
 //
 // One thing differs on the wire: the relay sends an inline status, such as the
-// 204 at the end of a read, as a header "Status", because its NATS client cannot
-// send the inline form. NATS clients show one or the other.
+// 204 at the end of a read, as a header "Status", because its NATS client
+// cannot send the inline form. NATS clients show one or the other.
 //
 // All methods are safe for concurrent use, except Restart and Close.
 package cantustest

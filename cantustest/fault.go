@@ -80,8 +80,8 @@ func AnswerAs(reason subjects.Reason) Fault {
 	return Fault{answerErr: subjects.Errorf(reason, "the test asked for this")}
 }
 
-// GarbleAnswer executes the request and replaces its answer with the beginning of
-// one.
+// GarbleAnswer executes the request and replaces its answer with the beginning
+// of one.
 func GarbleAnswer() Fault { return Fault{garble: true} }
 
 // LateAnswer executes the request and delays its answer until another request

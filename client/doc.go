@@ -25,21 +25,22 @@
 //   - [Cursor] is a position that is stored in the log itself.
 //
 // Package [github.com/cantuslog/cantus/client/sqlview] is a [View] in a SQL
-// database, package [github.com/cantuslog/cantus/client/group] shares partitions
-// among consumers, and package [github.com/cantuslog/cantus/cantustest] runs a
-// log for tests.
+// database, package [github.com/cantuslog/cantus/client/group] shares
+// partitions among consumers, and package
+// [github.com/cantuslog/cantus/cantustest] runs a log for tests.
 //
-// The client uses only the protocol of subjects.md, and depends only on nats.go.
+// The client uses only the protocol of subjects.md, and depends only on
+// nats.go.
 //
 // # Guarantees
 //
 // When [Client.Append] returns a [Receipt], the transaction is committed: it is
 // synced on a majority of the partition's replicas. It was appended exactly
-// once, however often it was sent. Every transaction has a message id, which the
-// client generates if the caller sets none. The client resends the transaction
-// with that id (after a missing answer, `unknown`, `unavailable`, `busy`, "no
-// responders", or a lost connection) until it has an outcome or its time is
-// over. A refusal that resending cannot cure is returned at once, as a
+// once, however often it was sent. Every transaction has a message id, which
+// the client generates if the caller sets none. The client resends the
+// transaction with that id (after a missing answer, `unknown`, `unavailable`,
+// `busy`, "no responders", or a lost connection) until it has an outcome or its
+// time is over. A refusal that resending cannot cure is returned at once, as a
 // [*RefusedError] or [*ConflictError], with everything that the answer said. If
 // the time is over before the outcome is known, the error is an
 // [*UnknownOutcomeError] with the message id. Every other error means that
@@ -66,9 +67,10 @@
 // A follower combines reads and the feed by txid. While it is behind, it reads:
 // each read starts when the previous one has ended and the handler's backlog is
 // below [FollowOptions.BufferBytes]. Once it has caught up, it takes the packed
-// feed. It reads again after a txid that is not the next one, after a reconnect,
-// and when the feed is silent. So a message that is lost on the wire, by a slow
-// consumer or at a change of leader, is not lost to the handler.
+// feed. It reads again after a txid that is not the next one, after a
+// reconnect, and when the feed is silent. So a message that is lost on the
+// wire, by a slow consumer or at a change of leader, is not lost to the
+// handler.
 //
 // The feed is signed. A message that does not verify with the cluster's key is
 // dropped and counted, and the follower reads. The client asks the cluster for
@@ -150,6 +152,7 @@ package client
 //   - followedPartition.mu guards how a partition is moved and canceled.
 //   - The limiter, window, position and feedKey have a lock each.
 //
-// They are acquired in this order: sender.mu, stream.mu or followedPartition.mu;
-// then those of the limiter, window, position or feedKey; then Client.mu or
-// attemptsMu. No lock is held while a handler or OnRejected is called.
+// They are acquired in this order: sender.mu, stream.mu or
+// followedPartition.mu; then those of the limiter, window, position or feedKey;
+// then Client.mu or attemptsMu. No lock is held while a handler or OnRejected
+// is called.

@@ -10,8 +10,8 @@ import (
 	"github.com/cantuslog/cantus/client"
 )
 
-// draining is a client whose appends the log delays until release is called, and
-// a call of Drain.
+// draining is a client whose appends the log delays until release is called,
+// and a call of Drain.
 type draining struct {
 	log     *cantustest.Log
 	c       *client.Client

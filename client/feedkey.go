@@ -29,8 +29,8 @@ func (k *feedKey) get() ed25519.PublicKey {
 	return k.key
 }
 
-// fetchError returns the error of the last request for the key. It is nil if the
-// key is known or no request has ended.
+// fetchError returns the error of the last request for the key. It is nil if
+// the key is known or no request has ended.
 func (k *feedKey) fetchError() error {
 	k.mu.Lock()
 	defer k.mu.Unlock()

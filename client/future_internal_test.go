@@ -5,7 +5,8 @@ import (
 	"testing"
 )
 
-// Every waiter gets the outcome, whether it waits before, while or after it is set.
+// Every waiter gets the outcome, whether it waits before, while or after it is
+// set.
 func TestAFutureWakesAllWaiters(t *testing.T) {
 	for range 20_000 {
 		f := &Future{}

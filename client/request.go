@@ -11,8 +11,8 @@ import (
 	"github.com/cantuslog/cantus/subjects"
 )
 
-// Request is a transaction to append; a [Transaction] is one that is committed. The
-// append functions do not retain it: it may be reused when they return.
+// Request is a transaction to append; a [Transaction] is one that is committed.
+// The append functions do not retain it: it may be reused when they return.
 type Request struct {
 	// Partition is the partition to append to. [Client.Partition] returns the
 	// partition of a key.

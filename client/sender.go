@@ -218,8 +218,8 @@ func (s *sender) suspect(a *attempt, now time.Time) {
 	}
 }
 
-// onNewLeader handles an advisory of a new leader: attempts in flight may never be
-// answered, and batches that wait for a leader need not wait long.
+// onNewLeader handles an advisory of a new leader: attempts in flight may never
+// be answered, and batches that wait for a leader need not wait long.
 func (s *sender) onNewLeader(now time.Time) {
 	defer s.signal()
 	s.mu.Lock()

@@ -49,8 +49,8 @@ func countSent(t *testing.T, sent *nats.Subscription, s *sender) int {
 	return n
 }
 
-// Anybody can forge any number of advisories: they cause no more sends of an append
-// than refusals would.
+// Anybody can forge any number of advisories: they cause no more sends of an
+// append than refusals would.
 func TestForgedAdvisoriesCauseFewSends(t *testing.T) {
 	s, sent := idleSender(t, Options{AttemptTimeout: time.Hour, Timeout: time.Hour})
 	if err := s.add(&Request{Payload: []byte("x")}, &Future{sender: s, id: "x"}); err != nil {
@@ -69,7 +69,8 @@ func TestForgedAdvisoriesCauseFewSends(t *testing.T) {
 	}
 }
 
-// A batch that waits in a back-off because nobody leads is sent once somebody does.
+// A batch that waits in a back-off because nobody leads is sent once somebody
+// does.
 func TestANewLeaderEndsTheWaitForOne(t *testing.T) {
 	s, sent := idleSender(t, Options{AttemptTimeout: time.Hour, Timeout: time.Hour, MaxBackoff: time.Hour})
 	now := time.Now()

@@ -302,8 +302,8 @@ func (s *stream) enqueue(t *Transaction, size int) {
 	}
 }
 
-// highWaterMark returns the highest txid known. A wrong mark in the end of a read
-// is replaced by the next read.
+// highWaterMark returns the highest txid known. A wrong mark in the end of a
+// read is replaced by the next read.
 func (s *stream) highWaterMark() uint64 { return max(s.seenTxid, s.readMark) }
 
 // skip notes that there is nothing for the handler up to upTo.
@@ -398,9 +398,9 @@ func (s *stream) onReconnected() {
 	s.startRead()
 }
 
-// onNewLeader handles an advisory of a new leader. The answer to a read, and the
-// last messages of the feed, may be lost; and a read that waits for a leader
-// need not wait long.
+// onNewLeader handles an advisory of a new leader. The answer to a read, and
+// the last messages of the feed, may be lost; and a read that waits for a
+// leader need not wait long.
 func (s *stream) onNewLeader(now time.Time) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -47,8 +47,9 @@ func fillWide(t testing.TB, c *client.Client, partitions, count int) {
 	}
 }
 
-// followWhole follows partitions of fillWide to their ends and fails the test if the
-// handler does not get every transaction that passes the filters, once and in order.
+// followWhole follows partitions of fillWide to their ends and fails the test
+// if the handler does not get every transaction that passes the filters, once
+// and in order.
 func followWhole(t *testing.T, c *client.Client, partitions, count int, opts client.FollowOptions) {
 	t.Helper()
 	step := 2

@@ -108,8 +108,8 @@ func (w *window) noteAnswer(now time.Time) {
 	w.lastAnswer = now
 }
 
-// lostAt returns when a read counts as lost whose last message came at heard. It
-// is later while other reads are answered: the connection may just be slow.
+// lostAt returns when a read counts as lost whose last message came at heard.
+// It is later while other reads are answered: the connection may just be slow.
 func (w *window) lostAt(heard time.Time, timeout time.Duration) time.Time {
 	w.mu.Lock()
 	defer w.mu.Unlock()

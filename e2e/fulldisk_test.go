@@ -27,8 +27,8 @@ type disk struct {
 	path string
 }
 
-// newDisk mounts one, in memory, perhaps with few files, or on a loop device; it
-// needs root.
+// newDisk mounts one, in memory, perhaps with few files, or on a loop device;
+// it needs root.
 func newDisk(tb testing.TB, kind, size string) disk {
 	tb.Helper()
 	if kind == "ext4" {

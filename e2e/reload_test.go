@@ -18,9 +18,9 @@ import (
 	"github.com/cantuslog/cantus/internal/testcert"
 )
 
-// TestClusterReload renews the certificates of a cluster that is written to, and
-// has each node read them with SIGHUP: all three ports present the new one, no
-// connection breaks and no append fails.
+// TestClusterReload renews the certificates of a cluster that is written to,
+// and has each node read them with SIGHUP: all three ports present the new one,
+// no connection breaks and no append fails.
 func TestClusterReload(t *testing.T) {
 	if runtime.GOOS == "windows" { // which has no SIGHUP
 		return
@@ -57,8 +57,8 @@ func TestClusterReload(t *testing.T) {
 	})
 }
 
-// presented returns the serial numbers of the certificates that the nodes' ports
-// present.
+// presented returns the serial numbers of the certificates that the nodes'
+// ports present.
 func presented(t *testing.T, c *cluster, ours testcert.Authority) map[string]string {
 	t.Helper()
 	status, err := c.dial("n1").status(t.Context())
@@ -74,8 +74,8 @@ func presented(t *testing.T, c *cluster, ours testcert.Authority) map[string]str
 	return serials
 }
 
-// serial dials a port and returns the serial number of its certificate. To clients
-// NATS says something in plain before.
+// serial dials a port and returns the serial number of its certificate. To
+// clients NATS says something in plain before.
 func serial(t *testing.T, ours testcert.Authority, address string, greeted bool) string {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), patience)

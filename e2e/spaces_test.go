@@ -112,7 +112,8 @@ func (s *spaces) delay(time string) {
 	for _, from := range s.names {
 		for _, to := range s.names {
 			if from != to {
-				// "Specified qdisc kind is unknown" says that the kernel lacks sch_netem.
+				// "Specified qdisc kind is unknown" says that the kernel lacks
+				// sch_netem.
 				s.run("tc", "-n", s.space(from), "qdisc", "add", "dev", "to-"+to, "root", "netem", "delay", time)
 			}
 		}

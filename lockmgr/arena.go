@@ -2,8 +2,8 @@ package lockmgr
 
 import "encoding/binary"
 
-// token is a token of a lock name: its length, then its bytes if they fit, or else
-// their position in an arena.
+// token is a token of a lock name: its length, then its bytes if they fit, or
+// else their position in an arena.
 type token [12]byte
 
 const (
@@ -12,9 +12,10 @@ const (
 )
 
 // arena holds the tokens of a table's locks and prefixes that do not fit into a
-// token, in memory that the garbage collector does not scan. A slot is rounded up to
-// 8 bytes; freed ones are kept in one list for each size, linked through their first
-// bytes. A reference is the slot's position in units of 8 bytes; 0 is none.
+// token, in memory that the garbage collector does not scan. A slot is rounded
+// up to 8 bytes; freed ones are kept in one list for each size, linked through
+// their first bytes. A reference is the slot's position in units of 8 bytes; 0
+// is none.
 type arena struct {
 	chunks []*[arenaChunk]byte
 	bump   uint32 // next unused unit

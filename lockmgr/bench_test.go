@@ -43,8 +43,8 @@ func warm(names []string) *lockmgr.Manager {
 	return m
 }
 
-// BenchmarkCertifyRecord certifies a transaction with one write lock of a million
-// known names and records it, with many in flight at a time.
+// BenchmarkCertifyRecord certifies a transaction with one write lock of a
+// million known names and records it, with many in flight at a time.
 func BenchmarkCertifyRecord(b *testing.B) {
 	for _, shape := range shapes {
 		names := millionNames(shape.of)

@@ -1,7 +1,8 @@
 package lockmgr
 
-// fifo holds the records of ids in the order in which they were added, identified by
-// number. They are added at either end and removed in order; nothing is ever copied.
+// fifo holds the records of ids in the order in which they were added,
+// identified by number. They are added at either end and removed in order;
+// nothing is ever copied.
 type fifo[T any] struct {
 	chunks []*[fifoChunk]T
 	spare  *[fifoChunk]T
@@ -22,8 +23,8 @@ func (f *fifo[T]) len() int { return int(f.next - f.first) }
 // short returns a number in 32 bits, never 0, for use in an index.
 func (f *fifo[T]) short(n uint64) uint32 { return uint32(n)&fifoMask + 1 }
 
-// number returns the number that short stands for, and reports whether its record is
-// held.
+// number returns the number that short stands for, and reports whether its
+// record is held.
 func (f *fifo[T]) number(short uint32) (n uint64, held bool) {
 	after := (short - 1 - uint32(f.first)) & fifoMask
 	return f.first + uint64(after), uint64(after) < f.next-f.first

@@ -6,10 +6,11 @@ import "unsafe"
 // multiple of others' base pages.
 const hugePage = 2 << 20
 
-// makeHuge returns a slice of n zero elements for random access: the chunks of a slab
-// and the block of an index. A large one uses huge pages where the system grants them:
-// an access to a table of tens of megabytes then costs one cache miss, for the data,
-// and not a second one for the page table. T must not hold pointers.
+// makeHuge returns a slice of n zero elements for random access: the chunks of
+// a slab and the block of an index. A large one uses huge pages where the
+// system grants them: an access to a table of tens of megabytes then costs one
+// cache miss, for the data, and not a second one for the page table. T must not
+// hold pointers.
 func makeHuge[T any](n int) []T {
 	s := make([]T, n)
 	size := uintptr(n) * unsafe.Sizeof(*new(T))

@@ -3,8 +3,8 @@ package lockmgr
 import "hash/maphash"
 
 // ids remembers message ids in the order of their txids, and so of their times,
-// those in flight included. An id that had expired when it was used again has two
-// entries until the newer use commits.
+// those in flight included. An id that had expired when it was used again has
+// two entries until the newer use commits.
 type ids struct {
 	seed    maphash.Seed
 	records fifo[idRecord]
@@ -60,8 +60,8 @@ func (s *ids) add(r idRecord) uint64 {
 	return i
 }
 
-// only voids the earlier use of the id of record i, if there is one. There is never
-// more than one.
+// only voids the earlier use of the id of record i, if there is one. There is
+// never more than one.
 func (s *ids) only(i uint64) {
 	if r, _ := s.below(s.records.at(i).id, i); r != nil {
 		*r = idRecord{}
@@ -125,8 +125,8 @@ func (s *ids) skip() {
 // dropNewest drops the newest, which is not void.
 func (s *ids) dropNewest() { s.records.dropNewest() }
 
-// hash is seeded although an ID is a hash itself: clients choose message ids, and
-// could make many whose hashes begin alike.
+// hash is seeded although an ID is a hash itself: clients choose message ids,
+// and could make many whose hashes begin alike.
 func (s *ids) hash(id ID) uint32 {
 	return uint32(maphash.Bytes(s.seed, id[:]) >> 32)
 }

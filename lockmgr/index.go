@@ -1,17 +1,17 @@
 package lockmgr
 
-// index finds records by hash: locks by name, prefixes by path, message ids. It is
-// a hash table with linear probing whose slots hold a record's hash and index, so
-// that a record is read only if its whole hash matches; the caller compares keys. It
-// is split into shards that grow on their own: no single insertion pays for moving
-// all. They grow into one block, so that it can use huge pages; a block is freed when
-// the last shard has left it.
+// index finds records by hash: locks by name, prefixes by path, message ids. It
+// is a hash table with linear probing whose slots hold a record's hash and
+// index, so that a record is read only if its whole hash matches; the caller
+// compares keys. It is split into shards that grow on their own: no single
+// insertion pays for moving all. They grow into one block, so that it can use
+// huge pages; a block is freed when the last shard has left it.
 type index struct {
 	shards [indexShards]shard
 	block  []uint64 // the newest
 
-	// holds, if given, reports whether a record still exists: those that do not need
-	// not be removed, and are dropped when a shard is full.
+	// holds, if given, reports whether a record still exists: those that do not
+	// need not be removed, and are dropped when a shard is full.
 	holds func(i uint32) bool
 	held  []uint64 // scratch of clean
 }
@@ -67,8 +67,8 @@ func (x *index) add(hash, i uint32) {
 	s.n++
 }
 
-// clean drops the records of a shard that no longer exist, and reports whether that
-// makes enough room for long.
+// clean drops the records of a shard that no longer exist, and reports whether
+// that makes enough room for long.
 func (x *index) clean(s *shard) bool {
 	if x.holds == nil {
 		return false
@@ -122,8 +122,8 @@ func (x *index) remove(hash, i uint32) {
 	for s.slots[hole] != uint64(hash)<<32|uint64(i) {
 		hole = (hole + 1) & mask
 	}
-	// Records behind the hole move up, so that no probe ends too early: each that
-	// does not start its probe between the hole and where it is.
+	// Records behind the hole move up, so that no probe ends too early: each
+	// that does not start its probe between the hole and where it is.
 	for pos := (hole + 1) & mask; s.slots[pos] != 0; pos = (pos + 1) & mask {
 		home := uint32(s.slots[pos]>>32) & mask
 		if (pos-home)&mask >= (pos-hole)&mask {

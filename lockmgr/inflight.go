@@ -30,8 +30,8 @@ func (f *inflight) add(fl inflightTx) {
 	}
 }
 
-// popOldest removes the oldest transaction and returns it with its refs, which are
-// valid until the next call of any method.
+// popOldest removes the oldest transaction and returns it with its refs, which
+// are valid until the next call of any method.
 func (f *inflight) popOldest() (inflightTx, []uint32) {
 	fl := f.txs[f.head]
 	refs := f.refs[f.ref : f.ref+fl.refs]
@@ -43,8 +43,8 @@ func (f *inflight) popOldest() (inflightTx, []uint32) {
 	return fl, refs
 }
 
-// compact moves what is left to the front once that is the smaller part, so that
-// each transaction is moved at most once on average and nothing grows.
+// compact moves what is left to the front once that is the smaller part, so
+// that each transaction is moved at most once on average and nothing grows.
 func (f *inflight) compact() {
 	if f.head*2 < len(f.txs) {
 		return
@@ -54,8 +54,8 @@ func (f *inflight) compact() {
 	f.head, f.ref = 0, 0
 }
 
-// truncate keeps the oldest transactions and returns the others with their refs.
-// Both are valid until the next call of any method.
+// truncate keeps the oldest transactions and returns the others with their
+// refs. Both are valid until the next call of any method.
 func (f *inflight) truncate(keep int) (gone []inflightTx, refs []uint32) {
 	gone = f.txs[f.head+keep:]
 	n := 0

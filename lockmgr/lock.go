@@ -31,10 +31,11 @@ func (m Mode) recorded() bool { return m != Read }
 
 // Lock is one lock of a transaction.
 //
-// Name is a point (`account.42`) or a subtree, all names strictly below a prefix
-// (`account.>`) or all names (`>`). Two locks overlap when they are equal or one's
-// subtree holds the other; `a.>` and `a` do not. Tokens may have up to 255 bytes here,
-// which is more than the grammar allows; a longer one panics.
+// Name is a point (`account.42`) or a subtree, all names strictly below a
+// prefix (`account.>`) or all names (`>`). Two locks overlap when they are
+// equal or one's subtree holds the other; `a.>` and `a` do not. Tokens may have
+// up to 255 bytes here, which is more than the grammar allows; a longer one
+// panics.
 type Lock struct {
 	Mode Mode
 	Name string
@@ -43,7 +44,8 @@ type Lock struct {
 // wildcard is the last token of a subtree's name.
 const wildcard = ">"
 
-// cut splits the first token off a name. last reports whether it was the only one.
+// cut splits the first token off a name. last reports whether it was the only
+// one.
 func cut(name string) (token, rest string, last bool) {
 	if i := strings.IndexByte(name, '.'); i >= 0 {
 		return name[:i], name[i+1:], false

@@ -38,8 +38,8 @@ func New(opts Options) *Manager {
 
 // Certify decides whether a transaction may commit as the one after Last. If it
 // passes, it is in flight from then on, with Last as its txid. now is the time
-// that it will be recorded with, in Unix nanoseconds; the caller ensures that it
-// never decreases.
+// that it will be recorded with, in Unix nanoseconds; the caller ensures that
+// it never decreases.
 //
 // The message id is checked first, then the high-water mark, the expected
 // last txid, and the locks.
@@ -61,8 +61,8 @@ func (m *Manager) Certify(tx *Transaction, now int64) Verdict {
 	return Verdict{Outcome: Pass, Txid: m.enter(tx, now, first != nil)}
 }
 
-// enter adds a transaction that has passed to those in flight and returns its txid.
-// again says that its message id is known.
+// enter adds a transaction that has passed to those in flight and returns its
+// txid. again says that its message id is known.
 func (m *Manager) enter(tx *Transaction, now int64, again bool) uint64 {
 	txid := m.Last() + 1
 	fl := inflightTx{time: now, again: again}
@@ -76,8 +76,8 @@ func (m *Manager) enter(tx *Transaction, now int64, again bool) uint64 {
 			at = m.locks.index(l.Name)
 		}
 		if m.locks.newest(at) == txid {
-			// Keep one reference, the last: a lock may be forgotten as soon as its
-			// recorder commits.
+			// Keep one reference, the last: a lock may be forgotten as soon as
+			// its recorder commits.
 			refs := m.inflight.refs
 			twice := len(refs) - fl.refs + slices.Index(refs[len(refs)-fl.refs:], at)
 			m.inflight.refs = append(slices.Delete(refs, twice, twice+1), at)
@@ -125,8 +125,8 @@ func (m *Manager) checkID(tx *Transaction, first *idRecord, now int64) Verdict {
 	return v
 }
 
-// checkLast compares the expected last txid. If the transaction after it is still
-// in flight, the refusal depends on that one.
+// checkLast compares the expected last txid. If the transaction after it is
+// still in flight, the refusal depends on that one.
 func (m *Manager) checkLast(tx *Transaction) Verdict {
 	switch expected := tx.ExpectedLast; {
 	case !tx.HasExpectedLast || expected == m.Last():
@@ -189,9 +189,9 @@ func (m *Manager) Commit() uint64 {
 	return m.committed
 }
 
-// Record records a committed transaction that was not certified here, as followers
-// and recovery do: in log order, each once, with its txid and its time in Unix
-// nanoseconds.
+// Record records a committed transaction that was not certified here, as
+// followers and recovery do: in log order, each once, with its txid and its
+// time in Unix nanoseconds.
 //
 // It panics if anything is in flight, which the caller must roll back first, if
 // txid is not Committed plus one, or if the time decreases.
@@ -227,18 +227,18 @@ func (m *Manager) commitTime(txid uint64, time int64) {
 	m.committed, m.lastTime, m.time = txid, time, max(m.time, time)
 }
 
-// Advance moves the partition's time forward to time, in Unix nanoseconds, without
-// a transaction: message ids that have expired by then are forgotten. An earlier
-// time changes nothing.
+// Advance moves the partition's time forward to time, in Unix nanoseconds,
+// without a transaction: message ids that have expired by then are forgotten.
+// An earlier time changes nothing.
 func (m *Manager) Advance(time int64) {
 	m.mustNotRebuild()
 	m.time = max(m.time, time)
 	m.ids.expire(m.time-m.window, m.committed)
 }
 
-// OldestID returns the oldest committed transaction whose message id still counts at
-// now, in Unix nanoseconds; 0 if none does. It takes time in proportion to the number
-// of ids that no longer count.
+// OldestID returns the oldest committed transaction whose message id still
+// counts at now, in Unix nanoseconds; 0 if none does. It takes time in
+// proportion to the number of ids that no longer count.
 func (m *Manager) OldestID(now int64) (txid uint64) {
 	return m.ids.oldestSince(now-m.window, m.committed)
 }
@@ -251,8 +251,8 @@ func (m *Manager) commitLock(i uint32) {
 	}
 }
 
-// commitID makes message id i, unless it is 0, count as committed, and forgets ids
-// that no longer count. again says that the id may be known.
+// commitID makes message id i, unless it is 0, count as committed, and forgets
+// ids that no longer count. again says that the id may be known.
 func (m *Manager) commitID(i uint64, again bool) {
 	if i != 0 && again {
 		m.ids.only(i)
@@ -312,9 +312,9 @@ func (m *Manager) forget(first uint64) {
 	m.floor = max(m.floor, first-1)
 }
 
-// Newest returns the newest committed transaction that recorded a lock overlapping
-// name, and true. If the table does not know one it returns the floor and
-// false: the newest, if there ever was one, is at or below.
+// Newest returns the newest committed transaction that recorded a lock
+// overlapping name, and true. If the table does not know one it returns the
+// floor and false: the newest, if there ever was one, is at or below.
 func (m *Manager) Newest(name string) (txid uint64, exact bool) {
 	if r, _ := m.locks.overlapping(name); r.committed != 0 {
 		return r.committed, true

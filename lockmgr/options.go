@@ -6,16 +6,16 @@ import "time"
 // the same, or their tables differ. The zero value is the default.
 type Options struct {
 	// Locks is how many distinct lock names the table knows exactly, the most
-	// recently recorded ones; default 1,000,000, at most 1<<30. More takes memory
-	// (some 50 to 120 bytes each), fewer raises the floor sooner.
+	// recently recorded ones; default 1,000,000, at most 1<<30. More takes
+	// memory (some 50 to 120 bytes each), fewer raises the floor sooner.
 	Locks int
 
 	// IDs is how many message ids are remembered, the newest ones; default
 	// 1,000,000, at most 1<<30; some 65 bytes each.
 	IDs int
 
-	// IDWindow is how long a message id is remembered, by the log's time; default
-	// 2 minutes.
+	// IDWindow is how long a message id is remembered, by the log's time;
+	// default 2 minutes.
 	IDWindow time.Duration
 }
 

@@ -18,8 +18,8 @@ var (
 	seed      = flag.Uint64("seed", 0, "run the random history of this seed only")
 )
 
-// names overlap often, share prefixes often, and have every relation that two names
-// can have.
+// names overlap often, share prefixes often, and have every relation that two
+// names can have.
 var names = []string{
 	"a", "b", "ab", "a.a", "a.b", "a.c", "b.a", "ab.a", "a.b.a", "a.b.b", "a.ba.a", "b.a.a.a",
 	">", "a.>", "b.>", "a.b.>", "a.b.b.>", "b.a.>",

@@ -11,20 +11,21 @@ type rebuild struct {
 	idsDone   bool
 }
 
-// Reset empties the Manager, in-flight transactions included, and begins a rebuild
-// of its state. committed is the last committed txid, and time the partition's time:
-// that transaction's, or that of a later Advance (0 and 0 for an empty log). Until
-// Rebuilt, only RecordOlder and the methods that read may be called; others panic.
+// Reset empties the Manager, in-flight transactions included, and begins a
+// rebuild of its state. committed is the last committed txid, and time the
+// partition's time: that transaction's, or that of a later Advance (0 and 0 for
+// an empty log). Until Rebuilt, only RecordOlder and the methods that read may
+// be called; others panic.
 func (m *Manager) Reset(committed uint64, time int64) {
 	*m = *New(m.opts)
 	m.committed, m.time = committed, time
 	m.rebuild = &rebuild{next: committed, time: time}
 }
 
-// RecordOlder records a transaction while the tables are being rebuilt. It is called
-// from the committed transaction given to Reset downwards, leaving none out, until it
-// returns false, which means that no older one can matter, or the log begins. It
-// panics if a txid is out of order or the time increases.
+// RecordOlder records a transaction while the tables are being rebuilt. It is
+// called from the committed transaction given to Reset downwards, leaving none
+// out, until it returns false, which means that no older one can matter, or the
+// log begins. It panics if a txid is out of order or the time increases.
 func (m *Manager) RecordOlder(txid uint64, time int64, tx *Transaction) (more bool) {
 	r := m.rebuild
 	if r == nil {
@@ -45,9 +46,9 @@ func (m *Manager) RecordOlder(txid uint64, time int64, tx *Transaction) (more bo
 	return !r.locksDone || !r.idsDone
 }
 
-// olderLocks records the locks of a transaction from the last to the first, against
-// their order in time. The first that finds no room is the one that, going forward,
-// was forgotten last.
+// olderLocks records the locks of a transaction from the last to the first,
+// against their order in time. The first that finds no room is the one that,
+// going forward, was forgotten last.
 func (m *Manager) olderLocks(txid uint64, tx *Transaction) {
 	for i := len(tx.Locks) - 1; i >= 0 && !m.rebuild.locksDone; i-- {
 		l := &tx.Locks[i]
@@ -73,9 +74,9 @@ func (m *Manager) olderID(txid uint64, time int64, tx *Transaction) {
 // plus one if it keeps none. The Manager then is as it would be had every
 // transaction been recorded, and the log trimmed at first.
 //
-// If the caller stops the walk before RecordOlder returns false and before the log
-// begins, the floor is just below the last transaction walked: no conflict is missed,
-// but message ids of older transactions are.
+// If the caller stops the walk before RecordOlder returns false and before the
+// log begins, the floor is just below the last transaction walked: no conflict
+// is missed, but message ids of older transactions are.
 func (m *Manager) Rebuilt(first uint64) {
 	r := m.rebuild
 	if r == nil {

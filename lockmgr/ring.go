@@ -1,15 +1,15 @@
 package lockmgr
 
-// ring holds the locks of a table: a slab of records, some of which are in an order
-// from the newest to the oldest, as a doubly linked ring of indices. Index 0 is the
-// ring's own node and holds no record.
+// ring holds the locks of a table: a slab of records, some of which are in an
+// order from the newest to the oldest, as a doubly linked ring of indices.
+// Index 0 is the ring's own node and holds no record.
 type ring[T any] struct {
 	nodes slab[node[T]]
 	n     int // in the order
 }
 
-// node keeps links and record together: a caller that reads one mostly needs the
-// other.
+// node keeps links and record together: a caller that reads one mostly needs
+// the other.
 type node[T any] struct {
 	newer, older uint32
 	record       T
@@ -32,7 +32,8 @@ func (r *ring[T]) next(i uint32) uint32 { return r.nodes.at(i).older }
 func (r *ring[T]) alloc() uint32 { return r.nodes.alloc() }
 func (r *ring[T]) free(i uint32) { r.nodes.free(i) }
 
-// enterNewest adds a record to the order as the newest; enterOldest, as the oldest.
+// enterNewest adds a record to the order as the newest; enterOldest, as the
+// oldest.
 func (r *ring[T]) enterNewest(i uint32) { r.enter(i, 0, r.newest()) }
 func (r *ring[T]) enterOldest(i uint32) { r.enter(i, r.oldest(), 0) }
 

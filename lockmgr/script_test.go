@@ -12,10 +12,10 @@ import (
 	"github.com/cantuslog/cantus/lockmgr"
 )
 
-// TestScripts runs testdata/*.txt. A script is made of blocks: directives, one a
-// line, then ----, then what they print, up to an empty line. Lines
-// that start with # are comments; -rewrite writes what is printed into the
-// files. The directives:
+// TestScripts runs testdata/*.txt. A script is made of blocks: directives, one
+// a line, then ----, then what they print, up to an empty line. Lines that
+// start with # are comments; -rewrite writes what is printed into the files.
+// The directives:
 //
 //	new [locks=N] [ids=N] [window=D]        a new Manager, an empty log
 //	certify [hwm=N] [last=N] [read=NAME]… [write=NAME]… [append=NAME]… [id=ID] [payload=P] [now=D]
@@ -55,8 +55,8 @@ type logged struct {
 	tx   *lockmgr.Transaction
 }
 
-// block runs the directives of a block. To datadriven the first is a command and
-// the others are its input.
+// block runs the directives of a block. To datadriven the first is a command
+// and the others are its input.
 func (s *script) block(t *testing.T, d *datadriven.TestData) string {
 	out := s.run(d)
 	for line := range strings.SplitSeq(d.Input, "\n") {

@@ -2,10 +2,11 @@ package lockmgr
 
 import "math/bits"
 
-// slab holds the prefixes of a table, and the nodes of its ring of locks: records of
-// one size, identified by index. It grows by chunks, each as large as all before it
-// together, so that nothing is ever copied and a record is found in few steps. The
-// unused part of the last chunk takes no memory but addresses.
+// slab holds the prefixes of a table, and the nodes of its ring of locks:
+// records of one size, identified by index. It grows by chunks, each as large
+// as all before it together, so that nothing is ever copied and a record is
+// found in few steps. The unused part of the last chunk takes no memory but
+// addresses.
 type slab[T any] struct {
 	chunks [][]T
 	used   uint32

@@ -2,8 +2,8 @@ package lockmgr
 
 import "slices"
 
-// State is everything that a Manager's verdicts depend on, in a form that can be
-// compared with another one's.
+// State is everything that a Manager's verdicts depend on, in a form that can
+// be compared with another one's.
 type State struct {
 	Committed, Last, Floor uint64
 	Time                   int64
@@ -25,16 +25,16 @@ type TrackedID struct {
 	Fingerprint uint64
 }
 
-// Equal reports whether two states are the same; if committed, without regard to
-// transactions in flight.
+// Equal reports whether two states are the same; if committed, without regard
+// to transactions in flight.
 func (s State) Equal(o State, committed bool) bool {
 	return s.Committed == o.Committed && s.Floor == o.Floor && s.Time == o.Time &&
 		slices.Equal(s.Locks, o.Locks) && slices.Equal(s.IDs, o.IDs) &&
 		(committed || s.Last == o.Last && slices.Equal(s.InFlightLocks, o.InFlightLocks) && slices.Equal(s.InFlightIDs, o.InFlightIDs))
 }
 
-// StateOf returns a copy of a Manager's state. It is for tests: it takes time and
-// memory in proportion to all that is tracked.
+// StateOf returns a copy of a Manager's state. It is for tests: it takes time
+// and memory in proportion to all that is tracked.
 func StateOf(m *Manager) State {
 	s := State{
 		Committed: m.committed, Last: m.Last(), Floor: m.floor, Time: m.time,
@@ -52,8 +52,8 @@ func (t *table) tracked() []TrackedLock {
 	return out
 }
 
-// inFlightLocks returns the locks that transactions in flight record, each with its
-// newest recorder in the table.
+// inFlightLocks returns the locks that transactions in flight record, each with
+// its newest recorder in the table.
 func (m *Manager) inFlightLocks() []TrackedLock {
 	var refs []uint32
 	for _, some := range m.inflight.all(m.committed + 1) {

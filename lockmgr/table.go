@@ -7,9 +7,9 @@ import (
 	"strings"
 )
 
-// table maps lock names to the newest transactions that recorded them, in flight
-// and committed, and finds those of all names that overlap a given one. See the
-// package comment for its layout.
+// table maps lock names to the newest transactions that recorded them, in
+// flight and committed, and finds those of all names that overlap a given one.
+// See the package comment for its layout.
 type table struct {
 	seed   maphash.Seed
 	tokens arena
@@ -21,8 +21,8 @@ type table struct {
 	byPath   index        // of prefixes, by parent and last token
 }
 
-// recorders are the newest transactions that recorded a lock, or one of several,
-// 0 for none that is known.
+// recorders are the newest transactions that recorded a lock, or one of
+// several, 0 for none that is known.
 type recorders struct {
 	newest    uint64 // in flight or committed
 	committed uint64
@@ -33,8 +33,8 @@ func (r *recorders) add(o recorders) {
 	r.committed = max(r.committed, o.committed)
 }
 
-// lock is a known name: the prefix that it is under, and its last token. It is known
-// while it has a recorder.
+// lock is a known name: the prefix that it is under, and its last token. It is
+// known while it has a recorder.
 type lock struct {
 	recorders
 	parent uint32
@@ -88,8 +88,8 @@ func (t *table) overlapping(name string) (r recorders, i uint32) {
 	}
 }
 
-// index returns the index of name, adding it if need be: the caller then sets its
-// recorder.
+// index returns the index of name, adding it if need be: the caller then sets
+// its recorder.
 func (t *table) index(name string) uint32 {
 	parent, token := t.descend(name)
 	hash := t.hash(parent, token)
@@ -123,8 +123,8 @@ func (t *table) above(at uint32) iter.Seq[*prefix] {
 // newest is the newest recorder of a lock, 0 if it has none.
 func (t *table) newest(i uint32) uint64 { return t.locks.at(i).newest }
 
-// recordPending makes txid, at least as new as any, the newest recorder of a lock.
-// It is in flight until commit or revert.
+// recordPending makes txid, at least as new as any, the newest recorder of a
+// lock. It is in flight until commit or revert.
 func (t *table) recordPending(i uint32, txid uint64) {
 	l := t.locks.at(i)
 	l.newest = txid
@@ -149,9 +149,9 @@ func (t *table) commit(i uint32, txid uint64) {
 	}
 }
 
-// revert sets the newest recorder of a lock, and of the prefixes above it, back to
-// the committed one. The caller then re-records the transactions still in flight,
-// oldest first, and drops locks that none of them records.
+// revert sets the newest recorder of a lock, and of the prefixes above it, back
+// to the committed one. The caller then re-records the transactions still in
+// flight, oldest first, and drops locks that none of them records.
 func (t *table) revert(i uint32) {
 	l := t.locks.at(i)
 	l.newest = l.committed
@@ -168,9 +168,9 @@ func (t *table) dropUnknown(i uint32) {
 	}
 }
 
-// recordOlder makes txid, at most as new as any, the recorder of name unless name
-// is known already. It returns false and changes nothing if that would need more
-// than limit names. Nothing may be in flight.
+// recordOlder makes txid, at most as new as any, the recorder of name unless
+// name is known already. It returns false and changes nothing if that would
+// need more than limit names. Nothing may be in flight.
 func (t *table) recordOlder(name string, txid uint64, limit int) bool {
 	if t.len() >= limit {
 		return t.known(name)
@@ -251,8 +251,8 @@ func (t *table) name(i uint32) string {
 	return strings.Join(tokens, ".")
 }
 
-// descend returns the prefix that name is under, adding it if need be, and the last
-// token of name.
+// descend returns the prefix that name is under, adding it if need be, and the
+// last token of name.
 func (t *table) descend(name string) (parent uint32, token string) {
 	for {
 		token, rest, last := cut(name)
@@ -271,8 +271,8 @@ func (t *table) descend(name string) (parent uint32, token string) {
 	}
 }
 
-// keep counts, in a prefix, one more child with a committed recorder; leave counts
-// one less.
+// keep counts, in a prefix, one more child with a committed recorder; leave
+// counts one less.
 func (t *table) keep(at uint32) {
 	for {
 		p := t.prefixes.at(at)
@@ -299,7 +299,8 @@ func (t *table) leave(at uint32) {
 	}
 }
 
-// release counts, in a prefix, one child less, and drops the prefix with its last.
+// release counts, in a prefix, one child less, and drops the prefix with its
+// last.
 func (t *table) release(at uint32) {
 	for {
 		p := t.prefixes.at(at)
@@ -351,8 +352,8 @@ func (t *table) hashBytes(parent uint32, token []byte) uint32 {
 	return mix(maphash.Bytes(t.seed, token), parent)
 }
 
-// mix adds the parent to a token's hash: by an odd constant (2^64 over the golden
-// ratio) and a product, whose upper half depends on all bits of both.
+// mix adds the parent to a token's hash: by an odd constant (2^64 over the
+// golden ratio) and a product, whose upper half depends on all bits of both.
 func mix(hash uint64, parent uint32) uint32 {
 	const odd = 0x9e3779b97f4a7c15
 	hash ^= uint64(parent) * odd

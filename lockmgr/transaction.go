@@ -20,8 +20,8 @@ func HashID(id string) ID {
 
 var fingerprintSeed = maphash.MakeSeed()
 
-// Fingerprint returns a hash of the payload. Its seed is new in each process, so it
-// must not be stored. Two payloads collide with a probability of 2^-64.
+// Fingerprint returns a hash of the payload. Its seed is new in each process,
+// so it must not be stored. Two payloads collide with a probability of 2^-64.
 func Fingerprint(payload []byte) uint64 { return maphash.Bytes(fingerprintSeed, payload) }
 
 // Transaction is what certification needs to know of a transaction. The Manager
@@ -30,9 +30,9 @@ type Transaction struct {
 	// Locks in the order of the request. A name may stand more than once.
 	Locks []Lock
 
-	// HighWaterMark is the txid up to which the writer had applied the partition.
-	// Without one, checked locks are certified as at mark 0: they pass only if
-	// nothing that overlaps was ever recorded.
+	// HighWaterMark is the txid up to which the writer had applied the
+	// partition. Without one, checked locks are certified as at mark 0: they
+	// pass only if nothing that overlaps was ever recorded.
 	HighWaterMark    uint64
 	HasHighWaterMark bool
 

@@ -30,7 +30,8 @@ func (w *twin) at(txid uint64) logged {
 	return w.inFlight[txid-w.committed()-1]
 }
 
-// locks returns the committed locks that are known, newest first, and the floor.
+// locks returns the committed locks that are known, newest first, and the
+// floor.
 func (w *twin) locks() (known []lockmgr.TrackedLock, floor uint64) {
 	for txid := w.committed(); txid >= w.first; txid-- {
 		locks := w.log[txid-1].tx.Locks
@@ -153,8 +154,9 @@ func (w *twin) newest(name string, known []lockmgr.TrackedLock, floor uint64) (t
 	return floor, true
 }
 
-// ever returns the newest transaction past txid after, committed or in flight, that
-// recorded a lock overlapping name: the truth, with nothing ever forgotten.
+// ever returns the newest transaction past txid after, committed or in flight,
+// that recorded a lock overlapping name: the truth, with nothing ever
+// forgotten.
 func (w *twin) ever(name string, after uint64) uint64 {
 	for txid := w.last(); txid > after; txid-- {
 		for _, l := range w.at(txid).tx.Locks {

@@ -1,7 +1,7 @@
 package lockmgr
 
-// Outcome is the result of certifying a transaction. Its String is the reason that
-// clients see.
+// Outcome is the result of certifying a transaction. Its String is the reason
+// that clients see.
 type Outcome uint8
 
 // The outcomes.
@@ -42,8 +42,8 @@ type Conflict struct {
 type Verdict struct {
 	Outcome Outcome
 
-	// Txid is, for Pass, the txid assigned; for Duplicate and IDReused that of the
-	// transaction that holds the id; otherwise 0.
+	// Txid is, for Pass, the txid assigned; for Duplicate and IDReused that of
+	// the transaction that holds the id; otherwise 0.
 	Txid uint64
 
 	// Time is, for Duplicate and IDReused, that transaction's, in Unix
@@ -52,13 +52,13 @@ type Verdict struct {
 
 	// Conflicts lists every violated lock, newest txid first and those of one
 	// txid in the order of the request; one entry for each time that a lock was
-	// named. A writer that has applied up to the first one's Txid does not meet any
-	// of them again. The caller owns the slice.
+	// named. A writer that has applied up to the first one's Txid does not meet
+	// any of them again. The caller owns the slice.
 	Conflicts []Conflict
 
-	// DependsOn is the highest txid in flight that a refusal or Duplicate depends
-	// on. The verdict holds if that transaction commits; if it is rolled back, the
-	// request must be certified again. 0 means that it depends on committed state
-	// alone.
+	// DependsOn is the highest txid in flight that a refusal or Duplicate
+	// depends on. The verdict holds if that transaction commits; if it is
+	// rolled back, the request must be certified again. 0 means that it depends
+	// on committed state alone.
 	DependsOn uint64
 }

@@ -22,7 +22,8 @@ func ExampleNetwork() {
 		return
 	}
 	defer network.Close()
-	// Open(Options{Node: "n1", Voters: []string{"n1", "n2", "n3"}, Network: network, ID: 0, …})
+	// Open(Options{Node: "n1", Voters: []string{"n1", "n2", "n3"}, Network:
+	// network, ID: 0, …})
 	fmt.Println(network.Addr().Network())
 	// Output: tcp
 }

@@ -17,8 +17,8 @@ type AdminRequest struct {
 	Key string `json:"key,omitempty"`
 }
 
-// AdminReply is the answer to an operation. Done describes what was decided. The
-// nodes carry it out in the background; the status shows how far they are.
+// AdminReply is the answer to an operation. Done describes what was decided.
+// The nodes carry it out in the background; the status shows how far they are.
 type AdminReply struct {
 	Done  string `json:"done,omitempty"`
 	Error *Error `json:"error,omitempty"`
@@ -38,8 +38,8 @@ type TrimRequest struct {
 type TrimReply struct {
 	Partition int    `json:"partition"`
 	FirstTxid uint64 `json:"first_txid"`
-	// Because is the reason why the trim removes less than was asked for, "" for
-	// none.
+	// Because is the reason why the trim removes less than was asked for, ""
+	// for none.
 	Because string `json:"because,omitempty"`
 	Error   *Error `json:"error,omitempty"`
 }
@@ -70,8 +70,8 @@ type NodeStatus struct {
 	StorageFull bool   `json:"storage_full,omitempty"`
 	Version     string `json:"version,omitempty"`
 	Raft        string `json:"raft,omitempty"`
-	// Replicas and Leads count the partitions that the node should have and lead.
-	// Leading counts those that it leads now.
+	// Replicas and Leads count the partitions that the node should have and
+	// lead. Leading counts those that it leads now.
 	Replicas int `json:"replicas"`
 	Leads    int `json:"leads"`
 	Leading  int `json:"leading"`
@@ -88,11 +88,12 @@ type PartitionStatus struct {
 	Partition int    `json:"partition"`
 	Leader    string `json:"leader"`
 	Term      uint64 `json:"term"`
-	// Placement lists the nodes that should have a replica; the first should lead.
+	// Placement lists the nodes that should have a replica; the first should
+	// lead.
 	Placement []string        `json:"placement"`
 	Replicas  []ReplicaStatus `json:"replicas"`
-	// StorageFull is the reason why appends are refused with [StorageFull], "" if
-	// they are not.
+	// StorageFull is the reason why appends are refused with [StorageFull], ""
+	// if they are not.
 	StorageFull string `json:"storage_full,omitempty"`
 }
 

@@ -13,10 +13,10 @@ import (
 //	\r\n
 const blockStart = "NATS/1.0"
 
-// ScanBlock calls field for each line of a header block, in order, and stops
-// at the first error, which it returns. Key and value alias block; white
-// space around the value is cut off. An empty block has no fields. The error for
-// a malformed block says where it is malformed; nothing is skipped.
+// ScanBlock calls field for each line of a header block, in order, and stops at
+// the first error, which it returns. Key and value alias block; white space
+// around the value is cut off. An empty block has no fields. The error for a
+// malformed block says where it is malformed; nothing is skipped.
 func ScanBlock(block []byte, field func(key, value []byte) error) error {
 	if len(block) == 0 {
 		return nil
@@ -56,8 +56,8 @@ func ScanBlock(block []byte, field func(key, value []byte) error) error {
 // AppendBlockStart appends the first line of a header block to dst.
 func AppendBlockStart(dst []byte) []byte { return append(dst, blockStart+"\r\n"...) }
 
-// AppendField appends one line of a header block to dst. The caller ensures that
-// key and value hold no CR or LF.
+// AppendField appends one line of a header block to dst. The caller ensures
+// that key and value hold no CR or LF.
 func AppendField[S ~string | ~[]byte](dst []byte, key string, value S) []byte {
 	dst = append(dst, key...)
 	dst = append(dst, ": "...)

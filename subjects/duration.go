@@ -8,9 +8,10 @@ import (
 
 var durationForm = regexp.MustCompile(`^([0-9]+(\.[0-9]+)?(ns|us|µs|ms|s|m|h))+$`)
 
-// ParseDuration parses a duration of a request: a number and a unit, such as "1.5s",
-// or several, such as "1h30m". Unlike [time.ParseDuration] it accepts no sign, no bare
-// "0" and no number without a digit before and after its point.
+// ParseDuration parses a duration of a request: a number and a unit, such as
+// "1.5s", or several, such as "1h30m". Unlike [time.ParseDuration] it accepts
+// no sign, no bare "0" and no number without a digit before and after its
+// point.
 func ParseDuration(s string) (time.Duration, error) {
 	if !durationForm.MatchString(s) {
 		return 0, fmt.Errorf("%q is not a duration: a number and a unit, such as 500ms, 5s or 2m", s)

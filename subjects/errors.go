@@ -2,8 +2,8 @@ package subjects
 
 import "fmt"
 
-// Reason is one word for why a request was refused. Clients decide by it, or by its
-// code, and never by the text of the message.
+// Reason is one word for why a request was refused. Clients decide by it, or by
+// its code, and never by the text of the message.
 type Reason string
 
 // The reasons, grouped by what a client does next.
@@ -60,8 +60,8 @@ type ConflictingLock struct {
 	Lock string `json:"lock"`
 	Mode string `json:"mode"`
 	Txid uint64 `json:"txid"`
-	// Forgotten is true if the partition no longer knows the lock, and Txid is the
-	// floor.
+	// Forgotten is true if the partition no longer knows the lock, and Txid is
+	// the floor.
 	Forgotten bool `json:"forgotten,omitempty"`
 }
 
@@ -72,8 +72,8 @@ type Error struct {
 	Message string `json:"message"`
 	// Lock is, for a conflict, the violated lock that was recorded last.
 	Lock string `json:"lock,omitempty"`
-	// Txid is the transaction that recorded Lock, or the floor if that is forgotten;
-	// for id_reused, the transaction that has the message id.
+	// Txid is the transaction that recorded Lock, or the floor if that is
+	// forgotten; for id_reused, the transaction that has the message id.
 	Txid uint64 `json:"txid,omitempty"`
 	// Conflicts lists every violated lock, the most recently recorded first.
 	Conflicts []ConflictingLock `json:"conflicts,omitempty"`

@@ -5,9 +5,9 @@ import (
 	"strings"
 )
 
-// The headers that have a meaning for Cantus. Their letter case matters: a header
-// that differs only in case is refused, so that a typo never becomes an unchecked
-// commit.
+// The headers that have a meaning for Cantus. Their letter case matters: a
+// header that differs only in case is refused, so that a typo never becomes an
+// unchecked commit.
 const (
 	// HeaderHighWaterMark is the txid up to which the writer had applied the
 	// partition when it computed the transaction.
@@ -34,16 +34,17 @@ const (
 	// HeaderTime is when the leader certified a transaction (RFC 3339, to the
 	// nanosecond).
 	HeaderTime = "Cantus-Time"
-	// HeaderStoredMsgID is the writer's idempotency key, on the feed and in reads.
+	// HeaderStoredMsgID is the writer's idempotency key, on the feed and in
+	// reads.
 	HeaderStoredMsgID = "Cantus-Msg-Id"
 	// HeaderNext is, at the end of a read, the `from` of the next read.
 	HeaderNext = "Cantus-Next"
 
-	// HeaderPrevious is, in an answer to a read, the txid of the transaction that
-	// was sent before this one, 0 for the first.
+	// HeaderPrevious is, in an answer to a read, the txid of the transaction
+	// that was sent before this one, 0 for the first.
 	HeaderPrevious = "Cantus-Previous"
-	// HeaderLast is, at the end of a read, the txid of the last transaction sent,
-	// 0 for none.
+	// HeaderLast is, at the end of a read, the txid of the last transaction
+	// sent, 0 for none.
 	HeaderLast = "Cantus-Last"
 	// HeaderCount is, at the end of a read, how many transactions were sent.
 	HeaderCount = "Cantus-Count"
@@ -68,8 +69,8 @@ const StatusEnd = "204"
 // Limits of the protocol. They are not configurable, except that a NATS server
 // with a smaller max_payload lowers MaxTransaction.
 const (
-	// MaxTransaction is the most bytes of a transaction, payload and header block
-	// together.
+	// MaxTransaction is the most bytes of a transaction, payload and header
+	// block together.
 	MaxTransaction = 1_000_000
 	// MaxLocks is the most locks of a transaction.
 	MaxLocks = 64
@@ -78,7 +79,8 @@ const (
 	// MaxToken is the most bytes of a token of a lock name, of a kind, and of a
 	// cursor's name.
 	MaxToken = 64
-	// MaxHeaders is the most header lines of a transaction, or of a batch message.
+	// MaxHeaders is the most header lines of a transaction, or of a batch
+	// message.
 	MaxHeaders = 256
 	// MaxHeaderName is the most bytes of a header's name.
 	MaxHeaderName = 128
@@ -116,24 +118,26 @@ var requestHeaders = []string{
 	HeaderKind, HeaderMsgID, HeaderExpectedLast,
 }
 
-// IsRequestHeader reports whether key is one of the headers with a meaning that an
-// append may have.
+// IsRequestHeader reports whether key is one of the headers with a meaning that
+// an append may have.
 func IsRequestHeader(key string) bool { return slices.Contains(requestHeaders, key) }
 
 // Treatment says what a node does with a header that has no meaning for Cantus.
 type Treatment uint8
 
 const (
-	// Stored headers are the application's: they are kept and returned by reads.
+	// Stored headers are the application's: they are kept and returned by
+	// reads.
 	Stored Treatment = iota
 	// Ignored headers are those of NATS: they are not kept.
 	Ignored
 )
 
 // CheckOtherHeader returns the treatment of a header of an append that has no
-// meaning for Cantus. It returns an error for a header that may be a mistake: an
-// unknown one that begins with "Cantus-" or "Nats-Expected-", one that differs from
-// a known one in letter case, and those from which NATS reads a status.
+// meaning for Cantus. It returns an error for a header that may be a mistake:
+// an unknown one that begins with "Cantus-" or "Nats-Expected-", one that
+// differs from a known one in letter case, and those from which NATS reads a
+// status.
 func CheckOtherHeader(key string) (Treatment, error) {
 	for _, known := range requestHeaders {
 		if strings.EqualFold(key, known) {

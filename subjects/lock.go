@@ -11,10 +11,10 @@ import (
 // lockSeparator separates the names in the value of a lock header.
 const lockSeparator = ','
 
-// NextLock returns the first name in the value of a lock header, which holds one
-// name, or several separated by commas with optional blanks. more reports whether a
-// comma follows the name, and so another name in rest. NextLock does not check the
-// name.
+// NextLock returns the first name in the value of a lock header, which holds
+// one name, or several separated by commas with optional blanks. more reports
+// whether a comma follows the name, and so another name in rest. NextLock does
+// not check the name.
 func NextLock[S ~string | ~[]byte](value S) (name, rest S, more bool) {
 	for i := range len(value) {
 		if value[i] == lockSeparator {
@@ -37,8 +37,8 @@ func LockNames(values ...string) []string {
 	return names
 }
 
-// AppendLocks appends one header line with all of the names to dst, or nothing if
-// there are none. The names must pass [CheckLock].
+// AppendLocks appends one header line with all of the names to dst, or nothing
+// if there are none. The names must pass [CheckLock].
 func AppendLocks[S ~string | ~[]byte](dst []byte, key string, names ...S) []byte {
 	if len(names) == 0 {
 		return dst
@@ -53,10 +53,10 @@ func AppendLocks[S ~string | ~[]byte](dst []byte, key string, names ...S) []byte
 	return append(dst, "\r\n"...)
 }
 
-// CheckLock returns nil if name is a lock name: 1 to 16 tokens joined by dots, each
-// 1 to 64 bytes of UTF-8 without white space, control characters, commas, "*" or
-// ">"; the last may be ">", which makes it a subtree. The error says which token is
-// wrong and what would be right.
+// CheckLock returns nil if name is a lock name: 1 to 16 tokens joined by dots,
+// each 1 to 64 bytes of UTF-8 without white space, control characters, commas,
+// "*" or ">"; the last may be ">", which makes it a subtree. The error says
+// which token is wrong and what would be right.
 func CheckLock(name string) error {
 	if name == "" {
 		return badf("a lock name is empty: it needs 1 to %d tokens joined by dots", MaxLockTokens)
@@ -82,8 +82,8 @@ func CheckLock(name string) error {
 	return nil
 }
 
-// CheckKind returns nil if kind can be the last token of a feed subject: one token
-// as in lock names, which may hold commas.
+// CheckKind returns nil if kind can be the last token of a feed subject: one
+// token as in lock names, which may hold commas.
 func CheckKind(kind string) error {
 	if err := checkToken(kind); err != nil {
 		return badf("kind %q: %v", clip(kind), err)
@@ -91,8 +91,8 @@ func CheckKind(kind string) error {
 	return nil
 }
 
-// CheckCursor returns nil if name can be the name of a cursor: one token as in lock
-// names, which may hold commas.
+// CheckCursor returns nil if name can be the name of a cursor: one token as in
+// lock names, which may hold commas.
 func CheckCursor(name string) error {
 	if err := checkToken(name); err != nil {
 		return badf("cursor name %q: %v", clip(name), err)
@@ -176,9 +176,9 @@ func Overlap(a, b string) bool {
 	return a == b || holds(a, b) || holds(b, a)
 }
 
-// holds reports whether tree is a subtree that contains name, which is a point or a
-// subtree. The part of a subtree's name before ">" is empty or ends in a dot, so a
-// string prefix ends where a token does.
+// holds reports whether tree is a subtree that contains name, which is a point
+// or a subtree. The part of a subtree's name before ">" is empty or ends in a
+// dot, so a string prefix ends where a token does.
 func holds(tree, name string) bool {
 	stem, ok := strings.CutSuffix(tree, ">")
 	return ok && strings.HasPrefix(name, stem)

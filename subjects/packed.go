@@ -2,11 +2,12 @@ package subjects
 
 import "encoding/binary"
 
-// packedHead is the size of a packed transaction's fields before its header block.
+// packedHead is the size of a packed transaction's fields before its header
+// block.
 const packedHead = 8 + 8 + 4 + 4
 
-// Packed is a transaction of a packed read or of the packed feed. If it was decoded
-// from a message it aliases that.
+// Packed is a transaction of a packed read or of the packed feed. If it was
+// decoded from a message it aliases that.
 type Packed struct {
 	Txid uint64
 	// Time is when the leader certified it, in Unix nanoseconds.
@@ -26,8 +27,8 @@ func AppendPacked(dst []byte, t Packed) []byte {
 	return append(dst, t.Payload...)
 }
 
-// NextPacked returns the first transaction of a packed message, and the rest of the
-// message. The error for a malformed message says where it is malformed.
+// NextPacked returns the first transaction of a packed message, and the rest of
+// the message. The error for a malformed message says where it is malformed.
 func NextPacked(message []byte) (t Packed, rest []byte, err error) {
 	if len(message) < packedHead {
 		return t, nil, badf("the message ends within the %d bytes that a transaction begins with", packedHead)

@@ -7,11 +7,12 @@ type Reply struct {
 	Partition int       `json:"partition"`
 	Txid      uint64    `json:"txid,omitempty"`
 	Time      time.Time `json:"time,omitzero"`
-	// Duplicate is true if the message id was used before: Txid and Time are then
-	// those of the first use.
+	// Duplicate is true if the message id was used before: Txid and Time are
+	// then those of the first use.
 	Duplicate bool   `json:"duplicate,omitempty"`
 	Error     *Error `json:"error,omitempty"`
-	// HighWaterMark is, in a refusal, the partition's high-water mark at that moment.
+	// HighWaterMark is, in a refusal, the partition's high-water mark at that
+	// moment.
 	HighWaterMark *uint64 `json:"high_water_mark,omitempty"`
 }
 
@@ -25,9 +26,10 @@ type BatchReply struct {
 	HighWaterMark *uint64    `json:"high_water_mark,omitempty"`
 }
 
-// BatchRun is the outcome of Count transactions of a batch message, from position
-// Index on, counted from 0. The i-th of a successful run has the txid Txid+i and the
-// time Time + i nanoseconds. For duplicates and refusals Count is 1.
+// BatchRun is the outcome of Count transactions of a batch message, from
+// position Index on, counted from 0. The i-th of a successful run has the txid
+// Txid+i and the time Time + i nanoseconds. For duplicates and refusals Count
+// is 1.
 type BatchRun struct {
 	Index     int       `json:"index"`
 	Count     int       `json:"count"`
@@ -55,13 +57,13 @@ type GetRequest struct {
 	Lock string `json:"lock,omitempty"`
 }
 
-// CursorRequest is the body of a cursor write. A request with an empty body reads
-// the cursor.
+// CursorRequest is the body of a cursor write. A request with an empty body
+// reads the cursor.
 type CursorRequest struct {
 	// Txid is the position to set: the last transaction that was applied.
 	Txid *uint64 `json:"txid"`
-	// Expected is the position that the cursor must have now, 0 for one that was
-	// never set. Without it the cursor is set whatever its position is.
+	// Expected is the position that the cursor must have now, 0 for one that
+	// was never set. Without it the cursor is set whatever its position is.
 	Expected *uint64 `json:"expected,omitempty"`
 }
 
@@ -82,8 +84,8 @@ type ClusterInfo struct {
 	Version    string     `json:"version"`
 	Partitions int        `json:"partitions"`
 	Nodes      []NodeInfo `json:"nodes"`
-	// FeedKey is the public key that verifies the packed feed: Ed25519, in base64.
-	// [ParseFeedKey] decodes it.
+	// FeedKey is the public key that verifies the packed feed: Ed25519, in
+	// base64. [ParseFeedKey] decodes it.
 	FeedKey string `json:"feed_key"`
 }
 
@@ -105,8 +107,8 @@ type PartitionInfo struct {
 	Term     uint64        `json:"term"`
 	Replicas []ReplicaInfo `json:"replicas"`
 	Locks    LockInfo      `json:"locks"`
-	// StorageFull is the reason why appends are refused with [StorageFull], "" if
-	// they are not.
+	// StorageFull is the reason why appends are refused with [StorageFull], ""
+	// if they are not.
 	StorageFull string `json:"storage_full,omitempty"`
 	Error       *Error `json:"error,omitempty"`
 }

@@ -12,7 +12,8 @@ import (
 
 func ptr[T any](v T) *T { return &v }
 
-// TestJSON checks that every body is encoded as documented, and is decoded again.
+// TestJSON checks that every body is encoded as documented, and is decoded
+// again.
 func TestJSON(t *testing.T) {
 	at := time.Date(2026, 11, 22, 9, 0, 0, 123456789, time.UTC)
 	conflict := &subjects.Error{

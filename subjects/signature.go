@@ -55,8 +55,9 @@ func ParseFeedKey(s string) (ed25519.PublicKey, error) {
 	return b, nil
 }
 
-// FeedVerifier verifies the messages of a partition's packed feed. The zero value
-// with a key and a partition is ready. It is used by one goroutine at a time.
+// FeedVerifier verifies the messages of a partition's packed feed. The zero
+// value with a key and a partition is ready. It is used by one goroutine at a
+// time.
 type FeedVerifier struct {
 	Key       ed25519.PublicKey
 	Partition int
@@ -64,9 +65,9 @@ type FeedVerifier struct {
 	verified string // the hashes of the last valid signature
 }
 
-// Verify returns nil if the leader made the message, which has the given values of
-// HeaderHashes and HeaderSignature. A signature that several messages share is
-// verified once.
+// Verify returns nil if the leader made the message, which has the given values
+// of HeaderHashes and HeaderSignature. A signature that several messages share
+// is verified once.
 func (v *FeedVerifier) Verify(hashes, signature string, message []byte) error {
 	if hashes == "" || signature == "" {
 		return ErrUnsigned

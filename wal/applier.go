@@ -17,11 +17,12 @@ const (
 	// applyQueue bounds the bytes that are synced in the journal and not yet in
 	// Badger. While it is full the journal's writer waits.
 	applyQueue = 64 << 20
-	// hintEntries and hintBytes bound the distance between two batches that have
-	// a key by txid. A lookup starts at such a key and reads forward.
+	// hintEntries and hintBytes bound the distance between two batches that
+	// have a key by txid. A lookup starts at such a key and reads forward.
 	hintEntries = 16
 	hintBytes   = 64 << 10
-	// writeOutBytes is how many bytes are applied between two calls of writeOut.
+	// writeOutBytes is how many bytes are applied between two calls of
+	// writeOut.
 	writeOutBytes = 4 << 20
 )
 
@@ -34,8 +35,8 @@ type frame struct {
 type applier struct {
 	store *Store
 
-	// Owned by apply: the newest hint of each group, and the bytes applied since
-	// the last writeOut.
+	// Owned by apply: the newest hint of each group, and the bytes applied
+	// since the last writeOut.
 	hints     map[uint32]*hint
 	unwritten int
 
@@ -62,8 +63,8 @@ func newApplier(s *Store) *applier {
 	return a
 }
 
-// enqueue queues a frame of n bytes. It blocks while the queue is full, but not if
-// the disk is full: no entries are taken then.
+// enqueue queues a frame of n bytes. It blocks while the queue is full, but not
+// if the disk is full: no entries are taken then.
 func (a *applier) enqueue(f frame, n int64) {
 	a.mu.Lock()
 	defer a.mu.Unlock()

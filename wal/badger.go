@@ -58,8 +58,9 @@ func (s *Store) openBadger() error {
 	return err
 }
 
-// roomToOpen returns ErrNoSpace unless there is the space that Badger takes when
-// it opens: it begins new files, and flushes the last run's memtables to tables.
+// roomToOpen returns ErrNoSpace unless there is the space that Badger takes
+// when it opens: it begins new files, and flushes the last run's memtables to
+// tables.
 func (s *Store) roomToOpen(o badger.Options) error {
 	tables, err := memtableRoom(o.Dir)
 	if err != nil {
@@ -95,8 +96,9 @@ func blame(err error) error {
 	return fmt.Errorf("%w: %w", ErrDamaged, err)
 }
 
-// recoverDamage turns a panic into an error. Badger panics on some damage to its
-// files, and the system sends a signal for a mapped page that can't be read.
+// recoverDamage turns a panic into an error. Badger panics on some damage to
+// its files, and the system sends a signal for a mapped page that can't be
+// read.
 func recoverDamage(err *error) {
 	if p := recover(); p != nil {
 		*err = fmt.Errorf("%w: badger: %v", ErrDamaged, p)
@@ -133,8 +135,8 @@ func (s *Store) badgerApplied() (seq uint64, err error) {
 }
 
 // syncBadger syncs the files under dir that Badger writes without syncing them:
-// value logs and memtable logs, including those of rotated memtables that are not
-// flushed yet, which Badger's own Sync leaves out. A file that disappears
+// value logs and memtable logs, including those of rotated memtables that are
+// not flushed yet, which Badger's own Sync leaves out. A file that disappears
 // meanwhile belonged to a memtable whose table Badger has synced.
 func syncBadger(dir string) error {
 	return syncDir(dir, isBadgerLog)
@@ -218,15 +220,15 @@ func (s *Store) tableBytes() int64 {
 	return bytes
 }
 
-// roomToCompact reports whether there is space for a compaction, which writes new
-// tables before it deletes old ones.
+// roomToCompact reports whether there is space for a compaction, which writes
+// new tables before it deletes old ones.
 func (s *Store) roomToCompact() bool {
 	return spare(s.opts.FreeSpace, s.room.dir, s.room.floor+min(s.tableBytes(), s.db.Opts().ValueLogFileSize)) == nil
 }
 
 // compact has Badger flush its memtable and merge its tables. Only then does
-// Badger know what was deleted from the value logs. By itself it compacts after a
-// number of keys, and keys are few where entries are large.
+// Badger know what was deleted from the value logs. By itself it compacts after
+// a number of keys, and keys are few where entries are large.
 func (s *Store) compact() error {
 	s.deleted.Store(0)
 	if err := s.flushMemtable(); err != nil {
@@ -238,9 +240,9 @@ func (s *Store) compact() error {
 	return nil
 }
 
-// flushMemtable has Badger write its memtable to a table, and merge that with the
-// newest ones. The only way to ask for that is to drop a prefix that exists.
-// Reads wait meanwhile.
+// flushMemtable has Badger write its memtable to a table, and merge that with
+// the newest ones. The only way to ask for that is to drop a prefix that
+// exists. Reads wait meanwhile.
 func (s *Store) flushMemtable() error {
 	s.badgerWrite.Lock()
 	defer s.badgerWrite.Unlock()
@@ -255,8 +257,8 @@ func (s *Store) flushMemtable() error {
 	return errors.Join(s.db.DropPrefix([]byte{opScratch}), s.room.measure())
 }
 
-// badgerLogger forwards Badger's log. A message at level error counts as a failed
-// write, since Badger only logs some of its failures.
+// badgerLogger forwards Badger's log. A message at level error counts as a
+// failed write, since Badger only logs some of its failures.
 type badgerLogger struct {
 	log  *slog.Logger
 	fail func(error)

@@ -28,8 +28,8 @@ const (
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
-// BatchWriter encodes records into a batch. The zero value is ready for Begin; it
-// may be used again after Finish.
+// BatchWriter encodes records into a batch. The zero value is ready for Begin;
+// it may be used again after Finish.
 type BatchWriter struct {
 	buf   []byte
 	count uint32
@@ -169,13 +169,13 @@ func peekBatch(b []byte) (Batch, error) {
 	return batch, nil
 }
 
-// OutOfTerm reports whether the batch was certified in another term than that of
-// its entry. Such a batch was certified against another log's end, and is void:
-// see docs/adr/0016.
+// OutOfTerm reports whether the batch was certified in another term than that
+// of its entry. Such a batch was certified against another log's end, and is
+// void: see docs/adr/0016.
 func (b *Batch) OutOfTerm(entry uint64) bool { return b.Term != 0 && b.Term != entry }
 
-// Last returns the txid of the batch's last transaction. For an empty batch that
-// is the one before First, and for other kinds First.
+// Last returns the txid of the batch's last transaction. For an empty batch
+// that is the one before First, and for other kinds First.
 func (b *Batch) Last() uint64 {
 	if b.Kind != Transactions {
 		return b.First

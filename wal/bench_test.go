@@ -46,8 +46,8 @@ func BenchmarkAppend(b *testing.B) {
 	}
 }
 
-// filled returns a log of n entries with the given number of transactions each, of
-// which almost none is in memory.
+// filled returns a log of n entries with the given number of transactions each,
+// of which almost none is in memory.
 func filled(b *testing.B, dir string, n, transactions int) (*wal.Store, *wal.Log) {
 	s := openStore(b, dir, wal.Options{TailBytes: 1})
 	l := s.Log(0)

@@ -8,8 +8,8 @@ import (
 	"syscall"
 )
 
-// causes are errors of the system that do not show damage, with their meaning and
-// what to do about them.
+// causes are errors of the system that do not show damage, with their meaning
+// and what to do about them.
 var causes = []struct {
 	errno syscall.Errno
 	kind  error // this package's error for it, or nil
@@ -28,8 +28,8 @@ var causes = []struct {
 }
 
 // explain adds the meaning to an error of the system, and wraps it in this
-// package's error for it. environmental reports whether err is such an error: what
-// is stored is then not damaged.
+// package's error for it. environmental reports whether err is such an error:
+// what is stored is then not damaged.
 func explain(err error) (explained error, environmental bool) {
 	if err == nil || errors.Is(err, errExplained) {
 		return err, err != nil

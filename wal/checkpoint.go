@@ -96,8 +96,8 @@ func (s *Store) stepCheckpoint() bool {
 // keeps up with what is written.
 const reclaimShare = 4
 
-// reclaimLater is the time until the next attempt after there was too little space
-// to reclaim any.
+// reclaimLater is the time until the next attempt after there was too little
+// space to reclaim any.
 const reclaimLater = 10 * time.Second
 
 // stepReclaim reclaims some space, and returns the timer for the next step.
@@ -117,9 +117,9 @@ func (s *Store) stepReclaim() <-chan time.Time {
 }
 
 // takeCheckpoint makes everything up to the newest frame durable outside the
-// journal, and releases the journal up to there. The order makes it safe: Badger
-// has the frames, Badger's files are synced, the logs' state is written, and only
-// then are frames released. After [ErrNoSpace] it may be tried again.
+// journal, and releases the journal up to there. The order makes it safe:
+// Badger has the frames, Badger's files are synced, the logs' state is written,
+// and only then are frames released. After [ErrNoSpace] it may be tried again.
 func (s *Store) takeCheckpoint() error {
 	s.checking.Lock()
 	defer s.checking.Unlock()

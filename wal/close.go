@@ -7,19 +7,19 @@ import (
 	"time"
 )
 
-// closePatience is how long Close waits for a failed store: Badger tries to flush
-// its memtable for ever.
+// closePatience is how long Close waits for a failed store: Badger tries to
+// flush its memtable for ever.
 const closePatience = 10 * time.Second
 
-// Close waits for writes in progress, takes a last checkpoint unless the store has
-// failed, and stops the store. It returns an error if either failed. Later writes,
-// and reads of entries that are not in memory, return [ErrClosed]. Close is
-// idempotent.
+// Close waits for writes in progress, takes a last checkpoint unless the store
+// has failed, and stops the store. It returns an error if either failed. Later
+// writes, and reads of entries that are not in memory, return [ErrClosed].
+// Close is idempotent.
 //
-// If the store has failed, or there is no space for what Badger writes when it is
-// closed, Close gives up after some seconds and returns an error. Nothing that was
-// acknowledged is lost. The directory then stays locked until the process ends, or
-// until closing succeeds in the background.
+// If the store has failed, or there is no space for what Badger writes when it
+// is closed, Close gives up after some seconds and returns an error. Nothing
+// that was acknowledged is lost. The directory then stays locked until the
+// process ends, or until closing succeeds in the background.
 func (s *Store) Close() error {
 	s.closeOnce.Do(func() { s.closeErr = s.close() })
 	return s.closeErr
@@ -61,8 +61,8 @@ func (s *Store) stop() error {
 	return errors.Join(err, s.release())
 }
 
-// release closes what is open. Badger stays open, and the directory locked, while
-// there is no space for closing it.
+// release closes what is open. Badger stays open, and the directory locked,
+// while there is no space for closing it.
 func (s *Store) release() (err error) {
 	if s.journal != nil {
 		err = fromJournal(s.journal.Close())
@@ -107,7 +107,8 @@ func (s *Store) roomToClose() error {
 	return err
 }
 
-// closeRoom is the space for what Badger writes besides tables when it is closed.
+// closeRoom is the space for what Badger writes besides tables when it is
+// closed.
 const closeRoom = 256 << 10
 
 func closeBadger(db interface{ Close() error }) (err error) {

@@ -8,24 +8,24 @@ import (
 	"github.com/dgraph-io/badger/v4"
 )
 
-// Each of Badger's compactors checks 20 times a second whether there is anything
-// to compact, which would be most of an idle node's cost. There is only after
-// memtables have become tables, so the compactors are stopped while almost nothing
-// is written and every level is within its limits.
+// Each of Badger's compactors checks 20 times a second whether there is
+// anything to compact, which would be most of an idle node's cost. There is
+// only after memtables have become tables, so the compactors are stopped while
+// almost nothing is written and every level is within its limits.
 
 const (
 	// Badger's compactors are stopped after compactorRest in which less than
 	// 1/restShare of a memtable was written.
 	compactorRest = 10 * time.Second
 	restShare     = 16
-	// They run again once 1/wakeShare of a memtable was written. Badger accepts 15
-	// tables that are not compacted.
+	// They run again once 1/wakeShare of a memtable was written. Badger accepts
+	// 15 tables that are not compacted.
 	wakeShare = 2
 )
 
 // Badger stops and starts its compactors around a Flatten, and exports no other
-// way to do it. A version without these functions does not link; a version whose
-// functions take other parameters does: see docs/adr/0025.
+// way to do it. A version without these functions does not link; a version
+// whose functions take other parameters does: see docs/adr/0025.
 
 //go:linkname stopCompactions github.com/dgraph-io/badger/v4.(*DB).stopCompactions
 func stopCompactions(db *badger.DB)
@@ -33,7 +33,8 @@ func stopCompactions(db *badger.DB)
 //go:linkname startCompactions github.com/dgraph-io/badger/v4.(*DB).startCompactions
 func startCompactions(db *badger.DB)
 
-// compactors stops and starts Badger's compactors. They run when the store opens.
+// compactors stops and starts Badger's compactors. They run when the store
+// opens.
 type compactors struct {
 	db *badger.DB
 

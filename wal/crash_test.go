@@ -118,7 +118,8 @@ func acks(t *testing.T, out io.Reader, n int, enough func()) (then, last [crashG
 	return then, last
 }
 
-// mustHold opens a crashed directory and compares it with what was acknowledged.
+// mustHold opens a crashed directory and compares it with what was
+// acknowledged.
 func mustHold(t *testing.T, dir string, acked [crashGroups]uint64) {
 	t.Helper()
 	s, err := wal.Open(dir, crashing())

@@ -99,7 +99,8 @@ func valueIndex(item *badger.Item) (index uint64, err error) {
 	return index, err
 }
 
-// deleteKeys deletes keys with a prefix, from start on, while goes returns true.
+// deleteKeys deletes keys with a prefix, from start on, while goes returns
+// true.
 func (s *Store) deleteKeys(start, prefix []byte, goes func(*badger.Item) bool) error {
 	for {
 		keys, err := s.deleteSome(start, prefix, goes)

@@ -31,14 +31,14 @@ func lockDir(dir string) (*os.File, error) {
 	return f, nil
 }
 
-// unlockDir unlocks the directory at once. Closing the file alone would leave it
-// locked until a child process, forked meanwhile, has closed its copy.
+// unlockDir unlocks the directory at once. Closing the file alone would leave
+// it locked until a child process, forked meanwhile, has closed its copy.
 func unlockDir(f *os.File) error {
 	return errors.Join(unix.Flock(int(f.Fd()), unix.LOCK_UN), f.Close())
 }
 
-// FreeSpace returns how many bytes of the file system under dir this process may
-// still use.
+// FreeSpace returns how many bytes of the file system under dir this process
+// may still use.
 func FreeSpace(dir string) (int64, error) {
 	var st unix.Statfs_t
 	if err := unix.Statfs(dir, &st); err != nil {
@@ -47,8 +47,8 @@ func FreeSpace(dir string) (int64, error) {
 	return int64(st.Bavail) * int64(st.Bsize), nil
 }
 
-// freeInodes returns how many files can be made on the file system under dir, if
-// it counts them.
+// freeInodes returns how many files can be made on the file system under dir,
+// if it counts them.
 func freeInodes(dir string) (n int64, known bool) {
 	var st unix.Statfs_t
 	if err := unix.Statfs(dir, &st); err != nil || st.Files == 0 {

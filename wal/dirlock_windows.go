@@ -31,8 +31,8 @@ func lockDir(dir string) (*os.File, error) {
 
 func unlockDir(f *os.File) error { return f.Close() }
 
-// FreeSpace returns how many bytes of the file system under dir this process may
-// still use.
+// FreeSpace returns how many bytes of the file system under dir this process
+// may still use.
 func FreeSpace(dir string) (int64, error) {
 	path, err := windows.UTF16PtrFromString(dir)
 	if err != nil {

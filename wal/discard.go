@@ -13,19 +13,19 @@ import (
 // copies what is left into the newest one, and then deletes the file. The copy
 // needs space, and Badger does not check that there is any.
 //
-// Badger counts the deleted bytes of each file in DISCARD while it compacts, before
-// the compaction itself is on disk. After a crash in between, it counts them again. So
-// the count can be too high, and where space is short it is not relied upon: the
-// store adds up by itself what is left of the file.
+// Badger counts the deleted bytes of each file in DISCARD while it compacts,
+// before the compaction itself is on disk. After a crash in between, it counts
+// them again. So the count can be too high, and where space is short it is not
+// relied upon: the store adds up by itself what is left of the file.
 
-// discardFile holds Badger's counts (Badger 4): for each value log its number and
-// its deleted bytes, 8 bytes each, big-endian. Number 0 ends the list.
+// discardFile holds Badger's counts (Badger 4): for each value log its number
+// and its deleted bytes, 8 bytes each, big-endian. Number 0 ends the list.
 const discardFile = "DISCARD"
 
 // discardRatio returns which part of a value log must be deleted for it to be
-// rewritten, from 0.5 to 1, such that there is space for the rest. So a disk that is
-// nearly full gets back the files of which nothing is left. The error wraps
-// ErrNoSpace if there is no space to rewrite the file that is next.
+// rewritten, from 0.5 to 1, such that there is space for the rest. So a disk
+// that is nearly full gets back the files of which nothing is left. The error
+// wraps ErrNoSpace if there is no space to rewrite the file that is next.
 func (s *Store) discardRatio() (float64, error) {
 	size := s.db.Opts().ValueLogFileSize
 	least := size / 64
@@ -54,8 +54,8 @@ func (s *Store) discardRatio() (float64, error) {
 	return max(0.5, 1-float64(have)/float64(size)), nil
 }
 
-// mostDiscarded returns the name of the value log that Badger rewrites next, by its
-// own count.
+// mostDiscarded returns the name of the value log that Badger rewrites next, by
+// its own count.
 func mostDiscarded(dir string) (name string, err error) {
 	b, err := os.ReadFile(filepath.Join(dir, discardFile))
 	if err != nil {
@@ -70,8 +70,8 @@ func mostDiscarded(dir string) (name string, err error) {
 	return name, nil
 }
 
-// leftIn returns how many bytes of a value log Badger still needs. It walks through
-// all keys.
+// leftIn returns how many bytes of a value log Badger still needs. It walks
+// through all keys.
 func (s *Store) leftIn(name string) (bytes int64, err error) {
 	if name == "" {
 		return 0, nil

@@ -13,32 +13,32 @@
 //
 // When [Log.Append], [Log.TruncateSuffix], [Log.TrimHead] or [Log.SetMeta]
 // returns nil, its effect survives power loss. Entries are read back exactly as
-// they were appended, or not at all: each carries a checksum over its group, its
-// index, its truncation epoch (how often the log had been truncated) and its
-// bytes, and a log knows all of these for each entry that it must hold. Reading
-// an entry that is damaged or missing, or that was replaced and has come back,
-// returns [ErrDamaged].
+// they were appended, or not at all: each carries a checksum over its group,
+// its index, its truncation epoch (how often the log had been truncated) and
+// its bytes, and a log knows all of these for each entry that it must hold.
+// Reading an entry that is damaged or missing, or that was replaced and has
+// come back, returns [ErrDamaged].
 //
-// The package assumes that a synced file stays as it was written, and detects it
-// if it does not. It knows nothing of Raft's rules, of NATS or of the meaning of
-// locks.
+// The package assumes that a synced file stays as it was written, and detects
+// it if it does not. It knows nothing of Raft's rules, of NATS or of the
+// meaning of locks.
 //
-// A Store and its Logs may be used by many goroutines at once. The writes of one
-// Log are made by one goroutine at a time (Raft's).
+// A Store and its Logs may be used by many goroutines at once. The writes of
+// one Log are made by one goroutine at a time (Raft's).
 //
 // # Goroutines and locks
 //
-// The journal's writer calls Store.synced for each frame. It applies the frame to
-// the logs in memory under Store.mu, and puts it into the applier's queue, which
-// blocks it while the queue is full. The applier writes frames to Badger. A third
-// goroutine takes checkpoints, which wait for the applier, and reclaims space. A
-// fourth looks at the free space each second. Trimmed entries are deleted in the
-// background, one log at a time.
+// The journal's writer calls Store.synced for each frame. It applies the frame
+// to the logs in memory under Store.mu, and puts it into the applier's queue,
+// which blocks it while the queue is full. The applier writes frames to Badger.
+// A third goroutine takes checkpoints, which wait for the applier, and reclaims
+// space. A fourth looks at the free space each second. Trimmed entries are
+// deleted in the background, one log at a time.
 //
-// Writers of the store hold Store.writing for reading, and Close waits for them.
-// Readers of Badger hold Store.reading for reading; it is locked while a file is
-// removed that they may have mapped. Everything that writes to Badger holds
-// Store.badgerWrite.
+// Writers of the store hold Store.writing for reading, and Close waits for
+// them. Readers of Badger hold Store.reading for reading; it is locked while a
+// file is removed that they may have mapped. Everything that writes to Badger
+// holds Store.badgerWrite.
 //
 // # Where an entry is
 //
@@ -47,9 +47,9 @@
 //	                 └──► Badger, without syncs of its own
 //
 // The newest entries are also kept in memory, at least until Badger has them. A
-// checkpoint syncs Badger's files, writes the small state of all logs to a file,
-// and releases the journal's frames up to there. After a crash the frames since
-// the checkpoint are written to Badger again.
+// checkpoint syncs Badger's files, writes the small state of all logs to a
+// file, and releases the journal's frames up to there. After a crash the frames
+// since the checkpoint are written to Badger again.
 //
 // # Batch, versions 1 and 2
 //

@@ -20,8 +20,8 @@ type Entry struct {
 }
 
 // NeedsRoom reports whether e must not be appended while a store is
-// [Store.Tight]: it holds transactions or cursors, of which there is no end. Trims,
-// commands and entries of other types are small and few.
+// [Store.Tight]: it holds transactions or cursors, of which there is no end.
+// Trims, commands and entries of other types are small and few.
 func (e *Entry) NeedsRoom() bool {
 	if e.Type != 0 {
 		return false
@@ -47,8 +47,8 @@ func (e *Entry) encode(group uint32, epoch uint64) []byte {
 	return binary.LittleEndian.AppendUint32(b, entrySum(group, e.Index, epoch, b))
 }
 
-// decodeEntry decodes the entry stored for (group, index, epoch). The error wraps
-// [ErrDamaged].
+// decodeEntry decodes the entry stored for (group, index, epoch). The error
+// wraps [ErrDamaged].
 func decodeEntry(group uint32, index, epoch uint64, b []byte) (Entry, error) {
 	if len(b) < entryHeader+1+crcSize {
 		return Entry{}, fmt.Errorf("%w: entry %d of group %d: %d bytes are too few", ErrDamaged, index, group, len(b))

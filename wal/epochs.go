@@ -7,8 +7,8 @@ import (
 
 // epochs records in which truncation epoch each entry of a log was appended.
 // Each truncation of a log's suffix begins a new epoch. An index can be written
-// once in each epoch. The epoch is part of an entry's checksum, so an entry that
-// was replaced never passes for its replacement, whatever Badger has lost.
+// once in each epoch. The epoch is part of an entry's checksum, so an entry
+// that was replaced never passes for its replacement, whatever Badger has lost.
 //
 // The slice is never changed in place: readers keep the one that they have.
 type epochs []epoch

@@ -19,7 +19,8 @@ var (
 // Encode returns e as it is stored in the log of group.
 func (e *Entry) Encode(group uint32, epoch uint64) []byte { return e.encode(group, epoch) }
 
-// SmallBadger makes Badger's files small, so that they rotate and are compacted.
+// SmallBadger makes Badger's files small, so that they rotate and are
+// compacted.
 func (o Options) SmallBadger() Options {
 	o.badger = func(b badger.Options) badger.Options {
 		return b.WithMemTableSize(64 << 10).WithValueLogFileSize(1 << 20).WithBaseTableSize(64 << 10).

@@ -11,9 +11,9 @@ import (
 )
 
 // Generation is a period in the life of a data directory. A new one begins when
-// its node first meets another node after a start, and at intervals while it meets
-// others. An older copy of the directory reaches the same numbers again, but with
-// other nonces.
+// its node first meets another node after a start, and at intervals while it
+// meets others. An older copy of the directory reaches the same numbers again,
+// but with other nonces.
 type Generation struct {
 	Number uint64 `json:"number"`
 	Nonce  Nonce  `json:"nonce"`
@@ -42,8 +42,8 @@ const (
 )
 
 // Generations returns the newest generations of the directory, at most
-// [GenerationsKept], in ascending order with consecutive numbers. The error wraps
-// [ErrDamaged] if the file is not what was written.
+// [GenerationsKept], in ascending order with consecutive numbers. The error
+// wraps [ErrDamaged] if the file is not what was written.
 func (s *Store) Generations() ([]Generation, error) {
 	s.generating.Lock()
 	defer s.generating.Unlock()
@@ -64,8 +64,9 @@ func (s *Store) generations() (all []Generation, err error) {
 }
 
 // BeginGeneration begins a generation of the directory and returns the newest
-// ones, as Generations does. When the error is nil they survive power loss. If it
-// wraps [ErrNoSpace], no generation has begun, and the earlier ones are returned.
+// ones, as Generations does. When the error is nil they survive power loss. If
+// it wraps [ErrNoSpace], no generation has begun, and the earlier ones are
+// returned.
 func (s *Store) BeginGeneration() ([]Generation, error) {
 	s.generating.Lock()
 	defer s.generating.Unlock()
@@ -134,10 +135,10 @@ func (w *Witness) Get(id string) (Seen, bool) {
 	return s, ok
 }
 
-// Update replaces the record of the directory with an id by the result of change.
-// When it returns nil the record survives power loss. An error of change is
-// returned; the record is replaced nonetheless. If the error wraps [ErrNoSpace]
-// the new record lasts until the process ends.
+// Update replaces the record of the directory with an id by the result of
+// change. When it returns nil the record survives power loss. An error of
+// change is returned; the record is replaced nonetheless. If the error wraps
+// [ErrNoSpace] the new record lasts until the process ends.
 func (w *Witness) Update(id string, change func(Seen) (Seen, error)) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()

@@ -59,8 +59,8 @@ func ReadIdentity(dir string) (Identity, error) {
 }
 
 // identify reads dir's identity and compares it with want; zero fields of want
-// match anything. If dir is to be founded, fresh is true and the identity is the
-// one that it will have.
+// match anything. If dir is to be founded, fresh is true and the identity is
+// the one that it will have.
 func identify(dir string, want Identity) (id Identity, fresh bool, err error) {
 	have, err := ReadIdentity(dir)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -111,9 +111,9 @@ func randomID() string {
 	return hex.EncodeToString(r[:])
 }
 
-// Nominate returns the node id that an empty or missing directory will have once
-// [Open] has founded it. It is the same each time, also after a crash. The errors
-// to test for are [ErrInUse], [ErrReadOnly] and [ErrDamaged].
+// Nominate returns the node id that an empty or missing directory will have
+// once [Open] has founded it. It is the same each time, also after a crash. The
+// errors to test for are [ErrInUse], [ErrReadOnly] and [ErrDamaged].
 func Nominate(dir string) (nodeID string, err error) {
 	defer func() {
 		if err != nil {
@@ -180,8 +180,8 @@ func mustBeEmpty(dir string) error {
 	return nil
 }
 
-// finishFounding writes the identity, which makes dir a data directory. The other
-// parts are durable before it is.
+// finishFounding writes the identity, which makes dir a data directory. The
+// other parts are durable before it is.
 func (s *Store) finishFounding() error {
 	all := func(string) bool { return true }
 	if err := syncDir(filepath.Join(s.dir, badgerDir), all); err != nil {

@@ -13,8 +13,8 @@ import (
 
 // Log is one group's log of entries, dense by index, and its small state. Reads
 // are safe for concurrent use, also with writes. Append, AppendAsync and
-// TruncateSuffix must not be called concurrently, nor TruncateSuffix and TrimHead.
-// SetMeta and Void may be called at any time.
+// TruncateSuffix must not be called concurrently, nor TruncateSuffix and
+// TrimHead. SetMeta and Void may be called at any time.
 type Log struct {
 	store *Store
 	group uint32
@@ -123,12 +123,12 @@ func (l *Log) Append(entries ...Entry) error {
 
 // AppendAsync is Append without waiting for the sync. If it returns true, the
 // entries have their position in the log and will be synced before any later
-// write; only a failure of the whole store can prevent that. then is called once
-// with the outcome, nil or an error that wraps [ErrFailed], in order, as soon as
-// the entries can be read. It must not block or write to the store. If AppendAsync
-// returns false, nothing was done: the caller calls Append, which appends the
-// entries or returns the reason. TruncateSuffix must not be called before every
-// AppendAsync has its outcome.
+// write; only a failure of the whole store can prevent that. then is called
+// once with the outcome, nil or an error that wraps [ErrFailed], in order, as
+// soon as the entries can be read. It must not block or write to the store. If
+// AppendAsync returns false, nothing was done: the caller calls Append, which
+// appends the entries or returns the reason. TruncateSuffix must not be called
+// before every AppendAsync has its outcome.
 func (l *Log) AppendAsync(then func(error), entries ...Entry) bool {
 	ops, err := l.appendOps(entries)
 	if err != nil || !l.store.commitAsync(ops, then) {
@@ -140,8 +140,8 @@ func (l *Log) AppendAsync(then func(error), entries ...Entry) bool {
 	return true
 }
 
-// appendOps returns the journal operations that append entries, which must be the
-// next ones.
+// appendOps returns the journal operations that append entries, which must be
+// the next ones.
 func (l *Log) appendOps(entries []Entry) ([]journal.Op, error) {
 	if l.store.overfull() && slices.ContainsFunc(entries, func(e Entry) bool { return e.NeedsRoom() }) {
 		return nil, fmt.Errorf("append to group %d: %w", l.group, ErrNoSpace)
@@ -161,8 +161,8 @@ func (l *Log) appendOps(entries []Entry) ([]journal.Op, error) {
 	return ops, nil
 }
 
-// TruncateSuffix removes the entries from index from on. When it returns nil that
-// is durable. The error wraps [ErrNotFound] if the log does not hold from.
+// TruncateSuffix removes the entries from index from on. When it returns nil
+// that is durable. The error wraps [ErrNotFound] if the log does not hold from.
 func (l *Log) TruncateSuffix(from uint64) error {
 	first, last := l.ends()
 	if from > last || from < first || from == 0 {
@@ -174,10 +174,10 @@ func (l *Log) TruncateSuffix(from uint64) error {
 	return l.store.commit([]journal.Op{{Key: groupKey(opTruncate, l.group), Value: indexValue(from)}})
 }
 
-// TrimHead removes the entries up to and including index through. When it returns
-// nil that is durable. The newest entry can't be removed. The space on the disk is
-// freed later, in the background: Badger learns what was deleted when it compacts
-// its tables, which hold some 300,000 keys each.
+// TrimHead removes the entries up to and including index through. When it
+// returns nil that is durable. The newest entry can't be removed. The space on
+// the disk is freed later, in the background: Badger learns what was deleted
+// when it compacts its tables, which hold some 300,000 keys each.
 func (l *Log) TrimHead(through uint64) error {
 	first, last := l.ends()
 	if through >= last {
@@ -193,8 +193,8 @@ func (l *Log) TrimHead(through uint64) error {
 	return err
 }
 
-// Meta returns the value that was last set for a name, nil if there is none. The
-// caller must not change it.
+// Meta returns the value that was last set for a name, nil if there is none.
+// The caller must not change it.
 func (l *Log) Meta(name string) []byte {
 	l.mu.RLock()
 	defer l.mu.RUnlock()
@@ -231,8 +231,9 @@ func (l *Log) SetMeta(metas ...Meta) error {
 	return l.store.commit(ops)
 }
 
-// Void marks the batch at index as void: it does not count. Lookups by txid skip
-// it. When Void returns nil the mark is durable. It is removed with the entry.
+// Void marks the batch at index as void: it does not count. Lookups by txid
+// skip it. When Void returns nil the mark is durable. It is removed with the
+// entry.
 func (l *Log) Void(index uint64) error {
 	if slices.Contains(l.Voids(), index) {
 		return nil

@@ -9,10 +9,11 @@ import (
 	"github.com/dgraph-io/badger/v4"
 )
 
-// FindTx returns the index of the batch that holds a txid, searching up to index
-// to: the caller has marked all void batches up to there. The error is
-// [ErrTrimmed] if txid, or every entry up to index to, was trimmed, [ErrNotFound]
-// if no batch up to there holds it, or one of those of [Log.Entry].
+// FindTx returns the index of the batch that holds a txid, searching up to
+// index to: the caller has marked all void batches up to there. The error is
+// [ErrTrimmed] if txid, or every entry up to index to, was trimmed,
+// [ErrNotFound] if no batch up to there holds it, or one of those of
+// [Log.Entry].
 func (l *Log) FindTx(txid, to uint64) (index uint64, err error) {
 	for {
 		first, _ := l.ends()
@@ -23,7 +24,8 @@ func (l *Log) FindTx(txid, to uint64) (index uint64, err error) {
 		if now, _ := l.ends(); now == first {
 			return 0, err
 		}
-		// The log was trimmed during the search, which may have missed an entry.
+		// The log was trimmed during the search, which may have missed an
+		// entry.
 	}
 }
 
@@ -90,9 +92,9 @@ func (e *Entry) transactions() (Batch, bool) {
 	return b, err == nil && b.Kind == Transactions && b.Count > 0 && !b.OutOfTerm(e.Term)
 }
 
-// hintBefore returns where to search for txid: at a batch that holds it, after a
-// batch shortly before it, or at index first. Keys by txid are hints: those that a
-// truncation has left may point to any entry.
+// hintBefore returns where to search for txid: at a batch that holds it, after
+// a batch shortly before it, or at index first. Keys by txid are hints: those
+// that a truncation has left may point to any entry.
 func (l *Log) hintBefore(txid, first, to uint64, voids []uint64) (start, error) {
 	for below := txid; below > 0; {
 		index, at, err := l.hintAt(below)
@@ -136,15 +138,16 @@ func (l *Log) hintAt(txid uint64) (index, at uint64, err error) {
 	return index, at, err
 }
 
-// longRun is how many entries without a transaction are read before the next batch
-// is looked up. The applier writes a key by txid for a batch after so long a run.
+// longRun is how many entries without a transaction are read before the next
+// batch is looked up. The applier writes a key by txid for a batch after so
+// long a run.
 const longRun = 4 * hintEntries
 
-// Batches iterates over the batches of transactions with their indexes, from the
-// one that holds txid up to index to. It leaves out void batches, and skips long
-// runs of other entries without reading them. It stops after the first error:
-// [ErrTrimmed] if txid was trimmed, [ErrNotFound] if it is newer than the
-// transactions up to index to, or one of those of [Log.Entry].
+// Batches iterates over the batches of transactions with their indexes, from
+// the one that holds txid up to index to. It leaves out void batches, and skips
+// long runs of other entries without reading them. It stops after the first
+// error: [ErrTrimmed] if txid was trimmed, [ErrNotFound] if it is newer than
+// the transactions up to index to, or one of those of [Log.Entry].
 //
 // A caller that knows the last txid up to index to should stop there: otherwise
 // all entries up to index to are read in search of another batch.
@@ -198,8 +201,8 @@ func (b *batches) run() {
 	}
 }
 
-// entry yields the batch in an entry, if it is the next one. If the consumer wants
-// no more, it sets next to 0.
+// entry yields the batch in an entry, if it is the next one. If the consumer
+// wants no more, it sets next to 0.
 func (b *batches) entry(e *Entry) (found bool, err error) {
 	if e.Type != 0 {
 		return false, nil
@@ -218,8 +221,8 @@ func (b *batches) entry(e *Entry) (found bool, err error) {
 	return true, nil
 }
 
-// batchAt looks up the batch that begins at a txid, between index after and index
-// to. It returns 0 if the batch has to be searched for.
+// batchAt looks up the batch that begins at a txid, between index after and
+// index to. It returns 0 if the batch has to be searched for.
 func (l *Log) batchAt(txid, after, to uint64) (index uint64) {
 	l.mu.RLock()
 	voids := l.voids

@@ -6,10 +6,11 @@ import (
 	"sync/atomic"
 )
 
-// A node that has filled its disk must be able to start again on it. A start needs
-// space for opening Badger, and writes the frames since the last checkpoint to
-// Badger again. So the store takes entries only while that much is free, with some
-// more for entries that were proposed already and for small state.
+// A node that has filled its disk must be able to start again on it. A start
+// needs space for opening Badger, and writes the frames since the last
+// checkpoint to Badger again. So the store takes entries only while that much
+// is free, with some more for entries that were proposed already and for small
+// state.
 //
 // When space runs short the store makes some: it takes a checkpoint, which
 // releases frames, and removes the journal's spare segments.
@@ -23,15 +24,16 @@ type nextStart struct {
 	// left is how many bytes may be written before the free space is checked
 	// again.
 	left atomic.Int64
-	// scant is true while no entries are taken, to leave space for the next start.
+	// scant is true while no entries are taken, to leave space for the next
+	// start.
 	scant atomic.Bool
 }
 
 const (
 	// admittedRoom is the space for what is written while no entries are taken:
-	// entries that were proposed before, votes, snapshots, trims. An entry takes
-	// some four times its size: in the journal, in Badger, in Badger again at the
-	// next start, and in a table.
+	// entries that were proposed before, votes, snapshots, trims. An entry
+	// takes some four times its size: in the journal, in Badger, in Badger
+	// again at the next start, and in a table.
 	admittedRoom = 24 << 20
 	// lastRoom is the part of admittedRoom that entries leave to small state.
 	lastRoom = 4 << 20
@@ -39,9 +41,9 @@ const (
 	scantRoom = 1 << 20
 )
 
-// startRoom returns how many bytes are free beyond what the next start needs. If
-// there is plenty of space it returns a lower bound, without looking at Badger's
-// files.
+// startRoom returns how many bytes are free beyond what the next start needs.
+// If there is plenty of space it returns a lower bound, without looking at
+// Badger's files.
 func (s *Store) startRoom() (int64, error) {
 	have, err := s.opts.FreeSpace(s.room.dir)
 	if err != nil {
@@ -58,9 +60,10 @@ func (s *Store) startRoom() (int64, error) {
 	return left - tables, err
 }
 
-// admit accounts for a synced frame that takes the given bytes in Badger's logs.
-// If the next start would have no space for it, no more entries are taken. It runs
-// for every frame, and checks the free space only when that may have run out.
+// admit accounts for a synced frame that takes the given bytes in Badger's
+// logs. If the next start would have no space for it, no more entries are
+// taken. It runs for every frame, and checks the free space only when that may
+// have run out.
 func (s *Store) admit(logs int64) {
 	// Now and at the next start: in a log, and in a table of up to half as much
 	// more.
@@ -90,7 +93,8 @@ func (s *Store) lookStart() error {
 	return nil
 }
 
-// checkStart is lookStart, but removes spare segments first if there is no space.
+// checkStart is lookStart, but removes spare segments first if there is no
+// space.
 func (s *Store) checkStart() error {
 	err := s.lookStart()
 	if err == nil || s.journal.Stats().Spares == 0 {
@@ -102,9 +106,9 @@ func (s *Store) checkStart() error {
 	return s.lookStart()
 }
 
-// TakesProposed reports whether there is space for the given bytes of entries that
-// were proposed before the store was [Store.Tight]. A replica takes those, so that
-// its group can go on to commit a trim.
+// TakesProposed reports whether there is space for the given bytes of entries
+// that were proposed before the store was [Store.Tight]. A replica takes those,
+// so that its group can go on to commit a trim.
 func (s *Store) TakesProposed(bytes int64) bool {
 	left, err := s.startRoom()
 	return err != nil || left+admittedRoom-lastRoom >= 4*bytes

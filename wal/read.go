@@ -9,8 +9,8 @@ import (
 	"github.com/dgraph-io/badger/v4"
 )
 
-// A scan reads from Badger in pieces. The first one is small, since many readers
-// want only a few entries.
+// A scan reads from Badger in pieces. The first one is small, since many
+// readers want only a few entries.
 const (
 	firstPiece   = 8 << 10
 	largestPiece = 1 << 20
@@ -18,8 +18,8 @@ const (
 )
 
 // Entry reads the entry at index. The error wraps [ErrNotFound] if index is not
-// between the log's ends, and [ErrDamaged] if the entry should be there and can't
-// be read.
+// between the log's ends, and [ErrDamaged] if the entry should be there and
+// can't be read.
 func (l *Log) Entry(index uint64) (Entry, error) {
 	for {
 		at, err := l.look(index)
@@ -44,8 +44,8 @@ func (l *Log) Entry(index uint64) (Entry, error) {
 }
 
 // Entries iterates over the entries from index from to index to, both included.
-// It stops after the first error, which is one of those of [Log.Entry]. No lock is
-// held while the loop's body runs.
+// It stops after the first error, which is one of those of [Log.Entry]. No lock
+// is held while the loop's body runs.
 func (l *Log) Entries(from, to uint64) iter.Seq2[Entry, error] {
 	return func(yield func(Entry, error) bool) {
 		room := firstPiece
@@ -100,8 +100,8 @@ func (l *Log) look(index uint64) (moment, error) {
 	return at, nil
 }
 
-// truncatedSince reports whether a suffix was truncated since at: Badger may then
-// hold another entry, or none, with the new one in memory.
+// truncatedSince reports whether a suffix was truncated since at: Badger may
+// then hold another entry, or none, with the new one in memory.
 func (l *Log) truncatedSince(at moment) bool {
 	l.mu.RLock()
 	defer l.mu.RUnlock()
@@ -120,8 +120,8 @@ func (l *Log) load(index uint64) (value []byte, err error) {
 	return value, err
 }
 
-// loadPiece reads entries from Badger, from index to index to, until it has about
-// room bytes. With an error it returns the entries before it.
+// loadPiece reads entries from Badger, from index to index to, until it has
+// about room bytes. With an error it returns the entries before it.
 func (l *Log) loadPiece(index, to uint64, at moment, room int) (piece []Entry, err error) {
 	to = min(to, at.stop)
 	err = l.store.view(func(txn *badger.Txn) error {
@@ -171,9 +171,9 @@ func (l *Log) unreadable(index uint64, cause error) error {
 	return fmt.Errorf("%s: %w", l.whereIs(index), cause)
 }
 
-// whereIs returns the files of which one is damaged when the entry at index can't
-// be read: the value log that holds it, or, if that is intact there, the files
-// that hold its key.
+// whereIs returns the files of which one is damaged when the entry at index
+// can't be read: the value log that holds it, or, if that is intact there, the
+// files that hold its key.
 func (l *Log) whereIs(index uint64) (path string) {
 	dir := filepath.Join(l.store.dir, badgerDir)
 	err := l.store.view(func(txn *badger.Txn) error {
@@ -199,8 +199,8 @@ func (l *Log) whereIs(index uint64) (path string) {
 	return path
 }
 
-// EntriesRead returns how many entries were read since the store was opened, from
-// memory and from disk.
+// EntriesRead returns how many entries were read since the store was opened,
+// from memory and from disk.
 func (l *Log) EntriesRead() uint64 { return l.read.Load() }
 
 // InMemory reports whether the entry at index would be read from memory.

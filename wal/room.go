@@ -15,8 +15,8 @@ import (
 // Badger maps its files and writes by copying into the mapping. It sets their
 // length in advance but does not allocate their blocks. A copy into a page for
 // which the file system has no block ends the process with SIGBUS, on one of
-// Badger's goroutines, where it can't be handled. So the store reserves the space
-// before Badger writes:
+// Badger's goroutines, where it can't be handled. So the store reserves the
+// space before Badger writes:
 //
 //   - Store.prepare allocates blocks of the newest value log and the newest
 //     memtable log, a step at a time, before each write to Badger.
@@ -26,10 +26,10 @@ import (
 //     value logs) checks the free space first.
 //
 // Without enough space the frames stay in memory and in the journal, whose
-// segments are allocated, and entries are refused with ErrNoSpace until there is
-// space. One gap remains, between the check and the write: if another process
-// takes floor bytes in the second in which Badger writes a table, SIGBUS ends this
-// process. As with any other kill, nothing is lost.
+// segments are allocated, and entries are refused with ErrNoSpace until there
+// is space. One gap remains, between the check and the write: if another
+// process takes floor bytes in the second in which Badger writes a table,
+// SIGBUS ends this process. As with any other kill, nothing is lost.
 
 // room knows how much of Badger's newest files is allocated. Store.badgerWrite
 // guards all fields except dir, free and floor, which don't change.
@@ -50,9 +50,9 @@ type growing struct {
 	step   int64 // the most that is allocated beyond a write
 	used   int64 // upper bound of the bytes written to it; -1 if unknown
 	held   int64 // bytes that are allocated
-	// Once load reaches limit Badger begins the next file. For a value log, load
-	// is the bytes written to it; for a memtable its memory, at most weight times
-	// those.
+	// Once load reaches limit Badger begins the next file. For a value log,
+	// load is the bytes written to it; for a memtable its memory, at most
+	// weight times those.
 	load, limit, weight int64
 }
 
@@ -74,19 +74,20 @@ const (
 	// 4,096 value logs.
 	discardRoom = 64 << 10
 
-	// The most that an entry takes in addition to its key and value, in a log file
-	// and in the memtable's memory, and the size of a pointer into the value log.
+	// The most that an entry takes in addition to its key and value, in a log
+	// file and in the memtable's memory, and the size of a pointer into the
+	// value log.
 	logRoom     = 40
 	nodeRoom    = 140
 	pointerRoom = 16
 )
 
-// demand is the most that a write to Badger takes, in bytes: in the value log, in
-// the memtable's log, and in the memtable.
+// demand is the most that a write to Badger takes, in bytes: in the value log,
+// in the memtable's log, and in the memtable.
 type demand struct{ vlog, mem, memory int64 }
 
-// put adds a key and its value. Values of threshold bytes or more go to the value
-// log.
+// put adds a key and its value. Values of threshold bytes or more go to the
+// value log.
 func (d *demand) put(key, value int, threshold int64) {
 	if int64(value) >= threshold {
 		d.vlog += int64(key+value) + logRoom
@@ -117,8 +118,8 @@ func newRoom(o Options, b badger.Options, replayBytes *atomic.Int64) (*room, err
 // memtable becomes a table, which is merged with others.
 func floorOf(b badger.Options) int64 { return 2*b.MemTableSize + spareRoom }
 
-// measure finds out how much is in Badger's newest files, after Badger has written
-// anything that take has not counted.
+// measure finds out how much is in Badger's newest files, after Badger has
+// written anything that take has not counted.
 func (r *room) measure() error {
 	err := r.follow()
 	r.vlog.measure(r.dir)
@@ -175,8 +176,8 @@ func (r *room) take(d demand) error {
 	return nil
 }
 
-// covers reports whether the next n bytes are allocated, and Badger does not begin
-// another file.
+// covers reports whether the next n bytes are allocated, and Badger does not
+// begin another file.
 func (g *growing) covers(n, load int64) bool {
 	return g.used >= 0 && g.used+n <= g.held && g.load+load < g.limit
 }
@@ -255,6 +256,6 @@ func memtableRoom(dir string) (bytes int64, err error) {
 	return bytes, err
 }
 
-// tableOf returns the most that a table takes that Badger makes of a memtable log
-// of the given size.
+// tableOf returns the most that a table takes that Badger makes of a memtable
+// log of the given size.
 func tableOf(log int64) int64 { return log * 3 / 2 }

@@ -7,8 +7,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// allocate allocates the blocks for a file's first bytes and keeps its length. The
-// error matches errors.ErrUnsupported if the file system can't.
+// allocate allocates the blocks for a file's first bytes and keeps its length.
+// The error matches errors.ErrUnsupported if the file system can't.
 func allocate(path string, bytes int64) error {
 	f, err := os.OpenFile(path, os.O_RDWR, 0)
 	if err != nil {
@@ -26,8 +26,8 @@ func allocate(path string, bytes int64) error {
 	return errors.Join(err, f.Close())
 }
 
-// writtenBytes returns how much was written to a file that is written in order, at
-// most a block too much; -1 if that is unknown.
+// writtenBytes returns how much was written to a file that is written in order,
+// at most a block too much; -1 if that is unknown.
 func writtenBytes(path string) int64 {
 	f, err := os.Open(path)
 	if err != nil {

@@ -65,8 +65,8 @@ func TestReadersPassOverLongRuns(t *testing.T) {
 	}
 }
 
-// appendCursors appends count entries of one cursor write each, and returns the next
-// index.
+// appendCursors appends count entries of one cursor write each, and returns the
+// next index.
 func appendCursors(t *testing.T, l *wal.Log, count int) (next uint64) {
 	t.Helper()
 	var entries []wal.Entry

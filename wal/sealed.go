@@ -12,8 +12,8 @@ import (
 	"github.com/cantuslog/cantus/wal/journal"
 )
 
-// A sealed file is a line of JSON, and a line with its CRC-32C in hexadecimal. It
-// is readable, and a flipped byte is detected.
+// A sealed file is a line of JSON, and a line with its CRC-32C in hexadecimal.
+// It is readable, and a flipped byte is detected.
 
 func seal(v any) ([]byte, error) {
 	b, err := json.MarshalIndent(v, "", "  ")
@@ -52,8 +52,8 @@ func writeSealed(path string, v any) error {
 	return journal.OSFS.SyncDir(filepath.Dir(path))
 }
 
-// readSealed reads a sealed file into v. The error is fs.ErrNotExist if there is
-// no file.
+// readSealed reads a sealed file into v. The error is fs.ErrNotExist if there
+// is no file.
 func readSealed(path string, v any) error {
 	b, err := os.ReadFile(path)
 	if err != nil {

@@ -12,9 +12,9 @@ import (
 // SecretSize is the size of a cluster's secret, in bytes.
 const SecretSize = 32
 
-// Secret is shared by the nodes of a cluster. Everything that they prove to each
-// other derives from it. It is kept in the data directory, in a file of its own
-// that only the node's user can read, and never logged.
+// Secret is shared by the nodes of a cluster. Everything that they prove to
+// each other derives from it. It is kept in the data directory, in a file of
+// its own that only the node's user can read, and never logged.
 type Secret struct {
 	// Key has SecretSize bytes.
 	Key []byte `json:"key"`
@@ -43,8 +43,8 @@ func ReadSecret(dir string) (Secret, error) {
 	return s, nil
 }
 
-// WriteSecret writes s to dir. When it returns nil the secret survives power loss.
-// The caller has dir open, or has nominated it.
+// WriteSecret writes s to dir. When it returns nil the secret survives power
+// loss. The caller has dir open, or has nominated it.
 func WriteSecret(dir string, s Secret) error {
 	if len(s.Key) != SecretSize {
 		return fmt.Errorf("write %s: a secret has %d bytes, not %d", secretFile, SecretSize, len(s.Key))
@@ -52,9 +52,9 @@ func WriteSecret(dir string, s Secret) error {
 	return writeSealed(filepath.Join(dir, secretFile), s)
 }
 
-// NomineeKey returns 32 random bytes that belong to dir while it is being founded.
-// They are the same each time, also after a crash, until [Open] has founded it. The
-// caller has nominated dir.
+// NomineeKey returns 32 random bytes that belong to dir while it is being
+// founded. They are the same each time, also after a crash, until [Open] has
+// founded it. The caller has nominated dir.
 func NomineeKey(dir string) ([]byte, error) {
 	path := filepath.Join(dir, nomineeFile)
 	var key []byte

@@ -29,14 +29,15 @@ type Options struct {
 	// Identity is the expected identity of the directory. A new directory is
 	// founded with it; an existing one must match the fields that are not zero.
 	Identity Identity
-	// TailBytes bounds the bytes of each log's newest entries that stay in memory
-	// after Badger has them. Default 16 MiB.
+	// TailBytes bounds the bytes of each log's newest entries that stay in
+	// memory after Badger has them. Default 16 MiB.
 	TailBytes int
 	// CheckpointBytes is how many bytes are written to the journal between two
 	// checkpoints. More means fewer syncs of Badger's files and a longer replay
 	// after a crash. Default 128 MiB.
 	CheckpointBytes int64
-	// SegmentSize is the size of the journal's segments in bytes. Default 64 MiB.
+	// SegmentSize is the size of the journal's segments in bytes. Default 64
+	// MiB.
 	SegmentSize int64
 	// FS is the journal's file system. Default: the operating system's.
 	FS journal.FS
@@ -46,8 +47,9 @@ type Options struct {
 	// Logger logs messages of the store and of Badger. Default: none.
 	Logger *slog.Logger
 
-	// For tests, which then need less data: badger changes Badger's options, and
-	// mergeAfter, if set, is how many bytes are deleted before tables are merged.
+	// For tests, which then need less data: badger changes Badger's options,
+	// and mergeAfter, if set, is how many bytes are deleted before tables are
+	// merged.
 	badger     func(badger.Options) badger.Options
 	mergeAfter int64
 	// patience is closePatience and rest is compactorRest, except in tests.
@@ -85,14 +87,14 @@ type Store struct {
 	db       *badger.DB
 	journal  *journal.Journal
 
-	// mu guards logs and logsSeq, and is held while a frame is applied to logs, so
-	// that a checkpoint sees whole frames.
+	// mu guards logs and logsSeq, and is held while a frame is applied to logs,
+	// so that a checkpoint sees whole frames.
 	mu      sync.Mutex
 	logs    map[uint32]*Log
 	logsSeq uint64 // seq of the last frame that logs have
 
-	// writing guards closed. Writers hold it for reading; Close locks it to wait
-	// for them.
+	// writing guards closed. Writers hold it for reading; Close locks it to
+	// wait for them.
 	writing sync.RWMutex
 	closed  bool
 	// reading guards badgerClosed. Readers of Badger hold it for reading. It is
@@ -102,13 +104,13 @@ type Store struct {
 
 	generating sync.Mutex // held while a generation begins
 
-	// badgerWrite is held for every write to Badger, and while Badger collects a
-	// value log: its collector reads without a lock what a write changes.
+	// badgerWrite is held for every write to Badger, and while Badger collects
+	// a value log: its collector reads without a lock what a write changes.
 	badgerWrite sync.Mutex
 	room        *room
 	compactors  compactors
-	// tight is true while there is not enough space for what Badger may write. It
-	// is set when a write meets that, and checked each second.
+	// tight is true while there is not enough space for what Badger may write.
+	// It is set when a write meets that, and checked each second.
 	tight atomic.Bool
 	// starting accounts for what the next start needs.
 	starting nextStart
@@ -215,8 +217,8 @@ func (s *Store) open() (err error) {
 	return nil
 }
 
-// mustBeWhole checks that the parts of a founded directory are there: Badger and
-// the journal would start empty without them.
+// mustBeWhole checks that the parts of a founded directory are there: Badger
+// and the journal would start empty without them.
 func (s *Store) mustBeWhole() error {
 	manifest := filepath.Join(s.dir, badgerDir, badger.ManifestFilename)
 	if _, err := os.Stat(manifest); errors.Is(err, fs.ErrNotExist) {
@@ -325,8 +327,8 @@ func fromJournal(err error) error {
 	return err
 }
 
-// checkEnds checks that the store has the first and last entry of each log: a loss
-// at an end would not be noticed otherwise.
+// checkEnds checks that the store has the first and last entry of each log: a
+// loss at an end would not be noticed otherwise.
 func (s *Store) checkEnds() error {
 	for _, l := range s.allLogs() {
 		first, last := l.ends()
@@ -354,8 +356,8 @@ func (s *Store) Identity() Identity { return s.identity }
 // Dir returns the path of the data directory.
 func (s *Store) Dir() string { return s.dir }
 
-// Log returns the log of a group, which is empty if it was never written to. Calls
-// for one group return the same Log.
+// Log returns the log of a group, which is empty if it was never written to.
+// Calls for one group return the same Log.
 func (s *Store) Log(group uint32) *Log {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -392,8 +394,8 @@ func (s *Store) commit(ops []journal.Op) error {
 	return fromJournal(err)
 }
 
-// commitAsync is commit without waiting: see journal.CommitAsync. It returns false
-// if nothing was done.
+// commitAsync is commit without waiting: see journal.CommitAsync. It returns
+// false if nothing was done.
 func (s *Store) commitAsync(ops []journal.Op, then func(error)) bool {
 	s.writing.RLock() // until the outcome is known
 	if s.closed || s.Failed() != nil {
@@ -501,9 +503,10 @@ func (s *Store) Failed() error {
 // Failure returns a channel that is closed when the store fails.
 func (s *Store) Failure() <-chan struct{} { return s.failed }
 
-// RoomChecked returns a channel that receives a value each second, after the store
-// has checked the free space. A caller with checks of its own does them then, so that
-// an idle process wakes once and not twice. A slow receiver misses values.
+// RoomChecked returns a channel that receives a value each second, after the
+// store has checked the free space. A caller with checks of its own does them
+// then, so that an idle process wakes once and not twice. A slow receiver
+// misses values.
 func (s *Store) RoomChecked() <-chan struct{} { return s.roomChecked }
 
 // Stats are the counters of a store since it was opened.

@@ -13,11 +13,11 @@ import (
 	"github.com/dgraph-io/ristretto/v2/z"
 )
 
-// checkTables reads Badger's registry, its manifest and all of its tables before
-// Badger does. Badger reads tables on goroutines of its own, where a truncated or
-// damaged table may end the process. It opens without a table whose checksum is
-// wrong, and leaks goroutines when it fails to open. Tables hold keys and small
-// values: most bytes are in value logs.
+// checkTables reads Badger's registry, its manifest and all of its tables
+// before Badger does. Badger reads tables on goroutines of its own, where a
+// truncated or damaged table may end the process. It opens without a table
+// whose checksum is wrong, and leaks goroutines when it fails to open. Tables
+// hold keys and small values: most bytes are in value logs.
 func checkTables(o badger.Options) error {
 	f, err := os.Open(filepath.Join(o.Dir, badger.ManifestFilename))
 	if errors.Is(err, os.ErrNotExist) {

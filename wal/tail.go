@@ -28,8 +28,8 @@ func (t *tail) get(index uint64) []byte {
 	return t.entries[index-t.base].value
 }
 
-// put appends an entry, and drops old ones that Badger has, up to frame applied,
-// beyond the cache's size.
+// put appends an entry, and drops old ones that Badger has, up to frame
+// applied, beyond the cache's size.
 func (t *tail) put(seq, index uint64, value []byte, applied uint64) {
 	if index != t.base+uint64(len(t.entries)) {
 		t.entries, t.bytes, t.base = nil, 0, index
@@ -81,8 +81,8 @@ func (t *tail) trim(first uint64) {
 	t.drop(n)
 }
 
-// find returns the newest batch of transactions up to index to that begins at or
-// before txid and is not in voids.
+// find returns the newest batch of transactions up to index to that begins at
+// or before txid and is not in voids.
 func (t *tail) find(txid, to uint64, voids []uint64) (index, last uint64, ok bool) {
 	if to < t.base || len(t.entries) == 0 {
 		return 0, 0, false

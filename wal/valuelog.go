@@ -19,10 +19,10 @@ import (
 )
 
 // Badger opens its newest value log and its memtable logs for writing and
-// truncates them at the first invalid entry, as after a crash. A flipped bit far
-// from the end would remove all the intact entries after it. So a checkpoint
-// records how far each of these files held whole entries when it was synced, and
-// they are checked up to there before Badger opens them.
+// truncates them at the first invalid entry, as after a crash. A flipped bit
+// far from the end would remove all the intact entries after it. So a
+// checkpoint records how far each of these files held whole entries when it was
+// synced, and they are checked up to there before Badger opens them.
 //
 // Their format (Badger 4): a header of 20 bytes, then entries of meta (1 byte),
 // user meta (1), key length, value length, expiry (unsigned varints), key,
@@ -35,16 +35,16 @@ const (
 )
 
 // badgerLogEnd says how far a file was intact, and identifies the file: Badger
-// numbers its memtable logs from 1 again once all have become tables, but begins
-// each file with random bytes.
+// numbers its memtable logs from 1 again once all have become tables, but
+// begins each file with random bytes.
 type badgerLogEnd struct {
 	Head []byte `json:"head"`
 	End  int64  `json:"end"`
 }
 
 // valueLogOf returns the name of the value log that holds an item's value, and
-// the place of the item's entry in it. The name is "" if the value is stored with
-// its key. Badger logs what it can't read, but does not return the place.
+// the place of the item's entry in it. The name is "" if the value is stored
+// with its key. Badger logs what it can't read, but does not return the place.
 func valueLogOf(item *badger.Item) (name string, offset, size int64) {
 	at := reflect.ValueOf(item).Elem().FieldByName("vptr")
 	if item.EstimatedSize() == item.KeySize()+int64(at.Len()) || at.Len() < 12 {
@@ -73,9 +73,9 @@ func wholeLogEntry(path string, offset, size int64) bool {
 	return crc32.Checksum(body, castagnoli) == binary.BigEndian.Uint32(b[len(body):])
 }
 
-// keyHolders returns the files of which one must have lost keys if Badger misses
-// some: its tables were checked when it was opened, so it is the list of tables,
-// or the log of a memtable that is missing.
+// keyHolders returns the files of which one must have lost keys if Badger
+// misses some: its tables were checked when it was opened, so it is the list of
+// tables, or the log of a memtable that is missing.
 func (s *Store) keyHolders() string {
 	names := []string{filepath.Join(s.dir, badgerDir, badger.ManifestFilename)}
 	for _, path := range s.missing {
@@ -110,8 +110,8 @@ func writableBadgerLogs(dir string) (names []string, err error) {
 	return names, err
 }
 
-// badgerLogEnds returns how far the writable log files in dir hold whole entries.
-// It continues at known, the ends that were found before.
+// badgerLogEnds returns how far the writable log files in dir hold whole
+// entries. It continues at known, the ends that were found before.
 func badgerLogEnds(dir string, known map[string]badgerLogEnd) (map[string]badgerLogEnd, error) {
 	names, err := writableBadgerLogs(dir)
 	if err != nil {
@@ -136,8 +136,8 @@ func badgerLogEnds(dir string, known map[string]badgerLogEnd) (map[string]badger
 }
 
 // checkBadgerLogs checks that the writable files hold whole entries as far as a
-// checkpoint has recorded. It returns the missing memtable logs: either they were
-// no longer needed, or reading their entries will fail.
+// checkpoint has recorded. It returns the missing memtable logs: either they
+// were no longer needed, or reading their entries will fail.
 func checkBadgerLogs(dir string, ends map[string]badgerLogEnd) (missing []string, err error) {
 	if err := removeEmptyLogs(dir, ends); err != nil {
 		return nil, err
@@ -193,10 +193,10 @@ func readBadgerLogHead(path string) ([]byte, error) {
 	return head[:n], err
 }
 
-// removeEmptyLogs removes empty log files, which Badger would fail to open. They
-// are left when the process is killed between creating a file and setting its
-// size, or between truncating a file and removing it. A value log that ends lists
-// must not be empty; memtable logs reuse their names.
+// removeEmptyLogs removes empty log files, which Badger would fail to open.
+// They are left when the process is killed between creating a file and setting
+// its size, or between truncating a file and removing it. A value log that ends
+// lists must not be empty; memtable logs reuse their names.
 func removeEmptyLogs(dir string, ends map[string]badgerLogEnd) error {
 	entries, err := os.ReadDir(dir)
 	if errors.Is(err, os.ErrNotExist) {
@@ -222,8 +222,8 @@ func removeEmptyLogs(dir string, ends map[string]badgerLogEnd) error {
 }
 
 // walkBadgerLog reads the entries of a file from an offset on, until one is not
-// whole, or until offset to if that is not negative. It returns the offset after
-// the last whole entry.
+// whole, or until offset to if that is not negative. It returns the offset
+// after the last whole entry.
 func walkBadgerLog(path string, from, to int64) (end int64, err error) {
 	f, err := os.Open(path)
 	if err != nil {
@@ -264,8 +264,8 @@ func walkBadgerLog(path string, from, to int64) (end int64, err error) {
 	return end, nil
 }
 
-// badgerEntrySize returns the size of the next entry of r, including its checksum.
-// ok is false if there is none.
+// badgerEntrySize returns the size of the next entry of r, including its
+// checksum. ok is false if there is none.
 func badgerEntrySize(r *bufio.Reader) (n int, ok bool) {
 	head, _ := r.Peek(2 + 3*binary.MaxVarintLen64)
 	if len(head) < 2 {

@@ -10,8 +10,9 @@ import (
 	"slices"
 )
 
-// Digest is an element of the digest chain over a log's batches of transactions:
-// digest(n) = SHA-256(digest(n-1) ‖ batch n), and digest(0) is 32 zero bytes.
+// Digest is an element of the digest chain over a log's batches of
+// transactions: digest(n) = SHA-256(digest(n-1) ‖ batch n), and digest(0) is 32
+// zero bytes.
 type Digest [sha256.Size]byte
 
 // Next returns the digest after one more batch.
@@ -43,14 +44,14 @@ type Base struct {
 
 const baseSize = 8 + sha256.Size
 
-// EncodeBase returns b encoded for a log's small state: the txid as 8 big-endian
-// bytes, and the digest.
+// EncodeBase returns b encoded for a log's small state: the txid as 8
+// big-endian bytes, and the digest.
 func EncodeBase(b Base) []byte {
 	return append(binary.BigEndian.AppendUint64(make([]byte, 0, baseSize), b.Txid), b.Digest[:]...)
 }
 
-// DecodeBase decodes the result of EncodeBase. Without bytes it returns the zero
-// Base. The error wraps [ErrDamaged].
+// DecodeBase decodes the result of EncodeBase. Without bytes it returns the
+// zero Base. The error wraps [ErrDamaged].
 func DecodeBase(b []byte) (Base, error) {
 	if b == nil {
 		return Base{}, nil
@@ -65,8 +66,8 @@ func DecodeBase(b []byte) (Base, error) {
 type PartitionReport struct {
 	Group uint32
 	// FirstTxid and LastTxid are the oldest and the newest transaction that is
-	// kept. If there are none LastTxid is where the chain starts, 0 for a log that
-	// was never trimmed, and FirstTxid is the one after it.
+	// kept. If there are none LastTxid is where the chain starts, 0 for a log
+	// that was never trimmed, and FirstTxid is the one after it.
 	FirstTxid, LastTxid uint64
 	Transactions        uint64
 	Entries             uint64
@@ -74,18 +75,18 @@ type PartitionReport struct {
 	Bytes uint64
 	// Digest is the digest at LastTxid.
 	Digest Digest
-	// Compared is the txid at which the node last stored its own digest, which was
-	// compared with Digest's chain; 0 for never.
+	// Compared is the txid at which the node last stored its own digest, which
+	// was compared with Digest's chain; 0 for never.
 	Compared uint64
 	// Err wraps [ErrDamaged] if the log is not whole.
 	Err error
 }
 
-// Verify reads the whole data directory dir and calls report for each partition,
-// in order. It opens the directory as a node does: no other process may have it
-// open, and frames that a crash has left in the journal are replayed. Its error is
-// one of those of [Open], or fs.ErrNotExist if there is no data directory; an error
-// of a partition is in its report.
+// Verify reads the whole data directory dir and calls report for each
+// partition, in order. It opens the directory as a node does: no other process
+// may have it open, and frames that a crash has left in the journal are
+// replayed. Its error is one of those of [Open], or fs.ErrNotExist if there is
+// no data directory; an error of a partition is in its report.
 func Verify(dir string, report func(PartitionReport)) error {
 	if _, err := ReadIdentity(dir); errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("verify: %s is not a data directory: %w", dir, err)
@@ -112,9 +113,9 @@ func verifyGroup(l *Log) PartitionReport {
 	return VerifyLog(l, base, mark)
 }
 
-// VerifyLog reads the whole log l, checks every entry and record, and computes the
-// digest chain from base on. Each of marks after base must be a point of the chain;
-// those before base can't be checked.
+// VerifyLog reads the whole log l, checks every entry and record, and computes
+// the digest chain from base on. Each of marks after base must be a point of
+// the chain; those before base can't be checked.
 func VerifyLog(l *Log, base Base, marks ...Base) PartitionReport {
 	v := verification{
 		report: PartitionReport{Group: l.group, FirstTxid: base.Txid + 1, LastTxid: base.Txid, Digest: base.Digest},

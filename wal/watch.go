@@ -16,8 +16,8 @@ import (
 // roomInterval is the time between two checks of the free space.
 const roomInterval = time.Second
 
-// watch checks each second whether the directory is still there and has space, and
-// whether Badger's compactors have anything to do.
+// watch checks each second whether the directory is still there and has space,
+// and whether Badger's compactors have anything to do.
 func (s *Store) watch() {
 	tick := time.NewTicker(roomInterval)
 	defer tick.Stop()
@@ -97,9 +97,10 @@ func (s *Store) refuse() {
 	}
 }
 
-// Tight reports whether the file system has no space for more entries. The caller
-// then appends none for which [Entry.NeedsRoom] is true. The journal still takes
-// entries that are on their way and small state, while its segment has room.
+// Tight reports whether the file system has no space for more entries. The
+// caller then appends none for which [Entry.NeedsRoom] is true. The journal
+// still takes entries that are on their way and small state, while its segment
+// has room.
 func (s *Store) Tight() bool {
 	return s.tight.Load() || s.starting.scant.Load() || s.journal.Short()
 }

@@ -8,14 +8,14 @@ import (
 )
 
 // writeOutTail is how much is left out at the end of a file. The kernel writes
-// pages in blocks of up to this size, and would write a block that is still being
-// filled again and again.
+// pages in blocks of up to this size, and would write a block that is still
+// being filled again and again.
 const writeOutTail = 2 << 20
 
-// writeOut has the system begin to write the dirty pages of Badger's files in dir.
-// Badger syncs a full value log in one go, and a sync of the journal would have to
-// wait until all of it is written. This is only for speed: errors are ignored here
-// and show in a later sync.
+// writeOut has the system begin to write the dirty pages of Badger's files in
+// dir. Badger syncs a full value log in one go, and a sync of the journal would
+// have to wait until all of it is written. This is only for speed: errors are
+// ignored here and show in a later sync.
 func writeOut(dir string) {
 	names, _ := writableBadgerLogs(dir)
 	for _, name := range names {

@@ -1,6 +1,6 @@
 // Command staticcheck is staticcheck with the analyzers errname and usetesting:
-// those of .golangci.yml that are quick to build. golangci-lint itself takes longer
-// to build than .ci/run has time for; `make lint` runs it.
+// those of .golangci.yml that are quick to build. golangci-lint itself takes
+// longer to build than .ci/run has time for; `make lint` runs it.
 package main
 
 import (

@@ -12,19 +12,20 @@ import (
 type Facts struct {
 	// Version counts the commands that took effect.
 	Version uint64 `json:"version"`
-	// Replicas is how many voters each partition is to have, if there are as many
-	// nodes.
+	// Replicas is how many voters each partition is to have, if there are as
+	// many nodes.
 	Replicas int `json:"replicas"`
 	// Nodes are the members, by name.
 	Nodes map[string]Member `json:"nodes"`
 	// Placement lists the voters of each partition. The first is to lead it.
 	Placement [][]string `json:"placement"`
-	// Starts are the last starts of members, by the ids of their data directories.
+	// Starts are the last starts of members, by the ids of their data
+	// directories.
 	Starts map[string]Start `json:"starts,omitempty"`
 }
 
-// Start is one start of a node on its data directory. If an older copy of the directory
-// is started, it uses the same number again, with another nonce.
+// Start is one start of a node on its data directory. If an older copy of the
+// directory is started, it uses the same number again, with another nonce.
 type Start struct {
 	Number uint64 `json:"number"`
 	Nonce  string `json:"nonce"`
@@ -32,12 +33,12 @@ type Start struct {
 
 // Member is a node of the cluster.
 type Member struct {
-	// ID is the id of the node's data directory. A node that has lost its directory
-	// comes back as another member.
+	// ID is the id of the node's data directory. A node that has lost its
+	// directory comes back as another member.
 	ID string `json:"id"`
-	// Key is the fingerprint of the key that the node showed when it was added. The
-	// cluster's secret is sealed for that key when the node joins. It is empty for a
-	// founder, and for a node that has the secret from a token.
+	// Key is the fingerprint of the key that the node showed when it was added.
+	// The cluster's secret is sealed for that key when the node joins. It is
+	// empty for a founder, and for a node that has the secret from a token.
 	Key string `json:"key,omitempty"`
 	// Standby says that the node follows every partition without a vote.
 	Standby bool `json:"standby,omitempty"`
@@ -47,8 +48,8 @@ type Member struct {
 	Leaving bool `json:"leaving,omitempty"`
 }
 
-// Bootstrap returns the facts of a new cluster. founders maps names of nodes to the ids
-// of their data directories.
+// Bootstrap returns the facts of a new cluster. founders maps names of nodes to
+// the ids of their data directories.
 func Bootstrap(founders map[string]string, partitions, replicas int) Facts {
 	f := Facts{Replicas: replicas, Nodes: map[string]Member{}, Placement: make([][]string, partitions)}
 	for name, id := range founders {
@@ -75,12 +76,12 @@ func (f Facts) Clone() Facts {
 	return f
 }
 
-// Voters returns the nodes that are to have a voting replica of a partition; the first
-// is to lead. The caller must not change the slice.
+// Voters returns the nodes that are to have a voting replica of a partition;
+// the first is to lead. The caller must not change the slice.
 func (f Facts) Voters(partition int) []string { return f.Placement[partition] }
 
-// Followers returns the nodes that are to have a replica of a partition without a vote,
-// in order.
+// Followers returns the nodes that are to have a replica of a partition without
+// a vote, in order.
 func (f Facts) Followers(partition int) []string {
 	var names []string
 	for name, m := range f.Nodes {
@@ -98,9 +99,9 @@ func (f Facts) Hosts(node string, partition int) bool {
 	return known && (m.Standby && !m.Leaving || slices.Contains(f.Placement[partition], node))
 }
 
-// MetaVoters returns the members that vote on the facts themselves, five at most. They
-// are the first names in order of the members that may hold replicas, or of the standbys
-// if there are no others.
+// MetaVoters returns the members that vote on the facts themselves, five at
+// most. They are the first names in order of the members that may hold
+// replicas, or of the standbys if there are no others.
 func (f Facts) MetaVoters() []string {
 	const most = 5
 	var able, other []string
@@ -138,26 +139,28 @@ const (
 // Command is a change to the facts.
 type Command struct {
 	Kind string `json:"kind"`
-	// Version is the version of the facts that the command was computed from. The
-	// command takes effect only on that version.
+	// Version is the version of the facts that the command was computed from.
+	// The command takes effect only on that version.
 	Version uint64 `json:"version"`
 	// Node and Member are the member that is added, removed or set.
 	Node   string `json:"node,omitempty"`
 	Member Member `json:"member,omitzero"`
 	// Start is the start of the member with the id Member.ID.
 	Start Start `json:"start,omitzero"`
-	// Placement, with any kind, has the new voters of the partitions that change.
+	// Placement, with any kind, has the new voters of the partitions that
+	// change.
 	Placement map[int][]string `json:"placement,omitempty"`
 }
 
-// ErrStale is returned for a command that was computed from an older version of the
-// facts. Compute it again.
+// ErrStale is returned for a command that was computed from an older version of
+// the facts. Compute it again.
 var ErrStale = errors.New("cluster: the facts have changed")
 
 // ErrCommand is returned for a command that is not possible with these facts.
 var ErrCommand = errors.New("cluster: bad command")
 
-// Apply changes the facts by a command. If it returns an error, they are unchanged.
+// Apply changes the facts by a command. If it returns an error, they are
+// unchanged.
 func (f *Facts) Apply(c Command) error {
 	if c.Kind == NoteStart {
 		return f.noteStart(c)
@@ -177,8 +180,8 @@ func (f *Facts) Apply(c Command) error {
 	return nil
 }
 
-// noteStart records a newer start of a member. No other command depends on starts, so
-// the version stays.
+// noteStart records a newer start of a member. No other command depends on
+// starts, so the version stays.
 func (f *Facts) noteStart(c Command) error {
 	have, known := f.Nodes[c.Node]
 	switch {

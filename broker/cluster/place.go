@@ -6,8 +6,8 @@ import (
 	"slices"
 )
 
-// Add returns the command that makes a node a member. The node gets replicas only of
-// partitions that have fewer than they should.
+// Add returns the command that makes a node a member. The node gets replicas
+// only of partitions that have fewer than they should.
 func (f Facts) Add(node string, m Member) (Command, error) {
 	if have, known := f.Nodes[node]; known {
 		if have.ID == m.ID {
@@ -20,14 +20,14 @@ func (f Facts) Add(node string, m Member) (Command, error) {
 	return f.command(AddNode, node, m, g.placementChanges()), nil
 }
 
-// Drain returns the command that moves replicas and leadership from a node to others,
-// as far as these can take them.
+// Drain returns the command that moves replicas and leadership from a node to
+// others, as far as these can take them.
 func (f Facts) Drain(node string) (Command, error) {
 	return f.set(node, func(m *Member) error { m.Draining = true; return nil })
 }
 
-// Undrain returns the command that lets a drained node have replicas again. Balance then
-// moves some to it.
+// Undrain returns the command that lets a drained node have replicas again.
+// Balance then moves some to it.
 func (f Facts) Undrain(node string) (Command, error) {
 	return f.set(node, func(m *Member) error { m.Draining = false; return nil })
 }
@@ -43,8 +43,9 @@ func (f Facts) Promote(node string) (Command, error) {
 	})
 }
 
-// Leave returns the command that moves everything from a node that is to be removed.
-// Partitions have fewer replicas then if there are not enough other nodes.
+// Leave returns the command that moves everything from a node that is to be
+// removed. Partitions have fewer replicas then if there are not enough other
+// nodes.
 func (f Facts) Leave(node string) (Command, error) {
 	c, err := f.set(node, func(m *Member) error { m.Leaving = true; return nil })
 	if err != nil {
@@ -82,8 +83,8 @@ func (f Facts) set(node string, change func(*Member) error) (Command, error) {
 	return f.command(SetNode, node, m, g.placementChanges()), nil
 }
 
-// Lead returns the command that makes a node the leader of a partition of which it has
-// a replica.
+// Lead returns the command that makes a node the leader of a partition of which
+// it has a replica.
 func (f Facts) Lead(partition int, node string) (Command, error) {
 	names, err := f.placed(partition)
 	if err != nil {
@@ -126,8 +127,8 @@ func (f Facts) placed(partition int) ([]string, error) {
 	return f.Placement[partition], nil
 }
 
-// Balance returns the command that spreads replicas and leaders evenly, with few moves;
-// false if they are spread evenly already.
+// Balance returns the command that spreads replicas and leaders evenly, with
+// few moves; false if they are spread evenly already.
 func (f Facts) Balance() (Command, bool) {
 	g := f.Clone()
 	g.fill()
@@ -141,7 +142,8 @@ func (f Facts) command(kind, node string, m Member, placement map[int][]string) 
 	return Command{Kind: kind, Version: f.Version, Node: node, Member: m, Placement: placement}
 }
 
-// placementChanges returns the changes of placement that the current members require.
+// placementChanges returns the changes of placement that the current members
+// require.
 func (f Facts) placementChanges() map[int][]string {
 	g := f.Clone()
 	g.fill()
@@ -167,9 +169,9 @@ func (f *Facts) able() []string {
 	})
 }
 
-// fill gives each partition as many replicas as it should have, on nodes that may have
-// them. A replica on a draining node stays there if no other node can take it. One on a
-// leaving node stays only if it is the partition's last.
+// fill gives each partition as many replicas as it should have, on nodes that
+// may have them. A replica on a draining node stays there if no other node can
+// take it. One on a leaving node stays only if it is the partition's last.
 func (f *Facts) fill() {
 	able := f.able()
 	load := f.loads()
@@ -211,7 +213,8 @@ func (f *Facts) loads() map[string]int {
 	return load
 }
 
-// least returns the node with the least load that is not in taken, "" if there is none.
+// least returns the node with the least load that is not in taken, "" if there
+// is none.
 func least(nodes []string, load map[string]int, taken []string) string {
 	best := ""
 	for _, n := range nodes {
@@ -222,8 +225,8 @@ func least(nodes []string, load map[string]int, taken []string) string {
 	return best
 }
 
-// spread moves replicas from the nodes that have most to those that have least, until no
-// node has two more than another.
+// spread moves replicas from the nodes that have most to those that have least,
+// until no node has two more than another.
 func (f *Facts) spread() {
 	able := f.able()
 	for {
@@ -254,9 +257,9 @@ func (f *Facts) move(able []string, load map[string]int) (partition, replica int
 	return -1, 0, ""
 }
 
-// spreadLeaders makes every node that may lead the first of about as many partitions,
-// with few changes: while one node leads two more than another, leadership shifts along
-// the shortest path between them.
+// spreadLeaders makes every node that may lead the first of about as many
+// partitions, with few changes: while one node leads two more than another,
+// leadership shifts along the shortest path between them.
 func (f *Facts) spreadLeaders() {
 	able := f.able()
 	for p, names := range f.Placement { // no draining node leads where another can
@@ -274,9 +277,9 @@ func (f *Facts) setLeader(p int, node string) {
 	names[0], names[i] = names[i], names[0]
 }
 
-// shiftLeader makes leadership more even by one, and reports whether it could. It
-// searches breadth first from the node that leads most: an edge goes from a partition's
-// leader to each of its other replicas.
+// shiftLeader makes leadership more even by one, and reports whether it could.
+// It searches breadth first from the node that leads most: an edge goes from a
+// partition's leader to each of its other replicas.
 func (f *Facts) shiftLeader(able []string) bool {
 	count := map[string]int{}
 	for _, names := range f.Placement {
@@ -315,7 +318,8 @@ func (f *Facts) shiftLeader(able []string) bool {
 	return false
 }
 
-// Sizes returns the numbers of replicas and of leaderships that each node is to have.
+// Sizes returns the numbers of replicas and of leaderships that each node is to
+// have.
 func (f Facts) Sizes() (replicas, leads map[string]int) {
 	replicas, leads = maps.Clone(f.loads()), map[string]int{}
 	for _, names := range f.Placement {

@@ -11,9 +11,9 @@ import (
 	"github.com/cantuslog/cantus/broker/cluster"
 )
 
-// TestScripts runs testdata/*.txt; -rewrite writes what is printed into the files.
-// The first line of a block is a directive, and so is each other one up to ----.
-// The directives:
+// TestScripts runs testdata/*.txt; -rewrite writes what is printed into the
+// files. The first line of a block is a directive, and so is each other one up
+// to ----. The directives:
 //
 //	found nodes=N partitions=N [replicas=N]  a new cluster of n1, n2, …
 //	add NODE [standby]                       and so on: the operations of an

@@ -41,9 +41,9 @@
 // # Concurrency
 //
 // The handler is called concurrently for different partitions. [Join] runs the
-// member's rounds on the caller's goroutine, on which it also calls OnChange. Each
-// partition that the member handles has the goroutines of a [client.Follower], and
-// one that commits the position.
+// member's rounds on the caller's goroutine, on which it also calls OnChange.
+// Each partition that the member handles has the goroutines of a
+// [client.Follower], and one that commits the position.
 //
 // # How it works
 //
@@ -59,17 +59,17 @@
 // of a member that died is handled again after two durations, one of a member
 // that left after one.
 //
-// A member first claims one of [Options.MaxMembers] leases on the first partition
-// that has a transaction, the coordination partition. Every member reads all of
-// them. If n are taken, the i-th member wants the partitions whose index modulo n
-// is i. It releases others, and claims those when they are free. While there are
-// other members, it sets its own lease every quarter of the duration, so that
-// they see it alive. It does not set the leases of partitions, nor its own while
-// it is alone, because each set is an entry in the log. So the lease of a
-// partition that is held looks free, and only the member to which the partition
-// is assigned claims it. Members that see different numbers for a while take
-// partitions from each other, never handle one at the same time, and are stable
-// after a duration or two.
+// A member first claims one of [Options.MaxMembers] leases on the first
+// partition that has a transaction, the coordination partition. Every member
+// reads all of them. If n are taken, the i-th member wants the partitions whose
+// index modulo n is i. It releases others, and claims those when they are free.
+// While there are other members, it sets its own lease every quarter of the
+// duration, so that they see it alive. It does not set the leases of
+// partitions, nor its own while it is alone, because each set is an entry in
+// the log. So the lease of a partition that is held looks free, and only the
+// member to which the partition is assigned claims it. Members that see
+// different numbers for a while take partitions from each other, never handle
+// one at the same time, and are stable after a duration or two.
 //
 // The cursors of a group g are: g for the position, g-lease for the lease of a
 // partition, g-member-0 and so on for the members. A partition without a

@@ -152,9 +152,9 @@ func (m *member) setCoordPartition(ctx context.Context, partition int) (err erro
 }
 
 // renewMembership reads all members' leases and renews that of this member, or
-// claims a free one. A member that is alone need not be seen to be alive: it starts to
-// renew its lease when it sees another member, which has then watched the lease
-// for less than its duration.
+// claims a free one. A member that is alone need not be seen to be alive: it
+// starts to renew its lease when it sees another member, which has then watched
+// the lease for less than its duration.
 func (m *member) renewMembership(ctx context.Context) error {
 	var wg sync.WaitGroup
 	errs := make([]error, len(m.memberLeases))
@@ -226,8 +226,8 @@ func (m *member) assignment() (mine []int) {
 }
 
 // reconcile starts or stops the partition's worker: it runs if and only if the
-// partition is wanted and its lease is held. A worker that failed is not started
-// again while that is so.
+// partition is wanted and its lease is held. A worker that failed is not
+// started again while that is so.
 func (m *member) reconcile(ctx context.Context, partition int, wanted bool) error {
 	l, w := m.leases[partition], m.workers[partition]
 	if w != nil {

@@ -31,11 +31,11 @@
 //
 // # Errors
 //
-// If the database is unavailable, busy or deadlocked, the view retries for ever;
-// Progress returns the error. An error of Apply itself stops the partition,
-// unless OnError of [Options].Follow decides to retry after a back-off, or to
-// park the transaction. Parking stores the transaction in the database with its
-// error and moves the mark, in one database transaction.
+// If the database is unavailable, busy or deadlocked, the view retries for
+// ever; Progress returns the error. An error of Apply itself stops the
+// partition, unless OnError of [Options].Follow decides to retry after a
+// back-off, or to park the transaction. Parking stores the transaction in the
+// database with its error and moves the mark, in one database transaction.
 //
 // # Databases
 //

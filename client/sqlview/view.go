@@ -238,9 +238,9 @@ func (v *View) checkMark(ctx context.Context, partition int) error {
 	return v.follower.Move(partition, mark)
 }
 
-// Read calls look with a database transaction, and sets req.HighWaterMark to the
-// mark in it: what look sees contains the partition at least up to that mark,
-// whatever happens to the database meanwhile. A function passed to
+// Read calls look with a database transaction, and sets req.HighWaterMark to
+// the mark in it: what look sees contains the partition at least up to that
+// mark, whatever happens to the database meanwhile. A function passed to
 // [client.Transactor.Transact] reads the view with it. look must not write.
 func (v *View) Read(ctx context.Context, req *client.Request, look func(db *sql.Tx) error) error {
 	in, err := v.marks.db.BeginTx(ctx, nil)

@@ -26,8 +26,8 @@ type options struct {
 	JSON            bool
 }
 
-// errFlags is returned for an invalid command line. The message says what would be
-// right.
+// errFlags is returned for an invalid command line. The message says what would
+// be right.
 var errFlags = errors.New("flags")
 
 func main() {

@@ -166,8 +166,8 @@ func (c *cluster) stop() {
 	}
 }
 
-// freeAddrs returns n loopback addresses that were free a moment ago: members must
-// know each other's addresses before they start.
+// freeAddrs returns n loopback addresses that were free a moment ago: members
+// must know each other's addresses before they start.
 func freeAddrs(n int) (addrs []string, err error) {
 	for range n {
 		l, err1 := net.Listen("tcp", "127.0.0.1:0")

@@ -103,8 +103,8 @@ func newResult(name, client, settings string, o *options, rounds []Sample) Resul
 	return r
 }
 
-// ratio divides Cantus's rate by etcd's, round by round. It returns nil if etcd did
-// nothing.
+// ratio divides Cantus's rate by etcd's, round by round. It returns nil if etcd
+// did nothing.
 func ratio(own, peer []Sample) *Spread {
 	var ratios []float64
 	for i := range min(len(own), len(peer)) {

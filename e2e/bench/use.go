@@ -20,8 +20,8 @@ func useOf(pids ...int) (all use) {
 		if err1 != nil || err2 != nil {
 			return use{}
 		}
-		// Fields are counted after the program's name in parentheses. User and system
-		// time are the 14th and 15th of all, in hundredths of a second.
+		// Fields are counted after the program's name in parentheses. User and
+		// system time are the 14th and 15th of all, in hundredths of a second.
 		fields := strings.Fields(string(stat[strings.LastIndexByte(string(stat), ')')+1:]))
 		pages := strings.Fields(string(statm))
 		if len(fields) < 13 || len(pages) < 2 {

@@ -34,7 +34,8 @@ type store struct {
 	dialect sqlview.Dialect
 }
 
-// openStore opens PostgreSQL if location is its URL, and a SQLite file otherwise.
+// openStore opens PostgreSQL if location is its URL, and a SQLite file
+// otherwise.
 func openStore(ctx context.Context, location string) (*store, error) {
 	s := &store{dialect: sqlview.SQLite}
 	driver, dsn := "sqlite", "file:"+location+"?_pragma=busy_timeout(10000)&_pragma=journal_mode(wal)&_pragma=synchronous(normal)"

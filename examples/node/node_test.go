@@ -74,7 +74,8 @@ func TestFollowPrintsAll(t *testing.T) {
 	}
 }
 
-// A request or an answer may be lost with a connection; the follower reads again.
+// A request or an answer may be lost with a connection; the follower reads
+// again.
 func TestFollowReadsAgainAfterALoss(t *testing.T) {
 	l := cantustest.New(t, cantustest.Options{})
 	c := l.NewClient(t, client.Options{})
@@ -89,7 +90,8 @@ func TestFollowReadsAgainAfterALoss(t *testing.T) {
 	}
 }
 
-// Wrong arguments end a script before it connects: a counter must not become "NaN".
+// Wrong arguments end a script before it connects: a counter must not become
+// "NaN".
 func TestWrongArgumentsGetTheUsage(t *testing.T) {
 	for _, args := range [][]string{
 		{"transact.mjs"}, {"transact.mjs", nobody, "visits"}, {"transact.mjs", nobody, "visits", "x"}, {"transact.mjs", nobody, "visits", "1", "2"},

@@ -6,8 +6,9 @@
 // and synced once. When Commit returns nil its operations survive power loss,
 // all of them or none, in the order in which commits were enqueued. Release
 // drops frames at the head of the log that are safe elsewhere; Open replays the
-// others. There is no index, and frames are read only by Open. All access to the
-// disk passes through FS, so that tests can make every operation fail or crash.
+// others. There is no index, and frames are read only by Open. All access to
+// the disk passes through FS, so that tests can make every operation fail or
+// crash.
 //
 // One goroutine writes frames, another prepares the next segment. All methods
 // may be called concurrently. Only one process may have a journal open.
@@ -51,11 +52,11 @@
 //	uvarint  length of the value, unless it is a delete
 //	         key, value
 //
-// Sequence numbers are dense from 1. A recycled segment still contains frames of
-// its earlier use; their numbers are lower than any that is valid there now. The
-// salt is 64 random bits, the same in all files of a journal, and stored nowhere
-// else. A client that chooses keys and values therefore cannot make bytes that
-// pass for a frame.
+// Sequence numbers are dense from 1. A recycled segment still contains frames
+// of its earlier use; their numbers are lower than any that is valid there now.
+// The salt is 64 random bits, the same in all files of a journal, and stored
+// nowhere else. A client that chooses keys and values therefore cannot make
+// bytes that pass for a frame.
 //
 // A frame without a body is a seal. It stands where the frame of its number
 // will be written, and shows that all frames before it were synced.
@@ -71,28 +72,28 @@
 // therefore ends the log if no valid frame with its number or a higher one
 // follows, in the rest of the segment or in later ones. If one follows, the
 // invalid frame was synced once, and Open returns ErrDamaged. The remains of a
-// torn frame have no valid header. They are overwritten, or lie in the unused end
-// of a segment.
+// torn frame have no valid header. They are overwritten, or lie in the unused
+// end of a segment.
 //
 // After a failed write or sync the journal accepts nothing more. A failed sync
-// may leave pages in memory that count as clean and never reached the disk. Open
-// therefore rewrites the last frame that it finds, byte for byte, before it
-// syncs, unless a seal shows that the frame was synced.
+// may leave pages in memory that count as clean and never reached the disk.
+// Open therefore rewrites the last frame that it finds, byte for byte, before
+// it syncs, unless a seal shows that the frame was synced.
 //
 // Seal. When the writer has nothing to write it puts a seal after the last
 // frame, without a sync. The seal is written after that frame's sync, so it is
-// true if it survives; if it does not, nothing is lost. The next frame overwrites
-// it.
+// true if it survives; if it does not, nothing is lost. The next frame
+// overwrites it.
 //
 // Roll. The next segment is made under a temporary name: allocated, labelled,
 // synced, then renamed, and the directory synced, all before the writer gets
 // it. So a segment with its own name has a whole label, and no number is
-// missing. Segments grow: a prepared segment that is too small for a commit holds
-// no frame yet, and is replaced by a larger one of its number in the same way.
-// The old segment need not be full: the log continues in the next segment if that
-// begins with the expected number. If the first frame there is torn, the log ends
-// in the old segment, which may have room for the next frame; the new segment
-// waits with nothing valid in it.
+// missing. Segments grow: a prepared segment that is too small for a commit
+// holds no frame yet, and is replaced by a larger one of its number in the same
+// way. The old segment need not be full: the log continues in the next segment
+// if that begins with the expected number. If the first frame there is torn,
+// the log ends in the old segment, which may have room for the next frame; the
+// new segment waits with nothing valid in it.
 //
 // Release. The new checkpoint is written under a temporary name, synced,
 // renamed, and the directory synced. Until then the old checkpoint is valid and
@@ -110,14 +111,14 @@
 // leaves a segment without a frame and no checkpoint, and Open begins again.
 // Frames without a checkpoint are damage.
 //
-// Close. The checkpoint records the last frame. If that frame is missing when the
-// journal is next opened, that is damage. Open removes the record before it
+// Close. The checkpoint records the last frame. If that frame is missing when
+// the journal is next opened, that is damage. Open removes the record before it
 // returns.
 //
 // # What is not noticed
 //
 // Damage to the last frame looks like a torn write if the power failed before
-// its seal was written back, and the frame is dropped. The same holds for missing
-// last segments of a journal that was not closed. After a kill of the process the
-// seal is there, and after Close the record.
+// its seal was written back, and the frame is dropped. The same holds for
+// missing last segments of a journal that was not closed. After a kill of the
+// process the seal is there, and after Close the record.
 package journal

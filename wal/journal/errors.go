@@ -16,8 +16,8 @@ var (
 	ErrFailed = errors.New("journal: failed, to be opened again")
 
 	// ErrNoSpace is returned when the disk is full. Unless the error also
-	// matches ErrFailed nothing was written, and the journal works again as soon
-	// as there is space.
+	// matches ErrFailed nothing was written, and the journal works again as
+	// soon as there is space.
 	ErrNoSpace = errors.New("journal: no space left")
 
 	// ErrTooLarge is returned when the operations of one Commit do not fit

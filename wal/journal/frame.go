@@ -68,7 +68,8 @@ func (c codec) finish(frame []byte, seq uint64, length int) {
 	binary.LittleEndian.PutUint32(frame[4:], c.sum(frame))
 }
 
-// sum returns the checksum over salt, length, sequence number, body and padding.
+// sum returns the checksum over salt, length, sequence number, body and
+// padding.
 func (c codec) sum(frame []byte) uint32 {
 	crc := crc32.Update(c.base, castagnoli, frame[:4])
 	return crc32.Update(crc, castagnoli, frame[8:])
@@ -80,14 +81,14 @@ func (c codec) header(b []byte) (size int64, seq uint64) {
 	return alignUp(frameHeader + length), binary.LittleEndian.Uint64(b[8:]) ^ c.salt
 }
 
-// valid reports whether this journal wrote frame, which is as long as its header
-// claims.
+// valid reports whether this journal wrote frame, which is as long as its
+// header claims.
 func (c codec) valid(frame []byte) bool {
 	return binary.LittleEndian.Uint32(frame[4:]) == c.sum(frame)
 }
 
-// frameBody returns the operations of a valid frame, without padding. A seal has
-// none.
+// frameBody returns the operations of a valid frame, without padding. A seal
+// has none.
 func frameBody(frame []byte) []byte {
 	return frame[frameHeader : frameHeader+binary.LittleEndian.Uint32(frame)]
 }
@@ -150,8 +151,8 @@ func decodeOp(b []byte) (op Op, rest []byte, ok bool) {
 	return op, b[key+size:], true
 }
 
-// uvarint reads a number. It accepts the shortest form only, so that each content
-// has one encoding.
+// uvarint reads a number. It accepts the shortest form only, so that each
+// content has one encoding.
 func uvarint(b []byte) (v uint64, rest []byte, ok bool) {
 	v, n := binary.Uvarint(b)
 	if n <= 0 || n > 1 && b[n-1] == 0 {

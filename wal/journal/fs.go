@@ -5,8 +5,8 @@ import (
 	"os"
 )
 
-// FS is the file system that a journal reads and writes. Package journaltest has
-// one that crashes. An FS must be safe for concurrent use.
+// FS is the file system that a journal reads and writes. Package journaltest
+// has one that crashes. An FS must be safe for concurrent use.
 type FS interface {
 	// OpenFile opens a file as os.OpenFile does. A created file is durable
 	// under its name only after SyncDir.
@@ -32,8 +32,8 @@ type File interface {
 	io.Closer
 	// Sync makes the file's content and size durable.
 	Sync() error
-	// Allocate makes the file at least size bytes long and reserves the space on
-	// the disk. Bytes that were never written read as zeros.
+	// Allocate makes the file at least size bytes long and reserves the space
+	// on the disk. Bytes that were never written read as zeros.
 	Allocate(size int64) error
 	// Truncate sets the size.
 	Truncate(size int64) error
@@ -43,8 +43,8 @@ type File interface {
 
 // OSFS is the operating system's file system. On Linux its files use fdatasync
 // and fallocate. Where a file system has no fallocate, and on other systems,
-// Allocate only sets the size: a full disk then shows in a write, which fails the
-// journal.
+// Allocate only sets the size: a full disk then shows in a write, which fails
+// the journal.
 var OSFS FS = osFS{}
 
 type osFS struct{}
@@ -76,8 +76,8 @@ func (osFS) ReadDir(dir string) ([]string, error) {
 
 type osFile struct{ *os.File }
 
-// Sync fails for a file that was deleted: what is synced into it is lost when the
-// process ends.
+// Sync fails for a file that was deleted: what is synced into it is lost when
+// the process ends.
 func (f osFile) Sync() error {
 	if err := dataSync(f.File); err != nil {
 		return err

@@ -20,7 +20,8 @@ type Journal struct {
 	codec codec
 	id    identity
 
-	// Owned by the writer's goroutine, and by Open and Close before and after it.
+	// Owned by the writer's goroutine, and by Open and Close before and after
+	// it.
 	active *segment
 	off    int64  // where in active the next frame goes
 	sealed bool   // there is a seal at off
@@ -116,9 +117,9 @@ func prepareDir(opts Options, dir string) (listing, error) {
 	return list(opts.FS, dir)
 }
 
-// create makes an empty journal: its first segment, then the checkpoint. A crash
-// in between leaves a segment without a frame, which is made again. Any other
-// directory without a checkpoint has lost it.
+// create makes an empty journal: its first segment, then the checkpoint. A
+// crash in between leaves a segment without a frame, which is made again. Any
+// other directory without a checkpoint has lost it.
 func create(opts Options, dir string, l listing) error {
 	for _, number := range l.segments {
 		path := filepath.Join(dir, segmentName(number))
@@ -312,10 +313,10 @@ func (j *Journal) Stats() Stats {
 	return s
 }
 
-// Close writes what is queued, records the end of the log in the checkpoint, and
-// waits for the journal's goroutines. Later commits, and those that wait for room
-// in the queue, return ErrClosed. If the journal has failed, Close returns that
-// error. Further calls wait for the first and return its result.
+// Close writes what is queued, records the end of the log in the checkpoint,
+// and waits for the journal's goroutines. Later commits, and those that wait
+// for room in the queue, return ErrClosed. If the journal has failed, Close
+// returns that error. Further calls wait for the first and return its result.
 func (j *Journal) Close() error {
 	j.mu.Lock()
 	if j.closing {

@@ -421,9 +421,10 @@ func TestOtherSegmentSize(t *testing.T) {
 	}
 }
 
-// TestAsyncCommitsAreKeptOnAFullDisk checks that an asynchronous commit is written
-// although another segment can't be made. Commits before and after it are refused, and
-// none is merged with it into a frame for which there is no segment.
+// TestAsyncCommitsAreKeptOnAFullDisk checks that an asynchronous commit is
+// written although another segment can't be made. Commits before and after it
+// are refused, and none is merged with it into a frame for which there is no
+// segment.
 func TestAsyncCommitsAreKeptOnAFullDisk(t *testing.T) {
 	synctest.Test(t, testAsyncCommitsAreKeptOnAFullDisk)
 }

@@ -9,8 +9,8 @@ const (
 	defaultMaxFrame    = 8 << 20
 	defaultMaxQueue    = 64 << 20
 
-	// maxSpares is how many released segments are kept for use again, in addition
-	// to the one that is prepared for the next roll.
+	// maxSpares is how many released segments are kept for use again, in
+	// addition to the one that is prepared for the next roll.
 	maxSpares = 2
 
 	minSegmentSize = 2 * labelBlock
@@ -35,20 +35,20 @@ type Options struct {
 	// made. Default 1 MiB, or SegmentSize if that is less.
 	FirstSize int64
 
-	// MaxFrame is the size in bytes at which merging stops. A larger Commit gets
-	// a frame of its own. A larger MaxFrame means fewer syncs under load, and a
-	// longer wait for the first commit of a frame. Default 8 MiB.
+	// MaxFrame is the size in bytes at which merging stops. A larger Commit
+	// gets a frame of its own. A larger MaxFrame means fewer syncs under load,
+	// and a longer wait for the first commit of a frame. Default 8 MiB.
 	MaxFrame int
 
 	// MaxQueue is how many bytes of operations may wait for the writer before
 	// Commit blocks. An empty queue takes any one. Default 64 MiB.
 	MaxQueue int64
 
-	// Room is called before a segment takes bytes more of the disk. If it returns
-	// an error, a smaller segment is tried, and if that fails too the commit
-	// returns ErrNoSpace. If a frame waits for the segment, Room is called once
-	// more with awaited set, for the smallest segment that holds the frame. If
-	// Room is nil only the disk limits segments.
+	// Room is called before a segment takes bytes more of the disk. If it
+	// returns an error, a smaller segment is tried, and if that fails too the
+	// commit returns ErrNoSpace. If a frame waits for the segment, Room is
+	// called once more with awaited set, for the smallest segment that holds
+	// the frame. If Room is nil only the disk limits segments.
 	Room func(bytes int64, awaited bool) error
 
 	// StoreID identifies the store that the journal belongs to. It is written
@@ -63,7 +63,8 @@ type Options struct {
 	Synced func(seq uint64, ops []Op)
 }
 
-// withDefaults returns o with defaults for zero fields, after checking the others.
+// withDefaults returns o with defaults for zero fields, after checking the
+// others.
 func (o Options) withDefaults() (Options, error) {
 	if o.FS == nil {
 		o.FS = OSFS

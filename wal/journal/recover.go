@@ -181,9 +181,9 @@ func (r *recovery) checkEnd() error {
 }
 
 // rewriteLast makes the last frame durable. After a failed sync the kernel may
-// count pages as clean that never reached the disk. Neither reading them back nor
-// another sync proves anything, so the frame is written again. Only the last
-// frame can be in that state.
+// count pages as clean that never reached the disk. Neither reading them back
+// nor another sync proves anything, so the frame is written again. Only the
+// last frame can be in that state.
 func (r *recovery) rewriteLast() error {
 	s := r.segments[r.tail]
 	if r.size > 0 && r.ck.last == stillOpen && !r.sealed {

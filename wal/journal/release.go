@@ -8,14 +8,14 @@ import (
 	"slices"
 )
 
-// Release drops the frames up to and including seq, which are safe elsewhere and
-// need not be replayed any more. When it returns nil that is durable, and the
-// segments that hold no other frames can be used again. It blocks for two syncs.
-// Releasing a frame again does nothing.
+// Release drops the frames up to and including seq, which are safe elsewhere
+// and need not be replayed any more. When it returns nil that is durable, and
+// the segments that hold no other frames can be used again. It blocks for two
+// syncs. Releasing a frame again does nothing.
 //
 // It returns ErrNotSynced if seq is past the last synced frame, ErrNoSpace if
-// there is no space for the new checkpoint (the old one stays, and the caller may
-// try again), ErrClosed, or ErrFailed.
+// there is no space for the new checkpoint (the old one stays, and the caller
+// may try again), ErrClosed, or ErrFailed.
 func (j *Journal) Release(seq uint64) error {
 	j.releasing.Lock()
 	defer j.releasing.Unlock()
@@ -113,7 +113,8 @@ func (j *Journal) prepareSegments() {
 }
 
 // prepareStep makes one segment. It replaces the prepared one if that is too
-// small for the writer's frame. The caller holds mu, which is unlocked meanwhile.
+// small for the writer's frame. The caller holds mu, which is unlocked
+// meanwhile.
 func (j *Journal) prepareStep() {
 	number, spare, size := j.number, "", j.opts.sizeAfter(j.size, j.need)
 	replace := j.need > 0 && len(j.ready) > 0
@@ -145,10 +146,10 @@ func (j *Journal) prepareStep() {
 	j.ahead.Broadcast()
 }
 
-// makeSegment makes a segment of the given size, from the spare if there is one.
-// A larger spare keeps its size, unless that exceeds Options.SegmentSize. If there
-// is no space for the size, the segment is smaller, but has at least need bytes.
-// awaited is true if a frame waits for the segment.
+// makeSegment makes a segment of the given size, from the spare if there is
+// one. A larger spare keeps its size, unless that exceeds Options.SegmentSize.
+// If there is no space for the size, the segment is smaller, but has at least
+// need bytes. awaited is true if a frame waits for the segment.
 func (j *Journal) makeSegment(spare string, number uint64, size, need int64, awaited bool) (*segment, error) {
 	held := int64(0)
 	if spare != "" {
@@ -231,10 +232,11 @@ func (j *Journal) sizeOf(path string) (int64, error) {
 	return f.Size()
 }
 
-// Short reports whether there was no space for the segment after the active one.
-// Commits then use the rest of the active segment, and return ErrNoSpace once
-// they do not fit, large ones a little earlier. A caller that has both entries
-// and small state to commit should hold the entries back while Short is true.
+// Short reports whether there was no space for the segment after the active
+// one. Commits then use the rest of the active segment, and return ErrNoSpace
+// once they do not fit, large ones a little earlier. A caller that has both
+// entries and small state to commit should hold the entries back while Short is
+// true.
 func (j *Journal) Short() bool { return j.short.Load() }
 
 // Prepare makes the segment after the active one if it is missing. It returns
@@ -263,9 +265,9 @@ func (j *Journal) prepareFor(need int64) error {
 	return nil
 }
 
-// nextSegment returns the segment after the active one, with room for a frame of
-// need bytes, and asks the preparer for the one after that. An earlier attempt
-// that failed before the segment was needed is repeated.
+// nextSegment returns the segment after the active one, with room for a frame
+// of need bytes, and asks the preparer for the one after that. An earlier
+// attempt that failed before the segment was needed is repeated.
 func (j *Journal) nextSegment(need int64) (*segment, error) {
 	j.mu.Lock()
 	defer j.mu.Unlock()

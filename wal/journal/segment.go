@@ -58,9 +58,9 @@ func readSegmentLabel(f File, path string, size int64) (label, error) {
 }
 
 // makeSegment prepares segment number for frames: from the file spare, or as a
-// new file if spare is empty. When it returns nil the label, the file's size and
-// its name are durable. After an error the segment is not there under its name;
-// if the directory could not be synced, that is uncertain.
+// new file if spare is empty. When it returns nil the label, the file's size
+// and its name are durable. After an error the segment is not there under its
+// name; if the directory could not be synced, that is uncertain.
 func makeSegment(fs FS, dir, spare string, number uint64, size int64, id identity) (_ *segment, err error) {
 	temp, flag := spare, os.O_RDWR
 	if spare == "" {

@@ -48,18 +48,18 @@ func finish(batch []*commit, err error) {
 // Commit writes ops, in their order, into one frame, possibly together with
 // those of other callers, and returns nil when that frame has been synced. It
 // blocks until then. The caller must not change the slices, keys and values
-// afterwards. Without ops, Commit waits for everything queued before it and writes
-// nothing.
+// afterwards. Without ops, Commit waits for everything queued before it and
+// writes nothing.
 //
 // It returns ErrTooLarge or ErrNoSpace when nothing was written, ErrClosed, or
 // ErrFailed when it is not known whether the operations will be there after the
 // next Open.
 func (j *Journal) Commit(ops []Op) error { return j.submit(ops)() }
 
-// submit is Commit in two steps: it returns as soon as ops are in the queue, and
-// wait then returns what Commit would. submit blocks only while the queue is
-// full. One goroutine's operations are logged in the order in which it enqueues
-// them. wait may be called any number of times, or never.
+// submit is Commit in two steps: it returns as soon as ops are in the queue,
+// and wait then returns what Commit would. submit blocks only while the queue
+// is full. One goroutine's operations are logged in the order in which it
+// enqueues them. wait may be called any number of times, or never.
 func (j *Journal) submit(ops []Op) (wait func() error) {
 	c := &commit{ops: ops, size: opsSize(ops), done: make(chan struct{})}
 	if err := j.enqueue(c); err != nil {
@@ -68,13 +68,13 @@ func (j *Journal) submit(ops []Op) (wait func() error) {
 	return c.wait
 }
 
-// CommitAsync is Commit without waiting. If it returns true, ops are in the queue
-// and will be synced unless the journal fails; a full disk does not prevent it.
-// then is called once with the outcome, nil or ErrFailed, in order, on the
-// writer's goroutine, under the rules of Options.Synced. If it returns false,
-// nothing was done: the active segment or the queue may not have room for ops, or
-// the journal is closed or has failed. Commit then returns the reason.
-// CommitAsync never blocks.
+// CommitAsync is Commit without waiting. If it returns true, ops are in the
+// queue and will be synced unless the journal fails; a full disk does not
+// prevent it. then is called once with the outcome, nil or ErrFailed, in order,
+// on the writer's goroutine, under the rules of Options.Synced. If it returns
+// false, nothing was done: the active segment or the queue may not have room
+// for ops, or the journal is closed or has failed. Commit then returns the
+// reason. CommitAsync never blocks.
 func (j *Journal) CommitAsync(ops []Op, then func(error)) bool {
 	c := &commit{ops: ops, size: opsSize(ops), then: then}
 	j.mu.Lock()
@@ -118,8 +118,8 @@ func (j *Journal) add(c *commit) {
 	j.work.Signal()
 }
 
-// write is the writer's goroutine. It writes all frames, and syncs each before it
-// begins the next.
+// write is the writer's goroutine. It writes all frames, and syncs each before
+// it begins the next.
 func (j *Journal) write() {
 	for {
 		batch := j.take()
@@ -136,8 +136,8 @@ func (j *Journal) write() {
 	}
 }
 
-// take waits for commits and takes those for one frame from the queue. It returns
-// nil when the journal is closing and the queue is empty.
+// take waits for commits and takes those for one frame from the queue. It
+// returns nil when the journal is closing and the queue is empty.
 func (j *Journal) take() []*commit {
 	j.mu.Lock()
 	defer j.mu.Unlock()
@@ -273,8 +273,8 @@ func (j *Journal) trimBuffer() {
 	}
 }
 
-// seal writes a seal after the last frame, while there is nothing else to write.
-// It is not synced, and the next frame overwrites it.
+// seal writes a seal after the last frame, while there is nothing else to
+// write. It is not synced, and the next frame overwrites it.
 func (j *Journal) seal() {
 	j.sealed = true
 	if j.active.size-j.off < frameHeader {
@@ -285,8 +285,8 @@ func (j *Journal) seal() {
 	}
 }
 
-// roll makes the next segment the active one, for frame seq, which has the given
-// size.
+// roll makes the next segment the active one, for frame seq, which has the
+// given size.
 func (j *Journal) roll(seq uint64, bytes int64) error {
 	s, err := j.nextSegment(bytes)
 	if err != nil {

@@ -1,5 +1,5 @@
-// Package journaltest is an in-memory file system that fails and crashes where a
-// test says, for tests of packages built on package journal.
+// Package journaltest is an in-memory file system that fails and crashes where
+// a test says, for tests of packages built on package journal.
 //
 // It separates what programs see (the page cache) from what the disk holds.
 // Writes and sizes reach the disk with Sync, names with SyncDir. At a power cut
@@ -120,8 +120,8 @@ func (f *FS) Fail(fault Fault) {
 }
 
 // Hook sets a function that is called before every operation that changes
-// something. If fn returns an error, the operation has no effect and returns that
-// error. fn must not use f.
+// something. If fn returns an error, the operation has no effect and returns
+// that error. fn must not use f.
 func (f *FS) Hook(fn func(Call) error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -142,8 +142,8 @@ func (f *FS) Crashed() bool {
 	return f.crashed
 }
 
-// PowerCut returns what the disk holds when the power fails now. Operations on f
-// return ErrCrashed from then on.
+// PowerCut returns what the disk holds when the power fails now. Operations on
+// f return ErrCrashed from then on.
 func (f *FS) PowerCut() *FS {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -194,7 +194,8 @@ func (f *FS) takeDirs(from *FS) {
 	}
 }
 
-// sorted ranges over files by name, so that a seed always gives the same result.
+// sorted ranges over files by name, so that a seed always gives the same
+// result.
 func sorted(files map[string]*inode) func(func(string, *inode) bool) {
 	names := make([]string, 0, len(files))
 	for name := range files {
@@ -302,9 +303,9 @@ func (f *FS) put(name string, data []byte) {
 	f.names[name], f.durable[name] = file, file
 }
 
-// do counts an operation and runs it in full, in part or not at all. part is the
-// effect of a torn operation; if it is nil chance chooses between Lost and Kept.
-// lost, if not nil, is the effect of a lost operation. f.mu is held.
+// do counts an operation and runs it in full, in part or not at all. part is
+// the effect of a torn operation; if it is nil chance chooses between Lost and
+// Kept. lost, if not nil, is the effect of a lost operation. f.mu is held.
 func (f *FS) do(kind Kind, name string, all, part, lost func()) error {
 	if f.crashed {
 		return ErrCrashed

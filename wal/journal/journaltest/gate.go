@@ -35,9 +35,9 @@ func (g *Gate) OpenFile(name string, flag int, perm os.FileMode) (journal.File, 
 	return gateFile{f, g}, err
 }
 
-// Hold makes syncs wait from now on; held receives when the first one waits. open
-// lets them continue; if err is not nil they, and all later writes and syncs,
-// return err. open may be called more than once.
+// Hold makes syncs wait from now on; held receives when the first one waits.
+// open lets them continue; if err is not nil they, and all later writes and
+// syncs, return err. open may be called more than once.
 func (g *Gate) Hold() (held <-chan struct{}, open func(err error)) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -54,7 +54,8 @@ func (g *Gate) Hold() (held <-chan struct{}, open func(err error)) {
 	}
 }
 
-// Fail makes writes and syncs fail with err from now on; nil makes them work again.
+// Fail makes writes and syncs fail with err from now on; nil makes them work
+// again.
 func (g *Gate) Fail(err error) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
