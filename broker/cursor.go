@@ -18,7 +18,7 @@ func (p *partition) onCursor(m *natslink.Message) {
 	if m.Reply == "" && len(m.Payload) == 0 {
 		return // there is nowhere to send the answer
 	}
-	p.enqueue(p.cursors, m)
+	p.refusals.enqueue(p.cursors, m)
 }
 
 // cursorCall is a cursor request that was checked.
@@ -151,7 +151,7 @@ func (p *partition) appendCursor(out []byte, c cursorCall, at cursor, refused *s
 		if refused == nil {
 			return out
 		}
-		return append(out, p.adviseRefused("cursor", nil, refused)...)
+		return append(out, p.refusals.advisory("cursor", nil, refused)...)
 	}
 	body := subjects.CursorReply{
 		Partition: p.id, Name: c.name, Txid: at.Txid, HighWaterMark: p.replica.position().mark, Error: refused,

@@ -43,8 +43,9 @@ func newDataPath(t *testing.T) *dataPath {
 			return natslink.AppendPub(nil, names.Advisory(event), []byte{})
 		},
 	}
-	d.p = &partition{host: h, log: h.log, queue: newQueue(h.queueBytes), metrics: h.metrics.partition(0, h.stats), busyReply: newBusyReply(0)}
+	d.p = &partition{host: h, log: h.log, queue: newQueue(h.queueBytes), metrics: h.metrics.partition(0, h.stats)}
 	d.p.replica = newReplica(nil, h.replica, h.now, func(err error) { t.Error(err) }, nil)
+	d.p.refusals = d.p.newRefusals()
 	d.group = newFakeGroup(d.p.replica)
 	d.running.Go(d.group.run)
 	ctx, cancel := context.WithCancelCause(t.Context())
@@ -244,7 +245,7 @@ func TestASessionThatFailsAnswersEverything(t *testing.T) {
 		}
 		d.send("r4", "late")
 		synctest.Wait()
-		d.p.rejectUnavailable(d.p.queue.close())
+		d.p.refusals.rejectUnavailable(d.p.queue.close())
 		d.want(10*time.Millisecond, `r4 {"partition":0,"error":{"code":503,"reason":"unavailable"`)
 		d.p.replica.certifier.rollback()
 		if s := d.p.replica.certifier.stats(); s.InFlight != 0 || s.Locks != 0 {

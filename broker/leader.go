@@ -158,7 +158,7 @@ func (p *partition) sessionConfig(term uint64, end func(error)) sessionConfig {
 		queue: p.queue, certifier: p.replica.certifier, inflight: h.inflight,
 		propose: func(data []byte) proposal { return p.group.Propose(data) }, rejected: p.gate.fullError,
 		mark: func() uint64 { return p.replica.position().mark }, confirmLeader: func() bool { return p.confirmLeader(term) }, end: end,
-		nats: h.nats, replies: h.appends, feeds: h.feeds, feedKey: h.feedKey, adviseRefused: p.adviseRefused,
+		nats: h.nats, replies: h.appends, feeds: h.feeds, feedKey: h.feedKey, adviseRefused: p.refusals.advisory,
 	}
 }
 
@@ -173,7 +173,7 @@ func (p *partition) closeQueues(newLeader bool) {
 		if newLeader && p.host.nats.Interested(q.subject) {
 			p.forward(rest)
 		} else {
-			p.rejectUnavailable(rest)
+			p.refusals.rejectUnavailable(rest)
 		}
 	}
 }

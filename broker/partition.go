@@ -14,16 +14,15 @@ import (
 // partition is this node's replica of one partition: its log, its state and its Raft
 // group, and, while it leads, the session that serves it.
 type partition struct {
-	id        int
-	host      host
-	log       *slog.Logger
-	store     *wal.Log
-	replica   *replica
-	group     *raftstore.Group
-	queue     *queue
-	cursors   *queue
-	busyReply busyReply // when a queue is full
-	metrics   partitionMetrics
+	id      int
+	host    host
+	log     *slog.Logger
+	store   *wal.Log
+	replica *replica
+	group   *raftstore.Group
+	queue   *queue
+	cursors *queue
+	metrics partitionMetrics
 
 	serving atomic.Bool // a session of this node serves the partition
 	// readTerm is the latest term in which this node led and had applied every entry
@@ -40,6 +39,7 @@ type partition struct {
 	transfer   transfer
 	gate       diskGate
 	unsendable unsendable
+	refusals   refusals
 }
 
 // openPartition restores the partition's state from its log and starts its replica.
@@ -48,12 +48,12 @@ func openPartition(h host, id int, log *wal.Log, voters []string) (*partition, e
 	p := &partition{
 		id: id, host: h, log: h.log.With("partition", id),
 		store: log, queue: newQueue(h.queueBytes), cursors: newQueue(h.queueBytes),
-		metrics:   h.metrics.partition(id, h.stats),
-		busyReply: newBusyReply(id),
-		opened:    make(chan struct{}),
+		metrics: h.metrics.partition(id, h.stats),
+		opened:  make(chan struct{}),
 	}
 	p.replica = newReplica(p.store, h.replica, h.now, h.fail, &p.digests)
 	p.unsendable = unsendable{partition: id, names: h.names, log: p.log, store: log, nats: h.nats, position: p.replica.position}
+	p.refusals = p.newRefusals()
 	p.gate = diskGate{partition: id, self: h.name, space: h.space, peers: h.peers, announce: h.announce, queues: []*queue{p.queue, p.cursors}, opened: p.opened}
 	p.fencing = fencing{
 		partition: id, self: h.name, log: p.log, store: log, digests: &p.digests, session: &p.session,
@@ -123,13 +123,11 @@ func (p *partition) unserved() string {
 
 // onAppend queues appends and batches. It runs on the reading goroutine of the
 // connection and must not block.
-func (p *partition) onAppend(m *natslink.Message) { p.enqueue(p.queue, m) }
+func (p *partition) onAppend(m *natslink.Message) { p.refusals.enqueue(p.queue, m) }
 
-func (p *partition) enqueue(q *queue, m *natslink.Message) {
-	switch q.put(m) {
-	case full:
-		p.rejectBusy(m)
-	case closed:
-		p.rejectUnavailable([]*natslink.Message{m})
+func (p *partition) newRefusals() refusals {
+	return refusals{
+		partition: p.id, names: p.host.names, metrics: &p.metrics, sender: p.host.sender, encodeAdvisory: p.host.encodeAdvisory,
+		position: p.replica.position, mark: p.replica.mark.Load, busyReply: newBusyReply(p.id),
 	}
 }

@@ -24,7 +24,7 @@ func (p *partition) onRead(ctx context.Context, serve func(context.Context, *nat
 		}
 		err := p.host.startRead(func() {
 			began := time.Now()
-			defer func() { p.metrics.answered(p.endpoint(m), 1, time.Since(began)) }()
+			defer func() { p.metrics.answered(endpoint(p.host.names, m.Subject), 1, time.Since(began)) }()
 			term := p.readTerm.Load()
 			switch err := serve(ctx, m); {
 			case errors.Is(err, errNoSubscriber): // nor is there one for a refusal
@@ -73,7 +73,7 @@ func (p *partition) readError(err error) *subjects.Error {
 }
 
 func (p *partition) refuseRead(m *natslink.Message, e *subjects.Error) []byte {
-	p.metrics.refused(p.endpoint(m), e.Reason)
+	p.metrics.refused(endpoint(p.host.names, m.Subject), e.Reason)
 	return appendRefusal(nil, m.Reply, e, map[string]any{
 		"partition": p.id, "error": e, "high_water_mark": p.replica.position().mark,
 	})

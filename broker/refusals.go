@@ -1,0 +1,130 @@
+package broker
+
+import (
+	"context"
+	"strings"
+	"time"
+
+	"github.com/cantuslog/cantus/broker/internal/natslink"
+	"github.com/cantuslog/cantus/subjects"
+)
+
+func busyError(partition int) *subjects.Error {
+	return subjects.Errorf(subjects.Busy, "partition %d has too many requests waiting: back off and try again", partition)
+}
+
+// refusals refuses messages of a partition as a whole: those that its queues
+// have no room for, and those that this node does not serve.
+type refusals struct {
+	partition      int
+	names          subjects.Names
+	metrics        *partitionMetrics
+	sender         poster
+	encodeAdvisory func(event string, fields map[string]any) []byte
+	position       func() position
+	// mark returns the high-water mark. It takes no lock that is held for long, as
+	// position does while a large batch is applied.
+	mark      func() uint64
+	busyReply busyReply // when a queue is full
+}
+
+// enqueue puts a message in a queue, or rejects it. It does not block.
+func (r *refusals) enqueue(q *queue, m *natslink.Message) {
+	switch q.put(m) {
+	case full:
+		r.rejectBusy(m)
+	case closed:
+		r.rejectUnavailable([]*natslink.Message{m})
+	}
+}
+
+// rejectBusy replies to a message that the queue has no room for.
+func (r *refusals) rejectBusy(m *natslink.Message) {
+	if m.Reply == "" {
+		r.sender.Send(r.refuse(m, busyError(r.partition)))
+		return
+	}
+	r.metrics.refused(endpoint(r.names, m.Subject), r.busyReply.reason)
+	r.sender.Send(r.busyReply.append(nil, m.Reply, r.mark()))
+}
+
+// rejectUnavailable replies to messages that this node does not serve.
+func (r *refusals) rejectUnavailable(ms []*natslink.Message) {
+	for _, m := range ms {
+		r.sender.Send(r.refuse(m, subjects.Errorf(subjects.Unavailable,
+			"this node does not serve partition %d any more: try again", r.partition)))
+	}
+}
+
+// refuse returns the commands that refuse a message as a whole.
+func (r *refusals) refuse(m *natslink.Message, e *subjects.Error) []byte {
+	endpoint := endpoint(r.names, m.Subject)
+	r.metrics.refused(endpoint, e.Reason)
+	if m.Reply == "" {
+		return r.advisory(endpoint, msgID(m.Header), e)
+	}
+	mark := r.position().mark
+	return appendRefusal(nil, m.Reply, e, subjects.Reply{Partition: r.partition, Error: e, HighWaterMark: &mark})
+}
+
+// endpoint returns the name that discovery has for the endpoint of a request's
+// subject.
+func endpoint(names subjects.Names, subject string) string {
+	rest := subject[len(names.Prefix)+1:]
+	verb, _, _ := strings.Cut(rest, ".")
+	switch verb {
+	case "info":
+		return "partition_info"
+	case "replica":
+		return "replica_read"
+	}
+	return verb
+}
+
+// msgID returns the message id in a header block that was not decoded.
+func msgID(header []byte) (id []byte) {
+	_ = subjects.ScanBlock(header, func(key, value []byte) error {
+		if string(key) == subjects.HeaderMsgID {
+			id = value
+		}
+		return nil
+	})
+	return id
+}
+
+// advisory returns the advisory for a refusal that has no reply subject.
+func (r *refusals) advisory(endpoint string, msgID []byte, e *subjects.Error) []byte {
+	fields := map[string]any{"partition": r.partition, "endpoint": endpoint, "error": e}
+	if len(msgID) > 0 {
+		fields["msg_id"] = string(msgID)
+	}
+	return r.encodeAdvisory("refused", fields)
+}
+
+// trailing returns the last token of a subject.
+func trailing(subject string) string {
+	for i := len(subject) - 1; i >= 0; i-- {
+		if subject[i] == '.' {
+			return subject[i+1:]
+		}
+	}
+	return subject
+}
+
+// confirmLeader reports whether a majority confirms that this node still leads in a
+// term. Only then does it know where the log ends: a leader that was paused does not
+// know what others have committed since, and clients take `ahead` as final.
+func (p *partition) confirmLeader(term uint64) bool {
+	ctx, cancel := context.WithTimeout(context.Background(), confirmTime)
+	defer cancel()
+	return p.group.VerifyLeader(ctx, term) == nil
+}
+
+// confirmTime bounds the wait for a majority's confirmation.
+const confirmTime = 2 * time.Second
+
+// notConfirmedError refuses a request that is ahead of the log, or would be if this
+// node still led, which no majority confirms.
+func notConfirmedError(partition int) *subjects.Error {
+	return subjects.Errorf(subjects.Unavailable, "this node may not lead partition %d any more: nothing was done, try again", partition)
+}
