@@ -79,7 +79,8 @@ func without(names []string, name string) []string {
 // append that accept no refusal: requests that arrive meanwhile are forwarded
 // to the next leader.
 func TestNobodyIsRefusedWhileALeaderStops(t *testing.T) {
-	c := openNodes(t, 3, broker.Options{Partitions: 1})
+	// No follower is to stand for election on a busy machine.
+	c := openNodes(t, 3, broker.Options{Partitions: 1, ElectionTimeout: 3 * time.Second})
 	c.awaitPlaced("n1")
 	leader := c.leader(0, "n3")
 	rest := without(c.names, leader)

@@ -50,14 +50,15 @@ type host struct {
 	space     diskSpace
 
 	// The cluster.
-	peers        *peers
-	facts        func() (facts cluster.Facts, changed <-chan struct{})
-	mayLead      <-chan struct{} // closed when the node may lead
-	announce     func()          // has the node's status sent to the others soon
-	groupOptions func(id uint32, log *wal.Log, fsm raftstore.FSM, logger *slog.Logger) raftstore.Options
-	fail         func(error)  // stops the node
-	failed       func() error // why it was stopped, nil if it was not
-	background   func(func()) // runs a function that Close waits for
+	peers           *peers
+	facts           func() (facts cluster.Facts, changed <-chan struct{})
+	mayLead         <-chan struct{} // closed when the node may lead
+	electionTimeout time.Duration
+	announce        func() // has the node's status sent to the others soon
+	groupOptions    func(id uint32, log *wal.Log, fsm raftstore.FSM, logger *slog.Logger) raftstore.Options
+	fail            func(error)  // stops the node
+	failed          func() error // why it was stopped, nil if it was not
+	background      func(func()) // runs a function that Close waits for
 }
 
 // natsInfo is what the data path needs to know of the NATS server: its limits, and which

@@ -60,7 +60,7 @@ func openPartition(h host, id int, log *wal.Log, voters []string) (*partition, e
 		diverged: func() { h.metrics.diverged.WithLabelValues(label(id)).Set(1) },
 		advise:   h.advise, announce: h.announce, fail: h.fail, background: h.background, opened: p.opened,
 	}
-	p.transfer = transfer{partition: id, log: p.log, peers: h.peers, session: &p.session}
+	p.transfer = transfer{partition: id, log: p.log, peers: h.peers, session: &p.session, electionTimeout: h.electionTimeout}
 	opts := h.groupOptions(uint32(id), p.store, p.replica, p.log)
 	opts.Voters, opts.Full, opts.PeerFull = voters, p.gate.rejectsEntries, p.gate.peerFull
 	opts.HaltedItself, opts.PeerLostEntries = p.fencing.contradicted, p.fencing.peerForgot

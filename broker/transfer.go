@@ -23,7 +23,9 @@ type transfer struct {
 	group     *raftstore.Group
 	peers     *peers
 	session   *sessionEnd
-	failed    atomic.Int64 // when a transfer failed last, Unix nanoseconds
+	// electionTimeout is Options.ElectionTimeout.
+	electionTimeout time.Duration
+	failed          atomic.Int64 // when a transfer failed last, Unix nanoseconds
 }
 
 // sessionEnd ends the session that is under way, if there is one.
@@ -90,14 +92,14 @@ func (t *transfer) pickTransferee() (name string) {
 	return name
 }
 
-// newLeaderTime is how long messages wait for the new leader to serve the
-// partition.
-const newLeaderTime = 500 * time.Millisecond
+// minNewLeaderTime is how long messages wait at least for the new leader to serve
+// the partition. Where elections take longer, they wait for as long as one.
+const minNewLeaderTime = 500 * time.Millisecond
 
 // awaitNewLeader waits until another node says that it serves the partition,
-// and reports whether one did within newLeaderTime.
+// and reports whether one did in time.
 func (t *transfer) awaitNewLeader() bool {
-	patience := time.NewTimer(newLeaderTime)
+	patience := time.NewTimer(max(minNewLeaderTime, t.electionTimeout))
 	defer patience.Stop()
 	for {
 		heard := t.peers.next()

@@ -173,8 +173,9 @@ func (n *Node) host() host {
 		queueGroup: i.queueGroup(), feedKey: i.feedKey(), pacer: n.pacer, advise: n.advisories.publish, encodeAdvisory: n.advisories.encode,
 		metrics: n.metrics, stats: n.stats,
 		inflight: n.limits.inflight, scans: n.limits.scans, space: n.space,
-		startRead: func(serve func()) error { return n.limits.startRead(n.life, serve) },
-		peers:     n.peers, facts: n.meta.current, mayLead: n.life.mayLead, announce: n.gossip.announce, groupOptions: n.groupOptions,
+		startRead:       func(serve func()) error { return n.limits.startRead(n.life, serve) },
+		electionTimeout: i.opts.ElectionTimeout,
+		peers:           n.peers, facts: n.meta.current, mayLead: n.life.mayLead, announce: n.gossip.announce, groupOptions: n.groupOptions,
 		fail: n.life.fail, failed: n.Err, background: n.background,
 	}
 }
