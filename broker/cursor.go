@@ -69,7 +69,7 @@ func (p *partition) writeCursors(ctx context.Context, term uint64) {
 		for _, m := range p.cursors.take(cursorBatch, batchBytes) {
 			c, err := p.parseCursor(m)
 			if err != nil {
-				p.answerRead(p.refuseCursor(c, p.confirmRefusal(term, p.readError(err))))
+				p.requests.answer(p.refuseCursor(c, p.requests.confirmRefusal(term, p.requests.wireError(err))))
 				continue
 			}
 			calls = append(calls, c)
@@ -89,9 +89,9 @@ func (p *partition) serveCursors(ctx context.Context, term uint64, calls []curso
 	for _, c := range calls {
 		switch {
 		case c.write && err != nil:
-			out = append(out, p.refuseCursor(c, p.readError(err))...)
+			out = append(out, p.refuseCursor(c, p.requests.wireError(err))...)
 		case !c.write && readErr != nil:
-			out = append(out, p.refuseCursor(c, p.readError(readErr))...)
+			out = append(out, p.refuseCursor(c, p.requests.wireError(readErr))...)
 		case !c.write:
 			out = p.appendCursor(out, c, p.replica.cursor(c.name), nil)
 		default:
@@ -105,7 +105,7 @@ func (p *partition) serveCursors(ctx context.Context, term uint64, calls []curso
 		}
 	}
 	p.metrics.answered("cursor", len(calls), time.Since(began))
-	p.answerRead(out)
+	p.requests.answer(out)
 }
 
 // commitCursors commits the writes among calls and returns their results.

@@ -45,7 +45,7 @@ func newDataPath(t *testing.T) *dataPath {
 	}
 	d.p = &partition{host: h, log: h.log, queue: newQueue(h.queueBytes), metrics: h.metrics.partition(0, h.stats)}
 	d.p.replica = newReplica(nil, h.replica, h.now, func(err error) { t.Error(err) }, nil)
-	d.p.refusals = d.p.newRefusals()
+	d.p.wire()
 	d.group = newFakeGroup(d.p.replica)
 	d.running.Go(d.group.run)
 	ctx, cancel := context.WithCancelCause(t.Context())

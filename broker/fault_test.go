@@ -500,8 +500,8 @@ func TestWireErrors(t *testing.T) {
 	if got := wireError(both); got.Reason != subjects.Unknown {
 		t.Errorf("an entry that the store failed on: %v, and it may be there", got)
 	}
-	p := &partition{id: 3}
-	if got := p.readError(context.Canceled); got.Reason != subjects.Unavailable {
+	s := &requestServer{partition: 3}
+	if got := s.wireError(context.Canceled); got.Reason != subjects.Unavailable {
 		t.Errorf("a read that ended with its session: %v", got)
 	}
 }

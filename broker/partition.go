@@ -40,6 +40,9 @@ type partition struct {
 	gate       diskGate
 	unsendable unsendable
 	refusals   refusals
+	requests   requestServer
+	reader     reader
+	info       partitionInfo
 }
 
 // openPartition restores the partition's state from its log and starts its replica.
@@ -52,15 +55,7 @@ func openPartition(h host, id int, log *wal.Log, voters []string) (*partition, e
 		opened:  make(chan struct{}),
 	}
 	p.replica = newReplica(p.store, h.replica, h.now, h.fail, &p.digests)
-	p.unsendable = unsendable{partition: id, names: h.names, log: p.log, store: log, nats: h.nats, position: p.replica.position}
-	p.refusals = p.newRefusals()
-	p.gate = diskGate{partition: id, self: h.name, space: h.space, peers: h.peers, announce: h.announce, queues: []*queue{p.queue, p.cursors}, opened: p.opened}
-	p.fencing = fencing{
-		partition: id, self: h.name, log: p.log, store: log, digests: &p.digests, session: &p.session,
-		diverged: func() { h.metrics.diverged.WithLabelValues(label(id)).Set(1) },
-		advise:   h.advise, announce: h.announce, fail: h.fail, background: h.background, opened: p.opened,
-	}
-	p.transfer = transfer{partition: id, log: p.log, peers: h.peers, session: &p.session, electionTimeout: h.electionTimeout}
+	p.wire()
 	opts := h.groupOptions(uint32(id), p.store, p.replica, p.log)
 	opts.Voters, opts.Full, opts.PeerFull = voters, p.gate.rejectsEntries, p.gate.peerFull
 	opts.HaltedItself, opts.PeerLostEntries = p.fencing.contradicted, p.fencing.peerForgot
@@ -70,8 +65,43 @@ func openPartition(h host, id int, log *wal.Log, voters []string) (*partition, e
 	if err != nil {
 		return nil, fmt.Errorf("partition %d: %w", id, err)
 	}
-	p.group, p.gate.group, p.fencing.group, p.transfer.group = group, group, group, group
+	p.setGroup(group)
 	return p, nil
+}
+
+// wire makes the partition's parts. Those that need the group get it in
+// setGroup.
+func (p *partition) wire() {
+	h, position := &p.host, p.replica.position
+	p.unsendable = unsendable{partition: p.id, names: h.names, log: p.log, store: p.store, nats: h.nats, position: position}
+	p.gate = diskGate{partition: p.id, self: h.name, space: h.space, peers: h.peers, announce: h.announce, queues: []*queue{p.queue, p.cursors}, opened: p.opened}
+	p.fencing = fencing{
+		partition: p.id, self: h.name, log: p.log, store: p.store, digests: &p.digests, session: &p.session,
+		diverged: func() { h.metrics.diverged.WithLabelValues(label(p.id)).Set(1) },
+		advise:   h.advise, announce: h.announce, fail: h.fail, background: h.background, opened: p.opened,
+	}
+	p.transfer = transfer{partition: p.id, log: p.log, peers: h.peers, session: &p.session, electionTimeout: h.electionTimeout}
+	p.refusals = refusals{
+		partition: p.id, names: h.names, metrics: &p.metrics, sender: h.sender, encodeAdvisory: h.encodeAdvisory,
+		position: position, mark: p.replica.mark.Load, busyReply: newBusyReply(p.id),
+	}
+	p.requests = requestServer{
+		partition: p.id, names: h.names, log: p.log, metrics: &p.metrics, position: position,
+		start: h.startRead, answers: h.reads, refusals: h.readSender, term: p.readTerm.Load,
+	}
+	p.reader = reader{
+		partition: p.id, names: h.names, metrics: &p.metrics, store: p.store, position: position, newest: p.replica.certifier.newest,
+		unsendable: &p.unsendable, nats: h.nats, answers: h.reads, pacer: h.pacer, scans: h.scans,
+	}
+	p.info = partitionInfo{
+		partition: p.id, self: h.name, replica: p.replica, peers: h.peers, term: p.readTerm.Load,
+		fullText: p.gate.fullText, requests: &p.requests,
+	}
+}
+
+func (p *partition) setGroup(group *raftstore.Group) {
+	p.group, p.gate.group, p.fencing.group, p.transfer.group = group, group, group, group
+	p.requests.group, p.info.group = group, group
 }
 
 // report returns the node's report of its replica.
@@ -124,10 +154,3 @@ func (p *partition) unserved() string {
 // onAppend queues appends and batches. It runs on the reading goroutine of the
 // connection and must not block.
 func (p *partition) onAppend(m *natslink.Message) { p.refusals.enqueue(p.queue, m) }
-
-func (p *partition) newRefusals() refusals {
-	return refusals{
-		partition: p.id, names: p.host.names, metrics: &p.metrics, sender: p.host.sender, encodeAdvisory: p.host.encodeAdvisory,
-		position: p.replica.position, mark: p.replica.mark.Load, busyReply: newBusyReply(p.id),
-	}
-}

@@ -46,12 +46,12 @@ var errNoSubscriber = errors.New("broker: nobody listens to the answer")
 // answer early, with the message that says where to continue; the client reads on from
 // there, and that read is refused.
 type readAnswer struct {
-	p     *partition
-	q     query
-	reply string
-	enc   encoder
-	paced paced
-	most  int // bytes of a message
+	reader *reader
+	q      query
+	reply  string
+	enc    encoder
+	paced  paced
+	most   int // bytes of a message
 
 	next     uint64 // txid that is looked at next
 	sent     int    // transactions, those in out and pack included
@@ -72,33 +72,33 @@ type reached struct {
 }
 
 // read answers a query: the transactions, then the end.
-func (p *partition) read(ctx context.Context, reply string, q query) error {
-	most := p.host.nats.MaxPayload()
-	r := readAnswer{
-		p: p, q: q, reply: reply, next: q.from, done: reached{next: q.from}, enc: encoder{partition: p.id, names: p.host.names},
+func (r *reader) read(ctx context.Context, reply string, q query) error {
+	most := r.nats.MaxPayload()
+	a := readAnswer{
+		reader: r, q: q, reply: reply, next: q.from, done: reached{next: q.from}, enc: encoder{partition: r.partition, names: r.names},
 		most:  most,
 		pack:  packer{subject: reply, most: min(readChunk, most-chainRoom)},
-		paced: paced{pacer: p.host.pacer, reply: reply},
+		paced: paced{pacer: r.pacer, reply: reply},
 	}
 	timer := time.NewTimer(q.wait)
 	defer timer.Stop()
 	for {
-		at := p.replica.position()
-		if r.next < at.first {
-			return r.stop(ctx, wal.ErrTrimmed, at.mark)
+		at := r.position()
+		if a.next < at.first {
+			return a.stop(ctx, wal.ErrTrimmed, at.mark)
 		}
-		if err := r.scan(ctx, at); err != nil {
-			return r.stop(ctx, err, at.mark)
+		if err := a.scan(ctx, at); err != nil {
+			return a.stop(ctx, err, at.mark)
 		}
-		if r.sent > 0 || r.next <= at.mark || q.wait == 0 {
-			return r.finish(ctx, at.mark)
+		if a.sent > 0 || a.next <= at.mark || q.wait == 0 {
+			return a.finish(ctx, at.mark)
 		}
-		over, err := r.await(ctx, at, timer.C)
+		over, err := a.await(ctx, at, timer.C)
 		switch {
 		case err != nil:
 			return err
 		case over:
-			return r.finish(ctx, p.replica.position().mark)
+			return a.finish(ctx, r.position().mark)
 		}
 	}
 }
@@ -116,7 +116,7 @@ func (r *readAnswer) await(ctx context.Context, at position, timer <-chan time.T
 		case <-ctx.Done():
 			return false, ctx.Err()
 		case <-look.C:
-			if !r.p.host.nats.Wanted(r.reply) {
+			if !r.reader.nats.Wanted(r.reply) {
 				return false, errNoSubscriber
 			}
 		}
@@ -135,7 +135,7 @@ func (r *readAnswer) scan(ctx context.Context, at position) error {
 	defer r.releaseScan()
 	var t wal.Transaction
 	scanned, looked := 0, 0
-	for _, b := range r.p.store.Batches(r.next, at.index) {
+	for _, b := range r.reader.store.Batches(r.next, at.index) {
 		if b.Err != nil {
 			return b.Err
 		}
@@ -173,7 +173,7 @@ func (r *readAnswer) scan(ctx context.Context, at position) error {
 // acquireScan waits until the read may scan the log. A read that waits for its client
 // does not count among the scans.
 func (r *readAnswer) acquireScan(ctx context.Context) error {
-	scans := r.p.host.scans
+	scans := r.reader.scans
 	if !scans.TryAcquire(1) {
 		patient, cancel := context.WithTimeout(ctx, scanPatience)
 		defer cancel()
@@ -188,7 +188,7 @@ func (r *readAnswer) acquireScan(ctx context.Context) error {
 func (r *readAnswer) releaseScan() {
 	if r.scanning {
 		r.scanning = false
-		r.p.host.scans.Release(1)
+		r.reader.scans.Release(1)
 	}
 }
 
@@ -206,14 +206,14 @@ func (r *readAnswer) wanted(ctx context.Context) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	if !r.p.host.nats.Wanted(r.reply) {
+	if !r.reader.nats.Wanted(r.reply) {
 		return errNoSubscriber
 	}
 	return nil
 }
 
 func (r *readAnswer) add(ctx context.Context, t *wal.Transaction, size int) error {
-	if err := r.p.unsendable.mustFit(&r.enc, t, r.q.payload, r.q.packed, r.most); err != nil {
+	if err := r.reader.unsendable.mustFit(&r.enc, t, r.q.payload, r.q.packed, r.most); err != nil {
 		return err
 	}
 	if r.q.packed {
@@ -247,7 +247,7 @@ func (r *readAnswer) flush(ctx context.Context) error {
 	if err := r.paced.wait(ctx, len(r.out)); err != nil {
 		return err
 	}
-	err := r.p.host.reads.Send(r.out)
+	err := r.reader.answers.Send(r.out)
 	r.paced.written(len(r.out))
 	r.wrote += len(r.out)
 	r.out = r.out[:0]
@@ -288,6 +288,6 @@ func (r *readAnswer) stop(ctx context.Context, err error, mark uint64) error {
 }
 
 func (r *readAnswer) end(mark uint64) error {
-	r.p.metrics.read(r.done.sent)
-	return r.p.host.reads.Send(appendEnd(nil, r.reply, r.done, mark))
+	r.reader.metrics.read(r.done.sent)
+	return r.reader.answers.Send(appendEnd(nil, r.reply, r.done, mark))
 }

@@ -1,9 +1,7 @@
 package broker
 
 import (
-	"context"
 	"strings"
-	"time"
 
 	"github.com/cantuslog/cantus/broker/internal/natslink"
 	"github.com/cantuslog/cantus/subjects"
@@ -110,18 +108,6 @@ func trailing(subject string) string {
 	}
 	return subject
 }
-
-// confirmLeader reports whether a majority confirms that this node still leads in a
-// term. Only then does it know where the log ends: a leader that was paused does not
-// know what others have committed since, and clients take `ahead` as final.
-func (p *partition) confirmLeader(term uint64) bool {
-	ctx, cancel := context.WithTimeout(context.Background(), confirmTime)
-	defer cancel()
-	return p.group.VerifyLeader(ctx, term) == nil
-}
-
-// confirmTime bounds the wait for a majority's confirmation.
-const confirmTime = 2 * time.Second
 
 // notConfirmedError refuses a request that is ahead of the log, or would be if this
 // node still led, which no majority confirms.

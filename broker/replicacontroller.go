@@ -231,7 +231,7 @@ const (
 // deletes it or fetches what it lacks; a node that stops closes its replicas later.
 func (c *replicaController) serve(ctx context.Context, p *partition) {
 	running, cancel := context.WithCancel(ctx)
-	end, err := c.shared.add(c.names.ReplicaRead(c.id), p.onRead(running, p.serveReplicaRead))
+	end, err := c.shared.add(c.names.ReplicaRead(c.id), p.requests.handler(running, p.reader.serveReplicaRead))
 	if err != nil && ctx.Err() == nil {
 		c.log.Warn("replica reads are not served", "err", err)
 	}

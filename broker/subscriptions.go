@@ -28,11 +28,11 @@ func (p *partition) subscribe(ctx context.Context) ([]subscribed, error) {
 		{h.appends, h.names.Append(p.id), p.onAppend},
 		{h.appends, h.names.KeyedAppend(p.id, "*"), p.onAppend},
 		{h.appends, h.names.Batch(p.id), p.onAppend},
-		{h.reads, h.names.Read(p.id), p.onRead(ctx, p.serveRead)},
-		{h.reads, h.names.Get(p.id), p.onRead(ctx, p.serveGet)},
-		{h.reads, h.names.PartitionInfo(p.id), p.onRead(ctx, p.serveInfo)},
+		{h.reads, h.names.Read(p.id), p.requests.handler(ctx, p.reader.serveRead)},
+		{h.reads, h.names.Get(p.id), p.requests.handler(ctx, p.reader.serveGet)},
+		{h.reads, h.names.PartitionInfo(p.id), p.requests.handler(ctx, p.info.serve)},
 		{h.reads, h.names.Cursor(p.id, "*"), p.onCursor},
-		{h.reads, h.names.Admin("trim", label(p.id)), p.onRead(ctx, p.serveTrim)},
+		{h.reads, h.names.Admin("trim", label(p.id)), p.requests.handler(ctx, p.serveTrim)},
 	} {
 		// A queue group: while an old leader does not know of the new one, a
 		// request must reach one of the two, or "nothing was done" could be

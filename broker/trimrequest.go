@@ -39,7 +39,7 @@ func (p *partition) serveTrim(ctx context.Context, m *natslink.Message) error {
 		}
 	}
 	reply.FirstTxid = p.replica.position().first
-	p.answerRead(natslink.AppendPub(nil, m.Reply, mustJSON(reply)))
+	p.requests.answer(natslink.AppendPub(nil, m.Reply, mustJSON(reply)))
 	return nil
 }
 
