@@ -13,12 +13,26 @@ import (
 // cursorBatch bounds the writes that go into one entry.
 const cursorBatch = 1000
 
-// onCursor queues cursor requests; like onAppend it must not block.
-func (p *partition) onCursor(m *natslink.Message) {
+// cursorWriter answers the requests to a partition's cursors. Those that wait
+// in its queue are committed in one entry together.
+type cursorWriter struct {
+	partition int
+	queue     *queue
+	replica   *replica
+	group     *raftstore.Group
+	gate      *diskGate
+	now       func() time.Time // for the times of writes
+	metrics   *partitionMetrics
+	requests  *requestServer
+	refusals  *refusals
+}
+
+// onRequest queues cursor requests; like onAppend it must not block.
+func (w *cursorWriter) onRequest(m *natslink.Message) {
 	if m.Reply == "" && len(m.Payload) == 0 {
 		return // there is nowhere to send the answer
 	}
-	p.refusals.enqueue(p.cursors, m)
+	w.refusals.enqueue(w.queue, m)
 }
 
 // cursorCall is a cursor request that was checked.
@@ -29,7 +43,7 @@ type cursorCall struct {
 	wal.Cursor
 }
 
-func (p *partition) parseCursor(m *natslink.Message) (cursorCall, error) {
+func (w *cursorWriter) parse(m *natslink.Message) (cursorCall, error) {
 	c := cursorCall{reply: m.Reply, name: trailing(m.Subject), write: len(m.Payload) > 0}
 	if err := subjects.CheckCursor(c.name); err != nil || !c.write {
 		return c, err
@@ -45,7 +59,7 @@ func (p *partition) parseCursor(m *natslink.Message) (cursorCall, error) {
 	if body.Expected != nil {
 		c.Expected, c.HasExpected = *body.Expected, true
 	}
-	return c, p.replica.checkCursor(p.id, c)
+	return c, w.replica.checkCursor(w.partition, c)
 }
 
 // checkCursor refuses a position past the high-water mark, and one cursor too many.
@@ -61,39 +75,39 @@ func (r *replica) checkCursor(partition int, c cursorCall) error {
 	return nil
 }
 
-// writeCursors answers cursor requests as the leader in a term, until ctx ends. Writes
+// run answers cursor requests as the leader in a term, until ctx ends. Writes
 // that wait are committed in one entry together.
-func (p *partition) writeCursors(ctx context.Context, term uint64) {
-	for p.cursors.wait(ctx) {
+func (w *cursorWriter) run(ctx context.Context, term uint64) {
+	for w.queue.wait(ctx) {
 		calls := make([]cursorCall, 0, cursorBatch)
-		for _, m := range p.cursors.take(cursorBatch, batchBytes) {
-			c, err := p.parseCursor(m)
+		for _, m := range w.queue.take(cursorBatch, batchBytes) {
+			c, err := w.parse(m)
 			if err != nil {
-				p.requests.answer(p.refuseCursor(c, p.requests.confirmRefusal(term, p.requests.wireError(err))))
+				w.requests.answer(w.refuse(c, w.requests.confirmRefusal(term, w.requests.wireError(err))))
 				continue
 			}
 			calls = append(calls, c)
 		}
-		p.serveCursors(ctx, term, calls)
+		w.serve(ctx, term, calls)
 	}
 }
 
-func (p *partition) serveCursors(ctx context.Context, term uint64, calls []cursorCall) {
+func (w *cursorWriter) serve(ctx context.Context, term uint64, calls []cursorCall) {
 	began := time.Now()
-	results, err := p.commitCursors(calls)
+	results, err := w.commit(calls)
 	readErr := err
 	if results == nil {
-		readErr = p.group.VerifyLeader(ctx, term) // reads must be the latest; a commit proves it too
+		readErr = w.group.VerifyLeader(ctx, term) // reads must be the latest; a commit proves it too
 	}
 	var out []byte
 	for _, c := range calls {
 		switch {
 		case c.write && err != nil:
-			out = append(out, p.refuseCursor(c, p.requests.wireError(err))...)
+			out = append(out, w.refuse(c, w.requests.wireError(err))...)
 		case !c.write && readErr != nil:
-			out = append(out, p.refuseCursor(c, p.requests.wireError(readErr))...)
+			out = append(out, w.refuse(c, w.requests.wireError(readErr))...)
 		case !c.write:
-			out = p.appendCursor(out, c, p.replica.cursor(c.name), nil)
+			out = w.appendReply(out, c, w.replica.cursor(c.name), nil)
 		default:
 			r := results[0]
 			results = results[1:]
@@ -101,29 +115,29 @@ func (p *partition) serveCursors(ctx context.Context, term uint64, calls []curso
 			if !r.done {
 				refused = subjects.Errorf(subjects.WrongLast, "cursor %q stands at %d, not at %d", c.name, r.Txid, c.Expected)
 			}
-			out = p.appendCursor(out, c, r.cursor, refused)
+			out = w.appendReply(out, c, r.cursor, refused)
 		}
 	}
-	p.metrics.answered("cursor", len(calls), time.Since(began))
-	p.requests.answer(out)
+	w.metrics.answered("cursor", len(calls), time.Since(began))
+	w.requests.answer(out)
 }
 
-// commitCursors commits the writes among calls and returns their results.
-func (p *partition) commitCursors(calls []cursorCall) ([]cursorResult, error) {
-	var w wal.BatchWriter
-	w.Begin(wal.CursorWrites, p.replica.position().mark, p.host.now().UnixNano(), 0)
+// commit commits the writes among calls and returns their results.
+func (w *cursorWriter) commit(calls []cursorCall) ([]cursorResult, error) {
+	var b wal.BatchWriter
+	b.Begin(wal.CursorWrites, w.replica.position().mark, w.now().UnixNano(), 0)
 	for _, c := range calls {
 		if c.write {
-			w.AddCursor(c.Cursor)
+			b.AddCursor(c.Cursor)
 		}
 	}
-	if w.Count() == 0 {
+	if b.Count() == 0 {
 		return nil, nil
 	}
-	if err := p.gate.fullError(); err != nil {
+	if err := w.gate.fullError(); err != nil {
 		return nil, err
 	}
-	a, err := p.gate.outcome(p.group.Propose(w.Finish()))
+	a, err := w.gate.outcome(w.group.Propose(b.Finish()))
 	if err != nil {
 		return nil, err
 	}
@@ -139,22 +153,22 @@ func (r *replica) cursor(name string) cursor {
 	return r.cursors[name]
 }
 
-func (p *partition) refuseCursor(c cursorCall, e *subjects.Error) []byte {
-	return p.appendCursor(nil, c, p.replica.cursor(c.name), e)
+func (w *cursorWriter) refuse(c cursorCall, e *subjects.Error) []byte {
+	return w.appendReply(nil, c, w.replica.cursor(c.name), e)
 }
 
-func (p *partition) appendCursor(out []byte, c cursorCall, at cursor, refused *subjects.Error) []byte {
+func (w *cursorWriter) appendReply(out []byte, c cursorCall, at cursor, refused *subjects.Error) []byte {
 	if refused != nil {
-		p.metrics.refused("cursor", refused.Reason)
+		w.metrics.refused("cursor", refused.Reason)
 	}
 	if c.reply == "" {
 		if refused == nil {
 			return out
 		}
-		return append(out, p.refusals.advisory("cursor", nil, refused)...)
+		return append(out, w.refusals.advisory("cursor", nil, refused)...)
 	}
 	body := subjects.CursorReply{
-		Partition: p.id, Name: c.name, Txid: at.Txid, HighWaterMark: p.replica.position().mark, Error: refused,
+		Partition: w.partition, Name: c.name, Txid: at.Txid, HighWaterMark: w.replica.position().mark, Error: refused,
 	}
 	if at.Time != 0 {
 		body.Time = time.Unix(0, at.Time).UTC()

@@ -221,7 +221,7 @@ func QueueSizes(n *Node, partition int) [3]int {
 		defer q.mu.Unlock()
 		return q.most
 	}
-	return [3]int{most(p.queue), most(p.cursors), int(n.limits.queueBytes.Load())}
+	return [3]int{most(p.queue), most(p.cursors.queue), int(n.limits.queueBytes.Load())}
 }
 
 // RaftAddr returns the host:port at which other nodes reach this one for

@@ -108,10 +108,10 @@ func (p *partition) runLeader(ctx context.Context) error {
 		}
 	})
 	p.queue.open()
-	p.cursors.open()
+	p.cursors.queue.open()
 	p.session.cancel.Store(&cancel)
 	newSession(p.sessionConfig(term, cancel)).start(ctx, &background)
-	background.Go(func() { p.writeCursors(ctx, term) })
+	background.Go(func() { p.cursors.run(ctx, term) })
 	background.Go(func() { p.reconcile(ctx) })
 	subscribed, err := p.subscribeAll(ctx)
 	if err == nil {
@@ -168,7 +168,7 @@ func (p *partition) closeQueues(newLeader bool) {
 	for _, q := range []struct {
 		*queue
 		subject string
-	}{{p.queue, p.host.names.Append(p.id)}, {p.cursors, p.host.names.Cursor(p.id, "any")}} {
+	}{{p.queue, p.host.names.Append(p.id)}, {p.cursors.queue, p.host.names.Cursor(p.id, "any")}} {
 		rest := q.close()
 		if newLeader && p.host.nats.Interested(q.subject) {
 			p.forward(rest)

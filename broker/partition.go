@@ -21,7 +21,6 @@ type partition struct {
 	replica *replica
 	group   *raftstore.Group
 	queue   *queue
-	cursors *queue
 	metrics partitionMetrics
 
 	serving atomic.Bool // a session of this node serves the partition
@@ -43,6 +42,7 @@ type partition struct {
 	requests   requestServer
 	reader     reader
 	info       partitionInfo
+	cursors    cursorWriter
 }
 
 // openPartition restores the partition's state from its log and starts its replica.
@@ -50,7 +50,7 @@ type partition struct {
 func openPartition(h host, id int, log *wal.Log, voters []string) (*partition, error) {
 	p := &partition{
 		id: id, host: h, log: h.log.With("partition", id),
-		store: log, queue: newQueue(h.queueBytes), cursors: newQueue(h.queueBytes),
+		store: log, queue: newQueue(h.queueBytes),
 		metrics: h.metrics.partition(id, h.stats),
 		opened:  make(chan struct{}),
 	}
@@ -73,8 +73,9 @@ func openPartition(h host, id int, log *wal.Log, voters []string) (*partition, e
 // setGroup.
 func (p *partition) wire() {
 	h, position := &p.host, p.replica.position
+	cursors := newQueue(h.queueBytes)
 	p.unsendable = unsendable{partition: p.id, names: h.names, log: p.log, store: p.store, nats: h.nats, position: position}
-	p.gate = diskGate{partition: p.id, self: h.name, space: h.space, peers: h.peers, announce: h.announce, queues: []*queue{p.queue, p.cursors}, opened: p.opened}
+	p.gate = diskGate{partition: p.id, self: h.name, space: h.space, peers: h.peers, announce: h.announce, queues: []*queue{p.queue, cursors}, opened: p.opened}
 	p.fencing = fencing{
 		partition: p.id, self: h.name, log: p.log, store: p.store, digests: &p.digests, session: &p.session,
 		diverged: func() { h.metrics.diverged.WithLabelValues(label(p.id)).Set(1) },
@@ -97,11 +98,15 @@ func (p *partition) wire() {
 		partition: p.id, self: h.name, replica: p.replica, peers: h.peers, term: p.readTerm.Load,
 		fullText: p.gate.fullText, requests: &p.requests,
 	}
+	p.cursors = cursorWriter{
+		partition: p.id, queue: cursors, replica: p.replica, gate: &p.gate, now: h.now,
+		metrics: &p.metrics, requests: &p.requests, refusals: &p.refusals,
+	}
 }
 
 func (p *partition) setGroup(group *raftstore.Group) {
 	p.group, p.gate.group, p.fencing.group, p.transfer.group = group, group, group, group
-	p.requests.group, p.info.group = group, group
+	p.requests.group, p.info.group, p.cursors.group = group, group, group
 }
 
 // report returns the node's report of its replica.

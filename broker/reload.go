@@ -36,7 +36,7 @@ func (n *Node) Reload(opts Options) error {
 	}
 	for p := range n.replicas.open() { // one that is opened now takes it from limits
 		p.queue.resize(next.QueueBytes)
-		p.cursors.resize(next.QueueBytes)
+		p.cursors.queue.resize(next.QueueBytes)
 	}
 	n.space.check()
 	return nil
