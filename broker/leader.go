@@ -19,7 +19,7 @@ const leadPause = 20 * time.Millisecond
 // run serves the partition whenever this node leads it, until ctx ends.
 func (p *partition) run(ctx context.Context) {
 	var background sync.WaitGroup
-	background.Go(func() { p.runTrims(ctx.Done()) })
+	background.Go(func() { p.trimmer.run(ctx.Done()) })
 	background.Go(func() { p.unsendable.find(ctx) })
 	defer background.Wait()
 	for {

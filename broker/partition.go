@@ -43,6 +43,7 @@ type partition struct {
 	reader     reader
 	info       partitionInfo
 	cursors    cursorWriter
+	trimmer    trimmer
 }
 
 // openPartition restores the partition's state from its log and starts its replica.
@@ -102,11 +103,15 @@ func (p *partition) wire() {
 		partition: p.id, queue: cursors, replica: p.replica, gate: &p.gate, now: h.now,
 		metrics: &p.metrics, requests: &p.requests, refusals: &p.refusals,
 	}
+	p.trimmer = trimmer{
+		partition: p.id, log: p.log, store: p.store, replica: p.replica, gate: &p.gate, requests: &p.requests,
+		advise: h.advise, step: h.trimming,
+	}
 }
 
 func (p *partition) setGroup(group *raftstore.Group) {
 	p.group, p.gate.group, p.fencing.group, p.transfer.group = group, group, group, group
-	p.requests.group, p.info.group, p.cursors.group = group, group, group
+	p.requests.group, p.info.group, p.cursors.group, p.trimmer.group = group, group, group, group
 }
 
 // report returns the node's report of its replica.

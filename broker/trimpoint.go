@@ -109,7 +109,7 @@ func (r *replica) thin() {
 	}
 }
 
-// trimThrough makes runTrims trim the log through an index. r.mu is held.
+// trimThrough makes the trimmer trim the log through an index. r.mu is held.
 func (r *replica) trimThrough(index uint64) {
 	r.trimIndex = index
 	select {
@@ -233,50 +233,6 @@ func (r *replica) keepFrom(olderThan int64, keepBytes uint64) (keep uint64) {
 		return last + 1
 	}
 	return keep
-}
-
-// runTrims trims the log as trim records are applied, until stop is closed. A snapshot
-// is taken before each trim, so that a restart needs nothing that was trimmed.
-func (p *partition) runTrims(stop <-chan struct{}) {
-	for reported := uint64(0); ; {
-		reported = p.trimLog(reported)
-		select {
-		case <-stop:
-			return
-		case <-p.replica.trimmed:
-		}
-	}
-}
-
-// trimLog trims the log if a trim record was applied. It returns the oldest transaction
-// kept, and logs and publishes it unless it is reported.
-func (p *partition) trimLog(reported uint64) uint64 {
-	r := p.replica
-	r.mu.Lock()
-	through, txid := r.trimIndex, r.first
-	r.mu.Unlock()
-	if through == 0 || p.store.FirstIndex() > through {
-		return reported
-	}
-	step := p.host.trimming
-	if step == nil {
-		step = func(string) {}
-	}
-	step("snapshot")
-	err := p.group.Snapshot()
-	if err == nil {
-		step("trim")
-		err = p.group.Trim(through)
-	}
-	if err != nil {
-		p.log.Warn("trimmed transactions still use disk space", "err", err)
-		return reported
-	}
-	if txid != reported {
-		p.log.Info("trimmed", "first_txid", txid)
-		p.host.advise("trim", map[string]any{"partition": p.id, "first_txid": txid})
-	}
-	return txid
 }
 
 func trimRecord(keep uint64) []byte { return binary.BigEndian.AppendUint64(nil, keep) }
