@@ -62,7 +62,8 @@ func (w *cursorWriter) parse(m *natslink.Message) (cursorCall, error) {
 	return c, w.replica.checkCursor(w.partition, c)
 }
 
-// checkCursor refuses a position past the high-water mark, and one cursor too many.
+// checkCursor refuses a position past the high-water mark, and one cursor too
+// many.
 func (r *replica) checkCursor(partition int, c cursorCall) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()

@@ -47,6 +47,24 @@
 // The connections to the NATS server and the server itself are packages of their
 // own, internal/natslink and internal/natsserver.
 //
+// # The parts of a partition
+//
+// A partition makes its parts and takes them through its leader epochs
+// (partition.go, leader.go). No part has the partition.
+//
+//	replica        the state: a function of the log
+//	queue          the requests that wait
+//	refusals       refuses what the queues have no room for
+//	requestServer  runs the handlers of requests that are not appends
+//	reader         answers reads from the log
+//	partitionInfo  answers what a partition's state is
+//	cursorWriter   answers the requests to cursors
+//	trimmer        removes the oldest transactions
+//	diskGate       whether disks have room
+//	fencing        keeps a replica with a wrong log out of its group
+//	transfer       moves leadership to another node
+//	unsendable     finds transactions that are too large to send
+//
 // Reads (read.go) go past the way of an append, to the replica's log. All methods
 // of Node are safe for concurrent use.
 package broker

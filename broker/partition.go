@@ -11,8 +11,8 @@ import (
 	"github.com/cantuslog/cantus/wal"
 )
 
-// partition is this node's replica of one partition: its log, its state and its Raft
-// group, and, while it leads, the session that serves it.
+// partition is this node's replica of one partition: its log, its state and its
+// Raft group, and, while it leads, the session that serves it.
 type partition struct {
 	id      int
 	host    host
@@ -24,8 +24,8 @@ type partition struct {
 	metrics partitionMetrics
 
 	serving atomic.Bool // a session of this node serves the partition
-	// readTerm is the latest term in which this node led and had applied every entry
-	// committed in earlier terms.
+	// readTerm is the latest term in which this node led and had applied every
+	// entry committed in earlier terms.
 	readTerm     atomic.Uint64
 	caughtUp     atomic.Bool                           // the replica has caught up with its leader once
 	transferring bool                                  // the last session ended for a transfer, and none served since; owned by run
@@ -46,8 +46,9 @@ type partition struct {
 	trimmer    trimmer
 }
 
-// openPartition restores the partition's state from its log and starts its replica.
-// voters are the group's first members, nil unless this node is one of them.
+// openPartition restores the partition's state from its log and starts its
+// replica. voters are the group's first members, nil unless this node is one of
+// them.
 func openPartition(h host, id int, log *wal.Log, voters []string) (*partition, error) {
 	p := &partition{
 		id: id, host: h, log: h.log.With("partition", id),
@@ -140,8 +141,8 @@ func (p *partition) hasCaughtUp(r groupReport) bool {
 	return ok && r.Applied+maxLag >= leader.Commit
 }
 
-// unserved returns why the partition is not served, or this replica follows no leader;
-// "" if neither is the case.
+// unserved returns why the partition is not served, or this replica follows no
+// leader; "" if neither is the case.
 func (p *partition) unserved() string {
 	status := p.group.Status()
 	switch {

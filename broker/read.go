@@ -39,8 +39,8 @@ func (r *reader) serveRead(ctx context.Context, m *natslink.Message) error {
 	return r.read(ctx, m.Reply, q)
 }
 
-// serveReplicaRead answers a read from this replica's log: it waits for transactions
-// that the replica does not have yet.
+// serveReplicaRead answers a read from this replica's log: it waits for
+// transactions that the replica does not have yet.
 func (r *reader) serveReplicaRead(ctx context.Context, m *natslink.Message) error {
 	q, err := parseQuery(m.Payload)
 	if err != nil {

@@ -12,10 +12,12 @@ import (
 )
 
 const (
-	// readChunk is about how many bytes of an answer are encoded before they are sent.
+	// readChunk is about how many bytes of an answer are encoded before they
+	// are sent.
 	readChunk = 128 << 10
-	// scanBytes bounds how much of the log one filtered read scans, and answerBytes
-	// how much it sends, headers included; the answer says where to continue.
+	// scanBytes bounds how much of the log one filtered read scans, and
+	// answerBytes how much it sends, headers included; the answer says where to
+	// continue.
 	scanBytes   = 64 << 20
 	answerBytes = 4 * subjects.MaxReadBytes
 	// scanPart is about how much of the log a read scans before it checks again
@@ -23,28 +25,28 @@ const (
 	scanPart = 1 << 20
 	// scanPatience is how long a read waits for its turn to scan the log.
 	scanPatience = time.Second
-	// wantedEvery is how often a read that waits at the log's end checks whether the
-	// answer has a subscriber.
+	// wantedEvery is how often a read that waits at the log's end checks
+	// whether the answer has a subscriber.
 	wantedEvery = time.Second
 )
 
 // errScansBusy is returned when a read has waited for its turn too long.
 var errScansBusy = errors.New("broker: too many reads go through the log")
 
-// scansAtOnce returns how many reads scan logs at a time. More would not be faster, and
-// would leave no processor to anything else.
+// scansAtOnce returns how many reads scan logs at a time. More would not be
+// faster, and would leave no processor to anything else.
 func scansAtOnce() int64 { return int64(max(2, runtime.GOMAXPROCS(0))) }
 
 // errNoSubscriber ends a read whose reply subject has no subscriber any more.
 var errNoSubscriber = errors.New("broker: nobody listens to the answer")
 
-// readAnswer is the answer to a read in progress: it consists of any number of messages, each of
-// which names the transaction that was sent before it, so that a client notices
-// when one is missing.
+// readAnswer is the answer to a read in progress: it consists of any number of
+// messages, each of which names the transaction that was sent before it, so
+// that a client notices when one is missing.
 //
-// A read is refused only as long as it has sent nothing. An error after that ends the
-// answer early, with the message that says where to continue; the client reads on from
-// there, and that read is refused.
+// A read is refused only as long as it has sent nothing. An error after that
+// ends the answer early, with the message that says where to continue; the
+// client reads on from there, and that read is refused.
 type readAnswer struct {
 	reader *reader
 	q      query
@@ -103,7 +105,8 @@ func (r *reader) read(ctx context.Context, reply string, q query) error {
 	}
 }
 
-// await waits for the log to grow. over reports that the client's wait has ended first.
+// await waits for the log to grow. over reports that the client's wait has
+// ended first.
 func (r *readAnswer) await(ctx context.Context, at position, timer <-chan time.Time) (over bool, err error) {
 	look := time.NewTicker(wantedEvery)
 	defer look.Stop()
@@ -123,8 +126,8 @@ func (r *readAnswer) await(ctx context.Context, at position, timer <-chan time.T
 	}
 }
 
-// scan sends the transactions between next and the position that the query asks for, up
-// to its limits.
+// scan sends the transactions between next and the position that the query asks
+// for, up to its limits.
 func (r *readAnswer) scan(ctx context.Context, at position) error {
 	if r.next > at.mark {
 		return nil
@@ -170,8 +173,8 @@ func (r *readAnswer) scan(ctx context.Context, at position) error {
 	return nil
 }
 
-// acquireScan waits until the read may scan the log. A read that waits for its client
-// does not count among the scans.
+// acquireScan waits until the read may scan the log. A read that waits for its
+// client does not count among the scans.
 func (r *readAnswer) acquireScan(ctx context.Context) error {
 	scans := r.reader.scans
 	if !scans.TryAcquire(1) {
@@ -238,8 +241,8 @@ func (r *readAnswer) add(ctx context.Context, t *wal.Transaction, size int) erro
 	return r.acquireScan(ctx)
 }
 
-// flush sends the encoded messages, once the client is not too far behind with what was
-// sent to it before.
+// flush sends the encoded messages, once the client is not too far behind with
+// what was sent to it before.
 func (r *readAnswer) flush(ctx context.Context) error {
 	if len(r.out) == 0 {
 		return nil
@@ -271,8 +274,8 @@ func (r *readAnswer) finish(ctx context.Context, mark uint64) error {
 	return r.end(mark)
 }
 
-// stop ends an answer because of an error: with the message that says where to continue
-// if anything was sent; otherwise it returns the error.
+// stop ends an answer because of an error: with the message that says where to
+// continue if anything was sent; otherwise it returns the error.
 func (r *readAnswer) stop(ctx context.Context, err error, mark uint64) error {
 	if errors.Is(err, errNoSubscriber) {
 		return err

@@ -20,8 +20,8 @@ type refusals struct {
 	sender         poster
 	encodeAdvisory func(event string, fields map[string]any) []byte
 	position       func() position
-	// mark returns the high-water mark. It takes no lock that is held for long, as
-	// position does while a large batch is applied.
+	// mark returns the high-water mark. It takes no lock that is held for long,
+	// as position does while a large batch is applied.
 	mark      func() uint64
 	busyReply busyReply // when a queue is full
 }
@@ -109,8 +109,8 @@ func trailing(subject string) string {
 	return subject
 }
 
-// notConfirmedError refuses a request that is ahead of the log, or would be if this
-// node still led, which no majority confirms.
+// notConfirmedError refuses a request that is ahead of the log, or would be if
+// this node still led, which no majority confirms.
 func notConfirmedError(partition int) *subjects.Error {
 	return subjects.Errorf(subjects.Unavailable, "this node may not lead partition %d any more: nothing was done, try again", partition)
 }

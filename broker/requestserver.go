@@ -28,8 +28,8 @@ type requestServer struct {
 	group     *raftstore.Group
 }
 
-// readsAtOnce bounds the reads that the node serves at a time, those that wait at
-// the end of a log included.
+// readsAtOnce bounds the reads that the node serves at a time, those that wait
+// at the end of a log included.
 const readsAtOnce = 4096
 
 var errTooManyReads = errors.New("broker: too many reads")
@@ -104,9 +104,10 @@ func (s *requestServer) answer(out []byte) {
 	}
 }
 
-// confirmLeader reports whether a majority confirms that this node still leads in a
-// term. Only then does it know where the log ends: a leader that was paused does not
-// know what others have committed since, and clients take `ahead` as final.
+// confirmLeader reports whether a majority confirms that this node still leads
+// in a term. Only then does it know where the log ends: a leader that was
+// paused does not know what others have committed since, and clients take
+// `ahead` as final.
 func (s *requestServer) confirmLeader(term uint64) bool {
 	ctx, cancel := context.WithTimeout(context.Background(), confirmTime)
 	defer cancel()

@@ -28,8 +28,9 @@ type trimmer struct {
 	step func(name string)
 }
 
-// run trims the log as trim records are applied, until stop is closed. A snapshot
-// is taken before each trim, so that a restart needs nothing that was trimmed.
+// run trims the log as trim records are applied, until stop is closed. A
+// snapshot is taken before each trim, so that a restart needs nothing that was
+// trimmed.
 func (t *trimmer) run(stop <-chan struct{}) {
 	for reported := uint64(0); ; {
 		reported = t.trimLog(reported)
@@ -41,8 +42,8 @@ func (t *trimmer) run(stop <-chan struct{}) {
 	}
 }
 
-// trimLog trims the log if a trim record was applied. It returns the oldest transaction
-// kept, and logs and publishes it unless it is reported.
+// trimLog trims the log if a trim record was applied. It returns the oldest
+// transaction kept, and logs and publishes it unless it is reported.
 func (t *trimmer) trimLog(reported uint64) uint64 {
 	r := t.replica
 	r.mu.Lock()
@@ -104,12 +105,13 @@ func (t *trimmer) serve(ctx context.Context, m *natslink.Message) error {
 	return nil
 }
 
-// batch returns the batch that trims the transactions before txid keep. It keeps those
-// from the oldest transaction on whose message id still counts: no replica could remember
-// that id after a restart. If that transaction is before keep, id is its txid.
+// batch returns the batch that trims the transactions before txid keep. It
+// keeps those from the oldest transaction on whose message id still counts: no
+// replica could remember that id after a restart. If that transaction is before
+// keep, id is its txid.
 //
-// The batch's time becomes the partition's time, so that an id which no longer counts now
-// does not count afterwards either.
+// The batch's time becomes the partition's time, so that an id which no longer
+// counts now does not count afterwards either.
 func (t *trimmer) batch(keep uint64) (batch []byte, id uint64) {
 	keep, id, last, now := t.replica.certifier.trimFrom(keep)
 	var w wal.BatchWriter

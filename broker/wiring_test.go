@@ -5,6 +5,7 @@ import (
 	"go/parser"
 	"go/token"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -13,13 +14,29 @@ import (
 // with Open, has a field, a parameter or a result of type *Node; and the
 // methods of Node are in the files that open, wire, reload and close it.
 func TestNoPartHasTheNode(t *testing.T) {
-	own := map[string]bool{"node.go": true, "wiring.go": true, "reload.go": true, "close.go": true}
+	checkHolders(t, "Node", []string{"node.go"}, []string{"node.go", "wiring.go", "reload.go", "close.go"})
+}
+
+// No part of a partition has the partition, or all that it is given by its node.
+// Only those that open, close and list replicas have a partition, and its
+// methods are in the files that wire its parts and take it through a leader
+// epoch.
+func TestNoPartHasThePartition(t *testing.T) {
+	checkHolders(t, "partition", []string{"partition.go", "replicacontroller.go", "replicas.go", "metrics.go"},
+		[]string{"partition.go", "leader.go", "subscriptions.go", "reconcile.go"})
+	checkHolders(t, "host", []string{"partition.go", "wiring.go", "replicacontroller.go"}, nil)
+}
+
+// checkHolders reports fields, parameters and results of a type outside some
+// files, and its methods outside others.
+func checkHolders(t *testing.T, typ string, holders, methods []string) {
+	t.Helper()
 	files := token.NewFileSet()
 	names, err := filepath.Glob("*.go")
 	if err != nil {
 		t.Fatal(err)
 	}
-	fields := 0
+	fields, held := 0, map[string]bool{}
 	for _, name := range names {
 		if strings.HasSuffix(name, "_test.go") {
 			continue
@@ -28,43 +45,52 @@ func TestNoPartHasTheNode(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+		receivers := map[*ast.Field]bool{}
 		ast.Inspect(file, func(n ast.Node) bool {
-			if f, is := n.(*ast.FuncDecl); is && f.Recv != nil && namesNode(f.Recv.List[0].Type) {
-				if !own[name] {
-					t.Errorf("%s: a method of the node: let a part state what it needs, and have the method", files.Position(f.Pos()))
+			switch n := n.(type) {
+			case *ast.FuncDecl:
+				if n.Recv == nil || !hasType(n.Recv.List[0].Type, typ) {
+					return true
 				}
-				ast.Inspect(f.Type, check(t, files, name == "node.go", &fields))
-				ast.Inspect(f.Body, check(t, files, name == "node.go", &fields))
-				return false // the receiver may be the node
+				receivers[n.Recv.List[0]] = true
+				if held[name] = true; !slices.Contains(methods, name) {
+					t.Errorf("%s: a method of %s: let a part state what it needs, and have the method", files.Position(n.Pos()), typ)
+				}
+			case *ast.Field:
+				if fields++; receivers[n] || !hasType(n.Type, typ) {
+					return true
+				}
+				if held[name] = true; !slices.Contains(holders, name) {
+					t.Errorf("%s: a part must not have %s: let it state what it needs", files.Position(n.Pos()), typ)
+				}
 			}
-			check(t, files, name == "node.go", &fields)(n)
 			return true
 		})
 	}
 	if fields < 500 {
 		t.Errorf("the test has seen %d fields and parameters: it would miss some", fields)
 	}
-}
-
-// check reports fields, parameters and results that are the node.
-func check(t *testing.T, files *token.FileSet, may bool, seen *int) func(ast.Node) bool {
-	return func(n ast.Node) bool {
-		if f, is := n.(*ast.Field); is {
-			if *seen++; !may && namesNode(f.Type) {
-				t.Errorf("%s: a part must not have the node: let it state what it needs", files.Position(f.Pos()))
-			}
+	for _, name := range slices.Concat(holders, methods) {
+		if !held[name] {
+			t.Errorf("%s has no %s and no method of it any more: remove it from the list", name, typ)
 		}
-		return true
 	}
 }
 
-// namesNode reports whether a type is made of the node's: *Node, []*Node, func(*Node).
-func namesNode(typ ast.Expr) (is bool) {
+// hasType reports whether a type is made of a named one of this package: for
+// Node, *Node, []*Node and func(*Node) are.
+func hasType(typ ast.Expr, name string) (has bool) {
 	ast.Inspect(typ, func(n ast.Node) bool {
-		if id, ok := n.(*ast.Ident); ok && id.Name == "Node" {
-			is = true
+		switch n := n.(type) {
+		case *ast.Field:
+			has = has || hasType(n.Type, name) // its own name is not a type
+			return false
+		case *ast.SelectorExpr:
+			return false
+		case *ast.Ident:
+			has = has || n.Name == name
 		}
-		return !is
+		return !has
 	})
-	return is
+	return has
 }
