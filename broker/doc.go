@@ -23,11 +23,11 @@
 //	  responder replies, batch by batch, in order
 //	  publisher feeds the transactions to subscribers
 //
-// Sequencer, responder and publisher are the stages of a session, which serves a
-// partition for one leader epoch. Several batches may be in flight; a refusal that
-// depends on one of them is answered after it. If a proposal fails, the session
-// ends, every batch in flight is answered by its own outcome, and the next session
-// begins behind a barrier.
+// Sequencer, responder and publisher are the stages of a session, which serves
+// a partition for one leader epoch. Several batches may be in flight; a refusal
+// that depends on one of them is answered after it. If a proposal fails, the
+// session ends, every batch in flight is answered by its own outcome, and the
+// next session begins behind a barrier.
 //
 // # The parts of a node
 //
@@ -44,8 +44,8 @@
 //	replicaController  opens, fetches and deletes this node's replica of a partition
 //	generations        the recognition of older copies of data directories
 //
-// The connections to the NATS server and the server itself are packages of their
-// own, internal/natslink and internal/natsserver.
+// The connections to the NATS server and the server itself are packages of
+// their own, internal/natslink and internal/natsserver.
 //
 // # The parts of a partition
 //
@@ -65,6 +65,6 @@
 //	transfer       moves leadership to another node
 //	unsendable     finds transactions that are too large to send
 //
-// Reads (read.go) go past the way of an append, to the replica's log. All methods
-// of Node are safe for concurrent use.
+// Reads (read.go) go past the way of an append, to the replica's log. All
+// methods of Node are safe for concurrent use.
 package broker

@@ -11,8 +11,8 @@ import (
 	"github.com/cantuslog/cantus/wal"
 )
 
-// Messages that a partition sends are encoded here, appended to buffers by hand where
-// there is one for each transaction.
+// Messages that a partition sends are encoded here, appended to buffers by hand
+// where there is one for each transaction.
 
 func appendTime(dst []byte, ns int64) []byte {
 	return time.Unix(0, ns).UTC().AppendFormat(dst, time.RFC3339Nano)
@@ -26,7 +26,8 @@ func appendSuccess(dst []byte, partition int, o outcome) []byte {
 	return append(dst, '}')
 }
 
-// appendTxid appends the fields that a reply and a run of a batch reply have in common.
+// appendTxid appends the fields that a reply and a run of a batch reply have in
+// common.
 func appendTxid(dst []byte, o outcome) []byte {
 	dst = append(dst, `"txid":`...)
 	dst = strconv.AppendUint(dst, o.txid, 10)
@@ -40,8 +41,8 @@ func appendTxid(dst []byte, o outcome) []byte {
 	return dst
 }
 
-// appendReply appends the reply to an append. A refusal larger than room is sent
-// without its details.
+// appendReply appends the reply to an append. A refusal larger than room is
+// sent without its details.
 func appendReply(dst []byte, subject string, partition int, o outcome, mark uint64, room int) []byte {
 	if o.err == nil {
 		var body [160]byte
@@ -62,18 +63,18 @@ func brief(e *subjects.Error) *subjects.Error {
 	return &subjects.Error{Code: e.Code, Reason: e.Reason, Txid: e.Txid}
 }
 
-// outcomeBytes is an upper bound of one outcome in a batch reply, a success or a brief
-// refusal.
+// outcomeBytes is an upper bound of one outcome in a batch reply, a success or
+// a brief refusal.
 const outcomeBytes = 160
 
-// appendRefusal appends a refusal as NATS services send it: with the code and the
-// reason in headers, and the subject's body.
+// appendRefusal appends a refusal as NATS services send it: with the code and
+// the reason in headers, and the subject's body.
 func appendRefusal(dst []byte, subject string, e *subjects.Error, body any) []byte {
 	return natslink.AppendHPub(dst, subject, refusalHeader(e), mustJSON(body))
 }
 
-// busyReply is a `busy` refusal encoded once: an overloaded partition must not spend
-// time on encoding it.
+// busyReply is a `busy` refusal encoded once: an overloaded partition must not
+// spend time on encoding it.
 type busyReply struct {
 	reason subjects.Reason
 	header []byte
@@ -100,8 +101,8 @@ func refusalHeader(e *subjects.Error) []byte {
 	return subjects.AppendBlockEnd(h)
 }
 
-// oneLine replaces control characters, which a header can't hold: s may quote anything
-// from a client.
+// oneLine replaces control characters, which a header can't hold: s may quote
+// anything from a client.
 func oneLine(s string) string {
 	b := []byte(s)
 	for i, c := range b {
@@ -123,8 +124,8 @@ func mustJSON(v any) []byte {
 	return bytes.TrimSuffix(b.Bytes(), []byte("\n"))
 }
 
-// appendBatchReply appends the reply with all outcomes of a batch message. Refusals
-// have their details as far as there is room.
+// appendBatchReply appends the reply with all outcomes of a batch message.
+// Refusals have their details as far as there is room.
 func appendBatchReply(dst []byte, c *batchMessage, partition int, mark uint64, room int) []byte {
 	details := room - outcomeBytes*(len(c.outcomes)+1)
 	body := make([]byte, 0, 256)
@@ -164,7 +165,8 @@ func appendBatchReply(dst []byte, c *batchMessage, partition int, mark uint64, r
 	return natslink.AppendPub(dst, c.reply, body)
 }
 
-// continues reports whether o is the nth outcome of the run that begins with first.
+// continues reports whether o is the nth outcome of the run that begins with
+// first.
 func continues(first, o outcome, n int) bool {
 	return o.err == nil && !o.duplicate && o.txid == first.txid+uint64(n) && o.time == first.time+int64(n)
 }
@@ -215,8 +217,8 @@ func (e *encoder) append(dst []byte, subject string, t *wal.Transaction, payload
 	return natslink.AppendHPub(dst, subject, h, t.Payload)
 }
 
-// appendPrevious appends the header by which a message of an answer to a read names the
-// transaction before its own.
+// appendPrevious appends the header by which a message of an answer to a read
+// names the transaction before its own.
 func appendPrevious(h []byte, txid uint64) []byte {
 	h = append(h, subjects.HeaderPrevious+": "...)
 	h = strconv.AppendUint(h, txid, 10)
@@ -238,8 +240,8 @@ func (e *encoder) size(t *wal.Transaction, payload, packed bool, enough int) int
 	return chainRoom + len(e.append(nil, "", t, payload))
 }
 
-// appendSent appends what a transaction's writer sent, apart from kind and payload, as
-// lines of a header block.
+// appendSent appends what a transaction's writer sent, apart from kind and
+// payload, as lines of a header block.
 func appendSent(h []byte, t *wal.Transaction) []byte {
 	if t.HasHighWaterMark {
 		h = append(h, subjects.HeaderHighWaterMark+": "...)
@@ -253,8 +255,8 @@ func appendSent(h []byte, t *wal.Transaction) []byte {
 	return append(h, t.Header...)
 }
 
-// appendLocks appends one line for each mode with all of its names: not every client
-// can read a repeated header.
+// appendLocks appends one line for each mode with all of its names: not every
+// client can read a repeated header.
 func appendLocks(h []byte, locks []wal.Lock) []byte {
 	if len(locks) == 0 {
 		return h
@@ -272,8 +274,8 @@ func appendLocks(h []byte, locks []wal.Lock) []byte {
 	return h
 }
 
-// appendPacked appends t as one transaction of a packed message. It has no header block
-// if it consists of a payload alone.
+// appendPacked appends t as one transaction of a packed message. It has no
+// header block if it consists of a payload alone.
 func (e *encoder) appendPacked(dst []byte, t *wal.Transaction, payload bool) []byte {
 	h := subjects.AppendBlockStart(e.header[:0])
 	start := len(h)
@@ -294,8 +296,8 @@ func (e *encoder) appendPacked(dst []byte, t *wal.Transaction, payload bool) []b
 	return subjects.AppendPacked(dst, p)
 }
 
-// packer packs transactions into the messages of a packed read, each of which names the
-// transaction before it.
+// packer packs transactions into the messages of a packed read, each of which
+// names the transaction before it.
 type packer struct {
 	subject string
 	most    int // bytes in a message, unless one transaction alone has more
@@ -305,8 +307,8 @@ type packer struct {
 	previous, last uint64 // txids: before the message, and the last in it
 }
 
-// add adds t to the message. If the message would become too large, add appends it to
-// dst, and t begins the next one.
+// add adds t to the message. If the message would become too large, add appends
+// it to dst, and t begins the next one.
 func (k *packer) add(dst []byte, e *encoder, t *wal.Transaction, payload bool) []byte {
 	before := len(k.pack)
 	k.pack = e.appendPacked(k.pack, t, payload)

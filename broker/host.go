@@ -15,8 +15,8 @@ import (
 	"github.com/cantuslog/cantus/wal"
 )
 
-// host is what a partition needs of its node. A partition knows nothing else of its node,
-// so tests can replace each part.
+// host is what a partition needs of its node. A partition knows nothing else of
+// its node, so tests can replace each part.
 type host struct {
 	name       string // of the node
 	names      subjects.Names
@@ -26,8 +26,8 @@ type host struct {
 	now        func() time.Time // for the times of transactions
 	queueBytes int              // capacity of each queue
 	replica    replicaOptions
-	// trimming, if not nil, is called before each step of trimming a log. It is for
-	// tests.
+	// trimming, if not nil, is called before each step of trimming a log. It is
+	// for tests.
 	trimming func(step string)
 
 	// Messages. Connections may block; senders never do.
@@ -61,8 +61,8 @@ type host struct {
 	background      func(func()) // runs a function that Close waits for
 }
 
-// natsInfo is what the data path needs to know of the NATS server: its limits, and which
-// subjects have subscribers.
+// natsInfo is what the data path needs to know of the NATS server: its limits,
+// and which subjects have subscribers.
 type natsInfo interface {
 	MaxPayload() int                // bytes of a message, headers included
 	LimitsChanged() <-chan struct{} // closed when MaxPayload changes
@@ -75,8 +75,8 @@ type transmitter interface {
 	Send(commands []byte) error
 }
 
-// poster queues whole protocol commands for the NATS server, and sends them in order. It
-// never blocks.
+// poster queues whole protocol commands for the NATS server, and sends them in
+// order. It never blocks.
 type poster interface {
 	Send(commands []byte)
 }

@@ -12,8 +12,8 @@ import (
 	"github.com/cantuslog/cantus/raftstore"
 )
 
-// leadPause is the wait after a session has ended or could not begin: each beginning
-// costs an entry of the log.
+// leadPause is the wait after a session has ended or could not begin: each
+// beginning costs an entry of the log.
 const leadPause = 20 * time.Millisecond
 
 // run serves the partition whenever this node leads it, until ctx ends.
@@ -44,9 +44,9 @@ func (p *partition) run(ctx context.Context) {
 	}
 }
 
-// awaitLoss waits until leadership has ended, and reports whether it did before ctx.
-// changes may still hold a change from before this leadership began, so each is checked
-// against leads.
+// awaitLoss waits until leadership has ended, and reports whether it did before
+// ctx. changes may still hold a change from before this leadership began, so
+// each is checked against leads.
 func awaitLoss(ctx context.Context, changes <-chan bool, leads func() bool) bool {
 	for leads() {
 		select {
@@ -76,9 +76,9 @@ func logEnd(log *slog.Logger, msg string, err error, expected bool) {
 	log.Log(context.Background(), level, msg, "because", err)
 }
 
-// runLeader serves the partition for one leader epoch: from the barrier behind which
-// its state is the newest until leadership is lost or transferred, a proposal fails,
-// or ctx ends.
+// runLeader serves the partition for one leader epoch: from the barrier behind
+// which its state is the newest until leadership is lost or transferred, a
+// proposal fails, or ctx ends.
 func (p *partition) runLeader(ctx context.Context) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
@@ -132,9 +132,9 @@ func (p *partition) runLeader(ctx context.Context) error {
 	return why
 }
 
-// finishTransfer transfers leadership if the session ended for that, or because the
-// node stops, once its goroutines have ended. It reports whether another node serves
-// the partition then.
+// finishTransfer transfers leadership if the session ended for that, or because
+// the node stops, once its goroutines have ended. It reports whether another
+// node serves the partition then.
 func (p *partition) finishTransfer(why error, session *sync.WaitGroup) bool {
 	transfer, asked := errors.AsType[transferError](why)
 	if !asked && (!errors.Is(why, context.Canceled) || p.host.failed() != nil) {
@@ -162,8 +162,8 @@ func (p *partition) sessionConfig(term uint64, end func(error)) sessionConfig {
 	}
 }
 
-// closeQueues closes the queues. Messages that wait in them are forwarded to the new
-// leader, if one serves the partition, and rejected otherwise.
+// closeQueues closes the queues. Messages that wait in them are forwarded to
+// the new leader, if one serves the partition, and rejected otherwise.
 func (p *partition) closeQueues(newLeader bool) {
 	for _, q := range []struct {
 		*queue

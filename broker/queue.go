@@ -8,8 +8,8 @@ import (
 	"github.com/cantuslog/cantus/broker/internal/natslink"
 )
 
-// queue holds the messages that wait for a partition's sequencer, or for its cursor
-// writer, bounded in bytes. One goroutine takes; any number put.
+// queue holds the messages that wait for a partition's sequencer, or for its
+// cursor writer, bounded in bytes. One goroutine takes; any number put.
 type queue struct {
 	mu       sync.Mutex
 	items    []*natslink.Message
@@ -44,7 +44,8 @@ func (q *queue) open() {
 	q.isOpen = true
 }
 
-// close has the queue accept no more messages, and returns those that were waiting.
+// close has the queue accept no more messages, and returns those that were
+// waiting.
 func (q *queue) close() []*natslink.Message {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -63,8 +64,9 @@ const (
 	closed
 )
 
-// maxQueueWait is how long the oldest message may have waited when another one is
-// accepted. A message behind it would be answered after most clients have given up.
+// maxQueueWait is how long the oldest message may have waited when another one
+// is accepted. A message behind it would be answered after most clients have
+// given up.
 const maxQueueWait = time.Second
 
 // put never blocks.
@@ -86,10 +88,10 @@ func (q *queue) put(m *natslink.Message) putResult {
 	return queued
 }
 
-// shouldFlush reports whether the waiting messages should be taken: they are as many
-// bytes as are in flight, or a whole batch. So batches are large under load, and a
-// message alone does not wait: each batch costs a round of Raft and a sync of three
-// disks, whatever its size. mu is held.
+// shouldFlush reports whether the waiting messages should be taken: they are as
+// many bytes as are in flight, or a whole batch. So batches are large under
+// load, and a message alone does not wait: each batch costs a round of Raft and
+// a sync of three disks, whatever its size. mu is held.
 func (q *queue) shouldFlush() bool {
 	return len(q.items) > 0 && (q.rejecting || q.bytes >= min(q.inflight, batchBytes, q.most/2))
 }
@@ -113,8 +115,8 @@ func (q *queue) reject(on bool) {
 	q.wake()
 }
 
-// addInflight adds n to the bytes taken from the queue whose outcome is unknown; a
-// negative n removes them.
+// addInflight adds n to the bytes taken from the queue whose outcome is
+// unknown; a negative n removes them.
 func (q *queue) addInflight(n int) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -130,8 +132,8 @@ func cost(ms []*natslink.Message) (bytes int) {
 	return bytes
 }
 
-// wait blocks until messages should be taken, or until ctx ends, when it returns
-// false.
+// wait blocks until messages should be taken, or until ctx ends, when it
+// returns false.
 func (q *queue) wait(ctx context.Context) bool {
 	for {
 		q.mu.Lock()
@@ -148,8 +150,9 @@ func (q *queue) wait(ctx context.Context) bool {
 	}
 }
 
-// take removes messages from the front, in order: at most count, and at most bytes
-// of them unless the first alone has more. The slice is valid until the next take.
+// take removes messages from the front, in order: at most count, and at most
+// bytes of them unless the first alone has more. The slice is valid until the
+// next take.
 func (q *queue) take(count, bytes int) []*natslink.Message {
 	q.mu.Lock()
 	defer q.mu.Unlock()

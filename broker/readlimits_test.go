@@ -81,8 +81,8 @@ func (l *logged) has(part string) bool {
 
 func (l *logged) logger() *slog.Logger { return slog.New(slog.NewTextHandler(l, nil)) }
 
-// TestStoredTransactionsTooLargeToSend lowers max_payload below a transaction: it
-// is refused by name, and nobody else's answers are lost.
+// TestStoredTransactionsTooLargeToSend lowers max_payload below a transaction:
+// it is refused by name, and nobody else's answers are lost.
 func TestStoredTransactionsTooLargeToSend(t *testing.T) {
 	dir := t.TempDir()
 	large := strings.Repeat("x", 30_000)
@@ -144,8 +144,8 @@ func TestStoredTransactionsTooLargeToSend(t *testing.T) {
 	eventually(t, "it is trimmed", func() bool { return n.Ready() })
 }
 
-// A partition may hold thousands of such transactions: its node's log has one line, and
-// its status says how far max_payload is to be raised.
+// A partition may hold thousands of such transactions: its node's log has one
+// line, and its status says how far max_payload is to be raised.
 func TestStoredTransactionsTooLargeToSendAreLoggedOnce(t *testing.T) {
 	conf, log := config(t, ""), &buffer{}
 	n, nc := openNode(t, t.TempDir(), broker.Options{Partitions: 1, NATSConfig: conf, Logger: slog.New(slog.NewTextHandler(log, nil))})
@@ -208,7 +208,8 @@ func TestStoredTransactionsTooLargeToSendAreFound(t *testing.T) {
 	})
 }
 
-// TestStoredTransactionsThatCanBeSentAgain raises max_payload again, by a reload.
+// TestStoredTransactionsThatCanBeSentAgain raises max_payload again, by a
+// reload.
 func TestStoredTransactionsThatCanBeSentAgain(t *testing.T) {
 	dir, conf := t.TempDir(), config(t, "")
 	n, nc := openNode(t, dir, broker.Options{Partitions: 1, NATSConfig: conf})
@@ -281,8 +282,8 @@ func TestUnwantedReadsEnd(t *testing.T) {
 	eventually(t, "the reads have ended", func() bool { return broker.Reading(n) == 0 })
 }
 
-// TestReadsThroughAnAccountImport reads from another account, with the export that
-// the documentation asks for.
+// TestReadsThroughAnAccountImport reads from another account, with the export
+// that the documentation asks for.
 func TestReadsThroughAnAccountImport(t *testing.T) {
 	const count = 200
 	n, _ := one(t, broker.Options{Account: "LOG", NATSConfig: config(t, `

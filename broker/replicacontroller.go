@@ -15,15 +15,16 @@ import (
 	"github.com/cantuslog/cantus/wal"
 )
 
-// replicaController keeps this node's replica of one partition as the facts say. Each
-// node has a controller for every partition, whether or not it holds a replica of it.
+// replicaController keeps this node's replica of one partition as the facts
+// say. Each node has a controller for every partition, whether or not it holds
+// a replica of it.
 //
 // One goroutine, run, does everything in turn. While the facts give the node a
-// replica, ensure opens it, and fetches its log from another node first if it has to;
-// serve then runs the partition until awaitEnd returns a reason to end it, and closes
-// the replica. While the facts give the node none, deleteReplica deletes what an
-// earlier one left. Raft decides when a replica may go: the leader removes it from the
-// group before its node deletes it.
+// replica, ensure opens it, and fetches its log from another node first if it
+// has to; serve then runs the partition until awaitEnd returns a reason to end
+// it, and closes the replica. While the facts give the node none, deleteReplica
+// deletes what an earlier one left. Raft decides when a replica may go: the
+// leader removes it from the group before its node deletes it.
 type replicaController struct {
 	controllerConfig
 	id   int
@@ -76,8 +77,8 @@ func (c *replicaController) set(p *partition, progress string) {
 
 func (c *replicaController) wanted(f cluster.Facts) bool { return f.Hosts(c.self, c.id) }
 
-// openLocal opens the replica if the facts give the node one, and its log need not be
-// fetched first.
+// openLocal opens the replica if the facts give the node one, and its log need
+// not be fetched first.
 func (c *replicaController) openLocal() error {
 	facts, _ := c.facts()
 	if !c.wanted(facts) || c.mustFetch() {
@@ -126,8 +127,9 @@ func (c *replicaController) run(ctx context.Context) {
 // maxFetchWait is the longest wait between two attempts to fetch a log.
 const maxFetchWait = 10 * announceInterval
 
-// awaitRetry logs why there is no replica and waits before the next attempt. The wait
-// doubles each time that another node sends nothing, and ends when the facts change.
+// awaitRetry logs why there is no replica and waits before the next attempt.
+// The wait doubles each time that another node sends nothing, and ends when the
+// facts change.
 func (c *replicaController) awaitRetry(ctx context.Context, err error, changed <-chan struct{}) {
 	wait := announceInterval
 	switch {
@@ -147,8 +149,8 @@ func (c *replicaController) awaitRetry(ctx context.Context, err error, changed <
 	}
 }
 
-// logAbsence logs why there is no replica. It withholds a reason that was logged
-// lately.
+// logAbsence logs why there is no replica. It withholds a reason that was
+// logged lately.
 func (c *replicaController) logAbsence(err error) {
 	if ok, withheld := c.logged.Allow(err.Error(), time.Now()); ok {
 		c.log.Info("the replica is not here yet", "err", err, "not_logged_before", withheld)
@@ -167,7 +169,8 @@ func (c *replicaController) deleteReplica() {
 	c.log.Info("replica removed")
 }
 
-// ensure opens the replica, and fetches its log from another node first if it has to.
+// ensure opens the replica, and fetches its log from another node first if it
+// has to.
 func (c *replicaController) ensure(ctx context.Context) error {
 	if c.mustFetch() {
 		if err := c.fetch(ctx); err != nil {
@@ -184,8 +187,8 @@ func (c *replicaController) ensure(ctx context.Context) error {
 
 var errNoSource = errors.New("no node is there that has a replica to fetch from")
 
-// fetch fetches the log from the leader, or without one from the replica that has
-// applied most.
+// fetch fetches the log from the leader, or without one from the replica that
+// has applied most.
 func (c *replicaController) fetch(ctx context.Context) error {
 	switch {
 	case c.full():
@@ -227,8 +230,9 @@ const (
 	rebuilding                  // an operator asked for it
 )
 
-// serve runs the partition until its replica ends. It then closes the replica, and
-// deletes it or fetches what it lacks; a node that stops closes its replicas later.
+// serve runs the partition until its replica ends. It then closes the replica,
+// and deletes it or fetches what it lacks; a node that stops closes its
+// replicas later.
 func (c *replicaController) serve(ctx context.Context, p *partition) {
 	running, cancel := context.WithCancel(ctx)
 	end, err := c.shared.add(c.names.ReplicaRead(c.id), p.requests.handler(running, p.reader.serveReplicaRead))
@@ -268,8 +272,8 @@ func (c *replicaController) unfence() {
 	}
 }
 
-// refetch fetches what a log lacks that others have trimmed. What the log has beyond
-// that stays.
+// refetch fetches what a log lacks that others have trimmed. What the log has
+// beyond that stays.
 func (c *replicaController) refetch(ctx context.Context) {
 	for ctx.Err() == nil {
 		err := c.fetch(ctx)
@@ -319,8 +323,8 @@ func (c *replicaController) removed() bool {
 // requestRebuild has the replica deleted and fetched again.
 func (c *replicaController) requestRebuild() { wake(c.rebuilds) }
 
-// unserved returns what keeps the partition from being served, or this node's replica
-// from following its leader; "" if nothing does.
+// unserved returns what keeps the partition from being served, or this node's
+// replica from following its leader; "" if nothing does.
 func (c *replicaController) unserved() string {
 	facts, _ := c.facts()
 	if !c.wanted(facts) {

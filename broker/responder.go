@@ -35,8 +35,8 @@ type responder struct {
 
 // run answers batches in order, each when its outcome is known. What is
 // committed goes to the publisher before that, so that a follower has a
-// transaction about when its writer has the answer. If the publisher's channel is
-// full, the batch is handed over after the replies are sent.
+// transaction about when its writer has the answer. If the publisher's channel
+// is full, the batch is handed over after the replies are sent.
 func (p *responder) run() {
 	defer close(p.committed)
 	for b := range p.certified {
@@ -74,8 +74,8 @@ func (p *responder) answered(b *batch) {
 	p.metrics.answered("batch", b.batches, time.Since(b.certified))
 }
 
-// replyRejected replies to a batch of which nothing was proposed, on the goroutine
-// of the sequencer. What is decided must depend on nothing in flight.
+// replyRejected replies to a batch of which nothing was proposed, on the
+// goroutine of the sequencer. What is decided must depend on nothing in flight.
 func (p *responder) replyRejected(b *batch) {
 	p.reply(b, nil)
 	p.answered(b)
@@ -85,8 +85,8 @@ func (p *responder) replyRejected(b *batch) {
 // errVoid is the failure of a batch that was committed out of turn.
 var errVoid = errors.New("broker: batch is void")
 
-// await waits for a batch's outcome and returns nil if it committed, or if there
-// was nothing to commit.
+// await waits for a batch's outcome and returns nil if it committed, or if
+// there was nothing to commit.
 func (p *responder) await(b *batch) error {
 	if b.proposal == nil {
 		return nil
@@ -150,8 +150,8 @@ func (p *responder) verify(b *batch, mark uint64) {
 	}
 }
 
-// appendOutcome appends the reply to one request, or keeps the outcome until the
-// other transactions of its batch message have theirs.
+// appendOutcome appends the reply to one request, or keeps the outcome until
+// the other transactions of its batch message have theirs.
 func (p *responder) appendOutcome(out []byte, r *request, o outcome, mark uint64) []byte {
 	endpoint, room := "append", p.limits.MaxPayload()
 	if c := r.batch; c != nil {

@@ -42,8 +42,8 @@ type sequencer struct {
 type messageLimit interface{ MaxPayload() int }
 
 // run certifies and proposes what is queued, batch by batch, until ctx ends.
-// While batches are in flight requests gather until there are as many again, and
-// the next batch takes them all; alone, a request leaves at once.
+// While batches are in flight requests gather until there are as many again,
+// and the next batch takes them all; alone, a request leaves at once.
 func (s *sequencer) run(ctx context.Context) {
 	defer close(s.certified)
 	for s.queue.wait(ctx) {
@@ -74,9 +74,9 @@ func (s *sequencer) run(ctx context.Context) {
 // checks whether messages are rejected.
 const rejectedInterval = 100 * time.Millisecond
 
-// place takes one of the partition's places in flight. It blocks until one is free
-// or ctx ends. An error says why nothing can be stored, and that no place is needed:
-// batches whose entries wait for room on disks may hold them all.
+// place takes one of the partition's places in flight. It blocks until one is
+// free or ctx ends. An error says why nothing can be stored, and that no place
+// is needed: batches whose entries wait for room on disks may hold them all.
 func (s *sequencer) place(ctx context.Context) error {
 	for {
 		if err := s.rejected(); err != nil {
@@ -121,8 +121,8 @@ func (b *batch) decide(r *request, o outcome, dependsOn uint64) {
 }
 
 // reject decides on messages because nothing can be stored. Repeats of what was
-// committed before get its outcome. Nothing depends on what is in flight: the outcome
-// of an earlier message with the same id stays open.
+// committed before get its outcome. Nothing depends on what is in flight: the
+// outcome of an earlier message with the same id stays open.
 func (s *sequencer) reject(ms []*natslink.Message, why error) *batch {
 	b := &batch{certified: time.Now(), requests: newRequestArena()}
 	var rs []*request

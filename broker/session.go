@@ -26,16 +26,17 @@ import (
 //     It blocks on its own connection, so slow subscribers delay replies only
 //     when maxInflight batches are waiting for it.
 //
-// Raft's apply goroutine meets them in the certifier's mutex alone, and waits for
-// nothing else of theirs.
+// Raft's apply goroutine meets them in the certifier's mutex alone, and waits
+// for nothing else of theirs.
 //
-// When ctx ends, the sequencer stops taking messages and closes its channel; what
-// is left in the queue is the partition's to forward or reject. Every batch that
-// was proposed goes on: raft tells the outcome of each proposal, if only that it
-// is unknown, and the responder replies with it and closes its channel behind the
-// last. If an outcome is not a commit, the responder ends the session itself, and
-// from then on rejects refusals that depended on a transaction in flight. The
-// next session begins with a rollback of whatever is still in the certifier.
+// When ctx ends, the sequencer stops taking messages and closes its channel;
+// what is left in the queue is the partition's to forward or reject. Every
+// batch that was proposed goes on: raft tells the outcome of each proposal, if
+// only that it is unknown, and the responder replies with it and closes its
+// channel behind the last. If an outcome is not a commit, the responder ends
+// the session itself, and from then on rejects refusals that depended on a
+// transaction in flight. The next session begins with a rollback of whatever is
+// still in the certifier.
 type session struct {
 	sequencer sequencer
 	responder responder
@@ -73,7 +74,8 @@ type sessionConfig struct {
 	replies transmitter
 	feeds   transmitter
 	feedKey ed25519.PrivateKey
-	// adviseRefused returns the advisory for a refusal that has no reply subject.
+	// adviseRefused returns the advisory for a refusal that has no reply
+	// subject.
 	adviseRefused func(endpoint string, msgID []byte, e *subjects.Error) []byte
 }
 

@@ -15,8 +15,8 @@ type subscribed struct {
 	id   int
 }
 
-// subscribe subscribes to the partition's requests, and returns once the NATS server
-// has all subscriptions, or with those that it has and an error.
+// subscribe subscribes to the partition's requests, and returns once the NATS
+// server has all subscriptions, or with those that it has and an error.
 func (p *partition) subscribe(ctx context.Context) ([]subscribed, error) {
 	h := &p.host
 	var all []subscribed
@@ -57,9 +57,9 @@ func (p *partition) subscribe(ctx context.Context) ([]subscribed, error) {
 	return all, nil
 }
 
-// subscribeAll retries subscribe until the NATS server takes every subscription. In
-// the meantime the partition is not served in part, and leadership goes to another
-// node if one is there.
+// subscribeAll retries subscribe until the NATS server takes every
+// subscription. In the meantime the partition is not served in part, and
+// leadership goes to another node if one is there.
 func (p *partition) subscribeAll(ctx context.Context) ([]subscribed, error) {
 	defer p.refused.Store(nil)
 	for {
@@ -84,8 +84,8 @@ func (p *partition) subscribeAll(ctx context.Context) ([]subscribed, error) {
 // unsubscribeTime bounds the wait for the NATS server to end subscriptions.
 const unsubscribeTime = 5 * time.Second
 
-// unsubscribeAll ends subscriptions. Messages that were sent to them by then are still
-// received, so that they are rejected and not lost.
+// unsubscribeAll ends subscriptions. Messages that were sent to them by then
+// are still received, so that they are rejected and not lost.
 func unsubscribeAll(all []subscribed, log *slog.Logger) {
 	ctx, cancel := context.WithTimeout(context.Background(), unsubscribeTime)
 	defer cancel()

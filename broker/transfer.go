@@ -92,8 +92,9 @@ func (t *transfer) pickTransferee() (name string) {
 	return name
 }
 
-// minNewLeaderTime is how long messages wait at least for the new leader to serve
-// the partition. Where elections take longer, they wait for as long as one.
+// minNewLeaderTime is how long messages wait at least for the new leader to
+// serve the partition. Where elections take longer, they wait for as long as
+// one.
 const minNewLeaderTime = 500 * time.Millisecond
 
 // awaitNewLeader waits until another node says that it serves the partition,

@@ -175,8 +175,8 @@ func wantSameTables(t *testing.T, c *nodes, names ...string) {
 	}
 }
 
-// trimmed is a random history of one partition, with trims, and the oracle of what
-// is remembered of it.
+// trimmed is a random history of one partition, with trims, and the oracle of
+// what is remembered of it.
 type trimmed struct {
 	t     *testing.T
 	r     *rand.Rand
@@ -191,8 +191,8 @@ type trimmed struct {
 	lots  bool // ids are used
 }
 
-// A node that goes on after a trim, one that is killed and one that is stopped all
-// remember the same locks and ids, and have the same floor.
+// A node that goes on after a trim, one that is killed and one that is stopped
+// all remember the same locks and ids, and have the same floor.
 func TestTablesAfterATrim(t *testing.T) {
 	testkit.NotShort(t, "nodes restart many times")
 	for seed := range uint64(4) {

@@ -13,9 +13,9 @@ import (
 	"github.com/cantuslog/cantus/wal"
 )
 
-// trimPoint is a position up to which the log can be trimmed: the end of a batch of
-// transactions, with the digest of the log up to there. Trim points are a function of the
-// log, so they are the same on every replica.
+// trimPoint is a position up to which the log can be trimmed: the end of a
+// batch of transactions, with the digest of the log up to there. Trim points
+// are a function of the log, so they are the same on every replica.
 type trimPoint struct {
 	wal.Base        // the batch's last txid, and the digest there
 	index    uint64 // the last known entry before the next batch of transactions
@@ -23,16 +23,16 @@ type trimPoint struct {
 	bytes    uint64 // of all entries up to the batch
 }
 
-// A batch ends in a trim point if a multiple of pointEvery is among its txids, or
-// pointBytes of entries or pointTime nanoseconds lie between it and the last trim
-// point. The last two allow a partition to be trimmed that has few transactions and many
-// cursor writes.
+// A batch ends in a trim point if a multiple of pointEvery is among its txids,
+// or pointBytes of entries or pointTime nanoseconds lie between it and the last
+// trim point. The last two allow a partition to be trimmed that has few
+// transactions and many cursor writes.
 const (
 	pointEvery = 1 << 16
 	pointBytes = 16 << 20
 	pointTime  = int64(time.Hour)
-	// maxTrimPoints bounds the trim points that are kept. They are in memory and in
-	// each snapshot.
+	// maxTrimPoints bounds the trim points that are kept. They are in memory
+	// and in each snapshot.
 	maxTrimPoints = 1024
 )
 
@@ -59,8 +59,8 @@ func decodeTrimPoint(name string, v []byte) (p trimPoint, err error) {
 	return p, nil
 }
 
-// countBatch adds an applied batch of transactions to the log's size, and a trim point
-// if the batch ends in one. r.mu is held.
+// countBatch adds an applied batch of transactions to the log's size, and a
+// trim point if the batch ends in one. r.mu is held.
 func (r *replica) countBatch(e raftstore.Committed, b wal.Batch) {
 	if n := len(r.trimPoints); n > 0 && r.trimPoints[n-1].Txid == b.First-1 {
 		r.trimPoints[n-1].index = e.Index - 1
@@ -87,8 +87,8 @@ func (r *replica) countOther(e raftstore.Committed) {
 	r.behind += uint64(len(e.Data))
 }
 
-// thin drops trim points if there are too many. The distance between those that are left
-// grows with their age, to about a hundredth of it. r.mu is held.
+// thin drops trim points if there are too many. The distance between those that
+// are left grows with their age, to about a hundredth of it. r.mu is held.
 func (r *replica) thin() {
 	for len(r.trimPoints) > 2*maxTrimPoints { // an older version kept all of them
 		var kept []trimPoint
@@ -118,8 +118,8 @@ func (r *replica) trimThrough(index uint64) {
 	}
 }
 
-// restoreTrimPoints reads the trim points that were stored with the snapshot. r.mu is
-// held.
+// restoreTrimPoints reads the trim points that were stored with the snapshot.
+// r.mu is held.
 func (r *replica) restoreTrimPoints() error {
 	for name, v := range r.log.Metas(metaPoint) {
 		p, err := decodeTrimPoint(name, v)
@@ -134,8 +134,8 @@ func (r *replica) restoreTrimPoints() error {
 	return nil
 }
 
-// snapshotTrimPoints returns the trim points that are not stored yet, and deletions of
-// those that were trimmed or thinned out. r.mu is held.
+// snapshotTrimPoints returns the trim points that are not stored yet, and
+// deletions of those that were trimmed or thinned out. r.mu is held.
 func (r *replica) snapshotTrimPoints() []wal.Meta {
 	var metas []wal.Meta
 	held := make(map[string]bool, len(r.trimPoints))
@@ -167,14 +167,14 @@ func (r *replica) snapshotTrimPoints() []wal.Meta {
 	return append(metas, wal.Meta{Name: metaBase, Value: base})
 }
 
-// applyTrims moves the beginning of the log to the last trim point below the record's
-// txid, on every replica alike. The replica also forgets the locks and message ids of the
-// transactions before that point, since a replica that restarts can't rebuild them from
-// the transactions kept.
+// applyTrims moves the beginning of the log to the last trim point below the
+// record's txid, on every replica alike. The replica also forgets the locks and
+// message ids of the transactions before that point, since a replica that
+// restarts can't rebuild them from the transactions kept.
 //
-// The leader that made the record ensured that no message id is forgotten that still
-// counts. Only the leader can: a follower may remember ids for longer, and forgets here
-// what its leader no longer needed.
+// The leader that made the record ensured that no message id is forgotten that
+// still counts. Only the leader can: a follower may remember ids for longer,
+// and forgets here what its leader no longer needed.
 func (r *replica) applyTrims(e raftstore.Committed, b wal.Batch) (applied, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -190,9 +190,9 @@ func (r *replica) applyTrims(e raftstore.Committed, b wal.Batch) (applied, error
 	return applied{}, records.Err()
 }
 
-// trim drops the transactions before the last trim point below txid keep. If there are no
-// transactions from keep on, the entry before index, which is that of the trim record, is
-// a trim point too.
+// trim drops the transactions before the last trim point below txid keep. If
+// there are no transactions from keep on, the entry before index, which is that
+// of the trim record, is a trim point too.
 func (r *replica) trim(keep, index uint64) {
 	n := 0
 	for n < len(r.trimPoints) && r.trimPoints[n].Txid < keep {
@@ -214,9 +214,10 @@ func (r *replica) trim(keep, index uint64) {
 	r.trimThrough(at.index)
 }
 
-// keepFrom returns the first txid to keep if transactions from before olderThan, in Unix
-// nanoseconds, are trimmed, and all but the last keepBytes of the log. It returns 0 if
-// nothing can be trimmed. Either argument may be 0 for no bound.
+// keepFrom returns the first txid to keep if transactions from before
+// olderThan, in Unix nanoseconds, are trimmed, and all but the last keepBytes
+// of the log. It returns 0 if nothing can be trimmed. Either argument may be 0
+// for no bound.
 func (r *replica) keepFrom(olderThan int64, keepBytes uint64) (keep uint64) {
 	r.mu.Lock()
 	defer r.mu.Unlock()

@@ -43,8 +43,8 @@ func (n *Node) wire() {
 	t.doubted, n.shared.check = n.membership.doubted, n.membership.checkOwnFacts
 }
 
-// wireConnections gives the node's connections to the parts that use them, and makes
-// the parts that need the NATS server.
+// wireConnections gives the node's connections to the parts that use them, and
+// makes the parts that need the NATS server.
 func (n *Node) wireConnections() {
 	c := n.conns
 	n.advisories.sender, n.gossip.send = c.sender, c.sender
@@ -62,21 +62,22 @@ func (n *Node) services() services {
 
 func (n *Node) background(fn func()) { n.life.begin(fn) }
 
-// request sends a signed request to another node, or to the leader of the facts, and
-// returns the reply.
+// request sends a signed request to another node, or to the leader of the
+// facts, and returns the reply.
 func (n *Node) request(ctx context.Context, subject string, body any) ([]byte, error) {
 	return n.conns.request(ctx, subject, n.identity.envelope(subject, body))
 }
 
-// currentMeta returns the node's replica of the facts, nil while the node is starting.
+// currentMeta returns the node's replica of the facts, nil while the node is
+// starting.
 func (n *Node) currentMeta() *meta {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	return n.meta
 }
 
-// factsIfOpen returns the facts and a channel that is closed when they change; open is
-// false while the node is starting.
+// factsIfOpen returns the facts and a channel that is closed when they change;
+// open is false while the node is starting.
 func (n *Node) factsIfOpen() (facts cluster.Facts, changed <-chan struct{}, open bool) {
 	m := n.currentMeta()
 	if m == nil {
@@ -137,8 +138,8 @@ func (n *Node) groupOptions(id uint32, log *wal.Log, fsm raftstore.FSM, logger *
 	return o
 }
 
-// newMeta makes the node's replica of the facts, with the operations that its leader
-// serves.
+// newMeta makes the node's replica of the facts, with the operations that its
+// leader serves.
 func (n *Node) newMeta() *meta {
 	i, services := n.identity, n.services()
 	m := &meta{
@@ -152,7 +153,8 @@ func (n *Node) newMeta() *meta {
 	return m
 }
 
-// controllerConfig returns the configuration of a partition's replicaController.
+// controllerConfig returns the configuration of a partition's
+// replicaController.
 func (n *Node) controllerConfig(partition int, m *meta) controllerConfig {
 	self := n.identity.opts.Name
 	return controllerConfig{
@@ -206,7 +208,8 @@ func (n *Node) describe(h *announcement) {
 	h.Ready = h.Unready == ""
 }
 
-// measure sets in another node's status how far its replicas are behind this node's.
+// measure sets in another node's status how far its replicas are behind this
+// node's.
 func (n *Node) measure(h *announcement) {
 	n.replicas.measure(h)
 	if m := n.currentMeta(); m != nil && h.Meta != nil {
@@ -216,8 +219,8 @@ func (n *Node) measure(h *announcement) {
 
 // heard handles a member's status.
 func (n *Node) heard(h announcement) {
-	// A status whose node has not proved its directory yet is not compared. The node
-	// repeats it, and will have connected by then.
+	// A status whose node has not proved its directory yet is not compared. The
+	// node repeats it, and will have connected by then.
 	if n.generations.vouched(h.NodeID) {
 		n.replicas.compare(h)
 		n.currentMeta().compare(h)
@@ -240,8 +243,8 @@ func (n *Node) isMember(name, id string) bool {
 // greet connects to another node, so that each shows the other its generations.
 func (n *Node) greet(ctx context.Context, node string) error { return n.network.Handshake(ctx, node) }
 
-// reconnect closes the replication connections to other nodes, which are then made
-// again.
+// reconnect closes the replication connections to other nodes, which are then
+// made again.
 func (n *Node) reconnect() {
 	n.mu.Lock()
 	network := n.network

@@ -17,8 +17,8 @@ func TestNoPartHasTheNode(t *testing.T) {
 	checkHolders(t, "Node", []string{"node.go"}, []string{"node.go", "wiring.go", "reload.go", "close.go"})
 }
 
-// No part of a partition has the partition, or all that it is given by its node.
-// Only those that open, close and list replicas have a partition, and its
+// No part of a partition has the partition, or all that it is given by its
+// node. Only those that open, close and list replicas have a partition, and its
 // methods are in the files that wire its parts and take it through a leader
 // epoch.
 func TestNoPartHasThePartition(t *testing.T) {

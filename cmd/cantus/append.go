@@ -74,8 +74,8 @@ func (c *appendCmd) Run(ctx context.Context, p *program) error {
 	return c.print(p, reply)
 }
 
-// checkArgs assigns the arguments and refuses those that cannot be right, before
-// anything is read or sent.
+// checkArgs assigns the arguments and refuses those that cannot be right,
+// before anything is read or sent.
 func (c *appendCmd) checkArgs() error {
 	switch {
 	case c.Key != "" && c.File != "":
@@ -112,9 +112,9 @@ func (c *appendCmd) checkArgs() error {
 	return nil
 }
 
-// payload reads the payload, and no more than can be appended. It returns when ctx
-// ends; its read from a terminal or a pipe then goes on until something arrives or
-// the program ends.
+// payload reads the payload, and no more than can be appended. It returns when
+// ctx ends; its read from a terminal or a pipe then goes on until something
+// arrives or the program ends.
 func (c *appendCmd) payload(ctx context.Context, p *program) ([]byte, error) {
 	in := p.in
 	switch c.File {
@@ -257,8 +257,8 @@ func (c *appendCmd) send(ctx context.Context, l *natsConn, msg *nats.Msg) (*subj
 	}
 }
 
-// try sends the request once. Its error has the status exitUnknown if the node may
-// have received the request.
+// try sends the request once. Its error has the status exitUnknown if the node
+// may have received the request.
 func (c *appendCmd) try(ctx context.Context, l *natsConn, msg *nats.Msg) (*subjects.Reply, error) {
 	answer, err := l.request(ctx, msg)
 	switch {
@@ -315,8 +315,8 @@ func (c *appendCmd) print(p *program, r *subjects.Reply) error {
 	return advise(r, hwm)
 }
 
-// advise rewords a refusal for the terminal. Most of the node's messages say what to
-// do; for those about the log's state it names this command's flags.
+// advise rewords a refusal for the terminal. Most of the node's messages say
+// what to do; for those about the log's state it names this command's flags.
 func advise(r *subjects.Reply, hwm uint64) error {
 	switch {
 	case r.Error.Reason == subjects.Conflict:

@@ -175,8 +175,8 @@ func replicaList(replicas []subjects.ReplicaStatus) string {
 	return strings.Join(words, " ")
 }
 
-// operate requests an operation, prints what was decided and, with --wait, waits until
-// done returns true for the status.
+// operate requests an operation, prints what was decided and, with --wait,
+// waits until done returns true for the status.
 func (c *connection) operate(ctx context.Context, p *program, subject []string, body subjects.AdminRequest, wait duration, done func(subjects.ClusterStatus) bool) error {
 	l, err := c.open(ctx, "cluster "+subject[len(subject)-1])
 	if err != nil {
@@ -340,7 +340,8 @@ func (c *clusterDrainCmd) Run(ctx context.Context, p *program) error {
 	return err
 }
 
-// held returns how many voting replicas a node has, and how many it should have.
+// held returns how many voting replicas a node has, and how many it should
+// have.
 func held(s subjects.ClusterStatus, node string) (has, wanted int) {
 	for _, p := range s.Partitions {
 		if slices.ContainsFunc(p.Replicas, func(r subjects.ReplicaStatus) bool { return r.Voter && r.Name == node }) {

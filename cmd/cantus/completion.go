@@ -31,8 +31,8 @@ func (c *completionCmd) Run(k *kong.Kong, p *program) error {
 	return fishCompletion(p.out, k.Model.Node)
 }
 
-// The scripts are static: they are generated from the grammar, and run no command
-// when the user presses tab.
+// The scripts are static: they are generated from the grammar, and run no
+// command when the user presses tab.
 
 func bashCompletion(w io.Writer, app *kong.Node) error {
 	var b strings.Builder
@@ -193,7 +193,8 @@ func takesPath(v *kong.Value) bool {
 	return v.Flag.PlaceHolder == "FILE" || v.Flag.PlaceHolder == "DIR"
 }
 
-// argumentWords returns what a command's first argument may be, "" for anything.
+// argumentWords returns what a command's first argument may be, "" for
+// anything.
 func argumentWords(cmd *kong.Node) string {
 	if len(cmd.Children) > 0 {
 		return strings.Join(commandNames(cmd), " ")

@@ -13,12 +13,13 @@ import (
 	"github.com/goccy/go-yaml/parser"
 )
 
-// configFile holds the flags that a configuration file sets, by name. The command line
-// and the environment have precedence over it, and it over the defaults.
+// configFile holds the flags that a configuration file sets, by name. The
+// command line and the environment have precedence over it, and it over the
+// defaults.
 type configFile map[string]string
 
-// loadConfig reads a YAML file whose keys are flags of node, and checks each value
-// with its flag. Its errors name file, line and key.
+// loadConfig reads a YAML file whose keys are flags of node, and checks each
+// value with its flag. Its errors name file, line and key.
 func loadConfig(file string, node *kong.Node) (configFile, error) {
 	text, err := os.ReadFile(file)
 	if err != nil {
@@ -56,8 +57,8 @@ func loadConfig(file string, node *kong.Node) (configFile, error) {
 	return config, nil
 }
 
-// configEntries returns the entries of a document that is one map. An empty document
-// has none.
+// configEntries returns the entries of a document that is one map. An empty
+// document has none.
 func configEntries(file string, doc *ast.File) ([]*ast.MappingValueNode, error) {
 	var bodies []ast.Node
 	for _, d := range doc.Docs {
@@ -104,8 +105,8 @@ func unknownKey(at, key string, flags map[string]*kong.Flag) error {
 	return fmt.Errorf("%s: unknown key %q: the keys are %s", at, key, strings.Join(names, ", "))
 }
 
-// scalar returns a value as text, so that the flag parses 4, "4" and 256MiB as on the
-// command line.
+// scalar returns a value as text, so that the flag parses 4, "4" and 256MiB as
+// on the command line.
 func scalar(n ast.Node) (string, bool) {
 	switch n := n.(type) {
 	case *ast.StringNode:
@@ -143,8 +144,8 @@ func checkEnum(flag *kong.Flag, value string) error {
 // Validate implements [kong.Resolver].
 func (configFile) Validate(*kong.Application) error { return nil }
 
-// Resolve implements [kong.Resolver]. Kong calls it for flags that are not on the
-// command line, after it has applied the environment.
+// Resolve implements [kong.Resolver]. Kong calls it for flags that are not on
+// the command line, after it has applied the environment.
 func (c configFile) Resolve(_ *kong.Context, _ *kong.Path, flag *kong.Flag) (any, error) {
 	value, ok := c[flag.Name]
 	if !ok {

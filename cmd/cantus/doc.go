@@ -6,9 +6,10 @@
 // has open. "cantus COMMAND --help" is the reference.
 //
 // The package handles flags, files, signals and messages for people; how a node
-// works is in package broker. Its main types are program, which main and the tests
-// start; the commands, each a struct of flags with a Run method; natsConn, a client
-// command's NATS connection; and failure, an error with an exit status.
+// works is in package broker. Its main types are program, which main and the
+// tests start; the commands, each a struct of flags with a Run method;
+// natsConn, a client command's NATS connection; and failure, an error with an
+// exit status.
 //
 // # Exit status
 //

@@ -19,8 +19,8 @@ const (
 	exitUnknown     = 5
 )
 
-// failure is an error with the exit status of the program. An error that is not a
-// failure means exitFailed.
+// failure is an error with the exit status of the program. An error that is not
+// a failure means exitFailed.
 type failure struct {
 	status int
 	err    error
@@ -35,8 +35,8 @@ func failf(status int, format string, args ...any) error {
 
 func usagef(format string, args ...any) error { return failf(exitUsage, format, args...) }
 
-// packagePrefix matches the beginning of an error's text that means nothing to a
-// user: the package's name, and the word for an option.
+// packagePrefix matches the beginning of an error's text that means nothing to
+// a user: the package's name, and the word for an option.
 var packagePrefix = regexp.MustCompile(`(^|: |\n)(?:(?:wal|broker|raftstore): (?:option out of range: )?|cluster: bad command: )`)
 
 // errorText returns an error's text for the user.

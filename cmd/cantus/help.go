@@ -19,8 +19,8 @@ func printHelp(options kong.HelpOptions, ctx *kong.Context) error {
 	return err
 }
 
-// describeValue returns a flag's or an argument's text in the help: its description,
-// its default and its environment variable.
+// describeValue returns a flag's or an argument's text in the help: its
+// description, its default and its environment variable.
 func describeValue(v *kong.Value) string {
 	var extra []string
 	if v.Enum != "" {

@@ -11,8 +11,8 @@ import (
 var version string
 
 func main() {
-	// The first signal requests a clean stop. After that signals have their default
-	// effect, so that a second one ends the program at once.
+	// The first signal requests a clean stop. After that signals have their
+	// default effect, so that a second one ends the program at once.
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	context.AfterFunc(ctx, stop)
 

@@ -51,8 +51,8 @@ type natsConn struct {
 // been lost with the connection. It comes back by itself.
 var errConnLost = errors.New("connection lost")
 
-// open connects, and fails at once if no server is there, or when ctx ends. The caller
-// closes it.
+// open connects, and fails at once if no server is there, or when ctx ends. The
+// caller closes it.
 func (c *connection) open(ctx context.Context, command string) (*natsConn, error) {
 	l := &natsConn{
 		names:   subjects.Names{Prefix: string(c.Prefix)},
@@ -102,7 +102,8 @@ func (c *connection) open(ctx context.Context, command string) (*natsConn, error
 }
 
 // checkInbox fails if the NATS server does not let the user subscribe to its
-// inbox. A request would still be carried out, but its answer would never arrive.
+// inbox. A request would still be carried out, but its answer would never
+// arrive.
 func (l *natsConn) checkInbox(ctx context.Context, c *connection) error {
 	ctx, cancel := context.WithTimeout(ctx, l.timeout)
 	defer cancel()
@@ -208,8 +209,8 @@ func isTimeout(err error) bool {
 	return ok && e.Op == "read" && e.Timeout()
 }
 
-// isTLSAlert reports whether the other side ended TLS. A server that requires a client
-// certificate does so some time after the handshake.
+// isTLSAlert reports whether the other side ended TLS. A server that requires a
+// client certificate does so some time after the handshake.
 func isTLSAlert(err error) bool {
 	var e *net.OpError
 	return errors.As(err, &e) && e.Op == "remote error"
@@ -232,8 +233,8 @@ func (l *natsConn) trouble(why error) {
 	}
 }
 
-// untilTrouble returns a context that is cancelled, with the reason as its cause, when
-// no answer will come. The caller must call stop.
+// untilTrouble returns a context that is cancelled, with the reason as its
+// cause, when no answer will come. The caller must call stop.
 func (l *natsConn) untilTrouble(ctx context.Context) (_ context.Context, stop func()) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	l.mu.Lock()
@@ -247,8 +248,8 @@ func (l *natsConn) untilTrouble(ctx context.Context) (_ context.Context, stop fu
 	}
 }
 
-// request sends msg and waits for the one answer, for the connection's timeout at
-// most. Nobody there is nats.ErrNoResponders.
+// request sends msg and waits for the one answer, for the connection's timeout
+// at most. Nobody there is nats.ErrNoResponders.
 func (l *natsConn) request(ctx context.Context, msg *nats.Msg) (*nats.Msg, error) {
 	ctx, stop := l.untilTrouble(ctx)
 	defer stop()
@@ -306,8 +307,8 @@ func (l *natsConn) noLeader(ctx context.Context, p int) error {
 	return failf(exitUnavailable, "partition %d has no leader at the moment: try again", p)
 }
 
-// explain rewords an error of the connection for the user, and returns other errors
-// unchanged.
+// explain rewords an error of the connection for the user, and returns other
+// errors unchanged.
 func (l *natsConn) explain(err error) error {
 	switch {
 	case errors.Is(err, context.Canceled):

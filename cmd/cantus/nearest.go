@@ -2,8 +2,8 @@ package main
 
 import "slices"
 
-// nearest returns the candidate that is most similar to word, "" if none differs in
-// less than a third of its letters.
+// nearest returns the candidate that is most similar to word, "" if none
+// differs in less than a third of its letters.
 func nearest(word string, candidates []string) string {
 	best, bestDistance := "", max(len(word)/3, 2)+1
 	for _, c := range candidates {
@@ -14,8 +14,8 @@ func nearest(word string, candidates []string) string {
 	return best
 }
 
-// editDistance returns the Levenshtein distance: how many bytes must be inserted,
-// removed or changed to turn a into b.
+// editDistance returns the Levenshtein distance: how many bytes must be
+// inserted, removed or changed to turn a into b.
 func editDistance(a, b string) int {
 	row := make([]int, len(b)+1)
 	for j := range row {

@@ -69,8 +69,8 @@ func (o *output) look() (string, <-chan struct{}) {
 	return o.text.String(), o.grown
 }
 
-// await waits until the output has text in a number of lines, and returns the last
-// of them; false if the process ends without it.
+// await waits until the output has text in a number of lines, and returns the
+// last of them; false if the process ends without it.
 func (p *process) await(o *output, text string, times int) (string, bool) {
 	for ended := false; ; {
 		all, grown := o.look()

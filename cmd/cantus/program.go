@@ -49,8 +49,8 @@ Examples:
   cantus read 0 --follow                     all of partition 0, then what comes
   cantus status                              partitions, leaders, high-water marks`
 
-// run executes the command line and returns the exit status. Cancelling ctx stops it
-// cleanly.
+// run executes the command line and returns the exit status. Cancelling ctx
+// stops it cleanly.
 func (p *program) run(ctx context.Context, args []string) int {
 	exited := false
 	parser, err := newParser(p, func(int) { exited = true })
@@ -158,9 +158,9 @@ var (
 	dashedValue      = regexp.MustCompile(`^--([a-z-]+): expected .* but got "(-[^"]*)"`)
 )
 
-// misplaced returns an error text for values that the parser does not accept where
-// they are: after a flag and with a dash, and without the flags that a command needs.
-// It returns "" for anything else.
+// misplaced returns an error text for values that the parser does not accept
+// where they are: after a flag and with a dash, and without the flags that a
+// command needs. It returns "" for anything else.
 func misplaced(err error, args []string, text string) string {
 	parse, ok := errors.AsType[*kong.ParseError](err)
 	if !ok || parse.Context == nil {
@@ -197,8 +197,8 @@ func misplaced(err error, args []string, text string) string {
 	return fmt.Sprintf("%s; did you mean %q?", text, strings.Join(words, " "))
 }
 
-// missingValue returns an error text for a flag without a value or a missing argument,
-// with an example. It returns "" for anything else.
+// missingValue returns an error text for a flag without a value or a missing
+// argument, with an example. It returns "" for anything else.
 func missingValue(err error, text string) string {
 	parse, ok := errors.AsType[*kong.ParseError](err)
 	if !ok || parse.Context == nil {

@@ -41,8 +41,8 @@ Examples:
 Exit status: 1 if --from is more than one past the last transaction, or was trimmed.`
 }
 
-// followWait is how long a read waits at the end of the log. The next read follows at
-// once.
+// followWait is how long a read waits at the end of the log. The next read
+// follows at once.
 const followWait = 30 * time.Second
 
 // reader is a read in progress, over as many requests as it takes.
@@ -92,8 +92,8 @@ func (c *readCmd) Run(ctx context.Context, p *program) error {
 	}
 }
 
-// step makes one request and prints its transactions. done is true if there is nothing
-// more to read.
+// step makes one request and prints its transactions. done is true if there is
+// nothing more to read.
 func (r *reader) step(ctx context.Context) (done bool, err error) {
 	next := r.next
 	from, mark, err := r.page(ctx)
@@ -145,8 +145,8 @@ func (r *reader) await(ctx context.Context, why error) error {
 	return nil
 }
 
-// page makes one read request and prints its transactions. It returns where the next
-// read starts, and the high-water mark.
+// page makes one read request and prints its transactions. It returns where the
+// next read starts, and the high-water mark.
 func (r *reader) page(ctx context.Context) (from, mark uint64, err error) {
 	ctx, stop := r.conn.untilTrouble(ctx)
 	defer stop()
@@ -225,8 +225,8 @@ func endOfPage(msg *nats.Msg, last uint64) (from, mark uint64, err error) {
 	return from, mark, err
 }
 
-// take prints one transaction of an answer, unless it was printed before or is past
-// the end. It must be the one that was sent after last.
+// take prints one transaction of an answer, unless it was printed before or is
+// past the end. It must be the one that was sent after last.
 func (r *reader) take(msg *nats.Msg, last uint64) (txid uint64, err error) {
 	t, err := parseTransaction(msg, r.cmd.HeadersOnly)
 	if err != nil {

@@ -28,8 +28,8 @@ func valuesOf(flags []*kong.Flag) flagValues {
 }
 
 // reload reads the configuration file and the environment again and applies the
-// reloadable flags to the node. running is its current settings. If there is a mistake
-// nothing changes.
+// reloadable flags to the node. running is its current settings. If there is a
+// mistake nothing changes.
 func (p *program) reload(node *broker.Node, running flagValues, level *slog.LevelVar, log *slog.Logger) {
 	next, values, err := p.parseServe()
 	was := node.NATSConfigDigest()
@@ -64,7 +64,8 @@ func (p *program) reload(node *broker.Node, running flagValues, level *slog.Leve
 	}
 }
 
-// parseServe parses the command line again, with the current configuration file.
+// parseServe parses the command line again, with the current configuration
+// file.
 func (p *program) parseServe() (*serveCmd, flagValues, error) {
 	g := &grammar{}
 	parser, err := p.parser(g, func(int) {})

@@ -73,8 +73,8 @@ Examples:
   CANTUS_LOG_FORMAT=json cantus serve --config cantus.yaml`
 }
 
-// BeforeResolve adds the configuration file. Kong calls it after it has parsed the
-// command line and before it fills in other flags.
+// BeforeResolve adds the configuration file. Kong calls it after it has parsed
+// the command line and before it fills in other flags.
 func (c *serveCmd) BeforeResolve(ctx *kong.Context) error {
 	node := ctx.Selected()
 	for _, flag := range node.Flags {
@@ -94,8 +94,8 @@ func (c *serveCmd) BeforeResolve(ctx *kong.Context) error {
 	return nil
 }
 
-// Run runs a node until ctx is cancelled, which stops it cleanly, or until the node
-// stops by itself, which is a failure.
+// Run runs a node until ctx is cancelled, which stops it cleanly, or until the
+// node stops by itself, which is a failure.
 func (c *serveCmd) Run(ctx context.Context, p *program, parsed *kong.Context) error {
 	opts, err := c.options()
 	if err != nil {
@@ -138,8 +138,9 @@ func (c *serveCmd) Run(ctx context.Context, p *program, parsed *kong.Context) er
 	return p.ended(c.Data, err)
 }
 
-// ended returns the program's error after a node has stopped by itself or has failed
-// to start. A node that was removed has not failed: an operator asked for that.
+// ended returns the program's error after a node has stopped by itself or has
+// failed to start. A node that was removed has not failed: an operator asked
+// for that.
 func (p *program) ended(dir string, err error) error {
 	switch {
 	case errors.Is(err, broker.ErrInUse):

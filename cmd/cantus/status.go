@@ -71,7 +71,8 @@ func (c *statusCmd) Run(ctx context.Context, p *program) error {
 // askAtOnce is how many partitions are asked concurrently.
 const askAtOnce = 64
 
-// partitions asks the leader of each partition, and returns its answer or an error.
+// partitions asks the leader of each partition, and returns its answer or an
+// error.
 func (c *statusCmd) partitions(ctx context.Context, l *natsConn, n int) ([]subjects.PartitionInfo, []error) {
 	infos, errs := make([]subjects.PartitionInfo, n), make([]error, n)
 	var next atomic.Int64

@@ -14,8 +14,9 @@ import (
 	"github.com/cantuslog/cantus/subjects"
 )
 
-// transaction is a committed transaction, in the form of --json. A payload that is
-// UTF-8 is in Payload, any other in PayloadBase64. A read of headers alone has neither.
+// transaction is a committed transaction, in the form of --json. A payload that
+// is UTF-8 is in Payload, any other in PayloadBase64. A read of headers alone
+// has neither.
 type transaction struct {
 	Partition     int                 `json:"partition"`
 	Txid          uint64              `json:"txid"`
@@ -146,7 +147,8 @@ func printable(s string, n int) string {
 	return b.String()
 }
 
-// stamp formats a time in RFC 3339 with all nine digits, so that columns are aligned.
+// stamp formats a time in RFC 3339 with all nine digits, so that columns are
+// aligned.
 func stamp(t time.Time) string { return t.UTC().Format("2006-01-02T15:04:05.000000000Z07:00") }
 
 // printJSON writes v as one line.

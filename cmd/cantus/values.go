@@ -16,23 +16,23 @@ import (
 	"github.com/cantuslog/cantus/subjects"
 )
 
-// The types of flag values. Each is checked when it is parsed, whatever its source is,
-// so that the error can name the flag, the variable or the line. Each error says what
-// would be right.
+// The types of flag values. Each is checked when it is parsed, whatever its
+// source is, so that the error can name the flag, the variable or the line.
+// Each error says what would be right.
 
 // maxPartitions is the most partitions that a cluster can be founded with.
 const maxPartitions = subjects.MaxPartitions
 
-// The syntax of numbers. The packages that parse them accept more: signs, a comma
-// inside a number, and Go's other bases.
+// The syntax of numbers. The packages that parse them accept more: signs, a
+// comma inside a number, and Go's other bases.
 var (
 	wholeForm  = regexp.MustCompile(`^[0-9]+(_[0-9]+)*$`)
 	numberForm = regexp.MustCompile(`^-?[0-9]+(\.[0-9]+)?(e[0-9]+)?$`)
 	sizeForm   = regexp.MustCompile(`^([0-9]+|[0-9]+(\.[0-9]+)? ?[A-Za-z]+)$`)
 )
 
-// whole parses a whole number between least and most. Its digits may be grouped by
-// underscores.
+// whole parses a whole number between least and most. Its digits may be grouped
+// by underscores.
 func whole(text []byte, least, most int64) (int64, bool) {
 	n, err := strconv.ParseInt(strings.ReplaceAll(string(text), "_", ""), 10, 64)
 	return n, err == nil && wholeForm.Match(text) && n >= least && n <= most
@@ -59,8 +59,8 @@ func strictNumbers() []kong.Option {
 	}
 }
 
-// setWhole sets an integer. A negative one is a default, or out of the flag's range,
-// which its command reports.
+// setWhole sets an integer. A negative one is a default, or out of the flag's
+// range, which its command reports.
 func setWhole(text string, to reflect.Value) error {
 	digits, negative := strings.CutPrefix(text, "-")
 	n, ok := whole([]byte(digits), 0, math.MaxInt64)
@@ -285,8 +285,8 @@ func (l *lockName) UnmarshalText(text []byte) error {
 	return nil
 }
 
-// plain removes the protocol's reason and code from an error about a name: they mean
-// nothing on the command line.
+// plain removes the protocol's reason and code from an error about a name: they
+// mean nothing on the command line.
 func plain(err error) error {
 	if e, ok := err.(*subjects.Error); ok {
 		return fmt.Errorf("%s", e.Message)

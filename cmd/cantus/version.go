@@ -18,7 +18,8 @@ func (*versionCmd) Run(p *program) error {
 	return err
 }
 
-// develVersion is the version of builds between releases: a pre-release of the next.
+// develVersion is the version of builds between releases: a pre-release of the
+// next.
 const develVersion = "0.1.0-dev"
 
 // buildVersion returns the program's semantic version.
@@ -30,9 +31,9 @@ func buildVersion() string {
 	return versionOf(version, info)
 }
 
-// versionOf returns the version that the linker was given, or the module's version, if
-// that is a release. For other builds it returns develVersion with the commit, or the
-// linker's version, as build metadata.
+// versionOf returns the version that the linker was given, or the module's
+// version, if that is a release. For other builds it returns develVersion with
+// the commit, or the linker's version, as build metadata.
 func versionOf(linked string, info *debug.BuildInfo) string {
 	if linked != "" {
 		v := strings.TrimPrefix(linked, "v")
@@ -59,16 +60,16 @@ func versionOf(linked string, info *debug.BuildInfo) string {
 	return withBuild(strings.Join(build, "."))
 }
 
-// described matches the output of git describe: a tag, the commits since, and whether
-// there are uncommitted changes.
+// described matches the output of git describe: a tag, the commits since, and
+// whether there are uncommitted changes.
 var described = regexp.MustCompile(`^(.*?)-(\d+-g[0-9a-f]+(?:-dirty)?|dirty)$`)
 
-// pseudoVersion matches Go's version of a commit between releases, which ends in the
-// commit's time and hash.
+// pseudoVersion matches Go's version of a commit between releases, which ends
+// in the commit's time and hash.
 var pseudoVersion = regexp.MustCompile(`[-.]\d{14}-[0-9a-f]{12}(\+|$)`)
 
-// withBuild returns develVersion with build metadata, without the characters that its
-// grammar does not allow.
+// withBuild returns develVersion with build metadata, without the characters
+// that its grammar does not allow.
 func withBuild(build string) string {
 	build = strings.Trim(regexp.MustCompile(`[^0-9A-Za-z]+`).ReplaceAllString(build, "."), ".")
 	if build == "" {

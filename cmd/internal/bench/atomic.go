@@ -10,22 +10,22 @@ import (
 	"github.com/nats-io/nuid"
 )
 
-// Headers of an atomic batch publish: all messages with one id are stored when the
-// message that commits arrives, or none of them.
+// Headers of an atomic batch publish: all messages with one id are stored when
+// the message that commits arrives, or none of them.
 const (
 	batchID       = "Nats-Batch-Id"
 	batchSequence = "Nats-Batch-Sequence"
 	batchCommit   = "Nats-Batch-Commit"
 )
 
-// streamAtomic publishes atomic batches. With locks, a batch is one transaction: a
-// message with a condition for each key. The first has the payload and the others
-// are empty, so that no more is stored than necessary. Without locks, each message
-// is a transaction.
+// streamAtomic publishes atomic batches. With locks, a batch is one
+// transaction: a message with a condition for each key. The first has the
+// payload and the others are empty, so that no more is stored than necessary.
+// Without locks, each message is a transaction.
 //
 // The messages are sent at once and only the last one asks for an answer. The
-// protocol also has an answer to the first, which would cost a round trip before
-// the others.
+// protocol also has an answer to the first, which would cost a round trip
+// before the others.
 type streamAtomic struct {
 	streams  *streams
 	messages int
@@ -120,8 +120,8 @@ func (a *streamAtomic) judge(s *pending, m *nats.Msg) outcome {
 	return outcome{done: 1}
 }
 
-// newer reports whether a newer sequence is known of any of a request's keys than
-// when its batch was made.
+// newer reports whether a newer sequence is known of any of a request's keys
+// than when its batch was made.
 func (a *streamAtomic) newer(s *pending) bool {
 	for i, k := range s.keys {
 		if a.streams.newer(a.streams.of(s), k, a.message(s, i)) {

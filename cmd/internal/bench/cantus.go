@@ -75,8 +75,8 @@ func (a *cantusAppend) judge(s *pending, m *nats.Msg) outcome {
 	}
 	switch code := first(m.Header, subjects.HeaderErrorCode); code {
 	case "409":
-		// The refusal names the newest conflicting transaction: a writer that has
-		// applied it does not conflict with it again.
+		// The refusal names the newest conflicting transaction: a writer that
+		// has applied it does not conflict with it again.
 		a.marks[p] = max(a.marks[p], txid)
 		return outcome{refused: true}
 	case "429", "503":

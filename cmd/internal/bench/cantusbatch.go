@@ -11,9 +11,9 @@ import (
 )
 
 // cantusBatch appends transactions in batch messages, as fast as a node accepts
-// them. To fill a partition they have no locks, or, if unique is set, each has an
-// append lock of its own, which fills the lock table and never conflicts. In the
-// batch workload they have write locks from a pool.
+// them. To fill a partition they have no locks, or, if unique is set, each has
+// an append lock of its own, which fills the lock table and never conflicts. In
+// the batch workload they have write locks from a pool.
 type cantusBatch struct {
 	subjects []string
 	batch    int

@@ -9,9 +9,9 @@ import (
 	"github.com/cantuslog/cantus/subjects"
 )
 
-// cantusRead reads a partition from its first transaction to its last, with several
-// reads of successive ranges in flight, and starts again at the end. A read that
-// ended at the byte limit is continued.
+// cantusRead reads a partition from its first transaction to its last, with
+// several reads of successive ranges in flight, and starts again at the end. A
+// read that ended at the byte limit is continued.
 type cantusRead struct {
 	subject  string
 	first    uint64 // the oldest transaction

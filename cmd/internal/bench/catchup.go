@@ -6,8 +6,8 @@ import (
 	"sync/atomic"
 )
 
-// catchUp is a worker that reads a log from its first transaction to the one that
-// was the last when the round began, and starts again at the end.
+// catchUp is a worker that reads a log from its first transaction to the one
+// that was the last when the round began, and starts again at the end.
 type catchUp struct {
 	clock  *clock
 	counts *meter
@@ -61,8 +61,8 @@ type pass struct {
 	began  int64
 }
 
-// message counts a transaction. It relies on the client for order and completeness:
-// decoding a sequence number from each message would take time.
+// message counts a transaction. It relies on the client for order and
+// completeness: decoding a sequence number from each message would take time.
 func (p *pass) message() {
 	if p.over.Load() {
 		return

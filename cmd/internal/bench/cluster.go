@@ -14,8 +14,8 @@ type cluster struct {
 	name  string
 	nodes []*server
 	dir   string // the servers' data directory; "" if unknown
-	// leader returns the node that leads the first partition or stream. It is nil
-	// if there is only one node, or if that is unknown.
+	// leader returns the node that leads the first partition or stream. It is
+	// nil if there is only one node, or if that is unknown.
 	leader func(ctx context.Context) (string, error)
 	first  int // the leader's index in nodes when lead was last called
 }
@@ -23,8 +23,8 @@ type cluster struct {
 // nodeName returns the name of node i.
 func nodeName(i int) string { return fmt.Sprint("n", i+1) }
 
-// url returns the address for a connection: the leader's for the first, the next
-// node's for the next.
+// url returns the address for a connection: the leader's for the first, the
+// next node's for the next.
 func (c *cluster) url(conn int) string { return c.nodes[(c.first+conn)%len(c.nodes)].url }
 
 // urls returns all addresses, for a client that reconnects to other nodes.
@@ -139,8 +139,8 @@ func others(all []string, i int) []string {
 	return append(append([]string(nil), all[:i]...), all[i+1:]...)
 }
 
-// freeAddrs returns n loopback addresses that were free a moment ago. Port 0 is not
-// enough for a node that restarts at the same address, nor for routes.
+// freeAddrs returns n loopback addresses that were free a moment ago. Port 0 is
+// not enough for a node that restarts at the same address, nor for routes.
 func freeAddrs(n int) (addrs []string, err error) {
 	for range n {
 		l, err1 := net.Listen("tcp", "127.0.0.1:0")

@@ -67,10 +67,10 @@ type Command struct {
 	SyncAlways     bool   `hidden:""`
 }
 
-// Run measures what the flags say, and prints the report to out and a line for each
-// second to errOut. If the flags are invalid it does nothing and returns ErrFlags.
-// If ctx is cancelled it returns early, without a report. The servers that it
-// started have ended when it returns.
+// Run measures what the flags say, and prints the report to out and a line for
+// each second to errOut. If the flags are invalid it does nothing and returns
+// ErrFlags. If ctx is cancelled it returns early, without a report. The servers
+// that it started have ended when it returns.
 func (c *Command) Run(ctx context.Context, out, errOut io.Writer) error {
 	switch {
 	case c.ServeJetstream != "":
@@ -85,8 +85,8 @@ func (c *Command) Run(ctx context.Context, out, errOut io.Writer) error {
 	if err := subjects.CheckPrefix(c.Prefix); err != nil {
 		return fmt.Errorf("%w: %w", ErrFlags, err)
 	}
-	// The load shares the processors with the servers: collect garbage less often.
-	// Little memory stays in use.
+	// The load shares the processors with the servers: collect garbage less
+	// often. Little memory stays in use.
 	defer debug.SetGCPercent(debug.SetGCPercent(800))
 	s := &benchRun{Command: c, workload: w, names: subjects.Names{Prefix: c.Prefix}, out: out, errOut: errOut}
 	defer s.close()

@@ -24,15 +24,16 @@ type FailoverReport struct {
 type FailoverResult struct {
 	Name     string `json:"name"`
 	Settings string `json:"settings"`
-	// Pauses are the longest gaps between acknowledged appends after each kill, in
-	// seconds. Pause summarizes them.
+	// Pauses are the longest gaps between acknowledged appends after each kill,
+	// in seconds. Pause summarizes them.
 	Pauses []float64 `json:"pauses_seconds"`
 	Pause  Spread    `json:"pause_seconds"`
-	// Quantiles are the latencies of appends from when they were due to when they
-	// were acknowledged, with all resends.
+	// Quantiles are the latencies of appends from when they were due to when
+	// they were acknowledged, with all resends.
 	Quantiles
 	// Acknowledged counts the acknowledged appends; each has an id of its own.
-	// Stored counts those in the log: the same, if nothing was lost or done twice.
+	// Stored counts those in the log: the same, if nothing was lost or done
+	// twice.
 	Acknowledged uint64 `json:"acknowledged"`
 	Stored       uint64 `json:"stored"`
 	// Resent counts how often appends were sent again.
@@ -182,8 +183,8 @@ func (s *benchRun) pauses(ctx context.Context, c *cluster, load *steadyLoad, res
 		if err := s.end(c.nodes[victim]); err != nil {
 			return err
 		}
-		// If there are other nodes, the node restarts after one of them has taken
-		// over, so that the pause does not include its start.
+		// If there are other nodes, the node restarts after one of them has
+		// taken over, so that the pause does not include its start.
 		if len(c.nodes) > 1 {
 			if err := load.awaitAnswer(ctx); err != nil {
 				return err

@@ -16,10 +16,11 @@ const backoff = 2 * time.Millisecond
 
 // worker is one connection under load.
 type worker interface {
-	// start sends the first requests and returns; at a fixed rate it only prepares
-	// them.
+	// start sends the first requests and returns; at a fixed rate it only
+	// prepares them.
 	start() error
-	// done is closed when nothing is in flight any more and nothing will be sent.
+	// done is closed when nothing is in flight any more and nothing will be
+	// sent.
 	done() <-chan struct{}
 	meter() *meter
 	// close ends the worker whatever it is doing.
@@ -29,7 +30,8 @@ type worker interface {
 // pacedWorker is a worker that sends at given times.
 type pacedWorker interface {
 	worker
-	// due is called when a request becomes due, at the time at. It does not block.
+	// due is called when a request becomes due, at the time at. It does not
+	// block.
 	due(at int64)
 	// finish is called when no more requests become due.
 	finish()
@@ -43,24 +45,24 @@ type workerConfig struct {
 	clock    *clock
 	tally    *tally
 	fail     func(error)
-	// answered is called when an answer arrives, with the time at which its request
-	// was sent, or due.
+	// answered is called when an answer arrives, with the time at which its
+	// request was sent, or due.
 	answered func(sent, now int64)
 }
 
 // traffic makes the requests of one connection and decodes their answers. A
 // connection calls it from one goroutine at a time.
 type traffic interface {
-	// compose makes the next message in s.msg, whose Reply is set. If s.again is
-	// set, it updates the last message. It returns the number of units in the
-	// message.
+	// compose makes the next message in s.msg, whose Reply is set. If s.again
+	// is set, it updates the last message. It returns the number of units in
+	// the message.
 	compose(s *pending) (units int)
 	// judge decodes an answer.
 	judge(s *pending, m *nats.Msg) outcome
 }
 
-// pending is one of a connection's requests in flight, with its traffic's state. It
-// is reused for the next request.
+// pending is one of a connection's requests in flight, with its traffic's
+// state. It is reused for the next request.
 type pending struct {
 	index int
 	msg   *nats.Msg
@@ -98,8 +100,8 @@ type outcome struct {
 }
 
 // plainWorker is a worker that uses plain NATS: one connection, one inbox
-// subscription, and a token for each request in flight. It does everything in the
-// subscription's callback, so that a request needs no goroutine.
+// subscription, and a token for each request in flight. It does everything in
+// the subscription's callback, so that a request needs no goroutine.
 type plainWorker struct {
 	nc      *nats.Conn
 	sub     *nats.Subscription
@@ -194,14 +196,14 @@ func (l *plainWorker) start() error {
 	return nil
 }
 
-// replyTo returns the subject of a request's answer, which ends in its number, a
-// dash and its round.
+// replyTo returns the subject of a request's answer, which ends in its number,
+// a dash and its round.
 func (l *plainWorker) replyTo(s *pending) string {
 	return l.inbox + strconv.Itoa(s.index) + "-" + strconv.FormatUint(s.round, 36)
 }
 
-// answerLimit is how long a request waits for an answer. NATS delivers at most once:
-// a request to a node that is no longer the leader is lost.
+// answerLimit is how long a request waits for an answer. NATS delivers at most
+// once: a request to a node that is no longer the leader is lost.
 const answerLimit = 10 * time.Second
 
 // expire gives up answers that are overdue, and schedules its next call.
@@ -266,8 +268,8 @@ func (l *plainWorker) close() {
 	l.nc.Close()
 }
 
-// send composes and sends a request that was due at at, if the clock allows one. mu
-// is held.
+// send composes and sends a request that was due at at, if the clock allows
+// one. mu is held.
 func (l *plainWorker) send(s *pending, at int64) {
 	s.units = l.compose(s, at)
 	// A request that was due in time is sent even if the pacer is late.
@@ -365,8 +367,8 @@ func (l *plainWorker) complete(s *pending, judge func(*pending) outcome) {
 	l.conclude(s, judge(s), now)
 }
 
-// conclude counts an outcome, and sends the request again or the next one. mu is
-// held.
+// conclude counts an outcome, and sends the request again or the next one. mu
+// is held.
 func (l *plainWorker) conclude(s *pending, o outcome, now int64) {
 	if o.err != nil {
 		go l.fail(o.err)

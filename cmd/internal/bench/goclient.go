@@ -15,10 +15,10 @@ import (
 	"github.com/cantuslog/cantus/subjects"
 )
 
-// goAppend appends with the Go client, which merges transactions into the next batch
-// while batches are in flight. One goroutine appends, another waits for the outcomes
-// in order: an outcome that arrives before an earlier transaction's counts as late as
-// that one.
+// goAppend appends with the Go client, which merges transactions into the next
+// batch while batches are in flight. One goroutine appends, another waits for
+// the outcomes in order: an outcome that arrives before an earlier
+// transaction's counts as late as that one.
 type goAppend struct {
 	nc       *nats.Conn
 	client   *client.Client
@@ -39,8 +39,8 @@ type goAppend struct {
 	cancel   context.CancelFunc
 }
 
-// goRequest is a transaction in flight. There are thousands, and they are small so
-// that they fit in the processor's cache.
+// goRequest is a transaction in flight. There are thousands, and they are small
+// so that they fit in the processor's cache.
 type goRequest struct {
 	partition int
 	sent      int64
@@ -100,8 +100,8 @@ func (a *goAppend) start() error {
 	return nil
 }
 
-// submit appends until the clock allows no more, and then waits for all requests,
-// including those that are tried again.
+// submit appends until the clock allows no more, and then waits for all
+// requests, including those that are tried again.
 func (a *goAppend) submit(ctx context.Context) error {
 	var req client.Request
 	for {
@@ -151,7 +151,8 @@ func (a *goAppend) next() (at int64, ok bool) {
 	}
 }
 
-// grace is how long after a round's end a request that was due in it is still sent.
+// grace is how long after a round's end a request that was due in it is still
+// sent.
 const grace = 50 * time.Millisecond
 
 // append appends the transaction of a request; tx is scratch.
@@ -255,8 +256,8 @@ func (d *schedule) close() {
 	d.some.Broadcast()
 }
 
-// pop waits for a due time and returns the oldest. ok is false when the schedule is
-// closed and empty.
+// pop waits for a due time and returns the oldest. ok is false when the
+// schedule is closed and empty.
 func (d *schedule) pop() (at int64, ok bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -270,8 +271,8 @@ func (d *schedule) pop() (at int64, ok bool) {
 	return at, true
 }
 
-// newFollowCatchUp reads a partition with the Go client from its oldest transaction
-// to its last.
+// newFollowCatchUp reads a partition with the Go client from its oldest
+// transaction to its last.
 func newFollowCatchUp(at workerConfig, prefix string, info subjects.PartitionInfo) (*catchUp, error) {
 	nc, err := connect(at.url, at.fail)
 	if err != nil {

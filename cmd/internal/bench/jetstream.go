@@ -26,9 +26,9 @@ const (
 	atomicTooMany             = 10210 // too many batches are open
 )
 
-// streams is one JetStream stream for each partition of Cantus, with the last known
-// sequence of each key's subject. All connections share that, so that none is
-// refused because of what another already knows.
+// streams is one JetStream stream for each partition of Cantus, with the last
+// known sequence of each key's subject. All connections share that, so that
+// none is refused because of what another already knows.
 type streams struct {
 	names    []string
 	expected bool // publishes carry a condition
@@ -122,7 +122,8 @@ func (s *benchRun) lastSequences(ctx context.Context, c *cluster, st *streams) (
 	return last, nil
 }
 
-// messages returns the number of messages in a stream, none of which was deleted.
+// messages returns the number of messages in a stream, none of which was
+// deleted.
 func (s *benchRun) messages(ctx context.Context, c *cluster, name string) (uint64, error) {
 	nc, err := connect(c.url(0), func(error) {})
 	if err != nil {
@@ -209,8 +210,8 @@ func (a *streamAppend) accepted(s *pending, seq uint64) outcome {
 	return outcome{done: 1}
 }
 
-// rejected records the key's last sequence that the error for a failed condition
-// contains.
+// rejected records the key's last sequence that the error for a failed
+// condition contains.
 func (a *streamAppend) rejected(s *pending, code jetstream.ErrorCode, text string) outcome {
 	o, known := rejection(code)
 	switch {
@@ -226,15 +227,15 @@ func (a *streamAppend) rejected(s *pending, code jetstream.ErrorCode, text strin
 	return o
 }
 
-// newer reports whether a newer sequence of a key is known than when a message was
-// made. If not, the conflicting message is still in flight, and trying again at once
-// would fail.
+// newer reports whether a newer sequence of a key is known than when a message
+// was made. If not, the conflicting message is still in flight, and trying
+// again at once would fail.
 func (st *streams) newer(stream, key int, m *nats.Msg) bool {
 	return st.sequence(stream, key) != m.Header[expectedSubject][0]
 }
 
-// rejection returns the outcome for an error of a conditional publish, if it is one
-// that the load expects.
+// rejection returns the outcome for an error of a conditional publish, if it is
+// one that the load expects.
 func rejection(code jetstream.ErrorCode) (o outcome, known bool) {
 	switch code {
 	case wrongLastSequence, wrongLastSequenceConstant:

@@ -8,8 +8,8 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 )
 
-// pullBuffer is how many messages the ordered consumer buffers. Of 500 (the client's
-// default), 2,000, 10,000 and 50,000, a larger one is not faster.
+// pullBuffer is how many messages the ordered consumer buffers. Of 500 (the
+// client's default), 2,000, 10,000 and 50,000, a larger one is not faster.
 const pullBuffer = 10_000
 
 // consumption reads a stream with an ordered consumer of the Go client.

@@ -8,7 +8,8 @@ import (
 	"github.com/HdrHistogram/hdrhistogram-go"
 )
 
-// The range of latencies: those that are shorter or longer count as the nearest end.
+// The range of latencies: those that are shorter or longer count as the nearest
+// end.
 const (
 	shortest = time.Microsecond
 	longest  = 5 * time.Minute
@@ -56,8 +57,8 @@ const (
 	ops
 )
 
-// tally holds the latencies of one or more workers: with thousands of connections, a
-// set for each would take gigabytes.
+// tally holds the latencies of one or more workers: with thousands of
+// connections, a set for each would take gigabytes.
 type tally struct {
 	mu      sync.Mutex
 	latency [ops]*latencies // nil where nothing was recorded
@@ -81,15 +82,15 @@ func (t *tally) addTo(o op, sum *latencies) {
 	}
 }
 
-// clock is a round's time, in nanoseconds since its start. Its fields do not change
-// while workers use it.
+// clock is a round's time, in nanoseconds since its start. Its fields do not
+// change while workers use it.
 type clock struct {
 	epoch time.Time
 	from  int64 // when counting begins
 	until int64 // when counting and sending end
-	// paced is true at a fixed rate. Latencies then count by when the request was
-	// due, not by when it was answered: otherwise answers that a pause has delayed
-	// beyond the end would be left out.
+	// paced is true at a fixed rate. Latencies then count by when the request
+	// was due, not by when it was answered: otherwise answers that a pause has
+	// delayed beyond the end would be left out.
 	paced bool
 	// budget is how many units may still be sent; nil for no limit but time.
 	budget *atomic.Int64
@@ -97,8 +98,8 @@ type clock struct {
 
 func (c *clock) now() int64 { return int64(time.Since(c.epoch)) }
 
-// take reports whether a request of n units may be sent at now, and takes it off the
-// budget.
+// take reports whether a request of n units may be sent at now, and takes it
+// off the budget.
 func (c *clock) take(now int64, n int) bool {
 	if now >= c.until {
 		return false
@@ -120,8 +121,8 @@ func (c *clock) giveBack(n int) {
 	}
 }
 
-// meter counts the results of one worker. The atomic fields may be read at any time;
-// the others belong to the worker until it has ended.
+// meter counts the results of one worker. The atomic fields may be read at any
+// time; the others belong to the worker until it has ended.
 type meter struct {
 	clock *clock
 	tally *tally
@@ -135,8 +136,8 @@ type meter struct {
 	counted, countedRefused, countedBusy uint64
 	// missed counts the requests that were due and not done at the end.
 	missed uint64
-	// Requests with an unknown outcome: of unknown the answer says so, silent had no
-	// answer.
+	// Requests with an unknown outcome: of unknown the answer says so, silent
+	// had no answer.
 	unknown, silent uint64
 }
 
@@ -173,7 +174,8 @@ func (m *meter) hold(now int64) {
 // took records that a request sent, or due, at sent was done at now.
 func (m *meter) took(o op, sent, now int64) { m.lasted(o, sent, sent, now) }
 
-// lasted records a latency from from to now for a request sent, or due, at sent.
+// lasted records a latency from from to now for a request sent, or due, at
+// sent.
 func (m *meter) lasted(o op, sent, from, now int64) {
 	at := now
 	if m.clock.paced {
@@ -184,8 +186,8 @@ func (m *meter) lasted(o op, sent, from, now int64) {
 	}
 }
 
-// lose records at now that a request's outcome is unknown. It counts with the time
-// until it was given up.
+// lose records at now that a request's outcome is unknown. It counts with the
+// time until it was given up.
 func (m *meter) lose(sent, now int64, silent bool) {
 	if silent {
 		m.silent++
@@ -195,8 +197,8 @@ func (m *meter) lose(sent, now int64, silent bool) {
 	m.took(mainOp, sent, now)
 }
 
-// miss records, at a fixed rate, that a request due at due was not done when the
-// round ended at now: its latency is at least that time.
+// miss records, at a fixed rate, that a request due at due was not done when
+// the round ended at now: its latency is at least that time.
 func (m *meter) miss(due, now int64) {
 	if m.clock.paced && m.counts(due) {
 		m.missed++

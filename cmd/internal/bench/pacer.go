@@ -6,8 +6,8 @@ import (
 )
 
 // pacer calls workers when requests are due: at evenly spaced times that do not
-// depend on answers. So requests that are due during a pause of the server count
-// with the time that they wait.
+// depend on answers. So requests that are due during a pause of the server
+// count with the time that they wait.
 type pacer struct {
 	clock   *clock
 	rate    float64
@@ -15,9 +15,10 @@ type pacer struct {
 }
 
 const (
-	// shortestNap is the shortest sleep. Above 5,000 requests a second several are
-	// sent together: on few cores, waking a thread for each would cost the server
-	// more than the requests do. Their latency counts from when they were due.
+	// shortestNap is the shortest sleep. Above 5,000 requests a second several
+	// are sent together: on few cores, waking a thread for each would cost the
+	// server more than the requests do. Their latency counts from when they
+	// were due.
 	shortestNap = 200 * time.Microsecond
 	// longestNap bounds how late the pacer notices that it must stop.
 	longestNap = 50 * time.Millisecond
@@ -25,8 +26,8 @@ const (
 
 // run returns at the clock's end, or when stop is closed.
 func (p *pacer) run(stop <-chan struct{}) {
-	// A thread of its own can sleep more precisely than the runtime's timers, which
-	// may be a millisecond late in an idle process.
+	// A thread of its own can sleep more precisely than the runtime's timers,
+	// which may be a millisecond late in an idle process.
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	defer func() {

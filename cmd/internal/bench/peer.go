@@ -11,8 +11,8 @@ import (
 // maxAtomicBatch is how many messages an atomic batch of JetStream may have.
 const maxAtomicBatch = 1000
 
-// peerReplicas returns how many replicas a peer's stream has: 3, or the number of
-// nodes if that is less, as in Cantus by default.
+// peerReplicas returns how many replicas a peer's stream has: 3, or the number
+// of nodes if that is less, as in Cantus by default.
 func peerReplicas(nodes int) int { return min(nodes, 3) }
 
 // startJetstream starts the peer's servers: as many as Cantus has.
@@ -44,8 +44,8 @@ func (s *benchRun) startJetstream(ctx context.Context, sync string) (*cluster, e
 	return s.startCluster(ctx, name, dir, args)
 }
 
-// peerConfig returns a nats-server configuration: the defaults, except that it allows
-// as many open atomic batches as the load needs.
+// peerConfig returns a nats-server configuration: the defaults, except that it
+// allows as many open atomic batches as the load needs.
 func peerConfig(name string, routes []string, i int) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "server_name: %s\n", name)

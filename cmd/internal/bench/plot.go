@@ -16,7 +16,8 @@ const (
 	legendLine            = 18
 )
 
-// palette has colors that color-blind readers can distinguish (M. Okabe, K. Ito).
+// palette has colors that color-blind readers can distinguish (M. Okabe, K.
+// Ito).
 var palette = []string{"#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000"}
 
 // series is one system's results in a sweep.
@@ -27,8 +28,8 @@ type series struct {
 }
 
 // plot draws throughput against latency as an SVG: for each system a solid line
-// through the medians and a dashed one through the 99th percentiles, with the load
-// level at each point.
+// through the medians and a dashed one through the 99th percentiles, with the
+// load level at each point.
 func (r *Report) plot() []byte {
 	all := r.series()
 	x, y := r.axes()
@@ -90,7 +91,8 @@ type axis struct {
 	from, to  float64 // pixels
 }
 
-// axes returns a horizontal axis for all rates and a vertical one for all latencies.
+// axes returns a horizontal axis for all rates and a vertical one for all
+// latencies.
 func (r *Report) axes() (x, y axis) {
 	x = axis{math.Inf(1), math.Inf(-1), plotLeft, plotWidth - plotRight}
 	y = axis{math.Inf(1), math.Inf(-1), plotHeight - plotBottom, plotTop}
@@ -120,8 +122,8 @@ func (a *axis) round() {
 	a.low, a.high = math.Log10(marks[0]), math.Log10(marks[len(marks)-1])
 }
 
-// axisMarks returns the values 1, 2 and 5 times a power of ten, from the last at or
-// below low to the first above high, which are logarithms.
+// axisMarks returns the values 1, 2 and 5 times a power of ten, from the last
+// at or below low to the first above high, which are logarithms.
 func axisMarks(low, high float64) []float64 {
 	var marks []float64
 	for e := math.Floor(low); ; e++ {
@@ -161,7 +163,8 @@ func short(v float64) string {
 	return fmt.Sprintf("%g", round3(v))
 }
 
-// round3 rounds to three significant digits, which removes floating-point noise.
+// round3 rounds to three significant digits, which removes floating-point
+// noise.
 func round3(v float64) float64 {
 	rounded, _ := strconv.ParseFloat(strconv.FormatFloat(v, 'g', 3, 64), 64)
 	return rounded

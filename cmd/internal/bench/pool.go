@@ -7,8 +7,8 @@ import (
 	"strconv"
 )
 
-// pool is a set of key names, all of one length. A name is made when it is used:
-// looking up one of a million would take longer.
+// pool is a set of key names, all of one length. A name is made when it is
+// used: looking up one of a million would take longer.
 type pool struct {
 	prefix string
 	digits int
@@ -16,7 +16,8 @@ type pool struct {
 	zipf   *zipf // nil for a uniform distribution
 }
 
-// newPool returns a pool of the names prefix0000000 to prefix<size-1>, with a skew.
+// newPool returns a pool of the names prefix0000000 to prefix<size-1>, with a
+// skew.
 func newPool(prefix string, size int, skew float64) pool {
 	p := pool{prefix: prefix, digits: len(strconv.Itoa(size - 1)), size: size}
 	if skew > 0 {
@@ -38,7 +39,8 @@ func (p pool) name(i int) string {
 	return string(b)
 }
 
-// pick fills keys with distinct random keys. The pool must have at least as many.
+// pick fills keys with distinct random keys. The pool must have at least as
+// many.
 func (p pool) pick(rng *rand.Rand, keys []int) {
 	for i := range keys {
 		k := p.draw(rng)
@@ -77,8 +79,8 @@ func newPayloads(rng *rand.Rand, size int, stamped bool) *payloads {
 	return &payloads{noise: noise, size: size, stamped: stamped}
 }
 
-// next returns the payload of a request sent at sent. The caller must not write to
-// it. It may reuse the memory of old, an earlier payload.
+// next returns the payload of a request sent at sent. The caller must not write
+// to it. It may reuse the memory of old, an earlier payload.
 func (p *payloads) next(old []byte, sent int64) []byte {
 	p.at = (p.at + 61) & (64<<10 - 1)
 	b := p.noise[p.at : p.at+p.size : p.at+p.size]

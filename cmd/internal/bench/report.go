@@ -36,8 +36,8 @@ type Result struct {
 	// Rate is in transactions a second.
 	Rate Spread `json:"rate"`
 	Quantiles
-	// Others are other latencies: of lookups between appends, and from an append to
-	// its readers.
+	// Others are other latencies: of lookups between appends, and from an
+	// append to its readers.
 	Others map[string]Quantiles `json:"other_latencies,omitempty"`
 	// Ratio is Cantus's rate divided by this one, round by round; missing for
 	// Cantus.

@@ -29,8 +29,8 @@ type system struct {
 type driver struct {
 	name   string
 	worker func(at workerConfig) (worker, error)
-	// reader, if not nil, makes one of readers workers that receive the appended
-	// transactions.
+	// reader, if not nil, makes one of readers workers that receive the
+	// appended transactions.
 	reader  func(at workerConfig) (reader, error)
 	readers int
 }
@@ -148,8 +148,8 @@ func (r *round) close() {
 
 // run starts the workers and waits until they have ended.
 func (r *round) run(ctx context.Context) (Sample, error) {
-	// The round's time begins now: connections were opened since the clock was made.
-	// No worker has read the clock yet.
+	// The round's time begins now: connections were opened since the clock was
+	// made. No worker has read the clock yet.
 	r.clock.epoch = time.Now()
 	for _, w := range r.workers {
 		if err := w.start(); err != nil {
@@ -229,8 +229,8 @@ func (r *round) stand() standing {
 	return standing{servers: r.cluster.usage(), load: processUsage(os.Getpid())}
 }
 
-// watch prints a line each second, measures the resources used at both ends of the
-// window, and returns when the workers have ended.
+// watch prints a line each second, measures the resources used at both ends of
+// the window, and returns when the workers have ended.
 func (r *round) watch(ctx context.Context, all <-chan struct{}) (before, after standing, err error) {
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()

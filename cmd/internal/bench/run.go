@@ -104,8 +104,8 @@ func (s *benchRun) note(format string, args ...any) {
 	fmt.Fprintln(s.errOut, text)
 }
 
-// chooseClient keeps only the fastest of a system's clients, as measured at the run's
-// highest load level.
+// chooseClient keeps only the fastest of a system's clients, as measured at the
+// run's highest load level.
 func (s *benchRun) chooseClient(ctx context.Context, c *system) error {
 	if len(c.clients) < 2 {
 		return nil

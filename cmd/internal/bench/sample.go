@@ -6,12 +6,12 @@ type Sample struct {
 	Done    uint64  `json:"done"`
 	Refused uint64  `json:"refused"`
 	Busy    uint64  `json:"busy"`
-	// Missed is how many requests, at a fixed rate, were due and not done at the
-	// end; latencies count them with the time until then.
+	// Missed is how many requests, at a fixed rate, were due and not done at
+	// the end; latencies count them with the time until then.
 	Missed uint64 `json:"missed,omitempty"`
-	// Unknown is how many requests of the whole round had an answer that says that
-	// the outcome is unknown. Silent had no answer for 10 seconds. Both count with
-	// the time that they took.
+	// Unknown is how many requests of the whole round had an answer that says
+	// that the outcome is unknown. Silent had no answer for 10 seconds. Both
+	// count with the time that they took.
 	Unknown uint64 `json:"unknown,omitempty"`
 	Silent  uint64 `json:"silent,omitempty"`
 	// Rate is in transactions a second.

@@ -8,8 +8,8 @@ import (
 )
 
 // Answers are short JSON objects of a known form, a hundred thousand a second.
-// Finding one number takes a twentieth of the time for decoding. Text in an answer
-// can't be mistaken for a key, since its quotes are escaped.
+// Finding one number takes a twentieth of the time for decoding. Text in an
+// answer can't be mistaken for a key, since its quotes are escaped.
 var (
 	txidKey  = []byte(`"txid":`)
 	seqKey   = []byte(`"seq":`)

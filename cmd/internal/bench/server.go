@@ -14,8 +14,8 @@ import (
 	"time"
 )
 
-// How long a server may take. A start includes recovery, which the startup workload
-// measures.
+// How long a server may take. A start includes recovery, which the startup
+// workload measures.
 const (
 	startTimeout = 10 * time.Minute
 	stopTimeout  = time.Minute

@@ -7,9 +7,9 @@ import (
 	"time"
 )
 
-// StartupReport is the output of `cantus bench startup --json`. Times are from the
-// start of the process to its ready line, in seconds. The page cache is warm: the
-// files were written or read shortly before.
+// StartupReport is the output of `cantus bench startup --json`. Times are from
+// the start of the process to its ready line, in seconds. The page cache is
+// warm: the files were written or read shortly before.
 type StartupReport struct {
 	Filled     int64   `json:"filled"`
 	Size       int     `json:"size"`
@@ -22,8 +22,8 @@ type StartupReport struct {
 	Rounds     int     `json:"rounds"`
 }
 
-// startup fills a node, then stops and kills it in turns and measures how long it
-// takes until it is ready again.
+// startup fills a node, then stops and kills it in turns and measures how long
+// it takes until it is ready again.
 func (s *benchRun) startup(ctx context.Context) error {
 	c, err := s.cantusCluster(ctx)
 	if err != nil {

@@ -59,8 +59,8 @@ type streamTarget struct {
 
 func (t streamTarget) subject() string { return t.streams.names[0] + ".plain" }
 
-// acknowledged treats every error as transient: a stream without a leader returns
-// several.
+// acknowledged treats every error as transient: a stream without a leader
+// returns several.
 func (streamTarget) acknowledged(m *nats.Msg) (ok, later bool) {
 	_, ok = ackSequence(m.Data)
 	return ok, !ok
@@ -74,19 +74,19 @@ func (t streamTarget) stored(ctx context.Context, c *cluster) (n uint64, err err
 	return n, err
 }
 
-// When an append is sent again. Appends that are due during a pause measure it. Those
-// before them back off, as the protocol asks of clients: otherwise they would put
-// load on the election that they wait for.
+// When an append is sent again. Appends that are due during a pause measure it.
+// Those before them back off, as the protocol asks of clients: otherwise they
+// would put load on the election that they wait for.
 const (
-	// answerTimeout is how long an append waits for an answer, which may have been
-	// lost with a node.
+	// answerTimeout is how long an append waits for an answer, which may have
+	// been lost with a node.
 	answerTimeout = 250 * time.Millisecond
 	minRetry      = 50 * time.Millisecond
 	maxRetry      = 2 * time.Second
 )
 
-// steadyLoad appends at a fixed rate, each append with a message id, and resends
-// those that are not acknowledged.
+// steadyLoad appends at a fixed rate, each append with a message id, and
+// resends those that are not acknowledged.
 type steadyLoad struct {
 	clock  *clock
 	tally  *tally
@@ -220,8 +220,8 @@ func newProber(l *steadyLoad, c *cluster, t target, w *workload, conn int, fail 
 		fail: fail, waiting: map[uint64]*probe{}, ended: make(chan struct{}),
 	}
 	var err error
-	// Messages are not buffered while there is no connection: they are sent again in
-	// any case.
+	// Messages are not buffered while there is no connection: they are sent
+	// again in any case.
 	p.nc, err = nats.Connect(c.url(conn)+","+c.urls(), nats.Name("cantus bench"), nats.DontRandomize(),
 		nats.MaxReconnects(-1), nats.ReconnectWait(10*time.Millisecond), nats.ReconnectJitter(0, 0), nats.ReconnectBufSize(-1),
 		nats.ErrorHandler(func(*nats.Conn, *nats.Subscription, error) {})) // connections are lost on purpose

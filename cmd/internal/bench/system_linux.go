@@ -18,8 +18,8 @@ func deviceOf(dir string) device {
 
 func syncAll() { unix.Sync() }
 
-// endWithParent has a server killed when bench is killed, so that it does not go on
-// using the machine.
+// endWithParent has a server killed when bench is killed, so that it does not
+// go on using the machine.
 func endWithParent(cmd *exec.Cmd) {
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 }

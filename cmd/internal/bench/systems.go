@@ -36,8 +36,8 @@ func (s *benchRun) systems(ctx context.Context) ([]*system, error) {
 	return all, nil
 }
 
-// cantusCluster returns the cluster to measure: that of --server, or one that it
-// starts.
+// cantusCluster returns the cluster to measure: that of --server, or one that
+// it starts.
 func (s *benchRun) cantusCluster(ctx context.Context) (*cluster, error) {
 	if len(s.Server) > 0 {
 		c := &cluster{name: "cantus"}
@@ -197,9 +197,9 @@ func (s *benchRun) fill(ctx context.Context, cl *cluster) error {
 }
 
 // jetstream returns JetStream, with a sync setting, as one or more systems. For
-// appends these are plain publishes; publishes with a condition, which are closest
-// to a write lock; and, with several locks, atomic batches with a condition for
-// each.
+// appends these are plain publishes; publishes with a condition, which are
+// closest to a write lock; and, with several locks, atomic batches with a
+// condition for each.
 func (s *benchRun) jetstream(ctx context.Context, c *cluster, sync string, keys pool) ([]*system, error) {
 	w := s.workload
 	plain, expected := streamKind{name: "plain"}, streamKind{name: "expected", expected: true}
@@ -308,8 +308,8 @@ func (s *benchRun) streamClients(st *streams, kind streamKind, last []uint64) []
 	return []driver{plain, golang}
 }
 
-// streamTails returns publishing clients with readers. The rate does not show which
-// kind of consumer is faster, so the default is the pull consumer, which
+// streamTails returns publishing clients with readers. The rate does not show
+// which kind of consumer is faster, so the default is the pull consumer, which
 // JetStream's documents recommend.
 func (s *benchRun) streamTails(st *streams, publish driver) []driver {
 	push := s.VsClient == "push"
@@ -321,8 +321,8 @@ func (s *benchRun) streamTails(st *streams, publish driver) []driver {
 	return []driver{publish}
 }
 
-// fillStreams publishes the messages to read, and returns the last sequence of each
-// stream.
+// fillStreams publishes the messages to read, and returns the last sequence of
+// each stream.
 func (s *benchRun) fillStreams(ctx context.Context, c *system, st *streams) ([]uint64, error) {
 	w := s.workload
 	plain := *st

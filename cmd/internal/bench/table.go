@@ -44,8 +44,8 @@ func (r *Report) headline() string {
 	return text + fmt.Sprintf(", %s; %s", count(r.Partitions, "partition"), count(r.CPUs, "processor"))
 }
 
-// details prints each system's settings, and the figures for which the table has no
-// column.
+// details prints each system's settings, and the figures for which the table
+// has no column.
 func (r *Report) details(out io.Writer) {
 	said := map[string]bool{}
 	for i, res := range r.Results {

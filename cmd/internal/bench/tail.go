@@ -15,10 +15,11 @@ import (
 
 // reader receives the transactions that the workers of its round append.
 type reader interface {
-	// catchUp waits until it has received total transactions, or none for a while:
-	// a feed may miss some.
+	// catchUp waits until it has received total transactions, or none for a
+	// while: a feed may miss some.
 	catchUp(total uint64)
-	// answered is called when an answer arrives to a request sent, or due, at sent.
+	// answered is called when an answer arrives to a request sent, or due, at
+	// sent.
 	answered(sent, now int64)
 	close()
 }
@@ -31,9 +32,9 @@ type tailReader struct {
 	stop   func()
 
 	mu sync.Mutex
-	// first is, by the time when a transaction was sent, the time of the first of two
-	// events: its answer, and its arrival here. Two that were sent at the same
-	// nanosecond on different connections are confused.
+	// first is, by the time when a transaction was sent, the time of the first
+	// of two events: its answer, and its arrival here. Two that were sent at
+	// the same nanosecond on different connections are confused.
 	first map[int64]int64
 }
 
@@ -59,7 +60,8 @@ func (r *tailReader) answered(sent, now int64) {
 	}
 }
 
-// meet records an event, and returns the time of the other one if that was before.
+// meet records an event, and returns the time of the other one if that was
+// before.
 func (r *tailReader) meet(sent, now int64) (before int64, second bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()

@@ -7,8 +7,8 @@ import (
 	"time"
 )
 
-// usage is the resources that a process has used. Known is false on systems without
-// /proc.
+// usage is the resources that a process has used. Known is false on systems
+// without /proc.
 type usage struct {
 	Known bool
 	CPU   time.Duration // user and system, since it began
@@ -34,8 +34,8 @@ func processUsage(pid int) usage {
 }
 
 func parseUsage(stat, status string) usage {
-	// The program's name, in parentheses, may contain spaces: fields are counted
-	// after it. User and system time are the 14th and 15th of all.
+	// The program's name, in parentheses, may contain spaces: fields are
+	// counted after it. User and system time are the 14th and 15th of all.
 	fields := strings.Fields(stat[strings.LastIndexByte(stat, ')')+1:])
 	if len(fields) < 13 {
 		return usage{}
@@ -67,8 +67,8 @@ type device struct {
 	known        bool
 }
 
-// written returns the bytes written to the device since the machine started, after a
-// sync of everything.
+// written returns the bytes written to the device since the machine started,
+// after a sync of everything.
 func (d device) written() (bytes int64, ok bool) {
 	if !d.known {
 		return 0, false

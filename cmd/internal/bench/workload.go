@@ -22,8 +22,8 @@ const (
 	startupLoad  = "startup"
 )
 
-// pacedInFlight bounds the requests in flight on a connection at a fixed rate: enough
-// for a pause of some seconds.
+// pacedInFlight bounds the requests in flight on a connection at a fixed rate:
+// enough for a pause of some seconds.
 const pacedInFlight = 16_384
 
 // defaults are the defaults that depend on the workload.
@@ -47,8 +47,8 @@ var defaultsOf = map[string]defaults{
 // failoverRate is the default rate of failover.
 const failoverRate = 1000
 
-// loadLevel is the load of a round: InFlight requests on each connection, or Rate
-// requests a second over all of them.
+// loadLevel is the load of a round: InFlight requests on each connection, or
+// Rate requests a second over all of them.
 type loadLevel struct {
 	InFlight int
 	Rate     float64 // 0: as fast as answers come
@@ -280,5 +280,6 @@ func (c *Command) checkKind(w *workload) error {
 	return nil
 }
 
-// fillLimits returns the limits of a fill, which ends when everything is appended.
+// fillLimits returns the limits of a fill, which ends when everything is
+// appended.
 func (w *workload) fillLimits() limits { return limits{count: w.Fill, duration: time.Hour} }

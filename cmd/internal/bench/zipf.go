@@ -10,8 +10,9 @@ const maxSkew = 10
 
 // zipf draws numbers from 0 to n-1, number i with a weight of (i+1)^-s, by
 // rejection-inversion (W. Hörmann, G. Derflinger, "Rejection-inversion to
-// generate variates from monotone discrete distributions", 1996). It needs no table
-// and accepts any s above 0, also below 1, unlike math/rand. It is read only.
+// generate variates from monotone discrete distributions", 1996). It needs no
+// table and accepts any s above 0, also below 1, unlike math/rand. It is read
+// only.
 type zipf struct {
 	s, n          float64
 	first, last   float64 // hIntegral at 1.5, less 1, and at n+0.5

@@ -1,11 +1,12 @@
-// Package hangup receives SIGHUP from the earliest moment that a Go program can.
+// Package hangup receives SIGHUP from the earliest moment that a Go program
+// can.
 //
 // A SIGHUP that nobody receives ends the process. A program with many packages
 // spends tens of milliseconds on initializing them before main begins. This
-// package depends on nothing but the standard library, and its import path comes
-// early in the order of initialization, so a node that is told to reload soon
-// after it was started goes on. Before that, while Go's own runtime starts, the
-// signal still ends the process.
+// package depends on nothing but the standard library, and its import path
+// comes early in the order of initialization, so a node that is told to reload
+// soon after it was started goes on. Before that, while Go's own runtime
+// starts, the signal still ends the process.
 package hangup
 
 import (
