@@ -30,11 +30,16 @@ func load(t *testing.T, nc *nats.Conn, partition, messages, size int) int {
 				return false
 			}
 			var r subjects.BatchReply
-			if err != nil || json.Unmarshal(m.Data, &r) != nil || len(r.Results) != 1 {
+			if err != nil || json.Unmarshal(m.Data, &r) != nil {
 				t.Fatalf("a batch: %v", err)
 			}
-			if e := r.Results[0].Error; e != nil && e.Reason != subjects.Unavailable {
-				t.Fatalf("a batch: %v", e)
+			switch {
+			case r.Error != nil && (r.Error.Reason == subjects.Unavailable || r.Error.Reason == subjects.Busy):
+				return false
+			case r.Error != nil || len(r.Results) != 1:
+				t.Fatalf("a batch: %s", m.Data)
+			case r.Results[0].Error != nil && r.Results[0].Error.Reason != subjects.Unavailable:
+				t.Fatalf("a batch: %s", m.Data)
 			}
 			return r.Results[0].Error == nil && r.Results[0].Count == each
 		})
