@@ -78,12 +78,12 @@ func (r groupReport) leads() bool { return r.State == "leader" }
 
 // decodeAnnouncement decodes the announcement in an envelope. It must name the
 // same node as the envelope.
-func decodeAnnouncement(e envelope) (h announcement, err error) {
-	if err := json.Unmarshal(e.body, &h); err != nil {
-		return h, err
+func decodeAnnouncement(e envelope) (a announcement, err error) {
+	if err := json.Unmarshal(e.body, &a); err != nil {
+		return a, err
 	}
-	if h.Name != e.name || h.NodeID != e.id || h.Instance != e.instance || h.ClusterID != e.cluster || h.Protocol != e.protocol {
-		return h, errors.New("the announcement and its envelope name different nodes")
+	if a.Name != e.name || a.NodeID != e.id || a.Instance != e.instance || a.ClusterID != e.cluster || a.Protocol != e.protocol {
+		return a, errors.New("the announcement and its envelope name different nodes")
 	}
-	return h, subjects.CheckKind(h.Name)
+	return a, subjects.CheckKind(a.Name)
 }

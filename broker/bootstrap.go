@@ -179,18 +179,18 @@ func newCluster(self announcement, id wal.Identity, others map[string]announceme
 	var missing, differ []string
 	agree := 1
 	for _, name := range self.Bootstrap {
-		h, heard := others[name]
+		a, heard := others[name]
 		switch {
 		case name == self.Name:
 		case !heard:
 			missing = append(missing, name)
-		case h.ClusterID != "" && h.Founders[self.Name] == self.NodeID:
-			id.ID, id.Founders, id.Partitions, id.Replicas = h.ClusterID, h.Founders, h.Partitions, h.Replicas
+		case a.ClusterID != "" && a.Founders[self.Name] == self.NodeID:
+			id.ID, id.Founders, id.Partitions, id.Replicas = a.ClusterID, a.Founders, a.Partitions, a.Replicas
 			return id, "", nil
-		case h.ClusterID != "" && h.Founders[self.Name] != "":
-			return id, "", fmt.Errorf("%w: this node can't found the cluster: %s", ErrIdentity, difference(self, h))
+		case a.ClusterID != "" && a.Founders[self.Name] != "":
+			return id, "", fmt.Errorf("%w: this node can't found the cluster: %s", ErrIdentity, difference(self, a))
 		default:
-			if d := difference(self, h); d != "" {
+			if d := difference(self, a); d != "" {
 				differ = append(differ, d)
 			} else {
 				agree++
@@ -206,8 +206,8 @@ func newCluster(self announcement, id wal.Identity, others map[string]announceme
 		return id, "founders " + strings.Join(missing, ","), nil
 	}
 	id.Founders = map[string]string{self.Name: self.NodeID}
-	for name, h := range others {
-		id.Founders[name] = h.NodeID
+	for name, a := range others {
+		id.Founders[name] = a.NodeID
 	}
 	id.ID = clusterID(id.Founders)
 	return id, "", nil
@@ -295,10 +295,10 @@ func (b *bootstrap) askToJoin(ctx context.Context) (id wal.Identity, waiting str
 }
 
 // waitingToBeAdded returns what a node that has not been added yet waits for.
-func waitingToBeAdded(h announcement) string {
+func waitingToBeAdded(a announcement) string {
 	with := ""
-	if len(h.Key) > 0 {
-		with = " --key " + fingerprint(h.Key)
+	if len(a.Key) > 0 {
+		with = " --key " + fingerprint(a.Key)
 	}
-	return fmt.Sprintf("an operator to add it: cantus cluster add %s%s", h.Name, with)
+	return fmt.Sprintf("an operator to add it: cantus cluster add %s%s", a.Name, with)
 }

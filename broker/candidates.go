@@ -29,20 +29,20 @@ func newCandidates() *candidates { return &candidates{all: map[string]candidate{
 
 // hear records an announcement. It reports whether the node is new, has
 // restarted, or has got the secret since.
-func (c *candidates) hear(h announcement, proved bool, now time.Time) (changed bool) {
+func (c *candidates) hear(a announcement, proved bool, now time.Time) (changed bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	h.Groups, h.Meta, h.Members, h.Heard = nil, nil, nil, nil
-	key := h.Name + " " + h.NodeID
+	a.Groups, a.Meta, a.Members, a.Heard = nil, nil, nil, nil
+	key := a.Name + " " + a.NodeID
 	last, known := c.all[key]
-	if known && last.proved && !proved && last.Instance == h.Instance {
+	if known && last.proved && !proved && last.Instance == a.Instance {
 		return false // it is not from that node, which would prove itself
 	}
 	if !known && len(c.all) >= maxCandidates {
 		c.forgetOldest()
 	}
-	c.all[key] = candidate{h, now, proved}
-	return !known || last.Instance != h.Instance || last.proved != proved
+	c.all[key] = candidate{a, now, proved}
+	return !known || last.Instance != a.Instance || last.proved != proved
 }
 
 // forgetOldest forgets the candidate that has been silent for longest. It

@@ -90,12 +90,12 @@ type tally struct {
 
 // compare compares the facts with another node's. A node with wrong facts
 // stops.
-func (m *meta) compare(h announcement) {
-	if m == nil || h.Meta == nil {
+func (m *meta) compare(a announcement) {
+	if m == nil || a.Meta == nil {
 		return
 	}
-	result, index := m.chain.compare(h.Meta.Digests)
-	if m.verdicts.set(h.Name, verdict{result, index}); result == nothing {
+	result, index := m.chain.compare(a.Meta.Digests)
+	if m.verdicts.set(a.Name, verdict{result, index}); result == nothing {
 		return
 	}
 	status := m.group.Status()

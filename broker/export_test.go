@@ -109,12 +109,12 @@ func AnnouncementOf(n *Node) []byte { return mustJSON(n.gossip.status()) }
 // Hear passes an announcement to a node, as from a member with a valid
 // signature.
 func Hear(n *Node, said []byte) {
-	var h announcement
-	if err := json.Unmarshal(said, &h); err != nil {
+	var a announcement
+	if err := json.Unmarshal(said, &a); err != nil {
 		panic(err)
 	}
-	q, _ := n.peers.get(h.Name)
-	n.gossip.accept(h, q.number)
+	q, _ := n.peers.get(a.Name)
+	n.gossip.accept(a, q.number)
 }
 
 // CaughtUp reports whether a node considers another's replica caught up, and

@@ -61,45 +61,45 @@ func (g *gossip) onAnnouncement(m *natslink.Message) {
 
 // onSigned handles the status of a node that has the cluster's secret.
 func (g *gossip) onSigned(e envelope) {
-	h, err := decodeAnnouncement(e)
+	a, err := decodeAnnouncement(e)
 	if err != nil {
 		g.distrust("malformed", e.name, err)
 		return
 	}
 	own := g.clusterID()
 	if e.cluster == "" || own == "" { // one of the two belongs to no cluster yet
-		g.onCandidate(h, true)
+		g.onCandidate(a, true)
 		return
 	}
-	fresh, unheard := g.peers.fresh(h, e.number, time.Now())
+	fresh, unheard := g.peers.fresh(a, e.number, time.Now())
 	if unheard {
 		g.announce() // so that the node can list it as heard, which proves that it is not a replay
 	}
 	if !fresh {
 		return
 	}
-	if err := g.checkPeer(h); err != nil {
-		g.reject(h, err)
+	if err := g.checkPeer(a); err != nil {
+		g.reject(a, err)
 		return
 	}
-	if h.Name == g.opts.Name {
+	if a.Name == g.opts.Name {
 		return
 	}
-	if err := g.node.checkMember(h.Name, h.NodeID); err != nil {
-		g.warnOf(h, err)
+	if err := g.node.checkMember(a.Name, a.NodeID); err != nil {
+		g.warnOf(a, err)
 		return
 	}
-	g.accept(h, e.number)
+	g.accept(a, e.number)
 	g.node.allowLeading()
 }
 
 // accept handles the status of a member.
-func (g *gossip) accept(h announcement, number uint64) {
-	g.node.measure(&h)
-	if g.peers.accept(h, number, time.Now()) {
+func (g *gossip) accept(a announcement, number uint64) {
+	g.node.measure(&a)
+	if g.peers.accept(a, number, time.Now()) {
 		g.announce() // it has not heard this node yet
 	}
-	g.node.heard(h)
+	g.node.heard(a)
 }
 
 // onUnsigned handles a status without a valid signature. A node that founds a
@@ -118,27 +118,27 @@ func (g *gossip) onUnsigned(e envelope) {
 		g.distrust("signature", e.name, nil)
 		return
 	}
-	h, err := decodeAnnouncement(e)
+	a, err := decodeAnnouncement(e)
 	if err != nil {
 		g.distrust("malformed", e.name, err)
 		return
 	}
-	g.onCandidate(h, false)
+	g.onCandidate(a, false)
 }
 
 // onCandidate handles the status of a node that belongs to no cluster yet, or
 // that this one receives while it belongs to none.
-func (g *gossip) onCandidate(h announcement, proved bool) {
+func (g *gossip) onCandidate(a announcement, proved bool) {
 	joins := g.clusterID() == "" && len(g.opts.Bootstrap) == 0 // the cluster's reply says what is wrong
-	if err := g.checkPeer(h); err != nil && !joins {
-		g.warnOf(h, err)
+	if err := g.checkPeer(a); err != nil && !joins {
+		g.warnOf(a, err)
 		return
 	}
-	if g.node.nameTaken(h) {
-		g.warnOf(h, fmt.Errorf("%w: it has the name of a member and another data directory", ErrNameTaken))
+	if g.node.nameTaken(a) {
+		g.warnOf(a, fmt.Errorf("%w: it has the name of a member and another data directory", ErrNameTaken))
 		return
 	}
-	if g.peers.candidates.hear(h, proved, time.Now()) {
+	if g.peers.candidates.hear(a, proved, time.Now()) {
 		g.announce()
 	}
 	g.peers.wake()
@@ -147,19 +147,19 @@ func (g *gossip) onCandidate(h announcement, proved bool) {
 // reject ignores a node that can't belong to this cluster. If this node is
 // starting and the other one serves, it is this node that does not belong
 // there, and it stops.
-func (g *gossip) reject(h announcement, err error) {
+func (g *gossip) reject(a announcement, err error) {
 	serving := g.node.served()
-	if !serving && (h.Ready || errors.Is(err, ErrNameTaken)) {
+	if !serving && (a.Ready || errors.Is(err, ErrNameTaken)) {
 		g.node.fail(err)
 		return
 	}
-	g.warnOf(h, err)
+	g.warnOf(a, err)
 }
 
 // warnOf logs why a node is ignored, once for each of its instances.
-func (g *gossip) warnOf(h announcement, err error) {
-	if g.warned.First(h.Instance) {
-		g.log.Warn("a node that does not belong here is ignored", "node", h.Name, "err", err)
+func (g *gossip) warnOf(a announcement, err error) {
+	if g.warned.First(a.Instance) {
+		g.log.Warn("a node that does not belong here is ignored", "node", a.Name, "err", err)
 	}
 }
 
@@ -213,8 +213,8 @@ func (g *gossip) announce() {
 
 // status returns this node's status.
 func (g *gossip) status() announcement {
-	h := g.identity.announcement()
-	h.Heard = g.peers.heardNow(time.Now())
-	g.node.describe(&h)
-	return h
+	a := g.identity.announcement()
+	a.Heard = g.peers.heardNow(time.Now())
+	g.node.describe(&a)
+	return a
 }

@@ -109,38 +109,38 @@ func (i *identity) proved(e envelope, subject string) bool {
 
 // announcement returns the node's status without its replicas.
 func (i *identity) announcement() announcement {
-	h := announcement{
+	a := announcement{
 		Name: i.opts.Name, Instance: i.instance, Started: i.started, Version: i.opts.Version, Protocol: i.opts.protocol,
 		Cluster: i.opts.Cluster, Raft: i.raftAddr, Standby: i.opts.Standby, Leaving: i.stopping.Load(),
 	}
 	i.mu.Lock()
 	defer i.mu.Unlock()
-	h.NodeID = i.nodeID
+	a.NodeID = i.nodeID
 	if i.founded == nil {
-		h.Partitions, h.Replicas, h.Bootstrap = i.planned.Partitions, i.planned.Replicas, i.opts.Bootstrap
-		h.Keys = i.sealed
+		a.Partitions, a.Replicas, a.Bootstrap = i.planned.Partitions, i.planned.Replicas, i.opts.Bootstrap
+		a.Keys = i.sealed
 		if i.private != nil {
-			h.Key = i.private.PublicKey().Bytes()
+			a.Key = i.private.PublicKey().Bytes()
 		}
-		return h
+		return a
 	}
-	h.ClusterID, h.Partitions, h.Replicas, h.Founders = i.founded.ID, i.founded.Partitions, i.founded.Replicas, i.founded.Founders
-	return h
+	a.ClusterID, a.Partitions, a.Replicas, a.Founders = i.founded.ID, i.founded.Partitions, i.founded.Replicas, i.founded.Founders
+	return a
 }
 
 // checkPeer returns an error if another node can't belong to this node's
 // cluster.
-func (i *identity) checkPeer(h announcement) error {
+func (i *identity) checkPeer(a announcement) error {
 	self := i.announcement()
 	switch {
-	case h.Protocol != self.Protocol:
-		return fmt.Errorf("%w: node %q (version %s) speaks protocol %d of nodes, this one (version %s) %d", ErrProtocol, h.Name, h.Version, h.Protocol, self.Version, self.Protocol)
-	case h.Cluster != self.Cluster:
-		return fmt.Errorf("%w: node %q is of cluster %q, this one of %q", ErrIdentity, h.Name, h.Cluster, self.Cluster)
-	case h.ClusterID != "" && self.ClusterID != "" && h.ClusterID != self.ClusterID:
-		return fmt.Errorf("%w: node %q is of the cluster %q with id %s, this one's data directory belongs to one of that name with id %s", ErrIdentity, h.Name, h.Cluster, h.ClusterID, self.ClusterID)
-	case h.Name == self.Name && h.Started.Before(self.Started):
-		return fmt.Errorf("%w: another node named %q is running, since %s", ErrNameTaken, h.Name, h.Started.Format(time.RFC3339))
+	case a.Protocol != self.Protocol:
+		return fmt.Errorf("%w: node %q (version %s) speaks protocol %d of nodes, this one (version %s) %d", ErrProtocol, a.Name, a.Version, a.Protocol, self.Version, self.Protocol)
+	case a.Cluster != self.Cluster:
+		return fmt.Errorf("%w: node %q is of cluster %q, this one of %q", ErrIdentity, a.Name, a.Cluster, self.Cluster)
+	case a.ClusterID != "" && self.ClusterID != "" && a.ClusterID != self.ClusterID:
+		return fmt.Errorf("%w: node %q is of the cluster %q with id %s, this one's data directory belongs to one of that name with id %s", ErrIdentity, a.Name, a.Cluster, a.ClusterID, self.ClusterID)
+	case a.Name == self.Name && a.Started.Before(self.Started):
+		return fmt.Errorf("%w: another node named %q is running, since %s", ErrNameTaken, a.Name, a.Started.Format(time.RFC3339))
 	}
 	return nil
 }

@@ -28,28 +28,28 @@ func (o *operations) join(m *natslink.Message) (r joinReply, err error) {
 	if !proved && len(e.body) > maxUnsigned {
 		return r, errUnproved
 	}
-	h, err := decodeAnnouncement(e)
+	a, err := decodeAnnouncement(e)
 	if err != nil {
 		return r, subjects.Errorf(subjects.BadRequest, "body: %s", err)
 	}
 	secret := o.currentSecret()
 	facts, _ := o.meta.current()
-	have, known := facts.Nodes[h.Name]
+	have, known := facts.Nodes[a.Name]
 	id := *o.founded
 	switch {
 	case !proved && secret.Token:
 		return r, subjects.Errorf(subjects.BadRequest, "the nodes of this cluster share a token: start the node with it, by --cluster-secret-file")
 	case !known:
-		return joinReply{Waiting: waitingToBeAdded(h)}, nil
-	case have.ID != h.NodeID:
+		return joinReply{Waiting: waitingToBeAdded(a)}, nil
+	case have.ID != a.NodeID:
 		return r, subjects.Errorf(subjects.BadRequest,
-			"a node %q with another data directory is a member of the cluster: remove it first, or choose another name", h.Name)
-	case !proved && (have.Key == "" || have.Key != fingerprint(h.Key)):
-		return r, subjects.Errorf(subjects.BadRequest, "node %q was added with another key: remove it first, and add this one", h.Name)
+			"a node %q with another data directory is a member of the cluster: remove it first, or choose another name", a.Name)
+	case !proved && (have.Key == "" || have.Key != fingerprint(a.Key)):
+		return r, subjects.Errorf(subjects.BadRequest, "node %q was added with another key: remove it first, and add this one", a.Name)
 	}
 	r = joinReply{ID: id.ID, Parts: id.Partitions, Repl: id.Replicas, Found: id.Founders, Facts: facts.Version}
 	if !proved {
-		r.Sealed, err = wrapSecret(secret, h.Key, sealContext(id.Cluster, h.Name, h.NodeID))
+		r.Sealed, err = wrapSecret(secret, a.Key, sealContext(id.Cluster, a.Name, a.NodeID))
 	}
 	return r, err
 }

@@ -63,15 +63,15 @@ type membership struct {
 
 // check begins to doubt if a member's facts do not list this node: it may have
 // been removed while it was away.
-func (m *membership) check(h announcement) {
+func (m *membership) check(a announcement) {
 	facts, _, open := m.facts()
-	if !open || len(h.Members) == 0 { // a node that is starting lists no members
+	if !open || len(a.Members) == 0 { // a node that is starting lists no members
 		return
 	}
-	if h.Facts < max(facts.Version, m.joinedAt) || slices.Contains(h.Members, m.opts.Name) {
+	if a.Facts < max(facts.Version, m.joinedAt) || slices.Contains(a.Members, m.opts.Name) {
 		return
 	}
-	m.beginDoubt(h.Name + " says that this node is not a member of the cluster")
+	m.beginDoubt(a.Name + " says that this node is not a member of the cluster")
 }
 
 // checkOwnFacts begins to doubt if this node's own facts do not list it. The

@@ -370,11 +370,11 @@ func (m *meta) checkMember(name, id string) error {
 
 // nameTaken reports whether a node that belongs to no cluster yet has the name
 // of a member of this one, and another data directory.
-func (m *meta) nameTaken(h announcement) bool {
-	if m == nil || h.ClusterID != "" {
+func (m *meta) nameTaken(a announcement) bool {
+	if m == nil || a.ClusterID != "" {
 		return false
 	}
 	facts, _ := m.current()
-	member, is := facts.Nodes[h.Name]
-	return is && member.ID != h.NodeID
+	member, is := facts.Nodes[a.Name]
+	return is && member.ID != a.NodeID
 }

@@ -74,60 +74,60 @@ func newPeers(instance string, sent func() uint64) *peers {
 // hears it. An instance is listed as heard also if its first announcement is
 // fresh: if this node then does not accept it as a member, it has to hear that
 // from this node, and believes nothing of a node that does not hear it.
-func (p *peers) fresh(h announcement, number uint64, now time.Time) (fresh, unheard bool) {
+func (p *peers) fresh(a announcement, number uint64, now time.Time) (fresh, unheard bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if last, known := p.heard[h.Name]; known && last.Instance == h.Instance {
+	if last, known := p.heard[a.Name]; known && last.Instance == a.Instance {
 		return number > last.number, false
 	}
 	p.forget(now)
-	return p.heardUs(h), p.hear(h, number, now)
+	return p.heardUs(a), p.hear(a, number, now)
 }
 
 // hear records an instance as pending. It reports whether the instance was
 // unknown. If too many names are pending, it records nothing. mu is held.
-func (p *peers) hear(h announcement, number uint64, now time.Time) (unheard bool) {
-	all, known := p.pending[h.Name]
+func (p *peers) hear(a announcement, number uint64, now time.Time) (unheard bool) {
+	all, known := p.pending[a.Name]
 	if !known && len(p.pending) >= maxPeers {
 		return false
 	}
-	if i := slices.IndexFunc(all, func(q pending) bool { return q.Instance == h.Instance }); i >= 0 {
+	if i := slices.IndexFunc(all, func(q pending) bool { return q.Instance == a.Instance }); i >= 0 {
 		all[i].Number = max(all[i].Number, number)
 		return false
 	}
-	all = slices.Insert(all, 0, pending{seen{h.Instance, number}, now})
-	p.pending[h.Name] = all[:min(len(all), maxPending)]
+	all = slices.Insert(all, 0, pending{seen{a.Instance, number}, now})
+	p.pending[a.Name] = all[:min(len(all), maxPending)]
 	return true
 }
 
 // heardUs reports whether an announcement was sent after this node had last
 // accepted an instance of that name. mu is held.
-func (p *peers) heardUs(h announcement) bool {
-	return slices.ContainsFunc(h.Heard, func(s seen) bool { return s.Instance == p.self && s.Number > p.switched[h.Name] })
+func (p *peers) heardUs(a announcement) bool {
+	return slices.ContainsFunc(a.Heard, func(s seen) bool { return s.Instance == p.self && s.Number > p.switched[a.Name] })
 }
 
 // accept records an announcement that is fresh. It reports whether it is the
 // first of its instance.
-func (p *peers) accept(h announcement, number uint64, now time.Time) (first bool) {
+func (p *peers) accept(a announcement, number uint64, now time.Time) (first bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	last, known := p.heard[h.Name]
-	if known && last.Instance != h.Instance && last.Started.After(h.Started) && now.Sub(last.at) < aliveTime {
+	last, known := p.heard[a.Name]
+	if known && last.Instance != a.Instance && last.Started.After(a.Started) && now.Sub(last.at) < aliveTime {
 		return false // of two running instances with one name, the later one counts
 	}
 	if !known && len(p.heard) >= maxPeers {
 		return false
 	}
-	first = !known || last.Instance != h.Instance
+	first = !known || last.Instance != a.Instance
 	since := last.since
 	if first || now.Sub(last.at) > aliveTime {
 		since = now
 	}
 	if first {
-		p.switched[h.Name] = p.sent()
-		p.pending[h.Name] = slices.DeleteFunc(p.pending[h.Name], func(q pending) bool { return q.Instance == h.Instance })
+		p.switched[a.Name] = p.sent()
+		p.pending[a.Name] = slices.DeleteFunc(p.pending[a.Name], func(q pending) bool { return q.Instance == a.Instance })
 	}
-	p.heard[h.Name] = peer{announcement: h, number: number, at: now, since: since}
+	p.heard[a.Name] = peer{announcement: a, number: number, at: now, since: since}
 	close(p.changed)
 	p.changed = make(chan struct{})
 	return first

@@ -34,19 +34,19 @@ func TestWhichAnnouncementsAreOldOnes(t *testing.T) {
 		{instance: "a", number: 8, hears: "me", heard: 20},
 		{instance: "b", number: 3, fresh: true},
 	} {
-		h := announcement{Name: "n2", Instance: step.instance, Heard: []seen{{"x", 99}}}
+		a := announcement{Name: "n2", Instance: step.instance, Heard: []seen{{"x", 99}}}
 		if step.hears != "" {
-			h.Heard = append(h.Heard, seen{step.hears, step.heard})
+			a.Heard = append(a.Heard, seen{step.hears, step.heard})
 		}
 		if step.said > 0 {
 			said = step.said
 		}
-		fresh, unheard := p.fresh(h, step.number, now)
+		fresh, unheard := p.fresh(a, step.number, now)
 		if fresh != step.fresh || unheard != step.unheard {
 			t.Errorf("step %d, %s %d: fresh is %t, unheard %t", i, step.instance, step.number, fresh, unheard)
 		}
 		if fresh {
-			p.accept(h, step.number, now)
+			p.accept(a, step.number, now)
 		}
 	}
 }

@@ -53,14 +53,14 @@ func (r *replicaSet) open() iter.Seq[*partition] {
 }
 
 // compare compares the digests of this node's replicas with another node's.
-func (r *replicaSet) compare(h announcement) {
-	for _, report := range h.Groups {
+func (r *replicaSet) compare(a announcement) {
+	for _, report := range a.Groups {
 		c := r.get(report.Partition)
 		if c == nil {
 			continue
 		}
 		if p := c.current(); p != nil && p.fencing.fenced.Load() == nil {
-			p.fencing.compare(h.Name, report)
+			p.fencing.compare(a.Name, report)
 		}
 	}
 }
@@ -68,14 +68,14 @@ func (r *replicaSet) compare(h announcement) {
 // measure sets in a node's status how far its replicas are behind this node's.
 // It must be called when the status arrives: later, this node's replicas have
 // more entries.
-func (r *replicaSet) measure(h *announcement) {
-	for i := range h.Groups {
-		c := r.get(h.Groups[i].Partition)
+func (r *replicaSet) measure(a *announcement) {
+	for i := range a.Groups {
+		c := r.get(a.Groups[i].Partition)
 		if c == nil {
 			continue
 		}
 		if p := c.current(); p != nil {
-			h.Groups[i].measure(p.group)
+			a.Groups[i].measure(p.group)
 		}
 	}
 }

@@ -58,8 +58,8 @@ func namesOf(said map[string]announcement) []string {
 
 func nodeStatus(name string, facts cluster.Facts, said map[string]announcement) subjects.NodeStatus {
 	m, member := facts.Nodes[name]
-	h, alive := said[name]
-	s := subjects.NodeStatus{Name: name, State: "member", Alive: alive, Ready: h.Ready, Unready: h.Unready, Version: h.Version, Raft: h.Raft, Since: h.Started, StorageFull: h.Full}
+	a, alive := said[name]
+	s := subjects.NodeStatus{Name: name, State: "member", Alive: alive, Ready: a.Ready, Unready: a.Unready, Version: a.Version, Raft: a.Raft, Since: a.Started, StorageFull: a.Full}
 	switch {
 	case !member:
 		s.State = "waiting"
@@ -78,7 +78,7 @@ func nodeStatus(name string, facts cluster.Facts, said map[string]announcement) 
 			s.Leads++
 		}
 	}
-	for _, r := range h.Groups {
+	for _, r := range a.Groups {
 		if r.leads() {
 			s.Leading++
 		}

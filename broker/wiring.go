@@ -23,7 +23,7 @@ func (n *Node) wire() {
 	n.gossip = newGossip(i, n.peers, gossipNode{
 		describe: n.describe, measure: n.measure, heard: n.heard,
 		checkMember: n.checkMember, isMember: n.isMember,
-		nameTaken: func(h announcement) bool { return n.currentMeta().nameTaken(h) },
+		nameTaken: func(a announcement) bool { return n.currentMeta().nameTaken(a) },
 		routed:    func(name, id string) bool { return n.nats.Routed(name, id) },
 		served:    n.wasServed, allowLeading: n.life.allowLeading, fail: n.life.fail, failed: n.life.failure,
 	})
@@ -191,41 +191,41 @@ func (n *Node) newClusterInfo() *clusterInfo {
 }
 
 // describe adds the node's replicas, and whether it is ready, to its status.
-func (n *Node) describe(h *announcement) {
+func (n *Node) describe(a *announcement) {
 	m := n.currentMeta()
 	if m == nil {
 		return
 	}
 	facts, _ := m.current()
-	h.Facts, h.Members = facts.Version, facts.Names()
+	a.Facts, a.Members = facts.Version, facts.Names()
 	r := m.report()
-	h.Meta = &r
+	a.Meta = &r
 	for p := range n.replicas.open() {
-		h.Groups = append(h.Groups, p.report())
+		a.Groups = append(a.Groups, p.report())
 	}
-	h.Full = n.space.isFull()
-	h.Unready = n.unready()
-	h.Ready = h.Unready == ""
+	a.Full = n.space.isFull()
+	a.Unready = n.unready()
+	a.Ready = a.Unready == ""
 }
 
 // measure sets in another node's status how far its replicas are behind this
 // node's.
-func (n *Node) measure(h *announcement) {
-	n.replicas.measure(h)
-	if m := n.currentMeta(); m != nil && h.Meta != nil {
-		h.Meta.measure(m.group)
+func (n *Node) measure(a *announcement) {
+	n.replicas.measure(a)
+	if m := n.currentMeta(); m != nil && a.Meta != nil {
+		a.Meta.measure(m.group)
 	}
 }
 
 // heard handles a member's status.
-func (n *Node) heard(h announcement) {
+func (n *Node) heard(a announcement) {
 	// A status whose node has not proved its directory yet is not compared. The
 	// node repeats it, and will have connected by then.
-	if n.generations.vouched(h.NodeID) {
-		n.replicas.compare(h)
-		n.currentMeta().compare(h)
+	if n.generations.vouched(a.NodeID) {
+		n.replicas.compare(a)
+		n.currentMeta().compare(a)
 	}
-	n.membership.check(h)
+	n.membership.check(a)
 }
 
 func (n *Node) checkMember(name, id string) error { return n.currentMeta().checkMember(name, id) }
