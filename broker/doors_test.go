@@ -61,7 +61,7 @@ func TestDoorsSayWhatIsOpenAndToWhom(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if got := n.Doors(); !strings.Contains(got, want) {
+		if got := n.OpenPorts(); !strings.Contains(got, want) {
 			t.Errorf("got %q, want %q in it", got, want)
 		}
 		_ = n.Close()
@@ -73,7 +73,7 @@ func TestDoorsAfterAReload(t *testing.T) {
 	const asks = `authorization { token: "a-token-of-the-test" }`
 	conf := config(t, "")
 	n, _ := openNode(t, t.TempDir(), broker.Options{NATSConfig: conf})
-	was := n.Doors()
+	was := n.OpenPorts()
 	for _, test := range []struct {
 		more string
 		bad  bool
@@ -88,7 +88,7 @@ func TestDoorsAfterAReload(t *testing.T) {
 		if err := n.Reload(broker.Options{NATSConfig: conf}); (err != nil) != test.bad {
 			t.Fatalf("%s: %v", test.more, err)
 		}
-		if now := n.Doors(); (now == was) != test.bad || !test.bad && !strings.Contains(now, "whoever the NATS configuration lets in") {
+		if now := n.OpenPorts(); (now == was) != test.bad || !test.bad && !strings.Contains(now, "whoever the NATS configuration lets in") {
 			t.Errorf("after %s: %s; it was %s", test.more, now, was)
 		}
 	}

@@ -146,11 +146,11 @@ func (f *fencing) contradicted(err error) {
 	f.fence(err.Error())
 }
 
-// peerForgot is called when a member has lost entries that it had acknowledged.
+// peerLostEntries is called when a member has lost entries that it had acknowledged.
 // The leader sends it no more.
-func (f *fencing) peerForgot(peer string, has, had uint64) {
+func (f *fencing) peerLostEntries(peer string, has, had uint64) {
 	why := fmt.Sprintf("its newest entry is %d, and it had acknowledged %d", has, had)
-	f.log.Error("a replica has lost entries that it had acknowledged, and counts for nothing: its data directory was put back to an older state; "+
+	f.log.Error("a replica has lost entries that it had acknowledged, and is excluded: its data directory was put back to an older state; "+
 		"remove the node, give it an empty directory and add it again", "peer", peer, "has", has, "had", had)
 	f.advise("amnesia", map[string]any{"partition": f.partition, "member": peer, "because": why})
 	f.announce()

@@ -217,7 +217,7 @@ func TestAnIntruderThatSpeaksInTheNodesNames(t *testing.T) {
 	<-lying
 }
 
-// 20,000 invented names were remembered for ever.
+// 20,000 invented names were remembered forever.
 func TestInventedNamesAreNotRemembered(t *testing.T) {
 	c := openNodes(t, 3, broker.Options{Partitions: 1})
 	nc := c.nodeConn("n1")

@@ -257,7 +257,7 @@ func (m *meta) lead(ctx context.Context) error {
 		_, changed := m.current()
 		done, err := m.step(ctx)
 		if err != nil && ctx.Err() == nil {
-			m.log.Debug("the group of the facts is not as they say yet", "err", err)
+			m.log.Debug("the group of the facts does not match them yet", "err", err)
 		}
 		again := tick.C
 		if done && !m.opts.clustered() {

@@ -433,8 +433,8 @@ func (n *Node) Partitions() int { return len(n.replicas.list()) }
 // Name returns the node's name in its cluster.
 func (n *Node) Name() string { return n.identity.opts.Name }
 
-// Doors describes in one line which ports are open, and to whom.
-func (n *Node) Doors() string {
+// OpenPorts describes in one line which ports are open, and to whom.
+func (n *Node) OpenPorts() string {
 	ports := openPorts{server: n.nats, replication: n.network}
 	if n.http != nil {
 		ports.http = n.http.addr

@@ -60,7 +60,7 @@ func openPartition(h host, id int, log *wal.Log, voters []string) (*partition, e
 	p.wire()
 	opts := h.groupOptions(uint32(id), p.store, p.replica, p.log)
 	opts.Voters, opts.Full, opts.PeerFull = voters, p.gate.rejectsEntries, p.gate.peerFull
-	opts.HaltedItself, opts.PeerLostEntries = p.fencing.contradicted, p.fencing.peerForgot
+	opts.HaltedItself, opts.PeerLostEntries = p.fencing.contradicted, p.fencing.peerLostEntries
 	opts.Halted = p.fencing.load()
 	defer close(p.opened)
 	group, err := raftstore.Open(opts)

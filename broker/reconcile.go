@@ -256,7 +256,7 @@ func (p *partition) reconcile(ctx context.Context) {
 		}
 		done, err := w.step(ctx)
 		if err != nil && ctx.Err() == nil {
-			p.log.Debug("the group is not as the facts say yet", "err", err)
+			p.log.Debug("the group does not match the facts yet", "err", err)
 		}
 		again := tick.C
 		if done && !p.host.clustered {

@@ -268,7 +268,7 @@ func (c *replicaController) serve(ctx context.Context, p *partition) {
 func (c *replicaController) unfence() {
 	c.unfenced(c.id)
 	if err := c.data.SetMeta(wal.Meta{Name: metaFenced}); err != nil {
-		c.log.Warn("the fence is still written down", "err", err)
+		c.log.Warn("the fence was not deleted", "err", err)
 	}
 }
 

@@ -10,7 +10,7 @@ import (
 )
 
 // Nobody answers for a partition that does not exist. Calls return an error
-// instead of waiting for ever, or for the whole timeout.
+// instead of waiting forever, or for the whole timeout.
 func TestAPartitionThatDoesNotExist(t *testing.T) {
 	_, known := newLog(t)
 	for name, ask := range map[string]func(context.Context, *client.Client) error{

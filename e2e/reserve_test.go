@@ -19,9 +19,10 @@ func TestFullDiskByItself(t *testing.T) {
 			acked := uint64(0)
 			for round := range 4 {
 				c := dial(t, n.url)
-				w := startDiskWriter(t, c, 40_000)
-				w.acked.Store(acked)
-				w.await(t, n, "storage_full", func() bool { return w.full.Load() > 3 })
+				w := startDiskWriter(t, c, 40_000, acked)
+				if !w.await(t, n, "storage_full", func() bool { return w.full.Load() > 3 }) {
+					t.Fatalf("it died:\n%s", n.running().stderr)
+				}
 				close(w.stop)
 				if err := <-w.done; err != nil {
 					t.Fatal(err)

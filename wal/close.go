@@ -8,7 +8,7 @@ import (
 )
 
 // closePatience is how long Close waits for a failed store: Badger tries to
-// flush its memtable for ever.
+// flush its memtable forever.
 const closePatience = 10 * time.Second
 
 // Close waits for writes in progress, takes a last checkpoint unless the store

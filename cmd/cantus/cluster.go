@@ -19,11 +19,11 @@ import (
 type clusterCmd struct {
 	Status   clusterStatusCmd   `cmd:"" help:"Show nodes, and where each partition is."`
 	Add      clusterAddCmd      `cmd:"" help:"Add a waiting node to the cluster."`
-	Remove   clusterRemoveCmd   `cmd:"" help:"Take everything off a node, and then the node out of the cluster."`
-	Drain    clusterDrainCmd    `cmd:"" help:"Take replicas and leadership off a node, as far as others can take them."`
+	Remove   clusterRemoveCmd   `cmd:"" help:"Move everything off a node, and then take it out of the cluster."`
+	Drain    clusterDrainCmd    `cmd:"" help:"Move replicas and leadership off a node, as far as others can take them."`
 	Undrain  clusterUndrainCmd  `cmd:"" help:"Let a drained node have replicas and leadership again."`
 	Promote  clusterPromoteCmd  `cmd:"" help:"Make a standby an ordinary node."`
-	Transfer clusterTransferCmd `cmd:"" help:"Have a partition led by another of its replicas, now and later."`
+	Transfer clusterTransferCmd `cmd:"" help:"Make another of its replicas lead a partition, permanently."`
 	Move     clusterMoveCmd     `cmd:"" help:"Move a replica from one node to another."`
 	Balance  clusterBalanceCmd  `cmd:"" help:"Spread replicas and leaders evenly."`
 	Rebuild  clusterRebuildCmd  `cmd:"" help:"Delete a replica and fetch it again from the others."`
@@ -43,8 +43,8 @@ type clusterStatusCmd struct {
 }
 
 func (*clusterStatusCmd) Help() string {
-	return `Of each node: its state (member, standby, draining, leaving, or waiting to be added), how many partitions it is to hold
-and to lead and how many it leads now. Of each partition: its leader, where it is to be (the first is to lead), and each
+	return `Of each node: its state (member, standby, draining, leaving, or waiting to be added), how many partitions it should hold
+and lead, and how many it leads now. Of each partition: its leader, where it should be (the first should lead), and each
 replica's high-water mark, with a + if it votes.`
 }
 
@@ -217,7 +217,7 @@ func (l *natsConn) await(ctx context.Context, most time.Duration, done func(subj
 		case <-ctx.Done():
 			return l.explain(ctx.Err())
 		case <-deadline.C:
-			return failf(exitUnavailable, "not done after %v; it goes on: see \"cantus cluster status\"", most)
+			return failf(exitUnavailable, "not done after %v; it continues in the background: see \"cantus cluster status\"", most)
 		}
 	}
 }
@@ -261,9 +261,9 @@ type clusterAddCmd struct {
 
 func (*clusterAddCmd) Help() string {
 	return `Start the node first, on an empty data directory, with a name of its own, --cluster, --routes to one of the nodes, and
-without --bootstrap; it then waits. Where the nodes share a token, it needs --cluster-secret-file too; elsewhere it shows
-a key, for which the cluster's secret is sealed once it is added: compare it with --key. It takes replicas where partitions have too few; "cantus cluster balance" or "move"
-gives it more.
+without --bootstrap; it then waits. Where the nodes share a token, it needs --cluster-secret-file too. Otherwise it shows
+a key, for which the cluster encrypts its secret: check the key with --key. The node takes replicas where partitions have
+too few; "cantus cluster balance" or "move" gives it more.
 
 ` + clusterHelp
 }
@@ -284,9 +284,9 @@ type clusterRemoveCmd struct {
 }
 
 func (*clusterRemoveCmd) Help() string {
-	return `Its replicas go to other nodes; where there are not enough of them partitions have fewer replicas from then on. It may be
-away already. What would leave a partition without a majority is refused. Once removed, the node stops, and can be
-thrown away.
+	return `Its replicas go to other nodes; where there are not enough of them, partitions have fewer replicas from then on. It may be
+away already. A removal that would cost a partition its majority is refused. Once removed, the node stops, and its
+directory can be deleted.
 
 ` + clusterHelp
 }
@@ -422,7 +422,7 @@ type clusterRebuildCmd struct {
 }
 
 func (*clusterRebuildCmd) Help() string {
-	return `For a replica that was fenced because its log differs from the others'. It loses its vote, is thrown away and fetched from
+	return `For a replica that was fenced because its log differs from the others'. It loses its vote, is deleted and fetched from
 the leader, and votes again when it has everything. A replica that leads is not rebuilt: transfer its leadership first.
 
 ` + clusterHelp

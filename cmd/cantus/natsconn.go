@@ -29,7 +29,7 @@ type connection struct {
 	NKey     string      `group:"connection" name:"nkey" placeholder:"FILE" env:"CANTUS_NKEY" type:"existingfile" help:"File with an NKey seed."`
 	User     string      `group:"connection" placeholder:"NAME" env:"CANTUS_USER" help:"NATS user name."`
 	Password string      `group:"connection" placeholder:"TEXT" env:"CANTUS_PASSWORD" help:"NATS password; the variable keeps it out of the process list."`
-	Token    string      `group:"connection" placeholder:"TEXT" env:"CANTUS_TOKEN" help:"NATS token, likewise."`
+	Token    string      `group:"connection" placeholder:"TEXT" env:"CANTUS_TOKEN" help:"NATS token; the variable keeps it out of the process list."`
 	Inbox    inboxPrefix `group:"connection" name:"inbox-prefix" placeholder:"PREFIX" default:"_INBOX" env:"CANTUS_INBOX_PREFIX" help:"What the subjects of answers begin with."`
 	TLSCA    string      `group:"connection" name:"tls-ca" placeholder:"FILE" env:"CANTUS_TLS_CA" type:"existingfile" help:"PEM file of the authorities that the server's certificate is checked against, instead of the system's."`
 	TLSCert  string      `group:"connection" name:"tls-cert" placeholder:"FILE" env:"CANTUS_TLS_CERT" type:"existingfile" help:"PEM file of the client's own certificate."`

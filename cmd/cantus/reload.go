@@ -60,7 +60,7 @@ func (p *program) reload(node *broker.Node, running flagValues, level *slog.Leve
 	}
 	log.Info("reloaded: the NATS configuration, certificates, log level and limits", "changed", strings.Join(changed, ","))
 	if len(restart) > 0 {
-		log.Warn("changed, and taken at the next start only", "flags", strings.Join(restart, ","))
+		log.Warn("changed settings take effect at the next start", "flags", strings.Join(restart, ","))
 	}
 }
 

@@ -21,7 +21,7 @@ type serveCmd struct {
 
 	Name        token          `placeholder:"NAME" default:"n1" env:"CANTUS_NAME" help:"The node's name in its cluster."`
 	ClusterName token          `placeholder:"NAME" default:"cantus" env:"CANTUS_CLUSTER_NAME" help:"The cluster's name; fixed when the data directory is founded."`
-	Data        string         `placeholder:"DIR" default:"./cantus-data" env:"CANTUS_DATA" type:"path" help:"Data directory; made if it is not there."`
+	Data        string         `placeholder:"DIR" default:"./cantus-data" env:"CANTUS_DATA" type:"path" help:"Data directory; created if missing."`
 	Partitions  partitionCount `placeholder:"N" env:"CANTUS_PARTITIONS" help:"Number of partitions, 1 to 1024; fixed when the data directory is founded. [default 4 in a new directory, what it has in an old one]"`
 	Prefix      prefix         `placeholder:"PREFIX" default:"cantus" env:"CANTUS_PREFIX" help:"What every subject begins with."`
 
@@ -36,9 +36,9 @@ type serveCmd struct {
 	Routes        addresses    `group:"cluster" placeholder:"HOST:PORT,…" env:"CANTUS_ROUTES" help:"Route ports of other nodes, separated by commas; one is enough, NATS gossips the rest."`
 	Raft          listenAddr   `group:"cluster" placeholder:"HOST:PORT" env:"CANTUS_RAFT" help:"Replication port; the other nodes learn it over NATS. [default the host of --cluster and a free port]"`
 	RaftAdvertise addresses    `group:"cluster" placeholder:"HOST:PORT" env:"CANTUS_RAFT_ADVERTISE" help:"What the other nodes dial, where it differs from --raft."`
-	Bootstrap     nodeNames    `group:"cluster" placeholder:"NAME,…" env:"CANTUS_BOOTSTRAP" help:"The founding nodes, given alike to each of them; looked at only while the data directory is new. Without it a new node waits to be added."`
+	Bootstrap     nodeNames    `group:"cluster" placeholder:"NAME,…" env:"CANTUS_BOOTSTRAP" help:"The founding nodes, the same on each of them; used only while the data directory is new. Without it a new node waits to be added."`
 	ClusterSecret string       `group:"cluster" hidden:"" placeholder:"TOKEN" env:"CANTUS_CLUSTER_SECRET" help:"The token itself; on a command line others on the machine can read it."`
-	SecretFile    string       `group:"cluster" name:"cluster-secret-file" placeholder:"FILE" env:"CANTUS_CLUSTER_SECRET_FILE" type:"existingfile" help:"File with a token of at least 32 characters, given alike to every node: they prove with it that they belong together. Needed only until the data directory is founded, which keeps it. CANTUS_CLUSTER_SECRET takes the token itself."`
+	SecretFile    string       `group:"cluster" name:"cluster-secret-file" placeholder:"FILE" env:"CANTUS_CLUSTER_SECRET_FILE" type:"existingfile" help:"File with a token of at least 32 characters, the same on every node: they prove with it that they belong together. Needed only until the data directory is founded, which keeps it. CANTUS_CLUSTER_SECRET takes the token itself."`
 	Insecure      bool         `group:"cluster" env:"CANTUS_INSECURE" help:"Open the client port and the route port to whoever reaches them: without it they listen on loopback only, unless --nats-config asks clients for something, and nodes share a token, a password or certificates."`
 	Replicas      replicaCount `group:"cluster" placeholder:"N" default:"3" env:"CANTUS_REPLICAS" help:"Replicas of a partition, 1, 3 or 5, or as many as there are nodes; fixed when the cluster is founded."`
 	Standby       bool         `group:"cluster" env:"CANTUS_STANDBY" help:"Once added, follow every partition without a vote."`
@@ -108,12 +108,12 @@ func (c *serveCmd) Run(ctx context.Context, p *program, parsed *kong.Context) er
 	node, err := broker.Open(ctx, c.Data, opts)
 	if err != nil {
 		if ctx.Err() != nil {
-			opts.Logger.Info("stopped: told to by a signal before it served")
+			opts.Logger.Info("stopped by a signal before it served")
 			return nil
 		}
 		return p.ended(c.Data, err)
 	}
-	opts.Logger.Info("open: " + node.Doors())
+	opts.Logger.Info("open: " + node.OpenPorts())
 	if _, err := fmt.Fprintln(p.out, readyLine(node.ClientURL(), node.HTTPAddr())); err != nil {
 		opts.Logger.Warn("ready line not written", "error", err)
 	}
@@ -121,7 +121,7 @@ func (c *serveCmd) Run(ctx context.Context, p *program, parsed *kong.Context) er
 	for stopped := false; !stopped; {
 		select {
 		case <-ctx.Done():
-			opts.Logger.Info("stopping: told to by a signal")
+			opts.Logger.Info("stopping because of a signal")
 			err := node.Close()
 			opts.Logger.Info("stopped")
 			return err

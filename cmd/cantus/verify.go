@@ -18,9 +18,9 @@ type verifyCmd struct {
 
 func (*verifyCmd) Help() string {
 	return `Reads all that is stored, checks every checksum, that the txids have no gap, and computes the digest again.
-Of each partition it prints the digest at its last txid: replicas at the same txid have the same. What a
-crash left unfinished is first brought into place, as the node would when it starts: to keep a damaged directory just
-as it is, work on a copy.
+Of each partition it prints the digest at its last txid: replicas at the same txid have the same. It first
+completes what a crash interrupted, as a node does when it starts: to keep a damaged directory just as it is,
+work on a copy.
 
 Exit status: 0 if all is whole, 1 if anything is damaged, 2 if DIR can't be checked: it is no
 data directory, or a node has it open.`
