@@ -91,7 +91,7 @@ func (q *queue) put(m *natslink.Message) putResult {
 // shouldFlush reports whether the waiting messages should be taken: they are as
 // many bytes as are in flight, or a whole batch. So batches are large under
 // load, and a message alone does not wait: each batch costs a round of Raft and
-// a sync of three disks, whatever its size. mu is held.
+// a sync of every replica's disk, whatever its size. mu is held.
 func (q *queue) shouldFlush() bool {
 	return len(q.items) > 0 && (q.rejecting || q.bytes >= min(q.inflight, batchBytes, q.most/2))
 }

@@ -29,9 +29,9 @@ type sequencer struct {
 
 	queue     *queue
 	certifier *certifier
-	inflight  *inflightLimit
+	inflight  *inflightLimit // of the node's batches in flight
 	propose   func(data []byte) proposal
-	rejected  func() error
+	rejected  func() error // why nothing is stored now, nil if it is
 	limits    messageLimit
 	certified chan<- *batch
 	places    chan struct{} // of the partition's batches in flight
@@ -42,8 +42,8 @@ type sequencer struct {
 type messageLimit interface{ MaxPayload() int }
 
 // run certifies and proposes what is queued, batch by batch, until ctx ends.
-// While batches are in flight requests gather until there are as many again,
-// and the next batch takes them all; alone, a request leaves at once.
+// While batches are in flight, requests gather until they have as many bytes:
+// see queue.shouldFlush. Alone, a request leaves at once.
 func (s *sequencer) run(ctx context.Context) {
 	defer close(s.certified)
 	for s.queue.wait(ctx) {

@@ -3,7 +3,7 @@
 // member leaves or dies.
 //
 //	err = group.Join(ctx, c, "mailer", func(_ context.Context, tx *client.Transaction) error {
-//		fmt.Printf("mail about order %d: %s\n", tx.Txid, tx.Payload)
+//		fmt.Printf("mail about transaction %d: %s\n", tx.Txid, tx.Payload)
 //		return nil
 //	}, group.Options{Lease: time.Second})
 //

@@ -29,7 +29,7 @@ func ExampleJoin() {
 	}
 	// Each process that sends mails runs this; together they send them all.
 	err = group.Join(ctx, c, "mailer", func(_ context.Context, tx *client.Transaction) error {
-		fmt.Printf("mail about order %d: %s\n", tx.Txid, tx.Payload)
+		fmt.Printf("mail about transaction %d: %s\n", tx.Txid, tx.Payload)
 		if tx.Txid == 2 {
 			leave()
 		}
@@ -37,7 +37,7 @@ func ExampleJoin() {
 	}, group.Options{Lease: time.Second})
 	fmt.Println(err)
 	// Output:
-	// mail about order 1: shoes
-	// mail about order 2: hat
+	// mail about transaction 1: shoes
+	// mail about transaction 2: hat
 	// context canceled
 }

@@ -1,0 +1,53 @@
+package broker
+
+import (
+	"sync/atomic"
+	"time"
+)
+
+// batch is a batch in flight: from the sequencer, which certifies and proposes
+// it, through the responder to the publisher. It carries the requests that were
+// certified together, those that did not pass included.
+type batch struct {
+	certification
+	proposal proposal // nil if no request passed
+	requests *requestArena
+	decided  []decided
+	applied  applied
+	release  func() // releases what the batch counts for while it is in flight
+	singles  int    // messages that carried one transaction
+	batches  int    // messages that carried a batch
+
+	received  time.Time // the oldest message
+	certified time.Time // when certification began
+	proposed  time.Time
+
+	users atomic.Int32 // of requests: the responder and the publisher
+}
+
+// proposal is a batch on its way through the group. Wait is called once.
+type proposal interface {
+	Wait() (result any, err error)
+}
+
+// decided is an outcome other than the request's own commit. If dependsOn is
+// not 0, it holds only if that transaction, which is in flight, commits.
+type decided struct {
+	r         *request
+	outcome   outcome
+	dependsOn uint64
+}
+
+// done releases the requests once every user of the batch has called it.
+func (b *batch) done() {
+	if b.users.Add(-1) == 0 {
+		b.requests.free()
+	}
+}
+
+// number sets the txids and times of the transactions that passed.
+func (b *batch) number() {
+	for i, r := range b.passed {
+		r.tx.Txid, r.tx.Time = b.first+uint64(i), b.time+int64(i)
+	}
+}
