@@ -170,7 +170,7 @@ func TestDocumentedHeaders(t *testing.T) {
 			ofAppends = append(ofAppends, h)
 		}
 	}
-	if documented := firstColumn(t, tables(t, "header", "may stand")); !slices.Equal(documented, ofAppends) {
+	if documented := firstColumn(t, tables(t, "header", "occurs")); !slices.Equal(documented, ofAppends) {
 		t.Errorf("subjects.md has for appends %q\nthe code has                %q", documented, ofAppends)
 	}
 }
