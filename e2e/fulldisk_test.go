@@ -112,10 +112,8 @@ type diskWriter struct {
 	done  chan error
 }
 
-// startDiskWriter appends to a log whose last txid is given.
-func startDiskWriter(t *testing.T, c *client, size int, last uint64) *diskWriter {
+func startDiskWriter(t *testing.T, c *client, size int) *diskWriter {
 	w := &diskWriter{stop: make(chan struct{}), done: make(chan error, 1)}
-	w.acked.Store(last)
 	payload := []byte(strings.Repeat("x", size))
 	go func() {
 		for i := 0; ; i++ {
@@ -147,20 +145,12 @@ func startDiskWriter(t *testing.T, c *client, size int, last uint64) *diskWriter
 	return w
 }
 
-// await reports whether the node was still there when it was done.
-func (w *diskWriter) await(t *testing.T, n *node, what string, done func() bool) bool {
+func (w *diskWriter) await(t *testing.T, n *node, what string, done func() bool) {
 	t.Helper()
 	for began := time.Now(); !done(); time.Sleep(time.Millisecond) {
-		if diedOfFault(n.running()) {
-			<-w.done
-			return false
-		}
 		mustNotTrace(t, n.running())
 		select {
 		case err := <-w.done:
-			if diedOfFault(n.running()) {
-				return false
-			}
 			t.Fatalf("%s: the writer has ended: %v\n%s", what, err, n.running().stderr)
 		default:
 		}
@@ -168,54 +158,6 @@ func (w *diskWriter) await(t *testing.T, n *node, what string, done func() bool)
 			t.Fatalf("%s: not within %v: %d acknowledged, %d times full\n%s", what, patience, w.acked.Load(), w.full.Load(), n.running().stderr)
 		}
 	}
-	return true
-}
-
-// fillOnce lets the writer append, fills the disk, and waits until the node says
-// so, and reads. It reports whether the node was there all the time.
-func (w *diskWriter) fillOnce(t *testing.T, d disk, n *node, c *client, size int) bool {
-	t.Helper()
-	some := w.acked.Load() + 1 + rand.Uint64N(4_000_000/uint64(size+1_000))
-	if !w.await(t, n, "appends", func() bool { return w.acked.Load() >= some }) {
-		return false
-	}
-	d.fill(0)
-	full := w.full.Load()
-	if !w.await(t, n, "storage_full", func() bool { return w.full.Load() > full+3 }) {
-		return false
-	}
-	got, _, _, err := c.read(t.Context(), 0, map[string]any{"from": 1})
-	if err != nil { // a node that is there answers
-		return w.await(t, n, fmt.Sprint("its end: ", err), func() bool { return false })
-	}
-	if len(got) == 0 {
-		t.Fatal("a read on a full disk has nothing")
-	}
-	return true
-}
-
-// diedOfFault reports whether a node's process ended in the one moment in which
-// a full disk may end it: Badger wrote a table, and another process took the
-// last of the disk meanwhile. See docs/adr/0024-room-on-the-disk.md.
-func diedOfFault(p *process) bool { return p.stderr.has("unexpected fault address") }
-
-// startAfterFault starts a node that diedOfFault, and checks that it has what w
-// was acknowledged. It returns a new writer.
-func startAfterFault(t *testing.T, d disk, n *node, w *diskWriter, size int) (*client, *diskWriter) {
-	t.Helper()
-	<-n.running().done
-	if _, err := os.Stat(filepath.Join(d.path, "somebody-elses")); err == nil {
-		d.empty()
-	}
-	if err := n.start(); err != nil {
-		t.Fatal(err)
-	}
-	c := dial(t, n.url)
-	info := mustInfo(t, c, 0)
-	if info.HighWaterMark < w.acked.Load() {
-		t.Fatalf("it ends at %d, %d were acknowledged", info.HighWaterMark, w.acked.Load())
-	}
-	return c, startDiskWriter(t, c, size, info.HighWaterMark)
 }
 
 // TestFullDisk fills a node's file system to the last byte, again and again,
@@ -231,27 +173,25 @@ func TestFullDisk(t *testing.T) {
 			d := newDisk(t, kind, "768M")
 			n := startNode(t, filepath.Join(d.path, "data"), "--partitions", "1", "--reserve", "64MiB")
 			c := dial(t, n.url)
-			w := startDiskWriter(t, c, size, 0)
-			rounds, faults := 4, 0
+			w := startDiskWriter(t, c, size)
+			rounds := 4
 			if testkit.Long() {
 				rounds = 40
 			}
 			for range rounds {
-				if w.fillOnce(t, d, n, c, size) {
-					d.empty()
-					continue
+				some := w.acked.Load() + 1 + rand.Uint64N(4_000_000/uint64(size+1_000))
+				w.await(t, n, "appends", func() bool { return w.acked.Load() >= some })
+				d.fill(0)
+				full := w.full.Load()
+				w.await(t, n, "storage_full", func() bool { return w.full.Load() > full+3 })
+				if got, _, _, err := c.read(t.Context(), 0, map[string]any{"from": 1}); err != nil || len(got) == 0 {
+					t.Fatalf("read on a full disk: %d, %v", len(got), err)
 				}
-				faults++
-				c, w = startAfterFault(t, d, n, w, size)
+				d.empty()
 			}
-			for !w.fillOnce(t, d, n, c, size) {
-				faults++
-				c, w = startAfterFault(t, d, n, w, size)
-			}
-			if faults > 1+rounds/10 {
-				t.Errorf("the node ended %d times in %d rounds", faults, rounds)
-			}
-			t.Logf("%d rounds, %d faults", rounds, faults)
+			d.fill(0)
+			full := w.full.Load()
+			w.await(t, n, "storage_full", func() bool { return w.full.Load() > full })
 			close(w.stop)
 			if err := <-w.done; err != nil {
 				t.Fatal(err)

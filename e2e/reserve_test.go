@@ -19,10 +19,9 @@ func TestFullDiskByItself(t *testing.T) {
 			acked := uint64(0)
 			for round := range 4 {
 				c := dial(t, n.url)
-				w := startDiskWriter(t, c, 40_000, acked)
-				if !w.await(t, n, "storage_full", func() bool { return w.full.Load() > 3 }) {
-					t.Fatalf("it died:\n%s", n.running().stderr)
-				}
+				w := startDiskWriter(t, c, 40_000)
+				w.acked.Store(acked)
+				w.await(t, n, "storage_full", func() bool { return w.full.Load() > 3 })
 				close(w.stop)
 				if err := <-w.done; err != nil {
 					t.Fatal(err)
