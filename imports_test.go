@@ -26,7 +26,7 @@ var layers = map[string][]string{
 	"examples":  {"client", "broker", "subjects"},
 
 	"cantustest": {"broker", "client", "subjects"},
-	"internal":   {"client"},
+	"internal":   {"client", "subjects"},
 }
 
 // rooms says which packages inside a folder only some may import.
@@ -166,6 +166,30 @@ func checkRooms(t *testing.T, from string, imports []string) {
 				t.Errorf("%s imports %s: it may not", from, to)
 			}
 		}
+	}
+}
+
+// TestJudgeKnowsTheContractOnly checks that what judges histories depends on
+// nothing that could have the same defect as the node.
+func TestJudgeKnowsTheContractOnly(t *testing.T) {
+	seen := false
+	for _, p := range packages(t) {
+		own := strings.TrimPrefix(p.ImportPath, module+"/")
+		if own != "internal/judge" && !strings.HasPrefix(own, "internal/judge/") {
+			continue
+		}
+		seen = true
+		for _, to := range slices.Concat(p.Imports, p.TestImports, p.XTestImports) {
+			switch folder := folderOf(to); {
+			case !strings.HasPrefix(to, module+"/"), folder == "subjects":
+			case strings.HasPrefix(to, module+"/internal/judge"), to == module+"/internal/testkit":
+			default:
+				t.Errorf("%s imports %s: it may know the contract only", p.ImportPath, to)
+			}
+		}
+	}
+	if !seen {
+		t.Error("go list found no internal/judge")
 	}
 }
 

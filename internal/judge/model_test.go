@@ -1,0 +1,423 @@
+package judge_test
+
+import (
+	"cmp"
+	"fmt"
+	"math/rand/v2"
+	"slices"
+
+	"github.com/cantuslog/cantus/internal/judge"
+	"github.com/cantuslog/cantus/subjects"
+)
+
+// window is how long message ids are remembered in generated histories. About
+// one operation happens every 500 ns.
+const window = 200_000
+
+// epoch is the log's time at the clients' time 0.
+const epoch = 1_700_000_000_000_000_000
+
+// model is a partition that does everything right, one operation at a time.
+type model struct {
+	number  int
+	log     []*judge.Stored
+	first   uint64
+	ids     map[string]*judge.Stored
+	cursors map[string]*position
+	term    uint64
+}
+
+type position struct {
+	txid uint64
+	time int64
+}
+
+func newModel(number int) *model {
+	return &model{number: number, first: 1, ids: map[string]*judge.Stored{}, cursors: map[string]*position{}, term: 1}
+}
+
+func (m *model) last() uint64 { return uint64(len(m.log)) }
+
+func (m *model) at(txid uint64) *judge.Stored { return m.log[txid-1] }
+
+// digest stands for the digest at a high-water mark.
+func digest(partition int, mark uint64) string { return fmt.Sprintf("d%d-%d", partition, mark) }
+
+func refuse(reason subjects.Reason) judge.Result {
+	return judge.Result{Outcome: judge.Refused, Error: &subjects.Error{Reason: reason}}
+}
+
+// append appends a transaction at a time of the clients' clock.
+func (m *model) append(tx *judge.Transaction, now int64) judge.Result {
+	r := m.decide(tx, now)
+	if r.Outcome == judge.Refused {
+		r.HighWaterMark = new(m.last())
+	}
+	return r
+}
+
+func (m *model) decide(tx *judge.Transaction, now int64) judge.Result {
+	if use := m.ids[tx.ID]; use != nil && epoch+now-use.Time <= window {
+		if use.Content != tx.Content {
+			r := refuse(subjects.IDReused)
+			r.Error.Txid = use.Txid
+			return r
+		}
+		return judge.Result{Outcome: judge.OK, Txid: use.Txid, Time: use.Time, Duplicate: true}
+	}
+	if tx.HighWaterMark != nil && *tx.HighWaterMark > m.last() {
+		return refuse(subjects.Ahead)
+	}
+	if tx.ExpectedLast != nil && *tx.ExpectedLast != m.last() {
+		return refuse(subjects.WrongLast)
+	}
+	if conflicts := m.conflicts(tx); len(conflicts) > 0 {
+		r := refuse(subjects.Conflict)
+		r.Error.Lock, r.Error.Txid, r.Error.Conflicts = conflicts[0].Lock, conflicts[0].Txid, conflicts
+		return r
+	}
+	stored := &judge.Stored{Txid: m.last() + 1, Time: epoch + now, Transaction: *tx}
+	stored.ExpectedLast = nil
+	m.log = append(m.log, stored)
+	if tx.ID != "" {
+		m.ids[tx.ID] = stored
+	}
+	return judge.Result{Outcome: judge.OK, Txid: stored.Txid, Time: stored.Time}
+}
+
+func (m *model) conflicts(tx *judge.Transaction) (all []subjects.ConflictingLock) {
+	var mark uint64
+	if tx.HighWaterMark != nil {
+		mark = *tx.HighWaterMark
+	}
+	add := func(mode string, names []string) {
+		for _, name := range names {
+			txid := m.newest(name)
+			forgotten := txid < m.first
+			if forgotten {
+				txid = m.first - 1
+			}
+			if txid > mark {
+				all = append(all, subjects.ConflictingLock{Lock: name, Mode: mode, Txid: txid, Forgotten: forgotten})
+			}
+		}
+	}
+	add("write", tx.Write)
+	add("read", tx.Read)
+	slices.SortStableFunc(all, func(a, b subjects.ConflictingLock) int { return cmp.Compare(b.Txid, a.Txid) })
+	return all
+}
+
+// newest is the rule of the contract, in the plainest way.
+func (m *model) newest(name string) uint64 {
+	for _, t := range slices.Backward(m.log) {
+		if records(t, name) {
+			return t.Txid
+		}
+	}
+	return 0
+}
+
+func records(t *judge.Stored, name string) bool {
+	return slices.ContainsFunc(slices.Concat(t.Write, t.Transaction.Append), func(l string) bool { return subjects.Overlap(l, name) })
+}
+
+// trim removes what lies before a txid, but nothing whose message id counts.
+func (m *model) trim(before uint64, now int64) {
+	for _, t := range m.log[m.first-1:] {
+		if t.Txid >= before || t.ID != "" && epoch+now-t.Time <= window {
+			break
+		}
+		m.first = t.Txid + 1
+	}
+}
+
+// setCursor sets or reads a cursor.
+func (m *model) setCursor(c *judge.Cursor, now int64) (r judge.Result) {
+	p := m.cursors[c.Name]
+	if p == nil {
+		p = &position{}
+	}
+	switch {
+	case c.Set != nil && *c.Set > m.last():
+		r = refuse(subjects.Ahead)
+	case c.Set != nil && c.Expected != nil && *c.Expected != p.txid:
+		r = refuse(subjects.WrongLast)
+		r.Txid, r.Time = p.txid, p.time
+	case c.Set != nil && *c.Set == 0:
+		delete(m.cursors, c.Name)
+		r.Outcome = judge.OK
+	case c.Set != nil:
+		p = &position{*c.Set, epoch + now}
+		m.cursors[c.Name] = p
+		fallthrough
+	default:
+		r = judge.Result{Outcome: judge.OK, Txid: p.txid, Time: p.time}
+	}
+	r.HighWaterMark = new(m.last())
+	return r
+}
+
+// generator makes a history of operations that overlap: each happens at one
+// moment between its start and its end.
+type generator struct {
+	*rand.Rand
+	h      *judge.History
+	models []*model
+	again  []*judge.Operation // appends that had no answer
+	now    int64
+	count  int
+}
+
+const replicas = 3
+
+// generate makes a correct history of a number of operations. Only partition 0
+// is trimmed.
+func generate(seed uint64, operations int) *judge.History {
+	g := &generator{
+		Rand:   rand.New(rand.NewPCG(seed, 0)),
+		h:      &judge.History{Header: judge.Header{Version: judge.Version, Partitions: 2, Replicas: replicas, AllWriters: true, MessageIDWindow: window}},
+		models: []*model{newModel(0), newModel(1)},
+	}
+	for range operations {
+		g.step()
+	}
+	for _, m := range g.models { // the last transaction is an acknowledged one
+		g.add(m, &judge.Operation{Append: &judge.Transaction{ID: g.text("last"), Content: g.text("c")}}, func(o *judge.Operation) {
+			o.Result = m.append(o.Append, g.now)
+		})
+	}
+	for _, m := range g.models {
+		for i := range replicas {
+			g.h.Drains = append(g.h.Drains, &judge.Drain{
+				Replica: fmt.Sprintf("n%d", i+1), Partition: m.number, FirstTxid: m.first, HighWaterMark: m.last(),
+				Digest: digest(m.number, m.last()), Transactions: slices.Clone(m.log[m.first-1:]),
+			})
+		}
+	}
+	return g.h
+}
+
+// text returns a new text.
+func (g *generator) text(prefix string) string {
+	g.count++
+	return fmt.Sprintf("%s%d", prefix, g.count)
+}
+
+// add adds an operation, which do carries out at its moment. One in ten gets no
+// answer; of these, half happen.
+func (g *generator) add(m *model, o *judge.Operation, do func(*judge.Operation)) {
+	g.now += 100 + g.Int64N(900)
+	o.Client, o.Partition = fmt.Sprintf("c%d", g.IntN(4)), m.number
+	o.Start, o.End = g.now-g.Int64N(3000), g.now+g.Int64N(3000)
+	lossy := o.Trim == nil && g.count > 0 && g.IntN(10) == 0
+	if !lossy || g.IntN(2) == 0 {
+		do(o)
+	}
+	if lossy {
+		g.forget(o)
+	}
+	g.h.Operations = append(g.h.Operations, o)
+}
+
+// forget removes the answer of an operation.
+func (g *generator) forget(o *judge.Operation) {
+	o.Result, o.Results = judge.Result{Outcome: judge.Unknown}, nil
+	switch {
+	case o.Append != nil:
+		g.again = append(g.again, o)
+	case o.Read != nil:
+		o.Read.Transactions, o.Read.Next = nil, 0
+	case o.Get != nil:
+		o.Get.Transaction = nil
+	case o.Info != nil:
+		o.Info = &judge.Info{}
+	}
+}
+
+func (g *generator) step() {
+	m := g.models[g.IntN(len(g.models))]
+	switch n := g.IntN(200); {
+	case n < 90:
+		g.append(m)
+	case n < 105:
+		g.batch(m)
+	case n < 125:
+		g.read(m)
+	case n < 145:
+		g.get(m)
+	case n < 155:
+		g.info(m)
+	case n < 195:
+		g.cursor(m)
+	case n < 196 && m.number == 0:
+		before := 1 + g.Uint64N(m.last()+1)
+		g.add(m, &judge.Operation{Trim: &judge.Trim{Before: before}}, func(o *judge.Operation) {
+			m.trim(before, g.now)
+			o.Trim.FirstTxid, o.Outcome = m.first, judge.OK
+		})
+	case n < 197:
+		m.term += g.Uint64N(3)
+	}
+}
+
+func (g *generator) append(m *model) {
+	o := &judge.Operation{Append: g.transaction(m)}
+	if len(g.again) > 0 && g.IntN(2) == 0 {
+		i := g.IntN(len(g.again))
+		if old := g.again[i]; old.Append.ID != "" {
+			m, o.Append = g.models[old.Partition], old.Append
+		}
+		g.again = slices.Delete(g.again, i, i+1)
+	}
+	if g.IntN(40) == 0 {
+		g.add(m, o, func(o *judge.Operation) { o.Result = refuse(subjects.Busy) })
+		return
+	}
+	g.add(m, o, func(o *judge.Operation) { o.Result = m.append(o.Append, g.now) })
+}
+
+func (g *generator) batch(m *model) {
+	o := &judge.Operation{}
+	for range 1 + g.IntN(5) {
+		o.Batch = append(o.Batch, *g.transaction(m))
+	}
+	g.add(m, o, func(o *judge.Operation) {
+		o.Outcome = judge.OK
+		for i := range o.Batch {
+			g.now++
+			r := m.append(&o.Batch[i], g.now)
+			r.HighWaterMark = nil
+			o.Results = append(o.Results, r)
+		}
+		o.End = max(o.End, g.now)
+		o.HighWaterMark = new(m.last())
+	})
+}
+
+var lockNames = []string{"a", "b", "a.x", "a.y", "a.x.1", "b.z", "a.>", "a.x.>", "b.>", "c", "d", "e.1", "e.2", "f.g.h"}
+
+func (g *generator) locks() (names []string) {
+	for range g.IntN(3) {
+		names = append(names, lockNames[g.IntN(len(lockNames))])
+	}
+	return names
+}
+
+func (g *generator) transaction(m *model) *judge.Transaction {
+	t := &judge.Transaction{Content: g.text("c"), Append: g.locks()}
+	if g.IntN(4) > 0 {
+		t.ID = g.text("id")
+		if len(m.log) > 0 && g.IntN(30) == 0 { // one of another, which may have expired
+			if old := m.log[g.IntN(len(m.log))]; old.ID != "" {
+				t.ID = old.ID
+			}
+		}
+	}
+	if g.IntN(3) == 0 {
+		t.Kind = []string{"pay", "refund"}[g.IntN(2)]
+	}
+	if g.IntN(2) == 0 {
+		mark := m.last() - min(m.last(), g.Uint64N(6))
+		if g.IntN(40) == 0 {
+			mark += 10
+		}
+		t.HighWaterMark, t.Write, t.Read = &mark, g.locks(), g.locks()
+	} else if g.IntN(10) == 0 {
+		t.ExpectedLast = new(m.last() - min(m.last(), g.Uint64N(2)))
+	}
+	return t
+}
+
+func (g *generator) read(m *model) {
+	r := &judge.Read{From: m.first + g.Uint64N(m.last()-m.first+3)}
+	switch g.IntN(8) {
+	case 0, 1:
+		r.Lock = lockNames[g.IntN(len(lockNames))]
+	case 2:
+		r.Kinds = []string{"pay", "tx"}
+	case 3:
+		r.Replica = true
+	case 4:
+		r.From = 1
+	}
+	g.add(m, &judge.Operation{Read: r}, func(o *judge.Operation) {
+		o.HighWaterMark = new(m.last())
+		switch {
+		case r.From < m.first:
+			o.Result = refuse(subjects.Trimmed)
+			o.Error.FirstTxid, o.HighWaterMark = m.first, new(m.last())
+			return
+		case r.From > m.last()+1 && !r.Replica:
+			o.Result = refuse(subjects.Ahead)
+			return
+		}
+		o.Outcome, r.Next = judge.OK, r.From
+		for n := g.IntN(20); n > 0 && r.Next <= m.last(); n-- {
+			t := m.at(r.Next)
+			r.Next++
+			kind := cmp.Or(t.Kind, "tx")
+			if (r.Kinds == nil || slices.Contains(r.Kinds, kind)) && (r.Lock == "" || records(t, r.Lock)) {
+				r.Transactions = append(r.Transactions, t)
+			}
+		}
+	})
+}
+
+func (g *generator) get(m *model) {
+	o := &judge.Operation{Get: &judge.Get{Txid: 1 + g.Uint64N(m.last()+2)}}
+	if g.IntN(2) == 0 {
+		o.Get = &judge.Get{Lock: append(lockNames, "nobody", "none.>")[g.IntN(len(lockNames)+2)]}
+	}
+	g.add(m, o, func(o *judge.Operation) {
+		txid := o.Get.Txid
+		if o.Get.Lock != "" {
+			txid = m.newest(o.Get.Lock)
+		}
+		switch {
+		case o.Get.Lock != "" && txid < m.first:
+			o.Result = refuse(subjects.NotFound)
+		case txid > m.last():
+			o.Result = refuse(subjects.Ahead)
+		case txid < m.first:
+			o.Result = refuse(subjects.Trimmed)
+			o.Error.FirstTxid = m.first
+		default:
+			o.Outcome, o.Get.Transaction = judge.OK, m.at(txid)
+			return
+		}
+		o.HighWaterMark = new(m.last())
+	})
+}
+
+func (g *generator) info(m *model) {
+	g.add(m, &judge.Operation{Info: &judge.Info{}}, func(o *judge.Operation) {
+		*o.Info = judge.Info{
+			FirstTxid: m.first, Digest: digest(m.number, m.last()), Term: m.term,
+			Leader: fmt.Sprintf("n%d", 1+m.term%replicas), Floor: m.first - 1,
+		}
+		o.Outcome, o.HighWaterMark = judge.OK, new(m.last())
+	})
+}
+
+func (g *generator) cursor(m *model) {
+	c := &judge.Cursor{Name: []string{"billing", "audit", "mail"}[g.IntN(3)]}
+	if g.IntN(2) == 0 {
+		c.Set = new(g.Uint64N(m.last() + 1))
+		if g.IntN(20) == 0 || c.Name == "mail" && g.IntN(4) == 0 {
+			*c.Set = 0
+		} else if g.IntN(40) == 0 {
+			*c.Set = m.last() + 50
+		}
+		if p := m.cursors[c.Name]; g.IntN(2) == 0 {
+			c.Expected = new(uint64)
+			if p != nil {
+				*c.Expected = p.txid
+			}
+			if g.IntN(5) == 0 {
+				*c.Expected++
+			}
+		}
+	}
+	g.add(m, &judge.Operation{Cursor: c}, func(o *judge.Operation) { o.Result = m.setCursor(c, g.now) })
+}
