@@ -21,14 +21,12 @@ race: ## the packages with goroutines of their own, under the race detector
 	$(GO) test -race -timeout 20m ./subjects ./wal/... ./raftstore/... ./broker/... ./client/... ./cantustest ./cmd/...
 
 lint: ## gofmt, vet of all build tags, golangci-lint (built from .ci/golangci: some minutes the first time)
-	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { gofmt -l $$(git ls-files '*.go'); exit 1; }
-	$(GO) vet ./...
-	$(GO) vet -tags fulldisk,interop,natscli,netfaults,powercut,postgres ./...
+	./.ci/vet
 	mkdir -p bin && cd .ci/golangci && $(GO) build -o ../../bin/golangci-lint github.com/golangci/golangci-lint/v2/cmd/golangci-lint
 	bin/golangci-lint run ./...
 
-vuln: ## known vulnerabilities of what is linked in (needs the Internet)
-	$(GO) tool govulncheck ./...
+vuln: ## known vulnerabilities of what is linked in, or outdated modules if their database cannot be reached
+	./.ci/vuln
 
 fuzz: ## each fuzz target for FUZZTIME (default 30s)
 	./.ci/fuzz $(FUZZTIME)

@@ -30,7 +30,11 @@ func TestNoConditionHidesATest(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	scripts := string(ci) + string(interop)
+	vet, err := os.ReadFile(".ci/vet")
+	if err != nil {
+		t.Fatal(err)
+	}
+	scripts := string(ci) + string(interop) + string(vet)
 	// Only one more run, under the race detector, may be short: the
 	// benchmark's.
 	all := regexp.MustCompile(`(?m)^go test (.* )?\./\.\.\.$`).FindString(scripts)

@@ -81,7 +81,7 @@ func (r *replica) checkCursor(partition int, c cursorCall) error {
 func (w *cursorWriter) run(ctx context.Context, term uint64) {
 	for w.queue.wait(ctx) {
 		calls := make([]cursorCall, 0, cursorBatch)
-		for _, m := range w.queue.take(cursorBatch, batchBytes) {
+		for _, m := range w.queue.take(cursorBatch) {
 			c, err := w.parse(m)
 			if err != nil {
 				w.requests.answer(w.refuse(c, w.requests.confirmRefusal(term, w.requests.wireError(err))))

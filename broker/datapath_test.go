@@ -3,6 +3,7 @@ package broker
 import (
 	"bytes"
 	"context"
+	"errors"
 	"log/slog"
 	"strconv"
 	"strings"
@@ -240,7 +241,7 @@ func TestASessionThatFailsAnswersEverything(t *testing.T) {
 			`r1 {"partition":0,"error":{"code":503,"reason":"unavailable"`,
 			`r3 {"partition":0,"error":{"code":503,"reason":"unavailable"`,
 			`r2 {"partition":0,"error":{"code":503,"reason":"unavailable"`)
-		if d.ended != raftstore.ErrNotLeader {
+		if !errors.Is(d.ended, raftstore.ErrNotLeader) {
 			t.Errorf("the session ended with %v", d.ended)
 		}
 		d.send("r4", "late")

@@ -151,15 +151,15 @@ func (q *queue) wait(ctx context.Context) bool {
 }
 
 // take removes messages from the front, in order: at most count, and at most
-// bytes of them unless the first alone has more. The slice is valid until the
-// next take.
-func (q *queue) take(count, bytes int) []*natslink.Message {
+// batchBytes of them unless the first alone has more. The slice is valid until
+// the next take.
+func (q *queue) take(count int) []*natslink.Message {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	n, sum := 0, 0
 	for n < len(q.items) && n < count {
 		size := len(q.items[n].Header) + len(q.items[n].Payload)
-		if n > 0 && sum+size > bytes {
+		if n > 0 && sum+size > batchBytes {
 			break
 		}
 		sum += size

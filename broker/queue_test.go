@@ -47,7 +47,7 @@ func TestAQueueWaitsForWhatIsInFlight(t *testing.T) {
 		put(1)
 		must(true, "alone")
 		take := func() {
-			bytes := cost(q.take(batchCount, batchBytes))
+			bytes := cost(q.take(batchCount))
 			q.addInflight(bytes)
 		}
 		take()
@@ -89,7 +89,7 @@ func TestAQueueWhoseOldestMessageIsOldIsFull(t *testing.T) {
 			t.Errorf("a message %v after the oldest: %d, want %d", c.after, got, c.want)
 		}
 	}
-	q.take(batchCount, batchBytes)
+	q.take(batchCount)
 	if got := q.put(&natslink.Message{Received: began.Add(time.Hour)}); got != queued {
 		t.Errorf("the queue is empty: %d", got)
 	}

@@ -79,7 +79,7 @@ func tablesAfterRestart(t *testing.T, seed uint64) {
 				t.Fatalf("%s", m.Data)
 			}
 		}
-		h.check(t, nc, r, opts, lockName)
+		h.check(t, nc, opts, lockName)
 		if round%2 == 0 {
 			n, nc = reopen(t, n, dir, opts)
 		} else { // as after a crash
@@ -92,14 +92,14 @@ func tablesAfterRestart(t *testing.T, seed uint64) {
 			dir = copied
 			n, nc = openNode(t, dir, opts)
 		}
-		h.check(t, nc, r, opts, lockName)
+		h.check(t, nc, opts, lockName)
 	}
 }
 
 // check asks the node about locks and ids without appending anything: every
 // request also expects a wrong last txid, which is checked after ids and before
 // locks; so locks are looked up by get.
-func (h *history) check(t *testing.T, nc *nats.Conn, r *rand.Rand, opts broker.Options, lockName func() string) {
+func (h *history) check(t *testing.T, nc *nats.Conn, opts broker.Options, lockName func() string) {
 	t.Helper()
 	floor := info(t, nc, 0).Locks.Floor
 	recorded, most := 0, h.last() // the newest locks are known, as many as there is room for

@@ -249,8 +249,11 @@ func (r *replica) Snapshot() raftstore.Snapshot {
 // of the log.
 func (r *replica) Restore(state []byte) error {
 	var s snapshotState
-	if err := json.Unmarshal(state, &s); err != nil || len(s.Digest) != sha256.Size {
-		return fmt.Errorf("%w: snapshot state: %v", wal.ErrDamaged, err)
+	if err := json.Unmarshal(state, &s); err != nil {
+		return fmt.Errorf("%w: snapshot state: %w", wal.ErrDamaged, err)
+	}
+	if len(s.Digest) != sha256.Size {
+		return fmt.Errorf("%w: snapshot state: a digest of %d bytes", wal.ErrDamaged, len(s.Digest))
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()

@@ -50,13 +50,13 @@ func (s *sequencer) run(ctx context.Context) {
 		if err := s.place(ctx); ctx.Err() != nil {
 			return
 		} else if err != nil {
-			s.reply(s.reject(s.queue.take(batchCount, batchBytes), err))
+			s.reply(s.reject(s.queue.take(batchCount), err))
 			continue
 		}
 		if s.inflight.acquire(ctx) != nil {
 			return
 		}
-		ms := s.queue.take(batchCount, batchBytes)
+		ms := s.queue.take(batchCount)
 		bytes := cost(ms)
 		s.queue.addInflight(bytes)
 		b := s.sequence(ms)

@@ -34,7 +34,7 @@ func strictJSON(body []byte, v any) error {
 	d.DisallowUnknownFields()
 	err := d.Decode(v)
 	if err == nil {
-		if _, err = d.Token(); err == io.EOF {
+		if _, err = d.Token(); errors.Is(err, io.EOF) {
 			return nil
 		}
 		err = errors.New("there is something after the JSON object")
@@ -124,7 +124,7 @@ func checkFields(body string) error {
 	for depth, key := 0, true; ; {
 		t, err := d.Token()
 		if err != nil {
-			return nil // the decoder returns this error, too
+			return nil //nolint:nilerr // decoding returns this error again
 		}
 		switch v := t.(type) {
 		case json.Delim:

@@ -98,7 +98,7 @@ func (s *sender) onResults(a *attempt, runs []subjects.BatchRun, mark uint64) {
 		f.lastErr = err
 		switch dispositionOf(run.Error) {
 		case final:
-			s.complete(f, Receipt{}, err)
+			s.fail(f, err)
 			continue
 		case retryable:
 			f.uncertain--

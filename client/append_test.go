@@ -128,7 +128,7 @@ func TestRefusalsSayAllThatTheReplySaid(t *testing.T) {
 				t.Errorf("incomplete: %+v", r)
 			}
 			var conflict *client.ConflictError
-			if errors.As(err, &conflict) != (tt.is == client.ErrConflict) {
+			if errors.As(err, &conflict) != errors.Is(tt.is, client.ErrConflict) {
 				t.Errorf("%T: only conflicts are a *Conflict", err)
 			}
 		})

@@ -90,14 +90,14 @@ func (k *Cursor) call(ctx context.Context, set *subjects.CursorRequest) (pos Pos
 		if r.Error == nil {
 			return nil, true
 		}
-		refused := refusal(*r.Error, k.partition, "", r.HighWaterMark)
+		refused := refusedError(*r.Error, k.partition, "", r.HighWaterMark)
 		if r.Error.Reason != subjects.WrongLast {
-			return refused, dispositionOf(r.Error) == final
+			return &refused, dispositionOf(r.Error) == final
 		}
 		if attempt > 1 && pos.Txid == *set.Txid {
 			return nil, true
 		}
-		return &CursorMismatchError{*refused.(*RefusedError), pos}, true
+		return &CursorMismatchError{refused, pos}, true
 	})
 	if err != nil {
 		return pos, fmt.Errorf("cursor %q of partition %d: %w", k.name, k.partition, err)

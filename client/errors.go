@@ -139,14 +139,19 @@ func (e *UnknownOutcomeError) Unwrap() []error { return []error{ErrUnknown, e.Er
 
 // refusal converts the error of an answer.
 func refusal(e subjects.Error, partition int, id string, mark uint64) error {
-	r := RefusedError{
-		Partition: partition, ID: id, Reason: e.Reason, Code: e.Code, Message: e.Message, HighWaterMark: mark,
-		Lock: e.Lock, Txid: e.Txid, Conflicts: e.Conflicts, FirstTxid: e.FirstTxid,
-	}
+	r := refusedError(e, partition, id, mark)
 	if e.Reason == subjects.Conflict {
 		return &ConflictError{r}
 	}
 	return &r
+}
+
+// refusedError is refusal for errors that have no type of their own.
+func refusedError(e subjects.Error, partition int, id string, mark uint64) RefusedError {
+	return RefusedError{
+		Partition: partition, ID: id, Reason: e.Reason, Code: e.Code, Message: e.Message, HighWaterMark: mark,
+		Lock: e.Lock, Txid: e.Txid, Conflicts: e.Conflicts, FirstTxid: e.FirstTxid,
+	}
 }
 
 // disposition says how the client reacts to a refusal.

@@ -529,7 +529,7 @@ func (c *Client) All(ctx context.Context, partition int, after uint64, opts Foll
 				})
 			})
 		}
-		if err != left { // this very one
+		if !errors.Is(err, left) {
 			yield(nil, err)
 		}
 	}

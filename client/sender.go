@@ -279,7 +279,7 @@ func (s *sender) noteNotAppended(b *batch) {
 func (s *sender) split(b *batch, e *subjects.Error, mark uint64) {
 	n := len(b.items)
 	if n == 1 {
-		s.complete(b.items[0].future, Receipt{}, refusal(*e, s.partition, b.items[0].future.ID(), mark))
+		s.fail(b.items[0].future, refusal(*e, s.partition, b.items[0].future.ID(), mark))
 		return
 	}
 	if e.Reason == subjects.TooLarge {
@@ -292,8 +292,9 @@ func (s *sender) split(b *batch, e *subjects.Error, mark uint64) {
 	}
 }
 
-func (s *sender) complete(f *Future, r Receipt, err error) {
-	if f.complete(r, err) {
+// fail completes a future with an error.
+func (s *sender) fail(f *Future, err error) {
+	if f.complete(Receipt{}, err) {
 		s.c.limiter.release(1, f.size)
 	}
 }
@@ -332,7 +333,7 @@ func (s *sender) expireItems(b *batch, now time.Time) {
 	for i := range b.items {
 		f := b.items[i].future
 		if b.isPending(i) && !now.Before(f.deadline) {
-			s.complete(f, Receipt{}, f.incompleteError(ErrTimeout))
+			s.fail(f, f.incompleteError(ErrTimeout))
 		}
 	}
 }
@@ -371,7 +372,7 @@ func (s *sender) nextDue(now time.Time) time.Time {
 func (s *sender) cancel(f *Future, cause error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.complete(f, Receipt{}, f.incompleteError(cause))
+	s.fail(f, f.incompleteError(cause))
 }
 
 // onReconnected resends what may have been lost with the previous connection.
@@ -413,7 +414,7 @@ func (s *sender) closeLocked(err error, extra *batch) {
 	for _, b := range all {
 		for i := range b.items {
 			f := b.items[i].future
-			s.complete(f, Receipt{}, f.incompleteError(err))
+			s.fail(f, f.incompleteError(err))
 		}
 	}
 	s.queue, s.inflight, s.abandoned, s.filling = nil, nil, nil, nil

@@ -5,6 +5,7 @@ package e2e_test
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -58,7 +59,7 @@ func TestFullDisksOfFollowers(t *testing.T) {
 				}
 				r, err := w.append(t.Context(), "cantus.append.0", payload)
 				switch {
-				case err != nil && err != nats.ErrNoResponders:
+				case err != nil && !errors.Is(err, nats.ErrNoResponders):
 					done <- err.Error()
 					return
 				case err != nil:

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"crypto/rand"
 	"encoding/binary"
+	"errors"
 	"hash/crc32"
 	"io"
 	"net"
@@ -111,7 +112,7 @@ func checkSaid(t *testing.T, address string, said []byte, most int) {
 	_, _ = conn.Write(said) // it may close the connection before it has read everything
 	_ = conn.(*net.TCPConn).CloseWrite()
 	heard, err := io.ReadAll(conn)
-	if ne, ok := err.(net.Error); ok && ne.Timeout() {
+	if ne, ok := errors.AsType[net.Error](err); ok && ne.Timeout() {
 		t.Fatalf("the connection is still open after %v", patience)
 	}
 	if len(heard) > most {

@@ -4,6 +4,7 @@ package e2e_test
 
 import (
 	"encoding/json"
+	"errors"
 	"os/exec"
 	"path/filepath"
 	"strconv"
@@ -20,7 +21,7 @@ func command(t *testing.T, dir, name string, args ...string) string {
 	out, err := cmd.Output()
 	if err != nil {
 		var said []byte
-		if exit, ok := err.(*exec.ExitError); ok {
+		if exit, ok := errors.AsType[*exec.ExitError](err); ok {
 			said = exit.Stderr
 		}
 		t.Fatalf("%s %v: %v\n%s%s", name, args, err, out, said)

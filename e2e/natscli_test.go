@@ -213,7 +213,7 @@ func runNATS(t *testing.T, env []string, l natsLine, patterns []string, act func
 	for goesOn {
 		select {
 		case err := <-ended:
-			return out.String(), fmt.Errorf("it ended: %v", err)
+			return out.String(), fmt.Errorf("it ended: %v", err) //nolint:errorlint // it may be nil
 		case <-ctx.Done():
 			<-ended
 			return out.String(), missing(out.String(), patterns)

@@ -219,7 +219,7 @@ func (c *cluster) transfer(ctx context.Context, client *client, to *node) error 
 // ignoreEnd drops the error of a command that was stopped.
 func ignoreEnd(ctx context.Context, err error) error {
 	if ctx.Err() != nil {
-		return nil
+		return nil //nolint:nilerr // that is what it is for
 	}
 	return err
 }

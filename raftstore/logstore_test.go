@@ -53,7 +53,8 @@ func TestLogStoreRoundTrip(t *testing.T) {
 	}
 	var l raft.Log
 	for _, index := range []uint64{0, 4, 1 << 60} {
-		if err := s.GetLog(index, &l); err != raft.ErrLogNotFound { // raft compares
+		//nolint:errorlint // raft compares
+		if err := s.GetLog(index, &l); err != raft.ErrLogNotFound {
 			t.Errorf("entry %d: got %v, want exactly raft.ErrLogNotFound", index, err)
 		}
 	}

@@ -103,7 +103,7 @@ func TestScanBlockStops(t *testing.T) {
 		calls++
 		return refusal
 	})
-	if err != refusal || calls != 1 {
+	if !errors.Is(err, refusal) || calls != 1 {
 		t.Errorf("got %v after %d calls, want the first refusal", err, calls)
 	}
 }

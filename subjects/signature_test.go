@@ -49,7 +49,7 @@ func TestVerifyFeed(t *testing.T) {
 				if err := v.Verify(both, good, one); err != nil {
 					t.Fatal(err)
 				}
-				if tt.hashes == both && tt.want == subjects.ErrForged { // this very one
+				if tt.hashes == both && errors.Is(tt.want, subjects.ErrForged) {
 					continue // the hashes are the leader's, whatever comes with them
 				}
 			}

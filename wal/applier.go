@@ -245,7 +245,7 @@ func (a *applier) putEntry(wb *badger.WriteBatch, op journal.Op) error {
 	}
 	b, err := peekBatch(entryData(op.Value))
 	if err != nil || b.Kind != Transactions || b.Count == 0 {
-		return nil // no transactions: the next batch that has some gets the key
+		return nil //nolint:nilerr // no transactions: the next batch that has some gets the key
 	}
 	h.index, h.bytes = index, 0
 	return wb.Set(indexKey(opTx, group, b.First), indexValue(index))

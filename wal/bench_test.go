@@ -48,7 +48,7 @@ func BenchmarkAppend(b *testing.B) {
 
 // filled returns a log of n entries with the given number of transactions each,
 // of which almost none is in memory.
-func filled(b *testing.B, dir string, n, transactions int) (*wal.Store, *wal.Log) {
+func filled(b *testing.B, dir string, n, transactions int) *wal.Log {
 	s := openStore(b, dir, wal.Options{TailBytes: 1})
 	l := s.Log(0)
 	var entries []wal.Entry
@@ -66,14 +66,14 @@ func filled(b *testing.B, dir string, n, transactions int) (*wal.Store, *wal.Log
 	if err := s.Checkpoint(); err != nil {
 		b.Fatal(err)
 	}
-	return s, l
+	return l
 }
 
 func BenchmarkEntries(b *testing.B) {
 	for _, transactions := range []int{1, 1_000} {
 		b.Run(fmt.Sprintf("transactions=%d", transactions), func(b *testing.B) {
 			n := 200_000 / transactions
-			_, l := filled(b, b.TempDir(), n, transactions)
+			l := filled(b, b.TempDir(), n, transactions)
 			b.ReportAllocs()
 			b.ResetTimer()
 			for read := 0; read < b.N; {
@@ -95,7 +95,7 @@ func BenchmarkFindTx(b *testing.B) {
 	for _, transactions := range []int{1, 1_000} {
 		b.Run(fmt.Sprintf("transactions=%d", transactions), func(b *testing.B) {
 			n := 100_000 / transactions
-			_, l := filled(b, b.TempDir(), n, transactions)
+			l := filled(b, b.TempDir(), n, transactions)
 			b.ReportAllocs()
 			b.ResetTimer()
 			for i := range b.N {

@@ -98,7 +98,7 @@ func (s *Store) roomToClose() error {
 	dir := filepath.Join(s.dir, badgerDir)
 	tables, err := memtableRoom(dir)
 	if err != nil || tables == 0 {
-		return nil // it is gone, or empty
+		return nil //nolint:nilerr // it is gone, empty or unreadable: closing reports that
 	}
 	err = spare(s.opts.FreeSpace, dir, tables+closeRoom)
 	if !errors.Is(err, ErrNoSpace) {

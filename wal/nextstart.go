@@ -77,7 +77,7 @@ func (s *Store) admit(logs int64) {
 func (s *Store) lookStart() error {
 	left, err := s.startRoom()
 	if err != nil {
-		return nil // unknown: a write will fail if the disk is full
+		return nil //nolint:nilerr // unknown: a write will fail if the disk is full
 	}
 	s.starting.left.Store(left)
 	replayBytes := s.starting.replayBytes.Load()

@@ -187,7 +187,7 @@ func readBadgerLogHead(path string) ([]byte, error) {
 	defer f.Close()
 	head := make([]byte, badgerLogHeader)
 	n, err := io.ReadFull(f, head)
-	if err == io.EOF || err == io.ErrUnexpectedEOF {
+	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
 		err = nil
 	}
 	return head[:n], err
@@ -249,7 +249,7 @@ func walkBadgerLog(path string, from, to int64) (end int64, err error) {
 		}
 		entry = entry[:n]
 		_, err := io.ReadFull(r, entry)
-		if err == io.EOF || err == io.ErrUnexpectedEOF {
+		if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
 			break // Badger truncated it meanwhile: the memtable became a table
 		}
 		if err != nil {

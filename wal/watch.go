@@ -49,7 +49,7 @@ func (s *Store) checkPlace() error {
 	}
 	opened, err := s.lock.Stat()
 	if err != nil {
-		return nil // closed
+		return nil //nolint:nilerr // closed, or unreadable: no sign that it was moved
 	}
 	path := filepath.Join(s.dir, lockFile)
 	there, err := os.Stat(path)

@@ -231,7 +231,7 @@ func (m *member) assignment() (mine []int) {
 func (m *member) reconcile(ctx context.Context, partition int, wanted bool) error {
 	l, w := m.leases[partition], m.workers[partition]
 	if w != nil {
-		if wanted && l.held() && (!w.finished() || w.failure() != nil) {
+		if wanted && l.held() && (!w.finished() || w.failed()) {
 			w.extend(l.heldUntil)
 			return nil
 		}

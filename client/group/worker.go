@@ -57,6 +57,9 @@ func (w *worker) failure() error {
 	return w.err
 }
 
+// failed reports whether a finished worker has a failure.
+func (w *worker) failed() bool { return w.failure() != nil }
+
 // work follows the partition from the group's position on, and advances that
 // position.
 func (m *member) work(ctx context.Context, w *worker) error {

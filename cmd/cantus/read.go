@@ -108,7 +108,8 @@ func (r *reader) step(ctx context.Context) (done bool, err error) {
 	}
 	switch {
 	case err != nil && r.cmd.Follow && isTransient(err):
-		return false, r.await(ctx, err)
+		r.await(ctx, err)
+		return false, nil
 	case err != nil:
 		return false, err
 	}
@@ -133,7 +134,7 @@ func isTransient(err error) bool {
 }
 
 // await reports an error once, and pauses before the next attempt.
-func (r *reader) await(ctx context.Context, why error) error {
+func (r *reader) await(ctx context.Context, why error) {
 	if !r.troubled {
 		r.troubled = true
 		r.p.note("%v; waiting", r.conn.explain(why))
@@ -142,7 +143,6 @@ func (r *reader) await(ctx context.Context, why error) error {
 	case <-ctx.Done():
 	case <-time.After(250 * time.Millisecond):
 	}
-	return nil
 }
 
 // page makes one read request and prints its transactions. It returns where the

@@ -109,7 +109,7 @@ func (c *serveCmd) Run(ctx context.Context, p *program, parsed *kong.Context) er
 	if err != nil {
 		if ctx.Err() != nil {
 			opts.Logger.Info("stopped by a signal before it served")
-			return nil
+			return nil //nolint:nilerr // a stop that was asked for is no failure
 		}
 		return p.ended(c.Data, err)
 	}

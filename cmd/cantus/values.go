@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"math"
 	"net"
@@ -288,7 +289,7 @@ func (l *lockName) UnmarshalText(text []byte) error {
 // plain removes the protocol's reason and code from an error about a name: they
 // mean nothing on the command line.
 func plain(err error) error {
-	if e, ok := err.(*subjects.Error); ok {
+	if e, ok := errors.AsType[*subjects.Error](err); ok {
 		return fmt.Errorf("%s", e.Message)
 	}
 	return err
