@@ -47,8 +47,8 @@ func (p *partition) checkTransaction(a *attempt, stored *Stored) {
 	switch {
 	case a.tx.ID != stored.ID:
 		p.find(AcknowledgedID, "%v was acknowledged as txid %d, which has the id %q", a, stored.Txid, stored.ID)
-	case diff != "" && (!a.result.Duplicate || diff == "the content"):
-		p.find(AcknowledgedOther, "%v was acknowledged as txid %d: %s differs", a, stored.Txid, diff)
+	case diff != "" && (!a.result.Duplicate || diff == otherContent):
+		p.find(AcknowledgedOther, "%v was acknowledged as txid %d, which has %s", a, stored.Txid, diff)
 	case a.result.Time != 0 && a.result.Time != stored.Time:
 		p.find(AcknowledgedTime, "%v was acknowledged as txid %d of %d, which has the time %d", a, stored.Txid, a.result.Time, stored.Time)
 	}

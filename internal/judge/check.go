@@ -35,7 +35,7 @@ func Check(h *History) *Report {
 		})
 	}
 	_ = group.Wait() // check returns nothing
-	report := &Report{Count: map[Class]int{}}
+	report := &Report{Findings: []Finding{}, Count: map[Class]int{}}
 	for _, p := range all {
 		report.merge(p.report)
 	}

@@ -110,7 +110,7 @@ var classes = []struct {
 	{FloorHigh, "a floor is higher than what can have been forgotten"},
 	{AheadFalse, "something was refused as ahead although the log had reached it before the request"},
 	{WrongLastFalse, "an expected last sequence was refused although the log ended there all the time"},
-	{IDReusedFalse, "a message id was refused as reused by a transaction that has not that id, or the same content"},
+	{IDReusedFalse, "a message id was refused as reused by a transaction without that id, or with the same content"},
 	{IDIgnored, "a message id that was acknowledged and still counts did not decide the answer"},
 	{TrimmedFalse, "something was refused as trimmed that was not"},
 	{NotFoundFalse, "a lock was not found although a transaction had recorded it, and nothing was forgotten"},

@@ -159,20 +159,23 @@ func (t *Transaction) records(name string) bool {
 	return false
 }
 
-// difference names what differs between two transactions, as they are stored.
-// It returns "" if nothing does.
+// otherContent is what difference returns if only the contents differ.
+const otherContent = "another content"
+
+// difference returns what o has of its own, such as "another kind". It returns
+// "" if the transactions are the same, as they are stored.
 func (t *Transaction) difference(o *Transaction) string {
 	switch {
 	case t.ID != o.ID:
-		return "the message id"
+		return "another message id"
 	case t.Content != o.Content && t.Content != "" && o.Content != "":
-		return "the content"
+		return otherContent
 	case t.kind() != o.kind():
-		return "the kind"
+		return "another kind"
 	case (t.HighWaterMark == nil) != (o.HighWaterMark == nil) || t.mark() != o.mark():
-		return "the high-water mark"
+		return "another high-water mark"
 	case !slices.Equal(t.Write, o.Write) || !slices.Equal(t.Read, o.Read) || !slices.Equal(t.Append, o.Append):
-		return "the locks"
+		return "other locks"
 	}
 	return ""
 }
@@ -190,7 +193,7 @@ func (s *Stored) difference(o *Stored) string {
 		return ""
 	}
 	if s.Time != o.Time {
-		return "the time"
+		return "another time"
 	}
 	return s.Transaction.difference(&o.Transaction)
 }

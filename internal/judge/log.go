@@ -2,6 +2,7 @@ package judge
 
 import (
 	"cmp"
+	"fmt"
 	"math"
 	"slices"
 )
@@ -122,8 +123,8 @@ func (p *partition) checkDrains() {
 		p.checkEnds(d)
 		p.checkMissing(d, acknowledged)
 		for _, t := range d.Transactions {
-			if diff := t.difference(at(p.log, t.Txid)); diff != "" {
-				p.find(ReplicaDiffers, "replica %s, txid %d: %s differs from most others'", d.Replica, t.Txid, diff)
+			if diff := at(p.log, t.Txid).difference(t); diff != "" {
+				p.find(ReplicaDiffers, "replica %s has txid %d with %s than most others", d.Replica, t.Txid, diff)
 			}
 		}
 	}
@@ -158,9 +159,9 @@ func (p *partition) checkMissing(d *Drain, acknowledged []uint64) {
 			j++
 		}
 		if i < j {
-			p.find(lost, "replica %s lacks txids %d to %d: %d of them were acknowledged, the first is %d", d.Replica, from, to, j-i, acknowledged[i])
+			p.find(lost, "replica %s lacks %s: acknowledged are %d, the first of them txid %d", d.Replica, txids(from, to), j-i, acknowledged[i])
 		} else {
-			p.find(other, "replica %s lacks txids %d to %d", d.Replica, from, to)
+			p.find(other, "replica %s lacks %s", d.Replica, txids(from, to))
 		}
 	}
 	first, before := d.FirstTxid, d.FirstTxid-min(1, d.FirstTxid)
@@ -178,6 +179,14 @@ func (p *partition) checkMissing(d *Drain, acknowledged []uint64) {
 		before = t.Txid
 	}
 	missing(before+1, p.known, LostTail, ReplicaBehind)
+}
+
+// txids names a range of txids.
+func txids(from, to uint64) string {
+	if from == to {
+		return fmt.Sprintf("txid %d", from)
+	}
+	return fmt.Sprintf("txids %d to %d", from, to)
 }
 
 // checkDigests compares all digests at the same high-water mark.

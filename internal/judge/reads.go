@@ -47,7 +47,7 @@ func (p *partition) checkStored(o *Operation, t *Stored) {
 		return // it is trimmed or lost
 	}
 	if diff := t.difference(stored); diff != "" {
-		p.find(ReadDiffers, "%s at %d was given txid %d: %s differs", o.Client, o.Start, t.Txid, diff)
+		p.find(ReadDiffers, "%s at %d was given txid %d with %s than the log has", o.Client, o.Start, t.Txid, diff)
 	}
 }
 
