@@ -95,6 +95,7 @@ var testOwners = map[string][]string{
 	"modernc.org/sqlite":                {"client"},
 	"github.com/jackc/pgx":              {"client"},
 	"github.com/cockroachdb/datadriven": {"broker", "lockmgr"},
+	"github.com/anishathalye/porcupine": {"internal"},
 }
 
 // owners says which folders alone may import a module of others.
@@ -108,6 +109,7 @@ var owners = map[string][]string{
 	"modernc.org/sqlite":                {"examples"},
 	"github.com/jackc/pgx":              {"examples"},
 	"github.com/cockroachdb/datadriven": {}, // scripts of tests
+	"github.com/anishathalye/porcupine": {}, // a second judge
 }
 
 // TestImportsRunDownwards checks the imports of every package and of its tests

@@ -156,8 +156,9 @@ func (p *partition) collectAttempts() {
 }
 
 // span is when a transaction took effect: after the start of the first request
-// that can have appended it, and before the end of the first that says so.
-type span struct{ start, end int64 }
+// that can have appended it, and before the end of the first that says so. It
+// also took effect after from: what is before it in the log was sent by then.
+type span struct{ start, end, from int64 }
 
 // timeline is the highest txid at each time.
 type timeline struct {
@@ -196,10 +197,13 @@ func (t *timeline) before(at int64) uint64 {
 // possible at each time.
 func (p *partition) measure() {
 	p.spans = make(map[uint64]span, len(p.log))
+	from := int64(math.MinInt64)
 	for _, t := range p.log {
 		s := p.spanOf(t)
+		from = max(from, s.start)
+		s.from = from
 		p.spans[t.Txid] = s
-		p.begun.add(s.start, t.Txid)
+		p.begun.add(from, t.Txid)
 	}
 	for txid, as := range p.byTxid {
 		_, is := p.spans[txid]
@@ -241,7 +245,7 @@ func (p *partition) markOf(o *Operation) (mark uint64) {
 }
 
 func (p *partition) spanOf(t *Stored) span {
-	s := span{math.MaxInt64, math.MaxInt64}
+	s := span{start: math.MaxInt64, end: math.MaxInt64}
 	for _, a := range p.byTxid[t.Txid] {
 		s.start, s.end = min(s.start, a.Start), min(s.end, a.End)
 	}

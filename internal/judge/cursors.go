@@ -54,6 +54,8 @@ func (c *cursor) collect(operations []*Operation) {
 	for _, o := range operations {
 		set := o.Cursor.Set
 		switch {
+		case o.Outcome == OK && set != nil && o.Txid != *set:
+			c.find(CursorOther, "%s set cursor %q to %d at %d, and the answer says %d", o.Client, c.name, *set, o.Start, o.Txid)
 		case set != nil && *set == 0 && (o.Outcome == OK || o.open()):
 			c.removals = append(c.removals, o)
 			c.unordered = c.unordered || c.header.ClockSkew > 0
@@ -62,8 +64,6 @@ func (c *cursor) collect(operations []*Operation) {
 		case o.Outcome == Refused && o.Error.Reason != subjects.WrongLast || o.Outcome == Unknown:
 		case o.Outcome == Refused && o.Cursor.Expected != nil && *o.Cursor.Expected == o.Txid:
 			c.find(CursorRefused, "%s's set of cursor %q at %d expected %d, and was refused because it is there", o.Client, c.name, o.Start, o.Txid)
-		case o.Outcome == OK && set != nil && o.Txid != *set:
-			c.find(CursorOther, "%s set cursor %q to %d at %d, and the answer says %d", o.Client, c.name, *set, o.Start, o.Txid)
 		case o.Txid == 0:
 			c.unset = append(c.unset, o)
 		case o.Time == 0:
@@ -142,26 +142,35 @@ func (c *cursor) checkExpected() {
 		if v.set == nil || v.set.Cursor.Expected == nil {
 			continue
 		}
-		expected := *v.set.Cursor.Expected
 		var before *version
 		if i > 0 {
 			before = c.versions[i-1]
 		}
-		var may bool
-		switch {
-		case expected == 0:
+		expected := *v.set.Cursor.Expected
+		may := before != nil && before.txid == expected || c.mayBe(expected, v.set)
+		if expected == 0 {
 			may = before == nil || c.removedBetween(before, v.set)
-		default:
-			may = before != nil && before.txid == expected ||
-				slices.ContainsFunc(c.sets, func(o *Operation) bool { return *o.Cursor.Set == expected && o.Start < v.set.End })
 		}
-		if may || !c.header.AllWriters {
-			continue
+		if !may {
+			c.lost(v.set)
 		}
-		was := uint64(0)
-		if before != nil {
-			was = before.txid
+	}
+	for _, r := range c.removals {
+		if e := r.Cursor.Expected; r.Outcome == OK && e != nil && *e > 0 && !c.mayBe(*e, r) &&
+			!slices.ContainsFunc(c.versions, func(v *version) bool { return v.txid == *e && (v.set == nil || v.set.Start < r.End) }) {
+			c.lost(r)
 		}
-		c.find(CursorLost, "%s set cursor %q at %d from %d to %d: it was at %d", v.set.Client, c.name, v.set.Start, expected, v.txid, was)
+	}
+}
+
+// mayBe reports whether a set without an answer may have set the cursor to a
+// position before the end of an operation.
+func (c *cursor) mayBe(txid uint64, o *Operation) bool {
+	return slices.ContainsFunc(c.sets, func(s *Operation) bool { return *s.Cursor.Set == txid && s.Start < o.End })
+}
+
+func (c *cursor) lost(o *Operation) {
+	if c.header.AllWriters {
+		c.find(CursorLost, "%s set cursor %q at %d from %d to %d, and it can't have been there", o.Client, c.name, o.Start, *o.Cursor.Expected, *o.Cursor.Set)
 	}
 }

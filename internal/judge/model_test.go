@@ -174,14 +174,26 @@ const replicas = 3
 // generate makes a correct history of a number of operations. Only partition 0
 // is trimmed.
 func generate(seed uint64, operations int) *judge.History {
-	g := &generator{
-		Rand:   rand.New(rand.NewPCG(seed, 0)),
-		h:      &judge.History{Header: judge.Header{Version: judge.Version, Partitions: 2, Replicas: replicas, AllWriters: true, MessageIDWindow: window}},
-		models: []*model{newModel(0), newModel(1)},
-	}
+	g := newGenerator(seed, 2)
 	for range operations {
 		g.step()
 	}
+	return g.finish()
+}
+
+func newGenerator(seed uint64, partitions int) *generator {
+	g := &generator{
+		Rand: rand.New(rand.NewPCG(seed, 0)),
+		h:    &judge.History{Header: judge.Header{Version: judge.Version, Partitions: partitions, Replicas: replicas, AllWriters: true, MessageIDWindow: window}},
+	}
+	for i := range partitions {
+		g.models = append(g.models, newModel(i))
+	}
+	return g
+}
+
+// finish adds a last transaction to each partition, and the logs.
+func (g *generator) finish() *judge.History {
 	for _, m := range g.models { // the last transaction is an acknowledged one
 		g.add(m, &judge.Operation{Append: &judge.Transaction{ID: g.text("last"), Content: g.text("c")}}, func(o *judge.Operation) {
 			o.Result = m.append(o.Append, g.now)

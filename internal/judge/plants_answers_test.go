@@ -412,6 +412,9 @@ var cursorPlants = []plant{
 		return p.set(100, 0, 5) && p.set(105, 0, 6)
 	}},
 	{judge.CursorLost, "the first, from a position", func(p *planter) bool { return p.set(100, 5, 6) }},
+	{judge.CursorLost, "a removal", func(p *planter) bool {
+		return p.set(100, -1, 5) && p.at(200, judge.Cursor{Set: new(uint64(0)), Expected: new(uint64(6))}, judge.Result{})
+	}},
 	{judge.CursorOther, "two positions of a time", func(p *planter) bool {
 		return p.set(100, -1, 5) && p.seen(200, 6, 100)
 	}},

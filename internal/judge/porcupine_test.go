@@ -1,0 +1,283 @@
+package judge_test
+
+import (
+	"fmt"
+	"math"
+	"math/rand/v2"
+	"slices"
+	"testing"
+
+	"github.com/anishathalye/porcupine"
+
+	"github.com/cantuslog/cantus/internal/judge"
+	"github.com/cantuslog/cantus/internal/testkit"
+	"github.com/cantuslog/cantus/subjects"
+)
+
+// A second judge, for short histories: porcupine searches for an order of the
+// operations that a model explains. It has nothing in common with the first
+// one, which never searches.
+
+// logState is the log of a partition.
+type logState []*judge.Stored
+
+func (s logState) last() uint64 { return uint64(len(s)) }
+
+// final is the input of the operation that reads the log at the end.
+type final []*judge.Stored
+
+// partitionModel is a partition whose message ids all count.
+var partitionModel = porcupine.NondeterministicModel{
+	Init: func() []any { return []any{logState(nil)} },
+	Step: func(state, input, _ any) []any {
+		s := state.(logState)
+		o, is := input.(*judge.Operation)
+		if !is {
+			if !slices.EqualFunc(s, input.(final), sameStored) {
+				return nil
+			}
+			return []any{s}
+		}
+		switch {
+		case o.Info != nil:
+			if o.Outcome == judge.OK && *o.HighWaterMark != s.last() {
+				return nil
+			}
+			return []any{s}
+		case o.Outcome == judge.Unknown: // it happened or not
+			_, next := s.append(o.Append, 0)
+			return []any{s, next}
+		case o.Outcome == judge.Refused && slices.Contains([]subjects.Reason{subjects.Busy, subjects.Unavailable}, o.Error.Reason):
+			return []any{s}
+		}
+		r, next := s.append(o.Append, o.Time)
+		if !sameResult(r, o.Result) {
+			return nil
+		}
+		return []any{next}
+	},
+	Equal: func(a, b any) bool {
+		return slices.EqualFunc(a.(logState), b.(logState), sameStored)
+	},
+	Hash: func(s any) uint64 { return s.(logState).last() },
+}
+
+func sameStored(a, b *judge.Stored) bool {
+	sameMark := a.HighWaterMark == b.HighWaterMark || a.HighWaterMark != nil && b.HighWaterMark != nil && *a.HighWaterMark == *b.HighWaterMark
+	return a.Txid == b.Txid && a.ID == b.ID && a.Content == b.Content && sameMark
+}
+
+// append appends a transaction, by the rule of the contract.
+func (s logState) append(tx *judge.Transaction, time int64) (judge.Result, logState) {
+	m := newModel(0)
+	m.log = slices.Clone(s)
+	for _, t := range s {
+		if t.ID != "" {
+			m.ids[t.ID] = t
+		}
+	}
+	r := m.decide(tx, math.MinInt64/2) // ids never expire
+	if r.Outcome == judge.OK && !r.Duplicate {
+		m.log[len(m.log)-1].Time, r.Time = time, time
+	}
+	return r, m.log
+}
+
+// sameResult compares an answer with the model's. Times are left out: without
+// an answer they are not known.
+func sameResult(want, got judge.Result) bool {
+	if want.Outcome != got.Outcome || want.Txid != got.Txid || want.Duplicate != got.Duplicate {
+		return false
+	}
+	if want.Error == nil {
+		return true
+	}
+	return want.Error.Reason == got.Error.Reason && want.Error.Txid == got.Error.Txid && want.Error.Lock == got.Error.Lock &&
+		slices.Equal(want.Error.Conflicts, got.Error.Conflicts)
+}
+
+// cursorState is the position of a cursor. Its time is -1 if it was set without
+// an answer: the next answer with it says what it is.
+type cursorState struct {
+	txid         uint64
+	time, newest int64 // newest is the latest time that any set had
+}
+
+var cursorModel = porcupine.NondeterministicModel{
+	Init: func() []any { return []any{cursorState{}} },
+	Step: func(state, input, _ any) []any {
+		s, o := state.(cursorState), input.(*judge.Operation)
+		c := o.Cursor
+		elsewhere := c.Set != nil && c.Expected != nil && *c.Expected != s.txid
+		switch {
+		case o.Outcome == judge.Refused && o.Error.Reason == subjects.WrongLast:
+			if c.Set == nil || !elsewhere {
+				return nil
+			}
+			return s.observe(o)
+		case o.Outcome == judge.Refused:
+			return []any{s}
+		case c.Set == nil && o.Outcome == judge.OK:
+			return s.observe(o)
+		case c.Set == nil:
+			return []any{s}
+		case elsewhere && o.Outcome == judge.OK:
+			return nil
+		case elsewhere:
+			return []any{s}
+		case o.Outcome == judge.OK && (o.Txid != *c.Set || *c.Set > 0 && o.Time <= s.newest):
+			return nil
+		case *c.Set == 0 && o.Outcome == judge.OK:
+			return []any{cursorState{newest: s.newest}}
+		case *c.Set == 0:
+			return []any{s, cursorState{newest: s.newest}}
+		case o.Outcome == judge.OK:
+			return []any{cursorState{txid: *c.Set, time: o.Time, newest: o.Time}}
+		}
+		return []any{s, cursorState{txid: *c.Set, time: -1, newest: s.newest}}
+	},
+}
+
+// observe returns the states that an answer allows.
+func (s cursorState) observe(o *judge.Operation) []any {
+	switch {
+	case o.Txid != s.txid, s.time >= 0 && o.Time != s.time, s.time < 0 && o.Time <= s.newest:
+		return nil
+	}
+	return []any{cursorState{txid: s.txid, time: o.Time, newest: max(s.newest, o.Time)}}
+}
+
+// explained reports whether porcupine finds an order that explains a history of
+// one partition.
+func explained(h *judge.History) bool {
+	log := []porcupine.Operation{{Input: final(h.Drains[0].Transactions), Call: math.MaxInt64 - 2, Return: math.MaxInt64 - 1}}
+	cursors := map[string][]porcupine.Operation{}
+	for _, o := range h.Operations {
+		p := porcupine.Operation{Input: o, Call: o.Start, Return: o.End}
+		if o.Outcome == judge.Unknown {
+			p.Return = math.MaxInt64
+		}
+		if o.Cursor != nil {
+			cursors[o.Cursor.Name] = append(cursors[o.Cursor.Name], p)
+		} else {
+			log = append(log, p)
+		}
+	}
+	if !porcupine.CheckOperations(partitionModel.ToModel(), log) {
+		return false
+	}
+	for _, operations := range cursors {
+		if !porcupine.CheckOperations(cursorModel.ToModel(), operations) {
+			return false
+		}
+	}
+	return true
+}
+
+// short generates a short history of appends, descriptions and cursors. It has
+// nothing that the models do not know: digests, and high-water marks beside
+// other answers.
+func short(seed uint64) *judge.History {
+	g := newGenerator(seed, 1)
+	m := g.models[0]
+	for range 6 + g.IntN(14) {
+		switch g.IntN(8) {
+		case 0:
+			g.info(m)
+		case 1, 2, 3:
+			g.cursor(m)
+		default:
+			g.append(m)
+		}
+	}
+	h := g.finish()
+	for _, d := range h.Drains {
+		d.Digest = ""
+	}
+	for _, o := range h.Operations {
+		if o.Info == nil {
+			o.HighWaterMark = nil
+		} else {
+			o.Info.Digest = ""
+		}
+	}
+	return h
+}
+
+// disturb changes a history at random, so that it may not be right any more. It
+// returns what it did.
+func disturb(r *rand.Rand, h *judge.History) string {
+	i := r.IntN(len(h.Operations))
+	o := *h.Operations[i]
+	h.Operations[i] = &o
+	other := h.Operations[r.IntN(len(h.Operations))]
+	switch r.IntN(9) {
+	case 0, 1, 2:
+		by := r.Int64N(12_000) - 6000
+		o.Start, o.End = o.Start+by, o.End+by
+		return fmt.Sprintf("operation %d moved by %d", i, by)
+	case 3:
+		o.End = o.Start + r.Int64N(o.End-o.Start+1)
+		return fmt.Sprintf("operation %d ends earlier", i)
+	case 4:
+		if (o.Append == nil) == (other.Append == nil) && (o.Cursor == nil) == (other.Cursor == nil) {
+			o.Result = other.Result
+		}
+		return fmt.Sprintf("operation %d has the result of another", i)
+	case 5:
+		h.Operations = slices.Delete(h.Operations, i, i+1)
+		return fmt.Sprintf("operation %d left out", i)
+	case 6:
+		if o.Append != nil {
+			t := *o.Append
+			t.HighWaterMark = new(r.Uint64N(8))
+			o.Append = &t
+		} else if o.HighWaterMark != nil && o.Info != nil {
+			o.HighWaterMark = new(r.Uint64N(8))
+		}
+		return fmt.Sprintf("operation %d has another mark", i)
+	case 7:
+		o.Result = judge.Result{Outcome: judge.Unknown}
+		if o.Info != nil {
+			o.Info = &judge.Info{}
+		}
+		return fmt.Sprintf("operation %d has no answer", i)
+	default:
+		if o.Cursor != nil && o.Cursor.Expected != nil {
+			c := *o.Cursor
+			c.Expected = new(r.Uint64N(8))
+			o.Cursor = &c
+		}
+		return fmt.Sprintf("operation %d has another expectation", i)
+	}
+}
+
+// TestAgainstPorcupine compares the two judges on short histories, right ones
+// and disturbed ones. What the first finds, no order may explain. What no order
+// explains, it has to find.
+func TestAgainstPorcupine(t *testing.T) {
+	var right, wrong, missed int
+	for seed := range uint64(testkit.Sized(300, 3000, 100_000)) {
+		h := short(seed)
+		r := rand.New(rand.NewPCG(seed, 2))
+		var what []string
+		for range r.IntN(3) {
+			what = append(what, disturb(r, h))
+		}
+		report, order := judge.Check(h), explained(h)
+		switch {
+		case order && len(report.Findings) > 0:
+			t.Fatalf("seed %d, %v: %v, but there is an order that explains it: %s", seed, what, report.Count, report.Findings[0].Text)
+		case order:
+			right++
+		case len(report.Findings) > 0:
+			wrong++
+		default:
+			missed++
+		}
+	}
+	t.Logf("%d right, %d wrong, %d missed", right, wrong, missed)
+	if right < wrong || missed*15 > wrong {
+		t.Errorf("of %d histories that no order explains, nothing was found in %d; %d were right", wrong+missed, missed, right)
+	}
+}
