@@ -116,8 +116,41 @@ var retiredWords = []retired{
 		legit: "[\"`]marker[\"`]",
 		bad:   "the last marker", good: "stored under the key `marker`",
 	},
+	{
+		pattern: `[dD]oubt`, instead: "suspicion, suspected; uncertain",
+		bad: "m.beginDoubt(why)\nwhile there is doubt\nInDoubt",
+	},
+	{
+		pattern: `[dD]isput|[aA]ccus(er|ed|es)\b|\b[dD]istrust`, instead: "halt, halted; reporter; reject",
+		legit: `node_messages_distrusted_total|"distrustful"`,
+		bad:   "f.endDispute()\nits accuser\ng.distrust(err)", good: "cantus_node_messages_distrusted_total",
+	},
+	{
+		pattern: `[a-z]Claims\b|\bclaims(Version|InTransit)\b|\b(its|their|other's|peer's|dialer's|node's|malformed|newer) claims?\b`,
+		instead: "generation report; the payload of a handshake",
+		legit:   `jwt\.\w*Claims`,
+		bad:     "the other's claims\nerrClaims\nclaimsVersion", good: "a member claims it\njwt.NewUserClaims",
+	},
+	{
+		pattern: `\b[cC]rews?\b|newCrew`, instead: "members",
+		bad: "type crew struct\nnewCrew",
+	},
+	{
+		pattern: `\btold\.[a-z]|\.told\b|\btold (tally|func)\b`, instead: "answered, acked",
+		bad: "l.told(sent)\nvar told tally\ntold.run(l)", good: "as it was told.\nit is told to stop",
+	},
+	{
+		pattern: `\b(un|re|write|read|Un)[sS]eal(ed)?\b|[sS]ealed file`, instead: "checksummed file (of JSON); sealed is what is encrypted, or the journal",
+		bad: "writeSealed(path)\na sealed file\nunseal(b)", good: "a sealed secret\nthe seal of a frame",
+	},
 
 	// Constructions.
+	{
+		pattern: `\b(one|One) \w+ an? (append|batch|client|commit|connection|entry|file|group|key|line|message|node|partition|process|replica|request|run|test|transaction)\b`,
+		instead: "one ... per ...",
+		legit:   `\b[oO]ne (opens|to|in|of|that) an? `,
+		bad:     "One journal a node\none goroutine a partition", good: "one opens a node",
+	},
 	{
 		pattern: `\b(for|by|of|to|from|with|and|or|than|as|but|is|are|until|when|if|after|before|because) who\b|[.;:)] who \w|([.;:)] |// |# |")Who \w|"who \w`,
 		instead: "a noun: whoever, the client that, the node that",

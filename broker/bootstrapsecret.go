@@ -69,7 +69,7 @@ func (b *bootstrap) exchangeSecret(founders map[string]candidate) error {
 	}
 	s, err := unwrapSecret(sealed, b.private, sealContext(b.opts.Cluster, b.opts.Name, b.nodeID))
 	if err != nil {
-		b.distrust("sealed secret", maker, err)
+		b.noteRejected("sealed secret", maker, err)
 		return nil
 	}
 	if s.Token || bytes.Equal(s.Key, b.currentSecret().Key) {
@@ -102,7 +102,7 @@ func (b *bootstrap) distributeSecret(founders map[string]candidate) error {
 		if b.sealedFor[name] != to {
 			box, err := wrapSecret(b.currentSecret(), q.Key, sealContext(b.opts.Cluster, name, q.NodeID))
 			if err != nil {
-				b.distrust("key", name, err)
+				b.noteRejected("key", name, err)
 				continue
 			}
 			b.sealedFor[name], sealed[name], changed = to, box, true
@@ -129,7 +129,7 @@ func (b *bootstrap) openReply(e envelope, r joinReply, subject string) (waiting 
 	}
 	s, err := unwrapSecret(r.Sealed, b.private, sealContext(b.opts.Cluster, b.opts.Name, b.nodeID))
 	if err != nil || e.cluster != r.ID || !e.proves(messageKey(s.Key, e.cluster), answerTo(subject)) {
-		b.distrust("sealed secret", e.name, err)
+		b.noteRejected("sealed secret", e.name, err)
 		return fmt.Sprintf("an answer of cluster %q that holds its secret", b.opts.Cluster), nil
 	}
 	return "", b.keepSecret(b.dir, s)

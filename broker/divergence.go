@@ -22,23 +22,24 @@ import (
 //     takes no part, and reports that, until the voters decide. This is not durable.
 //   - If it agrees with a majority of the voters, it continues.
 
-// verdicts holds the results of the last comparisons with other replicas.
-type verdicts struct {
+// comparisons holds the results of the last comparisons with other replicas.
+type comparisons struct {
 	mu sync.Mutex
-	by map[string]verdict // by node
+	by map[string]comparedAt // by node
 }
 
-type verdict struct {
+// comparedAt is the result of a comparison, and the txid that it was made at.
+type comparedAt struct {
 	comparison
 	txid uint64
 }
 
 // set records a result. One without a common point leaves the earlier result.
-func (v *verdicts) set(name string, is verdict) {
+func (v *comparisons) set(name string, is comparedAt) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	if v.by == nil {
-		v.by = map[string]verdict{}
+		v.by = map[string]comparedAt{}
 	}
 	if is.comparison != nothing {
 		v.by[name] = is
@@ -46,7 +47,7 @@ func (v *verdicts) set(name string, is verdict) {
 }
 
 // drop forgets the result for a replica that no longer counts.
-func (v *verdicts) drop(name string) {
+func (v *comparisons) drop(name string) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	delete(v.by, name)
@@ -55,7 +56,7 @@ func (v *verdicts) drop(name string) {
 // count counts the voters that agree with this replica, itself included if it
 // votes, and those that differ. Of the latter it names the leader if that is
 // among them.
-func (v *verdicts) count(self, leader string, replicas []raftstore.Replica) (c tally) {
+func (v *comparisons) count(self, leader string, replicas []raftstore.Replica) (c tally) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	voters := 0
@@ -95,39 +96,39 @@ func (m *meta) compare(a announcement) {
 		return
 	}
 	result, index := m.chain.compare(a.Meta.Digests)
-	if m.verdicts.set(a.Name, verdict{result, index}); result == nothing {
+	if m.comparisons.set(a.Name, comparedAt{result, index}); result == nothing {
 		return
 	}
 	status := m.group.Status()
-	c := m.verdicts.count(m.opts.Name, status.Leader, status.Replicas)
+	c := m.comparisons.count(m.opts.Name, status.Leader, status.Replicas)
 	switch {
 	case c.differ >= c.majority:
 		m.fail(fmt.Errorf("%w: they differ from those of %s, and of %d of the %d voters that make a majority, from entry %d on. "+
 			"Keep a copy of its data directory: it may hold what the others have lost. Then remove this node, give it an empty directory and add it again",
 			errFacts, c.other, c.differ, c.majority, c.txid))
 	case c.leader && c.agree < c.majority:
-		m.dispute(fmt.Errorf("%w: they differ from those of the leader %s from entry %d on, and no majority is there to say which of the two is wrong: "+
+		m.halt(fmt.Errorf("%w: they differ from those of the leader %s from entry %d on, and no majority is there to say which of the two is wrong: "+
 			"start the others", errFacts, c.other, c.txid))
 	case c.agree >= c.majority || c.differ == 0:
-		m.dispute(nil)
+		m.resume()
 	}
 }
 
 var errFacts = errors.New("broker: this node's facts differ from the other nodes'")
 
-// dispute halts the replica of the facts because of why, or resumes it if why
-// is nil.
-func (m *meta) dispute(why error) {
-	if why == nil {
-		if m.disputed.Swap(nil) != nil {
-			m.group.Resume()
-		}
-		return
-	}
-	if m.disputed.CompareAndSwap(nil, &why) {
+// halt halts the replica of the facts because of why.
+func (m *meta) halt(why error) {
+	if m.halted.CompareAndSwap(nil, &why) {
 		m.log.Error("the replica of the facts takes no part", "because", why)
 		m.advise("diverged", map[string]any{"because": why.Error()})
 		m.group.Halt(why)
+	}
+}
+
+// resume ends halt.
+func (m *meta) resume() {
+	if m.halted.Swap(nil) != nil {
+		m.group.Resume()
 	}
 }
 

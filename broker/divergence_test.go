@@ -159,13 +159,13 @@ func TestOnlyVotersSayWhichReplicaIsWrong(t *testing.T) {
 		"followers without vote differ":  {group("abc", "de"), "b", "de", tally{agree: 2, majority: 2}},
 		"this one has no vote":           {group("bcd", "a"), "b", "cd", tally{agree: 1, differ: 2, majority: 2, other: "c"}},
 	} {
-		var v verdicts
+		var v comparisons
 		for _, name := range c.equal {
-			v.set(string(name), verdict{comparison: equal})
+			v.set(string(name), comparedAt{comparison: equal})
 		}
 		for _, name := range c.differ {
-			v.set(string(name), verdict{comparison: different})
-			v.set(string(name), verdict{comparison: nothing}) // which says nothing new
+			v.set(string(name), comparedAt{comparison: different})
+			v.set(string(name), comparedAt{comparison: nothing}) // which says nothing new
 		}
 		if got := v.count("a", "b", c.replicas); got != c.want {
 			t.Errorf("%s: %+v, want %+v", what, got, c.want)

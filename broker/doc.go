@@ -18,7 +18,7 @@
 //	link        the node's own connection to its NATS server: receives
 //	  queue     bounded, per partition; full means `busy`
 //	  sequencer decodes, certifies, proposes what passes as one batch
-//	  raftstore one entry a batch: journal, fsync, followers
+//	  raftstore one entry per batch: journal, fsync, followers
 //	  replica   applies the entry: lock table, digest
 //	  responder replies, batch by batch, in order
 //	  publisher feeds the transactions to subscribers
@@ -64,6 +64,9 @@
 //	fencing        keeps a replica with a wrong log out of its group
 //	transfer       moves leadership to another node
 //	unsendable     finds transactions that are too large to send
+//
+// These are the data path. The control plane decides which nodes hold and lead
+// which partitions: see docs/adr/0017-no-part-has-the-node.md for its parts.
 //
 // Reads (read.go) go past the way of an append, to the replica's log. All
 // methods of Node are safe for concurrent use.

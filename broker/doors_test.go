@@ -32,7 +32,7 @@ func TestPortsAreNotOpenedToAnyone(t *testing.T) {
 		"routes":                  {broker.Options{ClusterListen: "0.0.0.0:0"}, "--cluster-secret-file"},
 		"users":                   {broker.Options{ClientListen: "0.0.0.0:0", NATSConfig: users}, ""},
 		"a token":                 {broker.Options{ClusterListen: "0.0.0.0:0", Bootstrap: []string{"n1"}, ClusterSecret: token}, ""},
-		"told to":                 {broker.Options{ClientListen: "0.0.0.0:0", ClusterListen: "0.0.0.0:0", Bootstrap: []string{"n1"}, Insecure: true}, ""},
+		"insecure":                {broker.Options{ClientListen: "0.0.0.0:0", ClusterListen: "0.0.0.0:0", Bootstrap: []string{"n1"}, Insecure: true}, ""},
 		"on loopback":             {broker.Options{ClientListen: "127.0.0.1:0", ClusterListen: "localhost:0", Bootstrap: []string{"n1"}}, ""},
 	} {
 		t.Run(name, func(t *testing.T) {

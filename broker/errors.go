@@ -42,7 +42,7 @@ var (
 )
 
 // wireErrors is the one table from errors to reasons. The text of those that
-// it does not know is logged and not told.
+// it does not know is logged and not sent.
 var wireErrors = []struct {
 	err    error
 	reason subjects.Reason

@@ -167,9 +167,9 @@ func Remembers(n *Node, name string) bool {
 // LookForAway has a node check which nodes are away, as it does periodically.
 func LookForAway(n *Node) { n.absences.look(time.Now()) }
 
-// InDoubt reports whether a node is asking the others whether it is still a
-// member.
-func InDoubt(n *Node) bool { return n.membership.doubted() }
+// SuspectsRemoval reports whether a node is asking the others whether it is
+// still a member.
+func SuspectsRemoval(n *Node) bool { return n.membership.removalSuspected() }
 
 // Generation returns the number of the newest generation of a node's data
 // directory, and Witnessed that of the newest one that another node has seen.

@@ -346,7 +346,7 @@ func TestStorageFull(t *testing.T) {
 	if m, err := nc.Request("cantus.get.0", []byte(`{"txid":1}`), patience); err != nil || string(m.Data) != "before" {
 		t.Errorf("a read: %s, %v", m.Data, err)
 	}
-	i.send("before", idHeader, "m") // what was done is told as ever
+	i.send("before", idHeader, "m") // a repeat of what was done is answered
 	if r := i.reply("before"); r.Txid != 1 || !r.Duplicate {
 		t.Errorf("a repeat: %+v", r)
 	}

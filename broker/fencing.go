@@ -11,7 +11,7 @@ import (
 )
 
 // fencing keeps a replica out of its group while its log is wrong, or may be.
-// See verdicts.
+// See comparisons.
 type fencing struct {
 	partition  int
 	self       string // this node
@@ -27,10 +27,10 @@ type fencing struct {
 	group      *raftstore.Group // set when opened is closed; nil if it could not be opened
 	opened     <-chan struct{}
 
-	fenced   atomic.Pointer[string] // why the replica must not serve: its log differs from the others'
-	disputed atomic.Pointer[string] // why it takes no part for now: its log may be the wrong one
-	accuser  atomic.Pointer[string] // the leader that says that it has lost entries
-	verdicts verdicts
+	fenced      atomic.Pointer[string] // why the replica must not serve: its log differs from the others'
+	halted      atomic.Pointer[string] // why it takes no part for now: its log may be the wrong one
+	reporter    atomic.Pointer[string] // the leader that says that it has lost entries
+	comparisons comparisons
 }
 
 // load reads whether the replica was fenced when the node stopped. It returns
@@ -76,22 +76,22 @@ func (f *fencing) fenceAnd(why string, halt bool) {
 	})
 }
 
-// compare compares the replica with another node's, and fences, disputes or
+// compare compares the replica with another node's, and fences, halts or
 // resumes it according to the result.
 func (f *fencing) compare(name string, r groupReport) {
 	if why := r.Forgot[f.self]; why != "" && r.leads() {
-		f.accuser.Store(&name)
-		f.dispute(fmt.Sprintf("its leader %s says that it has lost entries: %s", name, why))
+		f.reporter.Store(&name)
+		f.halt(fmt.Sprintf("its leader %s says that it has lost entries: %s", name, why))
 		return
-	} else if by := f.accuser.Load(); by != nil && *by == name {
-		f.accuser.Store(nil)
+	} else if by := f.reporter.Load(); by != nil && *by == name {
+		f.reporter.Store(nil)
 	}
 	if r.Fenced != "" {
-		f.verdicts.drop(name)
+		f.comparisons.drop(name)
 		return
 	}
 	result, txid := f.digests.compare(r.Digests)
-	f.verdicts.set(name, verdict{result, txid})
+	f.comparisons.set(name, comparedAt{result, txid})
 	if result == nothing {
 		return
 	}
@@ -100,7 +100,7 @@ func (f *fencing) compare(name string, r groupReport) {
 	if r.leads() && r.Term >= status.Term {
 		leader = name
 	}
-	c := f.verdicts.count(f.self, leader, status.Replicas)
+	c := f.comparisons.count(f.self, leader, status.Replicas)
 	if result == different {
 		f.log.Warn("replicas have different logs", "other", name, "txid", txid, "agree", c.agree, "differ", c.differ, "majority", c.majority)
 	}
@@ -108,30 +108,30 @@ func (f *fencing) compare(name string, r groupReport) {
 	case c.differ >= c.majority:
 		f.fence(fmt.Sprintf("its log differs from that of %s, and of %d of the %d voters that make a majority, at txid %d", c.other, c.differ, c.majority, c.txid))
 	case c.leader && c.agree < c.majority:
-		f.dispute(fmt.Sprintf("its log differs from that of its leader %s at txid %d, and no majority of voters is there to say which of the two is wrong: "+
+		f.halt(fmt.Sprintf("its log differs from that of its leader %s at txid %d, and no majority of voters is there to say which of the two is wrong: "+
 			"start the others", c.other, c.txid))
-	case f.accuser.Load() == nil && (c.agree >= c.majority || c.differ == 0):
-		f.endDispute()
+	case f.reporter.Load() == nil && (c.agree >= c.majority || c.differ == 0):
+		f.resume()
 	}
 }
 
-var errDisputed = errors.New("broker: replica takes no part for now")
+var errHalted = errors.New("broker: replica takes no part for now")
 
-// dispute halts the replica until it is known whether its log is wrong.
-func (f *fencing) dispute(why string) {
-	if f.fenced.Load() != nil || !f.disputed.CompareAndSwap(nil, &why) {
+// halt halts the replica until it is known whether its log is wrong.
+func (f *fencing) halt(why string) {
+	if f.fenced.Load() != nil || !f.halted.CompareAndSwap(nil, &why) {
 		return
 	}
 	f.log.Error("replica takes no part: it may have lost or changed what was acknowledged", "because", why)
 	f.advise("diverged", map[string]any{"partition": f.partition, "because": why})
-	err := fmt.Errorf("%w: %s", errDisputed, why)
+	err := fmt.Errorf("%w: %s", errHalted, why)
 	f.group.Halt(err)
 	f.session.end(err)
 }
 
-// endDispute resumes a replica that dispute has halted.
-func (f *fencing) endDispute() {
-	if why := f.disputed.Swap(nil); why != nil && f.fenced.Load() == nil {
+// resume resumes a replica that halt has halted.
+func (f *fencing) resume() {
+	if why := f.halted.Swap(nil); why != nil && f.fenced.Load() == nil {
 		f.log.Info("replica takes part again: a majority of the voters has its log", "was", *why)
 		f.group.Resume()
 	}

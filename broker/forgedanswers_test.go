@@ -101,7 +101,7 @@ func TestForgedAnswersAboutAMembership(t *testing.T) {
 			i.real[fields[2]], i.ids[fields[2]] = m.Data, fields[3]
 		}
 	}
-	eventually(t, "n2 and n3 say that n1 is a member", func() bool { return !broker.InDoubt(n1) })
+	eventually(t, "n2 and n3 say that n1 is a member", func() bool { return !broker.SuspectsRemoval(n1) })
 
 	m := ask(t, i.nc, "cantus.admin.node.n1.member",
 		fmt.Sprintf("CANTUS2 %s n2 %s instance 1000 -\n%s", i.status.ID, i.ids["n2"], `{"nonce":"x","node":"n2","id":"x"}`))
@@ -117,9 +117,9 @@ func TestForgedAnswersAboutAMembership(t *testing.T) {
 		t.Fatal(err)
 	}
 	broker.Hear(n1, denial)
-	eventually(t, "both sorts of answers have come", func() bool { return i.questions() > 2 || !broker.InDoubt(n1) })
-	if err := n1.Err(); err != nil || !broker.InDoubt(n1) {
-		t.Errorf("n1 believes a forged answer: in doubt %t, %v", broker.InDoubt(n1), err)
+	eventually(t, "both sorts of answers have come", func() bool { return i.questions() > 2 || !broker.SuspectsRemoval(n1) })
+	if err := n1.Err(); err != nil || !broker.SuspectsRemoval(n1) {
+		t.Errorf("n1 believes a forged answer: suspects its removal: %t, %v", broker.SuspectsRemoval(n1), err)
 	}
 }
 

@@ -42,9 +42,9 @@ import (
 // it was made before the current generation.
 const generationTime = time.Minute
 
-// claimsInTransit is how long claims may take to arrive. Within that time,
-// another connection may bring newer ones first.
-const claimsInTransit = 10 * time.Second
+// reportInTransit is how long a report may take to arrive. Within that time,
+// another connection may bring a newer one first.
+const reportInTransit = 10 * time.Second
 
 // generations keeps what the node knows of its own directory and of the
 // others'. Its methods run on the goroutines of connections, and on run's.
@@ -60,7 +60,7 @@ type generations struct {
 
 	state  sync.Mutex // guards what follows
 	own    []wal.Generation
-	due    bool                 // the next generation begins before the next claims
+	due    bool                 // the next generation begins before the next report
 	start  uint64               // number of the first generation of this run of the node, 0 if none has begun
 	raised map[string]time.Time // by the id of another directory: when it last showed a newer generation
 	denied map[string]string    // by node: why it considers this directory an older copy
@@ -99,10 +99,10 @@ func (g *generations) refresh() {
 	}
 }
 
-// claims returns the claims that this node makes to another one.
-func (g *generations) claims(peer string) []byte {
+// report returns the report that this node sends to another one.
+func (g *generations) report(peer string) []byte {
 	g.refresh()
-	c := claims{id: g.store.Identity().NodeID, yours: remembered{id: g.idOf(peer)}}
+	c := generationReport{id: g.store.Identity().NodeID, yours: remembered{id: g.idOf(peer)}}
 	if c.yours.id != "" {
 		seen, _ := g.witness.Get(c.yours.id)
 		c.yours.newest, c.yours.older = seen.Newest, seen.Older
@@ -135,10 +135,10 @@ func (g *generations) recordedStart(id string) (at wal.Generation) {
 	return at
 }
 
-// check checks the claims of another node. If it returns an error, the
+// check checks the report of another node. If it returns an error, the
 // connection is refused.
 func (g *generations) check(peer string, b []byte) error {
-	c, err := decodeClaims(b)
+	c, err := decodeGenerationReport(b)
 	if err != nil {
 		return err
 	}
@@ -158,7 +158,7 @@ func (g *generations) check(peer string, b []byte) error {
 
 // examine compares the generations that another directory shows with the one
 // that it had shown before, and remembers the newest.
-func (g *generations) examine(peer string, c claims) error {
+func (g *generations) examine(peer string, c generationReport) error {
 	recorded := g.recordedStart(c.id)
 	var newest wal.Generation
 	if n := len(c.own); n > 0 {
@@ -207,7 +207,7 @@ func (g *generations) vouched(id string) bool {
 	return g.proven[id]
 }
 
-var errOvertaken = errors.New("the node's claims are out of date: connect again")
+var errOvertaken = errors.New("the node's generation report is out of date: connect again")
 
 // raise records that a directory has shown a newer generation now.
 func (g *generations) raise(id string) {
@@ -217,12 +217,12 @@ func (g *generations) raise(id string) {
 }
 
 // overtaken reports whether a directory has shown a newer generation within
-// claimsInTransit, so that older claims may arrive after newer ones.
+// reportInTransit, so that an older report may arrive after a newer one.
 func (g *generations) overtaken(id string) bool {
 	g.state.Lock()
 	defer g.state.Unlock()
 	at, ok := g.raised[id]
-	return ok && time.Since(at) < claimsInTransit
+	return ok && time.Since(at) < reportInTransit
 }
 
 // reportOlderCopy logs and publishes, once for each directory, that it is an
@@ -353,5 +353,5 @@ func (g *generations) lastStart(id string) wal.Generation {
 	}
 	g.state.Lock()
 	defer g.state.Unlock()
-	return claims{own: g.own, start: g.start}.began()
+	return generationReport{own: g.own, start: g.start}.began()
 }

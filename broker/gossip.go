@@ -50,7 +50,7 @@ func (g *gossip) onAnnouncement(m *natslink.Message) {
 	e, err := openEnvelope(m.Payload)
 	switch {
 	case err != nil:
-		g.distrust("malformed", "", err)
+		g.noteRejected("malformed", "", err)
 	case e.instance == g.instance:
 	case g.proved(e, m.Subject):
 		g.onSigned(e)
@@ -63,7 +63,7 @@ func (g *gossip) onAnnouncement(m *natslink.Message) {
 func (g *gossip) onSigned(e envelope) {
 	a, err := decodeAnnouncement(e)
 	if err != nil {
-		g.distrust("malformed", e.name, err)
+		g.noteRejected("malformed", e.name, err)
 		return
 	}
 	own := g.clusterID()
@@ -109,18 +109,18 @@ func (g *gossip) onUnsigned(e envelope) {
 	secret := g.currentSecret()
 	switch {
 	case own != "" && e.cluster != "":
-		g.distrust("signature", e.name, nil)
+		g.noteRejected("signature", e.name, nil)
 		if e.cluster != own {
 			g.foreign(e)
 		}
 		return
 	case secret.Token || g.opts.ClusterSecret != "" || len(e.body) > maxUnsigned:
-		g.distrust("signature", e.name, nil)
+		g.noteRejected("signature", e.name, nil)
 		return
 	}
 	a, err := decodeAnnouncement(e)
 	if err != nil {
-		g.distrust("malformed", e.name, err)
+		g.noteRejected("malformed", e.name, err)
 		return
 	}
 	g.onCandidate(a, false)

@@ -32,8 +32,8 @@ type identity struct {
 	stopping atomic.Bool
 	number   atomic.Uint64 // of the newest envelope
 
-	distrusted     loglimit.Interval
-	distrustedSeen *prometheus.CounterVec // messages that were rejected
+	rejected     loglimit.Interval
+	rejectedSeen *prometheus.CounterVec // messages that were rejected
 
 	// mu guards the fields below. Messages of other nodes are handled before
 	// the data directory is open.
@@ -46,9 +46,9 @@ type identity struct {
 	sealed  map[string][]byte // by founder: the secret, sealed
 }
 
-func newIdentity(o Options, distrusted *prometheus.CounterVec) *identity {
+func newIdentity(o Options, rejected *prometheus.CounterVec) *identity {
 	return &identity{
-		opts: o, names: subjects.Names{Prefix: o.Prefix}, log: o.Logger, instance: newInstance(), started: time.Now().UTC(), distrustedSeen: distrusted,
+		opts: o, names: subjects.Names{Prefix: o.Prefix}, log: o.Logger, instance: newInstance(), started: time.Now().UTC(), rejectedSeen: rejected,
 	}
 }
 
@@ -145,11 +145,11 @@ func (i *identity) checkPeer(a announcement) error {
 	return nil
 }
 
-// distrust counts a message between nodes that is rejected, and logs some of
-// them. name is the sender's name, according to the message.
-func (i *identity) distrust(what, name string, err error) {
-	i.distrustedSeen.WithLabelValues(what).Inc()
-	ok, withheld := i.distrusted.Allow(time.Now())
+// noteRejected counts a message between nodes that is rejected, and logs some
+// of them. name is the sender's name, according to the message.
+func (i *identity) noteRejected(what, name string, err error) {
+	i.rejectedSeen.WithLabelValues(what).Inc()
+	ok, withheld := i.rejected.Allow(time.Now())
 	if !ok {
 		return
 	}

@@ -18,19 +18,19 @@ const batchesInFlight = 4
 const slowBatch = 50 * time.Millisecond
 
 // inflightLimit bounds the batches in flight of all partitions of a node.
-type inflightLimit struct{ tokens *semaphore.Weighted }
+type inflightLimit struct{ slots *semaphore.Weighted }
 
 func newInflightLimit(batches int64) *inflightLimit {
 	return &inflightLimit{semaphore.NewWeighted(batches)}
 }
 
-// acquire takes a token. It blocks until one is free or ctx ends.
-func (l *inflightLimit) acquire(ctx context.Context) error { return l.tokens.Acquire(ctx, 1) }
+// acquire takes a slot. It blocks until one is free or ctx ends.
+func (l *inflightLimit) acquire(ctx context.Context) error { return l.slots.Acquire(ctx, 1) }
 
-// releaser returns a function that releases a token, the first time that it is
-// called. The token is also released after slowBatch.
+// releaser returns a function that releases a slot, the first time that it is
+// called. The slot is also released after slowBatch.
 func (l *inflightLimit) releaser() (release func()) {
-	once := sync.OnceFunc(func() { l.tokens.Release(1) })
+	once := sync.OnceFunc(func() { l.slots.Release(1) })
 	timer := time.AfterFunc(slowBatch, once)
 	return func() {
 		timer.Stop()

@@ -96,8 +96,8 @@ func (c *nodes) logged() *buffer {
 	return log
 }
 
-// notDoubted checks that no node considers itself removed.
-func (c *nodes) notDoubted(log *buffer) {
+// checkNoSuspicion checks that no node considers itself removed.
+func (c *nodes) checkNoSuspicion(log *buffer) {
 	c.t.Helper()
 	for _, name := range c.names {
 		if log.count(`this node may have been removed: the voters on the facts are asked" node=`+name) > 0 {
@@ -119,7 +119,7 @@ func TestAnIntruderThatSaysThatNobodyIsAMember(t *testing.T) {
 		s.lie(name, map[string]any{"members": []string{"n9"}, "facts": 1 << 40})
 	}
 	c.undisturbed(s.nc)
-	c.notDoubted(log)
+	c.checkNoSuspicion(log)
 }
 
 // Forged announcements of another log fenced every replica for good.
@@ -313,10 +313,10 @@ func TestOneMemberThatDeniesAnother(t *testing.T) {
 		t.Fatal(err)
 	}
 	broker.Hear(c.node("n2"), b)
-	if !broker.InDoubt(c.node("n2")) {
+	if !broker.SuspectsRemoval(c.node("n2")) {
 		t.Error("n2 has not heard it")
 	}
-	eventually(t, "the others say that it is a member", func() bool { return !broker.InDoubt(c.node("n2")) })
+	eventually(t, "the others say that it is a member", func() bool { return !broker.SuspectsRemoval(c.node("n2")) })
 	c.undisturbed(c.nodeConn("n1"))
 }
 
@@ -380,7 +380,7 @@ func TestARemovedMemberWithTheOldSecret(t *testing.T) {
 	speaker.lie("n1", denies)
 	speaker.lie("n2", denies)
 	c.undisturbed(speaker.nc)
-	c.notDoubted(log)
+	c.checkNoSuspicion(log)
 }
 
 // An intruder must not be able to keep a node from starting by its name.

@@ -44,25 +44,25 @@ type answer struct {
 }
 
 // membership finds out whether this node is still a member of its cluster. A
-// goroutine, resolveDoubt, runs while there is doubt.
+// goroutine, resolveSuspicion, runs while there is a suspicion.
 type membership struct {
 	*identity
 	dir        string // the data directory
 	facts      func() (facts cluster.Facts, changed <-chan struct{}, open bool)
 	request    func(ctx context.Context, subject string, body any) ([]byte, error) // to other nodes
-	wake       func()                                                              // called when a doubt begins or ends
+	wake       func()                                                              // called when a suspicion begins or ends
 	quit       <-chan struct{}
 	fail       func(error)
 	failed     func() error
 	background func(func()) // runs a function that Close waits for
 
-	joinedAt uint64                 // see bootstrap
-	doubt    atomic.Pointer[string] // why the node may no longer be a member
-	doubts   loglimit.Repeats
+	joinedAt   uint64                 // see bootstrap
+	suspicion  atomic.Pointer[string] // why the node may no longer be a member
+	suspicions loglimit.Repeats
 }
 
-// check begins to doubt if a member's facts do not list this node: it may have
-// been removed while it was away.
+// check suspects a removal if a member's facts do not list this node: it may
+// have been removed while it was away.
 func (m *membership) check(a announcement) {
 	facts, _, open := m.facts()
 	if !open || len(a.Members) == 0 { // a node that is starting lists no members
@@ -71,47 +71,47 @@ func (m *membership) check(a announcement) {
 	if a.Facts < max(facts.Version, m.joinedAt) || slices.Contains(a.Members, m.opts.Name) {
 		return
 	}
-	m.beginDoubt(a.Name + " says that this node is not a member of the cluster")
+	m.suspectRemoval(a.Name + " says that this node is not a member of the cluster")
 }
 
-// checkOwnFacts begins to doubt if this node's own facts do not list it. The
+// checkOwnFacts suspects a removal if this node's own facts do not list it. The
 // entry that removes a node is not sent to it, but later ones may be.
 func (m *membership) checkOwnFacts() {
 	facts, _, _ := m.facts()
 	member, is := facts.Nodes[m.opts.Name]
 	if facts.Version > m.joinedAt && (!is || member.ID != m.directory()) {
-		m.beginDoubt("the cluster's facts don't list this node")
+		m.suspectRemoval("the cluster's facts don't list this node")
 	}
 }
 
-// beginDoubt begins to ask the voters on the facts whether this node is a
+// suspectRemoval begins to ask the voters on the facts whether this node is a
 // member.
-func (m *membership) beginDoubt(why string) {
-	if !m.doubt.CompareAndSwap(nil, &why) {
+func (m *membership) suspectRemoval(why string) {
+	if !m.suspicion.CompareAndSwap(nil, &why) {
 		return
 	}
-	if ok, withheld := m.doubts.Allow(why, time.Now()); ok {
+	if ok, withheld := m.suspicions.Allow(why, time.Now()); ok {
 		m.log.Warn("this node may have been removed: the voters on the facts are asked", "because", why, "not_logged_before", withheld)
 	}
 	m.wake()
-	m.background(m.resolveDoubt)
+	m.background(m.resolveSuspicion)
 }
 
-// doubted reports whether the node may no longer be a member.
-func (m *membership) doubted() bool { return m.doubt.Load() != nil }
+// removalSuspected reports whether the node may no longer be a member.
+func (m *membership) removalSuspected() bool { return m.suspicion.Load() != nil }
 
-// errDoubt is returned when a log is not fetched because the node may have been
-// removed.
-var errDoubt = errors.New("this node may have been removed")
+// errMaybeRemoved is returned when a log is not fetched because the node may
+// have been removed.
+var errMaybeRemoved = errors.New("this node may have been removed")
 
-// maxDoubtWait is the longest wait between two rounds of asking.
-const maxDoubtWait = 10 * announceInterval
+// maxSuspicionWait is the longest wait between two rounds of asking.
+const maxSuspicionWait = 10 * announceInterval
 
-// resolveDoubt asks the voters until a majority says that this node is not a
-// member, or all that answer say that it is one.
-func (m *membership) resolveDoubt() {
+// resolveSuspicion asks the voters until a majority says that this node is not
+// a member, or all that answer say that it is one.
+func (m *membership) resolveSuspicion() {
 	defer m.wake()
-	defer m.doubt.Store(nil)
+	defer m.suspicion.Store(nil)
 	wait := announceInterval
 	for m.failed() == nil {
 		facts, changed, _ := m.facts()
@@ -128,7 +128,7 @@ func (m *membership) resolveDoubt() {
 			return
 		}
 		if wait > announceInterval { // not at once: not all voters know yet of a removal just decided
-			m.reportDoubt(v)
+			m.reportSuspicion(v)
 		}
 		select {
 		case <-m.quit:
@@ -136,16 +136,16 @@ func (m *membership) resolveDoubt() {
 		case <-changed:
 			wait = announceInterval
 		case <-time.After(wait):
-			wait = min(2*wait, maxDoubtWait)
+			wait = min(2*wait, maxSuspicionWait)
 		}
 	}
 }
 
-// reportDoubt logs why this node cannot know yet whether it was removed.
-func (m *membership) reportDoubt(v votes) {
+// reportSuspicion logs why this node cannot know yet whether it was removed.
+func (m *membership) reportSuspicion(v votes) {
 	why := fmt.Sprintf("this node was removed, or its cluster is gone: %s; if it was removed, stop it and delete %s", v, m.dir)
-	m.doubt.Store(&why)
-	if ok, withheld := m.doubts.Allow(why, time.Now()); ok {
+	m.suspicion.Store(&why)
+	if ok, withheld := m.suspicions.Allow(why, time.Now()); ok {
 		m.log.Warn(why, "not_logged_before", withheld)
 	}
 }
@@ -237,7 +237,7 @@ func (m *membership) askVoters(voters map[string]string, version uint64) (v vote
 			case err != nil:
 				m.log.Debug("no answer whether this node is a member", "from", name, "err", err)
 			case a.Nonce != q.Nonce || from.name != name || from.id != id || a.Facts < max(version, m.joinedAt):
-				m.distrust("answer", name, nil)
+				m.noteRejected("answer", name, nil)
 			case a.Member:
 				list = &v.confirm
 			default:

@@ -38,9 +38,9 @@ type meta struct {
 	operations *operations  // served while this node leads
 	greet      func(ctx context.Context, node string) error
 	// chain holds the digests of the facts after each entry.
-	chain    digests
-	verdicts verdicts
-	disputed atomic.Pointer[error] // why the replica takes no part for now
+	chain       digests
+	comparisons comparisons
+	halted      atomic.Pointer[error] // why the replica takes no part for now
 	// transferred says that this node has transferred leadership since it began
 	// to lead. run owns it.
 	transferred bool

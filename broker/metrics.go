@@ -13,17 +13,17 @@ import (
 // metrics are the node's, in a registry of its own: several nodes may live in
 // one process.
 type metrics struct {
-	registry   *prometheus.Registry
-	appended   *prometheus.CounterVec
-	refusals   *prometheus.CounterVec
-	batches    *prometheus.CounterVec
-	bytes      *prometheus.CounterVec
-	reads      *prometheus.CounterVec
-	sent       *prometheus.CounterVec
-	commit     *prometheus.HistogramVec
-	stages     stageMetrics
-	diverged   *prometheus.GaugeVec
-	distrusted *prometheus.CounterVec
+	registry *prometheus.Registry
+	appended *prometheus.CounterVec
+	refusals *prometheus.CounterVec
+	batches  *prometheus.CounterVec
+	bytes    *prometheus.CounterVec
+	reads    *prometheus.CounterVec
+	sent     *prometheus.CounterVec
+	commit   *prometheus.HistogramVec
+	stages   stageMetrics
+	diverged *prometheus.GaugeVec
+	rejected *prometheus.CounterVec
 }
 
 func newMetrics() *metrics {
@@ -32,14 +32,14 @@ func newMetrics() *metrics {
 		return prometheus.NewCounterVec(prometheus.CounterOpts{Namespace: "cantus", Name: name, Help: help}, labels)
 	}
 	m := &metrics{
-		registry:   prometheus.NewRegistry(),
-		appended:   counter("transactions_committed_total", "Transactions that this node has committed as a leader.", byPartition...),
-		refusals:   counter("requests_refused_total", "Requests that were refused, by the reason that the client was given.", "partition", "reason"),
-		batches:    counter("batches_committed_total", "Batches (Raft entries) that this node has committed as a leader.", byPartition...),
-		distrusted: counter("node_messages_distrusted_total", "Messages for nodes that were not believed, by what is wrong with them.", "what"),
-		bytes:      counter("batch_bytes_total", "Bytes of the batches committed.", byPartition...),
-		reads:      counter("reads_total", "Reads that were answered.", byPartition...),
-		sent:       counter("transactions_read_total", "Transactions that reads were answered with.", byPartition...),
+		registry: prometheus.NewRegistry(),
+		appended: counter("transactions_committed_total", "Transactions that this node has committed as a leader.", byPartition...),
+		refusals: counter("requests_refused_total", "Requests that were refused, by the reason that the client was given.", "partition", "reason"),
+		batches:  counter("batches_committed_total", "Batches (Raft entries) that this node has committed as a leader.", byPartition...),
+		rejected: counter("node_messages_distrusted_total", "Messages for nodes that were not believed, by what is wrong with them.", "what"),
+		bytes:    counter("batch_bytes_total", "Bytes of the batches committed.", byPartition...),
+		reads:    counter("reads_total", "Reads that were answered.", byPartition...),
+		sent:     counter("transactions_read_total", "Transactions that reads were answered with.", byPartition...),
 		commit: prometheus.NewHistogramVec(prometheus.HistogramOpts{
 			Namespace: "cantus", Name: "batch_commit_seconds",
 			Help:    "From the certification of a batch until it is synced, committed and applied.",
@@ -50,7 +50,7 @@ func newMetrics() *metrics {
 		Namespace: "cantus", Name: "replica_diverged", Help: "1 if this node's replica has another log than the others and is fenced.",
 	}, byPartition)
 	m.stages = newStageMetrics(m.registry)
-	m.registry.MustRegister(m.diverged, m.distrusted, m.appended, m.refusals, m.batches, m.bytes, m.reads, m.sent, m.commit,
+	m.registry.MustRegister(m.diverged, m.rejected, m.appended, m.refusals, m.batches, m.bytes, m.reads, m.sent, m.commit,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
 }

@@ -68,7 +68,7 @@ func Open(ctx context.Context, dir string, opts Options) (*Node, error) {
 	}
 	m := newMetrics()
 	n := &Node{
-		identity: newIdentity(opts, m.distrusted), conns: &connections{}, metrics: m, stats: newServiceStats(), limits: newLimits(opts),
+		identity: newIdentity(opts, m.rejected), conns: &connections{}, metrics: m, stats: newServiceStats(), limits: newLimits(opts),
 		life: newLifecycle(opts.Logger),
 	}
 	n.wire()
@@ -378,20 +378,20 @@ func (n *Node) unserved() string {
 		return err.Error()
 	}
 	meta := n.currentMeta()
-	doubt := n.membership.doubt.Load()
+	suspicion := n.membership.suspicion.Load()
 	switch {
 	case n.identity.stopping.Load():
 		return "stopping"
-	case doubt != nil:
-		return *doubt
+	case suspicion != nil:
+		return *suspicion
 	case meta == nil:
 		return "waiting for the other nodes"
 	case n.watch.trouble() != "":
 		return n.watch.trouble()
 	case n.generations.why() != "":
 		return "the data directory is an older copy of itself: " + n.generations.why()
-	case meta.disputed.Load() != nil:
-		return (*meta.disputed.Load()).Error()
+	case meta.halted.Load() != nil:
+		return (*meta.halted.Load()).Error()
 	case meta.group.Status().Leader == "":
 		return "the cluster's facts have no leader"
 	}

@@ -148,8 +148,8 @@ func (p *partition) unserved() string {
 	switch {
 	case p.fencing.fenced.Load() != nil:
 		return fmt.Sprintf("partition %d is fenced: %s", p.id, *p.fencing.fenced.Load())
-	case p.fencing.disputed.Load() != nil:
-		return fmt.Sprintf("partition %d takes no part: %s", p.id, *p.fencing.disputed.Load())
+	case p.fencing.halted.Load() != nil:
+		return fmt.Sprintf("partition %d takes no part: %s", p.id, *p.fencing.halted.Load())
 	case status.Leader == "":
 		return fmt.Sprintf("partition %d follows no leader", p.id)
 	case p.refused.Load() != nil:

@@ -111,7 +111,7 @@ func TestARemovedNodeAsksThoseThatVoteNow(t *testing.T) {
 
 	log, opened, stop := c.again("n3")
 	defer stop()
-	eventually(t, "n3 is in doubt", func() bool { return log.count("may have been removed") > 0 || log.count("log fetched") > 1 })
+	eventually(t, "n3 suspects its removal", func() bool { return log.count("may have been removed") > 0 || log.count("log fetched") > 1 })
 	c.start("n1")
 	select {
 	case err := <-opened:

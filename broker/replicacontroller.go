@@ -44,18 +44,18 @@ type replicaController struct {
 
 // controllerConfig is what a replicaController needs of the node.
 type controllerConfig struct {
-	self     string
-	names    subjects.Names
-	founders []string // the group's first voters, nil unless this node is one of them
-	peers    *peers
-	facts    func() (facts cluster.Facts, changed <-chan struct{})
-	shared   *sharedSubjects
-	network  *raftstore.Network // nil on a node that is no cluster
-	host     func() host        // for the replica
-	full     func() bool        // the node takes no more transactions
-	doubted  func() bool        // the node may have been removed
-	fail     func(error)
-	unfenced func(partition int) // a fenced replica was deleted
+	self             string
+	names            subjects.Names
+	founders         []string // the group's first voters, nil unless this node is one of them
+	peers            *peers
+	facts            func() (facts cluster.Facts, changed <-chan struct{})
+	shared           *sharedSubjects
+	network          *raftstore.Network // nil on a node that is no cluster
+	host             func() host        // for the replica
+	full             func() bool        // the node takes no more transactions
+	removalSuspected func() bool        // the node may have been removed
+	fail             func(error)
+	unfenced         func(partition int) // a fenced replica was deleted
 }
 
 func newReplicaController(config controllerConfig, id int, log *slog.Logger, data *wal.Log) *replicaController {
@@ -133,7 +133,7 @@ const maxFetchWait = 10 * announceInterval
 func (c *replicaController) awaitRetry(ctx context.Context, err error, changed <-chan struct{}) {
 	wait := announceInterval
 	switch {
-	case errors.Is(err, errDoubt): // which is logged for all partitions together
+	case errors.Is(err, errMaybeRemoved): // which is logged for all partitions together
 	case errors.Is(err, errNoSource), errors.Is(err, errFull):
 		c.logAbsence(err)
 	default:
@@ -193,8 +193,8 @@ func (c *replicaController) fetch(ctx context.Context) error {
 	switch {
 	case c.full():
 		return errFull
-	case c.doubted():
-		return errDoubt
+	case c.removalSuspected():
+		return errMaybeRemoved
 	}
 	now := time.Now()
 	from, _, ok := c.peers.leader(c.id, now)

@@ -34,7 +34,7 @@ type sequencer struct {
 	rejected  func() error // why nothing is stored now, nil if it is
 	limits    messageLimit
 	certified chan<- *batch
-	places    chan struct{} // of the partition's batches in flight
+	slots     chan struct{} // of the partition's batches in flight
 	reply     func(*batch)  // replies to a batch that was rejected
 }
 
@@ -47,7 +47,7 @@ type messageLimit interface{ MaxPayload() int }
 func (s *sequencer) run(ctx context.Context) {
 	defer close(s.certified)
 	for s.queue.wait(ctx) {
-		if err := s.place(ctx); ctx.Err() != nil {
+		if err := s.acquire(ctx); ctx.Err() != nil {
 			return
 		} else if err != nil {
 			s.reply(s.reject(s.queue.take(batchCount), err))
@@ -64,31 +64,31 @@ func (s *sequencer) run(ctx context.Context) {
 		b.release = func() {
 			release()
 			s.queue.addInflight(-bytes)
-			<-s.places
+			<-s.slots
 		}
 		s.certified <- b // the responder receives until this is closed
 	}
 }
 
-// rejectedInterval is how often a sequencer that waits for a place in flight
+// rejectedInterval is how often a sequencer that waits for a slot in flight
 // checks whether messages are rejected.
 const rejectedInterval = 100 * time.Millisecond
 
-// place takes one of the partition's places in flight. It blocks until one is
-// free or ctx ends. An error says why nothing can be stored, and that no place
+// acquire takes one of the partition's slots in flight. It blocks until one is
+// free or ctx ends. An error says why nothing can be stored, and that no slot
 // is needed: batches whose entries wait for room on disks may hold them all.
-func (s *sequencer) place(ctx context.Context) error {
+func (s *sequencer) acquire(ctx context.Context) error {
 	for {
 		if err := s.rejected(); err != nil {
 			return err
 		}
 		select {
-		case s.places <- struct{}{}:
+		case s.slots <- struct{}{}:
 			return nil
 		default:
 		}
 		select {
-		case s.places <- struct{}{}:
+		case s.slots <- struct{}{}:
 			return nil
 		case <-ctx.Done():
 			return ctx.Err()

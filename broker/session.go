@@ -86,7 +86,7 @@ func newSession(c sessionConfig) *session {
 			partition: c.partition, partitions: c.partitions, names: c.names, term: c.term,
 			direct: c.names.Append(c.partition), batchSubject: c.names.Batch(c.partition),
 			queue: c.queue, certifier: c.certifier, inflight: c.inflight, propose: c.propose, rejected: c.rejected,
-			limits: c.nats, certified: certified, places: make(chan struct{}, maxInflight),
+			limits: c.nats, certified: certified, slots: make(chan struct{}, maxInflight),
 		},
 		publisher: publisher{
 			partition: c.partition, names: c.names, packed: c.names.PackedFeed(c.partition), log: c.log,

@@ -27,7 +27,7 @@ type sharedSubjects struct {
 	refusals   poster
 	queueGroup func() string
 	touch      *touch
-	check      func() // begins a doubt if the facts no longer list this node
+	check      func() // suspects a removal if the facts no longer list this node
 
 	wake chan struct{} // capacity 1: update now
 
@@ -45,12 +45,12 @@ type sharedSubject struct {
 
 // touch determines whether this node is in touch with its cluster.
 type touch struct {
-	peers   *peers
-	meta    func() *meta // nil while the node is starting
-	doubted func() bool  // the node may have been removed
-	failed  func() error
-	mayLead <-chan struct{}
-	ledAt   atomic.Int64 // when this node last saw a leader of the facts, Unix nanoseconds; 0 for never
+	peers            *peers
+	meta             func() *meta // nil while the node is starting
+	removalSuspected func() bool  // the node may have been removed
+	failed           func() error
+	mayLead          <-chan struct{}
+	ledAt            atomic.Int64 // when this node last saw a leader of the facts, Unix nanoseconds; 0 for never
 }
 
 // leaderlessTime is how long a node counts as in touch after it last saw a
@@ -62,7 +62,7 @@ const leaderlessTime = 2 * aliveTime
 func (t *touch) ok() bool {
 	meta, now := t.meta(), time.Now()
 	switch {
-	case meta == nil, t.doubted(), errors.Is(t.failed(), ErrRemoved):
+	case meta == nil, t.removalSuspected(), errors.Is(t.failed(), ErrRemoved):
 		return false
 	case meta.group.Status().Leader != "":
 		t.ledAt.Store(now.UnixNano())

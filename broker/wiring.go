@@ -40,7 +40,7 @@ func (n *Node) wire() {
 		identity: i, facts: n.factsIfOpen, request: n.request, wake: func() { wake(n.shared.wake) }, quit: n.life.quit,
 		fail: n.life.fail, failed: n.life.failure, background: n.background,
 	}
-	t.doubted, n.shared.check = n.membership.doubted, n.membership.checkOwnFacts
+	t.removalSuspected, n.shared.check = n.membership.removalSuspected, n.membership.checkOwnFacts
 }
 
 // wireConnections gives the node's connections to the parts that use them, and
@@ -111,7 +111,7 @@ func (n *Node) networkOptions() raftstore.NetworkOptions {
 	i, id := n.identity, n.store.Identity()
 	return raftstore.NetworkOptions{
 		Node: i.opts.Name, ID: id.NodeID, Cluster: id.ID, Key: i.derive("replication"),
-		Member: n.checkMember, Claims: n.generations.claims, CheckClaims: n.generations.check,
+		Member: n.checkMember, Payload: n.generations.report, CheckPayload: n.generations.check,
 		Listener: n.listener, Resolve: n.resolve,
 		TLS: n.nats.ClusterTLS(), CatchUpRate: i.opts.CatchUpRate, Logger: i.log,
 	}
@@ -160,7 +160,7 @@ func (n *Node) controllerConfig(partition int, m *meta) controllerConfig {
 	return controllerConfig{
 		self: self, names: n.identity.names, founders: bootstrapVoters(self, bootstrapFacts(n.store.Identity()).Voters(partition)),
 		peers: n.peers, facts: m.current, shared: n.shared, network: n.network, host: n.host, full: n.space.isFull,
-		doubted: n.membership.doubted, fail: n.life.fail,
+		removalSuspected: n.membership.removalSuspected, fail: n.life.fail,
 		unfenced: func(partition int) { n.metrics.diverged.WithLabelValues(label(partition)).Set(0) },
 	}
 }

@@ -76,7 +76,7 @@
 // dropped and counted, and the follower reads. The client asks the cluster for
 // the key unless [Options.FeedKey] contains it.
 //
-//	feed ──► verified? txid == next? ──► queue ──► handler, one goroutine a partition
+//	feed ──► verified? txid == next? ──► queue ──► handler, one goroutine per partition
 //	          gap: read ──────►
 //
 // # Concurrency
@@ -95,7 +95,7 @@ package client
 //	client.go   Append: checks the request, acquires, finds the sender
 //	request.go  checks a request and encodes it as a frame
 //	limiter.go  limits what is in flight, over all partitions
-//	sender.go   fills batches, sends and resends them: one sender a partition
+//	sender.go   fills batches, sends and resends them: one sender per partition
 //	batch.go    a message of several transactions, and their futures
 //	answer.go   handles a batch's answer (reply.go decodes it)
 //	future.go   the outcome of one transaction

@@ -116,8 +116,8 @@ func unexpectedEOF(err error) error {
 	return err
 }
 
-// readPieces reads n bytes. It allocates memory as they arrive, since n is the
-// peer's claim.
+// readPieces reads n bytes. It allocates memory as they arrive, since n is what
+// the peer says.
 func readPieces(r io.Reader, n int) ([]byte, error) {
 	const piece = 1 << 20
 	b := make([]byte, 0, min(n, piece))

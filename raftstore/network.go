@@ -83,7 +83,7 @@ func (n *Network) Close() error {
 }
 
 // Handshake connects to a node, does the handshake, in which each end checks
-// the other's claims, and disconnects. The error is the connection's, or
+// the other's payload, and disconnects. The error is the connection's, or
 // contains the reason why one end has refused the other.
 func (n *Network) Handshake(ctx context.Context, node string) error {
 	return n.peers.Handshake(ctx, node)

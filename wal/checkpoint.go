@@ -38,7 +38,7 @@ type logState struct {
 // readCheckpoint sets the logs to the last checkpoint.
 func (s *Store) readCheckpoint() (saved checkpointFile, err error) {
 	path := filepath.Join(s.dir, checkpointName)
-	err = readSealed(path, &saved)
+	err = readChecksummed(path, &saved)
 	if errors.Is(err, fs.ErrNotExist) {
 		return saved, fmt.Errorf("%w: %s is missing", ErrDamaged, path)
 	}
@@ -139,7 +139,7 @@ func (s *Store) takeCheckpoint() error {
 	if err = syncBadger(dir); err != nil {
 		return err
 	}
-	err = writeSealed(filepath.Join(s.dir, checkpointName), at)
+	err = writeChecksummed(filepath.Join(s.dir, checkpointName), at)
 	if err == nil {
 		err = s.journal.Release(at.Seq)
 	}

@@ -186,18 +186,18 @@ func TestEveryFlippedBitOfAnEntryIsRefused(t *testing.T) {
 	}
 }
 
-func TestEveryFlippedBitOfASealedFileIsRefused(t *testing.T) {
+func TestEveryFlippedBitOfAChecksummedFileIsRefused(t *testing.T) {
 	want := wal.Identity{Format: 1, Cluster: "c", ID: "abc", Node: "n1", Partitions: 4}
-	b, err := wal.Seal(want)
+	b, err := wal.EncodeChecksummed(want)
 	if err != nil {
 		t.Fatal(err)
 	}
 	var got wal.Identity
-	if err := wal.Unseal(b, &got); err != nil || !reflect.DeepEqual(got, want) {
+	if err := wal.DecodeChecksummed(b, &got); err != nil || !reflect.DeepEqual(got, want) {
 		t.Fatalf("got %+v, %v", got, err)
 	}
 	forEachFlip(b, func(bit int) {
-		if err := wal.Unseal(b, &got); !errors.Is(err, wal.ErrDamaged) {
+		if err := wal.DecodeChecksummed(b, &got); !errors.Is(err, wal.ErrDamaged) {
 			t.Fatalf("bit %d flipped: %v", bit, err)
 		}
 	})
@@ -224,8 +224,9 @@ func TestTransactionBatchWithImpossibleTxidsIsRefused(t *testing.T) {
 	}
 }
 
-// reseal sets b's checksum, so that a fuzzer reaches the code after its check.
-func reseal(b []byte) []byte {
+// setChecksum sets b's checksum, so that a fuzzer reaches the code after its
+// check.
+func setChecksum(b []byte) []byte {
 	if len(b) < 4 {
 		return b
 	}
@@ -260,7 +261,7 @@ func FuzzParseBatch(f *testing.F) {
 	f.Add(w.Finish())
 	f.Fuzz(func(t *testing.T, b []byte) {
 		_, _ = wal.ParseBatch(b)
-		batch, err := wal.ParseBatch(reseal(b))
+		batch, err := wal.ParseBatch(setChecksum(b))
 		if err != nil {
 			if !errors.Is(err, wal.ErrBatch) {
 				t.Fatal(err)
@@ -337,12 +338,12 @@ func FuzzDecodeEntry(f *testing.F) {
 	})
 }
 
-func FuzzUnseal(f *testing.F) {
+func FuzzDecodeChecksummed(f *testing.F) {
 	for _, v := range []any{
 		wal.Identity{Format: 1, Cluster: "c", ID: "abc", Node: "n1", Partitions: 4},
 		wal.CheckpointFile{Seq: 3},
 	} {
-		b, err := wal.Seal(v)
+		b, err := wal.EncodeChecksummed(v)
 		if err != nil {
 			f.Fatal(err)
 		}
@@ -350,23 +351,23 @@ func FuzzUnseal(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, b []byte) {
 		if len(b) > 9 {
-			b = append(b[:len(b)-9:len(b)-9], wal.SealOf(b[:len(b)-9])...)
+			b = append(b[:len(b)-9:len(b)-9], wal.ChecksumLine(b[:len(b)-9])...)
 		}
 		var id wal.Identity
-		if err := wal.Unseal(b, &id); err == nil {
-			again, err := wal.Seal(id)
+		if err := wal.DecodeChecksummed(b, &id); err == nil {
+			again, err := wal.EncodeChecksummed(id)
 			var back wal.Identity
 			if err == nil {
-				err = wal.Unseal(again, &back)
+				err = wal.DecodeChecksummed(again, &back)
 			}
 			if err != nil || !back.Founded.Equal(id.Founded) || back.ID != id.ID || back.Partitions != id.Partitions {
-				t.Fatalf("sealed anew: %+v, was %+v: %v", back, id, err)
+				t.Fatalf("encoded again: %+v, was %+v: %v", back, id, err)
 			}
 		} else if !errors.Is(err, wal.ErrDamaged) {
 			t.Fatal(err)
 		}
 		var ck wal.CheckpointFile
-		if err := wal.Unseal(b, &ck); err != nil && !errors.Is(err, wal.ErrDamaged) {
+		if err := wal.DecodeChecksummed(b, &ck); err != nil && !errors.Is(err, wal.ErrDamaged) {
 			t.Fatal(err)
 		}
 	})

@@ -238,9 +238,9 @@ func TestJournalThatEndsBeforeBadgerIsDamage(t *testing.T) {
 	opts.CheckpointBytes = 1 << 30
 	s := openStore(t, t.TempDir(), opts)
 	left := t.TempDir()
-	var told tally
+	var acked tally
 	for _, part := range []string{"journal", "store"} {
-		if err := told.run(s.Log(0), 10); err != nil {
+		if err := acked.run(s.Log(0), 10); err != nil {
 			t.Fatal(err)
 		}
 		s.WaitApplied()
@@ -259,8 +259,8 @@ func TestOldCheckpointIsDamage(t *testing.T) {
 	s := openStore(t, dir, small())
 	path := filepath.Join(dir, "checkpoint.json")
 	old, err := os.ReadFile(path)
-	var told tally
-	if err := errors.Join(err, told.run(s.Log(0), 10), s.Close(), os.WriteFile(path, old, 0o600)); err != nil {
+	var acked tally
+	if err := errors.Join(err, acked.run(s.Log(0), 10), s.Close(), os.WriteFile(path, old, 0o600)); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := wal.Open(dir, small()); !errors.Is(err, wal.ErrDamaged) {

@@ -11,9 +11,9 @@ import (
 
 // For tests of what other packages do not see.
 var (
-	DecodeEntry = decodeEntry
-	Seal        = seal
-	Unseal      = unseal
+	DecodeEntry       = decodeEntry
+	EncodeChecksummed = encodeChecksummed
+	DecodeChecksummed = decodeChecksummed
 )
 
 // Encode returns e as it is stored in the log of group.
@@ -67,8 +67,8 @@ func WalkBadgerLog(path string) (end int64, err error) {
 	return walkBadgerLog(path, badgerLogHeader, -1)
 }
 
-// SealOf returns the end of a sealed file.
-func SealOf(b []byte) []byte { return fmt.Appendf(nil, "%08x\n", crc32.Checksum(b, castagnoli)) }
+// ChecksumLine returns the last line of a checksummed file.
+func ChecksumLine(b []byte) []byte { return fmt.Appendf(nil, "%08x\n", crc32.Checksum(b, castagnoli)) }
 
 // CompactorsRest decides whether Badger's compactors are to rest at a time, and
 // reports whether they do.

@@ -97,14 +97,14 @@ func TestEveryJournalFaultLatches(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		var told tally
+		var acked tally
 		fault := journaltest.Fault{At: fs.Ops() + k, Outcome: outcomes[r.IntN(3)], Crash: r.IntN(2) == 0}
 		fs.Fail(fault)
-		err = told.run(s.Log(0), writes)
+		err = acked.run(s.Log(0), writes)
 		fired = fs.Ops() >= fault.At
 		if err != nil || s.Failed() != nil {
 			mustBeLatched(t, s, err)
-		} else if fired && told.run(s.Log(0), 1) == nil && fs.Crashed() {
+		} else if fired && acked.run(s.Log(0), 1) == nil && fs.Crashed() {
 			t.Fatalf("fault %+v: a write was acknowledged after the crash", fault)
 		}
 		if err := s.Close(); err == nil && s.Failed() != nil {
@@ -118,10 +118,10 @@ func TestEveryJournalFaultLatches(t *testing.T) {
 		if err != nil {
 			t.Fatalf("fault %+v: %v", fault, err)
 		}
-		if err := told.check(s.Log(0)); err != nil {
+		if err := acked.check(s.Log(0)); err != nil {
 			t.Fatalf("fault %+v: %v", fault, err)
 		}
-		if err := errors.Join(told.run(s.Log(0), 3), told.check(s.Log(0)), s.Close()); err != nil {
+		if err := errors.Join(acked.run(s.Log(0), 3), acked.check(s.Log(0)), s.Close()); err != nil {
 			t.Fatalf("fault %+v, going on: %v", fault, err)
 		}
 	}
@@ -166,24 +166,24 @@ func TestFullDiskIsSaidAndSurvived(t *testing.T) {
 		}
 		return nil
 	})
-	var told tally
+	var acked tally
 	for range 3 {
-		if err := told.run(s.Log(0), 10); err != nil {
+		if err := acked.run(s.Log(0), 10); err != nil {
 			t.Fatal(err)
 		}
 		full.Store(true)
-		err := told.run(s.Log(0), 1_000)
+		err := acked.run(s.Log(0), 1_000)
 		if !errors.Is(err, wal.ErrNoSpace) || errors.Is(err, wal.ErrFailed) || s.Failed() != nil {
 			t.Fatalf("on a full disk: %v, failed %v", err, s.Failed())
 		}
-		told.tried, told.setTried = told.appended, told.set
+		acked.tried, acked.setTried = acked.appended, acked.set
 		full.Store(false)
 	}
-	if err := errors.Join(told.run(s.Log(0), 10), told.check(s.Log(0)), s.Close()); err != nil {
+	if err := errors.Join(acked.run(s.Log(0), 10), acked.check(s.Log(0)), s.Close()); err != nil {
 		t.Fatal(err)
 	}
 	s = openStore(t, dir, faulty(fs.Kill()))
-	if err := told.check(s.Log(0)); err != nil {
+	if err := acked.check(s.Log(0)); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -198,22 +198,22 @@ func TestEntriesOnTheirWayAreTaken(t *testing.T) {
 	opts.FreeSpace = func(string) (int64, error) { return free.Load(), nil }
 	dir := filepath.Join(t.TempDir(), "data")
 	s := openStore(t, dir, opts)
-	var told tally
-	if err := told.run(s.Log(0), 10); err != nil {
+	var acked tally
+	if err := acked.run(s.Log(0), 10); err != nil {
 		t.Fatal(err)
 	}
 	free.Store(1 << 20)
 	if s.CheckRoom(); !s.Tight() {
 		t.Fatal("there is no room, and the store is not tight")
 	}
-	if err := told.run(s.Log(0), 10); err != nil {
+	if err := acked.run(s.Log(0), 10); err != nil {
 		t.Fatal(err)
 	}
 	free.Store(1 << 40)
 	if s.CheckRoom(); s.Tight() {
 		t.Fatal("there is room, and the store is tight")
 	}
-	if err := told.check(s.Log(0)); err != nil {
+	if err := acked.check(s.Log(0)); err != nil {
 		t.Fatal(err)
 	}
 }

@@ -52,7 +52,7 @@ func (s *Store) Generations() ([]Generation, error) {
 
 func (s *Store) generations() (all []Generation, err error) {
 	path := filepath.Join(s.dir, generationsFile)
-	if err := readSealed(path, &all); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if err := readChecksummed(path, &all); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("read the generations: %w", err)
 	}
 	for i := 1; i < len(all); i++ {
@@ -81,7 +81,7 @@ func (s *Store) BeginGeneration() ([]Generation, error) {
 	_, _ = rand.Read(next.Nonce[:]) // never fails, says crypto/rand
 	all = append(all, next)
 	all = all[max(0, len(all)-GenerationsKept):]
-	if err := noSpace(writeSealed(filepath.Join(s.dir, generationsFile), all)); err != nil {
+	if err := noSpace(writeChecksummed(filepath.Join(s.dir, generationsFile), all)); err != nil {
 		return all[:len(all)-1], fmt.Errorf("begin a generation: %w", err)
 	}
 	return all, nil
@@ -121,7 +121,7 @@ type Seen struct {
 // [ErrDamaged] if the file is not what was written.
 func (s *Store) Witness() (*Witness, error) {
 	w := &Witness{path: filepath.Join(s.dir, witnessFile), seen: map[string]Seen{}}
-	if err := readSealed(w.path, &w.seen); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if err := readChecksummed(w.path, &w.seen); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("read what is remembered of other nodes: %w", err)
 	}
 	return w, nil
@@ -148,7 +148,7 @@ func (w *Witness) Update(id string, change func(Seen) (Seen, error)) error {
 		return err
 	}
 	w.seen[id] = is
-	if werr := noSpace(writeSealed(w.path, w.seen)); werr != nil {
+	if werr := noSpace(writeChecksummed(w.path, w.seen)); werr != nil {
 		if !errors.Is(werr, ErrNoSpace) {
 			w.seen[id] = was
 		}

@@ -35,15 +35,15 @@ func TestNothingIsAcknowledgedIntoADeletedDirectory(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	var told tally
-	if err := told.run(s.Log(0), 10); err != nil {
+	var acked tally
+	if err := acked.run(s.Log(0), 10); err != nil {
 		t.Fatal(err)
 	}
 	s.WaitApplied() // Badger has something to write down
 	if err := os.RemoveAll(dir); err != nil {
 		t.Fatal(err)
 	}
-	if err := told.run(s.Log(0), 1); !errors.Is(err, wal.ErrFailed) {
+	if err := acked.run(s.Log(0), 1); !errors.Is(err, wal.ErrFailed) {
 		t.Errorf("a write into a deleted directory: %v", err)
 	}
 	if err := closeInTime(t, s); !errors.Is(err, wal.ErrFailed) {
@@ -60,8 +60,8 @@ func TestADirectoryThatIsMovedFailsTheStore(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	var told tally
-	if err := told.run(s.Log(0), 10); err != nil {
+	var acked tally
+	if err := acked.run(s.Log(0), 10); err != nil {
 		t.Fatal(err)
 	}
 	s.WaitApplied() // Badger has something to write down
@@ -81,7 +81,7 @@ func TestADirectoryThatIsMovedFailsTheStore(t *testing.T) {
 		copyFiles(t, filepath.Join(dir+"2", part), filepath.Join(copied, part))
 	}
 	s = openStore(t, copied, wal.Options{})
-	if err := told.check(s.Log(0)); err != nil {
+	if err := acked.check(s.Log(0)); err != nil {
 		t.Fatal(err)
 	}
 }

@@ -48,7 +48,7 @@ const (
 func ReadIdentity(dir string) (Identity, error) {
 	var id Identity
 	path := filepath.Join(dir, identityFile)
-	if err := readSealed(path, &id); err != nil {
+	if err := readChecksummed(path, &id); err != nil {
 		return id, err
 	}
 	if id.Format > Format {
@@ -188,10 +188,10 @@ func (s *Store) finishFounding() error {
 		return err
 	}
 	founded, _ := s.state()
-	if err := writeSealed(filepath.Join(s.dir, checkpointName), founded); err != nil {
+	if err := writeChecksummed(filepath.Join(s.dir, checkpointName), founded); err != nil {
 		return err
 	}
-	return writeSealed(filepath.Join(s.dir, identityFile), s.identity)
+	return writeChecksummed(filepath.Join(s.dir, identityFile), s.identity)
 }
 
 // endFounding removes the founding file, also one that a crash has left.

@@ -106,7 +106,7 @@ func TestNewerFormatIsRefused(t *testing.T) {
 		t.Fatal(err)
 	}
 	id["format"], id["new"] = wal.Format+1, "unheard of"
-	if b, err = wal.Seal(id); err != nil {
+	if b, err = wal.EncodeChecksummed(id); err != nil {
 		t.Fatal(err)
 	}
 	if err := os.WriteFile(path, b, 0o600); err != nil {

@@ -40,8 +40,8 @@ func TestNothingIsLeftAfterClose(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		var told tally
-		if err := errors.Join(told.run(s.Log(0), 30), s.Close(), s.Close()); err != nil {
+		var acked tally
+		if err := errors.Join(acked.run(s.Log(0), 30), s.Close(), s.Close()); err != nil {
 			t.Fatal(err)
 		}
 	})
@@ -55,8 +55,8 @@ func TestNothingIsLeftAfterAFailure(t *testing.T) {
 			t.Fatal(err)
 		}
 		fs.Fail(journaltest.Fault{At: fs.Ops() + 3})
-		var told tally
-		_ = told.run(s.Log(0), 30)
+		var acked tally
+		_ = acked.run(s.Log(0), 30)
 		<-s.Failure()
 		if err := s.Close(); !errors.Is(err, wal.ErrFailed) {
 			t.Fatalf("close: %v", err)

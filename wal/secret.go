@@ -34,7 +34,7 @@ const (
 func ReadSecret(dir string) (Secret, error) {
 	var s Secret
 	path := filepath.Join(dir, secretFile)
-	if err := readSealed(path, &s); err != nil {
+	if err := readChecksummed(path, &s); err != nil {
 		return Secret{}, err
 	}
 	if len(s.Key) != SecretSize {
@@ -49,7 +49,7 @@ func WriteSecret(dir string, s Secret) error {
 	if len(s.Key) != SecretSize {
 		return fmt.Errorf("write %s: a secret has %d bytes, not %d", secretFile, SecretSize, len(s.Key))
 	}
-	return writeSealed(filepath.Join(dir, secretFile), s)
+	return writeChecksummed(filepath.Join(dir, secretFile), s)
 }
 
 // NomineeKey returns 32 random bytes that belong to dir while it is being
@@ -58,7 +58,7 @@ func WriteSecret(dir string, s Secret) error {
 func NomineeKey(dir string) ([]byte, error) {
 	path := filepath.Join(dir, nomineeFile)
 	var key []byte
-	err := readSealed(path, &key)
+	err := readChecksummed(path, &key)
 	if err == nil && len(key) == SecretSize {
 		return key, nil
 	}
@@ -67,7 +67,7 @@ func NomineeKey(dir string) ([]byte, error) {
 	}
 	key = make([]byte, SecretSize)
 	_, _ = rand.Read(key) // never fails, says crypto/rand
-	return key, writeSealed(path, key)
+	return key, writeChecksummed(path, key)
 }
 
 // removeNomineeKey removes the nominee's key of a directory that is founded.

@@ -50,18 +50,18 @@ func TestCrashAfterReopeningIsNotTakenForDamage(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
 	s := openStore(t, dir, small())
-	var told tally
-	if err := errors.Join(told.run(s.Log(0), 50), s.Close()); err != nil {
+	var acked tally
+	if err := errors.Join(acked.run(s.Log(0), 50), s.Close()); err != nil {
 		t.Fatal(err)
 	}
 	s = openStore(t, dir, wal.Options{}) // with room enough until the next checkpoint
-	if err := told.run(s.Log(0), 3); err != nil {
+	if err := acked.run(s.Log(0), 3); err != nil {
 		t.Fatal(err)
 	}
 	left := t.TempDir()
 	copyOpen(t, s, left)
 	s = openStore(t, left, small())
-	if err := told.check(s.Log(0)); err != nil {
+	if err := acked.check(s.Log(0)); err != nil {
 		t.Fatal(err)
 	}
 }

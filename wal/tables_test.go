@@ -42,8 +42,8 @@ func TestCheckpointsWhileMemtablesBecomeTables(t *testing.T) {
 		t.Fatal(err)
 	}
 	s = openStore(t, dir, small())
-	told := tally{appended: 4_000, tried: 4_000}
-	if err := told.check(s.Log(0)); err != nil {
+	acked := tally{appended: 4_000, tried: 4_000}
+	if err := acked.check(s.Log(0)); err != nil {
 		t.Fatal(err)
 	}
 }

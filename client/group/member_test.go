@@ -21,8 +21,8 @@ import (
 // quick is long enough for a loaded machine to renew in time.
 const quick = time.Second
 
-// crew is the members of a group and what they have handled.
-type crew struct {
+// members are those of a group and what they have handled.
+type members struct {
 	t    *testing.T
 	log  *cantustest.Log
 	opts group.Options
@@ -34,18 +34,18 @@ type crew struct {
 	changed chan struct{} // closed at the next change
 }
 
-func newCrew(t *testing.T, partitions int, opts group.Options) *crew {
+func newMembers(t *testing.T, partitions int, opts group.Options) *members {
 	opts.Lease = quick
 	if opts.CommitInterval == 0 {
 		opts.CommitInterval = 5 * time.Millisecond
 	}
-	return &crew{
+	return &members{
 		t: t, log: cantustest.New(t, cantustest.Options{Partitions: partitions}), opts: opts,
 		inside: map[int]int{}, handled: map[int][]uint64{}, held: map[string][]int{}, changed: make(chan struct{}),
 	}
 }
 
-func (c *crew) change(do func()) {
+func (c *members) change(do func()) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	do()
@@ -54,7 +54,7 @@ func (c *crew) change(do func()) {
 }
 
 // until waits until so returns true.
-func (c *crew) until(what string, so func() bool) {
+func (c *members) until(what string, so func() bool) {
 	c.t.Helper()
 	ctx := soon(c.t)
 	for {
@@ -75,7 +75,7 @@ func (c *crew) until(what string, so func() bool) {
 }
 
 // handle records a call, and checks that no other runs for the partition.
-func (c *crew) handle(_ context.Context, tx *client.Transaction) error {
+func (c *members) handle(_ context.Context, tx *client.Transaction) error {
 	c.change(func() {
 		if c.inside[tx.Partition]++; c.inside[tx.Partition] > 1 {
 			c.t.Errorf("two members handle partition %d", tx.Partition)
@@ -90,7 +90,7 @@ func (c *crew) handle(_ context.Context, tx *client.Transaction) error {
 
 // join adds a member with a connection of its own. leave makes it leave, crash
 // closes its connection.
-func (c *crew) join(name string, handle client.Handler) (leave func() error, crash func()) {
+func (c *members) join(name string, handle client.Handler) (leave func() error, crash func()) {
 	c.t.Helper()
 	nc, err := c.log.Connect()
 	if err != nil {
@@ -104,7 +104,7 @@ func (c *crew) join(name string, handle client.Handler) (leave func() error, cra
 	opts.OnChange = func(held []int) { c.change(func() { c.held[name] = held }) }
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
-	go func() { done <- group.Join(ctx, member, "crew", handle, opts) }()
+	go func() { done <- group.Join(ctx, member, "team", handle, opts) }()
 	end := sync.OnceValue(func() error {
 		err := <-done
 		return errors.Join(err, member.Close())
@@ -116,7 +116,7 @@ func (c *crew) join(name string, handle client.Handler) (leave func() error, cra
 	return func() error { cancel(); return end() }, func() { nc.Close(); _ = end() }
 }
 
-func (c *crew) fill(partition, n int) {
+func (c *members) fill(partition, n int) {
 	c.t.Helper()
 	cl := c.log.NewClient(c.t, client.Options{})
 	for range n {
@@ -127,7 +127,7 @@ func (c *crew) fill(partition, n int) {
 }
 
 // shared waits until the members hold these numbers of partitions.
-func (c *crew) shared(each map[string]int) {
+func (c *members) shared(each map[string]int) {
 	c.t.Helper()
 	c.until(fmt.Sprint("shared as ", each), func() bool {
 		all := map[int]bool{}
@@ -148,7 +148,7 @@ func (c *crew) shared(each map[string]int) {
 
 // handledAll waits until all n transactions of a partition were handled, and
 // checks that each member handled a sequence in order and without a gap.
-func (c *crew) handledAll(partition, n int) {
+func (c *members) handledAll(partition, n int) {
 	c.t.Helper()
 	c.until(fmt.Sprint("all of partition ", partition), func() bool {
 		h := c.handled[partition]
@@ -168,9 +168,9 @@ func (c *crew) handledAll(partition, n int) {
 	}
 }
 
-func (c *crew) position(partition int) uint64 {
+func (c *members) position(partition int) uint64 {
 	c.t.Helper()
-	k, err := c.log.NewClient(c.t, client.Options{}).Cursor(partition, "crew")
+	k, err := c.log.NewClient(c.t, client.Options{}).Cursor(partition, "team")
 	if err != nil {
 		c.t.Fatal(err)
 	}
@@ -185,7 +185,7 @@ func TestMembersShareAndTakeOver(t *testing.T) {
 	t.Parallel()
 	testkit.NotShort(t, "members wait for leases to end")
 	const partitions = 5
-	c := newCrew(t, partitions, group.Options{MaxMembers: 4})
+	c := newMembers(t, partitions, group.Options{MaxMembers: 4})
 	for p := range partitions {
 		c.fill(p, 20)
 	}
@@ -219,7 +219,7 @@ func TestMembersShareAndTakeOver(t *testing.T) {
 // twice.
 func TestLeavingLosesNothing(t *testing.T) {
 	t.Parallel()
-	c := newCrew(t, 1, group.Options{CommitInterval: time.Hour})
+	c := newMembers(t, 1, group.Options{CommitInterval: time.Hour})
 	c.fill(0, 30)
 	leave, _ := c.join("a", c.handle)
 	c.handledAll(0, 30)
@@ -240,7 +240,7 @@ func TestLeavingLosesNothing(t *testing.T) {
 // continues from there.
 func TestMovedPositionIsNotOverwritten(t *testing.T) {
 	t.Parallel()
-	c := newCrew(t, 1, group.Options{})
+	c := newMembers(t, 1, group.Options{})
 	c.fill(0, 20)
 	release, held := make(chan struct{}), make(chan struct{})
 	var once sync.Once
@@ -251,7 +251,7 @@ func TestMovedPositionIsNotOverwritten(t *testing.T) {
 		return c.handle(ctx, tx)
 	})
 	<-held
-	k, err := c.log.NewClient(t, client.Options{}).Cursor(0, "crew")
+	k, err := c.log.NewClient(t, client.Options{}).Cursor(0, "team")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -268,7 +268,7 @@ func TestMovedPositionIsNotOverwritten(t *testing.T) {
 // An error that stops one partition does not stop another. Join returns it.
 func TestPoisonStopsItsPartitionOnly(t *testing.T) {
 	t.Parallel()
-	c := newCrew(t, 2, group.Options{})
+	c := newMembers(t, 2, group.Options{})
 	poison := errors.New("poison")
 	c.fill(0, 10)
 	c.fill(1, 10)
@@ -296,7 +296,7 @@ func TestPoisonStopsItsPartitionOnly(t *testing.T) {
 // A group starts on a log without a transaction.
 func TestEmptyPartitionsAreTakenUpWhenTheyGrow(t *testing.T) {
 	t.Parallel()
-	c := newCrew(t, 3, group.Options{})
+	c := newMembers(t, 3, group.Options{})
 	_, _ = c.join("a", c.handle)
 	c.fill(2, 5)
 	c.handledAll(2, 5)
@@ -311,7 +311,7 @@ func TestEmptyPartitionsAreTakenUpWhenTheyGrow(t *testing.T) {
 func TestNoTwoHandleAPartitionAtATime(t *testing.T) {
 	t.Parallel()
 	testkit.NotShort(t, "members wait for leases to end")
-	c := newCrew(t, 2, group.Options{MaxMembers: 3})
+	c := newMembers(t, 2, group.Options{MaxMembers: 3})
 	// By chance: if faults came at every eleventh request, they could always meet
 	// the same request of a member that makes as many in each round.
 	c.log.FailFunc(cantustest.Cursor, func(*nats.Msg) cantustest.Fault {
@@ -367,7 +367,7 @@ func TestIdlePartitionsAreNotWritten(t *testing.T) {
 	t.Parallel()
 	testkit.NotShort(t, "members wait for leases to end")
 	const partitions = 4
-	c := newCrew(t, partitions, group.Options{MaxMembers: 2})
+	c := newMembers(t, partitions, group.Options{MaxMembers: 2})
 	for p := range partitions {
 		c.fill(p, 1)
 	}
@@ -377,7 +377,7 @@ func TestIdlePartitionsAreNotWritten(t *testing.T) {
 	cl := c.log.NewClient(t, client.Options{})
 	leases := func() (all []client.Position) {
 		for p := range partitions {
-			all = append(all, cursor(t, cl, p, "crew-lease"))
+			all = append(all, cursor(t, cl, p, "team-lease"))
 		}
 		return all
 	}
@@ -385,10 +385,10 @@ func TestIdlePartitionsAreNotWritten(t *testing.T) {
 	// which are written then. So it is about some ten renewals.
 	same := func(a, b client.Position) bool { return a.Time.Equal(b.Time) && a.Txid == b.Txid }
 	before := leases()
-	lease := cursor(t, cl, 0, "crew-member-0")
+	lease := cursor(t, cl, 0, "team-member-0")
 	renewed := 0 // four times a lease, as partitions' leases were
 	testkit.Until(t, "ten renewals of members without a write for idle partitions", func() bool {
-		if now := cursor(t, cl, 0, "crew-member-0"); !now.Time.Equal(lease.Time) {
+		if now := cursor(t, cl, 0, "team-member-0"); !now.Time.Equal(lease.Time) {
 			lease = now
 			renewed++
 		}

@@ -230,7 +230,7 @@ func splitHeader(line string) (key, value string, err error) {
 // Repeating it is safe because it has the same message id.
 func (c *appendCmd) send(ctx context.Context, l *natsConn, msg *nats.Msg) (*subjects.Reply, error) {
 	enough := time.After(l.timeout)
-	inDoubt := false // an earlier try may have committed
+	uncertain := false // an earlier try may have committed
 	for {
 		reply, err := c.try(ctx, l, msg)
 		if err == nil && !passing(reply.Error) {
@@ -240,7 +240,7 @@ func (c *appendCmd) send(ctx context.Context, l *natsConn, msg *nats.Msg) (*subj
 			err = refusal(reply.Error)
 		}
 		status := exitStatus(err)
-		inDoubt = inDoubt || status == exitUnknown
+		uncertain = uncertain || status == exitUnknown
 		if status == exitUnavailable || status == exitUnknown {
 			select {
 			case <-time.After(100 * time.Millisecond):
@@ -249,7 +249,7 @@ func (c *appendCmd) send(ctx context.Context, l *natsConn, msg *nats.Msg) (*subj
 			case <-ctx.Done():
 			}
 		}
-		if inDoubt {
+		if uncertain {
 			return nil, failf(exitUnknown, "no firm answer: the transaction may or may not have committed; "+
 				"append it again with --id %s, which never appends it twice", c.ID)
 		}

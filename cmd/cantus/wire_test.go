@@ -251,7 +251,7 @@ func TestUnansweredAppendIsUnknown(t *testing.T) {
 	w.expect(status, exitUnknown, errOut, "append it again with --id mine")
 }
 
-func TestDoubtOutlivesALaterRefusal(t *testing.T) {
+func TestUncertaintyOutlivesALaterRefusal(t *testing.T) {
 	// First unknown, then no leader: the first may still have committed.
 	w := newWire(t)
 	w.answer("cantus.append.0", func(n int, msg *nats.Msg) {

@@ -25,7 +25,7 @@ func (n *Network) Dial(ctx context.Context, node string, purpose Purpose, group 
 }
 
 // Handshake connects to a node, does the handshake, in which each end checks
-// the other's claims, and disconnects. The error is the connection's, or
+// the other's payload, and disconnects. The error is the connection's, or
 // contains the reason why one end has refused the other.
 func (n *Network) Handshake(ctx context.Context, node string) error {
 	c, err := n.Dial(ctx, node, handshakeOnly, 0)

@@ -67,14 +67,14 @@ func (n *Network) authenticateDialer(conn net.Conn, r *bufio.Reader, secure *tls
 		_ = tr.send(conn, stepAnswer, encodeRefusal(refusalText(err)))
 		return g, err
 	}
-	claims, err := n.claims(g.from)
+	payload, err := n.payload(g.from)
 	if err != nil {
 		return g, err
 	}
-	if err := tr.send(conn, stepAnswer, encodeWelcome(claims)); err != nil {
+	if err := tr.send(conn, stepAnswer, encodeWelcome(payload)); err != nil {
 		return g, err
 	}
-	if b, err = tr.receive(r, stepVerdict, maxAnswer); err != nil {
+	if b, err = tr.receive(r, stepConfirmation, maxAnswer); err != nil {
 		return g, err
 	}
 	if _, err = decodeAnswer(b); err != nil {
@@ -98,7 +98,7 @@ type NoGroupError uint32
 func (g NoGroupError) Error() string { return fmt.Sprintf("no replica of group %d here", uint32(g)) }
 
 // checkGreeting returns an error if a peer that has the key dialed the wrong
-// node, is not a member, has unacceptable claims, or asks for a purpose or
+// node, is not a member, has an unacceptable payload, or asks for a purpose or
 // group that this node does not serve.
 func (n *Network) checkGreeting(g greeting, secure *tls.Conn) error {
 	if g.to != n.opts.Node {
@@ -114,7 +114,7 @@ func (n *Network) checkGreeting(g greeting, secure *tls.Conn) error {
 			return refusedError{err.Error()}
 		}
 	}
-	if err := n.checkClaims(g.from, g.claims); err != nil {
+	if err := n.checkPayload(g.from, g.payload); err != nil {
 		return refusedError{err.Error()}
 	}
 	h, ok := n.handlers[g.purpose]
@@ -127,23 +127,23 @@ func (n *Network) checkGreeting(g greeting, secure *tls.Conn) error {
 	return nil
 }
 
-// claims returns this node's claims to a peer.
-func (n *Network) claims(peer string) ([]byte, error) {
-	if n.opts.Claims == nil {
+// payload returns this node's payload to a peer.
+func (n *Network) payload(peer string) ([]byte, error) {
+	if n.opts.Payload == nil {
 		return nil, nil
 	}
-	c := n.opts.Claims(peer)
-	if len(c) > maxClaims {
-		return nil, fmt.Errorf("this node's claims have %d bytes, the limit is %d", len(c), maxClaims)
+	c := n.opts.Payload(peer)
+	if len(c) > maxPayload {
+		return nil, fmt.Errorf("this node's payload has %d bytes, the limit is %d", len(c), maxPayload)
 	}
 	return c, nil
 }
 
-func (n *Network) checkClaims(peer string, claims []byte) error {
-	if n.opts.CheckClaims == nil {
+func (n *Network) checkPayload(peer string, payload []byte) error {
+	if n.opts.CheckPayload == nil {
 		return nil
 	}
-	return n.opts.CheckClaims(peer, claims)
+	return n.opts.CheckPayload(peer, payload)
 }
 
 // clientHandshake does the handshake of an outbound connection.
@@ -178,7 +178,7 @@ func (n *Network) authenticateListener(conn net.Conn, r *bufio.Reader, g greetin
 	if err != nil {
 		return err
 	}
-	if g.claims, err = n.claims(g.to); err != nil {
+	if g.payload, err = n.payload(g.to); err != nil {
 		return err
 	}
 	tr := newTranscript(n.opts.Key, n.opts.Cluster, binding)
@@ -200,12 +200,12 @@ func (n *Network) authenticateListener(conn net.Conn, r *bufio.Reader, g greetin
 	} else if err != nil {
 		return peerClosed(err)
 	}
-	claims, err := decodeAnswer(b)
+	payload, err := decodeAnswer(b)
 	if err != nil {
 		return err
 	}
-	if err := n.checkClaims(g.to, claims); err != nil {
-		return errors.Join(fmt.Errorf("refused: %w", err), tr.send(conn, stepVerdict, encodeRefusal(err.Error())))
+	if err := n.checkPayload(g.to, payload); err != nil {
+		return errors.Join(fmt.Errorf("refused: %w", err), tr.send(conn, stepConfirmation, encodeRefusal(err.Error())))
 	}
-	return tr.send(conn, stepVerdict, encodeWelcome(nil))
+	return tr.send(conn, stepConfirmation, encodeWelcome(nil))
 }

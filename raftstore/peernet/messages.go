@@ -21,9 +21,9 @@ import (
 //
 //	dialer    opening: magic, version, a nonce
 //	listener  a nonce
-//	dialer    greeting: purpose, group, both names, its claims; proof
-//	listener  answer: welcome and its claims, or a refusal; proof
-//	dialer    verdict: welcome, or a refusal; proof
+//	dialer    greeting: purpose, group, both names, its payload; proof
+//	listener  answer: welcome and its payload, or a refusal; proof
+//	dialer    confirmation: welcome, or a refusal; proof
 //
 // Integers are big-endian, checksums CRC-32C. The opening is
 //
@@ -43,12 +43,12 @@ import (
 //	1     4  group; 0 if the purpose has no groups
 //	5        three names, each one byte of length and that many bytes: the dialing
 //	         node, the id of its data directory, the node that it wants to reach
-//	end      the dialer's claims, at most 4 KiB
+//	end      the dialer's payload, at most 4 KiB
 //
-// The bodies of the answer and the verdict are
+// The bodies of the answer and the confirmation are
 //
 //	0     1  status: 0 welcome, 1 refused
-//	1        the listener's claims (none in the verdict), or the reason
+//	1        the listener's payload (none in the confirmation), or the reason
 //
 // A proof is the HMAC-SHA256, with the cluster's key, of the step's name
 // ("dialer greets", "listener answers" or "dialer agrees") and the SHA-256 of
@@ -58,7 +58,7 @@ import (
 // bytes that TLS exports under "EXPORTER-cantus-replication", which only the
 // two ends of that TLS connection can compute. Without TLS it is empty. So a
 // proof is valid only on one connection, for one step, and for these names and
-// claims.
+// payload.
 //
 // The listener closes the connection without a reply if the opening is
 // malformed, the greeting has no valid proof, or the dialer takes longer than
@@ -77,14 +77,14 @@ const (
 	minKey = 32
 	// maxName bounds the names of nodes and clusters, in bytes.
 	maxName = 255
-	// maxClaims bounds the claims of one end, in bytes.
-	maxClaims = 4 << 10
+	// maxPayload bounds the payload of one end, in bytes.
+	maxPayload = 4 << 10
 	// maxRefusal bounds the text of a refusal, in bytes.
 	maxRefusal = 1024
 	// maxGreeting bounds the body of a greeting, in bytes.
-	maxGreeting = 1 + 4 + 3*(1+maxName) + maxClaims
-	// maxAnswer bounds the body of an answer or a verdict, in bytes.
-	maxAnswer = 1 + max(maxClaims, maxRefusal)
+	maxGreeting = 1 + 4 + 3*(1+maxName) + maxPayload
+	// maxAnswer bounds the body of an answer or a confirmation, in bytes.
+	maxAnswer = 1 + max(maxPayload, maxRefusal)
 	crcSize   = 4
 )
 
@@ -109,7 +109,7 @@ type greeting struct {
 	from    string
 	id      string // of the dialer's data directory
 	to      string
-	claims  []byte
+	payload []byte
 }
 
 var (
@@ -156,9 +156,9 @@ func (t *transcript) add(b []byte) { t.hash.Write(b) }
 
 // The names of the steps that have a proof.
 const (
-	stepGreeting = "dialer greets"
-	stepAnswer   = "listener answers"
-	stepVerdict  = "dialer agrees"
+	stepGreeting     = "dialer greets"
+	stepAnswer       = "listener answers"
+	stepConfirmation = "dialer agrees"
 )
 
 // proof returns the proof of a step over the transcript so far.
@@ -255,10 +255,10 @@ func (g greeting) encode() []byte {
 		b = append(b, byte(len(s)))
 		b = append(b, s...)
 	}
-	return append(b, g.claims...)
+	return append(b, g.payload...)
 }
 
-// decodeGreeting decodes a greeting. The claims alias b.
+// decodeGreeting decodes a greeting. The payload aliases b.
 func decodeGreeting(b []byte) (g greeting, err error) {
 	if len(b) < 5 {
 		return g, fmt.Errorf("%w: it has %d bytes", errGreeting, len(b))
@@ -272,21 +272,21 @@ func decodeGreeting(b []byte) (g greeting, err error) {
 		end := 1 + int(rest[0])
 		*s, rest = string(rest[1:end]), rest[end:]
 	}
-	g.claims = rest
+	g.payload = rest
 	if g.purpose < Raft || g.purpose > handshakeOnly {
 		return g, fmt.Errorf("%w: kind %d is not known", errGreeting, g.purpose)
 	}
 	return g, nil
 }
 
-// The status of an answer or a verdict.
+// The status of an answer or a confirmation.
 const (
 	statusWelcome byte = 0
 	statusRefused byte = 1
 )
 
 // encodeWelcome returns the body of a welcome.
-func encodeWelcome(claims []byte) []byte { return append([]byte{statusWelcome}, claims...) }
+func encodeWelcome(payload []byte) []byte { return append([]byte{statusWelcome}, payload...) }
 
 // encodeRefusal returns the body of a refusal. It truncates a long text.
 func encodeRefusal(text string) []byte {
@@ -296,9 +296,9 @@ func encodeRefusal(text string) []byte {
 	return append([]byte{statusRefused}, text...)
 }
 
-// decodeAnswer decodes the body of an answer or a verdict. It returns the
-// claims of a welcome. For a refusal, the error is a refusedError.
-func decodeAnswer(b []byte) (claims []byte, err error) {
+// decodeAnswer decodes the body of an answer or a confirmation. It returns the
+// payload of a welcome. For a refusal, the error is a refusedError.
+func decodeAnswer(b []byte) (payload []byte, err error) {
 	switch {
 	case len(b) == 0 || b[0] > statusRefused:
 		return nil, errNoAnswer

@@ -20,8 +20,8 @@ func TestGreetingRoundTrip(t *testing.T) {
 	long := strings.Repeat("x", maxName)
 	for _, g := range []greeting{
 		{Raft, 0, "", "", "", []byte{}},
-		{Fetch, 1<<32 - 1, long, long, long, make([]byte, maxClaims)},
-		{Raft, 7, "n1", "id", "n2", []byte("claims")},
+		{Fetch, 1<<32 - 1, long, long, long, make([]byte, maxPayload)},
+		{Raft, 7, "n1", "id", "n2", []byte("payload")},
 		{Heartbeats, 0, "n1", "", "n2", []byte{}},
 	} {
 		b := g.encode()
@@ -78,8 +78,8 @@ func TestOpeningErrors(t *testing.T) {
 }
 
 func TestAnswers(t *testing.T) {
-	if claims, err := decodeAnswer(encodeWelcome([]byte("claims"))); err != nil || string(claims) != "claims" {
-		t.Errorf("got %q, %v", claims, err)
+	if payload, err := decodeAnswer(encodeWelcome([]byte("payload"))); err != nil || string(payload) != "payload" {
+		t.Errorf("got %q, %v", payload, err)
 	}
 	for _, text := range []string{"I am n1, not n2", strings.Repeat("x", 2*maxRefusal), "\xff"} {
 		if _, err := decodeAnswer(encodeRefusal(text)); !errors.As(err, new(refusedError)) {
@@ -132,7 +132,7 @@ func TestAProofIsValidForOneHandshake(t *testing.T) {
 
 func FuzzPreamble(f *testing.F) {
 	f.Add(encodeOpening(newNonce()))
-	f.Add(greeting{Raft, 7, "n1", "id", "n2", []byte("claims")}.encode())
+	f.Add(greeting{Raft, 7, "n1", "id", "n2", []byte("payload")}.encode())
 	f.Add(encodeRefusal("no"))
 	f.Add([]byte(preambleMagic + "\x00\x02\xff\xff"))
 	f.Fuzz(func(t *testing.T, b []byte) {

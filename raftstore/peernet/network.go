@@ -54,13 +54,13 @@ type Options struct {
 	// inbound connection, concurrently, and must not block. Default: all peers
 	// are members.
 	Member func(node, id string) error
-	// Claims returns this node's claims to a peer, at most 4 KiB. CheckClaims
-	// checks those of a peer. The handshake carries claims in both directions,
-	// and its proofs cover them. An error from CheckClaims refuses the
-	// connection, and both ends receive its text. Both functions are called
-	// concurrently. Default: this node claims nothing and accepts all claims.
-	Claims      func(peer string) []byte
-	CheckClaims func(peer string, claims []byte) error
+	// Payload returns this node's payload to a peer, at most 4 KiB.
+	// CheckPayload checks that of a peer. The handshake carries a payload in
+	// both directions, and its proofs cover them. An error from CheckPayload
+	// refuses the connection, and both ends receive its text. Both functions
+	// are called concurrently. Default: this node sends none and accepts all.
+	Payload      func(peer string) []byte
+	CheckPayload func(peer string, payload []byte) error
 	// Listener accepts the peers' connections. The Network owns it and closes
 	// it, even if New fails.
 	Listener net.Listener

@@ -219,30 +219,30 @@ func TestANonMemberWithTheKeyIsRefused(t *testing.T) {
 	check(t, n2.exchange("n1", theGroup), "")
 }
 
-// Claims are checked in both directions, and both ends learn of a refusal.
-func TestClaims(t *testing.T) {
+// Payloads are checked in both directions, and both ends learn of a refusal.
+func TestPayload(t *testing.T) {
 	t.Parallel()
 	for what, x := range map[string]struct{ refuses, want string }{
 		"none refuses":         {"", ""},
-		"the dialer refuses":   {"n2", "n1 claims "},
-		"the listener refuses": {"n1", "n2 claims "},
+		"the dialer refuses":   {"n2", "n1 sends "},
+		"the listener refuses": {"n1", "n2 sends "},
 	} {
 		checked := make(chan string, 10)
-		next := func() string { // both ends have checked the claims once exchange returns
+		next := func() string { // both ends have checked the payload once exchange returns
 			select {
-			case claims := <-checked:
-				return claims
+			case payload := <-checked:
+				return payload
 			default:
 				return "nothing"
 			}
 		}
 		c := newCluster(t, func(o *peernet.Options) {
 			name := o.Node
-			o.Claims = func(peer string) []byte { return []byte("to " + peer + " from " + name) }
-			o.CheckClaims = func(peer string, claims []byte) error {
-				checked <- string(claims)
+			o.Payload = func(peer string) []byte { return []byte("to " + peer + " from " + name) }
+			o.CheckPayload = func(peer string, payload []byte) error {
+				checked <- string(payload)
 				if name == x.refuses {
-					return fmt.Errorf("%s claims %s", peer, claims)
+					return fmt.Errorf("%s sends %s", peer, payload)
 				}
 				return nil
 			}
@@ -259,10 +259,10 @@ func TestClaims(t *testing.T) {
 	}
 	c := newCluster(t, func(o *peernet.Options) {
 		if o.Node == "n2" {
-			o.Claims = func(string) []byte { return make([]byte, 4097) }
+			o.Payload = func(string) []byte { return make([]byte, 4097) }
 		}
 	}, "n1", "n2")
-	check(t, c.nodes["n2"].exchange("n1", theGroup), "claims have 4097 bytes")
+	check(t, c.nodes["n2"].exchange("n1", theGroup), "payload has 4097 bytes")
 }
 
 // The dialer's error contains the reason.

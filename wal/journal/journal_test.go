@@ -346,7 +346,7 @@ func TestConcurrent(t *testing.T) {
 				}
 				mu.Lock()
 				if seen[key] != 1 {
-					t.Errorf("%s told %d times before Commit returned", key, seen[key])
+					t.Errorf("%s reported %d times before Commit returned", key, seen[key])
 				}
 				mu.Unlock()
 				if i%10 == g%10 {

@@ -37,7 +37,7 @@ func TestRandomOperations(t *testing.T) {
 		defer w.mu.Unlock()
 		for i := 1; i < len(w.synced); i++ {
 			if w.synced[i] <= w.synced[i-1] {
-				rt.Fatalf("Synced was told %v", w.synced)
+				rt.Fatalf("Synced was called with %v", w.synced)
 			}
 		}
 	})

@@ -103,14 +103,14 @@ type outcome struct {
 // subscription, and a token for each request in flight. It does everything in
 // the subscription's callback, so that a request needs no goroutine.
 type plainWorker struct {
-	nc      *nats.Conn
-	sub     *nats.Subscription
-	traffic traffic
-	clock   *clock
-	counts  *meter
-	told    func(sent, now int64)
-	fail    func(error)
-	inbox   string // ends in a dot, before the token
+	nc       *nats.Conn
+	sub      *nats.Subscription
+	traffic  traffic
+	clock    *clock
+	counts   *meter
+	answered func(sent, now int64)
+	fail     func(error)
+	inbox    string // ends in a dot, before the token
 	// publishMsg sends a message. It is the connection's method unless another
 	// client is measured.
 	publishMsg func(*nats.Msg) error
@@ -129,7 +129,7 @@ type plainWorker struct {
 // newPlainWorker prepares the requests of a worker, on a connection of its own.
 func newPlainWorker(at workerConfig, t traffic) (*plainWorker, error) {
 	l := &plainWorker{
-		traffic: t, clock: at.clock, counts: newMeter(at.clock, at.tally), told: at.answered, fail: at.fail, ended: make(chan struct{}),
+		traffic: t, clock: at.clock, counts: newMeter(at.clock, at.tally), answered: at.answered, fail: at.fail, ended: make(chan struct{}),
 		inbox: nats.NewInbox() + ".", requests: make([]pending, at.inFlight),
 	}
 	var err error
@@ -408,7 +408,7 @@ func (l *plainWorker) conclude(s *pending, o outcome, now int64) {
 		}
 		l.counts.took(s.op, s.sent, now)
 		if o.done > 0 {
-			l.told(s.sent, now)
+			l.answered(s.sent, now)
 		}
 		s.again = false
 		l.next(s, now)

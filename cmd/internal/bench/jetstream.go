@@ -141,8 +141,8 @@ func (s *benchRun) messages(ctx context.Context, c *cluster, name string) (uint6
 	return stream.CachedInfo().State.LastSeq, nil
 }
 
-// streamAppend publishes to a stream, one message a transaction: to one subject
-// without a condition, or to a key's subject with one.
+// streamAppend publishes to a stream, one message per transaction: to one
+// subject without a condition, or to a key's subject with one.
 type streamAppend struct {
 	streams  *streams
 	rng      *rand.Rand

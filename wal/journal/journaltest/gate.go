@@ -16,7 +16,7 @@ type Gate struct {
 
 	mu   sync.Mutex
 	gate chan struct{} // not nil: syncs wait until it is closed
-	held chan struct{} // told when a sync waits
+	held chan struct{} // receives when a sync waits
 	fail error
 	full bool
 }

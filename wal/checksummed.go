@@ -12,10 +12,10 @@ import (
 	"github.com/cantuslog/cantus/wal/journal"
 )
 
-// A sealed file is a line of JSON, and a line with its CRC-32C in hexadecimal.
-// It is readable, and a flipped byte is detected.
+// A checksummed file is a line of JSON, and a line with its CRC-32C in
+// hexadecimal. It is readable, and a flipped byte is detected.
 
-func seal(v any) ([]byte, error) {
+func encodeChecksummed(v any) ([]byte, error) {
 	b, err := json.MarshalIndent(v, "", "  ")
 	if err != nil {
 		return nil, err
@@ -24,8 +24,9 @@ func seal(v any) ([]byte, error) {
 	return fmt.Appendf(b, "%08x\n", crc32.Checksum(b, castagnoli)), nil
 }
 
-// unseal decodes the result of seal. The error wraps ErrDamaged.
-func unseal(b []byte, v any) error {
+// decodeChecksummed decodes the result of encodeChecksummed. The error wraps
+// ErrDamaged.
+func decodeChecksummed(b []byte, v any) error {
 	cut := len(b) - 9
 	if cut < 1 || !bytes.Equal(b[cut:], fmt.Appendf(nil, "%08x\n", crc32.Checksum(b[:cut], castagnoli))) {
 		return fmt.Errorf("%w: checksum is wrong", ErrDamaged)
@@ -36,9 +37,9 @@ func unseal(b []byte, v any) error {
 	return nil
 }
 
-// writeSealed replaces a sealed file durably, or leaves the old one.
-func writeSealed(path string, v any) error {
-	b, err := seal(v)
+// writeChecksummed replaces a checksummed file durably, or leaves the old one.
+func writeChecksummed(path string, v any) error {
+	b, err := encodeChecksummed(v)
 	if err != nil {
 		return fmt.Errorf("encode %s: %w", path, err)
 	}
@@ -52,14 +53,14 @@ func writeSealed(path string, v any) error {
 	return journal.OSFS.SyncDir(filepath.Dir(path))
 }
 
-// readSealed reads a sealed file into v. The error is fs.ErrNotExist if there
-// is no file.
-func readSealed(path string, v any) error {
+// readChecksummed reads a checksummed file into v. The error is fs.ErrNotExist
+// if there is no file.
+func readChecksummed(path string, v any) error {
 	b, err := os.ReadFile(path)
 	if err != nil {
 		return err
 	}
-	if err := unseal(b, v); err != nil {
+	if err := decodeChecksummed(b, v); err != nil {
 		return fmt.Errorf("%s: %w", path, err)
 	}
 	return nil

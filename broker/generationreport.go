@@ -8,9 +8,9 @@ import (
 	"github.com/cantuslog/cantus/wal"
 )
 
-// claims are what a node says when it connects to another one: the generations
-// of its own data directory, and what it remembers of the other's.
-type claims struct {
+// generationReport is what a node sends when it connects to another one: the
+// generations of its own data directory, and what it remembers of the other's.
+type generationReport struct {
 	id    string           // of the directory
 	start uint64           // number of the first generation of this run of the node
 	own   []wal.Generation // the newest generations, in ascending order
@@ -24,12 +24,12 @@ type remembered struct {
 	older  bool // an older copy was seen since
 }
 
-const claimsVersion = 1
+const generationReportVersion = 1
 
-var errClaims = errors.New("malformed claims")
+var errGenerationReport = errors.New("malformed generation report")
 
-func (c claims) encode() []byte {
-	b := append([]byte{claimsVersion, byte(len(c.id))}, c.id...)
+func (c generationReport) encode() []byte {
+	b := append([]byte{generationReportVersion, byte(len(c.id))}, c.id...)
 	b = binary.BigEndian.AppendUint64(b, c.start)
 	newest := uint64(0)
 	if n := len(c.own); n > 0 {
@@ -50,26 +50,26 @@ func (c claims) encode() []byte {
 	return append(b, older)
 }
 
-// decodeClaims decodes what encode has encoded.
-func decodeClaims(b []byte) (c claims, err error) {
+// decodeGenerationReport decodes what encode has encoded.
+func decodeGenerationReport(b []byte) (c generationReport, err error) {
 	take := func(n int) []byte {
 		if len(b) < n {
-			err, b = errClaims, nil
+			err, b = errGenerationReport, nil
 			return make([]byte, n)
 		}
 		taken := b[:n]
 		b = b[n:]
 		return taken
 	}
-	if v := take(1)[0]; err == nil && v != claimsVersion {
-		return c, fmt.Errorf("%w: version %d is not supported, only %d is", errClaims, v, claimsVersion)
+	if v := take(1)[0]; err == nil && v != generationReportVersion {
+		return c, fmt.Errorf("%w: version %d is not supported, only %d is", errGenerationReport, v, generationReportVersion)
 	}
 	c.id = string(take(int(take(1)[0])))
 	c.start = binary.BigEndian.Uint64(take(8))
 	newest := binary.BigEndian.Uint64(take(8))
 	count := uint64(binary.BigEndian.Uint16(take(2)))
 	if count > newest || count > wal.GenerationsKept {
-		return c, fmt.Errorf("%w: %d generations up to number %d", errClaims, count, newest)
+		return c, fmt.Errorf("%w: %d generations up to number %d", errGenerationReport, count, newest)
 	}
 	for i := range count {
 		c.own = append(c.own, wal.Generation{Number: newest - count + 1 + i, Nonce: wal.Nonce(take(len(wal.Nonce{})))})
@@ -79,14 +79,14 @@ func decodeClaims(b []byte) (c claims, err error) {
 	c.yours.newest.Nonce = wal.Nonce(take(len(wal.Nonce{})))
 	c.yours.older = take(1)[0] != 0
 	if err == nil && len(b) > 0 {
-		err = fmt.Errorf("%w: %d bytes too many", errClaims, len(b))
+		err = fmt.Errorf("%w: %d bytes too many", errGenerationReport, len(b))
 	}
 	return c, err
 }
 
 // began returns the first generation of this run of the node, zero if it is no
 // longer among those shown.
-func (c claims) began() wal.Generation {
+func (c generationReport) began() wal.Generation {
 	for _, g := range c.own {
 		if g.Number == c.start {
 			return g

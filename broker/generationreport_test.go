@@ -17,8 +17,8 @@ func generationsOf(first uint64, nonces string) (all []wal.Generation) {
 	return all
 }
 
-func TestClaimsComeBackAsTheyWereSent(t *testing.T) {
-	for _, c := range []claims{
+func TestGenerationReportsComeBackAsTheyWereSent(t *testing.T) {
+	for _, c := range []generationReport{
 		{},
 		{id: "x", own: generationsOf(7, "abc"), start: 8},
 		{id: "x", own: generationsOf(1, "a"), start: 1, yours: remembered{id: "y", newest: generationsOf(5, "q")[0], older: true}},
@@ -28,27 +28,27 @@ func TestClaimsComeBackAsTheyWereSent(t *testing.T) {
 		if len(b) > 4<<10 {
 			t.Errorf("%d bytes are more than fit", len(b))
 		}
-		got, err := decodeClaims(b)
+		got, err := decodeGenerationReport(b)
 		if err != nil || !reflect.DeepEqual(got, c) {
 			t.Errorf("got %+v, %v, want %+v", got, err, c)
 		}
 		for n := range b {
-			if _, err := decodeClaims(b[:n]); err == nil {
-				t.Errorf("the first %d of %d bytes are claims", n, len(b))
+			if _, err := decodeGenerationReport(b[:n]); err == nil {
+				t.Errorf("the first %d of %d bytes are a report", n, len(b))
 			}
 		}
 	}
 }
 
-func FuzzDecodeClaims(f *testing.F) {
-	f.Add(claims{id: "x", own: generationsOf(7, "abc"), start: 8, yours: remembered{id: "y", newest: generationsOf(5, "q")[0]}}.encode())
+func FuzzDecodeGenerationReport(f *testing.F) {
+	f.Add(generationReport{id: "x", own: generationsOf(7, "abc"), start: 8, yours: remembered{id: "y", newest: generationsOf(5, "q")[0]}}.encode())
 	f.Add([]byte{})
 	f.Fuzz(func(t *testing.T, b []byte) {
-		c, err := decodeClaims(b)
+		c, err := decodeGenerationReport(b)
 		if err != nil {
 			return
 		}
-		if again, err := decodeClaims(c.encode()); err != nil || !reflect.DeepEqual(again, c) {
+		if again, err := decodeGenerationReport(c.encode()); err != nil || !reflect.DeepEqual(again, c) {
 			t.Errorf("%+v came back as %+v, %v", c, again, err)
 		}
 	})
