@@ -180,6 +180,10 @@ func (t *timeline) build() {
 	}
 }
 
+// until returns the highest txid of the points up to and including a time.
+// Operations that touch overlap.
+func (t *timeline) until(at int64) uint64 { return t.before(at + 1) }
+
 // before returns the highest txid of the points before a time, 0 if there is
 // none.
 func (t *timeline) before(at int64) uint64 {

@@ -94,7 +94,7 @@ func (c *cursor) checkVersions() {
 		if v.set != nil || !c.header.AllWriters {
 			continue
 		}
-		if !slices.ContainsFunc(c.sets, func(o *Operation) bool { return *o.Cursor.Set == v.txid && o.Start < v.first }) {
+		if !slices.ContainsFunc(c.sets, func(o *Operation) bool { return *o.Cursor.Set == v.txid && o.Start <= v.first }) {
 			c.find(CursorInvented, "cursor %q was at %d, with the time %d: nobody set it to that", c.name, v.txid, v.time)
 		}
 	}
@@ -131,7 +131,7 @@ func (c *cursor) checkUnset() {
 // and before the end of an operation.
 func (c *cursor) removedBetween(v *version, o *Operation) bool {
 	return slices.ContainsFunc(c.removals, func(r *Operation) bool {
-		return r != o && r.Start < o.End && (r.open() || v.set == nil || r.End > v.set.Start)
+		return r != o && r.Start <= o.End && (r.open() || v.set == nil || r.End >= v.set.Start)
 	})
 }
 
@@ -157,7 +157,7 @@ func (c *cursor) checkExpected() {
 	}
 	for _, r := range c.removals {
 		if e := r.Cursor.Expected; r.Outcome == OK && e != nil && *e > 0 && !c.mayBe(*e, r) &&
-			!slices.ContainsFunc(c.versions, func(v *version) bool { return v.txid == *e && (v.set == nil || v.set.Start < r.End) }) {
+			!slices.ContainsFunc(c.versions, func(v *version) bool { return v.txid == *e && (v.set == nil || v.set.Start <= r.End) }) {
 			c.lost(r)
 		}
 	}
@@ -166,7 +166,7 @@ func (c *cursor) checkExpected() {
 // mayBe reports whether a set without an answer may have set the cursor to a
 // position before the end of an operation.
 func (c *cursor) mayBe(txid uint64, o *Operation) bool {
-	return slices.ContainsFunc(c.sets, func(s *Operation) bool { return *s.Cursor.Set == txid && s.Start < o.End })
+	return slices.ContainsFunc(c.sets, func(s *Operation) bool { return *s.Cursor.Set == txid && s.Start <= o.End })
 }
 
 func (c *cursor) lost(o *Operation) {

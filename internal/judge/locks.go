@@ -137,7 +137,7 @@ func (p *partition) justified(a *attempt) bool {
 		case !t.records(c.Lock):
 			p.find(ConflictFalse, "%v was refused for txid %d, which has recorded nothing that overlaps %q", a, c.Txid, c.Lock)
 			return false
-		case p.spans[c.Txid].from >= a.End:
+		case p.spans[c.Txid].from > a.End:
 			p.find(ConflictFalse, "%v was refused at %d for txid %d, which can't be older than %d", a, a.End, c.Txid, p.spans[c.Txid].from)
 			return false
 		}

@@ -116,7 +116,7 @@ var cursorModel = porcupine.NondeterministicModel{
 			}
 			return s.observe(o)
 		case o.Outcome == judge.Refused:
-			return []any{s}
+			return nil // there is no other reason for it in these histories
 		case c.Set == nil && o.Outcome == judge.OK:
 			return s.observe(o)
 		case c.Set == nil:
@@ -175,8 +175,8 @@ func explained(h *judge.History) bool {
 }
 
 // short generates a short history of appends, descriptions and cursors. It has
-// nothing that the models do not know: digests, and high-water marks beside
-// other answers.
+// nothing that the models do not know: digests, high-water marks beside other
+// answers, and cursors that are refused because of the log's end.
 func short(seed uint64) *judge.History {
 	g := newGenerator(seed, 1)
 	m := g.models[0]
@@ -194,6 +194,9 @@ func short(seed uint64) *judge.History {
 	for _, d := range h.Drains {
 		d.Digest = ""
 	}
+	h.Operations = slices.DeleteFunc(h.Operations, func(o *judge.Operation) bool {
+		return o.Cursor != nil && o.Outcome == judge.Refused && o.Error.Reason == subjects.Ahead
+	})
 	for _, o := range h.Operations {
 		if o.Info == nil {
 			o.HighWaterMark = nil

@@ -35,7 +35,7 @@ func (p *partition) checkRefusedAppend(a *attempt) {
 		p.checkAhead(a.Operation, tx.mark(), "high-water mark")
 	case e.Reason == subjects.WrongLast && tx.ExpectedLast != nil:
 		// It is false only if nothing was sent that could have come after it.
-		if last := *tx.ExpectedLast; p.header.AllWriters && last+1 >= p.first && p.seen.before(a.Start) == last && p.begun.before(a.End) <= last {
+		if last := *tx.ExpectedLast; p.header.AllWriters && last+1 >= p.first && p.seen.before(a.Start) == last && p.begun.until(a.End) <= last {
 			p.find(WrongLastFalse, "%v expected the last sequence %d, and the log ended there", a, last)
 		}
 	case e.Reason == subjects.IDReused && tx.ID != "":
@@ -120,7 +120,7 @@ func (p *partition) checkMark(o *Operation, mark *uint64) {
 	case mark == nil:
 	case *mark > p.known:
 		p.find(MarkBeyond, "%s's answer at %d has the high-water mark %d: the log ends at %d", o.Client, o.End, *mark, p.known)
-	case p.header.AllWriters && *mark >= p.first && *mark <= p.last && *mark > p.begun.before(o.End):
+	case p.header.AllWriters && *mark >= p.first && *mark <= p.last && *mark > p.begun.until(o.End):
 		p.find(MarkBeyond, "%s's answer at %d has the high-water mark %d, which was sent later", o.Client, o.End, *mark)
 	}
 }
