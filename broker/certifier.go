@@ -105,12 +105,12 @@ func batchSize(rs []*request) int {
 	return n
 }
 
-// repeats looks at the message ids of requests without certifying them. The
-// verdict on one that is not a repeat is lockmgr.Pass.
+// repeats looks at the message ids of requests without certifying them, as
+// certify would. The verdict on one that is not a repeat is lockmgr.Pass.
 func (c *certifier) repeats(rs []*request) []refusal {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	now := c.now().UnixNano()
+	now := c.nextTime()
 	out := make([]refusal, len(rs))
 	for i, r := range rs {
 		out[i] = refusal{r: r, verdict: c.table.Repeat(&r.cert, now)}
