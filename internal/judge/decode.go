@@ -242,7 +242,9 @@ func assemble(chunks []*chunk) (*History, error) {
 }
 
 // equal reports whether two stored transactions are the same in every respect.
-func (s *Stored) equal(o *Stored) bool { return s.Content == o.Content && s.difference(o) == "" }
+func (s *Stored) equal(o *Stored) bool {
+	return s.Content == o.Content && s.Headers == o.Headers && s.difference(o) == ""
+}
 
 // check returns an error if partitions are out of range, or a partition with
 // operations was not drained.

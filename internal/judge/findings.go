@@ -79,7 +79,7 @@ var classes = []struct {
 	{LostPrefix, "an acknowledged transaction is missing at the beginning of a replica's log, and no trim asked for that"},
 	{LostMiddle, "an acknowledged transaction is missing within a replica's log"},
 	{LostTail, "an acknowledged transaction is missing at the end of a replica's log"},
-	{AcknowledgedOther, "the txid of an acknowledgement has another content, kind, high-water mark or other locks than was sent"},
+	{AcknowledgedOther, "the txid of an acknowledgement has another payload, kind, high-water mark, other headers or other locks than was sent"},
 	{AcknowledgedID, "the txid of an acknowledgement has another message id than was sent"},
 	{AcknowledgedTwice, "two transactions were acknowledged with the same txid"},
 	{AcknowledgedTime, "an acknowledgement has another time than the transaction"},

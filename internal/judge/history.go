@@ -93,10 +93,11 @@ func (r *Result) open() bool {
 // Transaction is a transaction as a client sends it.
 type Transaction struct {
 	ID string `json:"id,omitempty"` // the message id
-	// Content stands for the payload and the application's headers: a hash of
-	// them, say. It is compared and nothing else. If it is empty, it is not
-	// known.
-	Content       string   `json:"content,omitempty"`
+	// Content stands for the payload: a hash of it, say. It is compared and
+	// nothing else. If it is empty, it is not known.
+	Content string `json:"content,omitempty"`
+	// Headers stands for the application's headers in the same way.
+	Headers       string   `json:"headers,omitempty"`
 	Kind          string   `json:"kind,omitempty"`
 	HighWaterMark *uint64  `json:"high_water_mark,omitempty"`
 	ExpectedLast  *uint64  `json:"expected_last,omitempty"`
@@ -160,7 +161,7 @@ func (t *Transaction) records(name string) bool {
 }
 
 // otherContent is what difference returns if only the contents differ.
-const otherContent = "another content"
+const otherContent = "another payload"
 
 // difference returns what o has of its own, such as "another kind". It returns
 // "" if the transactions are the same, as they are stored.
@@ -170,6 +171,8 @@ func (t *Transaction) difference(o *Transaction) string {
 		return "another message id"
 	case t.Content != o.Content && t.Content != "" && o.Content != "":
 		return otherContent
+	case t.Headers != o.Headers && t.Headers != "" && o.Headers != "":
+		return "other headers"
 	case t.kind() != o.kind():
 		return "another kind"
 	case (t.HighWaterMark == nil) != (o.HighWaterMark == nil) || t.mark() != o.mark():

@@ -10,7 +10,7 @@ import (
 // mergeDrains makes the log of what most replicas have at each txid. It sorts
 // drains that are out of order.
 func (p *partition) mergeDrains() {
-	if n := p.header.Replicas; n > 0 && len(p.drains) != n {
+	if n := p.header.Replicas; n > 0 && len(p.drains) != n && len(p.drains)+len(p.operations) > 0 {
 		p.find(DrainMissing, "%d replicas were drained, and not %d", len(p.drains), n)
 	}
 	rest := make([][]*Stored, len(p.drains))

@@ -238,6 +238,12 @@ var replicaPlants = []plant{
 		change(p.drain(), 5, func(t *judge.Stored) { t.Content = "other" })
 		return true
 	}},
+	{judge.ReplicaDiffers, "headers", func(p *planter) bool {
+		d := p.drain()
+		p.stored(d.Partition, d.Transactions[5].Txid).Headers = "h"
+		change(d, 5, func(t *judge.Stored) { t.Headers = "other" })
+		return true
+	}},
 	{judge.ReplicaDiffers, "message id", func(p *planter) bool {
 		change(p.drain(), 5, func(t *judge.Stored) { t.ID = "other" })
 		return true
@@ -324,13 +330,26 @@ var replicaPlants = []plant{
 }
 
 var appendPlants = []plant{
-	{judge.AcknowledgedOther, "content", func(p *planter) bool { return p.other(func(t *judge.Transaction) { t.Content = "other" }) }},
-	{judge.AcknowledgedOther, "kind", func(p *planter) bool { return p.other(func(t *judge.Transaction) { t.Kind = "other" }) }},
-	{judge.AcknowledgedOther, "append lock", func(p *planter) bool { return p.other(func(t *judge.Transaction) { t.Append = []string{"other"} }) }},
-	{judge.AcknowledgedOther, "write lock", func(p *planter) bool { return p.other(func(t *judge.Transaction) { t.Write = []string{"other"} }) }},
-	{judge.AcknowledgedOther, "read lock", func(p *planter) bool { return p.other(func(t *judge.Transaction) { t.Read = []string{"other"} }) }},
+	{judge.AcknowledgedOther, "content", func(p *planter) bool { return p.other(nil, func(t *judge.Transaction) { t.Content = "other" }) }},
+	{judge.AcknowledgedOther, "headers", func(p *planter) bool {
+		o := p.pick(p.fresh)
+		p.stored(o.Partition, o.Txid).Headers = "h"
+		return p.other(o, func(t *judge.Transaction) { t.Headers = "other" })
+	}},
+	{judge.AcknowledgedOther, "content of a duplicate", func(p *planter) bool {
+		o := p.pick(p.fresh)
+		twin := *o
+		twin.Duplicate, twin.Append = true, only(o.Append.ID)
+		return p.add(&twin)
+	}},
+	{judge.AcknowledgedOther, "kind", func(p *planter) bool { return p.other(nil, func(t *judge.Transaction) { t.Kind = "other" }) }},
+	{judge.AcknowledgedOther, "append lock", func(p *planter) bool {
+		return p.other(nil, func(t *judge.Transaction) { t.Append = []string{"other"} })
+	}},
+	{judge.AcknowledgedOther, "write lock", func(p *planter) bool { return p.other(nil, func(t *judge.Transaction) { t.Write = []string{"other"} }) }},
+	{judge.AcknowledgedOther, "read lock", func(p *planter) bool { return p.other(nil, func(t *judge.Transaction) { t.Read = []string{"other"} }) }},
 	{judge.AcknowledgedOther, "mark", func(p *planter) bool {
-		return p.other(func(t *judge.Transaction) { t.HighWaterMark = new(uint64(99999)) })
+		return p.other(nil, func(t *judge.Transaction) { t.HighWaterMark = new(uint64(99999)) })
 	}},
 	{judge.AcknowledgedID, "another's txid", func(p *planter) bool {
 		o := p.pick(p.fresh)
@@ -480,8 +499,10 @@ var appendPlants = []plant{
 }
 
 // other changes what a client says that it sent.
-func (p *planter) other(by func(*judge.Transaction)) bool {
-	o := p.pick(p.fresh)
+func (p *planter) other(o *judge.Operation, by func(*judge.Transaction)) bool {
+	if o == nil {
+		o = p.pick(p.fresh)
+	}
 	t := *o.Append
 	by(&t)
 	o.Append = &t
