@@ -85,6 +85,9 @@ type client struct {
 	// overdue.
 	limit   time.Duration
 	overdue error
+	// recorder records requests, under a name; nil if they are not recorded.
+	recorder *recorder
+	name     string
 
 	mu sync.Mutex
 	// session ends when the connection breaks; up is closed while there is a
@@ -178,7 +181,9 @@ func (c *client) append(ctx context.Context, subject string, payload []byte, hea
 	return c.appendMsg(ctx, m)
 }
 
-func (c *client) appendMsg(ctx context.Context, m *nats.Msg) (reply, error) {
+func (c *client) appendMsg(ctx context.Context, m *nats.Msg) (r reply, err error) {
+	start := c.recorder.now()
+	defer func() { c.recorder.append(c.name, start, m, r, err) }()
 	answer, err := c.request(ctx, m)
 	if err != nil {
 		return reply{}, err
@@ -222,6 +227,8 @@ func (c *client) readFrom(ctx context.Context, verb string, partition int, reque
 }
 
 func (c *client) readRaw(ctx context.Context, subject string, body []byte) (got []*nats.Msg, end readEnd, refused *refusal, err error) {
+	start := c.recorder.now()
+	defer func() { c.recorder.read(c.name, start, subject, body, got, end, refused, err) }()
 	ctx, done := c.within(ctx)
 	defer done()
 	inbox := nats.NewInbox()
@@ -292,8 +299,9 @@ func drain(tb testing.TB, c *client, partition int) []*nats.Msg {
 	}
 }
 
-func (c *client) info(ctx context.Context, partition int) (partitionInfo, error) {
-	var info partitionInfo
+func (c *client) info(ctx context.Context, partition int) (info partitionInfo, err error) {
+	start := c.recorder.now()
+	defer func() { c.recorder.info(c.name, start, partition, info, err) }()
 	answer, err := c.request(ctx, nats.NewMsg(fmt.Sprintf("cantus.info.%d", partition)))
 	if err != nil {
 		return info, err

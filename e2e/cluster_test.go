@@ -6,11 +6,13 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -31,6 +33,9 @@ type cluster struct {
 	wires  *wires                         // nil if nodes speak to each other directly
 	spaces place                          // nil if nodes have the machine's network
 	disks  func(node string) (dir string) // nil if data is where temporary files are
+
+	recorder *recorder    // of the clients; nil if they are not recorded
+	dialed   atomic.Int64 // how many clients
 }
 
 // place is where nodes run, each in a network of its own.
@@ -175,15 +180,21 @@ func (c *cluster) dial(name string) *client {
 		}
 	}
 	client := dial(c.tb, strings.Join(urls, ","), nats.DontRandomize(), nats.PingInterval(time.Second), nats.MaxPingsOutstanding(2))
-	client.limit, client.overdue = clientLimit, errNoAnswer
-	return client
+	return c.recorded(client)
 }
 
 // dialOnly returns a client that stays with one node.
 func (c *cluster) dialOnly(n *node) *client {
 	c.tb.Helper()
 	client := dial(c.tb, n.url, nats.IgnoreDiscoveredServers())
+	return c.recorded(client)
+}
+
+// recorded returns a client that does not wait for a leader that hangs, and
+// that is recorded if clients are.
+func (c *cluster) recorded(client *client) *client {
 	client.limit, client.overdue = clientLimit, errNoAnswer
+	client.recorder, client.name = c.recorder, fmt.Sprintf("c%d", c.dialed.Add(1))
 	return client
 }
 
@@ -390,16 +401,22 @@ func (c *cluster) leader(ctx context.Context, client *client, partition int) (*n
 
 // checkSame stops all nodes, verifies their directories and compares them: all
 // must have the last txids and digests that info returned. Then it starts each
-// node alone, without a majority, and reads the partition from it: the node
-// must have exactly what want has.
-func (c *cluster) checkSame(t *testing.T, partition int, want []*nats.Msg) {
+// node alone, without a majority, and reads partitions from it: the node must
+// have exactly what logs has. If the clients were recorded, the judge decides.
+func (c *cluster) checkSame(t *testing.T, logs map[int][]*nats.Msg) {
 	t.Helper()
 	c.awaitPlaced()
 	client := c.dial(c.nodes[0].name)
-	info := mustInfo(t, client, partition)
-	c.awaitMark(client, partition, info.HighWaterMark)
-	if int(info.HighWaterMark) != len(want) {
-		t.Errorf("info has the high-water mark %d, there are %d transactions", info.HighWaterMark, len(want))
+	digests := map[int]string{}
+	var want strings.Builder // of each report
+	for _, partition := range slices.Sorted(maps.Keys(logs)) {
+		info := mustInfo(t, client, partition)
+		c.awaitMark(client, partition, info.HighWaterMark)
+		if int(info.HighWaterMark) != len(logs[partition]) {
+			t.Errorf("info has the high-water mark %d, there are %d transactions", info.HighWaterMark, len(logs[partition]))
+		}
+		digests[partition] = info.Digest
+		fmt.Fprintf(&want, "%d: %d %.12s whole\n", partition, info.HighWaterMark, info.Digest)
 	}
 	client.nc.Close()
 	c.stopAll()
@@ -416,12 +433,17 @@ func (c *cluster) checkSame(t *testing.T, partition int, want []*nats.Msg) {
 		if report != first {
 			t.Errorf("node %s holds\n%snode %s holds\n%s", n.name, report, c.nodes[0].name, first)
 		}
-		if !strings.Contains(report, fmt.Sprintf("%d: %d %s", partition, info.HighWaterMark, info.Digest[:12])) {
-			t.Errorf("info said %d %s, node %s holds\n%s", info.HighWaterMark, info.Digest, n.name, report)
+		for line := range strings.Lines(want.String()) {
+			if !strings.Contains(report, line) {
+				t.Errorf("info said\n%snode %s holds\n%s", line, n.name, report)
+			}
 		}
 	}
 	for _, n := range c.nodes {
-		c.checkAlone(t, n, partition, want)
+		c.checkAlone(t, n, logs, digests)
+	}
+	if c.recorder != nil {
+		c.recorder.judge(t)
 	}
 }
 
@@ -441,8 +463,8 @@ func verifiedOf(t *testing.T, stdout string) string {
 	return report.String()
 }
 
-// checkAlone reads one node's replica while no other node runs.
-func (c *cluster) checkAlone(t *testing.T, n *node, partition int, want []*nats.Msg) {
+// checkAlone reads one node's replicas while no other node runs.
+func (c *cluster) checkAlone(t *testing.T, n *node, logs map[int][]*nats.Msg, digests map[int]string) {
 	t.Helper()
 	if err := n.launch(); err != nil {
 		t.Fatal(err)
@@ -450,7 +472,18 @@ func (c *cluster) checkAlone(t *testing.T, n *node, partition int, want []*nats.
 	defer n.kill()
 	alone := dial(t, n.url, nats.RetryOnFailedConnect(true))
 	defer alone.nc.Close()
-	var got []*nats.Msg
+	for partition, want := range logs {
+		got := c.drainAlone(t, n, alone, partition, want)
+		if c.recorder != nil {
+			c.recorder.drained(n.name, partition, digests[partition], got)
+		}
+	}
+}
+
+// drainAlone reads a replica of a node that runs alone. It must have exactly
+// what want has.
+func (c *cluster) drainAlone(t *testing.T, n *node, alone *client, partition int, want []*nats.Msg) (got []*nats.Msg) {
+	t.Helper()
 	if err := c.until(t.Context(), "drained", func(ctx context.Context) string {
 		msgs, end, refused, err := alone.readFrom(ctx, "replica.read", partition, map[string]any{"from": len(got) + 1, "max_bytes": 8 << 20, "max": 65536})
 		if err != nil || refused != nil {
@@ -469,4 +502,5 @@ func (c *cluster) checkAlone(t *testing.T, n *node, partition int, want []*nats.
 			t.Fatalf("node %s, txid %d: %v %s differs from the leader's", n.name, i+1, m.Header, m.Data)
 		}
 	}
+	return got
 }

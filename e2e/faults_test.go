@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/nats-io/nats.go"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/cantuslog/cantus/internal/testkit"
@@ -142,7 +143,7 @@ func replayFaults(t *testing.T, c *cluster, r *replay, count int, faults ...faul
 	r.repeat(t, random)
 	r.check(t)
 	log := r.drained(t)
-	c.checkSame(t, r.partition, log)
+	c.checkSame(t, map[int][]*nats.Msg{r.partition: log})
 }
 
 // TestClusterHistoryReplay replays the history against three nodes while
@@ -151,6 +152,7 @@ func TestClusterHistoryReplay(t *testing.T) {
 	c := newWiredCluster(t, 3, "--msg-id-window", "30m", "--partitions", "2")
 	c.startAll()
 	c.awaitPlaced()
+	c.record(2, 3, 30*time.Minute)
 	h, count, lasts := loadHistory(t), 30, 10*time.Second
 	if !testkit.Long() {
 		h, count, lasts = h.head(t, 3000), 3, 3*time.Second
@@ -165,6 +167,7 @@ func TestClusterHistoryReplayFive(t *testing.T) {
 	testkit.OnlyLong(t, "minutes of a cluster: make cluster")
 	h, count, lasts := loadHistory(t), 10, 10*time.Second
 	c := startCluster(t, 5, "--msg-id-window", "30m", "--partitions", "5", "--replicas", "5")
+	c.record(5, 5, 30*time.Minute)
 	r := newReplayOf(t, h, c, c.writers(), 0)
 	replayFaults(t, c, r, count, killed, paused.lasting(lasts))
 }

@@ -31,8 +31,10 @@ type load struct {
 	until []time.Time         // when that ended
 }
 
-// startLoad starts a few writers for each partition, on different nodes.
+// startLoad starts a few writers for each partition, on different nodes. They
+// are recorded.
 func startLoad(c *cluster, partitions int) *load {
+	c.record(partitions, 3, 30*time.Minute)
 	l := &load{
 		cluster: c, partitions: partitions, stopping: make(chan struct{}),
 		last: make([]time.Time, partitions), gap: make([]time.Duration, partitions), until: make([]time.Time, partitions),
@@ -104,7 +106,7 @@ func (l *load) check(t *testing.T) {
 	t.Helper()
 	l.cluster.awaitPlaced()
 	client := l.cluster.dial(l.cluster.nodes[0].name)
-	var logs [][]*nats.Msg
+	logs := map[int][]*nats.Msg{}
 	for p := range l.partitions {
 		log := drain(t, client, p)
 		if len(log) != len(l.acked[p]) || len(log) == 0 {
@@ -115,9 +117,9 @@ func (l *load) check(t *testing.T) {
 				t.Fatalf("partition %d: txid %d is %s, acknowledged was %q", p, i+1, m.Data, want)
 			}
 		}
-		logs = append(logs, log)
+		logs[p] = log
 	}
-	l.cluster.checkSame(t, 0, logs[0])
+	l.cluster.checkSame(t, logs)
 }
 
 // TestClusterRollingRestart restarts one node after the other under load, as

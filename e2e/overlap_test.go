@@ -50,7 +50,7 @@ func TestClusterOverlapInFlight(t *testing.T) {
 			}
 		})
 	}
-	c.checkSame(t, 0, drain(t, c.dial(c.nodes[0].name), 0))
+	c.checkSame(t, map[int][]*nats.Msg{0: drain(t, c.dial(c.nodes[0].name), 0)})
 }
 
 // TestClusterOverlapWhileLeadersChange does so while leadership is transferred
@@ -81,7 +81,7 @@ func TestClusterOverlapWhileLeadersChange(t *testing.T) {
 	if len(log) != round {
 		t.Errorf("%d rounds left %d transactions", round, len(log))
 	}
-	c.checkSame(t, 0, log)
+	c.checkSame(t, map[int][]*nats.Msg{0: log})
 }
 
 // contest runs one round, and returns which message won.
