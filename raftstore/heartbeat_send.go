@@ -31,8 +31,10 @@ import (
 // all arrives on the connection until a timeout, await drops the connection,
 // and the next flush dials again.
 //
-// heartbeatBatcher.flushing lets only one flush run at a time; it may be held
-// for seconds. The two locks named mu are held only briefly, and never both at
+// heartbeatBatcher.flushing lets only one flush run at a time; it may be taken
+// for seconds. It is a channel and no mutex, so that a simulation's time goes on
+// meanwhile: testing/synctest takes a goroutine that waits for a mutex for one
+// that runs. The two locks named mu are held only briefly, and never both at
 // once: the batcher's guards the queue and the timer, the connection's guards
 // the heartbeats that wait for a reply.
 //
@@ -87,8 +89,8 @@ type heartbeatBatcher struct {
 	network *Network
 	node    string
 
-	// flushing is held while a flush dials and writes.
-	flushing sync.Mutex
+	// flushing holds a value while a flush dials and writes. Its capacity is 1.
+	flushing chan struct{}
 	// mu guards the fields below.
 	mu    sync.Mutex
 	queue []*queuedHeartbeat
@@ -116,7 +118,7 @@ func (n *Network) heartbeatsTo(node string) *heartbeatBatcher {
 	defer n.mu.Unlock()
 	b := n.batchers[node]
 	if b == nil {
-		b = &heartbeatBatcher{network: n, node: node}
+		b = &heartbeatBatcher{network: n, node: node, flushing: make(chan struct{}, 1)}
 		b.timer = time.AfterFunc(time.Hour, b.flush)
 		b.timer.Stop()
 		n.batchers[node] = b
@@ -182,8 +184,8 @@ func (b *heartbeatBatcher) flushNow() {
 
 // flush sends the queue. It dials if there is no connection.
 func (b *heartbeatBatcher) flush() {
-	b.flushing.Lock()
-	defer b.flushing.Unlock()
+	b.flushing <- struct{}{}
+	defer func() { <-b.flushing }()
 	b.mu.Lock()
 	batch, conn := b.queue, b.conn
 	b.queue, b.due = nil, time.Time{}
@@ -227,8 +229,8 @@ func (h *queuedHeartbeat) complete(err error) {
 // network is closed, so a later flush can't dial.
 func (b *heartbeatBatcher) close() {
 	b.timer.Stop()
-	b.flushing.Lock()
-	defer b.flushing.Unlock()
+	b.flushing <- struct{}{}
+	<-b.flushing
 }
 
 // connect dials the peer and starts the goroutine that reads its replies.

@@ -57,7 +57,7 @@ func (n *Network) dial(ctx context.Context, g greeting) (*Conn, error) {
 }
 
 func (n *Network) dialAddress(ctx context.Context, address string, g greeting) (*Conn, error) {
-	conn, err := (&net.Dialer{}).DialContext(ctx, "tcp", address)
+	conn, err := n.opts.Dial(ctx, "tcp", address)
 	if err != nil {
 		return nil, err
 	}
@@ -72,6 +72,9 @@ func (n *Network) dialAddress(ctx context.Context, address string, g greeting) (
 // dies, the operating system may close its connections before its listener, so
 // one probe is not enough.
 var probePauses = []time.Duration{5 * time.Millisecond, 20 * time.Millisecond, 100 * time.Millisecond}
+
+// probeTimeout is how long a probe may take.
+const probeTimeout = time.Second
 
 // PortClosed reports whether a node's machine refuses connections to the node's
 // address, which means that the node's process is not running. It probes for
@@ -88,7 +91,7 @@ func (n *Network) PortClosed(ctx context.Context, node string) bool {
 		if err != nil {
 			return false
 		}
-		conn, err := (&net.Dialer{Timeout: time.Second}).DialContext(ctx, "tcp", address)
+		conn, err := n.probe(ctx, address)
 		switch {
 		case err == nil:
 			_ = conn.Close()
@@ -99,4 +102,11 @@ func (n *Network) PortClosed(ctx context.Context, node string) bool {
 		}
 	}
 	return false
+}
+
+// probe connects to an address without a handshake.
+func (n *Network) probe(ctx context.Context, address string) (net.Conn, error) {
+	ctx, cancel := context.WithTimeout(ctx, probeTimeout)
+	defer cancel()
+	return n.opts.Dial(ctx, "tcp", address)
 }

@@ -68,6 +68,9 @@ type Options struct {
 	// connection, since addresses may change. Calls are concurrent and must not
 	// block.
 	Resolve func(node string) (hostport string, err error)
+	// Dial connects to an address that Resolve has returned, as
+	// net.Dialer.DialContext does. Default: that of a net.Dialer.
+	Dial func(ctx context.Context, network, address string) (net.Conn, error)
 	// TLS makes connections mutually authenticated; nil leaves them plain. The
 	// network uses it both as server and as client. A node's certificate must
 	// be valid for both uses, and for the node's name, or for ServerName if
@@ -155,6 +158,9 @@ func newNetwork(opts Options) (*Network, error) {
 	}
 	if n.log == nil {
 		n.log = slog.New(slog.DiscardHandler)
+	}
+	if n.opts.Dial == nil {
+		n.opts.Dial = (&net.Dialer{}).DialContext
 	}
 	configs, err := newTLSConfigs(opts.TLS)
 	if err != nil {
