@@ -17,3 +17,17 @@ func (g *Group) Urgent() bool { return g.network.urgent.Load() > 0 }
 func (g *Group) Retries(peer string) bool {
 	return g.network.peer(raft.ServerID(peer)).retrying.Load() > 0
 }
+
+// HeartbeatsTo returns how many heartbeats were sent to a node, or are queued.
+func (n *Network) HeartbeatsTo(node string) int {
+	b := n.heartbeatsTo(node)
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	count := len(b.queue)
+	if b.conn != nil {
+		b.conn.mu.Lock()
+		defer b.conn.mu.Unlock()
+		count += int(b.conn.lastID)
+	}
+	return count
+}

@@ -218,6 +218,7 @@ func (g *Group) VerifyLeader(ctx context.Context, term uint64) error {
 	defer g.expediteHeartbeats()()
 	began := time.Now()
 	for {
+		another := g.nextConfirmation()
 		if err := g.await(ctx, g.raft.VerifyLeader, notLeading); err != nil {
 			return err
 		}
@@ -227,7 +228,30 @@ func (g *Group) VerifyLeader(ctx context.Context, term uint64) error {
 		if g.confirmed(term, began) {
 			return nil
 		}
+		// Raft has counted replies that were on their way, or, on a starved
+		// node, replies that are only presumed. The real ones follow.
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-another:
+		case <-time.After(g.heartbeatTimeout / verifyAttempts):
+		}
 	}
+}
+
+// verifyAttempts is how often VerifyLeader sends heartbeats within a heartbeat
+// timeout while none is answered.
+const verifyAttempts = 10
+
+// nextConfirmation returns a channel that is closed when a peer next confirms
+// that this replica leads.
+func (g *Group) nextConfirmation() <-chan struct{} {
+	if g.network == nil {
+		return nil
+	}
+	g.network.mu.Lock()
+	defer g.network.mu.Unlock()
+	return g.network.confirmation
 }
 
 // confirmed reports whether a majority has replied to heartbeats of a term that

@@ -131,6 +131,39 @@ func TestAnEarlierReplyDoesNotConfirmALeader(t *testing.T) {
 	}
 }
 
+// The followers of a leader on a starved node are presumed to follow while they
+// are silent. VerifyLeader does not take that for a confirmation, and does not
+// flood the network with heartbeats while it waits for one.
+func TestAPresumedReplyDoesNotConfirmALeader(t *testing.T) {
+	t.Parallel()
+	c, leader := startCluster(t, "n1", "n2", "n3")
+	if err := leader.group.VerifyLeader(timeout(t), leader.group.Term()); err != nil { // the peers have replied
+		t.Fatal(err)
+	}
+	for _, n := range c.nodes {
+		n.network.Starve(time.Minute)
+	}
+	for _, n := range c.nodes {
+		n.proxy.Stall(relay.Requests, relay.Replies)
+	}
+	peer := c.others(leader)[0].name
+	sent := leader.network.HeartbeatsTo(peer)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+	defer cancel()
+	if err := leader.group.VerifyLeader(ctx, leader.group.Term()); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("confirmed without a reply: %v", err)
+	}
+	if sent = leader.network.HeartbeatsTo(peer) - sent; sent == 0 || sent > 100 {
+		t.Errorf("%d heartbeats within a second", sent)
+	}
+	for _, n := range c.nodes {
+		n.proxy.Resume(relay.Requests, relay.Replies)
+	}
+	if err := leader.group.VerifyLeader(timeout(t), leader.group.Term()); err != nil {
+		t.Error(err)
+	}
+}
+
 // A leader can be closed while its followers are down, and every proposal gets
 // an outcome.
 func TestCloseWithoutAMajority(t *testing.T) {

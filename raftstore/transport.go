@@ -67,8 +67,11 @@ type transport struct {
 	// peerFull is Options.PeerFull; it may be nil.
 	peerFull func(peer string)
 
-	mu    sync.Mutex // guards peers
+	mu    sync.Mutex // guards the fields below
 	peers map[raft.ServerID]*peer
+	// confirmation is closed and replaced when a peer confirms that this
+	// replica leads.
+	confirmation chan struct{}
 }
 
 // peer is what a leader knows about a peer.
@@ -113,7 +116,7 @@ var (
 
 func newTransport(e *endpoint, opts Options, writes *asyncWrites) *transport {
 	t := &transport{
-		endpoint: e, peers: map[raft.ServerID]*peer{}, writes: writes, throttle: e.network.peers.Throttle,
+		endpoint: e, peers: map[raft.ServerID]*peer{}, confirmation: make(chan struct{}), writes: writes, throttle: e.network.peers.Throttle,
 		peerLostEntries: opts.PeerLostEntries, peerFull: opts.PeerFull,
 	}
 	t.inMemory = func(index uint64) bool { return writes.get(index) != nil || opts.Log.InMemory(index) }
@@ -278,6 +281,7 @@ func (t *transport) sendHeartbeat(id raft.ServerID, to raft.ServerAddress, q *ra
 		}
 		if a.Success {
 			p.recordConfirmation(term, sent)
+			t.notifyConfirmation()
 		} else if a.Term > term {
 			p.rejectedTerm.Store(term)
 		}
@@ -294,6 +298,14 @@ func (t *transport) sendHeartbeat(id raft.ServerID, to raft.ServerAddress, q *ra
 	}
 	*a = reply
 	return nil
+}
+
+// notifyConfirmation wakes the callers that wait for a confirmation.
+func (t *transport) notifyConfirmation() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	close(t.confirmation)
+	t.confirmation = make(chan struct{})
 }
 
 // expediteHeartbeats sends the queued heartbeats now, and later ones without
