@@ -470,8 +470,9 @@ func (g *Group) closeTransport() error {
 // drainTimeout is how long Close waits for proposals to commit.
 const drainTimeout = 2 * time.Second
 
-// drainQueues waits until raft has handled the requests in its queues. Raft
-// never answers those that are there when it shuts down.
+// drainQueues waits until raft has handled the requests in its queues, and the
+// FSM the committed entries. Raft never answers those that are there when it
+// shuts down.
 func (g *Group) drainQueues() {
 	if g.outstanding.Load() == 0 {
 		return
@@ -483,6 +484,17 @@ func (g *Group) drainQueues() {
 	defer g.expediteHeartbeats()()
 	// Raft has two queues. It has handled a queue when it answers a request at
 	// the end of it.
-	_ = g.raft.Barrier(0).Error()
+	for errors.Is(g.raft.Barrier(0).Error(), raft.ErrLeadershipTransferInProgress) {
+		time.Sleep(drainPause) // proposals from before the transfer may still commit
+	}
 	_ = g.raft.VerifyLeader().Error()
+	// A leader that has stepped down may have passed committed entries to the
+	// FSM's goroutine, which does not answer what it finds in its queue when
+	// raft shuts down.
+	for g.raft.Stats()["fsm_pending"] != "0" {
+		time.Sleep(drainPause)
+	}
 }
+
+// drainPause is the pause between two looks at what Close waits for.
+const drainPause = 2 * time.Millisecond

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/cantuslog/cantus/internal/relay"
+	"github.com/cantuslog/cantus/internal/testkit"
 	"github.com/cantuslog/cantus/raftstore"
 )
 
@@ -180,6 +181,50 @@ func TestCloseWithoutAMajority(t *testing.T) {
 	for _, p := range ps {
 		if _, err := p.Wait(); err == nil {
 			t.Fatal("it was committed without a majority")
+		}
+	}
+}
+
+// A replica that led, and whose FSM has not applied all that was committed, can
+// be closed, and every proposal gets an outcome.
+func TestCloseWhileTheFSMIsBehind(t *testing.T) {
+	t.Parallel()
+	c, leader := startCluster(t, "n1", "n2", "n3")
+	leader.fsm.held, leader.fsm.hold = make(chan struct{}, 1), make(chan struct{})
+	var ps []raftstore.Proposal
+	for range 20 { // each is a batch of its own
+		last := leader.log().LastIndex()
+		ps = append(ps, leader.group.Propose([]byte("x")))
+		until(t, "the entry is committed", func() bool {
+			return leader.log().LastIndex() > last && leader.group.RaftCommitIndex() > last
+		})
+	}
+	<-leader.fsm.held
+	for _, n := range c.others(leader) {
+		n.closeGroup()
+	}
+	until(t, "the leader has stepped down", func() bool { return !leader.group.Leading() })
+	closed := make(chan error, 1)
+	go func() { closed <- leader.group.Close() }()
+	for range 100 { // raft must not shut down before the FSM has caught up
+		if leader.group.Status().State == "shutdown" {
+			break
+		}
+		time.Sleep(time.Millisecond)
+	}
+	close(leader.fsm.hold)
+	if err := <-closed; err != nil {
+		t.Error(err)
+	}
+	outcomes := make(chan error, len(ps))
+	for _, p := range ps {
+		go func() { _, err := p.Wait(); outcomes <- err }()
+	}
+	for range ps {
+		select {
+		case <-outcomes:
+		case <-testkit.Soon(t).Done():
+			t.Fatal("a proposal has no outcome")
 		}
 	}
 }
