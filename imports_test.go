@@ -26,7 +26,7 @@ var layers = map[string][]string{
 	"examples":  {"client", "broker", "subjects"},
 
 	"cantustest": {"broker", "client", "subjects"},
-	"internal":   {"client", "subjects"},
+	"internal":   {"client", "raftstore", "subjects", "wal"},
 }
 
 // rooms says which packages inside a folder only some may import.
