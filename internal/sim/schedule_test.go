@@ -1,0 +1,34 @@
+package sim_test
+
+import (
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/cantuslog/cantus/internal/sim"
+)
+
+func TestASchedulePrintsAsAScript(t *testing.T) {
+	kinds := map[sim.Kind]bool{}
+	for seed := range uint64(50) {
+		s := sim.NewSchedule(seed, sim.Names(3), 10*time.Second, 500*time.Millisecond)
+		if again := sim.NewSchedule(seed, sim.Names(3), 10*time.Second, 500*time.Millisecond); !slices.Equal(again, s) {
+			t.Errorf("seed %d: %v, and then %v", seed, s, again)
+		}
+		parsed, err := sim.ParseSchedule("# a comment\n\n" + s.String())
+		if err != nil || !slices.Equal(parsed, s) {
+			t.Errorf("%v\n%s\nis read as\n%s", err, s, parsed)
+		}
+		for _, f := range s {
+			kinds[f.Kind] = true
+		}
+	}
+	if len(kinds) != 13 {
+		t.Errorf("50 schedules have %d kinds of faults: %v", len(kinds), kinds)
+	}
+	for _, bad := range []string{"1s", "soon kill n1", "1s explode n1", "1s kill n1 for ever"} {
+		if s, err := sim.ParseSchedule(bad); err == nil {
+			t.Errorf("%q is read as %v", bad, s)
+		}
+	}
+}
