@@ -78,7 +78,8 @@ func TestNoConditionHidesATest(t *testing.T) {
 				}
 			}
 			if m := tag.FindStringSubmatch(string(text)); m != nil {
-				for _, name := range word.FindAllString(m[1], -1) {
+				tags := strings.ReplaceAll(m[1], "!race", "") // CI runs all tests without the race detector too
+				for _, name := range word.FindAllString(tags, -1) {
 					ran := regexp.MustCompile(`go test .*-tags (\S+,)?` + name + `\b`).MatchString(scripts)
 					if !ran && notInCI[name] == "" && !slices.Contains(systems, name) {
 						t.Errorf("%s: CI runs no test with the tag %s", path, name)

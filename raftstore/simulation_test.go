@@ -1,3 +1,5 @@
+//go:build !race
+
 package raftstore_test
 
 import (
@@ -26,6 +28,9 @@ import (
 // entries, each once, and read. The judge compares what they were told with the
 // log that all replicas have at the end.
 //
+// The race detector is left out: it has crashed itself (in ThreadSanitizer's
+// stack depot) in some runs.
+//
 // CANTUS_SIM_SEED=n runs the seed n, CANTUS_SIM_RUNS=n the seeds 1 to n, or n
 // seeds from CANTUS_SIM_SEED on. CANTUS_SIM_SCRIPT names a file with a schedule
 // that replaces the seed's. CANTUS_SIM_TRACE=1 prints every event.
@@ -36,9 +41,6 @@ const (
 )
 
 func TestSimulation(t *testing.T) {
-	if sim.Race && os.Getenv("CANTUS_SIM_RUNS") == "" {
-		t.Skip("left out under the race detector, whose own memory runs out in some runs; CANTUS_SIM_RUNS=n runs it nevertheless")
-	}
 	for _, seed := range simSeeds(t) {
 		t.Run(fmt.Sprintf("seed=%d", seed), func(t *testing.T) { simulate(t, seed) })
 	}

@@ -1,6 +1,0 @@
-//go:build race
-
-package sim
-
-// Race reports whether the race detector is on.
-const Race = true
