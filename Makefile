@@ -19,6 +19,7 @@ short: ## what takes two minutes of them, for the time between two edits
 
 race: ## the packages with goroutines of their own, under the race detector
 	$(GO) test -race -timeout 20m ./subjects ./wal/... ./raftstore/... ./broker/... ./client/... ./cantustest ./cmd/...
+	$(GO) test -race -short -timeout 20m ./examples/...
 
 lint: ## gofmt, vet of all build tags, golangci-lint (built from .ci/golangci: some minutes the first time)
 	./.ci/vet

@@ -98,20 +98,20 @@ func TestMergesWhatWaits(t *testing.T) {
 	}
 }
 
-// TestQueueIsBounded: while the writer is blocked, Enqueue blocks once MaxQueue
-// bytes wait, and Close wakes blocked callers.
+// TestQueueIsBounded: while the writer is blocked, Enqueue blocks once the
+// queue is full, and Close wakes blocked callers.
 func TestQueueIsBounded(t *testing.T) { synctest.Test(t, testQueueIsBounded) }
 
 func testQueueIsBounded(t *testing.T) {
 	goOn := make(chan struct{})
 	j := mustOpen(t, dir, journal.Options{
-		FS: journaltest.New(1), SegmentSize: 64 << 10, MaxQueue: 1000,
+		FS: journaltest.New(1), SegmentSize: 64 << 10,
 		Synced: func(seq uint64, _ []journal.Op) {
 			if seq == 1 {
 				<-goOn
 			}
 		},
-	}, nil)
+	}.WithLimits(0, 1000), nil)
 	j.Enqueue(put("a", 10))
 	synctest.Wait()
 	full := j.Enqueue(put("b", 900))
@@ -327,7 +327,7 @@ func TestConcurrent(t *testing.T) {
 	seen := map[string]int{}
 	fs := journaltest.New(1)
 	j := mustOpen(t, dir, journal.Options{
-		FS: fs, SegmentSize: 16 << 10, MaxFrame: 4 << 10, MaxQueue: 2 << 10,
+		FS: fs, SegmentSize: 16 << 10,
 		Synced: func(_ uint64, ops []journal.Op) {
 			mu.Lock()
 			defer mu.Unlock()
@@ -335,7 +335,7 @@ func TestConcurrent(t *testing.T) {
 				seen[string(op.Key)]++
 			}
 		},
-	}, nil)
+	}.WithLimits(4<<10, 2<<10), nil)
 	var wg sync.WaitGroup
 	for g := range 16 {
 		wg.Go(func() {

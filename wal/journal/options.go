@@ -6,8 +6,15 @@ import "fmt"
 const (
 	defaultSegmentSize = 64 << 20
 	defaultFirstSize   = 1 << 20
-	defaultMaxFrame    = 8 << 20
-	defaultMaxQueue    = 64 << 20
+
+	// defaultMaxFrame is the size in bytes at which merging stops. A larger
+	// Commit gets a frame of its own. Larger frames mean fewer syncs under
+	// load, and a longer wait for the first commit of a frame.
+	defaultMaxFrame = 8 << 20
+
+	// defaultMaxQueue is how many bytes of operations may wait for the writer
+	// before Commit blocks. An empty queue takes any one.
+	defaultMaxQueue = 64 << 20
 
 	// maxSpares is how many released segments are kept for use again, in
 	// addition to the one that is prepared for the next roll.
@@ -35,15 +42,6 @@ type Options struct {
 	// made. Default 1 MiB, or SegmentSize if that is less.
 	FirstSize int64
 
-	// MaxFrame is the size in bytes at which merging stops. A larger Commit
-	// gets a frame of its own. A larger MaxFrame means fewer syncs under load,
-	// and a longer wait for the first commit of a frame. Default 8 MiB.
-	MaxFrame int
-
-	// MaxQueue is how many bytes of operations may wait for the writer before
-	// Commit blocks. An empty queue takes any one. Default 64 MiB.
-	MaxQueue int64
-
 	// Room is called before a segment takes bytes more of the disk. If it
 	// returns an error, a smaller segment is tried, and if that fails too the
 	// commit returns ErrNoSpace. If a frame waits for the segment, Room is
@@ -61,6 +59,10 @@ type Options struct {
 	// it blocks nothing is written, and commits wait. It must not call the
 	// journal's Commit or Close. It may keep the slices.
 	Synced func(seq uint64, ops []Op)
+
+	// These are defaultMaxFrame and defaultMaxQueue, except in tests.
+	maxFrame int
+	maxQueue int64
 }
 
 // withDefaults returns o with defaults for zero fields, after checking the
@@ -83,14 +85,11 @@ func (o Options) withDefaults() (Options, error) {
 		return o, fmt.Errorf("first segment size %d is not a multiple of %d from %d to %d: %w",
 			o.FirstSize, labelBlock, minSegmentSize, o.SegmentSize, ErrOptions)
 	}
-	if o.MaxFrame == 0 {
-		o.MaxFrame = defaultMaxFrame
+	if o.maxFrame == 0 {
+		o.maxFrame = defaultMaxFrame
 	}
-	if o.MaxQueue == 0 {
-		o.MaxQueue = defaultMaxQueue
-	}
-	if o.MaxFrame < 0 || o.MaxQueue < 0 {
-		return o, fmt.Errorf("negative MaxFrame or MaxQueue: %w", ErrOptions)
+	if o.maxQueue == 0 {
+		o.maxQueue = defaultMaxQueue
 	}
 	return o, nil
 }

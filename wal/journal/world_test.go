@@ -49,7 +49,7 @@ func newWorld(t testing.TB, seed uint64) *world {
 
 func (w *world) options() journal.Options {
 	return journal.Options{
-		FS: w.fs, FirstSize: 8 << 10, SegmentSize: w.largest, MaxFrame: 2 << 10, MaxQueue: 8 << 10,
+		FS: w.fs, FirstSize: 8 << 10, SegmentSize: w.largest,
 		Synced: func(seq uint64, ops []journal.Op) {
 			w.mu.Lock()
 			defer w.mu.Unlock()
@@ -57,7 +57,7 @@ func (w *world) options() journal.Options {
 			w.synced = append(w.synced, numbers...)
 			w.frames[seq] = numbers[len(numbers)-1]
 		},
-	}
+	}.WithLimits(2<<10, 8<<10)
 }
 
 // ops returns commit number c: some puts and deletes from which parse can tell

@@ -82,7 +82,7 @@ func (j *Journal) CommitAsync(ops []Op, then func(error)) bool {
 	switch {
 	case j.closing || j.err != nil || len(ops) == 0:
 		return false
-	case len(j.queue) > 0 && j.queued+c.size > j.opts.MaxQueue:
+	case len(j.queue) > 0 && j.queued+c.size > j.opts.maxQueue:
 		return false
 	case j.unwritten+c.alone() > j.left-j.kept(c.alone()):
 		return false // there may be no space for another segment
@@ -97,7 +97,7 @@ func (j *Journal) enqueue(c *commit) error {
 	}
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	for !j.closing && j.err == nil && len(j.queue) > 0 && j.queued+c.size > j.opts.MaxQueue {
+	for !j.closing && j.err == nil && len(j.queue) > 0 && j.queued+c.size > j.opts.maxQueue {
 		j.room.Wait()
 	}
 	if j.closing {
@@ -153,7 +153,7 @@ func (j *Journal) take() []*commit {
 		}
 		j.work.Wait()
 	}
-	limit := min(int64(j.opts.MaxFrame), max(j.left, j.nextSize()-labelBlock))
+	limit := min(int64(j.opts.maxFrame), max(j.left, j.nextSize()-labelBlock))
 	n, ops, size := 0, 0, int64(0)
 	for _, c := range j.queue {
 		ops += len(c.ops)
