@@ -3,7 +3,7 @@ GO ?= go
 # What the nearest release tag calls this commit, empty if there is none.
 VERSION ?= $(shell git describe --tags --match 'v[0-9]*' --dirty 2>/dev/null)
 
-.PHONY: help build test short race lint vuln fuzz bench soak idle scaling bench-etcd e2e long cluster failover netfaults interop natscli postgres proof powercut fulldisk sim pictures clean
+.PHONY: help build test short race lint vuln fuzz bench soak idle scaling bench-etcd e2e long cluster failover faults faults-long netfaults interop natscli postgres proof powercut fulldisk sim pictures clean
 
 help: ## this list
 	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -55,6 +55,12 @@ cluster: ## clusters of real processes at full length: failing leaders, restarts
 
 failover: ## how long a partition pauses when its leader is killed, or stopped
 	CANTUS_LONG=1 $(GO) test -count=1 -timeout 60m -v -run '^TestClusterFailoverPauses$$' ./e2e
+
+faults: ## random faults on real processes for half an hour, ending in the judge (FOR=30m, SEED=, BINARY= another cantus)
+	$(GO) test -count=1 -timeout 0 -v -run '^TestMixedFaults$$' ./e2e -args -faults-for $${FOR:-30m} -faults-seed $${SEED:-0} -binary "$(abspath $(BINARY))"
+
+faults-long: ## the same for eight hours
+	$(MAKE) faults FOR=8h
 
 netfaults: ## clusters in network namespaces with cut and slow links (root, iproute2, sch_netem)
 	CANTUS_LONG=1 $(GO) test -count=1 -timeout 60m -v -tags netfaults -run '^TestNet' ./e2e

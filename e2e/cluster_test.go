@@ -475,7 +475,7 @@ func (c *cluster) checkAlone(t *testing.T, n *node, logs map[int][]*nats.Msg, di
 	for partition, want := range logs {
 		got := c.drainAlone(t, n, alone, partition, want)
 		if c.recorder != nil {
-			c.recorder.drained(n.name, partition, digests[partition], got)
+			c.recorder.drained(n.name, partition, 1, digests[partition], got)
 		}
 	}
 }

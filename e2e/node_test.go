@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"errors"
+	"flag"
 	"fmt"
 	"io"
 	"os"
@@ -23,8 +24,9 @@ import (
 // patience bounds how long tests wait for an event.
 const patience = testkit.Patience
 
-// program is the path of the binary under test, built once.
-var program string
+// program is the path of the binary under test. checker is that of this source
+// tree, built once: usually the same.
+var program, checker string
 
 func TestMain(m *testing.M) {
 	os.Exit(buildAndRun(m))
@@ -37,10 +39,14 @@ func buildAndRun(m *testing.M) int {
 		return 1
 	}
 	defer os.RemoveAll(dir)
-	program = filepath.Join(dir, "cantus")
-	if out, err := exec.Command("go", "build", "-o", program, "../cmd/cantus").CombinedOutput(); err != nil {
+	checker = filepath.Join(dir, "cantus")
+	if out, err := exec.Command("go", "build", "-o", checker, "../cmd/cantus").CombinedOutput(); err != nil {
 		fmt.Fprintf(os.Stderr, "build: %v\n%s", err, out)
 		return 1
+	}
+	flag.Parse()
+	if program = *underTest; program == "" {
+		program = checker
 	}
 	return m.Run()
 }
@@ -250,8 +256,13 @@ func (p *process) kill() {
 // wrote to standard output and standard error.
 func cantus(tb testing.TB, args ...string) (code int, stdout, stderr string) {
 	tb.Helper()
+	return runProgram(tb, program, args...)
+}
+
+func runProgram(tb testing.TB, path string, args ...string) (code int, stdout, stderr string) {
+	tb.Helper()
 	var out, errs bytes.Buffer
-	cmd := exec.CommandContext(tb.Context(), program, args...)
+	cmd := exec.CommandContext(tb.Context(), path, args...)
 	cmd.Stdout, cmd.Stderr = &out, &errs
 	var exit *exec.ExitError
 	if err := cmd.Run(); err != nil && !errors.As(err, &exit) {

@@ -47,6 +47,9 @@ func (r *recorder) now() int64 {
 
 // add records an operation that has just ended.
 func (r *recorder) add(client string, start int64, partition int, o *judge.Operation) {
+	if r == nil {
+		return
+	}
 	o.Client, o.Partition, o.Start, o.End = client, partition, start, r.now()
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -151,14 +154,12 @@ func (r *recorder) info(client string, start int64, partition int, i partitionIn
 	r.add(client, start, partition, o)
 }
 
-// drained records the log of a replica.
-func (r *recorder) drained(replica string, partition int, digest string, log []*nats.Msg) {
-	d := &judge.Drain{Replica: replica, Partition: partition, FirstTxid: 1, Digest: digest}
+// drained records the log of a replica, which begins at txid first.
+func (r *recorder) drained(replica string, partition int, first uint64, digest string, log []*nats.Msg) {
+	d := &judge.Drain{Replica: replica, Partition: partition, FirstTxid: first, HighWaterMark: first - 1, Digest: digest}
 	for _, m := range log {
 		d.Transactions = append(d.Transactions, storedTransaction(m))
-	}
-	if n := len(d.Transactions); n > 0 {
-		d.FirstTxid, d.HighWaterMark = d.Transactions[0].Txid, d.Transactions[n-1].Txid
+		d.HighWaterMark = txid(m)
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -184,7 +185,7 @@ func (r *recorder) judge(t *testing.T) {
 	if err := judge.Encode(file, &r.history); err != nil {
 		t.Fatal(err)
 	}
-	code, stdout, stderr := cantus(t, "check", path)
+	code, stdout, stderr := runProgram(t, checker, "check", path)
 	if code != 0 {
 		t.Fatalf("cantus check %s: exit %d\n%s%s", path, code, stdout, stderr)
 	}
