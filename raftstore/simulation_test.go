@@ -440,16 +440,15 @@ type simJudge struct {
 
 // simOp is a proposal.
 type simOp struct {
-	client     int
-	node       string
-	data       string
-	at         time.Time
-	begun      int // the clock
-	ended      int // 0 while it has no outcome
-	err        error
-	result     simResult
-	found      uint64 // the index at which the log has it
-	repetition bool
+	client int
+	node   string
+	data   string
+	at     time.Time
+	begun  int // the clock
+	ended  int // 0 while it has no outcome
+	err    error
+	result simResult
+	found  uint64 // the index at which the log has it
 }
 
 type simEntry struct {

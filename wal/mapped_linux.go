@@ -67,11 +67,11 @@ func mmapAllocated(addr, length uintptr, prot, flags, fd int, offset int64) (uin
 func allocateMapped(fd int, length int64) error {
 	var stat unix.Stat_t
 	if unix.Fstat(fd, &stat) != nil || stat.Blocks > 0 {
-		return nil
+		return nil //nolint:nilerr // mapping it reports what is wrong with it
 	}
 	path, err := os.Readlink("/proc/self/fd/" + strconv.Itoa(fd))
 	if err != nil {
-		return nil // without /proc nothing tells whose file it is
+		return nil //nolint:nilerr // without /proc nothing tells whose file it is
 	}
 	m, ok := mappedDirs.Load(filepath.Dir(path))
 	if !ok {
