@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"runtime"
+	"slices"
 
 	"golang.org/x/sync/errgroup"
 
@@ -198,47 +199,71 @@ func (r *Result) check() error {
 	return nil
 }
 
-// assemble makes a history of its lines.
+// assembler makes a history of its lines.
+type assembler struct {
+	History
+	begun bool
+	first map[int]*Drain // of each partition
+	drain *Drain         // whose transactions follow, nil if none may
+}
+
 func assemble(chunks []*chunk) (*History, error) {
-	h := &History{}
-	begun := false
-	models := map[int]*Drain{} // of each partition
+	a := &assembler{first: map[int]*Drain{}}
 	for _, c := range chunks {
 		for _, l := range c.lines {
-			if begun != (l.History == nil) {
-				return nil, fmt.Errorf("%w: the first line, and no other, has a history", ErrFormat)
-			}
-			switch {
-			case l.History != nil:
-				h.Header, begun = *l.History, true
-				if h.Header.Version != Version {
-					return nil, fmt.Errorf("%w: version %d, and not %d", ErrFormat, h.Header.Version, Version)
-				}
-			case l.Operation != nil:
-				h.Operations = append(h.Operations, l.Operation)
-			case l.Drain != nil:
-				h.Drains = append(h.Drains, l.Drain)
-				if models[l.Drain.Partition] == nil {
-					models[l.Drain.Partition] = l.Drain
-				}
-			case len(h.Drains) == 0:
-				return nil, fmt.Errorf("%w: a stored transaction before any drain", ErrFormat)
-			default:
-				d := h.Drains[len(h.Drains)-1]
-				t := l.Transaction
-				// Replicas that hold the same share it.
-				if same := at(models[d.Partition].Transactions, t.Txid); same != nil && same.equal(t) {
-					t = same
-				}
-				d.Transactions = append(d.Transactions, t)
+			if err := a.add(l); err != nil {
+				return nil, fmt.Errorf("%w: %w", ErrFormat, err)
 			}
 		}
 		c.lines = nil
 	}
-	if !begun {
+	if !a.begun {
 		return nil, fmt.Errorf("%w: it is empty", ErrFormat)
 	}
-	return h, h.check()
+	return &a.History, a.check()
+}
+
+func (a *assembler) add(l line) error {
+	if a.begun != (l.History == nil) {
+		return errors.New("the first line, and no other, has a history")
+	}
+	switch {
+	case l.History != nil:
+		a.Header, a.begun = *l.History, true
+		if a.Header.Version != Version {
+			return fmt.Errorf("version %d, and not %d", a.Header.Version, Version)
+		}
+	case l.Operation != nil:
+		a.Operations = append(a.Operations, l.Operation)
+	case l.Drain != nil:
+		return a.addDrain(l.Drain)
+	case a.drain == nil:
+		return errors.New("a stored transaction before any drain, or behind one that has those of another")
+	default:
+		t := l.Transaction
+		// Replicas that hold the same share it.
+		if same := at(a.first[a.drain.Partition].Transactions, t.Txid); same != nil && same.equal(t) {
+			t = same
+		}
+		a.drain.Transactions = append(a.drain.Transactions, t)
+	}
+	return nil
+}
+
+func (a *assembler) addDrain(d *Drain) error {
+	a.drain = d
+	if d.As != "" {
+		i := slices.IndexFunc(a.Drains, func(o *Drain) bool { return o.Replica == d.As && o.Partition == d.Partition })
+		if i < 0 {
+			return fmt.Errorf("replica %s has the transactions of %s, which was not drained before", d.Replica, d.As)
+		}
+		d.Transactions, d.As, a.drain = a.Drains[i].Transactions, "", nil
+	}
+	a.Drains = append(a.Drains, d)
+	if a.first[d.Partition] == nil {
+		a.first[d.Partition] = d
+	}
+	return nil
 }
 
 // equal reports whether two stored transactions are the same in every respect.

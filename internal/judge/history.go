@@ -252,12 +252,15 @@ type Trim struct {
 // Drain is the log of one replica of a partition, read when nothing was
 // appended any more.
 type Drain struct {
-	Replica       string    `json:"replica"`
-	Partition     int       `json:"partition"`
-	FirstTxid     uint64    `json:"first_txid"` // the oldest transaction kept
-	HighWaterMark uint64    `json:"high_water_mark"`
-	Digest        string    `json:"digest,omitempty"` // at the high-water mark, if known
-	Transactions  []*Stored `json:"-"`
+	Replica       string `json:"replica"`
+	Partition     int    `json:"partition"`
+	FirstTxid     uint64 `json:"first_txid"` // the oldest transaction kept
+	HighWaterMark uint64 `json:"high_water_mark"`
+	Digest        string `json:"digest,omitempty"` // at the high-water mark, if known
+	// As names a replica of the same partition, drained before, that has the
+	// very same transactions. They are not repeated in a file.
+	As           string    `json:"as,omitempty"`
+	Transactions []*Stored `json:"-"`
 }
 
 // at returns the transaction with a txid, nil if there is none. The

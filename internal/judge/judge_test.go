@@ -66,6 +66,8 @@ func TestUnusableInput(t *testing.T) {
 		"an operation elsewhere":  {head + drain + `{"operation":{"partition":1,"append":{},"outcome":"unknown"}}`, "an operation on partition 1"},
 		"without a drain":         {head + `{"operation":{"append":{},"outcome":"unknown"}}`, "no replica of partition 0"},
 		"a transaction too early": {head + `{"transaction":{"txid":1}}`, "before any drain"},
+		"as nobody":               {head + `{"drain":{"replica":"n1","as":"n2"}}`, "has the transactions of n2"},
+		"as, and its own":         {head + drain + `{"drain":{"replica":"n2","as":"n1"}}` + `{"transaction":{"txid":1}}`, "those of another"},
 		"txid 0":                  {head + drain + `{"transaction":{"txid":0}}`, "line 3: a stored transaction has the txid 0"},
 		"no operation":            {head + `{"operation":{"outcome":"ok"}}`, "line 2: an operation is not exactly one"},
 		"two operations":          {head + `{"operation":{"append":{},"info":{},"outcome":"unknown"}}`, "line 2: an operation is not exactly one"},
