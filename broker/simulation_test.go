@@ -1,0 +1,659 @@
+//go:build !race
+
+package broker
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"os"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/cantuslog/cantus/broker/internal/natslink"
+	"github.com/cantuslog/cantus/internal/sim"
+	"github.com/cantuslog/cantus/internal/testkit"
+	"github.com/cantuslog/cantus/lockmgr"
+	"github.com/cantuslog/cantus/raftstore"
+	"github.com/cantuslog/cantus/subjects"
+	"github.com/cantuslog/cantus/wal"
+)
+
+// The simulation of the data path runs one partition on three nodes in virtual
+// time: queue, sequencer, certifier, responder and publisher, over the replicas,
+// disks and network of package sim. Clients send the messages of the protocol,
+// with locks and message ids, and send them again with the same id while they
+// know no outcome. Messages and replies get lost.
+//
+// The judge keeps every committed transaction. It checks that all replicas
+// apply the same, that what was acknowledged is there once, that no committed
+// transaction had a conflict at its mark, and that every refusal names a
+// transaction that justifies it.
+//
+// The environment variables are those of the simulation in package raftstore.
+const (
+	dataSimLength  = 8 * time.Second
+	dataSimSpacing = 500 * time.Millisecond
+	dataSimClients = 6
+	dataSimWindow  = 6 * time.Second         // of message ids
+	dataSimGiveUp  = 2500 * time.Millisecond // after this long a message is not sent again
+)
+
+func TestSimulationOfTheDataPath(t *testing.T) {
+	number := func(name string) uint64 {
+		n, err := strconv.ParseUint(os.Getenv(name), 10, 64)
+		if err != nil && os.Getenv(name) != "" {
+			t.Fatalf("%s: %v", name, err)
+		}
+		return n
+	}
+	first, runs := max(1, number("CANTUS_SIM_SEED")), number("CANTUS_SIM_RUNS")
+	if runs == 0 {
+		runs = testkit.Sized[uint64](1, 4, 100)
+		if os.Getenv("CANTUS_SIM_SEED") != "" {
+			runs = 1
+		}
+	}
+	for seed := first; seed < first+runs; seed++ {
+		t.Run(fmt.Sprintf("seed=%d", seed), func(t *testing.T) { simulateDataPath(t, seed) })
+	}
+}
+
+func simulateDataPath(t *testing.T, seed uint64) {
+	schedule := sim.NewSchedule(seed, sim.Names(3), dataSimLength, dataSimSpacing)
+	if path := os.Getenv("CANTUS_SIM_SCRIPT"); path != "" {
+		script, err := os.ReadFile(path)
+		if err == nil {
+			schedule, err = sim.ParseSchedule(string(script))
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	opts := sim.Options{Seed: seed, Dirs: []string{t.TempDir(), t.TempDir(), t.TempDir()}}
+	if os.Getenv("CANTUS_SIM_TRACE") != "" {
+		opts.Trace = func(line string) { fmt.Println(line) }
+	}
+	fmt.Printf("simulation of the data path: seed %d\n", seed)
+	synctest.Test(t, func(t *testing.T) {
+		s := newDataSim(opts)
+		s.run(t.Context(), schedule)
+		for _, f := range s.cluster.Failures() {
+			t.Error(f)
+		}
+		j := s.judge
+		t.Logf("seed %d: %d messages; %d acknowledged, %d of them as duplicates; %d conflicts; %d without an outcome; %d transactions, the oldest kept is %d; %v of virtual time",
+			seed, j.sent, j.acked, j.duplicates, j.conflicts, j.abandoned, len(j.log), s.first(), time.Since(s.began))
+		if t.Failed() {
+			t.Logf("to run it again: CANTUS_SIM_SEED=%d go test -run '^TestSimulationOfTheDataPath$' ./broker\nthe schedule:\n%s\nwhat happened:\n%s",
+				seed, schedule, s.cluster.Events())
+		}
+	})
+}
+
+// dataSim is one run. It is also the cluster's App.
+type dataSim struct {
+	cluster *sim.Cluster
+	judge   *dataJudge
+	seed    uint64
+	began   time.Time
+
+	mu      sync.Mutex // guards the fields below
+	nodes   map[string]*dataSimNode
+	waiting map[string]chan []byte // clients that wait for a reply, by its subject
+	rng     *rand.Rand             // which replies are lost
+}
+
+// dataSimNode is a running replica of the partition.
+type dataSimNode struct {
+	p       *partition
+	cancel  context.CancelFunc
+	running sync.WaitGroup
+}
+
+func newDataSim(opts sim.Options) *dataSim {
+	s := &dataSim{
+		seed: opts.Seed, nodes: map[string]*dataSimNode{}, waiting: map[string]chan []byte{},
+		rng: rand.New(rand.NewPCG(opts.Seed, 7)),
+	}
+	s.cluster = sim.New(opts, s)
+	s.judge = &dataJudge{cluster: s.cluster, requests: map[string]*dataRequest{}}
+	return s
+}
+
+func (s *dataSim) run(ctx context.Context, schedule sim.Schedule) {
+	s.began = time.Now()
+	s.cluster.Start(ctx)
+	clients, stop := context.WithCancel(ctx)
+	var running sync.WaitGroup
+	for i := range dataSimClients {
+		c := &dataClient{s: s, id: i, rng: rand.New(rand.NewPCG(s.seed, uint64(2000+i)))}
+		running.Go(func() { c.run(clients) })
+	}
+	running.Go(func() { s.trim(clients) })
+	s.cluster.Run(ctx, schedule)
+	time.Sleep(time.Second)
+	s.cluster.Heal()
+	time.Sleep(4 * time.Second)
+	stop()
+	running.Wait()
+	same := false
+	for deadline := time.Now().Add(time.Minute); !same && time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
+		same = s.cluster.Converged() || len(s.cluster.Failures()) > 0
+	}
+	if !same {
+		s.cluster.Fail("the replicas are not the same a minute after the last fault")
+	}
+	s.compareDigests()
+	s.cluster.Stop()
+	s.judge.verdict()
+}
+
+// trim trims the partition now and then, as an operator's request does.
+func (s *dataSim) trim(ctx context.Context) {
+	rng := rand.New(rand.NewPCG(s.seed, 8))
+	for ctx.Err() == nil {
+		time.Sleep(time.Duration(rng.Int64N(int64(time.Second))))
+		leader := s.cluster.Leader()
+		if leader == nil {
+			continue
+		}
+		if n := s.node(leader.Name); n != nil {
+			batch, _ := n.p.trimmer.batch(n.p.replica.mark.Load() / 2)
+			_, _ = n.p.group.Propose(batch).Wait()
+		}
+	}
+}
+
+// first returns the oldest transaction that a node keeps.
+func (s *dataSim) first() uint64 { return s.judge.trimmed() }
+
+// compareDigests compares the digests of all replicas.
+func (s *dataSim) compareDigests() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var want wal.Digest
+	compared := ""
+	for name, n := range s.nodes {
+		r := n.p.replica
+		r.mu.Lock()
+		digest, first := r.digest, r.first
+		r.mu.Unlock()
+		s.judge.setFirst(first)
+		if compared != "" && digest != want {
+			s.cluster.Fail("the digests of %s and %s differ", compared, name)
+		}
+		want, compared = digest, name
+	}
+}
+
+func (s *dataSim) node(name string) *dataSimNode {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.nodes[name]
+}
+
+// Start implements sim.App.
+func (s *dataSim) Start(n *sim.Node) (*raftstore.Group, error) {
+	names := subjects.Names{Prefix: "cantus"}
+	replies := &dataReplies{s: s}
+	log := slog.New(slog.DiscardHandler)
+	if l := n.Logger(); l != nil {
+		log = l
+	}
+	h := host{
+		name: n.Name, names: names, partitions: 1, log: log, now: time.Now, queueBytes: 8 << 20,
+		replica: replicaOptions{locks: lockmgr.Options{Locks: 200, IDs: 10_000, IDWindow: dataSimWindow}, pointEvery: 16},
+		nats:    fakeNATS{}, appends: replies, reads: replies, feeds: replies, sender: dataPoster{replies}, readSender: dataPoster{replies},
+		feedKey: make([]byte, 64), metrics: newMetrics(), stats: newServiceStats(), inflight: newInflightLimit(batchesInFlight),
+		encodeAdvisory: func(string, map[string]any) []byte { return nil },
+		advise:         func(string, map[string]any) {},
+	}
+	p := &partition{host: h, log: log, store: n.Log(), queue: newQueue(h.queueBytes), metrics: h.metrics.partition(0, h.stats)}
+	damage := func(err error) {
+		if n.Whole() {
+			s.cluster.Fail("%s: %v", n.Name, err)
+		}
+	}
+	p.replica = newReplica(n.Log(), h.replica, h.now, damage, &p.digests)
+	p.wire()
+	group, err := raftstore.Open(raftstore.Options{
+		Node: n.Name, Voters: n.Voters, Log: n.Log(), FSM: &dataFSM{p.replica, s.judge, n}, Network: n.Network(), ID: sim.GroupID,
+		SnapshotInterval: 100 * time.Millisecond, SnapshotEntries: 20, Logger: n.Logger(),
+		HaltedItself: func(err error) { s.cluster.Fail("%s has halted itself: %v", n.Name, err) },
+	})
+	if err != nil {
+		return nil, err
+	}
+	p.setGroup(group)
+	ctx, cancel := context.WithCancel(context.Background())
+	r := &dataSimNode{p: p, cancel: cancel}
+	r.running.Go(func() { r.lead(ctx) })
+	r.running.Go(func() { p.trimmer.run(ctx.Done()) })
+	s.mu.Lock()
+	s.nodes[n.Name] = r
+	s.mu.Unlock()
+	return group, nil
+}
+
+// Stop implements sim.App.
+func (s *dataSim) Stop(n *sim.Node) {
+	s.mu.Lock()
+	r := s.nodes[n.Name]
+	delete(s.nodes, n.Name)
+	s.mu.Unlock()
+	r.cancel()
+	if err := r.p.group.Close(); err != nil && n.Whole() {
+		s.cluster.Fail("close the replica of %s: %v", n.Name, err)
+	}
+	r.running.Wait()
+}
+
+// lead serves the partition whenever its replica leads.
+func (r *dataSimNode) lead(ctx context.Context) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-r.p.group.Leadership():
+		}
+		for r.p.group.Leading() && ctx.Err() == nil {
+			r.serve(ctx)
+			select {
+			case <-ctx.Done():
+			case <-time.After(leadPause):
+			}
+		}
+	}
+}
+
+// serve is what partition.runLeader is, without subscriptions, cursors and
+// reconciliation.
+func (r *dataSimNode) serve(ctx context.Context) {
+	p := r.p
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	term := p.group.Term()
+	if p.group.Barrier(ctx) != nil || p.group.Term() != term {
+		return
+	}
+	p.readTerm.Store(term)
+	p.replica.certifier.rollback()
+	var background sync.WaitGroup
+	background.Go(func() {
+		if awaitLoss(ctx, p.group.Leadership(), func() bool { return p.group.Term() == term && p.group.Leading() }) {
+			cancel(raftstore.ErrNotLeader)
+		}
+	})
+	p.queue.open()
+	c := p.sessionConfig(term, cancel)
+	c.rejected = func() error { return nil }
+	newSession(c).start(ctx, &background)
+	<-ctx.Done()
+	p.refusals.rejectUnavailable(p.queue.close())
+	background.Wait()
+}
+
+// dataFSM shows the judge what a replica applies.
+type dataFSM struct {
+	*replica
+	judge *dataJudge
+	node  *sim.Node
+}
+
+func (f *dataFSM) Apply(entries []raftstore.Committed) []any {
+	results := f.replica.Apply(entries)
+	for i, e := range entries {
+		b, err := wal.ParseBatch(e.Data)
+		if a, ok := results[i].(applied); err == nil && ok && !a.void && !a.failed && b.Kind == wal.Transactions {
+			f.judge.applied(f.node.Name, e.Index, b)
+		}
+	}
+	return results
+}
+
+// dataReplies is a node's connection: it brings replies to the clients.
+type dataReplies struct {
+	connection
+	s *dataSim
+}
+
+// Send delivers replies after a while. Some get lost.
+func (d *dataReplies) Send(commands []byte) error {
+	var all fakeConnection
+	_ = all.Send(commands)
+	for _, m := range all.take() {
+		subject, payload, _ := strings.Cut(m, " ")
+		d.s.mu.Lock()
+		to := d.s.waiting[subject]
+		lost := d.s.rng.IntN(30) == 0
+		after := time.Duration(d.s.rng.Int64N(int64(2 * time.Millisecond)))
+		d.s.mu.Unlock()
+		if to != nil && !lost {
+			time.AfterFunc(after, func() {
+				select {
+				case to <- []byte(payload):
+				default:
+				}
+			})
+		}
+	}
+	return nil
+}
+
+// dataPoster is dataReplies as a poster.
+type dataPoster struct{ *dataReplies }
+
+func (p dataPoster) Send(commands []byte) { _ = p.dataReplies.Send(commands) }
+
+// dataClient sends one message after the other.
+type dataClient struct {
+	s     *dataSim
+	id    int
+	rng   *rand.Rand
+	seq   int
+	tries int
+	mark  uint64 // what it has applied
+	node  int    // that answered last
+}
+
+// dataRequest is a message and what its client knows of it. The judge's mu
+// guards it.
+type dataRequest struct {
+	id      string
+	begun   int
+	ended   int
+	payload string
+	mark    uint64
+	locks   []dataLock
+	reply   *subjects.Reply // the last one that is final; nil if the client gave up
+	found   uint64          // the transaction
+}
+
+type dataLock struct {
+	mode wal.LockMode
+	name string
+}
+
+func (c *dataClient) run(ctx context.Context) {
+	for ctx.Err() == nil {
+		c.transact(c.request())
+		time.Sleep(time.Duration(c.rng.Int64N(int64(30 * time.Millisecond))))
+	}
+}
+
+// request makes a message: some locks of few names, and sometimes an old mark.
+func (c *dataClient) request() *dataRequest {
+	c.seq++
+	r := &dataRequest{id: fmt.Sprintf("c%d-%d", c.id, c.seq)}
+	r.payload = r.id + strings.Repeat(".", c.rng.IntN(2)*c.rng.IntN(500))
+	r.mark = c.mark - min(c.mark, uint64(c.rng.IntN(3)*c.rng.IntN(6)))
+	for range c.rng.IntN(3) {
+		name := fmt.Sprintf("account.%d", c.rng.IntN(12))
+		if c.rng.IntN(10) == 0 {
+			name = "account.>"
+		}
+		r.locks = append(r.locks, dataLock{wal.LockMode(c.rng.IntN(3)), name})
+	}
+	return r
+}
+
+var dataLockHeaders = map[wal.LockMode]string{
+	wal.ReadLock: subjects.HeaderReadLock, wal.WriteLock: subjects.HeaderWriteLock, wal.AppendLock: subjects.HeaderAppendLock,
+}
+
+func (r *dataRequest) header() []byte {
+	block := subjects.AppendBlockStart(nil)
+	block = subjects.AppendField(block, subjects.HeaderMsgID, r.id)
+	block = subjects.AppendField(block, subjects.HeaderHighWaterMark, strconv.FormatUint(r.mark, 10))
+	for _, l := range r.locks {
+		block = subjects.AppendField(block, dataLockHeaders[l.mode], l.name)
+	}
+	return subjects.AppendBlockEnd(block)
+}
+
+// transact sends a message until its outcome is known.
+func (c *dataClient) transact(r *dataRequest) {
+	c.s.judge.begin(r)
+	for began := time.Now(); time.Since(began) < dataSimGiveUp; {
+		reply, answered := c.send(r)
+		if answered && final(reply) {
+			c.learn(reply)
+			c.s.judge.end(r, reply)
+			return
+		}
+		c.node = c.rng.IntN(3)
+		time.Sleep(time.Duration(c.rng.Int64N(int64(40 * time.Millisecond))))
+	}
+	c.s.judge.abandon()
+}
+
+// final reports whether a reply is a final answer: see "Sending again" in
+// subjects.md.
+func final(r *subjects.Reply) bool {
+	if r.Error == nil {
+		return true
+	}
+	switch r.Error.Reason {
+	case subjects.Unknown, subjects.Internal, subjects.Unavailable, subjects.Busy, subjects.StorageFull:
+		return false
+	}
+	return true
+}
+
+// learn advances the mark to what a reply shows, as if the client had read it.
+func (c *dataClient) learn(r *subjects.Reply) {
+	c.mark = max(c.mark, r.Txid)
+	if r.Error != nil {
+		c.mark = max(c.mark, r.Error.Txid)
+	}
+}
+
+// send sends a message to a node once, and waits for the reply.
+func (c *dataClient) send(r *dataRequest) (*subjects.Reply, bool) {
+	n := c.s.node(c.s.cluster.Nodes[c.node].Name)
+	if n == nil || !n.p.group.Leading() {
+		return nil, false
+	}
+	c.tries++
+	subject := fmt.Sprintf("reply.%d.%d", c.id, c.tries)
+	arrived := make(chan []byte, 1)
+	c.s.mu.Lock()
+	c.s.waiting[subject] = arrived
+	c.s.mu.Unlock()
+	defer func() {
+		c.s.mu.Lock()
+		delete(c.s.waiting, subject)
+		c.s.mu.Unlock()
+	}()
+	time.Sleep(time.Duration(c.rng.Int64N(int64(2 * time.Millisecond))))
+	n.p.onAppend(&natslink.Message{Subject: "cantus.append.0", Reply: subject, Header: r.header(), Payload: []byte(r.payload), Received: time.Now()})
+	select {
+	case b := <-arrived:
+		var reply subjects.Reply
+		if err := json.Unmarshal(b, &reply); err != nil {
+			c.s.cluster.Fail("reply %s: %v", b, err)
+			return nil, false
+		}
+		return &reply, true
+	case <-time.After(time.Duration(100+c.rng.IntN(900)) * time.Millisecond):
+		return nil, false
+	}
+}
+
+// dataJudge knows what was committed and what clients were told.
+type dataJudge struct {
+	cluster *sim.Cluster
+
+	mu       sync.Mutex // guards all fields below
+	clock    int
+	requests map[string]*dataRequest
+	log      []dataCommitted // by txid - 1
+	keeps    uint64          // the oldest transaction that is kept
+
+	sent, acked, duplicates, conflicts, abandoned int
+}
+
+type dataCommitted struct {
+	index uint64
+	time  int64
+	id    string
+	mark  uint64
+	locks []dataLock
+	text  string // all of it, to compare
+}
+
+func (j *dataJudge) begin(r *dataRequest) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.clock++
+	j.sent++
+	r.begun, j.requests[r.id] = j.clock, r
+}
+
+func (j *dataJudge) end(r *dataRequest, reply *subjects.Reply) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.clock++
+	r.ended, r.reply = j.clock, reply
+	switch {
+	case reply.Error == nil:
+		j.acked++
+		if reply.Duplicate {
+			j.duplicates++
+		}
+		if reply.Txid == 0 || reply.Txid > uint64(len(j.log)) {
+			j.cluster.Fail("%s was acknowledged as transaction %d, before any replica has applied that", r.id, reply.Txid)
+		}
+	case reply.Error.Reason == subjects.Conflict:
+		j.conflicts++
+	}
+}
+
+func (j *dataJudge) abandon() {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.abandoned++
+}
+
+func (j *dataJudge) setFirst(first uint64) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.keeps = first
+}
+
+func (j *dataJudge) trimmed() uint64 {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.keeps
+}
+
+// applied records the transactions that a replica has applied.
+func (j *dataJudge) applied(node string, index uint64, b wal.Batch) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	records := b.Read()
+	for t := (wal.Transaction{}); records.Next(&t); {
+		got := dataCommitted{index: index, time: t.Time, id: string(t.MsgID), mark: t.HighWaterMark}
+		for _, l := range t.Locks {
+			got.locks = append(got.locks, dataLock{l.Mode, string(l.Name)})
+		}
+		got.text = fmt.Sprint(t.Txid, got.index, got.time, got.id, got.mark, got.locks, string(t.Payload))
+		switch last := uint64(len(j.log)); {
+		case t.Txid == last+1:
+			j.log = append(j.log, got)
+		case t.Txid > last+1:
+			j.cluster.Fail("%s applies transaction %d, the last one was %d", node, t.Txid, last)
+		case j.log[t.Txid-1].text != got.text:
+			j.cluster.Fail("%s applies %.80q, another replica %.80q", node, got.text, j.log[t.Txid-1].text)
+		}
+	}
+	if err := records.Err(); err != nil {
+		j.cluster.Fail("%s, entry %d: %v", node, index, err)
+	}
+}
+
+// verdict judges every request, and every transaction.
+func (j *dataJudge) verdict() {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	recorded := map[string]uint64{} // the newest transaction that has recorded a lock
+	newest := func(name string) (txid uint64) {
+		for n, at := range recorded {
+			if subjects.Overlap(n, name) {
+				txid = max(txid, at)
+			}
+		}
+		return txid
+	}
+	for i, t := range j.log {
+		txid := uint64(i) + 1
+		for _, l := range t.locks {
+			if at := newest(l.name); l.mode != wal.AppendLock && at > t.mark {
+				j.cluster.Fail("transaction %d (%s) with mark %d is committed, %q was recorded by %d", txid, t.id, t.mark, l.name, at)
+			}
+		}
+		for _, l := range t.locks {
+			if l.mode != wal.ReadLock {
+				recorded[l.name] = txid
+			}
+		}
+		r := j.requests[t.id]
+		switch {
+		case r == nil:
+			j.cluster.Fail("transaction %d has the message id %q, which nobody has sent", txid, t.id)
+		case r.found != 0:
+			j.cluster.Fail("%s is in the log twice, as %d and %d", t.id, r.found, txid)
+		default:
+			r.found = txid
+		}
+	}
+	for _, r := range j.requests {
+		if r.reply != nil {
+			j.judgeReply(r)
+		}
+	}
+}
+
+func (j *dataJudge) judgeReply(r *dataRequest) {
+	e := r.reply.Error
+	switch {
+	case e == nil && r.found != r.reply.Txid:
+		j.cluster.Fail("%s was acknowledged as transaction %d and is %d", r.id, r.reply.Txid, r.found)
+	case e == nil && j.log[r.found-1].time != r.reply.Time.UnixNano():
+		j.cluster.Fail("%s was acknowledged with another time than its transaction's", r.id)
+	case e == nil:
+	case r.found != 0:
+		j.cluster.Fail("%s was refused as %s and is transaction %d", r.id, e.Reason, r.found)
+	case e.Reason == subjects.Conflict:
+		for _, c := range e.Conflicts {
+			j.judgeConflict(r, c)
+		}
+	default: // every mark was read from a reply, so "ahead" means a loss
+		j.cluster.Fail("%s was refused: %v", r.id, e)
+	}
+}
+
+// judgeConflict checks that a transaction justifies a refusal. At or below the
+// floor it may be forgotten.
+func (j *dataJudge) judgeConflict(r *dataRequest, c subjects.ConflictingLock) {
+	if c.Forgotten {
+		return
+	}
+	if c.Txid > uint64(len(j.log)) || c.Txid <= r.mark {
+		j.cluster.Fail("%s with mark %d was refused because of transaction %d of %d", r.id, r.mark, c.Txid, len(j.log))
+		return
+	}
+	for _, l := range j.log[c.Txid-1].locks {
+		if l.mode != wal.ReadLock && subjects.Overlap(l.name, c.Lock) {
+			return
+		}
+	}
+	j.cluster.Fail("%s was refused because of transaction %d, which has not recorded %q", r.id, c.Txid, c.Lock)
+}

@@ -1,0 +1,77 @@
+package main
+
+// defect is a defect to plant.
+type defect struct {
+	name  string
+	what  string
+	where string // the package whose simulation is run; "" for raftstore
+	edits []edit
+}
+
+func (d defect) test() string {
+	if d.where == "" {
+		return "raftstore"
+	}
+	return d.where
+}
+
+// edit replaces a text that occurs once in a file.
+type edit struct{ file, old, now string }
+
+var defects = []defect{
+	{"skip-sync", "the journal does not sync its frames", "", []edit{{
+		"wal/journal/write.go", "if err := j.active.file.Sync(); err != nil {", "if err := error(nil); err != nil {",
+	}}},
+	{"term-not-stored", "a new term is not stored: it goes back at a restart", "", []edit{{
+		"raftstore/logstore.go", "if s.pendingTerm = nil; s.set(keyTerm, value) != nil {", "if s.pendingTerm = nil; false {",
+	}}},
+	{"vote-not-stored", "a vote is not stored: a replica votes twice in a term", "", []edit{{
+		"raftstore/logstore.go", "	if err == nil {\n		err = s.set(string(key), value)", "	if err == nil && len(key) < 4 {\n		err = s.set(string(key), value)",
+	}}},
+	{"follower-acks-unsynced", "a follower acknowledges entries before it has synced them", "", []edit{{
+		"raftstore/logstore.go", "r == nil || r.State() != raft.Leader {", "r == nil {",
+	}}},
+	{"leader-unsynced-counts", "a leader applies and answers what it has not synced", "", []edit{{
+		"raftstore/fsm.go", "if n := len(entries); n > 0 {", "if n := len(entries); n < 0 {",
+	}}},
+	{"vote-before-sync", "a leader that steps down stores the new term before its own entries are synced", "", []edit{{
+		"raftstore/logstore.go", "if err := s.writes.waitSynced(allEntries); err != nil {", "if err := error(nil); err != nil {",
+	}}},
+	{"apply-twice", "the first entry of a batch of several is applied twice", "", []edit{{
+		"raftstore/fsm.go", "	results := a.fsm.Apply(entries)\n", "	if len(entries) > 1 {\n		a.fsm.Apply(entries[:1])\n	}\n	results := a.fsm.Apply(entries)\n",
+	}}},
+	{"trim-past-snapshot", "a trim removes entries that were not in a snapshot yet", "", []edit{{
+		"raftstore/group.go", "return g.log.trim(min(through, snap.Index-1))", "return g.log.trim(through)",
+	}}},
+	{"raft-695", "hashicorp/raft#695: every heartbeat bypasses raft's main goroutine, also one of a newer term", "", []edit{{
+		"raftstore/heartbeat_bypass.go",
+		"if g == nil || handle == nil || from == \"\" || b.term != q.Term || b.leader != from ||\n		g.raft.State() != raft.Follower || g.raft.CurrentTerm() != q.Term {",
+		"if g == nil || handle == nil || from == \"\" {",
+	}}},
+	{"read-unconfirmed", "a leader that was replaced serves reads", "", []edit{{
+		"raftstore/group.go", "		if g.confirmed(term, began) {", "		if true {",
+	}, {
+		"raftstore/group.go", "if err := g.await(ctx, g.raft.VerifyLeader, notLeading); err != nil {", "if err := error(nil); err != nil {",
+	}}},
+	{"old-reply-confirms", "a reply from before a read confirms the leader", "", []edit{{
+		"raftstore/transport.go", "return p.confirmedTerm == term && !p.confirmedAt.Before(since)", "return p.confirmedTerm == term",
+	}}},
+	{"commit-past-request", "a follower takes the rest of a longer log for committed", "", []edit{{
+		"raftstore/rpc_filter.go", "q.LeaderCommitIndex = min(q.LeaderCommitIndex, lastIndexAfter(q))", "_ = lastIndexAfter(q)",
+	}}},
+	{"snapshot-taken-for-log", "a replica that lacks what was trimmed says that it has the snapshot", "", []edit{{
+		"raftstore/rpc_filter.go", "	if f.covers(q.LastLogIndex, q.LastLogTerm) {", "	if true {",
+	}}},
+	{"stale-fetch", "a replica fetches the log of one that lacks what it has acknowledged", "", []edit{{
+		"raftstore/fetch_client.go", "if snap.Term < f.state.AckedTerm || snap.Term == f.state.AckedTerm && snap.Index < f.state.AckedIndex {", "if false {",
+	}}},
+	{"epoch-lost", "a truncation does not begin a new epoch of the log", "", []edit{{
+		"wal/log.go", "	l.epoch++\n", "",
+	}}},
+	{"close-loses-answers", "as before its mend: Close does not wait for the FSM", "", []edit{{
+		"raftstore/group.go", `for g.raft.Stats()["fsm_pending"] != "0" {`, "for false {",
+	}}},
+	{"verify-spins", "as before its mend: VerifyLeader asks again without a pause", "", []edit{{
+		"raftstore/group.go", "		case <-time.After(g.heartbeatTimeout / verifyAttempts):", "		default:",
+	}}},
+}
