@@ -74,4 +74,35 @@ var defects = []defect{
 	{"verify-spins", "as before its mend: VerifyLeader asks again without a pause", "", []edit{{
 		"raftstore/group.go", "		case <-time.After(g.heartbeatTimeout / verifyAttempts):", "		default:",
 	}}},
+
+	{"answer-before-commit", "transactions are answered when they are proposed", "broker", []edit{{
+		"broker/responder.go", "	if b.proposal == nil {\n		return nil\n	}\n	result", "	if b.proposal != nil || b.proposal == nil {\n		return nil\n	}\n	result",
+	}}},
+	{"locks-forgotten", "a follower does not record locks: they are forgotten when the leader changes", "broker", []edit{{
+		"broker/certifier.go", "		c.table.Record(c.tx.Txid, c.tx.Time, &c.cert)", "		c.cert.Locks = nil\n		c.table.Record(c.tx.Txid, c.tx.Time, &c.cert)",
+	}}},
+	{"ids-forgotten", "a follower does not record message ids: they are forgotten when the leader changes", "broker", []edit{{
+		"broker/certifier.go", "		c.table.Record(c.tx.Txid, c.tx.Time, &c.cert)", "		c.cert.ID = lockmgr.ID{}\n		c.table.Record(c.tx.Txid, c.tx.Time, &c.cert)",
+	}}},
+	{"locks-forgotten-at-restart", "a start does not read the locks in the log", "broker", []edit{{
+		"broker/certifier.go", "		return c.table.RecordOlder(t.Txid, t.Time, &c.cert)", "		c.cert.Locks = nil\n		return c.table.RecordOlder(t.Txid, t.Time, &c.cert)",
+	}}},
+	{"ids-forgotten-at-trim", "a trim removes transactions whose message ids still count", "broker", []edit{{
+		"broker/certifier.go", "oldest > 0 && oldest < keep {", "oldest > 0 && oldest < keep && false {",
+	}}},
+	{"no-rollback", "what was in flight stays in the lock table when it does not commit", "broker", []edit{{
+		"broker/certifier.go", "	if len(c.inFlight) == 0 {\n		return", "	if len(c.inFlight) < 1000 {\n		return",
+	}}},
+	{"old-term-applied", "a batch that was certified in an earlier term is not void", "broker", []edit{{
+		"broker/replica.go", "|| b.OutOfTerm(e.Term) ||", "||",
+	}}},
+	{"refused-for-nothing", "a refusal stands although the transaction that it depends on did not commit", "broker", []edit{{
+		"broker/responder.go", "		if d.dependsOn != 0 && p.broken.Load() {", "		if d.dependsOn != 0 && p.broken.Load() && false {",
+	}}},
+	{"ahead-unconfirmed", "a leader that was replaced says that a mark is past the end of the log", "broker", []edit{{
+		"broker/responder.go", "		if further && !confirmed() {", "		if further && !confirmed() && false {",
+	}}},
+	{"txid-skipped", "a batch that does not follow on the last transaction is not void", "broker", []edit{{
+		"broker/replica.go", "	if b.First != r.mark.Load()+1 || b", "	if b",
+	}}},
 }

@@ -1,7 +1,7 @@
 // Plants tries the simulation on defects: it plants one in a copy of the source,
 // and runs seeds there until one fails.
 //
-//	go run ./internal/sim/plants [-runs N] [-list] [NAME...]
+//	go run ./internal/sim/plants [-runs N] [-again N] [-list] [NAME...]
 //
 // It runs in the root of the repository. Without names it tries all defects.
 // The repository itself, and so what is built from it, stays as it is.
@@ -23,10 +23,11 @@ import (
 )
 
 // runTimeout ends a run that hangs: that is a way of finding a defect.
-const runTimeout = time.Minute
+const runTimeout = 30 * time.Second
 
 func main() {
 	runs := flag.Int("runs", 100, "seeds to try for each defect")
+	again := flag.Int("again", 0, "how often to repeat the seed that fails, to see how often it fails again")
 	list := flag.Bool("list", false, "list the defects and exit")
 	flag.Parse()
 	missed := 0
@@ -38,7 +39,7 @@ func main() {
 			fmt.Printf("%-28s %s\n", d.name, d.what)
 			continue
 		}
-		outcome, found, err := d.try(*runs)
+		outcome, found, err := d.try(*runs, *again)
 		if err != nil {
 			fmt.Fprintf(os.Stderr, "%s: %v\n", d.name, err)
 			os.Exit(1)
@@ -55,7 +56,7 @@ func main() {
 }
 
 // try plants the defect and runs seeds until one fails.
-func (d defect) try(runs int) (outcome string, found bool, err error) {
+func (d defect) try(runs, again int) (outcome string, found bool, err error) {
 	dir, err := os.MkdirTemp("", "plant")
 	if err != nil {
 		return "", false, err
@@ -74,11 +75,26 @@ func (d defect) try(runs int) (outcome string, found bool, err error) {
 	began := time.Now()
 	for seed := 1; seed <= runs; seed++ {
 		why, failed := d.run(dir, binary, seed)
-		if failed {
-			return fmt.Sprintf("found by seed %d after %.1f s: %s", seed, time.Since(began).Seconds(), why), true, nil
+		if !failed {
+			continue
 		}
+		outcome = fmt.Sprintf("found by seed %d after %.1f s: %s", seed, time.Since(began).Seconds(), why)
+		if again > 0 {
+			outcome = fmt.Sprintf("%d of %d again; %s", d.repeat(dir, binary, seed, again), again, outcome)
+		}
+		return outcome, true, nil
 	}
 	return fmt.Sprintf("not found in %d runs, %.0f s", runs, time.Since(began).Seconds()), false, nil
+}
+
+// repeat runs a seed some times more, and returns how often it fails.
+func (d defect) repeat(dir, binary string, seed, times int) (failures int) {
+	for range times {
+		if _, failed := d.run(dir, binary, seed); failed {
+			failures++
+		}
+	}
+	return failures
 }
 
 // run runs one seed, and returns the first line that says what failed.
