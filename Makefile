@@ -87,8 +87,8 @@ powercut: ## the store, and clusters' leaders, through power cuts on loop-mounte
 fulldisk: ## a node whose file system somebody else fills to the last byte (root)
 	CANTUS_LONG=1 $(GO) test -count=1 -tags fulldisk -run FullDisk -v ./e2e
 
-sim: ## the simulation of replicas in virtual time: CANTUS_SIM_RUNS seeds (default 200) from CANTUS_SIM_SEED on
-	CANTUS_SIM_RUNS=$${CANTUS_SIM_RUNS:-200} $(GO) test -count=1 -timeout 60m -run "^TestSimulation" ./raftstore
+sim: ## replicas and the data path in virtual time, with faults: CANTUS_SIM_RUNS seeds (default 200) from CANTUS_SIM_SEED on
+	CANTUS_SIM_RUNS=$${CANTUS_SIM_RUNS:-200} $(GO) test -count=1 -timeout 60m -run "^TestSimulation" ./raftstore ./broker
 
 pictures: ## docs/pictures/*.svg from the sources beside them (with d2, built from .ci/pictures)
 	./.ci/pictures/run
