@@ -68,10 +68,10 @@ var defects = []defect{
 	{"epoch-lost", "a truncation does not begin a new epoch of the log", "", []edit{{
 		"wal/log.go", "	l.epoch++\n", "",
 	}}},
-	{"close-loses-answers", "as before its mend: Close does not wait for the FSM", "", []edit{{
+	{"close-loses-answers", "as it was once: Close does not wait for the FSM", "", []edit{{
 		"raftstore/group.go", `for g.raft.Stats()["fsm_pending"] != "0" {`, "for false {",
 	}}},
-	{"verify-spins", "as before its mend: VerifyLeader asks again without a pause", "", []edit{{
+	{"verify-spins", "as it was once: VerifyLeader asks again without a pause", "", []edit{{
 		"raftstore/group.go", "		case <-time.After(g.heartbeatTimeout / verifyAttempts):", "		default:",
 	}}},
 
