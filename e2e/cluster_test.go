@@ -91,12 +91,12 @@ func (c *cluster) prepare(name string, args ...string) *node {
 		case c.wires == nil:
 			others = append(others, route)
 		default:
-			others = append(others, c.wires.lay(other, route, from(name)))
+			others = append(others, c.wires.lay(name, other, route))
 		}
 	}
 	if c.wires != nil {
 		raft := ports.Free(c.tb)
-		args = append(args, "--raft", raft, "--raft-advertise", c.wires.lay(name, raft, fromGreeting))
+		args = append(args, "--raft", raft, "--raft-advertise", c.wires.lay("", name, raft))
 	}
 	args = append(args, "--name", name, "--listen", c.address(name), "--cluster", c.routes[name], "--routes", strings.Join(others, ","))
 	if c.spaces != nil { // addresses that are not loopback's

@@ -1,7 +1,6 @@
 package e2e_test
 
 import (
-	"bytes"
 	"encoding/binary"
 	"errors"
 	"io"
@@ -9,6 +8,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/cantuslog/cantus/internal/relay"
 )
 
 // wires carries the traffic between nodes, so that a node can be cut off from
@@ -18,168 +19,44 @@ type wires struct {
 	tb    testing.TB
 	delay time.Duration // of each direction; set before the nodes start
 
-	mu      sync.Mutex
-	cut     map[string]bool
-	changed chan struct{} // closed when something is cut or restored, then replaced
-	conns   map[net.Conn]bool
-	closed  chan struct{}
-	running sync.WaitGroup
+	mu     sync.Mutex
+	cut    map[string]bool
+	relays map[*relay.Relay]string // to which node
 }
 
 func newWires(tb testing.TB) *wires {
-	w := &wires{tb: tb, cut: map[string]bool{}, changed: make(chan struct{}), conns: map[net.Conn]bool{}, closed: make(chan struct{})}
-	tb.Cleanup(w.close)
-	return w
-}
-
-func (w *wires) close() {
-	w.mu.Lock()
-	close(w.closed)
-	for c := range w.conns {
-		_ = c.Close()
-	}
-	w.mu.Unlock()
-	w.running.Wait()
+	return &wires{tb: tb, cut: map[string]bool{}, relays: map[*relay.Relay]string{}}
 }
 
 // set cuts a node off, or reconnects it.
 func (w *wires) set(node string, cut bool) {
 	w.mu.Lock()
-	defer w.mu.Unlock()
 	w.cut[node] = cut
-	close(w.changed)
-	w.changed = make(chan struct{})
-}
-
-// pass blocks while the wire between two nodes is cut. It returns false when
-// the wires are closed.
-func (w *wires) pass(from, to string) bool {
-	for {
-		w.mu.Lock()
-		cut, changed := w.cut[from] || w.cut[to], w.changed
-		w.mu.Unlock()
-		if !cut {
-			return true
-		}
-		select {
-		case <-changed:
-		case <-w.closed:
-			return false
-		}
+	w.mu.Unlock()
+	for r, to := range w.relays {
+		r.Hold(func(from string) bool {
+			w.mu.Lock()
+			defer w.mu.Unlock()
+			return w.cut[from] || w.cut[to]
+		})
 	}
 }
 
 // lay returns the address of a wire to the listener at target on the node to.
-// identify finds out from the beginning of a connection which node it comes
-// from, and returns what it has read.
-func (w *wires) lay(to, target string, identify func(near, far net.Conn) (from string, read []byte, err error)) string {
+// If from is "", the beginning of a connection says which node it comes from.
+func (w *wires) lay(from, to, target string) string {
 	w.tb.Helper()
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	var identify relay.Identify
+	if from == "" {
+		identify = fromGreeting
+	}
+	r := relay.Delay(w.tb, target, w.delay, identify)
+	w.relays[r] = to
+	address, err := r.Entry(from)
 	if err != nil {
 		w.tb.Fatal(err)
 	}
-	w.tb.Cleanup(func() { _ = listener.Close() })
-	w.running.Go(func() {
-		for {
-			conn, err := listener.Accept()
-			if err != nil {
-				return // the test ends
-			}
-			if w.hold(conn) {
-				w.running.Go(func() { w.connect(conn, to, target, identify) })
-			}
-		}
-	})
-	return listener.Addr().String()
-}
-
-// hold registers a connection for close. It reports false, and closes the
-// connection, if the wires are closed.
-func (w *wires) hold(c net.Conn) bool {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	select {
-	case <-w.closed:
-		_ = c.Close()
-		return false
-	default:
-		w.conns[c] = true
-		return true
-	}
-}
-
-func (w *wires) drop(c net.Conn) {
-	_ = c.Close()
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	delete(w.conns, c)
-}
-
-func (w *wires) connect(near net.Conn, to, target string, identify func(near, far net.Conn) (string, []byte, error)) {
-	defer w.drop(near)
-	far, err := net.Dial("tcp", target)
-	if err != nil || !w.hold(far) {
-		return // nobody is there: the other end hears it
-	}
-	defer w.drop(far)
-	from, read, err := identify(near, far)
-	if err != nil || !w.pass(from, to) {
-		return
-	}
-	var back sync.WaitGroup
-	back.Go(func() {
-		w.carry(near, far, from, to)
-		_ = near.Close()
-	})
-	w.carry(far, io.MultiReader(bytes.NewReader(read), near), from, to)
-	_ = far.Close()
-	back.Wait()
-}
-
-// chunk is the result of one read, and when it is due at the other end.
-type chunk struct {
-	data []byte
-	due  time.Time
-}
-
-// carry copies one direction until either end is closed.
-func (w *wires) carry(into io.Writer, out io.Reader, from, to string) {
-	chunks, gone := make(chan chunk, 1024), make(chan struct{})
-	defer close(gone)
-	w.running.Go(func() {
-		defer close(chunks)
-		for {
-			buffer := make([]byte, 32<<10)
-			n, err := out.Read(buffer)
-			if err != nil {
-				return
-			}
-			select {
-			case chunks <- chunk{buffer[:n], time.Now().Add(w.delay)}:
-			case <-gone:
-				return
-			}
-		}
-	})
-	for c := range chunks {
-		select {
-		case <-time.After(time.Until(c.due)): // a delay is what is tested
-		case <-w.closed:
-			return
-		}
-		if !w.pass(from, to) {
-			return
-		}
-		if _, err := into.Write(c.data); err != nil {
-			return
-		}
-	}
-	w.pass(from, to) // the end is not heard of either while the wire is cut
-}
-
-// from is for a wire that only one node knows of.
-func from(node string) func(near, far net.Conn) (string, []byte, error) {
-	return func(net.Conn, net.Conn) (string, []byte, error) { return node, nil, nil }
+	return address
 }
 
 // fromGreeting returns the node that dials the replication port. It passes the

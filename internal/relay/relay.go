@@ -1,8 +1,11 @@
 // Package relay is a TCP proxy for tests. Connections through a Relay can be
-// broken, stalled and slowed down, and the dialers can be refused one by one.
+// broken, stalled, delayed and slowed down, and the dialers can be refused or
+// held one by one.
 package relay
 
 import (
+	"bytes"
+	"io"
 	"net"
 	"strings"
 	"sync"
@@ -31,23 +34,42 @@ type Relay struct {
 	mu      sync.Mutex
 	target  string
 	closed  bool
-	entries map[string]net.Listener // by dialer
-	refused map[string]bool         // by dialer
-	conns   map[net.Conn]string     // both ends of each connection, with the dialer
-	rate    int                     // limit in bytes a second of each connection's replies; 0 means none
-	passed  int                     // bytes of replies, of all connections
-	limit   int                     // connections break when passed exceeds it; 0 means never
-	stalled [2]chan struct{}        // by direction: closed by Resume; nil if not stalled
-	held    int                     // number of replies that were stalled
+	entries map[string]net.Listener  // by dialer
+	refused map[string]bool          // by dialer
+	conns   map[net.Conn]string      // both ends of each connection, with the dialer
+	rate    int                      // limit in bytes a second of each connection's replies; 0 means none
+	passed  int                      // bytes of replies, of all connections
+	limit   int                      // connections break when passed exceeds it; 0 means never
+	stalled [2]chan struct{}         // by direction: closed by Resume; nil if not stalled
+	held    int                      // number of replies that were stalled
+	holds   func(dialer string) bool // see Hold
+	changed chan struct{}            // closed when holds changes, then replaced
+
+	// Set before the first Entry.
+	delay    time.Duration
+	identify Identify
 }
+
+// Identify finds out from the beginning of a connection who dials. It returns
+// what it has read from near and not yet written to far.
+type Identify func(near, far net.Conn) (dialer string, read []byte, err error)
 
 // New returns a relay to an address. It is closed when the test ends.
 func New(tb testing.TB, target string) *Relay {
 	r := &Relay{
-		target: target, ended: make(chan struct{}),
+		target: target, ended: make(chan struct{}), changed: make(chan struct{}),
+		holds:   func(string) bool { return false },
 		entries: map[string]net.Listener{}, refused: map[string]bool{}, conns: map[net.Conn]string{},
 	}
 	tb.Cleanup(r.Close)
+	return r
+}
+
+// Delay returns a relay that delays each direction. If identify is not nil, it
+// decides who the dialer of a connection is, not the address that was dialed.
+func Delay(tb testing.TB, target string, delay time.Duration, identify Identify) *Relay {
+	r := New(tb, target)
+	r.delay, r.identify = delay, identify
 	return r
 }
 
@@ -110,8 +132,33 @@ func (r *Relay) accept(l net.Listener, dialer string) {
 			_ = near.(*net.TCPConn).SetWriteBuffer(64 << 10)
 		}
 		r.register(dialer, near, far)
-		r.running.Go(func() { r.forward(far, near, Requests) })
-		r.running.Go(func() { r.forward(near, far, Replies) })
+		r.running.Go(func() { r.connect(near, far, dialer) })
+	}
+}
+
+// connect forwards a connection in both directions, once its dialer is known.
+func (r *Relay) connect(near, far net.Conn, dialer string) {
+	requests := io.Reader(near)
+	if r.identify != nil {
+		from, read, err := r.identify(near, far)
+		if err != nil {
+			r.drop(near, far)
+			return
+		}
+		dialer, requests = from, io.MultiReader(bytes.NewReader(read), near)
+		r.register(dialer, near, far)
+	}
+	r.running.Go(func() { r.forward(far, near, r.delayed(requests), Requests, dialer) })
+	r.forward(near, far, r.delayed(far), Replies, dialer)
+}
+
+// drop closes both ends of a connection and forgets it.
+func (r *Relay) drop(ends ...net.Conn) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, c := range ends {
+		_ = c.Close()
+		delete(r.conns, c)
 	}
 }
 
@@ -128,19 +175,62 @@ func (r *Relay) register(dialer string, ends ...net.Conn) {
 	}
 }
 
-// forward copies one direction of a connection until either end is closed.
-func (r *Relay) forward(to, from net.Conn, way Direction) {
-	defer func() {
-		_, _ = to.Close(), from.Close()
-		r.mu.Lock()
-		defer r.mu.Unlock()
-		delete(r.conns, to)
-		delete(r.conns, from)
-	}()
+// chunk is the result of one read, and when it is due at the other end.
+type chunk struct {
+	data []byte
+	err  error
+	due  time.Time
+}
+
+// delayed returns a reader of what from has, each piece after the delay.
+func (r *Relay) delayed(from io.Reader) io.Reader {
+	if r.delay == 0 {
+		return from
+	}
+	chunks := make(chan chunk, 1024)
+	into, out := io.Pipe()
+	r.running.Go(func() {
+		defer close(chunks)
+		for {
+			buffer := make([]byte, 32<<10)
+			n, err := from.Read(buffer)
+			select {
+			case chunks <- chunk{buffer[:n], err, time.Now().Add(r.delay)}:
+			case <-r.ended:
+				return
+			}
+			if err != nil {
+				return
+			}
+		}
+	})
+	r.running.Go(func() {
+		defer out.Close()
+		for c := range chunks {
+			select {
+			case <-time.After(time.Until(c.due)): // a delay is what is tested
+			case <-r.ended:
+				return
+			}
+			if _, err := out.Write(c.data); err != nil || c.err != nil {
+				return
+			}
+		}
+	})
+	return into
+}
+
+// forward copies one direction of a connection until either end is closed. It
+// reads what from has sent from source.
+func (r *Relay) forward(to, from net.Conn, source io.Reader, way Direction, dialer string) {
+	defer r.drop(to, from)
+	if pipe, ok := source.(*io.PipeReader); ok {
+		defer pipe.Close()
+	}
 	buffer := make([]byte, 16<<10)
 	for {
-		n, err := from.Read(buffer)
-		if n > 0 && !r.pass(n, way) {
+		n, err := source.Read(buffer)
+		if !r.awaitRelease(dialer) || n > 0 && !r.pass(n, way) {
 			return
 		}
 		if _, werr := to.Write(buffer[:n]); err != nil || werr != nil {
@@ -153,6 +243,34 @@ func (r *Relay) forward(to, from net.Conn, way Direction) {
 		case <-time.After(time.Duration(n) * time.Second / time.Duration(r.rate)):
 		case <-r.ended:
 			return
+		}
+	}
+}
+
+// Hold holds what the dialers that which selects send and receive, and the ends
+// of their connections, until it is called again or the relay is closed.
+func (r *Relay) Hold(which func(dialer string) bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.holds = which
+	close(r.changed)
+	r.changed = make(chan struct{})
+}
+
+// awaitRelease blocks while a dialer is held. It reports false if the relay is
+// closed.
+func (r *Relay) awaitRelease(dialer string) bool {
+	for {
+		r.mu.Lock()
+		held, changed := r.holds(dialer), r.changed
+		r.mu.Unlock()
+		if !held {
+			return true
+		}
+		select {
+		case <-changed:
+		case <-r.ended:
+			return false
 		}
 	}
 }

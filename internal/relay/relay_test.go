@@ -4,6 +4,8 @@ import (
 	"errors"
 	"io"
 	"net"
+	"os"
+	"strings"
 	"testing"
 	"time"
 
@@ -133,6 +135,49 @@ func TestSlow(t *testing.T) {
 	}
 	defer c.Close()
 	if err := exchange(c, string(make([]byte, 100_000))); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestHold holds one of two dialers of the same address, which say in their
+// first byte who they are. What the held one sends arrives later, and is whole.
+func TestHold(t *testing.T) {
+	r := relay.Delay(t, echo(t), time.Millisecond, func(near, _ net.Conn) (string, []byte, error) {
+		read := make([]byte, 1)
+		_, err := io.ReadFull(near, read)
+		return string(read), read, err
+	})
+	a, b := dial(t, r, ""), dial(t, r, "")
+	if err := errors.Join(exchange(a, "a"), exchange(b, "b")); err != nil {
+		t.Fatal(err)
+	}
+	r.Hold(func(dialer string) bool { return dialer == "a" })
+	text := strings.Repeat("what a sends while it is held ", 10_000)
+	sent := make(chan error, 1)
+	go func() {
+		_, err := io.WriteString(a, text)
+		sent <- err
+	}()
+	for range 10 {
+		if err := exchange(b, "x"); err != nil {
+			t.Fatalf("the other dialer: %v", err)
+		}
+	}
+	if err := a.SetReadDeadline(time.Now().Add(20 * time.Millisecond)); err != nil {
+		t.Fatal(err)
+	}
+	if n, err := a.Read(make([]byte, 1)); n > 0 || !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Fatalf("a held dialer reads %d bytes, %v", n, err)
+	}
+	r.Hold(func(string) bool { return false })
+	if err := a.SetReadDeadline(time.Now().Add(testkit.Patience)); err != nil {
+		t.Fatal(err)
+	}
+	got := make([]byte, len(text))
+	if _, err := io.ReadFull(a, got); err != nil || string(got) != text {
+		t.Errorf("after the hold: %v, the same bytes: %t", err, string(got) == text)
+	}
+	if err := <-sent; err != nil {
 		t.Error(err)
 	}
 }
