@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -167,19 +166,15 @@ func (r *recorder) drained(replica string, partition int, first uint64, digest s
 }
 
 // judge writes the history into a file and has the program check it. If
-// anything is wrong and CANTUS_E2E_LOGS is set, the file stays there.
+// anything is wrong, the file stays.
 func (r *recorder) judge(t *testing.T) {
 	t.Helper()
-	dir := os.Getenv("CANTUS_E2E_LOGS")
-	if dir == "" {
-		dir = t.TempDir()
-	}
-	path := filepath.Join(dir, strings.ReplaceAll(t.Name(), "/", "-")+".jsonl")
-	file, err := os.Create(path)
+	file, err := os.CreateTemp(os.Getenv("CANTUS_E2E_LOGS"), strings.ReplaceAll(t.Name(), "/", "-")+"-*.jsonl")
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer file.Close()
+	path := file.Name()
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if err := judge.Encode(file, &r.history); err != nil {
@@ -188,6 +183,9 @@ func (r *recorder) judge(t *testing.T) {
 	code, stdout, stderr := runProgram(t, checker, "check", path)
 	if code != 0 {
 		t.Fatalf("cantus check %s: exit %d\n%s%s", path, code, stdout, stderr)
+	}
+	if err := os.Remove(path); err != nil {
+		t.Error(err)
 	}
 	t.Logf("cantus check: %s", strings.TrimSpace(stdout))
 }
