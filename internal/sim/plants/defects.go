@@ -49,7 +49,7 @@ var defects = []defect{
 		"if g == nil || handle == nil || from == \"\" {",
 	}}},
 	{"read-unconfirmed", "a leader that was replaced serves reads", "", []edit{{
-		"raftstore/group.go", "		if g.confirmed(term, began) {", "		if true {",
+		"raftstore/group.go", "		if g.confirmed(term, began) {", "		if g.confirmed(term, began) || true {",
 	}, {
 		"raftstore/group.go", "if err := g.await(ctx, g.raft.VerifyLeader, notLeading); err != nil {", "if err := error(nil); err != nil {",
 	}}},
