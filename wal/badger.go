@@ -26,7 +26,7 @@ func (o Options) badgerOptions(dir string) badger.Options {
 		WithValueLogFileSize(128 << 20). // mapped whole; small, so that trims free space
 		WithVerifyValueChecksum(true).   // Badger believes a value's header otherwise, and panics
 		WithMemTableSize(16 << 20).      // keys and small values only
-		WithNumMemtables(3).
+		WithNumMemtables(maxMemtables).
 		WithNumCompactors(2).
 		WithCompression(options.None).
 		WithBlockCacheSize(0). // nothing is compressed or encrypted: the page cache does
@@ -60,7 +60,7 @@ func (s *Store) openBadger() error {
 		return fmt.Errorf("open %s: %w", o.Dir, blame(err))
 	}
 	s.db, s.compactors.db = db, db
-	s.room, err = newRoom(s.opts, db.Opts(), s.mapped, &s.starting.replayBytes)
+	s.room, err = newRoom(s.opts, db.Opts(), s.mapped, s.Failed, &s.starting.replayBytes)
 	return err
 }
 

@@ -8,6 +8,7 @@ import (
 	"strconv"
 	"strings"
 	"sync/atomic"
+	"time"
 
 	"github.com/dgraph-io/badger/v4"
 )
@@ -46,6 +47,8 @@ type room struct {
 	// memtables is how many memtable logs there are: one for the memtable that
 	// is written to, and one for each that is not flushed yet.
 	memtables int
+	// failed returns why the store has failed, nil if it has not.
+	failed func() error
 }
 
 // growing is the newest file of one of Badger's two kinds of logs.
@@ -79,6 +82,11 @@ const (
 	// 4,096 value logs.
 	discardRoom = 64 << 10
 
+	// A write that may begin a memtable waits while there are more than
+	// maxMemtables. It looks every flushInterval.
+	maxMemtables  = 3
+	flushInterval = 5 * time.Millisecond
+
 	// The most that an entry takes in addition to its key and value, in a log
 	// file and in the memtable's memory, and the size of a pointer into the
 	// value log.
@@ -103,9 +111,9 @@ func (d *demand) put(key, value int, threshold int64) {
 }
 
 // newRoom returns the room of a Badger that was just opened, with new files.
-func newRoom(o Options, b badger.Options, mapped *mappedFiles, replayBytes *atomic.Int64) (*room, error) {
+func newRoom(o Options, b badger.Options, mapped *mappedFiles, failed func() error, replayBytes *atomic.Int64) (*room, error) {
 	r := &room{
-		replayBytes: replayBytes, mapped: mapped, dir: b.Dir, free: o.FreeSpace, floor: floorOf(b),
+		replayBytes: replayBytes, mapped: mapped, failed: failed, dir: b.Dir, free: o.FreeSpace, floor: floorOf(b),
 		vlog: growing{name: valueLogName, limit: b.ValueLogFileSize, step: 8 << 20, weight: 1},
 		mem:  growing{name: "%05d.mem", limit: b.MemTableSize, step: 4 << 20, weight: 5},
 	}
@@ -180,7 +188,7 @@ func (r *room) take(d demand) error {
 		if err := r.holdLogs(r.rest(d)); err != nil {
 			return err
 		}
-		if err := r.checkFlush(); err != nil {
+		if err := r.awaitFlush(); err != nil {
 			return err
 		}
 		ahead := r.ahead(d)
@@ -193,11 +201,21 @@ func (r *room) take(d demand) error {
 	return nil
 }
 
-// checkFlush returns an error that wraps ErrNoSpace while a memtable can't be
-// flushed for lack of space: a write that waits for it holds up reads.
-func (r *room) checkFlush() error {
-	if r.memtables > 1 && r.mapped.stuck.Load() {
-		return fmt.Errorf("%w: a memtable in %s could not be flushed", ErrNoSpace, r.dir)
+// awaitFlush waits until Badger can begin another memtable without waiting for
+// the flush of one: reads of Badger wait for a write that waits. The error wraps
+// ErrNoSpace if a flush found no space.
+func (r *room) awaitFlush() error {
+	for r.memtables > 1 {
+		if r.mapped.stuck.Load() {
+			return fmt.Errorf("%w: a memtable in %s could not be flushed", ErrNoSpace, r.dir)
+		}
+		if r.memtables <= maxMemtables {
+			return nil
+		}
+		time.Sleep(flushInterval)
+		if err := errors.Join(r.failed(), r.follow()); err != nil {
+			return err
+		}
 	}
 	r.mapped.stuck.Store(false)
 	return nil
