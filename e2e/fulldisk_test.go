@@ -174,8 +174,7 @@ func TestFullDisk(t *testing.T) {
 			kind = [...]string{"tmpfs", "ext4"}[rand.IntN(2)]
 		}
 		t.Run(fmt.Sprintf("%d bytes on %s", size, kind), func(t *testing.T) {
-			// The entries of all rounds fit on it, however quickly they are written.
-			d := newDisk(t, kind, map[int]string{100: "768M", 40_000: "2G"}[size])
+			d := newDisk(t, kind, "768M")
 			n := startNode(t, filepath.Join(d.path, "data"), "--partitions", "1", "--reserve", "64MiB")
 			c := dial(t, n.url)
 			w := startDiskWriter(t, c, size)

@@ -204,18 +204,18 @@ func (s *Store) reclaim() (more bool, err error) {
 			return false, err
 		}
 	}
-	ratio, left, err := s.discardRatio()
+	ratio, err := s.discardRatio()
 	if err != nil {
 		return false, err
 	}
 	txn := s.db.NewTransaction(false)
 	guard := txn.NewIterator(badger.IteratorOptions{Prefix: []byte{opApplied}})
 	s.badgerWrite.Lock()
-	if err = s.room.holdToRewrite(left); err == nil {
+	if err = s.room.holdToRewrite(ratio); err == nil {
 		err = s.db.RunValueLogGC(ratio)
 	}
 	more = err == nil
-	merr := s.room.rewritten()
+	merr := errors.Join(s.room.measure(), s.room.holdUsual())
 	s.badgerWrite.Unlock()
 	if more {
 		err = merr
@@ -290,7 +290,7 @@ func (s *Store) flushMemtable() error {
 	if err := wb.Flush(); err != nil {
 		return err
 	}
-	return errors.Join(s.db.DropPrefix([]byte{opScratch}), s.room.measure(), s.room.holdLogs(0))
+	return errors.Join(s.db.DropPrefix([]byte{opScratch}), s.room.measure(), s.room.holdUsual())
 }
 
 // badgerLogger forwards Badger's log. A message at level error counts as a

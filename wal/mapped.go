@@ -35,18 +35,13 @@ type mappedFiles struct {
 	logBytes int64    // how much of a new log is allocated
 }
 
-const (
-	// firstLogBytes is how much of a new log is allocated, unless more is
-	// about to be written to it.
-	firstLogBytes = 64 << 10
-	// reserveBytes is the usual size of the reserve: for a value log and a
-	// memtable log.
-	reserveBytes = 2 * firstLogBytes
-)
+// reserveBytes is the usual size of the reserve: the first blocks of a value
+// log and of a memtable log.
+const reserveBytes = 2 * firstStep
 
 // newMappedFiles returns the mappedFiles for a Badger in dir, which must exist.
 func newMappedFiles(dir string, allocate func(fd uintptr, bytes int64) error) (*mappedFiles, error) {
-	m := &mappedFiles{allocate: allocate, logBytes: firstLogBytes}
+	m := &mappedFiles{allocate: allocate, logBytes: firstStep}
 	path := filepath.Join(dir, "reserve.tmp")
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o600)
 	if err != nil {
@@ -101,11 +96,8 @@ func (m *mappedFiles) expectLogs(bytes int64) {
 func (m *mappedFiles) created(fd uintptr, path string, length int64) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	switch name := filepath.Base(path); {
-	case isBadgerLog(name):
+	if isBadgerLog(path) {
 		length = min(length, m.logBytes)
-	case name == discardFile:
-		length = min(length, discardRoom)
 	}
 	err := m.allocate(fd, length)
 	for err != nil && m.held > 0 && isNoSpace(err) {

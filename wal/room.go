@@ -185,7 +185,7 @@ func (r *room) take(d demand) error {
 		if err := spare(r.free, r.dir, r.floor+d.vlog+d.mem); err != nil {
 			return err
 		}
-		if err := r.holdLogs(r.rest(d)); err != nil {
+		if err := r.holdUsual(); err != nil {
 			return err
 		}
 		if err := r.awaitFlush(); err != nil {
@@ -221,22 +221,11 @@ func (r *room) awaitFlush() error {
 	return nil
 }
 
-// rest returns the most that a write may put in a log that Badger begins
-// meanwhile.
-func (r *room) rest(d demand) int64 {
-	if r.vlog.load+d.vlog < r.vlog.limit && r.mem.load+d.memory < r.mem.limit {
-		return 0
-	}
-	return max(d.vlog, d.mem)
-}
-
-// holdLogs reserves the space for a new value log and a new memtable log, to
-// each of which the given bytes will be written. The error wraps ErrNoSpace if
-// there is none.
-func (r *room) holdLogs(bytes int64) error {
-	bytes = max(bytes, firstLogBytes)
-	r.mapped.expectLogs(bytes)
-	return r.mapped.hold(2 * bytes)
+// holdUsual makes the reserve as large as it is between writes. The error wraps
+// ErrNoSpace if there is no space.
+func (r *room) holdUsual() error {
+	r.mapped.expectLogs(firstStep)
+	return r.mapped.hold(reserveBytes)
 }
 
 // holdToFlush reserves the space for a table of each memtable. The error wraps
@@ -249,43 +238,22 @@ func (r *room) holdToFlush() error {
 	return r.mapped.hold(tables + reserveBytes)
 }
 
-// holdToRewrite reserves the space for the given bytes of a value log that is
-// rewritten: in the newest logs, and for new ones. The error wraps ErrNoSpace if
-// there is none. The caller calls rewritten afterwards.
-func (r *room) holdToRewrite(values int64) error {
+// holdToRewrite reserves the space for the rest of a value log of which ratio
+// was deleted: in the newest logs, and for new ones. The error wraps ErrNoSpace
+// if there is none.
+func (r *room) holdToRewrite(ratio float64) error {
 	if err := r.follow(); err != nil {
 		return err
 	}
+	values := int64((1 - ratio) * float64(r.vlog.limit))
 	keys := values / 8 // a value has 1 KiB or more, its key and pointer less than 100 bytes
 	rest := min(values, max(r.vlog.limit-r.vlog.used, 0))
 	if err := errors.Join(r.vlog.ahead(r.dir, rest, 0), r.mem.ahead(r.dir, keys, 0)); err != nil {
 		return err
 	}
-	return r.holdLogs(max(values-rest, keys))
-}
-
-// rewritten measures what was written, and releases what was reserved for more.
-func (r *room) rewritten() error {
-	err := errors.Join(r.measure(), r.holdLogs(0))
-	for _, g := range []*growing{&r.vlog, &r.mem} {
-		if err == nil {
-			err = g.release(r.dir)
-		}
-	}
-	return err
-}
-
-// release gives back the blocks beyond the step that a write would allocate.
-func (g *growing) release(dir string) error {
-	keep := g.used + firstStep
-	if g.used < 0 || keep >= g.held {
-		return nil
-	}
-	err := deallocate(g.path(dir), keep, g.held)
-	if err == nil {
-		g.held = keep
-	}
-	return err
+	rest = max(values-rest, keys, firstStep)
+	r.mapped.expectLogs(rest)
+	return r.mapped.hold(2 * rest)
 }
 
 // covers reports whether the next n bytes are allocated, and Badger does not
@@ -313,7 +281,7 @@ func (r *room) ahead(d demand) int64 {
 
 // ahead allocates the next n bytes and a step of at most most bytes.
 func (g *growing) ahead(dir string, n, most int64) error {
-	if g.used < 0 || n == 0 || g.used+n <= g.held {
+	if g.used < 0 || g.used+n <= g.held {
 		return nil
 	}
 	step := min(max(g.used/2, firstStep), g.step, most)
