@@ -271,12 +271,10 @@ func runProgram(tb testing.TB, path string, args ...string) (code int, stdout, s
 	return cmd.ProcessState.ExitCode(), out.String(), errs.String()
 }
 
-// tail keeps the end of what is written to it, and all that follows the start of
-// a Go trace: the goroutine that failed comes first there.
+// tail keeps the end of what is written to it.
 type tail struct {
-	mu     sync.Mutex
-	kept   []byte
-	traces bool
+	mu   sync.Mutex
+	kept []byte
 }
 
 func (t *tail) Write(b []byte) (int, error) {
@@ -284,10 +282,7 @@ func (t *tail) Write(b []byte) (int, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.kept = append(t.kept, b...)
-	for _, start := range []string{"panic: ", "fatal error: ", "unexpected fault address"} {
-		t.traces = t.traces || bytes.Contains(b, []byte(start))
-	}
-	if over := len(t.kept) - most; over > 0 && !t.traces {
+	if over := len(t.kept) - most; over > 0 {
 		t.kept = append(t.kept[:0], t.kept[over:]...)
 	}
 	return len(b), nil

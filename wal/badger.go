@@ -7,7 +7,6 @@ import (
 	"os"
 	"path/filepath"
 	"runtime/debug"
-	"slices"
 	"strings"
 
 	"github.com/dgraph-io/badger/v4"
@@ -26,7 +25,7 @@ func (o Options) badgerOptions(dir string) badger.Options {
 		WithValueLogFileSize(128 << 20). // mapped whole; small, so that trims free space
 		WithVerifyValueChecksum(true).   // Badger believes a value's header otherwise, and panics
 		WithMemTableSize(16 << 20).      // keys and small values only
-		WithNumMemtables(maxMemtables).
+		WithNumMemtables(3).
 		WithNumCompactors(2).
 		WithCompression(options.None).
 		WithBlockCacheSize(0). // nothing is compressed or encrypted: the page cache does
@@ -40,53 +39,23 @@ func (o Options) badgerOptions(dir string) badger.Options {
 
 // openBadger opens the store behind the journal.
 func (s *Store) openBadger() error {
-	o := s.opts.badgerOptions(filepath.Join(s.dir, badgerDir)).
-		WithLogger(badgerLogger{s.opts.Logger, s.fail, s.shortage})
+	o := s.opts.badgerOptions(filepath.Join(s.dir, badgerDir)).WithLogger(badgerLogger{s.opts.Logger, s.fail})
 	if err := s.roomToOpen(o); err != nil {
 		return err
 	}
 	if err := checkTables(o); err != nil {
 		return blame(err)
 	}
-	if err := s.attachMapped(o.Dir); err != nil {
-		return blame(err)
-	}
 	db, err := tryBadger(o)
 	if err != nil {
-		s.detachMapped()
 		if full := s.roomToOpen(o); full != nil {
 			return full // the space ran out meanwhile
 		}
 		return fmt.Errorf("open %s: %w", o.Dir, blame(err))
 	}
 	s.db, s.compactors.db = db, db
-	s.room, err = newRoom(s.opts, db.Opts(), s.mapped, s.Failed, &s.starting.replayBytes)
+	s.room, err = newRoom(s.opts, db.Opts(), &s.starting.replayBytes)
 	return err
-}
-
-// attachMapped has the blocks of the files allocated that Badger creates in
-// dir, until detachMapped.
-func (s *Store) attachMapped(dir string) (err error) {
-	if err = os.MkdirAll(dir, 0o700); err != nil {
-		return err
-	}
-	if s.mapped, err = newMappedFiles(dir, s.opts.allocate); err != nil {
-		return err
-	}
-	if s.detach, err = s.mapped.attach(dir); err == nil {
-		err = s.mapped.hold(reserveBytes)
-	}
-	if err != nil {
-		s.detachMapped()
-	}
-	return err
-}
-
-func (s *Store) detachMapped() {
-	if s.detach != nil {
-		s.detach()
-	}
-	s.mapped.close()
 }
 
 // roomToOpen returns ErrNoSpace unless there is the space that Badger takes
@@ -211,11 +180,9 @@ func (s *Store) reclaim() (more bool, err error) {
 	txn := s.db.NewTransaction(false)
 	guard := txn.NewIterator(badger.IteratorOptions{Prefix: []byte{opApplied}})
 	s.badgerWrite.Lock()
-	if err = s.room.holdToRewrite(ratio); err == nil {
-		err = s.db.RunValueLogGC(ratio)
-	}
+	err = s.db.RunValueLogGC(ratio)
 	more = err == nil
-	merr := errors.Join(s.room.measure(), s.room.holdUsual())
+	merr := s.room.measure()
 	s.badgerWrite.Unlock()
 	if more {
 		err = merr
@@ -279,9 +246,6 @@ func (s *Store) compact() error {
 func (s *Store) flushMemtable() error {
 	s.badgerWrite.Lock()
 	defer s.badgerWrite.Unlock()
-	if err := s.room.holdToFlush(); err != nil {
-		return err
-	}
 	wb := s.db.NewWriteBatch()
 	defer wb.Cancel()
 	if err := wb.Set([]byte{opScratch}, nil); err != nil {
@@ -290,50 +254,22 @@ func (s *Store) flushMemtable() error {
 	if err := wb.Flush(); err != nil {
 		return err
 	}
-	return errors.Join(s.db.DropPrefix([]byte{opScratch}), s.room.measure(), s.room.holdUsual())
+	return errors.Join(s.db.DropPrefix([]byte{opScratch}), s.room.measure())
 }
 
 // badgerLogger forwards Badger's log. A message at level error counts as a
-// failed write, since Badger only logs some of its failures. One that says that
-// there is no space for something that Badger repeats goes to shortage.
+// failed write, since Badger only logs some of its failures.
 type badgerLogger struct {
-	log      *slog.Logger
-	fail     func(error)
-	shortage func(err error, flush bool)
-}
-
-// Parts of messages about what Badger repeats after an error.
-var (
-	flushMessage       = "error flushing memtable to disk"
-	compactionMessages = []string{
-		"cannot start subcompaction", "While running doCompact", "LOG Compact FAILED", "While forcing compaction",
-	}
-)
-
-// short reports whether err is a message about a lack of space for something
-// that Badger repeats, and passes it to shortage.
-func (b badgerLogger) short(err error) bool {
-	has := func(part string) bool { return strings.Contains(err.Error(), part) }
-	flush := has(flushMessage)
-	if !isNoSpace(err) || !flush && !slices.ContainsFunc(compactionMessages, has) {
-		return false
-	}
-	b.shortage(err, flush)
-	return true
+	log  *slog.Logger
+	fail func(error)
 }
 
 func (b badgerLogger) Errorf(format string, args ...any) {
-	err := fmt.Errorf("badger: %s", strings.TrimSpace(fmt.Sprintf(format, args...)))
-	if !b.short(err) {
-		b.fail(err)
-	}
+	b.fail(fmt.Errorf("badger: %s", strings.TrimSpace(fmt.Sprintf(format, args...))))
 }
 
 func (b badgerLogger) Warningf(format string, args ...any) {
-	message := strings.TrimSpace(fmt.Sprintf(format, args...))
-	if !b.short(errors.New(message)) {
-		b.log.Warn("badger", "message", message)
-	}
+	b.log.Warn("badger", "message", strings.TrimSpace(fmt.Sprintf(format, args...)))
 }
 
 func (b badgerLogger) Infof(format string, args ...any) {

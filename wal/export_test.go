@@ -93,21 +93,3 @@ func (s *Store) Floor() int64 { return s.room.floor }
 
 // Reclaim rewrites one value log, if that is worth it and there is space.
 func (s *Store) Reclaim() (more bool, err error) { return s.reclaim() }
-
-// WithAllocate makes allocate stand in for fallocate where Badger maps a new
-// file.
-func (o Options) WithAllocate(allocate func(fd uintptr, bytes int64) error) Options {
-	o.allocate = allocate
-	return o
-}
-
-// BadgerLog passes a message of Badger's to the store, as an error or as a
-// warning.
-func (s *Store) BadgerLog(warning bool, format string, args ...any) {
-	l := badgerLogger{s.opts.Logger, s.fail, s.shortage}
-	if warning {
-		l.Warningf(format, args...)
-	} else {
-		l.Errorf(format, args...)
-	}
-}

@@ -8,7 +8,6 @@ import (
 	"strconv"
 	"strings"
 	"sync/atomic"
-	"time"
 
 	"github.com/dgraph-io/badger/v4"
 )
@@ -26,12 +25,11 @@ import (
 //   - Everything else that makes Badger write (opening, closing, collecting
 //     value logs) checks the free space first.
 //
-// A file that Badger begins in between is mappedFiles' part: a table, or the
-// first bytes of a log.
-//
 // Without enough space the frames stay in memory and in the journal, whose
 // segments are allocated, and entries are refused with ErrNoSpace until there
-// is space.
+// is space. One gap remains, between the check and the write: if another
+// process takes floor bytes in the second in which Badger writes a table,
+// SIGBUS ends this process. As with any other kill, nothing is lost.
 
 // room knows how much of Badger's newest files is allocated. Store.badgerWrite
 // guards all fields except dir, free and floor, which don't change.
@@ -43,12 +41,6 @@ type room struct {
 	mem   growing
 	// replayBytes is how many bytes the next start writes again: see nextStart.
 	replayBytes *atomic.Int64
-	mapped      *mappedFiles
-	// memtables is how many memtable logs there are: one for the memtable that
-	// is written to, and one for each that is not flushed yet.
-	memtables int
-	// failed returns why the store has failed, nil if it has not.
-	failed func() error
 }
 
 // growing is the newest file of one of Badger's two kinds of logs.
@@ -82,11 +74,6 @@ const (
 	// 4,096 value logs.
 	discardRoom = 64 << 10
 
-	// A write that may begin a memtable waits while there are more than
-	// maxMemtables. It looks every flushInterval.
-	maxMemtables  = 3
-	flushInterval = 5 * time.Millisecond
-
 	// The most that an entry takes in addition to its key and value, in a log
 	// file and in the memtable's memory, and the size of a pointer into the
 	// value log.
@@ -111,9 +98,9 @@ func (d *demand) put(key, value int, threshold int64) {
 }
 
 // newRoom returns the room of a Badger that was just opened, with new files.
-func newRoom(o Options, b badger.Options, mapped *mappedFiles, failed func() error, replayBytes *atomic.Int64) (*room, error) {
+func newRoom(o Options, b badger.Options, replayBytes *atomic.Int64) (*room, error) {
 	r := &room{
-		replayBytes: replayBytes, mapped: mapped, failed: failed, dir: b.Dir, free: o.FreeSpace, floor: floorOf(b),
+		replayBytes: replayBytes, dir: b.Dir, free: o.FreeSpace, floor: floorOf(b),
 		vlog: growing{name: valueLogName, limit: b.ValueLogFileSize, step: 8 << 20, weight: 1},
 		mem:  growing{name: "%05d.mem", limit: b.MemTableSize, step: 4 << 20, weight: 5},
 	}
@@ -146,18 +133,12 @@ func (r *room) follow() error {
 	if err != nil {
 		return err
 	}
-	r.memtables = 0
 	for _, g := range []*growing{&r.vlog, &r.mem} {
 		last := g.number
 		for _, e := range entries {
 			stem, ok := strings.CutSuffix(e.Name(), filepath.Ext(g.name))
-			n, err := strconv.Atoi(stem)
-			if !ok || err != nil {
-				continue
-			}
-			g.number = max(g.number, n)
-			if g == &r.mem {
-				r.memtables++
+			if n, err := strconv.Atoi(stem); ok && err == nil {
+				g.number = max(g.number, n)
 			}
 		}
 		if g.number != last {
@@ -185,12 +166,6 @@ func (r *room) take(d demand) error {
 		if err := spare(r.free, r.dir, r.floor+d.vlog+d.mem); err != nil {
 			return err
 		}
-		if err := r.holdUsual(); err != nil {
-			return err
-		}
-		if err := r.awaitFlush(); err != nil {
-			return err
-		}
 		ahead := r.ahead(d)
 		if err := errors.Join(r.vlog.ahead(r.dir, d.vlog, ahead), r.mem.ahead(r.dir, d.mem, ahead)); err != nil {
 			return err
@@ -199,61 +174,6 @@ func (r *room) take(d demand) error {
 	r.vlog.add(d.vlog, d.vlog)
 	r.mem.add(d.mem, d.memory)
 	return nil
-}
-
-// awaitFlush waits until Badger can begin another memtable without waiting for
-// the flush of one: reads of Badger wait for a write that waits. The error wraps
-// ErrNoSpace if a flush found no space.
-func (r *room) awaitFlush() error {
-	for r.memtables > 1 {
-		if r.mapped.stuck.Load() {
-			return fmt.Errorf("%w: a memtable in %s could not be flushed", ErrNoSpace, r.dir)
-		}
-		if r.memtables <= maxMemtables {
-			return nil
-		}
-		time.Sleep(flushInterval)
-		if err := errors.Join(r.failed(), r.follow()); err != nil {
-			return err
-		}
-	}
-	r.mapped.stuck.Store(false)
-	return nil
-}
-
-// holdUsual makes the reserve as large as it is between writes. The error wraps
-// ErrNoSpace if there is no space.
-func (r *room) holdUsual() error {
-	r.mapped.expectLogs(firstStep)
-	return r.mapped.hold(reserveBytes)
-}
-
-// holdToFlush reserves the space for a table of each memtable. The error wraps
-// ErrNoSpace if there is none.
-func (r *room) holdToFlush() error {
-	tables, err := memtableRoom(r.dir)
-	if err != nil {
-		return err
-	}
-	return r.mapped.hold(tables + reserveBytes)
-}
-
-// holdToRewrite reserves the space for the rest of a value log of which ratio
-// was deleted: in the newest logs, and for new ones. The error wraps ErrNoSpace
-// if there is none.
-func (r *room) holdToRewrite(ratio float64) error {
-	if err := r.follow(); err != nil {
-		return err
-	}
-	values := int64((1 - ratio) * float64(r.vlog.limit))
-	keys := values / 8 // a value has 1 KiB or more, its key and pointer less than 100 bytes
-	rest := min(values, max(r.vlog.limit-r.vlog.used, 0))
-	if err := errors.Join(r.vlog.ahead(r.dir, rest, 0), r.mem.ahead(r.dir, keys, 0)); err != nil {
-		return err
-	}
-	rest = max(values-rest, keys, firstStep)
-	r.mapped.expectLogs(rest)
-	return r.mapped.hold(2 * rest)
 }
 
 // covers reports whether the next n bytes are allocated, and Badger does not

@@ -14,7 +14,13 @@ func allocate(path string, bytes int64) error {
 	if err != nil {
 		return err
 	}
-	if err = allocateBlocks(f.Fd(), bytes); err != nil {
+	for {
+		err = unix.Fallocate(int(f.Fd()), unix.FALLOC_FL_KEEP_SIZE, 0, bytes)
+		if !errors.Is(err, unix.EINTR) {
+			break
+		}
+	}
+	if err != nil {
 		err = &os.PathError{Op: "fallocate", Path: path, Err: err}
 	}
 	return errors.Join(err, f.Close())
