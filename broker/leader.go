@@ -91,22 +91,12 @@ func (p *partition) runLeader(ctx context.Context) error {
 		p.transfer.leadership("")
 		return fmt.Errorf("%w: %s", errFenced, *why)
 	}
-	term := p.group.Term()
-	if err := p.group.Barrier(ctx); err != nil {
-		return fmt.Errorf("barrier: %w", err)
+	term, err := p.beginTerm(ctx)
+	if err != nil {
+		return err
 	}
-	if now := p.group.Term(); now != term { // what it certified in the old term would be void
-		return fmt.Errorf("%w: term %d is over, this is %d", raftstore.ErrNotLeader, term, now)
-	}
-	p.readTerm.Store(term)
-	p.replica.certifier.rollback()
-
 	var background sync.WaitGroup
-	background.Go(func() {
-		if awaitLoss(ctx, p.group.Leadership(), func() bool { return p.group.Term() == term && p.group.Leading() }) {
-			cancel(raftstore.ErrNotLeader)
-		}
-	})
+	background.Go(func() { p.endWithTerm(ctx, term, cancel) })
 	p.queue.open()
 	p.cursors.queue.open()
 	p.session.cancel.Store(&cancel)
@@ -130,6 +120,30 @@ func (p *partition) runLeader(ctx context.Context) error {
 	p.closeQueues(newLeader)
 	background.Wait()
 	return why
+}
+
+// beginTerm waits until this replica, as the leader, has applied all that was
+// committed before its term, which it returns. Reads may be served then, and
+// nothing is in flight.
+func (p *partition) beginTerm(ctx context.Context) (term uint64, err error) {
+	term = p.group.Term()
+	if err := p.group.Barrier(ctx); err != nil {
+		return 0, fmt.Errorf("barrier: %w", err)
+	}
+	if now := p.group.Term(); now != term { // what it certified in the old term would be void
+		return 0, fmt.Errorf("%w: term %d is over, this is %d", raftstore.ErrNotLeader, term, now)
+	}
+	p.readTerm.Store(term)
+	p.replica.certifier.rollback()
+	return term, nil
+}
+
+// endWithTerm calls end when this node no longer leads in a term. It returns
+// then, or when ctx ends.
+func (p *partition) endWithTerm(ctx context.Context, term uint64, end func(error)) {
+	if awaitLoss(ctx, p.group.Leadership(), func() bool { return p.group.Term() == term && p.group.Leading() }) {
+		end(raftstore.ErrNotLeader)
+	}
 }
 
 // finishTransfer transfers leadership if the session ended for that, or because

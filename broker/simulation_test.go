@@ -8,12 +8,10 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
-	"os"
 	"strconv"
 	"strings"
 	"sync"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"github.com/cantuslog/cantus/broker/internal/natslink"
@@ -36,7 +34,7 @@ import (
 // transaction had a conflict at its mark, and that every refusal names a
 // transaction that justifies it.
 //
-// The environment variables are those of the simulation in package raftstore.
+// Environment variables choose the seeds: see [sim.Run].
 const (
 	dataSimLength  = 8 * time.Second
 	dataSimSpacing = 500 * time.Millisecond
@@ -46,54 +44,10 @@ const (
 )
 
 func TestSimulationOfTheDataPath(t *testing.T) {
-	number := func(name string) uint64 {
-		n, err := strconv.ParseUint(os.Getenv(name), 10, 64)
-		if err != nil && os.Getenv(name) != "" {
-			t.Fatalf("%s: %v", name, err)
-		}
-		return n
-	}
-	first, runs := max(1, number("CANTUS_SIM_SEED")), number("CANTUS_SIM_RUNS")
-	if runs == 0 {
-		runs = testkit.Sized[uint64](1, 4, 100)
-		if os.Getenv("CANTUS_SIM_SEED") != "" {
-			runs = 1
-		}
-	}
-	for seed := first; seed < first+runs; seed++ {
-		t.Run(fmt.Sprintf("seed=%d", seed), func(t *testing.T) { simulateDataPath(t, seed) })
-	}
-}
-
-func simulateDataPath(t *testing.T, seed uint64) {
-	schedule := sim.NewSchedule(seed, sim.Names(3), dataSimLength, dataSimSpacing)
-	if path := os.Getenv("CANTUS_SIM_SCRIPT"); path != "" {
-		script, err := os.ReadFile(path)
-		if err == nil {
-			schedule, err = sim.ParseSchedule(string(script))
-		}
-		if err != nil {
-			t.Fatal(err)
-		}
-	}
-	opts := sim.Options{Seed: seed, Dirs: []string{t.TempDir(), t.TempDir(), t.TempDir()}}
-	if os.Getenv("CANTUS_SIM_TRACE") != "" {
-		opts.Trace = func(line string) { fmt.Println(line) }
-	}
-	fmt.Printf("simulation of the data path: seed %d\n", seed)
-	synctest.Test(t, func(t *testing.T) {
-		s := newDataSim(opts)
-		s.run(t.Context(), schedule)
-		for _, f := range s.cluster.Failures() {
-			t.Error(f)
-		}
-		j := s.judge
-		t.Logf("seed %d: %d messages; %d acknowledged, %d of them as duplicates; %d conflicts; %d without an outcome; %d transactions, the oldest kept is %d; %v of virtual time",
-			seed, j.sent, j.acked, j.duplicates, j.conflicts, j.abandoned, len(j.log), s.first(), time.Since(s.began))
-		if t.Failed() {
-			t.Logf("to run it again: CANTUS_SIM_SEED=%d go test -run '^TestSimulationOfTheDataPath$' ./broker\nthe schedule:\n%s\nwhat happened:\n%s",
-				seed, schedule, s.cluster.Events())
-		}
+	sim.Run(t, sim.Config{
+		Runs: testkit.Sized[uint64](1, 4, 100), Length: dataSimLength, Spacing: dataSimSpacing, Package: "broker",
+		Nodes: func(uint64) int { return 3 },
+		New:   func(o sim.Options) sim.Simulation { return newDataSim(o) },
 	})
 }
 
@@ -127,7 +81,15 @@ func newDataSim(opts sim.Options) *dataSim {
 	return s
 }
 
-func (s *dataSim) run(ctx context.Context, schedule sim.Schedule) {
+func (s *dataSim) Cluster() *sim.Cluster { return s.cluster }
+
+func (s *dataSim) Summary() string {
+	j := s.judge
+	return fmt.Sprintf("%d messages; %d acknowledged, %d of them as duplicates; %d conflicts; %d without an outcome; %d transactions, the oldest kept is %d",
+		j.sent, j.acked, j.duplicates, j.conflicts, j.abandoned, len(j.log), j.trimmed())
+}
+
+func (s *dataSim) Run(ctx context.Context, schedule sim.Schedule) {
 	s.began = time.Now()
 	s.cluster.Start(ctx)
 	clients, stop := context.WithCancel(ctx)
@@ -160,19 +122,20 @@ func (s *dataSim) trim(ctx context.Context) {
 	rng := rand.New(rand.NewPCG(s.seed, 8))
 	for ctx.Err() == nil {
 		time.Sleep(time.Duration(rng.Int64N(int64(time.Second))))
-		leader := s.cluster.Leader()
-		if leader == nil {
-			continue
-		}
-		if n := s.node(leader.Name); n != nil {
-			batch, _ := n.p.trimmer.batch(n.p.replica.mark.Load() / 2)
-			_, _ = n.p.group.Propose(batch).Wait()
+		if leader := s.cluster.Leader(); leader != nil {
+			s.Trim(leader)
 		}
 	}
 }
 
-// first returns the oldest transaction that a node keeps.
-func (s *dataSim) first() uint64 { return s.judge.trimmed() }
+// Trim implements sim.App. It trims the older half of the partition, if the
+// node serves it: only a leader knows which message ids still count.
+func (s *dataSim) Trim(n *sim.Node) {
+	if n := s.node(n.Name); n != nil && n.p.readTerm.Load() == n.p.group.Term() {
+		batch, _ := n.p.trimmer.batch(n.p.replica.mark.Load() / 2)
+		_, _ = n.p.group.Propose(batch).Wait()
+	}
+}
 
 // compareDigests compares the digests of all replicas.
 func (s *dataSim) compareDigests() {
@@ -279,18 +242,12 @@ func (r *dataSimNode) serve(ctx context.Context) {
 	p := r.p
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	term := p.group.Term()
-	if p.group.Barrier(ctx) != nil || p.group.Term() != term {
+	term, err := p.beginTerm(ctx)
+	if err != nil {
 		return
 	}
-	p.readTerm.Store(term)
-	p.replica.certifier.rollback()
 	var background sync.WaitGroup
-	background.Go(func() {
-		if awaitLoss(ctx, p.group.Leadership(), func() bool { return p.group.Term() == term && p.group.Leading() }) {
-			cancel(raftstore.ErrNotLeader)
-		}
-	})
+	background.Go(func() { p.endWithTerm(ctx, term, cancel) })
 	p.queue.open()
 	c := p.sessionConfig(term, cancel)
 	c.rejected = func() error { return nil }
@@ -609,7 +566,8 @@ func (j *dataJudge) verdict() {
 		case r == nil:
 			j.cluster.Fail("transaction %d has the message id %q, which nobody has sent", txid, t.id)
 		case r.found != 0:
-			j.cluster.Fail("%s is in the log twice, as %d and %d", t.id, r.found, txid)
+			j.cluster.Fail("%s is in the log twice, as %d and, %v later, as %d",
+				t.id, r.found, time.Duration(t.time-j.log[r.found-1].time), txid)
 		default:
 			r.found = txid
 		}

@@ -9,12 +9,9 @@ import (
 	"fmt"
 	"hash/fnv"
 	"math/rand/v2"
-	"os"
-	"strconv"
 	"strings"
 	"sync"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"github.com/cantuslog/cantus/internal/sim"
@@ -31,9 +28,7 @@ import (
 // The race detector is left out: it has crashed itself (in ThreadSanitizer's
 // stack depot) in some runs.
 //
-// CANTUS_SIM_SEED=n runs the seed n, CANTUS_SIM_RUNS=n the seeds 1 to n, or n
-// seeds from CANTUS_SIM_SEED on. CANTUS_SIM_SCRIPT names a file with a schedule
-// that replaces the seed's. CANTUS_SIM_TRACE=1 prints every event.
+// Environment variables choose the seeds: see [sim.Run].
 const (
 	simLength  = 8 * time.Second // of the faults, in virtual time
 	simSpacing = 500 * time.Millisecond
@@ -41,75 +36,15 @@ const (
 )
 
 func TestSimulation(t *testing.T) {
-	for _, seed := range simSeeds(t) {
-		t.Run(fmt.Sprintf("seed=%d", seed), func(t *testing.T) { simulate(t, seed) })
-	}
-}
-
-// simSeeds returns the seeds to run.
-func simSeeds(t *testing.T) (seeds []uint64) {
-	number := func(name string, usual uint64) uint64 {
-		v := os.Getenv(name)
-		if v == "" {
-			return usual
-		}
-		n, err := strconv.ParseUint(v, 10, 64)
-		if err != nil {
-			t.Fatalf("%s: %v", name, err)
-		}
-		return n
-	}
-	first, runs := number("CANTUS_SIM_SEED", 1), number("CANTUS_SIM_RUNS", 0)
-	if runs == 0 {
-		runs = testkit.Sized[uint64](2, 6, 200)
-		if os.Getenv("CANTUS_SIM_SEED") != "" {
-			runs = 1
-		}
-	}
-	for seed := first; seed < first+runs; seed++ {
-		seeds = append(seeds, seed)
-	}
-	return seeds
-}
-
-// simulate runs one seed.
-func simulate(t *testing.T, seed uint64) {
-	nodes := 3
-	if seed%5 == 0 {
-		nodes = 5
-	}
-	schedule := sim.NewSchedule(seed, sim.Names(nodes), simLength, simSpacing)
-	if path := os.Getenv("CANTUS_SIM_SCRIPT"); path != "" {
-		script, err := os.ReadFile(path)
-		if err == nil {
-			schedule, err = sim.ParseSchedule(string(script))
-		}
-		if err != nil {
-			t.Fatal(err)
-		}
-	}
-	opts := sim.Options{Seed: seed}
-	for range nodes {
-		opts.Dirs = append(opts.Dirs, t.TempDir())
-	}
-	if os.Getenv("CANTUS_SIM_TRACE") != "" {
-		opts.Trace = func(line string) { fmt.Println(line) }
-	}
-	// A panic on one of raft's goroutines ends the process: say before which
-	// seed it was.
-	fmt.Printf("simulation: seed %d\n", seed)
-	synctest.Test(t, func(t *testing.T) {
-		s := newSimulation(opts)
-		s.run(t.Context(), schedule)
-		for _, f := range s.cluster.Failures() {
-			t.Error(f)
-		}
-		t.Logf("seed %d: %d proposals, %d acknowledged, %d unknown; %d reads; %v of virtual time",
-			seed, len(s.judge.ops), s.judge.acked, s.judge.unknown, s.judge.reads, time.Since(s.began))
-		if t.Failed() {
-			t.Logf("to run it again: CANTUS_SIM_SEED=%d go test -run '^TestSimulation$' ./raftstore\nthe schedule:\n%s\nwhat happened:\n%s",
-				seed, schedule, s.cluster.Events())
-		}
+	sim.Run(t, sim.Config{
+		Runs: testkit.Sized[uint64](2, 6, 200), Length: simLength, Spacing: simSpacing, Package: "raftstore",
+		Nodes: func(seed uint64) int {
+			if seed%5 == 0 {
+				return 5
+			}
+			return 3
+		},
+		New: func(o sim.Options) sim.Simulation { return newSimulation(o) },
 	})
 }
 
@@ -141,9 +76,15 @@ func newSimulation(opts sim.Options) *simulation {
 	return s
 }
 
-// run runs the clients and the faults, waits until the replicas are the same,
+func (s *simulation) Cluster() *sim.Cluster { return s.cluster }
+
+func (s *simulation) Summary() string {
+	return fmt.Sprintf("%d proposals, %d acknowledged, %d unknown; %d reads", len(s.judge.ops), s.judge.acked, s.judge.unknown, s.judge.reads)
+}
+
+// Run runs the clients and the faults, waits until the replicas are the same,
 // and judges.
-func (s *simulation) run(ctx context.Context, schedule sim.Schedule) {
+func (s *simulation) Run(ctx context.Context, schedule sim.Schedule) {
 	s.began = time.Now()
 	s.cluster.Start(ctx)
 	defer s.cluster.Stop()
@@ -256,6 +197,22 @@ func (s *simulation) Stop(n *sim.Node) {
 		s.cluster.Fail("close the replica of %s: %v", n.Name, err)
 	}
 	r.running.Wait()
+}
+
+// keepEntries is how many entries a trim leaves.
+const keepEntries = 10
+
+// Trim implements sim.App.
+func (s *simulation) Trim(n *sim.Node) {
+	g := n.Group()
+	if g == nil {
+		return
+	}
+	if applied := g.Applied(); applied > keepEntries {
+		if err := g.Trim(applied - keepEntries); err != nil && n.Whole() && !errors.Is(err, raftstore.ErrClosed) {
+			s.cluster.Note("trim of %s: %v", n.Name, err)
+		}
+	}
 }
 
 func (s *simulation) replica(n *sim.Node) *simReplica {

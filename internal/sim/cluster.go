@@ -2,7 +2,6 @@ package sim
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"strings"
@@ -11,7 +10,6 @@ import (
 	"time"
 
 	"github.com/cantuslog/cantus/internal/simnet"
-	"github.com/cantuslog/cantus/raftstore"
 	"github.com/cantuslog/cantus/wal/journal/journaltest"
 )
 
@@ -235,7 +233,7 @@ func (c *Cluster) inject(ctx context.Context, f Fault) {
 	case Transfer:
 		c.running.Go(func() { c.transfer(ctx, n) })
 	case Trim:
-		c.running.Go(func() { c.trim(n) })
+		c.running.Go(func() { c.app.Trim(n) })
 	case FailDisk, TornWrite:
 		c.breakDisk(n, f.Kind)
 	}
@@ -263,23 +261,6 @@ func (c *Cluster) transfer(ctx context.Context, n *Node) {
 		if err := g.Transfer(ctx, ""); err != nil {
 			c.Note("transfer from %s: %v", n.Name, err)
 		}
-	}
-}
-
-// keepEntries is how many entries a Trim leaves.
-const keepEntries = 10
-
-func (c *Cluster) trim(n *Node) {
-	g := n.Group()
-	if g == nil {
-		return
-	}
-	applied := g.Applied()
-	if applied <= keepEntries {
-		return
-	}
-	if err := g.Trim(applied - keepEntries); err != nil && n.Whole() && !errors.Is(err, raftstore.ErrClosed) {
-		c.Note("trim of %s: %v", n.Name, err)
 	}
 }
 

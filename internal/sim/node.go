@@ -23,6 +23,9 @@ type App interface {
 	// at a time; for several nodes they run concurrently.
 	Start(n *Node) (*raftstore.Group, error)
 	Stop(n *Node)
+	// Trim removes the head of a running node's log, as far as the application
+	// can do without it.
+	Trim(n *Node)
 }
 
 // Node is a machine. Its supervisor, run, is the goroutine that opens and
