@@ -14,7 +14,7 @@ import (
 // The environment variables that choose what a simulation runs.
 const (
 	envSeed   = "CANTUS_SIM_SEED"   // runs this seed
-	envRuns   = "CANTUS_SIM_RUNS"   // runs so many seeds, from CANTUS_SIM_SEED or 1 on
+	envRuns   = "CANTUS_SIM_RUNS"   // runs this many seeds, from CANTUS_SIM_SEED or 1 on
 	envScript = "CANTUS_SIM_SCRIPT" // a file with a schedule that replaces the seed's
 	envTrace  = "CANTUS_SIM_TRACE"  // if not empty, every event is printed
 )
