@@ -38,11 +38,14 @@ func newDataPath(t *testing.T) *dataPath {
 	d := &dataPath{t: t, began: time.Now(), replies: &fakeConnection{}, feed: &fakeConnection{}}
 	h := host{
 		name: "n1", names: names, partitions: 1, log: slog.New(slog.DiscardHandler), now: time.Now, queueBytes: 8 << 20, replica: testReplicaOptions,
-		nats: fakeNATS{}, appends: d.replies, feeds: d.feed, sender: poster(posted{d.replies}),
-		feedKey: make([]byte, 64), metrics: newMetrics(), stats: newServiceStats(), inflight: newInflightLimit(batchesInFlight),
-		encodeAdvisory: func(event string, _ map[string]any) []byte {
-			return natslink.AppendPub(nil, names.Advisory(event), []byte{})
+		metrics: newMetrics(), stats: newServiceStats(),
+		messaging: messaging{
+			nats: fakeNATS{}, appends: d.replies, feeds: d.feed, sender: poster(posted{d.replies}), feedKey: make([]byte, 64),
+			encodeAdvisory: func(event string, _ map[string]any) []byte {
+				return natslink.AppendPub(nil, names.Advisory(event), []byte{})
+			},
 		},
+		sharedLimits: sharedLimits{inflight: newInflightLimit(batchesInFlight)},
 	}
 	d.p = &partition{host: h, log: h.log, queue: newQueue(h.queueBytes), metrics: h.metrics.partition(0, h.stats)}
 	d.p.replica = newReplica(nil, h.replica, h.now, func(err error) { t.Error(err) }, nil)

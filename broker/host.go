@@ -16,21 +16,31 @@ import (
 )
 
 // host is what a partition needs of its node. A partition knows nothing else of
-// its node, so tests can replace each part.
+// its node, so tests can replace each part. It hands each of its own parts only
+// what that part states.
 type host struct {
 	name       string // of the node
 	names      subjects.Names
-	partitions int  // of the cluster
-	clustered  bool // other nodes may hold replicas
+	partitions int // of the cluster
 	log        *slog.Logger
 	now        func() time.Time // for the times of transactions
 	queueBytes int              // capacity of each queue
 	replica    replicaOptions
+	metrics    *metrics
+	stats      *serviceStats
 	// trimming, if not nil, is called before each step of trimming a log. It is
 	// for tests.
 	trimming func(step string)
 
-	// Messages. Connections may block; senders never do.
+	messaging
+	sharedLimits
+	clusterView
+	services
+}
+
+// messaging is how a partition receives and sends messages. Connections may
+// block; senders never do.
+type messaging struct {
 	nats               natsInfo
 	appends, reads     connection
 	feeds              transmitter
@@ -38,27 +48,27 @@ type host struct {
 	queueGroup         string // of the subscriptions: see docs/adr/0021
 	feedKey            ed25519.PrivateKey
 	pacer              *pacer
-	advise             func(event string, fields map[string]any) // publishes an advisory
 	encodeAdvisory     func(event string, fields map[string]any) []byte
-	metrics            *metrics
-	stats              *serviceStats
+}
 
-	// Limits that all partitions of the node share.
+// sharedLimits are limits that all partitions of the node share.
+type sharedLimits struct {
 	inflight  *inflightLimit
 	scans     *semaphore.Weighted // reads that search a log
 	startRead func(serve func()) error
 	space     diskSpace
+}
 
-	// The cluster.
+// clusterView is what a partition needs to know of the cluster, and of its
+// node's part in it.
+type clusterView struct {
+	clustered       bool // other nodes may hold replicas
 	peers           *peers
 	facts           func() (facts cluster.Facts, changed <-chan struct{})
 	mayLead         <-chan struct{} // closed when the node may lead
 	electionTimeout time.Duration
 	announce        func() // has the node's status sent to the others soon
 	groupOptions    func(id uint32, log *wal.Log, fsm raftstore.FSM, logger *slog.Logger) raftstore.Options
-	fail            func(error)  // stops the node
-	failed          func() error // why it was stopped, nil if it was not
-	background      func(func()) // runs a function that Close waits for
 }
 
 // natsInfo is what the data path needs to know of the NATS server: its limits,

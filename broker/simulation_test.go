@@ -173,10 +173,13 @@ func (s *dataSim) Start(n *sim.Node) (*raftstore.Group, error) {
 	h := host{
 		name: n.Name, names: names, partitions: 1, log: log, now: time.Now, queueBytes: 8 << 20,
 		replica: replicaOptions{locks: lockmgr.Options{Locks: 200, IDs: 10_000, IDWindow: dataSimWindow}, pointEvery: 16},
-		nats:    fakeNATS{}, appends: replies, reads: replies, feeds: replies, sender: dataPoster{replies}, readSender: dataPoster{replies},
-		feedKey: make([]byte, 64), metrics: newMetrics(), stats: newServiceStats(), inflight: newInflightLimit(batchesInFlight),
-		encodeAdvisory: func(string, map[string]any) []byte { return nil },
-		advise:         func(string, map[string]any) {},
+		metrics: newMetrics(), stats: newServiceStats(),
+		messaging: messaging{
+			nats: fakeNATS{}, appends: replies, reads: replies, feeds: replies, sender: dataPoster{replies}, readSender: dataPoster{replies},
+			feedKey: make([]byte, 64), encodeAdvisory: func(string, map[string]any) []byte { return nil },
+		},
+		sharedLimits: sharedLimits{inflight: newInflightLimit(batchesInFlight)},
+		services:     services{advise: func(string, map[string]any) {}},
 	}
 	p := &partition{host: h, log: log, store: n.Log(), queue: newQueue(h.queueBytes), metrics: h.metrics.partition(0, h.stats)}
 	damage := func(err error) {

@@ -169,16 +169,22 @@ func (n *Node) controllerConfig(partition int, m *meta) controllerConfig {
 func (n *Node) host() host {
 	i, c := n.identity, n.conns
 	return host{
-		name: i.opts.Name, names: i.names, partitions: n.store.Identity().Partitions, clustered: i.opts.clustered(), log: i.log,
+		name: i.opts.Name, names: i.names, partitions: n.store.Identity().Partitions, log: i.log,
 		now: time.Now, queueBytes: int(n.limits.queueBytes.Load()), replica: i.opts.replica(), trimming: i.opts.trimming,
-		nats: n.nats, appends: c.appends, reads: c.reads, feeds: c.feeds, sender: c.sender, readSender: c.readSender,
-		queueGroup: i.queueGroup(), feedKey: i.feedKey(), pacer: n.pacer, advise: n.advisories.publish, encodeAdvisory: n.advisories.encode,
 		metrics: n.metrics, stats: n.stats,
-		inflight: n.limits.inflight, scans: n.limits.scans, space: n.space,
-		startRead:       func(serve func()) error { return n.limits.startRead(n.life, serve) },
-		electionTimeout: i.opts.ElectionTimeout,
-		peers:           n.peers, facts: n.meta.current, mayLead: n.life.mayLead, announce: n.gossip.announce, groupOptions: n.groupOptions,
-		fail: n.life.fail, failed: n.Err, background: n.background,
+		messaging: messaging{
+			nats: n.nats, appends: c.appends, reads: c.reads, feeds: c.feeds, sender: c.sender, readSender: c.readSender,
+			queueGroup: i.queueGroup(), feedKey: i.feedKey(), pacer: n.pacer, encodeAdvisory: n.advisories.encode,
+		},
+		sharedLimits: sharedLimits{
+			inflight: n.limits.inflight, scans: n.limits.scans, space: n.space,
+			startRead: func(serve func()) error { return n.limits.startRead(n.life, serve) },
+		},
+		clusterView: clusterView{
+			clustered: i.opts.clustered(), peers: n.peers, facts: n.meta.current, mayLead: n.life.mayLead,
+			electionTimeout: i.opts.ElectionTimeout, announce: n.gossip.announce, groupOptions: n.groupOptions,
+		},
+		services: n.services(),
 	}
 }
 
