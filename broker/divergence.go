@@ -16,10 +16,11 @@ import (
 // them with its own, and remembers the result of the last comparison with each
 // replica.
 //
-//   - If a majority of the voters differs from this replica, this replica is wrong. It is
-//     fenced, durably, until an operator has it rebuilt.
-//   - If it differs from its leader, and no majority agrees with it, it may be wrong. It
-//     takes no part, and reports that, until the voters decide. This is not durable.
+//   - If a majority of the voters differs from this replica, this replica is
+//     wrong. It is fenced, durably, until an operator has it rebuilt.
+//   - If it differs from its leader, and no majority agrees with it, it may be
+//     wrong. It takes no part, and reports that, until the voters decide. This
+//     is not durable.
 //   - If it agrees with a majority of the voters, it continues.
 
 // comparisons holds the results of the last comparisons with other replicas.

@@ -146,8 +146,8 @@ func (f *fencing) contradicted(err error) {
 	f.fence(err.Error())
 }
 
-// peerLostEntries is called when a member has lost entries that it had acknowledged.
-// The leader sends it no more.
+// peerLostEntries is called when a member has lost entries that it had
+// acknowledged. The leader sends it no more.
 func (f *fencing) peerLostEntries(peer string, has, had uint64) {
 	why := fmt.Sprintf("its newest entry is %d, and it had acknowledged %d", has, had)
 	f.log.Error("a replica has lost entries that it had acknowledged, and is excluded: its data directory was put back to an older state; "+

@@ -10,21 +10,21 @@ import (
 )
 
 // session serves a partition for one leader epoch: from the barrier at its
-// beginning until leadership is lost or handed over, a proposal fails, or the
+// beginning until leadership is lost or transferred, a proposal fails, or the
 // replica closes. It has three goroutines, each a stage of its own:
 //
 //   - The sequencer takes messages off the queue, decodes and certifies their
 //     transactions, and proposes those that pass as one batch. It blocks on the
 //     queue, on the limits of batches in flight, the partition's own and the
-//     node's, and on raft while that has many proposals waiting. While disks are
-//     full it rejects messages at once, and waits for none of these.
+//     node's, and on raft while that has many proposals waiting. While disks
+//     are full it rejects messages at once, and waits for none of these.
 //   - The responder takes batches in order, waits until each is committed and
 //     applied, and replies. It blocks on the proposal, on the connection to the
 //     NATS server, and, once the replies are sent, on its channel to the
 //     publisher.
-//   - The publisher takes committed batches in order and feeds their transactions.
-//     It blocks on its own connection, so slow subscribers delay replies only
-//     when maxInflight batches are waiting for it.
+//   - The publisher takes committed batches in order and feeds their
+//     transactions. It blocks on its own connection, so slow subscribers delay
+//     replies only when maxInflight batches are waiting for it.
 //
 // Raft's apply goroutine meets them in the certifier's mutex alone, and waits
 // for nothing else of theirs.

@@ -24,10 +24,10 @@ import (
 )
 
 // The simulation of the data path runs one partition on three nodes in virtual
-// time: queue, sequencer, certifier, responder and publisher, over the replicas,
-// disks and network of package sim. Clients send the messages of the protocol,
-// with locks and message ids, and send them again with the same id while they
-// know no outcome. Messages and replies get lost.
+// time: queue, sequencer, certifier, responder and publisher, over the
+// replicas, disks and network of package sim. Clients send the messages of the
+// protocol, with locks and message ids, and send them again with the same id
+// while they know no outcome. Messages and replies get lost.
 //
 // The judge keeps every committed transaction. It checks that all replicas
 // apply the same, that what was acknowledged is there once, that no committed

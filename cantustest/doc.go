@@ -11,8 +11,8 @@
 //
 //   - [Log] is a real node on a temporary directory and a free loopback port,
 //     with a relay in front of it.
-//   - [Fault] is what the relay does to a request, its answer, or a message of the
-//     feed.
+//   - [Fault] is what the relay does to a request, its answer, or a message of
+//     the feed.
 //
 // Clients see the protocol of subjects.md under the usual prefix, answered by
 // the same code as in production: conflicts, message ids, reads and cursors are

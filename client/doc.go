@@ -17,11 +17,13 @@
 // Its nouns:
 //
 //   - [Client] uses a NATS connection that the caller owns.
-//   - [Request] is a transaction to append, and [Receipt] the proof that it committed.
+//   - [Request] is a transaction to append, and [Receipt] the proof that it
+//     committed.
 //   - [Follower] passes every committed [Transaction] to a [Handler], once, in
 //     txid order and without a gap within each partition.
-//   - [Transactor] runs a function at a known high-water mark of a local [View],
-//     appends the transaction that it made, and runs it again after a conflict.
+//   - [Transactor] runs a function at a known high-water mark of a local
+//     [View], appends the transaction that it made, and runs it again after a
+//     conflict.
 //   - [Cursor] is a position that is stored in the log itself.
 //
 // Package [github.com/cantuslog/cantus/client/sqlview] is a [View] in a SQL
@@ -124,8 +126,9 @@ package client
 //
 // Goroutines, and what each may block on:
 //
-//   - watchConnection, one a client: on changes of the connection's status. When
-//     the connection is back it requests reads, and may block on the connection.
+//   - watchConnection, one for each client: on changes of the connection's
+//     status. When the connection is back it requests reads, and may block on
+//     the connection.
 //   - sender.run, one for each partition appended to: on new transactions, its
 //     timer, and the connection while it publishes. It holds no lock then.
 //   - Follower.run, one for each followed partition: on the stream's queue, in

@@ -32,11 +32,11 @@ import (
 // and the next flush dials again.
 //
 // heartbeatBatcher.flushing lets only one flush run at a time; it may be taken
-// for seconds. It is a channel and no mutex, so that a simulation's time goes on
-// meanwhile: testing/synctest takes a goroutine that waits for a mutex for one
-// that runs. The two locks named mu are held only briefly, and never both at
-// once: the batcher's guards the queue and the timer, the connection's guards
-// the heartbeats that wait for a reply.
+// for seconds. It is a channel and no mutex, so that a simulation's time goes
+// on meanwhile: testing/synctest takes a goroutine that waits for a mutex for
+// one that runs. The two locks named mu are held only briefly, and never both
+// at once: the batcher's guards the queue and the timer, the connection's
+// guards the heartbeats that wait for a reply.
 //
 // A message is a count (4 bytes, 1 to 4,096), big-endian like all numbers, and
 // that many heartbeats. The replies come in messages of the same form, in any

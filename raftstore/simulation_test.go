@@ -21,9 +21,9 @@ import (
 )
 
 // The simulation runs three or five replicas with clients in virtual time, with
-// the faults of a schedule that a seed determines (package sim). Clients propose
-// entries, each once, and read. The judge compares what they were told with the
-// log that all replicas have at the end.
+// the faults of a schedule that a seed determines (package sim). Clients
+// propose entries, each once, and read. The judge compares what they were told
+// with the log that all replicas have at the end.
 //
 // The race detector is left out: it has crashed itself (in ThreadSanitizer's
 // stack depot) in some runs.

@@ -77,7 +77,8 @@ func code(t *testing.T, cell string) string {
 	return parts[1]
 }
 
-// firstColumn returns the names in the first cells of tables, sorted, each once.
+// firstColumn returns the names in the first cells of tables, sorted, each
+// once.
 func firstColumn(t *testing.T, rows [][]string) (names []string) {
 	t.Helper()
 	for _, r := range rows {

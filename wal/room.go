@@ -20,8 +20,8 @@ import (
 //
 //   - Store.prepare allocates blocks of the newest value log and the newest
 //     memtable log, a step at a time, before each write to Badger.
-//   - A write after which Badger may begin a new file, or write or merge tables,
-//     is allowed only while floor bytes are free beyond its own size.
+//   - A write after which Badger may begin a new file, or write or merge
+//     tables, is allowed only while floor bytes are free beyond its own size.
 //   - Everything else that makes Badger write (opening, closing, collecting
 //     value logs) checks the free space first.
 //

@@ -3,8 +3,8 @@
 // nilerr, unparam and usetesting. golangci-lint itself takes longer to build
 // than .ci/run has time for; `make lint` runs it.
 //
-// A comment like golangci-lint's leaves out a finding that is wrong, in its line
-// or above it:
+// A comment like golangci-lint's leaves out a finding that is wrong, in its
+// line or above it:
 //
 //	//nolint:NAME // why it is wrong
 //

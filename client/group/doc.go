@@ -28,8 +28,8 @@
 //
 // Two members do not run the handler of a partition at the same time if
 //
-//   - their clocks run at the same rate, within a tenth (the times that they show
-//     do not matter), and
+//   - their clocks run at the same rate, within a tenth (the times that they
+//     show do not matter), and
 //   - a handler returns soon after its ctx ends, which happens when the lease
 //     expires.
 //

@@ -10,8 +10,8 @@
 //
 //   - [View] follows partitions and passes each transaction to an [Apply]
 //     function inside a database transaction.
-//   - The mark is the txid up to which a partition is in the database. It is moved
-//     by compare-and-set in the same database transaction that applies.
+//   - The mark is the txid up to which a partition is in the database. It is
+//     moved by compare-and-set in the same database transaction that applies.
 //   - [Parked] is a transaction that [Apply] could not apply and that was set
 //     aside by decision.
 //

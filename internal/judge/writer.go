@@ -8,8 +8,8 @@ import (
 	"sync"
 )
 
-// Writer writes a history as it happens. Its methods may be called concurrently.
-// The first error stays, and is returned by Err.
+// Writer writes a history as it happens. Its methods may be called
+// concurrently. The first error stays, and is returned by Err.
 type Writer struct {
 	mu      sync.Mutex
 	to      *json.Encoder

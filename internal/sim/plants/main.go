@@ -1,5 +1,5 @@
-// Plants tries the simulation on defects: it plants one in a copy of the source,
-// and runs seeds there until one fails.
+// Plants tries the simulation on defects: it plants one in a copy of the
+// source, and runs seeds there until one fails.
 //
 //	go run ./internal/sim/plants [-runs N] [-again N] [-list] [NAME...]
 //
