@@ -140,8 +140,13 @@ var retiredWords = []retired{
 		bad: "l.told(sent)\nvar told tally\ntold.run(l)", good: "as it was told.\nit is told to stop",
 	},
 	{
-		pattern: `\b(un|re|write|read|Un)[sS]eal(ed)?\b|[sS]ealed file`, instead: "checksummed file (of JSON); sealed is what is encrypted, or the journal",
-		bad: "writeSealed(path)\na sealed file\nunseal(b)", good: "a sealed secret\nthe seal of a frame",
+		pattern: `\b(un|re|write|read|Un)[sS]eal(ed)?\b|[sS]ealed file`, instead: "checksummed file (of JSON); a seal is the journal's",
+		bad: "writeSealed(path)\na sealed file\nunseal(b)", good: "the seal of a frame",
+	},
+	{
+		pattern: `\b[sS]ealed (cluster )?secrets?\b|\bseal(s|ed)? (it|the( cluster)? secret|a secret)\b|\bsecret(, | is | was )sealed\b`, instead: "wrap, wrapped",
+		bad: "a sealed secret\nit seals the secret\nthe secret, sealed for a node", good: "the journal is sealed\nbox.Seal(b)",
+		files: map[string]string{"broker/wrapsecret.go": "the key derives from the words"},
 	},
 
 	// Constructions.

@@ -44,7 +44,7 @@ type announcement struct {
 	// that this announcement is not a replay.
 	Heard []seen `json:"heard,omitempty"`
 	// Key is the public key of a node that has no cluster secret yet. Keys
-	// holds the secret, sealed for each founder that showed a key.
+	// holds the secret, wrapped for each founder that showed a key.
 	Key  []byte            `json:"key,omitempty"`
 	Keys map[string][]byte `json:"keys,omitempty"`
 

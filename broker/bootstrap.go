@@ -29,10 +29,10 @@ type bootstrap struct {
 	stopped  <-chan struct{}
 	failed   func() error
 
-	fresh     bool              // the data directory belonged to nothing when the node started
-	dir       string            // the data directory
-	sealedFor map[string]string // founders that the secret was sealed for, and their keys
-	joinedAt  uint64            // a version of the facts that lists this node, if it has just joined
+	fresh      bool              // the data directory belonged to nothing when the node started
+	dir        string            // the data directory
+	wrappedFor map[string]string // founders that the secret was wrapped for, and their keys
+	joinedAt   uint64            // a version of the facts that lists this node, if it has just joined
 }
 
 // identify returns what dir belongs to; known is false if other nodes have to
@@ -249,9 +249,9 @@ type joinReply struct {
 	Repl    int               `json:"replicas,omitempty"`
 	Found   map[string]string `json:"founders,omitempty"`
 	Facts   uint64            `json:"facts,omitempty"` // a version that lists the node
-	// Sealed is the cluster's secret, sealed for a node that showed a key.
-	Sealed []byte          `json:"sealed,omitempty"`
-	Error  *subjects.Error `json:"error,omitempty"`
+	// Wrapped is the cluster's secret, wrapped for a node that showed a key.
+	Wrapped []byte          `json:"sealed,omitempty"`
+	Error   *subjects.Error `json:"error,omitempty"`
 }
 
 // askToJoin asks the cluster whether this node has been added to it.

@@ -12,7 +12,7 @@ import (
 )
 
 // nominate prepares a directory that belongs to no cluster yet. It gets the
-// secret that the token stands for, or a key, for which other nodes seal the
+// secret that the token stands for, or a key, for which other nodes wrap the
 // secret.
 func (b *bootstrap) nominate(dir string) error {
 	b.dir = dir
@@ -46,7 +46,7 @@ func (b *bootstrap) nominate(dir string) error {
 }
 
 // exchangeSecret brings one secret to all founders, unless they have a token.
-// The first founder by name makes it and seals it for each of the others. Each
+// The first founder by name makes it and wraps it for each of the others. Each
 // founder writes it down before it proves that it has it, and none founds the
 // cluster before all have.
 func (b *bootstrap) exchangeSecret(founders map[string]candidate) error {
@@ -63,13 +63,13 @@ func (b *bootstrap) exchangeSecret(founders map[string]candidate) error {
 		}
 	}
 	q := founders[maker]
-	sealed := q.Keys[b.opts.Name]
-	if sealed == nil {
+	wrapped := q.Keys[b.opts.Name]
+	if wrapped == nil {
 		return nil
 	}
-	s, err := unwrapSecret(sealed, b.private, sealContext(b.opts.Cluster, b.opts.Name, b.nodeID))
+	s, err := unwrapSecret(wrapped, b.private, wrapContext(b.opts.Cluster, b.opts.Name, b.nodeID))
 	if err != nil {
-		b.noteRejected("sealed secret", maker, err)
+		b.noteRejected("wrapped secret", maker, err)
 		return nil
 	}
 	if s.Token || bytes.Equal(s.Key, b.currentSecret().Key) {
@@ -84,7 +84,7 @@ func (b *bootstrap) exchangeSecret(founders map[string]candidate) error {
 	return nil
 }
 
-// distributeSecret makes the secret, and seals it for the founders that have
+// distributeSecret makes the secret, and wraps it for the founders that have
 // none and are configured like this node.
 func (b *bootstrap) distributeSecret(founders map[string]candidate) error {
 	if b.currentSecret().Key == nil {
@@ -93,26 +93,26 @@ func (b *bootstrap) distributeSecret(founders map[string]candidate) error {
 		}
 	}
 	self, changed := b.identity.announcement(), false
-	sealed := map[string][]byte{}
+	wrapped := map[string][]byte{}
 	for name, q := range founders {
 		if q.proved || len(q.Key) == 0 || difference(self, q.announcement) != "" {
 			continue
 		}
 		to := q.NodeID + string(q.Key)
-		if b.sealedFor[name] != to {
-			box, err := wrapSecret(b.currentSecret(), q.Key, sealContext(b.opts.Cluster, name, q.NodeID))
+		if b.wrappedFor[name] != to {
+			box, err := wrapSecret(b.currentSecret(), q.Key, wrapContext(b.opts.Cluster, name, q.NodeID))
 			if err != nil {
 				b.noteRejected("key", name, err)
 				continue
 			}
-			b.sealedFor[name], sealed[name], changed = to, box, true
+			b.wrappedFor[name], wrapped[name], changed = to, box, true
 			b.log.Info("the cluster's secret is sent to a founder", "node", name, "key", fingerprint(q.Key))
 			continue
 		}
-		sealed[name] = self.Keys[name]
+		wrapped[name] = self.Keys[name]
 	}
 	b.mu.Lock()
-	b.sealed = sealed
+	b.wrapped = wrapped
 	b.mu.Unlock()
 	if changed {
 		b.announce()
@@ -127,9 +127,9 @@ func (b *bootstrap) openReply(e envelope, r joinReply, subject string) (waiting 
 	if b.opts.ClusterSecret != "" {
 		return "", nil // the reply was signed with it
 	}
-	s, err := unwrapSecret(r.Sealed, b.private, sealContext(b.opts.Cluster, b.opts.Name, b.nodeID))
+	s, err := unwrapSecret(r.Wrapped, b.private, wrapContext(b.opts.Cluster, b.opts.Name, b.nodeID))
 	if err != nil || e.cluster != r.ID || !e.proves(messageKey(s.Key, e.cluster), answerTo(subject)) {
-		b.noteRejected("sealed secret", e.name, err)
+		b.noteRejected("wrapped secret", e.name, err)
 		return fmt.Sprintf("an answer of cluster %q that holds its secret", b.opts.Cluster), nil
 	}
 	return "", b.keepSecret(b.dir, s)

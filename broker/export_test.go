@@ -208,7 +208,7 @@ func HoldScans(ctx context.Context, n *Node) (release func(), err error) {
 	return func() { n.limits.scans.Release(most) }, n.limits.scans.Acquire(ctx, most)
 }
 
-// WrapSecret and UnwrapSecret seal and open the secret for a node that is
+// WrapSecret and UnwrapSecret wrap and unwrap the secret for a node that is
 // added.
 var WrapSecret, UnwrapSecret = wrapSecret, unwrapSecret
 

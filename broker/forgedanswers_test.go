@@ -123,9 +123,9 @@ func TestForgedAnswersAboutAMembership(t *testing.T) {
 	}
 }
 
-// A secret that was sealed for a node can be opened by no other, for no other
+// A secret that was wrapped for a node can be opened by no other, for no other
 // purpose, and not if a bit of it differs.
-func TestASealedSecret(t *testing.T) {
+func TestAWrappedSecret(t *testing.T) {
 	key, err := ecdh.X25519().GenerateKey(rand.Reader)
 	if err != nil {
 		t.Fatal(err)
@@ -135,29 +135,29 @@ func TestASealedSecret(t *testing.T) {
 		t.Fatal(err)
 	}
 	secret := wal.Secret{Key: []byte(token), Token: true}
-	sealed, err := broker.WrapSecret(secret, key.PublicKey().Bytes(), "cluster/n4/id")
+	wrapped, err := broker.WrapSecret(secret, key.PublicKey().Bytes(), "cluster/n4/id")
 	if err != nil {
 		t.Fatal(err)
 	}
-	if s, err := broker.UnwrapSecret(sealed, key, "cluster/n4/id"); err != nil || string(s.Key) != token || !s.Token {
+	if s, err := broker.UnwrapSecret(wrapped, key, "cluster/n4/id"); err != nil || string(s.Key) != token || !s.Token {
 		t.Fatalf("%+v, %v", s, err)
 	}
-	if strings.Contains(string(sealed), token) {
+	if strings.Contains(string(wrapped), token) {
 		t.Error("the secret can be read")
 	}
-	if s, err := broker.UnwrapSecret(sealed, key, "cluster/n5/id"); err == nil {
+	if s, err := broker.UnwrapSecret(wrapped, key, "cluster/n5/id"); err == nil {
 		t.Errorf("for another node: %+v", s)
 	}
-	if s, err := broker.UnwrapSecret(sealed, other, "cluster/n4/id"); err == nil {
+	if s, err := broker.UnwrapSecret(wrapped, other, "cluster/n4/id"); err == nil {
 		t.Errorf("with another key: %+v", s)
 	}
-	for i := range sealed {
-		sealed[i] ^= 1
-		if s, err := broker.UnwrapSecret(sealed, key, "cluster/n4/id"); err == nil {
+	for i := range wrapped {
+		wrapped[i] ^= 1
+		if s, err := broker.UnwrapSecret(wrapped, key, "cluster/n4/id"); err == nil {
 			t.Errorf("byte %d differs: %+v", i, s)
 		}
-		sealed[i] ^= 1
-		if s, err := broker.UnwrapSecret(sealed[:i], key, "cluster/n4/id"); err == nil {
+		wrapped[i] ^= 1
+		if s, err := broker.UnwrapSecret(wrapped[:i], key, "cluster/n4/id"); err == nil {
 			t.Errorf("the first %d bytes: %+v", i, s)
 		}
 	}

@@ -41,9 +41,9 @@ type identity struct {
 	nodeID  string            // of the data directory
 	planned wal.Identity      // what the directory is to belong to
 	founded *wal.Identity     // what the directory belongs to, nil until it is open
-	private *ecdh.PrivateKey  // of a node that belongs to no cluster yet: the secret is sealed for it
+	private *ecdh.PrivateKey  // of a node that belongs to no cluster yet: the secret is wrapped for it
 	secret  wal.Secret        // the cluster's, zero until the node has it
-	sealed  map[string][]byte // by founder: the secret, sealed
+	wrapped map[string][]byte // by founder: the secret, wrapped
 }
 
 func newIdentity(o Options, rejected *prometheus.CounterVec) *identity {
@@ -118,7 +118,7 @@ func (i *identity) announcement() announcement {
 	a.NodeID = i.nodeID
 	if i.founded == nil {
 		a.Partitions, a.Replicas, a.Bootstrap = i.planned.Partitions, i.planned.Replicas, i.opts.Bootstrap
-		a.Keys = i.sealed
+		a.Keys = i.wrapped
 		if i.private != nil {
 			a.Key = i.private.PublicKey().Bytes()
 		}

@@ -436,7 +436,7 @@ func TestAClusterWithAToken(t *testing.T) {
 	c.checkSame(0, c.names...)
 }
 
-// A node that is added without a token shows a key, and gets the secret sealed
+// A node that is added without a token shows a key, and gets the secret wrapped
 // for that key.
 func TestANodeThatIsAddedGetsTheSecret(t *testing.T) {
 	c := openNodes(t, 3, broker.Options{Partitions: 1})

@@ -49,7 +49,7 @@ func (o *operations) join(m *natslink.Message) (r joinReply, err error) {
 	}
 	r = joinReply{ID: id.ID, Parts: id.Partitions, Repl: id.Replicas, Found: id.Founders, Facts: facts.Version}
 	if !proved {
-		r.Sealed, err = wrapSecret(secret, a.Key, sealContext(id.Cluster, a.Name, a.NodeID))
+		r.Wrapped, err = wrapSecret(secret, a.Key, wrapContext(id.Cluster, a.Name, a.NodeID))
 	}
 	return r, err
 }

@@ -29,7 +29,7 @@ func (n *Node) wire() {
 	})
 	n.bootstrap = &bootstrap{
 		identity: i, peers: n.peers, request: n.request, announce: n.gossip.announce, stopped: n.life.stopped, failed: n.life.failure,
-		sealedFor: map[string]string{},
+		wrappedFor: map[string]string{},
 	}
 	t := &touch{peers: n.peers, meta: n.currentMeta, failed: n.life.failure, mayLead: n.life.mayLead}
 	n.shared = &sharedSubjects{

@@ -12,9 +12,9 @@ const (
 )
 
 // arena holds the tokens of a table's locks and prefixes that do not fit into a
-// token, in memory that the garbage collector does not scan. A slot is rounded
+// token, in memory that the garbage collector does not scan. A cell is rounded
 // up to 8 bytes; freed ones are kept in one list for each size, linked through
-// their first bytes. A reference is the slot's position in units of 8 bytes; 0
+// their first bytes. A reference is the cell's position in units of 8 bytes; 0
 // is none.
 type arena struct {
 	chunks []*[arenaChunk]byte
@@ -35,7 +35,7 @@ func (a *arena) get(t *token) []byte {
 	if n <= maxInline {
 		return t[1 : 1+n]
 	}
-	return a.slot(t.ref())[:n]
+	return a.cell(t.ref())[:n]
 }
 
 func (a *arena) put(s string) token {
@@ -50,11 +50,11 @@ func (a *arena) put(s string) token {
 	class := t.class()
 	ref := a.free[class]
 	if ref != 0 {
-		a.free[class] = binary.LittleEndian.Uint32(a.slot(ref))
+		a.free[class] = binary.LittleEndian.Uint32(a.cell(ref))
 	} else {
 		ref = a.grow(class)
 	}
-	copy(a.slot(ref), s)
+	copy(a.cell(ref), s)
 	binary.LittleEndian.PutUint32(t[1:], ref)
 	return t
 }
@@ -64,7 +64,7 @@ func (a *arena) drop(t *token) {
 		return
 	}
 	class, ref := t.class(), t.ref()
-	binary.LittleEndian.PutUint32(a.slot(ref), a.free[class])
+	binary.LittleEndian.PutUint32(a.cell(ref), a.free[class])
 	a.free[class] = ref
 }
 
@@ -73,7 +73,7 @@ func (a *arena) grow(class uint32) uint32 {
 		a.bump = 1 // 0 means none
 	}
 	if left := arenaUnits - a.bump%arenaUnits; left < class {
-		a.bump += left // a slot does not cross chunks
+		a.bump += left // a cell does not cross chunks
 	}
 	if int(a.bump/arenaUnits) == len(a.chunks) {
 		a.chunks = append(a.chunks, new([arenaChunk]byte))
@@ -83,7 +83,7 @@ func (a *arena) grow(class uint32) uint32 {
 	return ref
 }
 
-func (a *arena) slot(ref uint32) []byte {
+func (a *arena) cell(ref uint32) []byte {
 	return a.chunks[ref/arenaUnits][ref%arenaUnits*arenaUnit:]
 }
 

@@ -1,7 +1,7 @@
 package lockmgr
 
 // index finds records by hash: locks by name, prefixes by path, message ids. It
-// is a hash table with linear probing whose slots hold a record's hash and
+// is a hash table with linear probing whose cells hold a record's hash and
 // index, so that a record is read only if its whole hash matches; the caller
 // compares keys. It is split into shards that grow on their own: no single
 // insertion pays for moving all. They grow into one block, so that it can use
@@ -17,50 +17,50 @@ type index struct {
 }
 
 type shard struct {
-	slots []uint64 // hash<<32 | index; 0 is empty. A power of two, or none yet
+	cells []uint64 // hash<<32 | index; 0 is empty. A power of two, or none yet
 	n     int
 }
 
 const (
 	shardBits   = 6
 	indexShards = 1 << shardBits
-	firstSlots  = 8
+	firstCells  = 8
 )
 
 func (x *index) shard(hash uint32) *shard { return &x.shards[hash>>(32-shardBits)] }
 
 // probe iterates over the records that have one hash.
 type probe struct {
-	slots []uint64
+	cells []uint64
 	pos   uint32
 	hash  uint32
 }
 
 func (x *index) probe(hash uint32) probe {
-	return probe{slots: x.shard(hash).slots, pos: hash, hash: hash}
+	return probe{cells: x.shard(hash).cells, pos: hash, hash: hash}
 }
 
 // next returns the index of the next candidate, 0 if there is none.
 func (p *probe) next() uint32 {
-	if len(p.slots) == 0 {
+	if len(p.cells) == 0 {
 		return 0
 	}
-	mask := uint32(len(p.slots) - 1)
+	mask := uint32(len(p.cells) - 1)
 	for {
-		slot := p.slots[p.pos&mask]
+		cell := p.cells[p.pos&mask]
 		p.pos++
-		if slot == 0 {
+		if cell == 0 {
 			return 0
 		}
-		if uint32(slot>>32) == p.hash {
-			return uint32(slot)
+		if uint32(cell>>32) == p.hash {
+			return uint32(cell)
 		}
 	}
 }
 
 func (x *index) add(hash, i uint32) {
 	s := x.shard(hash)
-	if s.n >= len(s.slots)/4*3 && !x.clean(s) {
+	if s.n >= len(s.cells)/4*3 && !x.clean(s) {
 		x.grow(hash >> (32 - shardBits))
 	}
 	s.place(uint64(hash)<<32 | uint64(i))
@@ -74,63 +74,63 @@ func (x *index) clean(s *shard) bool {
 		return false
 	}
 	held := x.held[:0]
-	for _, slot := range s.slots {
-		if slot != 0 && x.holds(uint32(slot)) {
-			held = append(held, slot)
+	for _, cell := range s.cells {
+		if cell != 0 && x.holds(uint32(cell)) {
+			held = append(held, cell)
 		}
 	}
-	clear(s.slots)
-	for _, slot := range held {
-		s.place(slot)
+	clear(s.cells)
+	for _, cell := range held {
+		s.place(cell)
 	}
 	s.n, x.held = len(held), held
-	return s.n < len(s.slots)/8*5
+	return s.n < len(s.cells)/8*5
 }
 
 // grow moves a shard to its part of the newest block, or of a larger one.
 func (x *index) grow(number uint32) {
 	s := &x.shards[number]
-	old := s.slots
+	old := s.cells
 	size := len(x.block) / indexShards
 	if size <= len(old) {
-		size = max(firstSlots, 2*len(old))
+		size = max(firstCells, 2*len(old))
 		x.block = makeHuge[uint64](size * indexShards)
 	}
 	from := int(number) * size
-	s.slots = x.block[from : from+size : from+size]
-	for _, slot := range old {
-		if slot != 0 {
-			s.place(slot)
+	s.cells = x.block[from : from+size : from+size]
+	for _, cell := range old {
+		if cell != 0 {
+			s.place(cell)
 		}
 	}
 }
 
-func (s *shard) place(slot uint64) {
-	mask := uint32(len(s.slots) - 1)
-	pos := uint32(slot>>32) & mask
-	for s.slots[pos] != 0 {
+func (s *shard) place(cell uint64) {
+	mask := uint32(len(s.cells) - 1)
+	pos := uint32(cell>>32) & mask
+	for s.cells[pos] != 0 {
 		pos = (pos + 1) & mask
 	}
-	s.slots[pos] = slot
+	s.cells[pos] = cell
 }
 
 // remove removes a record that is in the index.
 func (x *index) remove(hash, i uint32) {
 	s := x.shard(hash)
-	mask := uint32(len(s.slots) - 1)
+	mask := uint32(len(s.cells) - 1)
 	hole := hash & mask
-	for s.slots[hole] != uint64(hash)<<32|uint64(i) {
+	for s.cells[hole] != uint64(hash)<<32|uint64(i) {
 		hole = (hole + 1) & mask
 	}
 	// Records behind the hole move up, so that no probe ends too early: each
 	// that does not start its probe between the hole and where it is.
-	for pos := (hole + 1) & mask; s.slots[pos] != 0; pos = (pos + 1) & mask {
-		home := uint32(s.slots[pos]>>32) & mask
+	for pos := (hole + 1) & mask; s.cells[pos] != 0; pos = (pos + 1) & mask {
+		home := uint32(s.cells[pos]>>32) & mask
 		if (pos-home)&mask >= (pos-hole)&mask {
-			s.slots[hole] = s.slots[pos]
+			s.cells[hole] = s.cells[pos]
 			hole = pos
 		}
 	}
-	s.slots[hole] = 0
+	s.cells[hole] = 0
 	s.n--
 }

@@ -37,7 +37,7 @@ type Member struct {
 	// directory comes back as another member.
 	ID string `json:"id"`
 	// Key is the fingerprint of the key that the node showed when it was added.
-	// The cluster's secret is sealed for that key when the node joins. It is
+	// The cluster's secret is wrapped for that key when the node joins. It is
 	// empty for a founder, and for a node that has the secret from a token.
 	Key string `json:"key,omitempty"`
 	// Standby says that the node follows every partition without a vote.
