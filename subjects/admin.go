@@ -8,8 +8,9 @@ type AdminRequest struct {
 	// Node is the node to operate on, or to move something from.
 	Node string `json:"node,omitempty"`
 	// To is the node to move or transfer something to.
-	To        string `json:"to,omitempty"`
-	Partition *int   `json:"partition,omitempty"`
+	To string `json:"to,omitempty"`
+	// Partition is the partition to operate on.
+	Partition *int `json:"partition,omitempty"`
 	// Standby adds the node without votes.
 	Standby bool `json:"standby,omitempty"`
 	// Key is the fingerprint of the key of the node to add, as in its
@@ -46,12 +47,17 @@ type TrimReply struct {
 
 // ClusterStatus describes the cluster for operators, as one node sees it.
 type ClusterStatus struct {
-	Cluster    string `json:"cluster"`
-	ID         string `json:"id"`
+	// Cluster is the cluster's name, ID its id.
+	Cluster string `json:"cluster"`
+	ID      string `json:"id"`
+	// AnsweredBy is the node whose view this is.
 	AnsweredBy string `json:"answered_by"`
 	// Facts is the version of the facts, on which the nodes have agreed.
-	Facts      uint64            `json:"facts"`
-	MetaLeader string            `json:"meta_leader"`
+	Facts uint64 `json:"facts"`
+	// MetaLeader is the node that leads the group of the facts, "" if none
+	// does.
+	MetaLeader string `json:"meta_leader"`
+	// Replicas is the number of voters that a partition should have.
 	Replicas   int               `json:"replicas"`
 	Nodes      []NodeStatus      `json:"nodes"`
 	Partitions []PartitionStatus `json:"partitions"`
@@ -61,15 +67,19 @@ type ClusterStatus struct {
 // NodeStatus describes a node. State is "member", "standby", "draining",
 // "leaving", or "waiting" for one that asks to be added.
 type NodeStatus struct {
-	Name    string `json:"name"`
-	State   string `json:"state"`
-	Alive   bool   `json:"alive"`
-	Ready   bool   `json:"ready"`
+	Name  string `json:"name"`
+	State string `json:"state"`
+	// Alive is true if the node that answered hears from this one.
+	Alive bool `json:"alive"`
+	Ready bool `json:"ready"`
+	// Unready is the reason why the node is not ready.
 	Unready string `json:"unready,omitempty"`
 	// StorageFull is true if the node's disk has no space for transactions.
-	StorageFull bool   `json:"storage_full,omitempty"`
-	Version     string `json:"version,omitempty"`
-	Raft        string `json:"raft,omitempty"`
+	StorageFull bool `json:"storage_full,omitempty"`
+	// Version is the node's program version.
+	Version string `json:"version,omitempty"`
+	// Raft is the host:port at which the other nodes reach it.
+	Raft string `json:"raft,omitempty"`
 	// Replicas and Leads count the partitions that the node should have and
 	// lead. Leading counts those that it leads now.
 	Replicas int `json:"replicas"`
@@ -77,7 +87,8 @@ type NodeStatus struct {
 	Leading  int `json:"leading"`
 	// Key is the fingerprint of the key of a waiting node that has no cluster
 	// secret.
-	Key   string    `json:"key,omitempty"`
+	Key string `json:"key,omitempty"`
+	// Since is when the node started.
 	Since time.Time `json:"since,omitzero"`
 	// Away is when a node that is not alive was last heard of.
 	Away time.Time `json:"away_since,omitzero"`
@@ -85,9 +96,11 @@ type NodeStatus struct {
 
 // PartitionStatus describes a partition and its replicas.
 type PartitionStatus struct {
-	Partition int    `json:"partition"`
-	Leader    string `json:"leader"`
-	Term      uint64 `json:"term"`
+	Partition int `json:"partition"`
+	// Leader is the node that leads the partition, in Term; "" if none says
+	// that it does.
+	Leader string `json:"leader"`
+	Term   uint64 `json:"term"`
 	// Placement lists the nodes that should have a replica; the first should
 	// lead.
 	Placement []string        `json:"placement"`
@@ -97,12 +110,16 @@ type PartitionStatus struct {
 	StorageFull string `json:"storage_full,omitempty"`
 }
 
-// ReplicaStatus describes a replica, as its node last reported it.
+// ReplicaStatus describes a replica, as its node last reported it. State is one
+// of those of [ReplicaInfo].
 type ReplicaStatus struct {
-	Name          string `json:"name"`
-	State         string `json:"state"`
+	Name  string `json:"name"`
+	State string `json:"state"`
+	// Voter is true if the replica counts for a majority.
 	Voter         bool   `json:"voter"`
 	HighWaterMark uint64 `json:"high_water_mark"`
-	FirstTxid     uint64 `json:"first_txid"`
-	Fenced        string `json:"fenced,omitempty"`
+	// FirstTxid is the oldest transaction that the replica keeps.
+	FirstTxid uint64 `json:"first_txid"`
+	// Fenced is the reason why the replica is fenced, "" if it is not.
+	Fenced string `json:"fenced,omitempty"`
 }

@@ -242,6 +242,38 @@ func TestDocumentedReadFields(t *testing.T) {
 	}
 }
 
+// TestDocumentedStatus compares the table of the status with its types.
+func TestDocumentedStatus(t *testing.T) {
+	documented := map[string][]string{}
+	in := ""
+	for _, r := range tables(t, "in", "field") {
+		if r[0] != "" {
+			in = r[0]
+		}
+		for _, name := range strings.Split(r[1], ", ") {
+			documented[in] = append(documented[in], code(t, name))
+		}
+	}
+	for in, typ := range map[string]reflect.Type{
+		"the status":  reflect.TypeFor[subjects.ClusterStatus](),
+		"a node":      reflect.TypeFor[subjects.NodeStatus](),
+		"a partition": reflect.TypeFor[subjects.PartitionStatus](),
+		"a replica":   reflect.TypeFor[subjects.ReplicaStatus](),
+	} {
+		var fields []string
+		for f := range typ.Fields() {
+			if name, _, _ := strings.Cut(f.Tag.Get("json"), ","); name != "error" {
+				fields = append(fields, name)
+			}
+		}
+		slices.Sort(fields)
+		slices.Sort(documented[in])
+		if !slices.Equal(documented[in], fields) {
+			t.Errorf("%s: subjects.md has %q\nthe code has    %q", in, documented[in], fields)
+		}
+	}
+}
+
 func TestDocumentedOverlap(t *testing.T) {
 	for _, r := range tables(t, "lock", "lock", "overlap") {
 		a, b := code(t, r[0]), code(t, r[1])
@@ -265,6 +297,7 @@ func TestDocumentedJSON(t *testing.T) {
 		"ClusterInfo": new(subjects.ClusterInfo), "PartitionInfo": new(subjects.PartitionInfo),
 		"AdminRequest": new(subjects.AdminRequest), "AdminReply": new(subjects.AdminReply),
 		"TrimRequest": new(subjects.TrimRequest), "TrimReply": new(subjects.TrimReply),
+		"ClusterStatus": new(subjects.ClusterStatus),
 	}
 	text := document(t)
 	examples := regexp.MustCompile("(?s)<!-- json: (\\w+) -->\n```json\n(.*?)```").FindAllStringSubmatch(text, -1)

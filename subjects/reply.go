@@ -113,17 +113,21 @@ type PartitionInfo struct {
 	Error       *Error `json:"error,omitempty"`
 }
 
-// ReplicaInfo describes one replica of a partition.
+// ReplicaInfo describes one replica of a partition. State is "leader",
+// "follower", "candidate", "shutdown", or "away" if nothing is heard of it.
 type ReplicaInfo struct {
-	Name          string `json:"name"`
-	State         string `json:"state"`
+	Name  string `json:"name"`
+	State string `json:"state"`
+	// Voter is true if the replica counts for a majority.
 	Voter         bool   `json:"voter"`
 	HighWaterMark uint64 `json:"high_water_mark"`
 }
 
 // LockInfo describes a partition's lock table.
 type LockInfo struct {
-	Tracked  int    `json:"tracked"`
-	Capacity int    `json:"capacity"`
-	Floor    uint64 `json:"floor"`
+	// Tracked is the number of lock names remembered, of at most Capacity.
+	Tracked  int `json:"tracked"`
+	Capacity int `json:"capacity"`
+	// Floor is the highest txid forgotten.
+	Floor uint64 `json:"floor"`
 }
