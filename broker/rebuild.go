@@ -19,10 +19,10 @@ const (
 )
 
 // rebuild fills the lock table and the message ids from the end of the log,
-// newest first, until they are full or it reaches the log's beginning. It also
-// stops once it has seen as many locks as the table has room for, though of
-// fewer names, and no older message id counts: older locks are then below the
-// floor. r.mu is held.
+// newest first, until they are full or it reaches the log's beginning. It stops
+// earlier once no older message id counts and it has read either as many locks
+// as the table has room for (of fewer names) or walkTransactions: older locks
+// are then below the floor. r.mu is held.
 func (r *replica) rebuild(s snapshotState) error {
 	err := r.certifier.rebuild(s.Txid, s.Time, s.First, func(older func(*wal.Transaction) bool) error { return r.walk(s, older) })
 	if err != nil {

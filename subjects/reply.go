@@ -41,19 +41,34 @@ type BatchRun struct {
 
 // ReadRequest is the body of a read. Zero fields take their defaults.
 type ReadRequest struct {
-	From        uint64   `json:"from,omitempty"`
-	Max         int      `json:"max,omitempty"`
-	MaxBytes    int      `json:"max_bytes,omitempty"`
-	Wait        string   `json:"wait,omitempty"`
-	Kinds       []string `json:"kinds,omitempty"`
-	Lock        string   `json:"lock,omitempty"`
-	HeadersOnly bool     `json:"headers_only,omitempty"`
-	Packed      bool     `json:"packed,omitempty"`
+	// From is the first txid wanted. Default 1.
+	From uint64 `json:"from,omitempty"`
+	// Max is the most transactions to return, up to [MaxReadCount]. Default
+	// [DefaultReadCount].
+	Max int `json:"max,omitempty"`
+	// MaxBytes is the most bytes of payloads and application headers to return,
+	// up to [MaxReadBytes]; the first transaction is returned however large it
+	// is. Default [DefaultReadBytes].
+	MaxBytes int `json:"max_bytes,omitempty"`
+	// Wait is how long to wait at the log's end for the first transaction, such
+	// as "1.5s" (see [ParseDuration]), at most [MaxReadWaitSeconds]. Default 0.
+	Wait string `json:"wait,omitempty"`
+	// Kinds selects the transactions of these kinds. Default: all.
+	Kinds []string `json:"kinds,omitempty"`
+	// Lock selects the transactions that recorded an overlapping lock, as write
+	// or append lock. Default: all.
+	Lock string `json:"lock,omitempty"`
+	// HeadersOnly leaves out the payloads.
+	HeadersOnly bool `json:"headers_only,omitempty"`
+	// Packed asks for many transactions in a message: see [NextPacked].
+	Packed bool `json:"packed,omitempty"`
 }
 
 // GetRequest is the body of a get: exactly one of its fields is set.
 type GetRequest struct {
+	// Txid asks for the transaction with this txid.
 	Txid uint64 `json:"txid,omitempty"`
+	// Lock asks for the newest transaction that recorded an overlapping lock.
 	Lock string `json:"lock,omitempty"`
 }
 

@@ -47,8 +47,8 @@ type natsConn struct {
 	onTrouble func(error) // called with the reason when no answer will come; may be nil
 }
 
-// errConnLost is the trouble that what was asked, or its answer, may have
-// been lost with the connection. It comes back by itself.
+// errConnLost says that a request or its answer may have been lost with the
+// connection, which is opened again without further action.
 var errConnLost = errors.New("connection lost")
 
 // open connects, and fails at once if no server is there, or when ctx ends. The
