@@ -195,6 +195,29 @@ func TestJudgeKnowsTheContractOnly(t *testing.T) {
 	}
 }
 
+// TestWorkloadKnowsTheContractOnly checks that what asks and records depends on
+// nothing of the project but the judge, and that simulations and programs can
+// use it: it does not import package testing.
+func TestWorkloadKnowsTheContractOnly(t *testing.T) {
+	seen := false
+	for _, p := range packages(t) {
+		if p.ImportPath != module+"/internal/workload" {
+			continue
+		}
+		seen = true
+		for _, to := range p.Imports {
+			own := strings.HasPrefix(to, module+"/") && to != module+"/internal/judge"
+			outside := strings.Contains(strings.Split(to, "/")[0], ".") && !strings.HasPrefix(to, module+"/") && to != "github.com/nats-io/nats.go"
+			if own || outside || to == "testing" || strings.HasPrefix(to, "testing/") {
+				t.Errorf("%s imports %s: it may import the judge, nats.go and the standard library without testing", p.ImportPath, to)
+			}
+		}
+	}
+	if !seen {
+		t.Error("go list found no internal/workload")
+	}
+}
+
 type listed struct {
 	ImportPath                         string
 	Imports, TestImports, XTestImports []string

@@ -10,6 +10,8 @@ import (
 	"testing"
 
 	"github.com/nats-io/nats.go"
+
+	"github.com/cantuslog/cantus/internal/workload"
 )
 
 // bad is a request that must be refused.
@@ -43,7 +45,7 @@ func checkBad(t *testing.T, n *node, subject string, partition int, cases []bad)
 // reason, in the body and in the headers, and that its message contains names.
 func checkRefused(t *testing.T, m *nats.Msg, code int, reason, names string) {
 	t.Helper()
-	var answer reply
+	var answer workload.Reply
 	if err := json.Unmarshal(m.Data, &answer); err != nil {
 		t.Fatalf("answer %q, headers %v: %v", m.Data, m.Header, err)
 	}
@@ -215,11 +217,11 @@ func TestGoodAtTheLimit(t *testing.T) {
 		t.Run(g.name, func(t *testing.T) {
 			r.tb = t
 			before := mustInfo(t, c, 0).HighWaterMark
-			answer, err := decodeReply(r.request(appnd0, g.block, g.payload))
+			answer, err := workload.DecodeReply(r.request(appnd0, g.block, g.payload))
 			if err != nil || answer.Txid != before+1 {
 				t.Fatalf("%v %v, want txid %d", answer, err, before+1)
 			}
-			got, _, refused, err := c.read(t.Context(), 0, map[string]any{"from": answer.Txid})
+			got, _, refused, err := c.Read(t.Context(), 0, map[string]any{"from": answer.Txid})
 			if err != nil || refused != nil || len(got) != 1 || !bytes.Equal(got[0].Data, g.payload) {
 				t.Fatalf("read %d messages, %v %v", len(got), refused, err)
 			}
@@ -290,9 +292,9 @@ func seedPartition(t *testing.T, n *node, partition int) {
 	}
 }
 
-func mustAppend(t *testing.T, c *client, partition int, payload string, headers ...string) reply {
+func mustAppend(t *testing.T, c *workload.Client, partition int, payload string, headers ...string) workload.Reply {
 	t.Helper()
-	answer, err := c.append(t.Context(), fmt.Sprintf("cantus.append.%d", partition), []byte(payload), headers...)
+	answer, err := c.Append(t.Context(), fmt.Sprintf("cantus.append.%d", partition), []byte(payload), headers...)
 	if err != nil || answer.Error != nil {
 		t.Fatalf("append: %v %v", answer, err)
 	}

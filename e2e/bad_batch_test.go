@@ -9,6 +9,8 @@ import (
 	"math/rand/v2"
 	"strings"
 	"testing"
+
+	"github.com/cantuslog/cantus/internal/workload"
 )
 
 // maxBatch is the most transactions a batch message may carry.
@@ -16,14 +18,14 @@ const maxBatch = 5_000
 
 // batchReply is the answer to a batch.
 type batchReply struct {
-	Partition int      `json:"partition"`
-	Error     *refusal `json:"error"`
+	Partition int               `json:"partition"`
+	Error     *workload.Refusal `json:"error"`
 	Results   []struct {
-		Index     int      `json:"index"`
-		Count     int      `json:"count"`
-		Txid      uint64   `json:"txid"`
-		Duplicate bool     `json:"duplicate"`
-		Error     *refusal `json:"error"`
+		Index     int               `json:"index"`
+		Count     int               `json:"count"`
+		Txid      uint64            `json:"txid"`
+		Duplicate bool              `json:"duplicate"`
+		Error     *workload.Refusal `json:"error"`
 	} `json:"results"`
 }
 

@@ -19,7 +19,7 @@ func TestMessageIDReused(t *testing.T) {
 	}
 	checkReused := func() {
 		t.Helper()
-		answer, err := c.append(t.Context(), "cantus.append.1", []byte("two"), "Nats-Msg-Id", "id-1")
+		answer, err := c.Append(t.Context(), "cantus.append.1", []byte("two"), "Nats-Msg-Id", "id-1")
 		if err != nil || answer.Error == nil || answer.Error.Code != 422 || answer.Error.Reason != "id_reused" {
 			t.Fatalf("another payload under the same id: %v %v", answer, err)
 		}
@@ -64,15 +64,15 @@ func TestWithoutReply(t *testing.T) {
 	t.Parallel()
 	n := startNode(t, t.TempDir())
 	c, r := dial(t, n.url), dialRaw(t, n.url)
-	advisories, err := c.nc.SubscribeSync("cantus.advisory.>")
+	advisories, err := c.Conn.SubscribeSync("cantus.advisory.>")
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := c.nc.Flush(); err != nil {
+	if err := c.Conn.Flush(); err != nil {
 		t.Fatal(err)
 	}
 	r.publish("cantus.append.2", "", nil, []byte("unanswered"))
-	got, _, refused, err := c.read(t.Context(), 2, map[string]any{"from": 1, "wait": "30s"})
+	got, _, refused, err := c.Read(t.Context(), 2, map[string]any{"from": 1, "wait": "30s"})
 	if err != nil || refused != nil || len(got) != 1 || string(got[0].Data) != "unanswered" {
 		t.Fatalf("read %d messages, %v %v", len(got), refused, err)
 	}

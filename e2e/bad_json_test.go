@@ -10,6 +10,8 @@ import (
 	"testing"
 
 	"github.com/nats-io/nats.go"
+
+	"github.com/cantuslog/cantus/internal/workload"
 )
 
 // badJSON is a body that must be refused.
@@ -88,19 +90,19 @@ func TestBadJSON(t *testing.T) {
 
 // cursorReply is the answer to a cursor request.
 type cursorReply struct {
-	Partition     int      `json:"partition"`
-	Name          string   `json:"name"`
-	Txid          uint64   `json:"txid"`
-	HighWaterMark uint64   `json:"high_water_mark"`
-	Error         *refusal `json:"error"`
+	Partition     int               `json:"partition"`
+	Name          string            `json:"name"`
+	Txid          uint64            `json:"txid"`
+	HighWaterMark uint64            `json:"high_water_mark"`
+	Error         *workload.Refusal `json:"error"`
 }
 
 // cursor reads a cursor, or sets it if there is a body.
-func cursor(t *testing.T, c *client, partition int, name, body string) cursorReply {
+func cursor(t *testing.T, c *workload.Client, partition int, name, body string) cursorReply {
 	t.Helper()
 	m := nats.NewMsg(fmt.Sprintf("cantus.cursor.%d.%s", partition, name))
 	m.Data = []byte(body)
-	answer, err := c.request(t.Context(), m)
+	answer, err := c.Request(t.Context(), m)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -121,7 +123,7 @@ func TestNoSuchPartition(t *testing.T) {
 		"append.4", "append.99999999999999999999", "append.-1", "append.00", "append.x", "append.0.1.2", "append.key", "append",
 		"batch.4", "read.4", "replica.read.4", "get.4", "info.4", "cursor.4.c", "cursor.0", "reed.0",
 	} {
-		_, err := c.request(t.Context(), nats.NewMsg("cantus."+subject))
+		_, err := c.Request(t.Context(), nats.NewMsg("cantus."+subject))
 		if !errors.Is(err, nats.ErrNoResponders) {
 			t.Errorf("cantus.%s: %v, want no responders", subject, err)
 		}
@@ -140,18 +142,18 @@ func TestLongPoll(t *testing.T) {
 	n := startNode(t, t.TempDir())
 	reader, writer := dial(t, n.url), dial(t, n.url)
 	mustAppend(t, writer, 0, "one")
-	got, end, refused, err := reader.read(t.Context(), 0, map[string]any{"from": 2})
-	if err != nil || refused != nil || len(got) != 0 || end.next != 2 || end.highWaterMark != 1 {
+	got, end, refused, err := reader.Read(t.Context(), 0, map[string]any{"from": 2})
+	if err != nil || refused != nil || len(got) != 0 || end.Next != 2 || end.HighWaterMark != 1 {
 		t.Fatalf("at the end: %d messages, %+v, %v %v", len(got), end, refused, err)
 	}
-	got, end, refused, err = reader.read(t.Context(), 0, map[string]any{"from": 2, "wait": "10ms"})
-	if err != nil || refused != nil || len(got) != 0 || end.next != 2 || end.highWaterMark != 1 {
+	got, end, refused, err = reader.Read(t.Context(), 0, map[string]any{"from": 2, "wait": "10ms"})
+	if err != nil || refused != nil || len(got) != 0 || end.Next != 2 || end.HighWaterMark != 1 {
 		t.Fatalf("after waiting: %d messages, %+v, %v %v", len(got), end, refused, err)
 	}
 	done := make(chan error, 1)
 	go func() {
-		got, end, refused, err := reader.read(context.WithoutCancel(t.Context()), 0, map[string]any{"from": 2, "wait": "60s"})
-		if err == nil && (refused != nil || len(got) != 1 || end.next != 3 || end.highWaterMark != 2) {
+		got, end, refused, err := reader.Read(context.WithoutCancel(t.Context()), 0, map[string]any{"from": 2, "wait": "60s"})
+		if err == nil && (refused != nil || len(got) != 1 || end.Next != 3 || end.HighWaterMark != 2) {
 			err = fmt.Errorf("%d messages, %+v, %v", len(got), end, refused)
 		}
 		done <- err
@@ -186,7 +188,7 @@ func TestReadFilters(t *testing.T) {
 		"both and max": {map[string]any{"lock": "l.1", "kinds": []string{"b", "c"}, "max": 1}, "2", 3},
 		"headers only": {map[string]any{"headers_only": true, "max": 1}, "", 2},
 	} {
-		got, end, refused, err := c.read(t.Context(), 0, f.request)
+		got, end, refused, err := c.Read(t.Context(), 0, f.request)
 		var payloads []string
 		for _, m := range got {
 			if len(m.Data) > 0 {
@@ -196,7 +198,7 @@ func TestReadFilters(t *testing.T) {
 				t.Errorf("%s: headers %v", name, m.Header)
 			}
 		}
-		if err != nil || refused != nil || strings.Join(payloads, " ") != f.want || end.next != f.next || end.highWaterMark != 12 {
+		if err != nil || refused != nil || strings.Join(payloads, " ") != f.want || end.Next != f.next || end.HighWaterMark != 12 {
 			t.Errorf("%s: %v, %+v, %v %v; want %s, next %d", name, payloads, end, refused, err, f.want, f.next)
 		}
 	}

@@ -82,7 +82,7 @@ func (c *cluster) awaitLogOfAny(t *testing.T, text string) {
 // knows everything but has no good certificate.
 func checkReplicationTLS(t *testing.T, c *cluster, ours, theirs testcert.Authority) {
 	t.Helper()
-	status, err := c.dial("n1").status(t.Context())
+	status, err := statusOf(t.Context(), c.dial("n1"))
 	if err != nil {
 		t.Fatal(err)
 	}

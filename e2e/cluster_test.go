@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"slices"
@@ -21,6 +20,7 @@ import (
 
 	"github.com/cantuslog/cantus/internal/ports"
 	"github.com/cantuslog/cantus/internal/testkit"
+	"github.com/cantuslog/cantus/internal/workload"
 )
 
 // cluster is several nodes that know each other. Their client and route ports
@@ -34,8 +34,8 @@ type cluster struct {
 	spaces place                          // nil if nodes have the machine's network
 	disks  func(node string) (dir string) // nil if data is where temporary files are
 
-	recorder *recorder    // of the clients; nil if they are not recorded
-	dialed   atomic.Int64 // how many clients
+	recorder *workload.Recorder // of the clients; nil if they are not recorded
+	dialed   atomic.Int64       // how many clients
 }
 
 // place is where nodes run, each in a network of its own.
@@ -165,13 +165,9 @@ func (c *cluster) node(name string) *node {
 	return c.nodes[i]
 }
 
-// clientLimit is how long a client of a cluster waits for an answer: a leader
-// that hangs gives none.
-const clientLimit = 2 * time.Second
-
 // dial returns a client that knows all nodes and is connected to the named one.
 // It leaves a node that hangs.
-func (c *cluster) dial(name string) *client {
+func (c *cluster) dial(name string) *workload.Client {
 	c.tb.Helper()
 	urls := []string{c.node(name).url}
 	for _, n := range c.nodes {
@@ -184,7 +180,7 @@ func (c *cluster) dial(name string) *client {
 }
 
 // dialOnly returns a client that stays with one node.
-func (c *cluster) dialOnly(n *node) *client {
+func (c *cluster) dialOnly(n *node) *workload.Client {
 	c.tb.Helper()
 	client := dial(c.tb, n.url, nats.IgnoreDiscoveredServers())
 	return c.recorded(client)
@@ -192,15 +188,15 @@ func (c *cluster) dialOnly(n *node) *client {
 
 // recorded returns a client that does not wait for a leader that hangs, and
 // that is recorded if clients are.
-func (c *cluster) recorded(client *client) *client {
-	client.limit, client.overdue = clientLimit, errNoAnswer
-	client.recorder, client.name = c.recorder, fmt.Sprintf("c%d", c.dialed.Add(1))
+func (c *cluster) recorded(client *workload.Client) *workload.Client {
+	client.Limit, client.Overdue = workload.DefaultLimit, workload.ErrNoAnswer
+	client.Recorder, client.Name = c.recorder, fmt.Sprintf("c%d", c.dialed.Add(1))
 	return client
 }
 
 // keep appends until it succeeds, like a client that is told to try again.
-func (c *cluster) keep(ctx context.Context, client *client, m *nats.Msg) (reply, error) {
-	r, _, err := retry(ctx, c, client, func() (reply, error) { return client.appendMsg(ctx, m) })
+func (c *cluster) keep(ctx context.Context, client *workload.Client, m *nats.Msg) (workload.Reply, error) {
+	r, _, err := workload.Retry(ctx, workload.Backoff{}, client, func() (workload.Reply, error) { return client.AppendMsg(ctx, m) })
 	if err == nil && r.Error != nil {
 		err = errors.New(r.String())
 	}
@@ -208,34 +204,20 @@ func (c *cluster) keep(ctx context.Context, client *client, m *nats.Msg) (reply,
 }
 
 // mustKeep is keep, but any failure fails the test.
-func (c *cluster) mustKeep(client *client, partition int, payload string) reply {
+func (c *cluster) mustKeep(client *workload.Client, partition int, payload string) workload.Reply {
 	c.tb.Helper()
-	r, err := c.keep(c.tb.Context(), client, appendMsg(partition, payload, "Nats-Msg-Id", payload))
+	r, err := c.keep(c.tb.Context(), client, workload.NewAppend(partition, payload, "Nats-Msg-Id", payload))
 	if err != nil {
 		c.tb.Fatalf("append %s: %v", payload, err)
 	}
 	return r
 }
 
-// await paces a client that retries, as the protocol asks for.
-func (c *cluster) await(ctx context.Context, tries int) error {
-	if tries == 1 {
-		return nil
-	}
-	most := min(10*time.Millisecond<<min(tries, 6), 500*time.Millisecond)
-	select {
-	case <-time.After(most/2 + rand.N(most/2)):
-		return nil
-	case <-ctx.Done():
-		return context.Cause(ctx)
-	}
-}
-
 // clusterStatus is the answer of cantus.admin.status, as far as it is needed.
 type clusterStatus struct {
-	ID         string   `json:"id"`
-	MetaLeader string   `json:"meta_leader"`
-	Error      *refusal `json:"error"`
+	ID         string            `json:"id"`
+	MetaLeader string            `json:"meta_leader"`
+	Error      *workload.Refusal `json:"error"`
 	Nodes      []struct {
 		Name    string `json:"name"`
 		State   string `json:"state"`
@@ -258,9 +240,10 @@ type clusterStatus struct {
 	} `json:"partitions"`
 }
 
-func (c *client) status(ctx context.Context) (clusterStatus, error) {
+// statusOf asks for the cluster's status.
+func statusOf(ctx context.Context, c *workload.Client) (clusterStatus, error) {
 	var s clusterStatus
-	answer, err := c.request(ctx, nats.NewMsg("cantus.admin.status"))
+	answer, err := c.Request(ctx, nats.NewMsg("cantus.admin.status"))
 	if err != nil {
 		return s, err
 	}
@@ -304,9 +287,9 @@ func (s clusterStatus) misplaced() string {
 func (c *cluster) awaitPlaced() {
 	c.tb.Helper()
 	client := c.dial(c.nodes[0].name)
-	defer client.nc.Close()
+	defer client.Conn.Close()
 	if err := c.until(c.tb.Context(), "placed", func(ctx context.Context) string {
-		s, err := client.status(ctx)
+		s, err := statusOf(ctx, client)
 		if err != nil {
 			return err.Error()
 		}
@@ -317,9 +300,9 @@ func (c *cluster) awaitPlaced() {
 }
 
 // awaitOther waits until a node other than n leads partition 0.
-func (c *cluster) awaitOther(ctx context.Context, client *client, n *node) error {
+func (c *cluster) awaitOther(ctx context.Context, client *workload.Client, n *node) error {
 	return c.until(ctx, "led by another than "+n.name, func(ctx context.Context) string {
-		info, err := client.info(ctx, 0)
+		info, err := client.Info(ctx, 0)
 		if err != nil || info.Leader == n.name {
 			return fmt.Sprintf("%s leads, %v", info.Leader, err)
 		}
@@ -329,9 +312,9 @@ func (c *cluster) awaitOther(ctx context.Context, client *client, n *node) error
 
 // awaitReady waits until every node serves. Under load not everything gets into
 // its place.
-func (c *cluster) awaitReady(ctx context.Context, client *client) error {
+func (c *cluster) awaitReady(ctx context.Context, client *workload.Client) error {
 	return c.until(ctx, "ready", func(ctx context.Context) string {
-		s, err := client.status(ctx)
+		s, err := statusOf(ctx, client)
 		if err != nil {
 			return err.Error()
 		}
@@ -346,10 +329,10 @@ func (c *cluster) awaitReady(ctx context.Context, client *client) error {
 
 // awaitMark waits until every replica of a partition knows that everything is
 // committed up to a transaction.
-func (c *cluster) awaitMark(client *client, partition int, mark uint64) {
+func (c *cluster) awaitMark(client *workload.Client, partition int, mark uint64) {
 	c.tb.Helper()
 	if err := c.until(c.tb.Context(), fmt.Sprintf("at %d", mark), func(ctx context.Context) string {
-		s, err := client.status(ctx)
+		s, err := statusOf(ctx, client)
 		if err != nil {
 			return err.Error()
 		}
@@ -384,11 +367,11 @@ func (c *cluster) until(ctx context.Context, what string, missing func(context.C
 
 // leader returns the node that leads a partition, once there is one and it
 // answers.
-func (c *cluster) leader(ctx context.Context, client *client, partition int) (*node, error) {
-	var info partitionInfo
+func (c *cluster) leader(ctx context.Context, client *workload.Client, partition int) (*node, error) {
+	var info workload.PartitionInfo
 	err := c.until(ctx, fmt.Sprintf("partition %d led", partition), func(ctx context.Context) string {
 		var err error
-		if info, err = client.info(ctx, partition); err != nil {
+		if info, err = client.Info(ctx, partition); err != nil {
 			return err.Error()
 		}
 		return ""
@@ -418,7 +401,7 @@ func (c *cluster) checkSame(t *testing.T, logs map[int][]*nats.Msg) {
 		digests[partition] = info.Digest
 		fmt.Fprintf(&want, "%d: %d %.12s whole\n", partition, info.HighWaterMark, info.Digest)
 	}
-	client.nc.Close()
+	client.Conn.Close()
 	c.stopAll()
 	first := ""
 	for _, n := range c.nodes {
@@ -443,7 +426,7 @@ func (c *cluster) checkSame(t *testing.T, logs map[int][]*nats.Msg) {
 		c.checkAlone(t, n, logs, digests)
 	}
 	if c.recorder != nil {
-		c.recorder.judge(t)
+		c.judge(t)
 	}
 }
 
@@ -471,27 +454,27 @@ func (c *cluster) checkAlone(t *testing.T, n *node, logs map[int][]*nats.Msg, di
 	}
 	defer n.kill()
 	alone := dial(t, n.url, nats.RetryOnFailedConnect(true))
-	defer alone.nc.Close()
+	defer alone.Conn.Close()
 	for partition, want := range logs {
 		got := c.drainAlone(t, n, alone, partition, want)
 		if c.recorder != nil {
-			c.recorder.drained(n.name, partition, 1, digests[partition], got)
+			c.recorder.Drained(n.name, partition, 1, digests[partition], got)
 		}
 	}
 }
 
 // drainAlone reads a replica of a node that runs alone. It must have exactly
 // what want has.
-func (c *cluster) drainAlone(t *testing.T, n *node, alone *client, partition int, want []*nats.Msg) (got []*nats.Msg) {
+func (c *cluster) drainAlone(t *testing.T, n *node, alone *workload.Client, partition int, want []*nats.Msg) (got []*nats.Msg) {
 	t.Helper()
 	if err := c.until(t.Context(), "drained", func(ctx context.Context) string {
-		msgs, end, refused, err := alone.readFrom(ctx, "replica.read", partition, map[string]any{"from": len(got) + 1, "max_bytes": 8 << 20, "max": 65536})
+		msgs, end, refused, err := alone.ReadFrom(ctx, "replica.read", partition, map[string]any{"from": len(got) + 1, "max_bytes": 8 << 20, "max": 65536})
 		if err != nil || refused != nil {
 			return fmt.Sprintf("%v %v", refused, err)
 		}
 		got = append(got, msgs...)
 		if len(got) < len(want) {
-			return fmt.Sprintf("%d of %d there, high-water mark %d", len(got), len(want), end.highWaterMark)
+			return fmt.Sprintf("%d of %d there, high-water mark %d", len(got), len(want), end.HighWaterMark)
 		}
 		return ""
 	}); err != nil {

@@ -8,6 +8,8 @@ import (
 	"testing"
 
 	"golang.org/x/sync/errgroup"
+
+	"github.com/cantuslog/cantus/internal/workload"
 )
 
 // TestCommitRule tries which locks conflict: the columns are the locks that a
@@ -28,7 +30,7 @@ func TestCommitRule(t *testing.T) {
 				if asked != "" {
 					headers = append(headers, "Cantus-"+asked+"-Lock", name)
 				}
-				answer, err := c.append(t.Context(), "cantus.append.0", []byte("asked"), headers...)
+				answer, err := c.Append(t.Context(), "cantus.append.0", []byte("asked"), headers...)
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -58,12 +60,12 @@ func TestOneNameTwoModes(t *testing.T) {
 	mustAppend(t, c, 0, "read and write", "Cantus-Read-Lock", "a", "Cantus-Write-Lock", "a", mark, "0")
 	mustAppend(t, c, 0, "append and write", "Cantus-Append-Lock", "b", "Cantus-Write-Lock", "b", mark, "0")
 	mustAppend(t, c, 0, "subtree and point in it", "Cantus-Write-Lock", "c.>", "Cantus-Write-Lock", "c.d", mark, "0")
-	answer, err := c.append(t.Context(), "cantus.append.0", nil, "Cantus-Read-Lock", "a", "Cantus-Write-Lock", "b",
+	answer, err := c.Append(t.Context(), "cantus.append.0", nil, "Cantus-Read-Lock", "a", "Cantus-Write-Lock", "b",
 		"Cantus-Write-Lock", "c.e", "Cantus-Append-Lock", "a", "Cantus-Write-Lock", "free", mark, "1")
 	if err != nil || answer.Error == nil || answer.Error.Reason != "conflict" {
 		t.Fatalf("answered %v %v, want a conflict", answer, err)
 	}
-	want := []conflict{{"c.e", "write", 3}, {"b", "write", 2}}
+	want := []workload.Conflict{{Lock: "c.e", Mode: "write", Txid: 3}, {Lock: "b", Mode: "write", Txid: 2}}
 	if fmt.Sprint(answer.Error.Conflicts) != fmt.Sprint(want) || answer.Error.Txid != 3 || answer.Error.Lock != "c.e" {
 		t.Errorf("refused with %+v, want %v", answer.Error, want)
 	}
@@ -96,10 +98,10 @@ func TestCounter(t *testing.T) {
 	}
 }
 
-func count(ctx context.Context, c *client, times int) error {
+func count(ctx context.Context, c *workload.Client, times int) error {
 	var mark uint64
 	for done := 0; done < times; {
-		answer, err := c.append(ctx, "cantus.append.0", []byte(strconv.FormatUint(mark+1, 10)),
+		answer, err := c.Append(ctx, "cantus.append.0", []byte(strconv.FormatUint(mark+1, 10)),
 			"Cantus-Write-Lock", "counter", "Cantus-High-Water-Mark", strconv.FormatUint(mark, 10))
 		switch {
 		case err != nil:
@@ -132,7 +134,7 @@ func TestFarBehind(t *testing.T) {
 		}
 	}
 	for i := 0; i < 10_000; i += 97 {
-		answer, err := c.append(t.Context(), "cantus.append.0", nil, "Cantus-Write-Lock", fmt.Sprintf("l.%d", i), "Cantus-High-Water-Mark", "0")
+		answer, err := c.Append(t.Context(), "cantus.append.0", nil, "Cantus-Write-Lock", fmt.Sprintf("l.%d", i), "Cantus-High-Water-Mark", "0")
 		if err != nil || answer.Error == nil || answer.Error.Txid != uint64(i+1) {
 			t.Fatalf("l.%d at mark 0: %v %v", i, answer, err)
 		}
@@ -162,7 +164,7 @@ func TestStaleAfterRestart(t *testing.T) {
 		}
 		c = dial(t, n.url)
 		for lock, txid := range newest {
-			answer, err := c.append(t.Context(), "cantus.append.3", nil, "Cantus-Read-Lock", lock, "Cantus-High-Water-Mark", "0")
+			answer, err := c.Append(t.Context(), "cantus.append.3", nil, "Cantus-Read-Lock", lock, "Cantus-High-Water-Mark", "0")
 			if err != nil || answer.Error == nil || answer.Error.Txid != txid {
 				t.Errorf("%s at mark 0: %v %v, want a conflict with %d", lock, answer, err, txid)
 			}
@@ -185,8 +187,8 @@ func TestAppendByKey(t *testing.T) {
 	used := map[int]bool{}
 	for i := range 64 {
 		subject := fmt.Sprintf("cantus.append.key.account-%d", i)
-		one, err1 := c.append(t.Context(), subject, []byte("x"))
-		two, err2 := c.append(t.Context(), subject, []byte("x"))
+		one, err1 := c.Append(t.Context(), subject, []byte("x"))
+		two, err2 := c.Append(t.Context(), subject, []byte("x"))
 		if err := errors.Join(err1, err2); err != nil || one.Error != nil || two.Error != nil {
 			t.Fatalf("%s: %v, %v %v", subject, err, one, two)
 		}

@@ -10,6 +10,7 @@ import (
 	"github.com/nats-io/nats.go"
 
 	"github.com/cantuslog/cantus/internal/testkit"
+	"github.com/cantuslog/cantus/internal/workload"
 )
 
 // TestClusterCutOffLeader cuts a leader off from both other nodes while clients
@@ -18,7 +19,7 @@ func TestClusterCutOffLeader(t *testing.T) {
 	c := newWiredCluster(t, 3, "--partitions", "1")
 	c.startAll()
 	c.awaitPlaced()
-	c.record(1, 3, 2*time.Minute)
+	c.record(1, 3, 2*time.Minute, 0)
 	checkCutOff(t, c, c.cutOff())
 }
 
@@ -31,7 +32,7 @@ func TestClusterFarApart(t *testing.T) {
 	c.startAll()
 	c.awaitPlaced()
 	faults := []fault{killed, paused.lasting(5 * time.Second), c.cutOff().lasting(5 * time.Second)}
-	r := newReplayOf(t, loadHistory(t).head(t, 1000), c, c.writers(), 1)
+	r := newReplayOf(t, loadHistory(t).head(t, 1000), workload.Backoff{}, c.writers(), 1)
 	replayFaults(t, c, r, 2*len(faults), faults...)
 	c.startAll()
 	c.awaitPlaced()
@@ -52,8 +53,8 @@ func checkCutOff(t *testing.T, c *cluster, cut fault) {
 	}
 	inside := c.dialOnly(leader)
 	outside := c.dialOnly(c.others(leader)[0])
-	feed, err := inside.nc.SubscribeSync("cantus.feed.0.>")
-	if err := errors.Join(err, feed.SetPendingLimits(-1, -1), inside.nc.Flush()); err != nil {
+	feed, err := inside.Conn.SubscribeSync("cantus.feed.0.>")
+	if err := errors.Join(err, feed.SetPendingLimits(-1, -1), inside.Conn.Flush()); err != nil {
 		t.Fatal(err)
 	}
 	for i := range 20 {
@@ -94,18 +95,18 @@ func checkCutOff(t *testing.T, c *cluster, cut fault) {
 
 // appendInVain appends to a leader that was cut off until it no longer accepts
 // requests, and returns the payloads.
-func (c *cluster) appendInVain(t *testing.T, client *client) (lost []string) {
+func (c *cluster) appendInVain(t *testing.T, client *workload.Client) (lost []string) {
 	t.Helper()
 	for deadline := time.Now().Add(patience); ; {
 		payload := fmt.Sprintf("lost-%d", len(lost))
 		lost = append(lost, payload)
-		r, err := client.appendMsg(t.Context(), appendMsg(0, payload, "Nats-Msg-Id", payload))
+		r, err := client.AppendMsg(t.Context(), workload.NewAppend(0, payload, "Nats-Msg-Id", payload))
 		switch {
 		case errors.Is(err, nats.ErrNoResponders):
 			if len(lost) > 1 {
 				return lost
 			}
-		case errors.Is(err, errNoAnswer):
+		case errors.Is(err, workload.ErrNoAnswer):
 		case err != nil:
 			t.Fatal(err)
 		case r.Error == nil:
@@ -120,9 +121,9 @@ func (c *cluster) appendInVain(t *testing.T, client *client) (lost []string) {
 }
 
 // checkUnseen reads from a node that was cut off, by every kind of read.
-func (c *cluster) checkUnseen(t *testing.T, client *client, lost []string) {
+func (c *cluster) checkUnseen(t *testing.T, client *workload.Client, lost []string) {
 	t.Helper()
-	got, _, refused, err := client.readFrom(t.Context(), "replica.read", 0, map[string]any{})
+	got, _, refused, err := client.ReadFrom(t.Context(), "replica.read", 0, map[string]any{})
 	if err != nil || refused != nil {
 		t.Errorf("the replica is not read any more: %v %v", err, refused)
 	}
@@ -134,10 +135,10 @@ func (c *cluster) checkUnseen(t *testing.T, client *client, lost []string) {
 			t.Errorf("%s, which was not committed, is read", m.Data)
 		}
 	}
-	if got, end, refused, err := client.read(t.Context(), 0, map[string]any{}); err == nil && refused == nil {
-		t.Errorf("a leader without a majority gave %d transactions, high-water mark %d", len(got), end.highWaterMark)
+	if got, end, refused, err := client.Read(t.Context(), 0, map[string]any{}); err == nil && refused == nil {
+		t.Errorf("a leader without a majority gave %d transactions, high-water mark %d", len(got), end.HighWaterMark)
 	}
-	if info, err := client.info(t.Context(), 0); err == nil {
+	if info, err := client.Info(t.Context(), 0); err == nil {
 		t.Errorf("a leader without a majority says that it leads: %+v", info)
 	}
 }
@@ -153,7 +154,7 @@ func checkFed(t *testing.T, feed *nats.Subscription, log []*nats.Msg) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if id := txid(m); id == 0 || id > uint64(len(log)) || string(log[id-1].Data) != string(m.Data) {
+		if id := workload.Txid(m); id == 0 || id > uint64(len(log)) || string(log[id-1].Data) != string(m.Data) {
 			t.Errorf("fed %s as txid %d, which is not in the log", m.Data, id)
 		}
 	}

@@ -13,6 +13,7 @@ import (
 	"github.com/nats-io/nats.go"
 
 	"github.com/cantuslog/cantus/internal/testkit"
+	"github.com/cantuslog/cantus/internal/workload"
 )
 
 // TestClusterFailoverPauses measures for how long a partition accepts no
@@ -74,7 +75,7 @@ func (c *cluster) measurePause(t *testing.T, name string, end func(*node) error)
 	t.Helper()
 	c.awaitPlaced()
 	watcher := c.dial(c.nodes[0].name)
-	defer watcher.nc.Close()
+	defer watcher.Conn.Close()
 	leader, err := c.leader(t.Context(), watcher, 0)
 	if err != nil {
 		t.Fatal(err)
@@ -102,7 +103,7 @@ func (c *cluster) measurePause(t *testing.T, name string, end func(*node) error)
 
 // probe sends appends at a steady pace, and does not wait for the answers.
 type probe struct {
-	client  *client
+	client  *workload.Client
 	sub     *nats.Subscription
 	ending  chan struct{}
 	running sync.WaitGroup
@@ -116,13 +117,13 @@ type probe struct {
 
 const probeEvery = 5 * time.Millisecond
 
-func startProbe(t *testing.T, client *client, name string) *probe {
+func startProbe(t *testing.T, client *workload.Client, name string) *probe {
 	t.Helper()
 	p := &probe{client: client, ending: make(chan struct{}), acked: map[uint64]string{}, count: newCounter()}
 	inbox := nats.NewInbox() + "."
 	payload := func(number string) string { return name + " " + number }
 	var err error
-	if p.sub, err = client.nc.Subscribe(inbox+"*", func(m *nats.Msg) {
+	if p.sub, err = client.Conn.Subscribe(inbox+"*", func(m *nats.Msg) {
 		p.answered(m, payload(strings.TrimPrefix(m.Subject, inbox)))
 	}); err != nil {
 		t.Fatal(err)
@@ -134,9 +135,9 @@ func startProbe(t *testing.T, client *client, name string) *probe {
 			select {
 			case <-tick.C:
 				number := strconv.Itoa(i)
-				m := appendMsg(0, payload(number))
+				m := workload.NewAppend(0, payload(number))
 				m.Reply = inbox + number
-				_ = client.nc.PublishMsg(m) // it goes unanswered then
+				_ = client.Conn.PublishMsg(m) // it goes unanswered then
 			case <-p.ending:
 				return
 			}
@@ -146,7 +147,7 @@ func startProbe(t *testing.T, client *client, name string) *probe {
 }
 
 func (p *probe) answered(m *nats.Msg, payload string) {
-	r, err := decodeReply(m)
+	r, err := workload.DecodeReply(m)
 	if err != nil || r.Error != nil {
 		return
 	}
@@ -182,7 +183,7 @@ func (p *probe) reset() {
 func (p *probe) stop(after time.Time) (longest time.Duration) {
 	close(p.ending)
 	p.running.Wait()
-	defer p.client.nc.Close()
+	defer p.client.Conn.Close()
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for i := 1; i < len(p.acks); i++ {

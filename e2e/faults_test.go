@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/cantuslog/cantus/internal/testkit"
+	"github.com/cantuslog/cantus/internal/workload"
 )
 
 // gate blocks callers whose number is not released yet.
@@ -152,12 +153,12 @@ func TestClusterHistoryReplay(t *testing.T) {
 	c := newWiredCluster(t, 3, "--msg-id-window", "30m", "--partitions", "2")
 	c.startAll()
 	c.awaitPlaced()
-	c.record(2, 3, 30*time.Minute)
+	c.record(2, 3, 30*time.Minute, 0)
 	h, count, lasts := loadHistory(t), 30, 10*time.Second
 	if !testkit.Long() {
 		h, count, lasts = h.head(t, 3000), 3, 3*time.Second
 	}
-	r := newReplayOf(t, h, c, c.writers(), 0)
+	r := newReplayOf(t, h, workload.Backoff{}, c.writers(), 0)
 	replayFaults(t, c, r, count, killed, paused.lasting(lasts), c.cutOff().lasting(lasts))
 }
 
@@ -167,13 +168,13 @@ func TestClusterHistoryReplayFive(t *testing.T) {
 	testkit.OnlyLong(t, "minutes of a cluster: make cluster")
 	h, count, lasts := loadHistory(t), 10, 10*time.Second
 	c := startCluster(t, 5, "--msg-id-window", "30m", "--partitions", "5", "--replicas", "5")
-	c.record(5, 5, 30*time.Minute)
-	r := newReplayOf(t, h, c, c.writers(), 0)
+	c.record(5, 5, 30*time.Minute, 0)
+	r := newReplayOf(t, h, workload.Backoff{}, c.writers(), 0)
 	replayFaults(t, c, r, count, killed, paused.lasting(lasts))
 }
 
 // writers returns a client for each writer, on different nodes.
-func (c *cluster) writers() (clients []*client) {
+func (c *cluster) writers() (clients []*workload.Client) {
 	for i := range writers {
 		clients = append(clients, c.dial(c.nodes[i%len(c.nodes)].name))
 	}

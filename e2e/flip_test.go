@@ -16,6 +16,7 @@ import (
 	"github.com/nats-io/nats.go"
 
 	"github.com/cantuslog/cantus/internal/testkit"
+	"github.com/cantuslog/cantus/internal/workload"
 )
 
 const blockSize = 4096
@@ -166,7 +167,7 @@ type content struct {
 	cursor  uint64
 }
 
-func contentOf(t *testing.T, c *client, partitions int) content {
+func contentOf(t *testing.T, c *workload.Client, partitions int) content {
 	t.Helper()
 	var all content
 	for p := range partitions {
@@ -296,7 +297,7 @@ func checkSaysDamage(t *testing.T, p *process, path string) {
 }
 
 // checkServed reads everything: each read is right or refused.
-func checkServed(t *testing.T, p *process, c *client, want content) bool {
+func checkServed(t *testing.T, p *process, c *workload.Client, want content) bool {
 	t.Helper()
 	whole := true
 	for partition, log := range want.logs {
@@ -306,7 +307,7 @@ func checkServed(t *testing.T, p *process, c *client, want content) bool {
 				partition, info.HighWaterMark, info.Digest, len(log), want.digests[partition], p.stderr)
 		}
 		for from := uint64(1); from <= uint64(len(log)); {
-			got, end, refused, err := c.read(t.Context(), partition, map[string]any{"from": from})
+			got, end, refused, err := c.Read(t.Context(), partition, map[string]any{"from": from})
 			if err != nil {
 				t.Fatalf("read from %d: %v\n%s", from, err, p.stderr)
 			}
@@ -319,10 +320,10 @@ func checkServed(t *testing.T, p *process, c *client, want content) bool {
 					t.Fatalf("partition %d, txid %d: wrong data:\n%v %q\nit was\n%v %q", partition, from+uint64(i), m.Header, m.Data, original.Header, original.Data)
 				}
 			}
-			if end.next != from+uint64(len(got)) || end.next == from {
-				t.Fatalf("read from %d: %d transactions, next %d", from, len(got), end.next)
+			if end.Next != from+uint64(len(got)) || end.Next == from {
+				t.Fatalf("read from %d: %d transactions, next %d", from, len(got), end.Next)
 			}
-			from = end.next
+			from = end.Next
 		}
 	}
 	if at := cursor(t, c, 0, "reader", ""); at.Error == nil && at.Txid != want.cursor {

@@ -47,7 +47,7 @@ func flipped(b []byte, at int) []byte {
 // connection is closed, and the cluster continues.
 func TestClusterHearsGarbage(t *testing.T) {
 	c := startCluster(t, 3, steady...)
-	status, err := c.dial("n1").status(t.Context())
+	status, err := statusOf(t.Context(), c.dial("n1"))
 	if err != nil {
 		t.Fatal(err)
 	}

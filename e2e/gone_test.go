@@ -31,7 +31,7 @@ func TestDirectoryThatGoesAway(t *testing.T) {
 					t.Fatal(err)
 				}
 				if used {
-					r, err := c.append(t.Context(), "cantus.append.0", []byte("after"))
+					r, err := c.Append(t.Context(), "cantus.append.0", []byte("after"))
 					if name == "deleted" && err == nil && r.Error == nil {
 						t.Errorf("acknowledged into a deleted directory: %+v", r)
 					}

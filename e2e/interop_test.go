@@ -10,6 +10,8 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+
+	"github.com/cantuslog/cantus/internal/workload"
 )
 
 // command runs a program of another language in its folder and returns what
@@ -53,17 +55,17 @@ func TestInteropNodeJS(t *testing.T) {
 func TestInteropNodeJSReplay(t *testing.T) {
 	t.Parallel()
 	n := startNode(t, t.TempDir())
-	r := &replay{history: loadHistory(t), service: n, partition: 1, clients: []*client{dial(t, n.url)}}
+	r := &replay{history: loadHistory(t), service: n, partition: 1, clients: []*workload.Client{dial(t, n.url)}}
 	file, err := filepath.Abs("testdata/nats-server-history.jsonl.gz")
 	if err != nil {
 		t.Fatal(err)
 	}
 	var result struct {
-		Acked    []reply `json:"acked"`
+		Acked    []workload.Reply `json:"acked"`
 		Refusals []struct {
 			Step int    `json:"step"`
 			Mark uint64 `json:"mark"`
-			refusal
+			workload.Refusal
 		} `json:"refusals"`
 	}
 	out := command(t, "node", "node", "replay.mjs", n.url, strconv.Itoa(r.partition), file)
@@ -75,7 +77,7 @@ func TestInteropNodeJSReplay(t *testing.T) {
 	}
 	r.acked = result.Acked
 	for _, one := range result.Refusals {
-		r.refusals = append(r.refusals, refused{step: one.Step, mark: one.Mark, refusal: one.refusal})
+		r.refusals = append(r.refusals, refused{step: one.Step, mark: one.Mark, Refusal: one.Refusal})
 	}
 	t.Logf("%d transactions, %d conflicts", len(r.acked), len(r.refusals))
 	r.check(t)

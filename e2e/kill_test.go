@@ -13,6 +13,7 @@ import (
 
 	"github.com/cantuslog/cantus/internal/ports"
 	"github.com/cantuslog/cantus/internal/testkit"
+	"github.com/cantuslog/cantus/internal/workload"
 )
 
 // counter is a count that many goroutines add to, and that others can wait for.
@@ -160,8 +161,8 @@ func (r *replay) repeat(t *testing.T, random *rand.Rand) {
 	t.Helper()
 	for range 200 {
 		i := random.IntN(len(r.steps))
-		again, _, err := retry(t.Context(), r.service, r.clients[0], func() (reply, error) {
-			return r.clients[0].appendMsg(t.Context(), r.message(i, r.views[0]))
+		again, _, err := workload.Retry(t.Context(), r.service, r.clients[0], func() (workload.Reply, error) {
+			return r.clients[0].AppendMsg(t.Context(), r.message(i, r.views[0]))
 		})
 		if first := r.acked[i]; err != nil || again.Txid != first.Txid || again.Time != first.Time || !again.Duplicate {
 			t.Fatalf("commit %s was acknowledged as %v at %s, and once more as %v at %s, %v",

@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/cantuslog/cantus/internal/testkit"
+	"github.com/cantuslog/cantus/internal/workload"
 )
 
 // load is writers that append one transaction after the other, repeating each
@@ -34,7 +35,7 @@ type load struct {
 // startLoad starts a few writers for each partition, on different nodes. They
 // are recorded.
 func startLoad(c *cluster, partitions int) *load {
-	c.record(partitions, 3, 30*time.Minute)
+	c.record(partitions, 3, 30*time.Minute, 0)
 	l := &load{
 		cluster: c, partitions: partitions, stopping: make(chan struct{}),
 		last: make([]time.Time, partitions), gap: make([]time.Duration, partitions), until: make([]time.Time, partitions),
@@ -54,7 +55,7 @@ func startLoad(c *cluster, partitions int) *load {
 	return l
 }
 
-func (l *load) write(ctx context.Context, client *client, partition int, writer string) error {
+func (l *load) write(ctx context.Context, client *workload.Client, partition int, writer string) error {
 	for i := 0; ; i++ {
 		select {
 		case <-l.stopping:
@@ -62,7 +63,7 @@ func (l *load) write(ctx context.Context, client *client, partition int, writer 
 		default:
 		}
 		payload := writer + "-" + strconv.Itoa(i)
-		r, err := l.cluster.keep(ctx, client, appendMsg(partition, payload, "Nats-Msg-Id", payload, "Cantus-Append-Lock", writer))
+		r, err := l.cluster.keep(ctx, client, workload.NewAppend(partition, payload, "Nats-Msg-Id", payload, "Cantus-Append-Lock", writer))
 		if err != nil {
 			return fmt.Errorf("append %s: %w", payload, err)
 		}
@@ -72,7 +73,7 @@ func (l *load) write(ctx context.Context, client *client, partition int, writer 
 	}
 }
 
-func (l *load) acknowledged(partition int, payload string, r reply) error {
+func (l *load) acknowledged(partition int, payload string, r workload.Reply) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if other, taken := l.acked[partition][r.Txid]; taken {
@@ -186,9 +187,9 @@ func (c *cluster) replace(t *testing.T, old *node, name string) {
 func (c *cluster) awaitHeard(t *testing.T, name string, by *node) {
 	t.Helper()
 	client := c.dialOnly(by)
-	defer client.nc.Close()
+	defer client.Conn.Close()
 	if err := c.until(t.Context(), name+" heard by "+by.name, func(ctx context.Context) string {
-		s, err := client.status(ctx)
+		s, err := statusOf(ctx, client)
 		for _, n := range s.Nodes {
 			if n.Name == name && n.State == "waiting" {
 				return ""

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/cantuslog/cantus/internal/testkit"
+	"github.com/cantuslog/cantus/internal/workload"
 )
 
 var (
@@ -55,8 +56,7 @@ func mixFaults(t *testing.T, seed uint64, count int) {
 	const partitions = 2
 	window := 5 * time.Second // a trim passes what is older
 	c := newCluster(sequential{t}, 3, "--partitions", fmt.Sprint(partitions), "--msg-id-window", window.String(), "--locks", "1000")
-	c.record(partitions, 3, window)
-	c.recorder.history.Header.Locks = 1000
+	c.record(partitions, 3, window, 1000)
 	c.startAll()
 	c.awaitPlaced()
 	m := startMix(c, partitions, seed)
@@ -79,7 +79,7 @@ func mixFaults(t *testing.T, seed uint64, count int) {
 	if err := m.reach(t.Context(), 100); err != nil {
 		t.Fatal(err)
 	}
-	m.end()
+	m.End()
 	c.awaitPlaced()
 	c.judgeAlone(t, partitions)
 }
@@ -90,7 +90,7 @@ type faulty struct {
 	*rand.Rand
 	t       *testing.T
 	mix     *mix
-	watcher *client
+	watcher *workload.Client
 }
 
 // mixedFaults are the faults. Each returns when it is healed, with what it was.
@@ -178,8 +178,8 @@ func (f *faulty) transferOne() (string, error) {
 // trimOne trims a partition, which may be refused while it has no leader.
 func (f *faulty) trimOne() (string, error) {
 	p := f.IntN(2)
-	mark := f.mix.marks[p].Load()
-	how, err := f.watcher.trim(f.t.Context(), p, 1+f.Uint64N(mark+1))
+	mark := f.mix.Mark(p)
+	how, err := f.watcher.Trim(f.t.Context(), p, 1+f.Uint64N(mark+1))
 	if err != nil {
 		how = "and was refused: " + err.Error()
 	}

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/cantuslog/cantus/internal/testkit"
+	"github.com/cantuslog/cantus/internal/workload"
 )
 
 // startSpaced starts three nodes, each in a network of its own, whose links
@@ -45,11 +46,11 @@ func TestNetHistoryReplay(t *testing.T) {
 		h, count = h.head(t, 2000), 3
 	}
 	c, s := startSpaced(t, "", "--partitions", "2", "--msg-id-window", "30m")
-	replayFaults(t, c, newReplayOf(t, h, c, c.writers(), 0), count, s.unlinked().lasting(5*time.Second), killed, paused.lasting(5*time.Second))
+	replayFaults(t, c, newReplayOf(t, h, workload.Backoff{}, c.writers(), 0), count, s.unlinked().lasting(5*time.Second), killed, paused.lasting(5*time.Second))
 }
 
 // TestNetFarApart has 20 ms of delay on every link.
 func TestNetFarApart(t *testing.T) {
 	c, s := startSpaced(t, "20ms", "--partitions", "2", "--msg-id-window", "30m")
-	replayFaults(t, c, newReplayOf(t, loadHistory(t).head(t, 300), c, c.writers(), 1), 2, s.unlinked().lasting(5*time.Second), killed)
+	replayFaults(t, c, newReplayOf(t, loadHistory(t).head(t, 300), workload.Backoff{}, c.writers(), 1), 2, s.unlinked().lasting(5*time.Second), killed)
 }

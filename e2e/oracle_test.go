@@ -6,6 +6,8 @@ import (
 	"testing"
 
 	"github.com/nats-io/nats.go"
+
+	"github.com/cantuslog/cantus/internal/workload"
 )
 
 // lockHistory knows for each lock which transactions recorded it, and derives
@@ -21,7 +23,7 @@ func newLockHistory(log []*nats.Msg) *lockHistory {
 		for _, key := range []string{"Cantus-Write-Lock", "Cantus-Append-Lock"} {
 			if list := m.Header.Get(key); list != "" {
 				for lock := range strings.SplitSeq(list, ",") {
-					h.byLock[lock] = append(h.byLock[lock], txid(m))
+					h.byLock[lock] = append(h.byLock[lock], workload.Txid(m))
 				}
 			}
 		}
@@ -79,13 +81,13 @@ func overlap(a, b string) bool {
 // checkRefusal checks a conflict against the log. The node knew at least the
 // transactions that it named. So up to the newest of these, its list must be
 // the one that follows from the log.
-func (h *lockHistory) checkRefusal(t *testing.T, r refusal, mark uint64, mode string, locks []string) {
+func (h *lockHistory) checkRefusal(t *testing.T, r workload.Refusal, mark uint64, mode string, locks []string) {
 	t.Helper()
-	var want []conflict
-	var newest conflict
+	var want []workload.Conflict
+	var newest workload.Conflict
 	for _, lock := range locks {
 		if id := h.newest(lock, r.Txid); id > mark {
-			c := conflict{Lock: lock, Mode: mode, Txid: id}
+			c := workload.Conflict{Lock: lock, Mode: mode, Txid: id}
 			want = append(want, c)
 			if id > newest.Txid {
 				newest = c
@@ -93,13 +95,13 @@ func (h *lockHistory) checkRefusal(t *testing.T, r refusal, mark uint64, mode st
 		}
 	}
 	got := slices.Clone(r.Conflicts)
-	byLock := func(a, b conflict) int { return strings.Compare(a.Lock, b.Lock) }
+	byLock := func(a, b workload.Conflict) int { return strings.Compare(a.Lock, b.Lock) }
 	slices.SortFunc(got, byLock)
 	slices.SortFunc(want, byLock)
 	if r.Code != 409 || len(want) == 0 || !slices.Equal(got, want) || r.Txid != newest.Txid {
 		t.Errorf("at mark %d refused with txid %d and\n%v\nthe log says\n%v", mark, r.Txid, got, want)
 	}
-	if !slices.ContainsFunc(want, func(c conflict) bool { return c.Lock == r.Lock && c.Txid == r.Txid }) {
+	if !slices.ContainsFunc(want, func(c workload.Conflict) bool { return c.Lock == r.Lock && c.Txid == r.Txid }) {
 		t.Errorf("lock %q and txid %d are not those of the newest of %v", r.Lock, r.Txid, want)
 	}
 }

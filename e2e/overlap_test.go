@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/cantuslog/cantus/internal/testkit"
+	"github.com/cantuslog/cantus/internal/workload"
 )
 
 // overlaps are pairs of locks that overlap without being spelled alike.
@@ -44,8 +45,8 @@ func TestClusterOverlapInFlight(t *testing.T) {
 				round++
 				first, second := fmt.Sprintf(pair.first, round), fmt.Sprintf(pair.second, round)
 				mark := mustInfo(t, client, 0).HighWaterMark
-				answers := pipeline(t, client, appendMsg(0, "first", "Cantus-Write-Lock", first, "Cantus-High-Water-Mark", fmt.Sprint(mark)),
-					appendMsg(0, "second", "Cantus-Write-Lock", second, "Cantus-High-Water-Mark", fmt.Sprint(mark)))
+				answers := pipeline(t, client, workload.NewAppend(0, "first", "Cantus-Write-Lock", first, "Cantus-High-Water-Mark", fmt.Sprint(mark)),
+					workload.NewAppend(0, "second", "Cantus-Write-Lock", second, "Cantus-High-Water-Mark", fmt.Sprint(mark)))
 				checkOneWins(t, round, mark, answers, second)
 			}
 		})
@@ -85,11 +86,11 @@ func TestClusterOverlapWhileLeadersChange(t *testing.T) {
 }
 
 // contest runs one round, and returns which message won.
-func (c *cluster) contest(t *testing.T, client *client, round int, first, second string) string {
+func (c *cluster) contest(t *testing.T, client *workload.Client, round int, first, second string) string {
 	t.Helper()
 	var mark uint64
 	if err := c.until(t.Context(), "answered", func(ctx context.Context) string {
-		info, err := client.info(ctx, 0)
+		info, err := client.Info(ctx, 0)
 		if mark = info.HighWaterMark; err != nil {
 			return err.Error()
 		}
@@ -100,7 +101,7 @@ func (c *cluster) contest(t *testing.T, client *client, round int, first, second
 	names, locks := []string{"first", "second"}, []string{first, second}
 	msgs := make([]*nats.Msg, 2)
 	for i, name := range names {
-		msgs[i] = appendMsg(0, name, "Cantus-Write-Lock", locks[i], "Cantus-High-Water-Mark", fmt.Sprint(mark),
+		msgs[i] = workload.NewAppend(0, name, "Cantus-Write-Lock", locks[i], "Cantus-High-Water-Mark", fmt.Sprint(mark),
 			"Nats-Msg-Id", fmt.Sprintf("%s-%d", name, round))
 	}
 	answers, err := c.sendAll(t.Context(), client, msgs...)
@@ -123,48 +124,32 @@ func (c *cluster) contest(t *testing.T, client *client, round int, first, second
 
 // sendAll sends messages back to back, and repeats each until its outcome is
 // known.
-func (c *cluster) sendAll(ctx context.Context, client *client, msgs ...*nats.Msg) ([]reply, error) {
-	answers := make([]reply, len(msgs))
+func (c *cluster) sendAll(ctx context.Context, client *workload.Client, msgs ...*nats.Msg) ([]workload.Reply, error) {
+	answers := make([]workload.Reply, len(msgs))
 	var sending errgroup.Group
 	for i, m := range msgs {
 		inbox := nats.NewInbox()
-		sub, err := client.nc.SubscribeSync(inbox)
+		sub, err := client.Conn.SubscribeSync(inbox)
 		if err != nil {
 			return nil, err
 		}
 		defer sub.Unsubscribe() //nolint:errcheck // it fails only on a closed connection
-		if err := client.nc.PublishMsg(&nats.Msg{Subject: m.Subject, Reply: inbox, Header: m.Header, Data: m.Data}); err != nil {
+		if err := client.Conn.PublishMsg(&nats.Msg{Subject: m.Subject, Reply: inbox, Header: m.Header, Data: m.Data}); err != nil {
 			return nil, err
 		}
 		sending.Go(func() (err error) {
 			sent := false
-			answers[i], _, err = retry(ctx, c, client, func() (reply, error) {
+			answers[i], _, err = workload.Retry(ctx, workload.Backoff{}, client, func() (workload.Reply, error) {
 				if sent {
-					return client.appendMsg(ctx, m)
+					return client.AppendMsg(ctx, m)
 				}
 				sent = true
-				return client.answerTo(ctx, sub)
+				return client.AnswerTo(ctx, sub)
 			})
 			return err
 		})
 	}
 	return answers, sending.Wait()
-}
-
-// answerTo waits for the answer to a message with a reply subject.
-func (c *client) answerTo(ctx context.Context, sub *nats.Subscription) (reply, error) {
-	ctx, done := c.within(ctx)
-	defer done()
-	m, err := sub.NextMsgWithContext(ctx)
-	switch {
-	case err != nil && context.Cause(ctx) != nil:
-		return reply{}, context.Cause(ctx)
-	case err != nil:
-		return reply{}, err
-	case len(m.Data) == 0 && m.Header.Get("Status") == "503":
-		return reply{}, nats.ErrNoResponders
-	}
-	return decodeReply(m)
 }
 
 // changeLeaders changes the leader of partition 0 until stop is called: it
@@ -184,7 +169,7 @@ func changeLeaders(t *testing.T, c *cluster) (changes func() int, stop func()) {
 	}
 }
 
-func (c *cluster) changeLeader(ctx context.Context, watcher *client, count *atomic.Int64) error {
+func (c *cluster) changeLeader(ctx context.Context, watcher *workload.Client, count *atomic.Int64) error {
 	for {
 		from, err := c.leader(ctx, watcher, 0)
 		if err != nil {
@@ -204,14 +189,14 @@ func (c *cluster) changeLeader(ctx context.Context, watcher *client, count *atom
 }
 
 // transfer transfers partition 0 to a node, and returns when the node leads.
-func (c *cluster) transfer(ctx context.Context, client *client, to *node) error {
+func (c *cluster) transfer(ctx context.Context, client *workload.Client, to *node) error {
 	return c.until(ctx, "led by "+to.name, func(ctx context.Context) string {
-		if info, err := client.info(ctx, 0); err == nil && info.Leader == to.name {
+		if info, err := client.Info(ctx, 0); err == nil && info.Leader == to.name {
 			return ""
 		}
 		m := nats.NewMsg("cantus.admin.cluster.transfer")
 		m.Data = fmt.Appendf(nil, `{"partition":0,"to":%q}`, to.name)
-		answer, err := client.request(ctx, m)
+		answer, err := client.Request(ctx, m)
 		return fmt.Sprintf("%v %v", answer, err)
 	})
 }

@@ -31,7 +31,7 @@ func (f fallible) Connect(opts ...nats.Option) (*nats.Conn, error) {
 // another node leads. The next one fails only when all replicas have caught up.
 func (f fallible) Fail(ctx context.Context) error {
 	client := f.dial(f.nodes[0].name)
-	defer client.nc.Close()
+	defer client.Conn.Close()
 	leader, err := f.leader(ctx, client, 0)
 	if err != nil {
 		return err

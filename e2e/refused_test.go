@@ -12,6 +12,7 @@ import (
 	"github.com/nats-io/nats.go"
 
 	"github.com/cantuslog/cantus/internal/ports"
+	"github.com/cantuslog/cantus/internal/workload"
 )
 
 // undisturbed starts a cluster with writers, and checks at the end that the
@@ -20,7 +21,7 @@ func undisturbed(t *testing.T, c *cluster, during func(*testing.T)) {
 	t.Helper()
 	l := startLoad(c, 2)
 	client := c.dial(c.nodes[0].name)
-	before := []partitionInfo{mustInfo(t, client, 0), mustInfo(t, client, 1)}
+	before := []workload.PartitionInfo{mustInfo(t, client, 0), mustInfo(t, client, 1)}
 	during(t)
 	for p, was := range before {
 		if is := mustInfo(t, client, p); is.Leader != was.Leader || is.Term != was.Term {

@@ -61,7 +61,7 @@ func TestClusterReload(t *testing.T) {
 // ports present.
 func presented(t *testing.T, c *cluster, ours testcert.Authority) map[string]string {
 	t.Helper()
-	status, err := c.dial("n1").status(t.Context())
+	status, err := statusOf(t.Context(), c.dial("n1"))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -15,6 +15,8 @@ import (
 
 	"github.com/nats-io/nats.go"
 	"golang.org/x/sync/errgroup"
+
+	"github.com/cantuslog/cantus/internal/workload"
 )
 
 const writers = 8
@@ -35,18 +37,18 @@ const writers = 8
 // there is much to refuse.
 type replay struct {
 	*history
-	service   service
+	service   workload.Service
 	partition int
-	clients   []*client
+	clients   []*workload.Client
 	views     []*view
 
 	// gate blocks commits that are not to be written yet; nil is open.
 	gate *gate
 
 	mu    sync.Mutex
-	next  int             // the next commit to take
-	done  []chan struct{} // for each step, closed when it is acknowledged
-	acked []reply         // for each step
+	next  int              // the next commit to take
+	done  []chan struct{}  // for each step, closed when it is acknowledged
+	acked []workload.Reply // for each step
 	// sent and again count the requests, and those that are sent again. A
 	// killer waits for them.
 	sent, again *counter
@@ -59,11 +61,11 @@ type replay struct {
 type refused struct {
 	step int
 	mark uint64
-	refusal
+	workload.Refusal
 }
 
 func newReplay(t *testing.T, h *history, n *node, partition int) *replay {
-	var clients []*client
+	var clients []*workload.Client
 	for range writers {
 		clients = append(clients, dial(t, n.url))
 	}
@@ -71,8 +73,8 @@ func newReplay(t *testing.T, h *history, n *node, partition int) *replay {
 }
 
 // newReplayOf has a writer for each of the clients.
-func newReplayOf(t *testing.T, h *history, s service, clients []*client, partition int) *replay {
-	r := &replay{history: h, service: s, partition: partition, acked: make([]reply, len(h.steps)), sent: newCounter(), again: newCounter()}
+func newReplayOf(t *testing.T, h *history, s workload.Service, clients []*workload.Client, partition int) *replay {
+	r := &replay{history: h, service: s, partition: partition, acked: make([]workload.Reply, len(h.steps)), sent: newCounter(), again: newCounter()}
 	for range h.steps {
 		r.done = append(r.done, make(chan struct{}))
 	}
@@ -147,10 +149,10 @@ func (r *replay) append(ctx context.Context, writer, i int) error {
 	for {
 		m := r.message(i, v)
 		hears := r.sent
-		answer, tries, err := retry(ctx, r.service, r.clients[writer], func() (reply, error) {
+		answer, tries, err := workload.Retry(ctx, r.service, r.clients[writer], func() (workload.Reply, error) {
 			hears.add()
 			hears = r.again
-			return r.clients[writer].appendMsg(ctx, m)
+			return r.clients[writer].AppendMsg(ctx, m)
 		})
 		if err != nil {
 			return err
@@ -162,7 +164,7 @@ func (r *replay) append(ctx context.Context, writer, i int) error {
 			return fmt.Errorf("answered %v", answer)
 		}
 		r.mu.Lock()
-		r.refusals = append(r.refusals, refused{step: i, mark: v.mark, refusal: *answer.Error})
+		r.refusals = append(r.refusals, refused{step: i, mark: v.mark, Refusal: *answer.Error})
 		r.resent += tries - 1
 		r.mu.Unlock()
 		if err := v.catchUp(ctx, answer.Error.Txid); err != nil {
@@ -188,7 +190,7 @@ func (r *replay) message(i int, v *view) *nats.Msg {
 	return m
 }
 
-func (r *replay) acknowledged(i int, answer reply, tries int) error {
+func (r *replay) acknowledged(i int, answer workload.Reply, tries int) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if answer.Duplicate && tries == 1 {
@@ -248,7 +250,7 @@ func (r *replay) checkAnswers(t *testing.T) {
 		}
 	}
 	for _, refusal := range r.refusals {
-		newest.checkRefusal(t, refusal.refusal, refusal.mark, "write", r.steps[refusal.step].locks())
+		newest.checkRefusal(t, refusal.Refusal, refusal.mark, "write", r.steps[refusal.step].locks())
 	}
 	if len(r.refusals) == 0 {
 		t.Error("not one conflict: half of the writers should have been behind")
@@ -349,11 +351,11 @@ func TestHistoryReplay(t *testing.T) {
 	}
 	r := newReplay(t, h, n, 0)
 	fedTo := dial(t, n.url)
-	feed, err := fedTo.nc.SubscribeSync("cantus.feed.0.commit")
+	feed, err := fedTo.Conn.SubscribeSync("cantus.feed.0.commit")
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := errors.Join(feed.SetPendingLimits(-1, -1), fedTo.nc.Flush()); err != nil {
+	if err := errors.Join(feed.SetPendingLimits(-1, -1), fedTo.Conn.Flush()); err != nil {
 		t.Fatal(err)
 	}
 	begin := time.Now()
@@ -391,7 +393,7 @@ func checkFeed(t *testing.T, feed *nats.Subscription, log []*nats.Msg) {
 
 // checkDigest stops the node and verifies its files: the digest of every
 // partition must be the one that the node reported last.
-func checkDigest(t *testing.T, n *node, c *client) {
+func checkDigest(t *testing.T, n *node, c *workload.Client) {
 	t.Helper()
 	var digests []string
 	for p := range 4 {

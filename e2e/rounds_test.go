@@ -8,6 +8,7 @@ import (
 	"github.com/nats-io/nats.go"
 
 	"github.com/cantuslog/cantus/internal/testkit"
+	"github.com/cantuslog/cantus/internal/workload"
 )
 
 // TestOverlapInFlight sends two transactions back to back on one connection,
@@ -41,8 +42,8 @@ func TestOverlapInFlight(t *testing.T) {
 				}
 				mark := mustInfo(t, c, 0).HighWaterMark
 				answers := pipeline(t, c,
-					appendMsg(0, "first", "Cantus-Write-Lock", first, "Cantus-High-Water-Mark", fmt.Sprint(mark)),
-					appendMsg(0, "second", "Cantus-Write-Lock", second, "Cantus-High-Water-Mark", fmt.Sprint(mark)))
+					workload.NewAppend(0, "first", "Cantus-Write-Lock", first, "Cantus-High-Water-Mark", fmt.Sprint(mark)),
+					workload.NewAppend(0, "second", "Cantus-Write-Lock", second, "Cantus-High-Water-Mark", fmt.Sprint(mark)))
 				checkOneWins(t, round, mark, answers, second)
 			}
 		})
@@ -55,7 +56,7 @@ func TestOverlapInFlight(t *testing.T) {
 
 // checkOneWins checks that the first is committed and the second refused
 // because of it: requests of one connection are handled in order.
-func checkOneWins(t *testing.T, round int, mark uint64, answers []reply, second string) {
+func checkOneWins(t *testing.T, round int, mark uint64, answers []workload.Reply, second string) {
 	t.Helper()
 	won, lost := answers[0], answers[1]
 	if won.Error != nil || won.Txid != mark+1 {
@@ -90,8 +91,8 @@ func TestApartInFlight(t *testing.T) {
 			for range 20 {
 				mark := fmt.Sprint(mustInfo(t, c, 1).HighWaterMark)
 				for i, answer := range pipeline(t, c,
-					appendMsg(1, "first", "Cantus-"+pair[0]+"-Lock", pair[1], "Cantus-High-Water-Mark", mark),
-					appendMsg(1, "second", "Cantus-"+pair[2]+"-Lock", pair[3], "Cantus-High-Water-Mark", mark)) {
+					workload.NewAppend(1, "first", "Cantus-"+pair[0]+"-Lock", pair[1], "Cantus-High-Water-Mark", mark),
+					workload.NewAppend(1, "second", "Cantus-"+pair[2]+"-Lock", pair[3], "Cantus-High-Water-Mark", mark)) {
 					if answer.Error != nil {
 						t.Fatalf("request %d was answered %v", i, answer)
 					}
@@ -101,23 +102,14 @@ func TestApartInFlight(t *testing.T) {
 	}
 }
 
-func appendMsg(partition int, payload string, headers ...string) *nats.Msg {
-	m := nats.NewMsg(fmt.Sprintf("cantus.append.%d", partition))
-	m.Data = []byte(payload)
-	for i := 0; i < len(headers); i += 2 {
-		m.Header[headers[i]] = append(m.Header[headers[i]], headers[i+1])
-	}
-	return m
-}
-
 // pipeline sends all requests before it receives the first answer, and returns
 // the answers in the order of the requests.
-func pipeline(t *testing.T, c *client, msgs ...*nats.Msg) []reply {
+func pipeline(t *testing.T, c *workload.Client, msgs ...*nats.Msg) []workload.Reply {
 	t.Helper()
 	subs := make([]*nats.Subscription, len(msgs))
 	for i, m := range msgs {
 		m.Reply = nats.NewInbox()
-		sub, err := c.nc.SubscribeSync(m.Reply)
+		sub, err := c.Conn.SubscribeSync(m.Reply)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -125,18 +117,18 @@ func pipeline(t *testing.T, c *client, msgs ...*nats.Msg) []reply {
 		subs[i] = sub
 	}
 	for _, m := range msgs {
-		if err := c.nc.PublishMsg(m); err != nil {
+		if err := c.Conn.PublishMsg(m); err != nil {
 			t.Fatal(err)
 		}
 	}
-	answers := make([]reply, len(msgs))
+	answers := make([]workload.Reply, len(msgs))
 	until := time.Now().Add(patience)
 	for i, sub := range subs {
 		m, err := sub.NextMsg(time.Until(until))
 		if err != nil {
 			t.Fatalf("request %d: %v", i, err)
 		}
-		if answers[i], err = decodeReply(m); err != nil {
+		if answers[i], err = workload.DecodeReply(m); err != nil {
 			t.Fatal(err)
 		}
 	}

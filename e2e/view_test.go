@@ -6,14 +6,16 @@ import (
 	"fmt"
 
 	"github.com/nats-io/nats.go"
+
+	"github.com/cantuslog/cantus/internal/workload"
 )
 
 // view is one writer's view of a partition: for each path the step that last
 // touched it. It follows the feed, with a channel that is short on purpose, and
 // reads what the feed left out.
 type view struct {
-	service   service
-	client    *client
+	service   workload.Service
+	client    *workload.Client
 	partition int
 	feed      chan *nats.Msg
 
@@ -25,22 +27,22 @@ type view struct {
 	fed, healed int
 }
 
-func newView(s service, c *client, partition int) (*view, error) {
+func newView(s workload.Service, c *workload.Client, partition int) (*view, error) {
 	v := &view{service: s, client: c, partition: partition, feed: make(chan *nats.Msg, 64), last: map[string]string{}}
-	if _, err := c.nc.ChanSubscribe(fmt.Sprintf("cantus.feed.%d.>", partition), v.feed); err != nil {
+	if _, err := c.Conn.ChanSubscribe(fmt.Sprintf("cantus.feed.%d.>", partition), v.feed); err != nil {
 		return nil, err
 	}
-	return v, c.nc.Flush()
+	return v, c.Conn.Flush()
 }
 
 // apply applies the transaction that follows the mark.
 func (v *view) apply(m *nats.Msg) error {
-	if id := txid(m); id != v.mark+1 {
+	if id := workload.Txid(m); id != v.mark+1 {
 		return fmt.Errorf("transaction %d follows %d", id, v.mark)
 	}
 	var c commit
 	if err := json.Unmarshal(m.Data, &c); err != nil {
-		return fmt.Errorf("transaction %d: %q: %w", txid(m), m.Data, err)
+		return fmt.Errorf("transaction %d: %q: %w", workload.Txid(m), m.Data, err)
 	}
 	v.mark++
 	for _, f := range c.Files {
@@ -65,7 +67,7 @@ func (v *view) takeFed(ctx context.Context) error {
 }
 
 func (v *view) takeOne(ctx context.Context, m *nats.Msg) error {
-	id := txid(m)
+	id := workload.Txid(m)
 	if id == 0 {
 		return fmt.Errorf("fed without a txid: %v", m.Header)
 	}
@@ -94,10 +96,10 @@ func (v *view) catchUp(ctx context.Context, to uint64) error {
 func (v *view) heal(ctx context.Context, to uint64) error {
 	for v.mark < to {
 		var got []*nats.Msg
-		_, _, err := retry(ctx, v.service, v.client, func() (reply, error) {
-			msgs, _, refused, err := v.client.read(ctx, v.partition, map[string]any{"from": v.mark + 1, "wait": "30s"})
+		_, _, err := workload.Retry(ctx, v.service, v.client, func() (workload.Reply, error) {
+			msgs, _, refused, err := v.client.Read(ctx, v.partition, map[string]any{"from": v.mark + 1, "wait": "30s"})
 			got = msgs
-			return reply{Error: refused}, err
+			return workload.Reply{Error: refused}, err
 		})
 		if err != nil {
 			return err

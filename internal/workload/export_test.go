@@ -1,0 +1,8 @@
+package workload
+
+// What the tests of the package use of its inside.
+var (
+	AppendFrame       = appendFrame
+	SentTransaction   = sentTransaction
+	StoredTransaction = storedTransaction
+)
