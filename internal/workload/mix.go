@@ -21,8 +21,9 @@ type MixOptions struct {
 	Partitions int
 	// Seed determines what the clients ask for.
 	Seed uint64
-	// Clients are the connections. The Mix closes them. Every third one reads,
-	// the others append. Six for each partition are enough of both.
+	// Clients are the connections. The Mix closes them. Of each partition, every
+	// third one reads, and the others append. Six for each partition are enough
+	// of both.
 	Clients []*Client
 	// Pace is the time between two requests of a client. 0 is 10 ms.
 	Pace time.Duration
@@ -63,7 +64,7 @@ func StartMix(ctx context.Context, o MixOptions) *Mix {
 			Rand: rand.New(rand.NewPCG(o.Seed, uint64(i))), name: fmt.Sprintf("w%d", i),
 		}
 		work := w.write
-		if i%3 == 2 {
+		if i/o.Partitions%3 == 2 {
 			work = w.look
 		}
 		m.running.Go(func() {
