@@ -11,16 +11,16 @@ import (
 )
 
 // record has every client that is dialed from now on recorded, until checkSame
-// has the judge decide. window is how long the cluster remembers message ids, and
-// locks how many locks it tracks, 0 as many as it does if it is not told.
+// has the judge decide. window is how long the cluster remembers message ids,
+// and locks how many locks it tracks, 0 as many as it does if it is not told.
 func (c *cluster) record(partitions, replicas int, window time.Duration, locks int) {
 	c.recorder = workload.NewRecorder(judge.Header{
 		Partitions: partitions, Replicas: replicas, AllWriters: true, MessageIDWindow: int64(window), Locks: locks,
 	})
 }
 
-// judge writes the history of the clients into a file and has the program check it. If
-// anything is wrong, the file stays.
+// judge writes the history of the clients into a file and has the program check
+// it. If anything is wrong, the file stays.
 func (c *cluster) judge(t *testing.T) {
 	t.Helper()
 	file, err := os.CreateTemp(os.Getenv("CANTUS_E2E_LOGS"), strings.ReplaceAll(t.Name(), "/", "-")+"-*.jsonl")

@@ -81,8 +81,8 @@ func StartMix(ctx context.Context, o MixOptions) *Mix {
 	return m
 }
 
-// End stops the clients, and returns when they have stopped. Their last requests
-// may stay without an answer.
+// End stops the clients, and returns when they have stopped. Their last
+// requests may stay without an answer.
 func (m *Mix) End() {
 	m.stop()
 	m.running.Wait()
@@ -92,8 +92,8 @@ func (m *Mix) End() {
 // txid so far.
 func (m *Mix) Answered() int64 { return m.answered.Load() }
 
-// Mark returns the highest high-water mark or txid of a partition that an answer
-// had so far.
+// Mark returns the highest high-water mark or txid of a partition that an
+// answer had so far.
 func (m *Mix) Mark(partition int) uint64 { return m.marks[partition].Load() }
 
 // saw remembers a high-water mark or a txid.

@@ -131,8 +131,8 @@ func (c *Client) Cursor(ctx context.Context, partition int, k judge.Cursor) (uin
 	return r.Txid, nil
 }
 
-// Trim deletes what is before a txid, and returns what was asked for and done. A
-// refusal is an error.
+// Trim deletes what is before a txid, and returns what was asked for and done.
+// A refusal is an error.
 func (c *Client) Trim(ctx context.Context, partition int, before uint64) (string, error) {
 	m := nats.NewMsg(fmt.Sprintf("cantus.admin.trim.%d", partition))
 	m.Data = fmt.Appendf(nil, `{"before":%d}`, before)

@@ -18,8 +18,8 @@ type Service interface {
 
 // Retry calls do until the outcome is known, each time once the service is up
 // and there is a connection. It returns the first result of do that is neither
-// an unknown outcome nor a refusal to try again, and how often it has called do.
-// It returns ctx's cause when ctx ends.
+// an unknown outcome nor a refusal to try again, and how often it has called
+// do. It returns ctx's cause when ctx ends.
 func Retry(ctx context.Context, s Service, c *Client, do func() (Reply, error)) (r Reply, tries int, err error) {
 	for tries = 1; ; tries++ {
 		if err := s.Await(ctx, tries); err != nil {

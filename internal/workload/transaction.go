@@ -13,8 +13,8 @@ import (
 	"github.com/cantuslog/cantus/internal/judge"
 )
 
-// NewAppend returns the request of an append. headers are keys, each followed by
-// its value.
+// NewAppend returns the request of an append. headers are keys, each followed
+// by its value.
 func NewAppend(partition int, payload string, headers ...string) *nats.Msg {
 	m := nats.NewMsg(fmt.Sprintf("cantus.append.%d", partition))
 	m.Data = []byte(payload)
