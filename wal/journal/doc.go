@@ -75,6 +75,10 @@
 // torn frame have no valid header. They are overwritten, or lie in the unused
 // end of a segment.
 //
+// Zeros. After a small frame, space that was allocated and never written gets
+// zeros, in the same sync. It reads as zeros already, so that whatever part of
+// them survives changes nothing. The next syncs then write no metadata.
+//
 // After a failed write or sync the journal accepts nothing more. A failed sync
 // may leave pages in memory that count as clean and never reached the disk.
 // Open therefore rewrites the last frame that it finds, byte for byte, before

@@ -177,6 +177,9 @@ func newJournal(dir string, opts Options, r *recovery) *Journal {
 		failed: make(chan struct{}), closed: make(chan struct{}),
 	}
 	j.left, j.size = j.active.size-j.off, j.active.size
+	if j.active.number == 1 { // never a recycled file
+		j.active.written = j.off
+	}
 	for _, c := range []*sync.Cond{&j.work, &j.room, &j.prepare, &j.ahead} {
 		c.L = &j.mu
 	}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"os"
 	"path/filepath"
 )
@@ -15,6 +16,41 @@ type segment struct {
 	path   string
 	file   File
 	size   int64
+	// written is where the space begins that is allocated and was never
+	// written. If that is unknown it is past the segment's end.
+	written int64
+}
+
+const (
+	// zeroFrame is the largest frame after which zeros are written in advance,
+	// zeroFrames is how many such frames they make room for, and zeroStep is
+	// the most that is written at once.
+	zeroFrame  = 16 << 10
+	zeroFrames = 16
+	zeroStep   = zeroFrame * zeroFrames
+)
+
+// writeZeros writes zeros after end, where a frame of the given size ends, for
+// the sake of later frames. The first write to space that is only allocated
+// changes the file's metadata. The sync then writes them as well, through the
+// file system's own journal: some 20 KiB, and another flush of the disk. So a
+// small frame is followed by zeros, which is what the space reads as anyway.
+// The syncs of the next frames then write nothing but the frames. After a large
+// frame zeros would cost more than they save.
+func (s *segment) writeZeros(end, frame int64) error {
+	if end <= s.written {
+		return nil
+	}
+	s.written = end
+	if frame > zeroFrame {
+		return nil
+	}
+	n := min(frame*zeroFrames, s.size-end)
+	if _, err := s.file.WriteAt(zeros[:n], end); err != nil {
+		return err
+	}
+	s.written = end + n
+	return nil
 }
 
 // openSegment opens a segment and checks its label.
@@ -24,7 +60,7 @@ func openSegment(fs FS, dir string, number uint64, flag int, id identity) (*segm
 	if err != nil {
 		return nil, err
 	}
-	s := &segment{number: number, path: path, file: f}
+	s := &segment{number: number, path: path, file: f, written: math.MaxInt64}
 	if err := s.check(id); err != nil {
 		return nil, errors.Join(err, f.Close())
 	}
@@ -75,6 +111,10 @@ func makeSegment(fs FS, dir, spare string, number uint64, size int64, id identit
 			err = errors.Join(fmt.Errorf("make segment %x: %w", number, err), f.Close())
 		}
 	}()
+	written, err := f.Size()
+	if err != nil {
+		return nil, err
+	}
 	if err := f.Allocate(size); err != nil {
 		return nil, err
 	}
@@ -92,7 +132,7 @@ func makeSegment(fs FS, dir, spare string, number uint64, size int64, id identit
 	if err := fs.SyncDir(dir); err != nil {
 		return nil, err
 	}
-	return &segment{number: number, path: path, file: f, size: size}, nil
+	return &segment{number: number, path: path, file: f, size: size, written: max(written, labelSize)}, nil
 }
 
 // window reads a segment through a buffer that moves forward.
@@ -146,7 +186,7 @@ func (w *window) frame(c codec, off int64, low, high uint64) ([]byte, error) {
 // sequence number would be the salt.
 const zeroSize = 4096
 
-var zeros = make([]byte, zeroSize)
+var zeros = make([]byte, zeroStep)
 
 // find searches from off on for a valid frame whose sequence number is low or,
 // within reason, higher. It returns its offset, or -1.
@@ -161,7 +201,7 @@ func (w *window) find(c codec, off int64, low uint64) (int64, error) {
 		}
 		i := int64(0)
 		for ; i+frameHeader <= n; i += frameAlign {
-			if i%zeroSize == 0 && i+zeroSize <= n && bytes.Equal(b[i:i+zeroSize], zeros) {
+			if i%zeroSize == 0 && i+zeroSize <= n && bytes.Equal(b[i:i+zeroSize], zeros[:zeroSize]) {
 				i += zeroSize - frameHeader // no header is wholly in there
 				continue
 			}

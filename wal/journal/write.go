@@ -230,6 +230,9 @@ func (j *Journal) append(frame []byte, seq uint64) error {
 	if _, err := j.active.file.WriteAt(frame, j.off); err != nil {
 		return j.fail(fmt.Errorf("write frame %d: %w", seq, err))
 	}
+	if err := j.active.writeZeros(j.off+int64(len(frame)), int64(len(frame))); err != nil {
+		return j.fail(fmt.Errorf("write zeros after frame %d: %w", seq, err))
+	}
 	if err := j.active.file.Sync(); err != nil {
 		return j.fail(fmt.Errorf("sync frame %d: %w", seq, err))
 	}
