@@ -34,6 +34,39 @@ func TestGlossaryWordsAreInUse(t *testing.T) {
 	}
 }
 
+// twoMeanings are the words of the glossary that have a second one, and why
+// both stay.
+var twoMeanings = map[string]string{
+	"drain":    "NATS clients drain too; the format of histories has the third",
+	"follower": "the client's type; Raft's term",
+	"frame":    "the term of both formats",
+	"member":   "of a cluster and of a consumer group, as elsewhere",
+	"outcome":  "a verdict's is what becomes the transaction's",
+	"rebuild":  "both make something anew from the log",
+}
+
+// TestGlossaryWordsHaveOneMeaning checks that a row of the glossary has one
+// meaning, or is known to have more.
+func TestGlossaryWordsHaveOneMeaning(t *testing.T) {
+	text, err := os.ReadFile("docs/glossary.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	more := regexp.MustCompile(`(?m)^\| ([^|]*) \| (?:.*; (?:also|of an?|in an?) .*) \|$`)
+	found := map[string]bool{}
+	for _, m := range more.FindAllStringSubmatch(string(text), -1) {
+		found[m[1]] = true
+		if twoMeanings[m[1]] == "" && m[1] != "high-water mark" { // a partition's, and a client's of it
+			t.Errorf("%q has two meanings: find another word for one of them", m[1])
+		}
+	}
+	for word := range twoMeanings {
+		if !found[word] {
+			t.Errorf("%q has one meaning: remove it from the list", word)
+		}
+	}
+}
+
 // glossaryWords returns the words of the glossary, in its order.
 func glossaryWords(t *testing.T) (words []string) {
 	t.Helper()
