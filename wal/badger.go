@@ -177,6 +177,12 @@ func (s *Store) reclaim() (more bool, err error) {
 	if err != nil {
 		return false, err
 	}
+	if err := s.mayRewrite(ratio); errors.Is(err, ErrDamaged) {
+		s.opts.Logger.Error("space is not reclaimed", "err", err)
+		return false, nil
+	} else if err != nil {
+		return false, err
+	}
 	txn := s.db.NewTransaction(false)
 	guard := txn.NewIterator(badger.IteratorOptions{Prefix: []byte{opApplied}})
 	s.badgerWrite.Lock()
@@ -265,8 +271,18 @@ type badgerLogger struct {
 }
 
 func (b badgerLogger) Errorf(format string, args ...any) {
+	if strings.HasPrefix(format, badgerUnreadable) || strings.HasPrefix(format, badgerUnreadableKey) {
+		return // nothing was written, and the reader finds out: an entry is never empty
+	}
 	b.fail(fmt.Errorf("badger: %s", strings.TrimSpace(fmt.Sprintf(format, args...))))
 }
+
+// badgerUnreadable and badgerUnreadableKey begin what Badger logs about a value
+// that it can't read. It then returns an empty one.
+const (
+	badgerUnreadable    = "Unable to read: Key"
+	badgerUnreadableKey = "Key: %v, Version"
+)
 
 func (b badgerLogger) Warningf(format string, args ...any) {
 	b.log.Warn("badger", "message", strings.TrimSpace(fmt.Sprintf(format, args...)))

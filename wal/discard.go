@@ -2,7 +2,9 @@ package wal
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 
@@ -57,17 +59,52 @@ func (s *Store) discardRatio() (float64, error) {
 // mostDiscarded returns the name of the value log that Badger rewrites next, by
 // its own count.
 func mostDiscarded(dir string) (name string, err error) {
+	name, _, err = discarded(dir)
+	return name, err
+}
+
+// discarded returns the value log of which most was deleted by Badger's count,
+// and that count.
+func discarded(dir string) (name string, most uint64, err error) {
 	b, err := os.ReadFile(filepath.Join(dir, discardFile))
 	if err != nil {
-		return "", err
+		return "", 0, err
 	}
-	var most uint64
 	for ; len(b) >= 16 && binary.BigEndian.Uint64(b) != 0; b = b[16:] {
 		if n := binary.BigEndian.Uint64(b[8:]); n > most {
 			name, most = fmt.Sprintf(valueLogName, binary.BigEndian.Uint64(b)), n
 		}
 	}
-	return name, nil
+	return name, most, nil
+}
+
+// mayRewrite returns an error if Badger must not rewrite the value log that it
+// would rewrite next: it takes the first entry that is not whole for the file's
+// end, and would delete the file with what follows.
+func (s *Store) mayRewrite(ratio float64) error {
+	name, count, err := discarded(s.room.dir)
+	if err != nil || name == "" {
+		return err
+	}
+	path := filepath.Join(s.room.dir, name)
+	info, err := os.Stat(path)
+	if err != nil {
+		return fileDamage(path, err)
+	}
+	if float64(count) < ratio*float64(info.Size()) {
+		return nil // Badger does not rewrite it
+	}
+	end, err := walkBadgerLog(path, badgerLogHeader, -1)
+	if err != nil || end == info.Size() {
+		return err
+	}
+	if zero, err := zeroFrom(path, end); err != nil || zero {
+		return err
+	}
+	if left, err := s.leftIn(name); err != nil || left == 0 {
+		return err
+	}
+	return fmt.Errorf("%w: %s: the entry at byte %d is not what was written: its space is not reclaimed, since others behind it are needed", ErrDamaged, path, end)
 }
 
 // leftIn returns how many bytes of a value log Badger still needs. It walks
@@ -87,4 +124,28 @@ func (s *Store) leftIn(name string) (bytes int64, err error) {
 		return nil
 	})
 	return bytes, err
+}
+
+// zeroFrom reports whether a file holds only zeros from an offset on.
+func zeroFrom(path string, offset int64) (bool, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return false, err
+	}
+	defer f.Close()
+	b := make([]byte, scrubPiece)
+	for {
+		n, err := f.ReadAt(b, offset)
+		for _, c := range b[:n] {
+			if c != 0 {
+				return false, nil
+			}
+		}
+		if offset += int64(n); errors.Is(err, io.EOF) {
+			return true, nil
+		}
+		if err != nil {
+			return false, err
+		}
+	}
 }

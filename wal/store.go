@@ -126,6 +126,9 @@ type Store struct {
 	// missing are the memtable logs that the checkpoint lists and that were not
 	// there when the store was opened, for error messages.
 	missing []string
+	// unlisted are the tables that the last scrub did not find in Badger's
+	// manifest.
+	unlisted atomic.Pointer[map[uint64]bool]
 	// badgerLogs says how far the last checkpoint found Badger's logs intact.
 	// checking guards it.
 	badgerLogs map[string]badgerLogEnd

@@ -31,6 +31,8 @@ type Journal struct {
 	// releasing guards the checkpoint file, and ck for writing.
 	releasing sync.Mutex
 
+	renew atomic.Bool // see Renew
+
 	mu      sync.Mutex // guards what follows
 	work    sync.Cond  // the writer waits for commits, or for closing
 	room    sync.Cond  // committers wait for room in the queue

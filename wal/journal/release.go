@@ -3,6 +3,7 @@ package journal
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -72,7 +73,8 @@ func (j *Journal) forget(ck checkpoint) (old []uint64) {
 
 // recycle makes spares of segments before the checkpoint, or removes them if
 // there are enough spares. Nothing of this needs to be durable: a segment that
-// comes back after a crash is still before the checkpoint.
+// comes back after a crash is still before the checkpoint. One that is missing
+// is not needed.
 func (j *Journal) recycle(old []uint64) error {
 	for _, number := range slices.Backward(old) { // the newest are the largest
 		path := filepath.Join(j.dir, segmentName(number))
@@ -81,12 +83,14 @@ func (j *Journal) recycle(old []uint64) error {
 		keep := len(j.spares) < maxSpares
 		j.mu.Unlock()
 		if !keep {
-			if err := j.fs.Remove(path); err != nil {
+			if err := j.fs.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 				return err
 			}
 			continue
 		}
-		if err := j.fs.Rename(path, spare); err != nil {
+		if err := j.fs.Rename(path, spare); errors.Is(err, fs.ErrNotExist) {
+			continue
+		} else if err != nil {
 			return err
 		}
 		j.mu.Lock()
@@ -154,7 +158,9 @@ func (j *Journal) makeSegment(spare string, number uint64, size, need int64, awa
 	held := int64(0)
 	if spare != "" {
 		has, err := j.sizeOf(spare)
-		if err != nil {
+		if errors.Is(err, fs.ErrNotExist) {
+			spare = ""
+		} else if err != nil {
 			return nil, err
 		}
 		if has > j.opts.SegmentSize {

@@ -204,6 +204,11 @@ func (j *Journal) step(batch []*commit) error {
 			return err
 		}
 	}
+	if !async && j.renew.Swap(false) {
+		if err := j.roll(seq, int64(len(j.frame))); err != nil {
+			return err
+		}
+	}
 	if err := j.append(j.frame, seq); err != nil {
 		return err
 	}
