@@ -37,6 +37,7 @@ type announcement struct {
 	Unready string   `json:"unready,omitempty"` // why not
 	Leaving bool     `json:"leaving,omitempty"` // it is being stopped
 	Full    bool     `json:"full,omitempty"`    // its disk has no room for transactions
+	Damaged string   `json:"damaged,omitempty"` // on its disk, and not repaired
 	Facts   uint64   `json:"facts,omitempty"`   // the version that it has applied
 	Members []string `json:"members,omitempty"`
 

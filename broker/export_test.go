@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/hex"
 	"encoding/json"
+	"testing"
 	"time"
 
 	"github.com/nats-io/nats-server/v2/server"
@@ -235,4 +236,22 @@ func Denied(by ...string) string { return votes{deny: by}.String() }
 // node's store.
 func StoreSpace(o *Options, free func() int64) {
 	o.store.FreeSpace = func(string) (int64, error) { return free(), nil }
+}
+
+// Metric returns the sum of a metric's values.
+func Metric(t testing.TB, n *Node, name string) (sum float64) {
+	t.Helper()
+	families, err := n.metrics.registry.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range families {
+		if f.GetName() != name {
+			continue
+		}
+		for _, m := range f.GetMetric() {
+			sum += m.GetCounter().GetValue() + m.GetGauge().GetValue()
+		}
+	}
+	return sum
 }

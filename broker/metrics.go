@@ -24,6 +24,10 @@ type metrics struct {
 	stages   stageMetrics
 	diverged *prometheus.GaugeVec
 	rejected *prometheus.CounterVec
+
+	damageFound, damageRepaired *prometheus.CounterVec
+	damaged, scrubbed           prometheus.Gauge
+	scrubBytes                  prometheus.Counter
 }
 
 func newMetrics() *metrics {
@@ -49,11 +53,21 @@ func newMetrics() *metrics {
 	m.diverged = prometheus.NewGaugeVec(prometheus.GaugeOpts{
 		Namespace: "cantus", Name: "replica_diverged", Help: "1 if this node's replica has another log than the others and is fenced.",
 	}, byPartition)
+	const damage = ": of the partition, of the cluster's facts, or, without a name, of a file that is not part of one log."
+	m.damageFound = counter("damage_found_total", "Damage that was found on this node's disk"+damage, byPartition...)
+	m.damageRepaired = counter("damage_repaired_total", "Damage on this node's disk that the node has repaired"+damage, byPartition...)
+	m.damaged = prometheus.NewGauge(prometheus.GaugeOpts{Namespace: "cantus", Name: "damaged", Help: "How many damages on this node's disk are not repaired."})
+	m.scrubbed = prometheus.NewGauge(prometheus.GaugeOpts{
+		Namespace: "cantus", Name: "scrub_last_complete_timestamp_seconds", Help: "When this node last completed a scrub of its disk, in Unix time; 0 for not yet.",
+	})
+	m.scrubBytes = prometheus.NewCounter(prometheus.CounterOpts{Namespace: "cantus", Name: "scrub_bytes_total", Help: "Bytes that scrubs have read."})
 	m.stages = newStageMetrics(m.registry)
-	m.registry.MustRegister(m.diverged, m.rejected, m.appended, m.refusals, m.batches, m.bytes, m.reads, m.sent, m.commit,
+	m.registry.MustRegister(m.damageFound, m.damageRepaired, m.damaged, m.scrubbed, m.scrubBytes, m.diverged, m.rejected, m.appended, m.refusals, m.batches, m.bytes, m.reads, m.sent, m.commit,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
 }
+
+func (m *metrics) setDamaged(n int) { m.damaged.Set(float64(n)) }
 
 // watched is what the gauges show.
 type watched struct {

@@ -50,6 +50,7 @@ type Node struct {
 	metrics   *metrics
 	stats     *serviceStats
 	space     *space
+	scrubber  *scrubber
 	limits    *limits
 	reloading sync.Mutex
 	life      *lifecycle
@@ -145,6 +146,7 @@ func (n *Node) openNew(ctx context.Context, dir string) error {
 func (n *Node) openStore(dir string, id wal.Identity) error {
 	opts := n.identity.opts.store
 	opts.Identity, opts.TailBytes, opts.Logger = id, n.identity.opts.CacheBytes/id.Partitions, n.identity.log
+	opts.Damaged = func(d wal.Damage) { n.scrubber.readDamage(d) }
 	store, err := wal.Open(dir, opts)
 	if err != nil {
 		return err
@@ -155,6 +157,7 @@ func (n *Node) openStore(dir string, id wal.Identity) error {
 	n.store, n.generations = store, g // statuses are handled already, and use both
 	n.mu.Unlock()
 	n.space = n.newSpace(store)
+	n.scrubber.store, n.scrubber.dir = store, dir
 	n.identity.setFounded(store.Identity())
 	if err != nil {
 		return fmt.Errorf("open %s: %w", dir, err)
@@ -253,6 +256,8 @@ func (n *Node) runParts(ctx context.Context) {
 	n.space.check()
 	background.Go(func() { n.meta.run(ctx) })
 	background.Go(func() { n.absences.run(ctx) })
+	n.scrubber.sources.network = n.network
+	background.Go(func() { n.scrubber.run(ctx) })
 	if n.network != nil {
 		background.Go(func() { n.generations.run(ctx) })
 	}

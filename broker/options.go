@@ -112,6 +112,14 @@ type Options struct {
 	// refused as storage_full. Default 256 MiB.
 	MinFreeBytes int64
 
+	// ScrubRate is how many bytes a second the node reads from its disk to find
+	// damage there. A higher rate finds it sooner, and takes more of the disk
+	// and of a processor. Negative for never. Default 4 MiB.
+	ScrubRate int64
+	// ScrubInterval is the least time between the starts of two scrubs: a
+	// small log is not read all the time. Default 1 hour.
+	ScrubInterval time.Duration
+
 	// Logger receives the node's log. Default: it is discarded.
 	Logger *slog.Logger
 	// Version is the program's semantic version, which info, discovery and
@@ -166,6 +174,8 @@ func (o Options) withDefaults() (Options, error) {
 	set(&o.QueueBytes, 32<<20)
 	set(&o.CacheBytes, 64<<20)
 	set(&o.MinFreeBytes, 256<<20)
+	set(&o.ScrubRate, 4<<20)
+	set(&o.ScrubInterval, time.Hour)
 	set(&o.Version, "0.0.0-dev")
 	set(&o.Replicas, 3)
 	set(&o.ElectionTimeout, 500*time.Millisecond)
@@ -205,6 +215,8 @@ func (o Options) withDefaults() (Options, error) {
 		{"free bytes (--reserve)", o.MinFreeBytes, 0, 1 << 50},
 		{"election timeout (--heartbeat) in milliseconds", int64(o.ElectionTimeout / time.Millisecond), 20, 60_000},
 		{"catch-up rate in bytes a second", o.CatchUpRate, 1 << 20, 1 << 40},
+		{"scrub rate in bytes a second", max(o.ScrubRate, 1<<10), 1 << 10, 1 << 40},
+		{"scrub interval in seconds", int64((o.ScrubInterval + time.Second - 1) / time.Second), 1, 366 * 86_400},
 	} {
 		if r.value < r.least || r.value > r.most {
 			return o, fmt.Errorf("%w: %s is %d: %d to %d is allowed", ErrOptions, r.what, r.value, r.least, r.most)

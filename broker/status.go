@@ -59,7 +59,7 @@ func namesOf(said map[string]announcement) []string {
 func nodeStatus(name string, facts cluster.Facts, said map[string]announcement) subjects.NodeStatus {
 	m, member := facts.Nodes[name]
 	a, alive := said[name]
-	s := subjects.NodeStatus{Name: name, State: "member", Alive: alive, Ready: a.Ready, Unready: a.Unready, Version: a.Version, Raft: a.Raft, Since: a.Started, StorageFull: a.Full}
+	s := subjects.NodeStatus{Name: name, State: "member", Alive: alive, Ready: a.Ready, Unready: a.Unready, Version: a.Version, Raft: a.Raft, Since: a.Started, StorageFull: a.Full, Damaged: a.Damaged}
 	switch {
 	case !member:
 		s.State = "waiting"

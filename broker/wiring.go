@@ -27,6 +27,7 @@ func (n *Node) wire() {
 		routed:    func(name, id string) bool { return n.nats.Routed(name, id) },
 		served:    n.wasServed, allowLeading: n.life.allowLeading, fail: n.life.fail, failed: n.life.failure,
 	})
+	n.scrubber = newScrubber(i, n.metrics, n.advisories.publish, &replicaSources{peers: n.peers, applied: n.applied})
 	n.bootstrap = &bootstrap{
 		identity: i, peers: n.peers, request: n.request, announce: n.gossip.announce, stopped: n.life.stopped, failed: n.life.failure,
 		wrappedFor: map[string]string{},
@@ -196,6 +197,20 @@ func (n *Node) newClusterInfo() *clusterInfo {
 	}
 }
 
+// applied returns how far this node's replica has applied a group's log, 0
+// without a replica.
+func (n *Node) applied(group uint32) uint64 {
+	if group == metaGroup {
+		return n.currentMeta().group.Applied()
+	}
+	if c := n.replicas.get(int(group)); c != nil {
+		if p := c.current(); p != nil {
+			return p.group.Applied()
+		}
+	}
+	return 0
+}
+
 // describe adds the node's replicas, and whether it is ready, to its status.
 func (n *Node) describe(a *announcement) {
 	m := n.currentMeta()
@@ -209,7 +224,7 @@ func (n *Node) describe(a *announcement) {
 	for p := range n.replicas.open() {
 		a.Groups = append(a.Groups, p.report())
 	}
-	a.Full = n.space.isFull()
+	a.Full, a.Damaged = n.space.isFull(), n.scrubber.damaged()
 	a.Unready = n.unready()
 	a.Ready = a.Unready == ""
 }

@@ -51,7 +51,8 @@
 //     starvation.go: no election if a node is only short of processor time.
 //     standalone.go: a replica without peers.
 //   - membership.go: membership changes, leadership transfer.
-//   - fetch_client.go, fetch_server.go, fetch_wire.go, fetch_state.go: a
+//   - fetch_client.go, fetch_server.go, fetch_wire.go, fetch_state.go,
+//     fetch_entries.go: a
 //     replica copies another replica's log.
 //   - halt.go: a replica that is excluded from its group.
 //   - options.go, errors.go, logging.go.

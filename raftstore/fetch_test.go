@@ -341,3 +341,39 @@ func TestTrimKeepsWhatRaftNeeds(t *testing.T) {
 		}
 	}
 }
+
+func TestEntriesAreFetched(t *testing.T) {
+	t.Parallel()
+	c, _ := solo(t, 100, 1000)
+	n1, n2 := c.nodes["n1"], c.nodes["n2"]
+	fetch := func(first, last uint64) (got []wal.Entry, err error) {
+		err = raftstore.FetchEntries(timeout(t), n2.network, theGroup, "n1", first, last, func(e wal.Entry) error {
+			got = append(got, e)
+			return nil
+		})
+		return got, err
+	}
+	got, err := fetch(60, 70)
+	if err != nil || len(got) != 11 {
+		t.Fatalf("%d entries: %v", len(got), err)
+	}
+	for i, e := range got {
+		want, err := n1.log().Entry(60 + uint64(i))
+		if err != nil || e.Index != want.Index || e.Term != want.Term || string(e.Data) != string(want.Data) || e.AppendedAt != want.AppendedAt {
+			t.Errorf("entry %d differs: %v", want.Index, err)
+		}
+	}
+	if n2.log().LastIndex() != 0 {
+		t.Error("they were stored")
+	}
+	if got, err := fetch(10, 20); err == nil || len(got) > 0 {
+		t.Errorf("of trimmed entries %d came: %v", len(got), err)
+	}
+	if _, err := fetch(90, 1_000); !errors.Is(err, wal.ErrNotFound) {
+		t.Errorf("past the end: %v", err)
+	}
+	stop := errors.New("stop")
+	if err := raftstore.FetchEntries(timeout(t), n2.network, theGroup, "n1", 60, 70, func(wal.Entry) error { return stop }); !errors.Is(err, stop) {
+		t.Errorf("stopped: %v", err)
+	}
+}

@@ -76,6 +76,8 @@ type NodeStatus struct {
 	Unready string `json:"unready,omitempty"`
 	// StorageFull is true if the node's disk has no space for transactions.
 	StorageFull bool `json:"storage_full,omitempty"`
+	// Damaged is what was found damaged on the node's disk and is not repaired.
+	Damaged string `json:"damaged,omitempty"`
 	// Version is the node's program version.
 	Version string `json:"version,omitempty"`
 	// Raft is the host:port at which the other nodes reach it.

@@ -168,6 +168,13 @@ func (l *Log) unreadable(index uint64, cause error) error {
 		//nolint:errorlint // Badger's errors are not part of the interface
 		cause = fmt.Errorf("%w: entry %d of group %d can't be read: %v", ErrDamaged, index, l.group, cause)
 	}
+	cause = l.located(index, cause)
+	l.store.opts.Damaged(Damage{Log: l, Entries: []uint64{index}, Err: cause})
+	return cause
+}
+
+// located adds the files to the error of an entry that can't be read.
+func (l *Log) located(index uint64, cause error) error {
 	return fmt.Errorf("%s: %w", l.whereIs(index), cause)
 }
 

@@ -39,6 +39,9 @@ type Damage struct {
 	Err error
 }
 
+// Group returns the number of the log's group.
+func (l *Log) Group() uint32 { return l.group }
+
 // MaxDamaged is how many damaged entries of a log one scrub reports.
 const MaxDamaged = 4096
 
@@ -449,7 +452,7 @@ func (p *logPass) piece(index, last uint64) (next uint64, err error) {
 	}
 	if len(p.damage.Entries) > 0 && p.damage.Err == nil {
 		first := p.damage.Entries[0]
-		p.damage.Err = p.log.unreadable(first, fmt.Errorf("%w: entry %d of group %d is not what was written", ErrDamaged, first, p.log.group))
+		p.damage.Err = p.log.located(first, fmt.Errorf("%w: entry %d of group %d is not what was written", ErrDamaged, first, p.log.group))
 	}
 	return index, p.pay(p.spent)
 }
@@ -560,7 +563,7 @@ func (l *Log) Restore(e Entry) error {
 		return fmt.Errorf("restore entry %d of group %d: %w", e.Index, l.group, err)
 	}
 	value := e.encode(l.group, at.epochs.at(e.Index))
-	if l.restoreInPlace(e.Index, value) == nil {
+	if l.restoreInPlace(e.Index, value) == nil && l.onDisk(e.Index, at) == nil {
 		return nil
 	}
 	if err := l.restoreAnew(e.Index, value, at); err != nil {
@@ -569,12 +572,22 @@ func (l *Log) Restore(e Entry) error {
 	return l.checkRestored(e.Index, at)
 }
 
-// checkRestored fails the store if an entry that was stored anew is not on the
-// disk: then Badger writes to a file that was deleted.
-func (l *Log) checkRestored(index uint64, at moment) error {
+// Intact reports whether the entry at index can be read from the disk. Memory
+// does not stand in for the disk, except for entries that only the journal has.
+func (l *Log) Intact(index uint64) bool {
+	at, err := l.look(index)
+	if err != nil {
+		return true // it is needed no more
+	}
+	return index > l.stored() || l.onDisk(index, at) == nil || l.truncatedSince(at)
+}
+
+// onDisk reads an entry from the disk, and returns an error unless it is
+// intact.
+func (l *Log) onDisk(index uint64, at moment) error {
 	p := logPass{scrub: &scrub{Store: l.store}, log: l}
 	defer p.close()
-	err := l.store.view(func(txn *badger.Txn) error {
+	return l.store.view(func(txn *badger.Txn) error {
 		item, err := txn.Get(indexKey(opEntry, l.group, index))
 		if err != nil {
 			return err
@@ -585,6 +598,12 @@ func (l *Log) checkRestored(index uint64, at moment) error {
 		}
 		return err
 	})
+}
+
+// checkRestored fails the store if an entry that was stored anew is not on the
+// disk: then Badger writes to a file that was deleted.
+func (l *Log) checkRestored(index uint64, at moment) error {
+	err := l.onDisk(index, at)
 	if err != nil && !errors.Is(err, ErrClosed) && !l.truncatedSince(at) {
 		err = fmt.Errorf("entry %d of group %d was written, and is not on the disk: %w", index, l.group, err)
 		l.store.fail(err)

@@ -83,8 +83,8 @@ func TestScrubReadsAll(t *testing.T) {
 	}
 }
 
-// mixedStore returns an open store with small and large entries in both logs, of
-// which a part is in tables, with checkpoints in between.
+// mixedStore returns an open store with small and large entries in both logs,
+// of which a part is in tables, with checkpoints in between.
 func mixedStore(t *testing.T) (*wal.Store, map[uint32][]wal.Entry) {
 	t.Helper()
 	s := openStore(t, t.TempDir(), small())

@@ -44,6 +44,9 @@ type Options struct {
 	// FreeSpace returns how many bytes are free on the file system under a
 	// directory. Default [FreeSpace].
 	FreeSpace func(dir string) (int64, error)
+	// Damaged is called when an entry can't be read that should be there, with
+	// the error of the read. It must not block. Default: nothing is called.
+	Damaged func(Damage)
 	// Logger logs messages of the store and of Badger. Default: none.
 	Logger *slog.Logger
 
@@ -71,6 +74,9 @@ func (o Options) withDefaults() Options {
 	}
 	if o.FreeSpace == nil {
 		o.FreeSpace = FreeSpace
+	}
+	if o.Damaged == nil {
+		o.Damaged = func(Damage) {}
 	}
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)

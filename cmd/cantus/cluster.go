@@ -120,6 +120,9 @@ func printCluster(w io.Writer, s subjects.ClusterStatus) error {
 		if n.Alive && n.StorageFull {
 			ready += ", disk full"
 		}
+		if n.Damaged != "" {
+			ready += ", damaged"
+		}
 		state := n.State
 		if n.Key != "" {
 			state += ", key " + n.Key
@@ -143,6 +146,11 @@ func printCluster(w io.Writer, s subjects.ClusterStatus) error {
 	}
 	for _, p := range s.Partitions {
 		printFull(w, p.Partition, p.StorageFull)
+	}
+	for _, n := range s.Nodes {
+		if n.Damaged != "" {
+			fmt.Fprintf(w, "node %s has damage on its disk: %s\n", n.Name, n.Damaged)
+		}
 	}
 	return nil
 }

@@ -98,6 +98,22 @@ func (s *byteSize) UnmarshalText(text []byte) error {
 	return nil
 }
 
+// scrubRate is a number of bytes a second, or -1 for "off".
+type scrubRate int64
+
+func (r *scrubRate) UnmarshalText(text []byte) error {
+	if string(text) == "off" || string(text) == "0" {
+		*r = -1
+		return nil
+	}
+	var size byteSize
+	if err := size.UnmarshalText(text); err != nil {
+		return fmt.Errorf("%w; or off", err)
+	}
+	*r = scrubRate(size)
+	return nil
+}
+
 // count is a number of things, at least 1.
 type count int
 

@@ -61,6 +61,10 @@ var numbers = map[reflect.Type]struct {
 		[]string{"0", "5000", "0.99", "1e6", "-1"},
 		[]string{"", "+1", "-0", "-.5", ".5", "1.", "0x1p4", "inf", "NaN"}, "such as 5000 or 0.99",
 	},
+	reflect.TypeFor[scrubRate](): {
+		[]string{"off", "0", "4MiB", "1500KB"},
+		[]string{"", "-1", "+1MiB", "no", "1,5GiB", "on"}, "; or off",
+	},
 	reflect.TypeFor[listenAddr](): {
 		[]string{":4222", "127.0.0.1:0", "[::1]:65535"},
 		[]string{"", "4222", ":", ":+80", ":-0", ":65536", ":x", ":0x50"}, "HOST:PORT",

@@ -1,0 +1,169 @@
+package broker_test
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats.go"
+
+	"github.com/cantuslog/cantus/broker"
+	"github.com/cantuslog/cantus/subjects"
+	"github.com/cantuslog/cantus/wal"
+)
+
+// scrubOften are options of nodes that scrub all the time.
+func scrubOften(partitions int) broker.Options {
+	return broker.Options{Partitions: partitions, ScrubRate: 1 << 30, ScrubInterval: time.Second, CacheBytes: 1 << 16}
+}
+
+// overwrite damages what a value log holds of a text, in the first of a node's
+// value logs that has it.
+func overwrite(t *testing.T, dir, text string) (path string) {
+	t.Helper()
+	paths, err := filepath.Glob(filepath.Join(dir, "store", "*.vlog"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range paths {
+		b, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		at := strings.Index(string(b), text)
+		if at < 0 {
+			continue
+		}
+		f, err := os.OpenFile(path, os.O_RDWR, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, err = f.WriteAt([]byte("damaged"), int64(at))
+		if err := errors.Join(err, f.Close()); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	t.Fatalf("no value log has %q", text)
+	return ""
+}
+
+// damagedAdvisory is one that says that something is damaged.
+type damagedAdvisory struct {
+	Type, Node string
+	Partition  *int
+	Because    string
+	Repaired   bool
+}
+
+func nextDamaged(t *testing.T, sub *nats.Subscription) (a damagedAdvisory) {
+	t.Helper()
+	m, err := sub.NextMsg(patience)
+	if err == nil {
+		err = json.Unmarshal(m.Data, &a)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return a
+}
+
+// text is a payload that only its number has, large enough for a value log.
+func text(i int) string { return fmt.Sprintf("payload %06d %s", i, strings.Repeat("x", 3000)) }
+
+// A damaged entry on one of three nodes is found without a read or a restart,
+// and written again from another node's replica, whether the node leads or not.
+func TestADamagedEntryIsRepairedFromAnotherReplica(t *testing.T) {
+	c := openNodes(t, 3, scrubOften(1))
+	c.awaitPlaced("n1")
+	nc := c.conn("n1")
+	for i := range 100 {
+		keep(t, nc, 0, text(i), fmt.Sprint(i))
+	}
+	sub, err := nc.SubscribeSync("cantus.advisory.damaged")
+	if err == nil {
+		err = nc.Flush()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i, name := range c.names {
+		eventually(t, "it is in a value log", func() bool {
+			paths, _ := filepath.Glob(filepath.Join(c.dirs[name], "store", "*.vlog"))
+			for _, p := range paths {
+				if b, err := os.ReadFile(p); err == nil && strings.Contains(string(b), fmt.Sprintf("payload %06d", 10+i)) {
+					return true
+				}
+			}
+			return false
+		})
+		path := overwrite(t, c.dirs[name], fmt.Sprintf("payload %06d", 10+i))
+		a := nextDamaged(t, sub)
+		if a.Type != "damaged" || a.Node != name || a.Partition == nil || *a.Partition != 0 || !a.Repaired || !strings.Contains(a.Because, path) {
+			t.Errorf("advisory %+v", a)
+		}
+		if v := broker.Metric(t, c.node(name), "cantus_damage_repaired_total"); v < 1 {
+			t.Errorf("%v damages were repaired, says the metric", v)
+		}
+	}
+	if got := c.checkSame(0, c.names...); len(got) != 100 {
+		t.Errorf("%d transactions", len(got))
+	}
+	for _, name := range c.names {
+		if v := broker.Metric(t, c.node(name), "cantus_scrub_last_complete_timestamp_seconds"); v == 0 {
+			t.Errorf("%s has not completed a scrub, says the metric", name)
+		}
+		c.stop(name)
+		if err := wal.Verify(c.dirs[name], func(r wal.PartitionReport) {
+			if r.Err != nil {
+				t.Errorf("%s: %v", name, r.Err)
+			}
+		}); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+// A node alone serves what it can, and says what is damaged.
+func TestADamagedEntryOfANodeAloneIsReported(t *testing.T) {
+	dir := t.TempDir()
+	opts := scrubOften(1)
+	n, nc := openNode(t, dir, opts)
+	for i := range 50 {
+		keep(t, nc, 0, text(i), fmt.Sprint(i))
+	}
+	sub, err := nc.SubscribeSync("cantus.advisory.damaged")
+	if err == nil {
+		err = nc.Flush()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	path := overwrite(t, dir, "payload 000010")
+	if a := nextDamaged(t, sub); a.Repaired || !strings.Contains(a.Because, path) {
+		t.Errorf("advisory %+v", a)
+	}
+	var s subjects.ClusterStatus
+	eventually(t, "the status says so", func() bool {
+		s = subjects.ClusterStatus{}
+		return json.Unmarshal(ask(t, nc, "cantus.admin.status", "").Data, &s) == nil && strings.Contains(s.Nodes[0].Damaged, path)
+	})
+	if v := broker.Metric(t, n, "cantus_damaged"); v != 1 {
+		t.Errorf("%v are damaged, says the metric", v)
+	}
+	if txid := keep(t, nc, 0, "more", "more"); txid != 51 {
+		t.Errorf("txid %d", txid)
+	}
+	wantRefusal(t, ask(t, nc, "cantus.get.0", `{"txid":11}`), subjects.Internal)
+	if m := ask(t, nc, "cantus.get.0", `{"txid":49}`); string(m.Data) != text(48) {
+		t.Errorf("txid 49 is %.30q", m.Data)
+	}
+	if n.Err() != nil {
+		t.Errorf("the node has failed: %v", n.Err())
+	}
+}
