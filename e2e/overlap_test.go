@@ -133,7 +133,7 @@ func (c *cluster) sendAll(ctx context.Context, client *workload.Client, msgs ...
 		if err != nil {
 			return nil, err
 		}
-		defer sub.Unsubscribe() //nolint:errcheck // it fails only on a closed connection
+		defer sub.Unsubscribe() // it fails only on a closed connection
 		if err := client.Conn.PublishMsg(&nats.Msg{Subject: m.Subject, Reply: inbox, Header: m.Header, Data: m.Data}); err != nil {
 			return nil, err
 		}

@@ -113,7 +113,7 @@ func pipeline(t *testing.T, c *workload.Client, msgs ...*nats.Msg) []workload.Re
 		if err != nil {
 			t.Fatal(err)
 		}
-		defer sub.Unsubscribe() //nolint:errcheck // it fails only on a closed connection
+		defer sub.Unsubscribe() // it fails only on a closed connection
 		subs[i] = sub
 	}
 	for _, m := range msgs {
