@@ -202,7 +202,7 @@ func (a *applier) apply(frames []frame) error {
 		return err
 	}
 	if a.unwritten >= writeOutBytes {
-		writeOut(filepath.Join(a.store.dir, badgerDir))
+		writeOut(filepath.Join(a.store.dir, badgerDir), a.store.room.mostWritten)
 		a.unwritten = 0
 	}
 	a.mu.Lock()

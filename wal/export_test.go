@@ -93,3 +93,10 @@ func (s *Store) Floor() int64 { return s.room.floor }
 
 // Reclaim rewrites one value log, if that is worth it and there is space.
 func (s *Store) Reclaim() (more bool, err error) { return s.reclaim() }
+
+// MostWritten returns the most that was written to a log file of Badger.
+func (s *Store) MostWritten(name string) int64 {
+	s.badgerWrite.Lock()
+	defer s.badgerWrite.Unlock()
+	return s.room.mostWritten(name)
+}

@@ -3,6 +3,7 @@ package wal
 import (
 	"errors"
 	"fmt"
+	"math"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -174,6 +175,17 @@ func (r *room) take(d demand) error {
 	r.vlog.add(d.vlog, d.vlog)
 	r.mem.add(d.mem, d.memory)
 	return nil
+}
+
+// mostWritten returns an upper bound of the bytes written to Badger's log of
+// the given name.
+func (r *room) mostWritten(name string) int64 {
+	for _, g := range []*growing{&r.vlog, &r.mem} {
+		if g.used >= 0 && name == filepath.Base(g.path(r.dir)) {
+			return g.used
+		}
+	}
+	return math.MaxInt64
 }
 
 // covers reports whether the next n bytes are allocated, and Badger does not
