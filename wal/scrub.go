@@ -103,7 +103,7 @@ func (sc *scrub) files() error {
 		{sc.checkpointFile, sc.renewCheckpoint},
 		{func() error { return sc.journal.Check(sc.pay) }, sc.renewCheckpoint},
 		{sc.memtableLogs, func() error { return errors.Join(sc.flush(), sc.renewCheckpoint()) }},
-		{sc.registry, nil},
+		{sc.registry, sc.renewRegistry},
 		{sc.tables, nil},
 	} {
 		err := c.check()
@@ -236,6 +236,23 @@ func (sc *scrub) registry() error {
 		return r.Close()
 	}
 	return blame(fmt.Errorf("read %s: %w", path, err))
+}
+
+// renewRegistry makes the registry anew, as the next start would.
+func (sc *scrub) renewRegistry() error {
+	m, err := sc.manifest()
+	if err != nil {
+		return err
+	}
+	o := sc.db.Opts()
+	if err := checkRegistry(o, m); err != nil {
+		return err
+	}
+	r, err := badger.OpenKeyRegistry(badger.KeyRegistryOptions{Dir: o.Dir})
+	if err != nil {
+		return err
+	}
+	return r.Close()
 }
 
 // tables checks Badger's manifest and the tables that it lists.

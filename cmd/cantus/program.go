@@ -30,6 +30,7 @@ type grammar struct {
 	Cluster    clusterCmd    `cmd:"" help:"Operate a cluster: nodes, replicas, leaders."`
 	Trim       trimCmd       `cmd:"" help:"Delete a partition's oldest transactions."`
 	Verify     verifyCmd     `cmd:"" help:"Check a data directory that no node has open."`
+	Salvage    salvageCmd    `cmd:"" help:"Read what is left in a damaged data directory."`
 	Check      checkCmd      `cmd:"" help:"Check a recorded history against the protocol."`
 	Bench      benchCmd      `cmd:"" help:"Measure a node, and JetStream beside it."`
 	Completion completionCmd `cmd:"" help:"Print a shell completion script."`

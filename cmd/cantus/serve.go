@@ -152,7 +152,7 @@ func (p *program) ended(dir string, err error) error {
 		p.note("this node was removed from its cluster and stops; its data directory is not needed any more")
 		return nil
 	case errors.Is(err, broker.ErrDamaged):
-		return fmt.Errorf("%w: a node of a cluster is removed from it and added again with an empty directory; for another, restore a copy of the directory (\"cantus verify\" says whether one is whole)", err)
+		return fmt.Errorf("%w: a node of a cluster is removed from it and added again with an empty directory; for another, restore a copy of the directory (\"cantus verify\" says whether one is whole), or save what is left: %s", err, leftIn(dir))
 	}
 	return err
 }
