@@ -7,10 +7,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"slices"
 	"time"
 
-	"github.com/cantuslog/cantus/raftstore/peernet"
 	"github.com/cantuslog/cantus/wal"
 )
 
@@ -51,9 +51,16 @@ type fetchHeader struct {
 	Voids []uint64 `json:"voids,omitempty"`
 }
 
-// snapshot decodes and checks the snapshot in the header.
+// snapshot decodes and checks the snapshot in the header. It returns an error
+// if the header has other metas than a snapshot's: another replica must not set
+// the term or the vote of this one.
 func (h fetchHeader) snapshot() (storedSnapshot, error) {
 	var snap storedSnapshot
+	for name := range h.Metas {
+		if !isState(name) {
+			return snap, fmt.Errorf("%w: %q does not belong to a snapshot", errFetch, name)
+		}
+	}
 	if err := json.Unmarshal(h.Metas[metaSnapshot], &snap); err != nil {
 		return snap, fmt.Errorf("%w: snapshot: %w", errFetch, err)
 	}
@@ -65,7 +72,7 @@ func (h fetchHeader) snapshot() (storedSnapshot, error) {
 
 // fetchConn is a connection that carries the messages of a fetch.
 type fetchConn struct {
-	*peernet.Conn
+	net.Conn
 	r *bufio.Reader
 	w *bufio.Writer
 }

@@ -3,6 +3,7 @@ package raftstore
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"strings"
 	"sync"
@@ -20,6 +21,7 @@ import (
 //
 //   - rejects all requests while the replica is halted,
 //   - rejects terms that are implausibly high,
+//   - rejects entries that raft would panic on,
 //   - rejects entries while the disk is full,
 //   - removes the entries before the log's first from a request,
 //   - answers InstallSnapshot itself, since a replica never installs another
@@ -130,6 +132,13 @@ func (f *rpcFilter) filter(rpc *raft.RPC) bool {
 	}
 	switch q := rpc.Command.(type) {
 	case *raft.AppendEntriesRequest:
+		if err := checkEntries(q); err != nil {
+			if f.warn != nil {
+				f.warn("request refused: no leader sends these entries", "err", err)
+			}
+			rpc.Respond(nil, err)
+			return false
+		}
 		if f.full != nil && needsRoom(q) && f.full(entryBytes(q)) {
 			rpc.Respond(nil, errFull)
 			return false
@@ -143,6 +152,39 @@ func (f *rpcFilter) filter(rpc *raft.RPC) bool {
 		rpc.Respond(f.answerInstall(q))
 		return false
 	}
+	return true
+}
+
+var errEntries = errors.New("malformed entries")
+
+// checkEntries returns an error unless a request has entries that a leader can
+// have sent: dense, of a type that raft knows, and not of a later term.
+func checkEntries(q *raft.AppendEntriesRequest) error {
+	for i, l := range q.Entries {
+		switch next := q.PrevLogEntry + 1 + uint64(i); {
+		case l == nil:
+			return fmt.Errorf("%w: entry %d is missing", errEntries, next)
+		case l.Index != next || next == 0:
+			return fmt.Errorf("%w: entry %d comes where %d is due", errEntries, l.Index, next)
+		case l.Term > q.Term:
+			return fmt.Errorf("%w: entry %d of term %d comes in term %d", errEntries, l.Index, l.Term, q.Term)
+		case l.Type == raft.LogConfiguration && !isConfiguration(l.Data):
+			return fmt.Errorf("%w: entry %d is no configuration", errEntries, l.Index)
+		}
+		switch l.Type {
+		case raft.LogCommand, raft.LogNoop, raft.LogBarrier, raft.LogConfiguration:
+		default:
+			return fmt.Errorf("%w: entry %d is of type %d", errEntries, l.Index, l.Type)
+		}
+	}
+	return nil
+}
+
+// isConfiguration reports whether raft can decode a configuration: it panics on
+// one that it can't.
+func isConfiguration(data []byte) (ok bool) {
+	defer func() { ok = recover() == nil }()
+	raft.DecodeConfiguration(data)
 	return true
 }
 
