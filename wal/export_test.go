@@ -7,6 +7,8 @@ import (
 	"time"
 
 	"github.com/dgraph-io/badger/v4"
+
+	"github.com/cantuslog/cantus/wal/journal"
 )
 
 // For tests of what other packages do not see.
@@ -100,3 +102,22 @@ func (s *Store) MostWritten(name string) int64 {
 	defer s.badgerWrite.Unlock()
 	return s.room.mostWritten(name)
 }
+
+// ReplayOps applies operations of a journal's frame to an empty log, as a start
+// does.
+func ReplayOps(ops ...journal.Op) error {
+	if err := checkOps(ops); err != nil {
+		return err
+	}
+	l := newLog(&Store{}, 0)
+	for _, op := range ops {
+		l.applyOp(1, op, 0)
+	}
+	return nil
+}
+
+// At returns a store that only knows its directory.
+func At(dir string) *Store { return &Store{dir: dir} }
+
+// MostDiscarded returns the name of the value log that Badger rewrites next.
+var MostDiscarded = mostDiscarded

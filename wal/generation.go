@@ -124,6 +124,9 @@ func (s *Store) Witness() (*Witness, error) {
 	if err := readChecksummed(w.path, &w.seen); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("read what is remembered of other nodes: %w", err)
 	}
+	if w.seen == nil { // null, in JSON
+		return nil, fmt.Errorf("read what is remembered of other nodes: %w: %s holds nothing", ErrDamaged, w.path)
+	}
 	return w, nil
 }
 

@@ -1,6 +1,11 @@
 package wal
 
-import "encoding/binary"
+import (
+	"encoding/binary"
+	"fmt"
+
+	"github.com/cantuslog/cantus/wal/journal"
+)
 
 // Keys of journal operations and of Badger. The first byte is the kind. Numbers
 // are big-endian, so that Badger sorts a log by index.
@@ -30,3 +35,26 @@ func keyGroup(key []byte) uint32 { return binary.BigEndian.Uint32(key[1:]) }
 func keyIndex(key []byte) uint64 { return binary.BigEndian.Uint64(key[5:]) }
 
 func indexValue(index uint64) []byte { return binary.BigEndian.AppendUint64(nil, index) }
+
+// checkOps returns an error unless all operations have the form in which a log
+// writes them.
+func checkOps(ops []journal.Op) error {
+	for i, op := range ops {
+		key, value := len(op.Key), len(op.Value)
+		ok := false
+		if key > 0 {
+			switch op.Key[0] {
+			case opEntry:
+				ok = key == 13 && keyIndex(op.Key) > 0
+			case opTruncate, opTrim, opVoid:
+				ok = key == 5 && value == 8 && binary.BigEndian.Uint64(op.Value) > 0
+			case opMeta:
+				ok = key >= 5
+			}
+		}
+		if !ok {
+			return fmt.Errorf("operation %d has the key %q and %d bytes", i, op.Key, value)
+		}
+	}
+	return nil
+}

@@ -295,6 +295,9 @@ func (r *replayer) frame(seq uint64, ops []journal.Op) error {
 	if seq > s.logsSeq+1 {
 		return fmt.Errorf("%w: the journal begins at frame %d, the checkpoint ends at %d", ErrDamaged, seq, s.logsSeq)
 	}
+	if err := checkOps(ops); err != nil {
+		return fmt.Errorf("%w: frame %d of the journal: %w", ErrDamaged, seq, err)
+	}
 	n := opsBytes(ops)
 	if seq == s.logsSeq+1 {
 		s.applyToLogs(seq, ops)
