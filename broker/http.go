@@ -38,16 +38,7 @@ func startHTTP(o Options, m *metrics, unready func() string) (*httpServer, error
 	if err != nil {
 		return nil, err
 	}
-	mux := http.NewServeMux()
-	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { _, _ = fmt.Fprintln(w, "alive") })
-	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
-		if why := unready(); why != "" {
-			http.Error(w, why, http.StatusServiceUnavailable)
-			return
-		}
-		_, _ = fmt.Fprintln(w, "ready")
-	})
-	mux.Handle("GET /metrics", promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{MaxRequestsInFlight: 8}))
+	mux := httpHandler(m, unready)
 	if o.Profiles {
 		addr, ok := l.Addr().(*net.TCPAddr)
 		if !ok || !addr.IP.IsLoopback() {
@@ -68,6 +59,21 @@ func startHTTP(o Options, m *metrics, unready func() string) (*httpServer, error
 		}
 	})
 	return s, nil
+}
+
+// httpHandler serves health and metrics.
+func httpHandler(m *metrics, unready func() string) *http.ServeMux {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { _, _ = fmt.Fprintln(w, "alive") })
+	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
+		if why := unready(); why != "" {
+			http.Error(w, why, http.StatusServiceUnavailable)
+			return
+		}
+		_, _ = fmt.Fprintln(w, "ready")
+	})
+	mux.Handle("GET /metrics", promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{MaxRequestsInFlight: 8}))
+	return mux
 }
 
 // stop closes the port at once, and waits a little for the answers that

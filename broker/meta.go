@@ -170,8 +170,14 @@ func (m *meta) Restore(state []byte) error {
 	if err := json.Unmarshal(state, &s); err != nil {
 		return fmt.Errorf("%w: snapshot of the facts: %w", wal.ErrDamaged, err)
 	}
+	if err := s.Facts.Check(); err != nil {
+		return fmt.Errorf("%w: snapshot of the facts: %w", wal.ErrDamaged, err)
+	}
 	m.state.Lock()
 	defer m.state.Unlock()
+	if has, had := len(s.Facts.Placement), len(m.facts.Placement); has != had {
+		return fmt.Errorf("%w: snapshot of the facts: it places %d partitions of %d", wal.ErrDamaged, has, had)
+	}
 	m.index, m.facts = s.Index, s.Facts
 	m.chain.begin(wal.Base{Txid: s.Index, Digest: m.digest()}, s.Index)
 	return nil

@@ -172,7 +172,7 @@ func (f *Facts) Apply(c Command) error {
 	if err := next.apply(c); err != nil {
 		return err
 	}
-	if err := next.check(); err != nil {
+	if err := next.Check(); err != nil {
 		return err
 	}
 	next.Version++
@@ -231,8 +231,12 @@ func (f *Facts) apply(c Command) error {
 	return nil
 }
 
-// check returns an error if a partition is on a node that may not hold it.
-func (f *Facts) check() error {
+// Check returns an error if there are no members, or if a partition is on a
+// node that may not hold it.
+func (f *Facts) Check() error {
+	if f.Nodes == nil {
+		return fmt.Errorf("%w: there would be no members", ErrCommand)
+	}
 	for p, names := range f.Placement {
 		if len(names) == 0 {
 			return fmt.Errorf("%w: partition %d would have no replica", ErrCommand, p)

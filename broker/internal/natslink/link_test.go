@@ -406,3 +406,17 @@ func FuzzReceive(f *testing.F) {
 		}
 	})
 }
+
+// FuzzInfo parses what a server says of itself.
+func FuzzInfo(f *testing.F) {
+	f.Add([]byte(`INFO {"nonce":"x","client_id":5,"max_payload":1048576}`))
+	f.Add([]byte(`INFO {"max_payload":-1}`))
+	f.Add([]byte(`INFO null`))
+	f.Add([]byte(`INFO{"client_id":18446744073709551616}`))
+	f.Fuzz(func(t *testing.T, line []byte) {
+		l := &Link{log: slog.New(slog.DiscardHandler)}
+		if _, ok := l.info(line); !ok && l.MaxPayload() != 0 || l.MaxPayload() < 0 {
+			t.Fatalf("%q gives the limit %d", line, l.MaxPayload())
+		}
+	})
+}

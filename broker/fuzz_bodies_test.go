@@ -1,0 +1,134 @@
+package broker
+
+import (
+	"bufio"
+	"bytes"
+	"encoding/json"
+	"errors"
+	"net/http"
+	"net/http/httptest"
+	"reflect"
+	"strings"
+	"testing"
+
+	"github.com/cantuslog/cantus/broker/internal/natslink"
+	"github.com/cantuslog/cantus/subjects"
+)
+
+// FuzzBody gives a body to every request but a read that takes one. What is
+// refused is a bad request, or too large; what is not means to encoding/json
+// what it means to the node.
+func FuzzBody(f *testing.F) {
+	for _, s := range []string{
+		``, `{}`, `{"txid":812,"expected":800}`, `{"txid":0}`, `{"lock":"account.>"}`, `{"before":1}`, `{"age":"720h"}`, `{"bytes":18446744073709551616}`,
+		`{"node":"n4","standby":true,"key":"ab"}`, `{"partition":0,"to":"n2"}`, `{"txid":1}{"txid":2}`, `{"txid":null}`, `{"TXID":1}`, `{"txid":1,"txid":2}`,
+		`{"lock":"\ud800"}`, `{"lock":"\\ud800"}`, "{\"lock\":\"\xff\"}", `[{"txid":1}]`, `{"key":{"a":[null]}}`, strings.Repeat(`{"a":`, 50),
+	} {
+		f.Add([]byte(s))
+	}
+	f.Fuzz(func(t *testing.T, body []byte) {
+		for _, to := range []any{new(subjects.CursorRequest), new(subjects.GetRequest), new(subjects.TrimRequest), new(subjects.AdminRequest)} {
+			if err := smallJSON(body, to); err != nil {
+				checkBodyRefused(t, body, err)
+				continue
+			}
+			if len(bytes.TrimSpace(body)) == 0 {
+				continue
+			}
+			again := reflect.New(reflect.TypeOf(to).Elem()).Interface()
+			if err := json.Unmarshal(body, again); err != nil || !reflect.DeepEqual(again, to) {
+				t.Fatalf("%q is %+v, and to encoding/json %+v, %v", body, to, again, err)
+			}
+		}
+		if err := noBody(body); err != nil {
+			checkBodyRefused(t, body, err)
+		}
+		if r, err := operationBody(&natslink.Message{Payload: body}, "node"); err != nil {
+			checkBodyRefused(t, body, err)
+		} else if r.To != "" || r.Partition != nil || r.Standby || r.Key != "" {
+			t.Fatalf("%q is taken for %+v", body, r)
+		}
+	})
+}
+
+func checkBodyRefused(t *testing.T, body []byte, err error) {
+	t.Helper()
+	var e *subjects.Error
+	if !errors.As(err, &e) || e.Message == "" ||
+		e.Reason != subjects.BadRequest && (e.Reason != subjects.TooLarge || len(body) <= subjects.MaxBody) {
+		t.Fatalf("%q: %v", body, err)
+	}
+}
+
+// FuzzCursor sends requests to a cursor, whose name is a part of the subject.
+func FuzzCursor(f *testing.F) {
+	f.Add("billing", []byte(`{"txid":3,"expected":1}`))
+	f.Add("billing", []byte(``))
+	f.Add("a.b", []byte(`{"txid":99}`))
+	f.Add("", []byte(`{}`))
+	f.Add("é,", []byte(`{"txid":0}`))
+	r := newTestReplica()
+	r.mark.Store(10)
+	w := &cursorWriter{replica: r}
+	names := subjects.Names{Prefix: "cantus"}
+	f.Fuzz(func(t *testing.T, name string, body []byte) {
+		c, err := w.parse(&natslink.Message{Subject: names.Cursor(0, name), Reply: "r", Payload: body})
+		if err != nil {
+			var e *subjects.Error
+			if !errors.As(err, &e) || e.Reason != subjects.BadRequest && e.Reason != subjects.TooLarge && e.Reason != subjects.Ahead {
+				t.Fatalf("%q %q: %v", name, body, err)
+			}
+			return
+		}
+		if subjects.CheckCursor(c.name) != nil || c.Txid > 10 || c.write != (len(body) > 0) || !strings.HasSuffix(name, c.name) {
+			t.Fatalf("%q %q is taken for %+v", name, body, c)
+		}
+	})
+}
+
+// FuzzTrim sends requests to trim a partition's log.
+func FuzzTrim(f *testing.F) {
+	for _, s := range []string{`{"before":5}`, `{"before":12}`, `{"age":"1h"}`, `{"age":"-1h"}`, `{"bytes":1}`, `{"before":1,"bytes":1}`, ``, `{"age":"9999999h"}`} {
+		f.Add([]byte(s))
+	}
+	r := newTestReplica()
+	r.mark.Store(10)
+	trims := &trimmer{replica: r}
+	f.Fuzz(func(t *testing.T, body []byte) {
+		keep, err := trims.keepFrom(body)
+		var e *subjects.Error
+		switch {
+		case err != nil && (!errors.As(err, &e) || e.Reason != subjects.BadRequest && e.Reason != subjects.TooLarge && e.Reason != subjects.Ahead):
+			t.Fatalf("%q: %v", body, err)
+		case err == nil && keep > 11:
+			t.Fatalf("%q keeps from %d of 10", body, keep)
+		}
+	})
+}
+
+// FuzzHTTP sends requests to the HTTP port's handler.
+func FuzzHTTP(f *testing.F) {
+	for _, s := range []string{
+		"GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n", "GET /readyz HTTP/1.1\r\nHost: a\r\n\r\n", "GET /metrics HTTP/1.0\r\n\r\n",
+		"POST /metrics HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\nabc", "GET /debug/pprof/profile?seconds=9 HTTP/1.1\r\nHost: evil\r\n\r\n",
+		"GET //healthz/../readyz?x HTTP/1.1\r\nHost: a\r\nAccept: \xff\r\n\r\n", "OPTIONS * HTTP/1.1\r\nHost: a\r\n\r\n", "CONNECT a:1 HTTP/1.1\r\nHost: a\r\n\r\n",
+	} {
+		f.Add([]byte(s))
+	}
+	handler := httpHandler(newMetrics(), func() string { return "not yet" })
+	f.Fuzz(func(t *testing.T, raw []byte) {
+		r, err := http.ReadRequest(bufio.NewReader(bytes.NewReader(raw)))
+		if err != nil {
+			return // net/http answers it
+		}
+		w := httptest.NewRecorder()
+		handler.ServeHTTP(w, r)
+		switch code := w.Code; {
+		case code == http.StatusOK && r.URL.Path != "/healthz" && r.URL.Path != "/metrics":
+			t.Fatalf("%q is served", r.URL.Path)
+		case code == http.StatusServiceUnavailable && r.URL.Path == "/readyz", code == http.StatusOK:
+		case code < 300 || code >= 500:
+			t.Fatalf("%q is answered with %d", raw, code)
+		}
+	})
+}
