@@ -32,3 +32,21 @@ func TestASchedulePrintsAsAScript(t *testing.T) {
 		}
 	}
 }
+
+// FuzzSchedule reads a script of faults. What is read prints as a script that
+// reads the same.
+func FuzzSchedule(f *testing.F) {
+	f.Add("1.5s block leader n2 for 300ms\n# a comment\n\n2s blackout\n")
+	f.Add("1s stall for 1s\n1s stall n1 n2 n3 for\n")
+	f.Add("-1s trim n1\n")
+	f.Fuzz(func(t *testing.T, script string) {
+		s, err := sim.ParseSchedule(script)
+		if err != nil {
+			return
+		}
+		again, err := sim.ParseSchedule(s.String())
+		if err != nil || again.String() != s.String() {
+			t.Fatalf("%q became %q, %v", s, again, err)
+		}
+	})
+}

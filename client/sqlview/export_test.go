@@ -1,0 +1,4 @@
+package sqlview
+
+// ReadParked decodes a row of the table of parked transactions.
+var ReadParked = readParked
