@@ -29,8 +29,8 @@ lint: ## gofmt, vet of all build tags, golangci-lint (built from .ci/golangci: s
 vuln: ## known vulnerabilities of what is linked in, or outdated modules if their database cannot be reached
 	./.ci/vuln
 
-fuzz: ## each fuzz target for FUZZTIME (default 30s)
-	./.ci/fuzz $(FUZZTIME)
+fuzz: ## each fuzz target for FOR (default 10m), and its executions: docs/fuzzing.md
+	./.ci/fuzz $(FOR)
 
 bench: build ## Cantus beside JetStream, on this machine
 	bin/cantus bench --vs jetstream
