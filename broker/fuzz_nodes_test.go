@@ -189,13 +189,13 @@ func FuzzNodeRequest(f *testing.F) {
 			if e := new(subjects.Error); err != nil && !errors.As(err, &e) {
 				t.Fatalf("refused by %v", err)
 			}
-			if signed && len(reply.Sealed) > 0 {
+			if signed && len(reply.Wrapped) > 0 {
 				t.Fatal("a node that has the secret gets it again")
 			}
-			if len(reply.Sealed) > 0 {
+			if len(reply.Wrapped) > 0 {
 				var a announcement
 				if err := json.Unmarshal(body, &a); err != nil || fingerprint(a.Key) != fingerprint(key) {
-					t.Fatalf("the secret is sealed for another key: %q", body)
+					t.Fatalf("the secret is wrapped for another key: %q", body)
 				}
 			}
 			if _, err := member.onMember(context.Background(), message(i.names.Admin("node", "n1", "member"))); err == nil && !signed {
@@ -214,9 +214,9 @@ func FuzzNodeRequest(f *testing.F) {
 	})
 }
 
-// FuzzSealedSecret checks that a node takes no secret out of a box that was not
+// FuzzWrappedSecret checks that a node takes no secret out of a box that was not
 // made for it.
-func FuzzSealedSecret(f *testing.F) {
+func FuzzWrappedSecret(f *testing.F) {
 	private, err := ecdh.X25519().NewPrivateKey(bytes.Repeat([]byte{3}, 32))
 	if err != nil {
 		f.Fatal(err)
@@ -246,7 +246,7 @@ func FuzzSealedSecret(f *testing.F) {
 		}
 		b := &bootstrap{identity: fuzzIdentity(t)}
 		b.log, b.private = slog.New(slog.DiscardHandler), private
-		waiting, err := b.openReply(envelope{cluster: "c1"}, joinReply{ID: "c1", Sealed: box}, "s")
+		waiting, err := b.openReply(envelope{cluster: "c1"}, joinReply{ID: "c1", Wrapped: box}, "s")
 		if err != nil || waiting == "" {
 			t.Fatalf("the reply is believed: %q, %v", waiting, err)
 		}
