@@ -51,7 +51,7 @@ func TestRequestsThatBeginBeforeTheHead(t *testing.T) {
 		"behind it":               {12, 13, 15, 12, 2, 13, 3},
 		"right behind it":         {10, 11, 12, 10, 1, 11, 2},
 	} {
-		q := &raft.AppendEntriesRequest{PrevLogEntry: c.prev, PrevLogTerm: 1 + c.prev/11, Entries: entries(c.first, c.last)}
+		q := &raft.AppendEntriesRequest{Term: 2, PrevLogEntry: c.prev, PrevLogTerm: 1 + c.prev/11, Entries: entries(c.first, c.last)}
 		if !f.filter(&raft.RPC{Command: q}) {
 			t.Errorf("%s: the request was rejected", what)
 		}
@@ -74,7 +74,7 @@ func TestARequestCommitsNoEntriesAfterItsOwn(t *testing.T) {
 		"up to its last entry": {12, 13, 15, 18, 15},
 		"less than it has":     {12, 13, 15, 13, 13},
 	} {
-		q := &raft.AppendEntriesRequest{PrevLogEntry: c.prev, PrevLogTerm: 1 + c.prev/11, Entries: entries(c.first, c.last), LeaderCommitIndex: c.commit}
+		q := &raft.AppendEntriesRequest{Term: 2, PrevLogEntry: c.prev, PrevLogTerm: 1 + c.prev/11, Entries: entries(c.first, c.last), LeaderCommitIndex: c.commit}
 		if !f.filter(&raft.RPC{Command: q}) || q.LeaderCommitIndex != c.want {
 			t.Errorf("%s: committed up to %d, want %d", what, q.LeaderCommitIndex, c.want)
 		}
@@ -272,6 +272,46 @@ func TestImplausibleTerms(t *testing.T) {
 		}
 		if r := <-answers; !errors.Is(r.Error, errImplausibleTerm) {
 			t.Errorf("the reply to %T is %v", q, r.Error)
+		}
+	}
+}
+
+// Raft panics on some of these: a member that is compromised could end the
+// processes of others.
+func TestEntriesThatNoLeaderSends(t *testing.T) {
+	config := raft.EncodeConfiguration(raft.Configuration{Servers: []raft.Server{{ID: "n1", Address: "n1"}}})
+	good := raft.AppendEntriesRequest{Term: 2, PrevLogEntry: 4, Entries: []*raft.Log{
+		{Index: 5, Term: 1, Type: raft.LogNoop}, {Index: 6, Term: 2, Type: raft.LogConfiguration, Data: config}, {Index: 7, Term: 2},
+	}}
+	f := &rpcFilter{log: openLog(t, t.TempDir(), wal.Options{})}
+	for what, change := range map[string]func(*raft.AppendEntriesRequest){
+		"":                  func(*raft.AppendEntriesRequest) {},
+		"a missing entry":   func(q *raft.AppendEntriesRequest) { q.Entries[1] = nil },
+		"a gap":             func(q *raft.AppendEntriesRequest) { q.Entries[2].Index = 8 },
+		"a gap before":      func(q *raft.AppendEntriesRequest) { q.PrevLogEntry = 3 },
+		"the largest index": func(q *raft.AppendEntriesRequest) { q.PrevLogEntry, q.Entries[0].Index = 1<<64-1, 0 },
+		"a later term":      func(q *raft.AppendEntriesRequest) { q.Entries[1].Term = 3 },
+		"an unknown type":   func(q *raft.AppendEntriesRequest) { q.Entries[0].Type = 77 },
+		"no configuration":  func(q *raft.AppendEntriesRequest) { q.Entries[1].Data = []byte{1} },
+		"empty membership":  func(q *raft.AppendEntriesRequest) { q.Entries[1].Data = nil },
+		"an outdated type":  func(q *raft.AppendEntriesRequest) { q.Entries[0].Type = raft.LogAddPeerDeprecated },
+	} {
+		q := good
+		q.Entries = nil
+		for _, l := range good.Entries {
+			same := *l
+			q.Entries = append(q.Entries, &same)
+		}
+		change(&q)
+		answers := make(chan raft.RPCResponse, 1)
+		passed := f.filter(&raft.RPC{Command: &q, RespChan: answers})
+		if passed != (what == "") {
+			t.Errorf("%q: passed is %t", what, passed)
+		}
+		if !passed {
+			if a := <-answers; !errors.Is(a.Error, errEntries) {
+				t.Errorf("%q is answered with %v", what, a.Error)
+			}
 		}
 	}
 }
