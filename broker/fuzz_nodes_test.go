@@ -214,8 +214,8 @@ func FuzzNodeRequest(f *testing.F) {
 	})
 }
 
-// FuzzWrappedSecret checks that a node takes no secret out of a box that was not
-// made for it.
+// FuzzWrappedSecret checks that a node takes no secret out of a box that was
+// not made for it.
 func FuzzWrappedSecret(f *testing.F) {
 	private, err := ecdh.X25519().NewPrivateKey(bytes.Repeat([]byte{3}, 32))
 	if err != nil {
