@@ -155,7 +155,7 @@ func (n *Node) process(ctx context.Context) (err error) {
 			err = e
 		}
 	}()
-	listener, err := n.cluster.Net.Listen(n.Name)
+	listener, err := n.cluster.Net.Listen(simnet.Address(n.Name, "raft"))
 	if err != nil {
 		return err
 	}
@@ -164,7 +164,7 @@ func (n *Node) process(ctx context.Context) (err error) {
 	}
 	network, err := raftstore.NewNetwork(raftstore.NetworkOptions{
 		Node: n.Name, Cluster: "sim", Key: key, Listener: listener, Dial: n.cluster.Net.Dialer(n.Name),
-		Resolve: func(to string) (string, error) { return simnet.Address(to), nil },
+		Resolve: func(to string) (string, error) { return simnet.Address(to, "raft"), nil },
 		Logger:  n.cluster.logger(n.Name),
 	})
 	if err != nil {

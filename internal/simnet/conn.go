@@ -209,10 +209,10 @@ func (c *conn) opError(op string, err error) error {
 
 // LocalAddr returns the host's name and the connection's number, which both
 // ends share.
-func (c *conn) LocalAddr() net.Addr { return address(fmt.Sprintf("%s#%d", c.local, c.id)) }
+func (c *conn) LocalAddr() net.Addr { return addr(fmt.Sprintf("%s#%d", c.local, c.id)) }
 
 // RemoteAddr returns the same of the other end.
-func (c *conn) RemoteAddr() net.Addr { return address(fmt.Sprintf("%s#%d", c.remote, c.id)) }
+func (c *conn) RemoteAddr() net.Addr { return addr(fmt.Sprintf("%s#%d", c.remote, c.id)) }
 
 func (c *conn) SetDeadline(t time.Time) error {
 	return c.setDeadlines(func() { c.deadline.read, c.deadline.write = t, t })

@@ -36,9 +36,9 @@ type Network struct {
 // host is a machine. A host is up until Kill or PowerOff, and again after
 // Listen.
 type host struct {
-	down     bool // its process has ended
-	off      bool // the machine has no power either
-	listener *listener
+	down      bool                 // its process has ended
+	off       bool                 // the machine has no power either
+	listeners map[string]*listener // by address
 }
 
 // link is one direction between two hosts.
@@ -61,7 +61,7 @@ func New(seed uint64, latency Latency) *Network {
 func (n *Network) hostLocked(name string) *host {
 	h := n.hosts[name]
 	if h == nil {
-		h = &host{}
+		h = &host{listeners: map[string]*listener{}}
 		n.hosts[name] = h
 	}
 	return h
@@ -157,8 +157,8 @@ func (n *Network) take(name string, off bool) {
 	defer n.mu.Unlock()
 	h := n.hostLocked(name)
 	h.down, h.off = true, off
-	if h.listener != nil {
-		h.listener.closeLocked()
+	for _, l := range h.listeners {
+		l.closeLocked()
 	}
 	for _, c := range n.connsLocked() {
 		if c.local == name {
@@ -189,45 +189,52 @@ func (n *Network) connsLocked() []*conn {
 	})
 }
 
-// Listen starts a process on a host, which accepts connections to [Address] of
-// the host.
-func (n *Network) Listen(name string) (net.Listener, error) {
+// Listen starts a process on a host, unless one runs there, which accepts
+// connections to an address of the host: see [Address].
+func (n *Network) Listen(address string) (net.Listener, error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
+	name := hostOf(address)
 	h := n.hostLocked(name)
-	if h.listener != nil {
-		return nil, &net.OpError{Op: "listen", Net: "sim", Addr: address(name), Err: syscall.EADDRINUSE}
+	if h.listeners[address] != nil {
+		return nil, &net.OpError{Op: "listen", Net: "sim", Addr: addr(address), Err: syscall.EADDRINUSE}
 	}
 	h.down, h.off = false, false
-	h.listener = &listener{network: n, host: name, backlog: make(chan *conn, backlog), done: make(chan struct{})}
+	l := &listener{network: n, host: name, address: address, backlog: make(chan *conn, backlog), done: make(chan struct{})}
+	h.listeners[address] = l
 	n.resetPeersLocked(name)
 	n.changedLocked()
-	return h.listener, nil
+	return l, nil
 }
 
-// Address returns the address at which a host listens, for dialing.
-func Address(host string) string { return host + port }
+// Address returns an address of a host, for listening and dialing. Each service
+// has one.
+func Address(host, service string) string { return host + ":" + service }
 
-const port = ":1"
+func hostOf(address string) string {
+	host, _, _ := strings.Cut(address, ":")
+	return host
+}
 
 // Dialer returns a function that dials from a host, with the signature of
 // net.Dialer.DialContext. Where nothing listens the error wraps
 // syscall.ECONNREFUSED.
 func (n *Network) Dialer(from string) func(ctx context.Context, network, address string) (net.Conn, error) {
 	return func(ctx context.Context, _, to string) (net.Conn, error) {
-		c, err := n.dial(ctx, from, strings.TrimSuffix(to, port))
+		c, err := n.dial(ctx, from, to)
 		if err != nil {
-			return nil, &net.OpError{Op: "dial", Net: "sim", Addr: address(to), Err: err}
+			return nil, &net.OpError{Op: "dial", Net: "sim", Addr: addr(to), Err: err}
 		}
 		return c, nil
 	}
 }
 
-func (n *Network) dial(ctx context.Context, from, to string) (*conn, error) {
+func (n *Network) dial(ctx context.Context, from, address string) (*conn, error) {
+	to := hostOf(address)
 	if err := n.travel(ctx, from, to); err != nil {
 		return nil, err
 	}
-	c, err := n.connect(from, to)
+	c, err := n.connect(from, address)
 	if err != nil && !errors.Is(err, syscall.ECONNREFUSED) {
 		return nil, err
 	}
@@ -268,13 +275,14 @@ func (n *Network) travel(ctx context.Context, from, to string) error {
 }
 
 // connect makes a connection if the other host accepts it.
-func (n *Network) connect(from, to string) (*conn, error) {
+func (n *Network) connect(from, address string) (*conn, error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
+	to := hostOf(address)
 	if n.hostLocked(from).down {
 		return nil, syscall.ENETDOWN
 	}
-	l := n.hostLocked(to).listener
+	l := n.hostLocked(to).listeners[address]
 	if l == nil {
 		return nil, syscall.ECONNREFUSED
 	}
@@ -295,7 +303,7 @@ func (n *Network) Hosts() (names []string) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	for name, h := range n.hosts {
-		if h.listener != nil {
+		if len(h.listeners) > 0 {
 			names = append(names, name)
 		}
 	}
@@ -309,6 +317,7 @@ const backlog = 128
 type listener struct {
 	network *Network
 	host    string
+	address string
 	backlog chan *conn
 	done    chan struct{} // closed by Close
 }
@@ -331,10 +340,10 @@ func (l *listener) Close() error {
 
 func (l *listener) closeLocked() error {
 	h := l.network.hosts[l.host]
-	if h.listener != l {
+	if h.listeners[l.address] != l {
 		return net.ErrClosed
 	}
-	h.listener = nil
+	delete(h.listeners, l.address)
 	close(l.done)
 	for {
 		select {
@@ -347,10 +356,10 @@ func (l *listener) closeLocked() error {
 	}
 }
 
-func (l *listener) Addr() net.Addr { return address(Address(l.host)) }
+func (l *listener) Addr() net.Addr { return addr(l.address) }
 
-// address is a host and a port.
-type address string
+// addr is an address of a listener, or of an end of a connection.
+type addr string
 
-func (address) Network() string  { return "sim" }
-func (a address) String() string { return string(a) }
+func (addr) Network() string  { return "sim" }
+func (a addr) String() string { return string(a) }

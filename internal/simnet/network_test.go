@@ -24,11 +24,11 @@ const ms = time.Millisecond
 func pair(t *testing.T) (n *simnet.Network, a, b net.Conn) {
 	t.Helper()
 	n = simnet.New(1, simnet.Latency{Min: 2 * ms})
-	l, err := n.Listen("b")
+	l, err := n.Listen(simnet.Address("b", "raft"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	a, err = n.Dialer("a")(t.Context(), "tcp", simnet.Address("b"))
+	a, err = n.Dialer("a")(t.Context(), "tcp", simnet.Address("b", "raft"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -91,13 +91,13 @@ func TestTheSeedDeterminesTheLatencies(t *testing.T) {
 	run := func(seed uint64) (all []time.Duration) {
 		synctest.Test(t, func(t *testing.T) {
 			n := simnet.New(seed, simnet.Latency{Min: ms, Max: 9 * ms})
-			l, err := n.Listen("b")
+			l, err := n.Listen(simnet.Address("b", "raft"))
 			if err != nil {
 				t.Fatal(err)
 			}
 			for range 20 {
 				began := time.Now()
-				c, err := n.Dialer("a")(t.Context(), "tcp", simnet.Address("b"))
+				c, err := n.Dialer("a")(t.Context(), "tcp", simnet.Address("b", "raft"))
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -138,7 +138,7 @@ func TestABlockedLinkHoldsBackOneDirection(t *testing.T) {
 		n.Block("b", "a")
 		ctx, cancel := context.WithTimeout(t.Context(), 10*ms)
 		defer cancel()
-		if _, err := n.Dialer("a")(ctx, "tcp", simnet.Address("b")); !errors.Is(err, context.DeadlineExceeded) {
+		if _, err := n.Dialer("a")(ctx, "tcp", simnet.Address("b", "raft")); !errors.Is(err, context.DeadlineExceeded) {
 			t.Errorf("dial through a link that is blocked: %v", err)
 		}
 		n.Delay("a", "b", 7*ms)
@@ -189,16 +189,16 @@ func TestAKilledProcessResetsItsConnections(t *testing.T) {
 		arrives(t, b, 0, syscall.ECONNRESET.Error())
 		arrives(t, a, 2*ms, syscall.ECONNRESET.Error())
 		began := time.Now()
-		if _, err := n.Dialer("a")(t.Context(), "tcp", simnet.Address("b")); !errors.Is(err, syscall.ECONNREFUSED) || time.Since(began) != 4*ms {
+		if _, err := n.Dialer("a")(t.Context(), "tcp", simnet.Address("b", "raft")); !errors.Is(err, syscall.ECONNREFUSED) || time.Since(began) != 4*ms {
 			t.Errorf("%v after %v", err, time.Since(began))
 		}
-		if _, err := n.Dialer("b")(t.Context(), "tcp", simnet.Address("a")); !errors.Is(err, syscall.ENETDOWN) {
+		if _, err := n.Dialer("b")(t.Context(), "tcp", simnet.Address("a", "raft")); !errors.Is(err, syscall.ENETDOWN) {
 			t.Error(err)
 		}
-		if _, err := n.Listen("b"); err != nil {
+		if _, err := n.Listen(simnet.Address("b", "raft")); err != nil {
 			t.Error(err)
 		}
-		if _, err := n.Dialer("a")(t.Context(), "tcp", simnet.Address("b")); err != nil {
+		if _, err := n.Dialer("a")(t.Context(), "tcp", simnet.Address("b", "raft")); err != nil {
 			t.Error(err)
 		}
 	})
@@ -214,9 +214,9 @@ func TestAMachineWithoutPowerIsSilent(t *testing.T) {
 		arrives(t, b, 0, syscall.ECONNRESET.Error())
 		write(t, a, "x")
 		var l net.Listener
-		time.AfterFunc(time.Second, func() { l, _ = n.Listen("b") })
+		time.AfterFunc(time.Second, func() { l, _ = n.Listen(simnet.Address("b", "raft")) })
 		began := time.Now()
-		if _, err := n.Dialer("a")(t.Context(), "tcp", simnet.Address("b")); err != nil || time.Since(began) != time.Second+2*ms {
+		if _, err := n.Dialer("a")(t.Context(), "tcp", simnet.Address("b", "raft")); err != nil || time.Since(began) != time.Second+2*ms {
 			t.Errorf("%v after %v", err, time.Since(began))
 		}
 		arrives(t, a, 0, syscall.ECONNRESET.Error())
