@@ -27,7 +27,7 @@ type connections struct {
 	control *nats.Conn // for requests to other nodes, and to this one
 }
 
-func (c *connections) open(server *natsserver.Server, names subjects.Names, log *slog.Logger) (err error) {
+func (c *connections) open(server connectedServer, names subjects.Names, log *slog.Logger) (err error) {
 	for _, l := range []struct {
 		name string
 		at   **natslink.Link
@@ -45,7 +45,7 @@ func (c *connections) open(server *natsserver.Server, names subjects.Names, log 
 	return c.openControl(server)
 }
 
-func (c *connections) openControl(server *natsserver.Server) error {
+func (c *connections) openControl(server connectedServer) error {
 	nc, err := nats.Connect("", nats.InProcessServer(server), nats.Name("cantus control"), nats.MaxReconnects(-1),
 		nats.ReconnectWait(100*time.Millisecond), nats.IgnoreAuthErrorAbort(), server.CurrentUser())
 	if err != nil {
@@ -113,7 +113,7 @@ func flushLink(l *natslink.Link, log *slog.Logger) {
 }
 
 // connect opens a connection to a NATS server within the process.
-func connect(server *natsserver.Server, as natslink.User, opts ...nats.Option) (*nats.Conn, error) {
+func connect(server nats.InProcessConnProvider, as natslink.User, opts ...nats.Option) (*nats.Conn, error) {
 	opts = append([]nats.Option{nats.InProcessServer(server), nats.Name("in-process")}, opts...)
 	return nats.Connect("", append(opts, as.Options()...)...)
 }

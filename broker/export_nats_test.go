@@ -5,12 +5,13 @@ import (
 	"strconv"
 
 	"github.com/cantuslog/cantus/broker/internal/natslink"
+	"github.com/cantuslog/cantus/broker/internal/natsserver"
 )
 
 // LeafAddress returns the address at which a node's NATS server listens for
 // leaf nodes.
 func LeafAddress(n *Node) string {
-	v, _ := n.nats.Varz(nil)
+	v, _ := n.nats.(*natsserver.Server).Varz(nil)
 	return net.JoinHostPort(v.LeafNode.Host, strconv.Itoa(v.LeafNode.Port))
 }
 

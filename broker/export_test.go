@@ -10,6 +10,7 @@ import (
 	"github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nats.go"
 
+	"github.com/cantuslog/cantus/broker/internal/natsserver"
 	"github.com/cantuslog/cantus/wal"
 )
 
@@ -60,7 +61,7 @@ func Fed(n *Node) int64 {
 	if n.conns.feeds.Flush(context.Background()) != nil {
 		return -1
 	}
-	all, err := n.nats.Connz(&server.ConnzOptions{})
+	all, err := n.nats.(*natsserver.Server).Connz(&server.ConnzOptions{})
 	if err != nil {
 		return -1
 	}

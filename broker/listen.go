@@ -1,6 +1,7 @@
 package broker
 
 import (
+	"context"
 	"fmt"
 	"net"
 	"os"
@@ -12,6 +13,12 @@ import (
 // listenRaft opens the replication port. It returns the address that other
 // nodes dial.
 func listenRaft(o Options) (l net.Listener, address string, err error) {
+	if o.environment != nil {
+		if l, err = o.environment.listen(); err != nil {
+			return nil, "", err
+		}
+		return l, l.Addr().String(), nil
+	}
 	p, err := o.raftPort()
 	if err != nil {
 		return nil, "", err
@@ -21,6 +28,15 @@ func listenRaft(o Options) (l net.Listener, address string, err error) {
 	}
 	address, err = advertised(o.RaftAdvertise, l.Addr())
 	return l, address, err
+}
+
+// dialRaft returns the function that dials other nodes for replication, nil for
+// the usual one.
+func (o Options) dialRaft() func(ctx context.Context, network, address string) (net.Conn, error) {
+	if o.environment == nil {
+		return nil
+	}
+	return o.environment.dial
 }
 
 // raftPort returns the port for replication.
@@ -59,6 +75,9 @@ func (o Options) httpPort() ports.Port { return ports.Port{Address: o.HTTPListen
 // port in use. Otherwise a failed start would leave a directory with the wrong
 // options in it.
 func checkStart(o Options) error {
+	if o.environment != nil {
+		return nil
+	}
 	if o.ClusterSecret != "" {
 		o.routePassword = routePassword(tokenSecret(o.ClusterSecret), o.Cluster)
 	}

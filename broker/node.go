@@ -30,7 +30,7 @@ type Node struct {
 	shared     *sharedSubjects
 	pacer      *pacer
 
-	nats     *natsserver.Server
+	nats     natsServer
 	conns    *connections
 	watch    *serverWatch
 	listener net.Listener // for replication, until network has it
@@ -185,7 +185,8 @@ func (n *Node) openNATS(ctx context.Context, known bool) (err error) {
 		// another. A node must be able to hear that its own name is taken.
 		opts.Name = natsserver.ServerName(opts.Name, i.directory())
 	}
-	if n.nats, err = natsserver.Start(ctx, opts.natsServer(), partitions, i.log); err != nil {
+	if n.nats, err = opts.startNATS(ctx, partitions); err != nil {
+		n.nats = nil
 		return err
 	}
 	if err := n.conns.open(n.nats, i.names, i.log); err != nil {

@@ -11,7 +11,7 @@ import (
 
 // openPorts are the open ports of a node.
 type openPorts struct {
-	server      *natsserver.Server
+	server      portServer
 	replication *raftstore.Network // nil on a node that is no cluster
 	http        string             // address, "" if it is not open
 }

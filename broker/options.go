@@ -139,6 +139,8 @@ type Options struct {
 	// reroute returns the address at which another node is dialed for
 	// replication, given the one that it has announced.
 	reroute func(node, address string) string
+	// environment replaces the machine's network if it is not nil.
+	environment *environment
 }
 
 // replica returns the options of each replica.

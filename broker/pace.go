@@ -31,7 +31,7 @@ import (
 // client detects by itself whether anything was lost.
 type pacer struct {
 	*identity
-	server  *natsserver.Server
+	server  pacedServer
 	members *peers
 	reads   transmitter
 	answers poster
@@ -80,7 +80,7 @@ const (
 // errNotTaken ends a read whose client does not take what is sent to it.
 var errNotTaken = errors.New("broker: the client does not take what is sent to it")
 
-func newPacer(i *identity, s *natsserver.Server, members *peers, reads transmitter, answers poster) *pacer {
+func newPacer(i *identity, s pacedServer, members *peers, reads transmitter, answers poster) *pacer {
 	return &pacer{
 		identity: i, server: s, members: members, reads: reads, answers: answers,
 		questions: make(chan paceQuestion, 64), peers: map[string]*peerPace{}, changed: make(chan struct{}),

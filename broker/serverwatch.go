@@ -18,7 +18,7 @@ import (
 // serverWatch checks whether the node's NATS server lets it serve.
 type serverWatch struct {
 	log        *slog.Logger
-	server     *natsserver.Server
+	server     watchedServer
 	names      subjects.Names
 	partitions func() int
 	links      []*natslink.Link // the node's own

@@ -53,6 +53,7 @@ func TestSimulationOfTheDataPath(t *testing.T) {
 
 // dataSim is one run. It is also the cluster's App.
 type dataSim struct {
+	sim.Replicas
 	cluster *sim.Cluster
 	judge   *dataJudge
 	seed    uint64
@@ -77,6 +78,7 @@ func newDataSim(opts sim.Options) *dataSim {
 		rng: rand.New(rand.NewPCG(opts.Seed, 7)),
 	}
 	s.cluster = sim.New(opts, s)
+	s.Replicas = sim.Replicas{Cluster: s.cluster, Replica: s}
 	s.judge = &dataJudge{cluster: s.cluster, requests: map[string]*dataRequest{}}
 	return s
 }
@@ -107,7 +109,7 @@ func (s *dataSim) Run(ctx context.Context, schedule sim.Schedule) {
 	running.Wait()
 	same := false
 	for deadline := time.Now().Add(time.Minute); !same && time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
-		same = s.cluster.Converged() || len(s.cluster.Failures()) > 0
+		same = s.Converged() || len(s.cluster.Failures()) > 0
 	}
 	if !same {
 		s.cluster.Fail("the replicas are not the same a minute after the last fault")
@@ -122,7 +124,7 @@ func (s *dataSim) trim(ctx context.Context) {
 	rng := rand.New(rand.NewPCG(s.seed, 8))
 	for ctx.Err() == nil {
 		time.Sleep(time.Duration(rng.Int64N(int64(time.Second))))
-		if leader := s.cluster.Leader(); leader != nil {
+		if leader := s.Leader(); leader != nil {
 			s.Trim(leader)
 		}
 	}
@@ -162,7 +164,7 @@ func (s *dataSim) node(name string) *dataSimNode {
 	return s.nodes[name]
 }
 
-// Start implements sim.App.
+// Start implements sim.Replica.
 func (s *dataSim) Start(n *sim.Node) (*raftstore.Group, error) {
 	names := subjects.Names{Prefix: "cantus"}
 	replies := &dataReplies{s: s}
@@ -208,7 +210,7 @@ func (s *dataSim) Start(n *sim.Node) (*raftstore.Group, error) {
 	return group, nil
 }
 
-// Stop implements sim.App.
+// Stop implements sim.Replica.
 func (s *dataSim) Stop(n *sim.Node) {
 	s.mu.Lock()
 	r := s.nodes[n.Name]

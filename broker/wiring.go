@@ -114,7 +114,7 @@ func (n *Node) networkOptions() raftstore.NetworkOptions {
 		Node: i.opts.Name, ID: id.NodeID, Cluster: id.ID, Key: i.derive("replication"),
 		Member: n.checkMember, Payload: n.generations.report, CheckPayload: n.generations.check,
 		Listener: n.listener, Resolve: n.resolve,
-		TLS: n.nats.ClusterTLS(), CatchUpRate: i.opts.CatchUpRate, Logger: i.log,
+		Dial: i.opts.dialRaft(), TLS: n.nats.ClusterTLS(), CatchUpRate: i.opts.CatchUpRate, Logger: i.log,
 	}
 }
 

@@ -50,6 +50,7 @@ func TestSimulation(t *testing.T) {
 
 // simulation is one run. It is also the cluster's App.
 type simulation struct {
+	sim.Replicas
 	cluster *sim.Cluster
 	judge   *simJudge
 	seed    uint64
@@ -72,6 +73,7 @@ type simReplica struct {
 func newSimulation(opts sim.Options) *simulation {
 	s := &simulation{seed: opts.Seed, replicas: map[*sim.Node]*simReplica{}}
 	s.cluster = sim.New(opts, s)
+	s.Replicas = sim.Replicas{Cluster: s.cluster, Replica: s}
 	s.judge = newSimJudge(s.cluster)
 	return s
 }
@@ -123,7 +125,7 @@ func (s *simulation) converge() bool {
 		if len(s.cluster.Failures()) > 0 {
 			return true // it is pointless to wait
 		}
-		if s.cluster.Converged() {
+		if s.Converged() {
 			return true
 		}
 	}
@@ -162,7 +164,7 @@ func (s *simulation) compareLogs() {
 	}
 }
 
-// Start implements sim.App.
+// Start implements sim.Replica.
 func (s *simulation) Start(n *sim.Node) (*raftstore.Group, error) {
 	fsm := &simFSM{judge: s.judge, node: n}
 	group, err := raftstore.Open(raftstore.Options{
@@ -186,7 +188,7 @@ func (s *simulation) Start(n *sim.Node) (*raftstore.Group, error) {
 	return group, nil
 }
 
-// Stop implements sim.App.
+// Stop implements sim.Replica.
 func (s *simulation) Stop(n *sim.Node) {
 	s.mu.Lock()
 	r := s.replicas[n]

@@ -138,18 +138,6 @@ func (w traceWriter) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// Leader returns a node that leads, the one of the latest term if there are
-// several, or nil.
-func (c *Cluster) Leader() (leader *Node) {
-	term := uint64(0)
-	for _, n := range c.Nodes {
-		if g := n.Group(); g != nil && g.Leading() && g.Term() >= term {
-			leader, term = n, g.Term()
-		}
-	}
-	return leader
-}
-
 // Run injects the faults of a schedule, each at its time, and returns after the
 // last. Faults that last end later.
 func (c *Cluster) Run(ctx context.Context, s Schedule) {
@@ -167,7 +155,7 @@ func (c *Cluster) Run(ctx context.Context, s Schedule) {
 func (c *Cluster) Heal() {
 	c.Net.Heal()
 	for _, n := range c.Nodes {
-		n.currentDisk().slow(0)
+		n.Disk().slow(0)
 		n.mu.Lock()
 		n.downUntil = time.Now()
 		n.mu.Unlock()
@@ -181,7 +169,7 @@ func (c *Cluster) node(name string) *Node {
 			return n
 		}
 	}
-	if leader := c.Leader(); leader != nil {
+	if leader := c.app.Leader(); leader != nil {
 		return leader
 	}
 	return c.Nodes[0]
@@ -220,16 +208,16 @@ func (c *Cluster) inject(ctx context.Context, f Fault) {
 		c.later(ctx, f.For, func() { c.isolate(n, false) })
 	case Stall:
 		c.isolate(n, true)
-		n.currentDisk().slow(f.For)
-		c.later(ctx, f.For, func() { c.isolate(n, false); n.currentDisk().slow(0) })
+		n.Disk().slow(f.For)
+		c.later(ctx, f.For, func() { c.isolate(n, false); n.Disk().slow(0) })
 	case Reset:
 		c.Net.Reset(n.Name, to.Name)
 	case SlowLink:
 		c.Net.Delay(n.Name, to.Name, f.For/20)
 		c.later(ctx, f.For, func() { c.Net.Delay(n.Name, to.Name, 0) })
 	case SlowDisk:
-		n.currentDisk().slow(f.For / 20)
-		c.later(ctx, f.For, func() { n.currentDisk().slow(0) })
+		n.Disk().slow(f.For / 20)
+		c.later(ctx, f.For, func() { n.Disk().slow(0) })
 	case Transfer:
 		c.running.Go(func() { c.transfer(ctx, n) })
 	case Trim:
@@ -257,44 +245,18 @@ func (c *Cluster) isolate(n *Node, blocked bool) {
 func (c *Cluster) transfer(ctx context.Context, n *Node) {
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
-	if g := n.Group(); g != nil {
-		if err := g.Transfer(ctx, ""); err != nil {
-			c.Note("transfer from %s: %v", n.Name, err)
-		}
+	if err := c.app.Transfer(ctx, n); err != nil {
+		c.Note("transfer from %s: %v", n.Name, err)
 	}
 }
 
 // breakDisk makes an operation of the node's disk fail: with a torn write, the
 // next one.
 func (c *Cluster) breakDisk(n *Node, kind Kind) {
-	disk := n.currentDisk()
+	disk := n.Disk()
 	fault := journaltest.Fault{At: disk.Ops() + 2, Outcome: journaltest.Lost, Err: syscall.EIO}
 	if kind == TornWrite {
 		fault.At, fault.Outcome = disk.Ops()+1, journaltest.Torn
 	}
 	disk.Fail(fault)
-}
-
-// Converged reports whether all nodes run and have applied the same entries.
-func (c *Cluster) Converged() bool {
-	leader := c.Leader()
-	if leader == nil {
-		return false
-	}
-	g := leader.Group()
-	if g == nil {
-		return false
-	}
-	status := g.Status()
-	for _, n := range c.Nodes {
-		g := n.Group()
-		if g == nil {
-			return false
-		}
-		s := g.Status()
-		if s.AppliedIndex != status.LastIndex || s.LastIndex != status.LastIndex || s.CommitIndex != status.LastIndex {
-			return false
-		}
-	}
-	return true
 }

@@ -2,12 +2,10 @@ package sim
 
 import (
 	"context"
-	"errors"
 	"math/rand/v2"
 	"sync"
 	"time"
 
-	"github.com/cantuslog/cantus/internal/simnet"
 	"github.com/cantuslog/cantus/raftstore"
 	"github.com/cantuslog/cantus/wal"
 	"github.com/cantuslog/cantus/wal/journal/journaltest"
@@ -18,13 +16,18 @@ const GroupID = 1
 
 // App is what runs on the nodes.
 type App interface {
-	// Start opens a node's replica. Stop closes it and waits for its
-	// goroutines. They are called alternately for each node, by one goroutine
-	// at a time; for several nodes they run concurrently.
-	Start(n *Node) (*raftstore.Group, error)
-	Stop(n *Node)
-	// Trim removes the head of a running node's log, as far as the application
-	// can do without it.
+	// Process runs a process on a node until ctx ends, or a fault or the
+	// process itself ends it: see [Node.Ended]. It returns when its goroutines
+	// have ended. The next process starts then, or when the node has power
+	// again. An error from a process that no fault has ended fails the run.
+	// Processes of several nodes run concurrently.
+	Process(ctx context.Context, n *Node) error
+	// Leader returns the node that leads, nil if none does or that is not known.
+	Leader() *Node
+	// Transfer has a node transfer leadership to another.
+	Transfer(ctx context.Context, n *Node) error
+	// Trim removes the head of a node's log, as far as the application can do
+	// without it.
 	Trim(n *Node)
 }
 
@@ -75,7 +78,7 @@ func (n *Node) Log() *wal.Log { return n.Store().Log(GroupID) }
 
 // Whole reports whether the running process still has its disk, so that what it
 // has stored is durable.
-func (n *Node) Whole() bool { return !n.currentDisk().isCut() && n.Store().Failed() == nil }
+func (n *Node) Whole() bool { return !n.Disk().isCut() && n.Store().Failed() == nil }
 
 // end ends the process now. A new one starts after a time.
 func (n *Node) end(power bool, after time.Duration) {
@@ -97,7 +100,7 @@ func (n *Node) end(power bool, after time.Duration) {
 // run starts processes until ctx is done.
 func (n *Node) run(ctx context.Context) {
 	for ctx.Err() == nil {
-		if err := n.process(ctx); err != nil && !n.currentDisk().isCut() {
+		if err := n.cluster.app.Process(ctx, n); err != nil && !n.Disk().isCut() {
 			n.cluster.Fail("%s: %v", n.Name, err)
 			return
 		}
@@ -105,7 +108,11 @@ func (n *Node) run(ctx context.Context) {
 	}
 }
 
-func (n *Node) currentDisk() *Disk {
+// Dir returns the directory for files that are not on the simulated disk.
+func (n *Node) Dir() string { return n.dir }
+
+// Disk returns the disk of the running process.
+func (n *Node) Disk() *Disk {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	return n.disk
@@ -136,113 +143,12 @@ func (n *Node) reboot(ctx context.Context) {
 	}
 }
 
-// process runs one process until it ends.
-func (n *Node) process(ctx context.Context) (err error) {
-	store, err := wal.Open(n.dir, wal.Options{
-		Identity: wal.Identity{Cluster: "sim", Node: n.Name, Partitions: 1}, FS: n.currentDisk(),
-		SegmentSize: 1 << 20, CheckpointBytes: n.cluster.opts.CheckpointBytes, TailBytes: n.cluster.opts.TailBytes,
-		FreeSpace: func(string) (int64, error) { return 1 << 40, nil },
-		Logger:    n.cluster.logger(n.Name),
-	})
-	if err != nil {
-		return err
-	}
-	n.mu.Lock()
-	n.store = store
-	n.mu.Unlock()
-	defer func() { // a store whose disk is gone can't be closed without an error
-		if e := store.Close(); e != nil && err == nil && store.Failed() == nil {
-			err = e
-		}
-	}()
-	listener, err := n.cluster.Net.Listen(simnet.Address(n.Name, "raft"))
-	if err != nil {
-		return err
-	}
-	if n.currentDisk().isCut() { // meanwhile
-		n.cluster.Net.PowerOff(n.Name)
-	}
-	network, err := raftstore.NewNetwork(raftstore.NetworkOptions{
-		Node: n.Name, Cluster: "sim", Key: key, Listener: listener, Dial: n.cluster.Net.Dialer(n.Name),
-		Resolve: func(to string) (string, error) { return simnet.Address(to, "raft"), nil },
-		Logger:  n.cluster.logger(n.Name),
-	})
-	if err != nil {
-		return err
-	}
-	defer network.Close()
-	n.mu.Lock()
-	n.network = network
-	n.mu.Unlock()
-	behind := raftstore.Fetching(n.Log())
-	for {
-		if behind {
-			if err := n.fetch(ctx); err != nil {
-				return err
-			}
-		}
-		if behind, err = n.replica(ctx); err != nil || !behind {
-			return err
-		}
-	}
-}
+// Ended returns a channel that receives when a fault has ended the process.
+func (n *Node) Ended() <-chan struct{} { return n.ended }
 
-// key is the cluster's secret.
-var key = []byte("the secret of a simulated cluster")
-
-// replica runs the replica until the process ends, or until the replica is
-// behind.
-func (n *Node) replica(ctx context.Context) (behind bool, err error) {
-	group, err := n.cluster.app.Start(n)
-	if err != nil {
-		return false, err
-	}
-	n.setGroup(group)
-	defer n.cluster.app.Stop(n)
-	defer n.setGroup(nil)
-	select {
-	case <-ctx.Done():
-	case <-n.ended:
-	case <-n.Store().Failure():
-		n.cluster.Note("%s: its store has failed: %v", n.Name, n.Store().Failed())
-		n.end(false, 10*time.Millisecond)
-	case <-group.Behind():
-		n.cluster.Note("%s is behind", n.Name)
-		return true, nil
-	}
-	return false, nil
-}
-
-func (n *Node) setGroup(g *raftstore.Group) {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	n.group = g
-}
-
-// fetch fetches the log from the other nodes, one after the other, until one
-// has what is needed.
-func (n *Node) fetch(ctx context.Context) error {
-	for i := 0; ; i++ {
-		from := n.Voters[i%len(n.Voters)]
-		if from == n.Name {
-			continue
-		}
-		err := raftstore.Fetch(ctx, n.Network(), GroupID, from, n.Log())
-		if err == nil {
-			n.cluster.Note("%s has fetched the log from %s", n.Name, from)
-			return nil
-		}
-		if ctx.Err() != nil || n.currentDisk().isCut() || n.Store().Failed() != nil {
-			return errors.Join(ctx.Err(), err)
-		}
-		select {
-		case <-ctx.Done():
-		case <-n.ended:
-			return err
-		case <-time.After(50 * time.Millisecond):
-		}
-	}
-}
+// Restart ends the process, which has noticed that it can't go on, and starts
+// the next one soon.
+func (n *Node) Restart() { n.end(false, 10*time.Millisecond) }
 
 // newNode returns a node that does not run.
 func newNode(c *Cluster, name, dir string, seed uint64) *Node {

@@ -1,0 +1,83 @@
+package broker
+
+import (
+	"context"
+	"crypto/tls"
+	"net"
+
+	"github.com/nats-io/nats.go"
+
+	"github.com/cantuslog/cantus/broker/internal/natslink"
+	"github.com/cantuslog/cantus/broker/internal/natsserver"
+)
+
+// natsServer is the NATS server that a node runs: a [natsserver.Server], or
+// that of a simulation.
+type natsServer interface {
+	natsInfo
+	watchedServer
+	pacedServer
+	connectedServer
+	portServer
+
+	AppUser() natslink.User
+	Routed(node, id string) bool // whether there is a route to a node's server
+	ConfigDigest() string
+	Reload(o natsserver.Options, partitions int, setTLS func(*tls.Config) (restore func(), err error)) error
+	ClientURL() string
+	Shutdown()
+	WaitForShutdown()
+}
+
+// connectedServer is what the node's own connections need of the server.
+type connectedServer interface {
+	nats.InProcessConnProvider
+	NodeUser() natslink.User
+	CurrentUser() nats.Option
+	Subscriptions(client uint64) (map[int]bool, error)
+	MaxReply() int64
+	SetLinks(links ...*natslink.Link)
+}
+
+// watchedServer is what decides whether the server lets the node serve.
+type watchedServer interface {
+	MapKeys(partitions int) error
+	Shadowed(partitions int) (what string, keys bool, err error)
+	Configured() bool
+	Reloaded() <-chan struct{}
+}
+
+// pacedServer is what the pacer needs to know of the server.
+type pacedServer interface {
+	AccountName() string
+	MaxPending() int64
+	Wanted(subject string) bool
+	Subscribed(subject string) bool
+	Behind(far int64) natsserver.SlowConns
+}
+
+// portServer is what there is to say of the server's ports.
+type portServer interface {
+	Addr() net.Addr
+	ClusterAddr() *net.TCPAddr
+	OpenTo() (clients, routes string)
+	ClusterTLS() *tls.Config
+}
+
+// environment is what a node has around it, instead of the machine's ports, in
+// a simulation.
+type environment struct {
+	startNATS func(o natsserver.Options) (natsServer, error)
+	// listen opens the replication port, and dial a connection to another
+	// node's.
+	listen func() (net.Listener, error)
+	dial   func(ctx context.Context, network, address string) (net.Conn, error)
+}
+
+// startNATS starts the node's NATS server.
+func (o Options) startNATS(ctx context.Context, partitions int) (natsServer, error) {
+	if o.environment != nil {
+		return o.environment.startNATS(o.natsServer())
+	}
+	return natsserver.Start(ctx, o.natsServer(), partitions, o.Logger)
+}
