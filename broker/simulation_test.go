@@ -45,7 +45,7 @@ const (
 
 func TestSimulationOfTheDataPath(t *testing.T) {
 	sim.Run(t, sim.Config{
-		Runs: testkit.Sized[uint64](1, 4, 100), Length: dataSimLength, Spacing: dataSimSpacing, Package: "broker",
+		Runs: testkit.Sized[uint64](1, 4, 100), Length: dataSimLength, Spacing: dataSimSpacing, Weights: sim.ReplicaWeights, Package: "broker",
 		Nodes: func(uint64) int { return 3 },
 		New:   func(o sim.Options) sim.Simulation { return newDataSim(o) },
 	})
@@ -130,7 +130,7 @@ func (s *dataSim) trim(ctx context.Context) {
 	}
 }
 
-// Trim implements sim.App. It trims the older half of the partition, if the
+// Trim implements sim.Replica. It trims the older half of the partition, if the
 // node serves it: only a leader knows which message ids still count.
 func (s *dataSim) Trim(n *sim.Node) {
 	if n := s.node(n.Name); n != nil && n.p.readTerm.Load() == n.p.group.Term() {

@@ -37,7 +37,7 @@ const (
 
 func TestSimulation(t *testing.T) {
 	sim.Run(t, sim.Config{
-		Runs: testkit.Sized[uint64](2, 6, 200), Length: simLength, Spacing: simSpacing, Package: "raftstore",
+		Runs: testkit.Sized[uint64](2, 6, 200), Length: simLength, Spacing: simSpacing, Weights: sim.ReplicaWeights, Package: "raftstore",
 		Nodes: func(seed uint64) int {
 			if seed%5 == 0 {
 				return 5
@@ -204,7 +204,7 @@ func (s *simulation) Stop(n *sim.Node) {
 // keepEntries is how many entries a trim leaves.
 const keepEntries = 10
 
-// Trim implements sim.App.
+// Trim implements sim.Replica.
 func (s *simulation) Trim(n *sim.Node) {
 	g := n.Group()
 	if g == nil {

@@ -23,6 +23,8 @@ type Options struct {
 	// and 8 KiB.
 	CheckpointBytes int64
 	TailBytes       int
+	// Copies keeps a copy of what each process finds, for the fault Rollback.
+	Copies bool
 	// Trace, if not nil, receives the events of the run, and the nodes' logs.
 	Trace func(line string)
 }
@@ -218,12 +220,16 @@ func (c *Cluster) inject(ctx context.Context, f Fault) {
 	case SlowDisk:
 		n.Disk().slow(f.For / 20)
 		c.later(ctx, f.For, func() { n.Disk().slow(0) })
-	case Transfer:
-		c.running.Go(func() { c.transfer(ctx, n) })
-	case Trim:
-		c.running.Go(func() { c.app.Trim(n) })
+	case Rollback:
+		n.rollBack(f.For)
 	case FailDisk, TornWrite:
 		c.breakDisk(n, f.Kind)
+	default:
+		c.running.Go(func() {
+			if err := c.app.Operate(ctx, n, f); err != nil {
+				c.Note("%s: %v", f, err)
+			}
+		})
 	}
 }
 
@@ -239,14 +245,6 @@ func (c *Cluster) isolate(n *Node, blocked bool) {
 			c.Net.Unblock(n.Name, other.Name)
 			c.Net.Unblock(other.Name, n.Name)
 		}
-	}
-}
-
-func (c *Cluster) transfer(ctx context.Context, n *Node) {
-	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
-	defer cancel()
-	if err := c.app.Transfer(ctx, n); err != nil {
-		c.Note("transfer from %s: %v", n.Name, err)
 	}
 }
 

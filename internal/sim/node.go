@@ -24,11 +24,9 @@ type App interface {
 	Process(ctx context.Context, n *Node) error
 	// Leader returns the node that leads, nil if none does or that is not known.
 	Leader() *Node
-	// Transfer has a node transfer leadership to another.
-	Transfer(ctx context.Context, n *Node) error
-	// Trim removes the head of a node's log, as far as the application can do
-	// without it.
-	Trim(n *Node)
+	// Operate carries an operation of a schedule out on a node. An error is
+	// noted: under faults, operations may fail.
+	Operate(ctx context.Context, n *Node, f Fault) error
 }
 
 // Node is a machine. Its supervisor, run, is the goroutine that opens and
@@ -49,6 +47,8 @@ type Node struct {
 	network   *raftstore.Network // of the last process
 	group     *raftstore.Group   // nil while no replica runs
 	downUntil time.Time          // the next process starts then
+	copied    *journaltest.FS    // the disk as the process has found it, if copies are kept
+	change    change             // what happens to the disk before the next process starts
 	ended     chan struct{}      // receives when a fault has ended the process; capacity 1
 }
 
@@ -80,6 +80,34 @@ func (n *Node) Log() *wal.Log { return n.Store().Log(GroupID) }
 // has stored is durable.
 func (n *Node) Whole() bool { return !n.Disk().isCut() && n.Store().Failed() == nil }
 
+// change is what happens to a disk between two processes.
+type change int
+
+const (
+	kept   change = iota
+	older         // the next process finds what this one has found
+	erased        // the next process finds nothing
+)
+
+// rollBack ends the process, and lets the next one find the disk as the process
+// has found it.
+func (n *Node) rollBack(after time.Duration) {
+	n.setChange(older)
+	n.end(false, after)
+}
+
+// Erase ends the process, and lets the next one find an empty disk.
+func (n *Node) Erase() {
+	n.setChange(erased)
+	n.end(false, 10*time.Millisecond)
+}
+
+func (n *Node) setChange(c change) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.change = max(n.change, c)
+}
+
 // end ends the process now. A new one starts after a time.
 func (n *Node) end(power bool, after time.Duration) {
 	if power {
@@ -100,11 +128,18 @@ func (n *Node) end(power bool, after time.Duration) {
 // run starts processes until ctx is done.
 func (n *Node) run(ctx context.Context) {
 	for ctx.Err() == nil {
-		if err := n.cluster.app.Process(ctx, n); err != nil && !n.Disk().isCut() {
+		err := n.copyDisk()
+		if err == nil {
+			err = n.cluster.app.Process(ctx, n)
+		}
+		if err != nil && !n.Disk().isCut() {
 			n.cluster.Fail("%s: %v", n.Name, err)
 			return
 		}
-		n.reboot(ctx)
+		if err := n.reboot(ctx); err != nil {
+			n.cluster.Fail("%s: %v", n.Name, err)
+			return
+		}
 	}
 }
 
@@ -120,12 +155,12 @@ func (n *Node) Disk() *Disk {
 
 // reboot waits until the next process may start, and gives it the disk as it
 // finds it.
-func (n *Node) reboot(ctx context.Context) {
+func (n *Node) reboot(ctx context.Context) (err error) {
 	for {
 		n.mu.Lock()
 		wait := time.Until(n.downUntil)
 		if wait <= 0 && n.disk.isCut() {
-			n.disk = n.disk.next()
+			n.disk, err = n.nextDisk()
 			select {
 			case <-n.ended:
 			default:
@@ -133,11 +168,11 @@ func (n *Node) reboot(ctx context.Context) {
 		}
 		n.mu.Unlock()
 		if wait <= 0 {
-			return
+			return err
 		}
 		select {
 		case <-ctx.Done():
-			return
+			return nil
 		case <-time.After(wait):
 		}
 	}

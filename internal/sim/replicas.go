@@ -17,10 +17,13 @@ type Replica interface {
 	// at a time; for several nodes they run concurrently.
 	Start(n *Node) (*raftstore.Group, error)
 	Stop(n *Node)
+	// Trim removes the head of a running node's log, as far as the application
+	// can do without it.
+	Trim(n *Node)
 }
 
 // Replicas runs a [Replica] on the nodes of a cluster, each over a store and a
-// network of its own. It is an [App], but for Trim.
+// network of its own. It is an [App].
 type Replicas struct {
 	Cluster *Cluster
 	Replica Replica
@@ -38,9 +41,15 @@ func (r *Replicas) Leader() (leader *Node) {
 	return leader
 }
 
-// Transfer implements [App].
-func (r *Replicas) Transfer(ctx context.Context, n *Node) error {
-	if g := n.Group(); g != nil {
+// Operate implements [App], for transfers and trims.
+func (r *Replicas) Operate(ctx context.Context, n *Node, f Fault) error {
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	switch g := n.Group(); {
+	case f.Kind == Trim:
+		r.Replica.Trim(n)
+	case g == nil:
+	case f.Kind == Transfer:
 		return g.Transfer(ctx, "")
 	}
 	return nil

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -35,6 +36,7 @@ type Config struct {
 	Nodes   func(seed uint64) int // how many nodes a run has
 	Length  time.Duration         // of the faults, in virtual time
 	Spacing time.Duration         // the average time between two faults
+	Weights Weights               // of the kinds of faults
 	Package string                // of the test, to say how it is run again
 	New     func(Options) Simulation
 }
@@ -64,7 +66,7 @@ func Run(t *testing.T, c Config) {
 
 func (c *Config) run(t *testing.T, seed uint64) {
 	nodes := c.Nodes(seed)
-	schedule := NewSchedule(seed, Names(nodes), c.Length, c.Spacing)
+	schedule := NewSchedule(seed, Names(nodes), c.Length, c.Spacing, c.Weights)
 	if path := os.Getenv(envScript); path != "" {
 		script, err := os.ReadFile(path)
 		if err == nil {
@@ -74,7 +76,7 @@ func (c *Config) run(t *testing.T, seed uint64) {
 			t.Fatal(err)
 		}
 	}
-	opts := Options{Seed: seed}
+	opts := Options{Seed: seed, Copies: slices.ContainsFunc(schedule, func(f Fault) bool { return f.Kind == Rollback })}
 	for range nodes {
 		opts.Dirs = append(opts.Dirs, t.TempDir())
 	}

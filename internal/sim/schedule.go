@@ -22,11 +22,20 @@ const (
 	Reset     Kind = "reset"      // the connections between two nodes break
 	SlowLink  Kind = "slow-link"  // what one node sends to another takes longer
 	SlowDisk  Kind = "slow-disk"  // syncs take longer
-	Transfer  Kind = "transfer"   // of leadership
-	Trim      Kind = "trim"       // the head of a node's log
 	FailDisk  Kind = "fail-disk"  // an operation of a disk fails and has no effect, most often a sync
 	TornWrite Kind = "torn-write" // an operation of a disk, most often a write, has a part of its effect and fails
 	Stall     Kind = "stall"      // a machine: no sync ends and no message arrives
+	Rollback  Kind = "rollback"   // a process is killed; the next finds the disk as it was when that one began
+)
+
+// The operations, which are up to the [App].
+const (
+	Transfer Kind = "transfer" // of leadership
+	Trim     Kind = "trim"     // of the head of a node's log
+	Move     Kind = "move"     // of a replica to another node
+	Rebuild  Kind = "rebuild"  // of a replica, from the others
+	Replace  Kind = "replace"  // of a node by one with an empty disk
+	Restart  Kind = "restart"  // of a process, in good order
 )
 
 // Leader stands for the node that leads at the time of a fault.
@@ -96,7 +105,7 @@ func parseFault(words []string) (f Fault, err error) {
 		return f, err
 	}
 	f.Kind = Kind(words[1])
-	if _, ok := weights[f.Kind]; !ok {
+	if _, ok := AllWeights[f.Kind]; !ok {
 		return f, fmt.Errorf("no kind of fault")
 	}
 	words = words[2:]
@@ -115,15 +124,24 @@ func parseFault(words []string) (f Fault, err error) {
 	return f, nil
 }
 
-// weights says how often each kind occurs, relative to the others.
-var weights = map[Kind]int{
+// Weights says how often each kind occurs, relative to the others.
+type Weights map[Kind]int
+
+// ReplicaWeights are those of simulations that have one replica on each node.
+var ReplicaWeights = Weights{
 	PowerCut: 6, Blackout: 2, KillNode: 3, Block: 6, Partition: 5, Reset: 3, SlowLink: 3, SlowDisk: 5, Transfer: 6, Trim: 4,
 	FailDisk: 2, TornWrite: 1, Stall: 2,
 }
 
+// AllWeights are those of simulations of whole nodes. They have every kind.
+var AllWeights = Weights{
+	PowerCut: 6, Blackout: 2, KillNode: 3, Block: 6, Partition: 5, Reset: 3, SlowLink: 3, SlowDisk: 5, Transfer: 6, Trim: 4,
+	FailDisk: 2, TornWrite: 1, Stall: 2, Rollback: 1, Move: 4, Rebuild: 2, Replace: 1, Restart: 3,
+}
+
 // NewSchedule returns a schedule of faults within a time, on average one each
 // spacing. Leaders are hit as often as all others together.
-func NewSchedule(seed uint64, nodes []string, within, spacing time.Duration) (s Schedule) {
+func NewSchedule(seed uint64, nodes []string, within, spacing time.Duration, weights Weights) (s Schedule) {
 	rng := rand.New(rand.NewPCG(seed, 1))
 	total := 0
 	kinds := make([]Kind, 0, len(weights))
@@ -159,14 +177,14 @@ func newFault(rng *rand.Rand, at time.Duration, kind Kind, nodes []string) Fault
 	switch kind {
 	case Blackout:
 		f.Node, f.For = "", between(rng, 50*time.Millisecond, 500*time.Millisecond)
-	case PowerCut, KillNode:
+	case PowerCut, KillNode, Rollback:
 		f.For = between(rng, 20*time.Millisecond, 2*time.Second)
 	case Block, SlowLink:
 		f.To, f.For = nodes[b], between(rng, 50*time.Millisecond, 3*time.Second)
 		if rng.IntN(2) == 0 {
 			f.Node, f.To = f.To, f.Node
 		}
-	case Reset:
+	case Reset, Move:
 		f.To = nodes[b]
 	case Partition, SlowDisk, Stall:
 		f.For = between(rng, 50*time.Millisecond, 3*time.Second)

@@ -11,8 +11,8 @@ import (
 func TestASchedulePrintsAsAScript(t *testing.T) {
 	kinds := map[sim.Kind]bool{}
 	for seed := range uint64(50) {
-		s := sim.NewSchedule(seed, sim.Names(3), 10*time.Second, 500*time.Millisecond)
-		if again := sim.NewSchedule(seed, sim.Names(3), 10*time.Second, 500*time.Millisecond); !slices.Equal(again, s) {
+		s := sim.NewSchedule(seed, sim.Names(3), 10*time.Second, 500*time.Millisecond, sim.AllWeights)
+		if again := sim.NewSchedule(seed, sim.Names(3), 10*time.Second, 500*time.Millisecond, sim.AllWeights); !slices.Equal(again, s) {
 			t.Errorf("seed %d: %v, and then %v", seed, s, again)
 		}
 		parsed, err := sim.ParseSchedule("# a comment\n\n" + s.String())
@@ -23,7 +23,7 @@ func TestASchedulePrintsAsAScript(t *testing.T) {
 			kinds[f.Kind] = true
 		}
 	}
-	if len(kinds) != 13 {
+	if len(kinds) != len(sim.AllWeights) {
 		t.Errorf("50 schedules have %d kinds of faults: %v", len(kinds), kinds)
 	}
 	for _, bad := range []string{"1s", "soon kill n1", "1s explode n1", "1s kill n1 for ever"} {
