@@ -5,10 +5,13 @@ package broker
 import (
 	"context"
 	"crypto/tls"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net"
 	"strconv"
+	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -19,6 +22,7 @@ import (
 	"github.com/cantuslog/cantus/internal/sim"
 	"github.com/cantuslog/cantus/internal/simnats"
 	"github.com/cantuslog/cantus/internal/simnet"
+	"github.com/cantuslog/cantus/internal/testkit"
 	"github.com/cantuslog/cantus/wal"
 )
 
@@ -75,73 +79,237 @@ func (s *simServer) Subscriptions(client uint64) (map[int]bool, error) {
 	return ids, nil
 }
 
-// nodeSim is a run of whole nodes.
-type nodeSim struct {
-	cluster *sim.Cluster
-	seed    uint64
-	nodes   map[string]*Node
-}
+// The simulation of nodes runs whole nodes in virtual time: founding, gossip,
+// the facts and their placement, replicas, and everything that is served. Only
+// the NATS server is another one (package simnats). Nodes and clients talk
+// through it, and the nodes' servers over the simulated network.
+//
+// Clients ask for everything that the protocol has, and operators for transfers,
+// moves, rebuilds, trims and new nodes, while the schedule's faults happen. At
+// the end all replicas are read, and package judge decides.
+//
+// Environment variables choose the seeds: see [sim.Run].
+const (
+	nodeSimLength     = 20 * time.Second
+	nodeSimSpacing    = 700 * time.Millisecond
+	nodeSimPartitions = 2
+	nodeSimWindow     = 6 * time.Second // of message ids
+)
 
 func TestSimulationOfNodes(t *testing.T) {
 	sim.Run(t, sim.Config{
-		Runs: 1, Length: 8 * time.Second, Spacing: 500 * time.Millisecond, Package: "broker",
-		Nodes: func(uint64) int { return 3 },
-		New: func(o sim.Options) sim.Simulation {
-			s := &nodeSim{seed: o.Seed, nodes: map[string]*Node{}}
-			s.cluster = sim.New(o, s)
-			return s
-		},
+		Runs: testkit.Sized[uint64](1, 2, 100), Length: nodeSimLength, Spacing: nodeSimSpacing, Weights: sim.AllWeights, Package: "broker",
+		Nodes: func(uint64) int { return 4 },
+		New:   func(o sim.Options) sim.Simulation { return newNodeSim(o) },
 	})
 }
 
-func (s *nodeSim) Cluster() *sim.Cluster                           { return s.cluster }
-func (s *nodeSim) Summary() string                                 { return "" }
-func (s *nodeSim) Leader() *sim.Node                               { return nil }
-func (s *nodeSim) Transfer(ctx context.Context, n *sim.Node) error { return nil }
-func (s *nodeSim) Trim(n *sim.Node)                                {}
+// nodeSim is one run. It is also the cluster's App.
+type nodeSim struct {
+	cluster *sim.Cluster
+	seed    uint64
 
-func (s *nodeSim) Run(ctx context.Context, schedule sim.Schedule) {
-	s.cluster.Start(ctx)
-	time.Sleep(20 * time.Second)
-	s.cluster.Stop()
+	mu        sync.Mutex // guards the fields below
+	processes map[string]*simProcess
+	founded   map[string]bool // nodes that were members once
+	replacing map[string]bool
 }
 
+// simProcess is a running process.
+type simProcess struct {
+	restart chan struct{} // capacity 1: stop in good order, and start again
+
+	mu     sync.Mutex // guards the fields below
+	node   *Node      // nil while it starts
+	server *simnats.Server
+}
+
+func newNodeSim(o sim.Options) *nodeSim {
+	s := &nodeSim{seed: o.Seed, processes: map[string]*simProcess{}, founded: map[string]bool{}, replacing: map[string]bool{}}
+	s.cluster = sim.New(o, s)
+	return s
+}
+
+func (s *nodeSim) Cluster() *sim.Cluster { return s.cluster }
+
+func (s *nodeSim) Summary() string { return "" }
+
+func (s *nodeSim) process(name string) *simProcess {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.processes[name]
+}
+
+// open returns the node of a process that is open, or nil.
+func (s *nodeSim) open(name string) *Node {
+	p := s.process(name)
+	if p == nil {
+		return nil
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.node
+}
+
+// Leader implements sim.App.
+func (s *nodeSim) Leader() *sim.Node {
+	for _, n := range s.cluster.Nodes {
+		if node := s.open(n.Name); node != nil {
+			if p := node.replicas.get(0).current(); p != nil && p.serving.Load() {
+				return n
+			}
+		}
+	}
+	return nil
+}
+
+// Process implements sim.App.
 func (s *nodeSim) Process(ctx context.Context, n *sim.Node) error {
+	p := &simProcess{restart: make(chan struct{}, 1)}
+	s.mu.Lock()
+	s.processes[n.Name] = p
+	opts := s.options(n, p)
+	s.mu.Unlock()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	watched := make(chan struct{})
+	go func() { // a process that has ended answers nobody any more
+		defer close(watched)
+		select {
+		case <-ctx.Done():
+		case <-n.Ended():
+			p.closeServer()
+			cancel()
+		}
+	}()
+	err := s.run(ctx, n, p, opts)
+	cancel()
+	<-watched
+	p.closeServer()
+	if errors.Is(err, syscall.EIO) {
+		s.cluster.Note("%s: %v", n.Name, err)
+		n.Restart()
+		return nil
+	}
+	return err
+}
+
+func (p *simProcess) closeServer() {
+	p.mu.Lock()
+	server := p.server
+	p.mu.Unlock()
+	if server != nil {
+		server.Close()
+	}
+}
+
+// run opens a node and closes it when the process ends.
+func (s *nodeSim) run(ctx context.Context, n *sim.Node, p *simProcess, opts Options) error {
+	node, err := Open(ctx, n.Dir(), opts)
+	if err != nil {
+		if ctx.Err() != nil {
+			return nil
+		}
+		return fmt.Errorf("open: %w", err)
+	}
+	s.mu.Lock()
+	s.founded[n.Name] = true
+	s.mu.Unlock()
+	p.mu.Lock()
+	p.node = node
+	p.mu.Unlock()
+	s.cluster.Note("%s is open", n.Name)
+	select {
+	case <-ctx.Done():
+	case <-p.restart:
+	case <-node.Done():
+	}
+	p.mu.Lock()
+	p.node = nil
+	p.mu.Unlock()
+	failed := node.Err()
+	err = node.Close()
+	switch {
+	case ctx.Err() != nil:
+		return nil
+	case failed == nil:
+		return err
+	case errors.Is(failed, ErrOlderCopy), errors.Is(failed, ErrRemoved):
+		s.cluster.Note("%s ends: %v", n.Name, failed)
+		n.Erase()
+		return nil
+	}
+	return failed
+}
+
+// options returns the options of a node's process. mu is held.
+func (s *nodeSim) options(n *sim.Node, p *simProcess) Options {
 	log := n.Logger()
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
 	network := s.cluster.Net
-	var server *simnats.Server
-	opts := Options{
-		Name: n.Name, Cluster: "sim", Partitions: 2, Bootstrap: n.Voters, ClusterListen: "127.0.0.1:1",
-		ClusterSecret: "the secret of a simulated cluster, of 32 characters and more",
-		Logger:        log,
-		store:         wal.Options{FS: n.Disk(), SegmentSize: 1 << 20, CheckpointBytes: 32 << 10, FreeSpace: func(string) (int64, error) { return 1 << 40, nil }},
-		freeSpace:     func(string) (int64, error) { return 1 << 40, nil },
+	const room = 1 << 40
+	free := func(string) (int64, error) { return room, nil }
+	o := Options{
+		Name: n.Name, Cluster: "sim", Partitions: nodeSimPartitions, Bootstrap: n.Voters, ClusterListen: "127.0.0.1:1",
+		ClusterSecret: "the secret of a simulated cluster", MsgIDWindow: nodeSimWindow, MaxLocks: 200, Logger: log,
+		store:     wal.Options{FS: n.Disk(), SegmentSize: 1 << 20, CheckpointBytes: 32 << 10, FreeSpace: free},
+		freeSpace: free, pointEvery: 16,
 		environment: &environment{
-			startNATS: func(o natsserver.Options) (_ natsServer, err error) {
-				server, err = simnats.Start(simnats.Options{Host: n.Name, Name: o.Name + "-sim", Peers: n.Voters, Net: network, Seed: s.seed})
+			startNATS: func(o natsserver.Options) (natsServer, error) {
+				server, err := simnats.Start(simnats.Options{Host: n.Name, Name: o.Name + "-sim", Peers: n.Voters, Net: network, Seed: s.seed})
 				if err != nil {
 					return nil, err
 				}
+				p.mu.Lock()
+				defer p.mu.Unlock()
+				p.server = server
 				return &simServer{Server: server, never: make(chan struct{})}, nil
 			},
 			listen: func() (net.Listener, error) { return network.Listen(simnet.Address(n.Name, "raft")) },
 			dial:   network.Dialer(n.Name),
 		},
 	}
-	starting, cancel := context.WithCancel(ctx)
-	defer cancel()
-	node, err := Open(starting, n.Dir(), opts)
-	if err != nil {
-		return fmt.Errorf("open: %w", err)
+	if s.founded[n.Name] && n.Erased() {
+		o.Bootstrap = nil
 	}
-	s.cluster.Note("%s is open", n.Name)
-	select {
-	case <-ctx.Done():
-	case <-n.Ended():
-	case <-node.Done():
+	return o
+}
+
+// Operate implements sim.App.
+func (s *nodeSim) Operate(ctx context.Context, n *sim.Node, f sim.Fault) error {
+	return nil
+}
+
+func (s *nodeSim) Run(ctx context.Context, schedule sim.Schedule) {
+	s.cluster.Start(ctx)
+	s.cluster.Run(ctx, schedule)
+	time.Sleep(time.Second)
+	s.cluster.Heal()
+	for deadline := time.Now().Add(3 * time.Minute); ; time.Sleep(100 * time.Millisecond) {
+		why := s.unready()
+		if why == "" {
+			break
+		}
+		if time.Now().After(deadline) {
+			s.cluster.Fail("three minutes after the last fault: %s", why)
+			break
+		}
 	}
-	return node.Close()
+	s.cluster.Stop()
+}
+
+// unready returns why the cluster is not whole, "" if it is.
+func (s *nodeSim) unready() string {
+	for _, n := range s.cluster.Nodes {
+		node := s.open(n.Name)
+		if node == nil {
+			return n.Name + " is not open"
+		}
+		if why := node.unready(); why != "" {
+			return n.Name + ": " + why
+		}
+	}
+	return ""
 }

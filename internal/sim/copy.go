@@ -33,6 +33,7 @@ func (n *Node) nextDisk() (*Disk, error) {
 	case older:
 		return newDisk(n.copied.Clone(), n.rng), replaceDir(n.dir, n.copyDir())
 	case erased:
+		n.erased = true
 		return newDisk(journaltest.New(n.rng.Uint64()), n.rng), errors.Join(os.RemoveAll(n.dir), os.Mkdir(n.dir, 0o700))
 	}
 	return n.disk.next(), nil

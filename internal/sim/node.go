@@ -49,6 +49,7 @@ type Node struct {
 	downUntil time.Time          // the next process starts then
 	copied    *journaltest.FS    // the disk as the process has found it, if copies are kept
 	change    change             // what happens to the disk before the next process starts
+	erased    bool               // the disk was erased since the node's first process
 	ended     chan struct{}      // receives when a fault has ended the process; capacity 1
 }
 
@@ -100,6 +101,13 @@ func (n *Node) rollBack(after time.Duration) {
 func (n *Node) Erase() {
 	n.setChange(erased)
 	n.end(false, 10*time.Millisecond)
+}
+
+// Erased reports whether the disk was erased since the node's first process.
+func (n *Node) Erased() bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.erased
 }
 
 func (n *Node) setChange(c change) {
