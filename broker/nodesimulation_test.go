@@ -5,11 +5,13 @@ package broker
 import (
 	"context"
 	"crypto/tls"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
 	"net"
 	"strconv"
+	"strings"
 	"sync"
 	"syscall"
 	"testing"
@@ -17,12 +19,14 @@ import (
 
 	"github.com/nats-io/nats.go"
 
+	"github.com/cantuslog/cantus/broker/cluster"
 	"github.com/cantuslog/cantus/broker/internal/natslink"
 	"github.com/cantuslog/cantus/broker/internal/natsserver"
 	"github.com/cantuslog/cantus/internal/sim"
 	"github.com/cantuslog/cantus/internal/simnats"
 	"github.com/cantuslog/cantus/internal/simnet"
 	"github.com/cantuslog/cantus/internal/testkit"
+	"github.com/cantuslog/cantus/subjects"
 	"github.com/cantuslog/cantus/wal"
 )
 
@@ -111,8 +115,8 @@ type nodeSim struct {
 
 	mu        sync.Mutex // guards the fields below
 	processes map[string]*simProcess
-	founded   map[string]bool // nodes that were members once
-	replacing map[string]bool
+	lost      map[string]bool // nodes whose disk was erased, and that the cluster has not removed yet
+	conns     []*nats.Conn
 }
 
 // simProcess is a running process.
@@ -125,7 +129,7 @@ type simProcess struct {
 }
 
 func newNodeSim(o sim.Options) *nodeSim {
-	s := &nodeSim{seed: o.Seed, processes: map[string]*simProcess{}, founded: map[string]bool{}, replacing: map[string]bool{}}
+	s := &nodeSim{seed: o.Seed, processes: map[string]*simProcess{}, lost: map[string]bool{}}
 	s.cluster = sim.New(o, s)
 	return s
 }
@@ -182,16 +186,34 @@ func (s *nodeSim) Process(ctx context.Context, n *sim.Node) error {
 			cancel()
 		}
 	}()
-	err := s.run(ctx, n, p, opts)
+	err := s.run(ctx, p, n.Dir(), opts)
+	ended := ctx.Err() != nil
 	cancel()
 	<-watched
 	p.closeServer()
-	if errors.Is(err, syscall.EIO) {
-		s.cluster.Note("%s: %v", n.Name, err)
-		n.Restart()
+	switch {
+	case ended, err == nil:
 		return nil
+	case errors.Is(err, syscall.EIO):
+		n.Restart()
+	case errors.Is(err, ErrOlderCopy), errors.Is(err, ErrRemoved), errors.Is(err, ErrIdentity):
+		// ErrIdentity: a founder was put back to the empty directory that it
+		// had before.
+		s.replace(n)
+	default:
+		return err
 	}
-	return err
+	s.cluster.Note("%s ends: %v", n.Name, err)
+	return nil
+}
+
+// replace erases a node's disk. The operator then removes the node from the
+// cluster and adds it again.
+func (s *nodeSim) replace(n *sim.Node) {
+	s.mu.Lock()
+	s.lost[n.Name] = true
+	s.mu.Unlock()
+	n.Erase()
 }
 
 func (p *simProcess) closeServer() {
@@ -204,21 +226,15 @@ func (p *simProcess) closeServer() {
 }
 
 // run opens a node and closes it when the process ends.
-func (s *nodeSim) run(ctx context.Context, n *sim.Node, p *simProcess, opts Options) error {
-	node, err := Open(ctx, n.Dir(), opts)
+func (s *nodeSim) run(ctx context.Context, p *simProcess, dir string, opts Options) error {
+	node, err := Open(ctx, dir, opts)
 	if err != nil {
-		if ctx.Err() != nil {
-			return nil
-		}
 		return fmt.Errorf("open: %w", err)
 	}
-	s.mu.Lock()
-	s.founded[n.Name] = true
-	s.mu.Unlock()
 	p.mu.Lock()
 	p.node = node
 	p.mu.Unlock()
-	s.cluster.Note("%s is open", n.Name)
+	s.cluster.Note("%s is open", opts.Name)
 	select {
 	case <-ctx.Done():
 	case <-p.restart:
@@ -227,19 +243,11 @@ func (s *nodeSim) run(ctx context.Context, n *sim.Node, p *simProcess, opts Opti
 	p.mu.Lock()
 	p.node = nil
 	p.mu.Unlock()
-	failed := node.Err()
 	err = node.Close()
-	switch {
-	case ctx.Err() != nil:
-		return nil
-	case failed == nil:
-		return err
-	case errors.Is(failed, ErrOlderCopy), errors.Is(failed, ErrRemoved):
-		s.cluster.Note("%s ends: %v", n.Name, failed)
-		n.Erase()
-		return nil
+	if failed := node.Err(); failed != nil {
+		return failed
 	}
-	return failed
+	return err
 }
 
 // options returns the options of a node's process. mu is held.
@@ -271,7 +279,7 @@ func (s *nodeSim) options(n *sim.Node, p *simProcess) Options {
 			dial:   network.Dialer(n.Name),
 		},
 	}
-	if s.founded[n.Name] && n.Erased() {
+	if n.Erased() {
 		o.Bootstrap = nil
 	}
 	return o
@@ -279,11 +287,138 @@ func (s *nodeSim) options(n *sim.Node, p *simProcess) Options {
 
 // Operate implements sim.App.
 func (s *nodeSim) Operate(ctx context.Context, n *sim.Node, f sim.Fault) error {
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	partition := int(f.At/time.Millisecond) % nodeSimPartitions
+	switch f.Kind {
+	case sim.Transfer:
+		return s.ask(ctx, "cluster.transfer", map[string]any{"partition": partition, "to": n.Name})
+	case sim.Move:
+		return s.ask(ctx, "cluster.move", map[string]any{"partition": partition, "node": n.Name, "to": f.To})
+	case sim.Rebuild:
+		return s.ask(ctx, "node."+n.Name+".rebuild", map[string]any{"partition": partition})
+	case sim.Restart:
+		if p := s.process(n.Name); p != nil {
+			select {
+			case p.restart <- struct{}{}:
+			default:
+			}
+		}
+		return nil
+	case sim.Replace:
+		s.replace(n)
+		return nil
+	}
+	return fmt.Errorf("no node can do that")
+}
+
+// ask asks the cluster for an operation.
+func (s *nodeSim) ask(ctx context.Context, operation string, body any) error {
+	m, err := s.conns[0].RequestWithContext(ctx, "cantus.admin."+operation, mustJSON(body))
+	if err != nil {
+		return err
+	}
+	var reply struct{ Error *subjects.Error }
+	if err := json.Unmarshal(m.Data, &reply); err != nil {
+		return err
+	}
+	if reply.Error != nil {
+		return reply.Error
+	}
 	return nil
+}
+
+// operate does what an operator does with nodes that have lost their disks: it
+// removes them from the cluster, and then adds them again.
+func (s *nodeSim) operate(ctx context.Context) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(500 * time.Millisecond):
+		}
+		facts, ok := s.facts()
+		for _, n := range s.cluster.Nodes {
+			if !ok || !n.Erased() {
+				continue
+			}
+			_, member := facts.Nodes[n.Name]
+			s.mu.Lock()
+			if !member {
+				delete(s.lost, n.Name)
+			}
+			lost := s.lost[n.Name]
+			s.mu.Unlock()
+			operation := "cluster.remove"
+			switch {
+			case !member:
+				operation = "cluster.add"
+			case !lost:
+				continue
+			}
+			bounded, cancel := context.WithTimeout(ctx, 5*time.Second)
+			err := s.ask(bounded, operation, map[string]any{"node": n.Name})
+			cancel()
+			s.cluster.Note("%s %s: %v", operation, n.Name, err)
+		}
+	}
+}
+
+// facts returns what the nodes that are open know of the cluster's members.
+func (s *nodeSim) facts() (facts cluster.Facts, ok bool) {
+	for _, n := range s.cluster.Nodes {
+		if node := s.open(n.Name); node != nil {
+			if f := node.currentMeta().now(); !ok || f.Version > facts.Version {
+				facts, ok = f, true
+			}
+		}
+	}
+	return facts, ok
+}
+
+// Dial connects a client to a node's NATS server. It implements
+// [nats.CustomDialer].
+func (s *nodeSim) Dial(_, address string) (net.Conn, error) {
+	host, _, err := net.SplitHostPort(address)
+	if err != nil {
+		return nil, err
+	}
+	p := s.process(host)
+	if p == nil {
+		return nil, syscall.ECONNREFUSED
+	}
+	p.mu.Lock()
+	server := p.server
+	p.mu.Unlock()
+	if server == nil {
+		return nil, syscall.ECONNREFUSED
+	}
+	return server.Conn()
+}
+
+// connect connects a client. It prefers one node, and goes to the others when
+// that one is down.
+func (s *nodeSim) connect(i int) error {
+	var urls []string
+	for k := range s.cluster.Nodes {
+		urls = append(urls, "nats://"+s.cluster.Nodes[(i+k)%len(s.cluster.Nodes)].Name)
+	}
+	nc, err := nats.Connect(strings.Join(urls, ","), nats.SetCustomDialer(s), nats.SkipHostLookup(), nats.DontRandomize(), nats.MaxReconnects(-1),
+		nats.ReconnectWait(50*time.Millisecond), nats.ReconnectJitter(0, 0), nats.RetryOnFailedConnect(true), nats.IgnoreDiscoveredServers())
+	if err == nil {
+		s.conns = append(s.conns, nc)
+	}
+	return err
 }
 
 func (s *nodeSim) Run(ctx context.Context, schedule sim.Schedule) {
 	s.cluster.Start(ctx)
+	if err := s.connect(0); err != nil {
+		s.cluster.Fail("connect: %v", err)
+	}
+	operating, stop := context.WithCancel(ctx)
+	var running sync.WaitGroup
+	running.Go(func() { s.operate(operating) })
 	s.cluster.Run(ctx, schedule)
 	time.Sleep(time.Second)
 	s.cluster.Heal()
@@ -296,6 +431,11 @@ func (s *nodeSim) Run(ctx context.Context, schedule sim.Schedule) {
 			s.cluster.Fail("three minutes after the last fault: %s", why)
 			break
 		}
+	}
+	stop()
+	running.Wait()
+	for _, nc := range s.conns {
+		nc.Close()
 	}
 	s.cluster.Stop()
 }
