@@ -90,8 +90,10 @@ fulldisk: ## a node whose file system somebody else fills to the last byte (root
 damage: ## damaged files on one of three nodes, ending in the judge (EPISODES=200, SEED=)
 	$(GO) test -count=1 -timeout 0 -v -run '^TestDamage$$' ./e2e -args -damage-episodes $${EPISODES:-200} -damage-seed $${SEED:-0}
 
-sim: ## replicas and the data path in virtual time, with faults: CANTUS_SIM_RUNS seeds (default 200) from CANTUS_SIM_SEED on
-	CANTUS_SIM_RUNS=$${CANTUS_SIM_RUNS:-200} $(GO) test -count=1 -timeout 60m -run "^TestSimulation" ./raftstore ./broker
+sim: ## replicas, the data path and whole nodes in virtual time, with faults: CANTUS_SIM_RUNS seeds (default 200, or 100) from CANTUS_SIM_SEED on
+	CANTUS_SIM_RUNS=$${CANTUS_SIM_RUNS:-200} $(GO) test -count=1 -timeout 60m -run "^TestSimulation$$" ./raftstore
+	CANTUS_SIM_RUNS=$${CANTUS_SIM_RUNS:-200} $(GO) test -count=1 -timeout 60m -run "^TestSimulationOfTheDataPath$$" ./broker
+	CANTUS_SIM_RUNS=$${CANTUS_SIM_RUNS:-100} $(GO) test -count=1 -timeout 60m -run "^TestSimulationOfNodes$$" ./broker
 
 pictures: ## docs/pictures/*.svg from the sources beside them (with d2, built from .ci/pictures)
 	./.ci/pictures/run

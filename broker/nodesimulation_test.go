@@ -5,6 +5,7 @@ package broker
 import (
 	"context"
 	"crypto/tls"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -22,10 +23,12 @@ import (
 	"github.com/cantuslog/cantus/broker/cluster"
 	"github.com/cantuslog/cantus/broker/internal/natslink"
 	"github.com/cantuslog/cantus/broker/internal/natsserver"
+	"github.com/cantuslog/cantus/internal/judge"
 	"github.com/cantuslog/cantus/internal/sim"
 	"github.com/cantuslog/cantus/internal/simnats"
 	"github.com/cantuslog/cantus/internal/simnet"
 	"github.com/cantuslog/cantus/internal/testkit"
+	"github.com/cantuslog/cantus/internal/workload"
 	"github.com/cantuslog/cantus/subjects"
 	"github.com/cantuslog/cantus/wal"
 )
@@ -97,7 +100,9 @@ const (
 	nodeSimLength     = 20 * time.Second
 	nodeSimSpacing    = 700 * time.Millisecond
 	nodeSimPartitions = 2
+	nodeSimClients    = 12
 	nodeSimWindow     = 6 * time.Second // of message ids
+	nodeSimLocks      = 200             // the capacity of a lock table
 )
 
 func TestSimulationOfNodes(t *testing.T) {
@@ -116,7 +121,11 @@ type nodeSim struct {
 	mu        sync.Mutex // guards the fields below
 	processes map[string]*simProcess
 	lost      map[string]bool // nodes whose disk was erased, and that the cluster has not removed yet
-	conns     []*nats.Conn
+
+	recorder *workload.Recorder
+	mix      *workload.Mix
+	operator *workload.Client
+	report   *judge.Report
 }
 
 // simProcess is a running process.
@@ -136,7 +145,12 @@ func newNodeSim(o sim.Options) *nodeSim {
 
 func (s *nodeSim) Cluster() *sim.Cluster { return s.cluster }
 
-func (s *nodeSim) Summary() string { return "" }
+func (s *nodeSim) Summary() string {
+	if s.report == nil {
+		return "not judged"
+	}
+	return fmt.Sprintf("%d operations, %d transactions", len(s.recorder.History().Operations), s.report.Transactions)
+}
 
 func (s *nodeSim) process(name string) *simProcess {
 	s.mu.Lock()
@@ -261,7 +275,7 @@ func (s *nodeSim) options(n *sim.Node, p *simProcess) Options {
 	free := func(string) (int64, error) { return room, nil }
 	o := Options{
 		Name: n.Name, Cluster: "sim", Partitions: nodeSimPartitions, Bootstrap: n.Voters, ClusterListen: "127.0.0.1:1",
-		ClusterSecret: "the secret of a simulated cluster", MsgIDWindow: nodeSimWindow, MaxLocks: 200, Logger: log,
+		ClusterSecret: "the secret of a simulated cluster", MsgIDWindow: nodeSimWindow, MaxLocks: nodeSimLocks, Logger: log,
 		store:     wal.Options{FS: n.Disk(), SegmentSize: 1 << 20, CheckpointBytes: 32 << 10, FreeSpace: free},
 		freeSpace: free, pointEvery: 16,
 		environment: &environment{
@@ -289,12 +303,12 @@ func (s *nodeSim) options(n *sim.Node, p *simProcess) Options {
 func (s *nodeSim) Operate(ctx context.Context, n *sim.Node, f sim.Fault) error {
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
-	partition := int(f.At/time.Millisecond) % nodeSimPartitions
+	partition, absent := s.replicaOf(n.Name, int(f.At/time.Millisecond)%nodeSimPartitions)
 	switch f.Kind {
 	case sim.Transfer:
 		return s.ask(ctx, "cluster.transfer", map[string]any{"partition": partition, "to": n.Name})
 	case sim.Move:
-		return s.ask(ctx, "cluster.move", map[string]any{"partition": partition, "node": n.Name, "to": f.To})
+		return s.ask(ctx, "cluster.move", map[string]any{"partition": partition, "node": n.Name, "to": absent})
 	case sim.Rebuild:
 		return s.ask(ctx, "node."+n.Name+".rebuild", map[string]any{"partition": partition})
 	case sim.Restart:
@@ -305,16 +319,46 @@ func (s *nodeSim) Operate(ctx context.Context, n *sim.Node, f sim.Fault) error {
 			}
 		}
 		return nil
-	case sim.Replace:
-		s.replace(n)
+	case sim.Replace, sim.Rollback:
+		if why := s.await(5*time.Second, s.incomplete); why != "" {
+			return errors.New(why)
+		}
+		if f.Kind == sim.Rollback {
+			n.RollBack(f.For)
+		} else {
+			s.replace(n)
+		}
 		return nil
+	case sim.Trim:
+		_, err := s.operator.Trim(ctx, partition, s.mix.Mark(partition)/2)
+		return err
 	}
 	return fmt.Errorf("no node can do that")
 }
 
+// replicaOf returns a partition of which a node has a replica, usual if it has
+// one of that or of none, and a node without a replica of it.
+func (s *nodeSim) replicaOf(node string, usual int) (held int, absent string) {
+	held = usual
+	has := map[int]map[string]bool{}
+	for p := range nodeSimPartitions {
+		has[p] = map[string]bool{}
+	}
+	s.replicas(func(n *Node, p *partition) { has[p.id][n.Name()] = true })
+	if other := (usual + 1) % nodeSimPartitions; !has[usual][node] && has[other][node] {
+		held = other
+	}
+	for _, n := range s.cluster.Nodes {
+		if !has[held][n.Name] {
+			absent = n.Name
+		}
+	}
+	return held, absent
+}
+
 // ask asks the cluster for an operation.
 func (s *nodeSim) ask(ctx context.Context, operation string, body any) error {
-	m, err := s.conns[0].RequestWithContext(ctx, "cantus.admin."+operation, mustJSON(body))
+	m, err := s.operator.Conn.RequestWithContext(ctx, "cantus.admin."+operation, mustJSON(body))
 	if err != nil {
 		return err
 	}
@@ -398,46 +442,164 @@ func (s *nodeSim) Dial(_, address string) (net.Conn, error) {
 
 // connect connects a client. It prefers one node, and goes to the others when
 // that one is down.
-func (s *nodeSim) connect(i int) error {
+func (s *nodeSim) connect(i int, name string) *workload.Client {
 	var urls []string
 	for k := range s.cluster.Nodes {
-		urls = append(urls, "nats://"+s.cluster.Nodes[(i+k)%len(s.cluster.Nodes)].Name)
+		urls = append(urls, s.url(i+k))
 	}
-	nc, err := nats.Connect(strings.Join(urls, ","), nats.SetCustomDialer(s), nats.SkipHostLookup(), nats.DontRandomize(), nats.MaxReconnects(-1),
-		nats.ReconnectWait(50*time.Millisecond), nats.ReconnectJitter(0, 0), nats.RetryOnFailedConnect(true), nats.IgnoreDiscoveredServers())
-	if err == nil {
-		s.conns = append(s.conns, nc)
-	}
-	return err
+	return s.dial(strings.Join(urls, ","), name)
 }
 
+func (s *nodeSim) url(i int) string { return "nats://" + s.cluster.Nodes[i%len(s.cluster.Nodes)].Name }
+
+func (s *nodeSim) dial(urls, name string) *workload.Client {
+	c, err := workload.Dial(urls, nats.SetCustomDialer(s), nats.SkipHostLookup(), nats.DontRandomize(), nats.RetryOnFailedConnect(true),
+		nats.IgnoreDiscoveredServers())
+	if err != nil {
+		panic(err) // with RetryOnFailedConnect there is none, unless an option is wrong
+	}
+	c.Recorder, c.Name = s.recorder, name
+	return c
+}
+
+// Run implements sim.Simulation.
 func (s *nodeSim) Run(ctx context.Context, schedule sim.Schedule) {
 	s.cluster.Start(ctx)
-	if err := s.connect(0); err != nil {
-		s.cluster.Fail("connect: %v", err)
-	}
+	s.recorder = workload.NewRecorder(judge.Header{
+		Partitions: nodeSimPartitions, Replicas: 3, AllWriters: true, MessageIDWindow: int64(nodeSimWindow), Locks: nodeSimLocks,
+	})
+	s.operator = s.connect(0, "operator")
 	operating, stop := context.WithCancel(ctx)
 	var running sync.WaitGroup
 	running.Go(func() { s.operate(operating) })
+	var clients []*workload.Client
+	for i := range nodeSimClients {
+		clients = append(clients, s.connect(i, fmt.Sprintf("c%d", i)))
+	}
+	s.mix = workload.StartMix(ctx, workload.MixOptions{
+		Partitions: nodeSimPartitions, Seed: s.seed, Clients: clients, Pace: 30 * time.Millisecond, MaxPayload: 4 << 10,
+	})
 	s.cluster.Run(ctx, schedule)
 	time.Sleep(time.Second)
 	s.cluster.Heal()
-	for deadline := time.Now().Add(3 * time.Minute); ; time.Sleep(100 * time.Millisecond) {
-		why := s.unready()
-		if why == "" {
-			break
-		}
-		if time.Now().After(deadline) {
-			s.cluster.Fail("three minutes after the last fault: %s", why)
-			break
-		}
+	why := s.await(3*time.Minute, s.unready)
+	s.mix.End()
+	if why == "" {
+		why = s.await(time.Minute, s.unequal)
+	}
+	if why != "" {
+		s.cluster.Fail("minutes after the last fault: %s", why)
+	} else {
+		s.drain(ctx)
 	}
 	stop()
 	running.Wait()
-	for _, nc := range s.conns {
-		nc.Close()
-	}
+	s.operator.Conn.Close()
 	s.cluster.Stop()
+	if why == "" {
+		s.judge()
+	}
+}
+
+// await waits until there is nothing that is not so yet, and returns what is
+// left after a time.
+func (s *nodeSim) await(most time.Duration, notYet func() string) string {
+	for deadline := time.Now().Add(most); ; time.Sleep(50 * time.Millisecond) {
+		if why := notYet(); why == "" || time.Now().After(deadline) {
+			return why
+		}
+	}
+}
+
+// replicas calls do for each replica that is open.
+func (s *nodeSim) replicas(do func(node *Node, p *partition)) {
+	for _, n := range s.cluster.Nodes {
+		if node := s.open(n.Name); node != nil {
+			for p := range node.replicas.open() {
+				do(node, p)
+			}
+		}
+	}
+}
+
+// unequal returns which replicas differ, "" if none do and each partition has
+// three.
+func (s *nodeSim) unequal() (why string) {
+	type state struct {
+		mark, first uint64
+		digest      wal.Digest
+	}
+	all := map[int][]state{}
+	s.replicas(func(node *Node, p *partition) {
+		r := p.replica
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		all[p.id] = append(all[p.id], state{r.mark.Load(), r.first, r.digest})
+	})
+	for p := range nodeSimPartitions {
+		if len(all[p]) != 3 {
+			why = fmt.Sprintf("partition %d has %d replicas", p, len(all[p]))
+		}
+		for _, st := range all[p] {
+			if st != all[p][0] {
+				why = fmt.Sprintf("the replicas of partition %d differ: %v", p, all[p])
+			}
+		}
+	}
+	return why
+}
+
+// incomplete returns why no disk may be lost now, "" if one may: every node has
+// its own, and every replica is there. The other replicas may lose their leader
+// or their power meanwhile.
+func (s *nodeSim) incomplete() string {
+	s.mu.Lock()
+	lost := len(s.lost)
+	s.mu.Unlock()
+	facts, ok := s.facts()
+	switch {
+	case lost > 0 || !ok || len(facts.Nodes) != len(s.cluster.Nodes) || len(facts.MetaVoters()) < 3:
+		return "a node is to be replaced"
+	case s.unready() != "":
+		return s.unready()
+	}
+	return ""
+}
+
+// drain reads all replicas.
+func (s *nodeSim) drain(ctx context.Context) {
+	for i, n := range s.cluster.Nodes {
+		c := s.dial(s.url(i), "drain")
+		c.Recorder = nil
+		s.replicas(func(node *Node, p *partition) {
+			if node.Name() != n.Name {
+				return
+			}
+			r := p.replica
+			r.mu.Lock()
+			first, mark, digest := r.first, r.mark.Load(), r.digest
+			r.mu.Unlock()
+			var log []*nats.Msg
+			for next := first; next <= mark; {
+				msgs, end, refused, err := c.ReadFrom(ctx, "replica.read", p.id, map[string]any{"from": next, "max": 1000})
+				if err != nil || refused != nil || len(msgs) == 0 {
+					s.cluster.Fail("read partition %d of %s from %d: %v, %v", p.id, n.Name, next, refused, err)
+					return
+				}
+				log, next = append(log, msgs...), end.Next
+			}
+			s.recorder.Drained(n.Name, p.id, first, hex.EncodeToString(digest[:]), log)
+		})
+		c.Conn.Close()
+	}
+}
+
+func (s *nodeSim) judge() {
+	report := judge.Check(s.recorder.History())
+	for _, f := range report.Findings {
+		s.cluster.Fail("partition %d: %s: %s", f.Partition, f.Class, f.Text)
+	}
+	s.report = report
 }
 
 // unready returns why the cluster is not whole, "" if it is.

@@ -220,8 +220,6 @@ func (c *Cluster) inject(ctx context.Context, f Fault) {
 	case SlowDisk:
 		n.Disk().slow(f.For / 20)
 		c.later(ctx, f.For, func() { n.Disk().slow(0) })
-	case Rollback:
-		n.rollBack(f.For)
 	case FailDisk, TornWrite:
 		c.breakDisk(n, f.Kind)
 	default:

@@ -1,13 +1,14 @@
-// Package sim runs the replicas of a group in one process and in virtual time,
-// on disks and a network that fail as a schedule says. It is for tests in a
-// bubble of package testing/synctest.
+// Package sim runs the nodes of a cluster in one process and in virtual time, on
+// disks and a network that fail as a schedule says. It is for tests in a bubble
+// of package testing/synctest.
 //
-// A [Cluster] has nodes. A [Node] is a machine: a data directory of package
-// wal, whose journal is on a disk that loses what was not synced when the power
-// fails, a network of package raftstore over package simnet, and a replica,
-// which the test starts and stops (an [App]). A [Schedule] is a list of faults,
-// each at a time. [NewSchedule] makes one from a seed, and it prints as a
-// script that can be run again, whole or with lines left out.
+// A [Cluster] has nodes. A [Node] is a machine: a directory, a disk that loses
+// what was not synced when the power fails, and a host of package simnet. An
+// [App] runs a process on it: [Replicas] runs one replica of a group, and the
+// simulation of whole nodes in package broker everything that a node has. A
+// [Schedule] is a list of faults and operations, each at a time. [NewSchedule]
+// makes one from a seed, and it prints as a script that can be run again, whole
+// or with lines left out.
 //
 // The seed determines the schedule, the latencies of the network and of the
 // disks, and what a power cut leaves of what was not synced. It does not

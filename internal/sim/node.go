@@ -90,9 +90,9 @@ const (
 	erased        // the next process finds nothing
 )
 
-// rollBack ends the process, and lets the next one find the disk as the process
-// has found it.
-func (n *Node) rollBack(after time.Duration) {
+// RollBack ends the process, and lets the next one find the disk as the process
+// has found it. [Options.Copies] is needed.
+func (n *Node) RollBack(after time.Duration) {
 	n.setChange(older)
 	n.end(false, after)
 }

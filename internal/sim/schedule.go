@@ -25,7 +25,6 @@ const (
 	FailDisk  Kind = "fail-disk"  // an operation of a disk fails and has no effect, most often a sync
 	TornWrite Kind = "torn-write" // an operation of a disk, most often a write, has a part of its effect and fails
 	Stall     Kind = "stall"      // a machine: no sync ends and no message arrives
-	Rollback  Kind = "rollback"   // a process is killed; the next finds the disk as it was when that one began
 )
 
 // The operations, which are up to the [App].
@@ -36,6 +35,7 @@ const (
 	Rebuild  Kind = "rebuild"  // of a replica, from the others
 	Replace  Kind = "replace"  // of a node by one with an empty disk
 	Restart  Kind = "restart"  // of a process, in good order
+	Rollback Kind = "rollback" // of a disk to what it was when the process began
 )
 
 // Leader stands for the node that leads at the time of a fault.
@@ -184,7 +184,7 @@ func newFault(rng *rand.Rand, at time.Duration, kind Kind, nodes []string) Fault
 		if rng.IntN(2) == 0 {
 			f.Node, f.To = f.To, f.Node
 		}
-	case Reset, Move:
+	case Reset:
 		f.To = nodes[b]
 	case Partition, SlowDisk, Stall:
 		f.For = between(rng, 50*time.Millisecond, 3*time.Second)

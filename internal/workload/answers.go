@@ -43,6 +43,8 @@ type Conflict struct {
 	Lock string `json:"lock"`
 	Mode string `json:"mode"`
 	Txid uint64 `json:"txid"`
+	// Forgotten means that Txid is the floor of the lock table.
+	Forgotten bool `json:"forgotten,omitempty"`
 }
 
 // PartitionInfo is the answer of cantus.info.<p>, as far as tests need it.

@@ -4,16 +4,18 @@ package main
 type defect struct {
 	name  string
 	what  string
-	where string // the package whose simulation is run; "" for raftstore
+	where string // a key of simulations; "" for the first one
 	edits []edit
 }
 
-func (d defect) test() string {
-	if d.where == "" {
-		return "raftstore"
-	}
-	return d.where
+// simulations are the tests that look for defects, by name.
+var simulations = map[string]struct{ folder, test string }{
+	"":       {"raftstore", "TestSimulation"},
+	"broker": {"broker", "TestSimulationOfTheDataPath"},
+	"nodes":  {"broker", "TestSimulationOfNodes"},
 }
+
+func (d defect) simulation() struct{ folder, test string } { return simulations[d.where] }
 
 // edit replaces a text that occurs once in a file.
 type edit struct{ file, old, now string }
@@ -104,5 +106,21 @@ var defects = []defect{
 	}}},
 	{"txid-skipped", "a batch that does not follow on the last transaction is not void", "broker", []edit{{
 		"broker/replica.go", "	if b.First != r.mark.Load()+1 || b", "	if b",
+	}}},
+
+	{"older-copy-served", "a node that runs on an older copy of its directory is not refused", "nodes", []edit{{
+		"broker/generations.go", "		if why != nil {\n			if g.overtaken", "		if why != nil && false {\n			if g.overtaken",
+	}}},
+	{"cursor-not-compared", "a cursor is set although it is not where its writer expects it", "nodes", []edit{{
+		"broker/replica.go", "done := !c.HasExpected || c.Expected == now.Txid", "done := !c.HasExpected || c.Expected == now.Txid || true",
+	}}},
+	{"cursors-not-stored", "a snapshot does not store cursors: a restart loses them", "nodes", []edit{{
+		"broker/replica.go", "		metas = append(metas, m)\n	}", "	}",
+	}}},
+	{"deposed-leader-refuses", "a leader that was replaced says that what a client reads is past the end", "nodes", []edit{{
+		"broker/requestserver.go", "func (s *requestServer) confirmLeader(term uint64) bool {", "func (s *requestServer) confirmLeader(term uint64) bool {\n	if term > 0 {\n		return true\n	}",
+	}}},
+	{"kinds-skipped", "a read by kind leaves out a transaction now and then", "nodes", []edit{{
+		"broker/query.go", "if q.kinds != nil && !q.kinds[string(t.Kind)] {", "if q.kinds != nil && (!q.kinds[string(t.Kind)] || t.Txid%7 == 0) {",
 	}}},
 }

@@ -23,7 +23,7 @@ import (
 )
 
 // runTimeout ends a run that hangs: that is a way of finding a defect.
-const runTimeout = 30 * time.Second
+const runTimeout = time.Minute
 
 func main() {
 	runs := flag.Int("runs", 100, "seeds to try for each defect")
@@ -69,7 +69,7 @@ func (d defect) try(runs, again int) (outcome string, found bool, err error) {
 		return "", false, err
 	}
 	binary := filepath.Join(dir, "simulation")
-	if out, err := command(context.Background(), dir, "go", "test", "-trimpath", "-c", "-o", binary, "./"+d.test()).CombinedOutput(); err != nil {
+	if out, err := command(context.Background(), dir, "go", "test", "-trimpath", "-c", "-o", binary, "./"+d.simulation().folder).CombinedOutput(); err != nil {
 		return "", false, fmt.Errorf("build: %w\n%s", err, out)
 	}
 	began := time.Now()
@@ -101,7 +101,7 @@ func (d defect) repeat(dir, binary string, seed, times int) (failures int) {
 func (d defect) run(dir, binary string, seed int) (why string, failed bool) {
 	ctx, cancel := context.WithTimeout(context.Background(), runTimeout)
 	defer cancel()
-	c := command(ctx, filepath.Join(dir, d.test()), binary, "-test.run", "^TestSimulation")
+	c := command(ctx, filepath.Join(dir, d.simulation().folder), binary, "-test.run", "^"+d.simulation().test+"$")
 	c.Env = append(os.Environ(), fmt.Sprint("CANTUS_SIM_SEED=", seed))
 	out, err := c.CombinedOutput()
 	if err == nil {
@@ -111,7 +111,7 @@ func (d defect) run(dir, binary string, seed int) (why string, failed bool) {
 		return "it hangs", true
 	}
 	for line := range strings.Lines(string(out)) {
-		if _, text, ok := strings.Cut(line, "_test.go:"); ok && !strings.Contains(text, "seed ") {
+		if _, text, ok := strings.Cut(line, "runs.go:"); ok {
 			_, text, _ = strings.Cut(text, ": ")
 			return strings.TrimSpace(text), true
 		}

@@ -11,7 +11,7 @@ import (
 func TestDefectsFitTheSource(t *testing.T) {
 	names := map[string]bool{}
 	for _, d := range defects {
-		if names[d.name] || d.what == "" {
+		if names[d.name] || d.what == "" || d.simulation().test == "" {
 			t.Errorf("%s: no name of its own, or no description", d.name)
 		}
 		names[d.name] = true
