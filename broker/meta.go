@@ -352,10 +352,14 @@ func (m *meta) transferAway() {
 	}
 }
 
+// isCurrent reports whether the facts are not outdated, as far as this node can
+// know.
+func (m *meta) isCurrent() bool { return m.group.Current() }
+
 // checkMember returns an error if a node that has the secret is not a member.
-// While this node follows no leader of the facts, it can't know the members and
-// returns nil for any node: nodes that were added while it was away must be
-// able to bring it up to date.
+// While this node follows no leader of the facts, or has not caught up with it,
+// it can't know the members and returns nil for any node: nodes that were added
+// while it was away must be able to bring it up to date.
 func (m *meta) checkMember(name, id string) error {
 	if m == nil {
 		return nil
@@ -366,7 +370,7 @@ func (m *meta) checkMember(name, id string) error {
 	switch {
 	case known && member.ID == id:
 		return nil
-	case !is || self.ID != m.directory() || m.group.Status().Leader == "":
+	case !is || self.ID != m.directory() || !m.isCurrent():
 		return nil
 	case known:
 		return fmt.Errorf("node %s has another data directory than the member of that name: remove that one and add this one", name)

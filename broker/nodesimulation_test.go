@@ -91,9 +91,9 @@ func (s *simServer) Subscriptions(client uint64) (map[int]bool, error) {
 // the NATS server is another one (package simnats). Nodes and clients talk
 // through it, and the nodes' servers over the simulated network.
 //
-// Clients ask for everything that the protocol has, and operators for transfers,
-// moves, rebuilds, trims and new nodes, while the schedule's faults happen. At
-// the end all replicas are read, and package judge decides.
+// Clients ask for everything that the protocol has, and operators for
+// transfers, moves, rebuilds, trims and new nodes, while the schedule's faults
+// happen. At the end all replicas are read, and package judge decides.
 //
 // Environment variables choose the seeds: see [sim.Run].
 const (

@@ -22,9 +22,13 @@ import (
 // One goroutine, run, does everything in turn. While the facts give the node a
 // replica, ensure opens it, and fetches its log from another node first if it
 // has to; serve then runs the partition until awaitEnd returns a reason to end
-// it, and closes the replica. While the facts give the node none, deleteReplica
-// deletes what an earlier one left. Raft decides when a replica may go: the
-// leader removes it from the group before its node deletes it.
+// it, closes the replica and deletes its log.
+//
+// Raft decides when a replica may go: the leader removes it from the group
+// before its node deletes it. The facts alone do not suffice. A node that starts
+// has those of its last snapshot, and the newer ones may have given it a
+// replica, which has acknowledged entries since. So a log that is there is
+// opened whatever the facts say, and takes part until the replica is removed.
 type replicaController struct {
 	controllerConfig
 	id   int
@@ -49,6 +53,7 @@ type controllerConfig struct {
 	founders         []string // the group's first voters, nil unless this node is one of them
 	peers            *peers
 	facts            func() (facts cluster.Facts, changed <-chan struct{})
+	factsCurrent     func() bool // the facts are not outdated
 	shared           *sharedSubjects
 	network          *raftstore.Network // nil on a node that is no cluster
 	host             func() host        // for the replica
@@ -77,11 +82,10 @@ func (c *replicaController) set(p *partition, progress string) {
 
 func (c *replicaController) wanted(f cluster.Facts) bool { return f.Hosts(c.self, c.id) }
 
-// openLocal opens the replica if the facts give the node one, and its log need
-// not be fetched first.
+// openLocal opens the replica if its log is here or need not be fetched first.
 func (c *replicaController) openLocal() error {
 	facts, _ := c.facts()
-	if !c.wanted(facts) || c.mustFetch() {
+	if c.mustFetch() || c.data.LastIndex() == 0 && !c.wanted(facts) {
 		return nil
 	}
 	return c.open()
@@ -115,11 +119,32 @@ func (c *replicaController) run(ctx context.Context) {
 				c.awaitRetry(ctx, err, changed)
 			}
 		default:
+			c.leave(ctx, changed)
+		}
+	}
+}
+
+// leave deals with what is here of a replica that the facts do not give the
+// node, until the facts change.
+func (c *replicaController) leave(ctx context.Context, changed <-chan struct{}) {
+	if err := c.openLocal(); err != nil {
+		c.fail(fmt.Errorf("partition %d: %w", c.id, err))
+		return
+	}
+	if c.current() != nil {
+		return
+	}
+	for {
+		heard := c.peers.next()
+		if c.data.LastIndex() > 0 && c.mayDelete() {
 			c.deleteReplica()
-			select {
-			case <-ctx.Done():
-			case <-changed:
-			}
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-changed:
+			return
+		case <-heard:
 		}
 	}
 }
@@ -157,11 +182,9 @@ func (c *replicaController) logAbsence(err error) {
 	}
 }
 
-// deleteReplica deletes what an earlier replica has left.
+// deleteReplica deletes the log of a replica that is not open: one that was to
+// be fetched again.
 func (c *replicaController) deleteReplica() {
-	if c.data.LastIndex() == 0 {
-		return
-	}
 	if err := raftstore.Reset(c.data); err != nil {
 		c.log.Warn("the removed replica's log is not deleted", "err", err)
 		return
@@ -290,10 +313,11 @@ func (c *replicaController) awaitEnd(ctx context.Context, p *partition) endReaso
 	for {
 		facts, changed := c.facts()
 		heard := c.peers.next()
-		if !c.wanted(facts) && c.removed() {
+		wanted := c.wanted(facts)
+		if !wanted && c.mayDelete() {
 			return unwanted
 		}
-		if c.wanted(facts) {
+		if wanted {
 			heard = nil
 		}
 		select {
@@ -308,6 +332,10 @@ func (c *replicaController) awaitEnd(ctx context.Context, p *partition) endReaso
 		}
 	}
 }
+
+// mayDelete reports whether a replica that the facts do not give this node may
+// be deleted: the facts are not outdated, and its group has removed it.
+func (c *replicaController) mayDelete() bool { return c.factsCurrent() && c.removed() }
 
 // removed reports whether the group's leader, on another node, has removed this
 // replica.

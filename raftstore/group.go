@@ -206,6 +206,18 @@ func (g *Group) Term() uint64 { return g.raft.CurrentTerm() }
 // Applied returns the AppliedIndex of [Group.Status].
 func (g *Group) Applied() uint64 { return g.raft.AppliedIndex() }
 
+// Current reports whether this replica knows its leader and has applied all
+// that was committed before that leader's term: an entry of the term is among
+// what it has applied. A replica that is behind may know its leader from
+// heartbeats alone.
+func (g *Group) Current() bool {
+	if _, leader := g.raft.LeaderWithID(); leader == "" {
+		return false
+	}
+	var last raft.Log
+	return g.log.GetLog(g.raft.AppliedIndex(), &last) == nil && last.Term == g.raft.CurrentTerm()
+}
+
 // VerifyLeader returns nil when a majority has confirmed that this replica
 // leads in a term, in reply to heartbeats that were sent after the call. If a
 // barrier has succeeded in that term, this replica has then applied every entry

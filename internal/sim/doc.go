@@ -1,6 +1,6 @@
-// Package sim runs the nodes of a cluster in one process and in virtual time, on
-// disks and a network that fail as a schedule says. It is for tests in a bubble
-// of package testing/synctest.
+// Package sim runs the nodes of a cluster in one process and in virtual time,
+// on disks and a network that fail as a schedule says. It is for tests in a
+// bubble of package testing/synctest.
 //
 // A [Cluster] has nodes. A [Node] is a machine: a directory, a disk that loses
 // what was not synced when the power fails, and a host of package simnet. An

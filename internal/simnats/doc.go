@@ -4,8 +4,8 @@
 // (package simnet).
 //
 // It does what the nodes and their clients need: subjects with wildcards, queue
-// groups, headers, replies, and "no responders". A queue group's message goes to
-// a member on the same server if there is one, as in NATS. It has no
+// groups, headers, replies, and "no responders". A queue group's message goes
+// to a member on the same server if there is one, as in NATS. It has no
 // permissions, accounts, limits or slow consumers: what it buffers is not
 // bounded.
 //

@@ -121,7 +121,7 @@ func (s *Server) begin(r *route, decode *gob.Decoder) bool {
 	if s.closed {
 		return false
 	}
-	r.host, r.name = splitHello(hello.Name)
+	r.host, r.name = splitName(hello.Name)
 	if old := s.routes[r.host]; old != nil {
 		old.close()
 	}
@@ -171,7 +171,7 @@ func (s *Server) ping(r *route) {
 	time.AfterFunc(pingInterval, func() { s.ping(r) })
 }
 
-func splitHello(text string) (host, name string) {
+func splitName(text string) (host, name string) {
 	for i := range text {
 		if text[i] == ' ' {
 			return text[:i], text[i+1:]
