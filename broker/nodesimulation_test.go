@@ -120,6 +120,7 @@ type nodeSim struct {
 
 	mu        sync.Mutex // guards the fields below
 	processes map[string]*simProcess
+	removed   map[string]int  // replicas that a node has deleted
 	lost      map[string]bool // nodes whose disk was erased, and that the cluster has not removed yet
 
 	recorder *workload.Recorder
@@ -138,7 +139,7 @@ type simProcess struct {
 }
 
 func newNodeSim(o sim.Options) *nodeSim {
-	s := &nodeSim{seed: o.Seed, processes: map[string]*simProcess{}, lost: map[string]bool{}}
+	s := &nodeSim{seed: o.Seed, processes: map[string]*simProcess{}, lost: map[string]bool{}, removed: map[string]int{}}
 	s.cluster = sim.New(o, s)
 	return s
 }
@@ -270,6 +271,7 @@ func (s *nodeSim) options(n *sim.Node, p *simProcess) Options {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
+	log = slog.New(deletions{log.Handler(), s, n.Name})
 	network := s.cluster.Net
 	const room = 1 << 40
 	free := func(string) (int64, error) { return room, nil }
@@ -297,6 +299,38 @@ func (s *nodeSim) options(n *sim.Node, p *simProcess) Options {
 		o.Bootstrap = nil
 	}
 	return o
+}
+
+// deletions counts the replicas that a node deletes, by its log.
+type deletions struct {
+	slog.Handler
+	s    *nodeSim
+	node string
+}
+
+func (d deletions) Enabled(context.Context, slog.Level) bool { return true }
+
+func (d deletions) WithAttrs(attrs []slog.Attr) slog.Handler {
+	return deletions{d.Handler.WithAttrs(attrs), d.s, d.node}
+}
+
+func (d deletions) Handle(ctx context.Context, r slog.Record) error {
+	if r.Message == "replica removed" || r.Message == "replica ends" {
+		d.s.mu.Lock()
+		d.s.removed[d.node]++
+		d.s.mu.Unlock()
+	}
+	if !d.Handler.Enabled(ctx, r.Level) {
+		return nil
+	}
+	return d.Handler.Handle(ctx, r)
+}
+
+// deleted returns how many replicas a node has deleted.
+func (s *nodeSim) deleted(node string) int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.removed[node]
 }
 
 // Operate implements sim.App.
@@ -462,13 +496,18 @@ func (s *nodeSim) dial(urls, name string) *workload.Client {
 	return c
 }
 
-// Run implements sim.Simulation.
-func (s *nodeSim) Run(ctx context.Context, schedule sim.Schedule) {
+// prepare starts the nodes and connects the operator.
+func (s *nodeSim) prepare(ctx context.Context) {
 	s.cluster.Start(ctx)
 	s.recorder = workload.NewRecorder(judge.Header{
 		Partitions: nodeSimPartitions, Replicas: 3, AllWriters: true, MessageIDWindow: int64(nodeSimWindow), Locks: nodeSimLocks,
 	})
 	s.operator = s.connect(0, "operator")
+}
+
+// Run implements sim.Simulation.
+func (s *nodeSim) Run(ctx context.Context, schedule sim.Schedule) {
+	s.prepare(ctx)
 	operating, stop := context.WithCancel(ctx)
 	var running sync.WaitGroup
 	running.Go(func() { s.operate(operating) })
@@ -614,4 +653,51 @@ func (s *nodeSim) unready() string {
 		}
 	}
 	return ""
+}
+
+// A node that starts has the facts of its last snapshot, which may be older
+// than a replica that it has. It must not delete the replica because of that.
+func TestAReplicaOutlivesABlackout(t *testing.T) {
+	opts := sim.Options{Seed: 1}
+	for range 4 {
+		opts.Dirs = append(opts.Dirs, t.TempDir())
+	}
+	sim.Bubble(t, func(t *testing.T) {
+		s := newNodeSim(opts)
+		s.prepare(t.Context())
+		defer func() {
+			s.operator.Conn.Close()
+			s.cluster.Stop()
+		}()
+		check := func(why string) {
+			t.Helper()
+			if why != "" {
+				t.Fatal(why)
+			}
+		}
+		check(s.await(time.Minute, s.unready))
+		check(s.await(time.Minute, s.unequal))
+		_, to := s.replicaOf("n1", 0)
+		if err := s.ask(t.Context(), "cluster.move", map[string]any{"partition": 0, "node": "n1", "to": to}); err != nil {
+			t.Fatal(err)
+		}
+		check(s.await(time.Minute, func() string {
+			if node := s.open(to); node == nil || node.replicas.get(0).current() == nil {
+				return to + " has no replica"
+			}
+			return s.unequal()
+		}))
+		removed := s.deleted(to)
+		s.cluster.Run(t.Context(), sim.Schedule{{Kind: sim.Blackout, For: 100 * time.Millisecond}})
+		check(s.await(time.Minute, func() string {
+			if s.open(to) != nil {
+				return "the power is not gone"
+			}
+			return ""
+		}))
+		check(s.await(time.Minute, s.unready))
+		if s.deleted(to) > removed {
+			t.Errorf("%s has deleted its replica", to)
+		}
+	})
 }

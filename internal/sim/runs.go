@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -64,6 +65,20 @@ func Run(t *testing.T, c Config) {
 	}
 }
 
+// Bubble runs f in a bubble of package testing/synctest. Timers of one bubble
+// must not be used in another or outside, and nats.go keeps some in a
+// sync.Pool: Bubble empties it, before and after.
+func Bubble(t *testing.T, f func(t *testing.T)) {
+	t.Helper()
+	empty := func() {
+		runtime.GC()
+		runtime.GC() // a pool keeps what the first collection finds for the second
+	}
+	empty()
+	defer empty()
+	synctest.Test(t, f)
+}
+
 func (c *Config) run(t *testing.T, seed uint64) {
 	nodes := c.Nodes(seed)
 	schedule := NewSchedule(seed, Names(nodes), c.Length, c.Spacing, c.Weights)
@@ -87,7 +102,7 @@ func (c *Config) run(t *testing.T, seed uint64) {
 	// A panic on one of raft's goroutines ends the process: say before it in
 	// which run.
 	fmt.Println(name)
-	synctest.Test(t, func(t *testing.T) {
+	Bubble(t, func(t *testing.T) {
 		s := c.New(opts)
 		began := time.Now()
 		s.Run(t.Context(), schedule)
