@@ -25,8 +25,8 @@ import (
 // it, closes the replica and deletes its log.
 //
 // Raft decides when a replica may go: the leader removes it from the group
-// before its node deletes it. The facts alone do not suffice. A node that starts
-// has those of its last snapshot, and the newer ones may have given it a
+// before its node deletes it. The facts alone do not suffice. A node that
+// starts has those of its last snapshot, and the newer ones may have given it a
 // replica, which has acknowledged entries since. So a log that is there is
 // opened whatever the facts say, and takes part until the replica is removed.
 type replicaController struct {
