@@ -6,6 +6,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/cantuslog/cantus/internal/invariant"
 	"github.com/cantuslog/cantus/lockmgr"
 	"github.com/cantuslog/cantus/wal"
 )
@@ -146,6 +147,8 @@ func (c *certifier) rollback() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.revert()
+	left := c.table.Stats().InFlight
+	invariant.SessionBeginsEmpty.Check(left == 0, uint64(left), 0)
 }
 
 func (c *certifier) revert() {

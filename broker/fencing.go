@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"sync/atomic"
 
+	"github.com/cantuslog/cantus/internal/invariant"
 	"github.com/cantuslog/cantus/raftstore"
 	"github.com/cantuslog/cantus/wal"
 )
@@ -101,7 +102,7 @@ func (f *fencing) compare(name string, r groupReport) {
 		leader = name
 	}
 	c := f.comparisons.count(f.self, leader, status.Replicas)
-	if result == different {
+	if !invariant.DigestsEqual.Check(result != different, txid, txid) {
 		f.log.Warn("replicas have different logs", "other", name, "txid", txid, "agree", c.agree, "differ", c.differ, "majority", c.majority)
 	}
 	switch {

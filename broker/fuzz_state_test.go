@@ -16,16 +16,21 @@ import (
 	"github.com/cantuslog/cantus/wal/journal/journaltest"
 )
 
-// fuzzLog returns a log with two batches of transactions, in a store whose
-// journal is in memory.
+// emptyLog returns an empty log, in a store whose journal is in memory.
+func emptyLog(t testing.TB) *wal.Log {
+	t.Helper()
+	s, err := wal.Open(t.TempDir(), wal.Options{Identity: wal.Identity{Cluster: "c", Node: "n1", Partitions: 1}, FS: journaltest.New(1)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = s.Close() })
+	return s.Log(0)
+}
+
+// fuzzLog returns a log with two batches of transactions.
 func fuzzLog(f *testing.F) *wal.Log {
 	f.Helper()
-	s, err := wal.Open(f.TempDir(), wal.Options{Identity: wal.Identity{Cluster: "c", Node: "n1", Partitions: 1}, FS: journaltest.New(1)})
-	if err != nil {
-		f.Fatal(err)
-	}
-	f.Cleanup(func() { _ = s.Close() })
-	log := s.Log(0)
+	log := emptyLog(f)
 	for index, data := range [][]byte{fuzzBatch(1, 1, "a"), fuzzBatch(1, 2, "b")} {
 		if err := log.Append(wal.Entry{Index: uint64(index) + 1, Term: 1, Data: data}); err != nil {
 			f.Fatal(err)

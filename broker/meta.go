@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/cantuslog/cantus/broker/cluster"
+	"github.com/cantuslog/cantus/internal/invariant"
 	"github.com/cantuslog/cantus/raftstore"
 	"github.com/cantuslog/cantus/wal"
 )
@@ -105,7 +106,9 @@ func (m *meta) Apply(entries []raftstore.Committed) []any {
 	defer m.state.Unlock()
 	for i, e := range entries {
 		m.index = e.Index
+		was := m.facts.Version
 		results[i] = m.apply(e)
+		invariant.FactsVersionRises.Check(m.facts.Version >= was, m.facts.Version, was)
 		m.chain.add(chainPoint{wal.Base{Txid: e.Index, Digest: m.digest()}, e.Index})
 		m.chain.setApplied(e.Index)
 	}

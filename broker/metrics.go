@@ -6,6 +6,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 
+	"github.com/cantuslog/cantus/internal/invariant"
 	"github.com/cantuslog/cantus/subjects"
 	"github.com/cantuslog/cantus/wal"
 )
@@ -62,6 +63,14 @@ func newMetrics() *metrics {
 	})
 	m.scrubBytes = prometheus.NewCounter(prometheus.CounterOpts{Namespace: "cantus", Name: "scrub_bytes_total", Help: "Bytes that scrubs have read."})
 	m.stages = newStageMetrics(m.registry)
+	for _, i := range invariant.All() {
+		if !i.IsEvent() {
+			m.registry.MustRegister(prometheus.NewCounterFunc(prometheus.CounterOpts{
+				Namespace: "cantus", Name: "invariant_violations_total", Help: "How often a statement that is always true was false, in this process.",
+				ConstLabels: prometheus.Labels{"invariant": i.Name()},
+			}, func() float64 { return float64(i.Count()) }))
+		}
+	}
 	m.registry.MustRegister(m.damageFound, m.damageRepaired, m.damaged, m.scrubbed, m.scrubBytes, m.diverged, m.rejected, m.appended, m.refusals, m.batches, m.bytes, m.reads, m.sent, m.commit,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m

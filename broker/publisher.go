@@ -5,6 +5,7 @@ import (
 	"crypto/ed25519"
 	"log/slog"
 
+	"github.com/cantuslog/cantus/internal/invariant"
 	"github.com/cantuslog/cantus/subjects"
 )
 
@@ -34,7 +35,10 @@ type feedInfo interface {
 func (p *publisher) run() {
 	buf := make([]byte, 0, 2*feedPart)
 	pack := signedPacker{subject: p.packed, partition: p.partition, key: p.key}
+	last := uint64(0)
 	for b := range p.committed {
+		invariant.FeedInOrder.Check(b.first > last, b.first, last+1)
+		last = b.first + uint64(len(b.passed)) - 1
 		b.number()
 		pack.most = min(feedPart, p.nats.MaxPayload()-feedRoom)
 		if p.nats.Wanted(p.packed) {

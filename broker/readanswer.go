@@ -7,6 +7,7 @@ import (
 	"runtime"
 	"time"
 
+	"github.com/cantuslog/cantus/internal/invariant"
 	"github.com/cantuslog/cantus/subjects"
 	"github.com/cantuslog/cantus/wal"
 )
@@ -145,6 +146,7 @@ func (r *readAnswer) scan(ctx context.Context, at position) error {
 		records := b.Batch.Read()
 		records.Skip(int(r.next - b.Batch.First))
 		for records.Next(&t) {
+			invariant.ReadWithinLog.Check(t.Txid <= at.mark, t.Txid, at.mark)
 			size := len(t.Payload) + len(t.Header)
 			if r.q.matches(&t) {
 				if r.sent > 0 && r.bytes+size > r.q.maxBytes {

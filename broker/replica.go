@@ -13,6 +13,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/cantuslog/cantus/internal/invariant"
 	"github.com/cantuslog/cantus/lockmgr"
 	"github.com/cantuslog/cantus/raftstore"
 	"github.com/cantuslog/cantus/wal"
@@ -69,6 +70,7 @@ type cursor struct {
 
 // applied is the result of applying an entry.
 type applied struct {
+	term    uint64 // of the entry
 	void    bool
 	failed  bool           // the replica could not apply it, and its node stops
 	cursors []cursorResult // of a batch of cursor writes, one for each
@@ -109,7 +111,7 @@ func (r *replica) Apply(entries []raftstore.Committed) []any {
 			a = applied{failed: true}
 		}
 		r.chain.setApplied(e.Index)
-		a.taken, a.synced, a.begun, a.done = e.Taken, e.Synced, begun, time.Now()
+		a.term, a.taken, a.synced, a.begun, a.done = e.Term, e.Taken, e.Synced, begun, time.Now()
 		results[i] = a
 	}
 	r.mu.Lock()
@@ -141,6 +143,7 @@ func (r *replica) apply(e raftstore.Committed) (applied, error) {
 // entry's.
 func (r *replica) applyTransactions(e raftstore.Committed, b wal.Batch) (applied, error) {
 	if b.First != r.mark.Load()+1 || b.OutOfTerm(e.Term) || !r.inTime(b) {
+		invariant.BatchVoided.Reached()
 		return applied{void: true}, r.log.Void(e.Index)
 	}
 	digest := r.digest.Next(e.Data) // only Apply changes it
@@ -164,6 +167,7 @@ func (r *replica) inTime(b wal.Batch) bool {
 func (r *replica) record(data []byte, b wal.Batch) error {
 	committed, err := r.certifier.record(data, b)
 	r.mark.Store(committed)
+	invariant.TxidsDense.Check(committed == b.Last() || err != nil, committed, b.Last())
 	if b.Count > 0 {
 		r.lastTime = b.Time + int64(b.Count) - 1
 	}

@@ -8,6 +8,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/cantuslog/cantus/internal/invariant"
 	"github.com/cantuslog/cantus/raftstore"
 	"github.com/cantuslog/cantus/subjects"
 )
@@ -16,6 +17,7 @@ import (
 // batch and replies.
 type responder struct {
 	partition     int
+	term          uint64 // of the session
 	log           *slog.Logger
 	metrics       *partitionMetrics
 	stages        stageMetrics
@@ -29,6 +31,8 @@ type responder struct {
 
 	certified <-chan *batch
 	committed chan<- *batch
+
+	lastTime int64 // of the last transaction that is committed; owned by run
 
 	broken atomic.Bool // a batch failed, which ended the session
 }
@@ -101,6 +105,9 @@ func (p *responder) await(b *batch) error {
 	case b.applied.void:
 		return errVoid
 	}
+	invariant.SessionTerm.Check(b.applied.term == p.term, b.applied.term, p.term)
+	invariant.TimesRise.Check(b.time > p.lastTime, uint64(b.time), uint64(p.lastTime)+1)
+	p.lastTime = b.time + int64(len(b.passed)) - 1
 	p.metrics.committed(len(b.passed), len(b.data), time.Since(b.certified))
 	return nil
 }
@@ -109,6 +116,7 @@ func (p *responder) await(b *batch) error {
 func (p *responder) reply(b *batch, err error) {
 	mark := p.mark()
 	p.verify(b, mark)
+	p.checkAnswers(b, err, mark)
 	out := make([]byte, 0, 160*b.singles+1024*b.batches)
 	failed := outcome{err: wireError(err)}
 	if errors.Is(err, errVoid) {
@@ -124,12 +132,36 @@ func (p *responder) reply(b *batch, err error) {
 	for _, d := range b.decided {
 		o := d.outcome
 		if d.dependsOn != 0 && p.broken.Load() {
+			invariant.DependencyLost.Reached()
 			o = outcome{err: subjects.Errorf(subjects.Unavailable, "it was refused because of a transaction that did not commit: nothing was done, try again")}
 		}
 		out = p.appendOutcome(out, d.r, o, mark)
 	}
 	if err := p.replies.Send(out); err != nil {
 		p.log.Debug("answers not sent", "err", err)
+	}
+}
+
+// checkAnswers checks what the answers to a batch that ended with err say about what
+// is committed. mark is the high-water mark.
+func (p *responder) checkAnswers(b *batch, err error, mark uint64) {
+	if n := uint64(len(b.passed)); n > 0 && err == nil {
+		last := b.first + n - 1
+		invariant.AcknowledgedApplied.Check(mark >= last, mark, last)
+	}
+	broken := p.broken.Load()
+	for i := range b.decided {
+		d := &b.decided[i]
+		if broken && d.dependsOn != 0 {
+			continue // it is answered otherwise
+		}
+		invariant.DependencyCommitted.Check(mark >= d.dependsOn, mark, d.dependsOn)
+		switch e := d.outcome.err; {
+		case e == nil:
+			invariant.DuplicateCommitted.Check(mark >= d.outcome.txid, mark, d.outcome.txid)
+		case e.Reason == subjects.Conflict:
+			invariant.ConflictCommitted.Check(mark >= e.Txid, mark, e.Txid)
+		}
 	}
 }
 
@@ -145,6 +177,7 @@ func (p *responder) verify(b *batch, mark uint64) {
 		reason := d.outcome.err.Reason
 		further := reason == subjects.Ahead || reason == subjects.WrongLast && d.r.cert.ExpectedLast > mark
 		if further && !confirmed() {
+			invariant.LeadershipUnconfirmed.Reached()
 			d.outcome = outcome{err: notConfirmedError(p.partition)}
 		}
 	}

@@ -94,7 +94,7 @@ func newSession(c sessionConfig) *session {
 			nats: c.nats, feeds: c.feeds, committed: committed,
 		},
 		responder: responder{
-			partition: c.partition, log: c.log, metrics: c.metrics, stages: c.stages,
+			partition: c.partition, term: c.term, log: c.log, metrics: c.metrics, stages: c.stages,
 			mark: c.mark, confirmLeader: c.confirmLeader, end: c.end, limits: c.nats, replies: c.replies,
 			adviseRefused: c.adviseRefused, certified: certified, committed: committed,
 		},

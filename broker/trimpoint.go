@@ -9,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/cantuslog/cantus/internal/invariant"
 	"github.com/cantuslog/cantus/raftstore"
 	"github.com/cantuslog/cantus/wal"
 )
@@ -208,6 +209,8 @@ func (r *replica) trim(keep, index uint64) {
 	default:
 		at = r.trimPoints[n-1]
 	}
+	invariant.FirstTxidRises.Check(at.Txid+1 >= r.first, at.Txid+1, r.first)
+	invariant.TrimWithinLog.Check(at.Txid <= r.mark.Load(), at.Txid, r.mark.Load())
 	r.trimPoints = slices.Clone(r.trimPoints[n:])
 	r.first, r.base = at.Txid+1, at.Base
 	r.certifier.forget(r.first)

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/cantuslog/cantus/internal/invariant"
 	"github.com/cantuslog/cantus/raftstore/peernet"
 	"github.com/cantuslog/cantus/wal"
 )
@@ -193,6 +194,8 @@ func (f *fetcher) finish() error {
 			return err
 		}
 	}
+	invariant.FetchComplete.Check(f.log.LastIndex() == snap.Index, f.log.LastIndex(), snap.Index)
+	invariant.LogFetched.Reached()
 	return f.log.SetMeta(f.metas()...)
 }
 

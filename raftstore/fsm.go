@@ -7,6 +7,7 @@ import (
 
 	"github.com/hashicorp/raft"
 
+	"github.com/cantuslog/cantus/internal/invariant"
 	"github.com/cantuslog/cantus/wal"
 )
 
@@ -50,6 +51,7 @@ type Snapshot struct {
 // fsmAdapter adapts an FSM to raft.BatchingFSM.
 type fsmAdapter struct {
 	fsm         FSM
+	log         *wal.Log
 	writes      *asyncWrites
 	snapshotter *snapshotter
 	// restoreErr, if not nil, receives the error of Restore, which raft only
@@ -74,9 +76,14 @@ func (a fsmAdapter) ApplyBatch(logs []*raft.Log) []any {
 		if err := a.writes.waitSynced(entries[n-1].Index); err != nil {
 			return slices.Repeat([]any{notSynced{err}}, len(logs))
 		}
+		synced := a.log.LastIndex()
+		invariant.AppliedIsSynced.Check(synced >= entries[n-1].Index, synced, entries[n-1].Index)
 	}
+	applied := a.snapshotter.applied.Load()
 	for i := range entries {
 		e := &entries[i]
+		invariant.AppliedInOrder.Check(e.Index > applied, e.Index, applied+1)
+		applied = e.Index
 		if e.Synced = a.writes.syncedAt(e.Index); e.Synced.IsZero() {
 			e.Taken = time.Time{} // another replica accepted it, by its clock
 		}

@@ -109,7 +109,7 @@ func (g *Group) start(config *raft.Config, opts Options) (err error) {
 		}
 	}()
 	var restoreErr error
-	g.raft, err = raft.NewRaft(config, fsmAdapter{opts.FSM, &g.log.writes, g.snapshotter, &restoreErr}, g.log, g.log, snapshots, g.transport)
+	g.raft, err = raft.NewRaft(config, fsmAdapter{opts.FSM, opts.Log, &g.log.writes, g.snapshotter, &restoreErr}, g.log, g.log, snapshots, g.transport)
 	if err != nil && restoreErr != nil {
 		return fmt.Errorf("restore the state: %w", restoreErr)
 	}

@@ -10,6 +10,7 @@ import (
 
 	"github.com/hashicorp/raft"
 
+	"github.com/cantuslog/cantus/internal/invariant"
 	"github.com/cantuslog/cantus/wal"
 )
 
@@ -221,7 +222,7 @@ func (s *logStore) checkTruncation(from uint64) error {
 	if r := s.raft.Load(); r != nil {
 		committed = max(committed, r.AppliedIndex(), s.writes.limit(r.CommitIndex()))
 	}
-	if from > committed {
+	if invariant.CommittedKept.Check(from > committed, from, committed+1) {
 		return nil
 	}
 	return s.halt.haltItself(fmt.Errorf("%w: a leader has other entries from %d on, and this replica knows that the entries up to %d are committed: "+
@@ -293,7 +294,7 @@ func (s *logStore) Get(key []byte) ([]byte, error) {
 func (s *logStore) SetUint64(key []byte, n uint64) error {
 	value := binary.BigEndian.AppendUint64(nil, n)
 	if string(key) != keyTerm {
-		if current, err := s.GetUint64(key); err != nil || n < current {
+		if current, err := s.GetUint64(key); err != nil || !invariant.VoteTermRises.Check(n >= current, n, current) {
 			return errors.Join(err, s.haltOnOlderTerm(string(key), current, n))
 		}
 		return s.Set(key, value)
@@ -304,11 +305,12 @@ func (s *logStore) SetUint64(key []byte, n uint64) error {
 	if s.pendingTerm != nil {
 		current = binary.BigEndian.Uint64(s.pendingTerm)
 	}
-	if n < current { // not an error, since raft would panic; the replica is halted
+	if !invariant.TermRises.Check(n >= current, n, current) { // not an error, since raft would panic; the replica is halted
 		_ = s.haltOnOlderTerm(keyTerm, current, n)
 		return nil
 	}
 	if s.pendingTerm = nil; s.set(keyTerm, value) != nil {
+		invariant.TermPending.Reached()
 		s.pendingTerm = value
 	}
 	return nil

@@ -10,6 +10,7 @@ import (
 
 	"github.com/hashicorp/raft"
 
+	"github.com/cantuslog/cantus/internal/invariant"
 	"github.com/cantuslog/cantus/internal/testkit"
 	"github.com/cantuslog/cantus/wal"
 	"github.com/cantuslog/cantus/wal/journal/journaltest"
@@ -190,6 +191,7 @@ func TestAFailedStoreDoesNotPanic(t *testing.T) {
 // Once there is room again, a term that could not be stored on the full disk is
 // stored before anything else.
 func TestAPendingTermIsStoredFirst(t *testing.T) {
+	testkit.Violates(t, invariant.TermPending)
 	fs := journaltest.NewGate()
 	s := &logStore{log: openLog(t, t.TempDir(), wal.Options{FS: fs, SegmentSize: 1 << 16})}
 	if err := s.SetUint64([]byte(keyTerm), 1); err != nil {
@@ -262,6 +264,7 @@ func TestACancelledSnapshotIsNotStored(t *testing.T) {
 // A replica halts itself rather than remove committed entries, or replace its
 // term or vote by an older one. It then stores nothing more.
 func TestStoredStateNeverRegresses(t *testing.T) {
+	testkit.Violates(t, invariant.TermRises, invariant.VoteTermRises, invariant.CommittedKept)
 	open := func(t *testing.T) (*logStore, chan error) {
 		halted := make(chan error, 1)
 		s := &logStore{log: openLog(t, t.TempDir(), wal.Options{}), halt: &halt{haltedItself: func(err error) { halted <- err }}}

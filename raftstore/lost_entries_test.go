@@ -5,6 +5,8 @@ import (
 	"os"
 	"testing"
 
+	"github.com/cantuslog/cantus/internal/invariant"
+	"github.com/cantuslog/cantus/internal/testkit"
 	"github.com/cantuslog/cantus/raftstore"
 )
 
@@ -50,6 +52,7 @@ func (n *node) save() (restore func()) {
 // One replica has lost entries that it had acknowledged, and votes for a leader
 // that never had them. The replica that still has them does not remove them.
 func TestCommittedEntriesAreNotRemovedForALeaderThatLacksThem(t *testing.T) {
+	testkit.Violates(t, invariant.CommittedKept)
 	t.Parallel()
 	c, _ := startCluster(t, "n1", "n2", "n3")
 	c.put("a")
@@ -103,6 +106,7 @@ func TestCommittedEntriesAreNotRemovedForALeaderThatLacksThem(t *testing.T) {
 // A follower restarts with an older copy of its directory. Its leader is still
 // the one to which it had acknowledged more entries.
 func TestALeaderNoticesThatAFollowerHasLostEntries(t *testing.T) {
+	testkit.MayViolate(t, invariant.CommittedKept) // a follower loses entries
 	t.Parallel()
 	c, _ := startCluster(t, "n1", "n2", "n3")
 	type lost struct {
@@ -189,6 +193,7 @@ func TestALeaderNoticesThatAFollowerHasLostEntries(t *testing.T) {
 // A leader is replaced and elected again. It does not report a follower for the
 // lack of entries that the follower never acknowledged.
 func TestALeaderOfANewTermReportsNoLoss(t *testing.T) {
+	testkit.MayViolate(t, invariant.CommittedKept) // a follower loses entries
 	t.Parallel()
 	c, _ := startCluster(t, "n1", "n2", "n3")
 	reported := make(chan string, 10)

@@ -9,6 +9,7 @@ import (
 
 	"github.com/hashicorp/raft"
 
+	"github.com/cantuslog/cantus/internal/invariant"
 	"github.com/cantuslog/cantus/wal"
 )
 
@@ -105,6 +106,9 @@ func (s *snapshotSink) Close() error {
 	s.closed = true
 	if !s.local {
 		return errForeignSnapshot
+	}
+	if have, err := (snapshotStore{s.log}).load(); err == nil {
+		invariant.SnapshotRises.Check(s.snapshot.Index >= have.Index, s.snapshot.Index, have.Index)
 	}
 	s.snapshot.State = s.state.Bytes()
 	v, err := json.Marshal(s.snapshot)

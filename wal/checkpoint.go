@@ -9,6 +9,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/cantuslog/cantus/internal/invariant"
 	"github.com/cantuslog/cantus/wal/journal"
 )
 
@@ -141,7 +142,7 @@ func (s *Store) takeCheckpoint() error {
 	}
 	err = writeChecksummed(filepath.Join(s.dir, checkpointName), at)
 	if err == nil {
-		err = s.journal.Release(at.Seq)
+		err = s.releaseJournal(at.Seq)
 	}
 	if isNoSpace(err) && !errors.Is(err, journal.ErrFailed) {
 		return fmt.Errorf("%w: %w", ErrNoSpace, err)
@@ -153,6 +154,13 @@ func (s *Store) takeCheckpoint() error {
 	s.checked, s.badgerLogs = at.Seq, at.BadgerLogs
 	s.opts.Logger.Debug("checkpoint taken", "seq", at.Seq)
 	return nil
+}
+
+// releaseJournal lets the journal reuse the frames up to seq.
+func (s *Store) releaseJournal(seq uint64) error {
+	has := s.applier.done()
+	invariant.ReleasedApplied.Check(has >= seq, has, seq)
+	return s.journal.Release(seq)
 }
 
 // state returns a copy of the logs' small state, and the bytes that a start

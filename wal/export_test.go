@@ -121,3 +121,13 @@ func At(dir string) *Store { return &Store{dir: dir} }
 
 // MostDiscarded returns the name of the value log that Badger rewrites next.
 var MostDiscarded = mostDiscarded
+
+// ApplyToLogs applies a frame without operations to the logs, as if the journal
+// had synced it.
+func (s *Store) ApplyToLogs(seq uint64) { s.applyToLogs(seq, nil) }
+
+// LastFrame returns the last frame that the logs have.
+func (s *Store) LastFrame() uint64 { return s.lastLogsSeq() }
+
+// ReleaseJournal lets the journal reuse the frames up to seq.
+func (s *Store) ReleaseJournal(seq uint64) error { return s.releaseJournal(seq) }

@@ -9,6 +9,8 @@ import (
 	"path/filepath"
 	"testing"
 
+	"github.com/cantuslog/cantus/internal/invariant"
+	"github.com/cantuslog/cantus/internal/testkit"
 	"github.com/cantuslog/cantus/wal"
 	"github.com/cantuslog/cantus/wal/journal"
 )
@@ -25,6 +27,7 @@ func FuzzReplay(f *testing.F) {
 	f.Add([]byte{}, []byte{}, true)
 	f.Add([]byte{'x', 0}, []byte{1}, false)
 	f.Add(append([]byte{'x'}, group...), make([]byte, 8), false)
+	testkit.MayViolate(f, invariant.EntriesDense)
 	f.Fuzz(func(t *testing.T, key, value []byte, del bool) {
 		first := append(append([]byte{'e'}, group...), number...)
 		meta := append(append([]byte{'m'}, group...), "name"...)

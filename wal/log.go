@@ -8,6 +8,7 @@ import (
 	"sync"
 	"sync/atomic"
 
+	"github.com/cantuslog/cantus/internal/invariant"
 	"github.com/cantuslog/cantus/wal/journal"
 )
 
@@ -51,7 +52,9 @@ func (l *Log) applyOp(seq uint64, op journal.Op, applied uint64) {
 	defer l.mu.Unlock()
 	switch op.Key[0] {
 	case opEntry:
-		l.last = keyIndex(op.Key)
+		index := keyIndex(op.Key)
+		invariant.EntriesDense.Check(l.last == 0 || index == l.last+1, index, l.last+1)
+		l.last = index
 		if l.first == 0 {
 			l.first = l.last
 		}

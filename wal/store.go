@@ -15,6 +15,7 @@ import (
 
 	"github.com/dgraph-io/badger/v4"
 
+	"github.com/cantuslog/cantus/internal/invariant"
 	"github.com/cantuslog/cantus/wal/journal"
 )
 
@@ -462,6 +463,7 @@ func (s *Store) applyToLogs(seq uint64, ops []journal.Op) (logs int64) {
 	for _, op := range ops {
 		s.log(keyGroup(op.Key)).applyOp(seq, op, applied)
 	}
+	invariant.FramesInOrder.Check(seq == s.logsSeq+1, seq, s.logsSeq+1)
 	s.logsSeq = seq
 	d := s.applier.demand([]frame{{seq, ops}})
 	s.starting.replayBytes.Add(d.vlog + d.mem)
