@@ -32,7 +32,7 @@ type responder struct {
 	certified <-chan *batch
 	committed chan<- *batch
 
-	lastTime int64 // of the last transaction that is committed; owned by run
+	lastTime int64 // of the last transaction that committed; owned by run
 
 	broken atomic.Bool // a batch failed, which ended the session
 }
@@ -142,8 +142,8 @@ func (p *responder) reply(b *batch, err error) {
 	}
 }
 
-// checkAnswers checks what the answers to a batch that ended with err say about what
-// is committed. mark is the high-water mark.
+// checkAnswers checks what the answers to a batch that ended with err say about
+// what is committed. mark is the high-water mark.
 func (p *responder) checkAnswers(b *batch, err error, mark uint64) {
 	if n := uint64(len(b.passed)); n > 0 && err == nil {
 		last := b.first + n - 1
