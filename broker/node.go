@@ -150,6 +150,7 @@ func (n *Node) openStore(dir string, id wal.Identity) error {
 	opts := n.identity.opts.store
 	opts.Identity, opts.TailBytes, opts.Logger = id, n.identity.opts.CacheBytes/id.Partitions, n.identity.log
 	opts.Damaged = func(d wal.Damage) { n.scrubber.readDamage(d) }
+	opts.Repairable = n.identity.opts.clustered()
 	store, err := wal.Open(dir, opts)
 	if err != nil {
 		return err
@@ -232,6 +233,7 @@ func (n *Node) openReplicas() error {
 		n.mu.Lock()
 		n.network, n.listener = network, nil
 		n.mu.Unlock()
+		n.scrubber.sources.network = network
 	}
 	m := n.newMeta()
 	if err := m.open(n.groupOptions); err != nil {
@@ -260,7 +262,6 @@ func (n *Node) runParts(ctx context.Context) {
 	n.space.check()
 	background.Go(func() { n.meta.run(ctx) })
 	background.Go(func() { n.absences.run(ctx) })
-	n.scrubber.sources.network = n.network
 	background.Go(func() { n.scrubber.run(ctx) })
 	if n.network != nil {
 		background.Go(func() { n.generations.run(ctx) })

@@ -114,7 +114,7 @@ type Options struct {
 
 	// ScrubRate is how many bytes a second the node reads from its disk to find
 	// damage there. A higher rate finds it sooner, and takes more of the disk
-	// and of a processor. Negative for never. Default 4 MiB.
+	// and of a processor. Negative for never. Default 2 MiB.
 	ScrubRate int64
 	// ScrubInterval is the least time between the starts of two scrubs: a
 	// small log is not read all the time. Default 1 hour.
@@ -176,7 +176,7 @@ func (o Options) withDefaults() (Options, error) {
 	set(&o.QueueBytes, 32<<20)
 	set(&o.CacheBytes, 64<<20)
 	set(&o.MinFreeBytes, 256<<20)
-	set(&o.ScrubRate, 4<<20)
+	set(&o.ScrubRate, 2<<20)
 	set(&o.ScrubInterval, time.Hour)
 	set(&o.Version, "0.0.0-dev")
 	set(&o.Replicas, 3)

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 	"time"
 
@@ -60,6 +61,7 @@ type controllerConfig struct {
 	full             func() bool        // the node takes no more transactions
 	removalSuspected func() bool        // the node may have been removed
 	fail             func(error)
+	sources          *replicaSources
 	unfenced         func(partition int) // a fenced replica was deleted
 }
 
@@ -88,7 +90,66 @@ func (c *replicaController) openLocal() error {
 	if c.mustFetch() || c.data.LastIndex() == 0 && !c.wanted(facts) {
 		return nil
 	}
-	return c.open()
+	err := c.open()
+	if c.repairable(err) {
+		c.log.Error("the replica's log is damaged: it is to be repaired from the other replicas", "err", err)
+		c.set(nil, "is to be repaired: its log is damaged")
+		return nil
+	}
+	return err
+}
+
+// checkTail reads the entries after the replica's snapshot, if they could be
+// repaired: Raft would only find out when it applies them.
+func (c *replicaController) checkTail() error {
+	last := c.data.LastIndex()
+	if c.network == nil || last == 0 {
+		return nil
+	}
+	for _, err := range c.data.Entries(max(raftstore.Snapshotted(c.data)+1, c.data.FirstIndex()), last) {
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// repairable reports whether a replica that can't be opened because of err may
+// be repaired from others.
+func (c *replicaController) repairable(err error) bool {
+	return errors.Is(err, wal.ErrDamaged) && c.network != nil
+}
+
+// errUnrepairable is returned for a log in which no entry is damaged, and which
+// still can't be opened.
+var errUnrepairable = errors.New("no entry is damaged")
+
+// repair reads the whole log, and restores what is damaged from other replicas.
+// Entries after the replica's last snapshot are not known to be committed: if
+// one of them is damaged, they are all fetched again.
+func (c *replicaController) repair(ctx context.Context) error {
+	snapshotted := raftstore.Snapshotted(c.data)
+	var found wal.Damage
+	err := c.data.Scrub(ctx, func(ctx context.Context, _ int) error { return ctx.Err() }, func(d wal.Damage) { found = d })
+	if err != nil {
+		return err
+	}
+	if len(found.Entries) == 0 {
+		return errors.Join(errUnrepairable, found.Err)
+	}
+	after, _ := slices.BinarySearch(found.Entries, snapshotted+1)
+	if after > 0 {
+		if err := c.sources.restore(ctx, c.data, found.Entries[:after], snapshotted); err != nil {
+			return fmt.Errorf("repair: %w", err)
+		}
+	}
+	if after < len(found.Entries) {
+		if err := c.fetch(ctx); err != nil {
+			return err
+		}
+	}
+	c.log.Warn("the replica's log was repaired: the disk may be failing", "entries", len(found.Entries), "damage", found.Err)
+	return nil
 }
 
 // mustFetch reports whether the log has to be fetched before the replica can be
@@ -98,6 +159,9 @@ func (c *replicaController) mustFetch() bool {
 }
 
 func (c *replicaController) open() error {
+	if err := c.checkTail(); err != nil {
+		return err
+	}
 	p, err := openPartition(c.host(), c.id, c.data, c.founders)
 	if err != nil {
 		return err
@@ -200,7 +264,18 @@ func (c *replicaController) ensure(ctx context.Context) error {
 			return err
 		}
 	}
-	if err := c.open(); err != nil {
+	err := c.open()
+	for c.repairable(err) {
+		repaired := c.repair(ctx)
+		if errors.Is(repaired, errUnrepairable) {
+			break
+		}
+		if repaired != nil {
+			return repaired
+		}
+		err = c.open()
+	}
+	if err != nil {
 		err = fmt.Errorf("partition %d: %w", c.id, err)
 		c.fail(err)
 		return err

@@ -48,6 +48,8 @@ type scrubber struct {
 	advise   func(event string, fields map[string]any)
 	secret   func() wal.Secret
 	sources  *replicaSources
+	// applied returns how far this node's replica has applied a group's log.
+	applied func(group uint32) uint64
 
 	reads chan wal.Damage // damaged entries that somebody has read
 	again chan struct{}   // capacity 1: scrub now
@@ -58,10 +60,10 @@ type scrubber struct {
 	found     []string   // the same, by the scrub that is under way
 }
 
-func newScrubber(i *identity, m *metrics, advise func(string, map[string]any), sources *replicaSources) *scrubber {
+func newScrubber(i *identity, m *metrics, advise func(string, map[string]any), sources *replicaSources, applied func(uint32) uint64) *scrubber {
 	return &scrubber{
 		self: i.opts.Name, log: i.log, rate: max(i.opts.ScrubRate, 0), interval: i.opts.ScrubInterval, metrics: m, advise: advise,
-		secret: i.currentSecret, sources: sources, reads: make(chan wal.Damage, damagedReads), again: make(chan struct{}, 1),
+		secret: i.currentSecret, sources: sources, applied: applied, reads: make(chan wal.Damage, damagedReads), again: make(chan struct{}, 1),
 	}
 }
 
@@ -280,26 +282,24 @@ func (s *scrubber) restore(ctx context.Context, d wal.Damage) error {
 	if len(rest) == 0 {
 		return nil
 	}
-	return s.sources.restore(ctx, d.Log, rest)
+	return s.sources.restore(ctx, d.Log, rest, s.applied(d.Log.Group()))
 }
 
 // replicaSources reads entries from the other replicas.
 type replicaSources struct {
 	peers   *peers
 	network *raftstore.Network // nil on a node that is no cluster
-	// applied returns how far this node's replica has applied a group's log.
-	// The entries up to there are the same on every replica.
-	applied func(group uint32) uint64
 }
 
 var errNoReplica = errors.New("no other replica is there to read it from")
 
 // restore writes the entries of a log again that other replicas still have.
-func (s *replicaSources) restore(ctx context.Context, l *wal.Log, entries []uint64) error {
+// Those up to committed are known to be the same on every replica.
+func (s *replicaSources) restore(ctx context.Context, l *wal.Log, entries []uint64, committed uint64) error {
 	if s.network == nil {
 		return errNoReplica
 	}
-	if applied, last := s.applied(l.Group()), entries[len(entries)-1]; last > applied {
+	if last := entries[len(entries)-1]; last > committed {
 		return fmt.Errorf("entry %d is not known to be committed yet", last)
 	}
 	err := errNoReplica

@@ -167,3 +167,36 @@ func TestADamagedEntryOfANodeAloneIsReported(t *testing.T) {
 		t.Errorf("the node has failed: %v", n.Err())
 	}
 }
+
+// A replica whose log is damaged when its node starts is repaired before it
+// takes part, wherever in the log the damage is.
+func TestADamagedReplicaIsRepairedAtTheStart(t *testing.T) {
+	c := openNodes(t, 3, scrubOften(1))
+	c.awaitPlaced("n1")
+	nc := c.conn("n1")
+	const count = 60
+	for i := range count {
+		keep(t, nc, 0, text(i), fmt.Sprint(i))
+	}
+	for _, where := range [][]int{{5, 30}, {count - 1}, {0, count - 2}} {
+		eventually(t, "n3 has it all", func() bool { return broker.Mark(c.node("n3"), 0) == broker.Mark(c.node("n1"), 0) })
+		c.stop("n3")
+		for _, i := range where {
+			overwrite(t, c.dirs["n3"], fmt.Sprintf("payload %06d", i))
+		}
+		c.start("n3")
+		if got := c.checkSame(0, c.names...); len(got) != count {
+			t.Errorf("%d transactions", len(got))
+		}
+	}
+	for _, name := range c.names {
+		c.stop(name)
+		if err := wal.Verify(c.dirs[name], func(r wal.PartitionReport) {
+			if r.Err != nil {
+				t.Errorf("%s: %v", name, r.Err)
+			}
+		}); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}

@@ -27,7 +27,7 @@ func (n *Node) wire() {
 		routed:    func(name, id string) bool { return n.nats.Routed(name, id) },
 		served:    n.wasServed, allowLeading: n.life.allowLeading, fail: n.life.fail, failed: n.life.failure,
 	})
-	n.scrubber = newScrubber(i, n.metrics, n.advisories.publish, &replicaSources{peers: n.peers, applied: n.applied})
+	n.scrubber = newScrubber(i, n.metrics, n.advisories.publish, &replicaSources{peers: n.peers}, n.applied)
 	n.bootstrap = &bootstrap{
 		identity: i, peers: n.peers, request: n.request, announce: n.gossip.announce, stopped: n.life.stopped, failed: n.life.failure,
 		wrappedFor: map[string]string{},
@@ -161,7 +161,7 @@ func (n *Node) controllerConfig(partition int, m *meta) controllerConfig {
 	return controllerConfig{
 		self: self, names: n.identity.names, founders: bootstrapVoters(self, bootstrapFacts(n.store.Identity()).Voters(partition)),
 		peers: n.peers, facts: m.current, factsCurrent: m.isCurrent, shared: n.shared, network: n.network, host: n.host, full: n.space.isFull,
-		removalSuspected: n.membership.removalSuspected, fail: n.life.fail,
+		removalSuspected: n.membership.removalSuspected, fail: n.life.fail, sources: n.scrubber.sources,
 		unfenced: func(partition int) { n.metrics.diverged.WithLabelValues(label(partition)).Set(0) },
 	}
 }

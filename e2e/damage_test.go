@@ -3,6 +3,7 @@ package e2e_test
 import (
 	"bufio"
 	"bytes"
+	"context"
 	"errors"
 	"flag"
 	"fmt"
@@ -286,6 +287,17 @@ func (d *damaging) replace(path, ended string) error {
 		}
 	}
 	n.kill()
+	// What it led needs another leader before it can be removed.
+	if err := d.until(d.t.Context(), "led by the others", func(ctx context.Context) string {
+		for p := range 2 {
+			if info, err := d.watcher.Info(ctx, p); err != nil || info.Leader == n.name {
+				return fmt.Sprintf("partition %d: %s leads, %v", p, info.Leader, err)
+			}
+		}
+		return ""
+	}); err != nil {
+		return err
+	}
 	if err := d.replaceBySame(n); err != nil {
 		return err
 	}
@@ -354,9 +366,9 @@ func (d *damaging) metrics() (m damageMetrics) {
 // awaitScrubs waits for two complete scrubs, or for damage to be found and
 // another one. It returns what the process says if it ends.
 func (d *damaging) awaitScrubs(before damageMetrics) (found bool, ended string) {
-	last, scrubs := before.complete, 0
+	last, scrubs, least := before.complete, 0, 2
 	p := d.target.running()
-	for deadline := time.Now().Add(patience); scrubs < 2; {
+	for deadline := time.Now().Add(patience); scrubs < least; {
 		select {
 		case <-p.done:
 			return found, "ended: " + p.stderr.String()
@@ -369,6 +381,9 @@ func (d *damaging) awaitScrubs(before damageMetrics) (found bool, ended string) 
 		if m.complete > last {
 			last = m.complete
 			scrubs++
+		}
+		if least = 2; m.damaged > 0 {
+			least = 6 // others may not have been there to repair it
 		}
 		if time.Now().After(deadline) {
 			break

@@ -25,6 +25,16 @@ func FetchEntries(ctx context.Context, n *Network, group uint32, from string, fi
 	return nil
 }
 
+// Snapshotted returns the index of the last entry that the snapshot in a log
+// covers, 0 if there is none: the entries up to there are committed.
+func Snapshotted(log *wal.Log) uint64 {
+	snap, err := snapshotStore{log}.load()
+	if err != nil {
+		return 0
+	}
+	return snap.Index
+}
+
 func fetchEntries(ctx context.Context, n *Network, group uint32, from string, first, last uint64, each func(wal.Entry) error) error {
 	conn, err := n.dial(ctx, from, peernet.Fetch, group)
 	if err != nil {

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"hash/crc32"
 	"io/fs"
+	"math/bits"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -70,6 +71,12 @@ func (s *Store) Scrub(ctx context.Context, pace func(ctx context.Context, n int)
 		}
 	}
 	return nil
+}
+
+// Scrub is [Store.Scrub] for the entries of one log.
+func (l *Log) Scrub(ctx context.Context, pace func(ctx context.Context, n int) error, found func(Damage)) error {
+	sc := scrub{Store: l.store, ctx: ctx, pace: pace, found: found}
+	return sc.log(l)
 }
 
 // scrub is the state of Scrub.
@@ -365,7 +372,8 @@ type logPass struct {
 	base       string
 	damage     Damage
 	verified   verification
-	unverified bool // an entry was damaged: what follows can't be verified
+	wrong      error // what is wrong with entries that are intact
+	unverified bool  // an entry is damaged or wrong: what follows can't be verified
 	file       *os.File
 	spent      int // bytes read for this piece
 }
@@ -416,6 +424,9 @@ func (p *logPass) run() error {
 			return nil
 		}
 	}
+	if len(p.damage.Entries) == 0 && p.wrong != nil {
+		return p.wrong
+	}
 	if !p.unverified && len(p.verified.marks) > 0 {
 		return fmt.Errorf("%w: the log ends at txid %d, the node wrote down %d", ErrDamaged, p.verified.report.LastTxid, p.verified.marks[0].Txid)
 	}
@@ -434,7 +445,11 @@ func (p *logPass) piece(index, last uint64) (next uint64, err error) {
 		if at.value == nil {
 			return index, p.pay(scrubPiece) // it was stored just now
 		}
-		return index + 1, p.entry(index, at, at.value)
+		e, err := decodeEntry(p.log.group, index, at.epochs.at(index), at.value)
+		if err == nil {
+			p.entry(&e)
+		}
+		return index + 1, err
 	}
 	p.spent = 0
 	err = p.view(func(txn *badger.Txn) error {
@@ -448,8 +463,9 @@ func (p *logPass) piece(index, last uint64) (next uint64, err error) {
 				it.Next()
 			}
 			p.spent += entryHeader + len(value)
+			var e Entry
 			if readErr == nil {
-				_, readErr = decodeEntry(p.log.group, index, at.epochs.at(index), value)
+				e, readErr = decodeEntry(p.log.group, index, at.epochs.at(index), value)
 			}
 			if readErr != nil {
 				if p.damaged(index); len(p.damage.Entries) >= MaxDamaged {
@@ -458,9 +474,7 @@ func (p *logPass) piece(index, last uint64) (next uint64, err error) {
 				}
 				continue
 			}
-			if err := p.entry(index, at, value); err != nil {
-				return err
-			}
+			p.entry(&e)
 		}
 		return nil
 	})
@@ -485,15 +499,13 @@ func (p *logPass) damaged(index uint64) {
 }
 
 // entry verifies an intact entry.
-func (p *logPass) entry(index uint64, at moment, value []byte) error {
+func (p *logPass) entry(e *Entry) {
 	if p.unverified {
-		return nil
+		return
 	}
-	e, err := decodeEntry(p.log.group, index, at.epochs.at(index), value)
-	if err != nil {
-		return err
+	if err := p.verified.entry(e); err != nil {
+		p.wrong, p.unverified = err, true
 	}
-	return p.verified.entry(&e)
 }
 
 // value reads an item's value: from the file of a value log if it is in one,
@@ -661,16 +673,40 @@ func (l *Log) restoreInPlace(index uint64, value []byte) error {
 		if err != nil {
 			return err
 		}
-		info, err := f.Stat()
-		if err == nil && info.Size() < offset+size {
-			err = fmt.Errorf("%w: the file is too short", ErrDamaged)
-		}
-		if err == nil {
+		if err = isDamagedRecord(f, offset, b[:len(b)-len(value)-crcSize], size); err == nil {
 			_, err = f.WriteAt(b, offset)
 		}
 		return errors.Join(err, f.Sync(), f.Close())
 	})
 }
+
+// isDamagedRecord returns an error unless the bytes at an offset of a value log
+// are a damaged version of a record that begins with head. A value log that was
+// deleted may have been followed by one of its name, which holds other records.
+func isDamagedRecord(f *os.File, offset int64, head []byte, size int64) error {
+	const most = 16 // bits
+	info, err := f.Stat()
+	if err != nil || info.Size() < offset+size {
+		return errors.Join(errOtherRecord, err)
+	}
+	if whole, _, _, _ := salvageRecord(f, offset, info.Size()); whole > 0 {
+		return errOtherRecord
+	}
+	there := make([]byte, len(head))
+	if _, err := f.ReadAt(there, offset); err != nil {
+		return err
+	}
+	differ := 0
+	for i := range head {
+		differ += bits.OnesCount8(there[i] ^ head[i])
+	}
+	if differ > most {
+		return errOtherRecord
+	}
+	return nil
+}
+
+var errOtherRecord = errors.New("another record is there")
 
 // badgerRecord returns the record of an item in a value log.
 func badgerRecord(item *badger.Item, value []byte) []byte {

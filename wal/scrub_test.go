@@ -349,3 +349,99 @@ func TestADamagedValueLogIsNotRewritten(t *testing.T) {
 		t.Errorf("%d of %d entries are left", readable, count-1)
 	}
 }
+
+// A store whose logs of Badger are damaged can be opened to be repaired: it
+// serves nothing wrong, a scrub finds all that is missing, and once that is
+// restored the store is whole.
+func TestAStoreIsOpenedToBeRepaired(t *testing.T) {
+	t.Parallel()
+	r := chance(t)
+	w := newWorld(t, r, 2)
+	for range 300 {
+		w.step()
+	}
+	w.store.WaitApplied()
+	left := map[bool]string{true: t.TempDir(), false: w.dir}
+	copyOpen(t, w.store, left[true])
+	w.must("close", w.store.Close())
+	opts := small()
+	opts.Repairable = true
+	restored := 0
+	for crashed, dir := range left {
+		for _, d := range damages(t, r, dir) {
+			if ext := filepath.Ext(d.file); ext != ".vlog" && ext != ".mem" {
+				continue
+			}
+			t.Run(fmt.Sprintf("%s %s, crashed %v", d.file, d.what, crashed), func(t *testing.T) {
+				victim := t.TempDir()
+				for _, part := range []string{".", "store", "journal"} {
+					copyFiles(t, filepath.Join(dir, part), filepath.Join(victim, part))
+				}
+				if err := d.do(filepath.Join(victim, d.file)); err != nil {
+					t.Fatal(err)
+				}
+				s, err := wal.Open(victim, opts)
+				if err != nil {
+					mustName(t, err, filepath.Join(victim, d.file)) // Badger can't open it
+					return
+				}
+				defer s.Close() //nolint:errcheck // closed below
+				for round := range 3 {
+					for _, f := range scrubbed(t, s) {
+						for _, index := range f.Entries {
+							m := w.logs[f.Log.Group()]
+							if err := f.Log.Restore(m.entries[index-m.first].entry); err != nil {
+								t.Fatal(err)
+							}
+							restored++
+						}
+					}
+					for group, m := range w.logs {
+						for _, want := range m.entries {
+							e, err := s.Log(uint32(group)).Entry(want.entry.Index)
+							if round == 0 && errors.Is(err, wal.ErrDamaged) {
+								continue
+							}
+							if err != nil || !sameEntry(e, want.entry) {
+								t.Fatalf("round %d: group %d, entry %d: %v", round, group, want.entry.Index, err)
+							}
+						}
+					}
+				}
+				if err := s.Close(); err != nil {
+					t.Fatal(err)
+				}
+				again := openStore(t, victim, small())
+				for group, m := range w.logs {
+					checkLog(t, again.Log(uint32(group)), m)
+				}
+			})
+		}
+	}
+	w.store = openStore(t, w.dir, small())
+	t.Log("restored", restored)
+}
+
+// BenchmarkScrub measures a scrub without a limit. Its processor time, at the
+// rate of a node, is what a scrub costs the node.
+func BenchmarkScrub(b *testing.B) {
+	s := openStore(b, b.TempDir(), wal.Options{Identity: wal.Identity{Cluster: "c", Node: "n1", Partitions: 1}, TailBytes: 1})
+	const count, size = 1000, 64 << 10
+	var entries []wal.Entry
+	for i := range uint64(count) {
+		entries = append(entries, wal.Entry{Index: i + 1, Data: batch(i*64+1, 64, strings.Repeat("x", size/64))})
+		if len(entries) == 50 {
+			if err := s.Log(0).Append(entries...); err != nil {
+				b.Fatal(err)
+			}
+			entries = nil
+		}
+	}
+	s.WaitApplied()
+	b.SetBytes(count * size)
+	for b.Loop() {
+		if d := scrubbed(b, s); len(d) > 0 {
+			b.Fatal(d[0].Err)
+		}
+	}
+}

@@ -45,6 +45,10 @@ type Options struct {
 	// FreeSpace returns how many bytes are free on the file system under a
 	// directory. Default [FreeSpace].
 	FreeSpace func(dir string) (int64, error)
+	// Repairable opens a store although entries are missing or damaged, at a
+	// log's ends or in Badger's newest logs: the caller can restore them.
+	// Reading them returns [ErrDamaged].
+	Repairable bool
 	// Damaged is called when an entry can't be read that should be there, with
 	// the error of the read. It must not block. Default: nothing is called.
 	Damaged func(Damage)
@@ -201,7 +205,7 @@ func (s *Store) open() (err error) {
 			return err
 		}
 	}
-	if s.missing, err = checkBadgerLogs(filepath.Join(s.dir, badgerDir), saved.BadgerLogs); err != nil {
+	if s.missing, err = checkBadgerLogs(filepath.Join(s.dir, badgerDir), saved.BadgerLogs, s.lostOnStart()); err != nil {
 		return err
 	}
 	if err = s.openBadger(); err != nil {
@@ -225,6 +229,17 @@ func (s *Store) open() (err error) {
 		return fmt.Errorf("%w: %w", ErrDamaged, err)
 	}
 	return nil
+}
+
+// lostOnStart returns a function that logs which entries a store lacks that may
+// be opened without them, nil for a store that may not.
+func (s *Store) lostOnStart() func(error) {
+	if !s.opts.Repairable {
+		return nil
+	}
+	return func(err error) {
+		s.opts.Logger.Error("a file is damaged: its entries are to be restored", "err", err)
+	}
 }
 
 // mustBeWhole checks that the parts of a founded directory are there: Badger
@@ -254,7 +269,7 @@ func (s *Store) replay(saved checkpointFile) error {
 	if err != nil {
 		return err
 	}
-	if applied < saved.Seq {
+	if applied < saved.Seq && !s.opts.Repairable {
 		return fmt.Errorf("%w: %s lost its end: the store ends at frame %d, the checkpoint says that it had %d",
 			ErrDamaged, s.keyHolders(), applied, saved.Seq)
 	}
@@ -349,7 +364,8 @@ func (s *Store) checkEnds() error {
 			continue
 		}
 		for _, index := range []uint64{first, last} {
-			if _, err := l.Entry(index); err != nil {
+			_, err := l.Entry(index)
+			if err != nil && !(s.opts.Repairable && errors.Is(err, ErrDamaged)) {
 				return err
 			}
 		}

@@ -3,6 +3,7 @@ package wal
 import (
 	"bufio"
 	"bytes"
+	"crypto/rand"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -16,6 +17,8 @@ import (
 	"strings"
 
 	"github.com/dgraph-io/badger/v4"
+
+	"github.com/cantuslog/cantus/wal/journal"
 )
 
 // Badger opens its newest value log and its memtable logs for writing and
@@ -137,8 +140,11 @@ func badgerLogEnds(dir string, known map[string]badgerLogEnd) (map[string]badger
 
 // checkBadgerLogs checks that the writable files hold whole entries as far as a
 // checkpoint has recorded. It returns the missing memtable logs: either they
-// were no longer needed, or reading their entries will fail.
-func checkBadgerLogs(dir string, ends map[string]badgerLogEnd) (missing []string, err error) {
+// were no longer needed, or reading their entries will fail. If damaged is not
+// nil it is called for each file that is not whole. Badger then keeps the
+// intact records of a value log, and those of a memtable log that precede the
+// damage.
+func checkBadgerLogs(dir string, ends map[string]badgerLogEnd, damaged func(error)) (missing []string, err error) {
 	if err := removeEmptyLogs(dir, ends); err != nil {
 		return nil, err
 	}
@@ -162,12 +168,36 @@ func checkBadgerLogs(dir string, ends map[string]badgerLogEnd) (missing []string
 		if err != nil {
 			return nil, err
 		}
-		if at < end {
-			return nil, fmt.Errorf("%w: %s: the entry at byte %d is not what was written; entries up to byte %d were",
-				ErrDamaged, path, at, end)
+		if at >= end {
+			continue
+		}
+		err = fmt.Errorf("%w: %s: the entry at byte %d is not what was written; entries up to byte %d were", ErrDamaged, path, at, end)
+		if damaged == nil {
+			return nil, err
+		}
+		damaged(err)
+		if strings.HasSuffix(name, ".vlog") {
+			if err := supersede(dir, name); err != nil {
+				return nil, err
+			}
 		}
 	}
 	return missing, nil
+}
+
+// supersede makes a value log after the newest one, which Badger then leaves as
+// it is.
+func supersede(dir, newest string) error {
+	var number uint32
+	if _, err := fmt.Sscanf(newest, valueLogName, &number); err != nil {
+		return fmt.Errorf("value log %s: %w", newest, err)
+	}
+	head := make([]byte, badgerLogHeader) // without a key, and with a random part
+	_, _ = rand.Read(head[8:])            // never fails, says crypto/rand
+	if err := writeSynced(filepath.Join(dir, fmt.Sprintf(valueLogName, number+1)), head); err != nil {
+		return err
+	}
+	return journal.OSFS.SyncDir(dir)
 }
 
 // endOf returns the recorded end of the file that begins with head, 0 if e is

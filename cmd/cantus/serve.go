@@ -52,7 +52,7 @@ type serveCmd struct {
 	TailSize    byteSize `group:"limits" placeholder:"SIZE" default:"64MiB" env:"CANTUS_TAIL_SIZE" help:"Newest entries kept in memory for reads, for the whole node."`
 	Reserve     byteSize `group:"limits" placeholder:"SIZE" default:"256MiB" env:"CANTUS_RESERVE" help:"Free disk space under which appends are refused as storage_full. What the next start needs, 66 MiB and more, is kept free in any case."`
 
-	ScrubRate     scrubRate `group:"limits" placeholder:"SIZE" default:"4MiB" env:"CANTUS_SCRUB_RATE" help:"Bytes a second that are read from the disk to find damage there; off for none."`
+	ScrubRate     scrubRate `group:"limits" placeholder:"SIZE" default:"2MiB" env:"CANTUS_SCRUB_RATE" help:"Bytes a second that are read from the disk to find damage there; off for none."`
 	ScrubInterval duration  `group:"limits" placeholder:"TIME" default:"1h" env:"CANTUS_SCRUB_INTERVAL" help:"The least time between two readings of everything."`
 
 	LogLevel  string `group:"log" enum:"debug,info,warn,error" placeholder:"LEVEL" default:"info" env:"CANTUS_LOG_LEVEL" help:"Lowest level to log, on standard error."`
