@@ -99,6 +99,10 @@ func mustNotTrace(t *testing.T, p *process) {
 	t.Helper()
 	for _, word := range []string{"goroutine ", "SIGBUS", "panic:", "fatal error"} {
 		if p.stderr.has(word) {
+			select { // so that the trace is whole
+			case <-p.done:
+			case <-time.After(patience):
+			}
 			t.Fatalf("it dies of a %q:\n%s", word, p.stderr)
 		}
 	}
@@ -170,7 +174,8 @@ func TestFullDisk(t *testing.T) {
 			kind = [...]string{"tmpfs", "ext4"}[rand.IntN(2)]
 		}
 		t.Run(fmt.Sprintf("%d bytes on %s", size, kind), func(t *testing.T) {
-			d := newDisk(t, kind, "768M")
+			// The entries of all rounds fit on it, however quickly they are written.
+			d := newDisk(t, kind, map[int]string{100: "768M", 40_000: "2G"}[size])
 			n := startNode(t, filepath.Join(d.path, "data"), "--partitions", "1", "--reserve", "64MiB")
 			c := dial(t, n.url)
 			w := startDiskWriter(t, c, size)

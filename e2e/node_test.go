@@ -271,10 +271,12 @@ func runProgram(tb testing.TB, path string, args ...string) (code int, stdout, s
 	return cmd.ProcessState.ExitCode(), out.String(), errs.String()
 }
 
-// tail keeps the end of what is written to it.
+// tail keeps the end of what is written to it, and all that follows the start of
+// a Go trace: the goroutine that failed comes first there.
 type tail struct {
-	mu   sync.Mutex
-	kept []byte
+	mu     sync.Mutex
+	kept   []byte
+	traces bool
 }
 
 func (t *tail) Write(b []byte) (int, error) {
@@ -282,7 +284,10 @@ func (t *tail) Write(b []byte) (int, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.kept = append(t.kept, b...)
-	if over := len(t.kept) - most; over > 0 {
+	for _, start := range []string{"panic: ", "fatal error: ", "unexpected fault address"} {
+		t.traces = t.traces || bytes.Contains(b, []byte(start))
+	}
+	if over := len(t.kept) - most; over > 0 && !t.traces {
 		t.kept = append(t.kept[:0], t.kept[over:]...)
 	}
 	return len(b), nil

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime/debug"
+	"slices"
 	"strings"
 
 	"github.com/dgraph-io/badger/v4"
@@ -39,23 +40,53 @@ func (o Options) badgerOptions(dir string) badger.Options {
 
 // openBadger opens the store behind the journal.
 func (s *Store) openBadger() error {
-	o := s.opts.badgerOptions(filepath.Join(s.dir, badgerDir)).WithLogger(badgerLogger{s.opts.Logger, s.fail})
+	o := s.opts.badgerOptions(filepath.Join(s.dir, badgerDir)).
+		WithLogger(badgerLogger{s.opts.Logger, s.fail, s.shortage})
 	if err := s.roomToOpen(o); err != nil {
 		return err
 	}
 	if err := checkTables(o); err != nil {
 		return blame(err)
 	}
+	if err := s.attachMapped(o.Dir); err != nil {
+		return blame(err)
+	}
 	db, err := tryBadger(o)
 	if err != nil {
+		s.detachMapped()
 		if full := s.roomToOpen(o); full != nil {
 			return full // the space ran out meanwhile
 		}
 		return fmt.Errorf("open %s: %w", o.Dir, blame(err))
 	}
 	s.db, s.compactors.db = db, db
-	s.room, err = newRoom(s.opts, db.Opts(), &s.starting.replayBytes)
+	s.room, err = newRoom(s.opts, db.Opts(), s.mapped, &s.starting.replayBytes)
 	return err
+}
+
+// attachMapped has the blocks of the files allocated that Badger creates in
+// dir, until detachMapped.
+func (s *Store) attachMapped(dir string) (err error) {
+	if err = os.MkdirAll(dir, 0o700); err != nil {
+		return err
+	}
+	if s.mapped, err = newMappedFiles(dir, s.opts.allocate); err != nil {
+		return err
+	}
+	if s.detach, err = s.mapped.attach(dir); err == nil {
+		err = s.mapped.hold(reserveBytes)
+	}
+	if err != nil {
+		s.detachMapped()
+	}
+	return err
+}
+
+func (s *Store) detachMapped() {
+	if s.detach != nil {
+		s.detach()
+	}
+	s.mapped.close()
 }
 
 // roomToOpen returns ErrNoSpace unless there is the space that Badger takes
@@ -173,7 +204,7 @@ func (s *Store) reclaim() (more bool, err error) {
 			return false, err
 		}
 	}
-	ratio, err := s.discardRatio()
+	ratio, left, err := s.discardRatio()
 	if err != nil {
 		return false, err
 	}
@@ -186,9 +217,11 @@ func (s *Store) reclaim() (more bool, err error) {
 	txn := s.db.NewTransaction(false)
 	guard := txn.NewIterator(badger.IteratorOptions{Prefix: []byte{opApplied}})
 	s.badgerWrite.Lock()
-	err = s.db.RunValueLogGC(ratio)
+	if err = s.room.holdToRewrite(left); err == nil {
+		err = s.db.RunValueLogGC(ratio)
+	}
 	more = err == nil
-	merr := s.room.measure()
+	merr := s.room.rewritten()
 	s.badgerWrite.Unlock()
 	if more {
 		err = merr
@@ -252,6 +285,9 @@ func (s *Store) compact() error {
 func (s *Store) flushMemtable() error {
 	s.badgerWrite.Lock()
 	defer s.badgerWrite.Unlock()
+	if err := s.room.holdToFlush(); err != nil {
+		return err
+	}
 	wb := s.db.NewWriteBatch()
 	defer wb.Cancel()
 	if err := wb.Set([]byte{opScratch}, nil); err != nil {
@@ -260,21 +296,46 @@ func (s *Store) flushMemtable() error {
 	if err := wb.Flush(); err != nil {
 		return err
 	}
-	return errors.Join(s.db.DropPrefix([]byte{opScratch}), s.room.measure())
+	return errors.Join(s.db.DropPrefix([]byte{opScratch}), s.room.measure(), s.room.holdLogs(0))
 }
 
 // badgerLogger forwards Badger's log. A message at level error counts as a
-// failed write, since Badger only logs some of its failures.
+// failed write, since Badger only logs some of its failures. One that says that
+// there is no space for something that Badger repeats goes to shortage.
 type badgerLogger struct {
-	log  *slog.Logger
-	fail func(error)
+	log      *slog.Logger
+	fail     func(error)
+	shortage func(err error, flush bool)
+}
+
+// Parts of messages about what Badger repeats after an error.
+var (
+	flushMessage       = "error flushing memtable to disk"
+	compactionMessages = []string{
+		"cannot start subcompaction", "While running doCompact", "LOG Compact FAILED", "While forcing compaction",
+	}
+)
+
+// short reports whether err is a message about a lack of space for something
+// that Badger repeats, and passes it to shortage.
+func (b badgerLogger) short(err error) bool {
+	has := func(part string) bool { return strings.Contains(err.Error(), part) }
+	flush := has(flushMessage)
+	if !isNoSpace(err) || !flush && !slices.ContainsFunc(compactionMessages, has) {
+		return false
+	}
+	b.shortage(err, flush)
+	return true
 }
 
 func (b badgerLogger) Errorf(format string, args ...any) {
 	if strings.HasPrefix(format, badgerUnreadable) || strings.HasPrefix(format, badgerUnreadableKey) {
 		return // nothing was written, and the reader finds out: an entry is never empty
 	}
-	b.fail(fmt.Errorf("badger: %s", strings.TrimSpace(fmt.Sprintf(format, args...))))
+	err := fmt.Errorf("badger: %s", strings.TrimSpace(fmt.Sprintf(format, args...)))
+	if !b.short(err) {
+		b.fail(err)
+	}
 }
 
 // badgerUnreadable and badgerUnreadableKey begin what Badger logs about a value
@@ -285,7 +346,10 @@ const (
 )
 
 func (b badgerLogger) Warningf(format string, args ...any) {
-	b.log.Warn("badger", "message", strings.TrimSpace(fmt.Sprintf(format, args...)))
+	message := strings.TrimSpace(fmt.Sprintf(format, args...))
+	if !b.short(errors.New(message)) {
+		b.log.Warn("badger", "message", message)
+	}
 }
 
 func (b badgerLogger) Infof(format string, args ...any) {

@@ -78,12 +78,12 @@ func (s *Store) release() (err error) {
 			for s.roomToClose() != nil {
 				time.Sleep(roomInterval)
 			}
-			_ = closeBadger(s.db)
+			_ = s.closeBadger()
 			_ = s.unlock()
 		}()
 		return errors.Join(err, fmt.Errorf("no room to close %s, the next start replays the journal: %w", s.dir, full))
 	}
-	return errors.Join(err, closeBadger(s.db), s.unlock())
+	return errors.Join(err, s.closeBadger(), s.unlock())
 }
 
 func (s *Store) unlock() error {
@@ -111,7 +111,8 @@ func (s *Store) roomToClose() error {
 // closed.
 const closeRoom = 256 << 10
 
-func closeBadger(db interface{ Close() error }) (err error) {
+func (s *Store) closeBadger() (err error) {
+	defer s.detachMapped()
 	defer recoverDamage(&err)
-	return db.Close()
+	return s.db.Close()
 }

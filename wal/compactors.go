@@ -2,6 +2,7 @@ package wal
 
 import (
 	"sync"
+	"sync/atomic"
 	"time"
 	_ "unsafe" // for go:linkname
 
@@ -21,6 +22,8 @@ const (
 	// They run again once 1/wakeShare of a memtable was written. Badger accepts
 	// 15 tables that are not compacted.
 	wakeShare = 2
+	// A compaction for which there was no space is tried again after shortRest.
+	shortRest = 10 * time.Second
 )
 
 // Badger stops and starts its compactors around a Flatten, and exports no other
@@ -43,6 +46,10 @@ type compactors struct {
 	needed  int       // how many callers of need have not called done
 	written int64     // bytes since they were stopped, or since the time below
 	since   time.Time // zero at first
+	resume  time.Time // when they run again after a lack of space; zero if they may
+
+	// short is set when a compaction found no space.
+	short atomic.Bool
 }
 
 // wrote counts n bytes that are about to go into Badger's memtable.
@@ -50,7 +57,7 @@ func (c *compactors) wrote(n int64) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.written += n
-	if c.resting && c.written >= c.db.Opts().MemTableSize/wakeShare {
+	if c.resting && c.resume.IsZero() && c.written >= c.db.Opts().MemTableSize/wakeShare {
 		c.run()
 	}
 }
@@ -81,13 +88,31 @@ func (c *compactors) run() {
 func (c *compactors) look(now time.Time, rest time.Duration) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if c.short.Swap(false) {
+		c.resume = now.Add(shortRest)
+	}
 	switch {
+	case !c.resume.IsZero():
+		c.waitForSpace(now)
 	case c.resting || c.needed > 0:
 	case c.since.IsZero() || c.written > c.db.Opts().MemTableSize/restShare || !inOrder(c.db):
 		c.written, c.since = 0, now
 	case now.Sub(c.since) >= rest:
 		stopCompactions(c.db)
 		c.resting, c.written = true, 0
+	}
+}
+
+// waitForSpace keeps the compactors stopped until resume: they would build
+// tables all the time that they can't write. mu is held.
+func (c *compactors) waitForSpace(now time.Time) {
+	switch {
+	case now.Before(c.resume) && !c.resting && c.needed == 0:
+		stopCompactions(c.db)
+		c.resting, c.written = true, 0
+	case !now.Before(c.resume):
+		c.resume = time.Time{}
+		c.run()
 	}
 }
 

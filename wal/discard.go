@@ -25,35 +25,35 @@ import (
 const discardFile = "DISCARD"
 
 // discardRatio returns which part of a value log must be deleted for it to be
-// rewritten, from 0.5 to 1, such that there is space for the rest. So a disk
-// that is nearly full gets back the files of which nothing is left. The error
-// wraps ErrNoSpace if there is no space to rewrite the file that is next.
-func (s *Store) discardRatio() (float64, error) {
+// rewritten, from 0.5 to 1, such that there is space for the rest, and the most
+// bytes that this rest has. So a disk that is nearly full gets back the files of
+// which nothing is left. The error wraps ErrNoSpace if there is no space to
+// rewrite the file that is next.
+func (s *Store) discardRatio() (ratio float64, left int64, err error) {
 	size := s.db.Opts().ValueLogFileSize
 	least := size / 64
 	if err := spare(s.opts.FreeSpace, s.room.dir, s.room.floor+least); err != nil {
-		return 0, err
+		return 0, 0, err
 	}
 	have, err := s.opts.FreeSpace(s.room.dir)
 	if err != nil {
-		return 0, err
+		return 0, 0, err
 	}
 	have = max(have-s.room.floor, least)
 	if have >= size { // whatever is left of the file
-		return 0.5, nil
+		return 0.5, size / 2, nil
 	}
 	name, err := mostDiscarded(s.room.dir)
 	if err != nil {
-		return 0, err
+		return 0, 0, err
 	}
-	left, err := s.leftIn(name)
-	if err != nil {
-		return 0, err
+	if left, err = s.leftIn(name); err != nil {
+		return 0, 0, err
 	}
 	if left > have {
-		return 0, fmt.Errorf("%w: %s are left of %s, and %s are free to copy them to", ErrNoSpace, mebibytes(left), name, mebibytes(have))
+		return 0, 0, fmt.Errorf("%w: %s are left of %s, and %s are free to copy them to", ErrNoSpace, mebibytes(left), name, mebibytes(have))
 	}
-	return max(0.5, 1-float64(have)/float64(size)), nil
+	return max(0.5, 1-float64(have)/float64(size)), left, nil
 }
 
 // mostDiscarded returns the name of the value log that Badger rewrites next, by

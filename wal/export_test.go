@@ -131,3 +131,21 @@ func (s *Store) LastFrame() uint64 { return s.lastLogsSeq() }
 
 // ReleaseJournal lets the journal reuse the frames up to seq.
 func (s *Store) ReleaseJournal(seq uint64) error { return s.releaseJournal(seq) }
+
+// WithAllocate makes allocate stand in for fallocate where Badger maps a new
+// file.
+func (o Options) WithAllocate(allocate func(fd uintptr, bytes int64) error) Options {
+	o.allocate = allocate
+	return o
+}
+
+// BadgerLog passes a message of Badger's to the store, as an error or as a
+// warning.
+func (s *Store) BadgerLog(warning bool, format string, args ...any) {
+	l := badgerLogger{s.opts.Logger, s.fail, s.shortage}
+	if warning {
+		l.Warningf(format, args...)
+	} else {
+		l.Errorf(format, args...)
+	}
+}

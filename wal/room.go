@@ -26,11 +26,12 @@ import (
 //   - Everything else that makes Badger write (opening, closing, collecting
 //     value logs) checks the free space first.
 //
+// A file that Badger begins in between is mappedFiles' part: a table, or the
+// first bytes of a log.
+//
 // Without enough space the frames stay in memory and in the journal, whose
 // segments are allocated, and entries are refused with ErrNoSpace until there
-// is space. One gap remains, between the check and the write: if another
-// process takes floor bytes in the second in which Badger writes a table,
-// SIGBUS ends this process. As with any other kill, nothing is lost.
+// is space.
 
 // room knows how much of Badger's newest files is allocated. Store.badgerWrite
 // guards all fields except dir, free and floor, which don't change.
@@ -42,6 +43,10 @@ type room struct {
 	mem   growing
 	// replayBytes is how many bytes the next start writes again: see nextStart.
 	replayBytes *atomic.Int64
+	mapped      *mappedFiles
+	// memtables is how many memtable logs there are: one for the memtable that
+	// is written to, and one for each that is not flushed yet.
+	memtables int
 }
 
 // growing is the newest file of one of Badger's two kinds of logs.
@@ -99,9 +104,9 @@ func (d *demand) put(key, value int, threshold int64) {
 }
 
 // newRoom returns the room of a Badger that was just opened, with new files.
-func newRoom(o Options, b badger.Options, replayBytes *atomic.Int64) (*room, error) {
+func newRoom(o Options, b badger.Options, mapped *mappedFiles, replayBytes *atomic.Int64) (*room, error) {
 	r := &room{
-		replayBytes: replayBytes, dir: b.Dir, free: o.FreeSpace, floor: floorOf(b),
+		replayBytes: replayBytes, mapped: mapped, dir: b.Dir, free: o.FreeSpace, floor: floorOf(b),
 		vlog: growing{name: valueLogName, limit: b.ValueLogFileSize, step: 8 << 20, weight: 1},
 		mem:  growing{name: "%05d.mem", limit: b.MemTableSize, step: 4 << 20, weight: 5},
 	}
@@ -134,12 +139,18 @@ func (r *room) follow() error {
 	if err != nil {
 		return err
 	}
+	r.memtables = 0
 	for _, g := range []*growing{&r.vlog, &r.mem} {
 		last := g.number
 		for _, e := range entries {
 			stem, ok := strings.CutSuffix(e.Name(), filepath.Ext(g.name))
-			if n, err := strconv.Atoi(stem); ok && err == nil {
-				g.number = max(g.number, n)
+			n, err := strconv.Atoi(stem)
+			if !ok || err != nil {
+				continue
+			}
+			g.number = max(g.number, n)
+			if g == &r.mem {
+				r.memtables++
 			}
 		}
 		if g.number != last {
@@ -167,6 +178,12 @@ func (r *room) take(d demand) error {
 		if err := spare(r.free, r.dir, r.floor+d.vlog+d.mem); err != nil {
 			return err
 		}
+		if err := r.holdLogs(r.rest(d)); err != nil {
+			return err
+		}
+		if err := r.checkFlush(); err != nil {
+			return err
+		}
 		ahead := r.ahead(d)
 		if err := errors.Join(r.vlog.ahead(r.dir, d.vlog, ahead), r.mem.ahead(r.dir, d.mem, ahead)); err != nil {
 			return err
@@ -186,6 +203,83 @@ func (r *room) mostWritten(name string) int64 {
 		}
 	}
 	return math.MaxInt64
+}
+
+// checkFlush returns an error that wraps ErrNoSpace while a memtable can't be
+// flushed for lack of space: a write that waits for it holds up reads.
+func (r *room) checkFlush() error {
+	if r.memtables > 1 && r.mapped.stuck.Load() {
+		return fmt.Errorf("%w: a memtable in %s could not be flushed", ErrNoSpace, r.dir)
+	}
+	r.mapped.stuck.Store(false)
+	return nil
+}
+
+// rest returns the most that a write may put in a log that Badger begins
+// meanwhile.
+func (r *room) rest(d demand) int64 {
+	if r.vlog.load+d.vlog < r.vlog.limit && r.mem.load+d.memory < r.mem.limit {
+		return 0
+	}
+	return max(d.vlog, d.mem)
+}
+
+// holdLogs reserves the space for a new value log and a new memtable log, to
+// each of which the given bytes will be written. The error wraps ErrNoSpace if
+// there is none.
+func (r *room) holdLogs(bytes int64) error {
+	bytes = max(bytes, firstLogBytes)
+	r.mapped.expectLogs(bytes)
+	return r.mapped.hold(2 * bytes)
+}
+
+// holdToFlush reserves the space for a table of each memtable. The error wraps
+// ErrNoSpace if there is none.
+func (r *room) holdToFlush() error {
+	tables, err := memtableRoom(r.dir)
+	if err != nil {
+		return err
+	}
+	return r.mapped.hold(tables + reserveBytes)
+}
+
+// holdToRewrite reserves the space for the given bytes of a value log that is
+// rewritten: in the newest logs, and for new ones. The error wraps ErrNoSpace if
+// there is none. The caller calls rewritten afterwards.
+func (r *room) holdToRewrite(values int64) error {
+	if err := r.follow(); err != nil {
+		return err
+	}
+	keys := values / 8 // a value has 1 KiB or more, its key and pointer less than 100 bytes
+	rest := min(values, max(r.vlog.limit-r.vlog.used, 0))
+	if err := errors.Join(r.vlog.ahead(r.dir, rest, 0), r.mem.ahead(r.dir, keys, 0)); err != nil {
+		return err
+	}
+	return r.holdLogs(max(values-rest, keys))
+}
+
+// rewritten measures what was written, and releases what was reserved for more.
+func (r *room) rewritten() error {
+	err := errors.Join(r.measure(), r.holdLogs(0))
+	for _, g := range []*growing{&r.vlog, &r.mem} {
+		if err == nil {
+			err = g.release(r.dir)
+		}
+	}
+	return err
+}
+
+// release gives back the blocks beyond the step that a write would allocate.
+func (g *growing) release(dir string) error {
+	keep := g.used + firstStep
+	if g.used < 0 || keep >= g.held {
+		return nil
+	}
+	err := deallocate(g.path(dir), keep, g.held)
+	if err == nil {
+		g.held = keep
+	}
+	return err
 }
 
 // covers reports whether the next n bytes are allocated, and Badger does not
@@ -213,7 +307,7 @@ func (r *room) ahead(d demand) int64 {
 
 // ahead allocates the next n bytes and a step of at most most bytes.
 func (g *growing) ahead(dir string, n, most int64) error {
-	if g.used < 0 || g.used+n <= g.held {
+	if g.used < 0 || n == 0 || g.used+n <= g.held {
 		return nil
 	}
 	step := min(max(g.used/2, firstStep), g.step, most)

@@ -8,3 +8,5 @@ import "errors"
 func allocate(string, int64) error { return errors.ErrUnsupported }
 
 func writtenBytes(string) int64 { return -1 }
+
+func deallocate(string, int64, int64) error { return nil }

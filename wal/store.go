@@ -60,6 +60,8 @@ type Options struct {
 	// merged.
 	badger     func(badger.Options) badger.Options
 	mergeAfter int64
+	// allocate is allocateBlocks, except in tests.
+	allocate func(fd uintptr, bytes int64) error
 	// patience is closePatience and rest is compactorRest, except in tests.
 	patience, rest time.Duration
 }
@@ -76,6 +78,9 @@ func (o Options) withDefaults() Options {
 	}
 	if o.rest == 0 {
 		o.rest = compactorRest
+	}
+	if o.allocate == nil {
+		o.allocate = allocateBlocks
 	}
 	if o.FreeSpace == nil {
 		o.FreeSpace = FreeSpace
@@ -119,6 +124,8 @@ type Store struct {
 	// a value log: its collector reads without a lock what a write changes.
 	badgerWrite sync.Mutex
 	room        *room
+	mapped      *mappedFiles
+	detach      func() // ends mapped's part
 	compactors  compactors
 	// tight is true while there is not enough space for what Badger may write.
 	// It is set when a write meets that, and checked each second.

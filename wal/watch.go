@@ -97,6 +97,24 @@ func (s *Store) refuse() {
 	}
 }
 
+// shortage is called when Badger found no space for something that it repeats:
+// for flushing a memtable or for a compaction. While the store closes it counts
+// as a failure, so that Close gives up.
+func (s *Store) shortage(err error, flush bool) {
+	select {
+	case <-s.done:
+		s.fail(err)
+		return
+	default:
+	}
+	if flush {
+		s.mapped.stuck.Store(true)
+	} else {
+		s.compactors.short.Store(true)
+	}
+	s.refuse()
+}
+
 // Tight reports whether the file system has no space for more entries. The
 // caller then appends none for which [Entry.NeedsRoom] is true. The journal
 // still takes entries that are on their way and small state, while its segment

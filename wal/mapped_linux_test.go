@@ -1,0 +1,223 @@
+package wal_test
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/cantuslog/cantus/internal/testkit"
+	"github.com/cantuslog/cantus/wal"
+)
+
+// scarceSpace stands in for fallocate on a file system that has no space for
+// some files.
+type scarceSpace struct {
+	mu        sync.Mutex
+	lacks     func(name string) bool
+	refused   int
+	allocated map[string]int64 // by name
+}
+
+func newScarceSpace() *scarceSpace {
+	s := &scarceSpace{allocated: map[string]int64{}}
+	s.lack(nil)
+	return s
+}
+
+// lack sets for which files there is no space.
+func (s *scarceSpace) lack(which func(name string) bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.lacks, s.refused = which, 0
+}
+
+func (s *scarceSpace) refusals() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.refused
+}
+
+func (s *scarceSpace) allocate(fd uintptr, bytes int64) error {
+	path, err := os.Readlink(fmt.Sprint("/proc/self/fd/", fd))
+	if err != nil {
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.lacks != nil && s.lacks(path) {
+		s.refused++
+		return syscall.ENOSPC
+	}
+	s.allocated[filepath.Base(path)] = bytes
+	return nil
+}
+
+func isTable(name string) bool { return strings.HasSuffix(name, ".sst") }
+
+func tablesOf(t *testing.T, s *wal.Store) []string {
+	t.Helper()
+	tables, err := filepath.Glob(filepath.Join(s.Dir(), "store", "*.sst"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return tables
+}
+
+// TestTablesAreAllocated checks that all of a table's blocks are allocated
+// before Badger copies into its mapping, and the first of a log's.
+func TestTablesAreAllocated(t *testing.T) {
+	t.Parallel()
+	space := newScarceSpace()
+	s := openStore(t, t.TempDir(), small().WithAllocate(space.allocate))
+	appendMany(t, s.Log(0), 3_000, 600)
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	tables, logs := 0, 0
+	for _, path := range tablesOf(t, s) {
+		info, err := os.Stat(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		tables++
+		if got := space.allocated[filepath.Base(path)]; got != info.Size() {
+			t.Errorf("%s has %d bytes, %d were allocated", path, info.Size(), got)
+		}
+	}
+	for name := range space.allocated {
+		if strings.HasSuffix(name, ".mem") || strings.HasSuffix(name, ".vlog") {
+			logs++
+		}
+	}
+	if tables == 0 || logs < 2 {
+		t.Errorf("%d tables and %d logs", tables, logs)
+	}
+}
+
+// TestTablesWaitForSpace lets other processes take the space of each table in
+// the moment in which Badger creates it: the store takes no entries, serves
+// reads, and goes on when there is space.
+func TestTablesWaitForSpace(t *testing.T) {
+	t.Parallel()
+	space := newScarceSpace()
+	dir := t.TempDir()
+	opts := small().WithAllocate(space.allocate)
+	s := openStore(t, dir, opts)
+	l := s.Log(0)
+	for range 3 {
+		space.lack(isTable)
+		before := len(tablesOf(t, s))
+		for !s.Tight() || space.refusals() == 0 {
+			if l.LastIndex() > 50_000 {
+				t.Fatalf("tight %v after %d entries, and %d tables refused", s.Tight(), l.LastIndex(), space.refusals())
+			}
+			if s.Tight() { // what could not be flushed before is not yet
+				s.CheckRoom()
+				time.Sleep(time.Millisecond)
+				continue
+			}
+			appendMany(t, l, 50, 600)
+		}
+		if err := s.Failed(); err != nil {
+			t.Fatal(err)
+		}
+		if r := wal.VerifyLog(l, wal.Base{}); r.Err != nil || r.LastTxid != l.LastIndex() {
+			t.Fatalf("while there is no space: %+v", r)
+		}
+		if after := len(tablesOf(t, s)); after > before {
+			t.Errorf("%d tables became %d", before, after)
+		}
+		space.lack(nil)
+		testkit.Until(t, "there is room", func() bool { s.CheckRoom(); return !s.Tight() })
+		appendMany(t, l, 50, 600)
+		if !s.WaitApplied() {
+			t.Fatal(s.Failed())
+		}
+	}
+	last := l.LastIndex()
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	s = openStore(t, dir, opts)
+	if r := wal.VerifyLog(s.Log(0), wal.Base{}); r.Err != nil || r.LastTxid != last {
+		t.Fatalf("after a restart: %+v", r)
+	}
+}
+
+// TestLogsHaveAReserve lets other processes take the space of each new log: the
+// store has kept some for it.
+func TestLogsHaveAReserve(t *testing.T) {
+	t.Parallel()
+	space := newScarceSpace()
+	s := openStore(t, t.TempDir(), small().WithAllocate(space.allocate))
+	tried := map[string]bool{}
+	space.lack(func(name string) bool { // at the first try
+		first := !tried[name] && !strings.Contains(name, "reserve.tmp") && !isTable(name)
+		tried[name] = true
+		return first
+	})
+	appendMany(t, s.Log(0), 3_000, 600)
+	if !s.WaitApplied() {
+		t.Fatal(s.Failed())
+	}
+	if n := space.refusals(); n < 2 {
+		t.Errorf("%d logs found no space", n)
+	}
+	if r := wal.VerifyLog(s.Log(0), wal.Base{}); r.Err != nil || r.LastTxid != 3_000 {
+		t.Fatalf("%+v", r)
+	}
+}
+
+// TestCompactionsWaitForSpace checks that a compaction without space is no
+// failure, and that the compactors then pause: they would build tables that
+// they can't write, again and again.
+func TestCompactionsWaitForSpace(t *testing.T) {
+	t.Parallel()
+	s := openStore(t, t.TempDir(), small())
+	now := time.Now()
+	for i, message := range []string{
+		"While running doCompact: %v\n",
+		"[Compactor: 1] LOG Compact FAILED with error: %+v: level 0",
+		"cannot start subcompaction: %+v",
+	} {
+		s.BadgerLog(i < 2, message, fmt.Errorf("while creating table: %w", syscall.ENOSPC))
+		if err := s.Failed(); err != nil {
+			t.Fatal(err)
+		}
+		if !s.Tight() {
+			t.Errorf("%q: entries are taken", message)
+		}
+		if !s.CompactorsRest(now) || !s.CompactorsRest(now.Add(9*time.Second)) {
+			t.Errorf("%q: the compactors run", message)
+		}
+		if now = now.Add(11 * time.Second); s.CompactorsRest(now) {
+			t.Errorf("%q: the compactors still rest", message)
+		}
+		s.CheckRoom()
+	}
+}
+
+// TestOtherErrorsOfBadgerAreFailures checks that only what Badger repeats may
+// lack space.
+func TestOtherErrorsOfBadgerAreFailures(t *testing.T) {
+	t.Parallel()
+	for _, err := range []string{
+		"writeRequests: no space left on device",
+		"error flushing memtable to disk: input/output error, retrying",
+	} {
+		s, oerr := wal.Open(t.TempDir(), small().Impatient())
+		if oerr != nil {
+			t.Fatal(oerr)
+		}
+		s.BadgerLog(false, "%s", err)
+		if s.Failed() == nil {
+			t.Errorf("%q is no failure", err)
+		}
+		s.Close()
+	}
+}
