@@ -21,6 +21,15 @@ const (
 	// have a key by txid. A lookup starts at such a key and reads forward.
 	hintEntries = 16
 	hintBytes   = 64 << 10
+	// applyBytes is how many bytes are applied at once, and so how much space
+	// must be found at once. A larger frame is applied by itself.
+	applyBytes = 4 << 20
+	// overshootShare of a value log's size is written at once, unless one entry
+	// is larger: Badger exceeds the size by what is written at once. It rewrites
+	// the value log with the most deleted bytes first, so one that exceeds the
+	// size by much and is still needed in part would be before those that are
+	// not needed, and they would stay if there is no space for that part.
+	overshootShare = 128
 	// writeOutBytes is how many bytes are applied between two calls of
 	// writeOut.
 	writeOutBytes = 4 << 20
@@ -90,17 +99,32 @@ func (a *applier) run() {
 		if !ok {
 			return
 		}
-		for a.store.Failed() == nil {
-			err := a.apply(frames)
+		for len(frames) > 0 && a.store.Failed() == nil {
+			n := portion(frames)
+			err := a.apply(frames[:n])
+			if err == nil {
+				frames = frames[n:]
+				continue
+			}
 			if errors.Is(err, ErrNoSpace) && a.awaitRoom() {
 				continue
 			}
-			if err != nil && !errors.Is(err, ErrNoSpace) {
+			if !errors.Is(err, ErrNoSpace) {
 				a.store.fail(fmt.Errorf("write to badger: %w", err))
 			}
 			break
 		}
 	}
+}
+
+// portion returns how many of frames are applied at once.
+func portion(frames []frame) (n int) {
+	for bytes := 0; n < len(frames) && bytes < applyBytes; n++ {
+		for _, op := range frames[n].ops {
+			bytes += len(op.Key) + len(op.Value)
+		}
+	}
+	return n
 }
 
 // awaitRoom waits until there may be space. It returns false if the store is
@@ -175,10 +199,18 @@ func (a *applier) apply(frames []frame) error {
 	a.wanted.Store(0)
 	wb := a.store.db.NewWriteBatch()
 	defer func() { wb.Cancel() }()
+	atOnce := a.store.db.Opts().ValueLogFileSize / overshootShare
+	values := int64(0) // in wb
 	for _, f := range frames {
 		for _, op := range f.ops {
 			var err error
 			a.unwritten += len(op.Value)
+			if values += int64(len(op.Value)); values > atOnce {
+				if err := wb.Flush(); err != nil {
+					return err
+				}
+				wb, values = a.store.db.NewWriteBatch(), int64(len(op.Value))
+			}
 			switch op.Key[0] {
 			case opEntry:
 				err = a.putEntry(wb, op)

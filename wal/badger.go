@@ -191,7 +191,8 @@ func syncDir(dir string, which func(name string) bool) error {
 }
 
 // reclaim has Badger rewrite one value log of which a large enough part was
-// deleted (see discardRatio), and reports whether there may be another one.
+// deleted (see discardRatio), and reports whether there may be another one. The
+// error wraps ErrNoSpace if more could be reclaimed with more space.
 // Badger would remove the old file before what it moved is synced; an open
 // iterator makes it keep the file until then. Meanwhile frames wait in the
 // applier's queue, and commits go on.
@@ -199,9 +200,13 @@ func (s *Store) reclaim() (more bool, err error) {
 	s.checking.Lock()
 	defer s.checking.Unlock()
 	defer s.compactors.need()()
-	if s.muchDeleted() && s.roomToCompact() {
-		if err := s.compact(); err != nil {
-			return false, err
+	var unmerged error
+	if s.muchDeleted() {
+		if unmerged = s.roomToCompact(); unmerged == nil {
+			unmerged = s.compact()
+		}
+		if unmerged != nil && !errors.Is(unmerged, ErrNoSpace) {
+			return false, unmerged
 		}
 	}
 	ratio, left, err := s.discardRatio()
@@ -237,7 +242,10 @@ func (s *Store) reclaim() (more bool, err error) {
 	guard.Close()
 	s.reading.Unlock()
 	txn.Discard()
-	return more, nil
+	if !more {
+		return false, unmerged
+	}
+	return true, nil
 }
 
 // muchDeleted reports whether enough was deleted for a compaction: at least a
@@ -259,20 +267,21 @@ func (s *Store) tableBytes() int64 {
 	return bytes
 }
 
-// roomToCompact reports whether there is space for a compaction, which writes
-// new tables before it deletes old ones.
-func (s *Store) roomToCompact() bool {
-	return spare(s.opts.FreeSpace, s.room.dir, s.room.floor+min(s.tableBytes(), s.db.Opts().ValueLogFileSize)) == nil
+// roomToCompact returns an error that wraps ErrNoSpace unless there is space for
+// a compaction, which writes new tables before it deletes old ones.
+func (s *Store) roomToCompact() error {
+	return spare(s.opts.FreeSpace, s.room.dir, s.room.floor+min(s.tableBytes(), s.db.Opts().ValueLogFileSize))
 }
 
 // compact has Badger flush its memtable and merge its tables. Only then does
 // Badger know what was deleted from the value logs. By itself it compacts after
 // a number of keys, and keys are few where entries are large.
 func (s *Store) compact() error {
-	s.deleted.Store(0)
+	deleted := s.deleted.Load()
 	if err := s.flushMemtable(); err != nil {
 		return err
 	}
+	s.deleted.Add(-deleted)
 	if err := s.db.Flatten(1); err != nil {
 		s.opts.Logger.Warn("tables not merged: space that was freed comes back later", "err", err)
 	}

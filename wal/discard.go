@@ -40,12 +40,15 @@ func (s *Store) discardRatio() (ratio float64, left int64, err error) {
 		return 0, 0, err
 	}
 	have = max(have-s.room.floor, least)
-	if have >= size { // whatever is left of the file
-		return 0.5, size / 2, nil
-	}
-	name, err := mostDiscarded(s.room.dir)
+	name, deleted, err := mostDiscarded(s.room.dir)
 	if err != nil {
 		return 0, 0, err
+	}
+	if have >= size { // whatever is left of the file
+		if deleted < 0.5 {
+			return 0.5, 0, nil // Badger rewrites none
+		}
+		return 0.5, size / 2, nil
 	}
 	if left, err = s.leftIn(name); err != nil {
 		return 0, 0, err
@@ -56,43 +59,40 @@ func (s *Store) discardRatio() (ratio float64, left int64, err error) {
 	return max(0.5, 1-float64(have)/float64(size)), left, nil
 }
 
-// mostDiscarded returns the name of the value log that Badger rewrites next, by
-// its own count.
-func mostDiscarded(dir string) (name string, err error) {
-	name, _, err = discarded(dir)
-	return name, err
-}
-
-// discarded returns the value log of which most was deleted by Badger's count,
-// and that count.
-func discarded(dir string) (name string, most uint64, err error) {
+// mostDiscarded returns the name of the value log that Badger rewrites next, and
+// which part of it is deleted, by Badger's own count.
+func mostDiscarded(dir string) (name string, deleted float64, err error) {
 	b, err := os.ReadFile(filepath.Join(dir, discardFile))
 	if err != nil {
 		return "", 0, err
 	}
+	var most uint64
 	for ; len(b) >= 16 && binary.BigEndian.Uint64(b) != 0; b = b[16:] {
-		if n := binary.BigEndian.Uint64(b[8:]); n > most {
-			name, most = fmt.Sprintf(valueLogName, binary.BigEndian.Uint64(b)), n
+		n := binary.BigEndian.Uint64(b[8:])
+		if n <= most {
+			continue
+		}
+		file := fmt.Sprintf(valueLogName, binary.BigEndian.Uint64(b))
+		// Badger still counts for files that it has removed.
+		if info, err := os.Stat(filepath.Join(dir, file)); err == nil && info.Size() > 0 {
+			name, most, deleted = file, n, float64(n)/float64(info.Size())
 		}
 	}
-	return name, most, nil
+	return name, deleted, nil
 }
 
 // mayRewrite returns an error if Badger must not rewrite the value log that it
 // would rewrite next: it takes the first entry that is not whole for the file's
 // end, and would delete the file with what follows.
 func (s *Store) mayRewrite(ratio float64) error {
-	name, count, err := discarded(s.room.dir)
-	if err != nil || name == "" {
-		return err
+	name, deleted, err := mostDiscarded(s.room.dir)
+	if err != nil || deleted < ratio {
+		return err // Badger does not rewrite it
 	}
 	path := filepath.Join(s.room.dir, name)
 	info, err := os.Stat(path)
 	if err != nil {
 		return fileDamage(path, err)
-	}
-	if float64(count) < ratio*float64(info.Size()) {
-		return nil // Badger does not rewrite it
 	}
 	end, err := walkBadgerLog(path, badgerLogHeader, -1)
 	if err != nil || end == info.Size() {

@@ -93,6 +93,9 @@ func (s *Store) CheckRoom() { s.checkRoom() }
 // Floor returns the free space that Badger needs to begin new files.
 func (s *Store) Floor() int64 { return s.room.floor }
 
+// ValueLogSize returns the size at which Badger begins another value log.
+func (s *Store) ValueLogSize() int64 { return s.db.Opts().ValueLogFileSize }
+
 // Reclaim rewrites one value log, if that is worth it and there is space.
 func (s *Store) Reclaim() (more bool, err error) { return s.reclaim() }
 

@@ -190,7 +190,7 @@ func (sc *scrub) flush() error {
 	sc.checking.Lock()
 	defer sc.checking.Unlock()
 	defer sc.compactors.need()()
-	if !sc.roomToCompact() {
+	if sc.roomToCompact() != nil {
 		return ErrNoSpace
 	}
 	return sc.flushMemtable()

@@ -46,22 +46,79 @@ func TestTrimmedSpaceComesBackWithLittleSpaceLeft(t *testing.T) {
 	dir := t.TempDir()
 	opts := small()
 	opts.SegmentSize = 1 << 20
-	var free atomic.Int64
-	free.Store(1 << 40)
-	opts.FreeSpace = func(string) (int64, error) { return free.Load(), nil }
+	store := filepath.Join(dir, "store")
+	var size atomic.Int64 // of the disk; 0 if there is plenty
+	opts.FreeSpace = func(string) (int64, error) {
+		if size.Load() == 0 {
+			return 1 << 40, nil
+		}
+		return size.Load() - int64(onDisk(t, store)), nil
+	}
 	s := openStore(t, dir, opts)
 	const count, kept = 2_000, 100
 	appendMany(t, s.Log(0), count, 4<<10)
-	store := filepath.Join(dir, "store")
 	s.WaitApplied()
 	full := onDisk(t, store)
-	free.Store(s.Floor() + 128<<10)
+	size.Store(int64(full) + s.Floor() + 128<<10)
 	if err := s.Log(0).TrimHead(count - kept); err != nil {
 		t.Fatal(err)
 	}
 	testkit.Until(t, fmt.Sprintf("of %d bytes on the disk most are freed", full), func() bool { return onDisk(t, store) <= full/4 })
 	if r := wal.VerifyLog(s.Log(0), wal.Base{Txid: count - kept}); r.Err != nil || r.LastTxid != count {
 		t.Fatalf("report %+v", r)
+	}
+}
+
+// TestMergingWaitsForSpace trims a log when there is no space to merge tables,
+// and so to learn what was deleted. That is tried again.
+func TestMergingWaitsForSpace(t *testing.T) {
+	t.Parallel()
+	var free atomic.Int64
+	free.Store(1 << 40)
+	opts := small()
+	opts.FreeSpace = func(string) (int64, error) { return free.Load(), nil }
+	s := openStore(t, t.TempDir(), opts)
+	const count = 2_000
+	appendMany(t, s.Log(0), count, 4<<10)
+	appendMany(t, s.Log(1), 10_000, 100) // small ones are in the tables
+	s.WaitApplied()
+	free.Store(s.Floor() + 512<<10)
+	if err := s.Log(0).TrimHead(count - 100); err != nil {
+		t.Fatal(err)
+	}
+	testkit.Until(t, "tables can't be merged", func() bool {
+		_, err := s.Reclaim()
+		return errors.Is(err, wal.ErrNoSpace)
+	})
+	if _, err := s.Reclaim(); !errors.Is(err, wal.ErrNoSpace) {
+		t.Errorf("at the next try: %v", err)
+	}
+	free.Store(1 << 40)
+	if more, err := s.Reclaim(); !more || err != nil {
+		t.Errorf("with space for it: reclaimed %v, with %v", more, err)
+	}
+}
+
+// TestValueLogsKeepToTheirSize writes frames that are large beside a value log.
+func TestValueLogsKeepToTheirSize(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	s := openStore(t, dir, small())
+	const entry = 4 << 10
+	appendMany(t, s.Log(0), 2_000, entry)
+	s.WaitApplied()
+	logs, err := filepath.Glob(filepath.Join(dir, "store", "*.vlog"))
+	if err != nil || len(logs) < 3 {
+		t.Fatal(logs, err)
+	}
+	for _, name := range logs[:len(logs)-1] {
+		info, err := os.Stat(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if limit := s.ValueLogSize(); info.Size() > limit+limit/64+entry {
+			t.Errorf("%s has %d bytes, its limit is %d", name, info.Size(), limit)
+		}
 	}
 }
 
