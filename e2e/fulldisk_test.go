@@ -116,8 +116,10 @@ type diskWriter struct {
 	done  chan error
 }
 
-func startDiskWriter(t *testing.T, c *client, size int) *diskWriter {
+// startDiskWriter starts a writer to a partition that has acked transactions.
+func startDiskWriter(t *testing.T, c *client, size int, acked uint64) *diskWriter {
 	w := &diskWriter{stop: make(chan struct{}), done: make(chan error, 1)}
+	w.acked.Store(acked)
 	payload := []byte(strings.Repeat("x", size))
 	go func() {
 		for i := 0; ; i++ {
@@ -178,7 +180,7 @@ func TestFullDisk(t *testing.T) {
 			d := newDisk(t, kind, map[int]string{100: "768M", 40_000: "2G"}[size])
 			n := startNode(t, filepath.Join(d.path, "data"), "--partitions", "1", "--reserve", "64MiB")
 			c := dial(t, n.url)
-			w := startDiskWriter(t, c, size)
+			w := startDiskWriter(t, c, size, 0)
 			rounds := 4
 			if testkit.Long() {
 				rounds = 40

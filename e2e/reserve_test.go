@@ -19,8 +19,7 @@ func TestFullDiskByItself(t *testing.T) {
 			acked := uint64(0)
 			for round := range 4 {
 				c := dial(t, n.url)
-				w := startDiskWriter(t, c, 40_000)
-				w.acked.Store(acked)
+				w := startDiskWriter(t, c, 40_000, acked)
 				w.await(t, n, "storage_full", func() bool { return w.full.Load() > 3 })
 				close(w.stop)
 				if err := <-w.done; err != nil {

@@ -210,6 +210,9 @@ func (s *Store) reclaim() (more bool, err error) {
 		}
 	}
 	ratio, left, err := s.discardRatio()
+	if errors.Is(err, badger.ErrNoRewrite) {
+		return false, unmerged
+	}
 	if err != nil {
 		return false, err
 	}
@@ -305,7 +308,7 @@ func (s *Store) flushMemtable() error {
 	if err := wb.Flush(); err != nil {
 		return err
 	}
-	return errors.Join(s.db.DropPrefix([]byte{opScratch}), s.room.measure(), s.room.holdLogs(0))
+	return errors.Join(s.db.DropPrefix([]byte{opScratch}), s.room.measure(), s.mapped.holdLogs(0, 0))
 }
 
 // badgerLogger forwards Badger's log. A message at level error counts as a

@@ -27,8 +27,9 @@ const discardFile = "DISCARD"
 // discardRatio returns which part of a value log must be deleted for it to be
 // rewritten, from 0.5 to 1, such that there is space for the rest, and the most
 // bytes that this rest has. So a disk that is nearly full gets back the files of
-// which nothing is left. The error wraps ErrNoSpace if there is no space to
-// rewrite the file that is next.
+// which nothing is left. The error is badger.ErrNoRewrite if too little was
+// deleted, and wraps ErrNoSpace if there is no space to rewrite the file that is
+// next.
 func (s *Store) discardRatio() (ratio float64, left int64, err error) {
 	size := s.db.Opts().ValueLogFileSize
 	least := size / 64
@@ -46,7 +47,7 @@ func (s *Store) discardRatio() (ratio float64, left int64, err error) {
 	}
 	if have >= size { // whatever is left of the file
 		if deleted < 0.5 {
-			return 0.5, 0, nil // Badger rewrites none
+			return 0, 0, badger.ErrNoRewrite
 		}
 		return 0.5, size / 2, nil
 	}

@@ -29,10 +29,11 @@ type mappedFiles struct {
 	// memtable is flushed.
 	stuck atomic.Bool
 
-	mu       sync.Mutex
-	reserve  *os.File // nil if there is none
-	held     int64    // bytes that the reserve has
-	logBytes int64    // how much of a new log is allocated
+	mu      sync.Mutex
+	reserve *os.File // nil if there is none
+	held    int64    // bytes that the reserve has
+	// How much of a new value log and of a new memtable log is allocated.
+	vlog, mem int64
 }
 
 const (
@@ -46,7 +47,7 @@ const (
 
 // newMappedFiles returns the mappedFiles for a Badger in dir, which must exist.
 func newMappedFiles(dir string, allocate func(fd uintptr, bytes int64) error) (*mappedFiles, error) {
-	m := &mappedFiles{allocate: allocate, logBytes: firstLogBytes}
+	m := &mappedFiles{allocate: allocate, vlog: firstLogBytes, mem: firstLogBytes}
 	path := filepath.Join(dir, "reserve.tmp")
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o600)
 	if err != nil {
@@ -88,11 +89,14 @@ func (m *mappedFiles) shrink(bytes int64) {
 	_ = m.reserve.Truncate(m.held)
 }
 
-// expectLogs sets how much of each new log is allocated.
-func (m *mappedFiles) expectLogs(bytes int64) {
+// holdLogs sets how much of a new value log and of a new memtable log is
+// allocated, and makes the reserve as large. The error is that of hold.
+func (m *mappedFiles) holdLogs(vlog, mem int64) error {
 	m.mu.Lock()
-	defer m.mu.Unlock()
-	m.logBytes = bytes
+	m.vlog, m.mem = max(vlog, firstLogBytes), max(mem, firstLogBytes)
+	bytes := m.vlog + m.mem
+	m.mu.Unlock()
+	return m.hold(bytes)
 }
 
 // created is called when Badger is about to map a new file of the given length.
@@ -102,8 +106,10 @@ func (m *mappedFiles) created(fd uintptr, path string, length int64) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	switch name := filepath.Base(path); {
-	case isBadgerLog(name):
-		length = min(length, m.logBytes)
+	case filepath.Ext(name) == ".vlog":
+		length = min(length, m.vlog)
+	case filepath.Ext(name) == ".mem":
+		length = min(length, m.mem)
 	case name == discardFile:
 		length = min(length, discardRoom)
 	}

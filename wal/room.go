@@ -178,7 +178,7 @@ func (r *room) take(d demand) error {
 		if err := spare(r.free, r.dir, r.floor+d.vlog+d.mem); err != nil {
 			return err
 		}
-		if err := r.holdLogs(r.rest(d)); err != nil {
+		if err := r.holdLogs(d); err != nil {
 			return err
 		}
 		if err := r.checkFlush(); err != nil {
@@ -215,22 +215,13 @@ func (r *room) checkFlush() error {
 	return nil
 }
 
-// rest returns the most that a write may put in a log that Badger begins
-// meanwhile.
-func (r *room) rest(d demand) int64 {
+// holdLogs reserves the space for a write in new logs if Badger may begin some
+// meanwhile. The error wraps ErrNoSpace if there is none.
+func (r *room) holdLogs(d demand) error {
 	if r.vlog.load+d.vlog < r.vlog.limit && r.mem.load+d.memory < r.mem.limit {
-		return 0
+		d = demand{}
 	}
-	return max(d.vlog, d.mem)
-}
-
-// holdLogs reserves the space for a new value log and a new memtable log, to
-// each of which the given bytes will be written. The error wraps ErrNoSpace if
-// there is none.
-func (r *room) holdLogs(bytes int64) error {
-	bytes = max(bytes, firstLogBytes)
-	r.mapped.expectLogs(bytes)
-	return r.mapped.hold(2 * bytes)
+	return r.mapped.holdLogs(d.vlog, d.mem)
 }
 
 // holdToFlush reserves the space for a table of each memtable. The error wraps
@@ -255,12 +246,12 @@ func (r *room) holdToRewrite(values int64) error {
 	if err := errors.Join(r.vlog.ahead(r.dir, rest, 0), r.mem.ahead(r.dir, keys, 0)); err != nil {
 		return err
 	}
-	return r.holdLogs(max(values-rest, keys))
+	return r.mapped.holdLogs(values-rest, keys)
 }
 
 // rewritten measures what was written, and releases what was reserved for more.
 func (r *room) rewritten() error {
-	err := errors.Join(r.measure(), r.holdLogs(0))
+	err := errors.Join(r.measure(), r.mapped.holdLogs(0, 0))
 	for _, g := range []*growing{&r.vlog, &r.mem} {
 		if err == nil {
 			err = g.release(r.dir)
