@@ -19,6 +19,7 @@ import (
 
 	"github.com/cantuslog/cantus/internal/powercut"
 	"github.com/cantuslog/cantus/internal/testkit"
+	"github.com/cantuslog/cantus/internal/workload"
 )
 
 // disk is a file system that not only the node fills.
@@ -117,7 +118,7 @@ type diskWriter struct {
 }
 
 // startDiskWriter starts a writer to a partition that has acked transactions.
-func startDiskWriter(t *testing.T, c *client, size int, acked uint64) *diskWriter {
+func startDiskWriter(t *testing.T, c *workload.Client, size int, acked uint64) *diskWriter {
 	w := &diskWriter{stop: make(chan struct{}), done: make(chan error, 1)}
 	w.acked.Store(acked)
 	payload := []byte(strings.Repeat("x", size))

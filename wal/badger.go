@@ -222,12 +222,15 @@ func (s *Store) reclaim() (more bool, err error) {
 	} else if err != nil {
 		return false, err
 	}
+	s.badgerWrite.Lock()
+	if err := s.room.holdToRewrite(left); err != nil {
+		err = errors.Join(err, s.room.rewritten())
+		s.badgerWrite.Unlock()
+		return false, err
+	}
 	txn := s.db.NewTransaction(false)
 	guard := txn.NewIterator(badger.IteratorOptions{Prefix: []byte{opApplied}})
-	s.badgerWrite.Lock()
-	if err = s.room.holdToRewrite(left); err == nil {
-		err = s.db.RunValueLogGC(ratio)
-	}
+	err = s.db.RunValueLogGC(ratio)
 	more = err == nil
 	merr := s.room.rewritten()
 	s.badgerWrite.Unlock()

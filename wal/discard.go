@@ -26,8 +26,8 @@ const discardFile = "DISCARD"
 
 // discardRatio returns which part of a value log must be deleted for it to be
 // rewritten, from 0.5 to 1, such that there is space for the rest, and the most
-// bytes that this rest has. So a disk that is nearly full gets back the files of
-// which nothing is left. The error is badger.ErrNoRewrite if too little was
+// bytes that this rest has. So a disk that is nearly full gets back the files
+// of which nothing is left. The error is badger.ErrNoRewrite if too little was
 // deleted, and wraps ErrNoSpace if there is no space to rewrite the file that is
 // next.
 func (s *Store) discardRatio() (ratio float64, left int64, err error) {
@@ -60,8 +60,8 @@ func (s *Store) discardRatio() (ratio float64, left int64, err error) {
 	return max(0.5, 1-float64(have)/float64(size)), left, nil
 }
 
-// mostDiscarded returns the name of the value log that Badger rewrites next, and
-// which part of it is deleted, by Badger's own count.
+// mostDiscarded returns the name of the value log that Badger rewrites next
+// and which part of it is deleted, by Badger's own count.
 func mostDiscarded(dir string) (name string, deleted float64, err error) {
 	b, err := os.ReadFile(filepath.Join(dir, discardFile))
 	if err != nil {

@@ -235,8 +235,8 @@ func (r *room) holdToFlush() error {
 }
 
 // holdToRewrite reserves the space for the given bytes of a value log that is
-// rewritten: in the newest logs, and for new ones. The error wraps ErrNoSpace if
-// there is none. The caller calls rewritten afterwards.
+// rewritten: in the newest logs, and for new ones. The error wraps ErrNoSpace
+// if there is none. The caller calls rewritten afterwards.
 func (r *room) holdToRewrite(values int64) error {
 	if err := r.follow(); err != nil {
 		return err
