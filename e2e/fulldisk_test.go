@@ -130,7 +130,7 @@ func startDiskWriter(t *testing.T, c *workload.Client, size int, acked uint64) *
 				return
 			default:
 			}
-			r, err := c.append(t.Context(), "cantus.append.0", payload)
+			r, err := c.Append(t.Context(), "cantus.append.0", payload)
 			switch {
 			case errors.Is(err, nats.ErrNoResponders): // nobody leads at the moment
 			case err != nil: // the node is gone
@@ -192,7 +192,7 @@ func TestFullDisk(t *testing.T) {
 				d.fill(0)
 				full := w.full.Load()
 				w.await(t, n, "storage_full", func() bool { return w.full.Load() > full+3 })
-				if got, _, _, err := c.read(t.Context(), 0, map[string]any{"from": 1}); err != nil || len(got) == 0 {
+				if got, _, _, err := c.Read(t.Context(), 0, map[string]any{"from": 1}); err != nil || len(got) == 0 {
 					t.Fatalf("read on a full disk: %d, %v", len(got), err)
 				}
 				d.empty()

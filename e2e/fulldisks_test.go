@@ -32,7 +32,7 @@ func TestFullDisksOfFollowers(t *testing.T) {
 	c.startAll()
 	c.awaitPlaced()
 	client := c.dial("n1")
-	client.limit = patience
+	client.Limit = patience
 	leader, err := c.leader(t.Context(), client, 0)
 	if err != nil {
 		t.Fatal(err)
@@ -48,7 +48,7 @@ func TestFullDisksOfFollowers(t *testing.T) {
 	done := make(chan string, 8)
 	for range cap(done) {
 		w := c.dial(leader.name)
-		w.limit = patience
+		w.Limit = patience
 		go func() {
 			for {
 				select {
@@ -57,7 +57,7 @@ func TestFullDisksOfFollowers(t *testing.T) {
 					return
 				default:
 				}
-				r, err := w.append(t.Context(), "cantus.append.0", payload)
+				r, err := w.Append(t.Context(), "cantus.append.0", payload)
 				switch {
 				case err != nil && !errors.Is(err, nats.ErrNoResponders):
 					done <- err.Error()
@@ -88,7 +88,7 @@ func TestFullDisksOfFollowers(t *testing.T) {
 	trim := func(before uint64) string {
 		t.Helper()
 		body, _ := json.Marshal(map[string]uint64{"before": before})
-		m, err := client.request(t.Context(), &nats.Msg{Subject: "cantus.admin.trim.0", Data: body})
+		m, err := client.Request(t.Context(), &nats.Msg{Subject: "cantus.admin.trim.0", Data: body})
 		if err != nil {
 			t.Fatalf("trim: %v", err)
 		}
@@ -102,7 +102,7 @@ func TestFullDisksOfFollowers(t *testing.T) {
 		disks[n.name].fill(0)
 	}
 	// The writers may all wait for what they proposed.
-	if r, err := client.append(t.Context(), "cantus.append.0", payload); err != nil || r.Error != nil && r.Error.Reason != "storage_full" {
+	if r, err := client.Append(t.Context(), "cantus.append.0", payload); err != nil || r.Error != nil && r.Error.Reason != "storage_full" {
 		t.Errorf("an append without a byte: %+v, %v", r, err)
 	}
 	if said := trim(acked.Load() / 2); strings.Contains(said, "error") && !strings.Contains(said, "free some there") {

@@ -40,7 +40,7 @@ func TestFullDiskByItself(t *testing.T) {
 				if info := mustInfo(t, c, 0); info.HighWaterMark < acked {
 					t.Fatalf("it ends at %d, %d were acknowledged", info.HighWaterMark, acked)
 				}
-				if got, _, _, err := c.read(t.Context(), 0, map[string]any{"from": 1}); err != nil || len(got) == 0 {
+				if got, _, _, err := c.Read(t.Context(), 0, map[string]any{"from": 1}); err != nil || len(got) == 0 {
 					t.Fatalf("read on a full disk: %d, %v", len(got), err)
 				}
 			}
