@@ -271,8 +271,8 @@ func runProgram(tb testing.TB, path string, args ...string) (code int, stdout, s
 	return cmd.ProcessState.ExitCode(), out.String(), errs.String()
 }
 
-// tail keeps the end of what is written to it, and all that follows the start of
-// a Go trace: the goroutine that failed comes first there.
+// tail keeps the end of what is written to it, and all that follows the start
+// of a Go trace: the goroutine that failed comes first there.
 type tail struct {
 	mu     sync.Mutex
 	kept   []byte

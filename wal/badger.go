@@ -273,8 +273,8 @@ func (s *Store) tableBytes() int64 {
 	return bytes
 }
 
-// roomToCompact returns an error that wraps ErrNoSpace unless there is space for
-// a compaction, which writes new tables before it deletes old ones.
+// roomToCompact returns an error that wraps ErrNoSpace unless there is space
+// for a compaction, which writes new tables before it deletes old ones.
 func (s *Store) roomToCompact() error {
 	return spare(s.opts.FreeSpace, s.room.dir, s.room.floor+min(s.tableBytes(), s.db.Opts().ValueLogFileSize))
 }

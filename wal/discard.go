@@ -28,8 +28,8 @@ const discardFile = "DISCARD"
 // rewritten, from 0.5 to 1, such that there is space for the rest, and the most
 // bytes that this rest has. So a disk that is nearly full gets back the files
 // of which nothing is left. The error is badger.ErrNoRewrite if too little was
-// deleted, and wraps ErrNoSpace if there is no space to rewrite the file that is
-// next.
+// deleted, and wraps ErrNoSpace if there is no space to rewrite the file
+// that is next.
 func (s *Store) discardRatio() (ratio float64, left int64, err error) {
 	size := s.db.Opts().ValueLogFileSize
 	least := size / 64
