@@ -108,14 +108,21 @@ func FuzzDiscard(f *testing.F) {
 		if err := os.WriteFile(filepath.Join(dir, "DISCARD"), b, 0o600); err != nil {
 			t.Fatal(err)
 		}
-		name, err := wal.MostDiscarded(dir)
+		listed := map[string]bool{"": true}
+		for at := 0; at+16 <= len(b); at += 16 {
+			name := fmt.Sprintf("%06d.vlog", binary.BigEndian.Uint64(b[at:]))
+			if len(listed) < 100 { // it only counts what is there
+				if err := os.WriteFile(filepath.Join(dir, name), nil, 0o600); err != nil {
+					t.Fatal(err)
+				}
+				listed[name] = true
+			}
+		}
+		name, _, err := wal.MostDiscarded(dir)
 		if err != nil {
 			t.Fatal(err)
 		}
-		found := name == ""
-		for at := 0; at+16 <= len(b); at += 16 {
-			found = found || fmt.Sprintf("%06d.vlog", binary.BigEndian.Uint64(b[at:])) == name
-		}
+		found := listed[name]
 		if !found {
 			t.Fatalf("%q is not in the list", name)
 		}
