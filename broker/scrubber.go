@@ -54,16 +54,17 @@ type scrubber struct {
 	reads chan wal.Damage // damaged entries that somebody has read
 	again chan struct{}   // capacity 1: scrub now
 
-	repairing sync.Mutex // held while damage is repaired
-	mu        sync.Mutex // guards what follows
-	current   []string   // what is damaged and not repaired
-	found     []string   // the same, by the scrub that is under way
+	repairing chan struct{} // capacity 1: filled while damage is repaired
+	mu        sync.Mutex    // guards what follows
+	current   []string      // what is damaged and not repaired
+	found     []string      // the same, by the scrub that is under way
 }
 
 func newScrubber(i *identity, m *metrics, advise func(string, map[string]any), sources *replicaSources, applied func(uint32) uint64) *scrubber {
 	return &scrubber{
 		self: i.opts.Name, log: i.log, rate: max(i.opts.ScrubRate, 0), interval: i.opts.ScrubInterval, metrics: m, advise: advise,
 		secret: i.currentSecret, sources: sources, applied: applied, reads: make(chan wal.Damage, damagedReads), again: make(chan struct{}, 1),
+		repairing: make(chan struct{}, 1),
 	}
 }
 
@@ -166,8 +167,12 @@ func (s *scrubber) repairReads(ctx context.Context) {
 
 // handle reports damage and has it repaired.
 func (s *scrubber) handle(ctx context.Context, d wal.Damage) {
-	s.repairing.Lock()
-	defer s.repairing.Unlock()
+	select {
+	case s.repairing <- struct{}{}:
+	case <-ctx.Done():
+		return
+	}
+	defer func() { <-s.repairing }()
 	where := partitionOf(d)
 	s.metrics.damageFound.WithLabelValues(where).Inc()
 	fields := []any{"err", d.Err}

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"hash/crc32"
 	"io/fs"
+	"maps"
 	"math/bits"
 	"os"
 	"path/filepath"
@@ -200,35 +201,50 @@ func (sc *scrub) flush() error {
 // far as the last checkpoint found them intact.
 func (sc *scrub) memtableLogs() error {
 	sc.checking.Lock()
-	defer sc.checking.Unlock()
-	dir := filepath.Join(sc.dir, badgerDir)
-	for name, e := range sc.badgerLogs {
-		path := filepath.Join(dir, name)
-		head, err := readBadgerLogHead(path)
-		if errors.Is(err, fs.ErrNotExist) && strings.HasSuffix(name, ".mem") {
-			continue // it became a table
-		}
-		if err != nil {
-			return fileDamage(path, err)
-		}
-		if !slices.Equal(head, e.Head) {
-			if strings.HasSuffix(name, ".mem") {
-				continue // its number was used again
-			}
-			return fmt.Errorf("%w: %s does not begin as it did", ErrDamaged, path)
-		}
-		at, err := walkBadgerLog(path, badgerLogHeader, e.End)
+	names := slices.Sorted(maps.Keys(sc.badgerLogs))
+	sc.checking.Unlock()
+	for _, name := range names {
+		read, err := sc.memtableLog(name)
 		if err != nil {
 			return err
 		}
-		if now, _ := readBadgerLogHead(path); at < e.End && slices.Equal(now, head) {
-			return fmt.Errorf("%w: %s: the entry at byte %d is not what was written; entries up to byte %d were", ErrDamaged, path, at, e.End)
-		}
-		if err := sc.pay(int(e.End)); err != nil {
+		if err := sc.pay(int(read)); err != nil { // no checkpoint waits for that
 			return err
 		}
 	}
 	return nil
+}
+
+// memtableLog checks one of those logs, and returns how many bytes it has read.
+func (sc *scrub) memtableLog(name string) (read int64, err error) {
+	sc.checking.Lock()
+	defer sc.checking.Unlock()
+	e, ok := sc.badgerLogs[name]
+	if !ok {
+		return 0, nil // there was a checkpoint
+	}
+	path := filepath.Join(sc.dir, badgerDir, name)
+	head, err := readBadgerLogHead(path)
+	if errors.Is(err, fs.ErrNotExist) && strings.HasSuffix(name, ".mem") {
+		return 0, nil // it became a table
+	}
+	if err != nil {
+		return 0, fileDamage(path, err)
+	}
+	if !slices.Equal(head, e.Head) {
+		if strings.HasSuffix(name, ".mem") {
+			return 0, nil // its number was used again
+		}
+		return 0, fmt.Errorf("%w: %s does not begin as it did", ErrDamaged, path)
+	}
+	at, err := walkBadgerLog(path, badgerLogHeader, e.End)
+	if err != nil {
+		return 0, err
+	}
+	if now, _ := readBadgerLogHead(path); at < e.End && slices.Equal(now, head) {
+		return 0, fmt.Errorf("%w: %s: the entry at byte %d is not what was written; entries up to byte %d were", ErrDamaged, path, at, e.End)
+	}
+	return e.End, nil
 }
 
 // registry checks the registry of encryption keys, which is empty.

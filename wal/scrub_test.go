@@ -445,3 +445,24 @@ func BenchmarkScrub(b *testing.B) {
 		}
 	}
 }
+
+// Checkpoints must not wait for the pace of a scrub.
+func TestScrubHoldsUpNoCheckpoint(t *testing.T) {
+	s := openStore(t, t.TempDir(), small())
+	for i := range uint64(100) {
+		if err := s.Log(0).Append(wal.Entry{Index: i + 1, Data: batch(i+1, 1, strings.Repeat("p", 3000))}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := s.Checkpoint(); err != nil {
+		t.Fatal(err)
+	}
+	paced := 0
+	err := s.Scrub(t.Context(), func(context.Context, int) error {
+		paced++
+		return s.Checkpoint()
+	}, func(d wal.Damage) { t.Error(d.Err) })
+	if err != nil || paced == 0 {
+		t.Errorf("paced %d times: %v", paced, err)
+	}
+}
