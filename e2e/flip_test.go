@@ -291,7 +291,7 @@ func checkSaysDamage(t *testing.T, p *process, path string) {
 	if !strings.Contains(text, path) {
 		t.Errorf("the refusal does not name %s:\n%s", path, text)
 	}
-	if strings.Contains(text, "damaged") && !strings.Contains(text, "restore a copy of the directory") {
+	if strings.Contains(text, "damaged") && (!strings.Contains(text, "restore a copy of the directory") || !strings.Contains(text, "cantus salvage")) {
 		t.Errorf("the refusal does not say what to do:\n%s", text)
 	}
 }
