@@ -17,6 +17,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/cantuslog/cantus/internal/workload"
 )
 
 // natsLine is a command line of a document, with what the document says that it
@@ -57,28 +59,28 @@ func natsLines(text string) (all []natsLine) {
 // after act was done. act happens on another node, so that the document's own
 // holds nothing else.
 type natsDocument struct {
-	prepare func(*testing.T, *client)
+	prepare func(*testing.T, *workload.Client)
 	prints  map[string][]string
-	act     map[string]func(*testing.T, *client)
+	act     map[string]func(*testing.T, *workload.Client)
 }
 
 // appendAlways returns a function that appends to a partition.
-func appendAlways(partition int) func(*testing.T, *client) {
-	return func(t *testing.T, c *client) { mustAppend(t, c, partition, "seen on the feed") }
+func appendAlways(partition int) func(*testing.T, *workload.Client) {
+	return func(t *testing.T, c *workload.Client) { mustAppend(t, c, partition, "seen on the feed") }
 }
 
 // refuseSilently sends an append without a reply subject that is refused.
-func refuseSilently(t *testing.T, c *client) {
+func refuseSilently(t *testing.T, c *workload.Client) {
 	t.Helper()
-	m := appendMsg(0, "", "Cantus-Nonsense", "x")
-	if err := c.nc.PublishMsg(m); err != nil {
+	m := workload.NewAppend(0, "", "Cantus-Nonsense", "x")
+	if err := c.Conn.PublishMsg(m); err != nil {
 		t.Fatal(err)
 	}
 }
 
 var natsDocuments = map[string]natsDocument{
 	"README.md": {
-		prepare: func(t *testing.T, c *client) { // with the cantus command, just before
+		prepare: func(t *testing.T, c *workload.Client) { // with the cantus command, just before
 			mustAppend(t, c, 0, `{"amount":100}`, "Cantus-Write-Lock", "account.42", "Cantus-High-Water-Mark", "0")
 			mustAppend(t, c, 0, `{"amount":50}`, "Cantus-Write-Lock", "account.42", "Cantus-High-Water-Mark", "1")
 		},
@@ -87,10 +89,10 @@ var natsDocuments = map[string]natsDocument{
 			`nats req cantus.read.0 '{"from":1}' --replies=0 --timeout=2s`:                                         {`\{"amount":100\}`, `Cantus-Txid: 3\n`, `Status: 204`, `Cantus-Next: 4\n`},
 			`nats sub 'cantus.feed.0.>'`: {`Received on "cantus\.feed\.0\.tx"`, `seen on the feed`},
 		},
-		act: map[string]func(*testing.T, *client){`nats sub 'cantus.feed.0.>'`: appendAlways(0)},
+		act: map[string]func(*testing.T, *workload.Client){`nats sub 'cantus.feed.0.>'`: appendAlways(0)},
 	},
 	"subjects.md": {
-		prepare: func(t *testing.T, c *client) {
+		prepare: func(t *testing.T, c *workload.Client) {
 			for range 815 {
 				mustAppend(t, c, 0, "x")
 			}
@@ -109,11 +111,11 @@ var natsDocuments = map[string]natsDocument{
 			`nats micro info cantus`:                                                             {`Service: cantus`, `Version: \d+\.\d+\.\d+`, `Subject: cantus\.append\.\*`, `Subject: cantus\.cursor\.\*\.\*`},
 			`nats micro stats cantus`:                                                            {`│ append +│ [1-9]\d* +│`, `│ cursor +│ [1-9]\d* +│`},
 		},
-		act: map[string]func(*testing.T, *client){`nats sub 'cantus.feed.0.>'`: appendAlways(0), `nats sub 'cantus.advisory.>'`: refuseSilently},
+		act: map[string]func(*testing.T, *workload.Client){`nats sub 'cantus.feed.0.>'`: appendAlways(0), `nats sub 'cantus.advisory.>'`: refuseSilently},
 	},
 	"examples/shell/README.md": {
 		prints: map[string][]string{`nats sub 'cantus.feed.1.>'`: {`Received on "cantus\.feed\.1\.tx"`, `seen on the feed`}},
-		act:    map[string]func(*testing.T, *client){`nats sub 'cantus.feed.1.>'`: appendAlways(1)},
+		act:    map[string]func(*testing.T, *workload.Client){`nats sub 'cantus.feed.1.>'`: appendAlways(1)},
 	},
 }
 

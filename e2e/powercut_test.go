@@ -49,7 +49,7 @@ func TestClusterLeadersWhosePowerFails(t *testing.T) {
 		// A leader that came back leads again after a while: wait until it
 		// does.
 		if err := c.until(t.Context(), "led by its preferred node", func(ctx context.Context) string {
-			s, err := watcher.status(ctx)
+			s, err := statusOf(ctx, watcher)
 			if err != nil || len(s.Partitions) == 0 {
 				return fmt.Sprint(err)
 			}
@@ -102,7 +102,7 @@ func (l *load) reach(ctx context.Context, partition, more int) error {
 func (c *cluster) failPower(t *testing.T, leader *node, d *powercut.Disk, killed, paused *node) {
 	t.Helper()
 	near := c.dialOnly(killed)
-	defer near.nc.Close()
+	defer near.Conn.Close()
 	if err := paused.pause(); err != nil {
 		t.Fatal(err)
 	}
@@ -135,7 +135,7 @@ func (c *cluster) failPower(t *testing.T, leader *node, d *powercut.Disk, killed
 	// When the leader has answered this, it knows that the follower has the
 	// entry, and so do clients if it has acknowledged it.
 	for range 3 {
-		if info, err := near.info(t.Context(), 0); err != nil || info.Leader != leader.name {
+		if info, err := near.Info(t.Context(), 0); err != nil || info.Leader != leader.name {
 			t.Errorf("%s leads, %v", info.Leader, err)
 		}
 	}
