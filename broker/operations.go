@@ -133,7 +133,12 @@ func (o *operations) decide(ctx context.Context, compute func(cluster.Facts) (cl
 	if err := o.meta.change(ctx, compute); err != nil {
 		return nil, err
 	}
-	return subjects.AdminReply{Done: fmt.Sprintf(done, args...)}, nil
+	return o.decided(fmt.Sprintf(done, args...)), nil
+}
+
+// decided returns the reply to an operation that has changed the facts.
+func (o *operations) decided(done string) subjects.AdminReply {
+	return subjects.AdminReply{Done: done, Facts: o.meta.now().Version}
 }
 
 func (o *operations) nodeOperation(became string, compute func(cluster.Facts, string) (cluster.Command, error)) operation {
@@ -157,7 +162,7 @@ func (o *operations) onDrain(ctx context.Context, m *natslink.Message) (any, err
 		return nil, err
 	}
 	move, stay := o.heldBy(o.meta.now(), r.Node, time.Now())
-	return subjects.AdminReply{Done: drained(r.Node, move, stay)}, nil
+	return o.decided(drained(r.Node, move, stay)), nil
 }
 
 // drained describes what happens to the replicas of a node that is drained.
@@ -276,7 +281,7 @@ func (o *operations) onRemove(ctx context.Context, m *natslink.Message) (any, er
 		done = fmt.Sprintf("node %s is leaving: %d of the %d replicas of a partition are left then, and %d of them may fail; "+
 			"add a node to have %d again", r.Node, left, replicas, (left-1)/2, replicas)
 	}
-	return subjects.AdminReply{Done: done}, nil
+	return o.decided(done), nil
 }
 
 // mayLeave returns an error if a partition, or the facts, would have no

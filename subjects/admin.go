@@ -21,7 +21,11 @@ type AdminRequest struct {
 // AdminReply is the answer to an operation. Done describes what was decided.
 // The nodes carry it out in the background; the status shows how far they are.
 type AdminReply struct {
-	Done  string `json:"done,omitempty"`
+	Done string `json:"done,omitempty"`
+	// Facts is a version of the facts that has the decision: the status of a
+	// node with an older one is of the time before it. It is 0 where the
+	// facts don't change.
+	Facts uint64 `json:"facts,omitempty"`
 	Error *Error `json:"error,omitempty"`
 }
 

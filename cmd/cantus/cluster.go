@@ -208,7 +208,9 @@ func (c *connection) operate(ctx context.Context, p *program, subject []string, 
 	if _, err := fmt.Fprintln(p.out, reply.Done); err != nil || wait == 0 {
 		return err
 	}
-	return l.await(ctx, time.Duration(wait), done)
+	return l.await(ctx, time.Duration(wait), func(s subjects.ClusterStatus) bool {
+		return s.Facts >= reply.Facts && done(s) // else of a node that has not heard of it yet
+	})
 }
 
 // await requests the status until done returns true for it.
@@ -293,8 +295,8 @@ type clusterRemoveCmd struct {
 
 func (*clusterRemoveCmd) Help() string {
 	return `Its replicas go to other nodes; where there are not enough of them, partitions have fewer replicas from then on. It may be
-away already. A removal that would cost a partition its majority is refused. Once removed, the node stops, and its
-directory can be deleted.
+away already. A removal that would cost a partition its majority is refused. Once removed, the node stops
+within some seconds; then its directory can be deleted.
 
 ` + clusterHelp
 }

@@ -449,6 +449,31 @@ func TestRemoveSaysThatItIsDone(t *testing.T) {
 	}
 }
 
+// The status of a node that has not heard of an operation yet does not say
+// whether it is done: before a drain every replica is where it should be.
+func TestWaitPassesOverAnOlderStatus(t *testing.T) {
+	w := newWire(t)
+	w.answer("cantus.admin.cluster.drain", func(_ int, msg *nats.Msg) {
+		respond(msg, subjects.AdminReply{Done: "node n1 is draining", Facts: 8})
+	})
+	on := func(node string, facts uint64) subjects.ClusterStatus {
+		return subjects.ClusterStatus{Facts: facts, Partitions: []subjects.PartitionStatus{
+			{Leader: node, Placement: []string{node}, Replicas: []subjects.ReplicaStatus{{Name: node, Voter: true}}},
+		}}
+	}
+	asked := 0
+	w.answer("cantus.admin.status", func(_ int, msg *nats.Msg) {
+		asked++
+		if asked == 1 {
+			respond(msg, on("n1", 7))
+			return
+		}
+		respond(msg, on("n2", 8))
+	})
+	status, out, _ := w.cantus("", "cluster", "drain", "n1", "--wait", "30s")
+	w.expect(status, exitDone, out, "node n1 is drained: it holds no voting replicas")
+}
+
 // A drain that leaves replicas on the node is not done: a script that stops the
 // node next has to know.
 func TestDrainFailsIfReplicasStay(t *testing.T) {
