@@ -14,7 +14,7 @@ build: ## bin/cantus, a static binary
 test: ## all tests that need nothing but Go
 	$(GO) test ./...
 
-short: ## what takes two minutes of them, for the time between two edits
+short: ## the quickest of them, two minutes, for the time between two edits
 	$(GO) test -short ./...
 
 race: ## the packages with goroutines of their own, under the race detector

@@ -43,6 +43,7 @@ var twoMeanings = map[string]string{
 	"member":   "of a cluster and of a consumer group, as elsewhere",
 	"outcome":  "a verdict's is what becomes the transaction's",
 	"rebuild":  "both make something anew from the log",
+	"token":    "NATS's term; other clusters have such a token too",
 }
 
 // TestGlossaryWordsHaveOneMeaning checks that a row of the glossary has one

@@ -40,7 +40,7 @@ func TestDocumentHasTheClasses(t *testing.T) {
 }
 
 // TestDocumentExamples checks that the examples of docs/checking.md are a
-// history.
+// history, and that nothing is wrong with it.
 func TestDocumentExamples(t *testing.T) {
 	text, err := os.ReadFile(document)
 	if err != nil {
@@ -56,5 +56,8 @@ func TestDocumentExamples(t *testing.T) {
 	}
 	if len(h.Operations) == 0 || len(h.Drains) == 0 || len(h.Drains[0].Transactions) != 2 {
 		t.Errorf("the examples have %d operations, %d logs", len(h.Operations), len(h.Drains))
+	}
+	for _, f := range judge.Check(h).Findings {
+		t.Errorf("%s: %s", f.Class, f.Text)
 	}
 }
