@@ -194,10 +194,10 @@ func (c *certifier) forget(first uint64) {
 	c.table.Forget(first)
 }
 
-// trimFrom lowers keep, the txid to trim the log up to, to the oldest
-// transaction whose message id still counts at the returned time, which is the
-// time to record the trim with. held is that transaction, 0 if it is not what
-// decides.
+// trimFrom returns the txid that a trim may keep the log from: keep, or the
+// oldest transaction whose message id still counts, if that is lower. held is
+// that transaction then, and else 0. at is the time to record the trim with,
+// and the time at which the id counts.
 func (c *certifier) trimFrom(keep uint64) (from, held, committed uint64, at int64) {
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -71,9 +71,9 @@ func newPeers(instance string, sent func() uint64) *peers {
 
 // fresh reports whether a signed announcement is not a replay. unheard says
 // that its instance was unknown; this node should announce at once that it
-// hears it. An instance is listed as heard also if its first announcement is
-// fresh: if this node then does not accept it as a member, it has to hear that
-// from this node, and believes nothing of a node that does not hear it.
+// hears it. An instance is listed as heard even if its first announcement is
+// fresh. This node may refuse it as a member, and must be able to tell it so:
+// a node believes only those that hear it.
 func (p *peers) fresh(a announcement, number uint64, now time.Time) (fresh, unheard bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()

@@ -76,9 +76,9 @@ func wholeLogEntry(path string, offset, size int64) bool {
 	return crc32.Checksum(body, castagnoli) == binary.BigEndian.Uint32(b[len(body):])
 }
 
-// keyHolders returns the files of which one must have lost keys if Badger
-// misses some: its tables were checked when it was opened, so it is the list of
-// tables, or the log of a memtable that is missing.
+// keyHolders returns the files that may have lost keys, if Badger misses some.
+// Its tables were checked when it was opened. So it is the list of tables, or
+// the log of a memtable.
 func (s *Store) keyHolders() string {
 	names := []string{filepath.Join(s.dir, badgerDir, badger.ManifestFilename)}
 	for _, path := range s.missing {
