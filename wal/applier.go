@@ -92,14 +92,16 @@ func (a *applier) backlog() int64 {
 	return a.bytes
 }
 
-// run applies frames until close, and then the rest of the queue.
+// run applies frames until close, and then the rest of the queue. Once some
+// could not be applied it applies none that come after them: Badger would count
+// as having them all.
 func (a *applier) run() {
-	for {
+	for whole := true; ; {
 		frames, ok := a.take()
 		if !ok {
 			return
 		}
-		for len(frames) > 0 && a.store.Failed() == nil {
+		for whole && len(frames) > 0 && a.store.Failed() == nil {
 			n := portion(frames)
 			err := a.apply(frames[:n])
 			if err == nil {
@@ -112,7 +114,7 @@ func (a *applier) run() {
 			if !errors.Is(err, ErrNoSpace) {
 				a.store.fail(fmt.Errorf("write to badger: %w", err))
 			}
-			break
+			whole = false
 		}
 	}
 }

@@ -9,6 +9,7 @@ import (
 	"syscall"
 	"testing"
 
+	"github.com/cantuslog/cantus/internal/testkit"
 	"github.com/cantuslog/cantus/wal"
 	"github.com/cantuslog/cantus/wal/journal/journaltest"
 )
@@ -215,5 +216,33 @@ func TestEntriesOnTheirWayAreTaken(t *testing.T) {
 	}
 	if err := acked.check(s.Log(0)); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// TestCloseAsSpaceComesBack frees space just before a store is closed that had
+// none to store its entries: it may store the newer ones only after the older
+// ones, or leave all of them to the next start.
+func TestCloseAsSpaceComesBack(t *testing.T) {
+	t.Parallel()
+	var free atomic.Int64
+	free.Store(1 << 40)
+	opts := small()
+	opts.SegmentSize = 4 << 20 // the journal has space
+	opts.FreeSpace = func(string) (int64, error) { return free.Load(), nil }
+	dir := filepath.Join(t.TempDir(), "data")
+	s := openStore(t, dir, opts)
+	l := s.Log(0)
+	free.Store(0)
+	appendMany(t, l, 400, 600)
+	testkit.Until(t, "the entries wait for space", s.Tight)
+	appendMany(t, l, 50, 600)
+	last := l.LastIndex()
+	free.Store(1 << 40)
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	s = openStore(t, dir, opts)
+	if r := wal.VerifyLog(s.Log(0), wal.Base{}); r.Err != nil || r.LastTxid != last {
+		t.Fatalf("after a restart, with %d entries: %+v", last, r)
 	}
 }
