@@ -38,7 +38,8 @@ type mappedFiles struct {
 
 const (
 	// firstLogBytes is how much of a new log is allocated, unless more is
-	// about to be written to it.
+	// about to be written to it. The page cache begins a file with small
+	// folios.
 	firstLogBytes = 64 << 10
 	// reserveBytes is the usual size of the reserve: for a value log and a
 	// memtable log.
@@ -93,10 +94,18 @@ func (m *mappedFiles) shrink(bytes int64) {
 // allocated, and makes the reserve as large. The error is that of hold.
 func (m *mappedFiles) holdLogs(vlog, mem int64) error {
 	m.mu.Lock()
-	m.vlog, m.mem = max(vlog, firstLogBytes), max(mem, firstLogBytes)
+	m.vlog, m.mem = firstBytes(vlog), firstBytes(mem)
 	bytes := m.vlog + m.mem
 	m.mu.Unlock()
 	return m.hold(bytes)
+}
+
+// firstBytes returns how much of a new log is allocated for a write.
+func firstBytes(write int64) int64 {
+	if write <= firstLogBytes {
+		return firstLogBytes
+	}
+	return wholeFolios(write)
 }
 
 // created is called when Badger is about to map a new file of the given length.

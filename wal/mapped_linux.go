@@ -65,19 +65,37 @@ func mmapAllocated(addr, length uintptr, prot, flags, fd int, offset int64) (uin
 // allocateMapped allocates blocks of a file that is about to be mapped, if it
 // is a new one of a Badger's.
 func allocateMapped(fd int, length int64) error {
-	var stat unix.Stat_t
-	if unix.Fstat(fd, &stat) != nil || stat.Blocks > 0 {
-		return nil //nolint:nilerr // mapping it reports what is wrong with it
-	}
 	path, err := os.Readlink("/proc/self/fd/" + strconv.Itoa(fd))
 	if err != nil {
 		return nil //nolint:nilerr // without /proc nothing tells whose file it is
 	}
 	m, ok := mappedDirs.Load(filepath.Dir(path))
-	if !ok {
+	if !ok || !nothingWritten(fd) {
 		return nil
 	}
 	return m.(*mappedFiles).created(uintptr(fd), path, length)
+}
+
+// nothingWritten reports whether a file of a Badger has no data yet. It may
+// have blocks: ext4 keeps an access control list or a security label that does
+// not fit in the inode in a block of the file's.
+func nothingWritten(fd int) bool {
+	var stat unix.Stat_t
+	if unix.Fstat(fd, &stat) != nil {
+		return false // mapping it reports what is wrong with it
+	}
+	if stat.Blocks == 0 {
+		return true
+	}
+	offset, err := unix.Seek(fd, 0, unix.SEEK_CUR)
+	if err != nil {
+		return false
+	}
+	_, err = unix.Seek(fd, 0, unix.SEEK_DATA)
+	if err == nil {
+		_, _ = unix.Seek(fd, offset, unix.SEEK_SET)
+	}
+	return errors.Is(err, unix.ENXIO)
 }
 
 // allocateBlocks is a mappedFiles' allocate.

@@ -10,6 +10,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/cantuslog/cantus/internal/testkit"
 	"github.com/cantuslog/cantus/wal"
 )
@@ -96,6 +98,76 @@ func TestTablesAreAllocated(t *testing.T) {
 	}
 	if tables == 0 || logs < 2 {
 		t.Errorf("%d tables and %d logs", tables, logs)
+	}
+}
+
+// TestNewFilesMayHaveBlocks maps files that have blocks: without data they are
+// new, and are allocated; with data they are not.
+func TestNewFilesMayHaveBlocks(t *testing.T) {
+	t.Parallel()
+	space := newScarceSpace()
+	dir := t.TempDir()
+	detach, err := wal.AllocateWhatIsMappedIn(dir, space.allocate)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(detach)
+	const length = 1 << 20
+	mapFile := func(name string, data []byte) {
+		t.Helper()
+		path := filepath.Join(dir, name)
+		if err := os.WriteFile(path, data, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		// A block of an access control list counts as one of the file's too,
+		// but not every file system has those.
+		if err := wal.Allocate(path, 4<<10); err != nil {
+			t.Fatal(err)
+		}
+		f, err := os.OpenFile(path, os.O_RDWR, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.Close()
+		if err := f.Truncate(length); err != nil {
+			t.Fatal(err)
+		}
+		mapping, err := unix.Mmap(int(f.Fd()), 0, length, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := unix.Munmap(mapping); err != nil {
+			t.Fatal(err)
+		}
+	}
+	mapFile("000001.sst", nil)
+	if got := space.allocated["000001.sst"]; got != length {
+		t.Errorf("%d bytes of a new file are allocated, want %d", got, length)
+	}
+	mapFile("000002.sst", []byte("data"))
+	if got, ok := space.allocated["000002.sst"]; ok {
+		t.Errorf("%d bytes of an old file are allocated", got)
+	}
+}
+
+// TestLogsAreAllocatedInWholeFolios checks that the page cache has no folio
+// that is written to and is allocated only in part.
+func TestLogsAreAllocatedInWholeFolios(t *testing.T) {
+	t.Parallel()
+	s := openStore(t, t.TempDir(), wal.Options{Identity: small().Identity})
+	appendMany(t, s.Log(0), 50, 2_000)
+	if !s.WaitApplied() {
+		t.Fatal(s.Failed())
+	}
+	for _, name := range []string{"*.vlog", "*.mem"} {
+		paths, err := filepath.Glob(filepath.Join(s.Dir(), "store", name))
+		if err != nil || len(paths) == 0 {
+			t.Fatal(paths, err)
+		}
+		newest := paths[len(paths)-1]
+		if got := allocated(newest); got < 2<<20 {
+			t.Errorf("%d bytes of %s are allocated, want %d or more", got, newest, 2<<20)
+		}
 	}
 }
 

@@ -69,6 +69,9 @@ const (
 	// firstStep is how much is allocated in advance in an empty file. The step
 	// grows with the file's content.
 	firstStep = 256 << 10
+	// folioBytes is the most that the page cache handles as one, with pages of
+	// 4 KiB. A copy into one page of a folio needs blocks for the whole folio.
+	folioBytes = 2 << 20
 	// spareRoom is the space for everything small: manifest, checkpoint,
 	// directories.
 	spareRoom = 4 << 20
@@ -262,7 +265,7 @@ func (r *room) rewritten() error {
 
 // release gives back the blocks beyond the step that a write would allocate.
 func (g *growing) release(dir string) error {
-	keep := g.used + firstStep
+	keep := wholeFolios(g.used + firstStep)
 	if g.used < 0 || keep >= g.held {
 		return nil
 	}
@@ -302,7 +305,7 @@ func (g *growing) ahead(dir string, n, most int64) error {
 		return nil
 	}
 	step := min(max(g.used/2, firstStep), g.step, most)
-	end := max(g.used+n, min(g.used+n+step, 2*g.limit)) // the file is mapped at twice its limit
+	end := max(g.used+n, min(wholeFolios(g.used+n+step), 2*g.limit)) // the file is mapped at twice its limit
 	err := allocate(g.path(dir), end)
 	switch {
 	case err == nil:
@@ -314,6 +317,9 @@ func (g *growing) ahead(dir string, n, most int64) error {
 	}
 	return err
 }
+
+// wholeFolios returns the end of the folio that a file's first n bytes end in.
+func wholeFolios(n int64) int64 { return (n + folioBytes - 1) / folioBytes * folioBytes }
 
 // spare returns an error that wraps ErrNoSpace unless the given bytes, and some
 // inodes, are free under dir.
