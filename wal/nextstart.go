@@ -35,6 +35,8 @@ const (
 	// takes some four times its size: in the journal, in Badger, in Badger
 	// again at the next start, and in a table.
 	admittedRoom = 24 << 20
+	// newLogsRoom is what a start allocates in advance in new logs.
+	newLogsRoom = 2 * folioBytes
 	// lastRoom is the part of admittedRoom that entries leave to small state.
 	lastRoom = 4 << 20
 	// scantRoom is how much more must be free before entries are taken again.
@@ -49,7 +51,7 @@ func (s *Store) startRoom() (int64, error) {
 	if err != nil {
 		return 0, err
 	}
-	left := have - s.room.floor - s.starting.replayBytes.Load() - admittedRoom
+	left := have - s.room.floor - s.starting.replayBytes.Load() - newLogsRoom - admittedRoom
 	b := s.db.Opts()
 	// A memtable's log is mapped at twice its limit.
 	most := int64(b.NumMemtables+1) * 2 * tableOf(b.MemTableSize)

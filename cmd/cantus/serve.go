@@ -50,7 +50,7 @@ type serveCmd struct {
 	MsgIDWindow duration `group:"limits" name:"msg-id-window" placeholder:"TIME" default:"2m" env:"CANTUS_MSG_ID_WINDOW" help:"How long a message id is remembered."`
 	QueueSize   byteSize `group:"limits" placeholder:"SIZE" default:"32MiB" env:"CANTUS_QUEUE_SIZE" help:"Requests that wait in front of a partition; beyond it they are refused as busy."`
 	TailSize    byteSize `group:"limits" placeholder:"SIZE" default:"64MiB" env:"CANTUS_TAIL_SIZE" help:"Newest entries kept in memory for reads, for the whole node."`
-	Reserve     byteSize `group:"limits" placeholder:"SIZE" default:"256MiB" env:"CANTUS_RESERVE" help:"Free disk space under which appends are refused as storage_full. What the next start needs, 66 MiB and more, is kept free in any case."`
+	Reserve     byteSize `group:"limits" placeholder:"SIZE" default:"256MiB" env:"CANTUS_RESERVE" help:"Free disk space under which appends are refused as storage_full. What the next start needs, 70 MiB and more, is kept free in any case."`
 
 	ScrubRate     scrubRate `group:"limits" placeholder:"SIZE" default:"2MiB" env:"CANTUS_SCRUB_RATE" help:"Bytes a second that are read from the disk to find damage there; off for none."`
 	ScrubInterval duration  `group:"limits" placeholder:"TIME" default:"1h" env:"CANTUS_SCRUB_INTERVAL" help:"The least time between two readings of everything."`
