@@ -123,11 +123,10 @@ func FuzzAnnouncement(f *testing.F) {
 			fail: func(err error) { t.Fatalf("the node stops: %v", err) }, failed: func() error { return nil },
 		})
 		subject := i.names.Admin("hello")
-		unsigned := []byte("{}")
 		var a announcement
 		if json.Unmarshal(body, &a) == nil { // what an outsider can make of it
 			a.ClusterID = ""
-			unsigned = mustJSON(a)
+			unsigned := mustJSON(a)
 			g.onAnnouncement(&natslink.Message{Subject: subject, Payload: envelope{
 				protocol: a.Protocol, name: a.Name, id: a.NodeID, instance: a.Instance, body: unsigned,
 			}.encode(nil, subject)})

@@ -194,7 +194,7 @@ func (s *scrubber) handle(ctx context.Context, d wal.Damage) {
 	if repaired {
 		s.metrics.damageRepaired.WithLabelValues(where).Inc()
 		s.log.Error("damage was found on the disk, and repaired: the disk may be failing", fields...)
-		s.report(d, where, true)
+		s.report(d, true)
 		return
 	}
 	s.mu.Lock()
@@ -211,7 +211,7 @@ func (s *scrubber) handle(ctx context.Context, d wal.Damage) {
 		fields = append(fields, "not_repaired", err)
 	}
 	s.log.Error("damage was found on the disk: "+s.cure(d, where), fields...)
-	s.report(d, where, false)
+	s.report(d, false)
 }
 
 func (s *scrubber) currentDamage() []string {
@@ -220,7 +220,7 @@ func (s *scrubber) currentDamage() []string {
 	return slices.Clone(s.current)
 }
 
-func (s *scrubber) report(d wal.Damage, where string, repaired bool) {
+func (s *scrubber) report(d wal.Damage, repaired bool) {
 	fields := map[string]any{"because": d.Err.Error(), "repaired": repaired}
 	if d.Log != nil && d.Log.Group() != metaGroup {
 		fields["partition"] = int(d.Log.Group())

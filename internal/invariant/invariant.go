@@ -30,7 +30,7 @@ const (
 var (
 	mu       sync.Mutex // guards what follows
 	all      []*Invariant
-	handlers = map[int]func(Violation){}
+	handlers = map[int]func(ViolationError){}
 	last     int // key of handlers
 )
 
@@ -75,8 +75,8 @@ func (i *Invariant) Reached() {
 	}
 }
 
-// Violation is a statement that was false.
-type Violation struct {
+// ViolationError is a statement that was false.
+type ViolationError struct {
 	*Invariant
 	Have, Want uint64
 	// First is true for the first violation of this statement in the process.
@@ -84,7 +84,7 @@ type Violation struct {
 }
 
 // Error describes the violation.
-func (v Violation) Error() string {
+func (v ViolationError) Error() string {
 	return fmt.Sprintf("invariant %s is violated: %s: have %d, want %d", v.name, v.text, v.Have, v.Want)
 }
 
@@ -97,9 +97,9 @@ func (i *Invariant) report(ok bool, have, want uint64) {
 	if ok {
 		return
 	}
-	v := Violation{i, have, want, i.count.Add(1) == 1}
+	v := ViolationError{i, have, want, i.count.Add(1) == 1}
 	mu.Lock()
-	handle := make([]func(Violation), 0, len(handlers))
+	handle := make([]func(ViolationError), 0, len(handlers))
 	for _, h := range handlers {
 		handle = append(handle, h)
 	}
@@ -116,8 +116,8 @@ const logMessage = "an invariant is violated: this is a defect, or a disk has lo
 
 // Log returns a handler for [OnViolation] that logs the first violation of each
 // statement.
-func Log(to *slog.Logger) func(Violation) {
-	return func(v Violation) {
+func Log(to *slog.Logger) func(ViolationError) {
+	return func(v ViolationError) {
 		if v.First {
 			to.Error(logMessage, "invariant", v.name, "statement", v.text, "have", v.Have, "want", v.Want)
 		}
@@ -126,7 +126,7 @@ func Log(to *slog.Logger) func(Violation) {
 
 // OnViolation has handle called for each violation, on the goroutine that
 // checked, until remove is called. handle must not block.
-func OnViolation(handle func(Violation)) (remove func()) {
+func OnViolation(handle func(ViolationError)) (remove func()) {
 	mu.Lock()
 	defer mu.Unlock()
 	last++

@@ -13,9 +13,9 @@ import (
 func TestAViolationIsLoggedOnceAndCounted(t *testing.T) {
 	var log bytes.Buffer
 	seen := 0
-	for _, handle := range []func(invariant.Violation){
+	for _, handle := range []func(invariant.ViolationError){
 		invariant.Log(slog.New(slog.NewTextHandler(&log, nil))),
-		func(v invariant.Violation) {
+		func(v invariant.ViolationError) {
 			if seen++; v.Have != 3 || v.Want != 4 || v.First != (seen == 1) || !strings.Contains(v.Error(), "have 3, want 4") {
 				t.Errorf("%+v: %v", v, v.Error())
 			}
@@ -38,14 +38,14 @@ func TestAViolationIsLoggedOnceAndCounted(t *testing.T) {
 }
 
 func TestAHandlerThatIsRemovedIsNotCalled(t *testing.T) {
-	remove := invariant.OnViolation(func(invariant.Violation) { t.Error("called") })
+	remove := invariant.OnViolation(func(invariant.ViolationError) { t.Error("called") })
 	remove()
-	defer invariant.OnViolation(func(invariant.Violation) {})()
+	defer invariant.OnViolation(func(invariant.ViolationError) {})()
 	invariant.TermRises.Check(false, 0, 1)
 }
 
 func TestEventsAreCounted(t *testing.T) {
-	defer invariant.OnViolation(func(v invariant.Violation) { t.Error(v) })()
+	defer invariant.OnViolation(func(v invariant.ViolationError) { t.Error(v) })()
 	before := invariant.BatchVoided.Count()
 	invariant.BatchVoided.Reached()
 	if n := invariant.BatchVoided.Count() - before; n != 1 || !invariant.BatchVoided.IsEvent() || invariant.TermRises.IsEvent() {

@@ -19,7 +19,7 @@ import (
 func TestTheSDKSeesEveryAssertion(t *testing.T) {
 	const variable = "ANTITHESIS_SDK_LOCAL_OUTPUT" // where the SDK writes outside of a rig
 	if os.Getenv(variable) != "" {
-		invariant.OnViolation(func(invariant.Violation) {})
+		invariant.OnViolation(func(invariant.ViolationError) {})
 		invariant.TermRises.Check(true, 2, 1)
 		invariant.TermRises.Check(false, 1, 2)
 		invariant.BatchVoided.Reached()

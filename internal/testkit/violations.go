@@ -16,7 +16,7 @@ var expected struct {
 // A violated statement ends the tests, at the place where it was checked.
 func init() {
 	expected.by = map[*invariant.Invariant]int{}
-	invariant.OnViolation(func(v invariant.Violation) {
+	invariant.OnViolation(func(v invariant.ViolationError) {
 		expected.Lock()
 		defer expected.Unlock()
 		if expected.by[v.Invariant] == 0 {

@@ -19,7 +19,7 @@ import (
 func Salvage(dir string, visit func(seq uint64, ops []Op) error) (problems []error, err error) {
 	names, err := os.ReadDir(dir)
 	if err != nil {
-		return []error{err}, nil
+		return []error{err}, nil //nolint:nilerr // it is among the problems
 	}
 	sv := salvage{dir: dir}
 	for _, n := range names {
