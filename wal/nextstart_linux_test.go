@@ -2,6 +2,7 @@ package wal_test
 
 import (
 	"bytes"
+	"errors"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -121,5 +122,64 @@ func TestAFullDiskHasRoomForTheNextStart(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
+	}
+}
+
+// A start that has no space to write the journal to Badger does not use up what
+// there is: the next start, with more space, finds it.
+func TestStartsWithoutSpaceUseNone(t *testing.T) {
+	t.Parallel()
+	dir := filepath.Join(t.TempDir(), "0")
+	opts := small()
+	opts.SegmentSize, opts.CheckpointBytes = 8<<20, 1<<30
+	s, err := wal.Open(dir, opts)
+	if err != nil {
+		t.Fatal(err)
+	}
+	const count = 600 // 12 MB
+	data := strings.Repeat("x", 20_000)
+	for i := range uint64(count) {
+		if err := s.Log(0).Append(wal.Entry{Index: i + 1, Term: 1, Data: batch(i+1, 1, data)}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	killed := filepath.Join(t.TempDir(), "killed")
+	killedCopy(t, s, killed)
+	floor := s.Floor()
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	used := func() (bytes int64) {
+		err := filepath.WalkDir(killed, func(path string, _ fs.DirEntry, err error) error {
+			bytes += int64(allocated(path))
+			return err
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return bytes
+	}
+	before := used()
+	for range 3 {
+		k, err := wal.Open(killed, withDisk(before+floor+8<<20, killed))
+		if !errors.Is(err, wal.ErrNoSpace) {
+			if err == nil {
+				err = k.Close()
+			}
+			t.Fatalf("with too little space: %v", err)
+		}
+	}
+	if now := used(); now > before+1<<20 {
+		t.Errorf("three starts without space have used %d bytes", now-before)
+	}
+	k, err := wal.Open(killed, withDisk(before+floor+64<<20, killed))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if last := k.Log(0).LastIndex(); last != count {
+		t.Errorf("it ends at %d, %d were acknowledged", last, count)
+	}
+	if err := k.Close(); err != nil {
+		t.Error(err)
 	}
 }
