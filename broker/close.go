@@ -12,10 +12,7 @@ import (
 // replica so that the next start replays little, and closes the stores. Close
 // is idempotent and returns when all of this is done.
 func (n *Node) Close() error {
-	n.life.closing.Do(func() {
-		n.life.closeErr = n.close()
-		n.unwatch()
-	})
+	n.life.closing.Do(func() { n.life.closeErr = n.close() })
 	return n.life.closeErr
 }
 

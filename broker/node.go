@@ -14,7 +14,6 @@ import (
 
 	"github.com/cantuslog/cantus/broker/internal/natslink"
 	"github.com/cantuslog/cantus/broker/internal/natsserver"
-	"github.com/cantuslog/cantus/internal/invariant"
 	"github.com/cantuslog/cantus/raftstore"
 	"github.com/cantuslog/cantus/wal"
 )
@@ -22,7 +21,6 @@ import (
 // Node is a running node. It makes its parts, opens them and closes them. Each
 // part states what it needs; none has the Node.
 type Node struct {
-	unwatch    func() // ends the logging of violated invariants
 	identity   *identity
 	advisories *advisories
 	peers      *peers
@@ -74,7 +72,6 @@ func Open(ctx context.Context, dir string, opts Options) (*Node, error) {
 		identity: newIdentity(opts, m.rejected), conns: &connections{}, metrics: m, stats: newServiceStats(), limits: newLimits(opts),
 		life: newLifecycle(opts.Logger),
 	}
-	n.unwatch = invariant.OnViolation(invariant.Log(opts.Logger))
 	n.wire()
 	if err := n.open(ctx, dir); err != nil {
 		return nil, errors.Join(err, n.Close())

@@ -107,7 +107,7 @@ const (
 
 func TestSimulationOfNodes(t *testing.T) {
 	sim.Run(t, sim.Config{
-		Runs: testkit.Sized[uint64](1, 2, 100), Length: nodeSimLength, Spacing: nodeSimSpacing, Weights: sim.AllWeights, Package: "broker",
+		Runs: testkit.Sized[uint64](1, 1, 100), Length: nodeSimLength, Spacing: nodeSimSpacing, Weights: sim.AllWeights, Package: "broker",
 		Nodes: func(uint64) int { return 4 },
 		New:   func(o sim.Options) sim.Simulation { return newNodeSim(o) },
 	})

@@ -301,6 +301,13 @@ func (s *Store) replay(saved checkpointFile) error {
 	if applied > seq {
 		return fmt.Errorf("%w: the journal in %s ends at frame %d, the store has %d", ErrDamaged, s.journal.LastSegment(), seq, applied)
 	}
+	if applied < saved.Seq {
+		// What was lost is found missing and restored. From now on only a
+		// later loss must count as one.
+		if err := s.applier.apply([]frame{{seq: seq}}); err != nil {
+			return err
+		}
+	}
 	s.applier.mu.Lock()
 	defer s.applier.mu.Unlock()
 	s.applier.applied = seq

@@ -14,6 +14,7 @@ import (
 
 	"github.com/cantuslog/cantus/broker"
 	"github.com/cantuslog/cantus/cmd/internal/hangup"
+	"github.com/cantuslog/cantus/internal/invariant"
 )
 
 type serveCmd struct {
@@ -108,6 +109,7 @@ func (c *serveCmd) Run(ctx context.Context, p *program, parsed *kong.Context) er
 	var level slog.LevelVar
 	setLevel(&level, c.LogLevel)
 	opts.Logger = newLogger(p.errOut, &level, c.LogFormat)
+	defer invariant.OnViolation(invariant.Log(opts.Logger))()
 	node, err := broker.Open(ctx, c.Data, opts)
 	if err != nil {
 		if ctx.Err() != nil {

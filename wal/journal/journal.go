@@ -354,8 +354,12 @@ func (j *Journal) markClosed() error {
 	if err := j.Err(); err != nil {
 		return err
 	}
-	j.ck.last = j.Seq()
-	_, err := j.ck.install(j.fs, j.dir)
+	ck := j.ck
+	ck.last = j.Seq()
+	_, err := ck.install(j.fs, j.dir)
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.ck = ck // a Check may read it
 	return noSpace(err)
 }
 
