@@ -51,9 +51,9 @@
 //     starvation.go: no election if a node is only short of processor time.
 //     standalone.go: a replica without peers.
 //   - membership.go: membership changes, leadership transfer.
-//   - fetch_client.go, fetch_server.go, fetch_wire.go, fetch_state.go,
-//     fetch_entries.go: a
-//     replica copies another replica's log.
+//   - fetch_client.go, fetch_server.go, fetch_wire.go, fetch_state.go: a
+//     replica copies another replica's log. fetch_entries.go: it reads entries
+//     of one.
 //   - halt.go: a replica that is excluded from its group.
 //   - options.go, errors.go, logging.go.
 //

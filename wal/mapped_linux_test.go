@@ -189,8 +189,10 @@ func TestTablesWaitForSpace(t *testing.T) {
 				t.Fatalf("tight %v after %d entries, and %d tables refused", s.Tight(), l.LastIndex(), space.refusals())
 			}
 			if s.Tight() { // what could not be flushed before is not yet
-				s.CheckRoom()
-				time.Sleep(time.Millisecond)
+				testkit.Until(t, "a table is refused, or entries are taken again", func() bool {
+					s.CheckRoom()
+					return !s.Tight() || space.refusals() > 0
+				})
 				continue
 			}
 			appendMany(t, l, 50, 600)

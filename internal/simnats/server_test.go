@@ -13,6 +13,7 @@ import (
 
 	"github.com/cantuslog/cantus/internal/simnats"
 	"github.com/cantuslog/cantus/internal/simnet"
+	"github.com/cantuslog/cantus/internal/testkit"
 )
 
 type inProcess struct{ *simnats.Server }
@@ -53,16 +54,6 @@ func request(nc *nats.Conn, subject string, data []byte) (*nats.Msg, error) {
 	return nc.RequestWithContext(ctx, subject, data)
 }
 
-// await waits until something holds, a minute at most.
-func await(t *testing.T, what string, holds func() bool) {
-	t.Helper()
-	for deadline := time.Now().Add(time.Minute); !holds(); time.Sleep(10 * time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatalf("not %s", what)
-		}
-	}
-}
-
 func TestRequestsBetweenServers(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		network := simnet.New(1, simnet.Latency{Min: time.Millisecond, Max: 2 * time.Millisecond})
@@ -84,7 +75,7 @@ func TestRequestsBetweenServers(t *testing.T) {
 				}
 			}
 		}
-		await(t, "heard of", func() bool { return all[2].Interested("who.a") })
+		testkit.Until(t, "heard of", func() bool { return all[2].Interested("who.a") })
 		if all[2].Subscribed("who.a") || all[2].Interested("who") || all[2].Interested("who.a.b") || !all[2].Routed("server-n1") {
 			t.Error("what n3 knows is wrong")
 		}
@@ -120,13 +111,13 @@ func TestSubscriptions(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		await(t, "heard of", func() bool { return all[1].Interested("feed.1") })
+		testkit.Until(t, "heard of", func() bool { return all[1].Interested("feed.1") })
 		for i := range 10 {
 			if err := clients[1].Publish("feed.a.b", fmt.Append(nil, i)); err != nil {
 				t.Fatal(err)
 			}
 		}
-		await(t, "received", func() bool { return len(got) == 10 })
+		testkit.Until(t, "received", func() bool { return len(got) == 10 })
 		for i := range 10 {
 			if m := <-got; string(m.Data) != fmt.Sprint(i) {
 				t.Errorf("message %d is %q", i, m.Data)
@@ -135,7 +126,7 @@ func TestSubscriptions(t *testing.T) {
 		if err := sub.Unsubscribe(); err != nil {
 			t.Fatal(err)
 		}
-		await(t, "forgotten", func() bool { return !all[1].Interested("feed.1") })
+		testkit.Until(t, "forgotten", func() bool { return !all[1].Interested("feed.1") })
 	})
 }
 
@@ -148,19 +139,19 @@ func TestRoutesBreak(t *testing.T) {
 		if _, err := clients[0].Subscribe("a", func(m *nats.Msg) { _ = m.Respond(m.Data) }); err != nil {
 			t.Fatal(err)
 		}
-		await(t, "heard of", func() bool { return all[1].Interested("a") })
+		testkit.Until(t, "heard of", func() bool { return all[1].Interested("a") })
 		network.Block("n1", "n2")
 		if _, err := request(clients[1], "a", nil); !errors.Is(err, context.DeadlineExceeded) {
 			t.Errorf("a request over a blocked link: %v", err)
 		}
-		await(t, "broken", func() bool { return !all[1].Interested("a") && !all[0].Routed("server-n2") })
+		testkit.Until(t, "broken", func() bool { return !all[1].Interested("a") && !all[0].Routed("server-n2") })
 		network.Unblock("n1", "n2")
-		await(t, "back", func() bool { return all[1].Interested("a") })
+		testkit.Until(t, "back", func() bool { return all[1].Interested("a") })
 		if _, err := request(clients[1], "a", nil); err != nil {
 			t.Error(err)
 		}
 		network.Reset("n1", "n2")
-		await(t, "broken", func() bool { return !all[1].Interested("a") })
-		await(t, "back", func() bool { return all[1].Interested("a") })
+		testkit.Until(t, "broken", func() bool { return !all[1].Interested("a") })
+		testkit.Until(t, "back", func() bool { return all[1].Interested("a") })
 	})
 }

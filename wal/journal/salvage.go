@@ -29,6 +29,7 @@ func Salvage(dir string, visit func(seq uint64, ops []Op) error) (problems []err
 			}
 		}
 	}
+	defer sv.close()
 	slices.SortFunc(sv.frames, func(a, b foundFrame) int { return cmp.Compare(a.seq, b.seq) })
 	for i, f := range sv.frames {
 		if i > 0 && f.seq == sv.frames[i-1].seq {
@@ -52,6 +53,14 @@ type salvage struct {
 	dir    string
 	salt   *uint64 // of the journal, once it is known
 	frames []foundFrame
+	file   *os.File // that visit has read last, nil before the first
+}
+
+func (sv *salvage) close() {
+	if sv.file != nil {
+		_ = sv.file.Close() // it was only read
+		sv.file = nil
+	}
 }
 
 // saltOf returns the salt of the journal: that of the file's label, or of any
@@ -116,12 +125,16 @@ func (sv *salvage) scan(path string) error {
 }
 
 func (sv *salvage) visit(at foundFrame, visit func(uint64, []Op) error) error {
-	f, err := os.Open(at.path)
-	if err != nil {
-		return err
+	if sv.file == nil || sv.file.Name() != at.path { // most frames follow one in the same file
+		sv.close()
+		f, err := os.Open(at.path)
+		if err != nil {
+			return err
+		}
+		sv.file = f
 	}
 	b := make([]byte, at.size)
-	if err := errors.Join(readFull(f, b, at.off), f.Close()); err != nil {
+	if err := readFull(sv.file, b, at.off); err != nil {
 		return err
 	}
 	ops, err := decodeOps(frameBody(b))
