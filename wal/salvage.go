@@ -534,7 +534,7 @@ func (g *salvagedGroup) end(lost bool) {
 		g.Missing = append(g.Missing, TxidRange{g.next, g.mark.Txid})
 		g.intact = false
 	}
-	g.LostEnd = lost
+	g.LostEnd = lost || g.gap
 	if !g.intact {
 		g.Digest = Digest{}
 	}

@@ -1,6 +1,7 @@
 package wal_test
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"os"
@@ -205,5 +206,44 @@ func TestSalvageLosesOnlyWhatIsDamaged(t *testing.T) {
 	}
 	if n := salvage(t, dir).check(t, want, false); n != 1 {
 		t.Errorf("without manifest and registry %d are missing", n)
+	}
+}
+
+// TestSalvageOfALostEnd leaves only an entry without a transaction behind those
+// that are lost.
+func TestSalvageOfALostEnd(t *testing.T) {
+	dir := t.TempDir()
+	s := openStore(t, dir, small())
+	want := map[uint32][]string{0: nil, 1: nil}
+	const number = "number 1"
+	for i := range uint64(9) {
+		payload := number + strings.Repeat(" large", 300)
+		if err := s.Log(0).Append(wal.Entry{Index: i + 1, Term: 1, Data: batch(i+1, 1, payload)}); err != nil {
+			t.Fatal(err)
+		}
+		want[0] = append(want[0], fmt.Sprint(payload, "-", i+1)) // see batch
+	}
+	if err := errors.Join(s.Log(0).Append(wal.Entry{Index: 10, Term: 1, Data: batch(3, 1, "void")}), s.Log(0).Void(10), s.Close()); err != nil {
+		t.Fatal(err)
+	}
+	logs, err := filepath.Glob(filepath.Join(dir, "store", "*.vlog"))
+	for _, name := range logs {
+		err = errors.Join(err, os.Remove(name))
+	}
+	segments, err2 := filepath.Glob(filepath.Join(dir, "journal", "*.seg"))
+	if err = errors.Join(err, err2); err != nil || len(logs) == 0 {
+		t.Fatal(logs, err)
+	}
+	for _, name := range segments {
+		b, err := os.ReadFile(name)
+		if err == nil {
+			err = os.WriteFile(name, bytes.ReplaceAll(b, []byte(number), []byte("damage 1")), 0o600)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	if n := salvage(t, dir).check(t, want, false); n != 9 {
+		t.Errorf("%d transactions are missing, want 9", n)
 	}
 }
