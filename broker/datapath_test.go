@@ -8,6 +8,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -27,6 +28,8 @@ type dataPath struct {
 	replies *fakeConnection
 	feed    *fakeConnection
 	ended   error // with which the session ended itself
+
+	rejected atomic.Pointer[error] // why nothing is stored now, nil if it is
 
 	cancel  context.CancelCauseFunc
 	running sync.WaitGroup
@@ -58,7 +61,12 @@ func newDataPath(t *testing.T) *dataPath {
 		d.ended = err
 		cancel(err)
 	})
-	c.propose, c.confirmLeader, c.rejected = d.group.propose, func() bool { return true }, func() error { return nil }
+	c.propose, c.confirmLeader, c.rejected = d.group.propose, func() bool { return true }, func() error {
+		if err := d.rejected.Load(); err != nil {
+			return *err
+		}
+		return nil
+	}
 	d.p.queue.open()
 	newSession(c).start(ctx, &d.running)
 	return d
@@ -223,6 +231,36 @@ func TestTheDataPathInVirtualTime(t *testing.T) {
 			`r4 {"partition":0,"error":{"code":400,"reason":"bad_request"`,
 			`r2 {"partition":0,"error":{"code":409,"reason":"conflict"`,
 			`r3 {"partition":0,"txid":1,"time":"2000-01-01T00:00:00Z","duplicate":true}`)
+	})
+}
+
+// TestNothingIsProposedOnceItIsRejected: nor what waited for its turn before.
+func TestNothingIsProposedOnceItIsRejected(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d := newDataPath(t)
+		defer d.stop()
+		others := d.p.host.inflight
+		for range batchesInFlight {
+			if err := others.acquire(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+		}
+		d.send("r1", "waits")
+		d.want(0)
+		full := error(subjects.Errorf(subjects.StorageFull, "full"))
+		d.rejected.Store(&full)
+		for range batchesInFlight {
+			others.releaser()()
+		}
+		d.want(0, `r1 {"partition":0,"error":{"code":507,"reason":"storage_full"`)
+
+		d.rejected.Store(nil)
+		for n := range maxInflight + 1 { // the rejected batch left no slot taken
+			d.send("r2", "again")
+			synctest.Wait()
+			time.Sleep(d.group.delay)
+			d.want(time.Duration(n+1)*d.group.delay, `r2 {"partition":0,"txid":`)
+		}
 	})
 }
 

@@ -57,6 +57,14 @@ func (s *sequencer) run(ctx context.Context) {
 			return
 		}
 		ms := s.queue.take(batchCount)
+		// Checked again after take: nothing that arrives once messages are
+		// rejected may be proposed, it would wait for room without a limit.
+		if err := s.rejected(); err != nil {
+			s.inflight.releaser()()
+			<-s.slots
+			s.reply(s.reject(ms, err))
+			continue
+		}
 		bytes := cost(ms)
 		s.queue.addInflight(bytes)
 		b := s.sequence(ms)
