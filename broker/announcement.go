@@ -70,6 +70,8 @@ type groupReport struct {
 	// Forgot, of a leader, lists members that have lost entries that they had
 	// acknowledged to it, and what they have lost.
 	Forgot map[string]string `json:"forgot,omitempty"`
+	// Rebuilds is how often the replica was rebuilt since the node started.
+	Rebuilds uint64 `json:"rebuilds,omitempty"`
 
 	behind uint64 // how many more entries this node's replica had applied when the report came
 }

@@ -219,7 +219,7 @@ func (c *nodes) status(by string) subjects.ClusterStatus {
 }
 
 // operate requests an operation until it is accepted.
-func (c *nodes) operate(by string, r subjects.AdminRequest, subject ...string) (done string) {
+func (c *nodes) operate(by string, r subjects.AdminRequest, subject ...string) (reply subjects.AdminReply) {
 	c.t.Helper()
 	body, err := json.Marshal(r)
 	if err != nil {
@@ -233,15 +233,14 @@ func (c *nodes) operate(by string, r subjects.AdminRequest, subject ...string) (
 		if err != nil {
 			return false
 		}
-		var reply subjects.AdminReply
+		reply = subjects.AdminReply{}
 		last = string(m.Data)
 		if json.Unmarshal(m.Data, &reply) == nil && reply.Error != nil && reply.Error.Code < 500 {
 			c.t.Fatalf("%v %s: %s", subject, body, last)
 		}
-		done = reply.Done
-		return done != ""
+		return reply.Done != ""
 	})
-	return done
+	return reply
 }
 
 // placed reports whether every replica and leader is where the placement wants

@@ -215,10 +215,20 @@ func TestAReplicaWithAnotherLogIsFencedAndRebuilt(t *testing.T) {
 	keep(t, nc, 0, "b", "b")
 	eventually(t, "n2 is fenced", func() bool { return !c.node("n2").Ready() })
 	keep(t, nc, 0, "c", "c")
-	c.operate("n3", subjects.AdminRequest{Partition: new(int)}, "node", "n2", "rebuild")
-	eventually(t, "n2 serves again", func() bool { return c.node("n2").Ready() })
-	c.awaitPlaced("n1")
-	if got := c.checkSame(0, c.names...); !slices.Equal(got, []string{"a", "b", "c"}) {
-		t.Errorf("got %v", got)
+	for want := range uint64(2) { // the second time it was not fenced before
+		r := c.operate("n3", subjects.AdminRequest{Partition: new(int)}, "node", "n2", "rebuild")
+		if r.Rebuilds != want+1 {
+			t.Errorf("rebuild %d has the number %d", want+1, r.Rebuilds)
+		}
+		eventually(t, "n2 is rebuilt", func() bool {
+			return slices.ContainsFunc(c.status("n3").Partitions[0].Replicas, func(s subjects.ReplicaStatus) bool {
+				return s.Name == "n2" && s.Voter && s.Fenced == "" && s.Rebuilds == r.Rebuilds
+			})
+		})
+		eventually(t, "n2 serves again", func() bool { return c.node("n2").Ready() })
+		c.awaitPlaced("n1")
+		if got := c.checkSame(0, c.names...); !slices.Equal(got, []string{"a", "b", "c"}) {
+			t.Errorf("got %v", got)
+		}
 	}
 }

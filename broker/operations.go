@@ -380,6 +380,7 @@ func (o *operations) onRebuild(_ context.Context, m *natslink.Message) (any, err
 	if c == nil || c.current() == nil {
 		return nil, subjects.Errorf(subjects.BadRequest, "node %s has no replica of partition %d", o.opts.Name, p)
 	}
+	rebuilds := c.rebuilt.Load() + 1
 	leader, report, ok := o.peers.leader(p, time.Now())
 	status := c.current().group.Status()
 	switch {
@@ -398,7 +399,7 @@ func (o *operations) onRebuild(_ context.Context, m *natslink.Message) (any, err
 	default:
 		c.requestRebuild()
 	}
-	return subjects.AdminReply{Done: fmt.Sprintf("the replica of partition %d on %s is rebuilt from %s", p, o.opts.Name, leader)}, nil
+	return subjects.AdminReply{Done: fmt.Sprintf("the replica of partition %d on %s is rebuilt from %s", p, o.opts.Name, leader), Rebuilds: rebuilds}, nil
 }
 
 // rebuildUnvoted waits until the leader has taken the replica's vote, and then

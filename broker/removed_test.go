@@ -19,7 +19,7 @@ import (
 func (c *nodes) remove(name string) {
 	c.t.Helper()
 	const warning = "replicas of a partition are left then"
-	if done := c.operate("n1", subjects.AdminRequest{Node: name}, "cluster", "remove"); !strings.Contains(done, warning) {
+	if done := c.operate("n1", subjects.AdminRequest{Node: name}, "cluster", "remove").Done; !strings.Contains(done, warning) {
 		c.t.Errorf("the removal of %s says %q, which does not tell that there are fewer replicas", name, done)
 	}
 	n := c.node(name)

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/cantuslog/cantus/broker/cluster"
@@ -37,6 +38,7 @@ type replicaController struct {
 	data *wal.Log
 
 	rebuilds chan struct{} // capacity 1: delete the replica and fetch it again
+	rebuilt  atomic.Uint64 // how often that was done
 
 	mu        sync.Mutex
 	partition *partition // nil while there is no replica
@@ -168,6 +170,19 @@ func (c *replicaController) open() error {
 	}
 	c.set(p, "")
 	return nil
+}
+
+// report returns the node's report of its replica. ok is false while there is
+// none.
+func (c *replicaController) report() (r groupReport, ok bool) {
+	rebuilt := c.rebuilt.Load() // before current: a replica may not count as one that comes after it
+	p := c.current()
+	if p == nil {
+		return r, false
+	}
+	r = p.report()
+	r.Rebuilds = rebuilt
+	return r, true
 }
 
 // run controls the replica until ctx ends.
@@ -360,6 +375,9 @@ func (c *replicaController) serve(ctx context.Context, p *partition) {
 		return
 	}
 	c.unfence()
+	if why == rebuilding {
+		c.rebuilt.Add(1)
+	}
 }
 
 // unfence deletes the fence of a replica that was deleted.

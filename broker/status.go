@@ -115,7 +115,7 @@ func partitionStatus(partition int, facts cluster.Facts, said map[string]announc
 			r.State = "away"
 		}
 		s.Replicas = append(s.Replicas, subjects.ReplicaStatus{
-			Name: name, State: r.State, Voter: members[name], HighWaterMark: r.Txid, FirstTxid: r.First, Fenced: r.Fenced,
+			Name: name, State: r.State, Voter: members[name], HighWaterMark: r.Txid, FirstTxid: r.First, Fenced: r.Fenced, Rebuilds: r.Rebuilds,
 		})
 	}
 	return s

@@ -221,8 +221,10 @@ func (n *Node) describe(a *announcement) {
 	a.Facts, a.Members = facts.Version, facts.Names()
 	r := m.report()
 	a.Meta = &r
-	for p := range n.replicas.open() {
-		a.Groups = append(a.Groups, p.report())
+	for _, c := range n.replicas.list() {
+		if r, ok := c.report(); ok {
+			a.Groups = append(a.Groups, r)
+		}
 	}
 	a.Full, a.Damaged = n.space.isFull(), n.scrubber.damaged()
 	a.Unready = n.unready()

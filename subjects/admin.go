@@ -26,7 +26,10 @@ type AdminReply struct {
 	// node with an older one is of the time before it. It is 0 where the
 	// facts don't change.
 	Facts uint64 `json:"facts,omitempty"`
-	Error *Error `json:"error,omitempty"`
+	// Rebuilds is what [ReplicaStatus.Rebuilds] is at least once the replica has
+	// been rebuilt. It is 0 for any other operation.
+	Rebuilds uint64 `json:"rebuilds,omitempty"`
+	Error    *Error `json:"error,omitempty"`
 }
 
 // TrimRequest is the body of a trim: exactly one of its fields is set.
@@ -128,4 +131,6 @@ type ReplicaStatus struct {
 	FirstTxid uint64 `json:"first_txid"`
 	// Fenced is the reason why the replica is fenced, "" if it is not.
 	Fenced string `json:"fenced,omitempty"`
+	// Rebuilds is how often the replica was rebuilt since its node started.
+	Rebuilds uint64 `json:"rebuilds,omitempty"`
 }

@@ -209,7 +209,21 @@ func (c *connection) operate(ctx context.Context, p *program, subject []string, 
 		return err
 	}
 	return l.await(ctx, time.Duration(wait), func(s subjects.ClusterStatus) bool {
-		return s.Facts >= reply.Facts && done(s) // else of a node that has not heard of it yet
+		switch {
+		case s.Facts < reply.Facts: // of a node that has not heard of it yet
+			return false
+		case reply.Rebuilds > 0 && !rebuilt(s, *body.Partition, subject[1], reply.Rebuilds):
+			return false
+		}
+		return done(s)
+	})
+}
+
+// rebuilt reports whether a node's replica of a partition has been rebuilt as
+// often as that since the node started, and takes part again.
+func rebuilt(s subjects.ClusterStatus, partition int, node string, often uint64) bool {
+	return partition < len(s.Partitions) && slices.ContainsFunc(s.Partitions[partition].Replicas, func(r subjects.ReplicaStatus) bool {
+		return r.Name == node && r.Voter && r.Fenced == "" && r.Rebuilds >= often
 	})
 }
 
@@ -441,15 +455,7 @@ the leader, and votes again when it has everything. A replica that leads is not 
 // Run rebuilds a replica.
 func (c *clusterRebuildCmd) Run(ctx context.Context, p *program) error {
 	id := int(c.Partition)
-	return c.operate(ctx, p, []string{"node", string(c.Node), "rebuild"}, subjects.AdminRequest{Partition: &id}, c.Wait,
-		func(s subjects.ClusterStatus) bool {
-			for _, r := range s.Partitions[id].Replicas {
-				if r.Name == string(c.Node) && (r.Fenced != "" || !r.Voter) {
-					return false
-				}
-			}
-			return placed(s)
-		})
+	return c.operate(ctx, p, []string{"node", string(c.Node), "rebuild"}, subjects.AdminRequest{Partition: &id}, c.Wait, placed)
 }
 
 type trimCmd struct {

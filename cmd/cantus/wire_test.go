@@ -474,6 +474,34 @@ func TestWaitPassesOverAnOlderStatus(t *testing.T) {
 	w.expect(status, exitDone, out, "node n1 is drained: it holds no voting replicas")
 }
 
+// A replica may be fetched so fast, or the node that answers have heard so
+// little, that the status looks the same before a rebuild and after it: but for
+// its number.
+func TestWaitForARebuild(t *testing.T) {
+	w := newWire(t)
+	w.answer("cantus.admin.node.n2.rebuild", func(_ int, msg *nats.Msg) {
+		respond(msg, subjects.AdminReply{Done: "it is rebuilt", Rebuilds: 2})
+	})
+	asked := 0
+	w.answer("cantus.admin.status", func(_ int, msg *nats.Msg) {
+		answers := []subjects.ReplicaStatus{
+			{Name: "n2", Voter: true, Rebuilds: 1},
+			{Name: "n2", Voter: true, Rebuilds: 1, Fenced: "an operator has it rebuilt"},
+			{Name: "n2", State: "away"},
+			{Name: "n2", Rebuilds: 2},
+			{Name: "n2", Voter: true, Rebuilds: 2},
+		}
+		r := answers[min(asked, len(answers)-1)]
+		asked++
+		respond(msg, subjects.ClusterStatus{Partitions: []subjects.PartitionStatus{{Leader: "n2", Placement: []string{"n2"}, Replicas: []subjects.ReplicaStatus{r}}}})
+	})
+	status, out, _ := w.cantus("", "cluster", "rebuild", "0", "--node", "n2", "--wait", "30s")
+	w.expect(status, exitDone, out, "it is rebuilt")
+	if asked != 5 {
+		t.Errorf("the status was requested %d times, want 5", asked)
+	}
+}
+
 // A drain that leaves replicas on the node is not done: a script that stops the
 // node next has to know.
 func TestDrainFailsIfReplicasStay(t *testing.T) {
