@@ -12,6 +12,8 @@ import (
 	"regexp"
 	"strings"
 	"testing"
+
+	"github.com/cantuslog/cantus/internal/testkit"
 )
 
 // readme returns the command lines in a section of README.md, in order.
@@ -105,10 +107,12 @@ func TestReadmeQuickStart(t *testing.T) {
 }
 
 // TestReadmeThreeNodes founds the cluster that README.md describes, on other
-// ports.
+// ports, and adds and removes its fourth node.
 func TestReadmeThreeNodes(t *testing.T) {
 	t.Parallel()
 	lines := readme(t, "Three nodes")
+	three := len(lines)
+	lines = append(lines, readme(t, "A fourth node")...)
 	address := regexp.MustCompile(`127\.0\.0\.1:\d+`)
 	ports := map[string]string{}
 	for i, line := range lines {
@@ -125,7 +129,16 @@ func TestReadmeThreeNodes(t *testing.T) {
 	s := newNewcomer(t)
 	var nodes []*node
 	env := ""
-	for _, line := range lines {
+	run := func(line string) string {
+		t.Helper()
+		out, status := s.run(env + line)
+		if status != 0 {
+			t.Errorf("%s: exit status %d\n%s", line, status, out)
+		}
+		return out
+	}
+	status := ""
+	for _, line := range lines[:three] {
 		switch {
 		case strings.HasPrefix(line, "cantus serve "):
 			nodes = append(nodes, s.serve(line))
@@ -137,16 +150,51 @@ func TestReadmeThreeNodes(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			out, status := s.run(env + line)
+			status = line
+			out := run(line)
 			for i := range nodes {
-				if name := fmt.Sprintf("n%d", i+1); status != 0 || !regexp.MustCompile(name+` +member +yes`).MatchString(out) {
-					t.Errorf("%s: exit status %d, and no ready member %s\n%s", line, status, name, out)
+				if name := fmt.Sprintf("n%d", i+1); !regexp.MustCompile(name + ` +member +yes`).MatchString(out) {
+					t.Errorf("%s: no ready member %s\n%s", line, name, out)
 				}
 			}
 		}
 	}
-	if len(nodes) != 3 || env == "" {
-		t.Errorf("README.md starts %d nodes, and says to clients %q", len(nodes), env)
+	if len(nodes) != 3 || env == "" || status == "" {
+		t.Fatalf("README.md starts %d nodes, says to clients %q, and looks at the cluster with %q", len(nodes), env, status)
+	}
+
+	added, removed := false, false
+	for _, line := range lines[three:] {
+		switch {
+		case strings.HasPrefix(line, "cantus serve "):
+			nodes = append(nodes, s.serve(line))
+			testkit.Until(t, "n4 waits", func() bool {
+				out, _ := s.run(env + status)
+				return regexp.MustCompile(`n4 +waiting,`).MatchString(out)
+			})
+		case strings.HasPrefix(line, "cantus cluster add n4 "):
+			run(line)
+			if err := nodes[3].awaitReady(); err != nil {
+				t.Error(err)
+			}
+			added = true
+		case strings.HasPrefix(line, "cantus cluster remove n4 "):
+			run(line)
+			testkit.Until(t, "n4 ends", func() bool {
+				select {
+				case <-nodes[3].process.done:
+					return true
+				default:
+					return false
+				}
+			})
+			removed = true
+		default:
+			run(line)
+		}
+	}
+	if len(nodes) != 4 || !added || !removed {
+		t.Errorf("README.md starts %d nodes, adds the fourth: %v, removes it: %v", len(nodes), added, removed)
 	}
 }
 
