@@ -25,6 +25,10 @@ func Mark(n *Node, partition int) uint64 {
 // Holds reports whether a node's replica is open.
 func Holds(n *Node, partition int) bool { return n.replicas.get(partition).current() != nil }
 
+// FactsCurrent reports whether a node has caught up with the leader of the
+// facts.
+func FactsCurrent(n *Node) bool { return n.currentMeta().isCurrent() }
+
 // Contents reads a node's whole replica: the payloads, and the digest.
 func Contents(n *Node, partition int) (payloads []string, digest string, err error) {
 	p := n.replicas.get(partition).current()
