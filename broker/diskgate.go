@@ -7,6 +7,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/dustin/go-humanize"
+
 	"github.com/cantuslog/cantus/raftstore"
 	"github.com/cantuslog/cantus/subjects"
 )
@@ -101,7 +103,7 @@ func (g *diskGate) fullError() error {
 	case g.space.isTight():
 		return subjects.Errorf(subjects.StorageFull, "the disk of node %s is full: %s", name, until)
 	case g.space.isLow():
-		return subjects.Errorf(subjects.StorageFull, "less than %d bytes are free on the disk of node %s: %s", g.space.reserve(), name, until)
+		return subjects.Errorf(subjects.StorageFull, "less than %s are free on the disk of node %s: %s", humanize.IBytes(uint64(max(0, g.space.reserve()))), name, until)
 	case g.blocked.Load():
 		if hasRoom, full := g.majorityHasRoom(); !hasRoom && len(full) > 0 {
 			return subjects.Errorf(subjects.StorageFull, "%s: %s", tooFew(full), until)

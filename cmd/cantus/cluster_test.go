@@ -24,7 +24,7 @@ func TestReplicaList(t *testing.T) {
 // Both the node and the partition show what is full.
 func TestStatusSaysWhatIsFull(t *testing.T) {
 	t.Parallel()
-	const why = "less than 1024 bytes are free on the node's disk: nothing is appended until there is room"
+	const why = "less than 256 MiB are free on the node's disk: nothing is appended until there is room"
 	var b strings.Builder
 	if err := printCluster(&b, subjects.ClusterStatus{
 		Nodes:      []subjects.NodeStatus{{Name: "n1", State: "member", Alive: true, Ready: true, StorageFull: true}, {Name: "n2", State: "member", Alive: true, Ready: true}},
