@@ -75,12 +75,8 @@ func TestRequestsBetweenServers(t *testing.T) {
 				}
 			}
 		}
-		testkit.Until(t, "heard of", func() bool { return all[2].Interested("who.a") })
-		if all[2].Subscribed("who.a") || all[2].Interested("who") || all[2].Interested("who.a.b") || !all[2].Routed("server-n1") {
-			t.Error("what n3 knows is wrong")
-		}
 		answered := map[string]int{}
-		for range 100 {
+		ask := func() {
 			m, err := request(clients[2], "who.a", []byte("?"))
 			if err != nil {
 				t.Fatal(err)
@@ -89,6 +85,18 @@ func TestRequestsBetweenServers(t *testing.T) {
 				t.Errorf("answered %q", m.Data)
 			}
 			answered[m.Header.Get("Node")]++
+		}
+		testkit.Until(t, "heard of one", func() bool { return all[2].Interested("who.a") })
+		testkit.Until(t, "heard of both", func() bool {
+			ask()
+			return len(answered) == 2
+		})
+		if all[2].Subscribed("who.a") || all[2].Interested("who") || all[2].Interested("who.a.b") || !all[2].Routed("server-n1") {
+			t.Error("what n3 knows is wrong")
+		}
+		clear(answered)
+		for range 100 {
+			ask()
 		}
 		if answered["n1"]+answered["n2"] != 100 || answered["n1"] == 0 || answered["n2"] == 0 {
 			t.Errorf("answered by %v", answered)
