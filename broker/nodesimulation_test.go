@@ -122,6 +122,8 @@ type nodeSim struct {
 	processes map[string]*simProcess
 	removed   map[string]int  // replicas that a node has deleted
 	lost      map[string]bool // nodes whose disk was erased, and that the cluster has not removed yet
+	ready     map[string]bool // nodes whose process is ready, or was
+	outdated  map[string]bool // nodes on an older copy of their disk, which others must refuse
 
 	recorder *workload.Recorder
 	mix      *workload.Mix
@@ -139,7 +141,7 @@ type simProcess struct {
 }
 
 func newNodeSim(o sim.Options) *nodeSim {
-	s := &nodeSim{seed: o.Seed, processes: map[string]*simProcess{}, lost: map[string]bool{}, removed: map[string]int{}}
+	s := &nodeSim{seed: o.Seed, processes: map[string]*simProcess{}, lost: map[string]bool{}, removed: map[string]int{}, ready: map[string]bool{}, outdated: map[string]bool{}}
 	s.cluster = sim.New(o, s)
 	return s
 }
@@ -187,6 +189,9 @@ func (s *nodeSim) Process(ctx context.Context, n *sim.Node) error {
 	p := &simProcess{restart: make(chan struct{}, 1)}
 	s.mu.Lock()
 	s.processes[n.Name] = p
+	// What a process that was ready has told others is not on the older copy.
+	s.outdated[n.Name] = s.outdated[n.Name] || n.RolledBack() && s.ready[n.Name]
+	s.ready[n.Name] = false
 	opts := s.options(n, p)
 	s.mu.Unlock()
 	ctx, cancel := context.WithCancel(ctx)
@@ -227,6 +232,7 @@ func (s *nodeSim) Process(ctx context.Context, n *sim.Node) error {
 func (s *nodeSim) replace(n *sim.Node) {
 	s.mu.Lock()
 	s.lost[n.Name] = true
+	s.outdated[n.Name] = false
 	s.mu.Unlock()
 	n.Erase()
 }
@@ -250,11 +256,7 @@ func (s *nodeSim) run(ctx context.Context, p *simProcess, dir string, opts Optio
 	p.node = node
 	p.mu.Unlock()
 	s.cluster.Note("%s is open", opts.Name)
-	select {
-	case <-ctx.Done():
-	case <-p.restart:
-	case <-node.Done():
-	}
+	s.awaitEnd(ctx, p, node)
 	p.mu.Lock()
 	p.node = nil
 	p.mu.Unlock()
@@ -263,6 +265,36 @@ func (s *nodeSim) run(ctx context.Context, p *simProcess, dir string, opts Optio
 		return failed
 	}
 	return err
+}
+
+// awaitEnd waits until a node's process is to end. The node must not be ready
+// if it runs on an older copy of its disk.
+func (s *nodeSim) awaitEnd(ctx context.Context, p *simProcess, node *Node) {
+	check := time.NewTicker(100 * time.Millisecond)
+	defer check.Stop()
+	name := node.Name()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-p.restart:
+			return
+		case <-node.Done():
+			return
+		case <-check.C:
+		}
+		if !node.Ready() {
+			continue
+		}
+		s.mu.Lock()
+		s.ready[name] = true
+		outdated := s.outdated[name]
+		s.mu.Unlock()
+		if outdated {
+			s.cluster.Fail("%s is ready on an older copy of its disk", name)
+			return
+		}
+	}
 }
 
 // options returns the options of a node's process. mu is held.

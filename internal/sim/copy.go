@@ -29,6 +29,7 @@ func (n *Node) copyDir() string { return n.dir + "-older" }
 func (n *Node) nextDisk() (*Disk, error) {
 	change := n.change
 	n.change = kept
+	n.older = change == older
 	switch change {
 	case older:
 		return newDisk(n.copied.Clone(), n.rng), replaceDir(n.dir, n.copyDir())

@@ -50,6 +50,7 @@ type Node struct {
 	copied    *journaltest.FS    // the disk as the process has found it, if copies are kept
 	change    change             // what happens to the disk before the next process starts
 	erased    bool               // the disk was erased since the node's first process
+	older     bool               // the process has found what the one before had found
 	ended     chan struct{}      // receives when a fault has ended the process; capacity 1
 }
 
@@ -108,6 +109,14 @@ func (n *Node) Erased() bool {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	return n.erased
+}
+
+// RolledBack reports whether the process runs on the disk as the process before
+// it had found it.
+func (n *Node) RolledBack() bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.older
 }
 
 func (n *Node) setChange(c change) {
