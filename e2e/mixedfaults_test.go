@@ -23,7 +23,8 @@ var (
 )
 
 // TestMixedFaults has clients ask three nodes for everything, while faults
-// strike at random: killed and paused nodes, rolling restarts, transferred
+// strike at random: killed and paused nodes, nodes and ways between them that
+// are cut off, processes without files or memory, rolling restarts, transferred
 // leadership, trims, rebuilt replicas, drained nodes, and directories that are
 // put back to an older copy. Each round is a new cluster and ends in the judge.
 // Which faults strike, and what the clients ask for, comes from a seed that is
@@ -55,7 +56,7 @@ func mixFaults(t *testing.T, seed uint64, count int) {
 	t.Logf("again: go test ./e2e -run '^TestMixedFaults$' -v -args -faults-seed %d", seed)
 	const partitions = 2
 	window := 5 * time.Second // a trim passes what is older
-	c := newCluster(sequential{t}, 3, "--partitions", fmt.Sprint(partitions), "--msg-id-window", window.String(), "--locks", "1000")
+	c := newWiredCluster(sequential{t}, 3, "--partitions", fmt.Sprint(partitions), "--msg-id-window", window.String(), "--locks", "1000")
 	c.record(partitions, 3, window, 1000)
 	c.startAll()
 	c.awaitPlaced()
@@ -97,7 +98,7 @@ type faulty struct {
 var mixedFaults = []func(*faulty) (string, error){
 	(*faulty).killOne, (*faulty).killLeader, (*faulty).pauseShortly, (*faulty).pauseLong, (*faulty).killTwo,
 	(*faulty).rollingRestart, (*faulty).transferOne, (*faulty).trimOne, (*faulty).trimOne, (*faulty).rebuildOne,
-	(*faulty).drainOne, (*faulty).rollBack,
+	(*faulty).drainOne, (*faulty).rollBack, (*faulty).cutOffOne, (*faulty).cutOneWay, (*faulty).cutOneLink,
 }
 
 func (f *faulty) anyNode() *node { return f.nodes[f.IntN(len(f.nodes))] }
@@ -156,6 +157,45 @@ func (f *faulty) pauseShortly() (string, error) {
 
 // pauseLong is longer.
 func (f *faulty) pauseLong() (string, error) { return f.pause(1500*time.Millisecond, 4*time.Second) }
+
+// cutFor has ways between nodes cut for a while, which may be shorter or longer
+// than an election time-out.
+func (f *faulty) cutFor(what string, which func(sender, receiver string) bool) (string, error) {
+	lasts := 100*time.Millisecond + time.Duration(f.Int64N(int64(4*time.Second)))
+	what = fmt.Sprintf("%s for %v", what, lasts.Round(time.Millisecond))
+	f.wires.cutBetween(which)
+	defer f.wires.cutBetween(func(string, string) bool { return false })
+	select {
+	case <-time.After(lasts):
+		return what, nil
+	case <-f.t.Context().Done():
+		return what, f.t.Context().Err()
+	}
+}
+
+func (f *faulty) cutOffOne() (string, error) {
+	n := f.anyNode().name
+	return f.cutFor(n+" was cut off", func(from, to string) bool { return from == n || to == n })
+}
+
+// cutOneWay leaves a node that hears the others and is not heard, or the other
+// way round.
+func (f *faulty) cutOneWay() (string, error) {
+	n := f.anyNode().name
+	if f.IntN(2) == 0 {
+		return f.cutFor(n+" was not heard", func(from, _ string) bool { return from == n })
+	}
+	return f.cutFor(n+" heard nothing", func(_, to string) bool { return to == n })
+}
+
+// cutOneLink leaves two nodes that hear the third one only.
+func (f *faulty) cutOneLink() (string, error) {
+	a := f.anyNode()
+	n, m := a.name, f.others(a)[f.IntN(2)].name
+	return f.cutFor(n+" and "+m+" were cut off from each other", func(from, to string) bool {
+		return from == n && to == m || from == m && to == n
+	})
+}
 
 func (f *faulty) rollingRestart() (string, error) {
 	const what = "a rolling restart"

@@ -12,32 +12,51 @@ import (
 	"github.com/cantuslog/cantus/internal/relay"
 )
 
-// wires carries the traffic between nodes, so that a node can be cut off from
-// the others while clients still reach it. What is sent over a cut wire is
+// wires carries the traffic between nodes, so that they can be cut off from
+// each other while clients still reach them. What is sent over a cut wire is
 // neither lost nor refused: it waits, as with TCP.
 type wires struct {
 	tb    testing.TB
 	delay time.Duration // of each direction; set before the nodes start
 
 	mu     sync.Mutex
-	cut    map[string]bool
-	relays map[*relay.Relay]string // to which node
+	off    map[string]bool                    // nodes that are cut off
+	cut    func(sender, receiver string) bool // what is cut beside them
+	relays map[*relay.Relay]string            // to which node
 }
 
 func newWires(tb testing.TB) *wires {
-	return &wires{tb: tb, cut: map[string]bool{}, relays: map[*relay.Relay]string{}}
+	return &wires{tb: tb, off: map[string]bool{}, cut: func(string, string) bool { return false }, relays: map[*relay.Relay]string{}}
 }
 
 // set cuts a node off, or reconnects it.
-func (w *wires) set(node string, cut bool) {
+func (w *wires) set(node string, off bool) {
 	w.mu.Lock()
-	w.cut[node] = cut
+	w.off[node] = off
 	w.mu.Unlock()
+	w.update()
+}
+
+// cutBetween cuts the ways that which selects, and no others.
+func (w *wires) cutBetween(which func(sender, receiver string) bool) {
+	w.mu.Lock()
+	w.cut = which
+	w.mu.Unlock()
+	w.update()
+}
+
+func (w *wires) update() {
 	for r, to := range w.relays {
-		r.Hold(func(from string) bool {
+		r.Hold(func(from string, way relay.Direction) bool {
 			w.mu.Lock()
 			defer w.mu.Unlock()
-			return w.cut[from] || w.cut[to]
+			if w.off[from] || w.off[to] {
+				return true
+			}
+			if way == relay.Requests {
+				return w.cut(from, to)
+			}
+			return w.cut(to, from)
 		})
 	}
 }

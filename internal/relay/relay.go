@@ -16,7 +16,7 @@ import (
 // Direction is one of the two directions of a connection.
 type Direction int
 
-// The directions of Stall and Resume.
+// The directions of Hold, Stall and Resume.
 const (
 	Requests Direction = iota // from the dialer
 	Replies                   // to the dialer
@@ -34,16 +34,16 @@ type Relay struct {
 	mu      sync.Mutex
 	target  string
 	closed  bool
-	entries map[string]net.Listener  // by dialer
-	refused map[string]bool          // by dialer
-	conns   map[net.Conn]string      // both ends of each connection, with the dialer
-	rate    int                      // limit in bytes a second of each connection's replies; 0 means none
-	passed  int                      // bytes of replies, of all connections
-	limit   int                      // connections break when passed exceeds it; 0 means never
-	stalled [2]chan struct{}         // by direction: closed by Resume; nil if not stalled
-	held    int                      // number of replies that were stalled
-	holds   func(dialer string) bool // see Hold
-	changed chan struct{}            // closed when holds changes, then replaced
+	entries map[string]net.Listener // by dialer
+	refused map[string]bool         // by dialer
+	conns   map[net.Conn]string     // both ends of each connection, with the dialer
+	rate    int                     // limit in bytes a second of each connection's replies; 0 means none
+	passed  int                     // bytes of replies, of all connections
+	limit   int                     // connections break when passed exceeds it; 0 means never
+	stalled [2]chan struct{}        // by direction: closed by Resume; nil if not stalled
+	held    int                     // number of replies that were stalled
+	holds   holds                   // see Hold
+	changed chan struct{}           // closed when holds changes, then replaced
 
 	// Set before the first Entry.
 	delay    time.Duration
@@ -58,7 +58,7 @@ type Identify func(near, far net.Conn) (dialer string, read []byte, err error)
 func New(tb testing.TB, target string) *Relay {
 	r := &Relay{
 		target: target, ended: make(chan struct{}), changed: make(chan struct{}),
-		holds:   func(string) bool { return false },
+		holds:   func(string, Direction) bool { return false },
 		entries: map[string]net.Listener{}, refused: map[string]bool{}, conns: map[net.Conn]string{},
 	}
 	tb.Cleanup(r.Close)
@@ -230,7 +230,7 @@ func (r *Relay) forward(to, from net.Conn, source io.Reader, way Direction, dial
 	buffer := make([]byte, 16<<10)
 	for {
 		n, err := source.Read(buffer)
-		if !r.awaitRelease(dialer) || n > 0 && !r.pass(n, way) {
+		if !r.awaitRelease(dialer, way) || n > 0 && !r.pass(n, way) {
 			return
 		}
 		if _, werr := to.Write(buffer[:n]); err != nil || werr != nil {
@@ -247,9 +247,13 @@ func (r *Relay) forward(to, from net.Conn, source io.Reader, way Direction, dial
 	}
 }
 
-// Hold holds what the dialers that which selects send and receive, and the ends
-// of their connections, until it is called again or the relay is closed.
-func (r *Relay) Hold(which func(dialer string) bool) {
+// holds reports whether a direction of a dialer's connections is held.
+type holds func(dialer string, way Direction) bool
+
+// Hold holds what is sent in the directions of the dialers' connections that
+// which selects, and the ends of these connections, until it is called again or
+// the relay is closed.
+func (r *Relay) Hold(which func(dialer string, way Direction) bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.holds = which
@@ -257,12 +261,12 @@ func (r *Relay) Hold(which func(dialer string) bool) {
 	r.changed = make(chan struct{})
 }
 
-// awaitRelease blocks while a dialer is held. It reports false if the relay is
-// closed.
-func (r *Relay) awaitRelease(dialer string) bool {
+// awaitRelease blocks while a direction of a dialer's connections is held. It
+// reports false if the relay is closed.
+func (r *Relay) awaitRelease(dialer string, way Direction) bool {
 	for {
 		r.mu.Lock()
-		held, changed := r.holds(dialer), r.changed
+		held, changed := r.holds(dialer, way), r.changed
 		r.mu.Unlock()
 		if !held {
 			return true

@@ -151,7 +151,7 @@ func TestHold(t *testing.T) {
 	if err := errors.Join(exchange(a, "a"), exchange(b, "b")); err != nil {
 		t.Fatal(err)
 	}
-	r.Hold(func(dialer string) bool { return dialer == "a" })
+	r.Hold(func(dialer string, _ relay.Direction) bool { return dialer == "a" })
 	text := strings.Repeat("what a sends while it is held ", 10_000)
 	sent := make(chan error, 1)
 	go func() {
@@ -169,7 +169,7 @@ func TestHold(t *testing.T) {
 	if n, err := a.Read(make([]byte, 1)); n > 0 || !errors.Is(err, os.ErrDeadlineExceeded) {
 		t.Fatalf("a held dialer reads %d bytes, %v", n, err)
 	}
-	r.Hold(func(string) bool { return false })
+	r.Hold(func(string, relay.Direction) bool { return false })
 	if err := a.SetReadDeadline(time.Now().Add(testkit.Patience)); err != nil {
 		t.Fatal(err)
 	}
