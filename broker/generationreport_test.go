@@ -2,9 +2,16 @@ package broker
 
 import (
 	"bytes"
+	"context"
+	"errors"
+	"log/slog"
 	"reflect"
+	"sync"
 	"testing"
+	"testing/synctest"
+	"time"
 
+	"github.com/cantuslog/cantus/broker/cluster"
 	"github.com/cantuslog/cantus/wal"
 )
 
@@ -38,6 +45,54 @@ func TestGenerationReportsComeBackAsTheyWereSent(t *testing.T) {
 			}
 		}
 	}
+}
+
+// TestAnOlderCopyIsTold: a node that refuses one connects to it to say so. A
+// node that leads nothing has no other reason to connect, and a node stops only
+// when a majority has told it.
+func TestAnOlderCopyIsTold(t *testing.T) {
+	store, err := wal.Open(t.TempDir(), wal.Options{Identity: wal.Identity{Cluster: "c", Node: "n1", Partitions: 1}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer store.Close()
+	synctest.Test(t, func(t *testing.T) {
+		greeted := 0
+		g := &generations{
+			identity: newIdentity(Options{Name: "n1", Logger: slog.New(slog.DiscardHandler)}, nil), services: services{advise: func(string, map[string]any) {}},
+			peers: newPeers("1", func() uint64 { return 0 }),
+			facts: func() cluster.Facts {
+				return cluster.Facts{Nodes: map[string]cluster.Member{"n1": {ID: "1"}, "n2": {ID: "2"}}}
+			},
+			greet: func(context.Context, string) error { greeted++; return nil },
+		}
+		if err := g.open(store); err != nil {
+			t.Fatal(err)
+		}
+		hear := func() { g.peers.accept(announcement{Name: "n2", NodeID: "2", Instance: "2"}, 1, time.Now()) }
+		hear()
+		ctx, cancel := context.WithCancel(t.Context())
+		var running sync.WaitGroup
+		running.Go(func() { g.run(ctx) })
+		defer running.Wait()
+		defer cancel()
+		synctest.Wait()
+		if err := g.check("n2", generationReport{id: "2", own: generationsOf(1, "ab")}.encode()); err != nil || greeted != 1 {
+			t.Fatalf("n2 was greeted %d times, want 1: %v", greeted, err)
+		}
+		time.Sleep(reportInTransit)
+		hear()
+		for n := range 3 { // it is told at each attempt to connect
+			if err := g.check("n2", generationReport{id: "2", own: generationsOf(1, "a")}.encode()); !errors.Is(err, ErrOlderCopy) {
+				t.Fatalf("an older copy: %v", err)
+			}
+			time.Sleep(announceInterval)
+			synctest.Wait()
+			if greeted != n+2 {
+				t.Errorf("n2 was greeted %d times, want %d", greeted, n+2)
+			}
+		}
+	})
 }
 
 func FuzzDecodeGenerationReport(f *testing.F) {

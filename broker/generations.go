@@ -32,8 +32,9 @@ import (
 //
 // A node learns that it runs on an older copy from the nodes that refuse it:
 // they tell it what they remember. It then refuses all connections, and stops
-// when a majority of the voters on the facts has said so. The facts spread this
-// knowledge: they hold the last start of each member.
+// when a majority of the voters on the facts has said so. So each node that
+// meets an older copy connects to it once more, to tell it. The facts spread
+// this knowledge: they hold the last start of each member.
 //
 // An older copy from within the same generation is not recognized, and neither
 // is one that no other node remembers: see docs/adr/0016.
@@ -65,12 +66,14 @@ type generations struct {
 	raised map[string]time.Time // by the id of another directory: when it last showed a newer generation
 	denied map[string]string    // by node: why it considers this directory an older copy
 	logged map[string]bool      // ids of older copies that were logged
+	untold map[string]bool      // nodes that run on an older copy and are to be told
 	proven map[string]bool      // ids of directories that have shown that they are not older copies
 }
 
 // open reads the directory's generations, and what it remembers of others.
 func (g *generations) open(s *wal.Store) (err error) {
 	g.raised, g.denied, g.logged, g.proven = map[string]time.Time{}, map[string]string{}, map[string]bool{}, map[string]bool{}
+	g.untold = map[string]bool{}
 	g.store, g.due = s, true
 	if g.witness, err = s.Witness(); err != nil {
 		return err
@@ -230,7 +233,7 @@ func (g *generations) overtaken(id string) bool {
 func (g *generations) reportOlderCopy(peer, id string, err error) {
 	g.state.Lock()
 	first := !g.logged[id]
-	g.logged[id] = true
+	g.logged[id], g.untold[peer] = true, true
 	g.state.Unlock()
 	if first {
 		g.log.Error("a node runs on an older copy of its data directory: it has lost what it acknowledged since, and is refused; "+
@@ -302,6 +305,9 @@ func (g *generations) run(ctx context.Context) {
 	defer retry.Stop()
 	refused := map[string]string{}
 	for greeted := map[string]bool{}; ; {
+		for _, name := range g.takeUntold() {
+			delete(greeted, name)
+		}
 		for _, name := range g.facts().Names() {
 			if name == g.opts.Name || greeted[name] || !g.peers.alive(name, time.Now()) {
 				continue
@@ -324,6 +330,16 @@ func (g *generations) run(ctx context.Context) {
 			greeted = map[string]bool{}
 		}
 	}
+}
+
+// takeUntold returns the nodes that are to be told that they run on an older
+// copy. It returns each of them once.
+func (g *generations) takeUntold() []string {
+	g.state.Lock()
+	defer g.state.Unlock()
+	names := slices.Collect(maps.Keys(g.untold))
+	clear(g.untold)
+	return names
 }
 
 // startToRecord returns a command that records a member's newest start in the
