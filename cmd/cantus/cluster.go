@@ -30,7 +30,7 @@ type clusterCmd struct {
 }
 
 const clusterHelp = `Operations are decided by the cluster and are carried out in the background, while writes go on; "cantus cluster status" shows how
-far they are. --wait returns when they are done.`
+far they are. --wait returns when they are done, and asks again meanwhile where the cluster can't decide at the moment.`
 
 // waiting is the flag of operations that take time.
 type waiting struct {
@@ -184,7 +184,8 @@ func replicaList(replicas []subjects.ReplicaStatus) string {
 }
 
 // operate requests an operation, prints what was decided and, with --wait,
-// waits until done returns true for the status.
+// waits until done returns true for the status. Within that time it also asks
+// again while there is no leader to decide.
 func (c *connection) operate(ctx context.Context, p *program, subject []string, body subjects.AdminRequest, wait duration, done func(subjects.ClusterStatus) bool) error {
 	l, err := c.open(ctx, "cluster "+subject[len(subject)-1])
 	if err != nil {
@@ -192,7 +193,18 @@ func (c *connection) operate(ctx context.Context, p *program, subject []string, 
 	}
 	defer l.close()
 	var reply subjects.AdminReply
-	err = l.ask(ctx, l.names.Admin(subject...), body, &reply)
+	began := time.Now()
+	for {
+		err = l.ask(ctx, l.names.Admin(subject...), body, &reply)
+		if !undecided(err, subject) || time.Since(began) > time.Duration(wait) {
+			break
+		}
+		select {
+		case <-time.After(pollInterval):
+		case <-ctx.Done():
+			return l.explain(ctx.Err())
+		}
+	}
 	if errors.Is(err, nats.ErrNoResponders) {
 		if _, err := l.clusterStatus(ctx); err != nil {
 			return err
@@ -208,7 +220,7 @@ func (c *connection) operate(ctx context.Context, p *program, subject []string, 
 	if _, err := fmt.Fprintln(p.out, reply.Done); err != nil || wait == 0 {
 		return err
 	}
-	return l.await(ctx, time.Duration(wait), func(s subjects.ClusterStatus) bool {
+	return l.await(ctx, began, time.Duration(wait), func(s subjects.ClusterStatus) bool {
 		switch {
 		case s.Facts < reply.Facts: // of a node that has not heard of it yet
 			return false
@@ -219,6 +231,13 @@ func (c *connection) operate(ctx context.Context, p *program, subject []string, 
 	})
 }
 
+// undecided reports whether an operation was refused, or met nobody, because
+// there is no leader at the moment.
+func undecided(err error, subject []string) bool {
+	e, refused := errors.AsType[*subjects.Error](err)
+	return refused && e.Reason == subjects.Unavailable || errors.Is(err, nats.ErrNoResponders) && subject[0] != "node"
+}
+
 // rebuilt reports whether a node's replica of a partition has been rebuilt as
 // often as that since the node started, and takes part again.
 func rebuilt(s subjects.ClusterStatus, partition int, node string, often uint64) bool {
@@ -227,17 +246,20 @@ func rebuilt(s subjects.ClusterStatus, partition int, node string, often uint64)
 	})
 }
 
-// await requests the status until done returns true for it.
-func (l *natsConn) await(ctx context.Context, most time.Duration, done func(subjects.ClusterStatus) bool) error {
-	const again = 200 * time.Millisecond
-	deadline := time.NewTimer(most)
+// pollInterval is the time between two requests of a command that waits.
+const pollInterval = 200 * time.Millisecond
+
+// await requests the status until done returns true for it, at most until a
+// time after began.
+func (l *natsConn) await(ctx context.Context, began time.Time, most time.Duration, done func(subjects.ClusterStatus) bool) error {
+	deadline := time.NewTimer(time.Until(began.Add(most)))
 	defer deadline.Stop()
 	for {
 		if s, err := l.clusterStatus(ctx); err == nil && done(s) {
 			return nil
 		}
 		select {
-		case <-time.After(again):
+		case <-time.After(pollInterval):
 		case <-ctx.Done():
 			return l.explain(ctx.Err())
 		case <-deadline.C:
@@ -384,6 +406,8 @@ type clusterUndrainCmd struct {
 	connection
 }
 
+func (*clusterUndrainCmd) Help() string { return clusterHelp }
+
 // Run ends a drain.
 func (c *clusterUndrainCmd) Run(ctx context.Context, p *program) error {
 	return c.operate(ctx, p, []string{"cluster", "undrain"}, subjects.AdminRequest{Node: string(c.Node)}, c.Wait, placed)
@@ -394,6 +418,8 @@ type clusterPromoteCmd struct {
 	waiting
 	connection
 }
+
+func (*clusterPromoteCmd) Help() string { return clusterHelp }
 
 // Run promotes a standby.
 func (c *clusterPromoteCmd) Run(ctx context.Context, p *program) error {
@@ -406,6 +432,8 @@ type clusterTransferCmd struct {
 	waiting
 	connection
 }
+
+func (*clusterTransferCmd) Help() string { return clusterHelp }
 
 // Run transfers leadership.
 func (c *clusterTransferCmd) Run(ctx context.Context, p *program) error {
@@ -421,6 +449,8 @@ type clusterMoveCmd struct {
 	connection
 }
 
+func (*clusterMoveCmd) Help() string { return clusterHelp }
+
 // Run moves a replica.
 func (c *clusterMoveCmd) Run(ctx context.Context, p *program) error {
 	id := int(c.Partition)
@@ -432,6 +462,8 @@ type clusterBalanceCmd struct {
 	waiting
 	connection
 }
+
+func (*clusterBalanceCmd) Help() string { return clusterHelp }
 
 // Run balances the cluster.
 func (c *clusterBalanceCmd) Run(ctx context.Context, p *program) error {

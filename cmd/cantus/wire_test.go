@@ -474,6 +474,43 @@ func TestWaitPassesOverAnOlderStatus(t *testing.T) {
 	w.expect(status, exitDone, out, "node n1 is drained: it holds no voting replicas")
 }
 
+// With --wait an operation is asked for again while there is no leader that
+// could decide, and only then.
+func TestWaitForADecision(t *testing.T) {
+	drain := []string{"cluster", "drain", "n1"}
+	for _, c := range []struct {
+		args          []string
+		refused       subjects.Reason
+		status, asked int
+	}{
+		{drain, subjects.Unavailable, exitUnavailable, 1},
+		{append(drain, "--wait", "30s"), subjects.Unavailable, exitDone, 3},
+		{append(drain, "--wait", "1ms"), subjects.Unavailable, exitUnavailable, 2},
+		{append(drain, "--wait", "30s"), subjects.BadRequest, exitUsage, 1},
+	} {
+		t.Run(fmt.Sprint(c.args, c.refused), func(t *testing.T) {
+			w := newWire(t)
+			asked := 0
+			w.answer("cantus.admin.cluster.drain", func(_ int, msg *nats.Msg) {
+				if asked++; asked < 3 {
+					respond(msg, subjects.Reply{Error: subjects.Errorf(c.refused, "not now")})
+					return
+				}
+				respond(msg, subjects.AdminReply{Done: "node n1 is draining", Facts: 1})
+			})
+			w.answer("cantus.admin.status", func(_ int, msg *nats.Msg) {
+				respond(msg, subjects.ClusterStatus{Facts: 1, Partitions: []subjects.PartitionStatus{{
+					Leader: "n2", Placement: []string{"n2"}, Replicas: []subjects.ReplicaStatus{{Name: "n2", Voter: true}},
+				}}})
+			})
+			status, out, errOut := w.cantus("", c.args...)
+			if status != c.status || asked != c.asked {
+				t.Errorf("%v, refused as %s: status %d after %d requests, want %d after %d\n%s%s", c.args, c.refused, status, asked, c.status, c.asked, out, errOut)
+			}
+		})
+	}
+}
+
 // A replica may be fetched so fast, or the node that answers have heard so
 // little, that the status looks the same before a rebuild and after it: but for
 // its number.
