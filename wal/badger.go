@@ -41,7 +41,7 @@ func (o Options) badgerOptions(dir string) badger.Options {
 // openBadger opens the store behind the journal.
 func (s *Store) openBadger() error {
 	o := s.opts.badgerOptions(filepath.Join(s.dir, badgerDir)).
-		WithLogger(badgerLogger{s.opts.Logger, s.fail, s.shortage})
+		WithLogger(badgerLogger{s.opts.Logger, s.fail, s.shortage, func() { s.mapped.awaitFile() }})
 	if err := s.roomToOpen(o); err != nil {
 		return err
 	}
@@ -70,7 +70,7 @@ func (s *Store) attachMapped(dir string) (err error) {
 	if err = os.MkdirAll(dir, 0o700); err != nil {
 		return err
 	}
-	if s.mapped, err = newMappedFiles(dir, s.opts.allocate); err != nil {
+	if s.mapped, err = newMappedFiles(dir, s.opts.allocate, s.mergeLacks); err != nil {
 		return err
 	}
 	if s.detach, err = s.mapped.attach(dir); err == nil {
@@ -276,6 +276,9 @@ func (s *Store) tableBytes() int64 {
 // roomToCompact returns an error that wraps ErrNoSpace unless there is space
 // for a compaction, which writes new tables before it deletes old ones.
 func (s *Store) roomToCompact() error {
+	if err := s.mergeWaits(); err != nil {
+		return err
+	}
 	return spare(s.opts.FreeSpace, s.room.dir, s.room.floor+min(s.tableBytes(), s.db.Opts().ValueLogFileSize))
 }
 
@@ -321,6 +324,7 @@ type badgerLogger struct {
 	log      *slog.Logger
 	fail     func(error)
 	shortage func(err error, flush bool)
+	merging  func() // called before a compaction makes a table
 }
 
 // Parts of messages about what Badger repeats after an error.
@@ -371,4 +375,11 @@ func (b badgerLogger) Infof(format string, args ...any) {
 	b.log.Debug("badger", "message", strings.TrimSpace(fmt.Sprintf(format, args...)))
 }
 
-func (b badgerLogger) Debugf(string, ...any) {}
+// mergingMessage begins what Badger logs before a compaction makes a table.
+const mergingMessage = "[%d] LOG Compact. Added"
+
+func (b badgerLogger) Debugf(format string, _ ...any) {
+	if strings.HasPrefix(format, mergingMessage) {
+		b.merging()
+	}
+}

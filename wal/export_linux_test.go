@@ -12,7 +12,7 @@ func WriteOutEnd(f *os.File, most int64) int64 { return writeOutEnd(f, most) }
 // AllocateWhatIsMappedIn has allocate called for the new files in dir, until
 // the function that it returns is called.
 func AllocateWhatIsMappedIn(dir string, allocate func(fd uintptr, bytes int64) error) (func(), error) {
-	m, err := newMappedFiles(dir, allocate)
+	m, err := newMappedFiles(dir, allocate, func(error) {})
 	if err != nil {
 		return nil, err
 	}

@@ -145,7 +145,7 @@ func (o Options) WithAllocate(allocate func(fd uintptr, bytes int64) error) Opti
 // BadgerLog passes a message of Badger's to the store, as an error or as a
 // warning.
 func (s *Store) BadgerLog(warning bool, format string, args ...any) {
-	l := badgerLogger{s.opts.Logger, s.fail, s.shortage}
+	l := badgerLogger{s.opts.Logger, s.fail, s.shortage, func() {}}
 	if warning {
 		l.Warningf(format, args...)
 	} else {

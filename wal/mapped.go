@@ -4,8 +4,13 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"runtime"
+	"strings"
 	"sync"
 	"sync/atomic"
+	"time"
+
+	"github.com/dgraph-io/badger/v4"
 )
 
 // mappedFiles allocates blocks of Badger's new files at the moment in which
@@ -15,15 +20,29 @@ import (
 // allocated. Of a log only the first ones are: room allocates more before each
 // write.
 //
-// Where Badger flushes a memtable or compacts, it repeats what failed. In other
-// places it can't go on without the file. For those there is a reserve: the
-// space of a file without a name, which is released when a file needs it.
+// With a table it allocates blocks for the record that Badger then appends to
+// its manifest. Without space for all of it Badger would write a part, and the
+// next record behind that: no start could read the manifest.
+//
+// Where Badger flushes a memtable it repeats what failed. Where it compacts it
+// ignores the error: it removes the tables that it has merged, although a new
+// one is missing. So a compaction gets no error, but waits for the space. In
+// other places Badger can't go on without the file. For those there is a
+// reserve: the space of a file without a name, which is released when a file
+// needs it.
 //
 // It is safe for concurrent use.
 type mappedFiles struct {
+	dir string
 	// allocate allocates the blocks for a file's first bytes. The error matches
 	// errors.ErrUnsupported if the file system can't.
 	allocate func(fd uintptr, bytes int64) error
+
+	// lacking is called again and again while a compaction waits, with the
+	// reason.
+	lacking func(error)
+	// waiting is how many tables of compactions wait for space.
+	waiting atomic.Int64
 
 	// stuck is set when Badger found no space to flush a memtable, until the
 	// memtable is flushed.
@@ -44,11 +63,15 @@ const (
 	// reserveBytes is the usual size of the reserve: for a value log and a
 	// memtable log.
 	reserveBytes = 2 * firstLogBytes
+	// manifestBytes is how much of Badger's manifest is allocated beyond its
+	// end. A record takes some ten bytes for each table that it adds or
+	// removes.
+	manifestBytes = 64 << 10
 )
 
 // newMappedFiles returns the mappedFiles for a Badger in dir, which must exist.
-func newMappedFiles(dir string, allocate func(fd uintptr, bytes int64) error) (*mappedFiles, error) {
-	m := &mappedFiles{allocate: allocate, vlog: firstLogBytes, mem: firstLogBytes}
+func newMappedFiles(dir string, allocate func(fd uintptr, bytes int64) error, lacking func(error)) (*mappedFiles, error) {
+	m := &mappedFiles{dir: dir, allocate: allocate, lacking: lacking, vlog: firstLogBytes, mem: firstLogBytes}
 	path := filepath.Join(dir, "reserve.tmp")
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o600)
 	if err != nil {
@@ -110,8 +133,82 @@ func firstBytes(write int64) int64 {
 
 // created is called when Badger is about to map a new file of the given length.
 // If there is no space for it, created removes the file: Badger uses another
-// name the next time.
+// name the next time. For a table of a compaction it waits until there is.
 func (m *mappedFiles) created(fd uintptr, path string, length int64) error {
+	merged := filepath.Ext(path) == ".sst" && !flushes()
+	err := m.allocateNew(fd, path, length, merged)
+	if merged && err != nil {
+		m.waiting.Add(1)
+		defer m.waiting.Add(-1)
+	}
+	for merged && err != nil {
+		m.lacking(err)
+		time.Sleep(roomInterval / 4)
+		err = m.allocateNew(fd, path, length, merged)
+	}
+	if err != nil {
+		// Badger leaves the file open, and fallocate some of the blocks.
+		return errors.Join(err, os.Truncate(path, 0), os.Remove(path))
+	}
+	return nil
+}
+
+// awaitFile waits until a file can be made. It is called before Badger
+// makes a table of a compaction: that it could not create the file, for lack of
+// inodes or descriptors, is an error that it ignores too.
+func (m *mappedFiles) awaitFile() {
+	err := m.makeFile()
+	if err == nil {
+		return
+	}
+	m.waiting.Add(1)
+	defer m.waiting.Add(-1)
+	for err != nil {
+		m.lacking(err)
+		time.Sleep(roomInterval / 4)
+		err = m.makeFile()
+	}
+}
+
+// makeFile makes a file and removes it. The error wraps ErrNoSpace if
+// few inodes are left.
+func (m *mappedFiles) makeFile() error {
+	if err := spareFiles(m.dir); err != nil {
+		return err
+	}
+	path := filepath.Join(m.dir, "merge.tmp")
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return err
+	}
+	err = m.allocate(f.Fd(), 1)
+	if errors.Is(err, errors.ErrUnsupported) {
+		err = nil
+	}
+	_ = f.Close()
+	_ = os.Remove(path) // another compaction may have removed it
+	return err
+}
+
+// flushes reports whether it runs where Badger flushes a memtable.
+func flushes() bool {
+	pcs := make([]uintptr, 32)
+	frames := runtime.CallersFrames(pcs[:runtime.Callers(2, pcs)])
+	for {
+		f, more := frames.Next()
+		if strings.HasSuffix(f.Function, ".handleMemTableFlush") {
+			return true
+		}
+		if !more {
+			return false
+		}
+	}
+}
+
+// allocateNew allocates the blocks of a new file, from the reserve if there are
+// no others. It leaves the logs' part of the reserve to them if the file is a
+// compaction's.
+func (m *mappedFiles) allocateNew(fd uintptr, path string, length int64, merged bool) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	switch name := filepath.Base(path); {
@@ -122,15 +219,43 @@ func (m *mappedFiles) created(fd uintptr, path string, length int64) error {
 	case name == discardFile:
 		length = min(length, discardRoom)
 	}
-	err := m.allocate(fd, length)
-	for err != nil && m.held > 0 && isNoSpace(err) {
-		m.shrink(m.held - length)
-		err = m.allocate(fd, length)
+	allocate := func() error {
+		err := m.allocate(fd, length)
+		if err == nil && filepath.Ext(path) == ".sst" {
+			err = m.allocateManifest(filepath.Dir(path))
+		}
+		if errors.Is(err, errors.ErrUnsupported) {
+			return nil
+		}
+		return err
 	}
-	if err == nil || errors.Is(err, errors.ErrUnsupported) {
-		return nil
+	keep := int64(0)
+	if merged {
+		keep = m.vlog + m.mem
 	}
-	return errors.Join(err, os.Remove(path))
+	err := allocate()
+	for err != nil && m.held > keep && isNoSpace(err) {
+		m.shrink(max(m.held-length, keep))
+		err = allocate()
+	}
+	return err
+}
+
+// allocateManifest allocates blocks for what Badger appends to its manifest.
+func (m *mappedFiles) allocateManifest(dir string) error {
+	f, err := os.OpenFile(filepath.Join(dir, badger.ManifestFilename), os.O_RDWR, 0)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil // Badger reports that
+	}
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	return m.allocate(f.Fd(), info.Size()+manifestBytes)
 }
 
 func (m *mappedFiles) close() {

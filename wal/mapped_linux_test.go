@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"sync"
 	"syscall"
@@ -59,7 +60,8 @@ func (s *scarceSpace) allocate(fd uintptr, bytes int64) error {
 	return nil
 }
 
-func isTable(name string) bool { return strings.HasSuffix(name, ".sst") }
+func isTable(name string) bool    { return strings.HasSuffix(name, ".sst") }
+func isManifest(name string) bool { return filepath.Base(name) == "MANIFEST" }
 
 func tablesOf(t *testing.T, s *wal.Store) []string {
 	t.Helper()
@@ -98,6 +100,26 @@ func TestTablesAreAllocated(t *testing.T) {
 	}
 	if tables == 0 || logs < 2 {
 		t.Errorf("%d tables and %d logs", tables, logs)
+	}
+}
+
+// TestManifestIsAllocated checks that there are blocks for what Badger appends
+// to its manifest. Badger appends behind a record of which only a part could be
+// written, and then no start can read the file.
+func TestManifestIsAllocated(t *testing.T) {
+	t.Parallel()
+	space := newScarceSpace()
+	s := openStore(t, t.TempDir(), small().WithAllocate(space.allocate))
+	appendMany(t, s.Log(0), 3_000, 600)
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	info, err := os.Stat(filepath.Join(s.Dir(), "store", "MANIFEST"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := space.allocated["MANIFEST"]; got < info.Size() {
+		t.Errorf("the manifest has %d bytes, %d were allocated", info.Size(), got)
 	}
 }
 
@@ -171,18 +193,28 @@ func TestLogsAreAllocatedInWholeFolios(t *testing.T) {
 	}
 }
 
-// TestTablesWaitForSpace lets other processes take the space of each table in
-// the moment in which Badger creates it: the store takes no entries, serves
-// reads, and goes on when there is space.
+// TestTablesWaitForSpace lets other processes take the space of each table, or
+// of the manifest's record of it, in the moment in which Badger creates the
+// table: the store takes no entries, serves reads, and goes on when there is
+// space.
 func TestTablesWaitForSpace(t *testing.T) {
 	t.Parallel()
+	for name, lacks := range map[string]func(string) bool{"table": isTable, "manifest": isManifest} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			tablesWaitForSpace(t, lacks)
+		})
+	}
+}
+
+func tablesWaitForSpace(t *testing.T, lacks func(name string) bool) {
 	space := newScarceSpace()
 	dir := t.TempDir()
 	opts := small().WithAllocate(space.allocate)
 	s := openStore(t, dir, opts)
 	l := s.Log(0)
 	for range 3 {
-		space.lack(isTable)
+		space.lack(lacks)
 		before := len(tablesOf(t, s))
 		for !s.Tight() || space.refusals() == 0 {
 			if l.LastIndex() > 50_000 {
@@ -244,6 +276,71 @@ func TestLogsHaveAReserve(t *testing.T) {
 	}
 	if r := wal.VerifyLog(s.Log(0), wal.Base{}); r.Err != nil || r.LastTxid != 3_000 {
 		t.Fatalf("%+v", r)
+	}
+}
+
+// TestMergedTablesWaitForSpace lets other processes take the space of tables
+// that a compaction makes, or the last files. Badger ignores that it could not
+// make a table, and removes those that it has merged: the compaction waits, and
+// nothing is lost.
+func TestMergedTablesWaitForSpace(t *testing.T) {
+	t.Parallel()
+	for what, lacks := range map[string]func(string) bool{
+		"space": func(name string) bool { return isTable(name) && merges() },
+		"files": func(name string) bool { return filepath.Base(name) == "merge.tmp" },
+	} {
+		t.Run(what, func(t *testing.T) {
+			t.Parallel()
+			mergedTablesWaitForSpace(t, lacks)
+		})
+	}
+}
+
+// merges reports whether it runs where Badger compacts.
+func merges() bool {
+	pcs := make([]uintptr, 32)
+	frames := runtime.CallersFrames(pcs[:runtime.Callers(2, pcs)])
+	for f, more := frames.Next(); more; f, more = frames.Next() {
+		if strings.Contains(f.Function, "subcompact") {
+			return true
+		}
+	}
+	return false
+}
+
+func mergedTablesWaitForSpace(t *testing.T, lacks func(name string) bool) {
+	space := newScarceSpace()
+	dir := t.TempDir()
+	opts := small().WithAllocate(space.allocate)
+	s := openStore(t, dir, opts)
+	l := s.Log(0)
+	for range 3 {
+		space.lack(lacks)
+		testkit.Until(t, "a compaction's table is refused", func() bool {
+			if s.CheckRoom(); !s.Tight() {
+				appendMany(t, l, 50, 400)
+			}
+			return space.refusals() > 0
+		})
+		if s.CheckRoom(); !s.Tight() {
+			t.Error("entries are taken while a compaction waits for space")
+		}
+		space.lack(nil)
+		testkit.Until(t, "there is room", func() bool { s.CheckRoom(); return !s.Tight() })
+		if err := s.Failed(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	last := l.LastIndex()
+	if r := wal.VerifyLog(l, wal.Base{}); r.Err != nil || r.LastTxid != last {
+		t.Fatalf("%+v", r)
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	s = openStore(t, dir, opts)
+	if r := wal.VerifyLog(s.Log(0), wal.Base{}); r.Err != nil || r.LastTxid != last {
+		t.Fatalf("after a restart: %+v", r)
 	}
 }
 

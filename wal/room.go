@@ -331,6 +331,12 @@ func spare(free func(string) (int64, error), dir string, bytes int64) error {
 	if have < bytes {
 		return fmt.Errorf("%w: %s are free on the file system of %s, %s are needed", ErrNoSpace, mebibytes(have), dir, mebibytes(bytes))
 	}
+	return spareFiles(dir)
+}
+
+// spareFiles returns an error that wraps ErrNoSpace unless some inodes are free
+// under dir.
+func spareFiles(dir string) error {
 	if inodes, known := freeInodes(dir); known && inodes < spareInodes {
 		return fmt.Errorf("%w: %d inodes are free on the file system of %s, %d are needed: remove files", ErrNoSpace, inodes, dir, spareInodes)
 	}

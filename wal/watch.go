@@ -31,7 +31,7 @@ func (s *Store) watch() {
 			s.fail(err)
 		}
 		s.checkRoom()
-		if s.Failed() == nil {
+		if s.Failed() == nil && s.mergeWaits() == nil {
 			s.compactors.look(time.Now(), s.opts.rest)
 		}
 		select {
@@ -70,6 +70,9 @@ func (s *Store) checkPlace() error {
 // journal's next segment need some.
 func (s *Store) checkRoom() {
 	err := spare(s.opts.FreeSpace, s.room.dir, s.room.floor+s.applier.wanted.Load())
+	if err == nil {
+		err = s.mergeWaits()
+	}
 	full := errors.Is(err, ErrNoSpace)
 	if full != s.tight.Swap(full) {
 		defer s.applier.wake()
@@ -113,6 +116,30 @@ func (s *Store) shortage(err error, flush bool) {
 		s.compactors.short.Store(true)
 	}
 	s.refuse()
+}
+
+// mergeLacks is called while a compaction waits to make a table, with the
+// reason. While the store closes any reason counts as a failure, so that Close
+// gives up.
+func (s *Store) mergeLacks(err error) {
+	select {
+	case <-s.done:
+		s.fail(err)
+	default:
+		if !isNoSpace(err) {
+			s.fail(err)
+		}
+		s.refuse()
+	}
+}
+
+// mergeWaits returns an error that wraps ErrNoSpace while a compaction waits
+// for space. Whatever waits for the compaction then waits too.
+func (s *Store) mergeWaits() error {
+	if s.mapped.waiting.Load() == 0 {
+		return nil
+	}
+	return fmt.Errorf("%w: a table in %s", ErrNoSpace, s.room.dir)
 }
 
 // Tight reports whether the file system has no space for more entries. The
