@@ -103,6 +103,9 @@ func (s *Store) roomToOpen(o badger.Options) error {
 // prepare reserves the space for a write to Badger, which must come next.
 // badgerWrite is held. The error wraps ErrNoSpace if there is no space.
 func (s *Store) prepare(d demand) error {
+	if err := s.Failed(); err != nil {
+		return err // Badger may have no memtable, and ends the process then
+	}
 	if err := s.room.take(d); err != nil {
 		return err
 	}
@@ -200,6 +203,9 @@ func (s *Store) reclaim() (more bool, err error) {
 	s.checking.Lock()
 	defer s.checking.Unlock()
 	defer s.compactors.need()()
+	if err := s.Failed(); err != nil {
+		return false, err
+	}
 	var unmerged error
 	if s.muchDeleted() {
 		if unmerged = s.roomToCompact(); unmerged == nil {
@@ -223,7 +229,11 @@ func (s *Store) reclaim() (more bool, err error) {
 		return false, err
 	}
 	s.badgerWrite.Lock()
-	if err := s.room.holdToRewrite(left); err != nil {
+	err = s.Failed()
+	if err == nil {
+		err = s.room.holdToRewrite(left)
+	}
+	if err != nil {
 		err = errors.Join(err, s.room.rewritten())
 		s.badgerWrite.Unlock()
 		return false, err
@@ -303,6 +313,9 @@ func (s *Store) compact() error {
 func (s *Store) flushMemtable() error {
 	s.badgerWrite.Lock()
 	defer s.badgerWrite.Unlock()
+	if err := s.Failed(); err != nil {
+		return err
+	}
 	if err := s.room.holdToFlush(); err != nil {
 		return err
 	}

@@ -1,6 +1,7 @@
 package wal_test
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -276,6 +277,30 @@ func TestLogsHaveAReserve(t *testing.T) {
 	}
 	if r := wal.VerifyLog(s.Log(0), wal.Base{}); r.Err != nil || r.LastTxid != 3_000 {
 		t.Fatalf("%+v", r)
+	}
+}
+
+// TestNothingIsWrittenWithoutAMemtable takes the space of a new memtable log
+// and of the reserve: Badger then has no memtable, and ends the process at the
+// next write.
+func TestNothingIsWrittenWithoutAMemtable(t *testing.T) {
+	t.Parallel()
+	space := newScarceSpace()
+	s, err := wal.Open(t.TempDir(), small().WithAllocate(space.allocate).Impatient())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	l := s.Log(0)
+	appendMany(t, l, 500, 600)
+	space.lack(func(name string) bool { return strings.HasSuffix(name, ".mem") })
+	testkit.Until(t, "the store fails", func() bool {
+		i := l.LastIndex() + 1
+		_ = l.Append(wal.Entry{Index: i, Data: batch(i, 1, strings.Repeat("x", 400))})
+		return s.Failed() != nil
+	})
+	if _, err := s.Reclaim(); !errors.Is(err, wal.ErrFailed) {
+		t.Errorf("reclaim: %v", err)
 	}
 }
 
