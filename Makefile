@@ -3,7 +3,7 @@ GO ?= go
 # What the nearest release tag calls this commit, empty if there is none.
 VERSION ?= $(shell git describe --tags --match 'v[0-9]*' --dirty 2>/dev/null)
 
-.PHONY: help build test short race lint vuln fuzz bench soak idle scaling bench-etcd e2e long cluster failover faults faults-long netfaults interop natscli postgres proof powercut fulldisk damage sim pictures clean
+.PHONY: help build test short race lint vuln fuzz bench soak idle scaling bench-etcd e2e long cluster failover faults faults-long netfaults interop natscli postgres proof powercut fulldisk damage crashpoints sim pictures clean
 
 help: ## this list
 	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -86,6 +86,9 @@ powercut: ## the store, and clusters' leaders, through power cuts on loop-mounte
 
 fulldisk: ## a node whose file system somebody else fills to the last byte (root)
 	CANTUS_LONG=1 $(GO) test -count=1 -tags fulldisk -run FullDisk -v ./e2e
+
+crashpoints: ## a node is killed after each of its durable steps, in six operations (strace; EVERY=1, SEED=1)
+	$(GO) test -count=1 -timeout 0 -tags crashpoints -v -run '^TestCrashPoints$$' ./e2e -args -crash-every $${EVERY:-1} -crash-seed $${SEED:-1}
 
 damage: ## damaged files on one of three nodes, ending in the judge (EPISODES=200, SEED=)
 	$(GO) test -count=1 -timeout 0 -v -run '^TestDamage$$' ./e2e -args -damage-episodes $${EPISODES:-200} -damage-seed $${SEED:-0}
