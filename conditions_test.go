@@ -12,9 +12,10 @@ import (
 
 // notInCI says which tags' tests .ci/run only compiles, and why.
 var notInCI = map[string]string{
-	"fulldisk":  "needs a small file system, which only root can mount",
-	"netfaults": "needs network namespaces and the kernel's netem",
-	"powercut":  "needs loop-mounted file systems",
+	"crashpoints": "needs strace, and a system that lets it trace",
+	"fulldisk":    "needs a small file system, which only root can mount",
+	"netfaults":   "needs network namespaces and the kernel's netem",
+	"powercut":    "needs loop-mounted file systems",
 }
 
 // TestNoConditionHidesATest checks that CI has everything that a test depends

@@ -180,8 +180,8 @@ func crashes(t *testing.T, most int, episode func(t *testing.T, step int) (crash
 }
 
 // TestCrashPoints kills a node after each of its durable steps while a cluster
-// is founded, a node starts, joins and leaves, and replicas are rebuilt, trimmed
-// and moved. Each cluster ends in the judge.
+// is founded, a node starts, joins and leaves, and replicas are rebuilt,
+// trimmed and moved. Each cluster ends in the judge.
 func TestCrashPoints(t *testing.T) {
 	const partitions = 2
 	args := []string{"--partitions", fmt.Sprint(partitions), "--msg-id-window", "5s", "--locks", "1000"}
