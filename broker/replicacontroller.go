@@ -101,14 +101,16 @@ func (c *replicaController) openLocal() error {
 	return err
 }
 
-// checkTail reads the entries after the replica's snapshot, if they could be
-// repaired: Raft would only find out when it applies them.
+// checkTail reads the entries after the replica's snapshot, and the last entry,
+// if they could be repaired: Raft would only find out when it applies them, and
+// reads the last one when it starts.
 func (c *replicaController) checkTail() error {
 	last := c.data.LastIndex()
 	if c.network == nil || last == 0 {
 		return nil
 	}
-	for _, err := range c.data.Entries(max(raftstore.Snapshotted(c.data)+1, c.data.FirstIndex()), last) {
+	first := min(raftstore.Snapshotted(c.data)+1, last)
+	for _, err := range c.data.Entries(max(first, c.data.FirstIndex()), last) {
 		if err != nil {
 			return err
 		}

@@ -170,6 +170,26 @@ func TestADamagedEntryOfANodeAloneIsReported(t *testing.T) {
 
 // A replica whose log is damaged when its node starts is repaired before it
 // takes part, wherever in the log the damage is.
+// TestADamagedLastEntryIsRepairedAtTheStart: a node that closes takes a
+// snapshot at its last entry. Raft reads that entry when it starts, although it
+// applies only those after the snapshot.
+func TestADamagedLastEntryIsRepairedAtTheStart(t *testing.T) {
+	c := openNodes(t, 3, scrubOften(1))
+	c.awaitPlaced("n1")
+	nc := c.conn("n1")
+	const count = 3
+	for i := range count {
+		keep(t, nc, 0, text(i), fmt.Sprint(i))
+	}
+	eventually(t, "n3 has it all", func() bool { return broker.Mark(c.node("n3"), 0) == broker.Mark(c.node("n1"), 0) })
+	c.stop("n3")
+	overwrite(t, c.dirs["n3"], fmt.Sprintf("payload %06d", count-1))
+	c.start("n3")
+	if got := c.checkSame(0, c.names...); len(got) != count {
+		t.Errorf("%d transactions", len(got))
+	}
+}
+
 func TestADamagedReplicaIsRepairedAtTheStart(t *testing.T) {
 	c := openNodes(t, 3, scrubOften(1))
 	c.awaitPlaced("n1")
