@@ -11,7 +11,6 @@ import (
 	"github.com/nats-io/nkeys"
 
 	"github.com/cantuslog/cantus/broker"
-	"github.com/cantuslog/cantus/subjects"
 )
 
 // A node whose NATS configuration does not let it serve says so when it starts,
@@ -116,54 +115,6 @@ func (o *operated) write(change func(*jwt.AccountClaims)) {
 
 func (o *operated) options() broker.Options {
 	return broker.Options{NATSConfig: o.conf, Credentials: o.file, Account: o.accountID}
-}
-
-// TestAccountThatChanges takes from an account what the node needs of it, and
-// gives it back: the node is not ready meanwhile, and says why.
-func TestAccountThatChanges(t *testing.T) {
-	o := newOperated(t)
-	n, nc := openNode(t, t.TempDir(), o.options())
-	works(t, nc)
-	for _, c := range []struct {
-		name   string
-		change func(*jwt.AccountClaims)
-		words  []string
-	}{
-		{"subscriptions", func(a *jwt.AccountClaims) { a.Limits.Subs = 8 }, []string{"refuses", "maximum subscriptions exceeded"}},
-		{"a mapping", func(a *jwt.AccountClaims) {
-			a.Mappings = jwt.Mapping{"cantus.append.0": {{Subject: "elsewhere", Weight: 100}}}
-		}, []string{"maps cantus.append.0 elsewhere"}},
-	} {
-		o.write(c.change)
-		if err := n.Reload(o.options()); err != nil {
-			t.Fatalf("%s: %v", c.name, err)
-		}
-		eventually(t, c.name+" makes the node unready", func() bool {
-			why := broker.Unready(n)
-			return !n.Ready() && strings.Contains(why, c.words[0]) && strings.Contains(why, c.words[len(c.words)-1])
-		})
-		o.write(nil)
-		if err := n.Reload(o.options()); err != nil {
-			t.Fatalf("%s, back: %v", c.name, err)
-		}
-		eventually(t, c.name+": ready again", n.Ready)
-		again, err := n.Conn()
-		if err != nil {
-			t.Fatal(err)
-		}
-		works(t, again) // appends by key too: the account has lost the mapping
-		again.Close()
-	}
-
-	// Smaller messages: the node goes by what its account allows.
-	o.write(func(a *jwt.AccountClaims) { a.Limits.Payload = 20_000 })
-	n, nc = reopen(t, n, broker.Dir(n), o.options())
-	e := wantRefusal(t, ask(t, nc, "cantus.append.0", strings.Repeat("x", 19_000)), subjects.TooLarge)
-	if limit := fmt.Sprint(20_000 - 1024); !strings.Contains(e.Message, limit) {
-		t.Errorf("the message %q does not name %s", e.Message, limit)
-	}
-	works(t, nc)
-	_ = n
 }
 
 // A reply subject can be so long that the line of an answer to it exceeds the

@@ -96,6 +96,10 @@ func (s *Store) Floor() int64 { return s.room.floor }
 // ValueLogSize returns the size at which Badger begins another value log.
 func (s *Store) ValueLogSize() int64 { return s.db.Opts().ValueLogFileSize }
 
+// Deleted returns how many bytes were deleted from Badger since its tables were
+// merged.
+func (s *Store) Deleted() int64 { return s.deleted.Load() }
+
 // Reclaim rewrites one value log, if that is worth it and there is space.
 func (s *Store) Reclaim() (more bool, err error) { return s.reclaim() }
 

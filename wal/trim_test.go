@@ -78,24 +78,27 @@ func TestMergingWaitsForSpace(t *testing.T) {
 	opts := small()
 	opts.FreeSpace = func(string) (int64, error) { return free.Load(), nil }
 	s := openStore(t, t.TempDir(), opts)
-	const count = 2_000
-	appendMany(t, s.Log(0), count, 4<<10)
+	const count, entry = 2_000, 4 << 10
+	appendMany(t, s.Log(0), count, entry)
 	appendMany(t, s.Log(1), 10_000, 100) // small ones are in the tables
 	s.WaitApplied()
 	free.Store(s.Floor() + 512<<10)
 	if err := s.Log(0).TrimHead(count - 100); err != nil {
 		t.Fatal(err)
 	}
-	testkit.Until(t, "tables can't be merged", func() bool {
-		_, err := s.Reclaim()
-		return errors.Is(err, wal.ErrNoSpace)
-	})
-	if _, err := s.Reclaim(); !errors.Is(err, wal.ErrNoSpace) {
-		t.Errorf("at the next try: %v", err)
+	testkit.Until(t, "all is deleted", func() bool { return s.Deleted() >= (count-100)*entry })
+	for range 3 {
+		more, err := s.Reclaim()
+		for more && err == nil { // of what Badger knows without a merge
+			more, err = s.Reclaim()
+		}
+		if !errors.Is(err, wal.ErrNoSpace) {
+			t.Errorf("tables are merged without space: %v", err)
+		}
 	}
 	free.Store(1 << 40)
-	if more, err := s.Reclaim(); !more || err != nil {
-		t.Errorf("with space for it: reclaimed %v, with %v", more, err)
+	if _, err := s.Reclaim(); err != nil || s.Deleted() > 0 {
+		t.Errorf("with space for it: %d bytes are deleted and not merged, %v", s.Deleted(), err)
 	}
 }
 
