@@ -163,7 +163,7 @@ func TestRemovingWhatWouldCostTheMajorityIsRefused(t *testing.T) {
 		}
 		return false
 	})
-	m := ask(t, nc, subjects.Names{}.Admin("cluster", "remove"), `{"node":"n2"}`)
+	m := askLeader(t, nc, subjects.Names{}.Admin("cluster", "remove"), `{"node":"n2"}`)
 	if e := wantRefusal(t, m, subjects.Unavailable); !strings.Contains(e.Message, "would have 1 of 2 voters and no majority") {
 		t.Errorf("refused with %q", e.Message)
 	}
@@ -206,7 +206,7 @@ func TestOperationsThatMakeNoSense(t *testing.T) {
 		"trim by no age":         {"trim.0", `{"age":"0s"}`, "is not a time"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			m := ask(t, nc, "cantus.admin."+test.subject, test.body)
+			m := askLeader(t, nc, "cantus.admin."+test.subject, test.body)
 			if e := wantRefusal(t, m, subjects.BadRequest); !strings.Contains(e.Message, test.text) {
 				t.Errorf("refused with %q, wanted %q", e.Message, test.text)
 			}

@@ -3,9 +3,11 @@ package broker_test
 import (
 	"encoding/binary"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"regexp"
 	"strconv"
+	"strings"
 	"testing"
 	"time"
 
@@ -36,6 +38,22 @@ func ask(t *testing.T, nc *nats.Conn, subject, payload string, headers ...string
 	if err != nil {
 		t.Fatalf("request %s %q: %v", subject, payload, err)
 	}
+	return answer
+}
+
+// askLeader is ask for requests that a leader answers. It asks again while
+// there is none: leaders may change at any time in a cluster that has just
+// begun.
+func askLeader(t *testing.T, nc *nats.Conn, subject, payload string) (answer *nats.Msg) {
+	t.Helper()
+	eventually(t, "there is a leader", func() bool {
+		var err error
+		answer, err = nc.Request(subject, []byte(payload), patience)
+		if err != nil && !errors.Is(err, nats.ErrNoResponders) {
+			t.Fatalf("request %s %q: %v", subject, payload, err)
+		}
+		return err == nil && !strings.Contains(string(answer.Data), "has no leader")
+	})
 	return answer
 }
 

@@ -458,7 +458,7 @@ func TestANodeThatIsAddedGetsTheSecret(t *testing.T) {
 		}
 		return key != ""
 	})
-	m := ask(t, c.nodeConn("n1"), subjects.Names{}.Admin("cluster", "add"), `{"node":"n4","key":"00000000000000000000000000000000"}`)
+	m := askLeader(t, c.nodeConn("n1"), subjects.Names{}.Admin("cluster", "add"), `{"node":"n4","key":"00000000000000000000000000000000"}`)
 	if e := wantRefusal(t, m, subjects.BadRequest); !strings.Contains(e.Message, "with the key "+key+", and not with 0000") {
 		t.Errorf("another key is refused with %q", e.Message)
 	}
