@@ -28,9 +28,9 @@ var errDone = errors.New("done")
 func fillWide(t testing.TB, c *client.Client, partitions, count int) {
 	t.Helper()
 	rest := strings.Repeat("x", 16<<10)
-	var futures []*client.Future
-	for p := range partitions {
-		for i := 1; i <= count; i++ {
+	for i := 1; i <= count; i++ {
+		var futures []*client.Future // one for each partition: those that are sent again may change places
+		for p := range partitions {
 			f, err := c.AppendAsync(soon(t), &client.Request{
 				Partition: p, Kind: string(rune('b' - i%2)), AppendLocks: []string{fmt.Sprint("l.", i%2)}, Payload: fmt.Appendf(nil, "%08d%s", i, rest),
 			})
@@ -39,10 +39,10 @@ func fillWide(t testing.TB, c *client.Client, partitions, count int) {
 			}
 			futures = append(futures, f)
 		}
-	}
-	for _, f := range futures {
-		if _, err := f.Wait(soon(t)); err != nil {
-			t.Fatal(err)
+		for _, f := range futures {
+			if _, err := f.Wait(soon(t)); err != nil {
+				t.Fatal(err)
+			}
 		}
 	}
 }
