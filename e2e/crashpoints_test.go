@@ -41,13 +41,13 @@ type crashAfter struct {
 	step  int
 	fifo  string
 	steps atomic.Int64
-	pid   atomic.Int64 // of the process
+	pid   chan int // of the process; capacity 1
 	last  atomic.Pointer[string]
 }
 
 // newCrash prepares a crash after a number of durable steps.
 func newCrash(t *testing.T, step int) *crashAfter {
-	c := &crashAfter{t: t, step: step, fifo: filepath.Join(t.TempDir(), "steps")}
+	c := &crashAfter{t: t, step: step, fifo: filepath.Join(t.TempDir(), "steps"), pid: make(chan int, 1)}
 	if err := unix.Mkfifo(c.fifo, 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -65,10 +65,7 @@ func newCrash(t *testing.T, step int) *crashAfter {
 			}
 			if c.steps.Add(1) == int64(step) {
 				c.last.Store(&line)
-				for c.pid.Load() == 0 {
-					time.Sleep(time.Millisecond)
-				}
-				_ = syscall.Kill(int(c.pid.Load()), syscall.SIGKILL)
+				_ = syscall.Kill(<-c.pid, syscall.SIGKILL)
 			}
 		}
 	}()
@@ -95,7 +92,7 @@ func (c *crashAfter) launch(n *node) {
 	if err != nil {
 		c.t.Fatal(err)
 	}
-	c.pid.Store(int64(n.running().cmd.Process.Pid))
+	c.pid <- n.running().cmd.Process.Pid
 }
 
 // attach traces a node that runs, until end is called.
@@ -119,7 +116,7 @@ func (c *crashAfter) attach(n *node) (end func()) {
 		for in.Scan() { // strace must not wait for a reader
 		}
 	}()
-	c.pid.Store(int64(pid))
+	c.pid <- pid
 	return func() {
 		_ = cmd.Process.Signal(os.Interrupt)
 		_ = cmd.Wait()

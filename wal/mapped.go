@@ -136,28 +136,27 @@ func firstBytes(write int64) int64 {
 // name the next time. For a table of a compaction it waits until there is.
 func (m *mappedFiles) created(fd uintptr, path string, length int64) error {
 	merged := filepath.Ext(path) == ".sst" && !flushes()
-	err := m.allocateNew(fd, path, length, merged)
-	if merged && err != nil {
-		m.waiting.Add(1)
-		defer m.waiting.Add(-1)
+	allocate := func() error { return m.allocateNew(fd, path, length, merged) }
+	if merged {
+		m.await(allocate)
+		return nil
 	}
-	for merged && err != nil {
-		m.lacking(err)
-		time.Sleep(roomInterval / 4)
-		err = m.allocateNew(fd, path, length, merged)
-	}
-	if err != nil {
+	if err := allocate(); err != nil {
 		// Badger leaves the file open, and fallocate some of the blocks.
 		return errors.Join(err, os.Truncate(path, 0), os.Remove(path))
 	}
 	return nil
 }
 
-// awaitFile waits until a file can be made. It is called before Badger
-// makes a table of a compaction: that it could not create the file, for lack of
-// inodes or descriptors, is an error that it ignores too.
-func (m *mappedFiles) awaitFile() {
-	err := m.makeFile()
+// awaitFile waits until a file can be made. It is called before a compaction
+// makes a table: Badger also ignores that it could not create the file, for
+// lack of inodes or descriptors.
+func (m *mappedFiles) awaitFile() { m.await(m.makeFile) }
+
+// await calls try until it succeeds. The compaction that called it waits
+// meanwhile.
+func (m *mappedFiles) await(try func() error) {
+	err := try()
 	if err == nil {
 		return
 	}
@@ -166,12 +165,12 @@ func (m *mappedFiles) awaitFile() {
 	for err != nil {
 		m.lacking(err)
 		time.Sleep(roomInterval / 4)
-		err = m.makeFile()
+		err = try()
 	}
 }
 
-// makeFile makes a file and removes it. The error wraps ErrNoSpace if
-// few inodes are left.
+// makeFile makes a file and removes it. The error wraps ErrNoSpace if few
+// inodes are left.
 func (m *mappedFiles) makeFile() error {
 	if err := spareFiles(m.dir); err != nil {
 		return err

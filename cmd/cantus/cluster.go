@@ -193,11 +193,15 @@ func (c *connection) operate(ctx context.Context, p *program, subject []string, 
 	}
 	defer l.close()
 	var reply subjects.AdminReply
-	began := time.Now()
+	began, said := time.Now(), ""
 	for {
 		err = l.ask(ctx, l.names.Admin(subject...), body, &reply)
 		if !undecided(err, subject) || time.Since(began) > time.Duration(wait) {
 			break
+		}
+		if err.Error() != said && wait > 0 {
+			said = err.Error()
+			fmt.Fprintf(p.errOut, "cantus: not decided yet, asking again: %s\n", said)
 		}
 		select {
 		case <-time.After(pollInterval):

@@ -504,6 +504,9 @@ func TestWaitForADecision(t *testing.T) {
 				}}})
 			})
 			status, out, errOut := w.cantus("", c.args...)
+			if said := strings.Count(errOut, "asking again: "); said != min(c.asked-1, 1) {
+				t.Errorf("it said %d times that it asks again:\n%s", said, errOut)
+			}
 			if status != c.status || asked != c.asked {
 				t.Errorf("%v, refused as %s: status %d after %d requests, want %d after %d\n%s%s", c.args, c.refused, status, asked, c.status, c.asked, out, errOut)
 			}
