@@ -3,7 +3,7 @@ GO ?= go
 # What the nearest release tag calls this commit, empty if there is none.
 VERSION ?= $(shell git describe --tags --match 'v[0-9]*' --dirty 2>/dev/null)
 
-.PHONY: help build test short race lint vuln fuzz bench soak idle scaling bench-etcd e2e long cluster failover faults faults-long netfaults interop natscli postgres proof powercut fulldisk damage crashpoints sim pictures clean
+.PHONY: help build test short race lint vuln fuzz bench soak idle pgo scaling bench-etcd e2e long cluster failover faults faults-long netfaults interop natscli postgres proof powercut fulldisk damage crashpoints sim pictures clean
 
 help: ## this list
 	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -40,6 +40,9 @@ soak: build ## half an hour at RATE appends a second (default 70000), trimmed to
 
 idle: build ## what nodes with nothing to do cost, 4 and 1,024 partitions, and how long `cantus status` takes
 	./.ci/idle
+
+pgo: build ## cmd/cantus/default.pgo anew: profiles of three nodes under load, which go build uses
+	./.ci/pgo
 
 scaling: build ## how cost grows with partitions, payload, locks, connections, the log: plots in docs/scaling
 	$(GO) run ./internal/scaling
