@@ -55,6 +55,63 @@ func TestCursors(t *testing.T) {
 	}
 }
 
+// listed requests the cursors of partition 0, page by page.
+func listed(t *testing.T, nc *nats.Conn, most int) (all []subjects.CursorPosition, pages int) {
+	t.Helper()
+	for after := ""; ; pages++ {
+		body, err := json.Marshal(subjects.CursorsRequest{After: after, Max: most})
+		if err != nil {
+			t.Fatal(err)
+		}
+		m := ask(t, nc, "cantus.cursors.0", string(body))
+		var r subjects.CursorsReply
+		if err := json.Unmarshal(m.Data, &r); err != nil || r.Error != nil {
+			t.Fatalf("%s: %v", m.Data, err)
+		}
+		all = append(all, r.Cursors...)
+		if r.Next == "" {
+			return all, pages + 1
+		}
+		if r.Next != all[len(all)-1].Name {
+			t.Fatalf("the page ends with %+v, and the next is after %q", r.Cursors[len(r.Cursors)-1], r.Next)
+		}
+		after = r.Next
+	}
+}
+
+func TestCursorsAreListed(t *testing.T) {
+	_, nc := one(t, broker.Options{NATSConfig: config(t, "max_payload: 8192")})
+	fill(t, nc)
+	if m := ask(t, nc, "cantus.cursors.0", ""); string(m.Data) != `{"partition":0,"cursors":[],"high_water_mark":10}` {
+		t.Errorf("%s", m.Data)
+	}
+	want := map[string]subjects.CursorReply{}
+	for i := range 100 {
+		name := fmt.Sprintf("%02d%s", i, strings.Repeat(`"`, i%63)) // which JSON escapes
+		var r subjects.CursorReply
+		if err := json.Unmarshal(ask(t, nc, "cantus.cursor.0."+name, fmt.Sprintf(`{"txid":%d}`, i%10+1)).Data, &r); err != nil || r.Error != nil {
+			t.Fatal(r, err)
+		}
+		want[name] = r
+	}
+	ask(t, nc, "cantus.cursor.0.00", `{"txid":0}`) // removes it
+	delete(want, "00")
+	for _, most := range []int{0, 1, 7, 99, 1000} {
+		all, pages := listed(t, nc, most)
+		if len(all) != len(want) || pages < 2 || most == 1 && pages != 99 {
+			t.Errorf("max %d: %d cursors on %d pages", most, len(all), pages)
+		}
+		for i, c := range all {
+			if w := want[c.Name]; c.Txid != w.Txid || !c.Time.Equal(w.Time) || i > 0 && c.Name <= all[i-1].Name {
+				t.Errorf("max %d: %+v, want %+v", most, c, w)
+			}
+		}
+	}
+	for _, body := range []string{`{"max":0}`, `{"max":1001}`, `{"after":""}`, `{"after":"a.b"}`, `{"before":"a"}`, `[]`, `{"max":null}`} {
+		wantRefusal(t, ask(t, nc, "cantus.cursors.0", body), subjects.BadRequest)
+	}
+}
+
 // When several clients set a cursor to the same position at the same moment,
 // each gets another time. The one whose time the cursor has was the last.
 func TestEachCursorSetHasATimeOfItsOwn(t *testing.T) {

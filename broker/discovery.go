@@ -112,6 +112,7 @@ func (d *discovery) endpoints() [][2]string {
 	return [][2]string{
 		{"append", p + ".append.*"}, {"batch", p + ".batch.*"}, {"read", p + ".read.*"}, {"replica_read", p + ".replica.read.*"},
 		{"get", p + ".get.*"}, {"info", p + ".info"}, {"partition_info", p + ".info.*"}, {"cursor", p + ".cursor.*.*"},
+		{"cursors", p + ".cursors.*"},
 	}
 }
 

@@ -348,7 +348,8 @@ func TestDiscovery(t *testing.T) {
 			names = append(names, e.Name+" "+e.Subject)
 		}
 		want := []string{"append cantus.append.*", "batch cantus.batch.*", "read cantus.read.*", "replica_read cantus.replica.read.*",
-			"get cantus.get.*", "info cantus.info", "partition_info cantus.info.*", "cursor cantus.cursor.*.*"}
+			"get cantus.get.*", "info cantus.info", "partition_info cantus.info.*", "cursor cantus.cursor.*.*",
+			"cursors cantus.cursors.*"}
 		if !slices.Equal(names, want) {
 			t.Errorf("endpoints %q", names)
 		}

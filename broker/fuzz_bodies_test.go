@@ -27,7 +27,8 @@ func FuzzBody(f *testing.F) {
 		f.Add([]byte(s))
 	}
 	f.Fuzz(func(t *testing.T, body []byte) {
-		for _, to := range []any{new(subjects.CursorRequest), new(subjects.GetRequest), new(subjects.TrimRequest), new(subjects.AdminRequest)} {
+		for _, to := range []any{new(subjects.CursorRequest), new(subjects.GetRequest), new(subjects.TrimRequest), new(subjects.AdminRequest),
+			new(subjects.BatchesRequest), new(subjects.CursorsRequest)} {
 			if err := smallJSON(body, to); err != nil {
 				checkBodyRefused(t, body, err)
 				continue
@@ -83,6 +84,69 @@ func FuzzCursor(f *testing.F) {
 		if subjects.CheckCursor(c.name) != nil || c.Txid > 10 || c.write != (len(body) > 0) || !strings.HasSuffix(name, c.name) {
 			t.Fatalf("%q %q is taken for %+v", name, body, c)
 		}
+	})
+}
+
+// FuzzBatches sends requests for batches.
+func FuzzBatches(f *testing.F) {
+	for _, s := range []string{``, `{}`, `{"from":3,"max_bytes":100,"wait":"5s"}`, `{"from":0}`, `{"max":1}`, `{"from":null}`, `{"wait":"61s"}`, `{"from":[1]}`} {
+		f.Add([]byte(s))
+	}
+	f.Fuzz(func(t *testing.T, body []byte) {
+		q, err := parseBatchQuery(body)
+		if err != nil {
+			checkBodyRefused(t, body, err)
+			return
+		}
+		if q.from == 0 || q.maxBytes < 1 || q.maxBytes > subjects.MaxReadBytes || q.wait < 0 || q.wait.Seconds() > subjects.MaxReadWaitSeconds ||
+			q.kinds != nil || q.lock != "" || q.packed || !q.payload {
+			t.Fatalf("%q gives %+v", body, q)
+		}
+	})
+}
+
+// FuzzCursors sends requests for cursors, and makes the answers to them from
+// cursors with a given name.
+func FuzzCursors(f *testing.F) {
+	f.Add([]byte(`{"after":"a","max":3}`), "billing", 600)
+	f.Add([]byte(`{"after":"a.b"}`), "é,", 1000)
+	f.Add([]byte(``), "\"\"\"", 0)
+	f.Add([]byte(`{"max":1001}`), "x", 1<<20)
+	r := newTestReplica()
+	l := &cursorList{replica: r}
+	f.Fuzz(func(t *testing.T, body []byte, name string, most int) {
+		request, err := parseCursorsRequest(body)
+		if err != nil {
+			checkBodyRefused(t, body, err)
+			return
+		}
+		if request.After != "" && subjects.CheckCursor(request.After) != nil || request.Max < 1 || request.Max > subjects.MaxCursorList {
+			t.Fatalf("%q gives %+v", body, request)
+		}
+		if subjects.CheckCursor(name) != nil {
+			return
+		}
+		clear(r.cursors)
+		for _, n := range []string{name, name + "1", name + "2"} {
+			r.cursors[n] = cursor{Txid: 1<<64 - 1, Time: 1<<63 - 1}
+		}
+		after := request.After
+		for range 4 {
+			reply := l.list(subjects.CursorsRequest{After: after, Max: request.Max}, most)
+			if len(reply.Cursors) > 1 && len(mustJSON(reply)) > most {
+				t.Fatalf("%d bytes, at most %d are wanted", len(mustJSON(reply)), most)
+			}
+			for _, c := range reply.Cursors {
+				if c.Name <= after {
+					t.Fatalf("%q comes after %q", c.Name, after)
+				}
+				after = c.Name
+			}
+			if reply.Next == "" {
+				return
+			}
+		}
+		t.Fatal("the pages don't end")
 	})
 }
 

@@ -43,7 +43,8 @@ func (i *partitionInfo) info() subjects.PartitionInfo {
 	stats := r.certifier.stats()
 	info := subjects.PartitionInfo{
 		Partition: i.partition, FirstTxid: r.first, HighWaterMark: r.mark.Load(), Digest: hex.EncodeToString(r.digest[:]),
-		Leader: status.Leader, Term: status.Term,
+		BaseDigest: hex.EncodeToString(r.base.Digest[:]),
+		Leader:     status.Leader, Term: status.Term,
 		Locks:       subjects.LockInfo{Tracked: stats.Locks, Capacity: stats.Capacity, Floor: stats.Floor},
 		StorageFull: full,
 	}

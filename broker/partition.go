@@ -43,6 +43,7 @@ type partition struct {
 	reader     reader
 	info       partitionInfo
 	cursors    cursorWriter
+	cursorList cursorList
 	trimmer    trimmer
 }
 
@@ -104,6 +105,7 @@ func (p *partition) wire() {
 		partition: p.id, queue: cursors, replica: p.replica, gate: &p.gate, now: h.now,
 		metrics: &p.metrics, requests: &p.requests, refusals: &p.refusals,
 	}
+	p.cursorList = cursorList{partition: p.id, replica: p.replica, term: p.readTerm.Load, nats: h.nats, requests: &p.requests}
 	p.trimmer = trimmer{
 		partition: p.id, log: p.log, store: p.store, replica: p.replica, gate: &p.gate, requests: &p.requests,
 		advise: h.advise, step: h.trimming,
@@ -113,6 +115,7 @@ func (p *partition) wire() {
 func (p *partition) setGroup(group *raftstore.Group) {
 	p.group, p.gate.group, p.fencing.group, p.transfer.group = group, group, group, group
 	p.requests.group, p.info.group, p.cursors.group, p.trimmer.group = group, group, group, group
+	p.cursorList.group = group
 }
 
 // report returns the node's report of its replica.

@@ -35,6 +35,7 @@ var requests = map[string]string{
 	"cantus.append.0": "x", "cantus.append.key.alice": "x", "cantus.append.key.bob": "x",
 	"cantus.batch.0": string(item("x")), "cantus.read.0": "", "cantus.replica.read.0": "", "cantus.get.0": `{"txid":1}`,
 	"cantus.info": "", "cantus.info.0": "", "cantus.cursor.0.billing": "", "cantus.cursor.0.other": "",
+	"cantus.cursors.0": "", "cantus.admin.batches.0": "",
 	"cantus.admin.status": "", "cantus.admin.trim.0": `{"before":1}`, "cantus.admin.cluster.balance": "", "$SRV.PING.cantus": "",
 }
 
@@ -45,7 +46,7 @@ var (
 		"cantus.admin.pace", "cantus.admin.pace.n1", "$SYS.REQ.USER.INFO", "$SYS.REQ.ACCOUNT.PING.CONNZ"}
 	subscriptions = []string{
 		"cantus.append.0", "cantus.append.>", "cantus.append.0.alice", "cantus.append.key.*", "cantus.batch.*", "cantus.read.0", "cantus.replica.read.*",
-		"cantus.get.0", "cantus.info", "cantus.info.0", "cantus.cursor.>", "cantus.admin.>", "cantus.admin.hello", "$SRV.PING.cantus",
+		"cantus.get.0", "cantus.info", "cantus.info.0", "cantus.cursor.>", "cantus.cursors.*", "cantus.admin.>", "cantus.admin.hello", "$SRV.PING.cantus",
 		"cantus.>", ">", "_INBOX.>", "cantus.packed.0", "cantus.feed.>", "cantus.advisory.>",
 	}
 )
@@ -63,8 +64,9 @@ var (
 		{"alice", "a", []string{"cantus.append.key.alice"}, nil},
 		{"reader", "r", readerAsks, nil},
 		{"follower", "f", append([]string{"cantus.cursor.0.billing"}, readerAsks...), []string{"cantus.packed.0", "cantus.feed.>"}},
-		{"operator", "o", []string{"cantus.info", "cantus.info.0", "cantus.admin.status", "cantus.admin.trim.0", "cantus.admin.cluster.balance", "$SRV.PING.cantus"},
-			[]string{"cantus.advisory.>"}},
+		{"backup", "b", []string{"cantus.info", "cantus.info.0", "cantus.admin.status", "cantus.cursors.0", "cantus.admin.batches.0"}, nil},
+		{"operator", "o", []string{"cantus.info", "cantus.info.0", "cantus.cursors.0", "cantus.admin.batches.0", "cantus.admin.status", "cantus.admin.trim.0",
+			"cantus.admin.cluster.balance", "$SRV.PING.cantus"}, []string{"cantus.advisory.>"}},
 	}
 )
 
@@ -343,7 +345,7 @@ func TestAnswersAreNoRequests(t *testing.T) {
 	client := connect(t, n)
 	for _, reply := range []string{
 		"cantus.append.0", "cantus.append.key.k", "cantus.batch.0", "cantus.packed.0", "cantus.feed.0.tx", "cantus.admin.cluster.drain",
-		"cantus.cursor.0.c", "cantus.read.0", "$JS.API.STREAM.CREATE.s", "$SRV.PING.cantus",
+		"cantus.cursor.0.c", "cantus.cursors.0", "cantus.read.0", "$JS.API.STREAM.CREATE.s", "$SRV.PING.cantus",
 	} {
 		for subject, body := range map[string]string{
 			"cantus.read.0": `{"packed":true,"headers_only":true}`, "cantus.replica.read.0": `{"packed":true}`, "cantus.get.0": `{"txid":1}`,

@@ -252,9 +252,7 @@ func (r *readAnswer) flush(ctx context.Context) error {
 	if err := r.paced.wait(ctx, len(r.out)); err != nil {
 		return err
 	}
-	err := r.reader.answers.Send(r.out)
-	r.paced.written(len(r.out))
-	r.wrote += len(r.out)
+	err := r.transmit(r.out)
 	r.out = r.out[:0]
 	if err != nil {
 		return err
@@ -264,6 +262,14 @@ func (r *readAnswer) flush(ctx context.Context) error {
 		r.done = reached{r.sent - r.pack.count, r.pack.previous, r.pack.previous + 1}
 	}
 	return nil
+}
+
+// transmit sends encoded messages that paced.wait has admitted.
+func (r *readAnswer) transmit(messages []byte) error {
+	err := r.reader.answers.Send(messages)
+	r.paced.written(len(messages))
+	r.wrote += len(messages)
+	return err
 }
 
 // finish sends the rest of the answer, and its end.

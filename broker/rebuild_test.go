@@ -210,6 +210,9 @@ func TestVoidBatches(t *testing.T) {
 				t.Fatalf("round %d: txid %s is of the void batch", round, m.Header.Get(subjects.HeaderTxid))
 			}
 		}
+		if i := info(t, nc, 0); digestOf(t, i.BaseDigest, 0, stream(t, nc, "").batches) != i.Digest {
+			t.Errorf("round %d: the batches have another digest than the partition", round)
+		}
 		for txid := uint64(1); txid <= want; txid++ {
 			if m := ask(t, nc, "cantus.get.0", fmt.Sprintf(`{"txid":%d}`, txid)); number(t, m, subjects.HeaderTxid) != txid || string(m.Data) == "void" {
 				t.Fatalf("round %d: get %d gives %s", round, txid, m.Data)

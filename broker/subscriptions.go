@@ -32,6 +32,8 @@ func (p *partition) subscribe(ctx context.Context) ([]subscribed, error) {
 		{h.reads, h.names.Get(p.id), p.requests.handler(ctx, p.reader.serveGet)},
 		{h.reads, h.names.PartitionInfo(p.id), p.requests.handler(ctx, p.info.serve)},
 		{h.reads, h.names.Cursor(p.id, "*"), p.cursors.onRequest},
+		{h.reads, h.names.Cursors(p.id), p.requests.handler(ctx, p.cursorList.serve)},
+		{h.reads, h.names.Admin("batches", label(p.id)), p.requests.handler(ctx, p.reader.serveBatches)},
 		{h.reads, h.names.Admin("trim", label(p.id)), p.requests.handler(ctx, p.trimmer.serve)},
 	} {
 		// A queue group: while an old leader does not know of the new one, a

@@ -32,6 +32,19 @@ type AdminReply struct {
 	Error    *Error `json:"error,omitempty"`
 }
 
+// BatchesRequest is the body of a request for batches as they are in the log.
+// Zero fields take their defaults.
+type BatchesRequest struct {
+	// From is a txid of the first batch wanted. Default 1.
+	From uint64 `json:"from,omitempty"`
+	// MaxBytes is the most bytes of the stream to return, up to [MaxReadBytes];
+	// the first batch is returned however large it is. Default
+	// [DefaultReadBytes].
+	MaxBytes int `json:"max_bytes,omitempty"`
+	// Wait is that of a [ReadRequest].
+	Wait string `json:"wait,omitempty"`
+}
+
 // TrimRequest is the body of a trim: exactly one of its fields is set.
 type TrimRequest struct {
 	// Before is the oldest txid that is still wanted.

@@ -296,6 +296,7 @@ func TestDocumentedJSON(t *testing.T) {
 		"GetRequest": new(subjects.GetRequest), "CursorRequest": new(subjects.CursorRequest), "CursorReply": new(subjects.CursorReply),
 		"ClusterInfo": new(subjects.ClusterInfo), "PartitionInfo": new(subjects.PartitionInfo),
 		"AdminRequest": new(subjects.AdminRequest), "AdminReply": new(subjects.AdminReply),
+		"BatchesRequest": new(subjects.BatchesRequest), "CursorsRequest": new(subjects.CursorsRequest), "CursorsReply": new(subjects.CursorsReply),
 		"TrimRequest": new(subjects.TrimRequest), "TrimReply": new(subjects.TrimReply),
 		"ClusterStatus": new(subjects.ClusterStatus),
 	}

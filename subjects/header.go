@@ -102,6 +102,8 @@ const (
 	MaxReadWaitSeconds = 60
 	// MaxCursors is the most cursors of a partition.
 	MaxCursors = 10_000
+	// MaxCursorList is the most cursors in an answer that lists them.
+	MaxCursorList = 1_000
 )
 
 // Defaults of a read.

@@ -81,6 +81,9 @@ func (n Names) Cursor(partition int, name string) string {
 	return n.of("cursor", partition) + "." + name
 }
 
+// Cursors returns the subject to list the cursors of a partition.
+func (n Names) Cursors(partition int) string { return n.of("cursors", partition) }
+
 // Feed returns the subject on which a partition's committed transactions of one
 // kind are published. A subscriber may pass a wildcard for kind.
 func (n Names) Feed(partition int, kind string) string {

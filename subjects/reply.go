@@ -93,6 +93,34 @@ type CursorReply struct {
 	Error         *Error    `json:"error,omitempty"`
 }
 
+// CursorsRequest is the body of a request for the cursors of a partition. Zero
+// fields take their defaults.
+type CursorsRequest struct {
+	// After is the name before the first cursor wanted. Default: all are.
+	After string `json:"after,omitempty"`
+	// Max is the most cursors to return, up to [MaxCursorList], which is also
+	// the default.
+	Max int `json:"max,omitempty"`
+}
+
+// CursorsReply lists cursors of a partition, in the order of their names.
+type CursorsReply struct {
+	Partition int              `json:"partition"`
+	Cursors   []CursorPosition `json:"cursors"`
+	// Next is the After of a request for the cursors that follow, "" if there
+	// are none.
+	Next          string `json:"next,omitempty"`
+	HighWaterMark uint64 `json:"high_water_mark"`
+	Error         *Error `json:"error,omitempty"`
+}
+
+// CursorPosition is a cursor in a list.
+type CursorPosition struct {
+	Name string    `json:"name"`
+	Txid uint64    `json:"txid"`
+	Time time.Time `json:"time"`
+}
+
 // ClusterInfo describes the cluster.
 type ClusterInfo struct {
 	Cluster    string     `json:"cluster"`
@@ -117,11 +145,14 @@ type PartitionInfo struct {
 	FirstTxid     uint64 `json:"first_txid"`
 	HighWaterMark uint64 `json:"high_water_mark"`
 	// Digest is the partition's digest at HighWaterMark, in hexadecimal.
-	Digest   string        `json:"digest"`
-	Leader   string        `json:"leader"`
-	Term     uint64        `json:"term"`
-	Replicas []ReplicaInfo `json:"replicas"`
-	Locks    LockInfo      `json:"locks"`
+	Digest string `json:"digest"`
+	// BaseDigest is the partition's digest before FirstTxid, in hexadecimal:
+	// zeros if nothing was trimmed.
+	BaseDigest string        `json:"base_digest"`
+	Leader     string        `json:"leader"`
+	Term       uint64        `json:"term"`
+	Replicas   []ReplicaInfo `json:"replicas"`
+	Locks      LockInfo      `json:"locks"`
 	// StorageFull is the reason why appends are refused with [StorageFull], ""
 	// if they are not.
 	StorageFull string `json:"storage_full,omitempty"`

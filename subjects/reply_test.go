@@ -61,11 +61,11 @@ func TestJSON(t *testing.T) {
 		"cluster": {&subjects.ClusterInfo{Cluster: "c", Version: "1", Partitions: 4, Nodes: []subjects.NodeInfo{{Name: "n1", Ready: true}, {Name: "n2"}}, FeedKey: "k"},
 			`{"cluster":"c","version":"1","partitions":4,"nodes":[{"name":"n1","ready":true},{"name":"n2","ready":false}],"feed_key":"k"}`},
 		"partition": {&subjects.PartitionInfo{
-			Partition: 0, FirstTxid: 1, HighWaterMark: 0, Digest: "00", Leader: "n1", Term: 2,
+			Partition: 0, FirstTxid: 1, HighWaterMark: 0, Digest: "00", BaseDigest: "11", Leader: "n1", Term: 2,
 			Replicas: []subjects.ReplicaInfo{{Name: "n1", State: "leader", Voter: true}},
 			Locks:    subjects.LockInfo{Tracked: 0, Capacity: 10, Floor: 0},
 		},
-			`{"partition":0,"first_txid":1,"high_water_mark":0,"digest":"00","leader":"n1","term":2,` +
+			`{"partition":0,"first_txid":1,"high_water_mark":0,"digest":"00","base_digest":"11","leader":"n1","term":2,` +
 				`"replicas":[{"name":"n1","state":"leader","voter":true,"high_water_mark":0}],"locks":{"tracked":0,"capacity":10,"floor":0}}`},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -121,7 +121,11 @@ type Batch struct {
 	// does not say.
 	Term    uint64
 	records []byte
+	data    []byte
 }
+
+// Bytes returns the batch as it was encoded, for the digest chain.
+func (b *Batch) Bytes() []byte { return b.data }
 
 // ParseBatch checks b and returns the batch in it. The error wraps [ErrBatch].
 func ParseBatch(b []byte) (Batch, error) {
@@ -156,6 +160,7 @@ func peekBatch(b []byte) (Batch, error) {
 		First:   binary.LittleEndian.Uint64(b[8:]),
 		Time:    int64(binary.LittleEndian.Uint64(b[16:])),
 		records: b[batchHeader : len(b)-crcSize],
+		data:    b,
 	}
 	if b[0] == batchVersion2 {
 		batch.Term, batch.records = binary.LittleEndian.Uint64(batch.records), batch.records[termSize:]

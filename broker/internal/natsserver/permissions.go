@@ -44,7 +44,7 @@ func nodeSubscribes(names subjects.Names) []string {
 	return []string{
 		names.Prefix + ".append.>", names.Prefix + ".batch.>", names.Prefix + ".read.>", names.Prefix + ".replica.>",
 		names.Prefix + ".get.>", names.Prefix + ".info", names.Prefix + ".info.>", names.Prefix + ".cursor.>",
-		names.Prefix + ".admin.>", "$SRV.*." + ServiceName, "$SRV.*." + ServiceName + ".>",
+		names.Prefix + ".cursors.>", names.Prefix + ".admin.>", "$SRV.*." + ServiceName, "$SRV.*." + ServiceName + ".>",
 	}
 }
 
@@ -57,7 +57,7 @@ func nodeSubscribes(names subjects.Names) []string {
 func ForbiddenReplies(names subjects.Names, acks bool) func(reply string) bool {
 	own := []string{
 		names.Prefix + ".append.", names.Prefix + ".batch.", names.Prefix + ".read.", names.Prefix + ".replica.",
-		names.Prefix + ".get.", names.Prefix + ".info", names.Prefix + ".cursor.", names.Prefix + ".feed.",
+		names.Prefix + ".get.", names.Prefix + ".info", names.Prefix + ".cursor.", names.Prefix + ".cursors.", names.Prefix + ".feed.",
 		names.Prefix + ".packed.", names.Prefix + ".advisory.", names.Prefix + ".admin.",
 	}
 	prefix := names.Prefix + "."
