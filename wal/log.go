@@ -13,9 +13,9 @@ import (
 )
 
 // Log is one group's log of entries, dense by index, and its small state. Reads
-// are safe for concurrent use, also with writes. Append, AppendAsync and
-// TruncateSuffix must not be called concurrently, nor TruncateSuffix and
-// TrimHead. SetMeta and Void may be called at any time.
+// are safe for concurrent use, also with writes. Append, AppendAsync,
+// TruncateSuffix and Replace must not be called concurrently, nor one of the
+// last two and TrimHead. SetMeta and Void may be called at any time.
 type Log struct {
 	store *Store
 	group uint32
@@ -130,8 +130,8 @@ func (l *Log) Append(entries ...Entry) error {
 // once with the outcome, nil or an error that wraps [ErrFailed], in order, as
 // soon as the entries can be read. It must not block or write to the store. If
 // AppendAsync returns false, nothing was done: the caller calls Append, which
-// appends the entries or returns the reason. TruncateSuffix must not be called
-// before every AppendAsync has its outcome.
+// appends the entries or returns the reason. TruncateSuffix and Replace must
+// not be called before every AppendAsync has its outcome.
 func (l *Log) AppendAsync(then func(error), entries ...Entry) bool {
 	ops, err := l.appendOps(entries)
 	if err != nil || !l.store.commitAsync(ops, then) {
@@ -143,15 +143,39 @@ func (l *Log) AppendAsync(then func(error), entries ...Entry) bool {
 	return true
 }
 
+// Replace is TruncateSuffix from the first of entries on and Append, in one
+// frame: after an error or a crash the log is as it was before, or has all of
+// entries. The errors are those of both.
+func (l *Log) Replace(entries ...Entry) error {
+	truncate, err := l.truncateOp(entries[0].Index)
+	if err != nil {
+		return err
+	}
+	l.mu.RLock()
+	epoch := l.epoch + 1
+	l.mu.RUnlock()
+	ops, err := l.entryOps(entries, entries[0].Index, epoch)
+	if err != nil {
+		return err
+	}
+	return l.store.commit(append([]journal.Op{truncate}, ops...))
+}
+
 // appendOps returns the journal operations that append entries, which must be
 // the next ones.
 func (l *Log) appendOps(entries []Entry) ([]journal.Op, error) {
-	if l.store.overfull() && slices.ContainsFunc(entries, func(e Entry) bool { return e.NeedsRoom() }) {
-		return nil, fmt.Errorf("append to group %d: %w", l.group, ErrNoSpace)
-	}
 	l.mu.RLock()
 	next, epoch := max(l.last, l.lastAsync)+1, l.epoch
 	l.mu.RUnlock()
+	return l.entryOps(entries, next, epoch)
+}
+
+// entryOps returns the journal operations that append entries in an epoch, from
+// index next on.
+func (l *Log) entryOps(entries []Entry, next, epoch uint64) ([]journal.Op, error) {
+	if l.store.overfull() && slices.ContainsFunc(entries, func(e Entry) bool { return e.NeedsRoom() }) {
+		return nil, fmt.Errorf("append to group %d: %w", l.group, ErrNoSpace)
+	}
 	ops := make([]journal.Op, len(entries))
 	for i := range entries {
 		e := &entries[i]
@@ -167,14 +191,24 @@ func (l *Log) appendOps(entries []Entry) ([]journal.Op, error) {
 // TruncateSuffix removes the entries from index from on. When it returns nil
 // that is durable. The error wraps [ErrNotFound] if the log does not hold from.
 func (l *Log) TruncateSuffix(from uint64) error {
+	op, err := l.truncateOp(from)
+	if err != nil {
+		return err
+	}
+	return l.store.commit([]journal.Op{op})
+}
+
+// truncateOp returns the journal operation that removes the entries from index
+// from on.
+func (l *Log) truncateOp(from uint64) (journal.Op, error) {
 	first, last := l.ends()
 	if from > last || from < first || from == 0 {
-		return fmt.Errorf("truncate group %d from %d: %w: it holds %d to %d", l.group, from, ErrNotFound, first, last)
+		return journal.Op{}, fmt.Errorf("truncate group %d from %d: %w: it holds %d to %d", l.group, from, ErrNotFound, first, last)
 	}
 	if from == first {
 		from = 1 // no entry remains: delete the trimmed ones as well
 	}
-	return l.store.commit([]journal.Op{{Key: groupKey(opTruncate, l.group), Value: indexValue(from)}})
+	return journal.Op{Key: groupKey(opTruncate, l.group), Value: indexValue(from)}, nil
 }
 
 // TrimHead removes the entries up to and including index through. When it

@@ -94,7 +94,9 @@ func (s *Store) checkRoom() {
 
 // refuse stops taking entries until checkRoom finds space.
 func (s *Store) refuse() {
-	s.tight.Store(true)
+	if !s.tight.Swap(true) {
+		s.applier.wake() // the journal's writer does not wait for this
+	}
 	if !s.short.Swap(true) {
 		s.opts.Logger.Warn("no entries are taken until there is room to store them", "dir", s.dir)
 	}

@@ -90,6 +90,11 @@ func (w *world) step() {
 		if w.r.IntN(4) > 0 { // mostly near the end
 			from = max(m.first, m.last()-uint64(w.r.IntN(3)))
 		}
+		if w.r.IntN(2) == 0 {
+			m.truncate(from)
+			w.write("replace", l.Replace, from, l, m)
+			return
+		}
 		w.must("truncate", l.TruncateSuffix(from))
 		m.truncate(from)
 	case n < 90 && len(m.entries) > 1:
@@ -112,6 +117,11 @@ func (w *world) append(l *wal.Log, m *model) {
 	if next == 1 {
 		next += uint64(w.r.IntN(40))
 	}
+	w.write("append", l.Append, next, l, m)
+}
+
+// write writes some entries, the next of which has index next.
+func (w *world) write(what string, write func(...wal.Entry) error, next uint64, l *wal.Log, m *model) {
 	var entries []wal.Entry
 	var voids []uint64
 	for range 1 + w.r.IntN(6) {
@@ -123,7 +133,7 @@ func (w *world) append(l *wal.Log, m *model) {
 		m.append(e)
 		next++
 	}
-	w.must("append", l.Append(entries...))
+	w.must(what, write(entries...))
 	for _, v := range voids {
 		w.must("void", l.Void(v))
 	}
