@@ -49,6 +49,9 @@ type logStore struct {
 
 	// truncating is held while either end of the log is removed.
 	truncating sync.Mutex
+	// replaceFrom, if not 0, is the index from which the entries of the next
+	// StoreLogs replace those in the log. Raft's main goroutine owns it.
+	replaceFrom uint64
 }
 
 func (s *logStore) FirstIndex() (uint64, error) { return s.log.FirstIndex(), nil }
@@ -88,10 +91,12 @@ const maxStoreBytes = 24 << 20
 // StoreLogs stores entries, in one write unless they are very large. When it
 // returns nil, they are synced, or, on a leader, in s.writes until they are.
 func (s *logStore) StoreLogs(logs []*raft.Log) error {
+	replaceFrom := s.replaceFrom
+	s.replaceFrom = 0
 	if err := errors.Join(s.halt.err(), s.flushPendingTerm()); err != nil {
 		return err
 	}
-	async := s.canReplicateEarly(logs)
+	async := replaceFrom == 0 && s.canReplicateEarly(logs)
 	if async && s.writeAsync(logs) {
 		s.cacheRecent(logs)
 		return nil
@@ -103,16 +108,30 @@ func (s *logStore) StoreLogs(logs []*raft.Log) error {
 		if bytes < maxStoreBytes && i < len(logs)-1 {
 			continue
 		}
-		if err := s.log.Append(entries...); err != nil {
+		if err := s.store(entries, replaceFrom); err != nil {
 			return s.removePartial(err, logs[0].Index, entries[0].Index)
 		}
-		entries, bytes = entries[:0], 0
+		entries, bytes, replaceFrom = entries[:0], 0, 0
 	}
 	s.cacheRecent(logs)
 	if async {
 		s.writes.recordSynced(logs)
 	}
 	return nil
+}
+
+// store appends entries. If replaceFrom is not 0, they replace those from that
+// index on.
+func (s *logStore) store(entries []wal.Entry, replaceFrom uint64) error {
+	switch {
+	case replaceFrom == 0:
+		return s.log.Append(entries...)
+	case replaceFrom != entries[0].Index:
+		return fmt.Errorf("entries from %d on are to be replaced, and the next is %d", replaceFrom, entries[0].Index)
+	}
+	s.truncating.Lock()
+	defer s.truncating.Unlock()
+	return s.log.Replace(entries...)
 }
 
 // cacheRecent adds the newest of logs to the cache.
@@ -195,8 +214,11 @@ func (s *logStore) removePartial(cause error, from, to uint64) error {
 	return cause
 }
 
-// DeleteRange removes a conflicting suffix. Raft is configured never to trim
-// the log, so any other range is a bug.
+// DeleteRange has the next StoreLogs replace a conflicting suffix. Raft calls
+// both, one after the other, and does not notice that the log is shorter if the
+// second fails: it would search for entries that are gone, and never take
+// another. So the suffix stays until there is room for what replaces it. Raft
+// is configured never to trim the log, so any other range is a bug.
 func (s *logStore) DeleteRange(from, to uint64) error {
 	if last := s.log.LastIndex(); to < last {
 		return fmt.Errorf("delete entries %d to %d: only a suffix is ever deleted, and the last is %d", from, to, last)
@@ -205,9 +227,8 @@ func (s *logStore) DeleteRange(from, to uint64) error {
 		return err
 	}
 	s.clearRecent()
-	s.truncating.Lock()
-	defer s.truncating.Unlock()
-	return s.log.TruncateSuffix(from)
+	s.replaceFrom = from
+	return nil
 }
 
 // checkTruncation halts the replica if it would remove entries that it knows to

@@ -65,8 +65,17 @@ func TestLogStoreRoundTrip(t *testing.T) {
 	if err := s.DeleteRange(2, 3); err != nil {
 		t.Error(err)
 	}
-	if last, _ := s.LastIndex(); last != 1 {
+	if last, _ := s.LastIndex(); last != 3 { // the entries stay until others replace them
 		t.Errorf("the last index is %d", last)
+	}
+	if err := s.StoreLog(&raft.Log{Index: 2, Term: 9}); err != nil {
+		t.Error(err)
+	}
+	if last, _ := s.LastIndex(); last != 2 {
+		t.Errorf("the last index is %d", last)
+	}
+	if err := s.GetLog(2, &l); err != nil || l.Term != 9 {
+		t.Errorf("got %+v, %v", l, err)
 	}
 }
 
@@ -312,7 +321,7 @@ func TestStoredStateNeverRegresses(t *testing.T) {
 			if term, err := s.GetUint64([]byte(keyTerm)); err != nil || term != 7 {
 				t.Errorf("the term is %d, %v", term, err)
 			}
-			if last := s.log.LastIndex(); last != 3 {
+			if last := s.log.LastIndex(); last != 5 {
 				t.Errorf("the log ends at %d", last)
 			}
 		})

@@ -48,7 +48,8 @@ type Options struct {
 	// Default: there is always room.
 	Full func(bytes int) bool
 	// PeerFull is called on a leader when a peer rejects entries because it has
-	// no room. The leader retries. PeerFull must not block. It may be nil.
+	// no room, or could not store them. The leader retries. PeerFull must not
+	// block. It may be nil.
 	PeerFull func(peer string)
 	// Halted, if not nil, is the reason to open the replica halted: see
 	// [Group.Halt].

@@ -77,6 +77,7 @@ func (p *pipeline) AppendEntries(q *raft.AppendEntriesRequest, a *raft.AppendEnt
 	if err := p.transport.endpoint.halt.err(); err != nil {
 		return nil, err
 	}
+	limitBytes(q)
 	q.LeaderCommitIndex = p.transport.writes.limit(q.LeaderCommitIndex)
 	if p.redundant(q) {
 		return nil, nil

@@ -22,7 +22,8 @@ import (
 //   - rejects all requests while the replica is halted,
 //   - rejects terms that are implausibly high,
 //   - rejects entries that raft would panic on,
-//   - rejects entries while the disk is full,
+//   - rejects entries while the disk is full, and lets raft see the rest of the
+//     request,
 //   - removes the entries before the log's first from a request,
 //   - answers InstallSnapshot itself, since a replica never installs another
 //     one's snapshot.
@@ -141,7 +142,7 @@ func (f *rpcFilter) filter(rpc *raft.RPC) bool {
 		}
 		if f.full != nil && needsRoom(q) && f.full(entryBytes(q)) {
 			rpc.Respond(nil, errFull)
-			return false
+			withoutEntries(rpc, q)
 		}
 		f.trimPrefix(q)
 		// If this log is longer than the request's entries, the rest may be
@@ -192,6 +193,13 @@ func isConfiguration(data []byte) (ok bool) {
 // It is an error and not one of raft's rejections, from which the leader would
 // infer that the logs differ, and search for the entry from which they do.
 var errFull = errors.New("this replica has no room for entries")
+
+// withoutEntries removes the entries from a request that was answered. Raft
+// still learns from it which of the replica's entries are committed.
+func withoutEntries(rpc *raft.RPC, q *raft.AppendEntriesRequest) {
+	q.Entries = nil
+	rpc.RespChan = make(chan raft.RPCResponse, 1) // nobody receives
+}
 
 // isFull reports whether a peer replied with errFull. A reply carries only the
 // error's text.

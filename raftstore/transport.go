@@ -2,6 +2,7 @@ package raftstore
 
 import (
 	"context"
+	"errors"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -17,9 +18,13 @@ const (
 	// attempts to reach a peer.
 	retryMin = 5 * time.Millisecond
 	retryMax = 100 * time.Millisecond
-	// retryFull is the pause between attempts to send entries to a peer whose
-	// disk is full.
+	// retryFull is the pause between attempts to send entries to a peer that
+	// has no room for them.
 	retryFull = time.Second
+	// maxRequestBytes bounds the entries in one request, in bytes. A request
+	// with one entry may be larger. What a peer stores is stored in one write,
+	// or not at all.
+	maxRequestBytes = 4 << 20
 	// maxInFlight bounds the requests with entries that are sent to a peer
 	// before it replies to the first.
 	maxInFlight = 4
@@ -41,10 +46,11 @@ const (
 // the peer can't be reached; and in throttleOld, for the catch-up rate. They
 // stop blocking when dialCtx is done. No lock is held while a request is sent.
 //
-// After a failed request, raft backs off from the peer by up to ten seconds,
-// and a peer that returns meanwhile would have to wait. So retry repeats the
-// request on raft's behalf until the peer replies, for as long as this replica
-// leads.
+// After a failed request, and after one whose entries the peer could not store,
+// raft backs off from the peer by up to ten seconds, and a peer that returns or
+// has room meanwhile would have to wait. So retry repeats the request on raft's
+// behalf until the peer has accepted it or asks for other entries, for as long
+// as this replica leads.
 type transport struct {
 	*raft.NetworkTransport // sends entries, and receives all requests of peers
 	control                *raft.NetworkTransport
@@ -218,7 +224,7 @@ func (t *transport) AppendEntries(id raft.ServerID, to raft.ServerAddress, q *ra
 	if isHeartbeat(q) {
 		return t.sendHeartbeat(id, to, q, a)
 	}
-	q.LeaderCommitIndex = t.writes.limit(q.LeaderCommitIndex)
+	limitBytes(q)
 	p := t.peer(id)
 	acks := p.acks.Load()
 	had, err := acks.beforeRequest(q)
@@ -230,7 +236,12 @@ func (t *transport) AppendEntries(id raft.ServerID, to raft.ServerAddress, q *ra
 	}
 	err = t.retry(id, q.Term, func() error {
 		*a = raft.AppendEntriesResponse{}
-		return t.NetworkTransport.AppendEntries(id, to, q, a)
+		q.LeaderCommitIndex = t.writes.limit(max(q.LeaderCommitIndex, t.commitIndex())) // a retry has a newer one
+		err := t.NetworkTransport.AppendEntries(id, to, q, a)
+		if err == nil && notStored(q, a) {
+			err = errNotStored
+		}
+		return err
 	})
 	switch {
 	case err != nil:
@@ -241,6 +252,38 @@ func (t *transport) AppendEntries(id raft.ServerID, to raft.ServerAddress, q *ra
 		return t.reportLoss(id, p, acks, a.LastLog, had)
 	}
 	return err
+}
+
+// errNotStored is the error of a request whose entries a peer could not store.
+var errNotStored = errors.New("the peer could not store entries")
+
+// notStored reports whether a peer's reply says that it could not store the
+// entries: it follows this leader, and its log has the entry before them, or it
+// would ask not to back off. Raft would back off, for longer each time, and
+// would look for earlier entries.
+func notStored(q *raft.AppendEntriesRequest, a *raft.AppendEntriesResponse) bool {
+	return !a.Success && !a.NoRetryBackoff && a.Term == q.Term && len(q.Entries) > 0
+}
+
+// limitBytes removes the last entries of a request that has more than
+// maxRequestBytes. Raft looks at the request to see what it has sent, and sends
+// the rest in the next one.
+func limitBytes(q *raft.AppendEntriesRequest) {
+	bytes := 0
+	for i, l := range q.Entries {
+		if bytes += len(l.Data) + len(l.Extensions); bytes > maxRequestBytes && i > 0 {
+			q.Entries = q.Entries[:i]
+			return
+		}
+	}
+}
+
+// commitIndex returns raft's commit index, 0 before raft is started.
+func (t *transport) commitIndex() uint64 {
+	if r := t.raft.Load(); r != nil {
+		return r.CommitIndex()
+	}
+	return 0
 }
 
 // lastIndexAfter returns the index up to which the peer has entries once it has
@@ -340,7 +383,7 @@ func (t *transport) retry(id raft.ServerID, term uint64, try func() error) error
 	p.retrying.Add(1)
 	defer p.retrying.Add(-1)
 	for pause := retryMin; err != nil && t.shouldRetry(id, term); pause = min(2*pause, retryMax) {
-		if isFull(err) {
+		if isFull(err) || errors.Is(err, errNotStored) {
 			pause = retryFull
 			if t.peerFull != nil {
 				t.peerFull(string(id))
