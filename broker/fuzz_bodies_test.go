@@ -10,6 +10,7 @@ import (
 	"reflect"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/cantuslog/cantus/broker/internal/natslink"
 	"github.com/cantuslog/cantus/subjects"
@@ -22,7 +23,9 @@ func FuzzBody(f *testing.F) {
 	for _, s := range []string{
 		``, `{}`, `{"txid":812,"expected":800}`, `{"txid":0}`, `{"lock":"account.>"}`, `{"before":1}`, `{"age":"720h"}`, `{"bytes":18446744073709551616}`,
 		`{"node":"n4","standby":true,"key":"ab"}`, `{"partition":0,"to":"n2"}`, `{"txid":1}{"txid":2}`, `{"txid":null}`, `{"TXID":1}`, `{"txid":1,"txid":2}`,
-		`{"lock":"\ud800"}`, `{"lock":"\\ud800"}`, "{\"lock\":\"\xff\"}", `[{"txid":1}]`, `{"key":{"a":[null]}}`, strings.Repeat(`{"a":`, 50),
+		`{"lock":"\ud800"}`, `{"lock":"\\ud800"}`, "{\"lock\":\"\xff\"}", `[{"txid":1}]`,
+		`{"at":"2026-11-01T08:00:00Z"}`, `{"at":"2026-11-01"}`, `{"at":"9999-12-31T23:59:59Z"}`,
+		 `{"key":{"a":[null]}}`, strings.Repeat(`{"a":`, 50),
 	} {
 		f.Add([]byte(s))
 	}
@@ -43,6 +46,11 @@ func FuzzBody(f *testing.F) {
 		}
 		if err := noBody(body); err != nil {
 			checkBodyRefused(t, body, err)
+		}
+		if at, err := infoBody(body); err != nil {
+			checkBodyRefused(t, body, err)
+		} else if at != nil && !time.Unix(0, at.UnixNano()).Equal(*at) {
+			t.Fatalf("%q is %v, which has no number of nanoseconds", body, at)
 		}
 		if r, err := operationBody(&natslink.Message{Payload: body}, "node"); err != nil {
 			checkBodyRefused(t, body, err)

@@ -116,7 +116,8 @@ func FuzzRequest(f *testing.F) {
 
 func FuzzQuery(f *testing.F) {
 	for _, s := range []string{``, `{}`, `{"from":3,"max":5,"max_bytes":100,"wait":"5s","kinds":["a","b"],"lock":"a.>","headers_only":true}`,
-		`{"from":1,"from":2}`, `{"From":1}`, `{"from":null}`, `{} {}`, `{"kinds":[{"from":1}]}`, `[1]`, `{"wait":"1h"}`, `{"lock":"a","x":{}}`} {
+		`{"from":1,"from":2}`, `{"From":1}`, `{"from":null}`, `{} {}`, `{"kinds":[{"from":1}]}`, `[1]`, `{"wait":"1h"}`, `{"lock":"a","x":{}}`,
+		`{"from":2,"from_time":"2026-11-01T08:00:00.000000001+01:00"}`, `{"from_time":"2026-11-01"}`, `{"from_time":1}`} {
 		f.Add([]byte(s))
 	}
 	f.Fuzz(func(t *testing.T, body []byte) {

@@ -3,6 +3,7 @@ package broker
 import (
 	"context"
 	"encoding/hex"
+	"math"
 	"time"
 
 	"github.com/cantuslog/cantus/broker/internal/natslink"
@@ -20,19 +21,59 @@ type partitionInfo struct {
 	term      func() uint64 // see partition.readTerm
 	fullText  func() string // why transactions can't be stored, "" if they can
 	requests  *requestServer
+	times     timeSearch
 }
 
 // serve describes the partition. The answer is linearizable: a majority
 // has confirmed the leader since the question.
 func (i *partitionInfo) serve(ctx context.Context, m *natslink.Message) error {
-	if err := noBody(m.Payload); err != nil {
+	at, err := infoBody(m.Payload)
+	if err != nil {
 		return err
 	}
 	if err := i.group.VerifyLeader(ctx, i.term()); err != nil {
 		return err
 	}
-	i.requests.answer(natslink.AppendPub(nil, m.Reply, mustJSON(i.info())))
+	var asOf *uint64
+	if at != nil {
+		txid, err := i.lastAt(ctx, at.UnixNano())
+		if err != nil {
+			return err
+		}
+		asOf = &txid
+	}
+	info := i.info()
+	info.AsOf = asOf
+	i.requests.answer(natslink.AppendPub(nil, m.Reply, mustJSON(info)))
 	return nil
+}
+
+// infoBody returns the time that the request names, nil if it names none.
+func infoBody(body []byte) (*time.Time, error) {
+	var r struct {
+		At *string `json:"at"`
+	}
+	if err := smallJSON(body, &r); err != nil || r.At == nil {
+		return nil, err
+	}
+	at, err := subjects.ParseTime(*r.At)
+	if err != nil {
+		return nil, subjects.Errorf(subjects.BadRequest, "at: %v", err)
+	}
+	return &at, nil
+}
+
+// lastAt returns the txid of the last transaction at or before a time, in Unix
+// nanoseconds.
+func (i *partitionInfo) lastAt(ctx context.Context, at int64) (txid uint64, err error) {
+	if at == math.MaxInt64 {
+		return i.replica.mark.Load(), nil
+	}
+	next, err := i.times.find(ctx, at+1, 1)
+	if err != nil {
+		return 0, err
+	}
+	return next - 1, nil
 }
 
 func (i *partitionInfo) info() subjects.PartitionInfo {

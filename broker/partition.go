@@ -77,6 +77,7 @@ func openPartition(h host, id int, log *wal.Log, voters []string) (*partition, e
 func (p *partition) wire() {
 	h, position := &p.host, p.replica.position
 	cursors := newQueue(h.queueBytes)
+	times := timeSearch{store: p.store, between: p.replica.timesBetween, scans: h.scans}
 	p.unsendable = unsendable{partition: p.id, names: h.names, log: p.log, store: p.store, nats: h.nats, position: position}
 	p.gate = diskGate{partition: p.id, self: h.name, space: h.space, peers: h.peers, announce: h.announce, queues: []*queue{p.queue, cursors}, opened: p.opened}
 	p.fencing = fencing{
@@ -96,10 +97,11 @@ func (p *partition) wire() {
 	p.reader = reader{
 		partition: p.id, names: h.names, metrics: &p.metrics, store: p.store, position: position, newest: p.replica.certifier.newest,
 		unsendable: &p.unsendable, nats: h.nats, answers: h.reads, pacer: h.pacer, scans: h.scans,
+		times: times,
 	}
 	p.info = partitionInfo{
 		partition: p.id, self: h.name, replica: p.replica, peers: h.peers, term: p.readTerm.Load,
-		fullText: p.gate.fullText, requests: &p.requests,
+		fullText: p.gate.fullText, requests: &p.requests, times: times,
 	}
 	p.cursors = cursorWriter{
 		partition: p.id, queue: cursors, replica: p.replica, gate: &p.gate, now: h.now,

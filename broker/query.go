@@ -1,6 +1,7 @@
 package broker
 
 import (
+	"math"
 	"time"
 
 	"github.com/cantuslog/cantus/subjects"
@@ -10,6 +11,7 @@ import (
 // query is a read request, checked and with its defaults.
 type query struct {
 	from     uint64
+	fromTime int64 // in Unix nanoseconds, math.MinInt64 if there is none
 	max      int
 	maxBytes int
 	wait     time.Duration
@@ -20,9 +22,10 @@ type query struct {
 }
 
 func parseQuery(body []byte) (query, error) {
-	q := query{from: 1, max: subjects.DefaultReadCount, maxBytes: subjects.DefaultReadBytes, payload: true}
+	q := query{from: 1, fromTime: math.MinInt64, max: subjects.DefaultReadCount, maxBytes: subjects.DefaultReadBytes, payload: true}
 	var r struct {
 		From        *uint64  `json:"from"`
+		FromTime    *string  `json:"from_time"`
 		Max         *int     `json:"max"`
 		MaxBytes    *int     `json:"max_bytes"`
 		Wait        *string  `json:"wait"`
@@ -44,6 +47,13 @@ func parseQuery(body []byte) (query, error) {
 		if q.from = *r.From; q.from == 0 {
 			return bad("from is 0: txids begin at 1")
 		}
+	}
+	if r.FromTime != nil {
+		t, err := subjects.ParseTime(*r.FromTime)
+		if err != nil {
+			return bad("from_time: %v", err)
+		}
+		q.fromTime = t.UnixNano()
 	}
 	if r.Max != nil {
 		if q.max = *r.Max; q.max < 1 || q.max > subjects.MaxReadCount {
@@ -94,6 +104,9 @@ func (q *query) only(kinds []string) error {
 
 // matches reports whether the query asks for t.
 func (q *query) matches(t *wal.Transaction) bool {
+	if t.Time < q.fromTime {
+		return false
+	}
 	if q.kinds != nil && !q.kinds[string(t.Kind)] {
 		return false
 	}

@@ -24,6 +24,7 @@ type reader struct {
 	answers    transmitter
 	pacer      *pacer
 	scans      *semaphore.Weighted // reads that search a log
+	times      timeSearch
 }
 
 // serveRead answers a read on the leader.

@@ -4,8 +4,11 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"math"
 	"runtime"
 	"time"
+
+	"golang.org/x/sync/semaphore"
 
 	"github.com/cantuslog/cantus/internal/invariant"
 	"github.com/cantuslog/cantus/subjects"
@@ -85,6 +88,11 @@ func (r *reader) read(ctx context.Context, reply string, q query) error {
 	}
 	timer := time.NewTimer(q.wait)
 	defer timer.Stop()
+	if q.fromTime != math.MinInt64 {
+		if err := a.seek(ctx); err != nil {
+			return err
+		}
+	}
 	for {
 		at := r.position()
 		if a.next < at.first {
@@ -104,6 +112,15 @@ func (r *reader) read(ctx context.Context, reply string, q query) error {
 			return a.finish(ctx, r.position().mark)
 		}
 	}
+}
+
+// seek moves on to the first transaction at or after the time that the query
+// asks for. In a log without one the read waits for it at the end.
+func (r *readAnswer) seek(ctx context.Context) error {
+	txid, err := r.reader.times.find(ctx, r.q.fromTime, r.q.from)
+	r.next = max(r.next, txid)
+	r.done.next = r.next
+	return err
 }
 
 // await waits for the log to grow. over reports that the client's wait has
@@ -178,15 +195,20 @@ func (r *readAnswer) scan(ctx context.Context, at position) error {
 // acquireScan waits until the read may scan the log. A read that waits for its
 // client does not count among the scans.
 func (r *readAnswer) acquireScan(ctx context.Context) error {
-	scans := r.reader.scans
-	if !scans.TryAcquire(1) {
-		patient, cancel := context.WithTimeout(ctx, scanPatience)
-		defer cancel()
-		if scans.Acquire(patient, 1) != nil {
-			return cmp.Or(ctx.Err(), errScansBusy)
-		}
+	err := acquireScan(ctx, r.reader.scans)
+	r.scanning = err == nil
+	return err
+}
+
+func acquireScan(ctx context.Context, scans *semaphore.Weighted) error {
+	if scans.TryAcquire(1) {
+		return nil
 	}
-	r.scanning = true
+	patient, cancel := context.WithTimeout(ctx, scanPatience)
+	defer cancel()
+	if scans.Acquire(patient, 1) != nil {
+		return cmp.Or(ctx.Err(), errScansBusy)
+	}
 	return nil
 }
 

@@ -50,6 +50,7 @@ type replica struct {
 	bytes      uint64          // of all entries, including trimmed ones
 	behind     uint64          // of the entries after the last transaction
 	base       wal.Base        // the chain before the oldest transaction kept
+	baseTime   int64           // of the last transaction that was trimmed, or unknownTime
 	trimIndex  uint64          // index through which the log is to be trimmed
 
 	trimmed chan struct{} // capacity 1: trimIndex has moved
@@ -213,6 +214,7 @@ type snapshotState struct {
 	Behind      uint64 `json:"behind,omitempty"`
 	NewestTime  int64  `json:"newest_time,omitempty"`
 	NewestBytes uint64 `json:"newest_bytes,omitempty"`
+	BaseTime    int64  `json:"base_time,omitempty"`
 }
 
 const (
@@ -228,7 +230,7 @@ func (r *replica) Snapshot() raftstore.Snapshot {
 	defer r.mu.Unlock()
 	s := snapshotState{
 		Index: r.index, Txid: r.mark.Load(), Time: r.certifier.time(), First: r.first, Digest: r.digest[:], Bytes: r.bytes, Trim: r.trimIndex,
-		LastTime: r.lastTime, Behind: r.behind, NewestTime: r.lastPoint.time, NewestBytes: r.lastPoint.bytes,
+		LastTime: r.lastTime, Behind: r.behind, NewestTime: r.lastPoint.time, NewestBytes: r.lastPoint.bytes, BaseTime: r.baseTime,
 	}
 	state, err := json.Marshal(s)
 	if err != nil {
@@ -264,6 +266,9 @@ func (r *replica) Restore(state []byte) error {
 	r.index, r.first, r.digest = s.Index, s.First, wal.Digest(s.Digest)
 	r.bytes, r.behind, r.trimIndex = s.Bytes, s.Behind, s.Trim
 	r.lastPoint = logPosition{s.NewestTime, s.NewestBytes}
+	if r.baseTime = s.BaseTime; r.baseTime == 0 && r.first > 1 {
+		r.baseTime = unknownTime
+	}
 	if r.lastTime = s.LastTime; r.lastTime == 0 {
 		r.lastTime = s.Time
 	}

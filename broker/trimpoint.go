@@ -202,7 +202,7 @@ func (r *replica) trim(keep, index uint64) {
 	var at trimPoint
 	switch last := r.mark.Load(); {
 	case keep > last && last > 0:
-		at = trimPoint{Base: wal.Base{Txid: last, Digest: r.digest}, index: index - 1}
+		at = trimPoint{Base: wal.Base{Txid: last, Digest: r.digest}, index: index - 1, time: r.lastTime}
 		r.lastPoint = logPosition{r.lastTime, r.bytes}
 	case n == 0:
 		return
@@ -212,7 +212,7 @@ func (r *replica) trim(keep, index uint64) {
 	invariant.FirstTxidRises.Check(at.Txid+1 >= r.first, at.Txid+1, r.first)
 	invariant.TrimWithinLog.Check(at.Txid <= r.mark.Load(), at.Txid, r.mark.Load())
 	r.trimPoints = slices.Clone(r.trimPoints[n:])
-	r.first, r.base = at.Txid+1, at.Base
+	r.first, r.base, r.baseTime = at.Txid+1, at.Base, at.time
 	r.certifier.forget(r.first)
 	r.trimThrough(at.index)
 }

@@ -117,6 +117,7 @@ package client
 //
 //	call.go         the loop of attempts
 //	info.go         partitions, high-water marks
+//	asof.go         txids by time
 //	get.go          single transactions
 //	cursor.go       cursors
 //	nopartition.go  finds out that a partition does not exist

@@ -294,7 +294,7 @@ func TestDocumentedJSON(t *testing.T) {
 	types := map[string]any{
 		"Reply": new(subjects.Reply), "BatchReply": new(subjects.BatchReply), "ReadRequest": new(subjects.ReadRequest),
 		"GetRequest": new(subjects.GetRequest), "CursorRequest": new(subjects.CursorRequest), "CursorReply": new(subjects.CursorReply),
-		"ClusterInfo": new(subjects.ClusterInfo), "PartitionInfo": new(subjects.PartitionInfo),
+		"ClusterInfo": new(subjects.ClusterInfo), "PartitionInfo": new(subjects.PartitionInfo), "InfoRequest": new(subjects.InfoRequest),
 		"AdminRequest": new(subjects.AdminRequest), "AdminReply": new(subjects.AdminReply),
 		"BatchesRequest": new(subjects.BatchesRequest), "CursorsRequest": new(subjects.CursorsRequest), "CursorsReply": new(subjects.CursorsReply),
 		"TrimRequest": new(subjects.TrimRequest), "TrimReply": new(subjects.TrimReply),

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/cantuslog/cantus/subjects"
 )
@@ -42,12 +43,18 @@ func FuzzVerifyFeed(f *testing.F) {
 // FuzzNames parses the small things in requests and subjects: durations, kinds,
 // message ids, lists of locks, keys, prefixes, versions.
 func FuzzNames(f *testing.F) {
-	for _, s := range []string{"5s", "1.5h3m", "-1s", "9999999999h", "1e9s", "pay", "a.b", "a,b,,c", " x ", "é\u00a0", "\xff", ">", "*", "v1.2.3", strings.Repeat("a", 200)} {
+	for _, s := range []string{"5s", "1.5h3m", "-1s", "9999999999h", "1e9s", "pay", "a.b", "a,b,,c", " x ", "é\u00a0", "\xff", ">", "*", "v1.2.3", "2026-11-01T08:00:00.5+01:00", "2262-04-11T23:47:16.854775807Z", strings.Repeat("a", 200)} {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, s string) {
 		if d, err := subjects.ParseDuration(s); err == nil && d < 0 {
 			t.Fatalf("%q is %v", s, d)
+		}
+		if at, err := subjects.ParseTime(s); err == nil {
+			again, err := subjects.ParseTime(at.UTC().Format(time.RFC3339Nano))
+			if err != nil || !again.Equal(at) || again.UnixNano() != at.UnixNano() {
+				t.Fatalf("%q is %v, and that is %v, %v", s, at, again, err)
+			}
 		}
 		for what, err := range map[string]error{"kind": subjects.CheckKind(s), "cursor": subjects.CheckCursor(s), "lock": subjects.CheckLock(s)} {
 			if err == nil && (s == "" || strings.ContainsAny(s, " \t\r\n\x00") || what != "lock" && strings.ContainsAny(s, ".*>")) {

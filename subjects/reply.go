@@ -43,6 +43,9 @@ type BatchRun struct {
 type ReadRequest struct {
 	// From is the first txid wanted. Default 1.
 	From uint64 `json:"from,omitempty"`
+	// FromTime leaves out the transactions before a time; see [ParseTime] for
+	// its range. Default: none.
+	FromTime time.Time `json:"from_time,omitzero"`
 	// Max is the most transactions to return, up to [MaxReadCount]. Default
 	// [DefaultReadCount].
 	Max int `json:"max,omitempty"`
@@ -121,6 +124,14 @@ type CursorPosition struct {
 	Time time.Time `json:"time"`
 }
 
+// InfoRequest is the body of a request for a partition's description. It may be
+// empty.
+type InfoRequest struct {
+	// At asks for the last transaction at or before a time; see [ParseTime] for
+	// its range.
+	At time.Time `json:"at,omitzero"`
+}
+
 // ClusterInfo describes the cluster.
 type ClusterInfo struct {
 	Cluster    string     `json:"cluster"`
@@ -144,6 +155,9 @@ type PartitionInfo struct {
 	// FirstTxid is the oldest transaction that is kept; 1 if none was trimmed.
 	FirstTxid     uint64 `json:"first_txid"`
 	HighWaterMark uint64 `json:"high_water_mark"`
+	// AsOf is, if the request named a time, the txid of the last transaction at
+	// or before it, 0 for none.
+	AsOf *uint64 `json:"as_of,omitempty"`
 	// Digest is the partition's digest at HighWaterMark, in hexadecimal.
 	Digest string `json:"digest"`
 	// BaseDigest is the partition's digest before FirstTxid, in hexadecimal:

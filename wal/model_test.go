@@ -46,6 +46,31 @@ func (m *model) lastTx() uint64 {
 	return 0
 }
 
+// firstTx returns the oldest txid that counts, 0 if there is none.
+func (m *model) firstTx() uint64 {
+	for _, e := range m.entries {
+		if e.count > 0 && !e.void {
+			return e.txid
+		}
+	}
+	return 0
+}
+
+// findTime returns what FindTime must return: it looks at every transaction.
+func (m *model) findTime(at int64, first uint64) uint64 {
+	for _, e := range m.entries {
+		for i := range e.count {
+			if !e.void && e.txid+i >= first && batchTime(e.txid)+int64(i) >= at {
+				return e.txid + i
+			}
+		}
+	}
+	return m.lastTx() + 1
+}
+
+// batchTime is the time of a batch whose first txid this is.
+func batchTime(first uint64) int64 { return int64(first) * 1000 }
+
 func (m *model) append(e modelEntry) {
 	if len(m.entries) == 0 {
 		m.first = e.entry.Index
@@ -179,6 +204,25 @@ func checkLookups(t testing.TB, l *wal.Log, m *model) {
 		from += rand.Uint64N(last)
 	}
 	checkBatches(t, l, m, from)
+	checkTimes(t, l, m)
+}
+
+// checkTimes searches for times that a transaction has, and for others.
+func checkTimes(t testing.TB, l *wal.Log, m *model) {
+	t.Helper()
+	first, last := m.firstTx(), m.lastTx()
+	if first == 0 {
+		return
+	}
+	for range 20 {
+		near := first + rand.Uint64N(last-first+3)
+		at := batchTime(near) + rand.Int64N(5) - 2
+		from := first + rand.Uint64N(last-first+1)
+		want := m.findTime(at, from)
+		if got, err := l.FindTime(at, from, last, m.last()); got != want || err != nil {
+			t.Fatalf("the first of %d to %d at or after %d is %d, %v; want %d", from, last, at, got, err, want)
+		}
+	}
 }
 
 func checkBatches(t testing.TB, l *wal.Log, m *model, from uint64) {
@@ -211,7 +255,7 @@ func checkBatches(t testing.TB, l *wal.Log, m *model, from uint64) {
 // batch makes a batch of n transactions from txid first on.
 func batch(first uint64, n int, payload string) []byte {
 	var w wal.BatchWriter
-	w.Begin(wal.Transactions, first, int64(first)*1000, 0)
+	w.Begin(wal.Transactions, first, batchTime(first), 0)
 	for i := range n {
 		w.Add(&wal.Transaction{
 			Kind: []byte("tx"), HasHighWaterMark: true, HighWaterMark: first - 1,

@@ -54,6 +54,15 @@ func TestReadersPassOverLongRuns(t *testing.T) {
 					t.Errorf("from %d: %d entries were read", from, read)
 				}
 			}
+			for txid := uint64(1); txid <= runs*count+1; txid++ {
+				before, want := l.EntriesRead(), (txid-1)/count*count+1 // no later one of its batch is at that time
+				if got, err := l.FindTime(batchTime(want), 1, runs*count, last); got != want || err != nil {
+					t.Fatalf("the first at the time of %d is %d, %v", want, got, err)
+				}
+				if read := l.EntriesRead() - before; read > 200*runs {
+					t.Errorf("the time of %d: %d entries were read", txid, read)
+				}
+			}
 			found := 0
 			for range l.Batches(1, last) { // and whoever does not gets all, too
 				found++

@@ -57,13 +57,13 @@ func FuzzMessage(f *testing.F) {
 // FuzzValues gives a text to each type of value that flags, the environment and
 // configuration files take. A value that is taken is taken again as it prints.
 func FuzzValues(f *testing.F) {
-	for _, s := range []string{"256MiB", "1e30GB", "-1", "00", "4096", "1025", "5s", "0s", "127.0.0.1:4222", "[::1]:4222", ":99999", "off", "n1,n2,n3", "a,,b", "n1:1,n2:2", "a.>", "> ", "x.y", "\xff", "é", strings.Repeat("9", 40)} {
+	for _, s := range []string{"256MiB", "1e30GB", "-1", "00", "4096", "1025", "5s", "0s", "127.0.0.1:4222", "[::1]:4222", ":99999", "off", "n1,n2,n3", "a,,b", "n1:1,n2:2", "a.>", "> ", "x.y", "2026-11-01", "2026-11-01 08:30", "2026-11-01T08:30:00.5+01:00", "90m", "\xff", "é", strings.Repeat("9", 40)} {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, s string) {
 		for _, v := range []encoding.TextUnmarshaler{
 			new(byteSize), new(count), new(partitionCount), new(partition), new(txid), new(duration), new(listenAddr), new(optionalAddr), new(token),
-			new(nodeNames), new(addresses), new(replicaCount), new(prefix), new(inboxPrefix), new(lockName),
+			new(nodeNames), new(addresses), new(replicaCount), new(prefix), new(inboxPrefix), new(lockName), new(place), new(moment),
 		} {
 			if err := v.UnmarshalText([]byte(s)); err != nil && err.Error() == "" {
 				t.Fatalf("%q is refused by %T without a reason", s, v)

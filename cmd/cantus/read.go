@@ -17,7 +17,7 @@ import (
 type readCmd struct {
 	Partition partition `arg:"" name:"P" help:"Partition to read, from 0."`
 
-	From        txid     `placeholder:"TXID" default:"1" help:"First transaction to read."`
+	From        place    `placeholder:"TXID|TIME" default:"1" help:"First transaction to read: its txid, or the first one at or after a time, such as 2026-11-01, 2026-11-01T08:30 or 90m (ago). Times are in UTC unless they name a zone."`
 	Max         count    `placeholder:"N" help:"Stop after N transactions."`
 	Follow      bool     `short:"f" help:"At the end of the log wait for more, until interrupted. Goes on after a lost connection, without gap or repeat."`
 	Kinds       []token  `name:"kind" sep:"none" placeholder:"KIND" help:"Only transactions of this kind; repeatable."`
@@ -36,9 +36,11 @@ Examples:
 
   cantus read 0
   cantus read 0 --from 813 --follow --json | jq .payload
+  cantus read 0 --from 2026-11-01T08:30 --max 10
   cantus read 0 --lock account.42 --max 10
 
-Exit status: 1 if --from is more than one past the last transaction, or was trimmed.`
+Exit status: 1 if --from is more than one past the last transaction, or was trimmed.
+A time to come is not past the last transaction: with --follow the command waits for it.`
 }
 
 // followWait is how long a read waits at the end of the log. The next read
@@ -67,7 +69,7 @@ const lostTries = 20
 
 // Run reads until the end, or until ctx is cancelled.
 func (c *readCmd) Run(ctx context.Context, p *program) error {
-	if c.From == 0 {
+	if c.From == (place{}) {
 		return usagef("there is no transaction 0: ids begin with 1")
 	}
 	l, err := c.open(ctx, "read")
@@ -75,7 +77,7 @@ func (c *readCmd) Run(ctx context.Context, p *program) error {
 		return err
 	}
 	defer l.close()
-	r := &reader{cmd: c, p: p, conn: l, out: bufio.NewWriter(p.out), next: uint64(c.From)}
+	r := &reader{cmd: c, p: p, conn: l, out: bufio.NewWriter(p.out), next: max(uint64(c.From.txid), 1)}
 	for {
 		done, err := r.step(ctx)
 		if ferr := r.out.Flush(); ferr != nil {
@@ -190,7 +192,7 @@ func (r *reader) page(ctx context.Context) (from, mark uint64, err error) {
 }
 
 func (r *reader) request() subjects.ReadRequest {
-	req := subjects.ReadRequest{From: r.next, Max: 4096, Lock: string(r.cmd.Lock), HeadersOnly: r.cmd.HeadersOnly}
+	req := subjects.ReadRequest{From: r.next, FromTime: r.cmd.From.at, Max: 4096, Lock: string(r.cmd.Lock), HeadersOnly: r.cmd.HeadersOnly}
 	if r.cmd.Max > 0 {
 		req.Max = min(req.Max, int(r.cmd.Max)-r.printed)
 	}

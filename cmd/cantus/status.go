@@ -5,10 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"text/tabwriter"
+	"time"
 
 	"github.com/nats-io/nats.go"
 
@@ -16,6 +18,7 @@ import (
 )
 
 type statusCmd struct {
+	At   moment `placeholder:"TIME" help:"Also show each partition's last transaction at or before a time, such as 2026-11-01, 2026-11-01T08:30 or 90m (ago)."`
 	JSON bool `name:"json" help:"Print one JSON object: cluster, as the node's info, and partitions, a list of theirs."`
 
 	connection
@@ -24,7 +27,7 @@ type statusCmd struct {
 func (*statusCmd) Help() string {
 	return `Of each partition: its leader and term, the high-water mark (its last txid), the first txid that is kept, how many
 locks its table tracks and the txid up to which it has forgotten some (floor), and the first digits of the digest, which
-replicas at the same txid have in common.
+replicas at the same txid have in common. With --at also its last transaction at or before that time (as of), 0 for none.
 
 Exit status: 4 if a partition has no leader.`
 }
@@ -33,6 +36,8 @@ Exit status: 4 if a partition has no leader.`
 type status struct {
 	Cluster    subjects.ClusterInfo     `json:"cluster"`
 	Partitions []subjects.PartitionInfo `json:"partitions"`
+
+	asOf bool // show AS OF
 }
 
 // Run shows the cluster.
@@ -42,7 +47,7 @@ func (c *statusCmd) Run(ctx context.Context, p *program) error {
 		return err
 	}
 	defer l.close()
-	var s status
+	s := status{asOf: c.At != (moment{})}
 	if s.Cluster, err = l.cluster(ctx); err != nil {
 		return err
 	}
@@ -81,12 +86,26 @@ func (c *statusCmd) partitions(ctx context.Context, l *natsConn, n int) ([]subje
 		asking.Go(func() {
 			for i := int(next.Add(1)) - 1; i < n; i = int(next.Add(1)) - 1 {
 				infos[i].Partition = i
-				errs[i] = l.ask(ctx, l.names.PartitionInfo(i), nil, &infos[i])
+				errs[i] = c.ask(ctx, l, &infos[i])
 			}
 		})
 	}
 	asking.Wait()
 	return infos, errs
+}
+
+// ask asks the leader of a partition. If the last transaction at or before --at
+// is not known any more, the answer has none.
+func (c *statusCmd) ask(ctx context.Context, l *natsConn, info *subjects.PartitionInfo) error {
+	var request any
+	if c.At != (moment{}) {
+		request = subjects.InfoRequest{At: time.Time(c.At)}
+	}
+	err := l.ask(ctx, l.names.PartitionInfo(info.Partition), request, info)
+	if e, ok := errors.AsType[*subjects.Error](err); ok && e.Reason == subjects.Trimmed {
+		err = l.ask(ctx, l.names.PartitionInfo(info.Partition), nil, info)
+	}
+	return err
 }
 
 func (s *status) print(w io.Writer) error {
@@ -106,14 +125,24 @@ func (s *status) print(w io.Writer) error {
 	}
 	fmt.Fprintln(w)
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(t, "PARTITION\tLEADER\tTERM\tHIGH-WATER MARK\tFIRST TXID\tLOCKS\tFLOOR\tDIGEST")
+	row := func(cells ...string) {
+		if !s.asOf {
+			cells = slices.Delete(cells, 4, 5)
+		}
+		fmt.Fprintln(t, strings.Join(cells, "\t"))
+	}
+	row("PARTITION", "LEADER", "TERM", "HIGH-WATER MARK", "AS OF", "FIRST TXID", "LOCKS", "FLOOR", "DIGEST")
 	for _, p := range s.Partitions {
 		if p.Leader == "" {
-			fmt.Fprintf(t, "%d\tnone\t-\t-\t-\t-\t-\t-\n", p.Partition)
+			row(fmt.Sprint(p.Partition), "none", "-", "-", "-", "-", "-", "-", "-")
 			continue
 		}
-		fmt.Fprintf(t, "%d\t%s\t%d\t%d\t%d\t%d of %d\t%d\t%.12s\n", p.Partition, p.Leader, p.Term, p.HighWaterMark,
-			p.FirstTxid, p.Locks.Tracked, p.Locks.Capacity, p.Locks.Floor, p.Digest)
+		last := "trimmed"
+		if p.AsOf != nil {
+			last = fmt.Sprint(*p.AsOf)
+		}
+		row(fmt.Sprint(p.Partition), p.Leader, fmt.Sprint(p.Term), fmt.Sprint(p.HighWaterMark), last, fmt.Sprint(p.FirstTxid),
+			fmt.Sprintf("%d of %d", p.Locks.Tracked, p.Locks.Capacity), fmt.Sprint(p.Locks.Floor), fmt.Sprintf("%.12s", p.Digest))
 	}
 	if err := t.Flush(); err != nil {
 		return err

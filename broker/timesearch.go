@@ -1,0 +1,82 @@
+package broker
+
+import (
+	"context"
+	"errors"
+	"math"
+	"sort"
+
+	"golang.org/x/sync/semaphore"
+
+	"github.com/cantuslog/cantus/wal"
+)
+
+// timeSearch finds transactions of a partition's replica by their time.
+type timeSearch struct {
+	store   *wal.Log
+	between func(at int64) timeRange
+	scans   *semaphore.Weighted // shared with the reads that search a log
+}
+
+// timeRange is where the first transaction at or after some time is: its txid
+// is from low to high.
+type timeRange struct {
+	low, high uint64
+	index     uint64 // no later entry may be searched
+	first     uint64 // the oldest transaction kept
+	// trimmed says that a transaction at or after that time was trimmed, or, if
+	// the replica does not know when the last one that was trimmed was
+	// certified, that it may have been.
+	trimmed bool
+}
+
+// find returns the txid of the first transaction from txid from on that is at
+// or after a time, in Unix nanoseconds; if there is none in the log, the txid of
+// the next one. It returns [wal.ErrTrimmed] if that transaction may have been
+// trimmed.
+func (s *timeSearch) find(ctx context.Context, at int64, from uint64) (txid uint64, err error) {
+	if err := acquireScan(ctx, s.scans); err != nil {
+		return 0, err
+	}
+	defer s.scans.Release(1)
+	for {
+		r := s.between(at)
+		switch {
+		case from > r.high:
+			return from, nil // it need not be in the log
+		case r.trimmed && from < r.first:
+			return 0, wal.ErrTrimmed
+		}
+		txid, err := s.store.FindTime(at, max(from, r.low), r.high-1, r.index)
+		if errors.Is(err, wal.ErrTrimmed) && s.between(at).first > r.first {
+			continue // it was trimmed meanwhile
+		}
+		return txid, err
+	}
+}
+
+// timesBetween returns what is known without reading the log about where the
+// first transaction at or after a time is: its txid is between those of two trim
+// points.
+func (r *replica) timesBetween(at int64) timeRange {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	found := timeRange{low: r.first, high: r.mark.Load() + 1, index: r.index, first: r.first}
+	found.trimmed = r.first > 1 && at <= r.baseTime
+	if at > r.lastTime {
+		found.low, found.trimmed = found.high, false
+		return found
+	}
+	n := sort.Search(len(r.trimPoints), func(i int) bool { return r.trimPoints[i].time >= at })
+	if n > 0 {
+		found.low, found.trimmed = r.trimPoints[n-1].Txid+1, false
+	}
+	if n < len(r.trimPoints) {
+		found.high = r.trimPoints[n].Txid
+	}
+	return found
+}
+
+// unknownTime is the time of the last transaction that was trimmed if only an
+// older version knew it: no transaction is known to be later.
+const unknownTime = math.MaxInt64

@@ -1,0 +1,57 @@
+package main
+
+import (
+	"fmt"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/cantuslog/cantus/subjects"
+)
+
+// place is a place in a partition: a txid, or a time.
+type place struct {
+	txid txid // if at is not set
+	at   time.Time
+}
+
+func (p *place) UnmarshalText(text []byte) error {
+	if n, err := strconv.ParseUint(string(text), 10, 64); err == nil {
+		*p = place{txid: txid(n)}
+		return nil
+	}
+	var at moment
+	if err := at.UnmarshalText(text); err != nil {
+		return fmt.Errorf("%q is neither a transaction id nor a time: write a whole number, or %s", text, timeExamples)
+	}
+	*p = place{at: time.Time(at)}
+	return nil
+}
+
+// moment is a time. A date, and a time without a zone, are in UTC, as all times
+// that the program prints.
+type moment time.Time
+
+const timeExamples = "a time such as 2026-11-01, 2026-11-01T08:30, 2026-11-01T08:30:00.5Z or 90m, which is 90 minutes ago"
+
+// momentForms are what a time may look like, apart from what ParseTime accepts.
+var momentForms = []string{"2006-01-02", "2006-01-02T15:04", "2006-01-02T15:04:05", "2006-01-02T15:04Z07:00"}
+
+func (m *moment) UnmarshalText(text []byte) error {
+	s := strings.Replace(string(text), " ", "T", 1)
+	if d, err := subjects.ParseDuration(s); err == nil {
+		s = time.Now().Add(-d).UTC().Format(time.RFC3339Nano)
+	}
+	for _, form := range momentForms {
+		if t, err := time.Parse(form, s); err == nil && !strings.Contains(s, ",") {
+			s = t.UTC().Format(time.RFC3339Nano)
+			break
+		}
+	}
+	t, err := subjects.ParseTime(s)
+	if err != nil {
+		return fmt.Errorf("%q is not a time: write %s", text, timeExamples)
+	}
+	*m = moment(t.UTC())
+	return nil
+}
