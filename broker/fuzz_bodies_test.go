@@ -25,7 +25,7 @@ func FuzzBody(f *testing.F) {
 		`{"node":"n4","standby":true,"key":"ab"}`, `{"partition":0,"to":"n2"}`, `{"txid":1}{"txid":2}`, `{"txid":null}`, `{"TXID":1}`, `{"txid":1,"txid":2}`,
 		`{"lock":"\ud800"}`, `{"lock":"\\ud800"}`, "{\"lock\":\"\xff\"}", `[{"txid":1}]`,
 		`{"at":"2026-11-01T08:00:00Z"}`, `{"at":"2026-11-01"}`, `{"at":"9999-12-31T23:59:59Z"}`,
-		 `{"key":{"a":[null]}}`, strings.Repeat(`{"a":`, 50),
+		`{"key":{"a":[null]}}`, strings.Repeat(`{"a":`, 50),
 	} {
 		f.Add([]byte(s))
 	}
