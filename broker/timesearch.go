@@ -31,9 +31,9 @@ type timeRange struct {
 }
 
 // find returns the txid of the first transaction from txid from on that is at
-// or after a time, in Unix nanoseconds; if there is none in the log, the txid of
-// the next one. It returns [wal.ErrTrimmed] if that transaction may have been
-// trimmed.
+// or after a time, in Unix nanoseconds; if there is none in the log, the txid
+// of the next one. It returns [wal.ErrTrimmed] if that transaction may have
+// been trimmed.
 func (s *timeSearch) find(ctx context.Context, at int64, from uint64) (txid uint64, err error) {
 	if err := acquireScan(ctx, s.scans); err != nil {
 		return 0, err
@@ -56,8 +56,8 @@ func (s *timeSearch) find(ctx context.Context, at int64, from uint64) (txid uint
 }
 
 // timesBetween returns what is known without reading the log about where the
-// first transaction at or after a time is: its txid is between those of two trim
-// points.
+// first transaction at or after a time is: its txid is between those of two
+// trim points.
 func (r *replica) timesBetween(at int64) timeRange {
 	r.mu.Lock()
 	defer r.mu.Unlock()

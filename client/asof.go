@@ -12,10 +12,10 @@ import (
 	"github.com/cantuslog/cantus/subjects"
 )
 
-// TxidAt returns the txid of a partition's last transaction at or before a time,
-// 0 if there is none. A state that has applied the partition up to it is the
-// state as of that time. For a time that has just passed, or has not passed yet
-// by the leader's clock, later transactions may still be at or before it.
+// TxidAt returns the txid of a partition's last transaction at or before a
+// time, 0 if there is none. A state that has applied the partition up to it is
+// the state as of that time. For a time that has just passed, or has not passed
+// yet by the leader's clock, later transactions may still be at or before it.
 //
 // It returns [ErrTrimmed] if transactions later than at were trimmed, so that
 // the txid is not known any more, and [ErrOptions] for a time that is not from
