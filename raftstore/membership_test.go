@@ -202,3 +202,35 @@ func TestAMembershipChangeWithoutAMajority(t *testing.T) {
 	}
 	leader.closeGroup()
 }
+
+// Leadership is transferred to a node that was started again, although the
+// connections that are kept are to its earlier process.
+func TestTransferToANodeThatWasStartedAgain(t *testing.T) {
+	t.Parallel()
+	c := startSlowCluster(t, 2*time.Second, "n1", "n2", "n3")
+	transfer := func(from, to *node) (err error) {
+		until(t, to.name+" can be reached", func() bool { return from.group.Reachable(to.name) || !from.group.Leading() })
+		return from.group.Transfer(timeout(t), to.name)
+	}
+	for range 5 { // again if leaders change by themselves
+		leader := c.leader()
+		n := c.others(leader)[0]
+		if transfer(leader, n) != nil || c.leader() != n || transfer(n, leader) != nil || c.leader() != leader {
+			continue
+		}
+		n.closeGroup()
+		n.closeNetwork()
+		n.openNetwork()
+		n.open()
+		c.put("x")
+		until(t, "it has caught up", func() bool { return n.log().LastIndex() == leader.log().LastIndex() })
+		if err := transfer(leader, n); err != nil {
+			if errors.Is(err, raftstore.ErrNotLeader) {
+				continue
+			}
+			t.Error(err)
+		}
+		return
+	}
+	t.Error("the leaders change all the time")
+}

@@ -207,12 +207,20 @@ func (t *transport) checkTerm(id raft.ServerID, term uint64, err error) error {
 	return errImplausibleTerm
 }
 
-// TimeoutNow implements raft.Transport.
+// TimeoutNow implements raft.Transport. It is sent again if a connection fails:
+// those that are kept may be to an earlier process of the node. Twice is the
+// same as once.
 func (t *transport) TimeoutNow(id raft.ServerID, to raft.ServerAddress, q *raft.TimeoutNowRequest, a *raft.TimeoutNowResponse) error {
 	if err := t.endpoint.halt.err(); err != nil {
 		return err
 	}
-	return t.control.TimeoutNow(id, to, q, a)
+	var err error
+	for range maxIdleConns + 1 {
+		if err = t.control.TimeoutNow(id, to, q, a); err == nil {
+			break
+		}
+	}
+	return err
 }
 
 // AppendEntries implements raft.Transport. It retries requests other than
