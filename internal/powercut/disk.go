@@ -29,12 +29,13 @@ type Disk struct {
 	Mount string
 }
 
-// New creates a disk of a size, such as "1G". It is removed after the test.
+// New creates a disk of a size, such as "1G". It is removed after the test. No
+// blocks are reserved for root: when nothing is free, root has no room either.
 func New(tb testing.TB, size string) *Disk {
 	tb.Helper()
 	d := &Disk{tb: tb, image: filepath.Join(tb.TempDir(), "image"), Mount: tb.TempDir()}
 	d.run("truncate", "-s", size, d.image)
-	d.run("mkfs.ext4", "-q", "-F", d.image)
+	d.run("mkfs.ext4", "-q", "-F", "-m", "0", d.image)
 	d.run("mount", "-o", "loop", d.image, d.Mount)
 	tb.Cleanup(func() { d.run("umount", d.Mount) })
 	return d
