@@ -1,6 +1,7 @@
 package broker
 
 import (
+	"sync"
 	"sync/atomic"
 	"time"
 )
@@ -23,6 +24,10 @@ type batch struct {
 	proposed  time.Time
 
 	users atomic.Int32 // of requests: the responder and the publisher
+
+	overdue   *time.Timer // answers the batch if it has no outcome in time
+	answering sync.Mutex  // held while it is answered; guards answered
+	answered  bool
 }
 
 // proposal is a batch on its way through the group. Wait is called once.

@@ -264,6 +264,43 @@ func TestNothingIsProposedOnceItIsRejected(t *testing.T) {
 	})
 }
 
+// TestABatchWithoutAnOutcomeIsAnswered: what is in flight for longer than
+// outcomeTime is answered as unknown, what depends on it as not done, and what
+// comes after it as busy, until the outcome is there.
+func TestABatchWithoutAnOutcomeIsAnswered(t *testing.T) {
+	const write, mark = subjects.HeaderWriteLock, subjects.HeaderHighWaterMark
+	synctest.Test(t, func(t *testing.T) {
+		d := newDataPath(t)
+		defer d.stop()
+		d.group.delay = 2 * outcomeTime
+		d.send("r1", strings.Repeat("first ", 1_000), write, "a", mark, "0")
+		synctest.Wait()
+		time.Sleep(time.Second)
+		d.send("r2", strings.Repeat("second ", 1_000), write, "a", mark, "0") // refused because of the first
+		synctest.Wait()
+		d.send("r3", "gathers")
+		d.want(time.Second)
+		time.Sleep(outcomeTime - time.Second)
+		d.want(outcomeTime,
+			`r1 {"partition":0,"error":{"code":504,"reason":"unknown"`,
+			`r3 {"partition":0,"error":{"code":429,"reason":"busy"`)
+		time.Sleep(time.Second)
+		d.want(outcomeTime+time.Second, `r2 {"partition":0,"error":{"code":503,"reason":"unavailable"`)
+		d.send("r4", "small")
+		d.want(outcomeTime+time.Second, `r4 {"partition":0,"error":{"code":429,"reason":"busy"`)
+		time.Sleep(outcomeTime - time.Second)
+		d.want(2 * outcomeTime) // the first has committed, and nothing is answered twice
+		d.group.delay = time.Millisecond
+		d.send("r5", "goes on")
+		synctest.Wait()
+		time.Sleep(time.Millisecond)
+		d.want(2*outcomeTime+time.Millisecond, `r5 {"partition":0,"txid":2`)
+		if d.ended != nil {
+			t.Errorf("the session ended with %v", d.ended)
+		}
+	})
+}
+
 // TestASessionThatFailsAnswersEverything: the batch whose proposal fails, those
 // behind it, and refusals that depend on them.
 func TestASessionThatFailsAnswersEverything(t *testing.T) {

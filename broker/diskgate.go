@@ -143,7 +143,8 @@ func (g *diskGate) awaitProposed(ctx context.Context) error {
 }
 
 // outcome waits for the outcome of a proposal. It returns an error if the
-// proposal waits longer than roomPatience for room on disks.
+// proposal waits longer than roomPatience for room on disks, or longer than
+// outcomeTime for anything.
 func (g *diskGate) outcome(of raftstore.Proposal) (applied, error) {
 	type outcome struct {
 		result any
@@ -154,16 +155,20 @@ func (g *diskGate) outcome(of raftstore.Proposal) (applied, error) {
 		result, err := of.Wait()
 		done <- outcome{result, err}
 	}()
-	for {
+	for began := time.Now(); ; {
 		select {
 		case o := <-done:
 			if o.err != nil {
 				return applied{}, o.err
 			}
 			return o.result.(applied), nil
-		case <-time.After(roomPatience):
+		case <-time.After(roomPatience / 3):
 		}
-		if hasRoom, full := g.majorityHasRoom(); !hasRoom && len(full) > 0 {
+		waited := time.Since(began)
+		if waited > outcomeTime {
+			return applied{}, errLate
+		}
+		if hasRoom, full := g.majorityHasRoom(); !hasRoom && len(full) > 0 && waited > roomPatience {
 			return applied{}, subjects.Errorf(subjects.Unknown, "%s: it is done when there is some, unless another node leads then: free some there, and send it again", tooFew(full))
 		}
 	}

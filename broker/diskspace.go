@@ -22,7 +22,8 @@ import (
 // room comes after those entries. Votes, trims and the cluster's facts are
 // small, and always accepted.
 
-// errFull is returned when a log is not fetched because the disk is full.
+// errFull is returned when a log is not fetched because the disk is full. It is
+// tried again every announceInterval.
 var errFull = errors.New("this node's disk is full")
 
 // space reports whether this node and others have room on their disks. It is a

@@ -100,7 +100,9 @@ func (p *partition) runLeader(ctx context.Context) error {
 	p.queue.open()
 	p.cursors.queue.open()
 	p.session.cancel.Store(&cancel)
-	newSession(p.sessionConfig(term, cancel)).start(ctx, &background)
+	s := newSession(p.sessionConfig(term, cancel))
+	p.session.slots.Store(&s.sequencer.slots)
+	s.start(ctx, &background)
 	background.Go(func() { p.cursors.run(ctx, term) })
 	background.Go(func() { p.reconcile(ctx) })
 	subscribed, err := p.subscribeAll(ctx)
@@ -146,6 +148,10 @@ func (p *partition) endWithTerm(ctx context.Context, term uint64, end func(error
 	}
 }
 
+// stopPatience is how long a replica that is to be closed waits for the outcome
+// of what is in flight. Afterwards the outcome is unknown.
+const stopPatience = 2 * time.Second
+
 // finishTransfer transfers leadership if the session ended for that, or because
 // the node stops, once its goroutines have ended. It reports whether another
 // node serves the partition then.
@@ -154,7 +160,19 @@ func (p *partition) finishTransfer(why error, session *sync.WaitGroup) bool {
 	if !asked && (!errors.Is(why, context.Canceled) || p.host.failed() != nil) {
 		return false
 	}
-	session.Wait() // batches in flight are answered, new messages wait
+	ended := make(chan struct{})
+	go func() {
+		session.Wait() // batches in flight are answered, new messages wait
+		close(ended)
+	}()
+	select {
+	case <-ended:
+	case <-time.After(stopPatience):
+		if !asked {
+			p.group.Abandon()
+		}
+		<-ended
+	}
 	if p.transfer.leadership(transfer.to) {
 		return p.transfer.awaitNewLeader()
 	}
@@ -171,7 +189,7 @@ func (p *partition) sessionConfig(term uint64, end func(error)) sessionConfig {
 		partition: p.id, partitions: h.partitions, names: h.names, term: term, log: p.log, metrics: &p.metrics, stages: h.metrics.stages,
 		queue: p.queue, certifier: p.replica.certifier, inflight: h.inflight,
 		propose: func(data []byte) proposal { return p.group.Propose(data) }, rejected: p.gate.fullError,
-		mark: func() uint64 { return p.replica.position().mark }, confirmLeader: func() bool { return p.requests.confirmLeader(term) }, end: end,
+		mark: func() uint64 { return p.replica.position().mark }, confirmLeader: func() bool { return p.requests.confirmLeader(term) }, end: end, stall: p.queue.stall,
 		nats: h.nats, replies: h.appends, feeds: h.feeds, feedKey: h.feedKey, adviseRefused: p.refusals.advisory,
 	}
 }

@@ -162,6 +162,9 @@ func (p *partition) unserved() string {
 	case status.State == "leader" && !p.serving.Load():
 		return fmt.Sprintf("partition %d is not served yet", p.id)
 	case status.State != "leader" && !p.caughtUp.Load():
+		if p.host.space.isFull() {
+			return fmt.Sprintf("partition %d is to catch up: %s", p.id, errFull)
+		}
 		return fmt.Sprintf("partition %d is catching up", p.id)
 	}
 	return ""

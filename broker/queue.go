@@ -20,7 +20,10 @@ type queue struct {
 	isOpen   bool
 	// rejecting says that messages are rejected, and need not gather.
 	rejecting bool
-	filled    chan struct{} // capacity 1: there may be something to take
+	// stalled says the same for the time in which a batch in flight has no
+	// outcome although it was answered.
+	stalled bool
+	filled  chan struct{} // capacity 1: there may be something to take
 }
 
 // messageCost is about what a message takes beside its bytes.
@@ -93,7 +96,7 @@ func (q *queue) put(m *natslink.Message) putResult {
 // load, and a message alone does not wait: each batch costs a round of Raft and
 // a sync of every replica's disk, whatever its size. mu is held.
 func (q *queue) shouldFlush() bool {
-	return len(q.items) > 0 && (q.rejecting || q.bytes >= min(q.inflight, batchBytes, q.most/2))
+	return len(q.items) > 0 && (q.rejecting || q.stalled || q.bytes >= min(q.inflight, batchBytes, q.most/2))
 }
 
 // wake wakes the taker if it should take messages; mu is held.
@@ -112,6 +115,14 @@ func (q *queue) reject(on bool) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	q.rejecting = on
+	q.wake()
+}
+
+// stall sets whether a batch in flight was answered without an outcome.
+func (q *queue) stall(on bool) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.stalled = on
 	q.wake()
 }
 

@@ -307,6 +307,7 @@ var errNoSource = errors.New("no node is there that has a replica to fetch from"
 func (c *replicaController) fetch(ctx context.Context) error {
 	switch {
 	case c.full():
+		c.set(nil, "is to be fetched: "+errFull.Error())
 		return errFull
 	case c.removalSuspected():
 		return errMaybeRemoved

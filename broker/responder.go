@@ -35,6 +35,9 @@ type responder struct {
 	lastTime int64 // of the last transaction that committed; owned by run
 
 	broken atomic.Bool // a batch failed, which ended the session
+
+	late  atomic.Int64       // batches in flight that were answered without an outcome
+	stall func(stalled bool) // called when late begins or ceases to be 0
 }
 
 // run answers batches in order, each when its outcome is known. What is
@@ -60,15 +63,58 @@ func (p *responder) run() {
 			default:
 			}
 		}
-		p.reply(b, err)
+		p.answer(b, err)
 		if err == nil && b.proposal != nil {
 			p.stages.observe(b, time.Now())
 		}
-		p.answered(b)
 		if publish {
 			p.committed <- b
 		}
 		b.done()
+	}
+}
+
+// outcomeTime is how long a batch may be in flight before its requests are
+// answered without an outcome. Clients don't wait much longer.
+const outcomeTime = 5 * time.Second
+
+// errLate is the outcome of a batch that is answered before its outcome is
+// known.
+var errLate = subjects.Errorf(subjects.Unknown,
+	"a majority of the partition's nodes has not stored it yet: it may or may not commit; send it again with the same message id")
+
+// answer answers a batch that ended with err, unless that was done before.
+func (p *responder) answer(b *batch, err error) {
+	b.overdue.Stop()
+	b.answering.Lock()
+	defer b.answering.Unlock()
+	if b.answered {
+		p.countLate(-1)
+		return
+	}
+	b.answered = true
+	p.reply(b, err)
+	p.answered(b)
+}
+
+// answerLate answers a batch that has no outcome yet. Until it has one, the
+// sequencer rejects what comes after it.
+func (p *responder) answerLate(b *batch) {
+	b.answering.Lock()
+	defer b.answering.Unlock()
+	if b.answered {
+		return
+	}
+	b.answered = true
+	p.reply(b, errLate)
+	p.answered(b)
+	p.countLate(1)
+}
+
+// countLate adds n to the batches that were answered late.
+func (p *responder) countLate(n int64) {
+	if now := p.late.Add(n); now == 0 || now == n {
+		p.stall(now > 0)
 	}
 }
 
@@ -112,7 +158,8 @@ func (p *responder) await(b *batch) error {
 	return nil
 }
 
-// reply sends the outcomes of all requests of a batch that ended with err.
+// reply sends the outcomes of all requests of a batch that ended with err, or
+// that has no outcome yet if err is errLate.
 func (p *responder) reply(b *batch, err error) {
 	mark := p.mark()
 	p.verify(b, mark)
@@ -131,9 +178,13 @@ func (p *responder) reply(b *batch, err error) {
 	}
 	for _, d := range b.decided {
 		o := d.outcome
-		if d.dependsOn != 0 && p.broken.Load() {
+		switch {
+		case d.dependsOn == 0:
+		case p.broken.Load():
 			invariant.DependencyLost.Reached()
 			o = outcome{err: subjects.Errorf(subjects.Unavailable, "it was refused because of a transaction that did not commit: nothing was done, try again")}
+		case isLate(err) && d.dependsOn > mark:
+			o = outcome{err: subjects.Errorf(subjects.Unavailable, "it was refused because of a transaction that has not committed yet: nothing was done, try again")}
 		}
 		out = p.appendOutcome(out, d.r, o, mark)
 	}
@@ -141,6 +192,8 @@ func (p *responder) reply(b *batch, err error) {
 		p.log.Debug("answers not sent", "err", err)
 	}
 }
+
+func isLate(err error) bool { return errors.Is(err, errLate) }
 
 // checkAnswers checks what the answers to a batch that ended with err say about
 // what is committed. mark is the high-water mark.
@@ -152,7 +205,7 @@ func (p *responder) checkAnswers(b *batch, err error, mark uint64) {
 	broken := p.broken.Load()
 	for i := range b.decided {
 		d := &b.decided[i]
-		if broken && d.dependsOn != 0 {
+		if d.dependsOn != 0 && (broken || isLate(err) && d.dependsOn > mark) {
 			continue // it is answered otherwise
 		}
 		invariant.DependencyCommitted.Check(mark >= d.dependsOn, mark, d.dependsOn)

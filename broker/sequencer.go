@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	"github.com/cantuslog/cantus/broker/internal/natslink"
@@ -36,6 +37,8 @@ type sequencer struct {
 	certified chan<- *batch
 	slots     chan struct{} // of the partition's batches in flight
 	reply     func(*batch)  // replies to a batch that was rejected
+	replyLate func(*batch)  // replies to a batch that has no outcome yet
+	late      *atomic.Int64 // batches in flight that were replied to
 }
 
 // messageLimit is the NATS server's limit for a message, headers included.
@@ -59,7 +62,7 @@ func (s *sequencer) run(ctx context.Context) {
 		ms := s.queue.take(batchCount)
 		// Checked again after take: nothing that arrives once messages are
 		// rejected may be proposed, it would wait for room without a limit.
-		if err := s.rejected(); err != nil {
+		if err := s.refusal(); err != nil {
 			s.inflight.releaser()()
 			<-s.slots
 			s.reply(s.reject(ms, err))
@@ -74,6 +77,7 @@ func (s *sequencer) run(ctx context.Context) {
 			s.queue.addInflight(-bytes)
 			<-s.slots
 		}
+		b.overdue = time.AfterFunc(outcomeTime, func() { s.replyLate(b) })
 		s.certified <- b // the responder receives until this is closed
 	}
 }
@@ -82,12 +86,27 @@ func (s *sequencer) run(ctx context.Context) {
 // checks whether messages are rejected.
 const rejectedInterval = 100 * time.Millisecond
 
+// errStalled refuses messages while batches in flight were answered as unknown.
+var errStalled = subjects.Errorf(subjects.Busy,
+	"what was sent before waits until a majority of the partition's nodes has stored it: back off and try again")
+
+// refusal returns why messages are rejected, nil if they are not.
+func (s *sequencer) refusal() error {
+	if err := s.rejected(); err != nil {
+		return err
+	}
+	if s.late.Load() > 0 {
+		return errStalled
+	}
+	return nil
+}
+
 // acquire takes one of the partition's slots in flight. It blocks until one is
 // free or ctx ends. An error says why nothing can be stored, and that no slot
 // is needed: batches whose entries wait for room on disks may hold them all.
 func (s *sequencer) acquire(ctx context.Context) error {
 	for {
-		if err := s.rejected(); err != nil {
+		if err := s.refusal(); err != nil {
 			return err
 		}
 		select {

@@ -33,7 +33,10 @@ import (
 // what is left in the queue is the partition's to forward or reject. Every
 // batch that was proposed goes on: raft tells the outcome of each proposal, if
 // only that it is unknown, and the responder replies with it and closes its
-// channel behind the last. If an outcome is not a commit, the responder ends
+// channel behind the last. If an outcome takes longer than outcomeTime, the
+// batch's requests are answered as unknown on a goroutine of their own, and the
+// sequencer rejects messages until the outcome is there. If an outcome is not a
+// commit, the responder ends
 // the session itself, and from then on rejects refusals that depended on a
 // transaction in flight. The next session begins with a rollback of whatever is
 // still in the certifier.
@@ -69,6 +72,9 @@ type sessionConfig struct {
 	confirmLeader func() bool
 	// end ends the session because of an error.
 	end func(error)
+	// stall is called when batches in flight begin or cease to have been
+	// answered without an outcome.
+	stall func(stalled bool)
 
 	nats    natsInfo
 	replies transmitter
@@ -95,12 +101,12 @@ func newSession(c sessionConfig) *session {
 		},
 		responder: responder{
 			partition: c.partition, term: c.term, log: c.log, metrics: c.metrics, stages: c.stages,
-			mark: c.mark, confirmLeader: c.confirmLeader, end: c.end, limits: c.nats, replies: c.replies,
+			mark: c.mark, confirmLeader: c.confirmLeader, end: c.end, stall: c.stall, limits: c.nats, replies: c.replies,
 			adviseRefused: c.adviseRefused, certified: certified, committed: committed,
 		},
 	}
 	s.responder.followed = s.publisher.followed
-	s.sequencer.reply = s.responder.replyRejected
+	s.sequencer.reply, s.sequencer.replyLate, s.sequencer.late = s.responder.replyRejected, s.responder.answerLate, &s.responder.late
 	return s
 }
 

@@ -2,6 +2,7 @@ package broker
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"sync/atomic"
@@ -31,6 +32,7 @@ type transfer struct {
 // sessionEnd ends the session that is under way, if there is one.
 type sessionEnd struct {
 	cancel atomic.Pointer[context.CancelCauseFunc]
+	slots  atomic.Pointer[chan struct{}] // the sequencer's
 }
 
 func (s *sessionEnd) end(why error) {
@@ -39,16 +41,49 @@ func (s *sessionEnd) end(why error) {
 	}
 }
 
+// drainTime bounds the wait for what is in flight.
+const drainTime = time.Second
+
+var errInFlight = errors.New("what is in flight does not commit")
+
+// drain waits until nothing is in flight, and lets no batch begin from then on.
+// If that takes longer than drainTime, or until ctx ends, batches may begin
+// again, and drain returns false.
+func (s *sessionEnd) drain(ctx context.Context) bool {
+	slots := s.slots.Load()
+	if slots == nil {
+		return true
+	}
+	ctx, cancel := context.WithTimeout(ctx, drainTime)
+	defer cancel()
+	for n := range cap(*slots) {
+		select {
+		case *slots <- struct{}{}:
+		case <-ctx.Done():
+			for range n {
+				<-*slots
+			}
+			return false
+		}
+	}
+	return true
+}
+
 // transferError ends a session whose leadership is to go to another node.
 type transferError struct{ to string }
 
 func (e transferError) Error() string { return "leadership is transferred to " + e.to }
 
 // request ends the session that is under way so that its leadership goes to
-// a node, unless such a transfer has just failed.
-func (t *transfer) request(_ context.Context, to string) error {
+// a node, unless such a transfer has just failed, or what is in flight does not
+// commit: without a session the partition is not served.
+func (t *transfer) request(ctx context.Context, to string) error {
 	if since := time.Since(time.Unix(0, t.failed.Load())); since < transferPause {
 		return fmt.Errorf("leadership could not be transferred %v ago", since.Round(time.Millisecond))
+	}
+	if !t.session.drain(ctx) {
+		t.failed.Store(time.Now().UnixNano())
+		return errInFlight
 	}
 	t.session.end(transferError{to})
 	return nil

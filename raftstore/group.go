@@ -432,6 +432,15 @@ func stateName(s raft.RaftState) string {
 // steps down, and their outcome is unknown. Close is idempotent.
 func (g *Group) Close() error { return g.close(func() {}) }
 
+// Abandon makes a leader step down that can't commit what was proposed, so that
+// the proposals get their outcome, which is unknown. After that the replica
+// does not lead again: it must be closed.
+func (g *Group) Abandon() {
+	if g.network != nil {
+		g.network.endpoint.stopDialing()
+	}
+}
+
 // CloseWithSnapshot takes a last snapshot and closes. The next start then
 // replays little, and knows the commit index even if no other replica is
 // running. A failure to take the snapshot is logged and not returned.
