@@ -73,6 +73,7 @@ func (s *Store) attachMapped(dir string) (err error) {
 	if s.mapped, err = newMappedFiles(dir, s.opts.allocate, s.mergeLacks); err != nil {
 		return err
 	}
+	s.mapped.unmappable = s.opts.unmappable
 	if s.detach, err = s.mapped.attach(dir); err == nil {
 		err = s.mapped.hold(reserveBytes)
 	}

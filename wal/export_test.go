@@ -146,6 +146,13 @@ func (o Options) WithAllocate(allocate func(fd uintptr, bytes int64) error) Opti
 	return o
 }
 
+// WithUnmappable makes the mapping of the new files fail for which unmappable
+// returns true.
+func (o Options) WithUnmappable(unmappable func(path string) bool) Options {
+	o.unmappable = unmappable
+	return o
+}
+
 // BadgerLog passes a message of Badger's to the store, as an error or as a
 // warning.
 func (s *Store) BadgerLog(warning bool, format string, args ...any) {

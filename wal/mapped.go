@@ -37,6 +37,9 @@ type mappedFiles struct {
 	// allocate allocates the blocks for a file's first bytes. The error matches
 	// errors.ErrUnsupported if the file system can't.
 	allocate func(fd uintptr, bytes int64) error
+	// unmappable, if not nil, reports whether a file can't be mapped. It is for
+	// tests.
+	unmappable func(path string) bool
 
 	// lacking is called again and again while a compaction waits, with the
 	// reason.
@@ -67,6 +70,9 @@ const (
 	// end. A record takes some ten bytes for each table that it adds or
 	// removes.
 	manifestBytes = 64 << 10
+	// spareDescriptors is how many files the process must be able to open
+	// before a compaction makes one.
+	spareDescriptors = 32
 )
 
 // newMappedFiles returns the mappedFiles for a Badger in dir, which must exist.
@@ -131,17 +137,23 @@ func firstBytes(write int64) int64 {
 	return wholeFolios(write)
 }
 
-// created is called when Badger is about to map a new file of the given length.
-// If there is no space for it, created removes the file: Badger uses another
-// name the next time. For a table of a compaction it waits until there is.
-func (m *mappedFiles) created(fd uintptr, path string, length int64) error {
+// created is called when Badger maps a new file of the given length. It
+// allocates the file's blocks and calls mapFile. If either fails, it removes
+// the file: Badger uses another name the next time. For a table of a compaction
+// it waits until both succeed.
+func (m *mappedFiles) created(fd uintptr, path string, length int64, mapFile func() error) error {
 	merged := filepath.Ext(path) == ".sst" && !flushes()
-	allocate := func() error { return m.allocateNew(fd, path, length, merged) }
+	create := func() error {
+		if err := m.allocateNew(fd, path, length, merged); err != nil {
+			return err
+		}
+		return mapFile()
+	}
 	if merged {
-		m.await(allocate)
+		m.await(create)
 		return nil
 	}
-	if err := allocate(); err != nil {
+	if err := create(); err != nil {
 		// Badger leaves the file open, and fallocate some of the blocks.
 		return errors.Join(err, os.Truncate(path, 0), os.Remove(path))
 	}
@@ -186,6 +198,22 @@ func (m *mappedFiles) makeFile() error {
 	}
 	_ = f.Close()
 	_ = os.Remove(path) // another compaction may have removed it
+	return errors.Join(err, m.spareDescriptors())
+}
+
+// spareDescriptors returns an error unless the process can open some files
+// more than the one that is to be made: connections may be accepted meanwhile.
+func (m *mappedFiles) spareDescriptors() (err error) {
+	var files []*os.File
+	for err == nil && len(files) < spareDescriptors {
+		var f *os.File
+		if f, err = os.Open(m.dir); err == nil {
+			files = append(files, f)
+		}
+	}
+	for _, f := range files {
+		_ = f.Close()
+	}
 	return err
 }
 

@@ -53,27 +53,36 @@ func (m *mappedFiles) attach(dir string) (detach func(), err error) {
 }
 
 // mmapAllocated is what unix.Mmap calls.
-func mmapAllocated(addr, length uintptr, prot, flags, fd int, offset int64) (uintptr, error) {
-	if fd >= 0 && prot&unix.PROT_WRITE != 0 && flags&unix.MAP_SHARED != 0 {
-		if err := allocateMapped(fd, int64(length)); err != nil {
-			return 0, err
-		}
+func mmapAllocated(addr, length uintptr, prot, flags, fd int, offset int64) (at uintptr, err error) {
+	m, path := newFile(prot, flags, fd)
+	if m == nil {
+		return systemMmap(addr, length, prot, flags, fd, offset)
 	}
-	return systemMmap(addr, length, prot, flags, fd, offset)
+	err = m.created(uintptr(fd), path, int64(length), func() error {
+		if m.unmappable != nil && m.unmappable(path) {
+			return unix.ENOMEM
+		}
+		at, err = systemMmap(addr, length, prot, flags, fd, offset)
+		return err
+	})
+	return at, err
 }
 
-// allocateMapped allocates blocks of a file that is about to be mapped, if it
-// is a new one of a Badger's.
-func allocateMapped(fd int, length int64) error {
+// newFile returns the path of a file that is about to be mapped for writing,
+// and whose it is. It returns nil if it is not a new one of a Badger's.
+func newFile(prot, flags, fd int) (m *mappedFiles, path string) {
+	if fd < 0 || prot&unix.PROT_WRITE == 0 || flags&unix.MAP_SHARED == 0 {
+		return nil, ""
+	}
 	path, err := os.Readlink("/proc/self/fd/" + strconv.Itoa(fd))
 	if err != nil {
-		return nil //nolint:nilerr // without /proc nothing tells whose file it is
+		return nil, "" // without /proc nothing tells whose file it is
 	}
-	m, ok := mappedDirs.Load(filepath.Dir(path))
+	of, ok := mappedDirs.Load(filepath.Dir(path))
 	if !ok || !nothingWritten(fd) {
-		return nil
+		return nil, ""
 	}
-	return m.(*mappedFiles).created(uintptr(fd), path, length)
+	return of.(*mappedFiles), path
 }
 
 // nothingWritten reports whether a file of a Badger has no data yet. It may

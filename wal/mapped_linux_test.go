@@ -8,6 +8,7 @@ import (
 	"runtime"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -311,7 +312,7 @@ func TestNothingIsWrittenWithoutAMemtable(t *testing.T) {
 func TestMergedTablesWaitForSpace(t *testing.T) {
 	t.Parallel()
 	for what, lacks := range map[string]func(string) bool{
-		"space": func(name string) bool { return isTable(name) && merges() },
+		"space": isMerged,
 		"files": func(name string) bool { return filepath.Base(name) == "merge.tmp" },
 	} {
 		t.Run(what, func(t *testing.T) {
@@ -319,6 +320,50 @@ func TestMergedTablesWaitForSpace(t *testing.T) {
 			mergedTablesWaitForSpace(t, lacks)
 		})
 	}
+}
+
+func isMerged(name string) bool { return isTable(name) && merges() }
+
+// TestUnmappableMergedTable checks that the store fails if a table can't be
+// mapped that a compaction makes, before Badger removes the tables that it has
+// merged.
+func TestUnmappableMergedTable(t *testing.T) {
+	t.Parallel()
+	var unmappable atomic.Bool
+	unmappable.Store(true)
+	dir := t.TempDir()
+	opts := small().WithUnmappable(func(name string) bool { return unmappable.Load() && isMerged(name) })
+	s, err := wal.Open(dir, opts.Impatient())
+	if err != nil {
+		t.Fatal(err)
+	}
+	l := s.Log(0)
+	for ; err == nil; err = s.Failed() {
+		index := l.LastIndex() + 1
+		if err := l.Append(wal.Entry{Index: index, Data: batch(index, 1, strings.Repeat("x", 400))}); err != nil && s.Failed() == nil {
+			t.Fatal(err)
+		}
+		if index == 50000 {
+			t.Fatalf("no failure; %+v", wal.VerifyLog(l, wal.Base{}))
+		}
+	}
+	if !errors.Is(err, syscall.ENOMEM) {
+		t.Error(err)
+	}
+	last := l.LastIndex()
+	_ = s.Close() // leaves the compaction, as the end of the process does
+	left := t.TempDir()
+	if err := os.CopyFS(left, os.DirFS(dir)); err != nil {
+		t.Fatal(err)
+	}
+	unmappable.Store(false)
+	if r := wal.VerifyLog(openStore(t, left, small()).Log(0), wal.Base{}); r.Err != nil || r.LastTxid != last {
+		t.Errorf("%+v, want up to %d", r, last)
+	}
+	testkit.Until(t, "the store is closed", func() bool {
+		again, err := wal.Open(dir, small())
+		return err == nil && again.Close() == nil
+	})
 }
 
 // merges reports whether it runs where Badger compacts.

@@ -62,6 +62,8 @@ type Options struct {
 	mergeAfter int64
 	// allocate is allocateBlocks, except in tests.
 	allocate func(fd uintptr, bytes int64) error
+	// unmappable is a mappedFiles'.
+	unmappable func(path string) bool
 	// patience is closePatience and rest is compactorRest, except in tests.
 	patience, rest time.Duration
 }
