@@ -16,6 +16,7 @@ const (
 	CursorWrites BatchKind = 2
 	Trims        BatchKind = 3
 	Commands     BatchKind = 4
+	Restores     BatchKind = 5
 )
 
 const (
@@ -149,7 +150,7 @@ func peekBatch(b []byte) (Batch, error) {
 		return Batch{}, fmt.Errorf("%w: version %d is not known, %d and %d are", ErrBatch, b[0], batchVersion, batchVersion2)
 	case b[0] == batchVersion2 && (len(b) < batchHeader+termSize+crcSize || BatchKind(b[1]) != Transactions):
 		return Batch{}, fmt.Errorf("%w: %d bytes of kind %d can't have a term", ErrBatch, len(b), b[1])
-	case BatchKind(b[1]) < Transactions || BatchKind(b[1]) > Commands:
+	case BatchKind(b[1]) < Transactions || BatchKind(b[1]) > Restores:
 		return Batch{}, fmt.Errorf("%w: kind %d is not known", ErrBatch, b[1])
 	case b[2] != 0 || b[3] != 0:
 		return Batch{}, fmt.Errorf("%w: reserved bytes are set", ErrBatch)
@@ -176,7 +177,7 @@ func peekBatch(b []byte) (Batch, error) {
 
 // OutOfTerm reports whether the batch was certified in another term than that
 // of its entry. Such a batch was certified against another log's end, and is
-// void: see docs/adr/0016.
+// void (docs/adr/0016), unless the entry is [Entry.Restored].
 func (b *Batch) OutOfTerm(entry uint64) bool { return b.Term != 0 && b.Term != entry }
 
 // Last returns the txid of the batch's last transaction. For an empty batch

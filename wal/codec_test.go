@@ -259,6 +259,7 @@ func FuzzParseBatch(f *testing.F) {
 	w.BeginIn(5, 7, 9, 0)
 	w.Add(&wal.Transaction{Payload: []byte("p")})
 	f.Add(w.Finish())
+	f.Add(restores(6, restoreSteps...))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		_, _ = wal.ParseBatch(b)
 		batch, err := wal.ParseBatch(setChecksum(b))
@@ -283,8 +284,14 @@ func readAll(t *testing.T, batch wal.Batch) {
 	n := 0
 	var tx wal.Transaction
 	var c wal.Cursor
+	var step wal.RestoreStep
 	for {
-		if batch.Kind == wal.Transactions && r.Next(&tx) {
+		if batch.Kind == wal.Restores {
+			if !r.NextRestore(&step) {
+				break
+			}
+			w.AddRestore(step)
+		} else if batch.Kind == wal.Transactions && r.Next(&tx) {
 			w.Add(&tx)
 		} else if batch.Kind != wal.Transactions && r.NextCursor(&c) {
 			w.AddCursor(c)
@@ -307,6 +314,11 @@ func readAll(t *testing.T, batch wal.Batch) {
 		t.Fatalf("written anew: %+v, %v", again, err)
 	}
 	a, b := batch.Read(), again.Read()
+	for sa, sb := (wal.RestoreStep{}), (wal.RestoreStep{}); batch.Kind == wal.Restores && a.NextRestore(&sa); {
+		if !b.NextRestore(&sb) || !reflect.DeepEqual(sa, sb) {
+			t.Fatalf("written anew: %+v, was %+v", sb, sa)
+		}
+	}
 	var ta, tb wal.Transaction
 	for batch.Kind == wal.Transactions && a.Next(&ta) {
 		if !b.Next(&tb) || !reflect.DeepEqual(plain(ta), plain(tb)) {
@@ -319,6 +331,8 @@ func FuzzDecodeEntry(f *testing.F) {
 	e := wal.Entry{Index: 5, Term: 3, AppendedAt: 11, Extensions: []byte("x"), Data: []byte("data")}
 	f.Add(e.Encode(2, 3))
 	e = wal.Entry{Index: 5, Type: 1}
+	f.Add(e.Encode(2, 3))
+	e = wal.Entry{Index: 5, Term: 3, Extensions: []byte(wal.RestoredMark), Data: []byte("data")}
 	f.Add(e.Encode(2, 3))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		if len(b) >= 4 {

@@ -58,7 +58,8 @@
 //
 //	offset  size
 //	     0     1  version: 1, or 2 for one with a term
-//	     1     1  kind: 1 transactions, 2 cursor writes, 3 trims, 4 commands
+//	     1     1  kind: 1 transactions, 2 cursor writes, 3 trims, 4 commands,
+//	              5 restores
 //	     2     2  zero
 //	     4     4  count of records
 //	     8     8  txid of the first record (kind 1; else the last txid before it)
@@ -96,13 +97,33 @@
 //	    uv  length of what follows
 //	        opaque to this package
 //
-// # Entry, version 1, as the value in Badger and in journal frames
+//	restore record
+//	    uv  length of what follows
+//	     1  step: 1 begin, 2 cursor, 3 end
+//	        begin:
+//	     8  txid before the first transaction of the backup
+//	    32  digest there
+//	     8  time of that transaction, Unix nanoseconds
+//	    uv  length, id of the cluster that the backup was taken from
+//	        cursor:
+//	     8  position (txid)
+//	     8  time at which it was set, Unix nanoseconds
+//	    uv  length, name
+//	        end:
+//	     8  last txid of the restored log
+//	    32  digest there
+//	    uv  count of past clusters, then each:
+//	           8  the last txid that was committed there
+//	          uv  length, id of the cluster
 //
-//	  0     1  version, 1
+// # Entry, versions 1 and 2, as the value in Badger and in journal frames
+//
+//	  0     1  version: 1, or 2 if the batch was restored from a backup
 //	  1     1  type, opaque to this package (Raft's)
 //	  2     8  term
 //	 10     8  time at which the leader appended it, Unix nanoseconds, or 0
-//	 18    uv  length, extensions (Raft's)
+//	 18    uv  length, extensions (Raft's); "restored" in version 2, and in
+//	           no other
 //	           data: a batch, or what Raft puts there
 //	end     4  CRC-32C over group, index, number of the log's suffix
 //	           truncations before it was appended (8 bytes each), and all

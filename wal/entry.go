@@ -19,6 +19,21 @@ type Entry struct {
 	Data       []byte
 }
 
+// RestoredMark is what the extensions of an entry are whose batch was restored
+// from a backup.
+const RestoredMark = "restored"
+
+// Restored reports whether the entry's batch was committed in another log, and
+// brought into this one as it was: see docs/adr/0036. Its term is that of the
+// other log, and says nothing here. The entry's checksum covers the mark.
+func (e *Entry) Restored() bool { return IsRestored(e.Extensions) }
+
+// IsRestored is [Entry.Restored] for an entry's extensions.
+func IsRestored(extensions []byte) bool { return string(extensions) == RestoredMark }
+
+// outOfTerm reports whether the batch in e is void because of its term.
+func (e *Entry) outOfTerm(b *Batch) bool { return !e.Restored() && b.OutOfTerm(e.Term) }
+
 // NeedsRoom reports whether e must not be appended while a store is
 // [Store.Tight]: it holds transactions or cursors, of which there is no end.
 // Trims, commands and entries of other types are small and few.
@@ -31,8 +46,9 @@ func (e *Entry) NeedsRoom() bool {
 }
 
 const (
-	entryVersion = 1
-	entryHeader  = 18
+	entryVersion  = 1
+	entryVersion2 = 2 // restored: versions that would take it for void refuse it
+	entryHeader   = 18
 )
 
 // encode returns e as it is stored in the log of group, in a truncation epoch.
@@ -40,6 +56,9 @@ func (e *Entry) encode(group uint32, epoch uint64) []byte {
 	n := entryHeader + uvLen(uint64(len(e.Extensions))) + len(e.Extensions) + len(e.Data) + crcSize
 	b := make([]byte, 2, n)
 	b[0], b[1] = entryVersion, e.Type
+	if e.Restored() {
+		b[0] = entryVersion2
+	}
 	b = binary.LittleEndian.AppendUint64(b, e.Term)
 	b = binary.LittleEndian.AppendUint64(b, uint64(e.AppendedAt))
 	b = appendBytes(b, e.Extensions)
@@ -57,9 +76,9 @@ func decodeEntry(group uint32, index, epoch uint64, b []byte) (Entry, error) {
 	if entrySum(group, index, epoch, body) != binary.LittleEndian.Uint32(b[len(body):]) {
 		return Entry{}, fmt.Errorf("%w: entry %d of group %d: checksum is wrong", ErrDamaged, index, group)
 	}
-	if body[0] != entryVersion {
-		return Entry{}, fmt.Errorf("%w: entry %d of group %d: version %d is not known, %d is",
-			ErrDamaged, index, group, body[0], entryVersion)
+	if body[0] != entryVersion && body[0] != entryVersion2 {
+		return Entry{}, fmt.Errorf("%w: entry %d of group %d: version %d is not known, %d and %d are",
+			ErrDamaged, index, group, body[0], entryVersion, entryVersion2)
 	}
 	r := reader{b: body[entryHeader:]}
 	e := Entry{
@@ -73,6 +92,9 @@ func decodeEntry(group uint32, index, epoch uint64, b []byte) (Entry, error) {
 		return Entry{}, fmt.Errorf("%w: entry %d of group %d ends early", ErrDamaged, index, group)
 	}
 	e.Data = r.b
+	if e.Restored() != (body[0] == entryVersion2) {
+		return Entry{}, fmt.Errorf("%w: entry %d of group %d: version %d, with the extensions %q", ErrDamaged, index, group, body[0], e.Extensions)
+	}
 	return e, nil
 }
 

@@ -89,7 +89,7 @@ func (e *Entry) transactions() (Batch, bool) {
 		return Batch{}, false
 	}
 	b, err := peekBatch(e.Data)
-	return b, err == nil && b.Kind == Transactions && b.Count > 0 && !b.OutOfTerm(e.Term)
+	return b, err == nil && b.Kind == Transactions && b.Count > 0 && !e.outOfTerm(&b)
 }
 
 // hintBefore returns where to search for txid: at a batch that holds it, after
@@ -158,7 +158,7 @@ func (l *Log) Batches(txid, to uint64) iter.Seq2[uint64, BatchOrError] {
 			yield(0, BatchOrError{Err: err})
 			return
 		}
-		b := batches{log: l, from: start, to: min(to, l.LastIndex()), yield: yield}
+		b := batches{log: l, from: start, to: min(to, l.LastIndex()), voids: l.Voids(), yield: yield}
 		for b.from > 0 {
 			b.run()
 		}
@@ -171,6 +171,7 @@ type batches struct {
 	from  uint64 // the entry to continue at, 0 at the end
 	to    uint64
 	next  uint64 // the next txid, 0 before the first batch
+	voids []uint64
 	yield func(uint64, BatchOrError) bool
 }
 
@@ -211,8 +212,8 @@ func (b *batches) entry(e *Entry) (found bool, err error) {
 	if err != nil {
 		return false, fmt.Errorf("%w: entry %d of group %d: %w", ErrDamaged, e.Index, b.log.group, err)
 	}
-	if batch.Kind != Transactions || batch.Count == 0 || b.next != 0 && batch.First != b.next || batch.OutOfTerm(e.Term) {
-		return false, nil // another kind, or void: with wrong txids, or of another term
+	if batch.Kind != Transactions || batch.Count == 0 || b.next != 0 && batch.First != b.next || e.outOfTerm(&batch) || slices.Contains(b.voids, e.Index) {
+		return false, nil // another kind, or void
 	}
 	b.next = batch.Last() + 1
 	if !b.yield(e.Index, BatchOrError{Batch: batch}) {

@@ -481,11 +481,29 @@ type salvagedGroup struct {
 	gap    bool   // entries before this one are missing
 	intact bool   // no transaction was missing so far
 	t      Transaction
+
+	restoring restoring
+}
+
+// restore follows the steps by which a log is restored: it begins at the base
+// of the backup.
+func (g *salvagedGroup) restore(e *Entry) {
+	b, err := ParseBatch(e.Data)
+	if e.Type != 0 || err != nil || b.Kind != Restores {
+		return
+	}
+	if begin := g.restoring.step(b); begin != nil && g.next == 1 && !g.begin {
+		g.next, g.Digest = begin.Base.Txid+1, begin.Base.Digest
+	}
 }
 
 func (g *salvagedGroup) entry(e *Entry) error {
+	if slices.Contains(g.voids, e.Index) {
+		return nil
+	}
+	g.restore(e)
 	b, ok := e.transactions()
-	if !ok || slices.Contains(g.voids, e.Index) {
+	if !ok || !g.restoring.counts(e) {
 		return nil
 	}
 	full, err := ParseBatch(e.Data)

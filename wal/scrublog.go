@@ -88,6 +88,7 @@ func (p *logPass) run() error {
 		report:  PartitionReport{Group: l.group, FirstTxid: base.Txid + 1, LastTxid: base.Txid, Digest: base.Digest},
 		trimmed: p.first > 1,
 	}
+	p.verified.restoring.known = !p.verified.trimmed
 	if at, err := DecodeBase(mark); err == nil && at.Txid >= base.Txid && at.Txid > 0 {
 		p.verified.marks = []Base{at}
 	}

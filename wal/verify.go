@@ -127,6 +127,7 @@ func VerifyLog(l *Log, base Base, marks ...Base) PartitionReport {
 	}
 	first, last := l.ends()
 	v.trimmed = first > 1
+	v.restoring.known = !v.trimmed
 	err := v.compare()
 	if last != 0 && err == nil {
 		for e, readErr := range l.Entries(first, last) {
@@ -154,7 +155,8 @@ type verification struct {
 	voids  []uint64
 	record Transaction
 	// trimmed is true if the beginning of the log was trimmed.
-	trimmed bool
+	trimmed   bool
+	restoring restoring
 }
 
 func (v *verification) entry(e *Entry) error {
@@ -171,22 +173,41 @@ func (v *verification) entry(e *Entry) error {
 	if err != nil {
 		return fmt.Errorf("%w: entry %d: %w", ErrDamaged, e.Index, err)
 	}
+	if b.Kind == Restores {
+		v.restore(e.Index, b)
+	}
 	if b.Kind != Transactions || b.Count == 0 {
 		return nil
 	}
-	if b.OutOfTerm(e.Term) {
+	if e.outOfTerm(&b) {
 		return nil
 	}
 	if b.First != r.LastTxid+1 {
 		return v.void(e.Index, b)
 	}
-	if slices.Contains(v.voids, e.Index) {
+	void := slices.Contains(v.voids, e.Index)
+	if !v.restoring.counts(e) || void && !v.restoring.known {
+		return nil
+	}
+	if void {
 		return fmt.Errorf("%w: entry %d continues the txids with %d, yet is marked as void", ErrDamaged, e.Index, b.First)
 	}
 	r.Digest = r.Digest.Next(e.Data)
 	r.LastTxid = b.Last()
 	r.Transactions += uint64(b.Count)
 	return v.compare()
+}
+
+// restore follows the steps by which a log is restored. A log that is restored
+// begins at the base of the backup, unless it was trimmed since.
+func (v *verification) restore(index uint64, b Batch) {
+	if slices.Contains(v.voids, index) {
+		return
+	}
+	r := &v.report
+	if begin := v.restoring.step(b); begin != nil && r.LastTxid == 0 {
+		r.FirstTxid, r.LastTxid, r.Digest = begin.Base.Txid+1, begin.Base.Txid, begin.Base.Digest
+	}
 }
 
 // void checks a batch that does not continue the txids. The node may not have
@@ -225,6 +246,9 @@ func checkRecords(b Batch, t *Transaction) error {
 		}
 	case CursorWrites:
 		for c := (Cursor{}); r.NextCursor(&c); {
+		}
+	case Restores:
+		for s := (RestoreStep{}); r.NextRestore(&s); {
 		}
 	default:
 		for _, ok := r.NextRaw(); ok; _, ok = r.NextRaw() {
