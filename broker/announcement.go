@@ -11,7 +11,7 @@ import (
 // protocolVersion is the version of the protocol between nodes: announcements,
 // facts, and requests. Nodes with different versions don't form a cluster: see
 // docs/adr/0008.
-const protocolVersion = 2
+const protocolVersion = 3
 
 // announcement is a node's status, which it announces to the others every
 // announceInterval.

@@ -31,6 +31,9 @@ func (r *reader) serveBatches(ctx context.Context, m *natslink.Message) error {
 		return err
 	}
 	at := r.position()
+	if at.restoring {
+		return errRestoring(r.partition)
+	}
 	if q.from > at.mark+1 {
 		return aheadError("from", q.from, r.partition, at.mark)
 	}
@@ -63,6 +66,9 @@ func (r *reader) readBatches(ctx context.Context, reply string, q query) error {
 	defer timer.Stop()
 	for {
 		at := r.position()
+		if at.restoring {
+			return a.stop(ctx, errRestoring(r.partition), at.mark)
+		}
 		if a.next < at.first {
 			return a.stop(ctx, wal.ErrTrimmed, at.mark)
 		}
@@ -187,5 +193,5 @@ func (a *batchAnswer) stop(ctx context.Context, err error, mark uint64) error {
 
 func (a *batchAnswer) end(mark uint64) error {
 	a.reader.metrics.read(int(a.done.next - a.q.from))
-	return a.reader.answers.Send(appendEnd(nil, a.reply, a.done, mark))
+	return a.reader.answers.Send(appendEnd(nil, a.reply, a.reader.cluster, a.done, mark))
 }

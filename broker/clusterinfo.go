@@ -12,6 +12,7 @@ import (
 // clusterInfo describes the cluster, as any node sees it.
 type clusterInfo struct {
 	self, cluster, version string
+	id                     string // of the cluster
 	partitions             int
 	feedKey                ed25519.PublicKey
 	peers                  *peers
@@ -39,7 +40,7 @@ func (c *clusterInfo) serve(m *natslink.Message) {
 
 func (c *clusterInfo) info() subjects.ClusterInfo {
 	facts, _ := c.facts()
-	info := subjects.ClusterInfo{Cluster: c.cluster, Version: c.version, Partitions: c.partitions}
+	info := subjects.ClusterInfo{Cluster: c.cluster, ID: c.id, Version: c.version, Partitions: c.partitions}
 	info.FeedKey = subjects.FeedKey(c.feedKey)
 	for _, name := range facts.Names() {
 		ready := false

@@ -45,8 +45,14 @@ type cursorCall struct {
 
 func (w *cursorWriter) parse(m *natslink.Message) (cursorCall, error) {
 	c := cursorCall{reply: m.Reply, name: trailing(m.Subject), write: len(m.Payload) > 0}
-	if err := subjects.CheckCursor(c.name); err != nil || !c.write {
+	if err := subjects.CheckCursor(c.name); err != nil {
 		return c, err
+	}
+	if w.replica.position().restoring {
+		return c, errRestoring(w.partition)
+	}
+	if !c.write {
+		return c, nil
 	}
 	var body subjects.CursorRequest
 	if err := smallJSON(m.Payload, &body); err != nil {
@@ -142,8 +148,11 @@ func (w *cursorWriter) commit(calls []cursorCall) ([]cursorResult, error) {
 	if err != nil {
 		return nil, err
 	}
-	if a.failed {
+	switch {
+	case a.failed:
 		return nil, raftstore.ErrUnknown // it is in the log
+	case a.void:
+		return nil, errRestoring(w.partition)
 	}
 	return a.cursors, nil
 }

@@ -31,6 +31,9 @@ func (l *cursorList) serve(ctx context.Context, m *natslink.Message) error {
 	if err := l.group.VerifyLeader(ctx, l.term()); err != nil {
 		return err
 	}
+	if l.replica.position().restoring {
+		return errRestoring(l.partition)
+	}
 	l.requests.answer(natslink.AppendPub(nil, m.Reply, mustJSON(l.list(r, l.nats.MaxPayload()))))
 	return nil
 }

@@ -51,6 +51,39 @@ func Contents(n *Node, partition int) (payloads []string, digest string, err err
 	return payloads, hex.EncodeToString(p.replica.digest[:]), nil
 }
 
+// ClusterID returns the id of a node's cluster.
+func ClusterID(n *Node) string { return n.identity.clusterID() }
+
+// Batches returns the batches in a node's log.
+func Batches(n *Node, partition int) (all [][]byte, err error) {
+	p := n.replicas.get(partition).current()
+	at := p.replica.position()
+	for index, b := range p.store.Batches(at.first, at.index) {
+		if at.mark == 0 {
+			break
+		}
+		if b.Err != nil {
+			return nil, b.Err
+		}
+		e, err := p.store.Entry(index)
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, e.Data)
+	}
+	return all, nil
+}
+
+// ProposeRestored proposes the batch of another log, like a step of a restore
+// that comes late, and reports whether it is void.
+func ProposeRestored(n *Node, partition int, batch []byte) (void bool, err error) {
+	result, err := n.replicas.get(partition).current().group.ProposeRestored(batch).Wait()
+	if err != nil {
+		return false, err
+	}
+	return result.(applied).void, nil
+}
+
 // Diverge changes the digest of a node's replica.
 func Diverge(n *Node, partition int) {
 	p := n.replicas.get(partition).current()

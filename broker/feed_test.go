@@ -283,7 +283,7 @@ func TestInfo(t *testing.T) {
 	n, nc := openNode(t, dir, opts)
 	key := subjects.FeedKey(feedVerifier(t, nc, 0).Key)
 	for _, body := range []string{"", "{}"} {
-		wantBody(t, ask(t, nc, "cantus.info", body), `{"cluster":"prod","version":"1.2.3","partitions":2,"nodes":[{"name":"alpha","ready":true}],"feed_key":"`+key+`"}`)
+		wantBody(t, ask(t, nc, "cantus.info", body), `{"cluster":"prod","id":"`+broker.ClusterID(n)+`","version":"1.2.3","partitions":2,"nodes":[{"name":"alpha","ready":true}],"feed_key":"`+key+`"}`)
 	}
 	wantRefusal(t, ask(t, nc, "cantus.info", `{"x":1}`), subjects.BadRequest)
 	wantRefusal(t, ask(t, nc, "cantus.info.0", `{"x":1}`), subjects.BadRequest)

@@ -21,7 +21,7 @@ import (
 // what it means to the node.
 func FuzzBody(f *testing.F) {
 	for _, s := range []string{
-		``, `{}`, `{"txid":812,"expected":800}`, `{"txid":0}`, `{"lock":"account.>"}`, `{"before":1}`, `{"age":"720h"}`, `{"bytes":18446744073709551616}`,
+		``, `{}`, `{"txid":812,"expected":800}`, `{"txid":0}`, `{"lock":"account.>"}`, `{"before":1}`, `{"age":"720h"}`, `{"begin":{"cluster":"c","txid":1,"digest":"00","time":"2026-11-22T09:00:00Z"}}`, `{"bytes":18446744073709551616}`,
 		`{"node":"n4","standby":true,"key":"ab"}`, `{"partition":0,"to":"n2"}`, `{"txid":1}{"txid":2}`, `{"txid":null}`, `{"TXID":1}`, `{"txid":1,"txid":2}`,
 		`{"lock":"\ud800"}`, `{"lock":"\\ud800"}`, "{\"lock\":\"\xff\"}", `[{"txid":1}]`,
 		`{"at":"2026-11-01T08:00:00Z"}`, `{"at":"2026-11-01"}`, `{"at":"9999-12-31T23:59:59Z"}`,
@@ -31,7 +31,7 @@ func FuzzBody(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, body []byte) {
 		for _, to := range []any{new(subjects.CursorRequest), new(subjects.GetRequest), new(subjects.TrimRequest), new(subjects.AdminRequest),
-			new(subjects.BatchesRequest), new(subjects.CursorsRequest)} {
+			new(subjects.BatchesRequest), new(subjects.CursorsRequest), new(subjects.RestoreRequest)} {
 			if err := smallJSON(body, to); err != nil {
 				checkBodyRefused(t, body, err)
 				continue

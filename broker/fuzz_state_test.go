@@ -1,6 +1,7 @@
 package broker
 
 import (
+	"bytes"
 	"encoding/binary"
 	"encoding/json"
 	"errors"
@@ -12,6 +13,7 @@ import (
 
 	"github.com/cantuslog/cantus/broker/cluster"
 	"github.com/cantuslog/cantus/raftstore"
+	"github.com/cantuslog/cantus/subjects"
 	"github.com/cantuslog/cantus/wal"
 	"github.com/cantuslog/cantus/wal/journal/journaltest"
 )
@@ -54,7 +56,7 @@ func FuzzApply(f *testing.F) {
 	f.Add(fuzzBatch(1, 3, "c"), false)
 	f.Add(fuzzBatch(1, 7, "c"), false)
 	f.Add(fuzzBatch(9, 3, "c"), false)
-	for _, kind := range []wal.BatchKind{wal.CursorWrites, wal.Trims, wal.Commands, 77} {
+	for _, kind := range []wal.BatchKind{wal.CursorWrites, wal.Trims, wal.Commands, wal.Restores, 77} {
 		var w wal.BatchWriter
 		w.Begin(kind, 2, 5000, 0)
 		if kind == wal.CursorWrites {
@@ -209,4 +211,58 @@ func FuzzFacts(f *testing.F) {
 			}
 		}
 	})
+}
+
+// FuzzRestoredBatches loads a piece of a log from a backup. What the leader
+// takes from it, a replica can apply; the rest waits for the next piece.
+func FuzzRestoredBatches(f *testing.F) {
+	var stream []byte
+	for txid := range uint64(3) {
+		b := fuzzBatch(7, txid+1, "a")
+		stream = append(binary.AppendUvarint(stream, uint64(len(b))), b...)
+	}
+	f.Add(stream, false)
+	f.Add(stream[:len(stream)-3], false)
+	f.Add([]byte{0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff}, true)
+	log := fuzzLog(f)
+	f.Fuzz(func(t *testing.T, stream []byte, asItIs bool) {
+		if !asItIs {
+			correctChecksums(stream)
+		}
+		batches, rest, err := splitBatches(stream, restorePoint{restoring: true})
+		if err != nil {
+			if _, is := errors.AsType[*subjects.Error](err); !is {
+				t.Fatal(err)
+			}
+			return
+		}
+		size := len(rest)
+		var damage error
+		r := newReplica(log, testReplicaOptions, time.Now, func(err error) { damage = err }, &digests{})
+		r.Apply([]raftstore.Committed{beginStep(wal.Base{}, 0)})
+		for i, b := range batches {
+			size += len(binary.AppendUvarint(nil, uint64(len(b)))) + len(b)
+			a := r.Apply([]raftstore.Committed{{Index: uint64(i + 2), Term: 1, Data: b, Restored: true}})[0].(applied)
+			if damage != nil || a.void {
+				t.Fatalf("batch %d is taken, and not applied: %+v, %v", i, a, damage)
+			}
+		}
+		if size > len(stream) || !bytes.HasSuffix(stream, rest) {
+			t.Fatalf("%d batches and %d bytes of %d", len(batches), len(rest), len(stream))
+		}
+	})
+}
+
+// correctChecksums corrects the checksums of the batches in a stream.
+func correctChecksums(stream []byte) {
+	for {
+		n, size := binary.Uvarint(stream)
+		if size <= 0 || n < 4 || n > uint64(len(stream)-size) {
+			return
+		}
+		b := stream[size : size+int(n)]
+		sum := crc32.Checksum(b[:len(b)-4], crc32.MakeTable(crc32.Castagnoli))
+		binary.LittleEndian.PutUint32(b[len(b)-4:], sum)
+		stream = stream[size+int(n):]
+	}
 }

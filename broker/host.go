@@ -20,6 +20,7 @@ import (
 // what that part states.
 type host struct {
 	name       string // of the node
+	cluster    string // the id of its cluster
 	names      subjects.Names
 	partitions int // of the cluster
 	log        *slog.Logger

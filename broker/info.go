@@ -9,6 +9,7 @@ import (
 	"github.com/cantuslog/cantus/broker/internal/natslink"
 	"github.com/cantuslog/cantus/raftstore"
 	"github.com/cantuslog/cantus/subjects"
+	"github.com/cantuslog/cantus/wal"
 )
 
 // partitionInfo describes a partition to clients.
@@ -87,7 +88,7 @@ func (i *partitionInfo) info() subjects.PartitionInfo {
 		BaseDigest: hex.EncodeToString(r.base.Digest[:]),
 		Leader:     status.Leader, Term: status.Term,
 		Locks:       subjects.LockInfo{Tracked: stats.Locks, Capacity: stats.Capacity, Floor: stats.Floor},
-		StorageFull: full,
+		StorageFull: full, Restoring: r.isRestoring(), History: pastClusters(r.history),
 	}
 	for _, rep := range status.Replicas {
 		shown := subjects.ReplicaInfo{Name: rep.Name, Voter: rep.Voter, State: "follower"}
@@ -101,4 +102,11 @@ func (i *partitionInfo) info() subjects.PartitionInfo {
 		info.Replicas = append(info.Replicas, shown)
 	}
 	return info
+}
+
+func pastClusters(history []wal.PastCluster) (all []subjects.PastCluster) {
+	for _, p := range history {
+		all = append(all, subjects.PastCluster{Cluster: p.ID, LastTxid: p.LastTxid})
+	}
+	return all
 }

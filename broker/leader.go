@@ -188,7 +188,7 @@ func (p *partition) sessionConfig(term uint64, end func(error)) sessionConfig {
 	return sessionConfig{
 		partition: p.id, partitions: h.partitions, names: h.names, term: term, log: p.log, metrics: &p.metrics, stages: h.metrics.stages,
 		queue: p.queue, certifier: p.replica.certifier, inflight: h.inflight,
-		propose: func(data []byte) proposal { return p.group.Propose(data) }, rejected: p.gate.fullError,
+		propose: func(data []byte) proposal { return p.group.Propose(data) }, rejected: p.rejected,
 		mark: func() uint64 { return p.replica.position().mark }, confirmLeader: func() bool { return p.requests.confirmLeader(term) }, end: end, stall: p.queue.stall,
 		nats: h.nats, replies: h.appends, feeds: h.feeds, feedKey: h.feedKey, adviseRefused: p.refusals.advisory,
 	}

@@ -45,6 +45,7 @@ type partition struct {
 	cursors    cursorWriter
 	cursorList cursorList
 	trimmer    trimmer
+	restorer   restorer
 }
 
 // openPartition restores the partition's state from its log and starts its
@@ -95,7 +96,7 @@ func (p *partition) wire() {
 		start: h.startRead, answers: h.reads, refusals: h.readSender, term: p.readTerm.Load,
 	}
 	p.reader = reader{
-		partition: p.id, names: h.names, metrics: &p.metrics, store: p.store, position: position, newest: p.replica.certifier.newest,
+		partition: p.id, cluster: h.cluster, names: h.names, metrics: &p.metrics, store: p.store, position: position, history: p.replica.pastClusters, newest: p.replica.certifier.newest,
 		unsendable: &p.unsendable, nats: h.nats, answers: h.reads, pacer: h.pacer, scans: h.scans,
 		times: times,
 	}
@@ -112,11 +113,14 @@ func (p *partition) wire() {
 		partition: p.id, log: p.log, store: p.store, replica: p.replica, gate: &p.gate, requests: &p.requests,
 		advise: h.advise, step: h.trimming,
 	}
+	p.restorer = restorer{
+		partition: p.id, cluster: h.cluster, replica: p.replica, gate: &p.gate, requests: &p.requests, now: h.now,
+	}
 }
 
 func (p *partition) setGroup(group *raftstore.Group) {
 	p.group, p.gate.group, p.fencing.group, p.transfer.group = group, group, group, group
-	p.requests.group, p.info.group, p.cursors.group, p.trimmer.group = group, group, group, group
+	p.requests.group, p.info.group, p.cursors.group, p.trimmer.group, p.restorer.group = group, group, group, group, group
 	p.cursorList.group = group
 }
 
@@ -168,6 +172,14 @@ func (p *partition) unserved() string {
 		return fmt.Sprintf("partition %d is catching up", p.id)
 	}
 	return ""
+}
+
+// rejected returns why no transaction can be stored now, nil if it can.
+func (p *partition) rejected() error {
+	if p.replica.position().restoring {
+		return errRestoring(p.id)
+	}
+	return p.gate.fullError()
 }
 
 // onAppend queues appends and batches. It runs on the reading goroutine of the

@@ -19,6 +19,8 @@ type query struct {
 	lock     string
 	payload  bool
 	packed   bool
+	cluster  string // from which the client has what is before from
+	limit    uint64 // the last transaction that may be shown, 0 for no limit
 }
 
 func parseQuery(body []byte) (query, error) {
@@ -33,6 +35,7 @@ func parseQuery(body []byte) (query, error) {
 		Lock        *string  `json:"lock"`
 		HeadersOnly bool     `json:"headers_only"`
 		Packed      bool     `json:"packed"`
+		Cluster     *string  `json:"cluster"`
 	}
 	if len(body) > subjects.MaxReadBody {
 		return q, subjects.Errorf(subjects.TooLarge, "the body has %d bytes: at most %d are allowed", len(body), subjects.MaxReadBody)
@@ -80,6 +83,12 @@ func parseQuery(body []byte) (query, error) {
 			return q, err
 		}
 		q.lock = *r.Lock
+	}
+	if r.Cluster != nil {
+		if err := checkClusterID(*r.Cluster); err != nil {
+			return q, err
+		}
+		q.cluster = *r.Cluster
 	}
 	q.payload, q.packed = !r.HeadersOnly, r.Packed
 	return q, nil

@@ -14,10 +14,12 @@ import (
 // reader answers reads from the log of a partition's replica.
 type reader struct {
 	partition  int
+	cluster    string // its id
 	names      subjects.Names
 	metrics    *partitionMetrics
 	store      *wal.Log
 	position   func() position
+	history    func() []wal.PastCluster
 	newest     func(lock string) (txid uint64, exact bool) // the newest transaction that recorded a lock
 	unsendable *unsendable
 	nats       natsInfo
@@ -34,6 +36,12 @@ func (r *reader) serveRead(ctx context.Context, m *natslink.Message) error {
 		return err
 	}
 	at := r.position()
+	if at.restoring {
+		return errRestoring(r.partition)
+	}
+	if q.limit, err = r.checkHistory(q); err != nil {
+		return err
+	}
 	if q.from > at.mark+1 {
 		return aheadError("from", q.from, r.partition, at.mark)
 	}
@@ -47,7 +55,49 @@ func (r *reader) serveReplicaRead(ctx context.Context, m *natslink.Message) erro
 	if err != nil {
 		return err
 	}
+	if q.limit, err = r.checkHistory(q); err != nil {
+		if at := r.position(); at.mark == 0 { // it may not know yet what was restored
+			return errBehind(r.partition)
+		}
+		return err
+	}
 	return r.read(ctx, m.Reply, q)
+}
+
+// errBehind refuses a read from a replica that has nothing yet.
+func errBehind(partition int) error {
+	return subjects.Errorf(subjects.Unavailable, "this replica of partition %d has no transaction yet: try again", partition)
+}
+
+// checkHistory refuses a read by a client that has other transactions before
+// q.from, from another cluster, than this partition has. If they are the same,
+// and from a past cluster, limit is the last one that is from there: the read
+// shows no later ones, so that whatever a client takes before it knows the
+// cluster that answers is from the cluster that it has named.
+func (r *reader) checkHistory(q query) (limit uint64, err error) {
+	had := q.from - 1
+	if q.cluster == "" || q.cluster == r.cluster || had == 0 {
+		return 0, nil
+	}
+	for _, p := range r.history() {
+		if p.ID != q.cluster {
+			continue
+		}
+		if had <= p.LastTxid {
+			return p.LastTxid, nil
+		}
+		e := subjects.Errorf(subjects.Ahead,
+			"transaction %d is from cluster %s, of which partition %d has the transactions up to %d: it was restored from a backup that ends there, "+
+				"and has another history since; go on from a state that is not later than transaction %d",
+			had, q.cluster, r.partition, p.LastTxid, p.LastTxid)
+		e.Txid, e.Cluster = p.LastTxid, r.cluster
+		return 0, e
+	}
+	e := subjects.Errorf(subjects.Ahead,
+		"transaction %d is from cluster %s, of which partition %d has nothing here, in cluster %s: this is another log; check the address, or begin anew",
+		had, q.cluster, r.partition, r.cluster)
+	e.Cluster = r.cluster
+	return 0, e
 }
 
 // serveGet answers with one transaction.
@@ -74,6 +124,9 @@ func (r *reader) getByLock(reply, lock string) error {
 	if err := subjects.CheckLock(lock); err != nil {
 		return err
 	}
+	if r.position().restoring {
+		return errRestoring(r.partition)
+	}
 	txid, exact := r.newest(lock)
 	switch {
 	case !exact && txid == 0:
@@ -87,6 +140,8 @@ func (r *reader) getByLock(reply, lock string) error {
 func (r *reader) get(reply string, txid uint64) error {
 	at := r.position()
 	switch {
+	case at.restoring:
+		return errRestoring(r.partition)
 	case txid > at.mark:
 		return aheadError("txid", txid, r.partition, at.mark)
 	case txid < at.first:

@@ -95,13 +95,20 @@ func (r *reader) read(ctx context.Context, reply string, q query) error {
 	}
 	for {
 		at := r.position()
+		if at.restoring {
+			return a.stop(ctx, errRestoring(r.partition), at.mark)
+		}
 		if a.next < at.first {
 			return a.stop(ctx, wal.ErrTrimmed, at.mark)
 		}
-		if err := a.scan(ctx, at); err != nil {
+		shown := at
+		if q.limit > 0 {
+			shown.mark = min(at.mark, q.limit)
+		}
+		if err := a.scan(ctx, shown); err != nil {
 			return a.stop(ctx, err, at.mark)
 		}
-		if a.sent > 0 || a.next <= at.mark || q.wait == 0 {
+		if a.sent > 0 || a.next <= at.mark || q.wait == 0 || q.limit > 0 {
 			return a.finish(ctx, at.mark)
 		}
 		over, err := a.await(ctx, at, timer.C)
@@ -163,6 +170,9 @@ func (r *readAnswer) scan(ctx context.Context, at position) error {
 		records := b.Batch.Read()
 		records.Skip(int(r.next - b.Batch.First))
 		for records.Next(&t) {
+			if t.Txid > at.mark && r.q.limit > 0 {
+				return nil
+			}
 			invariant.ReadWithinLog.Check(t.Txid <= at.mark, t.Txid, at.mark)
 			size := len(t.Payload) + len(t.Header)
 			if r.q.matches(&t) {
@@ -322,5 +332,5 @@ func (r *readAnswer) stop(ctx context.Context, err error, mark uint64) error {
 
 func (r *readAnswer) end(mark uint64) error {
 	r.reader.metrics.read(r.done.sent)
-	return r.reader.answers.Send(appendEnd(nil, r.reply, r.done, mark))
+	return r.reader.answers.Send(appendEnd(nil, r.reply, r.reader.cluster, r.done, mark))
 }

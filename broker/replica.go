@@ -52,6 +52,8 @@ type replica struct {
 	base       wal.Base        // the chain before the oldest transaction kept
 	baseTime   int64           // of the last transaction that was trimmed, or unknownTime
 	trimIndex  uint64          // index through which the log is to be trimmed
+	restoring  *restoring      // nil unless the log is being restored
+	history    []wal.PastCluster
 
 	trimmed chan struct{} // capacity 1: trimIndex has moved
 	chain   *digests      // the digest after each batch
@@ -134,6 +136,8 @@ func (r *replica) apply(e raftstore.Committed) (applied, error) {
 		return r.applyCursors(e, b)
 	case wal.Trims:
 		return r.applyTrims(e, b)
+	case wal.Restores:
+		return r.applyRestores(e, b)
 	}
 	return applied{}, fmt.Errorf("%w: batches of kind %d are not known to this version", wal.ErrFormat, b.Kind)
 }
@@ -141,9 +145,10 @@ func (r *replica) apply(e raftstore.Committed) (applied, error) {
 // applyTransactions records a batch's transactions. A batch is void, on every
 // replica alike, if its first txid does not follow on the last one, if its time
 // is before the last one's, or if it was certified in another term than its
-// entry's.
+// entry's. While the log is restored a batch counts if it is restored, and in
+// any term; otherwise it is void if it is restored.
 func (r *replica) applyTransactions(e raftstore.Committed, b wal.Batch) (applied, error) {
-	if b.First != r.mark.Load()+1 || b.OutOfTerm(e.Term) || !r.inTime(b) {
+	if b.First != r.mark.Load()+1 || e.Restored != r.isRestoring() || !e.Restored && b.OutOfTerm(e.Term) || !r.inTime(b) {
 		invariant.BatchVoided.Reached()
 		return applied{void: true}, r.log.Void(e.Index)
 	}
@@ -178,6 +183,10 @@ func (r *replica) record(data []byte, b wal.Batch) error {
 func (r *replica) applyCursors(e raftstore.Committed, b wal.Batch) (applied, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	if r.isRestoring() {
+		r.countOther(e)
+		return applied{void: true}, nil
+	}
 	var a applied
 	records := b.Read()
 	n := int64(0) // no two writes have the same time
@@ -215,6 +224,9 @@ type snapshotState struct {
 	NewestTime  int64  `json:"newest_time,omitempty"`
 	NewestBytes uint64 `json:"newest_bytes,omitempty"`
 	BaseTime    int64  `json:"base_time,omitempty"`
+
+	Restoring *restoring        `json:"restoring,omitempty"`
+	History   []wal.PastCluster `json:"history,omitempty"`
 }
 
 const (
@@ -231,6 +243,7 @@ func (r *replica) Snapshot() raftstore.Snapshot {
 	s := snapshotState{
 		Index: r.index, Txid: r.mark.Load(), Time: r.certifier.time(), First: r.first, Digest: r.digest[:], Bytes: r.bytes, Trim: r.trimIndex,
 		LastTime: r.lastTime, Behind: r.behind, NewestTime: r.lastPoint.time, NewestBytes: r.lastPoint.bytes, BaseTime: r.baseTime,
+		Restoring: r.restoring, History: r.history,
 	}
 	state, err := json.Marshal(s)
 	if err != nil {
@@ -269,6 +282,7 @@ func (r *replica) Restore(state []byte) error {
 	if r.baseTime = s.BaseTime; r.baseTime == 0 && r.first > 1 {
 		r.baseTime = unknownTime
 	}
+	r.restoring, r.history = s.Restoring, s.History
 	if r.lastTime = s.LastTime; r.lastTime == 0 {
 		r.lastTime = s.Time
 	}
@@ -293,14 +307,23 @@ func (r *replica) Restore(state []byte) error {
 
 // position is the state that readers need, all of the same moment.
 type position struct {
-	mark    uint64 // high-water mark
-	index   uint64 // no later entry may be shown
-	first   uint64
-	changed <-chan struct{}
+	mark      uint64 // high-water mark
+	index     uint64 // no later entry may be shown
+	first     uint64
+	restoring bool // nothing may be shown, nor appended
+	changed   <-chan struct{}
 }
 
 func (r *replica) position() position {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return position{mark: r.mark.Load(), index: r.index, first: r.first, changed: r.changed}
+	return position{mark: r.mark.Load(), index: r.index, first: r.first, restoring: r.isRestoring(), changed: r.changed}
+}
+
+// pastClusters returns the log history: the clusters in which the log's
+// transactions were committed before it was restored into this one.
+func (r *replica) pastClusters() []wal.PastCluster {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.history
 }

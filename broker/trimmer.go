@@ -79,6 +79,9 @@ func (t *trimmer) serve(ctx context.Context, m *natslink.Message) error {
 	if err != nil {
 		return err
 	}
+	if t.replica.position().restoring {
+		return errRestoring(t.partition)
+	}
 	reply := subjects.TrimReply{Partition: t.partition}
 	if keep > 0 {
 		if err := t.gate.awaitProposed(ctx); err != nil {
@@ -89,8 +92,11 @@ func (t *trimmer) serve(ctx context.Context, m *natslink.Message) error {
 		if err != nil {
 			return err
 		}
-		if a.failed {
+		switch {
+		case a.failed:
 			return raftstore.ErrUnknown
+		case a.void:
+			return errRestoring(t.partition)
 		}
 		first := t.replica.position().first
 		switch {

@@ -179,6 +179,10 @@ func (r *replica) snapshotTrimPoints() []wal.Meta {
 func (r *replica) applyTrims(e raftstore.Committed, b wal.Batch) (applied, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	if r.isRestoring() {
+		r.countOther(e)
+		return applied{void: true}, nil
+	}
 	r.certifier.advance(b.Time)
 	records := b.Read()
 	for record, ok := records.NextRaw(); ok; record, ok = records.NextRaw() {

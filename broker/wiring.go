@@ -170,7 +170,7 @@ func (n *Node) controllerConfig(partition int, m *meta) controllerConfig {
 func (n *Node) host() host {
 	i, c := n.identity, n.conns
 	return host{
-		name: i.opts.Name, names: i.names, partitions: n.store.Identity().Partitions, log: i.log,
+		name: i.opts.Name, cluster: n.store.Identity().ID, names: i.names, partitions: n.store.Identity().Partitions, log: i.log,
 		now: time.Now, queueBytes: int(n.limits.queueBytes.Load()), replica: i.opts.replica(), trimming: i.opts.trimming,
 		metrics: n.metrics, stats: n.stats,
 		messaging: messaging{
@@ -192,7 +192,7 @@ func (n *Node) host() host {
 func (n *Node) newClusterInfo() *clusterInfo {
 	i, id := n.identity, n.store.Identity()
 	return &clusterInfo{
-		self: i.opts.Name, cluster: id.Cluster, version: i.opts.Version, partitions: id.Partitions, feedKey: i.feedKey().Public().(ed25519.PublicKey),
+		self: i.opts.Name, cluster: id.Cluster, id: id.ID, version: i.opts.Version, partitions: id.Partitions, feedKey: i.feedKey().Public().(ed25519.PublicKey),
 		peers: n.peers, facts: n.meta.current, ready: n.Ready, stats: n.stats, answers: n.conns.readSender,
 	}
 }

@@ -34,6 +34,9 @@ type Committed struct {
 	Index uint64
 	Term  uint64
 	Data  []byte
+	// Restored reports whether the entry was proposed by
+	// [Group.ProposeRestored].
+	Restored bool
 	// Taken is the time when this replica, as the leader, accepted the entry,
 	// and Synced the time when it had synced it. Both are zero if they are not
 	// known, as on followers.
@@ -69,7 +72,7 @@ func (a fsmAdapter) ApplyBatch(logs []*raft.Log) []any {
 	entries := make([]Committed, 0, len(logs))
 	for _, l := range logs {
 		if l.Type == raft.LogCommand {
-			entries = append(entries, Committed{Index: l.Index, Term: l.Term, Data: l.Data, Taken: l.AppendedAt})
+			entries = append(entries, Committed{Index: l.Index, Term: l.Term, Data: l.Data, Restored: wal.IsRestored(l.Extensions), Taken: l.AppendedAt})
 		}
 	}
 	if n := len(entries); n > 0 {

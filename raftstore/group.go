@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"github.com/hashicorp/raft"
+
+	"github.com/cantuslog/cantus/wal"
 )
 
 // Group is a running replica of a Raft group.
@@ -156,14 +158,22 @@ func (g *Group) Leading() bool { return g.raft.State() == raft.Leader }
 // Propose proposes an entry. It does not wait for the outcome, but blocks while
 // raft's queue is full. Proposals that are made one after another, and that are
 // appended, are in the log in that order. The group owns data from then on.
-func (g *Group) Propose(data []byte) Proposal {
+func (g *Group) Propose(data []byte) Proposal { return g.propose(raft.Log{Data: data}) }
+
+// ProposeRestored is Propose for a batch that was committed in another log, and
+// is restored into this one as it is: see [wal.Entry.Restored].
+func (g *Group) ProposeRestored(data []byte) Proposal {
+	return g.propose(raft.Log{Data: data, Extensions: []byte(wal.RestoredMark)})
+}
+
+func (g *Group) propose(l raft.Log) Proposal {
 	g.enqueueing.RLock()
 	defer g.enqueueing.RUnlock()
 	if g.closed {
 		return Proposal{}
 	}
 	g.outstanding.Add(1)
-	return Proposal{g, g.raft.Apply(data, 0)}
+	return Proposal{g, g.raft.ApplyLog(l, 0)}
 }
 
 // Proposal is a proposed entry.

@@ -298,7 +298,7 @@ func TestDocumentedJSON(t *testing.T) {
 		"AdminRequest": new(subjects.AdminRequest), "AdminReply": new(subjects.AdminReply),
 		"BatchesRequest": new(subjects.BatchesRequest), "CursorsRequest": new(subjects.CursorsRequest), "CursorsReply": new(subjects.CursorsReply),
 		"TrimRequest": new(subjects.TrimRequest), "TrimReply": new(subjects.TrimReply),
-		"ClusterStatus": new(subjects.ClusterStatus),
+		"ClusterStatus": new(subjects.ClusterStatus), "RestoreRequest": new(subjects.RestoreRequest), "RestoreReply": new(subjects.RestoreReply),
 	}
 	text := document(t)
 	examples := regexp.MustCompile("(?s)<!-- json: (\\w+) -->\n```json\n(.*?)```").FindAllStringSubmatch(text, -1)

@@ -79,6 +79,10 @@ type Error struct {
 	Conflicts []ConflictingLock `json:"conflicts,omitempty"`
 	// FirstTxid is, for trimmed, the oldest transaction that is kept.
 	FirstTxid uint64 `json:"first_txid,omitempty"`
+	// Cluster is the id of the cluster that answers, if a read or a cursor is
+	// refused because of the cluster in its request. Txid is then the last
+	// transaction that the two have in common, 0 for none.
+	Cluster string `json:"cluster,omitempty"`
 }
 
 // Errorf returns an Error with a reason, the reason's code, and a message.

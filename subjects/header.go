@@ -54,6 +54,13 @@ const (
 	// HeaderSignature is the leader's signature over HeaderHashes.
 	HeaderSignature = "Cantus-Signature"
 
+	// HeaderOffset is, on a piece of a log that is restored, how many bytes
+	// after the transaction HeaderPrevious come before it.
+	HeaderOffset = "Cantus-Offset"
+	// HeaderCluster is, at the end of a read, the id of the cluster that
+	// answers.
+	HeaderCluster = "Cantus-Cluster"
+
 	// HeaderErrorCode is the numeric code of a refusal.
 	HeaderErrorCode = "Nats-Service-Error-Code"
 	// HeaderError is the reason and text of a refusal.
@@ -94,6 +101,8 @@ const (
 	MaxKinds = 64
 	// MaxReadBody is the most bytes of a read's body.
 	MaxReadBody = 65_536
+	// MaxRestoreBody is the most bytes of the JSON body of a restore's step.
+	MaxRestoreBody = 65_536
 	// MaxReadCount is the most transactions one read may ask for.
 	MaxReadCount = 65_536
 	// MaxReadBytes is the most bytes one read may ask for.

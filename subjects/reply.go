@@ -65,6 +65,10 @@ type ReadRequest struct {
 	HeadersOnly bool `json:"headers_only,omitempty"`
 	// Packed asks for many transactions in a message: see [NextPacked].
 	Packed bool `json:"packed,omitempty"`
+	// Cluster is the id of the cluster from which the reader has the
+	// transaction before From. The read is refused if the partition's log is
+	// another one there.
+	Cluster string `json:"cluster,omitempty"`
 }
 
 // GetRequest is the body of a get: exactly one of its fields is set.
@@ -134,7 +138,10 @@ type InfoRequest struct {
 
 // ClusterInfo describes the cluster.
 type ClusterInfo struct {
-	Cluster    string     `json:"cluster"`
+	Cluster string `json:"cluster"`
+	// ID is the cluster's id. A cluster that was restored from a backup of this
+	// one has another.
+	ID         string     `json:"id"`
 	Version    string     `json:"version"`
 	Partitions int        `json:"partitions"`
 	Nodes      []NodeInfo `json:"nodes"`
@@ -170,7 +177,13 @@ type PartitionInfo struct {
 	// StorageFull is the reason why appends are refused with [StorageFull], ""
 	// if they are not.
 	StorageFull string `json:"storage_full,omitempty"`
-	Error       *Error `json:"error,omitempty"`
+	// Restoring is true while the partition is being restored from a backup:
+	// nothing is appended or read until that has ended.
+	Restoring bool `json:"restoring,omitempty"`
+	// History lists the clusters in which the partition's transactions were
+	// committed before it was restored into this one, the oldest first.
+	History []PastCluster `json:"history,omitempty"`
+	Error   *Error        `json:"error,omitempty"`
 }
 
 // ReplicaInfo describes one replica of a partition. State is "leader",

@@ -59,7 +59,7 @@ func TestJSON(t *testing.T) {
 			`{"partition":1,"name":"c","txid":3,"time":"2026-11-22T09:00:00.123456789Z","high_water_mark":8,` +
 				`"error":{"code":409,"reason":"wrong_last","message":"m"}}`},
 		"cluster": {&subjects.ClusterInfo{Cluster: "c", Version: "1", Partitions: 4, Nodes: []subjects.NodeInfo{{Name: "n1", Ready: true}, {Name: "n2"}}, FeedKey: "k"},
-			`{"cluster":"c","version":"1","partitions":4,"nodes":[{"name":"n1","ready":true},{"name":"n2","ready":false}],"feed_key":"k"}`},
+			`{"cluster":"c","id":"","version":"1","partitions":4,"nodes":[{"name":"n1","ready":true},{"name":"n2","ready":false}],"feed_key":"k"}`},
 		"partition": {&subjects.PartitionInfo{
 			Partition: 0, FirstTxid: 1, HighWaterMark: 0, Digest: "00", BaseDigest: "11", Leader: "n1", Term: 2,
 			Replicas: []subjects.ReplicaInfo{{Name: "n1", State: "leader", Voter: true}},

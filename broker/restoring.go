@@ -1,0 +1,244 @@
+package broker
+
+import (
+	"fmt"
+	"math"
+	"slices"
+
+	"github.com/cantuslog/cantus/raftstore"
+	"github.com/cantuslog/cantus/subjects"
+	"github.com/cantuslog/cantus/wal"
+)
+
+// A log is restored from a backup in steps, each of which is an entry: the
+// beginning, which sets the point at which the backup begins; the batches of
+// the backup, as they were; its cursors; and the end, which says at which txid
+// and digest the log must be. In between the partition is restoring: a part of
+// the replicated state, like the high-water mark. It makes batches of other
+// entries void, and cursor writes and trims too.
+//
+// Every step may come twice or late, from a leader that was replaced: one that
+// does not fit to the state changes nothing, on every replica alike.
+
+// restoring is the state of a log that is being restored.
+type restoring struct {
+	Cluster string `json:"cluster"` // from which the backup was taken
+	Txid    uint64 `json:"txid"`    // where the backup begins
+	Digest  []byte `json:"digest"`
+}
+
+// isRestoring reports whether the log is being restored. The caller is Apply,
+// or holds mu.
+func (r *replica) isRestoring() bool { return r.restoring != nil }
+
+// restoresFrom reports whether the log is being restored from a backup that
+// begins like this.
+func (s *restoring) restoresFrom(b *wal.RestoreBegin) bool {
+	return s != nil && s.Cluster == b.Cluster && s.Txid == b.Base.Txid && slices.Equal(s.Digest, b.Base.Digest[:])
+}
+
+// mayBegin returns why a log can't be restored into this one, nil if it can. mu
+// is held.
+func (r *replica) mayBegin(b *wal.RestoreBegin) error {
+	switch mark := r.mark.Load(); {
+	case r.restoring.restoresFrom(b):
+		return nil
+	case r.isRestoring():
+		return subjects.Errorf(subjects.WrongLast,
+			"the partition is being restored from another backup, of cluster %s, which begins after txid %d: go on with that one, or restore into a new cluster",
+			r.restoring.Cluster, r.restoring.Txid)
+	case mark > 0 || len(r.history) > 0:
+		return subjects.Errorf(subjects.WrongLast, "the partition has transactions, or was restored before (its last txid is %d): restore into a new cluster", mark)
+	case len(r.cursors) > 0:
+		return subjects.Errorf(subjects.WrongLast, "the partition has %s: remove them, or restore into a new cluster", count(len(r.cursors), "cursor"))
+	}
+	return nil
+}
+
+// applyRestores applies the steps of a restore. A batch of which a step does
+// not fit is void.
+func (r *replica) applyRestores(e raftstore.Committed, b wal.Batch) (applied, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	void := false
+	var s wal.RestoreStep
+	records := b.Read()
+	for !void && records.NextRestore(&s) {
+		switch {
+		case s.Begin != nil:
+			if void = r.isRestoring() || r.mayBegin(s.Begin) != nil; !void {
+				r.beginRestore(s.Begin, e.Index)
+			}
+		case s.Cursor != nil:
+			if void = !r.isRestoring(); !void {
+				r.restoreCursor(s.Cursor)
+			}
+		case s.End != nil:
+			if void = r.mayEnd(s.End) != nil; !void {
+				r.restoring, r.history = nil, s.End.History
+			}
+		}
+	}
+	r.countOther(e)
+	if err := records.Err(); err != nil {
+		return applied{}, fmt.Errorf("%w: %w", wal.ErrDamaged, err)
+	}
+	if void {
+		return applied{void: true}, r.log.Void(e.Index)
+	}
+	return applied{}, nil
+}
+
+// beginRestore sets the state to that of a log whose transactions up to a base
+// were trimmed. mu is held.
+func (r *replica) beginRestore(b *wal.RestoreBegin, index uint64) {
+	r.restoring = &restoring{Cluster: b.Cluster, Txid: b.Base.Txid, Digest: b.Base.Digest[:]}
+	r.first, r.base, r.digest = b.Base.Txid+1, b.Base, b.Base.Digest
+	r.lastTime, r.baseTime = b.Time, b.Time
+	// Without a walk the rebuilt table is empty, and its floor is at the base.
+	_ = r.certifier.rebuild(b.Base.Txid, b.Time, r.first, func(func(*wal.Transaction) bool) error { return nil })
+	r.mark.Store(b.Base.Txid)
+	if b.Base.Txid > 0 {
+		r.chain.add(chainPoint{b.Base, index})
+	}
+}
+
+// restoreCursor sets a cursor as it was. mu is held.
+func (r *replica) restoreCursor(c *wal.RestoredCursor) {
+	name := string(c.Name)
+	if r.dirty[name] = true; c.Txid > 0 {
+		r.cursors[name] = cursor{c.Txid, c.Time}
+	} else {
+		delete(r.cursors, name)
+	}
+}
+
+// mayEnd returns why a restore can't end now, nil if it can. mu is held.
+func (r *replica) mayEnd(end *wal.RestoreEnd) error {
+	mark := r.mark.Load()
+	switch {
+	case !r.isRestoring():
+		return subjects.Errorf(subjects.WrongLast, "the partition is not being restored: its last txid is %d", mark)
+	case mark != end.Base.Txid:
+		return subjects.Errorf(subjects.WrongLast, "the partition has the transactions up to %d, and not %d: load the others first", mark, end.Base.Txid)
+	case r.digest != end.Base.Digest:
+		return subjects.Errorf(subjects.WrongLast,
+			"at txid %d the partition has the digest %x, and the backup %x: what was loaded is not what was backed up; restore into a new cluster", mark, r.digest[:], end.Base.Digest[:])
+	}
+	for name, c := range r.cursors {
+		if c.Txid > mark {
+			return subjects.Errorf(subjects.Ahead, "cursor %q is at %d, and the log ends at %d", name, c.Txid, mark)
+		}
+	}
+	return nil
+}
+
+// hasEnded reports whether a restore has ended like this before.
+func (r *replica) hasEnded(end *wal.RestoreEnd) bool {
+	return !r.isRestoring() && len(end.History) > 0 && slices.Equal(r.history, end.History)
+}
+
+// maxPast bounds the past clusters of a log.
+const maxPast = 256
+
+// checkHistory returns an error unless past are the clusters of a log that
+// ended at a txid, the last of them source.
+func checkHistory(past []wal.PastCluster, source string, last uint64) error {
+	bad := func(format string, args ...any) error {
+		return subjects.Errorf(subjects.BadRequest, "end.history: "+format, args...)
+	}
+	if len(past) == 0 || len(past) > maxPast {
+		return bad("it has %d clusters: 1 to %d are allowed, the last of them that of the backup", len(past), maxPast)
+	}
+	seen := map[string]bool{}
+	before := uint64(0)
+	for _, p := range past {
+		if err := checkClusterID(p.ID); err != nil {
+			return err
+		}
+		if seen[p.ID] || p.LastTxid < before {
+			return bad("cluster %s is in it twice, or its last txid is less than that of the one before", p.ID)
+		}
+		seen[p.ID], before = true, p.LastTxid
+	}
+	if p := past[len(past)-1]; p.ID != source || p.LastTxid != last {
+		return bad("it ends with cluster %s and txid %d: the backup is of cluster %s and ends at %d", p.ID, p.LastTxid, source, last)
+	}
+	return nil
+}
+
+// checkClusterID refuses what can't be a cluster's id.
+func checkClusterID(id string) error {
+	const most = 128
+	for _, c := range []byte(id) {
+		if c <= ' ' || c >= 0x7f {
+			return subjects.Errorf(subjects.BadRequest, "cluster %q is not a cluster's id", clip([]byte(id)))
+		}
+	}
+	if id == "" || len(id) > most {
+		return subjects.Errorf(subjects.BadRequest, "a cluster's id has 1 to %d bytes, and %q has %d", most, clip([]byte(id)), len(id))
+	}
+	return nil
+}
+
+// checkRestored returns an error unless a replica can apply a batch that
+// follows on a transaction, and readers can get it. Replicas take a batch
+// without a look into it, and one that they could not read would stop them all.
+func checkRestored(data []byte, after wal.Base, lastTime int64) (last uint64, at int64, err error) {
+	bad := func(format string, args ...any) (uint64, int64, error) {
+		return 0, 0, subjects.Errorf(subjects.BadRequest, "batch after txid %d: "+format, append([]any{after.Txid}, args...)...)
+	}
+	b, err := wal.ParseBatch(data)
+	switch {
+	case err != nil:
+		return bad("%v", err)
+	case b.Kind != wal.Transactions || b.Count == 0:
+		return bad("it has no transactions")
+	case b.First != after.Txid+1:
+		return bad("it begins with txid %d", b.First)
+	case b.Time < lastTime || b.Time > math.MaxInt64-int64(b.Count):
+		return bad("its time, %d, is out of range: the last one is %d", b.Time, lastTime)
+	}
+	var t wal.Transaction
+	records := b.Read()
+	for records.Next(&t) {
+		if err := checkStored(&t); err != nil {
+			return bad("txid %d: %v", t.Txid, err)
+		}
+	}
+	if err := records.Err(); err != nil {
+		return bad("%v", err)
+	}
+	return b.Last(), b.Time + int64(b.Count) - 1, nil
+}
+
+// checkStored checks a transaction of a batch as an append would be checked.
+func checkStored(t *wal.Transaction) error {
+	if err := subjects.CheckKind(text(t.Kind)); err != nil {
+		return err
+	}
+	if len(t.MsgID) > 0 {
+		if err := subjects.CheckMsgID(text(t.MsgID)); err != nil {
+			return err
+		}
+	}
+	if len(t.Locks) > subjects.MaxLocks {
+		return fmt.Errorf("%d locks", len(t.Locks))
+	}
+	for _, l := range t.Locks {
+		if err := subjects.CheckLock(text(l.Name)); err != nil {
+			return err
+		}
+	}
+	if len(t.Header) == 0 {
+		return nil
+	}
+	block := append(subjects.AppendBlockStart(nil), t.Header...)
+	return subjects.ScanBlock(subjects.AppendBlockEnd(block), func(key, _ []byte) error {
+		verdict, err := subjects.CheckOtherHeader(text(key))
+		if err == nil && verdict != subjects.Stored {
+			err = fmt.Errorf("header %q is not stored", clip(key))
+		}
+		return err
+	})
+}
