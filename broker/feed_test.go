@@ -288,7 +288,7 @@ func TestInfo(t *testing.T) {
 	wantRefusal(t, ask(t, nc, "cantus.info", `{"x":1}`), subjects.BadRequest)
 	wantRefusal(t, ask(t, nc, "cantus.info.0", `{"x":1}`), subjects.BadRequest)
 	empty := info(t, nc, 1)
-	wantBody(t, ask(t, nc, "cantus.info.1", ""), `{"partition":1,"first_txid":1,"high_water_mark":0,"digest":"`+empty.Digest+`","leader":"alpha","term":`+fmt.Sprint(empty.Term)+
+	wantBody(t, ask(t, nc, "cantus.info.1", ""), `{"partition":1,"first_txid":1,"high_water_mark":0,"digest":"`+empty.Digest+`","base_digest":"`+empty.Digest+`","leader":"alpha","term":`+fmt.Sprint(empty.Term)+
 		`,"replicas":[{"name":"alpha","state":"leader","voter":true,"high_water_mark":0}],"locks":{"tracked":0,"capacity":1000000,"floor":0}}`)
 	fill(t, nc)
 	filled := info(t, nc, 0)

@@ -56,20 +56,28 @@ func (r *replica) restorePoint() restorePoint {
 
 // serve carries out one step.
 func (s *restorer) serve(ctx context.Context, m *natslink.Message) error {
+	reply, err := s.serveAlone(ctx, m)
+	if err == nil {
+		s.requests.answer(natslink.AppendPub(nil, m.Reply, mustJSON(reply)))
+	}
+	return err
+}
+
+// serveAlone is serve without the answer, which must not come before another
+// step can be served.
+func (s *restorer) serveAlone(ctx context.Context, m *natslink.Message) (reply subjects.RestoreReply, err error) {
 	if !s.mu.TryLock() {
-		return subjects.Errorf(subjects.Busy, "another step of the partition's restore is being carried out: send one after the other")
+		return reply, subjects.Errorf(subjects.Busy, "another step of the partition's restore is being carried out: send one after the other")
 	}
 	defer s.mu.Unlock()
-	err := s.step(ctx, m)
-	if err != nil {
+	if err := s.step(ctx, m); err != nil {
 		s.piece = nil
-		return err
+		return reply, err
 	}
 	at := s.replica.restorePoint()
-	s.requests.answer(natslink.AppendPub(nil, m.Reply, mustJSON(subjects.RestoreReply{
+	return subjects.RestoreReply{
 		Partition: s.partition, Restoring: at.restoring, HighWaterMark: at.Txid, Digest: hex.EncodeToString(at.Digest[:]), Joined: len(s.piece),
-	})))
-	return nil
+	}, nil
 }
 
 func (s *restorer) step(ctx context.Context, m *natslink.Message) error {
