@@ -36,6 +36,7 @@ var rooms = map[string][]string{
 
 // banned says which modules a package may not import although its folder may.
 var banned = map[string][]string{
+	"internal/backup":   {module + "/broker", module + "/raftstore"},
 	"raftstore/peernet": {"github.com/hashicorp/raft", module + "/raftstore", module + "/wal"},
 }
 
@@ -104,7 +105,8 @@ var owners = map[string][]string{
 	"github.com/hashicorp/raft":         {"raftstore"},
 	"github.com/nats-io/nats-server":    {"broker", "internal"},
 	"github.com/nats-io/nats.go":        {"broker", "cantustest", "client", "cmd", "e2e", "examples", "internal", "subjects"},
-	"github.com/prometheus":             {"broker", "client"},
+	"github.com/prometheus":             {"broker", "client", "cmd"},
+	"gocloud.dev":                       {"internal"},
 	"github.com/alecthomas/kong":        {"cmd"},
 	"modernc.org/sqlite":                {"examples"},
 	"github.com/jackc/pgx":              {"examples"},

@@ -1,0 +1,71 @@
+package backup
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"io/fs"
+	"strings"
+
+	"gocloud.dev/blob"
+	_ "gocloud.dev/blob/azureblob" // azblob://
+	_ "gocloud.dev/blob/gcsblob"   // gs://
+	_ "gocloud.dev/blob/s3blob"    // s3://
+	"gocloud.dev/gcerrors"
+)
+
+// cloud is a Bucket of an object store.
+type cloud struct{ bucket *blob.Bucket }
+
+func openCloud(ctx context.Context, url string) (*cloud, error) {
+	if scheme, _, _ := strings.Cut(url, "://"); !blob.DefaultURLMux().ValidBucketScheme(scheme) {
+		return nil, fmt.Errorf("%s: there is no storage %q: write a directory, or a URL that begins with s3://, gs:// or azblob://", url, scheme)
+	}
+	b, err := blob.OpenBucket(ctx, url)
+	if err != nil {
+		return nil, err
+	}
+	return &cloud{b}, nil
+}
+
+func (c *cloud) Put(ctx context.Context, name string, data []byte, mustBeNew bool) error {
+	err := c.bucket.WriteAll(ctx, name, data, &blob.WriterOptions{ContentType: "application/octet-stream", IfNotExist: mustBeNew})
+	if mustBeNew && gcerrors.Code(err) == gcerrors.FailedPrecondition {
+		return fmt.Errorf("%w: %w", fs.ErrExist, err)
+	}
+	return err
+}
+
+func (c *cloud) Get(ctx context.Context, name string, limit int64) ([]byte, error) {
+	r, err := c.bucket.NewReader(ctx, name, nil)
+	if gcerrors.Code(err) == gcerrors.NotFound {
+		return nil, fmt.Errorf("%w: %w", fs.ErrNotExist, err)
+	}
+	if err != nil {
+		return nil, err
+	}
+	defer r.Close()
+	return readLimited(r, limit)
+}
+
+func (c *cloud) List(ctx context.Context, prefix string) (all []Object, err error) {
+	for i := c.bucket.List(&blob.ListOptions{Prefix: prefix}); ; {
+		o, err := i.Next(ctx)
+		if err == io.EOF {
+			return all, nil
+		}
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, Object{o.Key, o.Size, o.ModTime})
+	}
+}
+
+func (c *cloud) Delete(ctx context.Context, name string) error {
+	if err := c.bucket.Delete(ctx, name); gcerrors.Code(err) != gcerrors.NotFound {
+		return err
+	}
+	return nil
+}
+
+func (c *cloud) Close() error { return c.bucket.Close() }

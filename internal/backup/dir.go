@@ -1,0 +1,132 @@
+package backup
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+)
+
+// dir is a Bucket in a directory. The library for object stores has one too,
+// which does not sync what it writes, and lets two processes write the same new
+// object.
+type dir struct{ root string }
+
+// tempPrefix begins the names of files that are being written.
+const tempPrefix = ".tmp-"
+
+func openDir(root string) (*dir, error) {
+	if err := os.MkdirAll(root, 0o777); err != nil {
+		return nil, err
+	}
+	return &dir{root}, nil
+}
+
+func (d *dir) path(name string) string { return filepath.Join(d.root, filepath.FromSlash(name)) }
+
+func (d *dir) Put(_ context.Context, name string, data []byte, mustBeNew bool) (err error) {
+	path := d.path(name)
+	folder := filepath.Dir(path)
+	if err := os.MkdirAll(folder, 0o777); err != nil {
+		return err
+	}
+	f, err := os.CreateTemp(folder, tempPrefix+"*")
+	if err != nil {
+		return err
+	}
+	defer func() { _ = os.Remove(f.Name()) }() // unless it was renamed
+	_, err = f.Write(data)
+	if err = errors.Join(err, f.Chmod(0o644), f.Sync(), f.Close()); err != nil {
+		return err
+	}
+	if mustBeNew {
+		err = publish(f.Name(), path)
+	} else {
+		err = os.Rename(f.Name(), path)
+	}
+	if err != nil {
+		return err
+	}
+	return errors.Join(syncDir(folder), syncDir(d.root))
+}
+
+// publish gives a file the name of a new one, and fails if there is one. Where
+// the file system has no hard links, two processes that do so at the same
+// moment may both succeed.
+func publish(temp, path string) error {
+	err := os.Link(temp, path)
+	if err == nil || errors.Is(err, fs.ErrExist) {
+		return err
+	}
+	if _, err := os.Lstat(path); err == nil {
+		return &fs.PathError{Op: "create", Path: path, Err: fs.ErrExist}
+	}
+	return os.Rename(temp, path)
+}
+
+func syncDir(path string) error {
+	if runtime.GOOS == "windows" { // directories can't be synced there
+		return nil
+	}
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	return errors.Join(f.Sync(), f.Close())
+}
+
+func (d *dir) Get(_ context.Context, name string, limit int64) ([]byte, error) {
+	f, err := os.Open(d.path(name))
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	return readLimited(f, limit)
+}
+
+// readLimited reads r to its end, which has to be within limit bytes.
+func readLimited(r io.Reader, limit int64) ([]byte, error) {
+	b, err := io.ReadAll(io.LimitReader(r, limit+1))
+	if err == nil && int64(len(b)) > limit {
+		err = errTooLarge
+	}
+	return b, err
+}
+
+func (d *dir) List(_ context.Context, prefix string) (all []Object, err error) {
+	err = filepath.WalkDir(d.path(prefix), func(path string, e fs.DirEntry, err error) error {
+		if isMissing(err) || err == nil && e.IsDir() {
+			return nil // it was deleted meanwhile
+		}
+		if err != nil || strings.HasPrefix(e.Name(), tempPrefix) {
+			return err
+		}
+		info, err := e.Info()
+		if isMissing(err) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		name, err := filepath.Rel(d.root, path)
+		all = append(all, Object{filepath.ToSlash(name), info.Size(), info.ModTime()})
+		return err
+	})
+	slices.SortFunc(all, func(a, b Object) int { return strings.Compare(a.Name, b.Name) })
+	return all, err
+}
+
+func (d *dir) Delete(_ context.Context, name string) error {
+	if err := os.Remove(d.path(name)); err != nil && !isMissing(err) {
+		return fmt.Errorf("delete %s: %w", name, err)
+	}
+	return nil
+}
+
+func (d *dir) Close() error { return nil }

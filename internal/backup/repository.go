@@ -1,0 +1,225 @@
+package backup
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"strings"
+	"time"
+)
+
+// Repository is where a backup is.
+type Repository struct {
+	bucket  Bucket
+	version string
+	log     *slog.Logger
+	now     func() time.Time
+	newest  *Manifest // as far as this process knows; nil for not at all
+	pruned  time.Time // when segments were last deleted
+}
+
+// Options are those of a repository. The zero value is the default.
+type Options struct {
+	// Version is that of the program, for manifests.
+	Version string
+	// Logger is for what can be done again later, such as deleting what is not
+	// needed. Default: nothing is logged.
+	Logger *slog.Logger
+	// Now is for tests. Default: time.Now.
+	Now func() time.Time
+}
+
+// New returns the repository in a bucket, which it closes.
+func New(bucket Bucket, o Options) *Repository {
+	r := &Repository{bucket: bucket, version: o.Version, log: o.Logger, now: o.Now}
+	if r.log == nil {
+		r.log = slog.New(slog.DiscardHandler)
+	}
+	if r.now == nil {
+		r.now = time.Now
+	}
+	return r
+}
+
+// Open opens the repository in a directory, which is created if it does not
+// exist, or in the bucket of a URL.
+func Open(ctx context.Context, where string, o Options) (*Repository, error) {
+	scheme, rest, isURL := strings.Cut(where, "://")
+	if !isURL || scheme == "file" {
+		if isURL {
+			where = rest
+		}
+		d, err := openDir(where)
+		if err != nil {
+			return nil, err
+		}
+		return New(d, o), nil
+	}
+	b, err := openCloud(ctx, where)
+	if err != nil {
+		return nil, err
+	}
+	return New(b, o), nil
+}
+
+// Close closes the repository.
+func (r *Repository) Close() error { return r.bucket.Close() }
+
+const (
+	manifestPrefix = "manifest/"
+	maxManifest    = 1 << 30
+)
+
+func manifestName(generation uint64) string {
+	return fmt.Sprintf("%s%016d.json", manifestPrefix, generation)
+}
+
+// Generations returns those of the manifests that are there, newest last.
+func (r *Repository) Generations(ctx context.Context) (all []uint64, err error) {
+	objects, err := r.bucket.List(ctx, manifestPrefix)
+	if err != nil {
+		return nil, fmt.Errorf("list the manifests: %w", err)
+	}
+	for _, o := range objects {
+		var g uint64
+		if _, err := fmt.Sscanf(o.Name, manifestPrefix+"%d.json", &g); err == nil && o.Name == manifestName(g) {
+			all = append(all, g)
+		}
+	}
+	return all, nil
+}
+
+// Manifest reads the manifest of a generation.
+func (r *Repository) Manifest(ctx context.Context, generation uint64) (*Manifest, error) {
+	b, err := r.bucket.Get(ctx, manifestName(generation), maxManifest)
+	if err != nil {
+		return nil, fmt.Errorf("read %s: %w", manifestName(generation), err)
+	}
+	return decodeManifest(generation, b)
+}
+
+// Newest reads the newest manifest. The error is ErrNone if there is none. It
+// wraps ErrDamaged if the newest one is damaged: an older one is never taken
+// for it.
+func (r *Repository) Newest(ctx context.Context) (*Manifest, error) {
+	for {
+		all, err := r.Generations(ctx)
+		if err != nil {
+			return nil, err
+		}
+		if len(all) == 0 {
+			return nil, ErrNone
+		}
+		m, err := r.Manifest(ctx, all[len(all)-1])
+		if isMissing(err) { // there is one that is much newer
+			continue
+		}
+		return m, err
+	}
+}
+
+// current returns the manifest that this process goes on from: one of
+// generation 0 if there is none.
+func (r *Repository) current(ctx context.Context) (Manifest, error) {
+	if r.newest == nil {
+		m, err := r.Newest(ctx)
+		if errors.Is(err, ErrNone) {
+			m, err = &Manifest{}, nil
+		}
+		if err != nil {
+			return Manifest{}, err
+		}
+		r.newest = m
+	}
+	return *r.newest, nil
+}
+
+// keptManifests is how many are kept.
+const keptManifests = 10
+
+// write stores the manifest that follows on m's generation. The error wraps
+// fs.ErrExist if another process was first.
+func (r *Repository) write(ctx context.Context, m Manifest) error {
+	all, err := r.Generations(ctx)
+	if err != nil {
+		return err
+	}
+	if n := len(all); n > 0 && all[n-1] != m.Generation || n == 0 && m.Generation > 0 {
+		return fmt.Errorf("manifest %d: %w", m.Generation+1, fs.ErrExist)
+	}
+	m.Format, m.Version, m.Taken = formatVersion, r.version, r.now().UTC()
+	m.Generation++
+	b, err := m.encode()
+	if err != nil {
+		return err
+	}
+	if err := r.bucket.Put(ctx, manifestName(m.Generation), b, true); err != nil {
+		return fmt.Errorf("write %s: %w", manifestName(m.Generation), err)
+	}
+	r.newest = &m
+	if err := r.prune(ctx, append(all, m.Generation)); err != nil {
+		r.log.Warn("what the backup does not need any more is not deleted; a later run does so", "err", err)
+	}
+	return nil
+}
+
+const (
+	// pruneEvery is how often segments are listed, to delete those that are not
+	// needed.
+	pruneEvery = time.Hour
+	// keptTime is how long an object is kept that no manifest names.
+	keptTime = 24 * time.Hour
+)
+
+// prune deletes old manifests, and now and then the segments that none of the
+// others names.
+func (r *Repository) prune(ctx context.Context, generations []uint64) error {
+	for ; len(generations) > keptManifests; generations = generations[1:] {
+		if err := r.bucket.Delete(ctx, manifestName(generations[0])); err != nil {
+			return err
+		}
+	}
+	now := r.now()
+	if now.Sub(r.pruned) < pruneEvery {
+		return nil
+	}
+	objects, err := r.bucket.List(ctx, "")
+	if err != nil {
+		return err
+	}
+	needed := map[string]bool{}
+	for _, g := range generations {
+		m, err := r.Manifest(ctx, g)
+		if err != nil {
+			return err // it may name anything
+		}
+		for _, p := range m.Partitions {
+			for _, s := range p.Segments {
+				needed[s.Name] = true
+			}
+		}
+	}
+	for _, o := range objects {
+		if strings.HasSuffix(o.Name, ".seg") && !needed[o.Name] && now.Sub(o.Written) > keptTime {
+			if err := r.bucket.Delete(ctx, o.Name); err != nil {
+				return err
+			}
+		}
+	}
+	r.pruned = now
+	return nil
+}
+
+// object reads a segment's object.
+func (r *Repository) object(ctx context.Context, s Segment) ([]byte, error) {
+	b, err := r.bucket.Get(ctx, s.Name, s.Stored)
+	switch {
+	case errors.Is(err, errTooLarge):
+		return nil, fmt.Errorf("%w: %s: it has more than %d bytes", ErrDamaged, s.Name, s.Stored)
+	case err != nil:
+		return nil, fmt.Errorf("read %s: %w", s.Name, err)
+	}
+	return b, nil
+}
