@@ -293,3 +293,9 @@ func Metric(t testing.TB, n *Node, name string) (sum float64) {
 	}
 	return sum
 }
+
+// FailToTransfer has the leader of a partition transfer its leadership to a
+// node that does not exist.
+func FailToTransfer(n *Node, partition int) {
+	n.replicas.get(partition).current().session.end(transferError{"nobody"})
+}

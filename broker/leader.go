@@ -30,6 +30,9 @@ func (p *partition) run(ctx context.Context) {
 		}
 		for p.group.Leading() && ctx.Err() == nil {
 			err := p.runLeader(ctx)
+			if ctx.Err() != nil || !p.group.Leading() {
+				p.unsubscribe()
+			}
 			if errors.As(err, new(transferError)) || ctx.Err() != nil {
 				p.transferring = true
 				p.log.Info("leading ended", "because", endedBecause(ctx, err))
@@ -78,9 +81,9 @@ func logEnd(log *slog.Logger, msg string, err error, expected bool) {
 
 // runLeader serves the partition for one leader epoch: from the barrier behind
 // which its state is the newest until leadership is lost or transferred, a
-// proposal fails, or ctx ends.
-func (p *partition) runLeader(ctx context.Context) error {
-	ctx, cancel := context.WithCancelCause(ctx)
+// proposal fails, or stopping ends.
+func (p *partition) runLeader(stopping context.Context) error {
+	ctx, cancel := context.WithCancelCause(stopping)
 	defer cancel(nil)
 	select {
 	case <-p.host.mayLead:
@@ -106,6 +109,8 @@ func (p *partition) runLeader(ctx context.Context) error {
 	background.Go(func() { p.cursors.run(ctx, term) })
 	background.Go(func() { p.reconcile(ctx) })
 	subscribed, err := p.subscribeAll(ctx)
+	p.unsubscribe() // the former session's
+	p.subscribed = subscribed
 	if err == nil {
 		p.serving.Store(true)
 		p.transferring = false
@@ -118,7 +123,11 @@ func (p *partition) runLeader(ctx context.Context) error {
 	p.serving.Store(false)
 	why := context.Cause(ctx)
 	newLeader := p.finishTransfer(why, &background)
-	unsubscribeAll(subscribed, p.log)
+	// If this node leads on, requests are refused until the next session has
+	// subscribed: without subscriptions they would be lost.
+	if newLeader || stopping.Err() != nil || !p.group.Leading() {
+		p.unsubscribe()
+	}
 	p.closeQueues(newLeader)
 	background.Wait()
 	return why

@@ -28,6 +28,7 @@ type partition struct {
 	// entry committed in earlier terms.
 	readTerm     atomic.Uint64
 	caughtUp     atomic.Bool                           // the replica has caught up with its leader once
+	subscribed   []subscribed                          // of the session, or of the last if this node still leads; owned by run
 	transferring bool                                  // the last session ended for a transfer, and none served since; owned by run
 	refused      atomic.Pointer[natslink.RefusedError] // why a session can't serve: the NATS server refused a subscription
 	opened       chan struct{}                         // closed when group is set, or will never be

@@ -84,6 +84,12 @@ func (p *partition) subscribeAll(ctx context.Context) ([]subscribed, error) {
 	}
 }
 
+// unsubscribe ends the subscriptions to the partition's requests.
+func (p *partition) unsubscribe() {
+	unsubscribeAll(p.subscribed, p.log)
+	p.subscribed = nil
+}
+
 // unsubscribeTime bounds the wait for the NATS server to end subscriptions.
 const unsubscribeTime = 5 * time.Second
 

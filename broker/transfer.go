@@ -81,6 +81,9 @@ func (t *transfer) request(ctx context.Context, to string) error {
 	if since := time.Since(time.Unix(0, t.failed.Load())); since < transferPause {
 		return fmt.Errorf("leadership could not be transferred %v ago", since.Round(time.Millisecond))
 	}
+	if to != "" && !t.group.Reachable(to) {
+		return fmt.Errorf("node %s can't be reached, or takes no entries", to)
+	}
 	if !t.session.drain(ctx) {
 		t.failed.Store(time.Now().UnixNano())
 		return errInFlight

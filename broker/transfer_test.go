@@ -53,3 +53,21 @@ func TestAHandOverIsNoWarning(t *testing.T) {
 		t.Log(log.b.String())
 	}
 }
+
+// A transfer that fails loses no request, wherever it comes from: the leader is
+// subscribed all the time.
+func TestAFailedTransferLosesNothing(t *testing.T) {
+	c := openNodes(t, 3, broker.Options{Partitions: 1})
+	c.awaitPlaced("n1")
+	w := startWriters(t, c, "n2")
+	for range 30 {
+		before := w.done.Load()
+		eventually(t, "appends", func() bool { return w.done.Load() > before+20 })
+		broker.FailToTransfer(c.node("n1"), 0)
+	}
+	close(w.stop)
+	w.running.Wait()
+	if len(w.silent) > 0 {
+		t.Errorf("without an answer: %q", w.silent)
+	}
+}

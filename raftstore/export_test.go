@@ -31,6 +31,3 @@ func (n *Network) HeartbeatsTo(node string) int {
 	}
 	return count
 }
-
-// Reachable reports whether leadership may be transferred to a peer.
-func (g *Group) Reachable(peer string) bool { return g.reachable(peer) }

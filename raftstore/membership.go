@@ -129,7 +129,7 @@ func (g *Group) Transfer(ctx context.Context, to string) error {
 func (g *Group) transferees() []string {
 	var names []string
 	for _, r := range g.replicas() {
-		if r.Voter && r.Name != g.node && g.reachable(r.Name) {
+		if r.Voter && r.Name != g.node && g.Reachable(r.Name) {
 			names = append(names, r.Name)
 		}
 	}
@@ -146,10 +146,11 @@ func (g *Group) lastContact(node string) int64 {
 	return g.network.peer(raft.ServerID(node)).lastContact.Load()
 }
 
-// reachable reports whether a peer has replied recently and no request to it is
-// being retried. Two attempts to transfer to a peer that can't be reached would
-// make raft reject proposals permanently.
-func (g *Group) reachable(node string) bool {
+// Reachable reports whether leadership can be transferred to a peer: it has
+// replied recently and no request to it is being retried, as to one that takes
+// no entries. Two attempts to transfer to another peer would make raft reject
+// proposals permanently.
+func (g *Group) Reachable(node string) bool {
 	if g.network == nil {
 		return false
 	}
@@ -164,7 +165,7 @@ func (g *Group) transferTo(ctx context.Context, node string) error {
 		return errors.New("it is not a voter")
 	case node == g.node:
 		return errors.New("it is the leader")
-	case !g.reachable(node):
+	case !g.Reachable(node):
 		return errors.New("it can't be reached")
 	}
 	g.network.transfers.Add(1)
