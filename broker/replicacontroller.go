@@ -307,8 +307,7 @@ var errNoSource = errors.New("no node is there that has a replica to fetch from"
 func (c *replicaController) fetch(ctx context.Context) error {
 	switch {
 	case c.full():
-		c.set(nil, "is to be fetched: "+errFull.Error())
-		return errFull
+		return c.noRoom()
 	case c.removalSuspected():
 		return errMaybeRemoved
 	}
@@ -328,12 +327,40 @@ func (c *replicaController) fetch(ctx context.Context) error {
 		c.log.Info("fetching the log", "from", from)
 	}
 	began := time.Now()
-	if err := raftstore.Fetch(ctx, c.network, uint32(c.id), from, c.data); err != nil {
+	fetching, cancel := context.WithCancel(ctx)
+	defer cancel()
+	go c.cancelWhenFull(fetching, cancel)
+	if err := raftstore.Fetch(fetching, c.network, uint32(c.id), from, c.data); err != nil {
+		if ctx.Err() == nil && c.full() {
+			return c.noRoom()
+		}
 		return fmt.Errorf("fetch from %s: %w", from, err)
 	}
 	c.backoff, c.logged = 0, loglimit.Repeats{}
 	c.log.Info("log fetched", "from", from, "entries", c.data.LastIndex(), "took", time.Since(began))
 	return nil
+}
+
+// noRoom says that the log is not fetched because the disk is full, and returns
+// errFull.
+func (c *replicaController) noRoom() error {
+	c.set(nil, "is to be fetched: "+errFull.Error())
+	return errFull
+}
+
+// cancelWhenFull cancels a fetch when the disk becomes full: what it has
+// fetched stays, and it resumes when there is room.
+func (c *replicaController) cancelWhenFull(fetching context.Context, cancel func()) {
+	tick := time.NewTicker(announceInterval)
+	defer tick.Stop()
+	for !c.full() {
+		select {
+		case <-fetching.Done():
+			return
+		case <-tick.C:
+		}
+	}
+	cancel()
 }
 
 // endReason is why a replica ends.

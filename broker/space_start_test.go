@@ -55,14 +55,7 @@ func TestAFullFollowerStarts(t *testing.T) {
 	}
 	started := make(chan error, 1)
 	go func() { started <- c.tryStart(name) }()
-	eventually(t, "the status says why it is not ready", func() bool {
-		for _, n := range c.status(leader).Nodes {
-			if n.Name == name {
-				return n.StorageFull && !n.Ready && n.Unready == "partition 0 is to be fetched: this node's disk is full"
-			}
-		}
-		return false
-	})
+	eventually(t, "the status says why it is not ready", func() bool { return unready(c.status(leader), name) == noRoomToFetch })
 	if i := info(t, nc, 0); i.StorageFull != "" {
 		t.Errorf("the others have room: %q", i.StorageFull)
 	}
@@ -76,4 +69,48 @@ func TestAFullFollowerStarts(t *testing.T) {
 		t.Fatal(err)
 	}
 	c.checkSame(0, c.names...)
+}
+
+// TestAFullNodeJoins adds a node whose disk is full, and gives it a replica. It
+// says that it has no room, and fetches the log once there is some.
+func TestAFullNodeJoins(t *testing.T) {
+	c := newNodes(t, 3, broker.Options{Partitions: 1})
+	d := disks{}
+	for _, name := range append([]string{"n4"}, c.names...) {
+		d[name] = &atomic.Int64{}
+		d[name].Store(1 << 40)
+	}
+	c.change = func(name string, o *broker.Options) { broker.FreeSpace(o, d[name].Load) }
+	c.start(c.names...)
+	c.awaitPlaced("n1")
+	fillTo(t, c.conn("n1"), 50)
+	c.prepare("n4")
+	d["n4"].Store(0)
+	joined := make(chan error, 1)
+	go func() { joined <- c.tryStart("n4") }()
+	c.addWhenThere("n4", false)
+	if err := <-joined; err != nil {
+		t.Fatal(err)
+	}
+	c.operate("n1", subjects.AdminRequest{Partition: new(int), Node: "n3", To: "n4"}, "cluster", "move")
+	eventually(t, "the status says that it has no room", func() bool { return unready(c.status("n1"), "n4") == noRoomToFetch })
+	if broker.LastIndex(c.node("n4"), 0) != 0 {
+		t.Error("it has fetched entries")
+	}
+	d["n4"].Store(1 << 40)
+	c.awaitPlaced("n4")
+	eventually(t, "it is ready", func() bool { return unready(c.status("n1"), "n4") == "" })
+	c.checkSame(0, "n1", "n2", "n4")
+}
+
+const noRoomToFetch = "partition 0 is to be fetched: this node's disk is full"
+
+// unready returns why a node is not ready, "" if it is.
+func unready(s subjects.ClusterStatus, name string) string {
+	for _, n := range s.Nodes {
+		if n.Name == name && !n.Ready {
+			return n.Unready
+		}
+	}
+	return ""
 }

@@ -47,6 +47,7 @@ type node struct {
 	fsm     *machine
 	fs      journal.FS // nil means the operating system's
 	fails   bool       // closing the store may fail
+	free    func(dir string) (int64, error)
 }
 
 // theGroup is the id of the group in tests.
@@ -153,7 +154,7 @@ func (c *cluster) updateProxiesLocked() {
 
 func (n *node) openStore() {
 	n.c.t.Helper()
-	s, err := wal.Open(n.dir, wal.Options{Identity: wal.Identity{Cluster: "c", Node: n.name, Partitions: 8}, SegmentSize: 16 << 20, FS: n.fs})
+	s, err := wal.Open(n.dir, wal.Options{Identity: wal.Identity{Cluster: "c", Node: n.name, Partitions: 8}, SegmentSize: 16 << 20, FS: n.fs, FreeSpace: n.free})
 	if err != nil {
 		n.c.t.Fatal(err)
 	}

@@ -32,7 +32,8 @@ const (
 //
 // [Fetching] reports true until Fetch returns nil. After an error or a crash,
 // call Fetch again, for the same node or another: it resumes. The errors to
-// test for are [ErrStale], ctx's, and those of package wal.
+// test for are [ErrStale], ctx's, and those of package wal: [wal.ErrNoSpace] as
+// soon as the store is [wal.Store.Tight].
 //
 // A fetch has one goroutine at each end: Fetch's caller reads from the
 // connection and writes to the disk, and the other node's handler reads from
@@ -166,6 +167,9 @@ func (f *fetcher) add(b []byte) error {
 func (f *fetcher) store() error {
 	if len(f.entries) == 0 {
 		return nil
+	}
+	if f.log.Tight() {
+		return fmt.Errorf("store fetched entries: %w", wal.ErrNoSpace)
 	}
 	err := f.log.Append(f.entries...)
 	clear(f.entries)

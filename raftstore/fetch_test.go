@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 
 	"github.com/cantuslog/cantus/raftstore"
@@ -126,6 +127,33 @@ func TestANewReplicaFetchesATrimmedLog(t *testing.T) {
 		t.Fatal("the replica is behind after the fetch")
 	default:
 	}
+}
+
+// A fetch ends when the disk is full, before what a store keeps free for other
+// things is used up, and resumes when there is room.
+func TestAFetchWaitsForRoom(t *testing.T) {
+	t.Parallel()
+	c, _ := solo(t, 200, 50_000)
+	n1, n2 := c.nodes["n1"], c.nodes["n2"]
+	var free atomic.Int64
+	free.Store(1 << 40)
+	n2.free = func(string) (int64, error) { return free.Load(), nil }
+	n2.closeStore()
+	n2.openStore()
+	free.Store(50 << 20)
+	until(t, "the disk is full", n2.store.Tight)
+	if err := raftstore.Fetch(timeout(t), n2.network, theGroup, "n1", n2.log()); !errors.Is(err, wal.ErrNoSpace) {
+		t.Fatalf("a fetch on a full disk: %v", err)
+	}
+	if last := n2.log().LastIndex(); last != 0 {
+		t.Errorf("fetched up to %d", last)
+	}
+	free.Store(1 << 40)
+	until(t, "there is room", func() bool { return !n2.store.Tight() })
+	if err := raftstore.Fetch(timeout(t), n2.network, theGroup, "n1", n2.log()); err != nil {
+		t.Fatal(err)
+	}
+	sameLog(t, n1.log(), n2.log())
 }
 
 func TestAFetchResumesAfterBrokenConnectionsAndCrashes(t *testing.T) {

@@ -152,6 +152,9 @@ func (s *Store) Tight() bool {
 	return s.tight.Load() || s.starting.scant.Load() || s.journal.Short()
 }
 
+// Tight is [Store.Tight].
+func (l *Log) Tight() bool { return l.store.Tight() }
+
 // overfull reports whether the store refuses entries: the disk is full, and the
 // frames that wait for space fill the applier's queue.
 func (s *Store) overfull() bool { return s.tight.Load() && s.applier.backlog() > applyQueue }
