@@ -108,6 +108,7 @@ var owners = map[string][]string{
 	"github.com/prometheus":             {"broker", "client", "cmd"},
 	"gocloud.dev":                       {"internal"},
 	"github.com/alecthomas/kong":        {"cmd"},
+	"github.com/go-json-experiment":     {"cmd"},
 	"modernc.org/sqlite":                {"examples"},
 	"github.com/jackc/pgx":              {"examples"},
 	"github.com/cockroachdb/datadriven": {}, // scripts of tests

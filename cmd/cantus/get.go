@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"slices"
 
 	"github.com/nats-io/nats.go"
 
@@ -74,7 +73,7 @@ func (c *getCmd) Run(ctx context.Context, p *program) error {
 func (c *getCmd) print(w io.Writer, t *transaction) error {
 	switch {
 	case c.JSON:
-		return printJSON(w, t)
+		return printTransaction(w, t)
 	case c.Payload:
 		_, err := w.Write(t.data)
 		return err
@@ -100,15 +99,8 @@ func (t *transaction) describe(w io.Writer) {
 	if t.MsgID != "" {
 		field("message id", "%s", printable(t.MsgID, len(t.MsgID)))
 	}
-	var keys []string
-	for k := range t.Headers {
-		keys = append(keys, k)
-	}
-	slices.Sort(keys)
-	for _, k := range keys {
-		for _, v := range t.Headers[k] {
-			field("header", "%s: %s", printable(k, len(k)), printable(v, len(v)))
-		}
+	for _, h := range t.Headers {
+		field("header", "%s: %s", printable(h.key, len(h.key)), printable(h.value, len(h.value)))
 	}
 	field("payload", "%d bytes", len(t.data))
 	if t.Payload != nil && len(t.data) > 0 {

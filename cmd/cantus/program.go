@@ -28,6 +28,8 @@ type grammar struct {
 	Get        getCmd        `cmd:"" help:"Show one transaction, by its id or a lock."`
 	Status     statusCmd     `cmd:"" help:"Show the cluster and its partitions."`
 	Cluster    clusterCmd    `cmd:"" help:"Operate a cluster: nodes, replicas, leaders."`
+	Export     exportCmd     `cmd:"" help:"Write a partition's transactions to a file, as JSON lines."`
+	Import     importCmd     `cmd:"" help:"Append the transactions of such a file to a partition."`
 	Trim       trimCmd       `cmd:"" help:"Delete a partition's oldest transactions."`
 	Verify     verifyCmd     `cmd:"" help:"Check a data directory that no node has open."`
 	Salvage    salvageCmd    `cmd:"" help:"Read what is left in a damaged data directory."`

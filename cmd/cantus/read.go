@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"strconv"
 	"strings"
 	"time"
@@ -59,6 +60,12 @@ type reader struct {
 	printed  int
 	troubled bool // the last request failed, and that was reported
 	lost     int  // successive requests without a result because messages were lost
+
+	// Of an export: more in a request, and patience with errors that pass.
+	bulk      bool
+	progress  func(printed int, txid uint64)
+	visit     func(*transaction) error // in place of printing
+	succeeded time.Time                // when a request last did
 }
 
 // errLost is returned for an answer with missing messages.
@@ -109,13 +116,13 @@ func (r *reader) step(ctx context.Context) (done bool, err error) {
 		err = r.conn.noLeader(ctx, int(r.cmd.Partition))
 	}
 	switch {
-	case err != nil && r.cmd.Follow && isTransient(err):
+	case err != nil && r.patient() && isTransient(err):
 		r.await(ctx, err)
 		return false, nil
 	case err != nil:
 		return false, err
 	}
-	r.troubled = false
+	r.troubled, r.succeeded = false, time.Now()
 	r.next = max(r.next, from)
 	if r.last == 0 && !r.cmd.Follow {
 		if r.last = mark; mark == 0 {
@@ -123,6 +130,14 @@ func (r *reader) step(ctx context.Context) (done bool, err error) {
 		}
 	}
 	return r.full() || (!r.cmd.Follow && r.next > r.last), nil
+}
+
+// exportPatience is how long an export asks again while nobody answers.
+const exportPatience = time.Minute
+
+// patient reports whether the reader asks again after an error that may pass.
+func (r *reader) patient() bool {
+	return r.cmd.Follow || r.bulk && time.Since(r.succeeded) < exportPatience
 }
 
 // full reports whether --max is reached.
@@ -192,7 +207,10 @@ func (r *reader) page(ctx context.Context) (from, mark uint64, err error) {
 }
 
 func (r *reader) request() subjects.ReadRequest {
-	req := subjects.ReadRequest{From: r.next, FromTime: r.cmd.From.at, Max: 4096, Lock: string(r.cmd.Lock), HeadersOnly: r.cmd.HeadersOnly}
+	req := subjects.ReadRequest{From: r.next, FromTime: r.cmd.From.at, Max: 4096, Lock: string(r.cmd.Lock), HeadersOnly: r.cmd.HeadersOnly, Packed: true}
+	if r.bulk {
+		req.Max, req.MaxBytes = subjects.MaxReadCount, subjects.MaxReadBytes
+	}
 	if r.cmd.Max > 0 {
 		req.Max = min(req.Max, int(r.cmd.Max)-r.printed)
 	}
@@ -227,17 +245,39 @@ func endOfPage(msg *nats.Msg, last uint64) (from, mark uint64, err error) {
 	return from, mark, err
 }
 
-// take prints one transaction of an answer, unless it was printed before or is
-// past the end. It must be the one that was sent after last.
+// take prints the transactions of one message of an answer, unless they were
+// printed before or are past the end. They must be the ones that were sent
+// after last.
 func (r *reader) take(msg *nats.Msg, last uint64) (txid uint64, err error) {
-	t, err := parseTransaction(msg, r.cmd.HeadersOnly)
-	if err != nil {
-		return 0, err
-	}
-	if msg.Header.Get(subjects.HeaderPrevious) != strconv.FormatUint(last, 10) {
+	switch msg.Header.Get(subjects.HeaderPrevious) {
+	case strconv.FormatUint(last, 10):
+	case "":
+		return 0, errors.New("the node sent a message that is no transaction")
+	default:
 		return 0, errLost
 	}
-	return t.Txid, r.print(t)
+	if msg.Header.Get(subjects.HeaderTxid) != "" || len(msg.Data) == 0 { // not packed
+		t, err := parseTransaction(msg, r.cmd.HeadersOnly)
+		if err != nil {
+			return 0, err
+		}
+		return t.Txid, r.print(t)
+	}
+	for rest := msg.Data; len(rest) > 0; {
+		var p subjects.Packed
+		if p, rest, err = subjects.NextPacked(rest); err != nil {
+			return 0, fmt.Errorf("the node sent a message that is no transaction: %w", plain(err))
+		}
+		t, err := unpackTransaction(int(r.cmd.Partition), p, r.cmd.HeadersOnly)
+		if err == nil {
+			err = r.print(t)
+		}
+		if err != nil {
+			return 0, err
+		}
+		last = t.Txid
+	}
+	return last, nil
 }
 
 func (r *reader) print(t *transaction) (err error) {
@@ -246,8 +286,14 @@ func (r *reader) print(t *transaction) (err error) {
 	}
 	r.next = t.Txid + 1
 	r.printed++
+	if r.visit != nil {
+		return r.visit(t)
+	}
+	if r.progress != nil {
+		r.progress(r.printed, t.Txid)
+	}
 	if r.cmd.JSON {
-		return printJSON(r.out, t)
+		return printTransaction(r.out, t)
 	}
 	_, err = r.out.WriteString(t.line() + "\n")
 	return err

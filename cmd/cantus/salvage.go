@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"net/textproto"
 	"os"
 	"path/filepath"
 	"strings"
@@ -136,8 +135,9 @@ func (s *salvageFile) close() error { return errors.Join(s.w.Flush(), s.f.Sync()
 func (s *salvageFile) write(group uint32, stored *wal.Transaction) error {
 	t := transaction{
 		Partition: int(group), Txid: stored.Txid, Time: time.Unix(0, stored.Time).UTC(), Kind: string(stored.Kind),
-		MsgID: string(stored.MsgID), Headers: headersOf(stored.Header),
 	}
+	t.setMsgID(string(stored.MsgID))
+	t.setHeaders(headersOf(stored.Header))
 	if t.Kind == "" {
 		t.Kind = "tx"
 	}
@@ -155,21 +155,7 @@ func (s *salvageFile) write(group uint32, stored *wal.Transaction) error {
 		}
 	}
 	t.setPayload(stored.Payload)
-	return printJSON(s.w, &t)
-}
-
-// headersOf decodes the lines of stored headers.
-func headersOf(lines []byte) map[string][]string {
-	var headers map[string][]string
-	for line := range strings.SplitSeq(string(lines), "\r\n") {
-		if name, value, ok := strings.Cut(line, ":"); ok {
-			if headers == nil {
-				headers = map[string][]string{}
-			}
-			headers[name] = append(headers[name], textproto.TrimString(value))
-		}
-	}
-	return headers
+	return printTransaction(s.w, &t)
 }
 
 // surveyed is the size of a directory up to which a failed start reads what is

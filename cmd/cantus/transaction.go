@@ -4,6 +4,8 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"maps"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -14,22 +16,25 @@ import (
 	"github.com/cantuslog/cantus/subjects"
 )
 
-// transaction is a committed transaction, in the form of --json. A payload that
-// is UTF-8 is in Payload, any other in PayloadBase64. A read of headers alone
-// has neither.
+// transaction is a committed transaction, in the form of --json, which is the
+// one of exports and imports too. A payload that is UTF-8 is in Payload, any
+// other in PayloadBase64. A read of headers alone has neither. HeadersBase64
+// and MsgIDBase64 are set if JSON can't hold the headers or the message id.
 type transaction struct {
-	Partition     int                 `json:"partition"`
-	Txid          uint64              `json:"txid"`
-	Time          time.Time           `json:"time"`
-	Kind          string              `json:"kind"`
-	WriteLocks    []string            `json:"write_locks,omitempty"`
-	ReadLocks     []string            `json:"read_locks,omitempty"`
-	AppendLocks   []string            `json:"append_locks,omitempty"`
-	HighWaterMark *uint64             `json:"high_water_mark,omitempty"`
-	MsgID         string              `json:"msg_id,omitempty"`
-	Headers       map[string][]string `json:"headers,omitempty"`
-	Payload       *string             `json:"payload,omitempty"`
-	PayloadBase64 []byte              `json:"payload_base64,omitempty"`
+	Partition     int       `json:"partition"`
+	Txid          uint64    `json:"txid"`
+	Time          time.Time `json:"time"`
+	Kind          string    `json:"kind"`
+	WriteLocks    []string  `json:"write_locks,omitempty"`
+	ReadLocks     []string  `json:"read_locks,omitempty"`
+	AppendLocks   []string  `json:"append_locks,omitempty"`
+	HighWaterMark *uint64   `json:"high_water_mark,omitzero"`
+	MsgID         string    `json:"msg_id,omitempty"`
+	MsgIDBase64   []byte    `json:"msg_id_base64,omitempty"`
+	Headers       headers   `json:"headers,omitempty"`
+	HeadersBase64 []byte    `json:"headers_base64,omitempty"`
+	Payload       *string   `json:"payload,omitzero"`
+	PayloadBase64 []byte    `json:"payload_base64,omitempty"`
 
 	data []byte
 }
@@ -42,9 +47,9 @@ func parseTransaction(msg *nats.Msg, headersOnly bool) (*transaction, error) {
 		WriteLocks:  subjects.LockNames(h[subjects.HeaderWriteLock]...),
 		ReadLocks:   subjects.LockNames(h[subjects.HeaderReadLock]...),
 		AppendLocks: subjects.LockNames(h[subjects.HeaderAppendLock]...),
-		MsgID:       h.Get(subjects.HeaderStoredMsgID),
 		data:        msg.Data,
 	}
+	t.setMsgID(h.Get(subjects.HeaderStoredMsgID))
 	var err error
 	if t.Txid, err = strconv.ParseUint(h.Get(subjects.HeaderTxid), 10, 64); err != nil {
 		return nil, fmt.Errorf("the node sent a message that is no transaction: header %s is %q", subjects.HeaderTxid, h.Get(subjects.HeaderTxid))
@@ -62,16 +67,52 @@ func parseTransaction(msg *nats.Msg, headersOnly bool) (*transaction, error) {
 		}
 		t.HighWaterMark = &mark
 	}
-	for key, values := range h {
+	var own headers // nats.go does not keep their order
+	for _, key := range slices.Sorted(maps.Keys(h)) {
 		if !strings.HasPrefix(key, "Cantus-") && !strings.HasPrefix(key, "Nats-") {
-			if t.Headers == nil {
-				t.Headers = map[string][]string{}
+			for _, v := range h[key] {
+				own = append(own, header{key, v})
 			}
-			t.Headers[key] = values
 		}
 	}
+	t.setHeaders(own)
 	if !headersOnly {
 		t.setPayload(msg.Data)
+	}
+	return t, nil
+}
+
+// unpackTransaction decodes a transaction of a packed message.
+func unpackTransaction(partition int, p subjects.Packed, headersOnly bool) (*transaction, error) {
+	t := &transaction{Partition: partition, Txid: p.Txid, Time: time.Unix(0, p.Time).UTC(), Kind: subjects.DefaultKind, data: p.Payload}
+	var own headers
+	err := subjects.ScanBlock(p.Header, func(key, value []byte) error {
+		switch string(key) {
+		case subjects.HeaderKind:
+			t.Kind = string(value)
+		case subjects.HeaderWriteLock:
+			t.WriteLocks = append(t.WriteLocks, subjects.LockNames(string(value))...)
+		case subjects.HeaderReadLock:
+			t.ReadLocks = append(t.ReadLocks, subjects.LockNames(string(value))...)
+		case subjects.HeaderAppendLock:
+			t.AppendLocks = append(t.AppendLocks, subjects.LockNames(string(value))...)
+		case subjects.HeaderStoredMsgID:
+			t.setMsgID(string(value))
+		case subjects.HeaderHighWaterMark:
+			mark, err := strconv.ParseUint(string(value), 10, 64)
+			t.HighWaterMark = &mark
+			return err
+		default:
+			own = append(own, header{string(key), string(value)})
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("transaction %d: %w", p.Txid, err)
+	}
+	t.setHeaders(own)
+	if !headersOnly {
+		t.setPayload(p.Payload)
 	}
 	return t, nil
 }

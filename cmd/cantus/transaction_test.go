@@ -53,7 +53,7 @@ func TestTransactionForms(t *testing.T) {
 				t.Errorf("line %q, want %q", got, c.line)
 			}
 			var out bytes.Buffer
-			if err := printJSON(&out, tx); err != nil {
+			if err := printTransaction(&out, tx); err != nil {
 				t.Fatal(err)
 			}
 			if got := strings.TrimSuffix(out.String(), "\n"); got != c.json {

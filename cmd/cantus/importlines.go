@@ -1,0 +1,357 @@
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"crypto/sha256"
+	"encoding/binary"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"runtime"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/cantuslog/cantus/subjects"
+)
+
+// The headers that an import adds to a transaction.
+const (
+	headerOriginalTime  = "Original-Time"
+	headerOriginalTxid  = "Original-Txid"
+	headerOriginalMsgID = "Original-Msg-Id"
+)
+
+// lines reads the lines of an import.
+type lines struct {
+	in *bufio.Reader
+	n  uint64 // lines read
+	// chain is a hash over the lines so far: each line's message id has it, so
+	// that an import that goes on finds out if the lines before are others.
+	chain [sha256.Size]byte
+	first []byte // the first line, until it is read
+}
+
+// newLines returns the lines of a file. name is the import's.
+func newLines(in io.Reader, name string) (*lines, error) {
+	l := &lines{in: bufio.NewReaderSize(in, 1<<20)}
+	for len(l.first) == 0 {
+		var err error
+		if l.first, err = l.read(); errors.Is(err, io.EOF) {
+			break
+		} else if err != nil {
+			return nil, err
+		}
+	}
+	l.chain = sha256.Sum256(fmt.Appendf(nil, "cantus import %q", name))
+	return l, nil
+}
+
+// id identifies the import: by its name and the file's first line.
+func (l *lines) id() string {
+	seed := sha256.Sum256(append(l.chain[:], l.first...))
+	return hex.EncodeToString(seed[:8])
+}
+
+// next returns the next line, [io.EOF] after the last one. The caller may keep
+// it.
+func (l *lines) next() (line []byte, err error) {
+	if line = l.first; line != nil {
+		l.first = nil
+	}
+	for len(line) == 0 { // blank lines count for nothing
+		if line, err = l.read(); err != nil {
+			return nil, err
+		}
+	}
+	l.n++
+	h := sha256.New()
+	h.Write(l.chain[:])
+	h.Write(line)
+	h.Sum(l.chain[:0])
+	return line, nil
+}
+
+// read returns a line without its end, at most maxLine bytes of it.
+func (l *lines) read() (line []byte, err error) {
+	for more := true; more; {
+		part, err := l.in.ReadSlice('\n')
+		if line = append(line, part...); len(line) > maxLine {
+			return nil, usagef("line %d has more than %d bytes, and so more than any transaction", l.n+1, maxLine)
+		}
+		switch more = errors.Is(err, bufio.ErrBufferFull); {
+		case more || err == nil:
+		case errors.Is(err, io.EOF) && len(bytes.TrimSpace(line)) > 0:
+		default:
+			return nil, err
+		}
+	}
+	return bytes.TrimSpace(line), nil
+}
+
+// tag returns the part of the chain that is in a message id.
+func (l *lines) tag() chainTag { return chainTag(l.chain[:]) }
+
+// chainTag is the part of the chain that is in a message id.
+type chainTag [6]byte
+
+// skip reads lines up to the n-th, whose tag is known.
+func (l *lines) skip(n uint64, tag chainTag) error {
+	for l.n < n {
+		if _, err := l.next(); errors.Is(err, io.EOF) {
+			return usagef("the log has %d lines of this import, and the file has only %d: give the file that the import was begun with, or --name for another import", n, l.n)
+		} else if err != nil {
+			return err
+		}
+	}
+	if n > 0 && l.tag() != tag {
+		return usagef("the log has %d lines of this import, and in this file they are others: give the file that the import was begun with, or --name for another import", n)
+	}
+	return nil
+}
+
+// chunk is a piece of the file: lines with their tags.
+type chunk struct {
+	first uint64 // the number of the first line
+	lines [][]byte
+	tags  []chainTag
+	err   error // what comes after the lines, io.EOF at the end
+}
+
+// chunkBytes is about how many bytes of lines are encoded at once.
+const chunkBytes = 768 << 10
+
+// chunk reads the next piece of at most most lines.
+func (l *lines) chunk(most int) chunk {
+	c := chunk{first: l.n + 1}
+	for bytes := 0; len(c.lines) < most && bytes < chunkBytes && c.err == nil; {
+		line, err := l.next()
+		if err != nil {
+			c.err = err
+			break
+		}
+		c.lines, c.tags = append(c.lines, line), append(c.tags, l.tag())
+		bytes += len(line)
+	}
+	return c
+}
+
+// importBatch is a batch message of an import.
+type importBatch struct {
+	first uint64 // the number of its first line
+	data  []byte
+	ends  []int // of each line in data
+	err   error // what comes in place of the next line, io.EOF at the end
+}
+
+// after returns the batch without its lines up to the n-th.
+func (b *importBatch) after(n uint64) *importBatch {
+	skip := int(n + 1 - b.first)
+	if skip <= 0 {
+		return b
+	}
+	cut := b.ends[skip-1]
+	rest := &importBatch{first: n + 1, data: b.data[cut:], err: b.err}
+	for _, end := range b.ends[skip:] {
+		rest.ends = append(rest.ends, end-cut)
+	}
+	return rest
+}
+
+// last returns the number of the last line.
+func (b *importBatch) last() uint64 { return b.first + uint64(len(b.ends)) - 1 }
+
+// lineEncoder encodes lines as transactions of batch messages.
+type lineEncoder struct {
+	id      string // of the import
+	plain   bool   // no headers are added
+	count   int    // transactions of a message, so that its answer fits
+	most    int    // bytes of a message
+	largest int    // bytes of a transaction
+}
+
+// encode returns the batches of a chunk. The last one says what comes after
+// them.
+func (e *lineEncoder) encode(c chunk) (all []*importBatch) {
+	b := &importBatch{first: c.first}
+	for i, line := range c.lines {
+		start, n := len(b.data), c.first+uint64(i)
+		data, size, err := e.appendLine(b.data, n, c.tags[i], line)
+		if err != nil {
+			b.err = usagef("line %d: %w", n, plain(err))
+			return append(all, b)
+		}
+		// One that may be too large is sent alone: if it is refused, none after
+		// it is in the log.
+		alone := size > e.largest-128
+		if len(b.ends) > 0 && (len(data) > e.most || alone) {
+			all = append(all, b)
+			b = &importBatch{first: n}
+			data, start = append([]byte(nil), data[start:]...), 0
+		}
+		b.data, b.ends = data, append(b.ends, len(data))
+		if alone {
+			all = append(all, b)
+			b = &importBatch{first: n + 1}
+		}
+	}
+	b.err = c.err
+	return append(all, b)
+}
+
+// appendLine appends a line's transaction to a batch message. size is that of
+// the transaction.
+func (e *lineEncoder) appendLine(dst []byte, n uint64, tag chainTag, line []byte) (_ []byte, size int, err error) {
+	t, err := decodeTransaction(line)
+	if err != nil {
+		return dst, 0, err
+	}
+	start := len(dst)
+	dst = append(dst, 0, 0, 0, 0, 0, 0, 0, 0)
+	dst = subjects.AppendBlockStart(dst)
+	dst = append(dst, subjects.HeaderMsgID+": "...)
+	dst = append(appendLineID(dst, e.id, n, tag), "\r\n"...)
+	if t.Kind != "" && t.Kind != subjects.DefaultKind {
+		if err := subjects.CheckKind(t.Kind); err != nil {
+			return dst[:start], 0, err
+		}
+		dst = subjects.AppendField(dst, subjects.HeaderKind, t.Kind)
+	}
+	if dst, err = appendRecorded(dst, t); err != nil {
+		return dst[:start], 0, err
+	}
+	if dst, err = e.appendHeaders(dst, t); err != nil {
+		return dst[:start], 0, err
+	}
+	dst = subjects.AppendBlockEnd(dst)
+	size = len(dst) - start - 8 + len(t.data)
+	if size > e.largest {
+		return dst[:start], 0, fmt.Errorf("with the headers that an import adds, the transaction has %d bytes: at most %d are allowed; --plain adds fewer", size, e.largest)
+	}
+	binary.BigEndian.PutUint32(dst[start:], uint32(len(dst)-start-8))
+	binary.BigEndian.PutUint32(dst[start+4:], uint32(len(t.data)))
+	return append(dst, t.data...), size, nil
+}
+
+// appendRecorded appends the locks that the transaction recorded, as append
+// locks.
+func appendRecorded(dst []byte, t *transaction) ([]byte, error) {
+	n := len(t.WriteLocks) + len(t.AppendLocks)
+	if n > subjects.MaxLocks {
+		return dst, fmt.Errorf("%d locks: at most %d are allowed", n, subjects.MaxLocks)
+	}
+	locks := t.AppendLocks
+	if len(t.WriteLocks) > 0 {
+		locks = append(t.WriteLocks[:len(t.WriteLocks):len(t.WriteLocks)], locks...)
+	}
+	for _, name := range locks {
+		if strings.Contains(name, ",") {
+			return dst, fmt.Errorf("lock %q holds a comma", name)
+		}
+		if err := subjects.CheckLock(name); err != nil {
+			return dst, err
+		}
+	}
+	return subjects.AppendLocks(dst, subjects.HeaderAppendLock, locks...), nil
+}
+
+// appendHeaders appends the application's headers, and those that say where the
+// transaction comes from. A transaction that was imported before keeps the
+// latter.
+func (e *lineEncoder) appendHeaders(dst []byte, t *transaction) ([]byte, error) {
+	again := false
+	for _, h := range t.Headers {
+		switch treatment, err := subjects.CheckOtherHeader(h.key); {
+		case err != nil:
+			return dst, err
+		case treatment != subjects.Stored:
+			return dst, fmt.Errorf("header %q is NATS's own, and is not stored", h.key)
+		case len(h.key) > subjects.MaxHeaderName || h.key == "" || strings.IndexFunc(h.key, func(r rune) bool { return r <= ' ' || r >= 0x7f || r == ':' }) >= 0:
+			return dst, fmt.Errorf("header %q: a name is 1 to %d characters of visible ASCII without a colon", h.key, subjects.MaxHeaderName)
+		case strings.ContainsAny(h.value, "\r\n\x00"):
+			return dst, fmt.Errorf("header %q: its value has CR, LF or NUL", h.key)
+		}
+		again = again || h.key == headerOriginalTime
+		dst = subjects.AppendField(dst, h.key, h.value)
+	}
+	own := 3 // message id, kind, locks
+	if !e.plain && !again {
+		own += 3
+		if !t.Time.IsZero() {
+			dst = append(dst, headerOriginalTime+": "...)
+			dst = append(t.Time.UTC().AppendFormat(dst, time.RFC3339Nano), "\r\n"...)
+		}
+		if t.Txid > 0 {
+			dst = append(dst, headerOriginalTxid+": "...)
+			dst = append(strconv.AppendUint(dst, t.Txid, 10), "\r\n"...)
+		}
+		if t.MsgID != "" {
+			if err := errors.Join(subjects.CheckMsgID(t.MsgID)); err != nil || strings.ContainsAny(t.MsgID, "\r\n\x00") {
+				return dst, fmt.Errorf("msg_id is no message id: 1 to %d bytes without CR, LF or NUL", subjects.MaxMsgID)
+			}
+			dst = subjects.AppendField(dst, headerOriginalMsgID, t.MsgID)
+		}
+	}
+	if n := len(t.Headers) + own; n > subjects.MaxHeaders {
+		return dst, fmt.Errorf("with those that an import adds, it has up to %d headers: at most %d are allowed; --plain adds fewer", n, subjects.MaxHeaders)
+	}
+	return dst, nil
+}
+
+// appendLineID appends the message id of a line.
+func appendLineID(dst []byte, id string, n uint64, tag chainTag) []byte {
+	dst = append(append(dst, "import-"...), id...)
+	dst = strconv.AppendUint(append(dst, '-'), n, 10)
+	return hex.AppendEncode(append(dst, '-'), tag[:])
+}
+
+// parseLineID is the reverse of appendLineID, for the lines of an import.
+func parseLineID(msgID, id string) (n uint64, tag chainTag, ok bool) {
+	rest, ok := strings.CutPrefix(msgID, "import-"+id+"-")
+	number, digits, ok2 := strings.Cut(rest, "-")
+	n, err := strconv.ParseUint(number, 10, 64)
+	decoded, err2 := hex.DecodeString(digits)
+	if !ok || !ok2 || err != nil || err2 != nil || len(decoded) != len(tag) || n == 0 {
+		return 0, tag, false
+	}
+	return n, chainTag(decoded), true
+}
+
+// batches encodes the lines in the background, a few batches ahead. They come
+// in order; the last one has an error. The goroutines end when stop is closed
+// or after the last batch.
+func (e *lineEncoder) batches(l *lines, stop <-chan struct{}) <-chan *importBatch {
+	out := make(chan *importBatch)
+	chunks := make(chan (<-chan []*importBatch), runtime.GOMAXPROCS(0))
+	go func() { // reads, and has each chunk encoded
+		defer close(chunks)
+		for {
+			c := l.chunk(e.count)
+			encoded := make(chan []*importBatch, 1)
+			go func() { encoded <- e.encode(c) }()
+			select {
+			case chunks <- encoded:
+			case <-stop:
+				return
+			}
+			if c.err != nil {
+				return
+			}
+		}
+	}()
+	go func() {
+		defer close(out)
+		for encoded := range chunks {
+			for _, b := range <-encoded {
+				select {
+				case out <- b:
+				case <-stop:
+					return
+				}
+			}
+		}
+	}()
+	return out
+}

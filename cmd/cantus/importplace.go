@@ -1,0 +1,159 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"io"
+	"time"
+
+	"github.com/nats-io/nats.go"
+
+	"github.com/cantuslog/cantus/subjects"
+)
+
+// importPlace is how far an import is.
+type importPlace struct {
+	line uint64   // the last line that is in the log, 0 for none
+	tag  chainTag // of that line, if it was read from the log
+	txid uint64   // of that line; 0 for none
+	// cursor is where the cursor is, 0 if there is none, and wanted where it
+	// was last to be moved: it is there if an answer was lost.
+	cursor, wanted uint64
+	empty          bool // the partition has no transaction, and so no cursor
+}
+
+func (i *importer) cursor() string { return "import-" + i.id }
+
+// findPlace finds out which lines are in the log. It sets the cursor before the
+// first line is appended, unless the partition is empty.
+func (i *importer) findPlace(ctx context.Context) error {
+	p := int(i.cmd.Partition)
+	var info subjects.PartitionInfo
+	var cursor subjects.CursorReply
+	err := i.conn.ask(ctx, i.conn.names.PartitionInfo(p), nil, &info)
+	if err == nil {
+		err = i.conn.ask(ctx, i.conn.names.Cursor(p, i.cursor()), nil, &cursor)
+	}
+	if errors.Is(err, nats.ErrNoResponders) {
+		return i.conn.noLeader(ctx, p)
+	}
+	if err != nil {
+		return err
+	}
+	if i.found && cursor.Txid != i.place.cursor && cursor.Txid != i.place.wanted {
+		return errAnotherImport
+	}
+	i.found, i.place.cursor, i.place.empty = true, cursor.Txid, false
+	mark := max(info.HighWaterMark, i.place.txid)
+	switch {
+	case mark == 0:
+		i.place.empty = true
+		return nil
+	case cursor.Txid == 0 && info.FirstTxid == 1:
+		// The import has not begun; or it began in an empty partition, with the
+		// first transaction.
+		if err := i.search(ctx, 1, 1); err != nil || i.place.line > 0 {
+			return errors.Join(err, i.searchOn(ctx, 1, mark))
+		}
+	case cursor.Txid > 0:
+		return i.searchOn(ctx, max(cursor.Txid, i.place.txid), mark)
+	}
+	return i.setCursor(ctx, mark)
+}
+
+// searchOn searches the log for lines from a txid on. If the transaction there
+// was trimmed and none comes after it, nothing is known.
+func (i *importer) searchOn(ctx context.Context, from, to uint64) error {
+	err := i.search(ctx, from, to)
+	if e, ok := errors.AsType[*subjects.Error](err); ok && e.Reason == subjects.Trimmed {
+		return failf(exitFailed, "which lines are in the log is not known any more: its transactions were trimmed up to %d, and the import had come to %d. "+
+			"Import what is missing from a file of its own, under another --name", e.FirstTxid-1, from)
+	}
+	return err
+}
+
+// search searches the log for lines of the import, between two txids.
+func (i *importer) search(ctx context.Context, from, to uint64) error {
+	r := &reader{
+		cmd: &readCmd{Partition: i.cmd.Partition, HeadersOnly: true, connection: i.cmd.connection},
+		p:   i.p, conn: i.conn, out: bufio.NewWriter(io.Discard), next: from, last: to, bulk: true,
+	}
+	r.visit = func(t *transaction) error {
+		n, tag, ok := parseLineID(t.MsgID, i.id)
+		if !ok {
+			return nil
+		}
+		if t.Txid != from && n != i.place.line+1 { // the one at from may be any
+			return failf(exitFailed, "transaction %d is line %d of the import, and line %d was before it: the log does not have the lines in their order", t.Txid, n, i.place.line)
+		}
+		i.place.line, i.place.tag, i.place.txid = n, tag, t.Txid
+		return nil
+	}
+	for done := false; !done; {
+		var err error
+		if done, err = r.step(ctx); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// cursorEvery is how often an import moves its cursor.
+const cursorEvery = time.Second
+
+// moveCursor moves the cursor to the last line, from time to time. If it can't
+// be moved now, the import takes a little longer to go on. The only error is
+// errAnotherImport.
+func (i *importer) moveCursor(ctx context.Context) error {
+	if time.Since(i.moved) < cursorEvery {
+		return nil
+	}
+	i.moved = time.Now()
+	if err := i.setCursor(ctx, i.place.txid); errors.Is(err, errAnotherImport) {
+		return err
+	}
+	return nil
+}
+
+// leaveCursor moves the cursor to the last line at the end, also of an import
+// that is interrupted.
+func (i *importer) leaveCursor(ctx context.Context) {
+	if i.place.txid > i.place.cursor {
+		_ = i.setCursor(context.WithoutCancel(ctx), i.place.txid)
+	}
+}
+
+// errAnotherImport is returned if the cursor is not where this import has left
+// it.
+var errAnotherImport = failf(exitConflict, "another process imports the same file under the same name: it has moved the import's cursor")
+
+// setCursor moves the cursor, unless another process has moved it.
+func (i *importer) setCursor(ctx context.Context, txid uint64) error {
+	before := i.place.wanted
+	i.place.wanted = txid
+	body, err := json.Marshal(subjects.CursorRequest{Txid: &txid, Expected: &i.place.cursor})
+	if err != nil {
+		return err
+	}
+	answer, err := i.conn.request(ctx, &nats.Msg{Subject: i.conn.names.Cursor(int(i.cmd.Partition), i.cursor()), Data: body})
+	if err != nil {
+		return err
+	}
+	var reply subjects.CursorReply
+	if err := json.Unmarshal(answer.Data, &reply); err != nil {
+		return err
+	}
+	switch {
+	case reply.Error == nil, reply.Error.Reason == subjects.WrongLast && reply.Txid == txid:
+		i.place.cursor = txid
+		return nil
+	case reply.Error.Reason == subjects.WrongLast && reply.Txid == before && before != i.place.cursor:
+		i.place.cursor = reply.Txid
+		return i.setCursor(ctx, txid)
+	case reply.Error.Reason == subjects.WrongLast:
+		return errAnotherImport
+	}
+	return refusal(reply.Error)
+}
