@@ -24,6 +24,8 @@ var (
 	// ErrNoPartition is wrapped by errors about a partition that the cluster
 	// does not have. Nothing was done.
 	ErrNoPartition = errors.New("client: partition does not exist")
+	// ErrOtherHistory is wrapped by every [*HistoryError].
+	ErrOtherHistory = errors.New("client: the log has another history")
 	// ErrNotFollowed is returned for a partition that the Follower does not
 	// follow.
 	ErrNotFollowed = errors.New("client: partition is not followed")
@@ -118,6 +120,37 @@ type ConflictError struct{ RefusedError }
 
 // Unwrap returns the refusal.
 func (e *ConflictError) Unwrap() error { return &e.RefusedError }
+
+// HistoryError is returned when the partition does not have all that the client
+// has applied: the cluster was restored from a backup that ends before it, or
+// is another one. Under later txids it has other transactions. It matches
+// [ErrOtherHistory] and [ErrAhead] with errors.Is.
+//
+// Go on from a state that is not later than transaction Common. Without one,
+// begin from an empty state.
+type HistoryError struct {
+	RefusedError
+	// After is the last transaction that the client has, from cluster Had.
+	After uint64
+	Had   string
+	// Cluster is the id of the cluster that answers. Common is the last
+	// transaction that both have, 0 if there is none.
+	Cluster string
+	Common  uint64
+}
+
+func (e *HistoryError) Error() string {
+	if e.Common == 0 {
+		return fmt.Sprintf("partition %d: what was applied, up to transaction %d, is from cluster %s, of which this cluster, %s, has nothing: check the address, or begin from an empty state",
+			e.Partition, e.After, e.Had, e.Cluster)
+	}
+	return fmt.Sprintf("partition %d: what was applied, up to transaction %d, is from cluster %s; this cluster, %s, was restored from a backup, and has another history after transaction %d: "+
+		"go on from a state that is not later than that",
+		e.Partition, e.After, e.Had, e.Cluster, e.Common)
+}
+
+// Unwrap returns ErrOtherHistory and the refusal.
+func (e *HistoryError) Unwrap() []error { return []error{ErrOtherHistory, &e.RefusedError} }
 
 // UnknownOutcomeError is the error of a transaction that may or may not have
 // committed. To find out, read the log: Transaction.ID is stored there.

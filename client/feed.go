@@ -46,6 +46,12 @@ func (s *stream) onFeedMessage(m *nats.Msg) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	now := time.Now()
+	if s.otherKey {
+		// Perhaps another cluster's: what follows here is of its history.
+		s.otherKey, s.unconfirmed = false, true
+		s.abandonRead()
+		s.startRead()
+	}
 	if err != nil {
 		s.onUnverified(err, now)
 		return
@@ -64,6 +70,7 @@ func (s *stream) verify(m *nats.Msg) ([]Transaction, error) {
 		return nil, errNoFeedKey
 	}
 	if !bytes.Equal(key, s.verifier.Key) {
+		s.otherKey = s.verifier.Key != nil
 		s.verifier = subjects.FeedVerifier{Key: key, Partition: s.partition}
 	}
 	err := s.verifier.Verify(m.Header.Get(subjects.HeaderHashes), m.Header.Get(subjects.HeaderSignature), m.Data)
@@ -127,7 +134,7 @@ func (s *stream) onFeedTransaction(t *Transaction, size int) {
 	s.seenTxid = max(s.seenTxid, t.Txid)
 	switch {
 	case t.Txid < s.next || s.err != nil:
-	case s.read != nil:
+	case s.read != nil || s.unconfirmed:
 		s.bufferAhead(t, size)
 	case t.Txid > s.next:
 		s.bufferAhead(t, size)

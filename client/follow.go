@@ -1,6 +1,7 @@
 package client
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -30,7 +31,12 @@ type BatchHandler func(ctx context.Context, txs []*Transaction) error
 
 // MovedError is returned by a handler that has applied nothing because its
 // state was set to another position. The follower continues after After.
-type MovedError struct{ After uint64 }
+type MovedError struct {
+	After uint64
+	// Cluster is the id of the cluster that the state is from, "" for the one
+	// that was followed.
+	Cluster string
+}
 
 func (m *MovedError) Error() string { return fmt.Sprintf("client: moved to txid %d", m.After) }
 
@@ -83,6 +89,12 @@ type FollowOptions struct {
 	// BufferBytes limits what is read ahead of a partition's handler. At least
 	// 64 KiB; default 4 MiB. A larger transaction is buffered alone.
 	BufferBytes int
+	// Clusters has, for each partition, the id of the cluster that its position
+	// is from, as [Follower.Cluster] returns it. If the cluster that is followed
+	// does not have all that is before the position, the partition stops with a
+	// [*HistoryError]. Without an id a Follower compares only what it has
+	// followed itself.
+	Clusters map[int]string
 	// IdleTimeout is how long the feed may be silent before a read checks that
 	// nothing was missed. Default 5 s.
 	IdleTimeout time.Duration
@@ -148,9 +160,11 @@ type followedPartition struct {
 	pos        position
 	mu         sync.Mutex
 	stream     *stream                 // nil before Run
+	live       *stream                 // stream while it is followed
 	handlerErr error                   // while the handler is retried
 	cancel     context.CancelCauseFunc // ends the current stream; nil if there is none
-	moveTo     *uint64                 // where the next stream starts, if not at pos
+	moveTo     *MovedError             // where the next stream starts, if not at pos
+	cluster    string                  // that the state is from, "" if it is not known; live knows better
 }
 
 func (p *followedPartition) setHandlerErr(err error) {
@@ -183,7 +197,7 @@ func (c *Client) NewBatchFollower(after Positions, handle BatchHandler, opts Fol
 		if p < 0 {
 			return nil, fmt.Errorf("%w: partition %d", ErrOptions, p)
 		}
-		f.parts[p] = &followedPartition{partition: p, pos: position{applied: txid}}
+		f.parts[p] = &followedPartition{partition: p, pos: position{applied: txid}, cluster: opts.Clusters[p]}
 	}
 	return f, nil
 }
@@ -201,8 +215,8 @@ func (c *Client) Follow(ctx context.Context, after Positions, handle Handler, op
 // order, until ctx ends or all partitions have stopped. Each partition has a
 // goroutine. Run returns when no handler runs any more, with the error of ctx
 // or those of the partitions: the handler's, [ErrTrimmed] or [ErrAhead] as a
-// [*RefusedError], [ErrNoPartition], [ErrClosed]. Called again, it continues
-// where it stopped. It must not be called concurrently.
+// [*RefusedError], [*HistoryError], [ErrNoPartition], [ErrClosed]. Called
+// again, it continues where it stopped. It must not be called concurrently.
 func (f *Follower) Run(ctx context.Context) error {
 	var wg sync.WaitGroup
 	errs := make(chan error, len(f.parts))
@@ -238,7 +252,7 @@ func (f *Follower) run(ctx context.Context, p *followedPartition) error {
 		}
 		p.mu.Lock()
 		if p.moveTo == nil { // otherwise Move was called since
-			p.moveTo = &moved.After
+			p.moveTo = moved
 		}
 		p.mu.Unlock()
 	}
@@ -250,7 +264,8 @@ func (p *followedPartition) beginStream(cancel context.CancelCauseFunc) {
 	defer p.mu.Unlock()
 	p.cancel = cancel
 	if p.moveTo != nil {
-		p.pos.move(*p.moveTo)
+		p.pos.move(p.moveTo.After)
+		p.cluster = cmp.Or(p.moveTo.Cluster, p.cluster)
 		p.moveTo = nil
 	}
 }
@@ -269,6 +284,19 @@ func (p *followedPartition) endStream() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.cancel = nil
+	if p.live != nil {
+		p.cluster, p.live = p.live.currentCluster(), nil
+	}
+}
+
+// currentCluster returns the cluster that the state is from.
+func (p *followedPartition) currentCluster() string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.live != nil {
+		return p.live.currentCluster()
+	}
+	return p.cluster
 }
 
 // runStream follows one partition from its position on, until it ends or is
@@ -278,9 +306,9 @@ func (f *Follower) runStream(ctx context.Context, p *followedPartition) error {
 	defer cancel(nil)
 	p.beginStream(cancel)
 	defer p.endStream()
-	return f.c.withStream(ctx, p.partition, p.pos.get(), f.opts, func(ctx context.Context, s *stream) error {
+	return f.c.withStream(ctx, p.partition, p.pos.get(), p.currentCluster(), f.opts, func(ctx context.Context, s *stream) error {
 		p.mu.Lock()
-		p.stream = s
+		p.stream, p.live = s, s
 		p.mu.Unlock()
 		p.pos.resume()
 		return deliver(ctx, s, f.opts.MaxBatch, func(txs []*Transaction, upTo uint64) error {
@@ -295,8 +323,8 @@ func (f *Follower) runStream(ctx context.Context, p *followedPartition) error {
 
 // withStream opens a stream, runs its timers, and calls use with it. It closes
 // the stream when use returns.
-func (c *Client) withStream(ctx context.Context, partition int, after uint64, opts FollowOptions, use func(context.Context, *stream) error) error {
-	s, err := newStream(c, partition, after, opts)
+func (c *Client) withStream(ctx context.Context, partition int, after uint64, cluster string, opts FollowOptions, use func(context.Context, *stream) error) error {
+	s, err := newStream(c, partition, after, cluster, opts)
 	if err != nil {
 		return err
 	}
@@ -425,17 +453,20 @@ func (f *Follower) applyOne(ctx context.Context, p *followedPartition, one []*Tr
 // Move makes the handler of a partition continue after the txid after, because
 // its state was set to that position. It cancels the context of a call in
 // progress. A handler returns a [*MovedError] instead of calling Move.
-func (f *Follower) Move(partition int, after uint64) error {
+func (f *Follower) Move(partition int, after uint64) error { return f.MoveIn(partition, after, "") }
+
+// MoveIn is Move to a state that is from the cluster with the given id.
+func (f *Follower) MoveIn(partition int, after uint64, cluster string) error {
 	p, ok := f.parts[partition]
 	if !ok {
 		return fmt.Errorf("partition %d: %w", partition, ErrNotFollowed)
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.moveTo = &after
+	p.moveTo = &MovedError{after, cluster}
 	p.pos.move(after)
 	if p.cancel != nil {
-		p.cancel(&MovedError{after})
+		p.cancel(&MovedError{after, cluster})
 	}
 	return nil
 }
@@ -483,6 +514,17 @@ func (f *Follower) Progress(partition int) Progress {
 	return g
 }
 
+// Cluster returns the id of the cluster whose log the state is from, up to the
+// last applied transaction; "" if that is not known yet. Store it with the
+// position, and pass both to the next Follower.
+func (f *Follower) Cluster(partition int) string {
+	p, ok := f.parts[partition]
+	if !ok {
+		return ""
+	}
+	return p.currentCluster()
+}
+
 // Positions returns the last applied txid of each partition, to be passed to
 // the next Follower.
 func (f *Follower) Positions() Positions {
@@ -520,7 +562,7 @@ func (c *Client) All(ctx context.Context, partition int, after uint64, opts Foll
 		opts, err := opts.withDefaults()
 		left := errors.New("left")
 		if err == nil {
-			err = c.withStream(ctx, partition, after, opts, func(ctx context.Context, s *stream) error {
+			err = c.withStream(ctx, partition, after, "", opts, func(ctx context.Context, s *stream) error {
 				return deliver(ctx, s, 1, func(txs []*Transaction, _ uint64) error {
 					if len(txs) > 0 && !yield(txs[0], nil) {
 						return left

@@ -41,6 +41,8 @@ type stream struct {
 	// mu guards the fields below, except verifier.
 	mu              sync.Mutex
 	next            uint64 // next txid to enqueue
+	cluster         string // from which everything before next is; "" if it is not known
+	unconfirmed     bool   // the feed may be another cluster's: a read must end first
 	seenTxid        uint64 // highest txid received, by a read or from the feed
 	readMark        uint64 // high-water mark at the end of the last read
 	queue           []entry
@@ -62,6 +64,7 @@ type stream struct {
 	feed            *nats.Subscription // nil until the stream has caught up once
 
 	verifier subjects.FeedVerifier // used by onFeedMessage only
+	otherKey bool                  // the verifier's key was another before; used by onFeedMessage only
 
 	recheckAt, recheckedAt time.Time // when to read because of messages that could not be verified (zero: never), and when that was done last
 	rejected, reported     uint64    // messages of the feed
@@ -88,9 +91,9 @@ type activeRead struct {
 	gap       error     // says which messages are missing; later ones are ignored
 }
 
-func newStream(c *Client, partition int, after uint64, opts FollowOptions) (*stream, error) {
+func newStream(c *Client, partition int, after uint64, cluster string, opts FollowOptions) (*stream, error) {
 	s := &stream{
-		c: c, partition: partition, readSize: min(firstRead, opts.readBytes()), opts: opts, next: after + 1, seenTxid: after,
+		c: c, partition: partition, readSize: min(firstRead, opts.readBytes()), opts: opts, next: after + 1, seenTxid: after, cluster: cluster,
 		inbox: c.nc.NewInbox() + ".",
 		ready: make(chan struct{}, 1), wake: make(chan struct{}, 1),
 	}
@@ -192,6 +195,9 @@ func (s *stream) startRead() {
 	s.read = &activeRead{subject: s.inbox + strconv.FormatUint(s.reads, 36), from: s.next, lastHeard: now, cost: cost}
 	body := strconv.AppendUint([]byte(`{"from":`), s.next, 10)
 	body = fmt.Appendf(body, `,"max":%d,"max_bytes":%d`, readCount(s.readSize), s.readSize)
+	if s.cluster != "" {
+		body = fmt.Appendf(body, `,"cluster":%q`, s.cluster)
+	}
 	err := s.c.nc.PublishRequest(s.c.names.Read(s.partition), s.read.subject, append(body, s.requestSuffix...))
 	switch {
 	case err == nil:
@@ -343,6 +349,10 @@ func (s *stream) onReadEnd(m *nats.Msg) {
 		s.skip(next - 1)
 	}
 	s.readMark = mark
+	if cluster := m.Header.Get(subjects.HeaderCluster); cluster != "" {
+		s.cluster = cluster
+	}
+	s.unconfirmed = false
 	from := s.read.from
 	s.abandonRead()
 	s.failures, s.leaderChanges, s.lastErr = 0, 0, nil
@@ -371,17 +381,8 @@ func (s *stream) onReadEnd(m *nats.Msg) {
 
 // onReadRefused handles the refusal of a read.
 func (s *stream) onReadRefused(m *nats.Msg) {
-	var r subjects.Reply
-	if err := json.Unmarshal(m.Data, &r); err != nil || r.Error == nil {
-		s.readFailed(fmt.Errorf("read: malformed refusal: %q", m.Data))
-		return
-	}
-	mark := uint64(0)
-	if r.HighWaterMark != nil {
-		mark = *r.HighWaterMark
-	}
-	err := refusal(*r.Error, s.partition, "", mark)
-	if dispositionOf(r.Error) == final {
+	err, final := readRefusal(m, s.partition, s.read.from-1, s.cluster)
+	if final {
 		s.endLocked(err)
 		return
 	}
@@ -394,6 +395,7 @@ func (s *stream) onReconnected() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.abandonRead()
+	s.unconfirmed = true
 	s.ahead, s.aheadSize = nil, 0
 	s.startRead()
 }
@@ -532,4 +534,12 @@ func (s *stream) progress() (p Progress) {
 		p.Err = s.c.feedKey.fetchError()
 	}
 	return p
+}
+
+// currentCluster returns the id of the cluster that everything which was queued
+// is from, "" if it is not known yet.
+func (s *stream) currentCluster() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.cluster
 }

@@ -28,6 +28,7 @@ type member struct {
 	leases         map[int]*lease
 	workers        map[int]*worker
 	failures       map[int]error // errors of partitions that have stopped
+	handled        map[int]handled
 	lastNotified   []int
 }
 
@@ -51,7 +52,7 @@ func Join(ctx context.Context, c *client.Client, name string, handle client.Hand
 		}
 	}
 	opts.Partitions = slices.Sorted(slices.Values(opts.Partitions))
-	m := &member{client: c, name: name, handle: handle, opts: opts, coordPartition: -1, number: -1, leases: map[int]*lease{}, workers: map[int]*worker{}, failures: map[int]error{}}
+	m := &member{client: c, name: name, handle: handle, opts: opts, coordPartition: -1, number: -1, leases: map[int]*lease{}, workers: map[int]*worker{}, failures: map[int]error{}, handled: map[int]handled{}}
 	for _, p := range opts.Partitions {
 		if m.leases[p], err = m.lease(p, name+"-lease"); err != nil {
 			return err
@@ -242,7 +243,7 @@ func (m *member) reconcile(ctx context.Context, partition int, wanted bool) erro
 		m.forget(w)
 	}
 	if wanted && l.held() {
-		m.workers[partition] = m.begin(partition, l.heldUntil)
+		m.workers[partition] = m.begin(partition, l.heldUntil, m.handled[partition])
 		return nil
 	}
 	if !wanted {
@@ -255,6 +256,9 @@ func (m *member) reconcile(ctx context.Context, partition int, wanted bool) erro
 func (m *member) forget(w *worker) {
 	if err := w.failure(); err != nil {
 		m.failures[w.partition] = err
+	}
+	if w.handled.cluster != "" {
+		m.handled[w.partition] = w.handled
 	}
 	delete(m.workers, w.partition)
 }

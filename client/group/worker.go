@@ -16,13 +16,22 @@ type worker struct {
 	deadline  *time.Timer
 	done      chan struct{}
 	err       error // of work, valid once done is closed
+	handled   handled
 }
 
-// begin starts to handle a partition, until the lease expires, which extend
-// delays, or stop is called.
-func (m *member) begin(partition int, until time.Time) *worker {
+// handled is what a member has handled of a partition: the last transaction,
+// and the cluster that it is from. In a cluster that has another history than
+// that, the member handles nothing more.
+type handled struct {
+	txid    uint64
+	cluster string // "" if it is not known
+}
+
+// begin starts to handle a partition, of which the member has handled something
+// before, until the lease expires, which extend delays, or stop is called.
+func (m *member) begin(partition int, until time.Time, before handled) *worker {
 	ctx, cancel := context.WithCancelCause(context.Background())
-	w := &worker{partition: partition, cancel: cancel, done: make(chan struct{})}
+	w := &worker{partition: partition, cancel: cancel, done: make(chan struct{}), handled: before}
 	w.deadline = time.AfterFunc(time.Until(until), func() { cancel(ErrLost) })
 	go func() {
 		defer close(w.done)
@@ -63,6 +72,9 @@ func (w *worker) failed() bool { return w.failure() != nil }
 // work follows the partition from the group's position on, and advances that
 // position.
 func (m *member) work(ctx context.Context, w *worker) error {
+	if err := m.client.CheckHistory(ctx, w.partition, w.handled.txid, w.handled.cluster); err != nil {
+		return err
+	}
 	k, err := m.client.Cursor(w.partition, m.name)
 	if err != nil {
 		return err
@@ -85,6 +97,9 @@ func (m *member) work(ctx context.Context, w *worker) error {
 		}
 	}()
 	err = f.Run(following)
+	if cluster := f.Cluster(w.partition); cluster != "" {
+		w.handled = handled{f.Applied(w.partition), cluster}
+	}
 	end(nil)
 	<-committing
 	last, cancel := context.WithTimeout(context.WithoutCancel(ctx), m.opts.Lease/3)

@@ -25,48 +25,48 @@ func (v *View) applyAll(ctx context.Context, txs []*client.Transaction) error {
 		if len(txs) == 0 {
 			return nil
 		}
-		mark, err := v.step(ctx, p, txs)
+		at, err := v.step(ctx, p, txs)
 		if err != nil {
 			return err
 		}
-		if mark < p.mark {
-			p.mark = mark
-			return &client.MovedError{After: mark}
+		if at.txid < p.mark {
+			p.mark = at.txid
+			return &client.MovedError{After: at.txid, Cluster: at.cluster}
 		}
-		p.mark = mark
+		p.mark = at.txid
 	}
 }
 
 // step applies all of txs and moves the mark, in one database transaction, if
 // the mark is where p has it. Otherwise it does nothing. It returns the mark as
 // it is afterwards.
-func (v *View) step(ctx context.Context, p *part, txs []*client.Transaction) (mark uint64, err error) {
+func (v *View) step(ctx context.Context, p *part, txs []*client.Transaction) (at mark, err error) {
 	in, err := v.marks.db.BeginTx(ctx, nil)
 	if err != nil {
-		return 0, &databaseError{err}
+		return at, &databaseError{err}
 	}
 	defer in.Rollback() // no effect after a commit
 	last := txs[len(txs)-1]
-	moved, err := v.marks.move(ctx, in, last, p.mark)
+	moved, err := v.marks.move(ctx, in, last, v.follower.Cluster(last.Partition), p.mark)
 	if err != nil {
-		return 0, &databaseError{err}
+		return at, &databaseError{err}
 	}
 	if !moved {
-		if mark, _, err = v.marks.get(ctx, in, last.Partition); err != nil {
-			return 0, &databaseError{err}
+		if at, err = v.marks.get(ctx, in, last.Partition); err != nil {
+			return at, &databaseError{err}
 		}
-		return mark, nil
+		return at, nil
 	}
 	for _, tx := range txs {
 		if err := v.applyOne(ctx, p, in, tx); err != nil {
-			return 0, err
+			return at, err
 		}
 	}
 	if err := in.Commit(); err != nil {
-		return 0, commitError(err)
+		return at, commitError(err)
 	}
 	p.parkErr = nil
-	return last.Txid, nil
+	return mark{txid: last.Txid}, nil
 }
 
 // applyOne applies a transaction, or parks it if that was decided.

@@ -63,7 +63,9 @@ const openAttempts = 10
 // Open creates the tables cantus_marks and cantus_parked and a row for each
 // partition, unless they exist. Run then continues from the marks there.
 // The caller keeps ownership of db. Errors: [ErrOptions], [ErrOtherLog],
-// [client.ErrAhead].
+// [client.ErrAhead], and a [*client.HistoryError] if the cluster was restored
+// from a backup that ends before the mark: the database has to be set to a
+// state that is not later than the error's Common, or emptied.
 func Open(ctx context.Context, c *client.Client, db *sql.DB, dialect Dialect, apply Apply, opts Options) (*View, error) {
 	if opts.Name == "" {
 		opts.Name = "main"
@@ -93,15 +95,16 @@ func Open(ctx context.Context, c *client.Client, db *sql.DB, dialect Dialect, ap
 		return nil, err
 	}
 	after := client.Positions{}
+	follow := opts.Follow
+	follow.Clusters = map[int]string{}
 	for _, p := range opts.Partitions {
-		mark, err := v.verifiedMark(ctx, c, p)
+		at, err := v.verifiedMark(ctx, c, p)
 		if err != nil {
 			return nil, err
 		}
-		v.parts[p] = &part{mark: mark}
-		after[p] = mark
+		v.parts[p] = &part{mark: at.txid}
+		after[p], follow.Clusters[p] = at.txid, at.cluster
 	}
-	follow := opts.Follow
 	follow.OnError = v.onError
 	var err error
 	v.follower, err = c.NewBatchFollower(after, v.applyAll, follow)
@@ -123,22 +126,25 @@ func (v *View) create(ctx context.Context) (err error) {
 }
 
 // verifiedMark returns a partition's mark after comparing it with the log.
-func (v *View) verifiedMark(ctx context.Context, c *client.Client, partition int) (uint64, error) {
-	mark, stamped, err := v.marks.get(ctx, v.marks.db, partition)
-	if err != nil || mark == 0 || stamped == "" {
-		return mark, err
+func (v *View) verifiedMark(ctx context.Context, c *client.Client, partition int) (mark, error) {
+	at, err := v.marks.get(ctx, v.marks.db, partition)
+	if err != nil || at.txid == 0 || at.stamp == "" {
+		return at, err
 	}
-	tx, err := c.Get(ctx, partition, mark)
+	if err := c.CheckHistory(ctx, partition, at.txid, at.cluster); err != nil {
+		return at, err
+	}
+	tx, err := c.Get(ctx, partition, at.txid)
 	switch {
 	case errors.Is(err, client.ErrTrimmed):
-		return mark, nil // following reports it if anything is missing
+		return at, nil // following reports it if anything is missing
 	case err != nil:
-		return 0, err
-	case stamp(tx) != stamped:
-		return 0, fmt.Errorf("partition %d: txid %d has the time %s in the log, and %s in the database: %w",
-			partition, mark, stamp(tx), stamped, ErrOtherLog)
+		return at, err
+	case stamp(tx) != at.stamp:
+		return at, fmt.Errorf("partition %d: txid %d has the time %s in the log, and %s in the database: %w",
+			partition, at.txid, stamp(tx), at.stamp, ErrOtherLog)
 	}
-	return mark, nil
+	return at, nil
 }
 
 // Run applies the log until ctx ends or all partitions have stopped. It returns
@@ -230,12 +236,12 @@ func (v *View) checkMark(ctx context.Context, partition int) error {
 	p := v.parts[partition]
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	mark, _, err := v.marks.get(ctx, v.marks.db, partition)
-	if err != nil || mark >= p.mark {
+	at, err := v.marks.get(ctx, v.marks.db, partition)
+	if err != nil || at.txid >= p.mark {
 		return err
 	}
-	p.mark = mark
-	return v.follower.Move(partition, mark)
+	p.mark = at.txid
+	return v.follower.MoveIn(partition, at.txid, at.cluster)
 }
 
 // Read calls look with a database transaction, and sets req.HighWaterMark to
@@ -248,8 +254,10 @@ func (v *View) Read(ctx context.Context, req *client.Request, look func(db *sql.
 		return err
 	}
 	defer in.Rollback() // nothing was written
-	if req.HighWaterMark, _, err = v.marks.get(ctx, in, req.Partition); err != nil {
+	at, err := v.marks.get(ctx, in, req.Partition)
+	if err != nil {
 		return err
 	}
+	req.HighWaterMark = at.txid
 	return look(in)
 }
