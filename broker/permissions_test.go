@@ -64,7 +64,7 @@ var (
 		{"alice", "a", []string{"cantus.append.key.alice"}, nil},
 		{"reader", "r", readerAsks, nil},
 		{"follower", "f", append([]string{"cantus.cursor.0.billing"}, readerAsks...), []string{"cantus.packed.0", "cantus.feed.>"}},
-		{"backup", "b", []string{"cantus.info", "cantus.info.0", "cantus.admin.status", "cantus.cursors.0", "cantus.admin.batches.0"}, nil},
+		{"backup", "b", []string{"cantus.info", "cantus.info.0", "cantus.cursors.0", "cantus.admin.batches.0"}, nil},
 		{"operator", "o", []string{"cantus.info", "cantus.info.0", "cantus.cursors.0", "cantus.admin.batches.0", "cantus.admin.status", "cantus.admin.trim.0",
 			"cantus.admin.cluster.balance", "$SRV.PING.cantus"}, []string{"cantus.advisory.>"}},
 	}

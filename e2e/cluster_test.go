@@ -179,6 +179,15 @@ func (c *cluster) dial(name string) *workload.Client {
 	return c.recorded(client)
 }
 
+// url returns the addresses of all nodes, for --server.
+func (c *cluster) url() string {
+	var urls []string
+	for _, n := range c.nodes {
+		urls = append(urls, n.url)
+	}
+	return strings.Join(urls, ",")
+}
+
 // dialOnly returns a client that stays with one node.
 func (c *cluster) dialOnly(n *node) *workload.Client {
 	c.tb.Helper()

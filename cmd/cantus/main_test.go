@@ -31,7 +31,8 @@ func TestMain(m *testing.M) {
 //	                         signal the command if a signal is named, wait for
 //	                         its end and check its exit status; stdout and
 //	                         stderr then hold all that it printed
-//	flip FILE OFFSET         flip a bit of a file
+//	flip FILE OFFSET         flip a bit of a file, whose name may be a pattern
+//	scrape NAME text         wait until the metrics of a command have a text
 //	status N cmd args...     run a command that must exit with status N
 //
 // and the condition
@@ -71,6 +72,7 @@ func TestScripts(t *testing.T) {
 			"signal":  cmdSignal,
 			"stopped": cmdStopped,
 			"flip":    cmdFlip,
+			"scrape":  cmdScrape,
 			"status":  cmdStatus,
 		},
 	})

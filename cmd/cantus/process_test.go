@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"errors"
 	"io"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -251,15 +252,44 @@ func cmdStatus(ts *testscript.TestScript, neg bool, args []string) {
 	}
 }
 
+// cmdScrape waits until the metrics of a command have a text.
+func cmdScrape(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 2 {
+		ts.Fatalf("usage: scrape NAME text")
+	}
+	p := named(ts, args[0])
+	line, ok := p.await(&p.stderr, "metrics on http://", 1)
+	if !ok {
+		ts.Fatalf("%s has no metrics", args[0])
+	}
+	_, url, _ := strings.Cut(line, "metrics on ")
+	for body := ""; !strings.Contains(body, args[1]); {
+		select {
+		case <-p.ended:
+			ts.Fatalf("%s ended; its metrics were\n%s", args[0], body)
+		case <-time.After(10 * time.Millisecond):
+		}
+		r, err := http.Get(url)
+		ts.Check(err)
+		all, err := io.ReadAll(r.Body)
+		ts.Check(errors.Join(err, r.Body.Close()))
+		body = string(all)
+	}
+}
+
 func cmdFlip(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) != 2 {
 		ts.Fatalf("usage: flip FILE OFFSET")
 	}
-	data := []byte(ts.ReadFile(args[0]))
+	found, err := filepath.Glob(ts.MkAbs(args[0]))
+	if err != nil || len(found) != 1 {
+		ts.Fatalf("%s is %q: %v", args[0], found, err)
+	}
+	data := []byte(ts.ReadFile(found[0]))
 	offset, err := strconv.Atoi(args[1])
 	if err != nil || offset >= len(data) {
 		ts.Fatalf("%s has %d bytes, none at %s", args[0], len(data), args[1])
 	}
 	data[offset] ^= 0x10
-	ts.Check(os.WriteFile(ts.MkAbs(args[0]), data, 0o600))
+	ts.Check(os.WriteFile(found[0], data, 0o600))
 }

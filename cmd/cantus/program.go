@@ -31,6 +31,7 @@ type grammar struct {
 	Export     exportCmd     `cmd:"" help:"Write a partition's transactions to a file, as JSON lines."`
 	Import     importCmd     `cmd:"" help:"Append the transactions of such a file to a partition."`
 	Trim       trimCmd       `cmd:"" help:"Delete a partition's oldest transactions."`
+	Backup     backupCmd     `cmd:"" help:"Copy the logs to a directory or an object store, and check such a copy."`
 	Verify     verifyCmd     `cmd:"" help:"Check a data directory that no node has open."`
 	Salvage    salvageCmd    `cmd:"" help:"Read what is left in a damaged data directory."`
 	Check      checkCmd      `cmd:"" help:"Check a recorded history against the protocol."`

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/cantuslog/cantus/internal/backup"
+	"github.com/cantuslog/cantus/subjects"
 	"github.com/cantuslog/cantus/wal"
 )
 
@@ -22,7 +23,7 @@ func TestRunsAddWhatIsNew(t *testing.T) {
 	c.append(0, 10, 100)
 	c.append(1, 1, 0)
 	c.setCursor(0, "billing", 7)
-	c.logs[1].history = []backup.PastCluster{{Cluster: "old", LastTxid: 1}}
+	c.logs[1].history = []subjects.PastCluster{{Cluster: "old", LastTxid: 1}}
 	result := mustRun(t, r, c)
 	if !result.Wrote || result.Transactions != 11 || result.Bytes <= 1000 || result.Stored <= 0 {
 		t.Errorf("%+v", result)

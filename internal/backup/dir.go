@@ -21,11 +21,16 @@ type dir struct{ root string }
 // tempPrefix begins the names of files that are being written.
 const tempPrefix = ".tmp-"
 
+// openDir returns a directory, which need not exist.
 func openDir(root string) (*dir, error) {
-	if err := os.MkdirAll(root, 0o777); err != nil {
-		return nil, err
+	info, err := os.Stat(root)
+	if err == nil && !info.IsDir() {
+		err = fmt.Errorf("%s is a file", root)
 	}
-	return &dir{root}, nil
+	if isMissing(err) {
+		err = nil
+	}
+	return &dir{root}, err
 }
 
 func (d *dir) path(name string) string { return filepath.Join(d.root, filepath.FromSlash(name)) }
@@ -33,6 +38,11 @@ func (d *dir) path(name string) string { return filepath.Join(d.root, filepath.F
 func (d *dir) Put(_ context.Context, name string, data []byte, mustBeNew bool) (err error) {
 	path := d.path(name)
 	folder := filepath.Dir(path)
+	if _, err := os.Stat(d.root); isMissing(err) {
+		if err := errors.Join(os.MkdirAll(d.root, 0o777), syncDir(filepath.Dir(d.root))); err != nil {
+			return err
+		}
+	}
 	if err := os.MkdirAll(folder, 0o777); err != nil {
 		return err
 	}

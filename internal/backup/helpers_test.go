@@ -141,11 +141,11 @@ type log struct {
 	digests    []wal.Digest // after each
 	lasts      []uint64
 	cursors    []subjects.CursorPosition
-	history    []backup.PastCluster
+	history    []subjects.PastCluster
 }
 
 func newCluster(partitions int) *cluster {
-	c := &cluster{Cluster: backup.Cluster{Name: "cantus", ID: "abc", Partitions: partitions, Replicas: 3}}
+	c := &cluster{Cluster: backup.Cluster{Name: "cantus", ID: "abc", Partitions: partitions}}
 	for range partitions {
 		zero := backup.Point{Digest: strings.Repeat("0", 64)}
 		c.logs = append(c.logs, &log{base: zero, last: zero})

@@ -34,7 +34,6 @@ type Cluster struct {
 	Name       string `json:"name"`
 	ID         string `json:"id"`
 	Partitions int    `json:"partitions"`
-	Replicas   int    `json:"replicas"`
 }
 
 // Partition is the log of one partition.
@@ -49,7 +48,7 @@ type Partition struct {
 	// Cursors are in the order of their names. None is past Last.
 	Cursors []subjects.CursorPosition `json:"cursors"`
 	// History lists the clusters in which the log began, oldest first.
-	History []PastCluster `json:"history,omitempty"`
+	History []subjects.PastCluster `json:"history,omitempty"`
 }
 
 // Point is a point of a log's digest chain.
@@ -57,12 +56,6 @@ type Point struct {
 	Txid   uint64    `json:"txid"`
 	Digest string    `json:"digest"` // in hexadecimal
 	Time   time.Time `json:"time,omitzero"`
-}
-
-// PastCluster is a cluster that committed the log's transactions up to a txid.
-type PastCluster struct {
-	Cluster  string `json:"cluster"`
-	LastTxid uint64 `json:"last_txid"`
 }
 
 func (p Point) chain() (chain, error) {

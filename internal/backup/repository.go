@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"path/filepath"
 	"strings"
 	"time"
 )
@@ -43,15 +44,15 @@ func New(bucket Bucket, o Options) *Repository {
 	return r
 }
 
-// Open opens the repository in a directory, which is created if it does not
-// exist, or in the bucket of a URL.
+// Open opens the repository in a directory, which is created when something is
+// written, or in the bucket of a URL.
 func Open(ctx context.Context, where string, o Options) (*Repository, error) {
 	scheme, rest, isURL := strings.Cut(where, "://")
 	if !isURL || scheme == "file" {
 		if isURL {
 			where = rest
 		}
-		d, err := openDir(where)
+		d, err := openDir(filepath.Clean(where))
 		if err != nil {
 			return nil, err
 		}

@@ -31,14 +31,15 @@ type State struct {
 	// Base is the point before the oldest transaction kept, Last the newest
 	// one. Their times are not known.
 	Base, Last Point
-	History    []PastCluster
+	History    []subjects.PastCluster
 }
 
 // RunOptions are those of a run. The zero value backs up all partitions.
 type RunOptions struct {
 	// Partitions are those to back up. Default: all.
 	Partitions []int
-	// Progress, if not nil, is called after each batch.
+	// Progress, if not nil, is called when a partition was looked at, and after
+	// each batch.
 	Progress func(Progress)
 }
 
@@ -180,6 +181,7 @@ func (b *run) partition(ctx context.Context, id int) error {
 		return err
 	}
 	old := p
+	b.progress(Progress{Partition: id, Txid: p.Last.Txid, Last: state.Last.Txid})
 	if p.Last.Txid < state.Last.Txid {
 		err = b.read(ctx, &p, state.Last, cursors)
 	}

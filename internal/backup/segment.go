@@ -159,8 +159,8 @@ func (s Segment) readBatches(object []byte, each func(wal.Batch) error) error {
 	return nil
 }
 
-// errShort is returned for a stream that ends within a batch.
-var errShort = errors.New("the stream ends within a batch")
+// ErrShort is returned for a stream that ends within a batch.
+var ErrShort = errors.New("the stream ends within a batch")
 
 // NextBatch splits the first batch off a stream of them, and checks its
 // checksum. The batch aliases the stream.
@@ -168,11 +168,11 @@ func NextBatch(stream []byte) (b wal.Batch, rest []byte, err error) {
 	length, n := binary.Uvarint(stream)
 	switch {
 	case n == 0:
-		return b, nil, errShort
+		return b, nil, ErrShort
 	case n < 0 || length > maxBatch:
 		return b, nil, fmt.Errorf("a batch of more than %d bytes", maxBatch)
 	case uint64(len(stream)-n) < length:
-		return b, nil, errShort
+		return b, nil, ErrShort
 	}
 	end := n + int(length)
 	b, err = wal.ParseBatch(stream[n:end])

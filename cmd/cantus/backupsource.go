@@ -1,0 +1,194 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strconv"
+	"time"
+
+	"github.com/nats-io/nats.go"
+
+	"github.com/cantuslog/cantus/internal/backup"
+	"github.com/cantuslog/cantus/subjects"
+	"github.com/cantuslog/cantus/wal"
+)
+
+// backupSource is a cluster that is backed up over NATS. It asks again for up
+// to a time when a partition has no leader, or the connection is lost.
+type backupSource struct {
+	conn *natsConn
+	// pause is between two attempts.
+	pause time.Duration
+	// patience is how long it asks again without an answer.
+	patience time.Duration
+}
+
+func newBackupSource(l *natsConn) *backupSource {
+	return &backupSource{conn: l, pause: 250 * time.Millisecond, patience: 30 * time.Second}
+}
+
+// again calls do until it succeeds, fails for good, or nothing has moved for
+// the source's patience. do reports whether anything has.
+func (s *backupSource) again(ctx context.Context, do func() (moved bool, err error)) error {
+	for since := time.Now(); ; {
+		moved, err := do()
+		if moved {
+			since = time.Now()
+		}
+		transient := isTransient(err) || errors.Is(err, nats.ErrNoResponders) || errors.Is(err, errLost)
+		if !transient || ctx.Err() != nil || time.Since(since) > s.patience {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(s.pause):
+		}
+	}
+}
+
+// ask asks the leader of a partition.
+func (s *backupSource) ask(ctx context.Context, partition int, subject string, request, answer any) error {
+	err := s.again(ctx, func() (bool, error) { return false, s.conn.ask(ctx, subject, request, answer) })
+	if errors.Is(err, nats.ErrNoResponders) {
+		err = s.conn.noLeader(ctx, partition)
+	}
+	return s.conn.explain(err)
+}
+
+// Cluster implements [backup.Source].
+func (s *backupSource) Cluster(ctx context.Context) (backup.Cluster, error) {
+	info, err := s.conn.cluster(ctx)
+	if err == nil && info.ID == "" {
+		err = failf(exitFailed, "the nodes are of a version that has no backups: upgrade them first")
+	}
+	return backup.Cluster{Name: info.Cluster, ID: info.ID, Partitions: info.Partitions}, err
+}
+
+// Cursors implements [backup.Source].
+func (s *backupSource) Cursors(ctx context.Context, partition int) (all []subjects.CursorPosition, err error) {
+	for after := ""; ; {
+		var page subjects.CursorsReply
+		err := s.ask(ctx, partition, s.conn.names.Cursors(partition), subjects.CursorsRequest{After: after}, &page)
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, page.Cursors...)
+		if page.Next == "" {
+			return all, nil
+		}
+		after = page.Next
+	}
+}
+
+// State implements [backup.Source].
+func (s *backupSource) State(ctx context.Context, partition int) (backup.State, error) {
+	var info subjects.PartitionInfo
+	if err := s.ask(ctx, partition, s.conn.names.PartitionInfo(partition), nil, &info); err != nil {
+		return backup.State{}, err
+	}
+	return backup.State{
+		Base:    backup.Point{Txid: info.FirstTxid - 1, Digest: info.BaseDigest},
+		Last:    backup.Point{Txid: info.HighWaterMark, Digest: info.Digest},
+		History: info.History,
+	}, nil
+}
+
+// Batches implements [backup.Source].
+func (s *backupSource) Batches(ctx context.Context, partition int, from, to uint64, each func(wal.Batch) error) error {
+	for from <= to {
+		var failed error // of each, which is not tried again
+		err := s.again(ctx, func() (bool, error) {
+			was := from
+			err := s.page(ctx, partition, from, func(b wal.Batch) (bool, error) {
+				if failed = each(b); failed != nil {
+					return true, failed
+				}
+				from = b.Last() + 1
+				return from > to, nil
+			})
+			if failed != nil || from > to {
+				return true, nil
+			}
+			return from > was, err
+		})
+		switch {
+		case failed != nil:
+			return failed
+		case errors.Is(err, nats.ErrNoResponders):
+			return s.conn.noLeader(ctx, partition)
+		case err != nil:
+			return s.conn.explain(err)
+		}
+	}
+	return nil
+}
+
+// page requests batches from a txid on, and calls each for those that come,
+// until it reports that it wants no more.
+func (s *backupSource) page(ctx context.Context, partition int, from uint64, each func(wal.Batch) (done bool, err error)) error {
+	ctx, stop := s.conn.untilTrouble(ctx)
+	defer stop()
+	inbox := s.conn.nc.NewInbox()
+	sub, err := s.conn.nc.SubscribeSync(inbox)
+	if err != nil {
+		return err
+	}
+	defer sub.Unsubscribe() // the connection may be gone
+	// The request bounds a page, so there is no limit here that drops messages.
+	if err := sub.SetPendingLimits(-1, -1); err != nil {
+		return err
+	}
+	body, err := json.Marshal(subjects.BatchesRequest{From: from, MaxBytes: subjects.MaxReadBytes})
+	if err != nil {
+		return err
+	}
+	if err := s.conn.nc.PublishRequest(s.conn.names.Admin("batches", strconv.Itoa(partition)), inbox, body); err != nil {
+		return err
+	}
+	var stream []byte // that is not split into batches yet
+	for received, taken := uint64(0), 0; ; {
+		msg, err := nextMessage(ctx, sub, s.conn.timeout)
+		if err != nil {
+			return err
+		}
+		if e := refused(msg); e != nil {
+			return batchRefusal(e)
+		}
+		if msg.Header.Get("Status") == subjects.StatusEnd {
+			if msg.Header.Get(subjects.HeaderCount) != strconv.FormatUint(received, 10) || taken == 0 {
+				return errLost
+			}
+			return nil
+		}
+		if msg.Header.Get(subjects.HeaderPrevious) != strconv.FormatUint(received, 10) {
+			return errLost
+		}
+		received += uint64(len(msg.Data))
+		stream = append(stream, msg.Data...)
+		rest := stream
+		for {
+			b, next, err := backup.NextBatch(rest)
+			if errors.Is(err, backup.ErrShort) {
+				break
+			}
+			if err != nil {
+				return fmt.Errorf("a batch after txid %d: %w", from-1, err)
+			}
+			if done, err := each(b); done || err != nil {
+				return err
+			}
+			rest, taken = next, taken+1
+		}
+		stream = stream[:copy(stream, rest)]
+	}
+}
+
+func batchRefusal(e *subjects.Error) error {
+	if e.Reason == subjects.Trimmed {
+		return fmt.Errorf("%w: the log was trimmed up to txid %d meanwhile: %w", backup.ErrGap, e.FirstTxid-1, e)
+	}
+	return refusal(e)
+}
