@@ -28,6 +28,7 @@ type importLine struct {
 	Time        time.Time           `json:"time"`
 	Kind        string              `json:"kind"`
 	WriteLocks  []string            `json:"write_locks,omitempty"`
+	Mark        *uint64             `json:"high_water_mark,omitempty"`
 	AppendLocks []string            `json:"append_locks,omitempty"`
 	MsgID       string              `json:"msg_id,omitempty"`
 	Headers     map[string][]string `json:"headers,omitempty"`
@@ -38,8 +39,9 @@ type importLine struct {
 // times go back, and all message ids are the same.
 func importLines(h *history) (lines []importLine) {
 	for i, s := range h.steps {
+		mark := uint64(i)
 		lines = append(lines, importLine{
-			Txid: uint64(i) + 1, Time: time.Unix(s.Time, 0).UTC(), Kind: "commit", WriteLocks: s.locks(), MsgID: "same",
+			Mark: &mark, Txid: uint64(i) + 1, Time: time.Unix(s.Time, 0).UTC(), Kind: "commit", WriteLocks: s.locks(), MsgID: "same",
 			Headers: map[string][]string{"Commit": {s.id()}}, Payload: string(s.payload),
 		})
 	}
@@ -190,15 +192,15 @@ func TestAnImportFindsItsLines(t *testing.T) {
 		code, out, errs := cantus(t, "import", "0", writeLines(t, lines[:count]), "--server", n.url, "--json")
 		var result struct {
 			Lines  int    `json:"lines"`
+			Last   uint64 `json:"last_txid"`
 			Cursor string `json:"cursor"`
 		}
 		if err := json.Unmarshal([]byte(out), &result); err != nil || code != 0 || result.Lines != count {
 			t.Fatalf("%d lines: status %d: %s%s", count, code, out, errs)
 		}
-		mark := mustInfo(t, client, 0).HighWaterMark
 		for _, m := range []*nats.Msg{
 			workload.NewAppend(0, "beside", "Cantus-Kind", "beside"),
-			{Subject: "cantus.cursor.0." + result.Cursor, Data: fmt.Appendf(nil, `{"txid":%d}`, 1+rand.Uint64N(mark))},
+			{Subject: "cantus.cursor.0." + result.Cursor, Data: fmt.Appendf(nil, `{"txid":%d}`, 1+rand.Uint64N(result.Last))},
 		} {
 			if reply, err := client.Conn.RequestMsg(m, patience); err != nil || bytes.Contains(reply.Data, []byte(`"error"`)) {
 				t.Fatalf("%s: %v", m.Subject, err)
@@ -246,6 +248,67 @@ func TestAnImportThroughLeaders(t *testing.T) {
 	}
 	t.Logf("%s", p.stderr)
 	checkImported(t, strings.Join(urls, ","), lines)
+}
+
+// TestAnInterruptedKeptImport imports the history with its times, and kills the
+// import ten times, and the node under it three times. The log is then the one
+// that an import without interruptions makes.
+func TestAnInterruptedKeptImport(t *testing.T) {
+	lines, file, config := importHistory(t)
+	n := startNode(t, t.TempDir(), "--partitions", "2", "--nats-config", config, "--listen", ports.Free(t))
+	if code, _, errs := cantus(t, "import", "1", file, "--keep", "--server", n.url); code != 0 {
+		t.Fatalf("without interruptions: status %d: %s", code, errs)
+	}
+	client := dial(t, n.url)
+	seed := rand.Uint64()
+	t.Logf("seed %d", seed)
+	random := rand.New(rand.NewPCG(seed, 1))
+	early := 0
+	for kill := range 10 {
+		p, err := run("import", "0", file, "--keep", "--server", n.url, "--timeout", "2s")
+		if err != nil {
+			t.Fatal(err)
+		}
+		grow := func() {
+			mark := min(mustInfo(t, client, 0).HighWaterMark+1+random.Uint64N(uint64(len(lines)/8)), uint64(len(lines)))
+			testkit.Until(t, "the log grows", func() bool { return mustInfo(t, client, 0).HighWaterMark >= mark })
+		}
+		grow()
+		if kill%3 == 1 {
+			n.kill()
+			if err := n.start(); err != nil {
+				t.Fatal(err)
+			}
+			client = dial(t, n.url)
+			grow()
+		}
+		select {
+		case <-p.done:
+			early++
+		default:
+		}
+		p.kill()
+	}
+	code, out, errs := cantus(t, "import", "0", file, "--keep", "--server", n.url)
+	if code != 0 {
+		t.Fatalf("the last import: status %d: %s", code, errs)
+	}
+	t.Logf("10 kills, %d of them after the end: %s%s", early, errs, out)
+	if a, b := mustInfo(t, client, 0), mustInfo(t, client, 1); a.Digest != b.Digest || a.HighWaterMark != b.HighWaterMark || a.HighWaterMark != uint64(len(lines)) {
+		t.Errorf("interrupted: %+v\nnot: %+v", a, b)
+	}
+	last := time.Time{}
+	for i, m := range drain(t, client, 0) {
+		want := lines[i].Time
+		if !want.After(last) {
+			want = last.Add(1)
+		}
+		last = want
+		if workload.Txid(m) != lines[i].Txid || m.Header.Get("Cantus-Time") != want.Format(time.RFC3339Nano) || m.Header.Get("Cantus-Msg-Id") != "same" ||
+			m.Header.Get("Cantus-Write-Lock") != strings.Join(lines[i].WriteLocks, ",") || string(m.Data) != lines[i].Payload {
+			t.Fatalf("line %d is %+v", i+1, m.Header)
+		}
+	}
 }
 
 // writeBeside appends transactions until ctx ends, whatever becomes of them.

@@ -21,6 +21,7 @@ type importCmd struct {
 
 	Name  string `placeholder:"NAME" help:"Name of this import. A file that was imported is imported once more under another name."`
 	Plain bool   `help:"Add no headers for the original time, txid and message id."`
+	Keep  bool   `help:"Import into an empty partition and keep txids, times, message ids and locks as they are."`
 	JSON  bool   `name:"json" help:"Print the result as JSON."`
 
 	connection
@@ -38,10 +39,14 @@ Original-Txid, Original-Time and Original-Msg-Id. Write locks become append lock
 and a high-water mark of that one means nothing here. Read locks and the high-water mark are left out: they were checked
 when the transaction committed, and recorded nothing.
 
+With --keep all of that stays as it is, in a partition that is empty and in use by nobody else: the partition is restored
+from the file. Txids have no gaps then, and times rise: one that does not is moved on, and is in the header Original-Time.
+
 Examples:
 
   cantus import 0 orders.jsonl
   zcat orders.jsonl.gz | cantus import 0 -
+  cantus import 0 orders.jsonl --keep
 
 Exit status: 2 if a line is not a transaction (those before it are appended); 4 if nobody answered for a minute.
 The same command then goes on.`
@@ -85,11 +90,14 @@ type importResult struct {
 	// and of the last line.
 	FirstTxid uint64 `json:"first_txid,omitempty"`
 	LastTxid  uint64 `json:"last_txid,omitempty"`
-	Cursor    string `json:"cursor"`
+	Cursor    string `json:"cursor,omitempty"`
 }
 
 // Run imports a file.
 func (c *importCmd) Run(ctx context.Context, p *program) error {
+	if c.Keep {
+		return c.keep(ctx, p)
+	}
 	in := p.in
 	if c.File != "-" {
 		f, err := os.Open(c.File)
@@ -123,7 +131,10 @@ func (c *importCmd) Run(ctx context.Context, p *program) error {
 
 func (i *importer) print(p *program) error {
 	r := importResult{
-		Partition: int(i.cmd.Partition), Lines: i.place.line, Appended: i.appended, FirstTxid: i.first, LastTxid: i.place.txid, Cursor: i.cursor(),
+		Partition: int(i.cmd.Partition), Lines: i.place.line, Appended: i.appended, FirstTxid: i.first, LastTxid: i.place.txid,
+	}
+	if !i.cmd.Keep {
+		r.Cursor = i.cursor()
 	}
 	if i.cmd.JSON {
 		return printJSON(p.out, r)

@@ -247,10 +247,7 @@ func appendRecorded(dst []byte, t *transaction) ([]byte, error) {
 		locks = append(t.WriteLocks[:len(t.WriteLocks):len(t.WriteLocks)], locks...)
 	}
 	for _, name := range locks {
-		if strings.Contains(name, ",") {
-			return dst, fmt.Errorf("lock %q holds a comma", name)
-		}
-		if err := subjects.CheckLock(name); err != nil {
+		if err := checkLockName(name); err != nil {
 			return dst, err
 		}
 	}
@@ -263,15 +260,8 @@ func appendRecorded(dst []byte, t *transaction) ([]byte, error) {
 func (e *lineEncoder) appendHeaders(dst []byte, t *transaction) ([]byte, error) {
 	again := false
 	for _, h := range t.Headers {
-		switch treatment, err := subjects.CheckOtherHeader(h.key); {
-		case err != nil:
+		if err := checkHeader(h); err != nil {
 			return dst, err
-		case treatment != subjects.Stored:
-			return dst, fmt.Errorf("header %q is NATS's own, and is not stored", h.key)
-		case len(h.key) > subjects.MaxHeaderName || h.key == "" || strings.IndexFunc(h.key, func(r rune) bool { return r <= ' ' || r >= 0x7f || r == ':' }) >= 0:
-			return dst, fmt.Errorf("header %q: a name is 1 to %d characters of visible ASCII without a colon", h.key, subjects.MaxHeaderName)
-		case strings.ContainsAny(h.value, "\r\n\x00"):
-			return dst, fmt.Errorf("header %q: its value has CR, LF or NUL", h.key)
 		}
 		again = again || h.key == headerOriginalTime
 		dst = subjects.AppendField(dst, h.key, h.value)
@@ -288,8 +278,8 @@ func (e *lineEncoder) appendHeaders(dst []byte, t *transaction) ([]byte, error) 
 			dst = append(strconv.AppendUint(dst, t.Txid, 10), "\r\n"...)
 		}
 		if t.MsgID != "" {
-			if err := errors.Join(subjects.CheckMsgID(t.MsgID)); err != nil || strings.ContainsAny(t.MsgID, "\r\n\x00") {
-				return dst, fmt.Errorf("msg_id is no message id: 1 to %d bytes without CR, LF or NUL", subjects.MaxMsgID)
+			if err := checkMsgID(t.MsgID); err != nil {
+				return dst, err
 			}
 			dst = subjects.AppendField(dst, headerOriginalMsgID, t.MsgID)
 		}

@@ -85,7 +85,7 @@ func (i *importer) search(ctx context.Context, from, to uint64) error {
 		if !ok {
 			return nil
 		}
-		if t.Txid != from && n != i.place.line+1 { // the one at from may be any
+		if i.place.line > 0 && t.Txid != from && n != i.place.line+1 {
 			return failf(exitFailed, "transaction %d is line %d of the import, and line %d was before it: the log does not have the lines in their order", t.Txid, n, i.place.line)
 		}
 		i.place.line, i.place.tag, i.place.txid = n, tag, t.Txid
