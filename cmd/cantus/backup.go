@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"log/slog"
 	"slices"
+	"strings"
 	"text/tabwriter"
 	"time"
 
@@ -297,14 +298,14 @@ func (c *backupVerifyCmd) Run(ctx context.Context, p *program) error {
 				p.note("partition %d: txid %d of %d", log.Partition, b.Last(), log.Last.Txid)
 			}
 		})
-		if err != nil && !errors.Is(err, backup.ErrDamaged) {
-			return backupFailure(err)
+		if ctx.Err() != nil {
+			return backupFailure(ctx.Err())
 		}
 		state := "whole"
-		if err != nil {
+		if err != nil { // also what the storage itself finds to be damaged
 			damaged++
-			state = "DAMAGED: " + err.Error()
-			v.Damaged = err.Error()
+			v.Damaged = strings.TrimPrefix(err.Error(), backup.ErrDamaged.Error()+": ")
+			state = "DAMAGED: " + v.Damaged
 		}
 		if c.JSON {
 			err = json.NewEncoder(p.out).Encode(v)
