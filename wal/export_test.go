@@ -47,6 +47,13 @@ func (s *Store) WaitApplied() bool { return s.applier.wait(s.lastLogsSeq()) }
 // Checkpoint takes a checkpoint now.
 func (s *Store) Checkpoint() error { return s.takeCheckpoint() }
 
+// Checked returns the last frame of the newest checkpoint.
+func (s *Store) Checked() uint64 {
+	s.checking.Lock()
+	defer s.checking.Unlock()
+	return s.checked
+}
+
 // WithoutCheckpoint runs fn while no checkpoint is taken.
 func (s *Store) WithoutCheckpoint(fn func()) {
 	s.checking.Lock()

@@ -68,6 +68,10 @@ type Options struct {
 	patience, rest time.Duration
 }
 
+// replayedShare is the share of CheckpointBytes which, if as much was replayed,
+// has a start take a checkpoint.
+const replayedShare = 8
+
 func (o Options) withDefaults() Options {
 	if o.TailBytes == 0 {
 		o.TailBytes = 16 << 20
@@ -190,7 +194,11 @@ func Open(dir string, opts Options) (*Store, error) {
 			l.removeTrimmed()
 		}
 	}
-	s.askCheckpoint(0) // enough may have been replayed for one
+	// What was replayed would be written to Badger once more by the next start.
+	if s.sinceCheck >= s.opts.CheckpointBytes/replayedShare {
+		s.sinceCheck = 0
+		s.wakeCheckpoint()
+	}
 	return s, nil
 }
 

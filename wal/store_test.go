@@ -5,6 +5,7 @@ import (
 	"errors"
 	"testing"
 
+	"github.com/cantuslog/cantus/internal/testkit"
 	"github.com/cantuslog/cantus/wal"
 )
 
@@ -61,6 +62,32 @@ func TestCrashAfterReopeningIsNotTakenForDamage(t *testing.T) {
 	left := t.TempDir()
 	copyOpen(t, s, left)
 	s = openStore(t, left, small())
+	if err := acked.check(s.Log(0)); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// A start that had to replay much takes a checkpoint: if processes crash again
+// and again before one is due, each would write to Badger all that the ones
+// before it had written.
+func TestCrashesWriteToBadgerOnceMore(t *testing.T) {
+	t.Parallel()
+	opts := small()
+	opts.CheckpointBytes, opts.SegmentSize = 1<<20, 1<<20
+	dir := t.TempDir()
+	var acked tally
+	for range 3 {
+		s := openStore(t, dir, opts)
+		replayed := s.LastFrame()
+		testkit.Until(t, "a checkpoint of what was replayed", func() bool { return s.Checked() >= replayed })
+		if err := acked.run(s.Log(0), 600); err != nil {
+			t.Fatal(err)
+		}
+		left := t.TempDir()
+		copyOpen(t, s, left)
+		dir = left
+	}
+	s := openStore(t, dir, opts)
 	if err := acked.check(s.Log(0)); err != nil {
 		t.Fatal(err)
 	}
