@@ -87,8 +87,8 @@ proof: ## the long tests of the client: kills, failures, skew, a million behind
 	CANTUS_LONG=1 $(GO) test -count=1 -timeout 60m -run 'Stale|Skew|CatchingUp' ./client -v
 	CANTUS_LONG=1 $(GO) test -count=1 -timeout 60m -tags postgres -run BooksAreRight ./examples/bank -v
 
-powercut: ## the store, and clusters' leaders, through power cuts on loop-mounted file systems (root)
-	CANTUS_LONG=1 $(GO) test -count=1 -tags powercut -run PowerFails -v ./wal ./e2e
+powercut: ## the store, cuts of leaders' power, and 100 cuts during operations, on loop-mounted file systems (root, 20 minutes)
+	CANTUS_LONG=1 $(GO) test -count=1 -timeout 60m -tags powercut -run PowerFails -v ./wal ./e2e
 
 fulldisk: ## a node whose file system somebody else fills to the last byte (root)
 	CANTUS_LONG=1 $(GO) test -count=1 -tags fulldisk -run FullDisk -v ./e2e
