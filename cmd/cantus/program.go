@@ -32,6 +32,7 @@ type grammar struct {
 	Import     importCmd     `cmd:"" help:"Append the transactions of such a file to a partition."`
 	Trim       trimCmd       `cmd:"" help:"Delete a partition's oldest transactions."`
 	Backup     backupCmd     `cmd:"" help:"Copy the logs to a directory or an object store, and check such a copy."`
+	Restore    restoreCmd    `cmd:"" help:"Bring the logs of a backup into a new, empty cluster."`
 	Verify     verifyCmd     `cmd:"" help:"Check a data directory that no node has open."`
 	Salvage    salvageCmd    `cmd:"" help:"Read what is left in a damaged data directory."`
 	Check      checkCmd      `cmd:"" help:"Check a recorded history against the protocol."`

@@ -1,0 +1,214 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/cantuslog/cantus/internal/backup"
+	"github.com/cantuslog/cantus/subjects"
+)
+
+type restoreCmd struct {
+	From       string      `required:"" placeholder:"DIR|URL" help:"Where the backup is."`
+	Generation uint64      `placeholder:"N" help:"That of an older manifest. [default: the newest]"`
+	ToTxid     []upTo      `name:"to-txid" placeholder:"P=TXID" xor:"to" help:"Up to this transaction of partition P; repeatable. The other partitions are restored whole."`
+	ToTime     moment      `name:"to-time" placeholder:"TIME" xor:"to" help:"Up to this time, in every partition."`
+	Partitions []partition `name:"partition" placeholder:"P" help:"Only this partition; repeatable. [default: all in the backup]"`
+	JSON       bool        `name:"json" help:"Print a JSON object for each partition."`
+	Quiet      bool        `short:"q" help:"No progress on standard error."`
+
+	connection
+}
+
+func (*restoreCmd) Help() string {
+	return `Brings the logs of a backup into a new, empty cluster, which has as many partitions as the one that was backed up, and any
+number of nodes: the same transaction ids, times, message ids, cursors and digests. Until a partition is complete, nothing
+is appended to it or read. A restore that was interrupted, on either side, goes on when it is started again.
+
+Consumers that have applied more than the backup holds are told so when they connect, and stop. Cursors past the end are
+set to the end.
+
+` + storageHelp + `
+
+A time is a date, a date and a time, or how long ago: 2026-11-01, 2026-11-01T08:30, 90m.
+
+Examples:
+
+  cantus restore --from /mnt/backup
+  cantus restore --from 's3://bank-log?prefix=prod/' --to-time 2026-11-01T08:30
+  cantus restore --from /mnt/backup --to-txid 0=812 --to-txid 1=640
+
+Exit status: 1 if the backup is damaged, 3 if a partition is not empty, 4 if it has no leader: start it again then.`
+}
+
+// upTo is the last transaction of a partition that is restored.
+type upTo struct {
+	partition partition
+	txid      txid
+}
+
+func (u *upTo) UnmarshalText(text []byte) error {
+	p, n, ok := strings.Cut(string(text), "=")
+	if !ok {
+		return fmt.Errorf("%q is not a partition and a transaction id, such as 0=812", text)
+	}
+	return errors.Join(u.partition.UnmarshalText([]byte(p)), u.txid.UnmarshalText([]byte(n)))
+}
+
+// restoredLog is the output of --json for a partition.
+type restoredLog struct {
+	Partition    int     `json:"partition"`
+	FirstTxid    uint64  `json:"first_txid"`
+	LastTxid     uint64  `json:"last_txid"`
+	Digest       string  `json:"digest"`
+	Transactions uint64  `json:"transactions"` // by this run
+	Bytes        int64   `json:"bytes"`
+	Seconds      float64 `json:"seconds"`
+	// Moved are the cursors that were past the end.
+	Moved []movedCursor `json:"moved_cursors,omitempty"`
+}
+
+type movedCursor struct {
+	Name string `json:"name"`
+	From uint64 `json:"from"`
+	To   uint64 `json:"to"`
+}
+
+// restoreAtOnce is how many partitions are restored at a time.
+const restoreAtOnce = 4
+
+// Run restores a cluster.
+func (c *restoreCmd) Run(ctx context.Context, p *program) error {
+	from := stored{From: c.From, Generation: c.Generation}
+	repository, m, err := from.open(ctx)
+	if err != nil {
+		return err
+	}
+	defer repository.Close()
+	l, err := c.open(ctx, "restore")
+	if err != nil {
+		return err
+	}
+	defer l.close()
+	if err := c.check(ctx, l, m); err != nil {
+		return err
+	}
+	logs, err := c.logs(ctx, p, l, repository, m)
+	if err != nil {
+		return err
+	}
+	return c.restore(ctx, p, logs)
+}
+
+// logs returns the logs that are to be restored, after a look at all of them.
+func (c *restoreCmd) logs(ctx context.Context, p *program, l *natsConn, repository *backup.Repository, m *backup.Manifest) (all []*logRestore, err error) {
+	for _, log := range m.Partitions {
+		if len(c.Partitions) > 0 && !slices.Contains(c.Partitions, partition(log.Partition)) {
+			continue
+		}
+		r := &logRestore{conn: l, repository: repository, manifest: m, log: log, note: p.note, quiet: c.Quiet, patience: restorePatience}
+		if err := r.plan(ctx, c.end(log.Partition), time.Time(c.ToTime)); err != nil {
+			return nil, err
+		}
+		all = append(all, r)
+	}
+	return all, nil
+}
+
+// restore restores logs, several at a time.
+func (c *restoreCmd) restore(ctx context.Context, p *program, logs []*logRestore) error {
+	var printing sync.Mutex
+	var failed []error
+	var group errgroup.Group
+	group.SetLimit(restoreAtOnce)
+	for _, r := range logs {
+		group.Go(func() error {
+			done, err := r.run(ctx)
+			printing.Lock()
+			defer printing.Unlock()
+			if err != nil {
+				err = r.conn.explain(err)
+				p.note("partition %d is not restored: %s", r.log.Partition, errorText(err))
+				failed = append(failed, err)
+				return nil
+			}
+			return c.print(p, done)
+		})
+	}
+	if err := group.Wait(); err != nil {
+		return err
+	}
+	if len(failed) > 0 {
+		return failf(exitStatus(failed[0]), "%s not restored", plural(len(failed), "partition"))
+	}
+	return nil
+}
+
+// end returns the last transaction of a partition that is asked for, 0 for all.
+func (c *restoreCmd) end(p int) uint64 {
+	for _, u := range c.ToTxid {
+		if int(u.partition) == p {
+			return uint64(u.txid)
+		}
+	}
+	return 0
+}
+
+// check compares the cluster with the backup, and the flags with both.
+func (c *restoreCmd) check(ctx context.Context, l *natsConn, m *backup.Manifest) error {
+	info, err := l.cluster(ctx)
+	if err != nil {
+		return err
+	}
+	switch {
+	case info.Partitions != m.Cluster.Partitions:
+		return usagef("this cluster has %s, and the backup is of a cluster with %d: keys would lead elsewhere; found one with --partitions %d",
+			plural(info.Partitions, "partition"), m.Cluster.Partitions, m.Cluster.Partitions)
+	case info.ID == m.Cluster.ID:
+		return usagef("the backup is of this cluster: restore it into a new one")
+	}
+	var named []partition
+	for _, u := range c.ToTxid {
+		named = append(named, u.partition)
+	}
+	for _, p := range append(named, c.Partitions...) {
+		if _, ok := m.Find(int(p)); !ok {
+			return usagef("the backup has no partition %d", p)
+		}
+	}
+	return nil
+}
+
+func (c *restoreCmd) print(p *program, r restoredLog) error {
+	if c.JSON {
+		return json.NewEncoder(p.out).Encode(r)
+	}
+	for _, k := range r.Moved {
+		p.note("partition %d: cursor %q was at %d and is at %d now, where the log ends", r.Partition, k.Name, k.From, k.To)
+	}
+	_, err := fmt.Fprintf(p.out, "partition %d: restored up to txid %d, digest %.12s; %s in %v\n",
+		r.Partition, r.LastTxid, r.Digest, plural(int(r.Transactions), "transaction"), time.Duration(r.Seconds*float64(time.Second)).Round(time.Millisecond))
+	return err
+}
+
+// historyOf returns the log history of a partition that is restored up to a
+// txid.
+func historyOf(m *backup.Manifest, log backup.Partition, end uint64) (all []subjects.PastCluster) {
+	for _, p := range log.History {
+		all = append(all, subjects.PastCluster{Cluster: p.Cluster, LastTxid: min(p.LastTxid, end)})
+	}
+	return append(all, subjects.PastCluster{Cluster: m.Cluster.ID, LastTxid: end})
+}
+
+func (l *natsConn) restoreSubject(partition int) string {
+	return l.names.Admin("restore", strconv.Itoa(partition))
+}

@@ -1,0 +1,344 @@
+package main
+
+import (
+	"context"
+	"encoding/binary"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strconv"
+	"time"
+
+	"github.com/nats-io/nats.go"
+
+	"github.com/cantuslog/cantus/internal/backup"
+	"github.com/cantuslog/cantus/subjects"
+	"github.com/cantuslog/cantus/wal"
+)
+
+// logRestore restores one partition. Whatever goes wrong on the way, it begins
+// again where the partition is: a step that was not answered may have been
+// carried out or not.
+type logRestore struct {
+	conn       *natsConn
+	repository *backup.Repository
+	manifest   *backup.Manifest
+	log        backup.Partition
+	note       func(format string, args ...any)
+	quiet      bool
+	patience   time.Duration
+
+	end    uint64       // the last transaction to restore
+	at     restorePlace // where the partition is
+	stream []byte       // what is to be sent next
+	done   restoredLog
+	shown  time.Time
+}
+
+// restorePlace is the end of a partition, with the digest there.
+type restorePlace struct {
+	txid   uint64
+	digest wal.Digest
+	joined int // bytes that the leader has beyond
+}
+
+const (
+	// restorePatience is how long a restore goes on without progress.
+	restorePatience = time.Minute
+	// restorePause is between two attempts.
+	restorePause = 200 * time.Millisecond
+	// restorePiece is about how many bytes are sent at once.
+	restorePiece = 512 << 10
+	// restoreCursors is how many cursors are set at once.
+	restoreCursors = 200
+)
+
+// errInsideBatch says that the partition ends within a batch of the backup.
+var errInsideBatch = errors.New("the partition ends within a batch of the backup")
+
+// run restores the partition as planned.
+func (r *logRestore) run(ctx context.Context) (restoredLog, error) {
+	began := time.Now()
+	r.shown = began
+	r.done = restoredLog{Partition: r.log.Partition, FirstTxid: r.log.Base.Txid + 1, LastTxid: r.end}
+	err := r.again(ctx, func() error { return r.attempt(ctx) })
+	r.done.Seconds = time.Since(began).Seconds()
+	return r.done, err
+}
+
+// plan sets end: to a transaction, or to the last one at a time, if one of the
+// two is given.
+func (r *logRestore) plan(ctx context.Context, to uint64, at time.Time) error {
+	base, last := r.log.Base.Txid, r.log.Last.Txid
+	switch r.end = last; {
+	case to > last:
+		return usagef("--to-txid: the backup of partition %d ends at txid %d", r.log.Partition, last)
+	case to > 0 && to < base:
+		return usagef("--to-txid: the backup of partition %d begins after txid %d", r.log.Partition, base)
+	case to > 0:
+		r.end = to
+		return nil
+	case at.IsZero():
+		return nil
+	}
+	for _, s := range r.log.Segments {
+		if !s.LastTime.After(at) {
+			continue
+		}
+		r.end = s.First - 1
+		stop := errors.New("stop")
+		err := r.repository.Batches(ctx, r.manifest, r.log.Partition, s.First, func(b wal.Batch) error {
+			n := min(max(0, at.UnixNano()-b.Time+1), int64(b.Count))
+			if n > 0 {
+				r.end = b.First + uint64(n) - 1
+			}
+			if n < int64(b.Count) {
+				return stop
+			}
+			return nil
+		})
+		if err != nil && !errors.Is(err, stop) {
+			return err
+		}
+		break
+	}
+	if r.end == base && base > 0 {
+		return usagef("--to-time: the backup of partition %d begins after that time, with txid %d", r.log.Partition, base+1)
+	}
+	return nil
+}
+
+// again calls do until it succeeds, fails for good, or the partition has not
+// moved for as long as the restore is patient.
+func (r *logRestore) again(ctx context.Context, do func() error) error {
+	for since, moved := time.Now(), r.at.txid; ; {
+		err := do()
+		if r.at.txid != moved {
+			since, moved = time.Now(), r.at.txid
+		}
+		if err == nil || ctx.Err() != nil || !restoreGoesOn(err) || time.Since(since) > r.patience {
+			if errors.Is(err, nats.ErrNoResponders) {
+				err = r.conn.noLeader(ctx, r.log.Partition)
+			}
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(restorePause):
+		}
+	}
+}
+
+// restartError is a refusal after which a restore begins again.
+type restartError struct{ err error }
+
+func (e *restartError) Error() string { return e.err.Error() }
+func (e *restartError) Unwrap() error { return e.err }
+
+// restoreGoesOn reports whether an attempt may succeed where another one has
+// failed with err.
+func restoreGoesOn(err error) bool {
+	var restart *restartError
+	var f *failure
+	switch {
+	case errors.As(err, &restart), errors.Is(err, nats.ErrNoResponders), errors.Is(err, nats.ErrTimeout), errors.Is(err, context.DeadlineExceeded), errors.Is(err, errConnLost):
+		return true
+	case errors.As(err, &f):
+		return f.status == exitUnavailable || f.status == exitUnknown
+	}
+	return false
+}
+
+// attempt restores what is missing.
+func (r *logRestore) attempt(ctx context.Context) error {
+	ended, err := r.begin(ctx)
+	if err != nil {
+		return err
+	}
+	if ended {
+		return nil
+	}
+	if err := r.load(ctx); err != nil {
+		return err
+	}
+	if err := r.setCursors(ctx); err != nil {
+		return err
+	}
+	return r.step(ctx, subjects.RestoreRequest{End: &subjects.RestoreEnd{
+		Txid: r.end, Digest: r.done.Digest, History: historyOf(r.manifest, r.log, r.end),
+	}})
+}
+
+// begin begins the restore, or asks how far it is. It has ended if the
+// partition's history says so.
+func (r *logRestore) begin(ctx context.Context) (ended bool, err error) {
+	base := r.log.Base
+	begin := subjects.RestoreBegin{Cluster: r.manifest.Cluster.ID, Txid: base.Txid}
+	if base.Txid > 0 {
+		begin.Digest, begin.Time = base.Digest, base.Time
+		if begin.Time.IsZero() { // it is not known: before the first one that is
+			if begin.Time = r.manifest.Taken; len(r.log.Segments) > 0 {
+				begin.Time = r.log.Segments[0].FirstTime.Add(-1)
+			}
+		}
+	}
+	err = r.step(ctx, subjects.RestoreRequest{Begin: &begin})
+	if exitStatus(err) != exitConflict {
+		return false, err
+	}
+	var info subjects.PartitionInfo
+	if e := r.conn.ask(ctx, r.conn.names.PartitionInfo(r.log.Partition), nil, &info); e != nil {
+		return false, e
+	}
+	n := len(info.History)
+	if info.Restoring || n == 0 || info.History[n-1] != (subjects.PastCluster{Cluster: r.manifest.Cluster.ID, LastTxid: r.end}) {
+		return false, err
+	}
+	if r.done.Digest == "" { // it was restored by an earlier run
+		r.done.Digest = info.Digest
+	}
+	return true, nil
+}
+
+// step sends a step, and notes how far the partition is then.
+func (r *logRestore) step(ctx context.Context, step subjects.RestoreRequest) error {
+	var reply subjects.RestoreReply
+	if err := r.conn.ask(ctx, r.conn.restoreSubject(r.log.Partition), step, &reply); err != nil {
+		return err
+	}
+	return r.arrived(reply)
+}
+
+func (r *logRestore) arrived(reply subjects.RestoreReply) error {
+	digest, err := hex.DecodeString(reply.Digest)
+	if err != nil || len(digest) != len(wal.Digest{}) {
+		return fmt.Errorf("the leader of partition %d answers with the digest %q", r.log.Partition, reply.Digest)
+	}
+	r.at = restorePlace{reply.HighWaterMark, wal.Digest(digest), reply.Joined}
+	r.done.Digest = reply.Digest
+	if !r.quiet && time.Since(r.shown) > 2*time.Second {
+		r.shown = time.Now()
+		r.note("partition %d: txid %d of %d", r.log.Partition, r.at.txid, r.end)
+	}
+	return nil
+}
+
+// load sends the batches that the partition does not have yet.
+func (r *logRestore) load(ctx context.Context) error {
+	r.stream = r.stream[:0]
+	expected := r.at.digest
+	err := r.repository.Batches(ctx, r.manifest, r.log.Partition, r.at.txid+1, func(b wal.Batch) error {
+		if b.First > r.end {
+			return errRestoreEnd
+		}
+		if b.First <= r.at.txid && len(r.stream) == 0 {
+			if r.at.txid == r.end {
+				return errRestoreEnd // the last batch has fewer transactions than in the backup
+			}
+			return failf(exitConflict, "%w, at txid %d: it was being restored up to there; restore it up to there, or into a new cluster", errInsideBatch, r.at.txid)
+		}
+		data, err := firstTransactions(b, r.end)
+		if err != nil {
+			return err
+		}
+		expected = expected.Next(data)
+		r.stream = append(binary.AppendUvarint(r.stream, uint64(len(data))), data...)
+		r.done.Bytes += int64(len(data))
+		for len(r.stream) >= restorePiece {
+			if err := r.send(ctx); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil && !errors.Is(err, errRestoreEnd) {
+		return err
+	}
+	for len(r.stream) > 0 {
+		if err := r.send(ctx); err != nil {
+			return err
+		}
+	}
+	if r.at.txid != r.end || r.at.digest != expected {
+		return failf(exitFailed, "partition %d is at txid %d with the digest %x, and the backup at %d with %x: what was loaded before is another log; restore into a new cluster",
+			r.log.Partition, r.at.txid, r.at.digest[:], r.end, expected[:])
+	}
+	return nil
+}
+
+// errRestoreEnd ends the reading of a backup where the restore ends.
+var errRestoreEnd = errors.New("the end of the restore")
+
+// firstTransactions returns the bytes of a batch as it is, or, if it goes
+// beyond a transaction, of one without those behind it.
+func firstTransactions(b wal.Batch, last uint64) ([]byte, error) {
+	if b.Last() <= last {
+		return b.Bytes(), nil
+	}
+	var w wal.BatchWriter
+	if w.Begin(wal.Transactions, b.First, b.Time, len(b.Bytes())); b.Term != 0 {
+		w.BeginIn(b.Term, b.First, b.Time, len(b.Bytes()))
+	}
+	var t wal.Transaction
+	records := b.Read()
+	for n := last - b.First + 1; n > 0 && records.Next(&t); n-- {
+		w.Add(&t)
+	}
+	return w.Finish(), records.Err()
+}
+
+// send sends a piece of the stream.
+func (r *logRestore) send(ctx context.Context) error {
+	most := min(restorePiece, int(r.conn.nc.MaxPayload())-1024)
+	piece := r.stream[:min(most, len(r.stream))]
+	m := nats.NewMsg(r.conn.restoreSubject(r.log.Partition))
+	m.Data = piece
+	m.Header.Set(subjects.HeaderPrevious, strconv.FormatUint(r.at.txid, 10))
+	m.Header.Set(subjects.HeaderOffset, strconv.Itoa(r.at.joined))
+	answer, err := r.conn.request(ctx, m)
+	if err != nil {
+		return err
+	}
+	if e := refused(answer); e != nil {
+		err := refusal(e)
+		if e.Reason == subjects.WrongLast {
+			err = &restartError{err} // another leader has not joined what this one has
+		}
+		return err
+	}
+	var reply subjects.RestoreReply
+	if err := json.Unmarshal(answer.Data, &reply); err != nil {
+		return err
+	}
+	before := r.at.txid
+	if err := r.arrived(reply); err != nil {
+		return err
+	}
+	r.done.Transactions += r.at.txid - before
+	r.stream = r.stream[:copy(r.stream, r.stream[len(piece):])]
+	return nil
+}
+
+// setCursors sets the cursors as they were, those past the end to the end.
+func (r *logRestore) setCursors(ctx context.Context) error {
+	r.done.Moved = nil
+	var all []subjects.RestoredCursor
+	for _, c := range r.log.Cursors {
+		if c.Txid > r.end {
+			r.done.Moved = append(r.done.Moved, movedCursor{c.Name, c.Txid, r.end})
+		}
+		if c.Txid = min(c.Txid, r.end); c.Txid > 0 {
+			all = append(all, subjects.RestoredCursor{Name: c.Name, Txid: c.Txid, Time: c.Time})
+		}
+	}
+	for len(all) > 0 {
+		n := min(len(all), restoreCursors)
+		if err := r.step(ctx, subjects.RestoreRequest{Cursors: all[:n]}); err != nil {
+			return err
+		}
+		all = all[n:]
+	}
+	return nil
+}
