@@ -10,6 +10,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"runtime/debug"
 	"time"
 
 	"github.com/dustin/go-humanize"
@@ -205,6 +206,7 @@ type progress struct {
 const progressEvery = 5 * time.Second
 
 func newProgress(p *program, what string) *progress {
+	debug.SetGCPercent(400) // what is done in bulk makes garbage, and keeps little
 	now := time.Now()
 	return &progress{p: p, what: what, begun: now, next: now.Add(progressEvery)}
 }
