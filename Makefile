@@ -9,7 +9,7 @@ help: ## this list
 	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 build: ## bin/cantus, a static binary
-	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-X main.version=$(VERSION)' -o bin/cantus ./cmd/cantus
+	CGO_ENABLED=0 $(GO) build -pgo=cmd/cantus/release.pgo -trimpath -ldflags '-X main.version=$(VERSION)' -o bin/cantus ./cmd/cantus
 
 test: ## all tests that need nothing but Go
 	$(GO) test ./...
@@ -41,7 +41,7 @@ soak: build ## half an hour at RATE appends a second (default 70000), trimmed to
 idle: build ## what nodes with nothing to do cost, 4 and 1,024 partitions, and how long `cantus status` takes
 	./.ci/idle
 
-pgo: build ## cmd/cantus/default.pgo anew: profiles of three nodes under load, which go build uses
+pgo: build ## cmd/cantus/release.pgo anew: profiles of three nodes under load, which make build uses
 	./.ci/pgo
 
 scaling: build ## how cost grows with partitions, payload, locks, connections, the log: plots in docs/scaling

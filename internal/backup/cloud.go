@@ -8,9 +8,6 @@ import (
 	"strings"
 
 	"gocloud.dev/blob"
-	_ "gocloud.dev/blob/azureblob" // azblob://
-	_ "gocloud.dev/blob/gcsblob"   // gs://
-	_ "gocloud.dev/blob/s3blob"    // s3://
 	"gocloud.dev/gcerrors"
 )
 
@@ -18,7 +15,12 @@ import (
 type cloud struct{ bucket *blob.Bucket }
 
 func openCloud(ctx context.Context, url string) (*cloud, error) {
-	if scheme, _, _ := strings.Cut(url, "://"); !blob.DefaultURLMux().ValidBucketScheme(scheme) {
+	scheme, _, _ := strings.Cut(url, "://")
+	switch known := blob.DefaultURLMux(); {
+	case known.ValidBucketScheme(scheme):
+	case !known.ValidBucketScheme("s3"):
+		return nil, fmt.Errorf("%s: this program was built without object stores (nocloud): write a directory", url)
+	default:
 		return nil, fmt.Errorf("%s: there is no storage %q: write a directory, or a URL that begins with s3://, gs:// or azblob://", url, scheme)
 	}
 	b, err := blob.OpenBucket(ctx, url)
