@@ -60,7 +60,19 @@ func (s *backupSource) ask(ctx context.Context, partition int, subject string, r
 
 // Cluster implements [backup.Source].
 func (s *backupSource) Cluster(ctx context.Context) (backup.Cluster, error) {
-	info, err := s.conn.cluster(ctx)
+	var info subjects.ClusterInfo
+	nobody := false
+	err := s.again(ctx, func() (moved bool, err error) {
+		err = s.conn.ask(ctx, s.conn.names.Info(), nil, &info)
+		if nobody = errors.Is(err, nats.ErrNoResponders); nobody {
+			return false, nil // waiting will hardly help
+		}
+		return false, err
+	})
+	if nobody {
+		info, err = s.conn.cluster(ctx)
+	}
+	err = s.conn.explain(err)
 	if err == nil && info.ID == "" {
 		err = failf(exitFailed, "the nodes are of a version that has no backups: upgrade them first")
 	}
