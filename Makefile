@@ -3,7 +3,7 @@ GO ?= go
 # What the nearest release tag calls this commit, empty if there is none.
 VERSION ?= $(shell git describe --tags --match 'v[0-9]*' --dirty 2>/dev/null)
 
-.PHONY: help build test short race lint vuln fuzz bench soak idle pgo scaling bench-etcd e2e long cluster failover faults faults-long netfaults interop natscli s3 postgres proof powercut fulldisk damage crashpoints sim pictures clean
+.PHONY: help build test short race lint vuln fuzz bench soak idle bench-backup pgo scaling bench-etcd e2e long cluster failover faults faults-long netfaults interop natscli s3 postgres proof powercut fulldisk damage crashpoints sim pictures clean
 
 help: ## this list
 	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -43,6 +43,9 @@ idle: build ## what nodes with nothing to do cost, 4 and 1,024 partitions, and h
 
 pgo: build ## cmd/cantus/release.pgo anew: profiles of three nodes under load, which make build uses
 	./.ci/pgo
+
+bench-backup: build ## what backups cost, and an idle archiver (THOUSANDS of transactions, default 2000)
+	./.ci/backup $${THOUSANDS:-2000}
 
 scaling: build ## how cost grows with partitions, payload, locks, connections, the log: plots in docs/scaling
 	$(GO) run ./internal/scaling
