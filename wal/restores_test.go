@@ -4,6 +4,8 @@ import (
 	"encoding/hex"
 	"errors"
 	"math"
+	"os"
+	"path/filepath"
 	"reflect"
 	"strings"
 	"testing"
@@ -178,6 +180,13 @@ func TestARestoredLogIsRead(t *testing.T) {
 			if err := s.Close(); err != nil {
 				t.Fatal(err)
 			}
+			checkSalvagedRestore(t, dir, base, last)
+			// Without the checkpoint it is not known which batches are void.
+			damaged := filepath.Join(t.TempDir(), "damaged")
+			if err := errors.Join(os.CopyFS(damaged, os.DirFS(dir)), os.Remove(filepath.Join(damaged, "checkpoint.json"))); err != nil {
+				t.Fatal(err)
+			}
+			checkSalvagedRestore(t, damaged, base, last)
 			s = openStore(t, dir, small())
 			checkRestoredLog(t, s, base, last)
 			setBase(t, s.Log(0), wal.MetaDigestMark, last)
@@ -191,12 +200,18 @@ func TestARestoredLogIsRead(t *testing.T) {
 			if r := reports(t, dir)[0]; r.Err != nil || r.Compared != last.Txid || r.Digest != last.Digest || r.FirstTxid != base.Txid+1 {
 				t.Errorf("verified: %+v", r)
 			}
-			got := salvage(t, dir)
-			if g := got.survivors[0]; !g.Complete() || g.Digest != last.Digest || g.Transactions != last.Txid-base.Txid || len(g.Whole) != 1 ||
-				g.Whole[0] != (wal.TxidRange{First: base.Txid + 1, Last: last.Txid}) {
-				t.Errorf("salvaged: %+v", g)
-			}
+			checkSalvagedRestore(t, dir, base, last)
 		})
+	}
+}
+
+// checkSalvagedRestore checks that all transactions of a restored log are
+// salvaged, and no others.
+func checkSalvagedRestore(t *testing.T, dir string, base, last wal.Base) {
+	t.Helper()
+	g := salvage(t, dir).survivors[0]
+	if g.Transactions != last.Txid-base.Txid || len(g.Whole) != 1 || g.Whole[0] != (wal.TxidRange{First: base.Txid + 1, Last: last.Txid}) || g.Err != nil {
+		t.Errorf("salvaged: %+v", g)
 	}
 }
 
