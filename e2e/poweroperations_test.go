@@ -194,7 +194,8 @@ func (f *powerless) awaitServing(op powerOperation, n *node) {
 	case <-n.serving():
 	default:
 		if err := n.awaitReady(); err != nil {
-			f.t.Fatalf("%s: %v", op.name, err)
+			s, statusErr := statusOf(f.t.Context(), f.watcher)
+			f.t.Fatalf("%s: %v\n%+v %v", op.name, err, s, statusErr)
 		}
 	}
 }
