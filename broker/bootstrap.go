@@ -32,7 +32,6 @@ type bootstrap struct {
 	fresh      bool              // the data directory belonged to nothing when the node started
 	dir        string            // the data directory
 	wrappedFor map[string]string // founders that the secret was wrapped for, and their keys
-	joinedAt   uint64            // a version of the facts that lists this node, if it has just joined
 }
 
 // identify returns what dir belongs to; known is false if other nodes have to
@@ -289,8 +288,7 @@ func (b *bootstrap) askToJoin(ctx context.Context) (id wal.Identity, waiting str
 	if waiting, err := b.openReply(e, r, subject); err != nil || waiting != "" {
 		return id, waiting, err
 	}
-	id.ID, id.Partitions, id.Replicas, id.Founders = r.ID, r.Parts, r.Repl, r.Found
-	b.joinedAt = r.Facts
+	id.ID, id.Partitions, id.Replicas, id.Founders, id.JoinedAt = r.ID, r.Parts, r.Repl, r.Found, r.Facts
 	return id, "", nil
 }
 

@@ -15,7 +15,7 @@ import (
 // An envelope carries each message between nodes over NATS: a line of text, and
 // a body in JSON.
 //
-//	CANTUS2 <cluster id> <node> <node id> <instance> <number> <signature>
+//	CANTUS3 <cluster id> <node> <node id> <instance> <number> <signature>
 //
 // The signature is an HMAC over the subject, the line without the signature,
 // and the body. Its key derives from the cluster's secret and id. Any client of

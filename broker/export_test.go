@@ -25,6 +25,10 @@ func Mark(n *Node, partition int) uint64 {
 // Holds reports whether a node's replica is open.
 func Holds(n *Node, partition int) bool { return n.replicas.get(partition).current() != nil }
 
+// JoinedAt returns the oldest version of the facts that a node believes about
+// its own membership.
+func JoinedAt(n *Node) uint64 { return n.membership.joinedAt() }
+
 // FactsCurrent reports whether a node has caught up with the leader of the
 // facts.
 func FactsCurrent(n *Node) bool { return n.currentMeta().isCurrent() }

@@ -53,7 +53,7 @@ func (i *impostor) denial(name string, m *nats.Msg) []byte {
 	_, body, _ := strings.Cut(string(m.Data), "\n")
 	_ = json.Unmarshal([]byte(body), &q)
 	body = fmt.Sprintf(`{"nonce":%q,"member":false,"facts":%d}`, q.Nonce, uint64(1<<40))
-	line, sign := fmt.Sprintf("CANTUS2 %s %s %s instance 1000", i.status.ID, name, i.ids[name]), "-"
+	line, sign := fmt.Sprintf("CANTUS3 %s %s %s instance 1000", i.status.ID, name, i.ids[name]), "-"
 	if name == "n3" {
 		mac := hmac.New(sha256.New, make([]byte, 32))
 		fmt.Fprintf(mac, "%s answered\n%s\n%s", m.Subject, line, body)
@@ -104,7 +104,7 @@ func TestForgedAnswersAboutAMembership(t *testing.T) {
 	eventually(t, "n2 and n3 say that n1 is a member", func() bool { return !broker.SuspectsRemoval(n1) })
 
 	m := ask(t, i.nc, "cantus.admin.node.n1.member",
-		fmt.Sprintf("CANTUS2 %s n2 %s instance 1000 -\n%s", i.status.ID, i.ids["n2"], `{"nonce":"x","node":"n2","id":"x"}`))
+		fmt.Sprintf("CANTUS3 %s n2 %s instance 1000 -\n%s", i.status.ID, i.ids["n2"], `{"nonce":"x","node":"n2","id":"x"}`))
 	if e := wantRefusal(t, m, subjects.BadRequest); !strings.Contains(e.Message, "only nodes") {
 		t.Errorf("an unsigned question is refused with %q", e.Message)
 	}

@@ -105,9 +105,9 @@ func TestANameThatIsTakenIsRefused(t *testing.T) {
 func TestAnotherProtocolIsRefused(t *testing.T) {
 	c := openNodes(t, 3, broker.Options{})
 	c.prepare("n4")
-	c.mustNotStart("n4", broker.SpeakProtocol(99), broker.ErrProtocol, "protocol 2 of nodes, this one")
+	c.mustNotStart("n4", broker.SpeakProtocol(99), broker.ErrProtocol, "protocol 3 of nodes, this one")
 	c.stop("n3")
-	c.mustNotStart("n3", broker.SpeakProtocol(99), broker.ErrProtocol, "protocol 2 of nodes, this one")
+	c.mustNotStart("n3", broker.SpeakProtocol(99), broker.ErrProtocol, "protocol 3 of nodes, this one")
 	keep(t, c.conn("n1"), 0, "undisturbed", "x")
 	c.start("n3")
 }

@@ -47,9 +47,9 @@ func FuzzEnvelope(f *testing.F) {
 	key, subject := messageKey(i.currentSecret().Key, "c1"), i.names.Admin("hello")
 	f.Add(signedBy(bytes.Repeat([]byte{8}, 32), subject, 1, []byte("{}")), []byte("{}"))
 	f.Add(signedBy(nil, subject, 1, []byte("{}")), []byte(`{"name":"n2"}`))
-	f.Add([]byte("CANTUS2 c1 n2 id2 i2 1 "+strings.Repeat("0", 64)+"\n{}"), []byte("\n"))
+	f.Add([]byte("CANTUS3 c1 n2 id2 i2 1 "+strings.Repeat("0", 64)+"\n{}"), []byte("\n"))
 	f.Add([]byte("CANTUS-1 - - - - 18446744073709551616 -\n"), []byte{})
-	f.Add([]byte(strings.Repeat("CANTUS2 ", 200)), []byte{})
+	f.Add([]byte(strings.Repeat("CANTUS3 ", 200)), []byte{})
 	f.Fuzz(func(t *testing.T, message, body []byte) {
 		if e, err := openEnvelope(message); err == nil {
 			if i.proved(e, subject) {
@@ -92,7 +92,7 @@ func FuzzAnnouncement(f *testing.F) {
 		f.Fatal(err)
 	}
 	f.Add(whole)
-	f.Add([]byte(`{"name":"n2","node_id":"id2","instance":"i2","protocol":2,"cluster_id":"c1"}`))
+	f.Add([]byte(`{"name":"n2","node_id":"id2","instance":"i2","protocol":3,"cluster_id":"c1"}`))
 	f.Add([]byte(`{"name":"a.b","groups":[{"partition":-9223372036854775808,"digests":[{"Txid":1,"Digest":[1]}]}]}`))
 	f.Add([]byte(`null`))
 	f.Fuzz(func(t *testing.T, body []byte) {

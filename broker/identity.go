@@ -70,6 +70,17 @@ func (i *identity) clusterID() string {
 	return i.founded.ID
 }
 
+// joinedAt returns a version of the facts that lists this node, 0 for a
+// founder.
+func (i *identity) joinedAt() uint64 {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	if i.founded == nil {
+		return 0
+	}
+	return i.founded.JoinedAt
+}
+
 // directory returns the id of the data directory.
 func (i *identity) directory() string {
 	i.mu.Lock()

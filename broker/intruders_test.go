@@ -41,7 +41,7 @@ func (c *nodes) nodeConn(name string) *nats.Conn {
 // make it.
 func announcementAs(s subjects.ClusterStatus, name, raft string, more map[string]any) map[string]any {
 	h := map[string]any{
-		"name": name, "node_id": "d-" + name, "instance": "i-" + name, "started": time.Now().Add(time.Hour), "protocol": 2,
+		"name": name, "node_id": "d-" + name, "instance": "i-" + name, "started": time.Now().Add(time.Hour), "protocol": 3,
 		"cluster": s.Cluster, "cluster_id": s.ID, "raft": raft, "ready": true, "facts": 1 << 40, "members": []string{"n1", "n2", "n3"},
 	}
 	for key, v := range more {
@@ -57,12 +57,12 @@ func (c *nodes) heardBy(nc *nats.Conn, names ...string) {
 	c.asked++
 	newcomer := fmt.Sprint("newcomer", c.asked)
 	body, err := json.Marshal(map[string]any{
-		"name": newcomer, "node_id": "x", "instance": newcomer, "protocol": 2, "cluster": c.status(names[0]).Cluster,
+		"name": newcomer, "node_id": "x", "instance": newcomer, "protocol": 3, "cluster": c.status(names[0]).Cluster,
 	})
 	if err != nil {
 		c.t.Fatal(err)
 	}
-	if err := nc.Publish(announcementSubject, fmt.Appendf(nil, "CANTUS2 - %s x %s 1 -\n%s", newcomer, newcomer, body)); err != nil {
+	if err := nc.Publish(announcementSubject, fmt.Appendf(nil, "CANTUS3 - %s x %s 1 -\n%s", newcomer, newcomer, body)); err != nil {
 		c.t.Fatal(err)
 	}
 	for _, name := range names {
@@ -231,7 +231,7 @@ func TestInventedNamesAreNotRemembered(t *testing.T) {
 		if i%2 == 0 { // of a node that waits to be added
 			h["cluster_id"] = ""
 			body, err = json.Marshal(h)
-			body = append(fmt.Appendf(nil, "CANTUS2 - %v %v %v 9 -\n", h["name"], h["node_id"], h["instance"]), body...)
+			body = append(fmt.Appendf(nil, "CANTUS3 - %v %v %v 9 -\n", h["name"], h["node_id"], h["instance"]), body...)
 		}
 		if err != nil {
 			t.Fatal(err)

@@ -24,6 +24,11 @@ import (
 // a majority of the voters on the newest facts that one of the others has is
 // enough. Until the node knows, it is not ready, and answers no request that
 // other nodes can answer.
+//
+// Facts that are older than those with which the node was added can't tell. All
+// voters may have such facts for a moment, if they start together: a log's last
+// entries are applied once a leader has confirmed that they were committed. So
+// the data directory has the version of the facts with which the node joined.
 
 // question is a question to another node.
 type question struct {
@@ -56,7 +61,6 @@ type membership struct {
 	failed     func() error
 	background func(func()) // runs a function that Close waits for
 
-	joinedAt   uint64                 // see bootstrap
 	suspicion  atomic.Pointer[string] // why the node may no longer be a member
 	suspicions loglimit.Repeats
 }
@@ -68,7 +72,7 @@ func (m *membership) check(a announcement) {
 	if !open || len(a.Members) == 0 { // a node that is starting lists no members
 		return
 	}
-	if a.Facts < max(facts.Version, m.joinedAt) || slices.Contains(a.Members, m.opts.Name) {
+	if a.Facts < max(facts.Version, m.joinedAt()) || slices.Contains(a.Members, m.opts.Name) {
 		return
 	}
 	m.suspectRemoval(a.Name + " says that this node is not a member of the cluster")
@@ -79,7 +83,7 @@ func (m *membership) check(a announcement) {
 func (m *membership) checkOwnFacts() {
 	facts, _, _ := m.facts()
 	member, is := facts.Nodes[m.opts.Name]
-	if facts.Version > m.joinedAt && (!is || member.ID != m.directory()) {
+	if facts.Version > m.joinedAt() && (!is || member.ID != m.directory()) {
 		m.suspectRemoval("the cluster's facts don't list this node")
 	}
 }
@@ -236,7 +240,7 @@ func (m *membership) askVoters(voters map[string]string, version uint64) (v vote
 			switch {
 			case err != nil:
 				m.log.Debug("no answer whether this node is a member", "from", name, "err", err)
-			case a.Nonce != q.Nonce || from.name != name || from.id != id || a.Facts < max(version, m.joinedAt):
+			case a.Nonce != q.Nonce || from.name != name || from.id != id || a.Facts < max(version, m.joinedAt()):
 				m.noteRejected("answer", name, nil)
 			case a.Member:
 				list = &v.confirm

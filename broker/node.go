@@ -136,7 +136,6 @@ func (n *Node) openNew(ctx context.Context, dir string) error {
 	if err != nil {
 		return err
 	}
-	n.membership.joinedAt = n.bootstrap.joinedAt
 	if err := n.openStore(dir, id); err != nil {
 		return err
 	}

@@ -13,6 +13,7 @@ import (
 
 	"github.com/cantuslog/cantus/broker"
 	"github.com/cantuslog/cantus/subjects"
+	"github.com/cantuslog/cantus/wal"
 )
 
 // remove removes a node from the cluster, and closes it once it has stopped.
@@ -120,6 +121,30 @@ func TestARemovedNodeAsksThoseThatVoteNow(t *testing.T) {
 		}
 	case <-time.After(patience):
 		t.Errorf("n3 goes on:\n%s", log.b.String())
+	}
+}
+
+// A node that joined knows, after a restart too, which facts are too old to say
+// that it was removed. All voters may have such facts for a moment, if all
+// nodes lose their power.
+func TestANodeRemembersTheFactsItJoinedWith(t *testing.T) {
+	c := openNodes(t, 1, broker.Options{Partitions: 1})
+	before := c.status("n1").Facts
+	c.prepare("n2")
+	joined := c.begin("n2")
+	c.addWhenThere("n2", true)
+	if err := <-joined; err != nil {
+		t.Fatal(err)
+	}
+	founder, err1 := wal.ReadIdentity(c.dirs["n1"])
+	joiner, err2 := wal.ReadIdentity(c.dirs["n2"])
+	if err := errors.Join(err1, err2); err != nil || founder.JoinedAt != 0 || joiner.JoinedAt <= before {
+		t.Fatalf("n1 joined at %d, n2 at %d, the facts were at %d; %v", founder.JoinedAt, joiner.JoinedAt, before, err)
+	}
+	c.stop("n2")
+	c.start("n2")
+	if at := broker.JoinedAt(c.node("n2")); at != joiner.JoinedAt {
+		t.Errorf("after a restart it takes facts from %d on, not %d", at, joiner.JoinedAt)
 	}
 }
 

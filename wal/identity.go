@@ -34,6 +34,10 @@ type Identity struct {
 	// Replicas is how many replicas each partition was to have.
 	Founders map[string]string `json:"founders,omitempty"`
 	Replicas int               `json:"replicas,omitempty"`
+	// JoinedAt is a version of the cluster's facts that lists this node: none
+	// before it can tell whether the node was removed. It is 0 for a founder,
+	// which the first facts list.
+	JoinedAt uint64 `json:"joined_at,omitempty"`
 }
 
 const (

@@ -122,7 +122,7 @@ func (s *backupSource) Batches(ctx context.Context, partition int, from, to uint
 				return from > to, nil
 			})
 			if failed != nil || from > to {
-				return true, nil
+				return true, nil //nolint:nilerr // all that was wanted is there
 			}
 			return from > was, err
 		})

@@ -63,8 +63,7 @@ func (c *exportCmd) Run(ctx context.Context, p *program) error {
 		return l.explain(err)
 	}
 	if c.File == "" || c.File == "-" {
-		_, err := c.export(ctx, p, l, p.out, uint64(c.From.txid), last)
-		return err
+		return c.export(ctx, p, l, p.out, uint64(c.From.txid), last)
 	}
 	return c.toFile(ctx, p, l, last)
 }
@@ -93,12 +92,12 @@ func (c *exportCmd) last(ctx context.Context, l *natsConn) (uint64, error) {
 }
 
 // export writes the transactions from txid from to txid last.
-func (c *exportCmd) export(ctx context.Context, p *program, l *natsConn, out io.Writer, from, last uint64) (written int, err error) {
+func (c *exportCmd) export(ctx context.Context, p *program, l *natsConn, out io.Writer, from, last uint64) (err error) {
 	r := &reader{
 		cmd: &readCmd{Partition: c.Partition, From: place{at: c.From.at}, Kinds: c.Kinds, Lock: c.Lock, JSON: true, connection: c.connection},
 		p:   p, conn: l, out: bufio.NewWriterSize(out, 1<<20), next: max(from, 1), last: last, bulk: true, succeeded: time.Now(),
 	}
-	report := newProgress(p, "exported")
+	report, written := newProgress(p, "exported"), 0
 	r.progress = func(printed int, txid uint64) {
 		written = printed
 		report.step(printed, func() string { return fmt.Sprintf("transaction %d of %d", txid, last) })
@@ -109,9 +108,9 @@ func (c *exportCmd) export(ctx context.Context, p *program, l *natsConn, out io.
 	err = errors.Join(l.explain(err), r.out.Flush())
 	report.done(written)
 	if err != nil {
-		return written, failf(exitStatus(err), "the export is not whole: it ends before transaction %d: %w", r.next, err)
+		return failf(exitStatus(err), "the export is not whole: it ends before transaction %d: %w", r.next, err)
 	}
-	return written, nil
+	return nil
 }
 
 // toFile exports to a file, which is there at the end if it is whole.
@@ -138,7 +137,7 @@ func (c *exportCmd) toFile(ctx context.Context, p *program, l *natsConn, last ui
 		p.note("%s ends with transaction %d: going on after it", part, t.Txid)
 		from = t.Txid + 1
 	}
-	if _, err := c.export(ctx, p, l, f, from, last); err != nil {
+	if err := c.export(ctx, p, l, f, from, last); err != nil {
 		return failf(exitStatus(err), "%w; the same command goes on after what is in %s", err, part)
 	}
 	if err := f.Sync(); err != nil {

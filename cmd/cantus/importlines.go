@@ -160,9 +160,6 @@ func (b *importBatch) after(n uint64) *importBatch {
 	return rest
 }
 
-// last returns the number of the last line.
-func (b *importBatch) last() uint64 { return b.first + uint64(len(b.ends)) - 1 }
-
 // lineEncoder encodes lines as transactions of batch messages.
 type lineEncoder struct {
 	id      string // of the import

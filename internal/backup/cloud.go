@@ -2,6 +2,7 @@ package backup
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"io/fs"
@@ -53,7 +54,7 @@ func (c *cloud) Get(ctx context.Context, name string, limit int64) ([]byte, erro
 func (c *cloud) List(ctx context.Context, prefix string) (all []Object, err error) {
 	for i := c.bucket.List(&blob.ListOptions{Prefix: prefix}); ; {
 		o, err := i.Next(ctx)
-		if err == io.EOF {
+		if errors.Is(err, io.EOF) {
 			return all, nil
 		}
 		if err != nil {
