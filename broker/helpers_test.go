@@ -209,12 +209,17 @@ func checkLog(t *testing.T, nc *nats.Conn, partition int) []*nats.Msg {
 	return ms
 }
 
-func info(t *testing.T, nc *nats.Conn, partition int) subjects.PartitionInfo {
+// info asks again while a leader begins or ends.
+func info(t *testing.T, nc *nats.Conn, partition int) (i subjects.PartitionInfo) {
 	t.Helper()
-	var i subjects.PartitionInfo
-	if m := ask(t, nc, subjects.Names{}.PartitionInfo(partition), ""); json.Unmarshal(m.Data, &i) != nil || i.Error != nil {
-		t.Fatalf("info: %s", m.Data)
-	}
+	eventually(t, "the partition has a leader", func() bool {
+		m := ask(t, nc, subjects.Names{}.PartitionInfo(partition), "")
+		i = subjects.PartitionInfo{}
+		if err := json.Unmarshal(m.Data, &i); err != nil || i.Error != nil && i.Error.Reason != subjects.Unavailable {
+			t.Fatalf("info: %s, %v", m.Data, err)
+		}
+		return i.Error == nil
+	})
 	return i
 }
 
