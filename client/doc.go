@@ -118,6 +118,7 @@ package client
 //	call.go         the loop of attempts
 //	info.go         partitions, high-water marks
 //	asof.go         txids by time
+//	history.go      whether a cluster has what another one had
 //	get.go          single transactions
 //	cursor.go       cursors
 //	nopartition.go  finds out that a partition does not exist

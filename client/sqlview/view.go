@@ -131,7 +131,11 @@ func (v *View) verifiedMark(ctx context.Context, c *client.Client, partition int
 	if err != nil || at.txid == 0 || at.stamp == "" {
 		return at, err
 	}
-	if err := c.CheckHistory(ctx, partition, at.txid, at.cluster); err != nil {
+	err = c.CheckHistory(ctx, partition, at.txid, at.cluster)
+	if _, is := errors.AsType[*client.HistoryError](err); is {
+		return at, fmt.Errorf("%w: %w", ErrOtherLog, err)
+	}
+	if err != nil {
 		return at, err
 	}
 	tx, err := c.Get(ctx, partition, at.txid)
