@@ -66,7 +66,7 @@ type Result struct {
 
 // tries is how often a run begins again because another process has written a
 // manifest.
-const tries = 10
+const tries = 100
 
 // Run brings the backup up to date with a cluster. When it returns nil,
 // everything that was committed before the call is in the newest manifest.

@@ -96,16 +96,16 @@ var defects = []defect{
 		"broker/certifier.go", "	if len(c.inFlight) == 0 {\n		return", "	if len(c.inFlight) < 1000 {\n		return",
 	}}},
 	{"old-term-applied", "a batch that was certified in an earlier term is not void", "broker", []edit{{
-		"broker/replica.go", "|| b.OutOfTerm(e.Term) ||", "||",
+		"broker/replica.go", "|| !e.Restored && b.OutOfTerm(e.Term) ||", "||",
 	}}},
 	{"refused-for-nothing", "a refusal stands although the transaction that it depends on did not commit", "broker", []edit{{
-		"broker/responder.go", "		if d.dependsOn != 0 && p.broken.Load() {", "		if d.dependsOn != 0 && p.broken.Load() && false {",
+		"broker/responder.go", "		case p.broken.Load():", "		case p.broken.Load() && false:",
 	}}},
 	{"ahead-unconfirmed", "a leader that was replaced says that a mark is past the end of the log", "broker", []edit{{
 		"broker/responder.go", "		if further && !confirmed() {", "		if further && !confirmed() && false {",
 	}}},
 	{"txid-skipped", "a batch that does not follow on the last transaction is not void", "broker", []edit{{
-		"broker/replica.go", "	if b.First != r.mark.Load()+1 || b", "	if b",
+		"broker/replica.go", "	if b.First != r.mark.Load()+1 || e", "	if e",
 	}}},
 
 	{"older-copy-served", "a node that runs on an older copy of its directory is not refused", "nodes", []edit{{
