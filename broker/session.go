@@ -36,10 +36,9 @@ import (
 // channel behind the last. If an outcome takes longer than outcomeTime, the
 // batch's requests are answered as unknown on a goroutine of their own, and the
 // sequencer rejects messages until the outcome is there. If an outcome is not a
-// commit, the responder ends
-// the session itself, and from then on rejects refusals that depended on a
-// transaction in flight. The next session begins with a rollback of whatever is
-// still in the certifier.
+// commit, the responder ends the session itself, and from then on rejects
+// refusals that depended on a transaction in flight. The next session begins
+// with a rollback of whatever is still in the certifier.
 type session struct {
 	sequencer sequencer
 	responder responder

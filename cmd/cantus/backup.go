@@ -214,7 +214,7 @@ func (a *archiver) print(r backup.Result, took time.Duration) error {
 // stored is a backup that a command reads.
 type stored struct {
 	From       string `arg:"" name:"DIR|URL" help:"Where the backup is."`
-	Generation uint64 `placeholder:"N" help:"That of an older manifest. [default: the newest]"`
+	Generation count  `placeholder:"N" help:"That of an older manifest. [default: the newest]"`
 	JSON       bool   `name:"json" help:"Print JSON."`
 }
 
@@ -226,7 +226,7 @@ func (s *stored) open(ctx context.Context) (*backup.Repository, *backup.Manifest
 	}
 	read := r.Newest
 	if s.Generation > 0 {
-		read = func(ctx context.Context) (*backup.Manifest, error) { return r.Manifest(ctx, s.Generation) }
+		read = func(ctx context.Context) (*backup.Manifest, error) { return r.Manifest(ctx, uint64(s.Generation)) }
 	}
 	m, err := read(ctx)
 	switch {

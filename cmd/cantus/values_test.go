@@ -66,10 +66,6 @@ var numbers = map[reflect.Type]struct {
 		[]string{"0", "256", "-1"},
 		[]string{"", "+1", "-0", "0x10", "1.5", "1e3", "0o7"}, "such as 1000000",
 	},
-	reflect.TypeFor[uint64](): {
-		[]string{"0", "256"},
-		[]string{"", "-1", "+1", "1.5", "1e3"}, "",
-	},
 	reflect.TypeFor[float64](): {
 		[]string{"0", "5000", "0.99", "1e6", "-1"},
 		[]string{"", "+1", "-0", "-.5", ".5", "1.", "0x1p4", "inf", "NaN"}, "such as 5000 or 0.99",
