@@ -217,8 +217,13 @@ func (s *logStore) removePartial(cause error, from, to uint64) error {
 // DeleteRange has the next StoreLogs replace a conflicting suffix. Raft calls
 // both, one after the other, and does not notice that the log is shorter if the
 // second fails: it would search for entries that are gone, and never take
-// another. So the suffix stays until there is room for what replaces it. Raft
-// is configured never to trim the log, so any other range is a bug.
+// another. So the suffix stays until there is room for what replaces it.
+//
+// One that holds a configuration is removed at once. Raft goes back to the
+// configuration before it, and must not win an election with a log that holds
+// another.
+//
+// Raft is configured never to trim the log, so any other range is a bug.
 func (s *logStore) DeleteRange(from, to uint64) error {
 	if last := s.log.LastIndex(); to < last {
 		return fmt.Errorf("delete entries %d to %d: only a suffix is ever deleted, and the last is %d", from, to, last)
@@ -227,8 +232,25 @@ func (s *logStore) DeleteRange(from, to uint64) error {
 		return err
 	}
 	s.clearRecent()
+	s.replaceFrom = 0
+	if s.mayHoldConfiguration(from, to) {
+		s.truncating.Lock()
+		defer s.truncating.Unlock()
+		return s.log.TruncateSuffix(from)
+	}
 	s.replaceFrom = from
 	return nil
+}
+
+// mayHoldConfiguration reports whether a configuration is among entries, or one
+// of them can't be read.
+func (s *logStore) mayHoldConfiguration(from, to uint64) bool {
+	for index := from; index <= to; index++ {
+		if e, err := s.log.Entry(index); err != nil || raft.LogType(e.Type) == raft.LogConfiguration {
+			return true
+		}
+	}
+	return false
 }
 
 // checkTruncation halts the replica if it would remove entries that it knows to

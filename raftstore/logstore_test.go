@@ -79,6 +79,29 @@ func TestLogStoreRoundTrip(t *testing.T) {
 	}
 }
 
+// A conflicting suffix that holds a configuration must not outlast raft's return
+// to the configuration before it.
+func TestAConfigurationIsRemovedAtOnce(t *testing.T) {
+	s := &logStore{log: openLog(t, t.TempDir(), wal.Options{})}
+	for _, l := range []raft.Log{{Index: 1}, {Index: 2}, {Index: 3, Type: raft.LogConfiguration}, {Index: 4}} {
+		l.Term = 1
+		if err := s.StoreLog(&l); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, c := range []struct{ from, to, last uint64 }{{4, 4, 4}, {2, 4, 1}} {
+		if err := s.DeleteRange(c.from, c.to); err != nil {
+			t.Fatal(err)
+		}
+		if last, _ := s.LastIndex(); last != c.last {
+			t.Errorf("entries from %d on are replaced: the last is %d, want %d", c.from, last, c.last)
+		}
+	}
+	if err := s.StoreLog(&raft.Log{Index: 2, Term: 2}); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestStableStore(t *testing.T) {
 	s := &logStore{log: openLog(t, t.TempDir(), wal.Options{})}
 	if v, err := s.Get([]byte("k")); err != nil || len(v) != 0 {
