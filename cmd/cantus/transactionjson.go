@@ -138,21 +138,12 @@ func printTransaction(w io.Writer, t *transaction) error {
 // twice, text that is not Unicode.
 func decodeTransaction(line []byte) (*transaction, error) {
 	t := new(transaction)
-	if scanTransaction(line, t) {
-		return t.decoded()
-	}
-	*t = transaction{}
 	if err := json.Unmarshal(line, t, json.RejectUnknownMembers(true)); err != nil {
 		if s, ok := errors.AsType[*json.SemanticError](err); ok && s.JSONPointer != "" && s.Err != nil {
 			err = fmt.Errorf("%s: %w", strings.TrimPrefix(string(s.JSONPointer), "/"), s.Err)
 		}
 		return nil, fmt.Errorf("not a transaction in JSON: %s", strings.TrimPrefix(err.Error(), "json: "))
 	}
-	return t.decoded()
-}
-
-// decoded returns a transaction whose fields were decoded.
-func (t *transaction) decoded() (*transaction, error) {
 	switch {
 	case t.Payload != nil && t.PayloadBase64 != nil:
 		return nil, errors.New("it has both payload and payload_base64")

@@ -8,7 +8,6 @@ import (
 	"time"
 	"unicode/utf8"
 
-	"github.com/go-json-experiment/json"
 	"pgregory.net/rapid"
 
 	"github.com/cantuslog/cantus/subjects"
@@ -55,7 +54,6 @@ func TestJSONKeepsEverything(t *testing.T) {
 		if strings.Count(line, "\n") != 1 || !strings.HasSuffix(line, "\n") || !utf8.ValidString(line) {
 			t.Fatalf("it is not a line of text: %q", line)
 		}
-		checkScanned(t, []byte(strings.TrimSuffix(line, "\n")))
 		again, err := decodeTransaction([]byte(line))
 		if err != nil {
 			t.Fatalf("%s: %v", line, err)
@@ -69,38 +67,6 @@ func TestJSONKeepsEverything(t *testing.T) {
 			t.Fatalf("%s: %+v, want %+v", line, again, tx)
 		}
 	})
-}
-
-// checkScanned checks that what is decoded the fast way is what package json
-// decodes.
-func checkScanned(t interface{ Fatalf(string, ...any) }, line []byte) (fast bool) {
-	var scanned, want transaction
-	if !scanTransaction(line, &scanned) {
-		return false
-	}
-	if err := json.Unmarshal(line, &want, json.RejectUnknownMembers(true)); err != nil {
-		t.Fatalf("%q is scanned as %+v: %v", line, scanned, err)
-	}
-	if !scanned.Time.Equal(want.Time) || scanned.Time.Format(time.RFC3339Nano) != want.Time.Format(time.RFC3339Nano) {
-		t.Fatalf("%q has the time %v, scanned as %v", line, want.Time, scanned.Time)
-	}
-	scanned.Time, want.Time = time.Time{}, time.Time{}
-	if !reflect.DeepEqual(scanned, want) {
-		t.Fatalf("%q is scanned as %+v, and is %+v", line, scanned, want)
-	}
-	return true
-}
-
-// What an export usually writes is scanned the fast way.
-func TestUsualLinesAreScanned(t *testing.T) {
-	for _, line := range []string{
-		string(benchLine), `{"payload":""}`, `{"payload":"a\"\\\/\b\f\n\r\tz","kind":"é"}`,
-		`{"txid":1,"headers":{"A":["1","2"],"B":[""]},"read_locks":["a","b"],"append_locks":["c"],"payload":"x"}`,
-	} {
-		if !checkScanned(t, []byte(line)) {
-			t.Errorf("%s is not scanned", line)
-		}
-	}
 }
 
 // Lines that would lose something are refused.
@@ -162,7 +128,6 @@ func FuzzImportLine(f *testing.F) {
 		f.Add([]byte(line))
 	}
 	f.Fuzz(func(t *testing.T, line []byte) {
-		checkScanned(t, line)
 		e := lineEncoder{id: "0123456789abcdef", count: 10, most: 1 << 20, largest: subjects.MaxTransaction}
 		message, size, err := e.appendLine(nil, 3, chainTag{1}, line)
 		if err != nil {
