@@ -106,6 +106,8 @@ var natsDocuments = map[string]natsDocument{
 			`nats req cantus.read.0 '{"from":814,"max":3,"wait":"2s"}' --replies=0 --timeout=5s`: {`Cantus-Txid: 814\n`, `Cantus-Txid: 816\n`, `Status: 204`},
 			`nats req cantus.cursor.0.billing ''`:                                                {`"txid":800,`},
 			`nats req cantus.cursor.0.billing '{"txid":812,"expected":800}'`:                     {`"txid":812,`},
+			`nats req cantus.cursors.0 ''`:                                                       {`"name":"billing","txid":812,`},
+			`nats req cantus.info.0 '{"at":"2026-11-01T00:00:00Z"}'`:                             {`"as_of":0,`, `"high_water_mark":81\d,`},
 			`nats sub 'cantus.advisory.>'`:                                                       {`Received on "cantus\.advisory\.refused"`, `"endpoint":"append"`},
 			`nats micro ls`:                                                                      {`│ cantus +│ \d+\.\d+\.\d+[^ ]* +│`},
 			`nats micro info cantus`:                                                             {`Service: cantus`, `Version: \d+\.\d+\.\d+`, `Subject: cantus\.append\.\*`, `Subject: cantus\.cursor\.\*\.\*`},
