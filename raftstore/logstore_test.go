@@ -79,8 +79,8 @@ func TestLogStoreRoundTrip(t *testing.T) {
 	}
 }
 
-// A conflicting suffix that holds a configuration must not outlast the return of
-// Raft to the configuration before it.
+// A conflicting suffix that holds a configuration must not outlast the return
+// of Raft to the configuration before it.
 func TestAConfigurationIsRemovedAtOnce(t *testing.T) {
 	s := &logStore{log: openLog(t, t.TempDir(), wal.Options{})}
 	for _, l := range []raft.Log{{Index: 1}, {Index: 2}, {Index: 3, Type: raft.LogConfiguration}, {Index: 4}} {
