@@ -253,6 +253,9 @@ func natsOptions(o Options, name string) (*server.Options, error) {
 	// also sends everyone's replies, and a slow subscriber of the feed can read
 	// the messages that it misses.
 	opts.NoFastProducerStall = true
+	// The replies' subjects are matched once each: a shared cache of results
+	// would be filled with them, under a lock, and emptied again.
+	opts.NoSublistCache = true
 	return opts, nil
 }
 
