@@ -20,7 +20,7 @@ func TrimPoints(n *Node, partition int) string {
 	r := n.replicas.get(partition).current().replica
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return fmt.Sprintf("first %d base %v %d time %d %d newest %v bytes %d %d cut %d points %v", r.first, r.base, r.baseTime, r.certifier.time(), r.lastTime, r.lastPoint, r.bytes, r.behind, r.trimIndex, r.trimPoints)
+	return fmt.Sprintf("first %d base %v %d %d time %d %d newest %v bytes %d %d cut %d points %v", r.first, r.base, r.baseTime, r.baseBytes, r.certifier.time(), r.lastTime, r.lastPoint, r.bytes, r.behind, r.trimIndex, r.trimPoints)
 }
 
 // Trimmed reports whether a node's replica has deleted all entries that were

@@ -62,7 +62,7 @@ func FuzzApply(f *testing.F) {
 		if kind == wal.CursorWrites {
 			w.AddCursor(wal.Cursor{Name: []byte("k"), Txid: 2})
 		} else {
-			w.AddRaw(trimRecord(2))
+			w.AddRaw(trimRecord(trimPoint{Base: wal.Base{Txid: 1}, index: 1}))
 		}
 		f.Add(w.Finish(), false)
 	}
@@ -131,7 +131,7 @@ func FuzzRestore(f *testing.F) {
 		}
 		if err == nil {
 			r.Snapshot()
-			r.keepFrom(1, 1)
+			_, _, _ = r.lastPointThat(func(p trimPoint) bool { return p.Txid < 2 })
 		}
 		if err := log.SetMeta(wal.Meta{Name: name}); err != nil {
 			t.Fatal(err)

@@ -112,7 +112,7 @@ func (p *partition) wire() {
 	p.cursorList = cursorList{partition: p.id, replica: p.replica, term: p.readTerm.Load, nats: h.nats, requests: &p.requests}
 	p.trimmer = trimmer{
 		partition: p.id, log: p.log, store: p.store, replica: p.replica, gate: &p.gate, requests: &p.requests,
-		advise: h.advise, step: h.trimming,
+		advise: h.advise, step: h.trimming, contradicted: p.fencing.contradicted,
 	}
 	p.restorer = restorer{
 		partition: p.id, cluster: h.cluster, replica: p.replica, gate: &p.gate, requests: &p.requests, now: h.now,

@@ -51,6 +51,8 @@ type replica struct {
 	behind     uint64          // of the entries after the last transaction
 	base       wal.Base        // the chain before the oldest transaction kept
 	baseTime   int64           // of the last transaction that was trimmed, or unknownTime
+	baseBytes  uint64          // of all entries that were trimmed, 0 if only an older version knew
+	unchecked  *trimCheck      // nil unless base is to be compared with the log
 	trimIndex  uint64          // index through which the log is to be trimmed
 	restoring  *restoring      // nil unless the log is being restored
 	history    []wal.PastCluster
@@ -219,11 +221,13 @@ type snapshotState struct {
 	Bytes  uint64 `json:"bytes"`
 	Trim   uint64 `json:"cut,omitempty"`
 	// The fields below are missing in snapshots of the first versions.
-	LastTime    int64  `json:"last_time,omitempty"`
-	Behind      uint64 `json:"behind,omitempty"`
-	NewestTime  int64  `json:"newest_time,omitempty"`
-	NewestBytes uint64 `json:"newest_bytes,omitempty"`
-	BaseTime    int64  `json:"base_time,omitempty"`
+	LastTime    int64        `json:"last_time,omitempty"`
+	Behind      uint64       `json:"behind,omitempty"`
+	NewestTime  int64        `json:"newest_time,omitempty"`
+	NewestBytes uint64       `json:"newest_bytes,omitempty"`
+	BaseTime    int64        `json:"base_time,omitempty"`
+	BaseBytes   uint64       `json:"base_bytes,omitempty"`
+	Unchecked   *storedCheck `json:"unchecked,omitempty"`
 
 	Restoring *restoring        `json:"restoring,omitempty"`
 	History   []wal.PastCluster `json:"history,omitempty"`
@@ -243,6 +247,7 @@ func (r *replica) Snapshot() raftstore.Snapshot {
 	s := snapshotState{
 		Index: r.index, Txid: r.mark.Load(), Time: r.certifier.time(), First: r.first, Digest: r.digest[:], Bytes: r.bytes, Trim: r.trimIndex,
 		LastTime: r.lastTime, Behind: r.behind, NewestTime: r.lastPoint.time, NewestBytes: r.lastPoint.bytes, BaseTime: r.baseTime,
+		BaseBytes: r.baseBytes, Unchecked: r.unchecked.stored(),
 		Restoring: r.restoring, History: r.history,
 	}
 	state, err := json.Marshal(s)
@@ -282,6 +287,7 @@ func (r *replica) Restore(state []byte) error {
 	if r.baseTime = s.BaseTime; r.baseTime == 0 && r.first > 1 {
 		r.baseTime = unknownTime
 	}
+	r.baseBytes, r.unchecked = s.BaseBytes, s.Unchecked.check()
 	r.restoring, r.history = s.Restoring, s.History
 	if r.lastTime = s.LastTime; r.lastTime == 0 {
 		r.lastTime = s.Time

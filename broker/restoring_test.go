@@ -222,7 +222,7 @@ func TestARestoreIsTheSameLog(t *testing.T) {
 func trimBatch(r *replica) []byte {
 	var w wal.BatchWriter
 	w.Begin(wal.Trims, r.mark.Load(), math.MaxInt64, 0)
-	w.AddRaw(trimRecord(math.MaxInt64))
+	w.AddRaw(trimRecord(r.endPoint()))
 	return w.Finish()
 }
 

@@ -134,8 +134,11 @@ func (s *dataSim) trim(ctx context.Context) {
 // node serves it: only a leader knows which message ids still count.
 func (s *dataSim) Trim(n *sim.Node) {
 	if n := s.node(n.Name); n != nil && n.p.readTerm.Load() == n.p.group.Term() {
-		batch, _ := n.p.trimmer.batch(n.p.replica.mark.Load() / 2)
-		_, _ = n.p.group.Propose(batch).Wait()
+		through := n.p.replica.mark.Load() / 2
+		batch, _, err := n.p.trimmer.batch(func(p trimPoint) bool { return p.Txid <= through })
+		if err == nil && batch != nil {
+			_, _ = n.p.group.Propose(batch).Wait()
+		}
 	}
 }
 

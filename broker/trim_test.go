@@ -37,12 +37,48 @@ func wantDuplicate(t *testing.T, nc *nats.Conn, payload, id string, txid uint64)
 	}
 }
 
-// A trim that finds no trim point yet says so.
-func TestATrimThatRemovesNothingSaysWhy(t *testing.T) {
-	_, nc := one(t, broker.Options{Partitions: 1})
-	fillTo(t, nc, 3)
-	if r := trim(t, nc, `{"before":3}`); r.FirstTxid != 1 || !strings.Contains(r.Because, "no such point between transactions 1 and 3") {
-		t.Errorf("the answer is %+v", r)
+// A trim ends at the last end of a batch before the transaction that is to be
+// kept, wherever the trim points are, and says so if that is not just before
+// it.
+func TestATrimEndsAtABatch(t *testing.T) {
+	for _, every := range []uint64{7, 1 << 16} {
+		t.Run(fmt.Sprint("a trim point every ", every), func(t *testing.T) {
+			opts := broker.Options{Partitions: 1}
+			broker.PointEvery(&opts, every)
+			dir := t.TempDir()
+			n, nc := openNode(t, dir, opts)
+			first := map[uint64]uint64{} // of the batch that holds a txid
+			for next := uint64(1); len(first) < 90; {
+				size := uint64(1 + len(first)%4)
+				fillTo(t, nc, next+size-1)
+				for i := range size {
+					first[next+i] = next
+				}
+				next += size
+				ask(t, nc, "cantus.cursor.0.c", fmt.Sprintf(`{"txid":%d}`, next-1))
+			}
+			digests := map[uint64]string{} // before the batch that begins with a txid
+			all := stream(t, nc, `{"from":1}`).batches
+			for i, b := range all {
+				digests[b.First] = digestOf(t, strings.Repeat("0", 64), 0, all[:i])
+			}
+			for before := uint64(1); before <= uint64(len(first)); before += 3 {
+				r := trim(t, nc, fmt.Sprintf(`{"before":%d}`, before))
+				if r.FirstTxid != first[before] || (r.Because == "") != (first[before] == before) {
+					t.Fatalf("before %d: %+v, want from %d on", before, r, first[before])
+				}
+				if i := info(t, nc, 0); i.FirstTxid != r.FirstTxid || i.BaseDigest != digests[r.FirstTxid] {
+					t.Fatalf("before %d: the log begins with %d, digest %s, want %s", before, i.FirstTxid, i.BaseDigest, digests[r.FirstTxid])
+				}
+				eventually(t, "the log is trimmed", func() bool { return broker.FirstEntryTxid(n, 0) == r.FirstTxid })
+				if before%5 == 0 {
+					points := broker.TrimPoints(n, 0)
+					if n, nc = reopen(t, n, dir, opts); broker.TrimPoints(n, 0) != points {
+						t.Fatalf("after a restart:\n got %s\nwant %s", broker.TrimPoints(n, 0), points)
+					}
+				}
+			}
+		})
 	}
 }
 
@@ -59,7 +95,7 @@ func TestATrimKeepsMessageIDsThroughARestart(t *testing.T) {
 	first := appendTx(t, nc, "cantus.append.0", "x", msgID, "k1").Txid
 	fillTo(t, nc, 1000)
 	r := trim(t, nc, `{"before":900}`)
-	if r.FirstTxid <= 1 || r.FirstTxid > first || !strings.Contains(r.Because, fmt.Sprintf("transaction %d ", first)) {
+	if r.FirstTxid != first || !strings.Contains(r.Because, fmt.Sprintf("transaction %d ", first)) {
 		t.Fatalf("the id of %d counts, and the trim says %+v", first, r)
 	}
 	wantDuplicate(t, nc, "x", "k1", first)
@@ -221,8 +257,8 @@ func (h *trimmed) round() {
 	if h.r.IntN(3) > 0 {
 		asked := uint64(1 + h.r.IntN(len(h.locks)+1))
 		r := trim(h.t, h.nc, fmt.Sprintf(`{"before":%d}`, asked))
-		if r.FirstTxid < h.first || r.FirstTxid > max(asked, h.first) {
-			h.t.Fatalf("from %d on is kept, %d was asked for, and %d is kept now", h.first, asked, r.FirstTxid)
+		if r.FirstTxid < h.first || r.FirstTxid > max(asked, h.first) || r.Because == "" && r.FirstTxid != max(asked, h.first) {
+			h.t.Fatalf("from %d on is kept, %d was asked for, and %+v is the answer", h.first, asked, r)
 		}
 		h.first = r.FirstTxid
 	}
@@ -353,7 +389,7 @@ func TestKilledDuringATrim(t *testing.T) {
 			copyDir(t, dir, killed)
 			close(goOn)
 			want := broker.Tables(n, 0)
-			if r.FirstTxid <= 8 || want.Floor != r.FirstTxid-1 {
+			if r.FirstTxid != 30 || want.Floor != r.FirstTxid-1 {
 				t.Fatalf("the trim says %+v, and the floor is %d", r, want.Floor)
 			}
 			n, _ = openNode(t, killed, opts)

@@ -9,25 +9,24 @@ import (
 	"strings"
 	"time"
 
-	"github.com/cantuslog/cantus/internal/invariant"
 	"github.com/cantuslog/cantus/raftstore"
 	"github.com/cantuslog/cantus/wal"
 )
 
 // trimPoint is a position up to which the log can be trimmed: the end of a
-// batch of transactions, with the digest of the log up to there. Trim points
-// are a function of the log, so they are the same on every replica.
+// batch of transactions, with the digest of the log up to there. A replica
+// remembers some of them; see pointsAfter for those between. They are a
+// function of the log, so they are the same on every replica.
 type trimPoint struct {
 	wal.Base        // the batch's last txid, and the digest there
 	index    uint64 // the last known entry before the next batch of transactions
 	time     int64  // of the last transaction
-	bytes    uint64 // of all entries up to the batch
+	bytes    uint64 // of all entries up to index
 }
 
-// A batch ends in a trim point if a multiple of pointEvery is among its txids,
-// or pointBytes of entries or pointTime nanoseconds lie between it and the last
-// trim point. The last two allow a partition to be trimmed that has few
-// transactions and many cursor writes.
+// The end of a batch is remembered if a multiple of pointEvery is among its
+// txids, or pointBytes of entries or pointTime nanoseconds lie between it and
+// the last one that is.
 const (
 	pointEvery = 1 << 16
 	pointBytes = 16 << 20
@@ -64,9 +63,10 @@ func decodeTrimPoint(name string, v []byte) (p trimPoint, err error) {
 // trim point if the batch ends in one. r.mu is held.
 func (r *replica) countBatch(e raftstore.Committed, b wal.Batch) {
 	if n := len(r.trimPoints); n > 0 && r.trimPoints[n-1].Txid == b.First-1 {
-		r.trimPoints[n-1].index = e.Index - 1
+		r.trimPoints[n-1].index, r.trimPoints[n-1].bytes = e.Index-1, r.bytes
 	}
 	if r.first == b.First && r.first > 1 { // entries before the first transaction kept are not needed
+		r.baseBytes = r.bytes
 		r.trimThrough(e.Index - 1)
 	}
 	if r.lastPoint.time == 0 {
@@ -168,10 +168,10 @@ func (r *replica) snapshotTrimPoints() []wal.Meta {
 	return append(metas, wal.Meta{Name: metaBase, Value: base})
 }
 
-// applyTrims moves the beginning of the log to the last trim point below the
-// record's txid, on every replica alike. The replica also forgets the locks and
-// message ids of the transactions before that point, since a replica that
-// restarts can't rebuild them from the transactions kept.
+// applyTrims moves the beginning of the log to the record's point, on every
+// replica alike. The replica also forgets the locks and message ids of the
+// transactions before that point, since a replica that restarts can't rebuild
+// them from the transactions kept.
 //
 // The leader that made the record ensured that no message id is forgotten that
 // still counts. Only the leader can: a follower may remember ids for longer,
@@ -186,18 +186,23 @@ func (r *replica) applyTrims(e raftstore.Committed, b wal.Batch) (applied, error
 	r.certifier.advance(b.Time)
 	records := b.Read()
 	for record, ok := records.NextRaw(); ok; record, ok = records.NextRaw() {
-		if len(record) != 8 {
+		switch len(record) {
+		case oldTrimSize:
+			r.trim(binary.BigEndian.Uint64(record), e.Index)
+		case trimSize:
+			r.trimTo(decodeTrim(record), e.Index)
+		default:
 			return applied{}, fmt.Errorf("%w: trim record of %d bytes", wal.ErrDamaged, len(record))
 		}
-		r.trim(binary.BigEndian.Uint64(record), e.Index)
 	}
 	r.countOther(e)
 	return applied{}, records.Err()
 }
 
-// trim drops the transactions before the last trim point below txid keep. If
-// there are no transactions from keep on, the entry before index, which is that
-// of the trim record, is a trim point too.
+// trim is trimTo for a record of an older version, which has only the oldest
+// txid to keep. It drops the transactions before the last remembered trim point
+// below that. If there are no transactions from keep on, the entry before
+// index, which is that of the trim record, is a trim point too.
 func (r *replica) trim(keep, index uint64) {
 	n := 0
 	for n < len(r.trimPoints) && r.trimPoints[n].Txid < keep {
@@ -206,41 +211,35 @@ func (r *replica) trim(keep, index uint64) {
 	var at trimPoint
 	switch last := r.mark.Load(); {
 	case keep > last && last > 0:
-		at = trimPoint{Base: wal.Base{Txid: last, Digest: r.digest}, index: index - 1, time: r.lastTime}
+		at = trimPoint{Base: wal.Base{Txid: last, Digest: r.digest}, index: index - 1, time: r.lastTime, bytes: r.bytes}
 		r.lastPoint = logPosition{r.lastTime, r.bytes}
 	case n == 0:
 		return
 	default:
 		at = r.trimPoints[n-1]
 	}
-	invariant.FirstTxidRises.Check(at.Txid+1 >= r.first, at.Txid+1, r.first)
-	invariant.TrimWithinLog.Check(at.Txid <= r.mark.Load(), at.Txid, r.mark.Load())
-	r.trimPoints = slices.Clone(r.trimPoints[n:])
-	r.first, r.base, r.baseTime = at.Txid+1, at.Base, at.time
-	r.certifier.forget(r.first)
-	r.trimThrough(at.index)
+	r.unchecked = nil // the point is the replica's own
+	r.beginAt(at, n)
 }
 
-// keepFrom returns the first txid to keep if transactions from before
-// olderThan, in Unix nanoseconds, are trimmed, and all but the last keepBytes
-// of the log. It returns 0 if nothing can be trimmed. Either argument may be 0
-// for no bound.
-func (r *replica) keepFrom(olderThan int64, keepBytes uint64) (keep uint64) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	trimmable := func(at int64, bytes uint64) bool {
-		return (olderThan == 0 || at < olderThan) && (keepBytes == 0 || bytes+keepBytes <= r.bytes)
-	}
-	for _, p := range r.trimPoints {
-		if !trimmable(p.time, p.bytes) {
-			return keep
-		}
-		keep = p.Txid + 1
-	}
-	if last := r.mark.Load(); last > 0 && trimmable(r.lastTime, r.bytes-r.behind) {
-		return last + 1
-	}
-	return keep
+// A trim record is the trim point at which the log begins then. One of an older
+// version has the oldest txid to keep instead.
+const (
+	oldTrimSize = 8
+	trimSize    = 4*8 + 32
+)
+
+func trimRecord(at trimPoint) []byte {
+	b := binary.BigEndian.AppendUint64(nil, at.Txid)
+	b = binary.BigEndian.AppendUint64(b, at.index)
+	b = binary.BigEndian.AppendUint64(b, uint64(at.time))
+	b = binary.BigEndian.AppendUint64(b, at.bytes)
+	return append(b, at.Digest[:]...)
 }
 
-func trimRecord(keep uint64) []byte { return binary.BigEndian.AppendUint64(nil, keep) }
+func decodeTrim(b []byte) (at trimPoint) {
+	at.Txid, at.index = binary.BigEndian.Uint64(b), binary.BigEndian.Uint64(b[8:])
+	at.time, at.bytes = int64(binary.BigEndian.Uint64(b[16:])), binary.BigEndian.Uint64(b[24:])
+	at.Digest = wal.Digest(b[32:])
+	return at
+}

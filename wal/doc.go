@@ -90,8 +90,14 @@
 //	     8  expected position, 0 unless flagged
 //
 //	trim record
-//	    uv  8, the length of what follows
-//	     8  the oldest txid that is still asked for (big-endian)
+//	    uv  64, the length of what follows
+//	     8  the last txid that is trimmed (numbers are big-endian)
+//	     8  the index of the last entry that is trimmed
+//	     8  the time of that transaction, Unix nanoseconds
+//	     8  the size of all entries up to there, trimmed before or not
+//	    32  the digest at that txid
+//	        an older version wrote 8 bytes, the oldest txid to keep, and a
+//	        replica then kept what follows its last trim point before it
 //
 //	command record
 //	    uv  length of what follows

@@ -503,10 +503,10 @@ type trimCmd struct {
 }
 
 func (*trimCmd) Help() string {
-	return `The oldest transactions of the partition are deleted, the same ones on every replica. A log can be trimmed at trim points
-only: there is one after 65,536 transactions, 16 MiB or an hour, and the last one before what is to stay counts. Prints
-the oldest transaction that is kept, and on standard error why it is older than it could be: transactions whose message
-ids are still remembered stay. Readers that ask for an older one are refused as "trimmed".
+	return `The oldest transactions of the partition are deleted, the same ones on every replica. A trim removes whole batches,
+which are what was replicated at once. Prints the oldest transaction that is kept, and on standard error why it is older
+than it could be: transactions whose message ids are still remembered stay. Readers that ask for an older one are
+refused as "trimmed". The space on the disk comes back in the background, file by file.
 
 Examples:
 
