@@ -48,11 +48,14 @@ func (w *cursorWriter) parse(m *natslink.Message) (cursorCall, error) {
 	if err := subjects.CheckCursor(c.name); err != nil {
 		return c, err
 	}
-	if w.replica.position().restoring {
+	at := w.replica.position()
+	switch {
+	case at.restoring:
 		return c, errRestoring(w.partition)
-	}
-	if !c.write {
+	case !c.write:
 		return c, nil
+	case at.mirrorOf != "":
+		return c, errMirror(w.partition, at.mirrorOf)
 	}
 	var body subjects.CursorRequest
 	if err := smallJSON(m.Payload, &body); err != nil {
@@ -152,7 +155,7 @@ func (w *cursorWriter) commit(calls []cursorCall) ([]cursorResult, error) {
 	case a.failed:
 		return nil, raftstore.ErrUnknown // it is in the log
 	case a.void:
-		return nil, errRestoring(w.partition)
+		return nil, subjects.Errorf(subjects.Unavailable, "partition %d takes no cursors any more: it is being restored, or is a mirror", w.partition)
 	}
 	return a.cursors, nil
 }

@@ -88,7 +88,7 @@ func (i *partitionInfo) info() subjects.PartitionInfo {
 		BaseDigest: hex.EncodeToString(r.base.Digest[:]),
 		Leader:     status.Leader, Term: status.Term,
 		Locks:       subjects.LockInfo{Tracked: stats.Locks, Capacity: stats.Capacity, Floor: stats.Floor},
-		StorageFull: full, Restoring: r.isRestoring(), History: pastClusters(r.history),
+		StorageFull: full, Restoring: r.restoring.hides(), MirrorOf: r.restoring.source(), History: pastClusters(r.history),
 	}
 	for _, rep := range status.Replicas {
 		shown := subjects.ReplicaInfo{Name: rep.Name, Voter: rep.Voter, State: "follower"}

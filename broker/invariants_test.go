@@ -90,7 +90,7 @@ func TestInvariantsOfAPartition(t *testing.T) {
 				committed <- b
 			}
 			close(committed)
-			(&publisher{committed: committed, nats: fakeNATS{}, feeds: &fakeConnection{}, log: p.log}).run()
+			(&publisher{promotedAfter: func() uint64 { return 0 }, committed: committed, nats: fakeNATS{}, feeds: &fakeConnection{}, log: p.log}).run()
 		}},
 		{invariant.ReadWithinLog, func(t *testing.T) {
 			var w wal.BatchWriter

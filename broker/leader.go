@@ -116,7 +116,7 @@ func (p *partition) runLeader(stopping context.Context) error {
 		p.transferring = false
 		p.host.announce()
 		p.log.Info("leading", "term", term, "high_water_mark", p.replica.position().mark)
-		p.host.advise("leader", map[string]any{"partition": p.id, "leader": p.host.name, "term": term})
+		p.adviseLeader()
 		<-ctx.Done()
 	}
 	cancel(err)
@@ -131,6 +131,11 @@ func (p *partition) runLeader(stopping context.Context) error {
 	p.closeQueues(newLeader)
 	background.Wait()
 	return why
+}
+
+// adviseLeader publishes that this node serves the partition.
+func (p *partition) adviseLeader() {
+	p.host.advise("leader", map[string]any{"partition": p.id, "leader": p.host.name, "term": p.readTerm.Load()})
 }
 
 // beginTerm waits until this replica, as the leader, has applied all that was
@@ -198,7 +203,7 @@ func (p *partition) sessionConfig(term uint64, end func(error)) sessionConfig {
 		partition: p.id, partitions: h.partitions, names: h.names, term: term, log: p.log, metrics: &p.metrics, stages: h.metrics.stages,
 		queue: p.queue, certifier: p.replica.certifier, inflight: h.inflight,
 		propose: func(data []byte) proposal { return p.group.Propose(data) }, rejected: p.rejected,
-		mark: func() uint64 { return p.replica.position().mark }, confirmLeader: func() bool { return p.requests.confirmLeader(term) }, end: end, stall: p.queue.stall,
+		mark: func() uint64 { return p.replica.position().mark }, promotedAfter: p.replica.promotedAfter, confirmLeader: func() bool { return p.requests.confirmLeader(term) }, end: end, stall: p.queue.stall,
 		nats: h.nats, replies: h.appends, feeds: h.feeds, feedKey: h.feedKey, adviseRefused: p.refusals.advisory,
 	}
 }

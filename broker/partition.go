@@ -114,8 +114,13 @@ func (p *partition) wire() {
 		partition: p.id, log: p.log, store: p.store, replica: p.replica, gate: &p.gate, requests: &p.requests,
 		advise: h.advise, step: h.trimming, contradicted: p.fencing.contradicted,
 	}
+	mirrored := publisher{
+		partition: p.id, names: h.names, packed: h.names.PackedFeed(p.id), log: p.log, enc: encoder{partition: p.id, names: h.names},
+		key: h.feedKey, nats: h.nats, feeds: h.feeds,
+	}
 	p.restorer = restorer{
 		partition: p.id, cluster: h.cluster, replica: p.replica, gate: &p.gate, requests: &p.requests, now: h.now,
+		feed: mirrored.publishLog, ended: p.adviseLeader,
 	}
 }
 
@@ -177,8 +182,11 @@ func (p *partition) unserved() string {
 
 // rejected returns why no transaction can be stored now, nil if it can.
 func (p *partition) rejected() error {
-	if p.replica.position().restoring {
+	switch at := p.replica.position(); {
+	case at.restoring:
 		return errRestoring(p.id)
+	case at.mirrorOf != "":
+		return errMirror(p.id, at.mirrorOf)
 	}
 	return p.gate.fullError()
 }

@@ -7,6 +7,7 @@ import (
 
 	"github.com/cantuslog/cantus/internal/invariant"
 	"github.com/cantuslog/cantus/subjects"
+	"github.com/cantuslog/cantus/wal"
 )
 
 // publisher is the last stage of a session: it publishes committed transactions
@@ -20,6 +21,9 @@ type publisher struct {
 	key       ed25519.PrivateKey // of the packed feed
 	nats      feedInfo
 	feeds     transmitter
+	// promotedAfter returns the last transaction that a mirror had when it was
+	// promoted, 0 if the partition is none that was.
+	promotedAfter func() uint64
 
 	committed <-chan *batch
 }
@@ -41,15 +45,57 @@ func (p *publisher) run() {
 		last = b.first + uint64(len(b.passed)) - 1
 		b.number()
 		pack.most = min(feedPart, p.nats.MaxPayload()-feedRoom)
-		if p.nats.Wanted(p.packed) {
+		withheld := p.withholds(b)
+		if !withheld && p.nats.Wanted(p.packed) {
 			p.publishPacked(b, &pack, buf)
 		}
 		if len(p.committed) == 0 {
 			p.send(pack.finish(buf))
 		}
-		p.publish(b, buf)
+		if !withheld {
+			p.publish(b, buf)
+		}
 		b.done()
 	}
+}
+
+// withholds reports whether a batch is the first one after a mirror's
+// promotion. Without it, whoever follows the feed misses a transaction. So it
+// reads, and is told that what comes now is of another cluster.
+func (p *publisher) withholds(b *batch) bool {
+	last := p.promotedAfter()
+	return last > 0 && b.first == last+1
+}
+
+// publishLog publishes batches of a log, which must be well-formed: those that
+// a mirror has got.
+func (p *publisher) publishLog(batches [][]byte) {
+	packed := p.nats.Wanted(p.packed)
+	buf, single := make([]byte, 0, feedPart), make([]byte, 0, feedPart)
+	pack := signedPacker{subject: p.packed, partition: p.partition, key: p.key, most: min(feedPart, p.nats.MaxPayload()-feedRoom)}
+	var t wal.Transaction
+	for _, data := range batches {
+		b, err := wal.ParseBatch(data)
+		if err != nil {
+			return
+		}
+		for records := b.Read(); records.Next(&t); {
+			if packed {
+				if pack.add(&p.enc, &t); pack.full() {
+					p.send(pack.sign(buf))
+				}
+			}
+			if subject := p.names.Feed(p.partition, string(t.Kind)); p.nats.Wanted(subject) {
+				single = p.enc.append(single, subject, &t, true)
+			}
+			if len(single) >= feedPart {
+				p.send(single)
+				single = single[:0]
+			}
+		}
+	}
+	p.send(pack.finish(buf))
+	p.send(single)
 }
 
 // followed reports whether anybody subscribes to any of a batch's transactions.

@@ -39,10 +39,11 @@ func (r *reader) serveRead(ctx context.Context, m *natslink.Message) error {
 	if at.restoring {
 		return errRestoring(r.partition)
 	}
-	if q.limit, err = r.checkHistory(q); err != nil {
+	if q.limit, err = r.checkHistory(q, at); err != nil {
 		return err
 	}
-	if q.from > at.mark+1 {
+	// A mirror may be behind what its reader has from the source.
+	if q.from > at.mark+1 && at.mirrorOf == "" {
 		return aheadError("from", q.from, r.partition, at.mark)
 	}
 	return r.read(ctx, m.Reply, q)
@@ -55,7 +56,7 @@ func (r *reader) serveReplicaRead(ctx context.Context, m *natslink.Message) erro
 	if err != nil {
 		return err
 	}
-	if q.limit, err = r.checkHistory(q); err != nil {
+	if q.limit, err = r.checkHistory(q, r.position()); err != nil {
 		if at := r.position(); at.mark == 0 { // it may not know yet what was restored
 			return errBehind(r.partition)
 		}
@@ -74,9 +75,11 @@ func errBehind(partition int) error {
 // and from a past cluster, limit is the last one that is from there: the read
 // shows no later ones, so that whatever a client takes before it knows the
 // cluster that answers is from the cluster that it has named.
-func (r *reader) checkHistory(q query) (limit uint64, err error) {
+//
+// A mirror's transactions are those of its source, and have its id.
+func (r *reader) checkHistory(q query, at position) (limit uint64, err error) {
 	had := q.from - 1
-	if q.cluster == "" || q.cluster == r.cluster || had == 0 {
+	if q.cluster == "" || q.cluster == r.cluster || q.cluster == at.mirrorOf || had == 0 {
 		return 0, nil
 	}
 	for _, p := range r.history() {
@@ -87,17 +90,27 @@ func (r *reader) checkHistory(q query) (limit uint64, err error) {
 			return p.LastTxid, nil
 		}
 		e := subjects.Errorf(subjects.Ahead,
-			"transaction %d is from cluster %s, of which partition %d has the transactions up to %d: it was restored from a backup that ends there, "+
+			"transaction %d is from cluster %s, of which partition %d has the transactions up to %d: it was restored or promoted there, "+
 				"and has another history since; go on from a state that is not later than transaction %d",
 			had, q.cluster, r.partition, p.LastTxid, p.LastTxid)
-		e.Txid, e.Cluster = p.LastTxid, r.cluster
+		e.Txid, e.Cluster = p.LastTxid, r.epoch(q, at)
 		return 0, e
 	}
 	e := subjects.Errorf(subjects.Ahead,
 		"transaction %d is from cluster %s, of which partition %d has nothing here, in cluster %s: this is another log; check the address, or begin anew",
-		had, q.cluster, r.partition, r.cluster)
-	e.Cluster = r.cluster
+		had, q.cluster, r.partition, r.epoch(q, at))
+	e.Cluster = r.epoch(q, at)
 	return 0, e
+}
+
+// epoch returns the id of the cluster that the answer to a query names: that of
+// the source, if the partition is a mirror. A replica that does not know yet
+// that it is none any more must not lead a reader back that does.
+func (r *reader) epoch(q query, at position) string {
+	if at.mirrorOf == "" || q.cluster == r.cluster {
+		return r.cluster
+	}
+	return at.mirrorOf
 }
 
 // serveGet answers with one transaction.
@@ -142,6 +155,8 @@ func (r *reader) get(reply string, txid uint64) error {
 	switch {
 	case at.restoring:
 		return errRestoring(r.partition)
+	case txid > at.mark && at.mirrorOf != "":
+		return subjects.Errorf(subjects.Unavailable, "partition %d is a mirror of cluster %s, and has the transactions up to %d so far", r.partition, at.mirrorOf, at.mark)
 	case txid > at.mark:
 		return aheadError("txid", txid, r.partition, at.mark)
 	case txid < at.first:

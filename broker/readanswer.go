@@ -101,14 +101,17 @@ func (r *reader) read(ctx context.Context, reply string, q query) error {
 		if a.next < at.first {
 			return a.stop(ctx, wal.ErrTrimmed, at.mark)
 		}
+		if err := a.checkEpoch(at); err != nil {
+			return a.stop(ctx, err, at.mark)
+		}
 		shown := at
-		if q.limit > 0 {
-			shown.mark = min(at.mark, q.limit)
+		if a.q.limit > 0 {
+			shown.mark = min(at.mark, a.q.limit)
 		}
 		if err := a.scan(ctx, shown); err != nil {
 			return a.stop(ctx, err, at.mark)
 		}
-		if a.sent > 0 || a.next <= at.mark || q.wait == 0 || q.limit > 0 {
+		if a.sent > 0 || a.next <= at.mark || q.wait == 0 || a.q.limit > 0 {
 			return a.finish(ctx, at.mark)
 		}
 		over, err := a.await(ctx, at, timer.C)
@@ -119,6 +122,15 @@ func (r *reader) read(ctx context.Context, reply string, q query) error {
 			return a.finish(ctx, r.position().mark)
 		}
 	}
+}
+
+// checkEpoch limits the answer of a mirror that was promoted while it was read:
+// what follows is not from the cluster that the client has named.
+func (r *readAnswer) checkEpoch(at position) (err error) {
+	if r.q.limit == 0 && r.q.cluster != "" {
+		r.q.limit, err = r.reader.checkHistory(r.q, at)
+	}
+	return err
 }
 
 // seek moves on to the first transaction at or after the time that the query
@@ -332,5 +344,5 @@ func (r *readAnswer) stop(ctx context.Context, err error, mark uint64) error {
 
 func (r *readAnswer) end(mark uint64) error {
 	r.reader.metrics.read(r.done.sent)
-	return r.reader.answers.Send(appendEnd(nil, r.reply, r.reader.cluster, r.done, mark))
+	return r.reader.answers.Send(appendEnd(nil, r.reply, r.reader.epoch(r.q, r.reader.position()), r.done, mark))
 }

@@ -56,6 +56,7 @@ type replica struct {
 	trimIndex  uint64          // index through which the log is to be trimmed
 	restoring  *restoring      // nil unless the log is being restored
 	history    []wal.PastCluster
+	mirrored   bool // the log is a mirror, or was one
 
 	trimmed chan struct{} // capacity 1: trimIndex has moved
 	chain   *digests      // the digest after each batch
@@ -231,6 +232,7 @@ type snapshotState struct {
 
 	Restoring *restoring        `json:"restoring,omitempty"`
 	History   []wal.PastCluster `json:"history,omitempty"`
+	Mirrored  bool              `json:"mirrored,omitempty"`
 }
 
 const (
@@ -248,7 +250,7 @@ func (r *replica) Snapshot() raftstore.Snapshot {
 		Index: r.index, Txid: r.mark.Load(), Time: r.certifier.time(), First: r.first, Digest: r.digest[:], Bytes: r.bytes, Trim: r.trimIndex,
 		LastTime: r.lastTime, Behind: r.behind, NewestTime: r.lastPoint.time, NewestBytes: r.lastPoint.bytes, BaseTime: r.baseTime,
 		BaseBytes: r.baseBytes, Unchecked: r.unchecked.stored(),
-		Restoring: r.restoring, History: r.history,
+		Restoring: r.restoring, History: r.history, Mirrored: r.mirrored,
 	}
 	state, err := json.Marshal(s)
 	if err != nil {
@@ -288,7 +290,7 @@ func (r *replica) Restore(state []byte) error {
 		r.baseTime = unknownTime
 	}
 	r.baseBytes, r.unchecked = s.BaseBytes, s.Unchecked.check()
-	r.restoring, r.history = s.Restoring, s.History
+	r.restoring, r.history, r.mirrored = s.Restoring, s.History, s.Mirrored
 	if r.lastTime = s.LastTime; r.lastTime == 0 {
 		r.lastTime = s.Time
 	}
@@ -316,14 +318,26 @@ type position struct {
 	mark      uint64 // high-water mark
 	index     uint64 // no later entry may be shown
 	first     uint64
-	restoring bool // nothing may be shown, nor appended
+	restoring bool   // nothing may be shown, nor appended
+	mirrorOf  string // the id of the cluster that is mirrored, "" for none: nothing may be appended
 	changed   <-chan struct{}
 }
 
 func (r *replica) position() position {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return position{mark: r.mark.Load(), index: r.index, first: r.first, restoring: r.isRestoring(), changed: r.changed}
+	return position{mark: r.mark.Load(), index: r.index, first: r.first, restoring: r.restoring.hides(), mirrorOf: r.restoring.source(), changed: r.changed}
+}
+
+// promotedAfter returns the last transaction that a mirror had when it was
+// promoted, 0 if the log is none that was.
+func (r *replica) promotedAfter() uint64 {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if n := len(r.history); r.mirrored && !r.isRestoring() && n > 0 {
+		return r.history[n-1].LastTxid
+	}
+	return 0
 }
 
 // pastClusters returns the log history: the clusters in which the log's

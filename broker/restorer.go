@@ -24,6 +24,8 @@ type restorer struct {
 	gate      *diskGate
 	requests  *requestServer
 	now       func() time.Time
+	feed      func(batches [][]byte) // publishes what a mirror has got
+	ended     func()                 // called when a mirror has become an ordinary partition
 
 	mu sync.Mutex // held while a step is served
 	// piece is the beginning of what follows on the transaction after.
@@ -39,6 +41,12 @@ const maxPiece = 32 << 20
 func errRestoring(partition int) error {
 	return subjects.Errorf(subjects.Unavailable,
 		"partition %d is being restored from a backup: it is served when that has ended", partition)
+}
+
+// errMirror refuses what would change a mirror.
+func errMirror(partition int, source string) error {
+	return subjects.Errorf(subjects.Unavailable,
+		"partition %d is a mirror of cluster %s: it takes what is appended there, and nothing else until it is promoted (cantus mirror promote)", partition, source)
 }
 
 // restorePoint is how far a restore is.
@@ -152,9 +160,15 @@ func parseDigest(field, digest string) (d wal.Digest, err error) {
 // begin makes an empty partition one that is restored. If it is already, by the
 // same backup, the answer says how far.
 func (s *restorer) begin(ctx context.Context, r *subjects.RestoreBegin) error {
-	b := wal.RestoreBegin{Cluster: r.Cluster, Base: wal.Base{Txid: r.Txid}}
+	b := wal.RestoreBegin{Cluster: r.Cluster, Base: wal.Base{Txid: r.Txid}, Mirror: r.Mirror}
+	if err := s.beginHistory(&b, r.History); err != nil {
+		return err
+	}
 	if err := checkClusterID(b.Cluster); err != nil {
 		return err
+	}
+	if b.Cluster == s.cluster && b.Mirror {
+		return subjects.Errorf(subjects.BadRequest, "this is cluster %s itself: mirror it into another one", b.Cluster)
 	}
 	if b.Cluster == s.cluster {
 		return subjects.Errorf(subjects.BadRequest, "the backup was taken from this cluster: restore it into a new one, so that clients can tell the two apart")
@@ -186,6 +200,20 @@ func (s *restorer) begin(ctx context.Context, r *subjects.RestoreBegin) error {
 	return s.propose(wal.RestoreStep{Begin: &b})
 }
 
+// beginHistory sets the history with which a mirror begins.
+func (s *restorer) beginHistory(b *wal.RestoreBegin, history []subjects.PastCluster) error {
+	if len(history) > 0 && !b.Mirror {
+		return subjects.Errorf(subjects.BadRequest, "begin.history: a restore has it at its end, and only a mirror at its beginning")
+	}
+	for _, p := range history {
+		if p.Cluster == s.cluster {
+			return subjects.Errorf(subjects.BadRequest, "cluster %s was itself made from this one, %s: mirror it into a new cluster", b.Cluster, s.cluster)
+		}
+		b.History = append(b.History, wal.PastCluster{ID: p.Cluster, LastTxid: p.LastTxid})
+	}
+	return checkPast("begin.history", b.History)
+}
+
 // maxRestoredTxid leaves room for more.
 const maxRestoredTxid = 1 << 63
 
@@ -194,7 +222,7 @@ func (s *restorer) cursors(ctx context.Context, cursors []subjects.RestoredCurso
 	r := s.replica
 	steps := make([]wal.RestoreStep, 0, len(cursors))
 	r.mu.Lock()
-	isRestoring, more := r.isRestoring(), 0
+	isRestoring, isMirror, mark, more := r.isRestoring(), r.restoring.source() != "", r.mark.Load(), 0
 	for _, c := range cursors {
 		if _, known := r.cursors[c.Name]; !known {
 			more++
@@ -216,6 +244,9 @@ func (s *restorer) cursors(ctx context.Context, cursors []subjects.RestoredCurso
 	for _, c := range cursors {
 		if err := subjects.CheckCursor(c.Name); err != nil {
 			return err
+		}
+		if isMirror && c.Txid > mark {
+			return aheadError("cursor "+c.Name, c.Txid, s.partition, mark)
 		}
 		at := c.Time.UnixNano()
 		if at <= 0 || !time.Unix(0, at).Equal(c.Time) {
@@ -262,7 +293,14 @@ func (s *restorer) end(ctx context.Context, r *subjects.RestoreEnd) error {
 	if err := checkHistory(end.History, source, r.Txid); err != nil {
 		return err
 	}
-	return s.propose(wal.RestoreStep{End: &end})
+	wasMirror := s.replica.position().mirrorOf != ""
+	if err := s.propose(wal.RestoreStep{End: &end}); err != nil {
+		return err
+	}
+	if wasMirror {
+		s.ended()
+	}
+	return nil
 }
 
 // loadAt is where a piece of the log belongs.
@@ -333,6 +371,9 @@ func (s *restorer) load(ctx context.Context, at loadAt, piece []byte) error {
 		}
 	}
 	s.piece, s.after = append([]byte(nil), rest...), s.replica.restorePoint().Txid
+	if err == nil && len(batches) > 0 && s.replica.position().mirrorOf != "" {
+		s.feed(batches)
+	}
 	return err
 }
 

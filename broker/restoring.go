@@ -17,6 +17,10 @@ import (
 // the replicated state, like the high-water mark. It makes batches of other
 // entries void, and cursor writes and trims too.
 //
+// A mirror is restored for as long as it follows its source. It is read
+// meanwhile, under the source's id: until the end, a reader can go on at either
+// side. Cursors are then those of the source, and a trim is the mirror's own.
+//
 // Every step may come twice or late, from a leader that was replaced: one that
 // does not fit to the state changes nothing, on every replica alike.
 
@@ -25,16 +29,30 @@ type restoring struct {
 	Cluster string `json:"cluster"` // from which the backup was taken
 	Txid    uint64 `json:"txid"`    // where the backup begins
 	Digest  []byte `json:"digest"`
+	Mirror  bool   `json:"mirror,omitempty"`
 }
 
 // isRestoring reports whether the log is being restored. The caller is Apply,
 // or holds mu.
 func (r *replica) isRestoring() bool { return r.restoring != nil }
 
+// hides reports whether the log is not read, because it is restored and no
+// mirror.
+func (s *restoring) hides() bool { return s != nil && !s.Mirror }
+
+// source returns the id of the cluster that the log mirrors, "" if it is no
+// mirror.
+func (s *restoring) source() string {
+	if s == nil || !s.Mirror {
+		return ""
+	}
+	return s.Cluster
+}
+
 // restoresFrom reports whether the log is being restored from a backup that
 // begins like this.
 func (s *restoring) restoresFrom(b *wal.RestoreBegin) bool {
-	return s != nil && s.Cluster == b.Cluster && s.Txid == b.Base.Txid && slices.Equal(s.Digest, b.Base.Digest[:])
+	return s != nil && s.Cluster == b.Cluster && s.Txid == b.Base.Txid && slices.Equal(s.Digest, b.Base.Digest[:]) && s.Mirror == b.Mirror
 }
 
 // mayBegin returns why a log can't be restored into this one, nil if it can. mu
@@ -43,6 +61,10 @@ func (r *replica) mayBegin(b *wal.RestoreBegin) error {
 	switch mark := r.mark.Load(); {
 	case r.restoring.restoresFrom(b):
 		return nil
+	case r.restoring.source() != "":
+		return subjects.Errorf(subjects.WrongLast,
+			"the partition is a mirror of cluster %s, whose log began after txid %d: go on with that one, or use a new cluster",
+			r.restoring.Cluster, r.restoring.Txid)
 	case r.isRestoring():
 		return subjects.Errorf(subjects.WrongLast,
 			"the partition is being restored from another backup, of cluster %s, which begins after txid %d: go on with that one, or restore into a new cluster",
@@ -92,7 +114,8 @@ func (r *replica) applyRestores(e raftstore.Committed, b wal.Batch) (applied, er
 // beginRestore sets the state to that of a log whose transactions up to a base
 // were trimmed. mu is held.
 func (r *replica) beginRestore(b *wal.RestoreBegin, index uint64) {
-	r.restoring = &restoring{Cluster: b.Cluster, Txid: b.Base.Txid, Digest: b.Base.Digest[:]}
+	r.restoring = &restoring{Cluster: b.Cluster, Txid: b.Base.Txid, Digest: b.Base.Digest[:], Mirror: b.Mirror}
+	r.history, r.mirrored = b.History, b.Mirror
 	r.first, r.base, r.digest = b.Base.Txid+1, b.Base, b.Base.Digest
 	r.lastTime, r.baseTime = b.Time, b.Time
 	// Without a walk the rebuilt table is empty, and its floor is at the base.
@@ -103,9 +126,13 @@ func (r *replica) beginRestore(b *wal.RestoreBegin, index uint64) {
 	}
 }
 
-// restoreCursor sets a cursor as it was. mu is held.
+// restoreCursor sets a cursor as it was. A mirror keeps one that was set later.
+// mu is held.
 func (r *replica) restoreCursor(c *wal.RestoredCursor) {
 	name := string(c.Name)
+	if r.restoring.Mirror && c.Time < r.cursors[name].Time {
+		return
+	}
 	if r.dirty[name] = true; c.Txid > 0 {
 		r.cursors[name] = cursor{c.Txid, c.Time}
 	} else {
@@ -118,7 +145,7 @@ func (r *replica) mayEnd(end *wal.RestoreEnd) error {
 	mark := r.mark.Load()
 	switch {
 	case !r.isRestoring():
-		return subjects.Errorf(subjects.WrongLast, "the partition is not being restored: its last txid is %d", mark)
+		return subjects.Errorf(subjects.WrongLast, "the partition is not being restored, nor a mirror: its last txid is %d", mark)
 	case mark != end.Base.Txid:
 		return subjects.Errorf(subjects.WrongLast, "the partition has the transactions up to %d, and not %d: load the others first", mark, end.Base.Txid)
 	case r.digest != end.Base.Digest:
@@ -144,11 +171,26 @@ const maxPast = 256
 // checkHistory returns an error unless past are the clusters of a log that
 // ended at a txid, the last of them source.
 func checkHistory(past []wal.PastCluster, source string, last uint64) error {
-	bad := func(format string, args ...any) error {
-		return subjects.Errorf(subjects.BadRequest, "end.history: "+format, args...)
+	if len(past) == 0 {
+		return subjects.Errorf(subjects.BadRequest, "end.history: it has 0 clusters: 1 to %d are allowed, the last of them that of the backup", maxPast)
 	}
-	if len(past) == 0 || len(past) > maxPast {
-		return bad("it has %d clusters: 1 to %d are allowed, the last of them that of the backup", len(past), maxPast)
+	if err := checkPast("end.history", past); err != nil {
+		return err
+	}
+	if p := past[len(past)-1]; p.ID != source || p.LastTxid != last {
+		return subjects.Errorf(subjects.BadRequest, "end.history: it ends with cluster %s and txid %d: the backup is of cluster %s and ends at %d", p.ID, p.LastTxid, source, last)
+	}
+	return nil
+}
+
+// checkPast returns an error unless past are the clusters of a log, the oldest
+// first.
+func checkPast(field string, past []wal.PastCluster) error {
+	bad := func(format string, args ...any) error {
+		return subjects.Errorf(subjects.BadRequest, field+": "+format, args...)
+	}
+	if len(past) > maxPast {
+		return bad("it has %d clusters: at most %d are allowed", len(past), maxPast)
 	}
 	seen := map[string]bool{}
 	before := uint64(0)
@@ -160,9 +202,6 @@ func checkHistory(past []wal.PastCluster, source string, last uint64) error {
 			return bad("cluster %s is in it twice, or its last txid is less than that of the one before", p.ID)
 		}
 		seen[p.ID], before = true, p.LastTxid
-	}
-	if p := past[len(past)-1]; p.ID != source || p.LastTxid != last {
-		return bad("it ends with cluster %s and txid %d: the backup is of cluster %s and ends at %d", p.ID, p.LastTxid, source, last)
 	}
 	return nil
 }

@@ -1,6 +1,7 @@
 package broker
 
 import (
+	"fmt"
 	"math"
 	"math/rand/v2"
 	"reflect"
@@ -270,6 +271,56 @@ func TestARestoreFromABase(t *testing.T) {
 		r.restart(snapshots)
 		o.equal(r)
 		checkTimesRise(t, r)
+	}
+}
+
+// TestAMirrorIsTheSameLog mirrors a log, with a trim in between, and restarts
+// behind each entry. It ends in the state of the original.
+func TestAMirrorIsTheSameLog(t *testing.T) {
+	o := newOriginal(t, 60)
+	mirror := restoreSteps(wal.RestoreStep{Begin: &wal.RestoreBegin{Cluster: "c1", Mirror: true}})
+	for name, restart := range map[string]func(r *replicaOnDisk){
+		"without a restart":              func(*replicaOnDisk) {},
+		"restarted from snapshots":       func(r *replicaOnDisk) { r.restart(true) },
+		"restarted from the log's start": func(r *replicaOnDisk) { r.restart(false) },
+	} {
+		for _, trimmed := range []bool{false, true} {
+			t.Run(fmt.Sprint(name, ", trimmed ", trimmed), func(t *testing.T) {
+				r := newReplicaOnDisk(t)
+				commit := func(want bool, e raftstore.Committed) {
+					t.Helper()
+					if void := r.commit(e); void != want {
+						t.Fatalf("after txid %d an entry is void: %v, want %v", r.mark.Load(), void, want)
+					}
+					restart(r)
+				}
+				commit(false, mirror)
+				for i, data := range o.data {
+					commit(true, raftstore.Committed{Term: 3 + uint64(i/10), Data: data}) // of the right term, and not restored
+					commit(false, restoredBatch(data))
+					if i == 30 {
+						commit(true, mirror)
+						commit(true, beginStep(wal.Base{}, 0))
+						if trimmed {
+							commit(false, raftstore.Committed{Term: 50, Data: trimBatch(r.replica)})
+						}
+					}
+					if at := r.position(); at.restoring || at.mirrorOf != "c1" || r.promotedAfter() != 0 {
+						t.Fatalf("the mirror is at %+v", at)
+					}
+				}
+				commit(false, o.restoreCursors())
+				commit(false, restoreSteps(wal.RestoreStep{Cursor: &wal.RestoredCursor{Name: []byte("k"), Txid: 3, Time: 5}})) // is older
+				commit(false, endStep(o.batches[59]))
+				o.equal(r)
+				if r.promotedAfter() != r.mark.Load() || r.position().mirrorOf != "" || (r.first > 1) != trimmed {
+					t.Fatalf("promoted after %d, %+v", r.promotedAfter(), r.position())
+				}
+				if !trimmed { // a trim has moved the time on
+					checkTimesRise(t, r)
+				}
+			})
+		}
 	}
 }
 

@@ -67,6 +67,8 @@ type sessionConfig struct {
 	rejected func() error
 	// mark returns the high-water mark.
 	mark func() uint64
+	// promotedAfter is that of a publisher.
+	promotedAfter func() uint64
 	// confirmLeader reports whether a majority confirms that this node leads.
 	confirmLeader func() bool
 	// end ends the session because of an error.
@@ -96,7 +98,7 @@ func newSession(c sessionConfig) *session {
 		publisher: publisher{
 			partition: c.partition, names: c.names, packed: c.names.PackedFeed(c.partition), log: c.log,
 			enc: encoder{partition: c.partition, names: c.names}, key: c.feedKey,
-			nats: c.nats, feeds: c.feeds, committed: committed,
+			nats: c.nats, feeds: c.feeds, promotedAfter: c.promotedAfter, committed: committed,
 		},
 		responder: responder{
 			partition: c.partition, term: c.term, log: c.log, metrics: c.metrics, stages: c.stages,

@@ -179,7 +179,7 @@ func (r *replica) snapshotTrimPoints() []wal.Meta {
 func (r *replica) applyTrims(e raftstore.Committed, b wal.Batch) (applied, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.isRestoring() {
+	if r.restoring.hides() {
 		r.countOther(e)
 		return applied{void: true}, nil
 	}

@@ -180,6 +180,9 @@ type PartitionInfo struct {
 	// Restoring is true while the partition is being restored from a backup:
 	// nothing is appended or read until that has ended.
 	Restoring bool `json:"restoring,omitempty"`
+	// MirrorOf is the id of the cluster whose partition this one mirrors, ""
+	// for none: nothing is appended but what comes from there.
+	MirrorOf string `json:"mirror_of,omitempty"`
 	// History lists the clusters in which the partition's transactions were
 	// committed before it was restored into this one, the oldest first.
 	History []PastCluster `json:"history,omitempty"`

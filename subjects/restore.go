@@ -20,6 +20,11 @@ type RestoreBegin struct {
 	Txid   uint64    `json:"txid"`
 	Digest string    `json:"digest,omitempty"`
 	Time   time.Time `json:"time,omitzero"`
+	// Mirror makes the partition a mirror of one of Cluster: it is read while
+	// its log grows, until the end makes it an ordinary partition. History is
+	// that of the partition there.
+	Mirror  bool          `json:"mirror,omitempty"`
+	History []PastCluster `json:"history,omitempty"`
 }
 
 // RestoredCursor is a cursor as it is in the backup.
@@ -51,7 +56,7 @@ type PastCluster struct {
 // RestoreReply is the answer to a step of a restore: how far it is.
 type RestoreReply struct {
 	Partition int `json:"partition"`
-	// Restoring is true from the first step until the last.
+	// Restoring is true from the first step until the last, of a mirror too.
 	Restoring     bool   `json:"restoring"`
 	HighWaterMark uint64 `json:"high_water_mark"`
 	Digest        string `json:"digest"`

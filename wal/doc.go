@@ -105,12 +105,13 @@
 //
 //	restore record
 //	    uv  length of what follows
-//	     1  step: 1 begin, 2 cursor, 3 end
-//	        begin:
+//	     1  step: 1 begin, 2 cursor, 3 end, 4 begin a mirror
+//	        begin, of a mirror too:
 //	     8  txid before the first transaction of the backup
 //	    32  digest there
 //	     8  time of that transaction, Unix nanoseconds
 //	    uv  length, id of the cluster that the backup was taken from
+//	        begin a mirror: then a history, as that of an end
 //	        cursor:
 //	     8  position (txid)
 //	     8  time at which it was set, Unix nanoseconds

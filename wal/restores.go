@@ -22,6 +22,10 @@ type RestoreBegin struct {
 	// transaction there, in Unix nanoseconds.
 	Base Base
 	Time int64
+	// Mirror says that the log follows another cluster's as it grows, and is
+	// read meanwhile. History is then the history of that log.
+	Mirror  bool
+	History []PastCluster
 }
 
 // RestoredCursor is a cursor as it was in the backup.
@@ -52,6 +56,7 @@ const (
 	stepBegin  = 1
 	stepCursor = 2
 	stepEnd    = 3
+	stepMirror = 4 // the beginning of a mirror
 )
 
 // AddRestore appends a record to a batch of restores.
@@ -59,24 +64,35 @@ func (w *BatchWriter) AddRestore(s RestoreStep) {
 	var b []byte
 	switch {
 	case s.Begin != nil:
-		b = appendBase([]byte{stepBegin}, s.Begin.Base)
+		code := byte(stepBegin)
+		if s.Begin.Mirror {
+			code = stepMirror
+		}
+		b = appendBase([]byte{code}, s.Begin.Base)
 		b = binary.LittleEndian.AppendUint64(b, uint64(s.Begin.Time))
 		b = appendBytes(b, []byte(s.Begin.Cluster))
+		if s.Begin.Mirror {
+			b = appendHistory(b, s.Begin.History)
+		}
 	case s.Cursor != nil:
 		b = binary.LittleEndian.AppendUint64([]byte{stepCursor}, s.Cursor.Txid)
 		b = binary.LittleEndian.AppendUint64(b, uint64(s.Cursor.Time))
 		b = appendBytes(b, s.Cursor.Name)
 	case s.End != nil:
-		b = appendBase([]byte{stepEnd}, s.End.Base)
-		b = binary.AppendUvarint(b, uint64(len(s.End.History)))
-		for _, p := range s.End.History {
-			b = binary.LittleEndian.AppendUint64(b, p.LastTxid)
-			b = appendBytes(b, []byte(p.ID))
-		}
+		b = appendHistory(appendBase([]byte{stepEnd}, s.End.Base), s.End.History)
 	default:
 		panic("wal: a restore's step without a field")
 	}
 	w.AddRaw(b)
+}
+
+func appendHistory(b []byte, history []PastCluster) []byte {
+	b = binary.AppendUvarint(b, uint64(len(history)))
+	for _, p := range history {
+		b = binary.LittleEndian.AppendUint64(b, p.LastTxid)
+		b = appendBytes(b, []byte(p.ID))
+	}
+	return b
 }
 
 func appendBase(b []byte, at Base) []byte {
@@ -91,18 +107,16 @@ func (r *BatchReader) NextRestore(s *RestoreStep) bool {
 	}
 	f := reader{b: record}
 	*s = RestoreStep{}
-	switch f.byte() {
-	case stepBegin:
+	switch code := f.byte(); code {
+	case stepBegin, stepMirror:
 		s.Begin = &RestoreBegin{Base: f.base(), Time: int64(f.uint64()), Cluster: string(f.bytes())}
+		if code == stepMirror {
+			s.Begin.Mirror, s.Begin.History = true, f.history()
+		}
 	case stepCursor:
 		s.Cursor = &RestoredCursor{Txid: f.uint64(), Time: int64(f.uint64()), Name: f.bytes()}
 	case stepEnd:
-		s.End = &RestoreEnd{Base: f.base()}
-		for n := f.uvarint(); n > 0 && !f.short; n-- {
-			p := PastCluster{LastTxid: f.uint64()}
-			p.ID = string(f.bytes())
-			s.End.History = append(s.End.History, p)
-		}
+		s.End = &RestoreEnd{Base: f.base(), History: f.history()}
 	default:
 		f.short = true
 	}
@@ -111,6 +125,15 @@ func (r *BatchReader) NextRestore(s *RestoreStep) bool {
 		return false
 	}
 	return true
+}
+
+func (r *reader) history() (history []PastCluster) {
+	for n := r.uvarint(); n > 0 && !r.short; n-- {
+		p := PastCluster{LastTxid: r.uint64()}
+		p.ID = string(r.bytes())
+		history = append(history, p)
+	}
+	return history
 }
 
 func (r *reader) base() (b Base) {

@@ -98,7 +98,7 @@ func (c *backupRunCmd) Run(ctx context.Context, p *program) error {
 	if c.Every == 0 {
 		return a.once(ctx)
 	}
-	stop, err := a.metrics.serve(string(c.HTTP), p)
+	stop, err := serveMetrics(a.metrics.registry, string(c.HTTP), p)
 	if err != nil {
 		return usagef("--http: %w", err)
 	}

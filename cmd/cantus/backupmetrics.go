@@ -75,8 +75,8 @@ func (m *backupMetrics) progress(at backup.Progress) {
 	m.lag.WithLabelValues(strconv.Itoa(at.Partition)).Set(float64(at.Last - at.Txid))
 }
 
-// serve serves the metrics at an address, "" for none, until stop is called.
-func (m *backupMetrics) serve(addr string, p *program) (stop func(), err error) {
+// serveMetrics serves metrics at an address, "" for none, until stop is called.
+func serveMetrics(registry *prometheus.Registry, addr string, p *program) (stop func(), err error) {
 	if addr == "" {
 		return func() {}, nil
 	}
@@ -86,7 +86,7 @@ func (m *backupMetrics) serve(addr string, p *program) (stop func(), err error) 
 	}
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
-	mux.Handle("GET /metrics", promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{MaxRequestsInFlight: 4}))
+	mux.Handle("GET /metrics", promhttp.HandlerFor(registry, promhttp.HandlerOpts{MaxRequestsInFlight: 4}))
 	s := &http.Server{Handler: mux, ReadTimeout: 10 * time.Second, WriteTimeout: 30 * time.Second, IdleTimeout: time.Minute, MaxHeaderBytes: 16 << 10}
 	ended := make(chan struct{})
 	go func() {

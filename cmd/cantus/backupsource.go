@@ -101,6 +101,9 @@ func (s *backupSource) State(ctx context.Context, partition int) (backup.State, 
 	if err := s.ask(ctx, partition, s.conn.names.PartitionInfo(partition), nil, &info); err != nil {
 		return backup.State{}, err
 	}
+	if info.MirrorOf != "" {
+		return backup.State{}, failf(exitFailed, "partition %d is a mirror of cluster %s: back that one up, or promote the mirror first", partition, info.MirrorOf)
+	}
 	return backup.State{
 		Base:    backup.Point{Txid: info.FirstTxid - 1, Digest: info.BaseDigest},
 		Last:    backup.Point{Txid: info.HighWaterMark, Digest: info.Digest},
@@ -114,7 +117,8 @@ func (s *backupSource) Batches(ctx context.Context, partition int, from, to uint
 		var failed error // of each, which is not tried again
 		err := s.again(ctx, func() (bool, error) {
 			was := from
-			err := s.page(ctx, partition, from, func(b wal.Batch) (bool, error) {
+			request := subjects.BatchesRequest{From: from, MaxBytes: subjects.MaxReadBytes}
+			_, err := s.page(ctx, partition, request, func(b wal.Batch) (bool, error) {
 				if failed = each(b); failed != nil {
 					return true, failed
 				}
@@ -123,6 +127,9 @@ func (s *backupSource) Batches(ctx context.Context, partition int, from, to uint
 			})
 			if failed != nil || from > to {
 				return true, nil //nolint:nilerr // all that was wanted is there
+			}
+			if err == nil && from == was {
+				err = errLost
 			}
 			return from > was, err
 		})
@@ -138,45 +145,47 @@ func (s *backupSource) Batches(ctx context.Context, partition int, from, to uint
 	return nil
 }
 
-// page requests batches from a txid on, and calls each for those that come,
-// until it reports that it wants no more.
-func (s *backupSource) page(ctx context.Context, partition int, from uint64, each func(wal.Batch) (done bool, err error)) error {
+// page requests batches, and calls each for those that come, until it reports
+// that it wants no more. At the end it returns the high-water mark.
+func (s *backupSource) page(ctx context.Context, partition int, request subjects.BatchesRequest, each func(wal.Batch) (done bool, err error)) (mark uint64, err error) {
 	ctx, stop := s.conn.untilTrouble(ctx)
 	defer stop()
 	inbox := s.conn.nc.NewInbox()
 	sub, err := s.conn.nc.SubscribeSync(inbox)
 	if err != nil {
-		return err
+		return 0, err
 	}
 	defer sub.Unsubscribe() // the connection may be gone
 	// The request bounds a page, so there is no limit here that drops messages.
 	if err := sub.SetPendingLimits(-1, -1); err != nil {
-		return err
+		return 0, err
 	}
-	body, err := json.Marshal(subjects.BatchesRequest{From: from, MaxBytes: subjects.MaxReadBytes})
+	body, err := json.Marshal(request)
 	if err != nil {
-		return err
+		return 0, err
 	}
 	if err := s.conn.nc.PublishRequest(s.conn.names.Admin("batches", strconv.Itoa(partition)), inbox, body); err != nil {
-		return err
+		return 0, err
 	}
+	wait, _ := time.ParseDuration(request.Wait)
+	last := request.From - 1
 	var stream []byte // that is not split into batches yet
-	for received, taken := uint64(0), 0; ; {
-		msg, err := nextMessage(ctx, sub, s.conn.timeout)
+	for received := uint64(0); ; {
+		msg, err := nextMessage(ctx, sub, s.conn.timeout+wait)
 		if err != nil {
-			return err
+			return 0, err
 		}
 		if e := refused(msg); e != nil {
-			return batchRefusal(e)
+			return 0, batchRefusal(e)
 		}
 		if msg.Header.Get("Status") == subjects.StatusEnd {
-			if msg.Header.Get(subjects.HeaderCount) != strconv.FormatUint(received, 10) || taken == 0 {
-				return errLost
+			if msg.Header.Get(subjects.HeaderCount) != strconv.FormatUint(received, 10) {
+				return 0, errLost
 			}
-			return nil
+			return strconv.ParseUint(msg.Header.Get(subjects.HeaderHighWaterMark), 10, 64)
 		}
 		if msg.Header.Get(subjects.HeaderPrevious) != strconv.FormatUint(received, 10) {
-			return errLost
+			return 0, errLost
 		}
 		received += uint64(len(msg.Data))
 		stream = append(stream, msg.Data...)
@@ -187,12 +196,12 @@ func (s *backupSource) page(ctx context.Context, partition int, from uint64, eac
 				break
 			}
 			if err != nil {
-				return fmt.Errorf("a batch after txid %d: %w", from-1, err)
+				return 0, fmt.Errorf("a batch after txid %d: %w", last, err)
 			}
 			if done, err := each(b); done || err != nil {
-				return err
+				return 0, err
 			}
-			rest, taken = next, taken+1
+			rest, last = next, b.Last()
 		}
 		stream = stream[:copy(stream, rest)]
 	}

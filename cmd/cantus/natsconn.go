@@ -36,15 +36,15 @@ type connection struct {
 	TLSKey   string      `group:"connection" name:"tls-key" placeholder:"FILE" env:"CANTUS_TLS_KEY" type:"existingfile" help:"PEM file of its key."`
 }
 
-// natsConn is a client command's connection. One goroutine uses it.
+// natsConn is a client command's connection.
 type natsConn struct {
 	nc      *nats.Conn
 	names   subjects.Names
 	server  string
 	timeout time.Duration
 
-	mu        sync.Mutex  // guards onTrouble
-	onTrouble func(error) // called with the reason when no answer will come; may be nil
+	mu      sync.Mutex // guards waiting
+	waiting map[*context.CancelCauseFunc]struct{}
 }
 
 // errConnLost says that a request or its answer may have been lost with the
@@ -55,6 +55,7 @@ var errConnLost = errors.New("connection lost")
 // caller closes it.
 func (c *connection) open(ctx context.Context, command string) (*natsConn, error) {
 	l := &natsConn{
+		waiting: map[*context.CancelCauseFunc]struct{}{},
 		names:   subjects.Names{Prefix: string(c.Prefix)},
 		server:  c.Server,
 		timeout: time.Duration(c.Timeout),
@@ -228,8 +229,8 @@ func (l *natsConn) close() { l.nc.Close() }
 func (l *natsConn) trouble(why error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.onTrouble != nil {
-		l.onTrouble(why)
+	for cancel := range l.waiting {
+		(*cancel)(why)
 	}
 }
 
@@ -239,11 +240,11 @@ func (l *natsConn) untilTrouble(ctx context.Context) (_ context.Context, stop fu
 	ctx, cancel := context.WithCancelCause(ctx)
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.onTrouble = cancel
+	l.waiting[&cancel] = struct{}{}
 	return ctx, func() {
 		l.mu.Lock()
 		defer l.mu.Unlock()
-		l.onTrouble = nil
+		delete(l.waiting, &cancel)
 		cancel(nil)
 	}
 }

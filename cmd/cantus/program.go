@@ -33,6 +33,7 @@ type grammar struct {
 	Trim       trimCmd       `cmd:"" help:"Delete a partition's oldest transactions."`
 	Backup     backupCmd     `cmd:"" help:"Copy the logs to a directory or an object store, and check such a copy."`
 	Restore    restoreCmd    `cmd:"" help:"Bring the logs of a backup into a new, empty cluster."`
+	Mirror     mirrorCmd     `cmd:"" help:"Follow another cluster's logs into this one."`
 	Verify     verifyCmd     `cmd:"" help:"Check a data directory that no node has open."`
 	Salvage    salvageCmd    `cmd:"" help:"Read what is left in a damaged data directory."`
 	Check      checkCmd      `cmd:"" help:"Check a recorded history against the protocol."`
@@ -106,6 +107,7 @@ func (p *program) parser(g *grammar, exit func(int)) (*kong.Kong, error) {
 		kong.ValueFormatter(describeValue),
 		kong.ConfigureHelp(kong.HelpOptions{Compact: true, NoExpandSubcommands: true, WrapUpperBound: 100}),
 		kong.ExplicitGroups([]kong.Group{
+			{Key: "source", Title: "Source:"},
 			{Key: "connection", Title: "Connection:"},
 			{Key: "cluster", Title: "Cluster:"},
 			{Key: "limits", Title: "Limits:"},

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -115,7 +114,8 @@ func (c *restoreCmd) logs(ctx context.Context, p *program, l *natsConn, reposito
 		if len(c.Partitions) > 0 && !slices.Contains(c.Partitions, partition(log.Partition)) {
 			continue
 		}
-		r := &logRestore{conn: l, repository: repository, manifest: m, log: log, note: p.note, quiet: c.Quiet, patience: restorePatience}
+		r := &logRestore{repository: repository, manifest: m, log: log, note: p.note, quiet: c.Quiet, patience: restorePatience}
+		r.loader = loader{conn: l, partition: log.Partition, moved: r.show}
 		if err := r.plan(ctx, c.end(log.Partition), time.Time(c.ToTime)); err != nil {
 			return nil, err
 		}
@@ -207,8 +207,4 @@ func historyOf(m *backup.Manifest, log backup.Partition, end uint64) (all []subj
 		all = append(all, subjects.PastCluster{Cluster: p.Cluster, LastTxid: min(p.LastTxid, end)})
 	}
 	return append(all, subjects.PastCluster{Cluster: m.Cluster.ID, LastTxid: end})
-}
-
-func (l *natsConn) restoreSubject(partition int) string {
-	return l.names.Admin("restore", strconv.Itoa(partition))
 }

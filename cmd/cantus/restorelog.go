@@ -2,12 +2,8 @@ package main
 
 import (
 	"context"
-	"encoding/binary"
 	"encoding/hex"
-	"encoding/json"
 	"errors"
-	"fmt"
-	"strconv"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -21,7 +17,7 @@ import (
 // again where the partition is: a step that was not answered may have been
 // carried out or not.
 type logRestore struct {
-	conn       *natsConn
+	loader
 	repository *backup.Repository
 	manifest   *backup.Manifest
 	log        backup.Partition
@@ -29,18 +25,9 @@ type logRestore struct {
 	quiet      bool
 	patience   time.Duration
 
-	end    uint64       // the last transaction to restore
-	at     restorePlace // where the partition is
-	stream []byte       // what is to be sent next
-	done   restoredLog
-	shown  time.Time
-}
-
-// restorePlace is the end of a partition, with the digest there.
-type restorePlace struct {
-	txid   uint64
-	digest wal.Digest
-	joined int // bytes that the leader has beyond
+	end   uint64 // the last transaction to restore
+	done  restoredLog
+	shown time.Time
 }
 
 const (
@@ -48,10 +35,6 @@ const (
 	restorePatience = time.Minute
 	// restorePause is between two attempts.
 	restorePause = 200 * time.Millisecond
-	// restorePiece is about how many bytes are sent at once.
-	restorePiece = 512 << 10
-	// restoreCursors is how many cursors are set at once.
-	restoreCursors = 200
 )
 
 // errInsideBatch says that the partition ends within a batch of the backup.
@@ -131,12 +114,6 @@ func (r *logRestore) again(ctx context.Context, do func() error) error {
 	}
 }
 
-// restartError is a refusal after which a restore begins again.
-type restartError struct{ err error }
-
-func (e *restartError) Error() string { return e.err.Error() }
-func (e *restartError) Unwrap() error { return e.err }
-
 // restoreGoesOn reports whether an attempt may succeed where another one has
 // failed with err.
 func restoreGoesOn(err error) bool {
@@ -202,33 +179,20 @@ func (r *logRestore) begin(ctx context.Context) (ended bool, err error) {
 	return true, nil
 }
 
-// step sends a step, and notes how far the partition is then.
-func (r *logRestore) step(ctx context.Context, step subjects.RestoreRequest) error {
-	var reply subjects.RestoreReply
-	if err := r.conn.ask(ctx, r.conn.restoreSubject(r.log.Partition), step, &reply); err != nil {
-		return err
-	}
-	return r.arrived(reply)
-}
-
-func (r *logRestore) arrived(reply subjects.RestoreReply) error {
-	digest, err := hex.DecodeString(reply.Digest)
-	if err != nil || len(digest) != len(wal.Digest{}) {
-		return fmt.Errorf("the leader of partition %d answers with the digest %q", r.log.Partition, reply.Digest)
-	}
-	r.at = restorePlace{reply.HighWaterMark, wal.Digest(digest), reply.Joined}
-	r.done.Digest = reply.Digest
+// show notes where the partition is, and shows it now and then.
+func (r *logRestore) show() {
+	r.done.Digest = hex.EncodeToString(r.at.digest[:])
 	if !r.quiet && time.Since(r.shown) > 2*time.Second {
 		r.shown = time.Now()
 		r.note("partition %d: txid %d of %d", r.log.Partition, r.at.txid, r.end)
 	}
-	return nil
 }
 
 // load sends the batches that the partition does not have yet.
 func (r *logRestore) load(ctx context.Context) error {
 	r.stream = r.stream[:0]
-	expected := r.at.digest
+	expected, before := r.at.digest, r.at.txid
+	defer func() { r.done.Transactions += r.at.txid - before }()
 	err := r.repository.Batches(ctx, r.manifest, r.log.Partition, r.at.txid+1, func(b wal.Batch) error {
 		if b.First > r.end {
 			return errRestoreEnd
@@ -244,22 +208,14 @@ func (r *logRestore) load(ctx context.Context) error {
 			return err
 		}
 		expected = expected.Next(data)
-		r.stream = append(binary.AppendUvarint(r.stream, uint64(len(data))), data...)
 		r.done.Bytes += int64(len(data))
-		for len(r.stream) >= restorePiece {
-			if err := r.send(ctx); err != nil {
-				return err
-			}
-		}
-		return nil
+		return r.add(ctx, data)
 	})
 	if err != nil && !errors.Is(err, errRestoreEnd) {
 		return err
 	}
-	for len(r.stream) > 0 {
-		if err := r.send(ctx); err != nil {
-			return err
-		}
+	if err := r.flush(ctx); err != nil {
+		return err
 	}
 	if r.at.txid != r.end || r.at.digest != expected {
 		return failf(exitFailed, "partition %d is at txid %d with the digest %x, and the backup at %d with %x: what was loaded before is another log; restore into a new cluster",
@@ -289,38 +245,6 @@ func firstTransactions(b wal.Batch, last uint64) ([]byte, error) {
 	return w.Finish(), records.Err()
 }
 
-// send sends a piece of the stream.
-func (r *logRestore) send(ctx context.Context) error {
-	most := min(restorePiece, int(r.conn.nc.MaxPayload())-1024)
-	piece := r.stream[:min(most, len(r.stream))]
-	m := nats.NewMsg(r.conn.restoreSubject(r.log.Partition))
-	m.Data = piece
-	m.Header.Set(subjects.HeaderPrevious, strconv.FormatUint(r.at.txid, 10))
-	m.Header.Set(subjects.HeaderOffset, strconv.Itoa(r.at.joined))
-	answer, err := r.conn.request(ctx, m)
-	if err != nil {
-		return err
-	}
-	if e := refused(answer); e != nil {
-		err := refusal(e)
-		if e.Reason == subjects.WrongLast {
-			err = &restartError{err} // another leader has not joined what this one has
-		}
-		return err
-	}
-	var reply subjects.RestoreReply
-	if err := json.Unmarshal(answer.Data, &reply); err != nil {
-		return err
-	}
-	before := r.at.txid
-	if err := r.arrived(reply); err != nil {
-		return err
-	}
-	r.done.Transactions += r.at.txid - before
-	r.stream = r.stream[:copy(r.stream, r.stream[len(piece):])]
-	return nil
-}
-
 // setCursors sets the cursors as they were, those past the end to the end.
 func (r *logRestore) setCursors(ctx context.Context) error {
 	r.done.Moved = nil
@@ -333,12 +257,5 @@ func (r *logRestore) setCursors(ctx context.Context) error {
 			all = append(all, subjects.RestoredCursor(c))
 		}
 	}
-	for len(all) > 0 {
-		n := min(len(all), restoreCursors)
-		if err := r.step(ctx, subjects.RestoreRequest{Cursors: all[:n]}); err != nil {
-			return err
-		}
-		all = all[n:]
-	}
-	return nil
+	return r.loader.setCursors(ctx, all)
 }

@@ -149,6 +149,12 @@ func (s *status) print(w io.Writer) error {
 	}
 	for _, p := range s.Partitions {
 		printFull(w, p.Partition, p.StorageFull)
+		switch {
+		case p.MirrorOf != "":
+			fmt.Fprintf(w, "partition %d is a mirror of cluster %s\n", p.Partition, p.MirrorOf)
+		case p.Restoring:
+			fmt.Fprintf(w, "partition %d is being restored from a backup\n", p.Partition)
+		}
 	}
 	return nil
 }

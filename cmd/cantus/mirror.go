@@ -1,0 +1,290 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"slices"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/cantuslog/cantus/subjects"
+)
+
+type mirrorCmd struct {
+	Run     mirrorRunCmd     `cmd:"" default:"withargs" help:"Follow another cluster: what \"cantus mirror --from\" does."`
+	Promote mirrorPromoteCmd `cmd:"" help:"Make a mirror's partitions ordinary ones, which take appends."`
+}
+
+type mirrorRunCmd struct {
+	mirrorSource
+
+	To         string       `placeholder:"URL,…" help:"NATS servers of this cluster: the same as --server."`
+	Once       bool         `help:"End when the mirror is level with the source. [default: go on until interrupted]"`
+	Partitions []partition  `name:"partition" placeholder:"P" help:"Only this partition; repeatable. [default: all]"`
+	HTTP       optionalAddr `name:"http" placeholder:"HOST:PORT" default:"off" env:"CANTUS_MIRROR_HTTP" help:"Where /healthz and /metrics are; port 0 takes a free one."`
+	JSON       bool         `name:"json" help:"Print a JSON object for each partition at the end."`
+	Quiet      bool         `short:"q" help:"No progress on standard error."`
+
+	connection
+}
+
+// mirrorSource holds the flags by which a mirror finds its source.
+type mirrorSource struct {
+	From         string      `group:"source" required:"" placeholder:"URL,…" env:"CANTUS_MIRROR_FROM" help:"NATS servers of the source, separated by commas."`
+	FromPrefix   prefix      `group:"source" placeholder:"PREFIX" default:"cantus" env:"CANTUS_MIRROR_FROM_PREFIX" help:"What the source's subjects begin with."`
+	FromCreds    string      `group:"source" placeholder:"FILE" env:"CANTUS_MIRROR_FROM_CREDS" type:"existingfile" help:"NATS credentials file for the source."`
+	FromNKey     string      `group:"source" name:"from-nkey" placeholder:"FILE" env:"CANTUS_MIRROR_FROM_NKEY" type:"existingfile" help:"File with an NKey seed for the source."`
+	FromUser     string      `group:"source" placeholder:"NAME" env:"CANTUS_MIRROR_FROM_USER" help:"NATS user name at the source; it needs the role backup."`
+	FromPassword string      `group:"source" placeholder:"TEXT" env:"CANTUS_MIRROR_FROM_PASSWORD" help:"NATS password at the source; the variable keeps it out of the process list."`
+	FromToken    string      `group:"source" placeholder:"TEXT" env:"CANTUS_MIRROR_FROM_TOKEN" help:"NATS token at the source; the variable keeps it out of the process list."`
+	FromInbox    inboxPrefix `group:"source" name:"from-inbox-prefix" placeholder:"PREFIX" default:"_INBOX" env:"CANTUS_MIRROR_FROM_INBOX_PREFIX" help:"What the subjects of the source's answers begin with."`
+	FromTLSCA    string      `group:"source" name:"from-tls-ca" placeholder:"FILE" env:"CANTUS_MIRROR_FROM_TLS_CA" type:"existingfile" help:"PEM file of the authorities that the source's certificate is checked against."`
+	FromTLSCert  string      `group:"source" name:"from-tls-cert" placeholder:"FILE" env:"CANTUS_MIRROR_FROM_TLS_CERT" type:"existingfile" help:"PEM file of the client's certificate for the source."`
+	FromTLSKey   string      `group:"source" name:"from-tls-key" placeholder:"FILE" env:"CANTUS_MIRROR_FROM_TLS_KEY" type:"existingfile" help:"PEM file of its key."`
+}
+
+// connection returns the flags as those of a connection.
+func (s *mirrorSource) connection(timeout duration) *connection {
+	return &connection{
+		Server: s.From, Prefix: s.FromPrefix, Timeout: timeout, Creds: s.FromCreds, NKey: s.FromNKey, User: s.FromUser, Password: s.FromPassword,
+		Token: s.FromToken, Inbox: s.FromInbox, TLSCA: s.FromTLSCA, TLSCert: s.FromTLSCert, TLSKey: s.FromTLSKey,
+	}
+}
+
+func (*mirrorRunCmd) Help() string {
+	return `Follows the partitions of another cluster, the source, into this one, which begins empty and has as many partitions and any
+number of nodes: the same transaction ids, times, message ids, cursors and digests. It goes on until interrupted, and may be
+killed at any time, like the nodes on both sides: the next one goes on from what the mirror has.
+
+A mirror is read and followed like its source. It takes no appends and no cursors but the source's until it is promoted:
+"cantus mirror promote".
+
+Examples:
+
+  cantus mirror --from nats://old:4222 --to nats://new:4222
+  cantus mirror --from nats://old:4222 --http :8224
+  cantus mirror --from nats://old:4222 --once
+  cantus mirror promote
+
+Exit status: 0 interrupted, or level with --once; 1 if the source's log is not the one that is mirrored, 3 if a partition here is
+not empty, or was promoted; 4 if nothing is reached.`
+}
+
+// mirrored is the output of --json for a partition.
+type mirrored struct {
+	Partition    int     `json:"partition"`
+	LastTxid     uint64  `json:"last_txid"`
+	Digest       string  `json:"digest"`
+	Behind       uint64  `json:"behind"`       // transactions, when the source was last heard
+	Transactions uint64  `json:"transactions"` // by this run
+	Bytes        int64   `json:"bytes"`
+	Seconds      float64 `json:"seconds"`
+}
+
+// Run mirrors until ctx ends, or until the mirror is level.
+func (c *mirrorRunCmd) Run(ctx context.Context, p *program) error {
+	if c.To != "" {
+		c.Server = c.To
+	}
+	source, err := c.mirrorSource.connection(c.Timeout).open(ctx, "mirror source")
+	if err != nil {
+		return fmt.Errorf("--from: %w", err)
+	}
+	defer source.close()
+	target, err := c.open(ctx, "mirror")
+	if err != nil {
+		return err
+	}
+	defer target.close()
+	cluster, partitions, err := c.check(ctx, source, target)
+	if err != nil {
+		return err
+	}
+	metrics := newMirrorMetrics(partitions)
+	stop, err := serveMetrics(metrics.registry, string(c.HTTP), p)
+	if err != nil {
+		return usagef("--http: %w", err)
+	}
+	defer stop()
+	return c.mirror(ctx, p, func(n int) *logMirror {
+		m := &logMirror{
+			source: newBackupSource(source), cluster: cluster, once: c.Once, note: p.note, quiet: c.Quiet, metrics: metrics,
+		}
+		m.loader = loader{conn: target, partition: n, moved: m.arrived}
+		return m
+	}, partitions)
+}
+
+// mirror mirrors partitions until ctx ends, one fails, or all are level.
+func (c *mirrorRunCmd) mirror(ctx context.Context, p *program, open func(partition int) *logMirror, partitions []int) error {
+	interrupted := ctx
+	group, ctx := errgroup.WithContext(ctx)
+	var printing sync.Mutex
+	for _, n := range partitions {
+		group.Go(func() error {
+			began := time.Now()
+			m := open(n)
+			err := m.run(ctx)
+			if interrupted.Err() != nil {
+				err = nil
+			}
+			printing.Lock()
+			defer printing.Unlock()
+			if m.begun && (err == nil || ctx.Err() == nil) {
+				if err := c.print(p, m.result(time.Since(began))); err != nil {
+					return err
+				}
+			}
+			return err
+		})
+	}
+	return group.Wait()
+}
+
+// check compares the two clusters, and returns the source's id and the
+// partitions to mirror.
+func (c *mirrorRunCmd) check(ctx context.Context, source, target *natsConn) (cluster string, partitions []int, err error) {
+	from, err := source.cluster(ctx)
+	if err != nil {
+		return "", nil, fmt.Errorf("--from: %w", err)
+	}
+	to, err := target.cluster(ctx)
+	switch {
+	case err != nil:
+		return "", nil, err
+	case from.ID == "" || to.ID == "":
+		return "", nil, failf(exitFailed, "the nodes are of a version that has no mirrors: upgrade them first")
+	case from.ID == to.ID:
+		return "", nil, usagef("--from and --to lead to the same cluster, %s: a mirror is another one", from.ID)
+	case from.Partitions != to.Partitions:
+		return "", nil, usagef("this cluster has %s, and the source has %d: keys would lead elsewhere; found one with --partitions %d",
+			plural(to.Partitions, "partition"), from.Partitions, from.Partitions)
+	}
+	for _, n := range c.Partitions {
+		if int(n) >= from.Partitions {
+			return "", nil, usagef("partition %d does not exist: the clusters have %d (0 to %d)", n, from.Partitions, from.Partitions-1)
+		}
+		partitions = append(partitions, int(n))
+	}
+	if len(c.Partitions) == 0 {
+		for n := range from.Partitions {
+			partitions = append(partitions, n)
+		}
+	}
+	slices.Sort(partitions)
+	return from.ID, slices.Compact(partitions), nil
+}
+
+func (c *mirrorRunCmd) print(p *program, r mirrored) error {
+	if c.JSON {
+		return json.NewEncoder(p.out).Encode(r)
+	}
+	state := "level with the source"
+	if r.Behind > 0 {
+		state = plural(int(r.Behind), "transaction") + " behind the source"
+	}
+	_, err := fmt.Fprintf(p.out, "partition %d: mirrored up to txid %d, %s, digest %.12s; %s in %v\n", r.Partition, r.LastTxid, state, r.Digest,
+		plural(int(r.Transactions), "transaction"), time.Duration(r.Seconds*float64(time.Second)).Round(time.Millisecond))
+	return err
+}
+
+type mirrorPromoteCmd struct {
+	Partitions []partition `name:"partition" placeholder:"P" help:"Only this partition; repeatable. [default: all]"`
+	JSON       bool        `name:"json" help:"Print a JSON object for each partition."`
+
+	connection
+}
+
+func (*mirrorPromoteCmd) Help() string {
+	return `Ends the mirror: its partitions take appends and cursors from now on, and the source's id is in their history. A consumer that
+has applied no more than the mirror goes on here; one that has applied more at the source is told so, and stops. The source
+is not asked, and need not be there. To lose nothing, stop the writers there and run "cantus mirror --once" first.
+
+Partitions that were promoted before are left as they are.
+
+Example:
+
+  cantus mirror promote --server nats://new:4222
+
+Exit status: 3 if a partition is no mirror, 4 if one has no leader: start it again then.`
+}
+
+// promoted is the output of --json for a partition.
+type promoted struct {
+	Partition int    `json:"partition"`
+	LastTxid  uint64 `json:"last_txid"`
+	Digest    string `json:"digest"`
+	Source    string `json:"source"`
+}
+
+// Run promotes a mirror.
+func (c *mirrorPromoteCmd) Run(ctx context.Context, p *program) error {
+	l, err := c.open(ctx, "mirror promote")
+	if err != nil {
+		return err
+	}
+	defer l.close()
+	info, err := l.cluster(ctx)
+	if err != nil {
+		return err
+	}
+	partitions := c.Partitions
+	if len(partitions) == 0 {
+		for n := range info.Partitions {
+			partitions = append(partitions, partition(n))
+		}
+	}
+	ask := newBackupSource(l)
+	for _, n := range partitions {
+		if int(n) >= info.Partitions {
+			return usagef("partition %d does not exist: this cluster has %d (0 to %d)", n, info.Partitions, info.Partitions-1)
+		}
+		var done promoted
+		// While a mirror runs, the partition may move on between the two requests.
+		err := ask.again(ctx, func() (_ bool, err error) {
+			done, err = promote(ctx, l, int(n))
+			return false, err
+		})
+		if err != nil {
+			return fmt.Errorf("partition %d is not promoted: %w", n, l.explain(err))
+		}
+		if c.JSON {
+			err = json.NewEncoder(p.out).Encode(done)
+		} else {
+			_, err = fmt.Fprintf(p.out, "partition %d: promoted, and takes appends: it has cluster %s up to txid %d, digest %.12s\n",
+				n, done.Source, done.LastTxid, done.Digest)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// promote ends the mirror of a partition, unless that has been done.
+func promote(ctx context.Context, l *natsConn, n int) (promoted, error) {
+	var info subjects.PartitionInfo
+	if err := l.ask(ctx, l.names.PartitionInfo(n), nil, &info); err != nil {
+		return promoted{}, err
+	}
+	past := len(info.History)
+	switch {
+	case info.MirrorOf == "" && past > 0 && !info.Restoring:
+		last := info.History[past-1]
+		return promoted{n, last.LastTxid, info.Digest, last.Cluster}, nil
+	case info.MirrorOf == "":
+		return promoted{}, failf(exitConflict, "it is no mirror")
+	}
+	l2 := loader{conn: l, partition: n, moved: func() {}}
+	err := l2.step(ctx, subjects.RestoreRequest{End: &subjects.RestoreEnd{
+		Txid: info.HighWaterMark, Digest: info.Digest,
+		History: append(info.History, subjects.PastCluster{Cluster: info.MirrorOf, LastTxid: info.HighWaterMark}),
+	}})
+	if exitStatus(err) == exitConflict {
+		err = failf(exitUnavailable, "%w; the source is still mirrored", err)
+	}
+	return promoted{n, info.HighWaterMark, info.Digest, info.MirrorOf}, err
+}
