@@ -105,7 +105,7 @@
 //
 //	restore record
 //	    uv  length of what follows
-//	     1  step: 1 begin, 2 cursor, 3 end, 4 begin a mirror
+//	     1  step: 1 begin, 2 cursor, 3 end, 4 begin a mirror, 5 recovered
 //	        begin, of a mirror too:
 //	     8  txid before the first transaction of the backup
 //	    32  digest there
@@ -122,6 +122,11 @@
 //	    uv  count of past clusters, then each:
 //	           8  the last txid that was committed there
 //	          uv  length, id of the cluster
+//	        recovered:
+//	     8  last txid that was known to be committed
+//	     8  time, Unix nanoseconds
+//	    uv  length, id of the cluster that was lost
+//	    uv  length, name of the node whose log it was
 //
 // # Entry, versions 1 and 2, as the value in Badger and in journal frames
 //

@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/cantuslog/cantus/wal/journal"
@@ -18,7 +19,8 @@ import (
 const Format = 1
 
 // Identity names the cluster and node that a data directory belongs to. It is
-// written when the directory is founded and never changes.
+// written when the directory is founded, and changes only when the directory
+// is made the only member of a new cluster.
 type Identity struct {
 	Format int `json:"format"`
 	// Cluster is the cluster's name, ID its unique id.
@@ -38,6 +40,30 @@ type Identity struct {
 	// before it can tell whether the node was removed. It is 0 for a founder,
 	// which the first facts list.
 	JoinedAt uint64 `json:"joined_at,omitempty"`
+	// Past are the clusters that the directory belonged to before it was made
+	// the only member of another one, the oldest first.
+	Past []PastMembership `json:"past,omitempty"`
+	// Recovering is set from the moment when a directory begins to leave its
+	// cluster for a new one until its logs have done so too. In between only
+	// [Options.Recovering] opens it.
+	Recovering *Recovering `json:"recovering,omitempty"`
+}
+
+// PastMembership is a cluster that a data directory belonged to.
+type PastMembership struct {
+	Cluster string `json:"cluster"`
+	ID      string `json:"id"`
+	NodeID  string `json:"node_id"`
+	// Left is when the directory was made the only member of another cluster.
+	Left time.Time `json:"left"`
+}
+
+// Recovering is what a recovery that is under way was asked to do.
+type Recovering struct {
+	// Empty says that partitions without a replica in the directory begin
+	// empty, and Fenced that replicas that are fenced count.
+	Empty  bool `json:"empty,omitempty"`
+	Fenced bool `json:"fenced,omitempty"`
 }
 
 const (
@@ -85,6 +111,9 @@ func identify(dir string, want Identity) (id Identity, fresh bool, err error) {
 		return fmt.Errorf("%w: %s holds %s %v, not %v", ErrIdentity, dir, what, has, wants)
 	}
 	switch {
+	case want.Cluster != "" && want.Cluster != have.Cluster && have.was(want.Cluster):
+		err = fmt.Errorf("%w: %s left the cluster %s when it was recovered, and belongs to %s now: start it with that cluster name",
+			ErrIdentity, dir, want.Cluster, have.Cluster)
 	case want.Cluster != "" && want.Cluster != have.Cluster:
 		err = differ("cluster", have.Cluster, want.Cluster)
 	case want.ID != "" && want.ID != have.ID:
@@ -136,10 +165,48 @@ func Nominate(dir string) (nodeID string, err error) {
 	return nodeID, errors.Join(err, unlockDir(lock))
 }
 
-// journalID derives the journal's store id from the directory's identity.
+// journalID derives the journal's store id from the id of the cluster in which
+// the directory was founded.
 func (id Identity) journalID() [16]byte {
-	sum := sha256.Sum256([]byte(id.ID))
+	founded := id.ID
+	if len(id.Past) > 0 {
+		founded = id.Past[0].ID
+	}
+	sum := sha256.Sum256([]byte(founded))
 	return [16]byte(sum[:16])
+}
+
+// was reports whether the directory belonged to a cluster of that name.
+func (id Identity) was(cluster string) bool {
+	return slices.ContainsFunc(id.Past, func(p PastMembership) bool { return p.Cluster == cluster })
+}
+
+// Recover returns the identity of a directory that leaves its cluster and
+// becomes the only member of a new one, with a name that none of its clusters
+// has had. joinedAt is the version of the facts that says so.
+func (id Identity) Recover(cluster string, joinedAt uint64, how Recovering) Identity {
+	left := PastMembership{Cluster: id.Cluster, ID: id.ID, NodeID: id.NodeID, Left: time.Now().UTC()}
+	id.Past = append(slices.Clone(id.Past), left)
+	id.Cluster, id.ID, id.NodeID, id.JoinedAt, id.Recovering = cluster, randomID(), randomID(), joinedAt, &how
+	return id
+}
+
+// HasBeen reports whether the directory belongs to a cluster of that name, or
+// did.
+func (id Identity) HasBeen(cluster string) bool { return id.Cluster == cluster || id.was(cluster) }
+
+// SetIdentity replaces the directory's identity by one that [Identity.Recover]
+// has returned, or ends what it began. When it returns nil the identity
+// survives power loss.
+func (s *Store) SetIdentity(id Identity) error {
+	if id.journalID() != s.identity.journalID() || id.Partitions != s.identity.Partitions || id.Format != s.identity.Format {
+		return fmt.Errorf("%w: the identity is not a successor of the one of %s", ErrIdentity, s.dir)
+	}
+	if err := writeChecksummed(filepath.Join(s.dir, identityFile), id); err != nil {
+		return err
+	}
+	s.identity = id
+	return nil
 }
 
 // beginFounding checks that dir may be founded: it is empty, or was left by an

@@ -6,12 +6,14 @@ import (
 	"math"
 )
 
-// RestoreStep is a record of a batch of [Restores], a step by which a log is
-// restored from a backup. Exactly one of its fields is set.
+// RestoreStep is a record of a batch of [Restores]: a step by which a log is
+// restored from a backup, or the statement that it goes on in a new cluster.
+// Exactly one of its fields is set.
 type RestoreStep struct {
-	Begin  *RestoreBegin
-	Cursor *RestoredCursor
-	End    *RestoreEnd
+	Begin     *RestoreBegin
+	Cursor    *RestoredCursor
+	End       *RestoreEnd
+	Recovered *LogRecovered
 }
 
 // RestoreBegin makes an empty log one that is restored.
@@ -44,8 +46,23 @@ type RestoreEnd struct {
 	History []PastCluster
 }
 
+// LogRecovered says that the log's cluster had lost the majority of its nodes,
+// and that the log goes on in a new cluster, which one of them has begun with
+// what it had.
+type LogRecovered struct {
+	// Cluster is the id of the cluster that was lost.
+	Cluster string
+	// Node is the node whose log this was.
+	Node string
+	// Committed is the last transaction that the node knew to be committed.
+	// Those after it up to this record may have been, and count.
+	Committed uint64
+	// Time is when the new cluster was begun, in Unix nanoseconds.
+	Time int64
+}
+
 // PastCluster is a cluster in which transactions of a log were committed before
-// the log was restored into another one.
+// the log went on in another one.
 type PastCluster struct {
 	ID string `json:"cluster"`
 	// LastTxid is the last of its transactions that the log has.
@@ -53,10 +70,11 @@ type PastCluster struct {
 }
 
 const (
-	stepBegin  = 1
-	stepCursor = 2
-	stepEnd    = 3
-	stepMirror = 4 // the beginning of a mirror
+	stepBegin     = 1
+	stepCursor    = 2
+	stepEnd       = 3
+	stepMirror    = 4 // the beginning of a mirror
+	stepRecovered = 5
 )
 
 // AddRestore appends a record to a batch of restores.
@@ -80,6 +98,11 @@ func (w *BatchWriter) AddRestore(s RestoreStep) {
 		b = appendBytes(b, s.Cursor.Name)
 	case s.End != nil:
 		b = appendHistory(appendBase([]byte{stepEnd}, s.End.Base), s.End.History)
+	case s.Recovered != nil:
+		b = binary.LittleEndian.AppendUint64([]byte{stepRecovered}, s.Recovered.Committed)
+		b = binary.LittleEndian.AppendUint64(b, uint64(s.Recovered.Time))
+		b = appendBytes(b, []byte(s.Recovered.Cluster))
+		b = appendBytes(b, []byte(s.Recovered.Node))
 	default:
 		panic("wal: a restore's step without a field")
 	}
@@ -117,6 +140,8 @@ func (r *BatchReader) NextRestore(s *RestoreStep) bool {
 		s.Cursor = &RestoredCursor{Txid: f.uint64(), Time: int64(f.uint64()), Name: f.bytes()}
 	case stepEnd:
 		s.End = &RestoreEnd{Base: f.base(), History: f.history()}
+	case stepRecovered:
+		s.Recovered = &LogRecovered{Committed: f.uint64(), Time: int64(f.uint64()), Cluster: string(f.bytes()), Node: string(f.bytes())}
 	default:
 		f.short = true
 	}

@@ -38,17 +38,19 @@ var restoreSteps = []wal.RestoreStep{
 	{Cursor: &wal.RestoredCursor{Name: []byte("k"), Txid: 7, Time: 8}},
 	{End: &wal.RestoreEnd{Base: wal.Base{Txid: 12, Digest: wal.Digest{3}}, History: []wal.PastCluster{{ID: "c0", LastTxid: 5}, {ID: "c1", LastTxid: 12}}}},
 	{Begin: &wal.RestoreBegin{Cluster: "c1", Base: wal.Base{Txid: 6, Digest: wal.Digest{1, 2}}, Time: 9, Mirror: true, History: []wal.PastCluster{{ID: "c0", LastTxid: 5}}}},
+	{Recovered: &wal.LogRecovered{Cluster: "c1", Node: "n1", Committed: 5, Time: 7}},
 }
 
 // The bytes are those of the format in doc.go, which later versions have to
 // read.
 func TestTheFormatOfRestores(t *testing.T) {
 	zeros := func(n int) string { return strings.Repeat("00", n) }
-	want := "01 05 0000 04000000 0600000000000000 e803000000000000" + // header
+	want := "01 05 0000 05000000 0600000000000000 e803000000000000" + // header
 		"34 01 0600000000000000 0102" + zeros(30) + "0900000000000000 02 6331" + // begin
 		"13 02 0700000000000000 0800000000000000 01 6b" + // cursor
 		"40 03 0c00000000000000 03" + zeros(31) + "02 0500000000000000 02 6330 0c00000000000000 02 6331" + // end
-		"40 04 0600000000000000 0102" + zeros(30) + "0900000000000000 02 6331 01 0500000000000000 02 6330" // begin of a mirror
+		"40 04 0600000000000000 0102" + zeros(30) + "0900000000000000 02 6331 01 0500000000000000 02 6330" + // begin of a mirror
+		"17 05 0500000000000000 0700000000000000 02 6331 02 6e31" // recovered
 	want = strings.ReplaceAll(want, " ", "")
 	got := restores(6, restoreSteps...)
 	if h := hex.EncodeToString(got[:len(got)-4]); h != want {
@@ -79,7 +81,7 @@ func TestMalformedRestoresAreRefused(t *testing.T) {
 		}
 		checkRefused(t, append(record[:len(record):len(record)], 0))
 	}
-	checkRefused(t, []byte{4})
+	checkRefused(t, []byte{6})
 	checkRefused(t, append([]byte{3}, append(make([]byte, 40), 0xff, 0xff, 0xff, 0xff, 0x7f)...)) // counts clusters without end
 	last := wal.RestoreStep{Begin: &wal.RestoreBegin{Base: wal.Base{Txid: math.MaxUint64}}}
 	b := restores(0, last)

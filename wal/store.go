@@ -49,6 +49,8 @@ type Options struct {
 	// log's ends or in Badger's newest logs: the caller can restore them.
 	// Reading them returns [ErrDamaged].
 	Repairable bool
+	// Recovering opens a directory whose recovery was interrupted.
+	Recovering bool
 	// Damaged is called when an entry can't be read that should be there, with
 	// the error of the read. It must not block. Default: nothing is called.
 	Damaged func(Damage)
@@ -212,6 +214,9 @@ func (s *Store) open() (err error) {
 	fresh := false
 	if s.identity, fresh, err = identify(s.dir, s.opts.Identity); err != nil {
 		return err
+	}
+	if s.identity.Recovering != nil && !s.opts.Recovering {
+		return fmt.Errorf("%w: a recovery of this directory was begun and not completed: run \"cantus recover\" again, which completes it", ErrIdentity)
 	}
 	var saved checkpointFile
 	if !fresh {
