@@ -56,7 +56,7 @@ type meta struct {
 func (m *meta) open(groupOptions func(id uint32, log *wal.Log, fsm raftstore.FSM, logger *slog.Logger) raftstore.Options) error {
 	m.facts, m.changed = bootstrapFacts(*m.founded), make(chan struct{})
 	opts := groupOptions(metaGroup, m.stored, m, m.log.With("group", "meta"))
-	opts.Voters, opts.HaltedItself = bootstrapVoters(m.opts.Name, m.facts.MetaVoters()), m.contradicted
+	opts.Voters, opts.HaltedItself = bootstrapVoters(*m.founded, m.facts.MetaVoters()), m.contradicted
 	var err error
 	if m.group, err = raftstore.Open(opts); err != nil {
 		return fmt.Errorf("facts of the cluster: %w", err)
@@ -75,9 +75,10 @@ func bootstrapFacts(id wal.Identity) cluster.Facts {
 }
 
 // bootstrapVoters returns the first voters of a group on a node that is one of
-// them, nil on others.
-func bootstrapVoters(self string, voters []string) []string {
-	if slices.Contains(voters, self) {
+// them, nil on others. A node with the name of a founder and another directory
+// is not one of them: it must not begin the group once more.
+func bootstrapVoters(id wal.Identity, voters []string) []string {
+	if slices.Contains(voters, id.Node) && (len(id.Founders) == 0 || id.Founders[id.Node] == id.NodeID) {
 		return voters
 	}
 	return nil

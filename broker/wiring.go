@@ -159,7 +159,7 @@ func (n *Node) newMeta() *meta {
 func (n *Node) controllerConfig(partition int, m *meta) controllerConfig {
 	self := n.identity.opts.Name
 	return controllerConfig{
-		self: self, names: n.identity.names, founders: bootstrapVoters(self, bootstrapFacts(n.store.Identity()).Voters(partition)),
+		self: self, names: n.identity.names, founders: bootstrapVoters(n.store.Identity(), bootstrapFacts(n.store.Identity()).Voters(partition)),
 		peers: n.peers, facts: m.current, factsCurrent: m.isCurrent, shared: n.shared, network: n.network, host: n.host, full: n.space.isFull,
 		removalSuspected: n.membership.removalSuspected, fail: n.life.fail, sources: n.scrubber.sources,
 		unfenced: func(partition int) { n.metrics.diverged.WithLabelValues(label(partition)).Set(0) },
