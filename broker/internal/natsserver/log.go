@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"log/slog"
 	"regexp"
+	"strings"
 	"time"
 
 	"github.com/cantuslog/cantus/broker/internal/loglimit"
@@ -34,6 +35,13 @@ var (
 	routeRefuses = regexp.MustCompile(`^(\S+:\d+) - rid:\d+ - authentication error`)
 )
 
+// otherCluster matches the messages about a route between nodes of clusters
+// with different names: that of the node that refuses the connection, and that
+// of the node that dials. A third message repeats the first.
+var otherCluster = regexp.MustCompile(`^(\S+:\d+) - rid:\d+ - (?:Route Error ')?Rejecting connection, cluster name ".*" does not match`)
+
+const otherClusterAgain = " - cluster name from remote server conflicts"
+
 // routeHint explains a message about a refused route. It returns "" for other
 // messages.
 func routeHint(text string) string {
@@ -44,12 +52,19 @@ func routeHint(text string) string {
 	if m := routeRefuses.FindStringSubmatch(text); m != nil {
 		return fmt.Sprintf(": this node refuses the one at %s: %s", m[1], cause)
 	}
+	if m := otherCluster.FindStringSubmatch(text); m != nil {
+		return fmt.Sprintf(": the node at %s is of a cluster with another name (--cluster-name); "+
+			"if the cluster was recovered, the nodes that were lost must not start on their old directories (docs/recover.md)", m[1])
+	}
 	return ""
 }
 
 // warn logs a message as a warning, and limits its repetitions: while a node is
 // down, the server tries the route to it, and logs that, every second.
 func (l serverLogger) warn(text string) {
+	if strings.HasSuffix(text, otherClusterAgain) {
+		return
+	}
 	ok, withheld := l.repeats.Allow(numbers.ReplaceAllString(text, "#"), time.Now())
 	text += routeHint(text)
 	switch {

@@ -39,3 +39,20 @@ func TestARefusedRouteIsExplained(t *testing.T) {
 		t.Errorf("a client is taken for a route:\n%s", log.String())
 	}
 }
+
+// If the names of two clusters differ, a node of each logs it, in one line.
+func TestARouteToAnotherClusterIsExplained(t *testing.T) {
+	for _, texts := range [][]string{
+		{`127.0.0.1:6251 - rid:5 - Rejecting connection, cluster name "bank" does not match "bank-2"`, "127.0.0.1:6251 - rid:5 - cluster name from remote server conflicts"},
+		{`127.0.0.1:6251 - rid:5 - Route Error 'Rejecting connection, cluster name "bank" does not match "bank-2"'`},
+	} {
+		var log bytes.Buffer
+		l := serverLogger{slog.New(slog.NewTextHandler(&log, nil)), nil, &loglimit.Repeats{}}
+		for _, text := range texts {
+			l.Errorf("%s", text)
+		}
+		if !strings.Contains(log.String(), "the node at 127.0.0.1:6251 is of a cluster with another name (--cluster-name)") || strings.Count(log.String(), "\n") != 1 {
+			t.Errorf("%q is logged as %q", texts, log.String())
+		}
+	}
+}
