@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -96,6 +97,9 @@ func (o *operations) subscribeNode(ctx context.Context) error {
 	if _, err := o.shared.add(o.names.Admin("status"), o.handler(ctx, o.onStatus)); err != nil {
 		return err
 	}
+	if _, err := o.reads.Subscribe(o.names.Admin("node", o.opts.Name, "read", "*"), o.queueGroup(), o.ownReads(ctx)); err != nil {
+		return err
+	}
 	_, err := o.subscribe(ctx, map[string]operation{
 		o.names.Admin("node", o.opts.Name, "member"):  o.membership.onMember,
 		o.names.Admin("node", o.opts.Name, "rebuild"): o.onRebuild,
@@ -112,6 +116,34 @@ func (o *operations) subscribe(ctx context.Context, all map[string]operation) (d
 		done = append(done, subscribed{o.reads, id})
 	}
 	return done, nil
+}
+
+// ownReads returns a handler for reads of this node's own replicas, which are
+// answered whether or not the node is in touch with its cluster.
+func (o *operations) ownReads(ctx context.Context) func(*natslink.Message) {
+	prefix := o.names.Admin("node", o.opts.Name, "read") + "."
+	return func(m *natslink.Message) {
+		if m.Reply == "" {
+			return
+		}
+		number := strings.TrimPrefix(m.Subject, prefix)
+		partition, err := strconv.Atoi(number)
+		refuse := func(reason subjects.Reason, format string, args ...any) {
+			e := subjects.Errorf(reason, format, args...)
+			o.shared.refusals.Send(appendRefusal(nil, m.Reply, e, map[string]any{"error": e}))
+		}
+		c := o.replicas.get(partition)
+		if err != nil || c == nil || number != strconv.Itoa(partition) {
+			refuse(subjects.BadRequest, "subject: there is no partition %q", clip([]byte(number)))
+			return
+		}
+		p := c.current()
+		if p == nil {
+			refuse(subjects.Unavailable, "node %s has no replica of partition %d: ask another node", o.opts.Name, partition)
+			return
+		}
+		p.requests.handler(ctx, p.serveOwnRead)(m)
+	}
 }
 
 func needNode(r subjects.AdminRequest) error {

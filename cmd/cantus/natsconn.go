@@ -291,7 +291,8 @@ func (l *natsConn) cluster(ctx context.Context) (subjects.ClusterInfo, error) {
 	err := l.ask(ctx, l.names.Info(), nil, &info)
 	if errors.Is(err, nats.ErrNoResponders) {
 		err = failf(exitUnavailable, "the NATS server at %s answers, but no Cantus node does under the prefix %q: "+
-			"is --prefix right, and does this user see the node's account, or is the node still waiting for others? Its log says so", l.server, l.names.Prefix)
+			"is --prefix right, and does this user see the node's account, or is the node still waiting for others? Its log says so. "+
+			"\"cantus read P --replica NODE\" shows what a node has; if the others are lost for good, see docs/recover.md", l.server, l.names.Prefix)
 	}
 	return info, l.explain(err)
 }
@@ -305,7 +306,8 @@ func (l *natsConn) noLeader(ctx context.Context, p int) error {
 	case p >= info.Partitions:
 		return usagef("partition %d does not exist: this cluster has %d (0 to %d)", p, info.Partitions, info.Partitions-1)
 	}
-	return failf(exitUnavailable, "partition %d has no leader at the moment: try again", p)
+	return failf(exitUnavailable, "partition %d has no leader at the moment: try again; \"cantus read %d --replica NODE\" shows what one node has, "+
+		"and docs/recover.md says what to do if a majority of its nodes is lost", p, p)
 }
 
 // explain rewords an error of the connection for the user, and returns other

@@ -20,10 +20,11 @@ type readCmd struct {
 
 	From        place    `placeholder:"TXID|TIME" default:"1" help:"First transaction to read: its txid, or the first one at or after a time, such as 2026-11-01, 2026-11-01T08:30 or 90m (ago). Times are in UTC unless they name a zone."`
 	Max         count    `placeholder:"N" help:"Stop after N transactions."`
-	Follow      bool     `short:"f" help:"At the end of the log wait for more, until interrupted. Goes on after a lost connection, without gap or repeat."`
+	Follow      bool     `short:"f" xor:"follow" help:"At the end of the log wait for more, until interrupted. Goes on after a lost connection, without gap or repeat."`
 	Kinds       []token  `name:"kind" sep:"none" placeholder:"KIND" help:"Only transactions of this kind; repeatable."`
 	Lock        lockName `placeholder:"LOCK" help:"Only transactions that recorded a lock overlapping this one, such as account.42 or 'account.>'."`
 	HeadersOnly bool     `help:"Leave the payloads out."`
+	Replica     token    `placeholder:"NODE" xor:"follow" help:"What this node's replica has, although nobody may lead the partition. It may be behind, and no other node has confirmed it."`
 	JSON        bool     `name:"json" help:"Print a JSON object a line, complete; the payload as text, or in payload_base64 if it is not UTF-8."`
 
 	connection
@@ -39,6 +40,7 @@ Examples:
   cantus read 0 --from 813 --follow --json | jq .payload
   cantus read 0 --from 2026-11-01T08:30 --max 10
   cantus read 0 --lock account.42 --max 10
+  cantus read 0 --replica n2
 
 Exit status: 1 if --from is more than one past the last transaction, or was trimmed.
 A time to come is not past the last transaction: with --follow the command waits for it.`
@@ -84,11 +86,18 @@ func (c *readCmd) Run(ctx context.Context, p *program) error {
 		return err
 	}
 	defer l.close()
+	if c.Replica != "" {
+		p.note("this is what the replica of node %s has: it may be behind, and no other node has confirmed it", c.Replica)
+	}
 	r := &reader{cmd: c, p: p, conn: l, out: bufio.NewWriter(p.out), next: max(uint64(c.From.txid), 1)}
 	for {
 		done, err := r.step(ctx)
 		if ferr := r.out.Flush(); ferr != nil {
 			return ferr
+		}
+		if done && err == nil && c.Replica != "" {
+			p.note("node %s knows that the transactions up to %d are committed; what its log has after them is not known to be, "+
+				"and \"cantus salvage\" reads that too, with the node stopped", c.Replica, r.last)
 		}
 		switch {
 		case c.Follow && ctx.Err() != nil:
@@ -112,7 +121,11 @@ func (r *reader) step(ctx context.Context) (done bool, err error) {
 	if errors.Is(err, errLost) && r.lost < lostTries {
 		return r.full(), nil // continue after the last transaction
 	}
-	if errors.Is(err, nats.ErrNoResponders) {
+	switch {
+	case !errors.Is(err, nats.ErrNoResponders):
+	case r.cmd.Replica != "":
+		err = failf(exitUnavailable, "no node named %q answers at %s, or it is not connected with that server", r.cmd.Replica, r.conn.server)
+	default:
 		err = r.conn.noLeader(ctx, int(r.cmd.Partition))
 	}
 	switch {
@@ -181,7 +194,7 @@ func (r *reader) page(ctx context.Context) (from, mark uint64, err error) {
 	if err != nil {
 		return 0, 0, err
 	}
-	if err := r.conn.nc.PublishRequest(r.conn.names.Read(int(r.cmd.Partition)), inbox, body); err != nil {
+	if err := r.conn.nc.PublishRequest(r.subject(), inbox, body); err != nil {
 		return 0, 0, err
 	}
 	wait := r.conn.timeout
@@ -204,6 +217,15 @@ func (r *reader) page(ctx context.Context) (from, mark uint64, err error) {
 			return 0, 0, err
 		}
 	}
+}
+
+// subject returns the subject of the read requests.
+func (r *reader) subject() string {
+	p := int(r.cmd.Partition)
+	if r.cmd.Replica != "" {
+		return r.conn.names.Admin("node", string(r.cmd.Replica), "read", strconv.Itoa(p))
+	}
+	return r.conn.names.Read(p)
 }
 
 func (r *reader) request() subjects.ReadRequest {

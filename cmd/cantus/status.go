@@ -68,7 +68,7 @@ func (c *statusCmd) Run(ctx context.Context, p *program) error {
 		err = s.print(p.out)
 	}
 	if err == nil && len(leaderless) > 0 {
-		err = failf(exitUnavailable, "without a leader: partition %s", strings.Join(leaderless, ", "))
+		err = failf(exitUnavailable, "without a leader: partition %s; if that stays so, see docs/recover.md", strings.Join(leaderless, ", "))
 	}
 	return err
 }
