@@ -303,3 +303,6 @@ func Metric(t testing.TB, n *Node, name string) (sum float64) {
 func FailToTransfer(n *Node, partition int) {
 	n.replicas.get(partition).current().session.end(transferError{"nobody"})
 }
+
+// AfterRecoverySteps has done called after each durable step of a recovery.
+func AfterRecoverySteps(r *Recovery, done func(step string) error) { r.done = done }

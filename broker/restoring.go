@@ -99,6 +99,8 @@ func (r *replica) applyRestores(e raftstore.Committed, b wal.Batch) (applied, er
 			if void = r.mayEnd(s.End) != nil; !void {
 				r.restoring, r.history = nil, s.End.History
 			}
+		case s.Recovered != nil:
+			r.recovered(s.Recovered)
 		}
 	}
 	r.countOther(e)
@@ -109,6 +111,21 @@ func (r *replica) applyRestores(e raftstore.Committed, b wal.Batch) (applied, er
 		return applied{void: true}, r.log.Void(e.Index)
 	}
 	return applied{}, nil
+}
+
+// recovered notes which transactions are those of a cluster that was lost: the
+// ones that its node knew to be committed. Those after them count here, but
+// another node of that cluster may have committed others under their txids. A
+// log that is being restored has nothing from there. mu is held.
+func (r *replica) recovered(s *wal.LogRecovered) {
+	if r.isRestoring() {
+		return
+	}
+	last := s.Committed
+	if n := len(r.history); n > 0 {
+		last = max(last, r.history[n-1].LastTxid)
+	}
+	r.history = append(slices.Clip(r.history), wal.PastCluster{ID: s.Cluster, LastTxid: last})
 }
 
 // beginRestore sets the state to that of a log whose transactions up to a base

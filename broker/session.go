@@ -46,7 +46,8 @@ type session struct {
 }
 
 // maxInflight is how many batches of a partition may be in flight, from the
-// proposal to the outcome.
+// proposal to the outcome. A recovery derives from it what was committed: see
+// survivingEnd.
 const maxInflight = 5
 
 // sessionConfig lists what a session is given.

@@ -134,6 +134,8 @@ const (
 	SetNode    = "set"
 	Place      = "place"
 	NoteStart  = "start"
+	// Recover makes a node the only member: the others are lost.
+	Recover = "recover"
 )
 
 // Command is a change to the facts.
@@ -162,8 +164,11 @@ var ErrCommand = errors.New("cluster: bad command")
 // Apply changes the facts by a command. If it returns an error, they are
 // unchanged.
 func (f *Facts) Apply(c Command) error {
-	if c.Kind == NoteStart {
+	switch c.Kind {
+	case NoteStart:
 		return f.noteStart(c)
+	case Recover:
+		return f.recover(c)
 	}
 	if c.Version != f.Version {
 		return fmt.Errorf("%w: at version %d, the command is for %d", ErrStale, f.Version, c.Version)
@@ -195,6 +200,22 @@ func (f *Facts) noteStart(c Command) error {
 		next.Starts = map[string]Start{}
 	}
 	next.Starts[have.ID] = c.Start
+	*f = next
+	return nil
+}
+
+// recover makes a node the only member, with every partition, whatever the
+// facts were.
+func (f *Facts) recover(c Command) error {
+	next := f.Clone()
+	next.Nodes, next.Starts = map[string]Member{c.Node: {ID: c.Member.ID}}, nil
+	for p := range next.Placement {
+		next.Placement[p] = []string{c.Node}
+	}
+	if err := next.Check(); err != nil {
+		return err
+	}
+	next.Version++
 	*f = next
 	return nil
 }

@@ -272,3 +272,20 @@ func TestAnyOperationsKeepTheFactsWhole(t *testing.T) {
 		}
 	})
 }
+
+func TestRecoverLeavesOneMemberWithAllPartitions(t *testing.T) {
+	f := cluster.Bootstrap(founders(5), 4, 3)
+	c, err := f.Drain("n4")
+	mustApply(t, &f, c, err)
+	mustApply(t, &f, cluster.Command{Kind: cluster.NoteStart, Node: "n2", Member: cluster.Member{ID: "id2"}, Start: cluster.Start{Number: 1}}, nil)
+	was := f.Version
+	mustApply(t, &f, cluster.Command{Kind: cluster.Recover, Node: "n4", Member: cluster.Member{ID: "other"}}, nil)
+	if want := map[string]cluster.Member{"n4": {ID: "other"}}; !maps.Equal(f.Nodes, want) || f.Version != was+1 || f.Replicas != 3 || len(f.Starts) != 0 {
+		t.Errorf("the facts are %+v", f)
+	}
+	for p, names := range f.Placement {
+		if !slices.Equal(names, []string{"n4"}) {
+			t.Errorf("partition %d is on %v", p, names)
+		}
+	}
+}

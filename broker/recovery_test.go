@@ -1,0 +1,179 @@
+package broker_test
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/cantuslog/cantus/broker"
+	"github.com/cantuslog/cantus/subjects"
+	"github.com/cantuslog/cantus/wal"
+)
+
+// openRecovery opens a directory that is to be recovered.
+func openRecovery(t *testing.T, dir string) *broker.Recovery {
+	t.Helper()
+	r, err := broker.OpenRecovery(dir, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return r
+}
+
+// A recovery that is cut off after any of its durable steps is completed by the
+// next one, and no node starts on the directory in between.
+func TestARecoveryIsCompletedAfterACrashAtAnyStep(t *testing.T) {
+	c := openNodes(t, 3, broker.Options{Partitions: 2})
+	c.awaitPlaced("n1")
+	nc := c.conn("n1")
+	for p := range 2 {
+		for i := range 5 {
+			keep(t, nc, p, fmt.Sprintf("p%d-%d", p, i), fmt.Sprintf("p%d-%d", p, i))
+		}
+	}
+	oldID := broker.ClusterID(c.node("n1"))
+	before := []subjects.PartitionInfo{info(t, nc, 0), info(t, nc, 1)}
+	nc.Close()
+	for _, name := range c.names {
+		c.stop(name)
+	}
+
+	dir := c.dirs["n1"]
+	r := openRecovery(t, dir)
+	if id := r.Identity; id.ID != oldID || r.Unfinished() || !slices.Equal(r.Members, c.names) {
+		t.Errorf("the directory is of %+v with %v", id, r.Members)
+	}
+	for p, s := range r.Partitions {
+		if s.LastTxid != 5 || s.Committed != 5 || s.Digest != before[p].Digest {
+			t.Errorf("partition %d: %+v, want %+v", p, s, before[p])
+		}
+	}
+	images := []string{image(t, dir)}
+	var steps []string
+	broker.AfterRecoverySteps(r, func(step string) error {
+		steps, images = append(steps, step), append(images, image(t, dir))
+		return nil
+	})
+	if err := errors.Join(r.Run("again", wal.Recovering{}), r.Close()); err != nil {
+		t.Fatal(err)
+	}
+	images = append(images, image(t, dir))
+	if want := []string{"identity", "partition", "partition", "facts", "secret"}; !slices.Equal(steps, want) {
+		t.Fatalf("the steps were %v, want %v", steps, want)
+	}
+	for i, image := range images {
+		begun, done := i > 0, i == len(images)-1
+		if !done {
+			completeRecovery(t, c, image, begun)
+		}
+		checkRecovered(t, c, image, oldID, before)
+	}
+}
+
+// image returns a copy of a directory as a crash would leave it.
+func image(t *testing.T, dir string) string {
+	t.Helper()
+	to := filepath.Join(t.TempDir(), "image")
+	if err := os.CopyFS(to, os.DirFS(dir)); err != nil {
+		t.Fatal(err)
+	}
+	return to
+}
+
+// completeRecovery completes a recovery, and checks that no node starts before.
+func completeRecovery(t *testing.T, c *nodes, dir string, begun bool) {
+	t.Helper()
+	if begun {
+		for _, name := range []string{"", "again"} {
+			o := c.options("n1")
+			o.Cluster = name
+			n, err := broker.Open(t.Context(), dir, o)
+			if !errors.Is(err, broker.ErrIdentity) || !strings.Contains(err.Error(), "recover") {
+				t.Fatalf("a node on a directory with half a recovery: %v, %v", n, err)
+			}
+		}
+	}
+	r := openRecovery(t, dir)
+	if r.Unfinished() != begun {
+		t.Errorf("unfinished is %v", r.Unfinished())
+	}
+	if begun {
+		if err := r.Check("other", wal.Recovering{}); err == nil {
+			t.Error("it is completed with another name")
+		}
+	}
+	if err := errors.Join(r.Run("again", wal.Recovering{}), r.Close()); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// checkRecovered starts a node on a directory that was recovered, alone.
+func checkRecovered(t *testing.T, c *nodes, dir, oldID string, before []subjects.PartitionInfo) {
+	t.Helper()
+	o := c.options("n1")
+	if _, err := broker.Open(t.Context(), dir, o); !errors.Is(err, broker.ErrIdentity) || !strings.Contains(err.Error(), "belongs to again now") {
+		t.Errorf("with the old name: %v", err)
+	}
+	o.Cluster = "again"
+	n, err := broker.Open(t.Context(), dir, o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer n.Close()
+	if broker.ClusterID(n) == oldID {
+		t.Error("the cluster's id is the old one")
+	}
+	nc, err := n.Conn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer nc.Close()
+	for p, was := range before {
+		is := info(t, nc, p)
+		if is.HighWaterMark != was.HighWaterMark || is.Digest != was.Digest || len(is.Replicas) != 1 {
+			t.Errorf("partition %d is %+v, and was %+v", p, is, was)
+		}
+		if want := []subjects.PastCluster{{Cluster: oldID, LastTxid: was.HighWaterMark}}; !slices.Equal(is.History, want) {
+			t.Errorf("the history of partition %d is %+v, want %+v", p, is.History, want)
+		}
+		if txid := keep(t, nc, p, "next", "next"); txid != was.HighWaterMark+1 {
+			t.Errorf("the next transaction of partition %d is %d", p, txid)
+		}
+	}
+}
+
+// What can't be recovered is refused, and nothing is changed.
+func TestRecoveriesThatAreRefused(t *testing.T) {
+	dir := t.TempDir()
+	if _, err := broker.OpenRecovery(filepath.Join(dir, "none"), nil); err == nil {
+		t.Error("a directory that is not there is opened")
+	}
+	n, nc := one(t, broker.Options{Partitions: 1})
+	keep(t, nc, 0, "v", "v")
+	_ = n
+
+	c := openNodes(t, 3, broker.Options{Partitions: 1})
+	c.awaitPlaced("n1")
+	keep(t, c.conn("n1"), 0, "v", "v")
+	if _, err := broker.OpenRecovery(c.dirs["n1"], nil); !errors.Is(err, broker.ErrInUse) {
+		t.Errorf("a directory that is in use: %v", err)
+	}
+	for _, name := range c.names {
+		c.stop(name)
+	}
+	r := openRecovery(t, c.dirs["n1"])
+	defer r.Close()
+	for _, name := range []string{"", r.Identity.Cluster} {
+		if err := r.Run(name, wal.Recovering{}); err == nil {
+			t.Errorf("recovered to the name %q", name)
+		}
+	}
+	if r.Unfinished() {
+		t.Error("a recovery was begun")
+	}
+}
