@@ -103,6 +103,7 @@ var natsDocuments = map[string]natsDocument{
 			`nats req cantus.append.0 '{"balance":90}' -H 'Cantus-High-Water-Mark: 812' -H 'Cantus-Write-Lock: account.42' -H 'Nats-Msg-Id: 7f2c'`: {`"txid":817,`},
 			`nats req cantus.append.key.alice 'hello'`:                                           {`"partition":3,`},
 			`nats sub 'cantus.feed.0.>'`:                                                         {`Received on "cantus\.feed\.0\.tx"`, `seen on the feed`},
+			`nats req cantus.admin.node.n1.read.0 '{"max":3}' --replies=0 --timeout=5s`:          {`Cantus-Txid: 1\n`, `Cantus-Txid: 3\n`, `Status: 204`},
 			`nats req cantus.read.0 '{"from":814,"max":3,"wait":"2s"}' --replies=0 --timeout=5s`: {`Cantus-Txid: 814\n`, `Cantus-Txid: 816\n`, `Status: 204`},
 			`nats req cantus.cursor.0.billing ''`:                                                {`"txid":800,`},
 			`nats req cantus.cursor.0.billing '{"txid":812,"expected":800}'`:                     {`"txid":812,`},

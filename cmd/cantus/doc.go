@@ -4,8 +4,9 @@
 // "cantus serve" runs a node; append, read, get, status, export and import
 // speak to one over NATS like any other client, and so does backup, which
 // copies the logs; verify checks a data directory that no node has open,
-// salvage reads what is left in a damaged one, and check checks a recorded
-// history. "cantus COMMAND --help" is the reference.
+// salvage reads what is left in a damaged one, recover makes the only member of
+// a new cluster of one, and check checks a recorded history. "cantus COMMAND
+// --help" is the reference.
 //
 // The package handles flags, files, signals and messages for people; how a node
 // works is in package broker. Its main types are program, which main and the

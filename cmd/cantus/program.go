@@ -34,6 +34,7 @@ type grammar struct {
 	Backup     backupCmd     `cmd:"" help:"Copy the logs to a directory or an object store, and check such a copy."`
 	Restore    restoreCmd    `cmd:"" help:"Bring the logs of a backup into a new, empty cluster."`
 	Mirror     mirrorCmd     `cmd:"" help:"Follow another cluster's logs into this one."`
+	Recover    recoverCmd    `cmd:"" help:"Go on with what one node has after a majority is lost for good."`
 	Verify     verifyCmd     `cmd:"" help:"Check a data directory that no node has open."`
 	Salvage    salvageCmd    `cmd:"" help:"Read what is left in a damaged data directory."`
 	Check      checkCmd      `cmd:"" help:"Check a recorded history against the protocol."`
