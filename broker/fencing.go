@@ -77,6 +77,19 @@ func (f *fencing) fenceAnd(why string, halt bool) {
 	})
 }
 
+// barred returns why the replica's log must not be relied on, "" if it may: it
+// is another one than the others', or may be.
+func (f *fencing) barred() string {
+	why := f.fenced.Load()
+	if why == nil {
+		why = f.halted.Load()
+	}
+	if why == nil {
+		return ""
+	}
+	return *why
+}
+
 // compare compares the replica with another node's, and fences, halts or
 // resumes it according to the result.
 func (f *fencing) compare(name string, r groupReport) {

@@ -142,7 +142,11 @@ func (o *operations) ownReads(ctx context.Context) func(*natslink.Message) {
 			refuse(subjects.Unavailable, "node %s has no replica of partition %d: ask another node", o.opts.Name, partition)
 			return
 		}
-		p.requests.handler(ctx, p.serveOwnRead)(m)
+		if why := p.fencing.barred(); why != "" {
+			refuse(subjects.Unavailable, "node %s must not be asked for partition %d: %s", o.opts.Name, partition, why)
+			return
+		}
+		p.requests.handler(ctx, p.reader.serveReplicaRead)(m)
 	}
 }
 

@@ -65,20 +65,6 @@ func (r *reader) serveReplicaRead(ctx context.Context, m *natslink.Message) erro
 	return r.read(ctx, m.Reply, q)
 }
 
-// serveOwnRead answers a read of this very node's replica, also if nobody
-// leads. A replica that has, or may have, another log than the others is not
-// read.
-func (p *partition) serveOwnRead(ctx context.Context, m *natslink.Message) error {
-	why := p.fencing.fenced.Load()
-	if why == nil {
-		why = p.fencing.halted.Load()
-	}
-	if why != nil {
-		return subjects.Errorf(subjects.Unavailable, "node %s must not be asked for partition %d: %s", p.host.name, p.id, *why)
-	}
-	return p.reader.serveReplicaRead(ctx, m)
-}
-
 // errBehind refuses a read from a replica that has nothing yet.
 func errBehind(partition int) error {
 	return subjects.Errorf(subjects.Unavailable, "this replica of partition %d has no transaction yet: try again", partition)

@@ -50,7 +50,8 @@
 //   - failover.go: an immediate election when a leader's process has died.
 //     starvation.go: no election if a node is only short of processor time.
 //     standalone.go: a replica without peers.
-//   - membership.go: membership changes, leadership transfer.
+//   - membership.go: membership changes, leadership transfer. recover.go: a
+//     group goes on with one voter after the others are lost.
 //   - fetch_client.go, fetch_server.go, fetch_wire.go, fetch_state.go: a
 //     replica copies another replica's log. fetch_entries.go: it reads entries
 //     of one.
