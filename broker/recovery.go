@@ -59,7 +59,8 @@ type Surviving struct {
 	Incomplete string `json:"incomplete,omitempty"`
 	// Fenced is why the replica was fenced, "" if it was not.
 	Fenced string `json:"fenced,omitempty"`
-	// Restoring reports whether the partition is being restored from a backup.
+	// Restoring reports whether the partition is being restored from a backup,
+	// or is a mirror.
 	Restoring bool `json:"restoring,omitempty"`
 }
 

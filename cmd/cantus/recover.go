@@ -194,7 +194,7 @@ func (c *recoverCmd) surviving(r *broker.Recovery, s broker.Surviving) string {
 	case s.Fenced != "":
 		text += "; FENCED: " + s.Fenced
 	case s.Restoring:
-		text += "; it is being restored from a backup, and \"cantus restore\" goes on with that"
+		text += "; it is being restored or is a mirror, and \"cantus restore\" or \"cantus mirror\" goes on with that"
 	}
 	if !r.Unfinished() && !slices.Contains(s.Nodes, r.Identity.Node) {
 		text += fmt.Sprintf("; this node is not to have it any more (%s), and may lack much", on)
