@@ -56,6 +56,8 @@ type messaging struct {
 type sharedLimits struct {
 	inflight  *inflightLimit
 	scans     *semaphore.Weighted // reads that search a log
+	archive   Archive             // of what was trimmed, nil for none
+	archiving *semaphore.Weighted // reads that are answered from the archive
 	startRead func(serve func()) error
 	space     diskSpace
 }

@@ -23,6 +23,7 @@ type partitionInfo struct {
 	fullText  func() string // why transactions can't be stored, "" if they can
 	requests  *requestServer
 	times     timeSearch
+	archived  *archived
 }
 
 // serve describes the partition. The answer is linearizable: a majority
@@ -90,6 +91,7 @@ func (i *partitionInfo) info() subjects.PartitionInfo {
 		Locks:       subjects.LockInfo{Tracked: stats.Locks, Capacity: stats.Capacity, Floor: stats.Floor},
 		StorageFull: full, Restoring: r.restoring.hides(), MirrorOf: r.restoring.source(), History: pastClusters(r.history),
 	}
+	info.ArchivedFrom = i.archived.first(r.first)
 	for _, rep := range status.Replicas {
 		shown := subjects.ReplicaInfo{Name: rep.Name, Voter: rep.Voter, State: "follower"}
 		if rep.Name == i.self {

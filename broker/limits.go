@@ -15,11 +15,13 @@ type limits struct {
 	reading             *semaphore.Weighted // reads being served
 	readsNow            atomic.Int64        // number of reads being served
 	scans               *semaphore.Weighted // reads that go through a log
+	archiving           *semaphore.Weighted // reads that are answered from the archive
 }
 
 func newLimits(o Options) *limits {
 	l := &limits{
 		inflight: newInflightLimit(batchesInFlight), reading: semaphore.NewWeighted(readsAtOnce), scans: semaphore.NewWeighted(scansAtOnce()),
+		archiving: semaphore.NewWeighted(archiveReads),
 	}
 	l.reserve.Store(o.MinFreeBytes)
 	l.queueBytes.Store(int64(o.QueueBytes))

@@ -120,6 +120,10 @@ type Options struct {
 	// small log is not read all the time. Default 1 hour.
 	ScrubInterval time.Duration
 
+	// Archive has what was trimmed off the cluster's logs: reads of older
+	// transactions are answered from it. Default: they are refused.
+	Archive Archive
+
 	// Logger receives the node's log. Default: it is discarded.
 	Logger *slog.Logger
 	// Version is the program's semantic version, which info, discovery and

@@ -99,11 +99,11 @@ func (p *partition) wire() {
 	p.reader = reader{
 		partition: p.id, cluster: h.cluster, names: h.names, metrics: &p.metrics, store: p.store, position: position, history: p.replica.pastClusters, newest: p.replica.certifier.newest,
 		unsendable: &p.unsendable, nats: h.nats, answers: h.reads, pacer: h.pacer, scans: h.scans,
-		times: times,
+		times: times, archived: archived{partition: p.id, archive: h.archive, log: p.log, reads: h.archiving},
 	}
 	p.info = partitionInfo{
 		partition: p.id, self: h.name, replica: p.replica, peers: h.peers, term: p.readTerm.Load,
-		fullText: p.gate.fullText, requests: &p.requests, times: times,
+		fullText: p.gate.fullText, requests: &p.requests, times: times, archived: &p.reader.archived,
 	}
 	p.cursors = cursorWriter{
 		partition: p.id, queue: cursors, replica: p.replica, gate: &p.gate, now: h.now,

@@ -27,6 +27,7 @@ type reader struct {
 	pacer      *pacer
 	scans      *semaphore.Weighted // reads that search a log
 	times      timeSearch
+	archived   archived
 }
 
 // serveRead answers a read on the leader.
@@ -114,7 +115,7 @@ func (r *reader) epoch(q query, at position) string {
 }
 
 // serveGet answers with one transaction.
-func (r *reader) serveGet(_ context.Context, m *natslink.Message) error {
+func (r *reader) serveGet(ctx context.Context, m *natslink.Message) error {
 	var g struct {
 		Txid *uint64 `json:"txid"`
 		Lock *string `json:"lock"`
@@ -126,14 +127,14 @@ func (r *reader) serveGet(_ context.Context, m *natslink.Message) error {
 	case (g.Txid == nil) == (g.Lock == nil):
 		return subjects.Errorf(subjects.BadRequest, `body: give either {"txid":812} or {"lock":"account.42"}`)
 	case g.Lock != nil:
-		return r.getByLock(m.Reply, *g.Lock)
+		return r.getByLock(ctx, m.Reply, *g.Lock)
 	case *g.Txid == 0:
 		return subjects.Errorf(subjects.BadRequest, "txid is 0: txids begin at 1")
 	}
-	return r.get(m.Reply, *g.Txid)
+	return r.get(ctx, m.Reply, *g.Txid)
 }
 
-func (r *reader) getByLock(reply, lock string) error {
+func (r *reader) getByLock(ctx context.Context, reply, lock string) error {
 	if err := subjects.CheckLock(lock); err != nil {
 		return err
 	}
@@ -147,10 +148,20 @@ func (r *reader) getByLock(reply, lock string) error {
 	case !exact:
 		return subjects.Errorf(subjects.NotFound, "no transaction after %d has recorded a lock that overlaps %q; older ones are forgotten", txid, lock)
 	}
-	return r.get(reply, txid)
+	return r.get(ctx, reply, txid)
 }
 
-func (r *reader) get(reply string, txid uint64) error {
+// transactionIn sets t to a transaction of a batch.
+func transactionIn(b wal.Batch, txid uint64, t *wal.Transaction) error {
+	records := b.Read()
+	records.Skip(int(txid - b.First))
+	if !records.Next(t) {
+		return errors.Join(wal.ErrDamaged, records.Err())
+	}
+	return nil
+}
+
+func (r *reader) get(ctx context.Context, reply string, txid uint64) error {
 	at := r.position()
 	switch {
 	case at.restoring:
@@ -159,20 +170,26 @@ func (r *reader) get(reply string, txid uint64) error {
 		return subjects.Errorf(subjects.Unavailable, "partition %d is a mirror of cluster %s, and has the transactions up to %d so far", r.partition, at.mirrorOf, at.mark)
 	case txid > at.mark:
 		return aheadError("txid", txid, r.partition, at.mark)
-	case txid < at.first:
-		return wal.ErrTrimmed
 	}
 	var t wal.Transaction
-	for _, b := range r.store.Batches(txid, at.index) {
-		if b.Err != nil {
-			return b.Err
+	if txid < at.first {
+		batches, err := r.archived.get(ctx, txid, at)
+		if err != nil {
+			return err
 		}
-		records := b.Batch.Read()
-		records.Skip(int(txid - b.Batch.First))
-		if !records.Next(&t) {
-			return errors.Join(wal.ErrDamaged, records.Err())
+		if err := transactionIn(batches[0], txid, &t); err != nil {
+			return err
 		}
-		break
+	} else {
+		for _, b := range r.store.Batches(txid, at.index) {
+			if b.Err != nil {
+				return b.Err
+			}
+			if err := transactionIn(b.Batch, txid, &t); err != nil {
+				return err
+			}
+			break
+		}
 	}
 	enc := encoder{partition: r.partition, names: r.names}
 	if err := r.unsendable.mustFit(&enc, &t, true, false, r.nats.MaxPayload()); err != nil {

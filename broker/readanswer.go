@@ -98,15 +98,18 @@ func (r *reader) read(ctx context.Context, reply string, q query) error {
 		if at.restoring {
 			return a.stop(ctx, errRestoring(r.partition), at.mark)
 		}
-		if a.next < at.first {
-			return a.stop(ctx, wal.ErrTrimmed, at.mark)
-		}
 		if err := a.checkEpoch(at); err != nil {
 			return a.stop(ctx, err, at.mark)
 		}
 		shown := at
 		if a.q.limit > 0 {
 			shown.mark = min(at.mark, a.q.limit)
+		}
+		if a.next < at.first {
+			if err := a.scanArchive(ctx, shown); err != nil {
+				return a.stop(ctx, err, at.mark)
+			}
+			return a.finish(ctx, at.mark) // the client goes on from there, if need be in the log
 		}
 		if err := a.scan(ctx, shown); err != nil {
 			return a.stop(ctx, err, at.mark)
@@ -173,45 +176,87 @@ func (r *readAnswer) scan(ctx context.Context, at position) error {
 		return err
 	}
 	defer r.releaseScan()
-	var t wal.Transaction
-	scanned, looked := 0, 0
+	var s scanned
 	for _, b := range r.reader.store.Batches(r.next, at.index) {
 		if b.Err != nil {
 			return b.Err
 		}
-		records := b.Batch.Read()
-		records.Skip(int(r.next - b.Batch.First))
-		for records.Next(&t) {
-			if t.Txid > at.mark && r.q.limit > 0 {
-				return nil
-			}
-			invariant.ReadWithinLog.Check(t.Txid <= at.mark, t.Txid, at.mark)
-			size := len(t.Payload) + len(t.Header)
-			if r.q.matches(&t) {
-				if r.sent > 0 && r.bytes+size > r.q.maxBytes {
-					return nil
-				}
-				if err := r.add(ctx, &t, size); err != nil {
-					return err
-				}
-			}
-			r.next = t.Txid + 1
-			scanned += recordBytes(&t)
-			if r.sent == r.q.max || scanned > scanBytes || r.wrote > answerBytes {
-				return nil
-			}
-			if scanned-looked > scanPart {
-				looked = scanned
-				if err := r.wanted(ctx); err != nil {
-					return err
-				}
-			}
-		}
-		if err := records.Err(); err != nil || r.next > at.mark {
+		if done, err := r.scanBatch(ctx, b.Batch, at, &s); done || err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// scanArchive is scan for transactions that were trimmed: it sends some of
+// those in the archive.
+func (r *readAnswer) scanArchive(ctx context.Context, at position) error {
+	release, err := r.reader.archived.acquire(ctx)
+	if err != nil {
+		return err
+	}
+	defer release()
+	batches, err := r.reader.archived.batches(ctx, r.next, at)
+	if err != nil {
+		return err
+	}
+	if err := r.acquireScan(ctx); err != nil {
+		return err
+	}
+	defer r.releaseScan()
+	var s scanned
+	for _, b := range batches {
+		if b.First >= at.first {
+			return nil
+		}
+		if done, err := r.scanBatch(ctx, b, at, &s); done || err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// scanned counts what was scanned for one answer.
+type scanned struct {
+	bytes  int
+	looked int // bytes when the subscriber was last looked for
+	t      wal.Transaction
+}
+
+// scanBatch sends the transactions of a batch from next on that the query asks
+// for. It reports whether the scan ends with it.
+func (r *readAnswer) scanBatch(ctx context.Context, b wal.Batch, at position, s *scanned) (done bool, err error) {
+	t := &s.t
+	records := b.Read()
+	records.Skip(int(r.next - b.First))
+	for records.Next(t) {
+		if t.Txid > at.mark && r.q.limit > 0 {
+			return true, nil
+		}
+		invariant.ReadWithinLog.Check(t.Txid <= at.mark, t.Txid, at.mark)
+		size := len(t.Payload) + len(t.Header)
+		if r.q.matches(t) {
+			if r.sent > 0 && r.bytes+size > r.q.maxBytes {
+				return true, nil
+			}
+			if err := r.add(ctx, t, size); err != nil {
+				return true, err
+			}
+		}
+		r.next = t.Txid + 1
+		s.bytes += recordBytes(t)
+		if r.sent == r.q.max || s.bytes > scanBytes || r.wrote > answerBytes {
+			return true, nil
+		}
+		if s.bytes-s.looked > scanPart {
+			s.looked = s.bytes
+			if err := r.wanted(ctx); err != nil {
+				return true, err
+			}
+		}
+	}
+	err = records.Err()
+	return err != nil || r.next > at.mark, err
 }
 
 // acquireScan waits until the read may scan the log. A read that waits for its

@@ -318,15 +318,16 @@ type position struct {
 	mark      uint64 // high-water mark
 	index     uint64 // no later entry may be shown
 	first     uint64
-	restoring bool   // nothing may be shown, nor appended
-	mirrorOf  string // the id of the cluster that is mirrored, "" for none: nothing may be appended
+	base      wal.Base // the chain before first
+	restoring bool     // nothing may be shown, nor appended
+	mirrorOf  string   // the id of the cluster that is mirrored, "" for none: nothing may be appended
 	changed   <-chan struct{}
 }
 
 func (r *replica) position() position {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return position{mark: r.mark.Load(), index: r.index, first: r.first, restoring: r.restoring.hides(), mirrorOf: r.restoring.source(), changed: r.changed}
+	return position{mark: r.mark.Load(), index: r.index, first: r.first, base: r.base, restoring: r.restoring.hides(), mirrorOf: r.restoring.source(), changed: r.changed}
 }
 
 // promotedAfter returns the last transaction that a mirror had when it was

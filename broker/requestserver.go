@@ -78,11 +78,16 @@ func (s *requestServer) wireError(err error) *subjects.Error {
 		return subjects.Errorf(subjects.Busy, "too many reads go through the node's logs: back off and try again")
 	case errors.Is(err, context.Canceled):
 		return subjects.Errorf(subjects.Unavailable, "this node does not serve partition %d any more: try again", s.partition)
+	case errors.Is(err, errArchiveBusy):
+		return subjects.Errorf(subjects.Busy, "%d reads are answered from the archive already: back off and try again", archiveReads)
 	case errors.Is(err, wal.ErrTrimmed):
 		first := s.position().first
 		e := subjects.Errorf(subjects.Trimmed, "that transaction was trimmed: the oldest kept is %d", first)
 		e.FirstTxid = first
 		return e
+	}
+	if missing, ok := errors.AsType[*notArchivedError](err); ok {
+		return missing.refusal(s.position().first)
 	}
 	e := wireError(err)
 	if e.Reason == subjects.Internal {

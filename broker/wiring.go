@@ -178,7 +178,7 @@ func (n *Node) host() host {
 			queueGroup: i.queueGroup(), feedKey: i.feedKey(), pacer: n.pacer, encodeAdvisory: n.advisories.encode,
 		},
 		sharedLimits: sharedLimits{
-			inflight: n.limits.inflight, scans: n.limits.scans, space: n.space,
+			inflight: n.limits.inflight, scans: n.limits.scans, space: n.space, archive: i.opts.Archive, archiving: n.limits.archiving,
 			startRead: func(serve func()) error { return n.limits.startRead(n.life, serve) },
 		},
 		clusterView: clusterView{

@@ -177,6 +177,9 @@ type PartitionInfo struct {
 	// StorageFull is the reason why appends are refused with [StorageFull], ""
 	// if they are not.
 	StorageFull string `json:"storage_full,omitempty"`
+	// ArchivedFrom is the oldest transaction that reads are answered with from
+	// the archive of the leader's node, 0 for none: one before FirstTxid.
+	ArchivedFrom uint64 `json:"archived_from,omitempty"`
 	// Restoring is true while the partition is being restored from a backup:
 	// nothing is appended or read until that has ended.
 	Restoring bool `json:"restoring,omitempty"`

@@ -12,7 +12,7 @@ import (
 // samples has for each flag of serve, except --config, a value that is not its
 // default. FILE stands for the path of a file that exists.
 var samples = map[string]string{
-	"name": "n7", "cluster-name": "blue", "data": "/elsewhere", "partitions": "9", "prefix": "bank.log",
+	"name": "n7", "cluster-name": "blue", "data": "/elsewhere", "archive": "/backup", "partitions": "9", "prefix": "bank.log",
 	"listen": "127.0.0.1:7001", "http": "127.0.0.1:7002", "nats-config": "FILE", "account": "APP", "credentials": "FILE",
 	"locks": "500", "msg-ids": "600", "msg-id-window": "3m", "queue-size": "8MiB", "tail-size": "9MiB", "reserve": "10MiB",
 	"scrub-rate": "1MiB", "scrub-interval": "2h",
@@ -109,7 +109,7 @@ func TestEveryFlagReachesTheNode(t *testing.T) {
 	}
 	defaults := options()
 	for name, value := range samples {
-		if name == "data" || strings.HasPrefix(name, "log-") {
+		if name == "data" || name == "archive" || strings.HasPrefix(name, "log-") {
 			continue
 		}
 		if got := options("--" + name + "=" + strings.ReplaceAll(value, "FILE", there)); reflect.DeepEqual(got, defaults) {

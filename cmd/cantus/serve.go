@@ -24,6 +24,7 @@ type serveCmd struct {
 	ClusterName token          `placeholder:"NAME" default:"cantus" env:"CANTUS_CLUSTER_NAME" help:"The cluster's name; fixed when the data directory is founded."`
 	Data        string         `placeholder:"DIR" default:"./cantus-data" env:"CANTUS_DATA" type:"path" help:"Data directory; created if missing."`
 	Partitions  partitionCount `placeholder:"N" env:"CANTUS_PARTITIONS" help:"Number of partitions, 1 to 1024; fixed when the data directory is founded. [default 4 in a new directory, what it has in an old one]"`
+	Archive     string         `placeholder:"DIR|URL" env:"CANTUS_ARCHIVE" help:"Backup of this cluster: reads of transactions that were trimmed are answered from it. As --to of \"cantus backup\"."`
 	Prefix      prefix         `placeholder:"PREFIX" default:"cantus" env:"CANTUS_PREFIX" help:"What every subject begins with."`
 
 	Listen      listenAddr   `placeholder:"HOST:PORT" default:"127.0.0.1:4222" env:"CANTUS_LISTEN" help:"Where NATS clients connect; port 0 takes a free one."`
@@ -109,6 +110,16 @@ func (c *serveCmd) Run(ctx context.Context, p *program, parsed *kong.Context) er
 	var level slog.LevelVar
 	setLevel(&level, c.LogLevel)
 	opts.Logger = newLogger(p.errOut, &level, c.LogFormat)
+	if c.Archive != "" {
+		reading, stop := context.WithCancel(ctx)
+		defer stop()
+		a, err := openArchive(reading, c.Archive, opts.Logger)
+		if err != nil {
+			return err
+		}
+		defer a.Close()
+		opts.Archive = a
+	}
 	defer invariant.OnViolation(invariant.Log(opts.Logger))()
 	node, err := broker.Open(ctx, c.Data, opts)
 	if err != nil {

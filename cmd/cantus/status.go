@@ -152,6 +152,8 @@ func (s *status) print(w io.Writer) error {
 		switch {
 		case p.MirrorOf != "":
 			fmt.Fprintf(w, "partition %d is a mirror of cluster %s\n", p.Partition, p.MirrorOf)
+		case p.ArchivedFrom > 0:
+			fmt.Fprintf(w, "partition %d: reads go on in the archive, down to txid %d\n", p.Partition, p.ArchivedFrom)
 		case p.Restoring:
 			fmt.Fprintf(w, "partition %d is being restored from a backup\n", p.Partition)
 		}

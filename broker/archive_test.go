@@ -1,0 +1,170 @@
+package broker_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/nats-io/nats.go"
+
+	"github.com/cantuslog/cantus/broker"
+	"github.com/cantuslog/cantus/subjects"
+	"github.com/cantuslog/cantus/wal"
+)
+
+// memoryArchive holds the batches of one partition, and returns a few at a
+// time. It proves nothing: what it checks is what it is asked.
+type memoryArchive struct {
+	mu      sync.Mutex
+	batches [][]byte
+	err     error // of each request, if not nil
+	base    wal.Base
+}
+
+func (a *memoryArchive) set(do func(a *memoryArchive)) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	do(a)
+}
+
+func (a *memoryArchive) Batches(_ context.Context, partition int, from uint64, base wal.Base) (all []wal.Batch, err error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.err != nil {
+		return nil, a.err
+	}
+	if partition != 0 || from > base.Txid {
+		return nil, fmt.Errorf("asked for txid %d of partition %d, before %d", from, partition, base.Txid)
+	}
+	a.base = base
+	for _, data := range a.batches {
+		b, err := wal.ParseBatch(data)
+		if err != nil {
+			return nil, err
+		}
+		if b.Last() >= from && len(all) < 3 {
+			all = append(all, b)
+		}
+	}
+	return all, nil
+}
+
+func (a *memoryArchive) First(int) uint64 {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if len(a.batches) == 0 {
+		return 0
+	}
+	return 1
+}
+
+// readChained reads as a client does: it goes on where each answer says, up to
+// the high-water mark.
+func readChained(t *testing.T, nc *nats.Conn, subject, query string) (all []*nats.Msg) {
+	t.Helper()
+	for next, mark := uint64(1), uint64(1); next <= mark; {
+		a := collect(t, nc, subject, fmt.Sprintf(`{"from":%d%s}`, next, query))
+		if a.refusal != nil || a.next <= next {
+			t.Fatalf("from %d: %v, next %d", next, a.refusal, a.next)
+		}
+		for _, m := range a.transactions {
+			delete(m.Header, subjects.HeaderPrevious) // depends on where answers end
+			all = append(all, m)
+		}
+		next, mark = a.next, a.mark
+	}
+	return all
+}
+
+// Reads of what was trimmed are answered from the archive, and are those of
+// before the trim.
+func TestReadsGoOnInTheArchive(t *testing.T) {
+	a := &memoryArchive{}
+	n, nc := one(t, broker.Options{Archive: a})
+	const trimmed = 60
+	for i := range trimmed {
+		appendTx(t, nc, "cantus.append.0", strings.Repeat("p", 10*i), "Cantus-Kind", fmt.Sprint("k", i%3), subjects.HeaderAppendLock, fmt.Sprint("lock.", i%5))
+	}
+	batches, err := broker.Batches(n, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	digest := info(t, nc, 0).Digest
+	queries := []string{``, `,"max":7`, `,"max_bytes":900`, `,"kinds":["k1","tx"]`, `,"lock":"lock.3"`, `,"headers_only":true,"max":11`, `,"kinds":["nothing"]`, `,"wait":"1m","max":50`}
+	read := func() (all [][]*nats.Msg) {
+		for _, q := range queries {
+			for _, subject := range []string{"cantus.read.0", "cantus.replica.read.0"} {
+				all = append(all, readChained(t, nc, subject, q))
+			}
+		}
+		return all
+	}
+	want := read()
+	if r := trim(t, nc, fmt.Sprintf(`{"before":%d}`, trimmed+1)); r.FirstTxid != trimmed+1 {
+		t.Fatalf("trimmed: %+v", r)
+	}
+	appendTx(t, nc, "cantus.append.0", "later")
+	appendTx(t, nc, "cantus.append.0", "later")
+
+	refused := func(reason subjects.Reason, because string) {
+		t.Helper()
+		for subject, body := range map[string]string{"cantus.read.0": "", "cantus.get.0": `{"txid":5}`} {
+			e := wantRefusal(t, ask(t, nc, subject, body), reason)
+			if !strings.Contains(e.Message, because) || !strings.Contains(e.Message, "the oldest kept is 61") {
+				t.Errorf("%s is refused with %v", subject, e)
+			}
+		}
+	}
+	a.set(func(a *memoryArchive) { a.err = fmt.Errorf("%w: it ends before", broker.ErrNotArchived) })
+	refused(subjects.Trimmed, "can't be read from the archive: broker: not in the archive: it ends before")
+	a.set(func(a *memoryArchive) { a.err = errors.New("secret") })
+	refused(subjects.Unavailable, "can't be read at the moment")
+	a.set(func(a *memoryArchive) { a.err, a.batches = nil, batches[20:] })
+	refused(subjects.Trimmed, "it has not returned transaction")
+	if i := info(t, nc, 0); i.FirstTxid != trimmed+1 || i.ArchivedFrom != 1 {
+		t.Errorf("info: %+v", i)
+	}
+
+	a.set(func(a *memoryArchive) { a.batches = batches })
+	for i, got := range read() {
+		q := queries[i/2]
+		if later := len(got) - len(want[i]); later != 2 && (strings.Contains(q, "tx") || !strings.Contains(q, "kinds") && !strings.Contains(q, "lock")) || later < 0 {
+			t.Fatalf("%s: %d transactions, and %d before", q, len(got), len(want[i]))
+		}
+		for j, m := range want[i] {
+			if fmt.Sprint(got[j].Header) != fmt.Sprint(m.Header) || string(got[j].Data) != string(m.Data) {
+				t.Fatalf("%s: transaction %d is %v, and was %v", q, j, got[j].Header, m.Header)
+			}
+		}
+	}
+	if a.base.Txid != trimmed || fmt.Sprintf("%x", a.base.Digest[:]) != digest {
+		t.Errorf("the archive was asked for the log with %d, %x; it has %s", a.base.Txid, a.base.Digest[:], digest)
+	}
+	packed := collect(t, nc, "cantus.read.0", `{"packed":true}`)
+	if packed.refusal != nil || packed.next < 4 {
+		t.Errorf("packed: %v %v", packed.refusal, packed.next)
+	}
+	samePacked(t, nc, "cantus.read.0", `{"from":5,"max":20}`, collect(t, nc, "cantus.read.0", `{"from":5,"max":20}`))
+	m := ask(t, nc, "cantus.get.0", `{"txid":5}`)
+	if number(t, m, subjects.HeaderTxid) != 5 || string(m.Data) != string(want[0][4].Data) {
+		t.Errorf("get: %v", m.Header)
+	}
+}
+
+// Without an archive, what was trimmed is refused as before.
+func TestReadsWithoutAnArchive(t *testing.T) {
+	_, nc := one(t, broker.Options{})
+	fillTo(t, nc, 5)
+	trim(t, nc, `{"before":6}`)
+	for subject, body := range map[string]string{"cantus.read.0": "", "cantus.get.0": `{"txid":5}`} {
+		if e := wantRefusal(t, ask(t, nc, subject, body), subjects.Trimmed); strings.Contains(e.Message, "archive") || e.FirstTxid != 6 {
+			t.Errorf("%s is refused with %v", subject, e)
+		}
+	}
+	if i := info(t, nc, 0); i.ArchivedFrom != 0 {
+		t.Errorf("info: %+v", i)
+	}
+}

@@ -1,0 +1,146 @@
+package e2e_test
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/nats-io/nats.go"
+
+	"github.com/cantuslog/cantus/internal/testkit"
+	"github.com/cantuslog/cantus/internal/workload"
+)
+
+// A cluster that is trimmed is read from its first transaction on, out of its
+// archive, on each node, and while leaders are killed.
+func TestClusterArchive(t *testing.T) {
+	dir := t.TempDir()
+	to := filepath.Join(dir, "backup")
+	c := startCluster(t, 3, "--partitions", "1", "--msg-ids", "1", "--archive", to)
+	load := startLoad(c, 1)
+	client := c.dial(c.nodes[0].name)
+	c.awaitMark(client, 0, testkit.Sized[uint64](300, 1500, 20_000))
+	load.stop(t)
+	before := drain(t, client, 0)
+	c.backUp(t, to)
+	keep := uint64(len(before)) - 20
+	c.trimTo(t, client, keep)
+	c.mustKeep(client, 0, "later")
+	if info := archivedFrom(t, client); info != 1 {
+		t.Errorf("info says that reads go on in the archive down to txid %d", info)
+	}
+	same := func(what string, got []*nats.Msg) {
+		t.Helper()
+		if len(got) != len(before)+1 {
+			t.Fatalf("%s: %d transactions, want %d", what, len(got), len(before)+1)
+		}
+		checkRestoredLog(t, before, got[:len(before)])
+	}
+	same("after the trim", drain(t, client, 0))
+	for _, n := range c.nodes {
+		same(n.name, drainReplica(t, c.dialOnly(n)))
+	}
+	for range testkit.Sized(1, 1, 5) {
+		c.readWhileLeadersAreKilled(t, filepath.Join(dir, "export"), len(before)+1)
+	}
+}
+
+// trimTo trims partition 0 so that it begins with a transaction.
+func (c *cluster) trimTo(t *testing.T, client *workload.Client, first uint64) {
+	t.Helper()
+	if code, stdout, stderr := cantus(t, "trim", "0", "--before", fmt.Sprint(first), "--server", c.url()); code != 0 {
+		t.Fatalf("trim ended with %d: %s%s", code, stdout, stderr)
+	}
+	_, _, refused, err := client.Read(t.Context(), 0, map[string]any{"from": 1, "max": 1})
+	if err != nil || refused != nil {
+		t.Fatalf("the first transaction is not read: %v, %v", refused, err)
+	}
+}
+
+func archivedFrom(t *testing.T, client *workload.Client) uint64 {
+	t.Helper()
+	var info struct {
+		First        uint64 `json:"first_txid"`
+		ArchivedFrom uint64 `json:"archived_from"`
+	}
+	m, err := client.Request(t.Context(), nats.NewMsg("cantus.info.0"))
+	if err != nil || json.Unmarshal(m.Data, &info) != nil || info.First < 2 {
+		t.Fatalf("info: %+v, %v", info, err)
+	}
+	return info.ArchivedFrom
+}
+
+// drainReplica reads partition 0 from the replica of a node.
+func drainReplica(t *testing.T, client *workload.Client) (all []*nats.Msg) {
+	t.Helper()
+	for from := uint64(1); ; {
+		got, end, refused, err := client.ReadFrom(t.Context(), "replica.read", 0, map[string]any{"from": from, "max": 400})
+		if err != nil || refused != nil || end.Next < from {
+			t.Fatalf("from %d: %+v, %v, %v", from, end, refused, err)
+		}
+		if all = append(all, got...); end.Next > end.HighWaterMark {
+			return all
+		}
+		from = end.Next
+	}
+}
+
+// readWhileLeadersAreKilled exports partition 0 again and again while its
+// leader is killed and another one takes over.
+func (c *cluster) readWhileLeadersAreKilled(t *testing.T, file string, want int) {
+	t.Helper()
+	ctx, stop := context.WithCancel(t.Context())
+	defer stop()
+	exports := make(chan error, 1)
+	begun := make(chan struct{}, 1) // one is done, and the next one begins
+	go func() {
+		for ctx.Err() == nil {
+			code, _, stderr := cantus(t, "export", "0", file, "--server", c.url())
+			text, err := os.ReadFile(file)
+			if lines := strings.Count(string(text), "\n"); code != 0 || err != nil || lines != want {
+				exports <- fmt.Errorf("export ended with %d and %d lines, want %d: %s%w", code, lines, want, stderr, err)
+				return
+			}
+			if err := os.Remove(file); err != nil {
+				exports <- err
+				return
+			}
+			select {
+			case begun <- struct{}{}:
+			default:
+			}
+		}
+		exports <- nil
+	}()
+	watcher := c.dial(c.nodes[0].name)
+	leader, err := c.leader(t.Context(), watcher, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	again := func() {
+		t.Helper()
+		select {
+		case <-begun:
+		case err := <-exports:
+			t.Fatal(err)
+		}
+	}
+	again()
+	leader.kill()
+	if err := c.awaitOther(t.Context(), c.dial(c.without(leader).name), leader); err != nil {
+		t.Fatal(err)
+	}
+	again()
+	stop()
+	if err := <-exports; err != nil {
+		t.Fatal(err)
+	}
+	if err := leader.start(); err != nil {
+		t.Fatal(err)
+	}
+	c.awaitPlaced()
+}
