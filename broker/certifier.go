@@ -19,11 +19,13 @@ import (
 // rollback removes it. Nothing lies between certifying a batch and
 // remembering it, so no caller can see one without the other.
 //
-// Two goroutines change the state. The sequencer of a session calls certify.
-// The replica calls record, advance, forget and rebuild as it applies entries,
-// and holds its own mutex meanwhile: a goroutine that has seen a verdict and
-// then reads the replica's position finds at least the state that the verdict
-// depends on. The order of the locks is replica.mu, then certifier.mu.
+// Four goroutines change the state. The sequencer of a session calls certify,
+// the partition's run calls rollback before a session, and a trim request calls
+// trimFrom. The replica calls record, advance, forget and rebuild as it applies
+// entries, and holds its own mutex meanwhile: a goroutine that has seen a
+// verdict and then reads the replica's position finds at least the state that
+// the verdict depends on. The order of the locks is replica.mu, then
+// certifier.mu.
 type certifier struct {
 	now func() time.Time
 
@@ -91,8 +93,8 @@ func (c *certifier) certify(term uint64, rs []*request) (out certification) {
 	return out
 }
 
-// nextTime returns the time, or a later one, if it lies after every time that
-// was given or applied before. mu is held.
+// nextTime returns the current time or, if that is not after every time given
+// or applied before, the nanosecond after the last of them. mu is held.
 func (c *certifier) nextTime() int64 {
 	return max(c.now().UnixNano(), c.table.Time()+1, c.given+1)
 }

@@ -6,9 +6,9 @@
 //	nc, err := node.Conn() // package client goes on from here
 //	defer nc.Close()
 //
-// Its noun is [Node]. [Open] runs one on a directory, alone and without any
-// port unless [Options] names one: a log inside a Go service, reached through
-// [Node.Conn]. `cantus serve` is the same with ports.
+// The main type is [Node]. [Open] runs one on a directory, alone and without
+// any port unless [Options] names one: a log inside a Go service, reached
+// through [Node.Conn]. `cantus serve` is the same with ports.
 //
 // When an append is answered with a txid, the transaction is synced on a
 // majority of the partition's replicas and applied by the leader.
@@ -32,7 +32,7 @@
 // # The parts of a node
 //
 // A Node makes its parts, opens and closes them (node.go, wiring.go, close.go).
-// No part has the node: each states what it needs.
+// No part holds a reference to the node: each declares what it needs.
 //
 //	identity           names, the cluster's secret, signatures
 //	gossip             the exchange of status between nodes

@@ -81,7 +81,7 @@ func logEnd(log *slog.Logger, msg string, err error, expected bool) {
 
 // runLeader serves the partition for one leader epoch: from the barrier behind
 // which its state is the newest until leadership is lost or transferred, a
-// proposal fails, or stopping ends.
+// proposal fails, or the context stopping is canceled.
 func (p *partition) runLeader(stopping context.Context) error {
 	ctx, cancel := context.WithCancelCause(stopping)
 	defer cancel(nil)

@@ -19,7 +19,7 @@ import (
 )
 
 // Node is a running node. It makes its parts, opens them and closes them. Each
-// part states what it needs; none has the Node.
+// part declares what it needs; none holds a reference to the Node.
 type Node struct {
 	identity   *identity
 	advisories *advisories
@@ -109,8 +109,8 @@ func (n *Node) open(ctx context.Context, dir string) error {
 	return n.serve(ctx)
 }
 
-// openKnown opens the store of a data directory that belongs to a cluster, or
-// to a node that is none; known is false for one that belongs to none yet.
+// openKnown opens the store of a data directory that belongs to a cluster or to
+// a standalone node. known is false for one that belongs to neither yet.
 func (n *Node) openKnown(dir string) (known bool, err error) {
 	n.membership.dir = dir
 	id, known, err := n.bootstrap.identify(dir)
@@ -200,8 +200,8 @@ func (n *Node) openNATS(ctx context.Context, known bool) (err error) {
 	return n.startGossip()
 }
 
-// startGossip begins to announce the node's status and to handle those of
-// others.
+// startGossip begins to send announcements, and to handle those of other nodes
+// and their questions about pace.
 func (n *Node) startGossip() error {
 	i := n.identity
 	for subject, handle := range map[string]func(*natslink.Message){
@@ -362,7 +362,8 @@ func (n *Node) watchStore(ctx context.Context) {
 }
 
 // Ready reports whether every replica of this node serves its partition, or
-// follows a replica that does, and can be read as a whole.
+// knows its leader and has caught up with one since it was opened, and can be
+// read as a whole.
 func (n *Node) Ready() bool { return n.unready() == "" }
 
 // unready returns what keeps the node from being ready, "" if nothing does.

@@ -130,7 +130,8 @@ func (p *partition) setGroup(group *raftstore.Group) {
 	p.cursorList.group = group
 }
 
-// report returns the node's report of its replica.
+// report returns the node's report of its replica, and notes when the replica
+// has caught up with its leader.
 func (p *partition) report() groupReport {
 	r := statusReport(p.group.Status())
 	at := p.replica.position()

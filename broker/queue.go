@@ -40,15 +40,14 @@ func (q *queue) resize(most int) {
 	q.most = most
 }
 
-// open has the queue accept messages.
+// open lets the queue accept messages.
 func (q *queue) open() {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	q.isOpen = true
 }
 
-// close has the queue accept no more messages, and returns those that were
-// waiting.
+// close ends that, and returns the messages that were waiting.
 func (q *queue) close() []*natslink.Message {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -91,10 +90,11 @@ func (q *queue) put(m *natslink.Message) putResult {
 	return queued
 }
 
-// shouldFlush reports whether the waiting messages should be taken: they are as
-// many bytes as are in flight, or a whole batch. So batches are large under
-// load, and a message alone does not wait: each batch costs a round of Raft and
-// a sync of every replica's disk, whatever its size. mu is held.
+// shouldFlush reports whether the waiting messages should be taken. Under load
+// they gather until they have as many bytes as are in flight, or a whole batch,
+// or half of what may wait, because each batch costs a round of Raft and a sync
+// of every replica's disk, whatever its size. With nothing in flight a message
+// is taken at once. mu is held.
 func (q *queue) shouldFlush() bool {
 	return len(q.items) > 0 && (q.rejecting || q.stalled || q.bytes >= min(q.inflight, batchBytes, q.most/2))
 }

@@ -22,7 +22,8 @@ import (
 // replica is the state of one partition on this node: a function of the
 // partition's log. It is a raftstore.FSM.
 //
-// Only Apply and Restore change it. Each entry is applied under mu, to the lock
+// Only Apply and Restore change it, except for dirty, and for what is in flight
+// in the certifier. Each entry is applied under mu, to the lock
 // table in the certifier too, so that position returns the high-water mark, the
 // index and the first txid of the same moment.
 type replica struct {
@@ -43,7 +44,7 @@ type replica struct {
 	first      uint64 // txid of the oldest transaction kept
 	cursors    map[string]cursor
 	dirty      map[string]bool // cursors that may not be in a stored snapshot yet
-	changed    chan struct{}   // closed when the high-water mark rises, then replaced
+	changed    chan struct{}   // closed after each Apply, then replaced
 	trimPoints []trimPoint     // in ascending order
 	thinned    bool            // stored snapshots may hold trim points that were dropped
 	lastPoint  logPosition     // of the newest trim point, or of the log's beginning
@@ -148,8 +149,8 @@ func (r *replica) apply(e raftstore.Committed) (applied, error) {
 // applyTransactions records a batch's transactions. A batch is void, on every
 // replica alike, if its first txid does not follow on the last one, if its time
 // is before the last one's, or if it was certified in another term than its
-// entry's. While the log is restored a batch counts if it is restored, and in
-// any term; otherwise it is void if it is restored.
+// entry's. While the log is being restored only restored batches count, in any
+// term. At other times only others do.
 func (r *replica) applyTransactions(e raftstore.Committed, b wal.Batch) (applied, error) {
 	if b.First != r.mark.Load()+1 || e.Restored != r.isRestoring() || !e.Restored && b.OutOfTerm(e.Term) || !r.inTime(b) {
 		invariant.BatchVoided.Reached()

@@ -263,8 +263,8 @@ func (c *replicaController) logAbsence(err error) {
 	}
 }
 
-// deleteReplica deletes the log of a replica that is not open: one that was to
-// be fetched again.
+// deleteReplica deletes the log of a replica that is not open: its fetch is not
+// done, or it was to be repaired.
 func (c *replicaController) deleteReplica() {
 	if err := raftstore.Reset(c.data); err != nil {
 		c.log.Warn("the removed replica's log is not deleted", "err", err)

@@ -85,9 +85,8 @@ func (r *request) decode(header, payload []byte, limit int) *subjects.Error {
 			return wireError(err)
 		}
 	}
-	// The size counts in which the transaction is sent to readers, which may be
-	// more than that in which it was received: "Key:value" is sent as "Key:
-	// value".
+	// The larger of two sizes counts: as received, and as sent to readers, where
+	// "Key:value" becomes "Key: value".
 	if n := max(r.size, len(header)+len(payload)); n > limit {
 		return subjects.Errorf(subjects.TooLarge,
 			"the transaction has %d bytes with its headers: at most %d are allowed", n, limit)

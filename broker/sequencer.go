@@ -60,8 +60,8 @@ func (s *sequencer) run(ctx context.Context) {
 			return
 		}
 		ms := s.queue.take(batchCount)
-		// Checked again after take: nothing that arrives once messages are
-		// rejected may be proposed, it would wait for room without a limit.
+		// Checked again after take: a message that arrived after rejecting began
+		// must not be proposed. It could wait for disk space without a limit.
 		if err := s.refusal(); err != nil {
 			s.inflight.releaser()()
 			<-s.slots

@@ -17,28 +17,31 @@ import (
 //     transactions, and proposes those that pass as one batch. It blocks on the
 //     queue, on the limits of batches in flight, the partition's own and the
 //     node's, and on raft while that has many proposals waiting. While disks
-//     are full it rejects messages at once, and waits for none of these.
+//     are full, the partition is being restored or a late batch has no outcome
+//     yet, it waits for none of these: it rejects messages at once, and blocks
+//     on the connection to the NATS server as it replies.
 //   - The responder takes batches in order, waits until each is committed and
 //     applied, and replies. It blocks on the proposal, on the connection to the
-//     NATS server, and, once the replies are sent, on its channel to the
-//     publisher.
+//     NATS server, for at most two seconds on a majority that confirms the
+//     leader before some refusals, on the goroutine that answers a late batch,
+//     and, once the replies are sent, on its channel to the publisher.
 //   - The publisher takes committed batches in order and feeds their
 //     transactions. It blocks on its own connection, so slow subscribers delay
 //     replies only when maxInflight batches are waiting for it.
 //
-// Raft's apply goroutine meets them in the certifier's mutex alone, and waits
-// for nothing else of theirs.
+// Raft's apply goroutine meets them in two mutexes alone: the certifier's, and
+// the replica's, which the responder takes to read the high-water mark.
 //
 // When ctx ends, the sequencer stops taking messages and closes its channel;
 // what is left in the queue is the partition's to forward or reject. Every
 // batch that was proposed goes on: raft tells the outcome of each proposal, if
 // only that it is unknown, and the responder replies with it and closes its
 // channel behind the last. If an outcome takes longer than outcomeTime, the
-// batch's requests are answered as unknown on a goroutine of their own, and the
-// sequencer rejects messages until the outcome is there. If an outcome is not a
-// commit, the responder ends the session itself, and from then on rejects
-// refusals that depended on a transaction in flight. The next session begins
-// with a rollback of whatever is still in the certifier.
+// batch is late: its requests are answered as unknown on a goroutine of their
+// own, and the sequencer rejects messages until the outcome is there. If an
+// outcome is not a commit, the responder ends the session itself, and from then
+// on rejects refusals that depended on a transaction in flight. The next
+// session begins with a rollback of whatever is still in the certifier.
 type session struct {
 	sequencer sequencer
 	responder responder

@@ -38,7 +38,7 @@ func (p *partition) subscribe(ctx context.Context) ([]subscribed, error) {
 		{h.reads, h.names.Admin("restore", label(p.id)), p.requests.handler(ctx, p.restorer.serve)},
 	} {
 		// A queue group: while an old leader does not know of the new one, a
-		// request must reach one of the two, or "nothing was done" could be
+		// request must reach only one of the two, or "nothing was done" could be
 		// said of what the other one did.
 		id, err := s.link.Subscribe(s.subject, h.queueGroup, s.handle)
 		if err != nil {
@@ -94,7 +94,7 @@ func (p *partition) unsubscribe() {
 const unsubscribeTime = 5 * time.Second
 
 // unsubscribeAll ends subscriptions. Messages that were sent to them by then
-// are still received, so that they are rejected and not lost.
+// are still received, so that they are forwarded or rejected, and not lost.
 func unsubscribeAll(all []subscribed, log *slog.Logger) {
 	ctx, cancel := context.WithTimeout(context.Background(), unsubscribeTime)
 	defer cancel()

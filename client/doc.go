@@ -14,7 +14,7 @@
 //		return nil
 //	}, client.FollowOptions{})
 //
-// Its nouns:
+// The main types:
 //
 //   - [Client] uses a NATS connection that the caller owns.
 //   - [Request] is a transaction to append, and [Receipt] the proof that it
@@ -42,9 +42,9 @@
 // the client generates if the caller sets none. The client resends the
 // transaction with that id (after a missing answer, `unknown`, `unavailable`,
 // `busy`, "no responders", or a lost connection) until it has an outcome or its
-// time is over. A refusal that resending cannot cure is returned at once, as a
-// [*RefusedError] or [*ConflictError], with everything that the answer said. If
-// the time is over before the outcome is known, the error is an
+// timeout expires. A refusal that resending cannot cure is returned at once, as
+// a [*RefusedError] or [*ConflictError], with everything that the answer said.
+// If the timeout expires before the outcome is known, the error is an
 // [*UnknownOutcomeError] with the message id. Every other error means that
 // nothing was appended.
 //

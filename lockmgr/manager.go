@@ -36,8 +36,8 @@ func New(opts Options) *Manager {
 	}
 }
 
-// Certify decides whether a transaction may commit as the one after Last. If it
-// passes, it is in flight from then on, with Last as its txid. now is the time
+// Certify decides whether a transaction may commit as txid Last()+1. If it
+// passes it is in flight, and Last then returns its txid. now is the time
 // that it will be recorded with, in Unix nanoseconds; the caller ensures that
 // it never decreases.
 //

@@ -34,9 +34,10 @@ const (
 )
 
 // transport is a group's raft.Transport over its node's network. Requests take
-// one of three paths. Entries go through one of raft's own transports. Votes go
-// through another, with a shorter timeout, so that they never wait behind
-// entries. Heartbeats are batched with those of other groups
+// one of three paths. Entries go through one of raft's own transports: through
+// its pipeline (pipeline.go), or by AppendEntries to a peer that is behind.
+// Votes go through another, with a shorter timeout, so that they never wait
+// behind entries. Heartbeats are batched with those of other groups
 // (heartbeat_send.go). The requests of peers pass the rpcFilter on their way to
 // raft.
 //

@@ -44,8 +44,8 @@ type backupRunCmd struct {
 func (*backupRunCmd) Help() string {
 	return `Copies what is new in the logs and the cursors, while the cluster is used, and checks it against the cluster's own digests.
 A backup may be interrupted at any time: what was read is in it, and the next one goes on from there. Two of them may
-write to one place. A log that does not go on from the backup's end is refused: that of another cluster, also of one that
-was restored, and one that was trimmed before it was backed up.
+write to one place. A log is refused if it does not continue the backup: it is another cluster's (a restored cluster is
+another one), or it was trimmed past the backup's end.
 
 ` + storageHelp + `
 
@@ -214,7 +214,7 @@ func (a *archiver) print(r backup.Result, took time.Duration) error {
 // stored is a backup that a command reads.
 type stored struct {
 	From       string `arg:"" name:"DIR|URL" help:"Where the backup is."`
-	Generation count  `placeholder:"N" help:"That of an older manifest. [default: the newest]"`
+	Generation count  `placeholder:"N" help:"Generation of the manifest to use. [default: the newest]"`
 	JSON       bool   `name:"json" help:"Print JSON."`
 }
 

@@ -23,14 +23,15 @@ type clusterCmd struct {
 	Drain    clusterDrainCmd    `cmd:"" help:"Move replicas and leadership off a node, as far as others can take them."`
 	Undrain  clusterUndrainCmd  `cmd:"" help:"Let a drained node have replicas and leadership again."`
 	Promote  clusterPromoteCmd  `cmd:"" help:"Make a standby an ordinary node."`
-	Transfer clusterTransferCmd `cmd:"" help:"Make another of its replicas lead a partition, permanently."`
+	Transfer clusterTransferCmd `cmd:"" help:"Give a partition's leadership to another replica, permanently."`
 	Move     clusterMoveCmd     `cmd:"" help:"Move a replica from one node to another."`
 	Balance  clusterBalanceCmd  `cmd:"" help:"Spread replicas and leaders evenly."`
 	Rebuild  clusterRebuildCmd  `cmd:"" help:"Delete a replica and fetch it again from the others."`
 }
 
 const clusterHelp = `Operations are decided by the cluster and are carried out in the background, while writes go on; "cantus cluster status" shows how
-far they are. --wait returns when they are done, and asks again meanwhile where the cluster can't decide at the moment.`
+far they are. A command returns once its operation is decided. With --wait it returns when the operation is done, and asks again
+while the cluster can't decide.`
 
 // waiting is the flag of operations that take time.
 type waiting struct {

@@ -34,13 +34,14 @@ transactions may come between them. docs/import.md has the form of a line.
 Start it again with the same file after it was interrupted, in whatever way: it goes on where it ended, and no line is
 missing or appended twice. A cursor of the partition, import-…, has the place.
 
-What is another transaction's in this log: the txid, the time and the message id. The original ones are in the headers
-Original-Txid, Original-Time and Original-Msg-Id. Write locks become append locks: they were certified in another history,
-and a high-water mark of that one means nothing here. Read locks and the high-water mark are left out: they were checked
-when the transaction committed, and recorded nothing.
+Each transaction gets a txid, a time and a message id of this log. The original ones are in the headers Original-Txid,
+Original-Time and Original-Msg-Id. Write locks become append locks: they were certified in another history, and a
+high-water mark of that one means nothing here. Read locks and the high-water mark are left out: they were checked when
+the transaction committed, and recorded nothing.
 
-With --keep all of that stays as it is, in a partition that is empty and in use by nobody else: the partition is restored
-from the file. Txids have no gaps then, and times rise: one that does not is moved on, and is in the header Original-Time.
+With --keep all of that stays as it is, in a partition that is empty and that nobody else uses: it is restored from the
+file. The txids of the file must have no gaps. A time that is not later than the one before is moved on, and the original
+one is in the header Original-Time. A file is needed: standard input can't be read twice.
 
 Examples:
 

@@ -29,7 +29,7 @@ type grammar struct {
 	Status     statusCmd     `cmd:"" help:"Show the cluster and its partitions."`
 	Cluster    clusterCmd    `cmd:"" help:"Operate a cluster: nodes, replicas, leaders."`
 	Export     exportCmd     `cmd:"" help:"Write a partition's transactions to a file, as JSON lines."`
-	Import     importCmd     `cmd:"" help:"Append the transactions of such a file to a partition."`
+	Import     importCmd     `cmd:"" help:"Append the transactions of an exported file to a partition."`
 	Trim       trimCmd       `cmd:"" help:"Delete a partition's oldest transactions."`
 	Backup     backupCmd     `cmd:"" help:"Copy the logs to a directory or an object store, and check such a copy."`
 	Restore    restoreCmd    `cmd:"" help:"Bring the logs of a backup into a new, empty cluster."`

@@ -18,7 +18,7 @@ import (
 
 type restoreCmd struct {
 	From       string      `required:"" placeholder:"DIR|URL" help:"Where the backup is."`
-	Generation count       `placeholder:"N" help:"That of an older manifest. [default: the newest]"`
+	Generation count       `placeholder:"N" help:"Generation of the manifest to use. [default: the newest]"`
 	ToTxid     []upTo      `name:"to-txid" placeholder:"P=TXID" xor:"to" help:"Up to this transaction of partition P; repeatable. The other partitions are restored whole."`
 	ToTime     moment      `name:"to-time" placeholder:"TIME" xor:"to" help:"Up to this time, in every partition."`
 	Partitions []partition `name:"partition" placeholder:"P" help:"Only this partition; repeatable. [default: all in the backup]"`

@@ -17,7 +17,7 @@ import (
 	"time"
 )
 
-// Link is the node's own connection to its NATS server.
+// Link is one of the node's own connections to its NATS server.
 //
 // Its reading goroutine (run) handles all that the server sends, calls the
 // handlers, and dials again when the connection breaks. It must never wait for
