@@ -155,26 +155,33 @@ func (s *Store) view(fn func(*badger.Txn) error) (err error) {
 
 // badgerApplied returns the last frame that was applied to Badger, 0 if none.
 func (s *Store) badgerApplied() (seq uint64, err error) {
+	return s.storedIndex(opApplied)
+}
+
+// storedIndex returns the number that Badger has for a key of one byte, 0 if it
+// has none.
+func (s *Store) storedIndex(key byte) (n uint64, err error) {
 	err = s.view(func(txn *badger.Txn) error {
-		item, err := txn.Get([]byte{opApplied})
+		item, err := txn.Get([]byte{key})
 		if errors.Is(err, badger.ErrKeyNotFound) {
 			return nil
 		}
 		if err != nil {
 			return fmt.Errorf("%w: %w", ErrDamaged, err)
 		}
-		seq, err = valueIndex(item)
+		n, err = valueIndex(item)
 		return err
 	})
-	return seq, err
+	return n, err
 }
 
 // syncBadger syncs the files under dir that Badger writes without syncing them:
+// its counts of what was deleted from value logs, which it never makes again,
 // value logs and memtable logs, including those of rotated memtables that are
 // not flushed yet, which Badger's own Sync leaves out. A file that disappears
 // meanwhile belonged to a memtable whose table Badger has synced.
 func syncBadger(dir string) error {
-	return syncDir(dir, isBadgerLog)
+	return syncDir(dir, func(name string) bool { return name == discardFile || isBadgerLog(name) })
 }
 
 // syncDir syncs the files in dir that which selects, and dir itself.
@@ -304,8 +311,9 @@ func (s *Store) compact() error {
 	s.deleted.Add(-deleted)
 	if err := s.db.Flatten(1); err != nil {
 		s.opts.Logger.Warn("tables not merged: space that was freed comes back later", "err", err)
+		return nil
 	}
-	return nil
+	return s.storeDeleted()
 }
 
 // flushMemtable has Badger write its memtable to a table, and merge that with

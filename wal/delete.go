@@ -131,6 +131,7 @@ func (s *Store) deleteSome(start, prefix []byte, goes func(*badger.Item) bool) (
 	for _, k := range keys {
 		d.put(len(k), 0, 1)
 	}
+	d.put(deletedKeySize, deletedValueSize, deletedValueSize+1)
 	if err := s.prepare(d); err != nil {
 		return nil, err
 	}
@@ -141,6 +142,47 @@ func (s *Store) deleteSome(start, prefix []byte, goes func(*badger.Item) bool) (
 			return nil, err
 		}
 	}
-	s.deleted.Add(bytes)
+	if err := s.putDeleted(wb, s.deleted.Add(bytes)); err != nil {
+		return nil, err
+	}
 	return keys, wb.Flush()
+}
+
+// The size of the entry that holds how much was deleted.
+const (
+	deletedKeySize   = 1
+	deletedValueSize = 8
+)
+
+// putDeleted stores how many bytes were deleted since tables were merged: a
+// store that starts often must not forget it each time.
+func (s *Store) putDeleted(wb *badger.WriteBatch, bytes int64) error {
+	return wb.Set([]byte{opDeleted}, indexValue(uint64(bytes)))
+}
+
+// storeDeleted stores what is left to be merged after a merge. Without space
+// for that, tables are merged once more after a start.
+func (s *Store) storeDeleted() error {
+	s.badgerWrite.Lock()
+	defer s.badgerWrite.Unlock()
+	var d demand
+	d.put(deletedKeySize, deletedValueSize, deletedValueSize+1)
+	if err := s.prepare(d); errors.Is(err, ErrNoSpace) {
+		return nil
+	} else if err != nil {
+		return err
+	}
+	wb := s.db.NewWriteBatch()
+	defer wb.Cancel()
+	if err := s.putDeleted(wb, s.deleted.Load()); err != nil {
+		return err
+	}
+	return wb.Flush()
+}
+
+// loadDeleted reads what storeDeleted and deleteSome have stored.
+func (s *Store) loadDeleted() error {
+	bytes, err := s.storedIndex(opDeleted)
+	s.deleted.Store(max(int64(bytes), 0))
+	return err
 }

@@ -32,6 +32,12 @@ func (o Options) SmallBadger() Options {
 	return o
 }
 
+// MergeAfter sets how many bytes are deleted before tables are merged.
+func (o Options) MergeAfter(bytes int64) Options {
+	o.mergeAfter = bytes
+	return o
+}
+
 // Impatient makes Close wait only a moment for a store that has failed.
 func (o Options) Impatient() Options {
 	o.patience = 100 * time.Millisecond

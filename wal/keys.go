@@ -17,6 +17,7 @@ const (
 	opTruncate = 'x' // + group: value is the first index to remove; 1 for all
 	opTrim     = 'h' // + group: value is the first index to keep
 	opApplied  = 's' // the last journal frame that Badger has. In Badger only.
+	opDeleted  = 'd' // how many bytes were deleted since tables were merged. In Badger only.
 	opScratch  = 'z' // written to be dropped. In Badger only.
 )
 

@@ -20,6 +20,9 @@ func (s *Store) replay(saved checkpointFile) error {
 		return fmt.Errorf("%w: %s lost its end: the store ends at frame %d, the checkpoint says that it had %d",
 			ErrDamaged, s.keyHolders(), applied, saved.Seq)
 	}
+	if err := s.loadDeleted(); err != nil {
+		return err
+	}
 	if err := s.roomToReplay(saved.Seq); err != nil {
 		return err
 	}

@@ -39,6 +39,49 @@ func TestTrimmedSpaceComesBack(t *testing.T) {
 	}
 }
 
+// TestTrimmedSpaceComesBackThroughRestarts trims little before each of many
+// restarts: what was deleted must add up.
+func TestTrimmedSpaceComesBackThroughRestarts(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	const each, entry = 250, 4 << 10
+	opts := small().MergeAfter(3 * each * entry)
+	opts.SegmentSize = 1 << 20
+	count, deleted := uint64(0), int64(0)
+	for range 2 {
+		s := openStore(t, dir, opts)
+		if got := s.Deleted(); got != deleted {
+			t.Fatalf("%d bytes were deleted before the restart; after it the store knows of %d", deleted, got)
+		}
+		appendMany(t, s.Log(0), each, entry)
+		count += each
+		if err := s.Log(0).TrimHead(count - 1); err != nil {
+			t.Fatal(err)
+		}
+		least := deleted + (each-1)*entry
+		testkit.Until(t, "all is deleted", func() bool { return s.Deleted() >= least })
+		deleted = s.Deleted()
+		if err := s.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s := openStore(t, dir, opts)
+	appendMany(t, s.Log(0), each, entry)
+	if err := s.Log(0).TrimHead(count + each - 1); err != nil {
+		t.Fatal(err)
+	}
+	testkit.Until(t, "tables are merged, and value logs rewritten", func() bool {
+		return s.Deleted() < deleted && onDisk(t, filepath.Join(dir, "store")) < 4*each*entry
+	})
+	left := s.Deleted()
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if s = openStore(t, dir, opts); s.Deleted() > left {
+		t.Errorf("%d bytes are deleted and not merged after a restart, %d before", s.Deleted(), left)
+	}
+}
+
 // TestTrimmedSpaceComesBackWithLittleSpaceLeft trims a log on a disk that has
 // less space left than a value log takes: it must still be freed.
 func TestTrimmedSpaceComesBackWithLittleSpaceLeft(t *testing.T) {
