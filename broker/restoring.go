@@ -70,9 +70,9 @@ func (r *replica) mayBegin(b *wal.RestoreBegin) error {
 			"the partition is being restored from another backup, of cluster %s, which begins after txid %d: go on with that one, or restore into a new cluster",
 			r.restoring.Cluster, r.restoring.Txid)
 	case mark > 0 || len(r.history) > 0:
-		return subjects.Errorf(subjects.WrongLast, "the partition has transactions, or was restored before (its last txid is %d): restore into a new cluster", mark)
+		return subjects.Errorf(subjects.WrongLast, "the partition has transactions, or was restored before (its last txid is %d): use a new cluster", mark)
 	case len(r.cursors) > 0:
-		return subjects.Errorf(subjects.WrongLast, "the partition has %s: remove them, or restore into a new cluster", count(len(r.cursors), "cursor"))
+		return subjects.Errorf(subjects.WrongLast, "the partition has %s: remove them, or use a new cluster", count(len(r.cursors), "cursor"))
 	}
 	return nil
 }

@@ -43,7 +43,9 @@ type logMirror struct {
 	asked    time.Time                 // when the source was last asked for its end and its cursors
 	troubled bool                      // the last attempt has failed
 	level    bool
-	shown    time.Time
+
+	shown       time.Time // when progress was last shown
+	shownBehind bool      // and that the mirror is behind
 
 	transactions uint64
 	bytes        int64
@@ -80,7 +82,11 @@ func (m *logMirror) run(ctx context.Context) error {
 		m.metrics.failed(m)
 		if !m.troubled {
 			m.troubled = true
-			m.note("partition %d: %s; trying again", m.partition, errorText(m.explain(err)))
+			side := "the mirror"
+			if _, ok := errors.AsType[*sourceError](err); ok {
+				side = "the source"
+			}
+			m.note("partition %d: %s: %s; trying again", m.partition, side, errorText(m.explain(err)))
 		}
 		select {
 		case <-ctx.Done():
@@ -93,17 +99,17 @@ func (m *logMirror) run(ctx context.Context) error {
 // sourceError is an error of a request to the source.
 type sourceError struct{ err error }
 
-func (e *sourceError) Error() string { return "the source: " + e.err.Error() }
+func (e *sourceError) Error() string { return e.err.Error() }
 func (e *sourceError) Unwrap() error { return e.err }
 
 // explain rewords an error for the user.
 func (m *logMirror) explain(err error) error {
-	conn, side := m.conn, "the mirror"
+	conn := m.conn
 	if e, ok := errors.AsType[*sourceError](err); ok {
-		conn, side, err = m.source.conn, "the source", e.err
+		conn, err = m.source.conn, e.err
 	}
 	if errors.Is(err, nats.ErrNoResponders) {
-		return failf(exitUnavailable, "%s has no leader for it at the moment", side)
+		return failf(exitUnavailable, "there is no leader at the moment")
 	}
 	return conn.explain(err)
 }
@@ -130,14 +136,17 @@ func (m *logMirror) attempt(ctx context.Context) error {
 	if err := m.begin(ctx); err != nil {
 		return err
 	}
-	if err := m.compare(); err != nil {
+	if err := m.compare(ctx); err != nil {
 		return err
 	}
 	for {
 		if err := m.load(ctx); err != nil {
 			return err
 		}
-		m.troubled = false
+		if m.troubled {
+			m.troubled = false
+			m.note("partition %d: going on, at txid %d", m.partition, m.at.txid)
+		}
 		ended, err := m.attend(ctx)
 		m.metrics.observe(m)
 		m.show()
@@ -173,29 +182,35 @@ func (m *logMirror) look(ctx context.Context) error {
 
 // begin makes the partition a mirror, unless it is one.
 func (m *logMirror) begin(ctx context.Context) error {
+	is, err := m.find(ctx)
+	if err == nil && !is {
+		err = m.make(ctx)
+	}
+	if err == nil {
+		m.begun, m.expected = true, wal.Base{Txid: m.at.txid, Digest: m.at.digest}
+	}
+	return err
+}
+
+// find asks the partition where it is, if it is a mirror of the source. The
+// error says why it can't become one.
+func (m *logMirror) find(ctx context.Context) (is bool, err error) {
 	var info subjects.PartitionInfo
 	if err := m.conn.ask(ctx, m.conn.names.PartitionInfo(m.partition), nil, &info); err != nil {
-		return err
+		return false, err
 	}
 	past := len(info.History)
 	switch {
 	case info.MirrorOf == m.cluster:
 		digest, err := m.parseDigest(info.Digest)
-		if err != nil {
-			return err
-		}
 		m.at = restorePlace{txid: info.HighWaterMark, digest: digest}
+		return true, err
 	case info.MirrorOf != "":
-		return failf(exitConflict, "it mirrors cluster %s, and --from leads to %s: is the address right?", info.MirrorOf, m.cluster)
+		return false, failf(exitConflict, "it mirrors cluster %s, and --from leads to %s: is the address right?", info.MirrorOf, m.cluster)
 	case past > 0 && info.History[past-1].Cluster == m.cluster && !info.Restoring:
-		return failf(exitConflict, "it was promoted, or restored, after txid %d, and is no mirror: mirror into a new cluster", info.History[past-1].LastTxid)
-	default:
-		if err := m.make(ctx); err != nil {
-			return err
-		}
+		return false, failf(exitConflict, "it was promoted, or restored, after txid %d, and is no mirror: mirror into a new cluster", info.History[past-1].LastTxid)
 	}
-	m.begun, m.expected = true, wal.Base{Txid: m.at.txid, Digest: m.at.digest}
-	return nil
+	return false, nil
 }
 
 // make makes the partition a mirror, from the oldest transaction on that the
@@ -223,7 +238,12 @@ func (m *logMirror) make(ctx context.Context) error {
 }
 
 // compare compares the end of the source's log with the mirror.
-func (m *logMirror) compare() error {
+func (m *logMirror) compare(ctx context.Context) error {
+	if m.at.txid > m.end.HighWaterMark { // another command may have been quicker
+		if err := m.look(ctx); err != nil {
+			return err
+		}
+	}
 	switch {
 	case m.at.txid > m.end.HighWaterMark:
 		return failf(exitFailed, "the source ends at txid %d, and the mirror has %d: the source has lost transactions, or is an older copy; "+
@@ -321,7 +341,11 @@ func (m *logMirror) attend(ctx context.Context) (ended bool, err error) {
 		return false, err
 	}
 	m.due, m.asked = true, time.Now()
-	return false, m.compare()
+	// Another command may have brought it further, or promoted it.
+	if err := m.begin(ctx); err != nil {
+		return false, err
+	}
+	return false, m.compare(ctx)
 }
 
 // bringCursors sets the cursors that are not as they are at the source.
@@ -356,13 +380,14 @@ func (m *logMirror) behind() uint64 { return max(m.mark, m.at.txid) - m.at.txid 
 func (m *logMirror) show() {
 	was := m.level
 	m.level = m.begun && m.behind() == 0
+	late := time.Since(m.shown) > 2*time.Second
 	switch {
 	case m.quiet || !m.begun:
-	case m.level && !was && time.Since(m.shown) > 2*time.Second:
-		m.shown = time.Now()
+	case m.level && (m.shownBehind || !was && late):
+		m.shown, m.shownBehind = time.Now(), false
 		m.note("partition %d: level at txid %d", m.partition, m.at.txid)
-	case !m.level && time.Since(m.shown) > 2*time.Second:
-		m.shown = time.Now()
+	case !m.level && late:
+		m.shown, m.shownBehind = time.Now(), true
 		m.note("partition %d: txid %d of %d", m.partition, m.at.txid, m.mark)
 	}
 }
