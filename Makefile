@@ -96,8 +96,8 @@ powercut: ## the store, cuts of leaders' power, and 100 cuts during operations, 
 fulldisk: ## a node whose file system somebody else fills to the last byte (root)
 	CANTUS_LONG=1 $(GO) test -count=1 -tags fulldisk -run FullDisk -v ./e2e
 
-crashpoints: ## a node is killed after each of its durable steps, in six operations (strace; EVERY=1, SEED=1)
-	$(GO) test -count=1 -timeout 0 -tags crashpoints -v -run '^TestCrashPoints$$' ./e2e -args -crash-every $${EVERY:-1} -crash-seed $${SEED:-1}
+crashpoints: ## a node is killed after each of its durable steps, in six operations, and cantus recover (strace; EVERY=1, SEED=1)
+	$(GO) test -count=1 -timeout 0 -tags crashpoints -v -run '^Test(Recover)?CrashPoints$$' ./e2e -args -crash-every $${EVERY:-1} -crash-seed $${SEED:-1}
 
 damage: ## damaged files on one of three nodes, ending in the judge (EPISODES=200, SEED=)
 	$(GO) test -count=1 -timeout 0 -v -run '^TestDamage$$' ./e2e -args -damage-episodes $${EPISODES:-200} -damage-seed $${SEED:-0}

@@ -159,6 +159,9 @@ func (n *Node) openStore(dir string, id wal.Identity) error {
 	n.space = n.newSpace(store)
 	n.scrubber.store, n.scrubber.dir = store, dir
 	n.identity.setFounded(store.Identity())
+	for _, left := range store.Identity().Past {
+		n.identity.log.Info("this node's cluster was recovered from another, without its other nodes", "left", left.Cluster, "id", left.ID, "at", left.Left.Format(time.RFC3339))
+	}
 	if err != nil {
 		return fmt.Errorf("open %s: %w", dir, err)
 	}

@@ -358,3 +358,75 @@ func TestCrashPoints(t *testing.T) {
 		})
 	}
 }
+
+// TestRecoverCrashPoints kills cantus recover after each of its durable steps.
+// The directory is then as it was, or the command completes what it has begun;
+// no node starts in between.
+func TestRecoverCrashPoints(t *testing.T) {
+	c := startCluster(t, 3, "--partitions", "2")
+	client := c.dial(c.nodes[0].name)
+	for i := range 20 {
+		c.mustKeep(client, i%2, fmt.Sprintf("v%d", i))
+	}
+	for _, n := range c.nodes {
+		n.kill()
+	}
+	survivor := c.nodes[0]
+	original, said := survivor.dir, mustRecover(t, survivor.dir)
+	flags := []string{"--new-name", "cantus-2", "--confirm", "cantus"}
+	survivor.renamed("cantus-2")
+	begun, whole := 0, false
+	for step := 1; !whole; step += *crashEvery {
+		survivor.dir = filepath.Join(t.TempDir(), "copy")
+		if err := os.CopyFS(survivor.dir, os.DirFS(original)); err != nil {
+			t.Fatal(err)
+		}
+		crash := newCrash(t, step)
+		line := crash.strace(append([]string{"-D", "--seccomp-bpf", program, "recover", survivor.dir}, flags...)...)
+		cmd := exec.Command(line[0], line[1:]...)
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		crash.pid <- cmd.Process.Pid
+		whole = cmd.Wait() == nil
+		if identity, err := os.ReadFile(filepath.Join(survivor.dir, "cantus.json")); err == nil && strings.Contains(string(identity), `"recovering"`) {
+			begun++
+			if err := survivor.start(); err == nil || !strings.Contains(err.Error(), "was begun and not completed") {
+				t.Fatalf("after step %d a node starts: %v", step, err)
+			}
+		}
+		if !whole {
+			mustRecoverIfNeeded(t, survivor.dir, flags...)
+		}
+		if err := survivor.start(); err != nil {
+			t.Fatalf("after step %d: %v", step, err)
+		}
+		alone := c.dialOnly(survivor)
+		for p, has := range said.Partitions {
+			if info := mustInfo(t, alone, p); info.HighWaterMark != has.LastTxid || info.Digest != has.Digest {
+				t.Fatalf("after step %d partition %d is at %d with the digest %s, recover has said %+v", step, p, info.HighWaterMark, info.Digest, has)
+			}
+		}
+		alone.Conn.Close()
+		if err := survivor.stop(); err != nil {
+			t.Fatal(err)
+		}
+		if code, stdout, stderr := cantus(t, "verify", survivor.dir); code != 0 {
+			t.Fatalf("after step %d verify ends with %d: %s%s", step, code, stdout, stderr)
+		}
+		t.Logf("step %d, begun %d times so far", step, begun)
+	}
+	if begun == 0 {
+		t.Error("no crash has left half a recovery")
+	}
+}
+
+// mustRecoverIfNeeded runs cantus recover, which may have been done just before
+// it was killed.
+func mustRecoverIfNeeded(t *testing.T, dir string, flags ...string) {
+	t.Helper()
+	code, stdout, stderr := cantus(t, append([]string{"recover", dir}, flags...)...)
+	if code != 0 && !strings.Contains(stderr, "is the only member of cluster cantus-2") {
+		t.Fatalf("recover ends with %d: %s%s", code, stdout, stderr)
+	}
+}

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -41,6 +42,18 @@ func mustRecover(t *testing.T, args ...string) (s surviving) {
 	code, stdout, stderr := cantus(t, append([]string{"recover", "--json"}, args...)...)
 	if code != 0 || json.Unmarshal([]byte(stdout), &s) != nil {
 		t.Fatalf("recover %v ended with %d: %s%s", args, code, stdout, stderr)
+	}
+	return s
+}
+
+// typedRecover runs cantus recover, and types the name that it asks for.
+func typedRecover(t *testing.T, name string, args ...string) (s surviving) {
+	t.Helper()
+	cmd := exec.CommandContext(t.Context(), program, append([]string{"recover", "--json"}, args...)...)
+	cmd.Stdin = strings.NewReader(name + "\n")
+	out, err := cmd.Output()
+	if err != nil || json.Unmarshal(out, &s) != nil {
+		t.Fatalf("recover %v: %v: %s", args, err, out)
 	}
 	return s
 }
@@ -159,7 +172,7 @@ func TestRecoverALostMajority(t *testing.T) {
 		t.Errorf("recover says %+v", said)
 	}
 	began := time.Now()
-	recovered := mustRecover(t, survivor.dir, "--new-name", "cantus-2", "--confirm", "cantus")
+	recovered := typedRecover(t, "cantus", survivor.dir, "--new-name", "cantus-2")
 	if recovered.Recovered == nil || recovered.Recovered.ID == oldID || recovered.Recovered.Cluster != "cantus-2" {
 		t.Fatalf("recover says %+v", recovered)
 	}
@@ -274,7 +287,7 @@ func checkKept(t *testing.T, log []*nats.Msg, acked map[uint64]string, partition
 func mustAdd(t *testing.T, c *cluster, by, n *node) {
 	t.Helper()
 	err := c.until(t.Context(), "added", func(context.Context) string {
-		code, stdout, stderr := cantus(t, "cluster", "add", n.name, "--server", by.url)
+		code, stdout, stderr := cantus(t, "cluster", "add", n.name, "--wait", "1m", "--server", by.url)
 		if code == 0 {
 			return ""
 		}
@@ -423,6 +436,41 @@ func TestRecoverWithoutSomePartitions(t *testing.T) {
 	}
 }
 
+// The commands of docs/recover.md, and the test that runs each: here, or as
+// named.
+var recoverCommands = map[string]string{
+	"cantus status --server n1:4222":               "TestReadOfAReplicaWithoutALeader",
+	"cantus cluster status --server n1:4222":       "TestReadOfAReplicaWithoutALeader",
+	"cantus read 0 --replica n1 --server n1:4222":  "TestReadOfAReplicaWithoutALeader",
+	"cantus recover DIR":                           "TestRecoverWithoutSomePartitions",
+	"cantus recover DIR --new-name bank-2":         "TestRecoverALostMajority, which types the name",
+	"cantus cluster add n2 --wait 1m":              "TestRecoverALostMajority",
+	"cantus cluster add n3 --wait 1m":              "TestRecoverALostMajority",
+	"cantus recover DIR --new-name bank-2 --empty": "TestRecoverWithoutSomePartitions",
+	"cantus restore --from BACKUP --partition 3":   "TestRecoverWithoutSomePartitions",
+}
+
+// The document has no command that is not run.
+func TestRecoverDocument(t *testing.T) {
+	text, err := os.ReadFile("../docs/recover.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	found := 0
+	for line := range strings.Lines(string(text)) {
+		command := strings.TrimSpace(line)
+		if !strings.HasPrefix(line, "    ") || !strings.HasPrefix(command, "cantus ") {
+			continue
+		}
+		if found++; recoverCommands[command] == "" {
+			t.Errorf("%q is tried by no test", command)
+		}
+	}
+	if found != len(recoverCommands) {
+		t.Errorf("the document has %d commands, and %d are listed", found, len(recoverCommands))
+	}
+}
+
 // While nobody leads, each node can be asked for what it has.
 func TestReadOfAReplicaWithoutALeader(t *testing.T) {
 	c := startCluster(t, 3, "--partitions", "1")
@@ -446,6 +494,12 @@ func TestReadOfAReplicaWithoutALeader(t *testing.T) {
 	})
 	if err != nil {
 		t.Fatal(err)
+	}
+	for _, status := range [][]string{{"status"}, {"cluster", "status"}} {
+		_, stdout, stderr := cantus(t, append(status, "--server", left.url)...)
+		if !strings.Contains(stdout+stderr, "docs/recover.md") {
+			t.Errorf("%v does not say where to go on: %s%s", status, stdout, stderr)
+		}
 	}
 	code, stdout, stderr := cantus(t, "read", "0", "--replica", left.name, "--server", left.url, "--json")
 	if code != 0 || strings.Count(stdout, "\n") != 10 || !strings.Contains(stderr, "no other node has confirmed it") {

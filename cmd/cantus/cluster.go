@@ -102,7 +102,7 @@ func replicasOf(s subjects.ClusterStatus) string {
 func printCluster(w io.Writer, s subjects.ClusterStatus) error {
 	leader := s.MetaLeader
 	if leader == "" {
-		leader = "nobody"
+		leader = "nobody (docs/recover.md, if a majority of the nodes is lost for good)"
 	}
 	fmt.Fprintf(w, "cluster %s, id %s, %s; operations are decided by %s\n\n", s.Cluster, s.ID, replicasOf(s), leader)
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)

@@ -28,8 +28,9 @@ func (l serverLogger) Errorf(format string, v ...any) { l.warn(fmt.Sprintf(forma
 // ports, and the numbers of connections and attempts.
 var numbers = regexp.MustCompile(`[: ][0-9]+`)
 
-// Messages about a route between nodes whose tokens differ: that of the node
-// that dials, and that of the node that refuses the connection.
+// Messages about a route between nodes whose tokens, or with a token the names
+// of their clusters, differ: that of the node that dials, and that of the node
+// that refuses the connection.
 var (
 	routeRefused = regexp.MustCompile(`^(\S+:\d+) - rid:\d+ .*Route Error 'Authorization Violation'`)
 	routeRefuses = regexp.MustCompile(`^(\S+:\d+) - rid:\d+ - authentication error`)
@@ -45,7 +46,7 @@ const otherClusterAgain = " - cluster name from remote server conflicts"
 // routeHint explains a message about a refused route. It returns "" for other
 // messages.
 func routeHint(text string) string {
-	const cause = "it has another token, or none (--cluster-secret-file)"
+	const cause = "it has another token, or none (--cluster-secret-file), or another cluster name (--cluster-name)"
 	if m := routeRefused.FindStringSubmatch(text); m != nil {
 		return fmt.Sprintf(": %s refuses this node: %s", m[1], cause)
 	}
