@@ -306,3 +306,6 @@ func FailToTransfer(n *Node, partition int) {
 
 // AfterRecoverySteps has done called after each durable step of a recovery.
 func AfterRecoverySteps(r *Recovery, done func(step string) error) { r.done = done }
+
+// BootstrapVoters returns the voters with which a node begins a group.
+var BootstrapVoters = bootstrapVoters

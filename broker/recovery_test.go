@@ -154,10 +154,6 @@ func TestRecoveriesThatAreRefused(t *testing.T) {
 	if _, err := broker.OpenRecovery(filepath.Join(dir, "none"), nil); err == nil {
 		t.Error("a directory that is not there is opened")
 	}
-	n, nc := one(t, broker.Options{Partitions: 1})
-	keep(t, nc, 0, "v", "v")
-	_ = n
-
 	c := openNodes(t, 3, broker.Options{Partitions: 1})
 	c.awaitPlaced("n1")
 	keep(t, c.conn("n1"), 0, "v", "v")
@@ -176,5 +172,53 @@ func TestRecoveriesThatAreRefused(t *testing.T) {
 	}
 	if r.Unfinished() {
 		t.Error("a recovery was begun")
+	}
+	recoverFenced(t, c)
+}
+
+// recoverFenced recovers a directory with a replica that was fenced.
+func recoverFenced(t *testing.T, c *nodes) {
+	t.Helper()
+	dir := c.dirs["n2"]
+	s, err := wal.Open(dir, wal.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(s.Log(0).SetMeta(wal.Meta{Name: "fenced", Value: []byte("it is another log")}), s.Close()); err != nil {
+		t.Fatal(err)
+	}
+	r := openRecovery(t, dir)
+	if err := r.Run("again", wal.Recovering{Empty: true}); err == nil || !strings.Contains(err.Error(), "was fenced here, because it is another log") {
+		t.Errorf("a fenced replica: %v", err)
+	}
+	if err := errors.Join(r.Run("again", wal.Recovering{Fenced: true}), r.Close()); err != nil {
+		t.Fatal(err)
+	}
+	o := c.options("n2")
+	o.Cluster = "again"
+	n, err := broker.Open(t.Context(), dir, o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer n.Close()
+	nc, err := n.Conn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer nc.Close()
+	if txid := keep(t, nc, 0, "next", "next"); txid != 2 {
+		t.Errorf("the next transaction is %d", txid)
+	}
+}
+
+// A node with the name of a founder and another directory is no founder.
+func TestAFounderIsKnownByItsDirectory(t *testing.T) {
+	id := wal.Identity{Node: "n1", NodeID: "a", Founders: map[string]string{"n1": "a", "n2": "b"}}
+	if got := broker.BootstrapVoters(id, []string{"n1", "n2"}); len(got) != 2 {
+		t.Errorf("a founder bootstraps with %v", got)
+	}
+	id.NodeID = "c"
+	if got := broker.BootstrapVoters(id, []string{"n1", "n2"}); got != nil {
+		t.Errorf("another node of that name bootstraps with %v", got)
 	}
 }
