@@ -20,6 +20,7 @@ type announcement struct {
 	NodeID   string    `json:"node_id"`
 	Instance string    `json:"instance"` // new at each start
 	Started  time.Time `json:"started"`
+	Clock    time.Time `json:"clock,omitzero"` // when it was made
 	Version  string    `json:"version"`
 	Protocol int       `json:"protocol"`
 

@@ -211,6 +211,14 @@ func (c *certifier) trimFrom(keep uint64) (from, held, committed uint64, at int6
 	return keep, held, c.table.Committed(), at
 }
 
+// oldestID returns the oldest transaction whose message id counts now, 0 if
+// none does.
+func (c *certifier) oldestID() uint64 {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.table.OldestID(c.nextTime())
+}
+
 // time returns the partition's time, in Unix nanoseconds: that of its newest
 // committed transaction or trim.
 func (c *certifier) time() int64 {

@@ -31,7 +31,8 @@ type host struct {
 	stats      *serviceStats
 	// trimming, if not nil, is called before each step of trimming a log. It is
 	// for tests.
-	trimming func(step string)
+	trimming          func(step string)
+	retentionInterval time.Duration // between two trims by a policy
 
 	messaging
 	sharedLimits

@@ -122,7 +122,7 @@ func (i *identity) proved(e envelope, subject string) bool {
 func (i *identity) announcement() announcement {
 	a := announcement{
 		Name: i.opts.Name, Instance: i.instance, Started: i.started, Version: i.opts.Version, Protocol: i.opts.protocol,
-		Cluster: i.opts.Cluster, Raft: i.raftAddr, Standby: i.opts.Standby, Leaving: i.stopping.Load(),
+		Cluster: i.opts.Cluster, Raft: i.raftAddr, Standby: i.opts.Standby, Leaving: i.stopping.Load(), Clock: time.Now(),
 	}
 	i.mu.Lock()
 	defer i.mu.Unlock()

@@ -108,6 +108,7 @@ func (p *partition) runLeader(stopping context.Context) error {
 	s.start(ctx, &background)
 	background.Go(func() { p.cursors.run(ctx, term) })
 	background.Go(func() { p.reconcile(ctx) })
+	background.Go(func() { p.retainer.run(ctx) })
 	subscribed, err := p.subscribeAll(ctx)
 	p.unsubscribe() // the former session's
 	p.subscribed = subscribed

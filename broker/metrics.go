@@ -26,6 +26,7 @@ type metrics struct {
 	diverged *prometheus.GaugeVec
 	rejected *prometheus.CounterVec
 
+	cursorLag                   cursorLag
 	damageFound, damageRepaired *prometheus.CounterVec
 	damaged, scrubbed           prometheus.Gauge
 	scrubBytes                  prometheus.Counter
@@ -63,6 +64,7 @@ func newMetrics() *metrics {
 	})
 	m.scrubBytes = prometheus.NewCounter(prometheus.CounterOpts{Namespace: "cantus", Name: "scrub_bytes_total", Help: "Bytes that scrubs have read."})
 	m.stages = newStageMetrics(m.registry)
+	m.cursorLag = newCursorLag(m.registry)
 	for _, i := range invariant.All() {
 		if !i.IsEvent() {
 			m.registry.MustRegister(prometheus.NewCounterFunc(prometheus.CounterOpts{

@@ -88,6 +88,8 @@ func (o *operations) subscribeLeader(ctx context.Context) ([]subscribed, error) 
 		o.names.Admin("cluster", "transfer"): o.onTransfer,
 		o.names.Admin("cluster", "move"):     o.onMove,
 		o.names.Admin("cluster", "balance"):  o.onBalance,
+
+		o.names.Admin("cluster", "retention"): o.onRetention,
 	})
 }
 

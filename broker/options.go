@@ -124,6 +124,10 @@ type Options struct {
 	// transactions are answered from it. Default: they are refused.
 	Archive Archive
 
+	// RetentionInterval is the least time between two trims of a partition by
+	// its retention policy. Default 1 minute.
+	RetentionInterval time.Duration
+
 	// Logger receives the node's log. Default: it is discarded.
 	Logger *slog.Logger
 	// Version is the program's semantic version, which info, discovery and
@@ -182,6 +186,7 @@ func (o Options) withDefaults() (Options, error) {
 	set(&o.MinFreeBytes, 256<<20)
 	set(&o.ScrubRate, 2<<20)
 	set(&o.ScrubInterval, time.Hour)
+	set(&o.RetentionInterval, time.Minute)
 	set(&o.Version, "0.0.0-dev")
 	set(&o.Replicas, 3)
 	set(&o.ElectionTimeout, 500*time.Millisecond)
@@ -223,6 +228,7 @@ func (o Options) withDefaults() (Options, error) {
 		{"catch-up rate in bytes a second", o.CatchUpRate, 1 << 20, 1 << 40},
 		{"scrub rate in bytes a second", max(o.ScrubRate, 1<<10), 1 << 10, 1 << 40},
 		{"scrub interval in seconds", int64((o.ScrubInterval + time.Second - 1) / time.Second), 1, 366 * 86_400},
+		{"retention interval in milliseconds", int64(o.RetentionInterval / time.Millisecond), 100, 366 * 86_400_000},
 	} {
 		if r.value < r.least || r.value > r.most {
 			return o, fmt.Errorf("%w: %s is %d: %d to %d is allowed", ErrOptions, r.what, r.value, r.least, r.most)

@@ -47,6 +47,7 @@ type partition struct {
 	cursorList cursorList
 	trimmer    trimmer
 	restorer   restorer
+	retainer   retainer
 }
 
 // openPartition restores the partition's state from its log and starts its
@@ -114,6 +115,11 @@ func (p *partition) wire() {
 		partition: p.id, log: p.log, store: p.store, replica: p.replica, gate: &p.gate, requests: &p.requests,
 		advise: h.advise, step: h.trimming, contradicted: p.fencing.contradicted,
 	}
+	made := time.Now()
+	p.retainer = retainer{
+		partition: p.id, log: p.log, store: p.store, replica: p.replica, trim: p.trimmer.trim, requests: &p.requests,
+		facts: h.facts, others: h.peers.clocks, now: h.now, steady: func() time.Duration { return time.Since(made) }, interval: h.retentionInterval, advise: h.advise, lag: h.metrics.cursorLag,
+	}
 	mirrored := publisher{
 		partition: p.id, names: h.names, packed: h.names.PackedFeed(p.id), log: p.log, enc: encoder{partition: p.id, names: h.names},
 		key: h.feedKey, nats: h.nats, feeds: h.feeds,
@@ -127,7 +133,7 @@ func (p *partition) wire() {
 func (p *partition) setGroup(group *raftstore.Group) {
 	p.group, p.gate.group, p.fencing.group, p.transfer.group = group, group, group, group
 	p.requests.group, p.info.group, p.cursors.group, p.trimmer.group, p.restorer.group = group, group, group, group, group
-	p.cursorList.group = group
+	p.cursorList.group, p.retainer.group = group, group
 }
 
 // report returns the node's report of its replica, and notes when the replica

@@ -202,6 +202,17 @@ func (p *peers) all(now time.Time) []peer {
 	return alive
 }
 
+// clocks returns what the clocks of the nodes show that were heard within
+// aliveTime, as far as that is known.
+func (p *peers) clocks(now time.Time) (all []time.Time) {
+	for _, q := range p.all(now) {
+		if !q.Clock.IsZero() {
+			all = append(all, q.Clock.Add(now.Sub(q.at)))
+		}
+	}
+	return all
+}
+
 // next returns a channel that is closed when the next announcement is heard.
 func (p *peers) next() <-chan struct{} {
 	p.mu.Lock()

@@ -54,6 +54,7 @@ type replica struct {
 	baseTime   int64           // of the last transaction that was trimmed, or unknownTime
 	baseBytes  uint64          // of all entries that were trimmed, 0 if only an older version knew
 	unchecked  *trimCheck      // nil unless base is to be compared with the log
+	trimTime   int64           // of the last trim applied since the node started, 0 for none
 	trimIndex  uint64          // index through which the log is to be trimmed
 	restoring  *restoring      // nil unless the log is being restored
 	history    []wal.PastCluster

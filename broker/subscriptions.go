@@ -35,6 +35,7 @@ func (p *partition) subscribe(ctx context.Context) ([]subscribed, error) {
 		{h.reads, h.names.Cursors(p.id), p.requests.handler(ctx, p.cursorList.serve)},
 		{h.reads, h.names.Admin("batches", label(p.id)), p.requests.handler(ctx, p.reader.serveBatches)},
 		{h.reads, h.names.Admin("trim", label(p.id)), p.requests.handler(ctx, p.trimmer.serve)},
+		{h.reads, h.names.Admin("retention", label(p.id)), p.requests.handler(ctx, p.retainer.serve)},
 		{h.reads, h.names.Admin("restore", label(p.id)), p.requests.handler(ctx, p.restorer.serve)},
 	} {
 		// A queue group: while an old leader does not know of the new one, a

@@ -184,6 +184,7 @@ func (r *replica) applyTrims(e raftstore.Committed, b wal.Batch) (applied, error
 		return applied{void: true}, nil
 	}
 	r.certifier.advance(b.Time)
+	r.trimTime = b.Time
 	records := b.Read()
 	for record, ok := records.NextRaw(); ok; record, ok = records.NextRaw() {
 		switch len(record) {

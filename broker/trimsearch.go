@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"iter"
 	"slices"
+	"time"
 
 	"github.com/cantuslog/cantus/internal/invariant"
 	"github.com/cantuslog/cantus/wal"
@@ -241,4 +242,15 @@ func (r *replica) size() uint64 {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.bytes
+}
+
+// lastTrim returns the time of the last trim that was applied since the node
+// started, zero if there was none.
+func (r *replica) lastTrim() time.Time {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.trimTime == 0 {
+		return time.Time{}
+	}
+	return time.Unix(0, r.trimTime)
 }

@@ -172,7 +172,8 @@ func (n *Node) host() host {
 	return host{
 		name: i.opts.Name, cluster: n.store.Identity().ID, names: i.names, partitions: n.store.Identity().Partitions, log: i.log,
 		now: time.Now, queueBytes: int(n.limits.queueBytes.Load()), replica: i.opts.replica(), trimming: i.opts.trimming,
-		metrics: n.metrics, stats: n.stats,
+		retentionInterval: i.opts.RetentionInterval,
+		metrics:           n.metrics, stats: n.stats,
 		messaging: messaging{
 			nats: n.nats, appends: c.appends, reads: c.reads, feeds: c.feeds, sender: c.sender, readSender: c.readSender,
 			queueGroup: i.queueGroup(), feedKey: i.feedKey(), pacer: n.pacer, encodeAdvisory: n.advisories.encode,

@@ -29,7 +29,9 @@ type AdminReply struct {
 	// Rebuilds is what [ReplicaStatus.Rebuilds] is at least once the replica has
 	// been rebuilt. It is 0 for any other operation.
 	Rebuilds uint64 `json:"rebuilds,omitempty"`
-	Error    *Error `json:"error,omitempty"`
+	// Warnings are texts for people: what may be meant otherwise.
+	Warnings []string `json:"warnings,omitempty"`
+	Error    *Error   `json:"error,omitempty"`
 }
 
 // BatchesRequest is the body of a request for batches as they are in the log.
@@ -64,6 +66,91 @@ type TrimReply struct {
 	Because string `json:"because,omitempty"`
 	Error   *Error `json:"error,omitempty"`
 }
+
+// RetentionPolicy says which transactions of a partition may be trimmed. A
+// transaction may go once every cursor has passed it and, if Age, Bytes or
+// Count is set, once one of them says so.
+type RetentionPolicy struct {
+	// Age is how old a transaction is that may go, such as "720h".
+	Age string `json:"age,omitempty"`
+	// Bytes keeps at least the newest bytes of the log.
+	Bytes uint64 `json:"bytes,omitempty"`
+	// Count keeps at least the newest transactions.
+	Count uint64 `json:"count,omitempty"`
+	// Cursors hold what they have not passed; one that does not exist holds
+	// everything.
+	Cursors []string `json:"cursors,omitempty"`
+	// Archive is the cursor that backups move. It holds like the others.
+	Archive string `json:"archive,omitempty"`
+	// ArchiveLag is how long a transaction may wait for the archive until an
+	// advisory says that it is behind. Default 24 hours.
+	ArchiveLag string `json:"archive_lag,omitempty"`
+}
+
+// RetentionRequest is the body of "admin.cluster.retention": it sets the policy
+// of a partition, or of all that have none of their own, or removes it.
+type RetentionRequest struct {
+	// Partition is the partition, nil for all that have no policy of their own.
+	Partition *int `json:"partition,omitempty"`
+	// Policy is nil to remove the one that was set.
+	Policy *RetentionPolicy `json:"policy,omitempty"`
+}
+
+// RetentionQuery is the body of "admin.retention": what a policy would trim
+// now.
+type RetentionQuery struct {
+	// Policy is the one to try. Default: the one that is set.
+	Policy *RetentionPolicy `json:"policy,omitempty"`
+}
+
+// RetentionReply describes how a partition is trimmed, and what would go now.
+type RetentionReply struct {
+	Partition int `json:"partition"`
+	// Policy is the one that was tried, or the one that is set; nil for none.
+	Policy *RetentionPolicy `json:"policy,omitempty"`
+	// Own is true if the policy that is set is the partition's own, and not
+	// that of all partitions.
+	Own bool `json:"own,omitempty"`
+	// FirstTxid is the oldest transaction kept, and Bytes the size of the log
+	// from there on.
+	FirstTxid     uint64 `json:"first_txid"`
+	HighWaterMark uint64 `json:"high_water_mark"`
+	Bytes         uint64 `json:"bytes"`
+	// Goes is what would go now, nil for nothing.
+	Goes *RetentionGoes `json:"goes,omitempty"`
+	// Holds and Warnings are texts for people: what keeps transactions that
+	// could go otherwise, and what may be meant otherwise.
+	Holds    []string `json:"holds,omitempty"`
+	Warnings []string `json:"warnings,omitempty"`
+	// Cursors are those of the policy.
+	Cursors []RetentionCursor `json:"cursors,omitempty"`
+	// ArchiveBehind is true if the archive is behind by more than its lag.
+	ArchiveBehind bool   `json:"archive_behind,omitempty"`
+	Error         *Error `json:"error,omitempty"`
+}
+
+// RetentionGoes are the oldest transactions of a partition up to LastTxid, of
+// which LastTime is the time.
+type RetentionGoes struct {
+	LastTxid     uint64    `json:"last_txid"`
+	LastTime     time.Time `json:"last_time"`
+	Transactions uint64    `json:"transactions"`
+	Bytes        uint64    `json:"bytes"`
+}
+
+// RetentionCursor is a cursor that a policy names.
+type RetentionCursor struct {
+	Name string `json:"name"`
+	// Txid is the cursor's position, 0 if it does not exist.
+	Txid uint64 `json:"txid"`
+	// LagTransactions is how many transactions it has not passed, and
+	// LagSeconds for how long the oldest of them has been there.
+	LagTransactions uint64  `json:"lag_transactions"`
+	LagSeconds      float64 `json:"lag_seconds"`
+}
+
+// MaxRetentionCursors is the most cursors that a policy names.
+const MaxRetentionCursors = 32
 
 // ClusterStatus describes the cluster for operators, as one node sees it.
 type ClusterStatus struct {

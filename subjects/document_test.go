@@ -298,6 +298,7 @@ func TestDocumentedJSON(t *testing.T) {
 		"AdminRequest": new(subjects.AdminRequest), "AdminReply": new(subjects.AdminReply),
 		"BatchesRequest": new(subjects.BatchesRequest), "CursorsRequest": new(subjects.CursorsRequest), "CursorsReply": new(subjects.CursorsReply),
 		"TrimRequest": new(subjects.TrimRequest), "TrimReply": new(subjects.TrimReply),
+		"RetentionRequest": new(subjects.RetentionRequest), "RetentionQuery": new(subjects.RetentionQuery), "RetentionReply": new(subjects.RetentionReply),
 		"ClusterStatus": new(subjects.ClusterStatus), "RestoreRequest": new(subjects.RestoreRequest), "RestoreReply": new(subjects.RestoreReply),
 	}
 	text := document(t)

@@ -22,6 +22,9 @@ type Facts struct {
 	// Starts are the last starts of members, by the ids of their data
 	// directories.
 	Starts map[string]Start `json:"starts,omitempty"`
+	// Retention has the policies by which partitions are trimmed: by number,
+	// and under "*" that of all others.
+	Retention map[string]Retention `json:"retention,omitempty"`
 }
 
 // Start is one start of a node on its data directory. If an older copy of the
@@ -69,6 +72,7 @@ func Bootstrap(founders map[string]string, partitions, replicas int) Facts {
 func (f Facts) Clone() Facts {
 	f.Nodes = maps.Clone(f.Nodes)
 	f.Starts = maps.Clone(f.Starts)
+	f.Retention = maps.Clone(f.Retention)
 	f.Placement = slices.Clone(f.Placement)
 	for p := range f.Placement {
 		f.Placement[p] = slices.Clone(f.Placement[p])
@@ -136,6 +140,8 @@ const (
 	NoteStart  = "start"
 	// Recover makes a node the only member: the others are lost.
 	Recover = "recover"
+
+	SetRetention = "retention"
 )
 
 // Command is a change to the facts.
@@ -152,6 +158,10 @@ type Command struct {
 	// Placement, with any kind, has the new voters of the partitions that
 	// change.
 	Placement map[int][]string `json:"placement,omitempty"`
+	// Partition is a key of Facts.Retention, and Retention the policy there,
+	// nil if it is removed.
+	Partition string     `json:"partition,omitempty"`
+	Retention *Retention `json:"retention,omitempty"`
 }
 
 // ErrStale is returned for a command that was computed from an older version of
@@ -240,6 +250,10 @@ func (f *Facts) apply(c Command) error {
 		delete(f.Starts, f.Nodes[c.Node].ID)
 		delete(f.Nodes, c.Node)
 	case Place:
+	case SetRetention:
+		if err := f.setRetention(c); err != nil {
+			return err
+		}
 	default:
 		return fmt.Errorf("%w: kind %q is not known to this version", ErrCommand, c.Kind)
 	}

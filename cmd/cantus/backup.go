@@ -33,6 +33,7 @@ and AZURE_STORAGE_KEY.`
 type backupRunCmd struct {
 	To         string       `required:"" placeholder:"DIR|URL" env:"CANTUS_BACKUP_TO" help:"Where the backup is; a new one begins there if there is none."`
 	Every      duration     `placeholder:"TIME" env:"CANTUS_BACKUP_EVERY" help:"Go on, and bring it up to date this often, until interrupted. [default: once]"`
+	Cursor     token        `placeholder:"NAME" env:"CANTUS_BACKUP_CURSOR" help:"Move this cursor of each partition to the last transaction that is backed up, for retention policies."`
 	Partitions []partition  `name:"partition" placeholder:"P" help:"Only this partition; repeatable. [default: all]"`
 	HTTP       optionalAddr `name:"http" placeholder:"HOST:PORT" default:"off" env:"CANTUS_BACKUP_HTTP" help:"With --every: where /healthz and /metrics are; port 0 takes a free one."`
 	JSON       bool         `name:"json" help:"Print a JSON object for each run that found something new."`
@@ -47,12 +48,16 @@ A backup may be interrupted at any time: what was read is in it, and the next on
 write to one place. A log is refused if it does not continue the backup: it is another cluster's (a restored cluster is
 another one), or it was trimmed past the backup's end.
 
+With --cursor a retention policy can keep what is not backed up yet: see "cantus retention". The cursor itself is not part
+of the backup. Give each backup a cursor of its own.
+
 ` + storageHelp + `
 
 Examples:
 
   cantus backup --to /mnt/backup
   cantus backup --to 's3://bank-log?prefix=prod/' --every 10s --http :8223
+  cantus backup --to /mnt/backup --cursor archive
   cantus backup verify /mnt/backup
 
 Exit status: 1 if the backup is damaged or of another log, 4 if a partition has no leader; the others are backed up.`
@@ -94,7 +99,12 @@ func (c *backupRunCmd) Run(ctx context.Context, p *program) error {
 	if err := c.checkPartitions(ctx, l); err != nil {
 		return err
 	}
-	a := archiver{cmd: c, p: p, repository: repository, source: newBackupSource(l), log: logger, metrics: newBackupMetrics()}
+	source := newBackupSource(l)
+	source.cursor = string(c.Cursor)
+	a := archiver{cmd: c, p: p, repository: repository, source: source, log: logger, metrics: newBackupMetrics()}
+	if c.Cursor != "" {
+		a.cursor = newBackupCursor(string(c.Cursor), source, repository)
+	}
 	if c.Every == 0 {
 		return a.once(ctx)
 	}
@@ -127,6 +137,7 @@ type archiver struct {
 	source     backup.Source
 	log        *slog.Logger
 	metrics    *backupMetrics
+	cursor     *backupCursor // nil for none
 
 	shown time.Time // when progress was last shown
 }
@@ -165,8 +176,17 @@ func (a *archiver) once(ctx context.Context) error {
 		partitions = append(partitions, int(n))
 	}
 	slices.Sort(partitions)
-	result, err := a.repository.Run(ctx, a.source, backup.RunOptions{Partitions: slices.Compact(partitions), Progress: a.progress})
+	partitions = slices.Compact(partitions)
+	if a.cursor != nil {
+		if err := a.cursor.begin(ctx, partitions); err != nil {
+			return backupFailure(err)
+		}
+	}
+	result, err := a.repository.Run(ctx, a.source, backup.RunOptions{Partitions: partitions, Progress: a.progress})
 	a.metrics.added(result)
+	if a.cursor != nil && ctx.Err() == nil {
+		err = errors.Join(err, a.cursor.move(ctx, partitions, result.Manifest))
+	}
 	if result.Wrote || a.cmd.Every == 0 && result.Manifest.Generation > 0 && err == nil {
 		err = errors.Join(err, a.print(result, time.Since(began)))
 	}

@@ -23,6 +23,9 @@ type backupSource struct {
 	pause time.Duration
 	// patience is how long it asks again without an answer.
 	patience time.Duration
+	// cursor is one that is not backed up, "" for none: it says how far the
+	// backup reaches, which means nothing in a cluster that is restored.
+	cursor string
 }
 
 func newBackupSource(l *natsConn) *backupSource {
@@ -87,7 +90,11 @@ func (s *backupSource) Cursors(ctx context.Context, partition int) (all []subjec
 		if err != nil {
 			return nil, err
 		}
-		all = append(all, page.Cursors...)
+		for _, c := range page.Cursors {
+			if c.Name != s.cursor {
+				all = append(all, c)
+			}
+		}
 		if page.Next == "" {
 			return all, nil
 		}

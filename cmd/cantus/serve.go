@@ -57,6 +57,8 @@ type serveCmd struct {
 	ScrubRate     scrubRate `group:"limits" placeholder:"SIZE" default:"2MiB" env:"CANTUS_SCRUB_RATE" help:"Bytes a second that are read from the disk to find damage there; off for none."`
 	ScrubInterval duration  `group:"limits" placeholder:"TIME" default:"1h" env:"CANTUS_SCRUB_INTERVAL" help:"The least time between two readings of everything."`
 
+	RetentionInterval duration `group:"limits" placeholder:"TIME" default:"1m" env:"CANTUS_RETENTION_INTERVAL" help:"The least time between two trims of a partition by its retention policy."`
+
 	LogLevel  string `group:"log" enum:"debug,info,warn,error" placeholder:"LEVEL" default:"info" env:"CANTUS_LOG_LEVEL" help:"Lowest level to log, on standard error."`
 	LogFormat string `group:"log" enum:"text,json" placeholder:"FORMAT" default:"text" env:"CANTUS_LOG_FORMAT" help:"Form of the log."`
 }
@@ -225,7 +227,9 @@ func (c *serveCmd) options() (broker.Options, error) {
 		MinFreeBytes:    int64(c.Reserve),
 		ScrubRate:       int64(c.ScrubRate),
 		ScrubInterval:   time.Duration(c.ScrubInterval),
-		Version:         buildVersion(),
+
+		RetentionInterval: time.Duration(c.RetentionInterval),
+		Version:           buildVersion(),
 	}, err
 }
 

@@ -1,0 +1,338 @@
+package broker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/cantuslog/cantus/broker/cluster"
+	"github.com/cantuslog/cantus/broker/internal/natslink"
+	"github.com/cantuslog/cantus/raftstore"
+	"github.com/cantuslog/cantus/subjects"
+	"github.com/cantuslog/cantus/wal"
+)
+
+// retainer trims a partition by its policy, on its leader: a goroutine of each
+// session, run, looks every interval. It also says how far the
+// policy's cursors are behind, since a consumer or an archiver that has died
+// can't.
+type retainer struct {
+	partition int
+	log       *slog.Logger
+	store     *wal.Log
+	replica   *replica
+	group     *raftstore.Group
+	trim      func(ctx context.Context, may func(trimPoint) bool) (trimDone, error)
+	requests  *requestServer
+	facts     func() (cluster.Facts, <-chan struct{})
+	others    func(now time.Time) []time.Time // the clocks of other nodes
+	now       func() time.Time
+	steady    func() time.Duration // a clock that can't be set
+	interval  time.Duration
+	advise    func(event string, fields map[string]any)
+	lag       cursorLag
+
+	mu    sync.Mutex
+	clock *believedClock // of this session
+	// behind is what the last advisory of this session said of the archive.
+	behind bool
+	warned bool // of the clock
+}
+
+// cursorLag are the gauges of how far the cursors of policies are behind.
+type cursorLag struct{ transactions, seconds *prometheus.GaugeVec }
+
+func newCursorLag(registry *prometheus.Registry) cursorLag {
+	gauge := func(name, help string) *prometheus.GaugeVec {
+		g := prometheus.NewGaugeVec(prometheus.GaugeOpts{Namespace: "cantus", Name: name, Help: help}, []string{"partition", "cursor"})
+		registry.MustRegister(g)
+		return g
+	}
+	return cursorLag{
+		transactions: gauge("retention_cursor_lag_transactions", "How many transactions a cursor of the partition's retention policy has not passed, as its leader sees it."),
+		seconds:      gauge("retention_cursor_lag_seconds", "For how long the oldest transaction has been there that the cursor has not passed."),
+	}
+}
+
+// clear removes the values of a partition.
+func (l *cursorLag) clear(partition int) {
+	of := prometheus.Labels{"partition": label(partition)}
+	l.transactions.DeletePartialMatch(of)
+	l.seconds.DeletePartialMatch(of)
+}
+
+// set shows the lag of a policy's cursors.
+func (l *cursorLag) set(partition int, cursors []subjects.RetentionCursor) {
+	l.clear(partition)
+	for _, c := range cursors {
+		l.transactions.WithLabelValues(label(partition), c.Name).Set(float64(c.LagTransactions))
+		l.seconds.WithLabelValues(label(partition), c.Name).Set(c.LagSeconds)
+	}
+}
+
+// firstWait spreads the partitions of a node over the interval: by the golden
+// ratio, so that no two are close.
+func (r *retainer) firstWait() time.Duration {
+	_, share := math.Modf(float64(r.partition+1) * (math.Sqrt(5) - 1) / 2)
+	return time.Duration(share * float64(r.interval))
+}
+
+// run trims the partition by its policy until ctx ends.
+func (r *retainer) run(ctx context.Context) {
+	r.begin()
+	defer r.lag.clear(r.partition)
+	for wait := r.firstWait(); ; wait = r.interval {
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(wait):
+		}
+		if err := r.step(ctx); err != nil && ctx.Err() == nil {
+			r.log.Warn("the partition was not trimmed by its policy", "err", err)
+		}
+	}
+}
+
+// begin begins a session.
+func (r *retainer) begin() {
+	var newest time.Time
+	r.replica.mu.Lock()
+	if r.replica.mark.Load() > 0 {
+		newest = time.Unix(0, r.replica.lastTime)
+	}
+	r.replica.mu.Unlock()
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.clock, r.behind = newBelievedClock(r.now(), newest, r.steady()), false
+}
+
+// step looks once, and trims what may go unless a trim was applied just before,
+// perhaps one of another leader.
+func (r *retainer) step(ctx context.Context) error {
+	facts, _ := r.facts()
+	policy, _, is := facts.RetentionOf(r.partition)
+	if !is || r.replica.position().restoring {
+		r.lag.clear(r.partition)
+		return nil
+	}
+	v, err := r.view(policy)
+	if err != nil {
+		return err
+	}
+	r.warnOfClock(v.clock)
+	r.lag.set(r.partition, v.cursors)
+	r.adviseArchive(policy, v)
+	if since := r.now().Sub(r.replica.lastTrim()); since >= 0 && since < r.interval {
+		return nil
+	}
+	if !v.moves(r.replica) {
+		return nil
+	}
+	_, err = r.trim(ctx, v.limits.may)
+	return err
+}
+
+// retentionView is what a policy means for the log at a moment.
+type retentionView struct {
+	limits  retentionLimits
+	clock   string // why ages are not measured by the leader's clock, "" if they are
+	cursors []subjects.RetentionCursor
+	behind  bool // the archive
+}
+
+// moves reports whether anything may go, as far as that is known without
+// reading the log.
+func (v *retentionView) moves(r *replica) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.mark.Load() < r.first { // only other entries are left
+		return r.bytes-r.baseBytes >= idleBytes
+	}
+	return v.limits.passed >= r.first
+}
+
+// idleBytes is how many bytes of other entries a log without transactions has
+// before they are worth a trim.
+const idleBytes = 1 << 20
+
+// view returns what a policy means for the log now.
+func (r *retainer) view(policy cluster.Retention) (v retentionView, err error) {
+	now := r.now()
+	r.mu.Lock()
+	if r.clock == nil {
+		r.clock = newBelievedClock(now, now, r.steady())
+	}
+	believed, why := r.clock.read(now, r.steady(), r.others(now))
+	r.mu.Unlock()
+	if policy.Age > 0 {
+		v.clock = why
+	}
+	r.replica.mu.Lock()
+	positions := map[string]uint64{}
+	for _, name := range policy.Cursors {
+		positions[name] = r.replica.cursors[name].Txid
+	}
+	v.limits = limitsOf(policy, believed, r.replica.bytes, r.replica.mark.Load(), positions)
+	r.replica.mu.Unlock()
+	for _, name := range policy.Cursors {
+		c := subjects.RetentionCursor{Name: name, Txid: positions[name]}
+		if c.Txid < v.limits.mark {
+			c.LagTransactions = v.limits.mark - c.Txid
+			since, err := r.timeOf(c.Txid + 1)
+			if err != nil {
+				return v, err
+			}
+			if since > 0 {
+				c.LagSeconds = max(0, now.Sub(time.Unix(0, since)).Seconds())
+			}
+		}
+		v.behind = v.behind || name == policy.Archive && c.LagSeconds > policy.ArchiveLag.Seconds()
+		v.cursors = append(v.cursors, c)
+	}
+	return v, nil
+}
+
+// timeOf returns the time of a transaction, in Unix nanoseconds, or of the
+// oldest one kept if it was trimmed; 0 if that is none.
+func (r *retainer) timeOf(txid uint64) (int64, error) {
+	for {
+		at := r.replica.position()
+		if txid = max(txid, at.first); txid > at.mark {
+			return 0, nil
+		}
+		for _, b := range r.store.Batches(txid, at.index) {
+			switch {
+			case b.Err == nil:
+				return b.Batch.Time + int64(txid-b.Batch.First), nil
+			case !errors.Is(b.Err, wal.ErrTrimmed) || r.replica.position().first == at.first:
+				return 0, fmt.Errorf("time of transaction %d: %w", txid, b.Err)
+			}
+		}
+	}
+}
+
+// warnOfClock logs that ages are no longer measured by the node's clock.
+func (r *retainer) warnOfClock(why string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if is := why != ""; is != r.warned {
+		if r.warned = is; is {
+			r.log.Warn("the partition is not trimmed by the age that the clock shows: see to the clock", "because", why)
+		}
+	}
+}
+
+// adviseArchive publishes that the archive has fallen behind, or has caught up
+// again.
+func (r *retainer) adviseArchive(policy cluster.Retention, v retentionView) {
+	r.mu.Lock()
+	changed := policy.Archive != "" && v.behind != r.behind
+	if changed {
+		r.behind = v.behind
+	}
+	r.mu.Unlock()
+	i := slices.IndexFunc(v.cursors, func(c subjects.RetentionCursor) bool { return c.Name == policy.Archive })
+	if !changed || i < 0 {
+		return
+	}
+	c := v.cursors[i]
+	r.advise("archive", map[string]any{
+		"partition": r.partition, "cursor": c.Name, "behind": v.behind, "txid": c.Txid,
+		"lag_transactions": c.LagTransactions, "lag_seconds": c.LagSeconds,
+	})
+	if v.behind {
+		r.log.Warn("the archive is behind: see to the process that backs the log up", "cursor", c.Name, "txid", c.Txid, "lag_transactions", c.LagTransactions,
+			"lag", time.Duration(c.LagSeconds*float64(time.Second)).Round(time.Second))
+	} else {
+		r.log.Info("the archive is no longer behind", "cursor", c.Name, "txid", c.Txid)
+	}
+}
+
+// serve describes how the partition is trimmed, and what would go now.
+func (r *retainer) serve(ctx context.Context, m *natslink.Message) error {
+	var q subjects.RetentionQuery
+	if err := smallJSON(m.Payload, &q); err != nil {
+		return err
+	}
+	facts, _ := r.facts()
+	policy, own, is := facts.RetentionOf(r.partition)
+	if q.Policy != nil {
+		var err error
+		if policy, err = retentionPolicy(q.Policy); err != nil {
+			return err
+		}
+		is = true
+	}
+	if err := r.group.VerifyLeader(ctx, r.requests.term()); err != nil {
+		return err
+	}
+	if r.replica.position().restoring {
+		return errRestoring(r.partition)
+	}
+	reply := r.describe()
+	if is {
+		reply.Policy, reply.Own, reply.Warnings = shownPolicy(policy), own, policyWarnings(policy)
+		if err := r.explain(&reply, policy); err != nil {
+			return err
+		}
+	}
+	r.requests.answer(natslink.AppendPub(nil, m.Reply, mustJSON(reply)))
+	return nil
+}
+
+// describe returns what is kept.
+func (r *retainer) describe() subjects.RetentionReply {
+	r.replica.mu.Lock()
+	defer r.replica.mu.Unlock()
+	return subjects.RetentionReply{
+		Partition: r.partition, FirstTxid: r.replica.first, HighWaterMark: r.replica.mark.Load(), Bytes: r.replica.bytes - r.replica.basePoint().bytes,
+	}
+}
+
+// explain adds what a policy would trim now, and what it would not.
+func (r *retainer) explain(reply *subjects.RetentionReply, policy cluster.Retention) error {
+	v, err := r.view(policy)
+	if err != nil {
+		return err
+	}
+	reply.Cursors, reply.ArchiveBehind = v.cursors, v.behind
+	due, _, err := r.replica.lastPointThat(v.limits.due)
+	if err != nil {
+		return err
+	}
+	held := r.replica.certifier.oldestID()
+	goes, found, err := r.replica.lastPointThat(func(p trimPoint) bool { return v.limits.may(p) && (held == 0 || p.Txid < held) })
+	if err != nil {
+		return err
+	}
+	base := reply.FirstTxid - 1
+	if found && goes.Txid > base {
+		reply.Goes = &subjects.RetentionGoes{
+			LastTxid: goes.Txid, LastTime: time.Unix(0, goes.time).UTC(), Transactions: goes.Txid - base,
+			Bytes: reply.Bytes - min(reply.Bytes, v.limits.size-min(v.limits.size, goes.bytes)),
+		}
+	}
+	if v.clock != "" {
+		reply.Holds = append(reply.Holds, v.clock)
+	}
+	for _, c := range v.cursors {
+		switch {
+		case c.Txid == 0 && v.limits.mark == 0:
+		case c.Txid == 0:
+			reply.Holds = append(reply.Holds, fmt.Sprintf("the cursor %s does not exist: everything is kept for it", c.Name))
+		case c.Txid < due.Txid:
+			reply.Holds = append(reply.Holds, fmt.Sprintf("the cursor %s is at %d: the transactions from %d to %d, which could go, are kept for it", c.Name, c.Txid, max(c.Txid, base)+1, due.Txid))
+		}
+	}
+	if held > 0 && held <= min(due.Txid, v.limits.passed) {
+		reply.Holds = append(reply.Holds, fmt.Sprintf("the message id of transaction %d still counts: ids are remembered for %v", held, r.replica.window))
+	}
+	return nil
+}
