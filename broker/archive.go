@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"time"
 
 	"golang.org/x/sync/semaphore"
 
@@ -19,7 +20,8 @@ type Archive interface {
 	// Batches returns some batches of a partition as they were in the log, in
 	// order, of which the first has the transaction from. They must be of the
 	// log whose chain of batches has the digest of base after base.Txid, which
-	// is not before from. The error wraps [ErrNotArchived] if the archive does
+	// is not before from. If ctx ends first, what was asked for should be there
+	// soon after. The error wraps [ErrNotArchived] if the archive does
 	// not have them, and is another one if it can't be read at the moment.
 	Batches(ctx context.Context, partition int, from uint64, base wal.Base) ([]wal.Batch, error)
 	// First returns the oldest transaction that the archive has of a partition,
@@ -35,6 +37,10 @@ var ErrNotArchived = errors.New("broker: not in the archive")
 // Each may hold a part of the archive in memory, for as long as its client
 // takes.
 const archiveReads = 4
+
+// archivePatience is how long a read waits for the archive. What takes longer
+// is there when the client asks again.
+const archivePatience = 2 * time.Second
 
 // archived are the trimmed transactions of one partition.
 type archived struct {
@@ -86,7 +92,9 @@ func (a *archived) batches(ctx context.Context, from uint64, at position) ([]wal
 	if a.archive == nil {
 		return nil, wal.ErrTrimmed
 	}
-	all, err := a.archive.Batches(ctx, a.partition, from, at.base)
+	patient, cancel := context.WithTimeout(ctx, archivePatience)
+	defer cancel()
+	all, err := a.archive.Batches(patient, a.partition, from, at.base)
 	if err == nil && (len(all) == 0 || all[0].First > from || all[0].Last() < from) {
 		err = fmt.Errorf("%w: it has not returned transaction %d", ErrNotArchived, from)
 	}

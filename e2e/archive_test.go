@@ -18,18 +18,7 @@ import (
 // A cluster that is trimmed is read from its first transaction on, out of its
 // archive, on each node, and while leaders are killed.
 func TestClusterArchive(t *testing.T) {
-	dir := t.TempDir()
-	to := filepath.Join(dir, "backup")
-	c := startCluster(t, 3, "--partitions", "1", "--msg-ids", "1", "--archive", to)
-	load := startLoad(c, 1)
-	client := c.dial(c.nodes[0].name)
-	c.awaitMark(client, 0, testkit.Sized[uint64](300, 1500, 20_000))
-	load.stop(t)
-	before := drain(t, client, 0)
-	c.backUp(t, to)
-	keep := uint64(len(before)) - 20
-	c.trimTo(t, client, keep)
-	c.mustKeep(client, 0, "later")
+	c, client, before := startTrimmed(t, filepath.Join(t.TempDir(), "backup"))
 	if info := archivedFrom(t, client); info != 1 {
 		t.Errorf("info says that reads go on in the archive down to txid %d", info)
 	}
@@ -45,8 +34,25 @@ func TestClusterArchive(t *testing.T) {
 		same(n.name, drainReplica(t, c.dialOnly(n)))
 	}
 	for range testkit.Sized(1, 1, 5) {
-		c.readWhileLeadersAreKilled(t, filepath.Join(dir, "export"), len(before)+1)
+		c.readWhileLeadersAreKilled(t, filepath.Join(t.TempDir(), "export"), len(before)+1)
 	}
+}
+
+// startTrimmed starts a cluster whose archive has the beginning of its only
+// partition. It returns what was in the log before it was trimmed; there is one
+// transaction more now.
+func startTrimmed(t *testing.T, to string) (c *cluster, client *workload.Client, before []*nats.Msg) {
+	t.Helper()
+	c = startCluster(t, 3, "--partitions", "1", "--msg-ids", "1", "--archive", to)
+	load := startLoad(c, 1)
+	client = c.dial(c.nodes[0].name)
+	c.awaitMark(client, 0, testkit.Sized[uint64](300, 1500, 20_000))
+	load.stop(t)
+	before = drain(t, client, 0)
+	c.backUp(t, to)
+	c.trimTo(t, client, uint64(len(before))-20)
+	c.mustKeep(client, 0, "later")
+	return c, client, before
 }
 
 // trimTo trims partition 0 so that it begins with a transaction.

@@ -4,8 +4,10 @@ package e2e_test
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -103,4 +105,49 @@ func TestS3Backup(t *testing.T) {
 		t.Errorf("with a flipped byte: %d, %s%s", code, stdout, stderr)
 	}
 	load.check(t)
+}
+
+// Reads go on in an archive that is in a real object store. While the store is
+// away they are refused, and what is kept is read.
+func TestS3Archive(t *testing.T) {
+	s := testkit.StartS3(t)
+	for _, variable := range s.Env {
+		name, value, _ := strings.Cut(variable, "=")
+		if err := os.Setenv(name, value); err != nil { // for nodes; tests that run in parallel have no Setenv
+			t.Fatal(err)
+		}
+	}
+	c, client, before := startTrimmed(t, s.URL("archive"))
+	checkRestoredLog(t, before, drain(t, client, 0)[:len(before)])
+	leader, err := c.leader(t.Context(), client, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.Kill()
+	other := c.without(leader)
+	if err := errors.Join(other.stop(), other.start()); err != nil { // which forgets what it has read
+		t.Fatal(err)
+	}
+	replica := c.dialOnly(other)
+	replica.Limit = patience // a node waits a while for the store
+	got, end, refused, err := replica.ReadFrom(t.Context(), "replica.read", 0, map[string]any{"from": 1})
+	if err != nil || refused == nil || refused.Reason != "unavailable" {
+		t.Errorf("without the store, a read has %d transactions, %+v, %+v, %v", len(got), end, refused, err)
+	}
+	got, _, refused, err = replica.ReadFrom(t.Context(), "replica.read", 0, map[string]any{"from": len(before)})
+	if err != nil || refused != nil || len(got) != 2 {
+		t.Errorf("without the store, what is kept is read as %d transactions, %+v, %v", len(got), refused, err)
+	}
+	s.Start()
+	err = c.until(t.Context(), "read again", func(ctx context.Context) string {
+		_, _, refused, err := replica.ReadFrom(ctx, "replica.read", 0, map[string]any{"from": 1, "max": 1})
+		if err != nil || refused != nil {
+			return fmt.Sprintf("%+v, %v", refused, err)
+		}
+		return ""
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	checkRestoredLog(t, before, drainReplica(t, replica)[:len(before)])
 }

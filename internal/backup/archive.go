@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"golang.org/x/sync/semaphore"
+	"golang.org/x/sync/singleflight"
 
 	"github.com/cantuslog/cantus/wal"
 )
@@ -26,6 +27,7 @@ type Archive struct {
 	repository *Repository
 	now        func() time.Time
 	loads      *semaphore.Weighted
+	reads      singleflight.Group // by the name of what is read
 
 	mu       sync.Mutex // guards the fields below
 	manifest *Manifest
@@ -58,6 +60,9 @@ const (
 	archiveSegments = 3
 	// archiveRead is the least time between two reads of the manifest.
 	archiveRead = time.Second
+	// archiveTime bounds how long the storage is waited for. A caller may give
+	// up before: what it has asked for is read all the same, for the next one.
+	archiveTime = time.Minute
 )
 
 // NewArchive returns the archive in a repository.
@@ -67,14 +72,32 @@ func NewArchive(r *Repository) *Archive {
 
 // Refresh reads the manifest if there is a newer one.
 func (a *Archive) Refresh(ctx context.Context) error {
-	m, err := a.repository.Newest(ctx)
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	a.read = a.now()
-	if err == nil {
-		a.manifest = m
-	}
+	_, err := a.once(ctx, manifestPrefix, func(ctx context.Context) (loaded, error) {
+		m, err := a.repository.Newest(ctx)
+		a.mu.Lock()
+		defer a.mu.Unlock()
+		a.read = a.now()
+		if err == nil {
+			a.manifest = m
+		}
+		return loaded{}, err
+	})
 	return err
+}
+
+// once reads something, once for all that ask for it meanwhile.
+func (a *Archive) once(ctx context.Context, name string, do func(context.Context) (loaded, error)) (loaded, error) {
+	read := a.reads.DoChan(name, func() (any, error) {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), archiveTime)
+		defer cancel()
+		return do(ctx)
+	})
+	select {
+	case r := <-read:
+		return r.Val.(loaded), r.Err
+	case <-ctx.Done():
+		return loaded{}, ctx.Err()
+	}
 }
 
 // First returns the oldest transaction that the archive has of a partition, as
@@ -205,18 +228,20 @@ func (a *Archive) segment(ctx context.Context, p Partition, txid uint64) (loaded
 	if s, ok := a.cached(name, before); ok {
 		return s, nil
 	}
+	return a.once(ctx, name+" "+before.hex(), func(ctx context.Context) (loaded, error) { return a.load(ctx, p, i, before) })
+}
+
+// load reads a segment of a partition, which follows on a point of the chain.
+func (a *Archive) load(ctx context.Context, p Partition, i int, before chain) (loaded, error) {
+	s := loaded{name: p.Segments[i].Name, before: before}
 	if err := a.loads.Acquire(ctx, 1); err != nil {
 		return loaded{}, err
 	}
 	defer a.loads.Release(1)
-	if s, ok := a.cached(name, before); ok { // loaded meanwhile
-		return s, nil
-	}
 	object, err := a.repository.object(ctx, p.Segments[i])
 	if err != nil {
 		return loaded{}, err
 	}
-	s := loaded{name: name, before: before}
 	if s.batches, err = p.segment(i, object); err != nil {
 		return loaded{}, err
 	}
