@@ -144,7 +144,7 @@ func (e *HistoryError) Error() string {
 		return fmt.Sprintf("partition %d: what was applied, up to transaction %d, is from cluster %s, of which this cluster, %s, has nothing: check the address, or begin from an empty state",
 			e.Partition, e.After, e.Had, e.Cluster)
 	}
-	return fmt.Sprintf("partition %d: what was applied, up to transaction %d, is from cluster %s; this cluster, %s, was restored from a backup, and has another history after transaction %d: "+
+	return fmt.Sprintf("partition %d: what was applied, up to transaction %d, is from cluster %s; this cluster, %s, was restored from a backup, recovered or promoted, and has another history after transaction %d: "+
 		"go on from a state that is not later than that",
 		e.Partition, e.After, e.Had, e.Cluster, e.Common)
 }
