@@ -1,19 +1,28 @@
 package wal
 
 import (
+	"cmp"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"github.com/dgraph-io/badger/v4"
 )
 
-// Badger rewrites the value log of which it believes most was deleted: it
-// copies what is left into the newest one, and then deletes the file. The copy
-// needs space, and Badger does not check that there is any.
+// Badger rewrites the value log with the most deleted bytes, by its own count:
+// it copies what is left into the newest one, and then deletes the file. The
+// copy needs space, and Badger does not check that there is any.
+//
+// Badger looks at that one file alone. A large one of which a third was deleted
+// would keep any number of small ones, which restarts leave behind, of which
+// nothing is left. So a file is also rewritten if less than half of it was
+// deleted, provided that with some of the files that come next at least half
+// was: together they free as much space as is copied.
 //
 // Badger counts the deleted bytes of each file in DISCARD while it compacts,
 // before the compaction itself is on disk. After a crash in between, it counts
@@ -25,8 +34,8 @@ import (
 const discardFile = "DISCARD"
 
 // discardRatio returns which part of a value log must be deleted for it to be
-// rewritten, from 0.5 to 1, such that there is space for the rest, and the most
-// bytes that this rest has. So a disk that is nearly full gets back the files
+// rewritten, such that there is space for the rest, and the most bytes that
+// this rest has. So a disk that is nearly full gets back the files
 // of which nothing is left. The error is badger.ErrNoRewrite if too little was
 // deleted, and wraps ErrNoSpace if there is no space to rewrite the file
 // that is next.
@@ -41,55 +50,77 @@ func (s *Store) discardRatio() (ratio float64, left int64, err error) {
 		return 0, 0, err
 	}
 	have = max(have-s.room.floor, least)
-	name, deleted, err := mostDiscarded(s.room.dir)
+	files, err := discards(s.room.dir)
 	if err != nil {
 		return 0, 0, err
 	}
-	if have >= size { // whatever is left of the file
-		if deleted < 0.5 {
-			return 0, 0, badger.ErrNoRewrite
-		}
-		return 0.5, size / 2, nil
+	if !worthRewriting(files) {
+		return 0, 0, badger.ErrNoRewrite
 	}
-	if left, err = s.leftIn(name); err != nil {
+	next := files[0]
+	ratio = min(0.5, 0.999*next.part()) // below what Badger compares it with
+	if have >= size {                   // whatever is left of the file
+		return ratio, next.size - int64(ratio*float64(next.size)), nil
+	}
+	if left, err = s.leftIn(next.name); err != nil {
 		return 0, 0, err
 	}
 	if left > have {
-		return 0, 0, fmt.Errorf("%w: %s are left of %s, and %s are free to copy them to", ErrNoSpace, mebibytes(left), name, mebibytes(have))
+		return 0, 0, fmt.Errorf("%w: %s are left of %s, and %s are free to copy them to", ErrNoSpace, mebibytes(left), next.name, mebibytes(have))
 	}
-	return max(0.5, 1-float64(have)/float64(size)), left, nil
+	return ratio, left, nil
 }
 
-// mostDiscarded returns the name of the value log that Badger rewrites next
-// and which part of it is deleted, by Badger's own count.
-func mostDiscarded(dir string) (name string, deleted float64, err error) {
+// discard is what Badger has counted of a value log.
+type discard struct {
+	name          string
+	size, deleted int64 // bytes
+}
+
+// part returns which part of the file is deleted, at most 1.
+func (d discard) part() float64 { return min(1, float64(d.deleted)/float64(d.size)) }
+
+// discards returns the value logs of which bytes were deleted, by Badger's own
+// count, in the order in which Badger rewrites them.
+func discards(dir string) (files []discard, err error) {
 	b, err := os.ReadFile(filepath.Join(dir, discardFile))
 	if err != nil {
-		return "", 0, err
+		return nil, err
 	}
-	var most uint64
 	for ; len(b) >= 16 && binary.BigEndian.Uint64(b) != 0; b = b[16:] {
-		n := binary.BigEndian.Uint64(b[8:])
-		if n <= most {
-			continue
-		}
-		file := fmt.Sprintf(valueLogName, binary.BigEndian.Uint64(b))
+		d := discard{name: fmt.Sprintf(valueLogName, binary.BigEndian.Uint64(b)), deleted: int64(min(binary.BigEndian.Uint64(b[8:]), math.MaxInt64))}
 		// Badger still counts for files that it has removed.
-		if info, err := os.Stat(filepath.Join(dir, file)); err == nil && info.Size() > 0 {
-			name, most, deleted = file, n, float64(n)/float64(info.Size())
+		if info, err := os.Stat(filepath.Join(dir, d.name)); err == nil && info.Size() > 0 && d.deleted > 0 {
+			d.size = info.Size()
+			files = append(files, d)
 		}
 	}
-	return name, deleted, nil
+	slices.SortStableFunc(files, func(a, b discard) int { return cmp.Compare(b.deleted, a.deleted) })
+	return files, nil
+}
+
+// worthRewriting reports whether the first of files, or the first few of them
+// together, are half deleted.
+func worthRewriting(files []discard) bool {
+	var deleted, size int64
+	for _, d := range files {
+		deleted, size = deleted+min(d.deleted, d.size), size+d.size
+		if deleted*2 >= size {
+			return true
+		}
+	}
+	return false
 }
 
 // mayRewrite returns an error if Badger must not rewrite the value log that it
 // would rewrite next: it takes the first entry that is not whole for the file's
 // end, and would delete the file with what follows.
 func (s *Store) mayRewrite(ratio float64) error {
-	name, deleted, err := mostDiscarded(s.room.dir)
-	if err != nil || deleted < ratio {
+	files, err := discards(s.room.dir)
+	if err != nil || len(files) == 0 || files[0].part() < ratio {
 		return err // Badger does not rewrite it
 	}
+	name := files[0].name
 	path := filepath.Join(s.room.dir, name)
 	info, err := os.Stat(path)
 	if err != nil {

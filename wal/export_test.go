@@ -140,7 +140,13 @@ func ReplayOps(ops ...journal.Op) error {
 func At(dir string) *Store { return &Store{dir: dir} }
 
 // MostDiscarded returns the name of the value log that Badger rewrites next.
-var MostDiscarded = mostDiscarded
+func MostDiscarded(dir string) (name string, err error) {
+	files, err := discards(dir)
+	if err != nil || len(files) == 0 {
+		return "", err
+	}
+	return files[0].name, nil
+}
 
 // ApplyToLogs applies a frame without operations to the logs, as if the journal
 // had synced it.

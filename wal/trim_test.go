@@ -82,6 +82,43 @@ func TestTrimmedSpaceComesBackThroughRestarts(t *testing.T) {
 	}
 }
 
+// TestALargeValueLogKeepsNoSmallOnes leaves a large value log of which a part
+// was deleted, and small ones, as restarts leave them behind, of which nothing
+// is needed.
+func TestALargeValueLogKeepsNoSmallOnes(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	opts := small()
+	opts.SegmentSize = 1 << 20
+	const entry = 4 << 10
+	s := openStore(t, dir, opts)
+	appendMany(t, s.Log(0), 100, entry) // in one value log: two thirds are group 1's
+	appendMany(t, s.Log(1), 150, entry)
+	for range 8 { // in one each: less than in the first
+		s.WaitApplied()
+		if err := s.Close(); err != nil {
+			t.Fatal(err)
+		}
+		s = openStore(t, dir, opts)
+		appendMany(t, s.Log(0), 50, entry)
+	}
+	s.WaitApplied()
+	if err := s.Log(0).TrimHead(s.Log(0).LastIndex() - 1); err != nil {
+		t.Fatal(err)
+	}
+	logs := func() int {
+		names, err := filepath.Glob(filepath.Join(dir, "store", "*.vlog"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return len(names)
+	}
+	testkit.Until(t, "the small value logs are gone", func() bool { return logs() <= 3 })
+	if r := wal.VerifyLog(s.Log(1), wal.Base{}); r.Err != nil || r.LastTxid != 150 {
+		t.Fatalf("report %+v", r)
+	}
+}
+
 // TestTrimmedSpaceComesBackWithLittleSpaceLeft trims a log on a disk that has
 // less space left than a value log takes: it must still be freed.
 func TestTrimmedSpaceComesBackWithLittleSpaceLeft(t *testing.T) {
