@@ -8,6 +8,7 @@ import (
 	"flag"
 	"fmt"
 	"math/rand/v2"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -131,6 +132,12 @@ func (f *powerless) round(op powerOperation) bool {
 	var names []string
 	for _, n := range victims {
 		names = append(names, n.name)
+		// A sync during the cut returns nil here, and the node would acknowledge
+		// what it then loses. When the power really fails, no node is left to do
+		// that.
+		if err := f.pauseThreads(n); !errors.Is(err, os.ErrProcessDone) {
+			fail(err)
+		}
 		f.disks[n.name].Cut()
 	}
 	for _, n := range victims {
@@ -318,4 +325,33 @@ func (f *powerless) isMember(name string) (member bool, err error) {
 		return ""
 	})
 	return member, err
+}
+
+// pauseThreads pauses a node, and returns when none of its process's threads
+// runs any more: each is stopped, or in a system call that it does not return
+// from.
+func (f *powerless) pauseThreads(n *node) error {
+	if err := n.pause(); err != nil {
+		return err
+	}
+	pattern := fmt.Sprintf("/proc/%d/task/*/stat", n.running().cmd.Process.Pid)
+	return f.until(f.t.Context(), n.name+" stopped", func(context.Context) string {
+		threads, err := filepath.Glob(pattern)
+		if err != nil {
+			return err.Error()
+		}
+		for _, path := range threads {
+			// The state is behind the name, which is in parentheses.
+			if stat, err := os.ReadFile(path); err == nil && !strings.Contains("TtDZX", state(string(stat))) {
+				return "a thread in state " + state(string(stat))
+			}
+		}
+		return ""
+	})
+}
+
+// state returns the letter of a thread's state in its stat file.
+func state(stat string) string {
+	_, rest, _ := strings.Cut(stat, ") ")
+	return rest[:min(1, len(rest))]
 }
