@@ -44,8 +44,7 @@ var retiredWords = []retired{
 	},
 	{
 		pattern: `\b(un)?[sS]ettl(e|es|ed|er|ing)([A-Z]\w*)?\b|[a-z]Settl`, instead: "complete, answer, resolve; converge, placed",
-		legit: `--settle\b|\bSettle time\.Duration|\bSettle < 0|"negative settling"|[a-z]\.Settle\b`,
-		bad:   "c.settle()\nthe settler\nunsettled\nTestCloseSettlesIt", good: "setTLS\ncantus bench failover --settle 2s",
+		bad: "c.settle()\nthe settler\nunsettled\nTestCloseSettlesIt", good: "setTLS",
 	},
 	{
 		pattern: `\b[rR]oster|[cC]ontestant|\b[sS]eats?\b|\b[sS]ittings?\b|\bdues\b`, instead: "request pool; system under test; worker configuration; run; schedule",
@@ -122,8 +121,8 @@ var retiredWords = []retired{
 	},
 	{
 		pattern: `[dD]isput|[aA]ccus(er|ed|es)\b|\b[dD]istrust`, instead: "halt, halted; reporter; reject",
-		legit: `node_messages_distrusted_total|"distrustful"`,
-		bad:   "f.endDispute()\nits accuser\ng.distrust(err)", good: "cantus_node_messages_distrusted_total",
+		legit: `"distrustful"`,
+		bad:   "f.endDispute()\nits accuser\ng.distrust(err)",
 	},
 	{
 		pattern: `[a-z]Claims\b|\bclaims(Version|InTransit)\b|\b(its|their|other's|peer's|dialer's|node's|malformed|newer) claims?\b`,

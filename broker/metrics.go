@@ -42,7 +42,7 @@ func newMetrics() *metrics {
 		appended: counter("transactions_committed_total", "Transactions that this node has committed as a leader.", byPartition...),
 		refusals: counter("requests_refused_total", "Requests that were refused, by the reason that the client was given.", "partition", "reason"),
 		batches:  counter("batches_committed_total", "Batches (Raft entries) that this node has committed as a leader.", byPartition...),
-		rejected: counter("node_messages_distrusted_total", "Messages for nodes that were not believed, by what is wrong with them.", "what"),
+		rejected: counter("node_messages_rejected_total", "Messages for nodes that were not believed, by what is wrong with them.", "what"),
 		bytes:    counter("batch_bytes_total", "Bytes of the batches committed.", byPartition...),
 		reads:    counter("reads_total", "Reads that were answered.", byPartition...),
 		sent:     counter("transactions_read_total", "Transactions that reads were answered with.", byPartition...),

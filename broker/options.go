@@ -224,7 +224,7 @@ func (o Options) withDefaults() (Options, error) {
 		{"queue bytes", int64(o.QueueBytes), 1 << 16, 1 << 34},
 		{"cache bytes", int64(o.CacheBytes), 1 << 16, 1 << 36},
 		{"free bytes (--reserve)", o.MinFreeBytes, 0, 1 << 50},
-		{"election timeout (--heartbeat) in milliseconds", int64(o.ElectionTimeout / time.Millisecond), 20, 60_000},
+		{"election timeout (--election-timeout) in milliseconds", int64(o.ElectionTimeout / time.Millisecond), 20, 60_000},
 		{"catch-up rate in bytes a second", o.CatchUpRate, 1 << 20, 1 << 40},
 		{"scrub rate in bytes a second", max(o.ScrubRate, 1<<10), 1 << 10, 1 << 40},
 		{"scrub interval in seconds", int64((o.ScrubInterval + time.Second - 1) / time.Second), 1, 366 * 86_400},

@@ -19,32 +19,59 @@ type query struct {
 	lock     string
 	payload  bool
 	packed   bool
-	cluster  string // from which the client has what is before from
+	cluster  string // from which the client read the transactions before from
 	limit    uint64 // the last transaction that may be shown, 0 for no limit
+}
+
+// readBody is the body of a read. What is nil was left out.
+type readBody struct {
+	From        *uint64  `json:"from"`
+	FromTime    *string  `json:"from_time"`
+	Max         *int     `json:"max"`
+	MaxBytes    *int     `json:"max_bytes"`
+	Wait        *string  `json:"wait"`
+	Kinds       []string `json:"kinds"`
+	Lock        *string  `json:"lock"`
+	HeadersOnly bool     `json:"headers_only"`
+	Packed      bool     `json:"packed"`
+	Cluster     *string  `json:"cluster"`
 }
 
 func parseQuery(body []byte) (query, error) {
 	q := query{from: 1, fromTime: math.MinInt64, max: subjects.DefaultReadCount, maxBytes: subjects.DefaultReadBytes, payload: true}
-	var r struct {
-		From        *uint64  `json:"from"`
-		FromTime    *string  `json:"from_time"`
-		Max         *int     `json:"max"`
-		MaxBytes    *int     `json:"max_bytes"`
-		Wait        *string  `json:"wait"`
-		Kinds       []string `json:"kinds"`
-		Lock        *string  `json:"lock"`
-		HeadersOnly bool     `json:"headers_only"`
-		Packed      bool     `json:"packed"`
-		Cluster     *string  `json:"cluster"`
-	}
+	var r readBody
 	if len(body) > subjects.MaxReadBody {
 		return q, subjects.Errorf(subjects.TooLarge, "the body has %d bytes: at most %d are allowed", len(body), subjects.MaxReadBody)
 	}
 	if err := strictJSON(body, &r); err != nil {
 		return q, err
 	}
-	bad := func(format string, args ...any) (query, error) {
-		return q, subjects.Errorf(subjects.BadRequest, format, args...)
+	if err := q.bound(&r); err != nil {
+		return q, err
+	}
+	if err := q.only(r.Kinds); err != nil {
+		return q, err
+	}
+	if r.Lock != nil {
+		if err := subjects.CheckLock(*r.Lock); err != nil {
+			return q, err
+		}
+		q.lock = *r.Lock
+	}
+	if r.Cluster != nil {
+		if err := checkClusterID(*r.Cluster); err != nil {
+			return q, err
+		}
+		q.cluster = *r.Cluster
+	}
+	q.payload, q.packed = !r.HeadersOnly, r.Packed
+	return q, nil
+}
+
+// bound sets where the query begins, and how much it may return and wait.
+func (q *query) bound(r *readBody) error {
+	bad := func(format string, args ...any) error {
+		return subjects.Errorf(subjects.BadRequest, format, args...)
 	}
 	if r.From != nil {
 		if q.from = *r.From; q.from == 0 {
@@ -75,23 +102,7 @@ func parseQuery(body []byte) (query, error) {
 		}
 		q.wait = d
 	}
-	if err := q.only(r.Kinds); err != nil {
-		return q, err
-	}
-	if r.Lock != nil {
-		if err := subjects.CheckLock(*r.Lock); err != nil {
-			return q, err
-		}
-		q.lock = *r.Lock
-	}
-	if r.Cluster != nil {
-		if err := checkClusterID(*r.Cluster); err != nil {
-			return q, err
-		}
-		q.cluster = *r.Cluster
-	}
-	q.payload, q.packed = !r.HeadersOnly, r.Packed
-	return q, nil
+	return nil
 }
 
 // only limits the query to some kinds, unless none are named.

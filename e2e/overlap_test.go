@@ -36,7 +36,7 @@ func overlapRounds() int {
 // to three replicas, through a node that may lead or not: the first wins, and
 // the second is refused for it.
 func TestClusterOverlapInFlight(t *testing.T) {
-	c := startCluster(t, 3, "--partitions", "1", "--heartbeat", "3s") // no node is to stand for election on a slow machine
+	c := startCluster(t, 3, "--partitions", "1", "--election-timeout", "3s") // no node is to stand for election on a slow machine
 	round := 0
 	for i, pair := range overlaps {
 		t.Run(pair.name, func(t *testing.T) {

@@ -41,7 +41,7 @@ func undisturbed(t *testing.T, c *cluster, during func(*testing.T)) {
 
 // steady are arguments of clusters in which no node should stand for election
 // only because the machine is slow.
-var steady = []string{"--partitions", "2", "--heartbeat", "3s", "--msg-id-window", "30m"}
+var steady = []string{"--partitions", "2", "--election-timeout", "3s", "--msg-id-window", "30m"}
 
 // checkRejected starts a node, which must end with an error that has the words.
 func checkRejected(t *testing.T, n *node, words ...string) {

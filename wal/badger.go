@@ -214,14 +214,9 @@ func (s *Store) reclaim() (more bool, err error) {
 	if err := s.Failed(); err != nil {
 		return false, err
 	}
-	var unmerged error
-	if s.muchDeleted() {
-		if unmerged = s.roomToCompact(); unmerged == nil {
-			unmerged = s.compact()
-		}
-		if unmerged != nil && !errors.Is(unmerged, ErrNoSpace) {
-			return false, unmerged
-		}
+	unmerged := s.mergeDeleted() // without space for that, others may do
+	if unmerged != nil && !errors.Is(unmerged, ErrNoSpace) {
+		return false, unmerged
 	}
 	ratio, left, err := s.discardRatio()
 	if errors.Is(err, badger.ErrNoRewrite) {
@@ -270,6 +265,18 @@ func (s *Store) reclaim() (more bool, err error) {
 		return false, unmerged
 	}
 	return true, nil
+}
+
+// mergeDeleted merges tables if enough was deleted. The error wraps ErrNoSpace
+// if there is no space for that.
+func (s *Store) mergeDeleted() error {
+	if !s.muchDeleted() {
+		return nil
+	}
+	if err := s.roomToCompact(); err != nil {
+		return err
+	}
+	return s.compact()
 }
 
 // muchDeleted reports whether enough was deleted for a compaction: at least a

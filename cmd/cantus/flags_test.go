@@ -18,7 +18,7 @@ var samples = map[string]string{
 	"scrub-rate": "1MiB", "scrub-interval": "2h", "retention-interval": "90s",
 	"log-level": "debug", "log-format": "json", "pprof": "true",
 	"cluster": "127.0.0.1:7003", "routes": "10.0.0.2:6222,10.0.0.3:6222", "raft": "127.0.0.1:7004", "raft-advertise": "n7.example:7004",
-	"bootstrap": "n7,n8,n9", "replicas": "5", "standby": "true", "heartbeat": "1s", "catch-up-rate": "32MiB",
+	"bootstrap": "n7,n8,n9", "replicas": "5", "standby": "true", "election-timeout": "1s", "catch-up-rate": "32MiB",
 	"cluster-secret": "0123456789abcdef0123456789abcdef", "cluster-secret-file": "FILE", "insecure": "true",
 }
 

@@ -34,18 +34,18 @@ type serveCmd struct {
 	Account     string       `placeholder:"NAME" env:"CANTUS_ACCOUNT" help:"NATS account that the subjects live in, where --nats-config has accounts. [default the global account]"`
 	Credentials string       `placeholder:"FILE" env:"CANTUS_CREDENTIALS" type:"existingfile" help:"NATS credentials for the node's own connections, where --nats-config has operators."`
 
-	ClusterListen listenAddr   `group:"cluster" name:"cluster" placeholder:"HOST:PORT" env:"CANTUS_CLUSTER" help:"NATS route port, where the other nodes connect."`
-	Routes        addresses    `group:"cluster" placeholder:"HOST:PORT,…" env:"CANTUS_ROUTES" help:"Route ports of other nodes, separated by commas; one is enough, NATS gossips the rest."`
-	Raft          listenAddr   `group:"cluster" placeholder:"HOST:PORT" env:"CANTUS_RAFT" help:"Replication port; the other nodes learn it over NATS. [default the host of --cluster and a free port]"`
-	RaftAdvertise addresses    `group:"cluster" placeholder:"HOST:PORT" env:"CANTUS_RAFT_ADVERTISE" help:"What the other nodes dial, where it differs from --raft."`
-	Bootstrap     nodeNames    `group:"cluster" placeholder:"NAME,…" env:"CANTUS_BOOTSTRAP" help:"The founding nodes, the same on each of them; used only while the data directory is new. Without it a new node waits to be added."`
-	ClusterSecret string       `group:"cluster" hidden:"" placeholder:"TOKEN" env:"CANTUS_CLUSTER_SECRET" help:"The token itself; on a command line others on the machine can read it."`
-	SecretFile    string       `group:"cluster" name:"cluster-secret-file" placeholder:"FILE" env:"CANTUS_CLUSTER_SECRET_FILE" type:"existingfile" help:"File with a token of at least 32 characters, the same on every node: they prove with it that they belong together. Needed only until the data directory is founded, which keeps it. CANTUS_CLUSTER_SECRET takes the token itself."`
-	Insecure      bool         `group:"cluster" env:"CANTUS_INSECURE" help:"Open the client port and the route port to whoever reaches them: without it they listen on loopback only, unless --nats-config asks clients for something, and nodes share a token, a password or certificates."`
-	Replicas      replicaCount `group:"cluster" placeholder:"N" default:"3" env:"CANTUS_REPLICAS" help:"Replicas of a partition, 1, 3 or 5, or as many as there are nodes; fixed when the cluster is founded."`
-	Standby       bool         `group:"cluster" env:"CANTUS_STANDBY" help:"Once added, follow every partition without a vote."`
-	Heartbeat     duration     `group:"cluster" placeholder:"TIME" default:"500ms" env:"CANTUS_HEARTBEAT" help:"The election timeout: how long a follower hears nothing from its leader before it stands for election."`
-	CatchUpRate   byteSize     `group:"cluster" placeholder:"SIZE" default:"16MiB" env:"CANTUS_CATCH_UP_RATE" help:"Bytes a second that are sent, at most, to replicas that are far behind."`
+	ClusterListen   listenAddr   `group:"cluster" name:"cluster" placeholder:"HOST:PORT" env:"CANTUS_CLUSTER" help:"NATS route port, where the other nodes connect."`
+	Routes          addresses    `group:"cluster" placeholder:"HOST:PORT,…" env:"CANTUS_ROUTES" help:"Route ports of other nodes, separated by commas; one is enough, NATS gossips the rest."`
+	Raft            listenAddr   `group:"cluster" placeholder:"HOST:PORT" env:"CANTUS_RAFT" help:"Replication port; the other nodes learn it over NATS. [default the host of --cluster and a free port]"`
+	RaftAdvertise   addresses    `group:"cluster" placeholder:"HOST:PORT" env:"CANTUS_RAFT_ADVERTISE" help:"What the other nodes dial, where it differs from --raft."`
+	Bootstrap       nodeNames    `group:"cluster" placeholder:"NAME,…" env:"CANTUS_BOOTSTRAP" help:"The founding nodes, the same on each of them; used only while the data directory is new. Without it a new node waits to be added."`
+	ClusterSecret   string       `group:"cluster" hidden:"" placeholder:"TOKEN" env:"CANTUS_CLUSTER_SECRET" help:"The token itself; on a command line others on the machine can read it."`
+	SecretFile      string       `group:"cluster" name:"cluster-secret-file" placeholder:"FILE" env:"CANTUS_CLUSTER_SECRET_FILE" type:"existingfile" help:"File with a token of at least 32 characters, the same on every node: they prove with it that they belong together. Needed only until the data directory is founded, which keeps it. CANTUS_CLUSTER_SECRET takes the token itself."`
+	Insecure        bool         `group:"cluster" env:"CANTUS_INSECURE" help:"Open the client port and the route port to whoever reaches them: without it they listen on loopback only, unless --nats-config asks clients for something, and nodes share a token, a password or certificates."`
+	Replicas        replicaCount `group:"cluster" placeholder:"N" default:"3" env:"CANTUS_REPLICAS" help:"Replicas of a partition, 1, 3 or 5, or as many as there are nodes; fixed when the cluster is founded."`
+	Standby         bool         `group:"cluster" env:"CANTUS_STANDBY" help:"Once added, follow every partition without a vote."`
+	ElectionTimeout duration     `group:"cluster" placeholder:"TIME" default:"500ms" env:"CANTUS_ELECTION_TIMEOUT" help:"How long a follower hears nothing from its leader before it stands for election."`
+	CatchUpRate     byteSize     `group:"cluster" placeholder:"SIZE" default:"16MiB" env:"CANTUS_CATCH_UP_RATE" help:"Bytes a second that are sent, at most, to replicas that are far behind."`
 
 	Locks       count    `group:"limits" placeholder:"N" default:"1000000" env:"CANTUS_LOCKS" help:"Recorded locks that a partition knows exactly; about 100 bytes of memory each."`
 	MsgIDs      count    `group:"limits" name:"msg-ids" placeholder:"N" default:"1000000" env:"CANTUS_MSG_IDS" help:"Message ids that a partition remembers at most; about 100 bytes of memory each."`
@@ -217,7 +217,7 @@ func (c *serveCmd) options() (broker.Options, error) {
 		Insecure:        c.Insecure,
 		Replicas:        int(c.Replicas),
 		Standby:         c.Standby,
-		ElectionTimeout: time.Duration(c.Heartbeat),
+		ElectionTimeout: time.Duration(c.ElectionTimeout),
 		CatchUpRate:     int64(c.CatchUpRate),
 		MaxLocks:        int(c.Locks),
 		MaxMsgIDs:       int(c.MsgIDs),

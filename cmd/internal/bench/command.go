@@ -47,7 +47,7 @@ type Command struct {
 
 	Kills  int           `placeholder:"N" default:"5" help:"How often failover ends the leader."`
 	Signal string        `placeholder:"SIGNAL" enum:"KILL,TERM" default:"KILL" help:"How failover ends the leader: KILL as a crash would, TERM as an operator would."`
-	Settle time.Duration `placeholder:"TIME" default:"2s" help:"How long failover waits between a node's return and the next kill."`
+	Pause  time.Duration `placeholder:"TIME" default:"2s" help:"How long failover waits between a node's return and the next kill."`
 
 	Keep        int64 `placeholder:"BYTES" help:"Trim Cantus's partitions to about this many bytes each before every round. [default: nothing is trimmed]"`
 	Fill        int64 `placeholder:"N" default:"-1" help:"Transactions to append in batches before anything is measured. [default 1000000 for read, get, fill and startup, 100000 for mixed, 0 for others]"`

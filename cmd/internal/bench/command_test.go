@@ -270,7 +270,7 @@ func TestFailoverOfOneNode(t *testing.T) {
 	testkit.NotShort(t, "servers are started and measured")
 	for _, signal := range []string{"KILL", "TERM"} {
 		var r bench.FailoverReport
-		measure(t, &r, "failover", "--signal", signal, "--kills", "2", "--rate", "200", "--settle", "0s", "--warm-up", "0s", "--conns", "2",
+		measure(t, &r, "failover", "--signal", signal, "--kills", "2", "--rate", "200", "--pause", "0s", "--warm-up", "0s", "--conns", "2",
 			"--vs", "jetstream", "--vs-sync", "always")
 		if len(r.Results) != 2 {
 			t.Fatalf("%d results, want 2", len(r.Results))
@@ -301,7 +301,7 @@ func TestFailoverOfThreeNodes(t *testing.T) {
 	t.Parallel()
 	testkit.NotShort(t, "servers are started and measured")
 	var r bench.FailoverReport
-	measure(t, &r, "failover", "--nodes", "3", "--signal", "TERM", "--kills", "1", "--rate", "100", "--settle", "0s", "--warm-up", "0s")
+	measure(t, &r, "failover", "--nodes", "3", "--signal", "TERM", "--kills", "1", "--rate", "100", "--pause", "0s", "--warm-up", "0s")
 	if res := r.Results[0]; len(res.Pauses) != 1 || res.Stored != res.Acknowledged || res.Stored == 0 {
 		t.Errorf("%d pauses, %d acknowledged and %d stored; want 1, and the same", len(res.Pauses), res.Acknowledged, res.Stored)
 	}
@@ -368,7 +368,7 @@ func TestBadFlagsAreRefusedBeforeAnythingStarts(t *testing.T) {
 		"less than nothing":       {[]string{"fill", "--fill=-5"}, "from 0 to"},
 		"no time":                 {[]string{"append", "--duration", "0s"}, "--count"},
 		"negative warm-up":        {[]string{"append", "--warm-up=-1s"}, "negative"},
-		"negative settling":       {[]string{"failover", "--settle=-1s"}, "negative"},
+		"negative pause":          {[]string{"failover", "--pause=-1s"}, "negative"},
 		"negative rate":           {[]string{"append", "--rate=-5"}, "above 0"},
 		"a rate of nothing":       {[]string{"append", "--sweep-rate", "0,100"}, "above 0"},
 		"a rate of a catch-up":    {[]string{"read", "--rate", "5"}, "leave --rate"},

@@ -196,7 +196,7 @@ func (s *benchRun) pauses(ctx context.Context, c *cluster, load *steadyLoad, res
 		if err := load.awaitAnswer(ctx); err != nil {
 			return err
 		}
-		if err := sleep(ctx, s.Settle); err != nil {
+		if err := sleep(ctx, s.Pause); err != nil {
 			return err
 		}
 		pause := load.gaps.take()

@@ -174,8 +174,8 @@ func (c *Command) checkRanges(w *workload) error {
 		return fmt.Errorf("--duration %v: it must be above 0, or --count be given", w.limits.duration)
 	case w.limits.warmUp < 0:
 		return fmt.Errorf("--warm-up %v: it must not be negative", w.limits.warmUp)
-	case c.Settle < 0:
-		return fmt.Errorf("--settle %v: it must not be negative", c.Settle)
+	case c.Pause < 0:
+		return fmt.Errorf("--pause %v: it must not be negative", c.Pause)
 	case (w.Fill > 0 || w.Kind == batchLoad) && w.Batch*(w.Size+200) > subjects.MaxTransaction:
 		return fmt.Errorf("--batch %d of --size %d does not fit in a message of %d bytes", w.Batch, w.Size, subjects.MaxTransaction)
 	}
