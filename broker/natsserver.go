@@ -56,7 +56,7 @@ type pacedServer interface {
 	Behind(far int64) natsserver.SlowConns
 }
 
-// portServer is what there is to say of the server's ports.
+// portServer describes the server's ports.
 type portServer interface {
 	Addr() net.Addr
 	ClusterAddr() *net.TCPAddr

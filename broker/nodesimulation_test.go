@@ -572,8 +572,8 @@ func (s *nodeSim) Run(ctx context.Context, schedule sim.Schedule) {
 	}
 }
 
-// await waits until there is nothing that is not so yet, and returns what is
-// left after a time.
+// await polls until notYet returns "" or most has passed, and returns the last
+// reason.
 func (s *nodeSim) await(most time.Duration, notYet func() string) string {
 	for deadline := time.Now().Add(most); ; time.Sleep(50 * time.Millisecond) {
 		if why := notYet(); why == "" || time.Now().After(deadline) {

@@ -13,7 +13,7 @@ import (
 // peerPace is what another node has said of its connections.
 type peerPace struct {
 	number uint64 // of the question that it answered
-	base   int64  // of what was written to other nodes, what its answer knows of
+	base   int64  // bytes written to other nodes that its answer covers
 	at     time.Time
 	found  natsserver.SlowConns
 }

@@ -205,7 +205,7 @@ func (c *replicaController) run(ctx context.Context) {
 	}
 }
 
-// leave deals with what is here of a replica that the facts do not give the
+// leave handles the local data of a replica that the facts do not place on this
 // node, until the facts change.
 func (c *replicaController) leave(ctx context.Context, changed <-chan struct{}) {
 	if err := c.openLocal(); err != nil {

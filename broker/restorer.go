@@ -28,7 +28,7 @@ type restorer struct {
 	ended     func()                 // called when a mirror has become an ordinary partition
 
 	mu sync.Mutex // held while a step is served
-	// piece is the beginning of what follows on the transaction after.
+	// piece is the incomplete batch behind the transaction after.
 	piece []byte
 	after uint64
 }

@@ -20,11 +20,11 @@ type Command struct {
 	Data       string   `placeholder:"DIR" type:"path" help:"Data directory of the node that bench starts; it is kept. Several nodes have n1, n2 … in it. [default: a temporary one]"`
 	Dir        string   `placeholder:"DIR" type:"path" help:"Where temporary data directories are made. [default: the system's]"`
 	Partitions int      `placeholder:"N" default:"1" help:"Partitions to use; a peer has as many streams."`
-	Client     string   `placeholder:"CLIENT" enum:"plain,go" default:"plain" help:"How Cantus is talked to: plain requests, or go, the Go client; for append, read and tail."`
+	Client     string   `placeholder:"CLIENT" enum:"plain,go" default:"plain" help:"The client for Cantus: plain requests, or go, the Go client; for append, read and tail."`
 
 	Vs       []string `placeholder:"PEER" enum:"jetstream" help:"Measure this too, in turns with Cantus: jetstream, of the nats-server that is linked in, on file storage."`
 	VsSync   []string `placeholder:"SYNC" enum:"default,always" default:"default,always" help:"The peer's sync_interval: default, which syncs every two minutes, and always, which syncs before it answers. Reads are measured with default only."`
-	VsClient string   `placeholder:"CLIENT" enum:"auto,plain,go,pull,push" default:"auto" help:"How the peer is talked to: plain requests or go, its Go client; for reads its pull or push ordered consumer; auto tries what there is and takes the quicker."`
+	VsClient string   `placeholder:"CLIENT" enum:"auto,plain,go,pull,push" default:"auto" help:"The client for the peer: plain requests or go, its Go client; for reads its pull or push ordered consumer; auto measures each and uses the fastest."`
 
 	Conns    int     `placeholder:"N" help:"Connections, spread over the nodes; the first goes to the leader's. [default 8; 1 for read and tail, 2 for batch and fill]"`
 	InFlight int     `placeholder:"N" help:"Requests in flight on each connection; with --rate no more than this. [default 256; 2 for read, 4 for batch and fill, 1 for tail; 16384 with --rate]"`
