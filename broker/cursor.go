@@ -32,7 +32,7 @@ func (w *cursorWriter) onRequest(m *natslink.Message) {
 	if m.Reply == "" && len(m.Payload) == 0 {
 		return // there is nowhere to send the answer
 	}
-	w.refusals.enqueue(w.queue, m)
+	w.queue.putOrReject(m, w.refusals)
 }
 
 // cursorCall is a cursor request that was checked.

@@ -200,4 +200,4 @@ func (p *partition) rejected() error {
 
 // onAppend queues appends and batches. It runs on the reading goroutine of the
 // connection and must not block.
-func (p *partition) onAppend(m *natslink.Message) { p.refusals.enqueue(p.queue, m) }
+func (p *partition) onAppend(m *natslink.Message) { p.queue.putOrReject(m, &p.refusals) }

@@ -61,9 +61,9 @@ func (q *queue) close() []*natslink.Message {
 type putResult uint8
 
 const (
-	queued putResult = iota
-	full
-	closed
+	putQueued putResult = iota
+	putFull
+	putClosed
 )
 
 // maxQueueWait is how long the oldest message may have waited when another one
@@ -78,16 +78,27 @@ func (q *queue) put(m *natslink.Message) putResult {
 	defer q.mu.Unlock()
 	switch {
 	case !q.isOpen:
-		return closed
+		return putClosed
 	case q.bytes > 0 && q.bytes+n > q.most:
-		return full
+		return putFull
 	case len(q.items) > 0 && m.Received.Sub(q.items[0].Received) > maxQueueWait:
-		return full
+		return putFull
 	}
 	q.items = append(q.items, m)
 	q.bytes += n
 	q.wake()
-	return queued
+	return putQueued
+}
+
+// putOrReject puts a message in the queue, or has it rejected. It does not
+// block.
+func (q *queue) putOrReject(m *natslink.Message, r *refusals) {
+	switch q.put(m) {
+	case putFull:
+		r.rejectBusy(m)
+	case putClosed:
+		r.rejectUnavailable([]*natslink.Message{m})
+	}
 }
 
 // shouldFlush reports whether the waiting messages should be taken. Under load

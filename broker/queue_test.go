@@ -19,7 +19,7 @@ func TestAQueueWaitsForWhatIsInFlight(t *testing.T) {
 		q.open()
 		put := func(n int) {
 			for range n {
-				if q.put(&natslink.Message{Payload: make([]byte, each-messageCost)}) != queued {
+				if q.put(&natslink.Message{Payload: make([]byte, each-messageCost)}) != putQueued {
 					t.Fatal("not queued")
 				}
 			}
@@ -84,13 +84,13 @@ func TestAQueueWhoseOldestMessageIsOldIsFull(t *testing.T) {
 	for _, c := range []struct {
 		after time.Duration
 		want  putResult
-	}{{0, queued}, {maxQueueWait, queued}, {maxQueueWait + 1, full}} {
+	}{{0, putQueued}, {maxQueueWait, putQueued}, {maxQueueWait + 1, putFull}} {
 		if got := q.put(&natslink.Message{Received: began.Add(c.after)}); got != c.want {
 			t.Errorf("a message %v after the oldest: %d, want %d", c.after, got, c.want)
 		}
 	}
 	q.take(batchCount)
-	if got := q.put(&natslink.Message{Received: began.Add(time.Hour)}); got != queued {
+	if got := q.put(&natslink.Message{Received: began.Add(time.Hour)}); got != putQueued {
 		t.Errorf("the queue is empty: %d", got)
 	}
 }

@@ -26,16 +26,6 @@ type refusals struct {
 	busyReply busyReply // when a queue is full
 }
 
-// enqueue puts a message in a queue, or rejects it. It does not block.
-func (r *refusals) enqueue(q *queue, m *natslink.Message) {
-	switch q.put(m) {
-	case full:
-		r.rejectBusy(m)
-	case closed:
-		r.rejectUnavailable([]*natslink.Message{m})
-	}
-}
-
 // rejectBusy replies to a message that the queue has no room for.
 func (r *refusals) rejectBusy(m *natslink.Message) {
 	if m.Reply == "" {
