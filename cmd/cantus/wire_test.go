@@ -481,12 +481,13 @@ func TestWaitForADecision(t *testing.T) {
 	for _, c := range []struct {
 		args          []string
 		refused       subjects.Reason
-		status, asked int
+		status        int
+		asked         []int // how often may be asked
 	}{
-		{drain, subjects.Unavailable, exitUnavailable, 1},
-		{append(drain, "--wait", "30s"), subjects.Unavailable, exitDone, 3},
-		{append(drain, "--wait", "1ms"), subjects.Unavailable, exitUnavailable, 2},
-		{append(drain, "--wait", "30s"), subjects.BadRequest, exitUsage, 1},
+		{drain, subjects.Unavailable, exitUnavailable, []int{1}},
+		{append(drain, "--wait", "30s"), subjects.Unavailable, exitDone, []int{3}},
+		{append(drain, "--wait", "1ms"), subjects.Unavailable, exitUnavailable, []int{1, 2}}, // the first answer may take longer
+		{append(drain, "--wait", "30s"), subjects.BadRequest, exitUsage, []int{1}},
 	} {
 		t.Run(fmt.Sprint(c.args, c.refused), func(t *testing.T) {
 			w := newWire(t)
@@ -504,10 +505,10 @@ func TestWaitForADecision(t *testing.T) {
 				}}})
 			})
 			status, out, errOut := w.cantus("", c.args...)
-			if said := strings.Count(errOut, "asking again: "); said != min(c.asked-1, 1) {
+			if said := strings.Count(errOut, "asking again: "); said != min(asked-1, 1) {
 				t.Errorf("it said %d times that it asks again:\n%s", said, errOut)
 			}
-			if status != c.status || asked != c.asked {
+			if status != c.status || !slices.Contains(c.asked, asked) {
 				t.Errorf("%v, refused as %s: status %d after %d requests, want %d after %d\n%s%s", c.args, c.refused, status, asked, c.status, c.asked, out, errOut)
 			}
 		})
