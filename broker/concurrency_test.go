@@ -6,6 +6,7 @@ import (
 	"strconv"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/nats-io/nats.go"
 
@@ -62,7 +63,7 @@ func TestHotLock(t *testing.T) {
 }
 
 func tryAppend(nc *nats.Conn, payload string, headers ...string) (r subjects.Reply, err error) {
-	for {
+	for deadline := time.Now().Add(patience); ; {
 		m, err := nc.RequestMsg(message("cantus.append.0", payload, headers...), patience)
 		if err != nil {
 			return r, err
@@ -73,7 +74,7 @@ func tryAppend(nc *nats.Conn, payload string, headers ...string) (r subjects.Rep
 		}
 		// A loaded machine keeps requests waiting for so long that later ones
 		// are refused.
-		if r.Error == nil || r.Error.Reason != subjects.Busy {
+		if r.Error == nil || r.Error.Reason != subjects.Busy || time.Now().After(deadline) {
 			return r, nil
 		}
 	}

@@ -203,7 +203,7 @@ func TestAFailedStoreDoesNotPanic(t *testing.T) {
 	}
 	// The replica starts an election. Its term increases in memory only, and it
 	// is not elected by its own vote.
-	for g.Status().Term == term {
+	testkit.Until(t, "an election", func() bool {
 		select {
 		case led := <-g.Leadership():
 			if led {
@@ -211,7 +211,8 @@ func TestAFailedStoreDoesNotPanic(t *testing.T) {
 			}
 		default:
 		}
-	}
+		return g.Status().Term != term
+	})
 	if err := g.Barrier(t.Context()); !errors.Is(err, ErrNotLeader) {
 		t.Fatalf("barrier: %v", err)
 	}

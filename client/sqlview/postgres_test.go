@@ -58,7 +58,12 @@ func TestServerThatFallsIsWaitedFor(t *testing.T) {
 	}})
 	run(t, v)
 	for i := uint64(1); i <= 3; i++ {
-		for <-reached < i*count/4 {
+		for at, ctx := uint64(0), soon(t); at < i*count/4; {
+			select {
+			case at = <-reached:
+			case <-ctx.Done():
+				t.Fatalf("the view stands still at %d", at)
+			}
 		}
 		s.Kill()
 		if err := s.Start(soon(t)); err != nil {
