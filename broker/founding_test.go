@@ -117,15 +117,15 @@ func TestOptionsThatMakeNoCluster(t *testing.T) {
 		opts broker.Options
 		text string
 	}{
-		"founders without an address":  {broker.Options{Bootstrap: []string{"n1", "n2"}}, "give a cluster address (--cluster) and routes (--routes)"},
-		"founders without this node":   {broker.Options{ClusterListen: "127.0.0.1:0", Bootstrap: []string{"n2", "n3"}}, `not this node, "n1"`},
-		"a founder twice":              {broker.Options{ClusterListen: "127.0.0.1:0", Bootstrap: []string{"n1", "n1"}}, `names "n1" twice`},
-		"a founder that is no name":    {broker.Options{ClusterListen: "127.0.0.1:0", Bootstrap: []string{"n1", "a.b"}}, "bootstrap"},
-		"two replicas":                 {broker.Options{Replicas: 2}, "1, 3 or 5"},
-		"a standby alone":              {broker.Options{Standby: true}, "a standby follows other nodes"},
-		"a standby that founds":        {broker.Options{ClusterListen: "127.0.0.1:0", Standby: true, Bootstrap: []string{"n1"}}, "does not found"},
-		"routes without an address":    {broker.Options{Routes: []string{"127.0.0.1:1"}}, "cluster address of the node's own"},
-		"a heartbeat that is too fast": {broker.Options{ElectionTimeout: time.Millisecond}, "heartbeat"},
+		"founders without an address":           {broker.Options{Bootstrap: []string{"n1", "n2"}}, "give a cluster address (--cluster) and routes (--routes)"},
+		"founders without this node":            {broker.Options{ClusterListen: "127.0.0.1:0", Bootstrap: []string{"n2", "n3"}}, `not this node, "n1"`},
+		"a founder twice":                       {broker.Options{ClusterListen: "127.0.0.1:0", Bootstrap: []string{"n1", "n1"}}, `names "n1" twice`},
+		"a founder that is no name":             {broker.Options{ClusterListen: "127.0.0.1:0", Bootstrap: []string{"n1", "a.b"}}, "bootstrap"},
+		"two replicas":                          {broker.Options{Replicas: 2}, "1, 3 or 5"},
+		"a standby alone":                       {broker.Options{Standby: true}, "a standby follows other nodes"},
+		"a standby that founds":                 {broker.Options{ClusterListen: "127.0.0.1:0", Standby: true, Bootstrap: []string{"n1"}}, "does not found"},
+		"routes without an address":             {broker.Options{Routes: []string{"127.0.0.1:1"}}, "cluster address of the node's own"},
+		"an election timeout that is too short": {broker.Options{ElectionTimeout: time.Millisecond}, "--election-timeout"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			_, err := broker.Open(t.Context(), t.TempDir(), test.opts)
