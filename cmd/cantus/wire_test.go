@@ -479,10 +479,10 @@ func TestWaitPassesOverAnOlderStatus(t *testing.T) {
 func TestWaitForADecision(t *testing.T) {
 	drain := []string{"cluster", "drain", "n1"}
 	for _, c := range []struct {
-		args          []string
-		refused       subjects.Reason
-		status        int
-		asked         []int // how often may be asked
+		args    []string
+		refused subjects.Reason
+		status  int
+		asked   []int // how often may be asked
 	}{
 		{drain, subjects.Unavailable, exitUnavailable, []int{1}},
 		{append(drain, "--wait", "30s"), subjects.Unavailable, exitDone, []int{3}},
