@@ -41,9 +41,10 @@ type retainer struct {
 
 	mu    sync.Mutex
 	clock *believedClock // of this session
-	// behind is what the last advisory of this session said of the archive.
-	behind bool
-	warned bool // of the clock
+	// behind is what the last advisory of this session said of the archive, and
+	// advised whether there was one.
+	behind, advised bool
+	warned          bool // of the clock
 }
 
 // cursorLag are the gauges of how far the cursors of policies are behind.
@@ -110,7 +111,7 @@ func (r *retainer) begin() {
 	r.replica.mu.Unlock()
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.clock, r.behind = newBelievedClock(r.now(), newest, r.steady()), false
+	r.clock, r.behind, r.advised = newBelievedClock(r.now(), newest, r.steady()), false, false
 }
 
 // step looks once, and trims what may go unless a trim was applied just before,
@@ -230,16 +231,18 @@ func (r *retainer) warnOfClock(why string) {
 }
 
 // adviseArchive publishes that the archive has fallen behind, or has caught up
-// again.
+// again. A session begins with what is so: the leader before it may have said
+// something else.
 func (r *retainer) adviseArchive(policy cluster.Retention, v retentionView) {
-	r.mu.Lock()
-	changed := policy.Archive != "" && v.behind != r.behind
-	if changed {
-		r.behind = v.behind
-	}
-	r.mu.Unlock()
 	i := slices.IndexFunc(v.cursors, func(c subjects.RetentionCursor) bool { return c.Name == policy.Archive })
-	if !changed || i < 0 {
+	if policy.Archive == "" || i < 0 {
+		return
+	}
+	r.mu.Lock()
+	changed, first := v.behind != r.behind, !r.advised
+	r.behind, r.advised = v.behind, true
+	r.mu.Unlock()
+	if !changed && !first {
 		return
 	}
 	c := v.cursors[i]
@@ -250,7 +253,7 @@ func (r *retainer) adviseArchive(policy cluster.Retention, v retentionView) {
 	if v.behind {
 		r.log.Warn("the archive is behind: see to the process that backs the log up", "cursor", c.Name, "txid", c.Txid, "lag_transactions", c.LagTransactions,
 			"lag", time.Duration(c.LagSeconds*float64(time.Second)).Round(time.Second))
-	} else {
+	} else if changed {
 		r.log.Info("the archive is no longer behind", "cursor", c.Name, "txid", c.Txid)
 	}
 }

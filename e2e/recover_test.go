@@ -496,9 +496,15 @@ func TestReadOfAReplicaWithoutALeader(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, status := range [][]string{{"status"}, {"cluster", "status"}} {
-		_, stdout, stderr := cantus(t, append(status, "--server", left.url)...)
-		if !strings.Contains(stdout+stderr, "docs/recover.md") {
-			t.Errorf("%v does not say where to go on: %s%s", status, stdout, stderr)
+		// The node may not have noticed yet that the others are away.
+		if err := c.until(t.Context(), "where to go on", func(context.Context) string {
+			_, stdout, stderr := cantus(t, append(status, "--server", left.url)...)
+			if strings.Contains(stdout+stderr, "docs/recover.md") {
+				return ""
+			}
+			return fmt.Sprintf("%v says: %s%s", status, stdout, stderr)
+		}); err != nil {
+			t.Error(err)
 		}
 	}
 	code, stdout, stderr := cantus(t, "read", "0", "--replica", left.name, "--server", left.url, "--json")

@@ -33,6 +33,10 @@ var numbers = map[reflect.Type]struct {
 		[]string{"1", "1024"},
 		[]string{"", "0", "-1", "+4", "1025", "4.0", "0x4", "4_"}, "1 to 1024",
 	},
+	reflect.TypeFor[target](): {
+		[]string{"0", "1023", "all"},
+		[]string{"", "-1", "-0", "+0", "1024", "0.0", "0x1", "ALL"}, "0, 1, …",
+	},
 	reflect.TypeFor[partition](): {
 		[]string{"0", "1023"},
 		[]string{"", "-1", "-0", "+0", "1024", "0.0", "0x1"}, "0, 1, …",
