@@ -338,6 +338,9 @@ func TestWhatAnOlderCopyHasLostIsNotGivenUp(t *testing.T) {
 		n1 <- err
 	}()
 	eventually(t, "n1 keeps what it has, and n3 says what it is", func() bool {
+		if len(n1) > 0 && !logs["n1"].heard("differ from those of") && !logs["n1"].heard("committed entries would be removed") {
+			t.Fatalf("n1 ended: %v", <-n1)
+		}
 		refuses := logs["n1"].heard("committed entries would be removed") || logs["n1"].heard("differ from those of")
 		return refuses && logs["n3"].heard("older copy")
 	})
