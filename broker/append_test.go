@@ -370,7 +370,7 @@ func TestWhatIsGivenBack(t *testing.T) {
 	}
 	get := ask(t, nc, "other.log.get.0", `{"txid":1}`)
 	if fmt.Sprint(get.Header) != fmt.Sprint(want) || string(get.Data) != "payload" {
-		t.Fatalf("get gives %v", get.Header)
+		t.Fatalf("get returned %v", get.Header)
 	}
 	if got := info2(t, nc, "other.log.info.0").HighWaterMark; got != 1 {
 		t.Fatalf("high-water mark %d", got)

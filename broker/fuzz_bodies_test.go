@@ -109,7 +109,7 @@ func FuzzBatches(f *testing.F) {
 		}
 		if q.from == 0 || q.maxBytes < 1 || q.maxBytes > subjects.MaxReadBytes || q.wait < 0 || q.wait.Seconds() > subjects.MaxReadWaitSeconds ||
 			q.kinds != nil || q.lock != "" || q.packed || !q.payload {
-			t.Fatalf("%q gives %+v", body, q)
+			t.Fatalf("%q is decoded as %+v", body, q)
 		}
 	})
 }
@@ -130,7 +130,7 @@ func FuzzCursors(f *testing.F) {
 			return
 		}
 		if request.After != "" && subjects.CheckCursor(request.After) != nil || request.Max < 1 || request.Max > subjects.MaxCursorList {
-			t.Fatalf("%q gives %+v", body, request)
+			t.Fatalf("%q is decoded as %+v", body, request)
 		}
 		if subjects.CheckCursor(name) != nil {
 			return

@@ -131,11 +131,11 @@ func FuzzQuery(f *testing.F) {
 		}
 		if q.from == 0 || q.max < 1 || q.max > subjects.MaxReadCount || q.maxBytes < 1 || q.maxBytes > subjects.MaxReadBytes ||
 			q.wait < 0 || q.wait.Seconds() > subjects.MaxReadWaitSeconds || q.lock != "" && subjects.CheckLock(q.lock) != nil {
-			t.Fatalf("%q gives %+v", body, q)
+			t.Fatalf("%q is decoded as %+v", body, q)
 		}
 		for k := range q.kinds {
 			if subjects.CheckKind(k) != nil {
-				t.Fatalf("%q gives %+v", body, q)
+				t.Fatalf("%q is decoded as %+v", body, q)
 			}
 		}
 		if trimmed := bytes.TrimSpace(body); len(trimmed) > 0 && !json.Valid(trimmed) {

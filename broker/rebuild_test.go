@@ -215,7 +215,7 @@ func TestVoidBatches(t *testing.T) {
 		}
 		for txid := uint64(1); txid <= want; txid++ {
 			if m := ask(t, nc, "cantus.get.0", fmt.Sprintf(`{"txid":%d}`, txid)); number(t, m, subjects.HeaderTxid) != txid || string(m.Data) == "void" {
-				t.Fatalf("round %d: get %d gives %s", round, txid, m.Data)
+				t.Fatalf("round %d: get %d returned %s", round, txid, m.Data)
 			}
 		}
 		if r := appendTx(t, nc, "cantus.append.0", "void", msgID, "void-id", last, "0"); r.Error == nil || r.Error.Reason != subjects.WrongLast {

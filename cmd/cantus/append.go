@@ -29,7 +29,7 @@ type appendCmd struct {
 	HWM     *txid      `name:"hwm" placeholder:"TXID" help:"High-water mark: the txid up to which you had applied the partition when you computed this transaction. Needed with --write and --read."`
 	Last    *txid      `name:"expected-last" placeholder:"TXID" help:"Commit only if this is exactly the partition's last txid; 0 if it is empty."`
 	Kind    token      `placeholder:"KIND" default:"tx" help:"Kind of transaction, one NATS token: the end of its feed subject, and a filter for reads."`
-	ID      string     `name:"id" placeholder:"ID" help:"Message id, at most 128 bytes: a repeat within two minutes gives the first one's txid and appends nothing. Generated if not set."`
+	ID      string     `name:"id" placeholder:"ID" help:"Message id, at most 128 bytes: a repeat within two minutes returns the first one's txid and appends nothing. Generated if not set."`
 	Headers []string   `name:"header" sep:"none" placeholder:"'K: V'" help:"Header of your own to store with it; repeatable."`
 	JSON    bool       `name:"json" help:"Print the node's reply as JSON, also when it refuses."`
 

@@ -72,7 +72,7 @@ type member struct {
 	name   string
 	client string // where clients connect
 	cmd    *exec.Cmd
-	stderr tail
+	stderr lastOutput
 	ready  chan struct{}
 	ended  chan struct{}
 	err    error // of the process, once it has ended
@@ -180,23 +180,23 @@ func freeAddrs(n int) (addrs []string, err error) {
 	return addrs, nil
 }
 
-// tail is a writer that keeps the end of what is written.
-type tail struct {
+// lastOutput is a writer that keeps the end of what is written.
+type lastOutput struct {
 	mu   sync.Mutex
 	text []byte
 }
 
-func (t *tail) Write(p []byte) (int, error) {
+func (o *lastOutput) Write(p []byte) (int, error) {
 	const most = 4 << 10
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	t.text = append(t.text, p...)
-	t.text = bytes.Clone(t.text[max(0, len(t.text)-most):])
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.text = append(o.text, p...)
+	o.text = bytes.Clone(o.text[max(0, len(o.text)-most):])
 	return len(p), nil
 }
 
-func (t *tail) String() string {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	return strings.TrimSpace(string(t.text))
+func (o *lastOutput) String() string {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return strings.TrimSpace(string(o.text))
 }

@@ -41,7 +41,7 @@ type Client struct {
 }
 
 // DefaultLimit is the limit of a client that Dial returns: a leader that hangs
-// gives no answer.
+// returns no answer.
 const DefaultLimit = 2 * time.Second
 
 // Dial connects to a server. The options must not concern how the client

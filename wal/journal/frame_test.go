@@ -121,7 +121,7 @@ func TestBodyBounds(t *testing.T) {
 		{1, 2, 0, 'k', 'x'},
 	} {
 		if ops, err := decodeOps(body); err == nil {
-			t.Errorf("%x gives %v", body, ops)
+			t.Errorf("%x is decoded as %v", body, ops)
 		}
 	}
 }

@@ -31,7 +31,7 @@ type server struct {
 	began   time.Time
 	ready   time.Duration
 	address chan string // receives the address once
-	tail    *tail
+	output  *lastOutput
 	ended   chan struct{} // closed when the process has ended
 	err     error         // its error, set before
 }
@@ -45,10 +45,10 @@ func launch(name string, args ...string) (*server, error) {
 		return nil, fmt.Errorf("find own executable: %w", err)
 	}
 	s := &server{
-		name: name, args: args, cmd: exec.Command(self, args...), tail: &tail{},
+		name: name, args: args, cmd: exec.Command(self, args...), output: &lastOutput{},
 		address: make(chan string, 1), ended: make(chan struct{}), began: time.Now(),
 	}
-	s.cmd.Stderr = s.tail
+	s.cmd.Stderr = s.output
 	endWithParent(s.cmd)
 	out, err := s.cmd.StdoutPipe()
 	if err != nil {
@@ -72,10 +72,10 @@ func (s *server) await(ctx context.Context) error {
 		return nil
 	case <-s.ended:
 		//nolint:errorlint // s.err may be nil
-		return fmt.Errorf("%w %s ended before it was ready (%v): %s", ErrServer, s.name, s.err, s.tail)
+		return fmt.Errorf("%w %s ended before it was ready (%v): %s", ErrServer, s.name, s.err, s.output)
 	case <-timeout.C:
 		s.kill()
-		return fmt.Errorf("%w %s was not ready after %v: %s", ErrServer, s.name, startTimeout, s.tail)
+		return fmt.Errorf("%w %s was not ready after %v: %s", ErrServer, s.name, startTimeout, s.output)
 	case <-ctx.Done():
 		s.kill()
 		return ctx.Err()
@@ -125,10 +125,10 @@ func (s *server) stop() error {
 	case <-s.ended:
 	case <-time.After(stopTimeout):
 		s.kill()
-		return fmt.Errorf("%w %s did not stop within %v and was killed: %s", ErrServer, s.name, stopTimeout, s.tail)
+		return fmt.Errorf("%w %s did not stop within %v and was killed: %s", ErrServer, s.name, stopTimeout, s.output)
 	}
 	if s.err != nil {
-		return fmt.Errorf("%w %s: %w: %s", ErrServer, s.name, s.err, s.tail)
+		return fmt.Errorf("%w %s: %w: %s", ErrServer, s.name, s.err, s.output)
 	}
 	return nil
 }
@@ -142,25 +142,25 @@ func (s *server) kill() {
 	<-s.ended
 }
 
-// tail is a writer that keeps the end of what is written.
-type tail struct {
+// lastOutput is a writer that keeps the end of what is written.
+type lastOutput struct {
 	mu   sync.Mutex
 	text []byte
 }
 
-func (t *tail) Write(p []byte) (int, error) {
+func (o *lastOutput) Write(p []byte) (int, error) {
 	const most = 4 << 10
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	t.text = append(t.text, p...)
-	if extra := len(t.text) - most; extra > 0 {
-		t.text = append(t.text[:0], t.text[extra:]...)
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.text = append(o.text, p...)
+	if extra := len(o.text) - most; extra > 0 {
+		o.text = append(o.text[:0], o.text[extra:]...)
 	}
 	return len(p), nil
 }
 
-func (t *tail) String() string {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	return strings.TrimSpace(string(t.text))
+func (o *lastOutput) String() string {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return strings.TrimSpace(string(o.text))
 }
