@@ -41,6 +41,17 @@ func ask(t *testing.T, nc *nats.Conn, subject, payload string, headers ...string
 	return answer
 }
 
+// askServed is ask for requests that a leader answers. It asks again while a
+// node refuses because it leads no more: nothing was done then.
+func askServed(t *testing.T, nc *nats.Conn, subject, payload string) (answer *nats.Msg) {
+	t.Helper()
+	eventually(t, subject+" is served", func() bool {
+		answer = askLeader(t, nc, subject, payload)
+		return !strings.Contains(string(answer.Data), `"reason":"unavailable"`)
+	})
+	return answer
+}
+
 // askLeader is ask for requests that a leader answers. It asks again while
 // there is none: leaders may change at any time in a cluster that has just
 // begun.

@@ -17,7 +17,7 @@ import (
 // retention asks for what a policy means for partition 0.
 func retention(t *testing.T, nc *nats.Conn, body string) (r subjects.RetentionReply) {
 	t.Helper()
-	m := ask(t, nc, subjects.Names{}.Admin("retention", "0"), body)
+	m := askServed(t, nc, subjects.Names{}.Admin("retention", "0"), body)
 	if err := json.Unmarshal(m.Data, &r); err != nil || r.Error != nil {
 		t.Fatalf("retention %s: %s", body, m.Data)
 	}
@@ -27,7 +27,7 @@ func retention(t *testing.T, nc *nats.Conn, body string) (r subjects.RetentionRe
 // setRetention sets or removes a policy.
 func setRetention(t *testing.T, nc *nats.Conn, body string) (r subjects.AdminReply) {
 	t.Helper()
-	m := ask(t, nc, subjects.Names{}.Admin("cluster", "retention"), body)
+	m := askServed(t, nc, subjects.Names{}.Admin("cluster", "retention"), body)
 	if err := json.Unmarshal(m.Data, &r); err != nil || r.Error != nil {
 		t.Fatalf("set %s: %s", body, m.Data)
 	}
@@ -74,7 +74,7 @@ func TestRetentionThroughLeaderChanges(t *testing.T) {
 		end := uint64(100 * (round + 1))
 		fillTo(t, nc, end)
 		want(true)
-		ask(t, nc, "cantus.cursor.0.archive", fmt.Sprintf(`{"txid":%d}`, end-30))
+		askServed(t, nc, "cantus.cursor.0.archive", fmt.Sprintf(`{"txid":%d}`, end-30))
 		eventually(t, "what the cursor has passed is trimmed", func() bool { return info(t, nc, 0).FirstTxid == end-50+1 })
 		r := retention(t, nc, "")
 		if r.Goes != nil || r.FirstTxid != end-49 || len(r.Cursors) != 1 || r.Cursors[0].LagTransactions != 30 {
@@ -84,7 +84,7 @@ func TestRetentionThroughLeaderChanges(t *testing.T) {
 		eventually(t, leader+" leads", func() bool { return c.leader(0, "n3") == leader })
 	}
 	want(true)
-	ask(t, nc, "cantus.cursor.0.archive", `{"txid":300}`)
+	askServed(t, nc, "cantus.cursor.0.archive", `{"txid":300}`)
 	want(false)
 	for _, name := range c.names {
 		eventually(t, name+" has trimmed its log", func() bool { return broker.Trimmed(c.node(name), 0) })

@@ -144,7 +144,7 @@ func fillTo(t *testing.T, nc *nats.Conn, txid uint64) {
 		for range count {
 			frame = append(frame, item("filler")...)
 		}
-		if m := ask(t, nc, "cantus.batch.0", string(frame)); !strings.Contains(string(m.Data), fmt.Sprintf(`"high_water_mark":%d}`, at+count)) {
+		if m := askServed(t, nc, "cantus.batch.0", string(frame)); !strings.Contains(string(m.Data), fmt.Sprintf(`"high_water_mark":%d}`, at+count)) {
 			t.Fatalf("batch: %s", m.Data)
 		}
 		at += count

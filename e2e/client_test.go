@@ -2,11 +2,14 @@ package e2e_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"strings"
 	"testing"
 
 	"github.com/nats-io/nats.go"
 
+	"github.com/cantuslog/cantus/internal/testkit"
 	"github.com/cantuslog/cantus/internal/workload"
 )
 
@@ -34,12 +37,20 @@ func drain(tb testing.TB, c *workload.Client, partition int) []*nats.Msg {
 
 func mustInfo(tb testing.TB, c *workload.Client, partition int) workload.PartitionInfo {
 	tb.Helper()
-	info, err := c.Info(tb.Context(), partition)
-	if err != nil {
-		tb.Fatal(err)
-	}
+	var info workload.PartitionInfo
+	testkit.Until(tb, "the partition is served", func() (ok bool) {
+		var err error
+		if info, err = c.Info(tb.Context(), partition); err != nil && !strings.Contains(err.Error(), unavailable) && !errors.Is(err, nats.ErrNoResponders) {
+			tb.Fatal(err)
+		}
+		return err == nil
+	})
 	return info
 }
+
+// unavailable is part of a refusal by a node that leads no more. Nothing was
+// done: the request may be sent again.
+const unavailable = `"reason":"unavailable"`
 
 // Await blocks until the node serves.
 func (n *node) Await(ctx context.Context, _ int) error {

@@ -173,18 +173,30 @@ func mustSetCursor(t *testing.T, c *workload.Client, partition int, name string,
 	t.Helper()
 	m := nats.NewMsg(fmt.Sprintf("cantus.cursor.%d.%s", partition, name))
 	m.Data = fmt.Appendf(nil, `{"txid":%d}`, txid)
-	if answer, err := c.Request(t.Context(), m); err != nil || answer.Header.Get("Nats-Service-Error") != "" {
-		t.Fatalf("set the cursor: %v, %v", answer, err)
-	}
+	testkit.Until(t, "the cursor is set", func() bool {
+		answer, err := c.Request(t.Context(), m)
+		if err != nil {
+			t.Fatal(err)
+		}
+		refused := answer.Header.Get("Nats-Service-Error") != ""
+		if refused && !strings.Contains(string(answer.Data), unavailable) {
+			t.Fatalf("set the cursor: %s", answer.Data)
+		}
+		return !refused
+	})
 }
 
 // mustCursor returns a cursor's position and its time.
 func mustCursor(t *testing.T, c *workload.Client, partition int, name string) string {
 	t.Helper()
-	answer, err := c.Request(t.Context(), nats.NewMsg(fmt.Sprintf("cantus.cursor.%d.%s", partition, name)))
-	if err != nil {
-		t.Fatal(err)
-	}
+	var answer *nats.Msg
+	testkit.Until(t, "the cursor is read", func() bool {
+		var err error
+		if answer, err = c.Request(t.Context(), nats.NewMsg(fmt.Sprintf("cantus.cursor.%d.%s", partition, name))); err != nil {
+			t.Fatal(err)
+		}
+		return !strings.Contains(string(answer.Data), unavailable)
+	})
 	at, _, _ := strings.Cut(string(answer.Data), `,"high_water_mark"`)
 	return at
 }
