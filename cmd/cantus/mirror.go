@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"slices"
 	"sync"
@@ -175,7 +176,14 @@ func (c *mirrorRunCmd) check(ctx context.Context, source, target *natsConn) (clu
 		}
 	}
 	slices.Sort(partitions)
-	return from.ID, slices.Compact(partitions), nil
+	partitions = slices.Compact(partitions)
+	err = checkUnused(ctx, target, partitions, func(info subjects.PartitionInfo) bool {
+		return info.MirrorOf != "" || hasPast(info, from.ID) // what is wrong with these is said when they are mirrored
+	})
+	if err != nil {
+		return "", nil, fmt.Errorf("--to: %w", err)
+	}
+	return from.ID, partitions, nil
 }
 
 func (c *mirrorRunCmd) print(p *program, r mirrored) error {
@@ -203,7 +211,7 @@ func (*mirrorPromoteCmd) Help() string {
 has applied no more than the mirror goes on here; one that has applied more at the source is told so, and stops. The source
 is not asked, and need not be there. To lose nothing, stop the writers there and run "cantus mirror --once" first.
 
-Partitions that were promoted before are left as they are.
+Partitions that were promoted before, or are no mirrors, are left as they are.
 
 Example:
 
@@ -238,6 +246,7 @@ func (c *mirrorPromoteCmd) Run(ctx context.Context, p *program) error {
 		}
 	}
 	ask := newBackupSource(l)
+	var none []error // of partitions that are no mirrors; the others are promoted nevertheless
 	for _, n := range partitions {
 		if int(n) >= info.Partitions {
 			return usagef("partition %d does not exist: this cluster has %d (0 to %d)", n, info.Partitions, info.Partitions-1)
@@ -248,6 +257,10 @@ func (c *mirrorPromoteCmd) Run(ctx context.Context, p *program) error {
 			done, err = promote(ctx, l, int(n))
 			return false, err
 		})
+		if errors.Is(err, errNoMirror) {
+			none = append(none, fmt.Errorf("partition %d is not promoted: %w", n, err))
+			continue
+		}
 		if err != nil {
 			return fmt.Errorf("partition %d is not promoted: %w", n, l.explain(err))
 		}
@@ -261,8 +274,10 @@ func (c *mirrorPromoteCmd) Run(ctx context.Context, p *program) error {
 			return err
 		}
 	}
-	return nil
+	return errors.Join(none...)
 }
+
+var errNoMirror = failf(exitConflict, "it is no mirror")
 
 // promote ends the mirror of a partition, unless that has been done.
 func promote(ctx context.Context, l *natsConn, n int) (promoted, error) {
@@ -276,7 +291,7 @@ func promote(ctx context.Context, l *natsConn, n int) (promoted, error) {
 		last := info.History[past-1]
 		return promoted{n, last.LastTxid, info.Digest, last.Cluster}, nil
 	case info.MirrorOf == "":
-		return promoted{}, failf(exitConflict, "it is no mirror")
+		return promoted{}, errNoMirror
 	}
 	l2 := loader{conn: l, partition: n, moved: func() {}}
 	err := l2.step(ctx, subjects.RestoreRequest{End: &subjects.RestoreEnd{

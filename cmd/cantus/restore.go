@@ -105,6 +105,16 @@ func (c *restoreCmd) Run(ctx context.Context, p *program) error {
 	if err != nil {
 		return err
 	}
+	var partitions []int
+	for _, r := range logs {
+		partitions = append(partitions, r.log.Partition)
+	}
+	err = checkUnused(ctx, l, partitions, func(info subjects.PartitionInfo) bool {
+		return info.Restoring || hasPast(info, m.Cluster.ID)
+	})
+	if err != nil {
+		return err
+	}
 	return c.restore(ctx, p, logs)
 }
 
