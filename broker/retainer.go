@@ -19,10 +19,9 @@ import (
 	"github.com/cantuslog/cantus/wal"
 )
 
-// retainer trims a partition by its policy, on its leader: a goroutine of each
-// session, run, looks every interval. It also says how far the
-// policy's cursors are behind, since a consumer or an archiver that has died
-// can't.
+// retainer trims a partition by its policy, on its leader. Each session has a
+// goroutine, run, that looks every interval. It also reports how far the
+// policy's cursors are behind: a consumer or an archiver that has died can't.
 type retainer struct {
 	partition int
 	log       *slog.Logger

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"slices"
 
 	"github.com/nats-io/nats.go"
 
@@ -10,9 +11,9 @@ import (
 )
 
 // checkUnused returns an error unless each partition is empty, or goesOn
-// accepts it: what was interrupted goes on. It changes nothing, and is called
-// before anything is changed: a command that was sent to the wrong cluster must
-// not take that one's empty partitions out of service.
+// accepts it, because an interrupted command goes on there. Call it before
+// anything is changed: a command that was sent to the wrong cluster must not
+// take that one's empty partitions out of service.
 func checkUnused(ctx context.Context, l *natsConn, partitions []int, goesOn func(subjects.PartitionInfo) bool) error {
 	for _, n := range partitions {
 		var info subjects.PartitionInfo
@@ -35,10 +36,5 @@ func checkUnused(ctx context.Context, l *natsConn, partitions []int, goesOn func
 // hasPast reports whether transactions of a partition were committed in a
 // cluster before they came into this one.
 func hasPast(info subjects.PartitionInfo, cluster string) bool {
-	for _, p := range info.History {
-		if p.Cluster == cluster {
-			return true
-		}
-	}
-	return false
+	return slices.ContainsFunc(info.History, func(p subjects.PastCluster) bool { return p.Cluster == cluster })
 }
