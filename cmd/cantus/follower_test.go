@@ -12,6 +12,7 @@ import (
 
 	"github.com/cantuslog/cantus/broker"
 	"github.com/cantuslog/cantus/client"
+	"github.com/cantuslog/cantus/internal/testkit"
 )
 
 // inProcess is a node in the test's process, and a client of it.
@@ -134,7 +135,8 @@ func TestAFollowerOfAMirror(t *testing.T) {
 	command(t, "mirror", "--from", from, "--to", to, "--once", "--quiet")
 	f := mirror.follow()
 	f.wait(t, 20)
-	id := f.Cluster(0)
+	var id string // known with the end of the read, after its transactions
+	testkit.Until(t, "the follower knows the cluster", func() bool { id = f.Cluster(0); return id != "" })
 	if err := source.CheckHistory(t.Context(), 0, 20, id); id == "" || err != nil {
 		t.Fatalf("the follower's cluster is %q; at the source: %v", id, err)
 	}
