@@ -136,7 +136,7 @@ func (g *diskGate) awaitProposed(ctx context.Context) error {
 		select {
 		case <-time.After(roomPatience / 100):
 		case <-ctx.Done():
-			return subjects.Errorf(subjects.Unavailable, "the node stops: nothing was trimmed, try again")
+			return subjects.Errorf(subjects.Unavailable, "node %s no longer leads partition %d: nothing was trimmed, try again", g.self, g.partition)
 		}
 	}
 	return nil
