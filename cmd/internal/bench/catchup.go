@@ -10,21 +10,21 @@ import (
 // that was the last when the round began, and starts again at the end.
 type catchUp struct {
 	clock  *clock
-	counts *meter
+	counts *counters
 	fail   func(error)
 	last   uint64
 	// read reads the log once and calls message for each transaction, until the
 	// pass is over or ctx ends.
-	read func(ctx context.Context, p *pass) error
+	read func(ctx context.Context, p *readPass) error
 	shut func() // ends the connection
 
 	cancel context.CancelFunc
 	ended  chan struct{}
 }
 
-func newCatchUp(at workerConfig, last uint64, read func(context.Context, *pass) error, shut func()) *catchUp {
+func newCatchUp(at workerConfig, last uint64, read func(context.Context, *readPass) error, shut func()) *catchUp {
 	return &catchUp{
-		clock: at.clock, counts: newMeter(at.clock, at.tally), fail: at.fail, last: last, read: read, shut: shut,
+		clock: at.clock, counts: newCounters(at.clock, at.tally), fail: at.fail, last: last, read: read, shut: shut,
 		cancel: func() {}, ended: make(chan struct{}),
 	}
 }
@@ -35,7 +35,7 @@ func (r *catchUp) start() error {
 	go func() {
 		defer close(r.ended)
 		for r.clock.take(r.clock.now(), 0) && !r.clock.spent() {
-			p := &pass{reader: r, end: make(chan struct{}), began: r.clock.now()}
+			p := &readPass{reader: r, end: make(chan struct{}), began: r.clock.now()}
 			if err := r.read(ctx, p); err != nil {
 				if ctx.Err() == nil {
 					r.fail(err)
@@ -48,11 +48,11 @@ func (r *catchUp) start() error {
 }
 
 func (r *catchUp) done() <-chan struct{} { return r.ended }
-func (r *catchUp) meter() *meter         { return r.counts }
+func (r *catchUp) counters() *counters   { return r.counts }
 func (r *catchUp) close()                { r.cancel(); r.shut() }
 
-// pass is one reading of a log.
-type pass struct {
+// readPass is one reading of a log.
+type readPass struct {
 	reader *catchUp
 	seen   uint64 // used only by the goroutine that receives messages
 	once   sync.Once
@@ -63,7 +63,7 @@ type pass struct {
 
 // message counts a transaction. It relies on the client for order and
 // completeness: decoding a sequence number from each message would take time.
-func (p *pass) message() {
+func (p *readPass) message() {
 	if p.over.Load() {
 		return
 	}
@@ -75,7 +75,7 @@ func (p *pass) message() {
 		r.counts.add(now, 1)
 	}
 	if last && more {
-		r.counts.took(mainOp, p.began, now)
+		r.counts.addLatency(mainOp, p.began, now)
 	}
 	if last || !more || r.clock.spent() {
 		p.over.Store(true)
@@ -84,7 +84,7 @@ func (p *pass) message() {
 }
 
 // wait returns when the pass is over, or with ctx's error.
-func (p *pass) wait(ctx context.Context) error {
+func (p *readPass) wait(ctx context.Context) error {
 	select {
 	case <-p.end:
 		return nil

@@ -22,13 +22,13 @@ type worker interface {
 	// done is closed when nothing is in flight any more and nothing will be
 	// sent.
 	done() <-chan struct{}
-	meter() *meter
+	counters() *counters
 	// close ends the worker whatever it is doing.
 	close()
 }
 
-// pacedWorker is a worker that sends at given times.
-type pacedWorker interface {
+// openLoopWorker is a worker that sends at given times.
+type openLoopWorker interface {
 	worker
 	// due is called when a request becomes due, at the time at. It does not
 	// block.
@@ -107,7 +107,7 @@ type plainWorker struct {
 	sub      *nats.Subscription
 	traffic  traffic
 	clock    *clock
-	counts   *meter
+	counts   *counters
 	answered func(sent, now int64)
 	fail     func(error)
 	inbox    string // ends in a dot, before the token
@@ -115,7 +115,7 @@ type plainWorker struct {
 	// client is measured.
 	publishMsg func(*nats.Msg) error
 
-	mu       sync.Mutex // guards the fields below against retries, start and the pacer
+	mu       sync.Mutex // guards the fields below against retries, start and the open loop
 	requests []pending
 	free     []*pending // at a fixed rate: those that are not in flight
 	patient  bool       // do not give up answers: the client does
@@ -129,7 +129,7 @@ type plainWorker struct {
 // newPlainWorker prepares the requests of a worker, on a connection of its own.
 func newPlainWorker(at workerConfig, t traffic) (*plainWorker, error) {
 	l := &plainWorker{
-		traffic: t, clock: at.clock, counts: newMeter(at.clock, at.tally), answered: at.answered, fail: at.fail, ended: make(chan struct{}),
+		traffic: t, clock: at.clock, counts: newCounters(at.clock, at.tally), answered: at.answered, fail: at.fail, ended: make(chan struct{}),
 		inbox: nats.NewInbox() + ".", requests: make([]pending, at.inFlight),
 	}
 	var err error
@@ -183,7 +183,7 @@ func (l *plainWorker) start() error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for i := range l.requests {
-		if l.clock.paced {
+		if l.clock.openLoop {
 			l.free = append(l.free, &l.requests[len(l.requests)-1-i])
 		} else {
 			l.send(&l.requests[i], l.clock.now())
@@ -239,7 +239,7 @@ func (l *plainWorker) finish() {
 	l.finished = true
 	now := l.clock.now()
 	for _, at := range l.overdue {
-		l.counts.miss(at, now)
+		l.counts.addMissed(at, now)
 	}
 	l.overdue = nil
 	l.endIfIdle()
@@ -259,7 +259,7 @@ func (l *plainWorker) catchUp() {
 
 func (l *plainWorker) done() <-chan struct{} { return l.ended }
 
-func (l *plainWorker) meter() *meter { return l.counts }
+func (l *plainWorker) counters() *counters { return l.counts }
 
 func (l *plainWorker) close() {
 	l.mu.Lock()
@@ -272,9 +272,9 @@ func (l *plainWorker) close() {
 // one. mu is held.
 func (l *plainWorker) send(s *pending, at int64) {
 	s.units = l.compose(s, at)
-	// A request that was due in time is sent even if the pacer is late.
+	// A request that was due in time is sent even if the open loop is late.
 	if !l.clock.take(at, s.units) {
-		if l.clock.paced {
+		if l.clock.openLoop {
 			l.free = append(l.free, s)
 		}
 		return
@@ -305,7 +305,7 @@ func (l *plainWorker) publish(s *pending) {
 func (l *plainWorker) resend(s *pending) {
 	if l.clock.now() >= l.clock.until {
 		s.again = false
-		l.counts.miss(s.sent, l.clock.now())
+		l.counts.addMissed(s.sent, l.clock.now())
 		return
 	}
 	s.again = true
@@ -329,7 +329,7 @@ func (l *plainWorker) later(s *pending) {
 }
 
 func (l *plainWorker) endIfIdle() {
-	if l.inFlight == 0 && (l.finished || !l.clock.paced) {
+	if l.inFlight == 0 && (l.finished || !l.clock.openLoop) {
 		select {
 		case <-l.ended:
 		default:
@@ -378,7 +378,7 @@ func (l *plainWorker) conclude(s *pending, o outcome, now int64) {
 		l.counts.add(now, o.done)
 	}
 	if o.lost > 0 {
-		l.counts.refuse(now, o.lost)
+		l.counts.addRefused(now, o.lost)
 	}
 	if o.more {
 		return
@@ -387,15 +387,15 @@ func (l *plainWorker) conclude(s *pending, o outcome, now int64) {
 	s.inFlight = false
 	switch {
 	case o.unknown, o.silent:
-		l.counts.lose(s.sent, now, o.silent)
+		l.counts.addUnknown(s.sent, now, o.silent)
 		l.clock.giveBack(s.units - o.done)
 		s.again = false
 		l.next(s, now)
 	case o.busy:
-		l.counts.hold(now)
+		l.counts.addBusy(now)
 		l.later(s)
 	case o.refused:
-		if l.counts.refuse(now, 1); o.wait {
+		if l.counts.addRefused(now, 1); o.wait {
 			l.later(s)
 		} else {
 			l.resend(s)
@@ -406,7 +406,7 @@ func (l *plainWorker) conclude(s *pending, o outcome, now int64) {
 		if short := s.units - o.done; o.done+o.lost > 0 && short > 0 {
 			l.clock.giveBack(short)
 		}
-		l.counts.took(s.op, s.sent, now)
+		l.counts.addLatency(s.op, s.sent, now)
 		if o.done > 0 {
 			l.answered(s.sent, now)
 		}
@@ -418,7 +418,7 @@ func (l *plainWorker) conclude(s *pending, o outcome, now int64) {
 
 // next reuses a request that is done for the next one. mu is held.
 func (l *plainWorker) next(s *pending, now int64) {
-	if !l.clock.paced {
+	if !l.clock.openLoop {
 		l.send(s, now)
 		return
 	}

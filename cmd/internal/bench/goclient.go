@@ -23,7 +23,7 @@ type goAppend struct {
 	nc       *nats.Conn
 	client   *client.Client
 	clock    *clock
-	counts   *meter
+	counts   *counters
 	answered func(sent, now int64)
 	fail     func(error)
 	schedule *schedule // nil in a closed loop
@@ -61,7 +61,7 @@ func newGoAppend(at workerConfig, w *workload, prefix string, keys pool, marks [
 	}
 	rng := newRand(at.conn)
 	a := &goAppend{
-		nc: nc, client: cl, clock: at.clock, counts: newMeter(at.clock, at.tally), answered: at.answered, fail: at.fail,
+		nc: nc, client: cl, clock: at.clock, counts: newCounters(at.clock, at.tally), answered: at.answered, fail: at.fail,
 		pool: keys, rng: rng, payloads: newPayloads(rng, w.Size, w.Kind == tailLoad),
 		marks:  make([]atomic.Uint64, w.Partitions),
 		window: make(chan *goRequest, at.inFlight), requests: make(chan *goRequest, at.inFlight),
@@ -76,7 +76,7 @@ func newGoAppend(at workerConfig, w *workload, prefix string, keys pool, marks [
 		f.partition, f.keys = i%w.Partitions, keyed[i*w.Locks:(i+1)*w.Locks]
 		a.window <- f
 	}
-	if at.clock.paced {
+	if at.clock.openLoop {
 		a.schedule = newSchedule()
 	}
 	return a, nil
@@ -147,7 +147,7 @@ func (a *goAppend) next() (at int64, ok bool) {
 		case now < a.clock.until+int64(grace) && a.clock.take(at, 1):
 			return at, true
 		}
-		a.counts.miss(at, now)
+		a.counts.addMissed(at, now)
 	}
 }
 
@@ -181,7 +181,7 @@ func (a *goAppend) collect(ctx context.Context) error {
 		if err == nil {
 			a.saw(f.partition, receipt.Txid)
 			a.counts.add(now, 1)
-			a.counts.took(mainOp, f.sent, now)
+			a.counts.addLatency(mainOp, f.sent, now)
 			a.answered(f.sent, now)
 			a.window <- f
 			continue
@@ -191,14 +191,14 @@ func (a *goAppend) collect(ctx context.Context) error {
 			return err
 		}
 		a.saw(f.partition, conflict.Txid)
-		a.counts.refuse(now, 1)
+		a.counts.addRefused(now, 1)
 		if now < a.clock.until {
 			if err := a.append(ctx, &req, f); err != nil {
 				return err
 			}
 			continue
 		}
-		a.counts.miss(f.sent, now)
+		a.counts.addMissed(f.sent, now)
 		a.window <- f
 	}
 	return nil
@@ -216,7 +216,7 @@ func (a *goAppend) saw(partition int, txid uint64) {
 func (a *goAppend) due(at int64)          { a.schedule.push(at) }
 func (a *goAppend) finish()               { a.schedule.close() }
 func (a *goAppend) done() <-chan struct{} { return a.ended }
-func (a *goAppend) meter() *meter         { return a.counts }
+func (a *goAppend) counters() *counters   { return a.counts }
 
 func (a *goAppend) close() {
 	a.cancel()
@@ -284,7 +284,7 @@ func newFollowCatchUp(at workerConfig, prefix string, info subjects.PartitionInf
 		return nil, err
 	}
 	start := max(info.FirstTxid, 1) - 1
-	read := func(ctx context.Context, p *pass) error {
+	read := func(ctx context.Context, p *readPass) error {
 		ctx, cancel := context.WithCancel(ctx)
 		defer cancel()
 		ended := make(chan error, 1)

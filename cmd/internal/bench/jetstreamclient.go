@@ -65,7 +65,7 @@ func (w *asyncWorker) start() error          { return w.plain.start() }
 func (w *asyncWorker) due(at int64)          { w.plain.due(at) }
 func (w *asyncWorker) finish()               { w.plain.finish() }
 func (w *asyncWorker) done() <-chan struct{} { return w.plain.done() }
-func (w *asyncWorker) meter() *meter         { return w.plain.meter() }
+func (w *asyncWorker) counters() *counters   { return w.plain.counters() }
 func (w *asyncWorker) close()                { w.plain.close() }
 
 // syncWorker publishes one message at a time and waits for its answer, with
@@ -75,7 +75,7 @@ type syncWorker struct {
 	nc     *nats.Conn
 	js     jetstream.JetStream
 	clock  *clock
-	counts *meter
+	counts *counters
 	fail   func(error)
 	ended  chan struct{}
 	cancel context.CancelFunc
@@ -92,7 +92,7 @@ func newSyncWorker(at workerConfig, a *streamAppend) (*syncWorker, error) {
 		return nil, fmt.Errorf("jetstream: %w", err)
 	}
 	return &syncWorker{
-		append: a, nc: nc, js: js, clock: at.clock, counts: newMeter(at.clock, at.tally), fail: at.fail,
+		append: a, nc: nc, js: js, clock: at.clock, counts: newCounters(at.clock, at.tally), fail: at.fail,
 		ended: make(chan struct{}), cancel: func() {},
 	}, nil
 }
@@ -134,18 +134,18 @@ func (w *syncWorker) run(ctx context.Context) {
 			}
 			return
 		case o.busy:
-			w.counts.hold(now)
+			w.counts.addBusy(now)
 		case o.refused:
-			if w.counts.refuse(now, 1); o.wait {
+			if w.counts.addRefused(now, 1); o.wait {
 				time.Sleep(backoff)
 			}
 		default:
 			w.counts.add(now, o.done)
-			w.counts.took(mainOp, s.sent, now)
+			w.counts.addLatency(mainOp, s.sent, now)
 		}
 	}
 }
 
 func (w *syncWorker) done() <-chan struct{} { return w.ended }
-func (w *syncWorker) meter() *meter         { return w.counts }
+func (w *syncWorker) counters() *counters   { return w.counts }
 func (w *syncWorker) close()                { w.cancel(); w.nc.Close() }

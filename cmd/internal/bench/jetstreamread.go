@@ -76,7 +76,7 @@ func newStreamCatchUp(at workerConfig, stream string, last uint64, push bool) (*
 	if err != nil {
 		return nil, err
 	}
-	read := func(ctx context.Context, p *pass) error {
+	read := func(ctx context.Context, p *readPass) error {
 		stop, err := c.consume(ctx, func([]byte) { p.message() })
 		if err != nil {
 			return err

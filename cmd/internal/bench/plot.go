@@ -97,17 +97,17 @@ func (r *Report) axes() (x, y axis) {
 	x = axis{math.Inf(1), math.Inf(-1), plotLeft, plotWidth - plotRight}
 	y = axis{math.Inf(1), math.Inf(-1), plotHeight - plotBottom, plotTop}
 	for _, res := range r.Results {
-		x.hold(res.Rate.Median)
-		y.hold(res.P50)
-		y.hold(res.P99)
+		x.extendTo(res.Rate.Median)
+		y.extendTo(res.P50)
+		y.extendTo(res.P99)
 	}
 	x.round()
 	y.round()
 	return x, y
 }
 
-// hold extends the axis to a value above 0.
-func (a *axis) hold(v float64) {
+// extendTo extends the axis to a value above 0.
+func (a *axis) extendTo(v float64) {
 	if v > 0 {
 		a.low, a.high = min(a.low, math.Log10(v)), max(a.high, math.Log10(v))
 	}

@@ -94,7 +94,7 @@ func measure(ctx context.Context, t task, c *system, cl driver, errOut io.Writer
 }
 
 func newClock(t task) *clock {
-	c := &clock{epoch: time.Now(), from: int64(t.warmUp), until: int64(t.warmUp + t.duration), paced: t.level.Rate > 0}
+	c := &clock{epoch: time.Now(), from: int64(t.warmUp), until: int64(t.warmUp + t.duration), openLoop: t.level.Rate > 0}
 	if t.count > 0 {
 		c.from, c.until, c.budget = 0, math.MaxInt64, &atomic.Int64{}
 		c.budget.Store(t.count)
@@ -156,7 +156,7 @@ func (r *round) run(ctx context.Context) (Sample, error) {
 			return Sample{}, err
 		}
 	}
-	stopPacer, err := r.pace()
+	stopPacer, err := r.startRate()
 	if err != nil {
 		return Sample{}, err
 	}
@@ -184,14 +184,15 @@ func (r *round) run(ctx context.Context) (Sample, error) {
 	return r.sample(before, after), nil
 }
 
-// pace starts a pacer if the round has a fixed rate. stop waits for its end.
-func (r *round) pace() (stop func(), err error) {
-	if !r.clock.paced {
+// startRate starts an open loop if the round has a fixed rate. stop waits for
+// its end.
+func (r *round) startRate() (stop func(), err error) {
+	if !r.clock.openLoop {
 		return func() {}, nil
 	}
-	p := &pacer{clock: r.clock, rate: r.level.Rate}
+	p := &openLoop{clock: r.clock, rate: r.level.Rate}
 	for _, w := range r.workers {
-		pw, ok := w.(pacedWorker)
+		pw, ok := w.(openLoopWorker)
 		if !ok {
 			return nil, fmt.Errorf("%w: this client has no fixed rate: leave --rate and --sweep-rate out", ErrFlags)
 		}
@@ -219,34 +220,34 @@ func (f *failure) set(err error) {
 	})
 }
 
-// standing is the resources used so far at some moment.
-type standing struct {
+// resources is the resources used so far at some moment.
+type resources struct {
 	servers []usage
 	load    usage
 }
 
-func (r *round) stand() standing {
-	return standing{servers: r.cluster.usage(), load: processUsage(os.Getpid())}
+func (r *round) resources() resources {
+	return resources{servers: r.cluster.usage(), load: processUsage(os.Getpid())}
 }
 
 // watch prints a line each second, measures the resources used at both ends of
 // the window, and returns when the workers have ended.
-func (r *round) watch(ctx context.Context, all <-chan struct{}) (before, after standing, err error) {
+func (r *round) watch(ctx context.Context, all <-chan struct{}) (before, after resources, err error) {
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
 	begin := time.NewTimer(time.Duration(r.clock.from - r.clock.now()))
 	end := time.NewTimer(time.Duration(r.clock.until - r.clock.now()))
 	defer begin.Stop()
 	defer end.Stop()
-	before = r.stand()
+	before = r.resources()
 	var last uint64
 	var ended bool
 	for {
 		select {
 		case <-begin.C:
-			before = r.stand()
+			before = r.resources()
 		case <-end.C:
-			after, ended = r.stand(), true
+			after, ended = r.resources(), true
 		case <-tick.C:
 			last = r.progress(last)
 			if idle := r.clock.now() - r.lastAt(); idle > int64(stallTimeout) {
@@ -263,7 +264,7 @@ func (r *round) watch(ctx context.Context, all <-chan struct{}) (before, after s
 			default:
 			}
 			if !ended {
-				after = r.stand()
+				after = r.resources()
 			}
 			return before, after, ctx.Err()
 		}
@@ -274,8 +275,8 @@ func (r *round) watch(ctx context.Context, all <-chan struct{}) (before, after s
 func (r *round) progress(last uint64) uint64 {
 	done, refused, busy := r.done(), uint64(0), uint64(0)
 	for _, w := range r.workers {
-		refused += w.meter().refused.Load()
-		busy += w.meter().busy.Load()
+		refused += w.counters().refused.Load()
+		busy += w.counters().busy.Load()
 	}
 	phase := ""
 	if r.clock.now() < r.clock.from {
@@ -292,7 +293,7 @@ func (r *round) progress(last uint64) uint64 {
 func (r *round) done() uint64 {
 	var n uint64
 	for _, w := range r.workers {
-		n += w.meter().done.Load()
+		n += w.counters().done.Load()
 	}
 	return n
 }
@@ -300,16 +301,16 @@ func (r *round) done() uint64 {
 func (r *round) lastAt() int64 {
 	var at int64
 	for _, w := range r.workers {
-		at = max(at, w.meter().lastAt.Load())
+		at = max(at, w.counters().lastAt.Load())
 	}
 	return at
 }
 
-// sample summarizes the meters of the workers, which have ended.
-func (r *round) sample(before, after standing) Sample {
+// sample summarizes the counters of the workers, which have ended.
+func (r *round) sample(before, after resources) Sample {
 	var s Sample
 	for _, w := range r.workers {
-		m := w.meter()
+		m := w.counters()
 		s.Done += m.counted
 		s.Refused += m.countedRefused
 		s.Busy += m.countedBusy

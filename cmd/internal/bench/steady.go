@@ -88,21 +88,21 @@ const (
 // steadyLoad appends at a fixed rate, each append with a message id, and
 // resends those that are not acknowledged.
 type steadyLoad struct {
-	clock  *clock
-	tally  *tally
-	gaps   *gaps
-	probes []*prober
-	pacer  *pacer
-	stop   chan struct{}
-	paced  sync.WaitGroup
+	clock   *clock
+	tally   *tally
+	gaps    *gaps
+	probes  []*prober
+	loop    *openLoop
+	stop    chan struct{}
+	running sync.WaitGroup
 }
 
 func newSteadyLoad(c *cluster, t target, w *workload, fail func(error)) (*steadyLoad, error) {
 	l := &steadyLoad{
-		clock: &clock{epoch: time.Now(), until: math.MaxInt64, paced: true},
+		clock: &clock{epoch: time.Now(), until: math.MaxInt64, openLoop: true},
 		tally: &tally{}, gaps: &gaps{}, stop: make(chan struct{}),
 	}
-	l.pacer = &pacer{clock: l.clock, rate: w.Levels[0].Rate}
+	l.loop = &openLoop{clock: l.clock, rate: w.Levels[0].Rate}
 	for i := range w.Conns {
 		p, err := newProber(l, c, t, w, i, fail)
 		if err != nil {
@@ -110,7 +110,7 @@ func newSteadyLoad(c *cluster, t target, w *workload, fail func(error)) (*steady
 			return nil, err
 		}
 		l.probes = append(l.probes, p)
-		l.pacer.workers = append(l.pacer.workers, p)
+		l.loop.workers = append(l.loop.workers, p)
 	}
 	return l, nil
 }
@@ -118,9 +118,9 @@ func newSteadyLoad(c *cluster, t target, w *workload, fail func(error)) (*steady
 func (l *steadyLoad) start() {
 	l.clock.epoch = time.Now()
 	for _, p := range l.probes {
-		l.paced.Go(p.repeat)
+		l.running.Go(p.repeat)
 	}
-	l.paced.Go(func() { l.pacer.run(l.stop) })
+	l.running.Go(func() { l.loop.run(l.stop) })
 }
 
 // finish ends the load and waits until everything is acknowledged.
@@ -146,7 +146,7 @@ func (l *steadyLoad) close() {
 	for _, p := range l.probes {
 		p.close()
 	}
-	l.paced.Wait()
+	l.running.Wait()
 }
 
 // awaitAnswer waits until an append that is due from now on is acknowledged.
@@ -191,7 +191,7 @@ type prober struct {
 	nc       *nats.Conn
 	target   target
 	clock    *clock
-	counts   *meter
+	counts   *counters
 	gaps     *gaps
 	payloads *payloads
 	inbox    string
@@ -215,7 +215,7 @@ type probe struct {
 
 func newProber(l *steadyLoad, c *cluster, t target, w *workload, conn int, fail func(error)) (*prober, error) {
 	p := &prober{
-		target: t, clock: l.clock, counts: newMeter(l.clock, l.tally), gaps: l.gaps,
+		target: t, clock: l.clock, counts: newCounters(l.clock, l.tally), gaps: l.gaps,
 		payloads: newPayloads(newRand(conn), w.Size, false), inbox: nats.NewInbox() + ".", idPrefix: nuid.Next() + ".",
 		fail: fail, waiting: map[uint64]*probe{}, ended: make(chan struct{}),
 	}
@@ -240,7 +240,7 @@ func newProber(l *steadyLoad, c *cluster, t target, w *workload, conn int, fail 
 
 func (p *prober) start() error          { return nil }
 func (p *prober) done() <-chan struct{} { return p.ended }
-func (p *prober) meter() *meter         { return p.counts }
+func (p *prober) counters() *counters   { return p.counts }
 
 // due implements pacedWorker.
 func (p *prober) due(at int64) {
@@ -296,7 +296,7 @@ func (p *prober) receive(m *nats.Msg) {
 	case ok:
 		delete(p.waiting, token)
 		p.counts.add(now, 1)
-		p.counts.took(mainOp, w.due, now)
+		p.counts.addLatency(mainOp, w.due, now)
 		p.gaps.ack(w.due, now)
 		p.endIfIdle()
 	case later, noResponders(m):
@@ -325,7 +325,7 @@ func (p *prober) repeatDue(now int64) {
 	defer p.mu.Unlock()
 	for _, w := range p.waiting {
 		if now >= w.again {
-			p.counts.hold(now)
+			p.counts.addBusy(now)
 			p.send(w)
 		}
 	}

@@ -27,7 +27,7 @@ type reader interface {
 // tailReader measures how long after it was sent, and after its answer, each
 // transaction arrived, by the time in its payload.
 type tailReader struct {
-	counts *meter
+	counts *counters
 	seen   atomic.Uint64
 	stop   func()
 
@@ -42,27 +42,27 @@ type tailReader struct {
 const patience = 500 * time.Millisecond
 
 func newTailReader(at workerConfig) *tailReader {
-	return &tailReader{counts: newMeter(at.clock, at.tally), stop: func() {}, first: map[int64]int64{}}
+	return &tailReader{counts: newCounters(at.clock, at.tally), stop: func() {}, first: map[int64]int64{}}
 }
 
 func (r *tailReader) handle(payload []byte) {
 	sent, now := stamp(payload), r.counts.clock.now()
-	r.counts.took(deliveryOp, sent, now)
-	if answered, second := r.meet(sent, now); second {
-		r.counts.lasted(afterOp, sent, answered, now)
+	r.counts.addLatency(deliveryOp, sent, now)
+	if answered, second := r.pair(sent, now); second {
+		r.counts.addLatencyFrom(afterOp, sent, answered, now)
 	}
 	r.seen.Add(1)
 }
 
 func (r *tailReader) answered(sent, now int64) {
-	if _, second := r.meet(sent, now); second {
-		r.counts.lasted(afterOp, sent, now, now)
+	if _, second := r.pair(sent, now); second {
+		r.counts.addLatencyFrom(afterOp, sent, now, now)
 	}
 }
 
-// meet records an event, and returns the time of the other one if that was
+// pair records an event, and returns the time of the other one if that was
 // before.
-func (r *tailReader) meet(sent, now int64) (before int64, second bool) {
+func (r *tailReader) pair(sent, now int64) (before int64, second bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if before, second = r.first[sent]; second {

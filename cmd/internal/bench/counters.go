@@ -88,10 +88,10 @@ type clock struct {
 	epoch time.Time
 	from  int64 // when counting begins
 	until int64 // when counting and sending end
-	// paced is true at a fixed rate. Latencies then count by when the request
+	// openLoop is true at a fixed rate. Latencies then count by when the request
 	// was due, not by when it was answered: otherwise answers that a pause has
 	// delayed beyond the end would be left out.
-	paced bool
+	openLoop bool
 	// budget is how many units may still be sent; nil for no limit but time.
 	budget *atomic.Int64
 }
@@ -121,9 +121,9 @@ func (c *clock) giveBack(n int) {
 	}
 }
 
-// meter counts the results of one worker. The atomic fields may be read at any
-// time; the others belong to the worker until it has ended.
-type meter struct {
+// counters counts the results of one worker. The atomic fields may be read at
+// any time; the others belong to the worker until it has ended.
+type counters struct {
 	clock *clock
 	tally *tally
 
@@ -141,66 +141,66 @@ type meter struct {
 	unknown, silent uint64
 }
 
-func newMeter(c *clock, t *tally) *meter { return &meter{clock: c, tally: t} }
+func newCounters(c *clock, t *tally) *counters { return &counters{clock: c, tally: t} }
 
-func (m *meter) counts(now int64) bool { return now >= m.clock.from && now < m.clock.until }
+func (m *counters) inWindow(now int64) bool { return now >= m.clock.from && now < m.clock.until }
 
 // add counts n units done at now.
-func (m *meter) add(now int64, n int) {
+func (m *counters) add(now int64, n int) {
 	m.done.Add(uint64(n))
 	m.lastAt.Store(now)
-	if m.counts(now) {
+	if m.inWindow(now) {
 		m.counted += uint64(n)
 	}
 }
 
-// refuse counts n refusals at now.
-func (m *meter) refuse(now int64, n int) {
+// addRefused counts n refusals at now.
+func (m *counters) addRefused(now int64, n int) {
 	m.refused.Add(uint64(n))
 	m.lastAt.Store(now)
-	if m.counts(now) {
+	if m.inWindow(now) {
 		m.countedRefused += uint64(n)
 	}
 }
 
-// hold counts an answer at now that says to try again later.
-func (m *meter) hold(now int64) {
+// addBusy counts an answer at now that says to try again later.
+func (m *counters) addBusy(now int64) {
 	m.busy.Add(1)
-	if m.counts(now) {
+	if m.inWindow(now) {
 		m.countedBusy++
 	}
 }
 
-// took records that a request sent, or due, at sent was done at now.
-func (m *meter) took(o op, sent, now int64) { m.lasted(o, sent, sent, now) }
+// addLatency records that a request sent, or due, at sent was done at now.
+func (m *counters) addLatency(o op, sent, now int64) { m.addLatencyFrom(o, sent, sent, now) }
 
-// lasted records a latency from from to now for a request sent, or due, at
-// sent.
-func (m *meter) lasted(o op, sent, from, now int64) {
+// addLatencyFrom records a latency from from to now for a request sent, or due,
+// at sent.
+func (m *counters) addLatencyFrom(o op, sent, from, now int64) {
 	at := now
-	if m.clock.paced {
+	if m.clock.openLoop {
 		at = sent
 	}
-	if m.counts(at) {
+	if m.inWindow(at) {
 		m.tally.record(o, time.Duration(now-from))
 	}
 }
 
-// lose records at now that a request's outcome is unknown. It counts with the
-// time until it was given up.
-func (m *meter) lose(sent, now int64, silent bool) {
+// addUnknown records at now that a request's outcome is unknown. It counts with
+// the time until it was given up.
+func (m *counters) addUnknown(sent, now int64, silent bool) {
 	if silent {
 		m.silent++
 	} else {
 		m.unknown++
 	}
-	m.took(mainOp, sent, now)
+	m.addLatency(mainOp, sent, now)
 }
 
-// miss records, at a fixed rate, that a request due at due was not done when
-// the round ended at now: its latency is at least that time.
-func (m *meter) miss(due, now int64) {
-	if m.clock.paced && m.counts(due) {
+// addMissed records, at a fixed rate, that a request due at due was not done
+// when the round ended at now: its latency is at least that time.
+func (m *counters) addMissed(due, now int64) {
+	if m.clock.openLoop && m.inWindow(due) {
 		m.missed++
 		m.tally.record(mainOp, time.Duration(now-due))
 	}

@@ -40,13 +40,13 @@ func TestLatenciesOutOfRangeCountAsTheEnds(t *testing.T) {
 }
 
 func TestMeterCountsWithinTheWindowOnly(t *testing.T) {
-	m := newMeter(&clock{from: 100, until: 200}, &tally{})
+	m := newCounters(&clock{from: 100, until: 200}, &tally{})
 	for _, now := range []int64{99, 100, 199, 200} {
 		m.add(now, 2)
-		m.refuse(now, 3)
-		m.hold(now)
-		m.took(mainOp, now-50, now)
-		m.miss(now, now+50)
+		m.addRefused(now, 3)
+		m.addBusy(now)
+		m.addLatency(mainOp, now-50, now)
+		m.addMissed(now, now+50)
 	}
 	if n := m.tally.latency[mainOp].count(); m.counted != 4 || m.countedRefused != 6 || m.countedBusy != 2 || n != 2 {
 		t.Errorf("counted %d done, %d refused, %d busy, %d latencies; want 4, 6, 2, 2",
@@ -65,11 +65,11 @@ func TestMeterCountsWithinTheWindowOnly(t *testing.T) {
 // nothing: answers that come after the window count, and so do requests that
 // were never sent.
 func TestPacedLatencyCountsByWhenItWasDue(t *testing.T) {
-	m := newMeter(&clock{from: 100_000, until: 200_000, paced: true}, &tally{})
-	m.took(mainOp, 99_999, 150_000)
-	m.took(mainOp, 150_000, 9_150_000)
-	m.miss(199_999, 5_199_999)
-	m.miss(200_000, 5_200_000)
+	m := newCounters(&clock{from: 100_000, until: 200_000, openLoop: true}, &tally{})
+	m.addLatency(mainOp, 99_999, 150_000)
+	m.addLatency(mainOp, 150_000, 9_150_000)
+	m.addMissed(199_999, 5_199_999)
+	m.addMissed(200_000, 5_200_000)
 	l := m.tally.latency[mainOp]
 	if l.count() != 2 || m.missed != 1 {
 		t.Fatalf("%d latencies and %d missed, want 2 and 1", l.count(), m.missed)

@@ -5,13 +5,13 @@ import (
 	"time"
 )
 
-// pacer calls workers when requests are due: at evenly spaced times that do not
-// depend on answers. So requests that are due during a pause of the server
+// openLoop calls workers when requests are due: at evenly spaced times that do
+// not depend on answers. So requests that are due during a pause of the server
 // count with the time that they wait.
-type pacer struct {
+type openLoop struct {
 	clock   *clock
 	rate    float64
-	workers []pacedWorker
+	workers []openLoopWorker
 }
 
 const (
@@ -20,12 +20,12 @@ const (
 	// server more than the requests do. Their latency counts from when they
 	// were due.
 	shortestNap = 200 * time.Microsecond
-	// longestNap bounds how late the pacer notices that it must stop.
+	// longestNap bounds how late the loop notices that it must stop.
 	longestNap = 50 * time.Millisecond
 )
 
 // run returns at the clock's end, or when stop is closed.
-func (p *pacer) run(stop <-chan struct{}) {
+func (p *openLoop) run(stop <-chan struct{}) {
 	// A thread of its own can sleep more precisely than the runtime's timers,
 	// which may be a millisecond late in an idle process.
 	runtime.LockOSThread()
