@@ -177,17 +177,13 @@ var eventually = testkit.Until
 // and returns the txid.
 func keep(t *testing.T, nc *nats.Conn, partition int, payload, id string) uint64 {
 	t.Helper()
-	for deadline := time.Now().Add(patience); ; {
+	var r subjects.Reply
+	eventually(t, fmt.Sprintf("append %s to %d", id, partition), func() bool {
 		m, err := nc.RequestMsg(message(subjects.Names{}.Append(partition), payload, subjects.HeaderMsgID, id), time.Second)
-		r := subjects.Reply{}
-		if err == nil && len(m.Data) > 0 && json.Unmarshal(m.Data, &r) == nil && r.Error == nil {
-			return r.Txid
-		}
-		if time.Now().After(deadline) {
-			t.Fatalf("append %s to %d: %v, %v", id, partition, err, r.Error)
-		}
-		time.Sleep(10 * time.Millisecond)
-	}
+		r = subjects.Reply{}
+		return err == nil && len(m.Data) > 0 && json.Unmarshal(m.Data, &r) == nil && r.Error == nil
+	})
+	return r.Txid
 }
 
 // leader returns the node that leads a partition, once there is one.

@@ -131,11 +131,11 @@ func (r *request) field(key, value []byte) error {
 	}
 	switch string(key) {
 	case subjects.HeaderWriteLock:
-		return r.locks(subjects.HeaderWriteLock, lockmgr.Write, wal.WriteLock, value)
+		return r.locks(subjects.HeaderWriteLock, wal.WriteLock, value)
 	case subjects.HeaderReadLock:
-		return r.locks(subjects.HeaderReadLock, lockmgr.Read, wal.ReadLock, value)
+		return r.locks(subjects.HeaderReadLock, wal.ReadLock, value)
 	case subjects.HeaderAppendLock:
-		return r.locks(subjects.HeaderAppendLock, lockmgr.Append, wal.AppendLock, value)
+		return r.locks(subjects.HeaderAppendLock, wal.AppendLock, value)
 	case subjects.HeaderHighWaterMark:
 		n, err := r.number(seenMark, subjects.HeaderHighWaterMark, value)
 		r.tx.HighWaterMark, r.tx.HasHighWaterMark = n, true
@@ -185,7 +185,7 @@ func (r *request) other(key, value []byte) error {
 }
 
 // locks reads the value of a lock header, a list of one name or several.
-func (r *request) locks(header string, mode lockmgr.Mode, stored wal.LockMode, value []byte) error {
+func (r *request) locks(header string, mode wal.LockMode, value []byte) error {
 	rest := value
 	for n, more := 1, true; more; n++ {
 		var name []byte
@@ -193,7 +193,7 @@ func (r *request) locks(header string, mode lockmgr.Mode, stored wal.LockMode, v
 		if len(name) == 0 {
 			return noName(header, value, n, n == 1 && !more)
 		}
-		if err := r.lock(mode, stored, name); err != nil {
+		if err := r.lock(mode, name); err != nil {
 			return err
 		}
 	}
@@ -210,15 +210,15 @@ func noName(header string, value []byte, n int, empty bool) error {
 		`%s %q: lock %d of the list is empty: give one comma between two locks, and none before the first or after the last`, header, clip(value), n)
 }
 
-func (r *request) lock(mode lockmgr.Mode, stored wal.LockMode, name []byte) error {
+func (r *request) lock(mode wal.LockMode, name []byte) error {
 	if len(r.cert.Locks) == subjects.MaxLocks {
 		return subjects.Errorf(subjects.BadRequest, "the transaction names more than %d locks", subjects.MaxLocks)
 	}
 	if err := subjects.CheckLock(text(name)); err != nil {
 		return err
 	}
-	r.cert.Locks = append(r.cert.Locks, lockmgr.Lock{Mode: mode, Name: text(name)})
-	r.tx.Locks = append(r.tx.Locks, wal.Lock{Mode: stored, Name: name})
+	r.cert.Locks = append(r.cert.Locks, lockmgr.Lock{Mode: lockModes[mode], Name: text(name)})
+	r.tx.Locks = append(r.tx.Locks, wal.Lock{Mode: mode, Name: name})
 	return nil
 }
 

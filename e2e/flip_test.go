@@ -266,11 +266,12 @@ func serveFlipped(t *testing.T, dir, name string, want content) bool {
 		}
 		whole := checkServed(t, p, dial(t, found[1]), want)
 		path := filepath.Join(dir, name)
-		for deadline := time.Now().Add(patience); !whole && !p.stderr.has(path); time.Sleep(time.Millisecond) {
-			if time.Now().After(deadline) {
-				t.Fatalf("a read is refused, and the log does not name %s:\n%s", path, p.stderr)
+		defer func() {
+			if t.Failed() {
+				t.Log(p.stderr)
 			}
-		}
+		}()
+		testkit.Until(t, "the log names "+path+" if a read is refused", func() bool { return whole || p.stderr.has(path) })
 		return whole
 	case <-time.After(patience):
 		t.Fatalf("neither serving nor ended after %v\n%s", patience, p.stderr)

@@ -154,17 +154,20 @@ func startDiskWriter(t *testing.T, c *workload.Client, size int, acked uint64) *
 
 func (w *diskWriter) await(t *testing.T, n *node, what string, done func() bool) {
 	t.Helper()
-	for began := time.Now(); !done(); time.Sleep(time.Millisecond) {
+	defer func() {
+		if t.Failed() {
+			t.Logf("%d acknowledged, %d times full\n%s", w.acked.Load(), w.full.Load(), n.running().stderr)
+		}
+	}()
+	testkit.Until(t, what, func() bool {
 		mustNotTrace(t, n.running())
 		select {
 		case err := <-w.done:
-			t.Fatalf("%s: the writer has ended: %v\n%s", what, err, n.running().stderr)
+			t.Fatalf("%s: the writer has ended: %v", what, err)
 		default:
 		}
-		if time.Since(began) > patience {
-			t.Fatalf("%s: not within %v: %d acknowledged, %d times full\n%s", what, patience, w.acked.Load(), w.full.Load(), n.running().stderr)
-		}
-	}
+		return done()
+	})
 }
 
 // TestFullDisk fills a node's file system to the last byte, again and again,

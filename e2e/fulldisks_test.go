@@ -9,9 +9,10 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
-	"time"
 
 	"github.com/nats-io/nats.go"
+
+	"github.com/cantuslog/cantus/internal/testkit"
 )
 
 // TestFullDisksOfFollowers has both followers of three nodes fill their disks
@@ -76,14 +77,17 @@ func TestFullDisksOfFollowers(t *testing.T) {
 	}
 	await := func(what string, is func() bool) {
 		t.Helper()
-		for began := time.Now(); !is(); time.Sleep(time.Millisecond) {
+		defer func() {
+			if t.Failed() {
+				t.Logf("%s: %d acknowledged, %d times full", what, acked.Load(), full.Load())
+			}
+		}()
+		testkit.Until(t, what, func() bool {
 			for _, n := range c.nodes {
 				mustNotTrace(t, n.running())
 			}
-			if time.Since(began) > patience {
-				t.Fatalf("%s: not within %v: %d acknowledged, %d times full", what, patience, acked.Load(), full.Load())
-			}
-		}
+			return is()
+		})
 	}
 	trim := func(before uint64) string {
 		t.Helper()
