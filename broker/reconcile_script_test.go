@@ -33,7 +33,7 @@ import (
 func TestReconcileScripts(t *testing.T) {
 	datadriven.Walk(t, "testdata/reconcile", func(t *testing.T, path string) {
 		s := &reconcileScript{t: t}
-		datadriven.RunTest(t, path, s.block)
+		datadriven.RunTest(t, path, scriptBlock(&s.out, s.run))
 	})
 }
 
@@ -49,19 +49,24 @@ type reconcileScript struct {
 	out     strings.Builder
 }
 
-func (s *reconcileScript) block(t *testing.T, d *datadriven.TestData) string {
-	s.out.Reset()
-	s.run(d)
-	for line := range strings.SplitSeq(d.Input, "\n") {
-		cmd, args, err := datadriven.ParseLine(line)
-		if err != nil {
-			d.Fatalf(t, "%v", err)
+// scriptBlock returns what runs a block of a script: run is called with the
+// first line's directive, and with each of the input. It returns what they
+// wrote to out.
+func scriptBlock(out *strings.Builder, run func(*datadriven.TestData)) func(*testing.T, *datadriven.TestData) string {
+	return func(t *testing.T, d *datadriven.TestData) string {
+		out.Reset()
+		run(d)
+		for line := range strings.SplitSeq(d.Input, "\n") {
+			cmd, args, err := datadriven.ParseLine(line)
+			if err != nil {
+				d.Fatalf(t, "%v", err)
+			}
+			if cmd != "" {
+				run(&datadriven.TestData{Pos: d.Pos + ", " + line, Cmd: cmd, CmdArgs: args})
+			}
 		}
-		if cmd != "" {
-			s.run(&datadriven.TestData{Pos: d.Pos + ", " + line, Cmd: cmd, CmdArgs: args})
-		}
+		return out.String()
 	}
-	return s.out.String()
 }
 
 func (s *reconcileScript) run(d *datadriven.TestData) {

@@ -39,7 +39,7 @@ func TestRetentionScripts(t *testing.T) {
 		s := &retentionScript{replicaOnDisk: newReplicaOnDisk(t), t: t, at: time.Date(2026, 11, 1, 0, 0, 0, 0, time.UTC)}
 		s.certifier.now = s.now
 		s.retain()
-		datadriven.RunTest(t, path, s.block)
+		datadriven.RunTest(t, path, scriptBlock(&s.out, s.run))
 	})
 }
 
@@ -89,21 +89,6 @@ func (s *retentionScript) retain() {
 		},
 	}
 	s.retainer.begin()
-}
-
-func (s *retentionScript) block(t *testing.T, d *datadriven.TestData) string {
-	s.out.Reset()
-	s.run(d)
-	for line := range strings.SplitSeq(d.Input, "\n") {
-		cmd, args, err := datadriven.ParseLine(line)
-		if err != nil {
-			d.Fatalf(t, "%v", err)
-		}
-		if cmd != "" {
-			s.run(&datadriven.TestData{Pos: d.Pos + ", " + line, Cmd: cmd, CmdArgs: args})
-		}
-	}
-	return s.out.String()
 }
 
 // arg returns the value of an argument, and whether it was given.
@@ -164,7 +149,7 @@ func (s *retentionScript) run(d *datadriven.TestData) {
 	case "show":
 		s.show(d)
 	default:
-		d.Fatalf(s.t, "what is %q?", d.Cmd)
+		d.Fatalf(s.t, "no directive %q", d.Cmd)
 	}
 }
 
