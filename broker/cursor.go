@@ -65,6 +65,12 @@ func (w *cursorWriter) parse(m *natslink.Message) (cursorCall, error) {
 		return c, subjects.Errorf(subjects.BadRequest, `body: txid is missing: give the position to set, such as {"txid":812,"expected":800}`)
 	}
 	c.Cursor = wal.Cursor{Name: []byte(c.name), Txid: *body.Txid}
+	if body.Owner != nil {
+		if subjects.CheckCursor(*body.Owner) != nil {
+			return c, subjects.Errorf(subjects.BadRequest, "body: owner is not a name: 1 to %d bytes, as a cursor's", subjects.MaxToken)
+		}
+		c.Owner = []byte(*body.Owner)
+	}
 	if body.Expected != nil {
 		c.Expected, c.HasExpected = *body.Expected, true
 	}
@@ -123,13 +129,24 @@ func (w *cursorWriter) serve(ctx context.Context, term uint64, calls []cursorCal
 			results = results[1:]
 			var refused *subjects.Error
 			if !r.done {
-				refused = subjects.Errorf(subjects.WrongLast, "cursor %q stands at %d, not at %d", c.name, r.Txid, c.Expected)
+				refused = c.notDone(r.cursor)
 			}
 			out = w.appendReply(out, c, r.cursor, refused)
 		}
 	}
 	w.metrics.answered("cursor", len(calls), time.Since(began))
 	w.requests.answer(out)
+}
+
+// notDone returns why the call was not carried out, on a cursor as it is.
+func (c *cursorCall) notDone(at cursor) *subjects.Error {
+	switch {
+	case len(c.Owner) == 0 || at == cursor{} || at.Owner == string(c.Owner):
+		return subjects.Errorf(subjects.WrongLast, "cursor %q stands at %d, not at %d", c.name, at.Txid, c.Expected)
+	case at.Owner == "":
+		return subjects.Errorf(subjects.WrongLast, "cursor %q stands at %d and has no owner: remove it first, or use another one", c.name, at.Txid)
+	}
+	return subjects.Errorf(subjects.WrongLast, "cursor %q stands at %d and is %s's: remove it first, or use another one", c.name, at.Txid, at.Owner)
 }
 
 // commit commits the writes among calls and returns their results.
@@ -181,7 +198,7 @@ func (w *cursorWriter) appendReply(out []byte, c cursorCall, at cursor, refused 
 		return append(out, w.refusals.advisory("cursor", nil, refused)...)
 	}
 	body := subjects.CursorReply{
-		Partition: w.partition, Name: c.name, Txid: at.Txid, HighWaterMark: w.replica.position().mark, Error: refused,
+		Partition: w.partition, Name: c.name, Txid: at.Txid, Owner: at.Owner, HighWaterMark: w.replica.position().mark, Error: refused,
 	}
 	if at.Time != 0 {
 		body.Time = time.Unix(0, at.Time).UTC()

@@ -72,8 +72,31 @@ type logPosition struct {
 
 // cursor is a consumer's durable position.
 type cursor struct {
-	Txid uint64
-	Time int64 // Unix nanoseconds
+	Txid  uint64
+	Time  int64  // Unix nanoseconds
+	Owner string // "" for none: whoever may set cursors may set it
+}
+
+// may reports whether a write takes effect.
+func (c cursor) may(w wal.Cursor) bool {
+	owned := len(w.Owner) == 0 || c == cursor{} || c.Owner == string(w.Owner)
+	return owned && (!w.HasExpected || w.Expected == c.Txid)
+}
+
+// cursorValueSize is the size of a cursor in a snapshot, without its owner.
+const cursorValueSize = 16
+
+// value encodes the cursor for a snapshot.
+func (c cursor) value() []byte {
+	b := binary.BigEndian.AppendUint64(binary.BigEndian.AppendUint64(nil, c.Txid), uint64(c.Time))
+	return append(b, c.Owner...)
+}
+
+func decodeCursor(v []byte) (c cursor, ok bool) {
+	if len(v) < cursorValueSize {
+		return c, false
+	}
+	return cursor{binary.BigEndian.Uint64(v), int64(binary.BigEndian.Uint64(v[8:])), string(v[cursorValueSize:])}, true
 }
 
 // applied is the result of applying an entry.
@@ -90,7 +113,7 @@ type applied struct {
 
 type cursorResult struct {
 	cursor
-	done bool // false: it was not at the expected position
+	done bool // false: it was not at the expected position, or is another owner's
 }
 
 // replicaOptions are what the state of a replica depends on beside its log.
@@ -198,9 +221,9 @@ func (r *replica) applyCursors(e raftstore.Committed, b wal.Batch) (applied, err
 	for c := (wal.Cursor{}); records.NextCursor(&c); n++ {
 		name := string(c.Name)
 		now := r.cursors[name]
-		done := !c.HasExpected || c.Expected == now.Txid
+		done := now.may(c)
 		if done {
-			if now = (cursor{Txid: c.Txid, Time: max(b.Time+n, now.Time+1)}); c.Txid > 0 {
+			if now = (cursor{c.Txid, max(b.Time+n, now.Time+1), string(c.Owner)}); c.Txid > 0 {
 				r.cursors[name] = now
 			} else { // the cursor is removed
 				now = cursor{}
@@ -262,7 +285,7 @@ func (r *replica) Snapshot() raftstore.Snapshot {
 	for name := range r.dirty {
 		m := wal.Meta{Name: metaCursor + name}
 		if c, ok := r.cursors[name]; ok {
-			m.Value = binary.BigEndian.AppendUint64(binary.BigEndian.AppendUint64(nil, c.Txid), uint64(c.Time))
+			m.Value = c.value()
 		}
 		if bytes.Equal(m.Value, r.log.Meta(m.Name)) {
 			delete(r.dirty, name) // an earlier snapshot has stored it
@@ -305,12 +328,11 @@ func (r *replica) Restore(state []byte) error {
 	}
 	r.chain.begin(wal.Base{Txid: s.Txid, Digest: r.digest}, s.Index)
 	for name, v := range r.log.Metas(metaCursor) {
-		if len(v) != 16 {
+		c, ok := decodeCursor(v)
+		if !ok {
 			return fmt.Errorf("%w: cursor %s holds %d bytes", wal.ErrDamaged, name, len(v))
 		}
-		r.cursors[strings.TrimPrefix(name, metaCursor)] = cursor{
-			Txid: binary.BigEndian.Uint64(v), Time: int64(binary.BigEndian.Uint64(v[8:])),
-		}
+		r.cursors[strings.TrimPrefix(name, metaCursor)] = c
 	}
 	return r.rebuild(s)
 }

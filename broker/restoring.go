@@ -151,7 +151,7 @@ func (r *replica) restoreCursor(c *wal.RestoredCursor) {
 		return
 	}
 	if r.dirty[name] = true; c.Txid > 0 {
-		r.cursors[name] = cursor{c.Txid, c.Time}
+		r.cursors[name] = cursor{Txid: c.Txid, Time: c.Time}
 	} else {
 		delete(r.cursors, name)
 	}

@@ -116,13 +116,6 @@ var natsDocuments = map[string]natsDocument{
 		},
 		act: map[string]func(*testing.T, *workload.Client){`nats sub 'cantus.feed.0.>'`: appendAlways(0), `nats sub 'cantus.advisory.>'`: refuseSilently},
 	},
-	"docs/retention.md": {
-		prepare: func(t *testing.T, c *workload.Client) {
-			mustAppend(t, c, 0, "x")
-			cursor(t, c, 0, "archive", `{"txid":1}`)
-		},
-		prints: map[string][]string{`nats req cantus.cursor.0.archive '{"txid":0}'`: {`"name":"archive","txid":0,`}},
-	},
 	"examples/shell/README.md": {
 		prints: map[string][]string{`nats sub 'cantus.feed.1.>'`: {`Received on "cantus\.feed\.1\.tx"`, `seen on the feed`}},
 		act:    map[string]func(*testing.T, *workload.Client){`nats sub 'cantus.feed.1.>'`: appendAlways(1)},

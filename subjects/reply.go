@@ -87,6 +87,10 @@ type CursorRequest struct {
 	// Expected is the position that the cursor must have now, 0 for one that
 	// was never set. Without it the cursor is set whatever its position is.
 	Expected *uint64 `json:"expected,omitempty"`
+	// Owner sets the cursor only if it does not exist or has this owner, and
+	// makes it this owner's. Without it the cursor is set whoever owns it, and
+	// has no owner then.
+	Owner *string `json:"owner,omitempty"`
 }
 
 // CursorReply is the answer of a cursor.
@@ -95,9 +99,11 @@ type CursorReply struct {
 	Name      string `json:"name"`
 	Txid      uint64 `json:"txid"`
 	// Time is when the position was set, zero if it never was.
-	Time          time.Time `json:"time,omitzero"`
-	HighWaterMark uint64    `json:"high_water_mark"`
-	Error         *Error    `json:"error,omitempty"`
+	Time time.Time `json:"time,omitzero"`
+	// Owner is the name that set it, "" for none.
+	Owner         string `json:"owner,omitempty"`
+	HighWaterMark uint64 `json:"high_water_mark"`
+	Error         *Error `json:"error,omitempty"`
 }
 
 // CursorsRequest is the body of a request for the cursors of a partition. Zero

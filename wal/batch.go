@@ -65,15 +65,24 @@ func (w *BatchWriter) Add(t *Transaction) {
 // AddCursor appends a cursor write.
 func (w *BatchWriter) AddCursor(c Cursor) {
 	n := 1 + uvLen(uint64(len(c.Name))) + len(c.Name) + 8 + 8
+	if len(c.Owner) > 0 {
+		n += uvLen(uint64(len(c.Owner))) + len(c.Owner)
+	}
 	w.buf = binary.AppendUvarint(w.buf, uint64(n))
 	var flags byte
 	if c.HasExpected {
 		flags = flagExpected
 	}
+	if len(c.Owner) > 0 {
+		flags |= flagOwner
+	}
 	w.buf = append(w.buf, flags)
 	w.buf = appendBytes(w.buf, c.Name)
 	w.buf = binary.LittleEndian.AppendUint64(w.buf, c.Txid)
 	w.buf = binary.LittleEndian.AppendUint64(w.buf, c.Expected)
+	if len(c.Owner) > 0 {
+		w.buf = appendBytes(w.buf, c.Owner)
+	}
 	w.count++
 }
 
@@ -98,15 +107,21 @@ func (w *BatchWriter) Finish() []byte {
 }
 
 // Cursor is one write of a consumer's position. When it is applied it takes
-// effect if nothing is expected or the cursor is at Expected.
+// effect if nothing is expected or the cursor is at Expected, and if it has no
+// Owner or the cursor does not exist or has the same one.
 type Cursor struct {
 	Name        []byte
 	Txid        uint64
 	Expected    uint64
 	HasExpected bool
+	Owner       []byte // empty for none
 }
 
-const flagExpected = 1
+// The flags of a cursor record.
+const (
+	flagExpected = 1
+	flagOwner    = 2
+)
 
 // Batch is a batch whose checksum was correct. It aliases the bytes that it was
 // parsed from.
@@ -233,7 +248,11 @@ func (r *BatchReader) NextCursor(c *Cursor) bool {
 	f := reader{b: record}
 	flags := f.byte()
 	*c = Cursor{Name: f.bytes(), Txid: f.uint64(), Expected: f.uint64(), HasExpected: flags&flagExpected != 0}
-	if f.short || len(f.b) > 0 || flags&^flagExpected != 0 {
+	if flags&flagOwner != 0 {
+		c.Owner = f.bytes()
+		f.short = f.short || len(c.Owner) == 0
+	}
+	if f.short || len(f.b) > 0 || flags&^(flagExpected|flagOwner) != 0 {
 		r.err = fmt.Errorf("%w: malformed cursor record", ErrBatch)
 		return false
 	}

@@ -123,7 +123,10 @@ func TestCursorsComeBackAsTheyWereWritten(t *testing.T) {
 		w.Begin(wal.CursorWrites, 7, 9, 0)
 		var want []wal.Cursor
 		for range r.IntN(6) {
-			c := wal.Cursor{Name: randomBytes(r, 64), Txid: r.Uint64()}
+			c := wal.Cursor{Name: randomBytes(r, 64), Txid: r.Uint64(), Owner: randomBytes(r, 64)}
+			if c.HasExpected = r.IntN(2) == 0; c.HasExpected {
+				c.Expected = r.Uint64()
+			}
 			w.AddCursor(c)
 			want = append(want, c)
 		}
@@ -137,7 +140,8 @@ func TestCursorsComeBackAsTheyWereWritten(t *testing.T) {
 		reader := batch.Read()
 		var got wal.Cursor
 		for _, w := range want {
-			if !reader.NextCursor(&got) || !bytes.Equal(got.Name, w.Name) || got.Txid != w.Txid {
+			if !reader.NextCursor(&got) || !bytes.Equal(got.Name, w.Name) || got.Txid != w.Txid || !bytes.Equal(got.Owner, w.Owner) ||
+				got.HasExpected != w.HasExpected || got.Expected != w.Expected {
 				t.Fatalf("got %+v, want %+v: %v", got, w, reader.Err())
 			}
 		}

@@ -34,6 +34,7 @@ type backupRunCmd struct {
 	To         string       `required:"" placeholder:"DIR|URL" env:"CANTUS_BACKUP_TO" help:"Where the backup is; a new one begins there if there is none."`
 	Every      duration     `placeholder:"TIME" env:"CANTUS_BACKUP_EVERY" help:"Go on, and bring it up to date this often, until interrupted. [default: once]"`
 	Cursor     token        `placeholder:"NAME" env:"CANTUS_BACKUP_CURSOR" help:"Move this cursor of each partition to the last transaction that is backed up, for retention policies."`
+	TakeCursor bool         `help:"With --cursor: take it over from what moved it before, such as a backup that is given up."`
 	Partitions []partition  `name:"partition" placeholder:"P" help:"Only this partition; repeatable. [default: all]"`
 	HTTP       optionalAddr `name:"http" placeholder:"HOST:PORT" default:"off" env:"CANTUS_BACKUP_HTTP" help:"With --every: where /healthz and /metrics are; port 0 takes a free one."`
 	JSON       bool         `name:"json" help:"Print a JSON object for each run that found something new."`
@@ -49,7 +50,7 @@ write to one place. A log is refused if it does not continue the backup: it is a
 another one), or it was trimmed past the backup's end.
 
 With --cursor a retention policy can keep what is not backed up yet: see "cantus retention". The cursor itself is not part
-of the backup. Give each backup a cursor of its own.
+of the backup. Give each backup a cursor of its own: one that moved elsewhere keeps its cursor, and another one is refused.
 
 ` + storageHelp + `
 
@@ -82,8 +83,13 @@ type backedUpLog struct {
 
 // Run brings a backup up to date, once or again and again.
 func (c *backupRunCmd) Run(ctx context.Context, p *program) error {
-	if c.HTTP != "" && c.Every == 0 {
+	switch {
+	case c.HTTP != "" && c.Every == 0:
 		return usagef("--http is for a backup that goes on: give --every, such as --every 10s")
+	case c.TakeCursor && c.Cursor == "":
+		return usagef("--take-cursor needs the cursor: give --cursor NAME")
+	case c.TakeCursor && c.Every > 0:
+		return usagef("--take-cursor is for a single run, and not for --every: of two such backups each would take it from the other")
 	}
 	logger := slog.New(slog.NewTextHandler(p.errOut, nil))
 	repository, err := backup.Open(ctx, c.To, backup.Options{Version: buildVersion(), Logger: logger})
@@ -103,7 +109,7 @@ func (c *backupRunCmd) Run(ctx context.Context, p *program) error {
 	source.cursor = string(c.Cursor)
 	a := archiver{cmd: c, p: p, repository: repository, source: source, log: logger, metrics: newBackupMetrics()}
 	if c.Cursor != "" {
-		a.cursor = newBackupCursor(string(c.Cursor), source, repository)
+		a.cursor = &backupCursor{name: string(c.Cursor), source: source, repository: repository, take: c.TakeCursor, ours: map[int]uint64{}}
 	}
 	if c.Every == 0 {
 		return a.once(ctx)

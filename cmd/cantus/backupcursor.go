@@ -14,19 +14,16 @@ import (
 // reaches: the last txid that a manifest of it has. Retention policies can hold
 // what it has not passed.
 //
-// It goes forward only, and only from the end of a manifest of this backup. At
-// another place it was put by a backup elsewhere, or this one is an older copy
-// of itself. Then it stays, since what is in one place only must not be trimmed
-// because of the other.
+// Its owner is the backup's id, which goes wherever the backup is copied. It
+// goes forward only, and only from the end of a manifest of this backup: of two
+// copies of a backup one is refused too. Then it stays, since what is in one
+// place only must not be trimmed because of the other.
 type backupCursor struct {
 	name       string
 	source     *backupSource
 	repository *backup.Repository
+	take       bool           // take it from whoever has it
 	ours       map[int]uint64 // positions at which this backup has put it, or found it to be its own
-}
-
-func newBackupCursor(name string, source *backupSource, repository *backup.Repository) *backupCursor {
-	return &backupCursor{name: name, source: source, repository: repository, ours: map[int]uint64{}}
 }
 
 // begin begins a run: it looks where the cursor is, since the run may write so
@@ -46,7 +43,7 @@ func (c *backupCursor) begin(ctx context.Context, partitions []int) error {
 		if err != nil {
 			return fmt.Errorf("partition %d: %w", p, err)
 		}
-		if _, err := c.isOurs(ctx, p, at); err != nil {
+		if _, err := c.isKnown(ctx, p, at.Txid); err != nil {
 			return fmt.Errorf("partition %d: %w", p, err)
 		}
 	}
@@ -61,7 +58,7 @@ func (c *backupCursor) move(ctx context.Context, partitions []int, m backup.Mani
 		if len(partitions) > 0 && !slices.Contains(partitions, p.Partition) || p.Last.Txid == 0 || m.Generation == 0 {
 			continue
 		}
-		if err := c.moveOne(ctx, p.Partition, p.Last.Txid); err != nil {
+		if err := c.moveOne(ctx, m.ID, p.Partition, p.Last.Txid); err != nil {
 			failed = append(failed, fmt.Errorf("partition %d: the backup is stored, but the cursor %s was not moved: %w", p.Partition, c.name, err))
 		}
 	}
@@ -72,47 +69,66 @@ func (c *backupCursor) move(ctx context.Context, partitions []int, m backup.Mani
 // moved it.
 const cursorTries = 5
 
-func (c *backupCursor) moveOne(ctx context.Context, partition int, to uint64) (err error) {
+func (c *backupCursor) moveOne(ctx context.Context, id string, partition int, to uint64) (err error) {
 	for range cursorTries {
 		at, err := c.get(ctx, partition)
-		if err != nil || at == to {
+		if err != nil {
 			return err
 		}
-		ours, err := c.isOurs(ctx, partition, at)
+		known, err := c.isKnown(ctx, partition, at.Txid)
+		if err != nil {
+			return err
+		}
+		request := subjects.CursorRequest{Txid: &to, Expected: &at.Txid, Owner: &id}
+		isOurs := known && (at.Txid == 0 || at.Owner == id)
 		switch {
+		case isOurs && at.Txid >= to:
+			return nil // it is there, or another process has moved it to a newer manifest
+		case !isOurs && !c.take:
+			return c.refuse(at, id)
+		case !isOurs: // while there is no cursor, a policy holds everything for it
+			request = subjects.CursorRequest{Txid: new(uint64), Expected: &at.Txid}
+		}
+		err = c.source.ask(ctx, partition, c.subject(partition), request, new(subjects.CursorReply))
+		var refusal *subjects.Error
+		switch {
+		case errors.As(err, &refusal) && refusal.Reason == subjects.WrongLast:
 		case err != nil:
 			return err
-		case !ours:
-			return failf(exitFailed, "it is at %d, where this backup has not put it: another backup moves it, or this is an older copy of the backup; "+
-				"give each backup a cursor of its own, or set it to 0 if no other one uses it, and run this again", at)
-		case at > to:
-			return nil // another process has moved it to a newer manifest
-		}
-		err = c.source.ask(ctx, partition, c.subject(partition), subjects.CursorRequest{Txid: &to, Expected: &at}, new(subjects.CursorReply))
-		var refusal *subjects.Error
-		if !errors.As(err, &refusal) || refusal.Reason != subjects.WrongLast {
-			if err == nil {
-				c.ours[partition] = to
-			}
-			return err
+		case isOurs:
+			c.ours[partition] = to
+			return nil
 		}
 	}
 	return failf(exitFailed, "others move it at the same time")
+}
+
+// refuse returns the error about a cursor that this backup has not put where it
+// is.
+func (c *backupCursor) refuse(at subjects.CursorReply, id string) error {
+	why := "another backup moves it"
+	switch at.Owner {
+	case "":
+		why = "it is no backup's"
+	case id:
+		why = "another copy of this backup moves it"
+	}
+	return failf(exitFailed, "it is at %d, where this backup has not put it: %s; give each backup a cursor of its own, "+
+		"or, if nothing else uses this one any more, take it over with --take-cursor", at.Txid, why)
 }
 
 func (c *backupCursor) subject(partition int) string {
 	return c.source.conn.names.Cursor(partition, c.name)
 }
 
-func (c *backupCursor) get(ctx context.Context, partition int) (uint64, error) {
-	var at subjects.CursorReply
-	err := c.source.ask(ctx, partition, c.subject(partition), nil, &at)
-	return at.Txid, err
+func (c *backupCursor) get(ctx context.Context, partition int) (at subjects.CursorReply, err error) {
+	err = c.source.ask(ctx, partition, c.subject(partition), nil, &at)
+	return at, err
 }
 
-// isOurs reports whether this backup has put the cursor where it is, or nobody
-// has.
-func (c *backupCursor) isOurs(ctx context.Context, partition int, at uint64) (bool, error) {
+// isKnown reports whether a manifest of this backup ends where the cursor is,
+// or the cursor does not exist.
+func (c *backupCursor) isKnown(ctx context.Context, partition int, at uint64) (bool, error) {
 	if known, is := c.ours[partition]; at == 0 || is && known == at {
 		return true, nil
 	}

@@ -19,6 +19,8 @@ const formatVersion = 1
 // Manifest describes a backup.
 type Manifest struct {
 	Format int `json:"format"`
+	// ID is the backup's, in all of its manifests, wherever they are copied.
+	ID string `json:"id"`
 	// Generation counts the manifests of the repository.
 	Generation uint64  `json:"generation"`
 	Cluster    Cluster `json:"cluster"`
@@ -122,6 +124,9 @@ func decodeManifest(generation uint64, b []byte) (*Manifest, error) {
 	}
 	if m.Generation != generation {
 		return nil, damaged(fmt.Errorf("it is of generation %d", m.Generation))
+	}
+	if m.ID != "" && subjects.CheckCursor(m.ID) != nil {
+		return nil, damaged(fmt.Errorf("the id %q is not a name", m.ID))
 	}
 	for i, p := range m.Partitions {
 		if p.Partition < 0 || p.Partition >= subjects.MaxPartitions || i > 0 && p.Partition <= m.Partitions[i-1].Partition {

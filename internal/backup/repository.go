@@ -2,6 +2,7 @@ package backup
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -152,6 +153,9 @@ func (r *Repository) write(ctx context.Context, m Manifest) error {
 	}
 	m.Format, m.Version, m.Taken = formatVersion, r.version, r.now().UTC()
 	m.Generation++
+	if m.ID == "" {
+		m.ID = rand.Text()
+	}
 	b, err := m.encode()
 	if err != nil {
 		return err

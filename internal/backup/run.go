@@ -120,7 +120,7 @@ func (r *Repository) run(ctx context.Context, source Source, o RunOptions) (Resu
 		return Result{}, fmt.Errorf("%w: it is of cluster %s (%s), and this is %s (%s); a cluster that was restored or recovered is another one: back it up elsewhere",
 			ErrOther, old.Cluster.Name, old.Cluster.ID, cluster.Name, cluster.ID)
 	}
-	b := &run{Repository: r, source: source, progress: o.Progress, manifest: old, dirty: old.Cluster != cluster, written: r.now()}
+	b := &run{Repository: r, source: source, progress: o.Progress, manifest: old, dirty: old.Cluster != cluster || old.ID == "", written: r.now()}
 	b.manifest.Cluster = cluster
 	if b.progress == nil {
 		b.progress = func(Progress) {}
