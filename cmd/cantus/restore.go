@@ -34,7 +34,8 @@ number of nodes: the same transaction ids, times, message ids, cursors and diges
 is appended to it or read. A restore that was interrupted, on either side, goes on when it is started again.
 
 Consumers that have applied more than the backup holds are told so when they connect, and stop. Cursors past the end are
-set to the end.
+set to the end. A partition that was restored before is left as it is, if its digest is the backup's; it is refused if it is in
+use already.
 
 ` + storageHelp + `
 
@@ -72,6 +73,8 @@ type restoredLog struct {
 	Transactions uint64  `json:"transactions"` // by this run
 	Bytes        int64   `json:"bytes"`
 	Seconds      float64 `json:"seconds"`
+	// Already is true if an earlier run has restored it, with this digest.
+	Already bool `json:"already_restored,omitempty"`
 	// Moved are the cursors that were past the end.
 	Moved []movedCursor `json:"moved_cursors,omitempty"`
 }
@@ -204,6 +207,10 @@ func (c *restoreCmd) print(p *program, r restoredLog) error {
 	}
 	for _, k := range r.Moved {
 		p.note("partition %d: cursor %q was at %d and is at %d now, where the log ends", r.Partition, k.Name, k.From, k.To)
+	}
+	if r.Already {
+		_, err := fmt.Fprintf(p.out, "partition %d: already restored up to txid %d, digest %.12s: the same as the backup's\n", r.Partition, r.LastTxid, r.Digest)
+		return err
 	}
 	_, err := fmt.Fprintf(p.out, "partition %d: restored up to txid %d, digest %.12s; %s in %v\n",
 		r.Partition, r.LastTxid, r.Digest, plural(int(r.Transactions), "transaction"), time.Duration(r.Seconds*float64(time.Second)).Round(time.Millisecond))

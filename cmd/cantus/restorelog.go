@@ -25,8 +25,10 @@ type logRestore struct {
 	quiet      bool
 	patience   time.Duration
 
-	end   uint64 // the last transaction to restore
-	done  restoredLog
+	end    uint64     // the last transaction to restore
+	digest wal.Digest // that of the backup there
+	loaded bool       // this run has loaded up to end, and compared the digest
+	done   restoredLog
 	shown time.Time
 }
 
@@ -44,15 +46,57 @@ var errInsideBatch = errors.New("the partition ends within a batch of the backup
 func (r *logRestore) run(ctx context.Context) (restoredLog, error) {
 	began := time.Now()
 	r.shown = began
-	r.done = restoredLog{Partition: r.log.Partition, FirstTxid: r.log.Base.Txid + 1, LastTxid: r.end}
+	r.done = restoredLog{Partition: r.log.Partition, FirstTxid: r.log.Base.Txid + 1, LastTxid: r.end, Digest: hex.EncodeToString(r.digest[:])}
 	err := r.again(ctx, func() error { return r.attempt(ctx) })
 	r.done.Seconds = time.Since(began).Seconds()
 	return r.done, err
 }
 
-// plan sets end: to a transaction, or to the last one at a time, if one of the
-// two is given.
+// plan sets end, to a transaction, or to the last one at a time, if one of the
+// two is given; and the digest there.
 func (r *logRestore) plan(ctx context.Context, to uint64, at time.Time) error {
+	if err := r.planEnd(ctx, to, at); err != nil {
+		return err
+	}
+	from := r.log.Base
+	for _, s := range r.log.Segments {
+		if s.First > r.end {
+			break
+		}
+		if s.Last > r.end {
+			return r.planWithin(ctx, from, s.First)
+		}
+		from = backup.Point{Txid: s.Last, Digest: s.Digest}
+	}
+	digest, err := hex.DecodeString(from.Digest)
+	copy(r.digest[:], digest)
+	return err
+}
+
+// planWithin sets the digest of an end within a segment, which begins at a
+// txid.
+func (r *logRestore) planWithin(ctx context.Context, before backup.Point, first uint64) error {
+	digest, err := hex.DecodeString(before.Digest)
+	if err != nil {
+		return err
+	}
+	copy(r.digest[:], digest)
+	err = r.repository.Batches(ctx, r.manifest, r.log.Partition, first, func(b wal.Batch) error {
+		if b.First > r.end {
+			return errRestoreEnd
+		}
+		data, err := firstTransactions(b, r.end)
+		r.digest = r.digest.Next(data)
+		return err
+	})
+	if errors.Is(err, errRestoreEnd) {
+		return nil
+	}
+	return err
+}
+
+// planEnd sets end.
+func (r *logRestore) planEnd(ctx context.Context, to uint64, at time.Time) error {
 	base, last := r.log.Base.Txid, r.log.Last.Txid
 	switch r.end = last; {
 	case to > last:
@@ -149,7 +193,7 @@ func (r *logRestore) attempt(ctx context.Context) error {
 }
 
 // begin begins the restore, or asks how far it is. It has ended if the
-// partition's history says so.
+// partition's history says so, and the digest is the backup's.
 func (r *logRestore) begin(ctx context.Context) (ended bool, err error) {
 	base := r.log.Base
 	begin := subjects.RestoreBegin{Cluster: r.manifest.Cluster.ID, Txid: base.Txid}
@@ -173,15 +217,22 @@ func (r *logRestore) begin(ctx context.Context) (ended bool, err error) {
 	if info.Restoring || n == 0 || info.History[n-1] != (subjects.PastCluster{Cluster: r.manifest.Cluster.ID, LastTxid: r.end}) {
 		return false, err
 	}
-	if r.done.Digest == "" { // it was restored by an earlier run
-		r.done.Digest = info.Digest
+	if r.loaded { // its last step was not answered, but carried out
+		return true, nil
 	}
+	switch {
+	case info.HighWaterMark != r.end:
+		return false, failf(exitConflict, "it was restored up to txid %d before, and is in use: its last txid is %d; nothing was changed", r.end, info.HighWaterMark)
+	case info.Digest != r.done.Digest:
+		return false, failf(exitConflict, "it was restored up to txid %d before, from another backup: it has the digest %.12s there, and this one %.12s; nothing was changed",
+			r.end, info.Digest, r.done.Digest)
+	}
+	r.done.Already = true
 	return true, nil
 }
 
 // show notes where the partition is, and shows it now and then.
 func (r *logRestore) show() {
-	r.done.Digest = hex.EncodeToString(r.at.digest[:])
 	if !r.quiet && time.Since(r.shown) > 2*time.Second {
 		r.shown = time.Now()
 		r.note("partition %d: txid %d of %d", r.log.Partition, r.at.txid, r.end)
@@ -191,7 +242,7 @@ func (r *logRestore) show() {
 // load sends the batches that the partition does not have yet.
 func (r *logRestore) load(ctx context.Context) error {
 	r.stream = r.stream[:0]
-	expected, before := r.at.digest, r.at.txid
+	before := r.at.txid
 	defer func() { r.done.Transactions += r.at.txid - before }()
 	err := r.repository.Batches(ctx, r.manifest, r.log.Partition, r.at.txid+1, func(b wal.Batch) error {
 		if b.First > r.end {
@@ -207,7 +258,6 @@ func (r *logRestore) load(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		expected = expected.Next(data)
 		r.done.Bytes += int64(len(data))
 		return r.add(ctx, data)
 	})
@@ -217,10 +267,11 @@ func (r *logRestore) load(ctx context.Context) error {
 	if err := r.flush(ctx); err != nil {
 		return err
 	}
-	if r.at.txid != r.end || r.at.digest != expected {
+	if r.at.txid != r.end || r.at.digest != r.digest {
 		return failf(exitFailed, "partition %d is at txid %d with the digest %x, and the backup at %d with %x: what was loaded before is another log; restore into a new cluster",
-			r.log.Partition, r.at.txid, r.at.digest[:], r.end, expected[:])
+			r.log.Partition, r.at.txid, r.at.digest[:], r.end, r.digest[:])
 	}
+	r.loaded = true
 	return nil
 }
 
