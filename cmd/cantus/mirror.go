@@ -83,6 +83,8 @@ type mirrored struct {
 	Transactions uint64  `json:"transactions"` // by this run
 	Bytes        int64   `json:"bytes"`
 	Seconds      float64 `json:"seconds"`
+
+	level bool // it has all that the source has, with the same digest
 }
 
 // Run mirrors until ctx ends, or until the mirror is level.
@@ -134,7 +136,7 @@ func (c *mirrorRunCmd) mirror(ctx context.Context, p *program, open func(partiti
 			}
 			printing.Lock()
 			defer printing.Unlock()
-			if m.begun && (err == nil || ctx.Err() == nil) {
+			if m.begun && err == nil {
 				if err := c.print(p, m.result(time.Since(began))); err != nil {
 					return err
 				}
@@ -191,8 +193,11 @@ func (c *mirrorRunCmd) print(p *program, r mirrored) error {
 		return json.NewEncoder(p.out).Encode(r)
 	}
 	state := "level with the source"
-	if r.Behind > 0 {
+	switch {
+	case r.Behind > 0:
 		state = plural(int(r.Behind), "transaction") + " behind the source"
+	case !r.level:
+		state = "its end not compared with the source yet"
 	}
 	_, err := fmt.Fprintf(p.out, "partition %d: mirrored up to txid %d, %s, digest %.12s; %s in %v\n", r.Partition, r.LastTxid, state, r.Digest,
 		plural(int(r.Transactions), "transaction"), time.Duration(r.Seconds*float64(time.Second)).Round(time.Millisecond))

@@ -33,6 +33,7 @@ type logMirror struct {
 
 	begun    bool // the partition is a mirror
 	expected wal.Base
+	compared uint64                 // up to which transaction the digest was the source's
 	end      subjects.PartitionInfo // of the source, when it was last asked
 	mark     uint64                 // the source's high-water mark, as last heard
 	lastTime time.Time              // of the last transaction that was sent
@@ -250,6 +251,8 @@ func (m *logMirror) compare(ctx context.Context) error {
 			"find out which of the two counts: promote the mirror, or mirror into a new cluster", m.end.HighWaterMark, m.at.txid)
 	case m.at.txid == m.end.HighWaterMark && hex.EncodeToString(m.at.digest[:]) != m.end.Digest:
 		return m.differs()
+	case m.at.txid == m.end.HighWaterMark:
+		m.compared = m.at.txid
 	}
 	return nil
 }
@@ -301,8 +304,11 @@ func (m *logMirror) take(ctx context.Context, b wal.Batch) error {
 		return failf(exitFailed, "after txid %d the source has a batch that begins with %d: they are two logs; mirror into a new cluster", m.expected.Txid, b.First)
 	}
 	m.expected = wal.Base{Txid: b.Last(), Digest: m.expected.Digest.Next(b.Bytes())}
-	if b.Last() == m.end.HighWaterMark && hex.EncodeToString(m.expected.Digest[:]) != m.end.Digest {
-		return m.differs()
+	if b.Last() == m.end.HighWaterMark {
+		if hex.EncodeToString(m.expected.Digest[:]) != m.end.Digest {
+			return m.differs()
+		}
+		m.compared = b.Last()
 	}
 	m.mark = max(m.mark, b.Last())
 	m.bytes += int64(len(b.Bytes()))
@@ -375,18 +381,25 @@ func (m *logMirror) bringCursors(ctx context.Context) error {
 // behind returns how many transactions the source has that the mirror has not.
 func (m *logMirror) behind() uint64 { return max(m.mark, m.at.txid) - m.at.txid }
 
+// isLevel reports whether the mirror has all that the source has, with the same
+// digest.
+func (m *logMirror) isLevel() bool {
+	isThere := m.at.txid == m.expected.Txid && m.at.digest == m.expected.Digest
+	return m.begun && isThere && m.behind() == 0 && m.compared == m.at.txid
+}
+
 // show shows how far the mirror is: every few seconds while it is behind, and
 // once when it is level.
 func (m *logMirror) show() {
 	was := m.level
-	m.level = m.begun && m.behind() == 0
+	m.level = m.isLevel()
 	late := time.Since(m.shown) > 2*time.Second
 	switch {
 	case m.quiet || !m.begun:
 	case m.level && (m.shownBehind || !was && late):
 		m.shown, m.shownBehind = time.Now(), false
 		m.note("partition %d: level at txid %d", m.partition, m.at.txid)
-	case !m.level && late:
+	case m.behind() > 0 && late:
 		m.shown, m.shownBehind = time.Now(), true
 		m.note("partition %d: txid %d of %d", m.partition, m.at.txid, m.mark)
 	}
@@ -394,7 +407,7 @@ func (m *logMirror) show() {
 
 func (m *logMirror) result(took time.Duration) mirrored {
 	return mirrored{
-		Partition: m.partition, LastTxid: m.at.txid, Digest: hex.EncodeToString(m.at.digest[:]), Behind: m.behind(),
+		Partition: m.partition, LastTxid: m.at.txid, Digest: hex.EncodeToString(m.at.digest[:]), Behind: m.behind(), level: m.isLevel(),
 		Transactions: m.transactions, Bytes: m.bytes, Seconds: took.Seconds(),
 	}
 }
