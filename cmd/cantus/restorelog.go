@@ -29,7 +29,7 @@ type logRestore struct {
 	digest wal.Digest // that of the backup there
 	loaded bool       // this run has loaded up to end, and compared the digest
 	done   restoredLog
-	shown time.Time
+	shown  time.Time
 }
 
 const (
