@@ -41,7 +41,7 @@
 //     Then the follower's logstore.go stores the entry.
 //   - fsm.go: once committed, the entry is applied.
 //   - snapshotter.go, snapshot_store.go: a snapshot is taken after many
-//     entries.
+//     entries, and when no more come.
 //
 // The other files:
 //

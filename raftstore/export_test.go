@@ -2,6 +2,26 @@ package raftstore
 
 import "github.com/hashicorp/raft"
 
+// Snapshotter is a snapshotter without a group.
+type Snapshotter struct{ snapshotter }
+
+// NewSnapshotter returns one that takes a snapshot by calling take.
+func NewSnapshotter(o Options, take func() error) *Snapshotter {
+	s := &Snapshotter{snapshotter{entries: o.SnapshotEntries, interval: o.SnapshotInterval, quiet: o.SnapshotQuiet, warn: func(string, ...any) {}}}
+	s.snapshot = func() error {
+		at := s.applied.Load()
+		err := take()
+		if err == nil {
+			s.last.Store(at)
+		}
+		return err
+	}
+	return s
+}
+
+// Apply records that the entries up to index were applied.
+func (s *Snapshotter) Apply(index uint64) { s.recordApplied(index) }
+
 // RaftCommitIndex returns raft's commit index. The entry may not be synced here
 // yet.
 func (g *Group) RaftCommitIndex() uint64 { return g.raft.CommitIndex() }

@@ -18,7 +18,7 @@ type FSM interface {
 	// [Proposal.Wait] returns an entry's result to its proposer.
 	Apply(entries []Committed) []any
 	// Snapshot returns a snapshot of the state after the last Apply. It is
-	// called between two calls of Apply, after many entries or some seconds,
+	// called between two calls of Apply, after many entries or a quiet second,
 	// and when the group closes. Committed entries wait while it runs, so it
 	// must do no I/O, and its cost must depend only on small state, or on what
 	// has changed since the last snapshot.

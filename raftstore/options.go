@@ -43,6 +43,12 @@ type Options struct {
 	// SnapshotEntries is the number of new entries after which a snapshot is
 	// scheduled. Default 256.
 	SnapshotEntries uint64
+	// SnapshotQuiet is how long there must be no new entry until a snapshot is
+	// taken of those that there are; it may be up to twice as long. The log of
+	// a replica whose group is idle then says that all its entries are
+	// committed, whatever becomes of the others. Default 1 s; without a
+	// network, which has no others, no such snapshot is taken.
+	SnapshotQuiet time.Duration
 	// Full reports whether a follower has no room for this many bytes of
 	// entries. It is called for each request with entries that need room.
 	// Default: there is always room.
@@ -112,6 +118,9 @@ func (o Options) withDefaults() (Options, *raft.Config, error) {
 	}
 	if o.SnapshotEntries == 0 {
 		o.SnapshotEntries = 256
+	}
+	if o.SnapshotQuiet == 0 && o.Network != nil {
+		o.SnapshotQuiet = time.Second
 	}
 	c.TrailingLogs = 1<<64 - 1 // raft never trims the log; Group.Trim does
 	c.BatchApplyCh = true
