@@ -292,8 +292,8 @@ func (r *Recovery) Check(name string, how wal.Recovering) error {
 	switch {
 	case name == "":
 		return errors.New("the new cluster needs a name")
-	case r.Identity.HasBeen(name):
-		return fmt.Errorf("%s is the name of a cluster that this directory belongs to, or did: choose another, "+
+	case r.HasBeen(name):
+		return fmt.Errorf("%s is the name of the cluster, or was before it was recovered: choose another, "+
 			"so that the nodes that are lost can't connect if they come back", name)
 	}
 	for _, s := range r.Partitions {
@@ -319,6 +319,24 @@ func numbers(all []int) string {
 // that. When it returns nil the change survives power loss. After an error or a
 // crash the directory is as it was, or Run completes it when it is opened
 // again. The errors are those of Check, and of writing.
+// HasBeen reports whether the directory's cluster has a name, or had it before
+// any of its recoveries. The facts know the names from before the node joined.
+func (r *Recovery) HasBeen(name string) bool {
+	return r.Identity.HasBeen(name) || slices.Contains(r.facts.PastNames, name)
+}
+
+// pastNames returns the names that the cluster has had before the one that it
+// gets.
+func (r *Recovery) pastNames() []string {
+	names := slices.Clone(r.facts.PastNames)
+	for _, past := range r.Identity.Past {
+		if !slices.Contains(names, past.Cluster) {
+			names = append(names, past.Cluster)
+		}
+	}
+	return names
+}
+
 func (r *Recovery) Run(name string, how wal.Recovering) error {
 	if err := r.Check(name, how); err != nil {
 		return err
@@ -422,7 +440,7 @@ func (r *Recovery) members() error {
 	if slices.Equal(r.facts.Names(), []string{id.Node}) && r.facts.Nodes[id.Node].ID == id.NodeID {
 		return nil // an earlier attempt got so far
 	}
-	c := cluster.Command{Kind: cluster.Recover, Node: id.Node, Member: cluster.Member{ID: id.NodeID}}
+	c := cluster.Command{Kind: cluster.Recover, Node: id.Node, Member: cluster.Member{ID: id.NodeID}, PastNames: r.pastNames()}
 	return raftstore.SoleVoter(r.store.Log(metaGroup), id.Node, encodeCommand(c))
 }
 

@@ -25,6 +25,9 @@ type Facts struct {
 	// Retention has the policies by which partitions are trimmed: by number,
 	// and under "*" that of all others.
 	Retention map[string]Retention `json:"retention,omitempty"`
+	// PastNames are the names that the cluster had before it was recovered,
+	// however often. Nodes that were lost still have them.
+	PastNames []string `json:"past_names,omitempty"`
 }
 
 // Start is one start of a node on its data directory. If an older copy of the
@@ -162,6 +165,8 @@ type Command struct {
 	// nil if it is removed.
 	Partition string     `json:"partition,omitempty"`
 	Retention *Retention `json:"retention,omitempty"`
+	// PastNames, with Recover, are those of the facts from then on.
+	PastNames []string `json:"past_names,omitempty"`
 }
 
 // ErrStale is returned for a command that was computed from an older version of
@@ -219,6 +224,7 @@ func (f *Facts) noteStart(c Command) error {
 func (f *Facts) recover(c Command) error {
 	next := f.Clone()
 	next.Nodes, next.Starts = map[string]Member{c.Node: {ID: c.Member.ID}}, nil
+	next.PastNames = c.PastNames
 	for p := range next.Placement {
 		next.Placement[p] = []string{c.Node}
 	}

@@ -279,8 +279,10 @@ func TestRecoverLeavesOneMemberWithAllPartitions(t *testing.T) {
 	mustApply(t, &f, c, err)
 	mustApply(t, &f, cluster.Command{Kind: cluster.NoteStart, Node: "n2", Member: cluster.Member{ID: "id2"}, Start: cluster.Start{Number: 1}}, nil)
 	was := f.Version
-	mustApply(t, &f, cluster.Command{Kind: cluster.Recover, Node: "n4", Member: cluster.Member{ID: "other"}}, nil)
-	if want := map[string]cluster.Member{"n4": {ID: "other"}}; !maps.Equal(f.Nodes, want) || f.Version != was+1 || f.Replicas != 3 || len(f.Starts) != 0 {
+	past := []string{"bank", "bank-2"}
+	mustApply(t, &f, cluster.Command{Kind: cluster.Recover, Node: "n4", Member: cluster.Member{ID: "other"}, PastNames: past}, nil)
+	if want := map[string]cluster.Member{"n4": {ID: "other"}}; !maps.Equal(f.Nodes, want) || f.Version != was+1 || f.Replicas != 3 || len(f.Starts) != 0 ||
+		!slices.Equal(f.PastNames, past) {
 		t.Errorf("the facts are %+v", f)
 	}
 	for p, names := range f.Placement {

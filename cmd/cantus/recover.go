@@ -149,7 +149,7 @@ func (*recoverCmd) suggest(r *broker.Recovery) string {
 	}
 	for {
 		n++
-		if name := fmt.Sprintf("%s-%d", base, n); !r.Identity.HasBeen(name) {
+		if name := fmt.Sprintf("%s-%d", base, n); !r.HasBeen(name) {
 			return name
 		}
 	}
