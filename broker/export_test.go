@@ -309,3 +309,9 @@ func AfterRecoverySteps(r *Recovery, done func(step string) error) { r.done = do
 
 // BootstrapVoters returns the voters with which a node begins a group.
 var BootstrapVoters = bootstrapVoters
+
+// Survey returns what a recovery would find of a partition in a node's
+// directory.
+func Survey(n *Node, partition int) (Surviving, error) {
+	return survey(partition, n.store.Log(uint32(partition)))
+}

@@ -31,6 +31,15 @@ func fedTxids(t *testing.T, sub *nats.Subscription, last uint64) (all []uint64) 
 	return all
 }
 
+// surveyed checks of which cluster a node's directory is a mirror, as a
+// recovery would find it there.
+func surveyed(t *testing.T, n *broker.Node, source string) {
+	t.Helper()
+	if s, err := broker.Survey(n, 0); err != nil || s.MirrorOf != source || s.Restoring != (source != "") {
+		t.Errorf("the directory has %+v, %v", s, err)
+	}
+}
+
 // A mirror is read like its source, under the source's id, and takes nothing
 // else until it is promoted.
 func TestAMirror(t *testing.T) {
@@ -61,6 +70,8 @@ func TestAMirror(t *testing.T) {
 	if i := info(t, nc, 0); i.MirrorOf != b.cluster || i.Restoring || len(i.History) > 0 {
 		t.Errorf("info: %+v", i)
 	}
+
+	surveyed(t, n, b.cluster)
 
 	// It is read.
 	want := readAll(t, original, 0, 1)
@@ -130,6 +141,7 @@ func TestAMirror(t *testing.T) {
 	waiting := begin(t, nc, "cantus.read.0", fmt.Sprintf(`{"from":%d,"cluster":%q,"wait":"1m"}`, last+1, b.cluster))
 	restored(t, nc, step(b.end()))
 	restored(t, nc, step(b.end())) // sent again
+	surveyed(t, n, "")
 	b.checkRestored(t, original, nc)
 	own := broker.ClusterID(n)
 	wantDuplicate(t, nc, "payload 3", "id3", 4)

@@ -60,8 +60,12 @@ type Surviving struct {
 	// Fenced is why the replica was fenced, "" if it was not.
 	Fenced string `json:"fenced,omitempty"`
 	// Restoring reports whether the partition is being restored from a backup,
-	// or is a mirror.
-	Restoring bool `json:"restoring,omitempty"`
+	// or is a mirror. MirrorOf is then the id of the source.
+	Restoring bool   `json:"restoring,omitempty"`
+	MirrorOf  string `json:"mirror_of,omitempty"`
+	// Standby reports whether the node follows the partition without a vote: it
+	// may lack any part of what was acknowledged.
+	Standby bool `json:"standby,omitempty"`
 }
 
 // ErrNotLost is returned for a directory whose cluster can't have lost a
@@ -109,6 +113,7 @@ func (r *Recovery) read() (err error) {
 			return fmt.Errorf("partition %d: %w", p, err)
 		}
 		s.Nodes = r.facts.Voters(p)
+		s.Standby = s.Replica && slices.Contains(r.facts.Followers(p), r.Identity.Node)
 		r.Partitions = append(r.Partitions, s)
 	}
 	return nil
@@ -186,7 +191,7 @@ func survey(partition int, log *wal.Log) (Surviving, error) {
 		}
 	}
 	s.Replica, s.LastTxid, s.Committed = true, at.Txid, at.committed
-	s.Restoring, s.Digest = at.restoring, fmt.Sprintf("%x", at.Digest[:])
+	s.Restoring, s.MirrorOf, s.Digest = at.restoring, at.mirrorOf, fmt.Sprintf("%x", at.Digest[:])
 	if at.time > 0 {
 		s.Time = time.Unix(0, at.time).UTC()
 	}
@@ -203,6 +208,7 @@ type survivingEnd struct {
 	wal.Base
 	time      int64
 	restoring bool
+	mirrorOf  string // the source, while a mirror is restored
 
 	committed uint64
 	term      uint64   // of the last batch
@@ -237,7 +243,10 @@ func snapshotEnd(log *wal.Log) (at survivingEnd, index uint64, err error) {
 	if len(s.Digest) != len(at.Digest) {
 		return at, index, fmt.Errorf("%w: snapshot state: a digest of %d bytes", wal.ErrDamaged, len(s.Digest))
 	}
-	at = survivingEnd{Base: wal.Base{Txid: s.Txid, Digest: wal.Digest(s.Digest)}, time: s.LastTime, restoring: s.Restoring != nil, committed: s.Txid}
+	at = survivingEnd{
+		Base: wal.Base{Txid: s.Txid, Digest: wal.Digest(s.Digest)}, time: s.LastTime, restoring: s.Restoring != nil, mirrorOf: s.Restoring.source(),
+		committed: s.Txid,
+	}
 	return at, index, nil
 }
 
@@ -262,8 +271,11 @@ func (l *survivingEnd) follow(e *wal.Entry) error {
 			switch {
 			case s.Begin != nil && !l.restoring && l.Txid == 0:
 				l.Base, l.time, l.restoring = s.Begin.Base, s.Begin.Time, true
+				if s.Begin.Mirror {
+					l.mirrorOf = s.Begin.Cluster
+				}
 			case s.End != nil && l.restoring && s.End.Base == l.Base:
-				l.restoring = false
+				l.restoring, l.mirrorOf = false, ""
 			}
 		}
 	}
@@ -307,18 +319,6 @@ func (r *Recovery) Check(name string, how wal.Recovering) error {
 	return nil
 }
 
-func numbers(all []int) string {
-	var words []string
-	for _, n := range all {
-		words = append(words, fmt.Sprint(n))
-	}
-	return strings.Join(words, ", ")
-}
-
-// Run makes the directory's node the only member of a new cluster, or completes
-// that. When it returns nil the change survives power loss. After an error or a
-// crash the directory is as it was, or Run completes it when it is opened
-// again. The errors are those of Check, and of writing.
 // HasBeen reports whether the directory's cluster has a name, or had it before
 // any of its recoveries. The facts know the names from before the node joined.
 func (r *Recovery) HasBeen(name string) bool {
@@ -337,6 +337,18 @@ func (r *Recovery) pastNames() []string {
 	return names
 }
 
+func numbers(all []int) string {
+	var words []string
+	for _, n := range all {
+		words = append(words, fmt.Sprint(n))
+	}
+	return strings.Join(words, ", ")
+}
+
+// Run makes the directory's node the only member of a new cluster, or completes
+// that. When it returns nil the change survives power loss. After an error or a
+// crash the directory is as it was, or Run completes it when it is opened
+// again. The errors are those of Check, and of writing.
 func (r *Recovery) Run(name string, how wal.Recovering) error {
 	if err := r.Check(name, how); err != nil {
 		return err

@@ -11,6 +11,8 @@ import (
 	"testing"
 
 	"github.com/cantuslog/cantus/broker"
+	"github.com/cantuslog/cantus/internal/ports"
+	"github.com/cantuslog/cantus/internal/testkit"
 	"github.com/cantuslog/cantus/subjects"
 	"github.com/cantuslog/cantus/wal"
 )
@@ -67,12 +69,93 @@ func TestARecoveryIsCompletedAfterACrashAtAnyStep(t *testing.T) {
 	if want := []string{"identity", "partition", "partition", "facts", "secret"}; !slices.Equal(steps, want) {
 		t.Fatalf("the steps were %v, want %v", steps, want)
 	}
-	for i, image := range images {
-		begun, done := i > 0, i == len(images)-1
-		if !done {
-			completeRecovery(t, c, image, begun)
+	t.Run("after", func(t *testing.T) { // at once: each node waits for the lost ones first
+		for i, image := range images {
+			begun, done := i > 0, i == len(images)-1
+			t.Run(fmt.Sprint(i, " steps"), func(t *testing.T) {
+				testkit.Parallel(t)
+				o := c.options("n1")
+				o.ClusterListen = ports.Free(t)
+				if !done {
+					completeRecovery(t, o, image, begun)
+				}
+				checkRecovered(t, o, image, oldID, before, surviving)
+			})
 		}
-		checkRecovered(t, c, image, oldID, before, surviving)
+	})
+}
+
+// In a cluster that is idle each node soon knows by its directory that all its
+// transactions are committed, whatever kinds of batches they came in.
+func TestAllIsKnownToBeCommittedInAnIdleCluster(t *testing.T) {
+	c := openNodes(t, 3, broker.Options{Partitions: 2})
+	nc := c.conn("n1")
+	for p := range 2 {
+		for i := range 21 {
+			keep(t, nc, p, fmt.Sprintf("p%d-%d", p, i), fmt.Sprintf("p%d-%d", p, i))
+		}
+	}
+	for p := range 2 {
+		for _, name := range c.names {
+			eventually(t, fmt.Sprintf("%s knows that all of partition %d is committed", name, p), func() bool {
+				s, err := broker.Survey(c.node(name), p)
+				if err != nil || s.Committed > s.LastTxid || s.LastTxid > 21 {
+					t.Fatalf("%s has %+v, %v", name, s, err)
+				}
+				return s.Committed == 21
+			})
+		}
+	}
+}
+
+// A name that the cluster had before an earlier recovery is refused, also in
+// the directory of a node that has joined since, here as a standby.
+func TestANameFromBeforeAnEarlierRecoveryIsRefused(t *testing.T) {
+	c := openNodes(t, 2, broker.Options{Partitions: 1})
+	c.awaitPlaced("n1")
+	c.stop("n1")
+	c.stop("n2")
+	r := openRecovery(t, c.dirs["n1"])
+	first := r.Identity.Cluster
+	if err := errors.Join(r.Run("again", wal.Recovering{}), r.Close()); err != nil {
+		t.Fatal(err)
+	}
+	c.change = func(_ string, o *broker.Options) { o.Cluster = "again" }
+	c.start("n1")
+	c.prepare("n3")
+	joined := make(chan error)
+	go func() { joined <- c.tryStart("n3") }()
+	c.addWhenThere("n3", true)
+	if err := <-joined; err != nil {
+		t.Fatal(err)
+	}
+	keep(t, c.conn("n1"), 0, "v", "v")
+	c.checkSame(0, "n1", "n3")
+	c.stop("n3")
+	c.stop("n1")
+
+	r = openRecovery(t, c.dirs["n3"])
+	if s := r.Partitions[0]; !s.Standby || s.LastTxid != 1 {
+		t.Errorf("the standby's directory has %+v", s)
+	}
+	if r.Identity.HasBeen(first) {
+		t.Errorf("the directory of a node that has joined is of %+v", r.Identity)
+	}
+	for _, name := range []string{first, "again"} {
+		if err := r.Check(name, wal.Recovering{}); err == nil || !strings.Contains(err.Error(), name+" is the name of the cluster, or was before") {
+			t.Errorf("the name %s: %v", name, err)
+		}
+	}
+	if err := errors.Join(r.Run("third", wal.Recovering{}), r.Close()); err != nil {
+		t.Fatal(err)
+	}
+	r = openRecovery(t, c.dirs["n1"]) // as if n3 were lost instead, and n1 recovered
+	defer r.Close()
+	if r.Partitions[0].Standby {
+		t.Errorf("a voter's directory has %+v", r.Partitions[0])
+	}
+	if err := r.Check(first, wal.Recovering{}); err == nil {
+		t.Errorf("the name %s is taken in the directory that had it", first)
 	}
 }
 
@@ -87,11 +170,10 @@ func image(t *testing.T, dir string) string {
 }
 
 // completeRecovery completes a recovery, and checks that no node starts before.
-func completeRecovery(t *testing.T, c *nodes, dir string, begun bool) {
+func completeRecovery(t *testing.T, o broker.Options, dir string, begun bool) {
 	t.Helper()
 	if begun {
 		for _, name := range []string{"", "again"} {
-			o := c.options("n1")
 			o.Cluster = name
 			n, err := broker.Open(t.Context(), dir, o)
 			if !errors.Is(err, broker.ErrIdentity) || !strings.Contains(err.Error(), "recover") {
@@ -114,9 +196,8 @@ func completeRecovery(t *testing.T, c *nodes, dir string, begun bool) {
 }
 
 // checkRecovered starts a node on a directory that was recovered, alone.
-func checkRecovered(t *testing.T, c *nodes, dir, oldID string, before []subjects.PartitionInfo, surviving []broker.Surviving) {
+func checkRecovered(t *testing.T, o broker.Options, dir, oldID string, before []subjects.PartitionInfo, surviving []broker.Surviving) {
 	t.Helper()
-	o := c.options("n1")
 	if _, err := broker.Open(t.Context(), dir, o); !errors.Is(err, broker.ErrIdentity) || !strings.Contains(err.Error(), "belongs to again now") {
 		t.Errorf("with the old name: %v", err)
 	}

@@ -34,6 +34,10 @@ in transaction ids of each partition. If several directories are left, ask each,
 If the other nodes can be started again, even one of them, don't recover: start them. Nodes of the old cluster that come back
 later are refused. Stop them for good before you recover, and start them with an empty directory afterwards.
 
+If another cluster mirrors this one and has as much, don't recover either: "cantus mirror promote" makes the mirror take its
+place. It has a majority of its own, and only what was committed. The directory of a standby, a node without a vote, may lack
+what was acknowledged: ask the directories of the other nodes first.
+
 The node is then started with --cluster-name NAME; others are added to it as to any cluster. Transactions keep their ids, and
 new ones follow on them. Consumers that have applied more are told so, and stop.
 
@@ -165,8 +169,31 @@ func (c *recoverCmd) describe(p *program, r *broker.Recovery, was string) {
 	for _, s := range r.Partitions {
 		fmt.Fprintf(p.out, "partition %d: %s\n", s.Partition, c.surviving(r, s))
 	}
+	c.describeFollowers(p, r)
 	fmt.Fprint(p.out, "\nTransactions that are not known to be committed stay, and count from then on. The lost nodes may have acknowledged others\n"+
 		"under the same txids: consumers that have applied more than what is known to be committed are told so, and stop.\n")
+}
+
+// describeFollowers says so if the directory is a mirror's or a standby's,
+// which are rarely to be recovered from.
+func (*recoverCmd) describeFollowers(p *program, r *broker.Recovery) {
+	sources, standby := []string(nil), false
+	for _, s := range r.Partitions {
+		if s.MirrorOf != "" && !slices.Contains(sources, s.MirrorOf) {
+			sources = append(sources, s.MirrorOf)
+		}
+		standby = standby || s.Standby
+	}
+	if len(sources) > 0 {
+		fmt.Fprintf(p.out, "\nThis is a mirror of cluster %s. If that cluster is the lost one, don't recover: promote the mirror (\"cantus mirror promote\").\n"+
+			"If that cluster serves, don't recover either: begin another mirror of it. Recover only if a majority of the mirror's own nodes is\n"+
+			"lost too. What is recovered is still a mirror, to be promoted then.\n", strings.Join(sources, ", "))
+	}
+	if standby {
+		fmt.Fprintf(p.out, "\nNode %s is a standby: nothing that was acknowledged has waited for it, so it may lack much. Ask the directories of the other\n"+
+			"nodes first, and take this one only if none of them has as much. A recovery makes it an ordinary node; without one, it can't be\n"+
+			"promoted while the majority is away.\n", r.Identity.Node)
+	}
 }
 
 // surviving says what the directory has of a partition, and what may be lost.
@@ -193,10 +220,16 @@ func (c *recoverCmd) surviving(r *broker.Recovery, s broker.Surviving) string {
 	switch {
 	case s.Fenced != "":
 		text += "; FENCED: " + s.Fenced
+	case s.MirrorOf != "":
+		text += "; it is a mirror of cluster " + s.MirrorOf
 	case s.Restoring:
-		text += "; it is being restored or is a mirror, and \"cantus restore\" or \"cantus mirror\" goes on with that"
+		text += "; it is being restored, and \"cantus restore\" goes on with that"
 	}
-	if !r.Unfinished() && !slices.Contains(s.Nodes, r.Identity.Node) {
+	switch {
+	case r.Unfinished() || slices.Contains(s.Nodes, r.Identity.Node):
+	case s.Standby:
+		text += fmt.Sprintf("; this node has no vote on it (%s), and may lack much", on)
+	default:
 		text += fmt.Sprintf("; this node is not to have it any more (%s), and may lack much", on)
 	}
 	return text
@@ -212,6 +245,7 @@ func (c *recoverCmd) next(p *program, name, was string) {
 		flags += " --fenced"
 	}
 	fmt.Fprintf(p.out, "\nNothing was changed. If another node of %s can be started with its data, don't go on: start it.\n"+
+		"If a mirror of it is left that has as many transactions (\"cantus status\" says so), don't go on: promote it (\"cantus mirror promote\").\n"+
 		"If other directories are left, ask each of them the same, and take the one with the highest txids.\n"+
 		"Keep a copy of this directory. Then make sure that the other nodes stay stopped, and recover:\n\n"+
 		"  cantus recover %s --new-name %s%s\n", was, c.Dir, name, flags)
