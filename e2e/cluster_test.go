@@ -431,9 +431,7 @@ func (c *cluster) checkSame(t *testing.T, logs map[int][]*nats.Msg) {
 			}
 		}
 	}
-	for _, n := range c.nodes {
-		c.checkAlone(t, n, logs, digests)
-	}
+	c.checkAlone(t, logs, digests)
 	if c.recorder != nil {
 		c.judge(t)
 	}
@@ -455,21 +453,43 @@ func verifiedOf(t *testing.T, stdout string) string {
 	return report.String()
 }
 
-// checkAlone reads one node's replicas while no other node runs.
-func (c *cluster) checkAlone(t *testing.T, n *node, logs map[int][]*nats.Msg, digests map[int]string) {
+// checkAlone reads the replicas of each node while it reaches no other. The
+// nodes run at once, if they can be kept from each other by their addresses:
+// each waits for others at first.
+func (c *cluster) checkAlone(t *testing.T, logs map[int][]*nats.Msg, digests map[int]string) {
 	t.Helper()
-	if err := n.launch(); err != nil {
-		t.Fatal(err)
-	}
-	defer n.kill()
-	alone := dial(t, n.url, nats.RetryOnFailedConnect(true))
-	defer alone.Conn.Close()
-	for partition, want := range logs {
-		got := c.drainAlone(t, n, alone, partition, want)
-		if c.recorder != nil {
-			c.recorder.Drained(n.name, partition, 1, digests[partition], got)
+	if c.wires == nil && c.spaces == nil {
+		for _, n := range c.nodes {
+			defer func(args []string) { n.args = args }(n.args)
+			n.args = replaceFlag(replaceFlag(n.args, "--cluster", ports.Free(t)), "--routes", ports.Free(t))
+			if err := n.launch(); err != nil {
+				t.Fatal(err)
+			}
 		}
 	}
+	for _, n := range c.nodes {
+		if c.wires != nil || c.spaces != nil {
+			if err := n.launch(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		alone := dial(t, n.url, nats.RetryOnFailedConnect(true))
+		for partition, want := range logs {
+			got := c.drainAlone(t, n, alone, partition, want)
+			if c.recorder != nil {
+				c.recorder.Drained(n.name, partition, 1, digests[partition], got)
+			}
+		}
+		alone.Conn.Close()
+		n.kill()
+	}
+}
+
+// replaceFlag returns arguments with another value of a flag, which must be
+// among them once.
+func replaceFlag(args []string, flag, value string) []string {
+	i := slices.Index(args, flag)
+	return slices.Concat(args[:i+1], []string{value}, args[i+2:])
 }
 
 // drainAlone reads a replica of a node that runs alone. It must have exactly

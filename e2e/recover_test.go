@@ -176,9 +176,18 @@ func TestRecoverALostMajority(t *testing.T) {
 	if recovered.Recovered == nil || recovered.Recovered.ID == oldID || recovered.Recovered.Cluster != "cantus-2" {
 		t.Fatalf("recover says %+v", recovered)
 	}
+	// It starts, and the lost nodes come back as they were, a majority of the old
+	// cluster.
 	survivor.renamed("cantus-2")
-	if err := survivor.start(); err != nil {
-		t.Fatal(err)
+	for _, n := range c.nodes {
+		if err := n.launch(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, n := range c.nodes {
+		if err := n.awaitReady(); err != nil {
+			t.Fatal(err)
+		}
 	}
 	client := c.dialOnly(survivor)
 	marks := map[int]uint64{}
@@ -207,18 +216,7 @@ func TestRecoverALostMajority(t *testing.T) {
 		}
 	}
 
-	// The lost nodes come back as they were: a majority of the old cluster.
-	for _, n := range lost {
-		if err := n.launch(); err != nil {
-			t.Fatal(err)
-		}
-	}
-	for _, n := range lost {
-		if err := n.awaitReady(); err != nil {
-			t.Fatal(err)
-		}
-	}
-	for _, n := range slices.Concat(lost, []*node{survivor}) {
+	for _, n := range c.nodes {
 		if err := c.until(t.Context(), "refused", func(context.Context) string {
 			if log := n.running().stderr.String(); !strings.Contains(log, "is of a cluster with another name") {
 				return log
@@ -255,6 +253,8 @@ func TestRecoverALostMajority(t *testing.T) {
 		if err := n.launch(); err != nil {
 			t.Fatal(err)
 		}
+	}
+	for _, n := range lost {
 		mustAdd(t, c, survivor, n)
 	}
 	for _, n := range lost {
@@ -448,6 +448,8 @@ var recoverCommands = map[string]string{
 	"cantus cluster add n3 --wait 1m":              "TestRecoverALostMajority",
 	"cantus recover DIR --new-name bank-2 --empty": "TestRecoverWithoutSomePartitions",
 	"cantus restore --from BACKUP --partition 3":   "TestRecoverWithoutSomePartitions",
+	"cantus status --server mirror:4222":           "TestClusterMirror",
+	"cantus mirror promote --server mirror:4222":   "TestMirror",
 }
 
 // The document has no command that is not run.
