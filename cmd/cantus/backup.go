@@ -57,7 +57,7 @@ of the backup. Give each backup a cursor of its own: one that moved elsewhere ke
 Examples:
 
   cantus backup --to /mnt/backup
-  cantus backup --to 's3://bank-log?prefix=prod/' --every 10s --http :8223
+  cantus backup --to 's3://bank-log?prefix=prod/' --every 10s --http 127.0.0.1:8223
   cantus backup --to /mnt/backup --cursor archive
   cantus backup verify /mnt/backup
 

@@ -66,7 +66,7 @@ A mirror is read and followed like its source. It takes no appends and no cursor
 Examples:
 
   cantus mirror --from nats://old:4222 --to nats://new:4222
-  cantus mirror --from nats://old:4222 --http :8224
+  cantus mirror --from nats://old:4222 --http 127.0.0.1:8224
   cantus mirror --from nats://old:4222 --once
   cantus mirror promote
 
