@@ -154,7 +154,28 @@ func (n *node) awaitReady() error {
 
 func (n *node) serveArgs() []string {
 	args := []string{"serve", "--data", n.dir, "--listen", "127.0.0.1:0", "--http", "127.0.0.1:0"}
-	return append(args, n.args...)
+	return lastOfEach(append(args, n.args...))
+}
+
+// lastOfEach returns args with the last of each flag: one that takes a single
+// value may be given only once, and a test's own value replaces the usual one.
+func lastOfEach(args []string) []string {
+	last := map[string]int{}
+	for i, a := range args {
+		name, _, _ := strings.Cut(a, "=")
+		last[name] = i
+	}
+	var kept []string
+	keep := true
+	for i, a := range args {
+		if name, _, _ := strings.Cut(a, "="); strings.HasPrefix(a, "--") {
+			keep = last[name] == i
+		}
+		if keep {
+			kept = append(kept, a)
+		}
+	}
+	return kept
 }
 
 // serving is closed while the node serves.

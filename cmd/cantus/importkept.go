@@ -302,7 +302,7 @@ func (e *keptEncoder) add(line []byte) (done *keptBatch, err error) {
 // place checks the txid of a line, and returns its time.
 func (e *keptEncoder) place(t *transaction) (at int64, err error) {
 	if t.Time.IsZero() {
-		return 0, errors.New("it has no time: without --keep it would get one")
+		return 0, errors.New(`it has no time, which --keep keeps: write one, such as "time":"2026-11-01T08:30:00Z", or import without --keep, which gives it a new one`)
 	}
 	if at = t.Time.UnixNano(); at <= 0 || !time.Unix(0, at).Equal(t.Time) {
 		return 0, fmt.Errorf("its time is %s: from 1970 to 2261 is allowed", t.Time.Format(time.RFC3339Nano))

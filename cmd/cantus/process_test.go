@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -158,8 +159,13 @@ func cmdServe(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) < 1 {
 		ts.Fatalf("usage: serve NAME [flags]")
 	}
-	serve := []string{"cantus", "serve", "--listen=127.0.0.1:0", "--http=127.0.0.1:0"}
-	p := start(ts, args[0], append(serve, args[1:]...)...)
+	serve := append([]string{"cantus", "serve"}, args[1:]...)
+	for _, flag := range []string{"--listen", "--http"} {
+		if !slices.ContainsFunc(args, func(a string) bool { return a == flag || strings.HasPrefix(a, flag+"=") }) {
+			serve = append(serve, flag+"=127.0.0.1:0")
+		}
+	}
+	p := start(ts, args[0], serve...)
 	line, ok := p.await(&p.stdout, "cantus: ready", 1)
 	if !ok {
 		ts.Fatalf("%s ended before it was ready: %v\n%s%s", args[0], p.err, &p.stdout, &p.stderr)

@@ -77,11 +77,32 @@ func (p *program) run(ctx context.Context, args []string) int {
 		p.printError(parseFailure(parser, args, err))
 		return exitUsage
 	}
+	if err := checkRepeated(kctx); err != nil {
+		p.printError(err)
+		return exitUsage
+	}
 	kctx.BindTo(ctx, (*context.Context)(nil))
 	kctx.Bind(p)
 	err = kctx.Run()
 	p.printError(err)
 	return exitStatus(err)
+}
+
+// checkRepeated returns an error if a flag that takes one value is there more
+// than once: only the last one would count.
+func checkRepeated(kctx *kong.Context) error {
+	given := map[*kong.Flag]bool{}
+	for _, at := range kctx.Path {
+		f := at.Flag
+		if f == nil || at.Resolved || f.IsBool() || f.IsSlice() || f.IsMap() || f.IsCumulative() {
+			continue
+		}
+		if given[f] {
+			return usagef("--%s is there more than once, and takes one value: give it once", f.Name)
+		}
+		given[f] = true
+	}
+	return nil
 }
 
 // printError prints an error for the user, if there is one.

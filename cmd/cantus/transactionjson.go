@@ -139,7 +139,11 @@ func printTransaction(w io.Writer, t *transaction) error {
 func decodeTransaction(line []byte) (*transaction, error) {
 	t := new(transaction)
 	if err := json.Unmarshal(line, t, json.RejectUnknownMembers(true)); err != nil {
-		if s, ok := errors.AsType[*json.SemanticError](err); ok && s.JSONPointer != "" && s.Err != nil {
+		s, ok := errors.AsType[*json.SemanticError](err)
+		switch {
+		case ok && s.JSONPointer == "/time":
+			return nil, errors.New(`its time is not one: write date, time and zone, such as "time":"2026-11-01T08:30:00.123456789Z"`)
+		case ok && s.JSONPointer != "" && s.Err != nil:
 			err = fmt.Errorf("%s: %w", strings.TrimPrefix(string(s.JSONPointer), "/"), s.Err)
 		}
 		return nil, fmt.Errorf("not a transaction in JSON: %s", strings.TrimPrefix(err.Error(), "json: "))

@@ -39,7 +39,10 @@ func (d *dir) Put(_ context.Context, name string, data []byte, mustBeNew bool) (
 	path := d.path(name)
 	folder := filepath.Dir(path)
 	if _, err := os.Stat(d.root); isMissing(err) {
-		if err := errors.Join(os.MkdirAll(d.root, 0o777), syncDir(filepath.Dir(d.root))); err != nil {
+		if err := os.MkdirAll(d.root, 0o777); err != nil {
+			return err
+		}
+		if err := syncDir(filepath.Dir(d.root)); err != nil {
 			return err
 		}
 	}

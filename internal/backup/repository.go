@@ -49,6 +49,14 @@ func New(bucket Bucket, o Options) *Repository {
 // written, or in the bucket of a URL.
 func Open(ctx context.Context, where string, o Options) (*Repository, error) {
 	scheme, rest, isURL := strings.Cut(where, "://")
+	switch name := strings.TrimLeft(rest, "/"); {
+	case where == "":
+		return nil, errors.New("the place of the backup is empty: write a directory, or a URL such as s3://NAME")
+	case isURL && scheme == "file" && rest == "":
+		return nil, errors.New("file:// names no directory: write one, such as file:///mnt/backup")
+	case isURL && scheme != "file" && (name != rest || name == "" || name[0] == '?'):
+		return nil, fmt.Errorf("%s names no bucket: write %s://NAME", where, scheme)
+	}
 	if !isURL || scheme == "file" {
 		if isURL {
 			where = rest

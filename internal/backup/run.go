@@ -139,9 +139,12 @@ func (r *Repository) run(ctx context.Context, source Source, o RunOptions) (Resu
 		}
 		if err := b.partition(ctx, p); err != nil {
 			failed = append(failed, fmt.Errorf("partition %d: %w", p, err))
+			if _, ok := errors.AsType[*putError](err); ok && b.result.Stored == 0 {
+				return Result{}, errors.Join(failed...) // the others would fail alike
+			}
 		}
 	}
-	if b.dirty {
+	if b.dirty && len(b.manifest.Partitions) > 0 { // a backup begins with its first log
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), lastWrite)
 		defer cancel()
 		if err := b.write(ctx); err != nil {
@@ -294,11 +297,17 @@ func (b *run) store(ctx context.Context, w *segmentWriter, p *Partition) error {
 	return nil
 }
 
+// putError says that a segment can't be stored.
+type putError struct{ err error }
+
+func (e *putError) Error() string { return e.err.Error() }
+func (e *putError) Unwrap() error { return e.err }
+
 // put stores a segment's object. If it is there already it is written again: it
 // would be deleted soon, if no manifest has named it for a day.
 func (b *run) put(ctx context.Context, s Segment, object []byte) error {
 	if err := b.bucket.Put(ctx, s.Name, object, false); err != nil {
-		return fmt.Errorf("write %s: %w", s.Name, err)
+		return &putError{fmt.Errorf("write %s: %w", s.Name, err)}
 	}
 	b.result.Stored += s.Stored
 	return nil
