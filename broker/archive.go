@@ -63,9 +63,9 @@ func (e *notArchivedError) Unwrap() error { return e.err }
 // that can't be read may be read later.
 func (e *notArchivedError) refusal(first uint64) *subjects.Error {
 	if !errors.Is(e.err, ErrNotArchived) {
-		return subjects.Errorf(subjects.Unavailable, "that transaction was trimmed: the oldest kept is %d; the archive has older ones, and can't be read at the moment: try again", first)
+		return subjects.Errorf(subjects.Unavailable, "that transaction was trimmed: the oldest one kept is %d; the archive has older ones, and can't be read at the moment: try again", first)
 	}
-	refused := subjects.Errorf(subjects.Trimmed, "that transaction was trimmed: the oldest kept is %d, and older ones can't be read from the archive: %v", first, e.err)
+	refused := subjects.Errorf(subjects.Trimmed, "that transaction was trimmed: the oldest one kept is %d, and older ones can't be read from the archive: %v", first, e.err)
 	refused.FirstTxid = first
 	return refused
 }

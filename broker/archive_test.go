@@ -113,7 +113,7 @@ func TestReadsGoOnInTheArchive(t *testing.T) {
 		t.Helper()
 		for subject, body := range map[string]string{"cantus.read.0": "", "cantus.get.0": `{"txid":5}`} {
 			e := wantRefusal(t, ask(t, nc, subject, body), reason)
-			if !strings.Contains(e.Message, because) || !strings.Contains(e.Message, "the oldest kept is 61") {
+			if !strings.Contains(e.Message, because) || !strings.Contains(e.Message, "the oldest one kept is 61") {
 				t.Errorf("%s is refused with %v", subject, e)
 			}
 		}

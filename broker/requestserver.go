@@ -82,7 +82,7 @@ func (s *requestServer) wireError(err error) *subjects.Error {
 		return subjects.Errorf(subjects.Busy, "%d reads are answered from the archive already: back off and try again", archiveReads)
 	case errors.Is(err, wal.ErrTrimmed):
 		first := s.position().first
-		e := subjects.Errorf(subjects.Trimmed, "that transaction was trimmed: the oldest kept is %d", first)
+		e := subjects.Errorf(subjects.Trimmed, "that transaction was trimmed: the oldest one kept is %d", first)
 		e.FirstTxid = first
 		return e
 	}

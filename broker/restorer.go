@@ -40,13 +40,13 @@ const maxPiece = 32 << 20
 // yet.
 func errRestoring(partition int) error {
 	return subjects.Errorf(subjects.Unavailable,
-		"partition %d is being restored from a backup: it is served when that has ended", partition)
+		"partition %d is not complete: a restore or an import (--keep) into it has begun and not ended; it is served once the same command has completed it", partition)
 }
 
 // errMirror refuses what would change a mirror.
 func errMirror(partition int, source string) error {
 	return subjects.Errorf(subjects.Unavailable,
-		"partition %d is a mirror of cluster %s: it takes what is appended there, and nothing else until it is promoted (cantus mirror promote)", partition, source)
+		"partition %d is a mirror of cluster %s: it is read-only until \"cantus mirror promote\"", partition, source)
 }
 
 // restorePoint is how far a restore is.

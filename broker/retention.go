@@ -93,8 +93,8 @@ func policyWarnings(r cluster.Retention) []string {
 	if r.Archive != "" {
 		return nil
 	}
-	return []string{"what goes is in no backup that the policy knows of, and a view can't be rebuilt from the beginning then: " +
-		"name the cursor that backups move as archive, to trim only what is archived"}
+	return []string{"this policy may trim transactions that are in no backup. To keep them until they are, " +
+		"add --archive NAME, the cursor that \"cantus backup --cursor NAME\" moves"}
 }
 
 // onRetention sets or removes a policy.

@@ -200,9 +200,9 @@ func (t *trimmer) request(body []byte) (may func(trimPoint) bool, before uint64,
 	if given != 1 {
 		return nil, 0, subjects.Errorf(subjects.BadRequest, `body: give exactly one of {"before":100000}, {"age":"720h"} and {"bytes":1000000000}`)
 	}
-	switch {
-	case r.Before > t.replica.position().mark+1:
-		return nil, 0, subjects.Errorf(subjects.Ahead, "before is %d, the high-water mark %d", r.Before, t.replica.position().mark)
+	switch mark := t.replica.position().mark; {
+	case r.Before > mark+1:
+		return nil, 0, subjects.Errorf(subjects.Ahead, "before %d is past the last transaction, which is %d: give at most %d", r.Before, mark, mark+1)
 	case r.Before > 0:
 		return func(p trimPoint) bool { return p.Txid < r.Before }, r.Before, nil
 	case r.Bytes > 0:

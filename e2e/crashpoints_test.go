@@ -298,7 +298,7 @@ func TestCrashPoints(t *testing.T) {
 		{"rebuilding", func(_ *cluster, _, victim *node) []string {
 			return []string{"cluster", "rebuild", "0", "--node", victim.name, "--wait", patience.String()}
 		}},
-		{"trimming", func(*cluster, *node, *node) []string { return []string{"trim", "0", "--size", "1"} }},
+		{"trimming", func(*cluster, *node, *node) []string { return []string{"trim", "0", "--size", "1B"} }},
 		{"transferring", func(_ *cluster, _, victim *node) []string {
 			return []string{"cluster", "transfer", "0", "--to", victim.name, "--wait", patience.String()}
 		}},

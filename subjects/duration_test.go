@@ -18,9 +18,14 @@ func TestParseDuration(t *testing.T) {
 		}
 	}
 	for _, text := range []string{
-		"", "0", "5", "+1s", "-1s", "-0s", ".5s", "1.s", "s", "1 s", " 1s", "1s ", "1d", "1S", "1e3s", "1_000s", "1s-1s", "١s", "1s\n",
+		"", "0", "5", "+1s", "-1s", "-0s", ".5s", "1.s", "s", "1 s", " 1s", "1s ", "1S", "d", "-1d", "1.5d", "9999999d", "1e3s", "1_000s", "1s-1s", "١s", "1s\n",
 	} {
 		if got, err := subjects.ParseDuration(text); err == nil || !strings.Contains(err.Error(), "500ms, 5s or 2m") {
+			t.Errorf("%q is %v, %v", text, got, err)
+		}
+	}
+	for text, want := range map[string]string{"30d": "such as 500ms, 5s or 2m; days are no unit: write 720h", "2w": "weeks are no unit: write 336h"} {
+		if got, err := subjects.ParseDuration(text); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%q is %v, %v", text, got, err)
 		}
 	}

@@ -164,10 +164,7 @@ func parseFailure(parser *kong.Kong, args []string, err error) error {
 	}
 	word := args[0]
 	if !strings.HasPrefix(word, "-") && parserCommand(parser, word) == nil {
-		if near := nearest(word, commands); near != "" {
-			return fmt.Errorf("there is no command %q: did you mean %q?", word, near)
-		}
-		return fmt.Errorf("there is no command %q: the commands are %s", word, strings.Join(commands, ", "))
+		return errors.New(withoutCommand(parser.Model.Node, word))
 	}
 	text := strings.Replace(err.Error(), "(from envar ", "(from ", 1)
 	if missing := missingValue(err, text); missing != "" {
@@ -176,14 +173,65 @@ func parseFailure(parser *kong.Kong, args []string, err error) error {
 	if better := misplaced(err, args, text); better != "" {
 		return errors.New(better)
 	}
-	if cmd := parserCommand(parser, word); cmd != nil && strings.Contains(text, "unknown flag") {
-		text += fmt.Sprintf("; \"cantus %s --help\" lists the flags", word)
+	if name := unknownFlag.FindString(text); name != "" {
+		return errors.New(withoutFlag(parser, err, word, strings.TrimPrefix(name, "unknown flag ")))
 	}
 	return errors.New(text)
 }
 
-// Kong's errors for a flag at the end of the line, and for a missing argument.
+// withoutCommand returns an error text for a word in place of a command.
+func withoutCommand(group *kong.Node, word string) string {
+	of := ""
+	if group.Parent != nil {
+		of = group.Path() + " "
+	}
+	commands := commandNames(group)
+	if near := nearest(word, commands); near != "" {
+		return fmt.Sprintf("there is no command %q: did you mean %q?", of+word, of+near)
+	}
+	return fmt.Sprintf("there is no command %q: the commands are %s", of+word, strings.Join(commands, ", "))
+}
+
+// commandGroup returns the group of which a word is no command, nil if it is in
+// no command's place. A path is not meant as a command.
+func commandGroup(node *kong.Node, args []string, word string) *kong.Node {
+	switch {
+	case len(node.Children) > 0:
+		return node
+	case node.Parent != nil && node.Parent.DefaultCmd == node && len(args) > 1 && args[1] == word && !strings.ContainsAny(word, "./:"):
+		return node.Parent
+	}
+	return nil
+}
+
+// withoutFlag returns an error text for a flag that the command does not have.
+func withoutFlag(parser *kong.Kong, err error, word, name string) string {
+	text := "unknown flag " + name
+	node := parserCommand(parser, word)
+	if parse, ok := errors.AsType[*kong.ParseError](err); ok && parse.Context != nil && parse.Context.Selected() != nil {
+		node = parse.Context.Selected()
+	}
+	if node == nil {
+		return text
+	}
+	var flags []string
+	for _, group := range node.AllFlags(true) {
+		for _, f := range group {
+			flags = append(flags, f.Name)
+		}
+	}
+	if near := nearest(strings.TrimLeft(name, "-"), flags); near != "" {
+		text += fmt.Sprintf(", did you mean %q?", "--"+near)
+	}
+	return text + fmt.Sprintf("; \"cantus %s --help\" lists the flags", node.Path())
+}
+
+// Kong's errors for a flag that there is not, for one at the end of the line,
+// and for a missing argument. Its suggestions are not taken: everything
+// that begins with what was typed is one of them.
 var (
+	unknownFlag      = regexp.MustCompile(`unknown flag -[^\s,]*`)
+	unexpectedWord   = regexp.MustCompile(`^unexpected argument ([^\s,]+)`)
 	flagWithoutValue = regexp.MustCompile(`^--([a-z-]+): (?:expected .* but got "EOL"|missing value)`)
 	missingArgument  = regexp.MustCompile(`^expected "<(.+?)>`)
 	dashedValue      = regexp.MustCompile(`^--([a-z-]+): expected .* but got "(-[^"]*)"`)
@@ -208,8 +256,12 @@ func misplaced(err error, args []string, text string) string {
 		}
 	}
 	node := parse.Context.Selected()
-	if node == nil || !strings.HasPrefix(text, "unexpected argument ") {
+	word := unexpectedWord.FindStringSubmatch(text)
+	if node == nil || word == nil {
 		return ""
+	}
+	if group := commandGroup(node, args, word[1]); group != nil {
+		return withoutCommand(group, word[1])
 	}
 	var flags []string
 	for _, f := range node.Flags {

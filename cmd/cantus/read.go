@@ -211,7 +211,11 @@ func (r *reader) page(ctx context.Context) (from, mark uint64, err error) {
 			return endOfPage(msg, last)
 		}
 		if e := refused(msg); e != nil {
-			return 0, 0, readRefusal(e)
+			err := readRefusal(e)
+			if e.Reason == subjects.Trimmed && e.FirstTxid > 0 && !r.bulk {
+				err = failf(exitStatus(err), "%w; --from %d reads from there on", err, e.FirstTxid)
+			}
+			return 0, 0, err
 		}
 		if last, err = r.take(msg, last); err != nil {
 			return 0, 0, err
@@ -321,11 +325,9 @@ func (r *reader) print(t *transaction) (err error) {
 	return err
 }
 
+// readRefusal returns the failure for a refusal of a read.
 func readRefusal(e *subjects.Error) error {
 	err := refusal(e)
-	if e.Reason == subjects.Trimmed && e.FirstTxid > 0 {
-		return failf(exitStatus(err), "%w; the oldest transaction kept is %d: --from %d", err, e.FirstTxid, e.FirstTxid)
-	}
 	// A mistyped txid is more likely than a log that has lost transactions.
 	if what, _, ok := strings.Cut(e.Message, ": it comes from another log"); e.Reason == subjects.Ahead && ok {
 		return failf(exitStatus(err), "%s", what)

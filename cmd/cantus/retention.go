@@ -232,7 +232,7 @@ func (v retentionView) show(ctx context.Context, p *program, l *natsConn) error 
 	}
 	t := tabwriter.NewWriter(p.out, 0, 0, 2, ' ', 0)
 	if !v.json {
-		fmt.Fprintln(t, "PARTITION\tPOLICY\tFIRST TXID\tLAST TXID\tSIZE\tGOES THROUGH\tOF\tTRANSACTIONS\tSIZE")
+		fmt.Fprintln(t, "PARTITION\tPOLICY\tKEPT FROM\tKEPT TO\tKEPT SIZE\tTRIMS TO\tTRIMS UNTIL\tTRANSACTIONS\tTRIMS SIZE")
 	}
 	var notes []string
 	for _, id := range partitions {

@@ -29,7 +29,8 @@ const maxPartitions = subjects.MaxPartitions
 var (
 	wholeForm  = regexp.MustCompile(`^[0-9]+(_[0-9]+)*$`)
 	numberForm = regexp.MustCompile(`^-?[0-9]+(\.[0-9]+)?(e[0-9]+)?$`)
-	sizeForm   = regexp.MustCompile(`^([0-9]+|[0-9]+(\.[0-9]+)? ?[A-Za-z]+)$`)
+	bareForm   = regexp.MustCompile(`^[0-9]*[1-9][0-9]*$`)
+	sizeForm   = regexp.MustCompile(`^[0-9]+(\.[0-9]+)? ?[A-Za-z]+$`)
 )
 
 // whole parses a whole number between least and most. Its digits may be grouped
@@ -86,11 +87,15 @@ func word(set func(text string, to reflect.Value) error) kong.Mapper {
 	})
 }
 
-// byteSize is a number of bytes, at least 1.
+// byteSize is a number of bytes, at least 1. It has a unit: 50 is more often
+// meant as 50GiB than as 50 bytes.
 type byteSize int64
 
 func (s *byteSize) UnmarshalText(text []byte) error {
 	n, err := humanize.ParseBytes(string(text))
+	if bareForm.Match(text) {
+		return fmt.Errorf("%q is a size without a unit: write bytes with a unit, such as %sB for bytes, or KiB, MiB, GiB", text, text)
+	}
 	if err != nil || !sizeForm.Match(text) || n < 1 || n > 1<<62 {
 		return fmt.Errorf("%q is not a size: write bytes with a unit, such as 256MiB, 1GiB or 500MB", text)
 	}

@@ -55,8 +55,8 @@ var numbers = map[reflect.Type]struct {
 		[]string{"", "812", "2026-11-31", "1677-01-01", "now"}, "is not a time: write a time such as 2026-11-01",
 	},
 	reflect.TypeFor[byteSize](): {
-		[]string{"1", "1048576", "256MiB", "1.5GiB", "500MB", "1 GiB", "64k"},
-		[]string{"", "0", "0B", "0.5", "1.5", "-1", "+1", "+1MiB", ".5GiB", "1.GiB", "1,5GiB", "1,000", "1e3", "12q", "MiB", "99999999999GiB"}, "such as 256MiB",
+		[]string{"1B", "1048576B", "256MiB", "1.5GiB", "500MB", "1 GiB", "64k"},
+		[]string{"", "0", "0B", "50", "1048576", "1_000", "0.5", "1.5", "-1", "+1", "+1MiB", ".5GiB", "1.GiB", "1,5GiB", "1,000", "1e3", "12q", "MiB", "99999999999GiB"}, "bytes with a unit, such as ",
 	},
 	reflect.TypeFor[replicaCount](): {
 		[]string{"1", "3", "5"},
