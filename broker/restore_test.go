@@ -263,6 +263,9 @@ func TestRestoresThatAreRefused(t *testing.T) {
 	} {
 		wantStepRefused(t, nc, c.m, c.reason, c.because)
 	}
+	_, importing := one(t, broker.Options{})
+	restored(t, importing, request(`{"begin":{"cluster":"import-c8d8"}}`))
+	wantStepRefused(t, importing, step(b.begin()), subjects.WrongLast, "an import (--keep) of another file, or under another --name, into the partition is not complete: run that one again")
 	if r := restored(t, nc, step(b.begin())); r.HighWaterMark != 0 || !r.Restoring {
 		t.Fatalf("a refused step has changed something: %+v", r)
 	}

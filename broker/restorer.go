@@ -40,7 +40,7 @@ const maxPiece = 32 << 20
 // yet.
 func errRestoring(partition int) error {
 	return subjects.Errorf(subjects.Unavailable,
-		"partition %d is not complete: a restore or an import (--keep) into it has begun and not ended; it is served once the same command has completed it", partition)
+		"partition %d is being restored: a restore or an import (--keep) into it is not complete; if it was interrupted, run it again", partition)
 }
 
 // errMirror refuses what would change a mirror.

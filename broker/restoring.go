@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"math"
 	"slices"
+	"strings"
 
 	"github.com/cantuslog/cantus/raftstore"
 	"github.com/cantuslog/cantus/subjects"
@@ -65,6 +66,8 @@ func (r *replica) mayBegin(b *wal.RestoreBegin) error {
 		return subjects.Errorf(subjects.WrongLast,
 			"the partition is a mirror of cluster %s, whose log began after txid %d: go on with that one, or use a new cluster",
 			r.restoring.Cluster, r.restoring.Txid)
+	case r.isRestoring() && strings.HasPrefix(r.restoring.Cluster, "import-"):
+		return subjects.Errorf(subjects.WrongLast, "an import (--keep) of another file, or under another --name, into the partition is not complete: run that one again")
 	case r.isRestoring():
 		return subjects.Errorf(subjects.WrongLast,
 			"the partition is being restored from another backup, of cluster %s, which begins after txid %d: go on with that one, or restore into a new cluster",

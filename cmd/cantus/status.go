@@ -155,7 +155,7 @@ func (s *status) print(w io.Writer) error {
 		case p.ArchivedFrom > 0:
 			fmt.Fprintf(w, "partition %d: reads go on in the archive, down to txid %d\n", p.Partition, p.ArchivedFrom)
 		case p.Restoring:
-			fmt.Fprintf(w, "partition %d is not complete: a restore or an import (--keep) into it has not ended; run it again\n", p.Partition)
+			fmt.Fprintf(w, "partition %d is being restored: a restore or an import (--keep) into it is not complete; if it was interrupted, run it again\n", p.Partition)
 		}
 	}
 	return nil
