@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/semaphore"
@@ -24,9 +25,16 @@ type Archive interface {
 	// soon after. The error wraps [ErrNotArchived] if the archive does
 	// not have them, and is another one if it can't be read at the moment.
 	Batches(ctx context.Context, partition int, from uint64, base wal.Base) ([]wal.Batch, error)
-	// First returns the oldest transaction that the archive has of a partition,
-	// as far as is known, and 0 for none. It does not wait.
-	First(partition int) uint64
+	// Find returns the first transaction of the same log, from txid from to
+	// base.Txid, at or after a time in Unix nanoseconds, and 0 if there is
+	// none. The error is as that of Batches.
+	Find(ctx context.Context, partition int, at int64, from uint64, base wal.Base) (txid uint64, err error)
+	// Check verifies what the archive has of the log, which is from one of
+	// clusters. It returns the oldest transaction from which on the archive has
+	// everything up to base.Txid, and 0 if it has nothing that leads there. The
+	// error says why there is nothing, or nothing older. It is as that of
+	// Batches; its text is shown to clients if it wraps [ErrNotArchived].
+	Check(ctx context.Context, partition int, base wal.Base, clusters []string) (first uint64, err error)
 }
 
 // ErrNotArchived is returned by an [Archive] that does not have what is asked
@@ -47,7 +55,12 @@ type archived struct {
 	partition int
 	archive   Archive // nil if there is none
 	log       *slog.Logger
+	metrics   *partitionMetrics
 	reads     *semaphore.Weighted
+
+	checked   atomic.Pointer[archiveChecked]
+	suspected atomic.Bool // a read has failed since, or has shown that it need not
+	warned    atomic.Pointer[string]
 }
 
 // notArchivedError says why transactions that were trimmed are not read from
@@ -65,7 +78,7 @@ func (e *notArchivedError) refusal(first uint64) *subjects.Error {
 	if !errors.Is(e.err, ErrNotArchived) {
 		return subjects.Errorf(subjects.Unavailable, "that transaction was trimmed: the oldest one kept is %d; the archive has older ones, and can't be read at the moment: try again", first)
 	}
-	refused := subjects.Errorf(subjects.Trimmed, "that transaction was trimmed: the oldest one kept is %d, and older ones can't be read from the archive: %v", first, e.err)
+	refused := subjects.Errorf(subjects.Trimmed, "that transaction was trimmed: the oldest one kept is %d, and older ones can't be read from the archive: %s", first, notArchivedText(e.err))
 	refused.FirstTxid = first
 	return refused
 }
@@ -88,24 +101,45 @@ var errArchiveBusy = errors.New("broker: too many reads go to the archive")
 
 // batches returns some of the batches from a transaction on that was trimmed.
 // It returns [wal.ErrTrimmed] if there is no archive.
-func (a *archived) batches(ctx context.Context, from uint64, at position) ([]wal.Batch, error) {
+func (a *archived) batches(ctx context.Context, from uint64, at position) (all []wal.Batch, err error) {
+	err = a.ask(ctx, func(ctx context.Context) error {
+		all, err = a.archive.Batches(ctx, a.partition, from, at.base)
+		if err == nil && (len(all) == 0 || all[0].First > from || all[0].Last() < from) {
+			err = fmt.Errorf("%w: it has not returned transaction %d", ErrNotArchived, from)
+		}
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	return all, nil
+}
+
+// ask asks the archive, for as long as a read waits for it.
+func (a *archived) ask(ctx context.Context, do func(context.Context) error) error {
 	if a.archive == nil {
-		return nil, wal.ErrTrimmed
+		return wal.ErrTrimmed
 	}
 	patient, cancel := context.WithTimeout(ctx, archivePatience)
 	defer cancel()
-	all, err := a.archive.Batches(patient, a.partition, from, at.base)
-	if err == nil && (len(all) == 0 || all[0].First > from || all[0].Last() < from) {
-		err = fmt.Errorf("%w: it has not returned transaction %d", ErrNotArchived, from)
-	}
+	err := do(patient)
 	switch {
 	case err == nil:
-		return all, nil
+		if c := a.checked.Load(); c != nil && c.err != nil {
+			a.suspected.Store(true)
+		}
+		a.warned.Store(nil)
+		return nil
 	case ctx.Err() != nil:
-		return nil, ctx.Err()
+		return ctx.Err()
 	}
-	a.log.Warn("the archive is not read", "txid", from, "err", err)
-	return nil, &notArchivedError{err}
+	a.suspected.Store(true)
+	a.metrics.archiveFailures.Inc()
+	text := err.Error()
+	if before := a.warned.Swap(&text); before == nil || *before != text {
+		a.log.Warn("a read is not answered from the archive", "err", err)
+	}
+	return &notArchivedError{err}
 }
 
 // get is batches for one transaction.
@@ -118,14 +152,20 @@ func (a *archived) get(ctx context.Context, txid uint64, at position) ([]wal.Bat
 	return a.batches(ctx, txid, at)
 }
 
-// first returns the oldest transaction that is read from the archive, 0 for
-// none.
-func (a *archived) first(kept uint64) uint64 {
-	if a.archive == nil || kept == 1 {
-		return 0
+// find returns the first transaction from txid from on that was trimmed and is
+// at or after a time, 0 if there is none.
+func (a *archived) find(ctx context.Context, at int64, from uint64, base wal.Base) (txid uint64, err error) {
+	release, err := a.acquire(ctx)
+	if err != nil {
+		return 0, err
 	}
-	if first := a.archive.First(a.partition); first < kept {
-		return first
-	}
-	return 0
+	defer release()
+	err = a.ask(ctx, func(ctx context.Context) error {
+		txid, err = a.archive.Find(ctx, a.partition, at, from, base)
+		if err == nil && txid > 0 && (txid < from || txid > base.Txid) {
+			err = fmt.Errorf("%w: asked for transactions from %d to %d, it has returned %d", ErrNotArchived, from, base.Txid, txid)
+		}
+		return err
+	})
+	return txid, err
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"strings"
 	"sync"
 	"testing"
@@ -52,13 +53,40 @@ func (a *memoryArchive) Batches(_ context.Context, partition int, from uint64, b
 	return all, nil
 }
 
-func (a *memoryArchive) First(int) uint64 {
+// parsed returns all batches.
+func (a *memoryArchive) parsed() (all []wal.Batch, err error) {
+	for _, data := range a.batches {
+		b, err := wal.ParseBatch(data)
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, b)
+	}
+	return all, a.err
+}
+
+func (a *memoryArchive) Find(_ context.Context, _ int, at int64, from uint64, base wal.Base) (uint64, error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if len(a.batches) == 0 {
-		return 0
+	all, err := a.parsed()
+	for _, b := range all {
+		for i := range b.Count {
+			if txid := b.First + uint64(i); txid >= from && txid <= base.Txid && b.Time+int64(i) >= at {
+				return txid, err
+			}
+		}
 	}
-	return 1
+	return 0, err
+}
+
+func (a *memoryArchive) Check(_ context.Context, _ int, base wal.Base, _ []string) (uint64, error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	all, err := a.parsed()
+	if err != nil || base.Txid == 0 || len(all) == 0 {
+		return 0, err
+	}
+	return all[0].First, nil
 }
 
 // readChained reads as a client does: it goes on where each answer says, up to
@@ -119,16 +147,13 @@ func TestReadsGoOnInTheArchive(t *testing.T) {
 		}
 	}
 	a.set(func(a *memoryArchive) { a.err = fmt.Errorf("%w: it ends before", broker.ErrNotArchived) })
-	refused(subjects.Trimmed, "can't be read from the archive: broker: not in the archive: it ends before")
+	refused(subjects.Trimmed, "can't be read from the archive: it ends before")
 	a.set(func(a *memoryArchive) { a.err = errors.New("secret") })
 	refused(subjects.Unavailable, "can't be read at the moment")
 	a.set(func(a *memoryArchive) { a.err, a.batches = nil, batches[20:] })
 	refused(subjects.Trimmed, "it has not returned transaction")
-	if i := info(t, nc, 0); i.FirstTxid != trimmed+1 || i.ArchivedFrom != 1 {
-		t.Errorf("info: %+v", i)
-	}
-
 	a.set(func(a *memoryArchive) { a.batches = batches })
+	eventually(t, "info says that the archive is read", func() bool { i := info(t, nc, 0); return i.ArchivedFrom == 1 && i.NotArchived == "" })
 	for i, got := range read() {
 		q := queries[i/2]
 		if later := len(got) - len(want[i]); later != 2 && (strings.Contains(q, "tx") || !strings.Contains(q, "kinds") && !strings.Contains(q, "lock")) || later < 0 {
@@ -164,7 +189,90 @@ func TestReadsWithoutAnArchive(t *testing.T) {
 			t.Errorf("%s is refused with %v", subject, e)
 		}
 	}
-	if i := info(t, nc, 0); i.ArchivedFrom != 0 {
+	if i := info(t, nc, 0); i.ArchivedFrom != 0 || i.NotArchived != "" {
 		t.Errorf("info: %+v", i)
 	}
+}
+
+// A time before the log's first transaction is searched in the archive, and
+// the read goes on in the log.
+func TestTimesAreSearchedInTheArchive(t *testing.T) {
+	a := &memoryArchive{}
+	n, nc := one(t, broker.Options{Archive: a})
+	for range 60 {
+		appendTx(t, nc, "cantus.append.0", "x")
+	}
+	all := timedLog(t, nc, 1)
+	batches, err := broker.Batches(n, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	trim(t, nc, `{"before":41}`)
+	first := info(t, nc, 0).FirstTxid
+	if first < 2 {
+		t.Fatalf("the log begins with %d", first)
+	}
+	a.set(func(a *memoryArchive) { a.batches = batches })
+	for i, x := range all {
+		query := fmt.Sprintf(`,"from_time":%q`, x.at.Format(nanos))
+		got := readChained(t, nc, "cantus.read.0", query)
+		if len(got) != len(all)-i || number(t, got[0], subjects.HeaderTxid) != x.txid {
+			t.Fatalf("from the time of %d: %d transactions, the first with %v", x.txid, len(got), got[0].Header)
+		}
+		if txid, refused := asOf(t, nc, x.at); refused != nil || *txid != x.txid {
+			t.Fatalf("as of the time of %d: %v, %v", x.txid, txid, refused)
+		}
+	}
+	if txid, refused := asOf(t, nc, all[0].at.Add(-1)); refused != nil || *txid != 0 {
+		t.Errorf("as of a time before all: %v, %v", txid, refused)
+	}
+	a.set(func(a *memoryArchive) { a.err = errors.New("secret") })
+	early := fmt.Sprintf(`{"from_time":%q}`, all[3].at.Format(nanos))
+	if e := wantRefusal(t, ask(t, nc, "cantus.read.0", early), subjects.Unavailable); strings.Contains(e.Message, "secret") {
+		t.Errorf("refused with %v", e)
+	}
+	a.set(func(a *memoryArchive) { a.err = fmt.Errorf("%w: nothing", broker.ErrNotArchived) })
+	wantRefusal(t, ask(t, nc, "cantus.read.0", early), subjects.Trimmed)
+}
+
+// What info and the log say of the archive is what a check has found, and the
+// log says it once.
+func TestTheArchiveIsChecked(t *testing.T) {
+	logged := new(buffer)
+	a := &memoryArchive{}
+	n, nc := one(t, broker.Options{Archive: a, Logger: slog.New(slog.NewTextHandler(logged, nil))})
+	says := func(from uint64, why string, times int, text string) {
+		t.Helper()
+		eventually(t, fmt.Sprintf("info says %d, %q", from, why), func() bool {
+			i := info(t, nc, 0)
+			return i.ArchivedFrom == from && i.NotArchived == why && logged.count(text) > 0
+		})
+		if n := logged.count(text); n != times {
+			t.Errorf("the log says %d times %q, want %d", n, text, times)
+		}
+	}
+	says(0, "", 1, `msg="the archive can be read, and nothing was trimmed yet"`)
+	for range 20 {
+		appendTx(t, nc, "cantus.append.0", "x")
+	}
+	batches, err := broker.Batches(n, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	trim(t, nc, `{"before":11}`)
+	says(0, fmt.Sprintf("it has nothing that leads to transaction %d", info(t, nc, 0).FirstTxid-1), 1, `msg="the archive is not usable"`)
+	set := func(batches [][]byte, err error) {
+		a.set(func(a *memoryArchive) { a.batches, a.err = batches, err })
+		for range 3 {
+			ask(t, nc, "cantus.get.0", `{"txid":5}`)
+		}
+	}
+	set(batches, nil)
+	says(1, "", 1, `msg="the archive is usable"`)
+	set(nil, fmt.Errorf("%w: another log", broker.ErrNotArchived))
+	says(0, "another log", 1, `msg="the archive is not usable" partition=0 because="broker: not in the archive: another log"`)
+	set(nil, errors.New("open /srv/secret: gone"))
+	says(0, "it can't be read; the node's log says why", 1, `msg="the archive is not usable" partition=0 because="open /srv/secret: gone"`)
+	set(batches, nil)
+	says(1, "", 2, `msg="the archive is usable"`)
 }

@@ -24,6 +24,7 @@ type partitionInfo struct {
 	requests  *requestServer
 	times     timeSearch
 	archived  *archived
+	retention func() *subjects.RetentionInfo
 }
 
 // serve describes the partition. The answer is linearizable: a majority
@@ -79,7 +80,7 @@ func (i *partitionInfo) lastAt(ctx context.Context, at int64) (txid uint64, err 
 }
 
 func (i *partitionInfo) info() subjects.PartitionInfo {
-	status, now, full := i.group.Status(), time.Now(), i.fullText()
+	status, now, full, retention := i.group.Status(), time.Now(), i.fullText(), i.retention()
 	r := i.replica
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -89,9 +90,9 @@ func (i *partitionInfo) info() subjects.PartitionInfo {
 		BaseDigest: hex.EncodeToString(r.base.Digest[:]),
 		Leader:     status.Leader, Term: status.Term,
 		Locks:       subjects.LockInfo{Tracked: stats.Locks, Capacity: stats.Capacity, Floor: stats.Floor},
-		StorageFull: full, Restoring: r.restoring.hides(), MirrorOf: r.restoring.source(), History: pastClusters(r.history),
+		StorageFull: full, Restoring: r.restoring.hides(), MirrorOf: r.restoring.source(), History: pastClusters(r.history), Retention: retention,
 	}
-	info.ArchivedFrom = i.archived.first(r.first)
+	info.ArchivedFrom, info.NotArchived = i.archived.from(r.base)
 	for _, rep := range status.Replicas {
 		shown := subjects.ReplicaInfo{Name: rep.Name, Voter: rep.Voter, State: "follower"}
 		if rep.Name == i.self {

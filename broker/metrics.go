@@ -23,6 +23,7 @@ type metrics struct {
 	sent     *prometheus.CounterVec
 	commit   *prometheus.HistogramVec
 	stages   stageMetrics
+	archive  archiveMetrics
 	diverged *prometheus.GaugeVec
 	rejected *prometheus.CounterVec
 
@@ -52,6 +53,7 @@ func newMetrics() *metrics {
 			Buckets: prometheus.ExponentialBuckets(0.0001, 2, 16),
 		}, byPartition),
 	}
+	m.archive = newArchiveMetrics(m.registry)
 	m.diverged = prometheus.NewGaugeVec(prometheus.GaugeOpts{
 		Namespace: "cantus", Name: "replica_diverged", Help: "1 if this node's replica has another log than the others and is fenced.",
 	}, byPartition)
@@ -131,6 +133,11 @@ func (m *metrics) watch(w watched) {
 		of("log_entries_read", "Entries of the partition's log that were read since the node started: for readers, for other replicas, and at the start.",
 			func(p *partition) float64 { return float64(p.store.EntriesRead()) })
 		of("requests_queued", "Messages that wait to be certified.", func(p *partition) float64 { return float64(p.queue.length()) })
+		of("archived_from", "The oldest transaction from which on the archive was found to have all that was trimmed; 0 for none, or if nothing was trimmed.",
+			func(p *partition) float64 {
+				first, _ := p.archived.from(p.replica.position().base)
+				return float64(first)
+			})
 		of("leading", "1 if this node leads the partition.", func(p *partition) float64 {
 			if p.serving.Load() {
 				return 1
@@ -146,6 +153,8 @@ type partitionMetrics struct {
 	commit                                prometheus.Observer
 	refusals                              *prometheus.CounterVec
 	stats                                 *serviceStats
+
+	archiveReads, archiveBytes, archiveFailures prometheus.Counter
 }
 
 func (m *metrics) partition(id int, stats *serviceStats) partitionMetrics {
@@ -154,6 +163,7 @@ func (m *metrics) partition(id int, stats *serviceStats) partitionMetrics {
 		appended: m.appended.WithLabelValues(l), batches: m.batches.WithLabelValues(l), bytes: m.bytes.WithLabelValues(l),
 		reads: m.reads.WithLabelValues(l), sent: m.sent.WithLabelValues(l), commit: m.commit.WithLabelValues(l),
 		refusals: m.refusals.MustCurryWith(prometheus.Labels{"partition": l}), stats: stats,
+		archiveReads: m.archive.reads.WithLabelValues(l), archiveBytes: m.archive.bytes.WithLabelValues(l), archiveFailures: m.archive.failures.WithLabelValues(l),
 	}
 }
 

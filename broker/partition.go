@@ -42,6 +42,7 @@ type partition struct {
 	refusals   refusals
 	requests   requestServer
 	reader     reader
+	archived   archived
 	info       partitionInfo
 	cursors    cursorWriter
 	cursorList cursorList
@@ -79,8 +80,9 @@ func openPartition(h host, id int, log *wal.Log, voters []string) (*partition, e
 // setGroup.
 func (p *partition) wire() {
 	h, position := &p.host, p.replica.position
+	p.archived.partition, p.archived.archive, p.archived.log, p.archived.metrics, p.archived.reads = p.id, h.archive, p.log, &p.metrics, h.archiving
 	cursors := newQueue(h.queueBytes)
-	times := timeSearch{store: p.store, between: p.replica.timesBetween, scans: h.scans}
+	times := timeSearch{store: p.store, between: p.replica.timesBetween, scans: h.scans, archived: p.archived.find}
 	p.unsendable = unsendable{partition: p.id, names: h.names, log: p.log, store: p.store, nats: h.nats, position: position}
 	p.gate = diskGate{partition: p.id, self: h.name, space: h.space, peers: h.peers, announce: h.announce, queues: []*queue{p.queue, cursors}, opened: p.opened}
 	p.fencing = fencing{
@@ -100,11 +102,11 @@ func (p *partition) wire() {
 	p.reader = reader{
 		partition: p.id, cluster: h.cluster, names: h.names, metrics: &p.metrics, store: p.store, position: position, history: p.replica.pastClusters, newest: p.replica.certifier.newest,
 		unsendable: &p.unsendable, nats: h.nats, answers: h.reads, pacer: h.pacer, scans: h.scans,
-		times: times, archived: archived{partition: p.id, archive: h.archive, log: p.log, reads: h.archiving},
+		times: times, archived: &p.archived,
 	}
 	p.info = partitionInfo{
 		partition: p.id, self: h.name, replica: p.replica, peers: h.peers, term: p.readTerm.Load,
-		fullText: p.gate.fullText, requests: &p.requests, times: times, archived: &p.reader.archived,
+		fullText: p.gate.fullText, requests: &p.requests, times: times, archived: &p.archived, retention: p.retainer.summary,
 	}
 	p.cursors = cursorWriter{
 		partition: p.id, queue: cursors, replica: p.replica, gate: &p.gate, now: h.now,

@@ -27,7 +27,7 @@ type reader struct {
 	pacer      *pacer
 	scans      *semaphore.Weighted // reads that search a log
 	times      timeSearch
-	archived   archived
+	archived   *archived
 }
 
 // serveRead answers a read on the leader.
@@ -180,6 +180,7 @@ func (r *reader) get(ctx context.Context, reply string, txid uint64) error {
 		if err := transactionIn(batches[0], txid, &t); err != nil {
 			return err
 		}
+		r.metrics.readArchive(recordBytes(&t))
 	} else {
 		for _, b := range r.store.Batches(txid, at.index) {
 			if b.Err != nil {

@@ -205,6 +205,7 @@ func (r *readAnswer) scanArchive(ctx context.Context, at position) error {
 	}
 	defer r.releaseScan()
 	var s scanned
+	defer func() { r.reader.metrics.readArchive(s.bytes) }()
 	for _, b := range batches {
 		if b.First >= at.first {
 			return nil

@@ -1,6 +1,7 @@
 package broker
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -287,6 +288,32 @@ func (r *retainer) serve(ctx context.Context, m *natslink.Message) error {
 	}
 	r.requests.answer(natslink.AppendPub(nil, m.Reply, mustJSON(reply)))
 	return nil
+}
+
+// summary returns how the partition is trimmed, in short; nil if it has no
+// policy, or if that is not known at the moment.
+func (r *retainer) summary() *subjects.RetentionInfo {
+	facts, _ := r.facts()
+	policy, own, is := facts.RetentionOf(r.partition)
+	if !is || r.replica.position().restoring {
+		return nil
+	}
+	v, err := r.view(policy)
+	if err != nil {
+		r.log.Warn("it is not known what retention waits for", "err", err)
+		return nil
+	}
+	s := &subjects.RetentionInfo{Policy: *shownPolicy(policy), Own: own, ArchiveBehind: v.behind}
+	due, _, _ := r.replica.lastKnownPoint(v.limits.due)
+	long := cmp.Or(policy.ArchiveLag, defaultArchiveLag).Seconds()
+	for _, c := range v.cursors {
+		switch {
+		case v.limits.mark == 0:
+		case c.Txid == 0, policy.Bounded() && c.Txid < due.Txid, !policy.Bounded() && c.LagSeconds > long, v.behind && c.Name == policy.Archive:
+			s.Waits = append(s.Waits, c)
+		}
+	}
+	return s
 }
 
 // describe returns what is kept.

@@ -16,14 +16,16 @@ type timeSearch struct {
 	store   *wal.Log
 	between func(at int64) timeRange
 	scans   *semaphore.Weighted // shared with the reads that search a log
+	// archived finds what was trimmed: see archived.find.
+	archived func(ctx context.Context, at int64, from uint64, base wal.Base) (txid uint64, err error)
 }
 
 // timeRange is where the first transaction at or after some time is: its txid
 // is from low to high.
 type timeRange struct {
 	low, high uint64
-	index     uint64 // no later entry may be searched
-	first     uint64 // the oldest transaction kept
+	index     uint64   // no later entry may be searched
+	base      wal.Base // the chain before the oldest transaction kept
 	// trimmed says that a transaction at or after that time was trimmed, or, if
 	// the replica does not know when the last one that was trimmed was
 	// certified, that it may have been.
@@ -32,27 +34,40 @@ type timeRange struct {
 
 // find returns the txid of the first transaction from txid from on that is at
 // or after a time, in Unix nanoseconds; if there is none in the log, the txid
-// of the next one. It returns [wal.ErrTrimmed] if that transaction may have
-// been trimmed.
+// of the next one. What was trimmed is searched in the archive. Without one,
+// the error is [wal.ErrTrimmed] if that transaction may have been trimmed.
 func (s *timeSearch) find(ctx context.Context, at int64, from uint64) (txid uint64, err error) {
-	if err := acquireScan(ctx, s.scans); err != nil {
-		return 0, err
-	}
-	defer s.scans.Release(1)
 	for {
 		r := s.between(at)
-		switch {
-		case from > r.high:
+		first := r.base.Txid + 1
+		if from > r.high {
 			return from, nil // it need not be in the log
-		case r.trimmed && from < r.first:
-			return 0, wal.ErrTrimmed
 		}
-		txid, err := s.store.FindTime(at, max(from, r.low), r.high-1, r.index)
-		if errors.Is(err, wal.ErrTrimmed) && s.between(at).first > r.first {
+		if r.trimmed && from < first {
+			txid, err := s.archived(ctx, at, from, r.base)
+			switch {
+			case err != nil && s.between(at).base != r.base:
+				continue // the archive was asked for a log that was trimmed meanwhile
+			case err != nil || txid > 0:
+				return txid, err
+			}
+			from = first
+		}
+		txid, err := s.inLog(ctx, at, from, r)
+		if errors.Is(err, wal.ErrTrimmed) && s.between(at).base != r.base {
 			continue // it was trimmed meanwhile
 		}
 		return txid, err
 	}
+}
+
+// inLog is find in what is kept.
+func (s *timeSearch) inLog(ctx context.Context, at int64, from uint64, r timeRange) (uint64, error) {
+	if err := acquireScan(ctx, s.scans); err != nil {
+		return 0, err
+	}
+	defer s.scans.Release(1)
+	return s.store.FindTime(at, max(from, r.low), r.high-1, r.index)
 }
 
 // timesBetween returns what is known without reading the log about where the
@@ -61,7 +76,7 @@ func (s *timeSearch) find(ctx context.Context, at int64, from uint64) (txid uint
 func (r *replica) timesBetween(at int64) timeRange {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	found := timeRange{low: r.first, high: r.mark.Load() + 1, index: r.index, first: r.first}
+	found := timeRange{low: r.first, high: r.mark.Load() + 1, index: r.index, base: r.base}
 	found.trimmed = r.first > 1 && at <= r.baseTime
 	if at > r.lastTime {
 		found.low, found.trimmed = found.high, false

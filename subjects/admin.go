@@ -149,6 +149,20 @@ type RetentionCursor struct {
 	LagSeconds      float64 `json:"lag_seconds"`
 }
 
+// RetentionInfo is how a partition is trimmed, in short.
+type RetentionInfo struct {
+	Policy RetentionPolicy `json:"policy"`
+	// Own is true if the policy is the partition's own, and not that of all
+	// partitions.
+	Own bool `json:"own,omitempty"`
+	// Waits are the cursors that keep transactions which could go otherwise, as
+	// far as is known without reading the log. A policy of cursors alone waits
+	// for those that do not exist, or have been behind for its ArchiveLag.
+	Waits []RetentionCursor `json:"waits,omitempty"`
+	// ArchiveBehind is true if the archive is behind by more than its lag.
+	ArchiveBehind bool `json:"archive_behind,omitempty"`
+}
+
 // MaxRetentionCursors is the most cursors that a policy names.
 const MaxRetentionCursors = 32
 

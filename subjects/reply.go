@@ -183,9 +183,15 @@ type PartitionInfo struct {
 	// StorageFull is the reason why appends are refused with [StorageFull], ""
 	// if they are not.
 	StorageFull string `json:"storage_full,omitempty"`
-	// ArchivedFrom is the oldest transaction that reads are answered with from
-	// the archive of the leader's node, 0 for none: one before FirstTxid.
+	// ArchivedFrom is the oldest transaction from which on the archive of the
+	// leader's node was found to have all up to FirstTxid, 0 for none.
 	ArchivedFrom uint64 `json:"archived_from,omitempty"`
+	// NotArchived is why reads of older transactions are not answered from the
+	// archive of the leader's node, as text for people; "" if they are, if
+	// nothing was trimmed, and without an archive.
+	NotArchived string `json:"not_archived,omitempty"`
+	// Retention is how the partition is trimmed, nil if it has no policy.
+	Retention *RetentionInfo `json:"retention,omitempty"`
 	// Restoring is true while the partition is being restored from a backup:
 	// nothing is appended or read until that has ended.
 	Restoring bool `json:"restoring,omitempty"`

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"log/slog"
 	"strings"
-	"time"
 
 	"github.com/cantuslog/cantus/broker"
 	"github.com/cantuslog/cantus/internal/backup"
@@ -14,45 +13,47 @@ import (
 )
 
 // archive is a backup as the node reads it.
-type archive struct{ *backup.Archive }
+type archive struct {
+	*backup.Archive
+	where string
+}
+
+// wrap returns an error of a backup as the broker knows it. Only one that
+// clients are not shown names the place.
+func (a archive) wrap(err error) error {
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, backup.ErrNotArchived):
+		return fmt.Errorf("%w: %s", broker.ErrNotArchived, strings.TrimPrefix(err.Error(), backup.ErrNotArchived.Error()+": "))
+	}
+	return fmt.Errorf("archive %s: %w", a.where, err)
+}
 
 // Batches implements [broker.Archive].
 func (a archive) Batches(ctx context.Context, partition int, from uint64, base wal.Base) ([]wal.Batch, error) {
 	all, err := a.Archive.Batches(ctx, partition, from, base)
-	if errors.Is(err, backup.ErrNotArchived) {
-		err = fmt.Errorf("%w: %s", broker.ErrNotArchived, strings.TrimPrefix(err.Error(), backup.ErrNotArchived.Error()+": "))
-	}
-	return all, err
+	return all, a.wrap(err)
 }
 
-// archiveLook is how often a node looks for a newer manifest, for what info
-// shows.
-const archiveLook = time.Minute
+// Find implements [broker.Archive].
+func (a archive) Find(ctx context.Context, partition int, at int64, from uint64, base wal.Base) (uint64, error) {
+	txid, err := a.Archive.Find(ctx, partition, at, from, base)
+	return txid, a.wrap(err)
+}
 
-// openArchive opens the archive of a node, and looks at it now and then until
-// the context ends. An archive that can't be read, or is not there yet, does
-// not keep the node from serving.
+// Check implements [broker.Archive].
+func (a archive) Check(ctx context.Context, partition int, base wal.Base, clusters []string) (uint64, error) {
+	first, err := a.Archive.Check(ctx, partition, base, clusters)
+	return first, a.wrap(err)
+}
+
+// openArchive opens the archive of a node. One that can't be read, or is not
+// there yet, does not keep the node from serving.
 func openArchive(ctx context.Context, where string, log *slog.Logger) (archive, error) {
 	repository, err := backup.Open(ctx, where, backup.Options{Logger: log})
 	if err != nil {
 		return archive{}, usagef("--archive: %w", err)
 	}
-	a := archive{backup.NewArchive(repository)}
-	go func() {
-		for failed := ""; ctx.Err() == nil; {
-			err := a.Refresh(ctx)
-			switch {
-			case err == nil:
-				failed = ""
-			case ctx.Err() == nil && err.Error() != failed:
-				failed = err.Error()
-				log.Warn("the archive can't be read", "archive", where, "err", err)
-			}
-			select {
-			case <-ctx.Done():
-			case <-time.After(archiveLook):
-			}
-		}
-	}()
-	return a, nil
+	return archive{backup.NewArchive(repository), where}, nil
 }

@@ -107,6 +107,9 @@ func (c *exportCmd) export(ctx context.Context, p *program, l *natsConn, out io.
 	}
 	err = errors.Join(l.explain(err), r.out.Flush())
 	report.done(written)
+	if err != nil && r.next <= 1 && !c.From.at.IsZero() { // its txid is not known yet
+		return failf(exitStatus(err), "the export is not whole: it has nothing from %s on: %w", c.From.at.Format(time.RFC3339), err)
+	}
 	if err != nil {
 		return failf(exitStatus(err), "the export is not whole: it ends before transaction %d: %w", r.next, err)
 	}

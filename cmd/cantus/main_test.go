@@ -34,6 +34,7 @@ func TestMain(m *testing.M) {
 //	flip FILE OFFSET         flip a bit of a file, whose name may be a pattern
 //	scrape NAME text         wait until the metrics of a command have a text
 //	status N cmd args...     run a command that must exit with status N
+//	until text cmd args...   run a command again and again until it prints text
 //
 // and the condition
 //
@@ -74,6 +75,7 @@ func TestScripts(t *testing.T) {
 			"flip":    cmdFlip,
 			"scrape":  cmdScrape,
 			"status":  cmdStatus,
+			"until":   cmdUntil,
 		},
 	})
 }

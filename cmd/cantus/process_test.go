@@ -258,17 +258,36 @@ func cmdStatus(ts *testscript.TestScript, neg bool, args []string) {
 	}
 }
 
-// cmdScrape waits until the metrics of a command have a text.
+// cmdUntil runs a command until its standard output has a text.
+func cmdUntil(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) < 2 {
+		ts.Fatalf("usage: until text command args...")
+	}
+	for began := time.Now(); ; {
+		ts.Check(ts.Exec(args[1], args[2:]...))
+		if strings.Contains(ts.ReadFile("stdout"), args[0]) {
+			return
+		}
+		if time.Since(began) > patience(ts) {
+			ts.Fatalf("it has not printed %q", args[0])
+		}
+	}
+}
+
+// cmdScrape waits until the metrics of a command, or of a node, have a text.
 func cmdScrape(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) != 2 {
 		ts.Fatalf("usage: scrape NAME text")
 	}
 	p := named(ts, args[0])
-	line, ok := p.await(&p.stderr, "metrics on http://", 1)
-	if !ok {
-		ts.Fatalf("%s has no metrics", args[0])
+	_, url, node := strings.Cut(p.stdout.String(), " http=")
+	if url = strings.TrimSpace(url) + "/metrics"; !node {
+		line, ok := p.await(&p.stderr, "metrics on http://", 1)
+		if !ok {
+			ts.Fatalf("%s has no metrics", args[0])
+		}
+		_, url, _ = strings.Cut(line, "metrics on ")
 	}
-	_, url, _ := strings.Cut(line, "metrics on ")
 	for body := ""; !strings.Contains(body, args[1]); {
 		select {
 		case <-p.ended:

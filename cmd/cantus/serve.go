@@ -113,9 +113,7 @@ func (c *serveCmd) Run(ctx context.Context, p *program, parsed *kong.Context) er
 	setLevel(&level, c.LogLevel)
 	opts.Logger = newLogger(p.errOut, &level, c.LogFormat)
 	if c.Archive != "" {
-		reading, stop := context.WithCancel(ctx)
-		defer stop()
-		a, err := openArchive(reading, c.Archive, opts.Logger)
+		a, err := openArchive(ctx, c.Archive, opts.Logger)
 		if err != nil {
 			return err
 		}

@@ -152,13 +152,72 @@ func (s *status) print(w io.Writer) error {
 		switch {
 		case p.MirrorOf != "":
 			fmt.Fprintf(w, "partition %d is a mirror of cluster %s\n", p.Partition, p.MirrorOf)
-		case p.ArchivedFrom > 0:
-			fmt.Fprintf(w, "partition %d: reads go on in the archive, down to txid %d\n", p.Partition, p.ArchivedFrom)
 		case p.Restoring:
 			fmt.Fprintf(w, "partition %d is being restored: a restore or an import (--keep) into it is not complete; if it was interrupted, run it again\n", p.Partition)
 		}
+		printArchive(w, p)
 	}
+	s.printRetention(w)
 	return nil
+}
+
+// printArchive prints how far back a partition is read.
+func printArchive(w io.Writer, p subjects.PartitionInfo) {
+	if p.ArchivedFrom > 0 {
+		fmt.Fprintf(w, "partition %d: reads go on in the archive, down to txid %d\n", p.Partition, p.ArchivedFrom)
+	}
+	switch {
+	case p.NotArchived != "" && p.ArchivedFrom > 0:
+		fmt.Fprintf(w, "partition %d: the archive is not read before that: %s\n", p.Partition, p.NotArchived)
+	case p.NotArchived != "":
+		fmt.Fprintf(w, "partition %d: the archive is not read: %s\n", p.Partition, p.NotArchived)
+	}
+}
+
+// printRetention prints a line for each policy, and one for each cursor that a
+// policy waits for.
+func (s *status) printRetention(w io.Writer) {
+	var policies []string
+	of := map[string][]string{} // partitions by policy
+	for _, p := range s.Partitions {
+		if p.Retention == nil {
+			continue
+		}
+		text := policyText(p.Retention.Policy)
+		if of[text] == nil {
+			policies = append(policies, text)
+		}
+		of[text] = append(of[text], fmt.Sprint(p.Partition))
+	}
+	for _, text := range policies {
+		which := "partition " + strings.Join(of[text], ", ")
+		if len(of[text]) == len(s.Partitions) && len(s.Partitions) > 1 {
+			which = "all partitions"
+		}
+		fmt.Fprintf(w, "retention of %s: %s\n", which, text)
+	}
+	for _, p := range s.Partitions {
+		if p.Retention == nil {
+			continue
+		}
+		for _, c := range p.Retention.Waits {
+			fmt.Fprintf(w, "partition %d: retention waits for %s\n", p.Partition, waitText(c, p))
+		}
+	}
+}
+
+// waitText describes a cursor that a policy waits for.
+func waitText(c subjects.RetentionCursor, p subjects.PartitionInfo) string {
+	text := fmt.Sprintf("the cursor %s, which is at %d", c.Name, c.Txid)
+	if c.Txid == 0 {
+		text = fmt.Sprintf("the cursor %s, which does not exist", c.Name)
+	}
+	kept := p.HighWaterMark - min(p.HighWaterMark, max(c.Txid, p.FirstTxid-1))
+	text += fmt.Sprintf(": it keeps %s, the oldest for %v", plural(int(kept), "transaction"), time.Duration(c.LagSeconds*float64(time.Second)).Round(time.Second))
+	if c.Name == p.Retention.Policy.Archive && p.Retention.ArchiveBehind {
+		text += "; the archive is behind"
+	}
+	return text
 }
 
 func plural(n int, noun string) string {

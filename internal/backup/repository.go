@@ -1,6 +1,7 @@
 package backup
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"errors"
@@ -8,6 +9,7 @@ import (
 	"io/fs"
 	"log/slog"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 )
@@ -128,6 +130,26 @@ func (r *Repository) Newest(ctx context.Context) (*Manifest, error) {
 		}
 		return m, err
 	}
+}
+
+// newestWhole is Newest for a reader: if the newest manifest is damaged,
+// it returns the newest one that is whole, and why the newer ones are not.
+func (r *Repository) newestWhole(ctx context.Context) (m *Manifest, damage error, err error) {
+	all, err := r.Generations(ctx)
+	if err != nil {
+		return nil, nil, err
+	}
+	for _, g := range slices.Backward(all) {
+		m, err := r.Manifest(ctx, g)
+		if isMissing(err) {
+			err = fmt.Errorf("%w: %s is missing", ErrDamaged, manifestName(g))
+		}
+		if !errors.Is(err, ErrDamaged) {
+			return m, damage, err
+		}
+		damage = cmp.Or(damage, err)
+	}
+	return nil, nil, cmp.Or(damage, ErrNone)
 }
 
 // current returns the manifest that this process goes on from: one of
