@@ -24,6 +24,7 @@ type mirrorRunCmd struct {
 
 	To         string       `placeholder:"URL,…" help:"NATS servers of this cluster: the same as --server."`
 	Once       bool         `help:"End when the mirror is level with the source. [default: go on until interrupted]"`
+	Cursor     token        `placeholder:"NAME" env:"CANTUS_MIRROR_CURSOR" help:"Move this cursor of each partition at the source to what the mirror has, for retention policies there."`
 	Partitions []partition  `name:"partition" placeholder:"P" help:"Only this partition; repeatable. [default: all]"`
 	HTTP       optionalAddr `name:"http" placeholder:"HOST:PORT" default:"off" env:"CANTUS_MIRROR_HTTP" help:"Where /healthz and /metrics are; port 0 takes a free one."`
 	JSON       bool         `name:"json" help:"Print a JSON object for each partition at the end."`
@@ -34,25 +35,14 @@ type mirrorRunCmd struct {
 
 // mirrorSource holds the flags by which a mirror finds its source.
 type mirrorSource struct {
-	From         string      `group:"source" required:"" placeholder:"URL,…" env:"CANTUS_MIRROR_FROM" help:"NATS servers of the source, separated by commas."`
-	FromPrefix   prefix      `group:"source" placeholder:"PREFIX" default:"cantus" env:"CANTUS_MIRROR_FROM_PREFIX" help:"What the source's subjects begin with."`
-	FromCreds    string      `group:"source" placeholder:"FILE" env:"CANTUS_MIRROR_FROM_CREDS" type:"existingfile" help:"NATS credentials file for the source."`
-	FromNKey     string      `group:"source" name:"from-nkey" placeholder:"FILE" env:"CANTUS_MIRROR_FROM_NKEY" type:"existingfile" help:"File with an NKey seed for the source."`
-	FromUser     string      `group:"source" placeholder:"NAME" env:"CANTUS_MIRROR_FROM_USER" help:"NATS user name at the source; it needs the role backup."`
-	FromPassword string      `group:"source" placeholder:"TEXT" env:"CANTUS_MIRROR_FROM_PASSWORD" help:"NATS password at the source; the variable keeps it out of the process list."`
-	FromToken    string      `group:"source" placeholder:"TEXT" env:"CANTUS_MIRROR_FROM_TOKEN" help:"NATS token at the source; the variable keeps it out of the process list."`
-	FromInbox    inboxPrefix `group:"source" name:"from-inbox-prefix" placeholder:"PREFIX" default:"_INBOX" env:"CANTUS_MIRROR_FROM_INBOX_PREFIX" help:"What the subjects of the source's answers begin with."`
-	FromTLSCA    string      `group:"source" name:"from-tls-ca" placeholder:"FILE" env:"CANTUS_MIRROR_FROM_TLS_CA" type:"existingfile" help:"PEM file of the authorities that the source's certificate is checked against."`
-	FromTLSCert  string      `group:"source" name:"from-tls-cert" placeholder:"FILE" env:"CANTUS_MIRROR_FROM_TLS_CERT" type:"existingfile" help:"PEM file of the client's certificate for the source."`
-	FromTLSKey   string      `group:"source" name:"from-tls-key" placeholder:"FILE" env:"CANTUS_MIRROR_FROM_TLS_KEY" type:"existingfile" help:"PEM file of its key."`
+	From string `group:"source" required:"" placeholder:"URL,…" env:"CANTUS_MIRROR_FROM" help:"NATS servers of the source, separated by commas. The user there needs the role backup."`
+
+	natsFlags `prefix:"from-" group:"source" envprefix:"CANTUS_MIRROR_FROM_"`
 }
 
 // connection returns the flags as those of a connection.
 func (s *mirrorSource) connection(timeout duration) *connection {
-	return &connection{
-		Server: s.From, Prefix: s.FromPrefix, Timeout: timeout, Creds: s.FromCreds, NKey: s.FromNKey, User: s.FromUser, Password: s.FromPassword,
-		Token: s.FromToken, Inbox: s.FromInbox, TLSCA: s.FromTLSCA, TLSCert: s.FromTLSCert, TLSKey: s.FromTLSKey,
-	}
+	return &connection{Server: s.From, Timeout: timeout, natsFlags: s.natsFlags}
 }
 
 func (*mirrorRunCmd) Help() string {
@@ -62,6 +52,9 @@ killed at any time, like the nodes on both sides: the next one goes on from what
 
 A mirror is read and followed like its source. It takes no appends and no cursors but the source's until it is promoted:
 "cantus mirror promote".
+
+If the source is trimmed by a policy, it can keep what the mirror has not got yet: name a cursor there ("cantus retention set
+--cursor NAME"), and here with --cursor. It is this mirror's; give each mirror its own.
 
 Examples:
 
@@ -102,7 +95,7 @@ func (c *mirrorRunCmd) Run(ctx context.Context, p *program) error {
 		return err
 	}
 	defer target.close()
-	cluster, partitions, err := c.check(ctx, source, target)
+	cluster, self, partitions, err := c.check(ctx, source, target)
 	if err != nil {
 		return err
 	}
@@ -114,8 +107,9 @@ func (c *mirrorRunCmd) Run(ctx context.Context, p *program) error {
 	defer stop()
 	return c.mirror(ctx, p, func(n int) *logMirror {
 		m := &logMirror{
-			source: newBackupSource(source), cluster: cluster, once: c.Once, note: p.note, quiet: c.Quiet, metrics: metrics,
+			source: newBackupSource(source), cluster: cluster, self: self, cursor: string(c.Cursor), once: c.Once, note: p.note, quiet: c.Quiet, metrics: metrics,
 		}
+		m.source.cursor = m.cursor
 		m.loader = loader{conn: target, partition: n, moved: m.arrived}
 		return m
 	}, partitions)
@@ -147,28 +141,28 @@ func (c *mirrorRunCmd) mirror(ctx context.Context, p *program, open func(partiti
 	return group.Wait()
 }
 
-// check compares the two clusters, and returns the source's id and the
-// partitions to mirror.
-func (c *mirrorRunCmd) check(ctx context.Context, source, target *natsConn) (cluster string, partitions []int, err error) {
+// check compares the two clusters, and returns their ids and the partitions to
+// mirror.
+func (c *mirrorRunCmd) check(ctx context.Context, source, target *natsConn) (cluster, self string, partitions []int, err error) {
 	from, err := source.cluster(ctx)
 	if err != nil {
-		return "", nil, fmt.Errorf("--from: %w", err)
+		return "", "", nil, fmt.Errorf("--from: %w", err)
 	}
 	to, err := target.cluster(ctx)
 	switch {
 	case err != nil:
-		return "", nil, err
+		return "", "", nil, err
 	case from.ID == "" || to.ID == "":
-		return "", nil, failf(exitFailed, "the nodes are of a version that has no mirrors: upgrade them first")
+		return "", "", nil, failf(exitFailed, "the nodes are of a version that has no mirrors: upgrade them first")
 	case from.ID == to.ID:
-		return "", nil, usagef("--from and --to lead to the same cluster, %s: a mirror is another one", from.ID)
+		return "", "", nil, usagef("--from and --to lead to the same cluster, %s: a mirror is another one", from.ID)
 	case from.Partitions != to.Partitions:
-		return "", nil, usagef("this cluster has %s, and the source has %d: keys would lead elsewhere; found one with --partitions %d",
+		return "", "", nil, usagef("this cluster has %s, and the source has %d: keys would lead elsewhere; found one with --partitions %d",
 			plural(to.Partitions, "partition"), from.Partitions, from.Partitions)
 	}
 	for _, n := range c.Partitions {
 		if int(n) >= from.Partitions {
-			return "", nil, usagef("partition %d does not exist: the clusters have %d (0 to %d)", n, from.Partitions, from.Partitions-1)
+			return "", "", nil, usagef("partition %d does not exist: the clusters have %d (0 to %d)", n, from.Partitions, from.Partitions-1)
 		}
 		partitions = append(partitions, int(n))
 	}
@@ -183,9 +177,9 @@ func (c *mirrorRunCmd) check(ctx context.Context, source, target *natsConn) (clu
 		return info.MirrorOf != "" || hasPast(info, from.ID) // what is wrong with these is said when they are mirrored
 	})
 	if err != nil {
-		return "", nil, fmt.Errorf("--to: %w", err)
+		return "", "", nil, fmt.Errorf("--to: %w", err)
 	}
-	return from.ID, partitions, nil
+	return from.ID, to.ID, partitions, nil
 }
 
 func (c *mirrorRunCmd) print(p *program, r mirrored) error {

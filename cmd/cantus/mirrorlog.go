@@ -26,6 +26,8 @@ type logMirror struct {
 	loader
 	source  *backupSource
 	cluster string // the source's id
+	self    string // the mirror's
+	cursor  string // which is moved at the source, "" for none
 	once    bool
 	note    func(format string, args ...any)
 	quiet   bool
@@ -295,7 +297,7 @@ func (m *logMirror) load(ctx context.Context) error {
 
 func (m *logMirror) trimmed() error {
 	return failf(exitFailed, "the mirror ends at txid %d, and the source was trimmed beyond: it can't go on; "+
-		"mirror into a new cluster, which begins where the source does, or restore a backup there first", m.at.txid)
+		"mirror into a new cluster, which begins where the source does; a policy that trims the source can wait for a mirror: see --cursor", m.at.txid)
 }
 
 // take adds a batch of the source to what is sent.
@@ -331,6 +333,9 @@ func (m *logMirror) arrived() {
 func (m *logMirror) attend(ctx context.Context) (ended bool, err error) {
 	if m.due && !slices.ContainsFunc(m.cursors, func(c subjects.CursorPosition) bool { return c.Txid > m.at.txid }) {
 		if err := m.bringCursors(ctx); err != nil {
+			return false, err
+		}
+		if err := m.moveCursor(ctx); err != nil {
 			return false, err
 		}
 		if m.once && m.at.txid >= m.end.HighWaterMark {
@@ -376,6 +381,32 @@ func (m *logMirror) bringCursors(ctx context.Context) error {
 		changed = append(changed, subjects.RestoredCursor{Name: c.Name, Time: c.Time})
 	}
 	return m.setCursors(ctx, changed)
+}
+
+// moveCursor moves the mirror's cursor at the source to what the mirror has, so
+// that a retention policy there keeps what it has not got.
+func (m *logMirror) moveCursor(ctx context.Context) error {
+	if m.cursor == "" || m.at.txid == 0 {
+		return nil
+	}
+	subject := m.source.conn.names.Cursor(m.partition, m.cursor)
+	var at subjects.CursorReply
+	if err := m.fromSource(ctx, subject, nil, &at); err != nil {
+		return err
+	}
+	switch {
+	case at.Txid > 0 && at.Owner != m.self:
+		return failf(exitFailed, "the cursor %s at the source is at %d, and is not this mirror's: give each mirror a cursor of its own, "+
+			"or, if nothing else uses it, remove it there: nats req %s '{\"txid\":0}'", m.cursor, at.Txid, subject)
+	case at.Txid >= m.at.txid:
+		return nil
+	}
+	to := m.at.txid
+	err := m.fromSource(ctx, subject, subjects.CursorRequest{Txid: &to, Expected: &at.Txid, Owner: &m.self}, new(subjects.CursorReply))
+	if refusal, ok := errors.AsType[*subjects.Error](err); ok && refusal.Reason == subjects.WrongLast {
+		return nil // another command has moved it
+	}
+	return err
 }
 
 // behind returns how many transactions the source has that the mirror has not.

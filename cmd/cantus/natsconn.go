@@ -20,20 +20,28 @@ import (
 	"github.com/cantuslog/cantus/subjects"
 )
 
+// natsFlags are the flags of a connection that depend on neither the command
+// nor the cluster. What they are embedded in gives them their group and the
+// beginning of their variables' names.
+type natsFlags struct {
+	Prefix   prefix      `placeholder:"PREFIX" default:"cantus" env:"PREFIX" help:"What the cluster's subjects begin with."`
+	Creds    string      `placeholder:"FILE" env:"CREDS" type:"existingfile" help:"NATS credentials file."`
+	NKey     string      `name:"nkey" placeholder:"FILE" env:"NKEY" type:"existingfile" help:"File with an NKey seed."`
+	User     string      `placeholder:"NAME" env:"USER" help:"NATS user name."`
+	Password string      `placeholder:"TEXT" env:"PASSWORD" help:"NATS password; the variable keeps it out of the process list."`
+	Token    string      `placeholder:"TEXT" env:"TOKEN" help:"NATS token; the variable keeps it out of the process list."`
+	Inbox    inboxPrefix `name:"inbox-prefix" placeholder:"PREFIX" default:"_INBOX" env:"INBOX_PREFIX" help:"What the subjects of answers begin with."`
+	TLSCA    string      `name:"tls-ca" placeholder:"FILE" env:"TLS_CA" type:"existingfile" help:"PEM file of the authorities that the server's certificate is checked against, instead of the system's."`
+	TLSCert  string      `name:"tls-cert" placeholder:"FILE" env:"TLS_CERT" type:"existingfile" help:"PEM file of the client's own certificate."`
+	TLSKey   string      `name:"tls-key" placeholder:"FILE" env:"TLS_KEY" type:"existingfile" help:"PEM file of its key."`
+}
+
 // connection holds the flags by which a client command finds the cluster.
 type connection struct {
-	Server   string      `group:"connection" placeholder:"URL,…" default:"nats://127.0.0.1:4222" env:"CANTUS_SERVER" help:"NATS servers to try, separated by commas."`
-	Prefix   prefix      `group:"connection" placeholder:"PREFIX" default:"cantus" env:"CANTUS_PREFIX" help:"What the cluster's subjects begin with."`
-	Timeout  duration    `group:"connection" placeholder:"TIME" default:"5s" env:"CANTUS_TIMEOUT" help:"How long to wait for a connection, and for an answer."`
-	Creds    string      `group:"connection" placeholder:"FILE" env:"CANTUS_CREDS" type:"existingfile" help:"NATS credentials file."`
-	NKey     string      `group:"connection" name:"nkey" placeholder:"FILE" env:"CANTUS_NKEY" type:"existingfile" help:"File with an NKey seed."`
-	User     string      `group:"connection" placeholder:"NAME" env:"CANTUS_USER" help:"NATS user name."`
-	Password string      `group:"connection" placeholder:"TEXT" env:"CANTUS_PASSWORD" help:"NATS password; the variable keeps it out of the process list."`
-	Token    string      `group:"connection" placeholder:"TEXT" env:"CANTUS_TOKEN" help:"NATS token; the variable keeps it out of the process list."`
-	Inbox    inboxPrefix `group:"connection" name:"inbox-prefix" placeholder:"PREFIX" default:"_INBOX" env:"CANTUS_INBOX_PREFIX" help:"What the subjects of answers begin with."`
-	TLSCA    string      `group:"connection" name:"tls-ca" placeholder:"FILE" env:"CANTUS_TLS_CA" type:"existingfile" help:"PEM file of the authorities that the server's certificate is checked against, instead of the system's."`
-	TLSCert  string      `group:"connection" name:"tls-cert" placeholder:"FILE" env:"CANTUS_TLS_CERT" type:"existingfile" help:"PEM file of the client's own certificate."`
-	TLSKey   string      `group:"connection" name:"tls-key" placeholder:"FILE" env:"CANTUS_TLS_KEY" type:"existingfile" help:"PEM file of its key."`
+	Server  string   `group:"connection" placeholder:"URL,…" default:"nats://127.0.0.1:4222" env:"CANTUS_SERVER" help:"NATS servers to try, separated by commas."`
+	Timeout duration `group:"connection" placeholder:"TIME" default:"5s" env:"CANTUS_TIMEOUT" help:"How long to wait for a connection, and for an answer."`
+
+	natsFlags `group:"connection" envprefix:"CANTUS_"`
 }
 
 // natsConn is a client command's connection.
