@@ -28,10 +28,15 @@ func dial(tb testing.TB, url string, opts ...nats.Option) *workload.Client {
 // drain reads a whole partition.
 func drain(tb testing.TB, c *workload.Client, partition int) []*nats.Msg {
 	tb.Helper()
-	all, err := c.Drain(tb.Context(), partition)
-	if err != nil {
-		tb.Fatal(err)
-	}
+	var all []*nats.Msg
+	testkit.Until(tb, "the partition is read", func() bool {
+		var err error
+		all, err = c.Drain(tb.Context(), partition)
+		if err != nil && !strings.Contains(err.Error(), "503 unavailable") && !errors.Is(err, nats.ErrNoResponders) {
+			tb.Fatal(err)
+		}
+		return err == nil
+	})
 	return all
 }
 

@@ -133,6 +133,23 @@ func startCluster(tb testing.TB, founders int, common ...string) *cluster {
 	return c
 }
 
+// startClusters starts the nodes of several clusters at once.
+func startClusters(all ...*cluster) {
+	all[0].tb.Helper()
+	var starting errgroup.Group
+	for _, c := range all {
+		for _, n := range c.nodes {
+			starting.Go(n.start)
+		}
+	}
+	if err := starting.Wait(); err != nil {
+		all[0].tb.Fatal(err)
+	}
+	for _, c := range all {
+		c.awaitPlaced()
+	}
+}
+
 // startAll starts all nodes concurrently, since they wait for each other.
 func (c *cluster) startAll() {
 	c.tb.Helper()

@@ -23,8 +23,9 @@ import (
 // clusters have the same log, and a consumer that is ahead of the mirror is
 // told so.
 func TestClusterMirror(t *testing.T) {
-	source := startCluster(t, 3, "--partitions", "2", "--msg-id-window", "30m")
-	mirror := startCluster(second{t}, 3, "--partitions", "2", "--msg-id-window", "30m")
+	source := newCluster(t, 3, "--partitions", "2", "--msg-id-window", "30m")
+	mirror := newCluster(second{t}, 3, "--partitions", "2", "--msg-id-window", "30m")
+	startClusters(source, mirror)
 	args := []string{"mirror", "--from", source.url(), "--to", mirror.url(), "--quiet"}
 	load := startLoad(source, 2)
 	client, watcher := source.dial(source.nodes[0].name), mirror.dial(mirror.nodes[0].name)
@@ -34,6 +35,8 @@ func TestClusterMirror(t *testing.T) {
 		killWhileMirrored(t, source, mirror, round, args)
 	}
 	load.stop(t)
+	source.awaitPlaced()
+	mirror.awaitPlaced()
 	for p := range 2 {
 		mustSetCursor(t, client, p, "billing", 50)
 	}

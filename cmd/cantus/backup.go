@@ -105,6 +105,9 @@ func (c *backupRunCmd) Run(ctx context.Context, p *program) error {
 	if err := c.checkPartitions(ctx, l); err != nil {
 		return err
 	}
+	if err := l.watchLeaders(); err != nil {
+		return err
+	}
 	source := newBackupSource(l)
 	source.cursor = string(c.Cursor)
 	a := archiver{cmd: c, p: p, repository: repository, source: source, log: logger, metrics: newBackupMetrics()}

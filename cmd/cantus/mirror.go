@@ -99,6 +99,9 @@ func (c *mirrorRunCmd) Run(ctx context.Context, p *program) error {
 	if err != nil {
 		return err
 	}
+	if err := errors.Join(source.watchLeaders(), target.watchLeaders()); err != nil {
+		return err
+	}
 	metrics := newMirrorMetrics(partitions)
 	stop, err := serveMetrics(metrics.registry, string(c.HTTP), p)
 	if err != nil {

@@ -59,6 +59,28 @@ type natsConn struct {
 // connection, which is opened again without further action.
 var errConnLost = errors.New("connection lost")
 
+// errNewLeader says that a partition has a new leader, so that an answer of the
+// one before may never come.
+var errNewLeader = errors.New("a partition has a new leader")
+
+// leaderPause is how far apart at least the advisories are that end requests:
+// if others could publish them, they would only slow a command down.
+const leaderPause = 5 * time.Second
+
+// watchLeaders has requests end when a new leader of any partition is
+// announced, with errNewLeader: the caller has to try all of them again.
+func (l *natsConn) watchLeaders() error {
+	var last time.Time
+	_, err := l.nc.Subscribe(l.names.Advisory("leader"), func(*nats.Msg) {
+		if time.Since(last) < leaderPause {
+			return
+		}
+		last = time.Now()
+		l.trouble(errNewLeader)
+	})
+	return err
+}
+
 // open connects, and fails at once if no server is there, or when ctx ends. The
 // caller closes it.
 func (c *connection) open(ctx context.Context, command string) (*natsConn, error) {

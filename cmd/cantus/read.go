@@ -159,7 +159,7 @@ func (r *reader) full() bool { return r.cmd.Max > 0 && r.printed >= int(r.cmd.Ma
 // isTransient reports whether a follower may succeed after an error if it tries
 // again.
 func isTransient(err error) bool {
-	return errors.Is(err, errConnLost) || errors.Is(err, nats.ErrTimeout) ||
+	return errors.Is(err, errConnLost) || errors.Is(err, errNewLeader) || errors.Is(err, nats.ErrTimeout) ||
 		errors.Is(err, context.DeadlineExceeded) || exitStatus(err) == exitUnavailable
 }
 

@@ -118,6 +118,9 @@ func (c *restoreCmd) Run(ctx context.Context, p *program) error {
 	if err != nil {
 		return err
 	}
+	if err := l.watchLeaders(); err != nil {
+		return err
+	}
 	return c.restore(ctx, p, logs)
 }
 

@@ -164,7 +164,8 @@ func restoreGoesOn(err error) bool {
 	var restart *restartError
 	var f *failure
 	switch {
-	case errors.As(err, &restart), errors.Is(err, nats.ErrNoResponders), errors.Is(err, nats.ErrTimeout), errors.Is(err, context.DeadlineExceeded), errors.Is(err, errConnLost):
+	case errors.As(err, &restart), errors.Is(err, nats.ErrNoResponders), errors.Is(err, nats.ErrTimeout), errors.Is(err, context.DeadlineExceeded),
+		errors.Is(err, errConnLost), errors.Is(err, errNewLeader):
 		return true
 	case errors.As(err, &f):
 		return f.status == exitUnavailable || f.status == exitUnknown

@@ -1,0 +1,37 @@
+package main
+
+import (
+	"errors"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats.go"
+
+	"github.com/cantuslog/cantus/subjects"
+)
+
+// A request that waits for a leader which is gone ends when another one is
+// announced, and is one that a backup, a restore and a mirror send again.
+func TestANewLeaderEndsWhatWaits(t *testing.T) {
+	w := newWire(t)
+	w.answer("cantus.info.0", func(n int, _ *nats.Msg) {
+		if n == 1 { // it is not answered
+			if err := w.nc.Publish("cantus.advisory.leader", []byte(`{"partition":0}`)); err != nil {
+				t.Error(err)
+			}
+		}
+	})
+	flags := connection{Server: w.url, Timeout: duration(10 * time.Second), natsFlags: natsFlags{Prefix: "cantus", Inbox: "_INBOX"}}
+	l, err := flags.open(t.Context(), "test")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.close()
+	if err := l.watchLeaders(); err != nil {
+		t.Fatal(err)
+	}
+	err = l.ask(t.Context(), "cantus.info.0", nil, new(subjects.PartitionInfo))
+	if !errors.Is(err, errNewLeader) || !isTransient(err) || !restoreGoesOn(err) {
+		t.Errorf("the request ended with %v", err)
+	}
+}
