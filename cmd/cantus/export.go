@@ -11,6 +11,8 @@ import (
 	"os"
 	"path/filepath"
 	"runtime/debug"
+	"strconv"
+	"strings"
 	"time"
 
 	"github.com/dustin/go-humanize"
@@ -36,7 +38,7 @@ func (*exportCmd) Help() string {
 docs/import.md has the form. Progress and rate are on standard error.
 
 With FILE it writes to FILE.part, and renames that to FILE once everything is in it and synced: FILE is whole, or is not
-there. An export that was interrupted goes on where FILE.part ends; give it the same flags.
+there. An export that was interrupted goes on where FILE.part ends, if it is given the same flags: FILE.part.flags has them.
 
 Examples:
 
@@ -44,8 +46,9 @@ Examples:
   cantus export 0 --from 2026-11-01 --to 2026-12-01 november.jsonl
   cantus export 0 | gzip >orders.jsonl.gz
 
-Exit status: 1 if the export is not whole: a transaction was trimmed, --to is past the last one, the disk is full;
-4 if nobody answered for a minute. The same command then goes on.`
+Exit status: 1 if the export is not whole: it was interrupted, --to is past the last transaction, the disk is full; 4 if
+nobody answered for a minute. The same command then goes on. It is 1, too, if a transaction was trimmed: the error says which
+--from exports what is kept.`
 }
 
 // Run exports a partition.
@@ -107,13 +110,26 @@ func (c *exportCmd) export(ctx context.Context, p *program, l *natsConn, out io.
 	}
 	err = errors.Join(l.explain(err), r.out.Flush())
 	report.done(written)
-	if err != nil && r.next <= 1 && !c.From.at.IsZero() { // its txid is not known yet
-		return failf(exitStatus(err), "the export is not whole: it has nothing from %s on: %w", c.From.at.Format(time.RFC3339), err)
+	if err == nil {
+		return nil
 	}
-	if err != nil {
-		return failf(exitStatus(err), "the export is not whole: it ends before transaction %d: %w", r.next, err)
+	where := fmt.Sprintf("it ends before transaction %d", r.next)
+	if r.next <= 1 && !c.From.at.IsZero() { // its txid is not known yet
+		where = "it has nothing from " + c.From.at.Format(time.RFC3339) + " on"
 	}
-	return nil
+	if first := oldestKept(err); first > 0 {
+		return failf(exitStatus(err), "the export is not whole: %s: %w; --from %d exports what is kept", where, err, first)
+	}
+	return failf(exitStatus(err), "the export is not whole: %s: %w", where, err)
+}
+
+// oldestKept returns the oldest transaction that is kept if err says that the
+// wanted one was trimmed, otherwise 0.
+func oldestKept(err error) uint64 {
+	if e, ok := errors.AsType[*subjects.Error](err); ok && e.Reason == subjects.Trimmed {
+		return e.FirstTxid
+	}
+	return 0
 }
 
 // toFile exports to a file, which is there at the end if it is whole.
@@ -129,7 +145,12 @@ func (c *exportCmd) toFile(ctx context.Context, p *program, l *natsConn, last ui
 	defer func() { err = errors.Join(err, f.Close()) }()
 	from := uint64(c.From.txid)
 	t, err := resumeExport(f)
+	if err == nil {
+		err = c.rememberFlags(part, t == nil)
+	}
 	switch {
+	case exitStatus(err) == exitUsage:
+		return err
 	case err != nil:
 		return failf(exitFailed, "%s: %w; delete it to begin anew", part, err)
 	case t != nil && t.Partition != int(c.Partition):
@@ -140,7 +161,11 @@ func (c *exportCmd) toFile(ctx context.Context, p *program, l *natsConn, last ui
 		p.note("%s ends with transaction %d: going on after it", part, t.Txid)
 		from = t.Txid + 1
 	}
-	if err := c.export(ctx, p, l, f, from, last); err != nil {
+	err = c.export(ctx, p, l, f, from, last)
+	switch {
+	case oldestKept(err) > 0:
+		return failf(exitStatus(err), "%w, to another file: this one can't be completed; delete %s, or keep what it has", err, part)
+	case err != nil:
 		return failf(exitStatus(err), "%w; the same command goes on after what is in %s", err, part)
 	}
 	if err := f.Sync(); err != nil {
@@ -149,7 +174,64 @@ func (c *exportCmd) toFile(ctx context.Context, p *program, l *natsConn, last ui
 	if err := os.Rename(part, c.File); err != nil {
 		return err
 	}
+	if err := os.Remove(part + flagsSuffix); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
 	return syncDir(filepath.Dir(c.File))
+}
+
+// flagsSuffix ends the name of the file that says what FILE.part is of.
+const flagsSuffix = ".flags"
+
+// rememberFlags writes beside a part what it is asked for, or checks that it is
+// what an export that goes on is asked for. With other flags the file would be
+// whole for neither.
+func (c *exportCmd) rememberFlags(part string, begins bool) error {
+	path, flags := part+flagsSuffix, c.flags()
+	if begins {
+		return errors.Join(writeSynced(path, flags+"\n"), syncDir(filepath.Dir(path)))
+	}
+	f, err := os.Open(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return usagef("%s says what %s was asked for, and is missing: delete %s to begin anew", path, part, part)
+	}
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	text, err := io.ReadAll(io.LimitReader(f, 1<<20))
+	if err != nil {
+		return err
+	}
+	if before := strings.TrimSuffix(string(text), "\n"); before != flags {
+		return usagef("%s was begun by %q, and this is %q: give the same flags, or delete %s to begin anew", part, before, flags, part)
+	}
+	return nil
+}
+
+// flags returns the command with the flags that say what is exported. A time is
+// the one that was meant, also if it was given as one ago.
+func (c *exportCmd) flags() string {
+	words := []string{"cantus export", strconv.Itoa(int(c.Partition)), "--from " + c.From.String()}
+	if c.To != nil {
+		words = append(words, "--to "+c.To.String())
+	}
+	for _, k := range c.Kinds {
+		words = append(words, "--kind "+string(k))
+	}
+	if c.Lock != "" {
+		words = append(words, "--lock "+string(c.Lock))
+	}
+	return strings.Join(words, " ")
+}
+
+func writeSynced(path, text string) error {
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = f.WriteString(text)
+	return errors.Join(err, f.Sync(), f.Close())
 }
 
 func syncDir(dir string) error {

@@ -49,8 +49,11 @@ Examples:
   zcat orders.jsonl.gz | cantus import 0 -
   cantus import 0 orders.jsonl --keep
 
-Exit status: 2 if a line is not a transaction (those before it are appended); 4 if nobody answered for a minute.
-The same command then goes on.`
+All lines of a file are of one partition, or name none.
+
+Exit status: 1 if it was interrupted or failed; 2 if a line is not a transaction (without --keep those before it are
+appended), or the lines are of several partitions; 3 if another process imports the same file; 4 if nobody answered for a
+minute. After 1 and 4 the same command goes on.`
 }
 
 // importer appends lines to a partition. One message is in flight at a time:
@@ -80,6 +83,7 @@ type importer struct {
 	moved    time.Time // when the cursor was last moved
 	since    time.Time // when an attempt last succeeded
 	noted    bool      // that attempts fail was reported
+	sent     bool      // something was sent that changes the partition
 }
 
 // importResult is the output of --json.
@@ -106,6 +110,9 @@ func (c *importCmd) Run(ctx context.Context, p *program) error {
 			return usagef("%w", err)
 		}
 		defer f.Close()
+		if err := c.checkPartitions(ctx, f); err != nil {
+			return (&importer{}).failed(ctx, err)
+		}
 		in = f
 	}
 	lines, err := newLines(in, c.Name)
@@ -115,19 +122,59 @@ func (c *importCmd) Run(ctx context.Context, p *program) error {
 	if lines.first == nil {
 		return usagef("%s is empty", c.File)
 	}
-	l, err := c.open(ctx, "import")
-	if err != nil {
-		return err
+	i := &importer{cmd: c, p: p, lines: lines, id: lines.id(), since: time.Now()}
+	if i.conn, err = c.open(ctx, "import"); err != nil {
+		return i.failed(ctx, err)
 	}
-	defer l.close()
-	i := &importer{cmd: c, p: p, conn: l, lines: lines, id: lines.id(), since: time.Now()}
+	defer i.conn.close()
 	if err := i.run(ctx); err != nil {
-		if done := i.place.line; done > 0 {
-			return failf(exitStatus(err), "%w; lines 1 to %d are in the log: the same command goes on after them", l.explain(err), done)
-		}
-		return l.explain(err)
+		return i.failed(ctx, err)
 	}
 	return i.print(p)
+}
+
+// checkPartitions reads a file before anything is sent, and returns an error if
+// its lines name several partitions. It leaves the file at its beginning. What
+// can be read only once is checked as it is sent.
+func (c *importCmd) checkPartitions(ctx context.Context, f *os.File) error {
+	if info, err := f.Stat(); err != nil || !info.Mode().IsRegular() {
+		return err
+	}
+	lines, err := newLines(f, c.Name)
+	for err == nil && ctx.Err() == nil {
+		_, err = lines.next()
+	}
+	if err == nil {
+		err = ctx.Err()
+	}
+	if err != nil && !errors.Is(err, io.EOF) {
+		return err
+	}
+	_, err = f.Seek(0, io.SeekStart)
+	return err
+}
+
+// failed returns the failure that err ends an import with: it says what is in
+// the log. An interrupt is exitFailed, whatever it has interrupted.
+func (i *importer) failed(ctx context.Context, err error) error {
+	status, exact := exitStatus(err), exitStatus(err) == exitUsage
+	switch {
+	case ctx.Err() != nil && status != exitUsage && status != exitConflict:
+		status, err = exitFailed, errors.New("interrupted")
+	case i.conn != nil:
+		err = i.conn.explain(err)
+	}
+	switch lines := i.place.line; {
+	case lines > 0 && exact:
+		return failf(status, "%w; lines 1 to %d are in the log: the same command goes on after them", err, lines)
+	case lines > 0:
+		return failf(status, "%w; at least lines 1 to %d are in the log: the same command goes on after the last", err, lines)
+	case !i.sent:
+		return failf(status, "%w; nothing was sent", err)
+	case exact:
+		return failf(status, "%w", err)
+	}
+	return failf(status, "%w; the same command goes on with what is missing", err)
 }
 
 func (i *importer) print(p *program) error {
@@ -215,6 +262,7 @@ func (i *importer) append(ctx context.Context, b *importBatch) error {
 // with the status exitUnknown means that some of it may be; one with
 // exitUnavailable that nothing is.
 func (i *importer) send(ctx context.Context, b *importBatch) error {
+	i.sent = true
 	answer, err := i.conn.request(ctx, &nats.Msg{Subject: i.conn.names.Batch(int(i.cmd.Partition)), Data: b.data})
 	switch {
 	case errors.Is(err, nats.ErrNoResponders):

@@ -61,22 +61,22 @@ func (c *importCmd) keep(ctx context.Context, p *program) error {
 	// All lines are checked before anything is sent: a partition that is not
 	// completed is never served.
 	for _, err := range k.batches() {
+		if err == nil {
+			err = ctx.Err()
+		}
 		if err != nil {
-			return err
+			return k.failed(ctx, err)
 		}
 	}
 	if k.log.lines == 0 {
 		return usagef("%s is empty", c.File)
 	}
 	if k.conn, err = c.open(ctx, "import"); err != nil {
-		return err
+		return k.failed(ctx, err)
 	}
 	defer k.conn.close()
 	if err := k.retry(ctx, func() error { return k.load(ctx) }); err != nil {
-		if exitStatus(err) == exitUsage {
-			return err
-		}
-		return failf(exitStatus(err), "%w; the same command goes on with the lines that are missing", k.conn.explain(err))
+		return k.failed(ctx, err)
 	}
 	if k.log.moved > 0 {
 		p.note("%d lines were not later than the line before them: their times were moved on, and are in the header %s", k.log.moved, headerOriginalTime)
@@ -194,6 +194,7 @@ func (k *keptImport) step(ctx context.Context, r subjects.RestoreRequest) (reply
 // request sends a message of the restore. Every error that may pass has the
 // status exitUnavailable: each step may be sent again.
 func (k *keptImport) request(ctx context.Context, m *nats.Msg) (reply subjects.RestoreReply, err error) {
+	k.sent = true
 	answer, err := k.conn.request(ctx, m)
 	switch {
 	case errors.Is(err, nats.ErrNoResponders):
@@ -253,12 +254,13 @@ func (k *keptImport) batches() iter.Seq2[keptBatch, error] {
 			if errors.Is(err, io.EOF) {
 				break
 			}
-			var done *keptBatch
-			if err == nil {
-				done, err = e.add(line)
-			}
 			if err != nil {
-				yield(keptBatch{}, usagef("line %d: %w", max(lines.n, 1), plain(err)))
+				yield(keptBatch{}, err)
+				return
+			}
+			done, err := e.add(line)
+			if err != nil {
+				yield(keptBatch{}, usagef("line %d: %w", lines.n, plain(err)))
 				return
 			}
 			if done != nil && !yield(*done, nil) {

@@ -14,6 +14,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/go-json-experiment/json"
+
 	"github.com/cantuslog/cantus/subjects"
 )
 
@@ -32,6 +34,10 @@ type lines struct {
 	// that an import that goes on finds out if the lines before are others.
 	chain [sha256.Size]byte
 	first []byte // the first line, until it is read
+	// partition is the one that the lines so far name, and named the number of
+	// the first line that names it, 0 for none.
+	partition int
+	named     uint64
 }
 
 // newLines returns the lines of a file. name is the import's.
@@ -71,7 +77,43 @@ func (l *lines) next() (line []byte, err error) {
 	h.Write(l.chain[:])
 	h.Write(line)
 	h.Sum(l.chain[:0])
-	return line, nil
+	return line, l.checkPartition(line)
+}
+
+// checkPartition returns an error if the line names another partition than one
+// before. A salvaged file holds all partitions, and they are not to be merged.
+func (l *lines) checkPartition(line []byte) error {
+	switch p, ok := namedPartition(line); {
+	case !ok:
+	case l.named == 0:
+		l.partition, l.named = p, l.n
+	case p != l.partition:
+		return usagef("line %d is of partition %d, and line %d of partition %d: import a file for each partition; "+
+			"\"cantus salvage DIR --partition %d --to FILE\" and \"cantus export %d FILE\" write one", l.n, p, l.named, l.partition, p, p)
+	}
+	return nil
+}
+
+// namedPartition returns the partition that a line names. Exports and salvaged
+// files begin each line with it.
+func namedPartition(line []byte) (partition int, ok bool) {
+	if rest, ok := bytes.CutPrefix(line, []byte(`{"partition":`)); ok {
+		if end := bytes.IndexByte(rest, ','); end > 0 {
+			if n, err := strconv.Atoi(string(rest[:end])); err == nil {
+				return n, true
+			}
+		}
+	}
+	if !bytes.Contains(line, []byte("partition")) && !bytes.Contains(line, []byte(`\u`)) {
+		return 0, false
+	}
+	var named struct {
+		Partition *int `json:"partition"`
+	}
+	if json.Unmarshal(line, &named) != nil || named.Partition == nil {
+		return 0, false
+	}
+	return *named.Partition, true
 }
 
 // read returns a line without its end, at most maxLine bytes of it.

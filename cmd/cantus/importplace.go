@@ -42,6 +42,9 @@ func (i *importer) findPlace(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if hasPast(info, i.cursor()) {
+		return usagef("partition %d was made of this file, or of its beginning, by an import with --keep: without --keep every line would be appended once more; give --name if that is meant", p)
+	}
 	if i.found && cursor.Txid != i.place.cursor && cursor.Txid != i.place.wanted {
 		return errAnotherImport
 	}

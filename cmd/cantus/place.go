@@ -28,6 +28,14 @@ func (p *place) UnmarshalText(text []byte) error {
 	return nil
 }
 
+// String returns the place as it can be given again.
+func (p place) String() string {
+	if !p.at.IsZero() {
+		return p.at.Format(time.RFC3339Nano)
+	}
+	return strconv.FormatUint(uint64(p.txid), 10)
+}
+
 // moment is a time. A date, and a time without a zone, are in UTC, as all times
 // that the program prints.
 type moment time.Time

@@ -17,6 +17,8 @@ import (
 type salvageCmd struct {
 	Dir string `arg:"" name:"DIR" type:"path" help:"Data directory of a node that is stopped."`
 	To  string `placeholder:"FILE" help:"Write every whole transaction to this file, which must not exist. [default: only say what is left]"`
+
+	Partition *partition `placeholder:"P" help:"Only this partition, so that \"cantus import\" takes the file. [default: all]"`
 }
 
 func (*salvageCmd) Help() string {
@@ -24,8 +26,9 @@ func (*salvageCmd) Help() string {
 nothing. It prints which transactions of each partition are left, and which are missing.
 
 FILE has a JSON object a line, as "cantus read --json" prints it, the partitions one after the other and each in the order of
-its txids. What was trimmed is in neither list. Of a replica of a cluster the last transactions may be ones that the cluster
-has never committed: compare them with another replica.
+its txids. "cantus import" takes a file of one partition: write one for each, with --partition. What was trimmed is in
+neither list. Of a replica of a cluster the last transactions may be ones that the cluster has never committed: compare them
+with another replica.
 
 Exit status: 0 if nothing is missing, 1 if anything is, 2 if DIR can't be read or FILE can't be written: DIR is no data
 directory, or a node has it open.`
@@ -48,9 +51,18 @@ func (c *salvageCmd) Run(p *program) (err error) {
 		temp, each = filepath.Dir(c.To), out.write
 	}
 	var all []wal.Survivors
-	problems, err := wal.Salvage(c.Dir, temp, each, func(s wal.Survivors) { all = append(all, s) })
+	problems, err := wal.Salvage(c.Dir, temp, c.only(each), func(s wal.Survivors) {
+		if c.wants(s.Group) {
+			all = append(all, s)
+		}
+	})
 	if out != nil {
 		err = errors.Join(err, out.close())
+	}
+	if err == nil && c.Partition != nil && len(all) == 0 {
+		if err = usagef("%s has nothing of partition %d", c.Dir, *c.Partition); out != nil {
+			_ = os.Remove(c.To) // it is empty
+		}
 	}
 	switch {
 	case errors.Is(err, wal.ErrInUse):
@@ -64,6 +76,21 @@ func (c *salvageCmd) Run(p *program) (err error) {
 		p.note("%s", errorText(problem))
 	}
 	return c.print(p, all, len(problems) > 0)
+}
+
+// wants reports whether a partition was asked for.
+func (c *salvageCmd) wants(group uint32) bool {
+	return c.Partition == nil || *c.Partition == partition(group)
+}
+
+// only returns each for the transactions that were asked for.
+func (c *salvageCmd) only(each func(uint32, *wal.Transaction) error) func(uint32, *wal.Transaction) error {
+	return func(group uint32, t *wal.Transaction) error {
+		if !c.wants(group) {
+			return nil
+		}
+		return each(group, t)
+	}
 }
 
 func (c *salvageCmd) print(p *program, all []wal.Survivors, damaged bool) error {
