@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -81,15 +83,12 @@ func TestACheckFindsWhatIsNotWhole(t *testing.T) {
 		if i == len(segments)-1 {
 			next = 0 // the log's base is in this one
 		}
-		for what, object := range map[string][]byte{"is missing": nil, "bytes, the manifest says": whole[s.Name][1:]} {
+		for what, object := range map[string][]byte{"missing": nil, "shorter": whole[s.Name][1:]} {
 			a.memory.objects = maps.Clone(whole)
 			if a.memory.objects[s.Name] = object; object == nil {
 				delete(a.memory.objects, s.Name)
 			}
 			a.clock.Time = a.clock.Add(2 * time.Hour)
-			if what == "is missing" {
-				what = s.Name
-			}
 			if first, err := archive.Check(t.Context(), 0, a.base, nil); first != next || !errors.Is(err, backup.ErrNotArchived) || !strings.Contains(err.Error(), s.Name) {
 				t.Errorf("segment %d, %s: whole from %d, %v; want %d", i, what, first, err, next)
 			}
@@ -250,5 +249,26 @@ func TestATimeBeforeTheArchive(t *testing.T) {
 	}
 	if txid, err := a.Find(t.Context(), 0, b.Time+1, 1, base); txid != 6 || err != nil {
 		t.Errorf("later: %d, %v", txid, err)
+	}
+}
+
+// What an archive lacks is named without the place where the archive is: clients
+// are shown it.
+func TestAMissingSegmentIsNamedWithoutItsPlace(t *testing.T) {
+	c, dir := newCluster(1), t.TempDir()
+	c.append(0, 2, 10)
+	r, err := backup.Open(t.Context(), dir, backup.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	mustRun(t, r, c)
+	segments, err := filepath.Glob(filepath.Join(dir, "p0", "*.seg"))
+	if err != nil || len(segments) != 1 || os.Remove(segments[0]) != nil {
+		t.Fatalf("%q, %v", segments, err)
+	}
+	_, err = backup.NewArchive(r).Batches(t.Context(), 0, 1, c.logs[0].baseAfter(1))
+	wantNotArchived(t, err, "a segment is missing: p0/")
+	if strings.Contains(err.Error(), dir) {
+		t.Errorf("the error names the place: %v", err)
 	}
 }
