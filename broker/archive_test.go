@@ -23,6 +23,7 @@ type memoryArchive struct {
 	batches [][]byte
 	err     error // of each request, if not nil
 	base    wal.Base
+	checks  int
 }
 
 func (a *memoryArchive) set(do func(a *memoryArchive)) {
@@ -82,6 +83,7 @@ func (a *memoryArchive) Find(_ context.Context, _ int, at int64, from uint64, ba
 func (a *memoryArchive) Check(_ context.Context, _ int, base wal.Base, _ []string) (uint64, error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	a.checks++
 	all, err := a.parsed()
 	if err != nil || base.Txid == 0 || len(all) == 0 {
 		return 0, err
@@ -270,6 +272,16 @@ func TestTheArchiveIsChecked(t *testing.T) {
 	set(batches, nil)
 	says(1, "", 1, `msg="the archive is usable"`)
 	set(nil, fmt.Errorf("%w: another log", broker.ErrNotArchived))
+	checks := func() (n int) {
+		a.set(func(a *memoryArchive) { n = a.checks })
+		return n
+	}
+	eventually(t, "the archive is checked", func() bool { return info(t, nc, 0).NotArchived == "another log" })
+	for range 2 { // the log does not say the same again
+		before := checks()
+		ask(t, nc, "cantus.get.0", `{"txid":5}`)
+		eventually(t, "the archive is checked again", func() bool { return checks() > before })
+	}
 	says(0, "another log", 1, `msg="the archive is not usable" partition=0 because="broker: not in the archive: another log"`)
 	set(nil, errors.New("open /srv/secret: gone"))
 	says(0, "it can't be read; the node's log says why", 1, `msg="the archive is not usable" partition=0 because="open /srv/secret: gone"`)

@@ -252,8 +252,8 @@ func TestATimeBeforeTheArchive(t *testing.T) {
 	}
 }
 
-// What an archive lacks is named without the place where the archive is: clients
-// are shown it.
+// What an archive lacks is named without the place where the archive is, since
+// clients are shown it.
 func TestAMissingSegmentIsNamedWithoutItsPlace(t *testing.T) {
 	c, dir := newCluster(1), t.TempDir()
 	c.append(0, 2, 10)
