@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bufio"
 	"context"
 	"encoding/binary"
 	"encoding/json"
@@ -140,18 +141,22 @@ func (c *importCmd) checkPartitions(ctx context.Context, f *os.File) error {
 	if info, err := f.Stat(); err != nil || !info.Mode().IsRegular() {
 		return err
 	}
-	lines, err := newLines(f, c.Name)
-	for err == nil && ctx.Err() == nil {
-		_, err = lines.next()
+	lines := &lines{in: bufio.NewReaderSize(f, 1<<20)}
+	for ctx.Err() == nil {
+		line, err := lines.read()
+		if errors.Is(err, io.EOF) {
+			_, err = f.Seek(0, io.SeekStart)
+			return err
+		}
+		if len(line) > 0 && err == nil {
+			lines.n++
+			err = lines.checkPartition(line)
+		}
+		if err != nil {
+			return err
+		}
 	}
-	if err == nil {
-		err = ctx.Err()
-	}
-	if err != nil && !errors.Is(err, io.EOF) {
-		return err
-	}
-	_, err = f.Seek(0, io.SeekStart)
-	return err
+	return ctx.Err()
 }
 
 // failed returns the failure that err ends an import with: it says what is in
