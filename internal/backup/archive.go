@@ -63,7 +63,7 @@ const (
 	// archiveSegments how many it keeps in memory. A segment has up to 64 MiB.
 	archiveLoads    = 2
 	archiveSegments = 3
-	// archiveRead is the least time between two reads of the manifest.
+	// archiveRead is the least time between two checks that read the manifest.
 	archiveRead = time.Second
 	// archiveTime bounds how long the storage is waited for. A caller may give
 	// up before: what it has asked for is read all the same, for the next one.
@@ -187,12 +187,12 @@ func (a *Archive) in(ctx context.Context, partition int, base wal.Base, do func(
 var errSegmentMissing = fmt.Errorf("%w: a segment is missing", ErrDamaged)
 
 // partition returns the log of a partition in the newest manifest that is
-// known. The manifest is read again if it has less than is needed, but not all
-// the time.
+// known. The manifest is read again if it has less than is needed: to lack that
+// is final for a client.
 func (a *Archive) partition(ctx context.Context, partition int, upTo uint64, newer bool) (p Partition, err error) {
 	for asked := false; ; asked = true {
 		a.mu.Lock()
-		m, skipped, rested := a.manifest, a.skipped, a.now().Sub(a.looked) >= archiveRead
+		m, skipped := a.manifest, a.skipped
 		a.mu.Unlock()
 		has := false
 		if m != nil {
@@ -201,7 +201,7 @@ func (a *Archive) partition(ctx context.Context, partition int, upTo uint64, new
 		switch {
 		case has && p.Last.Txid >= upTo && (!newer || asked):
 			return p, nil
-		case !asked && (m == nil || newer || rested):
+		case !asked:
 			if err := a.Refresh(ctx); err != nil {
 				return p, err
 			}
