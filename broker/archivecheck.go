@@ -124,7 +124,7 @@ func (c *archiveChecked) news(before *archiveChecked) bool {
 
 // watchArchive checks the archive of each partition: at first, when its log was
 // trimmed or a read has failed, and every minute. It reads little at a time.
-func watchArchive(ctx context.Context, replicas func() iter.Seq[*partition]) {
+func watchArchive(ctx context.Context, replicas func() iter.Seq[*replica]) {
 	wait := func(d time.Duration) bool {
 		select {
 		case <-ctx.Done():
@@ -135,7 +135,7 @@ func watchArchive(ctx context.Context, replicas func() iter.Seq[*partition]) {
 	}
 	for wait(archiveTick) {
 		for p := range replicas() {
-			at := p.replica.position()
+			at := p.state.position()
 			if at.restoring || !p.archived.isDue(at.base) {
 				continue
 			}
@@ -150,9 +150,9 @@ func watchArchive(ctx context.Context, replicas func() iter.Seq[*partition]) {
 
 // clusters returns the ids of the clusters that the partition's transactions
 // may be from.
-func (p *partition) clusters(at position) []string {
-	all := []string{p.host.cluster, at.mirrorOf}
-	for _, past := range p.replica.pastClusters() {
+func (r *replica) clusters(at position) []string {
+	all := []string{r.host.cluster, at.mirrorOf}
+	for _, past := range r.state.pastClusters() {
 		all = append(all, past.ID)
 	}
 	return all

@@ -18,7 +18,7 @@ const cursorBatch = 1000
 type cursorWriter struct {
 	partition int
 	queue     *queue
-	replica   *replica
+	state     *partitionState
 	group     *raftstore.Group
 	gate      *diskGate
 	now       func() time.Time // for the times of writes
@@ -48,7 +48,7 @@ func (w *cursorWriter) parse(m *natslink.Message) (cursorCall, error) {
 	if err := subjects.CheckCursor(c.name); err != nil {
 		return c, err
 	}
-	at := w.replica.position()
+	at := w.state.position()
 	switch {
 	case at.restoring:
 		return c, errRestoring(w.partition)
@@ -74,12 +74,12 @@ func (w *cursorWriter) parse(m *natslink.Message) (cursorCall, error) {
 	if body.Expected != nil {
 		c.Expected, c.HasExpected = *body.Expected, true
 	}
-	return c, w.replica.checkCursor(w.partition, c)
+	return c, w.state.checkCursor(w.partition, c)
 }
 
 // checkCursor refuses a position past the high-water mark, and one cursor too
 // many.
-func (r *replica) checkCursor(partition int, c cursorCall) error {
+func (r *partitionState) checkCursor(partition int, c cursorCall) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if mark := r.mark.Load(); c.Txid > mark {
@@ -123,7 +123,7 @@ func (w *cursorWriter) serve(ctx context.Context, term uint64, calls []cursorCal
 		case !c.write && readErr != nil:
 			out = append(out, w.refuse(c, w.requests.wireError(readErr))...)
 		case !c.write:
-			out = w.appendReply(out, c, w.replica.cursor(c.name), nil)
+			out = w.appendReply(out, c, w.state.cursor(c.name), nil)
 		default:
 			r := results[0]
 			results = results[1:]
@@ -152,7 +152,7 @@ func (c *cursorCall) notDone(at cursor) *subjects.Error {
 // commit commits the writes among calls and returns their results.
 func (w *cursorWriter) commit(calls []cursorCall) ([]cursorResult, error) {
 	var b wal.BatchWriter
-	b.Begin(wal.CursorWrites, w.replica.position().mark, w.now().UnixNano(), 0)
+	b.Begin(wal.CursorWrites, w.state.position().mark, w.now().UnixNano(), 0)
 	for _, c := range calls {
 		if c.write {
 			b.AddCursor(c.Cursor)
@@ -177,14 +177,14 @@ func (w *cursorWriter) commit(calls []cursorCall) ([]cursorResult, error) {
 	return a.cursors, nil
 }
 
-func (r *replica) cursor(name string) cursor {
+func (r *partitionState) cursor(name string) cursor {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.cursors[name]
 }
 
 func (w *cursorWriter) refuse(c cursorCall, e *subjects.Error) []byte {
-	return w.appendReply(nil, c, w.replica.cursor(c.name), e)
+	return w.appendReply(nil, c, w.state.cursor(c.name), e)
 }
 
 func (w *cursorWriter) appendReply(out []byte, c cursorCall, at cursor, refused *subjects.Error) []byte {
@@ -198,7 +198,7 @@ func (w *cursorWriter) appendReply(out []byte, c cursorCall, at cursor, refused 
 		return append(out, w.refusals.advisory("cursor", nil, refused)...)
 	}
 	body := subjects.CursorReply{
-		Partition: w.partition, Name: c.name, Txid: at.Txid, Owner: at.Owner, HighWaterMark: w.replica.position().mark, Error: refused,
+		Partition: w.partition, Name: c.name, Txid: at.Txid, Owner: at.Owner, HighWaterMark: w.state.position().mark, Error: refused,
 	}
 	if at.Time != 0 {
 		body.Time = time.Unix(0, at.Time).UTC()

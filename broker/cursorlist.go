@@ -14,7 +14,7 @@ import (
 // cursorList answers requests for the cursors of a partition.
 type cursorList struct {
 	partition int
-	replica   *replica
+	state     *partitionState
 	group     *raftstore.Group
 	term      func() uint64 // see partition.readTerm
 	nats      natsInfo
@@ -31,7 +31,7 @@ func (l *cursorList) serve(ctx context.Context, m *natslink.Message) error {
 	if err := l.group.VerifyLeader(ctx, l.term()); err != nil {
 		return err
 	}
-	if l.replica.position().restoring {
+	if l.state.position().restoring {
 		return errRestoring(l.partition)
 	}
 	l.requests.answer(natslink.AppendPub(nil, m.Reply, mustJSON(l.list(r, l.nats.MaxPayload()))))
@@ -68,10 +68,10 @@ const cursorListRoom = 512
 // list returns the cursors that r asks for, as many as fit into a message of
 // most bytes, and at least one.
 func (l *cursorList) list(r subjects.CursorsRequest, most int) subjects.CursorsReply {
-	l.replica.mu.Lock()
-	cursors := maps.Clone(l.replica.cursors)
-	reply := subjects.CursorsReply{Partition: l.partition, Cursors: []subjects.CursorPosition{}, HighWaterMark: l.replica.mark.Load()}
-	l.replica.mu.Unlock()
+	l.state.mu.Lock()
+	cursors := maps.Clone(l.state.cursors)
+	reply := subjects.CursorsReply{Partition: l.partition, Cursors: []subjects.CursorPosition{}, HighWaterMark: l.state.mark.Load()}
+	l.state.mu.Unlock()
 	room := most - cursorListRoom
 	for _, name := range slices.Sorted(maps.Keys(cursors)) {
 		if name <= r.After {

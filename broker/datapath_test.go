@@ -22,7 +22,7 @@ import (
 // its group are fakes, its clock is the bubble's.
 type dataPath struct {
 	t       *testing.T
-	p       *partition
+	p       *replica
 	group   *fakeGroup
 	began   time.Time
 	replies *fakeConnection
@@ -40,7 +40,7 @@ func newDataPath(t *testing.T) *dataPath {
 	names := subjects.Names{Prefix: "cantus"}
 	d := &dataPath{t: t, began: time.Now(), replies: &fakeConnection{}, feed: &fakeConnection{}}
 	h := host{
-		name: "n1", names: names, partitions: 1, log: slog.New(slog.DiscardHandler), now: time.Now, queueBytes: 8 << 20, replica: testReplicaOptions,
+		name: "n1", names: names, partitions: 1, log: slog.New(slog.DiscardHandler), now: time.Now, queueBytes: 8 << 20, state: testStateOptions,
 		metrics: newMetrics(), stats: newServiceStats(),
 		messaging: messaging{
 			nats: fakeNATS{}, appends: d.replies, feeds: d.feed, sender: poster(posted{d.replies}), feedKey: make([]byte, 64),
@@ -50,10 +50,10 @@ func newDataPath(t *testing.T) *dataPath {
 		},
 		sharedLimits: sharedLimits{inflight: newInflightLimit(batchesInFlight)},
 	}
-	d.p = &partition{host: h, log: h.log, queue: newQueue(h.queueBytes), metrics: h.metrics.partition(0, h.stats)}
-	d.p.replica = newReplica(nil, h.replica, h.now, func(err error) { t.Error(err) }, nil)
+	d.p = &replica{host: h, log: h.log, queue: newQueue(h.queueBytes), metrics: h.metrics.partition(0, h.stats)}
+	d.p.state = newPartitionState(nil, h.state, h.now, func(err error) { t.Error(err) }, nil)
 	d.p.wire()
-	d.group = newFakeGroup(d.p.replica)
+	d.group = newFakeGroup(d.p.state)
 	d.running.Go(d.group.run)
 	ctx, cancel := context.WithCancelCause(t.Context())
 	d.cancel = cancel
@@ -114,15 +114,15 @@ func (d *dataPath) want(after time.Duration, replies ...string) {
 
 // fakeGroup commits what is proposed after a delay, in order, and applies it.
 type fakeGroup struct {
-	replica  *replica
+	state    *partitionState
 	proposed chan *fakeProposal
 	delay    time.Duration
 	index    uint64
 	fail     error // of the proposals from now on
 }
 
-func newFakeGroup(r *replica) *fakeGroup {
-	return &fakeGroup{replica: r, proposed: make(chan *fakeProposal, 10), delay: 2 * time.Millisecond}
+func newFakeGroup(r *partitionState) *fakeGroup {
+	return &fakeGroup{state: r, proposed: make(chan *fakeProposal, 10), delay: 2 * time.Millisecond}
 }
 
 type fakeProposal struct {
@@ -148,7 +148,7 @@ func (g *fakeGroup) run() {
 		time.Sleep(g.delay) // in the bubble's time
 		if p.err = g.fail; p.err == nil {
 			g.index++
-			p.result = g.replica.Apply([]raftstore.Committed{{Index: g.index, Term: 1, Data: bytes.Clone(p.data)}})[0]
+			p.result = g.state.Apply([]raftstore.Committed{{Index: g.index, Term: 1, Data: bytes.Clone(p.data)}})[0]
 		}
 		close(p.done)
 	}
@@ -326,8 +326,8 @@ func TestASessionThatFailsAnswersEverything(t *testing.T) {
 		synctest.Wait()
 		d.p.refusals.rejectUnavailable(d.p.queue.close())
 		d.want(10*time.Millisecond, `r4 {"partition":0,"error":{"code":503,"reason":"unavailable"`)
-		d.p.replica.certifier.rollback()
-		if s := d.p.replica.certifier.stats(); s.InFlight != 0 || s.Locks != 0 {
+		d.p.state.certifier.rollback()
+		if s := d.p.state.certifier.stats(); s.InFlight != 0 || s.Locks != 0 {
 			t.Errorf("%+v", s)
 		}
 	})

@@ -19,7 +19,7 @@ func TestABatchOfAnotherTermIsVoid(t *testing.T) {
 	defer s.Close()
 	var chain digests
 	damage := func(err error) { t.Error(err) }
-	r := newReplica(s.Log(0), testReplicaOptions, time.Now, damage, &chain)
+	r := newPartitionState(s.Log(0), testStateOptions, time.Now, damage, &chain)
 	write := func(term, txid uint64) []byte {
 		var w wal.BatchWriter
 		if w.Begin(wal.Transactions, txid, 1, 0); term > 0 {
@@ -66,7 +66,7 @@ func TestABatchFromThePastIsVoid(t *testing.T) {
 	}
 	defer s.Close()
 	var chain digests
-	r := newReplica(s.Log(0), testReplicaOptions, time.Now, func(err error) { t.Error(err) }, &chain)
+	r := newPartitionState(s.Log(0), testStateOptions, time.Now, func(err error) { t.Error(err) }, &chain)
 	write := func(txid uint64, time int64) []byte {
 		var w wal.BatchWriter
 		w.BeginIn(2, txid, time, 0)

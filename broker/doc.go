@@ -47,12 +47,12 @@
 // The connections to the NATS server and the server itself are packages of
 // their own, internal/natslink and internal/natsserver.
 //
-// # The parts of a partition
+// # The parts of a replica
 //
-// A partition makes its parts and takes them through its leader epochs
-// (partition.go, leader.go). No part has the partition.
+// A replica makes its parts and takes them through its leader epochs
+// (replica.go, leader.go). No part has the replica.
 //
-//	replica        the state: a function of the log
+//	partitionState the state: a function of the log
 //	queue          the requests that wait
 //	refusals       refuses what the queues have no room for
 //	requestServer  runs the handlers of requests that are not appends

@@ -17,7 +17,7 @@ import (
 // Mark returns the high-water mark of a node's replica, 0 if it has none.
 func Mark(n *Node, partition int) uint64 {
 	if p := n.replicas.get(partition).current(); p != nil {
-		return p.replica.position().mark
+		return p.state.position().mark
 	}
 	return 0
 }
@@ -36,7 +36,7 @@ func FactsCurrent(n *Node) bool { return n.currentMeta().isCurrent() }
 // Contents reads a node's whole replica: the payloads, and the digest.
 func Contents(n *Node, partition int) (payloads []string, digest string, err error) {
 	p := n.replicas.get(partition).current()
-	at := p.replica.position()
+	at := p.state.position()
 	var t wal.Transaction
 	for _, b := range p.store.Batches(at.first, at.index) {
 		if at.mark == 0 {
@@ -50,9 +50,9 @@ func Contents(n *Node, partition int) (payloads []string, digest string, err err
 			payloads = append(payloads, string(t.Payload))
 		}
 	}
-	p.replica.mu.Lock()
-	defer p.replica.mu.Unlock()
-	return payloads, hex.EncodeToString(p.replica.digest[:]), nil
+	p.state.mu.Lock()
+	defer p.state.mu.Unlock()
+	return payloads, hex.EncodeToString(p.state.digest[:]), nil
 }
 
 // ClusterID returns the id of a node's cluster.
@@ -61,7 +61,7 @@ func ClusterID(n *Node) string { return n.identity.clusterID() }
 // Batches returns the batches in a node's log.
 func Batches(n *Node, partition int) (all [][]byte, err error) {
 	p := n.replicas.get(partition).current()
-	at := p.replica.position()
+	at := p.state.position()
 	for index, b := range p.store.Batches(at.first, at.index) {
 		if at.mark == 0 {
 			break
@@ -91,9 +91,9 @@ func ProposeRestored(n *Node, partition int, batch []byte) (void bool, err error
 // Diverge changes the digest of a node's replica.
 func Diverge(n *Node, partition int) {
 	p := n.replicas.get(partition).current()
-	p.replica.mu.Lock()
-	defer p.replica.mu.Unlock()
-	p.replica.digest[0] ^= 1
+	p.state.mu.Lock()
+	defer p.state.mu.Unlock()
+	p.state.digest[0] ^= 1
 }
 
 // Fed returns how many messages the node has published for the feed, -1 if that

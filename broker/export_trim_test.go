@@ -8,7 +8,7 @@ import (
 
 // Tables describes the locks and message ids that a node's replica remembers.
 func Tables(n *Node, partition int) lockmgr.State {
-	r := n.replicas.get(partition).current().replica
+	r := n.replicas.get(partition).current().state
 	r.certifier.mu.Lock()
 	defer r.certifier.mu.Unlock()
 	return lockmgr.StateOf(r.certifier.table)
@@ -17,7 +17,7 @@ func Tables(n *Node, partition int) lockmgr.State {
 // TrimPoints describes where a node's replica begins, and where it can be
 // trimmed.
 func TrimPoints(n *Node, partition int) string {
-	r := n.replicas.get(partition).current().replica
+	r := n.replicas.get(partition).current().state
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return fmt.Sprintf("first %d base %v %d %d time %d %d newest %v bytes %d %d cut %d points %v", r.first, r.base, r.baseTime, r.baseBytes, r.certifier.time(), r.lastTime, r.lastPoint, r.bytes, r.behind, r.trimIndex, r.trimPoints)
@@ -27,9 +27,9 @@ func TrimPoints(n *Node, partition int) string {
 // trimmed.
 func Trimmed(n *Node, partition int) bool {
 	p := n.replicas.get(partition).current()
-	p.replica.mu.Lock()
-	defer p.replica.mu.Unlock()
-	return p.store.FirstIndex() > p.replica.trimIndex
+	p.state.mu.Lock()
+	defer p.state.mu.Unlock()
+	return p.store.FirstIndex() > p.state.trimIndex
 }
 
 // Entries returns how many entries a node's log of a partition holds, and how
@@ -58,7 +58,7 @@ func Replica(n *Node, partition int) any {
 // many are stored.
 func CountTrimPoints(n *Node, partition int) (held, stored int) {
 	p := n.replicas.get(partition).current()
-	p.replica.mu.Lock()
-	defer p.replica.mu.Unlock()
-	return len(p.replica.trimPoints), len(p.store.Metas(metaPoint))
+	p.state.mu.Lock()
+	defer p.state.mu.Unlock()
+	return len(p.state.trimPoints), len(p.store.Metas(metaPoint))
 }

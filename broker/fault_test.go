@@ -293,7 +293,7 @@ func TestBusy(t *testing.T) {
 	if busy == 0 || len(accepted) == 0 || len(accepted)+busy != sent {
 		t.Fatalf("%d accepted, %d busy", len(accepted), busy)
 	}
-	if at := n.replicas.get(0).current().replica.position().mark; at != uint64(len(accepted)+1) {
+	if at := n.replicas.get(0).current().state.position().mark; at != uint64(len(accepted)+1) {
 		t.Fatalf("%d were accepted, and the log ends at %d", len(accepted), at)
 	}
 	i.send("afterwards")
@@ -463,7 +463,7 @@ func TestAVoidBatchIsUnavailable(t *testing.T) {
 	<-held
 	i := newInbox(t, nc)
 	i.send("void", idHeader, "m")
-	testkit.Until(t, "it is certified", func() bool { return p.replica.certifier.stats().InFlight > 0 })
+	testkit.Until(t, "it is certified", func() bool { return p.state.certifier.stats().InFlight > 0 })
 	open(nil)
 	if result, err := between.Wait(); err != nil || result.(applied).void {
 		t.Fatalf("%+v, %v", result, err)

@@ -79,7 +79,7 @@ func FuzzCursor(f *testing.F) {
 	f.Add("é,", []byte(`{"txid":0}`))
 	r := newTestReplica()
 	r.mark.Store(10)
-	w := &cursorWriter{replica: r}
+	w := &cursorWriter{state: r}
 	names := subjects.Names{Prefix: "cantus"}
 	f.Fuzz(func(t *testing.T, name string, body []byte) {
 		c, err := w.parse(&natslink.Message{Subject: names.Cursor(0, name), Reply: "r", Payload: body})
@@ -122,7 +122,7 @@ func FuzzCursors(f *testing.F) {
 	f.Add([]byte(``), "\"\"\"", 0)
 	f.Add([]byte(`{"max":1001}`), "x", 1<<20)
 	r := newTestReplica()
-	l := &cursorList{replica: r}
+	l := &cursorList{state: r}
 	f.Fuzz(func(t *testing.T, body []byte, name string, most int) {
 		request, err := parseCursorsRequest(body)
 		if err != nil {
@@ -167,7 +167,7 @@ func FuzzTrim(f *testing.F) {
 	r := newTestReplica()
 	r.mark.Store(10)
 	end := trimPoint{Base: wal.Base{Txid: 10}}
-	trims := &trimmer{replica: r}
+	trims := &trimmer{state: r}
 	f.Fuzz(func(t *testing.T, body []byte) {
 		may, before, err := trims.request(body)
 		var e *subjects.Error

@@ -70,7 +70,7 @@ func FuzzApply(f *testing.F) {
 	log := fuzzLog(f)
 	f.Fuzz(func(t *testing.T, data []byte, asItIs bool) {
 		var damage error
-		r := newReplica(log, testReplicaOptions, time.Now, func(err error) { damage = err }, &digests{})
+		r := newPartitionState(log, testStateOptions, time.Now, func(err error) { damage = err }, &digests{})
 		r.Apply([]raftstore.Committed{{Index: 1, Term: 1, Data: fuzzBatch(1, 1, "a")}, {Index: 2, Term: 1, Data: fuzzBatch(1, 2, "b")}})
 		if damage != nil || r.mark.Load() != 2 {
 			t.Fatal(damage)
@@ -109,7 +109,7 @@ func FuzzApply(f *testing.F) {
 // fetched.
 func FuzzRestore(f *testing.F) {
 	log := fuzzLog(f)
-	r := newReplica(log, testReplicaOptions, time.Now, func(error) {}, &digests{})
+	r := newPartitionState(log, testStateOptions, time.Now, func(error) {}, &digests{})
 	r.Apply([]raftstore.Committed{{Index: 1, Term: 1, Data: fuzzBatch(1, 1, "a")}, {Index: 2, Term: 1, Data: fuzzBatch(1, 2, "b")}})
 	f.Add(r.Snapshot().State, "cursor/a", make([]byte, 16))
 	f.Add([]byte(`{"digest":""}`), metaPoint+"0000000000000001", make([]byte, pointSize))
@@ -124,7 +124,7 @@ func FuzzRestore(f *testing.F) {
 		if err := log.SetMeta(wal.Meta{Name: name, Value: append([]byte{}, value...)}); err != nil {
 			t.Fatal(err)
 		}
-		r := newReplica(log, testReplicaOptions, time.Now, func(error) {}, &digests{})
+		r := newPartitionState(log, testStateOptions, time.Now, func(error) {}, &digests{})
 		err := r.Restore(state)
 		if err != nil && !errors.Is(err, wal.ErrDamaged) && !errors.Is(err, wal.ErrNotFound) {
 			t.Errorf("%v", err)
@@ -238,7 +238,7 @@ func FuzzRestoredBatches(f *testing.F) {
 		}
 		size := len(rest)
 		var damage error
-		r := newReplica(log, testReplicaOptions, time.Now, func(err error) { damage = err }, &digests{})
+		r := newPartitionState(log, testStateOptions, time.Now, func(err error) { damage = err }, &digests{})
 		r.Apply([]raftstore.Committed{beginStep(wal.Base{}, 0)})
 		for i, b := range batches {
 			size += len(binary.AppendUvarint(nil, uint64(len(b)))) + len(b)

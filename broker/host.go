@@ -26,7 +26,7 @@ type host struct {
 	log        *slog.Logger
 	now        func() time.Time // for the times of transactions
 	queueBytes int              // capacity of each queue
-	replica    replicaOptions
+	state      stateOptions
 	metrics    *metrics
 	stats      *serviceStats
 	// trimming, if not nil, is called before each step of trimming a log. It is

@@ -16,7 +16,7 @@ import (
 type partitionInfo struct {
 	partition int
 	self      string // this node
-	replica   *replica
+	state     *partitionState
 	group     *raftstore.Group
 	peers     *peers
 	term      func() uint64 // see partition.readTerm
@@ -70,7 +70,7 @@ func infoBody(body []byte) (*time.Time, error) {
 // nanoseconds.
 func (i *partitionInfo) lastAt(ctx context.Context, at int64) (txid uint64, err error) {
 	if at == math.MaxInt64 {
-		return i.replica.mark.Load(), nil
+		return i.state.mark.Load(), nil
 	}
 	next, err := i.times.find(ctx, at+1, 1)
 	if err != nil {
@@ -81,7 +81,7 @@ func (i *partitionInfo) lastAt(ctx context.Context, at int64) (txid uint64, err 
 
 func (i *partitionInfo) info() subjects.PartitionInfo {
 	status, now, full, retention := i.group.Status(), time.Now(), i.fullText(), i.retention()
-	r := i.replica
+	r := i.state
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	stats := r.certifier.stats()

@@ -113,7 +113,7 @@ func TestInvariantsOfAPartition(t *testing.T) {
 			m.Apply([]raftstore.Committed{{Index: 1, Data: encodeCommand(cluster.Command{Kind: cluster.Place, Version: math.MaxUint64})}})
 		}},
 		{invariant.BatchVoided, func(t *testing.T) {
-			r := newReplica(emptyLog(t), testReplicaOptions, time.Now, func(err error) { t.Error(err) }, &digests{})
+			r := newPartitionState(emptyLog(t), testStateOptions, time.Now, func(err error) { t.Error(err) }, &digests{})
 			r.Apply([]raftstore.Committed{{Index: 1, Term: 9, Data: fuzzBatch(1, 1, "a")}})
 		}},
 		{invariant.DependencyLost, func(*testing.T) {

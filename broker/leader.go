@@ -17,28 +17,28 @@ import (
 const leadPause = 20 * time.Millisecond
 
 // run serves the partition whenever this node leads it, until ctx ends.
-func (p *partition) run(ctx context.Context) {
+func (r *replica) run(ctx context.Context) {
 	var background sync.WaitGroup
-	background.Go(func() { p.trimmer.run(ctx.Done()) })
-	background.Go(func() { p.unsendable.find(ctx) })
+	background.Go(func() { r.trimmer.run(ctx.Done()) })
+	background.Go(func() { r.unsendable.find(ctx) })
 	defer background.Wait()
 	for {
 		select {
 		case <-ctx.Done():
 			return
-		case <-p.group.Leadership():
+		case <-r.group.Leadership():
 		}
-		for p.group.Leading() && ctx.Err() == nil {
-			err := p.runLeader(ctx)
-			if ctx.Err() != nil || !p.group.Leading() {
-				p.unsubscribe()
+		for r.group.Leading() && ctx.Err() == nil {
+			err := r.runLeader(ctx)
+			if ctx.Err() != nil || !r.group.Leading() {
+				r.unsubscribe()
 			}
 			if errors.As(err, new(transferError)) || ctx.Err() != nil {
-				p.transferring = true
-				p.log.Info("leading ended", "because", endedBecause(ctx, err))
+				r.transferring = true
+				r.log.Info("leading ended", "because", endedBecause(ctx, err))
 				continue
 			}
-			logEnd(p.log, "leading ended", err, p.transferring)
+			logEnd(r.log, "leading ended", err, r.transferring)
 			select {
 			case <-ctx.Done():
 			case <-time.After(leadPause):
@@ -82,83 +82,83 @@ func logEnd(log *slog.Logger, msg string, err error, expected bool) {
 // runLeader serves the partition for one leader epoch: from the barrier behind
 // which its state is the newest until leadership is lost or transferred, a
 // proposal fails, or the context stopping is canceled.
-func (p *partition) runLeader(stopping context.Context) error {
+func (r *replica) runLeader(stopping context.Context) error {
 	ctx, cancel := context.WithCancelCause(stopping)
 	defer cancel(nil)
 	select {
-	case <-p.host.mayLead:
+	case <-r.host.mayLead:
 	case <-ctx.Done():
 		return ctx.Err()
 	}
-	if why := p.fencing.fenced.Load(); why != nil {
-		p.transfer.leadership("")
+	if why := r.fencing.fenced.Load(); why != nil {
+		r.transfer.leadership("")
 		return fmt.Errorf("%w: %s", errFenced, *why)
 	}
-	term, err := p.beginTerm(ctx)
+	term, err := r.beginTerm(ctx)
 	if err != nil {
 		return err
 	}
 	var background sync.WaitGroup
-	background.Go(func() { p.endWithTerm(ctx, term, cancel) })
-	p.queue.open()
-	p.cursors.queue.open()
-	p.session.cancel.Store(&cancel)
-	s := newSession(p.sessionConfig(term, cancel))
-	p.session.slots.Store(&s.sequencer.slots)
+	background.Go(func() { r.endWithTerm(ctx, term, cancel) })
+	r.queue.open()
+	r.cursors.queue.open()
+	r.session.cancel.Store(&cancel)
+	s := newSession(r.sessionConfig(term, cancel))
+	r.session.slots.Store(&s.sequencer.slots)
 	s.start(ctx, &background)
-	background.Go(func() { p.cursors.run(ctx, term) })
-	background.Go(func() { p.reconcile(ctx) })
-	background.Go(func() { p.retainer.run(ctx) })
-	subscribed, err := p.subscribeAll(ctx)
-	p.unsubscribe() // the former session's
-	p.subscribed = subscribed
+	background.Go(func() { r.cursors.run(ctx, term) })
+	background.Go(func() { r.reconcile(ctx) })
+	background.Go(func() { r.retainer.run(ctx) })
+	subscribed, err := r.subscribeAll(ctx)
+	r.unsubscribe() // the former session's
+	r.subscribed = subscribed
 	if err == nil {
-		p.serving.Store(true)
-		p.transferring = false
-		p.host.announce()
-		p.log.Info("leading", "term", term, "high_water_mark", p.replica.position().mark)
-		p.adviseLeader()
+		r.serving.Store(true)
+		r.transferring = false
+		r.host.announce()
+		r.log.Info("leading", "term", term, "high_water_mark", r.state.position().mark)
+		r.adviseLeader()
 		<-ctx.Done()
 	}
 	cancel(err)
-	p.serving.Store(false)
+	r.serving.Store(false)
 	why := context.Cause(ctx)
-	newLeader := p.finishTransfer(why, &background)
+	newLeader := r.finishTransfer(why, &background)
 	// If this node leads on, requests are refused until the next session has
 	// subscribed: without subscriptions they would be lost.
-	if newLeader || stopping.Err() != nil || !p.group.Leading() {
-		p.unsubscribe()
+	if newLeader || stopping.Err() != nil || !r.group.Leading() {
+		r.unsubscribe()
 	}
-	p.closeQueues(newLeader)
+	r.closeQueues(newLeader)
 	background.Wait()
 	return why
 }
 
 // adviseLeader publishes that this node serves the partition.
-func (p *partition) adviseLeader() {
-	p.host.advise("leader", map[string]any{"partition": p.id, "leader": p.host.name, "term": p.readTerm.Load()})
+func (r *replica) adviseLeader() {
+	r.host.advise("leader", map[string]any{"partition": r.id, "leader": r.host.name, "term": r.readTerm.Load()})
 }
 
 // beginTerm waits until this replica, as the leader, has applied all that was
 // committed before its term, which it returns. Reads may be served then, and
 // nothing is in flight.
-func (p *partition) beginTerm(ctx context.Context) (term uint64, err error) {
-	term = p.group.Term()
-	if err := p.group.Barrier(ctx); err != nil {
+func (r *replica) beginTerm(ctx context.Context) (term uint64, err error) {
+	term = r.group.Term()
+	if err := r.group.Barrier(ctx); err != nil {
 		return 0, fmt.Errorf("barrier: %w", err)
 	}
-	if now := p.group.Term(); now != term { // what it certified in the old term would be void
+	if now := r.group.Term(); now != term { // what it certified in the old term would be void
 		return 0, fmt.Errorf("%w: term %d is over, this is %d", raftstore.ErrNotLeader, term, now)
 	}
-	p.readTerm.Store(term)
-	p.replica.certifier.rollback()
+	r.readTerm.Store(term)
+	r.state.certifier.rollback()
 	return term, nil
 }
 
 // endWithTerm calls end when this node no longer leads in a term. It returns
 // then, or when ctx ends.
-func (p *partition) endWithTerm(ctx context.Context, term uint64, end func(error)) {
-	if awaitLoss(ctx, p.group.Leadership(), func() bool { return p.group.Term() == term && p.group.Leading() }) {
+func (r *replica) endWithTerm(ctx context.Context, term uint64, end func(error)) {
+	if awaitLoss(ctx, r.group.Leadership(), func() bool { return r.group.Term() == term && r.group.Leading() }) {
 		end(raftstore.ErrNotLeader)
 	}
 }
@@ -170,9 +170,9 @@ const stopPatience = 2 * time.Second
 // finishTransfer transfers leadership if the session ended for that, or because
 // the node stops, once its goroutines have ended. It reports whether another
 // node serves the partition then.
-func (p *partition) finishTransfer(why error, session *sync.WaitGroup) bool {
+func (r *replica) finishTransfer(why error, session *sync.WaitGroup) bool {
 	transfer, asked := errors.AsType[transferError](why)
-	if !asked && (!errors.Is(why, context.Canceled) || p.host.failed() != nil) {
+	if !asked && (!errors.Is(why, context.Canceled) || r.host.failed() != nil) {
 		return false
 	}
 	ended := make(chan struct{})
@@ -184,50 +184,50 @@ func (p *partition) finishTransfer(why error, session *sync.WaitGroup) bool {
 	case <-ended:
 	case <-time.After(stopPatience):
 		if !asked {
-			p.group.Abandon()
+			r.group.Abandon()
 		}
 		<-ended
 	}
-	if p.transfer.leadership(transfer.to) {
-		return p.transfer.awaitNewLeader()
+	if r.transfer.leadership(transfer.to) {
+		return r.transfer.awaitNewLeader()
 	}
 	if asked {
-		p.transfer.failed.Store(time.Now().UnixNano())
+		r.transfer.failed.Store(time.Now().UnixNano())
 	}
 	return false
 }
 
 // sessionConfig returns what the session of a term is given.
-func (p *partition) sessionConfig(term uint64, end func(error)) sessionConfig {
-	h := &p.host
+func (r *replica) sessionConfig(term uint64, end func(error)) sessionConfig {
+	h := &r.host
 	return sessionConfig{
-		partition: p.id, partitions: h.partitions, names: h.names, term: term, log: p.log, metrics: &p.metrics, stages: h.metrics.stages,
-		queue: p.queue, certifier: p.replica.certifier, inflight: h.inflight,
-		propose: func(data []byte) proposal { return p.group.Propose(data) }, rejected: p.rejected,
-		mark: func() uint64 { return p.replica.position().mark }, promotedAfter: p.replica.promotedAfter, confirmLeader: func() bool { return p.requests.confirmLeader(term) }, end: end, stall: p.queue.stall,
-		nats: h.nats, replies: h.appends, feeds: h.feeds, feedKey: h.feedKey, adviseRefused: p.refusals.advisory,
+		partition: r.id, partitions: h.partitions, names: h.names, term: term, log: r.log, metrics: &r.metrics, stages: h.metrics.stages,
+		queue: r.queue, certifier: r.state.certifier, inflight: h.inflight,
+		propose: func(data []byte) proposal { return r.group.Propose(data) }, rejected: r.rejected,
+		mark: func() uint64 { return r.state.position().mark }, promotedAfter: r.state.promotedAfter, confirmLeader: func() bool { return r.requests.confirmLeader(term) }, end: end, stall: r.queue.stall,
+		nats: h.nats, replies: h.appends, feeds: h.feeds, feedKey: h.feedKey, adviseRefused: r.refusals.advisory,
 	}
 }
 
 // closeQueues closes the queues. Messages that wait in them are forwarded to
 // the new leader, if one serves the partition, and rejected otherwise.
-func (p *partition) closeQueues(newLeader bool) {
+func (r *replica) closeQueues(newLeader bool) {
 	for _, q := range []struct {
 		*queue
 		subject string
-	}{{p.queue, p.host.names.Append(p.id)}, {p.cursors.queue, p.host.names.Cursor(p.id, "any")}} {
+	}{{r.queue, r.host.names.Append(r.id)}, {r.cursors.queue, r.host.names.Cursor(r.id, "any")}} {
 		rest := q.close()
-		if newLeader && p.host.nats.Interested(q.subject) {
-			p.forward(rest)
+		if newLeader && r.host.nats.Interested(q.subject) {
+			r.forward(rest)
 		} else {
-			p.refusals.rejectUnavailable(rest)
+			r.refusals.rejectUnavailable(rest)
 		}
 	}
 }
 
 // forward publishes messages again, for the node that leads now.
-func (p *partition) forward(ms []*natslink.Message) {
+func (r *replica) forward(ms []*natslink.Message) {
 	for _, m := range ms {
-		p.host.sender.Send(natslink.AppendForward(nil, m))
+		r.host.sender.Send(natslink.AppendForward(nil, m))
 	}
 }

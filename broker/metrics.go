@@ -118,7 +118,7 @@ func (m *metrics) watch(w watched) {
 		return float64(w.store.Stats().Journal.Bytes)
 	})
 	for _, c := range w.controllers {
-		of := func(name, help string, value func(*partition) float64) {
+		of := func(name, help string, value func(*replica) float64) {
 			m.registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 				Namespace: "cantus", Name: name, Help: help, ConstLabels: prometheus.Labels{"partition": label(c.id)},
 			}, func() float64 {
@@ -129,16 +129,16 @@ func (m *metrics) watch(w watched) {
 			}))
 		}
 		of("high_water_mark", "The txid of the last committed transaction that this node's replica has applied.",
-			func(p *partition) float64 { return float64(p.replica.position().mark) })
+			func(p *replica) float64 { return float64(p.state.position().mark) })
 		of("log_entries_read", "Entries of the partition's log that were read since the node started: for readers, for other replicas, and at the start.",
-			func(p *partition) float64 { return float64(p.store.EntriesRead()) })
-		of("requests_queued", "Messages that wait to be certified.", func(p *partition) float64 { return float64(p.queue.length()) })
+			func(p *replica) float64 { return float64(p.store.EntriesRead()) })
+		of("requests_queued", "Messages that wait to be certified.", func(p *replica) float64 { return float64(p.queue.length()) })
 		of("archived_from", "The oldest transaction from which on the archive was found to have all that was trimmed; 0 for none, or if nothing was trimmed.",
-			func(p *partition) float64 {
-				first, _ := p.archived.from(p.replica.position().base)
+			func(p *replica) float64 {
+				first, _ := p.archived.from(p.state.position().base)
 				return float64(first)
 			})
-		of("leading", "1 if this node leads the partition.", func(p *partition) float64 {
+		of("leading", "1 if this node leads the partition.", func(p *replica) float64 {
 			if p.serving.Load() {
 				return 1
 			}

@@ -410,7 +410,7 @@ func (s *nodeSim) replicaOf(node string, usual int) (held int, absent string) {
 	for p := range nodeSimPartitions {
 		has[p] = map[string]bool{}
 	}
-	s.replicas(func(n *Node, p *partition) { has[p.id][n.Name()] = true })
+	s.replicas(func(n *Node, p *replica) { has[p.id][n.Name()] = true })
 	if other := (usual + 1) % nodeSimPartitions; !has[usual][node] && has[other][node] {
 		held = other
 	}
@@ -583,7 +583,7 @@ func (s *nodeSim) await(most time.Duration, notYet func() string) string {
 }
 
 // replicas calls do for each replica that is open.
-func (s *nodeSim) replicas(do func(node *Node, p *partition)) {
+func (s *nodeSim) replicas(do func(node *Node, p *replica)) {
 	for _, n := range s.cluster.Nodes {
 		if node := s.open(n.Name); node != nil {
 			for p := range node.replicas.open() {
@@ -601,8 +601,8 @@ func (s *nodeSim) unequal() (why string) {
 		digest      wal.Digest
 	}
 	all := map[int][]state{}
-	s.replicas(func(node *Node, p *partition) {
-		r := p.replica
+	s.replicas(func(node *Node, p *replica) {
+		r := p.state
 		r.mu.Lock()
 		defer r.mu.Unlock()
 		all[p.id] = append(all[p.id], state{r.mark.Load(), r.first, r.digest})
@@ -642,11 +642,11 @@ func (s *nodeSim) drain(ctx context.Context) {
 	for i, n := range s.cluster.Nodes {
 		c := s.dial(s.url(i), "drain")
 		c.Recorder = nil
-		s.replicas(func(node *Node, p *partition) {
+		s.replicas(func(node *Node, p *replica) {
 			if node.Name() != n.Name {
 				return
 			}
-			r := p.replica
+			r := p.state
 			r.mu.Lock()
 			first, mark, digest := r.first, r.mark.Load(), r.digest
 			r.mu.Unlock()

@@ -151,9 +151,9 @@ type Options struct {
 	environment *environment
 }
 
-// replica returns the options of each replica.
-func (o Options) replica() replicaOptions {
-	return replicaOptions{
+// state returns the options of each partition's state.
+func (o Options) state() stateOptions {
+	return stateOptions{
 		locks:      lockmgr.Options{Locks: o.MaxLocks, IDs: o.MaxMsgIDs, IDWindow: o.MsgIDWindow},
 		pointEvery: o.pointEvery,
 	}

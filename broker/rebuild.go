@@ -23,7 +23,7 @@ const (
 // earlier once no older message id counts and it has read either as many locks
 // as the table has room for (of fewer names) or walkTransactions: older locks
 // are then below the floor. r.mu is held.
-func (r *replica) rebuild(s snapshotState) error {
+func (r *partitionState) rebuild(s snapshotState) error {
 	err := r.certifier.rebuild(s.Txid, s.Time, s.First, func(older func(*wal.Transaction) bool) error { return r.walk(s, older) })
 	if err != nil {
 		return err
@@ -34,7 +34,7 @@ func (r *replica) rebuild(s snapshotState) error {
 
 // walk passes the log's transactions to older, the newest first, until older
 // returns false.
-func (r *replica) walk(s snapshotState, older func(*wal.Transaction) bool) error {
+func (r *partitionState) walk(s snapshotState, older func(*wal.Transaction) bool) error {
 	w := walk{r: r, older: older, next: s.Txid, oldestID: s.Time - int64(r.window), voids: r.log.Voids()}
 	entries := uint64(chunkEntries)
 	for to, first := s.Index, r.log.FirstIndex(); to >= first && to > 0 && w.next >= s.First; {
@@ -60,7 +60,7 @@ func (r *replica) walk(s snapshotState, older func(*wal.Transaction) bool) error
 
 // walk is the state of a walk backwards through the log.
 type walk struct {
-	r        *replica
+	r        *partitionState
 	older    func(*wal.Transaction) bool // records one, and reports whether older ones matter
 	next     uint64                      // the txid that must come next
 	oldestID int64                       // message ids of transactions before this time don't count

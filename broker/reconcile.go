@@ -224,42 +224,42 @@ func (w desiredGroup) transferToPreferred(ctx context.Context, have map[string]b
 
 // reconcile changes the members and the leader of the partition's group to what
 // the facts say, while this node leads it.
-func (p *partition) reconcile(ctx context.Context) {
+func (r *replica) reconcile(ctx context.Context) {
 	tick := time.NewTicker(announceInterval)
 	defer tick.Stop()
-	facts, _ := p.host.facts()
+	facts, _ := r.host.facts()
 	mayTransfer := transferLimit(facts.Version)
 	for {
-		facts, changed := p.host.facts()
+		facts, changed := r.host.facts()
 		want := map[string]bool{}
-		for _, name := range facts.Followers(p.id) {
+		for _, name := range facts.Followers(r.id) {
 			want[name] = false
 		}
-		for _, name := range facts.Voters(p.id) {
+		for _, name := range facts.Voters(r.id) {
 			want[name] = true
 		}
 		now := time.Now()
-		p.gate.update()
+		r.gate.update()
 		w := desiredGroup{
-			group: p.group, transfer: p.transfer.request, self: p.host.name, voters: want, preferred: p.gate.leaderWithRoom(facts.Voters(p.id), now),
+			group: r.group, transfer: r.transfer.request, self: r.host.name, voters: want, preferred: r.gate.leaderWithRoom(facts.Voters(r.id), now),
 			report: func(name string) (groupReport, bool) {
-				if !p.host.peers.alive(name, now) {
+				if !r.host.peers.alive(name, now) {
 					return groupReport{}, false
 				}
-				return p.host.peers.report(name, p.id, now)
+				return r.host.peers.report(name, r.id, now)
 			},
 			steady: func(name string) bool {
-				q, _ := p.host.peers.get(name)
-				return q.Ready && p.host.peers.steady(name, steadyTime, now)
+				q, _ := r.host.peers.get(name)
+				return q.Ready && r.host.peers.steady(name, steadyTime, now)
 			},
 			mayTransfer: func() bool { return mayTransfer(facts.Version) },
 		}
 		done, err := w.step(ctx)
 		if err != nil && ctx.Err() == nil {
-			p.log.Debug("the group does not match the facts yet", "err", err)
+			r.log.Debug("the group does not match the facts yet", "err", err)
 		}
 		again := tick.C
-		if done && !p.host.clustered {
+		if done && !r.host.clustered {
 			again = nil // there is no other node whose state could change
 		}
 		select {

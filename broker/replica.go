@@ -1,374 +1,205 @@
 package broker
 
 import (
-	"bytes"
-	"cmp"
-	"crypto/sha256"
-	"encoding/binary"
-	"encoding/json"
 	"fmt"
-	"math"
-	"strings"
-	"sync"
+	"log/slog"
 	"sync/atomic"
 	"time"
 
-	"github.com/cantuslog/cantus/internal/invariant"
-	"github.com/cantuslog/cantus/lockmgr"
+	"github.com/cantuslog/cantus/broker/internal/natslink"
 	"github.com/cantuslog/cantus/raftstore"
 	"github.com/cantuslog/cantus/wal"
 )
 
-// replica is the state of one partition on this node: a function of the
-// partition's log. It is a raftstore.FSM.
-//
-// Only Apply and Restore change it, except for dirty, and for what is in flight
-// in the certifier. Each entry is applied under mu, to the lock
-// table in the certifier too, so that position returns the high-water mark, the
-// index and the first txid of the same moment.
+// replica is this node's replica of one partition: its log, its state and its
+// Raft group, and, while it leads, the session that serves it.
 type replica struct {
-	log       *wal.Log
-	certifier *certifier
-	damage    func(error)   // called with an error after which the state can't be trusted
-	capacity  int           // of the lock table
-	window    time.Duration // message ids are remembered for
-	every     uint64        // the most transactions between two trim points
-	// mark is the high-water mark. It changes under mu. Readers that can use an
-	// old value read it without mu.
-	mark atomic.Uint64
+	id      int
+	host    host
+	log     *slog.Logger
+	store   *wal.Log
+	state   *partitionState
+	group   *raftstore.Group
+	queue   *queue
+	metrics partitionMetrics
 
-	mu         sync.Mutex // guards the fields below
-	digest     wal.Digest
-	index      uint64 // of the last entry applied
-	lastTime   int64  // of the last transaction
-	first      uint64 // txid of the oldest transaction kept
-	cursors    map[string]cursor
-	dirty      map[string]bool // cursors that may not be in a stored snapshot yet
-	changed    chan struct{}   // closed after each Apply, then replaced
-	trimPoints []trimPoint     // in ascending order
-	thinned    bool            // stored snapshots may hold trim points that were dropped
-	lastPoint  logPosition     // of the newest trim point, or of the log's beginning
-	bytes      uint64          // of all entries, including trimmed ones
-	behind     uint64          // of the entries after the last transaction
-	base       wal.Base        // the chain before the oldest transaction kept
-	baseTime   int64           // of the last transaction that was trimmed, or unknownTime
-	baseBytes  uint64          // of all entries that were trimmed, 0 if only an older version knew
-	unchecked  *trimCheck      // nil unless base is to be compared with the log
-	trimTime   int64           // of the last trim applied since the node started, 0 for none
-	trimIndex  uint64          // index through which the log is to be trimmed
-	restoring  *restoring      // nil unless the log is being restored
-	history    []wal.PastCluster
-	mirrored   bool // the log is a mirror, or was one
+	serving atomic.Bool // a session of this node serves the partition
+	// readTerm is the latest term in which this node led and had applied every
+	// entry committed in earlier terms.
+	readTerm     atomic.Uint64
+	caughtUp     atomic.Bool                           // the replica has caught up with its leader once
+	subscribed   []subscribed                          // of the session, or of the last if this node still leads; owned by run
+	transferring bool                                  // the last session ended for a transfer, and none served since; owned by run
+	refused      atomic.Pointer[natslink.RefusedError] // why a session can't serve: the NATS server refused a subscription
+	opened       chan struct{}                         // closed when group is set, or will never be
 
-	trimmed chan struct{} // capacity 1: trimIndex has moved
-	chain   *digests      // the digest after each batch
+	digests    digests
+	session    sessionEnd
+	fencing    fencing
+	transfer   transfer
+	gate       diskGate
+	unsendable unsendable
+	refusals   refusals
+	requests   requestServer
+	reader     reader
+	archived   archived
+	info       partitionInfo
+	cursors    cursorWriter
+	cursorList cursorList
+	trimmer    trimmer
+	restorer   restorer
+	retainer   retainer
 }
 
-// logPosition is a position in the log, by time and by the bytes before it.
-type logPosition struct {
-	time  int64
-	bytes uint64
-}
-
-// cursor is a consumer's durable position.
-type cursor struct {
-	Txid  uint64
-	Time  int64  // Unix nanoseconds
-	Owner string // "" for none: whoever may set cursors may set it
-}
-
-// may reports whether a write takes effect.
-func (c cursor) may(w wal.Cursor) bool {
-	owned := len(w.Owner) == 0 || c == cursor{} || c.Owner == string(w.Owner)
-	return owned && (!w.HasExpected || w.Expected == c.Txid)
-}
-
-// cursorValueSize is the size of a cursor in a snapshot, without its owner.
-const cursorValueSize = 16
-
-// value encodes the cursor for a snapshot.
-func (c cursor) value() []byte {
-	b := binary.BigEndian.AppendUint64(binary.BigEndian.AppendUint64(nil, c.Txid), uint64(c.Time))
-	return append(b, c.Owner...)
-}
-
-func decodeCursor(v []byte) (c cursor, ok bool) {
-	if len(v) < cursorValueSize {
-		return c, false
+// openReplica restores the partition's state from its log and starts its
+// replica. voters are the group's first members, nil unless this node is one of
+// them.
+func openReplica(h host, id int, log *wal.Log, voters []string) (*replica, error) {
+	p := &replica{
+		id: id, host: h, log: h.log.With("partition", id),
+		store: log, queue: newQueue(h.queueBytes),
+		metrics: h.metrics.partition(id, h.stats),
+		opened:  make(chan struct{}),
 	}
-	return cursor{binary.BigEndian.Uint64(v), int64(binary.BigEndian.Uint64(v[8:])), string(v[cursorValueSize:])}, true
-}
-
-// applied is the result of applying an entry.
-type applied struct {
-	term    uint64 // of the entry
-	void    bool
-	failed  bool           // the replica could not apply it, and its node stops
-	cursors []cursorResult // of a batch of cursor writes, one for each
-
-	// On the leader, when raft accepted the entry, when it was synced, and when
-	// its application began and ended.
-	taken, synced, begun, done time.Time
-}
-
-type cursorResult struct {
-	cursor
-	done bool // false: it was not at the expected position, or is another owner's
-}
-
-// replicaOptions are what the state of a replica depends on beside its log.
-// Every replica of a partition must have the same.
-type replicaOptions struct {
-	locks      lockmgr.Options
-	pointEvery uint64 // for tests; 0 is pointEvery
-}
-
-func newReplica(log *wal.Log, o replicaOptions, now func() time.Time, damage func(error), chain *digests) *replica {
-	return &replica{
-		log: log, certifier: newCertifier(o.locks, now), damage: damage, chain: chain, trimmed: make(chan struct{}, 1),
-		window: o.locks.IDWindow, capacity: o.locks.Locks, every: cmp.Or(o.pointEvery, pointEvery), first: 1,
-		cursors: map[string]cursor{}, dirty: map[string]bool{}, changed: make(chan struct{}),
-	}
-}
-
-// Apply applies committed entries.
-func (r *replica) Apply(entries []raftstore.Committed) []any {
-	results := make([]any, len(entries))
-	begun := time.Now()
-	for i, e := range entries {
-		a, err := r.apply(e)
-		if err != nil {
-			r.damage(fmt.Errorf("apply entry %d: %w", e.Index, err))
-			a = applied{failed: true}
-		}
-		r.chain.setApplied(e.Index)
-		a.term, a.taken, a.synced, a.begun, a.done = e.Term, e.Taken, e.Synced, begun, time.Now()
-		results[i] = a
-	}
-	r.mu.Lock()
-	close(r.changed)
-	r.changed = make(chan struct{})
-	r.mu.Unlock()
-	return results
-}
-
-func (r *replica) apply(e raftstore.Committed) (applied, error) {
-	b, err := wal.ParseBatch(e.Data)
+	p.state = newPartitionState(p.store, h.state, h.now, h.fail, &p.digests)
+	p.wire()
+	opts := h.groupOptions(uint32(id), p.store, p.state, p.log)
+	opts.Voters, opts.Full, opts.PeerFull = voters, p.gate.rejectsEntries, p.gate.peerFull
+	opts.HaltedItself, opts.PeerLostEntries = p.fencing.contradicted, p.fencing.peerLostEntries
+	opts.Halted = p.fencing.load()
+	defer close(p.opened)
+	group, err := raftstore.Open(opts)
 	if err != nil {
-		return applied{}, fmt.Errorf("%w: %w", wal.ErrDamaged, err)
+		return nil, fmt.Errorf("partition %d: %w", id, err)
 	}
-	switch b.Kind {
-	case wal.Transactions:
-		return r.applyTransactions(e, b)
-	case wal.CursorWrites:
-		return r.applyCursors(e, b)
-	case wal.Trims:
-		return r.applyTrims(e, b)
-	case wal.Restores:
-		return r.applyRestores(e, b)
-	}
-	return applied{}, fmt.Errorf("%w: batches of kind %d are not known to this version", wal.ErrFormat, b.Kind)
+	p.setGroup(group)
+	return p, nil
 }
 
-// applyTransactions records a batch's transactions. A batch is void, on every
-// replica alike, if its first txid does not follow on the last one, if its time
-// is before the last one's, or if it was certified in another term than its
-// entry's. While the log is being restored only restored batches count, in any
-// term. At other times only others do.
-func (r *replica) applyTransactions(e raftstore.Committed, b wal.Batch) (applied, error) {
-	if b.First != r.mark.Load()+1 || e.Restored != r.isRestoring() || !e.Restored && b.OutOfTerm(e.Term) || !r.inTime(b) {
-		invariant.BatchVoided.Reached()
-		return applied{void: true}, r.log.Void(e.Index)
+// wire makes the partition's parts. Those that need the group get it in
+// setGroup.
+func (r *replica) wire() {
+	h, position := &r.host, r.state.position
+	r.archived.partition, r.archived.archive, r.archived.log, r.archived.metrics, r.archived.reads = r.id, h.archive, r.log, &r.metrics, h.archiving
+	cursors := newQueue(h.queueBytes)
+	times := timeSearch{store: r.store, between: r.state.timesBetween, scans: h.scans, archived: r.archived.find}
+	r.unsendable = unsendable{partition: r.id, names: h.names, log: r.log, store: r.store, nats: h.nats, position: position}
+	r.gate = diskGate{partition: r.id, self: h.name, space: h.space, peers: h.peers, announce: h.announce, queues: []*queue{r.queue, cursors}, opened: r.opened}
+	r.fencing = fencing{
+		partition: r.id, self: h.name, log: r.log, store: r.store, digests: &r.digests, session: &r.session,
+		diverged: func() { h.metrics.diverged.WithLabelValues(label(r.id)).Set(1) },
+		advise:   h.advise, announce: h.announce, fail: h.fail, background: h.background, opened: r.opened,
 	}
-	digest := r.digest.Next(e.Data) // only Apply changes it
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	err := r.record(e.Data, b)
-	r.digest, r.index = digest, e.Index
-	r.countBatch(e, b)
-	r.chain.add(chainPoint{wal.Base{Txid: b.Last(), Digest: digest}, e.Index})
-	return applied{}, err
+	r.transfer = transfer{partition: r.id, log: r.log, peers: h.peers, session: &r.session, electionTimeout: h.electionTimeout}
+	r.refusals = refusals{
+		partition: r.id, names: h.names, metrics: &r.metrics, sender: h.sender, encodeAdvisory: h.encodeAdvisory,
+		position: position, mark: r.state.mark.Load, busyReply: newBusyReply(r.id),
+	}
+	r.requests = requestServer{
+		partition: r.id, names: h.names, log: r.log, metrics: &r.metrics, position: position,
+		start: h.startRead, answers: h.reads, refusals: h.readSender, term: r.readTerm.Load,
+	}
+	r.reader = reader{
+		partition: r.id, cluster: h.cluster, names: h.names, metrics: &r.metrics, store: r.store, position: position, history: r.state.pastClusters, newest: r.state.certifier.newest,
+		unsendable: &r.unsendable, nats: h.nats, answers: h.reads, pacer: h.pacer, scans: h.scans,
+		times: times, archived: &r.archived,
+	}
+	r.info = partitionInfo{
+		partition: r.id, self: h.name, state: r.state, peers: h.peers, term: r.readTerm.Load,
+		fullText: r.gate.fullText, requests: &r.requests, times: times, archived: &r.archived, retention: r.retainer.summary,
+	}
+	r.cursors = cursorWriter{
+		partition: r.id, queue: cursors, state: r.state, gate: &r.gate, now: h.now,
+		metrics: &r.metrics, requests: &r.requests, refusals: &r.refusals,
+	}
+	r.cursorList = cursorList{partition: r.id, state: r.state, term: r.readTerm.Load, nats: h.nats, requests: &r.requests}
+	r.trimmer = trimmer{
+		partition: r.id, log: r.log, store: r.store, state: r.state, gate: &r.gate, requests: &r.requests,
+		advise: h.advise, step: h.trimming, contradicted: r.fencing.contradicted,
+	}
+	made := time.Now()
+	r.retainer = retainer{
+		partition: r.id, log: r.log, store: r.store, state: r.state, trim: r.trimmer.trim, requests: &r.requests,
+		facts: h.facts, others: h.peers.clocks, now: h.now, steady: func() time.Duration { return time.Since(made) }, interval: h.retentionInterval, advise: h.advise, lag: h.metrics.cursorLag,
+	}
+	mirrored := publisher{
+		partition: r.id, names: h.names, packed: h.names.PackedFeed(r.id), log: r.log, enc: encoder{partition: r.id, names: h.names},
+		key: h.feedKey, nats: h.nats, feeds: h.feeds,
+	}
+	r.restorer = restorer{
+		partition: r.id, cluster: h.cluster, state: r.state, gate: &r.gate, requests: &r.requests, now: h.now,
+		feed: mirrored.publishLog, ended: r.adviseLeader,
+	}
 }
 
-// inTime reports whether a batch's times follow on the last transaction's.
-// Those of a leader that knew that transaction do. They do not in a replica
-// that has another history than its leader, which the digests then show.
-func (r *replica) inTime(b wal.Batch) bool {
-	return b.Time >= r.lastTime && b.Time <= math.MaxInt64-int64(b.Count) // only Apply changes lastTime
+func (r *replica) setGroup(group *raftstore.Group) {
+	r.group, r.gate.group, r.fencing.group, r.transfer.group = group, group, group, group
+	r.requests.group, r.info.group, r.cursors.group, r.trimmer.group, r.restorer.group = group, group, group, group, group
+	r.cursorList.group, r.retainer.group = group, group
 }
 
-// record records a batch's transactions in the lock table. mu is held.
-func (r *replica) record(data []byte, b wal.Batch) error {
-	committed, err := r.certifier.record(data, b)
-	r.mark.Store(committed)
-	invariant.TxidsDense.Check(committed == b.Last() || err != nil, committed, b.Last())
-	if b.Count > 0 {
-		r.lastTime = b.Time + int64(b.Count) - 1
+// report returns the node's report of its replica, and notes when the replica
+// has caught up with its leader.
+func (r *replica) report() groupReport {
+	report := statusReport(r.group.Status())
+	at := r.state.position()
+	report.Serves = r.serving.Load()
+	report.Partition, report.Txid, report.First, report.Digests = r.id, at.mark, at.first, r.digests.newest()
+	if why := r.fencing.fenced.Load(); why != nil {
+		report.Fenced = *why
 	}
-	return err
+	if report.leads() {
+		report.Forgot = r.group.PeersThatLostEntries()
+		report.Full = r.gate.fullText()
+	}
+	if report.leads() || report.Applied >= report.Commit && report.Commit > 0 && r.hasCaughtUp(report) {
+		r.caughtUp.Store(true)
+	}
+	return report
 }
 
-func (r *replica) applyCursors(e raftstore.Committed, b wal.Batch) (applied, error) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if r.isRestoring() {
-		r.countOther(e)
-		return applied{void: true}, nil
-	}
-	var a applied
-	records := b.Read()
-	n := int64(0) // no two writes have the same time
-	for c := (wal.Cursor{}); records.NextCursor(&c); n++ {
-		name := string(c.Name)
-		now := r.cursors[name]
-		done := now.may(c)
-		if done {
-			if now = (cursor{c.Txid, max(b.Time+n, now.Time+1), string(c.Owner)}); c.Txid > 0 {
-				r.cursors[name] = now
-			} else { // the cursor is removed
-				now = cursor{}
-				delete(r.cursors, name)
-			}
-			r.dirty[name] = true
+// hasCaughtUp reports whether the replica is at most maxLag entries behind what
+// its leader last reported as committed.
+func (r *replica) hasCaughtUp(report groupReport) bool {
+	_, leader, ok := r.host.peers.leader(r.id, time.Now())
+	return ok && report.Applied+maxLag >= leader.Commit
+}
+
+// unserved returns why the partition is not served, or this replica follows no
+// leader; "" if neither is the case.
+func (r *replica) unserved() string {
+	status := r.group.Status()
+	switch {
+	case r.fencing.fenced.Load() != nil:
+		return fmt.Sprintf("partition %d is fenced: %s", r.id, *r.fencing.fenced.Load())
+	case r.fencing.halted.Load() != nil:
+		return fmt.Sprintf("partition %d takes no part: %s", r.id, *r.fencing.halted.Load())
+	case status.Leader == "":
+		return fmt.Sprintf("partition %d follows no leader", r.id)
+	case r.refused.Load() != nil:
+		return fmt.Sprintf("partition %d is not served: %s", r.id, r.refused.Load())
+	case status.State == "leader" && !r.serving.Load():
+		return fmt.Sprintf("partition %d is not served yet", r.id)
+	case status.State != "leader" && !r.caughtUp.Load():
+		if r.host.space.isFull() {
+			return fmt.Sprintf("partition %d is to catch up: %s", r.id, errFull)
 		}
-		a.cursors = append(a.cursors, cursorResult{now, done})
+		return fmt.Sprintf("partition %d is catching up", r.id)
 	}
-	r.countOther(e)
-	return a, records.Err()
+	return ""
 }
 
-// snapshotState is the state of a replica in a snapshot.
-type snapshotState struct {
-	Index  uint64 `json:"index"`
-	Txid   uint64 `json:"txid"`
-	Time   int64  `json:"time"`
-	First  uint64 `json:"first"`
-	Digest []byte `json:"digest"`
-	Bytes  uint64 `json:"bytes"`
-	Trim   uint64 `json:"cut,omitempty"`
-	// The fields below are missing in snapshots of the first versions.
-	LastTime    int64        `json:"last_time,omitempty"`
-	Behind      uint64       `json:"behind,omitempty"`
-	NewestTime  int64        `json:"newest_time,omitempty"`
-	NewestBytes uint64       `json:"newest_bytes,omitempty"`
-	BaseTime    int64        `json:"base_time,omitempty"`
-	BaseBytes   uint64       `json:"base_bytes,omitempty"`
-	Unchecked   *storedCheck `json:"unchecked,omitempty"`
-
-	Restoring *restoring        `json:"restoring,omitempty"`
-	History   []wal.PastCluster `json:"history,omitempty"`
-	Mirrored  bool              `json:"mirrored,omitempty"`
+// rejected returns why no transaction can be stored now, nil if it can.
+func (r *replica) rejected() error {
+	switch at := r.state.position(); {
+	case at.restoring:
+		return errRestoring(r.id)
+	case at.mirrorOf != "":
+		return errMirror(r.id, at.mirrorOf)
+	}
+	return r.gate.fullError()
 }
 
-const (
-	metaCursor = "cursor/"
-	metaMark   = wal.MetaDigestMark
-	metaBase   = wal.MetaDigestBase
-)
-
-// Snapshot returns the state, and the metadata that changed since the last
-// snapshot.
-func (r *replica) Snapshot() raftstore.Snapshot {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	s := snapshotState{
-		Index: r.index, Txid: r.mark.Load(), Time: r.certifier.time(), First: r.first, Digest: r.digest[:], Bytes: r.bytes, Trim: r.trimIndex,
-		LastTime: r.lastTime, Behind: r.behind, NewestTime: r.lastPoint.time, NewestBytes: r.lastPoint.bytes, BaseTime: r.baseTime,
-		BaseBytes: r.baseBytes, Unchecked: r.unchecked.stored(),
-		Restoring: r.restoring, History: r.history, Mirrored: r.mirrored,
-	}
-	state, err := json.Marshal(s)
-	if err != nil {
-		panic("broker: encode snapshot: " + err.Error())
-	}
-	metas := []wal.Meta{{Name: metaMark, Value: append(binary.BigEndian.AppendUint64(nil, s.Txid), r.digest[:]...)}}
-	for name := range r.dirty {
-		m := wal.Meta{Name: metaCursor + name}
-		if c, ok := r.cursors[name]; ok {
-			m.Value = c.value()
-		}
-		if bytes.Equal(m.Value, r.log.Meta(m.Name)) {
-			delete(r.dirty, name) // an earlier snapshot has stored it
-			continue
-		}
-		metas = append(metas, m)
-	}
-	return raftstore.Snapshot{State: state, Metas: append(metas, r.snapshotTrimPoints()...)}
-}
-
-// Restore sets the state to a snapshot's, and rebuilds the tables from the end
-// of the log.
-func (r *replica) Restore(state []byte) error {
-	var s snapshotState
-	if err := json.Unmarshal(state, &s); err != nil {
-		return fmt.Errorf("%w: snapshot state: %w", wal.ErrDamaged, err)
-	}
-	if len(s.Digest) != sha256.Size {
-		return fmt.Errorf("%w: snapshot state: a digest of %d bytes", wal.ErrDamaged, len(s.Digest))
-	}
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.index, r.first, r.digest = s.Index, s.First, wal.Digest(s.Digest)
-	r.bytes, r.behind, r.trimIndex = s.Bytes, s.Behind, s.Trim
-	r.lastPoint = logPosition{s.NewestTime, s.NewestBytes}
-	if r.baseTime = s.BaseTime; r.baseTime == 0 && r.first > 1 {
-		r.baseTime = unknownTime
-	}
-	r.baseBytes, r.unchecked = s.BaseBytes, s.Unchecked.check()
-	r.restoring, r.history, r.mirrored = s.Restoring, s.History, s.Mirrored
-	if r.lastTime = s.LastTime; r.lastTime == 0 {
-		r.lastTime = s.Time
-	}
-	var err error
-	if r.base, err = wal.DecodeBase(r.log.Meta(metaBase)); err != nil {
-		return err
-	}
-	if err := r.restoreTrimPoints(); err != nil {
-		return err
-	}
-	r.chain.begin(wal.Base{Txid: s.Txid, Digest: r.digest}, s.Index)
-	for name, v := range r.log.Metas(metaCursor) {
-		c, ok := decodeCursor(v)
-		if !ok {
-			return fmt.Errorf("%w: cursor %s holds %d bytes", wal.ErrDamaged, name, len(v))
-		}
-		r.cursors[strings.TrimPrefix(name, metaCursor)] = c
-	}
-	return r.rebuild(s)
-}
-
-// position is the state that readers need, all of the same moment.
-type position struct {
-	mark      uint64 // high-water mark
-	index     uint64 // no later entry may be shown
-	first     uint64
-	base      wal.Base // the chain before first
-	restoring bool     // nothing may be shown, nor appended
-	mirrorOf  string   // the id of the cluster that is mirrored, "" for none: nothing may be appended
-	changed   <-chan struct{}
-}
-
-func (r *replica) position() position {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return position{mark: r.mark.Load(), index: r.index, first: r.first, base: r.base, restoring: r.restoring.hides(), mirrorOf: r.restoring.source(), changed: r.changed}
-}
-
-// promotedAfter returns the last transaction that a mirror had when it was
-// promoted, 0 if the log is none that was.
-func (r *replica) promotedAfter() uint64 {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if n := len(r.history); r.mirrored && !r.isRestoring() && n > 0 {
-		return r.history[n-1].LastTxid
-	}
-	return 0
-}
-
-// pastClusters returns the log history: the clusters in which the log's
-// transactions were committed before it was restored into this one.
-func (r *replica) pastClusters() []wal.PastCluster {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return r.history
-}
+// onAppend queues appends and batches. It runs on the reading goroutine of the
+// connection and must not block.
+func (r *replica) onAppend(m *natslink.Message) { r.queue.putOrReject(m, &r.refusals) }

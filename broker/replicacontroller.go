@@ -40,9 +40,9 @@ type replicaController struct {
 	rebuilds chan struct{} // capacity 1: delete the replica and fetch it again
 	rebuilt  atomic.Uint64 // how often that was done
 
-	mu        sync.Mutex
-	partition *partition // nil while there is no replica
-	progress  string     // why there is none
+	mu       sync.Mutex
+	replica  *replica // nil while there is no replica
+	progress string   // why there is none
 
 	// Owned by run.
 	logged  loglimit.Repeats // why there is no replica
@@ -72,16 +72,16 @@ func newReplicaController(config controllerConfig, id int, log *slog.Logger, dat
 }
 
 // current returns the replica, nil if there is none.
-func (c *replicaController) current() *partition {
+func (c *replicaController) current() *replica {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.partition
+	return c.replica
 }
 
-func (c *replicaController) set(p *partition, progress string) {
+func (c *replicaController) set(p *replica, progress string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.partition, c.progress = p, progress
+	c.replica, c.progress = p, progress
 }
 
 func (c *replicaController) wanted(f cluster.Facts) bool { return f.Hosts(c.self, c.id) }
@@ -166,7 +166,7 @@ func (c *replicaController) open() error {
 	if err := c.checkTail(); err != nil {
 		return err
 	}
-	p, err := openPartition(c.host(), c.id, c.data, c.founders)
+	p, err := openReplica(c.host(), c.id, c.data, c.founders)
 	if err != nil {
 		return err
 	}
@@ -376,7 +376,7 @@ const (
 // serve runs the partition until its replica ends. It then closes the replica,
 // and deletes it or fetches what it lacks; a node that stops closes its
 // replicas later.
-func (c *replicaController) serve(ctx context.Context, p *partition) {
+func (c *replicaController) serve(ctx context.Context, p *replica) {
 	running, cancel := context.WithCancel(ctx)
 	end, err := c.shared.add(c.names.ReplicaRead(c.id), p.requests.handler(running, p.reader.serveReplicaRead))
 	if err != nil && ctx.Err() == nil {
@@ -432,7 +432,7 @@ func (c *replicaController) refetch(ctx context.Context) {
 }
 
 // awaitEnd blocks until the replica must end, and returns why.
-func (c *replicaController) awaitEnd(ctx context.Context, p *partition) endReason {
+func (c *replicaController) awaitEnd(ctx context.Context, p *replica) endReason {
 	for {
 		facts, changed := c.facts()
 		heard := c.peers.next()
@@ -482,7 +482,7 @@ func (c *replicaController) unserved() string {
 		return ""
 	}
 	c.mu.Lock()
-	p, progress := c.partition, c.progress
+	p, progress := c.replica, c.progress
 	c.mu.Unlock()
 	if p == nil {
 		return fmt.Sprintf("partition %d %s", c.id, progress)

@@ -42,8 +42,8 @@ func (r *replicaSet) get(partition int) *replicaController {
 }
 
 // open yields the replicas that are open.
-func (r *replicaSet) open() iter.Seq[*partition] {
-	return func(yield func(*partition) bool) {
+func (r *replicaSet) open() iter.Seq[*replica] {
+	return func(yield func(*replica) bool) {
 		for _, c := range r.list() {
 			if p := c.current(); p != nil && !yield(p) {
 				return

@@ -19,7 +19,7 @@ import (
 type restorer struct {
 	partition int
 	cluster   string // the id of this cluster
-	replica   *replica
+	state     *partitionState
 	group     *raftstore.Group
 	gate      *diskGate
 	requests  *requestServer
@@ -56,7 +56,7 @@ type restorePoint struct {
 	restoring bool
 }
 
-func (r *replica) restorePoint() restorePoint {
+func (r *partitionState) restorePoint() restorePoint {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return restorePoint{wal.Base{Txid: r.mark.Load(), Digest: r.digest}, r.lastTime, r.isRestoring()}
@@ -82,7 +82,7 @@ func (s *restorer) serveAlone(ctx context.Context, m *natslink.Message) (reply s
 		s.piece = nil
 		return reply, err
 	}
-	at := s.replica.restorePoint()
+	at := s.state.restorePoint()
 	return subjects.RestoreReply{
 		Partition: s.partition, Restoring: at.restoring, HighWaterMark: at.Txid, Digest: hex.EncodeToString(at.Digest[:]), Joined: len(s.piece),
 	}, nil
@@ -127,7 +127,7 @@ func (s *restorer) step(ctx context.Context, m *natslink.Message) error {
 // propose commits steps, and returns an error if they changed nothing.
 func (s *restorer) propose(steps ...wal.RestoreStep) error {
 	var w wal.BatchWriter
-	w.Begin(wal.Restores, s.replica.position().mark, s.now().UnixNano(), 0)
+	w.Begin(wal.Restores, s.state.position().mark, s.now().UnixNano(), 0)
 	for _, step := range steps {
 		w.AddRestore(step)
 	}
@@ -191,9 +191,9 @@ func (s *restorer) begin(ctx context.Context, r *subjects.RestoreBegin) error {
 	if err := s.group.VerifyLeader(ctx, s.requests.term()); err != nil {
 		return err
 	}
-	s.replica.mu.Lock()
-	goesOn, err := s.replica.restoring.restoresFrom(&b), s.replica.mayBegin(&b)
-	s.replica.mu.Unlock()
+	s.state.mu.Lock()
+	goesOn, err := s.state.restoring.restoresFrom(&b), s.state.mayBegin(&b)
+	s.state.mu.Unlock()
 	if goesOn || err != nil {
 		return err
 	}
@@ -219,7 +219,7 @@ const maxRestoredTxid = 1 << 63
 
 // cursors sets cursors as they were.
 func (s *restorer) cursors(ctx context.Context, cursors []subjects.RestoredCursor) error {
-	r := s.replica
+	r := s.state
 	steps := make([]wal.RestoreStep, 0, len(cursors))
 	r.mu.Lock()
 	isRestoring, isMirror, mark, more := r.isRestoring(), r.restoring.source() != "", r.mark.Load(), 0
@@ -277,13 +277,13 @@ func (s *restorer) end(ctx context.Context, r *subjects.RestoreEnd) error {
 	if err := s.group.VerifyLeader(ctx, s.requests.term()); err != nil {
 		return err
 	}
-	s.replica.mu.Lock()
-	ended, may := s.replica.hasEnded(&end), s.replica.mayEnd(&end)
+	s.state.mu.Lock()
+	ended, may := s.state.hasEnded(&end), s.state.mayEnd(&end)
 	var source string
-	if s.replica.isRestoring() {
-		source = s.replica.restoring.Cluster
+	if s.state.isRestoring() {
+		source = s.state.restoring.Cluster
 	}
-	s.replica.mu.Unlock()
+	s.state.mu.Unlock()
 	if ended || may != nil {
 		if ended {
 			return nil
@@ -293,7 +293,7 @@ func (s *restorer) end(ctx context.Context, r *subjects.RestoreEnd) error {
 	if err := checkHistory(end.History, source, r.Txid); err != nil {
 		return err
 	}
-	wasMirror := s.replica.position().mirrorOf != ""
+	wasMirror := s.state.position().mirrorOf != ""
 	if err := s.propose(wal.RestoreStep{End: &end}); err != nil {
 		return err
 	}
@@ -336,7 +336,7 @@ func parseLoad(header []byte) (at loadAt, is bool, err error) {
 // load appends the batches that are whole by now, and keeps the rest until the
 // next piece comes.
 func (s *restorer) load(ctx context.Context, at loadAt, piece []byte) error {
-	point := s.replica.restorePoint()
+	point := s.state.restorePoint()
 	if !point.restoring {
 		if err := s.group.VerifyLeader(ctx, s.requests.term()); err != nil {
 			return err
@@ -370,8 +370,8 @@ func (s *restorer) load(ctx context.Context, at loadAt, piece []byte) error {
 			err = e
 		}
 	}
-	s.piece, s.after = append([]byte(nil), rest...), s.replica.restorePoint().Txid
-	if err == nil && len(batches) > 0 && s.replica.position().mirrorOf != "" {
+	s.piece, s.after = append([]byte(nil), rest...), s.state.restorePoint().Txid
+	if err == nil && len(batches) > 0 && s.state.position().mirrorOf != "" {
 		s.feed(batches)
 	}
 	return err

@@ -35,7 +35,7 @@ type restoring struct {
 
 // isRestoring reports whether the log is being restored. The caller is Apply,
 // or holds mu.
-func (r *replica) isRestoring() bool { return r.restoring != nil }
+func (r *partitionState) isRestoring() bool { return r.restoring != nil }
 
 // hides reports whether the log is not read, because it is restored and no
 // mirror.
@@ -58,7 +58,7 @@ func (s *restoring) restoresFrom(b *wal.RestoreBegin) bool {
 
 // mayBegin returns why a log can't be restored into this one, nil if it can. mu
 // is held.
-func (r *replica) mayBegin(b *wal.RestoreBegin) error {
+func (r *partitionState) mayBegin(b *wal.RestoreBegin) error {
 	switch mark := r.mark.Load(); {
 	case r.restoring.restoresFrom(b):
 		return nil
@@ -82,7 +82,7 @@ func (r *replica) mayBegin(b *wal.RestoreBegin) error {
 
 // applyRestores applies the steps of a restore. A batch of which a step does
 // not fit is void.
-func (r *replica) applyRestores(e raftstore.Committed, b wal.Batch) (applied, error) {
+func (r *partitionState) applyRestores(e raftstore.Committed, b wal.Batch) (applied, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	void := false
@@ -120,7 +120,7 @@ func (r *replica) applyRestores(e raftstore.Committed, b wal.Batch) (applied, er
 // ones that its node knew to be committed. Those after them count here, but
 // another node of that cluster may have committed others under their txids. A
 // log that is being restored has nothing from there. mu is held.
-func (r *replica) recovered(s *wal.LogRecovered) {
+func (r *partitionState) recovered(s *wal.LogRecovered) {
 	if r.isRestoring() {
 		return
 	}
@@ -133,7 +133,7 @@ func (r *replica) recovered(s *wal.LogRecovered) {
 
 // beginRestore sets the state to that of a log whose transactions up to a base
 // were trimmed. mu is held.
-func (r *replica) beginRestore(b *wal.RestoreBegin, index uint64) {
+func (r *partitionState) beginRestore(b *wal.RestoreBegin, index uint64) {
 	r.restoring = &restoring{Cluster: b.Cluster, Txid: b.Base.Txid, Digest: b.Base.Digest[:], Mirror: b.Mirror}
 	r.history, r.mirrored = b.History, b.Mirror
 	r.first, r.base, r.digest = b.Base.Txid+1, b.Base, b.Base.Digest
@@ -148,7 +148,7 @@ func (r *replica) beginRestore(b *wal.RestoreBegin, index uint64) {
 
 // restoreCursor sets a cursor as it was. A mirror keeps one that was set later.
 // mu is held.
-func (r *replica) restoreCursor(c *wal.RestoredCursor) {
+func (r *partitionState) restoreCursor(c *wal.RestoredCursor) {
 	name := string(c.Name)
 	if r.restoring.Mirror && c.Time < r.cursors[name].Time {
 		return
@@ -161,7 +161,7 @@ func (r *replica) restoreCursor(c *wal.RestoredCursor) {
 }
 
 // mayEnd returns why a restore can't end now, nil if it can. mu is held.
-func (r *replica) mayEnd(end *wal.RestoreEnd) error {
+func (r *partitionState) mayEnd(end *wal.RestoreEnd) error {
 	mark := r.mark.Load()
 	switch {
 	case !r.isRestoring():
@@ -181,7 +181,7 @@ func (r *replica) mayEnd(end *wal.RestoreEnd) error {
 }
 
 // hasEnded reports whether a restore has ended like this before.
-func (r *replica) hasEnded(end *wal.RestoreEnd) bool {
+func (r *partitionState) hasEnded(end *wal.RestoreEnd) bool {
 	return !r.isRestoring() && len(end.History) > 0 && slices.Equal(r.history, end.History)
 }
 

@@ -14,28 +14,28 @@ import (
 	"github.com/cantuslog/cantus/wal"
 )
 
-// replicaOnDisk is a replica with its log, without Raft.
-type replicaOnDisk struct {
-	*replica
+// stateOnDisk is a partition's state with its log, without Raft.
+type stateOnDisk struct {
+	*partitionState
 	t     *testing.T
 	store *wal.Store
 	chain digests
 }
 
-func newReplicaOnDisk(t *testing.T) *replicaOnDisk {
+func newStateOnDisk(t *testing.T) *stateOnDisk {
 	t.Helper()
 	s, err := wal.Open(t.TempDir(), wal.Options{Identity: wal.Identity{Cluster: "c", Node: "n1", Partitions: 1}})
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { s.Close() })
-	r := &replicaOnDisk{t: t, store: s}
-	r.replica = newReplica(s.Log(0), testReplicaOptions, time.Now, func(err error) { t.Error(err) }, &r.chain)
+	r := &stateOnDisk{t: t, store: s}
+	r.partitionState = newPartitionState(s.Log(0), testStateOptions, time.Now, func(err error) { t.Error(err) }, &r.chain)
 	return r
 }
 
 // commit appends and applies entries, and returns whether the last one is void.
-func (r *replicaOnDisk) commit(entries ...raftstore.Committed) (void bool) {
+func (r *stateOnDisk) commit(entries ...raftstore.Committed) (void bool) {
 	r.t.Helper()
 	for _, e := range entries {
 		e.Index = r.log.LastIndex() + 1
@@ -53,7 +53,7 @@ func (r *replicaOnDisk) commit(entries ...raftstore.Committed) (void bool) {
 
 // restart makes the replica anew, from a snapshot as it is now, or from the
 // beginning of the log.
-func (r *replicaOnDisk) restart(fromSnapshot bool) {
+func (r *stateOnDisk) restart(fromSnapshot bool) {
 	r.t.Helper()
 	var state []byte
 	if fromSnapshot {
@@ -64,15 +64,15 @@ func (r *replicaOnDisk) restart(fromSnapshot bool) {
 		}
 	}
 	r.chain = digests{}
-	now := newReplica(r.log, testReplicaOptions, time.Now, func(err error) { r.t.Error(err) }, &r.chain)
+	now := newPartitionState(r.log, testStateOptions, time.Now, func(err error) { r.t.Error(err) }, &r.chain)
 	if fromSnapshot {
 		if err := now.Restore(state); err != nil {
 			r.t.Fatal(err)
 		}
-		r.replica = now
+		r.partitionState = now
 		return
 	}
-	r.replica = now
+	r.partitionState = now
 	for e, err := range r.log.Entries(1, r.log.LastIndex()) {
 		if err != nil {
 			r.t.Fatal(err)
@@ -105,13 +105,13 @@ func restoredBatch(data []byte) raftstore.Committed {
 
 // original is a log that was appended to in several terms.
 type original struct {
-	*replicaOnDisk
+	*stateOnDisk
 	batches []wal.Base // where each ends
 	data    [][]byte
 }
 
 func newOriginal(t *testing.T, batches int) *original {
-	o := &original{replicaOnDisk: newReplicaOnDisk(t)}
+	o := &original{stateOnDisk: newStateOnDisk(t)}
 	r := rand.New(rand.NewPCG(1, 2))
 	at := int64(1000)
 	for i := range batches {
@@ -150,7 +150,7 @@ func (o *original) restoreCursors() raftstore.Committed {
 
 // equal checks that a replica is in the state of the original, except for what
 // depends on the position of entries.
-func (o *original) equal(r *replicaOnDisk) {
+func (o *original) equal(r *stateOnDisk) {
 	r.t.Helper()
 	if r.digest != o.digest || r.mark.Load() != o.mark.Load() || r.lastTime != o.lastTime || !reflect.DeepEqual(r.cursors, o.cursors) || r.isRestoring() {
 		r.t.Fatalf("the restored log ends at %d, digest %x, time %d, cursors %v; the original at %d, %x, %d, %v",
@@ -172,13 +172,13 @@ func (o *original) equal(r *replicaOnDisk) {
 // beginning, or none.
 func TestARestoreIsTheSameLog(t *testing.T) {
 	o := newOriginal(t, 60)
-	for name, restart := range map[string]func(r *replicaOnDisk){
-		"without a restart":              func(*replicaOnDisk) {},
-		"restarted from snapshots":       func(r *replicaOnDisk) { r.restart(true) },
-		"restarted from the log's start": func(r *replicaOnDisk) { r.restart(false) },
+	for name, restart := range map[string]func(r *stateOnDisk){
+		"without a restart":              func(*stateOnDisk) {},
+		"restarted from snapshots":       func(r *stateOnDisk) { r.restart(true) },
+		"restarted from the log's start": func(r *stateOnDisk) { r.restart(false) },
 	} {
 		t.Run(name, func(t *testing.T) {
-			r := newReplicaOnDisk(t)
+			r := newStateOnDisk(t)
 			commit := func(want bool, e raftstore.Committed) {
 				t.Helper()
 				if void := r.commit(e); void != want {
@@ -202,7 +202,7 @@ func TestARestoreIsTheSameLog(t *testing.T) {
 					commit(true, restoredBatch(data))
 					commit(true, beginStep(wal.Base{}, 0))
 					commit(true, cursorWrite)
-					commit(true, raftstore.Committed{Term: 50, Data: trimBatch(r.replica)})
+					commit(true, raftstore.Committed{Term: 50, Data: trimBatch(r.partitionState)})
 					commit(true, endStep(o.batches[59]))
 				}
 			}
@@ -220,7 +220,7 @@ func TestARestoreIsTheSameLog(t *testing.T) {
 	}
 }
 
-func trimBatch(r *replica) []byte {
+func trimBatch(r *partitionState) []byte {
 	var w wal.BatchWriter
 	w.Begin(wal.Trims, r.mark.Load(), math.MaxInt64, 0)
 	w.AddRaw(trimRecord(r.endPoint()))
@@ -229,7 +229,7 @@ func trimBatch(r *replica) []byte {
 
 // checkTimesRise certifies a transaction with a clock of long ago: it gets a
 // later time than the last restored one.
-func checkTimesRise(t *testing.T, r *replicaOnDisk) {
+func checkTimesRise(t *testing.T, r *stateOnDisk) {
 	t.Helper()
 	r.certifier.now = func() time.Time { return time.Unix(0, 1) }
 	c := r.certifier.certify(51, []*request{{tx: wal.Transaction{Kind: defaultKind}, cert: lockmgr.Transaction{}}})
@@ -252,7 +252,7 @@ func TestARestoreFromABase(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, snapshots := range []bool{true, false} {
-		r := newReplicaOnDisk(t)
+		r := newStateOnDisk(t)
 		r.commit(beginStep(base, last.Time+int64(last.Count)-1))
 		if at := r.position(); at.mark != base.Txid || at.first != base.Txid+1 || !at.restoring {
 			t.Fatalf("the restore begins at %+v", at)
@@ -279,14 +279,14 @@ func TestARestoreFromABase(t *testing.T) {
 func TestAMirrorIsTheSameLog(t *testing.T) {
 	o := newOriginal(t, 60)
 	mirror := restoreSteps(wal.RestoreStep{Begin: &wal.RestoreBegin{Cluster: "c1", Mirror: true}})
-	for name, restart := range map[string]func(r *replicaOnDisk){
-		"without a restart":              func(*replicaOnDisk) {},
-		"restarted from snapshots":       func(r *replicaOnDisk) { r.restart(true) },
-		"restarted from the log's start": func(r *replicaOnDisk) { r.restart(false) },
+	for name, restart := range map[string]func(r *stateOnDisk){
+		"without a restart":              func(*stateOnDisk) {},
+		"restarted from snapshots":       func(r *stateOnDisk) { r.restart(true) },
+		"restarted from the log's start": func(r *stateOnDisk) { r.restart(false) },
 	} {
 		for _, trimmed := range []bool{false, true} {
 			t.Run(fmt.Sprint(name, ", trimmed ", trimmed), func(t *testing.T) {
-				r := newReplicaOnDisk(t)
+				r := newStateOnDisk(t)
 				commit := func(want bool, e raftstore.Committed) {
 					t.Helper()
 					if void := r.commit(e); void != want {
@@ -302,7 +302,7 @@ func TestAMirrorIsTheSameLog(t *testing.T) {
 						commit(true, mirror)
 						commit(true, beginStep(wal.Base{}, 0))
 						if trimmed {
-							commit(false, raftstore.Committed{Term: 50, Data: trimBatch(r.replica)})
+							commit(false, raftstore.Committed{Term: 50, Data: trimBatch(r.partitionState)})
 						}
 					}
 					if at := r.position(); at.restoring || at.mirrorOf != "c1" || r.promotedAfter() != 0 {
@@ -336,7 +336,7 @@ func TestOnlyAnEmptyLogIsRestored(t *testing.T) {
 		"restored from another":  {beginStep(wal.Base{Txid: 4}, 9)},
 		"restored up to a place": {beginStep(wal.Base{Txid: 4}, 9), endStep(wal.Base{Txid: 4})},
 	} {
-		r := newReplicaOnDisk(t)
+		r := newStateOnDisk(t)
 		if r.commit(before...) {
 			t.Fatalf("%s: void", name)
 		}
@@ -349,7 +349,7 @@ func TestOnlyAnEmptyLogIsRestored(t *testing.T) {
 
 // A cursor past the log's end makes the end void.
 func TestARestoreDoesNotEndBeforeItsCursors(t *testing.T) {
-	r := newReplicaOnDisk(t)
+	r := newStateOnDisk(t)
 	r.commit(beginStep(wal.Base{}, 0), restoredBatch(fuzzBatch(9, 1, "a")))
 	at := wal.Base{Txid: 1, Digest: r.digest}
 	r.commit(restoreSteps(wal.RestoreStep{Cursor: &wal.RestoredCursor{Name: []byte("k"), Txid: 2, Time: 3}}))

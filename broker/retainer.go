@@ -27,7 +27,7 @@ type retainer struct {
 	partition int
 	log       *slog.Logger
 	store     *wal.Log
-	replica   *replica
+	state     *partitionState
 	group     *raftstore.Group
 	trim      func(ctx context.Context, may func(trimPoint) bool) (trimDone, error)
 	requests  *requestServer
@@ -104,11 +104,11 @@ func (r *retainer) run(ctx context.Context) {
 // begin begins a session.
 func (r *retainer) begin() {
 	var newest time.Time
-	r.replica.mu.Lock()
-	if r.replica.mark.Load() > 0 {
-		newest = time.Unix(0, r.replica.lastTime)
+	r.state.mu.Lock()
+	if r.state.mark.Load() > 0 {
+		newest = time.Unix(0, r.state.lastTime)
 	}
-	r.replica.mu.Unlock()
+	r.state.mu.Unlock()
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.clock, r.behind, r.advised = newBelievedClock(r.now(), newest, r.steady()), false, false
@@ -119,7 +119,7 @@ func (r *retainer) begin() {
 func (r *retainer) step(ctx context.Context) error {
 	facts, _ := r.facts()
 	policy, _, is := facts.RetentionOf(r.partition)
-	if !is || r.replica.position().restoring {
+	if !is || r.state.position().restoring {
 		r.lag.clear(r.partition)
 		return nil
 	}
@@ -130,10 +130,10 @@ func (r *retainer) step(ctx context.Context) error {
 	r.warnOfClock(v.clock)
 	r.lag.set(r.partition, v.cursors)
 	r.adviseArchive(policy, v)
-	if since := r.now().Sub(r.replica.lastTrim()); since >= 0 && since < r.interval {
+	if since := r.now().Sub(r.state.lastTrim()); since >= 0 && since < r.interval {
 		return nil
 	}
-	if !v.moves(r.replica) {
+	if !v.moves(r.state) {
 		return nil
 	}
 	_, err = r.trim(ctx, v.limits.may)
@@ -150,7 +150,7 @@ type retentionView struct {
 
 // moves reports whether anything may go, as far as that is known without
 // reading the log.
-func (v *retentionView) moves(r *replica) bool {
+func (v *retentionView) moves(r *partitionState) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.mark.Load() < r.first { // only other entries are left
@@ -175,13 +175,13 @@ func (r *retainer) view(policy cluster.Retention) (v retentionView, err error) {
 	if policy.Age > 0 {
 		v.clock = why
 	}
-	r.replica.mu.Lock()
+	r.state.mu.Lock()
 	positions := map[string]uint64{}
 	for _, name := range policy.Cursors {
-		positions[name] = r.replica.cursors[name].Txid
+		positions[name] = r.state.cursors[name].Txid
 	}
-	v.limits = limitsOf(policy, believed, r.replica.bytes, r.replica.mark.Load(), positions)
-	r.replica.mu.Unlock()
+	v.limits = limitsOf(policy, believed, r.state.bytes, r.state.mark.Load(), positions)
+	r.state.mu.Unlock()
 	for _, name := range policy.Cursors {
 		c := subjects.RetentionCursor{Name: name, Txid: positions[name]}
 		if c.Txid < v.limits.mark {
@@ -204,7 +204,7 @@ func (r *retainer) view(policy cluster.Retention) (v retentionView, err error) {
 // oldest one kept if it was trimmed; 0 if that is none.
 func (r *retainer) timeOf(txid uint64) (int64, error) {
 	for {
-		at := r.replica.position()
+		at := r.state.position()
 		if txid = max(txid, at.first); txid > at.mark {
 			return 0, nil
 		}
@@ -212,7 +212,7 @@ func (r *retainer) timeOf(txid uint64) (int64, error) {
 			switch {
 			case b.Err == nil:
 				return b.Batch.Time + int64(txid-b.Batch.First), nil
-			case !errors.Is(b.Err, wal.ErrTrimmed) || r.replica.position().first == at.first:
+			case !errors.Is(b.Err, wal.ErrTrimmed) || r.state.position().first == at.first:
 				return 0, fmt.Errorf("time of transaction %d: %w", txid, b.Err)
 			}
 		}
@@ -276,7 +276,7 @@ func (r *retainer) serve(ctx context.Context, m *natslink.Message) error {
 	if err := r.group.VerifyLeader(ctx, r.requests.term()); err != nil {
 		return err
 	}
-	if r.replica.position().restoring {
+	if r.state.position().restoring {
 		return errRestoring(r.partition)
 	}
 	reply := r.describe()
@@ -295,7 +295,7 @@ func (r *retainer) serve(ctx context.Context, m *natslink.Message) error {
 func (r *retainer) summary() *subjects.RetentionInfo {
 	facts, _ := r.facts()
 	policy, own, is := facts.RetentionOf(r.partition)
-	if !is || r.replica.position().restoring {
+	if !is || r.state.position().restoring {
 		return nil
 	}
 	v, err := r.view(policy)
@@ -304,7 +304,7 @@ func (r *retainer) summary() *subjects.RetentionInfo {
 		return nil
 	}
 	s := &subjects.RetentionInfo{Policy: *shownPolicy(policy), Own: own, ArchiveBehind: v.behind}
-	due, _, _ := r.replica.lastKnownPoint(v.limits.due)
+	due, _, _ := r.state.lastKnownPoint(v.limits.due)
 	long := cmp.Or(policy.ArchiveLag, defaultArchiveLag).Seconds()
 	for _, c := range v.cursors {
 		switch {
@@ -318,10 +318,10 @@ func (r *retainer) summary() *subjects.RetentionInfo {
 
 // describe returns what is kept.
 func (r *retainer) describe() subjects.RetentionReply {
-	r.replica.mu.Lock()
-	defer r.replica.mu.Unlock()
+	r.state.mu.Lock()
+	defer r.state.mu.Unlock()
 	return subjects.RetentionReply{
-		Partition: r.partition, FirstTxid: r.replica.first, HighWaterMark: r.replica.mark.Load(), Bytes: r.replica.bytes - r.replica.basePoint().bytes,
+		Partition: r.partition, FirstTxid: r.state.first, HighWaterMark: r.state.mark.Load(), Bytes: r.state.bytes - r.state.basePoint().bytes,
 	}
 }
 
@@ -332,12 +332,12 @@ func (r *retainer) explain(reply *subjects.RetentionReply, policy cluster.Retent
 		return err
 	}
 	reply.Cursors, reply.ArchiveBehind = v.cursors, v.behind
-	due, _, err := r.replica.lastPointThat(v.limits.due)
+	due, _, err := r.state.lastPointThat(v.limits.due)
 	if err != nil {
 		return err
 	}
-	held := r.replica.certifier.oldestID()
-	goes, found, err := r.replica.lastPointThat(func(p trimPoint) bool { return v.limits.may(p) && (held == 0 || p.Txid < held) })
+	held := r.state.certifier.oldestID()
+	goes, found, err := r.state.lastPointThat(func(p trimPoint) bool { return v.limits.may(p) && (held == 0 || p.Txid < held) })
 	if err != nil {
 		return err
 	}
@@ -361,7 +361,7 @@ func (r *retainer) explain(reply *subjects.RetentionReply, policy cluster.Retent
 		}
 	}
 	if held > 0 && held <= min(due.Txid, v.limits.passed) {
-		reply.Holds = append(reply.Holds, fmt.Sprintf("the message id of transaction %d still counts: ids are remembered for %v", held, r.replica.window))
+		reply.Holds = append(reply.Holds, fmt.Sprintf("the message id of transaction %d still counts: ids are remembered for %v", held, r.state.window))
 	}
 	return nil
 }

@@ -36,7 +36,7 @@ import (
 // A tick prints the transactions that it trims, and the advisories.
 func TestRetentionScripts(t *testing.T) {
 	datadriven.Walk(t, "testdata/retention", func(t *testing.T, path string) {
-		s := &retentionScript{replicaOnDisk: newReplicaOnDisk(t), t: t, at: time.Date(2026, 11, 1, 0, 0, 0, 0, time.UTC)}
+		s := &retentionScript{stateOnDisk: newStateOnDisk(t), t: t, at: time.Date(2026, 11, 1, 0, 0, 0, 0, time.UTC)}
 		s.certifier.now = s.now
 		s.retain()
 		datadriven.RunTest(t, path, scriptBlock(&s.out, s.run))
@@ -44,7 +44,7 @@ func TestRetentionScripts(t *testing.T) {
 }
 
 type retentionScript struct {
-	*replicaOnDisk
+	*stateOnDisk
 	t        *testing.T
 	at       time.Time // the true time
 	jumped   time.Duration
@@ -59,10 +59,10 @@ func (s *retentionScript) now() time.Time { return s.at.Add(s.jumped) }
 // retain makes the leader's retainer.
 func (s *retentionScript) retain() {
 	began := s.at
-	trims := &trimmer{log: slog.New(slog.DiscardHandler), replica: s.replica}
+	trims := &trimmer{log: slog.New(slog.DiscardHandler), state: s.partitionState}
 	s.certifier.now = s.now
 	s.retainer = &retainer{
-		log: trims.log, store: s.log, replica: s.replica, lag: newMetrics().cursorLag, interval: time.Minute,
+		log: trims.log, store: s.log, state: s.partitionState, lag: newMetrics().cursorLag, interval: time.Minute,
 		facts: func() (cluster.Facts, <-chan struct{}) {
 			f := cluster.Facts{}
 			if s.policy != nil {
@@ -141,9 +141,9 @@ func (s *retentionScript) run(d *datadriven.TestData) {
 		s.restart(true)
 		s.retain()
 	case "restoring":
-		s.replica.restoring = &restoring{}
+		s.partitionState.restoring = &restoring{}
 	case "restored":
-		s.replica.restoring = nil
+		s.partitionState.restoring = nil
 	case "tick":
 		s.tick(d)
 	case "show":

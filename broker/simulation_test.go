@@ -67,7 +67,7 @@ type dataSim struct {
 
 // dataSimNode is a running replica of the partition.
 type dataSimNode struct {
-	p       *partition
+	p       *replica
 	cancel  context.CancelFunc
 	running sync.WaitGroup
 }
@@ -134,7 +134,7 @@ func (s *dataSim) trim(ctx context.Context) {
 // node serves it: only a leader knows which message ids still count.
 func (s *dataSim) Trim(n *sim.Node) {
 	if n := s.node(n.Name); n != nil && n.p.readTerm.Load() == n.p.group.Term() {
-		through := n.p.replica.mark.Load() / 2
+		through := n.p.state.mark.Load() / 2
 		batch, _, err := n.p.trimmer.batch(func(p trimPoint) bool { return p.Txid <= through })
 		if err == nil && batch != nil {
 			_, _ = n.p.group.Propose(batch).Wait()
@@ -149,7 +149,7 @@ func (s *dataSim) compareDigests() {
 	var want wal.Digest
 	compared := ""
 	for name, n := range s.nodes {
-		r := n.p.replica
+		r := n.p.state
 		r.mu.Lock()
 		digest, first := r.digest, r.first
 		r.mu.Unlock()
@@ -177,7 +177,7 @@ func (s *dataSim) Start(n *sim.Node) (*raftstore.Group, error) {
 	}
 	h := host{
 		name: n.Name, names: names, partitions: 1, log: log, now: time.Now, queueBytes: 8 << 20,
-		replica: replicaOptions{locks: lockmgr.Options{Locks: 200, IDs: 10_000, IDWindow: dataSimWindow}, pointEvery: 16},
+		state:   stateOptions{locks: lockmgr.Options{Locks: 200, IDs: 10_000, IDWindow: dataSimWindow}, pointEvery: 16},
 		metrics: newMetrics(), stats: newServiceStats(),
 		messaging: messaging{
 			nats: fakeNATS{}, appends: replies, reads: replies, feeds: replies, sender: dataPoster{replies}, readSender: dataPoster{replies},
@@ -186,16 +186,16 @@ func (s *dataSim) Start(n *sim.Node) (*raftstore.Group, error) {
 		sharedLimits: sharedLimits{inflight: newInflightLimit(batchesInFlight)},
 		services:     services{advise: func(string, map[string]any) {}},
 	}
-	p := &partition{host: h, log: log, store: n.Log(), queue: newQueue(h.queueBytes), metrics: h.metrics.partition(0, h.stats)}
+	p := &replica{host: h, log: log, store: n.Log(), queue: newQueue(h.queueBytes), metrics: h.metrics.partition(0, h.stats)}
 	damage := func(err error) {
 		if n.Whole() {
 			s.cluster.Fail("%s: %v", n.Name, err)
 		}
 	}
-	p.replica = newReplica(n.Log(), h.replica, h.now, damage, &p.digests)
+	p.state = newPartitionState(n.Log(), h.state, h.now, damage, &p.digests)
 	p.wire()
 	group, err := raftstore.Open(raftstore.Options{
-		Node: n.Name, Voters: n.Voters, Log: n.Log(), FSM: &dataFSM{p.replica, s.judge, n}, Network: n.Network(), ID: sim.GroupID,
+		Node: n.Name, Voters: n.Voters, Log: n.Log(), FSM: &dataFSM{p.state, s.judge, n}, Network: n.Network(), ID: sim.GroupID,
 		SnapshotInterval: 100 * time.Millisecond, SnapshotEntries: 20, Logger: n.Logger(),
 		HaltedItself: func(err error) { s.cluster.Fail("%s has halted itself: %v", n.Name, err) },
 	})
@@ -267,13 +267,13 @@ func (r *dataSimNode) serve(ctx context.Context) {
 
 // dataFSM shows the judge what a replica applies.
 type dataFSM struct {
-	*replica
+	*partitionState
 	judge *dataJudge
 	node  *sim.Node
 }
 
 func (f *dataFSM) Apply(entries []raftstore.Committed) []any {
-	results := f.replica.Apply(entries)
+	results := f.partitionState.Apply(entries)
 	for i, e := range entries {
 		b, err := wal.ParseBatch(e.Data)
 		if a, ok := results[i].(applied); err == nil && ok && !a.void && !a.failed && b.Kind == wal.Transactions {

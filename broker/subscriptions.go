@@ -17,26 +17,26 @@ type subscribed struct {
 
 // subscribe subscribes to the partition's requests, and returns once the NATS
 // server has all subscriptions, or with those that it has and an error.
-func (p *partition) subscribe(ctx context.Context) ([]subscribed, error) {
-	h := &p.host
+func (r *replica) subscribe(ctx context.Context) ([]subscribed, error) {
+	h := &r.host
 	var all []subscribed
 	for _, s := range []struct {
 		link    connection
 		subject string
 		handle  func(*natslink.Message)
 	}{
-		{h.appends, h.names.Append(p.id), p.onAppend},
-		{h.appends, h.names.KeyedAppend(p.id, "*"), p.onAppend},
-		{h.appends, h.names.Batch(p.id), p.onAppend},
-		{h.reads, h.names.Read(p.id), p.requests.handler(ctx, p.reader.serveRead)},
-		{h.reads, h.names.Get(p.id), p.requests.handler(ctx, p.reader.serveGet)},
-		{h.reads, h.names.PartitionInfo(p.id), p.requests.handler(ctx, p.info.serve)},
-		{h.reads, h.names.Cursor(p.id, "*"), p.cursors.onRequest},
-		{h.reads, h.names.Cursors(p.id), p.requests.handler(ctx, p.cursorList.serve)},
-		{h.reads, h.names.Admin("batches", label(p.id)), p.requests.handler(ctx, p.reader.serveBatches)},
-		{h.reads, h.names.Admin("trim", label(p.id)), p.requests.handler(ctx, p.trimmer.serve)},
-		{h.reads, h.names.Admin("retention", label(p.id)), p.requests.handler(ctx, p.retainer.serve)},
-		{h.reads, h.names.Admin("restore", label(p.id)), p.requests.handler(ctx, p.restorer.serve)},
+		{h.appends, h.names.Append(r.id), r.onAppend},
+		{h.appends, h.names.KeyedAppend(r.id, "*"), r.onAppend},
+		{h.appends, h.names.Batch(r.id), r.onAppend},
+		{h.reads, h.names.Read(r.id), r.requests.handler(ctx, r.reader.serveRead)},
+		{h.reads, h.names.Get(r.id), r.requests.handler(ctx, r.reader.serveGet)},
+		{h.reads, h.names.PartitionInfo(r.id), r.requests.handler(ctx, r.info.serve)},
+		{h.reads, h.names.Cursor(r.id, "*"), r.cursors.onRequest},
+		{h.reads, h.names.Cursors(r.id), r.requests.handler(ctx, r.cursorList.serve)},
+		{h.reads, h.names.Admin("batches", label(r.id)), r.requests.handler(ctx, r.reader.serveBatches)},
+		{h.reads, h.names.Admin("trim", label(r.id)), r.requests.handler(ctx, r.trimmer.serve)},
+		{h.reads, h.names.Admin("retention", label(r.id)), r.requests.handler(ctx, r.retainer.serve)},
+		{h.reads, h.names.Admin("restore", label(r.id)), r.requests.handler(ctx, r.restorer.serve)},
 	} {
 		// A queue group: while an old leader does not know of the new one, a
 		// request must reach only one of the two, or "nothing was done" could be
@@ -64,17 +64,17 @@ func (p *partition) subscribe(ctx context.Context) ([]subscribed, error) {
 // subscribeAll retries subscribe until the NATS server takes every
 // subscription. In the meantime the partition is not served in part, and
 // leadership goes to another node if one is there.
-func (p *partition) subscribeAll(ctx context.Context) ([]subscribed, error) {
-	defer p.refused.Store(nil)
+func (r *replica) subscribeAll(ctx context.Context) ([]subscribed, error) {
+	defer r.refused.Store(nil)
 	for {
-		all, err := p.subscribe(ctx)
+		all, err := r.subscribe(ctx)
 		refused, is := errors.AsType[natslink.RefusedError](err)
 		if !is {
 			return all, err
 		}
-		p.refused.Store(&refused)
-		unsubscribeAll(all, p.log)
-		if to := p.transfer.pickTransferee(); to != "" && p.transfer.request(ctx, to) == nil {
+		r.refused.Store(&refused)
+		unsubscribeAll(all, r.log)
+		if to := r.transfer.pickTransferee(); to != "" && r.transfer.request(ctx, to) == nil {
 			return nil, err
 		}
 		select {
@@ -86,9 +86,9 @@ func (p *partition) subscribeAll(ctx context.Context) ([]subscribed, error) {
 }
 
 // unsubscribe ends the subscriptions to the partition's requests.
-func (p *partition) unsubscribe() {
-	unsubscribeAll(p.subscribed, p.log)
-	p.subscribed = nil
+func (r *replica) unsubscribe() {
+	unsubscribeAll(r.subscribed, r.log)
+	r.subscribed = nil
 }
 
 // unsubscribeTime bounds the wait for the NATS server to end subscriptions.

@@ -73,7 +73,7 @@ func (s *timeSearch) inLog(ctx context.Context, at int64, from uint64, r timeRan
 // timesBetween returns what is known without reading the log about where the
 // first transaction at or after a time is: its txid is between those of two
 // trim points.
-func (r *replica) timesBetween(at int64) timeRange {
+func (r *partitionState) timesBetween(at int64) timeRange {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	found := timeRange{low: r.first, high: r.mark.Load() + 1, index: r.index, base: r.base}

@@ -20,7 +20,7 @@ type trimmer struct {
 	partition int
 	log       *slog.Logger
 	store     *wal.Log
-	replica   *replica
+	state     *partitionState
 	group     *raftstore.Group
 	gate      *diskGate
 	requests  *requestServer
@@ -43,7 +43,7 @@ func (t *trimmer) run(stop <-chan struct{}) {
 		select {
 		case <-stop:
 			return
-		case <-t.replica.trimmed:
+		case <-t.state.trimmed:
 		}
 	}
 }
@@ -51,7 +51,7 @@ func (t *trimmer) run(stop <-chan struct{}) {
 // trimLog trims the log if a trim record was applied. It returns the oldest
 // transaction kept, and logs and publishes it unless it is reported.
 func (t *trimmer) trimLog(reported uint64) uint64 {
-	r := t.replica
+	r := t.state
 	r.mu.Lock()
 	through, txid, check, base := r.trimIndex, r.first, r.unchecked, r.basePoint()
 	r.mu.Unlock()
@@ -94,7 +94,7 @@ func (t *trimmer) isOwn(check *trimCheck, base trimPoint, through uint64) bool {
 		t.log.Debug("what a trim deletes was not compared", "err", err)
 		return false
 	}
-	t.replica.checked(check, base)
+	t.state.checked(check, base)
 	return true
 }
 
@@ -104,19 +104,19 @@ func (t *trimmer) serve(ctx context.Context, m *natslink.Message) error {
 	if err != nil {
 		return err
 	}
-	if t.replica.position().restoring {
+	if t.state.position().restoring {
 		return errRestoring(t.partition)
 	}
 	done, err := t.trim(ctx, may)
 	if err != nil {
 		return err
 	}
-	reply := subjects.TrimReply{Partition: t.partition, FirstTxid: t.replica.position().first}
+	reply := subjects.TrimReply{Partition: t.partition, FirstTxid: t.state.position().first}
 	switch {
 	case done.unreadable != nil:
 		reply.Because = fmt.Sprintf("the transactions from %d on can't be read: the node's log says more", done.next)
 	case done.held > 0:
-		reply.Because = fmt.Sprintf("the message id of transaction %d still counts: ids are remembered for %v; trim again when they are not", done.held, t.replica.window)
+		reply.Because = fmt.Sprintf("the message id of transaction %d still counts: ids are remembered for %v; trim again when they are not", done.held, t.state.window)
 	case reply.FirstTxid < before:
 		reply.Because = fmt.Sprintf("transaction %d is in the batch that begins with %d: a trim removes whole batches", before, reply.FirstTxid)
 	}
@@ -162,10 +162,10 @@ func (t *trimmer) trim(ctx context.Context, may func(trimPoint) bool) (done trim
 // The batch's time becomes the partition's time, so that an id which no longer
 // counts now does not count afterwards either.
 func (t *trimmer) batch(may func(trimPoint) bool) (batch []byte, done trimDone, err error) {
-	at, found, err := t.replica.lastPointThat(may)
-	_, held, last, now := t.replica.certifier.trimFrom(at.Txid + 1)
+	at, found, err := t.state.lastPointThat(may)
+	_, held, last, now := t.state.certifier.trimFrom(at.Txid + 1)
 	if held > 0 && err == nil {
-		at, found, err = t.replica.lastPointThat(func(p trimPoint) bool { return may(p) && p.Txid < held })
+		at, found, err = t.state.lastPointThat(func(p trimPoint) bool { return may(p) && p.Txid < held })
 	}
 	done = trimDone{next: at.Txid + 1, held: held}
 	switch {
@@ -200,13 +200,13 @@ func (t *trimmer) request(body []byte) (may func(trimPoint) bool, before uint64,
 	if given != 1 {
 		return nil, 0, subjects.Errorf(subjects.BadRequest, `body: give exactly one of {"before":100000}, {"age":"720h"} and {"bytes":1000000000}`)
 	}
-	switch mark := t.replica.position().mark; {
+	switch mark := t.state.position().mark; {
 	case r.Before > mark+1:
 		return nil, 0, subjects.Errorf(subjects.Ahead, "before %d is past the last transaction, which is %d: give at most %d", r.Before, mark, mark+1)
 	case r.Before > 0:
 		return func(p trimPoint) bool { return p.Txid < r.Before }, r.Before, nil
 	case r.Bytes > 0:
-		size := t.replica.size()
+		size := t.state.size()
 		return func(p trimPoint) bool { return p.bytes <= size && size-p.bytes >= r.Bytes }, 0, nil
 	}
 	age, err := subjects.ParseDuration(r.Age)

@@ -61,7 +61,7 @@ func decodeTrimPoint(name string, v []byte) (p trimPoint, err error) {
 
 // countBatch adds an applied batch of transactions to the log's size, and a
 // trim point if the batch ends in one. r.mu is held.
-func (r *replica) countBatch(e raftstore.Committed, b wal.Batch) {
+func (r *partitionState) countBatch(e raftstore.Committed, b wal.Batch) {
 	if n := len(r.trimPoints); n > 0 && r.trimPoints[n-1].Txid == b.First-1 {
 		r.trimPoints[n-1].index, r.trimPoints[n-1].bytes = e.Index-1, r.bytes
 	}
@@ -82,7 +82,7 @@ func (r *replica) countBatch(e raftstore.Committed, b wal.Batch) {
 }
 
 // countOther adds another applied entry to the log's size. r.mu is held.
-func (r *replica) countOther(e raftstore.Committed) {
+func (r *partitionState) countOther(e raftstore.Committed) {
 	r.index = e.Index
 	r.bytes += uint64(len(e.Data))
 	r.behind += uint64(len(e.Data))
@@ -90,7 +90,7 @@ func (r *replica) countOther(e raftstore.Committed) {
 
 // thin drops trim points if there are too many. The distance between those that
 // are left grows with their age, to about a hundredth of it. r.mu is held.
-func (r *replica) thin() {
+func (r *partitionState) thin() {
 	for len(r.trimPoints) > 2*maxTrimPoints { // an older version kept all of them
 		var kept []trimPoint
 		for i := 0; i < len(r.trimPoints); i += 2 {
@@ -111,7 +111,7 @@ func (r *replica) thin() {
 }
 
 // trimThrough makes the trimmer trim the log through an index. r.mu is held.
-func (r *replica) trimThrough(index uint64) {
+func (r *partitionState) trimThrough(index uint64) {
 	r.trimIndex = index
 	select {
 	case r.trimmed <- struct{}{}:
@@ -121,7 +121,7 @@ func (r *replica) trimThrough(index uint64) {
 
 // restoreTrimPoints reads the trim points that were stored with the snapshot.
 // r.mu is held.
-func (r *replica) restoreTrimPoints() error {
+func (r *partitionState) restoreTrimPoints() error {
 	for name, v := range r.log.Metas(metaPoint) {
 		p, err := decodeTrimPoint(name, v)
 		if err != nil {
@@ -137,7 +137,7 @@ func (r *replica) restoreTrimPoints() error {
 
 // snapshotTrimPoints returns the trim points that are not stored yet, and
 // deletions of those that were trimmed or thinned out. r.mu is held.
-func (r *replica) snapshotTrimPoints() []wal.Meta {
+func (r *partitionState) snapshotTrimPoints() []wal.Meta {
 	var metas []wal.Meta
 	held := make(map[string]bool, len(r.trimPoints))
 	for _, p := range slices.Backward(r.trimPoints) {
@@ -176,7 +176,7 @@ func (r *replica) snapshotTrimPoints() []wal.Meta {
 // The leader that made the record ensured that no message id is forgotten that
 // still counts. Only the leader can: a follower may remember ids for longer,
 // and forgets here what its leader no longer needed.
-func (r *replica) applyTrims(e raftstore.Committed, b wal.Batch) (applied, error) {
+func (r *partitionState) applyTrims(e raftstore.Committed, b wal.Batch) (applied, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.restoring.hides() {
@@ -204,7 +204,7 @@ func (r *replica) applyTrims(e raftstore.Committed, b wal.Batch) (applied, error
 // txid to keep. It drops the transactions before the last remembered trim point
 // below that. If there are no transactions from keep on, the entry before
 // index, which is that of the trim record, is a trim point too.
-func (r *replica) trim(keep, index uint64) {
+func (r *partitionState) trim(keep, index uint64) {
 	n := 0
 	for n < len(r.trimPoints) && r.trimPoints[n].Txid < keep {
 		n++

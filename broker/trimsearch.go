@@ -84,7 +84,7 @@ func (w *pointWalk) entry(e *wal.Entry) (isNext bool, err error) {
 // must hold for all points up to some point, and for none after it. If there is
 // no such point after the log's base, found is false. With an error the point
 // is the last one that is known.
-func (r *replica) lastPointThat(may func(trimPoint) bool) (at trimPoint, found bool, err error) {
+func (r *partitionState) lastPointThat(may func(trimPoint) bool) (at trimPoint, found bool, err error) {
 	at, to, all := r.lastKnownPoint(may)
 	if all {
 		return at, true, nil
@@ -105,7 +105,7 @@ func (r *replica) lastPointThat(may func(trimPoint) bool) (at trimPoint, found b
 // lastKnownPoint returns the last point at which a trim may end of those that
 // are known without reading the log, and the index up to which there may be
 // later ones. all says that everything may go.
-func (r *replica) lastKnownPoint(may func(trimPoint) bool) (at trimPoint, to uint64, all bool) {
+func (r *partitionState) lastKnownPoint(may func(trimPoint) bool) (at trimPoint, to uint64, all bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if end := r.endPoint(); r.index > r.trimIndex && end.Txid > 0 && may(end) {
@@ -122,7 +122,7 @@ func (r *replica) lastKnownPoint(may func(trimPoint) bool) (at trimPoint, to uin
 }
 
 // basePoint returns the point before the oldest transaction kept. mu is held.
-func (r *replica) basePoint() trimPoint {
+func (r *partitionState) basePoint() trimPoint {
 	p := trimPoint{Base: r.base, index: r.trimIndex, time: r.baseTime, bytes: r.baseBytes}
 	if p.bytes == 0 && r.first > 1 {
 		// Only an older version knew it. Nothing must go that should stay.
@@ -134,7 +134,7 @@ func (r *replica) basePoint() trimPoint {
 }
 
 // endPoint returns the point at the log's end. mu is held.
-func (r *replica) endPoint() trimPoint {
+func (r *partitionState) endPoint() trimPoint {
 	return trimPoint{Base: wal.Base{Txid: r.mark.Load(), Digest: r.digest}, index: r.index, time: r.lastTime, bytes: r.bytes - r.behind}
 }
 
@@ -168,7 +168,7 @@ func (s *storedCheck) check() *trimCheck {
 // trimTo begins the log at a point that its leader has computed. index is that
 // of the trim record. A record that comes too late, or is one of another
 // history, changes nothing. mu is held.
-func (r *replica) trimTo(at trimPoint, index uint64) {
+func (r *partitionState) trimTo(at trimPoint, index uint64) {
 	last := r.mark.Load()
 	if at.Txid < r.first && at.Txid < last || at.Txid > last || at.index >= index {
 		return
@@ -192,7 +192,7 @@ func (r *replica) trimTo(at trimPoint, index uint64) {
 
 // beginAt begins the log at a point, behind the first n trim points. mu is
 // held.
-func (r *replica) beginAt(at trimPoint, n int) {
+func (r *partitionState) beginAt(at trimPoint, n int) {
 	invariant.FirstTxidRises.Check(at.Txid+1 >= r.first, at.Txid+1, r.first)
 	invariant.TrimWithinLog.Check(at.Txid <= r.mark.Load(), at.Txid, r.mark.Load())
 	r.trimPoints = slices.Clone(r.trimPoints[n:])
@@ -226,7 +226,7 @@ func (c *trimCheck) compareBase(store *wal.Log, base wal.Base, through uint64) e
 
 // checked takes back the duty to compare the log with its base, once that was
 // done, or with a later one up to there.
-func (r *replica) checked(c *trimCheck, at trimPoint) {
+func (r *partitionState) checked(c *trimCheck, at trimPoint) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	switch {
@@ -238,7 +238,7 @@ func (r *replica) checked(c *trimCheck, at trimPoint) {
 }
 
 // size returns the bytes of all entries, including those that were trimmed.
-func (r *replica) size() uint64 {
+func (r *partitionState) size() uint64 {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.bytes
@@ -246,7 +246,7 @@ func (r *replica) size() uint64 {
 
 // lastTrim returns the time of the last trim that was applied since the node
 // started, zero if there was none.
-func (r *replica) lastTrim() time.Time {
+func (r *partitionState) lastTrim() time.Time {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.trimTime == 0 {

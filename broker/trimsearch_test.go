@@ -11,7 +11,7 @@ import (
 )
 
 // trimEntry returns an entry with a trim record.
-func (r *replicaOnDisk) trimEntry(at trimPoint) raftstore.Committed {
+func (r *stateOnDisk) trimEntry(at trimPoint) raftstore.Committed {
 	var w wal.BatchWriter
 	w.Begin(wal.Trims, r.mark.Load(), r.lastTime+1, 0)
 	w.AddRaw(trimRecord(at))
@@ -19,7 +19,7 @@ func (r *replicaOnDisk) trimEntry(at trimPoint) raftstore.Committed {
 }
 
 // through returns the last point at which a trim may end up to a txid.
-func (r *replicaOnDisk) through(txid uint64) trimPoint {
+func (r *stateOnDisk) through(txid uint64) trimPoint {
 	r.t.Helper()
 	at, found, err := r.lastPointThat(func(p trimPoint) bool { return p.Txid <= txid })
 	if err != nil || !found {
@@ -29,7 +29,7 @@ func (r *replicaOnDisk) through(txid uint64) trimPoint {
 }
 
 // compare does the duty that a trim has left, and returns the outcome.
-func (r *replicaOnDisk) compare() error {
+func (r *stateOnDisk) compare() error {
 	r.t.Helper()
 	if r.unchecked == nil {
 		r.t.Fatal("nothing is to be compared")

@@ -171,7 +171,7 @@ func (n *Node) host() host {
 	i, c := n.identity, n.conns
 	return host{
 		name: i.opts.Name, cluster: n.store.Identity().ID, names: i.names, partitions: n.store.Identity().Partitions, log: i.log,
-		now: time.Now, queueBytes: int(n.limits.queueBytes.Load()), replica: i.opts.replica(), trimming: i.opts.trimming,
+		now: time.Now, queueBytes: int(n.limits.queueBytes.Load()), state: i.opts.state(), trimming: i.opts.trimming,
 		retentionInterval: i.opts.RetentionInterval,
 		metrics:           n.metrics, stats: n.stats,
 		messaging: messaging{

@@ -17,14 +17,13 @@ func TestNoPartHasTheNode(t *testing.T) {
 	checkHolders(t, "Node", []string{"node.go"}, []string{"node.go", "wiring.go", "reload.go", "close.go"})
 }
 
-// No part of a partition has the partition, or all that it is given by its
-// node. Only those that open, close and list replicas have a partition, and its
-// methods are in the files that wire its parts and take it through a leader
-// epoch.
-func TestNoPartHasThePartition(t *testing.T) {
-	checkHolders(t, "partition", []string{"partition.go", "replicacontroller.go", "replicas.go", "metrics.go"},
-		[]string{"partition.go", "leader.go", "subscriptions.go", "reconcile.go"})
-	checkHolders(t, "host", []string{"partition.go", "wiring.go", "replicacontroller.go"}, nil)
+// No part of a replica has the replica, or all that it is given by its node.
+// Only those that open, close and list replicas have one, and its methods are
+// in the files that wire its parts and take it through a leader epoch.
+func TestNoPartHasTheReplica(t *testing.T) {
+	checkHolders(t, "replica", []string{"replica.go", "replicacontroller.go", "replicas.go", "metrics.go"},
+		[]string{"replica.go", "leader.go", "subscriptions.go", "reconcile.go"})
+	checkHolders(t, "host", []string{"replica.go", "wiring.go", "replicacontroller.go"}, nil)
 }
 
 // checkHolders reports fields, parameters and results of a type outside some

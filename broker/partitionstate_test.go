@@ -10,7 +10,7 @@ import (
 
 // certifyAppend certifies one transaction with an append lock and returns its
 // batch.
-func certifyAppend(t *testing.T, r *replica, lock string) []byte {
+func certifyAppend(t *testing.T, r *partitionState, lock string) []byte {
 	t.Helper()
 	tx := &request{
 		tx:   wal.Transaction{Kind: defaultKind, Locks: []wal.Lock{{Mode: wal.AppendLock, Name: []byte(lock)}}},
@@ -23,7 +23,7 @@ func certifyAppend(t *testing.T, r *replica, lock string) []byte {
 	return c.data
 }
 
-func recordBatch(t *testing.T, r *replica, data []byte) {
+func recordBatch(t *testing.T, r *partitionState, data []byte) {
 	t.Helper()
 	b, err := wal.ParseBatch(data)
 	if err == nil {
@@ -35,7 +35,7 @@ func recordBatch(t *testing.T, r *replica, data []byte) {
 }
 
 // wantNewest checks the committed recorder of a lock and the newest in flight.
-func wantNewest(t *testing.T, r *replica, lock string, txid uint64, inFlight int) {
+func wantNewest(t *testing.T, r *partitionState, lock string, txid uint64, inFlight int) {
 	t.Helper()
 	if got, _ := r.certifier.newest(lock); got != txid {
 		t.Errorf("newest of %s: %d, want %d", lock, got, txid)
@@ -45,10 +45,10 @@ func wantNewest(t *testing.T, r *replica, lock string, txid uint64, inFlight int
 	}
 }
 
-var testReplicaOptions = replicaOptions{locks: lockmgr.Options{Locks: 10, IDs: 10, IDWindow: time.Minute}}
+var testStateOptions = stateOptions{locks: lockmgr.Options{Locks: 10, IDs: 10, IDWindow: time.Minute}}
 
-func newTestReplica() *replica {
-	return newReplica(nil, testReplicaOptions, time.Now, nil, nil)
+func newTestReplica() *partitionState {
+	return newPartitionState(nil, testStateOptions, time.Now, nil, nil)
 }
 
 func TestABatchOfThisLeaderStaysInFlightUntilItCommits(t *testing.T) {

@@ -1,0 +1,374 @@
+package broker
+
+import (
+	"bytes"
+	"cmp"
+	"crypto/sha256"
+	"encoding/binary"
+	"encoding/json"
+	"fmt"
+	"math"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/cantuslog/cantus/internal/invariant"
+	"github.com/cantuslog/cantus/lockmgr"
+	"github.com/cantuslog/cantus/raftstore"
+	"github.com/cantuslog/cantus/wal"
+)
+
+// partitionState is the state of one partition on this node: a function of the
+// partition's log. It is a raftstore.FSM.
+//
+// Only Apply and Restore change it, except for dirty, and for what is in flight
+// in the certifier. Each entry is applied under mu, to the lock
+// table in the certifier too, so that position returns the high-water mark, the
+// index and the first txid of the same moment.
+type partitionState struct {
+	log       *wal.Log
+	certifier *certifier
+	damage    func(error)   // called with an error after which the state can't be trusted
+	capacity  int           // of the lock table
+	window    time.Duration // message ids are remembered for
+	every     uint64        // the most transactions between two trim points
+	// mark is the high-water mark. It changes under mu. Readers that can use an
+	// old value read it without mu.
+	mark atomic.Uint64
+
+	mu         sync.Mutex // guards the fields below
+	digest     wal.Digest
+	index      uint64 // of the last entry applied
+	lastTime   int64  // of the last transaction
+	first      uint64 // txid of the oldest transaction kept
+	cursors    map[string]cursor
+	dirty      map[string]bool // cursors that may not be in a stored snapshot yet
+	changed    chan struct{}   // closed after each Apply, then replaced
+	trimPoints []trimPoint     // in ascending order
+	thinned    bool            // stored snapshots may hold trim points that were dropped
+	lastPoint  logPosition     // of the newest trim point, or of the log's beginning
+	bytes      uint64          // of all entries, including trimmed ones
+	behind     uint64          // of the entries after the last transaction
+	base       wal.Base        // the chain before the oldest transaction kept
+	baseTime   int64           // of the last transaction that was trimmed, or unknownTime
+	baseBytes  uint64          // of all entries that were trimmed, 0 if only an older version knew
+	unchecked  *trimCheck      // nil unless base is to be compared with the log
+	trimTime   int64           // of the last trim applied since the node started, 0 for none
+	trimIndex  uint64          // index through which the log is to be trimmed
+	restoring  *restoring      // nil unless the log is being restored
+	history    []wal.PastCluster
+	mirrored   bool // the log is a mirror, or was one
+
+	trimmed chan struct{} // capacity 1: trimIndex has moved
+	chain   *digests      // the digest after each batch
+}
+
+// logPosition is a position in the log, by time and by the bytes before it.
+type logPosition struct {
+	time  int64
+	bytes uint64
+}
+
+// cursor is a consumer's durable position.
+type cursor struct {
+	Txid  uint64
+	Time  int64  // Unix nanoseconds
+	Owner string // "" for none: whoever may set cursors may set it
+}
+
+// may reports whether a write takes effect.
+func (c cursor) may(w wal.Cursor) bool {
+	owned := len(w.Owner) == 0 || c == cursor{} || c.Owner == string(w.Owner)
+	return owned && (!w.HasExpected || w.Expected == c.Txid)
+}
+
+// cursorValueSize is the size of a cursor in a snapshot, without its owner.
+const cursorValueSize = 16
+
+// value encodes the cursor for a snapshot.
+func (c cursor) value() []byte {
+	b := binary.BigEndian.AppendUint64(binary.BigEndian.AppendUint64(nil, c.Txid), uint64(c.Time))
+	return append(b, c.Owner...)
+}
+
+func decodeCursor(v []byte) (c cursor, ok bool) {
+	if len(v) < cursorValueSize {
+		return c, false
+	}
+	return cursor{binary.BigEndian.Uint64(v), int64(binary.BigEndian.Uint64(v[8:])), string(v[cursorValueSize:])}, true
+}
+
+// applied is the result of applying an entry.
+type applied struct {
+	term    uint64 // of the entry
+	void    bool
+	failed  bool           // the replica could not apply it, and its node stops
+	cursors []cursorResult // of a batch of cursor writes, one for each
+
+	// On the leader, when raft accepted the entry, when it was synced, and when
+	// its application began and ended.
+	taken, synced, begun, done time.Time
+}
+
+type cursorResult struct {
+	cursor
+	done bool // false: it was not at the expected position, or is another owner's
+}
+
+// stateOptions are what the state of a replica depends on beside its log.
+// Every replica of a partition must have the same.
+type stateOptions struct {
+	locks      lockmgr.Options
+	pointEvery uint64 // for tests; 0 is pointEvery
+}
+
+func newPartitionState(log *wal.Log, o stateOptions, now func() time.Time, damage func(error), chain *digests) *partitionState {
+	return &partitionState{
+		log: log, certifier: newCertifier(o.locks, now), damage: damage, chain: chain, trimmed: make(chan struct{}, 1),
+		window: o.locks.IDWindow, capacity: o.locks.Locks, every: cmp.Or(o.pointEvery, pointEvery), first: 1,
+		cursors: map[string]cursor{}, dirty: map[string]bool{}, changed: make(chan struct{}),
+	}
+}
+
+// Apply applies committed entries.
+func (r *partitionState) Apply(entries []raftstore.Committed) []any {
+	results := make([]any, len(entries))
+	begun := time.Now()
+	for i, e := range entries {
+		a, err := r.apply(e)
+		if err != nil {
+			r.damage(fmt.Errorf("apply entry %d: %w", e.Index, err))
+			a = applied{failed: true}
+		}
+		r.chain.setApplied(e.Index)
+		a.term, a.taken, a.synced, a.begun, a.done = e.Term, e.Taken, e.Synced, begun, time.Now()
+		results[i] = a
+	}
+	r.mu.Lock()
+	close(r.changed)
+	r.changed = make(chan struct{})
+	r.mu.Unlock()
+	return results
+}
+
+func (r *partitionState) apply(e raftstore.Committed) (applied, error) {
+	b, err := wal.ParseBatch(e.Data)
+	if err != nil {
+		return applied{}, fmt.Errorf("%w: %w", wal.ErrDamaged, err)
+	}
+	switch b.Kind {
+	case wal.Transactions:
+		return r.applyTransactions(e, b)
+	case wal.CursorWrites:
+		return r.applyCursors(e, b)
+	case wal.Trims:
+		return r.applyTrims(e, b)
+	case wal.Restores:
+		return r.applyRestores(e, b)
+	}
+	return applied{}, fmt.Errorf("%w: batches of kind %d are not known to this version", wal.ErrFormat, b.Kind)
+}
+
+// applyTransactions records a batch's transactions. A batch is void, on every
+// replica alike, if its first txid does not follow on the last one, if its time
+// is before the last one's, or if it was certified in another term than its
+// entry's. While the log is being restored only restored batches count, in any
+// term. At other times only others do.
+func (r *partitionState) applyTransactions(e raftstore.Committed, b wal.Batch) (applied, error) {
+	if b.First != r.mark.Load()+1 || e.Restored != r.isRestoring() || !e.Restored && b.OutOfTerm(e.Term) || !r.inTime(b) {
+		invariant.BatchVoided.Reached()
+		return applied{void: true}, r.log.Void(e.Index)
+	}
+	digest := r.digest.Next(e.Data) // only Apply changes it
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	err := r.record(e.Data, b)
+	r.digest, r.index = digest, e.Index
+	r.countBatch(e, b)
+	r.chain.add(chainPoint{wal.Base{Txid: b.Last(), Digest: digest}, e.Index})
+	return applied{}, err
+}
+
+// inTime reports whether a batch's times follow on the last transaction's.
+// Those of a leader that knew that transaction do. They do not in a replica
+// that has another history than its leader, which the digests then show.
+func (r *partitionState) inTime(b wal.Batch) bool {
+	return b.Time >= r.lastTime && b.Time <= math.MaxInt64-int64(b.Count) // only Apply changes lastTime
+}
+
+// record records a batch's transactions in the lock table. mu is held.
+func (r *partitionState) record(data []byte, b wal.Batch) error {
+	committed, err := r.certifier.record(data, b)
+	r.mark.Store(committed)
+	invariant.TxidsDense.Check(committed == b.Last() || err != nil, committed, b.Last())
+	if b.Count > 0 {
+		r.lastTime = b.Time + int64(b.Count) - 1
+	}
+	return err
+}
+
+func (r *partitionState) applyCursors(e raftstore.Committed, b wal.Batch) (applied, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.isRestoring() {
+		r.countOther(e)
+		return applied{void: true}, nil
+	}
+	var a applied
+	records := b.Read()
+	n := int64(0) // no two writes have the same time
+	for c := (wal.Cursor{}); records.NextCursor(&c); n++ {
+		name := string(c.Name)
+		now := r.cursors[name]
+		done := now.may(c)
+		if done {
+			if now = (cursor{c.Txid, max(b.Time+n, now.Time+1), string(c.Owner)}); c.Txid > 0 {
+				r.cursors[name] = now
+			} else { // the cursor is removed
+				now = cursor{}
+				delete(r.cursors, name)
+			}
+			r.dirty[name] = true
+		}
+		a.cursors = append(a.cursors, cursorResult{now, done})
+	}
+	r.countOther(e)
+	return a, records.Err()
+}
+
+// snapshotState is the state of a replica in a snapshot.
+type snapshotState struct {
+	Index  uint64 `json:"index"`
+	Txid   uint64 `json:"txid"`
+	Time   int64  `json:"time"`
+	First  uint64 `json:"first"`
+	Digest []byte `json:"digest"`
+	Bytes  uint64 `json:"bytes"`
+	Trim   uint64 `json:"cut,omitempty"`
+	// The fields below are missing in snapshots of the first versions.
+	LastTime    int64        `json:"last_time,omitempty"`
+	Behind      uint64       `json:"behind,omitempty"`
+	NewestTime  int64        `json:"newest_time,omitempty"`
+	NewestBytes uint64       `json:"newest_bytes,omitempty"`
+	BaseTime    int64        `json:"base_time,omitempty"`
+	BaseBytes   uint64       `json:"base_bytes,omitempty"`
+	Unchecked   *storedCheck `json:"unchecked,omitempty"`
+
+	Restoring *restoring        `json:"restoring,omitempty"`
+	History   []wal.PastCluster `json:"history,omitempty"`
+	Mirrored  bool              `json:"mirrored,omitempty"`
+}
+
+const (
+	metaCursor = "cursor/"
+	metaMark   = wal.MetaDigestMark
+	metaBase   = wal.MetaDigestBase
+)
+
+// Snapshot returns the state, and the metadata that changed since the last
+// snapshot.
+func (r *partitionState) Snapshot() raftstore.Snapshot {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	s := snapshotState{
+		Index: r.index, Txid: r.mark.Load(), Time: r.certifier.time(), First: r.first, Digest: r.digest[:], Bytes: r.bytes, Trim: r.trimIndex,
+		LastTime: r.lastTime, Behind: r.behind, NewestTime: r.lastPoint.time, NewestBytes: r.lastPoint.bytes, BaseTime: r.baseTime,
+		BaseBytes: r.baseBytes, Unchecked: r.unchecked.stored(),
+		Restoring: r.restoring, History: r.history, Mirrored: r.mirrored,
+	}
+	state, err := json.Marshal(s)
+	if err != nil {
+		panic("broker: encode snapshot: " + err.Error())
+	}
+	metas := []wal.Meta{{Name: metaMark, Value: append(binary.BigEndian.AppendUint64(nil, s.Txid), r.digest[:]...)}}
+	for name := range r.dirty {
+		m := wal.Meta{Name: metaCursor + name}
+		if c, ok := r.cursors[name]; ok {
+			m.Value = c.value()
+		}
+		if bytes.Equal(m.Value, r.log.Meta(m.Name)) {
+			delete(r.dirty, name) // an earlier snapshot has stored it
+			continue
+		}
+		metas = append(metas, m)
+	}
+	return raftstore.Snapshot{State: state, Metas: append(metas, r.snapshotTrimPoints()...)}
+}
+
+// Restore sets the state to a snapshot's, and rebuilds the tables from the end
+// of the log.
+func (r *partitionState) Restore(state []byte) error {
+	var s snapshotState
+	if err := json.Unmarshal(state, &s); err != nil {
+		return fmt.Errorf("%w: snapshot state: %w", wal.ErrDamaged, err)
+	}
+	if len(s.Digest) != sha256.Size {
+		return fmt.Errorf("%w: snapshot state: a digest of %d bytes", wal.ErrDamaged, len(s.Digest))
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.index, r.first, r.digest = s.Index, s.First, wal.Digest(s.Digest)
+	r.bytes, r.behind, r.trimIndex = s.Bytes, s.Behind, s.Trim
+	r.lastPoint = logPosition{s.NewestTime, s.NewestBytes}
+	if r.baseTime = s.BaseTime; r.baseTime == 0 && r.first > 1 {
+		r.baseTime = unknownTime
+	}
+	r.baseBytes, r.unchecked = s.BaseBytes, s.Unchecked.check()
+	r.restoring, r.history, r.mirrored = s.Restoring, s.History, s.Mirrored
+	if r.lastTime = s.LastTime; r.lastTime == 0 {
+		r.lastTime = s.Time
+	}
+	var err error
+	if r.base, err = wal.DecodeBase(r.log.Meta(metaBase)); err != nil {
+		return err
+	}
+	if err := r.restoreTrimPoints(); err != nil {
+		return err
+	}
+	r.chain.begin(wal.Base{Txid: s.Txid, Digest: r.digest}, s.Index)
+	for name, v := range r.log.Metas(metaCursor) {
+		c, ok := decodeCursor(v)
+		if !ok {
+			return fmt.Errorf("%w: cursor %s holds %d bytes", wal.ErrDamaged, name, len(v))
+		}
+		r.cursors[strings.TrimPrefix(name, metaCursor)] = c
+	}
+	return r.rebuild(s)
+}
+
+// position is the state that readers need, all of the same moment.
+type position struct {
+	mark      uint64 // high-water mark
+	index     uint64 // no later entry may be shown
+	first     uint64
+	base      wal.Base // the chain before first
+	restoring bool     // nothing may be shown, nor appended
+	mirrorOf  string   // the id of the cluster that is mirrored, "" for none: nothing may be appended
+	changed   <-chan struct{}
+}
+
+func (r *partitionState) position() position {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return position{mark: r.mark.Load(), index: r.index, first: r.first, base: r.base, restoring: r.restoring.hides(), mirrorOf: r.restoring.source(), changed: r.changed}
+}
+
+// promotedAfter returns the last transaction that a mirror had when it was
+// promoted, 0 if the log is none that was.
+func (r *partitionState) promotedAfter() uint64 {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if n := len(r.history); r.mirrored && !r.isRestoring() && n > 0 {
+		return r.history[n-1].LastTxid
+	}
+	return 0
+}
+
+// pastClusters returns the log history: the clusters in which the log's
+// transactions were committed before it was restored into this one.
+func (r *partitionState) pastClusters() []wal.PastCluster {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.history
+}
