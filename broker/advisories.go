@@ -13,7 +13,7 @@ import (
 type advisories struct {
 	node   string
 	names  subjects.Names
-	sender poster
+	sender outbox
 }
 
 // encode returns the commands that publish an event.
@@ -25,7 +25,7 @@ func (a *advisories) encode(event string, fields map[string]any) []byte {
 // publish publishes an event.
 func (a *advisories) publish(event string, fields map[string]any) {
 	if a.sender != nil {
-		a.sender.Send(a.encode(event, fields))
+		a.sender.Enqueue(a.encode(event, fields))
 	}
 }
 

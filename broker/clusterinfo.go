@@ -19,7 +19,7 @@ type clusterInfo struct {
 	facts                  func() (facts cluster.Facts, changed <-chan struct{})
 	ready                  func() bool // this node
 	stats                  *serviceStats
-	answers                poster
+	answers                outbox
 }
 
 // serve answers a request for the description of the cluster.
@@ -32,10 +32,10 @@ func (c *clusterInfo) serve(m *natslink.Message) {
 	if err := noBody(m.Payload); err != nil {
 		e := wireError(err)
 		c.stats.fail("info", string(e.Reason))
-		c.answers.Send(appendRefusal(nil, m.Reply, e, map[string]any{"error": e}))
+		c.answers.Enqueue(appendRefusal(nil, m.Reply, e, map[string]any{"error": e}))
 		return
 	}
-	c.answers.Send(natslink.AppendPub(nil, m.Reply, mustJSON(c.info())))
+	c.answers.Enqueue(natslink.AppendPub(nil, m.Reply, mustJSON(c.info())))
 }
 
 func (c *clusterInfo) info() subjects.ClusterInfo {

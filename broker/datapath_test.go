@@ -43,7 +43,7 @@ func newDataPath(t *testing.T) *dataPath {
 		name: "n1", names: names, partitions: 1, log: slog.New(slog.DiscardHandler), now: time.Now, queueBytes: 8 << 20, state: testStateOptions,
 		metrics: newMetrics(), stats: newServiceStats(),
 		messaging: messaging{
-			nats: fakeNATS{}, appends: d.replies, feeds: d.feed, sender: poster(posted{d.replies}), feedKey: make([]byte, 64),
+			nats: fakeNATS{}, appends: d.replies, feeds: d.feed, sender: outbox(posted{d.replies}), feedKey: make([]byte, 64),
 			encodeAdvisory: func(event string, _ map[string]any) []byte {
 				return natslink.AppendPub(nil, names.Advisory(event), []byte{})
 			},
@@ -190,15 +190,15 @@ func (c *fakeConnection) take() (messages []string) {
 
 type posted struct{ to *fakeConnection }
 
-func (p posted) Send(commands []byte) { _ = p.to.Send(commands) }
+func (p posted) Enqueue(commands []byte) { _ = p.to.Send(commands) }
 
 // fakeNATS has the default limits, and a subscriber of kind "tx".
 type fakeNATS struct{}
 
-func (fakeNATS) MaxPayload() int                { return 1 << 20 }
-func (fakeNATS) LimitsChanged() <-chan struct{} { return nil }
-func (fakeNATS) Wanted(subject string) bool     { return subject == "cantus.feed.0.tx" }
-func (fakeNATS) Interested(string) bool         { return false }
+func (fakeNATS) MaxPayload() int                     { return 1 << 20 }
+func (fakeNATS) LimitsChanged() <-chan struct{}      { return nil }
+func (fakeNATS) MayHaveInterest(subject string) bool { return subject == "cantus.feed.0.tx" }
+func (fakeNATS) HasInterest(string) bool             { return false }
 
 // TestTheDataPathInVirtualTime drives messages from the queue to the replies
 // and the feed, without a NATS server, a group or a disk.

@@ -70,7 +70,7 @@ func (s *serviceStats) endpoint(name string) *endpointStats {
 }
 
 // startDiscovery answers questions for services until reads is closed.
-func startDiscovery(d *discovery, reads connection, answers poster) error {
+func startDiscovery(d *discovery, reads connection, answers outbox) error {
 	for verb, answer := range map[micro.Verb]func() any{
 		micro.PingVerb: func() any { return micro.Ping{ServiceIdentity: d.identity, Type: micro.PingResponseType} },
 		micro.InfoVerb: d.info, micro.StatsVerb: d.statistics,
@@ -83,10 +83,10 @@ func startDiscovery(d *discovery, reads connection, answers poster) error {
 				}
 				if err := noBody(m.Payload); err != nil {
 					e := wireError(err)
-					answers.Send(appendRefusal(nil, m.Reply, e, map[string]any{"error": e}))
+					answers.Enqueue(appendRefusal(nil, m.Reply, e, map[string]any{"error": e}))
 					return
 				}
-				answers.Send(natslink.AppendPub(nil, m.Reply, mustJSON(answer())))
+				answers.Enqueue(natslink.AppendPub(nil, m.Reply, mustJSON(answer())))
 			})
 			if err != nil {
 				return err

@@ -16,7 +16,7 @@ import (
 type gossip struct {
 	*identity
 	peers      *peers
-	send       poster
+	send       outbox
 	node       gossipNode
 	now        chan struct{} // capacity 1: announce at once
 	stop       chan struct{} // closed when nothing is announced any more
@@ -192,7 +192,7 @@ func (g *gossip) run() {
 	for {
 		if g.node.failed() == nil { // the others should see a failed node as away
 			subject := g.names.Admin("hello")
-			g.send.Send(natslink.AppendPub(nil, subject, g.envelope(subject, g.status())))
+			g.send.Enqueue(natslink.AppendPub(nil, subject, g.envelope(subject, g.status())))
 		}
 		select {
 		case <-g.stop:

@@ -46,7 +46,7 @@ type messaging struct {
 	nats               natsInfo
 	appends, reads     connection
 	feeds              transmitter
-	sender, readSender poster
+	sender, readSender outbox
 	queueGroup         string // of the subscriptions: see docs/adr/0021
 	feedKey            ed25519.PrivateKey
 	pacer              *pacer
@@ -78,10 +78,10 @@ type clusterView struct {
 // natsInfo is what the data path needs to know of the NATS server: its limits,
 // and which subjects have subscribers.
 type natsInfo interface {
-	MaxPayload() int                // bytes of a message, headers included
-	LimitsChanged() <-chan struct{} // closed when MaxPayload changes
-	Wanted(subject string) bool     // whether subject may have a subscriber
-	Interested(subject string) bool // whether subject is known to have a subscriber
+	MaxPayload() int                     // bytes of a message, headers included
+	LimitsChanged() <-chan struct{}      // closed when MaxPayload changes
+	MayHaveInterest(subject string) bool // whether subject may have a subscriber
+	HasInterest(subject string) bool     // whether subject is known to have a subscriber
 }
 
 // transmitter sends whole protocol commands to the NATS server. It may block.
@@ -89,10 +89,10 @@ type transmitter interface {
 	Send(commands []byte) error
 }
 
-// poster queues whole protocol commands for the NATS server, and sends them in
+// outbox queues whole protocol commands for the NATS server, and sends them in
 // order. It never blocks.
-type poster interface {
-	Send(commands []byte)
+type outbox interface {
+	Enqueue(commands []byte)
 }
 
 // connection is a connection to the NATS server.

@@ -217,7 +217,7 @@ func (r *replica) closeQueues(newLeader bool) {
 		subject string
 	}{{r.queue, r.host.names.Append(r.id)}, {r.cursors.queue, r.host.names.Cursor(r.id, "any")}} {
 		rest := q.close()
-		if newLeader && r.host.nats.Interested(q.subject) {
+		if newLeader && r.host.nats.HasInterest(q.subject) {
 			r.forward(rest)
 		} else {
 			r.refusals.rejectUnavailable(rest)
@@ -228,6 +228,6 @@ func (r *replica) closeQueues(newLeader bool) {
 // forward publishes messages again, for the node that leads now.
 func (r *replica) forward(ms []*natslink.Message) {
 	for _, m := range ms {
-		r.host.sender.Send(natslink.AppendForward(nil, m))
+		r.host.sender.Enqueue(natslink.AppendForward(nil, m))
 	}
 }

@@ -51,7 +51,7 @@ type watchedServer interface {
 type pacedServer interface {
 	AccountName() string
 	MaxPending() int64
-	Wanted(subject string) bool
+	MayHaveInterest(subject string) bool
 	Subscribed(subject string) bool
 	Behind(far int64) natsserver.SlowConns
 }

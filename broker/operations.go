@@ -132,7 +132,7 @@ func (o *operations) ownReads(ctx context.Context) func(*natslink.Message) {
 		partition, err := strconv.Atoi(number)
 		refuse := func(reason subjects.Reason, format string, args ...any) {
 			e := subjects.Errorf(reason, format, args...)
-			o.shared.refusals.Send(appendRefusal(nil, m.Reply, e, map[string]any{"error": e}))
+			o.shared.refusals.Enqueue(appendRefusal(nil, m.Reply, e, map[string]any{"error": e}))
 		}
 		c := o.replicas.get(partition)
 		if err != nil || c == nil || number != strconv.Itoa(partition) {

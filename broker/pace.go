@@ -34,13 +34,13 @@ type pacer struct {
 	server  pacedServer
 	members *peers
 	reads   transmitter
-	answers poster
+	answers outbox
 
 	questions chan paceQuestion
 
 	state   sync.Mutex // guards what follows
-	here    meter      // to connections of this node's server, as far as is known
-	there   meter      // to those of other nodes' servers, as far as is known
+	here    sendWindow // to connections of this node's server, as far as is known
+	there   sendWindow // to those of other nodes' servers, as far as is known
 	looking bool
 	looked  time.Time // when the newest look began
 	rest    time.Time // the earliest time of the next look, unless all reads wait for it
@@ -52,13 +52,13 @@ type pacer struct {
 	changed chan struct{} // closed when anything new is known, then replaced
 }
 
-// meter counts the bytes that reads send.
-type meter struct {
+// sendWindow counts the bytes that reads send.
+type sendWindow struct {
 	admitted, written int64 // since the node started
 	base              int64 // the part of written that the newest look covers
 }
 
-func (m *meter) room(size, most int64) bool {
+func (m *sendWindow) room(size, most int64) bool {
 	return m.admitted == m.base || m.admitted+size-m.base <= most
 }
 
@@ -80,7 +80,7 @@ const (
 // errNotTaken ends a read whose client does not take what is sent to it.
 var errNotTaken = errors.New("broker: the client does not take what is sent to it")
 
-func newPacer(i *identity, s pacedServer, members *peers, reads transmitter, answers poster) *pacer {
+func newPacer(i *identity, s pacedServer, members *peers, reads transmitter, answers outbox) *pacer {
 	return &pacer{
 		identity: i, server: s, members: members, reads: reads, answers: answers,
 		questions: make(chan paceQuestion, 64), peers: map[string]*peerPace{}, changed: make(chan struct{}),
@@ -158,7 +158,7 @@ func (c *paced) wait(ctx context.Context, size int) error {
 		case <-ctx.Done():
 			return ctx.Err()
 		}
-		if !c.pacer.server.Wanted(c.reply) {
+		if !c.pacer.server.MayHaveInterest(c.reply) {
 			return errNoSubscriber
 		}
 	}
@@ -169,20 +169,20 @@ func (c *paced) written(size int) {
 	p := c.pacer
 	p.state.Lock()
 	defer p.state.Unlock()
-	for _, m := range p.meters(c) {
+	for _, m := range p.windows(c) {
 		m.written += int64(size)
 	}
 }
 
-// meters are those that the read counts for. It is called with state held.
-func (p *pacer) meters(c *paced) []*meter {
+// windows are those that the read counts for. It is called with state held.
+func (p *pacer) windows(c *paced) []*sendWindow {
 	switch c.side {
 	case here:
-		return []*meter{&p.here}
+		return []*sendWindow{&p.here}
 	case there:
-		return []*meter{&p.there}
+		return []*sendWindow{&p.there}
 	}
-	return []*meter{&p.here, &p.there}
+	return []*sendWindow{&p.here, &p.there}
 }
 
 // admit counts the bytes if the read may send them, after it has waited for so
@@ -198,7 +198,7 @@ func (p *pacer) admit(c *paced, size int64, waited time.Duration) bool {
 			return false
 		}
 	}
-	for _, m := range p.meters(c) {
+	for _, m := range p.windows(c) {
 		m.admitted += size
 	}
 	return true

@@ -144,7 +144,7 @@ func (p *pacer) answer(ctx context.Context) {
 			if _, known := p.members.get(q.Node); known {
 				subject := p.names.Admin("pace", q.Node)
 				a := paceAnswer{Node: p.opts.Name, Question: q, SlowConns: found}
-				p.answers.Send(natslink.AppendPub(nil, subject, p.envelope(subject, a)))
+				p.answers.Enqueue(natslink.AppendPub(nil, subject, p.envelope(subject, a)))
 			}
 		}
 		select {

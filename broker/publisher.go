@@ -31,7 +31,7 @@ type publisher struct {
 // feedInfo is what a publisher asks of the NATS server.
 type feedInfo interface {
 	MaxPayload() int
-	Wanted(subject string) bool
+	MayHaveInterest(subject string) bool
 }
 
 // run publishes batches in order. Those that wait share packed messages, and
@@ -46,7 +46,7 @@ func (p *publisher) run() {
 		b.number()
 		pack.most = min(feedPart, p.nats.MaxPayload()-feedRoom)
 		withheld := p.withholds(b)
-		if !withheld && p.nats.Wanted(p.packed) {
+		if !withheld && p.nats.MayHaveInterest(p.packed) {
 			p.publishPacked(b, &pack, buf)
 		}
 		if len(p.committed) == 0 {
@@ -70,7 +70,7 @@ func (p *publisher) withholds(b *batch) bool {
 // publishLog publishes batches of a log, which must be well-formed: those that
 // a mirror has got.
 func (p *publisher) publishLog(batches [][]byte) {
-	packed := p.nats.Wanted(p.packed)
+	packed := p.nats.MayHaveInterest(p.packed)
 	buf, single := make([]byte, 0, feedPart), make([]byte, 0, feedPart)
 	pack := signedPacker{subject: p.packed, partition: p.partition, key: p.key, most: min(feedPart, p.nats.MaxPayload()-feedRoom)}
 	var t wal.Transaction
@@ -85,7 +85,7 @@ func (p *publisher) publishLog(batches [][]byte) {
 					p.send(pack.sign(buf))
 				}
 			}
-			if subject := p.names.Feed(p.partition, string(t.Kind)); p.nats.Wanted(subject) {
+			if subject := p.names.Feed(p.partition, string(t.Kind)); p.nats.MayHaveInterest(subject) {
 				single = p.enc.append(single, subject, &t, true)
 			}
 			if len(single) >= feedPart {
@@ -100,14 +100,14 @@ func (p *publisher) publishLog(batches [][]byte) {
 
 // followed reports whether anybody subscribes to any of a batch's transactions.
 func (p *publisher) followed(b *batch) bool {
-	if len(b.passed) > 0 && p.nats.Wanted(p.packed) {
+	if len(b.passed) > 0 && p.nats.MayHaveInterest(p.packed) {
 		return true
 	}
 	for i, r := range b.passed {
 		if i > 0 && bytes.Equal(r.tx.Kind, b.passed[i-1].tx.Kind) {
 			continue
 		}
-		if p.nats.Wanted(p.names.Feed(p.partition, string(r.tx.Kind))) {
+		if p.nats.MayHaveInterest(p.names.Feed(p.partition, string(r.tx.Kind))) {
 			return true
 		}
 	}
@@ -137,7 +137,7 @@ func (p *publisher) publish(b *batch, buf []byte) {
 	for i, r := range b.passed {
 		if i == 0 || !bytes.Equal(r.tx.Kind, b.passed[i-1].tx.Kind) {
 			subject = p.names.Feed(p.partition, string(r.tx.Kind))
-			wanted = p.nats.Wanted(subject)
+			wanted = p.nats.MayHaveInterest(subject)
 		}
 		if !wanted {
 			continue

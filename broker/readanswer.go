@@ -159,7 +159,7 @@ func (r *readAnswer) await(ctx context.Context, at position, timer <-chan time.T
 		case <-ctx.Done():
 			return false, ctx.Err()
 		case <-look.C:
-			if !r.reader.nats.Wanted(r.reply) {
+			if !r.reader.nats.MayHaveInterest(r.reply) {
 				return false, errNoSubscriber
 			}
 		}
@@ -301,7 +301,7 @@ func (r *readAnswer) wanted(ctx context.Context) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	if !r.reader.nats.Wanted(r.reply) {
+	if !r.reader.nats.MayHaveInterest(r.reply) {
 		return errNoSubscriber
 	}
 	return nil

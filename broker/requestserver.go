@@ -23,7 +23,7 @@ type requestServer struct {
 	position  func() position
 	start     func(serve func()) error // runs a handler on a goroutine, within the node's limit
 	answers   transmitter              // of handlers
-	refusals  poster                   // of requests whose handler was not started
+	refusals  outbox                   // of requests whose handler was not started
 	term      func() uint64            // of the newest reads; see partition.readTerm
 	group     *raftstore.Group
 }
@@ -52,7 +52,7 @@ func (s *requestServer) handler(ctx context.Context, serve func(context.Context,
 			}
 		})
 		if err != nil {
-			s.refusals.Send(s.refuse(m, s.wireError(err)))
+			s.refusals.Enqueue(s.refuse(m, s.wireError(err)))
 		}
 	}
 }

@@ -24,7 +24,7 @@ type sharedSubjects struct {
 	log        *slog.Logger
 	clustered  bool
 	reads      connection
-	refusals   poster
+	refusals   outbox
 	queueGroup func() string
 	touch      *touch
 	check      func() // suspects a removal if the facts no longer list this node
@@ -89,7 +89,7 @@ func (s *sharedSubjects) add(subject string, handle func(*natslink.Message)) (en
 	c := &sharedSubject{subject: subject, handle: func(m *natslink.Message) {
 		if m.Reply != "" && !s.touch.ok() { // the message came before the subscription ended
 			e := subjects.Errorf(subjects.Unavailable, "node %s is out of touch with its cluster: ask again", s.self)
-			s.refusals.Send(appendRefusal(nil, m.Reply, e, map[string]any{"error": e}))
+			s.refusals.Enqueue(appendRefusal(nil, m.Reply, e, map[string]any{"error": e}))
 			return
 		}
 		handle(m)

@@ -180,7 +180,7 @@ func (s *dataSim) Start(n *sim.Node) (*raftstore.Group, error) {
 		state:   stateOptions{locks: lockmgr.Options{Locks: 200, IDs: 10_000, IDWindow: dataSimWindow}, pointEvery: 16},
 		metrics: newMetrics(), stats: newServiceStats(),
 		messaging: messaging{
-			nats: fakeNATS{}, appends: replies, reads: replies, feeds: replies, sender: dataPoster{replies}, readSender: dataPoster{replies},
+			nats: fakeNATS{}, appends: replies, reads: replies, feeds: replies, sender: dataOutbox{replies}, readSender: dataOutbox{replies},
 			feedKey: make([]byte, 64), encodeAdvisory: func(string, map[string]any) []byte { return nil },
 		},
 		sharedLimits: sharedLimits{inflight: newInflightLimit(batchesInFlight)},
@@ -312,10 +312,10 @@ func (d *dataReplies) Send(commands []byte) error {
 	return nil
 }
 
-// dataPoster is dataReplies as a poster.
-type dataPoster struct{ *dataReplies }
+// dataOutbox is dataReplies as an outbox.
+type dataOutbox struct{ *dataReplies }
 
-func (p dataPoster) Send(commands []byte) { _ = p.dataReplies.Send(commands) }
+func (p dataOutbox) Enqueue(commands []byte) { _ = p.dataReplies.Send(commands) }
 
 // dataClient sends one message after the other.
 type dataClient struct {

@@ -115,9 +115,9 @@ func (s *Server) Conn() (net.Conn, error) {
 	return theirs, nil
 }
 
-// Interested reports whether a client of this server, or of one to which there
+// HasInterest reports whether a client of this server, or of one to which there
 // is a route, subscribes to a subject.
-func (s *Server) Interested(subject string) bool {
+func (s *Server) HasInterest(subject string) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.subscribed(subject) {

@@ -86,12 +86,12 @@ func TestRequestsBetweenServers(t *testing.T) {
 			}
 			answered[m.Header.Get("Node")]++
 		}
-		testkit.Until(t, "heard of one", func() bool { return all[2].Interested("who.a") })
+		testkit.Until(t, "heard of one", func() bool { return all[2].HasInterest("who.a") })
 		testkit.Until(t, "heard of both", func() bool {
 			ask()
 			return len(answered) == 2
 		})
-		if all[2].Subscribed("who.a") || all[2].Interested("who") || all[2].Interested("who.a.b") || !all[2].Routed("server-n1") {
+		if all[2].Subscribed("who.a") || all[2].HasInterest("who") || all[2].HasInterest("who.a.b") || !all[2].Routed("server-n1") {
 			t.Error("what n3 knows is wrong")
 		}
 		clear(answered)
@@ -119,7 +119,7 @@ func TestSubscriptions(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		testkit.Until(t, "heard of", func() bool { return all[1].Interested("feed.1") })
+		testkit.Until(t, "heard of", func() bool { return all[1].HasInterest("feed.1") })
 		for i := range 10 {
 			if err := clients[1].Publish("feed.a.b", fmt.Append(nil, i)); err != nil {
 				t.Fatal(err)
@@ -134,7 +134,7 @@ func TestSubscriptions(t *testing.T) {
 		if err := sub.Unsubscribe(); err != nil {
 			t.Fatal(err)
 		}
-		testkit.Until(t, "forgotten", func() bool { return !all[1].Interested("feed.1") })
+		testkit.Until(t, "forgotten", func() bool { return !all[1].HasInterest("feed.1") })
 	})
 }
 
@@ -147,19 +147,19 @@ func TestRoutesBreak(t *testing.T) {
 		if _, err := clients[0].Subscribe("a", func(m *nats.Msg) { _ = m.Respond(m.Data) }); err != nil {
 			t.Fatal(err)
 		}
-		testkit.Until(t, "heard of", func() bool { return all[1].Interested("a") })
+		testkit.Until(t, "heard of", func() bool { return all[1].HasInterest("a") })
 		network.Block("n1", "n2")
 		if _, err := request(clients[1], "a", nil); !errors.Is(err, context.DeadlineExceeded) {
 			t.Errorf("a request over a blocked link: %v", err)
 		}
-		testkit.Until(t, "broken", func() bool { return !all[1].Interested("a") && !all[0].Routed("server-n2") })
+		testkit.Until(t, "broken", func() bool { return !all[1].HasInterest("a") && !all[0].Routed("server-n2") })
 		network.Unblock("n1", "n2")
-		testkit.Until(t, "back", func() bool { return all[1].Interested("a") })
+		testkit.Until(t, "back", func() bool { return all[1].HasInterest("a") })
 		if _, err := request(clients[1], "a", nil); err != nil {
 			t.Error(err)
 		}
 		network.Reset("n1", "n2")
-		testkit.Until(t, "broken", func() bool { return !all[1].Interested("a") })
-		testkit.Until(t, "back", func() bool { return all[1].Interested("a") })
+		testkit.Until(t, "broken", func() bool { return !all[1].HasInterest("a") })
+		testkit.Until(t, "back", func() bool { return all[1].HasInterest("a") })
 	})
 }

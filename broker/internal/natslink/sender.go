@@ -32,8 +32,8 @@ func NewSender(l *Link, log *slog.Logger) *Sender {
 	return s
 }
 
-// Send queues complete protocol commands. It does not block.
-func (s *Sender) Send(commands []byte) {
+// Enqueue queues complete protocol commands. It does not block.
+func (s *Sender) Enqueue(commands []byte) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.closed {

@@ -335,14 +335,14 @@ func findAccount(ns *server.Server, name string) (*server.Account, error) {
 	return a, nil
 }
 
-// Wanted reports whether there may be a subscription to subject.
-func (s *Server) Wanted(subject string) bool {
+// MayHaveInterest reports whether there may be a subscription to subject.
+func (s *Server) MayHaveInterest(subject string) bool {
 	return !s.watchInterest || s.account.SubscriptionInterest(subject)
 }
 
-// Interested reports whether the server knows a subscription to subject. One on
-// another node may have ended a moment ago.
-func (s *Server) Interested(subject string) bool { return s.account.SubscriptionInterest(subject) }
+// HasInterest reports whether the server knows a subscription to subject. One
+// on another node may have ended a moment ago.
+func (s *Server) HasInterest(subject string) bool { return s.account.SubscriptionInterest(subject) }
 
 // AccountName returns the name of the account of the nodes' subjects.
 func (s *Server) AccountName() string { return s.account.GetName() }
