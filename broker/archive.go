@@ -54,6 +54,9 @@ const archivePatience = 2 * time.Second
 type archived struct {
 	partition int
 	archive   Archive // nil if there is none
+	cluster   string  // this one's id
+	position  func() position
+	history   func() []wal.PastCluster
 	log       *slog.Logger
 	metrics   *partitionMetrics
 	reads     *semaphore.Weighted

@@ -124,7 +124,7 @@ func (c *archiveChecked) news(before *archiveChecked) bool {
 
 // watchArchive checks the archive of each partition: at first, when its log was
 // trimmed or a read has failed, and every minute. It reads little at a time.
-func watchArchive(ctx context.Context, replicas func() iter.Seq[*replica]) {
+func watchArchive(ctx context.Context, parts func() iter.Seq[*archived]) {
 	wait := func(d time.Duration) bool {
 		select {
 		case <-ctx.Done():
@@ -134,28 +134,27 @@ func watchArchive(ctx context.Context, replicas func() iter.Seq[*replica]) {
 		}
 	}
 	for wait(archiveTick) {
-		for p := range replicas() {
-			at := p.state.position()
-			if at.restoring || !p.archived.isDue(at.base) {
-				continue
-			}
+		for a := range parts() {
 			began := time.Now()
-			p.archived.check(ctx, at.base, p.clusters(at))
-			if !wait(min(archiveShare*time.Since(began), archiveLook)) {
+			if a.checkIfDue(ctx) && !wait(min(archiveShare*time.Since(began), archiveLook)) {
 				return
 			}
 		}
 	}
 }
 
-// clusters returns the ids of the clusters that the partition's transactions
-// may be from.
-func (r *replica) clusters(at position) []string {
-	all := []string{r.host.cluster, at.mirrorOf}
-	for _, past := range r.state.pastClusters() {
-		all = append(all, past.ID)
+// checkIfDue checks the archive if that is due, and reports whether it was.
+func (a *archived) checkIfDue(ctx context.Context) bool {
+	at := a.position()
+	if at.restoring || !a.isDue(at.base) {
+		return false
 	}
-	return all
+	clusters := []string{a.cluster, at.mirrorOf} // that the transactions may be from
+	for _, past := range a.history() {
+		clusters = append(clusters, past.ID)
+	}
+	a.check(ctx, at.base, clusters)
+	return true
 }
 
 // archiveMetrics count the reads that go to the archive.

@@ -263,7 +263,7 @@ func (n *Node) runParts(ctx context.Context) {
 	background.Go(func() { n.absences.run(ctx) })
 	background.Go(func() { n.scrubber.run(ctx) })
 	if n.identity.opts.Archive != nil {
-		background.Go(func() { watchArchive(ctx, n.replicas.open) })
+		background.Go(func() { watchArchive(ctx, n.replicas.archives) })
 	}
 	if n.network != nil {
 		background.Go(func() { n.generations.run(ctx) })

@@ -76,11 +76,12 @@ func openReplica(h host, id int, log *wal.Log, voters []string) (*replica, error
 	return p, nil
 }
 
-// wire makes the partition's parts. Those that need the group get it in
+// wire makes the replica's parts. Those that need the group get it in
 // setGroup.
 func (r *replica) wire() {
 	h, position := &r.host, r.state.position
 	r.archived.partition, r.archived.archive, r.archived.log, r.archived.metrics, r.archived.reads = r.id, h.archive, r.log, &r.metrics, h.archiving
+	r.archived.cluster, r.archived.position, r.archived.history = h.cluster, r.state.position, r.state.pastClusters
 	cursors := newQueue(h.queueBytes)
 	times := timeSearch{store: r.store, between: r.state.timesBetween, scans: h.scans, archived: r.archived.find}
 	r.unsendable = unsendable{partition: r.id, names: h.names, log: r.log, store: r.store, nats: h.nats, position: position}

@@ -52,6 +52,17 @@ func (r *replicaSet) open() iter.Seq[*replica] {
 	}
 }
 
+// archives yields the archived transactions of the replicas that are open.
+func (r *replicaSet) archives() iter.Seq[*archived] {
+	return func(yield func(*archived) bool) {
+		for replica := range r.open() {
+			if !yield(&replica.archived) {
+				return
+			}
+		}
+	}
+}
+
 // compare compares the digests of this node's replicas with another node's.
 func (r *replicaSet) compare(a announcement) {
 	for _, report := range a.Groups {
