@@ -25,10 +25,10 @@ type exportCmd struct {
 	Partition partition `arg:"" name:"P" help:"Partition to export, from 0."`
 	File      string    `arg:"" optional:"" name:"FILE" help:"File to write, which must not exist; - or nothing writes to standard output."`
 
-	From  place    `placeholder:"TXID|TIME" default:"1" help:"First transaction: its txid, or the first one at or after a time, such as 2026-11-01."`
-	To    *place   `placeholder:"TXID|TIME" help:"Last transaction: its txid, or the last one at or before a time. [default: the last one at the start]"`
-	Kinds []token  `name:"kind" sep:"none" placeholder:"KIND" help:"Only transactions of this kind; repeatable."`
-	Lock  lockName `placeholder:"LOCK" help:"Only transactions that recorded a lock overlapping this one."`
+	From  position  `placeholder:"TXID|TIME" default:"1" help:"First transaction: its txid, or the first one at or after a time, such as 2026-11-01."`
+	To    *position `placeholder:"TXID|TIME" help:"Last transaction: its txid, or the last one at or before a time. [default: the last one at the start]"`
+	Kinds []token   `name:"kind" sep:"none" placeholder:"KIND" help:"Only transactions of this kind; repeatable."`
+	Lock  lockName  `placeholder:"LOCK" help:"Only transactions that recorded a lock overlapping this one."`
 
 	connection
 }
@@ -53,7 +53,7 @@ nobody answered for a minute. The same command then goes on. It is 1, too, if a 
 
 // Run exports a partition.
 func (c *exportCmd) Run(ctx context.Context, p *program) error {
-	if c.From == (place{}) || c.To != nil && *c.To == (place{}) {
+	if c.From == (position{}) || c.To != nil && *c.To == (position{}) {
 		return usagef("there is no transaction 0: ids begin with 1")
 	}
 	l, err := c.open(ctx, "export")
@@ -97,7 +97,7 @@ func (c *exportCmd) last(ctx context.Context, l *natsConn) (uint64, error) {
 // export writes the transactions from txid from to txid last.
 func (c *exportCmd) export(ctx context.Context, p *program, l *natsConn, out io.Writer, from, last uint64) (err error) {
 	r := &reader{
-		cmd: &readCmd{Partition: c.Partition, From: place{at: c.From.at}, Kinds: c.Kinds, Lock: c.Lock, JSON: true, connection: c.connection},
+		cmd: &readCmd{Partition: c.Partition, From: position{at: c.From.at}, Kinds: c.Kinds, Lock: c.Lock, JSON: true, connection: c.connection},
 		p:   p, conn: l, out: bufio.NewWriterSize(out, 1<<20), next: max(from, 1), last: last, bulk: true, succeeded: time.Now(),
 	}
 	report, written := newProgress(p, "exported"), 0

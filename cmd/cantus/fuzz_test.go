@@ -63,7 +63,7 @@ func FuzzValues(f *testing.F) {
 	f.Fuzz(func(t *testing.T, s string) {
 		for _, v := range []encoding.TextUnmarshaler{
 			new(byteSize), new(count), new(partitionCount), new(partition), new(txid), new(duration), new(listenAddr), new(optionalAddr), new(token),
-			new(nodeNames), new(addresses), new(replicaCount), new(prefix), new(inboxPrefix), new(lockName), new(place), new(moment),
+			new(nodeNames), new(addresses), new(replicaCount), new(prefix), new(inboxPrefix), new(lockName), new(position), new(moment),
 		} {
 			if err := v.UnmarshalText([]byte(s)); err != nil && err.Error() == "" {
 				t.Fatalf("%q is refused by %T without a reason", s, v)

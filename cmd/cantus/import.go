@@ -77,8 +77,8 @@ type importer struct {
 	lines *lines
 	id    string
 
-	place    importPlace
-	found    bool      // the place was found once
+	progress importProgress
+	located  bool      // the progress was found once
 	appended uint64    // lines that this run has appended
 	first    uint64    // txid of the first of them
 	moved    time.Time // when the cursor was last moved
@@ -169,7 +169,7 @@ func (i *importer) failed(ctx context.Context, err error) error {
 	case i.conn != nil:
 		err = i.conn.explain(err)
 	}
-	switch lines := i.place.line; {
+	switch lines := i.progress.line; {
 	case lines > 0 && exact:
 		return failf(status, "%w; lines 1 to %d are in the log: the same command goes on after them", err, lines)
 	case lines > 0:
@@ -184,7 +184,7 @@ func (i *importer) failed(ctx context.Context, err error) error {
 
 func (i *importer) print(p *program) error {
 	r := importResult{
-		Partition: int(i.cmd.Partition), Lines: i.place.line, Appended: i.appended, FirstTxid: i.first, LastTxid: i.place.txid,
+		Partition: int(i.cmd.Partition), Lines: i.progress.line, Appended: i.appended, FirstTxid: i.first, LastTxid: i.progress.txid,
 	}
 	if !i.cmd.Keep {
 		r.Cursor = i.cursor()
@@ -198,13 +198,13 @@ func (i *importer) print(p *program) error {
 
 // run appends all lines that are not in the log.
 func (i *importer) run(ctx context.Context) error {
-	if err := i.retry(ctx, func() error { return i.findPlace(ctx) }); err != nil {
+	if err := i.retry(ctx, func() error { return i.locate(ctx) }); err != nil {
 		return err
 	}
-	if i.place.line > 0 {
-		i.p.note("lines 1 to %d are in the log, up to transaction %d: going on after them", i.place.line, i.place.txid)
+	if i.progress.line > 0 {
+		i.p.note("lines 1 to %d are in the log, up to transaction %d: going on after them", i.progress.line, i.progress.txid)
 	}
-	if err := i.lines.skip(i.place.line, i.place.tag); err != nil {
+	if err := i.lines.skip(i.progress.line, i.progress.tag); err != nil {
 		return err
 	}
 	defer i.leaveCursor(ctx)
@@ -218,7 +218,7 @@ func (i *importer) run(ctx context.Context) error {
 		if err := i.append(ctx, b); err != nil {
 			return err
 		}
-		report.at(int(i.appended), func() string { return fmt.Sprintf("up to line %d", i.place.line) })
+		report.at(int(i.appended), func() string { return fmt.Sprintf("up to line %d", i.progress.line) })
 		switch {
 		case errors.Is(b.err, io.EOF):
 			return nil
@@ -233,21 +233,21 @@ func (i *importer) run(ctx context.Context) error {
 // log.
 func (i *importer) append(ctx context.Context, b *importBatch) error {
 	for len(b.ends) > 0 {
-		if i.place.empty { // the first of all
+		if i.progress.empty { // the first of all
 			first := &importBatch{first: b.first, data: b.data[:b.ends[0]], ends: b.ends[:1]}
 			if err := i.appendFirst(ctx, first); err != nil {
 				return err
 			}
-			b = b.after(i.place.line)
+			b = b.after(i.progress.line)
 			continue
 		}
 		suspect := false // some of it may be in the log, or all
 		err := i.retry(ctx, func() error {
 			if suspect {
-				if err := i.findPlace(ctx); err != nil {
+				if err := i.locate(ctx); err != nil {
 					return err
 				}
-				if b = b.after(i.place.line); len(b.ends) == 0 {
+				if b = b.after(i.progress.line); len(b.ends) == 0 {
 					return nil
 				}
 			}
@@ -309,7 +309,7 @@ func (i *importer) take(b *importBatch, reply *subjects.BatchReply) error {
 				i.first = r.Txid
 			}
 		}
-		i.place.line, i.place.txid = b.first+uint64(next)-1, r.Txid+uint64(r.Count)-1
+		i.progress.line, i.progress.txid = b.first+uint64(next)-1, r.Txid+uint64(r.Count)-1
 	}
 	if next != len(b.ends) {
 		return failf(exitUnknown, "the answer has no outcome for some of the lines")
@@ -320,7 +320,7 @@ func (i *importer) take(b *importBatch, reply *subjects.BatchReply) error {
 // appendFirst appends the first line of all to an empty partition, in which no
 // cursor can be set: the line must become its first transaction, where an
 // import that goes on looks for it. If another transaction is there first, the
-// place is found anew.
+// progress is found anew.
 func (i *importer) appendFirst(ctx context.Context, b *importBatch) error {
 	headers := int(binary.BigEndian.Uint32(b.data))
 	block := b.data[8 : 8+headers-2] // without the empty line at its end
@@ -332,10 +332,10 @@ func (i *importer) appendFirst(ctx context.Context, b *importBatch) error {
 		err := i.send(ctx, one)
 		switch exitStatus(err) {
 		case exitDone:
-			i.place.empty = false
+			i.progress.empty = false
 			return i.moveCursor(ctx)
 		case exitUnknown, exitConflict: // the latter: it is no longer empty
-			if found := i.findPlace(ctx); found != nil || !i.place.empty {
+			if found := i.locate(ctx); found != nil || !i.progress.empty {
 				return found
 			}
 		}

@@ -81,7 +81,7 @@ func (c *importCmd) keep(ctx context.Context, p *program) error {
 	if k.log.moved > 0 {
 		p.note("%d lines were not later than the line before them: their times were moved on, and are in the header %s", k.log.moved, headerOriginalTime)
 	}
-	k.place.line, k.place.txid = k.log.lines, k.log.end.Txid
+	k.progress.line, k.progress.txid = k.log.lines, k.log.end.Txid
 	return k.print(p)
 }
 
@@ -281,7 +281,7 @@ func (e *keptEncoder) add(line []byte) (done *keptBatch, err error) {
 	if err != nil {
 		return nil, err
 	}
-	at, err := e.place(t)
+	at, err := e.checkPosition(t)
 	if err != nil {
 		return nil, err
 	}
@@ -301,8 +301,8 @@ func (e *keptEncoder) add(line []byte) (done *keptBatch, err error) {
 	return done, nil
 }
 
-// place checks the txid of a line, and returns its time.
-func (e *keptEncoder) place(t *transaction) (at int64, err error) {
+// checkPosition checks the txid of a line, and returns its time.
+func (e *keptEncoder) checkPosition(t *transaction) (at int64, err error) {
 	if t.Time.IsZero() {
 		return 0, errors.New(`it has no time, which --keep keeps: write one, such as "time":"2026-11-01T08:30:00Z", or import without --keep, which gives it a new one`)
 	}

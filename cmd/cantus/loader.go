@@ -18,13 +18,13 @@ import (
 type loader struct {
 	conn      *natsConn
 	partition int
-	at        restorePlace // where the partition is
-	stream    []byte       // what is to be sent next
-	moved     func()       // called when the partition has answered where it is
+	at        logEnd // where the partition is
+	stream    []byte // what is to be sent next
+	moved     func() // called when the partition has answered where it is
 }
 
-// restorePlace is the end of a partition, with the digest there.
-type restorePlace struct {
+// logEnd is the end of a partition, with the digest there.
+type logEnd struct {
 	txid   uint64
 	digest wal.Digest
 	joined int // bytes that the leader has beyond
@@ -61,7 +61,7 @@ func (l *loader) arrived(reply subjects.RestoreReply) error {
 	if err != nil {
 		return err
 	}
-	l.at = restorePlace{reply.HighWaterMark, digest, reply.Joined}
+	l.at = logEnd{reply.HighWaterMark, digest, reply.Joined}
 	l.moved()
 	return nil
 }

@@ -206,7 +206,7 @@ func (m *logMirror) find(ctx context.Context) (is bool, err error) {
 	switch {
 	case info.MirrorOf == m.cluster:
 		digest, err := m.parseDigest(info.Digest)
-		m.at = restorePlace{txid: info.HighWaterMark, digest: digest}
+		m.at = logEnd{txid: info.HighWaterMark, digest: digest}
 		return true, err
 	case info.MirrorOf != "":
 		return false, failf(exitConflict, "it mirrors cluster %s, and --from leads to %s: is the address right?", info.MirrorOf, m.cluster)

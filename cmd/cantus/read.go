@@ -18,7 +18,7 @@ import (
 type readCmd struct {
 	Partition partition `arg:"" name:"P" help:"Partition to read, from 0."`
 
-	From        place    `placeholder:"TXID|TIME" default:"1" help:"First transaction to read: its txid, or the first one at or after a time, such as 2026-11-01, 2026-11-01T08:30 or 90m (ago). Times are in UTC unless they name a zone."`
+	From        position `placeholder:"TXID|TIME" default:"1" help:"First transaction to read: its txid, or the first one at or after a time, such as 2026-11-01, 2026-11-01T08:30 or 90m (ago). Times are in UTC unless they name a zone."`
 	Max         count    `placeholder:"N" help:"Stop after N transactions."`
 	Follow      bool     `short:"f" xor:"follow" help:"At the end of the log wait for more, until interrupted. Goes on after a lost connection, without gap or repeat."`
 	Kinds       []token  `name:"kind" sep:"none" placeholder:"KIND" help:"Only transactions of this kind; repeatable."`
@@ -78,7 +78,7 @@ const lostTries = 20
 
 // Run reads until the end, or until ctx is cancelled.
 func (c *readCmd) Run(ctx context.Context, p *program) error {
-	if c.From == (place{}) {
+	if c.From == (position{}) {
 		return usagef("there is no transaction 0: ids begin with 1")
 	}
 	l, err := c.open(ctx, "read")

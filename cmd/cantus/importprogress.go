@@ -13,8 +13,8 @@ import (
 	"github.com/cantuslog/cantus/subjects"
 )
 
-// importPlace is how far an import is.
-type importPlace struct {
+// importProgress is how far an import is.
+type importProgress struct {
 	line uint64   // the last line that is in the log, 0 for none
 	tag  chainTag // of that line, if it was read from the log
 	txid uint64   // of that line; 0 for none
@@ -26,9 +26,9 @@ type importPlace struct {
 
 func (i *importer) cursor() string { return "import-" + i.id }
 
-// findPlace finds out which lines are in the log. It sets the cursor before the
+// locate finds out which lines are in the log. It sets the cursor before the
 // first line is appended, unless the partition is empty.
-func (i *importer) findPlace(ctx context.Context) error {
+func (i *importer) locate(ctx context.Context) error {
 	p := int(i.cmd.Partition)
 	var info subjects.PartitionInfo
 	var cursor subjects.CursorReply
@@ -45,23 +45,23 @@ func (i *importer) findPlace(ctx context.Context) error {
 	if hasPast(info, i.cursor()) {
 		return usagef("partition %d was made of this file, or of its beginning, by an import with --keep: without --keep every line would be appended once more; give --name if that is meant", p)
 	}
-	if i.found && cursor.Txid != i.place.cursor && cursor.Txid != i.place.wanted {
+	if i.located && cursor.Txid != i.progress.cursor && cursor.Txid != i.progress.wanted {
 		return errAnotherImport
 	}
-	i.found, i.place.cursor, i.place.empty = true, cursor.Txid, false
-	mark := max(info.HighWaterMark, i.place.txid)
+	i.located, i.progress.cursor, i.progress.empty = true, cursor.Txid, false
+	mark := max(info.HighWaterMark, i.progress.txid)
 	switch {
 	case mark == 0:
-		i.place.empty = true
+		i.progress.empty = true
 		return nil
 	case cursor.Txid == 0 && info.FirstTxid == 1:
 		// The import has not begun; or it began in an empty partition, with the
 		// first transaction.
-		if err := i.search(ctx, 1, 1); err != nil || i.place.line > 0 {
+		if err := i.search(ctx, 1, 1); err != nil || i.progress.line > 0 {
 			return errors.Join(err, i.searchOn(ctx, 1, mark))
 		}
 	case cursor.Txid > 0:
-		return i.searchOn(ctx, max(cursor.Txid, i.place.txid), mark)
+		return i.searchOn(ctx, max(cursor.Txid, i.progress.txid), mark)
 	}
 	return i.setCursor(ctx, mark)
 }
@@ -88,10 +88,10 @@ func (i *importer) search(ctx context.Context, from, to uint64) error {
 		if !ok {
 			return nil
 		}
-		if i.place.line > 0 && t.Txid != from && n != i.place.line+1 {
-			return failf(exitFailed, "transaction %d is line %d of the import, and line %d was before it: the log does not have the lines in their order", t.Txid, n, i.place.line)
+		if i.progress.line > 0 && t.Txid != from && n != i.progress.line+1 {
+			return failf(exitFailed, "transaction %d is line %d of the import, and line %d was before it: the log does not have the lines in their order", t.Txid, n, i.progress.line)
 		}
-		i.place.line, i.place.tag, i.place.txid = n, tag, t.Txid
+		i.progress.line, i.progress.tag, i.progress.txid = n, tag, t.Txid
 		return nil
 	}
 	for done := false; !done; {
@@ -114,7 +114,7 @@ func (i *importer) moveCursor(ctx context.Context) error {
 		return nil
 	}
 	i.moved = time.Now()
-	if err := i.setCursor(ctx, i.place.txid); errors.Is(err, errAnotherImport) {
+	if err := i.setCursor(ctx, i.progress.txid); errors.Is(err, errAnotherImport) {
 		return err
 	}
 	return nil
@@ -123,8 +123,8 @@ func (i *importer) moveCursor(ctx context.Context) error {
 // leaveCursor moves the cursor to the last line at the end, also of an import
 // that is interrupted.
 func (i *importer) leaveCursor(ctx context.Context) {
-	if i.place.txid > i.place.cursor {
-		_ = i.setCursor(context.WithoutCancel(ctx), i.place.txid)
+	if i.progress.txid > i.progress.cursor {
+		_ = i.setCursor(context.WithoutCancel(ctx), i.progress.txid)
 	}
 }
 
@@ -134,9 +134,9 @@ var errAnotherImport = failf(exitConflict, "another process imports the same fil
 
 // setCursor moves the cursor, unless another process has moved it.
 func (i *importer) setCursor(ctx context.Context, txid uint64) error {
-	before := i.place.wanted
-	i.place.wanted = txid
-	body, err := json.Marshal(subjects.CursorRequest{Txid: &txid, Expected: &i.place.cursor})
+	before := i.progress.wanted
+	i.progress.wanted = txid
+	body, err := json.Marshal(subjects.CursorRequest{Txid: &txid, Expected: &i.progress.cursor})
 	if err != nil {
 		return err
 	}
@@ -150,10 +150,10 @@ func (i *importer) setCursor(ctx context.Context, txid uint64) error {
 	}
 	switch {
 	case reply.Error == nil, reply.Error.Reason == subjects.WrongLast && reply.Txid == txid:
-		i.place.cursor = txid
+		i.progress.cursor = txid
 		return nil
-	case reply.Error.Reason == subjects.WrongLast && reply.Txid == before && before != i.place.cursor:
-		i.place.cursor = reply.Txid
+	case reply.Error.Reason == subjects.WrongLast && reply.Txid == before && before != i.progress.cursor:
+		i.progress.cursor = reply.Txid
 		return i.setCursor(ctx, txid)
 	case reply.Error.Reason == subjects.WrongLast:
 		return errAnotherImport

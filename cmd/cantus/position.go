@@ -9,27 +9,27 @@ import (
 	"github.com/cantuslog/cantus/subjects"
 )
 
-// place is a place in a partition: a txid, or a time.
-type place struct {
+// position is where something is in a partition: a txid, or a time.
+type position struct {
 	txid txid // if at is not set
 	at   time.Time
 }
 
-func (p *place) UnmarshalText(text []byte) error {
+func (p *position) UnmarshalText(text []byte) error {
 	if n, err := strconv.ParseUint(string(text), 10, 64); err == nil {
-		*p = place{txid: txid(n)}
+		*p = position{txid: txid(n)}
 		return nil
 	}
 	var at moment
 	if err := at.UnmarshalText(text); err != nil {
 		return fmt.Errorf("%q is neither a transaction id nor a time: write a whole number, or %s", text, timeExamples)
 	}
-	*p = place{at: time.Time(at)}
+	*p = position{at: time.Time(at)}
 	return nil
 }
 
 // String returns the place as it can be given again.
-func (p place) String() string {
+func (p position) String() string {
 	if !p.at.IsZero() {
 		return p.at.Format(time.RFC3339Nano)
 	}
