@@ -143,7 +143,7 @@ type archiver struct {
 	cmd        *backupRunCmd
 	p          *program
 	repository *backup.Repository
-	source     backup.Source
+	source     *backupSource
 	log        *slog.Logger
 	metrics    *backupMetrics
 	cursor     *backupCursor // nil for none
@@ -166,7 +166,7 @@ func (a *archiver) run(ctx context.Context) {
 		case err != nil:
 			a.log.Error("backup failed; it is tried again", "err", errorText(err))
 		case took > every:
-			a.log.Warn("the backup falls behind: a run took longer than the time between two", "took", took.Round(time.Millisecond), "every", every)
+			a.log.Warn(slowRun(took, every, a.source.trouble))
 		}
 		select {
 		case <-ctx.Done():
@@ -176,10 +176,20 @@ func (a *archiver) run(ctx context.Context) {
 	}
 }
 
+// slowRun returns the text about a run that took longer than the time between
+// two, and which trouble it has waited for, if any.
+func slowRun(took, every time.Duration, trouble error) string {
+	text := fmt.Sprintf("a run took %v, longer than --every %v", took.Round(time.Millisecond), every)
+	if trouble != nil {
+		text += ": it has waited, last since " + errorText(trouble)
+	}
+	return text
+}
+
 // once brings the backup up to date, and prints what was new.
 func (a *archiver) once(ctx context.Context) error {
 	began := time.Now()
-	a.shown = began
+	a.shown, a.source.trouble = began, nil
 	var partitions []int
 	for _, n := range a.cmd.Partitions {
 		partitions = append(partitions, int(n))
@@ -349,7 +359,8 @@ func (c *backupVerifyCmd) Run(ctx context.Context, p *program) error {
 		return err
 	}
 	if damaged > 0 {
-		return failf(exitFailed, "%d of %s damaged", damaged, plural(len(m.Partitions), "partition"))
+		return failf(exitFailed, "%d of %s damaged: begin another backup in an empty directory, while the cluster still has its log, and keep this one; "+
+			"an earlier manifest may not need what is damaged: --generation checks and restores it", damaged, plural(len(m.Partitions), "partition"))
 	}
 	return nil
 }

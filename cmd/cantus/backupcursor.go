@@ -41,10 +41,10 @@ func (c *backupCursor) begin(ctx context.Context, partitions []int) error {
 	for _, p := range partitions {
 		at, err := c.get(ctx, p)
 		if err != nil {
-			return fmt.Errorf("partition %d: %w", p, err)
+			return backup.OfPartition(p, err)
 		}
 		if _, err := c.isKnown(ctx, p, at.Txid); err != nil {
-			return fmt.Errorf("partition %d: %w", p, err)
+			return backup.OfPartition(p, err)
 		}
 	}
 	return nil

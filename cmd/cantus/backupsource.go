@@ -26,6 +26,8 @@ type backupSource struct {
 	// cursor is one that is not backed up, "" for none: it says how far the
 	// backup reaches, which means nothing in a cluster that is restored.
 	cursor string
+	// trouble is why it has last asked again, nil for not at all.
+	trouble error
 }
 
 func newBackupSource(l *natsConn) *backupSource {
@@ -43,6 +45,9 @@ func (s *backupSource) again(ctx context.Context, do func() (moved bool, err err
 		transient := isTransient(err) || errors.Is(err, nats.ErrNoResponders) || errors.Is(err, errLost)
 		if !transient || ctx.Err() != nil || time.Since(since) > s.patience {
 			return err
+		}
+		if err != nil {
+			s.trouble = err
 		}
 		select {
 		case <-ctx.Done():
@@ -109,7 +114,7 @@ func (s *backupSource) State(ctx context.Context, partition int) (backup.State, 
 		return backup.State{}, err
 	}
 	if info.MirrorOf != "" {
-		return backup.State{}, failf(exitFailed, "partition %d is a mirror of cluster %s: back that one up, or promote the mirror first", partition, info.MirrorOf)
+		return backup.State{}, failf(exitFailed, "it is a mirror of cluster %s: back that one up, or promote the mirror first", info.MirrorOf)
 	}
 	return backup.State{
 		Base:    backup.Point{Txid: info.FirstTxid - 1, Digest: info.BaseDigest},

@@ -232,7 +232,7 @@ func withoutFlag(parser *kong.Kong, err error, word, name string) string {
 var (
 	unknownFlag      = regexp.MustCompile(`unknown flag -[^\s,]*`)
 	unexpectedWord   = regexp.MustCompile(`^unexpected argument ([^\s,]+)`)
-	flagWithoutValue = regexp.MustCompile(`^--([a-z-]+): (?:expected .* but got "EOL"|missing value)`)
+	flagWithoutValue = regexp.MustCompile(`^--([a-z-]+): (?:expected .* but got (?:"EOL"|"--[^"]*" \(long flag\)|"-[a-zA-Z]" \(short flag\))|missing value)`)
 	missingArgument  = regexp.MustCompile(`^expected "<(.+?)>`)
 	dashedValue      = regexp.MustCompile(`^--([a-z-]+): expected .* but got "(-[^"]*)"`)
 )
@@ -246,7 +246,7 @@ func misplaced(err error, args []string, text string) string {
 		return ""
 	}
 	if m := dashedValue.FindStringSubmatch(text); m != nil {
-		for _, f := range parse.Context.Flags() {
+		for _, f := range flagsOf(parse.Context) {
 			if f.Name != m[1] {
 				continue
 			}
@@ -288,7 +288,7 @@ func missingValue(err error, text string) string {
 		return ""
 	}
 	if m := flagWithoutValue.FindStringSubmatch(text); m != nil {
-		for _, f := range parse.Context.Flags() {
+		for _, f := range flagsOf(parse.Context) {
 			if f.Name == m[1] {
 				return fmt.Sprintf("--%s needs a value%s", f.Name, valueExample(f))
 			}
@@ -306,6 +306,16 @@ func missingValue(err error, text string) string {
 		}
 	}
 	return ""
+}
+
+// flagsOf returns the flags of the command that is being parsed, and those of
+// the one that its group means without a name.
+func flagsOf(c *kong.Context) []*kong.Flag {
+	flags := c.Flags()
+	if node := c.Selected(); node != nil && node.DefaultCmd != nil {
+		flags = append(flags, node.DefaultCmd.Flags...)
+	}
+	return flags
 }
 
 // valueExample returns an example of a flag's value.

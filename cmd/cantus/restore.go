@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -22,6 +23,7 @@ type restoreCmd struct {
 	ToTxid     []upTo      `name:"to-txid" placeholder:"P=TXID" xor:"to" help:"Up to this transaction of partition P; repeatable. The other partitions are restored whole."`
 	ToTime     moment      `name:"to-time" placeholder:"TIME" xor:"to" help:"Up to this time, in every partition."`
 	Partitions []partition `name:"partition" placeholder:"P" help:"Only this partition; repeatable. [default: all in the backup]"`
+	DryRun     bool        `help:"Change nothing, and ask no cluster: print where each partition would end."`
 	JSON       bool        `name:"json" help:"Print a JSON object for each partition."`
 	Quiet      bool        `short:"q" help:"No progress on standard error."`
 
@@ -34,8 +36,11 @@ number of nodes: the same transaction ids, times, message ids, cursors and diges
 is appended to it or read. A restore that was interrupted, on either side, goes on when it is started again.
 
 Consumers that have applied more than the backup holds are told so when they connect, and stop. Cursors past the end are
-set to the end. A partition that was restored before is left as it is, if its digest is the backup's; it is refused if it is in
-use already.
+set to the end. A partition that was restored before is left as it is, if its digest is the backup's. If one is in use, or was
+restored to another end, nothing is restored.
+
+--dry-run prints which transaction would be the last one in each partition, with its time and the digest after it: with
+--to-time, the last one that was committed up to then.
 
 ` + storageHelp + `
 
@@ -45,6 +50,7 @@ Examples:
 
   cantus restore --from /mnt/backup
   cantus restore --from 's3://bank-log?prefix=prod/' --to-time 2026-11-01T08:30
+  cantus restore --from /mnt/backup --to-time 2026-11-01T08:30 --dry-run
   cantus restore --from /mnt/backup --to-txid 0=812 --to-txid 1=640
 
 Exit status: 1 if the backup is damaged, 3 if a partition is not empty, 4 if it has no leader: start it again then.`
@@ -61,7 +67,13 @@ func (u *upTo) UnmarshalText(text []byte) error {
 	if !ok {
 		return fmt.Errorf("%q is not a partition and a transaction id, such as 0=812", text)
 	}
-	return errors.Join(u.partition.UnmarshalText([]byte(p)), u.txid.UnmarshalText([]byte(n)))
+	if err := errors.Join(u.partition.UnmarshalText([]byte(p)), u.txid.UnmarshalText([]byte(n))); err != nil {
+		return err
+	}
+	if u.txid == 0 {
+		return errors.New("there is no transaction 0: ids begin with 1")
+	}
+	return nil
 }
 
 // restoredLog is the output of --json for a partition.
@@ -96,48 +108,111 @@ func (c *restoreCmd) Run(ctx context.Context, p *program) error {
 		return err
 	}
 	defer repository.Close()
+	if err := c.checkFlags(m); err != nil {
+		return err
+	}
+	logs, err := c.logs(ctx, p, repository, m)
+	if err != nil {
+		return err
+	}
+	if c.DryRun {
+		return c.printPlan(p, logs)
+	}
 	l, err := c.open(ctx, "restore")
 	if err != nil {
 		return err
 	}
 	defer l.close()
-	if err := c.check(ctx, l, m); err != nil {
+	if err := c.checkCluster(ctx, l, m); err != nil {
 		return err
 	}
-	logs, err := c.logs(ctx, p, l, repository, m)
-	if err != nil {
-		return err
-	}
-	var partitions []int
-	for _, r := range logs {
-		partitions = append(partitions, r.log.Partition)
-	}
-	err = checkUnused(ctx, l, partitions, func(info subjects.PartitionInfo) bool {
-		return info.Restoring || hasPast(info, m.Cluster.ID)
-	})
-	if err != nil {
+	if err := checkRestorable(ctx, l, logs); err != nil {
 		return err
 	}
 	if err := l.watchLeaders(); err != nil {
 		return err
 	}
+	for _, r := range logs {
+		r.conn = l
+	}
 	return c.restore(ctx, p, logs)
 }
 
 // logs returns the logs that are to be restored, after a look at all of them.
-func (c *restoreCmd) logs(ctx context.Context, p *program, l *natsConn, repository *backup.Repository, m *backup.Manifest) (all []*logRestore, err error) {
+func (c *restoreCmd) logs(ctx context.Context, p *program, repository *backup.Repository, m *backup.Manifest) (all []*logRestore, err error) {
 	for _, log := range m.Partitions {
 		if len(c.Partitions) > 0 && !slices.Contains(c.Partitions, partition(log.Partition)) {
 			continue
 		}
 		r := &logRestore{repository: repository, manifest: m, log: log, note: p.note, quiet: c.Quiet, patience: restorePatience}
-		r.loader = loader{conn: l, partition: log.Partition, moved: r.show}
+		r.loader = loader{partition: log.Partition, moved: r.show}
 		if err := r.plan(ctx, c.end(log.Partition), time.Time(c.ToTime)); err != nil {
 			return nil, err
 		}
 		all = append(all, r)
 	}
-	return all, nil
+	return all, c.checkTime(p, all)
+}
+
+// checkTime returns an error if nothing in the logs was committed up to the
+// time that is asked for. It notes which of them are empty then, if only some
+// are.
+func (c *restoreCmd) checkTime(p *program, logs []*logRestore) error {
+	if time.Time(c.ToTime).IsZero() {
+		return nil
+	}
+	var begin time.Time // of the log that begins first
+	var empty []*logRestore
+	for _, r := range logs {
+		if len(r.log.Segments) == 0 {
+			continue
+		}
+		if first := r.log.Segments[0].FirstTime; begin.IsZero() || first.Before(begin) {
+			begin = first
+		}
+		if r.end == r.log.Base.Txid {
+			empty = append(empty, r)
+		}
+	}
+	at := time.Time(c.ToTime).UTC().Format(time.RFC3339Nano)
+	if !begin.IsZero() && begin.After(time.Time(c.ToTime)) && len(empty) > 0 {
+		return usagef("--to-time: the backup begins at %s, and has nothing of %s or before", begin.Format(time.RFC3339Nano), at)
+	}
+	for _, r := range empty {
+		p.note("partition %d has nothing of %s or before: it begins at %s, and is empty at that time",
+			r.log.Partition, at, r.log.Segments[0].FirstTime.Format(time.RFC3339Nano))
+	}
+	return nil
+}
+
+// plannedLog is the output of --dry-run --json for a partition.
+type plannedLog struct {
+	Partition int       `json:"partition"`
+	FirstTxid uint64    `json:"first_txid"`
+	LastTxid  uint64    `json:"last_txid"`
+	Time      time.Time `json:"time,omitzero"`
+	Digest    string    `json:"digest"`
+}
+
+// printPlan prints where the logs would end.
+func (c *restoreCmd) printPlan(p *program, logs []*logRestore) error {
+	for _, r := range logs {
+		l := plannedLog{r.log.Partition, r.log.Base.Txid + 1, r.end, r.time, hex.EncodeToString(r.digest[:])}
+		var err error
+		switch {
+		case c.JSON:
+			err = json.NewEncoder(p.out).Encode(l)
+		case l.Time.IsZero():
+			_, err = fmt.Fprintf(p.out, "partition %d: would be restored without a transaction, up to txid %d, digest %.12s\n", l.Partition, l.LastTxid, l.Digest)
+		default:
+			_, err = fmt.Fprintf(p.out, "partition %d: would be restored up to txid %d, committed at %s, digest %.12s\n",
+				l.Partition, l.LastTxid, l.Time.Format(time.RFC3339Nano), l.Digest)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // restore restores logs, several at a time.
@@ -179,19 +254,23 @@ func (c *restoreCmd) end(p int) uint64 {
 	return 0
 }
 
-// check compares the cluster with the backup, and the flags with both.
-func (c *restoreCmd) check(ctx context.Context, l *natsConn, m *backup.Manifest) error {
+// checkCluster compares the cluster with the backup.
+func (c *restoreCmd) checkCluster(ctx context.Context, l *natsConn, m *backup.Manifest) error {
 	info, err := l.cluster(ctx)
-	if err != nil {
-		return err
-	}
 	switch {
+	case err != nil:
+		return err
 	case info.Partitions != m.Cluster.Partitions:
 		return usagef("this cluster has %s, and the backup is of a cluster with %d: keys would lead elsewhere; found one with --partitions %d",
 			plural(info.Partitions, "partition"), m.Cluster.Partitions, m.Cluster.Partitions)
 	case info.ID == m.Cluster.ID:
 		return usagef("the backup is of this cluster: restore it into a new one")
 	}
+	return nil
+}
+
+// checkFlags compares the flags with the backup.
+func (c *restoreCmd) checkFlags(m *backup.Manifest) error {
 	var named []partition
 	for _, u := range c.ToTxid {
 		named = append(named, u.partition)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/hex"
 	"errors"
+	"fmt"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -25,8 +26,11 @@ type logRestore struct {
 	quiet      bool
 	patience   time.Duration
 
+	byTime bool       // the end is that of a time
 	end    uint64     // the last transaction to restore
 	digest wal.Digest // that of the backup there
+	time   time.Time  // when it was committed, zero if there is none
+	read   uint64     // the last transaction that was read from the backup, and is whole
 	loaded bool       // this run has loaded up to end, and compared the digest
 	done   restoredLog
 	shown  time.Time
@@ -66,8 +70,9 @@ func (r *logRestore) plan(ctx context.Context, to uint64, at time.Time) error {
 		if s.Last > r.end {
 			return r.planWithin(ctx, from, s.First)
 		}
-		from = backup.Point{Txid: s.Last, Digest: s.Digest}
+		from = backup.Point{Txid: s.Last, Digest: s.Digest, Time: s.LastTime}
 	}
+	r.time = from.Time
 	digest, err := hex.DecodeString(from.Digest)
 	copy(r.digest[:], digest)
 	return err
@@ -82,12 +87,13 @@ func (r *logRestore) planWithin(ctx context.Context, before backup.Point, first 
 	}
 	copy(r.digest[:], digest)
 	err = r.repository.Batches(ctx, r.manifest, r.log.Partition, first, func(b wal.Batch) error {
-		if b.First > r.end {
-			return errRestoreEnd
-		}
 		data, err := firstTransactions(b, r.end)
+		if err != nil {
+			return err
+		}
 		r.digest = r.digest.Next(data)
-		return err
+		r.time = time.Unix(0, b.Time+int64(min(r.end, b.Last())-b.First)).UTC()
+		return r.ended(b)
 	})
 	if errors.Is(err, errRestoreEnd) {
 		return nil
@@ -109,6 +115,7 @@ func (r *logRestore) planEnd(ctx context.Context, to uint64, at time.Time) error
 	case at.IsZero():
 		return nil
 	}
+	r.byTime = true
 	for _, s := range r.log.Segments {
 		if !s.LastTime.After(at) {
 			continue
@@ -130,8 +137,9 @@ func (r *logRestore) planEnd(ctx context.Context, to uint64, at time.Time) error
 		}
 		break
 	}
-	if r.end == base && base > 0 {
-		return usagef("--to-time: the backup of partition %d begins after that time, with txid %d", r.log.Partition, base+1)
+	if r.end == base && base > 0 && len(r.log.Segments) > 0 {
+		return usagef("--to-time: the backup of partition %d begins at %s, with txid %d: what was committed before was trimmed",
+			r.log.Partition, r.log.Segments[0].FirstTime.Format(time.RFC3339Nano), base+1)
 	}
 	return nil
 }
@@ -183,7 +191,7 @@ func (r *logRestore) attempt(ctx context.Context) error {
 		return nil
 	}
 	if err := r.load(ctx); err != nil {
-		return err
+		return r.whatNow(err)
 	}
 	if err := r.setCursors(ctx); err != nil {
 		return err
@@ -214,22 +222,71 @@ func (r *logRestore) begin(ctx context.Context) (ended bool, err error) {
 	if e := r.conn.ask(ctx, r.conn.names.PartitionInfo(r.log.Partition), nil, &info); e != nil {
 		return false, e
 	}
-	n := len(info.History)
-	if info.Restoring || n == 0 || info.History[n-1] != (subjects.PastCluster{Cluster: r.manifest.Cluster.ID, LastTxid: r.end}) {
-		return false, err
-	}
-	if r.loaded { // its last step was not answered, but carried out
+	if r.loaded && r.wasRestored(info) { // its last step was not answered, but carried out
 		return true, nil
 	}
-	switch {
-	case info.HighWaterMark != r.end:
-		return false, failf(exitConflict, "it was restored up to txid %d before, and is in use: its last txid is %d; nothing was changed", r.end, info.HighWaterMark)
-	case info.Digest != r.done.Digest:
-		return false, failf(exitConflict, "it was restored up to txid %d before, from another backup: it has the digest %.12s there, and this one %.12s; nothing was changed",
-			r.end, info.Digest, r.done.Digest)
+	if !r.wasRestored(info) {
+		return false, err
 	}
 	r.done.Already = true
-	return true, nil
+	return true, r.check(info)
+}
+
+// wasRestored reports whether the partition was restored from a backup of this
+// cluster up to the end.
+func (r *logRestore) wasRestored(info subjects.PartitionInfo) bool {
+	n := len(info.History)
+	return !info.Restoring && n > 0 && info.History[n-1] == subjects.PastCluster{Cluster: r.manifest.Cluster.ID, LastTxid: r.end}
+}
+
+// check returns an error if a partition in this state can't be restored, and
+// was not either.
+func (r *logRestore) check(info subjects.PartitionInfo) error {
+	mark, n := info.HighWaterMark, len(info.History)
+	switch {
+	case info.MirrorOf != "":
+		return failf(exitConflict, "it is a mirror of cluster %s; nothing was changed: use a new, empty cluster", info.MirrorOf)
+	case info.Restoring:
+		return r.checkPast(mark)
+	case r.wasRestored(info) && mark != r.end:
+		return failf(exitConflict, "it was restored up to txid %d before, and is in use: its last txid is %d; nothing was changed", r.end, mark)
+	case r.wasRestored(info) && info.Digest != hex.EncodeToString(r.digest[:]):
+		return failf(exitConflict, "it was restored up to txid %d before, from another backup: it has the digest %.12s there, and this one %.12s; nothing was changed",
+			r.end, info.Digest, hex.EncodeToString(r.digest[:]))
+	case r.wasRestored(info):
+		return nil
+	case n > 0 && info.History[n-1].Cluster == r.manifest.Cluster.ID:
+		return failf(exitConflict, "it was restored up to txid %d before, and not up to %d; nothing was changed: use a new, empty cluster", info.History[n-1].LastTxid, r.end)
+	case n > 0:
+		return failf(exitConflict, "it was restored or recovered before, and its last txid is %d; nothing was changed: use a new, empty cluster", mark)
+	case mark > 0:
+		return failf(exitConflict, "it is in use, and its last txid is %d; nothing was changed: use a new, empty cluster", mark)
+	}
+	return nil
+}
+
+// checkPast returns an error if the partition is past the end already.
+func (r *logRestore) checkPast(mark uint64) error {
+	if mark <= r.end {
+		return nil
+	}
+	flag := "--to-txid"
+	if r.byTime {
+		flag = "--to-time"
+	}
+	return failf(exitConflict, "it is restored up to txid %d already, past the end that you ask for (%d): leave %s out, or use a new cluster", mark, r.end, flag)
+}
+
+// whatNow adds to an error about damage what can be done about it.
+func (r *logRestore) whatNow(err error) error {
+	switch {
+	case !errors.Is(err, backup.ErrDamaged):
+		return err
+	case max(r.read, r.at.txid) <= r.log.Base.Txid:
+		return fmt.Errorf("%w; the partition serves nothing until it is restored: do that from a whole copy of the backup", err)
+	}
+	return fmt.Errorf("%w; the partition serves nothing until it is restored: do that from a whole copy of the backup, or give up what follows the damage: --to-txid %d=%d",
+		err, r.log.Partition, max(r.read, r.at.txid))
 }
 
 // show notes where the partition is, and shows it now and then.
@@ -243,29 +300,12 @@ func (r *logRestore) show() {
 // load sends the batches that the partition does not have yet.
 func (r *logRestore) load(ctx context.Context) error {
 	r.stream = r.stream[:0]
-	before := r.at.txid
-	defer func() { r.done.Transactions += r.at.txid - before }()
-	err := r.repository.Batches(ctx, r.manifest, r.log.Partition, r.at.txid+1, func(b wal.Batch) error {
-		if b.First > r.end {
-			return errRestoreEnd
-		}
-		if b.First <= r.at.txid && len(r.stream) == 0 {
-			if r.at.txid == r.end {
-				return errRestoreEnd // the last batch has fewer transactions than in the backup
-			}
-			return failf(exitConflict, "%w, at txid %d: it was being restored up to there; restore it up to there, or into a new cluster", errInsideBatch, r.at.txid)
-		}
-		data, err := firstTransactions(b, r.end)
-		if err != nil {
-			return err
-		}
-		r.done.Bytes += int64(len(data))
-		return r.add(ctx, data)
-	})
-	if err != nil && !errors.Is(err, errRestoreEnd) {
+	if err := r.checkPast(r.at.txid); err != nil {
 		return err
 	}
-	if err := r.flush(ctx); err != nil {
+	before := r.at.txid
+	defer func() { r.done.Transactions += r.at.txid - before }()
+	if err := r.sendAll(ctx); err != nil {
 		return err
 	}
 	if r.at.txid != r.end || r.at.digest != r.digest {
@@ -273,6 +313,45 @@ func (r *logRestore) load(ctx context.Context) error {
 			r.log.Partition, r.at.txid, r.at.digest[:], r.end, r.digest[:])
 	}
 	r.loaded = true
+	return nil
+}
+
+// sendAll sends the batches from the one that follows on the partition's end. What
+// is whole in a damaged backup is sent too.
+func (r *logRestore) sendAll(ctx context.Context) error {
+	if r.at.txid == r.end {
+		return nil
+	}
+	err := r.repository.Batches(ctx, r.manifest, r.log.Partition, r.at.txid+1, func(b wal.Batch) error {
+		if b.First <= r.at.txid && len(r.stream) == 0 {
+			return failf(exitConflict, "%w, at txid %d: it was being restored up to there; restore it up to there, or into a new cluster", errInsideBatch, r.at.txid)
+		}
+		data, err := firstTransactions(b, r.end)
+		if err != nil {
+			return err
+		}
+		r.done.Bytes += int64(len(data))
+		r.read = min(b.Last(), r.end)
+		if err := r.add(ctx, data); err != nil {
+			return err
+		}
+		return r.ended(b)
+	})
+	switch {
+	case errors.Is(err, backup.ErrDamaged):
+		return errors.Join(err, r.flush(ctx))
+	case err != nil && !errors.Is(err, errRestoreEnd):
+		return err
+	}
+	return r.flush(ctx)
+}
+
+// ended returns errRestoreEnd after the batch that has the last transaction:
+// what follows it may be damaged.
+func (r *logRestore) ended(b wal.Batch) error {
+	if b.Last() >= r.end {
+		return errRestoreEnd
+	}
 	return nil
 }
 

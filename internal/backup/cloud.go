@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"regexp"
 	"strings"
 
 	"gocloud.dev/blob"
@@ -31,12 +32,22 @@ func openCloud(ctx context.Context, url string) (*cloud, error) {
 	return &cloud{b}, nil
 }
 
+// explain adds to the error of a store what would be right.
+func explain(err error) error {
+	if err != nil && invalidRegion.MatchString(err.Error()) {
+		return fmt.Errorf("%w: set AWS_REGION to the bucket's region, or add ?region=REGION to the URL", err)
+	}
+	return err
+}
+
+var invalidRegion = regexp.MustCompile(`(?i)(invalid|missing|not find) (a )?region`)
+
 func (c *cloud) Put(ctx context.Context, name string, data []byte, mustBeNew bool) error {
 	err := c.bucket.WriteAll(ctx, name, data, &blob.WriterOptions{ContentType: "application/octet-stream", IfNotExist: mustBeNew})
 	if mustBeNew && gcerrors.Code(err) == gcerrors.FailedPrecondition {
 		return fmt.Errorf("%w: %w", fs.ErrExist, err)
 	}
-	return err
+	return explain(err)
 }
 
 func (c *cloud) Get(ctx context.Context, name string, limit int64) ([]byte, error) {
@@ -45,7 +56,7 @@ func (c *cloud) Get(ctx context.Context, name string, limit int64) ([]byte, erro
 		return nil, fmt.Errorf("%w: %w", fs.ErrNotExist, err)
 	}
 	if err != nil {
-		return nil, err
+		return nil, explain(err)
 	}
 	defer r.Close()
 	return readLimited(r, limit)
@@ -58,7 +69,7 @@ func (c *cloud) List(ctx context.Context, prefix string) (all []Object, err erro
 			return all, nil
 		}
 		if err != nil {
-			return nil, err
+			return nil, explain(err)
 		}
 		all = append(all, Object{o.Key, o.Size, o.ModTime})
 	}
@@ -66,7 +77,7 @@ func (c *cloud) List(ctx context.Context, prefix string) (all []Object, err erro
 
 func (c *cloud) Delete(ctx context.Context, name string) error {
 	if err := c.bucket.Delete(ctx, name); gcerrors.Code(err) != gcerrors.NotFound {
-		return err
+		return explain(err)
 	}
 	return nil
 }

@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"regexp"
 	"runtime"
 	"slices"
 	"strings"
@@ -31,6 +32,39 @@ func openDir(root string) (*dir, error) {
 		err = nil
 	}
 	return &dir{root}, err
+}
+
+// ownEntries match what a new backup may find in its directory: what one that
+// was interrupted has left, hidden files, and what a new file system has.
+var ownEntries = regexp.MustCompile(`^(manifest|p[0-9]+|\..*|lost\+found)$`)
+
+// checkNew returns an error if a backup must not begin in the directory: it is
+// in a node's data directory, or has other files.
+func (d *dir) checkNew() error {
+	path, err := filepath.Abs(d.root)
+	if err != nil {
+		return err
+	}
+	for {
+		if _, err := os.Stat(filepath.Join(path, "cantus.json")); err == nil {
+			return fmt.Errorf("%s is in a node's data directory: name a directory of its own, on another disk", d.root)
+		}
+		parent := filepath.Dir(path)
+		if parent == path {
+			break
+		}
+		path = parent
+	}
+	entries, err := os.ReadDir(d.root)
+	if isMissing(err) {
+		return nil
+	}
+	for _, e := range entries {
+		if !ownEntries.MatchString(e.Name()) {
+			return fmt.Errorf("%s has no backup, but other files, such as %s: name an empty directory, or one that does not exist yet", d.root, e.Name())
+		}
+	}
+	return err
 }
 
 func (d *dir) path(name string) string { return filepath.Join(d.root, filepath.FromSlash(name)) }

@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"log/slog"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -158,7 +159,7 @@ func (r *Repository) current(ctx context.Context) (Manifest, error) {
 	if r.newest == nil {
 		m, err := r.Newest(ctx)
 		if errors.Is(err, ErrNone) {
-			m, err = &Manifest{}, nil
+			m, err = &Manifest{}, r.checkNew()
 		}
 		if err != nil {
 			return Manifest{}, err
@@ -166,6 +167,15 @@ func (r *Repository) current(ctx context.Context) (Manifest, error) {
 		r.newest = m
 	}
 	return *r.newest, nil
+}
+
+// checkNew returns an error if a backup must not begin here, since the directory
+// is used for something else.
+func (r *Repository) checkNew() error {
+	if d, ok := r.bucket.(*dir); ok {
+		return d.checkNew()
+	}
+	return nil
 }
 
 // keptManifests is how many are kept.
@@ -208,6 +218,9 @@ const (
 	keptTime = 24 * time.Hour
 )
 
+// segmentForm matches the names of segments. Other files are not deleted.
+var segmentForm = regexp.MustCompile(`^p[0-9]+/[0-9]{20}-[0-9]{20}-[0-9a-f]{8}\.seg$`)
+
 // prune deletes old manifests, and now and then the segments that none of the
 // others names.
 func (r *Repository) prune(ctx context.Context, generations []uint64) error {
@@ -237,7 +250,7 @@ func (r *Repository) prune(ctx context.Context, generations []uint64) error {
 		}
 	}
 	for _, o := range objects {
-		if strings.HasSuffix(o.Name, ".seg") && !needed[o.Name] && now.Sub(o.Written) > keptTime {
+		if segmentForm.MatchString(o.Name) && !needed[o.Name] && now.Sub(o.Written) > keptTime {
 			if err := r.bucket.Delete(ctx, o.Name); err != nil {
 				return err
 			}

@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"reflect"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/cantuslog/cantus/subjects"
@@ -117,7 +118,7 @@ func (r *Repository) run(ctx context.Context, source Source, o RunOptions) (Resu
 		return Result{}, err
 	}
 	if old.Generation > 0 && old.Cluster.ID != cluster.ID {
-		return Result{}, fmt.Errorf("%w: it is of cluster %s (%s), and this is %s (%s); a cluster that was restored or recovered is another one: back it up elsewhere",
+		return Result{}, fmt.Errorf("%w: it is of cluster %s (%s), and this is %s (%s); a cluster that was restored, recovered or promoted from a mirror is another one: back it up elsewhere, and keep this backup",
 			ErrOther, old.Cluster.Name, old.Cluster.ID, cluster.Name, cluster.ID)
 	}
 	b := &run{Repository: r, source: source, progress: o.Progress, manifest: old, dirty: old.Cluster != cluster || old.ID == "", written: r.now()}
@@ -138,7 +139,7 @@ func (r *Repository) run(ctx context.Context, source Source, o RunOptions) (Resu
 			break
 		}
 		if err := b.partition(ctx, p); err != nil {
-			failed = append(failed, fmt.Errorf("partition %d: %w", p, err))
+			failed = append(failed, OfPartition(p, err))
 			if _, ok := errors.AsType[*putError](err); ok && b.result.Stored == 0 {
 				return Result{}, errors.Join(failed...) // the others would fail alike
 			}
@@ -153,6 +154,16 @@ func (r *Repository) run(ctx context.Context, source Source, o RunOptions) (Resu
 	}
 	b.result.Manifest = b.manifest
 	return b.result, errors.Join(failed...)
+}
+
+// OfPartition returns an error with the partition that it is about, which its
+// text may begin with already.
+func OfPartition(p int, err error) error {
+	name := fmt.Sprintf("partition %d", p)
+	if text := err.Error(); strings.HasPrefix(text, name+" ") || strings.HasPrefix(text, name+":") {
+		return err
+	}
+	return fmt.Errorf("%s: %w", name, err)
 }
 
 // write stores the manifest as it is now.
