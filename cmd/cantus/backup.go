@@ -166,7 +166,7 @@ func (a *archiver) run(ctx context.Context) {
 		case err != nil:
 			a.log.Error("backup failed; it is tried again", "err", errorText(err))
 		case took > every:
-			a.log.Warn(slowRun(took, every, a.source.trouble))
+			a.log.Warn(slowRun(took, every, a.source.waited()))
 		}
 		select {
 		case <-ctx.Done():
@@ -177,11 +177,11 @@ func (a *archiver) run(ctx context.Context) {
 }
 
 // slowRun returns the text about a run that took longer than the time between
-// two, and which trouble it has waited for, if any.
+// two, and why it had to wait, if it had.
 func slowRun(took, every time.Duration, trouble error) string {
 	text := fmt.Sprintf("a run took %v, longer than --every %v", took.Round(time.Millisecond), every)
 	if trouble != nil {
-		text += ": it has waited, last since " + errorText(trouble)
+		text += "; it had to wait: " + errorText(trouble)
 	}
 	return text
 }

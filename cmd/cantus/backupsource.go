@@ -57,6 +57,14 @@ func (s *backupSource) again(ctx context.Context, do func() (moved bool, err err
 	}
 }
 
+// waited returns why the source has last asked again, nil for not at all.
+func (s *backupSource) waited() error {
+	if errors.Is(s.trouble, nats.ErrNoResponders) {
+		return errors.New("no node answered")
+	}
+	return s.conn.explain(s.trouble)
+}
+
 // ask asks the leader of a partition.
 func (s *backupSource) ask(ctx context.Context, partition int, subject string, request, answer any) error {
 	err := s.again(ctx, func() (bool, error) { return false, s.conn.ask(ctx, subject, request, answer) })
