@@ -481,6 +481,12 @@ func TestUnnamedSegmentsAreDeleted(t *testing.T) {
 	if err := m.Put(t.Context(), lost, []byte("of a process that was killed"), false); err != nil {
 		t.Fatal(err)
 	}
+	others := []string{"journal/00000001.seg", "p0/notes.seg"} // of something else
+	for _, name := range others {
+		if err := m.Put(t.Context(), name, nil, false); err != nil {
+			t.Fatal(err)
+		}
+	}
 	for hours := range 30 {
 		c.append(0, 1, 1)
 		mustRun(t, r, c)
@@ -489,6 +495,11 @@ func TestUnnamedSegmentsAreDeleted(t *testing.T) {
 			t.Fatalf("after %d hours it is deleted: %t", hours, gone)
 		}
 		clock.Time = clock.Add(time.Hour)
+	}
+	for _, name := range others {
+		if _, err := m.Get(t.Context(), name, 0); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
 	}
 	level(t, checkBackup(t, m, c), c)
 }
