@@ -316,8 +316,8 @@ func (r *logRestore) load(ctx context.Context) error {
 	return nil
 }
 
-// sendAll sends the batches from the one that follows on the partition's end. What
-// is whole in a damaged backup is sent too.
+// sendAll sends the batches from the one that follows on the partition's end.
+// What is whole in a damaged backup is sent too.
 func (r *logRestore) sendAll(ctx context.Context) error {
 	if r.at.txid == r.end {
 		return nil

@@ -1,5 +1,3 @@
-//go:build !nocloud
-
 package backup
 
 import (

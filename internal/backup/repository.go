@@ -169,8 +169,8 @@ func (r *Repository) current(ctx context.Context) (Manifest, error) {
 	return *r.newest, nil
 }
 
-// checkNew returns an error if a backup must not begin here, since the directory
-// is used for something else.
+// checkNew returns an error if a backup must not begin here, since the
+// directory is used for something else.
 func (r *Repository) checkNew() error {
 	if d, ok := r.bucket.(*dir); ok {
 		return d.checkNew()
