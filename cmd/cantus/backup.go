@@ -97,6 +97,9 @@ func (c *backupRunCmd) Run(ctx context.Context, p *program) error {
 		return usagef("--to: %w", err)
 	}
 	defer repository.Close()
+	if err := repository.CheckPlace(ctx); err != nil {
+		return usagef("--to: %w", err)
+	}
 	l, err := c.open(ctx, "backup")
 	if err != nil {
 		return err

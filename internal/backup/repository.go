@@ -159,7 +159,7 @@ func (r *Repository) current(ctx context.Context) (Manifest, error) {
 	if r.newest == nil {
 		m, err := r.Newest(ctx)
 		if errors.Is(err, ErrNone) {
-			m, err = &Manifest{}, r.checkNew()
+			m, err = &Manifest{}, nil
 		}
 		if err != nil {
 			return Manifest{}, err
@@ -169,13 +169,17 @@ func (r *Repository) current(ctx context.Context) (Manifest, error) {
 	return *r.newest, nil
 }
 
-// checkNew returns an error if a backup must not begin here, since the
-// directory is used for something else.
-func (r *Repository) checkNew() error {
-	if d, ok := r.bucket.(*dir); ok {
-		return d.checkNew()
+// CheckPlace returns an error if there is no backup, and must not be one, since
+// the directory is used for something else. Call it before a backup begins.
+func (r *Repository) CheckPlace(ctx context.Context) error {
+	d, ok := r.bucket.(*dir)
+	if !ok {
+		return nil
 	}
-	return nil
+	if all, err := r.Generations(ctx); err != nil || len(all) > 0 {
+		return err
+	}
+	return d.checkNew()
 }
 
 // keptManifests is how many are kept.
