@@ -90,7 +90,7 @@ func (i *partitionInfo) info() subjects.PartitionInfo {
 		BaseDigest: hex.EncodeToString(r.base.Digest[:]),
 		Leader:     status.Leader, Term: status.Term,
 		Locks:       subjects.LockInfo{Tracked: stats.Locks, Capacity: stats.Capacity, Floor: stats.Floor},
-		StorageFull: full, Restoring: r.restoring.hides(), MirrorOf: r.restoring.source(), History: pastClusters(r.history), Retention: retention,
+		StorageFull: full, Restoring: r.restoring.hides(), MirrorOf: r.restoring.source(), Promoted: r.mirrored && !r.isRestoring(), History: pastClusters(r.history), Retention: retention,
 	}
 	info.ArchivedFrom, info.NotArchived = i.archived.from(r.base)
 	for _, rep := range status.Replicas {

@@ -198,6 +198,9 @@ type PartitionInfo struct {
 	// MirrorOf is the id of the cluster whose partition this one mirrors, ""
 	// for none: nothing is appended but what comes from there.
 	MirrorOf string `json:"mirror_of,omitempty"`
+	// Promoted is true if the partition was a mirror; the last element of
+	// History then says of which cluster, and up to which transaction.
+	Promoted bool `json:"promoted,omitempty"`
 	// History lists the clusters in which the partition's transactions were
 	// committed before it was restored into this one, the oldest first.
 	History []PastCluster `json:"history,omitempty"`

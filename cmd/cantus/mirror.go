@@ -226,8 +226,15 @@ Exit status: 3 if a partition is no mirror, 4 if one has no leader: start it aga
 type promoted struct {
 	Partition int    `json:"partition"`
 	LastTxid  uint64 `json:"last_txid"`
-	Digest    string `json:"digest"`
+	Digest    string `json:"digest,omitempty"` // there; missing if it was promoted before
 	Source    string `json:"source"`
+}
+
+func (d promoted) String() string {
+	if d.Digest == "" {
+		return fmt.Sprintf("promoted before: it has cluster %s up to txid %d", d.Source, d.LastTxid)
+	}
+	return fmt.Sprintf("promoted, and takes appends: it has cluster %s up to txid %d, digest %.12s", d.Source, d.LastTxid, d.Digest)
 }
 
 // Run promotes a mirror.
@@ -269,8 +276,7 @@ func (c *mirrorPromoteCmd) Run(ctx context.Context, p *program) error {
 		if c.JSON {
 			err = json.NewEncoder(p.out).Encode(done)
 		} else {
-			_, err = fmt.Fprintf(p.out, "partition %d: promoted, and takes appends: it has cluster %s up to txid %d, digest %.12s\n",
-				n, done.Source, done.LastTxid, done.Digest)
+			_, err = fmt.Fprintf(p.out, "partition %d: %v\n", n, done)
 		}
 		if err != nil {
 			return err
@@ -289,9 +295,9 @@ func promote(ctx context.Context, l *natsConn, n int) (promoted, error) {
 	}
 	past := len(info.History)
 	switch {
-	case info.MirrorOf == "" && past > 0 && !info.Restoring:
+	case info.Promoted && past > 0:
 		last := info.History[past-1]
-		return promoted{n, last.LastTxid, info.Digest, last.Cluster}, nil
+		return promoted{n, last.LastTxid, "", last.Cluster}, nil
 	case info.MirrorOf == "":
 		return promoted{}, errNoMirror
 	}
