@@ -21,6 +21,9 @@ type Manifest struct {
 	Format int `json:"format"`
 	// ID is the backup's, in all of its manifests, wherever they are copied.
 	ID string `json:"id"`
+	// Writer is a random name of the process that wrote it, "" for a version
+	// that had none. Copies of a backup that go on have others.
+	Writer string `json:"writer,omitempty"`
 	// Generation counts the manifests of the repository.
 	Generation uint64  `json:"generation"`
 	Cluster    Cluster `json:"cluster"`
@@ -127,6 +130,9 @@ func decodeManifest(generation uint64, b []byte) (*Manifest, error) {
 	}
 	if m.ID != "" && subjects.CheckCursor(m.ID) != nil {
 		return nil, damaged(fmt.Errorf("the id %q is not a name", m.ID))
+	}
+	if m.Writer != "" && subjects.CheckCursor(m.Writer) != nil {
+		return nil, damaged(fmt.Errorf("the writer %q is not a name", m.Writer))
 	}
 	for i, p := range m.Partitions {
 		if p.Partition < 0 || p.Partition >= subjects.MaxPartitions || i > 0 && p.Partition <= m.Partitions[i-1].Partition {

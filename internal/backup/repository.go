@@ -21,7 +21,8 @@ type Repository struct {
 	version string
 	log     *slog.Logger
 	now     func() time.Time
-	newest  *Manifest // as far as this process knows; nil for not at all
+	writer  string    // of the manifests that it writes
+	newest  *Manifest // as this process has last seen it; nil for not at all
 	pruned  time.Time // when segments were last deleted
 }
 
@@ -38,7 +39,7 @@ type Options struct {
 
 // New returns the repository in a bucket, which it closes.
 func New(bucket Bucket, o Options) *Repository {
-	r := &Repository{bucket: bucket, version: o.Version, log: o.Logger, now: o.Now}
+	r := &Repository{bucket: bucket, version: o.Version, log: o.Logger, now: o.Now, writer: rand.Text()[:16]}
 	if r.log == nil {
 		r.log = slog.New(slog.DiscardHandler)
 	}
@@ -153,20 +154,37 @@ func (r *Repository) newestWhole(ctx context.Context) (m *Manifest, damage error
 	return nil, nil, cmp.Or(damage, ErrNone)
 }
 
-// current returns the manifest that this process goes on from: one of
-// generation 0 if there is none.
+// current reads the manifest that a run goes on from: one of generation 0 if
+// there is none. Once this process has seen a backup, it wants the same one: a
+// directory without it is what an unmount leaves.
 func (r *Repository) current(ctx context.Context) (Manifest, error) {
-	if r.newest == nil {
-		m, err := r.Newest(ctx)
-		if errors.Is(err, ErrNone) {
-			m, err = &Manifest{}, nil
-		}
-		if err != nil {
+	m, err := r.Newest(ctx)
+	had := r.newest != nil && r.newest.Generation > 0
+	switch {
+	case errors.Is(err, ErrNone) && had:
+		return Manifest{}, fmt.Errorf("%w: generation %d of the backup %s was here, and no manifest is now: is what holds it still mounted? "+
+			"To begin a new backup here, start again", ErrNone, r.newest.Generation, r.newest.ID)
+	case errors.Is(err, ErrNone):
+		m = &Manifest{}
+	case err != nil:
+		return Manifest{}, err
+	case had:
+		if err := r.newest.sameBackup(m); err != nil {
 			return Manifest{}, err
 		}
-		r.newest = m
 	}
-	return *r.newest, nil
+	r.newest = m
+	return *m, nil
+}
+
+// sameBackup returns an error if o is a manifest of another backup. One from
+// before backups had ids may be any.
+func (m *Manifest) sameBackup(o *Manifest) error {
+	if m.ID == "" || m.ID == o.ID {
+		return nil
+	}
+	return fmt.Errorf("%w: the backup %s was here, and now another one is, %s: is the right place mounted? "+
+		"To go on with this one, start again", ErrOther, m.ID, o.ID)
 }
 
 // CheckPlace returns an error if there is no backup, and must not be one, since
@@ -192,10 +210,11 @@ func (r *Repository) write(ctx context.Context, m Manifest) error {
 	if err != nil {
 		return err
 	}
-	if n := len(all); n > 0 && all[n-1] != m.Generation || n == 0 && m.Generation > 0 {
-		return fmt.Errorf("manifest %d: %w", m.Generation+1, fs.ErrExist)
+	if err := r.follows(ctx, &m, all); err != nil {
+		return err
 	}
 	m.Format, m.Version, m.Taken = formatVersion, r.version, r.now().UTC()
+	m.Writer = r.writer
 	m.Generation++
 	if m.ID == "" {
 		m.ID = rand.Text()
@@ -210,6 +229,33 @@ func (r *Repository) write(ctx context.Context, m Manifest) error {
 	r.newest = &m
 	if err := r.prune(ctx, append(all, m.Generation)); err != nil {
 		r.log.Warn("what the backup does not need any more is not deleted; a later run does so", "err", err)
+	}
+	return nil
+}
+
+// follows returns nil if m is what the newest of the generations became: a
+// directory that was mounted since may have a manifest of the same generation.
+func (r *Repository) follows(ctx context.Context, m *Manifest, generations []uint64) error {
+	changed := fmt.Errorf("manifest %d: %w", m.Generation+1, fs.ErrExist)
+	n := len(generations)
+	switch {
+	case n == 0 && m.Generation == 0:
+		return nil
+	case n == 0 || generations[n-1] != m.Generation:
+		return changed
+	}
+	is, err := r.Manifest(ctx, m.Generation)
+	if isMissing(err) {
+		return changed
+	}
+	if err != nil {
+		return err
+	}
+	if err := m.sameBackup(is); err != nil {
+		return err
+	}
+	if is.Writer != m.Writer || !is.Taken.Equal(m.Taken) {
+		return changed
 	}
 	return nil
 }

@@ -84,7 +84,6 @@ func (r *Repository) Run(ctx context.Context, source Source, o RunOptions) (resu
 		if !errors.Is(err, fs.ErrExist) {
 			break
 		}
-		r.newest = nil
 	}
 	return result, err
 }
