@@ -207,7 +207,7 @@ func (a *archiver) once(ctx context.Context) error {
 	result, err := a.repository.Run(ctx, a.source, backup.RunOptions{Partitions: partitions, Progress: a.progress})
 	a.metrics.added(result)
 	if a.cursor != nil && ctx.Err() == nil {
-		err = errors.Join(err, a.cursor.move(ctx, partitions, result.Manifest))
+		err = errors.Join(err, a.cursor.move(ctx, partitions, result, err))
 	}
 	if result.Wrote || a.cmd.Every == 0 && result.Manifest.Generation > 0 && err == nil {
 		err = errors.Join(err, a.print(result, time.Since(began)))

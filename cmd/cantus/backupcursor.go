@@ -51,11 +51,20 @@ func (c *backupCursor) begin(ctx context.Context, partitions []int) error {
 }
 
 // move moves the cursor of partitions, none for all, to the end of the manifest
-// that a run has left.
-func (c *backupCursor) move(ctx context.Context, partitions []int, m backup.Manifest) error {
+// that a run has left. It stays in those in which the run has failed, and in
+// all of them if it has found damage: the log may be the only good copy.
+func (c *backupCursor) move(ctx context.Context, partitions []int, r backup.Result, ran error) error {
+	if errors.Is(ran, backup.ErrDamaged) {
+		return fmt.Errorf("the cursor %s stays, since the backup is damaged", c.name)
+	}
 	var failed []error
+	m := r.Manifest
 	for _, p := range m.Partitions {
 		if len(partitions) > 0 && !slices.Contains(partitions, p.Partition) || p.Last.Txid == 0 || m.Generation == 0 {
+			continue
+		}
+		if slices.Contains(r.Failed, p.Partition) {
+			failed = append(failed, fmt.Errorf("partition %d: the cursor %s stays", p.Partition, c.name))
 			continue
 		}
 		if err := c.moveOne(ctx, m.ID, p.Partition, p.Last.Txid); err != nil {

@@ -54,6 +54,9 @@ type Partition struct {
 	Cursors []subjects.CursorPosition `json:"cursors"`
 	// History lists the clusters in which the log began, oldest first.
 	History []subjects.PastCluster `json:"history,omitempty"`
+	// Damaged names a segment that a run could not read, "" for none. Each run
+	// reads it again, and fails while it is damaged.
+	Damaged string `json:"damaged,omitempty"`
 }
 
 // Point is a point of a log's digest chain.

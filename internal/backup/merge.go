@@ -2,6 +2,7 @@ package backup
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math/bits"
 	"slices"
@@ -42,12 +43,8 @@ func (b *run) merge(ctx context.Context, p Partition) error {
 	if from == len(p.Segments) {
 		return nil
 	}
-	old := p.Segments[from:]
+	was, old := p, p.Segments[from:]
 	p.Segments = slices.Clip(p.Segments[:from])
-	start := p.Base
-	if from > 0 {
-		start = Point{Txid: p.Segments[from-1].Last, Digest: p.Segments[from-1].Digest}
-	}
 	w := newSegmentWriter(p.Partition)
 	defer w.close()
 	finish := func() error {
@@ -61,7 +58,7 @@ func (b *run) merge(ctx context.Context, p Partition) error {
 		p.Segments = append(p.Segments, s)
 		return err
 	}
-	c, err := start.chain()
+	c, err := was.before(from).chain()
 	if err != nil {
 		return err
 	}
@@ -76,12 +73,52 @@ func (b *run) merge(ctx context.Context, p Partition) error {
 			})
 		}
 		if err != nil {
-			return fmt.Errorf("merge small segments: %w", err)
+			if _, isPut := errors.AsType[*putError](err); !isPut && ctx.Err() == nil {
+				was.Damaged = s.Name
+				b.set(was)
+			}
+			return fmt.Errorf("merge small segments: %w", asDamage(s, err))
 		}
 	}
 	if err := finish(); err != nil {
 		return fmt.Errorf("merge small segments: %w", err)
 	}
 	b.set(p)
+	return nil
+}
+
+// before returns the point at which a segment begins.
+func (p *Partition) before(segment int) Point {
+	if segment == 0 {
+		return p.Base
+	}
+	s := p.Segments[segment-1]
+	return Point{Txid: s.Last, Digest: s.Digest}
+}
+
+// asDamage returns the error about a segment that can't be read: one that is
+// missing is damage too.
+func asDamage(s Segment, err error) error {
+	if isMissing(err) {
+		return fmt.Errorf("%w: %s is missing", ErrDamaged, s.Name)
+	}
+	return err
+}
+
+// checkDamaged reads the segment again that an earlier run could not read. If
+// it is whole, that is forgotten.
+func (r *Repository) checkDamaged(ctx context.Context, p *Partition) error {
+	i := slices.IndexFunc(p.Segments, func(s Segment) bool { return s.Name == p.Damaged })
+	if i >= 0 {
+		s := p.Segments[i]
+		object, err := r.object(ctx, s)
+		if err == nil {
+			_, err = p.segment(i, object)
+		}
+		if err != nil {
+			return fmt.Errorf("read again what could not be read: %w", asDamage(s, err))
+		}
+	}
+	p.Damaged = ""
 	return nil
 }

@@ -82,11 +82,7 @@ func (r *Repository) Batches(ctx context.Context, m *Manifest, partition int, fr
 
 // segment returns the batches of a segment, checked.
 func (p *Partition) segment(i int, object []byte) (all []wal.Batch, err error) {
-	start := p.Base
-	if i > 0 {
-		start = Point{Txid: p.Segments[i-1].Last, Digest: p.Segments[i-1].Digest}
-	}
-	c, err := start.chain()
+	c, err := p.before(i).chain()
 	if err != nil {
 		return nil, err
 	}

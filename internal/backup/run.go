@@ -63,6 +63,8 @@ type Result struct {
 	// transactions, of their batches, and of the objects written.
 	Transactions  uint64
 	Bytes, Stored int64
+	// Failed are the partitions in which something failed.
+	Failed []int
 }
 
 // tries is how often a run begins again because another process has written a
@@ -138,7 +140,7 @@ func (r *Repository) run(ctx context.Context, source Source, o RunOptions) (Resu
 			break
 		}
 		if err := b.partition(ctx, p); err != nil {
-			failed = append(failed, OfPartition(p, err))
+			failed, b.result.Failed = append(failed, OfPartition(p, err)), append(b.result.Failed, p)
 			if _, ok := errors.AsType[*putError](err); ok && b.result.Stored == 0 {
 				return Result{}, errors.Join(failed...) // the others would fail alike
 			}
@@ -194,20 +196,26 @@ func (b *run) partition(ctx context.Context, id int) error {
 		return err
 	}
 	old := p
+	var damage error
+	if p.Damaged != "" {
+		damage = b.checkDamaged(ctx, &p)
+	}
 	b.progress(Progress{Partition: id, Txid: p.Last.Txid, Last: state.Last.Txid})
 	if p.Last.Txid < state.Last.Txid {
 		err = b.read(ctx, &p, state.Last, cursors)
 	}
 	p.setCursors(cursors)
 	p.History = state.History
-	if known && reflect.DeepEqual(p, old) || !known && err != nil && len(p.Segments) == 0 {
+	if !known && err != nil && len(p.Segments) == 0 {
 		return err
 	}
-	b.set(p)
-	if err == nil {
+	if !known || !reflect.DeepEqual(p, old) {
+		b.set(p)
+	}
+	if err == nil && damage == nil {
 		err = b.merge(ctx, p)
 	}
-	return err
+	return errors.Join(err, damage)
 }
 
 // set puts a partition's log into the manifest.
