@@ -21,8 +21,8 @@ type importCmd struct {
 	File      string    `arg:"" name:"FILE" help:"File with a JSON object a line, as \"cantus export\" writes it; - reads standard input."`
 
 	Name  string `placeholder:"NAME" help:"Name of this import. A file that was imported is imported once more under another name."`
-	Plain bool   `help:"Add no headers for the original time, txid and message id."`
-	Keep  bool   `help:"Import into an empty partition and keep txids, times, message ids and locks as they are."`
+	Plain bool   `xor:"as" help:"Add no headers for the original time, txid and message id."`
+	Keep  bool   `xor:"as" help:"Import into an empty partition and keep txids, times, message ids and locks as they are."`
 	JSON  bool   `name:"json" help:"Print the result as JSON."`
 
 	connection
@@ -170,9 +170,9 @@ func (i *importer) failed(ctx context.Context, err error) error {
 		err = i.conn.explain(err)
 	}
 	switch lines := i.progress.line; {
-	case lines > 0 && exact:
+	case lines > 0 && exact && i.sent:
 		return failf(status, "%w; lines 1 to %d are in the log: the same command goes on after them", err, lines)
-	case lines > 0:
+	case lines > 0 && !exact:
 		return failf(status, "%w; at least lines 1 to %d are in the log: the same command goes on after the last", err, lines)
 	case !i.sent:
 		return failf(status, "%w; nothing was sent", err)
@@ -204,7 +204,11 @@ func (i *importer) run(ctx context.Context) error {
 	if i.progress.line > 0 {
 		i.p.note("lines 1 to %d are in the log, up to transaction %d: going on after them", i.progress.line, i.progress.txid)
 	}
-	if err := i.lines.skip(i.progress.line, i.progress.tag); err != nil {
+	last, err := i.lines.skip(i.progress.line, i.progress.tag)
+	if err == nil && last != nil {
+		err = i.checkPlain(last)
+	}
+	if err != nil {
 		return err
 	}
 	defer i.leaveCursor(ctx)
@@ -227,6 +231,26 @@ func (i *importer) run(ctx context.Context) error {
 		}
 	}
 	return ctx.Err()
+}
+
+// checkPlain returns an error if the import was begun with --plain and is to go
+// on without, or the other way round. line is the last one that is in the log.
+// A line that has nothing to keep in headers does not tell.
+func (i *importer) checkPlain(line []byte) error {
+	t, err := decodeTransaction(line)
+	if err != nil {
+		return usagef("line %d: %w", i.progress.line, plain(err))
+	}
+	if !t.hasOriginals() {
+		return nil
+	}
+	switch begun := i.progress.headers == len(t.Headers); {
+	case begun && !i.cmd.Plain:
+		return usagef("the import was begun with --plain: give it again, or --name for another import")
+	case !begun && i.cmd.Plain:
+		return usagef("the import was begun without --plain: leave it out, or give --name for another import")
+	}
+	return nil
 }
 
 // append appends the lines of a batch, and returns when all of them are in the

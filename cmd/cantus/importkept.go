@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bufio"
 	"context"
 	"crypto/sha256"
 	"encoding/binary"
@@ -96,8 +97,9 @@ func (k *keptImport) load(ctx context.Context) error {
 	}
 	reply, err := k.step(ctx, subjects.RestoreRequest{Begin: &begin})
 	if e, ok := errors.AsType[*subjects.Error](err); ok && e.Reason == subjects.WrongLast {
-		if k.isComplete(ctx) {
-			return nil
+		complete, err := k.isComplete(ctx)
+		if complete || err != nil {
+			return err
 		}
 		return usagef("--keep needs an empty partition, or one in which an import of this file was begun: %s", e.Message)
 	}
@@ -118,12 +120,57 @@ func (k *keptImport) load(ctx context.Context) error {
 	return err
 }
 
-// isComplete reports whether the partition has all of the import already.
-func (k *keptImport) isComplete(ctx context.Context) bool {
+// isComplete reports whether the partition was completed by this import. It
+// returns an error if what the import brought is not this file. The partition
+// may have got more since.
+func (k *keptImport) isComplete(ctx context.Context) (bool, error) {
 	var info subjects.PartitionInfo
-	err := k.conn.ask(ctx, k.conn.names.PartitionInfo(int(k.cmd.Partition)), nil, &info)
-	n := len(info.History)
-	return err == nil && !info.Restoring && n > 0 && info.History[n-1] == subjects.PastCluster{Cluster: k.source(), LastTxid: k.log.end.Txid}
+	if err := k.conn.ask(ctx, k.conn.names.PartitionInfo(int(k.cmd.Partition)), nil, &info); err != nil {
+		return false, err
+	}
+	end, n := k.log.end, len(info.History)
+	if info.Restoring || n == 0 || info.History[n-1] != (subjects.PastCluster{Cluster: k.source(), LastTxid: end.Txid}) {
+		return false, nil
+	}
+	same := info.Digest == hex.EncodeToString(end.Digest[:])
+	if info.HighWaterMark != end.Txid {
+		var err error
+		if same, err = k.isInLog(ctx); err != nil {
+			return false, err
+		}
+	}
+	if !same {
+		return false, usagef("partition %d was made of a file with the same first line and as many lines, and is not this file: "+
+			"give the file that was imported, or import this one into an empty partition", k.cmd.Partition)
+	}
+	return true, nil
+}
+
+// isInLog reports whether the partition begins with what the file says: its
+// transactions make the same batches.
+func (k *keptImport) isInLog(ctx context.Context) (bool, error) {
+	e := &keptEncoder{log: &keptLog{}}
+	r := &reader{
+		cmd: &readCmd{Partition: k.cmd.Partition, connection: k.cmd.connection},
+		p:   k.p, conn: k.conn, out: bufio.NewWriter(io.Discard), next: k.log.base.Txid + 1, last: k.log.end.Txid, bulk: true,
+		visit: func(t *transaction) error {
+			_, err := e.add(t)
+			return err
+		},
+	}
+	for done := false; !done; {
+		var err error
+		if done, err = r.step(ctx); err == nil {
+			continue
+		}
+		if t, ok := errors.AsType[*subjects.Error](err); ok && t.Reason == subjects.Trimmed {
+			return false, usagef("partition %d was made of a file with the same first line and as many lines; whether it was this one can't be told any more: "+
+				"its transactions up to %d were trimmed", k.cmd.Partition, t.FirstTxid-1)
+		}
+		return false, err
+	}
+	e.finish()
+	return e.log.end == k.log.end, nil
 }
 
 // send sends the batches after a txid, where the log must have a digest.
@@ -258,7 +305,11 @@ func (k *keptImport) batches() iter.Seq2[keptBatch, error] {
 				yield(keptBatch{}, err)
 				return
 			}
-			done, err := e.add(line)
+			t, err := decodeTransaction(line)
+			var done *keptBatch
+			if err == nil {
+				done, err = e.add(t)
+			}
 			if err != nil {
 				yield(keptBatch{}, usagef("line %d: %w", lines.n, plain(err)))
 				return
@@ -276,11 +327,7 @@ func (k *keptImport) batches() iter.Seq2[keptBatch, error] {
 }
 
 // add adds a line. It returns the batch that the line is no part of.
-func (e *keptEncoder) add(line []byte) (done *keptBatch, err error) {
-	t, err := decodeTransaction(line)
-	if err != nil {
-		return nil, err
-	}
+func (e *keptEncoder) add(t *transaction) (done *keptBatch, err error) {
 	at, err := e.checkPosition(t)
 	if err != nil {
 		return nil, err

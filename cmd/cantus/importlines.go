@@ -139,19 +139,19 @@ func (l *lines) tag() chainTag { return chainTag(l.chain[:]) }
 // chainTag is the part of the chain that is in a message id.
 type chainTag [6]byte
 
-// skip reads lines up to the n-th, whose tag is known.
-func (l *lines) skip(n uint64, tag chainTag) error {
+// skip reads lines up to the n-th, whose tag is known, and returns that one.
+func (l *lines) skip(n uint64, tag chainTag) (line []byte, err error) {
 	for l.n < n {
-		if _, err := l.next(); errors.Is(err, io.EOF) {
-			return usagef("the log has %d lines of this import, and the file has only %d: give the file that the import was begun with, or --name for another import", n, l.n)
+		if line, err = l.next(); errors.Is(err, io.EOF) {
+			return nil, usagef("the log has %d lines of this import, and the file has only %d: give the file that the import was begun with, or --name for another import", n, l.n)
 		} else if err != nil {
-			return err
+			return nil, err
 		}
 	}
 	if n > 0 && l.tag() != tag {
-		return usagef("the log has %d lines of this import, and in this file they are others: give the file that the import was begun with, or --name for another import", n)
+		return nil, usagef("the log has %d lines of this import, and in this file they are others: give the file that the import was begun with, or --name for another import", n)
 	}
-	return nil
+	return line, nil
 }
 
 // chunk is a piece of the file: lines with their tags.
@@ -327,6 +327,12 @@ func (e *lineEncoder) appendHeaders(dst []byte, t *transaction) ([]byte, error) 
 		return dst, fmt.Errorf("with those that an import adds, it has up to %d headers: at most %d are allowed; --plain adds fewer", n, subjects.MaxHeaders)
 	}
 	return dst, nil
+}
+
+// hasOriginals reports whether an import adds headers to a transaction, to say
+// where it comes from.
+func (t *transaction) hasOriginals() bool {
+	return !t.hasHeader(headerOriginalTime) && (!t.Time.IsZero() || t.Txid > 0 || t.MsgID != "")
 }
 
 // appendLineID appends the message id of a line.

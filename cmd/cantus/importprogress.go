@@ -18,10 +18,14 @@ type importProgress struct {
 	line uint64   // the last line that is in the log, 0 for none
 	tag  chainTag // of that line, if it was read from the log
 	txid uint64   // of that line; 0 for none
+	// headers is how many headers that line's transaction has, if it was read
+	// from the log.
+	headers int
 	// cursor is where the cursor is, 0 if there is none, and wanted where it
 	// was last to be moved: it is there if an answer was lost.
 	cursor, wanted uint64
 	empty          bool // the partition has no transaction, and so no cursor
+	begins         bool // no line was in the log when the cursor was set or read
 }
 
 func (i *importer) cursor() string { return "import-" + i.id }
@@ -49,7 +53,7 @@ func (i *importer) locate(ctx context.Context) error {
 		return errAnotherImport
 	}
 	i.located, i.progress.cursor, i.progress.empty = true, cursor.Txid, false
-	mark := max(info.HighWaterMark, i.progress.txid)
+	mark := max(info.HighWaterMark, i.progress.txid, cursor.Txid)
 	switch {
 	case mark == 0:
 		i.progress.empty = true
@@ -61,9 +65,37 @@ func (i *importer) locate(ctx context.Context) error {
 			return errors.Join(err, i.searchOn(ctx, 1, mark))
 		}
 	case cursor.Txid > 0:
-		return i.searchOn(ctx, max(cursor.Txid, i.progress.txid), mark)
+		if err := i.searchOn(ctx, max(cursor.Txid, i.progress.txid), mark); err != nil || i.progress.line > 0 || i.progress.begins {
+			return err
+		}
+		return i.searchBack(ctx, cursor.Txid-1, len(info.History) > 0)
 	}
+	i.progress.begins = true
 	return i.setCursor(ctx, mark)
+}
+
+// searchBack searches the log before the cursor, if no line is there or after
+// it. Then the import has not begun, or the cursor is past its last line: a
+// restore up to an earlier end sets cursors back to that end. moved is true if
+// a restore may have done so.
+func (i *importer) searchBack(ctx context.Context, to uint64, moved bool) error {
+	i.p.note("transaction %d, where the cursor %s is, is no line of this import: looking for its lines from the beginning of the log", to+1, i.cursor())
+	err := i.search(ctx, 1, to)
+	trimmed, ok := errors.AsType[*subjects.Error](err)
+	if ok = ok && trimmed.Reason == subjects.Trimmed; ok {
+		err = i.search(ctx, trimmed.FirstTxid, to)
+	}
+	switch {
+	case err != nil || i.progress.line > 0:
+		return err
+	case ok && moved:
+		return failf(exitFailed, "which lines are in the log is not known: the partition was restored, the import's cursor is at transaction %d, "+
+			"no line is in what is kept of the log, and the transactions up to %d were trimmed. If some lines were among those, import the others from a file of their own, "+
+			"under another --name; if none was, remove the cursor: nats req %s '{\"txid\":0}'",
+			to+1, trimmed.FirstTxid-1, i.conn.names.Cursor(int(i.cmd.Partition), i.cursor()))
+	}
+	i.progress.begins = true
+	return nil
 }
 
 // searchOn searches the log for lines from a txid on. If the transaction there
@@ -79,6 +111,9 @@ func (i *importer) searchOn(ctx context.Context, from, to uint64) error {
 
 // search searches the log for lines of the import, between two txids.
 func (i *importer) search(ctx context.Context, from, to uint64) error {
+	if from > to {
+		return nil
+	}
 	r := &reader{
 		cmd: &readCmd{Partition: i.cmd.Partition, HeadersOnly: true, connection: i.cmd.connection},
 		p:   i.p, conn: i.conn, out: bufio.NewWriter(io.Discard), next: from, last: to, bulk: true,
@@ -92,6 +127,7 @@ func (i *importer) search(ctx context.Context, from, to uint64) error {
 			return failf(exitFailed, "transaction %d is line %d of the import, and line %d was before it: the log does not have the lines in their order", t.Txid, n, i.progress.line)
 		}
 		i.progress.line, i.progress.tag, i.progress.txid = n, tag, t.Txid
+		i.progress.headers = len(t.Headers)
 		return nil
 	}
 	for done := false; !done; {
