@@ -42,6 +42,7 @@ var twoMeanings = map[string]string{
 	"frame":    "the term of both formats",
 	"member":   "of a cluster and of a consumer group, as elsewhere",
 	"outcome":  "a verdict's is what becomes the transaction's",
+	"point":    "of a tree of names and of a chain: each is the usual word",
 	"rebuild":  "both make something anew from the log",
 	"segment":  "a piece of a log that is a file of its own, in both; other logs call theirs so",
 	"token":    "NATS's term; other clusters have such a token too",

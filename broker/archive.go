@@ -27,7 +27,7 @@ type Archive interface {
 	Batches(ctx context.Context, partition int, from uint64, base wal.Base) ([]wal.Batch, error)
 	// Find returns the first transaction of the same log, from txid from to
 	// base.Txid, at or after a time in Unix nanoseconds, and 0 if there is
-	// none. The error is as that of Batches.
+	// none. The errors are those of Batches.
 	Find(ctx context.Context, partition int, at int64, from uint64, base wal.Base) (txid uint64, err error)
 	// Check verifies what the archive has of the log, which is from one of
 	// clusters. It returns the oldest transaction from which on the archive has

@@ -262,7 +262,7 @@ func TestTheArchiveIsChecked(t *testing.T) {
 		t.Fatal(err)
 	}
 	trim(t, nc, `{"before":11}`)
-	says(0, fmt.Sprintf("it has nothing that leads to transaction %d", info(t, nc, 0).FirstTxid-1), 1, `msg="the archive is not usable"`)
+	says(0, fmt.Sprintf("it has no transactions up to %d", info(t, nc, 0).FirstTxid-1), 1, `msg="the archive is not usable"`)
 	set := func(batches [][]byte, err error) {
 		a.set(func(a *memoryArchive) { a.batches, a.err = batches, err })
 		for range 3 {

@@ -19,7 +19,7 @@ const (
 	// was trimmed, or a read has failed.
 	archiveLook = time.Minute
 	archiveTick = 200 * time.Millisecond
-	// archiveLacks and archiveFails are in place of archiveLook if something
+	// archiveLacks and archiveFails replace archiveLook if something
 	// was not in the archive, or if it could not be read.
 	archiveLacks = 10 * time.Second
 	archiveFails = 2 * time.Second
@@ -38,7 +38,8 @@ type archiveChecked struct {
 	at    time.Time
 }
 
-// why is err for clients. What can't be read may name a place on the node.
+// why returns err as text for clients. It withholds read errors, which may name
+// a path on the node.
 func (c *archiveChecked) why() string {
 	switch {
 	case c.err == nil:
@@ -95,7 +96,7 @@ func (a *archived) check(ctx context.Context, base wal.Base, clusters []string) 
 		return
 	}
 	if now.err == nil && base.Txid > 0 && (now.first == 0 || now.first > base.Txid) {
-		now.first, now.err = 0, fmt.Errorf("%w: it has nothing that leads to transaction %d", ErrNotArchived, base.Txid)
+		now.first, now.err = 0, fmt.Errorf("%w: it has no transactions up to %d", ErrNotArchived, base.Txid)
 	}
 	now.at = time.Now()
 	before := a.checked.Swap(now)

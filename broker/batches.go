@@ -193,5 +193,5 @@ func (a *batchAnswer) stop(ctx context.Context, err error, mark uint64) error {
 
 func (a *batchAnswer) end(mark uint64) error {
 	a.reader.metrics.read(int(a.done.next - a.q.from))
-	return a.reader.answers.Send(appendEnd(nil, a.reply, a.reader.epoch(a.q, a.reader.position()), a.done, mark))
+	return a.reader.answers.Send(appendEnd(nil, a.reply, a.reader.answeringCluster(a.q, a.reader.position()), a.done, mark))
 }

@@ -20,12 +20,11 @@ import (
 // remembering it, so no caller can see one without the other.
 //
 // Four goroutines change the state. The sequencer of a session calls certify,
-// the partition's run calls rollback before a session, and a trim request calls
-// trimFrom. The replica calls record, advance, forget and rebuild as it applies
-// entries, and holds its own mutex meanwhile: a goroutine that has seen a
-// verdict and then reads the replica's position finds at least the state that
-// the verdict depends on. The order of the locks is replica.mu, then
-// certifier.mu.
+// the replica's run calls rollback before a session, and a trim request calls
+// trimFrom. The partitionState calls record, advance, forget and rebuild as it
+// applies entries, and holds its mu meanwhile: a goroutine that has seen a
+// verdict and then reads the position finds at least the state that the verdict
+// depends on. The lock order is partitionState.mu, then certifier.mu.
 type certifier struct {
 	now func() time.Time
 

@@ -16,7 +16,7 @@ type cursorList struct {
 	partition int
 	state     *partitionState
 	group     *raftstore.Group
-	term      func() uint64 // see partition.readTerm
+	term      func() uint64 // see replica.readTerm
 	nats      natsInfo
 	requests  *requestServer
 }

@@ -14,9 +14,9 @@ import (
 )
 
 // discovery answers the NATS micro protocol, so that `nats micro` and every
-// client's service browser list the node. The endpoints themselves are served
-// past the micro library, whose one goroutine and queue a subscription would
-// stand in the way of an append.
+// client's service browser list the node. The endpoints are not served by the
+// micro library: its one goroutine and queue for each subscription would delay
+// appends.
 type discovery struct {
 	id       string
 	prefix   string // of the subjects

@@ -19,7 +19,7 @@
 //	  queue     bounded, per partition; full means `busy`
 //	  sequencer decodes, certifies, proposes what passes as one batch
 //	  raftstore one entry per batch: journal, fsync, followers
-//	  replica   applies the entry: lock table, digest
+//	  state     applies the entry: lock table, digest
 //	  responder replies, batch by batch, in order
 //	  publisher feeds the transactions to subscribers
 //

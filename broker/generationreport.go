@@ -108,11 +108,11 @@ func follows(own []wal.Generation, shown wal.Generation, older bool) error {
 		return fmt.Errorf("it had shown generation %d and is at %d", shown.Number, own[len(own)-1].Number)
 	case shown.Number >= own[0].Number:
 		if own[shown.Number-own[0].Number].Nonce != shown.Nonce {
-			return fmt.Errorf("its generation %d is another one than it had shown", shown.Number)
+			return fmt.Errorf("its generation %d has another nonce than before", shown.Number)
 		}
 		return nil
 	case older:
-		return fmt.Errorf("an older copy was met, and generation %d, which the right one has shown, is not among those that it still knows", shown.Number)
+		return fmt.Errorf("an older copy was seen, and this directory no longer lists generation %d, which the right one has shown", shown.Number)
 	}
-	return nil // the directory was not seen for long, and shows newer generations only
+	return nil // this node has not seen the directory for a long time, and it shows newer generations only
 }

@@ -15,9 +15,9 @@ import (
 	"github.com/cantuslog/cantus/wal"
 )
 
-// host is what a partition needs of its node. A partition knows nothing else of
-// its node, so tests can replace each part. It hands each of its own parts only
-// what that part states.
+// host is what a replica needs of its node. A replica knows nothing else of it,
+// so tests can replace each part. It gives each of its own parts only what that
+// part declares.
 type host struct {
 	name       string // of the node
 	cluster    string // the id of its cluster
@@ -40,8 +40,8 @@ type host struct {
 	services
 }
 
-// messaging is how a partition receives and sends messages. Connections may
-// block; senders never do.
+// messaging is how a replica receives and sends messages. Transmitters and
+// connections may block; outboxes never do.
 type messaging struct {
 	nats               natsInfo
 	appends, reads     connection
@@ -63,7 +63,7 @@ type sharedLimits struct {
 	space     diskSpace
 }
 
-// clusterView is what a partition needs to know of the cluster, and of its
+// clusterView is what a replica needs to know of the cluster, and of its
 // node's part in it.
 type clusterView struct {
 	clustered       bool // other nodes may hold replicas

@@ -19,7 +19,7 @@ type partitionInfo struct {
 	state     *partitionState
 	group     *raftstore.Group
 	peers     *peers
-	term      func() uint64 // see partition.readTerm
+	term      func() uint64 // see replica.readTerm
 	fullText  func() string // why transactions can't be stored, "" if they can
 	requests  *requestServer
 	times     timeSearch

@@ -38,7 +38,7 @@ func (r *replica) run(ctx context.Context) {
 				r.log.Info("leading ended", "because", endedBecause(ctx, err))
 				continue
 			}
-			logEnd(r.log, "leading ended", err, r.transferring)
+			logLeadingEnded(r.log, "leading ended", err, r.transferring)
 			select {
 			case <-ctx.Done():
 			case <-time.After(leadPause):
@@ -69,9 +69,9 @@ func endedBecause(ctx context.Context, err error) string {
 	return err.Error()
 }
 
-// logEnd logs that leadership ended with err: as a warning, unless its loss was
-// expected.
-func logEnd(log *slog.Logger, msg string, err error, expected bool) {
+// logLeadingEnded logs that leadership ended with err: as a warning, unless its
+// loss was expected.
+func logLeadingEnded(log *slog.Logger, msg string, err error, expected bool) {
 	level := slog.LevelWarn
 	if expected && errors.Is(err, raftstore.ErrNotLeader) {
 		level = slog.LevelInfo

@@ -238,7 +238,7 @@ func (m *meta) run(ctx context.Context) {
 		for m.group.Leading() && ctx.Err() == nil {
 			m.transferred = false
 			if err := m.lead(ctx); err != nil && ctx.Err() == nil {
-				logEnd(m.log, "leading the facts ended", err, m.transferred)
+				logLeadingEnded(m.log, "leading the facts ended", err, m.transferred)
 				select {
 				case <-ctx.Done():
 				case <-time.After(leadPause):

@@ -58,8 +58,8 @@ type sendWindow struct {
 	base              int64 // the part of written that the newest look covers
 }
 
-func (m *sendWindow) room(size, most int64) bool {
-	return m.admitted == m.base || m.admitted+size-m.base <= most
+func (w *sendWindow) room(size, most int64) bool {
+	return w.admitted == w.base || w.admitted+size-w.base <= most
 }
 
 const (
@@ -87,8 +87,8 @@ func newPacer(i *identity, s pacedServer, members *peers, reads transmitter, ans
 	}
 }
 
-// far returns from how many bytes on a connection that is behind has to catch
-// up before it is sent more.
+// far returns the number of unsent bytes from which a connection counts as far
+// behind.
 func (p *pacer) far() int64 { return p.server.MaxPending() / 4 }
 
 // paced is one read's part.
@@ -169,8 +169,8 @@ func (c *paced) written(size int) {
 	p := c.pacer
 	p.state.Lock()
 	defer p.state.Unlock()
-	for _, m := range p.windows(c) {
-		m.written += int64(size)
+	for _, w := range p.windows(c) {
+		w.written += int64(size)
 	}
 }
 
@@ -185,8 +185,8 @@ func (p *pacer) windows(c *paced) []*sendWindow {
 	return []*sendWindow{&p.here, &p.there}
 }
 
-// admit counts the bytes if the read may send them, after it has waited for so
-// long.
+// admit reports whether the read, which has waited for the given time, may send
+// size bytes, and counts them if so.
 func (p *pacer) admit(c *paced, size int64, waited time.Duration) bool {
 	p.state.Lock()
 	defer p.state.Unlock()
@@ -198,8 +198,8 @@ func (p *pacer) admit(c *paced, size int64, waited time.Duration) bool {
 			return false
 		}
 	}
-	for _, m := range p.windows(c) {
-		m.admitted += size
+	for _, w := range p.windows(c) {
+		w.admitted += size
 	}
 	return true
 }

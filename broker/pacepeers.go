@@ -34,7 +34,7 @@ type paceAnswer struct {
 }
 
 // askAgain is how long a question may go without an answer of each node: the
-// data before it may be under way for long, or it was lost.
+// data before it may be under way for a long time, or it was lost.
 const askAgain = 2 * time.Second
 
 // listedBytes bounds the subjects that an answer lists.
@@ -72,10 +72,10 @@ func (p *pacer) remote(c *paced, size int64, peers []string) pacing {
 	worst := free
 	for _, name := range peers {
 		q := p.peers[name]
-		m := p.there
-		m.base = q.base
+		w := p.there
+		w.base = q.base
 		v := unknown
-		if m.room(size, p.share(len(peers))) {
+		if w.room(size, p.share(len(peers))) {
 			v = c.judge(q.found, q.at)
 		}
 		worst = max(worst, v)

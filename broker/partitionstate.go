@@ -355,7 +355,7 @@ func (r *partitionState) position() position {
 }
 
 // promotedAfter returns the last transaction that a mirror had when it was
-// promoted, 0 if the log is none that was.
+// promoted, 0 if it is not a promoted mirror.
 func (r *partitionState) promotedAfter() uint64 {
 	r.mu.Lock()
 	defer r.mu.Unlock()

@@ -22,7 +22,7 @@ type publisher struct {
 	nats      feedInfo
 	feeds     transmitter
 	// promotedAfter returns the last transaction that a mirror had when it was
-	// promoted, 0 if the partition is none that was.
+	// promoted, 0 if it is not a promoted mirror.
 	promotedAfter func() uint64
 
 	committed <-chan *batch

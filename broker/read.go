@@ -71,11 +71,11 @@ func errBehind(partition int) error {
 	return subjects.Errorf(subjects.Unavailable, "this replica of partition %d has no transaction yet: try again", partition)
 }
 
-// checkHistory refuses a read by a client that has other transactions before
-// q.from, from another cluster, than this partition has. If they are the same,
-// and from a past cluster, limit is the last one that is from there: the read
-// shows no later ones, so that whatever a client takes before it knows the
-// cluster that answers is from the cluster that it has named.
+// checkHistory refuses a read if the client's transactions before q.from are
+// from another cluster and are not in this partition. If they are, and a past
+// cluster committed them, limit is the last transaction from that cluster: the
+// read ends there, so the client never takes a transaction from a cluster other
+// than the one that it named.
 //
 // A mirror's transactions are those of its source, and have its id.
 func (r *reader) checkHistory(q query, at position) (limit uint64, err error) {
@@ -94,20 +94,20 @@ func (r *reader) checkHistory(q query, at position) (limit uint64, err error) {
 			"transaction %d is from cluster %s, of which partition %d has the transactions up to %d: it was restored, promoted or recovered there, "+
 				"and has another history since; go on from a state that is not later than transaction %d",
 			had, q.cluster, r.partition, p.LastTxid, p.LastTxid)
-		e.Txid, e.Cluster = p.LastTxid, r.epoch(q, at)
+		e.Txid, e.Cluster = p.LastTxid, r.answeringCluster(q, at)
 		return 0, e
 	}
 	e := subjects.Errorf(subjects.Ahead,
 		"transaction %d is from cluster %s, of which partition %d has nothing here, in cluster %s: this is another log; check the address, or begin anew",
-		had, q.cluster, r.partition, r.epoch(q, at))
-	e.Cluster = r.epoch(q, at)
+		had, q.cluster, r.partition, r.answeringCluster(q, at))
+	e.Cluster = r.answeringCluster(q, at)
 	return 0, e
 }
 
-// epoch returns the id of the cluster that the answer to a query names: that of
-// the source, if the partition is a mirror. A replica that does not know yet
-// that it is none any more must not lead a reader back that does.
-func (r *reader) epoch(q query, at position) string {
+// answeringCluster returns the id of the cluster that an answer names: the
+// source's on a mirror. A reader that already follows this cluster keeps its
+// id: this replica may not have applied the promotion yet.
+func (r *reader) answeringCluster(q query, at position) string {
 	if at.mirrorOf == "" || q.cluster == r.cluster {
 		return r.cluster
 	}

@@ -98,7 +98,7 @@ func (r *reader) read(ctx context.Context, reply string, q query) error {
 		if at.restoring {
 			return a.stop(ctx, errRestoring(r.partition), at.mark)
 		}
-		if err := a.checkEpoch(at); err != nil {
+		if err := a.limitToCluster(at); err != nil {
 			return a.stop(ctx, err, at.mark)
 		}
 		shown := at
@@ -127,9 +127,9 @@ func (r *reader) read(ctx context.Context, reply string, q query) error {
 	}
 }
 
-// checkEpoch limits the answer of a mirror that was promoted while it was read:
-// what follows is not from the cluster that the client has named.
-func (r *readAnswer) checkEpoch(at position) (err error) {
+// limitToCluster limits the answer of a mirror that was promoted while it was
+// read: what follows is not from the cluster that the client has named.
+func (r *readAnswer) limitToCluster(at position) (err error) {
 	if r.q.limit == 0 && r.q.cluster != "" {
 		r.q.limit, err = r.reader.checkHistory(r.q, at)
 	}
@@ -390,5 +390,5 @@ func (r *readAnswer) stop(ctx context.Context, err error, mark uint64) error {
 
 func (r *readAnswer) end(mark uint64) error {
 	r.reader.metrics.read(r.done.sent)
-	return r.reader.answers.Send(appendEnd(nil, r.reply, r.reader.epoch(r.q, r.reader.position()), r.done, mark))
+	return r.reader.answers.Send(appendEnd(nil, r.reply, r.reader.answeringCluster(r.q, r.reader.position()), r.done, mark))
 }

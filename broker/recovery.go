@@ -292,8 +292,8 @@ func beganEmpty(log *wal.Log) bool {
 	return err == nil && e.Type != 0
 }
 
-// Check returns why the directory can't be recovered like that, nil if it can.
-// name is the new cluster's.
+// Check returns an error if the directory can't be recovered in this way. name
+// is the new cluster's.
 func (r *Recovery) Check(name string, how wal.Recovering) error {
 	if r.Unfinished() {
 		if name != "" && name != r.Identity.Cluster {

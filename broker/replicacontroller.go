@@ -23,7 +23,7 @@ import (
 //
 // One goroutine, run, does everything in turn. While the facts give the node a
 // replica, ensure opens it, and fetches its log from another node first if it
-// has to; serve then runs the partition until awaitEnd returns a reason to end
+// has to; serve then runs the replica until awaitEnd returns a reason to end
 // it, closes the replica and deletes its log.
 //
 // Raft decides when a replica may go: the leader removes it from the group
@@ -300,7 +300,7 @@ func (c *replicaController) ensure(ctx context.Context) error {
 	return nil
 }
 
-var errNoSource = errors.New("no node is there that has a replica to fetch from")
+var errNoSource = errors.New("no live node has a replica to fetch from")
 
 // fetch fetches the log from the leader, or without one from the replica that
 // has applied most.
@@ -373,9 +373,8 @@ const (
 	rebuilding                  // an operator asked for it
 )
 
-// serve runs the partition until its replica ends. It then closes the replica,
-// and deletes it or fetches what it lacks; a node that stops closes its
-// replicas later.
+// serve runs the replica until it ends. It then closes it, and deletes it or
+// fetches what it lacks; a node that stops closes its replicas later.
 func (c *replicaController) serve(ctx context.Context, p *replica) {
 	running, cancel := context.WithCancel(ctx)
 	end, err := c.shared.add(c.names.ReplicaRead(c.id), p.requests.handler(running, p.reader.serveReplicaRead))

@@ -24,7 +24,7 @@ type requestServer struct {
 	start     func(serve func()) error // runs a handler on a goroutine, within the node's limit
 	answers   transmitter              // of handlers
 	refusals  outbox                   // of requests whose handler was not started
-	term      func() uint64            // of the newest reads; see partition.readTerm
+	term      func() uint64            // of the newest reads; see replica.readTerm
 	group     *raftstore.Group
 }
 

@@ -23,7 +23,7 @@ import (
 // side. Cursors are then those of the source, and a trim is the mirror's own.
 //
 // Every step may come twice or late, from a leader that was replaced: one that
-// does not fit to the state changes nothing, on every replica alike.
+// does not fit the state changes nothing, on every replica alike.
 
 // restoring is the state of a log that is being restored.
 type restoring struct {
@@ -37,8 +37,8 @@ type restoring struct {
 // or holds mu.
 func (r *partitionState) isRestoring() bool { return r.restoring != nil }
 
-// hides reports whether the log is not read, because it is restored and no
-// mirror.
+// hides reports whether reads are refused: the log is being restored and is not
+// a mirror.
 func (s *restoring) hides() bool { return s != nil && !s.Mirror }
 
 // source returns the id of the cluster that the log mirrors, "" if it is no
@@ -80,8 +80,8 @@ func (r *partitionState) mayBegin(b *wal.RestoreBegin) error {
 	return nil
 }
 
-// applyRestores applies the steps of a restore. A batch of which a step does
-// not fit is void.
+// applyRestores applies the steps of a restore. A batch is void if one of its
+// steps does not fit.
 func (r *partitionState) applyRestores(e raftstore.Committed, b wal.Batch) (applied, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()

@@ -30,13 +30,13 @@ import (
 //     replies only when maxInflight batches are waiting for it.
 //
 // Raft's apply goroutine meets them in two mutexes alone: the certifier's, and
-// the replica's, which the responder takes to read the high-water mark.
+// the partitionState's, which the responder takes to read the high-water mark.
 //
 // When ctx ends, the sequencer stops taking messages and closes its channel;
-// what is left in the queue is the partition's to forward or reject. Every
-// batch that was proposed goes on: raft tells the outcome of each proposal, if
-// only that it is unknown, and the responder replies with it and closes its
-// channel behind the last. If an outcome takes longer than outcomeTime, the
+// what is left in the queue is left to the replica to forward or reject. Every
+// batch that was proposed goes on: raft reports an outcome for each proposal,
+// even if only that it is unknown, and the responder replies with it and closes
+// its channel behind the last. If an outcome takes longer than outcomeTime, the
 // batch is late: its requests are answered as unknown on a goroutine of their
 // own, and the sequencer rejects messages until the outcome is there. If an
 // outcome is not a commit, the responder ends the session itself, and from then

@@ -244,7 +244,7 @@ func (r *dataSimNode) lead(ctx context.Context) {
 	}
 }
 
-// serve is what partition.runLeader is, without subscriptions, cursors and
+// serve is what replica.runLeader is, without subscriptions, cursors and
 // reconciliation.
 func (r *dataSimNode) serve(ctx context.Context) {
 	p := r.p

@@ -18,9 +18,9 @@ import (
 // a function of the log, and may not wait for a disk. Before it deletes
 // anything it reads the same part of its own log, and compares.
 
-// errOtherTrim is returned if a trim record does not fit to the replica's own
+// errOtherTrim is returned if a trim record does not fit the replica's own
 // log.
-var errOtherTrim = errors.New("broker: a trim record does not fit to the replica's log")
+var errOtherTrim = errors.New("broker: a trim record does not fit the replica's log")
 
 // pointsAfter returns the points after a point of a log, in order: the end of
 // each batch of transactions up to index to. Void batches must have been marked
@@ -224,8 +224,8 @@ func (c *trimCheck) compareBase(store *wal.Log, base wal.Base, through uint64) e
 	return nil
 }
 
-// checked takes back the duty to compare the log with its base, once that was
-// done, or with a later one up to there.
+// checked removes the check c after it has succeeded. If a later check is
+// pending, that one begins at at.
 func (r *partitionState) checked(c *trimCheck, at trimPoint) {
 	r.mu.Lock()
 	defer r.mu.Unlock()

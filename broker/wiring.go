@@ -166,7 +166,7 @@ func (n *Node) controllerConfig(partition int, m *meta) controllerConfig {
 	}
 }
 
-// host returns what a partition needs of the node.
+// host returns what a replica needs of the node.
 func (n *Node) host() host {
 	i, c := n.identity, n.conns
 	return host{

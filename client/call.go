@@ -20,7 +20,7 @@ type call struct {
 	attempts      int
 	leaderChanges int                // advisories so far
 	shortened     int                // the last attempt that an advisory has shortened
-	epoch         uint64             // of the connection, during the attempt
+	disconnects   uint64             // before the attempt
 	cancel        context.CancelFunc // ends the attempt
 	skipWait      chan struct{}      // capacity 1: begin the next attempt now
 }
@@ -45,7 +45,7 @@ func (r *call) begin(ctx context.Context) (context.Context, context.CancelFunc) 
 	ctx, cancel := context.WithTimeout(ctx, r.c.opts.AttemptTimeout)
 	r.c.mu.Lock()
 	r.attempts++
-	r.cancel, r.epoch = cancel, r.c.epoch.Load()
+	r.cancel, r.disconnects = cancel, r.c.disconnects.Load()
 	select {
 	case <-r.skipWait: // meant for the previous attempt
 	default:

@@ -18,19 +18,19 @@ import (
 
 // Client appends transactions to a cluster and follows its partitions.
 type Client struct {
-	nc         *nats.Conn
-	opts       Options
-	names      subjects.Names
-	inbox      string // answers to appends arrive at inbox + token
-	inboxSub   *nats.Subscription
-	leaderSub  *nats.Subscription // new-leader advisories
-	limiter    *limiter
-	window     window // of the reads in progress
-	feedKey    feedKey
-	idPrefix   string // of generated message ids
-	ids        atomic.Uint64
-	epoch      atomic.Uint64 // incremented when the connection is lost
-	partitions atomic.Int64  // the cluster's number of partitions, 0 while unknown
+	nc          *nats.Conn
+	opts        Options
+	names       subjects.Names
+	inbox       string // answers to appends arrive at inbox + token
+	inboxSub    *nats.Subscription
+	leaderSub   *nats.Subscription // new-leader advisories
+	limiter     *limiter
+	window      window // of the reads in progress
+	feedKey     feedKey
+	idPrefix    string // of generated message ids
+	ids         atomic.Uint64
+	disconnects atomic.Uint64 // how often the connection was lost
+	partitions  atomic.Int64  // the cluster's number of partitions, 0 while unknown
 
 	closing   chan struct{}
 	closeOnce sync.Once
@@ -259,7 +259,7 @@ func (c *Client) watchConnection() {
 			case s == nats.CLOSED:
 				c.onConnectionClosed(fmt.Errorf("%w: %w", ErrClosed, nats.ErrConnectionClosed))
 			default:
-				c.epoch.Add(1)
+				c.disconnects.Add(1)
 			}
 		case <-c.closing:
 			return
@@ -270,7 +270,7 @@ func (c *Client) watchConnection() {
 func (c *Client) onReconnected() {
 	senders, streams := c.sendersAndStreams()
 	for _, s := range senders {
-		s.onReconnected(c.epoch.Load())
+		s.onReconnected(c.disconnects.Load())
 	}
 	for _, s := range streams {
 		s.onReconnected()
@@ -278,7 +278,7 @@ func (c *Client) onReconnected() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for r := range c.calls {
-		if r.epoch < c.epoch.Load() {
+		if r.disconnects < c.disconnects.Load() {
 			r.restart(r.attempts)
 		}
 	}

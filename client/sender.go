@@ -42,13 +42,13 @@ type sender struct {
 
 // attempt is one transmission of a batch.
 type attempt struct {
-	sender    *sender
-	token     uint64
-	batch     *batch
-	sent      time.Time
-	expires   time.Time // when to resend the batch if there is no answer
-	suspected bool      // expires was brought forward: the answer is probably lost
-	epoch     uint64    // of the connection
+	sender      *sender
+	token       uint64
+	batch       *batch
+	sent        time.Time
+	expires     time.Time // when to resend the batch if there is no answer
+	suspected   bool      // expires was brought forward: the answer is probably lost
+	disconnects uint64    // before it was sent
 }
 
 func newSender(c *Client, partition int) *sender {
@@ -157,7 +157,7 @@ func (s *sender) beginAttempt(b *batch, now time.Time) *attempt {
 		f.sent = true
 		f.uncertain++
 	}
-	a := &attempt{sender: s, batch: b, sent: now, expires: now.Add(s.c.opts.AttemptTimeout), epoch: s.c.epoch.Load()}
+	a := &attempt{sender: s, batch: b, sent: now, expires: now.Add(s.c.opts.AttemptTimeout), disconnects: s.c.disconnects.Load()}
 	s.inflight = append(s.inflight, a)
 	s.c.register(a)
 	return a
@@ -376,10 +376,10 @@ func (s *sender) cancel(f *Future, cause error) {
 }
 
 // onReconnected resends what may have been lost with the previous connection.
-func (s *sender) onReconnected(epoch uint64) {
+func (s *sender) onReconnected(disconnects uint64) {
 	s.mu.Lock()
 	for _, a := range slices.Clone(s.inflight) {
-		if a.epoch >= epoch {
+		if a.disconnects >= disconnects {
 			continue
 		}
 		s.abandonAttempt(a, nats.ErrDisconnected)

@@ -27,13 +27,13 @@ import (
 // for. The observer here, revoke, locks mu, and bypassMain holds mu from its
 // check until the handler has returned. So no heartbeat bypasses the main
 // goroutine once that has begun to stop following. revoke also increments
-// epoch, so that an earlier reply of the main goroutine does not renew the
-// permission.
+// revocations, so that an earlier reply of the main goroutine does not renew
+// the permission.
 type heartbeatBypass struct {
-	mu     sync.Mutex // guards the next three fields
-	epoch  uint64     // number of times that raft has cleared its leader
-	term   uint64     // the leader's term, 0 while no heartbeat may bypass
-	leader string
+	mu          sync.Mutex // guards the next three fields
+	revocations uint64     // number of times that raft has cleared its leader
+	term        uint64     // the leader's term, 0 while no heartbeat may bypass
+	leader      string
 
 	// queued counts the heartbeats that wait for the main goroutine.
 	queued atomic.Int64
@@ -48,26 +48,26 @@ const maxQueuedHeartbeats = 64
 func (b *heartbeatBypass) revoke(o *raft.Observation) bool {
 	if l, ok := o.Data.(raft.LeaderObservation); ok && l.LeaderID == "" {
 		b.mu.Lock()
-		b.epoch++
+		b.revocations++
 		b.term, b.leader = 0, ""
 		b.mu.Unlock()
 	}
 	return false // the observer has no channel
 }
 
-func (b *heartbeatBypass) currentEpoch() uint64 {
+func (b *heartbeatBypass) currentRevocations() uint64 {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	return b.epoch
+	return b.revocations
 }
 
 // allow permits the heartbeats of a leader in a term to bypass raft's main
-// goroutine, unless the epoch has changed. The main goroutine has accepted a
-// heartbeat of that leader since the caller read the epoch.
-func (b *heartbeatBypass) allow(epoch, term uint64, leader string) {
+// goroutine, unless it was revoked since the caller read revocations. The main
+// goroutine has accepted a heartbeat of that leader meanwhile.
+func (b *heartbeatBypass) allow(revocations, term uint64, leader string) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if b.epoch == epoch {
+	if b.revocations == revocations {
 		b.term, b.leader = term, leader
 	}
 }
@@ -104,7 +104,7 @@ func (e *endpoint) sendToMain(from string, q *raft.AppendEntriesRequest) (a raft
 	if b.queued.Add(1) > maxQueuedHeartbeats || g == nil {
 		return a, false
 	}
-	epoch := b.currentEpoch()
+	revocations := b.currentRevocations()
 	timeout := time.NewTimer(g.network.replyTimeout)
 	defer timeout.Stop()
 	answered := make(chan raft.RPCResponse, 1)
@@ -119,7 +119,7 @@ func (e *endpoint) sendToMain(from string, q *raft.AppendEntriesRequest) (a raft
 				return a, false
 			}
 			if full.Success {
-				b.allow(epoch, q.Term, from)
+				b.allow(revocations, q.Term, from)
 			}
 			return *full, true
 		case <-timeout.C:

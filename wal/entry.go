@@ -19,8 +19,8 @@ type Entry struct {
 	Data       []byte
 }
 
-// RestoredMark is what the extensions of an entry are whose batch was restored
-// from a backup.
+// RestoredMark is the Extensions of an entry whose batch was restored from a
+// backup.
 const RestoredMark = "restored"
 
 // Restored reports whether the entry's batch was committed in another log, and

@@ -14,8 +14,9 @@ import (
 
 // Log is one group's log of entries, dense by index, and its small state. Reads
 // are safe for concurrent use, also with writes. Append, AppendAsync,
-// TruncateSuffix and Replace must not be called concurrently, nor one of the
-// last two and TrimHead. SetMeta and Void may be called at any time.
+// TruncateSuffix and Replace must not be called concurrently with one another,
+// nor TruncateSuffix and Replace with TrimHead. SetMeta and Void may be called
+// at any time.
 type Log struct {
 	store *Store
 	group uint32

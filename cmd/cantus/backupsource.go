@@ -26,7 +26,7 @@ type backupSource struct {
 	// cursor is one that is not backed up, "" for none: it says how far the
 	// backup reaches, which means nothing in a cluster that is restored.
 	cursor string
-	// trouble is why it has last asked again, nil for not at all.
+	// trouble is the reason for the last retry, nil if there was none.
 	trouble error
 }
 
@@ -57,7 +57,7 @@ func (s *backupSource) again(ctx context.Context, do func() (moved bool, err err
 	}
 }
 
-// waited returns why the source has last asked again, nil for not at all.
+// waited returns the reason for the last retry as text for people.
 func (s *backupSource) waited() error {
 	if errors.Is(s.trouble, nats.ErrNoResponders) {
 		return errors.New("no node answered")

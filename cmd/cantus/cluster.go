@@ -243,8 +243,8 @@ func undecided(err error, subject []string) bool {
 	return refused && e.Reason == subjects.Unavailable || errors.Is(err, nats.ErrNoResponders) && subject[0] != "node"
 }
 
-// rebuilt reports whether a node's replica of a partition has been rebuilt as
-// often as that since the node started, and takes part again.
+// rebuilt reports whether a node's replica of a partition was rebuilt at least
+// often times since the node started, and takes part again.
 func rebuilt(s subjects.ClusterStatus, partition int, node string, often uint64) bool {
 	return partition < len(s.Partitions) && slices.ContainsFunc(s.Partitions[partition].Replicas, func(r subjects.ReplicaStatus) bool {
 		return r.Name == node && r.Voter && r.Fenced == "" && r.Rebuilds >= often

@@ -180,12 +180,12 @@ func (c *exportCmd) toFile(ctx context.Context, p *program, l *natsConn, last ui
 	return syncDir(filepath.Dir(c.File))
 }
 
-// flagsSuffix ends the name of the file that says what FILE.part is of.
+// flagsSuffix is the suffix of the file that records the flags of FILE.part.
 const flagsSuffix = ".flags"
 
-// rememberFlags writes beside a part what it is asked for, or checks that it is
-// what an export that goes on is asked for. With other flags the file would be
-// whole for neither.
+// rememberFlags records the flags of an export beside its part, or checks that
+// an export that goes on has the same: with others, the file would be complete
+// for neither.
 func (c *exportCmd) rememberFlags(part string, begins bool) error {
 	path, flags := part+flagsSuffix, c.flags()
 	if begins {

@@ -63,12 +63,12 @@ var errConnLost = errors.New("connection lost")
 // one before may never come.
 var errNewLeader = errors.New("a partition has a new leader")
 
-// leaderPause is how far apart at least the advisories are that end requests:
-// if others could publish them, they would only slow a command down.
+// leaderPause is the minimum time between two advisories that end requests, so
+// that forged ones only slow a command down.
 const leaderPause = 5 * time.Second
 
-// watchLeaders has requests end when a new leader of any partition is
-// announced, with errNewLeader: the caller has to try all of them again.
+// watchLeaders ends all requests with errNewLeader when a partition has a new
+// leader; callers try again.
 func (l *natsConn) watchLeaders() error {
 	var last time.Time
 	_, err := l.nc.Subscribe(l.names.Advisory("leader"), func(*nats.Msg) {
@@ -280,7 +280,8 @@ func (l *natsConn) untilTrouble(ctx context.Context) (_ context.Context, stop fu
 }
 
 // request sends msg and waits for the one answer, for the connection's timeout
-// at most. Nobody there is nats.ErrNoResponders.
+// at most. Without a subscriber the error is
+// nats.ErrNoResponders.
 func (l *natsConn) request(ctx context.Context, msg *nats.Msg) (*nats.Msg, error) {
 	ctx, stop := l.untilTrouble(ctx)
 	defer stop()

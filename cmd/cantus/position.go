@@ -28,7 +28,7 @@ func (p *position) UnmarshalText(text []byte) error {
 	return nil
 }
 
-// String returns the place as it can be given again.
+// String returns the position in a form that UnmarshalText accepts.
 func (p position) String() string {
 	if !p.at.IsZero() {
 		return p.at.Format(time.RFC3339Nano)

@@ -192,8 +192,8 @@ func withoutCommand(group *kong.Node, word string) string {
 	return fmt.Sprintf("there is no command %q: the commands are %s", of+word, strings.Join(commands, ", "))
 }
 
-// commandGroup returns the group of which a word is no command, nil if it is in
-// no command's place. A path is not meant as a command.
+// commandGroup returns the group whose command word was meant to name, nil if
+// no command is expected there. A path is not meant as a command.
 func commandGroup(node *kong.Node, args []string, word string) *kong.Node {
 	switch {
 	case len(node.Children) > 0:

@@ -239,8 +239,8 @@ func (r *logRestore) wasRestored(info subjects.PartitionInfo) bool {
 	return !info.Restoring && n > 0 && info.History[n-1] == subjects.PastCluster{Cluster: r.manifest.Cluster.ID, LastTxid: r.end}
 }
 
-// check returns an error if a partition in this state can't be restored, and
-// was not either.
+// check returns an error if a partition in this state can't be restored and was
+// not restored before.
 func (r *logRestore) check(info subjects.PartitionInfo) error {
 	mark, n := info.HighWaterMark, len(info.History)
 	switch {

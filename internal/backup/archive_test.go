@@ -136,7 +136,7 @@ func TestAnArchiveOfAnotherLog(t *testing.T) {
 		_, err := a.Batches(t.Context(), 0, 1, base)
 		wantNotArchived(t, err, "is of another log")
 	}
-	// The beginning is another one, with hashes and digests that fit to it.
+	// The beginning is another one, with hashes and digests that fit it.
 	other := newCluster(1)
 	other.append(0, 2, 11)
 	for range 3 {

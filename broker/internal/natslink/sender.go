@@ -7,7 +7,7 @@ import (
 
 // Sender sends over a link on behalf of goroutines that must not block, such as
 // a link's reading goroutine: the server may read from a link only after the
-// link has read from it. Send only appends to a buffer; the sender's own
+// link has read from it. Enqueue only appends to a buffer; the sender's own
 // goroutine writes it.
 type Sender struct {
 	link *Link

@@ -85,7 +85,7 @@ func (t *tally) addTo(o op, sum *latencies) {
 // clock is a round's time, in nanoseconds since its start. Its fields do not
 // change while workers use it.
 type clock struct {
-	epoch time.Time
+	began time.Time
 	from  int64 // when counting begins
 	until int64 // when counting and sending end
 	// openLoop is true at a fixed rate. Latencies then count by when the request
@@ -96,7 +96,7 @@ type clock struct {
 	budget *atomic.Int64
 }
 
-func (c *clock) now() int64 { return int64(time.Since(c.epoch)) }
+func (c *clock) now() int64 { return int64(time.Since(c.began)) }
 
 // take reports whether a request of n units may be sent at now, and takes it
 // off the budget.

@@ -224,7 +224,7 @@ func (l *plainWorker) expire() {
 	time.AfterFunc(answerLimit/4, l.expire)
 }
 
-// due implements pacedWorker.
+// due implements openLoopWorker.
 func (l *plainWorker) due(at int64) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -232,7 +232,7 @@ func (l *plainWorker) due(at int64) {
 	l.catchUp()
 }
 
-// finish implements pacedWorker.
+// finish implements openLoopWorker.
 func (l *plainWorker) finish() {
 	l.mu.Lock()
 	defer l.mu.Unlock()

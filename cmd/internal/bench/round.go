@@ -94,7 +94,7 @@ func measure(ctx context.Context, t task, c *system, cl driver, errOut io.Writer
 }
 
 func newClock(t task) *clock {
-	c := &clock{epoch: time.Now(), from: int64(t.warmUp), until: int64(t.warmUp + t.duration), openLoop: t.level.Rate > 0}
+	c := &clock{began: time.Now(), from: int64(t.warmUp), until: int64(t.warmUp + t.duration), openLoop: t.level.Rate > 0}
 	if t.count > 0 {
 		c.from, c.until, c.budget = 0, math.MaxInt64, &atomic.Int64{}
 		c.budget.Store(t.count)
@@ -150,7 +150,7 @@ func (r *round) close() {
 func (r *round) run(ctx context.Context) (Sample, error) {
 	// The round's time begins now: connections were opened since the clock was
 	// made. No worker has read the clock yet.
-	r.clock.epoch = time.Now()
+	r.clock.began = time.Now()
 	for _, w := range r.workers {
 		if err := w.start(); err != nil {
 			return Sample{}, err

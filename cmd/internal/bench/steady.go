@@ -99,7 +99,7 @@ type steadyLoad struct {
 
 func newSteadyLoad(c *cluster, t target, w *workload, fail func(error)) (*steadyLoad, error) {
 	l := &steadyLoad{
-		clock: &clock{epoch: time.Now(), until: math.MaxInt64, openLoop: true},
+		clock: &clock{began: time.Now(), until: math.MaxInt64, openLoop: true},
 		tally: &tally{}, gaps: &gaps{}, stop: make(chan struct{}),
 	}
 	l.loop = &openLoop{clock: l.clock, rate: w.Levels[0].Rate}
@@ -116,7 +116,7 @@ func newSteadyLoad(c *cluster, t target, w *workload, fail func(error)) (*steady
 }
 
 func (l *steadyLoad) start() {
-	l.clock.epoch = time.Now()
+	l.clock.began = time.Now()
 	for _, p := range l.probes {
 		l.running.Go(p.repeat)
 	}
@@ -242,7 +242,7 @@ func (p *prober) start() error          { return nil }
 func (p *prober) done() <-chan struct{} { return p.ended }
 func (p *prober) counters() *counters   { return p.counts }
 
-// due implements pacedWorker.
+// due implements openLoopWorker.
 func (p *prober) due(at int64) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -267,7 +267,7 @@ func (p *prober) send(w *probe) {
 	_ = p.nc.PublishMsg(w.msg) // if it fails it is sent again
 }
 
-// finish implements pacedWorker.
+// finish implements openLoopWorker.
 func (p *prober) finish() {
 	p.mu.Lock()
 	defer p.mu.Unlock()

@@ -22,9 +22,9 @@ const (
 	startupLoad  = "startup"
 )
 
-// pacedInFlight bounds the requests in flight on a connection at a fixed rate:
-// enough for a pause of some seconds.
-const pacedInFlight = 16_384
+// openLoopInFlight bounds the requests in flight on a connection at a fixed
+// rate: enough for a pause of some seconds.
+const openLoopInFlight = 16_384
 
 // defaults are the defaults that depend on the workload.
 type defaults struct {
@@ -39,7 +39,7 @@ var defaultsOf = map[string]defaults{
 	tailLoad:     {1, 1, 0},
 	getLoad:      {8, 256, 1_000_000},
 	mixedLoad:    {8, 256, 100_000},
-	failoverLoad: {8, pacedInFlight, 0},
+	failoverLoad: {8, openLoopInFlight, 0},
 	fillLoad:     {2, 4, 1_000_000},
 	startupLoad:  {2, 4, 1_000_000},
 }
@@ -113,7 +113,7 @@ func (c *Command) levels(d defaults) []loadLevel {
 	inFlight := c.InFlight
 	paced := c.InFlight
 	if inFlight == 0 {
-		inFlight, paced = d.inFlight, pacedInFlight
+		inFlight, paced = d.inFlight, openLoopInFlight
 	}
 	sweep := c.SweepInFlight
 	if c.SVG != "" && len(sweep)+len(c.SweepRate) == 0 {

@@ -96,7 +96,7 @@ var defects = []defect{
 		"broker/certifier.go", "	if len(c.inFlight) == 0 {\n		return", "	if len(c.inFlight) < 1000 {\n		return",
 	}}},
 	{"old-term-applied", "a batch that was certified in an earlier term is not void", "broker", []edit{{
-		"broker/replica.go", "|| !e.Restored && b.OutOfTerm(e.Term) ||", "||",
+		"broker/partitionstate.go", "|| !e.Restored && b.OutOfTerm(e.Term) ||", "||",
 	}}},
 	{"refused-for-nothing", "a refusal stands although the transaction that it depends on did not commit", "broker", []edit{{
 		"broker/responder.go", "		case p.broken.Load():", "		case p.broken.Load() && false:",
@@ -105,17 +105,17 @@ var defects = []defect{
 		"broker/responder.go", "		if further && !confirmed() {", "		if further && !confirmed() && false {",
 	}}},
 	{"txid-skipped", "a batch that does not follow on the last transaction is not void", "broker", []edit{{
-		"broker/replica.go", "	if b.First != r.mark.Load()+1 || e", "	if e",
+		"broker/partitionstate.go", "	if b.First != r.mark.Load()+1 || e", "	if e",
 	}}},
 
 	{"older-copy-served", "a node that runs on an older copy of its directory is not refused", "nodes", []edit{{
 		"broker/generations.go", "		if why != nil {\n			if g.overtaken", "		if why != nil && false {\n			if g.overtaken",
 	}}},
 	{"cursor-not-compared", "a cursor is set although it is not where its writer expects it", "nodes", []edit{{
-		"broker/replica.go", "done := !c.HasExpected || c.Expected == now.Txid", "done := !c.HasExpected || c.Expected == now.Txid || true",
+		"broker/partitionstate.go", "return owned && (!w.HasExpected || w.Expected == c.Txid)", "return owned",
 	}}},
 	{"cursors-not-stored", "a snapshot does not store cursors: a restart loses them", "nodes", []edit{{
-		"broker/replica.go", "		metas = append(metas, m)\n	}", "	}",
+		"broker/partitionstate.go", "		metas = append(metas, m)\n	}", "	}",
 	}}},
 	{"deposed-leader-refuses", "a leader that was replaced says that what a client reads is past the end", "nodes", []edit{{
 		"broker/requestserver.go", "func (s *requestServer) confirmLeader(term uint64) bool {", "func (s *requestServer) confirmLeader(term uint64) bool {\n	if term > 0 {\n		return true\n	}",
