@@ -52,6 +52,15 @@ var retiredWords = []retired{
 		bad:   "the roster\nContestants take turns\na seat\nof this sitting\ndues",
 	},
 	{
+		pattern: `\b[pP]osters?\b|paced(Worker|InFlight)|\bpartition\.(readTerm|runLeader)\b|\b(import|restore)Place\b`,
+		instead: "outbox; openLoopWorker; replica; importProgress, logEnd",
+		bad:     "type poster interface\npacedWorker\nsee partition.readTerm\nan importPlace",
+	},
+	{
+		pattern: `\bfits? to\b`, instead: "fit",
+		bad: "it does not fit to the log",
+	},
+	{
 		pattern: `turnBack|turnAway|[tT]urned[aA]way|[tT]urn(s|ed|ing)? (away|back)\b`, instead: "reject, refuse",
 		bad: "p.turnBack(m)\ncheckTurnedAway\nit is turned away",
 	},

@@ -50,8 +50,9 @@ const archiveReads = 4
 // is there when the client asks again.
 const archivePatience = 2 * time.Second
 
-// archived are the trimmed transactions of one partition.
-type archived struct {
+// archiveReader reads the trimmed transactions of one partition from the
+// archive.
+type archiveReader struct {
 	partition int
 	archive   Archive // nil if there is none
 	cluster   string  // this one's id
@@ -87,7 +88,7 @@ func (e *notArchivedError) refusal(first uint64) *subjects.Error {
 }
 
 // acquire waits until another read may be answered from the archive.
-func (a *archived) acquire(ctx context.Context) (release func(), err error) {
+func (a *archiveReader) acquire(ctx context.Context) (release func(), err error) {
 	if a.archive == nil {
 		return nil, wal.ErrTrimmed
 	}
@@ -104,7 +105,7 @@ var errArchiveBusy = errors.New("broker: too many reads go to the archive")
 
 // batches returns some of the batches from a transaction on that was trimmed.
 // It returns [wal.ErrTrimmed] if there is no archive.
-func (a *archived) batches(ctx context.Context, from uint64, at position) (all []wal.Batch, err error) {
+func (a *archiveReader) batches(ctx context.Context, from uint64, at position) (all []wal.Batch, err error) {
 	err = a.ask(ctx, func(ctx context.Context) error {
 		all, err = a.archive.Batches(ctx, a.partition, from, at.base)
 		if err == nil && (len(all) == 0 || all[0].First > from || all[0].Last() < from) {
@@ -119,7 +120,7 @@ func (a *archived) batches(ctx context.Context, from uint64, at position) (all [
 }
 
 // ask asks the archive, for as long as a read waits for it.
-func (a *archived) ask(ctx context.Context, do func(context.Context) error) error {
+func (a *archiveReader) ask(ctx context.Context, do func(context.Context) error) error {
 	if a.archive == nil {
 		return wal.ErrTrimmed
 	}
@@ -146,7 +147,7 @@ func (a *archived) ask(ctx context.Context, do func(context.Context) error) erro
 }
 
 // get is batches for one transaction.
-func (a *archived) get(ctx context.Context, txid uint64, at position) ([]wal.Batch, error) {
+func (a *archiveReader) get(ctx context.Context, txid uint64, at position) ([]wal.Batch, error) {
 	release, err := a.acquire(ctx)
 	if err != nil {
 		return nil, err
@@ -157,7 +158,7 @@ func (a *archived) get(ctx context.Context, txid uint64, at position) ([]wal.Bat
 
 // find returns the first transaction from txid from on that was trimmed and is
 // at or after a time, 0 if there is none.
-func (a *archived) find(ctx context.Context, at int64, from uint64, base wal.Base) (txid uint64, err error) {
+func (a *archiveReader) find(ctx context.Context, at int64, from uint64, base wal.Base) (txid uint64, err error) {
 	release, err := a.acquire(ctx)
 	if err != nil {
 		return 0, err

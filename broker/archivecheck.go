@@ -58,7 +58,7 @@ func notArchivedText(err error) string {
 // from returns the oldest transaction that is read from the archive, 0 for
 // none, and why there is none, or no older one, "" for no reason. It says only
 // what was verified for a log with this base.
-func (a *archived) from(base wal.Base) (first uint64, why string) {
+func (a *archiveReader) from(base wal.Base) (first uint64, why string) {
 	if a.archive == nil || base.Txid == 0 {
 		return 0, ""
 	}
@@ -70,7 +70,7 @@ func (a *archived) from(base wal.Base) (first uint64, why string) {
 }
 
 // isDue reports whether the archive should be checked for a log with this base.
-func (a *archived) isDue(base wal.Base) bool {
+func (a *archiveReader) isDue(base wal.Base) bool {
 	c := a.checked.Load()
 	return c == nil || c.base != base || time.Since(c.at) > c.goodFor() || a.suspected.Load()
 }
@@ -86,7 +86,7 @@ func (c *archiveChecked) goodFor() time.Duration {
 }
 
 // check checks the archive, and logs what is so, if that is new.
-func (a *archived) check(ctx context.Context, base wal.Base, clusters []string) {
+func (a *archiveReader) check(ctx context.Context, base wal.Base, clusters []string) {
 	a.suspected.Store(false)
 	patient, cancel := context.WithTimeout(ctx, archiveTime)
 	defer cancel()
@@ -125,7 +125,7 @@ func (c *archiveChecked) news(before *archiveChecked) bool {
 
 // watchArchive checks the archive of each partition: at first, when its log was
 // trimmed or a read has failed, and every minute. It reads little at a time.
-func watchArchive(ctx context.Context, parts func() iter.Seq[*archived]) {
+func watchArchive(ctx context.Context, parts func() iter.Seq[*archiveReader]) {
 	wait := func(d time.Duration) bool {
 		select {
 		case <-ctx.Done():
@@ -145,7 +145,7 @@ func watchArchive(ctx context.Context, parts func() iter.Seq[*archived]) {
 }
 
 // checkIfDue checks the archive if that is due, and reports whether it was.
-func (a *archived) checkIfDue(ctx context.Context) bool {
+func (a *archiveReader) checkIfDue(ctx context.Context) bool {
 	at := a.position()
 	if at.restoring || !a.isDue(at.base) {
 		return false

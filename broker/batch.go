@@ -13,7 +13,7 @@ type batch struct {
 	certification
 	proposal proposal // nil if no request passed
 	requests *requestArena
-	decided  []decided
+	decided  []earlyOutcome
 	applied  applied
 	release  func() // releases what the batch counts for while it is in flight
 	singles  int    // messages that carried one transaction
@@ -35,9 +35,9 @@ type proposal interface {
 	Wait() (result any, err error)
 }
 
-// decided is an outcome other than the request's own commit. If dependsOn is
-// not 0, it holds only if that transaction, which is in flight, commits.
-type decided struct {
+// earlyOutcome is an outcome other than the request's own commit. If dependsOn
+// is not 0, it holds only if that transaction, which is in flight, commits.
+type earlyOutcome struct {
 	r         *request
 	outcome   outcome
 	dependsOn uint64

@@ -58,7 +58,7 @@ func parseBatchQuery(body []byte) (query, error) {
 // then the end.
 func (r *reader) readBatches(ctx context.Context, reply string, q query) error {
 	a := batchAnswer{readAnswer: readAnswer{
-		reader: r, q: q, reply: reply, next: q.from, done: reached{next: q.from},
+		reader: r, q: q, reply: reply, next: q.from, done: answerProgress{next: q.from},
 		most:  min(readChunk, r.nats.MaxPayload()-chainRoom),
 		paced: paced{pacer: r.pacer, reply: reply},
 	}}
@@ -166,7 +166,7 @@ func (a *batchAnswer) send(ctx context.Context) error {
 		return err
 	}
 	a.message = a.message[:0]
-	a.done = reached{a.total, a.last, a.next}
+	a.done = answerProgress{a.total, a.last, a.next}
 	return nil
 }
 

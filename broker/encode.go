@@ -342,7 +342,7 @@ func (k *packer) flush(dst []byte) []byte {
 }
 
 // appendEnd appends the message that ends a read.
-func appendEnd(dst []byte, subject, cluster string, done reached, mark uint64) []byte {
+func appendEnd(dst []byte, subject, cluster string, done answerProgress, mark uint64) []byte {
 	h := append([]byte(nil), "NATS/1.0 "+subjects.StatusEnd+" End of read\r\n"...)
 	h = subjects.AppendField(h, subjects.HeaderNext, strconv.FormatUint(done.next, 10))
 	h = subjects.AppendField(h, subjects.HeaderHighWaterMark, strconv.FormatUint(mark, 10))

@@ -23,7 +23,7 @@ type partitionInfo struct {
 	fullText  func() string // why transactions can't be stored, "" if they can
 	requests  *requestServer
 	times     timeSearch
-	archived  *archived
+	archived  *archiveReader
 	retention func() *subjects.RetentionInfo
 }
 

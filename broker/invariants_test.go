@@ -34,7 +34,7 @@ func TestInvariantsOfAPartition(t *testing.T) {
 	}
 	decidedBy := func(o outcome, dependsOn uint64) *batch {
 		requests := newRequestArena()
-		return &batch{requests: requests, decided: []decided{{requests.add("r"), o, dependsOn}}}
+		return &batch{requests: requests, decided: []earlyOutcome{{requests.add("r"), o, dependsOn}}}
 	}
 	conflict := subjects.Errorf(subjects.Conflict, "x")
 	conflict.Txid = 6

@@ -30,16 +30,16 @@ import (
 // entries are applied once a leader has confirmed that they were committed. So
 // the data directory has the version of the facts with which the node joined.
 
-// question is a question to another node.
-type question struct {
+// memberQuestion is a question to another node.
+type memberQuestion struct {
 	Nonce string `json:"nonce"` // the answer repeats it
 	// Node and ID are the node that may be a member.
 	Node string `json:"node"`
 	ID   string `json:"id"`
 }
 
-// answer is the answer to a question.
-type answer struct {
+// memberAnswer is the answer to a question.
+type memberAnswer struct {
 	Nonce  string `json:"nonce"`
 	Member bool   `json:"member"`
 	Facts  uint64 `json:"facts"` // the version that says so
@@ -157,7 +157,7 @@ func (m *membership) reportSuspicion(v votes) {
 // votes are the voters' answers about this node's membership.
 type votes struct {
 	deny, confirm, silent []string
-	newest                answer // the denial with the newest facts
+	newest                memberAnswer // the denial with the newest facts
 }
 
 func (v votes) String() string {
@@ -231,8 +231,8 @@ func (m *membership) askVoters(voters map[string]string, version uint64) (v vote
 			continue
 		}
 		asking.Go(func() {
-			q := question{Nonce: newInstance(), Node: m.opts.Name, ID: m.directory()}
-			var a answer
+			q := memberQuestion{Nonce: newInstance(), Node: m.opts.Name, ID: m.directory()}
+			var a memberAnswer
 			from, err := m.askNode(ctx, m.names.Admin("node", name, "member"), q, &a)
 			mu.Lock()
 			defer mu.Unlock()
@@ -269,13 +269,13 @@ func (m *membership) onMember(_ context.Context, asked *natslink.Message) (any, 
 	if err != nil || e.cluster != m.clusterID() || !m.proved(e, asked.Subject) {
 		return nil, errUnproved
 	}
-	var q question
+	var q memberQuestion
 	if err := json.Unmarshal(e.body, &q); err != nil || len(q.Nonce) > 64 {
 		return nil, errUnproved
 	}
 	facts, _, _ := m.facts()
 	member, is := facts.Nodes[q.Node]
-	return m.envelope(answerTo(asked.Subject), answer{
+	return m.envelope(answerTo(asked.Subject), memberAnswer{
 		Nonce: q.Nonce, Member: is && member.ID == q.ID, Facts: facts.Version, Voters: votersOf(facts),
 	}), nil
 }

@@ -27,12 +27,12 @@ import (
 // table in the certifier too, so that position returns the high-water mark, the
 // index and the first txid of the same moment.
 type partitionState struct {
-	log       *wal.Log
-	certifier *certifier
-	damage    func(error)   // called with an error after which the state can't be trusted
-	capacity  int           // of the lock table
-	window    time.Duration // message ids are remembered for
-	every     uint64        // the most transactions between two trim points
+	log        *wal.Log
+	certifier  *certifier
+	damage     func(error)   // called with an error after which the state can't be trusted
+	capacity   int           // of the lock table
+	window     time.Duration // message ids are remembered for
+	pointEvery uint64        // the most transactions between two trim points
 	// mark is the high-water mark. It changes under mu. Readers that can use an
 	// old value read it without mu.
 	mark atomic.Uint64
@@ -77,8 +77,8 @@ type cursor struct {
 	Owner string // "" for none: whoever may set cursors may set it
 }
 
-// may reports whether a write takes effect.
-func (c cursor) may(w wal.Cursor) bool {
+// allows reports whether a write takes effect.
+func (c cursor) allows(w wal.Cursor) bool {
 	owned := len(w.Owner) == 0 || c == cursor{} || c.Owner == string(w.Owner)
 	return owned && (!w.HasExpected || w.Expected == c.Txid)
 }
@@ -126,7 +126,7 @@ type stateOptions struct {
 func newPartitionState(log *wal.Log, o stateOptions, now func() time.Time, damage func(error), chain *digests) *partitionState {
 	return &partitionState{
 		log: log, certifier: newCertifier(o.locks, now), damage: damage, chain: chain, trimmed: make(chan struct{}, 1),
-		window: o.locks.IDWindow, capacity: o.locks.Locks, every: cmp.Or(o.pointEvery, pointEvery), first: 1,
+		window: o.locks.IDWindow, capacity: o.locks.Locks, pointEvery: cmp.Or(o.pointEvery, pointEvery), first: 1,
 		cursors: map[string]cursor{}, dirty: map[string]bool{}, changed: make(chan struct{}),
 	}
 }
@@ -221,7 +221,7 @@ func (r *partitionState) applyCursors(e raftstore.Committed, b wal.Batch) (appli
 	for c := (wal.Cursor{}); records.NextCursor(&c); n++ {
 		name := string(c.Name)
 		now := r.cursors[name]
-		done := now.may(c)
+		done := now.allows(c)
 		if done {
 			if now = (cursor{c.Txid, max(b.Time+n, now.Time+1), string(c.Owner)}); c.Txid > 0 {
 				r.cursors[name] = now

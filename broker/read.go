@@ -27,7 +27,7 @@ type reader struct {
 	pacer      *pacer
 	scans      *semaphore.Weighted // reads that search a log
 	times      timeSearch
-	archived   *archived
+	archived   *archiveReader
 }
 
 // serveRead answers a read on the leader.

@@ -68,11 +68,11 @@ type readAnswer struct {
 	scanning bool   // it counts among the scans of the log
 	pack     packer // a message that is not full
 
-	done reached // what was sent
+	done answerProgress // what was sent
 }
 
-// reached is how far an answer has got.
-type reached struct {
+// answerProgress is how far an answer has got.
+type answerProgress struct {
 	sent       int
 	last, next uint64
 }
@@ -81,7 +81,7 @@ type reached struct {
 func (r *reader) read(ctx context.Context, reply string, q query) error {
 	most := r.nats.MaxPayload()
 	a := readAnswer{
-		reader: r, q: q, reply: reply, next: q.from, done: reached{next: q.from}, enc: encoder{partition: r.partition, names: r.names},
+		reader: r, q: q, reply: reply, next: q.from, done: answerProgress{next: q.from}, enc: encoder{partition: r.partition, names: r.names},
 		most:  most,
 		pack:  packer{subject: reply, most: min(readChunk, most-chainRoom)},
 		paced: paced{pacer: r.pacer, reply: reply},
@@ -347,9 +347,9 @@ func (r *readAnswer) flush(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	r.done = reached{r.sent, r.last, r.last + 1}
+	r.done = answerProgress{r.sent, r.last, r.last + 1}
 	if r.q.packed {
-		r.done = reached{r.sent - r.pack.count, r.pack.previous, r.pack.previous + 1}
+		r.done = answerProgress{r.sent - r.pack.count, r.pack.previous, r.pack.previous + 1}
 	}
 	return nil
 }
@@ -368,7 +368,7 @@ func (r *readAnswer) finish(ctx context.Context, mark uint64) error {
 	if err := r.flush(ctx); err != nil {
 		return r.stop(ctx, err, mark)
 	}
-	r.done = reached{r.sent, r.last, r.next}
+	r.done = answerProgress{r.sent, r.last, r.next}
 	return r.end(mark)
 }
 
@@ -380,7 +380,7 @@ func (r *readAnswer) stop(ctx context.Context, err error, mark uint64) error {
 	}
 	r.out = r.pack.flush(r.out)
 	if err := r.flush(ctx); err == nil && r.sent > 0 {
-		r.done = reached{r.sent, r.last, r.next}
+		r.done = answerProgress{r.sent, r.last, r.next}
 	}
 	if r.done.sent == 0 {
 		return err

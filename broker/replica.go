@@ -42,7 +42,7 @@ type replica struct {
 	refusals   refusals
 	requests   requestServer
 	reader     reader
-	archived   archived
+	archived   archiveReader
 	info       partitionInfo
 	cursors    cursorWriter
 	cursorList cursorList

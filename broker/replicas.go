@@ -53,8 +53,8 @@ func (r *replicaSet) open() iter.Seq[*replica] {
 }
 
 // archives yields the archived transactions of the replicas that are open.
-func (r *replicaSet) archives() iter.Seq[*archived] {
-	return func(yield func(*archived) bool) {
+func (r *replicaSet) archives() iter.Seq[*archiveReader] {
+	return func(yield func(*archiveReader) bool) {
 		for replica := range r.open() {
 			if !yield(&replica.archived) {
 				return

@@ -144,7 +144,7 @@ func (s *sequencer) sequence(ms []*natslink.Message) *batch {
 
 // decide adds an outcome that is not the request's own commit.
 func (b *batch) decide(r *request, o outcome, dependsOn uint64) {
-	b.decided = append(b.decided, decided{r, o, dependsOn})
+	b.decided = append(b.decided, earlyOutcome{r, o, dependsOn})
 }
 
 // reject decides on messages because nothing can be stored. Repeats of what was

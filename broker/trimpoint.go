@@ -74,7 +74,7 @@ func (r *partitionState) countBatch(e raftstore.Committed, b wal.Batch) {
 	}
 	r.bytes += uint64(len(e.Data))
 	r.behind = 0
-	if (b.First-1)/r.every != b.Last()/r.every || r.bytes-r.lastPoint.bytes >= pointBytes || r.lastTime-r.lastPoint.time >= pointTime {
+	if (b.First-1)/r.pointEvery != b.Last()/r.pointEvery || r.bytes-r.lastPoint.bytes >= pointBytes || r.lastTime-r.lastPoint.time >= pointTime {
 		r.trimPoints = append(r.trimPoints, trimPoint{wal.Base{Txid: b.Last(), Digest: r.digest}, e.Index, r.lastTime, r.bytes})
 		r.lastPoint = logPosition{r.lastTime, r.bytes}
 		r.thin()

@@ -371,7 +371,7 @@ func deliver(ctx context.Context, s *stream, limit int, do func(txs []*Transacti
 			var upTo uint64
 			for len(queue) > 0 && len(txs) < limit {
 				e := queue[0]
-				queue[0], queue = entry{}, queue[1:] // lets the handler's transactions be freed
+				queue[0], queue = queued{}, queue[1:] // lets the handler's transactions be freed
 				upTo = e.upTo
 				size += e.size
 				if e.tx != nil {

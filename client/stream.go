@@ -45,7 +45,7 @@ type stream struct {
 	unconfirmed     bool   // the feed may be another cluster's: a read must end first
 	seenTxid        uint64 // highest txid received, by a read or from the feed
 	readMark        uint64 // high-water mark at the end of the last read
-	queue           []entry
+	queue           []queued
 	buffered        int         // bytes in the queue, or taken and not yet handled
 	read            *activeRead // in progress, or nil
 	reads           uint64
@@ -72,9 +72,9 @@ type stream struct {
 	lastRejection          error
 }
 
-// entry is a transaction, or the information that there is none for the handler
-// up to upTo.
-type entry struct {
+// queued is a transaction, or the information that there is none for the
+// handler up to upTo.
+type queued struct {
 	tx   *Transaction
 	upTo uint64
 	size int
@@ -299,7 +299,7 @@ func (s *stream) enqueue(t *Transaction, size int) {
 	if s.opts.HeadersOnly {
 		t.Payload = nil
 	}
-	s.queue = append(s.queue, entry{t, t.Txid, size})
+	s.queue = append(s.queue, queued{t, t.Txid, size})
 	s.buffered += size
 	s.next = t.Txid + 1
 	s.seenTxid = max(s.seenTxid, t.Txid)
@@ -319,7 +319,7 @@ func (s *stream) skip(upTo uint64) {
 		s.queue[n-1].upTo = upTo
 		return
 	}
-	s.queue = append(s.queue, entry{upTo: upTo})
+	s.queue = append(s.queue, queued{upTo: upTo})
 	if len(s.queue) == 1 {
 		signal(s.ready)
 	}
@@ -423,7 +423,7 @@ func (s *stream) checkAfterLeaderChange() {
 
 // take returns what is queued. It waits until something is, or returns the
 // error that ended the stream.
-func (s *stream) take(ctx context.Context) ([]entry, error) {
+func (s *stream) take(ctx context.Context) ([]queued, error) {
 	for {
 		if err := ctx.Err(); err != nil {
 			return nil, context.Cause(ctx)

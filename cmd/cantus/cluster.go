@@ -33,8 +33,8 @@ const clusterHelp = `Operations are decided by the cluster and are carried out i
 far they are. A command returns once its operation is decided. With --wait it returns when the operation is done, and asks again
 while the cluster can't decide.`
 
-// waiting is the flag of operations that take time.
-type waiting struct {
+// waitFlag is the flag of operations that take time.
+type waitFlag struct {
 	Wait duration `placeholder:"TIME" help:"Wait at most this long until it is done."`
 }
 
@@ -306,7 +306,7 @@ type clusterAddCmd struct {
 	Node    token  `arg:"" name:"NODE" help:"The node's name, as it was started with --name."`
 	Standby bool   `help:"It follows every partition and has no vote, until it is promoted."`
 	Key     string `placeholder:"FINGERPRINT" help:"Add it only if it shows this key, as its log and \"cantus cluster status\" have it."`
-	waiting
+	waitFlag
 	connection
 }
 
@@ -330,7 +330,7 @@ func (c *clusterAddCmd) Run(ctx context.Context, p *program) error {
 
 type clusterRemoveCmd struct {
 	Node token `arg:"" name:"NODE" help:"The node."`
-	waiting
+	waitFlag
 	connection
 }
 
@@ -357,7 +357,7 @@ func (c *clusterRemoveCmd) Run(ctx context.Context, p *program) error {
 
 type clusterDrainCmd struct {
 	Node token `arg:"" name:"NODE" help:"The node."`
-	waiting
+	waitFlag
 	connection
 }
 
@@ -407,7 +407,7 @@ func held(s subjects.ClusterStatus, node string) (has, wanted int) {
 
 type clusterUndrainCmd struct {
 	Node token `arg:"" name:"NODE" help:"The node."`
-	waiting
+	waitFlag
 	connection
 }
 
@@ -420,7 +420,7 @@ func (c *clusterUndrainCmd) Run(ctx context.Context, p *program) error {
 
 type clusterPromoteCmd struct {
 	Node token `arg:"" name:"NODE" help:"The standby."`
-	waiting
+	waitFlag
 	connection
 }
 
@@ -434,7 +434,7 @@ func (c *clusterPromoteCmd) Run(ctx context.Context, p *program) error {
 type clusterTransferCmd struct {
 	Partition partition `arg:"" name:"P" help:"The partition."`
 	To        token     `required:"" placeholder:"NODE" help:"The node that is to lead it."`
-	waiting
+	waitFlag
 	connection
 }
 
@@ -450,7 +450,7 @@ type clusterMoveCmd struct {
 	Partition partition `arg:"" name:"P" help:"The partition."`
 	From      token     `required:"" placeholder:"NODE" help:"The node that its replica leaves."`
 	To        token     `required:"" placeholder:"NODE" help:"The node that it goes to."`
-	waiting
+	waitFlag
 	connection
 }
 
@@ -464,7 +464,7 @@ func (c *clusterMoveCmd) Run(ctx context.Context, p *program) error {
 }
 
 type clusterBalanceCmd struct {
-	waiting
+	waitFlag
 	connection
 }
 
@@ -478,7 +478,7 @@ func (c *clusterBalanceCmd) Run(ctx context.Context, p *program) error {
 type clusterRebuildCmd struct {
 	Partition partition `arg:"" name:"P" help:"The partition."`
 	Node      token     `required:"" placeholder:"NODE" help:"The node whose replica is rebuilt."`
-	waiting
+	waitFlag
 	connection
 }
 

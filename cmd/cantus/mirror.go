@@ -67,8 +67,8 @@ Exit status: 0 interrupted, or level with --once; 1 if the source's log is not t
 not empty, or was promoted; 4 if nothing is reached.`
 }
 
-// mirrored is the output of --json for a partition.
-type mirrored struct {
+// mirrorResult is the output of --json for a partition.
+type mirrorResult struct {
 	Partition    int     `json:"partition"`
 	LastTxid     uint64  `json:"last_txid"`
 	Digest       string  `json:"digest"`
@@ -185,7 +185,7 @@ func (c *mirrorRunCmd) check(ctx context.Context, source, target *natsConn) (clu
 	return from.ID, to.ID, partitions, nil
 }
 
-func (c *mirrorRunCmd) print(p *program, r mirrored) error {
+func (c *mirrorRunCmd) print(p *program, r mirrorResult) error {
 	if c.JSON {
 		return json.NewEncoder(p.out).Encode(r)
 	}
@@ -222,15 +222,15 @@ Example:
 Exit status: 3 if a partition is no mirror, 4 if one has no leader: start it again then.`
 }
 
-// promoted is the output of --json for a partition.
-type promoted struct {
+// promoteResult is the output of --json for a partition.
+type promoteResult struct {
 	Partition int    `json:"partition"`
 	LastTxid  uint64 `json:"last_txid"`
 	Digest    string `json:"digest,omitempty"` // there; missing if it was promoted before
 	Source    string `json:"source"`
 }
 
-func (d promoted) String() string {
+func (d promoteResult) String() string {
 	if d.Digest == "" {
 		return fmt.Sprintf("promoted before: it has cluster %s up to txid %d", d.Source, d.LastTxid)
 	}
@@ -260,7 +260,7 @@ func (c *mirrorPromoteCmd) Run(ctx context.Context, p *program) error {
 		if int(n) >= info.Partitions {
 			return usagef("partition %d does not exist: this cluster has %d (0 to %d)", n, info.Partitions, info.Partitions-1)
 		}
-		var done promoted
+		var done promoteResult
 		// While a mirror runs, the partition may move on between the two requests.
 		err := ask.again(ctx, func() (_ bool, err error) {
 			done, err = promote(ctx, l, int(n))
@@ -288,18 +288,18 @@ func (c *mirrorPromoteCmd) Run(ctx context.Context, p *program) error {
 var errNoMirror = failf(exitConflict, "it is no mirror")
 
 // promote ends the mirror of a partition, unless that has been done.
-func promote(ctx context.Context, l *natsConn, n int) (promoted, error) {
+func promote(ctx context.Context, l *natsConn, n int) (promoteResult, error) {
 	var info subjects.PartitionInfo
 	if err := l.ask(ctx, l.names.PartitionInfo(n), nil, &info); err != nil {
-		return promoted{}, err
+		return promoteResult{}, err
 	}
 	past := len(info.History)
 	switch {
 	case info.Promoted && past > 0:
 		last := info.History[past-1]
-		return promoted{n, last.LastTxid, "", last.Cluster}, nil
+		return promoteResult{n, last.LastTxid, "", last.Cluster}, nil
 	case info.MirrorOf == "":
-		return promoted{}, errNoMirror
+		return promoteResult{}, errNoMirror
 	}
 	l2 := loader{conn: l, partition: n, moved: func() {}}
 	err := l2.step(ctx, subjects.RestoreRequest{End: &subjects.RestoreEnd{
@@ -309,5 +309,5 @@ func promote(ctx context.Context, l *natsConn, n int) (promoted, error) {
 	if exitStatus(err) == exitConflict {
 		err = failf(exitUnavailable, "%w; the source is still mirrored", err)
 	}
-	return promoted{n, info.HighWaterMark, info.Digest, info.MirrorOf}, err
+	return promoteResult{n, info.HighWaterMark, info.Digest, info.MirrorOf}, err
 }

@@ -436,8 +436,8 @@ func (m *logMirror) show() {
 	}
 }
 
-func (m *logMirror) result(took time.Duration) mirrored {
-	return mirrored{
+func (m *logMirror) result(took time.Duration) mirrorResult {
+	return mirrorResult{
 		Partition: m.partition, LastTxid: m.at.txid, Digest: hex.EncodeToString(m.at.digest[:]), Behind: m.behind(), level: m.isLevel(),
 		Transactions: m.transactions, Bytes: m.bytes, Seconds: took.Seconds(),
 	}

@@ -18,14 +18,14 @@ import (
 )
 
 type restoreCmd struct {
-	From       string      `required:"" placeholder:"DIR|URL" help:"Where the backup is."`
-	Generation count       `placeholder:"N" help:"Generation of the manifest to use. [default: the newest]"`
-	ToTxid     []upTo      `name:"to-txid" placeholder:"P=TXID" xor:"to" help:"Up to this transaction of partition P; repeatable. The other partitions are restored whole."`
-	ToTime     moment      `name:"to-time" placeholder:"TIME" xor:"to" help:"Up to this time, in every partition."`
-	Partitions []partition `name:"partition" placeholder:"P" help:"Only this partition; repeatable. [default: all in the backup]"`
-	DryRun     bool        `help:"Change nothing, and ask no cluster: print where each partition would end."`
-	JSON       bool        `name:"json" help:"Print a JSON object for each partition."`
-	Quiet      bool        `short:"q" help:"No progress on standard error."`
+	From       string         `required:"" placeholder:"DIR|URL" help:"Where the backup is."`
+	Generation count          `placeholder:"N" help:"Generation of the manifest to use. [default: the newest]"`
+	ToTxid     []restoreLimit `name:"to-txid" placeholder:"P=TXID" xor:"to" help:"Up to this transaction of partition P; repeatable. The other partitions are restored whole."`
+	ToTime     moment         `name:"to-time" placeholder:"TIME" xor:"to" help:"Up to this time, in every partition."`
+	Partitions []partition    `name:"partition" placeholder:"P" help:"Only this partition; repeatable. [default: all in the backup]"`
+	DryRun     bool           `help:"Change nothing, and ask no cluster: print where each partition would end."`
+	JSON       bool           `name:"json" help:"Print a JSON object for each partition."`
+	Quiet      bool           `short:"q" help:"No progress on standard error."`
 
 	connection
 }
@@ -56,13 +56,13 @@ Examples:
 Exit status: 1 if the backup is damaged, 3 if a partition is not empty, 4 if it has no leader: start it again then.`
 }
 
-// upTo is the last transaction of a partition that is restored.
-type upTo struct {
+// restoreLimit is the last transaction of a partition that is restored.
+type restoreLimit struct {
 	partition partition
 	txid      txid
 }
 
-func (u *upTo) UnmarshalText(text []byte) error {
+func (u *restoreLimit) UnmarshalText(text []byte) error {
 	p, n, ok := strings.Cut(string(text), "=")
 	if !ok {
 		return fmt.Errorf("%q is not a partition and a transaction id, such as 0=812", text)
