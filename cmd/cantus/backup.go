@@ -115,7 +115,7 @@ func (c *backupRunCmd) Run(ctx context.Context, p *program) error {
 	source.cursor = string(c.Cursor)
 	a := archiver{cmd: c, p: p, repository: repository, source: source, log: logger, metrics: newBackupMetrics()}
 	if c.Cursor != "" {
-		a.cursor = &backupCursor{name: string(c.Cursor), source: source, repository: repository, take: c.TakeCursor, ours: map[int]uint64{}}
+		a.cursor = &backupCursor{name: string(c.Cursor), source: source, repository: repository, take: c.TakeCursor, ours: map[int]cursorPlace{}}
 	}
 	if c.Every == 0 {
 		return a.once(ctx)

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 
 	"github.com/cantuslog/cantus/internal/backup"
 	"github.com/cantuslog/cantus/subjects"
@@ -14,16 +15,33 @@ import (
 // reaches: the last txid that a manifest of it has. Retention policies can hold
 // what it has not passed.
 //
-// Its owner is the backup's id, which goes wherever the backup is copied. It
-// goes forward only, and only from the end of a manifest of this backup: of two
-// copies of a backup one is refused too. Then it stays, since what is in one
-// place only must not be trimmed because of the other.
+// Its owner is the backup's id and the writer of the manifest whose end it is
+// at. The id goes wherever the backup is copied, and so do manifests; what two
+// copies write has different writers. So a cursor is ours if a manifest that we
+// have ends there and has that writer. Of two copies the first one that moves
+// the cursor has it, and the other is refused: what is in one place only must
+// not be trimmed because of the other. It goes forward only.
 type backupCursor struct {
 	name       string
 	source     *backupSource
 	repository *backup.Repository
-	take       bool           // take it from whoever has it
-	ours       map[int]uint64 // positions at which this backup has put it, or found it to be its own
+	take       bool                // take it from whoever has it
+	ours       map[int]cursorPlace // where this backup has put it, or found it to be its own
+}
+
+// cursorPlace is where a cursor is, and whose it is.
+type cursorPlace struct {
+	txid  uint64
+	owner string
+}
+
+// cursorOwner returns the owner of a cursor at the end of a manifest. It is the
+// id alone if a version wrote it that named no writer.
+func cursorOwner(m *backup.Manifest) string {
+	if m.Writer == "" {
+		return m.ID
+	}
+	return m.ID + "," + m.Writer
 }
 
 // begin begins a run: it looks where the cursor is, since the run may write so
@@ -43,7 +61,7 @@ func (c *backupCursor) begin(ctx context.Context, partitions []int) error {
 		if err != nil {
 			return backup.OfPartition(p, err)
 		}
-		if _, err := c.isKnown(ctx, p, at.Txid); err != nil {
+		if _, err := c.isKnown(ctx, p, at); err != nil {
 			return backup.OfPartition(p, err)
 		}
 	}
@@ -67,7 +85,7 @@ func (c *backupCursor) move(ctx context.Context, partitions []int, r backup.Resu
 			failed = append(failed, fmt.Errorf("partition %d: the cursor %s stays", p.Partition, c.name))
 			continue
 		}
-		if err := c.moveOne(ctx, m.ID, p.Partition, p.Last.Txid); err != nil {
+		if err := c.moveOne(ctx, &m, p.Partition, p.Last.Txid); err != nil {
 			failed = append(failed, fmt.Errorf("partition %d: the backup is stored, but the cursor %s was not moved: %w", p.Partition, c.name, err))
 		}
 	}
@@ -78,25 +96,28 @@ func (c *backupCursor) move(ctx context.Context, partitions []int, r backup.Resu
 // moved it.
 const cursorTries = 5
 
-func (c *backupCursor) moveOne(ctx context.Context, id string, partition int, to uint64) (err error) {
+func (c *backupCursor) moveOne(ctx context.Context, m *backup.Manifest, partition int, to uint64) (err error) {
+	owner := cursorOwner(m)
 	for range cursorTries {
 		at, err := c.get(ctx, partition)
 		if err != nil {
 			return err
 		}
-		known, err := c.isKnown(ctx, partition, at.Txid)
+		isOurs, err := c.isKnown(ctx, partition, at)
 		if err != nil {
 			return err
 		}
-		request := subjects.CursorRequest{Txid: &to, Expected: &at.Txid, Owner: &id}
-		isOurs := known && (at.Txid == 0 || at.Owner == id)
+		request := subjects.CursorRequest{Txid: &to, Expected: &at.Txid, Owner: &owner}
+		isThere := isOurs
 		switch {
 		case isOurs && at.Txid >= to:
 			return nil // it is there, or another process has moved it to a newer manifest
 		case !isOurs && !c.take:
-			return c.refuse(at, id)
+			return c.refuse(at, m.ID)
 		case !isOurs: // while there is no cursor, a policy holds everything for it
-			request = subjects.CursorRequest{Txid: new(uint64), Expected: &at.Txid}
+			request, isThere = subjects.CursorRequest{Txid: new(uint64), Expected: &at.Txid}, false
+		case at.Txid > 0 && at.Owner != owner: // only its owner can remove it
+			request, isThere = subjects.CursorRequest{Txid: new(uint64), Expected: &at.Txid, Owner: &at.Owner}, false
 		}
 		err = c.source.ask(ctx, partition, c.subject(partition), request, new(subjects.CursorReply))
 		var refusal *subjects.Error
@@ -104,8 +125,8 @@ func (c *backupCursor) moveOne(ctx context.Context, id string, partition int, to
 		case errors.As(err, &refusal) && refusal.Reason == subjects.WrongLast:
 		case err != nil:
 			return err
-		case isOurs:
-			c.ours[partition] = to
+		case isThere:
+			c.ours[partition] = cursorPlace{to, owner}
 			return nil
 		}
 	}
@@ -116,7 +137,8 @@ func (c *backupCursor) moveOne(ctx context.Context, id string, partition int, to
 // is.
 func (c *backupCursor) refuse(at subjects.CursorReply, id string) error {
 	why := "another backup moves it"
-	switch at.Owner {
+	owner, _, _ := strings.Cut(at.Owner, ",")
+	switch owner {
 	case "":
 		why = "it is no backup's"
 	case id:
@@ -135,10 +157,11 @@ func (c *backupCursor) get(ctx context.Context, partition int) (at subjects.Curs
 	return at, err
 }
 
-// isKnown reports whether a manifest of this backup ends where the cursor is,
-// or the cursor does not exist.
-func (c *backupCursor) isKnown(ctx context.Context, partition int, at uint64) (bool, error) {
-	if known, is := c.ours[partition]; at == 0 || is && known == at {
+// isKnown reports whether a manifest that is there ends where the cursor is and
+// has its owner, or the cursor does not exist.
+func (c *backupCursor) isKnown(ctx context.Context, partition int, at subjects.CursorReply) (bool, error) {
+	where := cursorPlace{at.Txid, at.Owner}
+	if known, is := c.ours[partition]; at.Txid == 0 || is && known == where {
 		return true, nil
 	}
 	generations, err := c.repository.Generations(ctx)
@@ -150,8 +173,8 @@ func (c *backupCursor) isKnown(ctx context.Context, partition int, at uint64) (b
 		if err != nil {
 			continue // it was deleted meanwhile, or is damaged
 		}
-		if p, has := m.Find(partition); has && p.Last.Txid == at {
-			c.ours[partition] = at
+		if p, has := m.Find(partition); has && p.Last.Txid == at.Txid && (at.Owner == cursorOwner(m) || at.Owner == m.ID) {
+			c.ours[partition] = where
 			return true, nil
 		}
 	}

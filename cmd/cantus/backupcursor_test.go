@@ -77,3 +77,90 @@ func TestADamagedBackupMovesNoCursor(t *testing.T) {
 		t.Errorf("repaired: status %d: %s", status, errOut)
 	}
 }
+
+// mustBackUp backs up, which must succeed, and checks where the cursor is then.
+func (n *inProcess) mustBackUp(to string, cursor uint64, more ...string) {
+	n.t.Helper()
+	if status, errOut := n.backUp(to, more...); status != 0 {
+		n.t.Fatalf("status %d: %s", status, errOut)
+	}
+	if at := n.cursorAt("archive"); at.Txid != cursor {
+		n.t.Fatalf("the cursor is at %d, not at %d", at.Txid, cursor)
+	}
+}
+
+// refused backs up a copy that has not moved the cursor last: it stays.
+func (n *inProcess) refused(to string) {
+	n.t.Helper()
+	was := n.cursorAt("archive")
+	status, errOut := n.backUp(to)
+	if status != exitFailed || !strings.Contains(errOut, "another copy of this backup moves it; ") || !strings.Contains(errOut, "--take-cursor") {
+		n.t.Errorf("status %d: %s", status, errOut)
+	}
+	if at := n.cursorAt("archive"); at.Txid != was.Txid || at.Owner != was.Owner || !at.Time.Equal(was.Time) {
+		n.t.Errorf("the cursor is %+v, and was %+v", at, was)
+	}
+}
+
+// Of two copies of a backup, the first one that moves the cursor has it, even
+// though both have run at each end of the log.
+func TestTwoCopiesOfABackup(t *testing.T) {
+	n, dir := openInProcess(t, broker.Options{}), t.TempDir()
+	original, second := filepath.Join(dir, "original"), filepath.Join(dir, "second")
+	n.append(1, 3)
+	n.mustBackUp(original, 3)
+	if err := os.CopyFS(second, os.DirFS(original)); err != nil {
+		t.Fatal(err)
+	}
+	n.mustBackUp(second, 3) // nothing is new: both may still move it
+	for i := uint64(4); i < 8; i++ {
+		n.append(int(i), int(i))
+		n.mustBackUp(original, i)
+		n.refused(second)
+		n.refused(second)
+		n.mustBackUp(original, i)
+	}
+	n.append(8, 8)
+	n.refused(second) // though it is the first at this end
+	n.mustBackUp(original, 8)
+	n.mustBackUp(second, 8, "--take-cursor")
+	n.append(9, 9)
+	n.refused(original)
+	n.mustBackUp(second, 9)
+}
+
+// A backup goes on with a cursor that it has put where it is, also if many runs
+// did not move it, or if a version moved it whose owner is the id alone.
+func TestTheCursorGoesOn(t *testing.T) {
+	n, to := openInProcess(t, broker.Options{}), t.TempDir()
+	n.append(1, 1)
+	n.mustBackUp(to, 1)
+	for i := 2; i < 8; i++ { // as if the runs were killed before the cursor was moved
+		n.append(i, i)
+		command(t, "backup", "--to", to, "--server", n.node.ClientURL(), "--quiet")
+	}
+	n.append(8, 8)
+	n.mustBackUp(to, 8)
+	owner, _, _ := strings.Cut(n.cursorAt("archive").Owner, ",")
+	n.setCursor(`{"txid":0}`)
+	n.setCursor(`{"txid":8,"owner":"` + owner + `"}`)
+	n.mustBackUp(to, 8)
+	n.append(9, 9)
+	n.mustBackUp(to, 9)
+	n.append(10, 10)
+	n.setCursor(`{"txid":0}`) // as if a run was killed between the two steps
+	n.mustBackUp(to, 10)
+}
+
+func (n *inProcess) setCursor(request string) {
+	n.t.Helper()
+	nc, err := n.node.Conn()
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	defer nc.Close()
+	msg, err := nc.Request("cantus.cursor.0.archive", []byte(request), 10*time.Second)
+	if err != nil || bytes.Contains(msg.Data, []byte("error")) {
+		n.t.Fatalf("%s, %v", msg.Data, err)
+	}
+}
