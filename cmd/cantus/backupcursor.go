@@ -110,7 +110,7 @@ func (c *backupCursor) moveOne(ctx context.Context, m *backup.Manifest, partitio
 		request := subjects.CursorRequest{Txid: &to, Expected: &at.Txid, Owner: &owner}
 		isThere := isOurs
 		switch {
-		case isOurs && at.Txid >= to:
+		case isOurs && (at.Txid > to || at.Txid == to && at.Owner == owner):
 			return nil // it is there, or another process has moved it to a newer manifest
 		case !isOurs && !c.take:
 			return c.refuse(at, m.ID)

@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"encoding/json"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -163,4 +164,25 @@ func (n *inProcess) setCursor(request string) {
 	if err != nil || bytes.Contains(msg.Data, []byte("error")) {
 		n.t.Fatalf("%s, %v", msg.Data, err)
 	}
+}
+
+// A partition without news keeps its cursor, however many manifests other
+// partitions' news makes: the one that has its owner is deleted.
+func TestTheCursorOfAnIdlePartition(t *testing.T) {
+	n, to := openInProcess(t, broker.Options{}), t.TempDir()
+	n.append(1, 1)
+	n.mustBackUp(to, 1)
+	for i := 1; i <= 12; i++ {
+		nc, err := n.node.Conn()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := nc.Request("cantus.cursor.0.other", fmt.Appendf(nil, `{"txid":%d}`, i%2), 10*time.Second); err != nil {
+			t.Fatal(err)
+		}
+		nc.Close()
+		n.mustBackUp(to, 1) // the other cursor is new, and no transaction
+	}
+	n.append(2, 2)
+	n.mustBackUp(to, 2)
 }
