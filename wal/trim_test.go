@@ -177,9 +177,13 @@ func TestMergingWaitsForSpace(t *testing.T) {
 		}
 	}
 	free.Store(1 << 40)
-	if _, err := s.Reclaim(); err != nil || s.Deleted() > 0 {
-		t.Errorf("with space for it: %d bytes are deleted and not merged, %v", s.Deleted(), err)
-	}
+	testkit.Until(t, "with space for it, all that is deleted is merged", func() bool { // the trim may still delete the last ones
+		_, err := s.Reclaim()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return s.Deleted() == 0
+	})
 }
 
 // TestValueLogsKeepToTheirSize writes frames that are large beside a value log.
