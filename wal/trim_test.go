@@ -177,13 +177,10 @@ func TestMergingWaitsForSpace(t *testing.T) {
 		}
 	}
 	free.Store(1 << 40)
-	testkit.Until(t, "with space for it, all that is deleted is merged", func() bool { // the trim may still delete the last ones
-		_, err := s.Reclaim()
-		if err != nil {
-			t.Fatal(err)
-		}
-		return s.Deleted() == 0
-	})
+	// The trim may still delete the last ones: too few to merge for them.
+	if _, err := s.Reclaim(); err != nil || s.Deleted() > (count-100)*entry/10 {
+		t.Errorf("with space for it: %d bytes are deleted and not merged, %v", s.Deleted(), err)
+	}
 }
 
 // TestValueLogsKeepToTheirSize writes frames that are large beside a value log.
