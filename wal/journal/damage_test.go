@@ -147,7 +147,7 @@ func TestMissingAndShortened(t *testing.T) {
 	for _, closed := range []bool{true, false} {
 		fs := sample(t, closed)
 		want, _ := replayed(fs)
-		noticed := 0
+		noticed, missing := 0, false
 		for _, file := range fs.Files() {
 			without := fs.Clone()
 			without.Delete(file)
@@ -157,6 +157,7 @@ func TestMissingAndShortened(t *testing.T) {
 			}
 			if err != nil {
 				noticed++
+				missing = missing || strings.Contains(err.Error(), "segment is missing, or the file checkpoint is an older copy")
 			}
 			if again, err2 := reopened(without); (err == nil) != (err2 == nil) || err == nil && again != want {
 				t.Fatalf("without %s: check %v, open %v", file, err, err2)
@@ -173,6 +174,9 @@ func TestMissingAndShortened(t *testing.T) {
 		}
 		if noticed < 3 {
 			t.Errorf("only %d missing files noticed", noticed)
+		}
+		if !missing {
+			t.Error("no error says that an older checkpoint would look the same")
 		}
 	}
 }

@@ -87,7 +87,7 @@ func (r *recovery) load(l listing, store [16]byte) error {
 		want++
 	}
 	if want == r.ck.first || len(r.segments) != len(l.segments)-i {
-		return damaged(filepath.Join(r.dir, segmentName(want)), 0, "segment is missing")
+		return damaged(filepath.Join(r.dir, segmentName(want)), 0, "segment is missing, or the file checkpoint is an older copy of itself")
 	}
 	return nil
 }
