@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/nats-io/nats.go"
 
@@ -50,6 +51,9 @@ func startTrimmed(t *testing.T, to string) (c *cluster, client *workload.Client,
 	c.backUp(t, to)
 	c.trimTo(t, client, uint64(len(before))-20)
 	c.mustKeep(client, 0, "later")
+	for _, n := range c.nodes { // a replica that has not trimmed its log yet reads from it
+		testkit.Until(t, n.name+" has trimmed its log", func() bool { return n.running().stderr.has("msg=trimmed") })
+	}
 	return c, client, before
 }
 
@@ -81,8 +85,12 @@ func archivedFrom(t *testing.T, client *workload.Client) uint64 {
 // drainReplica reads partition 0 from the replica of a node.
 func drainReplica(t *testing.T, client *workload.Client) (all []*nats.Msg) {
 	t.Helper()
+	deadline := time.Now().Add(patience)
 	for from := uint64(1); ; {
 		got, end, refused, err := client.ReadFrom(t.Context(), "replica.read", 0, map[string]any{"from": from, "max": 400})
+		for err == nil && refused != nil && refused.Reason == "unavailable" && time.Now().Before(deadline) {
+			got, end, refused, err = client.ReadFrom(t.Context(), "replica.read", 0, map[string]any{"from": from, "max": 400})
+		}
 		if err != nil || refused != nil || end.Next < from {
 			t.Fatalf("from %d: %+v, %v, %v", from, end, refused, err)
 		}
