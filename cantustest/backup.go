@@ -62,7 +62,7 @@ func (l *Log) Restore(ctx context.Context, b *Backup) error {
 		return err
 	}
 	l.key = newKey()
-	if err := l.start(ctx); err != nil {
+	if err := l.startNode(ctx); err != nil {
 		return err
 	}
 	nc, err := l.node.Conn()
@@ -75,7 +75,7 @@ func (l *Log) Restore(ctx context.Context, b *Backup) error {
 			return fmt.Errorf("restore partition %d: %w", p, err)
 		}
 	}
-	return nil
+	return l.startRelay() // so no client sees the partitions empty
 }
 
 func (b *partitionBackup) restore(ctx context.Context, nc *nats.Conn, subject, cluster string) error {

@@ -86,12 +86,24 @@ func New(tb testing.TB, opts Options) *Log {
 	return l
 }
 
-func (l *Log) start(ctx context.Context) (err error) {
+func (l *Log) start(ctx context.Context) error {
+	if err := l.startNode(ctx); err != nil {
+		return err
+	}
+	return l.startRelay()
+}
+
+func (l *Log) startNode(ctx context.Context) (err error) {
 	if l.node, err = broker.Open(ctx, l.dir, l.opts.Node); err != nil {
 		return err
 	}
 	l.url = l.node.ClientURL()
 	l.opts.Node.ClientListen = l.url[len("nats://"):] // the same port after a restart
+	return nil
+}
+
+// startRelay lets clients reach the node.
+func (l *Log) startRelay() (err error) {
 	l.relay, err = newRelay(l.node, l.opts.Prefix, &l.rules, l.key)
 	return err
 }

@@ -36,6 +36,8 @@ type cluster struct {
 
 	recorder *workload.Recorder // of the clients; nil if they are not recorded
 	dialed   atomic.Int64       // how many clients
+
+	writerLimit time.Duration // how long writers wait for an answer; 0 for the default
 }
 
 // place is where nodes run, each in a network of its own.

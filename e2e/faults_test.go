@@ -1,6 +1,7 @@
 package e2e_test
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"math/rand/v2"
@@ -176,7 +177,9 @@ func TestClusterHistoryReplayFive(t *testing.T) {
 // writers returns a client for each writer, on different nodes.
 func (c *cluster) writers() (clients []*workload.Client) {
 	for i := range writers {
-		clients = append(clients, c.dial(c.nodes[i%len(c.nodes)].name))
+		client := c.dial(c.nodes[i%len(c.nodes)].name)
+		client.Limit = cmp.Or(c.writerLimit, client.Limit)
+		clients = append(clients, client)
 	}
 	return clients
 }

@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/cantuslog/cantus/internal/testkit"
 	"github.com/cantuslog/cantus/internal/workload"
@@ -16,13 +17,16 @@ import (
 // transaction on, and restored into another cluster it is what was
 // acknowledged; what is left in the cluster is the end of it, on every replica.
 func TestClusterArchiveFirst(t *testing.T) {
-	const ids = 1000 // that are remembered: their transactions stay
+	// ids are remembered, and their transactions stay: more than others append
+	// before a writer whose leader was killed tries again.
+	const ids = 3000
 	c := startCluster(t, 3, "--partitions", "2", "--retention-interval", "100ms", "--msg-ids", fmt.Sprint(ids), "--msg-id-window", "30m")
 	to := filepath.Join(t.TempDir(), "backup")
 	client := c.dial(c.nodes[0].name)
 	if code, stdout, stderr := cantus(t, "retention", "set", "all", "--server", c.url(), "--count", "20", "--archive", "archive"); code != 0 {
 		t.Fatalf("set: %s%s", stdout, stderr)
 	}
+	c.writerLimit = 250 * time.Millisecond
 	load := startLoad(c, 2)
 	kills := testkit.Sized(1, 2, 10)
 	for i := range kills {
