@@ -55,25 +55,25 @@ type replica struct {
 // replica. voters are the group's first members, nil unless this node is one of
 // them.
 func openReplica(h host, id int, log *wal.Log, voters []string) (*replica, error) {
-	p := &replica{
+	r := &replica{
 		id: id, host: h, log: h.log.With("partition", id),
 		store: log, queue: newQueue(h.queueBytes),
 		metrics: h.metrics.partition(id, h.stats),
 		opened:  make(chan struct{}),
 	}
-	p.state = newPartitionState(p.store, h.state, h.now, h.fail, &p.digests)
-	p.wire()
-	opts := h.groupOptions(uint32(id), p.store, p.state, p.log)
-	opts.Voters, opts.Full, opts.PeerFull = voters, p.gate.rejectsEntries, p.gate.peerFull
-	opts.HaltedItself, opts.PeerLostEntries = p.fencing.contradicted, p.fencing.peerLostEntries
-	opts.Halted = p.fencing.load()
-	defer close(p.opened)
+	r.state = newPartitionState(r.store, h.state, h.now, h.fail, &r.digests)
+	r.wire()
+	opts := h.groupOptions(uint32(id), r.store, r.state, r.log)
+	opts.Voters, opts.Full, opts.PeerFull = voters, r.gate.rejectsEntries, r.gate.peerFull
+	opts.HaltedItself, opts.PeerLostEntries = r.fencing.contradicted, r.fencing.peerLostEntries
+	opts.Halted = r.fencing.load()
+	defer close(r.opened)
 	group, err := raftstore.Open(opts)
 	if err != nil {
 		return nil, fmt.Errorf("partition %d: %w", id, err)
 	}
-	p.setGroup(group)
-	return p, nil
+	r.setGroup(group)
+	return r, nil
 }
 
 // wire makes the replica's parts. Those that need the group get it in
