@@ -1,10 +1,12 @@
 package e2e_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strconv"
 	"sync"
 	"testing"
@@ -109,18 +111,26 @@ func (l *load) check(t *testing.T) {
 	client := l.cluster.dial(l.cluster.nodes[0].name)
 	logs := map[int][]*nats.Msg{}
 	for p := range l.partitions {
-		log := drain(t, client, p)
-		if len(log) != len(l.acked[p]) || len(log) == 0 {
-			t.Errorf("partition %d: %d transactions, %d acknowledged", p, len(log), len(l.acked[p]))
-		}
-		for i, m := range log {
-			if want := l.acked[p][uint64(i+1)]; string(m.Data) != want {
-				t.Fatalf("partition %d: txid %d is %s, acknowledged was %q", p, i+1, m.Data, want)
-			}
-		}
-		logs[p] = log
+		logs[p] = drain(t, client, p)
+		l.checkLog(t, p, logs[p])
 	}
 	l.cluster.checkSame(t, logs)
+}
+
+// checkLog checks that a partition's log, from its first transaction on, is
+// exactly what was acknowledged.
+func (l *load) checkLog(t *testing.T, p int, log []*nats.Msg) {
+	t.Helper()
+	if len(log) != len(l.acked[p]) || len(log) == 0 {
+		t.Errorf("partition %d: %d transactions, %d acknowledged", p, len(log), len(l.acked[p]))
+	}
+	for i, m := range log {
+		if want := l.acked[p][uint64(i+1)]; string(m.Data) != want {
+			other := slices.IndexFunc(log[i+1:], func(o *nats.Msg) bool { return bytes.Equal(o.Data, m.Data) })
+			t.Fatalf("partition %d: txid %d is %s, acknowledged was %q; the same payload comes again %d transactions later (0: never)",
+				p, i+1, m.Data, want, other+1)
+		}
+	}
 }
 
 // TestClusterRollingRestart restarts one node after the other under load, as

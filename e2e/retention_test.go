@@ -152,14 +152,6 @@ func (l *load) checkRestored(t *testing.T, from string) {
 	}
 	client := restored.dial(restored.nodes[0].name)
 	for p := range l.partitions {
-		log := drain(t, client, p)
-		if len(log) != len(l.acked[p]) || len(log) == 0 {
-			t.Errorf("partition %d: %d transactions are restored, %d acknowledged", p, len(log), len(l.acked[p]))
-		}
-		for i, m := range log {
-			if want := l.acked[p][uint64(i+1)]; string(m.Data) != want {
-				t.Fatalf("partition %d: txid %d is %s, acknowledged was %q", p, i+1, m.Data, want)
-			}
-		}
+		l.checkLog(t, p, drain(t, client, p))
 	}
 }

@@ -265,11 +265,7 @@ func (p *Partition) find(txid uint64) (i int, before chain, err error) {
 	if i == len(p.Segments) {
 		return i, before, fmt.Errorf("%w: the archive of partition %d ends before txid %d", ErrNotArchived, p.Partition, txid)
 	}
-	start := p.Base
-	if i > 0 {
-		start = Point{Txid: p.Segments[i-1].Last, Digest: p.Segments[i-1].Digest}
-	}
-	before, err = start.chain()
+	before, err = p.before(i).chain()
 	return i, before, err
 }
 
