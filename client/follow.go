@@ -213,30 +213,37 @@ func (c *Client) Follow(ctx context.Context, after Positions, handle Handler, op
 
 // Run calls the handler for every transaction of each partition, once, in txid
 // order, until ctx ends or all partitions have stopped. Each partition has a
-// goroutine. Run returns when no handler runs any more, with the error of ctx
-// or those of the partitions: the handler's, [ErrTrimmed] or [ErrAhead] as a
-// [*RefusedError], [*HistoryError], [ErrNoPartition], [ErrClosed]. Called
-// again, it continues where it stopped. It must not be called concurrently.
+// goroutine. Run returns when no handler runs any more, with the error of ctx,
+// if it has ended, and those of the partitions that stopped before: the
+// handler's, [ErrTrimmed] or [ErrAhead] as a [*RefusedError], [*HistoryError],
+// [ErrNoPartition], [ErrClosed]. Called again, it continues where it stopped.
+// It must not be called concurrently.
 func (f *Follower) Run(ctx context.Context) error {
 	var wg sync.WaitGroup
-	errs := make(chan error, len(f.parts))
+	stopped := make(chan error, len(f.parts))
 	for _, p := range f.parts {
 		wg.Go(func() {
 			err := f.run(ctx, p)
-			if ctx.Err() == nil && f.opts.OnStop != nil && err != nil {
+			if ctx.Err() != nil {
+				return
+			}
+			if f.opts.OnStop != nil && err != nil {
 				f.opts.OnStop(p.partition, err)
 			}
-			errs <- err
+			stopped <- err
 		})
 	}
 	wg.Wait()
-	close(errs)
-	if ctx.Err() != nil {
-		return context.Cause(ctx)
-	}
+	close(stopped)
 	var all []error
-	for err := range errs {
+	for err := range stopped {
 		all = append(all, err)
+	}
+	if ctx.Err() != nil {
+		all = append(all, context.Cause(ctx))
+	}
+	if len(all) == 1 {
+		return all[0]
 	}
 	return errors.Join(all...)
 }

@@ -385,7 +385,9 @@ func TestPoisonIsDecidedUpon(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			run(t, f)
+			ctx, end := context.WithCancel(soon(t))
+			ran := make(chan error, 1)
+			go func() { ran <- f.Run(ctx) }()
 			if err := f.Wait(soon(t), 1, 5); err != nil {
 				t.Fatal(err)
 			}
@@ -407,6 +409,12 @@ func TestPoisonIsDecidedUpon(t *testing.T) {
 			r := mustAppend(t, c, client.Request{Partition: 1})
 			if err := f.Wait(soon(t), 1, r.Txid); err != nil {
 				t.Fatal(err)
+			}
+			end()
+			err = <-ran
+			wantErr(t, err, context.Canceled)
+			if errors.Is(err, poison) != tt.stops {
+				t.Errorf("Run returned %v", err)
 			}
 		})
 	}

@@ -254,8 +254,8 @@ func (m *member) reconcile(ctx context.Context, partition int, wanted bool) erro
 
 // forget removes a finished worker and stores its error.
 func (m *member) forget(w *worker) {
-	if err := w.failure(); err != nil {
-		m.failures[w.partition] = err
+	if w.failed() {
+		m.failures[w.partition] = w.err
 	}
 	if w.handled.cluster != "" {
 		m.handled[w.partition] = w.handled

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -272,17 +273,17 @@ func TestPoisonStopsItsPartitionOnly(t *testing.T) {
 	poison := errors.New("poison")
 	c.fill(0, 10)
 	c.fill(1, 10)
-	met := make(chan struct{}, 100) // a lease may expire, and the transaction is handled again
+	stopped := make(chan error, 100) // again, if the lease expires before the position was moved
+	c.opts.Follow.OnStop = func(_ int, err error) { stopped <- err }
 	leave, _ := c.join("a", func(ctx context.Context, tx *client.Transaction) error {
 		if tx.Partition == 0 && tx.Txid == 4 {
-			met <- struct{}{}
 			return poison
 		}
 		return c.handle(ctx, tx)
 	})
 	c.handledAll(1, 10)
 	c.handledAll(0, 3)
-	<-met
+	<-stopped
 	c.fill(1, 10)
 	c.handledAll(1, 20)
 	if err := leave(); !errors.Is(err, poison) {
@@ -290,6 +291,46 @@ func TestPoisonStopsItsPartitionOnly(t *testing.T) {
 	}
 	if c.position(0) != 3 {
 		t.Errorf("the position is %d", c.position(0))
+	}
+}
+
+// A partition that stops while the answer to a move of its position is lost
+// stays stopped: that the position has moved is the member's own doing.
+func TestPoisonDuringAMoveWithoutAnswer(t *testing.T) {
+	t.Parallel()
+	c := newMembers(t, 1, group.Options{})
+	poison := errors.New("poison")
+	moving := make(chan struct{})
+	c.log.FailFunc(cantustest.Cursor, func(m *nats.Msg) cantustest.Fault {
+		if !strings.HasSuffix(m.Subject, ".team") || len(m.Data) == 0 {
+			return cantustest.Fault{}
+		}
+		select {
+		case <-moving:
+			return cantustest.Fault{}
+		default:
+			close(moving)
+			return cantustest.LoseAnswer()
+		}
+	})
+	stopped := make(chan error, 100)
+	c.opts.Follow.OnStop = func(_ int, err error) { stopped <- err }
+	c.fill(0, 10)
+	leave, _ := c.join("a", func(ctx context.Context, tx *client.Transaction) error {
+		if tx.Txid == 4 {
+			<-moving
+			return poison
+		}
+		return c.handle(ctx, tx)
+	})
+	if err := <-stopped; !errors.Is(err, poison) {
+		t.Errorf("stopped with %v", err)
+	}
+	if err := leave(); !errors.Is(err, poison) || errors.Is(err, group.ErrLost) {
+		t.Errorf("left with %v", err)
+	}
+	if at := c.position(0); at != 3 {
+		t.Errorf("the position is %d", at)
 	}
 }
 

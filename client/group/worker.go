@@ -15,7 +15,7 @@ type worker struct {
 	cancel    context.CancelCauseFunc
 	deadline  *time.Timer
 	done      chan struct{}
-	err       error // of work, valid once done is closed
+	err       error // what stopped the partition, valid once done is closed
 	handled   handled
 }
 
@@ -57,37 +57,33 @@ func (w *worker) finished() bool {
 	}
 }
 
-// failure returns what stopped a finished worker, nil if it lost its lease
-// or was stopped.
-func (w *worker) failure() error {
-	if errors.Is(w.err, ErrLost) || errors.Is(w.err, context.Canceled) {
-		return nil
-	}
-	return w.err
-}
-
-// failed reports whether a finished worker has a failure.
-func (w *worker) failed() bool { return w.failure() != nil }
+// failed reports whether a finished worker has stopped with an error.
+func (w *worker) failed() bool { return w.err != nil }
 
 // work follows the partition from the group's position on, and advances that
-// position.
+// position. It returns the error that stopped the partition, nil if the lease
+// was lost or stop was called.
 func (m *member) work(ctx context.Context, w *worker) error {
-	if err := m.client.CheckHistory(ctx, w.partition, w.handled.txid, w.handled.cluster); err != nil {
+	k, at, err := m.position(ctx, w)
+	if err != nil {
+		if ctx.Err() != nil {
+			return nil
+		}
 		return err
 	}
-	k, err := m.client.Cursor(w.partition, m.name)
+	var stopped error
+	opts := m.opts.Follow
+	opts.OnStop = func(partition int, err error) {
+		stopped = err
+		if m.opts.Follow.OnStop != nil {
+			m.opts.Follow.OnStop(partition, err)
+		}
+	}
+	f, err := m.client.NewFollower(client.Positions{w.partition: at}, m.handle, opts)
 	if err != nil {
 		return err
 	}
-	at, err := k.Get(ctx)
-	if err != nil {
-		return err
-	}
-	f, err := m.client.NewFollower(client.Positions{w.partition: at.Txid}, m.handle, m.opts.Follow)
-	if err != nil {
-		return err
-	}
-	p := &progress{cursor: k, follower: f, partition: w.partition, committed: at.Txid}
+	p := &progress{cursor: k, follower: f, partition: w.partition, committed: at}
 	following, end := context.WithCancelCause(ctx)
 	committing := make(chan struct{})
 	go func() {
@@ -96,7 +92,7 @@ func (m *member) work(ctx context.Context, w *worker) error {
 			end(err)
 		}
 	}()
-	err = f.Run(following)
+	_ = f.Run(following) // what is not in stopped is the end of following
 	if cluster := f.Cluster(w.partition); cluster != "" {
 		w.handled = handled{f.Applied(w.partition), cluster}
 	}
@@ -104,7 +100,25 @@ func (m *member) work(ctx context.Context, w *worker) error {
 	<-committing
 	last, cancel := context.WithTimeout(context.WithoutCancel(ctx), m.opts.Lease/3)
 	defer cancel()
-	return errors.Join(err, p.move(last))
+	moved := p.move(last)
+	if stopped == nil {
+		return nil // another member continues from where the position is
+	}
+	return errors.Join(stopped, moved)
+}
+
+// position returns the cursor with the group's position, and where it is. It
+// fails if the cluster has another history than what the member has handled.
+func (m *member) position(ctx context.Context, w *worker) (*client.Cursor, uint64, error) {
+	if err := m.client.CheckHistory(ctx, w.partition, w.handled.txid, w.handled.cluster); err != nil {
+		return nil, 0, err
+	}
+	k, err := m.client.Cursor(w.partition, m.name)
+	if err != nil {
+		return nil, 0, err
+	}
+	at, err := k.Get(ctx)
+	return k, at.Txid, err
 }
 
 // progress advances the group's position in a partition.
@@ -113,6 +127,8 @@ type progress struct {
 	follower  *client.Follower
 	partition int
 	committed uint64
+	// unanswered is where the last move that failed would have set the position.
+	unanswered uint64
 }
 
 // commit advances the position every so often, until ctx ends. It returns an
@@ -132,20 +148,24 @@ func (p *progress) commit(ctx context.Context, every time.Duration) error {
 	}
 }
 
-// move sets the position to what was handled.
+// move sets the position to what was handled. An earlier move that ended
+// without an answer may have set it: that is not another member's doing.
 func (p *progress) move(ctx context.Context) error {
 	applied := p.follower.Applied(p.partition)
-	if applied == p.committed {
-		return nil
+	for applied != p.committed {
+		_, err := p.cursor.Move(ctx, applied, p.committed)
+		var mismatch *client.CursorMismatchError
+		switch {
+		case err == nil:
+			p.committed = applied
+		case !errors.As(err, &mismatch):
+			p.unanswered = applied
+			return err
+		case mismatch.Position.Txid > p.committed && mismatch.Position.Txid == p.unanswered:
+			p.committed = p.unanswered
+		default:
+			return fmt.Errorf("%w: the position is at %d, expected %d", ErrLost, mismatch.Position.Txid, p.committed)
+		}
 	}
-	_, err := p.cursor.Move(ctx, applied, p.committed)
-	var mismatch *client.CursorMismatchError
-	switch {
-	case errors.As(err, &mismatch):
-		return fmt.Errorf("%w: the position is at %d, expected %d", ErrLost, mismatch.Position.Txid, p.committed)
-	case err != nil:
-		return err
-	}
-	p.committed = applied
 	return nil
 }
