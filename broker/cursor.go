@@ -71,6 +71,12 @@ func (w *cursorWriter) parse(m *natslink.Message) (cursorCall, error) {
 		}
 		c.Owner = []byte(*body.Owner)
 	}
+	if o := body.ExpectedOwner; o != nil {
+		if *o != "" && subjects.CheckCursor(*o) != nil {
+			return c, subjects.Errorf(subjects.BadRequest, `body: expected_owner is not a name: "" for no owner, or 1 to %d bytes, as a cursor's`, subjects.MaxToken)
+		}
+		c.ExpectedOwner, c.HasExpectedOwner = []byte(*o), true
+	}
 	if body.Expected != nil {
 		c.Expected, c.HasExpected = *body.Expected, true
 	}
@@ -141,7 +147,9 @@ func (w *cursorWriter) serve(ctx context.Context, term uint64, calls []cursorCal
 // notDone returns why the call was not carried out, on a cursor as it is.
 func (c *cursorCall) notDone(at cursor) *subjects.Error {
 	switch {
-	case len(c.Owner) == 0 || at == cursor{} || at.Owner == string(c.Owner):
+	case c.HasExpectedOwner && at.Owner != string(c.ExpectedOwner):
+		return subjects.Errorf(subjects.WrongLast, "cursor %q stands at %d with the owner %q, not %q", c.name, at.Txid, at.Owner, c.ExpectedOwner)
+	case c.HasExpectedOwner, len(c.Owner) == 0, at == cursor{}, at.Owner == string(c.Owner):
 		return subjects.Errorf(subjects.WrongLast, "cursor %q stands at %d, not at %d", c.name, at.Txid, c.Expected)
 	case at.Owner == "":
 		return subjects.Errorf(subjects.WrongLast, "cursor %q stands at %d and has no owner: remove it first, or use another one", c.name, at.Txid)

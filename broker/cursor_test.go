@@ -55,49 +55,6 @@ func TestCursors(t *testing.T) {
 	}
 }
 
-// A cursor with an owner is moved by its owner alone, until somebody sets it
-// without naming one. A restart keeps its owner.
-func TestACursorHasAnOwner(t *testing.T) {
-	dir := t.TempDir()
-	n, nc := openNode(t, dir, broker.Options{Partitions: 1})
-	fill(t, nc)
-	type step struct{ body, want string }
-	check := func(steps ...step) {
-		t.Helper()
-		for i, step := range steps {
-			m := ask(t, nc, "cantus.cursor.0.c", step.body)
-			if got := timeless(m.Data); !strings.HasPrefix(got, `{"partition":0,"name":"c",`+step.want) {
-				t.Fatalf("step %d: %s\n got %s\nwant %s", i, step.body, got, step.want)
-			}
-		}
-	}
-	refused := func(at, message string) string {
-		return at + `"high_water_mark":10,"error":{"code":409,"reason":"wrong_last","message":"cursor \"c\" stands at ` + message
-	}
-	check(
-		step{`{"txid":5,"owner":"a"}`, `"txid":5,"time":"T","owner":"a","high_water_mark":10}`},
-		step{`{"txid":5,"owner":"b"}`, refused(`"txid":5,"time":"T","owner":"a",`, `5 and is a's: remove it first`)},
-		step{`{"txid":6,"expected":5,"owner":"b"}`, refused(`"txid":5,"time":"T","owner":"a",`, `5 and is a's: remove it first`)},
-		step{`{"txid":6,"expected":4,"owner":"a"}`, refused(`"txid":5,"time":"T","owner":"a",`, `5, not at 4"`)},
-		step{`{"txid":0,"owner":"b"}`, refused(`"txid":5,"time":"T","owner":"a",`, `5 and is a's: remove it first`)},
-		step{`{"txid":6,"expected":5,"owner":"a"}`, `"txid":6,"time":"T","owner":"a","high_water_mark":10}`},
-	)
-	n, nc = reopen(t, n, dir, broker.Options{Partitions: 1}) // with a snapshot
-	check(
-		step{``, `"txid":6,"time":"T","owner":"a","high_water_mark":10}`},
-		step{`{"txid":0}`, `"txid":0,"high_water_mark":10}`},
-		step{`{"txid":7,"expected":0,"owner":"b"}`, `"txid":7,"time":"T","owner":"b","high_water_mark":10}`},
-		step{`{"txid":8}`, `"txid":8,"time":"T","high_water_mark":10}`},
-		step{`{"txid":9,"owner":"b"}`, refused(`"txid":8,"time":"T",`, `8 and has no owner: remove it first`)},
-	)
-	for _, body := range []string{`{"txid":1,"owner":""}`, `{"txid":1,"owner":"a.b"}`, `{"txid":1,"owner":null}`, `{"txid":1,"owner":"` + strings.Repeat("x", 65) + `"}`} {
-		wantRefusal(t, ask(t, nc, "cantus.cursor.0.c", body), subjects.BadRequest)
-	}
-	if err := n.Close(); err != nil {
-		t.Fatal(err)
-	}
-}
-
 // listed requests the cursors of partition 0, page by page.
 func listed(t *testing.T, nc *nats.Conn, most int) (all []subjects.CursorPosition, pages int) {
 	t.Helper()

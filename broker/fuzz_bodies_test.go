@@ -73,6 +73,7 @@ func checkBodyRefused(t *testing.T, body []byte, err error) {
 // FuzzCursor sends requests to a cursor, whose name is a part of the subject.
 func FuzzCursor(f *testing.F) {
 	f.Add("billing", []byte(`{"txid":3,"expected":1}`))
+	f.Add("billing", []byte(`{"txid":3,"owner":"b","expected_owner":"a"}`))
 	f.Add("billing", []byte(``))
 	f.Add("a.b", []byte(`{"txid":99}`))
 	f.Add("", []byte(`{}`))
@@ -90,7 +91,8 @@ func FuzzCursor(f *testing.F) {
 			}
 			return
 		}
-		if subjects.CheckCursor(c.name) != nil || c.Txid > 10 || c.write != (len(body) > 0) || !strings.HasSuffix(name, c.name) {
+		if subjects.CheckCursor(c.name) != nil || c.Txid > 10 || c.write != (len(body) > 0) || !strings.HasSuffix(name, c.name) ||
+			len(c.ExpectedOwner) > 0 && (!c.HasExpectedOwner || subjects.CheckCursor(string(c.ExpectedOwner)) != nil) {
 			t.Fatalf("%q %q is taken for %+v", name, body, c)
 		}
 	})

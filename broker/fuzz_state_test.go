@@ -61,6 +61,7 @@ func FuzzApply(f *testing.F) {
 		w.Begin(kind, 2, 5000, 0)
 		if kind == wal.CursorWrites {
 			w.AddCursor(wal.Cursor{Name: []byte("k"), Txid: 2})
+			w.AddCursor(wal.Cursor{Name: []byte("k"), Txid: 1, Owner: []byte("a"), HasExpectedOwner: true})
 		} else {
 			w.AddRaw(trimRecord(trimPoint{Base: wal.Base{Txid: 1}, index: 1}))
 		}

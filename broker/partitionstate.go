@@ -80,6 +80,9 @@ type cursor struct {
 // allows reports whether a write takes effect.
 func (c cursor) allows(w wal.Cursor) bool {
 	owned := len(w.Owner) == 0 || c == cursor{} || c.Owner == string(w.Owner)
+	if w.HasExpectedOwner {
+		owned = c.Owner == string(w.ExpectedOwner)
+	}
 	return owned && (!w.HasExpected || w.Expected == c.Txid)
 }
 

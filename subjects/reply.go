@@ -91,6 +91,10 @@ type CursorRequest struct {
 	// makes it this owner's. Without it the cursor is set whoever owns it, and
 	// has no owner then.
 	Owner *string `json:"owner,omitempty"`
+	// ExpectedOwner is the owner that the cursor must have now, "" if it must
+	// have none or not exist. With it Owner is no condition, and only says whose
+	// the cursor is from then on.
+	ExpectedOwner *string `json:"expected_owner,omitempty"`
 }
 
 // CursorReply is the answer of a cursor.

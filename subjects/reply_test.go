@@ -53,6 +53,7 @@ func TestJSON(t *testing.T) {
 		"get by txid":     {&subjects.GetRequest{Txid: 812}, `{"txid":812}`},
 		"get by lock":     {&subjects.GetRequest{Lock: "a.42"}, `{"lock":"a.42"}`},
 		"cursor set":      {&subjects.CursorRequest{Txid: ptr(uint64(812)), Expected: ptr(uint64(0))}, `{"txid":812,"expected":0}`},
+		"cursor taken":    {&subjects.CursorRequest{Txid: ptr(uint64(812)), Owner: ptr("b"), ExpectedOwner: ptr("")}, `{"txid":812,"owner":"b","expected_owner":""}`},
 		"cursor removed":  {&subjects.CursorRequest{Txid: ptr(uint64(0))}, `{"txid":0}`},
 		"cursor, not set": {&subjects.CursorReply{Name: "c", HighWaterMark: 8}, `{"partition":0,"name":"c","txid":0,"high_water_mark":8}`},
 		"cursor, refused": {&subjects.CursorReply{Partition: 1, Name: "c", Txid: 3, Time: at, HighWaterMark: 8, Error: subjects.Errorf(subjects.WrongLast, "m")},

@@ -68,6 +68,9 @@ func (w *BatchWriter) AddCursor(c Cursor) {
 	if len(c.Owner) > 0 {
 		n += uvLen(uint64(len(c.Owner))) + len(c.Owner)
 	}
+	if c.HasExpectedOwner {
+		n += uvLen(uint64(len(c.ExpectedOwner))) + len(c.ExpectedOwner)
+	}
 	w.buf = binary.AppendUvarint(w.buf, uint64(n))
 	var flags byte
 	if c.HasExpected {
@@ -76,12 +79,18 @@ func (w *BatchWriter) AddCursor(c Cursor) {
 	if len(c.Owner) > 0 {
 		flags |= flagOwner
 	}
+	if c.HasExpectedOwner {
+		flags |= flagExpectedOwner
+	}
 	w.buf = append(w.buf, flags)
 	w.buf = appendBytes(w.buf, c.Name)
 	w.buf = binary.LittleEndian.AppendUint64(w.buf, c.Txid)
 	w.buf = binary.LittleEndian.AppendUint64(w.buf, c.Expected)
 	if len(c.Owner) > 0 {
 		w.buf = appendBytes(w.buf, c.Owner)
+	}
+	if c.HasExpectedOwner {
+		w.buf = appendBytes(w.buf, c.ExpectedOwner)
 	}
 	w.count++
 }
@@ -107,20 +116,26 @@ func (w *BatchWriter) Finish() []byte {
 }
 
 // Cursor is one write of a consumer's position. When it is applied it takes
-// effect if nothing is expected or the cursor is at Expected, and if it has no
-// Owner or the cursor does not exist or has the same one.
+// effect if nothing is expected or the cursor is at Expected, and if the write
+// has no Owner or the cursor does not exist or has the same one. If an owner is
+// expected, the cursor's owner must be that one instead, and Owner is only the
+// new one.
 type Cursor struct {
 	Name        []byte
 	Txid        uint64
 	Expected    uint64
 	HasExpected bool
 	Owner       []byte // empty for none
+	// ExpectedOwner is empty if the cursor must have none, or not exist.
+	ExpectedOwner    []byte
+	HasExpectedOwner bool
 }
 
 // The flags of a cursor record.
 const (
-	flagExpected = 1
-	flagOwner    = 2
+	flagExpected      = 1
+	flagOwner         = 2
+	flagExpectedOwner = 4
 )
 
 // Batch is a batch whose checksum was correct. It aliases the bytes that it was
@@ -252,7 +267,10 @@ func (r *BatchReader) NextCursor(c *Cursor) bool {
 		c.Owner = f.bytes()
 		f.short = f.short || len(c.Owner) == 0
 	}
-	if f.short || len(f.b) > 0 || flags&^(flagExpected|flagOwner) != 0 {
+	if flags&flagExpectedOwner != 0 {
+		c.ExpectedOwner, c.HasExpectedOwner = f.bytes(), true
+	}
+	if f.short || len(f.b) > 0 || flags&^(flagExpected|flagOwner|flagExpectedOwner) != 0 {
 		r.err = fmt.Errorf("%w: malformed cursor record", ErrBatch)
 		return false
 	}

@@ -127,6 +127,9 @@ func TestCursorsComeBackAsTheyWereWritten(t *testing.T) {
 			if c.HasExpected = r.IntN(2) == 0; c.HasExpected {
 				c.Expected = r.Uint64()
 			}
+			if c.HasExpectedOwner = r.IntN(2) == 0; c.HasExpectedOwner {
+				c.ExpectedOwner = randomBytes(r, 64)
+			}
 			w.AddCursor(c)
 			want = append(want, c)
 		}
@@ -141,7 +144,8 @@ func TestCursorsComeBackAsTheyWereWritten(t *testing.T) {
 		var got wal.Cursor
 		for _, w := range want {
 			if !reader.NextCursor(&got) || !bytes.Equal(got.Name, w.Name) || got.Txid != w.Txid || !bytes.Equal(got.Owner, w.Owner) ||
-				got.HasExpected != w.HasExpected || got.Expected != w.Expected {
+				got.HasExpected != w.HasExpected || got.Expected != w.Expected ||
+				got.HasExpectedOwner != w.HasExpectedOwner || !bytes.Equal(got.ExpectedOwner, w.ExpectedOwner) {
 				t.Fatalf("got %+v, want %+v: %v", got, w, reader.Err())
 			}
 		}
@@ -259,6 +263,7 @@ func FuzzParseBatch(f *testing.F) {
 	var w wal.BatchWriter
 	w.Begin(wal.CursorWrites, 7, 9, 0)
 	w.AddCursor(wal.Cursor{Name: []byte("c"), Txid: 3})
+	w.AddCursor(wal.Cursor{Name: []byte("c"), Txid: 4, Owner: []byte("b"), ExpectedOwner: []byte("a"), HasExpectedOwner: true})
 	f.Add(w.Finish())
 	w.BeginIn(5, 7, 9, 0)
 	w.Add(&wal.Transaction{Payload: []byte("p")})

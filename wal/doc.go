@@ -84,11 +84,13 @@
 //
 //	cursor record
 //	    uv  length of what follows
-//	     1  flags: 1 has an expected position, 2 has an owner
+//	     1  flags: 1 has an expected position, 2 has an owner, 4 has an
+//	        expected owner
 //	    uv  length, name
 //	     8  position (txid)
 //	     8  expected position, 0 unless flagged
 //	    uv  length, owner                   (if flagged)
+//	    uv  length, expected owner          (if flagged)
 //
 //	trim record
 //	    uv  64, the length of what follows
