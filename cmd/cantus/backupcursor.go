@@ -107,25 +107,20 @@ func (c *backupCursor) moveOne(ctx context.Context, m *backup.Manifest, partitio
 		if err != nil {
 			return err
 		}
-		request := subjects.CursorRequest{Txid: &to, Expected: &at.Txid, Owner: &owner}
-		isThere := isOurs
 		switch {
 		case isOurs && (at.Txid > to || at.Txid == to && at.Owner == owner):
 			return nil // it is there, or another process has moved it to a newer manifest
 		case !isOurs && !c.take:
 			return c.refuse(at, m.ID)
-		case !isOurs: // while there is no cursor, a policy holds everything for it
-			request, isThere = subjects.CursorRequest{Txid: new(uint64), Expected: &at.Txid}, false
-		case at.Txid > 0 && at.Owner != owner: // only its owner can remove it
-			request, isThere = subjects.CursorRequest{Txid: new(uint64), Expected: &at.Txid, Owner: &at.Owner}, false
 		}
+		request := subjects.CursorRequest{Txid: &to, Expected: &at.Txid, Owner: &owner, ExpectedOwner: &at.Owner}
 		err = c.source.ask(ctx, partition, c.subject(partition), request, new(subjects.CursorReply))
 		var refusal *subjects.Error
 		switch {
 		case errors.As(err, &refusal) && refusal.Reason == subjects.WrongLast:
 		case err != nil:
 			return err
-		case isThere:
+		default:
 			c.ours[partition] = cursorPlace{to, owner}
 			return nil
 		}

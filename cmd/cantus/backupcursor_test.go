@@ -6,12 +6,14 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/cantuslog/cantus/broker"
 	"github.com/cantuslog/cantus/subjects"
+	"github.com/cantuslog/cantus/wal"
 )
 
 // cursorAt returns a cursor of partition 0.
@@ -148,9 +150,66 @@ func TestTheCursorGoesOn(t *testing.T) {
 	n.mustBackUp(to, 8)
 	n.append(9, 9)
 	n.mustBackUp(to, 9)
-	n.append(10, 10)
-	n.setCursor(`{"txid":0}`) // as if a run was killed between the two steps
-	n.mustBackUp(to, 10)
+}
+
+// From the first run on the cursor is never away, though each run has another
+// writer, or another backup takes it: while there is none, nobody can tell how
+// far the archive is behind.
+func TestTheCursorIsNeverAway(t *testing.T) {
+	n, to := openInProcess(t, broker.Options{}), t.TempDir()
+	for i := 1; i <= 4; i++ {
+		n.append(i, i)
+		n.mustBackUp(to, uint64(i))
+		n.mustBackUp(to, uint64(i))
+	}
+	n.mustBackUp(t.TempDir(), 4, "--take-cursor")
+	n.mustBackUp(to, 4, "--take-cursor")
+	if err := n.node.Close(); err != nil {
+		t.Fatal(err)
+	}
+	var positions []uint64
+	for _, c := range cursorWrites(t, n.dir) {
+		if string(c.Name) == "archive" {
+			positions = append(positions, c.Txid)
+		}
+	}
+	if want := []uint64{1, 2, 3, 4, 4, 4}; !slices.Equal(positions, want) {
+		t.Errorf("the cursor was set to %d, not to %d", positions, want)
+	}
+}
+
+// cursorWrites returns the cursor writes in the log of partition 0.
+func cursorWrites(t *testing.T, dir string) (all []wal.Cursor) {
+	t.Helper()
+	s, err := wal.Open(dir, wal.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	log := s.Log(0)
+	for e, err := range log.Entries(log.FirstIndex(), log.LastIndex()) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		if e.Type != 0 {
+			continue
+		}
+		b, err := wal.ParseBatch(e.Data)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if b.Kind != wal.CursorWrites {
+			continue
+		}
+		records := b.Read()
+		for c := (wal.Cursor{}); records.NextCursor(&c); {
+			all = append(all, c)
+		}
+		if err := records.Err(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return all
 }
 
 func (n *inProcess) setCursor(request string) {

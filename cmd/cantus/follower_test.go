@@ -18,6 +18,7 @@ import (
 // inProcess is a node in the test's process, and a client of it.
 type inProcess struct {
 	t    *testing.T
+	dir  string
 	node *broker.Node
 	*client.Client
 }
@@ -25,7 +26,8 @@ type inProcess struct {
 func openInProcess(t *testing.T, o broker.Options) *inProcess {
 	t.Helper()
 	o.Partitions, o.ClientListen = 1, "127.0.0.1:0"
-	n, err := broker.Open(t.Context(), t.TempDir(), o)
+	dir := t.TempDir()
+	n, err := broker.Open(t.Context(), dir, o)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -39,7 +41,7 @@ func openInProcess(t *testing.T, o broker.Options) *inProcess {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return &inProcess{t, n, c}
+	return &inProcess{t, dir, n, c}
 }
 
 func (n *inProcess) append(from, to int) {
