@@ -67,11 +67,13 @@ func (r *partitionState) mayBegin(b *wal.RestoreBegin) error {
 			"the partition is a mirror of cluster %s, whose log began after txid %d: go on with that one, or use a new cluster",
 			r.restoring.Cluster, r.restoring.Txid)
 	case r.isRestoring() && strings.HasPrefix(r.restoring.Cluster, "import-"):
-		return subjects.Errorf(subjects.WrongLast, "an import (--keep) of another file, or under another --name, into the partition is not complete: run that one again")
+		return subjects.Errorf(subjects.WrongLast, "an import (--keep) of another file, or under another --name, into the partition is not complete: "+
+			"run that one again, with its file or with a copy that ends after line %d or later, which gives up the rest", max(mark-r.restoring.Txid, 1))
 	case r.isRestoring():
 		return subjects.Errorf(subjects.WrongLast,
-			"the partition is being restored from another backup, of cluster %s, which begins after txid %d: go on with that one, or restore into a new cluster",
-			r.restoring.Cluster, r.restoring.Txid)
+			"the partition is being restored from another backup, of cluster %s, which begins after txid %d: go on with that one, "+
+				"up to txid %d (--to-txid) if the rest is given up, or restore into a new cluster",
+			r.restoring.Cluster, r.restoring.Txid, max(mark, r.restoring.Txid+1))
 	case mark > 0 || len(r.history) > 0:
 		return subjects.Errorf(subjects.WrongLast, "the partition has transactions, or was restored before (its last txid is %d): use a new cluster", mark)
 	case len(r.cursors) > 0:

@@ -110,6 +110,9 @@ func (k *keptImport) load(ctx context.Context) error {
 	if there := mark - k.log.base.Txid; there > 0 {
 		k.p.note("%d lines are in the log: going on after them", there)
 	}
+	if mark > k.log.end.Txid {
+		return usagef("partition %d has %d lines of this import, and the file has %d: give one that has at least those", k.cmd.Partition, mark-k.log.base.Txid, k.log.lines)
+	}
 	if err := k.send(ctx, mark, reply.Digest); err != nil {
 		return err
 	}
