@@ -8,12 +8,12 @@ import (
 	"github.com/cantuslog/cantus/subjects"
 )
 
-// advisories publishes events of the node. It publishes nothing before sender
+// advisories publishes events of the node. It publishes nothing before outbox
 // is set.
 type advisories struct {
 	node   string
 	names  subjects.Names
-	sender outbox
+	outbox outbox
 }
 
 // encode returns the commands that publish an event.
@@ -24,8 +24,8 @@ func (a *advisories) encode(event string, fields map[string]any) []byte {
 
 // publish publishes an event.
 func (a *advisories) publish(event string, fields map[string]any) {
-	if a.sender != nil {
-		a.sender.Enqueue(a.encode(event, fields))
+	if a.outbox != nil {
+		a.outbox.Enqueue(a.encode(event, fields))
 	}
 }
 

@@ -58,8 +58,8 @@ func (n *Node) close() (err error) {
 // snapshot of each first.
 func (n *Node) closeGroups() error {
 	var groups []*raftstore.Group
-	for p := range n.replicas.open() {
-		groups = append(groups, p.group)
+	for r := range n.replicas.open() {
+		groups = append(groups, r.group)
 	}
 	if n.meta != nil {
 		groups = append(groups, n.meta.group)

@@ -20,7 +20,7 @@ type connections struct {
 	// Each kind of message has a link of its own, so that a slow reader of one
 	// kind does not hold up the others.
 	appends, reads, feeds *natslink.Link
-	sender, readSender    *natslink.Sender
+	outbox, readOutbox    *natslink.Outbox
 
 	// mu guards control: requests are made while the node starts.
 	mu      sync.Mutex
@@ -41,7 +41,7 @@ func (c *connections) open(server connectedServer, names subjects.Names, log *sl
 		}
 	}
 	server.SetLinks(c.appends, c.reads, c.feeds)
-	c.sender, c.readSender = natslink.NewSender(c.appends, log), natslink.NewSender(c.reads, log)
+	c.outbox, c.readOutbox = natslink.NewOutbox(c.appends, log), natslink.NewOutbox(c.reads, log)
 	return c.openControl(server)
 }
 
@@ -87,7 +87,7 @@ func (c *connections) refusal() error {
 
 // close sends what is still to be sent and closes the connections.
 func (c *connections) close(log *slog.Logger) {
-	for _, s := range []*natslink.Sender{c.sender, c.readSender} {
+	for _, s := range []*natslink.Outbox{c.outbox, c.readOutbox} {
 		if s != nil {
 			s.Close()
 		}

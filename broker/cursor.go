@@ -85,13 +85,13 @@ func (w *cursorWriter) parse(m *natslink.Message) (cursorCall, error) {
 
 // checkCursor refuses a position past the high-water mark, and one cursor too
 // many.
-func (r *partitionState) checkCursor(partition int, c cursorCall) error {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if mark := r.mark.Load(); c.Txid > mark {
+func (s *partitionState) checkCursor(partition int, c cursorCall) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if mark := s.mark.Load(); c.Txid > mark {
 		return aheadError("position", c.Txid, partition, mark)
 	}
-	if _, known := r.cursors[c.name]; !known && c.Txid > 0 && len(r.cursors) >= subjects.MaxCursors {
+	if _, known := s.cursors[c.name]; !known && c.Txid > 0 && len(s.cursors) >= subjects.MaxCursors {
 		return subjects.Errorf(subjects.TooLarge, "the partition has %d cursors already: set unused ones to 0, which removes them", subjects.MaxCursors)
 	}
 	return nil
@@ -185,10 +185,10 @@ func (w *cursorWriter) commit(calls []cursorCall) ([]cursorResult, error) {
 	return a.cursors, nil
 }
 
-func (r *partitionState) cursor(name string) cursor {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return r.cursors[name]
+func (s *partitionState) cursor(name string) cursor {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.cursors[name]
 }
 
 func (w *cursorWriter) refuse(c cursorCall, e *subjects.Error) []byte {

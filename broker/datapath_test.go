@@ -43,7 +43,7 @@ func newDataPath(t *testing.T) *dataPath {
 		name: "n1", names: names, partitions: 1, log: slog.New(slog.DiscardHandler), now: time.Now, queueBytes: 8 << 20, state: testStateOptions,
 		metrics: newMetrics(), stats: newServiceStats(),
 		messaging: messaging{
-			nats: fakeNATS{}, appends: d.replies, feeds: d.feed, sender: outbox(posted{d.replies}), feedKey: make([]byte, 64),
+			nats: fakeNATS{}, appends: d.replies, feeds: d.feed, outbox: outbox(posted{d.replies}), feedKey: make([]byte, 64),
 			encodeAdvisory: func(event string, _ map[string]any) []byte {
 				return natslink.AppendPub(nil, names.Advisory(event), []byte{})
 			},

@@ -97,7 +97,7 @@ func (g *diskGate) rejectsEntries(n int) bool {
 // fullError returns an error if the partition accepts no transactions because
 // of full disks.
 func (g *diskGate) fullError() error {
-	const until = "nothing is appended until there is room: free some there, or trim"
+	const until = "nothing is appended until there is room: free space there, or trim"
 	name := g.self
 	switch {
 	case g.space.isTight():
@@ -131,7 +131,7 @@ func (g *diskGate) awaitProposed(ctx context.Context) error {
 			return nil
 		}
 		if time.Since(began) > roomPatience {
-			return subjects.Errorf(subjects.StorageFull, "%s, not even for what was proposed before: free some there first", tooFew(full))
+			return subjects.Errorf(subjects.StorageFull, "%s, not even for entries that were proposed before this one: free space there first", tooFew(full))
 		}
 		select {
 		case <-time.After(roomPatience / 100):
@@ -169,7 +169,7 @@ func (g *diskGate) outcome(of raftstore.Proposal) (applied, error) {
 			return applied{}, errLate
 		}
 		if hasRoom, full := g.majorityHasRoom(); !hasRoom && len(full) > 0 && waited > roomPatience {
-			return applied{}, subjects.Errorf(subjects.Unknown, "%s: it is done when there is some, unless another node leads then: free some there, and send it again", tooFew(full))
+			return applied{}, subjects.Errorf(subjects.Unknown, "%s: the request is done once there is space, unless another node leads by then: free space there, and send it again", tooFew(full))
 		}
 	}
 }

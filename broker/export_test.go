@@ -16,8 +16,8 @@ import (
 
 // Mark returns the high-water mark of a node's replica, 0 if it has none.
 func Mark(n *Node, partition int) uint64 {
-	if p := n.replicas.get(partition).current(); p != nil {
-		return p.state.position().mark
+	if r := n.replicas.get(partition).current(); r != nil {
+		return r.state.position().mark
 	}
 	return 0
 }
@@ -35,10 +35,10 @@ func FactsCurrent(n *Node) bool { return n.currentMeta().isCurrent() }
 
 // Contents reads a node's whole replica: the payloads, and the digest.
 func Contents(n *Node, partition int) (payloads []string, digest string, err error) {
-	p := n.replicas.get(partition).current()
-	at := p.state.position()
+	r := n.replicas.get(partition).current()
+	at := r.state.position()
 	var t wal.Transaction
-	for _, b := range p.store.Batches(at.first, at.index) {
+	for _, b := range r.store.Batches(at.first, at.index) {
 		if at.mark == 0 {
 			break
 		}
@@ -50,9 +50,9 @@ func Contents(n *Node, partition int) (payloads []string, digest string, err err
 			payloads = append(payloads, string(t.Payload))
 		}
 	}
-	p.state.mu.Lock()
-	defer p.state.mu.Unlock()
-	return payloads, hex.EncodeToString(p.state.digest[:]), nil
+	r.state.mu.Lock()
+	defer r.state.mu.Unlock()
+	return payloads, hex.EncodeToString(r.state.digest[:]), nil
 }
 
 // ClusterID returns the id of a node's cluster.
@@ -60,16 +60,16 @@ func ClusterID(n *Node) string { return n.identity.clusterID() }
 
 // Batches returns the batches in a node's log.
 func Batches(n *Node, partition int) (all [][]byte, err error) {
-	p := n.replicas.get(partition).current()
-	at := p.state.position()
-	for index, b := range p.store.Batches(at.first, at.index) {
+	r := n.replicas.get(partition).current()
+	at := r.state.position()
+	for index, b := range r.store.Batches(at.first, at.index) {
 		if at.mark == 0 {
 			break
 		}
 		if b.Err != nil {
 			return nil, b.Err
 		}
-		e, err := p.store.Entry(index)
+		e, err := r.store.Entry(index)
 		if err != nil {
 			return nil, err
 		}
@@ -90,10 +90,10 @@ func ProposeRestored(n *Node, partition int, batch []byte) (void bool, err error
 
 // Diverge changes the digest of a node's replica.
 func Diverge(n *Node, partition int) {
-	p := n.replicas.get(partition).current()
-	p.state.mu.Lock()
-	defer p.state.mu.Unlock()
-	p.state.digest[0] ^= 1
+	r := n.replicas.get(partition).current()
+	r.state.mu.Lock()
+	defer r.state.mu.Unlock()
+	r.state.digest[0] ^= 1
 }
 
 // Fed returns how many messages the node has published for the feed, -1 if that
@@ -126,11 +126,11 @@ func Reroute(o *Options, to func(node, address string) string) { o.reroute = to 
 
 // FirstEntryTxid returns the first txid in a node's stored log.
 func FirstEntryTxid(n *Node, partition int) uint64 {
-	p := n.replicas.get(partition).current()
-	if p == nil {
+	r := n.replicas.get(partition).current()
+	if r == nil {
 		return 0
 	}
-	for e, err := range p.store.Entries(p.store.FirstIndex(), p.store.LastIndex()) {
+	for e, err := range r.store.Entries(r.store.FirstIndex(), r.store.LastIndex()) {
 		if err != nil {
 			return 0
 		}
@@ -233,8 +233,8 @@ func Witnessed(n, of *Node) uint64 {
 
 // Fenced returns why a node's replica is fenced, "" if it is not.
 func Fenced(n *Node, partition int) string {
-	if p := n.replicas.get(partition).current(); p != nil {
-		if why := p.fencing.fenced.Load(); why != nil {
+	if r := n.replicas.get(partition).current(); r != nil {
+		if why := r.fencing.fenced.Load(); why != nil {
 			return *why
 		}
 	}
@@ -258,13 +258,13 @@ var WrapSecret, UnwrapSecret = wrapSecret, unwrapSecret
 // QueueSizes returns how many bytes may wait in front of a partition: of
 // appends, of cursors, and of either in a partition that is opened next.
 func QueueSizes(n *Node, partition int) [3]int {
-	p := n.replicas.get(partition).current()
+	r := n.replicas.get(partition).current()
 	most := func(q *queue) int {
 		q.mu.Lock()
 		defer q.mu.Unlock()
 		return q.most
 	}
-	return [3]int{most(p.queue), most(p.cursors.queue), int(n.limits.queueBytes.Load())}
+	return [3]int{most(r.queue), most(r.cursors.queue), int(n.limits.queueBytes.Load())}
 }
 
 // RaftAddr returns the host:port at which other nodes reach this one for

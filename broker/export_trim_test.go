@@ -26,17 +26,17 @@ func TrimPoints(n *Node, partition int) string {
 // Trimmed reports whether a node's replica has deleted all entries that were
 // trimmed.
 func Trimmed(n *Node, partition int) bool {
-	p := n.replicas.get(partition).current()
-	p.state.mu.Lock()
-	defer p.state.mu.Unlock()
-	return p.store.FirstIndex() > p.state.trimIndex
+	r := n.replicas.get(partition).current()
+	r.state.mu.Lock()
+	defer r.state.mu.Unlock()
+	return r.store.FirstIndex() > r.state.trimIndex
 }
 
 // Entries returns how many entries a node's log of a partition holds, and how
 // many of them were read since the node was opened.
 func Entries(n *Node, partition int) (held, read uint64) {
-	p := n.replicas.get(partition).current()
-	return p.store.LastIndex() + 1 - p.store.FirstIndex(), p.store.EntriesRead()
+	r := n.replicas.get(partition).current()
+	return r.store.LastIndex() + 1 - r.store.FirstIndex(), r.store.EntriesRead()
 }
 
 // PointEvery sets how many transactions lie between trim points.
@@ -48,8 +48,8 @@ func Trimming(o *Options, step func(string)) { o.trimming = step }
 // Replica returns a value that identifies the replica of a partition, which
 // changes when another takes its place; nil if there is none.
 func Replica(n *Node, partition int) any {
-	if p := n.replicas.get(partition).current(); p != nil {
-		return p
+	if r := n.replicas.get(partition).current(); r != nil {
+		return r
 	}
 	return nil
 }
@@ -57,8 +57,8 @@ func Replica(n *Node, partition int) any {
 // CountTrimPoints returns how many trim points a node's replica has, and how
 // many are stored.
 func CountTrimPoints(n *Node, partition int) (held, stored int) {
-	p := n.replicas.get(partition).current()
-	p.state.mu.Lock()
-	defer p.state.mu.Unlock()
-	return len(p.state.trimPoints), len(p.store.Metas(metaPoint))
+	r := n.replicas.get(partition).current()
+	r.state.mu.Lock()
+	defer r.state.mu.Unlock()
+	return len(r.state.trimPoints), len(r.store.Metas(metaPoint))
 }

@@ -425,8 +425,8 @@ func TestTheDiskIsFullAllTheSame(t *testing.T) {
 // appends by key.
 func TestNoLeaderNoResponders(t *testing.T) {
 	n, nc := openOne(t, t.TempDir(), Options{})
-	p := n.replicas.get(0).current()
-	if err := p.group.Close(); err != nil { // the replica is gone, the node is not
+	r := n.replicas.get(0).current()
+	if err := r.group.Close(); err != nil { // the replica is gone, the node is not
 		t.Fatal(err)
 	}
 	for _, subject := range []string{"cantus.append.0", "cantus.append.key.k", "cantus.batch.0", "cantus.read.0", "cantus.get.0", "cantus.info.0", "cantus.cursor.0.c"} {

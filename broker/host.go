@@ -46,7 +46,7 @@ type messaging struct {
 	nats               natsInfo
 	appends, reads     connection
 	feeds              transmitter
-	sender, readSender outbox
+	outbox, readOutbox outbox
 	queueGroup         string // of the subscriptions: see docs/adr/0021
 	feedKey            ed25519.PrivateKey
 	pacer              *pacer

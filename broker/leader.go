@@ -228,6 +228,6 @@ func (r *replica) closeQueues(newLeader bool) {
 // forward publishes messages again, for the node that leads now.
 func (r *replica) forward(ms []*natslink.Message) {
 	for _, m := range ms {
-		r.host.sender.Enqueue(natslink.AppendForward(nil, m))
+		r.host.outbox.Enqueue(natslink.AppendForward(nil, m))
 	}
 }

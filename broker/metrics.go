@@ -122,24 +122,24 @@ func (m *metrics) watch(w watched) {
 			m.registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 				Namespace: "cantus", Name: name, Help: help, ConstLabels: prometheus.Labels{"partition": label(c.id)},
 			}, func() float64 {
-				if p := c.current(); p != nil {
-					return value(p)
+				if r := c.current(); r != nil {
+					return value(r)
 				}
 				return 0
 			}))
 		}
 		of("high_water_mark", "The txid of the last committed transaction that this node's replica has applied.",
-			func(p *replica) float64 { return float64(p.state.position().mark) })
+			func(r *replica) float64 { return float64(r.state.position().mark) })
 		of("log_entries_read", "Entries of the partition's log that were read since the node started: for readers, for other replicas, and at the start.",
-			func(p *replica) float64 { return float64(p.store.EntriesRead()) })
-		of("requests_queued", "Messages that wait to be certified.", func(p *replica) float64 { return float64(p.queue.length()) })
+			func(r *replica) float64 { return float64(r.store.EntriesRead()) })
+		of("requests_queued", "Messages that wait to be certified.", func(r *replica) float64 { return float64(r.queue.length()) })
 		of("archived_from", "The oldest transaction from which on the archive was found to have all that was trimmed; 0 for none, or if nothing was trimmed.",
-			func(p *replica) float64 {
-				first, _ := p.archived.from(p.state.position().base)
+			func(r *replica) float64 {
+				first, _ := r.archived.from(r.state.position().base)
 				return float64(first)
 			})
-		of("leading", "1 if this node leads the partition.", func(p *replica) float64 {
-			if p.serving.Load() {
+		of("leading", "1 if this node leads the partition.", func(r *replica) float64 {
+			if r.serving.Load() {
 				return 1
 			}
 			return 0

@@ -307,7 +307,7 @@ func (n *Node) serve(ctx context.Context) error {
 func (n *Node) startDiscovery() error {
 	i := n.identity
 	d := newDiscovery(i.opts.Prefix, i.opts.Name, n.store.Identity().Cluster, i.opts.Version, n.stats)
-	if err := startDiscovery(d, n.conns.reads, n.conns.readSender); err != nil {
+	if err := startDiscovery(d, n.conns.reads, n.conns.readOutbox); err != nil {
 		return err
 	}
 	n.watch.serviceID = d.id
@@ -343,8 +343,8 @@ func (n *Node) refusal() error {
 	if err := n.conns.refusal(); err != nil {
 		return err
 	}
-	for p := range n.replicas.open() {
-		if refused := p.refused.Load(); refused != nil {
+	for r := range n.replicas.open() {
+		if refused := r.refused.Load(); refused != nil {
 			return *refused
 		}
 	}
@@ -377,9 +377,9 @@ func (n *Node) unready() string {
 	if why := n.unserved(); why != "" {
 		return why
 	}
-	for p := range n.replicas.open() {
-		if e := p.unsendable.now(); e != nil {
-			return fmt.Sprintf("partition %d can't be read as a whole: %s", p.id, e)
+	for r := range n.replicas.open() {
+		if e := r.unsendable.now(); e != nil {
+			return fmt.Sprintf("partition %d can't be read as a whole: %s", r.id, e)
 		}
 	}
 	return ""

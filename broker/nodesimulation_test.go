@@ -176,7 +176,7 @@ func (s *nodeSim) open(name string) *Node {
 func (s *nodeSim) Leader() *sim.Node {
 	for _, n := range s.cluster.Nodes {
 		if node := s.open(n.Name); node != nil {
-			if p := node.replicas.get(0).current(); p != nil && p.serving.Load() {
+			if r := node.replicas.get(0).current(); r != nil && r.serving.Load() {
 				return n
 			}
 		}
@@ -410,7 +410,7 @@ func (s *nodeSim) replicaOf(node string, usual int) (held int, absent string) {
 	for p := range nodeSimPartitions {
 		has[p] = map[string]bool{}
 	}
-	s.replicas(func(n *Node, p *replica) { has[p.id][n.Name()] = true })
+	s.replicas(func(n *Node, r *replica) { has[r.id][n.Name()] = true })
 	if other := (usual + 1) % nodeSimPartitions; !has[usual][node] && has[other][node] {
 		held = other
 	}
@@ -583,11 +583,11 @@ func (s *nodeSim) await(most time.Duration, notYet func() string) string {
 }
 
 // replicas calls do for each replica that is open.
-func (s *nodeSim) replicas(do func(node *Node, p *replica)) {
+func (s *nodeSim) replicas(do func(node *Node, r *replica)) {
 	for _, n := range s.cluster.Nodes {
 		if node := s.open(n.Name); node != nil {
-			for p := range node.replicas.open() {
-				do(node, p)
+			for r := range node.replicas.open() {
+				do(node, r)
 			}
 		}
 	}

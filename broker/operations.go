@@ -139,16 +139,16 @@ func (o *operations) ownReads(ctx context.Context) func(*natslink.Message) {
 			refuse(subjects.BadRequest, "subject: there is no partition %q", clip([]byte(number)))
 			return
 		}
-		p := c.current()
-		if p == nil {
+		r := c.current()
+		if r == nil {
 			refuse(subjects.Unavailable, "node %s has no replica of partition %d: ask another node", o.opts.Name, partition)
 			return
 		}
-		if why := p.fencing.barred(); why != "" {
+		if why := r.fencing.barred(); why != "" {
 			refuse(subjects.Unavailable, "node %s must not be asked for partition %d: %s", o.opts.Name, partition, why)
 			return
 		}
-		p.requests.handler(ctx, p.reader.serveReplicaRead)(m)
+		r.requests.handler(ctx, r.reader.serveReplicaRead)(m)
 	}
 }
 
@@ -288,11 +288,11 @@ func (o *operations) awaitCandidate(ctx context.Context, name, key string) (cand
 func (o *operations) noCandidate(name, key string) error {
 	for _, q := range o.peers.candidates.named(name, time.Now()) {
 		if q.ClusterID == "" && key != "" {
-			return subjects.Errorf(subjects.BadRequest, "node %q is there with the key %s, and not with %s: compare it with the node's own log before you add it",
+			return subjects.Errorf(subjects.BadRequest, "node %q has the key %s, not %s: compare the key with the one in the node's own log before you add the node",
 				name, cmp.Or(fingerprint(q.Key), "(none)"), key)
 		}
 	}
-	return subjects.Errorf(subjects.BadRequest, "node %q is not there to be added: start it with --name %s and the --routes of this cluster first", name, name)
+	return subjects.Errorf(subjects.BadRequest, "no node %q has announced itself: start it with --name %s and the --routes of this cluster, then add it", name, name)
 }
 
 // onRemove moves everything from a node and then removes it from the cluster,

@@ -135,40 +135,40 @@ func newPartitionState(log *wal.Log, o stateOptions, now func() time.Time, damag
 }
 
 // Apply applies committed entries.
-func (r *partitionState) Apply(entries []raftstore.Committed) []any {
+func (s *partitionState) Apply(entries []raftstore.Committed) []any {
 	results := make([]any, len(entries))
 	begun := time.Now()
 	for i, e := range entries {
-		a, err := r.apply(e)
+		a, err := s.apply(e)
 		if err != nil {
-			r.damage(fmt.Errorf("apply entry %d: %w", e.Index, err))
+			s.damage(fmt.Errorf("apply entry %d: %w", e.Index, err))
 			a = applied{failed: true}
 		}
-		r.chain.setApplied(e.Index)
+		s.chain.setApplied(e.Index)
 		a.term, a.taken, a.synced, a.begun, a.done = e.Term, e.Taken, e.Synced, begun, time.Now()
 		results[i] = a
 	}
-	r.mu.Lock()
-	close(r.changed)
-	r.changed = make(chan struct{})
-	r.mu.Unlock()
+	s.mu.Lock()
+	close(s.changed)
+	s.changed = make(chan struct{})
+	s.mu.Unlock()
 	return results
 }
 
-func (r *partitionState) apply(e raftstore.Committed) (applied, error) {
+func (s *partitionState) apply(e raftstore.Committed) (applied, error) {
 	b, err := wal.ParseBatch(e.Data)
 	if err != nil {
 		return applied{}, fmt.Errorf("%w: %w", wal.ErrDamaged, err)
 	}
 	switch b.Kind {
 	case wal.Transactions:
-		return r.applyTransactions(e, b)
+		return s.applyTransactions(e, b)
 	case wal.CursorWrites:
-		return r.applyCursors(e, b)
+		return s.applyCursors(e, b)
 	case wal.Trims:
-		return r.applyTrims(e, b)
+		return s.applyTrims(e, b)
 	case wal.Restores:
-		return r.applyRestores(e, b)
+		return s.applyRestores(e, b)
 	}
 	return applied{}, fmt.Errorf("%w: batches of kind %d are not known to this version", wal.ErrFormat, b.Kind)
 }
@@ -178,44 +178,44 @@ func (r *partitionState) apply(e raftstore.Committed) (applied, error) {
 // is before the last one's, or if it was certified in another term than its
 // entry's. While the log is being restored only restored batches count, in any
 // term. At other times only others do.
-func (r *partitionState) applyTransactions(e raftstore.Committed, b wal.Batch) (applied, error) {
-	if b.First != r.mark.Load()+1 || e.Restored != r.isRestoring() || !e.Restored && b.OutOfTerm(e.Term) || !r.inTime(b) {
+func (s *partitionState) applyTransactions(e raftstore.Committed, b wal.Batch) (applied, error) {
+	if b.First != s.mark.Load()+1 || e.Restored != s.isRestoring() || !e.Restored && b.OutOfTerm(e.Term) || !s.inTime(b) {
 		invariant.BatchVoided.Reached()
-		return applied{void: true}, r.log.Void(e.Index)
+		return applied{void: true}, s.log.Void(e.Index)
 	}
-	digest := r.digest.Next(e.Data) // only Apply changes it
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	err := r.record(e.Data, b)
-	r.digest, r.index = digest, e.Index
-	r.countBatch(e, b)
-	r.chain.add(chainPoint{wal.Base{Txid: b.Last(), Digest: digest}, e.Index})
+	digest := s.digest.Next(e.Data) // only Apply changes it
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	err := s.record(e.Data, b)
+	s.digest, s.index = digest, e.Index
+	s.countBatch(e, b)
+	s.chain.add(chainPoint{wal.Base{Txid: b.Last(), Digest: digest}, e.Index})
 	return applied{}, err
 }
 
 // inTime reports whether a batch's times follow on the last transaction's.
 // Those of a leader that knew that transaction do. They do not in a replica
 // that has another history than its leader, which the digests then show.
-func (r *partitionState) inTime(b wal.Batch) bool {
-	return b.Time >= r.lastTime && b.Time <= math.MaxInt64-int64(b.Count) // only Apply changes lastTime
+func (s *partitionState) inTime(b wal.Batch) bool {
+	return b.Time >= s.lastTime && b.Time <= math.MaxInt64-int64(b.Count) // only Apply changes lastTime
 }
 
 // record records a batch's transactions in the lock table. mu is held.
-func (r *partitionState) record(data []byte, b wal.Batch) error {
-	committed, err := r.certifier.record(data, b)
-	r.mark.Store(committed)
+func (s *partitionState) record(data []byte, b wal.Batch) error {
+	committed, err := s.certifier.record(data, b)
+	s.mark.Store(committed)
 	invariant.TxidsDense.Check(committed == b.Last() || err != nil, committed, b.Last())
 	if b.Count > 0 {
-		r.lastTime = b.Time + int64(b.Count) - 1
+		s.lastTime = b.Time + int64(b.Count) - 1
 	}
 	return err
 }
 
-func (r *partitionState) applyCursors(e raftstore.Committed, b wal.Batch) (applied, error) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if r.isRestoring() {
-		r.countOther(e)
+func (s *partitionState) applyCursors(e raftstore.Committed, b wal.Batch) (applied, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.isRestoring() {
+		s.countOther(e)
 		return applied{void: true}, nil
 	}
 	var a applied
@@ -223,20 +223,20 @@ func (r *partitionState) applyCursors(e raftstore.Committed, b wal.Batch) (appli
 	n := int64(0) // no two writes have the same time
 	for c := (wal.Cursor{}); records.NextCursor(&c); n++ {
 		name := string(c.Name)
-		now := r.cursors[name]
+		now := s.cursors[name]
 		done := now.allows(c)
 		if done {
 			if now = (cursor{c.Txid, max(b.Time+n, now.Time+1), string(c.Owner)}); c.Txid > 0 {
-				r.cursors[name] = now
+				s.cursors[name] = now
 			} else { // the cursor is removed
 				now = cursor{}
-				delete(r.cursors, name)
+				delete(s.cursors, name)
 			}
-			r.dirty[name] = true
+			s.dirty[name] = true
 		}
 		a.cursors = append(a.cursors, cursorResult{now, done})
 	}
-	r.countOther(e)
+	s.countOther(e)
 	return a, records.Err()
 }
 
@@ -271,73 +271,73 @@ const (
 
 // Snapshot returns the state, and the metadata that changed since the last
 // snapshot.
-func (r *partitionState) Snapshot() raftstore.Snapshot {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	s := snapshotState{
-		Index: r.index, Txid: r.mark.Load(), Time: r.certifier.time(), First: r.first, Digest: r.digest[:], Bytes: r.bytes, Trim: r.trimIndex,
-		LastTime: r.lastTime, Behind: r.behind, NewestTime: r.lastPoint.time, NewestBytes: r.lastPoint.bytes, BaseTime: r.baseTime,
-		BaseBytes: r.baseBytes, Unchecked: r.unchecked.stored(),
-		Restoring: r.restoring, History: r.history, Mirrored: r.mirrored,
+func (s *partitionState) Snapshot() raftstore.Snapshot {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	snap := snapshotState{
+		Index: s.index, Txid: s.mark.Load(), Time: s.certifier.time(), First: s.first, Digest: s.digest[:], Bytes: s.bytes, Trim: s.trimIndex,
+		LastTime: s.lastTime, Behind: s.behind, NewestTime: s.lastPoint.time, NewestBytes: s.lastPoint.bytes, BaseTime: s.baseTime,
+		BaseBytes: s.baseBytes, Unchecked: s.unchecked.stored(),
+		Restoring: s.restoring, History: s.history, Mirrored: s.mirrored,
 	}
-	state, err := json.Marshal(s)
+	state, err := json.Marshal(snap)
 	if err != nil {
 		panic("broker: encode snapshot: " + err.Error())
 	}
-	metas := []wal.Meta{{Name: metaMark, Value: append(binary.BigEndian.AppendUint64(nil, s.Txid), r.digest[:]...)}}
-	for name := range r.dirty {
+	metas := []wal.Meta{{Name: metaMark, Value: append(binary.BigEndian.AppendUint64(nil, snap.Txid), s.digest[:]...)}}
+	for name := range s.dirty {
 		m := wal.Meta{Name: metaCursor + name}
-		if c, ok := r.cursors[name]; ok {
+		if c, ok := s.cursors[name]; ok {
 			m.Value = c.value()
 		}
-		if bytes.Equal(m.Value, r.log.Meta(m.Name)) {
-			delete(r.dirty, name) // an earlier snapshot has stored it
+		if bytes.Equal(m.Value, s.log.Meta(m.Name)) {
+			delete(s.dirty, name) // an earlier snapshot has stored it
 			continue
 		}
 		metas = append(metas, m)
 	}
-	return raftstore.Snapshot{State: state, Metas: append(metas, r.snapshotTrimPoints()...)}
+	return raftstore.Snapshot{State: state, Metas: append(metas, s.snapshotTrimPoints()...)}
 }
 
 // Restore sets the state to a snapshot's, and rebuilds the tables from the end
 // of the log.
-func (r *partitionState) Restore(state []byte) error {
-	var s snapshotState
-	if err := json.Unmarshal(state, &s); err != nil {
+func (s *partitionState) Restore(state []byte) error {
+	var snap snapshotState
+	if err := json.Unmarshal(state, &snap); err != nil {
 		return fmt.Errorf("%w: snapshot state: %w", wal.ErrDamaged, err)
 	}
-	if len(s.Digest) != sha256.Size {
-		return fmt.Errorf("%w: snapshot state: a digest of %d bytes", wal.ErrDamaged, len(s.Digest))
+	if len(snap.Digest) != sha256.Size {
+		return fmt.Errorf("%w: snapshot state: a digest of %d bytes", wal.ErrDamaged, len(snap.Digest))
 	}
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.index, r.first, r.digest = s.Index, s.First, wal.Digest(s.Digest)
-	r.bytes, r.behind, r.trimIndex = s.Bytes, s.Behind, s.Trim
-	r.lastPoint = logPosition{s.NewestTime, s.NewestBytes}
-	if r.baseTime = s.BaseTime; r.baseTime == 0 && r.first > 1 {
-		r.baseTime = unknownTime
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.index, s.first, s.digest = snap.Index, snap.First, wal.Digest(snap.Digest)
+	s.bytes, s.behind, s.trimIndex = snap.Bytes, snap.Behind, snap.Trim
+	s.lastPoint = logPosition{snap.NewestTime, snap.NewestBytes}
+	if s.baseTime = snap.BaseTime; s.baseTime == 0 && s.first > 1 {
+		s.baseTime = unknownTime
 	}
-	r.baseBytes, r.unchecked = s.BaseBytes, s.Unchecked.check()
-	r.restoring, r.history, r.mirrored = s.Restoring, s.History, s.Mirrored
-	if r.lastTime = s.LastTime; r.lastTime == 0 {
-		r.lastTime = s.Time
+	s.baseBytes, s.unchecked = snap.BaseBytes, snap.Unchecked.check()
+	s.restoring, s.history, s.mirrored = snap.Restoring, snap.History, snap.Mirrored
+	if s.lastTime = snap.LastTime; s.lastTime == 0 {
+		s.lastTime = snap.Time
 	}
 	var err error
-	if r.base, err = wal.DecodeBase(r.log.Meta(metaBase)); err != nil {
+	if s.base, err = wal.DecodeBase(s.log.Meta(metaBase)); err != nil {
 		return err
 	}
-	if err := r.restoreTrimPoints(); err != nil {
+	if err := s.restoreTrimPoints(); err != nil {
 		return err
 	}
-	r.chain.begin(wal.Base{Txid: s.Txid, Digest: r.digest}, s.Index)
-	for name, v := range r.log.Metas(metaCursor) {
+	s.chain.begin(wal.Base{Txid: snap.Txid, Digest: s.digest}, snap.Index)
+	for name, v := range s.log.Metas(metaCursor) {
 		c, ok := decodeCursor(v)
 		if !ok {
 			return fmt.Errorf("%w: cursor %s holds %d bytes", wal.ErrDamaged, name, len(v))
 		}
-		r.cursors[strings.TrimPrefix(name, metaCursor)] = c
+		s.cursors[strings.TrimPrefix(name, metaCursor)] = c
 	}
-	return r.rebuild(s)
+	return s.rebuild(snap)
 }
 
 // position is the state that readers need, all of the same moment.
@@ -351,27 +351,27 @@ type position struct {
 	changed   <-chan struct{}
 }
 
-func (r *partitionState) position() position {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return position{mark: r.mark.Load(), index: r.index, first: r.first, base: r.base, restoring: r.restoring.hides(), mirrorOf: r.restoring.source(), changed: r.changed}
+func (s *partitionState) position() position {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return position{mark: s.mark.Load(), index: s.index, first: s.first, base: s.base, restoring: s.restoring.hides(), mirrorOf: s.restoring.source(), changed: s.changed}
 }
 
 // promotedAfter returns the last transaction that a mirror had when it was
 // promoted, 0 if it is not a promoted mirror.
-func (r *partitionState) promotedAfter() uint64 {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if n := len(r.history); r.mirrored && !r.isRestoring() && n > 0 {
-		return r.history[n-1].LastTxid
+func (s *partitionState) promotedAfter() uint64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if n := len(s.history); s.mirrored && !s.isRestoring() && n > 0 {
+		return s.history[n-1].LastTxid
 	}
 	return 0
 }
 
 // pastClusters returns the log history: the clusters in which the log's
 // transactions were committed before it was restored into this one.
-func (r *partitionState) pastClusters() []wal.PastCluster {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return r.history
+func (s *partitionState) pastClusters() []wal.PastCluster {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.history
 }

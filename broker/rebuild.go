@@ -23,21 +23,21 @@ const (
 // earlier once no older message id counts and it has read either as many locks
 // as the table has room for (of fewer names) or walkTransactions: older locks
 // are then below the floor. r.mu is held.
-func (r *partitionState) rebuild(s snapshotState) error {
-	err := r.certifier.rebuild(s.Txid, s.Time, s.First, func(older func(*wal.Transaction) bool) error { return r.walk(s, older) })
+func (s *partitionState) rebuild(snap snapshotState) error {
+	err := s.certifier.rebuild(snap.Txid, snap.Time, snap.First, func(older func(*wal.Transaction) bool) error { return s.walk(snap, older) })
 	if err != nil {
 		return err
 	}
-	r.mark.Store(s.Txid)
+	s.mark.Store(snap.Txid)
 	return nil
 }
 
 // walk passes the log's transactions to older, the newest first, until older
 // returns false.
-func (r *partitionState) walk(s snapshotState, older func(*wal.Transaction) bool) error {
-	w := walk{r: r, older: older, next: s.Txid, oldestID: s.Time - int64(r.window), voids: r.log.Voids()}
+func (s *partitionState) walk(snap snapshotState, older func(*wal.Transaction) bool) error {
+	w := walk{state: s, older: older, next: snap.Txid, oldestID: snap.Time - int64(s.window), voids: s.log.Voids()}
 	entries := uint64(chunkEntries)
-	for to, first := s.Index, r.log.FirstIndex(); to >= first && to > 0 && w.next >= s.First; {
+	for to, first := snap.Index, s.log.FirstIndex(); to >= first && to > 0 && w.next >= snap.First; {
 		from := max(first, to-min(to, entries-1))
 		size, more, err := w.entries(from, to)
 		if err != nil {
@@ -60,7 +60,7 @@ func (r *partitionState) walk(s snapshotState, older func(*wal.Transaction) bool
 
 // walk is the state of a walk backwards through the log.
 type walk struct {
-	r        *partitionState
+	state    *partitionState
 	older    func(*wal.Transaction) bool // records one, and reports whether older ones matter
 	next     uint64                      // the txid that must come next
 	oldestID int64                       // message ids of transactions before this time don't count
@@ -75,7 +75,7 @@ type walk struct {
 // in bytes; more is false when the walk may end.
 func (w *walk) entries(from, to uint64) (size int, more bool, err error) {
 	var batches []wal.Batch
-	for e, err := range w.r.log.Entries(from, to) {
+	for e, err := range w.state.log.Entries(from, to) {
 		if err != nil {
 			return 0, false, err
 		}
@@ -110,7 +110,7 @@ func (w *walk) skip(to uint64) (index uint64) {
 	if w.met {
 		return 0
 	}
-	index, err := w.r.log.FindTx(w.next, to)
+	index, err := w.state.log.FindTx(w.next, to)
 	if err != nil {
 		return 0 // the walk reads every entry, and returns the error
 	}
@@ -132,7 +132,7 @@ func (w *walk) batch(b wal.Batch) (more bool, err error) {
 	for i := b.Count - 1; i >= 0; i-- {
 		t := &w.tx[i]
 		if t.Time < w.oldestID {
-			if w.locks >= w.r.capacity || w.count >= walkTransactions {
+			if w.locks >= w.state.capacity || w.count >= walkTransactions {
 				return false, nil
 			}
 			t.MsgID = nil // saves hashing it

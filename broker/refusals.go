@@ -17,7 +17,7 @@ type refusals struct {
 	partition      int
 	names          subjects.Names
 	metrics        *partitionMetrics
-	sender         outbox
+	outbox         outbox
 	encodeAdvisory func(event string, fields map[string]any) []byte
 	position       func() position
 	// mark returns the high-water mark. It takes no lock that is held for long,
@@ -29,17 +29,17 @@ type refusals struct {
 // rejectBusy replies to a message that the queue has no room for.
 func (r *refusals) rejectBusy(m *natslink.Message) {
 	if m.Reply == "" {
-		r.sender.Enqueue(r.refuse(m, busyError(r.partition)))
+		r.outbox.Enqueue(r.refuse(m, busyError(r.partition)))
 		return
 	}
 	r.metrics.refused(endpoint(r.names, m.Subject), r.busyReply.reason)
-	r.sender.Enqueue(r.busyReply.append(nil, m.Reply, r.mark()))
+	r.outbox.Enqueue(r.busyReply.append(nil, m.Reply, r.mark()))
 }
 
 // rejectUnavailable replies to messages that this node does not serve.
 func (r *refusals) rejectUnavailable(ms []*natslink.Message) {
 	for _, m := range ms {
-		r.sender.Enqueue(r.refuse(m, subjects.Errorf(subjects.Unavailable,
+		r.outbox.Enqueue(r.refuse(m, subjects.Errorf(subjects.Unavailable,
 			"this node does not serve partition %d any more: try again", r.partition)))
 	}
 }

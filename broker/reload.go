@@ -34,9 +34,9 @@ func (n *Node) Reload(opts Options) error {
 	if n.network != nil {
 		n.network.SetCatchUpRate(next.CatchUpRate)
 	}
-	for p := range n.replicas.open() { // one that is opened now takes it from limits
-		p.queue.resize(next.QueueBytes)
-		p.cursors.queue.resize(next.QueueBytes)
+	for r := range n.replicas.open() { // one that is opened now takes it from limits
+		r.queue.resize(next.QueueBytes)
+		r.cursors.queue.resize(next.QueueBytes)
 	}
 	n.space.check()
 	return nil

@@ -93,12 +93,12 @@ func (r *replica) wire() {
 	}
 	r.transfer = transfer{partition: r.id, log: r.log, peers: h.peers, session: &r.session, electionTimeout: h.electionTimeout}
 	r.refusals = refusals{
-		partition: r.id, names: h.names, metrics: &r.metrics, sender: h.sender, encodeAdvisory: h.encodeAdvisory,
+		partition: r.id, names: h.names, metrics: &r.metrics, outbox: h.outbox, encodeAdvisory: h.encodeAdvisory,
 		position: position, mark: r.state.mark.Load, busyReply: newBusyReply(r.id),
 	}
 	r.requests = requestServer{
 		partition: r.id, names: h.names, log: r.log, metrics: &r.metrics, position: position,
-		start: h.startRead, answers: h.reads, refusals: h.readSender, term: r.readTerm.Load,
+		start: h.startRead, answers: h.reads, refusals: h.readOutbox, term: r.readTerm.Load,
 	}
 	r.reader = reader{
 		partition: r.id, cluster: h.cluster, names: h.names, metrics: &r.metrics, store: r.store, position: position, history: r.state.pastClusters, newest: r.state.certifier.newest,

@@ -78,10 +78,10 @@ func (c *replicaController) current() *replica {
 	return c.replica
 }
 
-func (c *replicaController) set(p *replica, progress string) {
+func (c *replicaController) set(r *replica, progress string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.replica, c.progress = p, progress
+	c.replica, c.progress = r, progress
 }
 
 func (c *replicaController) wanted(f cluster.Facts) bool { return f.Hosts(c.self, c.id) }
@@ -166,35 +166,35 @@ func (c *replicaController) open() error {
 	if err := c.checkTail(); err != nil {
 		return err
 	}
-	p, err := openReplica(c.host(), c.id, c.data, c.founders)
+	r, err := openReplica(c.host(), c.id, c.data, c.founders)
 	if err != nil {
 		return err
 	}
-	c.set(p, "")
+	c.set(r, "")
 	return nil
 }
 
 // report returns the node's report of its replica. ok is false while there is
 // none.
-func (c *replicaController) report() (r groupReport, ok bool) {
+func (c *replicaController) report() (report groupReport, ok bool) {
 	rebuilt := c.rebuilt.Load() // before current: a replica may not count as one that comes after it
-	p := c.current()
-	if p == nil {
-		return r, false
+	r := c.current()
+	if r == nil {
+		return report, false
 	}
-	r = p.report()
-	r.Rebuilds = rebuilt
-	return r, true
+	report = r.report()
+	report.Rebuilds = rebuilt
+	return report, true
 }
 
 // run controls the replica until ctx ends.
 func (c *replicaController) run(ctx context.Context) {
 	for ctx.Err() == nil {
 		facts, changed := c.facts()
-		p := c.current()
+		r := c.current()
 		switch {
-		case p != nil:
-			c.serve(ctx, p)
+		case r != nil:
+			c.serve(ctx, r)
 		case c.wanted(facts):
 			if err := c.ensure(ctx); err != nil && ctx.Err() == nil {
 				c.awaitRetry(ctx, err, changed)
@@ -375,15 +375,15 @@ const (
 
 // serve runs the replica until it ends. It then closes it, and deletes it or
 // fetches what it lacks; a node that stops closes its replicas later.
-func (c *replicaController) serve(ctx context.Context, p *replica) {
+func (c *replicaController) serve(ctx context.Context, r *replica) {
 	running, cancel := context.WithCancel(ctx)
-	end, err := c.shared.add(c.names.ReplicaRead(c.id), p.requests.handler(running, p.reader.serveReplicaRead))
+	end, err := c.shared.add(c.names.ReplicaRead(c.id), r.requests.handler(running, r.reader.serveReplicaRead))
 	if err != nil && ctx.Err() == nil {
 		c.log.Warn("replica reads are not served", "err", err)
 	}
 	var serving sync.WaitGroup
-	serving.Go(func() { p.run(running) })
-	why := c.awaitEnd(ctx, p)
+	serving.Go(func() { r.run(running) })
+	why := c.awaitEnd(ctx, r)
 	cancel()
 	serving.Wait()
 	end()
@@ -392,7 +392,7 @@ func (c *replicaController) serve(ctx context.Context, p *replica) {
 	}
 	c.set(nil, "is to be fetched anew")
 	c.log.Info("replica ends", "because", [...]string{behind: "the others have trimmed what it misses", unwanted: "it was moved away", rebuilding: "it is rebuilt"}[why])
-	if err := p.group.Close(); err != nil {
+	if err := r.group.Close(); err != nil {
 		c.log.Warn("close replica", "err", err)
 	}
 	if why == behind {
@@ -431,7 +431,7 @@ func (c *replicaController) refetch(ctx context.Context) {
 }
 
 // awaitEnd blocks until the replica must end, and returns why.
-func (c *replicaController) awaitEnd(ctx context.Context, p *replica) endReason {
+func (c *replicaController) awaitEnd(ctx context.Context, r *replica) endReason {
 	for {
 		facts, changed := c.facts()
 		heard := c.peers.next()
@@ -445,7 +445,7 @@ func (c *replicaController) awaitEnd(ctx context.Context, p *replica) endReason 
 		select {
 		case <-ctx.Done():
 			return stopping
-		case <-p.group.Behind():
+		case <-r.group.Behind():
 			return behind
 		case <-c.rebuilds:
 			return rebuilding
@@ -481,10 +481,10 @@ func (c *replicaController) unserved() string {
 		return ""
 	}
 	c.mu.Lock()
-	p, progress := c.replica, c.progress
+	r, progress := c.replica, c.progress
 	c.mu.Unlock()
-	if p == nil {
+	if r == nil {
 		return fmt.Sprintf("partition %d %s", c.id, progress)
 	}
-	return p.unserved()
+	return r.unserved()
 }

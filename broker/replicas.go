@@ -19,22 +19,22 @@ type replicaSet struct {
 	all []*replicaController // by partition
 }
 
-func (r *replicaSet) set(all []*replicaController) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.all = all
+func (s *replicaSet) set(all []*replicaController) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.all = all
 }
 
 // list returns all controllers, none while the node is starting.
-func (r *replicaSet) list() []*replicaController {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return r.all
+func (s *replicaSet) list() []*replicaController {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.all
 }
 
 // get returns the controller of a partition, nil if there is no such partition.
-func (r *replicaSet) get(partition int) *replicaController {
-	all := r.list()
+func (s *replicaSet) get(partition int) *replicaController {
+	all := s.list()
 	if partition < 0 || partition >= len(all) {
 		return nil
 	}
@@ -42,10 +42,10 @@ func (r *replicaSet) get(partition int) *replicaController {
 }
 
 // open yields the replicas that are open.
-func (r *replicaSet) open() iter.Seq[*replica] {
+func (s *replicaSet) open() iter.Seq[*replica] {
 	return func(yield func(*replica) bool) {
-		for _, c := range r.list() {
-			if p := c.current(); p != nil && !yield(p) {
+		for _, c := range s.list() {
+			if r := c.current(); r != nil && !yield(r) {
 				return
 			}
 		}
@@ -53,10 +53,10 @@ func (r *replicaSet) open() iter.Seq[*replica] {
 }
 
 // archives yields the archived transactions of the replicas that are open.
-func (r *replicaSet) archives() iter.Seq[*archiveReader] {
+func (s *replicaSet) archives() iter.Seq[*archiveReader] {
 	return func(yield func(*archiveReader) bool) {
-		for replica := range r.open() {
-			if !yield(&replica.archived) {
+		for r := range s.open() {
+			if !yield(&r.archived) {
 				return
 			}
 		}
@@ -64,14 +64,14 @@ func (r *replicaSet) archives() iter.Seq[*archiveReader] {
 }
 
 // compare compares the digests of this node's replicas with another node's.
-func (r *replicaSet) compare(a announcement) {
+func (s *replicaSet) compare(a announcement) {
 	for _, report := range a.Groups {
-		c := r.get(report.Partition)
+		c := s.get(report.Partition)
 		if c == nil {
 			continue
 		}
-		if p := c.current(); p != nil && p.fencing.fenced.Load() == nil {
-			p.fencing.compare(a.Name, report)
+		if r := c.current(); r != nil && r.fencing.fenced.Load() == nil {
+			r.fencing.compare(a.Name, report)
 		}
 	}
 }
@@ -79,14 +79,14 @@ func (r *replicaSet) compare(a announcement) {
 // measure sets in a node's status how far its replicas are behind this node's.
 // It must be called when the status arrives: later, this node's replicas have
 // more entries.
-func (r *replicaSet) measure(a *announcement) {
+func (s *replicaSet) measure(a *announcement) {
 	for i := range a.Groups {
-		c := r.get(a.Groups[i].Partition)
+		c := s.get(a.Groups[i].Partition)
 		if c == nil {
 			continue
 		}
-		if p := c.current(); p != nil {
-			a.Groups[i].measure(p.group)
+		if r := c.current(); r != nil {
+			a.Groups[i].measure(r.group)
 		}
 	}
 }
@@ -101,12 +101,12 @@ func (r *groupReport) measure(own *raftstore.Group) {
 
 // mayHold reports whether a node is, or may be, a member of any partition's
 // group.
-func (r *replicaSet) mayHold(facts cluster.Facts, name string, now time.Time) bool {
+func (s *replicaSet) mayHold(facts cluster.Facts, name string, now time.Time) bool {
 	for p := range facts.Placement {
 		if slices.Contains(facts.Placement[p], name) {
 			return true
 		}
-		report, ok := r.leaderReport(p, now)
+		report, ok := s.leaderReport(p, now)
 		if !ok {
 			return true // it is not known
 		}
@@ -119,10 +119,10 @@ func (r *replicaSet) mayHold(facts cluster.Facts, name string, now time.Time) bo
 
 // leaderReport returns the report of a partition's leader, which may be this
 // node.
-func (r *replicaSet) leaderReport(partition int, now time.Time) (groupReport, bool) {
-	_, report, ok := r.peers.leader(partition, now)
-	if p := r.get(partition).current(); p != nil {
-		if own := p.report(); own.leads() && (!ok || own.Term > report.Term) {
+func (s *replicaSet) leaderReport(partition int, now time.Time) (groupReport, bool) {
+	_, report, ok := s.peers.leader(partition, now)
+	if r := s.get(partition).current(); r != nil {
+		if own := r.report(); own.leads() && (!ok || own.Term > report.Term) {
 			return own, true
 		}
 	}

@@ -265,8 +265,8 @@ func TestRestoresThatAreRefused(t *testing.T) {
 	}
 	_, importing := one(t, broker.Options{})
 	restored(t, importing, request(`{"begin":{"cluster":"import-c8d8"}}`))
-	wantStepRefused(t, importing, step(b.begin()), subjects.WrongLast, "an import (--keep) of another file, or under another --name, into the partition is not complete: "+
-		"run that one again, with its file or with a copy that ends after line 1 or later")
+	wantStepRefused(t, importing, step(b.begin()), subjects.WrongLast, "the partition has an incomplete import (--keep) of another file, or under another --name: "+
+		"run that import again, with its file or with a copy that ends after line 1 or later")
 	if r := restored(t, nc, step(b.begin())); r.HighWaterMark != 0 || !r.Restoring {
 		t.Fatalf("a refused step has changed something: %+v", r)
 	}

@@ -56,10 +56,10 @@ type restorePoint struct {
 	restoring bool
 }
 
-func (r *partitionState) restorePoint() restorePoint {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return restorePoint{wal.Base{Txid: r.mark.Load(), Digest: r.digest}, r.lastTime, r.isRestoring()}
+func (s *partitionState) restorePoint() restorePoint {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return restorePoint{wal.Base{Txid: s.mark.Load(), Digest: s.digest}, s.lastTime, s.isRestoring()}
 }
 
 // serve carries out one step.

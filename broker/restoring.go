@@ -35,7 +35,7 @@ type restoring struct {
 
 // isRestoring reports whether the log is being restored. The caller is Apply,
 // or holds mu.
-func (r *partitionState) isRestoring() bool { return r.restoring != nil }
+func (s *partitionState) isRestoring() bool { return s.restoring != nil }
 
 // hides reports whether reads are refused: the log is being restored and is not
 // a mirror.
@@ -58,62 +58,62 @@ func (s *restoring) restoresFrom(b *wal.RestoreBegin) bool {
 
 // mayBegin returns why a log can't be restored into this one, nil if it can. mu
 // is held.
-func (r *partitionState) mayBegin(b *wal.RestoreBegin) error {
-	switch mark := r.mark.Load(); {
-	case r.restoring.restoresFrom(b):
+func (s *partitionState) mayBegin(b *wal.RestoreBegin) error {
+	switch mark := s.mark.Load(); {
+	case s.restoring.restoresFrom(b):
 		return nil
-	case r.restoring.source() != "":
+	case s.restoring.source() != "":
 		return subjects.Errorf(subjects.WrongLast,
 			"the partition is a mirror of cluster %s, whose log began after txid %d: go on with that one, or use a new cluster",
-			r.restoring.Cluster, r.restoring.Txid)
-	case r.isRestoring() && strings.HasPrefix(r.restoring.Cluster, "import-"):
-		return subjects.Errorf(subjects.WrongLast, "an import (--keep) of another file, or under another --name, into the partition is not complete: "+
-			"run that one again, with its file or with a copy that ends after line %d or later, which gives up the rest", max(mark-r.restoring.Txid, 1))
-	case r.isRestoring():
+			s.restoring.Cluster, s.restoring.Txid)
+	case s.isRestoring() && strings.HasPrefix(s.restoring.Cluster, "import-"):
+		return subjects.Errorf(subjects.WrongLast, "the partition has an incomplete import (--keep) of another file, or under another --name: "+
+			"run that import again, with its file or with a copy that ends after line %d or later, which gives up the rest", max(mark-s.restoring.Txid, 1))
+	case s.isRestoring():
 		return subjects.Errorf(subjects.WrongLast,
 			"the partition is being restored from another backup, of cluster %s, which begins after txid %d: go on with that one, "+
 				"up to txid %d (--to-txid) if the rest is given up, or restore into a new cluster",
-			r.restoring.Cluster, r.restoring.Txid, max(mark, r.restoring.Txid+1))
-	case mark > 0 || len(r.history) > 0:
+			s.restoring.Cluster, s.restoring.Txid, max(mark, s.restoring.Txid+1))
+	case mark > 0 || len(s.history) > 0:
 		return subjects.Errorf(subjects.WrongLast, "the partition has transactions, or was restored before (its last txid is %d): use a new cluster", mark)
-	case len(r.cursors) > 0:
-		return subjects.Errorf(subjects.WrongLast, "the partition has %s: remove them, or use a new cluster", count(len(r.cursors), "cursor"))
+	case len(s.cursors) > 0:
+		return subjects.Errorf(subjects.WrongLast, "the partition has %s: remove them, or use a new cluster", count(len(s.cursors), "cursor"))
 	}
 	return nil
 }
 
 // applyRestores applies the steps of a restore. A batch is void if one of its
 // steps does not fit.
-func (r *partitionState) applyRestores(e raftstore.Committed, b wal.Batch) (applied, error) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
+func (s *partitionState) applyRestores(e raftstore.Committed, b wal.Batch) (applied, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	void := false
-	var s wal.RestoreStep
+	var step wal.RestoreStep
 	records := b.Read()
-	for !void && records.NextRestore(&s) {
+	for !void && records.NextRestore(&step) {
 		switch {
-		case s.Begin != nil:
-			if void = r.isRestoring() || r.mayBegin(s.Begin) != nil; !void {
-				r.beginRestore(s.Begin, e.Index)
+		case step.Begin != nil:
+			if void = s.isRestoring() || s.mayBegin(step.Begin) != nil; !void {
+				s.beginRestore(step.Begin, e.Index)
 			}
-		case s.Cursor != nil:
-			if void = !r.isRestoring(); !void {
-				r.restoreCursor(s.Cursor)
+		case step.Cursor != nil:
+			if void = !s.isRestoring(); !void {
+				s.restoreCursor(step.Cursor)
 			}
-		case s.End != nil:
-			if void = r.mayEnd(s.End) != nil; !void {
-				r.restoring, r.history = nil, s.End.History
+		case step.End != nil:
+			if void = s.mayEnd(step.End) != nil; !void {
+				s.restoring, s.history = nil, step.End.History
 			}
-		case s.Recovered != nil:
-			r.recovered(s.Recovered)
+		case step.Recovered != nil:
+			s.recovered(step.Recovered)
 		}
 	}
-	r.countOther(e)
+	s.countOther(e)
 	if err := records.Err(); err != nil {
 		return applied{}, fmt.Errorf("%w: %w", wal.ErrDamaged, err)
 	}
 	if void {
-		return applied{void: true}, r.log.Void(e.Index)
+		return applied{void: true}, s.log.Void(e.Index)
 	}
 	return applied{}, nil
 }
@@ -122,59 +122,59 @@ func (r *partitionState) applyRestores(e raftstore.Committed, b wal.Batch) (appl
 // ones that its node knew to be committed. Those after them count here, but
 // another node of that cluster may have committed others under their txids. A
 // log that is being restored has nothing from there. mu is held.
-func (r *partitionState) recovered(s *wal.LogRecovered) {
-	if r.isRestoring() {
+func (s *partitionState) recovered(how *wal.LogRecovered) {
+	if s.isRestoring() {
 		return
 	}
-	last := s.Committed
-	if n := len(r.history); n > 0 {
-		last = max(last, r.history[n-1].LastTxid)
+	last := how.Committed
+	if n := len(s.history); n > 0 {
+		last = max(last, s.history[n-1].LastTxid)
 	}
-	r.history = append(slices.Clip(r.history), wal.PastCluster{ID: s.Cluster, LastTxid: last})
+	s.history = append(slices.Clip(s.history), wal.PastCluster{ID: how.Cluster, LastTxid: last})
 }
 
 // beginRestore sets the state to that of a log whose transactions up to a base
 // were trimmed. mu is held.
-func (r *partitionState) beginRestore(b *wal.RestoreBegin, index uint64) {
-	r.restoring = &restoring{Cluster: b.Cluster, Txid: b.Base.Txid, Digest: b.Base.Digest[:], Mirror: b.Mirror}
-	r.history, r.mirrored = b.History, b.Mirror
-	r.first, r.base, r.digest = b.Base.Txid+1, b.Base, b.Base.Digest
-	r.lastTime, r.baseTime = b.Time, b.Time
+func (s *partitionState) beginRestore(b *wal.RestoreBegin, index uint64) {
+	s.restoring = &restoring{Cluster: b.Cluster, Txid: b.Base.Txid, Digest: b.Base.Digest[:], Mirror: b.Mirror}
+	s.history, s.mirrored = b.History, b.Mirror
+	s.first, s.base, s.digest = b.Base.Txid+1, b.Base, b.Base.Digest
+	s.lastTime, s.baseTime = b.Time, b.Time
 	// Without a walk the rebuilt table is empty, and its floor is at the base.
-	_ = r.certifier.rebuild(b.Base.Txid, b.Time, r.first, func(func(*wal.Transaction) bool) error { return nil })
-	r.mark.Store(b.Base.Txid)
+	_ = s.certifier.rebuild(b.Base.Txid, b.Time, s.first, func(func(*wal.Transaction) bool) error { return nil })
+	s.mark.Store(b.Base.Txid)
 	if b.Base.Txid > 0 {
-		r.chain.add(chainPoint{b.Base, index})
+		s.chain.add(chainPoint{b.Base, index})
 	}
 }
 
 // restoreCursor sets a cursor as it was. A mirror keeps one that was set later.
 // mu is held.
-func (r *partitionState) restoreCursor(c *wal.RestoredCursor) {
+func (s *partitionState) restoreCursor(c *wal.RestoredCursor) {
 	name := string(c.Name)
-	if r.restoring.Mirror && c.Time < r.cursors[name].Time {
+	if s.restoring.Mirror && c.Time < s.cursors[name].Time {
 		return
 	}
-	if r.dirty[name] = true; c.Txid > 0 {
-		r.cursors[name] = cursor{Txid: c.Txid, Time: c.Time}
+	if s.dirty[name] = true; c.Txid > 0 {
+		s.cursors[name] = cursor{Txid: c.Txid, Time: c.Time}
 	} else {
-		delete(r.cursors, name)
+		delete(s.cursors, name)
 	}
 }
 
 // mayEnd returns why a restore can't end now, nil if it can. mu is held.
-func (r *partitionState) mayEnd(end *wal.RestoreEnd) error {
-	mark := r.mark.Load()
+func (s *partitionState) mayEnd(end *wal.RestoreEnd) error {
+	mark := s.mark.Load()
 	switch {
-	case !r.isRestoring():
+	case !s.isRestoring():
 		return subjects.Errorf(subjects.WrongLast, "the partition is not being restored, nor a mirror: its last txid is %d", mark)
 	case mark != end.Base.Txid:
 		return subjects.Errorf(subjects.WrongLast, "the partition has the transactions up to %d, and not %d: load the others first", mark, end.Base.Txid)
-	case r.digest != end.Base.Digest:
+	case s.digest != end.Base.Digest:
 		return subjects.Errorf(subjects.WrongLast,
-			"at txid %d the partition has the digest %x, and the backup %x: what was loaded is not what was backed up; restore into a new cluster", mark, r.digest[:], end.Base.Digest[:])
+			"at txid %d the partition has the digest %x, and the backup %x: what was loaded is not what was backed up; restore into a new cluster", mark, s.digest[:], end.Base.Digest[:])
 	}
-	for name, c := range r.cursors {
+	for name, c := range s.cursors {
 		if c.Txid > mark {
 			return subjects.Errorf(subjects.Ahead, "cursor %q is at %d, and the log ends at %d", name, c.Txid, mark)
 		}
@@ -183,8 +183,8 @@ func (r *partitionState) mayEnd(end *wal.RestoreEnd) error {
 }
 
 // hasEnded reports whether a restore has ended like this before.
-func (r *partitionState) hasEnded(end *wal.RestoreEnd) bool {
-	return !r.isRestoring() && len(end.History) > 0 && slices.Equal(r.history, end.History)
+func (s *partitionState) hasEnded(end *wal.RestoreEnd) bool {
+	return !s.isRestoring() && len(end.History) > 0 && slices.Equal(s.history, end.History)
 }
 
 // maxPast bounds the past clusters of a log.

@@ -180,7 +180,7 @@ func (s *dataSim) Start(n *sim.Node) (*raftstore.Group, error) {
 		state:   stateOptions{locks: lockmgr.Options{Locks: 200, IDs: 10_000, IDWindow: dataSimWindow}, pointEvery: 16},
 		metrics: newMetrics(), stats: newServiceStats(),
 		messaging: messaging{
-			nats: fakeNATS{}, appends: replies, reads: replies, feeds: replies, sender: dataOutbox{replies}, readSender: dataOutbox{replies},
+			nats: fakeNATS{}, appends: replies, reads: replies, feeds: replies, outbox: dataOutbox{replies}, readOutbox: dataOutbox{replies},
 			feedKey: make([]byte, 64), encodeAdvisory: func(string, map[string]any) []byte { return nil },
 		},
 		sharedLimits: sharedLimits{inflight: newInflightLimit(batchesInFlight)},

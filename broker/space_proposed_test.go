@@ -168,7 +168,7 @@ func TestFullFollowersTakeWhatWasProposed(t *testing.T) {
 	others.end(t)
 	m := askServed(t, nc, subjects.Names{}.Admin("trim", "0"), `{"before":180}`)
 	var r subjects.TrimReply
-	if err := json.Unmarshal(m.Data, &r); err != nil || r.Error != nil && (r.Error.Reason != subjects.StorageFull || !strings.Contains(r.Error.Message, "free some there")) {
+	if err := json.Unmarshal(m.Data, &r); err != nil || r.Error != nil && (r.Error.Reason != subjects.StorageFull || !strings.Contains(r.Error.Message, "free space there")) {
 		t.Errorf("a trim without room: %s", m.Data)
 	}
 	followers(1 << 40)

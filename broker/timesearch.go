@@ -73,21 +73,21 @@ func (s *timeSearch) inLog(ctx context.Context, at int64, from uint64, r timeRan
 // timesBetween returns what is known without reading the log about where the
 // first transaction at or after a time is: its txid is between those of two
 // trim points.
-func (r *partitionState) timesBetween(at int64) timeRange {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	found := timeRange{low: r.first, high: r.mark.Load() + 1, index: r.index, base: r.base}
-	found.trimmed = r.first > 1 && at <= r.baseTime
-	if at > r.lastTime {
+func (s *partitionState) timesBetween(at int64) timeRange {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	found := timeRange{low: s.first, high: s.mark.Load() + 1, index: s.index, base: s.base}
+	found.trimmed = s.first > 1 && at <= s.baseTime
+	if at > s.lastTime {
 		found.low, found.trimmed = found.high, false
 		return found
 	}
-	n := sort.Search(len(r.trimPoints), func(i int) bool { return r.trimPoints[i].time >= at })
+	n := sort.Search(len(s.trimPoints), func(i int) bool { return s.trimPoints[i].time >= at })
 	if n > 0 {
-		found.low, found.trimmed = r.trimPoints[n-1].Txid+1, false
+		found.low, found.trimmed = s.trimPoints[n-1].Txid+1, false
 	}
-	if n < len(r.trimPoints) {
-		found.high = r.trimPoints[n].Txid
+	if n < len(s.trimPoints) {
+		found.high = s.trimPoints[n].Txid
 	}
 	return found
 }

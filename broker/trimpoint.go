@@ -61,105 +61,105 @@ func decodeTrimPoint(name string, v []byte) (p trimPoint, err error) {
 
 // countBatch adds an applied batch of transactions to the log's size, and a
 // trim point if the batch ends in one. r.mu is held.
-func (r *partitionState) countBatch(e raftstore.Committed, b wal.Batch) {
-	if n := len(r.trimPoints); n > 0 && r.trimPoints[n-1].Txid == b.First-1 {
-		r.trimPoints[n-1].index, r.trimPoints[n-1].bytes = e.Index-1, r.bytes
+func (s *partitionState) countBatch(e raftstore.Committed, b wal.Batch) {
+	if n := len(s.trimPoints); n > 0 && s.trimPoints[n-1].Txid == b.First-1 {
+		s.trimPoints[n-1].index, s.trimPoints[n-1].bytes = e.Index-1, s.bytes
 	}
-	if r.first == b.First && r.first > 1 { // entries before the first transaction kept are not needed
-		r.baseBytes = r.bytes
-		r.trimThrough(e.Index - 1)
+	if s.first == b.First && s.first > 1 { // entries before the first transaction kept are not needed
+		s.baseBytes = s.bytes
+		s.trimThrough(e.Index - 1)
 	}
-	if r.lastPoint.time == 0 {
-		r.lastPoint = logPosition{b.Time, r.bytes}
+	if s.lastPoint.time == 0 {
+		s.lastPoint = logPosition{b.Time, s.bytes}
 	}
-	r.bytes += uint64(len(e.Data))
-	r.behind = 0
-	if (b.First-1)/r.pointEvery != b.Last()/r.pointEvery || r.bytes-r.lastPoint.bytes >= pointBytes || r.lastTime-r.lastPoint.time >= pointTime {
-		r.trimPoints = append(r.trimPoints, trimPoint{wal.Base{Txid: b.Last(), Digest: r.digest}, e.Index, r.lastTime, r.bytes})
-		r.lastPoint = logPosition{r.lastTime, r.bytes}
-		r.thin()
+	s.bytes += uint64(len(e.Data))
+	s.behind = 0
+	if (b.First-1)/s.pointEvery != b.Last()/s.pointEvery || s.bytes-s.lastPoint.bytes >= pointBytes || s.lastTime-s.lastPoint.time >= pointTime {
+		s.trimPoints = append(s.trimPoints, trimPoint{wal.Base{Txid: b.Last(), Digest: s.digest}, e.Index, s.lastTime, s.bytes})
+		s.lastPoint = logPosition{s.lastTime, s.bytes}
+		s.thin()
 	}
 }
 
 // countOther adds another applied entry to the log's size. r.mu is held.
-func (r *partitionState) countOther(e raftstore.Committed) {
-	r.index = e.Index
-	r.bytes += uint64(len(e.Data))
-	r.behind += uint64(len(e.Data))
+func (s *partitionState) countOther(e raftstore.Committed) {
+	s.index = e.Index
+	s.bytes += uint64(len(e.Data))
+	s.behind += uint64(len(e.Data))
 }
 
 // thin drops trim points if there are too many. The distance between those that
 // are left grows with their age, to about a hundredth of it. r.mu is held.
-func (r *partitionState) thin() {
-	for len(r.trimPoints) > 2*maxTrimPoints { // an older version kept all of them
+func (s *partitionState) thin() {
+	for len(s.trimPoints) > 2*maxTrimPoints { // an older version kept all of them
 		var kept []trimPoint
-		for i := 0; i < len(r.trimPoints); i += 2 {
-			kept = append(kept, r.trimPoints[i])
+		for i := 0; i < len(s.trimPoints); i += 2 {
+			kept = append(kept, s.trimPoints[i])
 		}
-		r.trimPoints, r.thinned = kept, true
+		s.trimPoints, s.thinned = kept, true
 	}
-	for len(r.trimPoints) > maxTrimPoints {
+	for len(s.trimPoints) > maxTrimPoints {
 		least, closest := 0, math.Inf(1)
-		for i := 1; i < len(r.trimPoints)-1; i++ {
-			gap, age := r.trimPoints[i+1].bytes-r.trimPoints[i-1].bytes, r.bytes-r.trimPoints[i].bytes
+		for i := 1; i < len(s.trimPoints)-1; i++ {
+			gap, age := s.trimPoints[i+1].bytes-s.trimPoints[i-1].bytes, s.bytes-s.trimPoints[i].bytes
 			if share := float64(gap) / float64(age); share < closest {
 				least, closest = i, share
 			}
 		}
-		r.trimPoints, r.thinned = slices.Delete(r.trimPoints, least, least+1), true
+		s.trimPoints, s.thinned = slices.Delete(s.trimPoints, least, least+1), true
 	}
 }
 
 // trimThrough makes the trimmer trim the log through an index. r.mu is held.
-func (r *partitionState) trimThrough(index uint64) {
-	r.trimIndex = index
+func (s *partitionState) trimThrough(index uint64) {
+	s.trimIndex = index
 	select {
-	case r.trimmed <- struct{}{}:
+	case s.trimmed <- struct{}{}:
 	default:
 	}
 }
 
 // restoreTrimPoints reads the trim points that were stored with the snapshot.
 // r.mu is held.
-func (r *partitionState) restoreTrimPoints() error {
-	for name, v := range r.log.Metas(metaPoint) {
+func (s *partitionState) restoreTrimPoints() error {
+	for name, v := range s.log.Metas(metaPoint) {
 		p, err := decodeTrimPoint(name, v)
 		if err != nil {
 			return err
 		}
-		if p.Txid >= r.first {
-			r.trimPoints = append(r.trimPoints, p)
+		if p.Txid >= s.first {
+			s.trimPoints = append(s.trimPoints, p)
 		}
 	}
-	slices.SortFunc(r.trimPoints, func(a, b trimPoint) int { return int(a.index) - int(b.index) })
+	slices.SortFunc(s.trimPoints, func(a, b trimPoint) int { return int(a.index) - int(b.index) })
 	return nil
 }
 
 // snapshotTrimPoints returns the trim points that are not stored yet, and
 // deletions of those that were trimmed or thinned out. r.mu is held.
-func (r *partitionState) snapshotTrimPoints() []wal.Meta {
+func (s *partitionState) snapshotTrimPoints() []wal.Meta {
 	var metas []wal.Meta
-	held := make(map[string]bool, len(r.trimPoints))
-	for _, p := range slices.Backward(r.trimPoints) {
+	held := make(map[string]bool, len(s.trimPoints))
+	for _, p := range slices.Backward(s.trimPoints) {
 		m := p.meta()
-		if bytes.Equal(m.Value, r.log.Meta(m.Name)) {
+		if bytes.Equal(m.Value, s.log.Meta(m.Name)) {
 			break
 		}
 		metas = append(metas, m)
 	}
-	base := wal.EncodeBase(r.base)
-	based := r.base.Txid == 0 || bytes.Equal(base, r.log.Meta(metaBase))
-	if based && !r.thinned {
+	base := wal.EncodeBase(s.base)
+	based := s.base.Txid == 0 || bytes.Equal(base, s.log.Meta(metaBase))
+	if based && !s.thinned {
 		return metas
 	}
-	for _, p := range r.trimPoints {
+	for _, p := range s.trimPoints {
 		held[p.name()] = true
 	}
-	r.thinned = false // unless there are deletions that no stored snapshot has
-	for name := range r.log.Metas(metaPoint) {
+	s.thinned = false // unless there are deletions that no stored snapshot has
+	for name := range s.log.Metas(metaPoint) {
 		if !held[name] {
 			metas = append(metas, wal.Meta{Name: name})
-			r.thinned = true
+			s.thinned = true
 		}
 	}
 	if based {
@@ -176,27 +176,27 @@ func (r *partitionState) snapshotTrimPoints() []wal.Meta {
 // The leader that made the record ensured that no message id is forgotten that
 // still counts. Only the leader can: a follower may remember ids for longer,
 // and forgets here what its leader no longer needed.
-func (r *partitionState) applyTrims(e raftstore.Committed, b wal.Batch) (applied, error) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if r.restoring.hides() {
-		r.countOther(e)
+func (s *partitionState) applyTrims(e raftstore.Committed, b wal.Batch) (applied, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.restoring.hides() {
+		s.countOther(e)
 		return applied{void: true}, nil
 	}
-	r.certifier.advance(b.Time)
-	r.trimTime = b.Time
+	s.certifier.advance(b.Time)
+	s.trimTime = b.Time
 	records := b.Read()
 	for record, ok := records.NextRaw(); ok; record, ok = records.NextRaw() {
 		switch len(record) {
 		case oldTrimSize:
-			r.trim(binary.BigEndian.Uint64(record), e.Index)
+			s.trim(binary.BigEndian.Uint64(record), e.Index)
 		case trimSize:
-			r.trimTo(decodeTrim(record), e.Index)
+			s.trimTo(decodeTrim(record), e.Index)
 		default:
 			return applied{}, fmt.Errorf("%w: trim record of %d bytes", wal.ErrDamaged, len(record))
 		}
 	}
-	r.countOther(e)
+	s.countOther(e)
 	return applied{}, records.Err()
 }
 
@@ -204,23 +204,23 @@ func (r *partitionState) applyTrims(e raftstore.Committed, b wal.Batch) (applied
 // txid to keep. It drops the transactions before the last remembered trim point
 // below that. If there are no transactions from keep on, the entry before
 // index, which is that of the trim record, is a trim point too.
-func (r *partitionState) trim(keep, index uint64) {
+func (s *partitionState) trim(keep, index uint64) {
 	n := 0
-	for n < len(r.trimPoints) && r.trimPoints[n].Txid < keep {
+	for n < len(s.trimPoints) && s.trimPoints[n].Txid < keep {
 		n++
 	}
 	var at trimPoint
-	switch last := r.mark.Load(); {
+	switch last := s.mark.Load(); {
 	case keep > last && last > 0:
-		at = trimPoint{Base: wal.Base{Txid: last, Digest: r.digest}, index: index - 1, time: r.lastTime, bytes: r.bytes}
-		r.lastPoint = logPosition{r.lastTime, r.bytes}
+		at = trimPoint{Base: wal.Base{Txid: last, Digest: s.digest}, index: index - 1, time: s.lastTime, bytes: s.bytes}
+		s.lastPoint = logPosition{s.lastTime, s.bytes}
 	case n == 0:
 		return
 	default:
-		at = r.trimPoints[n-1]
+		at = s.trimPoints[n-1]
 	}
-	r.unchecked = nil // the point is the replica's own
-	r.beginAt(at, n)
+	s.unchecked = nil // the point is the replica's own
+	s.beginAt(at, n)
 }
 
 // A trim record is the trim point at which the log begins then. One of an older

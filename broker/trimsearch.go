@@ -84,13 +84,13 @@ func (w *pointWalk) entry(e *wal.Entry) (isNext bool, err error) {
 // must hold for all points up to some point, and for none after it. If there is
 // no such point after the log's base, found is false. With an error the point
 // is the last one that is known.
-func (r *partitionState) lastPointThat(may func(trimPoint) bool) (at trimPoint, found bool, err error) {
-	at, to, all := r.lastKnownPoint(may)
+func (s *partitionState) lastPointThat(may func(trimPoint) bool) (at trimPoint, found bool, err error) {
+	at, to, all := s.lastKnownPoint(may)
 	if all {
 		return at, true, nil
 	}
-	first := r.position().first
-	for p, err := range pointsAfter(r.log, at, to) {
+	first := s.position().first
+	for p, err := range pointsAfter(s.log, at, to) {
 		if err != nil {
 			return at, at.Txid >= first, err
 		}
@@ -105,14 +105,14 @@ func (r *partitionState) lastPointThat(may func(trimPoint) bool) (at trimPoint, 
 // lastKnownPoint returns the last point at which a trim may end of those that
 // are known without reading the log, and the index up to which there may be
 // later ones. all says that everything may go.
-func (r *partitionState) lastKnownPoint(may func(trimPoint) bool) (at trimPoint, to uint64, all bool) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if end := r.endPoint(); r.index > r.trimIndex && end.Txid > 0 && may(end) {
+func (s *partitionState) lastKnownPoint(may func(trimPoint) bool) (at trimPoint, to uint64, all bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if end := s.endPoint(); s.index > s.trimIndex && end.Txid > 0 && may(end) {
 		return end, end.index, true // even without transactions: other entries go then
 	}
-	at, to = r.basePoint(), r.index
-	for _, p := range r.trimPoints {
+	at, to = s.basePoint(), s.index
+	for _, p := range s.trimPoints {
 		if !may(p) {
 			return at, min(to, p.index), false
 		}
@@ -122,20 +122,20 @@ func (r *partitionState) lastKnownPoint(may func(trimPoint) bool) (at trimPoint,
 }
 
 // basePoint returns the point before the oldest transaction kept. mu is held.
-func (r *partitionState) basePoint() trimPoint {
-	p := trimPoint{Base: r.base, index: r.trimIndex, time: r.baseTime, bytes: r.baseBytes}
-	if p.bytes == 0 && r.first > 1 {
+func (s *partitionState) basePoint() trimPoint {
+	p := trimPoint{Base: s.base, index: s.trimIndex, time: s.baseTime, bytes: s.baseBytes}
+	if p.bytes == 0 && s.first > 1 {
 		// Only an older version knew it. Nothing must go that should stay.
-		if p.bytes = r.bytes; len(r.trimPoints) > 0 {
-			p.bytes = r.trimPoints[0].bytes
+		if p.bytes = s.bytes; len(s.trimPoints) > 0 {
+			p.bytes = s.trimPoints[0].bytes
 		}
 	}
 	return p
 }
 
 // endPoint returns the point at the log's end. mu is held.
-func (r *partitionState) endPoint() trimPoint {
-	return trimPoint{Base: wal.Base{Txid: r.mark.Load(), Digest: r.digest}, index: r.index, time: r.lastTime, bytes: r.bytes - r.behind}
+func (s *partitionState) endPoint() trimPoint {
+	return trimPoint{Base: wal.Base{Txid: s.mark.Load(), Digest: s.digest}, index: s.index, time: s.lastTime, bytes: s.bytes - s.behind}
 }
 
 // trimCheck is the duty to compare the log's base with the log itself, from a
@@ -168,37 +168,37 @@ func (s *storedCheck) check() *trimCheck {
 // trimTo begins the log at a point that its leader has computed. index is that
 // of the trim record. A record that comes too late, or is one of another
 // history, changes nothing. mu is held.
-func (r *partitionState) trimTo(at trimPoint, index uint64) {
-	last := r.mark.Load()
-	if at.Txid < r.first && at.Txid < last || at.Txid > last || at.index >= index {
+func (s *partitionState) trimTo(at trimPoint, index uint64) {
+	last := s.mark.Load()
+	if at.Txid < s.first && at.Txid < last || at.Txid > last || at.index >= index {
 		return
 	}
-	from := r.basePoint()
-	if r.unchecked != nil {
-		from = r.unchecked.from
+	from := s.basePoint()
+	if s.unchecked != nil {
+		from = s.unchecked.from
 	}
 	n := 0
-	for n < len(r.trimPoints) && r.trimPoints[n].Txid <= at.Txid {
-		from = r.trimPoints[n]
+	for n < len(s.trimPoints) && s.trimPoints[n].Txid <= at.Txid {
+		from = s.trimPoints[n]
 		n++
 	}
 	if at.Txid == last { // only other entries have come since
-		at.index, at.bytes = index-1, r.bytes
-		r.lastPoint = logPosition{r.lastTime, r.bytes}
+		at.index, at.bytes = index-1, s.bytes
+		s.lastPoint = logPosition{s.lastTime, s.bytes}
 	}
-	r.unchecked = &trimCheck{from}
-	r.beginAt(at, n)
+	s.unchecked = &trimCheck{from}
+	s.beginAt(at, n)
 }
 
 // beginAt begins the log at a point, behind the first n trim points. mu is
 // held.
-func (r *partitionState) beginAt(at trimPoint, n int) {
-	invariant.FirstTxidRises.Check(at.Txid+1 >= r.first, at.Txid+1, r.first)
-	invariant.TrimWithinLog.Check(at.Txid <= r.mark.Load(), at.Txid, r.mark.Load())
-	r.trimPoints = slices.Clone(r.trimPoints[n:])
-	r.first, r.base, r.baseTime, r.baseBytes = at.Txid+1, at.Base, at.time, at.bytes
-	r.certifier.forget(r.first)
-	r.trimThrough(at.index)
+func (s *partitionState) beginAt(at trimPoint, n int) {
+	invariant.FirstTxidRises.Check(at.Txid+1 >= s.first, at.Txid+1, s.first)
+	invariant.TrimWithinLog.Check(at.Txid <= s.mark.Load(), at.Txid, s.mark.Load())
+	s.trimPoints = slices.Clone(s.trimPoints[n:])
+	s.first, s.base, s.baseTime, s.baseBytes = at.Txid+1, at.Base, at.time, at.bytes
+	s.certifier.forget(s.first)
+	s.trimThrough(at.index)
 }
 
 // compareBase compares the point at which the log begins, and below which it is
@@ -226,31 +226,31 @@ func (c *trimCheck) compareBase(store *wal.Log, base wal.Base, through uint64) e
 
 // checked removes the check c after it has succeeded. If a later check is
 // pending, that one begins at at.
-func (r *partitionState) checked(c *trimCheck, at trimPoint) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
+func (s *partitionState) checked(c *trimCheck, at trimPoint) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	switch {
-	case r.unchecked == c:
-		r.unchecked = nil
-	case r.unchecked != nil && r.unchecked.from.Txid < at.Txid:
-		r.unchecked = &trimCheck{at}
+	case s.unchecked == c:
+		s.unchecked = nil
+	case s.unchecked != nil && s.unchecked.from.Txid < at.Txid:
+		s.unchecked = &trimCheck{at}
 	}
 }
 
 // size returns the bytes of all entries, including those that were trimmed.
-func (r *partitionState) size() uint64 {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return r.bytes
+func (s *partitionState) size() uint64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.bytes
 }
 
 // lastTrim returns the time of the last trim that was applied since the node
 // started, zero if there was none.
-func (r *partitionState) lastTrim() time.Time {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if r.trimTime == 0 {
+func (s *partitionState) lastTrim() time.Time {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.trimTime == 0 {
 		return time.Time{}
 	}
-	return time.Unix(0, r.trimTime)
+	return time.Unix(0, s.trimTime)
 }

@@ -48,9 +48,9 @@ func (n *Node) wire() {
 // makes the parts that need the NATS server.
 func (n *Node) wireConnections() {
 	c := n.conns
-	n.advisories.sender, n.gossip.send = c.sender, c.sender
-	n.shared.reads, n.shared.refusals = c.reads, c.readSender
-	n.pacer = newPacer(n.identity, n.nats, n.peers, c.reads, c.readSender)
+	n.advisories.outbox, n.gossip.send = c.outbox, c.outbox
+	n.shared.reads, n.shared.refusals = c.reads, c.readOutbox
+	n.pacer = newPacer(n.identity, n.nats, n.peers, c.reads, c.readOutbox)
 	n.watch = &serverWatch{
 		log: n.identity.log, server: n.nats, names: n.identity.names, partitions: func() int { return n.store.Identity().Partitions },
 		links: []*natslink.Link{c.appends, c.reads, c.feeds}, reads: c.reads, control: c.controlConn,
@@ -175,7 +175,7 @@ func (n *Node) host() host {
 		retentionInterval: i.opts.RetentionInterval,
 		metrics:           n.metrics, stats: n.stats,
 		messaging: messaging{
-			nats: n.nats, appends: c.appends, reads: c.reads, feeds: c.feeds, sender: c.sender, readSender: c.readSender,
+			nats: n.nats, appends: c.appends, reads: c.reads, feeds: c.feeds, outbox: c.outbox, readOutbox: c.readOutbox,
 			queueGroup: i.queueGroup(), feedKey: i.feedKey(), pacer: n.pacer, encodeAdvisory: n.advisories.encode,
 		},
 		sharedLimits: sharedLimits{
@@ -194,7 +194,7 @@ func (n *Node) newClusterInfo() *clusterInfo {
 	i, id := n.identity, n.store.Identity()
 	return &clusterInfo{
 		self: i.opts.Name, cluster: id.Cluster, id: id.ID, version: i.opts.Version, partitions: id.Partitions, feedKey: i.feedKey().Public().(ed25519.PublicKey),
-		peers: n.peers, facts: n.meta.current, ready: n.Ready, stats: n.stats, answers: n.conns.readSender,
+		peers: n.peers, facts: n.meta.current, ready: n.Ready, stats: n.stats, answers: n.conns.readOutbox,
 	}
 }
 
@@ -205,8 +205,8 @@ func (n *Node) applied(group uint32) uint64 {
 		return n.currentMeta().group.Applied()
 	}
 	if c := n.replicas.get(int(group)); c != nil {
-		if p := c.current(); p != nil {
-			return p.group.Applied()
+		if r := c.current(); r != nil {
+			return r.group.Applied()
 		}
 	}
 	return 0

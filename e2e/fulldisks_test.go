@@ -109,7 +109,7 @@ func TestFullDisksOfFollowers(t *testing.T) {
 	if r, err := client.Append(t.Context(), "cantus.append.0", payload); err != nil || r.Error != nil && r.Error.Reason != "storage_full" {
 		t.Errorf("an append without a byte: %+v, %v", r, err)
 	}
-	if said := trim(acked.Load() / 2); strings.Contains(said, "error") && !strings.Contains(said, "free some there") {
+	if said := trim(acked.Load() / 2); strings.Contains(said, "error") && !strings.Contains(said, "free space there") {
 		t.Errorf("trim without a byte: %s", said)
 	}
 	was := acked.Load()

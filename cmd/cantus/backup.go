@@ -64,8 +64,8 @@ Examples:
 Exit status: 1 if the backup is damaged or of another log, 4 if a partition has no leader; the others are backed up.`
 }
 
-// backedUp is the output of --json for a run.
-type backedUp struct {
+// backupResult is the output of --json for a run.
+type backupResult struct {
 	Generation   uint64        `json:"generation"`
 	Taken        time.Time     `json:"taken"`
 	Transactions uint64        `json:"transactions"`
@@ -154,7 +154,7 @@ type archiver struct {
 	shown time.Time // when progress was last shown
 }
 
-// run does so again and again, until ctx ends.
+// run archives again and again, until ctx ends.
 func (a *archiver) run(ctx context.Context) {
 	every := time.Duration(a.cmd.Every)
 	for {
@@ -239,7 +239,7 @@ func (a *archiver) progress(at backup.Progress) {
 func (a *archiver) print(r backup.Result, took time.Duration) error {
 	m := r.Manifest
 	if a.cmd.JSON {
-		out := backedUp{
+		out := backupResult{
 			Generation: m.Generation, Taken: m.Taken, Transactions: r.Transactions, Bytes: r.Bytes, Stored: r.Stored,
 			Seconds: took.Seconds(), Partitions: []backedUpLog{},
 		}
@@ -253,31 +253,31 @@ func (a *archiver) print(r backup.Result, took time.Duration) error {
 	return err
 }
 
-// stored is a backup that a command reads.
-type stored struct {
+// backupInput is a backup that a command reads.
+type backupInput struct {
 	From       string `arg:"" name:"DIR|URL" help:"Where the backup is."`
 	Generation count  `placeholder:"N" help:"Generation of the manifest to use. [default: the newest]"`
 	JSON       bool   `name:"json" help:"Print JSON."`
 }
 
 // open returns the repository and the manifest.
-func (s *stored) open(ctx context.Context) (*backup.Repository, *backup.Manifest, error) {
-	r, err := backup.Open(ctx, s.From, backup.Options{})
+func (i *backupInput) open(ctx context.Context) (*backup.Repository, *backup.Manifest, error) {
+	r, err := backup.Open(ctx, i.From, backup.Options{})
 	if err != nil {
 		return nil, nil, usagef("%w", err)
 	}
 	read := r.Newest
-	if s.Generation > 0 {
-		read = func(ctx context.Context) (*backup.Manifest, error) { return r.Manifest(ctx, uint64(s.Generation)) }
+	if i.Generation > 0 {
+		read = func(ctx context.Context) (*backup.Manifest, error) { return r.Manifest(ctx, uint64(i.Generation)) }
 	}
 	m, err := read(ctx)
 	switch {
 	case errors.Is(err, backup.ErrNone):
-		err = usagef("%s: %w", s.From, err)
+		err = usagef("%s: %w", i.From, err)
 	case errors.Is(err, fs.ErrNotExist):
-		err = usagef("%s has no generation %d", s.From, s.Generation)
+		err = usagef("%s has no generation %d", i.From, i.Generation)
 	case errors.Is(err, backup.ErrDamaged):
-		err = s.older(ctx, r, err)
+		err = i.older(ctx, r, err)
 	}
 	if err != nil {
 		_ = r.Close()
@@ -287,7 +287,7 @@ func (s *stored) open(ctx context.Context) (*backup.Repository, *backup.Manifest
 }
 
 // older adds to the error about a damaged manifest which older one is whole.
-func (s *stored) older(ctx context.Context, r *backup.Repository, damaged error) error {
+func (i *backupInput) older(ctx context.Context, r *backup.Repository, damaged error) error {
 	all, err := r.Generations(ctx)
 	if err != nil {
 		return damaged
@@ -300,7 +300,7 @@ func (s *stored) older(ctx context.Context, r *backup.Repository, damaged error)
 	return damaged
 }
 
-type backupVerifyCmd struct{ stored }
+type backupVerifyCmd struct{ backupInput }
 
 func (*backupVerifyCmd) Help() string {
 	return `Reads every segment, checks its hash, every batch and every record, and that the digests lead from the beginning to the end.
@@ -368,7 +368,7 @@ func (c *backupVerifyCmd) Run(ctx context.Context, p *program) error {
 	return nil
 }
 
-type backupShowCmd struct{ stored }
+type backupShowCmd struct{ backupInput }
 
 func (*backupShowCmd) Help() string {
 	return `Prints what the manifest says; "cantus backup verify" checks it. --json prints the manifest.

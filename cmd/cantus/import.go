@@ -33,7 +33,7 @@ func (*importCmd) Help() string {
 transactions may come between them. docs/import.md has the form of a line.
 
 Start it again with the same file after it was interrupted, in whatever way: it goes on where it ended, and no line is
-missing or appended twice. A cursor of the partition, import-…, has the place.
+missing or appended twice. The cursor import-… of the partition shows how far the import is.
 
 Each transaction gets a txid, a time and a message id of this log. The original ones are in the headers Original-Txid,
 Original-Time and Original-Msg-Id. Write locks become append locks: they were certified in another history, and a

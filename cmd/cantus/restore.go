@@ -102,7 +102,7 @@ const restoreAtOnce = 4
 
 // Run restores a cluster.
 func (c *restoreCmd) Run(ctx context.Context, p *program) error {
-	from := stored{From: c.From, Generation: c.Generation}
+	from := backupInput{From: c.From, Generation: c.Generation}
 	repository, m, err := from.open(ctx)
 	if err != nil {
 		return err

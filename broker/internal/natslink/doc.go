@@ -2,7 +2,7 @@
 // of the NATS protocol.
 //
 // The main types are [Link], a connection with its subscriptions; [Message], a
-// received message; [Sender], which sends over a link on behalf of goroutines
+// received message; [Outbox], which sends over a link on behalf of goroutines
 // that must not block; and [User], the credentials of a connection.
 //
 // The package does not use nats.go, for two reasons. A message with a malformed
