@@ -110,5 +110,5 @@ sim: ## replicas, the data path and whole nodes in virtual time, with faults: CA
 pictures: ## docs/pictures/*.svg from the sources beside them (with d2, built from .ci/pictures)
 	./.ci/pictures/run
 
-clean: ## remove what the verbs made
+clean: ## remove what the targets made
 	rm -rf bin e2e/node/node_modules examples/node/node_modules

@@ -15,7 +15,7 @@ type batch struct {
 	requests *requestArena
 	decided  []earlyOutcome
 	applied  applied
-	release  func() // releases what the batch counts for while it is in flight
+	release  func() // frees the batch's slots and its bytes in flight
 	singles  int    // messages that carried one transaction
 	batches  int    // messages that carried a batch
 

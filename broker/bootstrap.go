@@ -25,7 +25,7 @@ type bootstrap struct {
 	*identity
 	peers    *peers
 	request  func(ctx context.Context, subject string, body any) ([]byte, error) // to other nodes
-	announce func()                                                              // has the node's status sent now
+	announce func()                                                              // has the announcement sent now
 	stopped  <-chan struct{}
 	failed   func() error
 

@@ -21,10 +21,11 @@ import (
 //
 // Four goroutines change the state. The sequencer of a session calls certify,
 // the replica's run calls rollback before a session, and a trim request calls
-// trimFrom. The partitionState calls record, advance, forget and rebuild as it
-// applies entries, and holds its mu meanwhile: a goroutine that has seen a
-// verdict and then reads the position finds at least the state that the verdict
-// depends on. The lock order is partitionState.mu, then certifier.mu.
+// trimFrom. Raft's apply goroutine, through the partitionState, calls record,
+// advance, forget and rebuild as it applies entries, and holds its mu
+// meanwhile: a goroutine that has seen a verdict and then reads the position
+// finds at least the state that the verdict depends on. The lock order is
+// partitionState.mu, then certifier.mu.
 type certifier struct {
 	now func() time.Time
 
@@ -48,18 +49,18 @@ type certifiedBatch struct {
 
 // certification is the outcome of certifying a number of requests.
 type certification struct {
-	data    []byte     // the batch to propose, nil if no request passed
-	first   uint64     // txid of the first request that passed
-	time    int64      // of the first; each one after it has the next nanosecond
-	passed  []*request // in the batch's order
-	refused []refusal
+	data      []byte     // the batch to propose, nil if no request passed
+	first     uint64     // txid of the first request that passed
+	time      int64      // of the first; each one after it has the next nanosecond
+	passed    []*request // in the batch's order
+	notPassed []judged
 }
 
-// refusal is a request that did not pass, and why.
-type refusal struct {
+// judged is a request with the verdict on it.
+type judged struct {
 	r       *request
 	verdict lockmgr.Verdict
-	last    uint64 // the last txid given when it was refused
+	last    uint64 // the last txid given before the verdict
 }
 
 func newCertifier(o lockmgr.Options, now func() time.Time) *certifier {
@@ -77,7 +78,7 @@ func (c *certifier) certify(term uint64, rs []*request) (out certification) {
 	for _, r := range rs {
 		v := c.table.Certify(&r.cert, out.time+int64(c.writer.Count()))
 		if v.Outcome != lockmgr.Pass {
-			out.refused = append(out.refused, refusal{r, v, c.table.Last()})
+			out.notPassed = append(out.notPassed, judged{r, v, c.table.Last()})
 			continue
 		}
 		c.writer.Add(&r.tx)
@@ -109,13 +110,13 @@ func batchSize(rs []*request) int {
 
 // repeats looks at the message ids of requests without certifying them, as
 // certify would. The verdict on one that is not a repeat is lockmgr.Pass.
-func (c *certifier) repeats(rs []*request) []refusal {
+func (c *certifier) repeats(rs []*request) []judged {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	now := c.nextTime()
-	out := make([]refusal, len(rs))
+	out := make([]judged, len(rs))
 	for i, r := range rs {
-		out[i] = refusal{r: r, verdict: c.table.Repeat(&r.cert, now)}
+		out[i] = judged{r: r, verdict: c.table.Repeat(&r.cert, now)}
 	}
 	return out
 }

@@ -125,10 +125,10 @@ func (h *certifierHistory) certify() {
 	}
 	c := h.c.certify(h.term, rs)
 	h.tally["certify"]++
-	if len(c.passed)+len(c.refused) != len(rs) {
-		h.fatalf("%d passed and %d were refused of %d", len(c.passed), len(c.refused), len(rs))
+	if len(c.passed)+len(c.notPassed) != len(rs) {
+		h.fatalf("%d passed and %d were refused of %d", len(c.passed), len(c.notPassed), len(rs))
 	}
-	for _, f := range c.refused {
+	for _, f := range c.notPassed {
 		h.tally[f.verdict.Outcome.String()]++
 		if f.verdict.DependsOn > 0 {
 			h.tally["depends"]++

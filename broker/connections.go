@@ -74,9 +74,10 @@ func (c *connections) request(ctx context.Context, subject string, data []byte) 
 	return m.Data, nil
 }
 
-// refusal returns why the NATS server refuses the node's subscriptions, nil if
-// it does not. An operator has to change its configuration then.
-func (c *connections) refusal() error {
+// refusedSubscription returns why the NATS server refuses the node's
+// subscriptions, nil if it does not. An operator has to change its
+// configuration then.
+func (c *connections) refusedSubscription() error {
 	for _, l := range []*natslink.Link{c.appends, c.reads} {
 		if err := l.Refusal(); err != nil {
 			return err

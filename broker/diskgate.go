@@ -20,7 +20,7 @@ type diskGate struct {
 	self      string // this node
 	space     diskSpace
 	peers     *peers
-	announce  func()           // has the node's status sent now
+	announce  func()           // has the announcement sent now
 	queues    []*queue         // they need not gather while the leader refuses
 	group     *raftstore.Group // set when opened is closed
 	opened    <-chan struct{}

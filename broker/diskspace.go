@@ -36,7 +36,7 @@ type space struct {
 	reserved *atomic.Int64 // bytes; see Options.MinFreeBytes
 	read     func(dir string) (free int64, err error)
 	advise   func(event string, fields map[string]any)
-	announce func() // has the node's status sent now
+	announce func() // has the announcement sent now
 
 	low  atomic.Bool  // less than the reserve is free
 	free atomic.Int64 // bytes free on the disk
@@ -59,7 +59,11 @@ func (s *space) setFull(full bool) {
 		return
 	}
 	free := s.free.Load()
-	s.log.Warn("room on the disk", "enough", !full, "free_bytes", free, "reserve_bytes", s.reserve())
+	if args := []any{"free_bytes", free, "reserve_bytes", s.reserve()}; full {
+		s.log.Warn("the disk is full: this node takes no transactions", args...)
+	} else {
+		s.log.Info("the disk has room again", args...)
+	}
 	s.advise("storage", map[string]any{"full": full, "free_bytes": free, "reserve_bytes": s.reserve()})
 	s.announce()
 }

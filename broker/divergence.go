@@ -19,7 +19,7 @@ import (
 //   - If a majority of the voters differs from this replica, this replica is
 //     wrong. It is fenced, durably, until an operator has it rebuilt.
 //   - If it differs from its leader, and no majority agrees with it, it may be
-//     wrong. It takes no part, and reports that, until the voters decide. This
+//     wrong. It is halted, and reports that, until the voters decide. This
 //     is not durable.
 //   - If it agrees with a majority of the voters, it continues.
 
@@ -120,7 +120,7 @@ var errFacts = errors.New("broker: this node's facts differ from the other nodes
 // halt halts the replica of the facts because of why.
 func (m *meta) halt(why error) {
 	if m.halted.CompareAndSwap(nil, &why) {
-		m.log.Error("the replica of the facts takes no part", "because", why)
+		m.log.Error("the replica of the facts is halted", "because", why)
 		m.advise("diverged", map[string]any{"because": why.Error()})
 		m.group.Halt(why)
 	}
@@ -139,7 +139,7 @@ func (m *meta) resume() {
 // without knowing it.
 func (m *meta) contradicted(err error) {
 	m.background(func() {
-		m.greetMembers()
+		m.handshakeMembers()
 		m.fail(fmt.Errorf("facts of the cluster: %w: another node runs on an older copy of its data directory, or this one does. "+
 			"Keep a copy of this directory: it may hold what the others have lost. Then remove the node on the older copy, give it an empty directory and add it again", err))
 	})
@@ -148,20 +148,20 @@ func (m *meta) contradicted(err error) {
 // lastGreetings bounds how long a node that stops connects to others.
 const lastGreetings = 5 * time.Second
 
-// greetMembers connects to every other member once. It ignores errors.
-func (m *meta) greetMembers() {
+// handshakeMembers connects to every other member once. It ignores errors.
+func (m *meta) handshakeMembers() {
 	ctx, cancel := context.WithTimeout(context.Background(), lastGreetings)
 	defer cancel()
-	var greeting sync.WaitGroup
+	var handshakes sync.WaitGroup
 	facts, _ := m.current()
 	for _, name := range facts.Names() {
 		if name != m.opts.Name {
-			greeting.Go(func() {
-				if err := m.greet(ctx, name); err != nil {
+			handshakes.Go(func() {
+				if err := m.handshake(ctx, name); err != nil {
 					m.log.Debug("connect to a member", "node", name, "err", err)
 				}
 			})
 		}
 	}
-	greeting.Wait()
+	handshakes.Wait()
 }

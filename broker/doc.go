@@ -21,7 +21,7 @@
 //	  raftstore one entry per batch: journal, fsync, followers
 //	  state     applies the entry: lock table, digest
 //	  responder replies, batch by batch, in order
-//	  publisher feeds the transactions to subscribers
+//	  publisher publishes the transactions on the feed
 //
 // Sequencer, responder and publisher are the stages of a session, which serves
 // a partition for one leader epoch. Several batches may be in flight; a refusal
@@ -35,8 +35,8 @@
 // No part holds a reference to the node: each declares what it needs.
 //
 //	identity           names, the cluster's secret, signatures
-//	gossip             the exchange of status between nodes
-//	peers              the other nodes' last statuses
+//	gossip             the exchange of announcements between nodes
+//	peers              the other nodes' last announcements
 //	bootstrap          a new directory founds a cluster or joins one
 //	membership         whether this node is still a member
 //	meta               the replicated facts: members and placement (package cluster)
@@ -59,7 +59,11 @@
 //	reader         answers reads from the log
 //	partitionInfo  answers what a partition's state is
 //	cursorWriter   answers the requests to cursors
+//	cursorList     answers which cursors there are
 //	trimmer        removes the oldest transactions
+//	retainer       trims by the retention policy
+//	archiveReader  reads trimmed transactions from the archive
+//	restorer       answers the steps of a restore
 //	diskGate       whether disks have room
 //	fencing        keeps a replica with a wrong log out of its group
 //	transfer       moves leadership to another node

@@ -227,7 +227,7 @@ func Generation(n *Node) uint64 {
 
 // Witnessed: see Generation.
 func Witnessed(n, of *Node) uint64 {
-	seen, _ := n.generations.witness.Get(of.store.Identity().NodeID)
+	seen, _ := n.generations.peerRecord.Get(of.store.Identity().NodeID)
 	return seen.Newest.Number
 }
 

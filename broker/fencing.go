@@ -22,14 +22,14 @@ type fencing struct {
 	session    *sessionEnd
 	diverged   func() // counts the replica as fenced
 	advise     func(event string, fields map[string]any)
-	announce   func()           // has the node's status sent soon
+	announce   func()           // has the announcement sent soon
 	fail       func(error)      // stops the node
 	background func(func())     // runs a function that Close waits for
 	group      *raftstore.Group // set when opened is closed; nil if it could not be opened
 	opened     <-chan struct{}
 
 	fenced      atomic.Pointer[string] // why the replica must not serve: its log differs from the others'
-	halted      atomic.Pointer[string] // why it takes no part for now: its log may be the wrong one
+	halted      atomic.Pointer[string] // why it is halted: its log may be the wrong one
 	reporter    atomic.Pointer[string] // the leader that says that it has lost entries
 	comparisons comparisons
 }
@@ -66,7 +66,7 @@ func (f *fencing) fenceAnd(why string, halt bool) {
 	if halt && f.group != nil {
 		f.group.Halt(fmt.Errorf("%w: %s", errFenced, why))
 	}
-	f.log.Error("replica fenced: it takes no part until it is rebuilt from the others (cantus cluster rebuild); keep a copy of the data directory first: it may hold what they have lost", "because", why)
+	f.log.Error("replica fenced: it stays out of its group until it is rebuilt from the others (cantus cluster rebuild); keep a copy of the data directory first: it may hold what they have lost", "because", why)
 	f.advise("diverged", map[string]any{"partition": f.partition, "because": why})
 	f.diverged()
 	f.session.end(errFenced)
@@ -129,14 +129,14 @@ func (f *fencing) compare(name string, r groupReport) {
 	}
 }
 
-var errHalted = errors.New("broker: replica takes no part for now")
+var errHalted = errors.New("broker: replica is halted")
 
 // halt halts the replica until it is known whether its log is wrong.
 func (f *fencing) halt(why string) {
 	if f.fenced.Load() != nil || !f.halted.CompareAndSwap(nil, &why) {
 		return
 	}
-	f.log.Error("replica takes no part: it may have lost or changed what was acknowledged", "because", why)
+	f.log.Error("replica halted: it may have lost or changed what was acknowledged", "because", why)
 	f.advise("diverged", map[string]any{"partition": f.partition, "because": why})
 	err := fmt.Errorf("%w: %s", errHalted, why)
 	f.group.Halt(err)
@@ -146,7 +146,7 @@ func (f *fencing) halt(why string) {
 // resume resumes a replica that halt has halted.
 func (f *fencing) resume() {
 	if why := f.halted.Swap(nil); why != nil && f.fenced.Load() == nil {
-		f.log.Info("replica takes part again: a majority of the voters has its log", "was", *why)
+		f.log.Info("replica resumed: a majority of the voters has its log", "was", *why)
 		f.group.Resume()
 	}
 }
@@ -164,7 +164,7 @@ func (f *fencing) contradicted(err error) {
 // acknowledged. The leader sends it no more.
 func (f *fencing) peerLostEntries(peer string, has, had uint64) {
 	why := fmt.Sprintf("its newest entry is %d, and it had acknowledged %d", has, had)
-	f.log.Error("a replica has lost entries that it had acknowledged, and is excluded: its data directory was put back to an older state; "+
+	f.log.Error("a replica has lost entries that it had acknowledged, and gets no more: its data directory was put back to an older state; "+
 		"remove the node, give it an empty directory and add it again", "peer", peer, "has", has, "had", had)
 	f.advise("amnesia", map[string]any{"partition": f.partition, "member": peer, "because": why})
 	f.announce()

@@ -64,7 +64,7 @@ func TestAnOlderCopyIsTold(t *testing.T) {
 			facts: func() cluster.Facts {
 				return cluster.Facts{Nodes: map[string]cluster.Member{"n1": {ID: "1"}, "n2": {ID: "2"}}}
 			},
-			greet: func(context.Context, string) error { greeted++; return nil },
+			handshake: func(context.Context, string) error { greeted++; return nil },
 		}
 		if err := g.open(store); err != nil {
 			t.Fatal(err)

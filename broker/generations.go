@@ -52,12 +52,12 @@ const reportInTransit = 10 * time.Second
 type generations struct {
 	*identity
 	services
-	store     *wal.Store
-	witness   *wal.Witness
-	peers     *peers
-	facts     func() cluster.Facts                         // none while the node is starting
-	greet     func(ctx context.Context, node string) error // connects to another node
-	reconnect func()                                       // closes the connections to other nodes
+	store      *wal.Store
+	peerRecord *wal.PeerRecord
+	peers      *peers
+	facts      func() cluster.Facts                         // none while the node is starting
+	handshake  func(ctx context.Context, node string) error // connects to another node
+	reconnect  func()                                       // closes the connections to other nodes
 
 	state  sync.Mutex // guards what follows
 	own    []wal.Generation
@@ -75,7 +75,7 @@ func (g *generations) open(s *wal.Store) (err error) {
 	g.raised, g.denied, g.logged, g.proven = map[string]time.Time{}, map[string]string{}, map[string]bool{}, map[string]bool{}
 	g.untold = map[string]bool{}
 	g.store, g.due = s, true
-	if g.witness, err = s.Witness(); err != nil {
+	if g.peerRecord, err = s.PeerRecord(); err != nil {
 		return err
 	}
 	g.own, err = s.Generations()
@@ -93,7 +93,7 @@ func (g *generations) refresh() {
 	g.due = false // after a failure, the next attempt is when the next generation is due
 	own, err := g.store.BeginGeneration()
 	if err != nil {
-		g.log.Warn("no new generation of the data directory: older copies of it are not recognized for longer", "err", err)
+		g.log.Warn("could not begin a generation of the data directory: older copies made since the last one are not recognized", "err", err)
 		return
 	}
 	g.own = own
@@ -107,7 +107,7 @@ func (g *generations) report(peer string) []byte {
 	g.refresh()
 	c := generationReport{id: g.store.Identity().NodeID, yours: remembered{id: g.idOf(peer)}}
 	if c.yours.id != "" {
-		seen, _ := g.witness.Get(c.yours.id)
+		seen, _ := g.peerRecord.Get(c.yours.id)
 		c.yours.newest, c.yours.older = seen.Newest, seen.Older
 		if at := g.recordedStart(c.yours.id); at.Number > seen.Newest.Number {
 			c.yours.newest = at
@@ -167,7 +167,7 @@ func (g *generations) examine(peer string, c generationReport) error {
 	if n := len(c.own); n > 0 {
 		newest = c.own[n-1]
 	}
-	err := g.witness.Update(c.id, func(seen wal.Seen) (wal.Seen, error) {
+	err := g.peerRecord.Update(c.id, func(seen wal.Seen) (wal.Seen, error) {
 		why := follows(c.own, seen.Newest, seen.Older)
 		if why == nil {
 			why = follows(c.own, recorded, seen.Older)
@@ -194,7 +194,7 @@ func (g *generations) examine(peer string, c generationReport) error {
 	case errors.Is(err, ErrOlderCopy):
 		g.reportOlderCopy(peer, c.id, err)
 	case errors.Is(err, wal.ErrNoSpace): // it is remembered until this process ends
-		g.log.Warn("no room to write down what another node has shown", "node", peer, "err", err)
+		g.log.Warn("no room to store another node's generation", "node", peer, "err", err)
 		return nil
 	}
 	return err
@@ -268,7 +268,7 @@ func (g *generations) onRemembered(peer string, r remembered) {
 		g.fail(fmt.Errorf("%w: %s. It lacks what this node has acknowledged since it was made, and must not vote. "+
 			"Remove the node from the cluster, give it an empty data directory, and add it again; or start it on the right directory", ErrOlderCopy, why))
 	case !denied:
-		g.log.Error("the data directory is an older copy of itself: this node takes no part; "+
+		g.log.Error("the data directory is an older copy of itself: this node serves nothing; "+
 			"start it on the newer one, or remove the node from the cluster, give it an empty directory and add it again "+
 			"(docs/guide.md, \"Older copies of a directory\")", "says", peer, "because", why)
 		g.background(g.reconnect)
@@ -304,16 +304,16 @@ func (g *generations) run(ctx context.Context) {
 	retry := time.NewTicker(announceInterval)
 	defer retry.Stop()
 	refused := map[string]string{}
-	for greeted := map[string]bool{}; ; {
+	for met := map[string]bool{}; ; {
 		for _, name := range g.takeUntold() {
-			delete(greeted, name)
+			delete(met, name)
 		}
 		for _, name := range g.facts().Names() {
-			if name == g.opts.Name || greeted[name] || !g.peers.alive(name, time.Now()) {
+			if name == g.opts.Name || met[name] || !g.peers.alive(name, time.Now()) {
 				continue
 			}
-			err := g.greet(ctx, name)
-			greeted[name] = err == nil
+			err := g.handshake(ctx, name)
+			met[name] = err == nil
 			if errors.Is(err, raftstore.ErrRefused) && err.Error() != refused[name] {
 				refused[name] = err.Error()
 				g.log.Warn("a node refuses this one", "node", name, "err", err)
@@ -327,7 +327,7 @@ func (g *generations) run(ctx context.Context) {
 			g.state.Lock()
 			g.due = true
 			g.state.Unlock()
-			greeted = map[string]bool{}
+			met = map[string]bool{}
 		}
 	}
 }
@@ -361,7 +361,7 @@ func (g *generations) startToRecord(f cluster.Facts) (c cluster.Command, ok bool
 // lastStart returns the last start of a directory that this node knows of.
 func (g *generations) lastStart(id string) wal.Generation {
 	if id != g.store.Identity().NodeID {
-		seen, _ := g.witness.Get(id)
+		seen, _ := g.peerRecord.Get(id)
 		if seen.Older {
 			return wal.Generation{}
 		}

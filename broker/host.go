@@ -71,7 +71,7 @@ type clusterView struct {
 	facts           func() (facts cluster.Facts, changed <-chan struct{})
 	mayLead         <-chan struct{} // closed when the node may lead
 	electionTimeout time.Duration
-	announce        func() // has the node's status sent to the others soon
+	announce        func() // has the announcement sent to the others soon
 	groupOptions    func(id uint32, log *wal.Log, fsm raftstore.FSM, logger *slog.Logger) raftstore.Options
 }
 

@@ -28,7 +28,7 @@ type identity struct {
 	log      *slog.Logger
 	instance string // new at each start
 	started  time.Time
-	raftAddr string // address that other nodes dial, "" on a node that is no cluster
+	raftAddr string // address that other nodes dial, "" on a standalone node
 	stopping atomic.Bool
 	number   atomic.Uint64 // of the newest envelope
 
@@ -118,7 +118,7 @@ func (i *identity) proved(e envelope, subject string) bool {
 	return key != nil && e.mac != "-" && e.proves(messageKey(key, e.cluster), subject)
 }
 
-// announcement returns the node's status without its replicas.
+// announcement returns the node's announcement without its replicas.
 func (i *identity) announcement() announcement {
 	a := announcement{
 		Name: i.opts.Name, Instance: i.instance, Started: i.started, Version: i.opts.Version, Protocol: i.opts.protocol,

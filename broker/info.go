@@ -81,18 +81,18 @@ func (i *partitionInfo) lastAt(ctx context.Context, at int64) (txid uint64, err 
 
 func (i *partitionInfo) info() subjects.PartitionInfo {
 	status, now, full, retention := i.group.Status(), time.Now(), i.fullText(), i.retention()
-	r := i.state
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	stats := r.certifier.stats()
+	s := i.state
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	stats := s.certifier.stats()
 	info := subjects.PartitionInfo{
-		Partition: i.partition, FirstTxid: r.first, HighWaterMark: r.mark.Load(), Digest: hex.EncodeToString(r.digest[:]),
-		BaseDigest: hex.EncodeToString(r.base.Digest[:]),
+		Partition: i.partition, FirstTxid: s.first, HighWaterMark: s.mark.Load(), Digest: hex.EncodeToString(s.digest[:]),
+		BaseDigest: hex.EncodeToString(s.base.Digest[:]),
 		Leader:     status.Leader, Term: status.Term,
 		Locks:       subjects.LockInfo{Tracked: stats.Locks, Capacity: stats.Capacity, Floor: stats.Floor},
-		StorageFull: full, Restoring: r.restoring.hides(), MirrorOf: r.restoring.source(), Promoted: r.mirrored && !r.isRestoring(), History: pastClusters(r.history), Retention: retention,
+		StorageFull: full, Restoring: s.restoring.hides(), MirrorOf: s.restoring.source(), Promoted: s.mirrored && !s.isRestoring(), History: pastClusters(s.history), Retention: retention,
 	}
-	info.ArchivedFrom, info.NotArchived = i.archived.from(r.base)
+	info.ArchivedFrom, info.NotArchived = i.archived.from(s.base)
 	for _, rep := range status.Replicas {
 		shown := subjects.ReplicaInfo{Name: rep.Name, Voter: rep.Voter, State: "follower"}
 		if rep.Name == i.self {

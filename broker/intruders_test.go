@@ -368,7 +368,7 @@ func TestARemovedMemberWithTheOldSecret(t *testing.T) {
 	// Until n1 has caught up with the leader of the facts, which n3 may have
 	// been, it accepts any node that has the secret.
 	eventually(t, "n1 knows its members", func() bool { return broker.FactsCurrent(c.node("n1")) })
-	if err := raftstore.Fetch(t.Context(), network, 0, "n1", store.Log(0)); err == nil || !strings.Contains(err.Error(), "n3 is no member") {
+	if err := raftstore.Fetch(t.Context(), network, 0, "n1", store.Log(0)); err == nil || !strings.Contains(err.Error(), "n3 is not a member") {
 		t.Errorf("it fetches the log: %v", err)
 	}
 

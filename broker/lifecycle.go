@@ -59,7 +59,7 @@ func (l *lifecycle) fail(err error) {
 		return
 	}
 	if errors.Is(err, ErrRemoved) {
-		l.log.Info("this node was removed from the cluster and stops", "reason", err)
+		l.log.Info("this node was removed from the cluster and stops", "because", err)
 	} else {
 		l.log.Error("the node has failed and serves no more", "err", err)
 		l.failing(err)

@@ -61,7 +61,7 @@ func TestHowLongAMessageIDCounts(t *testing.T) {
 				}
 				out := table.certify(2, []*request{again})
 				if c.duplicate {
-					if len(out.refused) != 1 || out.refused[0].verdict.Outcome != lockmgr.Duplicate || out.refused[0].verdict.Txid != 1 {
+					if len(out.notPassed) != 1 || out.notPassed[0].verdict.Outcome != lockmgr.Duplicate || out.notPassed[0].verdict.Txid != 1 {
 						t.Errorf("%+v", out)
 					}
 					return

@@ -37,11 +37,11 @@ type meta struct {
 	replicas   *replicaSet
 	starts     *generations // the starts of members that are recorded in the facts
 	operations *operations  // served while this node leads
-	greet      func(ctx context.Context, node string) error
+	handshake  func(ctx context.Context, node string) error
 	// chain holds the digests of the facts after each entry.
 	chain       digests
 	comparisons comparisons
-	halted      atomic.Pointer[error] // why the replica takes no part for now
+	halted      atomic.Pointer[error] // why the replica is halted
 	// transferred says that this node has transferred leadership since it began
 	// to lead. run owns it.
 	transferred bool
@@ -379,7 +379,7 @@ func (m *meta) checkMember(name, id string) error {
 	case known:
 		return fmt.Errorf("node %s has another data directory than the member of that name: remove that one and add this one", name)
 	}
-	return fmt.Errorf("node %s is no member of this cluster: it was removed, or never added", name)
+	return fmt.Errorf("node %s is not a member of this cluster: it was removed, or never added", name)
 }
 
 // nameTaken reports whether a node that belongs to no cluster yet has the name

@@ -323,7 +323,7 @@ func (n *Node) awaitServed(ctx context.Context) error {
 	tick := time.NewTicker(2 * time.Millisecond)
 	defer tick.Stop()
 	for why := n.unserved(); why != ""; why = n.unserved() {
-		if err := n.refusal(); err != nil {
+		if err := n.refusedSubscription(); err != nil {
 			return err
 		}
 		select {
@@ -337,10 +337,10 @@ func (n *Node) awaitServed(ctx context.Context) error {
 	return nil
 }
 
-// refusal returns what an operator has to change before the node can serve: the
-// NATS server refuses its subscriptions.
-func (n *Node) refusal() error {
-	if err := n.conns.refusal(); err != nil {
+// refusedSubscription returns what an operator has to change before the node
+// can serve: the NATS server refuses its subscriptions.
+func (n *Node) refusedSubscription() error {
+	if err := n.conns.refusedSubscription(); err != nil {
 		return err
 	}
 	for r := range n.replicas.open() {

@@ -12,7 +12,7 @@ import (
 // openPorts are the open ports of a node.
 type openPorts struct {
 	server      portServer
-	replication *raftstore.Network // nil on a node that is no cluster
+	replication *raftstore.Network // nil on a standalone node
 	http        string             // address, "" if it is not open
 }
 

@@ -53,7 +53,7 @@ type Options struct {
 	// ClusterListen is the host:port of the NATS route port, through which the
 	// nodes of a cluster find each other. Routes are the route ports of other
 	// nodes: one is enough, NATS gossips the rest. If both are empty, the node
-	// is no cluster.
+	// is standalone.
 	ClusterListen string
 	Routes        []string
 	// RaftListen is the host:port for replication; port 0 takes a free one.

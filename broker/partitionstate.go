@@ -22,10 +22,10 @@ import (
 // partitionState is the state of one partition on this node: a function of the
 // partition's log. It is a raftstore.FSM.
 //
-// Only Apply and Restore change it, except for dirty, and for what is in flight
-// in the certifier. Each entry is applied under mu, to the lock
-// table in the certifier too, so that position returns the high-water mark, the
-// index and the first txid of the same moment.
+// Only Apply and Restore change it. The exceptions are dirty and the
+// certifier's transactions in flight. An entry is applied under mu, the
+// certifier's lock table included, so that position returns the high-water
+// mark, the index and the first txid of the same moment.
 type partitionState struct {
 	log        *wal.Log
 	certifier  *certifier

@@ -20,10 +20,10 @@ type queue struct {
 	isOpen   bool
 	// rejecting says that messages are rejected, and need not gather.
 	rejecting bool
-	// stalled says the same for the time in which a batch in flight has no
+	// late says the same for the time in which a batch in flight has no
 	// outcome although it was answered.
-	stalled bool
-	filled  chan struct{} // capacity 1: there may be something to take
+	late   bool
+	filled chan struct{} // capacity 1: there may be something to take
 }
 
 // messageCost is about what a message takes beside its bytes.
@@ -107,7 +107,7 @@ func (q *queue) putOrReject(m *natslink.Message, r *refusals) {
 // of every replica's disk, whatever its size. With nothing in flight a message
 // is taken at once. mu is held.
 func (q *queue) shouldFlush() bool {
-	return len(q.items) > 0 && (q.rejecting || q.stalled || q.bytes >= min(q.inflight, batchBytes, q.most/2))
+	return len(q.items) > 0 && (q.rejecting || q.late || q.bytes >= min(q.inflight, batchBytes, q.most/2))
 }
 
 // wake wakes the taker if it should take messages; mu is held.
@@ -129,11 +129,11 @@ func (q *queue) reject(on bool) {
 	q.wake()
 }
 
-// stall sets whether a batch in flight was answered without an outcome.
-func (q *queue) stall(on bool) {
+// setLate sets whether a batch in flight was answered without an outcome.
+func (q *queue) setLate(on bool) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	q.stalled = on
+	q.late = on
 	q.wake()
 }
 

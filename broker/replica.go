@@ -174,7 +174,7 @@ func (r *replica) unserved() string {
 	case r.fencing.fenced.Load() != nil:
 		return fmt.Sprintf("partition %d is fenced: %s", r.id, *r.fencing.fenced.Load())
 	case r.fencing.halted.Load() != nil:
-		return fmt.Sprintf("partition %d takes no part: %s", r.id, *r.fencing.halted.Load())
+		return fmt.Sprintf("partition %d is halted: %s", r.id, *r.fencing.halted.Load())
 	case status.Leader == "":
 		return fmt.Sprintf("partition %d follows no leader", r.id)
 	case r.refused.Load() != nil:

@@ -58,7 +58,7 @@ type controllerConfig struct {
 	facts            func() (facts cluster.Facts, changed <-chan struct{})
 	factsCurrent     func() bool // the facts are not outdated
 	shared           *sharedSubjects
-	network          *raftstore.Network // nil on a node that is no cluster
+	network          *raftstore.Network // nil on a standalone node
 	host             func() host        // for the replica
 	full             func() bool        // the node takes no more transactions
 	removalSuspected func() bool        // the node may have been removed

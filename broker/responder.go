@@ -36,9 +36,9 @@ type responder struct {
 
 	broken atomic.Bool // a batch failed, which ended the session
 
-	late     atomic.Int64       // batches in flight that were answered without an outcome
-	stalling sync.Mutex         // held while late changes, and stall is called
-	stall    func(stalled bool) // called when late begins or ceases to be 0
+	late    atomic.Int64    // batches in flight that were answered without an outcome
+	lateMu  sync.Mutex      // held while late changes, and setLate is called
+	setLate func(late bool) // called when late begins or ceases to be 0
 }
 
 // run answers batches in order, each when its outcome is known. What is
@@ -114,10 +114,10 @@ func (p *responder) answerLate(b *batch) {
 
 // countLate adds n to the batches that were answered late.
 func (p *responder) countLate(n int64) {
-	p.stalling.Lock()
-	defer p.stalling.Unlock()
+	p.lateMu.Lock()
+	defer p.lateMu.Unlock()
 	if now := p.late.Add(n); now == 0 || now == n {
-		p.stall(now > 0)
+		p.setLate(now > 0)
 	}
 }
 

@@ -219,17 +219,17 @@ const maxRestoredTxid = 1 << 63
 
 // cursors sets cursors as they were.
 func (s *restorer) cursors(ctx context.Context, cursors []subjects.RestoredCursor) error {
-	r := s.state
+	state := s.state
 	steps := make([]wal.RestoreStep, 0, len(cursors))
-	r.mu.Lock()
-	isRestoring, isMirror, mark, more := r.isRestoring(), r.restoring.source() != "", r.mark.Load(), 0
+	state.mu.Lock()
+	isRestoring, isMirror, mark, more := state.isRestoring(), state.restoring.source() != "", state.mark.Load(), 0
 	for _, c := range cursors {
-		if _, known := r.cursors[c.Name]; !known {
+		if _, known := state.cursors[c.Name]; !known {
 			more++
 		}
 	}
-	known := len(r.cursors)
-	r.mu.Unlock()
+	known := len(state.cursors)
+	state.mu.Unlock()
 	if err := s.group.VerifyLeader(ctx, s.requests.term()); err != nil {
 		return err
 	}

@@ -150,13 +150,13 @@ type retentionView struct {
 
 // moves reports whether anything may go, as far as that is known without
 // reading the log.
-func (v *retentionView) moves(r *partitionState) bool {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if r.mark.Load() < r.first { // only other entries are left
-		return r.bytes-r.baseBytes >= idleBytes
+func (v *retentionView) moves(s *partitionState) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.mark.Load() < s.first { // only other entries are left
+		return s.bytes-s.baseBytes >= idleBytes
 	}
-	return v.limits.passed >= r.first
+	return v.limits.passed >= s.first
 }
 
 // idleBytes is how many bytes of other entries a log without transactions has
@@ -225,7 +225,7 @@ func (r *retainer) warnOfClock(why string) {
 	defer r.mu.Unlock()
 	if is := why != ""; is != r.warned {
 		if r.warned = is; is {
-			r.log.Warn("the partition is not trimmed by the age that the clock shows: see to the clock", "because", why)
+			r.log.Warn("the partition is not trimmed by the age that the clock shows: check the clock", "because", why)
 		}
 	}
 }
@@ -251,7 +251,7 @@ func (r *retainer) adviseArchive(policy cluster.Retention, v retentionView) {
 		"lag_transactions": c.LagTransactions, "lag_seconds": c.LagSeconds,
 	})
 	if v.behind {
-		r.log.Warn("the archive is behind: see to the process that backs the log up", "cursor", c.Name, "txid", c.Txid, "lag_transactions", c.LagTransactions,
+		r.log.Warn("the archive is behind: check the process that backs the log up", "cursor", c.Name, "txid", c.Txid, "lag_transactions", c.LagTransactions,
 			"lag", time.Duration(c.LagSeconds*float64(time.Second)).Round(time.Second))
 	} else if changed {
 		r.log.Info("the archive is no longer behind", "cursor", c.Name, "txid", c.Txid)

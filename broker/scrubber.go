@@ -293,7 +293,7 @@ func (s *scrubber) restore(ctx context.Context, d wal.Damage) error {
 // replicaSources reads entries from the other replicas.
 type replicaSources struct {
 	peers   *peers
-	network *raftstore.Network // nil on a node that is no cluster
+	network *raftstore.Network // nil on a standalone node
 }
 
 var errNoReplica = errors.New("no other replica is there to read it from")

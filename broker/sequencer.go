@@ -28,17 +28,17 @@ type sequencer struct {
 	direct       string // subject of appends without a key
 	batchSubject string // subject of batch messages
 
-	queue     *queue
-	certifier *certifier
-	inflight  *inflightLimit // of the node's batches in flight
-	propose   func(data []byte) proposal
-	rejected  func() error // why nothing is stored now, nil if it is
-	limits    messageLimit
-	certified chan<- *batch
-	slots     chan struct{} // of the partition's batches in flight
-	reply     func(*batch)  // replies to a batch that was rejected
-	replyLate func(*batch)  // replies to a batch that has no outcome yet
-	late      *atomic.Int64 // batches in flight that were replied to
+	queue         *queue
+	certifier     *certifier
+	inflight      *inflightLimit // of the node's batches in flight
+	propose       func(data []byte) proposal
+	rejected      func() error // why nothing is stored now, nil if it is
+	limits        messageLimit
+	certified     chan<- *batch
+	slots         chan struct{} // of the partition's batches in flight
+	replyRejected func(*batch)  // replies to a batch that was rejected
+	answerLate    func(*batch)  // replies to a batch that has no outcome yet
+	late          *atomic.Int64 // batches in flight that were replied to
 }
 
 // messageLimit is the NATS server's limit for a message, headers included.
@@ -53,7 +53,7 @@ func (s *sequencer) run(ctx context.Context) {
 		if err := s.acquire(ctx); ctx.Err() != nil {
 			return
 		} else if err != nil {
-			s.reply(s.reject(s.queue.take(batchCount), err))
+			s.replyRejected(s.reject(s.queue.take(batchCount), err))
 			continue
 		}
 		if s.inflight.acquire(ctx) != nil {
@@ -62,10 +62,10 @@ func (s *sequencer) run(ctx context.Context) {
 		ms := s.queue.take(batchCount)
 		// Checked again after take: a message that arrived after rejecting began
 		// must not be proposed. It could wait for disk space without a limit.
-		if err := s.refusal(); err != nil {
+		if err := s.rejection(); err != nil {
 			s.inflight.releaser()()
 			<-s.slots
-			s.reply(s.reject(ms, err))
+			s.replyRejected(s.reject(ms, err))
 			continue
 		}
 		bytes := cost(ms)
@@ -77,7 +77,7 @@ func (s *sequencer) run(ctx context.Context) {
 			s.queue.addInflight(-bytes)
 			<-s.slots
 		}
-		b.overdue = time.AfterFunc(outcomeTime, func() { s.replyLate(b) })
+		b.overdue = time.AfterFunc(outcomeTime, func() { s.answerLate(b) })
 		s.certified <- b // the responder receives until this is closed
 	}
 }
@@ -86,17 +86,18 @@ func (s *sequencer) run(ctx context.Context) {
 // checks whether messages are rejected.
 const rejectedInterval = 100 * time.Millisecond
 
-// errStalled refuses messages while batches in flight were answered as unknown.
-var errStalled = subjects.Errorf(subjects.Busy,
+// errLateBatches refuses messages while batches in flight were answered as
+// unknown.
+var errLateBatches = subjects.Errorf(subjects.Busy,
 	"what was sent before waits until a majority of the partition's nodes has stored it: back off and try again")
 
-// refusal returns why messages are rejected, nil if they are not.
-func (s *sequencer) refusal() error {
+// rejection returns why messages are rejected, nil if they are not.
+func (s *sequencer) rejection() error {
 	if err := s.rejected(); err != nil {
 		return err
 	}
 	if s.late.Load() > 0 {
-		return errStalled
+		return errLateBatches
 	}
 	return nil
 }
@@ -106,7 +107,7 @@ func (s *sequencer) refusal() error {
 // is needed: batches whose entries wait for room on disks may hold them all.
 func (s *sequencer) acquire(ctx context.Context) error {
 	for {
-		if err := s.refusal(); err != nil {
+		if err := s.rejection(); err != nil {
 			return err
 		}
 		select {
@@ -132,7 +133,7 @@ func (s *sequencer) sequence(ms []*natslink.Message) *batch {
 		rs = s.decode(b, rs, m)
 	}
 	b.certification = s.certifier.certify(s.term, rs)
-	for _, f := range b.refused {
+	for _, f := range b.notPassed {
 		b.decide(f.r, s.outcome(f), f.verdict.DependsOn)
 	}
 	if b.data != nil {
@@ -221,7 +222,7 @@ func (s *sequencer) checkKey(m *natslink.Message) *subjects.Error {
 }
 
 // outcome returns a refusal, or the duplicate, as the client sees it.
-func (s *sequencer) outcome(f refusal) outcome {
+func (s *sequencer) outcome(f judged) outcome {
 	r, v := f.r, f.verdict
 	switch v.Outcome {
 	case lockmgr.Duplicate:

@@ -25,9 +25,10 @@ import (
 //     NATS server, for at most two seconds on a majority that confirms the
 //     leader before some refusals, on the goroutine that answers a late batch,
 //     and, once the replies are sent, on its channel to the publisher.
-//   - The publisher takes committed batches in order and feeds their
-//     transactions. It blocks on its own connection, so slow subscribers delay
-//     replies only when maxInflight batches are waiting for it.
+//   - The publisher takes committed batches in order and publishes their
+//     transactions on the feed. It blocks on its own connection, so slow
+//     subscribers delay replies only when maxInflight batches are waiting for
+//     it.
 //
 // Raft's apply goroutine meets them in two mutexes alone: the certifier's, and
 // the partitionState's, which the responder takes to read the high-water mark.
@@ -77,9 +78,9 @@ type sessionConfig struct {
 	confirmLeader func() bool
 	// end ends the session because of an error.
 	end func(error)
-	// stall is called when batches in flight begin or cease to have been
+	// setLate is called when batches in flight begin or cease to have been
 	// answered without an outcome.
-	stall func(stalled bool)
+	setLate func(late bool)
 
 	nats    natsInfo
 	replies transmitter
@@ -106,12 +107,12 @@ func newSession(c sessionConfig) *session {
 		},
 		responder: responder{
 			partition: c.partition, term: c.term, log: c.log, metrics: c.metrics, stages: c.stages,
-			mark: c.mark, confirmLeader: c.confirmLeader, end: c.end, stall: c.stall, limits: c.nats, replies: c.replies,
+			mark: c.mark, confirmLeader: c.confirmLeader, end: c.end, setLate: c.setLate, limits: c.nats, replies: c.replies,
 			adviseRefused: c.adviseRefused, certified: certified, committed: committed,
 		},
 	}
 	s.responder.followed = s.publisher.followed
-	s.sequencer.reply, s.sequencer.replyLate, s.sequencer.late = s.responder.replyRejected, s.responder.answerLate, &s.responder.late
+	s.sequencer.replyRejected, s.sequencer.answerLate, s.sequencer.late = s.responder.replyRejected, s.responder.answerLate, &s.responder.late
 	return s
 }
 

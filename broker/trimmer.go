@@ -14,8 +14,8 @@ import (
 	"github.com/cantuslog/cantus/wal"
 )
 
-// trimmer removes a partition's oldest transactions when an operator asks for
-// it. A trim is an entry of the log; see trimPoint.
+// trimmer removes a partition's oldest transactions, at an operator's request
+// or by its retention policy. A trim is an entry of the log; see trimPoint.
 type trimmer struct {
 	partition int
 	log       *slog.Logger
@@ -51,10 +51,10 @@ func (t *trimmer) run(stop <-chan struct{}) {
 // trimLog trims the log if a trim record was applied. It returns the oldest
 // transaction kept, and logs and publishes it unless it is reported.
 func (t *trimmer) trimLog(reported uint64) uint64 {
-	r := t.state
-	r.mu.Lock()
-	through, txid, check, base := r.trimIndex, r.first, r.unchecked, r.basePoint()
-	r.mu.Unlock()
+	s := t.state
+	s.mu.Lock()
+	through, txid, check, base := s.trimIndex, s.first, s.unchecked, s.basePoint()
+	s.mu.Unlock()
 	if through == 0 || t.store.FirstIndex() > through {
 		return reported
 	}

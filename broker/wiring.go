@@ -97,7 +97,7 @@ func (n *Node) wasServed() bool {
 func (n *Node) newGenerations() *generations {
 	return &generations{
 		identity: n.identity, services: n.services(), peers: n.peers, facts: func() cluster.Facts { return n.currentMeta().now() },
-		greet: n.greet, reconnect: n.reconnect,
+		handshake: n.handshake, reconnect: n.reconnect,
 	}
 }
 
@@ -144,7 +144,7 @@ func (n *Node) groupOptions(id uint32, log *wal.Log, fsm raftstore.FSM, logger *
 func (n *Node) newMeta() *meta {
 	i, services := n.identity, n.services()
 	m := &meta{
-		identity: i, services: services, stored: n.store.Log(metaGroup), peers: n.peers, replicas: n.replicas, starts: n.generations, greet: n.greet,
+		identity: i, services: services, stored: n.store.Log(metaGroup), peers: n.peers, replicas: n.replicas, starts: n.generations, handshake: n.handshake,
 	}
 	m.operations = &operations{
 		identity: i, services: services, peers: n.peers, meta: m, replicas: n.replicas, membership: n.membership, shared: n.shared,
@@ -264,8 +264,11 @@ func (n *Node) isMember(name, id string) bool {
 	return is && member.ID == id
 }
 
-// greet connects to another node, so that each shows the other its generations.
-func (n *Node) greet(ctx context.Context, node string) error { return n.network.Handshake(ctx, node) }
+// handshake connects to another node, so that each shows the other its
+// generations.
+func (n *Node) handshake(ctx context.Context, node string) error {
+	return n.network.Handshake(ctx, node)
+}
 
 // reconnect closes the replication connections to other nodes, which are then
 // made again.

@@ -94,7 +94,7 @@ func (c *Client) callJSON(ctx context.Context, partition int, subject string, re
 	})
 }
 
-// request sends a request until accept reports that it is done. accept returns
+// call sends a request until accept reports that it is done. accept returns
 // the error of an answer, nil if the answer is good. partition is the one whose
 // leader answers, -1 if any node does.
 func (c *Client) call(ctx context.Context, partition int, subject string, body []byte, accept func(m *nats.Msg, attempt int) (err error, done bool)) error {

@@ -14,8 +14,9 @@ import (
 	"github.com/cantuslog/cantus/subjects"
 )
 
-// maxInflight is the number of batches of a partition that may be in flight,
-// the same as on the node. With more, batches would only be smaller.
+// maxInflight is the number of batches of a partition that a client may have in
+// flight. It is lower than the node's, which all clients share. With more,
+// batches would only be smaller.
 const maxInflight = 3
 
 // sender sends the transactions of one partition. Its goroutine executes run;

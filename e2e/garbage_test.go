@@ -90,7 +90,7 @@ func TestClusterHearsGarbage(t *testing.T) {
 			defer idle.Close()
 		}
 		checkSaid(t, address, good, nonce)
-		c.awaitLog(t, leader, "connection refused")
+		c.awaitLog(t, leader, "inbound connection rejected")
 		if most := leader.running().peak(t); most > 1<<30 {
 			t.Errorf("the node took %d bytes", most)
 		}

@@ -59,7 +59,7 @@ func TestClusterMirror(t *testing.T) {
 	if code, stdout, stderr := cantus(t, "mirror", "promote", "--server", mirror.url()); code != 0 || strings.Count(stdout, "promoted, and takes appends") != 2 {
 		t.Fatalf("promote ended with %d: %s%s", code, stdout, stderr)
 	}
-	if code, stdout, stderr := cantus(t, append(args, "--once")...); code != 3 || !strings.Contains(stderr, "is no mirror") {
+	if code, stdout, stderr := cantus(t, append(args, "--once")...); code != 3 || !strings.Contains(stderr, "is not a mirror") {
 		t.Errorf("after the promotion mirror ended with %d: %s%s", code, stdout, stderr)
 	}
 	first := logs[0][0]

@@ -1,3 +1,4 @@
-// Package internal holds packages that the tests of several folders share, and
-// the benchmark's NATS server without Cantus.
+// Package internal holds packages of the product that are not its public API
+// (backup, judge and invariant), and what the tests of several folders and the
+// benchmark share.
 package internal

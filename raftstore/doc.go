@@ -55,7 +55,7 @@
 //   - fetch_client.go, fetch_server.go, fetch_wire.go, fetch_state.go: a
 //     replica copies another replica's log. fetch_entries.go: it reads entries
 //     of one.
-//   - halt.go: a replica that is excluded from its group.
+//   - halt.go: a replica that is halted.
 //   - options.go, errors.go, logging.go.
 //
 // # A replica that is behind

@@ -25,7 +25,7 @@ var (
 	// ErrRefused is returned when a peer refuses a connection. The error's text
 	// contains the reason.
 	ErrRefused = peernet.ErrRefused
-	// ErrHalted is returned by a replica that is excluded from its group.
+	// ErrHalted is returned by a replica that is halted.
 	ErrHalted = errors.New("raftstore: the replica is halted")
 	// ErrCommittedCut is the reason of a replica that halted itself because a
 	// leader had it remove entries that it knows to be committed.

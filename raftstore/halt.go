@@ -6,7 +6,7 @@ import (
 	"sync/atomic"
 )
 
-// halt records whether a replica is excluded from its group. A halted replica
+// halt records whether a replica is halted. A halted replica
 // neither votes nor requests votes, neither sends nor accepts entries, and
 // answers no heartbeat: to the others it seems to be down. Its log can still be
 // read.

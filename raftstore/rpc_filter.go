@@ -123,7 +123,7 @@ func (f *rpcFilter) filter(rpc *raft.RPC) bool {
 	}
 	if term := requestTerm(rpc.Command); implausibleTerm(f.term(), term) {
 		if f.warn != nil {
-			f.warn("request refused: the peer's term is implausibly high", "term", term, "own", f.term())
+			f.warn("request rejected: the peer's term is implausibly high", "term", term, "own", f.term())
 		}
 		if rpc.Reader != nil {
 			_, _ = io.Copy(io.Discard, rpc.Reader) // it precedes the next request
@@ -135,7 +135,7 @@ func (f *rpcFilter) filter(rpc *raft.RPC) bool {
 	case *raft.AppendEntriesRequest:
 		if err := checkEntries(q); err != nil {
 			if f.warn != nil {
-				f.warn("request refused: no leader sends these entries", "err", err)
+				f.warn("request rejected: no leader sends these entries", "err", err)
 			}
 			rpc.Respond(nil, err)
 			return false
@@ -285,6 +285,6 @@ func (e *endpoint) rejectsTerm(term uint64) bool {
 	if g == nil || !implausibleTerm(g.raft.CurrentTerm(), term) {
 		return false
 	}
-	e.network.peers.Warn("heartbeat refused: the peer's term is implausibly high", "term", term, "own", g.raft.CurrentTerm())
+	e.network.peers.Warn("heartbeat rejected: the peer's term is implausibly high", "term", term, "own", g.raft.CurrentTerm())
 	return true
 }

@@ -204,7 +204,7 @@ func (t *transport) checkTerm(id raft.ServerID, term uint64, err error) error {
 	if err != nil || !implausibleTerm(t.filter.term(), term) {
 		return err
 	}
-	t.endpoint.network.peers.Warn("reply refused: the peer's term is implausibly high", "peer", id, "term", term, "own", t.filter.term())
+	t.endpoint.network.peers.Warn("reply rejected: the peer's term is implausibly high", "peer", id, "term", term, "own", t.filter.term())
 	return errImplausibleTerm
 }
 

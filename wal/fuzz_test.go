@@ -73,7 +73,7 @@ func FuzzSmallFiles(f *testing.F) {
 				t.Fatalf("generations %v", all)
 			}
 		}
-		w, witnessErr := wal.At(dir).Witness()
+		w, witnessErr := wal.At(dir).PeerRecord()
 		if witnessErr == nil {
 			w.Get("id")
 			if err := w.Update("id", func(s wal.Seen) (wal.Seen, error) { s.Node = "n9"; return s, nil }); err != nil {

@@ -36,7 +36,7 @@ func (n *Nonce) UnmarshalText(b []byte) error {
 
 const (
 	generationsFile = "generations.json"
-	witnessFile     = "peers.json"
+	peerRecordFile  = "peers.json"
 	// GenerationsKept is how many of its newest generations a directory keeps.
 	GenerationsKept = 128
 )
@@ -95,9 +95,9 @@ func noSpace(err error) error {
 	return err
 }
 
-// Witness is what a directory has recorded about other nodes' directories, by
-// their ids. It is safe for concurrent use.
-type Witness struct {
+// PeerRecord is a directory's peer record: what it has recorded about other
+// nodes' directories, by their ids. It is safe for concurrent use.
+type PeerRecord struct {
 	path string
 
 	mu   sync.Mutex
@@ -117,24 +117,24 @@ type Seen struct {
 	Older bool `json:"older,omitempty"`
 }
 
-// Witness reads what the directory has recorded about others. The error wraps
-// [ErrDamaged] if the file is not what was written.
-func (s *Store) Witness() (*Witness, error) {
-	w := &Witness{path: filepath.Join(s.dir, witnessFile), seen: map[string]Seen{}}
-	if err := readChecksummed(w.path, &w.seen); err != nil && !errors.Is(err, fs.ErrNotExist) {
+// PeerRecord reads what the directory has recorded about others. The error
+// wraps [ErrDamaged] if the file is not what was written.
+func (s *Store) PeerRecord() (*PeerRecord, error) {
+	r := &PeerRecord{path: filepath.Join(s.dir, peerRecordFile), seen: map[string]Seen{}}
+	if err := readChecksummed(r.path, &r.seen); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("read what is remembered of other nodes: %w", err)
 	}
-	if w.seen == nil { // null, in JSON
-		return nil, fmt.Errorf("read what is remembered of other nodes: %w: %s holds nothing", ErrDamaged, w.path)
+	if r.seen == nil { // null, in JSON
+		return nil, fmt.Errorf("read what is remembered of other nodes: %w: %s holds nothing", ErrDamaged, r.path)
 	}
-	return w, nil
+	return r, nil
 }
 
 // Get returns the record of the directory with an id.
-func (w *Witness) Get(id string) (Seen, bool) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	s, ok := w.seen[id]
+func (r *PeerRecord) Get(id string) (Seen, bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	s, ok := r.seen[id]
 	return s, ok
 }
 
@@ -142,18 +142,18 @@ func (w *Witness) Get(id string) (Seen, bool) {
 // change. When it returns nil the record survives power loss. An error of
 // change is returned; the record is replaced nonetheless. If the error wraps
 // [ErrNoSpace] the new record lasts until the process ends.
-func (w *Witness) Update(id string, change func(Seen) (Seen, error)) error {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	was := w.seen[id]
+func (r *PeerRecord) Update(id string, change func(Seen) (Seen, error)) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	was := r.seen[id]
 	is, err := change(was)
 	if is == was {
 		return err
 	}
-	w.seen[id] = is
-	if werr := noSpace(writeChecksummed(w.path, w.seen)); werr != nil {
+	r.seen[id] = is
+	if werr := noSpace(writeChecksummed(r.path, r.seen)); werr != nil {
 		if !errors.Is(werr, ErrNoSpace) {
-			w.seen[id] = was
+			r.seen[id] = was
 		}
 		return errors.Join(err, fmt.Errorf("remember the directory of %s: %w", is.Node, werr))
 	}

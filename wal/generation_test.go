@@ -40,7 +40,7 @@ func TestGenerationsAreCountedAndKept(t *testing.T) {
 func TestWhatIsRememberedOfOthersIsKept(t *testing.T) {
 	dir := t.TempDir()
 	s := openStore(t, dir, small())
-	w, err := s.Witness()
+	w, err := s.PeerRecord()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -57,7 +57,7 @@ func TestWhatIsRememberedOfOthersIsKept(t *testing.T) {
 		t.Fatal(err)
 	}
 	s = openStore(t, dir, small())
-	if w, err = s.Witness(); err != nil {
+	if w, err = s.PeerRecord(); err != nil {
 		t.Fatal(err)
 	}
 	if got, ok := w.Get("id"); !ok || got != want {
@@ -72,7 +72,7 @@ func TestDamagedGenerationsAreNotBelieved(t *testing.T) {
 	for _, name := range []string{"generations.json", "peers.json"} {
 		dir := t.TempDir()
 		s := openStore(t, dir, small())
-		w, err := s.Witness()
+		w, err := s.PeerRecord()
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -92,7 +92,7 @@ func TestDamagedGenerationsAreNotBelieved(t *testing.T) {
 			t.Fatal(err)
 		}
 		_, err = s.BeginGeneration()
-		_, werr := s.Witness()
+		_, werr := s.PeerRecord()
 		if err = errors.Join(err, werr); !errors.Is(err, wal.ErrDamaged) {
 			t.Errorf("%s: %v", name, err)
 		}

@@ -244,7 +244,7 @@ func mustBeEmpty(dir string) error {
 		switch n.Name() {
 		case lockFile, "lost+found": // the root of a file system has the latter
 		default:
-			return fmt.Errorf("%w: %s is missing, and %s holds %s: it is no data directory, or one whose identity was lost",
+			return fmt.Errorf("%w: %s is missing, and %s holds %s: it is not a data directory, or one whose identity was lost",
 				ErrDamaged, filepath.Join(dir, identityFile), dir, n.Name())
 		}
 	}

@@ -64,15 +64,15 @@ type Options struct {
 	mergeAfter int64
 	// allocate is allocateBlocks, except in tests.
 	allocate func(fd uintptr, bytes int64) error
-	// unmappable is a mappedFiles'.
+	// unmappable is the field of mappedFiles.
 	unmappable func(path string) bool
 	// patience is closePatience and rest is compactorRest, except in tests.
 	patience, rest time.Duration
 }
 
-// replayedShare is the share of CheckpointBytes which, if as much was replayed,
-// has a start take a checkpoint.
-const replayedShare = 8
+// replayedDivisor is by what CheckpointBytes is divided: a start that has
+// replayed as many bytes or more takes a checkpoint.
+const replayedDivisor = 8
 
 func (o Options) withDefaults() Options {
 	if o.TailBytes == 0 {
@@ -197,7 +197,7 @@ func Open(dir string, opts Options) (*Store, error) {
 		}
 	}
 	// What was replayed would be written to Badger once more by the next start.
-	if s.sinceCheck >= s.opts.CheckpointBytes/replayedShare {
+	if s.sinceCheck >= s.opts.CheckpointBytes/replayedDivisor {
 		s.sinceCheck = 0
 		s.wakeCheckpoint()
 	}

@@ -54,7 +54,7 @@ nobody answered for a minute. The same command then goes on. It is 1, too, if a 
 // Run exports a partition.
 func (c *exportCmd) Run(ctx context.Context, p *program) error {
 	if c.From == (position{}) || c.To != nil && *c.To == (position{}) {
-		return usagef("there is no transaction 0: ids begin with 1")
+		return usagef("there is no transaction 0: txids begin at 1")
 	}
 	l, err := c.open(ctx, "export")
 	if err != nil {

@@ -40,7 +40,7 @@ func (c *getCmd) Run(ctx context.Context, p *program) error {
 	case (c.Txid == nil) == (c.Lock == ""):
 		return usagef("name the transaction by either its TXID or --lock, such as \"cantus get 0 812\"")
 	case c.Txid != nil && *c.Txid == 0:
-		return usagef("there is no transaction 0: ids begin with 1")
+		return usagef("there is no transaction 0: txids begin at 1")
 	case c.Txid != nil:
 		request.Txid = uint64(*c.Txid)
 	}

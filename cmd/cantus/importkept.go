@@ -460,7 +460,7 @@ func checkLockName(name string) error {
 
 func checkMsgID(id string) error {
 	if subjects.CheckMsgID(id) != nil || strings.ContainsAny(id, "\r\n\x00") {
-		return fmt.Errorf("msg_id is no message id: 1 to %d bytes without CR, LF or NUL", subjects.MaxMsgID)
+		return fmt.Errorf("msg_id is not a message id: 1 to %d bytes without CR, LF or NUL", subjects.MaxMsgID)
 	}
 	return nil
 }

@@ -219,7 +219,7 @@ Example:
 
   cantus mirror promote --server nats://new:4222
 
-Exit status: 3 if a partition is no mirror, 4 if one has no leader: start it again then.`
+Exit status: 3 if a partition is not a mirror, 4 if one has no leader: start it again then.`
 }
 
 // promoteResult is the output of --json for a partition.
@@ -285,7 +285,7 @@ func (c *mirrorPromoteCmd) Run(ctx context.Context, p *program) error {
 	return errors.Join(none...)
 }
 
-var errNoMirror = failf(exitConflict, "it is no mirror")
+var errNoMirror = failf(exitConflict, "it is not a mirror")
 
 // promote ends the mirror of a partition, unless that has been done.
 func promote(ctx context.Context, l *natsConn, n int) (promoteResult, error) {

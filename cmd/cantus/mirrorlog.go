@@ -211,7 +211,7 @@ func (m *logMirror) find(ctx context.Context) (is bool, err error) {
 	case info.MirrorOf != "":
 		return false, failf(exitConflict, "it mirrors cluster %s, and --from leads to %s: is the address right?", info.MirrorOf, m.cluster)
 	case past > 0 && info.History[past-1].Cluster == m.cluster && !info.Restoring:
-		return false, failf(exitConflict, "it was promoted, or restored, after txid %d, and is no mirror: mirror into a new cluster", info.History[past-1].LastTxid)
+		return false, failf(exitConflict, "it was promoted, or restored, after txid %d, and is not a mirror: mirror into a new cluster", info.History[past-1].LastTxid)
 	}
 	return false, nil
 }

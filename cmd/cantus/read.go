@@ -79,7 +79,7 @@ const lostTries = 20
 // Run reads until the end, or until ctx is cancelled.
 func (c *readCmd) Run(ctx context.Context, p *program) error {
 	if c.From == (position{}) {
-		return usagef("there is no transaction 0: ids begin with 1")
+		return usagef("there is no transaction 0: txids begin at 1")
 	}
 	l, err := c.open(ctx, "read")
 	if err != nil {
@@ -278,7 +278,7 @@ func (r *reader) take(msg *nats.Msg, last uint64) (txid uint64, err error) {
 	switch msg.Header.Get(subjects.HeaderPrevious) {
 	case strconv.FormatUint(last, 10):
 	case "":
-		return 0, errors.New("the node sent a message that is no transaction")
+		return 0, errors.New("the node sent a message that is not a transaction")
 	default:
 		return 0, errLost
 	}
@@ -292,7 +292,7 @@ func (r *reader) take(msg *nats.Msg, last uint64) (txid uint64, err error) {
 	for rest := msg.Data; len(rest) > 0; {
 		var p subjects.Packed
 		if p, rest, err = subjects.NextPacked(rest); err != nil {
-			return 0, fmt.Errorf("the node sent a message that is no transaction: %w", plain(err))
+			return 0, fmt.Errorf("the node sent a message that is not a transaction: %w", plain(err))
 		}
 		t, err := unpackTransaction(int(r.cmd.Partition), p, r.cmd.HeadersOnly)
 		if err == nil {

@@ -71,7 +71,7 @@ func (u *restoreLimit) UnmarshalText(text []byte) error {
 		return err
 	}
 	if u.txid == 0 {
-		return errors.New("there is no transaction 0: ids begin with 1")
+		return errors.New("there is no transaction 0: txids begin at 1")
 	}
 	return nil
 }

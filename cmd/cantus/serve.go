@@ -131,7 +131,7 @@ func (c *serveCmd) Run(ctx context.Context, p *program, parsed *kong.Context) er
 	}
 	opts.Logger.Info("open: " + node.OpenPorts())
 	if _, err := fmt.Fprintln(p.out, readyLine(node.ClientURL(), node.HTTPAddr())); err != nil {
-		opts.Logger.Warn("ready line not written", "error", err)
+		opts.Logger.Warn("ready line not written", "err", err)
 	}
 	running := valuesOf(parsed.Selected().Flags)
 	for stopped := false; !stopped; {
@@ -165,7 +165,7 @@ func (p *program) ended(dir string, err error) error {
 		p.note("this node was removed from its cluster and stops; its data directory is not needed any more")
 		return nil
 	case errors.Is(err, broker.ErrDamaged):
-		return fmt.Errorf("%w: a node of a cluster is removed from it and added again with an empty directory; for another, restore a copy of the directory (\"cantus verify\" says whether one is whole), or save what is left: %s", err, leftIn(dir))
+		return fmt.Errorf("%w: remove a node of a cluster and add it again with an empty directory; for a standalone node, restore a copy of the directory (\"cantus verify\" says whether one is whole), or save what is left: %s", err, leftIn(dir))
 	}
 	return err
 }

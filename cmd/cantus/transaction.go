@@ -52,7 +52,7 @@ func parseTransaction(msg *nats.Msg, headersOnly bool) (*transaction, error) {
 	t.setMsgID(h.Get(subjects.HeaderStoredMsgID))
 	var err error
 	if t.Txid, err = strconv.ParseUint(h.Get(subjects.HeaderTxid), 10, 64); err != nil {
-		return nil, fmt.Errorf("the node sent a message that is no transaction: header %s is %q", subjects.HeaderTxid, h.Get(subjects.HeaderTxid))
+		return nil, fmt.Errorf("the node sent a message that is not a transaction: header %s is %q", subjects.HeaderTxid, h.Get(subjects.HeaderTxid))
 	}
 	if t.Partition, err = strconv.Atoi(h.Get(subjects.HeaderPartition)); err != nil {
 		return nil, fmt.Errorf("transaction %d: header %s is %q", t.Txid, subjects.HeaderPartition, h.Get(subjects.HeaderPartition))

@@ -307,9 +307,9 @@ func (n *Network) logRefused(conn net.Conn, err error) {
 	switch {
 	case n.ctx.Err() != nil:
 	case errors.As(err, new(NoGroupError)):
-		n.log.Debug("connection refused", args...)
+		n.log.Debug("inbound connection rejected", args...)
 	default:
-		n.Warn("connection refused", args...)
+		n.Warn("inbound connection rejected", args...)
 	}
 }
 

@@ -33,9 +33,9 @@ func (c *commit) wait() error {
 	return c.err
 }
 
-// finish reports the outcome to the callers of batch.
-func finish(batch []*commit, err error) {
-	for _, c := range batch {
+// finish reports the outcome to the callers of commits.
+func finish(commits []*commit, err error) {
+	for _, c := range commits {
 		if c.then != nil {
 			c.then(err)
 			continue
@@ -122,17 +122,17 @@ func (j *Journal) add(c *commit) {
 // it begins the next.
 func (j *Journal) write() {
 	for {
-		batch := j.take()
-		if batch == nil {
+		commits := j.take()
+		if commits == nil {
 			return
 		}
-		err := j.step(batch)
+		err := j.step(commits)
 		j.mu.Lock()
-		for _, c := range batch {
+		for _, c := range commits {
 			j.unwritten -= c.alone()
 		}
 		j.mu.Unlock()
-		finish(batch, err)
+		finish(commits, err)
 	}
 }
 
@@ -166,11 +166,11 @@ func (j *Journal) take() []*commit {
 		n++
 		size += c.size
 	}
-	batch := slices.Clone(j.queue[:n])
+	commits := slices.Clone(j.queue[:n])
 	j.queue = slices.Delete(j.queue, 0, n)
 	j.queued -= size
 	j.room.Broadcast()
-	return batch
+	return commits
 }
 
 // nextSize returns the size of the segment after the active one, unless a frame
@@ -182,14 +182,14 @@ func (j *Journal) nextSize() int64 {
 	return j.opts.sizeAfter(j.size, 0)
 }
 
-// step writes batch as one frame, syncs it and calls Synced.
-func (j *Journal) step(batch []*commit) error {
+// step writes commits as one frame, syncs it and calls Synced.
+func (j *Journal) step(commits []*commit) error {
 	if err := j.Err(); err != nil {
 		return err
 	}
-	groups := make([][]Op, len(batch))
+	groups := make([][]Op, len(commits))
 	count := 0
-	for i, c := range batch {
+	for i, c := range commits {
 		groups[i] = c.ops
 		count += len(c.ops)
 	}
@@ -198,7 +198,7 @@ func (j *Journal) step(batch []*commit) error {
 	}
 	seq := j.Seq() + 1
 	j.frame = j.codec.frame(j.frame[:0], seq, groups...)
-	async := slices.ContainsFunc(batch, func(c *commit) bool { return c.then != nil })
+	async := slices.ContainsFunc(commits, func(c *commit) bool { return c.then != nil })
 	if left := j.active.size - j.off - int64(len(j.frame)); left < j.kept(int64(len(j.frame))) && !async {
 		if err := j.prepareFor(int64(len(j.frame))); err != nil {
 			return err
@@ -212,7 +212,7 @@ func (j *Journal) step(batch []*commit) error {
 	if err := j.append(j.frame, seq); err != nil {
 		return err
 	}
-	j.count(len(batch), count, len(j.frame))
+	j.count(len(commits), count, len(j.frame))
 	j.trimBuffer()
 	if j.opts.Synced != nil {
 		ops := groups[0]

@@ -49,7 +49,7 @@ func TestPortsAreNotOpenedToAnyone(t *testing.T) {
 	}
 }
 
-func TestDoorsSayWhatIsOpenAndToWhom(t *testing.T) {
+func TestOpenPortsSayWhatIsOpenAndToWhom(t *testing.T) {
 	testkit.NotShort(t, "many nodes are started")
 	for want, opts := range map[string]broker.Options{
 		"no port": {},
@@ -69,7 +69,7 @@ func TestDoorsSayWhatIsOpenAndToWhom(t *testing.T) {
 }
 
 // After a reload that failed, the open ports are unchanged.
-func TestDoorsAfterAReload(t *testing.T) {
+func TestOpenPortsAfterAReload(t *testing.T) {
 	const asks = `authorization { token: "a-token-of-the-test" }`
 	conf := config(t, "")
 	n, _ := openNode(t, t.TempDir(), broker.Options{NATSConfig: conf})
