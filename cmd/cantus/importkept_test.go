@@ -120,7 +120,7 @@ func TestAKeptImportIsGivenUp(t *testing.T) {
 		status int
 		says   string
 	}{
-		{other, exitUsage, "run that one again, with its file or with a copy that ends after line 3 or later"},
+		{other, exitUsage, "run that import again, with its file or with a copy that ends after line 3 or later"},
 		{keptLines(t, "whole", 2), exitUsage, "partition 0 has 3 lines of this import, and the file has 2: give one that has at least those"},
 		{keptLines(t, "whole", 3), exitDone, "3 lines are in partition 0, the last as transaction 3"},
 		{whole, exitUsage, "--keep needs an empty partition"},
