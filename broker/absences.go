@@ -9,16 +9,19 @@ import (
 	"github.com/cantuslog/cantus/broker/cluster"
 )
 
-// absences tracks the members that are away.
+// absences tracks the members that are away, and the partitions without a
+// leader.
 type absences struct {
-	self    string
-	log     *slog.Logger
-	started time.Time // of this node
-	peers   *peers
-	facts   func() (facts cluster.Facts, changed <-chan struct{})
+	self     string
+	log      *slog.Logger
+	started  time.Time // of this node
+	peers    *peers
+	replicas *replicaSet
+	facts    func() (facts cluster.Facts, changed <-chan struct{})
 
 	mu   sync.Mutex
 	away map[string]time.Time // by member: since when it is away
+	led  map[int]time.Time    // by partition: when this node last heard of its leader
 }
 
 // run logs when a member goes away and when it comes back, until ctx ends.
@@ -41,11 +44,12 @@ func (a *absences) run(ctx context.Context) {
 	}
 }
 
-// look updates away and logs the changes.
+// look updates away and led, and logs what changes in away.
 func (a *absences) look(now time.Time) {
 	facts, _ := a.facts()
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	a.lookForLeaders(now)
 	for name := range facts.Nodes {
 		if name == a.self {
 			continue
@@ -72,6 +76,35 @@ func (a *absences) look(now time.Time) {
 			delete(a.away, name)
 		}
 	}
+}
+
+// lookForLeaders updates led. mu is held.
+func (a *absences) lookForLeaders(now time.Time) {
+	for partition, at := range a.peers.leading(now) {
+		a.led[partition] = at
+	}
+	for p := range a.replicas.open() {
+		if p.group.Leading() {
+			a.led[p.id] = now
+		}
+	}
+}
+
+// leaderlessSince returns when this node last heard of a partition's leader. If
+// it has heard of none, that is when it started. It is zero on a node that has
+// no others, which does not look again and again.
+func (a *absences) leaderlessSince(partition int) time.Time {
+	facts, _ := a.facts()
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	at, heard := a.led[partition]
+	switch {
+	case len(facts.Nodes) < 2:
+		return time.Time{}
+	case !heard:
+		at = a.started
+	}
+	return at.UTC()
 }
 
 // since returns when a member that is away was last heard, zero if it is not

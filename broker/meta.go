@@ -212,7 +212,21 @@ func (m *meta) report() groupReport {
 	r := statusReport(m.group.Status())
 	facts, _ := m.current()
 	r.Txid, r.Digests = facts.Version, m.chain.newest()
+	r.Halted = m.halted.Load() != nil
+	if r.leads() && !r.Halted {
+		now := time.Now()
+		r.CaughtUp = votersCaughtUp(m.group.Status().Replicas, m.opts.Name, func(name string) (groupReport, bool) { return m.reportOf(name, now) }, m.group.Reachable)
+	}
 	return r
+}
+
+// reportOf returns what a living node says of its replica of the facts.
+func (m *meta) reportOf(name string, now time.Time) (groupReport, bool) {
+	q, ok := m.peers.get(name)
+	if !ok || q.Meta == nil || !m.peers.alive(name, now) {
+		return groupReport{}, false
+	}
+	return *q.Meta, true
 }
 
 // statusReport returns the part of a report that Raft knows.
@@ -299,13 +313,7 @@ func (m *meta) step(ctx context.Context) (done bool, err error) {
 	now := time.Now()
 	w := desiredGroup{
 		group: m.group, transfer: m.transfer, self: m.opts.Name, voters: want, preferred: m.opts.Name,
-		report: func(name string) (groupReport, bool) {
-			q, ok := m.peers.get(name)
-			if !ok || q.Meta == nil || !m.peers.alive(name, now) {
-				return groupReport{}, false
-			}
-			return *q.Meta, true
-		},
+		report:      func(name string) (groupReport, bool) { return m.reportOf(name, now) },
 		steady:      func(name string) bool { return m.peers.steady(name, steadyTime, now) },
 		mayTransfer: func() bool { return false },
 	}

@@ -202,6 +202,25 @@ func (p *peers) all(now time.Time) []peer {
 	return alive
 }
 
+// leading returns the partitions of which a living node says that it leads
+// them, with the time of its last announcement.
+func (p *peers) leading(now time.Time) map[int]time.Time {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	led := map[int]time.Time{}
+	for _, q := range p.heard {
+		if now.Sub(q.at) >= aliveTime {
+			continue
+		}
+		for _, r := range q.Groups {
+			if r.leads() && q.at.After(led[r.Partition]) {
+				led[r.Partition] = q.at
+			}
+		}
+	}
+	return led
+}
+
 // clocks returns what the clocks of the nodes show that were heard within
 // aliveTime, as far as that is known.
 func (p *peers) clocks(now time.Time) (all []time.Time) {

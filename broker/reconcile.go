@@ -121,6 +121,23 @@ const maxLag = 512
 // caughtUp reports whether a replica had caught up when it sent its report.
 func caughtUp(r groupReport) bool { return r.Applied > 0 && r.behind <= maxLag }
 
+// votersCaughtUp returns the voters that a group can go on with if they are a
+// majority, as its leader, self, knows them: it hears and reaches them, and
+// they have caught up and have its log. report returns what another node
+// reports of its replica.
+func votersCaughtUp(replicas []raftstore.Replica, self string, report func(name string) (groupReport, bool), reachable func(name string) bool) (names []string) {
+	for _, replica := range replicas {
+		if !replica.Voter {
+			continue
+		}
+		r, there := report(replica.Name)
+		if replica.Name == self || there && caughtUp(r) && r.Fenced == "" && !r.Halted && reachable(replica.Name) {
+			names = append(names, replica.Name)
+		}
+	}
+	return names
+}
+
 // demoteFenced takes the vote from a replica whose log differs from the
 // others', so that it can be rebuilt.
 func (w desiredGroup) demoteFenced(ctx context.Context, have map[string]bool) (bool, error) {

@@ -3,6 +3,7 @@ package broker
 import (
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -149,14 +150,36 @@ func (r *replica) report() groupReport {
 	if why := r.fencing.fenced.Load(); why != nil {
 		report.Fenced = *why
 	}
+	report.Halted = r.fencing.halted.Load() != nil
 	if report.leads() {
 		report.Forgot = r.group.PeersThatLostEntries()
 		report.Full = r.gate.fullText()
+		report.CaughtUp = r.votersCaughtUp(time.Now())
 	}
 	if report.leads() || report.Applied >= report.Commit && report.Commit > 0 && r.hasCaughtUp(report) {
 		r.caughtUp.Store(true)
 	}
 	return report
+}
+
+// votersCaughtUp returns the voters that the partition can go on with, as this
+// replica knows them as their leader. They must have room.
+func (r *replica) votersCaughtUp(now time.Time) []string {
+	if r.fencing.barred() != "" {
+		return nil
+	}
+	lost := r.group.PeersThatLostEntries()
+	report := func(name string) (groupReport, bool) {
+		if room, _ := r.host.space.hasRoom(name, now); !room || lost[name] != "" {
+			return groupReport{}, false
+		}
+		return r.host.peers.report(name, r.id, now)
+	}
+	names := votersCaughtUp(r.group.Status().Replicas, r.host.name, report, r.group.Reachable)
+	if r.host.space.isFull() {
+		return slices.DeleteFunc(names, func(name string) bool { return name == r.host.name })
+	}
+	return names
 }
 
 // hasCaughtUp reports whether the replica is at most maxLag entries behind what

@@ -2,6 +2,7 @@ package broker
 
 import (
 	"context"
+	"maps"
 	"slices"
 	"time"
 
@@ -17,17 +18,23 @@ func (o *operations) onStatus(_ context.Context, m *natslink.Message) (any, erro
 	}
 	facts, _ := o.meta.current()
 	now := time.Now()
+	o.absences.look(now)
 	id := *o.founded
 	s := subjects.ClusterStatus{
-		Cluster: id.Cluster, ID: id.ID, AnsweredBy: o.opts.Name, Facts: facts.Version,
+		Cluster: id.Cluster, ID: id.ID, AnsweredBy: o.opts.Name, Time: now.UTC(), Facts: facts.Version,
 		MetaLeader: o.meta.group.Status().Leader, Replicas: facts.Replicas,
 	}
 	said := map[string]announcement{o.opts.Name: o.status()}
 	for _, q := range o.peers.all(now) {
 		said[q.Name] = q.announcement
 	}
+	s.MetaReplicas = metaStatus(said)
 	for p := range facts.Placement {
-		s.Partitions = append(s.Partitions, partitionStatus(p, facts, said))
+		one := partitionStatus(p, facts, said)
+		if one.Leader == "" {
+			one.LeaderlessSince = o.absences.leaderlessSince(p)
+		}
+		s.Partitions = append(s.Partitions, one)
 	}
 	for _, name := range facts.Names() {
 		one := nodeStatus(name, facts, said)
@@ -44,16 +51,6 @@ func (o *operations) onStatus(_ context.Context, m *natslink.Message) (any, erro
 		}
 	}
 	return s, nil
-}
-
-// namesOf returns the names of nodes, in order.
-func namesOf(said map[string]announcement) []string {
-	var names []string
-	for name := range said {
-		names = append(names, name)
-	}
-	slices.Sort(names)
-	return names
 }
 
 func nodeStatus(name string, facts cluster.Facts, said map[string]announcement) subjects.NodeStatus {
@@ -88,35 +85,61 @@ func nodeStatus(name string, facts cluster.Facts, said map[string]announcement) 
 
 func partitionStatus(partition int, facts cluster.Facts, said map[string]announcement) subjects.PartitionStatus {
 	s := subjects.PartitionStatus{Partition: partition, Placement: facts.Placement[partition]}
-	var leader groupReport
 	reports := map[string]groupReport{}
-	for _, name := range namesOf(said) {
-		for _, r := range said[name].Groups {
-			if r.Partition != partition {
-				continue
-			}
-			reports[name] = r
-			if r.leads() && r.Term >= s.Term {
-				s.Leader, s.Term, leader = name, r.Term, r
-			}
+	for name, a := range said {
+		i, has := slices.BinarySearchFunc(a.Groups, partition, func(r groupReport, p int) int { return r.Partition - p })
+		if has {
+			reports[name] = a.Groups[i]
 		}
 	}
-	s.StorageFull = leader.Full
+	var leader groupReport
+	s.Leader, leader = leaderOf(reports)
+	s.Term, s.StorageFull = leader.Term, leader.Full
+	s.Replicas = replicaStatuses(reports, leader, said)
+	return s
+}
+
+// metaStatus returns the replicas of the facts.
+func metaStatus(said map[string]announcement) []subjects.ReplicaStatus {
+	reports := map[string]groupReport{}
+	for name, a := range said {
+		if a.Meta != nil {
+			reports[name] = *a.Meta
+		}
+	}
+	_, leader := leaderOf(reports)
+	return replicaStatuses(reports, leader, said)
+}
+
+// leaderOf returns the node that leads a group, and its report. Of several that
+// report that they lead, it is the one with the highest term.
+func leaderOf(reports map[string]groupReport) (name string, leader groupReport) {
+	for _, one := range slices.Sorted(maps.Keys(reports)) {
+		if r := reports[one]; r.leads() && r.Term >= leader.Term {
+			name, leader = one, r
+		}
+	}
+	return name, leader
+}
+
+// replicaStatuses describes the replicas of a group: those that nodes report,
+// and those that its leader knows. A node that stops, or is away, does not
+// count as caught up, whatever the leader said.
+func replicaStatuses(reports map[string]groupReport, leader groupReport, said map[string]announcement) (all []subjects.ReplicaStatus) {
 	members := map[string]bool{}
 	for name := range reports {
 		members[name] = leader.Voters[name]
 	}
-	for name, voter := range leader.Voters {
-		members[name] = voter
-	}
+	maps.Copy(members, leader.Voters)
 	for _, name := range names(members) {
 		r, has := reports[name]
 		if !has {
 			r.State = "away"
 		}
-		s.Replicas = append(s.Replicas, subjects.ReplicaStatus{
+		all = append(all, subjects.ReplicaStatus{
 			Name: name, State: r.State, Voter: members[name], HighWaterMark: r.Txid, FirstTxid: r.First, Fenced: r.Fenced, Rebuilds: r.Rebuilds,
+			CaughtUp: has && !said[name].Leaving && slices.Contains(leader.CaughtUp, name),
 		})
 	}
-	return s
+	return all
 }

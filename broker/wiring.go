@@ -150,7 +150,7 @@ func (n *Node) newMeta() *meta {
 		identity: i, services: services, peers: n.peers, meta: m, replicas: n.replicas, membership: n.membership, shared: n.shared,
 		reads: n.conns.reads, status: n.gossip.status,
 	}
-	m.operations.absences = &absences{self: i.opts.Name, log: i.log, started: i.started, peers: n.peers, facts: m.current, away: map[string]time.Time{}}
+	m.operations.absences = &absences{self: i.opts.Name, log: i.log, started: i.started, peers: n.peers, replicas: n.replicas, facts: m.current, away: map[string]time.Time{}, led: map[int]time.Time{}}
 	return m
 }
 

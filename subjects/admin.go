@@ -173,11 +173,16 @@ type ClusterStatus struct {
 	ID      string `json:"id"`
 	// AnsweredBy is the node whose view this is.
 	AnsweredBy string `json:"answered_by"`
+	// Time is when it answered, by its clock.
+	Time time.Time `json:"time"`
 	// Facts is the version of the facts, on which the nodes have agreed.
 	Facts uint64 `json:"facts"`
 	// MetaLeader is the node that leads the group of the facts, "" if none
 	// does.
 	MetaLeader string `json:"meta_leader"`
+	// MetaReplicas are the replicas of the facts. Their high-water marks are
+	// versions of the facts.
+	MetaReplicas []ReplicaStatus `json:"meta_replicas"`
 	// Replicas is the number of voters that a partition should have.
 	Replicas   int               `json:"replicas"`
 	Nodes      []NodeStatus      `json:"nodes"`
@@ -224,6 +229,9 @@ type PartitionStatus struct {
 	// that it does.
 	Leader string `json:"leader"`
 	Term   uint64 `json:"term"`
+	// LeaderlessSince is when the node that answered last heard of a leader, if
+	// it hears of none.
+	LeaderlessSince time.Time `json:"leaderless_since,omitzero"`
 	// Placement lists the nodes that should have a replica; the first should
 	// lead.
 	Placement []string        `json:"placement"`
@@ -241,6 +249,10 @@ type ReplicaStatus struct {
 	// Voter is true if the replica counts for a majority.
 	Voter         bool   `json:"voter"`
 	HighWaterMark uint64 `json:"high_water_mark"`
+	// CaughtUp is true if the replica votes and the leader counts on it: the
+	// leader hears it, and it has the leader's log but for some last entries,
+	// and room for more.
+	CaughtUp bool `json:"caught_up,omitempty"`
 	// FirstTxid is the oldest transaction that the replica keeps.
 	FirstTxid uint64 `json:"first_txid"`
 	// Fenced is the reason why the replica is fenced, "" if it is not.
