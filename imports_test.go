@@ -95,7 +95,7 @@ var testOwners = map[string][]string{
 	"github.com/nats-io/nats-server":    {"client"},
 	"modernc.org/sqlite":                {"client"},
 	"github.com/jackc/pgx":              {"client"},
-	"github.com/cockroachdb/datadriven": {"broker", "lockmgr"},
+	"github.com/cockroachdb/datadriven": {"broker", "cmd", "lockmgr"},
 	"github.com/anishathalye/porcupine": {"internal"},
 }
 

@@ -28,6 +28,7 @@ type grammar struct {
 	Get        getCmd        `cmd:"" help:"Show one transaction, by its id or a lock."`
 	Status     statusCmd     `cmd:"" help:"Show the cluster and its partitions."`
 	Cluster    clusterCmd    `cmd:"" help:"Operate a cluster: nodes, replicas, leaders."`
+	Upgrade    upgradeCmd    `cmd:"" help:"Find out whether a node may be restarted."`
 	Export     exportCmd     `cmd:"" help:"Write a partition's transactions to a file, as JSON lines."`
 	Import     importCmd     `cmd:"" help:"Append the transactions of an exported file to a partition."`
 	Trim       trimCmd       `cmd:"" help:"Delete a partition's oldest transactions."`

@@ -2,17 +2,12 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"slices"
 	"strings"
-	"sync"
-	"sync/atomic"
 	"text/tabwriter"
 	"time"
-
-	"github.com/nats-io/nats.go"
 
 	"github.com/cantuslog/cantus/subjects"
 )
@@ -25,19 +20,28 @@ type statusCmd struct {
 }
 
 func (*statusCmd) Help() string {
-	return `Of each partition: its leader and term, the high-water mark (its last txid), the first txid that is kept, how many
+	return `The first line says whether writes are safe, and what stops if one more node fails: a partition goes on while a majority of
+its voters is there, has caught up and has room. What is not known counts as not safe. It
+is computed from what the partitions' leaders say, and from the view of the node that is named below it.
+
+Of each node: whether it is ready, or since when it is away, by the clock of the node that answered.
+
+Of each partition: its leader and term, the high-water mark (its last txid), the first txid that is kept, how many
 locks its table tracks and the txid up to which it has forgotten some (floor), and the first digits of the digest, which
 replicas at the same txid have in common. With --at also its last transaction at or before that time (as of), 0 for none.
 
-Exit status: 4 if a partition has no leader.`
+Exit status: 0 if every partition has a leader, 4 if one has none or does not answer. "cantus upgrade check" says
+whether a node may be restarted.`
 }
 
 // status is the output of --json.
 type status struct {
+	Health     health                   `json:"health"`
 	Cluster    subjects.ClusterInfo     `json:"cluster"`
 	Partitions []subjects.PartitionInfo `json:"partitions"`
 
-	asOf bool // show AS OF
+	nodes *subjects.ClusterStatus // nil if it is not known
+	asOf  bool                    // show AS OF
 }
 
 // Run shows the cluster.
@@ -47,82 +51,45 @@ func (c *statusCmd) Run(ctx context.Context, p *program) error {
 		return err
 	}
 	defer l.close()
-	s := status{asOf: c.At != (moment{})}
-	if s.Cluster, err = l.cluster(ctx); err != nil {
+	found, err := l.survey(ctx, c.At)
+	if err != nil {
 		return err
 	}
-	var leaderless []string
-	var errs []error
-	s.Partitions, errs = c.partitions(ctx, l, s.Cluster.Partitions)
-	for i, err := range errs {
+	s := status{Health: assess(found).health, Cluster: found.cluster, nodes: found.status, asOf: c.At != (moment{})}
+	var leaderless, silent []string
+	for i, answer := range found.partitions {
+		info := subjects.PartitionInfo{Partition: i}
 		switch {
-		case errors.Is(err, nats.ErrNoResponders):
+		case answer.info != nil:
+			info = *answer.info
+		case answer.silent != "":
+			silent = append(silent, fmt.Sprint(i))
+		default:
 			leaderless = append(leaderless, fmt.Sprint(i))
-		case err != nil:
-			return l.explain(err)
 		}
+		s.Partitions = append(s.Partitions, info)
 	}
 	if c.JSON {
 		err = printJSON(p.out, s)
 	} else {
 		err = s.print(p.out)
 	}
-	if err == nil && len(leaderless) > 0 {
-		err = failf(exitUnavailable, "without a leader: partition %s; if that stays so, see docs/recover.md", strings.Join(leaderless, ", "))
+	switch {
+	case err != nil:
+		return err
+	case len(leaderless) > 0:
+		return failf(exitUnavailable, "without a leader: partition %s; if that stays so, see docs/recover.md", strings.Join(leaderless, ", "))
+	case len(silent) > 0:
+		return failf(exitUnavailable, "without an answer: partition %s", strings.Join(silent, ", "))
 	}
-	return err
-}
-
-// askAtOnce is how many partitions are asked concurrently.
-const askAtOnce = 64
-
-// partitions asks the leader of each partition, and returns its answer or an
-// error.
-func (c *statusCmd) partitions(ctx context.Context, l *natsConn, n int) ([]subjects.PartitionInfo, []error) {
-	infos, errs := make([]subjects.PartitionInfo, n), make([]error, n)
-	var next atomic.Int64
-	var asking sync.WaitGroup
-	for range min(askAtOnce, n) {
-		asking.Go(func() {
-			for i := int(next.Add(1)) - 1; i < n; i = int(next.Add(1)) - 1 {
-				infos[i].Partition = i
-				errs[i] = c.ask(ctx, l, &infos[i])
-			}
-		})
-	}
-	asking.Wait()
-	return infos, errs
-}
-
-// ask asks the leader of a partition. If the last transaction at or before --at
-// is not known any more, the answer has none.
-func (c *statusCmd) ask(ctx context.Context, l *natsConn, info *subjects.PartitionInfo) error {
-	var request any
-	if c.At != (moment{}) {
-		request = subjects.InfoRequest{At: time.Time(c.At)}
-	}
-	err := l.ask(ctx, l.names.PartitionInfo(info.Partition), request, info)
-	if e, ok := errors.AsType[*subjects.Error](err); ok && e.Reason == subjects.Trimmed {
-		err = l.ask(ctx, l.names.PartitionInfo(info.Partition), nil, info)
-	}
-	return err
+	return nil
 }
 
 func (s *status) print(w io.Writer) error {
+	fmt.Fprintf(w, "%s\n\n", s.Health.Text)
 	fmt.Fprintf(w, "cluster %s, version %s, %s, %s\n", s.Cluster.Cluster, s.Cluster.Version,
 		plural(s.Cluster.Partitions, "partition"), plural(len(s.Cluster.Nodes), "node"))
-	because := false
-	for _, n := range s.Cluster.Nodes {
-		state := "ready"
-		if !n.Ready {
-			state = "not ready"
-			because = true
-		}
-		fmt.Fprintf(w, "node %s, %s\n", n.Name, state)
-	}
-	if because {
-		fmt.Fprintln(w, "\"cantus cluster status\" says why a node is not ready")
-	}
+	s.printNodes(w)
 	fmt.Fprintln(w)
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	row := func(cells ...string) {
@@ -159,6 +126,47 @@ func (s *status) print(w io.Writer) error {
 	}
 	s.printRetention(w)
 	return nil
+}
+
+// printNodes prints a line for each node, and one for each whose failure would
+// stop something.
+func (s *status) printNodes(w io.Writer) {
+	if s.nodes == nil {
+		for _, n := range s.Cluster.Nodes {
+			state := "ready"
+			if !n.Ready {
+				state = "not ready"
+			}
+			fmt.Fprintf(w, "node %s, %s\n", n.Name, state)
+		}
+		return
+	}
+	for _, n := range s.nodes.Nodes {
+		state := "ready"
+		switch {
+		case n.State == "waiting":
+			state = "waits to be added"
+		case !n.Alive:
+			state = away(n.Away, s.nodes.Time)
+		case !n.Ready:
+			state = "not ready: " + n.Unready
+		}
+		fmt.Fprintf(w, "node %s, %s\n", n.Name, state)
+	}
+	if len(s.nodes.Nodes) > 1 {
+		fmt.Fprintf(w, "as node %s sees it, at %s\n", s.nodes.AnsweredBy, clock(s.nodes.Time, time.Time{}))
+	}
+	for _, l := range s.Health.Losses {
+		fmt.Fprintf(w, "if node %s fails: %s\n", l.Node, l.text(len(s.Partitions)))
+	}
+}
+
+// away says since when a node is away, by the clock of the one that says so.
+func away(since, now time.Time) string {
+	if since.IsZero() {
+		return "away"
+	}
+	return fmt.Sprintf("away since %s, for %v", clock(since, now), now.Sub(since).Round(time.Second))
 }
 
 // printArchive prints how far back a partition is read.
