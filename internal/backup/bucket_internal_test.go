@@ -22,7 +22,7 @@ func TestBuckets(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for name, b := range map[string]Bucket{"directory": d, "object store": &cloud{memblob.OpenBucket(nil)}} {
+	for name, b := range map[string]Bucket{"directory": d, "object store": &cloud{bucket: memblob.OpenBucket(nil)}} {
 		t.Run(name, func(t *testing.T) { CheckBucket(t, b) })
 	}
 }

@@ -6,7 +6,8 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
-	"regexp"
+	"net"
+	"net/http"
 	"strings"
 
 	"gocloud.dev/blob"
@@ -14,7 +15,10 @@ import (
 )
 
 // cloud is a Bucket of an object store.
-type cloud struct{ bucket *blob.Bucket }
+type cloud struct {
+	bucket *blob.Bucket
+	scheme string // of its URL
+}
 
 func openCloud(ctx context.Context, url string) (*cloud, error) {
 	scheme, _, _ := strings.Cut(url, "://")
@@ -25,41 +29,64 @@ func openCloud(ctx context.Context, url string) (*cloud, error) {
 	default:
 		return nil, fmt.Errorf("%s: there is no storage %q: write a directory, or a URL that begins with s3://, gs:// or azblob://", url, scheme)
 	}
-	b, err := blob.OpenBucket(ctx, url)
+	b, err := openBucket(ctx, scheme, url)
 	if err != nil {
-		return nil, err
+		return nil, explain(scheme, err)
 	}
-	return &cloud{b}, nil
+	return &cloud{b, scheme}, nil
 }
-
-// explain adds to the error of a store what would be right.
-func explain(err error) error {
-	if err != nil && invalidRegion.MatchString(err.Error()) {
-		return fmt.Errorf("%w: set AWS_REGION to the bucket's region, or add ?region=REGION to the URL", err)
-	}
-	return err
-}
-
-var invalidRegion = regexp.MustCompile(`(?i)(invalid|missing|not find) (a )?region`)
 
 func (c *cloud) Put(ctx context.Context, name string, data []byte, mustBeNew bool) error {
 	err := c.bucket.WriteAll(ctx, name, data, &blob.WriterOptions{ContentType: "application/octet-stream", IfNotExist: mustBeNew})
-	if mustBeNew && gcerrors.Code(err) == gcerrors.FailedPrecondition {
-		return fmt.Errorf("%w: %w", fs.ErrExist, err)
+	if mustBeNew && isConflict(err) {
+		return fmt.Errorf("%w: %w", fs.ErrExist, explain(c.scheme, err))
 	}
-	return explain(err)
+	return explain(c.scheme, err)
+}
+
+// isConflict reports whether the error of a conditional write says that there
+// is such an object, or that another one is being written.
+func isConflict(err error) bool {
+	if err == nil {
+		return false
+	}
+	status, _ := answer(err)
+	return gcerrors.Code(err) == gcerrors.FailedPrecondition || status == http.StatusPreconditionFailed ||
+		status == http.StatusConflict && strings.Contains(err.Error(), "ConditionalRequestConflict")
 }
 
 func (c *cloud) Get(ctx context.Context, name string, limit int64) ([]byte, error) {
-	r, err := c.bucket.NewReader(ctx, name, nil)
-	if gcerrors.Code(err) == gcerrors.NotFound {
-		return nil, fmt.Errorf("%w: %w", fs.ErrNotExist, err)
+	r, err := c.bucket.NewReader(ctx, name, &blob.ReaderOptions{BeforeRead: beforeRead})
+	if isAbsent(err) {
+		// The store may say the same of an object whose bucket does not exist.
+		if _, _, err := c.bucket.ListPage(ctx, blob.FirstPageToken, 1, nil); err != nil {
+			return nil, explain(c.scheme, err)
+		}
+		return nil, fmt.Errorf("%w: %w", fs.ErrNotExist, explain(c.scheme, err))
 	}
 	if err != nil {
-		return nil, explain(err)
+		return nil, explain(c.scheme, err)
 	}
 	defer r.Close()
-	return readLimited(r, limit)
+	b, err := readLimited(r, limit)
+	if errors.Is(err, errTooLarge) {
+		return b, err
+	}
+	return b, explain(c.scheme, err)
+}
+
+// isAbsent reports whether the store answered that there is no such object, or
+// bucket. The library says "not found" for more: for what Google does not
+// permit, and for a host of Azure whose address is not found.
+func isAbsent(err error) bool {
+	if gcerrors.Code(err) != gcerrors.NotFound {
+		return false
+	}
+	if _, ok := errors.AsType[*net.DNSError](err); ok {
+		return false
+	}
+	status, _ := answer(err)
+	return status == 0 || status == http.StatusNotFound
 }
 
 func (c *cloud) List(ctx context.Context, prefix string) (all []Object, err error) {
@@ -69,15 +96,15 @@ func (c *cloud) List(ctx context.Context, prefix string) (all []Object, err erro
 			return all, nil
 		}
 		if err != nil {
-			return nil, explain(err)
+			return nil, explain(c.scheme, err)
 		}
 		all = append(all, Object{o.Key, o.Size, o.ModTime})
 	}
 }
 
 func (c *cloud) Delete(ctx context.Context, name string) error {
-	if err := c.bucket.Delete(ctx, name); gcerrors.Code(err) != gcerrors.NotFound {
-		return explain(err)
+	if err := c.bucket.Delete(ctx, name); !isAbsent(err) {
+		return explain(c.scheme, err)
 	}
 	return nil
 }

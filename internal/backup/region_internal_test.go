@@ -1,6 +1,9 @@
 package backup
 
 import (
+	"errors"
+	"io/fs"
+	"net/http"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -26,5 +29,12 @@ func TestABucketWithoutARegion(t *testing.T) {
 		if err == nil || !strings.Contains(err.Error(), "set AWS_REGION") {
 			t.Error(err)
 		}
+	}
+}
+
+func TestABucketInAnotherRegion(t *testing.T) {
+	b := openRefusing(t, "s3", http.StatusMovedPermanently, "PermanentRedirect")
+	if _, err := b.Get(t.Context(), "x", 1); err == nil || errors.Is(err, fs.ErrNotExist) || !strings.Contains(err.Error(), "set AWS_REGION") {
+		t.Error(err)
 	}
 }

@@ -118,7 +118,7 @@ func (r *Repository) Manifest(ctx context.Context, generation uint64) (*Manifest
 // wraps ErrDamaged if the newest one is damaged: an older one is never taken
 // for it.
 func (r *Repository) Newest(ctx context.Context) (*Manifest, error) {
-	for {
+	for missing := uint64(0); ; {
 		all, err := r.Generations(ctx)
 		if err != nil {
 			return nil, err
@@ -126,11 +126,15 @@ func (r *Repository) Newest(ctx context.Context) (*Manifest, error) {
 		if len(all) == 0 {
 			return nil, ErrNone
 		}
-		m, err := r.Manifest(ctx, all[len(all)-1])
-		if isMissing(err) { // there is one that is much newer
-			continue
+		newest := all[len(all)-1]
+		m, err := r.Manifest(ctx, newest)
+		switch {
+		case !isMissing(err):
+			return m, err
+		case newest == missing:
+			return nil, fmt.Errorf("%w: %s is listed, but missing", ErrDamaged, manifestName(newest))
 		}
-		return m, err
+		missing = newest // there is one that is much newer
 	}
 }
 
