@@ -3,7 +3,7 @@ GO ?= go
 # What the nearest release tag calls this commit, empty if there is none.
 VERSION ?= $(shell git describe --tags --match 'v[0-9]*' --dirty 2>/dev/null)
 
-.PHONY: help build test short race lint vuln fuzz bench soak idle bench-backup pgo scaling bench-etcd e2e long cluster failover faults faults-long netfaults interop natscli s3 postgres proof powercut fulldisk damage crashpoints sim pictures clean
+.PHONY: help build test short race lint vuln fuzz bench soak idle bench-backup pgo scaling bench-etcd e2e long cluster failover faults faults-long netfaults interop natscli stores postgres proof powercut fulldisk damage crashpoints sim pictures clean
 
 help: ## this list
 	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -80,8 +80,9 @@ interop: ## the same from Node.js and C (needs npm, cc and libnats-dev)
 natscli: ## every nats command line of the documents, with the real command (built from .ci/tools)
 	$(GO) test -count=1 -timeout 10m -tags natscli -run '^TestNATSCommand$$' ./e2e
 
-s3: ## backups in a real S3 server, versitygw (built from .ci/s3: some minutes the first time)
-	$(GO) test -count=1 -timeout 15m -tags s3 -v -run '^TestS3' ./internal/backup ./e2e
+stores: ## backups in real servers of S3, Google's and Azure's storage (needs npm; installed from .ci/stores: some minutes the first time)
+	cd .ci/stores && npm ci --no-audit --no-fund --silent
+	$(GO) test -count=1 -timeout 15m -tags stores -v -run '^TestStores' ./internal/backup ./e2e
 
 postgres: ## views and the bank on PostgreSQL (needs Debian's postgresql)
 	$(GO) test -count=1 -tags postgres ./client/sqlview ./examples/bank
@@ -111,4 +112,4 @@ pictures: ## docs/pictures/*.svg from the sources beside them (with d2, built fr
 	./.ci/pictures/run
 
 clean: ## remove what the targets made
-	rm -rf bin e2e/node/node_modules examples/node/node_modules
+	rm -rf bin .ci/stores/node_modules e2e/node/node_modules examples/node/node_modules

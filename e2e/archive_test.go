@@ -40,32 +40,32 @@ func TestClusterArchive(t *testing.T) {
 // startTrimmed starts a cluster whose archive has the beginning of its only
 // partition. It returns what was in the log before it was trimmed; there is one
 // transaction more now.
-func startTrimmed(t *testing.T, to string) (c *cluster, client *workload.Client, before []*nats.Msg) {
-	t.Helper()
-	c = startCluster(t, 3, "--partitions", "1", "--msg-ids", "1", "--archive", to)
+func startTrimmed(tb testing.TB, to string) (c *cluster, client *workload.Client, before []*nats.Msg) {
+	tb.Helper()
+	c = startCluster(tb, 3, "--partitions", "1", "--msg-ids", "1", "--archive", to)
 	load := startLoad(c, 1)
 	client = c.dial(c.nodes[0].name)
 	c.awaitMark(client, 0, testkit.Sized[uint64](300, 1500, 20_000))
-	load.stop(t)
-	before = drain(t, client, 0)
-	c.backUp(t, to)
-	c.trimTo(t, client, uint64(len(before))-20)
+	load.stop(tb)
+	before = drain(tb, client, 0)
+	c.backUp(tb, to)
+	c.trimTo(tb, client, uint64(len(before))-20)
 	c.mustKeep(client, 0, "later")
 	for _, n := range c.nodes { // a replica that has not trimmed its log yet reads from it
-		testkit.Until(t, n.name+" has trimmed its log", func() bool { return n.running().stderr.has("msg=trimmed") })
+		testkit.Until(tb, n.name+" has trimmed its log", func() bool { return n.running().stderr.has("msg=trimmed") })
 	}
 	return c, client, before
 }
 
 // trimTo trims partition 0 so that it begins with a transaction.
-func (c *cluster) trimTo(t *testing.T, client *workload.Client, first uint64) {
-	t.Helper()
-	if code, stdout, stderr := cantus(t, "trim", "0", "--before", fmt.Sprint(first), "--server", c.url()); code != 0 {
-		t.Fatalf("trim ended with %d: %s%s", code, stdout, stderr)
+func (c *cluster) trimTo(tb testing.TB, client *workload.Client, first uint64) {
+	tb.Helper()
+	if code, stdout, stderr := cantus(tb, "trim", "0", "--before", fmt.Sprint(first), "--server", c.url()); code != 0 {
+		tb.Fatalf("trim ended with %d: %s%s", code, stdout, stderr)
 	}
-	_, _, refused, err := client.Read(t.Context(), 0, map[string]any{"from": 1, "max": 1})
+	_, _, refused, err := client.Read(tb.Context(), 0, map[string]any{"from": 1, "max": 1})
 	if err != nil || refused != nil {
-		t.Fatalf("the first transaction is not read: %v, %v", refused, err)
+		tb.Fatalf("the first transaction is not read: %v, %v", refused, err)
 	}
 }
 

@@ -11,13 +11,12 @@ import (
 	"github.com/cantuslog/cantus/internal/testkit"
 )
 
-// backedUp is what "cantus backup --json" prints.
 // backUp backs the cluster up.
-func (c *cluster) backUp(t *testing.T, to string) {
-	t.Helper()
-	code, stdout, stderr := cantus(t, "backup", "--server", c.url(), "--to", to, "--json", "--quiet")
+func (c *cluster) backUp(tb testing.TB, to string) {
+	tb.Helper()
+	code, stdout, stderr := cantus(tb, "backup", "--server", c.url(), "--to", to, "--json", "--quiet")
 	if code != 0 {
-		t.Fatalf("backup ended with %d: %s%s", code, stdout, stderr)
+		tb.Fatalf("backup ended with %d: %s%s", code, stdout, stderr)
 	}
 }
 

@@ -91,7 +91,7 @@ func (l *load) acknowledged(partition int, payload string, r workload.Reply) err
 }
 
 // stop ends the writers, after every outcome is known.
-func (l *load) stop(t *testing.T) {
+func (l *load) stop(t testing.TB) {
 	t.Helper()
 	close(l.stopping)
 	if err := l.group.Wait(); err != nil {
