@@ -37,7 +37,7 @@ func TestStores(t *testing.T) {
 			s := testkit.StartStore(t, store.Name)
 			backUpToStore(t, s)
 			readFromStore(t, s)
-			checkRefusals(t, s)
+			checkCredentials(t, s)
 		})
 	}
 }
@@ -165,8 +165,9 @@ func readFromStore(t *testing.T, s *testkit.Store) {
 	checkRestoredLog(t, before, drainReplica(t, replica)[:len(before)])
 }
 
-// checkRefusals checks what the commands say of a store that is asked in vain.
-func checkRefusals(t *testing.T, s *testkit.Store) {
+// checkCredentials checks which credentials do, and what the commands say of a
+// store that is asked in vain.
+func checkCredentials(t *testing.T, s *testkit.Store) {
 	t.Helper()
 	refused := func(what string, env []string, want string, args ...string) {
 		t.Helper()
@@ -181,6 +182,11 @@ func checkRefusals(t *testing.T, s *testkit.Store) {
 	if s.WrongEnv != nil {
 		refused("wrong credentials", s.WrongEnv, s.Refusal, "backup", "verify", s.URL("prod"))
 		refused("wrong credentials", s.WrongEnv, "check the credentials", "backup", "show", s.URL("prod"))
+	}
+	for _, env := range s.Readers {
+		if code, stdout, stderr := cantusWith(t, env, "backup", "verify", s.URL("archive")); code != 0 || !strings.Contains(stdout, "whole") {
+			t.Errorf("with %s: %d, %s%s", env, code, stdout, stderr)
+		}
 	}
 	s.Stop()
 	refused("no server", nil, "connection refused", "backup", "show", s.URL("prod"))

@@ -20,6 +20,7 @@ import (
 	"time"
 
 	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/container"
+	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/sas"
 	"gocloud.dev/blob"
 	_ "gocloud.dev/blob/azureblob" // azblob://
 	_ "gocloud.dev/blob/gcsblob"   // gs://
@@ -33,9 +34,11 @@ import (
 type Store struct {
 	// Env are the variables by which a client finds the server and its
 	// credentials. WrongEnv has credentials that the server refuses, and
-	// Refusal is in its answer; both are empty if it takes any.
+	// Refusal is in its answer; both are empty if it takes any. Each of Readers
+	// has other credentials, with which a client can list and read.
 	Env, WrongEnv []string
 	Refusal       string
+	Readers       [][]string
 
 	tb      testing.TB
 	dir     string
@@ -110,9 +113,8 @@ func startAzure(s *Store) {
 	if _, err := os.Stat(program); err != nil {
 		s.tb.Fatalf("Azurite is not installed: make stores does so (%v)", err)
 	}
-	key, wrong := base64.StdEncoding.EncodeToString([]byte("secret")), base64.StdEncoding.EncodeToString([]byte("wrong"))
-	s.Env = []string{"AZURE_STORAGE_ACCOUNT=cantus", "AZURE_STORAGE_KEY=" + key}
-	s.WrongEnv, s.Refusal = []string{"AZURE_STORAGE_KEY=" + wrong}, "AuthorizationFailure"
+	s.Env = []string{"AZURE_STORAGE_ACCOUNT=cantus", "AZURE_STORAGE_KEY=" + azureKey("secret")}
+	s.WrongEnv, s.Refusal = []string{"AZURE_STORAGE_KEY=" + azureKey("wrong")}, "AuthorizationFailure"
 	s.url = "azblob://%s?domain=%s&protocol=http&localemu=true&prefix=%s/"
 	s.gently = true
 	s.command = func() *exec.Cmd {
@@ -121,10 +123,12 @@ func startAzure(s *Store) {
 		// asks for.
 		cmd := exec.Command("node", program, "--blobHost", host, "--blobPort", port, "--location", s.dir,
 			"--skipApiVersionCheck", "--disableTelemetry", "--silent")
-		cmd.Env = append(os.Environ(), "AZURITE_ACCOUNTS=cantus:"+key)
+		cmd.Env = append(os.Environ(), "AZURITE_ACCOUNTS=cantus:"+azureKey("secret"))
 		return cmd
 	}
 }
+
+func azureKey(text string) string { return base64.StdEncoding.EncodeToString([]byte(text)) }
 
 // tools returns the folder that says which servers there are.
 func (s *Store) tools() string {
@@ -159,6 +163,7 @@ func (s *Store) makeFolder() {
 	}
 }
 
+// createContainer makes the bucket of Azure, and credentials for it.
 func (s *Store) createContainer() {
 	s.tb.Helper()
 	b := s.open("")
@@ -169,6 +174,16 @@ func (s *Store) createContainer() {
 	}
 	if _, err := c.Create(s.tb.Context(), nil); err != nil {
 		s.tb.Fatal(err)
+	}
+	signed, err := c.GetSASURL(sas.ContainerPermissions{List: true, Read: true}, time.Now().Add(time.Hour), nil)
+	if err != nil {
+		s.tb.Fatal(err)
+	}
+	_, token, _ := strings.Cut(signed, "?")
+	account := fmt.Sprintf("AccountName=cantus;AccountKey=%s;BlobEndpoint=http://%s/cantus", azureKey("secret"), s.address)
+	s.Readers = [][]string{
+		{"AZURE_STORAGE_KEY=", "AZURE_STORAGE_SAS_TOKEN=" + token},
+		{"AZURE_STORAGE_KEY=", "AZURE_STORAGE_CONNECTION_STRING=" + account},
 	}
 }
 
