@@ -459,7 +459,7 @@ func TestANodeThatIsAddedGetsTheSecret(t *testing.T) {
 		return key != ""
 	})
 	m := askLeader(t, c.nodeConn("n1"), subjects.Names{}.Admin("cluster", "add"), `{"node":"n4","key":"00000000000000000000000000000000"}`)
-	if e := wantRefusal(t, m, subjects.BadRequest); !strings.Contains(e.Message, "with the key "+key+", and not with 0000") {
+	if e := wantRefusal(t, m, subjects.BadRequest); !strings.Contains(e.Message, "has the key "+key+", not 0000") {
 		t.Errorf("another key is refused with %q", e.Message)
 	}
 	c.operate("n1", subjects.AdminRequest{Node: "n4", Key: key, Standby: true}, "cluster", "add")
