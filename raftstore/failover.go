@@ -79,7 +79,9 @@ func (e *endpoint) leaderGone(node string) {
 	case <-time.After(time.Duration(turn) * g.heartbeatTimeout / staggerFraction):
 	}
 	if g.follows(node) && !e.network.hasHeartbeatConn(node) {
-		g.info("the leader's process has ended: starting an election", "leader", node)
+		if ok, withheld := e.network.ended.due(node, time.Now()); ok {
+			g.info("a leader's process has ended: its groups start elections", "node", node, "not_logged_before", withheld)
+		}
 		g.campaign(e.ctx)
 	}
 }

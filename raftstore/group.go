@@ -59,7 +59,11 @@ func Open(opts Options) (*Group, error) {
 	if opts.Logger != nil {
 		g.info, g.warn = opts.Logger.Info, opts.Logger.Warn
 	}
-	opts.logger = raftLogger(opts.Logger, &g.closing)
+	unreached := &outages{}
+	if opts.Network != nil {
+		unreached = &opts.Network.unreached
+	}
+	opts.logger = raftLogger(opts.Logger, &g.closing, unreached)
 	opts, config, err := opts.withDefaults()
 	if err != nil {
 		return nil, err

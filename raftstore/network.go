@@ -28,6 +28,9 @@ type Network struct {
 	running sync.WaitGroup
 
 	starved starvation // has its own lock
+	// unreached limits warnings about a peer that can't be reached, and ended
+	// messages about one whose process has ended.
+	unreached, ended outages
 
 	// mu guards the fields below.
 	mu              sync.Mutex
