@@ -3,6 +3,7 @@ package broker
 import (
 	"context"
 	"log/slog"
+	"slices"
 	"sync"
 	"time"
 
@@ -21,6 +22,7 @@ type absences struct {
 
 	mu   sync.Mutex
 	away map[string]time.Time // by member: since when it is away
+	said map[string]said      // by member
 	led  map[int]time.Time    // by partition: when this node last heard of its leader
 }
 
@@ -59,23 +61,56 @@ func (a *absences) look(now time.Time) {
 		switch alive := heard && now.Sub(q.at) < aliveTime; {
 		case alive && was:
 			delete(a.away, name)
-			a.log.Info("node is back", "node", name, "after", now.Sub(since).Round(time.Second/10))
-		case alive || was:
-		case !heard:
-			if now.Sub(a.started) > aliveTime {
-				a.away[name] = a.started.Local()
-				a.log.Warn("node is away", "node", name, "since", "this node started")
-			}
-		default:
+			a.say(name, false, now, "node is back", "after", now.Sub(since).Round(time.Second/10))
+		case alive:
+			a.say(name, false, now, "node is back")
+		case was:
+			a.say(name, true, now, "node is away", "since", since.UTC().Format(time.RFC3339))
+		case heard:
 			a.away[name] = q.at
-			a.log.Warn("node is away", "node", name, "since", q.at.UTC().Format(time.RFC3339))
+			a.say(name, true, now, "node is away", "since", q.at.UTC().Format(time.RFC3339))
+		case now.Sub(a.started) > aliveTime:
+			a.away[name] = a.started.Local()
+			a.say(name, true, now, "node is away", "since", "this node started")
 		}
 	}
 	for name := range a.away {
 		if _, member := facts.Nodes[name]; !member {
 			delete(a.away, name)
+			delete(a.said, name)
 		}
 	}
+}
+
+// said is what was last logged of a member.
+type said struct {
+	away   bool
+	recent []time.Time // when that was logged, and what was logged before it
+}
+
+// maxSaid is how many lines a minute are logged of one member: a node that
+// comes and goes all the time must not fill the log.
+const maxSaid = 4
+
+// say logs whether a member is away, unless that was logged last, or too much
+// was logged lately. In that case it is logged by a later call, if it is still
+// so. mu is held.
+func (a *absences) say(name string, away bool, now time.Time, msg string, args ...any) {
+	s := a.said[name]
+	if s.away == away {
+		return
+	}
+	s.recent = slices.DeleteFunc(s.recent, func(at time.Time) bool { return now.Sub(at) >= time.Minute })
+	if len(s.recent) >= maxSaid {
+		return
+	}
+	s.away, s.recent = away, append(s.recent, now)
+	a.said[name] = s
+	level := slog.LevelInfo
+	if away {
+		level = slog.LevelWarn
+	}
+	a.log.Log(context.Background(), level, msg, append([]any{"node", name}, args...)...)
 }
 
 // lookForLeaders updates led. mu is held.

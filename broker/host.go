@@ -9,6 +9,7 @@ import (
 	"golang.org/x/sync/semaphore"
 
 	"github.com/cantuslog/cantus/broker/cluster"
+	"github.com/cantuslog/cantus/broker/internal/loglimit"
 	"github.com/cantuslog/cantus/broker/internal/natslink"
 	"github.com/cantuslog/cantus/raftstore"
 	"github.com/cantuslog/cantus/subjects"
@@ -24,11 +25,14 @@ type host struct {
 	names      subjects.Names
 	partitions int // of the cluster
 	log        *slog.Logger
-	now        func() time.Time // for the times of transactions
-	queueBytes int              // capacity of each queue
-	state      stateOptions
-	metrics    *metrics
-	stats      *serviceStats
+	// leaderships gathers what is logged of partitions that this node begins to
+	// lead, or no longer leads, at the same time.
+	leaderships *loglimit.Burst
+	now         func() time.Time // for the times of transactions
+	queueBytes  int              // capacity of each queue
+	state       stateOptions
+	metrics     *metrics
+	stats       *serviceStats
 	// trimming, if not nil, is called before each step of trimming a log. It is
 	// for tests.
 	trimming          func(step string)

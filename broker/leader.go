@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"strings"
 	"sync"
 	"time"
 
@@ -35,10 +36,10 @@ func (r *replica) run(ctx context.Context) {
 			}
 			if errors.As(err, new(transferError)) || ctx.Err() != nil {
 				r.transferring = true
-				r.log.Info("leading ended", "because", endedBecause(ctx, err))
+				r.logEnded(slog.LevelInfo, endedBecause(ctx, err))
 				continue
 			}
-			logLeadingEnded(r.log, "leading ended", err, r.transferring)
+			r.logEnded(endedLevel(err, r.transferring), err.Error())
 			select {
 			case <-ctx.Done():
 			case <-time.After(leadPause):
@@ -69,14 +70,44 @@ func endedBecause(ctx context.Context, err error) string {
 	return err.Error()
 }
 
-// logLeadingEnded logs that leadership ended with err: as a warning, unless its
-// loss was expected.
-func logLeadingEnded(log *slog.Logger, msg string, err error, expected bool) {
-	level := slog.LevelWarn
+// endedLevel returns the level at which it is logged that leadership ended with
+// err: as a warning, unless its loss was expected.
+func endedLevel(err error, expected bool) slog.Level {
 	if expected && errors.Is(err, raftstore.ErrNotLeader) {
-		level = slog.LevelInfo
+		return slog.LevelInfo
 	}
-	log.Log(context.Background(), level, msg, "because", err)
+	return slog.LevelWarn
+}
+
+// logBegun logs that this node leads the partition, with others of which it
+// begins to lead them at the same time.
+func (r *replica) logBegun(term uint64) {
+	mark := r.state.position().mark
+	r.host.leaderships.Add("begun", r.id, func() { r.log.Info("leading", "term", term, "high_water_mark", mark) },
+		func(partitions []int) { r.host.log.Info("leading", "partitions", namePartitions(partitions)) })
+}
+
+// logEnded logs that this node no longer leads the partition, with others for
+// which that ends at the same time.
+func (r *replica) logEnded(level slog.Level, why string) {
+	ctx := context.Background()
+	r.host.leaderships.Add(fmt.Sprint("ended ", level, why), r.id, func() { r.log.Log(ctx, level, "leading ended", "because", why) },
+		func(partitions []int) {
+			r.host.log.Log(ctx, level, "leading ended", "partitions", namePartitions(partitions), "because", why)
+		})
+}
+
+// maxListed bounds the partitions that are named in a message.
+const maxListed = 20
+
+// namePartitions names partitions for a message.
+func namePartitions(partitions []int) string {
+	more := len(partitions) - maxListed
+	text := strings.Trim(fmt.Sprint(partitions[:min(len(partitions), maxListed)]), "[]")
+	if text = strings.ReplaceAll(text, " ", ", "); more > 0 {
+		text += fmt.Sprintf(" and %d more", more)
+	}
+	return text
 }
 
 // runLeader serves the partition for one leader epoch: from the barrier behind
@@ -116,7 +147,7 @@ func (r *replica) runLeader(stopping context.Context) error {
 		r.serving.Store(true)
 		r.transferring = false
 		r.host.announce()
-		r.log.Info("leading", "term", term, "high_water_mark", r.state.position().mark)
+		r.logBegun(term)
 		r.adviseLeader()
 		<-ctx.Done()
 	}

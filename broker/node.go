@@ -12,6 +12,7 @@ import (
 	"github.com/nats-io/nats.go"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/cantuslog/cantus/broker/internal/loglimit"
 	"github.com/cantuslog/cantus/broker/internal/natslink"
 	"github.com/cantuslog/cantus/broker/internal/natsserver"
 	"github.com/cantuslog/cantus/raftstore"
@@ -53,7 +54,9 @@ type Node struct {
 	scrubber  *scrubber
 	limits    *limits
 	reloading sync.Mutex
-	life      *lifecycle
+
+	leaderships loglimit.Burst // see host
+	life        *lifecycle
 }
 
 // Open runs a node on the data directory dir and returns once every partition

@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/cantuslog/cantus/broker/internal/loglimit"
 	"github.com/cantuslog/cantus/broker/internal/natslink"
 	"github.com/cantuslog/cantus/internal/sim"
 	"github.com/cantuslog/cantus/internal/testkit"
@@ -176,7 +177,8 @@ func (s *dataSim) Start(n *sim.Node) (*raftstore.Group, error) {
 		log = l
 	}
 	h := host{
-		name: n.Name, names: names, partitions: 1, log: log, now: time.Now, queueBytes: 8 << 20,
+		leaderships: &loglimit.Burst{},
+		name:        n.Name, names: names, partitions: 1, log: log, now: time.Now, queueBytes: 8 << 20,
 		state:   stateOptions{locks: lockmgr.Options{Locks: 200, IDs: 10_000, IDWindow: dataSimWindow}, pointEvery: 16},
 		metrics: newMetrics(), stats: newServiceStats(),
 		messaging: messaging{

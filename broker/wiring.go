@@ -150,7 +150,7 @@ func (n *Node) newMeta() *meta {
 		identity: i, services: services, peers: n.peers, meta: m, replicas: n.replicas, membership: n.membership, shared: n.shared,
 		reads: n.conns.reads, status: n.gossip.status,
 	}
-	m.operations.absences = &absences{self: i.opts.Name, log: i.log, started: i.started, peers: n.peers, replicas: n.replicas, facts: m.current, away: map[string]time.Time{}, led: map[int]time.Time{}}
+	m.operations.absences = &absences{self: i.opts.Name, log: i.log, started: i.started, peers: n.peers, replicas: n.replicas, facts: m.current, away: map[string]time.Time{}, said: map[string]said{}, led: map[int]time.Time{}}
 	return m
 }
 
@@ -171,7 +171,7 @@ func (n *Node) host() host {
 	i, c := n.identity, n.conns
 	return host{
 		name: i.opts.Name, cluster: n.store.Identity().ID, names: i.names, partitions: n.store.Identity().Partitions, log: i.log,
-		now: time.Now, queueBytes: int(n.limits.queueBytes.Load()), state: i.opts.state(), trimming: i.opts.trimming,
+		leaderships: &n.leaderships, now: time.Now, queueBytes: int(n.limits.queueBytes.Load()), state: i.opts.state(), trimming: i.opts.trimming,
 		retentionInterval: i.opts.RetentionInterval,
 		metrics:           n.metrics, stats: n.stats,
 		messaging: messaging{

@@ -3,6 +3,7 @@
 // cause.
 //
 // [Interval] limits all messages of one kind, [Repeats] those with the same
-// text, and [Once] allows one message for each key. Their zero values are ready
-// for use. They are safe for concurrent use.
+// text, and [Once] allows one message for each key. [Burst] makes one message
+// of several. Their zero values are ready for use. They are safe for concurrent
+// use.
 package loglimit

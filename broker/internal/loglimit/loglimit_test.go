@@ -1,8 +1,11 @@
 package loglimit
 
 import (
+	"fmt"
 	"strings"
+	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 )
 
@@ -22,4 +25,63 @@ func TestATextIsAllowedOncePerInterval(t *testing.T) {
 	if len(r.all) > maxRepeats {
 		t.Errorf("%d texts are kept", len(r.all))
 	}
+}
+
+func TestATextThatKeepsComingIsAllowedLessAndLess(t *testing.T) {
+	r, began, allowed := &Repeats{}, time.Now(), []time.Duration(nil)
+	for at := time.Duration(0); at < 2*time.Hour; at += time.Second {
+		if ok, _ := r.Allow("x", began.Add(at)); ok {
+			allowed = append(allowed, at)
+		}
+	}
+	if len(allowed) > 13 || allowed[1] != repeatInterval || allowed[len(allowed)-1]-allowed[len(allowed)-2] != maxRepeatInterval {
+		t.Errorf("allowed at %v", allowed)
+	}
+	if ok, _ := r.Allow("x", began.Add(2*time.Hour+repeatInterval)); !ok {
+		t.Error("it is not allowed after a pause")
+	}
+}
+
+// A failover of many partitions logged a line for each.
+func TestABurstIsTwoLines(t *testing.T) {
+	var b Burst
+	var lines []string
+	add := func(kind string, partition int) {
+		b.Add(kind, partition, func() { lines = append(lines, fmt.Sprint(kind, " ", partition)) },
+			func(all []int) { lines = append(lines, fmt.Sprint(kind, " ", all)) })
+	}
+	for p := range 5 {
+		add("leading", p)
+	}
+	add("ended", 7)
+	add("ended", 8)
+	b.Flush()
+	add("ended", 9)
+	b.Flush()
+	if got, want := strings.Join(lines, "; "), "leading 0; ended 7; ended 8; leading [1 2 3 4]; ended 9"; got != want {
+		t.Errorf("%s, want %s", got, want)
+	}
+}
+
+func TestABurstEndsByItself(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var b Burst
+		var lines []string
+		var mu sync.Mutex
+		log := func(line string) {
+			mu.Lock()
+			defer mu.Unlock()
+			lines = append(lines, line)
+		}
+		for p := range 3 {
+			b.Add("leading", p, func() { log(fmt.Sprint(p)) }, func(all []int) { log(fmt.Sprint(all)) })
+		}
+		time.Sleep(burstTime + 1)
+		synctest.Wait()
+		b.Add("leading", 3, func() { log("3") }, nil)
+		b.Flush()
+		if got := strings.Join(lines, "; "); got != "0; [1 2]; 3" {
+			t.Errorf("logged %s", got)
+		}
+	})
 }
