@@ -80,9 +80,11 @@ interop: ## the same from Node.js and C (needs npm, cc and libnats-dev)
 natscli: ## every nats command line of the documents, with the real command (built from .ci/tools)
 	$(GO) test -count=1 -timeout 10m -tags natscli -run '^TestNATSCommand$$' ./e2e
 
-stores: ## backups in real servers of S3, Google's and Azure's storage (needs npm; installed from .ci/stores: some minutes the first time)
-	cd .ci/stores && npm ci --no-audit --no-fund --silent
+stores: .ci/stores/node_modules/.package-lock.json ## backups in servers of S3, Google's and Azure's storage (needs npm; installed from .ci/stores: some minutes the first time)
 	$(GO) test -count=1 -timeout 15m -tags stores -v -run '^TestStores' ./internal/backup ./e2e
+
+.ci/stores/node_modules/.package-lock.json: .ci/stores/package-lock.json
+	cd .ci/stores && npm ci --no-audit --no-fund --silent
 
 postgres: ## views and the bank on PostgreSQL (needs Debian's postgresql)
 	$(GO) test -count=1 -tags postgres ./client/sqlview ./examples/bank
