@@ -339,7 +339,7 @@ func (e *keptEncoder) add(t *transaction) (done *keptBatch, err error) {
 	if err != nil {
 		return nil, err
 	}
-	if n := e.w.Count(); e.first == 0 || at != e.at+int64(n) || n == keptBatchCount || e.w.Size()+len(t.data) > keptBatchBytes {
+	if n := e.w.Count(); e.first == 0 || at != e.at+int64(n) || n == keptBatchCount || e.w.Size()+t.size() > keptBatchBytes {
 		done = e.finish()
 		e.first, e.at = e.next, at
 		e.w.Begin(wal.Transactions, e.first, at, 0)
@@ -394,7 +394,7 @@ func (e *keptEncoder) finish() *keptBatch {
 
 // storedTransaction returns a transaction as a log stores it.
 func storedTransaction(t *transaction) (*wal.Transaction, error) {
-	stored := &wal.Transaction{Kind: []byte(t.Kind), Payload: t.data, Header: t.Headers.lines()}
+	stored := &wal.Transaction{Kind: []byte(t.Kind), Payload: t.appendPayload(nil), Header: t.Headers.lines()}
 	if t.Kind == "" {
 		stored.Kind = []byte(subjects.DefaultKind)
 	}

@@ -265,13 +265,13 @@ func (e *lineEncoder) appendLine(dst []byte, n uint64, tag chainTag, line []byte
 		return dst[:start], 0, err
 	}
 	dst = subjects.AppendBlockEnd(dst)
-	size = len(dst) - start - 8 + len(t.data)
+	size = len(dst) - start - 8 + t.size()
 	if size > e.largest {
 		return dst[:start], 0, fmt.Errorf("with the headers that an import adds, the transaction has %d bytes: at most %d are allowed; --plain adds fewer", size, e.largest)
 	}
 	binary.BigEndian.PutUint32(dst[start:], uint32(len(dst)-start-8))
-	binary.BigEndian.PutUint32(dst[start+4:], uint32(len(t.data)))
-	return append(dst, t.data...), size, nil
+	binary.BigEndian.PutUint32(dst[start+4:], uint32(t.size()))
+	return t.appendPayload(dst), size, nil
 }
 
 // appendRecorded appends the locks that the transaction recorded, as append

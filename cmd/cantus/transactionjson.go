@@ -153,10 +153,6 @@ func decodeTransaction(line []byte) (*transaction, error) {
 		return nil, errors.New("it has both payload and payload_base64")
 	case t.Payload == nil && t.PayloadBase64 == nil:
 		return nil, errors.New("it has no payload, not even an empty one: was it read with --headers-only?")
-	case t.Payload != nil:
-		t.data = []byte(*t.Payload)
-	default:
-		t.data = t.PayloadBase64
 	}
 	if t.HeadersBase64 != nil {
 		if !bytes.HasSuffix(t.HeadersBase64, []byte("\r\n")) {
@@ -168,4 +164,20 @@ func decodeTransaction(line []byte) (*transaction, error) {
 		t.MsgID = string(t.MsgIDBase64)
 	}
 	return t, nil
+}
+
+// size returns the bytes of the payload of a decoded line.
+func (t *transaction) size() int {
+	if t.Payload != nil {
+		return len(*t.Payload)
+	}
+	return len(t.PayloadBase64)
+}
+
+// appendPayload appends the payload of a decoded line.
+func (t *transaction) appendPayload(dst []byte) []byte {
+	if t.Payload != nil {
+		return append(dst, *t.Payload...)
+	}
+	return append(dst, t.PayloadBase64...)
 }
