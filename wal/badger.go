@@ -264,6 +264,7 @@ func (s *Store) reclaim() (more bool, err error) {
 	if !more {
 		return false, unmerged
 	}
+	s.counters.reclaimed.Add(1)
 	return true, nil
 }
 
@@ -316,6 +317,7 @@ func (s *Store) compact() error {
 		return err
 	}
 	s.deleted.Add(-deleted)
+	s.counters.merges.Add(1)
 	if err := s.db.Flatten(1); err != nil {
 		s.opts.Logger.Warn("tables not merged: space that was freed comes back later", "err", err)
 		return nil

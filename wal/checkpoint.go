@@ -152,6 +152,8 @@ func (s *Store) takeCheckpoint() error {
 	}
 	s.starting.replayBytes.Add(-replayBytes)
 	s.checked, s.badgerLogs = at.Seq, at.BadgerLogs
+	s.counters.checkpoints.Add(1)
+	s.counters.lastCheckpoint.Store(time.Now().UnixNano())
 	s.opts.Logger.Debug("checkpoint taken", "seq", at.Seq)
 	return nil
 }

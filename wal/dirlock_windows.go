@@ -5,6 +5,7 @@ package wal
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 
@@ -44,6 +45,22 @@ func FreeSpace(dir string) (int64, error) {
 	}
 	return int64(free), nil
 }
+
+// DiskSize returns how many bytes the file system under dir has.
+func DiskSize(dir string) (int64, error) {
+	path, err := windows.UTF16PtrFromString(dir)
+	if err != nil {
+		return 0, err
+	}
+	var size uint64
+	if err := windows.GetDiskFreeSpaceEx(path, nil, &size, nil); err != nil {
+		return 0, fmt.Errorf("size of the disk of %s: %w", dir, err)
+	}
+	return int64(size), nil
+}
+
+// allocatedBytes returns a file's length.
+func allocatedBytes(info fs.FileInfo) int64 { return info.Size() }
 
 // freeInodes reports nothing: Windows does not limit the number of files.
 func freeInodes(string) (n int64, known bool) { return 0, false }

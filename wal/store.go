@@ -149,6 +149,7 @@ type Store struct {
 	deleted    atomic.Int64  // bytes deleted from Badger since it was last compacted
 	checking   sync.Mutex    // held while one is taken, or space reclaimed; guards checked
 	checked    uint64        // seq of the last one
+	counters   counters
 	// missing are the memtable logs that the checkpoint lists and that were not
 	// there when the store was opened, for error messages.
 	missing []string
@@ -488,15 +489,3 @@ func (s *Store) Failure() <-chan struct{} { return s.failed }
 // then, so that an idle process wakes once and not twice. A slow receiver
 // misses values.
 func (s *Store) RoomChecked() <-chan struct{} { return s.roomChecked }
-
-// Stats are the counters of a store since it was opened.
-type Stats struct {
-	Journal journal.Stats
-	// Applied is the last journal frame that Badger has.
-	Applied uint64
-}
-
-// Stats returns the counters.
-func (s *Store) Stats() Stats {
-	return Stats{Journal: s.journal.Stats(), Applied: s.applier.done()}
-}
