@@ -236,9 +236,16 @@ func (c *certifier) newest(name string) (txid uint64, exact bool) {
 }
 
 func (c *certifier) stats() lockmgr.Stats {
+	stats, _ := c.figures()
+	return stats
+}
+
+// figures returns what the lock table holds, and how many batches are in
+// flight.
+func (c *certifier) figures() (table lockmgr.Stats, batches int) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.table.Stats()
+	return c.table.Stats(), len(c.inFlight)
 }
 
 // lockTransaction sets c to the part of a stored transaction that the table

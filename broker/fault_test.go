@@ -273,7 +273,7 @@ func TestBusy(t *testing.T) {
 	for k := range sent {
 		i.send(fmt.Sprint(k, payload))
 	}
-	if n.replicas.get(0).current().queue.length() == 0 {
+	if waiting, _ := n.replicas.get(0).current().queue.waiting(); waiting == 0 {
 		t.Error("nothing waits")
 	}
 	open(nil)

@@ -20,7 +20,6 @@ type fencing struct {
 	store      *wal.Log // holds why the replica is fenced
 	digests    *digests
 	session    *sessionEnd
-	diverged   func() // counts the replica as fenced
 	advise     func(event string, fields map[string]any)
 	announce   func()           // has the announcement sent soon
 	fail       func(error)      // stops the node
@@ -68,7 +67,6 @@ func (f *fencing) fenceAnd(why string, halt bool) {
 	}
 	f.log.Error("replica fenced: it stays out of its group until it is rebuilt from the others (cantus cluster rebuild); keep a copy of the data directory first: it may hold what they have lost", "because", why)
 	f.advise("diverged", map[string]any{"partition": f.partition, "because": why})
-	f.diverged()
 	f.session.end(errFenced)
 	f.background(func() {
 		if err := f.store.SetMeta(wal.Meta{Name: metaFenced, Value: []byte(why)}); err != nil {

@@ -145,6 +145,7 @@ func (r *replica) runLeader(stopping context.Context) error {
 	r.subscribed = subscribed
 	if err == nil {
 		r.serving.Store(true)
+		r.metrics.leaderships.Inc()
 		r.transferring = false
 		r.host.announce()
 		r.logBegun(term)

@@ -23,6 +23,7 @@ type natsServer interface {
 	AppUser() natslink.User
 	Routed(node, id string) bool // whether there is a route to a node's server
 	ConfigDigest() string
+	Stats() natsserver.Stats
 	Reload(o natsserver.Options, partitions int, setTLS func(*tls.Config) (restore func(), err error)) error
 	ClientURL() string
 	Shutdown()
@@ -62,6 +63,7 @@ type portServer interface {
 	ClusterAddr() *net.TCPAddr
 	OpenTo() (clients, routes string)
 	ClusterTLS() *tls.Config
+	Certificates() []natsserver.Certificate
 }
 
 // environment is what a node has around it, instead of the machine's ports, in

@@ -292,7 +292,7 @@ func (n *Node) serve(ctx context.Context) error {
 	if err := n.startDiscovery(); err != nil {
 		return err
 	}
-	n.metrics.watch(watched{ready: n.Ready, free: n.space.free.Load, full: n.space.isFull, store: n.store, controllers: n.replicas.list()})
+	n.metrics.registry.MustRegister(n.newNodeCollector(), newPartitionCollector(n.identity.opts.Name, n.meta, n.peers, n.replicas.list()))
 	if err := n.awaitServed(ctx); err != nil {
 		return err
 	}

@@ -41,28 +41,30 @@ type simServer struct {
 
 var _ natsServer = (*simServer)(nil)
 
-func (s *simServer) InProcessConn() (net.Conn, error)    { return s.Conn() }
-func (s *simServer) NodeUser() natslink.User             { return natslink.User{} }
-func (s *simServer) AppUser() natslink.User              { return natslink.User{} }
-func (s *simServer) CurrentUser() nats.Option            { return func(*nats.Options) error { return nil } }
-func (s *simServer) MaxReply() int64                     { return 0 }
-func (s *simServer) SetLinks(...*natslink.Link)          {}
-func (s *simServer) MapKeys(int) error                   { return nil }
-func (s *simServer) Configured() bool                    { return false }
-func (s *simServer) Reloaded() <-chan struct{}           { return s.never }
-func (s *simServer) AccountName() string                 { return "$G" }
-func (s *simServer) MaxPending() int64                   { return 64 << 20 }
-func (s *simServer) MaxPayload() int                     { return simnats.MaxPayload }
-func (s *simServer) LimitsChanged() <-chan struct{}      { return s.never }
-func (s *simServer) MayHaveInterest(subject string) bool { return s.HasInterest(subject) }
-func (s *simServer) Addr() net.Addr                      { return nil }
-func (s *simServer) ClusterAddr() *net.TCPAddr           { return nil }
-func (s *simServer) OpenTo() (clients, routes string)    { return "nobody", "nobody" }
-func (s *simServer) ClusterTLS() *tls.Config             { return nil }
-func (s *simServer) ConfigDigest() string                { return "" }
-func (s *simServer) ClientURL() string                   { return "" }
-func (s *simServer) Shutdown()                           { s.Close() }
-func (s *simServer) WaitForShutdown()                    {}
+func (s *simServer) InProcessConn() (net.Conn, error)       { return s.Conn() }
+func (s *simServer) NodeUser() natslink.User                { return natslink.User{} }
+func (s *simServer) AppUser() natslink.User                 { return natslink.User{} }
+func (s *simServer) CurrentUser() nats.Option               { return func(*nats.Options) error { return nil } }
+func (s *simServer) MaxReply() int64                        { return 0 }
+func (s *simServer) SetLinks(...*natslink.Link)             {}
+func (s *simServer) MapKeys(int) error                      { return nil }
+func (s *simServer) Configured() bool                       { return false }
+func (s *simServer) Reloaded() <-chan struct{}              { return s.never }
+func (s *simServer) AccountName() string                    { return "$G" }
+func (s *simServer) MaxPending() int64                      { return 64 << 20 }
+func (s *simServer) MaxPayload() int                        { return simnats.MaxPayload }
+func (s *simServer) LimitsChanged() <-chan struct{}         { return s.never }
+func (s *simServer) MayHaveInterest(subject string) bool    { return s.HasInterest(subject) }
+func (s *simServer) Addr() net.Addr                         { return nil }
+func (s *simServer) ClusterAddr() *net.TCPAddr              { return nil }
+func (s *simServer) OpenTo() (clients, routes string)       { return "nobody", "nobody" }
+func (s *simServer) ClusterTLS() *tls.Config                { return nil }
+func (s *simServer) Certificates() []natsserver.Certificate { return nil }
+func (s *simServer) Stats() natsserver.Stats                { return natsserver.Stats{} }
+func (s *simServer) ConfigDigest() string                   { return "" }
+func (s *simServer) ClientURL() string                      { return "" }
+func (s *simServer) Shutdown()                              { s.Close() }
+func (s *simServer) WaitForShutdown()                       {}
 
 func (s *simServer) Behind(int64) natsserver.SlowConns { return natsserver.SlowConns{} }
 

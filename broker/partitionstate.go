@@ -357,6 +357,14 @@ func (s *partitionState) position() position {
 	return position{mark: s.mark.Load(), index: s.index, first: s.first, base: s.base, restoring: s.restoring.hides(), mirrorOf: s.restoring.source(), changed: s.changed}
 }
 
+// figures returns the bytes of the entries that are kept, and the number of
+// cursors.
+func (s *partitionState) figures() (bytes uint64, cursors int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.bytes - s.basePoint().bytes, len(s.cursors)
+}
+
 // promotedAfter returns the last transaction that a mirror had when it was
 // promoted, 0 if it is not a promoted mirror.
 func (s *partitionState) promotedAfter() uint64 {

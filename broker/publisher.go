@@ -21,6 +21,7 @@ type publisher struct {
 	key       ed25519.PrivateKey // of the packed feed
 	nats      feedInfo
 	feeds     transmitter
+	metrics   *partitionMetrics
 	// promotedAfter returns the last transaction that a mirror had when it was
 	// promoted, 0 if it is not a promoted mirror.
 	promotedAfter func() uint64
@@ -157,5 +158,7 @@ func (p *publisher) send(out []byte) {
 	}
 	if err := p.feeds.Send(out); err != nil {
 		p.log.Debug("feed not sent", "err", err)
+		return
 	}
+	p.metrics.fed.Add(float64(len(out)))
 }

@@ -195,9 +195,9 @@ func (q *queue) take(count int) []*natslink.Message {
 	return taken
 }
 
-// length returns the number of messages that wait.
-func (q *queue) length() int {
+// waiting returns how many messages wait, and how many bytes they count as.
+func (q *queue) waiting() (messages, bytes int) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	return len(q.items)
+	return len(q.items), q.bytes
 }

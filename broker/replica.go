@@ -28,7 +28,8 @@ type replica struct {
 	// readTerm is the latest term in which this node led and had applied every
 	// entry committed in earlier terms.
 	readTerm     atomic.Uint64
-	caughtUp     atomic.Bool                           // the replica has caught up with its leader once
+	caughtUp     atomic.Bool // the replica has caught up with its leader once
+	lag          replicaLag
 	subscribed   []subscribed                          // of the session, or of the last if this node still leads; owned by run
 	transferring bool                                  // the last session ended for a transfer, and none served since; owned by run
 	refused      atomic.Pointer[natslink.RefusedError] // why a session can't serve: the NATS server refused a subscription
@@ -89,8 +90,7 @@ func (r *replica) wire() {
 	r.gate = diskGate{partition: r.id, self: h.name, space: h.space, peers: h.peers, announce: h.announce, queues: []*queue{r.queue, cursors}, opened: r.opened}
 	r.fencing = fencing{
 		partition: r.id, self: h.name, log: r.log, store: r.store, digests: &r.digests, session: &r.session,
-		diverged: func() { h.metrics.diverged.WithLabelValues(label(r.id)).Set(1) },
-		advise:   h.advise, announce: h.announce, fail: h.fail, background: h.background, opened: r.opened,
+		advise: h.advise, announce: h.announce, fail: h.fail, background: h.background, opened: r.opened,
 	}
 	r.transfer = transfer{partition: r.id, log: r.log, peers: h.peers, session: &r.session, electionTimeout: h.electionTimeout}
 	r.refusals = refusals{
@@ -126,7 +126,7 @@ func (r *replica) wire() {
 	}
 	mirrored := publisher{
 		partition: r.id, names: h.names, packed: h.names.PackedFeed(r.id), log: r.log, enc: encoder{partition: r.id, names: h.names},
-		key: h.feedKey, nats: h.nats, feeds: h.feeds,
+		key: h.feedKey, nats: h.nats, feeds: h.feeds, metrics: &r.metrics,
 	}
 	r.restorer = restorer{
 		partition: r.id, cluster: h.cluster, state: r.state, gate: &r.gate, requests: &r.requests, now: h.now,
@@ -156,7 +156,7 @@ func (r *replica) report() groupReport {
 		report.Full = r.gate.fullText()
 		report.CaughtUp = r.votersCaughtUp(time.Now())
 	}
-	if report.leads() || report.Applied >= report.Commit && report.Commit > 0 && r.hasCaughtUp(report) {
+	if report.leads() || r.follows(report) {
 		r.caughtUp.Store(true)
 	}
 	return report
@@ -182,11 +182,16 @@ func (r *replica) votersCaughtUp(now time.Time) []string {
 	return names
 }
 
-// hasCaughtUp reports whether the replica is at most maxLag entries behind what
-// its leader last reported as committed.
-func (r *replica) hasCaughtUp(report groupReport) bool {
-	_, leader, ok := r.host.peers.leader(r.id, time.Now())
-	return ok && report.Applied+maxLag >= leader.Commit
+// follows reports whether the replica is at most maxLag entries behind what its
+// leader last reported as committed. It notes how far behind it is.
+func (r *replica) follows(report groupReport) bool {
+	now := time.Now()
+	_, leader, ok := r.host.peers.leader(r.id, now)
+	if !ok {
+		return false
+	}
+	r.lag.observe(report.Txid, leader.Txid, now)
+	return report.Applied >= report.Commit && report.Commit > 0 && report.Applied+maxLag >= leader.Commit
 }
 
 // unserved returns why the partition is not served, or this replica follows no

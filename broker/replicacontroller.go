@@ -64,7 +64,6 @@ type controllerConfig struct {
 	removalSuspected func() bool        // the node may have been removed
 	fail             func(error)
 	sources          *replicaSources
-	unfenced         func(partition int) // a fenced replica was deleted
 }
 
 func newReplicaController(config controllerConfig, id int, log *slog.Logger, data *wal.Log) *replicaController {
@@ -411,7 +410,6 @@ func (c *replicaController) serve(ctx context.Context, r *replica) {
 
 // unfence deletes the fence of a replica that was deleted.
 func (c *replicaController) unfence() {
-	c.unfenced(c.id)
 	if err := c.data.SetMeta(wal.Meta{Name: metaFenced}); err != nil {
 		c.log.Warn("the fence was not deleted", "err", err)
 	}

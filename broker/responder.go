@@ -252,6 +252,7 @@ func (p *responder) appendOutcome(out []byte, r *request, o outcome, mark uint64
 	}
 	if o.err != nil {
 		p.metrics.refused(endpoint, o.err.Reason)
+		p.metrics.conflicted(o.err)
 	}
 	switch {
 	case r.reply == "" && o.err != nil:

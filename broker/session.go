@@ -103,7 +103,7 @@ func newSession(c sessionConfig) *session {
 		publisher: publisher{
 			partition: c.partition, names: c.names, packed: c.names.PackedFeed(c.partition), log: c.log,
 			enc: encoder{partition: c.partition, names: c.names}, key: c.feedKey,
-			nats: c.nats, feeds: c.feeds, promotedAfter: c.promotedAfter, committed: committed,
+			nats: c.nats, feeds: c.feeds, metrics: c.metrics, promotedAfter: c.promotedAfter, committed: committed,
 		},
 		responder: responder{
 			partition: c.partition, term: c.term, log: c.log, metrics: c.metrics, stages: c.stages,

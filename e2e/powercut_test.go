@@ -141,7 +141,7 @@ func (c *cluster) failPower(t *testing.T, leader *node, d *powercut.Disk, killed
 	}
 }
 
-var journalFrames = regexp.MustCompile(`(?m)^cantus_journal_frames (\S+)$`)
+var journalFrames = regexp.MustCompile(`(?m)^cantus_journal_frames_total (\S+)$`)
 
 // frames is how often the node's journal has been synced.
 func (n *node) frames(t *testing.T) int {

@@ -32,6 +32,8 @@ type Server struct {
 	access  *access
 	rights  atomic.Pointer[rights]
 	openTo  atomic.Pointer[openTo]
+	// certificates are those that the ports show.
+	certificates atomic.Pointer[[]Certificate]
 	// leafAccount is the account of leaf nodes that connect without a user
 	// name.
 	leafAccount atomic.Pointer[server.Account]
@@ -111,8 +113,9 @@ func (s *Server) prepare(o Options, name string) (*server.Options, rights, error
 	if err != nil {
 		return nil, rights{}, err
 	}
-	d := openToOf(opts, o)
+	d, shown := openToOf(opts, o), certificatesOf(opts)
 	s.openTo.Store(&d)
+	s.certificates.Store(&shown)
 	r, err := s.access.apply(opts, o)
 	if err != nil {
 		return nil, rights{}, err
