@@ -47,11 +47,7 @@ func startHTTP(o Options, m *metrics, unready func() string) (*httpServer, error
 		}
 		addProfiles(mux, addr.String())
 	}
-	s := &httpServer{addr: l.Addr().String()}
-	s.server = &http.Server{
-		Handler: marking(mux), ConnContext: withConn, MaxHeaderBytes: httpHeaderSize,
-		ReadTimeout: httpReadTime, WriteTimeout: httpWriteTime, IdleTimeout: httpIdleTime,
-	}
+	s := &httpServer{addr: l.Addr().String(), server: newHTTPServer(mux)}
 	s.conns = &httpListener{Listener: l, most: httpConns}
 	s.ended.Go(func() {
 		if err := s.server.Serve(s.conns); err != nil && !errors.Is(err, http.ErrServerClosed) {
@@ -59,6 +55,14 @@ func startHTTP(o Options, m *metrics, unready func() string) (*httpServer, error
 		}
 	})
 	return s, nil
+}
+
+// newHTTPServer returns a server that waits for no client for long.
+func newHTTPServer(h http.Handler) *http.Server {
+	return &http.Server{
+		Handler: marking(h), ConnContext: withConn, MaxHeaderBytes: httpHeaderSize,
+		ReadTimeout: httpReadTime, WriteTimeout: httpWriteTime, IdleTimeout: httpIdleTime,
+	}
 }
 
 // httpHandler serves health and metrics.

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/cantuslog/cantus/broker"
+	"github.com/cantuslog/cantus/internal/testkit"
 )
 
 // get requests a path with a Host header and others, and returns the status.
@@ -79,6 +80,12 @@ func TestHTTPLimits(t *testing.T) {
 	if status := get(t, n, "/healthz", "", "X-Long", strings.Repeat("x", 64<<10)); status != http.StatusRequestHeaderFieldsTooLarge {
 		t.Errorf("a large header: %d", status)
 	}
+}
+
+// A client that is slow to ask, or to take its answer, keeps a connection for a
+// while only.
+func TestHTTPSlowClients(t *testing.T) {
+	testkit.SlowHTTPClients(t, broker.NewHTTPServer)
 }
 
 // However many connections a client opens, the node holds a bounded number of

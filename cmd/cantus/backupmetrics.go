@@ -87,7 +87,7 @@ func serveMetrics(registry *prometheus.Registry, addr string, p *program) (stop 
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
 	mux.Handle("GET /metrics", promhttp.HandlerFor(registry, promhttp.HandlerOpts{MaxRequestsInFlight: 4}))
-	s := &http.Server{Handler: mux, ReadTimeout: 10 * time.Second, WriteTimeout: 30 * time.Second, IdleTimeout: time.Minute, MaxHeaderBytes: 16 << 10}
+	s := newMetricsServer(mux)
 	ended := make(chan struct{})
 	go func() {
 		defer close(ended)
@@ -104,4 +104,9 @@ func serveMetrics(registry *prometheus.Registry, addr string, p *program) (stop 
 		}
 		<-ended
 	}, nil
+}
+
+// newMetricsServer returns a server that waits for no client for long.
+func newMetricsServer(h http.Handler) *http.Server {
+	return &http.Server{Handler: h, ReadTimeout: 10 * time.Second, WriteTimeout: 30 * time.Second, IdleTimeout: time.Minute, MaxHeaderBytes: 16 << 10}
 }
