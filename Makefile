@@ -3,7 +3,7 @@ GO ?= go
 # What the nearest release tag calls this commit, empty if there is none.
 VERSION ?= $(shell git describe --tags --match 'v[0-9]*' --dirty 2>/dev/null)
 
-.PHONY: help build test short race lint vuln fuzz bench soak idle bench-backup pgo scaling bench-etcd e2e long cluster failover faults faults-long netfaults interop natscli stores postgres proof powercut fulldisk damage crashpoints sim pictures clean
+.PHONY: help build test short race lint vuln fuzz bench soak idle bench-backup pgo scaling bench-etcd e2e long cluster failover faults faults-long netfaults alerts interop natscli stores postgres proof powercut fulldisk damage crashpoints sim pictures clean
 
 help: ## this list
 	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -73,6 +73,9 @@ netfaults: ## clusters in network namespaces with cut and slow links (root, ipro
 
 long: ## the tests that take samples, at full length: every damage, 20 kills on one and on four partitions
 	CANTUS_LONG=1 $(GO) test -count=1 -timeout 2h ./wal ./e2e
+
+alerts: ## the alert rules and their tests, with promtool (fetched from Debian if it is not there)
+	./.ci/alerts
 
 interop: ## the same from Node.js and C (needs npm, cc and libnats-dev)
 	./.ci/interop

@@ -39,6 +39,7 @@ type replicaView struct {
 	behind   uint64 // transactions
 	lag      time.Duration
 	voters   int
+	caughtUp int // of voters
 	away     int // of voters
 }
 
@@ -49,6 +50,9 @@ func (c *partitionCollector) view(r *replica, now time.Time) *replicaView {
 	v.bytes, v.cursors = r.state.figures()
 	if v.status.State != "leader" {
 		v.behind, v.lag = r.lag.read(v.at.mark, now)
+	}
+	if v.serves {
+		v.caughtUp = len(r.votersCaughtUp(now))
 	}
 	for _, member := range v.status.Replicas {
 		if !member.Voter {
@@ -117,6 +121,8 @@ var partitionFigures = []partitionFigure{
 		func(v *replicaView) float64 { return float64(v.voters) }},
 	{scrapedGauge("voters_away", "Replicas that vote and are not heard of.", "partition"), true,
 		func(v *replicaView) float64 { return float64(v.away) }},
+	{scrapedGauge("voters_caught_up", "Replicas that vote and that the partition can go on with: they are there, have caught up and have room.", "partition"), true,
+		func(v *replicaView) float64 { return float64(v.caughtUp) }},
 	{scrapedGauge("storage_full", "1 if the partition refuses transactions because disks are full.", "partition"), true,
 		func(v *replicaView) float64 { return bit(v.r.gate.fullError() != nil) }},
 }
