@@ -28,7 +28,7 @@ func TestGroupsLogTogetherThatAPeerIsUnreached(t *testing.T) {
 		l.Error("failed to make requestVote RPC", "target", raft.Server{ID: "n3", Address: "n3"}, "error", refused, "term", 7)
 	}
 	raftLogger(slog.New(slog.NewTextHandler(&log, nil)), &closing, together).Error("failed to heartbeat to", "peer", raft.ServerAddress("n2"), "error", refused)
-	if lines := strings.Count(log.String(), "\n"); lines != 2 || !strings.Contains(log.String(), "node=n3") || !strings.Contains(log.String(), "node=n2") {
+	if lines := strings.Count(log.String(), "\n"); lines != 2 || strings.Count(log.String(), `err="connection refused"`) != 2 || !strings.Contains(log.String(), "node=n3") || !strings.Contains(log.String(), "node=n2") {
 		t.Errorf("logged\n%s", &log)
 	}
 }
