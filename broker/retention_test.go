@@ -110,8 +110,8 @@ func TestRefusedPolicies(t *testing.T) {
 		`{"policy":{"age":"1h","archive_lag":"1h"}}`: "there is no archive",
 		`{"partition":-1,"policy":{"age":"1h"}}`:     "no partition -1",
 		`{"partition":1,"policy":{"age":"1h"}}`:      "no partition 1",
-		`{"partition":0}`:                            "no policy to remove",
-		`{}`:                                         "no policy to remove",
+		`{"partition":0}`:                            "partition 0 has no policy to remove",
+		`{}`:                                         "there is no policy of all partitions to remove",
 		`{"policy":{"count":1,"ages":"1h"}}`:         "ages",
 		`{"policy":{"cursors":[` + strings.Repeat(`"a",`, 3) + `"b"],"archive":"a"},"x":1}`: "x",
 	} {

@@ -108,7 +108,7 @@ func identify(dir string, want Identity) (id Identity, fresh bool, err error) {
 		return have, false, err
 	}
 	differ := func(what string, has, wants any) error {
-		return fmt.Errorf("%w: %s holds %s %v, not %v", ErrIdentity, dir, what, has, wants)
+		return fmt.Errorf("%w: %s holds %s %v, not %v: give what it holds, or another directory", ErrIdentity, dir, what, has, wants)
 	}
 	switch {
 	case want.Cluster != "" && want.Cluster != have.Cluster && have.was(want.Cluster):

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"strings"
 	"testing"
 
 	"github.com/cantuslog/cantus/wal"
@@ -82,6 +83,10 @@ func TestOpenKeepsToTheIdentity(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			mustRefuse(t, dir, wal.Options{Identity: other}, wal.ErrIdentity)
 		})
+	}
+	_, err = wal.Open(dir, wal.Options{Identity: wal.Identity{Node: "n2"}})
+	if err == nil || !strings.HasSuffix(err.Error(), " holds node n1, not n2: give what it holds, or another directory") {
+		t.Errorf("another node: %v", err)
 	}
 	for _, same := range []wal.Identity{{}, id} {
 		s := openStore(t, dir, wal.Options{Identity: same})

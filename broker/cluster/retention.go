@@ -76,13 +76,20 @@ func (f Facts) SetRetention(partition int, policy *Retention) (Command, error) {
 			return Command{}, err
 		}
 	}
-	if _, has := f.Retention[c.Partition]; policy == nil && !has {
-		return Command{}, fmt.Errorf("%w: there is no policy to remove", ErrCommand)
+	if policy != nil {
+		return c, policy.check()
 	}
-	if policy == nil {
+	if _, has := f.Retention[c.Partition]; has {
 		return c, nil
 	}
-	return c, policy.check()
+	_, general := f.Retention[allKey]
+	switch {
+	case partition == AllPartitions:
+		return Command{}, fmt.Errorf("%w: there is no policy of all partitions to remove", ErrCommand)
+	case general:
+		return Command{}, fmt.Errorf("%w: partition %d has no policy of its own to remove, only that of all partitions", ErrCommand, partition)
+	}
+	return Command{}, fmt.Errorf("%w: partition %d has no policy to remove", ErrCommand, partition)
 }
 
 // setRetention applies the command of SetRetention.

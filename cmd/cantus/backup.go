@@ -24,6 +24,17 @@ type backupCmd struct {
 	Show   backupShowCmd   `cmd:"" help:"Show what is in a backup."`
 }
 
+func (*backupCmd) Help() string {
+	return `"cantus backup --to" makes a backup, or brings it up to date: "cantus backup run --help" lists its flags.
+docs/backup.md explains the rest, such as a nightly run and a restore that is only a drill.
+
+Examples:
+
+  cantus backup --to /mnt/backup
+  cantus backup verify /mnt/backup
+  cantus backup show /mnt/backup`
+}
+
 // storageHelp explains where a backup may be.
 const storageHelp = `A backup is in a directory, or in a bucket: s3://NAME (and what speaks like S3, with ?endpoint=URL&use_path_style=true),
 gs://NAME or azblob://NAME; ?prefix=TEXT/ puts it below a prefix. Credentials are those of the vendor's own tools,
@@ -210,7 +221,11 @@ func (a *archiver) once(ctx context.Context) error {
 		err = errors.Join(err, a.cursor.move(ctx, partitions, result, err))
 	}
 	if result.Wrote || a.cmd.Every == 0 && result.Manifest.Generation > 0 && err == nil {
-		err = errors.Join(err, a.print(result, time.Since(began)))
+		moved := ""
+		if a.cursor != nil && err == nil {
+			moved = fmt.Sprintf("; the cursor %s is at its end", a.cursor.name)
+		}
+		err = errors.Join(err, a.print(result, time.Since(began), moved))
 	}
 	if ctx.Err() != nil && result.Wrote {
 		return failf(exitFailed, "interrupted: the backup has what was read up to then")
@@ -236,8 +251,15 @@ func (a *archiver) progress(at backup.Progress) {
 	a.p.note("partition %d: txid %d of %d", at.Partition, at.Txid, at.Last)
 }
 
-func (a *archiver) print(r backup.Result, took time.Duration) error {
+// print prints what a run has added, and on standard error which logs the
+// backup does not have from their first transaction on.
+func (a *archiver) print(r backup.Result, took time.Duration, moved string) error {
 	m := r.Manifest
+	for _, n := range r.Begun {
+		if log, ok := m.Find(n); ok && log.Base.Txid > 0 {
+			a.p.note("partition %d: the backup begins at transaction %d, the oldest one that the cluster has", n, log.Base.Txid+1)
+		}
+	}
 	if a.cmd.JSON {
 		out := backupResult{
 			Generation: m.Generation, Taken: m.Taken, Transactions: r.Transactions, Bytes: r.Bytes, Stored: r.Stored,
@@ -248,8 +270,8 @@ func (a *archiver) print(r backup.Result, took time.Duration) error {
 		}
 		return json.NewEncoder(a.p.out).Encode(out)
 	}
-	_, err := fmt.Fprintf(a.p.out, "generation %d: %d new transactions, %s in batches, %s written, in %v\n",
-		m.Generation, r.Transactions, humanize.IBytes(uint64(r.Bytes)), humanize.IBytes(uint64(r.Stored)), took.Round(time.Millisecond))
+	_, err := fmt.Fprintf(a.p.out, "generation %d: %s, %s in batches, %s written, in %v%s\n", m.Generation, plural(int(r.Transactions), "new transaction"),
+		humanize.IBytes(uint64(r.Bytes)), humanize.IBytes(uint64(r.Stored)), took.Round(time.Millisecond), moved)
 	return err
 }
 

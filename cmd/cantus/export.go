@@ -314,6 +314,14 @@ func (r *progress) done(n int) { r.p.note("%s", r.summary(n)) }
 
 func (r *progress) summary(n int) string {
 	took := time.Since(r.begun)
-	return fmt.Sprintf("%s %s transactions in %v, %s a second", r.what, humanize.Comma(int64(n)), took.Round(time.Millisecond),
+	return fmt.Sprintf("%s %s in %v, %s a second", r.what, transactions(n), took.Round(time.Millisecond),
 		humanize.Comma(int64(float64(n)/max(took.Seconds(), 1e-3))))
+}
+
+// transactions formats a number of transactions.
+func transactions(n int) string {
+	if n == 1 {
+		return "1 transaction"
+	}
+	return humanize.Comma(int64(n)) + " transactions"
 }

@@ -121,7 +121,7 @@ func (c *importCmd) Run(ctx context.Context, p *program) error {
 		return err
 	}
 	if lines.first == nil {
-		return usagef("%s is empty", c.File)
+		return usagef("%s is empty: there is nothing to import", c.File)
 	}
 	i := &importer{cmd: c, p: p, lines: lines, id: lines.id(), since: time.Now()}
 	if i.conn, err = c.open(ctx, "import"); err != nil {
@@ -192,7 +192,7 @@ func (i *importer) print(p *program) error {
 	if i.cmd.JSON {
 		return printJSON(p.out, r)
 	}
-	_, err := fmt.Fprintf(p.out, "%d lines are in partition %d, the last as transaction %d; %d were appended now\n", r.Lines, r.Partition, r.LastTxid, r.Appended)
+	_, err := fmt.Fprintf(p.out, "%s in partition %d, the last as transaction %d; %d appended now\n", plural(int(r.Lines), "line"), r.Partition, r.LastTxid, r.Appended)
 	return err
 }
 

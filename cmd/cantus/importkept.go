@@ -70,7 +70,7 @@ func (c *importCmd) keep(ctx context.Context, p *program) error {
 		}
 	}
 	if k.log.lines == 0 {
-		return usagef("%s is empty", c.File)
+		return usagef("%s is empty: there is nothing to import", c.File)
 	}
 	if k.conn, err = c.open(ctx, "import"); err != nil {
 		return k.failed(ctx, err)
@@ -101,7 +101,7 @@ func (k *keptImport) load(ctx context.Context) error {
 		if complete || err != nil {
 			return err
 		}
-		return usagef("--keep needs an empty partition, or one in which an import of this file was begun: %s", e.Message)
+		return usagef("--keep needs an empty partition, or one in which an import of this file was begun; of partition %d: %s", k.cmd.Partition, e.Message)
 	}
 	if err != nil {
 		return err

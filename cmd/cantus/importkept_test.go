@@ -122,7 +122,7 @@ func TestAKeptImportIsGivenUp(t *testing.T) {
 	}{
 		{other, exitUsage, "run that import again, with its file or with a copy that ends after line 3 or later"},
 		{keptLines(t, "whole", 2), exitUsage, "partition 0 has 3 lines of this import, and the file has 2: give one that has at least those"},
-		{keptLines(t, "whole", 3), exitDone, "3 lines are in partition 0, the last as transaction 3"},
+		{keptLines(t, "whole", 3), exitDone, "3 lines in partition 0, the last as transaction 3"},
 		{whole, exitUsage, "--keep needs an empty partition"},
 	} {
 		if c.file == other {
@@ -134,7 +134,7 @@ func TestAKeptImportIsGivenUp(t *testing.T) {
 	}
 	for _, c := range []struct{ args, says string }{
 		{"trim 0 --before 4", "4"},
-		{"import 0 " + other, "2 lines are in partition 0, the last as transaction 5"},
+		{"import 0 " + other, "2 lines in partition 0, the last as transaction 5"},
 		{"append 0", "6"},
 		{"read 0 --from 4", "other 2"},
 	} {

@@ -19,6 +19,15 @@ type mirrorCmd struct {
 	Promote mirrorPromoteCmd `cmd:"" help:"Make a mirror's partitions ordinary ones, which take appends."`
 }
 
+func (*mirrorCmd) Help() string {
+	return `"cantus mirror --from" follows the other cluster: "cantus mirror run --help" lists its flags. docs/mirror.md explains the rest.
+
+Examples:
+
+  cantus mirror --from nats://old:4222 --to nats://new:4222
+  cantus mirror promote --server nats://new:4222`
+}
+
 type mirrorRunCmd struct {
 	mirrorSource
 

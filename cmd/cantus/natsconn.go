@@ -90,6 +90,9 @@ func (c *connection) open(ctx context.Context, command string) (*natsConn, error
 		server:  c.Server,
 		timeout: time.Duration(c.Timeout),
 	}
+	if c.Server == "" {
+		return nil, usagef("no server is named, since the flag or its variable is empty: write nats://HOST:PORT")
+	}
 	opts, err := c.options()
 	if err != nil {
 		return nil, err

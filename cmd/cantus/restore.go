@@ -264,7 +264,7 @@ func (c *restoreCmd) checkCluster(ctx context.Context, l *natsConn, m *backup.Ma
 		return usagef("this cluster has %s, and the backup is of a cluster with %d: keys would lead elsewhere; found one with --partitions %d",
 			plural(info.Partitions, "partition"), m.Cluster.Partitions, m.Cluster.Partitions)
 	case info.ID == m.Cluster.ID:
-		return usagef("the backup is of this cluster: restore it into a new one")
+		return usagef("the backup is of this cluster: restore it into a new one, and name that with --server")
 	}
 	return nil
 }

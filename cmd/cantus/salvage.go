@@ -75,6 +75,9 @@ func (c *salvageCmd) Run(p *program) (err error) {
 	for _, problem := range problems {
 		p.note("%s", errorText(problem))
 	}
+	if out != nil {
+		p.note("%s in %s", transactions(out.n), c.To)
+	}
 	return c.print(p, all, len(problems) > 0)
 }
 
@@ -147,6 +150,7 @@ func ranges(all []wal.TxidRange) string {
 type salvageFile struct {
 	f *os.File
 	w *bufio.Writer
+	n int // transactions written
 }
 
 func createSalvageFile(path string) (*salvageFile, error) {
@@ -154,7 +158,7 @@ func createSalvageFile(path string) (*salvageFile, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &salvageFile{f, bufio.NewWriterSize(f, 1<<20)}, nil
+	return &salvageFile{f: f, w: bufio.NewWriterSize(f, 1<<20)}, nil
 }
 
 func (s *salvageFile) close() error { return errors.Join(s.w.Flush(), s.f.Sync(), s.f.Close()) }
@@ -182,6 +186,7 @@ func (s *salvageFile) write(group uint32, stored *wal.Transaction) error {
 		}
 	}
 	t.setPayload(stored.Payload)
+	s.n++
 	return printTransaction(s.w, &t)
 }
 

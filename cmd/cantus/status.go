@@ -41,7 +41,7 @@ type status struct {
 	Partitions []subjects.PartitionInfo `json:"partitions"`
 
 	nodes *subjects.ClusterStatus // nil if it is not known
-	asOf  bool                    // show AS OF
+	asOf  time.Time               // of AS OF; zero for none
 }
 
 // Run shows the cluster.
@@ -55,7 +55,7 @@ func (c *statusCmd) Run(ctx context.Context, p *program) error {
 	if err != nil {
 		return err
 	}
-	s := status{Health: assess(found).health, Cluster: found.cluster, nodes: found.status, asOf: c.At != (moment{})}
+	s := status{Health: assess(found).health, Cluster: found.cluster, nodes: found.status, asOf: time.Time(c.At)}
 	var leaderless, silent []string
 	for i, answer := range found.partitions {
 		info := subjects.PartitionInfo{Partition: i}
@@ -93,7 +93,7 @@ func (s *status) print(w io.Writer) error {
 	fmt.Fprintln(w)
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	row := func(cells ...string) {
-		if !s.asOf {
+		if s.asOf.IsZero() {
 			cells = slices.Delete(cells, 4, 5)
 		}
 		fmt.Fprintln(t, strings.Join(cells, "\t"))
@@ -113,6 +113,9 @@ func (s *status) print(w io.Writer) error {
 	}
 	if err := t.Flush(); err != nil {
 		return err
+	}
+	if !s.asOf.IsZero() {
+		fmt.Fprintf(w, "AS OF is the last transaction at or before %s\n", s.asOf.Format(time.RFC3339Nano))
 	}
 	for _, p := range s.Partitions {
 		printFull(w, p.Partition, p.StorageFull)

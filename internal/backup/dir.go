@@ -47,7 +47,7 @@ func (d *dir) checkNew() error {
 	}
 	for {
 		if _, err := os.Stat(filepath.Join(path, "cantus.json")); err == nil {
-			return fmt.Errorf("%s is in a node's data directory: name a directory of its own, on another disk", d.root)
+			return fmt.Errorf("%s is a node's data directory, or in one: name a directory of its own, on another disk", d.root)
 		}
 		parent := filepath.Dir(path)
 		if parent == path {

@@ -65,6 +65,8 @@ type Result struct {
 	Bytes, Stored int64
 	// Failed are the partitions in which something failed.
 	Failed []int
+	// Begun are the partitions that were not in the backup yet.
+	Begun []int
 }
 
 // tries is how often a run begins again because another process has written a
@@ -208,6 +210,9 @@ func (b *run) partition(ctx context.Context, id int) error {
 	p.History = state.History
 	if !known && err != nil && len(p.Segments) == 0 {
 		return err
+	}
+	if !known {
+		b.result.Begun = append(b.result.Begun, id)
 	}
 	if !known || !reflect.DeepEqual(p, old) {
 		b.set(p)
