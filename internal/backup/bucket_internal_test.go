@@ -117,3 +117,67 @@ func TestALeftFileIsNoObject(t *testing.T) {
 		t.Errorf("%v, %v", all, err)
 	}
 }
+
+// A directory is listed through symbolic links: it may be one, and a folder may
+// have been moved to another disk. Other folders are none of its business.
+func TestAListedDirectory(t *testing.T) {
+	root := t.TempDir()
+	there, place := filepath.Join(root, "there"), filepath.Join(root, "place")
+	if err := errors.Join(os.Mkdir(there, 0o700), os.Symlink(there, place)); err != nil {
+		t.Fatal(err)
+	}
+	d, err := openDir(place)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := []string{"manifest/1", "p0/a", "p1/b"}
+	for _, name := range append([]string{"lost+found/c"}, want...) {
+		if err := d.Put(t.Context(), name, []byte(name), true); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, folder := range []string{"manifest", "p1"} {
+		moved := filepath.Join(root, folder)
+		if err := errors.Join(os.Rename(filepath.Join(there, folder), moved), os.Symlink(moved, filepath.Join(there, folder))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for prefix, want := range map[string][]string{"": want, "manifest/": want[:1], "p1/": want[2:]} {
+		all, err := d.List(t.Context(), prefix)
+		var names []string
+		for _, o := range all {
+			if names = append(names, o.Name); o.Size != int64(len(o.Name)) {
+				t.Errorf("%+v", o)
+			}
+		}
+		if err != nil || !slices.Equal(names, want) {
+			t.Errorf("%q: %q, %v", prefix, names, err)
+		}
+	}
+}
+
+// What a killed process has left is deleted after a day, and not before: it may
+// be what another process is writing.
+func TestALeftFileIsDeleted(t *testing.T) {
+	root := t.TempDir()
+	d, err := openDir(root)
+	if err != nil {
+		t.Fatal(err)
+	}
+	left := filepath.Join(root, "p0", tempPrefix+"1")
+	if err := errors.Join(d.Put(t.Context(), "p0/a", []byte("a"), false), os.WriteFile(left, []byte("half"), 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	for _, hours := range []int{23, 25} {
+		r := New(d, Options{Now: func() time.Time { return time.Now().Add(time.Duration(hours) * time.Hour) }})
+		if err := r.prune(t.Context(), nil); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := os.Lstat(left); errors.Is(err, fs.ErrNotExist) != (hours > 24) {
+			t.Errorf("after %d hours: %v", hours, err)
+		}
+	}
+	if _, err := d.Get(t.Context(), "p0/a", 1); err != nil {
+		t.Error(err)
+	}
+}

@@ -12,6 +12,7 @@ import (
 	"runtime"
 	"slices"
 	"strings"
+	"time"
 )
 
 // dir is a Bucket in a directory. The library for object stores has one too,
@@ -146,27 +147,83 @@ func readLimited(r io.Reader, limit int64) ([]byte, error) {
 	return b, err
 }
 
+// ownFolders match the folders in which a backup has its objects.
+var ownFolders = regexp.MustCompile(`^(manifest|p[0-9]+)$`)
+
+// List looks only into the folders of a backup: a process may not be allowed to
+// read others, such as lost+found. It follows symbolic links, as Get does: the
+// directory may be one, or a folder that was moved to another disk.
 func (d *dir) List(_ context.Context, prefix string) (all []Object, err error) {
-	err = filepath.WalkDir(d.path(prefix), func(path string, e fs.DirEntry, err error) error {
-		if isMissing(err) || err == nil && e.IsDir() {
-			return nil // it was deleted meanwhile
+	folders := []string{strings.TrimSuffix(prefix, "/")}
+	if prefix == "" {
+		if folders, err = d.folders(); err != nil {
+			return nil, err
 		}
-		if err != nil || strings.HasPrefix(e.Name(), tempPrefix) {
-			return err
+	}
+	for _, folder := range folders {
+		entries, err := os.ReadDir(d.path(folder))
+		if err != nil && !isMissing(err) {
+			return nil, err
 		}
-		info, err := e.Info()
-		if isMissing(err) {
-			return nil
+		for _, e := range entries {
+			if strings.HasPrefix(e.Name(), tempPrefix) {
+				continue
+			}
+			name := folder + "/" + e.Name()
+			info, err := os.Stat(d.path(name))
+			switch {
+			case isMissing(err), err == nil && info.IsDir(): // it was deleted meanwhile, or is no object
+			case err != nil:
+				return nil, err
+			default:
+				all = append(all, Object{name, info.Size(), info.ModTime()})
+			}
 		}
-		if err != nil {
-			return err
-		}
-		name, err := filepath.Rel(d.root, path)
-		all = append(all, Object{filepath.ToSlash(name), info.Size(), info.ModTime()})
-		return err
-	})
+	}
 	slices.SortFunc(all, func(a, b Object) int { return strings.Compare(a.Name, b.Name) })
+	return all, nil
+}
+
+// folders returns those that may have objects.
+func (d *dir) folders() (all []string, err error) {
+	entries, err := os.ReadDir(d.root)
+	if isMissing(err) {
+		return nil, nil
+	}
+	for _, e := range entries {
+		if !ownFolders.MatchString(e.Name()) {
+			continue
+		}
+		if info, err := os.Stat(d.path(e.Name())); err == nil && info.IsDir() {
+			all = append(all, e.Name())
+		}
+	}
 	return all, err
+}
+
+// deleteLeft deletes files that were being written before a time, and were left
+// by a process that was killed.
+func (d *dir) deleteLeft(before time.Time) error {
+	folders, err := d.folders()
+	if err != nil {
+		return err
+	}
+	for _, folder := range folders {
+		entries, err := os.ReadDir(d.path(folder))
+		if err != nil && !isMissing(err) {
+			return err
+		}
+		for _, e := range entries {
+			info, err := e.Info()
+			if err != nil || !info.Mode().IsRegular() || !strings.HasPrefix(e.Name(), tempPrefix) || !info.ModTime().Before(before) {
+				continue
+			}
+			if err := os.Remove(d.path(folder + "/" + e.Name())); err != nil && !isMissing(err) {
+				return err
+			}
+		}
+	}
+	return nil
 }
 
 func (d *dir) Delete(_ context.Context, name string) error {

@@ -310,6 +310,11 @@ func (r *Repository) prune(ctx context.Context, generations []uint64) error {
 			}
 		}
 	}
+	if d, is := r.bucket.(*dir); is {
+		if err := d.deleteLeft(now.Add(-keptTime)); err != nil {
+			return err
+		}
+	}
 	r.pruned = now
 	return nil
 }
