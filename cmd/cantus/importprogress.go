@@ -58,11 +58,9 @@ func (i *importer) locate(ctx context.Context) error {
 	case mark == 0:
 		i.progress.empty = true
 		return nil
-	case cursor.Txid == 0 && info.FirstTxid == 1:
-		// The import has not begun; or it began in an empty partition, with the
-		// first transaction.
-		if err := i.search(ctx, 1, 1); err != nil || i.progress.line > 0 {
-			return errors.Join(err, i.searchOn(ctx, 1, mark))
+	case cursor.Txid == 0:
+		if err := i.searchWithoutCursor(ctx, &info); err != nil || i.progress.line > 0 {
+			return errors.Join(err, i.searchOn(ctx, i.progress.txid, mark))
 		}
 	case cursor.Txid > 0:
 		if err := i.searchOn(ctx, max(cursor.Txid, i.progress.txid), mark); err != nil || i.progress.line > 0 || i.progress.begins {
@@ -72,6 +70,25 @@ func (i *importer) locate(ctx context.Context) error {
 	}
 	i.progress.begins = true
 	return i.setCursor(ctx, mark)
+}
+
+// searchWithoutCursor searches the log where lines may be although there is no
+// cursor. The import has not begun; or it began in an empty partition, with the
+// first transaction; or in another cluster, of which the partition has the
+// transactions, while the cursor came to be there too late: a backup's cursors
+// are of a moment before its end, and so are a mirror's.
+func (i *importer) searchWithoutCursor(ctx context.Context, info *subjects.PartitionInfo) error {
+	last := uint64(1)
+	if n := len(info.History); n > 0 {
+		last = max(last, info.History[n-1].LastTxid)
+	}
+	if last < info.FirstTxid {
+		return nil
+	}
+	if last > 1 {
+		i.p.note("the transactions up to %d are from another cluster: looking for lines of this import in them", last)
+	}
+	return i.search(ctx, info.FirstTxid, last)
 }
 
 // searchBack searches the log before the cursor, if no line is there or after

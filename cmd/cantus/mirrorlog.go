@@ -5,7 +5,6 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"slices"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -41,7 +40,7 @@ type logMirror struct {
 	lastTime time.Time              // of the last transaction that was sent
 	counted  uint64                 // up to which transaction the delay is in the metrics
 
-	cursors  []subjects.CursorPosition // the source's, which are set once the log has got that far
+	cursors  []subjects.CursorPosition // the source's, as last heard
 	due      bool                      // cursors are to be set
 	asked    time.Time                 // when the source was last asked for its end and its cursors
 	troubled bool                      // the last attempt has failed
@@ -328,10 +327,9 @@ func (m *logMirror) arrived() {
 }
 
 // attend looks at the source's end and its cursors from time to time, and sets
-// the cursors once the mirror has got as far. It reports whether the mirror is
-// to end.
+// the cursors. It reports whether the mirror is to end.
 func (m *logMirror) attend(ctx context.Context) (ended bool, err error) {
-	if m.due && !slices.ContainsFunc(m.cursors, func(c subjects.CursorPosition) bool { return c.Txid > m.at.txid }) {
+	if m.due {
 		if err := m.bringCursors(ctx); err != nil {
 			return false, err
 		}
@@ -359,7 +357,9 @@ func (m *logMirror) attend(ctx context.Context) (ended bool, err error) {
 	return false, m.compare(ctx)
 }
 
-// bringCursors sets the cursors that are not as they are at the source.
+// bringCursors sets the cursors that are not as they are at the source. Those
+// past the mirror's end are set to that end, as a restore sets them: a mirror
+// that is promoted before it has caught up has them too.
 func (m *logMirror) bringCursors(ctx context.Context) error {
 	m.due = false
 	have, err := newBackupSource(m.conn).Cursors(ctx, m.partition)
@@ -372,7 +372,8 @@ func (m *logMirror) bringCursors(ctx context.Context) error {
 	}
 	var changed []subjects.RestoredCursor
 	for _, c := range m.cursors {
-		if now, ok := here[c.Name]; !ok || now.Txid != c.Txid || now.Time.Before(c.Time) {
+		now := here[c.Name]
+		if c.Txid = min(c.Txid, m.at.txid); c.Txid > 0 && (now.Time.Before(c.Time) || now.Time.Equal(c.Time) && now.Txid < c.Txid) {
 			changed = append(changed, subjects.RestoredCursor(c))
 		}
 		delete(here, c.Name)
