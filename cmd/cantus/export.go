@@ -161,8 +161,15 @@ func (c *exportCmd) toFile(ctx context.Context, p *program, l *natsConn, last ui
 		p.note("%s ends with transaction %d: going on after it", part, t.Txid)
 		from = t.Txid + 1
 	}
-	err = c.export(ctx, p, l, f, from, last)
+	if t != nil {
+		err = c.checkLast(ctx, p, l, t, part)
+	}
+	if err == nil {
+		err = c.export(ctx, p, l, f, from, last)
+	}
 	switch {
+	case exitStatus(err) == exitUsage:
+		return err
 	case oldestKept(err) > 0:
 		return failf(exitStatus(err), "%w, to another file: this one can't be completed; delete %s, or keep what it has", err, part)
 	case err != nil:
@@ -178,6 +185,33 @@ func (c *exportCmd) toFile(ctx context.Context, p *program, l *natsConn, last ui
 		return err
 	}
 	return syncDir(filepath.Dir(c.File))
+}
+
+// checkLast returns an error unless the log has the last transaction of a part.
+// An export that goes on at another cluster would make a file of two logs.
+func (c *exportCmd) checkLast(ctx context.Context, p *program, l *natsConn, t *transaction, part string) error {
+	var has *transaction
+	r := &reader{
+		cmd: &readCmd{Partition: c.Partition, connection: c.connection}, p: p, conn: l, out: bufio.NewWriter(io.Discard),
+		next: t.Txid, last: t.Txid, bulk: true, succeeded: time.Now(),
+		visit: func(t *transaction) error { has = t; return nil },
+	}
+	for done := false; !done; {
+		var err error
+		if done, err = r.step(ctx); err != nil {
+			return l.explain(err)
+		}
+	}
+	var line, want bytes.Buffer
+	if has != nil {
+		if err := errors.Join(printTransaction(&line, has), printTransaction(&want, t)); err != nil {
+			return err
+		}
+	}
+	if has == nil || !bytes.Equal(line.Bytes(), want.Bytes()) {
+		return usagef("%s ends with transaction %d, and the log has another one there: the export was begun at another cluster; go on there, or delete %s to begin anew", part, t.Txid, part)
+	}
+	return nil
 }
 
 // flagsSuffix is the suffix of the file that records the flags of FILE.part.

@@ -270,6 +270,9 @@ func (k *keptImport) request(ctx context.Context, m *nats.Msg) (reply subjects.R
 const (
 	keptBatchBytes = 512 << 10
 	keptBatchCount = 4096
+	// keptYear is the last one of which every time has a number of Unix
+	// nanoseconds. Later transactions need a time too.
+	keptYear = 2261
 )
 
 // keptEncoder makes batches of lines. The i-th transaction of a batch has the
@@ -356,9 +359,10 @@ func (e *keptEncoder) checkPosition(t *transaction) (at int64, err error) {
 	if t.Time.IsZero() {
 		return 0, errors.New(`it has no time, which --keep keeps: write one, such as "time":"2026-11-01T08:30:00Z", or import without --keep, which gives it a new one`)
 	}
-	if at = t.Time.UnixNano(); at <= 0 || !time.Unix(0, at).Equal(t.Time) {
+	if year := t.Time.UTC().Year(); year < 1970 || year > keptYear || t.Time.UnixNano() <= 0 {
 		return 0, fmt.Errorf("its time is %s: from 1970 to 2261 is allowed", t.Time.Format(time.RFC3339Nano))
 	}
+	at = t.Time.UnixNano()
 	if e.next == 0 {
 		e.next, e.last = max(t.Txid, 1), at-1
 		if e.next > 1 {
@@ -394,6 +398,9 @@ func (e *keptEncoder) finish() *keptBatch {
 
 // storedTransaction returns a transaction as a log stores it.
 func storedTransaction(t *transaction) (*wal.Transaction, error) {
+	for i := range t.Headers { // as in an append
+		t.Headers[i].value = strings.Trim(t.Headers[i].value, blanks)
+	}
 	stored := &wal.Transaction{Kind: []byte(t.Kind), Payload: t.appendPayload(nil), Header: t.Headers.lines()}
 	if t.Kind == "" {
 		stored.Kind = []byte(subjects.DefaultKind)
@@ -458,9 +465,12 @@ func checkLockName(name string) error {
 	return subjects.CheckLock(name)
 }
 
+// blanks are cut off around the value of a header.
+const blanks = " \t"
+
 func checkMsgID(id string) error {
-	if subjects.CheckMsgID(id) != nil || strings.ContainsAny(id, "\r\n\x00") {
-		return fmt.Errorf("msg_id is not a message id: 1 to %d bytes without CR, LF or NUL", subjects.MaxMsgID)
+	if subjects.CheckMsgID(id) != nil || strings.ContainsAny(id, "\r\n\x00") || strings.Trim(id, blanks) != id {
+		return fmt.Errorf("msg_id is not a message id: 1 to %d bytes without CR, LF or NUL, and without white space around them", subjects.MaxMsgID)
 	}
 	return nil
 }

@@ -143,3 +143,17 @@ func TestAKeptImportIsGivenUp(t *testing.T) {
 		}
 	}
 }
+
+// Blanks around a header's value are not kept, as in an append: what an export
+// of the partition prints is imported as the same log.
+func TestAKeptHeaderHasNoBlanksAround(t *testing.T) {
+	line := `{"time":"2026-11-22T09:00:00Z","headers":{"A":[" one\t",""]},"payload":""}`
+	tx, err := decodeTransaction([]byte(line))
+	if err != nil {
+		t.Fatal(err)
+	}
+	stored, err := storedTransaction(tx)
+	if err != nil || string(stored.Header) != "A: one\r\nA: \r\n" {
+		t.Errorf("the header is %q, %v", stored.Header, err)
+	}
+}

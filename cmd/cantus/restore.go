@@ -266,6 +266,11 @@ func (c *restoreCmd) checkCluster(ctx context.Context, l *natsConn, m *backup.Ma
 	case info.ID == m.Cluster.ID:
 		return usagef("the backup is of this cluster: restore it into a new one, and name that with --server")
 	}
+	for _, log := range m.Partitions {
+		if slices.ContainsFunc(log.History, func(p subjects.PastCluster) bool { return p.Cluster == info.ID }) {
+			return usagef("the backup is of a cluster that was itself made from this one: restore it into a new one")
+		}
+	}
 	return nil
 }
 
@@ -273,6 +278,12 @@ func (c *restoreCmd) checkCluster(ctx context.Context, l *natsConn, m *backup.Ma
 func (c *restoreCmd) checkFlags(m *backup.Manifest) error {
 	var named []partition
 	for _, u := range c.ToTxid {
+		switch {
+		case slices.Contains(named, u.partition):
+			return usagef("--to-txid names partition %d twice: give one end for it", u.partition)
+		case len(c.Partitions) > 0 && !slices.Contains(c.Partitions, u.partition):
+			return usagef("--to-txid names partition %d, and --partition others: add --partition %d, or leave this --to-txid out", u.partition, u.partition)
+		}
 		named = append(named, u.partition)
 	}
 	for _, p := range append(named, c.Partitions...) {
