@@ -185,7 +185,7 @@ func TestOperationsThatMakeNoSense(t *testing.T) {
 	})
 	for name, test := range map[string]struct{ subject, body, text string }{
 		"add nobody":             {"cluster.add", `{}`, "node is missing"},
-		"add an absent node":     {"cluster.add", `{"node":"n9"}`, "not there to be added"},
+		"add an absent node":     {"cluster.add", `{"node":"n9"}`, "has announced itself"},
 		"add a member":           {"cluster.add", `{"node":"n2"}`, "is a member already"},
 		"remove an unknown node": {"cluster.remove", `{"node":"n9"}`, "is not a member"},
 		"an unknown field":       {"cluster.drain", `{"nod":"n1"}`, "nod"},
