@@ -143,7 +143,8 @@ func (r *replica) setGroup(group *raftstore.Group) {
 // report returns the node's report of its replica, and notes when the replica
 // has caught up with its leader.
 func (r *replica) report() groupReport {
-	report := statusReport(r.group.Status())
+	status := r.group.Status()
+	report := statusReport(status)
 	at := r.state.position()
 	report.Serves = r.serving.Load()
 	report.Partition, report.Txid, report.First, report.Digests = r.id, at.mark, at.first, r.digests.newest()
@@ -154,7 +155,7 @@ func (r *replica) report() groupReport {
 	if report.leads() {
 		report.Forgot = r.group.PeersThatLostEntries()
 		report.Full = r.gate.fullText()
-		report.CaughtUp = r.votersCaughtUp(time.Now())
+		report.CaughtUp = r.votersCaughtUp(status.Replicas, report.Forgot, time.Now())
 	}
 	if report.leads() || r.follows(report) {
 		r.caughtUp.Store(true)
@@ -163,19 +164,19 @@ func (r *replica) report() groupReport {
 }
 
 // votersCaughtUp returns the voters that the partition can go on with, as this
-// replica knows them as their leader. They must have room.
-func (r *replica) votersCaughtUp(now time.Time) []string {
+// replica knows them as their leader. They must have room, and not be among
+// those that have lost entries.
+func (r *replica) votersCaughtUp(replicas []raftstore.Replica, lost map[string]string, now time.Time) []string {
 	if r.fencing.barred() != "" {
 		return nil
 	}
-	lost := r.group.PeersThatLostEntries()
 	report := func(name string) (groupReport, bool) {
 		if room, _ := r.host.space.hasRoom(name, now); !room || lost[name] != "" {
 			return groupReport{}, false
 		}
 		return r.host.peers.report(name, r.id, now)
 	}
-	names := votersCaughtUp(r.group.Status().Replicas, r.host.name, report, r.group.Reachable)
+	names := votersCaughtUp(replicas, r.host.name, report, r.group.Reachable)
 	if r.host.space.isFull() {
 		return slices.DeleteFunc(names, func(name string) bool { return name == r.host.name })
 	}

@@ -52,7 +52,7 @@ func (c *partitionCollector) view(r *replica, now time.Time) *replicaView {
 		v.behind, v.lag = r.lag.read(v.at.mark, now)
 	}
 	if v.serves {
-		v.caughtUp = len(r.votersCaughtUp(now))
+		v.caughtUp = len(r.votersCaughtUp(v.status.Replicas, r.group.PeersThatLostEntries(), now))
 	}
 	for _, member := range v.status.Replicas {
 		if !member.Voter {
