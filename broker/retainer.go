@@ -357,11 +357,19 @@ func (r *retainer) explain(reply *subjects.RetentionReply, policy cluster.Retent
 		case c.Txid == 0:
 			reply.Holds = append(reply.Holds, fmt.Sprintf("the cursor %s does not exist: everything is kept for it", c.Name))
 		case c.Txid < due.Txid:
-			reply.Holds = append(reply.Holds, fmt.Sprintf("the cursor %s is at %d: the transactions from %d to %d, which could go, are kept for it", c.Name, c.Txid, max(c.Txid, base)+1, due.Txid))
+			reply.Holds = append(reply.Holds, fmt.Sprintf("the cursor %s is at %d: %s kept for it", c.Name, c.Txid, couldGo(max(c.Txid, base)+1, due.Txid)))
 		}
 	}
 	if held > 0 && held <= min(due.Txid, v.limits.passed) {
 		reply.Holds = append(reply.Holds, fmt.Sprintf("the message id of transaction %d still counts: ids are remembered for %v", held, r.state.window))
 	}
 	return nil
+}
+
+// couldGo describes the transactions that only a cursor holds.
+func couldGo(first, last uint64) string {
+	if first == last {
+		return fmt.Sprintf("transaction %d, which could go, is", first)
+	}
+	return fmt.Sprintf("the transactions from %d to %d, which could go, are", first, last)
 }
