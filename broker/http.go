@@ -42,8 +42,7 @@ func startHTTP(o Options, m *metrics, unready func() string) (*httpServer, error
 	if o.Profiles {
 		addr, ok := l.Addr().(*net.TCPAddr)
 		if !ok || !addr.IP.IsLoopback() {
-			return nil, errors.Join(fmt.Errorf("%w: profiles are served on loopback only, and HTTP is on %s: use 127.0.0.1, or leave profiles off",
-				ErrOptions, l.Addr()), l.Close())
+			return nil, errors.Join(profilesRefused(l.Addr().String()), l.Close())
 		}
 		addProfiles(mux, addr.String())
 	}

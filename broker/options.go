@@ -1,7 +1,6 @@
 package broker
 
 import (
-	"errors"
 	"fmt"
 	"log/slog"
 	"slices"
@@ -175,6 +174,15 @@ const defaultPartitions = 4
 // withDefaults returns the options with defaults for zero values, or an error
 // if one is out of range.
 func (o Options) withDefaults() (Options, error) {
+	o.fill()
+	if all := o.refusals(); len(all) > 0 {
+		return o, all[0]
+	}
+	return o, nil
+}
+
+// fill sets defaults for zero values.
+func (o *Options) fill() {
 	set(&o.Name, "n1")
 	set(&o.Cluster, "cantus")
 	set(&o.Prefix, subjects.DefaultPrefix)
@@ -198,84 +206,74 @@ func (o Options) withDefaults() (Options, error) {
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
-	for what, name := range map[string]string{"node name": o.Name, "cluster name": o.Cluster} {
-		if err := subjects.CheckKind(name); err != nil {
-			return o, fmt.Errorf("%w: %s: %w", ErrOptions, what, err)
-		}
-	}
-	if err := subjects.CheckPrefix(o.Prefix); err != nil {
-		return o, fmt.Errorf("%w: %w", ErrOptions, err)
-	}
-	if err := subjects.CheckVersion(o.Version); err != nil {
-		return o, fmt.Errorf("%w: %w", ErrOptions, err)
-	}
-	if err := o.checkCluster(); err != nil {
-		return o, fmt.Errorf("%w: %w", ErrOptions, err)
-	}
-	for _, r := range []struct {
-		what        string
-		value       int64
-		least, most int64
-	}{
-		{"partitions", int64(o.Partitions), 0, subjects.MaxPartitions},
-		{"locks", int64(o.MaxLocks), 1, 1 << 30},
-		{"message ids", int64(o.MaxMsgIDs), 1, 1 << 30},
-		{"message id window in seconds", int64(o.MsgIDWindow / time.Second), 1, 86_400},
-		{"queue bytes", int64(o.QueueBytes), 1 << 16, 1 << 34},
-		{"cache bytes", int64(o.CacheBytes), 1 << 16, 1 << 36},
-		{"free bytes (--reserve)", o.MinFreeBytes, 0, 1 << 50},
-		{"election timeout (--election-timeout) in milliseconds", int64(o.ElectionTimeout / time.Millisecond), 20, 60_000},
-		{"catch-up rate in bytes a second", o.CatchUpRate, 1 << 20, 1 << 40},
-		{"scrub rate in bytes a second", max(o.ScrubRate, 1<<10), 1 << 10, 1 << 40},
-		{"scrub interval in seconds", int64((o.ScrubInterval + time.Second - 1) / time.Second), 1, 366 * 86_400},
-		{"retention interval in milliseconds", int64(o.RetentionInterval / time.Millisecond), 100, 366 * 86_400_000},
-	} {
-		if r.value < r.least || r.value > r.most {
-			return o, fmt.Errorf("%w: %s is %d: %d to %d is allowed", ErrOptions, r.what, r.value, r.least, r.most)
-		}
-	}
-	return o, nil
 }
 
-// checkCluster checks the options for a cluster.
-func (o Options) checkCluster() error {
+// refusals returns an error for each option that can't be right, whatever the
+// data directory and the NATS configuration hold.
+func (o Options) refusals() (all []error) {
+	refuse := func(err error) {
+		if err != nil {
+			all = append(all, fmt.Errorf("%w: %w", ErrOptions, err))
+		}
+	}
+	if err := subjects.CheckKind(o.Name); err != nil {
+		refuse(fmt.Errorf("node name: %w", err))
+	}
+	if err := subjects.CheckKind(o.Cluster); err != nil {
+		refuse(fmt.Errorf("cluster name: %w", err))
+	}
+	refuse(subjects.CheckPrefix(o.Prefix))
+	refuse(subjects.CheckVersion(o.Version))
+	for _, err := range o.clusterRefusals() {
+		refuse(err)
+	}
+	for _, r := range ranges {
+		if v := r.value(&o); v < r.Least || v > r.Most {
+			refuse(fmt.Errorf("%s is %v: %v to %v is allowed", r.what, r.show(v), r.show(r.Least), r.show(r.Most)))
+		}
+	}
+	return all
+}
+
+// clusterRefusals returns what is wrong with the options for a cluster.
+func (o Options) clusterRefusals() (all []error) {
+	refuse := func(format string, args ...any) { all = append(all, fmt.Errorf(format, args...)) }
 	if o.ClusterSecret != "" && len(o.ClusterSecret) < minToken {
-		return fmt.Errorf("the cluster secret has %d characters: at least %d are needed, such as \"openssl rand -hex 32\" prints",
-			len(o.ClusterSecret), minToken)
+		refuse("the cluster secret has %d characters: at least %d are needed, such as \"openssl rand -hex 32\" prints", len(o.ClusterSecret), minToken)
 	}
 	if o.Replicas != 1 && o.Replicas != 3 && o.Replicas != 5 {
-		return fmt.Errorf("replicas is %d: 1, 3 or 5 are allowed", o.Replicas)
+		refuse("replicas is %d: 1, 3 or 5 are allowed", o.Replicas)
 	}
 	if !o.clustered() {
 		if len(o.Bootstrap) > 1 || len(o.Bootstrap) == 1 && o.Bootstrap[0] != o.Name {
-			return fmt.Errorf("bootstrap names %s, and there is no address to find the others at: give a cluster address (--cluster) and routes (--routes)", strings.Join(o.Bootstrap, ","))
+			refuse("bootstrap names %s, and there is no address to find the others at: give a cluster address (--cluster) and routes (--routes)", strings.Join(o.Bootstrap, ","))
 		}
 		if o.Standby {
-			return errors.New("a standby follows other nodes: give a cluster address (--cluster) and routes (--routes)")
+			refuse("a standby follows other nodes: give a cluster address (--cluster) and routes (--routes)")
 		}
-		return nil
+		return all
 	}
 	if o.ClusterListen == "" {
-		return errors.New("routes need a cluster address of the node's own (--cluster), such as 127.0.0.1:6222")
+		refuse("routes need a cluster address of the node's own (--cluster), such as 127.0.0.1:6222")
 	}
 	if len(o.Bootstrap) == 0 {
-		return nil
+		return all
 	}
 	if o.Standby {
-		return errors.New("a standby does not found a cluster: start it without --bootstrap")
+		refuse("a standby does not found a cluster: start it without --bootstrap")
 	}
 	for i, name := range o.Bootstrap {
 		if err := subjects.CheckKind(name); err != nil {
-			return fmt.Errorf("bootstrap: %w", err)
+			refuse("bootstrap: %w", err)
 		}
 		if slices.Contains(o.Bootstrap[:i], name) {
-			return fmt.Errorf("bootstrap names %q twice", name)
+			refuse("bootstrap names %q twice", name)
 		}
 	}
 	if !slices.Contains(o.Bootstrap, o.Name) {
-		return fmt.Errorf("bootstrap names %s, and not this node, %q", strings.Join(o.Bootstrap, ","), o.Name)
+		refuse("bootstrap names %s, and not this node, %q", strings.Join(o.Bootstrap, ","), o.Name)
 	}
-	return nil
+	return all
 }
 
 // set sets a zero option to its default.

@@ -1,6 +1,7 @@
 package natsserver
 
 import (
+	"errors"
 	"fmt"
 	"iter"
 	"maps"
@@ -24,10 +25,11 @@ const (
 	minWriteDeadline = 100 * time.Millisecond
 )
 
-// checkNATSOptions returns an error if a limit is too low for the node to
-// serve. It can't check the limits of accounts and users; the audits of package
-// natslink detect their effect while the node runs.
+// checkNATSOptions returns an error that joins one for each limit that is too
+// low for the node to serve. It can't check the limits of accounts and users;
+// the audits of package natslink detect their effect while the node runs.
 func checkNATSOptions(opts *server.Options) error {
+	var all []error
 	for _, l := range []struct {
 		name        string
 		value, min  any
@@ -41,10 +43,10 @@ func checkNATSOptions(opts *server.Options) error {
 		{"write_deadline", opts.WriteDeadline, minWriteDeadline, opts.WriteDeadline != 0 && opts.WriteDeadline < minWriteDeadline, "the node's own connection would not last"},
 	} {
 		if l.tooSmall {
-			return fmt.Errorf("NATS server: %s %v is too small: at least %v is needed, since %s", l.name, l.value, l.min, l.consequence)
+			all = append(all, fmt.Errorf("NATS server: %s %v is too small: at least %v is needed, since %s", l.name, l.value, l.min, l.consequence))
 		}
 	}
-	return nil
+	return errors.Join(all...)
 }
 
 // setLimits stores the limits of a configuration, and passes them to the node's

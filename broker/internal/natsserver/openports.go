@@ -2,6 +2,7 @@ package natsserver
 
 import (
 	"crypto/tls"
+	"errors"
 	"fmt"
 	"net"
 	"strconv"
@@ -52,20 +53,23 @@ func IsLoopback(host string) bool {
 	return host == "localhost" || ip != nil && ip.IsLoopback()
 }
 
-// checkOpen returns an error if a port would be open without authentication,
-// unless it is a loopback port or Options.Insecure is set.
+// checkOpen returns an error for each port that would be open without
+// authentication, unless it is a loopback port or Options.Insecure is set.
 func checkOpen(opts *server.Options, o Options) error {
+	if o.Insecure {
+		return nil
+	}
 	d := openToOf(opts, o)
-	switch {
-	case o.Insecure:
-	case o.clustered() && d.routes == "anyone" && !IsLoopback(opts.Cluster.Host):
-		return fmt.Errorf("%w: the route port %s would be open to anyone: give every node the same token (--cluster-secret-file), "+
+	var routes, clients error
+	if o.clustered() && d.routes == "anyone" && !IsLoopback(opts.Cluster.Host) {
+		routes = fmt.Errorf("%w: the route port %s would be open to anyone: give every node the same token (--cluster-secret-file), "+
 			"or certificates by the NATS configuration (cluster { tls { verify: true } }), or say --insecure", ErrOptions, onPort(opts.Cluster.Host, opts.Cluster.Port))
-	case !opts.DontListen && d.clients == "anyone" && !IsLoopback(opts.Host):
-		return fmt.Errorf("%w: the client port %s would be open to anyone: give the NATS configuration users or certificates "+
+	}
+	if !opts.DontListen && d.clients == "anyone" && !IsLoopback(opts.Host) {
+		clients = fmt.Errorf("%w: the client port %s would be open to anyone: give the NATS configuration users or certificates "+
 			"(--nats-config), or listen on 127.0.0.1, or say --insecure", ErrOptions, onPort(opts.Host, opts.Port))
 	}
-	return nil
+	return errors.Join(routes, clients)
 }
 
 // onPort describes where a port is opened.

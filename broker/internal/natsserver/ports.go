@@ -2,7 +2,9 @@ package natsserver
 
 import (
 	"errors"
+	"fmt"
 	"net"
+	"slices"
 	"strconv"
 
 	"github.com/nats-io/nats-server/v2/server"
@@ -42,13 +44,49 @@ func tryNATSPorts(opts *server.Options, o Options) error {
 // Check returns an error if a server with these options could not start because
 // of its configuration or its ports.
 func Check(o Options) error {
+	opts, all := checkConfig(o)
+	if len(all) > 0 {
+		return errors.Join(all...)
+	}
+	return tryNATSPorts(opts, o)
+}
+
+// CheckConfig returns an error for each mistake in the configuration of a
+// server with these options. It opens no port.
+func CheckConfig(o Options) []error {
+	_, all := checkConfig(o)
+	return all
+}
+
+func checkConfig(o Options) (*server.Options, []error) {
 	access, err := newAccess(o)
 	if err != nil {
-		return err
+		return nil, []error{err}
 	}
 	opts, _, err := (&Server{access: access}).prepare(o, defaultName(o))
-	if err != nil {
-		return err
+	if opts == nil {
+		return nil, []error{err}
 	}
-	return errors.Join(checkAccount(opts, o), tryNATSPorts(opts, o))
+	all := slices.DeleteFunc(append(split(err), checkAccount(opts, o)), func(err error) bool { return err == nil })
+	if len(all) > 0 || usersByJWT(opts) { // with JWTs, a new server writes to its resolver's directory
+		return opts, all
+	}
+	ns, err := server.NewServer(opts.Clone())
+	if err != nil {
+		return opts, []error{fmt.Errorf("NATS server: %w", err)}
+	}
+	ns.Shutdown()
+	return opts, nil
+}
+
+// split returns the errors that [errors.Join] has joined.
+func split(err error) []error {
+	if joined, ok := err.(interface{ Unwrap() []error }); ok && err.Error() == errors.Join(joined.Unwrap()...).Error() {
+		var all []error
+		for _, err := range joined.Unwrap() {
+			all = append(all, split(err)...)
+		}
+		return all
+	}
+	return []error{err}
 }

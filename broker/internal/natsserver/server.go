@@ -107,7 +107,8 @@ func (s *Server) Routed(node, id string) bool {
 }
 
 // prepare returns the server's options, checked and with the node's users
-// added, and the rights that result.
+// added, and the rights that result. Its error joins all mistakes; the options
+// are nil if they could not even be read.
 func (s *Server) prepare(o Options, name string) (*server.Options, rights, error) {
 	opts, err := natsOptions(o, name)
 	if err != nil {
@@ -116,11 +117,9 @@ func (s *Server) prepare(o Options, name string) (*server.Options, rights, error
 	d, shown := openToOf(opts, o), certificatesOf(opts)
 	s.openTo.Store(&d)
 	s.certificates.Store(&shown)
+	open := checkOpen(opts, o) // before users are added
 	r, err := s.access.apply(opts, o)
-	if err != nil {
-		return nil, rights{}, err
-	}
-	return opts, r, checkNATSOptions(opts)
+	return opts, r, errors.Join(open, err, checkNATSOptions(opts))
 }
 
 // logGaps logs which connections have more rights than they should, and which
@@ -245,9 +244,6 @@ func natsOptions(o Options, name string) (*server.Options, error) {
 	opts.MaxPayload = cmp.Or(opts.MaxPayload, server.MAX_PAYLOAD_SIZE)
 	opts.MaxControlLine = cmp.Or(opts.MaxControlLine, server.MAX_CONTROL_LINE_SIZE)
 	if err := routeOptions(opts, o); err != nil {
-		return nil, err
-	}
-	if err := checkOpen(opts, o); err != nil {
 		return nil, err
 	}
 	opts.ReconnectErrorReports = cmp.Or(opts.ReconnectErrorReports, 60)
