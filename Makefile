@@ -3,7 +3,7 @@ GO ?= go
 # What the nearest release tag calls this commit, empty if there is none.
 VERSION ?= $(shell git describe --tags --match 'v[0-9]*' --dirty 2>/dev/null)
 
-.PHONY: help build test short race lint vuln fuzz bench soak idle bench-backup pgo scaling bench-etcd e2e long cluster failover faults faults-long netfaults alerts interop natscli stores postgres proof powercut fulldisk damage crashpoints sim pictures clean
+.PHONY: help build test short race lint vuln fuzz bench soak idle bench-backup pgo scaling bench-etcd e2e long cluster failover faults faults-long netfaults alerts interop natscli stores postgres proof powercut fulldisk damage crashpoints sim pictures configuration clean
 
 help: ## this list
 	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -115,6 +115,9 @@ sim: ## replicas, the data path and whole nodes in virtual time, with faults: CA
 
 pictures: ## docs/pictures/*.svg from the sources beside them (with d2, built from .ci/pictures)
 	./.ci/pictures/run
+
+configuration: ## the tables of docs/configuration.md from the flags of cantus serve
+	$(GO) test -count=1 ./cmd/cantus -run '^TestConfigurationPage$$' -update
 
 clean: ## remove what the targets made
 	rm -rf bin .ci/stores/node_modules e2e/node/node_modules examples/node/node_modules

@@ -53,7 +53,25 @@ func (a archive) Check(ctx context.Context, partition int, base wal.Base, cluste
 func openArchive(ctx context.Context, where string, log *slog.Logger) (archive, error) {
 	repository, err := backup.Open(ctx, where, backup.Options{Logger: log})
 	if err != nil {
-		return archive{}, usagef("--archive: %w", err)
+		return archive{}, usagef("--archive: %s", strings.ReplaceAll(err.Error(), where, withoutCredentials(where)))
 	}
 	return archive{backup.NewArchive(repository), where}, nil
+}
+
+// withoutCredentials returns the place of a backup without the user and the
+// query that its URL may have: a signature may be among them.
+func withoutCredentials(where string) string {
+	scheme, rest, ok := strings.Cut(where, "://")
+	if !ok {
+		return where
+	}
+	place, query, found := strings.Cut(rest, "?")
+	host, _, _ := strings.Cut(place, "/")
+	if i := strings.LastIndex(host, "@"); i >= 0 {
+		place = "…@" + strings.TrimPrefix(place, host[:i+1])
+	}
+	if found && query != "" {
+		place += "?…"
+	}
+	return scheme + "://" + place
 }

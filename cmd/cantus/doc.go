@@ -1,12 +1,12 @@
 // Command cantus is the node and the command-line client of Cantus, a
 // replicated transaction log behind NATS.
 //
-// "cantus serve" runs a node; append, read, get, status, export and import
-// speak to one over NATS like any other client, and so does backup, which
-// copies the logs; verify checks a data directory that no node has open,
-// salvage reads what is left in a damaged one, recover makes the only member of
-// a new cluster of one, and check checks a recorded history. "cantus COMMAND
-// --help" is the reference.
+// "cantus serve" runs a node, and "cantus config check" checks its
+// configuration; append, read, get, status, export and import speak to one over
+// NATS like any other client, and so does backup, which copies the logs; verify
+// checks a data directory that no node has open, salvage reads what is left in
+// a damaged one, recover makes the only member of a new cluster of one, and
+// check checks a recorded history. "cantus COMMAND --help" is the reference.
 //
 // The package handles flags, files, signals and messages for people; how a node
 // works is in package broker. Its main types are program, which main and the

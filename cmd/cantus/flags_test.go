@@ -7,6 +7,8 @@ import (
 	"reflect"
 	"strings"
 	"testing"
+
+	"github.com/alecthomas/kong"
 )
 
 // samples has for each flag of serve, except --config, a value that is not its
@@ -122,7 +124,7 @@ func TestEveryFlagReachesTheNode(t *testing.T) {
 // each of its keys is a flag with a value that the flag takes.
 func FuzzConfig(f *testing.F) {
 	for _, s := range []string{
-		"", "name: n7\n", "partitions: 4\nlocks: 1_000\n", "queue-size: 8MiB # eight\n", "name: [a, b]\n", "name: a\nname: b\n",
+		"", "name: n7\n", "partitions: 4\nlocks: 1_000\n", "queue-size: 8MiB # eight\n", "name: [a, b]\n", "name: a\nname: b\n", "routes: [a:1, \"b:2\"]\n", "bootstrap:\n- a\n- [b]\n", "routes: []\n",
 		"name: &x a\ncluster-name: *x\n", "? name\n: a\n", "name: |\n  a\n", "{name: a, http: off}", "<<: {name: a}\n", "--- \n...\n---\n", "\"na\\x6de\": a\n",
 	} {
 		f.Add([]byte(s))
@@ -138,20 +140,22 @@ func FuzzConfig(f *testing.F) {
 		if err := os.WriteFile(file, text, 0o600); err != nil {
 			t.Fatal(err)
 		}
-		config, err := loadConfig(file, serve)
-		if err != nil {
+		config, all := loadConfig(file, serve, func(*kong.Flag) bool { return false })
+		for _, err := range all {
 			if !strings.Contains(err.Error(), file) {
 				t.Errorf("the error does not name the file: %v", err)
 			}
+		}
+		if len(all) > 0 {
 			return
 		}
-		for key, value := range config {
+		for key, value := range config.values {
 			flag, ok := flags[key]
 			if !ok {
 				t.Fatalf("%q is no flag", key)
 			}
-			if err := tryValue(flag, value); err != nil {
-				t.Errorf("%s takes no %q: %v", key, value, err)
+			if err := tryValue(flag, value.text); err != nil {
+				t.Errorf("%s takes no %q: %v", key, value.text, err)
 			}
 		}
 	})

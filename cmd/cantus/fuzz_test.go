@@ -82,7 +82,7 @@ func FuzzToken(f *testing.F) {
 		if err := os.WriteFile(file, text, 0o600); err != nil {
 			t.Fatal(err)
 		}
-		secret, err := (&serveCmd{SecretFile: file}).secret()
+		secret, err := (&serveFlags{SecretFile: file}).secret()
 		if (err != nil) != (strings.TrimSpace(string(text)) == "") || err != nil && strings.Contains(err.Error(), secret) && secret != "" {
 			t.Fatalf("%q is the token %q, %v", text, secret, err)
 		}

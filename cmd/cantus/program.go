@@ -23,6 +23,7 @@ type program struct {
 // method Run(ctx, p) that does it.
 type grammar struct {
 	Serve      serveCmd      `cmd:"" help:"Run a node."`
+	Config     configCmd     `cmd:"" help:"Check the configuration of a node."`
 	Append     appendCmd     `cmd:"" help:"Append one transaction."`
 	Read       readCmd       `cmd:"" help:"Read transactions in order, and follow new ones."`
 	Get        getCmd        `cmd:"" help:"Show one transaction, by its id or a lock."`
@@ -82,6 +83,10 @@ func (p *program) run(ctx context.Context, args []string) int {
 		p.printError(err)
 		return exitUsage
 	}
+	if err := checkVariables(kctx).err(); err != nil {
+		p.printError(err)
+		return exitUsage
+	}
 	kctx.BindTo(ctx, (*context.Context)(nil))
 	kctx.Bind(p)
 	err = kctx.Run()
@@ -106,8 +111,15 @@ func checkRepeated(kctx *kong.Context) error {
 	return nil
 }
 
-// printError prints an error for the user, if there is one.
+// printError prints an error for the user, if there is one. Each mistake has a
+// line of its own.
 func (p *program) printError(err error) {
+	if all, ok := errors.AsType[mistakes](err); ok {
+		for _, err := range all {
+			p.printError(err)
+		}
+		return
+	}
 	if err != nil {
 		fmt.Fprintf(p.errOut, "cantus: %s\n", errorText(err))
 	}
@@ -159,6 +171,9 @@ func spellHelp(args []string) []string {
 
 // parseFailure rewords kong's error about the command line.
 func parseFailure(parser *kong.Kong, args []string, err error) error {
+	if found, ok := errors.AsType[*failure](err); ok {
+		return found
+	}
 	commands := commandNames(parser.Model.Node)
 	if len(args) == 0 {
 		return errors.New("name a command: " + strings.Join(commands, ", ") + "; \"cantus --help\" explains them")

@@ -17,8 +17,11 @@ import (
 	"github.com/cantuslog/cantus/internal/invariant"
 )
 
-type serveCmd struct {
-	Config string `placeholder:"FILE" env:"CANTUS_CONFIG" help:"YAML file of these flags, such as \"partitions: 8\". The command line and the environment take precedence."`
+type serveCmd struct{ serveFlags }
+
+// serveFlags are the settings of a node.
+type serveFlags struct {
+	Config string `placeholder:"FILE" env:"CANTUS_CONFIG" help:"YAML file of these flags, such as \"partitions: 8\" or \"routes: [a:6222, b:6222]\". The command line and the environment take precedence."`
 
 	Name        token          `placeholder:"NAME" default:"n1" env:"CANTUS_NAME" help:"The node's name in its cluster."`
 	ClusterName token          `placeholder:"NAME" default:"cantus" env:"CANTUS_CLUSTER_NAME" help:"The cluster's name; fixed when the data directory is founded."`
@@ -37,7 +40,7 @@ type serveCmd struct {
 	ClusterListen   listenAddr   `group:"cluster" name:"cluster" placeholder:"HOST:PORT" env:"CANTUS_CLUSTER" help:"NATS route port, where the other nodes connect."`
 	Routes          addresses    `group:"cluster" placeholder:"HOST:PORT,…" env:"CANTUS_ROUTES" help:"Route ports of other nodes, separated by commas; one is enough, NATS gossips the rest."`
 	Raft            listenAddr   `group:"cluster" placeholder:"HOST:PORT" env:"CANTUS_RAFT" help:"Replication port; the other nodes learn it over NATS. [default the host of --cluster and a free port]"`
-	RaftAdvertise   addresses    `group:"cluster" placeholder:"HOST:PORT" env:"CANTUS_RAFT_ADVERTISE" help:"What the other nodes dial, where it differs from --raft."`
+	RaftAdvertise   dialAddr     `group:"cluster" placeholder:"HOST:PORT" env:"CANTUS_RAFT_ADVERTISE" help:"What the other nodes dial, where it differs from --raft."`
 	Bootstrap       nodeNames    `group:"cluster" placeholder:"NAME,…" env:"CANTUS_BOOTSTRAP" help:"The founding nodes, the same on each of them; used only while the data directory is new. Without it a new node waits to be added."`
 	ClusterSecret   string       `group:"cluster" hidden:"" placeholder:"TOKEN" env:"CANTUS_CLUSTER_SECRET" help:"The token itself; on a command line others on the machine can read it."`
 	SecretFile      string       `group:"cluster" name:"cluster-secret-file" placeholder:"FILE" env:"CANTUS_CLUSTER_SECRET_FILE" type:"existingfile" help:"File with a token of at least 32 characters, the same on every node: they prove with it that they belong together. Needed only until the data directory is founded, which keeps it. CANTUS_CLUSTER_SECRET takes the token itself."`
@@ -61,6 +64,8 @@ type serveCmd struct {
 
 	LogLevel  string `group:"log" enum:"debug,info,warn,error" placeholder:"LEVEL" default:"info" env:"CANTUS_LOG_LEVEL" help:"Lowest level to log, on standard error."`
 	LogFormat string `group:"log" enum:"text,json" placeholder:"FORMAT" default:"text" env:"CANTUS_LOG_FORMAT" help:"Form of the log."`
+
+	file configFile // the one that was read
 }
 
 func (*serveCmd) Help() string {
@@ -69,7 +74,8 @@ SIGINT and SIGTERM stop it cleanly, a second one at once. SIGHUP has it read --c
 certificates: connections go on, and what can't change while it runs is named in the log.
 
 A flag may also be an environment variable, named in brackets, or a key of the --config file; the command line takes precedence
-over the environment, and that over the file. Sizes take units: 64MiB, 1GiB, 500MB.
+over the environment, and that over the file. Sizes take units: 64MiB, 1GiB, 500MB. "cantus config check" says what is wrong with
+all of them, and docs/configuration.md describes each.
 
 Examples:
 
@@ -80,38 +86,30 @@ Examples:
   CANTUS_LOG_FORMAT=json cantus serve --config cantus.yaml`
 }
 
-// BeforeResolve adds the configuration file. Kong calls it after it has parsed
-// the command line and before it fills in other flags.
-func (c *serveCmd) BeforeResolve(ctx *kong.Context) error {
-	node := ctx.Selected()
-	for _, flag := range node.Flags {
-		if flag.Name != "config" {
-			continue
-		}
-		file, _ := ctx.FlagValue(flag).(string)
-		if file == "" {
-			return nil
-		}
-		config, err := loadConfig(kong.ExpandPath(file), node)
-		if err != nil {
-			return err
-		}
-		ctx.AddResolver(config)
-	}
-	return nil
+// BeforeReset reads the environment and the configuration file. Kong calls it
+// after it has parsed the command line and before it fills in other flags.
+func (c *serveCmd) BeforeReset(ctx *kong.Context) (err error) {
+	c.file, err = readSettings(ctx, "")
+	return err
 }
 
 // Run runs a node until ctx is cancelled, which stops it cleanly, or until the
 // node stops by itself, which is a failure.
 func (c *serveCmd) Run(ctx context.Context, p *program, parsed *kong.Context) error {
+	hangups := hangup.Signals()
+	if err := c.refusals().err(); err != nil {
+		return err
+	}
 	opts, err := c.options()
 	if err != nil {
 		return err
 	}
-	hangups := hangup.Signals()
 	var level slog.LevelVar
 	setLevel(&level, c.LogLevel)
 	opts.Logger = newLogger(p.errOut, &level, c.LogFormat)
+	for _, text := range c.readable() {
+		opts.Logger.Warn(text)
+	}
 	if c.Archive != "" {
 		a, err := openArchive(ctx, c.Archive, opts.Logger)
 		if err != nil {
@@ -174,7 +172,7 @@ func (p *program) ended(dir string, err error) error {
 func inUse(dir string) error { return fmt.Errorf("%s is in use by a running node: stop it first", dir) }
 
 // secret returns the cluster's token, "" if none is given.
-func (c *serveCmd) secret() (string, error) {
+func (c *serveFlags) secret() (string, error) {
 	if c.SecretFile == "" {
 		return c.ClusterSecret, nil
 	}
@@ -193,7 +191,7 @@ func (c *serveCmd) secret() (string, error) {
 }
 
 // options returns the node's options without its logger.
-func (c *serveCmd) options() (broker.Options, error) {
+func (c *serveFlags) options() (broker.Options, error) {
 	secret, err := c.secret()
 	return broker.Options{
 		Name:            string(c.Name),
@@ -209,7 +207,7 @@ func (c *serveCmd) options() (broker.Options, error) {
 		ClusterListen:   string(c.ClusterListen),
 		Routes:          c.Routes,
 		RaftListen:      string(c.Raft),
-		RaftAdvertise:   strings.Join(c.RaftAdvertise, ""),
+		RaftAdvertise:   string(c.RaftAdvertise),
 		Bootstrap:       c.Bootstrap,
 		ClusterSecret:   secret,
 		Insecure:        c.Insecure,

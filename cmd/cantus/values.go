@@ -238,18 +238,29 @@ func (l *nodeNames) UnmarshalText(text []byte) error {
 	return nil
 }
 
+// dialAddr is a host:port to connect to.
+type dialAddr string
+
+func (a *dialAddr) UnmarshalText(text []byte) error {
+	host, port, err := net.SplitHostPort(string(text))
+	if _, ok := whole([]byte(port), 1, 65535); err != nil || host == "" || !ok || strings.Contains(host, ",") {
+		return fmt.Errorf("%q is not HOST:PORT, such as 10.0.0.2:6222", text)
+	}
+	*a = dialAddr(text)
+	return nil
+}
+
 // addresses is a list of host:port, separated by commas.
 type addresses []string
 
 func (l *addresses) UnmarshalText(text []byte) error {
 	var all addresses
 	for word := range strings.SplitSeq(string(text), ",") {
-		word = strings.TrimSpace(word)
-		host, port, err := net.SplitHostPort(word)
-		if _, ok := whole([]byte(port), 1, 65535); err != nil || host == "" || !ok {
-			return fmt.Errorf("%q is not HOST:PORT, such as 10.0.0.2:6222", word)
+		var a dialAddr
+		if err := a.UnmarshalText([]byte(strings.TrimSpace(word))); err != nil {
+			return err
 		}
-		all = append(all, word)
+		all = append(all, string(a))
 	}
 	*l = all
 	return nil

@@ -86,6 +86,10 @@ var numbers = map[reflect.Type]struct {
 		[]string{"off", ":0"},
 		[]string{"", "no", ":+80", ":-0"}, "; or off",
 	},
+	reflect.TypeFor[dialAddr](): {
+		[]string{"10.0.0.2:6222", "[::1]:1"},
+		[]string{"", ":6222", "a:0", "a:+1", "a:1,b:2", "a,b:1", "a:65536"}, "HOST:PORT",
+	},
 	reflect.TypeFor[addresses](): {
 		[]string{"10.0.0.2:6222", "a:1,b:2"},
 		[]string{"", ":6222", "a:0", "a:+1", "a:1,", "a:65536"}, "HOST:PORT",
