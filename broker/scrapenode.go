@@ -26,14 +26,6 @@ type nodeCollector struct {
 	server  natsServer
 }
 
-func (n *Node) newNodeCollector() *nodeCollector {
-	o := &n.identity.opts
-	return &nodeCollector{
-		self: o.Name, version: o.Version, locks: o.MaxLocks, ids: o.MaxMsgIDs, limits: n.limits, ready: n.Ready,
-		facts: n.meta.current, peers: n.peers, space: n.space, store: n.store, server: n.nats,
-	}
-}
-
 var (
 	buildInfo      = scrapedGauge("build_info", "Always 1: the labels have the node's version and that of Go.", "version", "go_version")
 	nodeReady      = scrapedGauge("ready", "1 if every partition of this node is served.")

@@ -197,6 +197,14 @@ func (n *Node) newClusterInfo() *clusterInfo {
 	}
 }
 
+func (n *Node) newNodeCollector() *nodeCollector {
+	o := &n.identity.opts
+	return &nodeCollector{
+		self: o.Name, version: o.Version, locks: o.MaxLocks, ids: o.MaxMsgIDs, limits: n.limits, ready: n.Ready,
+		facts: n.meta.current, peers: n.peers, space: n.space, store: n.store, server: n.nats,
+	}
+}
+
 // applied returns how far this node's replica has applied a group's log, 0
 // without a replica.
 func (n *Node) applied(group uint32) uint64 {

@@ -21,7 +21,7 @@ func TestNoPartHasTheNode(t *testing.T) {
 // Only those that open, close and list replicas have one, and its methods are
 // in the files that wire its parts and take it through a leader epoch.
 func TestNoPartHasTheReplica(t *testing.T) {
-	checkHolders(t, "replica", []string{"replica.go", "replicacontroller.go", "replicas.go", "metrics.go"},
+	checkHolders(t, "replica", []string{"replica.go", "replicacontroller.go", "replicas.go", "scrapepartitions.go"},
 		[]string{"replica.go", "leader.go", "subscriptions.go", "reconcile.go"})
 	checkHolders(t, "host", []string{"replica.go", "wiring.go", "replicacontroller.go"}, nil)
 }
