@@ -439,17 +439,19 @@ func TestRecoverWithoutSomePartitions(t *testing.T) {
 // The commands of docs/recover.md, and the test that runs each: here, or as
 // named.
 var recoverCommands = map[string]string{
-	"cantus status --server n1:4222":               "TestReadOfAReplicaWithoutALeader",
-	"cantus cluster status --server n1:4222":       "TestReadOfAReplicaWithoutALeader",
-	"cantus read 0 --replica n1 --server n1:4222":  "TestReadOfAReplicaWithoutALeader",
-	"cantus recover DIR":                           "TestRecoverWithoutSomePartitions",
-	"cantus recover DIR --new-name bank-2":         "TestRecoverALostMajority, which types the name",
-	"cantus cluster add n2 --wait 1m":              "TestRecoverALostMajority",
-	"cantus cluster add n3 --wait 1m":              "TestRecoverALostMajority",
-	"cantus recover DIR --new-name bank-2 --empty": "TestRecoverWithoutSomePartitions",
-	"cantus restore --from BACKUP --partition 3":   "TestRecoverWithoutSomePartitions",
-	"cantus status --server mirror:4222":           "TestClusterMirror",
-	"cantus mirror promote --server mirror:4222":   "TestMirror",
+	"cantus status --server n1:4222":                                                   "TestReadOfAReplicaWithoutALeader",
+	"cantus cluster status --server n1:4222":                                           "TestReadOfAReplicaWithoutALeader",
+	"cantus read 0 --replica n1 --server n1:4222":                                      "TestReadOfAReplicaWithoutALeader",
+	"cantus recover DIR":                                                               "TestRecoverWithoutSomePartitions",
+	"cantus recover DIR --new-name bank-2":                                             "TestRecoverALostMajority, which types the name",
+	"cantus serve --name n1 --data DIR --cluster-name bank-2 …":                        "TestRecoverALostMajority",
+	"cantus serve --name n2 --data EMPTY --cluster-name bank-2 --cluster … --routes …": "TestRecoverALostMajority",
+	"cantus cluster add n2 --wait 1m":                                                  "TestRecoverALostMajority",
+	"cantus cluster add n3 --wait 1m":                                                  "TestRecoverALostMajority",
+	"cantus recover DIR --new-name bank-2 --empty":                                     "TestRecoverWithoutSomePartitions",
+	"cantus restore --from BACKUP --partition 3":                                       "TestRecoverWithoutSomePartitions",
+	"cantus status --server mirror:4222":                                               "TestClusterMirror",
+	"cantus mirror promote --server mirror:4222":                                       "TestMirror",
 }
 
 // The document has no command that is not run.
