@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/cantuslog/cantus/internal/backup"
 )
@@ -111,4 +112,25 @@ func TestACopyInItsPlace(t *testing.T) {
 	b.other = second
 	mustRun(t, r, c)
 	level(t, checkBackup(t, second, c), c)
+}
+
+// A backup that has lost its manifests is not taken for a new one, which would
+// delete its segments. What an interrupted first run has left just now is.
+func TestABackupWithoutItsManifests(t *testing.T) {
+	c, clock := newCluster(1), newClock()
+	c.append(0, 3, 10)
+	m := newMemory(clock.now)
+	mustRun(t, backup.New(m, backup.Options{Now: clock.now}), c)
+	for _, name := range m.names(".json") {
+		if err := m.Delete(t.Context(), name); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, hours := range []int{1, 25} {
+		clock.Time = clock.Add(time.Duration(hours) * time.Hour)
+		err := backup.New(m, backup.Options{Now: clock.now}).CheckPlace(t.Context())
+		if refused := err != nil && strings.Contains(err.Error(), "no manifest: put its folder manifest/ back"); refused != (hours > 24) || !refused && err != nil {
+			t.Errorf("after %d hours: %v", hours, err)
+		}
+	}
 }

@@ -191,17 +191,28 @@ func (m *Manifest) sameBackup(o *Manifest) error {
 		"To go on with this one, start again", ErrOther, m.ID, o.ID)
 }
 
-// CheckPlace returns an error if there is no backup, and must not be one, since
-// the directory is used for something else. Call it before a backup begins.
+// CheckPlace returns an error if there is no backup, and must not be one: the
+// directory is used for something else, or what is left of a backup there would
+// be deleted as unnamed. Call it before a backup begins.
 func (r *Repository) CheckPlace(ctx context.Context) error {
-	d, ok := r.bucket.(*dir)
-	if !ok {
-		return nil
-	}
 	if all, err := r.Generations(ctx); err != nil || len(all) > 0 {
 		return err
 	}
-	return d.checkNew()
+	if d, is := r.bucket.(*dir); is {
+		if err := d.checkNew(); err != nil {
+			return err
+		}
+	}
+	objects, err := r.bucket.List(ctx, "")
+	if err != nil {
+		return err
+	}
+	for _, o := range objects {
+		if segmentForm.MatchString(o.Name) && r.now().Sub(o.Written) > keptTime {
+			return fmt.Errorf("there are segments of a backup, such as %s, and no manifest: put its folder %s back, or begin another backup elsewhere", o.Name, manifestPrefix)
+		}
+	}
+	return nil
 }
 
 // keptManifests is how many are kept.
