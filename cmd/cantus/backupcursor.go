@@ -137,7 +137,7 @@ func (c *backupCursor) refuse(at subjects.CursorReply, id string) error {
 	case "":
 		why = "it is no backup's"
 	case id:
-		why = "another copy of this backup moves it"
+		why = "another copy of this backup moves it, or this one was run ten times without --cursor since"
 	}
 	return failf(exitFailed, "it is at %d, where this backup has not put it: %s; give each backup a cursor of its own, "+
 		"or, if nothing else uses this one any more, take it over with --take-cursor", at.Txid, why)
