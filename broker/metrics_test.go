@@ -48,6 +48,24 @@ func TestMetricsOfACluster(t *testing.T) {
 	})
 }
 
+// If all replicas of a partition are away, the nodes without one say that it
+// has no leader.
+func TestMetricsOfAPartitionThatIsElsewhere(t *testing.T) {
+	c := openNodes(t, 3, broker.Options{Partitions: 1, Replicas: 1})
+	holder := c.leader(0, "n1")
+	known := func() (sum float64) {
+		for _, name := range c.names {
+			if n := c.node(name); n != nil {
+				sum += broker.Metric(t, n, "cantus_leader_known")
+			}
+		}
+		return sum
+	}
+	eventually(t, "three nodes that know the leaders of the partition and of the facts", func() bool { return known() == 6 })
+	c.stop(holder)
+	eventually(t, "two nodes that know the leader of the facts only", func() bool { return known() == 2 })
+}
+
 // A certificate's expiry is that of the one that the port shows: the new one
 // after a reload, and the old one after a reload that fails.
 func TestCertificateExpiryInMetrics(t *testing.T) {

@@ -12,7 +12,7 @@ import (
 )
 
 // partitionCollector has the metrics of the node's replicas. A partition
-// without a replica here has none but "replica_open".
+// without a replica here has none but "replica_open" and "leader_known".
 type partitionCollector struct {
 	self        string // this node
 	meta        *meta
@@ -129,7 +129,7 @@ var partitionFigures = []partitionFigure{
 
 var (
 	replicaOpen      = scrapedGauge("replica_open", "1 if the replica that this node should have is open, 0 while it is fetched or repaired.", "partition")
-	leaderKnown      = scrapedGauge("leader_known", "1 if this replica knows its group's leader; \"facts\" is the group of the cluster's facts.", "partition")
+	leaderKnown      = scrapedGauge("leader_known", "1 if this node knows the partition's leader: by its replica, or without one by what other nodes say. \"facts\" is the group of the cluster's facts.", "partition")
 	raftTerm         = scrapedGauge("raft_term", "The newest Raft term that this replica has seen; it rises with each election.", "partition")
 	archiveUsable    = scrapedGauge("archive_usable", "1 if the archive was found to have all that was trimmed. Only a node with an archive has it.", "partition")
 	cursorBehind     = scrapedGauge("cursor_lag_transactions", "Transactions that the cursor has not passed, on the leader; of the 100 cursors that are the furthest behind.", "partition", "cursor")
@@ -158,6 +158,8 @@ func (c *partitionCollector) Collect(to chan<- prometheus.Metric) {
 			replicaOpen.send(to, bit(r != nil), partition)
 		}
 		if r == nil {
+			_, _, known := c.peers.leader(controller.id, now)
+			leaderKnown.send(to, bit(known), partition)
 			continue
 		}
 		v := c.view(r, now)
