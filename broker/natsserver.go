@@ -60,8 +60,7 @@ type pacedServer interface {
 // portServer describes the server's ports.
 type portServer interface {
 	Addr() net.Addr
-	ClusterAddr() *net.TCPAddr
-	OpenTo() (clients, routes string)
+	OpenPorts() []natsserver.OpenPort
 	ClusterTLS() *tls.Config
 	Certificates() []natsserver.Certificate
 }

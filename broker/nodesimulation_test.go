@@ -56,8 +56,7 @@ func (s *simServer) MaxPayload() int                        { return simnats.Max
 func (s *simServer) LimitsChanged() <-chan struct{}         { return s.never }
 func (s *simServer) MayHaveInterest(subject string) bool    { return s.HasInterest(subject) }
 func (s *simServer) Addr() net.Addr                         { return nil }
-func (s *simServer) ClusterAddr() *net.TCPAddr              { return nil }
-func (s *simServer) OpenTo() (clients, routes string)       { return "nobody", "nobody" }
+func (s *simServer) OpenPorts() []natsserver.OpenPort       { return nil }
 func (s *simServer) ClusterTLS() *tls.Config                { return nil }
 func (s *simServer) Certificates() []natsserver.Certificate { return nil }
 func (s *simServer) Stats() natsserver.Stats                { return natsserver.Stats{} }

@@ -1,8 +1,6 @@
 package broker
 
 import (
-	"fmt"
-	"net"
 	"strings"
 
 	"github.com/cantuslog/cantus/broker/internal/natsserver"
@@ -16,37 +14,29 @@ type openPorts struct {
 	http        string             // address, "" if it is not open
 }
 
-// String describes in one line which ports are open, and to whom.
+// String describes in one line which ports are open, to whom, and whether the
+// connections are encrypted.
 func (p openPorts) String() string {
-	var all []string
-	add := func(what, address, who string) {
-		if host, _, err := net.SplitHostPort(address); err == nil && who == "anyone" {
-			who = "anyone that reaches it"
-			if natsserver.IsLoopback(host) {
-				who = "anyone on this machine"
-			}
-		}
-		all = append(all, fmt.Sprintf("%s on %s (%s)", what, address, who))
-	}
-	clients, routes := p.server.OpenTo()
-	if a := p.server.Addr(); a != nil {
-		add("clients", a.String(), clients)
-	}
-	if a := p.server.ClusterAddr(); a != nil {
-		add("routes", a.String(), routes)
-	}
+	all := p.server.OpenPorts()
 	if p.replication != nil {
-		who := "members with the cluster's secret"
-		if p.server.ClusterTLS() != nil {
-			who += " and a certificate"
+		port := natsserver.OpenPort{
+			What: "replication", Address: p.replication.Addr().String(),
+			To: "members with the cluster's secret", Wire: natsserver.Unencrypted,
 		}
-		add("replication", p.replication.Addr().String(), who)
+		if p.server.ClusterTLS() != nil {
+			port.To, port.Wire = port.To+" and a certificate", natsserver.OverTLS
+		}
+		all = append(all, port)
 	}
 	if p.http != "" {
-		add("http", p.http, "anyone")
+		all = append(all, natsserver.OpenPort{What: "http", Address: p.http, To: natsserver.Anyone, Wire: natsserver.Unencrypted})
 	}
 	if len(all) == 0 {
 		return "no port"
 	}
-	return strings.Join(all, "; ")
+	var texts []string
+	for _, port := range all {
+		texts = append(texts, port.String())
+	}
+	return strings.Join(texts, "; ")
 }

@@ -53,9 +53,9 @@ func TestOpenPortsSayWhatIsOpenAndToWhom(t *testing.T) {
 	testkit.NotShort(t, "many nodes are started")
 	for want, opts := range map[string]broker.Options{
 		"no port": {},
-		"anyone on this machine); routes on 127.0.0.1:": {ClientListen: "127.0.0.1:0", ClusterListen: "127.0.0.1:0", Bootstrap: []string{"n1"}},
-		"(holders of the cluster's token); replication": {ClusterListen: "127.0.0.1:0", Bootstrap: []string{"n1"}, ClusterSecret: token},
-		"(members with the cluster's secret)":           {ClusterListen: "127.0.0.1:0", Bootstrap: []string{"n1"}},
+		"anyone on this machine, unencrypted); routes on 127.0.0.1:": {ClientListen: "127.0.0.1:0", ClusterListen: "127.0.0.1:0", Bootstrap: []string{"n1"}},
+		"(holders of the cluster's token, unencrypted); replication": {ClusterListen: "127.0.0.1:0", Bootstrap: []string{"n1"}, ClusterSecret: token},
+		"(members with the cluster's secret, unencrypted)":           {ClusterListen: "127.0.0.1:0", Bootstrap: []string{"n1"}},
 	} {
 		n, err := broker.Open(t.Context(), t.TempDir(), opts)
 		if err != nil {
@@ -88,7 +88,7 @@ func TestOpenPortsAfterAReload(t *testing.T) {
 		if err := n.Reload(broker.Options{NATSConfig: conf}); (err != nil) != test.bad {
 			t.Fatalf("%s: %v", test.more, err)
 		}
-		if now := n.OpenPorts(); (now == was) != test.bad || !test.bad && !strings.Contains(now, "whoever the NATS configuration lets in") {
+		if now := n.OpenPorts(); (now == was) != test.bad || !test.bad && !strings.Contains(now, "holders of the NATS token") {
 			t.Errorf("after %s: %s; it was %s", test.more, now, was)
 		}
 	}

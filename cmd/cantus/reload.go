@@ -32,7 +32,7 @@ func valuesOf(flags []*kong.Flag) flagValues {
 // mistake nothing changes.
 func (p *program) reload(node *broker.Node, running flagValues, level *slog.LevelVar, log *slog.Logger) {
 	next, values, err := p.parseServe()
-	was := node.NATSConfigDigest()
+	was, open := node.NATSConfigDigest(), node.OpenPorts()
 	if err == nil {
 		var opts broker.Options
 		if opts, err = next.options(); err == nil {
@@ -59,6 +59,9 @@ func (p *program) reload(node *broker.Node, running flagValues, level *slog.Leve
 		changed = []string{"nothing, except perhaps certificates"}
 	}
 	log.Info("reloaded: the NATS configuration, certificates, log level and limits", "changed", strings.Join(changed, ","))
+	if now := node.OpenPorts(); now != open {
+		log.Info("open: " + now)
+	}
 	if len(restart) > 0 {
 		log.Warn("changed settings take effect at the next start", "flags", strings.Join(restart, ","))
 	}

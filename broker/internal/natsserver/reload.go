@@ -15,10 +15,10 @@ import (
 // routes to setTLS. Existing connections continue, except those that the
 // configuration does not allow. After an error, nothing has changed.
 func (s *Server) Reload(o Options, partitions int, setTLS func(*tls.Config) (restore func(), err error)) (err error) {
-	before, shown := s.openTo.Load(), s.certificates.Load()
+	before, shown := s.open.Load(), s.certificates.Load()
 	defer func() {
 		if err != nil {
-			s.openTo.Store(before)
+			s.open.Store(before)
 			s.certificates.Store(shown)
 		}
 	}()

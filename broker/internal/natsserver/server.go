@@ -31,7 +31,7 @@ type Server struct {
 	account *server.Account // of the nodes' subjects
 	access  *access
 	rights  atomic.Pointer[rights]
-	openTo  atomic.Pointer[openTo]
+	open    atomic.Pointer[[]OpenPort]
 	// certificates are those that the ports show.
 	certificates atomic.Pointer[[]Certificate]
 	// leafAccount is the account of leaf nodes that connect without a user
@@ -114,12 +114,15 @@ func (s *Server) prepare(o Options, name string) (*server.Options, rights, error
 	if err != nil {
 		return nil, rights{}, err
 	}
-	d, shown := openToOf(opts, o), certificatesOf(opts)
-	s.openTo.Store(&d)
+	open, err := openPortsOf(opts, o) // before users are added
+	if err != nil {
+		return nil, rights{}, err
+	}
+	shown := certificatesOf(opts)
+	s.open.Store(&open)
 	s.certificates.Store(&shown)
-	open := checkOpen(opts, o) // before users are added
 	r, err := s.access.apply(opts, o)
-	return opts, r, errors.Join(open, err, checkNATSOptions(opts))
+	return opts, r, errors.Join(checkOpen(open, o), err, checkNATSOptions(opts))
 }
 
 // logGaps logs which connections have more rights than they should, and which
@@ -370,11 +373,28 @@ func (s *Server) Reloaded() <-chan struct{} { return s.reloaded }
 // limits to them.
 func (s *Server) SetLinks(links ...*natslink.Link) { s.links.Store(&links) }
 
-// OpenTo describes, for the log, which connections the client port and the
-// route port accept.
-func (s *Server) OpenTo() (clients, routes string) {
-	to := s.openTo.Load()
-	return to.clients, to.routes
+// OpenPorts returns the ports that are open.
+func (s *Server) OpenPorts() []OpenPort {
+	all := slices.Clone(*s.open.Load())
+	for i := range all { // the configuration may say "any free port"
+		var at net.Addr
+		switch all[i].What {
+		case clientPort:
+			at = s.Addr()
+		case routePort:
+			if a := s.ClusterAddr(); a != nil {
+				at = a
+			}
+		case monitorPort:
+			if a := s.MonitorAddr(); a != nil {
+				at = a
+			}
+		}
+		if at != nil {
+			all[i].Address = at.String()
+		}
+	}
+	return all
 }
 
 // MapKeys adds a subject mapping from appends by key to partitions to the
