@@ -28,7 +28,7 @@ func TestCheckFindsWhatOpenRefuses(t *testing.T) {
 		},
 		"alone":    {broker.Options{Standby: true, Bootstrap: []string{"a", "b"}}, []string{"no address", "a standby follows"}},
 		"routes":   {broker.Options{Routes: []string{"127.0.0.1:1"}}, []string{"cluster address"}},
-		"NATS":     {broker.Options{ClientListen: "127.0.0.1:0", NATSConfig: config}, []string{"max_payload 1000", "max_control_line 100"}},
+		"NATS":     {broker.Options{ClientListen: "127.0.0.1:0", NATSConfig: config}, []string{"max_payload 1000", "max_control_line 100", "port for websockets"}},
 		"account":  {broker.Options{Account: "APP"}, []string{"no users", "account missing"}},
 		"profiles": {broker.Options{HTTPListen: "0.0.0.0:0", Profiles: true}, []string{"loopback"}},
 	} {
