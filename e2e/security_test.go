@@ -3,7 +3,6 @@
 package e2e_test
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"net"
@@ -20,11 +19,8 @@ import (
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nkeys"
 
-	"github.com/cantuslog/cantus/client"
-	"github.com/cantuslog/cantus/client/group"
 	"github.com/cantuslog/cantus/internal/testcert"
 	"github.com/cantuslog/cantus/internal/testkit"
-	"github.com/cantuslog/cantus/subjects"
 )
 
 // recipe is a section of docs/security.md: files and command lines for nodes on
@@ -163,6 +159,7 @@ var bodies = map[string]string{"cantus.get.3": `{"txid":1}`, "cantus.get.0": `{"
 var everything = []string{
 	"cantus.append.2", "cantus.append.3", "cantus.append.key.alice", "cantus.batch.2", "cantus.read.3", "cantus.replica.read.3", "cantus.get.3",
 	"cantus.info", "cantus.info.2", "cantus.info.3", "cantus.cursor.3.mailer", "cantus.cursor.3.other", "cantus.cursors.3",
+	"cantus.cursor.3.billing", "cantus.cursor.3.billing-lease", "cantus.cursor.3.billing-member-0", "cantus.cursor.3.billing-member-1",
 	"cantus.admin.status", "cantus.admin.batches.3", "cantus.admin.trim.3", "cantus.admin.cluster.balance", "$SRV.PING.cantus",
 }
 
@@ -197,8 +194,8 @@ func (r *recipe) request(nc *nats.Conn, subject string) (denied bool, err error)
 		return true, nil
 	}
 	m, err := nc.Request(subject, []byte(bodies[subject]), patience)
-	if err == nil && m.Header.Get(subjects.HeaderError) != "" {
-		err = errors.New(m.Header.Get(subjects.HeaderError))
+	if err == nil && m.Header.Get("Nats-Service-Error") != "" {
+		err = errors.New(m.Header.Get("Nats-Service-Error"))
 	}
 	return false, err
 }
@@ -272,35 +269,16 @@ func TestSecurityRoles(t *testing.T) {
 	r.check("orders", []string{"cantus.append.3", "cantus.info", "cantus.info.3"}, nats.UserInfo("orders", "secret"))
 	r.check("report", reads, nats.UserInfo("report", "secret"))
 	r.check("mailer", append(slices.Clone(reads), "cantus.cursor.3.mailer"), nkey)
+	r.check("billing", []string{
+		"cantus.read.3", "cantus.get.3", "cantus.info", "cantus.info.2", "cantus.info.3", "cantus.cursor.3.billing", "cantus.cursor.3.billing-lease",
+		"cantus.cursor.3.billing-member-0", "cantus.cursor.3.billing-member-1",
+	}, nats.UserInfo("billing", "secret"))
 	r.check("ops", []string{
 		"cantus.info", "cantus.info.2", "cantus.info.3", "cantus.cursors.3", "cantus.admin.status", "cantus.admin.batches.3", "cantus.admin.trim.3",
 		"cantus.admin.cluster.balance", "$SRV.PING.cantus",
 	}, nats.UserInfo("ops", "secret"))
-	r.joinGroup()
 	if _, err := nats.Connect(r.at["10.0.0.1:4222"], nats.UserInfo("ops", "wrong")); !errors.Is(err, nats.ErrAuthorization) {
 		t.Errorf("with a wrong password: %v", err)
-	}
-}
-
-// joinGroup handles a transaction as a member of the page's group.
-func (r *recipe) joinGroup() {
-	r.t.Helper()
-	nc := r.connect(nats.UserInfo("billing", "secret"), nats.CustomInboxPrefix("_INBOX_billing"))
-	defer nc.Close()
-	c, err := client.New(nc, client.Options{})
-	if err != nil {
-		r.t.Fatal(err)
-	}
-	defer c.Close()
-	ctx, done := context.WithTimeout(r.t.Context(), patience)
-	defer done()
-	handled := false
-	if err := group.Join(ctx, c, "billing", func(context.Context, *client.Transaction) error {
-		handled = true
-		done()
-		return nil
-	}, group.Options{MaxMembers: 2}); !handled {
-		r.t.Errorf("the group ends with %v", err)
 	}
 }
 
@@ -528,7 +506,7 @@ func (r *recipe) renew() {
 	if len(old) != 9 {
 		t.Errorf("the ports are %v", old)
 	}
-	if m, err := nc.Request("cantus.append.0", nil, patience); err != nil || m.Header.Get(subjects.HeaderError) != "" {
+	if m, err := nc.Request("cantus.append.0", nil, patience); err != nil || m.Header.Get("Nats-Service-Error") != "" {
 		t.Errorf("an append on the old connection: %v, %v", m, err)
 	}
 	r.secure("app").Close()
