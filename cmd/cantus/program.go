@@ -311,7 +311,7 @@ func missingValue(err error, text string) string {
 		}
 	}
 	node := parse.Context.Selected()
-	if node != nil && strings.HasPrefix(text, "expected one of ") {
+	if node != nil && len(node.Children) > 0 && strings.HasPrefix(text, "expected ") {
 		return fmt.Sprintf("name a command: %s; \"cantus %s --help\" explains them", strings.Join(commandNames(node), ", "), node.Path())
 	}
 	if m := missingArgument.FindStringSubmatch(text); m != nil && node != nil {
