@@ -231,6 +231,7 @@ func TestRestoresThatAreRefused(t *testing.T) {
 		{request(`{"begin":{"cluster":"x","txid":4,"digest":%q}}`, digest), subjects.BadRequest, "give the time"},
 		{request(`{"begin":{"cluster":"x","txid":0,"digest":%q}}`, digest), subjects.BadRequest, "has neither"},
 		{request(`{"begin":{"cluster":"x","txid":9223372036854775809,"digest":%q,"time":"2026-11-22T09:00:00Z"}}`, digest), subjects.BadRequest, "out of range"},
+		{request(`{"begin":{"cluster":"x","txid":4,"digest":%q,"time":"2262-01-01T00:00:00Z"}}`, digest), subjects.BadRequest, "after the year 2261"},
 		{request(`{"cursors":[{"name":"k","txid":1,"time":"2026-11-22T09:00:00Z"}]}`), subjects.WrongLast, "begin first"},
 		{request(`{"end":{"txid":0,"digest":"00","history":[]}}`), subjects.BadRequest, "is not a digest"},
 		{request(`{"begin":{"cluster":"%s"}}`, strings.Repeat("x", subjects.MaxRestoreBody)), subjects.TooLarge, "at most"},
@@ -252,6 +253,7 @@ func TestRestoresThatAreRefused(t *testing.T) {
 		{piece(0, 5, stream), subjects.WrongLast, "begin again"},
 		{piece(0, 0, flipped), subjects.BadRequest, "checksum"},
 		{piece(0, 0, b.stream(1)), subjects.BadRequest, "begins with txid 2"},
+		{piece(0, 0, lateBatch()), subjects.BadRequest, "after the year 2261"},
 		{piece(0, 0, []byte(strings.Repeat("\xff", 11))), subjects.BadRequest, "length of a batch"},
 		{piece(0, 0, binary.AppendUvarint(nil, 1<<40)), subjects.BadRequest, "length of a batch"},
 		{request(`{"cursors":[{"name":"a.b","txid":1,"time":"2026-11-22T09:00:00Z"}]}`), subjects.BadRequest, ""},
@@ -276,6 +278,15 @@ func TestRestoresThatAreRefused(t *testing.T) {
 		ask(t, used, "cantus.cursor.0.k", before)
 		wantStepRefused(t, used, step(b.begin()), subjects.WrongLast, because)
 	}
+}
+
+// lateBatch returns a stream of one batch, after whose time few are left.
+func lateBatch() []byte {
+	var w wal.BatchWriter
+	w.Begin(wal.Transactions, 1, time.Date(2262, 1, 1, 0, 0, 0, 0, time.UTC).UnixNano(), 0)
+	w.Add(&wal.Transaction{Kind: []byte("tx")})
+	batch := w.Finish()
+	return append(binary.AppendUvarint(nil, uint64(len(batch))), batch...)
 }
 
 // TestReadsOfAPastCluster reads with the cluster from which the reader has what

@@ -187,6 +187,9 @@ func (s *restorer) begin(ctx context.Context, r *subjects.RestoreBegin) error {
 		if r.Txid > maxRestoredTxid {
 			return subjects.Errorf(subjects.BadRequest, "begin.txid: %d is out of range", r.Txid)
 		}
+		if b.Time >= maxRestoredTime {
+			return subjects.Errorf(subjects.BadRequest, "begin.time: %s is out of range: it is after the year 2261", r.Time.UTC().Format(time.RFC3339Nano))
+		}
 	}
 	if err := s.group.VerifyLeader(ctx, s.requests.term()); err != nil {
 		return err
@@ -214,8 +217,12 @@ func (s *restorer) beginHistory(b *wal.RestoreBegin, history []subjects.PastClus
 	return checkPast("begin.history", b.History)
 }
 
-// maxRestoredTxid leaves room for more.
-const maxRestoredTxid = 1 << 63
+// What follows on a restored log needs txids and times, too. A leader that had
+// no time left would begin to lead again and again.
+const (
+	maxRestoredTxid = 1 << 63
+	maxRestoredTime = 9_214_646_400_000_000_000 // 2262-01-01, 100 days before the end
+)
 
 // cursors sets cursors as they were.
 func (s *restorer) cursors(ctx context.Context, cursors []subjects.RestoredCursor) error {

@@ -2,7 +2,6 @@ package broker
 
 import (
 	"fmt"
-	"math"
 	"slices"
 	"strings"
 
@@ -257,8 +256,10 @@ func checkRestored(data []byte, after wal.Base, lastTime int64) (last uint64, at
 		return bad("it has no transactions")
 	case b.First != after.Txid+1:
 		return bad("it begins with txid %d", b.First)
-	case b.Time < lastTime || b.Time > math.MaxInt64-int64(b.Count):
+	case b.Time < lastTime:
 		return bad("its time, %d, is out of range: the last one is %d", b.Time, lastTime)
+	case b.Time >= maxRestoredTime:
+		return bad("its time, %d, is out of range: it is after the year 2261", b.Time)
 	}
 	var t wal.Transaction
 	records := b.Read()
