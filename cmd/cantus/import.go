@@ -170,6 +170,8 @@ func (i *importer) failed(ctx context.Context, err error) error {
 		err = i.conn.explain(err)
 	}
 	switch lines := i.progress.line; {
+	case errors.Is(err, errDisorder):
+		return failf(status, "%w", err)
 	case lines > 0 && exact && i.sent:
 		return failf(status, "%w; lines 1 to %d are in the log: the same command goes on after them", err, lines)
 	case lines > 0 && !exact:

@@ -141,7 +141,8 @@ func (i *importer) search(ctx context.Context, from, to uint64) error {
 			return nil
 		}
 		if i.progress.line > 0 && t.Txid != from && n != i.progress.line+1 {
-			return failf(exitFailed, "transaction %d is line %d of the import, and line %d was before it: the log does not have the lines in their order", t.Txid, n, i.progress.line)
+			return failf(exitFailed, "%w: transaction %d is line %d of the import, and line %d was before it; import what is missing from a file of its own, under another --name",
+				errDisorder, t.Txid, n, i.progress.line)
 		}
 		i.progress.line, i.progress.tag, i.progress.txid = n, tag, t.Txid
 		i.progress.headers = len(t.Headers)
@@ -155,6 +156,10 @@ func (i *importer) search(ctx context.Context, from, to uint64) error {
 	}
 	return nil
 }
+
+// errDisorder is returned if the log has lines more than once, or not in their
+// order. An import can't go on with that.
+var errDisorder = errors.New("the log does not have the lines in their order")
 
 // cursorEvery is how often an import moves its cursor.
 const cursorEvery = time.Second

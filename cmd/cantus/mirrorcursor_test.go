@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/cantuslog/cantus/broker"
+	"github.com/cantuslog/cantus/client"
 	"github.com/cantuslog/cantus/subjects"
 )
 
@@ -103,10 +104,32 @@ func TestAnImportGoesOnAtAPromotedMirror(t *testing.T) {
 	command(t, "mirror", "--from", source.node.ClientURL(), "--to", mirror.node.ClientURL(), "--once", "--quiet")
 	command(t, "mirror", "promote", "--server", mirror.node.ClientURL())
 	mirror.append(5, 5)
-	for _, appended := range []string{"1 were appended now", "0 were appended now"} {
+	for _, appended := range []string{"1 appended now", "0 appended now"} {
 		status, out := mirror.run("import", "0", all)
-		if status != 0 || !strings.Contains(out, "3 lines are in partition 0, the last as transaction 6; "+appended) {
+		if status != 0 || !strings.Contains(out, "3 lines in partition 0, the last as transaction 6; "+appended) {
 			t.Errorf("status %d: %s", status, out)
 		}
+	}
+}
+
+// Lines that are not in their order, as two imports at once may leave them
+// where message ids are forgotten, are no import that goes on.
+func TestAnImportWithoutItsOrderSaysWhatToDo(t *testing.T) {
+	n := openInProcess(t, broker.Options{MaxMsgIDs: 1})
+	file := filepath.Join(t.TempDir(), "lines.jsonl")
+	if err := os.WriteFile(file, []byte(`{"payload":"one"}`+"\n"+`{"payload":"two"}`+"\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	status, out := n.run("import", "0", file, "--json")
+	var done importResult
+	if err := json.Unmarshal([]byte(out[strings.Index(out, "{"):]), &done); status != 0 || err != nil {
+		t.Fatalf("status %d: %s%v", status, out, err)
+	}
+	if _, err := n.Append(t.Context(), &client.Request{ID: done.Cursor + "-1-0123456789ab"}); err != nil {
+		t.Fatal(err)
+	}
+	status, out = n.run("import", "0", file)
+	if status != exitFailed || !strings.Contains(out, "transaction 3 is line 1 of the import, and line 2 was before it; import what is missing from a file of its own, under another --name\n") {
+		t.Errorf("status %d: %s", status, out)
 	}
 }
