@@ -97,7 +97,7 @@ func (c *serveCmd) BeforeReset(ctx *kong.Context) (err error) {
 // node stops by itself, which is a failure.
 func (c *serveCmd) Run(ctx context.Context, p *program, parsed *kong.Context) error {
 	hangups := hangup.Signals()
-	if err := c.refusals().err(); err != nil {
+	if err := c.refusals(ctx).err(); err != nil {
 		return err
 	}
 	opts, err := c.options()

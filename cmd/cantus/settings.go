@@ -1,7 +1,9 @@
 package main
 
 import (
+	"context"
 	"fmt"
+	"log/slog"
 	"os"
 	"reflect"
 	"regexp"
@@ -182,14 +184,25 @@ func yamlText(s string) string {
 
 // refusals returns what serve refuses of its settings, although each by itself
 // is possible: what they say together, and what the files say that they name.
-func (c *serveFlags) refusals() mistakes {
+func (c *serveFlags) refusals(ctx context.Context) mistakes {
 	var all mistakes
 	opts, err := c.options()
 	if err != nil {
 		all = append(all, err)
 		opts.ClusterSecret = strings.Repeat("?", 32) // one was meant
 	}
-	return append(all, broker.Check(c.Data, opts)...)
+	all = append(all, broker.Check(c.Data, opts)...)
+	if c.Archive == "" {
+		return all
+	}
+	a, err := openArchive(ctx, c.Archive, slog.New(slog.DiscardHandler))
+	if err != nil {
+		return append(all, err)
+	}
+	if err := a.Close(); err != nil {
+		return append(all, fmt.Errorf("--archive: %w", err))
+	}
+	return all
 }
 
 // readable returns a warning for each file with a secret that everybody on the
