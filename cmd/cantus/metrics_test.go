@@ -301,7 +301,7 @@ func checkAlerts(t *testing.T, shown map[string]exposed) {
 			}
 		}
 	}
-	checkCommands(t, sections)
+	checkCommands(t, string(page))
 	var described []string
 	for _, h := range headings {
 		described = append(described, h[1])
