@@ -105,7 +105,7 @@ var defects = []defect{
 		"broker/responder.go", "		if further && !confirmed() {", "		if further && !confirmed() && false {",
 	}}},
 	{"txid-skipped", "a batch that does not follow on the last transaction is not void", "broker", []edit{{
-		"broker/partitionstate.go", "	if b.First != r.mark.Load()+1 || e", "	if e",
+		"broker/partitionstate.go", "	if b.First != s.mark.Load()+1 || e", "	if e",
 	}}},
 
 	{"older-copy-served", "a node that runs on an older copy of its directory is not refused", "nodes", []edit{{
