@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"github.com/cantuslog/cantus/broker"
+	"github.com/cantuslog/cantus/internal/testkit"
 )
 
 // TestCheckFindsWhatOpenRefuses checks options that Open refuses: Check names
@@ -55,6 +56,7 @@ func TestCheckFindsWhatOpenRefuses(t *testing.T) {
 // TestCheckKnowsTheDirectorysToken checks a node beside itself: its directory
 // keeps the token, so that its route port is not open to anyone.
 func TestCheckKnowsTheDirectorysToken(t *testing.T) {
+	testkit.NotShort(t, "a node with a route port takes seconds to end")
 	dir := t.TempDir()
 	open := broker.Options{ClusterListen: "0.0.0.0:0", Bootstrap: []string{"n1"}} // Check does not listen
 	if all := broker.Check(dir, open); len(all) != 1 || !strings.Contains(all[0].Error(), "route port") {

@@ -206,6 +206,7 @@ func TestANodeIsReplacedByAnother(t *testing.T) {
 }
 
 func TestAReplicaWithAnotherLogIsFencedAndRebuilt(t *testing.T) {
+	testkit.NotShort(t, "three nodes start, and one is rebuilt")
 	testkit.Violates(t, invariant.DigestsEqual)
 	c := openNodes(t, 3, broker.Options{Partitions: 1})
 	c.awaitPlaced("n1")

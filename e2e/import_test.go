@@ -128,6 +128,7 @@ func importHistory(t *testing.T) (lines []importLine, file, config string) {
 // TestAnInterruptedImport imports the history while another writer appends. It
 // kills the import ten times, and the node under it three times.
 func TestAnInterruptedImport(t *testing.T) {
+	testkit.NotShort(t, "it starts several processes or nodes")
 	lines, file, config := importHistory(t)
 	n := startNode(t, t.TempDir(), "--partitions", "1", "--nats-config", config, "--listen", ports.Free(t))
 	client := dial(t, n.url)

@@ -371,6 +371,7 @@ func (n *nsc) credentials(permit func(*jwt.UserClaims)) string {
 
 // TestSecuritySeveralServices checks that the services of the page don't meet.
 func TestSecuritySeveralServices(t *testing.T) {
+	testkit.NotShort(t, "it starts several processes or nodes")
 	t.Parallel()
 	r := security(t, "Several services in one cluster")
 	r.follow(r.lines...)
@@ -438,6 +439,7 @@ func TestSecuritySeveralServices(t *testing.T) {
 // TestSecurityCluster runs the page's cluster over mutual TLS, renews its
 // certificates, and replaces its token.
 func TestSecurityCluster(t *testing.T) {
+	testkit.NotShort(t, "it starts several processes or nodes")
 	t.Parallel()
 	r := security(t, "Certificates everywhere")
 	var others []string // the lines of n2 and n3

@@ -16,6 +16,7 @@ import (
 
 // examples/tour.sh goes from three nodes to a restored one in at most 30 lines.
 func TestTour(t *testing.T) {
+	testkit.NotShort(t, "it starts several processes or nodes")
 	testkit.Parallel(t)
 	script, err := filepath.Abs("../examples/tour.sh")
 	if err != nil {
