@@ -1,8 +1,10 @@
 package broker
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
+	"slices"
 	"time"
 
 	"github.com/cantuslog/cantus/subjects"
@@ -52,6 +54,17 @@ type announcement struct {
 
 	Meta   *groupReport  `json:"meta,omitempty"`
 	Groups []groupReport `json:"groups,omitempty"`
+}
+
+// group returns the report of the node's replica of a partition. A node lists
+// its reports in the order of the partitions; one that is out of order may not
+// be found, and then counts as missing.
+func (a *announcement) group(partition int) (groupReport, bool) {
+	i, ok := slices.BinarySearchFunc(a.Groups, partition, func(r groupReport, p int) int { return cmp.Compare(r.Partition, p) })
+	if !ok {
+		return groupReport{}, false
+	}
+	return a.Groups[i], true
 }
 
 // groupReport is a node's report of one of its replicas.

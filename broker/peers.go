@@ -257,11 +257,7 @@ func (p *peers) report(name string, partition int, now time.Time) (groupReport, 
 	if !ok || now.Sub(q.at) >= aliveTime {
 		return groupReport{}, false
 	}
-	i, ok := slices.BinarySearchFunc(q.Groups, partition, func(r groupReport, p int) int { return r.Partition - p })
-	if !ok {
-		return groupReport{}, false
-	}
-	return q.Groups[i], true
+	return q.group(partition)
 }
 
 // leader returns the leader of a partition and its report. If several nodes

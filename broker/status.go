@@ -87,9 +87,8 @@ func partitionStatus(partition int, facts cluster.Facts, said map[string]announc
 	s := subjects.PartitionStatus{Partition: partition, Placement: facts.Placement[partition]}
 	reports := map[string]groupReport{}
 	for name, a := range said {
-		i, has := slices.BinarySearchFunc(a.Groups, partition, func(r groupReport, p int) int { return r.Partition - p })
-		if has {
-			reports[name] = a.Groups[i]
+		if r, has := a.group(partition); has {
+			reports[name] = r
 		}
 	}
 	var leader groupReport
