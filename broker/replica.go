@@ -184,7 +184,9 @@ func (r *replica) votersCaughtUp(replicas []raftstore.Replica, lost map[string]s
 }
 
 // follows reports whether the replica is at most maxLag entries behind what its
-// leader last reported as committed. It notes how far behind it is.
+// leader last reported as committed, and has applied an entry of its leader's
+// term: until then its log may be another one, which the leader's contradicts.
+// It notes how far behind it is.
 func (r *replica) follows(report groupReport) bool {
 	now := time.Now()
 	_, leader, ok := r.host.peers.leader(r.id, now)
@@ -192,7 +194,8 @@ func (r *replica) follows(report groupReport) bool {
 		return false
 	}
 	r.lag.observe(report.Txid, leader.Txid, now)
-	return report.Applied >= report.Commit && report.Commit > 0 && report.Applied+maxLag >= leader.Commit
+	return report.Applied >= report.Commit && report.Commit > 0 && report.Applied+maxLag >= leader.Commit &&
+		(r.caughtUp.Load() || r.group.Current())
 }
 
 // unserved returns why the partition is not served, or this replica follows no
