@@ -26,6 +26,7 @@ var layers = map[string][]string{
 	"examples":  {"client", "broker", "subjects"},
 
 	"cantustest": {"broker", "client", "subjects"},
+	"clienttest": {}, // the client's tests that need a node
 	"internal":   {"client", "raftstore", "subjects", "wal"},
 }
 
@@ -82,19 +83,19 @@ var testLayers = map[string][]string{
 	"wal":       {"internal"},
 	"raftstore": {"internal"},
 	"broker":    {"internal"},
-	"client":    {"broker", "cantustest", "internal"}, // nodes without ports, and what fails on demand
 	"e2e":       {"internal"},
 	"examples":  {"cantustest", "internal"},
 
 	"cantustest": {"internal"},
+	"clienttest": {"broker", "cantustest", "client", "internal", "subjects"}, // nodes without ports, and what fails on demand
 }
 
 // testOwners says which folders' tests may import a module beside its owners:
 // real databases and peers.
 var testOwners = map[string][]string{
-	"github.com/nats-io/nats-server":    {"client"},
-	"modernc.org/sqlite":                {"client"},
-	"github.com/jackc/pgx":              {"client"},
+	"github.com/nats-io/nats-server":    {"clienttest"},
+	"modernc.org/sqlite":                {"clienttest"},
+	"github.com/jackc/pgx":              {"clienttest"},
 	"github.com/cockroachdb/datadriven": {"broker", "cmd", "lockmgr"},
 	"github.com/anishathalye/porcupine": {"internal"},
 }
@@ -104,8 +105,8 @@ var owners = map[string][]string{
 	"github.com/dgraph-io/badger":       {"wal"},
 	"github.com/hashicorp/raft":         {"raftstore"},
 	"github.com/nats-io/nats-server":    {"broker", "internal"},
-	"github.com/nats-io/nats.go":        {"broker", "cantustest", "client", "cmd", "e2e", "examples", "internal", "subjects"},
-	"github.com/prometheus":             {"broker", "client", "cmd"},
+	"github.com/nats-io/nats.go":        {"broker", "cantustest", "client", "clienttest", "cmd", "e2e", "examples", "internal", "subjects"},
+	"github.com/prometheus":             {"broker", "cmd"},
 	"gocloud.dev":                       {"internal"},
 	"github.com/Azure":                  {"internal"},
 	"github.com/aws":                    {"internal"},
@@ -236,7 +237,7 @@ type listed struct {
 
 func packages(t *testing.T) []listed {
 	t.Helper()
-	out, err := exec.CommandContext(t.Context(), "go", "list", "-json=ImportPath,Imports,TestImports,XTestImports", "./...").Output()
+	out, err := exec.CommandContext(t.Context(), "go", "list", "-json=ImportPath,Imports,TestImports,XTestImports", module+"/...").Output()
 	if err != nil {
 		t.Fatal(err)
 	}

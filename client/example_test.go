@@ -5,27 +5,15 @@ import (
 	"errors"
 	"fmt"
 	"log"
-	"os"
 
 	"github.com/nats-io/nats.go"
 
-	"github.com/cantuslog/cantus/broker"
-	"github.com/cantuslog/cantus/cantustest"
 	"github.com/cantuslog/cantus/client"
 )
 
-// exampleClient returns a client of a node within the process. A service would
-// use nats.Connect with nats.MaxReconnects(-1).
+// exampleClient returns a client of the node at url.
 func exampleClient() (c *client.Client, done func()) {
-	dir, err := os.MkdirTemp("", "cantus")
-	if err != nil {
-		log.Fatal(err)
-	}
-	n, err := broker.Open(context.Background(), dir, broker.Options{Partitions: 1})
-	if err != nil {
-		log.Fatal(err)
-	}
-	nc, err := n.Conn()
+	nc, err := nats.Connect(url, nats.MaxReconnects(-1))
 	if err != nil {
 		log.Fatal(err)
 	}
@@ -33,7 +21,7 @@ func exampleClient() (c *client.Client, done func()) {
 		log.Fatal(err)
 	}
 	return c, func() {
-		if err := errors.Join(c.Close(), n.Close(), os.RemoveAll(dir)); err != nil {
+		if err := c.Close(); err != nil {
 			log.Print(err)
 		}
 		nc.Close()
@@ -41,12 +29,7 @@ func exampleClient() (c *client.Client, done func()) {
 }
 
 func Example() {
-	l, err := cantustest.Open(context.Background(), cantustest.Options{}) // a log for tests
-	if err != nil {
-		log.Fatal(err)
-	}
-	defer l.Close()
-	nc, err := nats.Connect(l.URL(), nats.MaxReconnects(-1))
+	nc, err := nats.Connect(url, nats.MaxReconnects(-1))
 	if err != nil {
 		log.Fatal(err)
 	}

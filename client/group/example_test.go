@@ -6,22 +6,24 @@ import (
 	"log"
 	"time"
 
-	"github.com/cantuslog/cantus/cantustest"
+	"github.com/nats-io/nats.go"
+
 	"github.com/cantuslog/cantus/client"
 	"github.com/cantuslog/cantus/client/group"
 )
 
 func ExampleJoin() {
 	ctx, leave := context.WithCancel(context.Background())
-	l, err := cantustest.Open(ctx, cantustest.Options{})
+	nc, err := nats.Connect(url, nats.MaxReconnects(-1))
 	if err != nil {
 		log.Fatal(err)
 	}
-	defer l.Close()
-	c, err := l.Client(client.Options{})
+	defer nc.Close()
+	c, err := client.New(nc, client.Options{})
 	if err != nil {
 		log.Fatal(err)
 	}
+	defer c.Close()
 	for _, order := range []string{"shoes", "hat"} {
 		if _, err := c.Append(ctx, &client.Request{Payload: []byte(order)}); err != nil {
 			log.Fatal(err)

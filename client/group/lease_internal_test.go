@@ -5,13 +5,14 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"os"
+	"strconv"
 	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	"github.com/cantuslog/cantus/client"
-	"github.com/cantuslog/cantus/internal/testkit"
 )
 
 // shared is a cursor over a slow and lossy connection, in synctest's time.
@@ -69,6 +70,19 @@ func (s *shared) Set(ctx context.Context, txid uint64) (client.Position, error) 
 	})
 }
 
+// lifetime returns how long the members of a test live, by the tier of tests
+// that runs (see CONTRIBUTING.md).
+func lifetime() time.Duration {
+	long, _ := strconv.ParseBool(os.Getenv("CANTUS_LONG"))
+	switch {
+	case long:
+		return 24 * time.Hour
+	case testing.Short():
+		return time.Hour / 2
+	}
+	return 4 * time.Hour
+}
+
 // TestLeaseIsHeldByOneAtATime lets members acquire, lose, release and abandon a
 // lease for hours of synctest's time, with any delays.
 func TestLeaseIsHeldByOneAtATime(t *testing.T) {
@@ -83,7 +97,7 @@ func TestLeaseIsHeldByOneAtATime(t *testing.T) {
 				var mu sync.Mutex
 				until := make([]time.Time, members)
 				begins := make([]int, members)
-				end := time.Now().Add(testkit.Sized(time.Hour/2, 4*time.Hour, 24*time.Hour))
+				end := time.Now().Add(lifetime())
 				var wg sync.WaitGroup
 				for i := range members {
 					wg.Go(func() {

@@ -8,14 +8,14 @@ import (
 	"os"
 	"path/filepath"
 
-	_ "modernc.org/sqlite"
+	"github.com/nats-io/nats.go"
 
-	"github.com/cantuslog/cantus/cantustest"
 	"github.com/cantuslog/cantus/client"
 	"github.com/cantuslog/cantus/client/sqlview"
 )
 
-// A stock of things, and orders that never take more than there is.
+// A stock of things, and orders that never take more than there is. The program
+// also imports a driver of SQLite, here modernc.org/sqlite.
 func Example() {
 	ctx := context.Background()
 	dir, err := os.MkdirTemp("", "stock")
@@ -23,15 +23,16 @@ func Example() {
 		log.Fatal(err)
 	}
 	defer os.RemoveAll(dir)
-	l, err := cantustest.Open(ctx, cantustest.Options{})
+	nc, err := nats.Connect(url, nats.MaxReconnects(-1))
 	if err != nil {
 		log.Fatal(err)
 	}
-	defer l.Close()
-	c, err := l.Client(client.Options{})
+	defer nc.Close()
+	c, err := client.New(nc, client.Options{})
 	if err != nil {
 		log.Fatal(err)
 	}
+	defer c.Close()
 	db, err := sql.Open("sqlite", "file:"+filepath.Join(dir, "stock.db")+"?_pragma=busy_timeout(10000)&_pragma=journal_mode(wal)")
 	if err != nil {
 		log.Fatal(err)
