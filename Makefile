@@ -1,5 +1,8 @@
 # Verbs; `make help` lists them.
 GO ?= go
+# The packages of all three modules; ./... is the root module's only.
+MODULE = github.com/cantuslog/cantus
+ALL = $(MODULE)/...
 # What the nearest release tag calls this commit, empty if there is none.
 VERSION ?= $(shell git describe --tags --match 'v[0-9]*' --dirty 2>/dev/null)
 
@@ -12,19 +15,19 @@ build: ## bin/cantus, a static binary
 	CGO_ENABLED=0 $(GO) build -pgo=cmd/cantus/release.pgo -trimpath -ldflags '-X main.version=$(VERSION)' -o bin/cantus ./cmd/cantus
 
 test: ## all tests that need nothing but Go
-	$(GO) test ./...
+	$(GO) test $(ALL)
 
 short: ## the quickest of them, two minutes, for the time between two edits
-	$(GO) test -short ./...
+	$(GO) test -short $(ALL)
 
 race: ## the packages with goroutines of their own, under the race detector
-	$(GO) test -race -timeout 20m ./subjects ./wal/... ./raftstore/... ./broker/... ./client/... ./cantustest ./cmd/...
+	$(GO) test -race -timeout 20m $(MODULE)/subjects $(MODULE)/client/... ./wal/... ./raftstore/... ./broker/... ./clienttest/... ./cantustest ./cmd/...
 	$(GO) test -race -short -timeout 20m ./examples/...
 
 lint: ## gofmt, vet of all build tags, golangci-lint (built from .ci/golangci: some minutes the first time)
 	./.ci/vet
 	mkdir -p bin && cd .ci/golangci && $(GO) build -o ../../bin/golangci-lint github.com/golangci/golangci-lint/v2/cmd/golangci-lint
-	bin/golangci-lint run ./...
+	for module in . client subjects; do (cd $$module && "$(CURDIR)/bin/golangci-lint" run ./...) || exit 1; done
 
 vuln: ## known vulnerabilities of what is linked in, or outdated modules if their database cannot be reached
 	./.ci/vuln
@@ -90,10 +93,10 @@ stores: .ci/stores/node_modules/.package-lock.json ## backups in servers of S3, 
 	cd .ci/stores && npm ci --no-audit --no-fund --silent
 
 postgres: ## views and the bank on PostgreSQL (needs Debian's postgresql)
-	$(GO) test -count=1 -tags postgres ./client/sqlview ./examples/bank
+	$(GO) test -count=1 -tags postgres ./clienttest/sqlview ./examples/bank
 
 proof: ## the long tests of the client: kills, failures, skew, a million behind
-	CANTUS_LONG=1 $(GO) test -count=1 -timeout 60m -run 'Stale|Skew|CatchingUp' ./client -v
+	CANTUS_LONG=1 $(GO) test -count=1 -timeout 60m -run 'Stale|Skew|CatchingUp' ./clienttest -v
 	CANTUS_LONG=1 $(GO) test -count=1 -timeout 60m -tags postgres -run BooksAreRight ./examples/bank -v
 
 powercut: ## the store, cuts of leaders' power, and 100 cuts during operations, on loop-mounted file systems (root, 20 minutes)

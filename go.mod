@@ -11,6 +11,8 @@ require (
 	github.com/anishathalye/porcupine v1.3.1
 	github.com/antithesishq/antithesis-sdk-go v0.9.0-default-no-op
 	github.com/aws/aws-sdk-go-v2/service/s3 v1.114.3
+	github.com/cantuslog/cantus/client v0.1.0
+	github.com/cantuslog/cantus/subjects v0.1.0
 	github.com/cockroachdb/datadriven v1.0.3
 	github.com/dgraph-io/badger/v4 v4.9.6
 	github.com/dgraph-io/ristretto/v2 v2.2.0
@@ -143,6 +145,12 @@ require (
 	modernc.org/libc v1.80.1 // indirect
 	modernc.org/mathutil v1.7.1 // indirect
 	modernc.org/memory v1.12.1 // indirect
+)
+
+// The three modules are released together: docs/adr/0044-the-client-is-a-module.md
+replace (
+	github.com/cantuslog/cantus/client => ./client
+	github.com/cantuslog/cantus/subjects => ./subjects
 )
 
 tool golang.org/x/vuln/cmd/govulncheck

@@ -130,7 +130,7 @@ func command(ctx context.Context, dir, name string, args ...string) *exec.Cmd {
 
 // copySource copies the files that git knows to a directory.
 func copySource(dir string) error {
-	names, err := exec.Command("git", "ls-files", "-z", "*.go", "go.mod", "go.sum").Output()
+	names, err := exec.Command("git", "ls-files", "-z", "*.go", "*go.mod", "*go.sum").Output()
 	if err != nil {
 		return fmt.Errorf("git ls-files: %w", err)
 	}
