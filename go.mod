@@ -14,6 +14,7 @@ require (
 	github.com/cantuslog/cantus/client v0.1.0
 	github.com/cantuslog/cantus/subjects v0.1.0
 	github.com/cockroachdb/datadriven v1.0.3
+	github.com/coreos/go-systemd/v22 v22.7.0
 	github.com/dgraph-io/badger/v4 v4.9.6
 	github.com/dgraph-io/ristretto/v2 v2.2.0
 	github.com/dustin/go-humanize v1.1.0

@@ -3,6 +3,7 @@ package broker
 import (
 	"bufio"
 	"bytes"
+	"context"
 	"encoding/json"
 	"errors"
 	"net/http"
@@ -185,13 +186,13 @@ func FuzzTrim(f *testing.F) {
 // FuzzHTTP sends requests to the HTTP port's handler.
 func FuzzHTTP(f *testing.F) {
 	for _, s := range []string{
-		"GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n", "GET /readyz HTTP/1.1\r\nHost: a\r\n\r\n", "GET /metrics HTTP/1.0\r\n\r\n",
+		"GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n", "GET /readyz HTTP/1.1\r\nHost: a\r\n\r\n", "GET /livez HTTP/1.1\r\nHost: a\r\n\r\n", "GET /metrics HTTP/1.0\r\n\r\n",
 		"POST /metrics HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\nabc", "GET /debug/pprof/profile?seconds=9 HTTP/1.1\r\nHost: evil\r\n\r\n",
 		"GET //healthz/../readyz?x HTTP/1.1\r\nHost: a\r\nAccept: \xff\r\n\r\n", "OPTIONS * HTTP/1.1\r\nHost: a\r\n\r\n", "CONNECT a:1 HTTP/1.1\r\nHost: a\r\n\r\n",
 	} {
 		f.Add([]byte(s))
 	}
-	handler := httpHandler(newMetrics(), func() string { return "not yet" })
+	handler := httpHandler(newMetrics(), func() string { return "not yet" }, func(context.Context) error { return context.DeadlineExceeded })
 	f.Fuzz(func(t *testing.T, raw []byte) {
 		r, err := http.ReadRequest(bufio.NewReader(bytes.NewReader(raw)))
 		if err != nil {
@@ -202,7 +203,7 @@ func FuzzHTTP(f *testing.F) {
 		switch code := w.Code; {
 		case code == http.StatusOK && r.URL.Path != "/healthz" && r.URL.Path != "/metrics":
 			t.Fatalf("%q is served", r.URL.Path)
-		case code == http.StatusServiceUnavailable && r.URL.Path == "/readyz", code == http.StatusOK:
+		case code == http.StatusServiceUnavailable && (r.URL.Path == "/readyz" || r.URL.Path == "/livez"), code == http.StatusOK:
 		case code < 300 || code >= 500:
 			t.Fatalf("%q is answered with %d", raw, code)
 		}

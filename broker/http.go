@@ -20,6 +20,7 @@ const (
 	httpIdleTime   = time.Minute      // between two requests of a connection
 	httpHeaderSize = 16 << 10         // bytes of a request's header
 	httpConns      = 256              // open at a time; for one more an idle one is closed
+	httpProbeTime  = 5 * time.Second  // for the node's own loops
 	httpEndTime    = 2 * time.Second  // for requests under way when the node stops
 )
 
@@ -32,13 +33,14 @@ type httpServer struct {
 }
 
 // startHTTP serves health and metrics, and profiles where the operator asks for
-// them. unready returns why the node is not ready, "" if it is.
-func startHTTP(o Options, m *metrics, unready func() string) (*httpServer, error) {
+// them. unready returns why the node is not ready, "" if it is. probe is
+// [Node.Probe].
+func startHTTP(o Options, m *metrics, unready func() string, probe func(context.Context) error) (*httpServer, error) {
 	l, err := o.httpPort().Listen()
 	if err != nil {
 		return nil, err
 	}
-	mux := httpHandler(m, unready)
+	mux := httpHandler(m, unready, probe)
 	if o.Profiles {
 		addr, ok := l.Addr().(*net.TCPAddr)
 		if !ok || !addr.IP.IsLoopback() {
@@ -65,9 +67,18 @@ func newHTTPServer(h http.Handler) *http.Server {
 }
 
 // httpHandler serves health and metrics.
-func httpHandler(m *metrics, unready func() string) *http.ServeMux {
+func httpHandler(m *metrics, unready func() string, probe func(context.Context) error) *http.ServeMux {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { _, _ = fmt.Fprintln(w, "alive") })
+	mux.HandleFunc("GET /livez", func(w http.ResponseWriter, r *http.Request) {
+		ctx, cancel := context.WithTimeout(r.Context(), httpProbeTime)
+		defer cancel()
+		if err := probe(ctx); err != nil {
+			http.Error(w, "the node's own loops do not answer", http.StatusServiceUnavailable)
+			return
+		}
+		_, _ = fmt.Fprintln(w, "alive")
+	})
 	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
 		if why := unready(); why != "" {
 			http.Error(w, why, http.StatusServiceUnavailable)

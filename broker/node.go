@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -56,6 +57,7 @@ type Node struct {
 	reloading sync.Mutex
 
 	leaderships loglimit.Burst // see host
+	probes      atomic.Uint64  // calls of Probe
 	life        *lifecycle
 }
 
@@ -96,7 +98,7 @@ func (n *Node) open(ctx context.Context, dir string) error {
 		return err
 	}
 	if n.identity.opts.HTTPListen != "" {
-		if n.http, err = startHTTP(n.identity.opts, n.metrics, n.unready); err != nil {
+		if n.http, err = startHTTP(n.identity.opts, n.metrics, n.unready, n.Probe); err != nil {
 			return err
 		}
 	}

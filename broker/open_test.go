@@ -190,7 +190,7 @@ func TestClosedNode(t *testing.T) {
 	fill(t, nc)
 	appendTx(t, nc, "cantus.append.0", "x", write, "a") // refused
 	collect(t, nc, "cantus.read.0", "")
-	for path, want := range map[string]string{"/healthz": "alive\n", "/readyz": "ready\n"} {
+	for path, want := range map[string]string{"/healthz": "alive\n", "/livez": "alive\n", "/readyz": "ready\n"} {
 		if code, body := get(path); code != 200 || body != want {
 			t.Errorf("%s: %d %q", path, code, body)
 		}

@@ -269,6 +269,13 @@ func (g *Group) VerifyLeader(ctx context.Context, term uint64) error {
 // timeout while none is answered.
 const verifyAttempts = 10
 
+// Ping returns when this replica's Raft loop has answered, whether it leads or
+// not, when the group is closed, or when ctx ends.
+func (g *Group) Ping(ctx context.Context) {
+	// Only a leader can verify that it leads, but Raft answers in any state.
+	_ = g.await(ctx, g.raft.VerifyLeader, notLeading)
+}
+
 // nextConfirmation returns a channel that is closed when a peer next confirms
 // that this replica leads.
 func (g *Group) nextConfirmation() <-chan struct{} {

@@ -53,6 +53,7 @@ func TestScripts(t *testing.T) {
 		RequireExplicitExec: true,
 		Setup: func(env *testscript.Env) error {
 			env.Values[processesKey{}] = processes{}
+			env.Values[managerKey{}] = &manager{}
 			if deadline, ok := t.Deadline(); ok {
 				env.Values[deadlineKey{}] = deadline
 			}
@@ -76,6 +77,8 @@ func TestScripts(t *testing.T) {
 			"scrape":  cmdScrape,
 			"status":  cmdStatus,
 			"until":   cmdUntil,
+			"manager": cmdManager,
+			"expect":  cmdExpect,
 		},
 	})
 }

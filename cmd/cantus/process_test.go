@@ -98,7 +98,7 @@ func (p *process) await(o *output, text string, times int) (string, bool) {
 // passedOn names the script's variables that a background command gets.
 var passedOn = []string{
 	"PATH", "HOME", "TMPDIR", "WORK", "GOCOVERDIR", "GODEBUG",
-	"CANTUS_SERVER", "CANTUS_NAME", "CANTUS_CONFIG",
+	"CANTUS_SERVER", "CANTUS_NAME", "CANTUS_CONFIG", "NOTIFY_SOCKET", "WATCHDOG_USEC",
 }
 
 func start(ts *testscript.TestScript, name string, args ...string) *process {

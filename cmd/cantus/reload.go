@@ -29,8 +29,8 @@ func valuesOf(flags []*kong.Flag) flagValues {
 
 // reload reads the configuration file and the environment again and applies the
 // reloadable flags to the node. running is its current settings. If there is a
-// mistake nothing changes.
-func (p *program) reload(node *broker.Node, running flagValues, level *slog.LevelVar, log *slog.Logger) {
+// mistake nothing changes. It returns the status for the service manager.
+func (p *program) reload(node *broker.Node, running flagValues, level *slog.LevelVar, log *slog.Logger) (status string) {
 	next, values, err := p.parseServe()
 	was, open := node.NATSConfigDigest(), node.OpenPorts()
 	if err == nil {
@@ -41,7 +41,7 @@ func (p *program) reload(node *broker.Node, running flagValues, level *slog.Leve
 	}
 	if err != nil {
 		log.Error("not reloaded: everything stays as it was", "err", err)
-		return
+		return "serving with the old settings: the reload failed, and the log says why"
 	}
 	setLevel(level, next.LogLevel)
 	var changed, restart []string
@@ -64,7 +64,9 @@ func (p *program) reload(node *broker.Node, running flagValues, level *slog.Leve
 	}
 	if len(restart) > 0 {
 		log.Warn("changed settings take effect at the next start", "flags", strings.Join(restart, ","))
+		return "serving; some changed settings take effect at the next start, and the log names them"
 	}
+	return "serving"
 }
 
 // parseServe parses the command line again, with the current configuration

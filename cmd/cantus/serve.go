@@ -31,7 +31,7 @@ type serveFlags struct {
 	Prefix      prefix         `placeholder:"PREFIX" default:"cantus" env:"CANTUS_PREFIX" help:"What every subject begins with."`
 
 	Listen      listenAddr   `placeholder:"HOST:PORT" default:"127.0.0.1:4222" env:"CANTUS_LISTEN" help:"Where NATS clients connect; port 0 takes a free one."`
-	HTTP        optionalAddr `name:"http" placeholder:"HOST:PORT" default:"127.0.0.1:8222" env:"CANTUS_HTTP" help:"Where /healthz, /readyz and /metrics are; port 0 takes a free one; off for none."`
+	HTTP        optionalAddr `name:"http" placeholder:"HOST:PORT" default:"127.0.0.1:8222" env:"CANTUS_HTTP" help:"Where /healthz, /livez, /readyz and /metrics are; port 0 takes a free one; off for none."`
 	Pprof       bool         `env:"CANTUS_PPROF" help:"Serve Go profiles on /debug/pprof too; --http must be on loopback."`
 	NATSConfig  string       `name:"nats-config" placeholder:"FILE" env:"CANTUS_NATS_CONFIG" type:"existingfile" help:"nats-server configuration for TLS, accounts, websocket, leaf nodes and the rest; it takes precedence over --listen, and a port in it without a host is open on every interface."`
 	Account     string       `placeholder:"NAME" env:"CANTUS_ACCOUNT" help:"NATS account that the subjects live in, where --nats-config has accounts. [default the global account]"`
@@ -119,6 +119,8 @@ func (c *serveCmd) Run(ctx context.Context, p *program, parsed *kong.Context) er
 		opts.Archive = a
 	}
 	defer invariant.OnViolation(invariant.Log(opts.Logger))()
+	manager := newServiceManager(opts.Logger)
+	manager.tell("STATUS=starting: a new node of a cluster waits for the others")
 	node, err := broker.Open(ctx, c.Data, opts)
 	if err != nil {
 		if ctx.Err() != nil {
@@ -131,20 +133,25 @@ func (c *serveCmd) Run(ctx context.Context, p *program, parsed *kong.Context) er
 	if _, err := fmt.Fprintln(p.out, readyLine(node.ClientURL(), node.HTTPAddr())); err != nil {
 		opts.Logger.Warn("ready line not written", "err", err)
 	}
+	manager.ready("serving")
+	defer manager.watch(node.Probe)()
 	running := valuesOf(parsed.Selected().Flags)
 	for stopped := false; !stopped; {
 		select {
 		case <-ctx.Done():
 			opts.Logger.Info("stopping because of a signal")
+			manager.stopping()
 			err := node.Close()
 			opts.Logger.Info("stopped")
 			return err
 		case <-hangups:
-			p.reload(node, running, &level, opts.Logger)
+			manager.reloading()
+			manager.ready(p.reload(node, running, &level, opts.Logger))
 		case <-node.Done():
 			stopped = true
 		}
 	}
+	manager.stopping()
 	err = node.Err()
 	if closed := node.Close(); err == nil {
 		return closed
