@@ -39,6 +39,13 @@ var rooms = map[string][]string{
 var banned = map[string][]string{
 	"internal/backup":   {module + "/broker", module + "/raftstore"},
 	"raftstore/peernet": {"github.com/hashicorp/raft", module + "/raftstore", module + "/wal"},
+	// A program that embeds a node, or uses the client, links no more of
+	// OpenTelemetry than it has chosen.
+	"broker":                 {"go.opentelemetry.io/otel/sdk", "go.opentelemetry.io/otel/exporters"},
+	"broker/internal/traces": {"go.opentelemetry.io/otel/sdk", "go.opentelemetry.io/otel/exporters"},
+	"client":                 {"go.opentelemetry.io"},
+	"client/group":           {"go.opentelemetry.io"},
+	"client/sqlview":         {"go.opentelemetry.io"},
 }
 
 // inBroker says which other packages of broker each package below it may
@@ -49,6 +56,8 @@ var inBroker = map[string][]string{
 	"broker/internal/natslink":   {},
 	"broker/internal/natsserver": {"broker/internal/loglimit", "broker/internal/natslink", "broker/internal/ports"},
 	"broker/internal/ports":      {},
+	"broker/internal/traces":     {"broker/internal/loglimit"},
+	"broker/traceexport":         {"broker/internal/loglimit"},
 }
 
 // TestRoomsOfBroker checks that the packages below broker do not import each
@@ -107,6 +116,7 @@ var owners = map[string][]string{
 	"github.com/nats-io/nats-server":    {"broker", "internal"},
 	"github.com/nats-io/nats.go":        {"broker", "cantustest", "client", "clienttest", "cmd", "e2e", "examples", "internal", "subjects"},
 	"github.com/prometheus":             {"broker", "cmd"},
+	"go.opentelemetry.io":               {"broker", "client", "cmd", "internal"},
 	"gocloud.dev":                       {"internal"},
 	"github.com/Azure":                  {"internal"},
 	"github.com/aws":                    {"internal"},

@@ -4,6 +4,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/cantuslog/cantus/broker/internal/traces"
 )
 
 // batch is a batch in flight: from the sequencer, which certifies and proposes
@@ -22,6 +24,12 @@ type batch struct {
 	received  time.Time // the oldest message
 	certified time.Time // when certification began
 	proposed  time.Time
+
+	// tracer is nil unless any of the requests is traced. Then the times below
+	// are set when the batch gets there.
+	tracer             *traces.Tracer
+	traced             []*traces.Append
+	replied, published time.Time
 
 	users atomic.Int32 // of requests: the responder and the publisher
 
@@ -46,8 +54,22 @@ type earlyOutcome struct {
 // done releases the requests once every user of the batch has called it.
 func (b *batch) done() {
 	if b.users.Add(-1) == 0 {
+		b.trace()
 		b.requests.free()
 	}
+}
+
+// trace has the spans of the requests that are traced made. Nothing happens to
+// the batch any more.
+func (b *batch) trace() {
+	if b.tracer == nil {
+		return
+	}
+	a := &b.applied
+	b.tracer.Appends(traces.Batch{
+		Passed: len(b.passed), Certified: b.certified, Proposed: b.proposed, Taken: a.taken, Synced: a.synced,
+		Committed: a.begun, Applied: a.done, Answered: b.replied, Published: b.published,
+	}, b.traced)
 }
 
 // number sets the txids and times of the transactions that passed.

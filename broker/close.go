@@ -29,6 +29,7 @@ func (n *Node) close() (err error) {
 	httpEnded := make(chan error, 1)
 	go func() { httpEnded <- n.http.stop() }()
 	n.life.background.Wait()
+	n.tracing.stop()
 	n.leaderships.Flush()
 	n.life.endRequests()
 	if n.meta != nil {

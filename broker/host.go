@@ -11,6 +11,7 @@ import (
 	"github.com/cantuslog/cantus/broker/cluster"
 	"github.com/cantuslog/cantus/broker/internal/loglimit"
 	"github.com/cantuslog/cantus/broker/internal/natslink"
+	"github.com/cantuslog/cantus/broker/internal/traces"
 	"github.com/cantuslog/cantus/raftstore"
 	"github.com/cantuslog/cantus/subjects"
 	"github.com/cantuslog/cantus/wal"
@@ -33,6 +34,7 @@ type host struct {
 	state       stateOptions
 	metrics     *metrics
 	stats       *serviceStats
+	tracer      *traces.Tracer // nil for none
 	// trimming, if not nil, is called before each step of trimming a log. It is
 	// for tests.
 	trimming          func(step string)

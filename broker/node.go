@@ -50,6 +50,7 @@ type Node struct {
 	replicas    *replicaSet
 
 	metrics   *metrics
+	tracing   *tracing
 	stats     *serviceStats
 	space     *space
 	scrubber  *scrubber
@@ -77,6 +78,7 @@ func Open(ctx context.Context, dir string, opts Options) (*Node, error) {
 		identity: newIdentity(opts, m.rejected), conns: &connections{}, metrics: m, stats: newServiceStats(), limits: newLimits(opts),
 		life: newLifecycle(opts.Logger),
 	}
+	n.tracing = startTracing(&n.identity.opts, m.registry)
 	n.wire()
 	if err := n.open(ctx, dir); err != nil {
 		return nil, errors.Join(err, n.Close())

@@ -7,6 +7,8 @@ import (
 	"strings"
 	"time"
 
+	"go.opentelemetry.io/otel/trace"
+
 	"github.com/cantuslog/cantus/broker/internal/natsserver"
 	"github.com/cantuslog/cantus/lockmgr"
 	"github.com/cantuslog/cantus/subjects"
@@ -127,6 +129,17 @@ type Options struct {
 	// its retention policy. Default 1 minute.
 	RetentionInterval time.Duration
 
+	// TracerProvider receives spans of the appends whose traceparent header says
+	// that their trace is sampled: see docs/traces.md. If it is slow, spans are
+	// dropped. Default: none are made.
+	TracerProvider trace.TracerProvider
+	// TraceRatio is the share of the appends without a traceparent for which
+	// the node begins a trace, 0 to 1. It needs TracerProvider. Default 0.
+	TraceRatio float64
+	// SpansLost, if not nil, returns how many spans TracerProvider has lost. The
+	// metric cantus_spans_dropped_total includes them.
+	SpansLost func() uint64
+
 	// Logger receives the node's log. Default: it is discarded.
 	Logger *slog.Logger
 	// Version is the program's semantic version, which info, discovery and
@@ -224,6 +237,9 @@ func (o Options) refusals() (all []error) {
 	}
 	refuse(subjects.CheckPrefix(o.Prefix))
 	refuse(subjects.CheckVersion(o.Version))
+	if !(o.TraceRatio >= 0 && o.TraceRatio <= 1) { // NaN included
+		refuse(fmt.Errorf("trace ratio is %v: 0 to 1 is allowed", o.TraceRatio))
+	}
 	for _, err := range o.clusterRefusals() {
 		refuse(err)
 	}

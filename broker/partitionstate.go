@@ -33,6 +33,9 @@ type partitionState struct {
 	capacity   int           // of the lock table
 	window     time.Duration // message ids are remembered for
 	pointEvery uint64        // the most transactions between two trim points
+	// traced, if not nil, is called with a batch that another replica has
+	// proposed and this one has applied since begun.
+	traced func(b wal.Batch, begun time.Time)
 	// mark is the high-water mark. It changes under mu. Readers that can use an
 	// old value read it without mu.
 	mark atomic.Uint64
@@ -162,6 +165,9 @@ func (s *partitionState) apply(e raftstore.Committed) (applied, error) {
 	}
 	switch b.Kind {
 	case wal.Transactions:
+		if s.traced != nil && e.Taken.IsZero() && !e.Restored {
+			return s.applyTraced(e, b)
+		}
 		return s.applyTransactions(e, b)
 	case wal.CursorWrites:
 		return s.applyCursors(e, b)
@@ -191,6 +197,15 @@ func (s *partitionState) applyTransactions(e raftstore.Committed, b wal.Batch) (
 	s.countBatch(e, b)
 	s.chain.add(chainPoint{wal.Base{Txid: b.Last(), Digest: digest}, e.Index})
 	return applied{}, err
+}
+
+func (s *partitionState) applyTraced(e raftstore.Committed, b wal.Batch) (applied, error) {
+	begun := time.Now()
+	a, err := s.applyTransactions(e, b)
+	if err == nil && !a.void {
+		s.traced(b, begun)
+	}
+	return a, err
 }
 
 // inTime reports whether a batch's times follow on the last transaction's.

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"crypto/ed25519"
 	"log/slog"
+	"time"
 
 	"github.com/cantuslog/cantus/internal/invariant"
 	"github.com/cantuslog/cantus/subjects"
@@ -55,6 +56,9 @@ func (p *publisher) run() {
 		}
 		if !withheld {
 			p.publish(b, buf)
+			if b.tracer != nil {
+				b.published = time.Now()
+			}
 		}
 		b.done()
 	}

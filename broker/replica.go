@@ -64,6 +64,9 @@ func openReplica(h host, id int, log *wal.Log, voters []string) (*replica, error
 		opened:  make(chan struct{}),
 	}
 	r.state = newPartitionState(r.store, h.state, h.now, h.fail, &r.digests)
+	if h.tracer != nil {
+		r.state.traced = func(b wal.Batch, begun time.Time) { h.tracer.Applied(id, b, begun) }
+	}
 	r.wire()
 	opts := h.groupOptions(uint32(id), r.store, r.state, r.log)
 	opts.Voters, opts.Full, opts.PeerFull = voters, r.gate.rejectsEntries, r.gate.peerFull

@@ -7,6 +7,7 @@ import (
 	"unsafe"
 
 	"github.com/cantuslog/cantus/broker/internal/natslink"
+	"github.com/cantuslog/cantus/broker/internal/traces"
 	"github.com/cantuslog/cantus/lockmgr"
 	"github.com/cantuslog/cantus/subjects"
 	"github.com/cantuslog/cantus/wal"
@@ -19,11 +20,12 @@ type request struct {
 	batch *batchMessage
 	index int // in batch
 
-	tx   wal.Transaction     // what is stored
-	cert lockmgr.Transaction // what is certified
-	seen seenHeaders
-	size int // payload and headers, as they are sent to readers
-	rows int // headers
+	tx     wal.Transaction     // what is stored
+	cert   lockmgr.Transaction // what is certified
+	seen   seenHeaders
+	traced *traces.Append // nil unless the append is traced
+	size   int            // payload and headers, as they are sent to readers
+	rows   int            // headers
 }
 
 // requestArena holds the requests of one batch, in blocks so that they lie in

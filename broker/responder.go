@@ -132,6 +132,7 @@ func (p *responder) answered(b *batch) {
 func (p *responder) replyRejected(b *batch) {
 	p.reply(b, nil)
 	p.answered(b)
+	b.trace()
 	b.requests.free()
 }
 
@@ -194,6 +195,9 @@ func (p *responder) reply(b *batch, err error) {
 	if err := p.replies.Send(out); err != nil {
 		p.log.Debug("answers not sent", "err", err)
 	}
+	if b.tracer != nil {
+		b.replied = time.Now()
+	}
 }
 
 func isLate(err error) bool { return errors.Is(err, errLate) }
@@ -249,6 +253,9 @@ func (p *responder) appendOutcome(out []byte, r *request, o outcome, mark uint64
 		if c.left--; c.left == 0 && c.reply != "" {
 			out = appendBatchReply(out, c, p.partition, mark, room)
 		}
+	}
+	if a := r.traced; a != nil {
+		a.Txid, a.Duplicate, a.Err = o.txid, o.duplicate, o.err
 	}
 	if o.err != nil {
 		p.metrics.refused(endpoint, o.err.Reason)

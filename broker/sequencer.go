@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/cantuslog/cantus/broker/internal/natslink"
+	"github.com/cantuslog/cantus/broker/internal/traces"
 	"github.com/cantuslog/cantus/lockmgr"
 	"github.com/cantuslog/cantus/subjects"
 )
@@ -39,6 +40,7 @@ type sequencer struct {
 	replyRejected func(*batch)  // replies to a batch that was rejected
 	answerLate    func(*batch)  // replies to a batch that has no outcome yet
 	late          *atomic.Int64 // batches in flight that were replied to
+	tracer        *traces.Tracer
 }
 
 // messageLimit is the NATS server's limit for a message, headers included.
@@ -179,6 +181,7 @@ func (s *sequencer) decode(b *batch, rs []*request, m *natslink.Message) []*requ
 		if err == nil {
 			err = r.decode(m.Header, m.Payload, limit)
 		}
+		s.trace(b, r, m.Received)
 		if err != nil {
 			b.decide(r, outcome{err: err}, 0)
 			return rs
@@ -197,13 +200,28 @@ func (s *sequencer) decode(b *batch, rs []*request, m *natslink.Message) []*requ
 		r := b.requests.add(m.Reply)
 		r.batch, r.index = call, i
 		header, payload := items.next()
-		if err := r.decode(header, payload, limit); err != nil {
+		err := r.decode(header, payload, limit)
+		s.trace(b, r, m.Received)
+		if err != nil {
 			b.decide(r, outcome{err: err}, 0)
 			continue
 		}
 		rs = append(rs, r)
 	}
 	return rs
+}
+
+// trace notes what a request that is traced says of itself.
+func (s *sequencer) trace(b *batch, r *request, received time.Time) {
+	if s.tracer == nil {
+		return
+	}
+	a := s.tracer.Append(s.partition, traces.Find(r.tx.Header))
+	if a == nil {
+		return
+	}
+	a.Received, a.Kind, a.ID = received, clip(r.tx.Kind), clip(r.tx.MsgID)
+	r.traced, b.tracer, b.traced = a, s.tracer, append(b.traced, a)
 }
 
 // checkKey refuses an append by key whose key leads to another partition: a

@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"sync"
 
+	"github.com/cantuslog/cantus/broker/internal/traces"
 	"github.com/cantuslog/cantus/subjects"
 )
 
@@ -64,6 +65,7 @@ type sessionConfig struct {
 	metrics    *partitionMetrics
 	stages     stageMetrics
 
+	tracer    *traces.Tracer // nil for none
 	queue     *queue
 	certifier *certifier
 	inflight  *inflightLimit
@@ -98,7 +100,7 @@ func newSession(c sessionConfig) *session {
 			partition: c.partition, partitions: c.partitions, names: c.names, term: c.term,
 			direct: c.names.Append(c.partition), batchSubject: c.names.Batch(c.partition),
 			queue: c.queue, certifier: c.certifier, inflight: c.inflight, propose: c.propose, rejected: c.rejected,
-			limits: c.nats, certified: certified, slots: make(chan struct{}, maxInflight),
+			limits: c.nats, certified: certified, slots: make(chan struct{}, maxInflight), tracer: c.tracer,
 		},
 		publisher: publisher{
 			partition: c.partition, names: c.names, packed: c.names.PackedFeed(c.partition), log: c.log,

@@ -172,7 +172,7 @@ func (n *Node) host() host {
 		name: i.opts.Name, cluster: n.store.Identity().ID, names: i.names, partitions: n.store.Identity().Partitions, log: i.log,
 		leaderships: &n.leaderships, now: time.Now, queueBytes: int(n.limits.queueBytes.Load()), state: i.opts.state(), trimming: i.opts.trimming,
 		retentionInterval: i.opts.RetentionInterval,
-		metrics:           n.metrics, stats: n.stats,
+		metrics:           n.metrics, stats: n.stats, tracer: n.tracing.tracer,
 		messaging: messaging{
 			nats: n.nats, appends: c.appends, reads: c.reads, feeds: c.feeds, outbox: c.outbox, readOutbox: c.readOutbox,
 			queueGroup: i.queueGroup(), feedKey: i.feedKey(), pacer: n.pacer, encodeAdvisory: n.advisories.encode,

@@ -116,6 +116,11 @@ var natsDocuments = map[string]natsDocument{
 		},
 		act: map[string]func(*testing.T, *workload.Client){`nats sub 'cantus.feed.0.>'`: appendAlways(0), `nats sub 'cantus.advisory.>'`: refuseSilently},
 	},
+	"docs/traces.md": {
+		prints: map[string][]string{
+			`nats req cantus.append.0 'hello' -H 'traceparent: 00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01'`: {`"txid":1,`},
+		},
+	},
 	"examples/shell/README.md": {
 		prints: map[string][]string{`nats sub 'cantus.feed.1.>'`: {`Received on "cantus\.feed\.1\.tx"`, `seen on the feed`}},
 		act:    map[string]func(*testing.T, *workload.Client){`nats sub 'cantus.feed.1.>'`: appendAlways(1)},

@@ -61,7 +61,7 @@ func serveNode(t *testing.T) *kong.Node {
 
 // settingTables returns a table for each group of serve's flags.
 func settingTables(t *testing.T) string {
-	titles := []string{"Node", "Cluster", "Limits", "Log"}
+	titles := []string{"Node", "Cluster", "Limits", "Log", "Traces"}
 	rows := map[string][]string{}
 	for _, f := range serveNode(t).Flags {
 		if f.Name == "help" || f.Name == "config" {
@@ -146,6 +146,10 @@ func settingUnit(t *testing.T, f *kong.Flag) (unit, span string) {
 		return "time: ms, s, m, h", between("")
 	case byteSize:
 		return "size: KiB, MiB, GiB", between("")
+	case collectorURL:
+		return "URL", "http, https"
+	case share:
+		return "number", "0 to 1"
 	case scrubRate:
 		return "size: KiB, MiB, GiB", between(", or off")
 	}

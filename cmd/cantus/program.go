@@ -148,6 +148,7 @@ func (p *program) parser(g *grammar, exit func(int)) (*kong.Kong, error) {
 			{Key: "cluster", Title: "Cluster:"},
 			{Key: "limits", Title: "Limits:"},
 			{Key: "log", Title: "Log:"},
+			{Key: "traces", Title: "Traces:"},
 		}),
 	)...)
 	if err != nil {

@@ -65,6 +65,9 @@ type serveFlags struct {
 	LogLevel  string `group:"log" enum:"debug,info,warn,error" placeholder:"LEVEL" default:"info" env:"CANTUS_LOG_LEVEL" help:"Lowest level to log, on standard error."`
 	LogFormat string `group:"log" enum:"text,json" placeholder:"FORMAT" default:"text" env:"CANTUS_LOG_FORMAT" help:"Form of the log."`
 
+	Traces     collectorURL `group:"traces" placeholder:"URL" env:"CANTUS_TRACES" help:"OpenTelemetry collector, such as http://127.0.0.1:4318, that gets spans of the appends whose traceparent is sampled, by OTLP over HTTP; the path is /v1/traces if the URL has none."`
+	TraceRatio share        `group:"traces" placeholder:"SHARE" default:"0" env:"CANTUS_TRACE_RATIO" help:"Share of the appends without a traceparent for which the node begins a trace, 0 to 1; needs --traces."`
+
 	file configFile // the one that was read
 }
 
@@ -110,14 +113,11 @@ func (c *serveCmd) Run(ctx context.Context, p *program, parsed *kong.Context) er
 	for _, text := range c.readable() {
 		opts.Logger.Warn(text)
 	}
-	if c.Archive != "" {
-		a, err := openArchive(ctx, c.Archive, opts.Logger)
-		if err != nil {
-			return err
-		}
-		defer a.Close()
-		opts.Archive = a
+	closeOthers, err := c.openOthers(ctx, &opts)
+	if err != nil {
+		return err
 	}
+	defer closeOthers()
 	defer invariant.OnViolation(invariant.Log(opts.Logger))()
 	manager := newServiceManager(opts.Logger)
 	manager.tell("STATUS=starting: a new node of a cluster waits for the others")
@@ -157,6 +157,28 @@ func (c *serveCmd) Run(ctx context.Context, p *program, parsed *kong.Context) er
 		return closed
 	}
 	return p.ended(c.Data, err)
+}
+
+// openOthers opens what the node uses beside its directory: the archive, and
+// the collector of its spans.
+func (c *serveFlags) openOthers(ctx context.Context, opts *broker.Options) (end func(), err error) {
+	closeArchive := func() {}
+	if c.Archive != "" {
+		a, err := openArchive(ctx, c.Archive, opts.Logger)
+		if err != nil {
+			return nil, err
+		}
+		opts.Archive, closeArchive = a, func() { _ = a.Close() } // it was only read
+	}
+	endTraces, err := c.sendTraces(ctx, opts)
+	if err != nil {
+		closeArchive()
+		return nil, err
+	}
+	return func() {
+		endTraces()
+		closeArchive()
+	}, nil
 }
 
 // ended returns the program's error after a node has stopped by itself or has
@@ -232,6 +254,7 @@ func (c *serveFlags) options() (broker.Options, error) {
 		ScrubInterval:   time.Duration(c.ScrubInterval),
 
 		RetentionInterval: time.Duration(c.RetentionInterval),
+		TraceRatio:        float64(c.TraceRatio),
 		Version:           buildVersion(),
 	}, err
 }

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -192,6 +193,9 @@ func (c *serveFlags) refusals(ctx context.Context) mistakes {
 		opts.ClusterSecret = strings.Repeat("?", 32) // one was meant
 	}
 	all = append(all, broker.Check(c.Data, opts)...)
+	if c.TraceRatio > 0 && c.Traces == "" {
+		all = append(all, errors.New("--trace-ratio begins traces, and they go nowhere: name a collector with --traces"))
+	}
 	if c.Archive == "" {
 		return all
 	}

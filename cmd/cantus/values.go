@@ -14,6 +14,7 @@ import (
 	"github.com/alecthomas/kong"
 	"github.com/dustin/go-humanize"
 
+	"github.com/cantuslog/cantus/broker/traceexport"
 	"github.com/cantuslog/cantus/subjects"
 )
 
@@ -117,6 +118,27 @@ func (r *scrubRate) UnmarshalText(text []byte) error {
 	}
 	*r = scrubRate(size)
 	return nil
+}
+
+// share is a part of a whole, 0 to 1.
+type share float64
+
+func (s *share) UnmarshalText(text []byte) error {
+	n, err := strconv.ParseFloat(string(text), 64)
+	if err != nil || !numberForm.Match(text) || text[0] == '-' || n > 1 {
+		return fmt.Errorf("%q is not a share: 0 to 1, such as 0.01", text)
+	}
+	*s = share(n)
+	return nil
+}
+
+// collectorURL is where traces go, "" for nowhere.
+type collectorURL string
+
+func (u *collectorURL) UnmarshalText(text []byte) error {
+	at, err := traceexport.CheckURL(string(text))
+	*u = collectorURL(at)
+	return err
 }
 
 // count is a number of things, at least 1.

@@ -78,6 +78,14 @@ var numbers = map[reflect.Type]struct {
 		[]string{"off", "0", "4MiB", "1500KB"},
 		[]string{"", "-1", "+1MiB", "no", "1,5GiB", "on"}, "; or off",
 	},
+	reflect.TypeFor[share](): {
+		[]string{"0", "1", "0.01", "1.0"},
+		[]string{"", "-0", "-1", "+1", "1.01", "2", ".5", "1%", "NaN", "inf", "0x1p-1"}, "0 to 1, such as 0.01",
+	},
+	reflect.TypeFor[collectorURL](): {
+		[]string{"http://127.0.0.1:4318", "https://otel.example.com/v1/traces", "http://[::1]:4318/"},
+		[]string{"", "127.0.0.1:4318", "localhost:4318", "grpc://a:4317", "http://", "http://:4318", "http://a:b", "http://a/?x=1", "http://a/#x", "http://[::1"}, "such as http://127.0.0.1:4318",
+	},
 	reflect.TypeFor[listenAddr](): {
 		[]string{":4222", "127.0.0.1:0", "[::1]:65535"},
 		[]string{"", "4222", ":", ":+80", ":-0", ":65536", ":x", ":0x50"}, "HOST:PORT",
