@@ -23,7 +23,7 @@ func TestAdvisoriesAreInTheContract(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	published := regexp.MustCompile(`\b(?:advise|publish|encodeAdvisory)\("([a-z_]+)"`)
+	published := regexp.MustCompile(`\b(?:advise|publish|encode|encodeAdvisory)\("([a-z_]+)", (?:fields|map)`)
 	found := map[string]bool{}
 	for _, f := range files {
 		source, err := os.ReadFile(f)

@@ -237,7 +237,7 @@ func (r *replica) sessionConfig(term uint64, end func(error)) sessionConfig {
 		queue: r.queue, certifier: r.state.certifier, inflight: h.inflight,
 		propose: func(data []byte) proposal { return r.group.Propose(data) }, rejected: r.rejected,
 		mark: func() uint64 { return r.state.position().mark }, promotedAfter: r.state.promotedAfter, confirmLeader: func() bool { return r.requests.confirmLeader(term) }, end: end, setLate: r.queue.setLate,
-		nats: h.nats, replies: h.appends, feeds: h.feeds, feedKey: h.feedKey, adviseRefused: r.refusals.advisory,
+		nats: h.nats, replies: h.appends, feeds: h.feeds, feedKey: h.feedKey, adviseRefused: r.refusals.advisory, adviseAll: r.refusals.conflicts.advise,
 	}
 }
 

@@ -24,6 +24,7 @@ type refusals struct {
 	// as position does while a large batch is applied.
 	mark      func() uint64
 	busyReply busyReply // when a queue is full
+	conflicts conflictAdvice
 }
 
 // rejectBusy replies to a message that the queue has no room for.

@@ -99,6 +99,10 @@ func (r *replica) wire() {
 	r.refusals = refusals{
 		partition: r.id, names: h.names, metrics: &r.metrics, outbox: h.outbox, encodeAdvisory: h.encodeAdvisory,
 		position: position, mark: r.state.mark.Load, busyReply: newBusyReply(r.id),
+		conflicts: conflictAdvice{
+			partition: r.id, encode: h.encodeAdvisory, now: h.now, room: h.nats.MaxPayload,
+			interest: func() bool { return h.nats.MayHaveInterest(h.names.Advisory("conflict")) },
+		},
 	}
 	r.requests = requestServer{
 		partition: r.id, names: h.names, log: r.log, metrics: &r.metrics, position: position,

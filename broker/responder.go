@@ -27,6 +27,7 @@ type responder struct {
 	limits        messageLimit
 	replies       transmitter
 	adviseRefused func(endpoint string, msgID []byte, e *subjects.Error) []byte
+	adviseAll     func(endpoint string, msgID []byte, e *subjects.Error) []byte
 	followed      func(*batch) bool // whether the publisher has anything to do
 
 	certified <-chan *batch
@@ -260,6 +261,7 @@ func (p *responder) appendOutcome(out []byte, r *request, o outcome, mark uint64
 	if o.err != nil {
 		p.metrics.refused(endpoint, o.err.Reason)
 		p.metrics.conflicted(o.err)
+		out = append(out, p.adviseAll(endpoint, r.tx.MsgID, o.err)...)
 	}
 	switch {
 	case r.reply == "" && o.err != nil:

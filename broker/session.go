@@ -91,6 +91,9 @@ type sessionConfig struct {
 	// adviseRefused returns the advisory for a refusal that has no reply
 	// subject.
 	adviseRefused func(endpoint string, msgID []byte, e *subjects.Error) []byte
+	// adviseAll returns the advisory for a refusal, whether or not it has a
+	// reply subject, nil for none.
+	adviseAll func(endpoint string, msgID []byte, e *subjects.Error) []byte
 }
 
 func newSession(c sessionConfig) *session {
@@ -110,7 +113,7 @@ func newSession(c sessionConfig) *session {
 		responder: responder{
 			partition: c.partition, term: c.term, log: c.log, metrics: c.metrics, stages: c.stages,
 			mark: c.mark, confirmLeader: c.confirmLeader, end: c.end, setLate: c.setLate, limits: c.nats, replies: c.replies,
-			adviseRefused: c.adviseRefused, certified: certified, committed: committed,
+			adviseRefused: c.adviseRefused, adviseAll: c.adviseAll, certified: certified, committed: committed,
 		},
 	}
 	s.responder.followed = s.publisher.followed
