@@ -37,6 +37,8 @@ var (
 	// ErrOlderCopy is what [Node.Err] returns after the other nodes have found
 	// that the data directory is an older copy of itself.
 	ErrOlderCopy = errors.New("broker: data directory is an older copy of itself")
+	// ErrLogin is returned by [Node.Login] if nobody can log in that way.
+	ErrLogin = errors.New("broker: logins need a client port that asks for no certificate")
 	// ErrOptions is returned for an option that is out of its range.
 	ErrOptions = natsserver.ErrOptions
 )

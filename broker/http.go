@@ -28,13 +28,14 @@ const (
 type httpServer struct {
 	server *http.Server
 	conns  *httpListener
-	addr   string // host:port
+	addr   string             // host:port
+	cancel context.CancelFunc // ends the contexts of the added handler's requests
 	ended  sync.WaitGroup
 }
 
-// startHTTP serves health and metrics, and profiles where the operator asks for
-// them. unready returns why the node is not ready, "" if it is. probe is
-// [Node.Probe].
+// startHTTP serves health and metrics, profiles where the operator asks for
+// them, and what the program that embeds the node adds. unready returns why the
+// node is not ready, "" if it is. probe is [Node.Probe].
 func startHTTP(o Options, m *metrics, unready func() string, probe func(context.Context) error) (*httpServer, error) {
 	l, err := o.httpPort().Listen()
 	if err != nil {
@@ -48,7 +49,11 @@ func startHTTP(o Options, m *metrics, unready func() string, probe func(context.
 		}
 		addProfiles(mux, addr.String())
 	}
-	s := &httpServer{addr: l.Addr().String(), server: newHTTPServer(mux)}
+	running, cancel := context.WithCancel(context.Background())
+	if o.HTTPHandler != nil {
+		mux.Handle("/", endingWith(running, o.HTTPHandler))
+	}
+	s := &httpServer{addr: l.Addr().String(), server: newHTTPServer(mux), cancel: cancel}
 	s.conns = &httpListener{Listener: l, most: httpConns}
 	s.ended.Go(func() {
 		if err := s.server.Serve(s.conns); err != nil && !errors.Is(err, http.ErrServerClosed) {
@@ -56,6 +61,16 @@ func startHTTP(o Options, m *metrics, unready func() string, probe func(context.
 		}
 	})
 	return s, nil
+}
+
+// endingWith returns a handler whose requests' contexts also end with running.
+func endingWith(running context.Context, h http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		ctx, cancel := context.WithCancel(r.Context())
+		defer cancel()
+		defer context.AfterFunc(running, cancel)()
+		h.ServeHTTP(w, r.WithContext(ctx))
+	})
 }
 
 // newHTTPServer returns a server that waits for no client for long.
@@ -98,6 +113,7 @@ func (s *httpServer) stop() error {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), httpEndTime)
 	defer cancel()
+	s.cancel()
 	err := s.server.Shutdown(ctx)
 	if err != nil {
 		err = s.server.Close()

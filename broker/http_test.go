@@ -4,14 +4,20 @@ import (
 	"bufio"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/nats-io/nats.go"
+
 	"github.com/cantuslog/cantus/broker"
+	"github.com/cantuslog/cantus/internal/testcert"
 	"github.com/cantuslog/cantus/internal/testkit"
 )
 
@@ -150,5 +156,113 @@ func TestHTTPEndsWithTheNode(t *testing.T) {
 	}
 	if _, err := net.DialTimeout("tcp", n.HTTPAddr(), time.Second); err == nil || errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("the port is open: %v", err)
+	}
+}
+
+// What a program adds to the port is beside the node's own paths, and learns
+// that the node stops.
+func TestHTTPHandlerOfTheProgram(t *testing.T) {
+	stopped := make(chan error, 1)
+	h := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/long" {
+			_ = http.NewResponseController(w).Flush()
+			<-r.Context().Done()
+			stopped <- r.Context().Err()
+			return
+		}
+		w.WriteHeader(http.StatusTeapot)
+	})
+	n, _ := one(t, broker.Options{HTTPListen: "127.0.0.1:0", HTTPHandler: h})
+	for path, want := range map[string]int{"/": 418, "/x": 418, "/healthz": 200, "/readyz": 200, "/metrics": 200, "/debug/pprof/": 418} {
+		if status := get(t, n, path, ""); status != want {
+			t.Errorf("%s: %d", path, status)
+		}
+	}
+	get(t, n, "/long", "")
+	if err := <-stopped; err == nil { // by the client, which has gone
+		t.Error("the request goes on")
+	}
+	r, err := http.Get("http://" + n.HTTPAddr() + "/long")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Body.Close()
+	if err := n.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-stopped; err == nil {
+		t.Error("the request outlives the node")
+	}
+}
+
+// A connection within the process is let in where one over the client port is.
+func TestLogin(t *testing.T) {
+	users := `authorization { users: [ { user: app, password: secret }, { user: old, password: secret, allowed_connection_types: ["WEBSOCKET"] } ] }`
+	guest := `no_auth_user: guest
+authorization { users: [ { user: app, password: secret }, { user: guest, password: guest, permissions: { publish: ["cantus.info"] } } ] }`
+	authority := testcert.NewAuthority(t)
+	cert, key := authority.Files("n1", time.Now().Add(time.Hour))
+	tls := fmt.Sprintf("tls { cert_file: %q, key_file: %q, ca_file: %q", cert, key, authority.CAFile())
+	app, wrong, old := nats.UserInfo("app", "secret"), nats.UserInfo("app", "x"), nats.UserInfo("old", "secret")
+	for _, c := range []struct {
+		what, config string
+		login        nats.Option
+		want         error
+	}{
+		{"no users", "", nil, nil},
+		{"users, nobody", users, nil, nats.ErrAuthorization},
+		{"users, one", users, app, nil},
+		{"users, a wrong password", users, wrong, nats.ErrAuthorization},
+		{"users, one for websockets only", users, old, nats.ErrAuthorization},
+		{"a token, none", `authorization { token: secret }`, nil, nats.ErrAuthorization},
+		{"a token", `authorization { token: secret }`, nats.Token("secret"), nil},
+		{"a guest", guest, nil, nil},
+		{"TLS", tls + " }\n" + users, app, nil},
+		{"certificates, none", tls + ", verify: true }", nil, broker.ErrLogin},
+		{"certificates and users", tls + ", verify: true }\n" + users, app, broker.ErrLogin},
+		{"certificates that map", tls + ", verify_and_map: true }\n" + users, app, broker.ErrLogin},
+	} {
+		config := ""
+		if c.config != "" {
+			config = filepath.Join(t.TempDir(), "nats.conf")
+			if err := os.WriteFile(config, []byte("listen: 127.0.0.1:-1\n"+c.config), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		n, _ := one(t, broker.Options{NATSConfig: config, ClientListen: "127.0.0.1:0"})
+		var opts []nats.Option
+		if c.login != nil {
+			opts = append(opts, c.login)
+		}
+		nc, err := n.Login(opts...)
+		if !errors.Is(err, c.want) || (err == nil) != (c.want == nil) {
+			t.Errorf("%s: %v", c.what, err)
+		}
+		if err != nil {
+			continue
+		}
+		if _, err := nc.Request("cantus.info", nil, patience); err != nil {
+			t.Errorf("%s: info: %v", c.what, err)
+		}
+		if c.what == "a guest" { // who may ask for nothing else
+			ctx, cancel := context.WithTimeout(t.Context(), patience)
+			defer cancel()
+			denied := make(chan error, 1)
+			nc.SetErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) { denied <- err; cancel() })
+			if m, err := nc.RequestWithContext(ctx, "cantus.get.0", []byte(`{"txid":1}`)); err == nil {
+				t.Errorf("a guest reads: %s", m.Data)
+			}
+			if err := <-denied; !errors.Is(err, nats.ErrPermissionViolation) {
+				t.Errorf("a guest: %v", err)
+			}
+		}
+		nc.Close()
+		if err := n.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	n, _ := one(t, broker.Options{})
+	if _, err := n.Login(); !errors.Is(err, broker.ErrLogin) {
+		t.Errorf("without a client port: %v", err)
 	}
 }

@@ -23,6 +23,7 @@ type natsServer interface {
 	AppUser() natslink.User
 	Routed(node, id string) bool // whether there is a route to a node's server
 	ConfigDigest() string
+	NoLogin() string // why nobody can log in within the process, "" if clients can
 	Stats() natsserver.Stats
 	Reload(o natsserver.Options, partitions int, setTLS func(*tls.Config) (restore func(), err error)) error
 	ClientURL() string

@@ -61,6 +61,7 @@ func (s *simServer) ClusterTLS() *tls.Config                { return nil }
 func (s *simServer) Certificates() []natsserver.Certificate { return nil }
 func (s *simServer) Stats() natsserver.Stats                { return natsserver.Stats{} }
 func (s *simServer) ConfigDigest() string                   { return "" }
+func (s *simServer) NoLogin() string                        { return "there is no client port" }
 func (s *simServer) ClientURL() string                      { return "" }
 func (s *simServer) Shutdown()                              { s.Close() }
 func (s *simServer) WaitForShutdown()                       {}

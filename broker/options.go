@@ -3,6 +3,7 @@ package broker
 import (
 	"fmt"
 	"log/slog"
+	"net/http"
 	"slices"
 	"strings"
 	"time"
@@ -41,6 +42,11 @@ type Options struct {
 	// HTTPListen, which must then be on loopback. They show the process's
 	// memory.
 	Profiles bool
+	// HTTPHandler answers the requests on HTTPListen that are neither for
+	// health nor metrics nor profiles. The context of a request ends when the
+	// node stops. Answers that take long set their own deadlines. Default: such
+	// requests are not found.
+	HTTPHandler http.Handler
 	// NATSConfig is a nats-server configuration file. It takes precedence over
 	// ClientListen. A port in it without a host is open on every interface.
 	NATSConfig string

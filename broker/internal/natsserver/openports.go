@@ -25,6 +25,8 @@ type OpenPort struct {
 	Address string
 	To      string // whom it lets in; begins with Anyone if it asks for nothing
 	Wire    string // whether the connections are encrypted
+	// certificate is set if it asks each client for a certificate.
+	certificate bool
 }
 
 // The connections of a port, for OpenPort.Wire.
@@ -68,12 +70,13 @@ func openPortsOf(opts *server.Options, o Options) (all []OpenPort, err error) {
 	}
 	add := func(what, host string, n int, to, wire string) {
 		if n != 0 {
-			all = append(all, OpenPort{what, net.JoinHostPort(host, strconv.Itoa(max(n, 0))), to, wire})
+			all = append(all, OpenPort{What: what, Address: net.JoinHostPort(host, strconv.Itoa(max(n, 0))), To: to, Wire: wire})
 		}
 	}
 	if !opts.DontListen {
 		plain := opts.TLSConfig == nil || opts.AllowNonTLS
 		add(clientPort, opts.Host, opts.Port, admitted(users, opts.NoAuthUser, opts.TLSConfig, plain), wire(opts.TLSConfig, plain))
+		all[len(all)-1].certificate = !plain && verifiesCertificates(opts.TLSConfig)
 	}
 	if o.clustered() {
 		add(routePort, opts.Cluster.Host, opts.Cluster.Port, serversOf(&opts.Cluster, o), wire(opts.Cluster.TLSConfig, opts.Cluster.TLSConfig == nil))

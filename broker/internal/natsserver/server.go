@@ -397,6 +397,22 @@ func (s *Server) OpenPorts() []OpenPort {
 	return all
 }
 
+// NoLogin returns why a connection within the process may not stand for one of
+// the client port, "" if it may: there is no such port, or it asks for a
+// certificate, which the connection could not show.
+func (s *Server) NoLogin() string {
+	for _, p := range *s.open.Load() {
+		if p.What != clientPort {
+			continue
+		}
+		if p.certificate {
+			return "the client port asks for a certificate"
+		}
+		return ""
+	}
+	return "there is no client port"
+}
+
 // MapKeys adds a subject mapping from appends by key to partitions to the
 // account of the nodes' subjects.
 func (s *Server) MapKeys(partitions int) error { return mapKeys(s.account, s.names, partitions) }
