@@ -81,15 +81,34 @@ func (l *natsConn) watchLeaders() error {
 	return err
 }
 
+// newNATSConn returns what becomes a connection to a server once nc is set.
+func newNATSConn(prefix, server string) *natsConn {
+	return &natsConn{
+		waiting: map[*context.CancelCauseFunc]struct{}{},
+		names:   subjects.Names{Prefix: prefix},
+		server:  server,
+		timeout: 5 * time.Second,
+	}
+}
+
+// handlers returns the options by which requests learn that they will not be
+// answered.
+func (l *natsConn) handlers(c *connection) []nats.Option {
+	return []nats.Option{
+		nats.DisconnectErrHandler(func(*nats.Conn, error) { l.trouble(errConnLost) }),
+		nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) {
+			if errors.Is(err, nats.ErrPermissionViolation) {
+				l.trouble(c.forbidden(err))
+			}
+		}),
+	}
+}
+
 // open connects, and fails at once if no server is there, or when ctx ends. The
 // caller closes it.
 func (c *connection) open(ctx context.Context, command string) (*natsConn, error) {
-	l := &natsConn{
-		waiting: map[*context.CancelCauseFunc]struct{}{},
-		names:   subjects.Names{Prefix: string(c.Prefix)},
-		server:  c.Server,
-		timeout: time.Duration(c.Timeout),
-	}
+	l := newNATSConn(string(c.Prefix), c.Server)
+	l.timeout = time.Duration(c.Timeout)
 	if c.Server == "" {
 		return nil, usagef("no server is named, since the flag or its variable is empty: write nats://HOST:PORT")
 	}
@@ -97,18 +116,12 @@ func (c *connection) open(ctx context.Context, command string) (*natsConn, error
 	if err != nil {
 		return nil, err
 	}
-	opts = append(opts,
+	opts = append(append(opts, l.handlers(c)...),
 		nats.Name("cantus "+command),
 		nats.CustomInboxPrefix(string(c.Inbox)),
 		nats.Timeout(l.timeout),
 		nats.MaxReconnects(-1),
 		nats.ReconnectWait(250*time.Millisecond),
-		nats.DisconnectErrHandler(func(*nats.Conn, error) { l.trouble(errConnLost) }),
-		nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) {
-			if errors.Is(err, nats.ErrPermissionViolation) {
-				l.trouble(c.forbidden(err))
-			}
-		}),
 	)
 	type connected struct {
 		nc  *nats.Conn

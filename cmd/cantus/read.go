@@ -67,6 +67,7 @@ type reader struct {
 	bulk      bool
 	progress  func(printed int, txid uint64)
 	visit     func(*transaction) error // in place of printing
+	plain     bool                     // refusals are not reworded
 	succeeded time.Time                // when a request last did
 }
 
@@ -211,6 +212,9 @@ func (r *reader) page(ctx context.Context) (from, mark uint64, err error) {
 			return endOfPage(msg, last)
 		}
 		if e := refused(msg); e != nil {
+			if r.plain {
+				return 0, 0, e
+			}
 			err := readRefusal(e)
 			if e.Reason == subjects.Trimmed && e.FirstTxid > 0 && !r.bulk {
 				err = failf(exitStatus(err), "%w; --from %d reads from there on", err, e.FirstTxid)

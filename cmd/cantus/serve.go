@@ -32,6 +32,7 @@ type serveFlags struct {
 
 	Listen      listenAddr   `placeholder:"HOST:PORT" default:"127.0.0.1:4222" env:"CANTUS_LISTEN" help:"Where NATS clients connect; port 0 takes a free one."`
 	HTTP        optionalAddr `name:"http" placeholder:"HOST:PORT" default:"127.0.0.1:8222" env:"CANTUS_HTTP" help:"Where /healthz, /livez, /readyz and /metrics are; port 0 takes a free one; off for none."`
+	Page        string       `enum:"off,status,full" placeholder:"WHAT" default:"status" env:"CANTUS_PAGE" help:"A page on --http for people: status shows nodes, partitions and rates to everybody that reaches the port; full also shows transactions, to users of the NATS server that log in, or to everybody if it asks for nothing, and --http must be on loopback; off for none."`
 	Pprof       bool         `env:"CANTUS_PPROF" help:"Serve Go profiles on /debug/pprof too; --http must be on loopback."`
 	NATSConfig  string       `name:"nats-config" placeholder:"FILE" env:"CANTUS_NATS_CONFIG" type:"existingfile" help:"nats-server configuration for TLS, accounts, websocket, leaf nodes and the rest; it takes precedence over --listen, and a port in it without a host is open on every interface."`
 	Account     string       `placeholder:"NAME" env:"CANTUS_ACCOUNT" help:"NATS account that the subjects live in, where --nats-config has accounts. [default the global account]"`
@@ -119,6 +120,7 @@ func (c *serveCmd) Run(ctx context.Context, p *program, parsed *kong.Context) er
 	}
 	defer closeOthers()
 	defer invariant.OnViolation(invariant.Log(opts.Logger))()
+	source := c.newPage(&opts)
 	manager := newServiceManager(opts.Logger)
 	manager.tell("STATUS=starting: a new node of a cluster waits for the others")
 	node, err := broker.Open(ctx, c.Data, opts)
@@ -135,6 +137,7 @@ func (c *serveCmd) Run(ctx context.Context, p *program, parsed *kong.Context) er
 	}
 	manager.ready("serving")
 	defer manager.watch(node.Probe)()
+	defer source.attach(node, opts.Logger)()
 	running := valuesOf(parsed.Selected().Flags)
 	for stopped := false; !stopped; {
 		select {

@@ -196,6 +196,9 @@ func (c *serveFlags) refusals(ctx context.Context) mistakes {
 	if c.TraceRatio > 0 && c.Traces == "" {
 		all = append(all, errors.New("--trace-ratio begins traces, and they go nowhere: name a collector with --traces"))
 	}
+	if err := c.checkPage(); err != nil {
+		all = append(all, err)
+	}
 	if c.Archive == "" {
 		return all
 	}

@@ -145,16 +145,7 @@ func (s *status) printNodes(w io.Writer) {
 		return
 	}
 	for _, n := range s.nodes.Nodes {
-		state := "ready"
-		switch {
-		case n.State == "waiting":
-			state = "waits to be added"
-		case !n.Alive:
-			state = away(n.Away, s.nodes.Time)
-		case !n.Ready:
-			state = "not ready: " + n.Unready
-		}
-		fmt.Fprintf(w, "node %s, %s\n", n.Name, state)
+		fmt.Fprintf(w, "node %s, %s\n", n.Name, nodeState(n, s.nodes.Time))
 	}
 	if len(s.nodes.Nodes) > 1 {
 		fmt.Fprintf(w, "as node %s sees it, at %s\n", s.nodes.AnsweredBy, clock(s.nodes.Time, time.Time{}))
@@ -162,6 +153,21 @@ func (s *status) printNodes(w io.Writer) {
 	for _, l := range s.Health.Losses {
 		fmt.Fprintf(w, "if node %s fails: %s\n", l.Node, l.text(len(s.Partitions)))
 	}
+}
+
+// nodeState says whether a node is ready. now is the time of the one that says
+// so.
+func nodeState(n subjects.NodeStatus, now time.Time) (state string) {
+	state = "ready"
+	switch {
+	case n.State == "waiting":
+		state = "waits to be added"
+	case !n.Alive:
+		state = away(n.Away, now)
+	case !n.Ready:
+		state = "not ready: " + n.Unready
+	}
+	return state
 }
 
 // away says since when a node is away, by the clock of the one that says so.
