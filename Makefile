@@ -6,7 +6,7 @@ ALL = $(MODULE)/...
 # What the nearest release tag calls this commit, empty if there is none.
 VERSION ?= $(shell git describe --tags --match 'v[0-9]*' --dirty 2>/dev/null)
 
-.PHONY: help build test short race lint vuln fuzz bench soak idle bench-backup pgo scaling bench-etcd e2e long cluster failover faults faults-long netfaults alerts interop natscli stores postgres proof powercut fulldisk damage crashpoints sim pictures configuration clean
+.PHONY: help build test short race lint vuln fuzz bench soak idle bench-backup pgo scaling bench-etcd e2e long cluster failover faults faults-long netfaults alerts interop natscli stores postgres proof powercut encryption fulldisk damage crashpoints sim pictures configuration clean
 
 help: ## this list
 	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -101,6 +101,9 @@ proof: ## the long tests of the client: kills, failures, skew, a million behind
 
 powercut: ## the store, cuts of leaders' power, and 100 cuts during operations, on loop-mounted file systems (root, 20 minutes)
 	CANTUS_LONG=1 $(GO) test -count=1 -timeout 60m -tags powercut -run PowerFails -v ./wal ./e2e
+
+encryption: ## an encrypted disk whose keys are replaced under load (root, cryptsetup; without dm-crypt in Debian's User-mode Linux)
+	./.ci/encryption
 
 fulldisk: ## a node whose file system somebody else fills to the last byte (root)
 	CANTUS_LONG=1 $(GO) test -count=1 -tags fulldisk -run FullDisk -v ./e2e

@@ -16,16 +16,17 @@ type advisories struct {
 	outbox outbox
 }
 
-// encode returns the commands that publish an event.
-func (a *advisories) encode(event string, fields map[string]any) []byte {
+// encode returns the commands that publish an event under the cluster's names,
+// or those of a namespace.
+func (a *advisories) encode(names subjects.Names, event string, fields map[string]any) []byte {
 	fields["type"], fields["node"], fields["time"] = event, a.node, time.Now().UTC()
-	return natslink.AppendPub(nil, a.names.Advisory(event), mustJSON(fields))
+	return natslink.AppendPub(nil, names.Advisory(event), mustJSON(fields))
 }
 
 // publish publishes an event.
 func (a *advisories) publish(event string, fields map[string]any) {
 	if a.outbox != nil {
-		a.outbox.Enqueue(a.encode(event, fields))
+		a.outbox.Enqueue(a.encode(a.names, event, fields))
 	}
 }
 

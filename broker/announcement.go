@@ -79,9 +79,10 @@ type groupReport struct {
 	First     uint64          `json:"first"`
 	Digests   []chainPoint    `json:"digests,omitempty"`
 	Fenced    string          `json:"fenced,omitempty"`
-	Halted    bool            `json:"halted,omitempty"` // see fencing.halt
-	Full      string          `json:"full,omitempty"`   // of a leader: why it takes no transactions
-	Voters    map[string]bool `json:"voters,omitempty"` // of a leader: the group's members, and whether they vote
+	Halted    bool            `json:"halted,omitempty"`  // see fencing.halt
+	Full      string          `json:"full,omitempty"`    // of a leader: why it takes no transactions
+	Limited   string          `json:"limited,omitempty"` // of a leader: which limit refuses appends
+	Voters    map[string]bool `json:"voters,omitempty"`  // of a leader: the group's members, and whether they vote
 	// CaughtUp, of a leader, lists the voters that the group can go on with,
 	// itself included: see votersCaughtUp.
 	CaughtUp []string `json:"caught_up,omitempty"`

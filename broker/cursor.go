@@ -16,7 +16,9 @@ const cursorBatch = 1000
 // cursorWriter answers the requests to a partition's cursors. Those that wait
 // in its queue are committed in one entry together.
 type cursorWriter struct {
-	partition int
+	partition int   // by the cluster's numbers
+	face      *face // of the partition
+	limiter   *limiter
 	queue     *queue
 	state     *partitionState
 	group     *raftstore.Group
@@ -32,30 +34,38 @@ func (w *cursorWriter) onRequest(m *natslink.Message) {
 	if m.Reply == "" && len(m.Payload) == 0 {
 		return // there is nowhere to send the answer
 	}
+	if limits := w.limiter.limits.Load(); limits != nil && len(m.Payload) > 0 && under(w.face.names, m.Subject) {
+		if why := w.limiter.admit(limits, 1, len(m.Payload), true); why != nil {
+			w.refusals.reject(m, why)
+			return
+		}
+	}
 	w.queue.putOrReject(m, w.refusals)
 }
 
 // cursorCall is a cursor request that was checked.
 type cursorCall struct {
-	reply string
-	name  string
-	write bool
+	reply     string
+	partition int // as the client sees it
+	name      string
+	write     bool
 	wal.Cursor
 }
 
 func (w *cursorWriter) parse(m *natslink.Message) (cursorCall, error) {
-	c := cursorCall{reply: m.Reply, name: trailing(m.Subject), write: len(m.Payload) > 0}
+	_, number := w.refusals.seen(m.Subject)
+	c := cursorCall{reply: m.Reply, partition: number, name: trailing(m.Subject), write: len(m.Payload) > 0}
 	if err := subjects.CheckCursor(c.name); err != nil {
 		return c, err
 	}
 	at := w.state.position()
 	switch {
 	case at.restoring:
-		return c, errRestoring(w.partition)
+		return c, errRestoring(c.partition)
 	case !c.write:
 		return c, nil
 	case at.mirrorOf != "":
-		return c, errMirror(w.partition, at.mirrorOf)
+		return c, errMirror(c.partition, at.mirrorOf)
 	}
 	var body subjects.CursorRequest
 	if err := smallJSON(m.Payload, &body); err != nil {
@@ -80,16 +90,16 @@ func (w *cursorWriter) parse(m *natslink.Message) (cursorCall, error) {
 	if body.Expected != nil {
 		c.Expected, c.HasExpected = *body.Expected, true
 	}
-	return c, w.state.checkCursor(w.partition, c)
+	return c, w.state.checkCursor(c)
 }
 
 // checkCursor refuses a position past the high-water mark, and one cursor too
 // many.
-func (s *partitionState) checkCursor(partition int, c cursorCall) error {
+func (s *partitionState) checkCursor(c cursorCall) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if mark := s.mark.Load(); c.Txid > mark {
-		return aheadError("position", c.Txid, partition, mark)
+		return aheadError("position", c.Txid, c.partition, mark)
 	}
 	if _, known := s.cursors[c.name]; !known && c.Txid > 0 && len(s.cursors) >= subjects.MaxCursors {
 		return subjects.Errorf(subjects.TooLarge, "the partition has %d cursors already: set unused ones to 0, which removes them", subjects.MaxCursors)
@@ -206,7 +216,7 @@ func (w *cursorWriter) appendReply(out []byte, c cursorCall, at cursor, refused 
 		return append(out, w.refusals.advisory("cursor", nil, refused)...)
 	}
 	body := subjects.CursorReply{
-		Partition: w.partition, Name: c.name, Txid: at.Txid, Owner: at.Owner, HighWaterMark: w.state.position().mark, Error: refused,
+		Partition: c.partition, Name: c.name, Txid: at.Txid, Owner: at.Owner, HighWaterMark: w.state.position().mark, Error: refused,
 	}
 	if at.Time != 0 {
 		body.Time = time.Unix(0, at.Time).UTC()

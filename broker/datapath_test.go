@@ -44,7 +44,7 @@ func newDataPath(t *testing.T) *dataPath {
 		metrics: newMetrics(), stats: newServiceStats(),
 		messaging: messaging{
 			nats: fakeNATS{}, appends: d.replies, feeds: d.feed, outbox: outbox(posted{d.replies}), feedKey: make([]byte, 64),
-			encodeAdvisory: func(event string, _ map[string]any) []byte {
+			encodeAdvisory: func(names subjects.Names, event string, _ map[string]any) []byte {
 				return natslink.AppendPub(nil, names.Advisory(event), []byte{})
 			},
 		},

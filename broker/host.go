@@ -56,7 +56,7 @@ type messaging struct {
 	queueGroup         string // of the subscriptions: see docs/adr/0021
 	feedKey            ed25519.PrivateKey
 	pacer              *pacer
-	encodeAdvisory     func(event string, fields map[string]any) []byte
+	encodeAdvisory     func(names subjects.Names, event string, fields map[string]any) []byte
 }
 
 // sharedLimits are limits that all partitions of the node share.

@@ -6,6 +6,7 @@ import (
 	"math"
 	"time"
 
+	"github.com/cantuslog/cantus/broker/cluster"
 	"github.com/cantuslog/cantus/broker/internal/natslink"
 	"github.com/cantuslog/cantus/raftstore"
 	"github.com/cantuslog/cantus/subjects"
@@ -14,7 +15,9 @@ import (
 
 // partitionInfo describes a partition to clients.
 type partitionInfo struct {
-	partition int
+	partition int // by the cluster's numbers
+	number    int // as clients see it
+	part      cluster.Part
 	self      string // this node
 	state     *partitionState
 	group     *raftstore.Group
@@ -25,6 +28,7 @@ type partitionInfo struct {
 	times     timeSearch
 	archived  *archiveReader
 	retention func() *subjects.RetentionInfo
+	limits    func() *subjects.LimitInfo
 }
 
 // serve describes the partition. The answer is linearizable: a majority
@@ -81,16 +85,18 @@ func (i *partitionInfo) lastAt(ctx context.Context, at int64) (txid uint64, err 
 
 func (i *partitionInfo) info() subjects.PartitionInfo {
 	status, now, full, retention := i.group.Status(), time.Now(), i.fullText(), i.retention()
+	limits := i.limits()
 	s := i.state
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	stats := s.certifier.stats()
 	info := subjects.PartitionInfo{
-		Partition: i.partition, FirstTxid: s.first, HighWaterMark: s.mark.Load(), Digest: hex.EncodeToString(s.digest[:]),
+		Partition: i.number, FirstTxid: s.first, HighWaterMark: s.mark.Load(), Digest: hex.EncodeToString(s.digest[:]),
 		BaseDigest: hex.EncodeToString(s.base.Digest[:]),
 		Leader:     status.Leader, Term: status.Term,
 		Locks:       subjects.LockInfo{Tracked: stats.Locks, Capacity: stats.Capacity, Floor: stats.Floor},
 		StorageFull: full, Restoring: s.restoring.hides(), MirrorOf: s.restoring.source(), Promoted: s.mirrored && !s.isRestoring(), History: pastClusters(s.history), Retention: retention,
+		Namespace: i.part.Namespace, Number: i.part.Number, Limits: limits,
 	}
 	info.ArchivedFrom, info.NotArchived = i.archived.from(s.base)
 	for _, rep := range status.Replicas {

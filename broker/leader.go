@@ -140,6 +140,7 @@ func (r *replica) runLeader(stopping context.Context) error {
 	background.Go(func() { r.cursors.run(ctx, term) })
 	background.Go(func() { r.reconcile(ctx) })
 	background.Go(func() { r.retainer.run(ctx) })
+	background.Go(func() { r.limiter.run(ctx) })
 	subscribed, err := r.subscribeAll(ctx)
 	r.unsubscribe() // the former session's
 	r.subscribed = subscribed
@@ -168,7 +169,13 @@ func (r *replica) runLeader(stopping context.Context) error {
 
 // adviseLeader publishes that this node serves the partition.
 func (r *replica) adviseLeader() {
-	r.host.advise("leader", map[string]any{"partition": r.id, "leader": r.host.name, "term": r.readTerm.Load()})
+	fields := func(partition int) map[string]any {
+		return map[string]any{"partition": partition, "leader": r.host.name, "term": r.readTerm.Load()}
+	}
+	r.host.advise("leader", fields(r.id))
+	if r.face.part.Namespace != "" {
+		r.host.outbox.Enqueue(r.host.encodeAdvisory(r.face.names, "leader", fields(r.face.number)))
+	}
 }
 
 // beginTerm waits until this replica, as the leader, has applied all that was
@@ -231,13 +238,13 @@ func (r *replica) finishTransfer(why error, session *sync.WaitGroup) bool {
 
 // sessionConfig returns what the session of a term is given.
 func (r *replica) sessionConfig(term uint64, end func(error)) sessionConfig {
-	h := &r.host
+	h, f := &r.host, &r.face
 	return sessionConfig{
-		partition: r.id, partitions: h.partitions, names: h.names, term: term, log: r.log, metrics: &r.metrics, stages: h.metrics.stages, tracer: h.tracer,
+		partition: f.number, partitions: f.partitions, names: f.names, term: term, log: r.log, metrics: &r.metrics, stages: h.metrics.stages, tracer: h.tracer,
 		queue: r.queue, certifier: r.state.certifier, inflight: h.inflight,
 		propose: func(data []byte) proposal { return r.group.Propose(data) }, rejected: r.rejected,
 		mark: func() uint64 { return r.state.position().mark }, promotedAfter: r.state.promotedAfter, confirmLeader: func() bool { return r.requests.confirmLeader(term) }, end: end, setLate: r.queue.setLate,
-		nats: h.nats, replies: h.appends, feeds: h.feeds, feedKey: h.feedKey, adviseRefused: r.refusals.advisory, adviseAll: r.refusals.conflicts.advise,
+		nats: h.nats, replies: h.appends, feeds: h.feeds, feedKey: f.feedKey, adviseRefused: r.refusals.advisory, adviseAll: r.refusals.conflicts.advise,
 	}
 }
 
@@ -247,7 +254,7 @@ func (r *replica) closeQueues(newLeader bool) {
 	for _, q := range []struct {
 		*queue
 		subject string
-	}{{r.queue, r.host.names.Append(r.id)}, {r.cursors.queue, r.host.names.Cursor(r.id, "any")}} {
+	}{{r.queue, r.face.names.Append(r.face.number)}, {r.cursors.queue, r.face.names.Cursor(r.face.number, "any")}} {
 		rest := q.close()
 		if newLeader && r.host.nats.HasInterest(q.subject) {
 			r.forward(rest)

@@ -32,6 +32,7 @@ type metrics struct {
 	rejected    *prometheus.CounterVec
 
 	cursorLag                   cursorLag
+	limited                     *prometheus.CounterVec
 	damageFound, damageRepaired *prometheus.CounterVec
 	damaged, scrubbed           prometheus.Gauge
 	scrubBytes                  prometheus.Counter
@@ -62,6 +63,7 @@ func newMetrics() *metrics {
 		Buckets: prometheus.ExponentialBuckets(0.0001, 2, 16),
 	}, byPartition)
 	m.registry.MustRegister(m.commit, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	m.limited = counter("limit_refusals_total", "Requests that were refused because of a limit of the partition's namespace, by the limit.", "partition", "limit")
 	m.addDamage(counter)
 	m.stages, m.archive, m.cursorLag = newStageMetrics(m.registry), newArchiveMetrics(m.registry), newCursorLag(m.registry)
 	for _, what := range rejectedForms {

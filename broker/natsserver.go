@@ -9,6 +9,7 @@ import (
 
 	"github.com/cantuslog/cantus/broker/internal/natslink"
 	"github.com/cantuslog/cantus/broker/internal/natsserver"
+	"github.com/cantuslog/cantus/subjects"
 )
 
 // natsServer is the NATS server that a node runs: a [natsserver.Server], or
@@ -43,7 +44,8 @@ type connectedServer interface {
 
 // watchedServer is what decides whether the server lets the node serve.
 type watchedServer interface {
-	MapKeys(partitions int) error
+	MapKeys(names subjects.Names, partitions int) error
+	UnmapKeys(names subjects.Names)
 	Shadowed(partitions int) (what string, keys bool, err error)
 	Configured() bool
 	Reloaded() <-chan struct{}

@@ -146,7 +146,7 @@ func (n *Node) openNew(ctx context.Context, dir string) error {
 	if err := n.openStore(dir, id); err != nil {
 		return err
 	}
-	return n.nats.MapKeys(id.Partitions)
+	return n.nats.MapKeys(n.identity.names, id.Partitions)
 }
 
 func (n *Node) openStore(dir string, id wal.Identity) error {
@@ -293,6 +293,7 @@ func (n *Node) serve(ctx context.Context) error {
 		return err
 	}
 	n.life.background.Go(func() { n.shared.run(n.life.running) })
+	n.life.background.Go(func() { n.newNamespaces().run(n.life.running) })
 	if err := n.startDiscovery(); err != nil {
 		return err
 	}

@@ -47,7 +47,8 @@ func (s *simServer) AppUser() natslink.User                 { return natslink.Us
 func (s *simServer) CurrentUser() nats.Option               { return func(*nats.Options) error { return nil } }
 func (s *simServer) MaxReply() int64                        { return 0 }
 func (s *simServer) SetLinks(...*natslink.Link)             {}
-func (s *simServer) MapKeys(int) error                      { return nil }
+func (s *simServer) MapKeys(subjects.Names, int) error      { return nil }
+func (s *simServer) UnmapKeys(subjects.Names)               {}
 func (s *simServer) Configured() bool                       { return false }
 func (s *simServer) Reloaded() <-chan struct{}              { return s.never }
 func (s *simServer) AccountName() string                    { return "$G" }

@@ -90,6 +90,7 @@ func (o *operations) subscribeLeader(ctx context.Context) ([]subscribed, error) 
 		o.names.Admin("cluster", "balance"):  o.onBalance,
 
 		o.names.Admin("cluster", "retention"): o.onRetention,
+		o.names.Admin("cluster", "namespace"): o.onNamespace,
 	})
 }
 

@@ -39,6 +39,7 @@ type partitionState struct {
 	// mark is the high-water mark. It changes under mu. Readers that can use an
 	// old value read it without mu.
 	mark atomic.Uint64
+	kept atomic.Uint64 // bytes of the entries that are kept, for readers without mu
 
 	mu         sync.Mutex // guards the fields below
 	digest     wal.Digest
@@ -154,6 +155,7 @@ func (s *partitionState) Apply(entries []raftstore.Committed) []any {
 	s.mu.Lock()
 	close(s.changed)
 	s.changed = make(chan struct{})
+	s.kept.Store(s.bytes - s.basePoint().bytes)
 	s.mu.Unlock()
 	return results
 }
@@ -352,6 +354,7 @@ func (s *partitionState) Restore(state []byte) error {
 		}
 		s.cursors[strings.TrimPrefix(name, metaCursor)] = c
 	}
+	s.kept.Store(s.bytes - s.basePoint().bytes)
 	return s.rebuild(snap)
 }
 

@@ -14,11 +14,12 @@ func busyError(partition int) *subjects.Error {
 // refusals refuses messages of a partition as a whole: those that its queues
 // have no room for, and those that this node does not serve.
 type refusals struct {
-	partition      int
-	names          subjects.Names
+	face           *face          // of the partition
+	outer          subjects.Names // the cluster's, under which a partition of a namespace has cursors too
+	partition      int            // by the cluster's numbers
 	metrics        *partitionMetrics
 	outbox         outbox
-	encodeAdvisory func(event string, fields map[string]any) []byte
+	encodeAdvisory func(names subjects.Names, event string, fields map[string]any) []byte
 	position       func() position
 	// mark returns the high-water mark. It takes no lock that is held for long,
 	// as position does while a large batch is applied.
@@ -29,31 +30,45 @@ type refusals struct {
 
 // rejectBusy replies to a message that the queue has no room for.
 func (r *refusals) rejectBusy(m *natslink.Message) {
-	if m.Reply == "" {
-		r.outbox.Enqueue(r.refuse(m, busyError(r.partition)))
+	names, number := r.seen(m.Subject)
+	if m.Reply == "" || number != r.face.number {
+		r.outbox.Enqueue(r.refuse(m, busyError(number)))
 		return
 	}
-	r.metrics.refused(endpoint(r.names, m.Subject), r.busyReply.reason)
+	r.metrics.refused(endpoint(names, m.Subject), r.busyReply.reason)
 	r.outbox.Enqueue(r.busyReply.append(nil, m.Reply, r.mark()))
 }
 
 // rejectUnavailable replies to messages that this node does not serve.
 func (r *refusals) rejectUnavailable(ms []*natslink.Message) {
 	for _, m := range ms {
-		r.outbox.Enqueue(r.refuse(m, subjects.Errorf(subjects.Unavailable,
-			"this node does not serve partition %d any more: try again", r.partition)))
+		_, number := r.seen(m.Subject)
+		r.reject(m, subjects.Errorf(subjects.Unavailable, "this node does not serve partition %d any more: try again", number))
 	}
+}
+
+// reject replies to a message with a refusal.
+func (r *refusals) reject(m *natslink.Message, e *subjects.Error) { r.outbox.Enqueue(r.refuse(m, e)) }
+
+// seen returns the names that a request's subject is one of, and the
+// partition's number there.
+func (r *refusals) seen(subject string) (subjects.Names, int) {
+	if under(r.face.names, subject) {
+		return r.face.names, r.face.number
+	}
+	return r.outer, r.partition
 }
 
 // refuse returns the commands that refuse a message as a whole.
 func (r *refusals) refuse(m *natslink.Message, e *subjects.Error) []byte {
-	endpoint := endpoint(r.names, m.Subject)
+	names, number := r.seen(m.Subject)
+	endpoint := endpoint(names, m.Subject)
 	r.metrics.refused(endpoint, e.Reason)
 	if m.Reply == "" {
 		return r.advisory(endpoint, msgID(m.Header), e)
 	}
 	mark := r.position().mark
-	return appendRefusal(nil, m.Reply, e, subjects.Reply{Partition: r.partition, Error: e, HighWaterMark: &mark})
+	return appendRefusal(nil, m.Reply, e, subjects.Reply{Partition: number, Error: e, HighWaterMark: &mark})
 }
 
 // endpoint returns the name that discovery has for the endpoint of a request's
@@ -83,11 +98,11 @@ func msgID(header []byte) (id []byte) {
 
 // advisory returns the advisory for a refusal that has no reply subject.
 func (r *refusals) advisory(endpoint string, msgID []byte, e *subjects.Error) []byte {
-	fields := map[string]any{"partition": r.partition, "endpoint": endpoint, "error": e}
+	fields := map[string]any{"partition": r.face.number, "endpoint": endpoint, "error": e}
 	if len(msgID) > 0 {
 		fields["msg_id"] = string(msgID)
 	}
-	return r.encodeAdvisory("refused", fields)
+	return r.encodeAdvisory(r.face.names, "refused", fields)
 }
 
 // trailing returns the last token of a subject.

@@ -9,6 +9,7 @@ import (
 
 	"github.com/cantuslog/cantus/broker/internal/natslink"
 	"github.com/cantuslog/cantus/raftstore"
+	"github.com/cantuslog/cantus/subjects"
 	"github.com/cantuslog/cantus/wal"
 )
 
@@ -17,6 +18,7 @@ import (
 type replica struct {
 	id      int
 	host    host
+	face    face // how clients see the partition; another one takes another replica
 	log     *slog.Logger
 	store   *wal.Log
 	state   *partitionState
@@ -42,15 +44,23 @@ type replica struct {
 	gate       diskGate
 	unsendable unsendable
 	refusals   refusals
-	requests   requestServer
-	reader     reader
+	view            // under the cluster's names
+	faced      view // under those of a namespace, if the partition belongs to one
 	archived   archiveReader
-	info       partitionInfo
 	cursors    cursorWriter
-	cursorList cursorList
 	trimmer    trimmer
 	restorer   restorer
 	retainer   retainer
+	limiter    limiter
+}
+
+// view serves the requests to a partition that are not appends, under the names
+// of the cluster or of a namespace.
+type view struct {
+	requests   requestServer
+	reader     reader
+	info       partitionInfo
+	cursorList cursorList
 }
 
 // openReplica restores the partition's state from its log and starts its
@@ -85,11 +95,12 @@ func openReplica(h host, id int, log *wal.Log, voters []string) (*replica, error
 // setGroup.
 func (r *replica) wire() {
 	h, position := &r.host, r.state.position
+	r.face = h.face(r.id)
 	r.archived.partition, r.archived.archive, r.archived.log, r.archived.metrics, r.archived.reads = r.id, h.archive, r.log, &r.metrics, h.archiving
 	r.archived.cluster, r.archived.position, r.archived.history = h.cluster, r.state.position, r.state.pastClusters
 	cursors := newQueue(h.queueBytes)
 	times := timeSearch{store: r.store, between: r.state.timesBetween, scans: h.scans, archived: r.archived.find}
-	r.unsendable = unsendable{partition: r.id, names: h.names, log: r.log, store: r.store, nats: h.nats, position: position}
+	r.unsendable = unsendable{partition: r.id, names: r.face.names, log: r.log, store: r.store, nats: h.nats, position: position}
 	r.gate = diskGate{partition: r.id, self: h.name, space: h.space, peers: h.peers, announce: h.announce, queues: []*queue{r.queue, cursors}, opened: r.opened}
 	r.fencing = fencing{
 		partition: r.id, self: h.name, log: r.log, store: r.store, digests: &r.digests, session: &r.session,
@@ -97,31 +108,21 @@ func (r *replica) wire() {
 	}
 	r.transfer = transfer{partition: r.id, log: r.log, peers: h.peers, session: &r.session, electionTimeout: h.electionTimeout}
 	r.refusals = refusals{
-		partition: r.id, names: h.names, metrics: &r.metrics, outbox: h.outbox, encodeAdvisory: h.encodeAdvisory,
-		position: position, mark: r.state.mark.Load, busyReply: newBusyReply(r.id),
+		face: &r.face, outer: h.names, partition: r.id, metrics: &r.metrics, outbox: h.outbox, encodeAdvisory: h.encodeAdvisory,
+		position: position, mark: r.state.mark.Load, busyReply: newBusyReply(r.face.number),
 		conflicts: conflictAdvice{
-			partition: r.id, encode: h.encodeAdvisory, now: h.now, room: h.nats.MaxPayload,
+			partition: r.id, now: h.now, room: h.nats.MaxPayload,
+			encode:   func(event string, fields map[string]any) []byte { return h.encodeAdvisory(h.names, event, fields) },
 			interest: func() bool { return h.nats.MayHaveInterest(h.names.Advisory("conflict")) },
 		},
 	}
-	r.requests = requestServer{
-		partition: r.id, names: h.names, log: r.log, metrics: &r.metrics, position: position,
-		start: h.startRead, answers: h.reads, refusals: h.readOutbox, term: r.readTerm.Load,
-	}
-	r.reader = reader{
-		partition: r.id, cluster: h.cluster, names: h.names, metrics: &r.metrics, store: r.store, position: position, history: r.state.pastClusters, newest: r.state.certifier.newest,
-		unsendable: &r.unsendable, nats: h.nats, answers: h.reads, pacer: h.pacer, scans: h.scans,
-		times: times, archived: &r.archived,
-	}
-	r.info = partitionInfo{
-		partition: r.id, self: h.name, state: r.state, peers: h.peers, term: r.readTerm.Load,
-		fullText: r.gate.fullText, requests: &r.requests, times: times, archived: &r.archived, retention: r.retainer.summary,
-	}
+	r.wireView(&r.view, h.names, r.id, times)
+	r.wireView(&r.faced, r.face.names, r.face.number, times)
+	r.view.info.part = r.face.part
 	r.cursors = cursorWriter{
-		partition: r.id, queue: cursors, state: r.state, gate: &r.gate, now: h.now,
+		partition: r.id, face: &r.face, queue: cursors, state: r.state, gate: &r.gate, limiter: &r.limiter, now: h.now,
 		metrics: &r.metrics, requests: &r.requests, refusals: &r.refusals,
 	}
-	r.cursorList = cursorList{partition: r.id, state: r.state, term: r.readTerm.Load, nats: h.nats, requests: &r.requests}
 	r.trimmer = trimmer{
 		partition: r.id, log: r.log, store: r.store, state: r.state, gate: &r.gate, requests: &r.requests,
 		advise: h.advise, step: h.trimming, contradicted: r.fencing.contradicted,
@@ -131,9 +132,13 @@ func (r *replica) wire() {
 		partition: r.id, log: r.log, store: r.store, state: r.state, trim: r.trimmer.trim, requests: &r.requests,
 		facts: h.facts, others: h.peers.clocks, now: h.now, steady: func() time.Duration { return time.Since(made) }, interval: h.retentionInterval, advise: h.advise, lag: h.metrics.cursorLag,
 	}
+	r.limiter = limiter{
+		partition: r.id, now: func() time.Time { return made.Add(time.Since(made)) }, facts: h.facts, kept: r.state.kept.Load, refusals: h.metrics.limited,
+	}
+	f := &r.face
 	mirrored := publisher{
-		partition: r.id, names: h.names, packed: h.names.PackedFeed(r.id), log: r.log, enc: encoder{partition: r.id, names: h.names},
-		key: h.feedKey, nats: h.nats, feeds: h.feeds, metrics: &r.metrics,
+		partition: f.number, names: f.names, packed: f.names.PackedFeed(f.number), log: r.log, enc: encoder{partition: f.number, names: f.names},
+		key: f.feedKey, nats: h.nats, feeds: h.feeds, metrics: &r.metrics,
 	}
 	r.restorer = restorer{
 		partition: r.id, cluster: h.cluster, state: r.state, gate: &r.gate, requests: &r.requests, now: h.now,
@@ -141,10 +146,30 @@ func (r *replica) wire() {
 	}
 }
 
+// wireView makes the parts of a view.
+func (r *replica) wireView(v *view, names subjects.Names, number int, times timeSearch) {
+	h, position := &r.host, r.state.position
+	v.requests = requestServer{
+		partition: number, names: names, log: r.log, metrics: &r.metrics, position: position,
+		start: h.startRead, answers: h.reads, refusals: h.readOutbox, term: r.readTerm.Load,
+	}
+	v.reader = reader{
+		partition: number, cluster: h.cluster, names: names, metrics: &r.metrics, store: r.store, position: position, history: r.state.pastClusters, newest: r.state.certifier.newest,
+		unsendable: &r.unsendable, nats: h.nats, answers: h.reads, pacer: h.pacer, scans: h.scans,
+		times: times, archived: &r.archived,
+	}
+	v.info = partitionInfo{
+		partition: r.id, number: number, self: h.name, state: r.state, peers: h.peers, term: r.readTerm.Load,
+		fullText: r.gate.fullText, requests: &v.requests, times: times, archived: &r.archived, retention: r.retainer.summary, limits: r.limiter.info,
+	}
+	v.cursorList = cursorList{partition: number, state: r.state, term: r.readTerm.Load, nats: h.nats, requests: &v.requests}
+}
+
 func (r *replica) setGroup(group *raftstore.Group) {
 	r.group, r.gate.group, r.fencing.group, r.transfer.group = group, group, group, group
 	r.requests.group, r.info.group, r.cursors.group, r.trimmer.group, r.restorer.group = group, group, group, group, group
 	r.cursorList.group, r.retainer.group = group, group
+	r.faced.requests.group, r.faced.info.group, r.faced.cursorList.group = group, group, group
 }
 
 // report returns the node's report of its replica, and notes when the replica
@@ -161,7 +186,7 @@ func (r *replica) report() groupReport {
 	report.Halted = r.fencing.halted.Load() != nil
 	if report.leads() {
 		report.Forgot = r.group.PeersThatLostEntries()
-		report.Full = r.gate.fullText()
+		report.Full, report.Limited = r.gate.fullText(), r.limiter.text()
 		report.CaughtUp = r.votersCaughtUp(status.Replicas, report.Forgot, time.Now())
 	}
 	if report.leads() || r.follows(report) {
@@ -242,4 +267,12 @@ func (r *replica) rejected() error {
 
 // onAppend queues appends and batches. It runs on the reading goroutine of the
 // connection and must not block.
-func (r *replica) onAppend(m *natslink.Message) { r.queue.putOrReject(m, &r.refusals) }
+func (r *replica) onAppend(m *natslink.Message) {
+	if limits := r.limiter.limits.Load(); limits != nil {
+		if why := r.limiter.admitMessage(limits, m, m.Subject == r.face.batch); why != nil {
+			r.refusals.reject(m, why)
+			return
+		}
+	}
+	r.queue.putOrReject(m, &r.refusals)
+}

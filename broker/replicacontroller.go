@@ -370,16 +370,14 @@ const (
 	unwanted                    // the facts and its group have it elsewhere
 	behind                      // its log ends before that of the others begins
 	rebuilding                  // an operator asked for it
+	renamed                     // it belongs to another namespace now, or to none
 )
 
 // serve runs the replica until it ends. It then closes it, and deletes it or
 // fetches what it lacks; a node that stops closes its replicas later.
 func (c *replicaController) serve(ctx context.Context, r *replica) {
 	running, cancel := context.WithCancel(ctx)
-	end, err := c.shared.add(c.names.ReplicaRead(c.id), r.requests.handler(running, r.reader.serveReplicaRead))
-	if err != nil && ctx.Err() == nil {
-		c.log.Warn("replica reads are not served", "err", err)
-	}
+	end := c.serveReads(running, r)
 	var serving sync.WaitGroup
 	serving.Go(func() { r.run(running) })
 	why := c.awaitEnd(ctx, r)
@@ -389,12 +387,17 @@ func (c *replicaController) serve(ctx context.Context, r *replica) {
 	if why == stopping {
 		return
 	}
-	c.set(nil, "is to be fetched anew")
-	c.log.Info("replica ends", "because", [...]string{behind: "the others have trimmed what it misses", unwanted: "it was moved away", rebuilding: "it is rebuilt"}[why])
+	c.set(nil, map[bool]string{true: "is opened under other names", false: "is to be fetched anew"}[why == renamed])
+	c.log.Info("replica ends", "because", [...]string{
+		behind: "the others have trimmed what it misses", unwanted: "it was moved away", rebuilding: "it is rebuilt", renamed: "its namespace has changed",
+	}[why])
 	if err := r.group.Close(); err != nil {
 		c.log.Warn("close replica", "err", err)
 	}
-	if why == behind {
+	switch why {
+	case renamed:
+		return // run opens it again
+	case behind:
 		c.refetch(ctx)
 		return
 	}
@@ -405,6 +408,30 @@ func (c *replicaController) serve(ctx context.Context, r *replica) {
 	c.unfence()
 	if why == rebuilding {
 		c.rebuilt.Add(1)
+	}
+}
+
+// serveReads serves the reads that any replica answers, until end is called.
+func (c *replicaController) serveReads(ctx context.Context, r *replica) (end func()) {
+	views := []struct {
+		*view
+		subject string
+	}{{&r.view, c.names.ReplicaRead(c.id)}, {&r.faced, r.face.names.ReplicaRead(r.face.number)}}
+	if r.face.part.Namespace == "" {
+		views = views[:1]
+	}
+	var ends []func()
+	for _, v := range views {
+		end, err := c.shared.add(v.subject, v.requests.handler(ctx, v.reader.serveReplicaRead))
+		if err != nil && ctx.Err() == nil {
+			c.log.Warn("replica reads are not served", "err", err)
+		}
+		ends = append(ends, end)
+	}
+	return func() {
+		for _, end := range ends {
+			end()
+		}
 	}
 }
 
@@ -436,6 +463,9 @@ func (c *replicaController) awaitEnd(ctx context.Context, r *replica) endReason 
 		wanted := c.wanted(facts)
 		if !wanted && c.mayDelete() {
 			return unwanted
+		}
+		if part, _ := facts.PartOf(c.id); part != r.face.part {
+			return renamed
 		}
 		if wanted {
 			heard = nil

@@ -134,7 +134,8 @@ var (
 	archiveUsable    = scrapedGauge("archive_usable", "1 if the archive was found to have all that was trimmed. Only a node with an archive has it.", "partition")
 	cursorBehind     = scrapedGauge("cursor_lag_transactions", "Transactions that the cursor has not passed, on the leader; of the 100 cursors that are the furthest behind.", "partition", "cursor")
 	cursorMoved      = scrapedGauge("cursor_last_set_timestamp_seconds", "When the cursor was last set, in Unix time; on the leader, of the same cursors.", "partition", "cursor")
-	partitionScraped = []scraped{replicaOpen, leaderKnown, raftTerm, archiveUsable, cursorBehind, cursorMoved}
+	namespaceLimit   = scrapedGauge("namespace_limit", "A limit of the namespace that the partition belongs to, on the leader: transactions and bytes a second, and bytes kept.", "partition", "namespace", "limit")
+	partitionScraped = []scraped{replicaOpen, leaderKnown, raftTerm, archiveUsable, cursorBehind, cursorMoved, namespaceLimit}
 )
 
 // Describe implements [prometheus.Collector].
@@ -174,6 +175,7 @@ func (c *partitionCollector) Collect(to chan<- prometheus.Metric) {
 		}
 		if v.serves {
 			sendCursors(to, partition, r.state)
+			sendLimits(to, partition, r)
 		}
 	}
 }
@@ -193,6 +195,19 @@ func sendCursors(to chan<- prometheus.Metric, partition string, s *partitionStat
 	for _, c := range s.furthestBehind(shownCursors) {
 		cursorBehind.send(to, float64(c.lag), partition, c.name)
 		cursorMoved.send(to, float64(c.set)/float64(time.Second), partition, c.name)
+	}
+}
+
+// sendLimits sends the limits of a partition that is served.
+func sendLimits(to chan<- prometheus.Metric, partition string, r *replica) {
+	limits := r.limiter.limits.Load()
+	if limits == nil {
+		return
+	}
+	for i, value := range []uint64{limits.Transactions, limits.Bytes, limits.Kept} {
+		if value > 0 {
+			namespaceLimit.send(to, float64(value), partition, r.face.part.Namespace, limitNames[i])
+		}
 	}
 }
 

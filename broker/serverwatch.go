@@ -113,7 +113,7 @@ func (w *serverWatch) checkMappings() error {
 	}
 	if !keys {
 		w.log.Warn("appends by key are mapped again")
-		if err := w.server.MapKeys(partitions); err != nil {
+		if err := w.server.MapKeys(w.names, partitions); err != nil {
 			return err
 		}
 	}

@@ -57,8 +57,8 @@ const maxInflight = 5
 
 // sessionConfig lists what a session is given.
 type sessionConfig struct {
-	partition  int
-	partitions int // of the cluster
+	partition  int // as clients see it
+	partitions int // how many they see
 	names      subjects.Names
 	term       uint64 // in which this node leads
 	log        *slog.Logger

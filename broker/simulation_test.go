@@ -183,7 +183,7 @@ func (s *dataSim) Start(n *sim.Node) (*raftstore.Group, error) {
 		metrics: newMetrics(), stats: newServiceStats(),
 		messaging: messaging{
 			nats: fakeNATS{}, appends: replies, reads: replies, feeds: replies, outbox: dataOutbox{replies}, readOutbox: dataOutbox{replies},
-			feedKey: make([]byte, 64), encodeAdvisory: func(string, map[string]any) []byte { return nil },
+			feedKey: make([]byte, 64), encodeAdvisory: func(subjects.Names, string, map[string]any) []byte { return nil },
 		},
 		sharedLimits: sharedLimits{inflight: newInflightLimit(batchesInFlight)},
 		services:     services{advise: func(string, map[string]any) {}},

@@ -36,6 +36,10 @@ func (o *operations) onStatus(_ context.Context, m *natslink.Message) (any, erro
 		}
 		s.Partitions = append(s.Partitions, one)
 	}
+	for _, name := range slices.Sorted(maps.Keys(facts.Namespaces)) {
+		n := facts.Namespaces[name]
+		s.Namespaces = append(s.Namespaces, subjects.NamespaceStatus{Name: name, Partitions: n.Partitions, Limits: shownLimits(n.Limits)})
+	}
 	for _, name := range facts.Names() {
 		one := nodeStatus(name, facts, said)
 		if !one.Alive {
@@ -93,7 +97,7 @@ func partitionStatus(partition int, facts cluster.Facts, said map[string]announc
 	}
 	var leader groupReport
 	s.Leader, leader = leaderOf(reports)
-	s.Term, s.StorageFull = leader.Term, leader.Full
+	s.Term, s.StorageFull, s.Limited = leader.Term, leader.Full, leader.Limited
 	s.Replicas = replicaStatuses(reports, leader, said)
 	return s
 }

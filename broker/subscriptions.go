@@ -4,9 +4,11 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"slices"
 	"time"
 
 	"github.com/cantuslog/cantus/broker/internal/natslink"
+	"github.com/cantuslog/cantus/subjects"
 )
 
 // subscribed is a subscription and the connection that it is on.
@@ -18,26 +20,21 @@ type subscribed struct {
 // subscribe subscribes to the partition's requests, and returns once the NATS
 // server has all subscriptions, or with those that it has and an error.
 func (r *replica) subscribe(ctx context.Context) ([]subscribed, error) {
-	h := &r.host
+	h, f := &r.host, &r.face
 	var all []subscribed
-	for _, s := range []struct {
-		link    connection
-		subject string
-		handle  func(*natslink.Message)
-	}{
-		{h.appends, h.names.Append(r.id), r.onAppend},
-		{h.appends, h.names.KeyedAppend(r.id, "*"), r.onAppend},
-		{h.appends, h.names.Batch(r.id), r.onAppend},
-		{h.reads, h.names.Read(r.id), r.requests.handler(ctx, r.reader.serveRead)},
-		{h.reads, h.names.Get(r.id), r.requests.handler(ctx, r.reader.serveGet)},
-		{h.reads, h.names.PartitionInfo(r.id), r.requests.handler(ctx, r.info.serve)},
-		{h.reads, h.names.Cursor(r.id, "*"), r.cursors.onRequest},
-		{h.reads, h.names.Cursors(r.id), r.requests.handler(ctx, r.cursorList.serve)},
+	wanted := slices.Concat(r.readSubjects(ctx, &r.view, h.names, r.id), []subscription{
+		{h.appends, f.names.Append(f.number), r.onAppend},
+		{h.appends, f.names.KeyedAppend(f.number, "*"), r.onAppend},
+		{h.appends, f.names.Batch(f.number), r.onAppend},
 		{h.reads, h.names.Admin("batches", label(r.id)), r.requests.handler(ctx, r.reader.serveBatches)},
 		{h.reads, h.names.Admin("trim", label(r.id)), r.requests.handler(ctx, r.trimmer.serve)},
 		{h.reads, h.names.Admin("retention", label(r.id)), r.requests.handler(ctx, r.retainer.serve)},
 		{h.reads, h.names.Admin("restore", label(r.id)), r.requests.handler(ctx, r.restorer.serve)},
-	} {
+	})
+	if f.part.Namespace != "" {
+		wanted = append(wanted, r.readSubjects(ctx, &r.faced, f.names, f.number)...)
+	}
+	for _, s := range wanted {
 		// A queue group: while an old leader does not know of the new one, a
 		// request must reach only one of the two, or "nothing was done" could be
 		// said of what the other one did.
@@ -59,6 +56,25 @@ func (r *replica) subscribe(ctx context.Context) ([]subscribed, error) {
 		}
 	}
 	return all, nil
+}
+
+// subscription is what a leader subscribes to.
+type subscription struct {
+	link    connection
+	subject string
+	handle  func(*natslink.Message)
+}
+
+// readSubjects returns the subscriptions to the requests that are not appends.
+func (r *replica) readSubjects(ctx context.Context, v *view, names subjects.Names, number int) []subscription {
+	reads := r.host.reads
+	return []subscription{
+		{reads, names.Read(number), v.requests.handler(ctx, v.reader.serveRead)},
+		{reads, names.Get(number), v.requests.handler(ctx, v.reader.serveGet)},
+		{reads, names.PartitionInfo(number), v.requests.handler(ctx, v.info.serve)},
+		{reads, names.Cursor(number, "*"), r.cursors.onRequest},
+		{reads, names.Cursors(number), v.requests.handler(ctx, v.cursorList.serve)},
+	}
 }
 
 // subscribeAll retries subscribe until the NATS server takes every

@@ -197,6 +197,18 @@ func (n *Node) newClusterInfo() *clusterInfo {
 	}
 }
 
+func (n *Node) newNamespaces() *namespaces {
+	i := n.identity
+	return &namespaces{
+		log: i.log, names: i.names, facts: n.meta.current, shared: n.shared, server: n.nats,
+		info: func(name string, partitions int) *clusterInfo {
+			c := n.newClusterInfo()
+			c.partitions, c.feedKey = partitions, namespaceKey(i.feedKey(), name).Public().(ed25519.PublicKey)
+			return c
+		},
+	}
+}
+
 func (n *Node) newNodeCollector() *nodeCollector {
 	o := &n.identity.opts
 	return &nodeCollector{

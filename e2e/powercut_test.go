@@ -6,12 +6,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"math/rand/v2"
-	"net/http"
 	"path/filepath"
-	"regexp"
-	"strconv"
 	"testing"
 
 	"github.com/cantuslog/cantus/internal/powercut"
@@ -139,29 +135,4 @@ func (c *cluster) failPower(t *testing.T, leader *node, d *powercut.Disk, killed
 			t.Errorf("%s leads, %v", info.Leader, err)
 		}
 	}
-}
-
-var journalFrames = regexp.MustCompile(`(?m)^cantus_journal_frames_total (\S+)$`)
-
-// frames is how often the node's journal has been synced.
-func (n *node) frames(t *testing.T) int {
-	t.Helper()
-	r, err := http.Get(n.http + "/metrics")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer r.Body.Close()
-	body, err := io.ReadAll(r.Body)
-	if err != nil {
-		t.Fatal(err)
-	}
-	found := journalFrames.FindSubmatch(body)
-	if found == nil {
-		t.Fatalf("no frames in %s", body)
-	}
-	f, err := strconv.ParseFloat(string(found[1]), 64)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return int(f)
 }

@@ -163,6 +163,47 @@ type RetentionInfo struct {
 	ArchiveBehind bool `json:"archive_behind,omitempty"`
 }
 
+// NamespaceRequest is the body of "admin.cluster.namespace": it makes a
+// namespace, sets its limits, or removes it.
+type NamespaceRequest struct {
+	Name string `json:"name"`
+	// Partitions are the namespace's, by the cluster's numbers: the first is its
+	// partition 0. They may be left out if the namespace exists.
+	Partitions []int `json:"partitions,omitempty"`
+	// Limits replace those that were set.
+	Limits NamespaceLimits `json:"limits,omitzero"`
+	// Remove removes the namespace. Its partitions stay.
+	Remove bool `json:"remove,omitempty"`
+}
+
+// NamespaceLimits bound what clients append to each partition of a namespace. 0
+// is no limit.
+type NamespaceLimits struct {
+	// Transactions and Bytes are what a partition takes in a second.
+	Transactions uint64 `json:"transactions,omitempty"`
+	Bytes        uint64 `json:"bytes,omitempty"`
+	// Kept is the size of a partition's log, in bytes, from which on it takes
+	// nothing more.
+	Kept uint64 `json:"kept,omitempty"`
+}
+
+// LimitInfo are the limits that hold for a partition.
+type LimitInfo struct {
+	NamespaceLimits
+	// Size is the size of the partition's log, in bytes.
+	Size uint64 `json:"size"`
+	// Refusing is the text of the newest refusal because of a limit, "" if
+	// there was none in the last seconds.
+	Refusing string `json:"refusing,omitempty"`
+}
+
+// NamespaceStatus describes a namespace.
+type NamespaceStatus struct {
+	Name       string          `json:"name"`
+	Partitions []int           `json:"partitions"`
+	Limits     NamespaceLimits `json:"limits"`
+}
+
 // MaxRetentionCursors is the most cursors that a policy names.
 const MaxRetentionCursors = 32
 
@@ -187,6 +228,9 @@ type ClusterStatus struct {
 	Replicas   int               `json:"replicas"`
 	Nodes      []NodeStatus      `json:"nodes"`
 	Partitions []PartitionStatus `json:"partitions"`
+	// Namespaces are the parts of the cluster that belong to a service each, in
+	// the order of their names.
+	Namespaces []NamespaceStatus `json:"namespaces,omitempty"`
 	Error      *Error            `json:"error,omitempty"`
 }
 
@@ -239,6 +283,9 @@ type PartitionStatus struct {
 	// StorageFull is the reason why appends are refused with [StorageFull], ""
 	// if they are not.
 	StorageFull string `json:"storage_full,omitempty"`
+	// Limited is the text of the newest refusal because of a limit of the
+	// partition's namespace, "" if there was none in the last seconds.
+	Limited string `json:"limited,omitempty"`
 }
 
 // ReplicaStatus describes a replica, as its node last reported it. State is one

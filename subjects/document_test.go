@@ -136,6 +136,9 @@ func TestDocumentedSubjects(t *testing.T) {
 	var built []string
 	names := reflect.ValueOf(subjects.Names{})
 	for i := range names.NumMethod() {
+		if names.Type().Method(i).Type.Out(0) == names.Type() {
+			continue // other names
+		}
 		var args []reflect.Value
 		for in := range names.Method(i).Type().Ins() {
 			if in.Kind() == reflect.Int {
@@ -299,7 +302,8 @@ func TestDocumentedJSON(t *testing.T) {
 		"BatchesRequest": new(subjects.BatchesRequest), "CursorsRequest": new(subjects.CursorsRequest), "CursorsReply": new(subjects.CursorsReply),
 		"TrimRequest": new(subjects.TrimRequest), "TrimReply": new(subjects.TrimReply),
 		"RetentionRequest": new(subjects.RetentionRequest), "RetentionQuery": new(subjects.RetentionQuery), "RetentionReply": new(subjects.RetentionReply),
-		"ClusterStatus": new(subjects.ClusterStatus), "RestoreRequest": new(subjects.RestoreRequest), "RestoreReply": new(subjects.RestoreReply),
+		"NamespaceRequest": new(subjects.NamespaceRequest),
+		"ClusterStatus":    new(subjects.ClusterStatus), "RestoreRequest": new(subjects.RestoreRequest), "RestoreReply": new(subjects.RestoreReply),
 	}
 	text := document(t)
 	examples := regexp.MustCompile("(?s)<!-- json: (\\w+) -->\n```json\n(.*?)```").FindAllStringSubmatch(text, -1)

@@ -83,6 +83,13 @@ type Error struct {
 	// refused because of the cluster in its request. Txid is then the last
 	// transaction that the two have in common, 0 for none.
 	Cluster string `json:"cluster,omitempty"`
+	// Limit is the limit of the namespace because of which an append is
+	// refused: "transactions", "bytes" or "kept"; "" for another cause. See
+	// [NamespaceLimits].
+	Limit string `json:"limit,omitempty"`
+	// RetryAfter is in how many seconds the limit allows more, 0 if only a trim
+	// can bring that about.
+	RetryAfter float64 `json:"retry_after,omitempty"`
 }
 
 // Errorf returns an Error with a reason, the reason's code, and a message.

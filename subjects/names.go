@@ -104,6 +104,9 @@ func (n Names) Admin(parts ...string) string {
 	return n.prefix() + ".admin." + strings.Join(parts, ".")
 }
 
+// Namespace returns the names of a namespace's subjects.
+func (n Names) Namespace(name string) Names { return Names{Prefix: n.prefix() + ".ns." + name} }
+
 // CheckPrefix returns nil if every subject can begin with prefix: one to four
 // plain NATS tokens, none of which starts with "$" (the NATS server uses
 // those). The error is not an [Error]: prefixes come from operators, not over

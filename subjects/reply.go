@@ -196,6 +196,13 @@ type PartitionInfo struct {
 	NotArchived string `json:"not_archived,omitempty"`
 	// Retention is how the partition is trimmed, nil if it has no policy.
 	Retention *RetentionInfo `json:"retention,omitempty"`
+	// Namespace is the namespace that the partition belongs to, "" for none, and
+	// Number its number there. Only answers under the cluster's own names have
+	// these.
+	Namespace string `json:"namespace,omitempty"`
+	Number    int    `json:"number,omitempty"`
+	// Limits are those of the namespace, nil for none.
+	Limits *LimitInfo `json:"limits,omitempty"`
 	// Restoring is true while the partition is being restored from a backup:
 	// nothing is appended or read until that has ended.
 	Restoring bool `json:"restoring,omitempty"`

@@ -25,6 +25,8 @@ type Facts struct {
 	// Retention has the policies by which partitions are trimmed: by number,
 	// and under "*" that of all others.
 	Retention map[string]Retention `json:"retention,omitempty"`
+	// Namespaces are parts of the cluster for a service each, by name.
+	Namespaces map[string]Namespace `json:"namespaces,omitempty"`
 	// PastNames are the names that the cluster had before it was recovered,
 	// however often. Nodes that were lost still have them.
 	PastNames []string `json:"past_names,omitempty"`
@@ -76,6 +78,7 @@ func (f Facts) Clone() Facts {
 	f.Nodes = maps.Clone(f.Nodes)
 	f.Starts = maps.Clone(f.Starts)
 	f.Retention = maps.Clone(f.Retention)
+	f.Namespaces = maps.Clone(f.Namespaces)
 	f.Placement = slices.Clone(f.Placement)
 	for p := range f.Placement {
 		f.Placement[p] = slices.Clone(f.Placement[p])
@@ -145,6 +148,7 @@ const (
 	Recover = "recover"
 
 	SetRetention = "retention"
+	SetNamespace = "namespace"
 )
 
 // Command is a change to the facts.
@@ -165,6 +169,10 @@ type Command struct {
 	// nil if it is removed.
 	Partition string     `json:"partition,omitempty"`
 	Retention *Retention `json:"retention,omitempty"`
+	// Name is that of a namespace, and Namespace what it is, nil if it is
+	// removed.
+	Name      string     `json:"name,omitempty"`
+	Namespace *Namespace `json:"namespace,omitempty"`
 	// PastNames, with Recover, are those of the facts from then on.
 	PastNames []string `json:"past_names,omitempty"`
 }
@@ -260,6 +268,8 @@ func (f *Facts) apply(c Command) error {
 		if err := f.setRetention(c); err != nil {
 			return err
 		}
+	case SetNamespace:
+		f.putNamespace(c.Name, c.Namespace)
 	default:
 		return fmt.Errorf("%w: kind %q is not known to this version", ErrCommand, c.Kind)
 	}
@@ -294,5 +304,5 @@ func (f *Facts) Check() error {
 			}
 		}
 	}
-	return nil
+	return f.checkNamespaces()
 }

@@ -131,7 +131,7 @@ func nodeMetrics(t *testing.T) (text []byte) {
 		t.Fatal(err)
 	}
 	n, err := broker.Open(testkit.Soon(t), t.TempDir(), broker.Options{
-		Partitions: 1, ClientListen: "127.0.0.1:0", HTTPListen: "127.0.0.1:0", NATSConfig: config, Archive: wholeArchive{},
+		Partitions: 2, ClientListen: "127.0.0.1:0", HTTPListen: "127.0.0.1:0", NATSConfig: config, Archive: wholeArchive{},
 		RetentionInterval: 100 * time.Millisecond, Version: "1.2.3",
 	})
 	if err != nil {
@@ -152,6 +152,7 @@ func nodeMetrics(t *testing.T) (text []byte) {
 		{"cantus.append.0", "x", nats.Header{"Cantus-Write-Lock": {"a"}, "Cantus-High-Water-Mark": {"0"}}, `"conflict"`},
 		{"cantus.cursor.0.billing", `{"txid":1}`, nil, `"txid":1`},
 		{"cantus.admin.cluster.retention", `{"policy":{"age":"720h","cursors":["billing"]}}`, nil, `facts`},
+		{"cantus.admin.cluster.namespace", `{"name":"orders","partitions":[1],"limits":{"kept":1}}`, nil, `facts`},
 	} {
 		m, err := nc.RequestMsgWithContext(testkit.Soon(t), &nats.Msg{Subject: r.subject, Data: []byte(r.body), Header: r.header})
 		if err != nil {
@@ -162,13 +163,18 @@ func nodeMetrics(t *testing.T) (text []byte) {
 		}
 	}
 	testkit.Until(t, "all metrics", func() bool {
+		_ = nc.Publish("cantus.ns.orders.append.0", nil) // the second is one too many
 		text = scrape(t, "http://"+n.HTTPAddr()+"/metrics")
+		if !bytes.Contains(text, []byte("\ncantus_limit_refusals_total{")) {
+			return false
+		}
 		return bytes.Contains(text, []byte("\ncantus_retention_cursor_lag_seconds{")) && bytes.Contains(text, []byte("\ncantus_archive_usable{"))
 	})
 	for _, line := range []string{
 		`cantus_conflicts_total{mode="write",partition="0"} 1`, `cantus_leaderships_total{partition="0"} 1`, `cantus_first_txid{partition="0"} 1`,
 		`cantus_leader_known{partition="facts"} 1`, `cantus_voters{partition="0"} 1`, `cantus_voters_away{partition="0"} 0`,
 		`cantus_cursor_lag_transactions{cursor="billing",partition="0"} 0`, `cantus_lock_table_locks{partition="0"} 1`,
+		`cantus_namespace_limit{limit="kept",namespace="orders",partition="1"} 1`,
 		`cantus_replica_open{partition="0"} 1`, `cantus_build_info{go_version="`, `,version="1.2.3"} 1`, `cantus_certificate_expiry_timestamp_seconds{port="client"} 1`,
 	} {
 		if !bytes.Contains(text, []byte(line)) {

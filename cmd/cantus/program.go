@@ -34,6 +34,7 @@ type grammar struct {
 	Import     importCmd     `cmd:"" help:"Append the transactions of an exported file to a partition."`
 	Trim       trimCmd       `cmd:"" help:"Delete a partition's oldest transactions."`
 	Retention  retentionCmd  `cmd:"" help:"Trim partitions by a policy: by age, size, count and cursors."`
+	Namespace  namespaceCmd  `cmd:"" help:"Give services partitions, names and limits of their own in one cluster."`
 	Backup     backupCmd     `cmd:"" help:"Copy the logs to a directory or an object store, and check such a copy."`
 	Restore    restoreCmd    `cmd:"" help:"Bring the logs of a backup into a new, empty cluster."`
 	Mirror     mirrorCmd     `cmd:"" help:"Follow another cluster's logs into this one."`

@@ -119,6 +119,9 @@ func (s *status) print(w io.Writer) error {
 	}
 	for _, p := range s.Partitions {
 		printFull(w, p.Partition, p.StorageFull)
+		if p.Namespace != "" {
+			fmt.Fprintf(w, "partition %d is partition %d of the namespace %s%s\n", p.Partition, p.Number, p.Namespace, limitsText(p.Limits))
+		}
 		switch {
 		case p.MirrorOf != "":
 			fmt.Fprintf(w, "partition %d is a mirror of cluster %s\n", p.Partition, p.MirrorOf)

@@ -57,12 +57,18 @@ func (d *Disk) Thaw() {
 // without effect.
 func (d *Disk) Cut() {
 	d.tb.Helper()
-	f, err := os.Open(d.Mount)
+	Cut(d.tb, d.Mount)
+}
+
+// Cut is [Disk.Cut] for any ext4 file system, by its mount point.
+func Cut(tb testing.TB, mount string) {
+	tb.Helper()
+	f, err := os.Open(mount)
 	if err == nil {
 		err = errors.Join(unix.IoctlSetPointerInt(int(f.Fd()), ext4Shutdown, withoutLogSync), f.Close())
 	}
 	if err != nil {
-		d.tb.Fatalf("cut the power: %v", err)
+		tb.Fatalf("cut the power: %v", err)
 	}
 }
 

@@ -122,7 +122,11 @@ func (s *Server) Shadowed(partitions int) (what string, keys bool, err error) {
 	}
 	mappings := z.Account.Mappings
 	_, keys = mappings[s.names.AppendKey("*")]
-	delete(mappings, s.names.AppendKey("*"))
+	for source := range mappings {
+		if s.keyed.has(source) {
+			delete(mappings, source)
+		}
+	}
 	if len(mappings) == 0 {
 		return "", keys, nil
 	}

@@ -31,8 +31,10 @@ const ServiceName = "cantus"
 
 // nodePublishes returns the subjects on which only nodes may publish.
 func nodePublishes(names subjects.Names) []string {
+	inNamespace := names.Namespace("*").Prefix
 	return []string{
 		names.Prefix + ".feed.>", names.Prefix + ".packed.>", names.Prefix + ".advisory.>",
+		inNamespace + ".feed.>", inNamespace + ".packed.>", inNamespace + ".advisory.>",
 		names.Admin("hello"), names.Admin("join"), names.Admin("node", "*", "member"),
 		names.Admin("pace"), names.Admin("pace", ">"),
 		"$SYS.REQ.>", // the server replies to any subject, those of the nodes included
@@ -41,11 +43,12 @@ func nodePublishes(names subjects.Names) []string {
 
 // nodeSubscribes returns the subjects to which only nodes may subscribe.
 func nodeSubscribes(names subjects.Names) []string {
-	return []string{
-		names.Prefix + ".append.>", names.Prefix + ".batch.>", names.Prefix + ".read.>", names.Prefix + ".replica.>",
-		names.Prefix + ".get.>", names.Prefix + ".info", names.Prefix + ".info.>", names.Prefix + ".cursor.>",
-		names.Prefix + ".cursors.>", names.Prefix + ".admin.>", "$SRV.*." + ServiceName, "$SRV.*." + ServiceName + ".>",
+	all := []string{names.Prefix + ".admin.>", "$SRV.*." + ServiceName, "$SRV.*." + ServiceName + ".>"}
+	for _, prefix := range []string{names.Prefix, names.Namespace("*").Prefix} {
+		all = append(all, prefix+".append.>", prefix+".batch.>", prefix+".read.>", prefix+".replica.>", prefix+".get.>", prefix+".info",
+			prefix+".info.>", prefix+".cursor.>", prefix+".cursors.>")
 	}
+	return all
 }
 
 // ForbiddenReplies returns a function that reports whether a node must not
@@ -58,7 +61,7 @@ func ForbiddenReplies(names subjects.Names, acks bool) func(reply string) bool {
 	own := []string{
 		names.Prefix + ".append.", names.Prefix + ".batch.", names.Prefix + ".read.", names.Prefix + ".replica.",
 		names.Prefix + ".get.", names.Prefix + ".info", names.Prefix + ".cursor.", names.Prefix + ".cursors.", names.Prefix + ".feed.",
-		names.Prefix + ".packed.", names.Prefix + ".advisory.", names.Prefix + ".admin.",
+		names.Prefix + ".packed.", names.Prefix + ".advisory.", names.Prefix + ".admin.", names.Prefix + ".ns.",
 	}
 	prefix := names.Prefix + "."
 	return func(reply string) bool {

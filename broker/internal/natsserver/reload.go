@@ -29,7 +29,9 @@ func (s *Server) Reload(o Options, partitions int, setTLS func(*tls.Config) (res
 	if how := s.rights.Load().how; rights.how != how && (how != byNothing || rights.how != byToken) {
 		return fmt.Errorf("the NATS configuration %s changes from %s to %s: that takes a restart", o.ConfigFile, how, rights.how)
 	}
-	if err := prepareAccount(opts, o, s.names, partitions); err != nil {
+	keyed := s.keyed.all()
+	keyed[s.names] = partitions
+	if err := prepareAccount(opts, o, keyed); err != nil {
 		return err
 	}
 	restore, err := setTLS(opts.Cluster.TLSConfig)
@@ -44,7 +46,7 @@ func (s *Server) Reload(o Options, partitions int, setTLS func(*tls.Config) (res
 		restore()
 		return fmt.Errorf("NATS configuration %s: %w", o.ConfigFile, err)
 	}
-	if err := s.removeMappings(opts, s.names); err != nil {
+	if err := s.removeMappings(opts); err != nil {
 		return err
 	}
 	s.setLimits(opts)
@@ -59,14 +61,19 @@ func (s *Server) Reload(o Options, partitions int, setTLS func(*tls.Config) (res
 
 // prepareAccount returns an error if the configuration lacks the node's
 // account. Otherwise it maps appends by key in that account.
-func prepareAccount(opts *server.Options, o Options, names subjects.Names, partitions int) error {
+func prepareAccount(opts *server.Options, o Options, keyed map[subjects.Names]int) error {
 	name := o.Account
 	if name == "" {
 		name = server.DEFAULT_GLOBAL_ACCOUNT
 	}
 	for _, a := range opts.Accounts {
 		if a.GetName() == name {
-			return mapKeys(a, names, partitions)
+			for names, partitions := range keyed {
+				if err := mapKeys(a, names, partitions); err != nil {
+					return err
+				}
+			}
+			return nil
 		}
 	}
 	if o.Account != "" && len(opts.TrustedOperators) == 0 && len(opts.TrustedKeys) == 0 {
@@ -78,7 +85,7 @@ func prepareAccount(opts *server.Options, o Options, names subjects.Names, parti
 // removeMappings removes the subject mappings of the global account, unless the
 // options define that account: a reload keeps the old mappings of an account
 // that the options do not mention.
-func (s *Server) removeMappings(opts *server.Options, names subjects.Names) error {
+func (s *Server) removeMappings(opts *server.Options) error {
 	named := func(a *server.Account) bool { return a.GetName() == server.DEFAULT_GLOBAL_ACCOUNT }
 	if slices.ContainsFunc(opts.Accounts, named) {
 		return nil
@@ -92,7 +99,7 @@ func (s *Server) removeMappings(opts *server.Options, names subjects.Names) erro
 		return fmt.Errorf("account %s: %w", server.DEFAULT_GLOBAL_ACCOUNT, err)
 	}
 	for source := range z.Account.Mappings {
-		if source != names.AppendKey("*") {
+		if !s.keyed.has(source) {
 			account.RemoveMapping(source)
 		}
 	}

@@ -8,11 +8,13 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net"
 	"net/url"
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -29,6 +31,7 @@ type Server struct {
 	log     *slog.Logger
 	names   subjects.Names
 	account *server.Account // of the nodes' subjects
+	keyed   keyMappings
 	access  *access
 	rights  atomic.Pointer[rights]
 	open    atomic.Pointer[[]OpenPort]
@@ -83,7 +86,7 @@ func Start(ctx context.Context, o Options, partitions int, log *slog.Logger) (*S
 		if s.account, err = findAccount(ns, o.Account); err != nil || partitions == 0 {
 			return err
 		}
-		return mapKeys(s.account, s.names, partitions)
+		return s.MapKeys(s.names, partitions)
 	})
 	if err != nil {
 		return nil, err
@@ -413,9 +416,52 @@ func (s *Server) NoLogin() string {
 	return "there is no client port"
 }
 
+// keyMappings are the mappings from appends by key: of the cluster, and of its
+// namespaces.
+type keyMappings struct {
+	mu         sync.Mutex
+	partitions map[subjects.Names]int
+}
+
+// all returns a copy.
+func (k *keyMappings) all() map[subjects.Names]int {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	all := map[subjects.Names]int{}
+	maps.Copy(all, k.partitions)
+	return all
+}
+
+// has reports whether a subject is one from which appends by key are mapped.
+func (k *keyMappings) has(source string) bool {
+	for names := range k.all() {
+		if names.AppendKey("*") == source {
+			return true
+		}
+	}
+	return false
+}
+
 // MapKeys adds a subject mapping from appends by key to partitions to the
-// account of the nodes' subjects.
-func (s *Server) MapKeys(partitions int) error { return mapKeys(s.account, s.names, partitions) }
+// account of the nodes' subjects: under the names of the cluster, or of a
+// namespace. A reload keeps it.
+func (s *Server) MapKeys(names subjects.Names, partitions int) error {
+	s.keyed.mu.Lock()
+	defer s.keyed.mu.Unlock()
+	if s.keyed.partitions == nil {
+		s.keyed.partitions = map[subjects.Names]int{}
+	}
+	s.keyed.partitions[names] = partitions
+	return mapKeys(s.account, names, partitions)
+}
+
+// UnmapKeys removes the mapping of MapKeys.
+func (s *Server) UnmapKeys(names subjects.Names) {
+	s.keyed.mu.Lock()
+	defer s.keyed.mu.Unlock()
+	delete(s.keyed.partitions, names)
+	s.account.RemoveMapping(names.AppendKey("*"))
+}
 
 // Subscribed reports whether a connection to this server, not to another one of
 // the cluster, subscribes to a subject.

@@ -1,0 +1,54 @@
+package broker
+
+import (
+	"crypto/ed25519"
+	"strings"
+
+	"github.com/cantuslog/cantus/broker/cluster"
+	"github.com/cantuslog/cantus/subjects"
+)
+
+// face is how clients see a partition: under the names of its cluster, or of
+// the namespace that it belongs to.
+//
+// A partition of a namespace is written, and followed by its feed, under that
+// one's names alone. Under the cluster's names operators can read and describe
+// it, move its cursors, and administer it.
+type face struct {
+	part       cluster.Part
+	names      subjects.Names
+	number     int // of the partition
+	partitions int // how many there are
+	feedKey    ed25519.PrivateKey
+	batch      string // the subject of batch messages
+}
+
+// face returns the face of a partition by the facts.
+func (h *host) face(partition int) face {
+	outer := face{names: h.names, number: partition, partitions: h.partitions, feedKey: h.feedKey, batch: h.names.Batch(partition)}
+	if h.facts == nil { // in tests
+		return outer
+	}
+	facts, _ := h.facts()
+	part, _ := facts.PartOf(partition)
+	if part.Namespace == "" {
+		return outer
+	}
+	names := h.names.Namespace(part.Namespace)
+	return face{
+		part: part, names: names, number: part.Number, partitions: part.Of,
+		feedKey: namespaceKey(h.feedKey, part.Namespace), batch: names.Batch(part.Number),
+	}
+}
+
+// namespaceKey returns the key that signs the packed feed of a namespace. Each
+// has one of its own: what is signed names a partition by its number there, and
+// must not be valid in another namespace.
+func namespaceKey(key ed25519.PrivateKey, namespace string) ed25519.PrivateKey {
+	return ed25519.NewKeyFromSeed(deriveKey(key.Seed(), namespace, "packed feed of a namespace"))
+}
+
+// under reports whether a subject is one of names.
+func under(names subjects.Names, subject string) bool {
+	return strings.HasPrefix(subject, names.Prefix) && len(subject) > len(names.Prefix) && subject[len(names.Prefix)] == '.'
+}

@@ -1,0 +1,316 @@
+//go:build encryption && linux
+
+package e2e_test
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/nats-io/nats.go"
+
+	"github.com/cantuslog/cantus/internal/powercut"
+	"github.com/cantuslog/cantus/internal/testkit"
+)
+
+// What the tests write, and look for in the raw image of a disk.
+const (
+	secretPayload = "the payload that nobody may read on the disk"
+	secretLock    = "lock-that-nobody-may-read"
+)
+
+// rawDisk is a disk without a file system: a loop device on a file.
+type rawDisk struct{ image, device string }
+
+func newRawDisk(t *testing.T, size int64) rawDisk {
+	t.Helper()
+	d := rawDisk{image: filepath.Join(t.TempDir(), "image")}
+	if err := errors.Join(os.WriteFile(d.image, nil, 0o600), os.Truncate(d.image, size)); err != nil {
+		t.Fatal(err)
+	}
+	d.device = strings.TrimSpace(mustShell(t, "losetup --find --show "+d.image))
+	t.Cleanup(func() { mustShell(t, "losetup --detach "+d.device) })
+	return d
+}
+
+func mustShell(t *testing.T, line string) string {
+	t.Helper()
+	out, err := exec.Command("sh", "-c", line).CombinedOutput()
+	if err != nil {
+		t.Fatalf("%s: %v\n%s", line, err, out)
+	}
+	return string(out)
+}
+
+// shows reports which of some texts are in the image, whether or not they lie
+// across two pieces that are read.
+func (d rawDisk) shows(t *testing.T, texts ...string) (found []string) {
+	t.Helper()
+	mustShell(t, "sync; blockdev --flushbufs "+d.device)
+	f, err := os.Open(d.image)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	piece, kept := make([]byte, 4<<20), 0
+	for {
+		n, err := io.ReadFull(f, piece[kept:])
+		for _, text := range texts {
+			if bytes.Contains(piece[:kept+n], []byte(text)) && !slices.Contains(found, text) {
+				found = append(found, text)
+			}
+		}
+		if err != nil {
+			return found
+		}
+		kept = copy(piece, piece[len(piece)-256:])
+	}
+}
+
+// flushes is how many flushes have reached the disk.
+func (d rawDisk) flushes(t *testing.T) int {
+	t.Helper()
+	text, err := os.ReadFile(filepath.Join("/sys/block", filepath.Base(d.device), "stat"))
+	fields := strings.Fields(string(text))
+	if err != nil || len(fields) < 17 {
+		t.Fatalf("%q, %v", text, err)
+	}
+	n, err := strconv.Atoi(fields[15])
+	if err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
+
+// diskSecrets are what the image must not show.
+func diskSecrets(t *testing.T, dir string) []string {
+	t.Helper()
+	key, err := os.ReadFile(filepath.Join(dir, "cluster.key"))
+	if err != nil || len(key) < 16 {
+		t.Fatalf("%q, %v", key, err)
+	}
+	return []string{secretPayload, secretLock, string(key)}
+}
+
+// encryption is the recipe "Data on disks".
+type encryption struct {
+	*recipe
+	disk    rawDisk
+	dir     string // the data directory
+	node    *node
+	written int
+}
+
+// encrypt follows the page up to the node, on a disk of this machine.
+func encrypt(t *testing.T, size int64) (e *encryption, rest []string) {
+	t.Helper()
+	e = &encryption{recipe: security(t, "Data on disks"), disk: newRawDisk(t, size)}
+	t.Cleanup(func() { _ = exec.Command("cryptsetup", "close", "cantus").Run() })
+	mount := filepath.Join(e.s.dir, "cantus")
+	if err := os.Mkdir(mount, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = exec.Command("umount", mount).Run() })
+	for i, line := range e.lines {
+		e.lines[i] = strings.ReplaceAll(line, "/dev/sdb", e.disk.device)
+	}
+	at := slices.IndexFunc(e.lines, func(line string) bool { return strings.HasPrefix(line, "cantus serve ") })
+	if at != 5 {
+		t.Fatalf("the page's commands are %q", e.lines)
+	}
+	e.follow(e.lines[:at]...)
+	e.dir = filepath.Join(mount, "data")
+	e.node = startNode(t, e.dir, "--partitions", "1")
+	return e, slices.DeleteFunc(e.lines[at+1:], func(line string) bool { return line == "" })
+}
+
+// write appends transactions, and waits for their answers.
+func (e *encryption) write(n int) {
+	e.t.Helper()
+	nc := e.dial()
+	defer nc.Close()
+	for range n {
+		m := nats.NewMsg("cantus.append.0")
+		m.Data = fmt.Appendf(nil, "%s %d", secretPayload, e.written+1)
+		m.Header.Set("Cantus-Append-Lock", fmt.Sprint(secretLock, ".", e.written+1))
+		if answer, err := nc.RequestMsg(m, patience); err != nil || !strings.Contains(string(answer.Data), `"txid":`) {
+			e.t.Fatalf("append %d: %v, %v", e.written+1, answer, err)
+		}
+		e.written++
+	}
+}
+
+func (e *encryption) dial() *nats.Conn {
+	e.t.Helper()
+	nc, err := nats.Connect(e.node.url)
+	if err != nil {
+		e.t.Fatal(err)
+	}
+	return nc
+}
+
+// check reads everything that was acknowledged.
+func (e *encryption) check() {
+	e.t.Helper()
+	nc := e.dial()
+	defer nc.Close()
+	for i := range e.written {
+		m, err := nc.Request("cantus.get.0", fmt.Appendf(nil, `{"txid":%d}`, i+1), patience)
+		if want := fmt.Sprintf("%s %d", secretPayload, i+1); err != nil || string(m.Data) != want {
+			e.t.Fatalf("transaction %d is %v, %v", i+1, m, err)
+		}
+	}
+}
+
+// TestEncryptionRecipe follows the recipe: an encrypted disk shows nothing, and
+// its keys are replaced while the node serves.
+func TestEncryptionRecipe(t *testing.T) {
+	e, rest := encrypt(t, 768<<20)
+	e.write(20)
+	if found := e.disk.shows(t, diskSecrets(t, e.dir)...); len(found) > 0 {
+		t.Errorf("the encrypted disk shows %q", found)
+	}
+	if len(rest) != 7 {
+		t.Fatalf("the rest of the page's commands are %q", rest)
+	}
+	old := filepath.Join(t.TempDir(), "old")
+	mustShell(t, "cp "+e.file("disk.key")+" "+old)
+	e.follow(rest[:5]...) // another key file
+	e.write(5)
+	if out, status := e.run("cryptsetup open --test-passphrase --key-file " + old + " " + e.disk.device); status == 0 {
+		t.Errorf("the old key still opens the disk: %s", out)
+	}
+
+	// Another volume key. The rotation, then the node, then both are killed.
+	before := e.volumeKey()
+	for round, kill := range []struct{ node, rotation bool }{{false, true}, {true, false}, {true, true}} {
+		line := rest[5]
+		if round > 0 {
+			line = rest[6]
+		}
+		e.interrupt(line, kill.node, kill.rotation)
+		e.write(5)
+		e.check()
+	}
+	e.follow(rest[6])
+	if after := e.volumeKey(); after == before {
+		t.Error("the volume key is the one before")
+	}
+	if out := mustShell(t, "cryptsetup luksDump "+e.disk.device); strings.Contains(out, "reencrypt") {
+		t.Errorf("the rotation has not ended:\n%s", out)
+	}
+	e.write(5)
+	e.check()
+	if found := e.disk.shows(t, diskSecrets(t, e.dir)...); len(found) > 0 {
+		t.Errorf("the encrypted disk shows %q", found)
+	}
+}
+
+// volumeKey identifies the volume key.
+func (e *encryption) volumeKey() string {
+	_, digest, _ := strings.Cut(mustShell(e.t, "cryptsetup luksDump "+e.disk.device), "Digests:")
+	return digest
+}
+
+// interrupt runs a line that encrypts everything again, and kills it, the node,
+// or both in the middle. Appends go on meanwhile.
+func (e *encryption) interrupt(line string, node, rotation bool) {
+	t := e.t
+	t.Helper()
+	cmd := exec.Command("sh", "-c", "exec "+e.here(line)+" --hotzone-size 1M --progress-frequency 1")
+	var out tail
+	cmd.Stdout, cmd.Stderr = &out, &out
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- cmd.Wait() }()
+	from := e.written
+	testkit.Until(t, "the rotation goes on while the node serves", func() bool {
+		e.write(1)
+		return e.written-from > 3 && strings.Contains(mustShell(t, "cryptsetup luksDump "+e.disk.device), "reencrypt")
+	})
+	select {
+	case err := <-ended:
+		t.Fatalf("the rotation has ended too early: %v\n%s", err, out.String())
+	default:
+	}
+	if node {
+		e.node.kill()
+	}
+	if rotation {
+		_ = cmd.Process.Signal(syscall.SIGKILL)
+		<-ended
+		e.reopen(node)
+		return
+	}
+	if err := e.node.start(); err != nil {
+		t.Fatal(err)
+	}
+	_ = cmd.Process.Signal(syscall.SIGTERM) // it stops at the next step
+	<-ended
+}
+
+// reopen opens the volume and the node again, as after the machine has failed:
+// cryptsetup was killed, and may have left the volume suspended.
+func (e *encryption) reopen(killed bool) {
+	t := e.t
+	t.Helper()
+	if !killed {
+		e.node.kill()
+	}
+	mount := filepath.Dir(e.dir)
+	mustShell(t, "dmsetup resume cantus; umount "+mount+"; dmsetup remove_all --force --retry 2>/dev/null; true")
+	e.follow(e.lines[2], e.lines[4])
+	if err := e.node.start(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestEncryptionPlain is the same on a disk that is not encrypted: what looks
+// for secrets finds them.
+func TestEncryptionPlain(t *testing.T) {
+	disk, mount := newRawDisk(t, 512<<20), t.TempDir()
+	mustShell(t, "mkfs.ext4 -q "+disk.device+" && mount "+disk.device+" "+mount)
+	t.Cleanup(func() { mustShell(t, "umount "+mount) })
+	e := &encryption{recipe: &recipe{t: t, s: newNewcomer(t)}, disk: disk, dir: filepath.Join(mount, "data")}
+	e.node = startNode(t, e.dir, "--partitions", "1")
+	t.Cleanup(e.node.kill)
+	e.write(3)
+	want := diskSecrets(t, e.dir)
+	if found := disk.shows(t, want...); !slices.Equal(found, want) {
+		t.Errorf("the plain disk shows %q, want %q", found, want)
+	}
+}
+
+// TestEncryptionSyncs checks that each commit's sync reaches the disk below the
+// encryption as a flush, and that what was acknowledged survives a cut of the
+// power.
+func TestEncryptionSyncs(t *testing.T) {
+	e, _ := encrypt(t, 512<<20)
+	e.write(1)
+	before, frames := e.disk.flushes(t), e.node.frames(t)
+	e.write(30)
+	flushes, synced := e.disk.flushes(t)-before, e.node.frames(t)-frames
+	if synced < 30 || flushes < synced {
+		t.Errorf("%d commits were synced, and %d flushes reached the disk", synced, flushes)
+	}
+	mount := filepath.Dir(e.dir)
+	powercut.Cut(t, mount)
+	e.node.kill()
+	mustShell(t, "umount "+mount+" && cryptsetup close cantus")
+	e.follow(e.lines[2], e.lines[4])
+	if err := e.node.start(); err != nil {
+		t.Fatal(err)
+	}
+	e.check()
+}
