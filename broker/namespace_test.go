@@ -85,7 +85,8 @@ func TestPartitionsChangeTheirNamespace(t *testing.T) {
 // A service that appends without end, past its limits, takes nothing from
 // another one: its refused requests get into no queue, no batch and no sync.
 func TestLimitsOfANamespace(t *testing.T) {
-	_, nc := openNode(t, t.TempDir(), broker.Options{Partitions: 2})
+	dir := t.TempDir()
+	n, nc := openNode(t, dir, broker.Options{Partitions: 2})
 	setNamespace(t, nc, `{"name":"loud","partitions":[0],"limits":{"transactions":1}}`)
 	setNamespace(t, nc, `{"name":"quiet","partitions":[1]}`)
 	askNamespace(t, nc, "cantus.ns.quiet.append.0", "first")
@@ -149,6 +150,12 @@ func TestLimitsOfANamespace(t *testing.T) {
 	if m := loud("x"); strings.Contains(string(m.Data), "error") {
 		t.Errorf("after a trim: %s", m.Data)
 	}
+	_, nc = reopen(t, n, dir, broker.Options{Partitions: 2})
+	askNamespace(t, nc, "cantus.ns.quiet.append.0", "after a restart")
+	eventually(t, "the limit is in force after a restart", func() bool {
+		l := info(t, nc, 0).Limits
+		return l != nil && l.Kept == 1000
+	})
 	setNamespace(t, nc, `{"name":"loud"}`)
 	eventually(t, "there is no limit", func() bool { return info(t, nc, 0).Limits == nil })
 }
