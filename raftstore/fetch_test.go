@@ -205,6 +205,37 @@ func TestAFetchResumesAfterBrokenConnectionsAndCrashes(t *testing.T) {
 	}
 }
 
+// A fetch that was begun from one replica may be completed from another, whose
+// snapshot is older than what has arrived.
+func TestAFetchEndsWithAnOlderSnapshot(t *testing.T) {
+	t.Parallel()
+	c, leader := startCluster(t, "n1", "n2", "n3")
+	applied(t, c.putMany(0, 10, 10), c.nodes["n1"], c.nodes["n2"], c.nodes["n3"])
+	n, next := c.others(leader)[0], c.others(leader)[1]
+	n.closeGroup()
+	until(t, "transferred", func() bool { return leader.group.Transfer(timeout(t), next.name) == nil })
+	until(t, "the entry with which the term begins is committed: no snapshot ends with it", func() bool {
+		last := next.group.Status().LastIndex
+		return next.group.Leading() && next.log().LastIndex() == last && leader.group.Status().CommitIndex == last && last > n.log().LastIndex()
+	})
+	if err := raftstore.Fetch(timeout(t), n.network, theGroup, "n4", n.log()); err == nil || !raftstore.Fetching(n.log()) {
+		t.Fatalf("a fetch from a node that is not known: %v", err)
+	}
+	for e, err := range next.log().Entries(n.log().LastIndex()+1, next.log().LastIndex()) {
+		if err == nil {
+			err = n.log().Append(e)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := raftstore.Fetch(timeout(t), n.network, theGroup, leader.name, n.log()); err != nil {
+		t.Fatal(err)
+	}
+	sameLog(t, next.log(), n.log())
+	n.open()
+}
+
 func TestAReplicaThatIsBehindFetchesAndCatchesUp(t *testing.T) {
 	t.Parallel()
 	c, leader := startCluster(t, "n1", "n2", "n3")

@@ -8,7 +8,7 @@ var (
 	AppliedInOrder  = declare(always, "applied-in-order", "entries are applied in the order of their indexes, each once")
 	AppliedIsSynced = declare(always, "applied-is-synced", "a replica applies no entry that it has not synced")
 	SnapshotRises   = declare(always, "snapshot-rises", "a snapshot never replaces one of a later entry")
-	FetchComplete   = declare(ifReached, "fetch-complete", "a fetched log ends at its snapshot's entry")
+	FetchComplete   = declare(ifReached, "fetch-complete", "a fetched log ends at its snapshot's entry, or where it ended before")
 )
 
 // Of a node's store, in package wal.
