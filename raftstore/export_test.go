@@ -7,7 +7,7 @@ type Snapshotter struct{ snapshotter }
 
 // NewSnapshotter returns one that takes a snapshot by calling take.
 func NewSnapshotter(o Options, take func() error) *Snapshotter {
-	s := &Snapshotter{snapshotter{entries: o.SnapshotEntries, interval: o.SnapshotInterval, quiet: o.SnapshotQuiet, warn: func(string, ...any) {}}}
+	s := &Snapshotter{snapshotter{entries: o.SnapshotEntries, interval: o.SnapshotInterval, quiet: o.SnapshotQuiet, warn: func(string, ...any) {}, taking: make(chan struct{}, 1)}}
 	s.snapshot = func() error {
 		at := s.applied.Load()
 		err := take()

@@ -36,9 +36,10 @@ type Group struct {
 	closeOnce        sync.Once
 	closeErr         error
 
-	// enqueueing is read-locked while a call adds something to raft's queues.
-	// Close locks it, to wait for those calls. It guards closed.
-	enqueueing sync.RWMutex
+	// enqueueing counts the calls that add something to raft's queues, which
+	// may be full. Close sets closed and waits for them.
+	enqueueing sync.WaitGroup
+	closeMu    sync.Mutex // guards closed
 	closed     bool
 	// outstanding counts the proposals and other requests in raft's queues or
 	// log that have no outcome yet.
@@ -171,11 +172,10 @@ func (g *Group) ProposeRestored(data []byte) Proposal {
 }
 
 func (g *Group) propose(l raft.Log) Proposal {
-	g.enqueueing.RLock()
-	defer g.enqueueing.RUnlock()
-	if g.closed {
+	if !g.beginEnqueue() {
 		return Proposal{}
 	}
+	defer g.enqueueing.Done()
 	g.outstanding.Add(1)
 	return Proposal{g, g.raft.ApplyLog(l, 0)}
 }
@@ -339,13 +339,22 @@ func (g *Group) await(ctx context.Context, request func() raft.Future, mapError 
 
 // enqueue makes a request to raft. It returns nil if the group is closed.
 func (g *Group) enqueue(request func() raft.Future) raft.Future {
-	g.enqueueing.RLock()
-	defer g.enqueueing.RUnlock()
-	if g.closed {
+	if !g.beginEnqueue() {
 		return nil
 	}
+	defer g.enqueueing.Done()
 	g.outstanding.Add(1)
 	return request()
+}
+
+// beginEnqueue counts a call in enqueueing, unless the group is closed.
+func (g *Group) beginEnqueue() bool {
+	g.closeMu.Lock()
+	defer g.closeMu.Unlock()
+	if !g.closed {
+		g.enqueueing.Add(1)
+	}
+	return !g.closed
 }
 
 // Snapshot takes a snapshot now, if entries were applied since the last one.
@@ -471,9 +480,10 @@ func (g *Group) CloseWithSnapshot() error { return g.close(g.takeLastSnapshot) }
 // stops replication, calls last, and stops raft and the transport.
 func (g *Group) close(last func()) error {
 	g.closeOnce.Do(func() {
-		g.enqueueing.Lock()
+		g.closeMu.Lock()
 		g.closed = true
-		g.enqueueing.Unlock()
+		g.closeMu.Unlock()
+		g.enqueueing.Wait()
 		g.drainQueues()
 		g.closing.Store(true)
 		if g.network != nil {

@@ -3,7 +3,6 @@ package raftstore
 import (
 	"errors"
 	"math/rand/v2"
-	"sync"
 	"sync/atomic"
 	"time"
 
@@ -25,11 +24,14 @@ type snapshotter struct {
 	watching  atomic.Bool   // a timer will call takeIfQuiet
 	applied   atomic.Uint64 // the index of the last applied entry
 	last      atomic.Uint64 // the index of the last snapshot
-	taking    sync.Mutex    // held while one is taken
+	// taking holds a value while one is taken, which may last. Its capacity is
+	// 1. It is no mutex, so that a simulation's time goes on: see
+	// heartbeatBatcher.flushing.
+	taking chan struct{}
 }
 
 func newSnapshotter(o Options, snapshot func() error, warn func(msg string, args ...any)) (*snapshotter, error) {
-	s := &snapshotter{entries: o.SnapshotEntries, interval: o.SnapshotInterval, quiet: o.SnapshotQuiet, snapshot: snapshot, warn: warn}
+	s := &snapshotter{entries: o.SnapshotEntries, interval: o.SnapshotInterval, quiet: o.SnapshotQuiet, snapshot: snapshot, warn: warn, taking: make(chan struct{}, 1)}
 	return s, s.recordLast(snapshotStore{o.Log})
 }
 
@@ -95,8 +97,8 @@ func (s *snapshotter) takeIfQuiet(index uint64) {
 // takeNew takes a snapshot if entries were applied since the last one. It logs
 // a failure.
 func (s *snapshotter) takeNew() error {
-	s.taking.Lock()
-	defer s.taking.Unlock()
+	s.taking <- struct{}{}
+	defer func() { <-s.taking }()
 	if s.applied.Load() <= s.last.Load() {
 		return nil
 	}
