@@ -182,3 +182,15 @@ func (s *Store) BadgerLog(warning bool, format string, args ...any) {
 		l.Errorf(format, args...)
 	}
 }
+
+// Stored returns an entry as Badger has it.
+func (l *Log) Stored(index uint64) ([]byte, error) { return l.load(index) }
+
+// SetStored has Badger return a value for an entry.
+func (l *Log) SetStored(index uint64, value []byte) error {
+	at, err := l.look(index)
+	if err != nil {
+		return err
+	}
+	return l.restoreAnew(index, value, at)
+}
