@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/tls"
 	"net"
+	"time"
 
 	"github.com/nats-io/nats.go"
 
@@ -76,6 +77,15 @@ type environment struct {
 	// node's.
 	listen func() (net.Listener, error)
 	dial   func(ctx context.Context, network, address string) (net.Conn, error)
+	now    func() time.Time // the node's clock
+}
+
+// clock returns the clock for the times of transactions.
+func (o Options) clock() func() time.Time {
+	if o.environment != nil {
+		return o.environment.now
+	}
+	return time.Now
 }
 
 // startNATS starts the node's NATS server.

@@ -29,6 +29,7 @@ import (
 	"github.com/cantuslog/cantus/internal/simnet"
 	"github.com/cantuslog/cantus/internal/testkit"
 	"github.com/cantuslog/cantus/internal/workload"
+	"github.com/cantuslog/cantus/raftstore"
 	"github.com/cantuslog/cantus/subjects"
 	"github.com/cantuslog/cantus/wal"
 )
@@ -328,6 +329,7 @@ func (s *nodeSim) options(n *sim.Node, p *simProcess) Options {
 			},
 			listen: func() (net.Listener, error) { return network.Listen(simnet.Address(n.Name, "raft")) },
 			dial:   network.Dialer(n.Name),
+			now:    n.Now,
 		},
 	}
 	if n.Erased() {
@@ -378,6 +380,9 @@ func (s *nodeSim) Operate(ctx context.Context, n *sim.Node, f sim.Fault) error {
 		return s.ask(ctx, "cluster.transfer", map[string]any{"partition": partition, "to": n.Name})
 	case sim.Move:
 		return s.ask(ctx, "cluster.move", map[string]any{"partition": partition, "node": n.Name, "to": absent})
+	case sim.Freeze:
+		s.barriers(ctx, n.Name)
+		return nil
 	case sim.Rebuild:
 		return s.ask(ctx, "node."+n.Name+".rebuild", map[string]any{"partition": partition})
 	case sim.Restart:
@@ -403,6 +408,25 @@ func (s *nodeSim) Operate(ctx context.Context, n *sim.Node, f sim.Fault) error {
 		return err
 	}
 	return fmt.Errorf("no node can do that")
+}
+
+// barriers has all that a node leads write a barrier, and returns when they are
+// written.
+func (s *nodeSim) barriers(ctx context.Context, name string) {
+	var groups []*raftstore.Group
+	s.replicas(func(node *Node, r *replica) {
+		if node.Name() == name {
+			groups = append(groups, r.group)
+		}
+	})
+	if node := s.open(name); node != nil {
+		groups = append(groups, node.currentMeta().group)
+	}
+	var all sync.WaitGroup
+	for _, g := range groups {
+		all.Go(func() { _ = g.Barrier(ctx) })
+	}
+	all.Wait()
 }
 
 // replicaOf returns a partition of which a node has a replica, usual if it has
@@ -536,6 +560,7 @@ func (s *nodeSim) prepare(ctx context.Context) {
 	s.cluster.Start(ctx)
 	s.recorder = workload.NewRecorder(judge.Header{
 		Partitions: nodeSimPartitions, Replicas: 3, AllWriters: true, MessageIDWindow: int64(nodeSimWindow), Locks: nodeSimLocks,
+		ClockSkew: int64(2 * sim.MaxSkew),
 	})
 	s.operator = s.connect(0, "operator")
 }

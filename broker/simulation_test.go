@@ -68,6 +68,7 @@ type dataSim struct {
 
 // dataSimNode is a running replica of the partition.
 type dataSimNode struct {
+	s       *dataSim
 	p       *replica
 	cancel  context.CancelFunc
 	running sync.WaitGroup
@@ -178,7 +179,7 @@ func (s *dataSim) Start(n *sim.Node) (*raftstore.Group, error) {
 	}
 	h := host{
 		leaderships: &loglimit.Burst{},
-		name:        n.Name, names: names, partitions: 1, log: log, now: time.Now, queueBytes: 8 << 20,
+		name:        n.Name, names: names, partitions: 1, log: log, now: n.Now, queueBytes: 8 << 20,
 		state:   stateOptions{locks: lockmgr.Options{Locks: 200, IDs: 10_000, IDWindow: dataSimWindow}, pointEvery: 16},
 		metrics: newMetrics(), stats: newServiceStats(),
 		messaging: messaging{
@@ -206,7 +207,7 @@ func (s *dataSim) Start(n *sim.Node) (*raftstore.Group, error) {
 	}
 	p.setGroup(group)
 	ctx, cancel := context.WithCancel(context.Background())
-	r := &dataSimNode{p: p, cancel: cancel}
+	r := &dataSimNode{s: s, p: p, cancel: cancel}
 	r.running.Go(func() { r.lead(ctx) })
 	r.running.Go(func() { p.trimmer.run(ctx.Done()) })
 	s.mu.Lock()
@@ -261,10 +262,46 @@ func (r *dataSimNode) serve(ctx context.Context) {
 	p.queue.open()
 	c := p.sessionConfig(term, cancel)
 	c.rejected = func() error { return nil }
+	c.propose = func(data []byte) proposal {
+		if r.stumble(term) {
+			return refusedProposal{}
+		}
+		return p.group.Propose(data)
+	}
 	newSession(c).start(ctx, &background)
 	<-ctx.Done()
 	p.refusals.rejectUnavailable(p.queue.close())
 	background.Wait()
+}
+
+// stumble lets a goroutine go on late, as one that gets no processor: what it
+// proposes then may be of a term that is over. Sometimes that is when the node
+// leads again. And sometimes stumble reports that raft refuses the proposal: it
+// does so during a transfer of leadership, and takes later ones in the same
+// term if the transfer fails.
+func (r *dataSimNode) stumble(term uint64) (refused bool) {
+	s, g := r.s, r.p.group
+	s.mu.Lock()
+	kind := s.rng.IntN(300)
+	late := time.Duration(s.rng.Int64N(int64(2 * time.Second)))
+	s.mu.Unlock()
+	switch kind {
+	case 0:
+		time.Sleep(late)
+	case 1:
+		for began := time.Now(); time.Since(began) < late && (g.Term() == term || !g.Leading()); {
+			time.Sleep(time.Millisecond)
+		}
+	}
+	return kind == 2
+}
+
+// refusedProposal is one that raft refuses once it gets to it.
+type refusedProposal struct{}
+
+func (refusedProposal) Wait() (any, error) {
+	time.Sleep(10 * time.Millisecond)
+	return nil, raftstore.ErrNotLeader
 }
 
 // dataFSM shows the judge what a replica applies.
@@ -279,6 +316,9 @@ func (f *dataFSM) Apply(entries []raftstore.Committed) []any {
 	for i, e := range entries {
 		b, err := wal.ParseBatch(e.Data)
 		if a, ok := results[i].(applied); err == nil && ok && !a.void && !a.failed && b.Kind == wal.Transactions {
+			if b.OutOfTerm(e.Term) {
+				f.judge.cluster.Fail("%s applies entry %d of term %d, which was certified in another term", f.node.Name, e.Index, e.Term)
+			}
 			f.judge.applied(f.node.Name, e.Index, b)
 		}
 	}
@@ -360,6 +400,9 @@ func (c *dataClient) request() *dataRequest {
 	c.seq++
 	r := &dataRequest{id: fmt.Sprintf("c%d-%d", c.id, c.seq)}
 	r.payload = r.id + strings.Repeat(".", c.rng.IntN(2)*c.rng.IntN(500))
+	if c.rng.IntN(2) == 0 {
+		c.mark = c.s.judge.newest()
+	}
 	r.mark = c.mark - min(c.mark, uint64(c.rng.IntN(3)*c.rng.IntN(6)))
 	for range c.rng.IntN(3) {
 		name := fmt.Sprintf("account.%d", c.rng.IntN(12))
@@ -463,6 +506,7 @@ type dataJudge struct {
 	requests map[string]*dataRequest
 	log      []dataCommitted // by txid - 1
 	keeps    uint64          // the oldest transaction that is kept
+	known    uint64          // the newest that was acknowledged
 
 	sent, acked, duplicates, conflicts, abandoned int
 }
@@ -492,6 +536,7 @@ func (j *dataJudge) end(r *dataRequest, reply *subjects.Reply) {
 	switch {
 	case reply.Error == nil:
 		j.acked++
+		j.known = max(j.known, reply.Txid)
 		if reply.Duplicate {
 			j.duplicates++
 		}
@@ -501,6 +546,13 @@ func (j *dataJudge) end(r *dataRequest, reply *subjects.Reply) {
 	case reply.Error.Reason == subjects.Conflict:
 		j.conflicts++
 	}
+}
+
+// newest returns the newest transaction that any client knows.
+func (j *dataJudge) newest() uint64 {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.known
 }
 
 func (j *dataJudge) abandon() {
@@ -559,8 +611,13 @@ func (j *dataJudge) verdict() {
 		}
 		return txid
 	}
+	last := int64(0)
 	for i, t := range j.log {
 		txid := uint64(i) + 1
+		if t.time <= last {
+			j.cluster.Fail("transaction %d (%s) has the time %d, the one before has %d", txid, t.id, t.time, last)
+		}
+		last = t.time
 		for _, l := range t.locks {
 			if at := newest(l.name); l.mode != wal.AppendLock && at > t.mark {
 				j.cluster.Fail("transaction %d (%s) with mark %d is committed, %q was recorded by %d", txid, t.id, t.mark, l.name, at)

@@ -170,7 +170,7 @@ func (n *Node) host() host {
 	i, c := n.identity, n.conns
 	return host{
 		name: i.opts.Name, cluster: n.store.Identity().ID, names: i.names, partitions: n.store.Identity().Partitions, log: i.log,
-		leaderships: &n.leaderships, now: time.Now, queueBytes: int(n.limits.queueBytes.Load()), state: i.opts.state(), trimming: i.opts.trimming,
+		leaderships: &n.leaderships, now: i.opts.clock(), queueBytes: int(n.limits.queueBytes.Load()), state: i.opts.state(), trimming: i.opts.trimming,
 		retentionInterval: i.opts.RetentionInterval,
 		metrics:           n.metrics, stats: n.stats, tracer: n.tracing.tracer,
 		messaging: messaging{

@@ -11,6 +11,7 @@ import (
 	"math/rand/v2"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -22,8 +23,9 @@ import (
 
 // The simulation runs three or five replicas with clients in virtual time, with
 // the faults of a schedule that a seed determines (package sim). Clients
-// propose entries, each once, and read. The judge compares what they were told
-// with the log that all replicas have at the end.
+// propose entries, each once, and read. They don't wait long for a node, and
+// readers ask each one that believes that it leads. The judge compares what
+// they were told with the log that all replicas have at the end.
 //
 // The race detector is left out: it has crashed itself (in ThreadSanitizer's
 // stack depot) in some runs.
@@ -33,6 +35,7 @@ const (
 	simLength  = 8 * time.Second // of the faults, in virtual time
 	simSpacing = 500 * time.Millisecond
 	simClients = 6
+	simReaders = 2
 )
 
 func TestSimulation(t *testing.T) {
@@ -55,6 +58,7 @@ type simulation struct {
 	judge   *simJudge
 	seed    uint64
 	began   time.Time
+	starts  atomic.Int64 // of replicas
 
 	mu       sync.Mutex // guards replicas
 	replicas map[*sim.Node]*simReplica
@@ -94,7 +98,11 @@ func (s *simulation) Run(ctx context.Context, schedule sim.Schedule) {
 	var running sync.WaitGroup
 	for i := range simClients {
 		c := &simClient{s: s, id: i, rng: rand.New(rand.NewPCG(s.seed, uint64(1000+i)))}
-		running.Go(func() { c.run(clients) })
+		running.Go(func() { c.run(clients, &running) })
+	}
+	for i := range simReaders {
+		c := &simClient{s: s, rng: rand.New(rand.NewPCG(s.seed, uint64(2000+i)))}
+		running.Go(func() { c.readAll(clients) })
 	}
 	s.cluster.Run(ctx, schedule)
 	time.Sleep(time.Second)
@@ -166,7 +174,7 @@ func (s *simulation) compareLogs() {
 
 // Start implements sim.Replica.
 func (s *simulation) Start(n *sim.Node) (*raftstore.Group, error) {
-	fsm := &simFSM{judge: s.judge, node: n}
+	fsm := &simFSM{judge: s.judge, node: n, rng: rand.New(rand.NewPCG(s.seed, uint64(s.starts.Add(1))))}
 	group, err := raftstore.Open(raftstore.Options{
 		Node: n.Name, Voters: n.Voters, Log: n.Log(), FSM: fsm, Network: n.Network(), ID: sim.GroupID,
 		SnapshotInterval: 100 * time.Millisecond, SnapshotEntries: 20, Logger: n.Logger(),
@@ -201,7 +209,7 @@ func (s *simulation) Stop(n *sim.Node) {
 	r.running.Wait()
 }
 
-// keepEntries is how many entries a trim leaves.
+// keepEntries is how many entries a trim leaves at most.
 const keepEntries = 10
 
 // Trim implements sim.Replica.
@@ -211,7 +219,7 @@ func (s *simulation) Trim(n *sim.Node) {
 		return
 	}
 	if applied := g.Applied(); applied > keepEntries {
-		if err := g.Trim(applied - keepEntries); err != nil && n.Whole() && !errors.Is(err, raftstore.ErrClosed) {
+		if err := g.Trim(applied - applied%keepEntries); err != nil && n.Whole() && !errors.Is(err, raftstore.ErrClosed) {
 			s.cluster.Note("trim of %s: %v", n.Name, err)
 		}
 	}
@@ -254,7 +262,9 @@ type simClient struct {
 	seq  int
 }
 
-func (c *simClient) run(ctx context.Context) {
+// run proposes and reads until ctx ends. Proposals that it does not wait for
+// any more are waited for in running.
+func (c *simClient) run(ctx context.Context, running *sync.WaitGroup) {
 	for ctx.Err() == nil {
 		n := c.s.cluster.Nodes[c.node]
 		r := c.s.replica(n)
@@ -262,7 +272,7 @@ func (c *simClient) run(ctx context.Context) {
 		if ok && c.rng.IntN(5) == 0 {
 			ok = c.read(ctx, n, r)
 		} else if ok {
-			ok = c.propose(n, r)
+			ok = c.propose(n, r, running)
 		}
 		pause := 20 * time.Millisecond
 		if !ok {
@@ -272,9 +282,26 @@ func (c *simClient) run(ctx context.Context) {
 	}
 }
 
-// propose proposes some entries at once, and waits for their outcomes. It
-// reports whether all were acknowledged.
-func (c *simClient) propose(n *sim.Node, r *simReplica) bool {
+// patience is how long a client waits for a node.
+func (c *simClient) patience() time.Duration {
+	return 100*time.Millisecond + time.Duration(c.rng.Int64N(int64(900*time.Millisecond)))
+}
+
+// readAll reads from every node that believes that it leads.
+func (c *simClient) readAll(ctx context.Context) {
+	for ctx.Err() == nil {
+		for _, n := range c.s.cluster.Nodes {
+			if r := c.s.replica(n); r != nil && r.group.Leading() {
+				c.read(ctx, n, r)
+			}
+		}
+		time.Sleep(time.Duration(c.rng.Int64N(int64(20 * time.Millisecond))))
+	}
+}
+
+// propose proposes some entries at once, and waits some time for their
+// outcomes. It reports whether all were acknowledged by then.
+func (c *simClient) propose(n *sim.Node, r *simReplica, running *sync.WaitGroup) bool {
 	type pending struct {
 		op *simOp
 		p  raftstore.Proposal
@@ -286,24 +313,33 @@ func (c *simClient) propose(n *sim.Node, r *simReplica) bool {
 		op := c.s.judge.begin(c.id, n.Name, data)
 		all = append(all, pending{op, r.group.Propose([]byte(data))})
 	}
-	ok := true
-	for _, p := range all {
-		result, err := p.p.Wait()
-		c.s.judge.end(n, p.op, result, err)
-		ok = ok && err == nil
-	}
-	if n.Whole() {
-		if term := r.group.Term(); n.Whole() {
-			c.s.judge.term(n, term)
+	done := make(chan bool, 1)
+	running.Go(func() {
+		ok := true
+		for _, p := range all {
+			result, err := p.p.Wait()
+			c.s.judge.end(n, p.op, result, err)
+			ok = ok && err == nil
 		}
+		if n.Whole() {
+			if term := r.group.Term(); n.Whole() {
+				c.s.judge.term(n, term)
+			}
+		}
+		done <- ok
+	})
+	select {
+	case ok := <-done:
+		return ok
+	case <-time.After(c.patience()):
+		return false
 	}
-	return ok
 }
 
 // read checks that what the leader has applied, once it has confirmed that it
 // leads, has everything that was acknowledged before.
 func (c *simClient) read(ctx context.Context, n *sim.Node, r *simReplica) bool {
-	ctx, cancel := context.WithTimeout(ctx, 3*time.Second)
+	ctx, cancel := context.WithTimeout(ctx, c.patience())
 	defer cancel()
 	r.mu.Lock()
 	term := r.readTerm
@@ -320,9 +356,11 @@ func (c *simClient) read(ctx context.Context, n *sim.Node, r *simReplica) bool {
 }
 
 // simFSM is a state machine: a digest over all entries, and how many they are.
+// Now and then it is slow.
 type simFSM struct {
 	judge *simJudge
 	node  *sim.Node
+	rng   *rand.Rand // of Apply
 
 	mu     sync.Mutex
 	index  uint64
@@ -334,6 +372,9 @@ type simFSM struct {
 type simResult struct{ index, term uint64 }
 
 func (f *simFSM) Apply(entries []raftstore.Committed) []any {
+	if f.rng.IntN(50) == 0 {
+		time.Sleep(time.Duration(f.rng.Int64N(int64(50 * time.Millisecond))))
+	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	results := make([]any, len(entries))

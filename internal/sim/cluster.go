@@ -212,6 +212,10 @@ func (c *Cluster) inject(ctx context.Context, f Fault) {
 		c.isolate(n, true)
 		n.Disk().slow(f.For)
 		c.later(ctx, f.For, func() { c.isolate(n, false); n.Disk().slow(0) })
+	case Clock:
+		n.setClock(f.For - MaxSkew)
+	case Freeze:
+		c.freeze(ctx, n, f)
 	case Reset:
 		c.Net.Reset(n.Name, to.Name)
 	case SlowLink:
@@ -223,12 +227,38 @@ func (c *Cluster) inject(ctx context.Context, f Fault) {
 	case FailDisk, TornWrite:
 		c.breakDisk(n, f.Kind)
 	default:
-		c.running.Go(func() {
-			if err := c.app.Operate(ctx, n, f); err != nil {
-				c.Note("%s: %v", f, err)
-			}
-		})
+		c.operate(ctx, n, f)
 	}
+}
+
+// operate has the application carry out an operation.
+func (c *Cluster) operate(ctx context.Context, n *Node, f Fault) {
+	c.running.Go(func() {
+		if err := c.app.Operate(ctx, n, f); err != nil {
+			c.Note("%s: %v", f, err)
+		}
+	})
+}
+
+// unheard is for how long the others still hear a machine that freezes.
+const unheard = 60 * time.Millisecond
+
+// freeze is what a paused process or virtual machine is to the others: it ends
+// its last messages, and what has arrived meanwhile is read when it goes on.
+// Its timers can't be stopped, for all nodes share a clock. But raft's main
+// goroutine can, by a write that waits for the disk: so a leader does not
+// notice that its lease has ended before it goes on. The application has its
+// leaders write for that.
+func (c *Cluster) freeze(ctx context.Context, n *Node, f Fault) {
+	n.Disk().hold(time.Now().Add(f.For))
+	c.operate(ctx, n, f)
+	for _, other := range c.Nodes {
+		if other != n {
+			c.Net.Block(other.Name, n.Name)
+		}
+	}
+	c.later(ctx, min(unheard, f.For), func() { c.isolate(n, true) })
+	c.later(ctx, f.For, func() { c.isolate(n, false) })
 }
 
 func (c *Cluster) isolate(n *Node, blocked bool) {

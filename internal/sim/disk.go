@@ -18,6 +18,7 @@ type Disk struct {
 	mu    sync.Mutex // guards the fields below
 	rng   *rand.Rand
 	extra time.Duration
+	held  time.Time     // no sync ends before
 	dead  chan struct{} // closed when the disk is cut off
 	after *journaltest.FS
 }
@@ -36,6 +37,13 @@ func (d *Disk) slow(extra time.Duration) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.extra = extra
+}
+
+// hold lets no sync that begins from now on end before a time.
+func (d *Disk) hold(until time.Time) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.held = until
 }
 
 // cut ends every use of the disk. What the next process finds is what a power
@@ -100,7 +108,7 @@ func (f *diskFile) Sync() error {
 // pause waits for as long as a sync takes, or until the disk is cut off.
 func (d *Disk) pause() {
 	d.mu.Lock()
-	wait := d.extra + time.Duration(d.rng.Int64N(int64(maxSync)))
+	wait := max(d.extra+time.Duration(d.rng.Int64N(int64(maxSync))), time.Until(d.held))
 	d.mu.Unlock()
 	select {
 	case <-d.dead:

@@ -52,6 +52,26 @@ type Node struct {
 	erased    bool               // the disk was erased since the node's first process
 	older     bool               // the process has found what the one before had found
 	ended     chan struct{}      // receives when a fault has ended the process; capacity 1
+	asked     chan Kind          // of a replica: Restart or Rebuild; capacity 1
+	skew      time.Duration      // of the machine's clock
+
+	// had are the entries, with their terms, that the replica had before its
+	// log was to be fetched. The supervisor owns it.
+	had map[uint64]uint64
+}
+
+// Now returns the time by the machine's clock.
+func (n *Node) Now() time.Time {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return time.Now().Add(n.skew)
+}
+
+// setClock sets by how much the machine's clock is ahead.
+func (n *Node) setClock(skew time.Duration) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.skew = skew
 }
 
 // Group returns the node's replica, or nil while none runs.
@@ -208,5 +228,6 @@ func newNode(c *Cluster, name, dir string, seed uint64) *Node {
 	return &Node{
 		Name: name, Voters: c.names, cluster: c, dir: dir, rng: rng,
 		disk: newDisk(journaltest.New(rng.Uint64()), rng), ended: make(chan struct{}, 1),
+		asked: make(chan Kind, 1), skew: time.Duration(rng.Int64N(int64(2*MaxSkew))) - MaxSkew,
 	}
 }

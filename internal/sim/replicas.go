@@ -3,6 +3,7 @@ package sim
 import (
 	"context"
 	"errors"
+	"slices"
 	"time"
 
 	"github.com/cantuslog/cantus/internal/simnet"
@@ -41,7 +42,8 @@ func (r *Replicas) Leader() (leader *Node) {
 	return leader
 }
 
-// Operate implements [App], for transfers and trims.
+// Operate implements [App], for transfers, trims, restarts, rebuilds and
+// freezes.
 func (r *Replicas) Operate(ctx context.Context, n *Node, f Fault) error {
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
@@ -51,8 +53,28 @@ func (r *Replicas) Operate(ctx context.Context, n *Node, f Fault) error {
 	case g == nil:
 	case f.Kind == Transfer:
 		return g.Transfer(ctx, "")
+	case f.Kind == Freeze:
+		return g.Barrier(ctx)
+	case f.Kind == Restart:
+		n.ask(Restart)
+	case f.Kind == Rebuild && r.whole():
+		n.ask(Rebuild)
 	}
 	return nil
+}
+
+// whole reports whether every node has a replica, so that one may be rebuilt.
+func (r *Replicas) whole() bool {
+	return !slices.ContainsFunc(r.Cluster.Nodes, func(n *Node) bool { return n.Group() == nil || len(n.asked) > 0 })
+}
+
+// ask asks for a restart of a node's replica in good order, or for it to be
+// rebuilt from the others.
+func (n *Node) ask(operation Kind) {
+	select {
+	case n.asked <- operation:
+	default:
+	}
 }
 
 // Converged reports whether all nodes run and have applied the same entries.
@@ -117,28 +139,46 @@ func (r *Replicas) Process(ctx context.Context, n *Node) (err error) {
 	n.mu.Lock()
 	n.network = network
 	n.mu.Unlock()
-	behind := raftstore.Fetching(n.Log())
+	next := endProcess
+	if raftstore.Fetching(n.Log()) {
+		next = fetchLog
+	}
 	for {
-		if behind {
-			if err := n.fetch(ctx); err != nil {
+		if next == rebuildLog || next == fetchLog {
+			if err := r.replaceLog(ctx, n, next == rebuildLog); err != nil {
+				if n.Store().Failed() != nil {
+					n.cluster.Note("%s: %v", n.Name, err)
+					n.Restart()
+					return nil
+				}
 				return err
 			}
 		}
-		if behind, err = r.run(ctx, n); err != nil || !behind {
+		if next, err = r.run(ctx, n); err != nil || next == endProcess {
 			return err
 		}
 	}
 }
 
+// step is what follows when a replica was closed.
+type step int
+
+const (
+	endProcess step = iota
+	openAgain
+	fetchLog   // what it lacks, and open it again
+	rebuildLog // the same, with all of it
+)
+
 // key is the cluster's secret.
 var key = []byte("the secret of a simulated cluster")
 
 // run runs a node's replica until the process ends, or until the replica is
-// behind.
-func (r *Replicas) run(ctx context.Context, n *Node) (behind bool, err error) {
+// behind, or to be opened again or rebuilt.
+func (r *Replicas) run(ctx context.Context, n *Node) (next step, err error) {
 	group, err := r.Replica.Start(n)
 	if err != nil {
-		return false, err
+		return endProcess, err
 	}
 	n.setGroup(group)
 	defer r.Replica.Stop(n)
@@ -151,15 +191,72 @@ func (r *Replicas) run(ctx context.Context, n *Node) (behind bool, err error) {
 		n.Restart()
 	case <-group.Behind():
 		n.cluster.Note("%s is behind", n.Name)
-		return true, nil
+		return fetchLog, nil
+	case operation := <-n.asked:
+		n.cluster.Note("%s: %s", n.Name, operation)
+		if operation == Rebuild {
+			return rebuildLog, nil
+		}
+		return openAgain, nil
 	}
-	return false, nil
+	return endProcess, nil
 }
 
 func (n *Node) setGroup(g *raftstore.Group) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.group = g
+}
+
+// replaceLog fetches a node's log from the others, anew or as far as it lacks
+// it. The replica must have every committed entry afterwards that it had
+// before: it may have acknowledged it.
+func (r *Replicas) replaceLog(ctx context.Context, n *Node, anew bool) error {
+	log := n.Log()
+	if had, err := terms(log); err == nil && len(had) > len(n.had) {
+		n.had = had
+	}
+	if anew {
+		if err := raftstore.Reset(log); err != nil {
+			return err
+		}
+	}
+	if err := n.fetch(ctx); err != nil {
+		return err
+	}
+	for index, term := range n.had {
+		if index > log.LastIndex() && r.committed(index, term) {
+			n.cluster.Fail("%s has fetched a log that ends at entry %d, and had entry %d of term %d, which is committed", n.Name, log.LastIndex(), index, term)
+			break
+		}
+	}
+	n.had = nil
+	return nil
+}
+
+// terms returns the terms of a log's entries.
+func terms(log *wal.Log) (map[uint64]uint64, error) {
+	all := map[uint64]uint64{}
+	for index := max(1, log.FirstIndex()); index <= log.LastIndex(); index++ {
+		e, err := log.Entry(index)
+		if err != nil {
+			return nil, err
+		}
+		all[index] = e.Term
+	}
+	return all, nil
+}
+
+// committed reports whether a replica knows that an entry is committed.
+func (r *Replicas) committed(index, term uint64) bool {
+	return slices.ContainsFunc(r.Cluster.Nodes, func(n *Node) bool {
+		g := n.Group()
+		if g == nil || g.Status().CommitIndex < index {
+			return false
+		}
+		e, err := n.Log().Entry(index)
+		return err == nil && e.Term == term
+	})
 }
 
 // fetch fetches the log from the other nodes, one after the other, until one

@@ -2,6 +2,7 @@ package sim
 
 import (
 	"bufio"
+	"cmp"
 	"fmt"
 	"math/rand/v2"
 	"slices"
@@ -25,6 +26,8 @@ const (
 	FailDisk  Kind = "fail-disk"  // an operation of a disk fails and has no effect, most often a sync
 	TornWrite Kind = "torn-write" // an operation of a disk, most often a write, has a part of its effect and fails
 	Stall     Kind = "stall"      // a machine: no sync ends and no message arrives
+	Clock     Kind = "clock"      // of a machine: it jumps
+	Freeze    Kind = "freeze"     // a stall during which leaders don't notice that their lease has ended
 )
 
 // The operations, which are up to the [App].
@@ -45,10 +48,13 @@ const Leader = "leader"
 type Fault struct {
 	At   time.Duration // since the beginning
 	Kind Kind
-	Node string // a name or Leader; "" for Blackout
-	To   string // the other node of Block, Reset and SlowLink, else ""
-	For  time.Duration
+	Node string        // a name or Leader; "" for Blackout
+	To   string        // the other node of Block, Reset and SlowLink, else ""
+	For  time.Duration // of Clock: how far it is then ahead of one that is MaxSkew behind
 }
+
+// MaxSkew is how far a node's clock is ahead or behind at most.
+const MaxSkew = 1500 * time.Millisecond
 
 // String returns the fault as a line of a script, such as
 // "1.5s block leader n2 for 300ms".
@@ -93,9 +99,11 @@ func ParseSchedule(script string) (s Schedule, err error) {
 		}
 		s = append(s, f)
 	}
-	slices.SortStableFunc(s, func(a, b Fault) int { return int(a.At - b.At) })
+	slices.SortStableFunc(s, byTime)
 	return s, lines.Err()
 }
+
+func byTime(a, b Fault) int { return cmp.Compare(a.At, b.At) }
 
 func parseFault(words []string) (f Fault, err error) {
 	if len(words) < 2 {
@@ -130,13 +138,13 @@ type Weights map[Kind]int
 // ReplicaWeights are those of simulations that have one replica on each node.
 var ReplicaWeights = Weights{
 	PowerCut: 6, Blackout: 2, KillNode: 3, Block: 6, Partition: 5, Reset: 3, SlowLink: 3, SlowDisk: 5, Transfer: 6, Trim: 4,
-	FailDisk: 2, TornWrite: 1, Stall: 2,
+	FailDisk: 2, TornWrite: 1, Stall: 2, Freeze: 5, Clock: 3, Rebuild: 3, Restart: 3,
 }
 
 // AllWeights are those of simulations of whole nodes. They have every kind.
 var AllWeights = Weights{
 	PowerCut: 6, Blackout: 2, KillNode: 3, Block: 6, Partition: 5, Reset: 3, SlowLink: 3, SlowDisk: 5, Transfer: 6, Trim: 4,
-	FailDisk: 2, TornWrite: 1, Stall: 2, Rollback: 1, Move: 4, Rebuild: 2, Replace: 1, Restart: 3,
+	FailDisk: 2, TornWrite: 1, Stall: 2, Freeze: 4, Clock: 3, Rollback: 1, Move: 4, Rebuild: 2, Replace: 1, Restart: 3,
 }
 
 // NewSchedule returns a schedule of faults within a time, on average one each
@@ -161,10 +169,37 @@ func NewSchedule(seed uint64, nodes []string, within, spacing time.Duration, wei
 	for at := time.Duration(0); ; {
 		at += between(rng, spacing/10, 2*spacing)
 		if at >= within {
+			slices.SortStableFunc(s, byTime)
 			return s
 		}
-		s = append(s, newFault(rng, at, pick(), nodes))
+		f := newFault(rng, at, pick(), nodes)
+		s = append(s, f)
+		if next, ok := followUp(rng, f, nodes, weights); ok {
+			s = append(s, next)
+		}
 	}
+}
+
+// followUp returns what sometimes follows on a fault, when most is at stake: a
+// crash while a trim is not behind a snapshot yet, or when what was held back
+// has just arrived; a replica that is rebuilt while another one is behind.
+func followUp(rng *rand.Rand, f Fault, nodes []string, weights Weights) (next Fault, ok bool) {
+	crash := []Kind{PowerCut, KillNode}[rng.IntN(2)]
+	soon := between(rng, 0, 80*time.Millisecond)
+	next = newFault(rng, f.At+soon, crash, nodes)
+	next.Node = f.Node
+	choice := rng.IntN(4)
+	switch f.Kind {
+	case Trim:
+		return next, choice < 2
+	case Partition, Block, Stall, Freeze:
+		if choice == 0 && weights[Rebuild] > 0 {
+			return newFault(rng, f.At+f.For*3/4, Rebuild, nodes), true
+		}
+		next.At = f.At + f.For + soon
+		return next, choice == 1
+	}
+	return next, false
 }
 
 func newFault(rng *rand.Rand, at time.Duration, kind Kind, nodes []string) Fault {
@@ -186,6 +221,10 @@ func newFault(rng *rand.Rand, at time.Duration, kind Kind, nodes []string) Fault
 		}
 	case Reset:
 		f.To = nodes[b]
+	case Clock:
+		f.For = between(rng, time.Millisecond, 2*MaxSkew)
+	case Freeze:
+		f.For = between(rng, 600*time.Millisecond, 1600*time.Millisecond)
 	case Partition, SlowDisk, Stall:
 		f.For = between(rng, 50*time.Millisecond, 3*time.Second)
 	}

@@ -193,7 +193,11 @@ func (w *mixed) batch(ctx context.Context) {
 // look reads, gets, describes, or uses a cursor.
 func (w *mixed) look(ctx context.Context) {
 	mark := w.Mark(w.partition)
-	txid := mark - min(mark, w.Uint64N(200)) + w.Uint64N(3)
+	back := w.Uint64N(200)
+	if w.IntN(2) == 0 {
+		back = w.Uint64N(4) // what is newest shows who is behind
+	}
+	txid := mark - min(mark, back) + w.Uint64N(3)
 	switch w.IntN(6) {
 	case 0:
 		if info, err := w.client.Info(ctx, w.partition); err == nil {

@@ -13,6 +13,7 @@ var simulations = map[string]struct{ folder, test string }{
 	"":       {"raftstore", "TestSimulation"},
 	"broker": {"broker", "TestSimulationOfTheDataPath"},
 	"nodes":  {"broker", "TestSimulationOfNodes"},
+	"store":  {"wal", "TestAReplacedEntryThatComesBackIsDamage"}, // no simulation has Badger lose what it had
 }
 
 func (d defect) simulation() struct{ folder, test string } { return simulations[d.where] }
@@ -36,8 +37,11 @@ var defects = []defect{
 	{"leader-unsynced-counts", "a leader applies and answers what it has not synced", "", []edit{{
 		"raftstore/fsm.go", "if n := len(entries); n > 0 {", "if n := len(entries); n < 0 {",
 	}}},
-	{"vote-before-sync", "a leader that steps down stores the new term before its own entries are synced", "", []edit{{
+	{"vote-before-sync", "a term or a vote is not waited for, nor the entries before it", "", []edit{{
 		"raftstore/logstore.go", "if err := s.writes.waitSynced(allEntries); err != nil {", "if err := error(nil); err != nil {",
+	}, {
+		"raftstore/logstore.go", "return s.log.SetMeta(wal.Meta{Name: stablePrefix + key, Value: append([]byte{}, value...)})",
+		"value = append([]byte{}, value...)\n	go func() { _ = s.log.SetMeta(wal.Meta{Name: stablePrefix + key, Value: value}) }()\n	return nil",
 	}}},
 	{"apply-twice", "the first entry of a batch of several is applied twice", "", []edit{{
 		"raftstore/fsm.go", "	results := a.fsm.Apply(entries)\n", "	if len(entries) > 1 {\n		a.fsm.Apply(entries[:1])\n	}\n	results := a.fsm.Apply(entries)\n",
@@ -67,8 +71,10 @@ var defects = []defect{
 	{"stale-fetch", "a replica fetches the log of one that lacks what it has acknowledged", "", []edit{{
 		"raftstore/fetch_client.go", "if snap.Term < f.state.AckedTerm || snap.Term == f.state.AckedTerm && snap.Index < f.state.AckedIndex {", "if false {",
 	}}},
-	{"epoch-lost", "a truncation does not begin a new epoch of the log", "", []edit{{
+	{"epoch-lost", "a truncation does not begin a new epoch of the log", "store", []edit{{
 		"wal/log.go", "	l.epoch++\n", "",
+	}, {
+		"wal/log.go", "epoch := l.epoch + 1", "epoch := l.epoch",
 	}}},
 	{"close-loses-answers", "as it was once: Close does not wait for the FSM", "", []edit{{
 		"raftstore/group.go", `for g.raft.Stats()["fsm_pending"] != "0" {`, "for false {",
