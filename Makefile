@@ -21,7 +21,7 @@ short: ## the quickest of them, two minutes, for the time between two edits
 	$(GO) test -short $(ALL)
 
 race: ## the packages with goroutines of their own, under the race detector
-	$(GO) test -race -timeout 20m $(MODULE)/subjects $(MODULE)/client/... ./wal/... ./raftstore/... ./broker/... ./clienttest/... ./cantustest ./cmd/...
+	$(GO) test -race -timeout 20m $(MODULE)/subjects $(MODULE)/client/... ./wal/... ./raftstore/... ./broker/... ./cantustest/... ./cmd/...
 	$(GO) test -race -short -timeout 20m ./examples/...
 
 lint: ## gofmt, vet of all build tags, golangci-lint (built from .ci/golangci: some minutes the first time)
@@ -93,10 +93,10 @@ stores: .ci/stores/node_modules/.package-lock.json ## backups in servers of S3, 
 	cd .ci/stores && npm ci --no-audit --no-fund --silent
 
 postgres: ## views and the bank on PostgreSQL (needs Debian's postgresql)
-	$(GO) test -count=1 -tags postgres ./clienttest/sqlview ./examples/bank
+	$(GO) test -count=1 -tags postgres ./cantustest/clienttest/sqlview ./examples/bank
 
 proof: ## the long tests of the client: kills, failures, skew, a million behind
-	CANTUS_LONG=1 $(GO) test -count=1 -timeout 60m -run 'Stale|Skew|CatchingUp' ./clienttest -v
+	CANTUS_LONG=1 $(GO) test -count=1 -timeout 60m -run 'Stale|Skew|CatchingUp' ./cantustest/clienttest -v
 	CANTUS_LONG=1 $(GO) test -count=1 -timeout 60m -tags postgres -run BooksAreRight ./examples/bank -v
 
 powercut: ## the store, cuts of leaders' power, and 100 cuts during operations, on loop-mounted file systems (root, 20 minutes)

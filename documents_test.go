@@ -10,7 +10,7 @@ import (
 // TestDocumentsNameFilesThatExist checks that each path of ours in a document's
 // code, such as `broker/queue.go` or `wal/journal`, is a file or a folder.
 func TestDocumentsNameFilesThatExist(t *testing.T) {
-	path := regexp.MustCompile("`((?:broker|cantustest|client|clienttest|cmd|docs|e2e|examples|internal|lockmgr|raftstore|subjects|wal|\\.ci)/[\\w./-]+)`")
+	path := regexp.MustCompile("`((?:broker|cantustest|client|cmd|docs|e2e|examples|internal|lockmgr|raftstore|subjects|wal|\\.ci)/[\\w./-]+)`")
 	found := 0
 	for _, pattern := range []string{"*.md", "docs/*.md", "docs/adr/*.md"} {
 		documents, err := filepath.Glob(pattern)

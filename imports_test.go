@@ -26,7 +26,6 @@ var layers = map[string][]string{
 	"examples":  {"client", "broker", "subjects"},
 
 	"cantustest": {"broker", "client", "subjects"},
-	"clienttest": {}, // the client's tests that need a node
 	"internal":   {"client", "raftstore", "subjects", "wal"},
 }
 
@@ -96,15 +95,14 @@ var testLayers = map[string][]string{
 	"examples":  {"cantustest", "internal"},
 
 	"cantustest": {"internal"},
-	"clienttest": {"broker", "cantustest", "client", "internal", "subjects"}, // nodes without ports, and what fails on demand
 }
 
 // testOwners says which folders' tests may import a module beside its owners:
 // real databases and peers.
 var testOwners = map[string][]string{
-	"github.com/nats-io/nats-server":    {"clienttest"},
-	"modernc.org/sqlite":                {"clienttest"},
-	"github.com/jackc/pgx":              {"clienttest"},
+	"github.com/nats-io/nats-server":    {"cantustest"},
+	"modernc.org/sqlite":                {"cantustest"},
+	"github.com/jackc/pgx":              {"cantustest"},
 	"github.com/cockroachdb/datadriven": {"broker", "cmd", "lockmgr"},
 	"github.com/anishathalye/porcupine": {"internal"},
 }
@@ -114,7 +112,7 @@ var owners = map[string][]string{
 	"github.com/dgraph-io/badger":       {"wal"},
 	"github.com/hashicorp/raft":         {"raftstore"},
 	"github.com/nats-io/nats-server":    {"broker", "internal"},
-	"github.com/nats-io/nats.go":        {"broker", "cantustest", "client", "clienttest", "cmd", "e2e", "examples", "internal", "subjects"},
+	"github.com/nats-io/nats.go":        {"broker", "cantustest", "client", "cmd", "e2e", "examples", "internal", "subjects"},
 	"github.com/prometheus":             {"broker", "cmd"},
 	"go.opentelemetry.io":               {"broker", "client", "cmd", "internal"},
 	"gocloud.dev":                       {"internal"},

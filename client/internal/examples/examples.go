@@ -14,7 +14,7 @@ import (
 var URL = os.Getenv("CANTUS_EXAMPLES")
 
 // Main runs a package's tests and ends the process. It leaves out the examples
-// if they have no node; TestExamples, in the folder clienttest beside the
+// if they have no node; TestExamples, in cantustest/clienttest of the root
 // module, gives a node to each.
 func Main(m *testing.M) {
 	flag.Parse()

@@ -18,7 +18,7 @@ import (
 
 // A member needs no more permissions than the group of docs/security.md has.
 func TestMemberWithThePermissionsOfTheDocument(t *testing.T) {
-	text, err := os.ReadFile("../../docs/security.md")
+	text, err := os.ReadFile("../../../docs/security.md")
 	if err != nil {
 		t.Fatal(err)
 	}
