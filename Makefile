@@ -1,6 +1,6 @@
 # Verbs; `make help` lists them.
 GO ?= go
-# The packages of all three modules; ./... is the root module's only.
+# The packages of all four modules; ./... is the root module's only.
 MODULE = github.com/cantuslog/cantus
 ALL = $(MODULE)/...
 # What the nearest release tag calls this commit, empty if there is none.
@@ -27,7 +27,7 @@ race: ## the packages with goroutines of their own, under the race detector
 lint: ## gofmt, vet of all build tags, golangci-lint (built from .ci/golangci: some minutes the first time)
 	./.ci/vet
 	mkdir -p bin && cd .ci/golangci && $(GO) build -o ../../bin/golangci-lint github.com/golangci/golangci-lint/v2/cmd/golangci-lint
-	for module in . client subjects; do (cd $$module && "$(CURDIR)/bin/golangci-lint" run ./...) || exit 1; done
+	for module in . client client/oteltrace subjects; do (cd $$module && "$(CURDIR)/bin/golangci-lint" run ./...) || exit 1; done
 
 vuln: ## known vulnerabilities of what is linked in, or outdated modules if their database cannot be reached
 	./.ci/vuln

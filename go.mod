@@ -86,6 +86,7 @@ require (
 	github.com/aws/aws-sdk-go-v2/service/sts v1.51.4 // indirect
 	github.com/aws/smithy-go v1.28.5 // indirect
 	github.com/beorn7/perks v1.0.1 // indirect
+	github.com/cantuslog/cantus/client/oteltrace v0.1.0
 	github.com/cenkalti/backoff/v5 v5.0.3 // indirect
 	github.com/cespare/xxhash/v2 v2.3.0 // indirect
 	github.com/cncf/xds/go v0.0.0-20260202195803-dba9d589def2 // indirect
@@ -153,9 +154,10 @@ require (
 	modernc.org/memory v1.12.1 // indirect
 )
 
-// The three modules are released together: docs/adr/0044-the-client-is-a-module.md
+// The four modules are released together: docs/adr/0044-the-client-is-a-module.md
 replace (
 	github.com/cantuslog/cantus/client => ./client
+	github.com/cantuslog/cantus/client/oteltrace => ./client/oteltrace
 	github.com/cantuslog/cantus/subjects => ./subjects
 )
 

@@ -91,7 +91,7 @@ var testLayers = map[string][]string{
 	"wal":       {"internal"},
 	"raftstore": {"internal"},
 	"broker":    {"internal"},
-	"e2e":       {"internal"},
+	"e2e":       {"client", "internal"}, // of the client the traces
 	"examples":  {"cantustest", "internal"},
 
 	"cantustest": {"internal"},
@@ -114,7 +114,7 @@ var owners = map[string][]string{
 	"github.com/nats-io/nats-server":    {"broker", "internal"},
 	"github.com/nats-io/nats.go":        {"broker", "cantustest", "client", "cmd", "e2e", "examples", "internal", "subjects"},
 	"github.com/prometheus":             {"broker", "cmd"},
-	"go.opentelemetry.io":               {"broker", "client", "cmd", "internal"},
+	"go.opentelemetry.io":               {"broker", "cantustest", "client", "cmd", "e2e", "internal"},
 	"gocloud.dev":                       {"internal"},
 	"github.com/Azure":                  {"internal"},
 	"github.com/aws":                    {"internal"},

@@ -106,7 +106,7 @@ func goIn(t *testing.T, dir string, args ...string) string {
 // tests them.
 func TestModulesAgree(t *testing.T) {
 	root, own := requirements(t, "go.mod"), map[string]bool{}
-	for _, file := range []string{"go.mod", "client/go.mod", "subjects/go.mod"} {
+	for _, file := range []string{"go.mod", "client/go.mod", "client/oteltrace/go.mod", "subjects/go.mod"} {
 		for path, version := range requirements(t, file) {
 			if root[path] != version {
 				t.Errorf("%s requires %s %s, go.mod %s: go get it in both", file, path, version, root[path])

@@ -37,7 +37,7 @@ func (b *batch) free() {
 
 func (b *batch) add(req *Request, f *Future) {
 	var id [128]byte
-	b.data = req.appendFrame(b.data, f.appendID(id[:0]))
+	b.data = req.appendFrame(b.data, f.appendID(id[:0]), f.header)
 	b.items = append(b.items, item{f, len(b.data)})
 }
 

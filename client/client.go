@@ -159,6 +159,20 @@ func (c *Client) Append(ctx context.Context, req *Request) (Receipt, error) {
 // [ErrNoPartition], [ErrFull], [ErrDraining], [ErrClosed], or the error of ctx.
 // AppendAsync does not retain req.
 func (c *Client) AppendAsync(ctx context.Context, req *Request) (*Future, error) {
+	if c.opts.Tracer == nil {
+		return c.accept(ctx, req, nil, nil)
+	}
+	header, end := c.opts.Tracer.Append(ctx, c.opts.Prefix, req)
+	f, err := c.accept(ctx, req, header, end)
+	if err != nil && end != nil {
+		end(Receipt{}, err)
+	}
+	return f, err
+}
+
+// accept accepts req with more headers. Once the outcome is known, it is passed
+// to end, unless that is nil.
+func (c *Client) accept(ctx context.Context, req *Request, header nats.Header, end func(Receipt, error)) (*Future, error) {
 	if err := req.check(); err != nil {
 		return nil, err
 	}
@@ -169,7 +183,10 @@ func (c *Client) AppendAsync(ctx context.Context, req *Request) (*Future, error)
 	if err != nil {
 		return nil, err
 	}
-	f := &Future{sender: s, id: req.ID, size: req.size()}
+	f := &Future{sender: s, id: req.ID, size: req.size(), end: end}
+	if err := f.addHeader(req, header); err != nil {
+		return nil, err
+	}
 	if f.id == "" {
 		f.number = c.ids.Add(1)
 	}

@@ -124,7 +124,8 @@ package client
 //	nopartition.go  finds out that a partition does not exist
 //
 // transactor.go runs functions as transactions, by means of Append and a View.
-// options.go and errors.go have what their names say.
+// tracer.go has what a Tracer is asked for, around appends and calls of
+// handlers. options.go and errors.go have what their names say.
 //
 // Goroutines, and what each may block on:
 //
@@ -160,4 +161,5 @@ package client
 // They are acquired in this order: sender.mu, stream.mu or
 // followedPartition.mu; then those of the limiter, window, position or feedKey;
 // then Client.mu or attemptsMu. No lock is held while a handler or OnRejected
-// is called.
+// is called. sender.mu may be held while a Tracer is told the outcome of an
+// append.

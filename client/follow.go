@@ -65,6 +65,9 @@ type FollowOptions struct {
 	Lock string
 	// HeadersOnly leaves out the payloads.
 	HeadersOnly bool
+	// Group names the consumers that share the partitions, for a [Tracer].
+	// Package group sets it.
+	Group string
 
 	// OnError decides about a transaction whose handler returned err, for the
 	// attempt-th time in a row. It is called on the goroutine of the handler.
@@ -402,7 +405,7 @@ func deliver(ctx context.Context, s *stream, limit int, do func(txs []*Transacti
 // one transaction at a time.
 func (f *Follower) apply(ctx context.Context, p *followedPartition, txs []*Transaction) error {
 	if len(txs) > 1 {
-		err := f.handle(ctx, txs)
+		err := f.call(ctx, txs)
 		var moved *MovedError
 		if err == nil || errors.As(err, &moved) {
 			return err
@@ -427,7 +430,7 @@ func (f *Follower) applyOne(ctx context.Context, p *followedPartition, one []*Tr
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
-		err := f.handle(ctx, one)
+		err := f.call(ctx, one)
 		var moved *MovedError
 		if err == nil || errors.As(err, &moved) {
 			return err

@@ -25,6 +25,8 @@ type Future struct {
 	id     string // as set by the caller, or empty
 	number uint64 // of the generated id, if id is empty
 	size   int    // as charged to the limiter
+	header []byte // lines that the Tracer has added
+	end    func(Receipt, error)
 
 	// done is created by the first caller that waits. Once the outcome is known
 	// it is alreadyDone.
@@ -95,6 +97,9 @@ func (f *Future) complete(r Receipt, err error) bool {
 		return false
 	}
 	f.receipt, f.err = r, err
+	if f.end != nil {
+		f.end(r, err)
+	}
 	if waiting := f.done.Swap(alreadyDone); waiting != nil {
 		close(*waiting)
 	}

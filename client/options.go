@@ -20,6 +20,9 @@ type Options struct {
 	// then forge the feed.
 	FeedKey string
 
+	// Tracer makes traces of appends and of handlers. Default: none are made.
+	Tracer Tracer
+
 	// MaxInFlight limits the number of transactions without an outcome, over
 	// all partitions. Default 8,192.
 	MaxInFlight int

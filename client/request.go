@@ -173,8 +173,8 @@ func (req *Request) size() int {
 }
 
 // appendFrame appends the transaction as a frame of a batch: two lengths, the
-// header block, the payload.
-func (req *Request) appendFrame(dst []byte, id []byte) []byte {
+// header block, which ends with the lines in more, the payload.
+func (req *Request) appendFrame(dst, id, more []byte) []byte {
 	start := len(dst)
 	dst = append(dst, 0, 0, 0, 0, 0, 0, 0, 0)
 	dst = subjects.AppendBlockStart(dst)
@@ -196,7 +196,7 @@ func (req *Request) appendFrame(dst []byte, id []byte) []byte {
 			dst = subjects.AppendField(dst, key, v)
 		}
 	}
-	dst = subjects.AppendBlockEnd(dst)
+	dst = subjects.AppendBlockEnd(append(dst, more...))
 	binary.BigEndian.PutUint32(dst[start:], uint32(len(dst)-start-8))
 	binary.BigEndian.PutUint32(dst[start+4:], uint32(len(req.Payload)))
 	return append(dst, req.Payload...)

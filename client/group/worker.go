@@ -73,6 +73,7 @@ func (m *member) work(ctx context.Context, w *worker) error {
 	}
 	var stopped error
 	opts := m.opts.Follow
+	opts.Group = m.name
 	opts.OnStop = func(partition int, err error) {
 		stopped = err
 		if m.opts.Follow.OnStop != nil {
