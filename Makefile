@@ -128,5 +128,20 @@ pictures: ## docs/pictures/*.svg from the sources beside them (with d2, built fr
 configuration: ## the tables of docs/configuration.md from the flags of cantus serve
 	$(GO) test -count=1 ./cmd/cantus -run '^TestConfigurationPage$$' -update
 
+# What is installed.
+.PHONY: release reproducible debian kubernetes
+
+release: ## archives, Debian packages, the Helm chart, bills of materials and checksums in DIST (default dist), of a tag or as a snapshot
+	cd .ci/release && $(GO) run . -out $(abspath $(or $(DIST),dist)) -targets $(or $(TARGETS),linux/amd64,linux/arm64,darwin/amd64,darwin/arm64,windows/amd64,windows/arm64)
+
+reproducible: ## two releases of what is committed, in different directories and with different caches, are the same (TARGETS=linux/amd64,…)
+	./.ci/reproducible $(or $(TARGETS),linux/amd64)
+
+debian: ## the Debian package is installed, run, upgraded and removed under a systemd of its own (root; KEEP=DIR keeps the Debian)
+	KEEP=$(KEEP) ./.ci/debian/run
+
+kubernetes: ## deploy/kubernetes from the Helm chart, and the checks of both
+	cd .ci/deploy && $(GO) test -count=1 . -update
+
 clean: ## remove what the targets made
-	rm -rf bin .ci/stores/node_modules e2e/node/node_modules examples/node/node_modules
+	rm -rf bin dist .ci/stores/node_modules e2e/node/node_modules examples/node/node_modules

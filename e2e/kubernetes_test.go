@@ -82,7 +82,8 @@ type pods struct {
 	container container
 	dir       string
 	here      *strings.Replacer // addresses and files
-	nodes     []*node
+	nodes     []*node           // and one more than there are at first
+	founded   bool              // the operator has removed --bootstrap
 }
 
 // newPods maps the names, ports and files of the pods to loopback and a
@@ -100,12 +101,12 @@ func newPods(t *testing.T) *pods {
 		t.Fatal(err)
 	}
 	pairs := []string{"/etc/cantus/token", token, "/etc/cantus/nats.conf", users}
-	for i := range p.set.Spec.Replicas {
+	for i := range p.set.Spec.Replicas + 1 {
 		host := fmt.Sprintf("%s.%s-nodes:", p.name(i), p.set.Metadata.Name)
 		pairs = append(pairs, host+"6222", ports.Free(t), host+"7222", ports.Free(t))
 	}
 	p.here = strings.NewReplacer(pairs...)
-	for i := range p.set.Spec.Replicas {
+	for i := range p.set.Spec.Replicas + 1 {
 		p.nodes = append(p.nodes, newNode(t, p.name(i), ""))
 	}
 	return p
@@ -133,10 +134,16 @@ func (p *pods) command(ordinal int) (args, env []string) {
 		if strings.Contains(a, "$(") {
 			p.t.Fatalf("%s has a variable that the container does not have", a)
 		}
+		if p.founded && strings.HasPrefix(a, "--bootstrap=") {
+			continue
+		}
 		args = append(args, a)
 	}
 	return args, env
 }
+
+// volume is where a pod keeps its data.
+func (p *pods) volume(ordinal int) string { return filepath.Join(p.dir, p.name(ordinal)) }
 
 // start runs a pod's command line. It does not wait until the node serves.
 func (p *pods) start(ordinal int) {
@@ -154,7 +161,7 @@ func (p *pods) start(ordinal int) {
 		case "--raft=:7222":
 			a = "--raft=" + own + "7222"
 		case "--data=/var/lib/cantus/data":
-			a = "--data=" + filepath.Join(p.dir, p.name(ordinal), "data")
+			a = "--data=" + filepath.Join(p.volume(ordinal), "data")
 		}
 		args[i] = p.here.Replace(a)
 	}
@@ -210,8 +217,8 @@ func TestKubernetesFoundsACluster(t *testing.T) {
 		t.Run(fmt.Sprint(order), func(t *testing.T) {
 			testkit.Parallel(t)
 			p := newPods(t)
-			if len(p.nodes) != len(order) {
-				t.Fatalf("the manifests have %d nodes", len(p.nodes))
+			if p.set.Spec.Replicas != len(order) {
+				t.Fatalf("the manifests have %d nodes", p.set.Spec.Replicas)
 			}
 			for i, ordinal := range order {
 				if i > 0 { // the one before waits for this one, and for nothing else
@@ -222,7 +229,7 @@ func TestKubernetesFoundsACluster(t *testing.T) {
 				}
 				p.start(ordinal)
 			}
-			p.await(p.nodes...)
+			p.await(p.nodes[:3]...)
 			p.append("hello")
 
 			last := p.nodes[order[2]]
@@ -253,27 +260,63 @@ func (p *pods) await(nodes ...*node) {
 	}
 }
 
-// append appends a transaction by way of every node that serves.
-func (p *pods) append(payload string) {
+// run runs a command as an operator or a client.
+func (p *pods) run(args ...string) {
 	p.t.Helper()
 	var servers []string
 	for _, n := range p.nodes {
-		servers = append(servers, n.url)
+		if n.url != "" {
+			servers = append(servers, n.url)
+		}
 	}
+	args = append(args, "--server", strings.Join(servers, ","), "--user", "app", "--password", "secret")
+	if code, _, stderr := cantus(p.t, args...); code != 0 {
+		p.t.Fatalf("cantus %q: status %d, %s", args, code, stderr)
+	}
+}
+
+func (p *pods) append(payload string) {
+	p.t.Helper()
 	file := filepath.Join(p.dir, "payload")
 	if err := os.WriteFile(file, []byte(payload), 0o600); err != nil {
 		p.t.Fatal(err)
 	}
-	code, _, stderr := cantus(p.t, "append", "0", file, "--server", strings.Join(servers, ","), "--user", "app", "--password", "secret")
-	if code != 0 {
-		p.t.Fatalf("append: status %d, %s", code, stderr)
+	p.run("append", "0", file)
+}
+
+// A pod that loses its volume, and one that comes later, are added as
+// docs/install.md says, once the operator has removed --bootstrap.
+func TestKubernetesAddsNodes(t *testing.T) {
+	testkit.NotShort(t, "it founds a cluster")
+	testkit.Parallel(t)
+	p := newPods(t)
+	for i := range 3 {
+		p.start(i)
 	}
+	p.await(p.nodes[:3]...)
+	p.append("hello")
+	p.founded = true
+
+	p.nodes[1].kill()
+	if err := os.RemoveAll(p.volume(1)); err != nil {
+		t.Fatal(err)
+	}
+	p.run("cluster", "remove", "cantus-1", "--wait", "10m")
+	p.start(1)
+	p.run("cluster", "add", "cantus-1", "--wait", "10m")
+	p.await(p.nodes[1])
+
+	p.start(3)
+	p.run("cluster", "add", "cantus-3", "--wait", "10m")
+	p.await(p.nodes[3])
+	p.run("cluster", "balance", "--wait", "10m")
+	p.append("again")
 }
 
 // The command lines have no mistake, with all addresses as they are.
 func TestKubernetesCommandLines(t *testing.T) {
 	p := newPods(t)
-	for i := range p.nodes {
+	for i := range p.set.Spec.Replicas {
 		args, env := p.command(i)
 		if args[0] != "serve" {
 			t.Fatalf("%s does not serve: %q", p.name(i), args)
