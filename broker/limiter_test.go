@@ -1,7 +1,9 @@
 package broker
 
 import (
+	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/cantuslog/cantus/broker/cluster"
@@ -86,4 +88,24 @@ func TestMessageTransactions(t *testing.T) {
 	if messageTransactions(false, one) != 1 {
 		t.Error("an append has one")
 	}
+}
+
+// What a limit refuses is answered as it arrives, and enters no queue: the
+// partition takes no slot in flight for it, and no sync.
+func TestWhatALimitRefusesEntersNoQueue(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d := newDataPath(t)
+		d.stop() // nothing takes from the queue
+		d.p.limiter.set(cluster.Limits{Transactions: 3})
+		for range 1000 {
+			d.send("inbox", "x")
+		}
+		if n, _ := d.p.queue.waiting(); n != 3 {
+			t.Errorf("%d messages wait, want 3", n)
+		}
+		refused := d.replies.take()
+		if len(refused) != 997 || !strings.Contains(refused[0], `"reason":"busy"`) || !strings.Contains(refused[0], `"limit":"transactions","retry_after":0.00`) {
+			t.Errorf("%d answers, the first is %q", len(refused), refused[:min(1, len(refused))])
+		}
+	})
 }
