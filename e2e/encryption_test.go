@@ -175,7 +175,7 @@ func (e *encryption) check() {
 // TestEncryptionRecipe follows the recipe: an encrypted disk shows nothing, and
 // its keys are replaced while the node serves.
 func TestEncryptionRecipe(t *testing.T) {
-	e, rest := encrypt(t, 768<<20)
+	e, rest := encrypt(t, 640<<20)
 	e.write(20)
 	if found := e.disk.shows(t, diskSecrets(t, e.dir)...); len(found) > 0 {
 		t.Errorf("the encrypted disk shows %q", found)
@@ -191,6 +191,8 @@ func TestEncryptionRecipe(t *testing.T) {
 		t.Errorf("the old key still opens the disk: %s", out)
 	}
 
+	t.Logf("the old key does not open the disk any more: %d transactions are there", e.written)
+
 	// Another volume key. The rotation, then the node, then both are killed.
 	before := e.volumeKey()
 	for _, kill := range []struct{ node, rotation bool }{{false, true}, {true, false}, {true, true}} {
@@ -199,6 +201,7 @@ func TestEncryptionRecipe(t *testing.T) {
 		}
 		e.write(5)
 		e.check()
+		t.Logf("interrupted, with kills of %+v: %d transactions are there", kill, e.written)
 	}
 	if e.rotating() {
 		e.follow(rest[6])
