@@ -7,6 +7,7 @@ import (
 
 	"go.opentelemetry.io/otel/propagation"
 	"go.opentelemetry.io/otel/trace"
+	"go.opentelemetry.io/otel/trace/noop"
 )
 
 const sampled = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
@@ -44,14 +45,22 @@ func TestParse(t *testing.T) {
 	}
 }
 
-func TestParseAllocatesNothing(t *testing.T) {
-	headers := []byte("Other: x\r\nTraceParent: " + sampled + "\r\n")
-	if n := testing.AllocsPerRun(100, func() {
-		if _, ok := Parse(Find(headers)); !ok {
-			t.Fatal("not found")
+// An append that is not sampled costs nothing that a collection of garbage
+// would notice.
+func TestUnsampledAppendsAllocateNothing(t *testing.T) {
+	tracer := New(Options{Provider: noop.NewTracerProvider()})
+	for _, headers := range []string{"", "Other: x\r\n", "Other: x\r\nTraceParent: " + sampled[:flagsAt] + "00\r\n", "traceparent: junk\r\n"} {
+		block := []byte(headers)
+		if n := testing.AllocsPerRun(100, func() {
+			if tracer.Append(0, Find(block)) != nil {
+				t.Fatal("it is traced")
+			}
+		}); n != 0 {
+			t.Errorf("%q: %v allocations", headers, n)
 		}
-	}); n != 0 {
-		t.Errorf("%v allocations", n)
+	}
+	if tracer.Append(0, Find([]byte("traceparent: "+sampled))) == nil {
+		t.Error("a sampled one is not traced")
 	}
 }
 
