@@ -6,7 +6,7 @@ ALL = $(MODULE)/...
 # What the nearest release tag calls this commit, empty if there is none.
 VERSION ?= $(shell git describe --tags --match 'v[0-9]*' --dirty 2>/dev/null)
 
-.PHONY: help build test short race lint vuln fuzz bench soak idle bench-backup pgo scaling bench-etcd e2e long cluster failover faults faults-long netfaults alerts docs interop natscli stores postgres proof powercut encryption fulldisk damage crashpoints sim pictures configuration clean
+.PHONY: help build test short race lint vuln fuzz bench soak idle bench-backup pgo scaling bench-etcd e2e long cluster failover faults faults-long netfaults alerts docs interop natscli stores postgres proof powercut encryption fulldisk damage crashpoints sim page pictures configuration clean
 
 help: ## this list
 	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -121,6 +121,9 @@ sim: ## replicas, the data path and whole nodes in virtual time, with faults: CA
 	CANTUS_SIM_RUNS=$${CANTUS_SIM_RUNS:-200} $(GO) test -count=1 -timeout 60m -run "^TestSimulation$$" ./raftstore
 	CANTUS_SIM_RUNS=$${CANTUS_SIM_RUNS:-200} $(GO) test -count=1 -timeout 60m -run "^TestSimulationOfTheDataPath$$" ./broker
 	CANTUS_SIM_RUNS=$${CANTUS_SIM_RUNS:-100} $(GO) test -count=1 -timeout 60m -run "^TestSimulationOfNodes$$" ./broker
+
+page: build ## the page of a node, in a browser (needs chromium); with PICTURES=1 also docs/page/*.webp
+	cd .ci/page && PAGE_BINARY="$(abspath bin/cantus)" PAGE_PICTURES="$(if $(PICTURES),$(abspath docs/page))" $(GO) test -count=1 -v .
 
 pictures: ## docs/pictures/*.svg from the sources beside them (with d2, built from .ci/pictures)
 	./.ci/pictures/run

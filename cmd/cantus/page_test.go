@@ -287,6 +287,11 @@ func TestPageFollowsLocks(t *testing.T) {
 			t.Errorf("%s: %s, %s: %+v", c.path, show(a.Before), show(a.After), a)
 		}
 	}
+	p.write("g", 1, "limits.1") // 7, whose check covers 2 to 6
+	var a aroundOfPage
+	if p.get("around?partition=0&txid=7&lock=limits.1&mark=1", &a); a.Before.Checked != 2 || a.Before.Last != 1 || !a.Before.Exact || a.Before.Found != nil {
+		t.Errorf("a checked lock: %+v", a)
+	}
 	var l lockOfPage
 	if p.get("lock?partition=0&lock=account.>", &l); len(l.Recorded) != 4 || l.Recorded[0].Txid != 5 || l.Recorded[3].Txid != 1 || !l.Exact || l.Newest != "5" {
 		t.Errorf("account.>: %+v", l)

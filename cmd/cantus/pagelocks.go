@@ -34,8 +34,11 @@ type direction struct {
 	First uint64 `json:"first,string"`
 	Last  uint64 `json:"last,string"`
 	Exact bool   `json:"exact"`
-	// Because is how it is known without a search.
+	// Because is how it is known without a search. Checked is the first of the
+	// transactions up to this one of which the check of the lock has proved
+	// that none recorded it; 0 for none.
 	Because string `json:"because,omitempty"`
+	Checked uint64 `json:"checked,string,omitempty"`
 }
 
 // aroundOfPage answers [page.AroundQuery].
@@ -112,9 +115,9 @@ func (v *pageViewer) before(ctx context.Context, q page.AroundQuery, newest *tra
 	if newest != nil && newest.Txid < q.Txid {
 		return direction{Found: foundOf(newest), First: newest.Txid, Last: q.Txid - 1, Exact: true}, nil
 	}
-	if q.Checked && q.Mark < q.Txid {
+	if q.Checked && q.Mark+1 < q.Txid {
 		below = q.Mark + 1
-		d.Because = fmt.Sprintf("none between: the lock was checked from %d on", below)
+		d.Checked = below
 	}
 	all, from, exact, err := v.backward(ctx, q.Partition, q.Lock, below, 1)
 	if err != nil {

@@ -186,7 +186,8 @@ type gapOfPage struct {
 	Because   string `json:"because"`
 }
 
-// noticeOfPage says what is the matter with a tail.
+// noticeOfPage says what is the matter with a tail. With a partition and
+// without a text it takes back what was said of that partition.
 type noticeOfPage struct {
 	Partition *int   `json:"partition,omitempty"`
 	Text      string `json:"text"`
@@ -330,7 +331,7 @@ func (t *tail) run(ctx context.Context) {
 			t.say(t.v.explain(err).Error())
 			pause = tailRetry
 		default:
-			t.trouble = ""
+			t.say("")
 			if more {
 				pause = tailPace
 			}

@@ -131,13 +131,13 @@ func (c *serveCmd) Run(ctx context.Context, p *program, parsed *kong.Context) er
 		}
 		return p.ended(c.Data, err)
 	}
+	defer source.attach(node, opts.Logger)()
 	opts.Logger.Info("open: " + node.OpenPorts())
 	if _, err := fmt.Fprintln(p.out, readyLine(node.ClientURL(), node.HTTPAddr())); err != nil {
 		opts.Logger.Warn("ready line not written", "err", err)
 	}
 	manager.ready("serving")
 	defer manager.watch(node.Probe)()
-	defer source.attach(node, opts.Logger)()
 	running := valuesOf(parsed.Selected().Flags)
 	for stopped := false; !stopped; {
 		select {

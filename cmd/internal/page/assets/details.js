@@ -86,11 +86,12 @@ function side(d, p, word) {
 }
 
 // searched says how far a search has gone, if it has found nothing.
-function searched(a) {
+function searched(a, txid) {
   const all = [];
   for (const [word, d] of [["Before", a.before], ["After", a.after]]) {
     const parts = [];
     if (d.because) parts.push(d.because);
+    if (d.checked) parts.push(`none from ${count(d.checked)} to ${count(BigInt(txid) - 1n)}, or it would have been refused`);
     const some = BigInt(d.last) >= BigInt(d.first) && d.first !== "0";
     if (!d.found && some) parts.push(`searched ${count(d.first)} to ${count(d.last)}${d.exact ? "" : ", not further"}`);
     if (parts.length) all.push(`${word}: ${parts.join("; ")}.`);
@@ -106,7 +107,7 @@ function thread(t, mode, lock, signal) {
   ask("around", query, signal).then((a) => {
     before.replaceChildren(...side(a.before, t.partition, "before"));
     after.replaceChildren(...side(a.after, t.partition, "after"));
-    note.textContent = searched(a);
+    note.textContent = searched(a, t.txid);
   }).catch((err) => {
     if (signal.aborted) return;
     before.replaceChildren();
@@ -178,21 +179,27 @@ export async function route() {
   controller = new AbortController();
   const { signal } = controller;
   document.querySelector('.row[aria-current="true"]')?.removeAttribute("aria-current");
+  let shown;
+  if (what === "transaction" && /^\d+$/.test(id)) {
+    document.querySelector(`.row[data-at="${p}/${id}"]`)?.setAttribute("aria-current", "true");
+    shown = showTransaction(p, id, signal);
+  } else if (what === "lock") {
+    shown = showLock(p, decoded(id), signal);
+  } else {
+    return close();
+  }
+  // At once: when the answer is there, the viewer may be somewhere else.
+  $("details-title").focus({ preventScroll: true });
+  const { top } = $("details").getBoundingClientRect();
+  if (top < 0 || top > innerHeight * 0.8) $("details").scrollIntoView({ block: "start" });
   try {
-    if (what === "transaction" && /^\d+$/.test(id)) {
-      document.querySelector(`.row[data-at="${p}/${id}"]`)?.setAttribute("aria-current", "true");
-      await showTransaction(p, id, signal);
-    } else if (what === "lock") {
-      await showLock(p, decodeURIComponent(id), signal);
-    } else {
-      return close();
-    }
+    await shown;
   } catch (err) {
     if (!signal.aborted) $("details-body").replaceChildren(el("p.trouble", { role: "alert" }, err.message));
   }
-  if (!signal.aborted) {
-    $("details-title").focus({ preventScroll: true });
-    const box = $("details").getBoundingClientRect();
-    if (box.top < 0 || box.top > innerHeight * 0.8) $("details").scrollIntoView({ block: "start" });
-  }
+}
+
+// decoded returns a part of the address as text.
+function decoded(part) {
+  try { return decodeURIComponent(part); } catch { return part; }
 }

@@ -11,7 +11,7 @@ function locksOf(t) {
   const all = modes.flatMap(([field, letter]) => (t[field] ?? []).map((lock) =>
     el("span", {}, el("abbr.mode", { title: `${modeNames[letter]} lock` }, letter + ":"), lockLink(t.partition, lock))));
   if (t.more_locks) all.push(el("span.mode", {}, `and ${count(t.more_locks)} more`));
-  return el("span.locks", {}, ...all.flatMap((lock, i) => i ? [" ", lock] : [lock]));
+  return el("span.lockset", {}, ...all.flatMap((lock, i) => i ? [" ", lock] : [lock]));
 }
 
 // transactionRow returns a transaction as a row.
@@ -47,9 +47,16 @@ class List {
       }
       return;
     }
-    row.classList.add("fresh");
+    if (this.calm()) row.classList.add("fresh");
     this.list.prepend(row);
     while (this.list.children.length > most) this.list.lastElementChild.remove();
+  }
+
+  // calm reports whether few rows come, so that a new one may be marked.
+  calm() {
+    const now = Date.now();
+    this.recent = [...(this.recent ?? []).filter((at) => now - at < 1000), now].slice(-5);
+    return this.recent.length < 5;
   }
 
   pause() { this.waiting ??= []; }
@@ -110,8 +117,12 @@ export function take(event, data) {
 }
 
 function notice(n) {
+  for (const old of [...$("notices").children]) {
+    if (n.partition !== undefined && old.dataset.partition === String(n.partition)) old.remove();
+  }
+  if (!n.text) return; // what was the matter with the partition has passed
   const about = n.partition === undefined ? "" : `partition ${n.partition}: `;
-  const item = el("li", {}, about + visible(n.text));
+  const item = el("li", { "data-partition": n.partition }, about + visible(n.text));
   const same = [...$("notices").children].find((old) => old.textContent === item.textContent);
   same?.remove();
   $("notices").prepend(item);

@@ -131,7 +131,7 @@ function showNodes(status) {
     el("th", { scope: "row" }, visible(n.name), n.name === status.node ? el("span.term", {}, " this node") : "", n.standby ? " standby" : ""),
     el(n.up ? "td" : "td.trouble", {}, visible(n.state)),
     el("td.n.leads", {}, count(n.leading)), el("td.n.of", {}, count(n.replicas)),
-    el("td", {}, n.since ? ago(n.since, status.time) : "–"), el("td", {}, visible(n.version ?? "–")), el("td.lost", {}, n.if_lost ?? "nothing stops"))));
+    el("td.runs", {}, n.since ? ago(n.since, status.time) : "–"), el("td", {}, visible(n.version ?? "–")), el("td.lost", {}, n.if_lost ?? "nothing stops"))));
 }
 
 export function showStatus(status) {
