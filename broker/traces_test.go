@@ -6,6 +6,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"unicode/utf8"
 
 	"github.com/nats-io/nats.go"
 	"go.opentelemetry.io/otel/attribute"
@@ -111,6 +112,25 @@ func TestAppendsAreTraced(t *testing.T) {
 	}
 	if dropped := broker.Metric(t, n, "cantus_spans_dropped_total"); dropped != 0 {
 		t.Errorf("%v spans dropped", dropped)
+	}
+}
+
+// Whatever bytes a client sends as a name, and wherever a long one is cut, a
+// span has text: a collector takes no message with anything else in it, so that
+// the spans of others would be lost too.
+func TestSpansHaveText(t *testing.T) {
+	opts, spans := traced(broker.Options{Partitions: 1})
+	_, nc := one(t, opts)
+	for _, name := range []string{"\xff", "x" + strings.Repeat("ä", 40)} {
+		for range 2 { // the second one conflicts
+			_ = ask(t, nc, "cantus.append.0", "a", "traceparent", traceparent, write, name, subjects.HeaderHighWaterMark, "0", "Cantus-Kind", name)
+		}
+		_ = ask(t, nc, "cantus.append.0", "a", "traceparent", traceparent, "Nats-Msg-Id", name)
+		for _, s := range await(t, spans, 3) {
+			if text := show(s) + s.Status.Description; !utf8.ValidString(text) {
+				t.Errorf("%q", text)
+			}
+		}
 	}
 }
 

@@ -3,6 +3,7 @@ package traces
 import (
 	"context"
 	"strconv"
+	"strings"
 	"time"
 
 	"go.opentelemetry.io/otel/attribute"
@@ -58,10 +59,10 @@ func (t *Tracer) append(b *Batch, a *Append) {
 		return
 	}
 	if a.Kind != "" {
-		span.SetAttributes(attribute.String("cantus.kind", a.Kind))
+		span.SetAttributes(attribute.String("cantus.kind", text(a.Kind)))
 	}
 	if a.ID != "" {
-		span.SetAttributes(attribute.String("messaging.message.id", a.ID))
+		span.SetAttributes(attribute.String("messaging.message.id", text(a.ID)))
 	}
 	committed := a.Err == nil && !a.Duplicate
 	if a.Err != nil {
@@ -94,10 +95,10 @@ func (t *Tracer) append(b *Batch, a *Append) {
 
 // refused notes on a span that its transaction was refused.
 func refused(span trace.Span, e *subjects.Error) {
-	span.SetStatus(codes.Error, string(e.Reason)+": "+e.Message)
+	span.SetStatus(codes.Error, text(string(e.Reason)+": "+e.Message))
 	span.SetAttributes(attribute.String("error.type", string(e.Reason)))
 	if e.Lock != "" {
-		span.SetAttributes(attribute.String("cantus.conflict.lock", e.Lock))
+		span.SetAttributes(attribute.String("cantus.conflict.lock", text(e.Lock)))
 	}
 	if e.Txid > 0 {
 		span.SetAttributes(attribute.Int64("cantus.conflict.txid", int64(e.Txid)))
@@ -120,3 +121,8 @@ func (t *Tracer) start(operation string, parent trace.SpanContext, kind trace.Sp
 }
 
 func txid(n uint64) attribute.KeyValue { return attribute.Int64("cantus.txid", int64(n)) }
+
+// text returns what a client has sent as text. Clients send any bytes, and
+// messages are cut within characters, but in the message to the collector a
+// text that is not UTF-8 loses all spans.
+func text(s string) string { return strings.ToValidUTF8(s, "\uFFFD") }
