@@ -20,9 +20,9 @@ type refusals struct {
 	metrics        *partitionMetrics
 	outbox         outbox
 	encodeAdvisory func(names subjects.Names, event string, fields map[string]any) []byte
-	position       func() position
-	// mark returns the high-water mark. It takes no lock that is held for long,
-	// as position does while a large batch is applied.
+	// mark returns the high-water mark. It takes no lock: messages are refused
+	// on the goroutine that reads those of all partitions, and the lock of a
+	// partition's state is held for long while a large batch is applied.
 	mark      func() uint64
 	busyReply busyReply // when a queue is full
 	conflicts conflictAdvice
@@ -67,7 +67,7 @@ func (r *refusals) refuse(m *natslink.Message, e *subjects.Error) []byte {
 	if m.Reply == "" {
 		return r.advisory(endpoint, msgID(m.Header), e)
 	}
-	mark := r.position().mark
+	mark := r.mark()
 	return appendRefusal(nil, m.Reply, e, subjects.Reply{Partition: number, Error: e, HighWaterMark: &mark})
 }
 

@@ -109,7 +109,7 @@ func (r *replica) wire() {
 	r.transfer = transfer{partition: r.id, log: r.log, peers: h.peers, session: &r.session, electionTimeout: h.electionTimeout}
 	r.refusals = refusals{
 		face: &r.face, outer: h.names, partition: r.id, metrics: &r.metrics, outbox: h.outbox, encodeAdvisory: h.encodeAdvisory,
-		position: position, mark: r.state.mark.Load, busyReply: newBusyReply(r.face.number),
+		mark: r.state.mark.Load, busyReply: newBusyReply(r.face.number),
 		conflicts: conflictAdvice{
 			partition: r.id, now: h.now, room: h.nats.MaxPayload,
 			encode:   func(event string, fields map[string]any) []byte { return h.encodeAdvisory(h.names, event, fields) },
@@ -258,9 +258,9 @@ func (r *replica) unserved() string {
 func (r *replica) rejected() error {
 	switch at := r.state.position(); {
 	case at.restoring:
-		return errRestoring(r.id)
+		return errRestoring(r.face.number)
 	case at.mirrorOf != "":
-		return errMirror(r.id, at.mirrorOf)
+		return errMirror(r.face.number, at.mirrorOf)
 	}
 	return r.gate.fullError()
 }
