@@ -24,23 +24,30 @@ type namespaces struct {
 	}
 	info func(name string, partitions int) *clusterInfo
 
-	ends map[string]func() // by the names of those that are served; owned by run
+	served map[string]servedNamespace // by their names; owned by run
+}
+
+// servedNamespace is a namespace that is served, until end is called.
+type servedNamespace struct {
+	partitions int
+	end        func()
 }
 
 // run serves the namespaces that the facts have until ctx ends.
 func (s *namespaces) run(ctx context.Context) {
-	s.ends = map[string]func(){}
+	s.served = map[string]servedNamespace{}
 	for {
 		facts, changed := s.facts()
-		for name, n := range facts.Namespaces {
-			if s.ends[name] == nil {
-				s.begin(name, len(n.Partitions))
+		for name, was := range s.served {
+			// It may have been removed and made again since the last facts.
+			if n, has := facts.Namespaces[name]; !has || len(n.Partitions) != was.partitions {
+				was.end()
+				delete(s.served, name)
 			}
 		}
-		for name, end := range s.ends {
-			if _, has := facts.Namespaces[name]; !has {
-				end()
-				delete(s.ends, name)
+		for name, n := range facts.Namespaces {
+			if _, is := s.served[name]; !is {
+				s.begin(name, len(n.Partitions))
 			}
 		}
 		select {
@@ -57,10 +64,10 @@ func (s *namespaces) begin(name string, partitions int) {
 	if err = errors.Join(err, s.server.MapKeys(names, partitions)); err != nil {
 		s.log.Warn("the namespace is not served as a whole", "namespace", name, "err", err)
 	}
-	s.ends[name] = func() {
+	s.served[name] = servedNamespace{partitions, func() {
 		end()
 		s.server.UnmapKeys(names)
-	}
+	}}
 }
 
 // checkNamespace returns an error if a namespace can't have that name: clients

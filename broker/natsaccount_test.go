@@ -64,3 +64,37 @@ func TestAccountThatChanges(t *testing.T) {
 	works(t, nc)
 	_ = n
 }
+
+// An account that is replaced loses the mappings of appends by key, those of
+// namespaces too, and gets them back. A mapping that takes away what a
+// namespace is asked makes the node unready.
+func TestAccountThatChangesUnderANamespace(t *testing.T) {
+	o := newOperated(t)
+	n, nc := openNode(t, t.TempDir(), o.options())
+	setNamespace(t, nc, `{"name":"orders","partitions":[1]}`)
+	if m := askNamespace(t, nc, "cantus.ns.orders.append.key.alice", "first"); !strings.Contains(string(m.Data), `{"partition":0,"txid":1`) {
+		t.Errorf("%s", m.Data)
+	}
+	o.write(func(a *jwt.AccountClaims) {
+		a.Mappings = jwt.Mapping{"cantus.ns.orders.append.0": {{Subject: "elsewhere", Weight: 100}}}
+	})
+	if err := n.Reload(o.options()); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the mapping makes the node unready", func() bool {
+		return !n.Ready() && strings.Contains(broker.Unready(n), "maps cantus.ns.orders.append.0 elsewhere")
+	})
+	o.write(nil)
+	if err := n.Reload(o.options()); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "ready again", n.Ready)
+	again, err := n.Conn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer again.Close()
+	if m := askNamespace(t, again, "cantus.ns.orders.append.key.alice", "second"); !strings.Contains(string(m.Data), `{"partition":0,"txid":2`) {
+		t.Errorf("%s", m.Data)
+	}
+}

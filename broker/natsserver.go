@@ -47,6 +47,7 @@ type connectedServer interface {
 type watchedServer interface {
 	MapKeys(names subjects.Names, partitions int) error
 	UnmapKeys(names subjects.Names)
+	RemapKeys() error
 	Shadowed(partitions int) (what string, keys bool, err error)
 	Configured() bool
 	Reloaded() <-chan struct{}

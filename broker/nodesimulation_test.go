@@ -49,6 +49,7 @@ func (s *simServer) CurrentUser() nats.Option               { return func(*nats.
 func (s *simServer) MaxReply() int64                        { return 0 }
 func (s *simServer) SetLinks(...*natslink.Link)             {}
 func (s *simServer) MapKeys(subjects.Names, int) error      { return nil }
+func (s *simServer) RemapKeys() error                       { return nil }
 func (s *simServer) UnmapKeys(subjects.Names)               {}
 func (s *simServer) Configured() bool                       { return false }
 func (s *simServer) Reloaded() <-chan struct{}              { return s.never }

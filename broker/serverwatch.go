@@ -12,14 +12,12 @@ import (
 
 	"github.com/cantuslog/cantus/broker/internal/natslink"
 	"github.com/cantuslog/cantus/broker/internal/natsserver"
-	"github.com/cantuslog/cantus/subjects"
 )
 
 // serverWatch checks whether the node's NATS server lets it serve.
 type serverWatch struct {
 	log        *slog.Logger
 	server     watchedServer
-	names      subjects.Names
 	partitions func() int
 	links      []*natslink.Link // the node's own
 	reads      *natslink.Link
@@ -106,14 +104,13 @@ func (w *serverWatch) check(ctx context.Context) error {
 // replaced loses the node's mapping. It returns an error if another of the
 // node's subjects is mapped.
 func (w *serverWatch) checkMappings() error {
-	partitions := w.partitions()
-	what, keys, err := w.server.Shadowed(partitions)
+	what, keys, err := w.server.Shadowed(w.partitions())
 	if err != nil {
 		return err
 	}
 	if !keys {
 		w.log.Warn("appends by key are mapped again")
-		if err := w.server.MapKeys(w.names, partitions); err != nil {
+		if err := w.server.RemapKeys(); err != nil {
 			return err
 		}
 	}

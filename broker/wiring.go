@@ -52,7 +52,7 @@ func (n *Node) wireConnections() {
 	n.shared.reads, n.shared.refusals = c.reads, c.readOutbox
 	n.pacer = newPacer(n.identity, n.nats, n.peers, c.reads, c.readOutbox)
 	n.watch = &serverWatch{
-		log: n.identity.log, server: n.nats, names: n.identity.names, partitions: func() int { return n.store.Identity().Partitions },
+		log: n.identity.log, server: n.nats, partitions: func() int { return n.store.Identity().Partitions },
 		links: []*natslink.Link{c.appends, c.reads, c.feeds}, reads: c.reads, control: c.controlConn,
 	}
 }

@@ -114,26 +114,31 @@ func (s *Server) Subscriptions(client uint64) (map[int]bool, error) {
 
 // Shadowed checks the account's subject mappings. what describes one that
 // diverts requests from the node, or is "" if there is none. keys reports
-// whether appends by key are mapped to partitions.
+// whether appends by key are mapped to partitions, those in namespaces too.
 func (s *Server) Shadowed(partitions int) (what string, keys bool, err error) {
 	z, err := s.Accountz(&server.AccountzOptions{Account: s.account.GetName()})
 	if err != nil || z.Account == nil {
 		return "", false, fmt.Errorf("account %s: %w", s.account.GetName(), err)
 	}
 	mappings := z.Account.Mappings
-	_, keys = mappings[s.names.AppendKey("*")]
-	for source := range mappings {
-		if s.keyed.has(source) {
-			delete(mappings, source)
-		}
+	all := s.keyed.all()
+	all[s.names] = partitions
+	keys = true
+	for names := range all {
+		source := names.AppendKey("*")
+		_, mapped := mappings[source]
+		keys = keys && mapped
+		delete(mappings, source)
 	}
 	if len(mappings) == 0 {
 		return "", keys, nil
 	}
-	for subject := range served(s.names, partitions) {
-		for _, source := range slices.Sorted(maps.Keys(mappings)) {
-			if server.SubjectsCollide(source, subject) {
-				return fmt.Sprintf("the NATS account maps %s elsewhere, which takes requests for %s away", source, subject), keys, nil
+	for names, partitions := range all {
+		for subject := range served(names, partitions) {
+			for _, source := range slices.Sorted(maps.Keys(mappings)) {
+				if server.SubjectsCollide(source, subject) {
+					return fmt.Sprintf("the NATS account maps %s elsewhere, which takes requests for %s away", source, subject), keys, nil
+				}
 			}
 		}
 	}
@@ -149,7 +154,7 @@ func served(names subjects.Names, partitions int) iter.Seq[string] {
 			}
 		}
 		for p := range partitions {
-			for _, s := range []string{names.Append(p), names.KeyedAppend(p, "*"), names.Batch(p), names.Read(p), names.ReplicaRead(p), names.Get(p), names.PartitionInfo(p), names.Cursor(p, "*")} {
+			for _, s := range []string{names.Append(p), names.KeyedAppend(p, "*"), names.Batch(p), names.Read(p), names.ReplicaRead(p), names.Get(p), names.PartitionInfo(p), names.Cursor(p, "*"), names.Cursors(p)} {
 				if !yield(s) {
 					return
 				}

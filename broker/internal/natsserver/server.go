@@ -455,6 +455,18 @@ func (s *Server) MapKeys(names subjects.Names, partitions int) error {
 	return mapKeys(s.account, names, partitions)
 }
 
+// RemapKeys adds the mappings of MapKeys again: an account that is replaced
+// loses them.
+func (s *Server) RemapKeys() error {
+	s.keyed.mu.Lock()
+	defer s.keyed.mu.Unlock()
+	var err error
+	for names, partitions := range s.keyed.partitions {
+		err = errors.Join(err, mapKeys(s.account, names, partitions))
+	}
+	return err
+}
+
 // UnmapKeys removes the mapping of MapKeys.
 func (s *Server) UnmapKeys(names subjects.Names) {
 	s.keyed.mu.Lock()
