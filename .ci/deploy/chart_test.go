@@ -29,9 +29,18 @@ const heading = `# Three nodes of Cantus in the namespace cantus. docs/install.m
 // render returns the manifests that the chart gives.
 func render(t *testing.T, values map[string]any) (string, error) {
 	t.Helper()
+	return renderVersion(t, "", values)
+}
+
+// renderVersion is render for a version that the chart was packed with.
+func renderVersion(t *testing.T, version string, values map[string]any) (string, error) {
+	t.Helper()
 	c, err := loader.Load(chartDir)
 	if err != nil {
 		t.Fatal(err)
+	}
+	if version != "" {
+		c.Metadata.Version, c.Metadata.AppVersion = version, version
 	}
 	all, err := chartutil.ToRenderValues(c, values, chartutil.ReleaseOptions{Name: "cantus", Namespace: "cantus", IsInstall: true}, nil)
 	if err != nil {
@@ -117,6 +126,17 @@ func TestValues(t *testing.T) {
 	}
 	if all := decode(t, text); all.policy != nil {
 		t.Error("there is a NetworkPolicy")
+	}
+}
+
+// The image of a snapshot has a tag that an image may have.
+func TestSnapshotsTag(t *testing.T) {
+	text, err := renderVersion(t, "0.1.0-dev+abc", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := decode(t, text).set.Spec.Template.Spec.Containers[0].Image; got != "cantus:0.1.0-dev-abc" {
+		t.Errorf("the image is %s", got)
 	}
 }
 
