@@ -23,21 +23,16 @@ type face struct {
 	batch      string // the subject of batch messages
 }
 
-// face returns the face of a partition by the facts.
-func (h *host) face(partition int) face {
-	outer := face{names: h.names, number: partition, partitions: h.partitions, feedKey: h.feedKey, batch: h.names.Batch(partition)}
-	if h.facts == nil { // in tests
-		return outer
-	}
-	facts, _ := h.facts()
-	part, _ := facts.PartOf(partition)
+// in returns the face of a partition in a namespace, which the face under the
+// cluster's names becomes.
+func (f face) in(part cluster.Part) face {
 	if part.Namespace == "" {
-		return outer
+		return f
 	}
-	names := h.names.Namespace(part.Namespace)
+	names := f.names.Namespace(part.Namespace)
 	return face{
 		part: part, names: names, number: part.Number, partitions: part.Of,
-		feedKey: namespaceKey(h.feedKey, part.Namespace), batch: names.Batch(part.Number),
+		feedKey: namespaceKey(f.feedKey, part.Namespace), batch: names.Batch(part.Number),
 	}
 }
 

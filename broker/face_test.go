@@ -16,12 +16,11 @@ func TestNamespacesSignWithKeysOfTheirOwn(t *testing.T) {
 		t.Fatal(err)
 	}
 	facts := cluster.Facts{Namespaces: map[string]cluster.Namespace{"orders": {Partitions: []int{2, 1}}, "billing": {Partitions: []int{3}}}}
-	h := host{names: subjects.Names{Prefix: "cantus"}, partitions: 4, messaging: messaging{feedKey: key}, clusterView: clusterView{
-		facts: func() (cluster.Facts, <-chan struct{}) { return facts, nil },
-	}}
+	names := subjects.Names{Prefix: "cantus"}
 	var keys []ed25519.PublicKey
 	for partition, want := range map[int]string{0: "cantus.batch.0", 2: "cantus.ns.orders.batch.0", 3: "cantus.ns.billing.batch.0"} {
-		f := h.face(partition)
+		part, _ := facts.PartOf(partition)
+		f := face{names: names, number: partition, partitions: 4, feedKey: key, batch: names.Batch(partition)}.in(part)
 		if f.number != 0 || f.batch != want || f.partitions != map[int]int{0: 4, 2: 2, 3: 1}[partition] {
 			t.Errorf("partition %d is %+v", partition, f)
 		}

@@ -95,7 +95,12 @@ func openReplica(h host, id int, log *wal.Log, voters []string) (*replica, error
 // setGroup.
 func (r *replica) wire() {
 	h, position := &r.host, r.state.position
-	r.face = h.face(r.id)
+	r.face = face{names: h.names, number: r.id, partitions: h.partitions, feedKey: h.feedKey, batch: h.names.Batch(r.id)}
+	if h.facts != nil { // as in all but some tests
+		facts, _ := h.facts()
+		part, _ := facts.PartOf(r.id)
+		r.face = r.face.in(part)
+	}
 	r.archived.partition, r.archived.archive, r.archived.log, r.archived.metrics, r.archived.reads = r.id, h.archive, r.log, &r.metrics, h.archiving
 	r.archived.cluster, r.archived.position, r.archived.history = h.cluster, r.state.position, r.state.pastClusters
 	cursors := newQueue(h.queueBytes)
