@@ -31,6 +31,7 @@ func TestInvariantsOfAPartition(t *testing.T) {
 	p := &responder{
 		log: slog.New(slog.DiscardHandler), mark: func() uint64 { return 5 }, confirmLeader: func() bool { return false },
 		metrics: &metrics, replies: &fakeConnection{}, limits: fakeNATS{}, term: 2,
+		adviseAll: func(string, []byte, *subjects.Error) []byte { return nil },
 	}
 	decidedBy := func(o outcome, dependsOn uint64) *batch {
 		requests := newRequestArena()

@@ -12,9 +12,10 @@ import (
 
 // No part of a node has the node: each states what it needs. So only node.go,
 // with Open, has a field, a parameter or a result of type *Node; and the
-// methods of Node are in the files that open, wire, reload and close it.
+// methods of Node are in the files that open, wire, reload, probe and close it,
+// and log in to it.
 func TestNoPartHasTheNode(t *testing.T) {
-	checkHolders(t, "Node", []string{"node.go"}, []string{"node.go", "wiring.go", "reload.go", "close.go"})
+	checkHolders(t, "Node", []string{"node.go"}, []string{"node.go", "wiring.go", "reload.go", "close.go", "login.go", "probe.go"})
 }
 
 // No part of a replica has the replica, or all that it is given by its node.
