@@ -6,7 +6,7 @@ ALL = $(MODULE)/...
 # What the nearest release tag calls this commit, empty if there is none.
 VERSION ?= $(shell git describe --tags --match 'v[0-9]*' --dirty 2>/dev/null)
 
-.PHONY: help build test short race lint vuln fuzz bench soak idle bench-backup pgo scaling bench-etcd e2e long cluster failover faults faults-long netfaults alerts docs interop natscli stores postgres proof powercut encryption fulldisk damage crashpoints sim page pictures configuration clean
+.PHONY: help build test short race lint vuln fuzz bench soak idle bench-backup pgo scaling bench-etcd e2e long cluster failover faults faults-long netfaults alerts alerts-live docs interop natscli stores postgres proof powercut encryption fulldisk damage crashpoints sim page pictures configuration clean
 
 help: ## this list
 	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -79,6 +79,9 @@ long: ## the tests that take samples, at full length: every damage, 20 kills on 
 
 alerts: ## the alert rules and their tests, with promtool (fetched from Debian if it is not there)
 	./.ci/alerts
+
+alerts-live: ## each alert fires in a Prometheus when its fault is made, and is resolved (root, strace; prometheus is fetched from Debian if it is not there)
+	$(GO) test -count=1 -timeout 60m -parallel 4 -tags alertslive -v -run '^TestAlertsLive$$' ./e2e
 
 docs: ## the command lines of the documents, run as they are written, those of the longest pages too
 	CANTUS_LONG=1 $(GO) test -count=1 -timeout 30m -v -run '^TestDocs$$' ./e2e

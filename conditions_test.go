@@ -12,6 +12,7 @@ import (
 
 // notInCI says which tags' tests .ci/run only compiles, and why.
 var notInCI = map[string]string{
+	"alertslive":  "needs small file systems and strace, and takes minutes",
 	"crashpoints": "needs strace, and a system that lets it trace",
 	"encryption":  "needs dm-crypt, a kernel's or that of User-mode Linux",
 	"fulldisk":    "needs a small file system, which only root can mount",

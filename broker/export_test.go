@@ -96,6 +96,15 @@ func Diverge(n *Node, partition int) {
 	r.state.digest[0] ^= 1
 }
 
+// Damage has a node count a partition's log as damaged.
+func Damage(n *Node, partition int) {
+	s := n.scrubber
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.current = append(s.current, unrepaired{label(partition), "damaged"})
+	s.metrics.setDamaged(len(s.current))
+}
+
 // Fed returns how many messages the node has published for the feed, -1 if that
 // is not known.
 func Fed(n *Node) int64 {

@@ -55,7 +55,16 @@ func (f *fencing) fence(why string) { f.fenceAnd(why, true) }
 
 // retire fences the replica so that its leader takes its vote and it can be
 // rebuilt, and lets it vote and acknowledge until then.
-func (f *fencing) retire(why string) { f.fenceAnd(why, false) }
+func (f *fencing) retire() { f.fenceAnd(toBeRebuilt, false) }
+
+// toBeRebuilt is why a replica is fenced that retire has fenced.
+const toBeRebuilt = "an operator has it rebuilt"
+
+// diverged reports whether the replica is fenced because of its log.
+func (f *fencing) diverged() bool {
+	why := f.fenced.Load()
+	return why != nil && *why != toBeRebuilt
+}
 
 func (f *fencing) fenceAnd(why string, halt bool) {
 	if !f.fenced.CompareAndSwap(nil, &why) {

@@ -431,7 +431,7 @@ func (o *operations) onRebuild(_ context.Context, m *natslink.Message) (any, err
 	case !ok || leader == o.opts.Name:
 		return nil, subjects.Errorf(subjects.Unavailable, "partition %d has no leader at the moment to rebuild the replica from: try again", p)
 	case c.current().fencing.fenced.Load() == nil:
-		c.current().fencing.retire("an operator has it rebuilt")
+		c.current().fencing.retire()
 		fallthrough
 	case report.Voters[o.opts.Name]:
 		o.background(func() { o.rebuildUnvoted(c, p) })

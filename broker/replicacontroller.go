@@ -64,6 +64,7 @@ type controllerConfig struct {
 	removalSuspected func() bool        // the node may have been removed
 	fail             func(error)
 	sources          *replicaSources
+	forgetDamage     func(partition int) // of a log that was deleted or repaired
 }
 
 func newReplicaController(config controllerConfig, id int, log *slog.Logger, data *wal.Log) *replicaController {
@@ -151,6 +152,7 @@ func (c *replicaController) repair(ctx context.Context) error {
 			return err
 		}
 	}
+	c.forgetDamage(c.id)
 	c.log.Warn("the replica's log was repaired: the disk may be failing", "entries", len(found.Entries), "damage", found.Err)
 	return nil
 }
@@ -406,6 +408,7 @@ func (c *replicaController) serve(ctx context.Context, r *replica) {
 		return
 	}
 	c.unfence()
+	c.forgetDamage(c.id)
 	if why == rebuilding {
 		c.rebuilt.Add(1)
 	}

@@ -113,7 +113,7 @@ var partitionFigures = []partitionFigure{
 	{scrapedGauge("replica_lag_seconds", "For how long the leader has had a transaction that this replica has not; 0 if there is none.", "partition"), false,
 		func(v *replicaView) float64 { return v.lag.Seconds() }},
 	{scrapedGauge("replica_diverged", "1 if this replica has another log than the others and is fenced.", "partition"), false,
-		func(v *replicaView) float64 { return bit(v.r.fencing.fenced.Load() != nil) }},
+		func(v *replicaView) float64 { return bit(v.r.fencing.diverged()) }},
 	{scrapedGauge("replica_halted", "1 if this replica is halted because its log may be the wrong one.", "partition"), false,
 		func(v *replicaView) float64 { return bit(v.r.fencing.halted.Load() != nil) }},
 

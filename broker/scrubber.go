@@ -56,9 +56,13 @@ type scrubber struct {
 
 	repairing chan struct{} // capacity 1: filled while damage is repaired
 	mu        sync.Mutex    // guards what follows
-	current   []string      // what is damaged and not repaired
-	found     []string      // the same, by the scrub that is under way
+	current   []unrepaired  // what is damaged and not repaired
+	found     []unrepaired  // the same, by the scrub that is under way
 }
+
+// unrepaired is damage that is there: where, as partitionOf returns it, and
+// what it is.
+type unrepaired struct{ where, text string }
 
 func newScrubber(i *identity, m *metrics, advise func(string, map[string]any), sources *replicaSources, applied func(uint32) uint64) *scrubber {
 	return &scrubber{
@@ -82,7 +86,21 @@ func (s *scrubber) readDamage(d wal.Damage) {
 func (s *scrubber) damaged() string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return strings.Join(s.current, "; ")
+	var texts []string
+	for _, d := range s.current {
+		texts = append(texts, d.text)
+	}
+	return strings.Join(texts, "; ")
+}
+
+// forget is called when a partition's log was deleted, with what was damaged in
+// it, or when all of that was repaired.
+func (s *scrubber) forget(partition int) {
+	is := func(d unrepaired) bool { return d.where == label(partition) }
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.current, s.found = slices.DeleteFunc(s.current, is), slices.DeleteFunc(s.found, is)
+	s.metrics.setDamaged(len(s.current))
 }
 
 // run scrubs until ctx ends.
@@ -128,7 +146,7 @@ func (s *scrubber) scrub(ctx context.Context) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if err == nil {
-		s.current = s.found
+		s.current = slices.Clone(s.found)
 	}
 	s.metrics.setDamaged(len(s.current))
 	return err
@@ -182,7 +200,8 @@ func (s *scrubber) handle(ctx context.Context, d wal.Damage) {
 	if len(d.Entries) > 0 {
 		fields = append(fields, "entries", len(d.Entries), "first_entry", d.Entries[0], "after_txid", d.After)
 	}
-	known := slices.Contains(s.currentDamage(), d.Err.Error())
+	left := unrepaired{where, d.Err.Error()}
+	known := slices.Contains(s.currentDamage(), left)
 	repaired, err := d.Repaired, error(nil)
 	if len(d.Entries) > 0 {
 		err = s.restore(ctx, d)
@@ -198,9 +217,9 @@ func (s *scrubber) handle(ctx context.Context, d wal.Damage) {
 		return
 	}
 	s.mu.Lock()
-	s.found = append(s.found, d.Err.Error())
+	s.found = append(s.found, left)
 	if !known {
-		s.current = append(s.current, d.Err.Error())
+		s.current = append(s.current, left)
 	}
 	s.metrics.setDamaged(len(s.current))
 	s.mu.Unlock()
@@ -214,7 +233,7 @@ func (s *scrubber) handle(ctx context.Context, d wal.Damage) {
 	s.report(d, false)
 }
 
-func (s *scrubber) currentDamage() []string {
+func (s *scrubber) currentDamage() []unrepaired {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return slices.Clone(s.current)

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -13,6 +14,7 @@ import (
 	"github.com/nats-io/nats.go"
 
 	"github.com/cantuslog/cantus/broker"
+	"github.com/cantuslog/cantus/internal/testkit"
 	"github.com/cantuslog/cantus/subjects"
 	"github.com/cantuslog/cantus/wal"
 )
@@ -218,5 +220,46 @@ func TestADamagedReplicaIsRepairedAtTheStart(t *testing.T) {
 		}); err != nil {
 			t.Errorf("%s: %v", name, err)
 		}
+	}
+}
+
+// What was damaged in a replica's log is there no longer once the replica was
+// fetched anew, and until then nothing says that its log differs.
+func TestARebuiltReplicaIsNotDamaged(t *testing.T) {
+	testkit.NotShort(t, "three nodes start, and one is rebuilt")
+	c := openNodes(t, 3, broker.Options{Partitions: 2})
+	c.awaitPlaced("n1")
+	follower := "n3"
+	if c.leader(0, "n1") == follower {
+		follower = "n2"
+	}
+	n := c.node(follower)
+	broker.Damage(n, 0)
+	broker.Damage(n, 1)
+	stop, diverged := make(chan struct{}), make(chan bool)
+	go func() {
+		seen := false
+		for {
+			select {
+			case <-stop:
+				diverged <- seen
+				return
+			default:
+				seen = seen || broker.Metric(t, n, "cantus_replica_diverged") > 0
+			}
+		}
+	}()
+	r := c.operate("n1", subjects.AdminRequest{Partition: new(int)}, "node", follower, "rebuild")
+	eventually(t, "the replica is rebuilt", func() bool {
+		return slices.ContainsFunc(c.status("n1").Partitions[0].Replicas, func(s subjects.ReplicaStatus) bool {
+			return s.Name == follower && s.Voter && s.Rebuilds == r.Rebuilds
+		})
+	})
+	close(stop)
+	if <-diverged {
+		t.Error("the replica counts as one with another log")
+	}
+	if left := broker.Metric(t, n, "cantus_damaged"); left != 1 {
+		t.Errorf("%v are damaged, and not only partition 1", left)
 	}
 }

@@ -162,6 +162,7 @@ func (n *Node) controllerConfig(partition int, m *meta) controllerConfig {
 		self: self, names: n.identity.names, founders: bootstrapVoters(n.store.Identity(), bootstrapFacts(n.store.Identity()).Voters(partition)),
 		peers: n.peers, facts: m.current, factsCurrent: m.isCurrent, shared: n.shared, network: n.network, host: n.host, full: n.space.isFull,
 		removalSuspected: n.membership.removalSuspected, fail: n.life.fail, sources: n.scrubber.sources,
+		forgetDamage: n.scrubber.forget,
 	}
 }
 

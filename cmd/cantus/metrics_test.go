@@ -289,6 +289,10 @@ func checkAlerts(t *testing.T, shown map[string]exposed) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	faults, err := os.ReadFile("../../e2e/alertsfaults_test.go")
+	if err != nil {
+		t.Fatal(err)
+	}
 	_, sections, _ := strings.Cut(string(page), "\n## Alerts\n")
 	headings := regexp.MustCompile(`(?m)^### (Cantus\w+)$`).FindAllStringSubmatch(sections, -1)
 	var alerts []string
@@ -304,6 +308,9 @@ func checkAlerts(t *testing.T, shown map[string]exposed) {
 			}
 			if !strings.Contains(string(tests), "alertname: "+r.Alert+"\n") {
 				t.Errorf("%s is not in deploy/prometheus/alerts_test.yml", r.Alert)
+			}
+			if !regexp.MustCompile(`\n\t"` + r.Alert + `": +\{`).Match(faults) {
+				t.Errorf("no fault of liveFaults in e2e/alertsfaults_test.go makes %s fire: add one, and run make alerts-live", r.Alert)
 			}
 		}
 	}
