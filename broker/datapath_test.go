@@ -61,6 +61,7 @@ func newDataPath(t *testing.T) *dataPath {
 		d.ended = err
 		cancel(err)
 	})
+	c.countRefused = func(*subjects.Error, int) {}
 	c.propose, c.confirmLeader, c.rejected = d.group.propose, func() bool { return true }, func() error {
 		if err := d.rejected.Load(); err != nil {
 			return *err

@@ -111,12 +111,12 @@ func (l *limiter) fill() {
 }
 
 // admit takes a message of a number of transactions, or says why it is refused.
-// A write that frees room, as a cursor's may, is not held to the size of the
-// log.
-func (l *limiter) admit(limits *cluster.Limits, transactions, bytes int, frees bool) *subjects.Error {
-	if limits.Kept > 0 && !frees && l.kept() >= limits.Kept {
-		return l.refuse(limitKept, 0, subjects.StorageFull, "the partition's log has %s, and its namespace allows %s: nothing is appended until some of it is trimmed",
-			humanize.IBytes(l.kept()), humanize.IBytes(limits.Kept))
+// The size of the log does not hold back what passesFull: a write that frees
+// room, as a cursor's may, and what the partition itself refuses later.
+func (l *limiter) admit(limits *cluster.Limits, transactions, bytes int, passesFull bool) *subjects.Error {
+	if e := l.full(limits); e != nil && !passesFull {
+		l.count(e, 1)
+		return e
 	}
 	l.mu.Lock()
 	l.fill()
@@ -130,8 +130,10 @@ func (l *limiter) admit(limits *cluster.Limits, transactions, bytes int, frees b
 		if limitNames[i] == limitBytes {
 			what = humanize.IBytes(limits.Bytes)
 		}
-		return l.refuse(limitNames[i], wait, subjects.Busy, "the namespace allows %s a second in each partition, and this one has taken more: try again in %v",
-			what, wait)
+		e := subjects.Errorf(subjects.Busy, "the namespace allows %s a second in each partition, and this one has taken more: try again in %v", what, wait)
+		e.Limit, e.RetryAfter = limitNames[i], wait.Seconds()
+		l.count(e, 1)
+		return e
 	}
 	l.buckets[0].level -= float64(transactions)
 	l.buckets[1].level -= float64(bytes)
@@ -139,14 +141,26 @@ func (l *limiter) admit(limits *cluster.Limits, transactions, bytes int, frees b
 	return nil
 }
 
-func (l *limiter) refuse(limit string, wait time.Duration, reason subjects.Reason, format string, args ...any) *subjects.Error {
-	l.refusals.WithLabelValues(label(l.partition), limit).Inc()
-	e := subjects.Errorf(reason, format, args...)
-	e.Limit, e.RetryAfter = limit, wait.Seconds()
+// full returns an error if the log is as large as limits allow.
+func (l *limiter) full(limits *cluster.Limits) *subjects.Error {
+	if limits == nil || limits.Kept == 0 || l.kept() < limits.Kept {
+		return nil
+	}
+	e := subjects.Errorf(subjects.StorageFull, "the partition's log has %s, and its namespace allows %s: nothing is appended until some of it is trimmed",
+		humanize.IBytes(l.kept()), humanize.IBytes(limits.Kept))
+	e.Limit = limitKept
+	return e
+}
+
+// count counts n refusals with an error of the limiter; others don't count.
+func (l *limiter) count(e *subjects.Error, n int) {
+	if e.Limit == "" {
+		return
+	}
+	l.refusals.WithLabelValues(label(l.partition), e.Limit).Add(float64(n))
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.latest = limited{l.now(), e.Message}
-	return e
 }
 
 // text says which limit refuses appends, as text for people; "" if none has
@@ -191,7 +205,10 @@ func messageTransactions(batch bool, payload []byte) int {
 	return max(n, 1)
 }
 
-// admitMessage is admit for an append or a batch.
+// admitMessage is admit for an append or a batch. What may repeat a transaction
+// that was committed before passes a full log: the partition answers with that
+// one's outcome, and refuses what is new.
 func (l *limiter) admitMessage(limits *cluster.Limits, m *natslink.Message, batch bool) *subjects.Error {
-	return l.admit(limits, messageTransactions(batch, m.Payload), len(m.Header)+len(m.Payload), false)
+	mayRepeat := batch || limits.Kept > 0 && msgID(m.Header) != nil
+	return l.admit(limits, messageTransactions(batch, m.Payload), len(m.Header)+len(m.Payload), mayRepeat)
 }

@@ -140,10 +140,29 @@ func TestLimitsOfANamespace(t *testing.T) {
 	}
 
 	// Bytes that are kept: a trim makes room, and another limit too.
+	known := func() string {
+		return string(ask(t, nc, "cantus.ns.loud.append.0", "known", "Nats-Msg-Id", "known").Data)
+	}
+	setNamespace(t, nc, `{"name":"loud"}`)
+	eventually(t, "there is no limit", func() bool { return strings.Contains(known(), `"txid"`) })
 	setNamespace(t, nc, `{"name":"loud","limits":{"kept":1000}}`)
 	eventually(t, "the log is full", func() bool { return strings.Contains(string(loud("x").Data), `"limit":"kept"`) })
 	if e := wantRefusal(t, loud("x"), subjects.StorageFull); e.RetryAfter != 0 {
 		t.Errorf("%+v", e)
+	}
+	// What was committed before is not said to be refused.
+	if got := known(); !strings.Contains(got, `"duplicate":true`) {
+		t.Errorf("a repeat: %s", got)
+	}
+	before := broker.Metric(t, n, "cantus_limit_refusals_total")
+	if e := wantRefusal(t, ask(t, nc, "cantus.ns.loud.append.0", "new", "Nats-Msg-Id", "new"), subjects.StorageFull); e.Limit != "kept" {
+		t.Errorf("%+v", e)
+	}
+	if m := ask(t, nc, "cantus.ns.loud.batch.0", string(item("x"))); !strings.Contains(string(m.Data), `"limit":"kept"`) {
+		t.Errorf("a batch: %s", m.Data)
+	}
+	if n := broker.Metric(t, n, "cantus_limit_refusals_total"); n != before+2 {
+		t.Errorf("%v refusals are counted, want %v", n, before+2)
 	}
 	askServed(t, nc, "cantus.ns.loud.cursor.0.c", `{"txid":1}`)
 	askServed(t, nc, "cantus.admin.trim.0", fmt.Sprintf(`{"before":%d}`, i.HighWaterMark+1))

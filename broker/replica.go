@@ -267,7 +267,13 @@ func (r *replica) rejected() error {
 	case at.mirrorOf != "":
 		return errMirror(r.face.number, at.mirrorOf)
 	}
-	return r.gate.fullError()
+	if err := r.gate.fullError(); err != nil {
+		return err
+	}
+	if e := r.limiter.full(r.limiter.limits.Load()); e != nil {
+		return e
+	}
+	return nil
 }
 
 // onAppend queues appends and batches. It runs on the reading goroutine of the

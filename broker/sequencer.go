@@ -34,6 +34,7 @@ type sequencer struct {
 	inflight      *inflightLimit // of the node's batches in flight
 	propose       func(data []byte) proposal
 	rejected      func() error // why nothing is stored now, nil if it is
+	countRefused  func(e *subjects.Error, n int)
 	limits        messageLimit
 	certified     chan<- *batch
 	slots         chan struct{} // of the partition's batches in flight
@@ -159,13 +160,18 @@ func (s *sequencer) reject(ms []*natslink.Message, why error) *batch {
 	for _, m := range ms {
 		rs = s.decode(b, rs, m)
 	}
-	e := wireError(why)
+	e, refused := wireError(why), 0
 	for _, f := range s.certifier.repeats(rs) {
 		o := outcome{err: e}
 		if f.verdict.Outcome != lockmgr.Pass && f.verdict.DependsOn == 0 {
 			o = s.outcome(f)
+		} else {
+			refused++
 		}
 		b.decide(f.r, o, 0)
+	}
+	if refused > 0 {
+		s.countRefused(e, refused)
 	}
 	return b
 }

@@ -72,6 +72,8 @@ type sessionConfig struct {
 	propose   func(data []byte) proposal
 	// rejected returns why no transaction can be stored now, nil if it can.
 	rejected func() error
+	// countRefused is told how many transactions were rejected with an error.
+	countRefused func(e *subjects.Error, n int)
 	// mark returns the high-water mark.
 	mark func() uint64
 	// promotedAfter is that of a publisher.
@@ -102,7 +104,7 @@ func newSession(c sessionConfig) *session {
 		sequencer: sequencer{
 			partition: c.partition, partitions: c.partitions, names: c.names, term: c.term,
 			direct: c.names.Append(c.partition), batchSubject: c.names.Batch(c.partition),
-			queue: c.queue, certifier: c.certifier, inflight: c.inflight, propose: c.propose, rejected: c.rejected,
+			queue: c.queue, certifier: c.certifier, inflight: c.inflight, propose: c.propose, rejected: c.rejected, countRefused: c.countRefused,
 			limits: c.nats, certified: certified, slots: make(chan struct{}, maxInflight), tracer: c.tracer,
 		},
 		publisher: publisher{

@@ -261,7 +261,7 @@ func (r *dataSimNode) serve(ctx context.Context) {
 	background.Go(func() { p.endWithTerm(ctx, term, cancel) })
 	p.queue.open()
 	c := p.sessionConfig(term, cancel)
-	c.rejected = func() error { return nil }
+	c.rejected, c.countRefused = func() error { return nil }, func(*subjects.Error, int) {}
 	c.propose = func(data []byte) proposal {
 		if r.stumble(term) {
 			return refusedProposal{}
