@@ -240,7 +240,7 @@ func (r *replica) finishTransfer(why error, session *sync.WaitGroup) bool {
 func (r *replica) sessionConfig(term uint64, end func(error)) sessionConfig {
 	h, f := &r.host, &r.face
 	return sessionConfig{
-		partition: f.number, partitions: f.partitions, names: f.names, term: term, log: r.log, metrics: &r.metrics, stages: h.metrics.stages, tracer: h.tracer,
+		id: r.id, partition: f.number, partitions: f.partitions, names: f.names, term: term, log: r.log, metrics: &r.metrics, stages: h.metrics.stages, tracer: h.tracer,
 		queue: r.queue, certifier: r.state.certifier, inflight: h.inflight,
 		propose: func(data []byte) proposal { return r.group.Propose(data) }, rejected: r.rejected, countRefused: r.limiter.count,
 		mark: func() uint64 { return r.state.position().mark }, promotedAfter: r.state.promotedAfter, confirmLeader: func() bool { return r.requests.confirmLeader(term) }, end: end, setLate: r.queue.setLate,

@@ -22,7 +22,8 @@ const (
 
 // sequencer is the first stage of a session: it certifies and proposes.
 type sequencer struct {
-	partition    int
+	id           int // the partition, by the cluster's numbers
+	partition    int // as clients see it
 	partitions   int
 	names        subjects.Names
 	term         uint64
@@ -222,7 +223,7 @@ func (s *sequencer) trace(b *batch, r *request, received time.Time) {
 	if s.tracer == nil {
 		return
 	}
-	a := s.tracer.Append(s.partition, traces.Find(r.tx.Header))
+	a := s.tracer.Append(s.id, traces.Find(r.tx.Header))
 	if a == nil {
 		return
 	}

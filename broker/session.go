@@ -57,6 +57,7 @@ const maxInflight = 5
 
 // sessionConfig lists what a session is given.
 type sessionConfig struct {
+	id         int // the partition, by the cluster's numbers
 	partition  int // as clients see it
 	partitions int // how many they see
 	names      subjects.Names
@@ -102,7 +103,7 @@ func newSession(c sessionConfig) *session {
 	certified, committed := make(chan *batch, maxInflight), make(chan *batch, maxInflight)
 	s := &session{
 		sequencer: sequencer{
-			partition: c.partition, partitions: c.partitions, names: c.names, term: c.term,
+			id: c.id, partition: c.partition, partitions: c.partitions, names: c.names, term: c.term,
 			direct: c.names.Append(c.partition), batchSubject: c.names.Batch(c.partition),
 			queue: c.queue, certifier: c.certifier, inflight: c.inflight, propose: c.propose, rejected: c.rejected, countRefused: c.countRefused,
 			limits: c.nats, certified: certified, slots: make(chan struct{}, maxInflight), tracer: c.tracer,

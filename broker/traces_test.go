@@ -115,6 +115,19 @@ func TestAppendsAreTraced(t *testing.T) {
 	}
 }
 
+// A span has the cluster's number of a partition of a namespace, as the prefix
+// that it names is the cluster's, and as the spans of other replicas do.
+func TestSpansOfANamespace(t *testing.T) {
+	opts, spans := traced(broker.Options{Partitions: 2})
+	_, nc := openNode(t, t.TempDir(), opts)
+	setNamespace(t, nc, `{"name":"orders","partitions":[1]}`)
+	askNamespace(t, nc, "cantus.ns.orders.append.0", "untraced")
+	appendTx(t, nc, "cantus.ns.orders.append.0", "a", "traceparent", traceparent)
+	if got := show(await(t, spans, 1)[0]); !strings.Contains(got, "append cantus") || !strings.Contains(got, "partition.id=1 ") {
+		t.Errorf("%s", got)
+	}
+}
+
 // Whatever bytes a client sends as a name, and wherever a long one is cut, a
 // span has text: a collector takes no message with anything else in it, so that
 // the spans of others would be lost too.
