@@ -81,8 +81,8 @@ func FuzzCursor(f *testing.F) {
 	f.Add("é,", []byte(`{"txid":0}`))
 	r := newTestReplica()
 	r.mark.Store(10)
-	w := &cursorWriter{state: r}
 	names := subjects.Names{Prefix: "cantus"}
+	w := &cursorWriter{state: r, refusals: &refusals{face: &face{names: names}, outer: names}}
 	f.Fuzz(func(t *testing.T, name string, body []byte) {
 		c, err := w.parse(&natslink.Message{Subject: names.Cursor(0, name), Reply: "r", Payload: body})
 		if err != nil {
