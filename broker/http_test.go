@@ -193,6 +193,9 @@ func TestHTTPHandlerOfTheProgram(t *testing.T) {
 	if err := <-stopped; err == nil {
 		t.Error("the request outlives the node")
 	}
+	if _, err := io.Copy(io.Discard, r.Body); err != nil {
+		t.Errorf("the answer is cut off: %v", err)
+	}
 }
 
 // A connection within the process is let in where one over the client port is.
