@@ -75,13 +75,52 @@ func (a fsmAdapter) ApplyBatch(logs []*raft.Log) []any {
 			entries = append(entries, Committed{Index: l.Index, Term: l.Term, Data: l.Data, Restored: wal.IsRestored(l.Extensions), Taken: l.AppendedAt})
 		}
 	}
-	if n := len(entries); n > 0 {
-		if err := a.writes.waitSynced(entries[n-1].Index); err != nil {
-			return slices.Repeat([]any{notSynced{err}}, len(logs))
+	results := make([]any, 0, len(entries))
+	for rest := entries; len(rest) > 0; {
+		n, err := a.nextSynced(rest)
+		if err != nil {
+			return align(logs, append(results, slices.Repeat([]any{notSynced{err}}, len(rest))...))
 		}
-		synced := a.log.LastIndex()
-		invariant.AppliedIsSynced.Check(synced >= entries[n-1].Index, synced, entries[n-1].Index)
+		results = append(results, a.applySynced(rest[:n])...)
+		rest = rest[n:]
 	}
+	a.snapshotter.recordApplied(logs[len(logs)-1].Index)
+	return align(logs, results)
+}
+
+// align returns a result for each of logs: the FSM returns none for a
+// configuration.
+func align(logs []*raft.Log, results []any) []any {
+	if len(results) == len(logs) {
+		return results
+	}
+	all := make([]any, len(logs))
+	for i, l := range logs {
+		if l.Type == raft.LogCommand {
+			all[i], results = results[0], results[1:]
+		}
+	}
+	return all
+}
+
+// nextSynced waits until the first of some entries is synced, and returns how
+// many are. The others learn that an entry is committed as soon as it is synced
+// here, and apply it: it must not wait here for those behind it.
+func (a fsmAdapter) nextSynced(entries []Committed) (n int, err error) {
+	if err := a.writes.waitSynced(entries[0].Index); err != nil {
+		return 0, err
+	}
+	through := max(entries[0].Index, a.writes.limit(entries[len(entries)-1].Index))
+	for n < len(entries) && entries[n].Index <= through {
+		n++
+	}
+	synced := a.log.LastIndex()
+	invariant.AppliedIsSynced.Check(synced >= entries[n-1].Index, synced, entries[n-1].Index)
+	return n, nil
+}
+
+// applySynced applies entries that are synced.
+func (a fsmAdapter) applySynced(entries []Committed) []any {
 	applied := a.snapshotter.applied.Load()
 	for i := range entries {
 		e := &entries[i]
@@ -92,17 +131,8 @@ func (a fsmAdapter) ApplyBatch(logs []*raft.Log) []any {
 		}
 	}
 	results := a.fsm.Apply(entries)
-	a.snapshotter.recordApplied(logs[len(logs)-1].Index)
-	if len(results) == len(logs) {
-		return results
-	}
-	all := make([]any, len(logs)) // the FSM returns no result for a configuration
-	for i, l := range logs {
-		if l.Type == raft.LogCommand {
-			all[i], results = results[0], results[1:]
-		}
-	}
-	return all
+	a.snapshotter.recordApplied(entries[len(entries)-1].Index)
+	return results
 }
 
 func (a fsmAdapter) Snapshot() (raft.FSMSnapshot, error) { return fsmSnapshot{a.fsm.Snapshot()}, nil }

@@ -35,7 +35,7 @@ var defects = []defect{
 		"raftstore/logstore.go", "r == nil || r.State() != raft.Leader {", "r == nil {",
 	}}},
 	{"leader-unsynced-counts", "a leader applies and answers what it has not synced", "", []edit{{
-		"raftstore/fsm.go", "if n := len(entries); n > 0 {", "if n := len(entries); n < 0 {",
+		"raftstore/fsm.go", "n, err := a.nextSynced(rest)", "n, err := len(rest), error(nil)",
 	}}},
 	{"vote-before-sync", "a term or a vote is not waited for, nor the entries before it", "", []edit{{
 		"raftstore/logstore.go", "if err := s.writes.waitSynced(allEntries); err != nil {", "if err := error(nil); err != nil {",
