@@ -382,7 +382,7 @@ func (s *nodeSim) Operate(ctx context.Context, n *sim.Node, f sim.Fault) error {
 	case sim.Move:
 		return s.ask(ctx, "cluster.move", map[string]any{"partition": partition, "node": n.Name, "to": absent})
 	case sim.Freeze:
-		s.barriers(ctx, n.Name)
+		s.blockRaft(ctx, n.Name)
 		return nil
 	case sim.Rebuild:
 		return s.ask(ctx, "node."+n.Name+".rebuild", map[string]any{"partition": partition})
@@ -411,9 +411,8 @@ func (s *nodeSim) Operate(ctx context.Context, n *sim.Node, f sim.Fault) error {
 	return fmt.Errorf("no node can do that")
 }
 
-// barriers has all that a node leads write a barrier, and returns when they are
-// written.
-func (s *nodeSim) barriers(ctx context.Context, name string) {
+// blockRaft blocks all that a node leads: see sim.BlockRaft.
+func (s *nodeSim) blockRaft(ctx context.Context, name string) {
 	var groups []*raftstore.Group
 	s.replicas(func(node *Node, r *replica) {
 		if node.Name() == name {
@@ -425,7 +424,7 @@ func (s *nodeSim) barriers(ctx context.Context, name string) {
 	}
 	var all sync.WaitGroup
 	for _, g := range groups {
-		all.Go(func() { _ = g.Barrier(ctx) })
+		all.Go(func() { sim.BlockRaft(ctx, g) })
 	}
 	all.Wait()
 }

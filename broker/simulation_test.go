@@ -98,8 +98,8 @@ func (s *dataSim) Run(ctx context.Context, schedule sim.Schedule) {
 	s.cluster.Start(ctx)
 	clients, stop := context.WithCancel(ctx)
 	var running sync.WaitGroup
-	for i := range dataSimClients {
-		c := &dataClient{s: s, id: i, rng: rand.New(rand.NewPCG(s.seed, uint64(2000+i)))}
+	for i := range 2 + s.seed%(dataSimClients-1) { // few leave room for what is decided at once
+		c := &dataClient{s: s, id: int(i), rng: rand.New(rand.NewPCG(s.seed, 2000+i))}
 		running.Go(func() { c.run(clients) })
 	}
 	running.Go(func() { s.trim(clients) })
@@ -431,6 +431,9 @@ func (r *dataRequest) header() []byte {
 // transact sends a message until its outcome is known.
 func (c *dataClient) transact(r *dataRequest) {
 	c.s.judge.begin(r)
+	if c.rng.IntN(6) == 0 {
+		c.node = c.rng.IntN(3) // one that led before may still believe that it does
+	}
 	for began := time.Now(); time.Since(began) < dataSimGiveUp; {
 		reply, answered := c.send(r)
 		if answered && final(reply) {

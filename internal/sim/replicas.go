@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/cantuslog/cantus/internal/simnet"
@@ -54,13 +55,25 @@ func (r *Replicas) Operate(ctx context.Context, n *Node, f Fault) error {
 	case f.Kind == Transfer:
 		return g.Transfer(ctx, "")
 	case f.Kind == Freeze:
-		return g.Barrier(ctx)
+		BlockRaft(ctx, g)
 	case f.Kind == Restart:
 		n.ask(Restart)
 	case f.Kind == Rebuild && r.whole():
 		n.ask(Rebuild)
 	}
 	return nil
+}
+
+// BlockRaft has a leader's group write to the disk twice, which stands still:
+// what comes first blocks raft's main goroutine, and what comes second blocks it
+// again when it goes on, while what has arrived is read.
+func BlockRaft(ctx context.Context, g *raftstore.Group) {
+	var both sync.WaitGroup
+	for range 2 {
+		both.Go(func() { _ = g.Barrier(ctx) })
+		time.Sleep(10 * time.Millisecond)
+	}
+	both.Wait()
 }
 
 // whole reports whether every node has a replica, so that one may be rebuilt.

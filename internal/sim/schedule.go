@@ -224,7 +224,7 @@ func newFault(rng *rand.Rand, at time.Duration, kind Kind, nodes []string) Fault
 	case Clock:
 		f.For = between(rng, time.Millisecond, 2*MaxSkew)
 	case Freeze:
-		f.For = between(rng, 600*time.Millisecond, 1600*time.Millisecond)
+		f.For = between(rng, 700*time.Millisecond, 1200*time.Millisecond)
 	case Partition, SlowDisk, Stall:
 		f.For = between(rng, 50*time.Millisecond, 3*time.Second)
 	}

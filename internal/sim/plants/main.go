@@ -23,7 +23,7 @@ import (
 )
 
 // runTimeout ends a run that hangs: that is a way of finding a defect.
-const runTimeout = time.Minute
+const runTimeout = 4 * time.Minute
 
 func main() {
 	runs := flag.Int("runs", 100, "seeds to try for each defect")
