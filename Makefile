@@ -6,7 +6,7 @@ ALL = $(MODULE)/...
 # What the nearest release tag calls this commit, empty if there is none.
 VERSION ?= $(shell git describe --tags --match 'v[0-9]*' --dirty 2>/dev/null)
 
-.PHONY: help build test short race lint vuln fuzz bench soak idle bench-backup pgo scaling bench-etcd e2e long cluster failover faults faults-long netfaults alerts alerts-live docs interop natscli stores postgres proof powercut encryption fulldisk damage crashpoints sim page pictures configuration clean
+.PHONY: help build test short race lint vuln fuzz bench soak idle bench-backup pgo scaling bench-etcd e2e long cluster failover faults faults-long overload netfaults alerts alerts-live docs interop natscli stores postgres proof powercut encryption fulldisk damage crashpoints sim page pictures configuration clean
 
 help: ## this list
 	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -65,11 +65,14 @@ cluster: ## clusters of real processes at full length: failing leaders, restarts
 failover: ## how long a partition pauses when its leader is killed, or stopped
 	CANTUS_LONG=1 $(GO) test -count=1 -timeout 60m -v -run '^TestClusterFailoverPauses$$' ./e2e
 
-faults: ## random faults on real processes for half an hour, ending in the judge (FOR=30m, SEED=, BINARY= another cantus)
+faults: ## random faults on real processes for half an hour, ending in the judge; as root also of disks (FOR=30m, SEED=, BINARY= another cantus)
 	$(GO) test -count=1 -timeout 0 -v -run '^TestMixedFaults$$' ./e2e -args -faults-for $${FOR:-30m} -faults-seed $${SEED:-0} -binary "$(abspath $(BINARY))"
 
 faults-long: ## the same for eight hours
 	$(MAKE) faults FOR=8h
+
+overload: ## ten times what three nodes sustain, 10,000 long polls, 500 readers that never read, ending in the judge (FOR=5m)
+	$(GO) test -count=1 -timeout 0 -v -run '^TestOverload$$' ./e2e -args -overload-for $${FOR:-5m}
 
 netfaults: ## clusters in network namespaces with cut and slow links (root, iproute2, sch_netem)
 	CANTUS_LONG=1 $(GO) test -count=1 -timeout 60m -v -tags netfaults -run '^TestNet' ./e2e

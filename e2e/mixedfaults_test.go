@@ -26,9 +26,11 @@ var (
 // strike at random: killed and paused nodes, nodes and ways between them that
 // are cut off, processes without files or memory, rolling restarts, transferred
 // leadership, trims, rebuilt replicas, drained nodes, and directories that are
-// put back to an older copy. Each round is a new cluster and ends in the judge.
-// Which faults strike, and what the clients ask for, comes from a seed that is
-// printed. What happens at which moment does not.
+// put back to an older copy. Where it runs as root on Linux, and goes on for
+// some time, disks are slow, hang, and become read-only too. Each round is a
+// new cluster and ends in the judge. Which faults strike, and what the clients
+// ask for, comes from a seed that is printed. What happens at which moment does
+// not.
 func TestMixedFaults(t *testing.T) {
 	testkit.NotShort(t, "a cluster of processes runs through faults")
 	testkit.Parallel(t)
@@ -56,17 +58,23 @@ func mixFaults(t *testing.T, seed uint64, count int) {
 	t.Logf("again: go test ./e2e -run '^TestMixedFaults$' -v -args -faults-seed %d", seed)
 	const partitions = 2
 	window := 5 * time.Second // a trim passes what is older
-	c := newWiredCluster(sequential{t}, 3, "--partitions", fmt.Sprint(partitions), "--msg-id-window", window.String(), "--locks", "1000")
+	c := newWiredCluster(sequential{t}, 0, "--partitions", fmt.Sprint(partitions), "--msg-id-window", window.String(), "--locks", "1000")
+	strikes := mixedFaults
+	f := &faulty{cluster: c, t: t, Rand: rand.New(rand.NewPCG(seed, 1<<32))}
+	if *faultsFor > 0 {
+		strikes = append(slices.Clone(strikes), f.giveDisks()...)
+	}
+	c.found(3)
 	c.record(partitions, 3, window, 1000)
 	c.startAll()
 	c.awaitPlaced()
 	m := startMix(c, partitions, seed)
-	f := &faulty{cluster: c, mix: m, t: t, Rand: rand.New(rand.NewPCG(seed, 1<<32)), watcher: c.dial(c.nodes[0].name)}
+	f.mix, f.watcher = m, c.dial(c.nodes[0].name)
 	for i := range count {
 		if err := m.reach(t.Context(), 20+f.IntN(400)); err != nil {
 			t.Fatal(err)
 		}
-		strike := mixedFaults[f.IntN(len(mixedFaults))]
+		strike := strikes[f.IntN(len(strikes))]
 		began := time.Now()
 		what, err := strike(f)
 		if err != nil {

@@ -53,6 +53,13 @@ func (d *Disk) Thaw() {
 	d.run("fsfreeze", "-u", d.Mount)
 }
 
+// Abort makes the file system read-only, as ext4 does after an error of its
+// device. What was not synced is lost.
+func (d *Disk) Abort() {
+	d.tb.Helper()
+	d.run("mount", "-o", "remount,abort", d.Mount)
+}
+
 // Cut simulates a power failure. A sync at that moment may return success
 // without effect.
 func (d *Disk) Cut() {

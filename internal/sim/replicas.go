@@ -65,8 +65,8 @@ func (r *Replicas) Operate(ctx context.Context, n *Node, f Fault) error {
 }
 
 // BlockRaft has a leader's group write to the disk twice, which stands still:
-// what comes first blocks raft's main goroutine, and what comes second blocks it
-// again when it goes on, while what has arrived is read.
+// what comes first blocks raft's main goroutine, and what comes second blocks
+// it again when it goes on, while what has arrived is read.
 func BlockRaft(ctx context.Context, g *raftstore.Group) {
 	var both sync.WaitGroup
 	for range 2 {

@@ -129,7 +129,7 @@ func (c *Client) Append(ctx context.Context, subject string, payload []byte, hea
 // error.
 func (c *Client) AppendMsg(ctx context.Context, m *nats.Msg) (r Reply, err error) {
 	start := c.Recorder.Now()
-	defer func() { c.Recorder.append(c.Name, start, m, r, err) }()
+	defer func() { c.Recorder.Appended(c.Name, start, m, r, err) }()
 	answer, err := c.Request(ctx, m)
 	if err != nil {
 		return Reply{}, err

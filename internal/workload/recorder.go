@@ -81,7 +81,9 @@ func refusedBy(e *Refusal, mark *uint64) (r judge.Result) {
 	return r
 }
 
-func (r *Recorder) append(client string, start int64, m *nats.Msg, answer Reply, err error) {
+// Appended records an append that was sent at start, and its answer, if err is
+// nil.
+func (r *Recorder) Appended(client string, start int64, m *nats.Msg, answer Reply, err error) {
 	if r == nil {
 		return
 	}
