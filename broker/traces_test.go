@@ -135,11 +135,8 @@ func TestSpansHaveText(t *testing.T) {
 	opts, spans := traced(broker.Options{Partitions: 1})
 	_, nc := one(t, opts)
 	for _, name := range []string{"\xff", "x" + strings.Repeat("ä", 40)} {
-		for range 2 { // the second one conflicts
-			_ = ask(t, nc, "cantus.append.0", "a", "traceparent", traceparent, write, name, subjects.HeaderHighWaterMark, "0", "Cantus-Kind", name)
-		}
 		_ = ask(t, nc, "cantus.append.0", "a", "traceparent", traceparent, "Nats-Msg-Id", name)
-		for _, s := range await(t, spans, 3) {
+		for _, s := range await(t, spans, 1) {
 			if text := show(s) + s.Status.Description; !utf8.ValidString(text) {
 				t.Errorf("%q", text)
 			}
