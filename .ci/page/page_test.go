@@ -299,6 +299,7 @@ func TestPageOfThreeNodes(t *testing.T) {
 	nodes[2].stop()
 	b.says(nodes[0], "fails too")
 	b.until("the node is away", "/n3 *away since/.test(document.querySelector('#nodes').innerText.replace(/\\s+/g, ' '))")
+	b.until("no figure for a replica that nobody hears", "/n3 away/.test(document.querySelector('#partitions').innerText)")
 	nodes[1].stop()
 	b.until("it is not known to be safe", "document.querySelector('#sign').textContent === '▲'")
 	if b.text("#rows") != "" {

@@ -22,7 +22,8 @@ function sample(p, now) {
   const known = p.leader !== "";
   let rate = 0;
   if (known && last?.known) rate = Math.max(0, less(p.mark, last.mark)) / Math.max(seconds(now - last.at), 0.001);
-  const lags = p.replicas.filter((r) => r.name !== p.leader).map((r) => Math.max(0, less(p.mark, r.mark)));
+  // The leader does not know how far a replica is that it does not hear.
+  const lags = p.replicas.filter((r) => r.name !== p.leader && r.state !== "away").map((r) => Math.max(0, less(p.mark, r.mark)));
   past.push({ at: now, known, mark: known ? p.mark : last?.mark ?? "0", rate, lag: known ? Math.max(0, ...lags) : 0 });
   while (past.length && seconds(now - past[0].at) > window_ + 5) past.shift();
   return past;
@@ -70,11 +71,9 @@ function makeRow(partition) {
 }
 
 function replicaText(r, p) {
-  const lag = Math.max(0, less(p.mark, r.mark));
-  let text = `${r.name} ${count(lag)}`;
-  if (r.state === "away") text += " away";
-  else if (!r.voter) text += " no vote";
-  return text;
+  if (r.state === "away") return `${r.name} away`;
+  const text = `${r.name} ${count(Math.max(0, less(p.mark, r.mark)))}`;
+  return r.voter ? text : text + " no vote";
 }
 
 function fill(row, p, past) {
