@@ -52,7 +52,7 @@ func show(s tracetest.SpanStub) string {
 		switch a.Key {
 		case "messaging.system", "messaging.operation.name", "messaging.destination.name", "cantus.node":
 		default:
-			fmt.Fprintf(&b, " %s=%v", a.Key, a.Value.Emit())
+			fmt.Fprintf(&b, " %s=%v", a.Key, a.Value.String())
 		}
 	}
 	for _, e := range s.Events {
@@ -164,7 +164,7 @@ func TestTracesOfABatch(t *testing.T) {
 	all := await(t, spans, 2)
 	for i, txid := range []int64{1, 6} {
 		if got, ok := attributeOf(all[i], "cantus.txid"); !ok || got.AsInt64() != txid {
-			t.Errorf("span %d is of txid %v", i, got.Emit())
+			t.Errorf("span %d is of txid %v", i, got.String())
 		}
 	}
 	for i, want := range sent {
@@ -194,7 +194,7 @@ func TestTraceRatio(t *testing.T) {
 	appendTx(t, nc, "cantus.append.0", "x")
 	for i, s := range await(t, spans, 2) {
 		if txid, _ := attributeOf(s, "cantus.txid"); s.Parent.IsValid() || txid.AsInt64() != int64(i+2) {
-			t.Errorf("span %d: txid %v, parent %v", i, txid.Emit(), s.Parent.SpanID())
+			t.Errorf("span %d: txid %v, parent %v", i, txid.String(), s.Parent.SpanID())
 		}
 	}
 }

@@ -87,7 +87,7 @@ func wantAttributes(t *testing.T, s tracetest.SpanStub, want ...string) {
 	t.Helper()
 	var got []string
 	for _, a := range s.Attributes {
-		got = append(got, fmt.Sprintf("%s=%s", a.Key, a.Value.Emit()))
+		got = append(got, fmt.Sprintf("%s=%s", a.Key, a.Value.String()))
 	}
 	for _, w := range want {
 		if !slices.Contains(got, w) {
