@@ -527,6 +527,10 @@ func (o *overload) probe(c *workload.Client) (p probed) {
 	return p
 }
 
+// largestBatch is how many transactions a batch has at most: a trim ends with
+// one.
+const largestBatch = 4096
+
 // trimAll trims the partitions, so that the judge has not too much to read.
 func (o *overload) trimAll(c *workload.Client) {
 	for p := range overloadPartitions {
@@ -539,7 +543,7 @@ func (o *overload) trimAll(c *workload.Client) {
 			if _, err := c.Trim(ctx, p, mark-o.size.keeps); err != nil {
 				return err.Error()
 			}
-			if first := mustInfo(o.t, c, p).FirstTxid; mark-first > 2*o.size.keeps {
+			if first := mustInfo(o.t, c, p).FirstTxid; mark-first > o.size.keeps+largestBatch {
 				return fmt.Sprintf("it begins at %d of %d", first, mark)
 			}
 			return ""

@@ -18,7 +18,7 @@ func TestExamples(t *testing.T) {
 	for folder, atLeast := range map[string]int{"client": 8, "client/group": 1, "client/sqlview": 1} {
 		t.Run(folder, func(t *testing.T) {
 			t.Parallel()
-			dir := filepath.Join("..", filepath.FromSlash(folder))
+			dir := filepath.Join("..", "..", filepath.FromSlash(folder))
 			binary := filepath.Join(t.TempDir(), "examples.exe")
 			must(t, exec.CommandContext(t.Context(), "go", "test", "-c", "-o", binary, "-overlay", withDrivers(t), "github.com/cantuslog/cantus/"+folder))
 			all := strings.Fields(must(t, exec.CommandContext(t.Context(), binary, "-test.list", "^Example")))
@@ -46,7 +46,7 @@ func withDrivers(t *testing.T) string {
 	if err := os.WriteFile(driver, []byte("package sqlview_test\n\nimport _ \"modernc.org/sqlite\"\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	to, err := filepath.Abs(filepath.Join("..", "client", "sqlview", "driver_test.go"))
+	to, err := filepath.Abs(filepath.Join("..", "..", "client", "sqlview", "driver_test.go"))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -18,7 +18,7 @@ var samples = map[string]string{
 	"listen": "127.0.0.1:7001", "http": "127.0.0.1:7002", "nats-config": "FILE", "account": "APP", "credentials": "FILE",
 	"locks": "500", "msg-ids": "600", "msg-id-window": "3m", "queue-size": "8MiB", "tail-size": "9MiB", "reserve": "10MiB",
 	"scrub-rate": "1MiB", "scrub-interval": "2h", "retention-interval": "90s",
-	"log-level": "debug", "log-format": "json", "pprof": "true",
+	"log-level": "debug", "log-format": "json", "pprof": "true", "page": "off",
 	"traces": "http://127.0.0.1:4318/v1/traces", "trace-ratio": "0.5",
 	"cluster": "127.0.0.1:7003", "routes": "10.0.0.2:6222,10.0.0.3:6222", "raft": "127.0.0.1:7004", "raft-advertise": "n7.example:7004",
 	"bootstrap": "n7,n8,n9", "replicas": "5", "standby": "true", "election-timeout": "1s", "catch-up-rate": "32MiB",
@@ -112,7 +112,7 @@ func TestEveryFlagReachesTheNode(t *testing.T) {
 	}
 	defaults := options()
 	for name, value := range samples {
-		if name == "data" || name == "archive" || name == "traces" || strings.HasPrefix(name, "log-") {
+		if name == "data" || name == "archive" || name == "traces" || name == "page" || strings.HasPrefix(name, "log-") {
 			continue
 		}
 		if got := options("--" + name + "=" + strings.ReplaceAll(value, "FILE", there)); reflect.DeepEqual(got, defaults) {
