@@ -302,15 +302,33 @@ func TestKubernetesAddsNodes(t *testing.T) {
 		t.Fatal(err)
 	}
 	p.run("cluster", "remove", "cantus-1", "--wait", "10m")
-	p.start(1)
+	p.startNew(1)
 	p.run("cluster", "add", "cantus-1", "--wait", "10m")
 	p.await(p.nodes[1])
 
-	p.start(3)
+	p.startNew(3)
 	p.run("cluster", "add", "cantus-3", "--wait", "10m")
 	p.await(p.nodes[3])
 	p.run("cluster", "balance", "--wait", "10m")
 	p.append("again")
+}
+
+// startNew starts a pod with an empty volume, again if it ends, as the kubelet
+// does, until it waits to be added: a node that has not heard yet that the old
+// one was removed refuses it.
+func (p *pods) startNew(ordinal int) {
+	p.t.Helper()
+	p.start(ordinal)
+	testkit.Until(p.t, p.name(ordinal)+" waits to be added", func() bool {
+		process := p.nodes[ordinal].running()
+		if process.stderr.has("cantus cluster add") {
+			return true
+		}
+		if process.ended() {
+			p.start(ordinal)
+		}
+		return false
+	})
 }
 
 // The command lines have no mistake, with all addresses as they are.
