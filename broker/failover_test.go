@@ -16,6 +16,7 @@ import (
 	"github.com/cantuslog/cantus/internal/invariant"
 	"github.com/cantuslog/cantus/internal/testkit"
 	"github.com/cantuslog/cantus/subjects"
+	"github.com/cantuslog/cantus/wal"
 )
 
 func TestThreeNodesFoundAClusterInAnyOrder(t *testing.T) {
@@ -231,5 +232,35 @@ func TestAReplicaWithAnotherLogIsFencedAndRebuilt(t *testing.T) {
 		if got := c.checkSame(0, c.names...); !slices.Equal(got, []string{"a", "b", "c"}) {
 			t.Errorf("got %v", got)
 		}
+	}
+}
+
+// A node whose power fails when a rebuild has begun goes on with it: the replica
+// keeps its vote until its leader has taken it, and is then fetched again.
+func TestARebuildGoesOnAfterARestart(t *testing.T) {
+	testkit.NotShort(t, "three nodes start, and one again")
+	c := openNodes(t, 3, broker.Options{Partitions: 1})
+	c.awaitPlaced("n1")
+	nc := c.conn("n1")
+	keep(t, nc, 0, "a", "a")
+	c.stop("n2")
+	s, err := wal.Open(c.dirs["n2"], wal.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	fence := wal.Meta{Name: "fenced", Value: []byte("an operator has it rebuilt")} // what the request writes first
+	if err := errors.Join(s.Log(0).SetMeta(fence), s.Close()); err != nil {
+		t.Fatal(err)
+	}
+	c.start("n2")
+	eventually(t, "n2 is rebuilt", func() bool {
+		return slices.ContainsFunc(c.status("n3").Partitions[0].Replicas, func(s subjects.ReplicaStatus) bool {
+			return s.Name == "n2" && s.Voter && s.Fenced == "" && s.Rebuilds == 1
+		})
+	})
+	eventually(t, "n2 serves again", func() bool { return c.node("n2").Ready() })
+	keep(t, nc, 0, "b", "b")
+	if got := c.checkSame(0, c.names...); !slices.Equal(got, []string{"a", "b"}) {
+		t.Errorf("got %v", got)
 	}
 }

@@ -34,7 +34,7 @@ type fencing struct {
 }
 
 // load reads whether the replica was fenced when the node stopped. It returns
-// nil if it was not.
+// why the replica is to be halted, nil if it is not.
 func (f *fencing) load() error {
 	why := f.store.Meta(metaFenced)
 	if why == nil {
@@ -42,6 +42,9 @@ func (f *fencing) load() error {
 	}
 	text := string(why)
 	f.fenced.Store(&text)
+	if f.retired() {
+		return nil
+	}
 	return fmt.Errorf("%w: %s", errFenced, text)
 }
 
@@ -60,11 +63,14 @@ func (f *fencing) retire() { f.fenceAnd(toBeRebuilt, false) }
 // toBeRebuilt is why a replica is fenced that retire has fenced.
 const toBeRebuilt = "an operator has it rebuilt"
 
-// diverged reports whether the replica is fenced because of its log.
-func (f *fencing) diverged() bool {
+// retired reports whether the replica is fenced by retire.
+func (f *fencing) retired() bool {
 	why := f.fenced.Load()
-	return why != nil && *why != toBeRebuilt
+	return why != nil && *why == toBeRebuilt
 }
+
+// diverged reports whether the replica is fenced because of its log.
+func (f *fencing) diverged() bool { return f.fenced.Load() != nil && !f.retired() }
 
 func (f *fencing) fenceAnd(why string, halt bool) {
 	if !f.fenced.CompareAndSwap(nil, &why) {

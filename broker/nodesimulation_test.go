@@ -10,7 +10,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"maps"
 	"net"
 	"strconv"
 	"strings"
@@ -111,18 +110,9 @@ const (
 	nodeSimLocks      = 200             // the capacity of a lock table
 )
 
-// nodeSimWeights are all faults but rebuilds, which only a script has: now and
-// then a node that loses its power meanwhile does not open again, for a reason
-// that is not known yet (docs/reliability.md).
-func nodeSimWeights() sim.Weights {
-	weights := maps.Clone(sim.AllWeights)
-	delete(weights, sim.Rebuild)
-	return weights
-}
-
 func TestSimulationOfNodes(t *testing.T) {
 	sim.Run(t, sim.Config{
-		Runs: testkit.Sized[uint64](1, 1, 100), Length: nodeSimLength, Spacing: nodeSimSpacing, Weights: nodeSimWeights(), Package: "broker",
+		Runs: testkit.Sized[uint64](1, 1, 100), Length: nodeSimLength, Spacing: nodeSimSpacing, Weights: sim.AllWeights, Package: "broker",
 		Nodes: func(uint64) int { return 4 },
 		New:   func(o sim.Options) sim.Simulation { return newNodeSim(o) },
 	})

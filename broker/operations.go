@@ -434,26 +434,9 @@ func (o *operations) onRebuild(_ context.Context, m *natslink.Message) (any, err
 		c.current().fencing.retire()
 		fallthrough
 	case report.Voters[o.opts.Name]:
-		o.background(func() { o.rebuildUnvoted(c, p) })
+		o.background(func() { c.rebuildUnvoted(o.quit) })
 	default:
 		c.requestRebuild()
 	}
 	return subjects.AdminReply{Done: fmt.Sprintf("the replica of partition %d on %s is rebuilt from %s", p, o.opts.Name, leader), Rebuilds: rebuilds}, nil
-}
-
-// rebuildUnvoted waits until the leader has taken the replica's vote, and then
-// requests the rebuild.
-func (o *operations) rebuildUnvoted(c *replicaController, partition int) {
-	for {
-		heard := o.peers.next()
-		if _, r, ok := o.peers.leader(partition, time.Now()); ok && !r.Voters[o.opts.Name] {
-			c.requestRebuild()
-			return
-		}
-		select {
-		case <-o.quit:
-			return
-		case <-heard:
-		}
-	}
 }

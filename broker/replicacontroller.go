@@ -382,6 +382,9 @@ func (c *replicaController) serve(ctx context.Context, r *replica) {
 	end := c.serveReads(running, r)
 	var serving sync.WaitGroup
 	serving.Go(func() { r.run(running) })
+	if r.fencing.retired() { // the node stopped before the replica was rebuilt
+		serving.Go(func() { c.rebuildUnvoted(running.Done()) })
+	}
 	why := c.awaitEnd(ctx, r)
 	cancel()
 	serving.Wait()
@@ -499,6 +502,23 @@ func (c *replicaController) removed() bool {
 	}
 	_, member := r.Voters[c.self]
 	return !member
+}
+
+// rebuildUnvoted waits until the leader has taken the replica's vote, and then
+// requests the rebuild. It gives up when quit is closed.
+func (c *replicaController) rebuildUnvoted(quit <-chan struct{}) {
+	for {
+		heard := c.peers.next()
+		if _, r, ok := c.peers.leader(c.id, time.Now()); ok && !r.Voters[c.self] {
+			c.requestRebuild()
+			return
+		}
+		select {
+		case <-quit:
+			return
+		case <-heard:
+		}
+	}
 }
 
 // requestRebuild has the replica deleted and fetched again.

@@ -177,16 +177,6 @@ func (p *pods) start(ordinal int) {
 	n.mu.Unlock()
 }
 
-// ended reports whether the process has ended.
-func (p *process) ended() bool {
-	select {
-	case <-p.done:
-		return true
-	default:
-		return false
-	}
-}
-
 // probe asks what the kubelet asks.
 func (p *pods) probe(n *node) error {
 	c := p.container

@@ -104,7 +104,7 @@ func killWhileMirrored(t *testing.T, source, mirror *cluster, round int, args []
 		t.Cleanup(command.kill)
 		commands = append(commands, command)
 	}
-	mirror.awaitMirrored(t, watcher, p, mark+20)
+	mirror.awaitMirrored(t, watcher, p, mark+20, commands[0], commands[1])
 	side := []*cluster{source, mirror}[round%2]
 	client := side.dial(side.nodes[0].name)
 	leader, err := side.leader(t.Context(), client, p)
@@ -121,7 +121,7 @@ func killWhileMirrored(t *testing.T, source, mirror *cluster, round int, args []
 	if err != nil {
 		t.Fatal(err)
 	}
-	mirror.awaitMirrored(t, watcher, p, now.HighWaterMark)
+	mirror.awaitMirrored(t, watcher, p, now.HighWaterMark, commands[1])
 	commands[1].kill()
 	if err := leader.start(); err != nil {
 		t.Fatal(err)
@@ -131,10 +131,16 @@ func killWhileMirrored(t *testing.T, source, mirror *cluster, round int, args []
 	}
 }
 
-// awaitMirrored waits until a mirror has a partition up to a transaction.
-func (c *cluster) awaitMirrored(t *testing.T, client *workload.Client, p int, mark uint64) {
+// awaitMirrored waits until a mirror has a partition up to a transaction. The
+// commands that mirror it must not end meanwhile.
+func (c *cluster) awaitMirrored(t *testing.T, client *workload.Client, p int, mark uint64, commands ...*process) {
 	t.Helper()
 	err := c.until(t.Context(), "mirrored", func(ctx context.Context) string {
+		for _, command := range commands {
+			if command.ended() {
+				t.Fatalf("a mirror command ended: %v\n%s", command.err, command.stderr)
+			}
+		}
 		info, err := client.Info(ctx, p)
 		if err != nil {
 			return err.Error()
@@ -145,6 +151,9 @@ func (c *cluster) awaitMirrored(t *testing.T, client *workload.Client, p int, ma
 		return ""
 	})
 	if err != nil {
+		for _, command := range commands {
+			t.Logf("a mirror command says:\n%s", command.stderr)
+		}
 		t.Fatal(err)
 	}
 }

@@ -77,6 +77,16 @@ type process struct {
 	err    error         // what Wait said, once done is closed
 }
 
+// ended reports whether the process has ended.
+func (p *process) ended() bool {
+	select {
+	case <-p.done:
+		return true
+	default:
+		return false
+	}
+}
+
 // startNode serves dir until the test ends. Without a --listen among the args
 // it takes a free port.
 func startNode(tb testing.TB, dir string, args ...string) *node {
