@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"reflect"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -49,6 +50,13 @@ func (l *listener) heard(text string) bool {
 		}
 	}
 	return false
+}
+
+// all returns what was logged.
+func (l *listener) all() []string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return slices.Clone(l.said)
 }
 
 // save copies a stopped node's directory, and returns a function that restores
@@ -101,6 +109,13 @@ func amnesiac(t *testing.T, witnessed bool) (*nodes, map[string]*listener) {
 	for _, name := range c.names {
 		c.options(name) // makes its log
 	}
+	t.Cleanup(func() {
+		for _, name := range c.names {
+			if t.Failed() {
+				t.Logf("the errors that %s has logged: %q", name, logs[name].all())
+			}
+		}
+	})
 	c.start(c.names...)
 	c.awaitPlaced("n1")
 	c.fill("n1", "both", 5)

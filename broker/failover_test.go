@@ -235,8 +235,9 @@ func TestAReplicaWithAnotherLogIsFencedAndRebuilt(t *testing.T) {
 	}
 }
 
-// A node whose power fails when a rebuild has begun goes on with it: the replica
-// keeps its vote until its leader has taken it, and is then fetched again.
+// A node whose power fails when a rebuild has begun goes on with it: the
+// replica keeps its vote until its leader has taken it, and is then fetched
+// again.
 func TestARebuildGoesOnAfterARestart(t *testing.T) {
 	testkit.NotShort(t, "three nodes start, and one again")
 	c := openNodes(t, 3, broker.Options{Partitions: 1})

@@ -145,7 +145,7 @@ func (c *backupRunCmd) checkPartitions(ctx context.Context, l *natsConn) error {
 	if len(c.Partitions) == 0 {
 		return nil
 	}
-	info, err := l.cluster(ctx)
+	info, err := newBackupSource(l).info(ctx)
 	if last := int(slices.Max(c.Partitions)); err == nil && last >= info.Partitions {
 		err = usagef("partition %d does not exist: this cluster has %d (0 to %d)", last, info.Partitions, info.Partitions-1)
 	}

@@ -74,21 +74,26 @@ func (s *backupSource) ask(ctx context.Context, partition int, subject string, r
 	return s.conn.explain(err)
 }
 
-// Cluster implements [backup.Source].
-func (s *backupSource) Cluster(ctx context.Context) (backup.Cluster, error) {
-	var info subjects.ClusterInfo
+// info asks for the cluster's description, again if the answer is lost. If no
+// node is there it returns at once: waiting will hardly help.
+func (s *backupSource) info(ctx context.Context) (info subjects.ClusterInfo, err error) {
 	nobody := false
-	err := s.again(ctx, func() (moved bool, err error) {
+	err = s.again(ctx, func() (moved bool, err error) {
 		err = s.conn.ask(ctx, s.conn.names.Info(), nil, &info)
 		if nobody = errors.Is(err, nats.ErrNoResponders); nobody {
-			return false, nil // waiting will hardly help
+			return false, nil
 		}
 		return false, err
 	})
 	if nobody {
-		info, err = s.conn.cluster(ctx)
+		return s.conn.cluster(ctx)
 	}
-	err = s.conn.explain(err)
+	return info, s.conn.explain(err)
+}
+
+// Cluster implements [backup.Source].
+func (s *backupSource) Cluster(ctx context.Context) (backup.Cluster, error) {
+	info, err := s.info(ctx)
 	if err == nil && info.ID == "" {
 		err = failf(exitFailed, "the nodes are of a version that has no backups: upgrade them first")
 	}

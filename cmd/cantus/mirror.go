@@ -160,7 +160,7 @@ func (c *mirrorRunCmd) check(ctx context.Context, source, target *natsConn) (clu
 	if err != nil {
 		return "", "", nil, fmt.Errorf("--from: %w", err)
 	}
-	to, err := target.cluster(ctx)
+	to, err := newBackupSource(target).info(ctx)
 	switch {
 	case err != nil:
 		return "", "", nil, err
@@ -253,7 +253,8 @@ func (c *mirrorPromoteCmd) Run(ctx context.Context, p *program) error {
 		return err
 	}
 	defer l.close()
-	info, err := l.cluster(ctx)
+	ask := newBackupSource(l)
+	info, err := ask.info(ctx)
 	if err != nil {
 		return err
 	}
@@ -263,7 +264,6 @@ func (c *mirrorPromoteCmd) Run(ctx context.Context, p *program) error {
 			partitions = append(partitions, partition(n))
 		}
 	}
-	ask := newBackupSource(l)
 	var none []error // of partitions that are no mirrors; the others are promoted nevertheless
 	for _, n := range partitions {
 		if int(n) >= info.Partitions {

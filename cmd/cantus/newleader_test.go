@@ -35,3 +35,35 @@ func TestANewLeaderEndsWhatWaits(t *testing.T) {
 		t.Errorf("the request ended with %v", err)
 	}
 }
+
+// A mirror that starts while a node dies asks again: it goes on for years, and
+// must not end because one answer is lost.
+func TestAMirrorsFirstQuestionsAreAskedAgain(t *testing.T) {
+	w := newWire(t)
+	side := func(id string) *natsConn { // its prefix is its id
+		w.answer(id+".info", func(n int, m *nats.Msg) {
+			if n == 1 {
+				return
+			}
+			if err := m.Respond([]byte(`{"id":"` + id + `","partitions":1}`)); err != nil {
+				t.Error(err)
+			}
+		})
+		w.answer(id+".info.0", func(_ int, m *nats.Msg) {
+			if err := m.Respond([]byte(`{"partition":0}`)); err != nil {
+				t.Error(err)
+			}
+		})
+		flags := connection{Server: w.url, Timeout: duration(100 * time.Millisecond), natsFlags: natsFlags{Prefix: prefix(id), Inbox: "_INBOX"}}
+		l, err := flags.open(t.Context(), "test")
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(l.close)
+		return l
+	}
+	from, to, partitions, err := new(mirrorRunCmd).check(t.Context(), side("a"), side("b"))
+	if err != nil || from != "a" || to != "b" || len(partitions) != 1 {
+		t.Errorf("%q is mirrored into %q, partitions %v: %v", from, to, partitions, err)
+	}
+}

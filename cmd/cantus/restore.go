@@ -256,7 +256,7 @@ func (c *restoreCmd) end(p int) uint64 {
 
 // checkCluster compares the cluster with the backup.
 func (c *restoreCmd) checkCluster(ctx context.Context, l *natsConn, m *backup.Manifest) error {
-	info, err := l.cluster(ctx)
+	info, err := newBackupSource(l).info(ctx)
 	switch {
 	case err != nil:
 		return err
