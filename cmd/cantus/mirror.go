@@ -156,7 +156,7 @@ func (c *mirrorRunCmd) mirror(ctx context.Context, p *program, open func(partiti
 // check compares the two clusters, and returns their ids and the partitions to
 // mirror.
 func (c *mirrorRunCmd) check(ctx context.Context, source, target *natsConn) (cluster, self string, partitions []int, err error) {
-	from, err := source.cluster(ctx)
+	from, err := newBackupSource(source).info(ctx)
 	if err != nil {
 		return "", "", nil, fmt.Errorf("--from: %w", err)
 	}
