@@ -36,3 +36,26 @@ func TestALeaderCountsOnVotersThatHaveCaughtUp(t *testing.T) {
 		t.Errorf("it counts on %q", got)
 	}
 }
+
+// A replica with another log than its leader's has not caught up, even if all
+// its entries have the terms of the leader's.
+func TestAReplicaHasCaughtUpWithItsOwnLog(t *testing.T) {
+	t.Parallel()
+	own, leader := groupReport{Applied: 5, Commit: 5}, groupReport{Commit: 5 + maxLag}
+	for name, c := range map[string]struct {
+		own, leader groupReport
+		compared    comparison
+		want        bool
+	}{
+		"its leader's log":           {own, leader, equal, true},
+		"an empty log":               {own, leader, nothing, true},
+		"another log":                {own, leader, different, false},
+		"behind its leader":          {own, groupReport{Commit: 6 + maxLag}, equal, false},
+		"behind what it has":         {groupReport{Applied: 4, Commit: 5}, leader, equal, false},
+		"nothing known as committed": {groupReport{}, groupReport{}, nothing, false},
+	} {
+		if got := hasCaughtUp(c.own, c.leader, c.compared); got != c.want {
+			t.Errorf("%s: %v", name, got)
+		}
+	}
+}

@@ -220,10 +220,10 @@ func (r *replica) votersCaughtUp(replicas []raftstore.Replica, lost map[string]s
 	return names
 }
 
-// follows reports whether the replica is at most maxLag entries behind what its
-// leader last reported as committed, and has applied an entry of its leader's
-// term: until then its log may be another one, which the leader's contradicts.
-// It notes how far behind it is.
+// follows reports whether the replica has caught up with its leader, as the
+// leader has last reported, and has applied an entry of its leader's term:
+// until then its log may be another one, which the leader's contradicts. It
+// notes how far behind it is.
 func (r *replica) follows(report groupReport) bool {
 	now := time.Now()
 	_, leader, ok := r.host.peers.leader(r.id, now)
@@ -231,8 +231,16 @@ func (r *replica) follows(report groupReport) bool {
 		return false
 	}
 	r.lag.observe(report.Txid, leader.Txid, now)
-	return report.Applied >= report.Commit && report.Commit > 0 && report.Applied+maxLag >= leader.Commit &&
-		(r.caughtUp.Load() || r.group.Current())
+	compared, _ := r.fencing.digests.compare(leader.Digests)
+	return hasCaughtUp(report, leader, compared) && (r.caughtUp.Load() || r.group.Current())
+}
+
+// hasCaughtUp reports whether a replica is at most maxLag entries behind what
+// its leader has committed, and its log is not another one: older copies of two
+// directories can make a second leader of a term, whose entries Raft can't tell
+// from those of the first.
+func hasCaughtUp(own, leader groupReport, compared comparison) bool {
+	return own.Applied >= own.Commit && own.Commit > 0 && own.Applied+maxLag >= leader.Commit && compared != different
 }
 
 // unserved returns why the partition is not served, or this replica follows no
