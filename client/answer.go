@@ -142,7 +142,12 @@ func (s *sender) onRefused(a *attempt, e *subjects.Error, mark uint64) {
 	case retryable:
 		s.noteNotAppended(a.batch)
 	}
-	s.retryAfterBackoff(a.batch, refusal(*e, s.partition, "", mark), time.Now())
+	err := refusal(*e, s.partition, "", mark)
+	if wait := e.RetryDelay(); wait > 0 {
+		s.retryWhenAllowed(a.batch, err, wait, time.Now())
+		return
+	}
+	s.retryAfterBackoff(a.batch, err, time.Now())
 }
 
 // isClosed reports whether err means that the NATS connection is closed for

@@ -94,6 +94,25 @@ func (c *Client) callJSON(ctx context.Context, partition int, subject string, re
 	})
 }
 
+// wait waits for the next attempt, after a number of attempts of which the last
+// one has ended with err. It returns the error that ends the call, if any.
+func (r *call) wait(ctx context.Context, attempts int, err error) error {
+	wait, skip := r.c.backoff(attempts), r.skipWait
+	if refused, ok := errors.AsType[*RefusedError](err); ok && refused.RetryAfter > 0 {
+		wait, skip = r.c.limitedWait(refused.RetryAfter, attempts), nil
+	}
+	select {
+	case <-time.After(wait):
+		return nil
+	case <-skip:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("%w; last attempt: %w", context.Cause(ctx), err)
+	case <-r.c.closing:
+		return ErrClosed
+	}
+}
+
 // call sends a request until accept reports that it is done. accept returns
 // the error of an answer, nil if the answer is good. partition is the one whose
 // leader answers, -1 if any node does.
@@ -123,13 +142,8 @@ func (c *Client) call(ctx context.Context, partition int, subject string, body [
 		case attemptCtx.Err() != nil:
 			err = ErrNoAnswer
 		}
-		select {
-		case <-time.After(c.backoff(attempts)):
-		case <-r.skipWait:
-		case <-ctx.Done():
-			return fmt.Errorf("%w; last attempt: %w", context.Cause(ctx), err)
-		case <-c.closing:
-			return ErrClosed
+		if ended := r.wait(ctx, attempts, err); ended != nil {
+			return ended
 		}
 	}
 }

@@ -231,6 +231,14 @@ func (c *Client) backoff(failures int) time.Duration {
 	return backoff(failures, c.opts.MinBackoff, c.opts.MaxBackoff)
 }
 
+// limitedWait returns the wait after a number of consecutive failures, the last
+// of which was a refusal because a limit allows nothing for a time. What waits
+// now is given up within Options.Timeout, and an operator may raise the limit
+// meanwhile: so the limit is asked again then.
+func (c *Client) limitedWait(wait time.Duration, failures int) time.Duration {
+	return min(wait, c.opts.Timeout) + c.backoff(failures)
+}
+
 func (c *Client) register(a *attempt) {
 	c.attemptsMu.Lock()
 	c.lastToken++

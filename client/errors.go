@@ -3,6 +3,7 @@ package client
 import (
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/cantuslog/cantus/subjects"
 )
@@ -103,6 +104,12 @@ type RefusedError struct {
 	Conflicts []subjects.ConflictingLock
 	// FirstTxid is set with ErrTrimmed: the oldest transaction kept.
 	FirstTxid uint64
+	// Limit is set with ErrBusy and ErrStorageFull if a limit of the namespace
+	// is the cause: "transactions", "bytes" or "kept".
+	Limit string
+	// RetryAfter is set with ErrBusy and a Limit: how long it allows nothing.
+	// The client waits at least as long before it sends again.
+	RetryAfter time.Duration
 }
 
 func (e *RefusedError) Error() string {
@@ -184,6 +191,7 @@ func refusedError(e subjects.Error, partition int, id string, mark uint64) Refus
 	return RefusedError{
 		Partition: partition, ID: id, Reason: e.Reason, Code: e.Code, Message: e.Message, HighWaterMark: mark,
 		Lock: e.Lock, Txid: e.Txid, Conflicts: e.Conflicts, FirstTxid: e.FirstTxid,
+		Limit: e.Limit, RetryAfter: e.RetryDelay(),
 	}
 }
 

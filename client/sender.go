@@ -36,6 +36,7 @@ type sender struct {
 	abandoned     []*attempt // given up without an answer, which may still arrive
 	maxBatch      int        // transactions per batch; a node may allow fewer than Options
 	backoffUntil  time.Time  // nothing is sent before
+	limitedUntil  time.Time  // nor before: a limit allows nothing
 	failures      int        // consecutive refusals or losses of whole messages
 	leaderChanges int        // advisories since the last success
 	closed        error
@@ -116,7 +117,7 @@ func (s *sender) step(now time.Time) time.Time {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.expire(now)
-	for s.closed == nil && len(s.inflight) < maxInflight && !now.Before(s.backoffUntil) {
+	for s.closed == nil && len(s.inflight) < maxInflight && !now.Before(s.pausedUntil()) {
 		b := s.dequeue(now)
 		if b == nil {
 			break
@@ -186,11 +187,29 @@ func (s *sender) enqueue(b *batch) {
 	s.queue = slices.Insert(s.queue, i, b)
 }
 
+// pausedUntil returns the time before which nothing is sent.
+func (s *sender) pausedUntil() time.Time {
+	if s.limitedUntil.After(s.backoffUntil) {
+		return s.limitedUntil
+	}
+	return s.backoffUntil
+}
+
 // retryAfterBackoff resends the batch after a back-off, during which nothing
 // else is sent either: the next message would most likely fail as well.
 func (s *sender) retryAfterBackoff(b *batch, err error, now time.Time) {
 	s.failures++
 	s.backoffUntil = now.Add(s.c.backoff(s.failures))
+	s.retry(b, err)
+}
+
+// retryWhenAllowed is retryAfterBackoff for a limit that allows nothing for a
+// time. The back-off comes after that time, so that the clients which share the
+// limit do not all send at its end. Neither a new leader nor a new connection
+// ends the wait: no answer is lost that one might have to ask for again.
+func (s *sender) retryWhenAllowed(b *batch, err error, wait time.Duration, now time.Time) {
+	s.failures++
+	s.limitedUntil = now.Add(s.c.limitedWait(wait, s.failures))
 	s.retry(b, err)
 }
 
@@ -354,8 +373,8 @@ func (s *sender) nextDue(now time.Time) time.Time {
 	for _, b := range s.queue {
 		sooner(b.firstDeadline())
 		if len(s.inflight) < maxInflight {
-			if b.notBefore.Before(s.backoffUntil) {
-				sooner(s.backoffUntil)
+			if paused := s.pausedUntil(); b.notBefore.Before(paused) {
+				sooner(paused)
 			} else {
 				sooner(b.notBefore)
 			}
@@ -363,7 +382,7 @@ func (s *sender) nextDue(now time.Time) time.Time {
 	}
 	if s.filling != nil {
 		sooner(s.filling.firstDeadline())
-		sooner(s.backoffUntil)
+		sooner(s.pausedUntil())
 	}
 	return next
 }

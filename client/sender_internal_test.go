@@ -2,6 +2,7 @@ package client
 
 import (
 	"bufio"
+	"errors"
 	"io"
 	"net"
 	"strconv"
@@ -131,5 +132,41 @@ func TestANewLeaderEndsTheWaitForOne(t *testing.T) {
 	s.onNewLeader(now)
 	if s.step(soon); countSent(t, sent, s) != 2 {
 		t.Errorf("%d of 2 were sent after a leader was heard of", countSent(t, sent, s))
+	}
+}
+
+// A refusal because of a limit says for how long that allows nothing. Nothing
+// is sent before, and what the refusal says can't keep a sender for ever.
+func TestNothingIsSentWhileALimitAllowsNothing(t *testing.T) {
+	s, sent := idleSender(t, Options{AttemptTimeout: time.Hour, Timeout: 2 * time.Minute})
+	if err := s.add(&Request{Payload: []byte("x")}, &Future{sender: s, id: "x"}); err != nil {
+		t.Fatal(err)
+	}
+	refuse := func(seconds string) {
+		t.Helper()
+		if len(s.inflight) != 1 {
+			t.Fatalf("%d attempts are in flight", len(s.inflight))
+		}
+		s.onAnswer(s.inflight[0], &nats.Msg{Data: []byte(
+			`{"partition":0,"error":{"code":429,"reason":"busy","message":"no","limit":"bytes","retry_after":` + seconds + `},"high_water_mark":7}`)}, nil)
+	}
+	now := time.Now()
+	s.step(now)
+	refuse("60")
+	s.onNewLeader(now)
+	s.onReconnected(0)
+	if due := s.step(now.Add(59 * time.Second)); countSent(t, sent, s) != 1 || due.Before(now.Add(time.Minute)) {
+		t.Errorf("%d were sent, and the next one is due after %v", countSent(t, sent, s), due.Sub(now))
+	}
+	if s.step(now.Add(61 * time.Second)); countSent(t, sent, s) != 2 {
+		t.Fatalf("%d were sent after a minute, want 2", countSent(t, sent, s))
+	}
+	refuse("1e300")
+	if wait := time.Until(s.limitedUntil); wait < time.Minute || wait > 2*time.Minute+time.Second {
+		t.Errorf("it would wait for %v, want what a transaction waits at most", wait)
+	}
+	refused, ok := errors.AsType[*RefusedError](s.queue[0].items[0].future.lastErr)
+	if !ok || refused.Limit != "bytes" || refused.RetryAfter != time.Hour {
+		t.Errorf("the last attempt's error is %+v", refused)
 	}
 }

@@ -1,6 +1,10 @@
 package subjects
 
-import "fmt"
+import (
+	"fmt"
+	"math"
+	"time"
+)
 
 // Reason is one word for why a request was refused. Clients decide by it, or by
 // its code, and never by the text of the message.
@@ -90,6 +94,17 @@ type Error struct {
 	// RetryAfter is in how many seconds the limit allows more, 0 if only a trim
 	// can bring that about.
 	RetryAfter float64 `json:"retry_after,omitempty"`
+}
+
+// maxRetryDelay bounds RetryDelay: an operator may raise a limit meanwhile, and
+// what a message says may be anything.
+const maxRetryDelay = time.Hour
+
+// RetryDelay returns how long to wait at least before the request is sent
+// again, by RetryAfter: 0 if nothing is known, and an hour at most.
+func (e *Error) RetryDelay() time.Duration {
+	seconds := min(max(e.RetryAfter, 0), maxRetryDelay.Seconds())
+	return time.Duration(math.Ceil(seconds * float64(time.Second)))
 }
 
 // Errorf returns an Error with a reason, the reason's code, and a message.

@@ -243,7 +243,7 @@ func (c *appendCmd) send(ctx context.Context, l *natsConn, msg *nats.Msg) (*subj
 		uncertain = uncertain || status == exitUnknown
 		if status == exitUnavailable || status == exitUnknown {
 			select {
-			case <-time.After(100 * time.Millisecond):
+			case <-time.After(100*time.Millisecond + retryDelay(err)):
 				continue
 			case <-enough:
 			case <-ctx.Done():

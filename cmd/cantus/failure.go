@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"regexp"
+	"time"
 
 	"github.com/cantuslog/cantus/subjects"
 )
@@ -66,6 +67,15 @@ var statuses = map[subjects.Reason]int{
 	subjects.Unavailable: exitUnavailable,
 	subjects.StorageFull: exitUnavailable,
 	subjects.Unknown:     exitUnknown,
+}
+
+// retryDelay returns how long a refusal asks to wait before the request is sent
+// again, 0 if err is none or asks for nothing.
+func retryDelay(err error) time.Duration {
+	if e, ok := errors.AsType[*subjects.Error](err); ok {
+		return e.RetryDelay()
+	}
+	return 0
 }
 
 // refusal returns the failure for a node's refusal.

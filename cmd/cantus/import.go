@@ -385,6 +385,11 @@ func (i *importer) retry(ctx context.Context, do func() error) error {
 		if status != exitUnavailable && status != exitUnknown && !isTransient(err) || ctx.Err() != nil {
 			return err
 		}
+		wait := pause
+		if limited := min(retryDelay(err), importPatience); limited > 0 { // a leader has answered, and says when to go on
+			wait += limited
+			i.since = time.Now().Add(wait)
+		}
 		if time.Since(i.since) > importPatience {
 			return failf(exitUnavailable, "%w", i.conn.explain(err))
 		}
@@ -393,7 +398,7 @@ func (i *importer) retry(ctx context.Context, do func() error) error {
 			i.p.note("%v; trying again", i.conn.explain(err))
 		}
 		select {
-		case <-time.After(pause):
+		case <-time.After(wait):
 		case <-ctx.Done():
 			return ctx.Err()
 		}

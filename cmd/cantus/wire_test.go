@@ -11,6 +11,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/nats-io/nats.go"
 
@@ -242,6 +243,35 @@ func TestUnknownIsAskedAgainWithTheSameID(t *testing.T) {
 	if len(ids) != 2 || ids[0] == "" || ids[0] != ids[1] {
 		t.Errorf("message ids %q, want the same twice", ids)
 	}
+}
+
+// A refusal because of a limit says when to send again: the same append is not
+// sent before, and the command's own timeout still ends it.
+func TestAnAppendWaitsForALimit(t *testing.T) {
+	w := newWire(t)
+	limit := subjects.Errorf(subjects.Busy, "the namespace allows 5 transactions a second")
+	limit.Limit, limit.RetryAfter = "transactions", 0.7
+	sent := make(chan time.Time, 9)
+	w.answer("cantus.append.0", func(n int, msg *nats.Msg) {
+		if sent <- time.Now(); n == 1 {
+			respond(msg, refuse(limit))
+			return
+		}
+		respond(msg, subjects.Reply{Txid: 813})
+	})
+	status, out, errOut := w.cantus("x", "append", "0")
+	w.expect(status, 0, out+errOut, "813 ")
+	if len(sent) != 2 {
+		t.Fatalf("it was sent %d times, want 2", len(sent))
+	}
+	if first, again := <-sent, <-sent; again.Sub(first) < limit.RetryDelay() {
+		t.Errorf("it was sent again after %v", again.Sub(first))
+	}
+
+	limit.RetryAfter = 3600
+	w.answer("cantus.append.1", func(_ int, msg *nats.Msg) { respond(msg, refuse(limit)) })
+	status, _, errOut = w.cantus("x", "append", "1", "--timeout", "300ms")
+	w.expect(status, exitUnavailable, errOut, "the namespace allows 5 transactions a second")
 }
 
 func TestUnansweredAppendIsUnknown(t *testing.T) {
