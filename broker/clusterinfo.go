@@ -13,6 +13,7 @@ import (
 type clusterInfo struct {
 	self, cluster, version string
 	id                     string // of the cluster
+	namespace              string // that is described, "" for the cluster
 	partitions             int
 	feedKey                ed25519.PublicKey
 	peers                  *peers
@@ -40,7 +41,7 @@ func (c *clusterInfo) serve(m *natslink.Message) {
 
 func (c *clusterInfo) info() subjects.ClusterInfo {
 	facts, _ := c.facts()
-	info := subjects.ClusterInfo{Cluster: c.cluster, ID: c.id, Version: c.version, Partitions: c.partitions}
+	info := subjects.ClusterInfo{Cluster: c.cluster, ID: c.id, Version: c.version, Partitions: c.partitions, Namespace: c.namespace}
 	info.FeedKey = subjects.FeedKey(c.feedKey)
 	for _, name := range facts.Names() {
 		ready := false

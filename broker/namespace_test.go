@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/cantuslog/cantus/broker"
 	"github.com/cantuslog/cantus/subjects"
@@ -80,6 +81,55 @@ func TestPartitionsChangeTheirNamespace(t *testing.T) {
 		t.Errorf("the partition has %d transactions", len(ms))
 	}
 	wantSameTables(t, c, "n1", "n2", "n3")
+}
+
+// A stream captures what is committed while its subjects are those of the
+// partition: before a namespace, in it and after it. Captured by both names,
+// each transaction is there once.
+func TestJetStreamCapturesANamespace(t *testing.T) {
+	_, nc := openNode(t, t.TempDir(), broker.Options{Partitions: 2, NATSConfig: config(t, fmt.Sprintf("jetstream { store_dir: %q }", t.TempDir()))})
+	js, err := jetstream.New(nc)
+	if err != nil {
+		t.Fatal(err)
+	}
+	create := func(name string, subjects ...string) jetstream.Stream {
+		s, err := js.CreateStream(t.Context(), jetstream.StreamConfig{Name: name, Subjects: subjects, Storage: jetstream.MemoryStorage})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return s
+	}
+	cluster := create("CLUSTER", "cantus.feed.>")
+	orders := create("ORDERS", "cantus.ns.orders.feed.>")
+	askServed(t, nc, "cantus.append.1", "first")
+	askServed(t, nc, "cantus.append.0", "of another service")
+	setNamespace(t, nc, `{"name":"orders","partitions":[1]}`)
+	askNamespace(t, nc, "cantus.ns.orders.append.0", "second")
+	setNamespace(t, nc, `{"name":"orders","remove":true}`)
+	askNamespace(t, nc, "cantus.append.1", "third")
+	for _, c := range []struct {
+		stream jetstream.Stream
+		want   string
+	}{
+		{cluster, "[cantus.1.1 first cantus.0.1 of another service cantus.1.3 third]"},
+		{orders, "[cantus.ns.orders.0.2 second]"},
+	} {
+		captured := func() (all []string) {
+			info, err := c.stream.Info(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			for seq := uint64(1); seq <= info.State.Msgs; seq++ {
+				m, err := c.stream.GetMsg(t.Context(), seq)
+				if err != nil {
+					t.Fatal(err)
+				}
+				all = append(all, m.Header.Get("Nats-Msg-Id")+" "+string(m.Data))
+			}
+			return all
+		}
+		eventually(t, c.want, func() bool { return fmt.Sprint(captured()) == c.want })
+	}
 }
 
 // A service that appends without end, past its limits, takes nothing from

@@ -204,7 +204,7 @@ func (n *Node) newNamespaces() *namespaces {
 		log: i.log, names: i.names, facts: n.meta.current, shared: n.shared, server: n.nats,
 		info: func(name string, partitions int) *clusterInfo {
 			c := n.newClusterInfo()
-			c.partitions, c.feedKey = partitions, namespaceKey(i.feedKey(), name).Public().(ed25519.PublicKey)
+			c.namespace, c.partitions, c.feedKey = name, partitions, namespaceKey(i.feedKey(), name).Public().(ed25519.PublicKey)
 			return c
 		},
 	}

@@ -151,10 +151,13 @@ type ClusterInfo struct {
 	Cluster string `json:"cluster"`
 	// ID is the cluster's id. A cluster that was restored from a backup of this
 	// one has another.
-	ID         string     `json:"id"`
-	Version    string     `json:"version"`
-	Partitions int        `json:"partitions"`
-	Nodes      []NodeInfo `json:"nodes"`
+	ID         string `json:"id"`
+	Version    string `json:"version"`
+	Partitions int    `json:"partitions"`
+	// Namespace is the namespace that is described, "" for the cluster: by its
+	// names, it is used as if it were one.
+	Namespace string     `json:"namespace,omitempty"`
+	Nodes     []NodeInfo `json:"nodes"`
 	// FeedKey is the public key that verifies the packed feed: Ed25519, in
 	// base64. [ParseFeedKey] decodes it.
 	FeedKey string `json:"feed_key"`

@@ -424,6 +424,13 @@ func (c *backupShowCmd) Run(ctx context.Context, p *program) error {
 	if err := t.Flush(); err != nil {
 		return err
 	}
+	for _, n := range belongingsIn(m).namespaces() {
+		made := "not all of its partitions are known"
+		if n.Partitions != nil {
+			made = commandToMake(n)
+		}
+		fmt.Fprintf(p.out, "\nnamespace %s: %s\n", n.Name, made)
+	}
 	if missing := m.Cluster.Partitions - len(m.Partitions); missing > 0 {
 		p.note("%s not in the backup", plural(missing, "partition"))
 	}

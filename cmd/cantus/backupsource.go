@@ -97,6 +97,9 @@ func (s *backupSource) Cluster(ctx context.Context) (backup.Cluster, error) {
 	if err == nil && info.ID == "" {
 		err = failf(exitFailed, "the nodes are of a version that has no backups: upgrade them first")
 	}
+	if err == nil {
+		err = s.conn.checkWhole(info)
+	}
 	return backup.Cluster{Name: info.Cluster, ID: info.ID, Partitions: info.Partitions}, err
 }
 
@@ -132,7 +135,7 @@ func (s *backupSource) State(ctx context.Context, partition int) (backup.State, 
 	return backup.State{
 		Base:    backup.Point{Txid: info.FirstTxid - 1, Digest: info.BaseDigest},
 		Last:    backup.Point{Txid: info.HighWaterMark, Digest: info.Digest},
-		History: info.History,
+		History: info.History, Namespace: belongsTo(info),
 	}, nil
 }
 

@@ -69,7 +69,10 @@ func (c *clusterStatusCmd) Run(ctx context.Context, p *program) error {
 func (l *natsConn) clusterStatus(ctx context.Context) (s subjects.ClusterStatus, err error) {
 	err = l.ask(ctx, l.names.Admin("status"), nil, &s)
 	if errors.Is(err, nats.ErrNoResponders) {
-		_, err = l.cluster(ctx)
+		info, err := l.cluster(ctx)
+		if err == nil {
+			err = l.checkWhole(info)
+		}
 		if err == nil {
 			err = failf(exitUnavailable, "no node answers for operations: does this user see %s?", l.names.Admin(">"))
 		}
@@ -533,7 +536,7 @@ func (c *trimCmd) Run(ctx context.Context, p *program) error {
 	var reply subjects.TrimReply
 	err = l.ask(ctx, l.names.Admin("trim", fmt.Sprint(int(c.Partition))), body, &reply)
 	if errors.Is(err, nats.ErrNoResponders) {
-		return l.noLeader(ctx, int(c.Partition))
+		return l.noOperator(ctx, int(c.Partition))
 	}
 	if err != nil {
 		return l.explain(err)

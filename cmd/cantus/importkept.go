@@ -248,7 +248,7 @@ func (k *keptImport) request(ctx context.Context, m *nats.Msg) (reply subjects.R
 	answer, err := k.conn.request(ctx, m)
 	switch {
 	case errors.Is(err, nats.ErrNoResponders):
-		return reply, k.conn.noLeader(ctx, int(k.cmd.Partition))
+		return reply, k.conn.noOperator(ctx, int(k.cmd.Partition))
 	case errors.Is(err, nats.ErrMaxPayload):
 		return reply, err
 	case err != nil:

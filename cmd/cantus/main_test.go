@@ -34,7 +34,8 @@ func TestMain(m *testing.M) {
 //	flip FILE OFFSET         flip a bit of a file, whose name may be a pattern
 //	scrape NAME text         wait until the metrics of a command have a text
 //	status N cmd args...     run a command that must exit with status N
-//	until text cmd args...   run a command again and again until it prints text
+//	until text cmd args...   run a command again and again until it prints text;
+//	                         after a "!" it may fail meanwhile
 //
 // and the condition
 //

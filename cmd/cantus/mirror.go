@@ -108,6 +108,9 @@ func (c *mirrorRunCmd) Run(ctx context.Context, p *program) error {
 	if err != nil {
 		return err
 	}
+	if err := compareNamespaces(p, "the source", source.belongings(ctx, partitions), partitions, target.belongings(ctx, partitions)); err != nil {
+		return err
+	}
 	if err := errors.Join(source.watchLeaders(), target.watchLeaders()); err != nil {
 		return err
 	}
@@ -164,6 +167,10 @@ func (c *mirrorRunCmd) check(ctx context.Context, source, target *natsConn) (clu
 	switch {
 	case err != nil:
 		return "", "", nil, err
+	case from.Namespace != "":
+		return "", "", nil, fmt.Errorf("--from: %w", source.checkWhole(from))
+	case to.Namespace != "":
+		return "", "", nil, target.checkWhole(to)
 	case from.ID == "" || to.ID == "":
 		return "", "", nil, failf(exitFailed, "the nodes are of a version that has no mirrors: upgrade them first")
 	case from.ID == to.ID:
@@ -255,6 +262,9 @@ func (c *mirrorPromoteCmd) Run(ctx context.Context, p *program) error {
 	defer l.close()
 	ask := newBackupSource(l)
 	info, err := ask.info(ctx)
+	if err == nil {
+		err = l.checkWhole(info)
+	}
 	if err != nil {
 		return err
 	}

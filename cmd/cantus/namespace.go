@@ -122,7 +122,7 @@ func (c *namespaceShowCmd) Run(ctx context.Context, p *program) error {
 			}
 			continue
 		}
-		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\n", n.Name, strings.Trim(strings.ReplaceAll(fmt.Sprint(n.Partitions), " ", ","), "[]"),
+		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\n", n.Name, partitionList(n.Partitions),
 			orDash(n.Limits.Transactions, fmt.Sprint(n.Limits.Transactions)), orDash(n.Limits.Bytes, humanize.IBytes(n.Limits.Bytes)),
 			orDash(n.Limits.Kept, humanize.IBytes(n.Limits.Kept)))
 	}

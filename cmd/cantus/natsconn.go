@@ -357,6 +357,28 @@ func (l *natsConn) noLeader(ctx context.Context, p int) error {
 		"and docs/recover.md says what to do if a majority of its nodes is lost", p, p)
 }
 
+// checkWhole returns an error if a description is that of a namespace: it has
+// no operations.
+func (l *natsConn) checkWhole(info subjects.ClusterInfo) error {
+	if info.Namespace == "" {
+		return nil
+	}
+	return usagef("the prefix %q leads to the namespace %s, and this command needs the whole cluster: use the cluster's own prefix, as a user of the nodes' account",
+		l.names.Prefix, info.Namespace)
+}
+
+// noOperator returns why nobody answers an operation on a partition.
+func (l *natsConn) noOperator(ctx context.Context, p int) error {
+	info, err := l.cluster(ctx)
+	if err == nil {
+		err = l.checkWhole(info)
+	}
+	if err != nil {
+		return err
+	}
+	return l.noLeader(ctx, p)
+}
+
 // explain rewords an error of the connection for the user, and returns other
 // errors unchanged.
 func (l *natsConn) explain(err error) error {

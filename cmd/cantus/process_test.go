@@ -260,11 +260,13 @@ func cmdStatus(ts *testscript.TestScript, neg bool, args []string) {
 
 // cmdUntil runs a command until its standard output has a text.
 func cmdUntil(ts *testscript.TestScript, neg bool, args []string) {
-	if neg || len(args) < 2 {
-		ts.Fatalf("usage: until text command args...")
+	if len(args) < 2 {
+		ts.Fatalf("usage: [!] until text command args...")
 	}
 	for began := time.Now(); ; {
-		ts.Check(ts.Exec(args[1], args[2:]...))
+		if err := ts.Exec(args[1], args[2:]...); !neg {
+			ts.Check(err)
+		}
 		if strings.Contains(ts.ReadFile("stdout"), args[0]) {
 			return
 		}

@@ -129,6 +129,13 @@ func (c *restoreCmd) Run(ctx context.Context, p *program) error {
 	if err := checkRestorable(ctx, l, logs); err != nil {
 		return err
 	}
+	var partitions []int
+	for _, r := range logs {
+		partitions = append(partitions, r.log.Partition)
+	}
+	if err := compareNamespaces(p, "the cluster that was backed up", belongingsIn(m), partitions, l.belongings(ctx, partitions)); err != nil {
+		return err
+	}
 	if err := l.watchLeaders(); err != nil {
 		return err
 	}
@@ -260,6 +267,8 @@ func (c *restoreCmd) checkCluster(ctx context.Context, l *natsConn, m *backup.Ma
 	switch {
 	case err != nil:
 		return err
+	case info.Namespace != "":
+		return l.checkWhole(info)
 	case info.Partitions != m.Cluster.Partitions:
 		return usagef("this cluster has %s, and the backup is of a cluster with %d: keys would lead elsewhere; found one with --partitions %d",
 			plural(info.Partitions, "partition"), m.Cluster.Partitions, m.Cluster.Partitions)

@@ -272,7 +272,7 @@ func (v retentionView) show(ctx context.Context, p *program, l *natsConn) error 
 func (l *natsConn) retentionOf(ctx context.Context, partition int, q subjects.RetentionQuery) (r subjects.RetentionReply, err error) {
 	err = l.ask(ctx, l.names.Admin("retention", strconv.Itoa(partition)), q, &r)
 	if errors.Is(err, nats.ErrNoResponders) {
-		return r, l.noLeader(ctx, partition)
+		return r, l.noOperator(ctx, partition)
 	}
 	return r, l.explain(err)
 }

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -45,6 +46,9 @@ func (l *natsConn) survey(ctx context.Context, at moment) (s survey, err error) 
 	switch {
 	case errors.Is(err, nats.ErrNoResponders):
 		s.unknown = "no node answers " + l.names.Admin("status")
+		if s.cluster.Namespace != "" {
+			s.unknown = fmt.Sprintf("the prefix leads to the namespace %s, and only the cluster's own leads to the nodes", s.cluster.Namespace)
+		}
 	case errors.Is(err, context.Canceled):
 		return s, l.explain(err)
 	case err != nil:

@@ -52,11 +52,21 @@ type Partition struct {
 	Segments []Segment `json:"segments"`
 	// Cursors are in the order of their names. None is past Last.
 	Cursors []subjects.CursorPosition `json:"cursors"`
+	// Namespace is what the partition belonged to, nil for none.
+	Namespace *Namespace `json:"namespace,omitempty"`
 	// History lists the clusters in which the log began, oldest first.
 	History []subjects.PastCluster `json:"history,omitempty"`
 	// Damaged names a segment that a run could not read, "" for none. Each run
 	// reads it again, and fails while it is damaged.
 	Damaged string `json:"damaged,omitempty"`
+}
+
+// Namespace is what a partition is in a namespace. A restore does not make it:
+// whoever restores is told.
+type Namespace struct {
+	Name   string                   `json:"name"`
+	Number int                      `json:"number"` // of the partition there
+	Limits subjects.NamespaceLimits `json:"limits,omitzero"`
 }
 
 // Point is a point of a log's digest chain.
@@ -173,6 +183,9 @@ func (p *Partition) check() error {
 	}
 	if p.Last.Txid != last || p.Last.Digest != digest {
 		return fmt.Errorf("the log ends at txid %d, its segments at %d", p.Last.Txid, last)
+	}
+	if n := p.Namespace; n != nil && (subjects.CheckKind(n.Name) != nil || n.Number < 0 || n.Number >= subjects.MaxPartitions) {
+		return fmt.Errorf("it can't be partition %d of a namespace %q", n.Number, n.Name)
 	}
 	for i, c := range p.Cursors {
 		if c.Txid > last || subjects.CheckCursor(c.Name) != nil || i > 0 && c.Name <= p.Cursors[i-1].Name {

@@ -33,6 +33,8 @@ type State struct {
 	// one. Their times are not known.
 	Base, Last Point
 	History    []subjects.PastCluster
+	// Namespace is what the partition belongs to, nil for none.
+	Namespace *Namespace
 }
 
 // RunOptions are those of a run. The zero value backs up all partitions.
@@ -207,7 +209,7 @@ func (b *run) partition(ctx context.Context, id int) error {
 		err = b.read(ctx, &p, state.Last, cursors)
 	}
 	p.setCursors(cursors)
-	p.History = state.History
+	p.History, p.Namespace = state.History, state.Namespace
 	if !known && err != nil && len(p.Segments) == 0 {
 		return err
 	}
