@@ -1,6 +1,7 @@
 package broker
 
 import (
+	"errors"
 	"math"
 	"testing"
 	"time"
@@ -169,6 +170,38 @@ func TestOnlyVotersSayWhichReplicaIsWrong(t *testing.T) {
 		}
 		if got := v.count("a", "b", c.replicas); got != c.want {
 			t.Errorf("%s: %+v, want %+v", what, got, c.want)
+		}
+	}
+}
+
+// A replica is rebuilt after a restart only if an operator has asked for it.
+func TestAFenceThatIsLoaded(t *testing.T) {
+	for name, c := range map[string]struct {
+		fenced, ordered       string
+		interrupted, diverged bool
+	}{
+		"not fenced":                {},
+		"of another log":            {fenced: "its log differs", diverged: true},
+		"of another log, ordered":   {fenced: "its log differs", ordered: toBeRebuilt, interrupted: true, diverged: true},
+		"ordered":                   {ordered: toBeRebuilt, interrupted: true},
+		"ordered, as it once began": {fenced: toBeRebuilt, interrupted: true},
+	} {
+		s, err := wal.Open(t.TempDir(), wal.Options{Identity: wal.Identity{Cluster: "c", Node: "n1", Partitions: 1}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for name, value := range map[string]string{metaFenced: c.fenced, metaOrdered: c.ordered} {
+			if value != "" {
+				err = errors.Join(err, s.Log(0).SetMeta(wal.Meta{Name: name, Value: []byte(value)}))
+			}
+		}
+		f := fencing{store: s.Log(0)}
+		halted := f.load()
+		if err := errors.Join(err, s.Close()); err != nil {
+			t.Fatal(err)
+		}
+		if f.interrupted != c.interrupted || f.diverged() != c.diverged || (halted != nil) != c.diverged || (f.barred() != "") != (c.fenced+c.ordered != "") {
+			t.Errorf("%s: rebuilt %v, diverged %v, halted because %v, barred because %q", name, f.interrupted, f.diverged(), halted, f.barred())
 		}
 	}
 }

@@ -1,10 +1,12 @@
 package broker_test
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"log/slog"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -235,31 +237,62 @@ func TestAReplicaWithAnotherLogIsFencedAndRebuilt(t *testing.T) {
 	}
 }
 
-// A node whose power fails when a rebuild has begun goes on with it: the
-// replica keeps its vote until its leader has taken it, and is then fetched
-// again.
+// A node whose power fails when a rebuild has begun goes on with it: a replica
+// keeps its vote until its leader has taken it, and is then fetched again. One
+// that is fenced because of its log waits for the order.
 func TestARebuildGoesOnAfterARestart(t *testing.T) {
-	testkit.NotShort(t, "three nodes start, and one again")
+	testkit.NotShort(t, "three nodes start, and one again and again")
 	c := openNodes(t, 3, broker.Options{Partitions: 1})
 	c.awaitPlaced("n1")
 	nc := c.conn("n1")
 	keep(t, nc, 0, "a", "a")
-	c.stop("n2")
-	s, err := wal.Open(c.dirs["n2"], wal.Options{})
-	if err != nil {
-		t.Fatal(err)
+	write := func(meta wal.Meta) {
+		s, err := wal.Open(c.dirs["n2"], wal.Options{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := errors.Join(s.Log(0).SetMeta(meta), s.Close()); err != nil {
+			t.Fatal(err)
+		}
 	}
-	fence := wal.Meta{Name: "fenced", Value: []byte("an operator has it rebuilt")} // what the request writes first
-	if err := errors.Join(s.Log(0).SetMeta(fence), s.Close()); err != nil {
-		t.Fatal(err)
-	}
-	c.start("n2")
-	eventually(t, "n2 is rebuilt", func() bool {
-		return slices.ContainsFunc(c.status("n3").Partitions[0].Replicas, func(s subjects.ReplicaStatus) bool {
-			return s.Name == "n2" && s.Voter && s.Fenced == "" && s.Rebuilds == 1
+	becomes := func(what string, is func(subjects.ReplicaStatus) bool) {
+		t.Helper()
+		eventually(t, "n2 is "+what, func() bool {
+			return slices.ContainsFunc(c.status("n3").Partitions[0].Replicas, func(s subjects.ReplicaStatus) bool {
+				return s.Name == "n2" && is(s)
+			})
 		})
-	})
-	eventually(t, "n2 serves again", func() bool { return c.node("n2").Ready() })
+	}
+	rebuilt := func(s subjects.ReplicaStatus) bool { return s.Voter && s.Fenced == "" && s.Rebuilds == 1 }
+	fence := wal.Meta{Name: "fenced", Value: []byte("its log differs")}
+	order := wal.Meta{Name: "fenced/rebuild", Value: []byte("an operator has it rebuilt")} // what the request writes first
+
+	c.stop("n2")
+	write(order)
+	c.start("n2")
+	becomes("rebuilt", rebuilt)
+
+	c.stop("n2")
+	write(fence)
+	ctx, stop := context.WithCancel(t.Context())
+	defer stop()
+	opened := make(chan error)
+	go func() {
+		_, err := broker.Open(ctx, c.dirs["n2"], c.options("n2"))
+		opened <- err
+	}()
+	becomes("without a vote", func(s subjects.ReplicaStatus) bool { return !s.Voter && s.Fenced == "its log differs" })
+	stop()
+	if err := <-opened; err == nil || !strings.Contains(err.Error(), "is fenced: its log differs") {
+		t.Fatalf("without an order: %v", err)
+	}
+	write(order)
+	c.start("n2")
+	becomes("rebuilt", rebuilt)
+
+	c.stop("n2")
+	c.start("n2")
+	becomes("as it was", func(s subjects.ReplicaStatus) bool { return s.Voter && s.Fenced == "" && s.Rebuilds == 0 })
 	keep(t, nc, 0, "b", "b")
 	if got := c.checkSame(0, c.names...); !slices.Equal(got, []string{"a", "b"}) {
 		t.Errorf("got %v", got)

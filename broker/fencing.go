@@ -27,54 +27,81 @@ type fencing struct {
 	group      *raftstore.Group // set when opened is closed; nil if it could not be opened
 	opened     <-chan struct{}
 
+	interrupted bool // the node stopped before a rebuild that was ordered: set by load
+
 	fenced      atomic.Pointer[string] // why the replica must not serve: its log differs from the others'
 	halted      atomic.Pointer[string] // why it is halted: its log may be the wrong one
 	reporter    atomic.Pointer[string] // the leader that says that it has lost entries
 	comparisons comparisons
 }
 
-// load reads whether the replica was fenced when the node stopped. It returns
-// why the replica is to be halted, nil if it is not.
+// load reads whether the replica was fenced, or was to be rebuilt, when the
+// node stopped. It returns why the replica is to be halted, nil if it is not.
 func (f *fencing) load() error {
 	why := f.store.Meta(metaFenced)
-	if why == nil {
+	f.interrupted = f.store.Meta(metaOrdered) != nil
+	switch {
+	case why != nil:
+	case f.interrupted:
+		why = []byte(toBeRebuilt)
+	default:
 		return nil
 	}
 	text := string(why)
 	f.fenced.Store(&text)
-	if f.retired() {
-		return nil
+	if f.diverged() {
+		return fmt.Errorf("%w: %s", errFenced, text)
 	}
-	return fmt.Errorf("%w: %s", errFenced, text)
+	f.interrupted = true
+	return nil
 }
 
-const metaFenced = "fenced"
+const (
+	metaFenced  = raftstore.FencePrefix              // why the log is wrong
+	metaOrdered = raftstore.FencePrefix + "/rebuild" // there if an operator has the replica rebuilt
+)
 
 var errFenced = errors.New("broker: replica is fenced")
 
 // fence halts the replica durably: it neither votes nor leads nor acknowledges
 // until an operator has it rebuilt.
-func (f *fencing) fence(why string) { f.fenceAnd(why, true) }
-
-// retire fences the replica so that its leader takes its vote and it can be
-// rebuilt, and lets it vote and acknowledge until then.
-func (f *fencing) retire() { f.fenceAnd(toBeRebuilt, false) }
-
-// toBeRebuilt is why a replica is fenced that retire has fenced.
-const toBeRebuilt = "an operator has it rebuilt"
-
-// retired reports whether the replica is fenced by retire.
-func (f *fencing) retired() bool {
-	why := f.fenced.Load()
-	return why != nil && *why == toBeRebuilt
+func (f *fencing) fence(why string) {
+	if !f.keepOut(why, true) {
+		return
+	}
+	f.background(func() {
+		if err := f.store.SetMeta(wal.Meta{Name: metaFenced, Value: []byte(why)}); err != nil {
+			f.log.Warn("the fence is not written down", "err", err)
+		}
+	})
 }
 
-// diverged reports whether the replica is fenced because of its log.
-func (f *fencing) diverged() bool { return f.fenced.Load() != nil && !f.retired() }
+// orderRebuild fences the replica, if it is not fenced yet, so that its leader
+// takes its vote and it can be rebuilt. Until then it votes and acknowledges,
+// unless it is fenced because of its log. When orderRebuild returns nil, the
+// order is durable: a node that stops goes on with the rebuild when it starts.
+func (f *fencing) orderRebuild() error {
+	if err := f.store.SetMeta(wal.Meta{Name: metaOrdered, Value: []byte(toBeRebuilt)}); err != nil {
+		return err
+	}
+	f.keepOut(toBeRebuilt, false)
+	return nil
+}
 
-func (f *fencing) fenceAnd(why string, halt bool) {
+// toBeRebuilt is why a replica is fenced that orderRebuild has fenced.
+const toBeRebuilt = "an operator has it rebuilt"
+
+// diverged reports whether the replica is fenced because of its log.
+func (f *fencing) diverged() bool {
+	why := f.fenced.Load()
+	return why != nil && *why != toBeRebuilt
+}
+
+// keepOut fences the replica until its node stops. It returns false if it was
+// fenced already.
+func (f *fencing) keepOut(why string, halt bool) (done bool) {
 	if !f.fenced.CompareAndSwap(nil, &why) {
-		return
+		return false
 	}
 	<-f.opened
 	if halt && f.group != nil {
@@ -83,11 +110,7 @@ func (f *fencing) fenceAnd(why string, halt bool) {
 	f.log.Error("replica fenced: it stays out of its group until it is rebuilt from the others (cantus cluster rebuild); keep a copy of the data directory first: it may hold what they have lost", "because", why)
 	f.advise("diverged", map[string]any{"partition": f.partition, "because": why})
 	f.session.end(errFenced)
-	f.background(func() {
-		if err := f.store.SetMeta(wal.Meta{Name: metaFenced, Value: []byte(why)}); err != nil {
-			f.log.Warn("the fence is not written down", "err", err)
-		}
-	})
+	return true
 }
 
 // barred returns why the replica's log must not be relied on, "" if it may: it

@@ -416,12 +416,16 @@ func (o *operations) onRebuild(_ context.Context, m *natslink.Message) (any, err
 		return nil, err
 	}
 	c := o.replicas.get(p)
-	if c == nil || c.current() == nil {
+	var held *replica
+	if c != nil {
+		held = c.current()
+	}
+	if held == nil {
 		return nil, subjects.Errorf(subjects.BadRequest, "node %s has no replica of partition %d", o.opts.Name, p)
 	}
 	rebuilds := c.rebuilt.Load() + 1
-	leader, report, ok := o.peers.leader(p, time.Now())
-	status := c.current().group.Status()
+	leader, _, ok := o.peers.leader(p, time.Now())
+	status := held.group.Status()
 	switch {
 	case status.Leader == o.opts.Name && len(status.Replicas) == 1:
 		return nil, subjects.Errorf(subjects.BadRequest, "node %s has the only replica of partition %d: there is nothing to rebuild it from", o.opts.Name, p)
@@ -430,13 +434,10 @@ func (o *operations) onRebuild(_ context.Context, m *natslink.Message) (any, err
 			`node %s leads partition %d: transfer its leadership first, as "cantus cluster transfer %d --to NODE" does`, o.opts.Name, p, p)
 	case !ok || leader == o.opts.Name:
 		return nil, subjects.Errorf(subjects.Unavailable, "partition %d has no leader at the moment to rebuild the replica from: try again", p)
-	case c.current().fencing.fenced.Load() == nil:
-		c.current().fencing.retire()
-		fallthrough
-	case report.Voters[o.opts.Name]:
-		o.background(func() { c.rebuildUnvoted(o.quit) })
-	default:
-		c.requestRebuild()
 	}
+	if err := held.fencing.orderRebuild(); err != nil {
+		return nil, subjects.Errorf(subjects.Unavailable, "the rebuild is not begun, because node %s can't write down that it was asked for: %v", o.opts.Name, err)
+	}
+	o.background(func() { c.rebuildUnvoted(o.quit) })
 	return subjects.AdminReply{Done: fmt.Sprintf("the replica of partition %d on %s is rebuilt from %s", p, o.opts.Name, leader), Rebuilds: rebuilds}, nil
 }

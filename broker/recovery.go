@@ -418,10 +418,12 @@ func (r *Recovery) partition(s Surviving, how wal.Recovering) error {
 	if e, err := log.Entry(log.LastIndex()); err != nil || recordsRecovery(&e, left.ID) {
 		return err
 	}
+	unfence := []wal.Meta{{Name: metaOrdered}}
 	if how.Fenced {
-		if err := log.SetMeta(wal.Meta{Name: metaFenced}); err != nil {
-			return err
-		}
+		unfence = append(unfence, wal.Meta{Name: metaFenced})
+	}
+	if err := log.SetMeta(unfence...); err != nil {
+		return err
 	}
 	var w wal.BatchWriter
 	w.Begin(wal.Restores, s.LastTxid, time.Now().UnixNano(), 0)

@@ -265,7 +265,9 @@ func recoverFenced(t *testing.T, c *nodes) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := errors.Join(s.Log(0).SetMeta(wal.Meta{Name: "fenced", Value: []byte("it is another log")}), s.Close()); err != nil {
+	fence := wal.Meta{Name: "fenced", Value: []byte("it is another log")}
+	order := wal.Meta{Name: "fenced/rebuild", Value: []byte("an operator has it rebuilt")}
+	if err := errors.Join(s.Log(0).SetMeta(fence, order), s.Close()); err != nil {
 		t.Fatal(err)
 	}
 	r := openRecovery(t, dir)

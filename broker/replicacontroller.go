@@ -382,7 +382,7 @@ func (c *replicaController) serve(ctx context.Context, r *replica) {
 	end := c.serveReads(running, r)
 	var serving sync.WaitGroup
 	serving.Go(func() { r.run(running) })
-	if r.fencing.retired() { // the node stopped before the replica was rebuilt
+	if r.fencing.interrupted {
 		serving.Go(func() { c.rebuildUnvoted(running.Done()) })
 	}
 	why := c.awaitEnd(ctx, r)
@@ -441,9 +441,9 @@ func (c *replicaController) serveReads(ctx context.Context, r *replica) (end fun
 	}
 }
 
-// unfence deletes the fence of a replica that was deleted.
+// unfence deletes a fence that was written while its replica was deleted.
 func (c *replicaController) unfence() {
-	if err := c.data.SetMeta(wal.Meta{Name: metaFenced}); err != nil {
+	if err := c.data.SetMeta(wal.Meta{Name: metaFenced}, wal.Meta{Name: metaOrdered}); err != nil {
 		c.log.Warn("the fence was not deleted", "err", err)
 	}
 }

@@ -17,6 +17,11 @@ import (
 // complete.
 const metaFetching = "fetching"
 
+// FencePrefix begins the keys of metas that say that the application keeps this
+// replica out of its group. They are of this replica alone: a fetch neither
+// copies nor changes them, and [Reset] deletes them.
+const FencePrefix = "fenced"
+
 // fetchState is the progress of a fetch. It is stored in this form.
 type fetchState struct {
 	// AckedIndex and AckedTerm are those of the newest entry that the replica
@@ -36,10 +41,10 @@ type fetchState struct {
 // them.
 func Fetching(log *wal.Log) bool { return log.Meta(metaFetching) != nil }
 
-// Reset removes the log's entries, its snapshot and the FSM's metas. It keeps
-// Raft's term and vote. [Fetching] reports true from then on. The log must not
-// be in use. When Reset returns nil, the change is durable; after an error or a
-// crash, call it again.
+// Reset removes the log's entries, its snapshot, the FSM's metas and a fence.
+// It keeps Raft's term and vote. [Fetching] reports true from then on. The log
+// must not be in use. When Reset returns nil, the change is durable; after an
+// error or a crash, call it again.
 func Reset(log *wal.Log) error {
 	if err := reset(log); err != nil {
 		return fmt.Errorf("reset log: %w", err)
@@ -54,8 +59,10 @@ func reset(log *wal.Log) error {
 	}
 	f.Keep, f.Truncated = 0, false // all entries are to be removed
 	metas := []wal.Meta{f.meta()}
-	for _, name := range stateMetas(log) {
-		metas = append(metas, wal.Meta{Name: name})
+	for name := range log.Metas("") {
+		if isState(name) || isFence(name) {
+			metas = append(metas, wal.Meta{Name: name})
+		}
 	}
 	if err := log.SetMeta(metas...); err != nil {
 		return err
@@ -118,8 +125,10 @@ func stateMetas(log *wal.Log) []string {
 // isState reports whether a key is that of the snapshot or of one of the FSM's
 // metas.
 func isState(name string) bool {
-	return name != metaFetching && !strings.HasPrefix(name, stablePrefix)
+	return name != metaFetching && !strings.HasPrefix(name, stablePrefix) && !isFence(name)
 }
+
+func isFence(name string) bool { return strings.HasPrefix(name, FencePrefix) }
 
 // beginFetch records that a fetch has begun, removes the entries that are not
 // known to be committed, and returns the state of the fetch.

@@ -129,6 +129,32 @@ func TestANewReplicaFetchesATrimmedLog(t *testing.T) {
 	}
 }
 
+// A fence is of one replica: a fetch neither copies it nor deletes one that is
+// there, and a reset deletes it with the log.
+func TestAFenceIsNotFetched(t *testing.T) {
+	t.Parallel()
+	c, _ := solo(t, 20, 100)
+	n1, n2 := c.nodes["n1"], c.nodes["n2"]
+	theirs, ours := raftstore.FencePrefix+"/theirs", raftstore.FencePrefix+"/ours"
+	err := errors.Join(
+		n1.log().SetMeta(wal.Meta{Name: theirs, Value: []byte("a")}),
+		n2.log().SetMeta(wal.Meta{Name: ours, Value: []byte("b")}),
+		raftstore.Fetch(timeout(t), n2.network, theGroup, "n1", n2.log()),
+	)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n2.log().Meta(theirs) != nil || string(n2.log().Meta(ours)) != "b" {
+		t.Errorf("after a fetch: %q", n2.log().Metas(raftstore.FencePrefix))
+	}
+	if err := raftstore.Reset(n2.log()); err != nil {
+		t.Fatal(err)
+	}
+	if left := n2.log().Metas(raftstore.FencePrefix); len(left) > 0 {
+		t.Errorf("after a reset: %q", left)
+	}
+}
+
 // A fetch ends when the disk is full, before what a store keeps free for other
 // things is used up, and resumes when there is room.
 func TestAFetchWaitsForRoom(t *testing.T) {

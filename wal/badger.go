@@ -3,6 +3,7 @@ package wal
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -251,7 +252,7 @@ func (s *Store) reclaim() (more bool, err error) {
 		err = merr
 	}
 	if more && err == nil {
-		err = syncBadger(filepath.Join(s.dir, badgerDir))
+		err = s.syncRewritten()
 	}
 	if err != nil && !errors.Is(err, badger.ErrNoRewrite) && !errors.Is(err, badger.ErrRejected) {
 		return false, err // the iterator stays open: the old file is needed
@@ -266,6 +267,35 @@ func (s *Store) reclaim() (more bool, err error) {
 	}
 	s.counters.reclaimed.Add(1)
 	return true, nil
+}
+
+// syncRewritten makes what a rewrite has moved durable, and records how far
+// Badger's logs are intact now: the journal does not have the new keys, so
+// nothing replaces those that damage to a memtable log costs. Without space
+// for that, the next checkpoint records it.
+func (s *Store) syncRewritten() error {
+	dir := filepath.Join(s.dir, badgerDir)
+	ends, err := badgerLogEnds(dir, s.badgerLogs)
+	if err == nil {
+		err = syncBadger(dir)
+	}
+	if err != nil {
+		return err
+	}
+	path := filepath.Join(s.dir, checkpointName)
+	var at checkpointFile
+	if err = readChecksummed(path, &at); err == nil {
+		at.BadgerLogs = ends
+		err = writeChecksummed(path, at)
+	}
+	switch {
+	case err == nil:
+		s.badgerLogs = ends
+	case isNoSpace(err), errors.Is(err, ErrDamaged), errors.Is(err, fs.ErrNotExist):
+		s.opts.Logger.Warn("how far Badger's logs are intact is recorded by the next checkpoint", "err", err)
+		return nil
+	}
+	return err
 }
 
 // mergeDeleted merges tables if enough was deleted. The error wraps ErrNoSpace

@@ -300,3 +300,48 @@ func TestAManifestThatEndsEarlyIsNamed(t *testing.T) {
 		})
 	}
 }
+
+// When Badger's collector moves entries, only a memtable log has their new
+// keys. Damage to it is said when the store is opened: what is left of the old
+// keys leads to a value log that is gone.
+func TestDamageToMovedKeysIsSaid(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	s := openStore(t, dir, small())
+	appendMany(t, s.Log(0), 500, 4<<10)
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	forgeDiscarded(t, dir)
+	s = openStore(t, dir, small())
+	if more, err := s.Reclaim(); !more || err != nil {
+		t.Fatalf("reclaimed %v, with %v", more, err)
+	}
+	left := t.TempDir()
+	copyOpen(t, s, left)
+	mems, err := filepath.Glob(filepath.Join(left, "store", "*.mem"))
+	if err != nil || len(mems) != 1 {
+		t.Fatal(mems, err)
+	}
+	file := filepath.Join("store", filepath.Base(mems[0]))
+	for _, d := range []damage{flip(file, 40, 1), cut(file, 30), remove(file)} {
+		t.Run(d.what, func(t *testing.T) {
+			victim := t.TempDir()
+			for _, part := range []string{".", "store", "journal"} {
+				copyFiles(t, filepath.Join(left, part), filepath.Join(victim, part))
+			}
+			if err := d.do(filepath.Join(victim, file)); err != nil {
+				t.Fatal(err)
+			}
+			s, err := wal.Open(victim, small())
+			if err == nil {
+				err = wal.VerifyLog(s.Log(0), wal.Base{}).Err
+				_ = s.Close()
+			}
+			if !errors.Is(err, wal.ErrDamaged) {
+				t.Fatalf("open, and read: %v", err)
+			}
+			mustName(t, err, filepath.Join(victim, file))
+		})
+	}
+}

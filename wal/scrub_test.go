@@ -316,6 +316,20 @@ func TestRestoringIntoADeletedFileFailsTheStore(t *testing.T) {
 	}
 }
 
+// forgeDiscarded has Badger believe that all of the first value log in dir was
+// deleted.
+func forgeDiscarded(t *testing.T, dir string) {
+	t.Helper()
+	counts, err := os.OpenFile(filepath.Join(dir, "store", "DISCARD"), os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = counts.WriteAt([]byte{7: 1, 12: 1, 31: 0}, 0) // 16 MiB of number 1
+	if err := errors.Join(err, counts.Close()); err != nil {
+		t.Fatal(err)
+	}
+}
+
 // Badger's collector takes a damaged entry for the end of its file, and would
 // delete the file with the intact entries behind it.
 func TestADamagedValueLogIsNotRewritten(t *testing.T) {
@@ -327,12 +341,8 @@ func TestADamagedValueLogIsNotRewritten(t *testing.T) {
 		t.Fatal(err)
 	}
 	path := oldest(t, s, ".vlog", 3)
-	counts, err := os.OpenFile(filepath.Join(dir, "store", "DISCARD"), os.O_WRONLY, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	_, err = counts.WriteAt([]byte{7: 1, 12: 1, 31: 0}, 0) // 16 MiB of number 1
-	if err := errors.Join(err, counts.Close(), flip("", 10_000, 1).do(path)); err != nil {
+	forgeDiscarded(t, dir)
+	if err := flip("", 10_000, 1).do(path); err != nil {
 		t.Fatal(err)
 	}
 	s = openStore(t, dir, small())
